@@ -1,0 +1,261 @@
+//! What the operator decides. The real form: durations are durations, secrets are read, all is validated.
+//!
+//! `raw` is the form the file has, and becomes this one or a list of faults.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::Uri;
+use ipnet::IpNet;
+
+use crate::secret::Secret;
+
+/// Everything (contract, section 9).
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The clients' side.
+    pub server: Server,
+    /// The operator's side.
+    pub admin: Admin,
+    /// The API's side.
+    pub upstream: Upstream,
+    /// Whose key the upstream sees.
+    pub auth: Auth,
+    /// How long waits wait.
+    pub wait: Wait,
+    /// What is kept, and how long.
+    pub cache: Cache,
+    /// What one key may do.
+    pub limits: Limits,
+    /// What is written of all that.
+    pub log: Log,
+}
+
+/// An address to listen on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// `HOST:PORT`
+    Tcp(SocketAddr),
+    /// `unix:PATH`
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Listen::Tcp(addr) => addr.fmt(f),
+            Listen::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// `[server]`
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Where clients connect; never empty.
+    pub listen: Vec<Listen>,
+    /// How long parked waits and running requests have to end after SIGTERM.
+    pub drain_timeout: Duration,
+    /// Client connections at once.
+    pub max_connections: usize,
+    /// How long a request's head may take to arrive.
+    pub header_timeout: Duration,
+    /// Certificates, where the listeners speak TLS.
+    pub tls: Option<Tls>,
+    /// The web origins that CORS is answered for.
+    pub cors_origins: Vec<String>,
+    /// Whose `Forwarded` and `X-Forwarded-For` are believed.
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+/// `server.tls`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// The certificate chain, PEM.
+    pub cert: PathBuf,
+    /// Its private key, PEM.
+    pub key: PathBuf,
+    /// Whose client certificates are asked for, PEM.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// `[admin]`
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Where health, metrics and the dashboard are; `None` turns them off.
+    pub listen: Option<Listen>,
+    /// What the admin routes but the health checks ask for.
+    pub token: Option<Secret>,
+}
+
+/// `[upstream]`
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// `http` or `https`, an authority without userinfo, perhaps a path prefix; no query.
+    pub base_url: Uri,
+    /// The key of sidecar mode.
+    pub api_key: Option<Secret>,
+    /// When the upstream answers a poll unreached.
+    pub poll_timeout: Duration,
+    /// How long a connection, TLS included, may take.
+    pub connect_timeout: Duration,
+    /// Clips one poll may ask for.
+    pub max_clips: usize,
+    /// Polls open at once.
+    pub max_polls: usize,
+    /// Upstream requests a second; 0 is no limit.
+    pub requests_per_second: u32,
+    /// Tries in a row after a poll's first.
+    pub retries: u32,
+    /// Failures in a row that open the breaker.
+    pub breaker_failures: u32,
+    /// How long an open breaker lets no poll through.
+    pub breaker_cooldown: Duration,
+}
+
+/// `[auth]`
+#[derive(Clone, Debug)]
+pub enum Auth {
+    /// Each client brings its own upstream key.
+    Passthrough,
+    /// Every request goes with `upstream.api_key`.
+    Sidecar,
+    /// Clients bring tokens of the gateway's own.
+    Team(Vec<Member>),
+}
+
+/// `[[team.members]]`
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// What logs and metrics call the member.
+    pub name: String,
+    /// The SHA-256 of the member's token.
+    pub token_sha256: [u8; 32],
+    /// The upstream key the member's requests go with.
+    pub upstream_key: Secret,
+    /// The member's own `limits.requests_per_second`.
+    pub requests_per_second: Option<u32>,
+    /// The member's own `limits.burst`.
+    pub burst: Option<u32>,
+    /// The member's own `limits.calls_per_second`.
+    pub calls_per_second: Option<u32>,
+    /// The member's own `limits.calls_burst`.
+    pub calls_burst: Option<u32>,
+}
+
+/// `[wait]`
+#[derive(Clone, Debug)]
+pub struct Wait {
+    /// How long a wait waits from its own arrival.
+    pub timeout: Duration,
+    /// The longest that a client may ask for.
+    pub max_timeout: Duration,
+    /// How long a poll stays open without a wait.
+    pub linger: Duration,
+    /// Clips one wait may name.
+    pub max_clips: usize,
+}
+
+/// `[cache]`
+#[derive(Clone, Debug)]
+pub struct Cache {
+    /// The most the kept clips may weigh, in bytes.
+    pub max_bytes: u64,
+    /// How long a completed clip is kept.
+    pub completed_ttl: Duration,
+    /// How long a failed clip is kept.
+    pub error_ttl: Duration,
+    /// How long a state that is not terminal may be answered again; zero: never.
+    pub live_ttl: Duration,
+    /// How long a key that the upstream accepted is served hits without proof.
+    pub recheck_key: Duration,
+}
+
+/// `[limits]`
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// The `requests` quota's rate, per key.
+    pub requests_per_second: u32,
+    /// The `requests` quota's burst.
+    pub burst: u32,
+    /// The `calls` quota's rate, per key.
+    pub calls_per_second: u32,
+    /// The `calls` quota's burst.
+    pub calls_burst: u32,
+    /// Parked waits of one key.
+    pub max_waits_per_key: usize,
+    /// Parked waits of all.
+    pub max_waits: usize,
+    /// The largest request body, in bytes.
+    pub max_body: u64,
+}
+
+/// `[log]`
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// How a line looks.
+    pub format: LogFormat,
+    /// The least severe lines that are written: `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: tracing::Level,
+}
+
+/// `log.format`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines, one object a line.
+    Json,
+}
+
+impl Default for Config {
+    /// The values of `config.toml`, which a test holds to these.
+    fn default() -> Self {
+        let secs = Duration::from_secs;
+        Self {
+            server: Server {
+                listen: vec![Listen::Tcp(([127, 0, 0, 1], 8080).into())],
+                drain_timeout: secs(10),
+                max_connections: 100_000,
+                header_timeout: secs(10),
+                tls: None,
+                cors_origins: Vec::new(),
+                trusted_proxies: Vec::new(),
+            },
+            admin: Admin { listen: Some(Listen::Tcp(([127, 0, 0, 1], 9090).into())), token: None },
+            upstream: Upstream {
+                base_url: Uri::from_static("https://api.aimlapi.com"),
+                api_key: None,
+                poll_timeout: secs(120),
+                connect_timeout: secs(5),
+                max_clips: 6,
+                max_polls: 512,
+                requests_per_second: 0,
+                retries: 4,
+                breaker_failures: 8,
+                breaker_cooldown: secs(5),
+            },
+            auth: Auth::Passthrough,
+            wait: Wait { timeout: secs(120), max_timeout: secs(600), linger: secs(2), max_clips: 6 },
+            cache: Cache {
+                max_bytes: 256 << 20,
+                completed_ttl: secs(24 * 3600),
+                error_ttl: secs(600),
+                live_ttl: secs(1),
+                recheck_key: secs(600),
+            },
+            limits: Limits {
+                requests_per_second: 200,
+                burst: 400,
+                calls_per_second: 20,
+                calls_burst: 40,
+                max_waits_per_key: 1000,
+                max_waits: 100_000,
+                max_body: 32 << 20,
+            },
+            log: Log { format: LogFormat::Text, level: tracing::Level::INFO },
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Layer 0: what clipgate knows and decides. No IO, no clock, no HTTP library; time is an argument.
+
+pub mod clip;
+pub mod route;

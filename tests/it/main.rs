@@ -1,0 +1,1 @@
+//! The integration tests: real sockets, port 0, the simulated upstream beside them.
