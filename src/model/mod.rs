@@ -1,4 +1,5 @@
 //! Layer 0: what clipgate knows and decides. No IO, no clock, no HTTP library; time is an argument.
 
 pub mod clip;
+pub mod coalesce;
 pub mod route;

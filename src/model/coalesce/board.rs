@@ -1,0 +1,372 @@
+//! What the Coalescer remembers: waits, polls, what is known of clips, and who is due when.
+//!
+//! It keeps the links between them whole, and decides nothing.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Instant;
+
+use super::{PollId, PollSpec, WaitId, WaitSpec};
+use crate::model::clip::{ClipId, ClipSet, ClipState, KeyDomain};
+
+/// One client's wait.
+#[derive(Debug)]
+pub(super) struct Wait {
+    pub(super) spec: WaitSpec,
+    pub(super) phase: Phase,
+    /// The polls that will tell it more.
+    pub(super) leans: BTreeSet<PollId>,
+    /// It made the upstream see a request.
+    pub(super) opened: bool,
+    /// Answers on its clips could not be taken apart: it needs one on just its set, from its own endpoint.
+    pub(super) alone: bool,
+    /// States that are good for this wait only: vouched for at its arrival, or on no ladder.
+    pub(super) given: Vec<ClipState>,
+    due: Instant,
+}
+
+impl Wait {
+    /// Whether its time is over at this moment.
+    pub(super) fn is_over(&self, at: Instant) -> bool {
+        match self.phase {
+            Phase::Waiting => self.due <= at,
+            Phase::Ending => true,
+            Phase::Looking { .. } => false,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Until its deadline.
+    Waiting,
+    /// Past it, while the poll that is as old as the wait comes to its end.
+    Ending,
+    /// Past it: what is seen from `since` on is the answer, reached or not.
+    Looking { since: Instant },
+}
+
+/// One long-poll.
+#[derive(Debug)]
+pub(super) struct Poll {
+    pub(super) spec: PollSpec,
+    pub(super) phase: PollPhase,
+    /// Who lean on it.
+    pub(super) waits: BTreeSet<WaitId>,
+    /// The wait that caused it, which may be gone.
+    pub(super) opener: WaitId,
+    /// Anyone who leaned on it allows its answer to be kept.
+    pub(super) keep: bool,
+    pub(super) opened_at: Instant,
+    /// When the newest try began.
+    pub(super) tried_at: Instant,
+    /// Since when its request has stood at the upstream.
+    pub(super) standing: Option<Instant>,
+}
+
+impl Poll {
+    pub(super) fn new(spec: PollSpec, opener: WaitId, now: Instant) -> Self {
+        Self {
+            spec,
+            phase: PollPhase::Open,
+            waits: BTreeSet::new(),
+            opener,
+            keep: false,
+            opened_at: now,
+            tried_at: now,
+            standing: None,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PollPhase {
+    /// The shell does it.
+    Open,
+    /// The shell does it, and nobody leans on it.
+    Lingering { until: Instant },
+    /// It landed too early and is opened again then.
+    Resting { until: Instant },
+}
+
+impl PollPhase {
+    fn due(self) -> Option<Instant> {
+        match self {
+            PollPhase::Open => None,
+            PollPhase::Lingering { until } | PollPhase::Resting { until } => Some(until),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timer {
+    Wait(WaitId),
+    Poll(PollId),
+}
+
+/// What concerns one clip, while anything does.
+#[derive(Debug, Default)]
+struct Slot {
+    state: Option<ClipState>,
+    waits: BTreeSet<WaitId>,
+    polls: BTreeSet<PollId>,
+}
+
+/// All of it. Maps are only looked up, sets are walked: the same inputs give the same outputs.
+#[derive(Debug, Default)]
+pub(super) struct Board {
+    waits: HashMap<WaitId, Wait>,
+    polls: HashMap<PollId, Poll>,
+    slots: HashMap<KeyDomain, HashMap<ClipId, Slot>>,
+    timers: BTreeSet<(Instant, Timer)>,
+}
+
+impl Board {
+    pub(super) fn wait(&self, id: WaitId) -> Option<&Wait> {
+        self.waits.get(&id)
+    }
+
+    pub(super) fn wait_mut(&mut self, id: WaitId) -> Option<&mut Wait> {
+        self.waits.get_mut(&id)
+    }
+
+    pub(super) fn poll(&self, id: PollId) -> Option<&Poll> {
+        self.polls.get(&id)
+    }
+
+    pub(super) fn poll_mut(&mut self, id: PollId) -> Option<&mut Poll> {
+        self.polls.get_mut(&id)
+    }
+
+    pub(super) fn wait_count(&self) -> usize {
+        self.waits.len()
+    }
+
+    pub(super) fn poll_count(&self) -> usize {
+        self.polls.len()
+    }
+
+    /// The polls that ask for a clip.
+    pub(super) fn polls_on(&self, domain: KeyDomain, clip: &ClipId) -> impl Iterator<Item = PollId> + '_ {
+        self.slot(domain, clip).into_iter().flat_map(|slot| slot.polls.iter().copied())
+    }
+
+    /// The waits that name a clip.
+    pub(super) fn waits_on(&self, domain: KeyDomain, clip: &ClipId) -> impl Iterator<Item = WaitId> + '_ {
+        self.slot(domain, clip).into_iter().flat_map(|slot| slot.waits.iter().copied())
+    }
+
+    /// The highest state seen of a clip while anyone cared.
+    pub(super) fn state(&self, domain: KeyDomain, clip: &ClipId) -> Option<&ClipState> {
+        self.slot(domain, clip)?.state.as_ref()
+    }
+
+    fn slot(&self, domain: KeyDomain, clip: &ClipId) -> Option<&Slot> {
+        self.slots.get(&domain)?.get(clip)
+    }
+
+    /// Who is due first, if that is by now.
+    pub(super) fn due(&self, now: Instant) -> Option<Timer> {
+        self.timers.first().filter(|(at, _)| *at <= now).map(|&(_, timer)| timer)
+    }
+
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.timers.first().map(|&(at, _)| at)
+    }
+
+    pub(super) fn add_wait(&mut self, id: WaitId, mut spec: WaitSpec) {
+        let given = std::mem::take(&mut spec.known);
+        let slots = self.slots.entry(spec.domain).or_default();
+        for clip in &spec.clips {
+            slots.entry(clip.clone()).or_default().waits.insert(id);
+        }
+        for state in &given {
+            self.learn(spec.domain, state.clone());
+        }
+        let due = spec.arrived + spec.timeout;
+        self.timers.insert((due, Timer::Wait(id)));
+        let wait = Wait {
+            spec,
+            phase: Phase::Waiting,
+            leans: BTreeSet::new(),
+            opened: false,
+            alone: false,
+            given,
+            due,
+        };
+        let before = self.waits.insert(id, wait);
+        debug_assert!(before.is_none(), "{id:?} joined twice");
+    }
+
+    /// Takes a wait out. Its polls no longer count it; they are in `leans` for the caller to look after.
+    pub(super) fn remove_wait(&mut self, id: WaitId) -> Option<Wait> {
+        let wait = self.waits.remove(&id)?;
+        self.timers.remove(&(wait.due, Timer::Wait(id)));
+        for poll in &wait.leans {
+            if let Some(poll) = self.polls.get_mut(poll) {
+                poll.waits.remove(&id);
+            }
+        }
+        self.unlink(wait.spec.domain, &wait.spec.clips, |slot| {
+            slot.waits.remove(&id);
+        });
+        Some(wait)
+    }
+
+    pub(super) fn set_phase(&mut self, id: WaitId, phase: Phase, due: Instant) {
+        if let Some(wait) = self.waits.get_mut(&id) {
+            self.timers.remove(&(wait.due, Timer::Wait(id)));
+            self.timers.insert((due, Timer::Wait(id)));
+            (wait.phase, wait.due) = (phase, due);
+        }
+    }
+
+    pub(super) fn add_poll(&mut self, id: PollId, poll: Poll) {
+        let slots = self.slots.entry(poll.spec.domain).or_default();
+        for clip in &poll.spec.clips {
+            slots.entry(clip.clone()).or_default().polls.insert(id);
+        }
+        self.polls.insert(id, poll);
+    }
+
+    /// Takes a poll out; its waits no longer lean on it.
+    pub(super) fn remove_poll(&mut self, id: PollId) -> Option<Poll> {
+        let poll = self.polls.remove(&id)?;
+        if let Some(due) = poll.phase.due() {
+            self.timers.remove(&(due, Timer::Poll(id)));
+        }
+        for wait in &poll.waits {
+            if let Some(wait) = self.waits.get_mut(wait) {
+                wait.leans.remove(&id);
+            }
+        }
+        self.unlink(poll.spec.domain, &poll.spec.clips, |slot| {
+            slot.polls.remove(&id);
+        });
+        Some(poll)
+    }
+
+    /// Leaves a poll with these of its clips.
+    pub(super) fn narrow_poll(&mut self, id: PollId, clips: ClipSet) {
+        let Some(poll) = self.polls.get_mut(&id) else { return };
+        let domain = poll.spec.domain;
+        let gone = ClipSet::new(poll.spec.clips.iter().filter(|clip| !clips.contains(clip)).cloned());
+        poll.spec.clips = clips;
+        self.unlink(domain, &gone, |slot| {
+            slot.polls.remove(&id);
+        });
+    }
+
+    pub(super) fn set_poll_phase(&mut self, id: PollId, phase: PollPhase) {
+        let Some(poll) = self.polls.get_mut(&id) else { return };
+        if let Some(due) = poll.phase.due() {
+            self.timers.remove(&(due, Timer::Poll(id)));
+        }
+        if let Some(due) = phase.due() {
+            self.timers.insert((due, Timer::Poll(id)));
+        }
+        poll.phase = phase;
+    }
+
+    /// Makes a wait lean on just these polls; those it leaned on before come back.
+    pub(super) fn lean(&mut self, id: WaitId, leans: BTreeSet<PollId>) -> Vec<PollId> {
+        let Some(wait) = self.waits.get_mut(&id) else { return Vec::new() };
+        let before = std::mem::replace(&mut wait.leans, leans.clone());
+        let dropped: Vec<PollId> = before.difference(&leans).copied().collect();
+        for poll in &dropped {
+            if let Some(poll) = self.polls.get_mut(poll) {
+                poll.waits.remove(&id);
+            }
+        }
+        for poll in leans {
+            self.link(id, poll);
+        }
+        dropped
+    }
+
+    /// Makes a wait lean on the poll that it just opened.
+    pub(super) fn lean_also(&mut self, id: WaitId, poll: PollId) {
+        if let Some(wait) = self.waits.get_mut(&id) {
+            wait.leans.insert(poll);
+            wait.opened = true;
+        }
+        self.link(id, poll);
+    }
+
+    fn link(&mut self, wait: WaitId, poll_id: PollId) {
+        let keep = self.waits.get(&wait).is_some_and(|wait| wait.spec.keep);
+        let Some(poll) = self.polls.get_mut(&poll_id) else { return };
+        poll.waits.insert(wait);
+        poll.keep |= keep;
+        if let PollPhase::Lingering { .. } = poll.phase {
+            self.set_poll_phase(poll_id, PollPhase::Open);
+        }
+    }
+
+    /// Remembers a state, unless it goes back behind what is known, which only confirms that.
+    pub(super) fn learn(&mut self, domain: KeyDomain, state: ClipState) {
+        let slot = self.slots.get_mut(&domain).and_then(|slots| slots.get_mut(&state.id));
+        let Some(slot) = slot else { return };
+        match &mut slot.state {
+            Some(known) if state.rung < known.rung => known.seen_at = known.seen_at.max(state.seen_at),
+            Some(known) if state.rung == known.rung && state.seen_at < known.seen_at => {}
+            other => *other = Some(state),
+        }
+    }
+
+    /// Gives a state on no ladder to those who lean on the poll that brought it, and to nobody else.
+    pub(super) fn hand_over(&mut self, poll: PollId, state: &ClipState) {
+        let Some(poll) = self.polls.get(&poll) else { return };
+        for wait in &poll.waits {
+            if let Some(wait) = self.waits.get_mut(wait) {
+                wait.given.retain(|given| given.id != state.id);
+                wait.given.push(state.clone());
+            }
+        }
+    }
+
+    fn unlink(&mut self, domain: KeyDomain, clips: &ClipSet, mut forget: impl FnMut(&mut Slot)) {
+        let Some(slots) = self.slots.get_mut(&domain) else { return };
+        for clip in clips {
+            if let Some(slot) = slots.get_mut(clip) {
+                forget(slot);
+                if slot.waits.is_empty() && slot.polls.is_empty() {
+                    slots.remove(clip);
+                }
+            }
+        }
+        if slots.is_empty() {
+            self.slots.remove(&domain);
+        }
+    }
+
+    pub(super) fn all_waits(&self) -> impl Iterator<Item = (WaitId, &Wait)> {
+        self.waits.iter().map(|(&id, wait)| (id, wait))
+    }
+
+    /// Every link has its other end, and every timer its owner.
+    pub(super) fn check_links(&self) {
+        let mut timers = BTreeSet::new();
+        for (&id, wait) in &self.waits {
+            timers.insert((wait.due, Timer::Wait(id)));
+            assert!(wait.leans.iter().all(|poll| self.polls[poll].waits.contains(&id)), "{id:?}");
+            for clip in &wait.spec.clips {
+                assert!(self.waits_on(wait.spec.domain, clip).any(|other| other == id), "{id:?} {clip}");
+            }
+        }
+        for (&id, poll) in &self.polls {
+            timers.extend(poll.phase.due().map(|due| (due, Timer::Poll(id))));
+            let is_lingering = matches!(poll.phase, PollPhase::Lingering { .. });
+            assert_eq!(poll.waits.is_empty(), is_lingering, "{id:?} {:?}", poll.phase);
+            assert!(poll.waits.iter().all(|wait| self.waits[wait].leans.contains(&id)), "{id:?}");
+            for clip in &poll.spec.clips {
+                assert!(self.polls_on(poll.spec.domain, clip).any(|other| other == id), "{id:?} {clip}");
+            }
+        }
+        assert_eq!(timers, self.timers);
+        for slot in self.slots.values().flat_map(HashMap::values) {
+            assert!(slot.waits.iter().all(|wait| self.waits.contains_key(wait)));
+            assert!(slot.polls.iter().all(|poll| self.polls.contains_key(poll)));
+            assert!(!(slot.waits.is_empty() && slot.polls.is_empty()));
+        }
+    }
+}
