@@ -1,0 +1,1 @@
+//! Terminal clips, and live states for a moment, by key domain.

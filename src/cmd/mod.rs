@@ -1,0 +1,8 @@
+//! What the command does, one file a call.
+
+pub mod check;
+pub mod serve;
+pub mod sim;
+
+/// Whatever made a command fail; its chain is printed.
+pub type CommandError = Box<dyn std::error::Error + Send + Sync>;

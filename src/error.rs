@@ -1,0 +1,1 @@
+//! The gateway's own answers, in the upstream's error shape.

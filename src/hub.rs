@@ -1,0 +1,1 @@
+//! The Coalescer's shell: one task, which owns the polls.

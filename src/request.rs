@@ -1,0 +1,89 @@
+//! What is known of a request before its key is: its id, who sent it, since when.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use http::HeaderValue;
+
+/// The longest request id that is taken over from a client, in bytes.
+const MAX_ID_BYTES: usize = 128;
+
+/// The name of one request, the same in its answer, its log line and at the upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestId(HeaderValue);
+
+impl RequestId {
+    /// The client's own `X-Request-Id`, if it is 1 to 128 visible ASCII characters, else a new one.
+    pub fn new(of_client: Option<&HeaderValue>) -> Self {
+        let fits = |value: &&HeaderValue| {
+            (1..=MAX_ID_BYTES).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
+        };
+        match of_client.filter(fits) {
+            Some(value) => Self(value.clone()),
+            None => Self::random(),
+        }
+    }
+
+    fn random() -> Self {
+        let text = format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
+        Self(HeaderValue::try_from(text).expect("hex digits are a header value"))
+    }
+
+    /// The id as a header field's value.
+    pub fn value(&self) -> &HeaderValue {
+        &self.0
+    }
+
+    /// The id's text.
+    pub fn as_str(&self) -> &str {
+        self.0.to_str().expect("only visible ASCII is taken")
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The other end of a client's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// By address and port.
+    Tcp(SocketAddr),
+    /// A unix socket, which has no address.
+    Unix,
+}
+
+/// What every step of a request may know.
+#[derive(Clone, Debug)]
+pub struct RequestCtx {
+    /// Its id.
+    pub id: RequestId,
+    /// Who sent it.
+    pub peer: Peer,
+    /// Whether the client's connection is TLS.
+    pub is_tls: bool,
+    /// When its head was read.
+    pub arrived: Instant,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clients_id_is_taken_over_only_if_it_cannot_harm_a_log() {
+        let taken = |text: &[u8]| {
+            let value = HeaderValue::from_bytes(text).unwrap();
+            RequestId::new(Some(&value)).as_str().as_bytes() == text
+        };
+        assert!(taken(b"req-1"));
+        assert!(taken(&[b'x'; 128]));
+        for bad in [&b""[..], b"a b", b"a\tb", b"\xc3\xa9", &[b'x'; 129]] {
+            assert!(!taken(bad), "{bad:?}");
+        }
+        assert_ne!(RequestId::new(None), RequestId::new(None));
+    }
+}

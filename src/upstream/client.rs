@@ -1,0 +1,1 @@
+//! The HTTP client that reaches the upstream and nothing else.

@@ -1,0 +1,1 @@
+//! One poll, from its first try to its final outcome.
