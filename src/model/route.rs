@@ -121,6 +121,10 @@ pub struct Route {
     pub multi_param: String,
     /// The query parameter with the rung to wait for.
     pub status_param: String,
+    /// The member of a clip's body with its id.
+    pub id_field: String,
+    /// The member of a clip's body with its status word.
+    pub status_field: String,
     /// The states.
     pub ladder: Ladder,
 }
@@ -141,6 +145,8 @@ impl Route {
             single_param: "clip_id".to_owned(),
             multi_param: "clip_ids".to_owned(),
             status_param: "status".to_owned(),
+            id_field: "id".to_owned(),
+            status_field: "status".to_owned(),
             ladder: Ladder::new(vec![
                 rung("submitted", &[], false, true),
                 rung("queued", &[], false, true),

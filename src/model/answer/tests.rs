@@ -1,0 +1,370 @@
+use super::*;
+
+fn id(text: &str) -> ClipId {
+    ClipId::new(text).unwrap()
+}
+
+fn set(ids: &[&str]) -> ClipSet {
+    ClipSet::new(ids.iter().map(|text| id(text)))
+}
+
+fn slice_text(form: Form, asked: &[&str], body: &str) -> Sliced {
+    slice(&Route::suno(), form, &set(asked), &Bytes::copy_from_slice(body.as_bytes()))
+}
+
+/// Clips as (id, status word or "" for none, body).
+fn clips(shape: Option<Shape>, clips: &[(&str, &str, &str)]) -> Sliced {
+    let cut = |&(name, word, body): &(&str, &str, &str)| Cut {
+        id: id(name),
+        rung: Route::suno().ladder.rung(word),
+        body: Bytes::copy_from_slice(body.as_bytes()),
+    };
+    Sliced::Clips { clips: clips.iter().map(cut).collect(), shape }
+}
+
+fn wrapped(name: &str) -> Shape {
+    Shape::Wrapped(name.to_owned())
+}
+
+/// Runs a table and holds it to its size.
+fn each<T>(count: usize, cases: Vec<T>, check: impl Fn(T)) {
+    assert_eq!(cases.len(), count, "cases were added or lost");
+    cases.into_iter().for_each(check);
+}
+
+#[test]
+fn a_single_clip_is_the_whole_body_byte_for_byte() {
+    let cases = vec![
+        (r#"{"id":"a","status":"streaming"}"#, "streaming"),
+        ("\r\n {\"status\" : \"queued\",\t\"id\":\"a\" , \"title\":\"\\u00e9\"}\n\n", "queued"),
+        (r#"{"id":"a","status":"complete"}"#, "completed"),
+        (r#"{"id":"a","status":"completed"}"#, "completed"),
+        (r#"{"id":"a","status":"error","error":{"id":"b","status":"queued"}}"#, "error"),
+        (r#"{"\u0069d":"\u0061","st\u0061tus":"\u0071ueued"}"#, "queued"),
+        // a status that says nothing
+        (r#"{"id":"a"}"#, ""),
+        (r#"{"id":"a","status":"paused"}"#, ""),
+        (r#"{"id":"a","status":"Complete"}"#, ""),
+        (r#"{"id":"a","status":null}"#, ""),
+        (r#"{"id":"a","status":3}"#, ""),
+        (r#"{"id":"a","status":{"status":"queued"}}"#, ""),
+        (r#"{"id":"a","status":"\ud800"}"#, ""),
+        // what is no part of the head may be anything
+        (r#"{"id":"a","x":1,"x":1e999,"Id":7,"status":"queued","":[]}"#, "queued"),
+        (r#"{"x":"\ud800","id":"a"}"#, ""),
+    ];
+    each(15, cases, |(body, word)| {
+        assert_eq!(slice_text(Form::Single, &["a"], body), clips(None, &[("a", word, body)]), "{body}");
+    });
+}
+
+#[test]
+fn several_clips_are_cut_by_id_in_every_shape() {
+    let cases = vec![
+        (r#"[{"id":"a","status":"queued"},{"id":"b"}]"#, Shape::Bare),
+        (r#"[{"id":"b"},{"id":"a","status":"queued"}]"#, Shape::Bare),
+        ("\n[ {\"id\":\"b\"}\t,\r\n{\"id\":\"a\",\"status\":\"queued\"} ] ", Shape::Bare),
+        (r#"{"clips":[{"id":"b"},{"id":"a","status":"queued"}]}"#, wrapped("clips")),
+        (r#" { "\u0064ata" : [ {"id":"b"} , {"id":"a","status":"queued"} ] } "#, wrapped("data")),
+        (r#"{"a":[{"id":"b"},{"id":"a","status":"queued"}]}"#, wrapped("a")),
+        (r#"{"":[{"id":"b"},{"id":"a","status":"queued"}]}"#, wrapped("")),
+        (r#"{"b":{"id":"b"},"a":{"id":"a","status":"queued"}}"#, Shape::ById),
+        (r#" { "\u0061" : {"id":"a","status":"queued"} , "b" : {"id":"b"} } "#, Shape::ById),
+    ];
+    each(9, cases, |(body, shape)| {
+        let expected = clips(
+            Some(shape),
+            &[("a", "queued", r#"{"id":"a","status":"queued"}"#), ("b", "", r#"{"id":"b"}"#)],
+        );
+        assert_eq!(slice_text(Form::Multi, &["b", "a"], body), expected, "{body}");
+    });
+}
+
+#[test]
+fn a_map_by_id_needs_no_ids_in_its_clips_and_its_names_decide() {
+    let cases = vec![
+        (r#"{"a":{"status":"queued"}}"#, "a", "queued", r#"{"status":"queued"}"#, Shape::ById),
+        (r#"{"a":{}}"#, "a", "", "{}", Shape::ById),
+        // an id that reads like the name of a list
+        (r#"{"clips":{"status":"queued"}}"#, "clips", "queued", r#"{"status":"queued"}"#, Shape::ById),
+        (r#"{"clips":[{"id":"clips"}]}"#, "clips", "", r#"{"id":"clips"}"#, wrapped("clips")),
+        // ids that read like the members of a clip
+        (r#"{"id":{"id":"id"}}"#, "id", "", r#"{"id":"id"}"#, Shape::ById),
+        (r#"{"status":{"id":"status"}}"#, "status", "", r#"{"id":"status"}"#, Shape::ById),
+    ];
+    each(6, cases, |(body, id, word, clip, shape)| {
+        assert_eq!(slice_text(Form::Multi, &[id], body), clips(Some(shape), &[(id, word, clip)]), "{body}");
+    });
+}
+
+#[test]
+fn json_that_is_not_just_the_clips_asked_for_is_whole() {
+    let single = vec![
+        r#"{"id":"b","status":"queued"}"#,
+        r#"{"id":"A"}"#,
+        r#"{"id":"a "}"#,
+        r#"{"status":"queued"}"#,
+        r#"{"id":1}"#,
+        r#"{"id":null}"#,
+        r#"{"id":["a"]}"#,
+        r#"{"id":"\ud800"}"#,
+        r#"{"\ud800":1,"id":"a"}"#,
+        r#"{"id":"a","id":"a"}"#,
+        r#"{"id":"a","\u0069d":"a"}"#,
+        r#"{"id":"a","id":"b"}"#,
+        r#"{"id":"a","status":"queued","status":"queued"}"#,
+        r#"{"id":"a","status":null,"status":"queued"}"#,
+        r#"{"clip":{"id":"a"}}"#,
+        r#"{"a":{"id":"a"}}"#,
+        r#"[{"id":"a"}]"#,
+        "{}",
+        "[]",
+        "null",
+        "true",
+        "1",
+        r#""a""#,
+    ];
+    each(23, single, |body| assert_eq!(slice_text(Form::Single, &["a"], body), Sliced::Whole, "{body}"));
+    let multi = vec![
+        // a list that is not both, each once
+        "[]",
+        r#"[{"id":"a"}]"#,
+        r#"[{"id":"a"},{"id":"a"}]"#,
+        r#"[{"id":"a"},{"id":"b"},{"id":"b"}]"#,
+        r#"[{"id":"a"},{"id":"b"},{"id":"c"}]"#,
+        r#"[{"id":"a"},{"id":"c"}]"#,
+        r#"[{"id":"a"},{"id":"b"},null]"#,
+        // an item that is no clip
+        r#"[{"id":"a"},"b"]"#,
+        r#"[{"id":"a"},null]"#,
+        r#"[{"id":"a"},[{"id":"b"}]]"#,
+        r#"[{"id":"a"},{"id":98}]"#,
+        r#"[{"id":"a"},{}]"#,
+        r#"[{"id":"a","status":"queued","status":"error"},{"id":"b"}]"#,
+        r#"[{"id":"a","id":"b"},{"id":"b"}]"#,
+        // an object that holds more than the list, or no list of them
+        r#"{"clips":[{"id":"a"},{"id":"b"}],"total":2}"#,
+        r#"{"clips":[{"id":"a"},{"id":"b"}],"clips":[{"id":"a"},{"id":"b"}]}"#,
+        r#"{"a":[{"id":"a"}],"b":[{"id":"b"}]}"#,
+        r#"{"clips":[{"id":"a"},{"id":"b"},{"id":"c"}]}"#,
+        r#"{"clips":[]}"#,
+        r#"{"clips":null}"#,
+        r#"{"clips":{"a":{"id":"a"},"b":{"id":"b"}}}"#,
+        r#"{"data":{"clips":[{"id":"a"},{"id":"b"}]}}"#,
+        r#"{"clips":[[{"id":"a"},{"id":"b"}]]}"#,
+        // a map that is not by these ids
+        r#"{"a":{"id":"a"}}"#,
+        r#"{"a":{"id":"a"},"a":{"id":"a"}}"#,
+        r#"{"a":{"id":"a"},"\u0061":{"id":"a"}}"#,
+        r#"{"a":{"id":"a"},"b":{"id":"a"}}"#,
+        r#"{"a":{"id":"b"},"b":{"id":"a"}}"#,
+        r#"{"a":{"id":"a"},"b":{"id":null}}"#,
+        r#"{"a":{"id":"a"},"b":"queued"}"#,
+        r#"{"a":{"id":"a"},"b":{"id":"b"},"c":{"id":"c"}}"#,
+        r#"{"a":{"id":"a"},"c":{"id":"c"}}"#,
+        // something else
+        r#"{"error":{"message":"no"}}"#,
+        r#"{"id":"a"}"#,
+        "{}",
+        "null",
+        "0",
+        r#""[]""#,
+    ];
+    each(38, multi, |body| assert_eq!(slice_text(Form::Multi, &["a", "b"], body), Sliced::Whole, "{body}"));
+}
+
+#[test]
+fn what_is_no_json_is_garbled() {
+    let cases: Vec<&[u8]> = vec![
+        b"",
+        b" \r\n",
+        b"<!doctype html><title>502</title>",
+        b"upstream error",
+        b"{",
+        br#"{"id":"a""#,
+        br#"{"id":"a","status":"queued""#,
+        br#"{"id":"a"}}"#,
+        br#"{"id":"a"}{"id":"a"}"#,
+        br#"{"id":"a"} x"#,
+        br#"{"id":"a",}"#,
+        br#"{id:"a"}"#,
+        br#"{'id':'a'}"#,
+        br#"{"id":"a","x":01}"#,
+        br#"{"id":"a","x":NaN}"#,
+        br#"{"id":"a","x":"\q"}"#,
+        b"{\"id\":\"a\",\"x\":\"\n\"}",
+        b"{\"id\":\"a\",\"x\":\"\xff\"}",
+        b"{\"id\":\"a\",\"x\":\"\xed\xa0\x80\"}",
+        b"{\"id\":\"a\"}\0",
+        b"\xef\xbb\xbf{\"id\":\"a\"}",
+        b"[",
+        br#"[{"id":"a"}"#,
+        br#"[{"id":"a"},"#,
+        br#"[{"id":"a"},]"#,
+        br#"[{"id":"a"}]]"#,
+        br#"[{"id":"a","x":[}]"#,
+        br#"{"clips":[{"id":"a"}]"#,
+        br#"{"clips":[{"id":"a"}}"#,
+        br#"{"clips":[{"id":"a"}]},"#,
+        br#"{"a":{"id":"a"}"#,
+    ];
+    each(31, cases, |body| {
+        for form in [Form::Single, Form::Multi] {
+            let sliced = slice(&Route::suno(), form, &set(&["a"]), &Bytes::copy_from_slice(body));
+            assert_eq!(sliced, Sliced::Garbled, "{form} {}", String::from_utf8_lossy(body));
+        }
+    });
+}
+
+#[test]
+fn an_answer_to_one_clip_is_never_cut_for_several() {
+    let body = r#"{"id":"a"}"#;
+    assert_eq!(slice_text(Form::Single, &["a", "b"], body), Sliced::Whole);
+    assert_eq!(slice_text(Form::Single, &[], body), Sliced::Whole);
+    assert_eq!(slice_text(Form::Multi, &[], "[]"), Sliced::Whole);
+    assert_eq!(slice_text(Form::Multi, &[], "{}"), Sliced::Whole);
+}
+
+#[test]
+fn an_id_of_any_letters_is_compared_by_its_value() {
+    let odd = "\"\\/\u{8}\u{0}é😀";
+    let text = serde_json::to_string(odd).unwrap();
+    let escaped = r#""\u0022\u005C\u002f\b\u0000\u00E9\uD83D\uDE00""#;
+    for spelled in [text.as_str(), escaped] {
+        let clip = format!(r#"{{"id":{spelled}}}"#);
+        assert_eq!(slice_text(Form::Single, &[odd], &clip), clips(None, &[(odd, "", &clip)]));
+        let map = format!("{{{spelled}:{clip}}}");
+        assert_eq!(slice_text(Form::Multi, &[odd], &map), clips(Some(Shape::ById), &[(odd, "", &clip)]));
+    }
+}
+
+#[test]
+fn a_clip_is_a_slice_of_the_answer_and_not_a_copy() {
+    let body = Bytes::from_static(br#"{"clips":[{"id":"b"},{"id":"a"}]}"#);
+    let whole = body.as_ptr_range();
+    let Sliced::Clips { clips, .. } = slice(&Route::suno(), Form::Multi, &set(&["a", "b"]), &body) else {
+        panic!("it is two clips")
+    };
+    assert_eq!(clips.len(), 2);
+    for clip in clips {
+        let part = clip.body.as_ptr_range();
+        assert!(whole.start < part.start && part.end < whole.end);
+    }
+}
+
+#[test]
+fn nesting_of_any_depth_is_walked_over() {
+    let depth = 100_000;
+    let (open, close) = ("[".repeat(depth), "]".repeat(depth));
+    let (open_maps, close_maps) = (r#"{"x":"#.repeat(depth), "}".repeat(depth));
+    let clip = format!(r#"{{"x":{open}{open_maps}0{close_maps}{close},"id":"a"}}"#);
+    assert_eq!(slice_text(Form::Single, &["a"], &clip), clips(None, &[("a", "", &clip)]));
+    for (body, shape) in [
+        (format!("[{clip}]"), Shape::Bare),
+        (format!(r#"{{"clips":[{clip}]}}"#), wrapped("clips")),
+        (format!(r#"{{"a":{clip}}}"#), Shape::ById),
+    ] {
+        assert_eq!(slice_text(Form::Multi, &["a"], &body), clips(Some(shape), &[("a", "", &clip)]));
+    }
+    let cases = vec![
+        (format!("{open}{close}"), Sliced::Whole),
+        (format!("{open_maps}0{close_maps}"), Sliced::Whole),
+        (format!(r#"{{"id":{open}{close}}}"#), Sliced::Whole),
+        (format!(r#"[{{"id":{open}{close}}}]"#), Sliced::Whole),
+        (open.clone(), Sliced::Garbled),
+        (open_maps.clone(), Sliced::Garbled),
+        (format!(r#"{{"id":"a","status":{open}"#), Sliced::Garbled),
+    ];
+    each(7, cases, |(body, expected)| {
+        for form in [Form::Single, Form::Multi] {
+            assert_eq!(slice_text(form, &["a"], &body), expected, "{form} {}", &body[..20]);
+        }
+    });
+    let status = format!(r#"{{"id":"a","status":{open}{close}}}"#);
+    assert_eq!(slice_text(Form::Single, &["a"], &status), clips(None, &[("a", "", &status)]));
+}
+
+#[test]
+fn clips_are_put_together_in_the_order_asked_for_and_in_the_upstreams_shape() {
+    let [a, b] = [id("a\""), id("b")];
+    let [a_body, b_body] = [Bytes::from_static(b"{ \"id\":\"a\\\"\" }"), Bytes::from_static(b"{}")];
+    let cases = vec![
+        (Shape::Bare, r#"[{},{ "id":"a\"" }]"#, "[]"),
+        (wrapped("clips"), r#"{"clips":[{},{ "id":"a\"" }]}"#, r#"{"clips":[]}"#),
+        (wrapped("a \"list\"\n"), r#"{"a \"list\"\n":[{},{ "id":"a\"" }]}"#, r#"{"a \"list\"\n":[]}"#),
+        (Shape::ById, r#"{"b":{},"a\"":{ "id":"a\"" }}"#, "{}"),
+    ];
+    assert_eq!(Shape::default(), Shape::Bare);
+    each(4, cases, |(shape, both, none)| {
+        assert_eq!(assemble(&shape, [(&b, &b_body), (&a, &a_body)]), both);
+        assert_eq!(assemble(&shape, []), none);
+    });
+}
+
+#[test]
+fn what_is_put_together_is_cut_again_in_every_shape() {
+    let route = Route::suno();
+    let mut found = 0;
+    for seed in 0..500 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut any_text = || (0..random.usize(1..=20)).map(|_| random.char(..)).collect::<String>();
+        let name = any_text();
+        let asked = ClipSet::new((0..6).map(|_| id(&any_text())));
+        let clip = |id: &ClipId| {
+            let text = serde_json::to_string(id.as_str()).unwrap();
+            Bytes::from(format!("{{ \"status\":\"queued\",\"id\" :{text} }}"))
+        };
+        let bodies: Vec<(ClipId, Bytes)> = asked.iter().map(|id| (id.clone(), clip(id))).collect();
+        for shape in [Shape::Bare, Shape::Wrapped(name), Shape::ById] {
+            let mut order: Vec<_> = bodies.iter().map(|(id, body)| (id, body)).collect();
+            fastrand::Rng::with_seed(seed).shuffle(&mut order);
+            let body = assemble(&shape, order);
+            let Sliced::Clips { clips, shape: again } = slice(&route, Form::Multi, &asked, &body) else {
+                panic!("seed {seed}: {body:?}")
+            };
+            assert_eq!(again.as_ref(), Some(&shape), "seed {seed}");
+            let cut: Vec<_> = clips.into_iter().map(|cut| (cut.id, cut.body)).collect();
+            assert_eq!(cut, bodies, "seed {seed}");
+            found += 1;
+        }
+    }
+    assert_eq!(found, 1_500);
+}
+
+#[test]
+fn a_damaged_answer_is_garbled_just_where_it_is_no_json() {
+    let route = Route::suno();
+    let bodies = [
+        r#"{"id":"a","status":"queued"}"#,
+        r#"[{"id":"a","status":"queued"},{"id":"b","x":[1,{"y":"\u0061"}]}]"#,
+        r#"{"clips":[{"id":"a","status":"queued"},{"id":"b","x":-1.5e3}]}"#,
+        r#"{"a":{"id":"a","status":"queued"},"b":{"title":"é"}}"#,
+    ];
+    let (mut garbled, mut cut) = (0, 0);
+    for seed in 0..5_000 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut body = bodies[random.usize(..bodies.len())].as_bytes().to_vec();
+        for _ in 0..random.usize(1..=2) {
+            let at = random.usize(..body.len());
+            match random.u8(..4) {
+                0 => body[at] = random.u8(..),
+                1 => body[at] = b"[]{}:,\"\\ 0ab"[random.usize(..12)],
+                2 => drop(body.remove(at)),
+                _ => body.truncate(at.max(1)),
+            }
+        }
+        let body = Bytes::from(body);
+        let is_json =
+            str::from_utf8(&body).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok());
+        for (form, asked) in [(Form::Single, set(&["a"])), (Form::Multi, set(&["a", "b"]))] {
+            let sliced = slice(&route, form, &asked, &body);
+            assert_eq!(sliced == Sliced::Garbled, !is_json, "seed {seed}: {body:?}");
+            garbled += usize::from(!is_json);
+            if let Sliced::Clips { clips, .. } = sliced {
+                assert!(clips.iter().map(|clip| &clip.id).eq(&asked), "seed {seed}");
+                cut += 1;
+            }
+        }
+    }
+    assert!(garbled > 1_000 && cut > 100, "{garbled} garbled, {cut} cut: the damage tests too little");
+}

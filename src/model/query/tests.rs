@@ -1,0 +1,346 @@
+use super::*;
+
+const SINGLE: &str = "/v2/generate/audio/suno-ai/clip";
+const MULTI: &str = "/v2/generate/audio/suno-ai/clips";
+const MAX_CLIPS: usize = 6;
+
+fn read_target(target: &str) -> Query {
+    let (path, query) = match target.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (target, None),
+    };
+    read(&Route::suno(), path, query, MAX_CLIPS)
+}
+
+fn id(text: &str) -> ClipId {
+    ClipId::new(text).unwrap()
+}
+
+fn goal(word: &str) -> Goal {
+    Goal::Rung(Route::suno().ladder.rung(word).unwrap())
+}
+
+fn wait(form: Form, ids: &[&str], goal: Goal) -> Query {
+    Query::Wait(WaitQuery { form, asked: ids.iter().map(|text| id(text)).collect(), goal })
+}
+
+/// Runs a table and holds it to its size.
+fn each<T>(count: usize, cases: Vec<T>, check: impl Fn(T)) {
+    assert_eq!(cases.len(), count, "cases were added or lost");
+    cases.into_iter().for_each(check);
+}
+
+#[test]
+fn one_clip_is_read_in_every_spelling() {
+    let cases = vec![
+        ("clip_id=a", "a", Goal::Now),
+        ("clip_id=a&status=streaming", "a", goal("streaming")),
+        ("status=streaming&clip_id=a", "a", goal("streaming")),
+        ("clip_id=a&status=completed", "a", goal("completed")),
+        ("clip_id=a&status=complete", "a", goal("completed")),
+        ("&&clip_id=a&&status=queued&", "a", goal("queued")),
+        ("clip%5Fid=a&st%61tus=%71ueued", "a", goal("queued")),
+        ("clip_id=%61%2fb", "a/b", Goal::Now),
+        ("clip_id=a%2Bb", "a+b", Goal::Now),
+        ("clip_id=a%20b", "a b", Goal::Now),
+        ("clip_id=a%26b%3Dc%3Bd%2Ce", "a&b=c;d,e", Goal::Now),
+        ("clip_id=a=b", "a=b", Goal::Now),
+        ("clip_id=a%2541", "a%41", Goal::Now),
+        ("clip_id=%C3%A9", "é", Goal::Now),
+        ("clip_id=é", "é", Goal::Now),
+        ("clip_id=[]:@!$'()*?/-._~", "[]:@!$'()*?/-._~", Goal::Now),
+        ("clip_id=%00", "\0", Goal::Now),
+    ];
+    each(17, cases, |(query, id, goal)| {
+        assert_eq!(read_target(&format!("{SINGLE}?{query}")), wait(Form::Single, &[id], goal), "{query}");
+    });
+}
+
+#[test]
+fn several_clips_are_read_in_every_spelling_and_in_the_order_asked_for() {
+    let cases = vec![
+        ("clip_ids[]=b", &["b"] as &[_], Goal::Now),
+        ("clip_ids[]=b&clip_ids[]=a&status=streaming", &["b", "a"], goal("streaming")),
+        ("clip_ids%5B%5D=b&clip_ids%5b%5d=a", &["b", "a"], Goal::Now),
+        ("clip_ids[]=b&clip_ids%5B%5D=a", &["b", "a"], Goal::Now),
+        ("clip_ids=b&clip_ids=a", &["b", "a"], Goal::Now),
+        ("clip_ids=b", &["b"], Goal::Now),
+        ("clip_ids[0]=b&clip_ids[1]=a", &["b", "a"], Goal::Now),
+        ("clip_ids%5B0%5D=b&status=queued&clip_ids[7]=a", &["b", "a"], goal("queued")),
+        ("clip_ids[9]=b&clip_ids[10]=a&clip_ids[4294967295]=c", &["b", "a", "c"], Goal::Now),
+        (
+            "clip_ids[]=f&clip_ids[]=e&clip_ids[]=d&clip_ids[]=c&clip_ids[]=b&clip_ids[]=a",
+            &["f", "e", "d", "c", "b", "a"],
+            Goal::Now,
+        ),
+        ("clip_ids[]=a&clip_ids[]=A", &["a", "A"], Goal::Now),
+    ];
+    each(11, cases, |(query, ids, goal)| {
+        assert_eq!(read_target(&format!("{MULTI}?{query}")), wait(Form::Multi, ids, goal), "{query}");
+    });
+}
+
+#[test]
+fn what_is_not_fully_understood_is_passed_through() {
+    let cases = vec![
+        // no path of the route
+        "/v2/generate/audio/suno-ai/lyric?clip_id=a".to_owned(),
+        "/v2/generate/audio/suno-ai/clip/?clip_id=a".to_owned(),
+        "/v2/generate/audio/suno-ai/cl%69p?clip_id=a".to_owned(),
+        "/?clip_id=".to_owned(),
+        // a parameter that is not known
+        format!("{SINGLE}?clip_id=a&verbose=1"),
+        format!("{SINGLE}?verbose"),
+        format!("{SINGLE}?=a"),
+        format!("{SINGLE}?clip_id=a&=b"),
+        format!("{SINGLE}?clip_ids[]=a"),
+        format!("{SINGLE}?clip_id[]=a"),
+        format!("{SINGLE}?clip_id[0]=a"),
+        format!("{SINGLE}?Clip_id=a"),
+        format!("{SINGLE}?clip_id=a&Status=queued"),
+        format!("{SINGLE}?clip_id=a&status[]=queued"),
+        format!("{SINGLE}?clip_id+=a"),
+        format!("{SINGLE}?clip_id%FF=a"),
+        format!("{SINGLE}?clip_id;status=a"),
+        format!("{MULTI}?clip_id=a"),
+        format!("{MULTI}?clip_ids[]=a&{}=1", "x".repeat(1_000)),
+        // a status that is on no ladder, empty or given twice
+        format!("{SINGLE}?clip_id=a&status=Completed"),
+        format!("{SINGLE}?clip_id=a&status=done"),
+        format!("{SINGLE}?clip_id=a&status="),
+        format!("{SINGLE}?clip_id=a&status"),
+        format!("{SINGLE}?clip_id=a&status=queued+"),
+        format!("{SINGLE}?clip_id=a&status=%FF"),
+        format!("{SINGLE}?clip_id=a&status={}", "x".repeat(1_000)),
+        format!("{SINGLE}?clip_id=a&status=queued&status=queued"),
+        format!("{SINGLE}?status=error&clip_id=a&status=done"),
+        format!("{SINGLE}?status=error&clip_id=a&status=queued"),
+        format!("{SINGLE}?status=%zz&clip_id=a&status=queued"),
+        // ids that readers would count differently
+        format!("{SINGLE}?clip_id=a&clip_id=b"),
+        format!("{SINGLE}?clip_id=a&clip_id=a"),
+        format!("{SINGLE}?clip_id=&clip_id=a"),
+        format!("{SINGLE}?clip_id=a+b"),
+        format!("{SINGLE}?clip_id=a;b"),
+        format!("{SINGLE}?clip_id=a;status=queued"),
+        format!("{MULTI}?clip_ids=a,b"),
+        format!("{MULTI}?clip_ids[]=a&clip_ids[]=b&clip_ids[]=a"),
+        format!("{MULTI}?clip_ids[]=a&clip_ids[]=%61"),
+        format!("{MULTI}?clip_ids[]=a&clip_ids=b"),
+        format!("{MULTI}?clip_ids=a&clip_ids[]=b"),
+        format!("{MULTI}?clip_ids[]=a&clip_ids[0]=b"),
+        format!("{MULTI}?clip_ids[0]=a&clip_ids[]=b"),
+        format!("{MULTI}?clip_ids[1]=a&clip_ids[0]=b"),
+        format!("{MULTI}?clip_ids[0]=a&clip_ids[0]=b"),
+        format!("{MULTI}?clip_ids[00]=a"),
+        format!("{MULTI}?clip_ids[01]=a"),
+        format!("{MULTI}?clip_ids[%2B1]=a"),
+        format!("{MULTI}?clip_ids[-1]=a"),
+        format!("{MULTI}?clip_ids[4294967296]=a"),
+        format!("{MULTI}?clip_ids[a]=a"),
+        format!("{MULTI}?clip_ids[0][]=a"),
+        format!("{MULTI}?clip_ids[][]=a"),
+        format!("{MULTI}?clip_ids[=a"),
+        format!("{MULTI}?clip_ids]=a"),
+        format!("{MULTI}?clip_ids.0=a"),
+        format!("{MULTI}?clip_idsx=a"),
+        format!("{MULTI}?CLIP_IDS[]=a"),
+        format!("{MULTI}?clip_ids%255B%255D=a"),
+    ];
+    each(59, cases, |target| assert_eq!(read_target(&target), Query::Other, "{target}"));
+}
+
+#[test]
+fn a_wait_that_no_upstream_could_answer_is_refused_with_its_reason_and_the_fix() {
+    let one = |query: &str| format!("{SINGLE}?{query}");
+    let many = |query: &str| format!("{MULTI}?{query}");
+    let cases = vec![
+        (SINGLE.to_owned(), "no-id", "`clip_id` is missing: name a clip, as in `clip_id=ID`"),
+        (one(""), "no-id", "`clip_id` is missing: name a clip, as in `clip_id=ID`"),
+        (one("&"), "no-id", "`clip_id` is missing: name a clip, as in `clip_id=ID`"),
+        (one("status=queued"), "no-id", "`clip_id` is missing: name a clip, as in `clip_id=ID`"),
+        (MULTI.to_owned(), "no-id", "`clip_ids[]` is missing: name a clip, as in `clip_ids[]=ID`"),
+        (one("clip_id="), "empty-id", "`clip_id` is empty: give it the id of a clip"),
+        (one("clip_id"), "empty-id", "`clip_id` is empty: give it the id of a clip"),
+        (many("clip_ids[]=a&clip_ids[]="), "empty-id", "`clip_ids[]` is empty: give it the id of a clip"),
+        (
+            one(&format!("clip_id={}", "x".repeat(129))),
+            "long-id",
+            "`clip_id` is longer than 128 bytes: give it the id of a clip",
+        ),
+        (
+            one(&format!("clip_id={}", "%C3%A9".repeat(65))),
+            "long-id",
+            "`clip_id` is longer than 128 bytes: give it the id of a clip",
+        ),
+        (
+            one("clip_id=%FF"),
+            "id-not-utf8",
+            "`clip_id` is not UTF-8 once its percent-escapes are read: give it the id of a clip",
+        ),
+        (
+            many("clip_ids[]=a&clip_ids[]=%C3"),
+            "id-not-utf8",
+            "`clip_ids[]` is not UTF-8 once its percent-escapes are read: give it the id of a clip",
+        ),
+        (
+            many(
+                "clip_ids[]=1&clip_ids[]=2&clip_ids[]=3&clip_ids[]=4&clip_ids[]=5&clip_ids[]=6&clip_ids[]=7",
+            ),
+            "too-many-ids",
+            "`clip_ids[]` is given more than 6 times: ask for the other clips in another request",
+        ),
+        (
+            one("clip_id=a&status=error"),
+            "status-not-askable",
+            "`status` cannot be `error`: ask for `submitted` or `queued` or `streaming` or `completed`",
+        ),
+        (
+            many("status=err%6Fr&clip_ids[]=a"),
+            "status-not-askable",
+            "`status` cannot be `error`: ask for `submitted` or `queued` or `streaming` or `completed`",
+        ),
+        (
+            one("clip_id=100%"),
+            "broken-escape",
+            "`clip_id` has a `%` without two hex digits after it: write a `%` that stands for itself as `%25`",
+        ),
+        (
+            one("clip_id=%%41"),
+            "broken-escape",
+            "`clip_id` has a `%` without two hex digits after it: write a `%` that stands for itself as `%25`",
+        ),
+        (
+            one("clip_id=%4é"),
+            "broken-escape",
+            "`clip_id` has a `%` without two hex digits after it: write a `%` that stands for itself as `%25`",
+        ),
+        (
+            one("clip_id=a&status=%zz"),
+            "broken-escape",
+            "`status` has a `%` without two hex digits after it: write a `%` that stands for itself as `%25`",
+        ),
+        (
+            many("clip_ids%5B%5=a"),
+            "broken-escape",
+            "a parameter's name has a `%` without two hex digits after it: write its letters as they are",
+        ),
+    ];
+    each(20, cases, |(target, reason, sentence)| match read_target(&target) {
+        Query::Bad(bad) => {
+            assert_eq!((bad.reason(), bad.to_string().as_str()), (reason, sentence), "{target}");
+        }
+        query => panic!("{target} is {query:?}"),
+    });
+}
+
+#[test]
+fn what_is_not_understood_is_not_called_wrong() {
+    let cases = vec![
+        format!("{SINGLE}?verbose=1"),
+        format!("{SINGLE}?clip_id=&verbose=1"),
+        format!("{SINGLE}?status=error&verbose=1"),
+        format!("{SINGLE}?clip_id=%zz&verbose=%zz"),
+        format!("{SINGLE}?clip%zz=a&verbose=1"),
+        format!("{SINGLE}?status=done"),
+        format!("{MULTI}?clip_ids[]=a&clip_ids[]=a&status=error"),
+        format!("{MULTI}?{}verbose=1", "clip_ids[]=a&".repeat(7)),
+    ];
+    each(8, cases, |target| assert_eq!(read_target(&target), Query::Other, "{target}"));
+}
+
+#[test]
+fn an_id_may_be_as_long_as_an_id_can_be_whatever_its_escapes() {
+    let cases = vec![
+        ("x".repeat(128), "x".repeat(128)),
+        ("%78".repeat(128), "x".repeat(128)),
+        ("%C3%A9".repeat(64), "é".repeat(64)),
+    ];
+    each(3, cases, |(spelled, id)| {
+        let target = format!("{SINGLE}?clip_id={spelled}");
+        assert_eq!(read_target(&target), wait(Form::Single, &[&id], Goal::Now), "{target}");
+    });
+}
+
+#[test]
+fn a_query_of_enormous_length_keeps_no_more_ids_than_may_be_asked_for() {
+    let ids: String = (0..100_000).map(|n| format!("clip_ids[]={n}&")).collect();
+    assert!(
+        matches!(read_target(&format!("{MULTI}?{ids}")), Query::Bad(BadQuery::TooManyIds { most: 6, .. })),
+        "it names too many"
+    );
+    let huge = "%41".repeat(1_000_000);
+    assert!(matches!(read_target(&format!("{SINGLE}?clip_id={huge}")), Query::Bad(BadQuery::LongId { .. })));
+    assert_eq!(read_target(&format!("{SINGLE}?{huge}=a")), Query::Other);
+}
+
+#[test]
+fn the_clips_of_a_wait_are_a_set() {
+    let Query::Wait(one) = read_target(&format!("{MULTI}?clip_ids[]=b&clip_ids[]=a")) else {
+        panic!("it is a wait")
+    };
+    assert_eq!(one.asked, [id("b"), id("a")]);
+    assert_eq!(one.clips(), ClipSet::new([id("a"), id("b")]));
+}
+
+#[test]
+fn a_poll_asks_in_the_documented_words_and_in_characters_that_strict_servers_take() {
+    let route = Route::suno();
+    let set = |ids: &[&str]| ClipSet::new(ids.iter().map(|text| id(text)));
+    let cases = vec![
+        (Form::Single, set(&["a-1"]), Goal::Now, format!("{SINGLE}?clip_id=a-1")),
+        (Form::Single, set(&["a"]), goal("completed"), format!("{SINGLE}?clip_id=a&status=completed")),
+        (Form::Multi, set(&["a"]), Goal::Now, format!("{MULTI}?clip_ids%5B%5D=a")),
+        (
+            Form::Multi,
+            set(&["b", "a"]),
+            goal("streaming"),
+            format!("{MULTI}?clip_ids%5B%5D=a&clip_ids%5B%5D=b&status=streaming"),
+        ),
+        (
+            Form::Single,
+            set(&["a+b &=%é#?"]),
+            Goal::Now,
+            format!("{SINGLE}?clip_id=a%2Bb%20%26%3D%25%C3%A9%23%3F"),
+        ),
+    ];
+    each(5, cases, |(form, clips, goal, target)| {
+        assert_eq!(write(&route, form, &clips, goal), target);
+        let takes = |b: u8| b.is_ascii_alphanumeric() || b"-._~%&=?/".contains(&b);
+        assert!(target.bytes().all(takes), "{target}");
+    });
+}
+
+#[test]
+fn what_is_written_is_read_again_for_every_form_and_goal() {
+    let route = Route::suno();
+    let goals: Vec<Goal> = [Goal::Now]
+        .into_iter()
+        .chain(route.ladder.rungs().filter(|&rung| route.ladder.is_askable(rung)).map(Goal::Rung))
+        .collect();
+    assert_eq!(goals.len(), 5);
+    let mut found = 0;
+    for seed in 0..500 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut any_id = || {
+            let length = random.usize(1..=32);
+            let any = |_| if random.bool() { random.char(..) } else { random.char('\0'..='\x7f') };
+            id(&(0..length).map(any).collect::<String>())
+        };
+        let single = ClipSet::new([any_id()]);
+        let multi = ClipSet::new((0..MAX_CLIPS).map(|_| any_id()));
+        for (form, clips) in [(Form::Single, &single), (Form::Multi, &multi)] {
+            for &goal in &goals {
+                let target = write(&route, form, clips, goal);
+                let Query::Wait(again) = read_target(&target) else { panic!("seed {seed}: {target}") };
+                assert_eq!(
+                    (again.form, again.clips(), again.goal),
+                    (form, clips.clone(), goal),
+                    "seed {seed}"
+                );
+                found += 1;
+            }
+        }
+    }
+    assert_eq!(found, 500 * 2 * goals.len());
+}
