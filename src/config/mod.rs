@@ -1,19 +1,38 @@
 //! What the operator decides. The real form: durations are durations, secrets are read, all is validated.
 //!
-//! `raw` is the form the file has, and becomes this one or a list of faults.
+//! ```text
+//! file, environment, flags ──► raw ──► keys (a row each, read by reader) ──► Config
+//!                                └──────────┴──► Faults, all at once
+//! ```
+//!
+//! It knows no other module but `secret`; whoever runs the gateway owns it.
 
+mod fault;
+mod keys;
+mod locate;
+mod raw;
+mod reader;
+mod team;
+#[cfg(test)]
+mod tests;
+mod warnings;
+
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::Uri;
 use ipnet::IpNet;
 
+pub use self::fault::{Fault, Faults, Place};
+pub use self::locate::locate;
+pub use self::reader::{Wrong, base_url};
 use crate::secret::Secret;
 
 /// Everything (contract, section 9).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The clients' side.
     pub server: Server,
@@ -52,7 +71,7 @@ impl fmt::Display for Listen {
 }
 
 /// `[server]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Server {
     /// Where clients connect; never empty.
     pub listen: Vec<Listen>,
@@ -82,7 +101,7 @@ pub struct Tls {
 }
 
 /// `[admin]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Admin {
     /// Where health, metrics and the dashboard are; `None` turns them off.
     pub listen: Option<Listen>,
@@ -91,7 +110,7 @@ pub struct Admin {
 }
 
 /// `[upstream]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Upstream {
     /// `http` or `https`, an authority without userinfo, perhaps a path prefix; no query.
     pub base_url: Uri,
@@ -116,7 +135,7 @@ pub struct Upstream {
 }
 
 /// `[auth]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Auth {
     /// Each client brings its own upstream key.
     Passthrough,
@@ -127,7 +146,7 @@ pub enum Auth {
 }
 
 /// `[[team.members]]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Member {
     /// What logs and metrics call the member.
     pub name: String,
@@ -146,7 +165,7 @@ pub struct Member {
 }
 
 /// `[wait]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Wait {
     /// How long a wait waits from its own arrival.
     pub timeout: Duration,
@@ -159,7 +178,7 @@ pub struct Wait {
 }
 
 /// `[cache]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Cache {
     /// The most the kept clips may weigh, in bytes.
     pub max_bytes: u64,
@@ -174,7 +193,7 @@ pub struct Cache {
 }
 
 /// `[limits]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
     /// The `requests` quota's rate, per key.
     pub requests_per_second: u32,
@@ -193,7 +212,7 @@ pub struct Limits {
 }
 
 /// `[log]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Log {
     /// How a line looks.
     pub format: LogFormat,
@@ -208,6 +227,72 @@ pub enum LogFormat {
     Text,
     /// For machines, one object a line.
     Json,
+}
+
+/// What a flag of the command line says of a key; it outdoes the environment, which outdoes the file.
+#[derive(Clone, Debug)]
+pub struct Flag {
+    /// The flag, as faults name it: `--listen`.
+    pub flag: &'static str,
+    /// The key it stands for: `server.listen`.
+    pub key: &'static str,
+    /// What it was given.
+    pub value: String,
+}
+
+impl Config {
+    /// The defaults, over them the file if there is one, over that each `CLIPGATE__SECTION__KEY` of the
+    /// environment, which `env:NAME` secrets come from too.
+    ///
+    /// A value from the environment is text as it stands (`120s`, `6`, `team`). A list is written as in TOML,
+    /// `["10.0.0.0/8", "::1"]`, or is the one text; empty text is the empty list.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong. Only if the file is no TOML at all, that alone.
+    pub fn load(
+        path: Option<&Path>,
+        env: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Faults> {
+        Self::load_with(path, env, [])
+    }
+
+    /// As [`Config::load`], and flags over all.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::load`].
+    pub fn load_with(
+        path: Option<&Path>,
+        env: impl IntoIterator<Item = (String, String)>,
+        flags: impl IntoIterator<Item = Flag>,
+    ) -> Result<Self, Faults> {
+        let env: BTreeMap<String, String> = env.into_iter().collect();
+        let mut faults = Vec::new();
+        let mut entries = raw::Entries::default();
+        if let Some(path) = path {
+            entries.file(path, &mut faults).map_err(Faults::new)?;
+        }
+        entries.environment(&env, &mut faults);
+        for Flag { flag, key, value } in flags {
+            entries.flag(flag, key, &value, &mut faults);
+        }
+        let config = keys::understand(&entries, &env, &mut faults);
+        if faults.is_empty() { Ok(config) } else { Err(Faults::new(faults)) }
+    }
+}
+
+/// The process's environment as [`Config::load`] takes it. A value that is not Unicode is left out, unless it
+/// sets a key: then it comes with replacement characters, which the key refuses.
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| {
+        let name = name.into_string().ok()?;
+        match value.into_string() {
+            Ok(value) => Some((name, value)),
+            Err(value) if name.starts_with(raw::PREFIX) => Some((name, value.to_string_lossy().into_owned())),
+            Err(_) => None,
+        }
+    })
 }
 
 impl Default for Config {

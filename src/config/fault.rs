@@ -1,0 +1,86 @@
+//! What is wrong with a configuration: where, which key, what, and how to mend it.
+//!
+//! Everything in here is shown to people, so no value of a secret may ever come in.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// Where a value was set.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// Nowhere: it is the default.
+    Default,
+    /// The file as a whole.
+    File(Arc<str>),
+    /// A line of the file, counted from 1.
+    Line(Arc<str>, usize),
+    /// An environment variable.
+    Variable(String),
+    /// A flag of the command line.
+    Flag(&'static str),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Default => f.write_str("the defaults"),
+            Place::File(file) => f.write_str(file),
+            Place::Line(file, line) => write!(f, "{file}:{line}"),
+            Place::Variable(name) => f.write_str(name),
+            Place::Flag(name) => f.write_str(name),
+        }
+    }
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Where it stands.
+    pub place: Place,
+    /// The key, `section.name`; empty if the fault is no key's.
+    pub key: String,
+    /// What is wrong, continuing "KEY: ".
+    pub wrong: String,
+    /// What to do, several lines where a line of the file is shown.
+    pub fix: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.place)?;
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        f.write_str(&self.wrong)?;
+        self.fix.lines().try_for_each(|line| write!(f, "\n    {line}"))
+    }
+}
+
+/// Everything that is wrong, in the order of the file; never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Faults(Vec<Fault>);
+
+impl Faults {
+    /// Sorts them by place.
+    pub(super) fn new(mut faults: Vec<Fault>) -> Self {
+        faults.sort_by(|a, b| a.place.cmp(&b.place));
+        Self(faults)
+    }
+
+    /// One after the other.
+    pub fn iter(&self) -> std::slice::Iter<'_, Fault> {
+        self.0.iter()
+    }
+}
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.len() {
+            1 => writeln!(f, "the configuration has a fault")?,
+            n => writeln!(f, "the configuration has {n} faults")?,
+        }
+        self.0.iter().try_for_each(|fault| write!(f, "\n{fault}"))
+    }
+}
+
+impl std::error::Error for Faults {}

@@ -1,0 +1,75 @@
+//! Which file is read where none is named.
+
+use std::path::{Path, PathBuf};
+
+/// The file that was named, else the first that is there of `$XDG_CONFIG_HOME/clipgate/config.toml`
+/// (`~/.config` without that variable) and `/etc/clipgate/config.toml`. `None`: the defaults hold.
+///
+/// A `config.toml` in the working directory is never read unasked: who starts the gateway somewhere else must
+/// not get another gateway.
+pub fn locate(explicit: Option<&Path>, env: impl IntoIterator<Item = (String, String)>) -> Option<PathBuf> {
+    match explicit {
+        Some(path) => Some(path.to_owned()),
+        None => habitual(env).into_iter().find(|path| path.exists()),
+    }
+}
+
+/// The places of habit, the first to be looked at first.
+fn habitual(env: impl IntoIterator<Item = (String, String)>) -> Vec<PathBuf> {
+    let (mut xdg, mut home) = (None, None);
+    for (name, value) in env {
+        match name.as_str() {
+            "XDG_CONFIG_HOME" => xdg = Some(PathBuf::from(value)),
+            "HOME" => home = Some(PathBuf::from(value).join(".config")),
+            _ => {}
+        }
+    }
+    // a path that is not absolute is to be ignored (XDG Base Directory Specification)
+    let own = xdg.filter(|path| path.is_absolute()).or(home.filter(|path| path.is_absolute()));
+    own.into_iter().chain([PathBuf::from("/etc")]).map(|dir| dir.join("clipgate/config.toml")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_users_own_file_comes_before_the_machines() {
+        type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
+        let cases: &[Case<'_>] = &[
+            (&[], &["/etc/clipgate/config.toml"]),
+            (&[("HOME", "/h")], &["/h/.config/clipgate/config.toml", "/etc/clipgate/config.toml"]),
+            (
+                &[("XDG_CONFIG_HOME", "/x"), ("HOME", "/h")],
+                &["/x/clipgate/config.toml", "/etc/clipgate/config.toml"],
+            ),
+            (
+                &[("XDG_CONFIG_HOME", ""), ("HOME", "/h")],
+                &["/h/.config/clipgate/config.toml", "/etc/clipgate/config.toml"],
+            ),
+            (&[("XDG_CONFIG_HOME", "here")], &["/etc/clipgate/config.toml"]),
+        ];
+        for (env, expected) in cases {
+            let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            assert_eq!(habitual(env), expected.iter().map(PathBuf::from).collect::<Vec<_>>());
+        }
+        assert_eq!(cases.len(), 5);
+    }
+
+    #[test]
+    fn a_named_file_is_taken_even_if_it_is_not_there() {
+        let named = Path::new("/no/such/file.toml");
+        assert_eq!(locate(Some(named), []), Some(named.to_owned()));
+    }
+
+    #[test]
+    fn the_file_of_habit_is_found_where_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = || [("XDG_CONFIG_HOME".to_owned(), dir.path().display().to_string())];
+        let path = dir.path().join("clipgate/config.toml");
+        assert_ne!(locate(None, env()), Some(path.clone()));
+        std::fs::create_dir(dir.path().join("clipgate")).unwrap();
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(locate(None, env()), Some(path));
+    }
+}

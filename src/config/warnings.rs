@@ -1,0 +1,141 @@
+//! What works, but may surprise.
+
+use std::net::IpAddr;
+
+use super::{Auth, Config, Listen};
+use crate::secret::Secret;
+
+/// The keys whose work is not done yet, and whether a configuration sets them otherwise than the default one.
+type NotYet = (&'static str, fn(&Config, &Config) -> bool);
+
+const NOT_YET: &[NotYet] = &[
+    ("server.max_connections", |a, b| a.server.max_connections != b.server.max_connections),
+    ("server.tls", |a, b| a.server.tls != b.server.tls),
+    ("server.cors_origins", |a, b| a.server.cors_origins != b.server.cors_origins),
+    ("server.trusted_proxies", |a, b| a.server.trusted_proxies != b.server.trusted_proxies),
+    ("admin.listen", |a, b| a.admin.listen != b.admin.listen),
+    ("admin.token", |a, b| a.admin.token != b.admin.token),
+    ("upstream.max_polls", |a, b| a.upstream.max_polls != b.upstream.max_polls),
+    ("upstream.requests_per_second", |a, b| a.upstream.requests_per_second != b.upstream.requests_per_second),
+    ("upstream.breaker_failures", |a, b| a.upstream.breaker_failures != b.upstream.breaker_failures),
+    ("upstream.breaker_cooldown", |a, b| a.upstream.breaker_cooldown != b.upstream.breaker_cooldown),
+    ("auth.mode", |a, _| matches!(a.auth, Auth::Team(_))),
+    ("team.members", |a, _| matches!(a.auth, Auth::Team(_))),
+    ("limits.calls_per_second", |a, b| a.limits.calls_per_second != b.limits.calls_per_second),
+    ("limits.calls_burst", |a, b| a.limits.calls_burst != b.limits.calls_burst),
+    ("limits.max_waits_per_key", |a, b| a.limits.max_waits_per_key != b.limits.max_waits_per_key),
+    ("limits.max_waits", |a, b| a.limits.max_waits != b.limits.max_waits),
+];
+
+impl Config {
+    /// A sentence for each thing that works but may surprise, the gravest first.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if matches!(self.auth, Auth::Sidecar) {
+            for at in self.server.listen.iter().filter(|at| is_open(at)) {
+                warnings.push(format!(
+                    "auth.mode is \"sidecar\" and {at} is open to other machines: whoever reaches it spends \
+                     upstream.api_key; listen on 127.0.0.1 or a unix socket, or keep strangers out in another way"
+                ));
+            }
+        }
+        if let Some(at) = self.admin.listen.as_ref().filter(|at| is_open(at) && self.admin.token.is_none()) {
+            warnings.push(format!(
+                "admin.listen is {at}, open to other machines, and admin.token is not set: whoever reaches it \
+                 sees the dashboard and can empty the cache"
+            ));
+        }
+        let url = &self.upstream.base_url;
+        if url.scheme_str() == Some("http") && !url.host().is_some_and(is_this_machine) {
+            warnings.push(format!(
+                "upstream.base_url is {url}, plain http to another machine: keys go over the network in clear; \
+                 write https:// if the API speaks it"
+            ));
+        }
+        if self.upstream.api_key.is_some() && !matches!(self.auth, Auth::Sidecar) {
+            warnings.push(
+                "upstream.api_key is set but not used: only auth.mode = \"sidecar\" sends it".to_owned(),
+            );
+        }
+        let dollars = [("upstream.api_key", &self.upstream.api_key), ("admin.token", &self.admin.token)];
+        for (key, _) in dollars.iter().filter(|(_, secret)| secret.as_ref().is_some_and(has_a_dollar)) {
+            warnings.push(format!(
+                "{key} begins with a `$`, which is taken as it stands; a variable is \"env:NAME\""
+            ));
+        }
+        let default = Self::default();
+        for (key, _) in NOT_YET.iter().filter(|(_, differ)| differ(self, &default)) {
+            warnings.push(format!("{key} is read and checked, but not yet in force: it changes nothing"));
+        }
+        warnings
+    }
+}
+
+fn is_open(listen: &Listen) -> bool {
+    matches!(listen, Listen::Tcp(addr) if !addr.ip().to_canonical().is_loopback())
+}
+
+fn is_this_machine(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|ip| ip.to_canonical().is_loopback())
+}
+
+fn has_a_dollar(secret: &Secret) -> bool {
+    secret.expose().starts_with('$')
+}
+
+/// The keys whose work is not done yet.
+#[cfg(test)]
+pub(super) fn not_yet() -> impl Iterator<Item = &'static str> {
+    NOT_YET.iter().map(|(key, _)| *key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn warnings(env: &[(&str, &str)]) -> Vec<String> {
+        let env = env.iter().map(|(key, value)| (format!("CLIPGATE__{key}"), (*value).to_owned()));
+        Config::load(None, env).unwrap().warnings()
+    }
+
+    #[test]
+    fn the_defaults_warn_of_nothing() {
+        assert_eq!(warnings(&[]), [""; 0]);
+    }
+
+    #[test]
+    fn what_works_but_surprises_is_warned_of() {
+        let sidecar = [("AUTH__MODE", "sidecar"), ("UPSTREAM__API_KEY", "k")];
+        let with = |more: &[(&'static str, &'static str)]| [&sidecar[..], more].concat();
+        // (what is set, how each warning begins)
+        type Case<'a> = (Vec<(&'a str, &'a str)>, &'a [&'a str]);
+        let cases: &[Case<'_>] = &[
+            (with(&[]), &[]),
+            (with(&[("SERVER__LISTEN", "[::1]:1")]), &[]),
+            (with(&[("SERVER__LISTEN", "unix:a")]), &[]),
+            (with(&[("SERVER__LISTEN", "0.0.0.0:1")]), &["auth.mode is \"sidecar\" and 0.0.0.0:1 is open"]),
+            (vec![("SERVER__LISTEN", "0.0.0.0:1")], &[]),
+            (vec![("WAIT__TIMEOUT", "5m")], &[]),
+            (vec![("UPSTREAM__BASE_URL", "http://127.0.0.1:1")], &[]),
+            (vec![("UPSTREAM__BASE_URL", "http://[::1]:1")], &[]),
+            (vec![("UPSTREAM__BASE_URL", "http://localhost")], &[]),
+            (vec![("UPSTREAM__BASE_URL", "http://api")], &["upstream.base_url is http://api/, plain http"]),
+            (vec![("UPSTREAM__API_KEY", "k")], &["upstream.api_key is set but not used"]),
+            (
+                vec![("ADMIN__LISTEN", "[::]:1"), ("ADMIN__TOKEN", "$T")],
+                &["admin.token begins with a `$`", "admin.listen is read", "admin.token is read"],
+            ),
+            (vec![("ADMIN__LISTEN", "[::]:1")], &["admin.listen is [::]:1, open", "admin.listen is read"]),
+            (vec![("LIMITS__CALLS_BURST", "1")], &["limits.calls_burst is read and checked, but not yet"]),
+        ];
+        for (set, expected) in cases {
+            let warnings = warnings(set);
+            assert_eq!(warnings.len(), expected.len(), "{set:?} {warnings:?}");
+            for (warning, start) in warnings.iter().zip(*expected) {
+                assert!(warning.starts_with(start), "{set:?} {warning}");
+            }
+        }
+        assert_eq!(cases.len(), 14);
+    }
+}
