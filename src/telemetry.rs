@@ -1,1 +1,182 @@
-//! Where log lines go.
+//! The log: lines on stderr, as text or JSON.
+//!
+//! It knows nothing of what is logged. What of other crates is worth an operator's while comes at `warn`.
+
+use std::io::IsTerminal as _;
+
+use tracing::Level;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
+
+use crate::config::{Log, LogFormat};
+
+/// Why there is no log.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// `RUST_LOG` is no list of directives.
+    #[error("RUST_LOG is not understood; write it as `debug` or `clipgate=debug,hyper=info`")]
+    RustLog(#[source] tracing_subscriber::filter::ParseError),
+    /// The process has one already.
+    #[error("the log was started twice")]
+    Twice(#[source] tracing_subscriber::util::TryInitError),
+}
+
+/// Changes what is written while the gateway runs.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    /// `None`: `RUST_LOG` decides, and goes on doing so.
+    filter: Option<reload::Handle<EnvFilter, Registry>>,
+}
+
+impl Handle {
+    /// From now on writes lines of this level and above. Nothing changes where `RUST_LOG` is set.
+    pub fn set_level(&self, level: Level) {
+        if let Some(filter) = &self.filter {
+            // it fails only once the subscriber is gone, and with it all there is to log
+            let _ = filter.reload(filter_for(level));
+        }
+    }
+}
+
+/// Starts the log, for the whole process and once.
+///
+/// # Errors
+///
+/// When `RUST_LOG` is set to what is no filter, or the log was started before.
+pub fn init(log: &Log) -> Result<Handle, TelemetryError> {
+    let rust_log = std::env::var("RUST_LOG").ok().filter(|text| !text.trim().is_empty());
+    let chosen = match &rust_log {
+        Some(text) => EnvFilter::try_new(text).map_err(TelemetryError::RustLog)?,
+        None => filter_for(log.level),
+    };
+    let (filter, handle) = reload::Layer::new(chosen);
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let ansi = std::io::stderr().is_terminal() && !no_color;
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(lines(log.format, ansi, std::io::stderr))
+        .try_init()
+        .map_err(TelemetryError::Twice)?;
+    Ok(Handle { filter: rust_log.is_none().then_some(handle) })
+}
+
+/// Our own lines from `level` on, those of other crates never below `warn`.
+fn filter_for(level: Level) -> EnvFilter {
+    let others = level.min(Level::WARN);
+    EnvFilter::new(format!("{others},clipgate={level}"))
+}
+
+fn lines<S, W>(format: LogFormat, ansi: bool, writer: W) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(ansi);
+    match format {
+        LogFormat::Text => layer.boxed(),
+        LogFormat::Json => {
+            layer.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+    use tracing::{debug, error, info, warn};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Page(Arc<Mutex<Vec<u8>>>);
+
+    impl Page {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().clone()).unwrap()
+        }
+    }
+
+    impl io::Write for Page {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl<'w> MakeWriter<'w> for Page {
+        type Writer = Self;
+
+        fn make_writer(&'w self) -> Self {
+            self.clone()
+        }
+    }
+
+    /// What is written while `act` runs.
+    fn written(format: LogFormat, level: Level, act: impl FnOnce(&Handle)) -> String {
+        let page = Page::default();
+        let (filter, handle) = reload::Layer::new(filter_for(level));
+        let subscriber = tracing_subscriber::registry().with(filter).with(lines(format, false, page.clone()));
+        let handle = Handle { filter: Some(handle) };
+        tracing::subscriber::with_default(subscriber, || act(&handle));
+        page.text()
+    }
+
+    #[test]
+    fn json_is_one_object_a_line_with_the_fields_at_its_top() {
+        let text = written(LogFormat::Json, Level::INFO, |_| {
+            info!(target: "clipgate::hub", waits = 3, rung = "streaming", "poll opened");
+            warn!(target: "clipgate::hub", odd = "two\nlines", "poll came back odd");
+        });
+        let lines: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[0]["message"], "poll opened");
+        assert_eq!(lines[0]["waits"], 3);
+        assert_eq!(lines[0]["rung"], "streaming");
+        assert_eq!(lines[0]["level"], "INFO");
+        assert_eq!(lines[0]["target"], "clipgate::hub");
+        assert_eq!(lines[1]["odd"], "two\nlines");
+    }
+
+    #[test]
+    fn text_has_no_colours_unless_asked_for() {
+        let text =
+            written(LogFormat::Text, Level::INFO, |_| info!(target: "clipgate", waits = 3, "poll opened"));
+        assert!(text.contains("poll opened") && text.contains("waits=3"), "{text}");
+        assert!(!text.contains('\u{1b}'), "{text}");
+    }
+
+    #[test]
+    fn other_crates_are_kept_at_warn() {
+        let text = written(LogFormat::Text, Level::TRACE, |_| {
+            debug!(target: "hyper::proto", "hyper chatters");
+            warn!(target: "rustls::conn", "rustls warns");
+            debug!(target: "clipgate::hub", "we say more");
+        });
+        assert!(!text.contains("chatters") && text.contains("rustls warns") && text.contains("we say more"));
+        let text = written(LogFormat::Text, Level::ERROR, |_| {
+            warn!(target: "rustls::conn", "rustls warns");
+            error!(target: "rustls::conn", "rustls fails");
+        });
+        assert!(!text.contains("warns") && text.contains("fails"), "{text}");
+    }
+
+    #[test]
+    fn the_level_can_be_changed_while_it_runs() {
+        let text = written(LogFormat::Text, Level::WARN, |handle| {
+            info!(target: "clipgate::hub", "before");
+            handle.set_level(Level::DEBUG);
+            debug!(target: "clipgate::hub", "after");
+        });
+        assert!(!text.contains("before") && text.contains("after"), "{text}");
+    }
+}
