@@ -6,12 +6,32 @@ use clap::{Parser, Subcommand};
 
 use crate::cmd::{CommandError, check, serve, sim};
 
+const EXAMPLES: &str = "\
+Examples:
+  clipgate --sim                         try it: a simulated API, no key, no network
+  clipgate                               before https://api.aimlapi.com, on 127.0.0.1:8080
+  clipgate --config config.toml          with a file of your own
+  clipgate --listen 127.0.0.1:9000       on another port
+  clipgate check --config config.toml    say what is wrong with the file, and where
+
+Then point the client at http://127.0.0.1:8080 in place of the API.
+
+Every key of the file can be set by an environment variable too: \
+CLIPGATE__WAIT__TIMEOUT=60s sets `timeout` under [wait].
+
+Exit code: 0 when all went well, 2 for a bad command line or configuration, 1 for any other failure.";
+
 /// A caching reverse proxy that merges identical long-polls of a job API into one.
+///
+/// Clients wait for a clip as they would at the API itself; the gateway holds one long-poll for all that wait
+/// for the same, and answers from its cache what is finished. Plain `clipgate` is `clipgate serve`.
 #[derive(Debug, Parser)]
-#[command(name = "clipgate", version)]
+#[command(name = "clipgate", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
+    #[command(flatten)]
+    serve: serve::Args,
 }
 
 #[derive(Debug, Subcommand)]
@@ -27,15 +47,61 @@ enum Command {
 impl Cli {
     /// Runs the command that the line named.
     pub fn run(self) -> Result<ExitCode, CommandError> {
-        match self.command {
-            None => block_on(serve::run(serve::Args::default())),
-            Some(Command::Serve(args)) => block_on(serve::run(args)),
-            Some(Command::Sim(args)) => block_on(sim::run(args)),
-            Some(Command::Check(args)) => check::run(&args),
+        match self.command.unwrap_or(Command::Serve(self.serve)) {
+            Command::Serve(args) => block_on(serve::run(args)),
+            Command::Sim(args) => block_on(sim::run(args)),
+            Command::Check(args) => check::run(&args),
         }
     }
 }
 
 fn block_on(command: impl Future<Output = Result<ExitCode, CommandError>>) -> Result<ExitCode, CommandError> {
     tokio::runtime::Runtime::new()?.block_on(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn plain_clipgate_takes_what_serve_takes() {
+        let flags =
+            ["", "--sim", "--sim --speed 20", "--config F", "--listen 127.0.0.1:0 --upstream http://u"];
+        for line in flags {
+            let plain = parse(&format!("clipgate {line}")).unwrap();
+            let Some(Command::Serve(named)) = parse(&format!("clipgate serve {line}")).unwrap().command
+            else {
+                panic!("serve {line} is not serve");
+            };
+            assert_eq!(format!("{:?}", plain.serve), format!("{named:?}"), "{line}");
+            assert!(plain.command.is_none());
+        }
+        assert_eq!(flags.len(), 5);
+    }
+
+    #[test]
+    fn bad_usage_exits_with_2() {
+        let lines = [
+            "clipgate frobnicate",
+            "clipgate --config",
+            "clipgate --sim check",
+            "clipgate check --sim",
+            "clipgate --sim --upstream http://u",
+        ];
+        for line in lines {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+        assert_eq!(lines.len(), 5);
+    }
 }

@@ -5,10 +5,23 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use clipgate::cli::Cli;
+use clipgate::cmd::CommandError;
+use clipgate::config::Faults;
 
 fn main() -> ExitCode {
     Cli::parse().run().unwrap_or_else(|error| {
-        let _ = writeln!(std::io::stderr(), "clipgate: {error}");
-        ExitCode::FAILURE
+        let mut line = format!("clipgate: {error}");
+        let mut source = error.source();
+        while let Some(cause) = source {
+            line = format!("{line}: {cause}");
+            source = cause.source();
+        }
+        let _ = writeln!(std::io::stderr(), "{line}");
+        exit_code(&error)
     })
+}
+
+/// 2 where the operator's own words are wrong, as for a bad command line; 1 for all else.
+fn exit_code(error: &CommandError) -> ExitCode {
+    if error.is::<Faults>() { ExitCode::from(2) } else { ExitCode::FAILURE }
 }
