@@ -1,1 +1,406 @@
 //! What is no wait goes through untouched.
+//!
+//! Bodies stream both ways and are never collected; an upload that the upstream does not read is not read
+//! from the client either. It must never know what an answer means, and it owns nothing that outlives a
+//! request: the future of an upgraded connection goes to the caller, who runs it.
+//!
+//! ```text
+//! client ── request ──▶ target, length, hop-by-hop, Forwarded, Via ── Upload ──▶ upstream
+//! client ◀── Answer ── hop-by-hop, Via ◀───────────── response ────────────── upstream
+//! client ◀═══════════════════ Tunnel, after a 101 ═══════════════════════════▶ upstream
+//! ```
+//!
+//! What is not obvious:
+//! - A request goes out at most once; hyper repeats only what was never written (see `upstream/client.rs`).
+//! - An answer keeps the upstream's `Date`, `Server`, `X-Request-Id`, caching and CORS fields.
+//! - Interim answers (1xx) other than 101 end here. `Expect: 100-continue` is answered by hyper on the
+//!   client's side, once the body is wanted, and still sent on.
+//! - `CONNECT` is refused, extended `CONNECT` (RFC 8441) is not offered, `Upgrade: h2c` is ignored.
+//! - Trailers reach an HTTP/1 client only where `TE: trailers` and `Trailer` ask for and announce them.
+
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::ext::ReasonPhrase;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tracing::debug;
+
+use crate::body::{Body, BoxError};
+use crate::clock;
+use crate::headers;
+use crate::request::RequestCtx;
+use crate::upstream::client::{Answer, BadTarget, Client, SendError};
+
+/// The way through.
+#[derive(Clone)]
+pub struct Passthrough {
+    client: Client,
+    max_body: u64,
+    head_timeout: Duration,
+}
+
+/// Carries an upgraded connection's bytes both ways until both sides have ended. Whoever gets it runs it,
+/// at once: the 101 is only sent after this was returned. Dropping it closes both connections.
+pub type Tunnel = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What came back.
+pub struct Forwarded {
+    /// The answer, its body still on its way.
+    pub response: Response<Body>,
+    /// The connection's further life, after a 101.
+    pub tunnel: Option<Tunnel>,
+}
+
+/// Why a request did not go through.
+#[derive(Debug, thiserror::Error)]
+pub enum PassError {
+    /// `CONNECT`: the gateway is no tunnel to anywhere.
+    #[error("the gateway opens no tunnels")]
+    Connect,
+    /// The target cannot be asked for at the upstream.
+    #[error(transparent)]
+    Target(#[from] BadTarget),
+    /// The target names another host than `Host` does, or no HTTP resource: a forward proxy's request.
+    #[error("the target names another host than the request was sent to")]
+    Misdirected,
+    /// The body is larger than `limits.max_body`.
+    #[error("the request's body is too large")]
+    TooLarge,
+    /// The client's body broke off.
+    #[error("the request's body could not be read")]
+    Upload(#[source] SendError),
+    /// Neither did the upstream answer nor the upload move for the head timeout. It may have acted.
+    #[error("the upstream did not answer in time")]
+    Overdue,
+    /// The upstream could not be reached, or broke off.
+    #[error(transparent)]
+    Send(#[from] SendError),
+    /// The upstream switched to a protocol that nobody had asked for.
+    #[error("the upstream switched protocols unasked")]
+    BadAnswer,
+}
+
+impl PassError {
+    /// A fixed word for logs, metrics and `Cache-Status`.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Connect => "no-tunnel",
+            Self::Target(_) => "bad-target",
+            Self::Misdirected => "misdirected",
+            Self::TooLarge => "body-too-large",
+            Self::Upload(_) => "body-broke",
+            Self::Overdue => "overdue",
+            Self::Send(error) => error.reason(),
+            Self::BadAnswer => "bad-answer",
+        }
+    }
+}
+
+impl Passthrough {
+    /// `head_timeout` is how long an answer's head may take after the upload last moved. It should be well
+    /// over `upstream.poll_timeout`: a long-poll that is not understood goes this way too.
+    pub fn new(client: Client, max_body: u64, head_timeout: Duration) -> Self {
+        Self { client, max_body, head_timeout }
+    }
+
+    /// Sends the request to the upstream and hands back its answer. `authorization`: `None` leaves the
+    /// client's own field, `Some` replaces it.
+    ///
+    /// Cancel safe: dropping the future, or the answer's body later, ends the request at the upstream.
+    pub async fn forward<B>(
+        &self,
+        mut request: Request<B>,
+        ctx: &RequestCtx,
+        authorization: Option<HeaderValue>,
+    ) -> Result<Forwarded, PassError>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        if request.method() == Method::CONNECT {
+            return Err(PassError::Connect);
+        }
+        let uri = self.client.uri(target(&request)?)?;
+        if request.body().size_hint().lower() > self.max_body {
+            return Err(PassError::TooLarge);
+        }
+        let upgrade = wanted_upgrade(&request);
+        let downstream = hyper::upgrade::on(&mut request);
+
+        let (request, progress) = self.outgoing(request, uri, ctx, authorization, upgrade.as_ref());
+        let response = match upgrade {
+            Some(_) => self.head_in_time(&progress, self.client.send_upgrade(request)).await?,
+            None => self.head_in_time(&progress, self.client.send(request)).await?,
+        };
+        match (response.status(), upgrade) {
+            (StatusCode::SWITCHING_PROTOCOLS, Some(_)) => Ok(switched(response, downstream)),
+            (StatusCode::SWITCHING_PROTOCOLS, None) => Err(PassError::BadAnswer),
+            _ => Ok(Forwarded { response: incoming(response), tunnel: None }),
+        }
+    }
+
+    /// The request as the upstream gets it, and a look at its upload.
+    fn outgoing<B>(
+        &self,
+        request: Request<B>,
+        uri: Uri,
+        ctx: &RequestCtx,
+        authorization: Option<HeaderValue>,
+        upgrade: Option<&HeaderValue>,
+    ) -> (Request<Body>, Arc<Progress>)
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let host = headers::asked_host(request.uri(), request.headers());
+        let (parts, body) = request.into_parts();
+        let mut fields = parts.headers;
+        headers::strip_hop_by_hop(&mut fields);
+        fields.remove(header::HOST); // the client adds the upstream's
+        frame(&mut fields, &parts.method, &body);
+        join_cookies(&mut fields);
+        if let Some(value) = authorization {
+            fields.insert(header::AUTHORIZATION, value);
+        }
+        fields.insert(HeaderName::from_static("x-request-id"), ctx.id.value().clone());
+        headers::forwarded(&mut fields, ctx.peer, ctx.is_tls, host.as_ref());
+        headers::append_via(&mut fields, parts.version);
+        if let Some(protocols) = upgrade {
+            fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            fields.insert(header::UPGRADE, protocols.clone());
+        }
+
+        let progress = Arc::new(Progress::new());
+        let upload = Upload { body, left: self.max_body, progress: progress.clone() };
+        let mut request = Request::new(Body::stream(upload)); // without the extensions of the client's connection
+        *request.method_mut() = parts.method;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = fields;
+        (request, progress)
+    }
+
+    async fn head_in_time(
+        &self,
+        progress: &Progress,
+        sending: impl Future<Output = Result<Response<Answer>, SendError>>,
+    ) -> Result<Response<Answer>, PassError> {
+        let mut sending = pin!(sending);
+        loop {
+            let due = progress.moved_at() + self.head_timeout;
+            let Ok(sent) = tokio::time::timeout_at(due.into(), &mut sending).await else {
+                if progress.moved_at() + self.head_timeout > due {
+                    continue;
+                }
+                return Err(PassError::Overdue);
+            };
+            return sent.map_err(|error| match progress.fate() {
+                Fate::Sound => PassError::Send(error),
+                Fate::TooLarge => PassError::TooLarge,
+                Fate::Broke => PassError::Upload(error),
+            });
+        }
+    }
+}
+
+/// What is asked for, whatever form says it. An absolute form is taken for what it is, a target that
+/// names its host twice, if the two agree; it never decides where the request goes (RFC 9112 §3.2.2).
+fn target<B>(request: &Request<B>) -> Result<&PathAndQuery, PassError> {
+    let uri = request.uri();
+    let target = uri.path_and_query().ok_or(BadTarget::NoPath)?;
+    if uri.scheme().is_none() && uri.authority().is_none() {
+        return Ok(target);
+    }
+    let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else {
+        return Err(PassError::Misdirected);
+    };
+    if ![Scheme::HTTP, Scheme::HTTPS].contains(scheme) || authority.as_str().contains('@') {
+        return Err(PassError::Misdirected);
+    }
+    let agrees = |field: &HeaderValue| {
+        Authority::try_from(field.as_bytes()).is_ok_and(|host| same_place(scheme, authority, &host))
+    };
+    let mut hosts = request.headers().get_all(header::HOST).iter().peekable();
+    let needs_host = request.version() == Version::HTTP_11;
+    if (needs_host && hosts.peek().is_none()) || !hosts.all(agrees) {
+        return Err(PassError::Misdirected);
+    }
+    Ok(target)
+}
+
+fn same_place(scheme: &Scheme, one: &Authority, other: &Authority) -> bool {
+    let default = if *scheme == Scheme::HTTPS { 443 } else { 80 };
+    one.host().eq_ignore_ascii_case(other.host())
+        && one.port_u16().unwrap_or(default) == other.port_u16().unwrap_or(default)
+        && !other.as_str().contains('@')
+}
+
+/// The protocols that the client offers to switch to, if it does: HTTP/1.1 only, and never to HTTP/2,
+/// which would take the connection out of the gateway's sight.
+fn wanted_upgrade<B>(request: &Request<B>) -> Option<HeaderValue> {
+    let fields = request.headers();
+    let asked =
+        headers::tokens(fields, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    if request.version() != Version::HTTP_11 || !asked {
+        return None;
+    }
+    let is_h2c = |token: &str| token.eq_ignore_ascii_case("h2c") || token.eq_ignore_ascii_case("h2");
+    let protocols: Vec<_> =
+        headers::tokens(fields, &header::UPGRADE).filter(|token| !is_h2c(token)).collect();
+    (!protocols.is_empty()).then(|| protocols.join(", ").parse().ok()).flatten()
+}
+
+/// Makes the length that the fields tell the body's own, so that nobody can read one message as two.
+fn frame(fields: &mut HeaderMap, method: &Method, body: &impl HttpBody) {
+    let length = body.size_hint().exact();
+    let told = fields.remove(header::CONTENT_LENGTH).is_some();
+    if let Some(length) = length.filter(|length| told || *length > 0) {
+        fields.insert(header::CONTENT_LENGTH, length.into());
+    }
+    // hyper leaves out such a body of a GET if it is not told to
+    if length.is_none() && !body.is_end_stream() && [Method::GET, Method::HEAD].contains(method) {
+        fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+}
+
+/// HTTP/2 lets a client split the field, HTTP/1.1 does not (RFC 9113 §8.2.3).
+fn join_cookies(fields: &mut HeaderMap) {
+    let crumbs: Vec<&[u8]> = fields.get_all(header::COOKIE).into_iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1
+        && let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+    {
+        fields.insert(header::COOKIE, whole);
+    }
+}
+
+/// The upstream's answer as the client gets it.
+fn incoming(response: Response<Answer>) -> Response<Body> {
+    let (mut parts, body) = response.into_parts();
+    headers::strip_hop_by_hop(&mut parts.headers);
+    headers::append_via(&mut parts.headers, parts.version);
+    let mut response = Response::new(Body::stream(body)); // in the version the client speaks
+    *response.status_mut() = parts.status;
+    *response.headers_mut() = parts.headers;
+    if let Some(phrase) = parts.extensions.remove::<ReasonPhrase>() {
+        response.extensions_mut().insert(phrase);
+    }
+    response
+}
+
+/// A 101, and the tunnel it opens.
+fn switched(mut response: Response<Answer>, downstream: OnUpgrade) -> Forwarded {
+    let upstream = hyper::upgrade::on(&mut response);
+    let protocols = response.headers().get(header::UPGRADE).cloned();
+    let mut response = incoming(response);
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    if let Some(protocols) = protocols {
+        response.headers_mut().insert(header::UPGRADE, protocols);
+    }
+    Forwarded { response, tunnel: Some(Box::pin(tunnel(downstream, upstream))) }
+}
+
+async fn tunnel(downstream: OnUpgrade, upstream: OnUpgrade) {
+    let (downstream, upstream) = match tokio::try_join!(downstream, upstream) {
+        Ok(both) => both,
+        Err(error) => return debug!(%error, "connection not upgraded"),
+    };
+    let (mut downstream, mut upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
+    match tokio::io::copy_bidirectional(&mut downstream, &mut upstream).await {
+        Ok((up, down)) => debug!(up, down, "tunnel ended"),
+        Err(error) => debug!(%error, "tunnel broke"),
+    }
+}
+
+/// A client's body on its way up. Over the limit, it ends in an error, and the upload with it.
+struct Upload<B> {
+    body: B,
+    left: u64,
+    progress: Arc<Progress>,
+}
+
+/// What the waiting side sees of an upload: HTTP/2 does not tell why one failed.
+struct Progress(Mutex<(Instant, Fate)>);
+
+#[derive(Clone, Copy)]
+enum Fate {
+    Sound,
+    TooLarge,
+    Broke,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the request's body is larger than limits.max_body")]
+struct OverLimit;
+
+impl Progress {
+    fn new() -> Self {
+        Self(Mutex::new((clock::now(), Fate::Sound)))
+    }
+
+    fn moved(&self, fate: Fate) {
+        *self.0.lock() = (clock::now(), fate);
+    }
+
+    fn moved_at(&self) -> Instant {
+        self.0.lock().0
+    }
+
+    fn fate(&self) -> Fate {
+        self.0.lock().1
+    }
+}
+
+impl<B> HttpBody for Upload<B>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        let frame = match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => {
+                this.progress.moved(Fate::Broke);
+                return Poll::Ready(Some(Err(error.into())));
+            }
+            None => {
+                this.progress.moved(Fate::Sound);
+                return Poll::Ready(None);
+            }
+        };
+        let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+        let Some(left) = this.left.checked_sub(length) else {
+            this.progress.moved(Fate::TooLarge);
+            return Poll::Ready(Some(Err(OverLimit.into())));
+        };
+        this.left = left;
+        this.progress.moved(Fate::Sound);
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests;

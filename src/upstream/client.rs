@@ -216,7 +216,11 @@ impl Client {
         Self::with_tls(config, trusting.with_no_client_auth())
     }
 
-    fn with_tls(config: &config::Upstream, tls: rustls::ClientConfig) -> Result<Self, ClientError> {
+    /// The same with other trust.
+    pub(crate) fn with_tls(
+        config: &config::Upstream,
+        tls: rustls::ClientConfig,
+    ) -> Result<Self, ClientError> {
         let base = Arc::new(Base::new(&config.base_url).ok_or(ClientError::BaseUrl)?);
         let lanes = match base.scheme == Scheme::HTTPS {
             true => config.max_polls.div_ceil(LANE_PLACES) + SPARE_LANES,
@@ -403,4 +407,4 @@ impl HttpBody for Answer {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

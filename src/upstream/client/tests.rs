@@ -27,7 +27,7 @@ async fn listen() -> (TcpListener, SocketAddr) {
 }
 
 /// A self-signed certificate for `localhost`: the server's side of it, and a client's that trusts it.
-fn tls(alpn: &[&str]) -> (TlsAcceptor, rustls::ClientConfig) {
+pub(crate) fn tls(alpn: &[&str]) -> (TlsAcceptor, rustls::ClientConfig) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let cert = made.cert.der().clone();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
