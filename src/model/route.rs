@@ -58,6 +58,12 @@ impl Ladder {
         &self.rungs[usize::from(rung.0)].name
     }
 
+    /// The word that the upstream's own bodies say for this rung: the first alias, where there is one.
+    pub fn body_word(&self, rung: Rung) -> &str {
+        let spec = &self.rungs[usize::from(rung.0)];
+        spec.aliases.first().unwrap_or(&spec.name)
+    }
+
     /// Whether a clip on this rung never changes again.
     pub fn is_terminal(&self, rung: Rung) -> bool {
         self.rungs[usize::from(rung.0)].terminal
@@ -180,6 +186,8 @@ mod tests {
         let rungs: Vec<_> = words.iter().map(|w| ladder.rung(w).expect("a word of the ladder")).collect();
         assert!(rungs.windows(2).all(|pair| pair[0] < pair[1]));
         assert_eq!(ladder.rung("complete"), ladder.rung("completed"));
+        assert_eq!((ladder.name(rungs[3]), ladder.body_word(rungs[3])), ("completed", "complete"));
+        assert_eq!(ladder.body_word(rungs[2]), ladder.name(rungs[2]));
         assert_eq!(ladder.rung("Completed"), None);
         assert_eq!(ladder.next(rungs[2]), Some(rungs[3]));
         assert_eq!(ladder.next(rungs[4]), None);
