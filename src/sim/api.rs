@@ -1,0 +1,323 @@
+//! One request: what it asks for, whether a fault is on order for it, and its answer (contract, section 1).
+//!
+//! It reads the target by itself, with nothing of the gateway's.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::AUTHORIZATION;
+use http::{Method, Request, Response, StatusCode, Version};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use serde_json::json;
+
+use super::clip::{Clip, all_reach};
+use super::fault::{Asked, Fault};
+use super::journal::{End, Held, Seen, Ticket};
+use super::reply::{Broken, PAGE, Refusal, cut, error, refusal, seal, stamp, with_type};
+use super::server::Wire;
+use super::{Shape, Sim, World, aids, body, uuid};
+use crate::body::Body;
+use crate::clock;
+use crate::model::route::{Form, Goal, Route, Rung};
+
+/// A request whose head has been read.
+pub(super) struct Call {
+    pub(super) method: Method,
+    pub(super) seen: Seen,
+    /// The `x-request-id` of its answer.
+    pub(super) id: String,
+    pub(super) body: Incoming,
+    pub(super) upgrade: Option<hyper::upgrade::OnUpgrade>,
+    pub(super) wire: Arc<Wire>,
+}
+
+/// How many clips one request may ask for.
+const MAX_CLIPS: usize = 6;
+/// The longest body of a generation request, in bytes; it is read and thrown away.
+const MAX_BODY: usize = 32 << 20;
+
+/// Answers one request, or breaks its connection.
+pub(super) async fn answer(
+    sim: Sim,
+    wire: Arc<Wire>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Broken> {
+    let (mut parts, body) = request.into_parts();
+    let upgrade = parts.extensions.remove();
+    let authorization = parts.headers.remove(AUTHORIZATION);
+    let target: Arc<str> =
+        parts.uri.path_and_query().map_or_else(|| parts.uri.to_string(), ToString::to_string).into();
+    let (key, id) = {
+        let World { keys, rng, .. } = &mut *sim.0.world.lock();
+        (authorization.and_then(|field| keys.see(field.as_bytes())), uuid(rng))
+    };
+    let seen = Seen {
+        method: parts.method.clone(),
+        target,
+        version: parts.version,
+        headers: Arc::new(parts.headers),
+        key,
+        at: clock::now(),
+        end: End::Open,
+        ended_at: None,
+    };
+    let ticket = Ticket::new(&sim, seen.clone());
+    let asks = asks_for(&sim.0.route, &parts.method, &seen.target);
+    let fault = {
+        let World { faults, rng, .. } = &mut *sim.0.world.lock();
+        let clips = match &asks {
+            Asks::States(states) => Some(&states.ids[..]),
+            Asks::Make | Asks::Lyric | Asks::Aid | Asks::Nothing => None,
+        };
+        faults.take(&Asked { target: &seen.target, clips }, rng)
+    };
+
+    let (at, version, number) = (seen.at, parts.version, ticket.number());
+    let call = Call { method: parts.method, seen, id: id.clone(), body, upgrade, wire: Arc::clone(&wire) };
+    let shape = match fault {
+        Some(Fault::Shape(shape)) => shape,
+        _ => sim.0.options.shape,
+    };
+    let answered = match fault {
+        None | Some(Fault::Shape(_)) => Some(answer_right(&sim, call, asks, shape).await),
+        Some(Fault::Cut) => Some(answer_right(&sim, call, asks, shape).await.map(cut)),
+        Some(Fault::Reset { after }) => tokio::select! {
+            // Cancel safe: the call is given up; at zero it is never begun.
+            biased;
+            () = pause(at, after) => {
+                if version < Version::HTTP_2 {
+                    wire.reset();
+                }
+                None
+            }
+            answered = answer_right(&sim, call, asks, shape) => Some(answered),
+        },
+        Some(Fault::Refuse) => None,
+        Some(Fault::Hang) => {
+            let _held = Held::new(&sim);
+            std::future::pending().await
+        }
+        Some(Fault::Html) => Some(Ok(with_type(StatusCode::OK, "text/html", PAGE))),
+        Some(Fault::Status { status, retry_after, body, after }) => {
+            let held = (!after.is_zero()).then(|| Held::new(&sim));
+            pause(at, after).await;
+            drop(held);
+            Some(Ok(error(&id, call.seen.path(), status, retry_after, body)))
+        }
+    };
+    match answered {
+        Some(Ok(mut response)) => {
+            stamp(&mut response, &id, number);
+            Ok(seal(response, ticket))
+        }
+        Some(Err(Broken)) | None => {
+            ticket.broken();
+            Err(Broken)
+        }
+    }
+}
+
+/// What a request asks for.
+enum Asks {
+    /// Two new clips.
+    Make,
+    /// Clips' states.
+    States(States),
+    /// Lyrics.
+    Lyric,
+    /// One of the aids under `/sim/`.
+    Aid,
+    /// Nothing that there is.
+    Nothing,
+}
+
+struct States {
+    form: Form,
+    ids: Vec<String>,
+    status: Vec<String>,
+}
+
+fn asks_for(route: &Route, method: &Method, target: &str) -> Asks {
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    if path.starts_with("/sim/") {
+        return Asks::Aid;
+    }
+    match (method, route.form(path)) {
+        (&Method::GET, Some(form)) => {
+            let (mut ids, mut status) = (Vec::new(), Vec::new());
+            for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+                if is_id(route, form, &name) {
+                    ids.push(value.into_owned());
+                } else if name == route.status_param {
+                    status.push(value.into_owned());
+                }
+            }
+            Asks::States(States { form, ids, status })
+        }
+        (&Method::POST, Some(Form::Single)) => Asks::Make,
+        (&Method::GET, None) if is_lyric(route, path) => Asks::Lyric,
+        _ => Asks::Nothing,
+    }
+}
+
+/// Whether a parameter of this name has an id; of several ids it is `clip_ids`, `clip_ids[]` or `clip_ids[0]`.
+fn is_id(route: &Route, form: Form, name: &str) -> bool {
+    match form {
+        Form::Single => name == route.single_param,
+        Form::Multi => name.strip_prefix(&route.multi_param).is_some_and(|index| {
+            let digits = index.strip_prefix('[').and_then(|index| index.strip_suffix(']'));
+            index.is_empty() || digits.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
+        }),
+    }
+}
+
+/// Lyrics stand beside the clips.
+fn is_lyric(route: &Route, path: &str) -> bool {
+    let beside = route.single_path.rsplit_once('/').map(|(parent, _)| parent);
+    beside
+        .zip(path.rsplit_once('/'))
+        .is_some_and(|(beside, (parent, name))| parent == beside && name == "lyric")
+}
+
+/// The answer as it is when nothing goes wrong.
+async fn answer_right(sim: &Sim, call: Call, asks: Asks, shape: Shape) -> Result<Response<Body>, Broken> {
+    let (id, seen) = (call.id.clone(), call.seen.clone());
+    let lets_in = || sim.0.world.lock().keys.accepts(seen.key);
+    let answered = match asks {
+        Asks::Aid => aids::answer(call).await,
+        Asks::Nothing => Err(not_found(&call)),
+        Asks::Make | Asks::States(_) | Asks::Lyric if !lets_in() => {
+            Err(refusal(StatusCode::UNAUTHORIZED, "The API key is missing or not known"))
+        }
+        Asks::Make => match drain(call.body).await? {
+            Some(()) => Ok(make(sim)),
+            None => Err(refusal(StatusCode::PAYLOAD_TOO_LARGE, "The body is too large")),
+        },
+        Asks::States(states) => states_of(sim, call.seen.at, &states, shape).await,
+        Asks::Lyric => lyric(sim, &call),
+    };
+    Ok(answered.unwrap_or_else(|refusal| refusal.answer(&id, seen.path())))
+}
+
+/// Reads a body to its end; `None` if it is too long.
+async fn drain(mut body: Incoming) -> Result<Option<()>, Broken> {
+    let mut left = MAX_BODY;
+    while let Some(frame) = body.frame().await {
+        let length = frame.map_err(|_| Broken)?.data_ref().map_or(0, Bytes::len);
+        match left.checked_sub(length) {
+            Some(rest) => left = rest,
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(()))
+}
+
+fn make(sim: &Sim) -> Response<Body> {
+    let body = json!({ "clip_ids": [&*sim.make_clip(), &*sim.make_clip()] });
+    with_type(StatusCode::CREATED, "application/json; charset=utf-8", body.to_string())
+}
+
+fn lyric(sim: &Sim, call: &Call) -> Result<Response<Body>, Refusal> {
+    let name = blake3::hash(call.seen.target.as_bytes()).to_hex();
+    let read = &mut sim.0.world.lock().lyrics_read;
+    if read.get(&name).is_some() {
+        return Err(refusal(StatusCode::NOT_FOUND, "The lyrics have been read or never were"));
+    }
+    read.insert(&name, ());
+    let body = json!({ "title": "Night drive", "text": "[Verse]\nHeadlights paint the empty road" });
+    Ok(with_type(StatusCode::OK, "application/json; charset=utf-8", body.to_string()))
+}
+
+/// Holds the request until every clip is where it is asked for, but not longer than the hold.
+async fn states_of(
+    sim: &Sim,
+    asked_at: Instant,
+    states: &States,
+    shape: Shape,
+) -> Result<Response<Body>, Refusal> {
+    let goal = states.goal(&sim.0.route)?;
+    let clips = states.clips(sim)?;
+    if let Goal::Rung(goal) = goal {
+        hold(sim, asked_at + sim.hold(), &clips, goal).await;
+    }
+    let now = clock::now();
+    let mut bodies: Vec<_> = clips
+        .iter()
+        .map(|clip| (&**clip.id(), body::clip(&sim.0.route.ladder, clip.id(), &clip.state(now))))
+        .collect();
+    if !sim.0.options.in_order {
+        bodies.reverse();
+    }
+    let whole = match states.form {
+        Form::Single => bodies.swap_remove(0).1,
+        Form::Multi => body::clips(shape, &bodies),
+    };
+    Ok(with_type(StatusCode::OK, "application/json; charset=utf-8", whole))
+}
+
+async fn hold(sim: &Sim, until: Instant, clips: &[Arc<Clip>], goal: Rung) {
+    let now = clock::now();
+    if clips.iter().all(|clip| clip.state(now).has_reached(goal)) {
+        return;
+    }
+    let _held = Held::new(sim);
+    // Run out of time or not, the answer is the state as it is.
+    let _ = tokio::time::timeout_at(until.into(), all_reach(clips, goal)).await;
+}
+
+impl States {
+    fn goal(&self, route: &Route) -> Result<Goal, Refusal> {
+        let ladder = &route.ladder;
+        match &self.status[..] {
+            [] => Ok(Goal::Now),
+            [word] => ladder
+                .rung(word)
+                .filter(|&rung| ladder.is_askable(rung) && ladder.name(rung) == word)
+                .map(Goal::Rung)
+                .ok_or_else(|| {
+                    let words: Vec<_> = ladder.askable_words().collect();
+                    let message = format!("{} must be one of {}", route.status_param, words.join(", "));
+                    refusal(StatusCode::BAD_REQUEST, message)
+                }),
+            _ => Err(refusal(StatusCode::BAD_REQUEST, format!("{} must be one word", route.status_param))),
+        }
+    }
+
+    /// The clips, each once, in the order they are first named.
+    fn clips(&self, sim: &Sim) -> Result<Vec<Arc<Clip>>, Refusal> {
+        let route = &sim.0.route;
+        let most = match self.form {
+            Form::Single => 1,
+            Form::Multi => MAX_CLIPS,
+        };
+        if self.ids.is_empty() || self.ids.len() > most || self.ids.iter().any(String::is_empty) {
+            let message = match self.form {
+                Form::Single => format!("{} must be one id", route.single_param),
+                Form::Multi => format!("{} must be 1 to {MAX_CLIPS} ids", route.multi_param),
+            };
+            return Err(refusal(StatusCode::BAD_REQUEST, message));
+        }
+        let world = sim.0.world.lock();
+        let mut clips: Vec<Arc<Clip>> = Vec::new();
+        for id in &self.ids {
+            let clip = world.clips.get(id).ok_or_else(|| refusal(StatusCode::NOT_FOUND, "Clip not found"))?;
+            if !clips.iter().any(|known| known.id() == clip.id()) {
+                clips.push(Arc::clone(clip));
+            }
+        }
+        Ok(clips)
+    }
+}
+
+/// Comes back at `at` + `after`, and without ever waiting if that has passed.
+async fn pause(at: Instant, after: Duration) {
+    if at + after > clock::now() {
+        tokio::time::sleep_until((at + after).into()).await;
+    }
+}
+
+pub(super) fn not_found(call: &Call) -> Refusal {
+    refusal(StatusCode::NOT_FOUND, format!("Cannot {} {}", call.method, call.seen.path()))
+}

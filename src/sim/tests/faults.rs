@@ -1,0 +1,148 @@
+//! The faults on order, as a client meets them.
+
+use super::*;
+
+#[tokio::test]
+async fn a_reset_ends_the_connection_with_rst_at_once_or_in_mid_poll() {
+    let rig = Rig::patient().await;
+    rig.sim.put("a", "queued");
+    let get =
+        format!("GET {} HTTP/1.1\r\nhost: sim\r\nauthorization: Bearer k\r\n\r\n", one("a", "completed"));
+    for after in [0, 200] {
+        let after = Duration::from_millis(after);
+        rig.sim.fault(On::Clip("a".into()), Fault::reset_after(after), 1);
+        let start = clock::now();
+        let mut stream = rig.raw(&get).await;
+        let error = stream.read(&mut [0; 64]).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        assert!((after..PATIENCE).contains(&start.elapsed()), "{:?}", start.elapsed());
+    }
+    rig.until(|seen| seen.open == 0 && seen.requests.iter().all(|seen| seen.end == End::Broken)).await;
+    rig.sim.put("a", "completed");
+    assert_eq!(rig.get(&one("a", "completed")).await.status, 200);
+}
+
+#[tokio::test]
+async fn over_http2_a_reset_ends_only_its_own_stream() {
+    let mut rig = Rig::start_with(Options { hold: LONG, ..Options::default() }, true).await;
+    rig.sim.put("a", "queued");
+    rig.sim.put("b", "queued");
+    let other = rig.beside(&one("b", "completed"));
+    rig.until(|seen| seen.open == 1).await;
+    rig.sim.fault(On::Clip("a".into()), Fault::reset(), 1);
+    assert!(rig.try_get(&one("a", "completed")).await.is_err());
+    rig.sim.put("b", "completed");
+    assert_eq!(other.await.unwrap().unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn a_refused_connection_is_closed_before_and_a_refused_request_without_an_answer() {
+    let rig = Rig::patient().await;
+    rig.sim.fault(On::Any, Fault::Refuse, 1);
+    let mut stream = TcpStream::connect(rig.at).await.unwrap();
+    assert_eq!(stream.read(&mut [0; 64]).await.unwrap(), 0);
+    assert_eq!(rig.sim.observed().accepted, 0);
+    rig.sim.fault(On::Path("/sim/echo".into()), Fault::Refuse, 1);
+    let mut stream = rig.raw("GET /sim/echo HTTP/1.1\r\nhost: sim\r\n\r\n").await;
+    assert_eq!(stream.read(&mut [0; 64]).await.unwrap(), 0);
+    assert_eq!(rig.get("/sim/echo").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_hanging_request_is_never_answered() {
+    let mut rig = Rig::hasty(100).await;
+    rig.sim.put("a", "completed");
+    rig.sim.fault(On::Polls, Fault::Hang, 1);
+    let mut hung = rig.beside(&one("a", "completed"));
+    rig.until(|seen| seen.open == 1).await;
+    assert_eq!(rig.get(&one("a", "completed")).await.status, 200);
+    assert!(hung.try_recv().is_err());
+    assert_eq!(rig.sim.open(), 1);
+}
+
+#[tokio::test]
+async fn a_limit_says_when_to_come_back_and_is_then_over() {
+    let rig = Rig::patient().await;
+    rig.sim.put("a", "queued");
+    rig.sim.fault(On::Any, Fault::retry_after(429, Duration::from_millis(1500)), 2);
+    for (status, retry_after) in [(429, Some("2")), (429, Some("2")), (200, None)] {
+        let answer = rig.get(&one("a", "queued")).await;
+        assert_eq!(answer.status, status);
+        assert_eq!(answer.headers.get("retry-after").map(|value| value.to_str().unwrap()), retry_after);
+    }
+}
+
+#[tokio::test]
+async fn an_error_has_the_status_and_the_body_that_were_ordered() {
+    let rig = Rig::patient().await;
+    rig.sim.put("a", "queued");
+    let order = |status, body| rig.sim.fault(On::Any, Fault::status_with(status, body), 1);
+    order(500, ErrorBody::Json);
+    order(502, ErrorBody::Html);
+    order(504, ErrorBody::Empty);
+    let json = rig.get(&one("a", "queued")).await;
+    assert_eq!((json.status.as_u16(), &json.json()["statusCode"]), (500, &500.into()));
+    let html = rig.get(&one("a", "queued")).await;
+    assert_eq!((html.status.as_u16(), &html.headers["content-type"]), (502, &"text/html".parse().unwrap()));
+    let empty = rig.get(&one("a", "queued")).await;
+    assert_eq!((empty.status.as_u16(), empty.body.len()), (504, 0));
+    let after = Duration::from_millis(200);
+    let late =
+        Fault::Status { status: StatusCode::BAD_GATEWAY, retry_after: None, body: ErrorBody::Html, after };
+    rig.sim.fault(On::Any, late, 1);
+    let start = clock::now();
+    assert_eq!(rig.get(&one("a", "completed")).await.status, 502);
+    assert!((after..PATIENCE).contains(&start.elapsed()));
+}
+
+#[tokio::test]
+async fn html_comes_as_200_where_json_was_due() {
+    let rig = Rig::patient().await;
+    rig.sim.put("a", "queued");
+    rig.sim.fault(On::Any, Fault::Html, 1);
+    let answer = rig.get(&one("a", "queued")).await;
+    assert_eq!(
+        (answer.status, &answer.headers["content-type"]),
+        (StatusCode::OK, &"text/html".parse().unwrap())
+    );
+    assert!(serde_json::from_slice::<Value>(&answer.body).is_err());
+}
+
+#[tokio::test]
+async fn a_cut_answer_promises_more_than_it_sends() {
+    let rig = Rig::patient().await;
+    rig.sim.put("a", "completed");
+    rig.sim.fault(On::Clip("a".into()), Fault::Cut, 2);
+    let mut stream = rig
+        .raw(&format!("GET {} HTTP/1.1\r\nhost: sim\r\nauthorization: Bearer k\r\n\r\n", one("a", "queued")))
+        .await;
+    let mut all = Vec::new();
+    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut all)).await.unwrap();
+    let text = String::from_utf8_lossy(&all);
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let whole = rig.sim.body("a", "completed");
+    assert!(head.starts_with("HTTP/1.1 200"));
+    assert!(head.contains(&format!("content-length: {}", whole.len())), "{head}");
+    assert!(body.len() > 100 && body.len() < whole.len());
+    assert!(rig.try_get(&one("a", "queued")).await.is_err());
+    rig.until(|seen| seen.requests.iter().all(|seen| seen.end == End::Broken)).await;
+    assert_eq!(rig.get(&one("a", "queued")).await.body, whole);
+}
+
+#[tokio::test]
+async fn over_http2_a_cut_answer_ends_in_an_error() {
+    let rig = Rig::start_with(Options::default(), true).await;
+    rig.sim.put("a", "completed");
+    rig.sim.fault(On::Clip("a".into()), Fault::Cut, 1);
+    assert!(rig.try_get(&one("a", "queued")).await.is_err());
+    assert_eq!(rig.get(&one("a", "queued")).await.status, 200);
+}
+
+#[tokio::test]
+async fn faults_that_are_taken_back_do_not_come() {
+    let rig = Rig::patient().await;
+    rig.sim.fault_share(On::Any, Fault::status(500), 1.0);
+    assert_eq!([rig.get("/sim/echo").await.status, rig.get("/sim/echo").await.status], [500, 500]);
+    rig.sim.clear_faults();
+    assert_eq!(rig.get("/sim/echo").await.status, 200);
+}
