@@ -5,7 +5,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
-use super::{PollId, PollSpec, WaitId, WaitSpec};
+use super::vocabulary::{Failure, PollId, PollSpec, WaitId, WaitSpec};
 use crate::model::clip::{ClipId, ClipSet, ClipState, KeyDomain};
 
 /// One client's wait.
@@ -19,19 +19,18 @@ pub(super) struct Wait {
     pub(super) opened: bool,
     /// Answers on its clips could not be taken apart: it needs one on just its set, from its own endpoint.
     pub(super) alone: bool,
-    /// States that are good for this wait only: vouched for at its arrival, or on no ladder.
+    /// States that are good for this wait only: vouched for at its arrival, on no ladder, or true when its
+    /// time was over.
     pub(super) given: Vec<ClipState>,
+    /// How the polls that it leaned on until its time was over failed last, if they did.
+    pub(super) failed: Option<Failure>,
     due: Instant,
 }
 
 impl Wait {
-    /// Whether its time is over at this moment.
-    pub(super) fn is_over(&self, at: Instant) -> bool {
-        match self.phase {
-            Phase::Waiting => self.due <= at,
-            Phase::Ending => true,
-            Phase::Looking { .. } => false,
-        }
+    /// When its time is over.
+    pub(super) fn deadline(&self) -> Instant {
+        self.spec.arrived + self.spec.timeout
     }
 }
 
@@ -39,8 +38,8 @@ impl Wait {
 pub(super) enum Phase {
     /// Until its deadline.
     Waiting,
-    /// Past it, while the poll that is as old as the wait comes to its end.
-    Ending,
+    /// Past it since then, while the upstream ends a poll that tells where the clips are.
+    Ending { since: Instant },
     /// Past it: what is seen from `since` on is the answer, reached or not.
     Looking { since: Instant },
 }
@@ -61,6 +60,8 @@ pub(super) struct Poll {
     pub(super) tried_at: Instant,
     /// Since when its request has stood at the upstream.
     pub(super) standing: Option<Instant>,
+    /// How the newest failed try failed.
+    pub(super) failed: Option<Failure>,
 }
 
 impl Poll {
@@ -74,6 +75,7 @@ impl Poll {
             opened_at: now,
             tried_at: now,
             standing: None,
+            failed: None,
         }
     }
 }
@@ -179,9 +181,6 @@ impl Board {
         for clip in &spec.clips {
             slots.entry(clip.clone()).or_default().waits.insert(id);
         }
-        for state in &given {
-            self.learn(spec.domain, state.clone());
-        }
         let due = spec.arrived + spec.timeout;
         self.timers.insert((due, Timer::Wait(id)));
         let wait = Wait {
@@ -191,6 +190,7 @@ impl Board {
             opened: false,
             alone: false,
             given,
+            failed: None,
             due,
         };
         let before = self.waits.insert(id, wait);
@@ -243,17 +243,6 @@ impl Board {
             slot.polls.remove(&id);
         });
         Some(poll)
-    }
-
-    /// Leaves a poll with these of its clips.
-    pub(super) fn narrow_poll(&mut self, id: PollId, clips: ClipSet) {
-        let Some(poll) = self.polls.get_mut(&id) else { return };
-        let domain = poll.spec.domain;
-        let gone = ClipSet::new(poll.spec.clips.iter().filter(|clip| !clips.contains(clip)).cloned());
-        poll.spec.clips = clips;
-        self.unlink(domain, &gone, |slot| {
-            slot.polls.remove(&id);
-        });
     }
 
     pub(super) fn set_poll_phase(&mut self, id: PollId, phase: PollPhase) {
@@ -363,6 +352,7 @@ impl Board {
             }
         }
         assert_eq!(timers, self.timers);
+        assert!(self.slots.values().all(|slots| !slots.is_empty()));
         for slot in self.slots.values().flat_map(HashMap::values) {
             assert!(slot.waits.iter().all(|wait| self.waits.contains_key(wait)));
             assert!(slot.polls.iter().all(|poll| self.polls.contains_key(poll)));

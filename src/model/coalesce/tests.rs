@@ -1,1 +1,759 @@
+//! One scenario for each promise of the contract's section 2, and one for each schedule that broke one.
 
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::*;
+use crate::model::clip::KeyDomain;
+use crate::model::route::{Form, Ladder, Route};
+
+#[expect(clippy::disallowed_methods, reason = "an arbitrary zero for virtual time")]
+pub(super) fn zero() -> Instant {
+    Instant::now()
+}
+
+/// A machine in virtual time, with clients by number and an upstream played by the test.
+struct Stage {
+    machine: Coalescer,
+    ladder: Ladder,
+    zero: Instant,
+    now: Instant,
+    /// The polls that are open, as `clips goal` in the order they were opened.
+    open: Vec<(PollId, String)>,
+    /// All that were ever opened.
+    opened: usize,
+    aborted: usize,
+    told: HashMap<u64, Settled>,
+    /// Whether a poll stands at the upstream as soon as it is opened.
+    stands: bool,
+}
+
+fn domain(number: u8) -> KeyDomain {
+    KeyDomain([number; 16])
+}
+
+fn secs(secs: f64) -> Duration {
+    Duration::from_secs_f64(secs)
+}
+
+fn clips(ids: &str) -> ClipSet {
+    ClipSet::new(ids.split(' ').map(|id| ClipId::new(id).unwrap()))
+}
+
+fn reply(status: u16) -> Arc<Reply> {
+    Arc::new(Reply { status, head: Arc::new(Head::default()), body: Bytes::new() })
+}
+
+impl Stage {
+    fn new() -> Self {
+        Self::with(6, secs(2.0))
+    }
+
+    fn with(max_clips: usize, linger: Duration) -> Self {
+        let ladder = Route::suno().ladder;
+        let rules = Rules { ladder: ladder.clone(), hold: secs(120.0), linger, max_clips };
+        let zero = zero();
+        Self {
+            machine: Coalescer::new(rules),
+            ladder,
+            zero,
+            now: zero,
+            open: Vec::new(),
+            opened: 0,
+            aborted: 0,
+            told: HashMap::new(),
+            stands: true,
+        }
+    }
+
+    /// Lets time pass until so many seconds from the start, with all that is due up to then.
+    fn at(&mut self, seconds: f64) -> &mut Self {
+        let until = self.zero + secs(seconds);
+        while let Some(due) = self.machine.poll_timeout().filter(|due| *due <= until) {
+            self.now = self.now.max(due);
+            self.machine.handle_timeout(self.now);
+            self.act();
+        }
+        self.now = until;
+        self
+    }
+
+    fn act(&mut self) {
+        while let Some(output) = self.machine.poll_output() {
+            match output {
+                Output::Open(id, spec) => {
+                    let ids: Vec<_> = spec.clips.iter().map(ClipId::as_str).collect();
+                    let goal = match spec.goal {
+                        Goal::Now => "now",
+                        Goal::Rung(rung) => self.ladder.name(rung),
+                    };
+                    self.open.push((id, format!("{} {goal}", ids.join(" "))));
+                    self.opened += 1;
+                    if self.stands {
+                        self.machine.handle(Input::Progress(id, Progress::Standing), self.now);
+                    }
+                }
+                Output::Abort(id) => {
+                    self.take(id);
+                    self.aborted += 1;
+                }
+                Output::Settle(WaitId(number), settled) => {
+                    assert!(self.told.insert(number, settled).is_none(), "{number} is told twice");
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, id: PollId) {
+        let at = self.open.iter().position(|(open, _)| *open == id).expect("it is open");
+        self.open.remove(at);
+    }
+
+    fn poll(&self, what: &str) -> PollId {
+        let found = self.open.iter().find(|(_, open)| open == what);
+        found.unwrap_or_else(|| panic!("no poll for {what}: {:?}", self.open)).0
+    }
+
+    fn spec(&self, ids: &str, word: &str) -> WaitSpec {
+        let clips = clips(ids);
+        WaitSpec {
+            domain: domain(0),
+            form: if clips.len() == 1 { Form::Single } else { Form::Multi },
+            clips,
+            goal: self.ladder.rung(word).map_or(Goal::Now, Goal::Rung),
+            arrived: self.now,
+            timeout: secs(120.0),
+            keep: true,
+            known: Vec::new(),
+        }
+    }
+
+    fn enter(&mut self, number: u64, spec: WaitSpec) -> &mut Self {
+        self.handle(Input::Join(WaitId(number), spec))
+    }
+
+    /// A client waits its 2 minutes for these clips to be where the word says.
+    fn join(&mut self, number: u64, ids: &str, word: &str) -> &mut Self {
+        let spec = self.spec(ids, word);
+        self.enter(number, spec)
+    }
+
+    fn join_for(&mut self, number: u64, ids: &str, word: &str, timeout: f64) -> &mut Self {
+        let spec = WaitSpec { timeout: secs(timeout), ..self.spec(ids, word) };
+        self.enter(number, spec)
+    }
+
+    fn leave(&mut self, number: u64) -> &mut Self {
+        self.handle(Input::Leave(WaitId(number)))
+    }
+
+    fn handle(&mut self, input: Input) -> &mut Self {
+        self.machine.handle(input, self.now);
+        self.act();
+        self
+    }
+
+    fn progress(&mut self, what: &str, progress: Progress) -> &mut Self {
+        let id = self.poll(what);
+        self.handle(Input::Progress(id, progress))
+    }
+
+    fn end(&mut self, what: &str, outcome: Outcome) -> &mut Self {
+        let id = self.poll(what);
+        self.take(id);
+        self.handle(Input::Landed(id, outcome))
+    }
+
+    fn state(&self, id: &str, word: &str) -> ClipState {
+        ClipState {
+            id: ClipId::new(id).unwrap(),
+            rung: self.ladder.rung(word),
+            body: Bytes::from(format!("{id}={word}")),
+            head: Arc::new(Head::default()),
+            seen_at: self.now,
+        }
+    }
+
+    /// The poll comes back with clips where they are: `a=queued b=completed`.
+    fn land(&mut self, what: &str, states: &str) -> &mut Self {
+        let head = Arc::new(Head::default());
+        let states = states.split(' ').map(|state| {
+            let (id, word) = state.split_once('=').unwrap();
+            ClipState { head: Arc::clone(&head), ..self.state(id, word) }
+        });
+        let outcome = Outcome::Clips(states.collect());
+        self.end(what, outcome)
+    }
+
+    /// What a client was told, by now; nothing while it waits.
+    fn told(&self, number: u64) -> String {
+        let Some(settled) = self.told.get(&number) else { return String::new() };
+        let bodies = |states: &[ClipState]| {
+            let bodies = states.iter().map(|state| String::from_utf8(state.body.to_vec()).unwrap());
+            bodies.collect::<Vec<_>>().join(" ")
+        };
+        match &settled.end {
+            End::Reached(states) => format!("reached {}", bodies(states)),
+            End::TimedOut(states) => format!("timed out {}", bodies(states)),
+            End::Whole(reply) => format!("whole {}", reply.status),
+            End::Refused(reply) => format!("refused {}", reply.status),
+            End::Failed(Failure::Answered(reply)) => format!("failed {}", reply.status),
+            End::Failed(failure) => format!("failed {failure:?}"),
+        }
+    }
+
+    /// Asserts what clients were told, those numbered 1 and up in turn.
+    #[track_caller]
+    fn assert_told(&self, told: &[&str]) {
+        let all: Vec<String> = (1..).take(told.len()).map(|number| self.told(number)).collect();
+        assert_eq!(all, told);
+    }
+
+    fn open(&self) -> Vec<&str> {
+        self.open.iter().map(|(_, what)| what.as_str()).collect()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.machine.waits() == 0
+            && self.machine.polls() == 0
+            && self.machine.poll_timeout().is_none()
+            && self.open.is_empty()
+    }
+}
+
+// Promises 1 to 3: nobody is late, nobody is cut short, identical waits share one poll.
+
+#[test]
+fn identical_waits_share_one_poll_in_any_order_and_at_any_time() {
+    let mut s = Stage::new();
+    s.join(1, "a b", "completed").join(2, "b a", "completed").at(60.0).join(3, "a b", "completed");
+    assert_eq!(s.open(), ["a b completed"]);
+    s.at(70.0).land("a b completed", "b=complete a=error");
+    s.assert_told(&["reached a=error b=complete"; 3]);
+    assert_eq!((s.told[&1].how, s.told[&1].direct), (How::Opened, true));
+    assert_eq!((s.told[&3].how, s.told[&3].direct), (How::Leaned, false));
+    assert!(s.is_idle());
+}
+
+#[test]
+fn a_late_joiner_has_its_own_two_minutes_and_the_poll_is_opened_again_for_it() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").at(60.0).join(2, "a", "completed");
+    s.at(120.1).land("a completed", "a=streaming");
+    s.assert_told(&["timed out a=streaming", ""]);
+    assert_eq!((s.open(), s.opened), (vec!["a completed"], 2));
+    s.at(179.9).assert_told(&["timed out a=streaming", ""]);
+    s.at(180.0).assert_told(&["timed out a=streaming"; 2]);
+    assert_eq!(s.opened, 2, "what is proven costs no request");
+}
+
+#[test]
+fn a_late_joiner_is_answered_by_the_poll_it_joined() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").at(119.0).join(2, "a", "completed");
+    s.at(119.5).land("a completed", "a=complete").assert_told(&["reached a=complete"; 2]);
+    assert_eq!(s.opened, 1);
+}
+
+#[test]
+fn a_poll_that_ends_unreached_with_nobody_left_is_not_opened_again() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").join(2, "a", "completed").at(120.05).land("a completed", "a=queued");
+    s.assert_told(&["timed out a=queued"; 2]);
+    assert_eq!((s.opened, s.is_idle()), (1, true));
+}
+
+#[test]
+fn the_answer_to_a_poll_that_was_opened_again_belongs_to_whom_it_was_opened_for() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").at(60.0).join(2, "a", "completed");
+    s.at(120.1).land("a completed", "a=queued").at(130.0).land("a completed", "a=complete");
+    for wait in 1..=2 {
+        assert_eq!((s.told[&wait].how, s.told[&wait].direct), (How::Opened, true), "{wait}");
+    }
+}
+
+#[test]
+fn a_long_wait_asks_again_each_time_the_upstream_ends_its_poll() {
+    let mut s = Stage::new();
+    s.join_for(1, "a", "completed", 600.0);
+    for round in 1..5 {
+        s.at(120.1 * f64::from(round)).land("a completed", "a=queued");
+    }
+    s.at(600.0);
+    assert_eq!((s.opened, s.open()), (6, vec!["a completed", "a submitted"]), "five, and a snapshot");
+    s.land("a submitted", "a=streaming").assert_told(&["timed out a=streaming"]);
+}
+
+#[test]
+fn a_rung_that_is_skipped_ends_the_waits_for_it() {
+    let mut s = Stage::new();
+    s.join(1, "a", "queued").join(2, "a", "streaming").at(5.0).land("a queued", "a=complete");
+    s.assert_told(&["reached a=complete"; 2]);
+    assert!(s.is_idle());
+}
+
+#[test]
+fn ten_thousand_waits_are_one_poll() {
+    let mut s = Stage::new();
+    for wait in 0..10_000 {
+        s.join(wait, "a", "completed");
+    }
+    s.at(60.0).land("a completed", "a=complete");
+    assert_eq!((s.told.len(), s.opened, s.is_idle()), (10_000, 1, true));
+}
+
+// Promise 4: leaning, and never more requests than the clients alone would make.
+
+#[test]
+fn an_error_told_to_a_lower_poll_ends_the_waits_for_completed() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").at(1.0).join(2, "a", "streaming");
+    assert_eq!(s.open(), ["a completed", "a streaming"]);
+    s.at(9.0).land("a streaming", "a=error").assert_told(&["reached a=error"; 2]);
+    s.at(12.0);
+    assert!(s.is_idle() && s.aborted == 1);
+}
+
+#[test]
+fn a_wait_leans_on_a_lower_poll_and_asks_for_itself_once_that_is_reached() {
+    let mut s = Stage::new();
+    s.join(1, "a", "streaming").at(1.0).join(2, "a", "completed");
+    assert_eq!(s.open(), ["a streaming"]);
+    s.at(9.0).land("a streaming", "a=streaming").assert_told(&["reached a=streaming", ""]);
+    assert_eq!(s.open(), ["a completed"]);
+    s.at(20.0).land("a completed", "a=complete").assert_told(&["reached a=streaming", "reached a=complete"]);
+    assert_eq!(s.opened, 2);
+}
+
+#[test]
+fn the_lower_of_two_waits_opens_first_when_their_poll_ended_and_the_higher_leans() {
+    let mut s = Stage::new();
+    s.join(1, "a", "streaming").at(1.0).join(2, "a", "completed").at(60.0).join(3, "a", "streaming");
+    s.at(120.1).land("a streaming", "a=queued");
+    assert_eq!(s.open(), ["a streaming"]);
+}
+
+#[test]
+fn a_batch_asks_only_for_what_is_neither_known_nor_asked_for_as_long_as_it_waits() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").at(0.1);
+    let known = vec![s.state("c", "complete")];
+    s.enter(2, WaitSpec { known, ..s.spec("a b c", "completed") });
+    assert_eq!(s.open(), ["a completed", "b completed"]);
+    s.at(5.0).land("b completed", "b=complete").at(6.0).land("a completed", "a=complete");
+    s.assert_told(&["reached a=complete", "reached a=complete b=complete c=complete"]);
+    assert_eq!(s.opened, 2);
+}
+
+/// Had the batch asked for `b` only, it would need a third request at 120 s, where clients alone make two.
+#[test]
+fn a_batch_that_must_ask_asks_along_for_clips_whose_poll_ends_before_its_time() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").at(60.0).join(2, "a b", "completed");
+    assert_eq!(s.open(), ["a completed", "a b completed"]);
+    s.at(61.0).leave(1).at(120.1);
+    assert_eq!((s.open(), s.opened), (vec!["a completed", "a b completed"], 2));
+    s.land("a completed", "a=queued");
+    assert_eq!((s.open(), s.opened), (vec!["a b completed"], 2));
+    s.at(180.1).land("a b completed", "a=queued b=complete");
+    s.assert_told(&["", "timed out a=queued b=complete"]);
+    assert_eq!(s.opened, 2);
+}
+
+#[test]
+fn a_batch_opens_nothing_while_running_polls_ask_for_all_its_clips() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").at(30.0).join(2, "b", "streaming").at(60.0).join(3, "a b", "completed");
+    assert_eq!(s.opened, 2);
+    s.at(70.0).land("b streaming", "b=complete").land("a completed", "a=complete");
+    s.assert_told(&["reached a=complete", "reached b=complete", "reached a=complete b=complete"]);
+    assert_eq!((s.opened, s.told[&3].how), (2, How::Leaned));
+}
+
+#[test]
+fn a_batch_that_leaned_makes_up_for_an_ended_poll_with_one_request_for_all() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").at(30.0).join(2, "b", "completed").at(60.0).join(3, "a b", "completed");
+    s.at(61.0).leave(1).leave(2).at(120.1).land("a completed", "a=queued");
+    assert_eq!(s.open(), ["b completed", "a b completed"]);
+    s.at(150.1).land("b completed", "b=queued");
+    assert_eq!((s.open(), s.opened), (vec!["a b completed"], 3), "three clients, three requests");
+}
+
+/// Leaning on the lower poll alone would have kept the refusal back until that one landed.
+#[test]
+fn a_refused_clip_is_asked_for_at_once_although_a_lower_poll_asks_for_its_neighbour() {
+    let mut s = Stage::new();
+    s.join(1, "a", "streaming").at(1.0).join(2, "a b", "completed");
+    assert_eq!(s.open(), ["a streaming", "a b completed"]);
+    s.end("a b completed", Outcome::Refused(reply(404))).assert_told(&["", "refused 404"]);
+}
+
+#[test]
+fn a_wait_for_more_clips_than_a_poll_may_ask_for_is_split() {
+    let mut s = Stage::with(2, secs(2.0));
+    s.join(1, "a b c d e", "completed").at(1.0).join(2, "e d c b a", "completed");
+    assert_eq!(s.open(), ["a b completed", "c d completed", "e completed"]);
+    s.at(9.0).land("c d completed", "c=complete d=complete");
+    s.at(120.1).land("a b completed", "a=queued b=complete");
+    assert_eq!(s.open(), ["e completed", "a e completed"]);
+    s.at(120.2).land("e completed", "e=queued");
+    s.assert_told(&["timed out a=queued b=complete c=complete d=complete e=queued", ""]);
+    s.at(120.9).land("a e completed", "a=complete e=complete");
+    assert_eq!(s.told(2), "reached a=complete b=complete c=complete d=complete e=complete");
+}
+
+#[test]
+fn a_split_wait_asks_again_once_all_its_polls_have_ended() {
+    let mut s = Stage::with(1, secs(2.0));
+    s.join_for(1, "a b", "completed", 240.0).at(120.1).land("a completed", "a=queued");
+    assert_eq!(s.open(), ["b completed"]);
+    s.at(120.2).land("b completed", "b=queued");
+    assert_eq!(s.open(), ["a completed", "b completed"]);
+}
+
+#[test]
+fn an_upstream_that_does_not_hold_is_asked_once_a_gap() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").at(0.1).land("a completed", "a=queued");
+    assert!(s.open().is_empty());
+    s.at(0.5).join(2, "a", "completed").at(1.19);
+    assert_eq!((s.opened, s.machine.polls()), (1, 1));
+    s.at(1.2);
+    assert_eq!((s.open(), s.opened), (vec!["a completed"], 2));
+    s.at(1.3).land("a completed", "a=queued").leave(1).leave(2);
+    assert!(s.is_idle() && s.aborted == 0, "a resting poll is forgotten with its last wait");
+}
+
+#[test]
+fn a_request_without_a_status_leans_on_its_like_and_on_snapshots_only() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").join(2, "a", "").join(3, "a", "");
+    assert_eq!(s.open(), ["a completed", "a now"]);
+    s.join(4, "a", "submitted");
+    assert_eq!(s.open(), ["a completed", "a now", "a submitted"], "no other leans on one without status");
+    s.land("a now", "a=queued");
+    s.assert_told(&["", "reached a=queued", "reached a=queued", "reached a=queued"]);
+    s.join(5, "b", "submitted").join(6, "b", "").land("b submitted", "b=queued");
+    assert_eq!(s.told(6), "reached b=queued");
+}
+
+// Promise 5, key domains, and states that are nobody else's.
+
+#[test]
+fn a_single_wait_never_leans_on_a_batch_nor_fails_by_it() {
+    let mut s = Stage::new();
+    s.join(1, "a b", "completed").join(2, "a", "completed");
+    assert_eq!(s.open(), ["a b completed", "a completed"]);
+    s.end("a b completed", Outcome::Refused(reply(404))).assert_told(&["refused 404", ""]);
+    s.land("a completed", "a=complete").assert_told(&["refused 404", "reached a=complete"]);
+}
+
+#[test]
+fn what_a_batch_learns_of_a_clip_reaches_the_single_wait_on_it() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").at(1.0).join(2, "a b", "streaming");
+    s.at(9.0).land("a b streaming", "a=complete b=streaming");
+    s.assert_told(&["reached a=complete", "reached a=complete b=streaming"]);
+}
+
+#[test]
+fn key_domains_never_touch() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed");
+    s.enter(2, WaitSpec { domain: domain(1), ..s.spec("a", "completed") });
+    assert_eq!((s.open(), s.poll("a completed")), (vec!["a completed", "a completed"], PollId(0)));
+    s.land("a completed", "a=complete").assert_told(&["reached a=complete", ""]);
+    s.end("a completed", Outcome::Refused(reply(401))).assert_told(&["reached a=complete", "refused 401"]);
+}
+
+#[test]
+fn a_state_that_went_back_is_ignored() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").join(2, "a", "streaming").at(5.0).land("a streaming", "a=streaming");
+    s.at(6.0).join(3, "a", "queued").land("a queued", "a=submitted");
+    s.assert_told(&["", "reached a=streaming", "reached a=streaming"]);
+    s.at(120.0).land("a completed", "a=queued");
+    assert_eq!(s.told(1), "timed out a=streaming");
+}
+
+#[test]
+fn a_word_on_no_ladder_is_handed_over_at_once_and_not_spread() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").join(2, "a b", "completed");
+    s.join(3, "a", "streaming").at(5.0).land("a streaming", "a=paused");
+    s.assert_told(&["", "", "reached a=paused"]);
+    s.join(4, "a", "streaming").assert_told(&["", "", "reached a=paused", ""]);
+    assert_eq!(s.open(), ["a completed", "b completed", "a streaming"], "it is not kept");
+}
+
+#[test]
+fn a_batch_that_was_handed_an_odd_word_asks_on_for_the_rest_only() {
+    let mut s = Stage::new();
+    s.join(1, "a b", "completed").at(5.0).land("a b completed", "a=paused b=queued");
+    s.assert_told(&[""]);
+    assert_eq!(s.open(), ["b completed"]);
+    s.at(9.0).land("b completed", "b=complete").assert_told(&["reached a=paused b=complete"]);
+}
+
+/// Found by the sweep: the state vouched for to one wait satisfied another, which then leaned on nothing and
+/// was held until its deadline.
+#[test]
+fn a_state_vouched_for_to_one_wait_is_that_waits_only() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").at(0.1).land("a completed", "a=queued").at(1.0);
+    let known = vec![s.state("a", "complete")];
+    s.enter(2, WaitSpec { known, ..s.spec("a", "completed") }).assert_told(&["", "reached a=complete"]);
+    s.at(2.0);
+    assert_eq!(s.open(), ["a completed"]);
+    s.land("a completed", "a=complete").assert_told(&["reached a=complete"; 2]);
+}
+
+// Promise 6: clients come and go freely.
+
+#[test]
+fn the_opener_leaves_and_the_rest_is_served() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").at(1.0).join(2, "a", "completed").at(2.0).leave(1);
+    s.at(50.0).land("a completed", "a=complete").assert_told(&["", "reached a=complete"]);
+    assert_eq!((s.opened, s.aborted), (1, 0));
+}
+
+#[test]
+fn the_last_leaver_aborts_the_poll_after_the_linger() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").join(2, "a", "completed").leave(1).at(5.0).leave(2).at(6.9);
+    assert_eq!((s.open(), s.aborted, s.machine.waits()), (vec!["a completed"], 0, 0));
+    s.at(7.0);
+    assert!(s.is_idle() && s.aborted == 1);
+}
+
+#[test]
+fn one_who_comes_back_within_the_linger_finds_the_poll_still_there() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").at(5.0).leave(1).at(6.5).join(2, "a", "completed").at(60.0);
+    assert_eq!((s.open(), s.opened, s.aborted), (vec!["a completed"], 1, 0));
+    s.land("a completed", "a=complete").assert_told(&["", "reached a=complete"]);
+}
+
+#[test]
+fn a_poll_that_lands_while_it_lingers_is_forgotten() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").leave(1).at(1.0).land("a completed", "a=queued");
+    assert!(s.is_idle() && s.aborted == 0);
+}
+
+#[test]
+fn what_concerns_the_forgotten_changes_nothing() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").leave(1).leave(1).at(3.0);
+    let late = Outcome::Clips(vec![s.state("a", "complete")]);
+    s.handle(Input::Landed(PollId(0), late));
+    s.handle(Input::Progress(PollId(0), Progress::Standing)).leave(7);
+    assert!(s.is_idle() && s.told.is_empty());
+}
+
+// Promise 7: the deadline's answer is true.
+
+#[test]
+fn what_a_pending_poll_proves_at_the_deadline_costs_no_request() {
+    let mut s = Stage::new();
+    s.join_for(1, "a", "completed", 60.0).join(2, "a", "streaming");
+    s.at(30.0).land("a streaming", "a=streaming").at(60.0).assert_told(&["timed out a=streaming"]);
+    assert_eq!(s.opened, 2);
+}
+
+#[test]
+fn what_nothing_proves_at_the_deadline_costs_one_snapshot_for_all_who_look() {
+    let mut s = Stage::new();
+    s.join_for(1, "a", "completed", 60.0).join_for(2, "a", "completed", 60.0).at(60.0);
+    s.assert_told(&["", ""]);
+    assert_eq!(s.open(), ["a completed", "a submitted"]);
+    s.at(60.1).land("a submitted", "a=queued").assert_told(&["timed out a=queued"; 2]);
+    s.at(62.0);
+    assert!(s.is_idle());
+}
+
+#[test]
+fn a_poll_that_does_not_stand_yet_proves_nothing() {
+    let mut s = Stage::new();
+    s.stands = false;
+    s.join_for(1, "a", "completed", 60.0).join(2, "a", "streaming");
+    s.at(30.0).land("a streaming", "a=streaming").at(60.0);
+    assert_eq!(s.open(), ["a completed", "a submitted"]);
+}
+
+/// Found by the sweep: the batch was silent because `b` held it, until this very moment.
+#[test]
+fn a_batch_whose_other_clip_only_just_got_there_proves_nothing() {
+    let mut s = Stage::new();
+    s.join(1, "a b", "completed").at(10.0).join(2, "a", "streaming").land("a streaming", "a=streaming");
+    s.at(60.0).join(3, "b", "completed").at(70.0).land("b completed", "b=complete");
+    s.join_for(4, "a", "completed", 0.0);
+    assert_eq!(s.open(), ["a b completed", "a submitted"]);
+    s.land("a submitted", "a=complete");
+    assert_eq!(s.told(4), "reached a=complete");
+    assert_eq!(s.told(1), "reached a=complete b=complete");
+}
+
+#[test]
+fn a_batch_whose_other_clip_is_long_there_proves_the_rest() {
+    let mut s = Stage::new();
+    s.join(1, "a b", "completed").at(10.0).join(2, "a", "streaming").land("a streaming", "a=streaming");
+    s.at(60.0).join(3, "b", "completed").at(70.0).land("b completed", "b=complete");
+    s.at(80.0).join_for(4, "a", "completed", 0.0);
+    assert_eq!((s.told(4), s.opened), ("timed out a=streaming".into(), 3));
+}
+
+#[test]
+fn a_wait_without_time_costs_one_snapshot() {
+    let mut s = Stage::new();
+    s.join_for(1, "a", "completed", 0.0);
+    assert_eq!((s.open(), s.opened), (vec!["a submitted"], 1));
+}
+
+#[test]
+fn what_was_proven_at_the_deadline_is_not_asked_for_again_when_the_proof_is_aborted() {
+    let mut s = Stage::with(6, Duration::ZERO);
+    s.join_for(1, "a b", "completed", 60.0).join(2, "a", "completed").join(3, "a", "streaming");
+    s.at(10.0).land("a streaming", "a=streaming").at(60.0);
+    assert_eq!(s.open(), ["a completed", "b submitted"]);
+    s.leave(2).at(60.1).land("b submitted", "b=queued").assert_told(&["timed out a=streaming b=queued"]);
+    assert!(s.is_idle());
+}
+
+// The deadline's races: two clocks count the same two minutes.
+
+#[test]
+fn a_wait_and_its_poll_that_end_at_the_same_moment_cost_no_extra_request() {
+    for ends in [119.8, 119.999, 120.0, 120.001, 120.3, 124.9] {
+        let mut s = Stage::new();
+        s.join(1, "a", "completed").at(0.04).join(2, "a", "completed");
+        s.at(ends).land("a completed", "a=queued").assert_told(&["timed out a=queued"; 2]);
+        assert_eq!((s.opened, s.is_idle()), (1, true), "{ends}");
+    }
+}
+
+#[test]
+fn a_split_wait_and_its_polls_that_end_at_the_same_moment_cost_no_extra_request() {
+    for (first, second) in [(119.9, 120.2), (120.1, 120.2), (119.8, 119.9), (120.0, 120.0)] {
+        let mut s = Stage::with(1, secs(2.0));
+        s.join(1, "a b", "completed").at(first).land("a completed", "a=queued");
+        s.at(second).land("b completed", "b=queued").assert_told(&["timed out a=queued b=queued"]);
+        assert_eq!((s.opened, s.is_idle()), (2, true), "{first} {second}");
+    }
+}
+
+#[test]
+fn an_upstream_that_overruns_its_time_is_waited_for_no_longer_than_the_grace() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").at(124.9);
+    assert_eq!(s.open(), ["a completed"]);
+    s.at(125.0);
+    assert_eq!(s.open(), ["a completed", "a submitted"]);
+    s.at(125.1).land("a submitted", "a=queued").assert_told(&["timed out a=queued"]);
+}
+
+/// It stayed for its own poll, which had another minute to go, until the grace was over.
+#[test]
+fn a_wait_shorter_than_the_upstreams_time_looks_when_its_own_is_over() {
+    let mut s = Stage::new();
+    s.join_for(1, "a", "completed", 60.0).at(60.0);
+    assert_eq!(s.open(), ["a completed", "a submitted"]);
+    s.land("a submitted", "a=queued").assert_told(&["timed out a=queued"]);
+}
+
+#[test]
+fn a_wait_of_twice_the_upstreams_time_ends_with_its_second_poll() {
+    let mut s = Stage::new();
+    s.join_for(1, "a", "completed", 240.0).at(120.1).land("a completed", "a=queued").at(240.0);
+    s.assert_told(&[""]);
+    assert_eq!(s.open(), ["a completed"]);
+    s.at(240.2).land("a completed", "a=queued").assert_told(&["timed out a=queued"]);
+    assert_eq!(s.opened, 2);
+}
+
+// Answers that are no clips.
+
+#[test]
+fn a_whole_answer_goes_to_the_waits_on_just_that_set_and_the_others_ask_alone() {
+    let mut s = Stage::new();
+    s.join(1, "a b", "completed").join(2, "a b", "completed").join(3, "a b c", "completed");
+    assert_eq!(s.open(), ["a b completed", "c completed"]);
+    s.at(9.0).end("a b completed", Outcome::Whole(reply(200)));
+    s.assert_told(&["whole 200", "whole 200", ""]);
+    assert_eq!(s.open(), ["c completed", "a b c completed"]);
+    s.at(12.0).end("a b c completed", Outcome::Whole(reply(200))).assert_told(&["whole 200"; 3]);
+    assert!(s.is_idle());
+}
+
+#[test]
+fn a_whole_answer_to_a_lower_poll_does_not_cut_a_higher_wait_short() {
+    let mut s = Stage::new();
+    s.join(1, "a b", "streaming").join(2, "a b", "completed");
+    s.at(9.0).end("a b streaming", Outcome::Whole(reply(200))).assert_told(&["whole 200", ""]);
+    assert_eq!(s.open(), ["a b completed"]);
+}
+
+#[test]
+fn a_whole_answer_at_the_upstreams_time_does_not_cut_a_late_joiner_short() {
+    let mut s = Stage::new();
+    s.join(1, "a b", "completed").at(60.0).join(2, "a b", "completed");
+    s.at(120.1).end("a b completed", Outcome::Whole(reply(200))).assert_told(&["whole 200", ""]);
+    s.at(130.0).end("a b completed", Outcome::Whole(reply(200))).assert_told(&["whole 200"; 2]);
+}
+
+#[test]
+fn a_whole_answer_to_a_part_of_a_split_wait_is_no_answer() {
+    let mut s = Stage::with(2, secs(2.0));
+    s.join(1, "a b c", "completed").end("a b completed", Outcome::Whole(reply(200)));
+    s.assert_told(&["failed Garbled"]);
+}
+
+#[test]
+fn a_refusal_goes_to_every_wait_on_the_poll() {
+    let mut s = Stage::new();
+    s.join(1, "a", "streaming").at(1.0).join(2, "a", "completed").join(3, "b", "completed");
+    s.end("a streaming", Outcome::Refused(reply(404))).assert_told(&["refused 404", "refused 404", ""]);
+    assert_eq!((s.told[&1].direct, s.told[&2].direct), (true, false));
+}
+
+#[test]
+fn a_failure_reaches_only_those_who_were_there_at_the_failed_try() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").at(1.0).progress("a completed", Progress::Stalled(Failure::Unreachable));
+    s.join(2, "a", "completed").at(2.0).progress("a completed", Progress::Trying);
+    s.at(3.0).join(3, "a", "completed").at(4.0);
+    s.end("a completed", Outcome::Failed(Failure::Unreachable));
+    s.assert_told(&["failed Unreachable", "failed Unreachable", ""]);
+    assert_eq!(s.open(), ["a completed"]);
+}
+
+#[test]
+fn a_wait_with_time_left_is_held_through_a_failing_upstream() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").at(1.0);
+    s.progress("a completed", Progress::Stalled(Failure::Answered(reply(429)))).at(90.0).assert_told(&[""]);
+    s.progress("a completed", Progress::Trying).progress("a completed", Progress::Standing);
+    s.at(100.0).land("a completed", "a=complete").assert_told(&["reached a=complete"]);
+}
+
+#[test]
+fn a_wait_whose_time_is_over_is_told_how_the_upstream_failed_last() {
+    let failing = |status| Progress::Stalled(Failure::Answered(reply(status)));
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").at(1.0).progress("a completed", failing(429)).at(120.0).assert_told(&[""]);
+    assert_eq!(s.open(), ["a completed", "a submitted"]);
+    s.at(120.1).progress("a submitted", failing(503)).at(130.0);
+    s.assert_told(&["failed 503"]);
+
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").at(1.0).progress("a completed", failing(429)).at(130.0);
+    s.assert_told(&["failed 429"]);
+
+    let mut s = Stage::new();
+    s.join_for(1, "a", "completed", 60.0).at(70.0).assert_told(&["failed Overdue"]);
+}

@@ -1,0 +1,101 @@
+//! What a wait may be told: of a clip that got where it was waited for, and of one at the wait's deadline.
+//!
+//! It reads the board and changes nothing.
+
+use std::time::Instant;
+
+use super::Coalescer;
+use super::board::{Phase, Poll, Wait};
+use super::vocabulary::Failure;
+use crate::model::clip::{ClipId, ClipState, KeyDomain};
+use crate::model::route::Goal;
+
+impl Coalescer {
+    /// The state that this clip of the wait is answered with, if there is one yet. Until its time is over the
+    /// goal must be reached, after that the state must be true.
+    pub(super) fn answer<'a>(&'a self, wait: &'a Wait, clip: &ClipId) -> Option<&'a ClipState> {
+        let seen = self.board.state(wait.spec.domain, clip);
+        let given = wait.given.iter().find(|state| state.id == *clip);
+        if let Phase::Looking { since } = wait.phase {
+            return seen.filter(|state| state.seen_at >= since).or(given);
+        }
+        let reached =
+            |state: &&ClipState| state.rung.is_none_or(|rung| self.rules.reaches(rung, wait.spec.goal));
+        seen.filter(|state| state.seen_at >= wait.spec.arrived).filter(reached).or(given.filter(reached))
+    }
+
+    /// Where this clip of the wait is known to be at `now` although nothing asks for it (promise 7). What
+    /// was seen from `since` on, when the wait's time was over, is known.
+    pub(super) fn truth<'a>(
+        &'a self,
+        wait: &'a Wait,
+        clip: &ClipId,
+        since: Instant,
+        now: Instant,
+    ) -> Option<&'a ClipState> {
+        let is_terminal =
+            |state: &ClipState| state.rung.is_some_and(|rung| self.rules.ladder.is_terminal(rung));
+        let seen = self.board.state(wait.spec.domain, clip);
+        let given = wait.given.iter().find(|state| state.id == *clip);
+        let is_proven = |state: &&ClipState| self.is_proven(wait.spec.domain, state, now);
+        seen.filter(|state| {
+            state.seen_at >= since || (is_terminal(state) && state.seen_at >= wait.spec.arrived)
+        })
+        .or(given.filter(|state| state.rung.is_none() || is_terminal(state)))
+        .or(seen.filter(is_proven))
+        .or(given.filter(is_proven))
+    }
+
+    /// Whether a poll that asks for the next rung, and stands unanswered, proves that the clip is still where
+    /// it was seen (promise 7): for long enough, nothing else that it asks for has been what holds it.
+    fn is_proven(&self, domain: KeyDomain, state: &ClipState, now: Instant) -> bool {
+        let Some(next) = state.rung.and_then(|rung| self.rules.ladder.next(rung)) else { return false };
+        let is_long_ago = |at: Instant| at + self.rules.proof() <= now;
+        let is_no_hindrance = |clip: &ClipId| {
+            self.board.state(domain, clip).is_some_and(|state| is_long_ago(state.seen_at))
+                && self.is_known_at(domain, clip, Goal::Rung(next))
+        };
+        self.board.polls_on(domain, &state.id).filter_map(|id| self.board.poll(id)).any(|poll| {
+            poll.spec.goal == Goal::Rung(next)
+                && poll.standing.is_some_and(is_long_ago)
+                && poll.spec.clips.iter().all(|clip| *clip == state.id || is_no_hindrance(clip))
+        })
+    }
+
+    /// Whether this clip was seen at the goal by anyone.
+    pub(super) fn is_known_at(&self, domain: KeyDomain, clip: &ClipId, goal: Goal) -> bool {
+        self.board
+            .state(domain, clip)
+            .and_then(|state| state.rung)
+            .is_some_and(|rung| self.rules.reaches(rung, goal))
+    }
+
+    /// Whether the upstream is about to end a poll, because its time is over when the wait's is, and that
+    /// will tell the wait more than is known.
+    pub(super) fn is_about_to_be_told(&self, wait: &Wait, since: Instant, now: Instant) -> bool {
+        let tells =
+            |poll: &Poll| poll.spec.clips.iter().any(|clip| self.truth(wait, clip, since, now).is_none());
+        wait.leans
+            .iter()
+            .filter_map(|&id| self.board.poll(id))
+            .any(|poll| poll.standing.is_some() && self.ends_with(poll, wait) && tells(poll))
+    }
+
+    /// Whether the upstream's time for the poll and the wait's own are over at the same moment.
+    fn ends_with(&self, poll: &Poll, wait: &Wait) -> bool {
+        let (ends, deadline) = (poll.opened_at + self.rules.hold, wait.deadline());
+        ends.saturating_duration_since(deadline).max(deadline.saturating_duration_since(ends))
+            <= self.rules.skew()
+    }
+
+    /// Whether the upstream holds the poll at least as long as the wait has time.
+    pub(super) fn outlasts(&self, poll: &Poll, wait: &Wait) -> bool {
+        poll.opened_at + self.rules.hold + self.rules.skew() >= wait.deadline()
+    }
+
+    /// How what the wait leans on failed last, if it did.
+    pub(super) fn last_failure(&self, wait: &Wait) -> Option<Failure> {
+        let polls = wait.leans.iter().rev().filter_map(|&id| self.board.poll(id));
+        polls.filter_map(|poll| poll.failed.clone()).next().or_else(|| wait.failed.clone())
+    }
+}
