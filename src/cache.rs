@@ -1,1 +1,308 @@
-//! Terminal clips, and live states for a moment, by key domain.
+//! What is known without asking: terminal clips, and live states for a moment, each by key domain.
+//!
+//! moka keeps and evicts; when an entry is over, and for whom it may be read at all, is decided here by the
+//! one clock. Any task reads; what one read sees is whole. The hub writes.
+//!
+//! ```text
+//!   domains: KeyDomain ─▶ epoch, accepted at      a refusal forgets the domain, and with its epoch all
+//!   clips:   (KeyDomain, ClipId) ─▶ epoch, state  entries that were stored under it
+//! ```
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::HeaderValue;
+use moka::Expiry;
+use moka::policy::EvictionPolicy;
+use parking_lot::Mutex;
+
+use crate::config;
+use crate::model::clip::{ClipId, ClipState, KeyDomain};
+use crate::model::route::{Ladder, Rung};
+
+/// The keys whose acceptance is remembered. One that is forgotten only has to be proven again.
+const MAX_DOMAINS: u64 = 100_000;
+
+/// What an entry weighs beside its bytes.
+const ENTRY_OVERHEAD: usize = 512;
+
+/// The cache.
+#[derive(Debug)]
+pub struct Cache {
+    rules: config::Cache,
+    ladder: Ladder,
+    clips: moka::sync::Cache<(KeyDomain, ClipId), Entry>,
+    domains: moka::sync::Cache<KeyDomain, Domain>,
+    /// Held while a domain is changed, so that a refusal cannot be undone by an acceptance under way.
+    changing: Mutex<()>,
+    next_epoch: AtomicU64,
+}
+
+/// A clip's state that may be answered with.
+#[derive(Clone, Debug)]
+pub struct Hit {
+    /// The state.
+    pub state: ClipState,
+    /// The strong validator of the state's bytes.
+    pub etag: HeaderValue,
+    /// How long it may be answered with from now on.
+    pub ttl: Duration,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    epoch: u64,
+    expires: Instant,
+    ttl: Duration,
+    etag: HeaderValue,
+    state: ClipState,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Domain {
+    epoch: u64,
+    accepted_at: Instant,
+}
+
+impl Cache {
+    /// An empty cache.
+    pub fn new(rules: config::Cache, ladder: Ladder) -> Self {
+        let clips = moka::sync::Cache::builder()
+            .max_capacity(rules.max_bytes)
+            .weigher(|(_, id): &(KeyDomain, ClipId), entry: &Entry| {
+                let bytes = ENTRY_OVERHEAD + id.as_str().len() + entry.state.body.len();
+                u32::try_from(bytes).unwrap_or(u32::MAX)
+            })
+            .expire_after(OwnTtl)
+            .build();
+        let domains = moka::sync::Cache::builder()
+            .max_capacity(MAX_DOMAINS)
+            .eviction_policy(EvictionPolicy::lru())
+            .build();
+        Self { rules, ladder, clips, domains, changing: Mutex::new(()), next_epoch: AtomicU64::new(0) }
+    }
+
+    /// The state kept of a clip, if this key may be told it at `now`.
+    pub fn get(&self, domain: KeyDomain, id: &ClipId, now: Instant) -> Option<Hit> {
+        let known = self.domains.get(&domain)?;
+        if now.saturating_duration_since(known.accepted_at) >= self.rules.recheck_key {
+            return None;
+        }
+        let entry = self.clips.get(&(domain, id.clone()))?;
+        let ttl = entry.expires.saturating_duration_since(now);
+        (entry.epoch == known.epoch && !ttl.is_zero()).then(|| Hit {
+            state: entry.state,
+            etag: entry.etag,
+            ttl,
+        })
+    }
+
+    /// Whether the upstream has accepted this key, as far as is remembered.
+    pub fn knows(&self, domain: KeyDomain) -> bool {
+        self.domains.contains_key(&domain)
+    }
+
+    /// The upstream answered this key with a success at `now`.
+    pub fn accepted(&self, domain: KeyDomain, now: Instant) {
+        let _changing = self.changing.lock();
+        let epoch = match self.domains.get(&domain) {
+            Some(known) => known.epoch,
+            None => self.next_epoch.fetch_add(1, Ordering::Relaxed),
+        };
+        self.domains.insert(domain, Domain { epoch, accepted_at: now });
+    }
+
+    /// The upstream refused this key: nothing that it was told before is told again.
+    pub fn refused(&self, domain: KeyDomain) {
+        let _changing = self.changing.lock();
+        self.domains.invalidate(&domain);
+    }
+
+    /// Keeps a state that the upstream told this key, unless a later one is known. Needs [`Self::accepted`] before.
+    pub fn store(&self, domain: KeyDomain, state: &ClipState, now: Instant) {
+        let Some(ttl) = state.rung.map(|rung| self.ttl(rung)) else { return };
+        let Some(known) = self.domains.get(&domain) else { return };
+        let expires = state.seen_at + ttl;
+        let key = (domain, state.id.clone());
+        let is_behind = self.clips.get(&key).is_some_and(|entry| {
+            entry.epoch == known.epoch && now < entry.expires && entry.state.rung > state.rung
+        });
+        if now >= expires || is_behind {
+            return;
+        }
+        // The bytes may be a part of a larger answer, which would stay in memory with them.
+        let state = ClipState { body: Bytes::copy_from_slice(&state.body), ..state.clone() };
+        let etag = etag(&state.body);
+        self.clips.insert(key, Entry { epoch: known.epoch, expires, ttl, etag, state });
+    }
+
+    /// How long a state on this rung is kept, if it is the clip's last.
+    pub fn terminal_ttl(&self, rung: Rung) -> Option<Duration> {
+        self.ladder.is_terminal(rung).then(|| self.ttl(rung))
+    }
+
+    fn ttl(&self, rung: Rung) -> Duration {
+        if !self.ladder.is_terminal(rung) {
+            self.rules.live_ttl
+        } else if self.ladder.is_failure(rung) {
+            self.rules.error_ttl
+        } else {
+            self.rules.completed_ttl
+        }
+    }
+}
+
+/// The strong validator of these bytes (RFC 9110 §8.8.3).
+pub fn etag(body: &[u8]) -> HeaderValue {
+    let hash = blake3::hash(body).to_hex();
+    HeaderValue::try_from(format!("\"{}\"", &hash[..32])).expect("hex digits are a header value")
+}
+
+/// Lets moka free what is over; it counts by a clock of its own.
+#[derive(Debug)]
+struct OwnTtl;
+
+impl Expiry<(KeyDomain, ClipId), Entry> for OwnTtl {
+    fn expire_after_create(&self, _: &(KeyDomain, ClipId), entry: &Entry, _: Instant) -> Option<Duration> {
+        Some(entry.ttl)
+    }
+
+    fn expire_after_update(
+        &self,
+        _: &(KeyDomain, ClipId),
+        entry: &Entry,
+        _: Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        Some(entry.ttl)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::clock;
+    use crate::model::clip::Head;
+    use crate::model::route::Route;
+
+    const ALICE: KeyDomain = KeyDomain([1; 16]);
+    const BOB: KeyDomain = KeyDomain([2; 16]);
+
+    fn id(text: &str) -> ClipId {
+        ClipId::new(text).unwrap()
+    }
+
+    fn state(name: &str, word: &str, at: Instant) -> ClipState {
+        ClipState {
+            id: id(name),
+            rung: Route::suno().ladder.rung(word),
+            body: Bytes::from(format!("{name} {word}")),
+            head: Arc::new(Head::default()),
+            seen_at: at,
+        }
+    }
+
+    fn cache() -> Cache {
+        Cache::new(config::Config::default().cache, Route::suno().ladder)
+    }
+
+    fn secs(secs: u64) -> Duration {
+        Duration::from_secs(secs)
+    }
+
+    #[test]
+    fn each_kind_of_state_is_kept_for_its_own_time() {
+        let rows = [
+            ("completed", 24 * 3600),
+            ("complete", 24 * 3600),
+            ("error", 600),
+            ("streaming", 1),
+            ("queued", 1),
+        ];
+        for (word, ttl) in rows {
+            let mut rules = config::Config::default().cache;
+            rules.recheck_key = secs(1_000_000);
+            let cache = Cache::new(rules, Route::suno().ladder);
+            let t0 = clock::now();
+            cache.accepted(ALICE, t0);
+            cache.store(ALICE, &state("a", word, t0), t0);
+            let hit = |after| cache.get(ALICE, &id("a"), t0 + after);
+            assert_eq!(hit(secs(0)).map(|hit| hit.ttl), Some(secs(ttl)), "{word}");
+            assert!(hit(secs(ttl) - Duration::from_millis(1)).is_some(), "{word}");
+            assert!(hit(secs(ttl)).is_none(), "{word}");
+        }
+    }
+
+    #[test]
+    fn what_is_on_no_ladder_is_not_kept() {
+        let (cache, t0) = (cache(), clock::now());
+        cache.accepted(ALICE, t0);
+        cache.store(ALICE, &state("a", "paused", t0), t0);
+        assert!(cache.get(ALICE, &id("a"), t0).is_none());
+    }
+
+    #[test]
+    fn an_entry_is_for_its_own_key_only() {
+        let (cache, t0) = (cache(), clock::now());
+        cache.accepted(ALICE, t0);
+        cache.accepted(BOB, t0);
+        cache.store(ALICE, &state("a", "completed", t0), t0);
+        assert!(cache.get(ALICE, &id("a"), t0).is_some());
+        assert!(cache.get(BOB, &id("a"), t0).is_none());
+    }
+
+    #[test]
+    fn a_key_is_proven_again_before_it_is_told_more() {
+        let (cache, t0) = (cache(), clock::now());
+        cache.accepted(ALICE, t0);
+        cache.store(ALICE, &state("a", "completed", t0), t0);
+        assert!(cache.get(ALICE, &id("a"), t0 + secs(599)).is_some());
+        assert!(cache.get(ALICE, &id("a"), t0 + secs(600)).is_none());
+        cache.accepted(ALICE, t0 + secs(601));
+        assert!(cache.get(ALICE, &id("a"), t0 + secs(601)).is_some(), "what was kept is good again");
+    }
+
+    #[test]
+    fn a_refused_key_loses_what_was_kept_for_it_for_good() {
+        let (cache, t0) = (cache(), clock::now());
+        cache.accepted(ALICE, t0);
+        cache.store(ALICE, &state("a", "completed", t0), t0);
+        cache.refused(ALICE);
+        assert!(cache.get(ALICE, &id("a"), t0).is_none());
+        cache.accepted(ALICE, t0);
+        assert!(cache.get(ALICE, &id("a"), t0).is_none());
+    }
+
+    #[test]
+    fn a_state_that_goes_backwards_is_ignored() {
+        let (cache, t0) = (cache(), clock::now());
+        cache.accepted(ALICE, t0);
+        cache.store(ALICE, &state("a", "completed", t0), t0);
+        cache.store(ALICE, &state("a", "streaming", t0), t0);
+        assert_eq!(cache.get(ALICE, &id("a"), t0).unwrap().state.body, "a completed");
+    }
+
+    #[test]
+    fn bytes_bound_the_cache() {
+        let rules = config::Cache { max_bytes: 20_000, ..config::Config::default().cache };
+        let (cache, t0) = (Cache::new(rules, Route::suno().ladder), clock::now());
+        cache.accepted(ALICE, t0);
+        for n in 0..100 {
+            let body = Bytes::from(vec![b'x'; 1000]);
+            cache.store(ALICE, &ClipState { body, ..state(&format!("clip-{n}"), "completed", t0) }, t0);
+        }
+        cache.clips.run_pending_tasks();
+        assert!(cache.clips.weighted_size() <= 20_000, "{}", cache.clips.weighted_size());
+        assert!(cache.clips.entry_count() >= 10, "{}", cache.clips.entry_count());
+    }
+
+    #[test]
+    fn the_validator_follows_the_bytes() {
+        assert_eq!(etag(b"a"), etag(b"a"));
+        assert_ne!(etag(b"a"), etag(b"b"));
+        assert_eq!(etag(b"a").len(), 34);
+    }
+}

@@ -74,6 +74,11 @@ impl Ladder {
         self.rungs[usize::from(rung.0)].askable
     }
 
+    /// Whether a clip on this rung has failed: it ends there, and nobody waits for it.
+    pub fn is_failure(&self, rung: Rung) -> bool {
+        self.is_terminal(rung) && !self.is_askable(rung)
+    }
+
     /// The words a client may ask for, the first state first, for messages.
     pub fn askable_words(&self) -> impl Iterator<Item = &str> {
         self.rungs.iter().filter(|r| r.askable).map(|r| r.name.as_str())
