@@ -1,1 +1,373 @@
 //! The Coalescer's shell: one task, which owns the polls.
+//!
+//! ```text
+//!   gateway ── Join, Leave ──▶ ┌─────────────────────┐ ── Open, Abort ──▶ poll tasks (JoinSet)
+//!           ◀── Settled ────── │ Coalescer · one now │ ◀── Progress, Landed ──
+//!                              └─────────────────────┘
+//! ```
+//!
+//! Clients hold a [`Hub`] and wait; dropping the wait leaves. The task decides nothing: it takes all there is,
+//! asks the clock once, feeds the machine and does what comes out without awaiting. It must never know HTTP.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use http::HeaderValue;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
+use tracing::{debug, error};
+
+use crate::auth::Identity;
+use crate::cache::Cache;
+use crate::clock;
+use crate::model::answer::Shape;
+use crate::model::clip::{ClipSet, KeyDomain};
+use crate::model::coalesce::{
+    Coalescer, Failure, Input, Outcome, Output, PollId, PollSpec, Progress, Rules, Settled, WaitId, WaitSpec,
+};
+use crate::model::route::{Form, Goal};
+use crate::upstream::poll::{KeyWord, Landing, Poller};
+
+/// Commands taken at a time, so that polls that land are not kept waiting.
+const BATCH: usize = 1024;
+
+/// Events of polls under way. A poll that finds no room waits a moment; the hub never waits for a poll.
+const EVENTS: usize = 1024;
+
+/// The waits' side of the hub. Clones are the same hub.
+#[derive(Clone, Debug)]
+pub struct Hub {
+    commands: mpsc::Sender<Command>,
+    parked: Arc<Semaphore>,
+    next: Arc<AtomicU64>,
+    shape: Arc<ArcSwap<Shape>>,
+}
+
+/// One client's wait.
+#[derive(Debug)]
+pub struct Wait {
+    /// Whose key asks.
+    pub identity: Identity,
+    /// Which endpoint was asked.
+    pub form: Form,
+    /// The clips named.
+    pub clips: ClipSet,
+    /// What must be reached.
+    pub goal: Goal,
+    /// When the request came.
+    pub arrived: Instant,
+    /// How long it waits from then on.
+    pub timeout: Duration,
+    /// Whether what is kept may be part of the answer, if it is no older than this.
+    pub max_age: Option<Duration>,
+    /// Whether the answer may be kept for others.
+    pub keep: bool,
+}
+
+/// Why a wait could not be parked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HubError {
+    /// `limits.max_waits` are parked.
+    #[error("too many waits")]
+    Full,
+    /// The hub has ended.
+    #[error("shutting down")]
+    Gone,
+}
+
+#[derive(Debug)]
+enum Command {
+    Join(WaitId, Wait, oneshot::Sender<Settled>),
+    Leave(WaitId),
+}
+
+enum Event {
+    Progress(PollId, Progress),
+    Landed(PollId, Landing),
+}
+
+impl Hub {
+    /// A hub and its task, which ends when all its [`Hub`]s are gone.
+    pub fn new(
+        rules: Rules,
+        max_waits: usize,
+        poller: Poller,
+        cache: Arc<Cache>,
+    ) -> (Self, impl Future<Output = ()>) {
+        let max_waits = max_waits.min(Semaphore::MAX_PERMITS / 4);
+        // A wait takes two places at most: its Join until that is taken in, and its Leave, held from the start.
+        let (commands, inbox) = mpsc::channel(2 * max_waits);
+        let shape = Arc::new(ArcSwap::from_pointee(Shape::default()));
+        let (event_sender, events) = mpsc::channel(EVENTS);
+        let shell = Shell {
+            machine: Coalescer::new(rules),
+            poller: Arc::new(poller),
+            cache,
+            shape: Arc::clone(&shape),
+            parked: HashMap::new(),
+            keys: HashMap::new(),
+            running: HashMap::new(),
+            tasks: JoinSet::new(),
+            events: event_sender,
+        };
+        let hub = Self {
+            commands,
+            parked: Arc::new(Semaphore::new(max_waits)),
+            next: Arc::new(AtomicU64::new(0)),
+            shape,
+        };
+        (hub, shell.run(inbox, events))
+    }
+
+    /// Waits until there is an answer. Cancel safe: dropping the future leaves, and frees all it held.
+    pub async fn wait(&self, wait: Wait) -> Result<Settled, HubError> {
+        let permit = Arc::clone(&self.parked).try_acquire_owned().map_err(|_| HubError::Full)?;
+        let id = WaitId(self.next.fetch_add(1, Ordering::Relaxed));
+        let leave = self.commands.clone().try_reserve_owned().map_err(|error| refusal(&error))?;
+        let (answer, settled) = oneshot::channel();
+        self.commands.try_send(Command::Join(id, wait, answer)).map_err(|error| refusal(&error))?;
+        let mut leaver = Leaver { id, leave: Some(leave), _permit: permit };
+        let settled = settled.await.map_err(|_| HubError::Gone);
+        leaver.leave = None;
+        settled
+    }
+
+    /// How the upstream holds several clips, as last seen.
+    pub fn shape(&self) -> Arc<Shape> {
+        self.shape.load_full()
+    }
+
+    /// Waits that are parked now.
+    pub fn waits(&self) -> usize {
+        self.commands.max_capacity() / 2 - self.parked.available_permits()
+    }
+}
+
+fn refusal<T>(error: &mpsc::error::TrySendError<T>) -> HubError {
+    match error {
+        mpsc::error::TrySendError::Full(_) => HubError::Full,
+        mpsc::error::TrySendError::Closed(_) => HubError::Gone,
+    }
+}
+
+/// Tells the hub that the client left, unless it was answered.
+struct Leaver {
+    id: WaitId,
+    leave: Option<mpsc::OwnedPermit<Command>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Leaver {
+    fn drop(&mut self) {
+        if let Some(leave) = self.leave.take() {
+            leave.send(Command::Leave(self.id));
+        }
+    }
+}
+
+struct Shell {
+    machine: Coalescer,
+    poller: Arc<Poller>,
+    cache: Arc<Cache>,
+    shape: Arc<ArcSwap<Shape>>,
+    parked: HashMap<WaitId, Parked>,
+    keys: HashMap<KeyDomain, Key>,
+    running: HashMap<PollId, Running>,
+    tasks: JoinSet<()>,
+    events: mpsc::Sender<Event>,
+}
+
+struct Parked {
+    answer: oneshot::Sender<Settled>,
+    domain: KeyDomain,
+}
+
+/// A key, while a wait needs it.
+struct Key {
+    authorization: HeaderValue,
+    waits: usize,
+}
+
+struct Running {
+    task: AbortHandle,
+    domain: KeyDomain,
+}
+
+impl Shell {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Command>, mut events: mpsc::Receiver<Event>) {
+        let mut commands = Vec::with_capacity(BATCH);
+        let mut landed = Vec::with_capacity(BATCH);
+        loop {
+            let due = self.machine.poll_timeout();
+            // Cancel safe: both channels' recv_many lose nothing, and join_next leaves a task in its set.
+            tokio::select! {
+                taken = inbox.recv_many(&mut commands, BATCH) => {
+                    if taken == 0 {
+                        return;
+                    }
+                }
+                _ = events.recv_many(&mut landed, BATCH) => {}
+                Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => self.task_ended(ended),
+                () = sleep_until(due) => {}
+            }
+            let now = clock::now();
+            for command in commands.drain(..) {
+                self.command(command, now);
+            }
+            for event in landed.drain(..) {
+                self.event(event, now);
+            }
+            self.machine.handle_timeout(now);
+            self.act();
+        }
+    }
+
+    fn command(&mut self, command: Command, now: Instant) {
+        match command {
+            Command::Join(id, wait, answer) => self.join(id, wait, answer, now),
+            Command::Leave(id) => {
+                self.machine.handle(Input::Leave(id), now);
+                self.unpark(id);
+            }
+        }
+        self.act();
+    }
+
+    fn join(&mut self, id: WaitId, wait: Wait, answer: oneshot::Sender<Settled>, now: Instant) {
+        let domain = wait.identity.domain;
+        let known = match wait.max_age {
+            None => Vec::new(),
+            // Once more: what landed since the gateway looked was told to nobody who was not here yet.
+            Some(max_age) => wait
+                .clips
+                .iter()
+                .filter_map(|clip| self.cache.get(domain, clip, now))
+                .map(|hit| hit.state)
+                .filter(|state| now.saturating_duration_since(state.seen_at) <= max_age)
+                .collect(),
+        };
+        let key = self.keys.entry(domain);
+        key.or_insert(Key { authorization: wait.identity.authorization, waits: 0 }).waits += 1;
+        self.parked.insert(id, Parked { answer, domain });
+        let spec = WaitSpec {
+            domain,
+            form: wait.form,
+            clips: wait.clips,
+            goal: wait.goal,
+            arrived: wait.arrived,
+            timeout: wait.timeout,
+            keep: wait.keep,
+            known,
+        };
+        self.machine.handle(Input::Join(id, spec), now);
+    }
+
+    fn event(&mut self, event: Event, now: Instant) {
+        match event {
+            Event::Progress(id, progress) => self.machine.handle(Input::Progress(id, progress), now),
+            Event::Landed(id, landing) => self.landed(id, landing, now),
+        }
+        self.act();
+    }
+
+    fn landed(&mut self, id: PollId, landing: Landing, now: Instant) {
+        // An aborted poll may have landed all the same; the machine has forgotten it, the key's word is still good.
+        let Some(Running { domain, .. }) = self.running.remove(&id) else { return };
+        match landing.key {
+            Some(KeyWord::Accepted) => self.cache.accepted(domain, now),
+            Some(KeyWord::Refused) => self.cache.refused(domain),
+            None => {}
+        }
+        if let Some(shape) = landing.shape
+            && **self.shape.load() != shape
+        {
+            self.shape.store(Arc::new(shape));
+        }
+        if let Outcome::Clips(states) = &landing.outcome
+            && self.machine.keeps(id)
+        {
+            for state in states {
+                self.cache.store(domain, state, now);
+            }
+        }
+        self.machine.handle(Input::Landed(id, landing.outcome), now);
+    }
+
+    fn task_ended(&mut self, ended: Result<(), JoinError>) {
+        let Err(fault) = ended else { return };
+        if fault.is_cancelled() {
+            return;
+        }
+        error!(%fault, "a poll panicked");
+        let lost =
+            self.running.iter().find(|(_, running)| running.task.id() == fault.id()).map(|(id, _)| *id);
+        if let Some(id) = lost {
+            let outcome = Outcome::Failed(Failure::Garbled);
+            self.landed(id, Landing { outcome, shape: None, key: None }, clock::now());
+        }
+    }
+
+    /// Does what the machine says, without awaiting.
+    fn act(&mut self) {
+        while let Some(output) = self.machine.poll_output() {
+            match output {
+                Output::Open(id, spec) => self.open(id, spec),
+                Output::Abort(id) => {
+                    if let Some(running) = self.running.remove(&id) {
+                        running.task.abort();
+                        debug!(poll = id.0, "poll cancelled");
+                    }
+                }
+                Output::Settle(id, settled) => {
+                    if let Some(answer) = self.unpark(id) {
+                        // Fails where the client has just left; its Leave finds nothing to do.
+                        let _ = answer.send(settled);
+                    }
+                }
+            }
+        }
+    }
+
+    fn unpark(&mut self, id: WaitId) -> Option<oneshot::Sender<Settled>> {
+        let Parked { answer, domain } = self.parked.remove(&id)?;
+        if let Some(key) = self.keys.get_mut(&domain) {
+            key.waits -= 1;
+            if key.waits == 0 {
+                self.keys.remove(&domain);
+            }
+        }
+        Some(answer)
+    }
+
+    fn open(&mut self, id: PollId, spec: PollSpec) {
+        let domain = spec.domain;
+        let Some(key) = self.keys.get(&domain) else {
+            // The machine opens polls for waits only, and each has its key here.
+            debug_assert!(false, "{id:?} has no key");
+            return;
+        };
+        let authorization = key.authorization.clone();
+        debug!(poll = id.0, key = %domain, clips = spec.clips.len(), goal = ?spec.goal, "poll opened");
+        let (poller, events) = (Arc::clone(&self.poller), self.events.clone());
+        let task = self.tasks.spawn(async move {
+            let report = |progress| {
+                let events = events.clone();
+                async move { drop(events.send(Event::Progress(id, progress)).await) }
+            };
+            let landing = poller.run(&spec, &authorization, report).await;
+            // Fails only when the hub has ended.
+            let _ = events.send(Event::Landed(id, landing)).await;
+        });
+        self.running.insert(id, Running { task, domain });
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,1 +1,224 @@
 //! One poll, from its first try to its final outcome.
+//!
+//! It must never know who waits for it: the hub owns the task that runs it, and drops it to cancel. Each step is
+//! reported, and the outcome is final: whatever was worth another try has had it (contract, section 8).
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::header::{ACCEPT, AUTHORIZATION, USER_AGENT, VIA};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tracing::debug;
+
+use crate::body::Body;
+use crate::clock;
+use crate::config;
+use crate::headers;
+use crate::model::answer::{self, Shape, Sliced};
+use crate::model::backoff::Backoff;
+use crate::model::clip::{ClipState, Reply};
+use crate::model::coalesce::{Failure, Outcome, PollSpec, Progress};
+use crate::model::query;
+use crate::model::route::Route;
+use crate::upstream::client::{Answer, Client};
+
+/// The largest answer to a poll that is read. Real ones have some kB a clip.
+const MAX_ANSWER: usize = 8 << 20;
+
+/// The pauses between tries.
+const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), cap: Duration::from_secs(10) };
+
+/// Does polls.
+#[derive(Clone)]
+pub struct Poller {
+    client: Client,
+    route: Arc<Route>,
+    /// How long an answer may take, from the moment the request stands on a connection.
+    limit: Duration,
+    connect: Duration,
+    retries: u32,
+}
+
+/// What a poll came to, and what it says of the upstream and the key.
+#[derive(Debug)]
+pub struct Landing {
+    /// What the waits are told.
+    pub outcome: Outcome,
+    /// How the upstream holds several clips, if this showed it.
+    pub shape: Option<Shape>,
+    /// Whether the upstream let the key in; `None` where it did not say.
+    pub key: Option<KeyWord>,
+}
+
+/// The upstream's word on a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyWord {
+    /// A success.
+    Accepted,
+    /// 401 or 403.
+    Refused,
+}
+
+/// The upstream's word on the key of a request that it answered so.
+pub fn key_word(status: StatusCode) -> Option<KeyWord> {
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Some(KeyWord::Refused),
+        _ if status.is_success() => Some(KeyWord::Accepted),
+        _ => None,
+    }
+}
+
+/// How one try ended.
+enum Try {
+    Landed(Landing),
+    Failed(Failure, Option<Duration>),
+}
+
+impl Poller {
+    /// A poller on this client.
+    pub fn new(client: Client, route: Arc<Route>, config: &config::Upstream) -> Self {
+        Self {
+            client,
+            route,
+            limit: config.poll_timeout + config.poll_timeout / 12,
+            connect: config.connect_timeout,
+            retries: config.retries,
+        }
+    }
+
+    /// Asks until there is an outcome. `report` is told each step in order and must be quick.
+    /// Cancel safe: dropping the future ends the request at the upstream.
+    pub async fn run<F>(
+        &self,
+        spec: &PollSpec,
+        authorization: &HeaderValue,
+        report: impl Fn(Progress) -> F,
+    ) -> Landing
+    where
+        F: Future<Output = ()>,
+    {
+        let mut failures = 0;
+        loop {
+            report(Progress::Trying).await;
+            let (failure, asked_pause) = match self.try_once(spec, authorization, &report).await {
+                Try::Landed(landing) => return landing,
+                Try::Failed(failure, asked_pause) => (failure, asked_pause),
+            };
+            failures += 1;
+            if failures > self.retries {
+                return Landing { outcome: Outcome::Failed(failure), shape: None, key: None };
+            }
+            let jittered = BACKOFF.pause(failures, fastrand::f64());
+            let pause = asked_pause.map_or(jittered, |asked| asked + jittered.min(asked / 10));
+            debug!(failures, reason = failure.reason(), ?pause, "poll tried again");
+            report(Progress::Stalled(failure)).await;
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn try_once<F>(
+        &self,
+        spec: &PollSpec,
+        authorization: &HeaderValue,
+        report: &impl Fn(Progress) -> F,
+    ) -> Try
+    where
+        F: Future<Output = ()>,
+    {
+        let Some(request) = self.request(spec, authorization) else {
+            return Try::Failed(Failure::Garbled, None);
+        };
+        let mut started = self.client.start(request);
+        let asking = async {
+            let response = tokio::select! {
+                biased; // cancel safe: the response is polled by reference and goes on below
+                response = &mut started.response => response,
+                () = &mut started.on_connection => {
+                    report(Progress::Standing).await;
+                    started.response.await
+                }
+            };
+            match response {
+                Ok(response) => Ok(read(response).await),
+                Err(error) => Err(error),
+            }
+        };
+        match tokio::time::timeout(self.connect + self.limit, asking).await {
+            Err(_) => Try::Failed(Failure::Overdue, None),
+            Ok(Err(error)) => {
+                debug!(reason = error.reason(), error = &error as &dyn std::error::Error, "poll broke");
+                Try::Failed(Failure::Unreachable, None)
+            }
+            Ok(Ok(Err(unread))) => Try::Failed(unread, None),
+            Ok(Ok(Ok((status, headers, body)))) => self.judge(spec, status, &headers, body),
+        }
+    }
+
+    fn request(&self, spec: &PollSpec, authorization: &HeaderValue) -> Option<Request<Body>> {
+        let target = query::write(&self.route, spec.form, &spec.clips, spec.goal);
+        let uri = self.client.uri(&PathAndQuery::try_from(target).ok()?).ok()?;
+        let mut request = Request::new(Body::empty());
+        *request.method_mut() = Method::GET;
+        *request.uri_mut() = uri;
+        let fields = request.headers_mut();
+        // No Accept-Encoding: the bytes are shared with clients that accept none.
+        fields.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        fields.insert(AUTHORIZATION, authorization.clone());
+        fields.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_NAME));
+        fields.insert(VIA, HeaderValue::from_static(headers::via(Version::HTTP_11)));
+        Some(request)
+    }
+
+    fn judge(&self, spec: &PollSpec, status: StatusCode, headers: &HeaderMap, body: Bytes) -> Try {
+        let head = Arc::new(headers::head(headers));
+        let reply = |body| Arc::new(Reply { status: status.as_u16(), head: Arc::clone(&head), body });
+        let key = key_word(status);
+        let landed = |outcome, shape| Try::Landed(Landing { outcome, shape, key });
+        if status.is_success() {
+            match answer::slice(&self.route, spec.form, &spec.clips, &body) {
+                Sliced::Clips { clips, shape } => {
+                    let seen_at = clock::now();
+                    let states = clips.into_iter().map(|cut| ClipState {
+                        id: cut.id,
+                        rung: cut.rung,
+                        body: cut.body,
+                        head: Arc::clone(&head),
+                        seen_at,
+                    });
+                    landed(Outcome::Clips(states.collect()), shape)
+                }
+                Sliced::Whole => landed(Outcome::Whole(reply(body)), None),
+                Sliced::Garbled => Try::Failed(Failure::Garbled, None),
+            }
+        } else {
+            let asked_pause = headers::retry_after(headers, SystemTime::now());
+            let is_pause = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&status)
+                && asked_pause.is_some();
+            if is_pause || status.is_server_error() {
+                Try::Failed(Failure::Answered(reply(body)), asked_pause.filter(|_| is_pause))
+            } else {
+                landed(Outcome::Refused(reply(body)), None)
+            }
+        }
+    }
+}
+
+const USER_AGENT_NAME: &str = concat!("clipgate/", env!("CARGO_PKG_VERSION"));
+
+async fn read(response: Response<Answer>) -> Result<(StatusCode, HeaderMap, Bytes), Failure> {
+    let (parts, body) = response.into_parts();
+    match Limited::new(body, MAX_ANSWER).collect().await {
+        Ok(body) => Ok((parts.status, parts.headers, body.to_bytes())),
+        Err(error) if error.is::<LengthLimitError>() => {
+            debug!(limit = MAX_ANSWER, "poll's answer is too large");
+            Err(Failure::Garbled)
+        }
+        Err(error) => {
+            debug!(%error, "poll's answer was cut off");
+            Err(Failure::Unreachable)
+        }
+    }
+}

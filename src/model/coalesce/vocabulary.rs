@@ -87,6 +87,18 @@ pub enum Failure {
     Overdue,
 }
 
+impl Failure {
+    /// The short word for `Cache-Status`, logs and metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Failure::Answered(_) => "upstream-error",
+            Failure::Unreachable => "unreachable",
+            Failure::Garbled => "garbled",
+            Failure::Overdue => "overdue",
+        }
+    }
+}
+
 /// Something happened.
 #[derive(Debug)]
 pub enum Input {
@@ -144,4 +156,17 @@ pub enum End {
     Refused(Arc<Reply>),
     /// The upstream failed.
     Failed(Failure),
+}
+
+impl End {
+    /// The short word for logs and metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            End::Reached(_) => "reached",
+            End::TimedOut(_) => "timed-out",
+            End::Whole(_) => "whole",
+            End::Refused(_) => "refused",
+            End::Failed(failure) => failure.reason(),
+        }
+    }
 }
