@@ -1,1 +1,187 @@
-//! The gateway's own answers, in the upstream's error shape.
+//! The gateway's own answers to what it will not or cannot do, in the upstream's error shape.
+//!
+//! The one place where a fault becomes a status. A client gets a fixed sentence and the request's id, never
+//! another's error text; the chain of causes goes to the log.
+
+use std::error::Error as _;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, Response, StatusCode};
+use serde::Serialize;
+use tracing::debug;
+
+use crate::auth::AuthError;
+use crate::body::Body;
+use crate::hub::HubError;
+use crate::limits::Limited;
+use crate::model::coalesce::Failure;
+use crate::model::query::BadQuery;
+use crate::passthrough::PassError;
+use crate::reply::{cache_status, finish};
+use crate::request::RequestId;
+use crate::upstream::client::BadTarget;
+
+/// Why a request gets an answer of the gateway's own (contract, section 6).
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The target is no wait that anybody could answer.
+    #[error("{0}")]
+    Query(#[from] BadQuery),
+    /// Who asks is not certain.
+    #[error("{0}")]
+    Auth(#[from] AuthError),
+    /// A quota is used up.
+    #[error("{limited}; try again in {} s", limited.retry_after.as_secs())]
+    Limited {
+        /// Which one, and until when.
+        #[from]
+        limited: Limited,
+    },
+    /// The wait could not be parked.
+    #[error("the gateway takes no more waits now ({0}); try again")]
+    Hub(#[from] HubError),
+    /// A poll failed, and the upstream wrote nothing to pass on.
+    #[error("{}", sentence(.0))]
+    Poll(Failure),
+    /// A request did not go through.
+    #[error("{0}")]
+    Pass(#[from] PassError),
+    /// The request has been here before.
+    #[error("the request came from this gateway: upstream.base_url leads back to it")]
+    Loop,
+    /// Only what is kept was asked for.
+    #[error("nothing is kept for this request, and Cache-Control: only-if-cached forbids asking")]
+    NotCached,
+    /// HTTP itself is broken.
+    #[error("the request's {0}")]
+    Http(HttpFault),
+}
+
+/// What no HTTP server can read with certainty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HttpFault {
+    /// The head is no HTTP.
+    #[error("head cannot be parsed")]
+    Malformed,
+    /// The target is too long.
+    #[error("target is too long")]
+    Target,
+    /// The head is too large.
+    #[error("header fields are too large")]
+    Head,
+}
+
+fn sentence(failure: &Failure) -> &'static str {
+    match failure {
+        Failure::Answered(_) => "the upstream answered with an error",
+        Failure::Unreachable => "the upstream could not be reached",
+        Failure::Garbled => "the upstream's answer could not be read",
+        Failure::Overdue => "the upstream did not answer in time",
+    }
+}
+
+impl Refusal {
+    /// The HTTP status.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Refusal::Query(_) | Refusal::Auth(AuthError::SeveralKeys) => StatusCode::BAD_REQUEST,
+            Refusal::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Refusal::Hub(HubError::Full | HubError::Gone) => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::Poll(Failure::Overdue) => StatusCode::GATEWAY_TIMEOUT,
+            Refusal::Poll(Failure::Answered(_) | Failure::Unreachable | Failure::Garbled) => {
+                StatusCode::BAD_GATEWAY
+            }
+            Refusal::Pass(error) => match error {
+                PassError::Connect => StatusCode::NOT_IMPLEMENTED,
+                PassError::Target(BadTarget::TooLong) => StatusCode::URI_TOO_LONG,
+                PassError::Target(BadTarget::NoPath | BadTarget::Climbs) | PassError::Upload(_) => {
+                    StatusCode::BAD_REQUEST
+                }
+                PassError::Misdirected => StatusCode::MISDIRECTED_REQUEST,
+                PassError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+                PassError::Overdue => StatusCode::GATEWAY_TIMEOUT,
+                PassError::Send(_) | PassError::BadAnswer => StatusCode::BAD_GATEWAY,
+            },
+            Refusal::Loop => StatusCode::LOOP_DETECTED,
+            Refusal::NotCached => StatusCode::GATEWAY_TIMEOUT,
+            Refusal::Http(HttpFault::Malformed) => StatusCode::BAD_REQUEST,
+            Refusal::Http(HttpFault::Target) => StatusCode::URI_TOO_LONG,
+            Refusal::Http(HttpFault::Head) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        }
+    }
+
+    /// The short word for `Cache-Status`, logs and metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Refusal::Query(error) => error.reason(),
+            Refusal::Auth(error) => error.reason(),
+            Refusal::Limited { limited } => limited.quota,
+            Refusal::Hub(HubError::Full) => "too-many-waits",
+            Refusal::Hub(HubError::Gone) => "shutting-down",
+            Refusal::Poll(failure) => failure.reason(),
+            Refusal::Pass(error) => error.reason(),
+            Refusal::Loop => "loop",
+            Refusal::NotCached => "not-cached",
+            Refusal::Http(HttpFault::Malformed) => "malformed",
+            Refusal::Http(HttpFault::Target) => "long-target",
+            Refusal::Http(HttpFault::Head) => "large-head",
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Refusal::Limited { limited } => Some(limited.retry_after),
+            Refusal::Hub(_) => Some(Duration::from_secs(1)),
+            Refusal::Query(_) | Refusal::Auth(_) | Refusal::Poll(_) | Refusal::Pass(_) => None,
+            Refusal::Loop | Refusal::NotCached | Refusal::Http(_) => None,
+        }
+    }
+
+    /// The whole answer, but for the fields that every answer carries. `path` is the request's, without its query.
+    pub fn answer(&self, id: &RequestId, path: &str) -> Response<Body> {
+        self.answer_bytes(id, path).map(Body::full)
+    }
+
+    /// The same with its body at hand.
+    pub fn answer_bytes(&self, id: &RequestId, path: &str) -> Response<Bytes> {
+        if let Some(cause) = self.source() {
+            debug!(request_id = %id, reason = self.reason(), cause, "refused");
+        }
+        let status = self.status();
+        let shape = Shape {
+            message: &self.to_string(),
+            path,
+            request_id: id.as_str(),
+            status_code: status.as_u16(),
+            timestamp: &humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+        };
+        let body = serde_json::to_vec(&shape).expect("texts and a number are JSON");
+        let mut response = Response::new(Bytes::from(body));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(after) = self.retry_after() {
+            headers.insert(RETRY_AFTER, after.as_secs().into());
+        }
+        if let Refusal::Limited { limited } = self {
+            limited.standing.write(headers);
+        }
+        cache_status(headers, &format!("detail={}", self.reason()));
+        finish(headers, id);
+        response
+    }
+}
+
+/// The upstream's documented error.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Shape<'a> {
+    message: &'a str,
+    path: &'a str,
+    request_id: &'a str,
+    status_code: u16,
+    timestamp: &'a str,
+}

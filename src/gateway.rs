@@ -1,1 +1,300 @@
-//! The path of a request, on one screen.
+//! The path of a request, on one screen: read the query → who is it → may it → is it known → join → answer.
+//!
+//! It brings together what does not know each other, and keeps no state of its own. A hit touches no task, no
+//! channel and no lock but moka's own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use headers::{CacheControl, HeaderMapExt as _};
+use http::header::{CONTENT_LENGTH, RANGE, TRANSFER_ENCODING};
+use http::{HeaderMap, Method, Request, Version};
+use http_body::Body as HttpBody;
+
+use crate::access::{AccessLine, Outcome};
+use crate::auth::{Identity, Keyring, KeyringError};
+use crate::body::BoxError;
+use crate::cache::{Cache, Hit};
+use crate::clock;
+use crate::config::{self, Config};
+use crate::error::Refusal;
+use crate::headers as fields;
+use crate::hub::{Hub, Wait};
+use crate::limits::{Limits, Standing, Who};
+use crate::model::clip::{ClipState, Reply};
+use crate::model::coalesce::{End, Failure, How, Rules, Settled};
+use crate::model::query::{self, Query, WaitQuery};
+use crate::model::route::{Goal, Route};
+use crate::passthrough::{Forwarded, Passthrough};
+use crate::reply::{self, ClipReply, Source, cache_status, finish};
+use crate::request::RequestCtx;
+use crate::upstream::client::{Client, ClientError};
+use crate::upstream::poll::{KeyWord, Poller, key_word};
+
+/// What a request meets on its way. Clones are the same gateway.
+#[derive(Clone)]
+pub struct Gateway {
+    route: Arc<Route>,
+    keyring: Arc<Keyring>,
+    limits: Arc<Limits>,
+    cache: Arc<Cache>,
+    hub: Hub,
+    passthrough: Passthrough,
+    wait: config::Wait,
+}
+
+/// Why there is no gateway.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// It has no keys.
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
+    /// It cannot reach the upstream at all.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+}
+
+impl Gateway {
+    /// A gateway, and the hub's task, which has to be run and ends after the last clone is gone.
+    pub fn new(config: &Config) -> Result<(Self, impl Future<Output = ()> + Send + use<>), GatewayError> {
+        let route = Arc::new(Route::suno());
+        let upstream = &config.upstream;
+        let cache = Arc::new(Cache::new(config.cache.clone(), route.ladder.clone()));
+        let rules = Rules {
+            ladder: route.ladder.clone(),
+            hold: upstream.poll_timeout,
+            linger: config.wait.linger,
+            max_clips: upstream.max_clips,
+        };
+        let poller = Poller::new(Client::new(upstream)?, Arc::clone(&route), upstream);
+        let (hub, task) = Hub::new(rules, config.limits.max_waits, poller, Arc::clone(&cache));
+        // Well over a poll's time: long-polls that are not understood go this way too.
+        let head_timeout = config.wait.max_timeout.max(2 * upstream.poll_timeout);
+        let gateway = Self {
+            keyring: Arc::new(Keyring::new(&config.auth, upstream.api_key.as_ref())?),
+            limits: Arc::new(Limits::new(&config.limits)),
+            passthrough: Passthrough::new(Client::new(upstream)?, config.limits.max_body, head_timeout),
+            wait: config.wait.clone(),
+            route,
+            cache,
+            hub,
+        };
+        Ok((gateway, task))
+    }
+
+    /// Forgets what is of no use any more. To be called about once a minute.
+    pub fn tidy(&self) {
+        self.limits.forget_idle();
+    }
+
+    /// Waits that are parked now.
+    pub fn waits(&self) -> usize {
+        self.hub.waits()
+    }
+
+    /// Answers a request, whatever it is. Cancel safe: dropping the future is the client hanging up, which ends
+    /// its wait or its passed-through request and nothing else.
+    pub async fn handle<B>(&self, request: Request<B>, ctx: &RequestCtx) -> Forwarded
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let path = request.uri().path().to_owned();
+        let mut line = AccessLine::new(&request, ctx);
+        let mut standing = None;
+        let mut forwarded = match self.answer(request, ctx, &mut standing, &mut line).await {
+            Ok(forwarded) => forwarded,
+            Err(refusal) => {
+                line.outcome = Outcome::Refused(refusal.reason());
+                Forwarded { response: refusal.answer(&ctx.id, &path), tunnel: None }
+            }
+        };
+        if let Some(standing) = standing {
+            Standing::write(&standing, forwarded.response.headers_mut());
+        }
+        finish(forwarded.response.headers_mut(), &ctx.id);
+        line.answered(&forwarded.response);
+        forwarded
+    }
+
+    async fn answer<B>(
+        &self,
+        request: Request<B>,
+        ctx: &RequestCtx,
+        standing: &mut Option<Standing>,
+        line: &mut AccessLine,
+    ) -> Result<Forwarded, Refusal>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        if fields::has_passed_here(request.headers()) {
+            return Err(Refusal::Loop);
+        }
+        let identity = self.keyring.identify(request.headers());
+        *standing = self.limits.request(self.who(identity.as_ref().ok(), ctx))?;
+        let identity = identity?;
+        let asked = match self.read(&request) {
+            Query::Wait(asked) => asked,
+            Query::Bad(bad) => return Err(bad.into()),
+            Query::Other => return self.pass(request, ctx, identity, line).await,
+        };
+        // A wait without a key shares nothing with anybody; the upstream may say what it thinks of it.
+        let Some(identity) = identity else { return self.pass(request, ctx, None, line).await };
+        line.asked(&asked, &identity);
+        let wish = Wish::of(request.headers(), &self.wait);
+        if let Some(hits) = self.known(&asked, &identity, &wish) {
+            line.outcome = Outcome::Hit;
+            let ttl = hits.iter().map(|hit| hit.ttl).min().unwrap_or_default();
+            let etag = hits.first().filter(|_| hits.len() == 1).map(|hit| hit.etag.clone());
+            let states = hits.into_iter().map(|hit| hit.state).collect();
+            return Ok(self.clips(request.headers(), &asked, states, Source::Hit { ttl, etag }, &wish));
+        }
+        if wish.only_if_cached {
+            return Err(Refusal::NotCached);
+        }
+        let wait = Wait {
+            identity,
+            form: asked.form,
+            clips: asked.clips(),
+            goal: asked.goal,
+            arrived: ctx.arrived,
+            timeout: wish.timeout,
+            max_age: wish.max_age,
+            keep: wish.keep,
+        };
+        let settled = self.hub.wait(wait).await?;
+        line.outcome = Outcome::Waited(settled.how, settled.end.reason());
+        self.settled(request.headers(), &asked, settled, &wish)
+    }
+
+    /// Whom the request counts for: its key once the upstream has accepted it, until then its address, so that
+    /// made-up keys have no quotas of their own.
+    fn who(&self, identity: Option<&Option<Identity>>, ctx: &RequestCtx) -> Who {
+        match identity {
+            Some(Some(identity)) if self.cache.knows(identity.domain) => Who::Key(identity.domain),
+            _ => ctx.peer.into(),
+        }
+    }
+
+    /// A wait is a GET without a body, in the form that asks this server and for the whole of the answer.
+    fn read<B>(&self, request: &Request<B>) -> Query {
+        let uri = request.uri();
+        let names_a_server = request.version() < Version::HTTP_2 && uri.authority().is_some();
+        let has_more =
+            [CONTENT_LENGTH, TRANSFER_ENCODING, RANGE].iter().any(|f| request.headers().contains_key(f));
+        if request.method() != Method::GET || names_a_server || has_more {
+            return Query::Other;
+        }
+        query::read(&self.route, uri.path(), uri.query(), self.wait.max_clips)
+    }
+
+    /// What is kept of each clip, if that answers the request; in the order asked for.
+    fn known(&self, asked: &WaitQuery, identity: &Identity, wish: &Wish) -> Option<Vec<Hit>> {
+        let max_age = wish.max_age?;
+        let now = clock::now();
+        asked
+            .asked
+            .iter()
+            .map(|id| {
+                self.cache.get(identity.domain, id, now).filter(|hit| {
+                    let reached = match asked.goal {
+                        Goal::Now => true,
+                        Goal::Rung(goal) => hit.state.rung >= Some(goal),
+                    };
+                    reached && now.saturating_duration_since(hit.state.seen_at) <= max_age
+                })
+            })
+            .collect()
+    }
+
+    fn settled(
+        &self,
+        request: &HeaderMap,
+        asked: &WaitQuery,
+        settled: Settled,
+        wish: &Wish,
+    ) -> Result<Forwarded, Refusal> {
+        let Settled { how, direct, end } = settled;
+        match end {
+            End::Reached(mut states) | End::TimedOut(mut states) => {
+                states.sort_by_key(|state| asked.asked.iter().position(|id| *id == state.id));
+                Ok(self.clips(request, asked, states, Source::Poll { how, direct }, wish))
+            }
+            End::Whole(reply) | End::Refused(reply) | End::Failed(Failure::Answered(reply)) => {
+                Ok(whole(&reply, how, direct, wish))
+            }
+            End::Failed(failure) => Err(Refusal::Poll(failure)),
+        }
+    }
+
+    fn clips(
+        &self,
+        request: &HeaderMap,
+        asked: &WaitQuery,
+        states: Vec<ClipState>,
+        source: Source,
+        wish: &Wish,
+    ) -> Forwarded {
+        let reply = ClipReply { form: asked.form, states, source, keep: wish.keep, applied: wish.applied };
+        let response = reply.answer(&self.cache, &self.hub.shape(), request);
+        Forwarded { response, tunnel: None }
+    }
+
+    async fn pass<B>(
+        &self,
+        request: Request<B>,
+        ctx: &RequestCtx,
+        identity: Option<Identity>,
+        line: &mut AccessLine,
+    ) -> Result<Forwarded, Refusal>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let fwd = if request.method() == Method::GET { "bypass" } else { "method" };
+        line.outcome = Outcome::Passed;
+        let mut forwarded =
+            self.passthrough.forward(request, ctx, self.keyring.replacement().cloned()).await?;
+        let status = forwarded.response.status();
+        if let (Some(KeyWord::Refused), Some(identity)) = (key_word(status), identity) {
+            self.cache.refused(identity.domain);
+        }
+        let member = format!("fwd={fwd}; fwd-status={}", status.as_u16());
+        cache_status(forwarded.response.headers_mut(), &member);
+        Ok(forwarded)
+    }
+}
+
+/// How the client wants to be served, beside what it asks for.
+struct Wish {
+    timeout: Duration,
+    /// The preference that was followed.
+    applied: Option<Duration>,
+    /// The oldest kept state that will do; `None`: none will.
+    max_age: Option<Duration>,
+    keep: bool,
+    only_if_cached: bool,
+}
+
+impl Wish {
+    fn of(request: &HeaderMap, wait: &config::Wait) -> Self {
+        let control = request.typed_get().unwrap_or_else(CacheControl::new);
+        let applied = fields::preferred_wait(request).map(|asked| asked.min(wait.max_timeout));
+        let wants_new = control.no_cache() || control.no_store();
+        Self {
+            timeout: applied.unwrap_or(wait.timeout),
+            applied,
+            max_age: (!wants_new).then(|| control.max_age().unwrap_or(Duration::MAX)),
+            keep: !control.no_store(),
+            only_if_cached: control.only_if_cached(),
+        }
+    }
+}
+
+/// What the upstream wrote, as it wrote it.
+fn whole(reply: &Reply, how: How, direct: bool, wish: &Wish) -> Forwarded {
+    Forwarded { response: reply::whole(reply, how, direct, wish.applied), tunnel: None }
+}

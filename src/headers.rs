@@ -244,6 +244,21 @@ pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     Some(asked.min(MAX_RETRY_AFTER))
 }
 
+/// How long the client asks to be waited for: `Prefer: wait=SECONDS` (RFC 7240 §4.3). The first one counts;
+/// one that is no number of seconds is no preference.
+pub fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
+    tokens(headers, &PREFER).find_map(|preference| {
+        let (name, value) = preference.split(';').next()?.split_once('=')?;
+        let value = value.trim();
+        let value = value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(value);
+        let is_wait = name.trim().eq_ignore_ascii_case("wait") && value.bytes().all(|b| b.is_ascii_digit());
+        is_wait.then(|| value.parse().ok().map(Duration::from_secs)).flatten()
+    })
+}
+
+/// `Prefer`, which the `http` crate has no name for.
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -280,6 +295,25 @@ mod tests {
         ]);
         strip_hop_by_hop(&mut headers);
         assert_eq!(headers, map(&[("trailer", "x-sum"), ("x-end", "1")]));
+    }
+
+    #[test]
+    fn a_wait_is_preferred_in_seconds() {
+        let rows = [
+            ("wait=10", Some(10)),
+            ("respond-async, Wait = \"7\"; x=y, wait=9", Some(7)),
+            ("wait=0", Some(0)),
+            ("wait=ten", None),
+            ("wait=-1", None),
+            ("wait=", None),
+            ("waiting=1", None),
+            ("wait=99999999999999999999", None),
+        ];
+        for (text, seconds) in rows {
+            assert_eq!(preferred_wait(&map(&[("prefer", text)])), seconds.map(Duration::from_secs), "{text}");
+        }
+        assert_eq!(preferred_wait(&HeaderMap::new()), None);
+        assert_eq!(rows.len(), 8);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! clipgate: a caching reverse proxy in front of a long-poll job API.
 
+pub mod access;
 pub mod auth;
 pub mod body;
 pub mod cache;
@@ -14,6 +15,7 @@ pub mod hub;
 pub mod limits;
 pub mod model;
 pub mod passthrough;
+pub mod reply;
 pub mod request;
 pub mod secret;
 pub mod server;

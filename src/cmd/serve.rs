@@ -1,12 +1,27 @@
 //! `clipgate serve`: the gateway.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
 
 use crate::cmd::CommandError;
+use crate::config::{self, Config, Flag};
+use crate::gateway::Gateway;
+use crate::server::{Listener, Server};
+use crate::sim::{Options, Sim};
+use crate::telemetry;
+
+/// How often what is of no use any more is forgotten.
+const TIDY_EVERY: Duration = Duration::from_secs(60);
 
 /// How `serve` is called.
-#[derive(Debug, Default, clap::Args)]
+#[derive(Debug, clap::Args)]
 pub struct Args {
     /// The configuration file
     #[arg(long, value_name = "FILE", env = "CLIPGATE_CONFIG")]
@@ -21,11 +36,148 @@ pub struct Args {
     #[arg(long)]
     pub sim: bool,
     /// How many times faster than life the simulated clips are made
-    #[arg(long, value_name = "X", requires = "sim", default_value_t = 1.0)]
+    #[arg(long, value_name = "X", requires = "sim", default_value_t = 1.0, value_parser = speed)]
     pub speed: f64,
 }
 
+fn speed(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(speed) if (0.01..=1000.0).contains(&speed) => Ok(speed),
+        _ => Err("give a number from 0.01 to 1000".to_owned()),
+    }
+}
+
 /// Runs the gateway until it is told to stop.
-pub async fn run(_args: Args) -> Result<ExitCode, CommandError> {
-    Err("serve is not built yet".into())
+pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
+    let stop = CancellationToken::new();
+    let simulated = if args.sim { Some(Simulated::start(&args, &stop).await?) } else { None };
+    let config = load(&args, simulated.as_ref())?;
+    telemetry::init(&config.log)?;
+    for warning in config.warnings() {
+        warn!("{warning}");
+    }
+
+    let mut listeners = Vec::new();
+    for listen in &config.server.listen {
+        let bound =
+            Listener::bind(listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+        listeners.push(bound);
+    }
+    let (gateway, hub) = Gateway::new(&config)?;
+    let mut hub = tokio::spawn(hub);
+    let tidy = tokio::spawn(tidy(gateway.clone()));
+    announce(&listeners, simulated.as_ref())?;
+    info!(upstream = %config.upstream.base_url, version = env!("CARGO_PKG_VERSION"), "started");
+
+    let server = tokio::spawn(Server::new(gateway, &config.server, stop.clone()).run(listeners));
+    let code = tokio::select! {
+        // Cancel safe: a signal stays pending until it is taken, the hub's task goes on.
+        name = told_to_stop() => {
+            info!(signal = name?, "stopping");
+            ExitCode::SUCCESS
+        }
+        ended = &mut hub => {
+            error!(panicked = ended.is_err(), "the hub has ended");
+            ExitCode::FAILURE
+        }
+    };
+    stop.cancel();
+    server.await?;
+    tidy.abort();
+    if let Some(simulated) = simulated {
+        simulated.task.await?;
+    }
+    info!("stopped");
+    Ok(code)
+}
+
+fn load(args: &Args, simulated: Option<&Simulated>) -> Result<Config, CommandError> {
+    let env: Vec<_> = config::environment().collect();
+    let path = config::locate(args.config.as_deref(), env.iter().cloned());
+    let mut flags = Vec::new();
+    let mut set = |flag, key, value: &str| flags.push(Flag { flag, key, value: value.to_owned() });
+    if let Some(listen) = &args.listen {
+        set("--listen", "server.listen", listen);
+    }
+    if let Some(upstream) = &args.upstream {
+        set("--upstream", "upstream.base_url", upstream);
+    }
+    if let Some(simulated) = simulated {
+        set("--sim", "upstream.base_url", &simulated.url);
+        set("--speed", "upstream.poll_timeout", &simulated.hold);
+        set("--speed", "wait.timeout", &simulated.hold);
+    }
+    Ok(Config::load_with(path.as_deref(), env, flags)?)
+}
+
+/// The upstream of `--sim`.
+struct Simulated {
+    url: String,
+    /// Its hold, as the configuration spells times.
+    hold: String,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Simulated {
+    async fn start(args: &Args, stop: &CancellationToken) -> Result<Self, CommandError> {
+        let socket = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let url = format!("http://{}", socket.local_addr()?);
+        // A new seed, so that a client that kept clips of an earlier run does not meet their ids again.
+        let options =
+            Options { speed: args.speed, seed: fastrand::u64(..), keep_requests: 0, ..Options::default() };
+        let hold = Duration::from_millis((options.hold.as_secs_f64() * 1000.0 / args.speed) as u64);
+        let task = tokio::spawn(Sim::new(options).serve(socket, stop.clone().cancelled_owned()));
+        Ok(Self { url, hold: humantime::format_duration(hold).to_string(), task })
+    }
+}
+
+/// The ready lines, and with `--sim` what to try.
+fn announce(listeners: &[Listener], simulated: Option<&Simulated>) -> Result<(), CommandError> {
+    let mut out = std::io::stdout().lock();
+    for listener in listeners {
+        writeln!(out, "clipgate listening on {}", listener.address()?)?;
+    }
+    if simulated.is_some()
+        && let Some(address) = listeners.iter().find_map(crate::server::tcp_address)
+    {
+        write!(out, "{}", TRY.replace("ADDRESS", &address.to_string()))?;
+    }
+    out.flush()?;
+    Ok(())
+}
+
+const TRY: &str = "
+The upstream is simulated: no key, no network, any text is a key. Try, in another shell:
+
+  # make two clips; the answer names their ids
+  curl -s http://ADDRESS/v2/generate/audio/suno-ai/clip -H 'Authorization: Bearer demo' \\
+       -H 'Content-Type: application/json' -d '{\"prompt\":\"night drive\"}' | tee clips.json
+  ID1=$(grep -oE '[0-9a-f-]{36}' clips.json | sed -n 1p)
+  ID2=$(grep -oE '[0-9a-f-]{36}' clips.json | sed -n 2p)
+
+  # wait until the first one can be heard, then until it is done
+  curl -si \"http://ADDRESS/v2/generate/audio/suno-ai/clip?clip_id=$ID1&status=streaming\" -H 'Authorization: Bearer demo'
+  curl -si \"http://ADDRESS/v2/generate/audio/suno-ai/clip?clip_id=$ID1&status=completed\" -H 'Authorization: Bearer demo'
+
+  # wait for both at once; run it in several shells: the upstream sees one request
+  curl -sig \"http://ADDRESS/v2/generate/audio/suno-ai/clips?clip_ids[]=$ID1&clip_ids[]=$ID2&status=completed\" \\
+       -H 'Authorization: Bearer demo'
+
+";
+
+async fn told_to_stop() -> std::io::Result<&'static str> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => Ok("SIGTERM"),
+        _ = interrupt.recv() => Ok("SIGINT"),
+    }
+}
+
+async fn tidy(gateway: Gateway) {
+    let mut every = tokio::time::interval(TIDY_EVERY);
+    loop {
+        every.tick().await;
+        gateway.tidy();
+    }
 }

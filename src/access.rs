@@ -1,0 +1,122 @@
+//! One line a request in the log, written when it is answered or when its client hangs up before.
+//!
+//! Ids of clips are in it, keys are not: a query is shown only where it is understood, for elsewhere it may hold
+//! anything.
+
+use std::time::Instant;
+
+use http::{Method, Request, Response};
+use tracing::info;
+
+use crate::auth::Identity;
+use crate::clock;
+use crate::model::clip::{ClipSet, KeyDomain};
+use crate::model::coalesce::How;
+use crate::model::query::WaitQuery;
+use crate::reply::X_REQUEST_ID;
+use crate::request::{Peer, RequestCtx, RequestId};
+
+/// How a request was dealt with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing yet: the client hung up.
+    Left,
+    /// Answered from the cache.
+    Hit,
+    /// Parked, and how that ended.
+    Waited(How, &'static str),
+    /// Passed through.
+    Passed,
+    /// Answered by the gateway itself, for this reason.
+    Refused(&'static str),
+}
+
+impl Outcome {
+    fn word(self) -> &'static str {
+        match self {
+            Outcome::Left => "left",
+            Outcome::Hit => "hit",
+            Outcome::Waited(How::Opened, _) => "opened",
+            Outcome::Waited(How::Leaned, _) => "leaned",
+            Outcome::Passed => "passed",
+            Outcome::Refused(_) => "refused",
+        }
+    }
+
+    fn reason(self) -> Option<&'static str> {
+        match self {
+            Outcome::Waited(_, reason) | Outcome::Refused(reason) => Some(reason),
+            Outcome::Left | Outcome::Hit | Outcome::Passed => None,
+        }
+    }
+}
+
+/// The line. Dropping it writes it.
+#[derive(Debug)]
+pub struct AccessLine {
+    /// How the request was dealt with, so far.
+    pub outcome: Outcome,
+    id: RequestId,
+    peer: Peer,
+    method: Method,
+    path: String,
+    key: Option<KeyDomain>,
+    clips: Option<ClipSet>,
+    status: Option<u16>,
+    upstream_id: Option<String>,
+    since: Instant,
+}
+
+impl AccessLine {
+    /// The line of a request that has just arrived.
+    pub fn new<B>(request: &Request<B>, ctx: &RequestCtx) -> Self {
+        Self {
+            outcome: Outcome::Left,
+            id: ctx.id.clone(),
+            peer: ctx.peer,
+            method: request.method().clone(),
+            path: request.uri().path().to_owned(),
+            key: None,
+            clips: None,
+            status: None,
+            upstream_id: None,
+            since: ctx.arrived,
+        }
+    }
+
+    /// It is a wait for these clips, by this key.
+    pub fn asked(&mut self, asked: &WaitQuery, identity: &Identity) {
+        self.clips = Some(asked.clips());
+        self.key = Some(identity.domain);
+    }
+
+    /// This is the answer.
+    pub fn answered<B>(&mut self, response: &Response<B>) {
+        self.status = Some(response.status().as_u16());
+        let id = response.headers().get(X_REQUEST_ID).filter(|id| *id != self.id.value());
+        self.upstream_id = id.and_then(|id| id.to_str().ok()).map(str::to_owned);
+    }
+}
+
+impl Drop for AccessLine {
+    fn drop(&mut self) {
+        let clips = self
+            .clips
+            .as_ref()
+            .map(|clips| clips.iter().map(crate::model::clip::ClipId::as_str).collect::<Vec<_>>().join(","));
+        info!(
+            method = %self.method,
+            path = %self.path.escape_debug(),
+            clips = clips.as_ref().map(|clips| tracing::field::display(clips.escape_debug())),
+            status = self.status,
+            outcome = self.outcome.word(),
+            reason = self.outcome.reason(),
+            seconds = clock::now().saturating_duration_since(self.since).as_secs_f64(),
+            key = self.key.as_ref().map(tracing::field::display),
+            peer = ?self.peer,
+            request_id = %self.id,
+            upstream_request_id = self.upstream_id,
+            "request"
+        );
+    }
+}

@@ -1,0 +1,189 @@
+//! The answer to a wait: a clip's or several clips' bytes, with the fields that go along.
+//!
+//! It must never know how the states were come by beyond their [`Source`].
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use headers::{ETag, HeaderMapExt as _, IfNoneMatch};
+use http::header::{AGE, CACHE_CONTROL, CONTENT_TYPE, ETAG, VARY, VIA};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
+
+use crate::body::Body;
+use crate::cache::{self, Cache};
+use crate::clock;
+use crate::headers as fields;
+use crate::model::answer::{self, Shape};
+use crate::model::clip::{ClipState, Head, Reply};
+use crate::model::coalesce::How;
+use crate::model::route::Form;
+use crate::request::RequestId;
+
+/// Where states come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// The cache, for so much longer; with the validator where it is one clip's.
+    Hit {
+        /// How long the answer may go on being given.
+        ttl: Duration,
+        /// The validator of the body, if it is known.
+        etag: Option<HeaderValue>,
+    },
+    /// Polls.
+    Poll {
+        /// Whether the wait cost a request.
+        how: How,
+        /// Whether the upstream's answer is this wait's own.
+        direct: bool,
+    },
+}
+
+/// The answer with clips in it.
+#[derive(Clone, Debug)]
+pub struct ClipReply {
+    /// Which endpoint was asked.
+    pub form: Form,
+    /// The clips, in the order asked for; at least one.
+    pub states: Vec<ClipState>,
+    /// Where they come from.
+    pub source: Source,
+    /// Whether anybody may keep the answer.
+    pub keep: bool,
+    /// The wait that the client preferred and got.
+    pub applied: Option<Duration>,
+}
+
+impl ClipReply {
+    /// The answer, or 304 where the client has it already.
+    pub fn answer(self, cache: &Cache, shape: &Shape, request: &HeaderMap) -> Response<Body> {
+        let mut headers = HeaderMap::with_capacity(16);
+        if let Some(first) = self.states.first() {
+            let direct = matches!(self.source, Source::Poll { direct: true, .. });
+            write_head(&first.head, direct, &mut headers);
+        }
+        let body = self.body(shape);
+        let lifetime = self.lifetime(cache);
+        match (lifetime, &self.source) {
+            (None, Source::Hit { .. } | Source::Poll { .. }) => {
+                headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            }
+            (Some(lifetime), source) => {
+                let etag = match source {
+                    Source::Hit { etag: Some(etag), .. } => etag.clone(),
+                    Source::Hit { etag: None, .. } | Source::Poll { .. } => cache::etag(&body),
+                };
+                headers.insert(ETAG, etag);
+                headers.append(VARY, HeaderValue::from_static("authorization, accept"));
+                let control = format!("private, max-age={}", lifetime.as_secs());
+                headers.insert(CACHE_CONTROL, HeaderValue::try_from(control).expect("digits are a value"));
+            }
+        }
+        let member = self.cache_status(lifetime.is_some());
+        if let Source::Hit { .. } = self.source {
+            headers.insert(AGE, self.age().as_secs().into());
+        }
+        cache_status(&mut headers, &member);
+        prefer_applied(&mut headers, self.applied);
+        let mut response = match has_it(request, &headers) {
+            true => {
+                headers.remove(CONTENT_TYPE);
+                let mut response = Response::new(Body::empty());
+                *response.status_mut() = StatusCode::NOT_MODIFIED;
+                response
+            }
+            false => Response::new(Body::full(body)),
+        };
+        *response.headers_mut() = headers;
+        response
+    }
+
+    fn body(&self, shape: &Shape) -> Bytes {
+        match (self.form, self.states.as_slice()) {
+            (Form::Single, [state]) => state.body.clone(),
+            (Form::Single | Form::Multi, states) => {
+                answer::assemble(shape, states.iter().map(|state| (&state.id, &state.body)))
+            }
+        }
+    }
+
+    /// For how long the client may keep it, from when the oldest state was seen; `None`: not at all.
+    fn lifetime(&self, cache: &Cache) -> Option<Duration> {
+        let ttls = self.states.iter().map(|state| state.rung.and_then(|rung| cache.terminal_ttl(rung)));
+        ttls.min().flatten().filter(|_| self.keep)
+    }
+
+    fn age(&self) -> Duration {
+        let now = clock::now();
+        self.states.iter().map(|state| now.saturating_duration_since(state.seen_at)).max().unwrap_or_default()
+    }
+
+    fn cache_status(&self, stored: bool) -> String {
+        match &self.source {
+            Source::Hit { ttl, .. } => format!("hit; ttl={}", ttl.as_secs()),
+            Source::Poll { how, .. } => {
+                let stored = if stored && *how == How::Opened { "; stored" } else { "" };
+                format!("{}{stored}", forwarded(*how, StatusCode::OK))
+            }
+        }
+    }
+}
+
+/// What the upstream wrote, as it wrote it.
+pub fn whole(reply: &Reply, how: How, direct: bool, applied: Option<Duration>) -> Response<Body> {
+    let mut response = Response::new(Body::full(reply.body.clone()));
+    *response.status_mut() =
+        StatusCode::from_u16(reply.status).expect("it was a status when the upstream wrote it");
+    let status = response.status();
+    let headers = response.headers_mut();
+    write_head(&reply.head, direct, headers);
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    cache_status(headers, &forwarded(how, status));
+    prefer_applied(headers, applied);
+    response
+}
+
+fn forwarded(how: How, status: StatusCode) -> String {
+    match how {
+        How::Opened => format!("fwd=miss; fwd-status={}", status.as_u16()),
+        How::Leaned => "fwd=miss; collapsed".to_owned(),
+    }
+}
+
+fn write_head(head: &Head, direct: bool, headers: &mut HeaderMap) {
+    fields::write(head, direct, headers);
+    fields::append_via(headers, Version::HTTP_11);
+}
+
+fn prefer_applied(headers: &mut HeaderMap, applied: Option<Duration>) {
+    if let Some(applied) = applied {
+        let value = format!("wait={}", applied.as_secs());
+        headers.insert(PREFERENCE_APPLIED, HeaderValue::try_from(value).expect("digits are a value"));
+    }
+}
+
+/// RFC 9110 §13.1.2.
+fn has_it(request: &HeaderMap, answer: &HeaderMap) -> bool {
+    match (request.typed_get::<IfNoneMatch>(), answer.typed_get::<ETag>()) {
+        (Some(condition), Some(etag)) => !condition.precondition_passes(&etag),
+        _ => false,
+    }
+}
+
+/// Says what the gateway did with the request (RFC 9211), after what others before it said.
+pub fn cache_status(headers: &mut HeaderMap, member: &str) {
+    let value = format!("{}; {member}", fields::PSEUDONYM);
+    headers.append(CACHE_STATUS, HeaderValue::try_from(value).expect("tokens are a value"));
+}
+
+/// Adds what every answer carries. An id that the upstream gave its own answer stays.
+pub fn finish(headers: &mut HeaderMap, id: &RequestId) {
+    headers.entry(X_REQUEST_ID).or_insert_with(|| id.value().clone());
+    if !headers.contains_key(VIA) {
+        fields::append_via(headers, Version::HTTP_11);
+    }
+}
+
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+/// The name of a request, in requests and answers.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
