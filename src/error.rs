@@ -79,6 +79,7 @@ fn sentence(failure: &Failure) -> &'static str {
         Failure::Unreachable => "the upstream could not be reached",
         Failure::Garbled => "the upstream's answer could not be read",
         Failure::Overdue => "the upstream did not answer in time",
+        Failure::BreakerOpen { .. } => "the upstream fails and is not asked for a moment; try again",
     }
 }
 
@@ -89,6 +90,7 @@ impl Refusal {
             Refusal::Query(_) | Refusal::Auth(AuthError::SeveralKeys) => StatusCode::BAD_REQUEST,
             Refusal::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Refusal::Hub(HubError::Full | HubError::Gone) => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::Poll(Failure::BreakerOpen { .. }) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Poll(Failure::Overdue) => StatusCode::GATEWAY_TIMEOUT,
             Refusal::Poll(Failure::Answered(_) | Failure::Unreachable | Failure::Garbled) => {
                 StatusCode::BAD_GATEWAY
@@ -134,6 +136,7 @@ impl Refusal {
         match self {
             Refusal::Limited { limited } => Some(limited.retry_after),
             Refusal::Hub(_) => Some(Duration::from_secs(1)),
+            Refusal::Poll(Failure::BreakerOpen { retry_after }) => Some(*retry_after),
             Refusal::Query(_) | Refusal::Auth(_) | Refusal::Poll(_) | Refusal::Pass(_) => None,
             Refusal::Loop | Refusal::NotCached | Refusal::Http(_) => None,
         }
@@ -164,7 +167,7 @@ impl Refusal {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(after) = self.retry_after() {
-            headers.insert(RETRY_AFTER, after.as_secs().into());
+            headers.insert(RETRY_AFTER, whole_seconds(after).into());
         }
         if let Refusal::Limited { limited } = self {
             limited.standing.write(headers);
@@ -173,6 +176,11 @@ impl Refusal {
         finish(headers, id);
         response
     }
+}
+
+/// Never too early.
+fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
 /// The upstream's documented error.

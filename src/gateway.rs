@@ -23,15 +23,21 @@ use crate::error::Refusal;
 use crate::headers as fields;
 use crate::hub::{Hub, Wait};
 use crate::limits::{Limits, Standing, Who};
+use crate::model::backoff::Backoff;
+use crate::model::breaker::BreakerRules;
 use crate::model::clip::{ClipState, Reply};
 use crate::model::coalesce::{End, Failure, How, Rules, Settled};
 use crate::model::query::{self, Query, WaitQuery};
 use crate::model::route::{Goal, Route};
+use crate::model::turns::TurnRules;
 use crate::passthrough::{Forwarded, Passthrough};
 use crate::reply::{self, ClipReply, Source, cache_status, finish};
 use crate::request::RequestCtx;
 use crate::upstream::client::{Client, ClientError};
 use crate::upstream::poll::{KeyWord, Poller, key_word};
+
+/// The pauses between a poll's tries.
+const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), cap: Duration::from_secs(10) };
 
 /// What a request meets on its way. Clones are the same gateway.
 #[derive(Clone)]
@@ -68,8 +74,21 @@ impl Gateway {
             linger: config.wait.linger,
             max_clips: upstream.max_clips,
         };
+        let turns = TurnRules {
+            max_polls: upstream.max_polls,
+            interval: match upstream.requests_per_second {
+                0 => Duration::ZERO,
+                rate => Duration::from_secs(1) / rate,
+            },
+            retries: upstream.retries,
+            backoff: BACKOFF,
+            breaker: BreakerRules {
+                failures: upstream.breaker_failures,
+                cooldown: upstream.breaker_cooldown,
+            },
+        };
         let poller = Poller::new(Client::new(upstream)?, Arc::clone(&route), upstream);
-        let (hub, task) = Hub::new(rules, config.limits.max_waits, poller, Arc::clone(&cache));
+        let (hub, task) = Hub::new(rules, turns, config.limits.max_waits, poller, Arc::clone(&cache));
         // Well over a poll's time: long-polls that are not understood go this way too.
         let head_timeout = config.wait.max_timeout.max(2 * upstream.poll_timeout);
         let gateway = Self {

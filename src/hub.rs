@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   gateway ── Join, Leave ──▶ ┌─────────────────────┐ ── Open, Abort ──▶ poll tasks (JoinSet)
-//!           ◀── Settled ────── │ Coalescer · one now │ ◀── Progress, Landed ──
+//!           ◀── Settled ────── │  Turns   · one now  │ ◀── Standing, Ended ──
 //!                              └─────────────────────┘
 //! ```
 //!
@@ -28,8 +28,9 @@ use crate::model::clip::{ClipSet, KeyDomain};
 use crate::model::coalesce::{
     Coalescer, Failure, Input, Outcome, Output, PollId, PollSpec, Progress, Rules, Settled, WaitId, WaitSpec,
 };
-use crate::model::route::{Form, Goal};
-use crate::upstream::poll::{KeyWord, Landing, Poller};
+use crate::model::route::{Form, Goal, Rung};
+use crate::model::turns::{Haste, TurnOutput, TurnRules, Turns, Verdict};
+use crate::upstream::poll::{KeyWord, Landing, Poller, Tried};
 
 /// Commands taken at a time, so that polls that land are not kept waiting.
 const BATCH: usize = 1024;
@@ -85,14 +86,15 @@ enum Command {
 }
 
 enum Event {
-    Progress(PollId, Progress),
-    Landed(PollId, Landing),
+    Standing(PollId),
+    Ended(PollId, Tried),
 }
 
 impl Hub {
     /// A hub and its task, which ends when all its [`Hub`]s are gone.
     pub fn new(
         rules: Rules,
+        turns: TurnRules,
         max_waits: usize,
         poller: Poller,
         cache: Arc<Cache>,
@@ -102,14 +104,17 @@ impl Hub {
         let (commands, inbox) = mpsc::channel(2 * max_waits);
         let shape = Arc::new(ArcSwap::from_pointee(Shape::default()));
         let (event_sender, events) = mpsc::channel(EVENTS);
+        let lowest = rules.ladder.lowest();
         let shell = Shell {
             machine: Coalescer::new(rules),
+            lowest,
+            turns: Turns::new(turns, fastrand::u64(..)),
             poller: Arc::new(poller),
             cache,
             shape: Arc::clone(&shape),
             parked: HashMap::new(),
             keys: HashMap::new(),
-            running: HashMap::new(),
+            polls: HashMap::new(),
             tasks: JoinSet::new(),
             events: event_sender,
         };
@@ -170,12 +175,15 @@ impl Drop for Leaver {
 
 struct Shell {
     machine: Coalescer,
+    /// The rung that every clip has reached.
+    lowest: Rung,
+    turns: Turns,
     poller: Arc<Poller>,
     cache: Arc<Cache>,
     shape: Arc<ArcSwap<Shape>>,
     parked: HashMap<WaitId, Parked>,
     keys: HashMap<KeyDomain, Key>,
-    running: HashMap<PollId, Running>,
+    polls: HashMap<PollId, Poll>,
     tasks: JoinSet<()>,
     events: mpsc::Sender<Event>,
 }
@@ -191,9 +199,11 @@ struct Key {
     waits: usize,
 }
 
-struct Running {
-    task: AbortHandle,
-    domain: KeyDomain,
+/// A poll that the machine has opened: in line, being tried, or pausing.
+struct Poll {
+    spec: Arc<PollSpec>,
+    authorization: HeaderValue,
+    task: Option<AbortHandle>,
 }
 
 impl Shell {
@@ -201,7 +211,7 @@ impl Shell {
         let mut commands = Vec::with_capacity(BATCH);
         let mut landed = Vec::with_capacity(BATCH);
         loop {
-            let due = self.machine.poll_timeout();
+            let due = [self.machine.poll_timeout(), self.turns.poll_timeout()].into_iter().flatten().min();
             // Cancel safe: both channels' recv_many lose nothing, and join_next leaves a task in its set.
             tokio::select! {
                 taken = inbox.recv_many(&mut commands, BATCH) => {
@@ -220,8 +230,9 @@ impl Shell {
             for event in landed.drain(..) {
                 self.event(event, now);
             }
+            self.turns.handle_timeout(now);
             self.machine.handle_timeout(now);
-            self.act();
+            self.act(now);
         }
     }
 
@@ -233,7 +244,7 @@ impl Shell {
                 self.unpark(id);
             }
         }
-        self.act();
+        self.act(now);
     }
 
     fn join(&mut self, id: WaitId, wait: Wait, answer: oneshot::Sender<Settled>, now: Instant) {
@@ -267,15 +278,39 @@ impl Shell {
 
     fn event(&mut self, event: Event, now: Instant) {
         match event {
-            Event::Progress(id, progress) => self.machine.handle(Input::Progress(id, progress), now),
-            Event::Landed(id, landing) => self.landed(id, landing, now),
+            Event::Standing(id) => {
+                self.turns.standing(id, now);
+                self.machine.handle(Input::Progress(id, Progress::Standing), now);
+            }
+            Event::Ended(id, tried) => self.ended(id, tried, now),
         }
-        self.act();
+        self.act(now);
+    }
+
+    fn ended(&mut self, id: PollId, tried: Tried, now: Instant) {
+        // An aborted poll's try may have ended all the same, and nothing waits for it any more.
+        let Some(poll) = self.polls.get_mut(&id) else { return };
+        poll.task = None;
+        match tried {
+            Tried::Landed(landing) => {
+                self.turns.ended(id, Verdict::Answered, now);
+                self.landed(id, landing, now);
+            }
+            Tried::Failed(failure, pause) => {
+                debug!(poll = id.0, reason = failure.reason(), ?pause, "try failed");
+                self.machine.handle(Input::Progress(id, Progress::Stalled(failure.clone())), now);
+                let verdict = match pause {
+                    Some(pause) => Verdict::Paused(failure, pause),
+                    None => Verdict::Failed(failure),
+                };
+                self.turns.ended(id, verdict, now);
+            }
+        }
     }
 
     fn landed(&mut self, id: PollId, landing: Landing, now: Instant) {
-        // An aborted poll may have landed all the same; the machine has forgotten it, the key's word is still good.
-        let Some(Running { domain, .. }) = self.running.remove(&id) else { return };
+        let Some(Poll { spec, .. }) = self.polls.remove(&id) else { return };
+        let domain = spec.domain;
         match landing.key {
             Some(KeyWord::Accepted) => self.cache.accepted(domain, now),
             Some(KeyWord::Refused) => self.cache.refused(domain),
@@ -301,33 +336,74 @@ impl Shell {
         if fault.is_cancelled() {
             return;
         }
-        error!(%fault, "a poll panicked");
-        let lost =
-            self.running.iter().find(|(_, running)| running.task.id() == fault.id()).map(|(id, _)| *id);
-        if let Some(id) = lost {
-            let outcome = Outcome::Failed(Failure::Garbled);
-            self.landed(id, Landing { outcome, shape: None, key: None }, clock::now());
+        error!(%fault, "a try panicked");
+        let is_its = |poll: &Poll| poll.task.as_ref().is_some_and(|task| task.id() == fault.id());
+        if let Some(id) = self.polls.iter().find(|(_, poll)| is_its(poll)).map(|(id, _)| *id) {
+            let now = clock::now();
+            self.ended(id, Tried::Failed(Failure::Garbled, None), now);
+            self.act(now);
         }
     }
 
-    /// Does what the machine says, without awaiting.
-    fn act(&mut self) {
-        while let Some(output) = self.machine.poll_output() {
-            match output {
-                Output::Open(id, spec) => self.open(id, spec),
-                Output::Abort(id) => {
-                    if let Some(running) = self.running.remove(&id) {
-                        running.task.abort();
-                        debug!(poll = id.0, "poll cancelled");
-                    }
+    /// Does what the machines say, without awaiting.
+    fn act(&mut self, now: Instant) {
+        loop {
+            if let Some(output) = self.machine.poll_output() {
+                self.act_on(output, now);
+            } else if let Some(output) = self.turns.poll_output() {
+                self.act_on_turn(output, now);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn act_on(&mut self, output: Output, now: Instant) {
+        match output {
+            Output::Open(id, spec) => {
+                let Some(key) = self.keys.get(&spec.domain) else {
+                    // The machine opens polls for waits only, and each has its key here.
+                    debug_assert!(false, "{id:?} has no key");
+                    return;
+                };
+                debug!(poll = id.0, key = %spec.domain, clips = spec.clips.len(), goal = ?spec.goal, "poll opened");
+                let (domain, haste) = (spec.domain, self.haste(spec.goal));
+                let authorization = key.authorization.clone();
+                self.polls.insert(id, Poll { spec: Arc::new(spec), authorization, task: None });
+                self.turns.ask(id, domain, haste, now);
+            }
+            Output::Abort(id) => {
+                self.turns.withdraw(id, now);
+                if let Some(task) = self.polls.remove(&id).and_then(|poll| poll.task) {
+                    task.abort();
                 }
-                Output::Settle(id, settled) => {
-                    if let Some(answer) = self.unpark(id) {
-                        // Fails where the client has just left; its Leave finds nothing to do.
-                        let _ = answer.send(settled);
-                    }
+                debug!(poll = id.0, "poll cancelled");
+            }
+            Output::Settle(id, settled) => {
+                if let Some(answer) = self.unpark(id) {
+                    // Fails where the client has just left; its Leave finds nothing to do.
+                    let _ = answer.send(settled);
                 }
             }
+        }
+    }
+
+    fn act_on_turn(&mut self, output: TurnOutput, now: Instant) {
+        match output {
+            TurnOutput::Try(id) => self.try_poll(id, now),
+            TurnOutput::GiveUp(id, failure) => {
+                self.polls.remove(&id);
+                self.machine.handle(Input::Landed(id, Outcome::Failed(failure)), now);
+            }
+        }
+    }
+
+    /// The lowest rung has been reached by all there is, so that asking for it is answered at once.
+    fn haste(&self, goal: Goal) -> Haste {
+        match goal {
+            Goal::Now => Haste::Quick,
+            Goal::Rung(rung) if rung == self.lowest => Haste::Quick,
+            Goal::Rung(_) => Haste::Long,
         }
     }
 
@@ -342,26 +418,17 @@ impl Shell {
         Some(answer)
     }
 
-    fn open(&mut self, id: PollId, spec: PollSpec) {
-        let domain = spec.domain;
-        let Some(key) = self.keys.get(&domain) else {
-            // The machine opens polls for waits only, and each has its key here.
-            debug_assert!(false, "{id:?} has no key");
-            return;
-        };
-        let authorization = key.authorization.clone();
-        debug!(poll = id.0, key = %domain, clips = spec.clips.len(), goal = ?spec.goal, "poll opened");
+    fn try_poll(&mut self, id: PollId, now: Instant) {
+        let Some(poll) = self.polls.get_mut(&id) else { return };
+        self.machine.handle(Input::Progress(id, Progress::Trying), now);
         let (poller, events) = (Arc::clone(&self.poller), self.events.clone());
-        let task = self.tasks.spawn(async move {
-            let report = |progress| {
-                let events = events.clone();
-                async move { drop(events.send(Event::Progress(id, progress)).await) }
-            };
-            let landing = poller.run(&spec, &authorization, report).await;
-            // Fails only when the hub has ended.
-            let _ = events.send(Event::Landed(id, landing)).await;
-        });
-        self.running.insert(id, Running { task, domain });
+        let (spec, authorization) = (Arc::clone(&poll.spec), poll.authorization.clone());
+        poll.task = Some(self.tasks.spawn(async move {
+            // Sending fails only when the hub has ended.
+            let standing = async { drop(events.send(Event::Standing(id)).await) };
+            let tried = poller.run(&spec, &authorization, standing).await;
+            let _ = events.send(Event::Ended(id, tried)).await;
+        }));
     }
 }
 

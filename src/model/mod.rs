@@ -2,7 +2,9 @@
 
 pub mod answer;
 pub mod backoff;
+pub mod breaker;
 pub mod clip;
 pub mod coalesce;
 pub mod query;
 pub mod route;
+pub mod turns;

@@ -1,7 +1,7 @@
-//! One poll, from its first try to its final outcome.
+//! One try of a poll: what is asked, and what the answer means (contract, section 8).
 //!
-//! It must never know who waits for it: the hub owns the task that runs it, and drops it to cancel. Each step is
-//! reported, and the outcome is final: whatever was worth another try has had it (contract, section 8).
+//! It must never know who waits for it, nor whether there will be another try: the hub owns the task that runs
+//! it, and drops it to cancel.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -18,18 +18,14 @@ use crate::clock;
 use crate::config;
 use crate::headers;
 use crate::model::answer::{self, Shape, Sliced};
-use crate::model::backoff::Backoff;
 use crate::model::clip::{ClipState, Reply};
-use crate::model::coalesce::{Failure, Outcome, PollSpec, Progress};
+use crate::model::coalesce::{Failure, Outcome, PollSpec};
 use crate::model::query;
 use crate::model::route::Route;
 use crate::upstream::client::{Answer, Client};
 
 /// The largest answer to a poll that is read. Real ones have some kB a clip.
 const MAX_ANSWER: usize = 8 << 20;
-
-/// The pauses between tries.
-const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), cap: Duration::from_secs(10) };
 
 /// Does polls.
 #[derive(Clone)]
@@ -39,7 +35,6 @@ pub struct Poller {
     /// How long an answer may take, from the moment the request stands on a connection.
     limit: Duration,
     connect: Duration,
-    retries: u32,
 }
 
 /// What a poll came to, and what it says of the upstream and the key.
@@ -71,9 +66,12 @@ pub fn key_word(status: StatusCode) -> Option<KeyWord> {
     }
 }
 
-/// How one try ended.
-enum Try {
+/// How a try ended.
+#[derive(Debug)]
+pub enum Tried {
+    /// With the upstream's final word.
     Landed(Landing),
+    /// With a fault; and with how long the upstream asks to be left alone, where it does.
     Failed(Failure, Option<Duration>),
 }
 
@@ -85,51 +83,19 @@ impl Poller {
             route,
             limit: config.poll_timeout + config.poll_timeout / 12,
             connect: config.connect_timeout,
-            retries: config.retries,
         }
     }
 
-    /// Asks until there is an outcome. `report` is told each step in order and must be quick.
+    /// Asks once. `standing` is awaited as soon as the request stands on a connection, and must be quick.
     /// Cancel safe: dropping the future ends the request at the upstream.
-    pub async fn run<F>(
+    pub async fn run(
         &self,
         spec: &PollSpec,
         authorization: &HeaderValue,
-        report: impl Fn(Progress) -> F,
-    ) -> Landing
-    where
-        F: Future<Output = ()>,
-    {
-        let mut failures = 0;
-        loop {
-            report(Progress::Trying).await;
-            let (failure, asked_pause) = match self.try_once(spec, authorization, &report).await {
-                Try::Landed(landing) => return landing,
-                Try::Failed(failure, asked_pause) => (failure, asked_pause),
-            };
-            failures += 1;
-            if failures > self.retries {
-                return Landing { outcome: Outcome::Failed(failure), shape: None, key: None };
-            }
-            let jittered = BACKOFF.pause(failures, fastrand::f64());
-            let pause = asked_pause.map_or(jittered, |asked| asked + jittered.min(asked / 10));
-            debug!(failures, reason = failure.reason(), ?pause, "poll tried again");
-            report(Progress::Stalled(failure)).await;
-            tokio::time::sleep(pause).await;
-        }
-    }
-
-    async fn try_once<F>(
-        &self,
-        spec: &PollSpec,
-        authorization: &HeaderValue,
-        report: &impl Fn(Progress) -> F,
-    ) -> Try
-    where
-        F: Future<Output = ()>,
-    {
+        standing: impl Future<Output = ()>,
+    ) -> Tried {
         let Some(request) = self.request(spec, authorization) else {
-            return Try::Failed(Failure::Garbled, None);
+            return Tried::Failed(Failure::Garbled, None);
         };
         let mut started = self.client.start(request);
         let asking = async {
@@ -137,7 +103,7 @@ impl Poller {
                 biased; // cancel safe: the response is polled by reference and goes on below
                 response = &mut started.response => response,
                 () = &mut started.on_connection => {
-                    report(Progress::Standing).await;
+                    standing.await;
                     started.response.await
                 }
             };
@@ -147,12 +113,12 @@ impl Poller {
             }
         };
         match tokio::time::timeout(self.connect + self.limit, asking).await {
-            Err(_) => Try::Failed(Failure::Overdue, None),
+            Err(_) => Tried::Failed(Failure::Overdue, None),
             Ok(Err(error)) => {
                 debug!(reason = error.reason(), error = &error as &dyn std::error::Error, "poll broke");
-                Try::Failed(Failure::Unreachable, None)
+                Tried::Failed(Failure::Unreachable, None)
             }
-            Ok(Ok(Err(unread))) => Try::Failed(unread, None),
+            Ok(Ok(Err(unread))) => Tried::Failed(unread, None),
             Ok(Ok(Ok((status, headers, body)))) => self.judge(spec, status, &headers, body),
         }
     }
@@ -172,11 +138,11 @@ impl Poller {
         Some(request)
     }
 
-    fn judge(&self, spec: &PollSpec, status: StatusCode, headers: &HeaderMap, body: Bytes) -> Try {
+    fn judge(&self, spec: &PollSpec, status: StatusCode, headers: &HeaderMap, body: Bytes) -> Tried {
         let head = Arc::new(headers::head(headers));
         let reply = |body| Arc::new(Reply { status: status.as_u16(), head: Arc::clone(&head), body });
         let key = key_word(status);
-        let landed = |outcome, shape| Try::Landed(Landing { outcome, shape, key });
+        let landed = |outcome, shape| Tried::Landed(Landing { outcome, shape, key });
         if status.is_success() {
             match answer::slice(&self.route, spec.form, &spec.clips, &body) {
                 Sliced::Clips { clips, shape } => {
@@ -191,14 +157,14 @@ impl Poller {
                     landed(Outcome::Clips(states.collect()), shape)
                 }
                 Sliced::Whole => landed(Outcome::Whole(reply(body)), None),
-                Sliced::Garbled => Try::Failed(Failure::Garbled, None),
+                Sliced::Garbled => Tried::Failed(Failure::Garbled, None),
             }
         } else {
             let asked_pause = headers::retry_after(headers, SystemTime::now());
             let is_pause = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&status)
                 && asked_pause.is_some();
             if is_pause || status.is_server_error() {
-                Try::Failed(Failure::Answered(reply(body)), asked_pause.filter(|_| is_pause))
+                Tried::Failed(Failure::Answered(reply(body)), asked_pause.filter(|_| is_pause))
             } else {
                 landed(Outcome::Refused(reply(body)), None)
             }

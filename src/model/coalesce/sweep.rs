@@ -632,7 +632,7 @@ impl World {
                 assert!(is_faulty && now + SKEW >= deadline + SNAPSHOT_LIMIT, "{client:?}");
             }
             End::Failed(Failure::Garbled) => assert!(is_faulty && client.clips.len() > self.max_clips),
-            End::Failed(Failure::Unreachable) => panic!("nothing says that"),
+            End::Failed(Failure::Unreachable | Failure::BreakerOpen { .. }) => panic!("nothing says that"),
         }
     }
 

@@ -85,6 +85,11 @@ pub enum Failure {
     Garbled,
     /// No answer within the upstream's limit.
     Overdue,
+    /// The breaker is open: the upstream has failed so often that it is not asked.
+    BreakerOpen {
+        /// When it is worth another try.
+        retry_after: Duration,
+    },
 }
 
 impl Failure {
@@ -95,6 +100,7 @@ impl Failure {
             Failure::Unreachable => "unreachable",
             Failure::Garbled => "garbled",
             Failure::Overdue => "overdue",
+            Failure::BreakerOpen { .. } => "breaker-open",
         }
     }
 }

@@ -1,0 +1,280 @@
+use super::*;
+
+const A: KeyDomain = KeyDomain([1; 16]);
+const B: KeyDomain = KeyDomain([2; 16]);
+
+fn rules(max_polls: usize) -> TurnRules {
+    TurnRules {
+        max_polls,
+        interval: Duration::ZERO,
+        retries: 2,
+        backoff: Backoff { first: Duration::from_millis(100), cap: Duration::from_secs(1) },
+        breaker: BreakerRules { failures: 5, cooldown: Duration::from_secs(5) },
+    }
+}
+
+/// The machine with a clock of its own.
+struct Desk {
+    turns: Turns,
+    now: Instant,
+}
+
+impl Desk {
+    fn new(rules: TurnRules) -> Self {
+        Self { turns: Turns::new(rules, 1), now: crate::clock::now() }
+    }
+
+    fn ask(&mut self, id: u64, domain: KeyDomain) {
+        self.turns.ask(PollId(id), domain, Haste::Long, self.now);
+    }
+
+    fn tries(&mut self) -> Vec<u64> {
+        std::iter::from_fn(|| self.turns.poll_output())
+            .filter_map(|output| match output {
+                TurnOutput::Try(PollId(id)) => Some(id),
+                TurnOutput::GiveUp(..) => None,
+            })
+            .collect()
+    }
+
+    fn given_up(&mut self) -> Vec<(u64, &'static str)> {
+        std::iter::from_fn(|| self.turns.poll_output())
+            .filter_map(|output| match output {
+                TurnOutput::Try(_) => None,
+                TurnOutput::GiveUp(PollId(id), failure) => Some((id, failure.reason())),
+            })
+            .collect()
+    }
+
+    fn answered(&mut self, id: u64) {
+        self.turns.ended(PollId(id), Verdict::Answered, self.now);
+    }
+
+    fn failed(&mut self, id: u64) {
+        self.turns.ended(PollId(id), Verdict::Failed(Failure::Unreachable), self.now);
+    }
+
+    fn paused(&mut self, id: u64, secs: u64) {
+        let verdict = Verdict::Paused(Failure::Overdue, Duration::from_secs(secs));
+        self.turns.ended(PollId(id), verdict, self.now);
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.turns.handle_timeout(self.now);
+        assert!(self.turns.poll_timeout().is_none_or(|at| at > self.now));
+    }
+}
+
+#[test]
+fn a_poll_over_the_limit_waits_for_a_place() {
+    let mut desk = Desk::new(rules(3));
+    (1..=4).for_each(|id| desk.ask(id, A));
+    assert_eq!(desk.tries(), [1, 2], "the last place is for quick ones");
+    desk.answered(1);
+    assert_eq!(desk.tries(), [3]);
+    desk.turns.withdraw(PollId(2), desk.now);
+    assert_eq!(desk.tries(), [4]);
+    assert_eq!(desk.turns.open(), 2);
+}
+
+#[test]
+fn a_quick_poll_goes_first_and_has_the_last_place() {
+    let mut desk = Desk::new(rules(3));
+    (1..=4).for_each(|id| desk.ask(id, A));
+    desk.turns.ask(PollId(5), A, Haste::Quick, desk.now);
+    desk.turns.ask(PollId(6), A, Haste::Quick, desk.now);
+    assert_eq!(desk.tries(), [1, 2, 5]);
+    desk.answered(1);
+    assert_eq!(desk.tries(), [6]);
+}
+
+#[test]
+fn one_place_serves_both_sorts() {
+    let mut desk = Desk::new(rules(1));
+    desk.ask(1, A);
+    desk.ask(2, A);
+    desk.turns.ask(PollId(3), A, Haste::Quick, desk.now);
+    assert_eq!(desk.tries(), [1]);
+    desk.answered(1);
+    assert_eq!(desk.tries(), [3]);
+    desk.answered(3);
+    assert_eq!(desk.tries(), [2]);
+}
+
+#[test]
+fn turns_go_round_the_key_domains_and_in_order_of_arrival_within_one() {
+    let mut desk = Desk::new(rules(2));
+    (1..=4).for_each(|id| desk.ask(id, A));
+    desk.ask(10, B);
+    assert_eq!(desk.tries(), [1]);
+    desk.answered(1);
+    assert_eq!(desk.tries(), [2]);
+    desk.answered(2);
+    assert_eq!(desk.tries(), [10], "A's clips do not starve B's");
+    desk.answered(10);
+    assert_eq!(desk.tries(), [3]);
+}
+
+#[test]
+fn the_pace_lets_one_try_through_each_interval() {
+    let mut desk = Desk::new(TurnRules { interval: Duration::from_millis(100), ..rules(9) });
+    (1..=3).for_each(|id| desk.ask(id, A));
+    assert_eq!(desk.tries(), [1]);
+    desk.pass(Duration::from_millis(99));
+    assert_eq!(desk.tries(), [0; 0]);
+    desk.pass(Duration::from_millis(1));
+    assert_eq!(desk.tries(), [2]);
+    desk.pass(Duration::from_millis(500));
+    assert_eq!(desk.tries(), [3]);
+}
+
+#[test]
+fn a_failed_try_is_made_again_after_a_pause_and_not_for_ever() {
+    let mut desk = Desk::new(rules(9));
+    desk.ask(1, A);
+    for _ in 0..3 {
+        assert_eq!(desk.tries(), [1]);
+        desk.failed(1);
+        if desk.turns.poll_timeout().is_some() {
+            assert_eq!(desk.turns.open(), 0, "a pause takes no place");
+            desk.pass(Duration::from_secs(1));
+        }
+    }
+    assert_eq!(desk.given_up(), [(1, "unreachable")]);
+    assert_eq!(desk.turns.poll_timeout(), None);
+}
+
+#[test]
+fn a_pause_rests_the_whole_key_once_and_no_other() {
+    let mut desk = Desk::new(rules(9));
+    (1..=3).for_each(|id| desk.ask(id, A));
+    desk.tries();
+    desk.paused(1, 10);
+    desk.paused(2, 8);
+    desk.ask(4, A);
+    desk.turns.ask(PollId(5), A, Haste::Quick, desk.now);
+    desk.ask(10, B);
+    assert_eq!(desk.tries(), [10]);
+    desk.pass(Duration::from_secs(9));
+    assert_eq!(desk.tries(), [0; 0], "the longer pause holds");
+    desk.pass(Duration::from_secs(1));
+    let mut tries = desk.tries();
+    tries.sort_unstable();
+    assert_eq!(tries, [1, 2, 4, 5]);
+}
+
+#[test]
+fn an_upstream_that_fails_and_fails_is_asked_no_more() {
+    let mut desk = Desk::new(rules(20));
+    (1..=7).for_each(|id| desk.ask(id, A));
+    assert_eq!(desk.tries().len(), 7);
+    (1..=4).for_each(|id| desk.failed(id));
+    assert_eq!(desk.given_up(), []);
+    desk.failed(5);
+    let expected: Vec<_> = (1..=5).map(|id| (id, "breaker-open")).collect();
+    assert_eq!(desk.given_up(), expected, "6 and 7 still stand");
+    desk.ask(8, B);
+    assert_eq!(desk.given_up(), [(8, "breaker-open")]);
+    desk.pass(Duration::from_secs(5));
+    desk.ask(9, B);
+    desk.ask(10, B);
+    assert_eq!(desk.turns.poll_output(), Some(TurnOutput::Try(PollId(9))), "the probe");
+    assert_eq!(desk.given_up(), [(10, "breaker-open")]);
+}
+
+#[test]
+fn a_probe_that_the_upstream_holds_closes_the_breaker() {
+    let mut desk = Desk::new(rules(20));
+    (1..=5).for_each(|id| desk.ask(id, A));
+    (1..=5).for_each(|id| desk.failed(id));
+    desk.pass(Duration::from_secs(5));
+    desk.ask(6, A);
+    desk.turns.standing(PollId(6), desk.now);
+    desk.pass(Duration::from_millis(900));
+    assert!(!desk.turns.is_closed());
+    desk.pass(Duration::from_millis(100));
+    assert!(desk.turns.is_closed());
+    desk.ask(7, A);
+    assert_eq!(desk.tries().last(), Some(&7));
+}
+
+#[test]
+fn a_probe_that_is_withdrawn_makes_room_for_the_next() {
+    let mut desk = Desk::new(rules(20));
+    (1..=5).for_each(|id| desk.ask(id, A));
+    (1..=5).for_each(|id| desk.failed(id));
+    desk.pass(Duration::from_secs(5));
+    desk.ask(6, A);
+    desk.turns.withdraw(PollId(6), desk.now);
+    desk.ask(7, A);
+    assert_eq!(desk.tries().last(), Some(&7));
+}
+
+/// Random schedules: never over the limit, every poll ends, nothing is left.
+#[test]
+fn no_schedule_breaks_the_limit_or_leaves_anything_behind() {
+    for seed in 0..500 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let max_polls = rng.usize(1..5);
+        let interval = Duration::from_millis(rng.u64(0..2) * 50);
+        let mut desk = Desk::new(TurnRules { interval, ..rules(max_polls) });
+        let (mut alive, mut trying) = (BTreeSet::new(), BTreeSet::new());
+        let mut next = 0;
+        let mut steps = 0;
+        while steps < 200 || !alive.is_empty() {
+            steps += 1;
+            assert!(steps < 20_000, "seed {seed}: {alive:?} never end");
+            let pick = |set: &BTreeSet<u64>, rng: &mut fastrand::Rng| {
+                set.iter().nth(rng.usize(0..set.len().max(1))).copied()
+            };
+            match rng.u32(0..6) {
+                0 | 1 if steps < 200 => {
+                    let haste = if rng.bool() { Haste::Quick } else { Haste::Long };
+                    desk.turns.ask(PollId(next), KeyDomain([rng.u8(0..3); 16]), haste, desk.now);
+                    alive.insert(next);
+                    next += 1;
+                }
+                2 => {
+                    if let Some(id) = pick(&alive, &mut rng).filter(|_| rng.bool()) {
+                        desk.turns.withdraw(PollId(id), desk.now);
+                        alive.remove(&id);
+                        trying.remove(&id);
+                    }
+                }
+                3 | 4 => {
+                    if let Some(id) = pick(&trying, &mut rng) {
+                        trying.remove(&id);
+                        match rng.u32(0..4) {
+                            0 => desk.failed(id),
+                            1 => desk.paused(id, rng.u64(0..3)),
+                            _ => {
+                                desk.answered(id);
+                                alive.remove(&id);
+                            }
+                        }
+                    }
+                }
+                _ => desk.pass(Duration::from_millis(rng.u64(0..400))),
+            }
+            if let Some(id) = pick(&trying, &mut rng) {
+                desk.turns.standing(PollId(id), desk.now);
+            }
+            while let Some(output) = desk.turns.poll_output() {
+                match output {
+                    TurnOutput::Try(PollId(id)) => {
+                        assert!(alive.contains(&id) && trying.insert(id), "seed {seed}: {id} is tried twice");
+                    }
+                    TurnOutput::GiveUp(PollId(id), _) => {
+                        assert!(alive.remove(&id) && !trying.contains(&id), "seed {seed}: {id}");
+                    }
+                }
+            }
+            assert_eq!(desk.turns.open(), trying.len(), "seed {seed}");
+            assert!(trying.len() <= max_polls, "seed {seed}");
+        }
+        let turns = &desk.turns;
+        assert!(turns.polls.is_empty() && turns.lines.is_empty() && turns.quick.is_empty(), "seed {seed}");
+        assert!(turns.ring.is_empty(), "seed {seed}: {:?}", turns.ring);
+    }
+}
