@@ -1,7 +1,7 @@
 //! What one key may do: governor's quotas, and what the client is told of them.
 //!
 //! It knows keys and addresses, never requests. One quota is in force, `requests`, which everything counts
-//! against; a second one is a second [`Quota`].
+//! against; a second one is a second `Quota`.
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
