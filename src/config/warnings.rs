@@ -24,7 +24,6 @@ const NOT_YET: &[NotYet] = &[
     ("limits.calls_per_second", |a, b| a.limits.calls_per_second != b.limits.calls_per_second),
     ("limits.calls_burst", |a, b| a.limits.calls_burst != b.limits.calls_burst),
     ("limits.max_waits_per_key", |a, b| a.limits.max_waits_per_key != b.limits.max_waits_per_key),
-    ("limits.max_waits", |a, b| a.limits.max_waits != b.limits.max_waits),
 ];
 
 impl Config {
