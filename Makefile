@@ -1,0 +1,33 @@
+# make help says what there is.
+
+# For python3 with requests, where the system's own has none (.ci/tools).
+VENV := $(CURDIR)/target/python
+export PATH := $(VENV)/bin:$(PATH)
+
+SEEDS ?= 10000
+
+.PHONY: help run test check sweep tools
+
+help:
+	@echo 'make run            run the gateway before a simulated upstream: no key, no network'
+	@echo 'make test           install what the tests need where that can be done, and run them all'
+	@echo 'make check          format, lints and documentation, each without a warning'
+	@echo 'make sweep SEEDS=n  the first n random schedules of the merging (10000); SEED=n: just that one, told'
+
+run:
+	cargo run --release --locked -- serve --sim
+
+test: tools
+	cargo test --locked
+
+check:
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+sweep:
+	CLIPGATE_SWEEP_SEEDS=$(SEEDS) $(if $(SEED),CLIPGATE_SWEEP_SEED=$(SEED)) \
+		cargo test --locked --lib no_client_is_worse_off_than_alone -- --nocapture
+
+tools:
+	@.ci/tools "$(VENV)"
