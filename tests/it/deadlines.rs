@@ -1,0 +1,159 @@
+//! Each wait has its own time, and at its end the truth (promises 2, 7 and 9).
+//!
+//! Where a test lets time pass, that is the scenario: an upstream's time and a wait's own are over at different
+//! moments. Whether the first wait needs a look of its own when both are over at the same moment depends on how
+//! busy the machine is, so that looks are counted from there on.
+
+use std::time::Duration;
+
+use http::StatusCode;
+
+use crate::stage::{Stage, all, set_hold, single};
+
+#[tokio::test]
+async fn a_late_joiner_keeps_its_own_time_and_is_told_what_is_reached_in_it() {
+    let hold = Duration::from_secs(3);
+    let stage = Stage::holding(hold).await;
+    stage.sim.put("a", "submitted");
+    let first = stage.spawn_get(&single("a", "completed"), &[]);
+    stage.until(|seen| seen.open == 1).await;
+    tokio::time::sleep(hold / 2).await;
+    let late = stage.spawn_get(&single("a", "completed"), &[]);
+    let first = first.await.unwrap();
+    assert_eq!(first.body, stage.sim.body("a", "submitted"));
+    assert!(first.took >= hold, "{:?}", first.took);
+
+    stage.until(|seen| seen.open == 1 && seen.requests.len() >= 2).await;
+    stage.sim.put("a", "completed");
+    let late = late.await.unwrap();
+    assert_eq!(late.body, stage.sim.body("a", "completed"));
+    assert_eq!(stage.asked_until("completed"), 2);
+    assert!(stage.asked_until("submitted") <= 1);
+}
+
+#[tokio::test]
+async fn a_late_joiner_is_told_the_true_state_at_its_own_deadline() {
+    let hold = Duration::from_secs(2);
+    let stage = Stage::holding(hold).await;
+    stage.sim.put("a", "submitted");
+    let first = stage.spawn_get(&single("a", "completed"), &[]);
+    stage.until(|seen| seen.open == 1).await;
+    tokio::time::sleep(hold / 2).await;
+    let late = stage.spawn_get(&single("a", "completed"), &[]);
+    let first = first.await.unwrap();
+    assert_eq!(first.body, stage.sim.body("a", "submitted"));
+
+    // The poll that the upstream ended is open again, and nothing tells of this before the deadline.
+    stage.until(|seen| seen.open == 1 && seen.requests.len() >= 2).await;
+    let looks = stage.asked_until("submitted");
+    stage.sim.put("a", "queued");
+    let late = late.await.unwrap();
+    assert_eq!(late.status, StatusCode::OK);
+    assert_eq!(late.body, stage.sim.body("a", "queued"));
+    assert_eq!(late.field("cache-control"), "no-store");
+    assert!(late.took >= hold, "{:?}", late.took);
+    assert_eq!(stage.asked_until("completed"), 2);
+    assert_eq!(stage.asked_until("submitted"), looks + 1);
+}
+
+#[tokio::test]
+async fn a_deadline_costs_no_request_where_a_pending_poll_proves_the_state() {
+    let hold = Duration::from_secs(2);
+    let stage = Stage::holding(hold).await;
+    stage.sim.put("a", "streaming");
+    let first = stage.spawn_get(&single("a", "completed"), &[]);
+    stage.until(|seen| seen.open == 1).await;
+    tokio::time::sleep(hold / 2).await;
+    let late = stage.spawn_get(&single("a", "completed"), &[]);
+    first.await.unwrap();
+    stage.until(|seen| seen.open == 1 && seen.requests.len() >= 2).await;
+    let looks = stage.asked_until("submitted");
+    let late = late.await.unwrap();
+    assert_eq!(late.body, stage.sim.body("a", "streaming"));
+    assert!(late.took >= hold, "{:?}", late.took);
+    assert_eq!(stage.asked_until("completed"), 2);
+    assert_eq!(stage.asked_until("submitted"), looks);
+}
+
+#[tokio::test]
+async fn a_client_may_wait_for_a_shorter_time() {
+    let stage = Stage::holding(Duration::from_secs(60)).await;
+    stage.sim.put("a", "queued");
+    let answer = stage.get(&single("a", "completed"), &[("prefer", "wait=1")]).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    assert_eq!(answer.body, stage.sim.body("a", "queued"));
+    assert_eq!(answer.field("preference-applied"), "wait=1");
+    assert!(answer.took >= Duration::from_secs(1), "{:?}", answer.took);
+    assert_eq!(stage.asked(), [single("a", "completed"), single("a", "submitted")]);
+    stage.until(|seen| seen.abandoned() == 1).await;
+}
+
+#[tokio::test]
+async fn a_client_may_wait_for_a_longer_time() {
+    let hold = Duration::from_secs(1);
+    let stage = Stage::holding(hold).await;
+    stage.sim.put("a", "submitted");
+    let wait = stage.spawn_get(&single("a", "completed"), &[("prefer", "respond-async, wait=25")]);
+    stage.until(|seen| seen.open == 1 && seen.requests.len() == 3).await;
+    stage.sim.put("a", "completed");
+    let answer = wait.await.unwrap();
+    assert_eq!(answer.body, stage.sim.body("a", "completed"));
+    assert_eq!(answer.field("preference-applied"), "wait=25");
+    assert!(answer.took >= 2 * hold, "{:?}", answer.took);
+    assert_eq!(stage.asked(), vec![single("a", "completed"); 3]);
+}
+
+#[tokio::test]
+async fn no_wait_is_longer_than_max_timeout() {
+    let max = Duration::from_secs(1);
+    let stage = Stage::with(|config, options| {
+        set_hold(Duration::from_secs(60), config, options);
+        config.wait.max_timeout = max;
+    })
+    .await;
+    stage.sim.put("a", "queued");
+    let answer = stage.get(&single("a", "completed"), &[("prefer", "wait=500")]).await;
+    assert_eq!(answer.body, stage.sim.body("a", "queued"));
+    assert_eq!(answer.field("preference-applied"), "wait=1");
+    assert!(answer.took >= max, "{:?}", answer.took);
+}
+
+#[tokio::test]
+async fn a_wait_of_no_time_is_told_the_true_state_at_once() {
+    let stage = Stage::holding(Duration::from_secs(60)).await;
+    stage.sim.put("a", "streaming");
+    let answer = stage.get(&single("a", "completed"), &[("prefer", "wait=0")]).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    assert_eq!(answer.body, stage.sim.body("a", "streaming"));
+    assert_eq!(answer.field("preference-applied"), "wait=0");
+    assert_eq!(stage.asked(), [single("a", "submitted")]);
+}
+
+#[tokio::test]
+async fn a_wait_without_a_preference_is_told_of_none() {
+    let stage = Stage::new().await;
+    stage.sim.put("a", "completed");
+    let answer = stage.get(&single("a", "completed"), &[]).await;
+    assert!(!answer.headers.contains_key("preference-applied"));
+}
+
+#[tokio::test]
+async fn an_upstream_that_does_not_hold_its_polls_is_not_hammered() {
+    let wait = Duration::from_secs(2);
+    let stage = Stage::with(|config, options| {
+        options.hold = Duration::from_millis(1);
+        config.upstream.poll_timeout = Duration::from_secs(20);
+        config.wait.timeout = wait;
+    })
+    .await;
+    stage.sim.put("a", "queued");
+    let waits: Vec<_> = (0..20).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
+    let answers = all(waits).await;
+    let body = stage.sim.body("a", "queued");
+    assert!(answers.iter().all(|answer| answer.body == body && answer.took >= wait));
+    // Once in a hundredth of the time that it was said to hold.
+    let longest = answers.iter().map(|answer| answer.took).max().unwrap();
+    let most = longest.as_millis() / 200 + 1;
+    let asked = stage.asked_until("completed");
+    assert!(asked >= 2 && asked as u128 <= most, "{asked} requests, at most {most} are right");
+}

@@ -1,0 +1,244 @@
+//! The stage that tests play on: a gateway on a port of its own before a simulated upstream, and a client.
+//!
+//! ```text
+//!   test ── get, spawn_get, send ──▶ Server + Gateway ──▶ Sim ◀── put, plan, fault, until ── test
+//! ```
+//!
+//! All of it runs on the test's own thread and ends with the [`Stage`]. Tests synchronise with [`Stage::until`],
+//! which sees the upstream's side, and [`Stage::until_parked`], which sees the waits.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clipgate::clock;
+use clipgate::config::{Config, Listen};
+use clipgate::gateway::Gateway;
+use clipgate::server::{Listener, Server, tcp_address};
+use clipgate::sim::{Observed, Options, Sim};
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, Request, StatusCode, Uri};
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use tokio::net::TcpSocket;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Nothing here takes so long, on however busy a machine.
+const PATIENCE: u64 = 30;
+
+/// How often the gateway is asked how many waits it has.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+
+/// A gateway before a simulated upstream.
+pub(crate) struct Stage {
+    /// The upstream.
+    pub(crate) sim: Sim,
+    /// Where the gateway listens.
+    pub(crate) address: SocketAddr,
+    gateway: Gateway,
+    client: Client<HttpConnector, Full<Bytes>>,
+    /// The upstream's port while nothing listens on it.
+    closed: Option<TcpSocket>,
+    tasks: JoinSet<()>,
+}
+
+/// What the gateway answered.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+    /// From before the connection was made until the body's end.
+    pub(crate) took: Duration,
+}
+
+impl Stage {
+    /// The upstream holds polls for 2 s, waits wait for 2 s, polls linger for 200 ms; live states are not kept
+    /// and limits are far away.
+    pub(crate) async fn new() -> Self {
+        Self::with(|_, _| {}).await
+    }
+
+    /// The same, but the upstream holds and waits wait for so long.
+    pub(crate) async fn holding(hold: Duration) -> Self {
+        Self::with(|config, options| set_hold(hold, config, options)).await
+    }
+
+    /// The same as [`Stage::new`], changed.
+    pub(crate) async fn with(configure: impl FnOnce(&mut Config, &mut Options)) -> Self {
+        let mut stage = Self::without_upstream(configure).await;
+        stage.raise_upstream();
+        stage
+    }
+
+    /// The same, but connections to the upstream are refused until [`Stage::raise_upstream`].
+    pub(crate) async fn without_upstream(configure: impl FnOnce(&mut Config, &mut Options)) -> Self {
+        let (mut config, mut options) = (Config::default(), Options::default());
+        set_hold(Duration::from_secs(2), &mut config, &mut options);
+        config.wait.linger = Duration::from_millis(200);
+        config.cache.live_ttl = Duration::ZERO;
+        config.limits.requests_per_second = 1_000_000;
+        config.limits.burst = 1_000_000;
+        config.limits.calls_per_second = 1_000_000;
+        config.limits.calls_burst = 1_000_000;
+
+        let closed = TcpSocket::new_v4().expect("there are sockets left");
+        closed.bind(([127, 0, 0, 1], 0).into()).expect("there are ports left");
+        let upstream = closed.local_addr().expect("it is bound");
+        config.upstream.base_url = format!("http://{upstream}").parse().expect("it is a URL");
+        configure(&mut config, &mut options);
+
+        let mut tasks = JoinSet::new();
+        let (gateway, hub) = Gateway::new(&config).expect("the configuration is good");
+        tasks.spawn(hub);
+        let listen = Listen::Tcp(([127, 0, 0, 1], 0).into());
+        let listener = Listener::bind(&listen).await.expect("there are ports left");
+        let address = tcp_address(&listener).expect("it is TCP");
+        let server = Server::new(gateway.clone(), &config.server, CancellationToken::new());
+        tasks.spawn(server.run(vec![listener]));
+        let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http();
+        Self { sim: Sim::new(options), address, gateway, client, closed: Some(closed), tasks }
+    }
+
+    /// From now on the upstream accepts connections.
+    pub(crate) fn raise_upstream(&mut self) {
+        let closed = self.closed.take().expect("the upstream is raised once");
+        let listener = closed.listen(1024).expect("the port is its own");
+        self.tasks.spawn(self.sim.clone().serve(listener, std::future::pending()));
+    }
+
+    /// Asks on a connection of its own, with `Authorization: Bearer demo` if no other is given.
+    pub(crate) async fn get(&self, target: &str, headers: &[(&str, &str)]) -> Answer {
+        self.spawn_get(target, headers).await.expect("the request does not panic")
+    }
+
+    /// The same, beside the test. Aborting or dropping the handle hangs up.
+    pub(crate) fn spawn_get(&self, target: &str, headers: &[(&str, &str)]) -> AbortOnDropHandle<Answer> {
+        let mut request = Request::get(target);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut request = request.body(Full::default()).expect("the test asks for something sensible");
+        request.headers_mut().entry(AUTHORIZATION).or_insert("Bearer demo".parse().expect("it is text"));
+        self.spawn(request)
+    }
+
+    /// Sends a request as it is, but to the gateway.
+    pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
+        self.spawn(request).await.expect("the request does not panic")
+    }
+
+    fn spawn(&self, mut request: Request<Full<Bytes>>) -> AbortOnDropHandle<Answer> {
+        let began = clock::now();
+        let uri = format!("http://{}{}", self.address, request.uri());
+        *request.uri_mut() = Uri::try_from(uri).expect("the test asks for something sensible");
+        let client = self.client.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            let answer = async {
+                let (head, body) = client.request(request).await.expect("there is an answer").into_parts();
+                let body = body.collect().await.expect("the answer is whole").to_bytes();
+                Answer { status: head.status, headers: head.headers, body, took: began.elapsed() }
+            };
+            within(PATIENCE, answer).await
+        }))
+    }
+
+    /// Comes back when this holds at the upstream; [`Sim::until`] with a limit.
+    pub(crate) async fn until(&self, what: impl FnMut(&Observed) -> bool) {
+        let came = tokio::time::timeout(Duration::from_secs(PATIENCE), self.sim.until(what)).await;
+        assert!(came.is_ok(), "it did not come about within {PATIENCE} s: {:#?}", self.asked());
+    }
+
+    /// Comes back when so many waits are parked.
+    pub(crate) async fn until_parked(&self, waits: usize) {
+        let parked = async {
+            while self.gateway.waits() != waits {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        let came = tokio::time::timeout(Duration::from_secs(PATIENCE), parked).await;
+        assert!(came.is_ok(), "there are {} waits after {PATIENCE} s, not {waits}", self.gateway.waits());
+    }
+
+    /// The targets that the upstream was asked for so far, in order.
+    pub(crate) fn asked(&self) -> Vec<String> {
+        self.sim.requests().iter().map(|seen| seen.target.to_string()).collect()
+    }
+
+    /// How many requests the upstream has seen with this status so far.
+    pub(crate) fn asked_until(&self, status: &str) -> usize {
+        self.asked().iter().filter(|target| target.ends_with(&format!("status={status}"))).count()
+    }
+}
+
+impl Answer {
+    /// A field's value; empty if it is not there.
+    pub(crate) fn field(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().expect("it is text"))
+    }
+
+    /// Whether this answer, and no other, cost an upstream request.
+    pub(crate) fn opened(&self) -> bool {
+        self.field("cache-status").starts_with("clipgate; fwd=miss; fwd-status=")
+    }
+
+    /// Whether it was had by leaning on what others asked for.
+    pub(crate) fn leaned(&self) -> bool {
+        self.field("cache-status") == "clipgate; fwd=miss; collapsed"
+    }
+
+    /// Whether it was known.
+    pub(crate) fn hit(&self) -> bool {
+        self.field("cache-status").starts_with("clipgate; hit; ")
+    }
+}
+
+/// The upstream holds polls and waits wait for so long.
+pub(crate) fn set_hold(hold: Duration, config: &mut Config, options: &mut Options) {
+    options.hold = hold;
+    config.upstream.poll_timeout = hold;
+    config.wait.timeout = hold;
+}
+
+/// The target that asks for one clip. An empty status is none.
+pub(crate) fn single(id: &str, status: &str) -> String {
+    with_status(format!("/v2/generate/audio/suno-ai/clip?clip_id={id}"), status)
+}
+
+/// The target that asks for several clips, spelled as polls are. An empty status is none.
+pub(crate) fn multi(ids: &[&str], status: &str) -> String {
+    let ids: Vec<_> = ids.iter().map(|id| format!("clip_ids%5B%5D={id}")).collect();
+    with_status(format!("/v2/generate/audio/suno-ai/clips?{}", ids.join("&")), status)
+}
+
+fn with_status(target: String, status: &str) -> String {
+    if status.is_empty() { target } else { format!("{target}&status={status}") }
+}
+
+/// Waits for what must come within so many seconds.
+pub(crate) async fn within<T>(secs: u64, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(Duration::from_secs(secs), future).await {
+        Ok(value) => value,
+        Err(_) => panic!("it took longer than {secs} s"),
+    }
+}
+
+/// All that they answer.
+pub(crate) async fn all(handles: Vec<AbortOnDropHandle<Answer>>) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    for handle in handles {
+        answers.push(handle.await.expect("the request does not panic"));
+    }
+    answers
+}
+
+/// Moves clips to this status now.
+pub(crate) fn put_all(stage: &Stage, ids: &[&str], status: &str) {
+    for id in ids {
+        stage.sim.put(id, status);
+    }
+}
