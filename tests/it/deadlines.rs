@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::stage::{Stage, all, set_hold, single};
+use crate::stage::{Stage, all, multi, set_hold, single};
 
 #[tokio::test]
 async fn a_late_joiner_keeps_its_own_time_and_is_told_what_is_reached_in_it() {
@@ -156,4 +156,51 @@ async fn an_upstream_that_does_not_hold_its_polls_is_not_hammered() {
     let most = longest.as_millis() / 200 + 1;
     let asked = stage.asked_until("completed");
     assert!(asked >= 2 && asked as u128 <= most, "{asked} requests, at most {most} are right");
+}
+
+#[tokio::test]
+async fn waits_of_different_lengths_share_one_poll_and_end_one_by_one() {
+    let stage = Stage::holding(Duration::from_secs(60)).await;
+    stage.sim.put("a", "queued");
+    let long = stage.spawn_get(&single("a", "completed"), &[]);
+    stage.until(|seen| seen.open == 1).await;
+    let short = stage.get(&single("a", "completed"), &[("prefer", "wait=1")]).await;
+    assert_eq!(short.body, stage.sim.body("a", "queued"));
+    stage.until_parked(1).await;
+    assert_eq!(stage.sim.open(), 1);
+    stage.sim.put("a", "completed");
+    let long = long.await.unwrap();
+    assert_eq!(long.body, stage.sim.body("a", "completed"));
+    assert_eq!(stage.asked(), [single("a", "completed"), single("a", "submitted")]);
+}
+
+#[tokio::test]
+async fn what_another_poll_taught_is_enough_for_a_deadline_while_the_next_rung_is_asked_for() {
+    let stage = Stage::holding(Duration::from_secs(60)).await;
+    stage.sim.put("a", "submitted");
+    let streaming = stage.spawn_get(&single("a", "streaming"), &[]);
+    stage.until(|seen| seen.open == 1).await;
+    let completed = stage.spawn_get(&single("a", "completed"), &[("prefer", "wait=3")]);
+    stage.until_parked(2).await;
+    stage.sim.put("a", "streaming");
+    streaming.await.unwrap();
+    let completed = completed.await.unwrap();
+    assert_eq!(completed.body, stage.sim.body("a", "streaming"));
+    assert!(completed.took >= Duration::from_secs(3), "{:?}", completed.took);
+    assert_eq!(stage.asked(), [single("a", "streaming"), single("a", "completed")]);
+}
+
+#[tokio::test]
+async fn at_its_deadline_a_multi_wait_looks_only_for_what_is_not_known() {
+    let stage = Stage::holding(Duration::from_secs(60)).await;
+    stage.sim.put("made", "completed");
+    stage.sim.put("queued", "queued");
+    stage.get(&single("made", "completed"), &[]).await;
+    let wait = stage.get(&multi(&["queued", "made"], "completed"), &[("prefer", "wait=1")]).await;
+    let bodies = [stage.sim.body("queued", "queued"), stage.sim.body("made", "completed")];
+    assert_eq!(wait.body, [b"[", &bodies[0][..], b",", &bodies[1][..], b"]"].concat());
+    assert_eq!(wait.field("cache-control"), "no-store");
+    let asked =
+        [single("made", "completed"), multi(&["queued"], "completed"), multi(&["queued"], "submitted")];
+    assert_eq!(stage.asked(), asked);
 }
