@@ -298,7 +298,6 @@ impl Shell {
             }
             Tried::Failed(failure, pause) => {
                 debug!(poll = id.0, reason = failure.reason(), ?pause, "try failed");
-                self.machine.handle(Input::Progress(id, Progress::Stalled(failure.clone())), now);
                 let verdict = match pause {
                     Some(pause) => Verdict::Paused(failure, pause),
                     None => Verdict::Failed(failure),
@@ -391,6 +390,9 @@ impl Shell {
     fn act_on_turn(&mut self, output: TurnOutput, now: Instant) {
         match output {
             TurnOutput::Try(id) => self.try_poll(id, now),
+            TurnOutput::Stalled(id, failure, pause) => {
+                self.machine.handle(Input::Progress(id, Progress::Stalled(failure, pause)), now);
+            }
             TurnOutput::GiveUp(id, failure) => {
                 self.polls.remove(&id);
                 self.machine.handle(Input::Landed(id, Outcome::Failed(failure)), now);

@@ -109,7 +109,7 @@ impl ClipReply {
     /// For how long the client may keep it, from when the oldest state was seen; `None`: not at all.
     fn lifetime(&self, cache: &Cache) -> Option<Duration> {
         let ttls = self.states.iter().map(|state| state.rung.and_then(|rung| cache.terminal_ttl(rung)));
-        ttls.min().flatten().filter(|_| self.keep)
+        ttls.min().flatten().filter(|ttl| self.keep && !ttl.is_zero())
     }
 
     fn age(&self) -> Duration {

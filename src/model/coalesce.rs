@@ -117,13 +117,31 @@ impl Coalescer {
     }
 
     fn progress(&mut self, id: PollId, progress: Progress, now: Instant) {
-        if let Some(poll) = self.board.poll_mut(id) {
-            match progress {
-                Progress::Trying => (poll.tried_at, poll.standing) = (now, None),
-                Progress::Standing => poll.standing = Some(now),
-                Progress::Stalled(failure) => (poll.standing, poll.failed) = (None, Some(failure)),
+        let Some(poll) = self.board.poll_mut(id) else { return };
+        match progress {
+            Progress::Trying => (poll.tried_at, poll.standing, poll.retry_at) = (now, None, None),
+            Progress::Standing => poll.standing = Some(now),
+            Progress::Stalled(failure, pause) => {
+                (poll.standing, poll.failed, poll.retry_at) = (None, Some(failure), Some(now + pause));
+                for wait in poll.waits.clone() {
+                    self.give_up_if_put_off(wait, now);
+                }
             }
         }
+    }
+
+    /// A wait that looks at its deadline is told how the upstream failed, if that is not asked again in time.
+    fn give_up_if_put_off(&mut self, id: WaitId, now: Instant) {
+        let Some(wait) = self.board.wait(id) else { return };
+        if matches!(wait.phase, Phase::Looking { .. }) && self.is_put_off(wait, wait.due()) {
+            self.give_up(id, now);
+        }
+    }
+
+    fn give_up(&mut self, id: WaitId, now: Instant) {
+        let Some(wait) = self.board.wait(id) else { return };
+        let (failure, direct) = self.last_failure(id, wait).unwrap_or((Failure::Overdue, false));
+        self.settle(id, End::Failed(failure), direct, now);
     }
 
     fn landed(&mut self, id: PollId, outcome: Outcome, now: Instant) {
@@ -219,10 +237,7 @@ impl Coalescer {
         match wait.phase {
             Phase::Waiting => self.end(id, None, now),
             Phase::Ending { since } => self.look(id, since, None, now),
-            Phase::Looking { .. } => {
-                let failure = self.last_failure(wait).unwrap_or(Failure::Overdue);
-                self.settle(id, End::Failed(failure), false, now);
-            }
+            Phase::Looking { .. } => self.give_up(id, now),
         }
     }
 
@@ -250,12 +265,18 @@ impl Coalescer {
     fn look(&mut self, id: WaitId, since: Instant, landing: Option<&Landing>, now: Instant) {
         let Some(wait) = self.board.wait(id) else { return };
         let truths = wait.spec.clips.iter().filter_map(|clip| self.truth(wait, clip, since, now));
-        let (given, failed) = (truths.cloned().collect(), self.last_failure(wait));
+        let (given, failed) = (truths.cloned().collect(), self.last_failure(id, wait));
+        let is_hopeless = self.is_put_off(wait, now + SNAPSHOT_LIMIT);
         self.board.set_phase(id, Phase::Looking { since }, now + SNAPSHOT_LIMIT);
         if let Some(wait) = self.board.wait_mut(id) {
             (wait.given, wait.failed) = (given, failed);
         }
-        if !self.settle_if_answered(id, landing, now) {
+        if self.settle_if_answered(id, landing, now) {
+            return;
+        }
+        if is_hopeless {
+            self.give_up(id, now);
+        } else {
             self.plan(id, None, now);
         }
     }

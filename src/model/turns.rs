@@ -58,6 +58,8 @@ pub enum Verdict {
 pub enum TurnOutput {
     /// Try the poll now.
     Try(PollId),
+    /// The poll is not tried for so long, because of this.
+    Stalled(PollId, Failure, Duration),
     /// The poll has failed for good, and is forgotten.
     GiveUp(PollId, Failure),
 }
@@ -73,7 +75,8 @@ pub struct Turns {
     lines: HashMap<KeyDomain, VecDeque<PollId>>,
     /// The domains with a line that are not paused, in the order of their turns.
     ring: VecDeque<KeyDomain>,
-    paused: HashMap<KeyDomain, Instant>,
+    /// Until when, and because of what.
+    paused: HashMap<KeyDomain, (Instant, Failure)>,
     open: usize,
     next_try: Option<Instant>,
     timers: BTreeSet<(Instant, Timer)>,
@@ -137,6 +140,10 @@ impl Turns {
     pub fn ask(&mut self, id: PollId, domain: KeyDomain, haste: Haste, now: Instant) {
         let before = self.polls.insert(id, Asking { domain, haste, failures: 0, phase: Phase::InLine });
         debug_assert!(before.is_none(), "{id:?} asks twice");
+        if let Some((until, failure)) = self.paused.get(&domain) {
+            let pause = until.saturating_duration_since(now);
+            self.outputs.push_back(TurnOutput::Stalled(id, failure.clone(), pause));
+        }
         self.line_up(id, End::Back);
         self.grant(now);
     }
@@ -181,7 +188,7 @@ impl Turns {
             }
             Verdict::Paused(failure, pause) => {
                 self.breaker.succeeded(); // it answers
-                self.pause(id, pause, now);
+                self.pause(id, &failure, pause, now);
                 self.try_again(id, failure, pause, now);
             }
         }
@@ -311,21 +318,23 @@ impl Turns {
             return;
         }
         let jittered = self.rules.backoff.pause(asking.failures, self.jitter.f64());
-        let until = now + if asked.is_zero() { jittered } else { asked };
+        let pause = if asked.is_zero() { jittered } else { asked };
+        let until = now + pause;
+        self.outputs.push_back(TurnOutput::Stalled(id, failure, pause));
         asking.phase = Phase::Pausing { until };
         self.timers.insert((until, Timer::Retry(id)));
     }
 
     /// A key's polls all rest, once, however many of them were told to.
-    fn pause(&mut self, id: PollId, pause: Duration, now: Instant) {
+    fn pause(&mut self, id: PollId, failure: &Failure, pause: Duration, now: Instant) {
         let Some(domain) = self.polls.get(&id).map(|asking| asking.domain) else { return };
         let until = now + pause;
         match self.paused.get(&domain) {
-            Some(&known) if known >= until => return,
-            Some(&known) => drop(self.timers.remove(&(known, Timer::Resume(domain)))),
+            Some(&(known, _)) if known >= until => return,
+            Some(&(known, _)) => drop(self.timers.remove(&(known, Timer::Resume(domain)))),
             None => self.ring.retain(|other| *other != domain),
         }
-        self.paused.insert(domain, until);
+        self.paused.insert(domain, (until, failure.clone()));
         self.timers.insert((until, Timer::Resume(domain)));
         let polls = &self.polls;
         let is_its = |id: &PollId| polls.get(id).is_some_and(|asking| asking.domain == domain);
@@ -333,6 +342,9 @@ impl Turns {
         self.quick = others;
         for id in VecDeque::<PollId>::into_iter(its).rev() {
             self.lines.entry(domain).or_default().push_front(id);
+        }
+        for &id in self.lines.get(&domain).into_iter().flatten() {
+            self.outputs.push_back(TurnOutput::Stalled(id, failure.clone(), pause));
         }
     }
 

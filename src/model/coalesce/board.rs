@@ -8,6 +8,9 @@ use std::time::Instant;
 use super::vocabulary::{Failure, PollId, PollSpec, WaitId, WaitSpec};
 use crate::model::clip::{ClipId, ClipSet, ClipState, KeyDomain};
 
+/// A failure, and whether it is the answer to a poll of the wait's own.
+pub(super) type Told = (Failure, bool);
+
 /// One client's wait.
 #[derive(Debug)]
 pub(super) struct Wait {
@@ -23,11 +26,16 @@ pub(super) struct Wait {
     /// time was over.
     pub(super) given: Vec<ClipState>,
     /// How the polls that it leaned on until its time was over failed last, if they did.
-    pub(super) failed: Option<Failure>,
+    pub(super) failed: Option<Told>,
     due: Instant,
 }
 
 impl Wait {
+    /// When it is looked at next.
+    pub(super) fn due(&self) -> Instant {
+        self.due
+    }
+
     /// When its time is over.
     pub(super) fn deadline(&self) -> Instant {
         self.spec.arrived + self.spec.timeout
@@ -62,6 +70,8 @@ pub(super) struct Poll {
     pub(super) standing: Option<Instant>,
     /// How the newest failed try failed.
     pub(super) failed: Option<Failure>,
+    /// When the next try is made, if the newest one failed.
+    pub(super) retry_at: Option<Instant>,
 }
 
 impl Poll {
@@ -76,6 +86,7 @@ impl Poll {
             tried_at: now,
             standing: None,
             failed: None,
+            retry_at: None,
         }
     }
 }

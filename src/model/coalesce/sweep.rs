@@ -151,7 +151,7 @@ enum Event {
     Try(PollId),
     Stand(PollId),
     Arrive(PollId),
-    Stall(PollId, Failure),
+    Stall(PollId, Failure, Duration),
     Land(PollId, Outcome),
 }
 
@@ -403,10 +403,10 @@ impl World {
                 }
             }
             Event::Arrive(id) => self.arrive(id),
-            Event::Stall(id, failure) => {
+            Event::Stall(id, failure, pause) => {
                 if self.running.contains_key(&id) {
                     self.note(&format!("{id:?} stalls: {failure:?}"));
-                    self.machine.handle(Input::Progress(id, Progress::Stalled(failure)), now);
+                    self.machine.handle(Input::Progress(id, Progress::Stalled(failure, pause)), now);
                 }
             }
             Event::Land(id, outcome) => {
@@ -444,9 +444,9 @@ impl World {
                 self.plan(fails, Event::Land(id, Outcome::Failed(Failure::Answered(reply))));
             } else {
                 let failure = Failure::Answered(self.reply(&spec, now, false));
-                self.plan(fails, Event::Stall(id, failure));
-                let again = fails + self.some(60);
-                self.plan(again, Event::Try(id));
+                let pause = self.some(60);
+                self.plan(fails, Event::Stall(id, failure, pause));
+                self.plan(fails + pause, Event::Try(id));
             }
         } else {
             let arrives = stands + self.hop();

@@ -724,7 +724,9 @@ fn a_refusal_goes_to_every_wait_on_the_poll() {
 #[test]
 fn a_failure_reaches_only_those_who_were_there_at_the_failed_try() {
     let mut s = Stage::new();
-    s.join(1, "a", "completed").at(1.0).progress("a completed", Progress::Stalled(Failure::Unreachable));
+    s.join(1, "a", "completed")
+        .at(1.0)
+        .progress("a completed", Progress::Stalled(Failure::Unreachable, secs(1.0)));
     s.join(2, "a", "completed").at(2.0).progress("a completed", Progress::Trying);
     s.at(3.0).join(3, "a", "completed").at(4.0);
     s.end("a completed", Outcome::Failed(Failure::Unreachable));
@@ -732,27 +734,46 @@ fn a_failure_reaches_only_those_who_were_there_at_the_failed_try() {
     assert_eq!(s.open(), ["a completed"]);
 }
 
+/// Nobody is kept for an answer that cannot come in time: a client alone would have been told at once.
+#[test]
+fn a_deadline_does_not_sit_out_a_pause_that_outlasts_it() {
+    let failing = |pause| Progress::Stalled(Failure::Answered(reply(429)), secs(pause));
+    let mut s = Stage::new();
+    s.join_for(1, "a", "completed", 0.0).progress("a submitted", failing(60.0));
+    s.assert_told(&["failed 429"]);
+    assert!(s.told[&1].direct, "Retry-After goes along");
+
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").at(1.0).progress("a completed", failing(3600.0)).at(119.0).assert_told(&[""]);
+    s.at(120.0).assert_told(&["failed 429"]);
+    assert_eq!(s.opened, 1, "no look that would be refused as well");
+}
+
 #[test]
 fn a_wait_with_time_left_is_held_through_a_failing_upstream() {
     let mut s = Stage::new();
     s.join(1, "a", "completed").at(1.0);
-    s.progress("a completed", Progress::Stalled(Failure::Answered(reply(429)))).at(90.0).assert_told(&[""]);
+    s.progress("a completed", Progress::Stalled(Failure::Answered(reply(429)), secs(89.0)))
+        .at(90.0)
+        .assert_told(&[""]);
     s.progress("a completed", Progress::Trying).progress("a completed", Progress::Standing);
     s.at(100.0).land("a completed", "a=complete").assert_told(&["reached a=complete"]);
 }
 
 #[test]
 fn a_wait_whose_time_is_over_is_told_how_the_upstream_failed_last() {
-    let failing = |status| Progress::Stalled(Failure::Answered(reply(status)));
+    let failing = |status, pause| Progress::Stalled(Failure::Answered(reply(status)), secs(pause));
     let mut s = Stage::new();
-    s.join(1, "a", "completed").at(1.0).progress("a completed", failing(429)).at(120.0).assert_told(&[""]);
+    s.join(1, "a", "completed").at(1.0).progress("a completed", failing(500, 120.0)).at(120.0);
+    s.assert_told(&[""]);
     assert_eq!(s.open(), ["a completed", "a submitted"]);
-    s.at(120.1).progress("a submitted", failing(503)).at(130.0);
-    s.assert_told(&["failed 503"]);
+    s.at(120.1).progress("a submitted", failing(502, 1.0)).at(130.0);
+    s.assert_told(&["failed 502"]);
 
     let mut s = Stage::new();
-    s.join(1, "a", "completed").at(1.0).progress("a completed", failing(429)).at(130.0);
-    s.assert_told(&["failed 429"]);
+    s.join(1, "a", "completed").at(1.0).progress("a completed", failing(500, 120.0)).at(130.0);
+    s.assert_told(&["failed 500"]);
+    assert!(s.told[&1].direct);
 
     let mut s = Stage::new();
     s.join_for(1, "a", "completed", 60.0).at(70.0).assert_told(&["failed Overdue"]);

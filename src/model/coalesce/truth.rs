@@ -5,8 +5,8 @@
 use std::time::Instant;
 
 use super::Coalescer;
-use super::board::{Phase, Poll, Wait};
-use super::vocabulary::Failure;
+use super::board::{Phase, Poll, Told, Wait};
+use super::vocabulary::WaitId;
 use crate::model::clip::{ClipId, ClipState, KeyDomain};
 use crate::model::route::Goal;
 
@@ -94,8 +94,15 @@ impl Coalescer {
     }
 
     /// How what the wait leans on failed last, if it did.
-    pub(super) fn last_failure(&self, wait: &Wait) -> Option<Failure> {
-        let polls = wait.leans.iter().rev().filter_map(|&id| self.board.poll(id));
-        polls.filter_map(|poll| poll.failed.clone()).next().or_else(|| wait.failed.clone())
+    pub(super) fn last_failure(&self, id: WaitId, wait: &Wait) -> Option<Told> {
+        let polls = wait.leans.iter().rev().filter_map(|&poll| self.board.poll(poll));
+        let told = |poll: &Poll| poll.failed.clone().map(|failure| (failure, poll.opener == id));
+        polls.filter_map(told).next().or_else(|| wait.failed.clone())
+    }
+
+    /// Whether something that the wait leans on is not even tried until then.
+    pub(super) fn is_put_off(&self, wait: &Wait, until: Instant) -> bool {
+        let mut polls = wait.leans.iter().filter_map(|&id| self.board.poll(id));
+        polls.any(|poll| poll.retry_at.is_some_and(|at| at > until))
     }
 }

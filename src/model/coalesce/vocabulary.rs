@@ -57,8 +57,8 @@ pub enum Progress {
     Trying,
     /// Its request is on a connection: from here on the upstream answers as soon as it can.
     Standing,
-    /// The try failed so, another will come.
-    Stalled(Failure),
+    /// The try failed so, another will come after so long.
+    Stalled(Failure, Duration),
 }
 
 /// How a poll ended, for good: tries and their limits are the shell's.

@@ -32,7 +32,7 @@ impl Desk {
         std::iter::from_fn(|| self.turns.poll_output())
             .filter_map(|output| match output {
                 TurnOutput::Try(PollId(id)) => Some(id),
-                TurnOutput::GiveUp(..) => None,
+                TurnOutput::Stalled(..) | TurnOutput::GiveUp(..) => None,
             })
             .collect()
     }
@@ -40,7 +40,7 @@ impl Desk {
     fn given_up(&mut self) -> Vec<(u64, &'static str)> {
         std::iter::from_fn(|| self.turns.poll_output())
             .filter_map(|output| match output {
-                TurnOutput::Try(_) => None,
+                TurnOutput::Stalled(..) | TurnOutput::Try(_) => None,
                 TurnOutput::GiveUp(PollId(id), failure) => Some((id, failure.reason())),
             })
             .collect()
@@ -265,6 +265,7 @@ fn no_schedule_breaks_the_limit_or_leaves_anything_behind() {
                     TurnOutput::Try(PollId(id)) => {
                         assert!(alive.contains(&id) && trying.insert(id), "seed {seed}: {id} is tried twice");
                     }
+                    TurnOutput::Stalled(PollId(id), ..) => assert!(alive.contains(&id), "seed {seed}: {id}"),
                     TurnOutput::GiveUp(PollId(id), _) => {
                         assert!(alive.remove(&id) && !trying.contains(&id), "seed {seed}: {id}");
                     }
