@@ -4,7 +4,7 @@
 //! channel and no lock but moka's own.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -106,6 +106,11 @@ impl Gateway {
     /// Forgets what is of no use any more. To be called about once a minute.
     pub fn tidy(&self) {
         self.limits.forget_idle();
+    }
+
+    /// Has every parked wait answered by `until`, as the upstream's own time-out would answer it.
+    pub async fn drain(&self, until: Instant) {
+        self.hub.drain(until).await;
     }
 
     /// Waits that are parked now.

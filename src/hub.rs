@@ -83,6 +83,7 @@ pub enum HubError {
 enum Command {
     Join(WaitId, Wait, oneshot::Sender<Settled>),
     Leave(WaitId),
+    Drain(Instant),
 }
 
 enum Event {
@@ -101,7 +102,8 @@ impl Hub {
     ) -> (Self, impl Future<Output = ()>) {
         let max_waits = max_waits.min(Semaphore::MAX_PERMITS / 4);
         // A wait takes two places at most: its Join until that is taken in, and its Leave, held from the start.
-        let (commands, inbox) = mpsc::channel(2 * max_waits);
+        // The last one is for the drain.
+        let (commands, inbox) = mpsc::channel(2 * max_waits + 1);
         let shape = Arc::new(ArcSwap::from_pointee(Shape::default()));
         let (event_sender, events) = mpsc::channel(EVENTS);
         let lowest = rules.ladder.lowest();
@@ -138,6 +140,12 @@ impl Hub {
         let settled = settled.await.map_err(|_| HubError::Gone);
         leaver.leave = None;
         settled
+    }
+
+    /// Has every wait told the truth of its clips by `until`, spread over the time that is left.
+    pub async fn drain(&self, until: Instant) {
+        // Fails only when the hub has ended, and no wait is left.
+        let _ = self.commands.send(Command::Drain(until)).await;
     }
 
     /// How the upstream holds several clips, as last seen.
@@ -243,6 +251,7 @@ impl Shell {
                 self.machine.handle(Input::Leave(id), now);
                 self.unpark(id);
             }
+            Command::Drain(until) => self.machine.handle(Input::Drain(until), now),
         }
         self.act(now);
     }

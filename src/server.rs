@@ -118,7 +118,8 @@ impl Server {
         Self { gateway, http, drain_timeout: config.drain_timeout, tasks: TaskTracker::new(), stop }
     }
 
-    /// Serves until `stop`; then takes no more connections, lets requests end for `drain_timeout`, and returns.
+    /// Serves until `stop`; then takes no more connections, has parked waits answered and lets requests end within
+    /// `drain_timeout`, and returns.
     pub async fn run(self, listeners: Vec<Listener>) {
         for listener in listeners {
             let server = self.clone();
@@ -132,7 +133,9 @@ impl Server {
         }
         self.stop.cancelled().await;
         self.tasks.close();
-        if tokio::time::timeout(self.drain_timeout, self.tasks.wait()).await.is_err() {
+        let until = clock::now() + self.drain_timeout;
+        self.gateway.drain(until).await;
+        if tokio::time::timeout_at(until.into(), self.tasks.wait()).await.is_err() {
             warn!(connections = self.tasks.len(), "drain_timeout is over, connections are cut off");
         }
     }

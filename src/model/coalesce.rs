@@ -19,6 +19,7 @@
 //! polls that one wait opens are apart by the upstream's whole time, as those of a client alone are.
 
 mod board;
+mod drain;
 mod rules;
 #[cfg(test)]
 mod sweep;
@@ -47,13 +48,15 @@ pub struct Coalescer {
     board: Board,
     outputs: VecDeque<Output>,
     next_poll: u64,
+    /// When the shell ends, once that is known.
+    draining: Option<Instant>,
 }
 
 impl Coalescer {
     /// A machine with nothing to do.
     pub fn new(rules: Rules) -> Self {
         assert!(rules.max_clips > 0, "max_clips is validated > 0");
-        Self { rules, board: Board::default(), outputs: VecDeque::new(), next_poll: 0 }
+        Self { rules, board: Board::default(), outputs: VecDeque::new(), next_poll: 0, draining: None }
     }
 
     /// Takes in what happened at `now`. What concerns a wait or poll that is forgotten changes nothing.
@@ -61,6 +64,8 @@ impl Coalescer {
         match input {
             Input::Join(id, spec) => self.join(id, spec, now),
             Input::Leave(id) => self.leave(id, now),
+            Input::Refuse(id) => self.refuse(id, now),
+            Input::Drain(until) => self.drain(until, now),
             Input::Progress(id, progress) => self.progress(id, progress, now),
             Input::Landed(id, outcome) => self.landed(id, outcome, now),
         }
@@ -103,7 +108,13 @@ impl Coalescer {
         self.board.poll_count()
     }
 
-    fn join(&mut self, id: WaitId, spec: WaitSpec, now: Instant) {
+    /// Whether the outputs not yet taken ask the upstream anything.
+    pub fn is_asking(&self) -> bool {
+        self.outputs.iter().any(|output| matches!(output, Output::Open(..)))
+    }
+
+    fn join(&mut self, id: WaitId, mut spec: WaitSpec, now: Instant) {
+        self.shorten_if_draining(&mut spec, now);
         self.board.add_wait(id, spec);
         if !self.settle_if_answered(id, None, now) {
             self.plan(id, None, now);
@@ -114,6 +125,17 @@ impl Coalescer {
         if let Some(wait) = self.board.remove_wait(id) {
             self.let_linger(wait.leans, now);
         }
+    }
+
+    fn refuse(&mut self, id: WaitId, now: Instant) {
+        let Some(wait) = self.board.remove_wait(id) else { return };
+        let is_its = |poll: &PollId| self.board.poll(*poll).is_some_and(|poll| poll.opener == id);
+        let (own, others): (Vec<PollId>, Vec<PollId>) = wait.leans.into_iter().partition(is_its);
+        for poll in own {
+            self.forget_poll(poll);
+            self.outputs.retain(|output| !matches!(output, Output::Open(opened, _) if *opened == poll));
+        }
+        self.let_linger(others, now);
     }
 
     fn progress(&mut self, id: PollId, progress: Progress, now: Instant) {
@@ -254,7 +276,7 @@ impl Coalescer {
             Phase::Ending { since } | Phase::Looking { since } => since,
         };
         if self.is_about_to_be_told(wait, since, now) {
-            let until = wait.deadline() + self.rules.grace();
+            let until = self.in_time(wait.deadline() + self.rules.grace());
             self.board.set_phase(id, Phase::Ending { since }, until);
         } else {
             self.look(id, since, landing, now);
@@ -266,8 +288,9 @@ impl Coalescer {
         let Some(wait) = self.board.wait(id) else { return };
         let truths = wait.spec.clips.iter().filter_map(|clip| self.truth(wait, clip, since, now));
         let (given, failed) = (truths.cloned().collect(), self.last_failure(id, wait));
-        let is_hopeless = self.is_put_off(wait, now + SNAPSHOT_LIMIT);
-        self.board.set_phase(id, Phase::Looking { since }, now + SNAPSHOT_LIMIT);
+        let limit = self.in_time(now + SNAPSHOT_LIMIT);
+        let is_hopeless = self.is_put_off(wait, limit);
+        self.board.set_phase(id, Phase::Looking { since }, limit);
         if let Some(wait) = self.board.wait_mut(id) {
             (wait.given, wait.failed) = (given, failed);
         }
@@ -279,6 +302,11 @@ impl Coalescer {
         } else {
             self.plan(id, None, now);
         }
+    }
+
+    /// Not later than the shell is there.
+    fn in_time(&self, at: Instant) -> Instant {
+        self.draining.map_or(at, |until| at.min(until))
     }
 
     fn poll_is_due(&mut self, id: PollId, now: Instant) {

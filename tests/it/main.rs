@@ -4,9 +4,11 @@ mod stage;
 
 mod check;
 mod deadlines;
+mod drain;
 mod http2;
 mod leaning;
 mod mishaps;
 mod multi;
 mod own_fields;
 mod sharing;
+mod turns;

@@ -43,6 +43,7 @@ pub(crate) struct Stage {
     client: Client<HttpConnector, Full<Bytes>>,
     /// The upstream's port while nothing listens on it.
     closed: Option<TcpSocket>,
+    stop: CancellationToken,
     tasks: JoinSet<()>,
 }
 
@@ -98,10 +99,11 @@ impl Stage {
         let listen = Listen::Tcp(([127, 0, 0, 1], 0).into());
         let listener = Listener::bind(&listen).await.expect("there are ports left");
         let address = tcp_address(&listener).expect("it is TCP");
-        let server = Server::new(gateway.clone(), &config.server, CancellationToken::new());
+        let stop = CancellationToken::new();
+        let server = Server::new(gateway.clone(), &config.server, stop.clone());
         tasks.spawn(server.run(vec![listener]));
         let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http();
-        Self { sim: Sim::new(options), address, gateway, client, closed: Some(closed), tasks }
+        Self { sim: Sim::new(options), address, gateway, client, closed: Some(closed), stop, tasks }
     }
 
     /// From now on the upstream accepts connections.
@@ -125,6 +127,11 @@ impl Stage {
         let mut request = request.body(Full::default()).expect("the test asks for something sensible");
         request.headers_mut().entry(AUTHORIZATION).or_insert("Bearer demo".parse().expect("it is text"));
         self.spawn(request)
+    }
+
+    /// Tells the gateway to stop, as SIGTERM does.
+    pub(crate) fn stop(&self) {
+        self.stop.cancel();
     }
 
     /// Sends a request as it is, but to the gateway.

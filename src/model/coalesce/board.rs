@@ -231,6 +231,16 @@ impl Board {
         }
     }
 
+    /// Ends the wait's time at this moment, if it would not end before.
+    pub(super) fn shorten(&mut self, id: WaitId, deadline: Instant) {
+        let Some(wait) = self.waits.get_mut(&id) else { return };
+        if wait.phase == Phase::Waiting && deadline < wait.deadline() {
+            wait.spec.timeout = deadline.saturating_duration_since(wait.spec.arrived);
+            let due = wait.deadline();
+            self.set_phase(id, Phase::Waiting, due);
+        }
+    }
+
     pub(super) fn add_poll(&mut self, id: PollId, poll: Poll) {
         let slots = self.slots.entry(poll.spec.domain).or_default();
         for clip in &poll.spec.clips {

@@ -778,3 +778,44 @@ fn a_wait_whose_time_is_over_is_told_how_the_upstream_failed_last() {
     let mut s = Stage::new();
     s.join_for(1, "a", "completed", 60.0).at(70.0).assert_told(&["failed Overdue"]);
 }
+
+#[test]
+fn draining_tells_every_wait_the_truth_within_the_time_and_spread_over_it() {
+    let mut s = Stage::new();
+    s.join(1, "a", "streaming");
+    for number in 2..=5 {
+        s.join(number, "a", "completed");
+    }
+    s.land("a streaming", "a=streaming");
+    let until = s.zero + secs(20.0);
+    s.join(6, "b", "completed").at(10.0).handle(Input::Drain(until));
+    let mut told = Vec::new();
+    for second in 10..=18 {
+        s.at(f64::from(second));
+        if s.open.iter().any(|(_, what)| what == "b submitted") {
+            s.land("b submitted", "b=queued");
+        }
+        told.push(s.told.len() - 1);
+    }
+    assert!(told[2] < 3 && told[8] == 5, "{told:?}");
+    s.assert_told(&["reached a=streaming", "timed out a=streaming", "timed out a=streaming"]);
+    assert_eq!(s.told(6), "timed out b=queued");
+    s.join(7, "c", "completed").at(18.0);
+    assert_eq!(s.open().last().map(|open| &**open), Some("c submitted"), "who comes now is told at once");
+    s.land("c submitted", "c=queued");
+    assert_eq!(s.told(7), "timed out c=queued");
+}
+
+#[test]
+fn a_wait_that_is_refused_leaves_no_trace() {
+    let mut s = Stage::new();
+    let spec = s.spec("a b", "completed");
+    s.join(1, "a", "completed");
+    s.machine.handle(Input::Join(WaitId(2), spec), s.now);
+    assert!(s.machine.is_asking());
+    s.machine.handle(Input::Refuse(WaitId(2)), s.now);
+    assert!(!s.machine.is_asking());
+    assert_eq!((s.machine.waits(), s.machine.polls()), (1, 1));
+    s.join(3, "b", "completed");
+    assert_eq!(s.open(), ["a completed", "b completed"]);
+}

@@ -112,6 +112,10 @@ pub enum Input {
     Join(WaitId, WaitSpec),
     /// It hung up.
     Leave(WaitId),
+    /// It may not cost a request after all: the Join just before is taken back, and its outputs with it.
+    Refuse(WaitId),
+    /// The shell ends: all waits are told the truth by then, spread over the time that is left.
+    Drain(Instant),
     /// A poll got on or fell back.
     Progress(PollId, Progress),
     /// A poll ended.

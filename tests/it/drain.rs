@@ -1,0 +1,49 @@
+//! How the gateway ends: nobody is cut off (contract, section 8).
+
+use std::time::Duration;
+
+use clipgate::clock;
+use http::StatusCode;
+use tokio::task::JoinSet;
+
+use crate::stage::{Stage, put_all, set_hold, single, within};
+
+#[tokio::test]
+async fn five_hundred_parked_waits_are_all_told_the_state_known_within_the_window() {
+    let stage = Stage::with(|config, options| {
+        set_hold(Duration::from_secs(60), config, options);
+        config.server.drain_timeout = Duration::from_secs(6);
+    })
+    .await;
+    let ids = ["a", "b", "c", "d", "e"];
+    put_all(&stage, &ids, "streaming");
+    let mut waits = JoinSet::new();
+    for n in 0..500 {
+        let wait = stage.spawn_get(&single(ids[n % ids.len()], "completed"), &[]);
+        waits.spawn(async move { (n, wait.await.expect("it does not panic"), clock::now()) });
+    }
+    stage.until_parked(500).await;
+
+    let began = clock::now();
+    stage.stop();
+    let answers = within(30, waits.join_all()).await;
+    assert_eq!(answers.len(), 500);
+    let mut soon = 0;
+    for (n, answer, told_at) in answers {
+        assert_eq!(answer.status, StatusCode::OK);
+        assert_eq!(answer.body, stage.sim.body(ids[n % ids.len()], "streaming"));
+        assert!(told_at - began < Duration::from_secs(6), "{:?}", told_at - began);
+        soon += usize::from(told_at - began < Duration::from_secs(2));
+    }
+    assert!((50..450).contains(&soon), "they are spread over the window, not a herd: {soon}");
+    assert!(stage.asked().len() <= 2 * ids.len(), "one look a clip at most: {:?}", stage.asked());
+}
+
+#[tokio::test]
+async fn a_passed_through_request_gets_the_window_to_end() {
+    let stage = Stage::with(|config, _| config.server.drain_timeout = Duration::from_secs(20)).await;
+    let slow = stage.spawn_get("/sim/stream?n=5&every=100ms", &[]);
+    stage.until(|seen| seen.count("/sim/stream") == 1).await;
+    stage.stop();
+    assert_eq!(slow.await.unwrap().status, StatusCode::OK);
+}

@@ -1,0 +1,101 @@
+//! The upstream's limits: how many polls it sees at once, and when it is not asked (contract, sections 5 and 8).
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use clipgate::sim::{Fault, On};
+use http::StatusCode;
+
+use crate::stage::{Stage, all, put_all, set_hold, single};
+
+#[tokio::test]
+async fn never_more_than_max_polls_are_open_and_every_wait_is_right() {
+    let stage = Stage::with(|config, options| {
+        set_hold(Duration::from_secs(4), config, options);
+        config.upstream.max_polls = 3;
+    })
+    .await;
+    let ids: Vec<String> = (0..12).map(|n| format!("clip-{n}")).collect();
+    let names: Vec<&str> = ids.iter().map(String::as_str).collect();
+    put_all(&stage, &names, "streaming");
+    let waits: Vec<_> = names.iter().map(|id| stage.spawn_get(&single(id, "completed"), &[])).collect();
+    stage.until_parked(12).await;
+    let most = AtomicUsize::new(0);
+    let watch = stage.sim.until(|seen| {
+        most.fetch_max(seen.open, Ordering::Relaxed);
+        false
+    });
+    for id in &names[..6] {
+        stage.sim.plan(id, &[("completed", Duration::from_millis(500))]);
+    }
+    let answers = tokio::select! {
+        answers = all(waits) => answers,
+        () = watch => unreachable!("it watches for ever"),
+    };
+    assert!(most.load(Ordering::Relaxed) <= 3, "{most:?} polls at once");
+    for (id, answer) in names.iter().zip(&answers) {
+        assert_eq!(answer.status, StatusCode::OK);
+        let states = ["streaming", "completed"].map(|word| stage.sim.body(id, word));
+        assert!(states.contains(&answer.body), "{id}");
+    }
+    for (id, answer) in names[6..].iter().zip(&answers[6..]) {
+        assert_eq!(answer.body, stage.sim.body(id, "streaming"), "{id} is true at its deadline");
+    }
+}
+
+#[tokio::test]
+async fn a_429_rests_the_whole_key_once_and_its_waits_are_held_through_it() {
+    let stage = Stage::with(|config, options| set_hold(Duration::from_secs(20), config, options)).await;
+    put_all(&stage, &["a", "b", "c"], "completed");
+    stage.sim.fault(On::Clip("a".to_owned()), Fault::retry_after(429, Duration::from_secs(1)), 1);
+    let first = stage.spawn_get(&single("a", "completed"), &[]);
+    stage.until(|seen| seen.requests.len() == 1 && seen.open == 0).await;
+    let others = ["b", "c"].map(|id| stage.spawn_get(&single(id, "completed"), &[]));
+    stage.until_parked(3).await;
+    assert_eq!(stage.asked().len(), 1, "nobody asks in the pause");
+    for answer in all(std::iter::once(first).chain(others).collect()).await {
+        assert_eq!(answer.status, StatusCode::OK);
+    }
+    assert_eq!(stage.asked().len(), 4);
+}
+
+#[tokio::test]
+async fn a_dead_upstream_is_asked_a_few_times_and_then_only_by_probes() {
+    let stage = Stage::with(|config, options| {
+        set_hold(Duration::from_secs(20), config, options);
+        config.upstream.breaker_failures = 4;
+        config.upstream.breaker_cooldown = Duration::from_secs(1);
+        config.upstream.retries = 1;
+        config.limits.max_waits = 1000;
+    })
+    .await;
+    put_all(&stage, &["kept"], "completed");
+    assert_eq!(stage.get(&single("kept", "completed"), &[]).await.status, StatusCode::OK);
+    stage.sim.fault(On::Polls, Fault::status(500), u32::MAX);
+    let ids: Vec<String> = (0..40).map(|n| format!("clip-{n}")).collect();
+    let mut refused = 0;
+    for id in &ids {
+        let answer = stage.get(&single(id, "completed"), &[]).await;
+        if answer.status == StatusCode::SERVICE_UNAVAILABLE {
+            assert!(!answer.field("retry-after").is_empty());
+            assert_eq!(answer.field("cache-status"), "clipgate; detail=breaker-open");
+            refused += 1;
+        }
+    }
+    assert!(refused > 30, "{refused}");
+    let asked = stage.asked().len() - 1;
+    assert!((4..=10).contains(&asked), "{asked} calls");
+    let hit = stage.get(&single("kept", "completed"), &[]).await;
+    assert!(hit.hit(), "what is kept goes on being served");
+
+    stage.sim.clear_faults();
+    put_all(&stage, &["back"], "completed");
+    let back = loop {
+        let answer = stage.get(&single("back", "completed"), &[]).await;
+        if answer.status == StatusCode::OK {
+            break answer;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert_eq!(back.body, stage.sim.body("back", "completed"));
+}
