@@ -13,6 +13,7 @@ use tracing::{error, info, warn};
 use crate::cmd::CommandError;
 use crate::config::{self, Config, Flag};
 use crate::gateway::Gateway;
+use crate::model::route::Route;
 use crate::server::{Listener, Server};
 use crate::sim::{Options, Sim};
 use crate::telemetry;
@@ -140,30 +141,40 @@ fn announce(listeners: &[Listener], simulated: Option<&Simulated>) -> Result<(),
     if simulated.is_some()
         && let Some(address) = listeners.iter().find_map(crate::server::tcp_address)
     {
-        write!(out, "{}", TRY.replace("ADDRESS", &address.to_string()))?;
+        write!(out, "{}", what_to_try(&address.to_string()))?;
     }
     out.flush()?;
     Ok(())
 }
 
-const TRY: &str = "
+fn what_to_try(address: &str) -> String {
+    let Route { single_path, multi_path, single_param, multi_param, status_param, ladder, .. } =
+        Route::suno();
+    let words: Vec<_> = ladder.askable_words().collect();
+    let (&last, before) = words.split_last().expect("there is something to wait for");
+    let first = before.last().unwrap_or(&last);
+    let auth = "-H 'Authorization: Bearer demo'";
+    format!(
+        r#"
 The upstream is simulated: no key, no network, any text is a key. Try, in another shell:
 
   # make two clips; the answer names their ids
-  curl -s http://ADDRESS/v2/generate/audio/suno-ai/clip -H 'Authorization: Bearer demo' \\
-       -H 'Content-Type: application/json' -d '{\"prompt\":\"night drive\"}' | tee clips.json
-  ID1=$(grep -oE '[0-9a-f-]{36}' clips.json | sed -n 1p)
-  ID2=$(grep -oE '[0-9a-f-]{36}' clips.json | sed -n 2p)
+  curl -s http://{address}{single_path} {auth} \
+       -H 'Content-Type: application/json' -d '{{"prompt":"night drive"}}' | tee clips.json
+  ID1=$(grep -oE '[0-9a-f-]{{36}}' clips.json | sed -n 1p)
+  ID2=$(grep -oE '[0-9a-f-]{{36}}' clips.json | sed -n 2p)
 
   # wait until the first one can be heard, then until it is done
-  curl -si \"http://ADDRESS/v2/generate/audio/suno-ai/clip?clip_id=$ID1&status=streaming\" -H 'Authorization: Bearer demo'
-  curl -si \"http://ADDRESS/v2/generate/audio/suno-ai/clip?clip_id=$ID1&status=completed\" -H 'Authorization: Bearer demo'
+  curl -si "http://{address}{single_path}?{single_param}=$ID1&{status_param}={first}" {auth}
+  curl -si "http://{address}{single_path}?{single_param}=$ID1&{status_param}={last}" {auth}
 
   # wait for both at once; run it in several shells: the upstream sees one request
-  curl -sig \"http://ADDRESS/v2/generate/audio/suno-ai/clips?clip_ids[]=$ID1&clip_ids[]=$ID2&status=completed\" \\
-       -H 'Authorization: Bearer demo'
+  curl -sig "http://{address}{multi_path}?{multi_param}[]=$ID1&{multi_param}[]=$ID2&{status_param}={last}" \
+       {auth}
 
-";
+"#
+    )
+}
 
 async fn told_to_stop() -> std::io::Result<&'static str> {
     let mut terminate = signal(SignalKind::terminate())?;
