@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use self::refusals::Refusals;
+use self::refusals::{Answers, Refusals};
 use crate::clock;
 use crate::config::{self, Listen};
 use crate::gateway::Gateway;
@@ -164,6 +164,7 @@ impl Server {
     }
 
     async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer) {
+        let answers = Answers::default();
         let service = service_fn(|request: hyper::Request<Incoming>| {
             let ctx = RequestCtx {
                 id: RequestId::new(request.headers().get(X_REQUEST_ID)),
@@ -172,15 +173,21 @@ impl Server {
                 arrived: clock::now(),
             };
             let server = self.clone();
+            let (answering, answers) = (answers.begin(), answers.clone());
             async move {
                 let forwarded = server.gateway.handle(request, &ctx).await;
                 if let Some(tunnel) = forwarded.tunnel {
+                    let answering = answers.begin();
+                    let tunnel = async move {
+                        tunnel.await;
+                        drop(answering);
+                    };
                     server.tasks.spawn(server.stop.clone().run_until_cancelled_owned(tunnel));
                 }
-                Ok::<_, Infallible>(forwarded.response)
+                Ok::<_, Infallible>(forwarded.response.map(|body| answering.with(body)))
             }
         });
-        let io = TokioIo::new(Refusals::new(stream, peer));
+        let io = TokioIo::new(Refusals::new(stream, peer, answers.clone()));
         let connection = self.http.serve_connection_with_upgrades(io, service);
         tokio::pin!(connection);
         let served = tokio::select! {

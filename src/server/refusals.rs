@@ -4,18 +4,23 @@
 //! It stands between hyper and the socket and lets everything pass, but for a write that is nothing but a head
 //! with hyper's own few fields. That is held: if hyper then closes the connection, as it does after a refusal, the
 //! whole refusal goes out in its place; if it does anything else, the held bytes were somebody's and go first.
+//! While an answer of the service's is under way nothing is held: its body, or a tunnel's bytes, may be anything.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
 use bytes::{Buf as _, Bytes};
 use http::HeaderValue;
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE};
+use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tracing::info;
 
+use crate::body::{Body, BoxError};
 use crate::error::{HttpFault, Refusal};
 use crate::request::{Peer, RequestId};
 
@@ -24,14 +29,15 @@ use crate::request::{Peer, RequestId};
 pub(super) struct Refusals<S> {
     socket: S,
     peer: Peer,
+    answers: Answers,
     /// What hyper wrote last, if that looks like a refusal, or the rest of what replaces it.
     held: Bytes,
     fault: Option<HttpFault>,
 }
 
 impl<S: AsyncWrite + Unpin> Refusals<S> {
-    pub(super) fn new(socket: S, peer: Peer) -> Self {
-        Self { socket, peer, held: Bytes::new(), fault: None }
+    pub(super) fn new(socket: S, peer: Peer, answers: Answers) -> Self {
+        Self { socket, peer, answers, held: Bytes::new(), fault: None }
     }
 
     /// Sends what is held as it is.
@@ -60,7 +66,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Refusals<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         ready!(this.release(cx))?;
-        match fault(buf) {
+        match fault(buf).filter(|_| this.answers.are_out()) {
             Some(fault) => {
                 (this.held, this.fault) = (Bytes::copy_from_slice(buf), Some(fault));
                 Poll::Ready(Ok(buf.len()))
@@ -90,7 +96,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Refusals<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().socket).poll_flush(cx)
+        let this = self.get_mut();
+        ready!(Pin::new(&mut this.socket).poll_flush(cx))?;
+        this.answers.flushed();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -100,6 +109,80 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Refusals<S> {
         }
         ready!(this.release(cx))?;
         Pin::new(&mut this.socket).poll_shutdown(cx)
+    }
+}
+
+/// The service's answers on one connection, as far as their bytes may still be written. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Answers(Arc<Underway>);
+
+#[derive(Debug, Default)]
+struct Underway {
+    begun: AtomicUsize,
+    /// Some ended since the last flush: hyper may hold their last bytes.
+    unflushed: AtomicBool,
+}
+
+impl Answers {
+    /// An answer is under way from now until what comes back is dropped, and its last bytes are flushed.
+    pub(super) fn begin(&self) -> Answering {
+        self.0.begun.fetch_add(1, Ordering::Relaxed);
+        self.0.unflushed.store(true, Ordering::Relaxed);
+        Answering(self.clone())
+    }
+
+    fn are_out(&self) -> bool {
+        self.0.begun.load(Ordering::Relaxed) == 0 && !self.0.unflushed.load(Ordering::Relaxed)
+    }
+
+    /// hyper flushes when it has written all it has.
+    fn flushed(&self) {
+        if self.0.begun.load(Ordering::Relaxed) == 0 {
+            self.0.unflushed.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+/// One answer that is under way.
+#[derive(Debug)]
+pub(super) struct Answering(Answers);
+
+impl Answering {
+    /// The answer's body, which is under way as long as it lives.
+    pub(super) fn with(self, body: Body) -> AnsweringBody {
+        AnsweringBody { body, _answering: self }
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.0.begun.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A body that says when hyper is done with it.
+pub(super) struct AnsweringBody {
+    body: Body,
+    _answering: Answering,
+}
+
+impl HttpBody for AnsweringBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
