@@ -19,7 +19,7 @@ use crate::body::BoxError;
 use crate::cache::{Cache, Hit};
 use crate::clock;
 use crate::config::{self, Config};
-use crate::error::Refusal;
+use crate::error::{HttpFault, Refusal};
 use crate::headers as fields;
 use crate::hub::{Hub, Wait};
 use crate::limits::{Limits, Standing, Who};
@@ -28,7 +28,7 @@ use crate::model::breaker::BreakerRules;
 use crate::model::clip::{ClipState, Reply};
 use crate::model::coalesce::{End, Failure, How, Rules, Settled};
 use crate::model::query::{self, Query, WaitQuery};
-use crate::model::route::{Goal, Route};
+use crate::model::route::{Form, Goal, Route};
 use crate::model::turns::TurnRules;
 use crate::passthrough::{Forwarded, Passthrough};
 use crate::reply::{self, ClipReply, Source, cache_status, finish};
@@ -157,6 +157,9 @@ impl Gateway {
         if fields::has_passed_here(request.headers()) {
             return Err(Refusal::Loop);
         }
+        if !is_plain(request.headers()) {
+            return Err(Refusal::Http(HttpFault::Malformed));
+        }
         let identity = self.keyring.identify(request.headers());
         *standing = self.limits.request(self.who(identity.as_ref().ok(), ctx))?;
         let identity = identity?;
@@ -172,7 +175,8 @@ impl Gateway {
         if let Some(hits) = self.known(&asked, &identity, &wish) {
             line.outcome = Outcome::Hit;
             let ttl = hits.iter().map(|hit| hit.ttl).min().unwrap_or_default();
-            let etag = hits.first().filter(|_| hits.len() == 1).map(|hit| hit.etag.clone());
+            // Of a multi answer the validator is another, even with one clip: its bytes are more.
+            let etag = hits.first().filter(|_| asked.form == Form::Single).map(|hit| hit.etag.clone());
             let states = hits.into_iter().map(|hit| hit.state).collect();
             return Ok(self.clips(request.headers(), &asked, states, Source::Hit { ttl, etag }, &wish));
         }
@@ -286,9 +290,20 @@ impl Gateway {
         if let (Some(KeyWord::Refused), Some(identity)) = (key_word(status), identity) {
             self.cache.refused(identity.domain);
         }
-        let member = format!("fwd={fwd}; fwd-status={}", status.as_u16());
-        cache_status(forwarded.response.headers_mut(), &member);
+        // No fwd-status: the answer's own status is the one that the upstream gave.
+        cache_status(forwarded.response.headers_mut(), &format!("fwd={fwd}"));
         Ok(forwarded)
+    }
+}
+
+/// Whether the body's coding is `chunked` and nothing else: hyper takes other codings before it, which would be lost
+/// on the way. (A length beside it hyper drops, and ends the connection: RFC 9112 §6.3.)
+fn is_plain(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
+        (Some(_), Some(_)) => false,
     }
 }
 
