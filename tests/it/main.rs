@@ -1,14 +1,25 @@
 //! The integration tests: real sockets, port 0, the simulated upstream beside them.
 
-mod stage;
+#![allow(clippy::unwrap_used, reason = "what cannot be unwrapped fails its test")]
 
+mod process;
+mod stage;
+mod wire;
+
+mod answers;
+mod architecture;
+mod cache;
 mod check;
+mod clients;
 mod deadlines;
 mod drain;
 mod http2;
+mod keys;
 mod leaning;
+mod limits;
 mod mishaps;
 mod multi;
 mod own_fields;
+mod passthrough;
 mod sharing;
 mod turns;

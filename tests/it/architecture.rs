@@ -1,0 +1,140 @@
+//! The sources are held to the design: who may import whom, and what is named in which files only.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The modules from the ground up. One may import those of the rows above its own, and its own children.
+const LAYERS: [(u8, &[&str]); 12] = [
+    (0, &["model"]),
+    (1, &["body", "clock", "metrics", "request", "secret"]),
+    (1, &["config", "headers"]),
+    (1, &["telemetry"]),
+    (2, &["auth", "cache", "limits", "sim", "upstream"]),
+    (3, &["hub"]),
+    (4, &["passthrough", "reply"]),
+    (4, &["access", "error", "sse"]),
+    (4, &["gateway"]),
+    (5, &["admin", "server"]),
+    (6, &["cmd"]),
+    (6, &["cli"]),
+];
+/// Who names hyper: all others speak of HTTP through the `http` crates.
+const HYPER: [&str; 6] = ["upstream/client", "passthrough", "sse", "server", "admin", "sim"];
+/// Who starts tasks that no set of its own owns.
+const SPAWN: [&str; 4] = ["hub", "server", "admin", "cmd/serve"];
+/// Words that mean a state and nothing else; `error` and `complete` are everybody's.
+const STATUS: [&str; 4] = ["submitted", "queued", "streaming", "completed"];
+
+struct Source {
+    /// Its path under `src/`, without the ending.
+    name: String,
+    /// Its lines but for comments, and for the tests that end it.
+    code: Vec<String>,
+    lines: usize,
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let (mut dirs, mut found) = (vec![root.clone()], Vec::new());
+    while let Some(dir) = dirs.pop() {
+        let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        for path in entries.filter(|path| !path.ends_with("tests") && !path.ends_with("tests.rs")) {
+            match path.extension() {
+                Some(ending) if ending == "rs" => found.push(source(&root, path)),
+                _ if path.is_dir() => dirs.push(path),
+                _ => {}
+            }
+        }
+    }
+    found.retain(|source| !TEST_MODULES.contains(&source.name.as_str()));
+    assert!((50..=120).contains(&found.len()), "{} sources", found.len());
+    found
+}
+
+/// Files that are `#[cfg(test)]` where they are named.
+const TEST_MODULES: [&str; 1] = ["model/coalesce/sweep"];
+
+fn source(root: &Path, path: PathBuf) -> Source {
+    let text = std::fs::read_to_string(&path).unwrap();
+    let without_tests = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    let lines = without_tests.lines();
+    let code = lines.clone().filter(|line| !line.trim_start().starts_with("//")).map(str::to_owned).collect();
+    let name = path.strip_prefix(root).unwrap().with_extension("").to_str().unwrap().replace("/mod", "");
+    Source { name, code, lines: lines.count() }
+}
+
+/// `name` itself or a file under it.
+fn is_under(name: &str, of: &str) -> bool {
+    name.strip_prefix(of).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The lines of files other than these that have such a line.
+fn strays(allowed: &[&str], has: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut strays = Vec::new();
+    for source in sources().iter().filter(|source| !allowed.iter().any(|of| is_under(&source.name, of))) {
+        let lines = source.code.iter().filter(|line| has(line));
+        strays.extend(lines.map(|line| format!("{}: {}", source.name, line.trim())));
+    }
+    strays
+}
+
+/// Whether the word stands in the text for itself.
+fn has_word(text: &str, word: &str) -> bool {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    text.match_indices(word)
+        .any(|(at, _)| !text[..at].ends_with(is_word) && !text[at + word.len()..].starts_with(is_word))
+}
+
+#[test]
+fn a_file_imports_its_own_children_and_lower_layers() {
+    let height: BTreeMap<&str, usize> = LAYERS
+        .iter()
+        .enumerate()
+        .flat_map(|(row, (_, names))| names.iter().map(move |name| (*name, row)))
+        .collect();
+    let mut imports = 0;
+    for source in sources().iter().filter(|source| source.name != "lib" && source.name != "main") {
+        let own = source.name.split('/').next().unwrap();
+        let row = *height.get(own).unwrap_or_else(|| panic!("src/{own} is in no layer: give it one"));
+        for line in &source.code {
+            for rest in line.split("crate::").skip(1) {
+                let other = rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap();
+                let other_row = *height.get(other).unwrap_or_else(|| panic!("{}: {line}", source.name));
+                assert!(other == own || other_row < row, "{} looks up: {line}", source.name);
+                imports += 1;
+            }
+        }
+    }
+    assert!(imports > 100, "{imports} imports");
+    assert!(LAYERS.is_sorted_by_key(|(layer, _)| layer));
+}
+
+#[test]
+fn hyper_is_named_where_http_is_spoken_and_nowhere_else() {
+    let strays = strays(&HYPER, |line| line.contains("hyper::") || line.contains("hyper_util::"));
+    assert!(strays.is_empty(), "{strays:#?}");
+}
+
+#[test]
+fn tasks_are_spawned_by_their_few_owners() {
+    let strays = strays(&SPAWN, |line| line.contains("tokio::spawn") || line.contains("task::spawn"));
+    assert!(strays.is_empty(), "{strays:#?}");
+}
+
+#[test]
+fn status_words_are_spelled_by_the_route_only() {
+    let strays = strays(&["model/route"], |line| {
+        let texts = line.split('"').skip(1).step_by(2);
+        // A text of several lines has no quotes in its middle.
+        let text = if line.contains('"') { texts.collect::<Vec<_>>().join(" ") } else { line.to_owned() };
+        STATUS.iter().any(|word| has_word(&text, word))
+    });
+    assert!(strays.is_empty(), "{strays:#?}");
+}
+
+#[test]
+fn no_file_is_longer_than_500_lines_without_its_tests() {
+    for source in sources() {
+        assert!(source.lines <= 500, "src/{}.rs has {}", source.name, source.lines);
+    }
+}

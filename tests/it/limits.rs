@@ -1,0 +1,93 @@
+//! The quota of one key, and who counts as one (contract, section 5).
+
+use clipgate::config::Config;
+
+use crate::stage::{Answer, Stage, single};
+use crate::wire::{CLIP, assert_refusal, calls, field, request};
+
+fn ten(config: &mut Config) {
+    config.limits.requests_per_second = 1;
+    config.limits.burst = 10;
+}
+
+async fn made(stage: &Stage) {
+    stage.sim.put("a", "completed");
+    assert_eq!(stage.get(&single("a", "completed"), &[]).await.status, 200);
+}
+
+fn is_limited(answer: &Answer) -> bool {
+    answer.status == 429
+}
+
+#[tokio::test]
+async fn a_burst_of_ten_lets_ten_of_fifteen_through_and_then_recovers() {
+    let stage = Stage::with(|config, _| ten(config)).await;
+    made(&stage).await; // from here on the key is known, and counts for itself
+    let burst: Vec<_> = (0..15).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
+    let mut limited = Vec::new();
+    for answer in burst {
+        let answer = answer.await.unwrap();
+        if is_limited(&answer) {
+            limited.push(answer);
+        }
+    }
+    assert_eq!(limited.len(), 5);
+    let pause = limited
+        .iter()
+        .map(|answer| {
+            let message = assert_refusal(answer, 429, "requests");
+            assert!(message.contains("try again in 1 s"), "{message}");
+            assert_eq!(field(answer, "ratelimit"), "\"requests\";r=0;t=1");
+            assert_eq!(field(answer, "ratelimit-policy"), "\"requests\";q=10;w=10");
+            field(answer, "retry-after").parse().unwrap()
+        })
+        .max()
+        .unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(pause)).await; // as the answers ask
+    assert_eq!(stage.get(&single("a", "completed"), &[]).await.status, 200);
+    assert_eq!(calls(&stage), 1);
+}
+
+#[tokio::test]
+async fn every_answer_says_where_its_key_stands() {
+    let stage = Stage::with(|config, _| {
+        config.limits.requests_per_second = 1;
+        config.limits.burst = 1000;
+    })
+    .await;
+    made(&stage).await;
+    let answers = [
+        stage.get(&single("a", "completed"), &[]).await,
+        stage.get("/sim/echo", &[]).await,
+        stage.get(CLIP, &[]).await,
+        stage.send(request("POST", CLIP, &[("authorization", "Bearer demo")], "{}")).await,
+    ];
+    let mut before = u32::MAX;
+    for answer in &answers {
+        assert_eq!(field(answer, "ratelimit-policy"), "\"requests\";q=1000;w=1000");
+        let left: u32 = field(answer, "ratelimit").strip_prefix("\"requests\";r=").unwrap().parse().unwrap();
+        assert!((900..before).contains(&left), "{left} of {before}");
+        before = left;
+    }
+}
+
+#[tokio::test]
+async fn made_up_keys_count_for_their_address() {
+    let stage = Stage::with(|config, options| {
+        ten(config);
+        options.keys = Some(vec!["demo".to_owned()]);
+    })
+    .await;
+    made(&stage).await;
+    let mut statuses = Vec::new();
+    for n in 0..15 {
+        let key = format!("Bearer made-up-{n}");
+        statuses.push(stage.get(&single("a", "completed"), &[("authorization", &key)]).await.status.as_u16());
+    }
+    let limited = statuses.iter().filter(|status| **status == 429).count();
+    assert!((4..=6).contains(&limited), "{statuses:?}");
+    assert!(statuses[..9].iter().all(|status| *status == 401), "{statuses:?}");
+    let keyless = stage.send(request("GET", "/v1/models", &[], "")).await;
+    assert!(is_limited(&keyless) || statuses.last() == Some(&401), "{statuses:?}");
+    assert_eq!(stage.get(&single("a", "completed"), &[]).await.status, 200, "a proven key is not touched");
+}
