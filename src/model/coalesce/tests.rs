@@ -586,6 +586,17 @@ fn a_poll_that_does_not_stand_yet_proves_nothing() {
     assert_eq!(s.open(), ["a completed", "a submitted"]);
 }
 
+/// Its silence may be that of the wire.
+#[test]
+fn a_poll_that_only_just_stands_proves_nothing() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").join(2, "a", "streaming").land("a streaming", "a=streaming");
+    s.at(0.4).join_for(3, "a", "completed", 0.0);
+    assert_eq!(s.open(), ["a completed", "a submitted"]);
+    s.land("a submitted", "a=streaming").at(0.6).join_for(4, "a", "completed", 0.0);
+    assert_eq!((s.told(4), s.opened), ("timed out a=streaming".into(), 3));
+}
+
 /// Found by the sweep: the batch was silent because `b` held it, until this very moment.
 #[test]
 fn a_batch_whose_other_clip_only_just_got_there_proves_nothing() {
