@@ -635,7 +635,7 @@ impl World {
                 assert!(is_faulty);
                 let said = self.check_origin(client, reply);
                 let is_there = said.is_final && said.tried_at >= client.arrives;
-                assert!(is_there || now >= deadline, "{client:?} is told of {said:?}");
+                assert!(is_there || now + SKEW >= deadline, "{client:?} is told of {said:?}");
             }
             End::Failed(Failure::Overdue) => {
                 assert!(is_faulty && now + SKEW >= deadline + SNAPSHOT_LIMIT, "{client:?}");
