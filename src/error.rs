@@ -169,9 +169,6 @@ impl Refusal {
         if let Some(after) = self.retry_after() {
             headers.insert(RETRY_AFTER, whole_seconds(after).into());
         }
-        if let Refusal::Limited { limited } = self {
-            limited.standing.write(headers);
-        }
         cache_status(headers, &format!("detail={}", self.reason()));
         finish(headers, id);
         response

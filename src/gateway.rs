@@ -1,7 +1,7 @@
 //! The path of a request, on one screen: read the query → who is it → may it → is it known → join → answer.
 //!
 //! It brings together what does not know each other, and keeps no state of its own. A hit touches no task, no
-//! channel and no lock but moka's own.
+//! channel and no lock but moka's own and those of the quotas' shards.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use http::{HeaderMap, Method, Request, Version};
 use http_body::Body as HttpBody;
 
 use crate::access::{AccessLine, Outcome};
-use crate::auth::{Identity, Keyring, KeyringError};
+use crate::auth::{AuthError, Identity, Keyring, KeyringError};
 use crate::body::BoxError;
 use crate::cache::{Cache, Hit};
 use crate::clock;
@@ -22,7 +22,7 @@ use crate::config::{self, Config};
 use crate::error::{HttpFault, Refusal};
 use crate::headers as fields;
 use crate::hub::{Hub, Wait};
-use crate::limits::{Limits, Standing, Who};
+use crate::limits::{Limits, Who};
 use crate::model::backoff::Backoff;
 use crate::model::breaker::BreakerRules;
 use crate::model::clip::{ClipState, Reply};
@@ -93,7 +93,7 @@ impl Gateway {
         let head_timeout = config.wait.max_timeout.max(2 * upstream.poll_timeout);
         let gateway = Self {
             keyring: Arc::new(Keyring::new(&config.auth, upstream.api_key.as_ref())?),
-            limits: Arc::new(Limits::new(&config.limits)),
+            limits: Arc::new(Limits::new(&config.limits, config.auth.members())),
             passthrough: Passthrough::new(Client::new(upstream)?, config.limits.max_body, head_timeout),
             wait: config.wait.clone(),
             route,
@@ -127,16 +127,18 @@ impl Gateway {
     {
         let path = request.uri().path().to_owned();
         let mut line = AccessLine::new(&request, ctx);
-        let mut standing = None;
-        let mut forwarded = match self.answer(request, ctx, &mut standing, &mut line).await {
+        let identity = self.keyring.identify(request.headers());
+        let known = identity.as_ref().ok().and_then(Option::as_ref);
+        let who = self.who(known, ctx);
+        let mut forwarded = match self.answer(request, ctx, who, identity, &mut line).await {
             Ok(forwarded) => forwarded,
             Err(refusal) => {
                 line.outcome = Outcome::Refused(refusal.reason());
                 Forwarded { response: refusal.answer(&ctx.id, &path), tunnel: None }
             }
         };
-        if let Some(standing) = standing {
-            Standing::write(&standing, forwarded.response.headers_mut());
+        if let Some(standing) = self.limits.standing(who) {
+            standing.write(forwarded.response.headers_mut());
         }
         finish(forwarded.response.headers_mut(), &ctx.id);
         line.answered(&forwarded.response);
@@ -147,7 +149,8 @@ impl Gateway {
         &self,
         request: Request<B>,
         ctx: &RequestCtx,
-        standing: &mut Option<Standing>,
+        who: Who,
+        identity: Result<Option<Identity>, AuthError>,
         line: &mut AccessLine,
     ) -> Result<Forwarded, Refusal>
     where
@@ -160,16 +163,15 @@ impl Gateway {
         if !is_plain(request.headers()) {
             return Err(Refusal::Http(HttpFault::Malformed));
         }
-        let identity = self.keyring.identify(request.headers());
-        *standing = self.limits.request(self.who(identity.as_ref().ok(), ctx))?;
+        self.limits.request(who)?;
         let identity = identity?;
         let asked = match self.read(&request) {
             Query::Wait(asked) => asked,
             Query::Bad(bad) => return Err(bad.into()),
-            Query::Other => return self.pass(request, ctx, identity, line).await,
+            Query::Other => return self.pass(request, ctx, who, identity, line).await,
         };
         // A wait without a key shares nothing with anybody; the upstream may say what it thinks of it.
-        let Some(identity) = identity else { return self.pass(request, ctx, None, line).await };
+        let Some(identity) = identity else { return self.pass(request, ctx, who, None, line).await };
         line.asked(&asked, &identity);
         let wish = Wish::of(request.headers(), &self.wait);
         if let Some(hits) = self.known(&asked, &identity, &wish) {
@@ -200,10 +202,10 @@ impl Gateway {
 
     /// Whom the request counts for: its key once the upstream has accepted it, until then its address, so that
     /// made-up keys have no quotas of their own.
-    fn who(&self, identity: Option<&Option<Identity>>, ctx: &RequestCtx) -> Who {
+    fn who(&self, identity: Option<&Identity>, ctx: &RequestCtx) -> Who {
         match identity {
-            Some(Some(identity)) if self.cache.knows(identity.domain) => Who::Key(identity.domain),
-            _ => ctx.peer.into(),
+            Some(identity) if self.cache.knows(identity.domain) => Who::Key(identity.domain),
+            Some(_) | None => ctx.peer.into(),
         }
     }
 
@@ -275,6 +277,7 @@ impl Gateway {
         &self,
         request: Request<B>,
         ctx: &RequestCtx,
+        who: Who,
         identity: Option<Identity>,
         line: &mut AccessLine,
     ) -> Result<Forwarded, Refusal>
@@ -283,6 +286,7 @@ impl Gateway {
         B::Error: Into<BoxError>,
     {
         let fwd = if request.method() == Method::GET { "bypass" } else { "method" };
+        self.limits.call(who)?;
         line.outcome = Outcome::Passed;
         let mut forwarded =
             self.passthrough.forward(request, ctx, self.keyring.replacement().cloned()).await?;

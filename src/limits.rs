@@ -1,30 +1,51 @@
 //! What one key may do: governor's quotas, and what the client is told of them.
 //!
-//! It knows keys and addresses, never requests. One quota is in force, `requests`, which everything counts
-//! against; a second one is a second `Quota`.
+//! It knows keys, members' names and addresses, never requests. There are two quotas: `requests`, which
+//! everything counts against, and `calls`, which only what makes an upstream request counts against. What is
+//! counted, and by whose rate, can be changed while requests are counted.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use governor::clock::Clock;
 use governor::middleware::StateInformationMiddleware;
-use governor::state::keyed::DashMapStateStore;
 use governor::{Quota as Rate, RateLimiter};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use self::store::{Ask, Store};
 use crate::clock;
-use crate::config;
+use crate::config::{self, Member};
 use crate::model::clip::KeyDomain;
 use crate::request::Peer;
+
+mod store;
 
 /// Whom a quota is counted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Who {
     /// A key.
     Key(KeyDomain),
+    /// A member of the team, whatever its key; by [`Who::member`].
+    Member(NameDigest),
     /// An address, while the key is not known or there is none. `None`: unix sockets, which have none.
     Address(Option<IpAddr>),
+}
+
+/// A member's name in as many bytes as any other has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NameDigest([u8; 16]);
+
+impl Who {
+    /// The member of this name.
+    pub fn member(name: &str) -> Self {
+        let mut digest = NameDigest([0; 16]);
+        digest.0.copy_from_slice(&blake3::hash(name.as_bytes()).as_bytes()[..16]);
+        Who::Member(digest)
+    }
 }
 
 impl From<Peer> for Who {
@@ -47,35 +68,98 @@ fn network(ip: IpAddr) -> IpAddr {
 /// The quotas of section 5 of the contract.
 #[derive(Debug)]
 pub struct Limits {
-    requests: Option<Quota>,
+    rules: ArcSwap<Rules>,
+}
+
+#[derive(Debug)]
+struct Rules {
+    requests: Rates,
+    calls: Rates,
 }
 
 impl Limits {
-    /// The quotas as configured; a rate of 0 is no quota.
-    pub fn new(limits: &config::Limits) -> Self {
-        Self { requests: Quota::new("requests", limits.requests_per_second, limits.burst) }
+    /// The quotas as configured, `members` with their own; a rate of 0 is no quota.
+    pub fn new(limits: &config::Limits, members: &[Member]) -> Self {
+        Self { rules: ArcSwap::from_pointee(Rules::new(limits, members, None)) }
+    }
+
+    /// Counts by these from now on. Who was counted by a rate that stays is not forgotten.
+    pub fn set(&self, limits: &config::Limits, members: &[Member]) {
+        self.rules.rcu(|before| Rules::new(limits, members, Some(before)));
     }
 
     /// Counts one request.
-    pub fn request(&self, who: Who) -> Result<Option<Standing>, Limited> {
-        self.requests.as_ref().map(|quota| quota.take(who)).transpose()
+    pub fn request(&self, who: Who) -> Result<(), Limited> {
+        self.rules.load().requests.take(who)
+    }
+
+    /// Counts one request to the upstream.
+    pub fn call(&self, who: Who) -> Result<(), Limited> {
+        self.rules.load().calls.take(who)
+    }
+
+    /// Where it stands with all its quotas now, which takes nothing from them; `None`: it has none.
+    pub fn standing(&self, who: Who) -> Option<Standing> {
+        let rules = self.rules.load();
+        let mut standing: Option<(String, String)> = None;
+        for quota in [&rules.requests, &rules.calls].into_iter().filter_map(|rates| rates.of(who)) {
+            let item = quota.look(who);
+            match &mut standing {
+                None => standing = Some((quota.policy.clone(), item)),
+                Some((policy, now)) => {
+                    policy.extend([", ", &quota.policy]);
+                    now.extend([", ", &item]);
+                }
+            }
+        }
+        let (policy, now) = standing?;
+        let value = |text| HeaderValue::try_from(text).expect("quotas' names are tokens");
+        Some(Standing { policy: value(policy), now: value(now) })
     }
 
     /// Forgets who has been idle for so long that it makes no difference. To be called now and then.
     pub fn forget_idle(&self) {
-        if let Some(quota) = &self.requests {
+        for quota in self.rules.load().all() {
             quota.limiter.retain_recent();
             quota.limiter.shrink_to_fit();
         }
     }
 
-    /// Whom the quotas remember.
+    /// How many states the quotas hold.
     pub fn remembered(&self) -> usize {
-        self.requests.as_ref().map_or(0, |quota| quota.limiter.len())
+        self.rules.load().all().map(|quota| quota.limiter.len()).sum()
     }
 }
 
-/// A quota that allowed a request, and what is left of it.
+impl Rules {
+    fn new(limits: &config::Limits, members: &[Member], before: Option<&Self>) -> Self {
+        let requests = |m: &Member| (m.requests_per_second, m.burst);
+        let calls = |m: &Member| (m.calls_per_second, m.calls_burst);
+        Self {
+            requests: Rates::new(
+                "requests",
+                (limits.requests_per_second, limits.burst),
+                members.iter().map(|member| (member, requests(member))),
+                before.map(|before| &before.requests),
+            ),
+            calls: Rates::new(
+                "calls",
+                (limits.calls_per_second, limits.calls_burst),
+                members.iter().map(|member| (member, calls(member))),
+                before.map(|before| &before.calls),
+            ),
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Quota> {
+        [&self.requests, &self.calls]
+            .into_iter()
+            .flat_map(|rates| rates.general.iter().chain(rates.own.values()))
+            .map(Arc::as_ref)
+    }
+}
+
+/// Where a client stands with its quotas.
 #[derive(Clone, Debug)]
 pub struct Standing {
     policy: HeaderValue,
@@ -83,73 +167,109 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// Tells the client, in the fields of draft-ietf-httpapi-ratelimit-headers-10, where it stands. An
-    /// upstream that uses the same fields is left the word.
-    pub fn write(&self, headers: &mut HeaderMap) {
+    /// Tells the client, in the fields of draft-ietf-httpapi-ratelimit-headers-10. An upstream that uses the
+    /// same fields is left the word.
+    pub fn write(self, headers: &mut HeaderMap) {
         if !headers.contains_key(RATELIMIT) && !headers.contains_key(RATELIMIT_POLICY) {
-            headers.insert(RATELIMIT_POLICY, self.policy.clone());
-            headers.insert(RATELIMIT, self.now.clone());
+            headers.insert(RATELIMIT_POLICY, self.policy);
+            headers.insert(RATELIMIT, self.now);
         }
     }
 }
 
 /// A quota that is used up.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("over the quota \"{quota}\"")]
 pub struct Limited {
     /// Its name.
     pub quota: &'static str,
     /// When the next request is allowed, from now; whole seconds, at least one.
     pub retry_after: Duration,
-    /// What the client is told.
-    pub standing: Standing,
+}
+
+/// One kind of quota: the one that all are counted by, and the members' own.
+#[derive(Debug)]
+struct Rates {
+    general: Option<Arc<Quota>>,
+    own: HashMap<Who, Arc<Quota>>,
+}
+
+impl Rates {
+    /// A pair is a rate and a burst. What a member's own lines leave out is as in the general ones.
+    fn new<'m>(
+        name: &'static str,
+        general: (u32, u32),
+        members: impl Iterator<Item = (&'m Member, (Option<u32>, Option<u32>))>,
+        before: Option<&Self>,
+    ) -> Self {
+        let own = members.filter(|(_, own)| *own != (None, None)).filter_map(|(member, (rate, burst))| {
+            let pair = (rate.unwrap_or(general.0), burst.unwrap_or(general.1));
+            let who = Who::member(&member.name);
+            let same = before.and_then(|before| before.own.get(&who));
+            Some((who, Quota::same_or_new(same, name, pair, Store::for_one)?))
+        });
+        let same = before.and_then(|before| before.general.as_ref());
+        Self { own: own.collect(), general: Quota::same_or_new(same, name, general, Store::for_many) }
+    }
+
+    fn of(&self, who: Who) -> Option<&Quota> {
+        self.own.get(&who).or(self.general.as_ref()).map(Arc::as_ref)
+    }
+
+    fn take(&self, who: Who) -> Result<(), Limited> {
+        self.of(who).map_or(Ok(()), |quota| quota.take(who))
+    }
 }
 
 #[derive(Debug)]
 struct Quota {
     name: &'static str,
-    policy: HeaderValue,
-    limiter: RateLimiter<Who, DashMapStateStore<Who>, HouseClock, StateInformationMiddleware>,
+    pair: (u32, u32),
+    policy: String,
+    limiter: RateLimiter<Ask, Store, HouseClock, StateInformationMiddleware>,
 }
 
 impl Quota {
-    fn new(name: &'static str, per_second: u32, burst: u32) -> Option<Self> {
-        let rate = NonZeroU32::new(per_second)?;
-        let burst = NonZeroU32::new(burst).unwrap_or(rate);
-        let window = burst.get().div_ceil(rate.get());
-        let policy = HeaderValue::try_from(format!("\"{name}\";q={burst};w={window}"))
-            .expect("a quota's name is a token");
-        let rate = Rate::per_second(rate).allow_burst(burst);
-        let limiter = RateLimiter::new(rate, DashMapStateStore::default(), HouseClock);
-        Some(Self { name, policy, limiter })
+    fn same_or_new(
+        before: Option<&Arc<Self>>,
+        name: &'static str,
+        pair: (u32, u32),
+        store: fn() -> Store,
+    ) -> Option<Arc<Self>> {
+        match before.filter(|before| before.pair == pair) {
+            Some(before) => Some(Arc::clone(before)),
+            None => Self::new(name, pair, store()).map(Arc::new),
+        }
     }
 
-    fn take(&self, who: Who) -> Result<Standing, Limited> {
-        match self.limiter.check_key(&who) {
-            Ok(state) => match state.remaining_burst_capacity() {
-                0 => Ok(self.standing(0, Some(seconds(state.quota().replenish_interval())))),
-                left => Ok(self.standing(left, None)),
-            },
+    fn new(name: &'static str, pair: (u32, u32), store: Store) -> Option<Self> {
+        let rate = NonZeroU32::new(pair.0)?;
+        let burst = NonZeroU32::new(pair.1).unwrap_or(rate);
+        let window = burst.get().div_ceil(rate.get());
+        let policy = format!("\"{name}\";q={burst};w={window}");
+        let limiter = RateLimiter::new(Rate::per_second(rate).allow_burst(burst), store, HouseClock);
+        Some(Self { name, pair, policy, limiter })
+    }
+
+    fn take(&self, who: Who) -> Result<(), Limited> {
+        match self.limiter.check_key(&Ask { who, is_look: false }) {
+            Ok(_) => Ok(()),
             Err(until) => {
-                let wait = seconds(until.wait_time_from(HouseClock.now()));
-                Err(Limited {
-                    quota: self.name,
-                    retry_after: Duration::from_secs(wait),
-                    standing: self.standing(0, Some(wait)),
-                })
+                let retry_after = Duration::from_secs(seconds(until.wait_time_from(HouseClock.now())));
+                Err(Limited { quota: self.name, retry_after })
             }
         }
     }
 
-    fn standing(&self, left: u32, reset: Option<u64>) -> Standing {
+    /// What is left, and where that is nothing, when there is more.
+    fn look(&self, who: Who) -> String {
         let name = self.name;
-        let now = match reset {
-            Some(reset) => format!("\"{name}\";r={left};t={reset}"),
-            None => format!("\"{name}\";r={left}"),
-        };
-        Standing {
-            policy: self.policy.clone(),
-            now: HeaderValue::try_from(now).expect("a quota's name is a token"),
+        match self.limiter.check_key(&Ask { who, is_look: true }) {
+            // What the look itself would have taken is still there.
+            Ok(state) => format!("\"{name}\";r={}", state.remaining_burst_capacity() + 1),
+            Err(until) => {
+                format!("\"{name}\";r=0;t={}", seconds(until.wait_time_from(HouseClock.now())))
+            }
         }
     }
 }
@@ -175,73 +295,4 @@ const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn limits(per_second: u32, burst: u32) -> Limits {
-        Limits::new(&config::Limits {
-            requests_per_second: per_second,
-            burst,
-            ..config::Config::default().limits
-        })
-    }
-
-    fn key(byte: u8) -> Who {
-        Who::Key(KeyDomain([byte; 16]))
-    }
-
-    fn fields(standing: &Standing) -> (String, String) {
-        let mut headers = HeaderMap::new();
-        standing.write(&mut headers);
-        let text = |name| headers[&name].to_str().unwrap().to_owned();
-        (text(RATELIMIT_POLICY), text(RATELIMIT))
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_burst_passes_then_each_key_recovers_at_its_own_rate() {
-        let limits = limits(2, 10);
-        let passed = (0..15).filter(|_| limits.request(key(1)).is_ok()).count();
-        assert_eq!(passed, 10);
-        assert!(limits.request(key(2)).is_ok(), "another key is not touched");
-        tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!((0..5).filter(|_| limits.request(key(1)).is_ok()).count(), 2);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_fields_say_what_is_left_and_when_there_is_more() {
-        let limits = limits(1, 2);
-        let mut answers = (0..2).map(|_| limits.request(key(1)).unwrap().unwrap());
-        assert_eq!(
-            fields(&answers.next().unwrap()),
-            ("\"requests\";q=2;w=2".into(), "\"requests\";r=1".into())
-        );
-        assert_eq!(fields(&answers.next().unwrap()).1, "\"requests\";r=0;t=1");
-        let limited = limits.request(key(1)).unwrap_err();
-        assert_eq!(fields(&limited.standing).1, "\"requests\";r=0;t=1");
-        assert_eq!(limited.retry_after, Duration::from_secs(1));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn idle_keys_are_forgotten() {
-        let limits = limits(10, 10);
-        (0..100).for_each(|byte| assert!(limits.request(key(byte)).is_ok()));
-        assert_eq!(limits.remembered(), 100);
-        tokio::time::advance(Duration::from_secs(60)).await;
-        limits.forget_idle();
-        assert_eq!(limits.remembered(), 0);
-    }
-
-    #[test]
-    fn a_rate_of_zero_is_no_quota() {
-        assert!(limits(0, 0).request(key(1)).unwrap().is_none());
-    }
-
-    #[test]
-    fn an_ipv6_peer_counts_as_its_network() {
-        let who = |text: &str| Who::from(Peer::Tcp(text.parse().unwrap()));
-        assert_eq!(who("[2001:db8::1]:1"), who("[2001:db8::2]:9"));
-        assert_ne!(who("[2001:db8::1]:1"), who("[2001:db8:0:1::1]:1"));
-        assert_eq!(who("[::ffff:192.0.2.1]:1"), who("192.0.2.1:2"));
-        assert_ne!(who("192.0.2.1:1"), who("192.0.2.2:1"));
-    }
-}
+mod tests;

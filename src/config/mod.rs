@@ -145,6 +145,16 @@ pub enum Auth {
     Team(Vec<Member>),
 }
 
+impl Auth {
+    /// The team; empty in the other modes.
+    pub fn members(&self) -> &[Member] {
+        match self {
+            Auth::Passthrough | Auth::Sidecar => &[],
+            Auth::Team(members) => members,
+        }
+    }
+}
+
 /// `[[team.members]]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct Member {

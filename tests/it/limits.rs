@@ -37,8 +37,9 @@ async fn a_burst_of_ten_lets_ten_of_fifteen_through_and_then_recovers() {
         .map(|answer| {
             let message = assert_refusal(answer, 429, "requests");
             assert!(message.contains("try again in 1 s"), "{message}");
-            assert_eq!(field(answer, "ratelimit"), "\"requests\";r=0;t=1");
-            assert_eq!(field(answer, "ratelimit-policy"), "\"requests\";q=10;w=10");
+            assert_eq!(field(answer, "ratelimit"), "\"requests\";r=0;t=1, \"calls\";r=1000000");
+            let policy = "\"requests\";q=10;w=10, \"calls\";q=1000000;w=1";
+            assert_eq!(field(answer, "ratelimit-policy"), policy);
             field(answer, "retry-after").parse().unwrap()
         })
         .max()
@@ -64,8 +65,11 @@ async fn every_answer_says_where_its_key_stands() {
     ];
     let mut before = u32::MAX;
     for answer in &answers {
-        assert_eq!(field(answer, "ratelimit-policy"), "\"requests\";q=1000;w=1000");
-        let left: u32 = field(answer, "ratelimit").strip_prefix("\"requests\";r=").unwrap().parse().unwrap();
+        let policy = "\"requests\";q=1000;w=1000, \"calls\";q=1000000;w=1";
+        assert_eq!(field(answer, "ratelimit-policy"), policy);
+        let (requests, calls) = field(answer, "ratelimit").split_once(", ").unwrap();
+        let left: u32 = requests.strip_prefix("\"requests\";r=").unwrap().parse().unwrap();
+        assert!(calls.starts_with("\"calls\";r="), "{calls}");
         assert!((900..before).contains(&left), "{left} of {before}");
         before = left;
     }
@@ -90,4 +94,28 @@ async fn made_up_keys_count_for_their_address() {
     let keyless = stage.send(request("GET", "/v1/models", &[], "")).await;
     assert!(is_limited(&keyless) || statuses.last() == Some(&401), "{statuses:?}");
     assert_eq!(stage.get(&single("a", "completed"), &[]).await.status, 200, "a proven key is not touched");
+}
+
+#[tokio::test]
+async fn what_is_passed_through_takes_a_call_each_and_a_hit_none() {
+    let stage = Stage::with(|config, _| {
+        config.limits.calls_per_second = 1;
+        config.limits.calls_burst = 3;
+    })
+    .await;
+    made(&stage).await; // from here on the key is known, and counts for itself
+    let asked = calls(&stage);
+    let mut limited = 0;
+    for _ in 0..8 {
+        let answer = stage.get("/sim/echo", &[]).await;
+        if is_limited(&answer) {
+            assert_refusal(&answer, 429, "calls");
+            assert!(field(&answer, "ratelimit").ends_with(", \"calls\";r=0;t=1"), "{answer:?}");
+            assert_eq!(field(&answer, "retry-after"), "1");
+            limited += 1;
+        }
+        assert!(stage.get(&single("a", "completed"), &[]).await.hit(), "which is free");
+    }
+    assert!((3..=5).contains(&limited), "3 at once, and a second or two may have gone by: {limited}");
+    assert_eq!(calls(&stage) - asked, 8 - limited);
 }

@@ -1,0 +1,193 @@
+//! Who has been seen lately: governor's memory, which cannot grow without bound.
+//!
+//! ```text
+//!   take ──▶ young ── full ──▶ old ── the next time ──▶ forgotten
+//!              ▲                │
+//!              └─── seen again ─┘
+//! ```
+//!
+//! To be forgotten early is to have a whole burst again, no more; so a flood of made-up keys buys its sender
+//! nothing, and takes the memory of nobody who has asked since.
+
+use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
+
+use governor::nanos::Nanos;
+use governor::state::StateStore;
+use governor::state::keyed::ShrinkableKeyedStateStore;
+use parking_lot::Mutex;
+
+use super::Who;
+
+/// Shards of a store that many are counted in.
+const SHARDS: usize = 64;
+
+/// Keys of one generation of a shard: what fills a table of 4096 places.
+const MOST: usize = 3584;
+
+/// What one of many asks of its quota.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Ask {
+    pub(super) who: Who,
+    /// Whether it is only told what would be.
+    pub(super) is_look: bool,
+}
+
+/// A state for each of at most 458 752.
+#[derive(Debug)]
+pub(super) struct Store {
+    shards: Box<[Mutex<Shard>]>,
+    hasher: RandomState,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    young: HashMap<Who, Nanos>,
+    old: HashMap<Who, Nanos>,
+}
+
+impl Store {
+    /// For anybody who comes.
+    pub(super) fn for_many() -> Self {
+        Self::with_shards(SHARDS)
+    }
+
+    /// For one, or few.
+    pub(super) fn for_one() -> Self {
+        Self::with_shards(1)
+    }
+
+    fn with_shards(shards: usize) -> Self {
+        Self { shards: (0..shards).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
+    }
+
+    fn shard(&self, who: &Who) -> &Mutex<Shard> {
+        let hash = self.hasher.hash_one(who) % self.shards.len() as u64;
+        &self.shards[usize::try_from(hash).expect("it is below a length")]
+    }
+}
+
+impl StateStore for Store {
+    type Key = Ask;
+
+    fn measure_and_replace<T, F, E>(&self, ask: &Ask, f: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        let mut shard = self.shard(&ask.who).lock();
+        let before = shard.get(&ask.who);
+        let decided = f(before);
+        if !ask.is_look
+            && let Some(state) = decided.as_ref().map_or(before, |(_, after)| Some(*after))
+        {
+            shard.put(ask.who, state);
+        }
+        decided.map(|(told, _)| told)
+    }
+}
+
+impl ShrinkableKeyedStateStore<Ask> for Store {
+    fn retain_recent(&self, drop_below: Nanos) {
+        for shard in &self.shards {
+            let Shard { young, old } = &mut *shard.lock();
+            for generation in [young, old] {
+                generation.retain(|_, state| *state > drop_below);
+            }
+        }
+    }
+
+    fn shrink_to_fit(&self) {
+        for shard in &self.shards {
+            let Shard { young, old } = &mut *shard.lock();
+            young.shrink_to_fit();
+            old.shrink_to_fit();
+        }
+    }
+
+    fn len(&self) -> usize {
+        let len = |shard: &Mutex<Shard>| {
+            let shard = shard.lock();
+            shard.young.len() + shard.old.len()
+        };
+        self.shards.iter().map(len).sum()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Shard {
+    fn get(&self, who: &Who) -> Option<Nanos> {
+        self.young.get(who).or_else(|| self.old.get(who)).copied()
+    }
+
+    fn put(&mut self, who: Who, state: Nanos) {
+        if let Some(known) = self.young.get_mut(&who) {
+            *known = state;
+            return;
+        }
+        self.old.remove(&who);
+        if self.young.len() >= MOST {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(who, state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u64) -> Who {
+        Who::member(&n.to_string())
+    }
+
+    fn put(store: &Store, who: Who) {
+        let ask = Ask { who, is_look: false };
+        store.measure_and_replace(&ask, |_| Ok::<_, ()>(((), Nanos::new(1)))).unwrap();
+    }
+
+    fn get(store: &Store, who: Who) -> Option<u64> {
+        let told = |state: Option<Nanos>| Ok::<_, ()>((state, Nanos::new(2)));
+        store.measure_and_replace(&Ask { who, is_look: true }, told).unwrap().map(Nanos::as_u64)
+    }
+
+    #[test]
+    fn a_flood_of_keys_ends_at_the_bound_and_forgets_nobody_who_goes_on_asking() {
+        let store = Store::for_one();
+        let flood = 5 * MOST as u64;
+        for n in 1..flood {
+            put(&store, key(0));
+            put(&store, key(n));
+            assert!(store.len() <= 2 * MOST, "{}", store.len());
+        }
+        assert_eq!(get(&store, key(0)), Some(1));
+        assert_eq!(get(&store, key(flood - 1)), Some(1));
+        assert_eq!(get(&store, key(1)), None);
+    }
+
+    #[test]
+    fn a_look_changes_nothing() {
+        let store = Store::for_many();
+        assert_eq!(get(&store, key(1)), None);
+        assert!(store.is_empty());
+        put(&store, key(1));
+        assert_eq!(get(&store, key(1)), Some(1));
+        assert_eq!(get(&store, key(1)), Some(1));
+        assert_eq!(store.len(), 1);
+    }
+
+    #[test]
+    fn who_is_over_its_quota_is_no_less_remembered() {
+        let store = Store::for_one();
+        put(&store, key(0));
+        for n in 1..3 * MOST as u64 {
+            let ask = Ask { who: key(0), is_look: false };
+            assert_eq!(store.measure_and_replace(&ask, |_| Err::<((), Nanos), _>(())), Err(()));
+            put(&store, key(n));
+        }
+        assert_eq!(get(&store, key(0)), Some(1));
+    }
+}

@@ -1,0 +1,171 @@
+use super::*;
+use crate::secret::Secret;
+
+fn config(requests: (u32, u32), calls: (u32, u32)) -> config::Limits {
+    config::Limits {
+        requests_per_second: requests.0,
+        burst: requests.1,
+        calls_per_second: calls.0,
+        calls_burst: calls.1,
+        ..config::Config::default().limits
+    }
+}
+
+fn limits(requests: (u32, u32), calls: (u32, u32)) -> Limits {
+    Limits::new(&config(requests, calls), &[])
+}
+
+fn member(name: &str, requests: (Option<u32>, Option<u32>), calls: (Option<u32>, Option<u32>)) -> Member {
+    Member {
+        name: name.to_owned(),
+        token_sha256: [0; 32],
+        upstream_key: Secret::new("k"),
+        requests_per_second: requests.0,
+        burst: requests.1,
+        calls_per_second: calls.0,
+        calls_burst: calls.1,
+    }
+}
+
+fn key(number: u32) -> Who {
+    let mut domain = KeyDomain([0; 16]);
+    domain.0[..4].copy_from_slice(&number.to_be_bytes());
+    Who::Key(domain)
+}
+
+/// How many of 100 requests pass.
+fn requests(limits: &Limits, who: Who) -> usize {
+    (0..100).filter(|_| limits.request(who).is_ok()).count()
+}
+
+fn fields(limits: &Limits, who: Who) -> (String, String) {
+    let mut headers = HeaderMap::new();
+    limits.standing(who).unwrap().write(&mut headers);
+    let text = |name| headers[&name].to_str().unwrap().to_owned();
+    (text(RATELIMIT_POLICY), text(RATELIMIT))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_passes_then_each_key_recovers_at_its_own_rate() {
+    let limits = limits((2, 10), (0, 0));
+    assert_eq!(requests(&limits, key(1)), 10);
+    assert!(limits.request(key(2)).is_ok(), "another key is not touched");
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(requests(&limits, key(1)), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_fields_say_of_both_quotas_what_is_left_and_when_there_is_more() {
+    let limits = limits((1, 2), (1, 3));
+    let policy = "\"requests\";q=2;w=2, \"calls\";q=3;w=3";
+    let expected = |now: &str| (policy.to_owned(), now.to_owned());
+    assert_eq!(fields(&limits, key(1)), expected("\"requests\";r=2, \"calls\";r=3"));
+    limits.request(key(1)).unwrap();
+    assert_eq!(fields(&limits, key(1)), expected("\"requests\";r=1, \"calls\";r=3"));
+    limits.request(key(1)).unwrap();
+    limits.call(key(1)).unwrap();
+    assert_eq!(fields(&limits, key(1)), expected("\"requests\";r=0;t=1, \"calls\";r=2"));
+    let limited = limits.request(key(1)).unwrap_err();
+    assert_eq!(limited, Limited { quota: "requests", retry_after: Duration::from_secs(1) });
+    assert_eq!(fields(&limits, key(1)), expected("\"requests\";r=0;t=1, \"calls\";r=2"));
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(fields(&limits, key(1)), expected("\"requests\";r=1, \"calls\";r=3"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_are_counted_apart_from_requests() {
+    let limits = limits((1, 100), (1, 2));
+    assert!(limits.call(key(1)).is_ok() && limits.call(key(1)).is_ok());
+    assert_eq!(limits.call(key(1)).unwrap_err().quota, "calls");
+    assert!(limits.request(key(1)).is_ok());
+    assert!(limits.call(key(2)).is_ok());
+}
+
+#[test]
+fn a_rate_of_zero_is_no_quota() {
+    let limits = limits((0, 0), (0, 0));
+    assert_eq!(requests(&limits, key(1)), 100);
+    assert!(limits.standing(key(1)).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_has_what_its_lines_say_and_else_what_all_have() {
+    let members = [
+        member("both", (Some(1), Some(3)), (None, None)),
+        member("burst", (None, Some(4)), (None, Some(1))),
+        member("plain", (None, None), (None, None)),
+    ];
+    let limits = Limits::new(&config((2, 10), (2, 20)), &members);
+    let policy = |name| fields(&limits, Who::member(name)).0;
+    assert_eq!(policy("both"), "\"requests\";q=3;w=3, \"calls\";q=20;w=10");
+    assert_eq!(policy("burst"), "\"requests\";q=4;w=2, \"calls\";q=1;w=1");
+    assert_eq!(policy("plain"), "\"requests\";q=10;w=5, \"calls\";q=20;w=10");
+    for (name, passes) in [("both", 3), ("burst", 4), ("plain", 10)] {
+        assert_eq!(requests(&limits, Who::member(name)), passes, "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_rules_hold_at_once_and_forget_only_what_they_change() {
+    let own = |burst| member("a", (None, Some(burst)), (None, None));
+    let limits = Limits::new(&config((1, 5), (1, 5)), &[own(3)]);
+    let a = Who::member("a");
+    assert_eq!((requests(&limits, a), requests(&limits, key(1))), (3, 5));
+
+    limits.set(&config((1, 5), (1, 6)), &[own(3)]);
+    assert_eq!((requests(&limits, a), requests(&limits, key(1))), (0, 0), "these have not changed");
+    assert_eq!(fields(&limits, a).0, "\"requests\";q=3;w=3, \"calls\";q=6;w=6");
+
+    limits.set(&config((1, 5), (1, 6)), &[own(4)]);
+    assert_eq!((requests(&limits, a), requests(&limits, key(1))), (4, 0));
+
+    limits.set(&config((1, 7), (1, 6)), &[]);
+    assert_eq!((requests(&limits, a), requests(&limits, key(1))), (7, 7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_keys_are_forgotten() {
+    let limits = limits((10, 10), (10, 10));
+    for number in 0..100 {
+        limits.request(key(number)).unwrap();
+        limits.call(key(number)).unwrap();
+    }
+    assert_eq!(limits.remembered(), 200);
+    tokio::time::advance(Duration::from_secs(60)).await;
+    limits.forget_idle();
+    assert_eq!(limits.remembered(), 0);
+}
+
+/// Run alone with `--nocapture` it tells what that is in memory.
+#[tokio::test(start_paused = true)]
+async fn a_million_keys_end_at_a_bound_and_are_gone_when_idle() {
+    let limits = limits((200, 400), (20, 40));
+    let before = resident();
+    for number in 0..1_000_000 {
+        limits.request(key(number)).unwrap();
+        limits.call(key(number)).unwrap();
+    }
+    let full = resident();
+    let remembered = limits.remembered();
+    assert!((400_000..=2 * 458_752).contains(&remembered), "{remembered}");
+    tokio::time::advance(Duration::from_secs(60)).await;
+    limits.forget_idle();
+    assert_eq!(limits.remembered(), 0);
+    println!("KiB resident: {before} before, {full} with {remembered} states, {} idle", resident());
+}
+
+/// In KiB; 0 where the system does not tell.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+}
+
+#[test]
+fn an_ipv6_peer_counts_as_its_network() {
+    let who = |text: &str| Who::from(Peer::Tcp(text.parse().unwrap()));
+    assert_eq!(who("[2001:db8::1]:1"), who("[2001:db8::2]:9"));
+    assert_ne!(who("[2001:db8::1]:1"), who("[2001:db8:0:1::1]:1"));
+    assert_eq!(who("[::ffff:192.0.2.1]:1"), who("192.0.2.1:2"));
+    assert_ne!(who("192.0.2.1:1"), who("192.0.2.2:1"));
+}
