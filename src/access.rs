@@ -1,8 +1,9 @@
 //! One line a request in the log, written when it is answered or when its client hangs up before.
 //!
-//! Ids of clips are in it, keys are not: a query is shown only where it is understood, for elsewhere it may hold
+//! Ids of clips and members' names are in it, keys and tokens are not: a query is shown only where it is understood, for elsewhere it may hold
 //! anything.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use http::{Method, Request, Response};
@@ -56,6 +57,8 @@ impl Outcome {
 pub struct AccessLine {
     /// How the request was dealt with, so far.
     pub outcome: Outcome,
+    /// Which member of the team asks.
+    pub member: Option<Arc<str>>,
     id: RequestId,
     peer: Peer,
     method: Method,
@@ -72,6 +75,7 @@ impl AccessLine {
     pub fn new<B>(request: &Request<B>, ctx: &RequestCtx) -> Self {
         Self {
             outcome: Outcome::Left,
+            member: None,
             id: ctx.id.clone(),
             peer: ctx.peer,
             method: request.method().clone(),
@@ -112,6 +116,7 @@ impl Drop for AccessLine {
             outcome = self.outcome.word(),
             reason = self.outcome.reason(),
             seconds = clock::now().saturating_duration_since(self.since).as_secs_f64(),
+            member = self.member.as_deref(),
             key = self.key.as_ref().map(tracing::field::display),
             peer = ?self.peer,
             request_id = %self.id,

@@ -1,10 +1,16 @@
 //! Who asks, and with which key the upstream is asked.
 //!
 //! It must never know what is asked for. The hash key is made at start and leaves the process in no form, so
-//! that a key domain says nothing about its key.
+//! that a key domain says nothing about its key. What the keyring holds can be changed while requests ask it.
 
+use std::fmt;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue};
+use sha2::{Digest as _, Sha256};
+use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 
 use crate::config;
 use crate::model::clip::KeyDomain;
@@ -15,8 +21,10 @@ use crate::secret::Secret;
 pub struct Identity {
     /// Whose answers it may share.
     pub domain: KeyDomain,
-    /// What the upstream is sent; marked sensitive, so that it has no `Debug`.
+    /// What the upstream is sent, in place of what the client sent; marked sensitive, so that it has no `Debug`.
     pub authorization: HeaderValue,
+    /// The member's name, in team mode.
+    pub member: Option<Arc<str>>,
 }
 
 /// Why a request is not let in.
@@ -25,6 +33,12 @@ pub enum AuthError {
     /// Which of several keys would count is anybody's guess.
     #[error("the request has more than one Authorization field; send one")]
     SeveralKeys,
+    /// Team mode, and no token.
+    #[error("the request has no token; send one of this gateway's as `Authorization: Bearer TOKEN`")]
+    NoToken,
+    /// Team mode, and a token that is no member's.
+    #[error("the token is not known to this gateway")]
+    UnknownToken,
 }
 
 impl AuthError {
@@ -32,14 +46,32 @@ impl AuthError {
     pub fn reason(self) -> &'static str {
         match self {
             AuthError::SeveralKeys => "several-keys",
+            AuthError::NoToken => "no-token",
+            AuthError::UnknownToken => "unknown-token",
         }
     }
+
+    /// The `WWW-Authenticate` of a 401 (RFC 6750 §3); `None` where it is no 401.
+    pub fn challenge(self) -> Option<HeaderValue> {
+        match self {
+            AuthError::SeveralKeys => None,
+            AuthError::NoToken => Some(HeaderValue::from_static("Bearer realm=\"clipgate\"")),
+            AuthError::UnknownToken => {
+                Some(HeaderValue::from_static("Bearer realm=\"clipgate\", error=\"invalid_token\""))
+            }
+        }
+    }
+}
+
+/// What a team's list has in place of a token.
+pub fn token_sha256(token: &[u8]) -> [u8; 32] {
+    Sha256::digest(token).into()
 }
 
 /// Turns a request's fields into an [`Identity`].
 #[derive(Debug)]
 pub struct Keyring {
-    mode: Mode,
+    mode: ArcSwap<Mode>,
     hash_key: [u8; blake3::KEY_LEN],
 }
 
@@ -47,6 +79,21 @@ pub struct Keyring {
 enum Mode {
     Passthrough,
     Sidecar(Identity),
+    Team(Vec<Member>),
+}
+
+#[derive(Debug)]
+struct Member {
+    token: TokenHash,
+    identity: Identity,
+}
+
+struct TokenHash([u8; 32]);
+
+impl fmt::Debug for TokenHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[token hash]")
+    }
 }
 
 /// Why no [`Keyring`] could be made.
@@ -61,9 +108,9 @@ pub enum KeyringError {
     /// `upstream.api_key` cannot be sent in a header field.
     #[error("upstream.api_key holds characters that no header field may carry")]
     BadApiKey,
-    /// Teams come with a later release.
-    #[error("auth.mode = \"team\" is not yet in force; use \"passthrough\" or \"sidecar\"")]
-    NoTeams,
+    /// A member's `upstream_key` cannot be sent in a header field.
+    #[error("team.members \"{0}\": upstream_key holds characters that no header field may carry")]
+    BadMemberKey(String),
 }
 
 impl Keyring {
@@ -71,40 +118,85 @@ impl Keyring {
     pub fn new(auth: &config::Auth, api_key: Option<&Secret>) -> Result<Self, KeyringError> {
         let mut hash_key = [0; blake3::KEY_LEN];
         getrandom::fill(&mut hash_key).map_err(KeyringError::Random)?;
-        let mode = match auth {
-            config::Auth::Passthrough => Mode::Passthrough,
-            config::Auth::Sidecar => {
-                let key = api_key.ok_or(KeyringError::NoApiKey)?;
-                let value = HeaderValue::try_from(format!("Bearer {}", key.expose()));
-                Mode::Sidecar(identity(&hash_key, value.map_err(|_| KeyringError::BadApiKey)?))
-            }
-            config::Auth::Team(_) => return Err(KeyringError::NoTeams),
-        };
+        let mode = ArcSwap::from_pointee(Mode::new(auth, api_key, &hash_key)?);
         Ok(Self { mode, hash_key })
     }
 
-    /// Who sent these fields; `None` for a request without a key, which shares nothing with anybody.
+    /// Holds this from the next [`Self::identify`] on, in place of what it held: a member that is not in it is
+    /// out at once. A key that stays keeps its domain. After an error nothing has changed.
+    pub fn set(&self, auth: &config::Auth, api_key: Option<&Secret>) -> Result<(), KeyringError> {
+        self.mode.store(Arc::new(Mode::new(auth, api_key, &self.hash_key)?));
+        Ok(())
+    }
+
+    /// Who sent these fields; `None` for a request without a key, which shares nothing with anybody and goes up
+    /// as it is.
     pub fn identify(&self, headers: &HeaderMap) -> Result<Option<Identity>, AuthError> {
-        match &self.mode {
+        match &**self.mode.load() {
             Mode::Sidecar(identity) => Ok(Some(identity.clone())),
-            Mode::Passthrough => {
-                let mut keys = headers.get_all(AUTHORIZATION).iter();
-                match (keys.next(), keys.next()) {
-                    (_, Some(_)) => Err(AuthError::SeveralKeys),
-                    (Some(key), None) if !key.is_empty() => Ok(Some(identity(&self.hash_key, key.clone()))),
-                    _ => Ok(None),
-                }
+            Mode::Passthrough => Ok(key(headers)?.map(|key| identity(&self.hash_key, key.clone()))),
+            Mode::Team(members) => {
+                let token = key(headers)?.and_then(bearer).ok_or(AuthError::NoToken)?;
+                member(members, token).map(Some).ok_or(AuthError::UnknownToken)
             }
         }
     }
+}
 
-    /// What replaces the client's own `Authorization` on its way up; `None`: it stays.
-    pub fn replacement(&self) -> Option<&HeaderValue> {
-        match &self.mode {
-            Mode::Passthrough => None,
-            Mode::Sidecar(identity) => Some(&identity.authorization),
+impl Mode {
+    fn new(
+        auth: &config::Auth,
+        api_key: Option<&Secret>,
+        hash_key: &[u8; blake3::KEY_LEN],
+    ) -> Result<Self, KeyringError> {
+        let with_key = |key: &Secret| {
+            let value = HeaderValue::try_from(format!("Bearer {}", key.expose())).ok()?;
+            Some(identity(hash_key, value))
+        };
+        match auth {
+            config::Auth::Passthrough => Ok(Mode::Passthrough),
+            config::Auth::Sidecar => {
+                let key = api_key.ok_or(KeyringError::NoApiKey)?;
+                with_key(key).map(Mode::Sidecar).ok_or(KeyringError::BadApiKey)
+            }
+            config::Auth::Team(members) => {
+                let member = |member: &config::Member| {
+                    let identity = with_key(&member.upstream_key)
+                        .ok_or_else(|| KeyringError::BadMemberKey(member.name.clone()))?;
+                    let identity = Identity { member: Some(member.name.as_str().into()), ..identity };
+                    Ok(Member { token: TokenHash(member.token_sha256), identity })
+                };
+                members.iter().map(member).collect::<Result<_, _>>().map(Mode::Team)
+            }
         }
     }
+}
+
+/// The one `Authorization` field, if it says anything.
+fn key(headers: &HeaderMap) -> Result<Option<&HeaderValue>, AuthError> {
+    let mut keys = headers.get_all(AUTHORIZATION).iter();
+    match (keys.next(), keys.next()) {
+        (_, Some(_)) => Err(AuthError::SeveralKeys),
+        (key, None) => Ok(key.filter(|key| !key.is_empty())),
+    }
+}
+
+/// The token of a Bearer field (RFC 6750 §2.1).
+fn bearer(field: &HeaderValue) -> Option<&[u8]> {
+    let (scheme, token) = field.as_bytes().split_at_checked("Bearer ".len())?;
+    let token = token.trim_ascii();
+    (scheme.eq_ignore_ascii_case(b"Bearer ") && !token.is_empty()).then_some(token)
+}
+
+/// Whose token it is. Takes the same time whoever's it is, and whether it is anybody's.
+fn member(members: &[Member], token: &[u8]) -> Option<Identity> {
+    let hash = token_sha256(token);
+    let mut found = u64::MAX;
+    for (n, member) in (0_u64..).zip(members) {
+        found.conditional_assign(&n, member.token.0.ct_eq(&hash));
+    }
+    let found = usize::try_from(found).ok()?;
+    members.get(found).map(|member| member.identity.clone())
 }
 
 fn identity(hash_key: &[u8; blake3::KEY_LEN], mut authorization: HeaderValue) -> Identity {
@@ -112,7 +204,7 @@ fn identity(hash_key: &[u8; blake3::KEY_LEN], mut authorization: HeaderValue) ->
     let hash = blake3::keyed_hash(hash_key, authorization.as_bytes());
     let mut domain = KeyDomain([0; 16]);
     domain.0.copy_from_slice(&hash.as_bytes()[..16]);
-    Identity { domain, authorization }
+    Identity { domain, authorization, member: None }
 }
 
 #[cfg(test)]
@@ -152,5 +244,84 @@ mod tests {
         assert_eq!(identity.authorization, "Bearer sk-1");
         assert!(!format!("{keyring:?}{identity:?}").contains("sk-1"));
         assert!(matches!(Keyring::new(&config::Auth::Sidecar, None), Err(KeyringError::NoApiKey)));
+    }
+
+    /// (name, token, upstream key)
+    fn team(members: &[(&str, &str, &str)]) -> config::Auth {
+        let member = |(name, token, key): &(&str, &str, &str)| config::Member {
+            name: (*name).to_owned(),
+            token_sha256: token_sha256(token.as_bytes()),
+            upstream_key: Secret::new(*key),
+            requests_per_second: None,
+            burst: None,
+            calls_per_second: None,
+            calls_burst: None,
+        };
+        config::Auth::Team(members.iter().map(member).collect())
+    }
+
+    fn name(keyring: &Keyring, field: &str) -> Result<String, AuthError> {
+        let identity = keyring.identify(&headers(&[field]))?.unwrap();
+        Ok(identity.member.unwrap().to_string())
+    }
+
+    const ALICE: (&str, &str, &str) = ("alice", "cg_a", "sk-1");
+    const BOB: (&str, &str, &str) = ("bob", "cg_b", "sk-1");
+    const CAROL: (&str, &str, &str) = ("carol", "cg_c", "sk-2");
+
+    #[test]
+    fn a_token_is_its_members_upstream_key_whose_domain_the_team_shares() {
+        let keyring = Keyring::new(&team(&[ALICE, BOB, CAROL]), None).unwrap();
+        for (member, token, key) in [ALICE, BOB, CAROL] {
+            assert_eq!(name(&keyring, &format!("Bearer {token}")).unwrap(), member);
+            let identity = keyring.identify(&headers(&[&format!("bearer  {token} ")])).unwrap().unwrap();
+            assert_eq!(identity.authorization, format!("Bearer {key}"));
+            assert!(identity.authorization.is_sensitive());
+        }
+        assert_eq!(domain(&keyring, "Bearer cg_a"), domain(&keyring, "Bearer cg_b"));
+        assert_ne!(domain(&keyring, "Bearer cg_a"), domain(&keyring, "Bearer cg_c"));
+    }
+
+    #[test]
+    fn whoever_has_no_members_token_stays_outside() {
+        let keyring = Keyring::new(&team(&[ALICE, BOB]), None).unwrap();
+        for field in ["", "Bearer", "Bearer ", "Basic cg_a", "cg_a", "Bearer\tcg_a"] {
+            assert_eq!(name(&keyring, field), Err(AuthError::NoToken), "{field:?}");
+        }
+        assert_eq!(keyring.identify(&HeaderMap::new()).unwrap_err(), AuthError::NoToken);
+        let hash = TokenHash(token_sha256(b"cg_a")).0.map(|byte| format!("{byte:02x}")).concat();
+        for token in ["cg_", "cg_aa", "CG_A", "sk-1", "alice", &hash, "cg_a,"] {
+            let field = format!("Bearer {token}");
+            assert_eq!(name(&keyring, &field), Err(AuthError::UnknownToken), "{token:?}");
+        }
+        let two = headers(&["Bearer cg_a", "Bearer cg_b"]);
+        assert_eq!(keyring.identify(&two).unwrap_err(), AuthError::SeveralKeys);
+        let nobody = Keyring::new(&team(&[]), None).unwrap();
+        assert_eq!(name(&nobody, "Bearer cg_a"), Err(AuthError::UnknownToken));
+    }
+
+    #[test]
+    fn a_removed_member_is_out_at_once_and_who_stays_keeps_its_domain() {
+        let keyring = Keyring::new(&team(&[ALICE, BOB]), None).unwrap();
+        let before = domain(&keyring, "Bearer cg_b");
+        keyring.set(&team(&[BOB]), None).unwrap();
+        assert_eq!(name(&keyring, "Bearer cg_a"), Err(AuthError::UnknownToken));
+        assert_eq!(domain(&keyring, "Bearer cg_b"), before);
+
+        let refused = keyring.set(&team(&[ALICE, ("dave", "cg_d", "sk\n")]), None);
+        assert!(matches!(refused, Err(KeyringError::BadMemberKey(name)) if name == "dave"));
+        assert_eq!(name(&keyring, "Bearer cg_a"), Err(AuthError::UnknownToken), "nothing has changed");
+        assert_eq!(name(&keyring, "Bearer cg_b").unwrap(), "bob");
+    }
+
+    #[test]
+    fn a_keyring_shows_neither_tokens_nor_hashes_nor_keys() {
+        let keyring = Keyring::new(&team(&[ALICE]), None).unwrap();
+        let shown = format!("{keyring:?}");
+        let hash = format!("{:?}", token_sha256(b"cg_a"));
+        assert!(shown.contains("alice"), "{shown}");
+        for secret in ["cg_a", "sk-1", &hash] {
+            assert!(!shown.contains(secret), "{shown}");
+        }
     }
 }

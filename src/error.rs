@@ -7,7 +7,7 @@ use std::error::Error as _;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 use serde::Serialize;
 use tracing::debug;
@@ -29,7 +29,7 @@ pub enum Refusal {
     /// The target is no wait that anybody could answer.
     #[error("{0}")]
     Query(#[from] BadQuery),
-    /// Who asks is not certain.
+    /// Who asks is not certain, or not let in.
     #[error("{0}")]
     Auth(#[from] AuthError),
     /// A quota is used up.
@@ -88,6 +88,7 @@ impl Refusal {
     pub fn status(&self) -> StatusCode {
         match self {
             Refusal::Query(_) | Refusal::Auth(AuthError::SeveralKeys) => StatusCode::BAD_REQUEST,
+            Refusal::Auth(AuthError::NoToken | AuthError::UnknownToken) => StatusCode::UNAUTHORIZED,
             Refusal::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Refusal::Hub(HubError::Full | HubError::Gone) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Poll(Failure::BreakerOpen { .. }) => StatusCode::SERVICE_UNAVAILABLE,
@@ -168,6 +169,11 @@ impl Refusal {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(after) = self.retry_after() {
             headers.insert(RETRY_AFTER, whole_seconds(after).into());
+        }
+        if let Refusal::Auth(error) = self
+            && let Some(challenge) = error.challenge()
+        {
+            headers.insert(WWW_AUTHENTICATE, challenge);
         }
         cache_status(headers, &format!("detail={}", self.reason()));
         finish(headers, id);

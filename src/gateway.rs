@@ -103,6 +103,14 @@ impl Gateway {
         Ok((gateway, task))
     }
 
+    /// Takes over what a running gateway can: keys, members and quotas. A member that is gone is out with its
+    /// next request, what it has parked is still answered. After an error nothing has changed.
+    pub fn reconfigure(&self, config: &Config) -> Result<(), KeyringError> {
+        self.keyring.set(&config.auth, config.upstream.api_key.as_ref())?;
+        self.limits.set(&config.limits, config.auth.members());
+        Ok(())
+    }
+
     /// Forgets what is of no use any more. To be called about once a minute.
     pub fn tidy(&self) {
         self.limits.forget_idle();
@@ -129,6 +137,7 @@ impl Gateway {
         let mut line = AccessLine::new(&request, ctx);
         let identity = self.keyring.identify(request.headers());
         let known = identity.as_ref().ok().and_then(Option::as_ref);
+        line.member = known.and_then(|identity| identity.member.clone());
         let who = self.who(known, ctx);
         let mut forwarded = match self.answer(request, ctx, who, identity, &mut line).await {
             Ok(forwarded) => forwarded,
@@ -200,10 +209,11 @@ impl Gateway {
         self.settled(request.headers(), &asked, settled, &wish)
     }
 
-    /// Whom the request counts for: its key once the upstream has accepted it, until then its address, so that
-    /// made-up keys have no quotas of their own.
+    /// Whom the request counts for: a member by its name; a key once the upstream has accepted it, until then
+    /// its address, so that made-up keys have no quotas of their own.
     fn who(&self, identity: Option<&Identity>, ctx: &RequestCtx) -> Who {
         match identity {
+            Some(Identity { member: Some(name), .. }) => Who::member(name),
             Some(identity) if self.cache.knows(identity.domain) => Who::Key(identity.domain),
             Some(_) | None => ctx.peer.into(),
         }
@@ -288,8 +298,8 @@ impl Gateway {
         let fwd = if request.method() == Method::GET { "bypass" } else { "method" };
         self.limits.call(who)?;
         line.outcome = Outcome::Passed;
-        let mut forwarded =
-            self.passthrough.forward(request, ctx, self.keyring.replacement().cloned()).await?;
+        let authorization = identity.as_ref().map(|identity| identity.authorization.clone());
+        let mut forwarded = self.passthrough.forward(request, ctx, authorization).await?;
         let status = forwarded.response.status();
         if let (Some(KeyWord::Refused), Some(identity)) = (key_word(status), identity) {
             self.cache.refused(identity.domain);

@@ -10,8 +10,8 @@
 //!    │ ▲
 //!    ▼ │                        a head that is no HTTP: refused here
 //!  server ── RequestCtx ──▶ gateway
-//!                             │ 1. who is it?        auth         ─▶ Identity: key domain, Authorization
-//!                             │ 2. may it?           limits       ─▶ Standing, or 429
+//!                             │ 1. who is it?        auth         ─▶ Identity: key domain, Authorization; or 401
+//!                             │ 2. may it?           limits       ─▶ or 429
 //!                             │ 3. what is asked?    model::query ─▶ Wait, Other or Bad
 //!                             │
 //!               Other ◀───────┤ Wait

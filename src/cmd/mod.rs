@@ -3,6 +3,7 @@
 pub mod check;
 pub mod serve;
 pub mod sim;
+pub mod token;
 
 /// Whatever made a command fail; its chain is printed.
 pub type CommandError = Box<dyn std::error::Error + Send + Sync>;

@@ -120,7 +120,8 @@ fn some_rate(slot: &mut Option<u32>, reader: &mut Reader<'_>) {
     *slot = (rate > 0).then_some(rate);
 }
 
-fn member_name(text: &str) -> Result<String, Wrong> {
+/// A member's name as the configuration takes it.
+pub fn member_name(text: &str) -> Result<String, Wrong> {
     if text.trim().is_empty() || text.len() > 64 || text.chars().any(char::is_control) {
         let what = "is no name: empty, longer than 64 bytes or with control characters".to_owned();
         return Err(Wrong { what, fix: "write it as \"alice\"".to_owned() });

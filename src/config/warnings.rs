@@ -15,8 +15,6 @@ const NOT_YET: &[NotYet] = &[
     ("server.trusted_proxies", |a, b| a.server.trusted_proxies != b.server.trusted_proxies),
     ("admin.listen", |a, b| a.admin.listen != b.admin.listen),
     ("admin.token", |a, b| a.admin.token != b.admin.token),
-    ("auth.mode", |a, _| matches!(a.auth, Auth::Team(_))),
-    ("team.members", |a, _| matches!(a.auth, Auth::Team(_))),
     ("limits.calls_per_second", |a, b| a.limits.calls_per_second != b.limits.calls_per_second),
     ("limits.calls_burst", |a, b| a.limits.calls_burst != b.limits.calls_burst),
     ("limits.max_waits_per_key", |a, b| a.limits.max_waits_per_key != b.limits.max_waits_per_key),
@@ -52,8 +50,11 @@ impl Config {
                 "upstream.api_key is set but not used: only auth.mode = \"sidecar\" sends it".to_owned(),
             );
         }
-        let dollars = [("upstream.api_key", &self.upstream.api_key), ("admin.token", &self.admin.token)];
-        for (key, _) in dollars.iter().filter(|(_, secret)| secret.as_ref().is_some_and(has_a_dollar)) {
+        let keys = [("upstream.api_key", &self.upstream.api_key), ("admin.token", &self.admin.token)];
+        let keys = keys.into_iter().filter_map(|(key, secret)| Some((key.to_owned(), secret.as_ref()?)));
+        let members = (1..).zip(self.auth.members());
+        let members = members.map(|(n, m)| (format!("team.members #{n} upstream_key"), &m.upstream_key));
+        for (key, _) in keys.chain(members).filter(|(_, secret)| has_a_dollar(secret)) {
             warnings.push(format!(
                 "{key} begins with a `$`, which is taken as it stands; a variable is \"env:NAME\""
             ));
@@ -94,6 +95,9 @@ mod tests {
         Config::load(None, env).unwrap().warnings()
     }
 
+    const MEMBER: &str = "[{ name = \"a\", upstream_key = \"$K\", \
+        token_sha256 = \"0000000000000000000000000000000000000000000000000000000000000000\" }]";
+
     #[test]
     fn the_defaults_warn_of_nothing() {
         assert_eq!(warnings(&[]), [""; 0]);
@@ -122,6 +126,10 @@ mod tests {
                 &["admin.token begins with a `$`", "admin.listen is read", "admin.token is read"],
             ),
             (vec![("ADMIN__LISTEN", "[::]:1")], &["admin.listen is [::]:1, open", "admin.listen is read"]),
+            (
+                vec![("AUTH__MODE", "team"), ("TEAM__MEMBERS", MEMBER)],
+                &["team.members #1 upstream_key begins"],
+            ),
             (vec![("LIMITS__CALLS_BURST", "1")], &["limits.calls_burst is read and checked, but not yet"]),
         ];
         for (set, expected) in cases {
@@ -131,6 +139,6 @@ mod tests {
                 assert!(warning.starts_with(start), "{set:?} {warning}");
             }
         }
-        assert_eq!(cases.len(), 14);
+        assert_eq!(cases.len(), 15);
     }
 }

@@ -22,4 +22,5 @@ mod multi;
 mod own_fields;
 mod passthrough;
 mod sharing;
+mod team;
 mod turns;

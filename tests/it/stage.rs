@@ -129,6 +129,11 @@ impl Stage {
         self.spawn(request)
     }
 
+    /// Gives the running gateway another configuration, as SIGHUP does.
+    pub(crate) fn reconfigure(&self, config: &Config) {
+        self.gateway.reconfigure(config).expect("the configuration is good");
+    }
+
     /// Tells the gateway to stop, as SIGTERM does.
     pub(crate) fn stop(&self) {
         self.stop.cancel();
