@@ -41,7 +41,7 @@ pub enum Refusal {
     },
     /// The wait could not be parked.
     #[error("the gateway takes no more waits now ({0}); try again")]
-    Hub(#[from] HubError),
+    Hub(HubError),
     /// A poll failed, and the upstream wrote nothing to pass on.
     #[error("{}", sentence(.0))]
     Poll(Failure),
@@ -90,6 +90,7 @@ impl Refusal {
             Refusal::Query(_) | Refusal::Auth(AuthError::SeveralKeys) => StatusCode::BAD_REQUEST,
             Refusal::Auth(AuthError::NoToken | AuthError::UnknownToken) => StatusCode::UNAUTHORIZED,
             Refusal::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Refusal::Hub(HubError::Limited(_) | HubError::FullForKey) => StatusCode::TOO_MANY_REQUESTS,
             Refusal::Hub(HubError::Full | HubError::Gone) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Poll(Failure::BreakerOpen { .. }) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Poll(Failure::Overdue) => StatusCode::GATEWAY_TIMEOUT,
@@ -121,6 +122,8 @@ impl Refusal {
             Refusal::Query(error) => error.reason(),
             Refusal::Auth(error) => error.reason(),
             Refusal::Limited { limited } => limited.quota,
+            Refusal::Hub(HubError::Limited(limited)) => limited.quota,
+            Refusal::Hub(HubError::FullForKey) => "too-many-waits-of-key",
             Refusal::Hub(HubError::Full) => "too-many-waits",
             Refusal::Hub(HubError::Gone) => "shutting-down",
             Refusal::Poll(failure) => failure.reason(),
@@ -184,6 +187,15 @@ impl Refusal {
 /// Never too early.
 fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}
+
+impl From<HubError> for Refusal {
+    fn from(error: HubError) -> Self {
+        match error {
+            HubError::Limited(limited) => limited.into(),
+            HubError::FullForKey | HubError::Full | HubError::Gone => Self::Hub(error),
+        }
+    }
 }
 
 /// The upstream's documented error.

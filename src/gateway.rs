@@ -87,13 +87,15 @@ impl Gateway {
                 cooldown: upstream.breaker_cooldown,
             },
         };
+        let limits = Arc::new(Limits::new(&config.limits, config.auth.members()));
         let poller = Poller::new(Client::new(upstream)?, Arc::clone(&route), upstream);
-        let (hub, task) = Hub::new(rules, turns, config.limits.max_waits, poller, Arc::clone(&cache));
+        let (hub, task) =
+            Hub::new(rules, turns, &config.limits, poller, Arc::clone(&cache), Arc::clone(&limits));
         // Well over a poll's time: long-polls that are not understood go this way too.
         let head_timeout = config.wait.max_timeout.max(2 * upstream.poll_timeout);
         let gateway = Self {
             keyring: Arc::new(Keyring::new(&config.auth, upstream.api_key.as_ref())?),
-            limits: Arc::new(Limits::new(&config.limits, config.auth.members())),
+            limits,
             passthrough: Passthrough::new(Client::new(upstream)?, config.limits.max_body, head_timeout),
             wait: config.wait.clone(),
             route,
@@ -196,6 +198,7 @@ impl Gateway {
         }
         let wait = Wait {
             identity,
+            who,
             form: asked.form,
             clips: asked.clips(),
             goal: asked.goal,

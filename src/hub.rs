@@ -23,6 +23,8 @@ use tracing::{debug, error};
 use crate::auth::Identity;
 use crate::cache::Cache;
 use crate::clock;
+use crate::config;
+use crate::limits::{Limited, Limits, Who};
 use crate::model::answer::Shape;
 use crate::model::clip::{ClipSet, KeyDomain};
 use crate::model::coalesce::{
@@ -52,6 +54,8 @@ pub struct Hub {
 pub struct Wait {
     /// Whose key asks.
     pub identity: Identity,
+    /// For whom a request that it costs is counted.
+    pub who: Who,
     /// Which endpoint was asked.
     pub form: Form,
     /// The clips named.
@@ -69,8 +73,14 @@ pub struct Wait {
 }
 
 /// Why a wait could not be parked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HubError {
+    /// The wait would cost a request, and its quota of calls is used up.
+    #[error("{0}")]
+    Limited(Limited),
+    /// Its key has `limits.max_waits_per_key` parked.
+    #[error("too many waits of this key")]
+    FullForKey,
     /// `limits.max_waits` are parked.
     #[error("too many waits")]
     Full,
@@ -81,7 +91,7 @@ pub enum HubError {
 
 #[derive(Debug)]
 enum Command {
-    Join(WaitId, Wait, oneshot::Sender<Settled>),
+    Join(WaitId, Wait, oneshot::Sender<Result<Settled, HubError>>),
     Leave(WaitId),
     Drain(Instant),
 }
@@ -96,11 +106,12 @@ impl Hub {
     pub fn new(
         rules: Rules,
         turns: TurnRules,
-        max_waits: usize,
+        caps: &config::Limits,
         poller: Poller,
         cache: Arc<Cache>,
-    ) -> (Self, impl Future<Output = ()>) {
-        let max_waits = max_waits.min(Semaphore::MAX_PERMITS / 4);
+        limits: Arc<Limits>,
+    ) -> (Self, impl Future<Output = ()> + use<>) {
+        let max_waits = caps.max_waits.min(Semaphore::MAX_PERMITS / 4);
         // A wait takes two places at most: its Join until that is taken in, and its Leave, held from the start.
         // The last one is for the drain.
         let (commands, inbox) = mpsc::channel(2 * max_waits + 1);
@@ -113,6 +124,8 @@ impl Hub {
             turns: Turns::new(turns, fastrand::u64(..)),
             poller: Arc::new(poller),
             cache,
+            limits,
+            max_waits_per_key: caps.max_waits_per_key,
             shape: Arc::clone(&shape),
             parked: HashMap::new(),
             keys: HashMap::new(),
@@ -137,7 +150,7 @@ impl Hub {
         let (answer, settled) = oneshot::channel();
         self.commands.try_send(Command::Join(id, wait, answer)).map_err(|error| refusal(&error))?;
         let mut leaver = Leaver { id, leave: Some(leave), _permit: permit };
-        let settled = settled.await.map_err(|_| HubError::Gone);
+        let settled = settled.await.unwrap_or(Err(HubError::Gone));
         leaver.leave = None;
         settled
     }
@@ -188,6 +201,8 @@ struct Shell {
     turns: Turns,
     poller: Arc<Poller>,
     cache: Arc<Cache>,
+    limits: Arc<Limits>,
+    max_waits_per_key: usize,
     shape: Arc<ArcSwap<Shape>>,
     parked: HashMap<WaitId, Parked>,
     keys: HashMap<KeyDomain, Key>,
@@ -197,7 +212,7 @@ struct Shell {
 }
 
 struct Parked {
-    answer: oneshot::Sender<Settled>,
+    answer: oneshot::Sender<Result<Settled, HubError>>,
     domain: KeyDomain,
 }
 
@@ -256,8 +271,19 @@ impl Shell {
         self.act(now);
     }
 
-    fn join(&mut self, id: WaitId, wait: Wait, answer: oneshot::Sender<Settled>, now: Instant) {
+    fn join(
+        &mut self,
+        id: WaitId,
+        wait: Wait,
+        answer: oneshot::Sender<Result<Settled, HubError>>,
+        now: Instant,
+    ) {
         let domain = wait.identity.domain;
+        if self.keys.get(&domain).is_some_and(|key| key.waits >= self.max_waits_per_key) {
+            // Fails where the client has just left.
+            let _ = answer.send(Err(HubError::FullForKey));
+            return;
+        }
         let known = match wait.max_age {
             None => Vec::new(),
             // Once more: what landed since the gateway looked was told to nobody who was not here yet.
@@ -283,6 +309,14 @@ impl Shell {
             known,
         };
         self.machine.handle(Input::Join(id, spec), now);
+        if self.machine.is_asking()
+            && let Err(limited) = self.limits.call(wait.who)
+        {
+            self.machine.handle(Input::Refuse(id), now);
+            if let Some(answer) = self.unpark(id) {
+                let _ = answer.send(Err(HubError::Limited(limited)));
+            }
+        }
     }
 
     fn event(&mut self, event: Event, now: Instant) {
@@ -390,7 +424,7 @@ impl Shell {
             Output::Settle(id, settled) => {
                 if let Some(answer) = self.unpark(id) {
                     // Fails where the client has just left; its Leave finds nothing to do.
-                    let _ = answer.send(settled);
+                    let _ = answer.send(Ok(settled));
                 }
             }
         }
@@ -418,7 +452,7 @@ impl Shell {
         }
     }
 
-    fn unpark(&mut self, id: WaitId) -> Option<oneshot::Sender<Settled>> {
+    fn unpark(&mut self, id: WaitId) -> Option<oneshot::Sender<Result<Settled, HubError>>> {
         let Parked { answer, domain } = self.parked.remove(&id)?;
         if let Some(key) = self.keys.get_mut(&domain) {
             key.waits -= 1;

@@ -2,7 +2,7 @@
 
 use clipgate::config::Config;
 
-use crate::stage::{Answer, Stage, single};
+use crate::stage::{Answer, Stage, all, single};
 use crate::wire::{CLIP, assert_refusal, calls, field, request};
 
 fn ten(config: &mut Config) {
@@ -118,4 +118,66 @@ async fn what_is_passed_through_takes_a_call_each_and_a_hit_none() {
     }
     assert!((3..=5).contains(&limited), "3 at once, and a second or two may have gone by: {limited}");
     assert_eq!(calls(&stage) - asked, 8 - limited);
+}
+
+#[tokio::test]
+async fn fifty_merged_waits_and_fifty_hits_cost_one_call() {
+    let stage = Stage::with(|config, options| {
+        crate::stage::set_hold(std::time::Duration::from_secs(20), config, options);
+        config.limits.calls_per_second = 1;
+        config.limits.calls_burst = 3;
+    })
+    .await;
+    made(&stage).await; // costs one of the address, and proves the key
+    stage.sim.put("b", "streaming");
+    let waits: Vec<_> = (0..50).map(|_| stage.spawn_get(&single("b", "completed"), &[])).collect();
+    stage.until_parked(50).await;
+    stage.sim.put("b", "completed");
+    let answers = all(waits).await;
+    assert!(answers.iter().all(|answer| answer.status == 200));
+    for _ in 0..50 {
+        assert!(stage.get(&single("b", "completed"), &[]).await.hit());
+    }
+    let last = stage.get(&single("b", "completed"), &[]).await;
+    let left = field(&last, "ratelimit").rsplit_once("\"calls\";r=").unwrap().1;
+    assert!(left.starts_with(['2', '3']), "{left}");
+    assert_eq!(calls(&stage), 2);
+}
+
+#[tokio::test]
+async fn a_wait_that_would_open_a_poll_over_the_quota_of_calls_is_refused_and_leaves_no_trace() {
+    let stage = Stage::with(|config, _| {
+        config.limits.calls_per_second = 1;
+        config.limits.calls_burst = 2;
+    })
+    .await;
+    made(&stage).await;
+    let ids: Vec<String> = (0..6).map(|n| format!("clip-{n}")).collect();
+    ids.iter().for_each(|id| stage.sim.put(id, "streaming"));
+    let waits = ids.iter().map(|id| stage.spawn_get(&single(id, "completed"), &[])).collect();
+    let answers = all(waits).await;
+    let refused: Vec<_> = answers.iter().filter(|answer| is_limited(answer)).collect();
+    assert!((3..=4).contains(&refused.len()), "{}", refused.len());
+    for answer in &refused {
+        assert_refusal(answer, 429, "calls");
+        assert_eq!(field(answer, "retry-after"), "1");
+    }
+    assert!(calls(&stage) <= 4, "{}", calls(&stage));
+    assert!(stage.get(&single("a", "completed"), &[]).await.hit(), "hits are free");
+    stage.until_parked(0).await;
+}
+
+#[tokio::test]
+async fn one_keys_waits_are_bounded_and_no_others() {
+    let stage = Stage::with(|config, _| config.limits.max_waits_per_key = 3).await;
+    stage.sim.put("b", "streaming");
+    let waits: Vec<_> = (0..3).map(|_| stage.spawn_get(&single("b", "completed"), &[])).collect();
+    stage.until_parked(3).await;
+    let fourth = stage.get(&single("b", "completed"), &[]).await;
+    assert_refusal(&fourth, 429, "too-many-waits-of-key");
+    let other = stage.spawn_get(&single("b", "completed"), &[("authorization", "Bearer other")]);
+    stage.until_parked(4).await;
+    stage.sim.put("b", "completed");
+    assert!(all(waits).await.iter().all(|answer| answer.status == 200));
+    assert_eq!(other.await.unwrap().status, 200);
 }

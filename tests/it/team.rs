@@ -222,7 +222,6 @@ async fn each_member_has_a_quota_and_some_have_their_own() {
     }
     assert_eq!(statuses[..2], [200, 200]);
     assert!(statuses.iter().filter(|status| **status == 429).count() >= 2, "{statuses:?}");
-    assert!(get(&stage, &target, CAROL).await.status == 200, "waits are counted elsewhere");
 }
 
 /// The gateway as a process before the simulated upstream, asked by a member and by a stranger; what it wrote.
