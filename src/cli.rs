@@ -20,7 +20,10 @@ Then point the client at http://127.0.0.1:8080 in place of the API.
 Every key of the file can be set by an environment variable too: \
 CLIPGATE__WAIT__TIMEOUT=60s sets `timeout` under [wait].
 
-Exit code: 0 when all went well, 2 for a bad command line or configuration, 1 for any other failure.";
+Signals: SIGTERM and SIGINT stop it within server.drain_timeout, a second one at once.
+
+Exit code: 0 when all went well, 2 for a bad command line or configuration, 1 for any other failure, \
+a stop that a second signal cut short included.";
 
 /// A caching reverse proxy that merges identical long-polls of a job API into one.
 ///
@@ -60,7 +63,11 @@ impl Cli {
 }
 
 fn block_on(command: impl Future<Output = Result<ExitCode, CommandError>>) -> Result<ExitCode, CommandError> {
-    tokio::runtime::Runtime::new()?.block_on(command)
+    let runtime = tokio::runtime::Runtime::new()?;
+    let code = runtime.block_on(command);
+    // What still runs is not waited for, a name that is looked up for example.
+    runtime.shutdown_background();
+    code
 }
 
 #[cfg(test)]

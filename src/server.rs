@@ -1,11 +1,14 @@
-//! Listeners and connections: from an accepted socket to the gateway's answer.
+//! Connections: from an accepted socket to the gateway's answer.
+//!
+//! ```text
+//! listener ── a place (max_connections) ── accept ──► TLS? ──► Refusals ──► hyper ──► gateway
+//! ```
 //!
 //! It owns the tasks of the connections and of their tunnels. It must never know what is asked for.
 
 use std::convert::Infallible;
-use std::io;
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -13,19 +16,26 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use self::listener::{Accepted, Listeners};
+pub use self::listener::{Listener, tcp_address};
 use self::refusals::{Answers, Refusals};
+use self::tls::Tls;
+pub use self::tls::TlsError;
 use crate::clock;
-use crate::config::{self, Listen};
+use crate::config;
 use crate::gateway::Gateway;
 use crate::reply::X_REQUEST_ID;
 use crate::request::{Peer, RequestCtx, RequestId};
 
+mod listener;
 mod refusals;
+mod tls;
 
 /// The largest request head, in bytes. A target alone may have half of it; hyper says 414 and 431.
 const MAX_HEAD: usize = 128 << 10;
@@ -39,72 +49,30 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 /// The pause after a failed accept, which mostly means that descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// A socket that clients can connect to.
-#[derive(Debug)]
-pub struct Listener {
-    socket: Socket,
-}
-
-#[derive(Debug)]
-enum Socket {
-    Tcp(TcpListener),
-    Unix(UnixListener, PathBuf),
-}
-
-impl Listener {
-    /// Binds an address. A unix socket's file that nobody listens on any more is replaced.
-    pub async fn bind(listen: &Listen) -> io::Result<Self> {
-        let socket = match listen {
-            Listen::Tcp(address) => Socket::Tcp(TcpListener::bind(address).await?),
-            Listen::Unix(path) => {
-                let socket = match UnixListener::bind(path) {
-                    Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path).await => {
-                        std::fs::remove_file(path)?;
-                        UnixListener::bind(path)?
-                    }
-                    bound => bound?,
-                };
-                Socket::Unix(socket, path.clone())
-            }
-        };
-        Ok(Self { socket })
-    }
-
-    /// Where it listens, with the real port.
-    pub fn address(&self) -> io::Result<Listen> {
-        match &self.socket {
-            Socket::Tcp(socket) => socket.local_addr().map(Listen::Tcp),
-            Socket::Unix(_, path) => Ok(Listen::Unix(path.clone())),
-        }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Socket::Unix(_, path) = &self.socket {
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
-async fn is_stale(path: &std::path::Path) -> bool {
-    let refused = tokio::net::UnixStream::connect(path).await.err();
-    refused.is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-}
-
-/// Serves clients.
+/// Serves clients. Clones are the same server.
 #[derive(Clone)]
-pub struct Server {
+pub struct Server(Arc<Shared>);
+
+struct Shared {
     gateway: Gateway,
     http: auto::Builder<TokioExecutor>,
+    header_timeout: Duration,
     drain_timeout: Duration,
+    /// TCP listeners speak TLS with it; who reaches a unix socket is on this machine already.
+    tls: Option<Tls>,
+    /// One for each connection that may be open.
+    places: Arc<Semaphore>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Server {
     /// A server for this gateway, until `stop` is cancelled.
-    pub fn new(gateway: Gateway, config: &config::Server, stop: CancellationToken) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// When the files of `server.tls` are not what they should be.
+    pub fn new(gateway: Gateway, config: &config::Server, stop: CancellationToken) -> Result<Self, TlsError> {
         let mut http = auto::Builder::new(TokioExecutor::new());
         http.http1()
             .timer(TokioTimer::new())
@@ -115,72 +83,123 @@ impl Server {
             .keep_alive_interval(PING_EVERY)
             .max_concurrent_streams(MAX_STREAMS)
             .max_header_list_size(u32::try_from(MAX_HEAD).expect("it is small"));
-        Self { gateway, http, drain_timeout: config.drain_timeout, tasks: TaskTracker::new(), stop }
+        Ok(Self(Arc::new(Shared {
+            gateway,
+            http,
+            header_timeout: config.header_timeout,
+            drain_timeout: config.drain_timeout,
+            tls: config.tls.as_ref().map(Tls::new).transpose()?,
+            places: Arc::new(Semaphore::new(config.max_connections)),
+            tasks: TaskTracker::new(),
+            stop,
+        })))
+    }
+
+    /// Takes over what may change while it serves: certificates. Connections that stand are not touched. Whether
+    /// there is TLS at all does not change.
+    ///
+    /// # Errors
+    ///
+    /// When the files of `server.tls` are not what they should be; then nothing has changed.
+    pub fn reload(&self, config: &config::Server) -> Result<(), TlsError> {
+        match (&self.0.tls, &config.tls) {
+            (Some(tls), Some(config)) => tls.reload(config),
+            (Some(_), None) | (None, _) => Ok(()),
+        }
     }
 
     /// Serves until `stop`; then takes no more connections, has parked waits answered and lets requests end within
     /// `drain_timeout`, and returns.
     pub async fn run(self, listeners: Vec<Listener>) {
-        for listener in listeners {
-            let server = self.clone();
-            self.tasks.spawn(async move {
-                tokio::select! {
-                    // Cancel safe: a connection is either still in the listener's queue or a task of its own.
-                    () = server.accept_all(&listener) => {}
-                    () = server.stop.cancelled() => {}
-                }
-            });
+        let Shared { gateway, stop, tasks, drain_timeout, .. } = &*self.0;
+        let mut listeners = Listeners::new(listeners);
+        tokio::select! {
+            // Cancel safe: a connection is either still in a listener's queue or a task of its own.
+            _ = self.accept_all(&mut listeners) => {}
+            () = stop.cancelled() => {}
         }
-        self.stop.cancelled().await;
-        self.tasks.close();
-        let until = clock::now() + self.drain_timeout;
-        self.gateway.drain(until).await;
-        if tokio::time::timeout_at(until.into(), self.tasks.wait()).await.is_err() {
-            warn!(connections = self.tasks.len(), "drain_timeout is over, connections are cut off");
+        drop(listeners);
+        tasks.close();
+        let until = clock::now() + *drain_timeout;
+        gateway.drain(until).await;
+        if tokio::time::timeout_at(until.into(), tasks.wait()).await.is_err() {
+            warn!(connections = tasks.len(), "drain_timeout is over, connections are cut off");
         }
     }
 
-    async fn accept_all(&self, listener: &Listener) {
+    /// Accepts only what there is a place for; the others wait in the system's queue.
+    async fn accept_all(&self, listeners: &mut Listeners) -> Infallible {
+        let places = &self.0.places;
+        let mut is_full = false;
         loop {
-            let accepted = match &listener.socket {
-                Socket::Tcp(socket) => socket.accept().await.map(|(stream, address)| {
-                    let _ = stream.set_nodelay(true);
-                    self.spawn(stream, Peer::Tcp(address));
-                }),
-                Socket::Unix(socket, _) => {
-                    socket.accept().await.map(|(stream, _)| self.spawn(stream, Peer::Unix))
+            if places.available_permits() > 0 {
+                is_full = false;
+            } else if !is_full {
+                is_full = true;
+                warn!("max_connections are open, more have to wait");
+            }
+            let place = Arc::clone(places).acquire_owned().await.expect("nobody closes the semaphore");
+            match listeners.accept().await {
+                Ok(accepted) => {
+                    self.0.tasks.spawn(self.clone().connection(accepted, place));
                 }
-            };
-            if let Err(error) = accepted {
-                warn!(%error, "accept failed");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                Err(error) => {
+                    warn!(%error, "accept failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     }
 
-    fn spawn(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer) {
-        let server = self.clone();
-        self.tasks.spawn(async move { server.serve(stream, peer).await });
+    async fn connection(self, accepted: Accepted, place: OwnedSemaphorePermit) {
+        let place = Arc::new(place);
+        match (accepted, &self.0.tls) {
+            (Accepted::Unix(stream), _) => self.serve(stream, Peer::Unix, false, place).await,
+            (Accepted::Tcp(stream, address), tls) => {
+                // Small answers must not wait for acknowledgements. A socket that is already gone shows itself below.
+                let _ = stream.set_nodelay(true);
+                match tls {
+                    None => self.serve(stream, Peer::Tcp(address), false, place).await,
+                    Some(tls) => self.serve_tls(tls, stream, Peer::Tcp(address), place).await,
+                }
+            }
+        }
     }
 
-    async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer) {
-        let answers = Answers::default();
+    async fn serve_tls(&self, tls: &Tls, stream: TcpStream, peer: Peer, place: Arc<OwnedSemaphorePermit>) {
+        let handshake = tokio::time::timeout(self.0.header_timeout, tls.acceptor().accept(stream));
+        // Boxed: it is large, and gone before the connection's long life begins.
+        match self.0.stop.run_until_cancelled(Box::pin(handshake)).await {
+            Some(Ok(Ok(stream))) => self.serve(stream, peer, true, place).await,
+            Some(Ok(Err(error))) => debug!(?peer, %error, "handshake failed"),
+            Some(Err(_)) => debug!(?peer, "handshake took too long"),
+            None => {}
+        }
+    }
+
+    async fn serve<S>(&self, stream: S, peer: Peer, is_tls: bool, place: Arc<OwnedSemaphorePermit>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Shared { http, stop, .. } = &*self.0;
+        let (answers, has_asked) = (Answers::default(), AtomicBool::new(false));
         let service = service_fn(|request: hyper::Request<Incoming>| {
+            has_asked.store(true, Ordering::Relaxed);
             let ctx = RequestCtx {
                 id: RequestId::new(request.headers().get(X_REQUEST_ID)),
                 peer,
-                is_tls: false,
+                is_tls,
                 arrived: clock::now(),
             };
-            let server = self.clone();
+            let (server, place) = (Arc::clone(&self.0), Arc::clone(&place));
             let (answering, answers) = (answers.begin(), answers.clone());
             async move {
                 let forwarded = server.gateway.handle(request, &ctx).await;
                 if let Some(tunnel) = forwarded.tunnel {
-                    let answering = answers.begin();
+                    let held = (answers.begin(), place);
                     let tunnel = async move {
                         tunnel.await;
-                        drop(answering);
+                        drop(held);
                     };
                     server.tasks.spawn(server.stop.clone().run_until_cancelled_owned(tunnel));
                 }
@@ -188,25 +207,35 @@ impl Server {
             }
         });
         let io = TokioIo::new(Refusals::new(stream, peer, answers.clone()));
-        let connection = self.http.serve_connection_with_upgrades(io, service);
+        let connection = http.serve_connection_with_upgrades(io, service);
         tokio::pin!(connection);
+        // Cancel safe, both: the connection is polled on below, or dropped where nobody needs it.
         let served = tokio::select! {
             served = connection.as_mut() => served,
-            () = self.stop.cancelled() => {
+            () = stop.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
+            }
+            () = self.silence(&has_asked) => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    served = connection => served,
+                    // HTTP/2's goodbye waits for the client's.
+                    () = self.silence(&has_asked) => Ok(()),
+                }
             }
         };
         if let Err(error) = served {
             debug!(%error, "connection ended");
         }
     }
-}
 
-/// The address of a TCP listener, for those who asked for port 0.
-pub fn tcp_address(listener: &Listener) -> Option<SocketAddr> {
-    match listener.address() {
-        Ok(Listen::Tcp(address)) => Some(address),
-        Ok(Listen::Unix(_)) | Err(_) => None,
+    /// Ends when nothing has been asked within `header_timeout` from now, or ever before. hyper has no such limit
+    /// before it knows which version is spoken, nor in HTTP/2.
+    async fn silence(&self, has_asked: &AtomicBool) {
+        tokio::time::sleep(self.0.header_timeout).await;
+        if has_asked.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
     }
 }

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use sd_notify::NotifyState;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use self::signals::Signals;
 use crate::cmd::CommandError;
 use crate::config::{self, Config, Flag};
 use crate::gateway::Gateway;
@@ -17,6 +18,8 @@ use crate::model::route::Route;
 use crate::server::{Listener, Server};
 use crate::sim::{Options, Sim};
 use crate::telemetry;
+
+mod signals;
 
 /// How often what is of no use any more is forgotten.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
@@ -48,8 +51,9 @@ fn speed(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Runs the gateway until it is told to stop.
+/// Runs the gateway until it is told to stop. Told again, it ends at once, with exit code 1.
 pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
+    let mut signals = Signals::listen()?;
     let stop = CancellationToken::new();
     let simulated = if args.sim { Some(Simulated::start(&args, &stop).await?) } else { None };
     let config = load(&args, simulated.as_ref())?;
@@ -58,23 +62,20 @@ pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
         warn!("{warning}");
     }
 
-    let mut listeners = Vec::new();
-    for listen in &config.server.listen {
-        let bound =
-            Listener::bind(listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
-        listeners.push(bound);
-    }
+    let listeners = listeners(&config).await?;
     let (gateway, hub) = Gateway::new(&config)?;
     let mut hub = tokio::spawn(hub);
     let tidy = tokio::spawn(tidy(gateway.clone()));
+    let server = Server::new(gateway, &config.server, stop.clone())?;
     announce(&listeners, simulated.as_ref())?;
     info!(upstream = %config.upstream.base_url, version = env!("CARGO_PKG_VERSION"), "started");
+    tell(&[NotifyState::Ready]);
 
-    let server = tokio::spawn(Server::new(gateway, &config.server, stop.clone()).run(listeners));
+    let mut server = tokio::spawn(server.run(listeners));
     let code = tokio::select! {
         // Cancel safe: a signal stays pending until it is taken, the hub's task goes on.
-        name = told_to_stop() => {
-            info!(signal = name?, "stopping");
+        signal = signals.stop() => {
+            info!(signal, "stopping");
             ExitCode::SUCCESS
         }
         ended = &mut hub => {
@@ -82,14 +83,45 @@ pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
             ExitCode::FAILURE
         }
     };
+    tell(&[NotifyState::Stopping]);
     stop.cancel();
-    server.await?;
+    tokio::select! {
+        ended = &mut server => ended?,
+        signal = signals.stop() => {
+            warn!(signal, "told to stop again, connections are cut off");
+            return Ok(ExitCode::FAILURE);
+        }
+    }
     tidy.abort();
     if let Some(simulated) = simulated {
         simulated.task.await?;
     }
     info!("stopped");
     Ok(code)
+}
+
+/// Those that the service manager hands over, else those of the configuration.
+async fn listeners(config: &Config) -> Result<Vec<Listener>, CommandError> {
+    let activated = Listener::activated()
+        .map_err(|error| format!("cannot listen on the sockets of LISTEN_FDS: {error}"))?;
+    if !activated.is_empty() {
+        info!(sockets = activated.len(), "sockets were handed over, server.listen is not used");
+        return Ok(activated);
+    }
+    let mut listeners = Vec::new();
+    for listen in &config.server.listen {
+        let bound =
+            Listener::bind(listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+        listeners.push(bound);
+    }
+    Ok(listeners)
+}
+
+/// Tells the service manager, if there is one.
+fn tell(news: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(news) {
+        warn!(%error, "the service manager could not be told");
+    }
 }
 
 fn load(args: &Args, simulated: Option<&Simulated>) -> Result<Config, CommandError> {
@@ -174,15 +206,6 @@ The upstream is simulated: no key, no network, any text is a key. Try, in anothe
 
 "#
     )
-}
-
-async fn told_to_stop() -> std::io::Result<&'static str> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => Ok("SIGTERM"),
-        _ = interrupt.recv() => Ok("SIGINT"),
-    }
 }
 
 async fn tidy(gateway: Gateway) {

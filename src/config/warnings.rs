@@ -9,8 +9,6 @@ use crate::secret::Secret;
 type NotYet = (&'static str, fn(&Config, &Config) -> bool);
 
 const NOT_YET: &[NotYet] = &[
-    ("server.max_connections", |a, b| a.server.max_connections != b.server.max_connections),
-    ("server.tls", |a, b| a.server.tls != b.server.tls),
     ("server.cors_origins", |a, b| a.server.cors_origins != b.server.cors_origins),
     ("server.trusted_proxies", |a, b| a.server.trusted_proxies != b.server.trusted_proxies),
     ("admin.listen", |a, b| a.admin.listen != b.admin.listen),

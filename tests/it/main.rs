@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "what cannot be unwrapped fails its test")]
 
+mod host;
 mod process;
 mod stage;
 mod wire;
@@ -17,10 +18,13 @@ mod http2;
 mod keys;
 mod leaning;
 mod limits;
+mod listeners;
 mod mishaps;
 mod multi;
 mod own_fields;
 mod passthrough;
 mod sharing;
+mod signals;
 mod team;
+mod tls;
 mod turns;

@@ -100,7 +100,7 @@ impl Stage {
         let listener = Listener::bind(&listen).await.expect("there are ports left");
         let address = tcp_address(&listener).expect("it is TCP");
         let stop = CancellationToken::new();
-        let server = Server::new(gateway.clone(), &config.server, stop.clone());
+        let server = Server::new(gateway.clone(), &config.server, stop.clone()).expect("it speaks no TLS");
         tasks.spawn(server.run(vec![listener]));
         let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http();
         Self { sim: Sim::new(options), address, gateway, client, closed: Some(closed), stop, tasks }
