@@ -28,6 +28,8 @@ pub enum Outcome {
     Waited(How, &'static str),
     /// Passed through.
     Passed,
+    /// A browser's question, answered here.
+    Preflight,
     /// Answered by the gateway itself, for this reason.
     Refused(&'static str),
 }
@@ -40,6 +42,7 @@ impl Outcome {
             Outcome::Waited(How::Opened, _) => "opened",
             Outcome::Waited(How::Leaned, _) => "leaned",
             Outcome::Passed => "passed",
+            Outcome::Preflight => "preflight",
             Outcome::Refused(_) => "refused",
         }
     }
@@ -47,7 +50,7 @@ impl Outcome {
     fn reason(self) -> Option<&'static str> {
         match self {
             Outcome::Waited(_, reason) | Outcome::Refused(reason) => Some(reason),
-            Outcome::Left | Outcome::Hit | Outcome::Passed => None,
+            Outcome::Left | Outcome::Hit | Outcome::Passed | Outcome::Preflight => None,
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::body::BoxError;
 use crate::cache::{Cache, Hit};
 use crate::clock;
 use crate::config::{self, Config};
+use crate::cors::{Cors, Permission};
 use crate::error::{HttpFault, Refusal};
 use crate::headers as fields;
 use crate::hub::{Hub, Wait};
@@ -49,6 +50,8 @@ pub struct Gateway {
     hub: Hub,
     passthrough: Passthrough,
     wait: config::Wait,
+    /// `None`: the upstream answers browsers' questions itself.
+    cors: Option<Arc<Cors>>,
 }
 
 /// Why there is no gateway.
@@ -98,6 +101,7 @@ impl Gateway {
             limits,
             passthrough: Passthrough::new(Client::new(upstream)?, config.limits.max_body, head_timeout),
             wait: config.wait.clone(),
+            cors: Cors::new(&config.server.cors_origins).map(Arc::new),
             route,
             cache,
             hub,
@@ -141,7 +145,9 @@ impl Gateway {
         let known = identity.as_ref().ok().and_then(Option::as_ref);
         line.member = known.and_then(|identity| identity.member.clone());
         let who = self.who(known, ctx);
-        let mut forwarded = match self.answer(request, ctx, who, identity, &mut line).await {
+        let permission = self.cors.as_ref().map(|cors| cors.permission(&request));
+        let is_preflight = permission.as_ref().is_some_and(Permission::is_preflight);
+        let mut forwarded = match self.answer(request, ctx, who, identity, is_preflight, &mut line).await {
             Ok(forwarded) => forwarded,
             Err(refusal) => {
                 line.outcome = Outcome::Refused(refusal.reason());
@@ -150,6 +156,9 @@ impl Gateway {
         };
         if let Some(standing) = self.limits.standing(who) {
             standing.write(forwarded.response.headers_mut());
+        }
+        if let Some(permission) = permission {
+            permission.write(forwarded.response.headers_mut());
         }
         finish(forwarded.response.headers_mut(), &ctx.id);
         line.answered(&forwarded.response);
@@ -162,6 +171,7 @@ impl Gateway {
         ctx: &RequestCtx,
         who: Who,
         identity: Result<Option<Identity>, AuthError>,
+        is_preflight: bool,
         line: &mut AccessLine,
     ) -> Result<Forwarded, Refusal>
     where
@@ -175,6 +185,10 @@ impl Gateway {
             return Err(Refusal::Http(HttpFault::Malformed));
         }
         self.limits.request(who)?;
+        if is_preflight {
+            line.outcome = Outcome::Preflight;
+            return Ok(Forwarded { response: reply::preflight(), tunnel: None });
+        }
         let identity = identity?;
         let asked = match self.read(&request) {
             Query::Wait(asked) => asked,

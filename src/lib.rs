@@ -46,6 +46,7 @@
 //! | | [`config`] | what the operator decides, read and checked |
 //! | | [`request`] | a request's id, its peer, its arrival |
 //! | | [`headers`] | which fields are hop-by-hop, which belong to one answer, which are added |
+//! | | [`cors`] | which web origins may read answers
 //! | | [`body`] | bytes at hand, or a stream |
 //! | | [`telemetry`] | the log |
 //! | 2 | [`auth`] | who asks, with which key the upstream is asked |
@@ -75,6 +76,7 @@ pub mod cli;
 pub mod clock;
 pub mod cmd;
 pub mod config;
+pub mod cors;
 pub mod error;
 pub mod gateway;
 pub mod headers;

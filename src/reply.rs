@@ -175,6 +175,14 @@ pub fn cache_status(headers: &mut HeaderMap, member: &str) {
     headers.append(CACHE_STATUS, HeaderValue::try_from(value).expect("tokens are a value"));
 }
 
+/// The answer to a preflight; what it lets in is written by [`crate::cors`].
+pub fn preflight() -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    cache_status(response.headers_mut(), "detail=preflight");
+    response
+}
+
 /// Adds what every answer carries. An id that the upstream gave its own answer stays.
 pub fn finish(headers: &mut HeaderMap, id: &RequestId) {
     headers.entry(X_REQUEST_ID).or_insert_with(|| id.value().clone());

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [(u8, &[&str]); 12] = [
     (0, &["model"]),
     (1, &["body", "clock", "metrics", "request", "secret"]),
-    (1, &["config", "headers"]),
+    (1, &["config", "cors", "headers"]),
     (1, &["telemetry"]),
     (2, &["auth", "cache", "limits", "sim", "upstream"]),
     (3, &["hub"]),

@@ -12,6 +12,7 @@ mod architecture;
 mod cache;
 mod check;
 mod clients;
+mod cors;
 mod deadlines;
 mod drain;
 mod http2;
