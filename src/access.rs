@@ -1,8 +1,9 @@
 //! One line a request in the log, written when it is answered or when its client hangs up before.
 //!
-//! Ids of clips and members' names are in it, keys and tokens are not: a query is shown only where it is understood, for elsewhere it may hold
-//! anything.
+//! Ids of clips and members' names are in it, keys and tokens are not: a query is shown only where it is understood,
+//! for elsewhere it may hold anything.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -63,6 +64,7 @@ pub struct AccessLine {
     /// Which member of the team asks.
     pub member: Option<Arc<str>>,
     id: RequestId,
+    client: Option<IpAddr>,
     peer: Peer,
     method: Method,
     path: String,
@@ -80,7 +82,8 @@ impl AccessLine {
             outcome: Outcome::Left,
             member: None,
             id: ctx.id.clone(),
-            peer: ctx.peer,
+            client: ctx.trail.client(),
+            peer: ctx.trail.peer(),
             method: request.method().clone(),
             path: request.uri().path().to_owned(),
             key: None,
@@ -121,7 +124,8 @@ impl Drop for AccessLine {
             seconds = clock::now().saturating_duration_since(self.since).as_secs_f64(),
             member = self.member.as_deref(),
             key = self.key.as_ref().map(tracing::field::display),
-            peer = ?self.peer,
+            client = self.client.map(tracing::field::display),
+            peer = %self.peer,
             request_id = %self.id,
             upstream_request_id = self.upstream_id,
             "request"

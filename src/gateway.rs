@@ -232,7 +232,7 @@ impl Gateway {
         match identity {
             Some(Identity { member: Some(name), .. }) => Who::member(name),
             Some(identity) if self.cache.knows(identity.domain) => Who::Key(identity.domain),
-            Some(_) | None => ctx.peer.into(),
+            Some(_) | None => ctx.trail.client().into(),
         }
     }
 

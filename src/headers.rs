@@ -3,12 +3,11 @@
 //! Functions over `http::HeaderMap` and nothing else; it must never know who sends or receives a message.
 //!
 //! ```text
-//! request:   strip_hop_by_hop → forwarded → append_via → upstream
+//! request:   strip_hop_by_hop → Trail::write → append_via → upstream
 //! answer:    upstream → strip_hop_by_hop → append_via → client          (passed through)
 //!            upstream → head → Head { shared, own } → write → client    (a clip's, now or from the cache)
 //! ```
 
-use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -17,7 +16,6 @@ use http::uri::Authority;
 use http::{Uri, Version};
 
 use crate::model::clip::Head;
-use crate::request::Peer;
 
 /// What the gateway calls itself in `Via` and `Cache-Status`.
 pub const PSEUDONYM: &str = "clipgate";
@@ -174,49 +172,6 @@ fn without_comments(line: &[u8]) -> Vec<u8> {
     kept
 }
 
-/// Tells the upstream whom a passed-through request comes from: `Forwarded` (RFC 7239) and
-/// `X-Forwarded-For`, `-Proto` and `-Host`. No proxy before the gateway is trusted yet, so whatever the
-/// client sent of that kind is dropped. Polls carry none of it: they are the gateway's own.
-///
-/// `host` is the host that the client asked for, if it asked for one.
-pub fn forwarded(headers: &mut HeaderMap, peer: Peer, is_tls: bool, host: Option<&Authority>) {
-    let claimed: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| CLAIMS.contains(&name.as_str()) || name.as_str().starts_with("x-forwarded-"))
-        .cloned()
-        .collect();
-    for name in &claimed {
-        headers.remove(name);
-    }
-    let proto = if is_tls { "https" } else { "http" };
-    let (node, node_in_forwarded) = match peer {
-        Peer::Tcp(addr) => match addr.ip().to_canonical() {
-            IpAddr::V4(ip) => (ip.to_string(), ip.to_string()),
-            IpAddr::V6(ip) => (ip.to_string(), format!("\"[{ip}]\"")),
-        },
-        Peer::Unix => ("unknown".to_owned(), "unknown".to_owned()),
-    };
-    let mut forwarded = format!("for={node_in_forwarded};proto={proto}");
-    if let Some(host) = host {
-        forwarded.push_str(&format!(";host=\"{host}\"")); // an authority has neither quotes nor backslashes
-    }
-    let mut insert = |name: HeaderName, text: &str| {
-        if let Ok(value) = HeaderValue::from_str(text) {
-            headers.insert(name, value);
-        }
-    };
-    insert(header::FORWARDED, &forwarded);
-    insert(HeaderName::from_static("x-forwarded-for"), &node);
-    insert(HeaderName::from_static("x-forwarded-proto"), proto);
-    if let Some(host) = host {
-        insert(HeaderName::from_static("x-forwarded-host"), host.as_str());
-    }
-}
-
-/// What proxies say of who is behind them, `x-forwarded-*` aside.
-const CLAIMS: [&str; 6] =
-    ["forwarded", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "true-client-ip", "cf-connecting-ip"];
-
 /// The host a request asks for: its target's, else its one `Host` field's. `None` if it names none, or
 /// nothing that can be a host, or several.
 pub fn asked_host(uri: &Uri, headers: &HeaderMap) -> Option<Authority> {
@@ -342,7 +297,8 @@ mod tests {
         ]);
         strip_hop_by_hop(&mut headers);
         headers.insert("authorization", HeaderValue::from_static("Bearer gateway"));
-        forwarded(&mut headers, Peer::Unix, false, None);
+        headers.insert("x-forwarded-for", HeaderValue::from_static("192.0.2.1"));
+        headers.insert(header::FORWARDED, HeaderValue::from_static("for=192.0.2.1"));
         append_via(&mut headers, Version::HTTP_11);
         strip_hop_by_hop(&mut headers);
         for name in ["authorization", "x-forwarded-for", "forwarded", "via"] {
@@ -445,45 +401,6 @@ mod tests {
             ("", false),
         ] {
             assert_eq!(has_passed_here(&map(&[("via", "1.1 edge"), ("via", line)])), is_loop, "{line}");
-        }
-    }
-
-    #[test]
-    fn what_a_client_claims_of_itself_is_replaced() {
-        let mut headers = map(&[
-            ("forwarded", "for=1.1.1.1"),
-            ("x-forwarded-for", "1.1.1.1"),
-            ("x-forwarded-host", "evil"),
-            ("x-forwarded-port", "1"),
-            ("x-forwarded-proto", "gopher"),
-            ("x-real-ip", "1.1.1.1"),
-            ("true-client-ip", "1.1.1.1"),
-            ("accept", "*/*"),
-        ]);
-        let host = Authority::from_static("gw.example:8080");
-        forwarded(&mut headers, Peer::Tcp("192.0.2.1:99".parse().unwrap()), true, Some(&host));
-        let expected = map(&[
-            ("accept", "*/*"),
-            ("forwarded", "for=192.0.2.1;proto=https;host=\"gw.example:8080\""),
-            ("x-forwarded-for", "192.0.2.1"),
-            ("x-forwarded-proto", "https"),
-            ("x-forwarded-host", "gw.example:8080"),
-        ]);
-        assert_eq!(headers, expected);
-    }
-
-    #[test]
-    fn forwarded_quotes_ipv6_and_knows_no_address_of_a_unix_socket() {
-        for (peer, node, plain) in [
-            (Peer::Tcp("[2001:db8::1]:99".parse().unwrap()), "\"[2001:db8::1]\"", "2001:db8::1"),
-            (Peer::Tcp("[::ffff:192.0.2.1]:99".parse().unwrap()), "192.0.2.1", "192.0.2.1"),
-            (Peer::Unix, "unknown", "unknown"),
-        ] {
-            let mut headers = HeaderMap::new();
-            forwarded(&mut headers, peer, false, None);
-            assert_eq!(headers["forwarded"], format!("for={node};proto=http"));
-            assert_eq!(headers["x-forwarded-for"], plain);
-            assert!(!headers.contains_key("x-forwarded-host"));
         }
     }
 

@@ -20,7 +20,6 @@ use self::store::{Ask, Store};
 use crate::clock;
 use crate::config::{self, Member};
 use crate::model::clip::KeyDomain;
-use crate::request::Peer;
 
 mod store;
 
@@ -48,12 +47,9 @@ impl Who {
     }
 }
 
-impl From<Peer> for Who {
-    fn from(peer: Peer) -> Self {
-        match peer {
-            Peer::Tcp(address) => Who::Address(Some(network(address.ip()))),
-            Peer::Unix => Who::Address(None),
-        }
+impl From<Option<IpAddr>> for Who {
+    fn from(client: Option<IpAddr>) -> Self {
+        Who::Address(client.map(network))
     }
 }
 

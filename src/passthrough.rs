@@ -173,7 +173,7 @@ impl Passthrough {
             fields.insert(header::AUTHORIZATION, value);
         }
         fields.insert(HeaderName::from_static("x-request-id"), ctx.id.value().clone());
-        headers::forwarded(&mut fields, ctx.peer, ctx.is_tls, host.as_ref());
+        ctx.trail.write(&mut fields, ctx.is_tls, host.as_ref());
         headers::append_via(&mut fields, parts.version);
         if let Some(protocols) = upgrade {
             fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));

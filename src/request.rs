@@ -1,10 +1,14 @@
-//! What is known of a request before its key is: its id, who sent it, since when.
+//! What is known of a request before its key is: its id, where it comes from, since when.
+
+mod trail;
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Instant;
 
 use http::HeaderValue;
+
+pub use self::trail::Trail;
 
 /// The longest request id that is taken over from a client, in bytes.
 const MAX_ID_BYTES: usize = 128;
@@ -56,13 +60,22 @@ pub enum Peer {
     Unix,
 }
 
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Tcp(address) => address.fmt(f),
+            Peer::Unix => f.write_str("unix"),
+        }
+    }
+}
+
 /// What every step of a request may know.
 #[derive(Clone, Debug)]
 pub struct RequestCtx {
     /// Its id.
     pub id: RequestId,
-    /// Who sent it.
-    pub peer: Peer,
+    /// Where it comes from.
+    pub trail: Trail,
     /// Whether the client's connection is TLS.
     pub is_tls: bool,
     /// When its head was read.

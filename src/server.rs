@@ -11,10 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -31,7 +33,7 @@ use crate::clock;
 use crate::config;
 use crate::gateway::Gateway;
 use crate::reply::X_REQUEST_ID;
-use crate::request::{Peer, RequestCtx, RequestId};
+use crate::request::{Peer, RequestCtx, RequestId, Trail};
 
 mod listener;
 mod refusals;
@@ -60,6 +62,8 @@ struct Shared {
     drain_timeout: Duration,
     /// TCP listeners speak TLS with it; who reaches a unix socket is on this machine already.
     tls: Option<Tls>,
+    /// The proxies that are believed.
+    trusted: ArcSwap<Vec<IpNet>>,
     /// One for each connection that may be open.
     places: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -89,23 +93,25 @@ impl Server {
             header_timeout: config.header_timeout,
             drain_timeout: config.drain_timeout,
             tls: config.tls.as_ref().map(Tls::new).transpose()?,
+            trusted: ArcSwap::from_pointee(config.trusted_proxies.clone()),
             places: Arc::new(Semaphore::new(config.max_connections)),
             tasks: TaskTracker::new(),
             stop,
         })))
     }
 
-    /// Takes over what may change while it serves: certificates. Connections that stand are not touched. Whether
-    /// there is TLS at all does not change.
+    /// Takes over what may change while it serves: certificates, for connections to come, and trusted proxies, for
+    /// requests to come. Whether there is TLS at all does not change.
     ///
     /// # Errors
     ///
     /// When the files of `server.tls` are not what they should be; then nothing has changed.
     pub fn reload(&self, config: &config::Server) -> Result<(), TlsError> {
-        match (&self.0.tls, &config.tls) {
-            (Some(tls), Some(config)) => tls.reload(config),
-            (Some(_), None) | (None, _) => Ok(()),
+        if let (Some(tls), Some(config)) = (&self.0.tls, &config.tls) {
+            tls.reload(config)?;
         }
+        self.0.trusted.store(Arc::new(config.trusted_proxies.clone()));
+        Ok(())
     }
 
     /// Serves until `stop`; then takes no more connections, has parked waits answered and lets requests end within
@@ -187,7 +193,7 @@ impl Server {
             has_asked.store(true, Ordering::Relaxed);
             let ctx = RequestCtx {
                 id: RequestId::new(request.headers().get(X_REQUEST_ID)),
-                peer,
+                trail: Trail::read(request.headers(), peer, &self.0.trusted.load()),
                 is_tls,
                 arrived: clock::now(),
             };

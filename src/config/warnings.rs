@@ -9,7 +9,6 @@ use crate::secret::Secret;
 type NotYet = (&'static str, fn(&Config, &Config) -> bool);
 
 const NOT_YET: &[NotYet] = &[
-    ("server.trusted_proxies", |a, b| a.server.trusted_proxies != b.server.trusted_proxies),
     ("admin.listen", |a, b| a.admin.listen != b.admin.listen),
     ("admin.token", |a, b| a.admin.token != b.admin.token),
 ];

@@ -162,10 +162,10 @@ fn resident() -> u64 {
 }
 
 #[test]
-fn an_ipv6_peer_counts_as_its_network() {
-    let who = |text: &str| Who::from(Peer::Tcp(text.parse().unwrap()));
-    assert_eq!(who("[2001:db8::1]:1"), who("[2001:db8::2]:9"));
-    assert_ne!(who("[2001:db8::1]:1"), who("[2001:db8:0:1::1]:1"));
-    assert_eq!(who("[::ffff:192.0.2.1]:1"), who("192.0.2.1:2"));
-    assert_ne!(who("192.0.2.1:1"), who("192.0.2.2:1"));
+fn an_ipv6_client_counts_as_its_network() {
+    let who = |text: &str| Who::from(Some(text.parse::<IpAddr>().unwrap()));
+    assert_eq!(who("2001:db8::1"), who("2001:db8::2"));
+    assert_ne!(who("2001:db8::1"), who("2001:db8:0:1::1"));
+    assert_eq!(who("::ffff:192.0.2.1"), who("192.0.2.1"));
+    assert_ne!(who("192.0.2.1"), who("192.0.2.2"));
 }

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::*;
 use crate::config::{self, Config};
-use crate::request::{Peer, RequestId};
+use crate::request::{Peer, RequestId, Trail};
 use crate::upstream::client::tests::tls;
 
 const MAX_BODY: u64 = 64 << 20;
@@ -41,7 +41,7 @@ async fn gateway(passthrough: Passthrough, authorization: Option<&'static str>) 
                     async move {
                         let ctx = RequestCtx {
                             id: RequestId::new(Some(&HeaderValue::from_static("req-1"))),
-                            peer: Peer::Tcp(peer),
+                            trail: Trail::of(Peer::Tcp(peer)),
                             is_tls: false,
                             arrived: clock::now(),
                         };
@@ -639,7 +639,12 @@ async fn an_upstream_that_is_not_there_is_no_fault_of_the_upload() {
     let (listener, addr) = listen().await;
     drop(listener);
     let way = passthrough(&format!("http://{addr}"), MAX_BODY, PATIENCE);
-    let ctx = RequestCtx { id: RequestId::new(None), peer: Peer::Unix, is_tls: false, arrived: clock::now() };
+    let ctx = RequestCtx {
+        id: RequestId::new(None),
+        trail: Trail::of(Peer::Unix),
+        is_tls: false,
+        arrived: clock::now(),
+    };
     let request = Request::post("/").body(Full::new(Bytes::from_static(b"one"))).unwrap();
     let Err(error) = way.forward(request, &ctx, None).await else { panic!("nobody is there") };
     assert!(matches!(error, PassError::Send(SendError::Connect(_))), "{error:?}");
@@ -649,7 +654,12 @@ async fn an_upstream_that_is_not_there_is_no_fault_of_the_upload() {
 async fn a_body_that_breaks_off_is_the_clients_fault() {
     let (listener, addr) = listen().await;
     let way = passthrough(&format!("http://{addr}"), MAX_BODY, PATIENCE);
-    let ctx = RequestCtx { id: RequestId::new(None), peer: Peer::Unix, is_tls: false, arrived: clock::now() };
+    let ctx = RequestCtx {
+        id: RequestId::new(None),
+        trail: Trail::of(Peer::Unix),
+        is_tls: false,
+        arrived: clock::now(),
+    };
     let (sender, body) = Channel::<Bytes, std::io::Error>::new(1);
     let request = Request::post("/").body(body).unwrap();
     let (heads, mut seen) = mpsc::channel(1);

@@ -207,7 +207,7 @@ fn fault(written: &[u8]) -> Option<HttpFault> {
 fn refusal(fault: HttpFault, peer: Peer) -> Bytes {
     let (id, refusal) = (RequestId::new(None), Refusal::Http(fault));
     let status = refusal.status();
-    info!(status = status.as_u16(), outcome = "refused", reason = refusal.reason(), ?peer, request_id = %id, "request");
+    info!(status = status.as_u16(), outcome = "refused", reason = refusal.reason(), %peer, request_id = %id, "request");
     let (head, body) = refusal.answer_bytes(&id, "").into_parts();
     let mut wire = format!("HTTP/1.1 {status}\r\n").into_bytes();
     let date = HeaderValue::try_from(httpdate::fmt_http_date(SystemTime::now())).expect("a date is a value");

@@ -24,6 +24,7 @@ mod mishaps;
 mod multi;
 mod own_fields;
 mod passthrough;
+mod proxies;
 mod sharing;
 mod signals;
 mod team;
