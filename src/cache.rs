@@ -8,9 +8,11 @@
 //!   clips:   (KeyDomain, ClipId) ─▶ epoch, state  entries that were stored under it
 //! ```
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::HeaderValue;
 use moka::Expiry;
@@ -30,7 +32,7 @@ const ENTRY_OVERHEAD: usize = 512;
 /// The cache.
 #[derive(Debug)]
 pub struct Cache {
-    rules: config::Cache,
+    rules: ArcSwap<config::Cache>,
     ladder: Ladder,
     clips: moka::sync::Cache<(KeyDomain, ClipId), Entry>,
     domains: moka::sync::Cache<KeyDomain, Domain>,
@@ -80,13 +82,19 @@ impl Cache {
             .max_capacity(MAX_DOMAINS)
             .eviction_policy(EvictionPolicy::lru())
             .build();
+        let rules = ArcSwap::from_pointee(rules);
         Self { rules, ladder, clips, domains, changing: Mutex::new(()), next_epoch: AtomicU64::new(0) }
+    }
+
+    /// From now on keeps states for other times; what is kept already stays for its own. Its size does not change.
+    pub fn set_rules(&self, rules: config::Cache) {
+        self.rules.store(Arc::new(rules));
     }
 
     /// The state kept of a clip, if this key may be told it at `now`.
     pub fn get(&self, domain: KeyDomain, id: &ClipId, now: Instant) -> Option<Hit> {
         let known = self.domains.get(&domain)?;
-        if now.saturating_duration_since(known.accepted_at) >= self.rules.recheck_key {
+        if now.saturating_duration_since(known.accepted_at) >= self.rules.load().recheck_key {
             return None;
         }
         let entry = self.clips.get(&(domain, id.clone()))?;
@@ -143,12 +151,13 @@ impl Cache {
     }
 
     fn ttl(&self, rung: Rung) -> Duration {
+        let rules = self.rules.load();
         if !self.ladder.is_terminal(rung) {
-            self.rules.live_ttl
+            rules.live_ttl
         } else if self.ladder.is_failure(rung) {
-            self.rules.error_ttl
+            rules.error_ttl
         } else {
-            self.rules.completed_ttl
+            rules.completed_ttl
         }
     }
 }
@@ -181,8 +190,6 @@ impl Expiry<(KeyDomain, ClipId), Entry> for OwnTtl {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::clock;
     use crate::model::clip::Head;
@@ -234,6 +241,18 @@ mod tests {
             assert!(hit(secs(ttl) - Duration::from_millis(1)).is_some(), "{word}");
             assert!(hit(secs(ttl)).is_none(), "{word}");
         }
+    }
+
+    #[test]
+    fn new_rules_are_for_what_is_kept_from_then_on() {
+        let (cache, t0) = (cache(), clock::now());
+        cache.accepted(ALICE, t0);
+        cache.store(ALICE, &state("a", "completed", t0), t0);
+        let rules = config::Cache { completed_ttl: secs(5), ..config::Config::default().cache };
+        cache.set_rules(rules);
+        cache.store(ALICE, &state("b", "completed", t0), t0);
+        let ttl = |name| cache.get(ALICE, &id(name), t0).map(|hit| hit.ttl);
+        assert_eq!((ttl("a"), ttl("b")), (Some(secs(24 * 3600)), Some(secs(5))));
     }
 
     #[test]

@@ -20,7 +20,8 @@ Then point the client at http://127.0.0.1:8080 in place of the API.
 Every key of the file can be set by an environment variable too: \
 CLIPGATE__WAIT__TIMEOUT=60s sets `timeout` under [wait].
 
-Signals: SIGTERM and SIGINT stop it within server.drain_timeout, a second one at once.
+Signals: SIGTERM and SIGINT stop it within server.drain_timeout, a second one at once;
+SIGHUP reads the configuration and the certificates again.
 
 Exit code: 0 when all went well, 2 for a bad command line or configuration, 1 for any other failure, \
 a stop that a second signal cut short included.";

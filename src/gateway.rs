@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 
 use headers::{CacheControl, HeaderMapExt as _};
@@ -49,9 +50,9 @@ pub struct Gateway {
     cache: Arc<Cache>,
     hub: Hub,
     passthrough: Passthrough,
-    wait: config::Wait,
+    wait: Arc<ArcSwap<config::Wait>>,
     /// `None`: the upstream answers browsers' questions itself.
-    cors: Option<Arc<Cors>>,
+    cors: Arc<ArcSwapOption<Cors>>,
 }
 
 /// Why there is no gateway.
@@ -100,8 +101,8 @@ impl Gateway {
             keyring: Arc::new(Keyring::new(&config.auth, upstream.api_key.as_ref())?),
             limits,
             passthrough: Passthrough::new(Client::new(upstream)?, config.limits.max_body, head_timeout),
-            wait: config.wait.clone(),
-            cors: Cors::new(&config.server.cors_origins).map(Arc::new),
+            wait: Arc::new(ArcSwap::from_pointee(config.wait.clone())),
+            cors: Arc::new(ArcSwapOption::from_pointee(Cors::new(&config.server.cors_origins))),
             route,
             cache,
             hub,
@@ -109,11 +110,15 @@ impl Gateway {
         Ok((gateway, task))
     }
 
-    /// Takes over what a running gateway can: keys, members and quotas. A member that is gone is out with its
-    /// next request, what it has parked is still answered. After an error nothing has changed.
-    pub fn reconfigure(&self, config: &Config) -> Result<(), KeyringError> {
+    /// Takes over, for requests to come, what may change while it runs; [`Config::needs_restart`] names the rest. A
+    /// member that is gone is out with its next request, what it has parked is still answered. After an error nothing
+    /// has changed.
+    pub fn reload(&self, config: &Config) -> Result<(), KeyringError> {
         self.keyring.set(&config.auth, config.upstream.api_key.as_ref())?;
         self.limits.set(&config.limits, config.auth.members());
+        self.cache.set_rules(config.cache.clone());
+        self.wait.store(Arc::new(config.wait.clone()));
+        self.cors.store(Cors::new(&config.server.cors_origins).map(Arc::new));
         Ok(())
     }
 
@@ -145,7 +150,7 @@ impl Gateway {
         let known = identity.as_ref().ok().and_then(Option::as_ref);
         line.member = known.and_then(|identity| identity.member.clone());
         let who = self.who(known, ctx);
-        let permission = self.cors.as_ref().map(|cors| cors.permission(&request));
+        let permission = self.cors.load().as_ref().map(|cors| cors.permission(&request));
         let is_preflight = permission.as_ref().is_some_and(Permission::is_preflight);
         let mut forwarded = match self.answer(request, ctx, who, identity, is_preflight, &mut line).await {
             Ok(forwarded) => forwarded,
@@ -198,7 +203,7 @@ impl Gateway {
         // A wait without a key shares nothing with anybody; the upstream may say what it thinks of it.
         let Some(identity) = identity else { return self.pass(request, ctx, who, None, line).await };
         line.asked(&asked, &identity);
-        let wish = Wish::of(request.headers(), &self.wait);
+        let wish = Wish::of(request.headers(), &self.wait.load());
         if let Some(hits) = self.known(&asked, &identity, &wish) {
             line.outcome = Outcome::Hit;
             let ttl = hits.iter().map(|hit| hit.ttl).min().unwrap_or_default();
@@ -245,7 +250,7 @@ impl Gateway {
         if request.method() != Method::GET || names_a_server || has_more {
             return Query::Other;
         }
-        query::read(&self.route, uri.path(), uri.query(), self.wait.max_clips)
+        query::read(&self.route, uri.path(), uri.query(), self.wait.load().max_clips)
     }
 
     /// What is kept of each clip, if that answers the request; in the order asked for.

@@ -55,6 +55,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Clone)]
 pub struct Server(Arc<Shared>);
 
+/// What a [`Server`] is to take over.
+#[derive(Debug)]
+pub struct Prepared {
+    tls: Option<Arc<rustls::ServerConfig>>,
+    trusted: Vec<IpNet>,
+}
+
 struct Shared {
     gateway: Gateway,
     http: auto::Builder<TokioExecutor>,
@@ -100,18 +107,22 @@ impl Server {
         })))
     }
 
-    /// Takes over what may change while it serves: certificates, for connections to come, and trusted proxies, for
-    /// requests to come. Whether there is TLS at all does not change.
+    /// Reads what may change while it serves. Whether there is TLS at all does not.
     ///
     /// # Errors
     ///
-    /// When the files of `server.tls` are not what they should be; then nothing has changed.
-    pub fn reload(&self, config: &config::Server) -> Result<(), TlsError> {
-        if let (Some(tls), Some(config)) = (&self.0.tls, &config.tls) {
-            tls.reload(config)?;
+    /// When the files of `server.tls` are not what they should be.
+    pub fn prepare(&self, config: &config::Server) -> Result<Prepared, TlsError> {
+        let tls = config.tls.as_ref().filter(|_| self.0.tls.is_some()).map(tls::read).transpose()?;
+        Ok(Prepared { tls, trusted: config.trusted_proxies.clone() })
+    }
+
+    /// Takes it over: certificates for connections to come, trusted proxies for requests to come.
+    pub fn take_over(&self, prepared: Prepared) {
+        if let (Some(tls), Some(config)) = (&self.0.tls, prepared.tls) {
+            tls.replace(config);
         }
-        self.0.trusted.store(Arc::new(config.trusted_proxies.clone()));
-        Ok(())
+        self.0.trusted.store(Arc::new(prepared.trusted));
     }
 
     /// Serves until `stop`; then takes no more connections, has parked waits answered and lets requests end within

@@ -10,15 +10,17 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use self::signals::Signals;
+use self::reload::Reload;
+use self::signals::{Signals, Told};
 use crate::cmd::CommandError;
-use crate::config::{self, Config, Flag};
+use crate::config::{self, Config, Faults, Flag};
 use crate::gateway::Gateway;
 use crate::model::route::Route;
 use crate::server::{Listener, Server};
 use crate::sim::{Options, Sim};
 use crate::telemetry;
 
+mod reload;
 mod signals;
 
 /// How often what is of no use any more is forgotten.
@@ -57,7 +59,7 @@ pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
     let stop = CancellationToken::new();
     let simulated = if args.sim { Some(Simulated::start(&args, &stop).await?) } else { None };
     let config = load(&args, simulated.as_ref())?;
-    telemetry::init(&config.log)?;
+    let log = telemetry::init(&config.log)?;
     for warning in config.warnings() {
         warn!("{warning}");
     }
@@ -66,27 +68,37 @@ pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
     let (gateway, hub) = Gateway::new(&config)?;
     let mut hub = tokio::spawn(hub);
     let tidy = tokio::spawn(tidy(gateway.clone()));
-    let server = Server::new(gateway, &config.server, stop.clone())?;
+    let server = Server::new(gateway.clone(), &config.server, stop.clone())?;
     announce(&listeners, simulated.as_ref())?;
     info!(upstream = %config.upstream.base_url, version = env!("CARGO_PKG_VERSION"), "started");
     tell(&[NotifyState::Ready]);
 
-    let mut server = tokio::spawn(server.run(listeners));
-    let code = tokio::select! {
+    let mut serving = tokio::spawn(server.clone().run(listeners));
+    let reload = Reload { running: config, gateway, server, log };
+    let code = loop {
         // Cancel safe: a signal stays pending until it is taken, the hub's task goes on.
-        signal = signals.stop() => {
-            info!(signal, "stopping");
-            ExitCode::SUCCESS
-        }
-        ended = &mut hub => {
-            error!(panicked = ended.is_err(), "the hub has ended");
-            ExitCode::FAILURE
+        tokio::select! {
+            told = signals.next() => match told {
+                Told::Stop(signal) => {
+                    info!(signal, "stopping");
+                    break ExitCode::SUCCESS;
+                }
+                Told::Reload => {
+                    tell_of_reload();
+                    reload.take_over(load(&args, simulated.as_ref()));
+                    tell(&[NotifyState::Ready]);
+                }
+            },
+            ended = &mut hub => {
+                error!(panicked = ended.is_err(), "the hub has ended");
+                break ExitCode::FAILURE;
+            }
         }
     };
     tell(&[NotifyState::Stopping]);
     stop.cancel();
     tokio::select! {
-        ended = &mut server => ended?,
+        ended = &mut serving => ended?,
         signal = signals.stop() => {
             warn!(signal, "told to stop again, connections are cut off");
             return Ok(ExitCode::FAILURE);
@@ -124,7 +136,15 @@ fn tell(news: &[NotifyState<'_>]) {
     }
 }
 
-fn load(args: &Args, simulated: Option<&Simulated>) -> Result<Config, CommandError> {
+/// With the time, which `Type=notify-reload` asks for.
+fn tell_of_reload() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(_) => tell(&[NotifyState::Reloading]),
+    }
+}
+
+fn load(args: &Args, simulated: Option<&Simulated>) -> Result<Config, Faults> {
     let env: Vec<_> = config::environment().collect();
     let path = config::locate(args.config.as_deref(), env.iter().cloned());
     let mut flags = Vec::new();
@@ -140,7 +160,7 @@ fn load(args: &Args, simulated: Option<&Simulated>) -> Result<Config, CommandErr
         set("--speed", "upstream.poll_timeout", &simulated.hold);
         set("--speed", "wait.timeout", &simulated.hold);
     }
-    Ok(Config::load_with(path.as_deref(), env, flags)?)
+    Config::load_with(path.as_deref(), env, flags)
 }
 
 /// The upstream of `--sim`.

@@ -12,6 +12,7 @@ mod keys;
 mod locate;
 mod raw;
 mod reader;
+mod restart;
 mod team;
 #[cfg(test)]
 mod tests;

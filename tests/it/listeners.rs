@@ -100,6 +100,10 @@ async fn the_service_manager_is_told() {
     let mut gateway = Gateway::spawn(command);
     gateway.address().await;
     assert_eq!(told(&manager).await, "READY=1\n");
+    gateway.signal("HUP");
+    let reloading = told(&manager).await;
+    assert!(reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{reloading}");
+    assert_eq!(told(&manager).await, "READY=1\n");
     gateway.signal("TERM");
     assert_eq!(told(&manager).await, "STOPPING=1\n");
     assert_eq!(gateway.ended().await.code(), Some(0));

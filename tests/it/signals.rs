@@ -2,7 +2,7 @@
 
 use clipgate::sim::{Fault, On};
 
-use crate::host::{Client, Ground, get};
+use crate::host::{Client, Ground, clip, get};
 
 #[tokio::test]
 async fn sigterm_and_sigint_end_it_with_0_though_an_idle_connection_stands() {
@@ -32,4 +32,57 @@ async fn a_second_signal_ends_it_at_once() {
     gateway.signal("INT");
     assert_eq!(gateway.ended().await.code(), Some(1));
     assert!(waiting.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn sighup_takes_over_what_can_be_and_names_what_takes_a_restart() {
+    let ground = Ground::new().await;
+    ground.configure("cors_origins = [\"https://old.example\"]");
+    let mut gateway = ground.start();
+    let address = gateway.address().await;
+    let (mut client, mut parked) = (Client::connect(address).await, Client::connect(address).await);
+    let origin = ("origin", "https://app.example");
+    let answer = client.get("/x", &[origin]).await;
+    assert!(!answer.headers().contains_key("access-control-allow-origin"));
+    let two = "/v2/generate/audio/suno-ai/clips?clip_ids[]=a&clip_ids[]=b&status=completed";
+    ground.sim.put("a", "queued");
+    let waiting = tokio::spawn(async move { parked.ask(get(&clip("a"), &[])).await });
+    ground.sim.until(|seen| seen.open == 1).await;
+
+    ground.configure(
+        "cors_origins = [\"https://app.example\"]\nmax_connections = 7\ntrusted_proxies = [\"127.0.0.1\"]\n\
+         [wait]\nmax_clips = 1\nlinger = \"3s\"\n[log]\nlevel = \"debug\"",
+    );
+    gateway.signal("HUP");
+    let line = gateway.logged("takes a restart").await;
+    assert!(line.contains("server.max_connections, wait.linger\""), "{line}");
+    gateway.logged("configuration reloaded").await;
+
+    let answer = client.get("/x", &[origin, ("x-forwarded-for", "192.0.2.7")]).await;
+    assert_eq!(answer.headers()["access-control-allow-origin"], "https://app.example");
+    let line = gateway.logged("request_id=").await;
+    assert!(line.contains("client=192.0.2.7"), "{line}");
+    assert_eq!(client.get(two, &[]).await.status(), 400, "one clip is the most now");
+    gateway.logged(" DEBUG ").await;
+
+    ground.sim.put("a", "complete");
+    assert_eq!(waiting.await.unwrap().unwrap().status(), 200, "no wait was dropped");
+}
+
+#[tokio::test]
+async fn a_bad_configuration_is_refused_with_all_its_faults_and_the_old_one_stays() {
+    let ground = Ground::new().await;
+    ground.configure("cors_origins = [\"https://app.example\"]");
+    let mut gateway = ground.start();
+    let mut client = Client::connect(gateway.address().await).await;
+    ground.configure("cors_origins = []\nheader_timeout = 3\nmax_conections = 1");
+    gateway.signal("HUP");
+    for key in ["server.header_timeout", "server.max_conections"] {
+        let line = gateway.logged("fault in the configuration").await;
+        assert!(line.contains(&format!("key=\"{key}\"")), "{line}");
+    }
+    let line = gateway.logged("the old one stays").await;
+    assert!(line.contains("ERROR") && line.contains("faults=2"), "{line}");
+    let answer = client.get("/x", &[("origin", "https://app.example")]).await;
+    assert_eq!(answer.headers()["access-control-allow-origin"], "https://app.example");
 }

@@ -131,7 +131,7 @@ impl Stage {
 
     /// Gives the running gateway another configuration, as SIGHUP does.
     pub(crate) fn reconfigure(&self, config: &Config) {
-        self.gateway.reconfigure(config).expect("the configuration is good");
+        self.gateway.reload(config).expect("the configuration is good");
     }
 
     /// Tells the gateway to stop, as SIGTERM does.

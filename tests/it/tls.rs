@@ -136,3 +136,31 @@ async fn a_certificate_that_cannot_be_read_is_named_at_the_start() {
     assert!(log.contains("server.tls.cert: cert.pem cannot be read as PEM"), "{log}");
     assert_eq!(gateway.ended().await.code(), Some(1));
 }
+
+#[tokio::test]
+async fn sighup_replaces_the_certificate_and_drops_no_connection() {
+    let (ground, authority) = (Ground::new().await, Authority::new());
+    authority.equip(&ground, "gw.example");
+    ground.configure(TLS);
+    let mut gateway = ground.start();
+    let address = gateway.address().await;
+    let stream = authority.connect(address, "h2", None).await.unwrap();
+    let before = shown(&stream);
+    let mut old = Client::h2(stream).await;
+    assert_eq!(old.get("https://gw.example/x", &[]).await.status(), 404);
+
+    authority.equip(&ground, "gw.example");
+    gateway.signal("HUP");
+    gateway.logged("configuration reloaded").await;
+    let stream = authority.connect(address, "h2", None).await.unwrap();
+    let after = shown(&stream);
+    assert_ne!(before, after);
+    assert_eq!(Client::h2(stream).await.get("https://gw.example/x", &[]).await.status(), 404);
+    assert_eq!(old.get("https://gw.example/x", &[]).await.status(), 404, "it was not dropped");
+
+    std::fs::write(ground.path("key.pem"), "no key").unwrap();
+    gateway.signal("HUP");
+    let line = gateway.logged("configuration refused").await;
+    assert!(line.contains("server.tls.key: key.pem cannot be read as PEM"), "{line}");
+    assert_eq!(shown(&authority.connect(address, "h2", None).await.unwrap()), after);
+}

@@ -8,19 +8,42 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
+}
+
+/// What a signal asks for.
+pub(super) enum Told {
+    /// To stop, by the signal of this name.
+    Stop(&'static str),
+    /// To read the configuration again.
+    Reload,
 }
 
 impl Signals {
     /// From now on none of them ends the process by itself.
     pub(super) fn listen() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 
-    /// The next SIGTERM or SIGINT. Cancel safe.
-    pub(super) async fn stop(&mut self) -> &'static str {
+    /// What is asked for next. Cancel safe.
+    pub(super) async fn next(&mut self) -> Told {
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => Told::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Told::Stop("SIGINT"),
+            _ = self.hangup.recv() => Told::Reload,
+        }
+    }
+
+    /// The next SIGTERM or SIGINT; a SIGHUP in between is passed over. Cancel safe.
+    pub(super) async fn stop(&mut self) -> &'static str {
+        loop {
+            if let Told::Stop(signal) = self.next().await {
+                return signal;
+            }
         }
     }
 }
