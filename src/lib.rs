@@ -44,7 +44,7 @@
 //! | 1 | [`clock`] | the one clock |
 //! | | [`secret`] | a text that is not to be seen |
 //! | | [`config`] | what the operator decides, read and checked |
-//! | | [`request`] | a request's id, its peer, its arrival |
+//! | | [`request`] | a request's id, where it comes from, its arrival |
 //! | | [`headers`] | which fields are hop-by-hop, which belong to one answer, which are added |
 //! | | [`cors`] | which web origins may read answers
 //! | | [`body`] | bytes at hand, or a stream |
@@ -60,7 +60,7 @@
 //! | | [`error`] | the one place where a fault becomes a status |
 //! | | [`access`] | one line in the log for each request |
 //! | | [`gateway`] | the path above, on one screen |
-//! | 5 | [`server`] | listeners and connections |
+//! | 5 | [`server`] | listeners, TLS and connections |
 //! | | [`cli`], [`cmd`] | the command line, a file for each call |
 //!
 //! # Who owns what
