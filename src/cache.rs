@@ -20,7 +20,7 @@ use moka::policy::EvictionPolicy;
 use parking_lot::Mutex;
 
 use crate::config;
-use crate::model::clip::{ClipId, ClipState, KeyDomain};
+use crate::model::clip::{ClipId, ClipState, Head, KeyDomain};
 use crate::model::route::{Ladder, Rung};
 
 /// The keys whose acceptance is remembered. One that is forgotten only has to be proven again.
@@ -28,6 +28,9 @@ const MAX_DOMAINS: u64 = 100_000;
 
 /// What an entry weighs beside its bytes.
 const ENTRY_OVERHEAD: usize = 512;
+
+/// What a header field weighs beside its bytes.
+const FIELD_OVERHEAD: usize = 64;
 
 /// The cache.
 #[derive(Debug)]
@@ -64,7 +67,10 @@ struct Entry {
 #[derive(Clone, Copy, Debug)]
 struct Domain {
     epoch: u64,
-    accepted_at: Instant,
+    /// When the newest request began that the upstream accepted the key of; `None` after a refusal.
+    accepted_at: Option<Instant>,
+    /// When the upstream last refused the key.
+    refused_at: Option<Instant>,
 }
 
 impl Cache {
@@ -73,7 +79,10 @@ impl Cache {
         let clips = moka::sync::Cache::builder()
             .max_capacity(rules.max_bytes)
             .weigher(|(_, id): &(KeyDomain, ClipId), entry: &Entry| {
-                let bytes = ENTRY_OVERHEAD + id.as_str().len() + entry.state.body.len();
+                let fields = &entry.state.head.shared;
+                let head: usize =
+                    fields.iter().map(|(name, value)| FIELD_OVERHEAD + name.len() + value.len()).sum();
+                let bytes = ENTRY_OVERHEAD + id.as_str().len() + head + entry.state.body.len();
                 u32::try_from(bytes).unwrap_or(u32::MAX)
             })
             .expire_after(OwnTtl)
@@ -94,7 +103,8 @@ impl Cache {
     /// The state kept of a clip, if this key may be told it at `now`.
     pub fn get(&self, domain: KeyDomain, id: &ClipId, now: Instant) -> Option<Hit> {
         let known = self.domains.get(&domain)?;
-        if now.saturating_duration_since(known.accepted_at) >= self.rules.load().recheck_key {
+        let accepted_at = known.accepted_at?;
+        if now.saturating_duration_since(accepted_at) >= self.rules.load().recheck_key {
             return None;
         }
         let entry = self.clips.get(&(domain, id.clone()))?;
@@ -108,29 +118,40 @@ impl Cache {
 
     /// Whether the upstream has accepted this key, as far as is remembered.
     pub fn knows(&self, domain: KeyDomain) -> bool {
-        self.domains.contains_key(&domain)
+        self.domains.get(&domain).is_some_and(|known| known.accepted_at.is_some())
     }
 
-    /// The upstream answered this key with a success at `now`.
-    pub fn accepted(&self, domain: KeyDomain, now: Instant) {
+    /// The upstream answered a request that began at `began` with a success. It looks at the key when a request
+    /// comes: one that began before a refusal says nothing of the time after it.
+    pub fn accepted(&self, domain: KeyDomain, began: Instant) {
         let _changing = self.changing.lock();
-        let epoch = match self.domains.get(&domain) {
-            Some(known) => known.epoch,
-            None => self.next_epoch.fetch_add(1, Ordering::Relaxed),
+        let known = self.domains.get(&domain);
+        if known.is_some_and(|known| known.refused_at.is_some_and(|refused_at| refused_at >= began)) {
+            return;
+        }
+        let refused_at = known.and_then(|known| known.refused_at);
+        let accepted_at = known.and_then(|known| known.accepted_at);
+        let epoch = match known {
+            Some(known) if accepted_at.is_some() => known.epoch,
+            Some(_) | None => self.next_epoch.fetch_add(1, Ordering::Relaxed),
         };
-        self.domains.insert(domain, Domain { epoch, accepted_at: now });
+        let accepted_at = accepted_at.max(Some(began));
+        self.domains.insert(domain, Domain { epoch, accepted_at, refused_at });
     }
 
-    /// The upstream refused this key: nothing that it was told before is told again.
-    pub fn refused(&self, domain: KeyDomain) {
+    /// The upstream refused this key at `now`: nothing that it was told before is told again.
+    pub fn refused(&self, domain: KeyDomain, now: Instant) {
         let _changing = self.changing.lock();
-        self.domains.invalidate(&domain);
+        let epoch = self.next_epoch.fetch_add(1, Ordering::Relaxed);
+        self.domains.insert(domain, Domain { epoch, accepted_at: None, refused_at: Some(now) });
     }
 
     /// Keeps a state that the upstream told this key, unless a later one is known. Needs [`Self::accepted`] before.
     pub fn store(&self, domain: KeyDomain, state: &ClipState, now: Instant) {
         let Some(ttl) = state.rung.map(|rung| self.ttl(rung)) else { return };
-        let Some(known) = self.domains.get(&domain) else { return };
+        let Some(known) = self.domains.get(&domain).filter(|known| known.accepted_at.is_some()) else {
+            return;
+        };
         let expires = state.seen_at + ttl;
         let key = (domain, state.id.clone());
         let is_behind = self.clips.get(&key).is_some_and(|entry| {
@@ -140,7 +161,8 @@ impl Cache {
             return;
         }
         // The bytes may be a part of a larger answer, which would stay in memory with them.
-        let state = ClipState { body: Bytes::copy_from_slice(&state.body), ..state.clone() };
+        let head = Arc::new(Head { shared: state.head.shared.clone(), own: Vec::new() });
+        let state = ClipState { body: Bytes::copy_from_slice(&state.body), head, ..state.clone() };
         let etag = etag(&state.body);
         self.clips.insert(key, Entry { epoch: known.epoch, expires, ttl, etag, state });
     }
@@ -192,7 +214,6 @@ impl Expiry<(KeyDomain, ClipId), Entry> for OwnTtl {
 mod tests {
     use super::*;
     use crate::clock;
-    use crate::model::clip::Head;
     use crate::model::route::Route;
 
     const ALICE: KeyDomain = KeyDomain([1; 16]);
@@ -289,10 +310,13 @@ mod tests {
         let (cache, t0) = (cache(), clock::now());
         cache.accepted(ALICE, t0);
         cache.store(ALICE, &state("a", "completed", t0), t0);
-        cache.refused(ALICE);
+        cache.refused(ALICE, t0);
         assert!(cache.get(ALICE, &id("a"), t0).is_none());
         cache.accepted(ALICE, t0);
-        assert!(cache.get(ALICE, &id("a"), t0).is_none());
+        cache.store(ALICE, &state("a", "completed", t0), t0);
+        assert!(cache.get(ALICE, &id("a"), t0).is_none(), "what began before the refusal proves nothing");
+        cache.accepted(ALICE, t0 + secs(1));
+        assert!(cache.get(ALICE, &id("a"), t0 + secs(1)).is_none(), "what was kept is gone");
     }
 
     #[test]

@@ -200,10 +200,15 @@ impl Gateway {
             Query::Bad(bad) => return Err(bad.into()),
             Query::Other => return self.pass(request, ctx, who, identity, line).await,
         };
-        // A wait without a key shares nothing with anybody; the upstream may say what it thinks of it.
-        let Some(identity) = identity else { return self.pass(request, ctx, who, None, line).await };
-        line.asked(&asked, &identity);
         let wish = Wish::of(request.headers(), &self.wait.load());
+        let Some(identity) = identity else {
+            // A wait without a key shares nothing with anybody; the upstream may say what it thinks of it.
+            if wish.only_if_cached {
+                return Err(Refusal::NotCached);
+            }
+            return self.pass(request, ctx, who, None, line).await;
+        };
+        line.asked(&asked, &identity);
         if let Some(hits) = self.known(&asked, &identity, &wish) {
             line.outcome = Outcome::Hit;
             let ttl = hits.iter().map(|hit| hit.ttl).min().unwrap_or_default();
@@ -324,7 +329,7 @@ impl Gateway {
         let mut forwarded = self.passthrough.forward(request, ctx, authorization).await?;
         let status = forwarded.response.status();
         if let (Some(KeyWord::Refused), Some(identity)) = (key_word(status), identity) {
-            self.cache.refused(identity.domain);
+            self.cache.refused(identity.domain, clock::now());
         }
         // No fwd-status: the answer's own status is the one that the upstream gave.
         cache_status(forwarded.response.headers_mut(), &format!("fwd={fwd}"));

@@ -115,9 +115,13 @@ fn kind(name: &str, for_any_origin: bool) -> Kind {
         "content-length" | "trailer" | "te" | "accept-ranges" | "content-range" => Kind::LeftOut,
         "age" | "cache-control" | "expires" | "pragma" | "etag" | "last-modified" => Kind::LeftOut,
         "via" | "cache-status" | "alt-svc" => Kind::LeftOut,
+        "content-digest" | "repr-digest" | "digest" | "content-md5" => Kind::LeftOut,
+        "signature" | "signature-input" => Kind::LeftOut,
         "date" | "set-cookie" | "set-cookie2" | "retry-after" => Kind::Own,
         "www-authenticate" | "authentication-info" => Kind::Own,
         "x-request-id" | "x-inference-id" | "x-correlation-id" | "x-trace-id" => Kind::Own,
+        "x-amzn-requestid" | "x-amzn-trace-id" | "x-amz-cf-id" | "request-id" | "b3" => Kind::Own,
+        "report-to" | "nel" => Kind::Own,
         "traceparent" | "tracestate" | "server-timing" | "cf-ray" | "cf-cache-status" => Kind::Own,
         _ if ["x-aimlapi-", "ratelimit", "x-ratelimit"].iter().any(|start| name.starts_with(start)) => {
             Kind::Own

@@ -226,6 +226,8 @@ struct Key {
 struct Poll {
     spec: Arc<PollSpec>,
     authorization: HeaderValue,
+    /// When the newest try began.
+    tried_at: Instant,
     task: Option<AbortHandle>,
 }
 
@@ -252,6 +254,9 @@ impl Shell {
             }
             for event in landed.drain(..) {
                 self.event(event, now);
+            }
+            while let Some(ended) = self.tasks.try_join_next() {
+                self.task_ended(ended);
             }
             self.turns.handle_timeout(now);
             self.machine.handle_timeout(now);
@@ -351,11 +356,11 @@ impl Shell {
     }
 
     fn landed(&mut self, id: PollId, landing: Landing, now: Instant) {
-        let Some(Poll { spec, .. }) = self.polls.remove(&id) else { return };
+        let Some(Poll { spec, tried_at, .. }) = self.polls.remove(&id) else { return };
         let domain = spec.domain;
         match landing.key {
-            Some(KeyWord::Accepted) => self.cache.accepted(domain, now),
-            Some(KeyWord::Refused) => self.cache.refused(domain),
+            Some(KeyWord::Accepted) => self.cache.accepted(domain, tried_at),
+            Some(KeyWord::Refused) => self.cache.refused(domain, now),
             None => {}
         }
         if let Some(shape) = landing.shape
@@ -411,7 +416,8 @@ impl Shell {
                 debug!(poll = id.0, key = %spec.domain, clips = spec.clips.len(), goal = ?spec.goal, "poll opened");
                 let (domain, haste) = (spec.domain, self.haste(spec.goal));
                 let authorization = key.authorization.clone();
-                self.polls.insert(id, Poll { spec: Arc::new(spec), authorization, task: None });
+                self.polls
+                    .insert(id, Poll { spec: Arc::new(spec), authorization, tried_at: now, task: None });
                 self.turns.ask(id, domain, haste, now);
             }
             Output::Abort(id) => {
@@ -465,6 +471,7 @@ impl Shell {
 
     fn try_poll(&mut self, id: PollId, now: Instant) {
         let Some(poll) = self.polls.get_mut(&id) else { return };
+        poll.tried_at = now;
         self.machine.handle(Input::Progress(id, Progress::Trying), now);
         let (poller, events) = (Arc::clone(&self.poller), self.events.clone());
         let (spec, authorization) = (Arc::clone(&poll.spec), poll.authorization.clone());

@@ -79,8 +79,9 @@ impl ClipReply {
             }
         }
         let member = self.cache_status(lifetime.is_some());
-        if let Source::Hit { .. } = self.source {
-            headers.insert(AGE, self.age().as_secs().into());
+        let age = self.age().as_secs();
+        if matches!(self.source, Source::Hit { .. }) || (lifetime.is_some() && age > 0) {
+            headers.insert(AGE, age.into());
         }
         cache_status(&mut headers, &member);
         prefer_applied(&mut headers, self.applied);

@@ -51,6 +51,9 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 /// The pause after a failed accept, which mostly means that descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// The least that is kept for the last answers when the server stops.
+const ANSWER_TIME: Duration = Duration::from_millis(100);
+
 /// Serves clients. Clones are the same server.
 #[derive(Clone)]
 pub struct Server(Arc<Shared>);
@@ -138,7 +141,9 @@ impl Server {
         drop(listeners);
         tasks.close();
         let until = clock::now() + *drain_timeout;
-        gateway.drain(until).await;
+        // The last answers still have to get out.
+        let margin = (*drain_timeout / 10).max(ANSWER_TIME).min(*drain_timeout / 2);
+        gateway.drain(until - margin).await;
         if tokio::time::timeout_at(until.into(), tasks.wait()).await.is_err() {
             warn!(connections = tasks.len(), "drain_timeout is over, connections are cut off");
         }

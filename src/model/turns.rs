@@ -78,6 +78,8 @@ pub struct Turns {
     /// Until when, and because of what.
     paused: HashMap<KeyDomain, (Instant, Failure)>,
     open: usize,
+    /// Polls that the upstream holds: as long as there are any, it works.
+    held: BTreeSet<PollId>,
     next_try: Option<Instant>,
     timers: BTreeSet<(Instant, Timer)>,
     outputs: VecDeque<TurnOutput>,
@@ -112,7 +114,7 @@ enum Timer {
     Retry(PollId),
     /// A key's pause is over.
     Resume(KeyDomain),
-    /// A probe has stood long enough to be a success.
+    /// A poll has stood long enough to be a success.
     Stood(PollId),
 }
 
@@ -130,6 +132,7 @@ impl Turns {
             ring: VecDeque::new(),
             paused: HashMap::new(),
             open: 0,
+            held: BTreeSet::new(),
             next_try: None,
             timers: BTreeSet::new(),
             outputs: VecDeque::new(),
@@ -160,8 +163,7 @@ impl Turns {
 
     /// A try's request stands on a connection.
     pub fn standing(&mut self, id: PollId, now: Instant) {
-        if let Some(Asking { phase: Phase::Trying { is_probe: true, stood: stood @ None }, .. }) =
-            self.polls.get_mut(&id)
+        if let Some(Asking { phase: Phase::Trying { stood: stood @ None, .. }, .. }) = self.polls.get_mut(&id)
         {
             *stood = Some(now + STOOD);
             self.timers.insert((now + STOOD, Timer::Stood(id)));
@@ -180,7 +182,11 @@ impl Turns {
                 self.forget(id);
             }
             Verdict::Failed(failure) => {
-                let opened = self.breaker.failed(now);
+                // While it holds others, an error is that poll's own affair.
+                let is_its_own = matches!(failure, Failure::Answered(_) | Failure::Garbled)
+                    && !self.breaker.is_half_open()
+                    && self.held.iter().any(|held| *held != id);
+                let opened = !is_its_own && self.breaker.failed(now);
                 self.try_again(id, failure, Duration::ZERO, now);
                 if opened {
                     self.give_up_all(now);
@@ -213,7 +219,10 @@ impl Turns {
                         self.ring.push_back(domain);
                     }
                 }
-                Timer::Stood(_) => self.breaker.succeeded(),
+                Timer::Stood(id) => {
+                    self.held.insert(id);
+                    self.breaker.succeeded();
+                }
             }
         }
         self.grant(now);
@@ -307,6 +316,7 @@ impl Turns {
     fn try_again(&mut self, id: PollId, failure: Failure, asked: Duration, now: Instant) {
         let Some(asking) = self.polls.get_mut(&id) else { return };
         self.open -= 1;
+        self.held.remove(&id);
         if let Phase::Trying { stood: Some(at), .. } = asking.phase {
             self.timers.remove(&(at, Timer::Stood(id)));
         }
@@ -366,6 +376,7 @@ impl Turns {
         match asking.phase {
             Phase::Trying { stood, .. } => {
                 self.open -= 1;
+                self.held.remove(&id);
                 if let Some(at) = stood {
                     self.timers.remove(&(at, Timer::Stood(id)));
                 }

@@ -161,3 +161,17 @@ async fn no_key_is_ever_in_the_log_or_in_an_answer() {
         assert!(!log.contains("recognise"), "{format}: {log}");
     }
 }
+
+#[tokio::test]
+async fn a_poll_that_began_before_its_key_was_refused_does_not_prove_it_again() {
+    let stage = Stage::new().await;
+    stage.sim.put("a", "streaming");
+    let wait = stage.spawn_get(&single("a", "completed"), &[]);
+    stage.until(|seen| seen.open == 1).await;
+    stage.sim.accept_keys(Some(&["other".to_owned()]));
+    let refused = stage.get(&format!("{}&x=1", single("a", "queued")), &[]).await;
+    assert_eq!(refused.status, 401);
+    stage.sim.put("a", "completed");
+    assert_eq!(wait.await.unwrap().status, 200);
+    assert_eq!(stage.get(&single("a", "completed"), &[]).await.status, 401, "the upstream is asked");
+}

@@ -200,6 +200,22 @@ fn a_probe_that_the_upstream_holds_closes_the_breaker() {
 }
 
 #[test]
+fn one_keys_bad_clip_does_not_close_the_upstream_for_those_whom_it_holds() {
+    let mut desk = Desk::new(rules(20));
+    desk.ask(100, B);
+    desk.turns.standing(PollId(100), desk.now);
+    desk.pass(STOOD);
+    (1..=9).for_each(|id| desk.ask(id, A));
+    for id in 1..=9 {
+        desk.turns.ended(PollId(id), Verdict::Failed(Failure::Garbled), desk.now);
+    }
+    assert!(desk.turns.is_closed());
+    (11..=15).for_each(|id| desk.ask(id, A));
+    (11..=15).for_each(|id| desk.failed(id));
+    assert!(!desk.turns.is_closed(), "that nobody can connect is everybody's affair");
+}
+
+#[test]
 fn a_probe_that_is_withdrawn_makes_room_for_the_next() {
     let mut desk = Desk::new(rules(20));
     (1..=5).for_each(|id| desk.ask(id, A));
@@ -276,6 +292,7 @@ fn no_schedule_breaks_the_limit_or_leaves_anything_behind() {
         }
         let turns = &desk.turns;
         assert!(turns.polls.is_empty() && turns.lines.is_empty() && turns.quick.is_empty(), "seed {seed}");
+        assert!(turns.held.is_empty(), "seed {seed}");
         assert!(turns.ring.is_empty(), "seed {seed}: {:?}", turns.ring);
     }
 }
