@@ -116,6 +116,11 @@ impl Cache {
         })
     }
 
+    /// The same, if it was seen no longer than `max_age` ago.
+    pub fn get_within(&self, domain: KeyDomain, id: &ClipId, max_age: Duration, now: Instant) -> Option<Hit> {
+        self.get(domain, id, now).filter(|hit| now.saturating_duration_since(hit.state.seen_at) <= max_age)
+    }
+
     /// Whether the upstream has accepted this key, as far as is remembered.
     pub fn knows(&self, domain: KeyDomain) -> bool {
         self.domains.get(&domain).is_some_and(|known| known.accepted_at.is_some())

@@ -266,12 +266,9 @@ impl Gateway {
             .asked
             .iter()
             .map(|id| {
-                self.cache.get(identity.domain, id, now).filter(|hit| {
-                    let reached = match asked.goal {
-                        Goal::Now => true,
-                        Goal::Rung(goal) => hit.state.rung >= Some(goal),
-                    };
-                    reached && now.saturating_duration_since(hit.state.seen_at) <= max_age
+                self.cache.get_within(identity.domain, id, max_age, now).filter(|hit| match asked.goal {
+                    Goal::Now => true,
+                    Goal::Rung(goal) => hit.state.rung >= Some(goal),
                 })
             })
             .collect()

@@ -295,9 +295,8 @@ impl Shell {
             Some(max_age) => wait
                 .clips
                 .iter()
-                .filter_map(|clip| self.cache.get(domain, clip, now))
+                .filter_map(|clip| self.cache.get_within(domain, clip, max_age, now))
                 .map(|hit| hit.state)
-                .filter(|state| now.saturating_duration_since(state.seen_at) <= max_age)
                 .collect(),
         };
         let key = self.keys.entry(domain);
