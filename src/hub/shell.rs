@@ -1,0 +1,361 @@
+//! The hub's task: it feeds the machines and does what they say.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use http::HeaderValue;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
+use tracing::{debug, error};
+
+use super::{Command, HubError, Wait};
+use crate::cache::Cache;
+use crate::clock;
+use crate::limits::Limits;
+use crate::model::answer::Shape;
+use crate::model::clip::KeyDomain;
+use crate::model::coalesce::{
+    Coalescer, Failure, Input, Outcome, Output, PollId, PollSpec, Progress, Rules, Settled, WaitId, WaitSpec,
+};
+use crate::model::route::{Goal, Rung};
+use crate::model::turns::{Haste, TurnOutput, TurnRules, Turns, Verdict};
+use crate::upstream::poll::{KeyWord, Landing, Poller, Tried};
+
+/// Commands taken at a time, so that polls that land are not kept waiting.
+const BATCH: usize = 1024;
+
+/// Events of polls under way. A poll that finds no room waits a moment; the hub never waits for a poll.
+const EVENTS: usize = 1024;
+
+pub(super) struct Shell {
+    machine: Coalescer,
+    /// The rung that every clip has reached.
+    lowest: Rung,
+    turns: Turns,
+    poller: Arc<Poller>,
+    cache: Arc<Cache>,
+    limits: Arc<Limits>,
+    max_waits_per_key: usize,
+    shape: Arc<ArcSwap<Shape>>,
+    parked: HashMap<WaitId, Parked>,
+    keys: HashMap<KeyDomain, Key>,
+    polls: HashMap<PollId, Poll>,
+    tasks: JoinSet<()>,
+    events: mpsc::Sender<Event>,
+    landed: mpsc::Receiver<Event>,
+}
+
+enum Event {
+    Standing(PollId),
+    Ended(PollId, Tried),
+}
+
+struct Parked {
+    answer: oneshot::Sender<Result<Settled, HubError>>,
+    domain: KeyDomain,
+}
+
+/// A key, while a wait needs it.
+struct Key {
+    authorization: HeaderValue,
+    waits: usize,
+}
+
+/// A poll that the machine has opened: in line, being tried, or pausing.
+struct Poll {
+    spec: Arc<PollSpec>,
+    authorization: HeaderValue,
+    /// When the newest try began.
+    tried_at: Instant,
+    task: Option<AbortHandle>,
+}
+
+impl Shell {
+    pub(super) fn new(
+        rules: Rules,
+        turns: TurnRules,
+        max_waits_per_key: usize,
+        poller: Poller,
+        cache: Arc<Cache>,
+        limits: Arc<Limits>,
+        shape: Arc<ArcSwap<Shape>>,
+    ) -> Self {
+        let (events, landed) = mpsc::channel(EVENTS);
+        Self {
+            lowest: rules.ladder.lowest(),
+            machine: Coalescer::new(rules),
+            turns: Turns::new(turns, fastrand::u64(..)),
+            poller: Arc::new(poller),
+            cache,
+            limits,
+            max_waits_per_key,
+            shape,
+            parked: HashMap::new(),
+            keys: HashMap::new(),
+            polls: HashMap::new(),
+            tasks: JoinSet::new(),
+            events,
+            landed,
+        }
+    }
+
+    /// Ends when all [`Hub`](super::Hub)s are gone.
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
+        let mut commands = Vec::with_capacity(BATCH);
+        let mut landed = Vec::with_capacity(BATCH);
+        loop {
+            let due = [self.machine.poll_timeout(), self.turns.poll_timeout()].into_iter().flatten().min();
+            // Cancel safe: both channels' recv_many lose nothing, and join_next leaves a task in its set.
+            tokio::select! {
+                taken = inbox.recv_many(&mut commands, BATCH) => {
+                    if taken == 0 {
+                        return;
+                    }
+                }
+                _ = self.landed.recv_many(&mut landed, BATCH) => {}
+                Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => self.task_ended(ended),
+                () = sleep_until(due) => {}
+            }
+            let now = clock::now();
+            for command in commands.drain(..) {
+                self.command(command, now);
+            }
+            for event in landed.drain(..) {
+                self.event(event, now);
+            }
+            while let Some(ended) = self.tasks.try_join_next() {
+                self.task_ended(ended);
+            }
+            self.turns.handle_timeout(now);
+            self.machine.handle_timeout(now);
+            self.act(now);
+        }
+    }
+
+    fn command(&mut self, command: Command, now: Instant) {
+        match command {
+            Command::Join(id, wait, answer) => self.join(id, wait, answer, now),
+            Command::Leave(id) => {
+                self.machine.handle(Input::Leave(id), now);
+                self.unpark(id);
+            }
+            Command::Drain(until) => self.machine.handle(Input::Drain(until), now),
+        }
+        self.act(now);
+    }
+
+    fn join(
+        &mut self,
+        id: WaitId,
+        wait: Wait,
+        answer: oneshot::Sender<Result<Settled, HubError>>,
+        now: Instant,
+    ) {
+        let domain = wait.identity.domain;
+        if self.keys.get(&domain).is_some_and(|key| key.waits >= self.max_waits_per_key) {
+            // Fails where the client has just left.
+            let _ = answer.send(Err(HubError::FullForKey));
+            return;
+        }
+        let known = match wait.max_age {
+            None => Vec::new(),
+            // Once more: what landed since the gateway looked was told to nobody who was not here yet.
+            Some(max_age) => wait
+                .clips
+                .iter()
+                .filter_map(|clip| self.cache.get_within(domain, clip, max_age, now))
+                .map(|hit| hit.state)
+                .collect(),
+        };
+        let key = self.keys.entry(domain);
+        key.or_insert(Key { authorization: wait.identity.authorization, waits: 0 }).waits += 1;
+        self.parked.insert(id, Parked { answer, domain });
+        let spec = WaitSpec {
+            domain,
+            form: wait.form,
+            clips: wait.clips,
+            goal: wait.goal,
+            arrived: wait.arrived,
+            timeout: wait.timeout,
+            keep: wait.keep,
+            known,
+        };
+        self.machine.handle(Input::Join(id, spec), now);
+        if self.machine.is_asking()
+            && let Err(limited) = self.limits.call(wait.who)
+        {
+            self.machine.handle(Input::Refuse(id), now);
+            if let Some(answer) = self.unpark(id) {
+                let _ = answer.send(Err(HubError::Limited(limited)));
+            }
+        }
+    }
+
+    fn event(&mut self, event: Event, now: Instant) {
+        match event {
+            Event::Standing(id) => {
+                self.turns.standing(id, now);
+                self.machine.handle(Input::Progress(id, Progress::Standing), now);
+            }
+            Event::Ended(id, tried) => self.ended(id, tried, now),
+        }
+        self.act(now);
+    }
+
+    fn ended(&mut self, id: PollId, tried: Tried, now: Instant) {
+        // An aborted poll's try may have ended all the same, and nothing waits for it any more.
+        let Some(poll) = self.polls.get_mut(&id) else { return };
+        poll.task = None;
+        match tried {
+            Tried::Landed(landing) => {
+                self.turns.ended(id, Verdict::Answered, now);
+                self.landed(id, landing, now);
+            }
+            Tried::Failed(failure, pause) => {
+                debug!(poll = id.0, reason = failure.reason(), ?pause, "try failed");
+                let verdict = match pause {
+                    Some(pause) => Verdict::Paused(failure, pause),
+                    None => Verdict::Failed(failure),
+                };
+                self.turns.ended(id, verdict, now);
+            }
+        }
+    }
+
+    fn landed(&mut self, id: PollId, landing: Landing, now: Instant) {
+        let Some(Poll { spec, tried_at, .. }) = self.polls.remove(&id) else { return };
+        let domain = spec.domain;
+        match landing.key {
+            Some(KeyWord::Accepted) => self.cache.accepted(domain, tried_at),
+            Some(KeyWord::Refused) => self.cache.refused(domain, now),
+            None => {}
+        }
+        if let Some(shape) = landing.shape
+            && **self.shape.load() != shape
+        {
+            self.shape.store(Arc::new(shape));
+        }
+        if let Outcome::Clips(states) = &landing.outcome
+            && self.machine.keeps(id)
+        {
+            for state in states {
+                self.cache.store(domain, state, now);
+            }
+        }
+        self.machine.handle(Input::Landed(id, landing.outcome), now);
+    }
+
+    fn task_ended(&mut self, ended: Result<(), JoinError>) {
+        let Err(fault) = ended else { return };
+        if fault.is_cancelled() {
+            return;
+        }
+        error!(%fault, "a try panicked");
+        let is_its = |poll: &Poll| poll.task.as_ref().is_some_and(|task| task.id() == fault.id());
+        if let Some(id) = self.polls.iter().find(|(_, poll)| is_its(poll)).map(|(id, _)| *id) {
+            let now = clock::now();
+            self.ended(id, Tried::Failed(Failure::Garbled, None), now);
+            self.act(now);
+        }
+    }
+
+    /// Does what the machines say, without awaiting.
+    fn act(&mut self, now: Instant) {
+        loop {
+            if let Some(output) = self.machine.poll_output() {
+                self.act_on(output, now);
+            } else if let Some(output) = self.turns.poll_output() {
+                self.act_on_turn(output, now);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn act_on(&mut self, output: Output, now: Instant) {
+        match output {
+            Output::Open(id, spec) => {
+                let Some(key) = self.keys.get(&spec.domain) else {
+                    // The machine opens polls for waits only, and each has its key here.
+                    debug_assert!(false, "{id:?} has no key");
+                    return;
+                };
+                debug!(poll = id.0, key = %spec.domain, clips = spec.clips.len(), goal = ?spec.goal, "poll opened");
+                let (domain, haste) = (spec.domain, self.haste(spec.goal));
+                let authorization = key.authorization.clone();
+                self.polls
+                    .insert(id, Poll { spec: Arc::new(spec), authorization, tried_at: now, task: None });
+                self.turns.ask(id, domain, haste, now);
+            }
+            Output::Abort(id) => {
+                self.turns.withdraw(id, now);
+                if let Some(task) = self.polls.remove(&id).and_then(|poll| poll.task) {
+                    task.abort();
+                }
+                debug!(poll = id.0, "poll cancelled");
+            }
+            Output::Settle(id, settled) => {
+                if let Some(answer) = self.unpark(id) {
+                    // Fails where the client has just left; its Leave finds nothing to do.
+                    let _ = answer.send(Ok(settled));
+                }
+            }
+        }
+    }
+
+    fn act_on_turn(&mut self, output: TurnOutput, now: Instant) {
+        match output {
+            TurnOutput::Try(id) => self.try_poll(id, now),
+            TurnOutput::Stalled(id, failure, pause) => {
+                self.machine.handle(Input::Progress(id, Progress::Stalled(failure, pause)), now);
+            }
+            TurnOutput::GiveUp(id, failure) => {
+                self.polls.remove(&id);
+                self.machine.handle(Input::Landed(id, Outcome::Failed(failure)), now);
+            }
+        }
+    }
+
+    /// The lowest rung has been reached by all there is, so that asking for it is answered at once.
+    fn haste(&self, goal: Goal) -> Haste {
+        match goal {
+            Goal::Now => Haste::Quick,
+            Goal::Rung(rung) if rung == self.lowest => Haste::Quick,
+            Goal::Rung(_) => Haste::Long,
+        }
+    }
+
+    fn unpark(&mut self, id: WaitId) -> Option<oneshot::Sender<Result<Settled, HubError>>> {
+        let Parked { answer, domain } = self.parked.remove(&id)?;
+        if let Some(key) = self.keys.get_mut(&domain) {
+            key.waits -= 1;
+            if key.waits == 0 {
+                self.keys.remove(&domain);
+            }
+        }
+        Some(answer)
+    }
+
+    fn try_poll(&mut self, id: PollId, now: Instant) {
+        let Some(poll) = self.polls.get_mut(&id) else { return };
+        poll.tried_at = now;
+        self.machine.handle(Input::Progress(id, Progress::Trying), now);
+        let (poller, events) = (Arc::clone(&self.poller), self.events.clone());
+        let (spec, authorization) = (Arc::clone(&poll.spec), poll.authorization.clone());
+        poll.task = Some(self.tasks.spawn(async move {
+            // Sending fails only when the hub has ended.
+            let standing = async { drop(events.send(Event::Standing(id)).await) };
+            let tried = poller.run(&spec, &authorization, standing).await;
+            let _ = events.send(Event::Ended(id, tried)).await;
+        }));
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
