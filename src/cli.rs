@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::cmd::{CommandError, check, serve, sim, token};
+use crate::cmd::{CommandError, check, serve, sim, token, watch};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -13,6 +13,7 @@ Examples:
   clipgate --config config.toml          with a file of your own
   clipgate --listen 127.0.0.1:9000       on another port
   clipgate check --config config.toml    say what is wrong with the file, and where
+  clipgate watch ID                      follow a clip until it is made
   clipgate token alice                   let alice into the team: a token, and the lines that list it
 
 Then point the client at http://127.0.0.1:8080 in place of the API.
@@ -47,6 +48,8 @@ enum Command {
     Sim(sim::Args),
     /// Read the configuration and say what is wrong and where
     Check(check::Args),
+    /// Follow clips in the terminal until they are made
+    Watch(watch::Args),
     /// Make a team token and the config lines that list it
     Token(token::Args),
 }
@@ -58,6 +61,7 @@ impl Cli {
             Command::Serve(args) => block_on(serve::run(args)),
             Command::Sim(args) => block_on(sim::run(args)),
             Command::Check(args) => check::run(&args),
+            Command::Watch(args) => block_on(watch::run(args)),
             Command::Token(args) => token::run(&args),
         }
     }

@@ -4,6 +4,7 @@ pub mod check;
 pub mod serve;
 pub mod sim;
 pub mod token;
+pub mod watch;
 
 /// Whatever made a command fail; its chain is printed.
 pub type CommandError = Box<dyn std::error::Error + Send + Sync>;

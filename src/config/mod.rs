@@ -29,7 +29,7 @@ use ipnet::IpNet;
 
 pub use self::fault::{Fault, Faults, Place};
 pub use self::locate::locate;
-pub use self::reader::{Wrong, base_url};
+pub use self::reader::{Wrong, base_url, secret};
 pub use self::team::member_name;
 use crate::secret::Secret;
 

@@ -219,8 +219,9 @@ fn duration(text: &str, range: &RangeInclusive<Duration>) -> Result<Duration, Wr
     )
 }
 
-/// A key or token must be able to stand in a header, after `Bearer `.
-fn secret(text: &str, env: &BTreeMap<String, String>) -> Result<Secret, Wrong> {
+/// A secret: itself, `env:NAME` out of this environment, or `file:PATH`. It must be able to stand in a header, after
+/// `Bearer `.
+pub fn secret(text: &str, env: &BTreeMap<String, String>) -> Result<Secret, Wrong> {
     let (source, text) = if let Some(name) = text.strip_prefix("env:") {
         // whoever wrote the key itself after `env:` must not find it in a log
         let shown = name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');

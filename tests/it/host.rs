@@ -43,6 +43,11 @@ impl Ground {
         self.dir.path().join(name)
     }
 
+    /// The upstream itself, for who does not go through a gateway.
+    pub(crate) fn upstream_url(&self) -> String {
+        format!("http://{}", self.upstream)
+    }
+
     /// Writes the configuration: these lines of `[server]`, and whole sections after them.
     pub(crate) fn configure(&self, lines: &str) {
         let listen = if lines.contains("listen =") { "" } else { "listen = \"127.0.0.1:0\"\n" };

@@ -30,3 +30,4 @@ mod signals;
 mod team;
 mod tls;
 mod turns;
+mod watch;
