@@ -60,7 +60,7 @@ impl Cli {
         match self.command.unwrap_or(Command::Serve(self.serve)) {
             Command::Serve(args) => block_on(serve::run(args)),
             Command::Sim(args) => block_on(sim::run(args)),
-            Command::Check(args) => check::run(&args),
+            Command::Check(args) => block_on(check::run(args)),
             Command::Watch(args) => block_on(watch::run(args)),
             Command::Token(args) => token::run(&args),
         }

@@ -1,6 +1,8 @@
 //! What the command does, one file a call.
 
+mod ask;
 pub mod check;
+mod key;
 pub mod serve;
 pub mod sim;
 pub mod token;

@@ -11,14 +11,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, Uri};
+use http::Uri;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use self::follow::{Ending, Follower, News};
 use self::view::View;
 use crate::clock;
-use crate::cmd::CommandError;
+use crate::cmd::ask::{clip_id, url};
+use crate::cmd::{CommandError, key};
 use crate::config;
 use crate::model::clip::ClipId;
 use crate::model::route::{Ladder, Route, Rung};
@@ -32,9 +33,6 @@ const MAX_CLIPS: usize = 100;
 
 /// News that wait to be shown.
 const NEWS: usize = 64;
-
-/// Where a key is looked for when none is named.
-const KEY_VARIABLE: &str = "AIMLAPI_KEY";
 
 const HELP: &str = "\
 Each clip has a bar that climbs its ladder. Where stdout is no terminal there is a plain line for each state, with \
@@ -74,14 +72,6 @@ pub struct Args {
     json: bool,
 }
 
-fn clip_id(text: &str) -> Result<ClipId, String> {
-    ClipId::new(text).map_err(|bad| bad.to_string())
-}
-
-fn url(text: &str) -> Result<Uri, String> {
-    config::base_url(text).map_err(|wrong| wrong.to_string())
-}
-
 fn goal(word: &str) -> Result<Rung, String> {
     let ladder = Route::suno().ladder;
     match ladder.rung(word) {
@@ -95,7 +85,7 @@ pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
     let route = Arc::new(Route::suno());
     let last = || route.ladder.rungs().filter(|rung| route.ladder.is_askable(*rung)).last();
     let goal = args.until.or_else(last).expect("some rung can be asked for");
-    let authorization = authorization(args.key.as_deref())?;
+    let authorization = key::authorization(args.key.as_deref())?;
     let upstream = config::Upstream { base_url: args.url.clone(), ..config::Config::default().upstream };
     let follower = Arc::new(Follower {
         client: Client::new(&upstream)?,
@@ -152,27 +142,6 @@ fn without_repeats(ids: Vec<ClipId>) -> Vec<ClipId> {
     once
 }
 
-/// What the key's source says, as the header field that carries it.
-fn authorization(source: Option<&str>) -> Result<Option<HeaderValue>, CommandError> {
-    let known = format!("env:{KEY_VARIABLE}");
-    let source = match source {
-        Some(source) if source.starts_with("env:") || source.starts_with("file:") => source,
-        Some(_) => {
-            return Err(
-                "--key: everybody on this machine sees a command line: write env:NAME or file:PATH".into()
-            );
-        }
-        None if std::env::var_os(KEY_VARIABLE).is_some_and(|key| !key.is_empty()) => &known,
-        None => return Ok(None),
-    };
-    let env = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let secret = config::secret(source, &env.collect()).map_err(|wrong| format!("--key: {wrong}"))?;
-    let mut value = HeaderValue::try_from(format!("Bearer {}", secret.expose()))?;
-    value.set_sensitive(true);
-    Ok(Some(value))
-}
-
 /// The rungs on the way to this one.
 fn steps_to(ladder: &Ladder, rung: Rung) -> u64 {
     ladder.rungs().take_while(|other| *other <= rung).count() as u64
@@ -195,11 +164,5 @@ mod tests {
             assert_eq!(endings.iter().fold(0, worse), code, "{endings:?}");
         }
         assert_eq!(rows.len(), 5);
-    }
-
-    #[test]
-    fn a_key_on_the_command_line_is_refused_unseen() {
-        let error = authorization(Some("sk-secret")).unwrap_err().to_string();
-        assert!(error.contains("env:NAME") && !error.contains("sk-secret"), "{error}");
     }
 }

@@ -32,9 +32,14 @@ pub(crate) struct Ground {
 
 impl Ground {
     pub(crate) async fn new() -> Self {
+        Self::before(Options::default()).await
+    }
+
+    /// Before an upstream like this.
+    pub(crate) async fn before(options: Options) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let upstream = listener.local_addr().unwrap();
-        let sim = Sim::new(Options::default());
+        let sim = Sim::new(options);
         tokio::spawn(sim.clone().serve(listener, std::future::pending()));
         Self { dir: tempfile::tempdir().unwrap(), sim, upstream }
     }

@@ -11,6 +11,7 @@ mod answers;
 mod architecture;
 mod cache;
 mod check;
+mod check_live;
 mod clients;
 mod cors;
 mod deadlines;
