@@ -1,12 +1,13 @@
 //! Connections: from an accepted socket to the gateway's answer.
 //!
 //! ```text
-//! listener ── a place (max_connections) ── accept ──► TLS? ──► Refusals ──► hyper ──► gateway
+//! listener ── a place (max_connections) ── accept ──► TLS? ──► Ahead ──► Refusals ──► hyper ──► gateway
 //! ```
 //!
 //! It owns the tasks of the connections and of their tunnels. It must never know what is asked for.
 
 use std::convert::Infallible;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use ipnet::IpNet;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -24,9 +26,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use self::ahead::Ahead;
+use self::answers::Answers;
 use self::listener::{Accepted, Listeners};
 pub use self::listener::{Listener, tcp_address};
-use self::refusals::{Answers, Refusals};
+use self::refusals::Refusals;
 use self::tls::Tls;
 pub use self::tls::TlsError;
 use crate::clock;
@@ -35,6 +39,8 @@ use crate::gateway::Gateway;
 use crate::reply::X_REQUEST_ID;
 use crate::request::{Peer, RequestCtx, RequestId, Trail};
 
+mod ahead;
+mod answers;
 mod listener;
 mod refusals;
 mod tls;
@@ -47,6 +53,13 @@ const MAX_STREAMS: u32 = 1000;
 
 /// How often a silent HTTP/2 connection is pinged, so that a client that vanished does not wait on.
 const PING_EVERY: Duration = Duration::from_secs(30);
+
+/// How long nothing may come from a TCP connection until its other end is probed, and how often and how many times in
+/// vain: a client that vanished does not wait on.
+const PROBE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(60))
+    .with_interval(Duration::from_secs(10))
+    .with_retries(3);
 
 /// The pause after a failed accept, which mostly means that descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -178,8 +191,8 @@ impl Server {
         match (accepted, &self.0.tls) {
             (Accepted::Unix(stream), _) => self.serve(stream, Peer::Unix, false, place).await,
             (Accepted::Tcp(stream, address), tls) => {
-                // Small answers must not wait for acknowledgements. A socket that is already gone shows itself below.
-                let _ = stream.set_nodelay(true);
+                // A socket that is already gone shows itself below.
+                let _ = prepare(&stream);
                 match tls {
                     None => self.serve(stream, Peer::Tcp(address), false, place).await,
                     Some(tls) => self.serve_tls(tls, stream, Peer::Tcp(address), place).await,
@@ -218,7 +231,7 @@ impl Server {
             async move {
                 let forwarded = server.gateway.handle(request, &ctx).await;
                 if let Some(tunnel) = forwarded.tunnel {
-                    let held = (answers.begin(), place);
+                    let held = (answers.begin_tunnel(), place);
                     let tunnel = async move {
                         tunnel.await;
                         drop(held);
@@ -228,6 +241,7 @@ impl Server {
                 Ok::<_, Infallible>(forwarded.response.map(|body| answering.with(body)))
             }
         });
+        let stream = Ahead::new(stream, answers.clone());
         let io = TokioIo::new(Refusals::new(stream, peer, answers.clone()));
         let connection = http.serve_connection_with_upgrades(io, service);
         tokio::pin!(connection);
@@ -260,4 +274,10 @@ impl Server {
             std::future::pending::<()>().await;
         }
     }
+}
+
+/// Small answers must not wait for acknowledgements, and vanished clients are to be noticed.
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    SockRef::from(stream).set_tcp_keepalive(&PROBE)
 }

@@ -8,19 +8,16 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
 use bytes::{Buf as _, Bytes};
 use http::HeaderValue;
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE};
-use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tracing::info;
 
-use crate::body::{Body, BoxError};
+use super::answers::Answers;
 use crate::error::{HttpFault, Refusal};
 use crate::request::{Peer, RequestId};
 
@@ -109,80 +106,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Refusals<S> {
         }
         ready!(this.release(cx))?;
         Pin::new(&mut this.socket).poll_shutdown(cx)
-    }
-}
-
-/// The service's answers on one connection, as far as their bytes may still be written. Clones are the same.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Answers(Arc<Underway>);
-
-#[derive(Debug, Default)]
-struct Underway {
-    begun: AtomicUsize,
-    /// Some ended since the last flush: hyper may hold their last bytes.
-    unflushed: AtomicBool,
-}
-
-impl Answers {
-    /// An answer is under way from now until what comes back is dropped, and its last bytes are flushed.
-    pub(super) fn begin(&self) -> Answering {
-        self.0.begun.fetch_add(1, Ordering::Relaxed);
-        self.0.unflushed.store(true, Ordering::Relaxed);
-        Answering(self.clone())
-    }
-
-    fn are_out(&self) -> bool {
-        self.0.begun.load(Ordering::Relaxed) == 0 && !self.0.unflushed.load(Ordering::Relaxed)
-    }
-
-    /// hyper flushes when it has written all it has.
-    fn flushed(&self) {
-        if self.0.begun.load(Ordering::Relaxed) == 0 {
-            self.0.unflushed.store(false, Ordering::Relaxed);
-        }
-    }
-}
-
-/// One answer that is under way.
-#[derive(Debug)]
-pub(super) struct Answering(Answers);
-
-impl Answering {
-    /// The answer's body, which is under way as long as it lives.
-    pub(super) fn with(self, body: Body) -> AnsweringBody {
-        AnsweringBody { body, _answering: self }
-    }
-}
-
-impl Drop for Answering {
-    fn drop(&mut self) {
-        self.0.0.begun.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A body that says when hyper is done with it.
-pub(super) struct AnsweringBody {
-    body: Body,
-    _answering: Answering,
-}
-
-impl HttpBody for AnsweringBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

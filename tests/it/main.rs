@@ -16,6 +16,7 @@ mod clients;
 mod cors;
 mod deadlines;
 mod drain;
+mod hangups;
 mod http2;
 mod keys;
 mod leaning;

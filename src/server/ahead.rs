@@ -1,0 +1,150 @@
+//! Reads ahead while an answer is under way, so that it shows when the client has hung up (contract, promise 6).
+//!
+//! hyper looks for that too, but not on an HTTP/1 connection where anything has come after the request that it is
+//! answering: a stray line break, or the next request. Then it reads no more until it has answered, and a parked wait
+//! would stay until its deadline. Here such bytes are taken from the socket and kept for hyper, up to a bound; beyond
+//! it the client is held back.
+//!
+//! The end of what a client sends is its hanging up, also where it could still read: hyper takes it so where nothing
+//! follows a request, and nginx does.
+
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf as _, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::answers::Answers;
+
+/// What is read ahead, at most: as much as a socket commonly holds by itself.
+const MOST: usize = 64 << 10;
+
+/// What is read at once.
+const PIECE: usize = 8 << 10;
+
+/// A client's socket.
+#[derive(Debug)]
+pub(super) struct Ahead<S> {
+    socket: S,
+    answers: Answers,
+    /// What was read, and hyper has not had yet.
+    kept: BytesMut,
+}
+
+impl<S: AsyncRead + Unpin> Ahead<S> {
+    pub(super) fn new(socket: S, answers: Answers) -> Self {
+        Self { socket, answers, kept: BytesMut::new() }
+    }
+
+    /// Takes what has come. An error is the client's end.
+    fn look(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        while self.answers.are_awaited() && self.kept.len() < MOST {
+            let mut space = [MaybeUninit::uninit(); PIECE];
+            let mut piece = ReadBuf::uninit(&mut space);
+            match Pin::new(&mut self.socket).poll_read(cx, &mut piece) {
+                Poll::Pending => break,
+                Poll::Ready(read) => read?,
+            }
+            if piece.filled().is_empty() {
+                return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the client has hung up"));
+            }
+            self.kept.extend_from_slice(piece.filled());
+            // hyper may have asked for it a moment before it came.
+            cx.waker().wake_by_ref();
+        }
+        Ok(())
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Ahead<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.kept.is_empty() {
+            return Pin::new(&mut this.socket).poll_read(cx, buf);
+        }
+        let piece = this.kept.len().min(buf.remaining());
+        buf.put_slice(&this.kept[..piece]);
+        this.kept.advance(piece);
+        if this.kept.is_empty() {
+            this.kept = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Ahead<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    /// The one thing that hyper does each time that it does anything, and so the moment to look.
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.look(cx)?;
+        Pin::new(&mut this.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn no_more_is_read_ahead_than_is_bearable_and_nothing_is_lost() {
+        let (mut client, server) = tokio::io::duplex(4096);
+        let answers = Answers::default();
+        let mut ahead = Ahead::new(server, answers.clone());
+        let sent: Vec<u8> = (0..50_000_u32).flat_map(u32::to_le_bytes).collect();
+        let writing = tokio::spawn({
+            let sent = sent.clone();
+            async move { client.write_all(&sent).await.map(|()| client) }
+        });
+        ahead.flush().await.unwrap();
+        assert!(ahead.kept.is_empty(), "nobody waits for an answer");
+
+        let answering = answers.begin();
+        poll_fn(|cx| {
+            let flushed = Pin::new(&mut ahead).poll_flush(cx);
+            // The one that writes has its turn each time that there is room.
+            if ahead.kept.len() < MOST { Poll::Pending } else { flushed }
+        })
+        .await
+        .unwrap();
+        assert!((MOST..MOST + PIECE).contains(&ahead.kept.len()), "{}", ahead.kept.len());
+        ahead.flush().await.unwrap();
+        assert!((MOST..MOST + PIECE).contains(&ahead.kept.len()), "{}", ahead.kept.len());
+
+        let mut back = vec![0; sent.len()];
+        ahead.read_exact(&mut back).await.unwrap();
+        assert!(back == sent);
+        assert_eq!(ahead.kept.capacity(), 0, "its memory is given back");
+
+        ahead.flush().await.unwrap();
+        drop(writing.await.unwrap().unwrap());
+        assert_eq!(ahead.flush().await.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        drop(answering);
+        ahead.flush().await.unwrap();
+    }
+}
