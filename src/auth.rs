@@ -3,7 +3,6 @@
 //! It must never know what is asked for. The hash key is made at start and leaves the process in no form, so
 //! that a key domain says nothing about its key. What the keyring holds can be changed while requests ask it.
 
-use std::fmt;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -14,7 +13,7 @@ use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 
 use crate::config;
 use crate::model::clip::KeyDomain;
-use crate::secret::Secret;
+use crate::secret::{Secret, TokenHash};
 
 /// With whose key a request reaches the upstream.
 #[derive(Clone, Debug)]
@@ -64,8 +63,8 @@ impl AuthError {
 }
 
 /// What a team's list has in place of a token.
-pub fn token_sha256(token: &[u8]) -> [u8; 32] {
-    Sha256::digest(token).into()
+pub fn token_sha256(token: &[u8]) -> TokenHash {
+    TokenHash(Sha256::digest(token).into())
 }
 
 /// Turns a request's fields into an [`Identity`].
@@ -86,14 +85,6 @@ enum Mode {
 struct Member {
     token: TokenHash,
     identity: Identity,
-}
-
-struct TokenHash([u8; 32]);
-
-impl fmt::Debug for TokenHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[token hash]")
-    }
 }
 
 /// Why no [`Keyring`] could be made.
@@ -164,7 +155,7 @@ impl Mode {
                     let identity = with_key(&member.upstream_key)
                         .ok_or_else(|| KeyringError::BadMemberKey(member.name.clone()))?;
                     let identity = Identity { member: Some(member.name.as_str().into()), ..identity };
-                    Ok(Member { token: TokenHash(member.token_sha256), identity })
+                    Ok(Member { token: member.token_sha256, identity })
                 };
                 members.iter().map(member).collect::<Result<_, _>>().map(Mode::Team)
             }
@@ -193,7 +184,7 @@ fn member(members: &[Member], token: &[u8]) -> Option<Identity> {
     let hash = token_sha256(token);
     let mut found = u64::MAX;
     for (n, member) in (0_u64..).zip(members) {
-        found.conditional_assign(&n, member.token.0.ct_eq(&hash));
+        found.conditional_assign(&n, member.token.0.ct_eq(&hash.0));
     }
     let found = usize::try_from(found).ok()?;
     members.get(found).map(|member| member.identity.clone())
@@ -289,7 +280,7 @@ mod tests {
             assert_eq!(name(&keyring, field), Err(AuthError::NoToken), "{field:?}");
         }
         assert_eq!(keyring.identify(&HeaderMap::new()).unwrap_err(), AuthError::NoToken);
-        let hash = TokenHash(token_sha256(b"cg_a")).0.map(|byte| format!("{byte:02x}")).concat();
+        let hash = token_sha256(b"cg_a").0.map(|byte| format!("{byte:02x}")).concat();
         for token in ["cg_", "cg_aa", "CG_A", "sk-1", "alice", &hash, "cg_a,"] {
             let field = format!("Bearer {token}");
             assert_eq!(name(&keyring, &field), Err(AuthError::UnknownToken), "{token:?}");
@@ -318,7 +309,7 @@ mod tests {
     fn a_keyring_shows_neither_tokens_nor_hashes_nor_keys() {
         let keyring = Keyring::new(&team(&[ALICE]), None).unwrap();
         let shown = format!("{keyring:?}");
-        let hash = format!("{:?}", token_sha256(b"cg_a"));
+        let hash = format!("{:?}", token_sha256(b"cg_a").0);
         assert!(shown.contains("alice"), "{shown}");
         for secret in ["cg_a", "sk-1", &hash] {
             assert!(!shown.contains(secret), "{shown}");

@@ -1,4 +1,4 @@
-//! A text that must not be seen: it has no `Display`, its `Debug` shows nothing.
+//! What must not be seen: it has no `Display`, its `Debug` shows nothing.
 
 use std::fmt;
 
@@ -24,6 +24,16 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// The SHA-256 of a member's token. Tokens cannot be had from it, but it tells who has got hold of one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct TokenHash(pub [u8; 32]);
+
+impl fmt::Debug for TokenHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[token hash]")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -31,5 +41,6 @@ mod tests {
     #[test]
     fn a_secret_cannot_be_printed() {
         assert_eq!(format!("{:?}", Secret::new("sk-abc")), "[secret]");
+        assert_eq!(format!("{:?}", TokenHash([7; 32])), "[token hash]");
     }
 }

@@ -67,7 +67,7 @@ fn token(random: &[u8; RANDOM_BYTES]) -> String {
 fn lines(name: &str, token: &str) -> String {
     // JSON's escapes are TOML's too.
     let name = serde_json::Value::from(name);
-    let hash = hex(&token_sha256(token.as_bytes()));
+    let hash = hex(&token_sha256(token.as_bytes()).0);
     format!(
         "\n[[team.members]]\nname = {name}\ntoken_sha256 = \"{hash}\"\nupstream_key = \"env:AIMLAPI_KEY\"\n"
     )

@@ -31,7 +31,7 @@ pub use self::fault::{Fault, Faults, Place};
 pub use self::locate::locate;
 pub use self::reader::{Wrong, base_url, secret};
 pub use self::team::member_name;
-use crate::secret::Secret;
+use crate::secret::{Secret, TokenHash};
 
 /// Everything (contract, section 9).
 #[derive(Clone, Debug, PartialEq)]
@@ -163,7 +163,7 @@ pub struct Member {
     /// What logs and metrics call the member.
     pub name: String,
     /// The SHA-256 of the member's token.
-    pub token_sha256: [u8; 32],
+    pub token_sha256: TokenHash,
     /// The upstream key the member's requests go with.
     pub upstream_key: Secret,
     /// The member's own `limits.requests_per_second`.

@@ -7,13 +7,13 @@ use super::fault::Place;
 use super::keys::{MILLION, Read};
 use super::raw::{Item, Raw, unknown};
 use super::reader::{Reader, Wrong, sha256};
-use crate::secret::Secret;
+use crate::secret::{Secret, TokenHash};
 
 /// The keys of one `[[team.members]]`.
 const MEMBER_KEYS: &[(&str, Read<DraftMember>)] = &[
     ("name", |m, r| r.parsed(&mut m.name, "\"alice\"", member_name)),
     ("token_sha256", |m, r| {
-        r.parsed(&mut m.token_sha256, "64 hexadecimal digits", |text| sha256(text).map(Some))
+        r.parsed(&mut m.token_sha256, "64 hexadecimal digits", |text| sha256(text).map(TokenHash).map(Some))
     }),
     ("upstream_key", |m, r| r.secret(&mut m.upstream_key)),
     ("requests_per_second", |m, r| some_rate(&mut m.requests_per_second, r)),
@@ -31,7 +31,7 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
 #[derive(Default)]
 struct DraftMember {
     name: String,
-    token_sha256: Option<[u8; 32]>,
+    token_sha256: Option<TokenHash>,
     upstream_key: Option<Secret>,
     requests_per_second: Option<u32>,
     burst: Option<u32>,

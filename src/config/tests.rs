@@ -414,7 +414,9 @@ fn a_team_is_read_and_its_members_told_apart() {
     let mode = "[auth]\nmode = \"team\"\n";
     let config = load(&format!("{mode}{}{}burst = 3\n", member("a", '0'), member("b", 'F')), &[]).unwrap();
     let Auth::Team(members) = config.auth else { panic!("no team") };
-    assert_eq!(members[1].token_sha256, [0xff; 32]);
+    assert_eq!(members[1].token_sha256, TokenHash([0xff; 32]));
+    let shown = format!("{members:?}");
+    assert!(!shown.contains("255, 255") && !shown.contains("\"k\""), "{shown}");
     assert_eq!((members[0].burst, members[1].burst), (None, Some(3)));
 
     let cases = [

@@ -1,5 +1,5 @@
 use super::*;
-use crate::secret::Secret;
+use crate::secret::{Secret, TokenHash};
 
 fn config(requests: (u32, u32), calls: (u32, u32)) -> config::Limits {
     config::Limits {
@@ -18,7 +18,7 @@ fn limits(requests: (u32, u32), calls: (u32, u32)) -> Limits {
 fn member(name: &str, requests: (Option<u32>, Option<u32>), calls: (Option<u32>, Option<u32>)) -> Member {
     Member {
         name: name.to_owned(),
-        token_sha256: [0; 32],
+        token_sha256: TokenHash([0; 32]),
         upstream_key: Secret::new("k"),
         requests_per_second: requests.0,
         burst: requests.1,
