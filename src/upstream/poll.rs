@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, USER_AGENT, VIA};
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, USER_AGENT, VIA};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -130,8 +130,10 @@ impl Poller {
         *request.method_mut() = Method::GET;
         *request.uri_mut() = uri;
         let fields = request.headers_mut();
-        // No Accept-Encoding: the bytes are shared with clients that accept none.
         fields.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        // The bytes are cut up, and shared with clients that accept no coding. Without the field any would do
+        // (RFC 9110 §12.5.3).
+        fields.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         fields.insert(AUTHORIZATION, authorization.clone());
         fields.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_NAME));
         fields.insert(VIA, HeaderValue::from_static(headers::via(Version::HTTP_11)));
@@ -143,7 +145,10 @@ impl Poller {
         let reply = |body| Arc::new(Reply { status: status.as_u16(), head: Arc::clone(&head), body });
         let key = key_word(status);
         let landed = |outcome, shape| Tried::Landed(Landing { outcome, shape, key });
-        if status.is_success() {
+        if status.is_success() && is_coded(headers) {
+            debug!("poll's answer is in a coding that was not asked for");
+            Tried::Failed(Failure::Garbled, None)
+        } else if status.is_success() {
             match answer::slice(&self.route, spec.form, &spec.clips, &body) {
                 Sliced::Clips { clips, shape } => {
                     let seen_at = clock::now();
@@ -172,6 +177,12 @@ impl Poller {
     }
 }
 
+/// Whether the body is compressed, so that nobody here can read it.
+fn is_coded(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(CONTENT_ENCODING).iter();
+    codings.any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"))
+}
+
 const USER_AGENT_NAME: &str = concat!("clipgate/", env!("CARGO_PKG_VERSION"));
 
 async fn read(response: Response<Answer>) -> Result<(StatusCode, HeaderMap, Bytes), Failure> {
@@ -188,3 +199,6 @@ async fn read(response: Response<Answer>) -> Result<(StatusCode, HeaderMap, Byte
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,67 @@
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+use crate::model::clip::{ClipId, ClipSet, KeyDomain};
+use crate::model::route::{Form, Goal};
+
+/// An upstream played by the test, byte for byte, and who polls it.
+struct Stage {
+    listener: TcpListener,
+    poller: Poller,
+}
+
+impl Stage {
+    async fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base_url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let config = config::Upstream { base_url, ..config::Config::default().upstream };
+        let client = Client::new(&config).unwrap();
+        Self { listener, poller: Poller::new(client, Arc::new(Route::suno()), &config) }
+    }
+
+    async fn try_poll(&self) -> Tried {
+        let clips = ClipSet::new([ClipId::new("a").unwrap()]);
+        let spec = PollSpec { domain: KeyDomain([0; 16]), form: Form::Single, clips, goal: Goal::Now };
+        self.poller.run(&spec, &HeaderValue::from_static("Bearer k"), async {}).await
+    }
+
+    /// One try that is answered with these fields and a clip; how it ended, and the request.
+    async fn answered_with(&self, fields: &str) -> (Tried, String) {
+        let answering = async {
+            let (mut socket, _) = self.listener.accept().await.unwrap();
+            let request = read_head(&mut socket).await;
+            let body = r#"{"id":"a","status":"queued"}"#;
+            let length = body.len();
+            let answer = format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: {length}\r\n\r\n{body}");
+            socket.write_all(answer.as_bytes()).await.unwrap();
+            request
+        };
+        tokio::join!(self.try_poll(), answering)
+    }
+}
+
+async fn read_head(socket: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(socket.read_u8().await.unwrap());
+    }
+    String::from_utf8(head).unwrap()
+}
+
+#[tokio::test]
+async fn a_poll_asks_for_bytes_in_no_coding() {
+    let (tried, request) = Stage::new().await.answered_with("Content-Encoding: identity\r\n").await;
+    assert!(request.contains("accept-encoding: identity\r\n"), "{request}");
+    let Tried::Landed(Landing { outcome: Outcome::Clips(states), .. }) = tried else { panic!("{tried:?}") };
+    assert_eq!(states.len(), 1);
+}
+
+#[tokio::test]
+async fn an_answer_in_a_coding_is_never_taken_for_clips() {
+    for coding in ["gzip", "identity, br", "GZIP"] {
+        let stage = Stage::new().await;
+        let (tried, _) = stage.answered_with(&format!("Content-Encoding: {coding}\r\n")).await;
+        assert!(matches!(tried, Tried::Failed(Failure::Garbled, None)), "{coding}: {tried:?}");
+    }
+}
