@@ -32,7 +32,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use self::board::{Board, Phase, Poll, PollPhase, Timer, Wait};
+use self::board::{Board, Phase, Poll, PollPhase, Timer, Tries, Wait};
 pub use self::rules::{Rules, SNAPSHOT_LIMIT};
 pub use self::vocabulary::{
     End, Failure, How, Input, Outcome, Output, PollId, PollSpec, Progress, Settled, WaitId, WaitSpec,
@@ -141,11 +141,13 @@ impl Coalescer {
     fn progress(&mut self, id: PollId, progress: Progress, now: Instant) {
         let Some(poll) = self.board.poll_mut(id) else { return };
         match progress {
-            Progress::Trying => (poll.tried_at, poll.standing, poll.retry_at) = (now, None, None),
-            Progress::Standing => poll.standing = Some(now),
+            Progress::Trying => (poll.tried_at, poll.tries) = (now, Tries::Trying),
+            Progress::Standing => poll.tries = Tries::Standing { since: now },
             Progress::Stalled(failure, pause) => {
-                (poll.standing, poll.failed, poll.retry_at) = (None, Some(failure), Some(now + pause));
-                for wait in poll.waits.clone() {
+                (poll.failed, poll.tries) = (Some(failure), Tries::Stalled { until: now + pause });
+                let waits = poll.waits.clone();
+                self.let_linger([id], now);
+                for wait in waits {
                     self.give_up_if_put_off(wait, now);
                 }
             }
@@ -169,7 +171,7 @@ impl Coalescer {
     fn landed(&mut self, id: PollId, outcome: Outcome, now: Instant) {
         // An aborted poll may land all the same, and nothing waits for it any more.
         let Some(poll) = self.board.poll_mut(id) else { return };
-        poll.standing = None;
+        poll.tries = Tries::Over;
         match outcome {
             Outcome::Clips(states) => self.landed_clips(id, states, now),
             Outcome::Whole(reply) => self.landed_whole(id, &reply, now),
@@ -313,11 +315,13 @@ impl Coalescer {
         let Some(poll) = self.board.poll(id) else { return };
         match poll.phase {
             PollPhase::Resting { .. } => self.release(id, None, now),
-            PollPhase::Open | PollPhase::Lingering { .. } => {
-                self.forget_poll(id);
-                self.outputs.push_back(Output::Abort(id));
-            }
+            PollPhase::Open | PollPhase::Lingering { .. } => self.abort(id),
         }
+    }
+
+    fn abort(&mut self, id: PollId) {
+        self.forget_poll(id);
+        self.outputs.push_back(Output::Abort(id));
     }
 
     /// Forgets a landed poll and plans whoever leaned on it anew.
@@ -404,12 +408,14 @@ impl Coalescer {
         poll.waits.into_iter().map(|wait| (wait, wait == poll.opener)).collect()
     }
 
-    /// Polls that a wait leaned on until now: those without a wait linger, or are forgotten if not open.
+    /// Polls that a wait leaned on until now: those without a wait linger, or are forgotten if the upstream does
+    /// not know of them.
     fn let_linger(&mut self, polls: impl IntoIterator<Item = PollId>, now: Instant) {
         for id in polls {
             match self.board.poll(id) {
                 Some(poll) if !poll.waits.is_empty() => {}
                 Some(Poll { phase: PollPhase::Resting { .. }, .. }) => drop(self.forget_poll(id)),
+                Some(poll) if poll.is_idle() => self.abort(id),
                 Some(_) => {
                     let until = now + self.rules.linger;
                     self.board.set_poll_phase(id, PollPhase::Lingering { until });

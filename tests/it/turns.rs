@@ -99,3 +99,25 @@ async fn a_dead_upstream_is_asked_a_few_times_and_then_only_by_probes() {
     };
     assert_eq!(back.body, stage.sim.body("back", "completed"));
 }
+
+#[tokio::test]
+async fn a_poll_whose_client_left_before_its_turn_is_never_made() {
+    let stage = Stage::with(|config, options| {
+        set_hold(Duration::from_secs(20), config, options);
+        config.upstream.max_polls = 1;
+        config.wait.linger = Duration::from_secs(20);
+    })
+    .await;
+    put_all(&stage, &["a", "b", "c"], "streaming");
+    let first = stage.spawn_get(&single("a", "completed"), &[]);
+    stage.until(|seen| seen.open == 1).await;
+    let gone = stage.spawn_get(&single("b", "completed"), &[]);
+    stage.until_parked(2).await;
+    drop(gone);
+    stage.until_parked(1).await;
+    let last = stage.spawn_get(&single("c", "completed"), &[]);
+    stage.until_parked(2).await;
+    put_all(&stage, &["a", "c"], "completed");
+    all(vec![first, last]).await;
+    assert_eq!(stage.asked(), ["a", "c"].map(|id| single(id, "completed")));
+}

@@ -66,12 +66,9 @@ pub(super) struct Poll {
     pub(super) opened_at: Instant,
     /// When the newest try began.
     pub(super) tried_at: Instant,
-    /// Since when its request has stood at the upstream.
-    pub(super) standing: Option<Instant>,
+    pub(super) tries: Tries,
     /// How the newest failed try failed.
     pub(super) failed: Option<Failure>,
-    /// When the next try is made, if the newest one failed.
-    pub(super) retry_at: Option<Instant>,
 }
 
 impl Poll {
@@ -84,11 +81,41 @@ impl Poll {
             keep: false,
             opened_at: now,
             tried_at: now,
-            standing: None,
+            tries: Tries::InLine,
             failed: None,
-            retry_at: None,
         }
     }
+
+    /// Since when its request has stood at the upstream, if it does.
+    pub(super) fn standing(&self) -> Option<Instant> {
+        match self.tries {
+            Tries::Standing { since } => Some(since),
+            Tries::InLine | Tries::Trying | Tries::Stalled { .. } | Tries::Over => None,
+        }
+    }
+
+    /// Whether no try is under way, and another is to come.
+    pub(super) fn is_idle(&self) -> bool {
+        match self.tries {
+            Tries::InLine | Tries::Stalled { .. } => true,
+            Tries::Trying | Tries::Standing { .. } | Tries::Over => false,
+        }
+    }
+}
+
+/// Where the tries of a poll stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tries {
+    /// It waits for its turn.
+    InLine,
+    /// One is under way.
+    Trying,
+    /// Its request has stood at the upstream since then.
+    Standing { since: Instant },
+    /// The newest one failed, another is made then.
+    Stalled { until: Instant },
+    /// It has landed.
+    Over,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -367,6 +394,7 @@ impl Board {
             timers.extend(poll.phase.due().map(|due| (due, Timer::Poll(id))));
             let is_lingering = matches!(poll.phase, PollPhase::Lingering { .. });
             assert_eq!(poll.waits.is_empty(), is_lingering, "{id:?} {:?}", poll.phase);
+            assert!(!is_lingering || !poll.is_idle(), "{id:?} lingers for nothing");
             assert!(poll.waits.iter().all(|wait| self.waits[wait].leans.contains(&id)), "{id:?}");
             for clip in &poll.spec.clips {
                 assert!(self.polls_on(poll.spec.domain, clip).any(|other| other == id), "{id:?} {clip}");

@@ -159,7 +159,6 @@ enum Event {
 #[derive(Debug)]
 struct Running {
     spec: PollSpec,
-    tries: u32,
     tried_at: Duration,
 }
 
@@ -438,11 +437,9 @@ impl World {
     fn begin(&mut self, id: PollId) {
         let now = self.now;
         let Some(poll) = self.running.get_mut(&id) else { return };
-        (poll.tries, poll.tried_at) = (poll.tries + 1, now);
-        let (spec, tries) = (poll.spec.clone(), poll.tries);
-        if tries > 1 {
-            self.machine.handle(Input::Progress(id, Progress::Trying), self.zero + now);
-        }
+        poll.tried_at = now;
+        let spec = poll.spec.clone();
+        self.machine.handle(Input::Progress(id, Progress::Trying), self.zero + now);
         let is_slow = self.mode == Mode::Faulty && self.rng.u8(..6) == 0;
         let stands = now + self.hop() + if is_slow { self.some(20) } else { Duration::ZERO };
         self.plan(stands, Event::Stand(id));
@@ -550,8 +547,14 @@ impl World {
                 let is_shared = is_split || self.mode == Mode::Faulty || !self.running.values().any(is_same);
                 assert!(is_shared, "{spec:?} is open already");
                 *self.opens.entry((spec.domain.0[0], spec.goal)).or_default() += 1;
-                self.running.insert(id, Running { spec, tries: 0, tried_at: self.now });
-                self.begin(id);
+                self.running.insert(id, Running { spec, tried_at: self.now });
+                // Under the upstream's limits it may have to wait for its turn.
+                if self.mode == Mode::Faulty && self.rng.u8(..6) == 0 {
+                    let turn = self.now + self.some(30);
+                    self.plan(turn, Event::Try(id));
+                } else {
+                    self.begin(id);
+                }
             }
             Output::Abort(id) => {
                 self.note(&format!("{id:?} is aborted"));

@@ -28,6 +28,8 @@ struct Stage {
     told: HashMap<u64, Settled>,
     /// Whether a poll stands at the upstream as soon as it is opened.
     stands: bool,
+    /// Whether polls wait for their turn, until the test says that they are tried.
+    in_line: bool,
 }
 
 fn domain(number: u8) -> KeyDomain {
@@ -65,6 +67,7 @@ impl Stage {
             aborted: 0,
             told: HashMap::new(),
             stands: true,
+            in_line: false,
         }
     }
 
@@ -91,7 +94,10 @@ impl Stage {
                     };
                     self.open.push((id, format!("{} {goal}", ids.join(" "))));
                     self.opened += 1;
-                    if self.stands {
+                    if !self.in_line {
+                        self.machine.handle(Input::Progress(id, Progress::Trying), self.now);
+                    }
+                    if self.stands && !self.in_line {
                         self.machine.handle(Input::Progress(id, Progress::Standing), self.now);
                     }
                 }
@@ -539,6 +545,28 @@ fn one_who_comes_back_within_the_linger_finds_the_poll_still_there() {
     s.land("a completed", "a=complete").assert_told(&["", "reached a=complete"]);
 }
 
+/// There is nothing at the upstream to be found again, and it would have been given a turn.
+#[test]
+fn a_poll_that_is_not_being_tried_is_forgotten_with_its_last_wait() {
+    let mut s = Stage::new();
+    s.in_line = true;
+    s.join(1, "a", "completed").join(2, "a", "completed").at(1.0).leave(1);
+    assert_eq!(s.aborted, 0);
+    s.leave(2);
+    assert!(s.is_idle() && s.aborted == 1, "in line");
+
+    let failing = Progress::Stalled(Failure::Unreachable, secs(5.0));
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").progress("a completed", failing.clone()).leave(1);
+    assert!(s.is_idle() && s.aborted == 1, "pausing");
+
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").leave(1);
+    assert_eq!(s.open(), ["a completed"]);
+    s.at(1.0).progress("a completed", failing);
+    assert!(s.is_idle() && s.aborted == 1, "pausing, while it lingers");
+}
+
 #[test]
 fn a_poll_that_lands_while_it_lingers_is_forgotten() {
     let mut s = Stage::new();
@@ -777,7 +805,7 @@ fn a_wait_whose_time_is_over_is_told_how_the_upstream_failed_last() {
     let mut s = Stage::new();
     s.join(1, "a", "completed").at(1.0).progress("a completed", failing(500, 120.0)).at(120.0);
     s.assert_told(&[""]);
-    assert_eq!(s.open(), ["a completed", "a submitted"]);
+    assert_eq!(s.open(), ["a submitted"]);
     s.at(120.1).progress("a submitted", failing(502, 1.0)).at(130.0);
     s.assert_told(&["failed 502"]);
 

@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use super::Coalescer;
-use super::board::{Phase, Poll, Told, Wait};
+use super::board::{Phase, Poll, Told, Tries, Wait};
 use super::vocabulary::WaitId;
 use crate::model::clip::{ClipId, ClipState, KeyDomain};
 use crate::model::route::Goal;
@@ -57,7 +57,7 @@ impl Coalescer {
         };
         self.board.polls_on(domain, &state.id).filter_map(|id| self.board.poll(id)).any(|poll| {
             poll.spec.goal == Goal::Rung(next)
-                && poll.standing.is_some_and(is_long_ago)
+                && poll.standing().is_some_and(is_long_ago)
                 && poll.spec.clips.iter().all(|clip| *clip == state.id || is_no_hindrance(clip))
         })
     }
@@ -78,7 +78,7 @@ impl Coalescer {
         wait.leans
             .iter()
             .filter_map(|&id| self.board.poll(id))
-            .any(|poll| poll.standing.is_some() && self.ends_with(poll, wait) && tells(poll))
+            .any(|poll| poll.standing().is_some() && self.ends_with(poll, wait) && tells(poll))
     }
 
     /// Whether the upstream's time for the poll and the wait's own are over at the same moment.
@@ -103,6 +103,6 @@ impl Coalescer {
     /// Whether something that the wait leans on is not even tried until then.
     pub(super) fn is_put_off(&self, wait: &Wait, until: Instant) -> bool {
         let mut polls = wait.leans.iter().filter_map(|&id| self.board.poll(id));
-        polls.any(|poll| poll.retry_at.is_some_and(|at| at > until))
+        polls.any(|poll| matches!(poll.tries, Tries::Stalled { until: at } if at > until))
     }
 }
