@@ -6,12 +6,13 @@ export PATH := $(VENV)/bin:$(PATH)
 
 SEEDS ?= 10000
 
-.PHONY: help run test check sweep tools
+.PHONY: help run test check deny sweep tools
 
 help:
 	@echo 'make run            run the gateway before a simulated upstream: no key, no network'
 	@echo 'make test           install what the tests need where that can be done, and run them all'
-	@echo 'make check          format, lints and documentation, each without a warning'
+	@echo 'make check          format, lints, documentation and dependencies, each without a warning'
+	@echo 'make deny           just the dependencies: licences, versions twice, where they come from (deny.toml)'
 	@echo 'make sweep SEEDS=n  the first n random schedules of the merging (10000); SEED=n: just that one, told'
 
 run:
@@ -20,10 +21,13 @@ run:
 test: tools
 	cargo test --locked
 
-check:
+check: deny
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+deny:
+	@.ci/deny target
 
 sweep:
 	CLIPGATE_SWEEP_SEEDS=$(SEEDS) $(if $(SEED),CLIPGATE_SWEEP_SEED=$(SEED)) \
