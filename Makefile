@@ -5,8 +5,10 @@ VENV := $(CURDIR)/target/python
 export PATH := $(VENV)/bin:$(PATH)
 
 SEEDS ?= 10000
+TIME ?= 600
+TARGETS ?= query answer coalescer turns
 
-.PHONY: help run test check deny sweep tools
+.PHONY: help run test check deny sweep fuzz tools
 
 help:
 	@echo 'make run            run the gateway before a simulated upstream: no key, no network'
@@ -14,6 +16,7 @@ help:
 	@echo 'make check          format, lints, documentation and dependencies, each without a warning'
 	@echo 'make deny           just the dependencies: licences, versions twice, where they come from (deny.toml)'
 	@echo 'make sweep SEEDS=n  the first n random schedules of the merging (10000); SEED=n: just that one, told'
+	@echo 'make fuzz TIME=n    n seconds (600) of made-up inputs for each of TARGETS (fuzz/targets/)'
 
 run:
 	cargo run --release --locked -- serve --sim
@@ -32,6 +35,16 @@ deny:
 sweep:
 	CLIPGATE_SWEEP_SEEDS=$(SEEDS) $(if $(SEED),CLIPGATE_SWEEP_SEED=$(SEED)) \
 		cargo test --locked --lib no_client_is_worse_off_than_alone -- --nocapture
+
+# Needs a nightly toolchain, cargo-fuzz and a C++ compiler. What it finds is in fuzz/artifacts/.
+fuzz:
+	@cargo +nightly fuzz --version || { \
+		echo 'missing: rustup toolchain install nightly; cargo install cargo-fuzz' >&2; exit 1; }
+	cargo +nightly fuzz build
+	for target in $(TARGETS); do \
+		dict=; if [ -e fuzz/$$target.dict ]; then dict=-dict=fuzz/$$target.dict; fi; \
+		cargo +nightly fuzz run $$target -- -max_total_time=$(TIME) -len_control=0 $$dict || exit 1; \
+	done
 
 tools:
 	@.ci/tools "$(VENV)"

@@ -1,0 +1,125 @@
+//! Any answer: cutting it never panics, however deep it is, and clips are slices of it that can be put together
+//! again.
+
+#![no_main]
+
+use std::ops::Range;
+
+use arbitrary::Arbitrary;
+use bytes::Bytes;
+use clipgate::model::answer::{self, Cut, Shape, Sliced};
+use clipgate::model::clip::{ClipId, ClipSet};
+use clipgate::model::route::{Form, Route};
+use libfuzzer_sys::fuzz_target;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+
+/// What may be asked for.
+const IDS: [&str; 4] = ["a", "b", "clip-1", "é\""];
+
+#[derive(Arbitrary, Debug)]
+struct Input<'a> {
+    is_single: bool,
+    /// Which of [`IDS`], a bit each.
+    asked: u8,
+    body: Body<'a>,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Body<'a> {
+    Deep {
+        /// How many lists stand around it.
+        depth: u16,
+        text: &'a [u8],
+    },
+    Flat(&'a [u8]),
+}
+
+fuzz_target!(|input: Input<'_>| {
+    let route = Route::suno();
+    let form = if input.is_single { Form::Single } else { Form::Multi };
+    let ids = IDS.iter().enumerate().filter(|(bit, _)| input.asked & 1 << bit != 0).map(|(_, id)| id);
+    let mut asked = ClipSet::new(ids.map(|id| ClipId::new(id).expect("it has a length")));
+    if asked.is_empty() || input.is_single {
+        asked = ClipSet::new(asked.iter().next().cloned().or_else(|| ClipId::new(IDS[0]).ok()));
+    }
+    match input.body {
+        Body::Flat(text) => check(&route, form, &asked, &Bytes::copy_from_slice(text)),
+        Body::Deep { depth, text } => {
+            for body in deep(depth, text) {
+                // Not put together again, which is slow and no deeper.
+                let _ = answer::slice(&route, form, &asked, &Bytes::from(body));
+            }
+        }
+    }
+});
+
+/// The text with lists around it, alone and as a member of a clip.
+fn deep(depth: u16, text: &[u8]) -> [Vec<u8>; 2] {
+    let (open, close) = (b"[".repeat(depth.into()), b"]".repeat(depth.into()));
+    let list = [&open, text, &close].concat();
+    [[br#"{"id":"a","x":"#, &list[..], br#","status":"queued"}"#].concat(), list]
+}
+
+fn check(route: &Route, form: Form, asked: &ClipSet, body: &Bytes) {
+    let is_json = serde_json::from_slice::<IgnoredAny>(body).is_ok() && str::from_utf8(body).is_ok();
+    match answer::slice(route, form, asked, body) {
+        Sliced::Clips { clips, shape } => {
+            assert!(is_json && shape.is_some() == (form == Form::Multi));
+            assert!(clips.iter().map(|cut| &cut.id).eq(asked), "{clips:?}");
+            let within = body.as_ptr_range();
+            for cut in &clips {
+                is_slice(cut, &within);
+                is_what_others_read(route, cut);
+            }
+            let shapes = shape.into_iter().chain([
+                Shape::Bare,
+                Shape::ById,
+                Shape::Wrapped("clips".to_owned()),
+                Shape::Wrapped("a".to_owned()),
+            ]);
+            for shape in shapes {
+                is_cut_again(route, asked, &clips, shape);
+            }
+        }
+        Sliced::Whole => assert!(is_json),
+        Sliced::Garbled => assert!(!is_json),
+    }
+}
+
+fn is_slice(cut: &Cut, within: &Range<*const u8>) {
+    let own = cut.body.as_ptr_range();
+    assert!(within.start <= own.start && own.end <= within.end, "a copy: {cut:?}");
+}
+
+/// Of a clip that a plain reader can read.
+fn is_what_others_read(route: &Route, cut: &Cut) {
+    // It reads no number that is out of bounds, no half of a pair and nothing deep.
+    let Ok(value) = serde_json::from_slice::<Value>(&cut.body) else { return };
+    assert!(value.get("id").is_none_or(|id| id == cut.id.as_str()), "{cut:?}");
+    let rung = value.get("status").and_then(Value::as_str).and_then(|word| route.ladder.rung(word));
+    assert_eq!(cut.rung, rung, "{cut:?}");
+}
+
+/// Put together, the clips are JSON, and cut again they are the same.
+fn is_cut_again(route: &Route, asked: &ClipSet, clips: &[Cut], shape: Shape) {
+    let all = answer::assemble(&shape, clips.iter().map(|cut| (&cut.id, &cut.body)));
+    assert!(serde_json::from_slice::<IgnoredAny>(&all).is_ok(), "{all:?}");
+    let has_ids = clips.iter().all(|cut| {
+        let head = serde_json::from_slice::<Value>(&cut.body);
+        head.is_ok_and(|head| head.get("id").is_some())
+    });
+    match answer::slice(route, Form::Multi, asked, &all) {
+        Sliced::Clips { clips: again, shape: again_in } => {
+            assert_eq!(again_in, Some(shape));
+            for (cut, again) in clips.iter().zip(&again) {
+                assert_eq!(
+                    (&cut.id, cut.rung, cut.body.trim_ascii()),
+                    (&again.id, again.rung, &again.body[..])
+                );
+            }
+        }
+        // A map's clips need no ids of their own; a list's do.
+        other => assert!(!has_ids && shape != Shape::ById, "{other:?} of {all:?}"),
+    }
+}

@@ -1,0 +1,447 @@
+//! Any schedule: the Coalescer's own invariants hold, and each wait that stays is answered, once, in time, and with
+//! nothing that is not its own.
+//!
+//! Everything happens in virtual time. The shell is this file: it may be late with what is due, by `MAX_LATE`; it
+//! tells of a poll only what can happen to it.
+
+#![no_main]
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+use arbitrary::Arbitrary;
+use bytes::Bytes;
+use clipgate::model::clip::{ClipId, ClipSet, ClipState, Head, KeyDomain, Reply};
+use clipgate::model::coalesce::{
+    Coalescer, End, Failure, Input, Outcome, Output, PollId, PollSpec, Progress, Rules, SNAPSHOT_LIMIT,
+    Settled, WaitId, WaitSpec,
+};
+use clipgate::model::route::{Form, Goal, Ladder, Route, Rung};
+use libfuzzer_sys::fuzz_target;
+
+const HOLD: Duration = Duration::from_secs(120);
+/// Two moments that are closer are one.
+const SKEW: Duration = HOLD.checked_div(500).expect("it is not zero");
+/// How long after its deadline a wait stays for a poll that is about to end.
+const GRACE: Duration = HOLD.checked_div(24).expect("it is not zero");
+/// How late the shell is at most.
+const MAX_LATE: Duration = Duration::from_millis(255);
+const CLIPS: u8 = 5;
+/// A schedule has no more waits, so that each of its steps is checked.
+const MOST_WAITS: usize = 40;
+
+/// So that durations are all there is.
+static ZERO: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+#[derive(Arbitrary, Debug)]
+struct Schedule {
+    max_clips: u8,
+    linger_secs: u8,
+    steps: Vec<Step>,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Step {
+    Join(Join),
+    /// Which of the waits that are there.
+    Leave(u8),
+    /// Which of the polls that run.
+    Try(u8),
+    Stand(u8),
+    Stall {
+        poll: u8,
+        pause_millis: u16,
+    },
+    Land {
+        poll: u8,
+        how: How,
+    },
+    /// An aborted poll lands all the same.
+    LandLate {
+        poll: u8,
+        how: How,
+    },
+    /// Time passes, and what is due is done by `late` milliseconds too late.
+    Pass {
+        millis: u16,
+        late: u8,
+    },
+    PassLong {
+        secs: u8,
+    },
+    Drain {
+        secs: u8,
+    },
+}
+
+#[derive(Arbitrary, Debug)]
+struct Join {
+    domain: bool,
+    /// Which clips, a bit each.
+    clips: u8,
+    is_single: bool,
+    /// Its place on the ladder; beyond it: no status.
+    goal: u8,
+    timeout: Timeout,
+    /// How long ago it came, in milliseconds.
+    since: u8,
+    keep: bool,
+    /// Which of its clips are known, a bit each, and where.
+    known: u8,
+    rung: u8,
+    /// It may not cost a request.
+    is_refused: bool,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Timeout {
+    Hold,
+    Secs(u8),
+    Millis(u8),
+    Long(u8),
+}
+
+#[derive(Arbitrary, Debug)]
+enum How {
+    /// Where each clip is, by its number; beyond the ladder: a word that is on none.
+    Clips([u8; CLIPS as usize]),
+    Reached,
+    Whole,
+    Refused,
+    Answered,
+    Unreachable,
+    BreakerOpen,
+}
+
+fuzz_target!(|schedule: Schedule| {
+    let mut shell = Shell::new(&schedule);
+    for step in &schedule.steps {
+        shell.step(step);
+        shell.act();
+    }
+    shell.finish();
+});
+
+struct Shell {
+    machine: Coalescer,
+    ladder: Ladder,
+    rungs: Vec<Rung>,
+    max_clips: usize,
+    now: Duration,
+    late: Duration,
+    waits: BTreeMap<WaitId, Wait>,
+    next_wait: u64,
+    running: BTreeMap<PollId, PollSpec>,
+    aborted: BTreeMap<PollId, PollSpec>,
+    opened: BTreeMap<PollId, PollSpec>,
+    /// Since when, and until when.
+    draining: Option<(Duration, Duration)>,
+}
+
+struct Wait {
+    domain: KeyDomain,
+    clips: ClipSet,
+    goal: Goal,
+    arrived: Duration,
+    deadline: Duration,
+}
+
+impl Shell {
+    fn new(schedule: &Schedule) -> Self {
+        let ladder = Route::suno().ladder;
+        let max_clips = usize::from(schedule.max_clips % CLIPS) + 1;
+        let linger = Duration::from_secs(schedule.linger_secs.into());
+        let rules = Rules { ladder: ladder.clone(), hold: HOLD, linger, max_clips };
+        Self {
+            machine: Coalescer::new(rules),
+            rungs: ladder.rungs().collect(),
+            ladder,
+            max_clips,
+            // A wait may have come before the first step.
+            now: Duration::from_secs(1),
+            late: Duration::ZERO,
+            waits: BTreeMap::new(),
+            next_wait: 0,
+            running: BTreeMap::new(),
+            aborted: BTreeMap::new(),
+            opened: BTreeMap::new(),
+            draining: None,
+        }
+    }
+
+    fn step(&mut self, step: &Step) {
+        match step {
+            Step::Join(join) => self.join(join),
+            Step::Leave(place) => {
+                if let Some(id) = pick(&self.waits, *place) {
+                    self.waits.remove(&id);
+                    self.handle(Input::Leave(id));
+                }
+            }
+            Step::Try(place) => self.progress(*place, Progress::Trying),
+            Step::Stand(place) => self.progress(*place, Progress::Standing),
+            Step::Stall { poll, pause_millis } => {
+                let pause = Duration::from_millis((*pause_millis).into());
+                let failure = self.failure_of(*poll);
+                self.progress(*poll, Progress::Stalled(failure, pause));
+            }
+            Step::Land { poll, how } => {
+                if let Some((id, spec)) =
+                    pick(&self.running, *poll).and_then(|id| self.running.remove_entry(&id))
+                {
+                    self.land(id, &spec, how);
+                }
+            }
+            Step::LandLate { poll, how } => {
+                if let Some((id, spec)) =
+                    pick(&self.aborted, *poll).and_then(|id| self.aborted.remove_entry(&id))
+                {
+                    self.land(id, &spec, how);
+                }
+            }
+            Step::Pass { millis, late } => {
+                self.late = Duration::from_millis((*late).into());
+                self.pass(Duration::from_millis((*millis).into()));
+            }
+            Step::PassLong { secs } => self.pass(Duration::from_secs((*secs).into())),
+            Step::Drain { secs } => {
+                if self.draining.is_none() {
+                    let until = self.now + Duration::from_secs((*secs % 30).into());
+                    self.draining = Some((self.now, until));
+                    self.handle(Input::Drain(self.at(until)));
+                }
+            }
+        }
+    }
+
+    fn at(&self, at: Duration) -> Instant {
+        *ZERO + at
+    }
+
+    fn handle(&mut self, input: Input) {
+        let now = self.at(self.now);
+        self.machine.handle(input, now);
+    }
+
+    fn join(&mut self, join: &Join) {
+        if self.waits.len() == MOST_WAITS {
+            return;
+        }
+        let mut numbers: Vec<u8> = (0..CLIPS).filter(|bit| join.clips & 1 << bit != 0).collect();
+        if numbers.is_empty() {
+            numbers.push(0);
+        }
+        if join.is_single {
+            numbers.truncate(1);
+        }
+        let (domain, id) = (KeyDomain([join.domain.into(); 16]), WaitId(self.next_wait));
+        self.next_wait += 1;
+        let askable = self.rungs.get(usize::from(join.goal)).filter(|&&rung| self.ladder.is_askable(rung));
+        let arrived = self.now - Duration::from_millis(join.since.into());
+        let timeout = match join.timeout {
+            Timeout::Hold => HOLD,
+            Timeout::Secs(secs) => Duration::from_secs(secs.into()),
+            Timeout::Millis(millis) => Duration::from_millis(millis.into()),
+            Timeout::Long(secs) => HOLD + Duration::from_secs(2 * u64::from(secs)),
+        };
+        let is_known = |number: &&u8| join.known & 1 << **number != 0;
+        let known = numbers.iter().filter(is_known).map(|&number| self.state(domain, number, join.rung));
+        let wait = Wait {
+            domain,
+            clips: ClipSet::new(numbers.iter().map(|&number| clip(number))),
+            goal: askable.map_or(Goal::Now, |&rung| Goal::Rung(rung)),
+            arrived,
+            deadline: arrived + timeout,
+        };
+        let spec = WaitSpec {
+            domain,
+            form: if join.is_single { Form::Single } else { Form::Multi },
+            clips: wait.clips.clone(),
+            goal: wait.goal,
+            arrived: self.at(arrived),
+            timeout,
+            keep: join.keep,
+            known: known.collect(),
+        };
+        self.handle(Input::Join(id, spec));
+        if join.is_refused && self.machine.is_asking() {
+            self.handle(Input::Refuse(id));
+            assert!(!self.machine.is_asking(), "a refused wait asks");
+        } else {
+            self.waits.insert(id, wait);
+        }
+    }
+
+    fn progress(&mut self, place: u8, progress: Progress) {
+        if let Some(id) = pick(&self.running, place) {
+            self.handle(Input::Progress(id, progress));
+        }
+    }
+
+    fn failure_of(&self, place: u8) -> Failure {
+        match pick(&self.running, place) {
+            Some(id) => Failure::Answered(self.reply(id)),
+            None => Failure::Unreachable,
+        }
+    }
+
+    fn land(&mut self, id: PollId, spec: &PollSpec, how: &How) {
+        let states = |place: &dyn Fn(u8) -> u8| {
+            let named = (0..CLIPS).filter(|&number| spec.clips.contains(&clip(number)));
+            Outcome::Clips(named.map(|number| self.state(spec.domain, number, place(number))).collect())
+        };
+        let outcome = match how {
+            How::Clips(places) => states(&|number| places[usize::from(number)]),
+            How::Reached => {
+                let asked = |rung: &&Rung| spec.goal == Goal::Rung(**rung);
+                let place = self.rungs.iter().take_while(|rung| !asked(rung)).count() % self.rungs.len();
+                states(&|_| u8::try_from(place).expect("the ladder is short"))
+            }
+            How::Whole => Outcome::Whole(self.reply(id)),
+            How::Refused => Outcome::Refused(self.reply(id)),
+            How::Answered => Outcome::Failed(Failure::Answered(self.reply(id))),
+            How::Unreachable => Outcome::Failed(Failure::Unreachable),
+            How::BreakerOpen => Outcome::Failed(Failure::BreakerOpen { retry_after: Duration::from_secs(5) }),
+        };
+        self.handle(Input::Landed(id, outcome));
+    }
+
+    /// A state as it is seen now; its body says whose and which. A place beyond the ladder is a word on none.
+    fn state(&self, domain: KeyDomain, number: u8, place: u8) -> ClipState {
+        let id = clip(number);
+        ClipState {
+            rung: self.rungs.get(usize::from(place)).copied(),
+            body: tag(domain, &id),
+            id,
+            head: Arc::new(Head::default()),
+            seen_at: self.at(self.now),
+        }
+    }
+
+    /// A reply to this poll; its body says to which.
+    fn reply(&self, id: PollId) -> Arc<Reply> {
+        let body = Bytes::from(id.0.to_string());
+        Arc::new(Reply { status: 418, head: Arc::new(Head::default()), body })
+    }
+
+    /// Time passes, from one thing that is due to the next.
+    fn pass(&mut self, by: Duration) {
+        let end = self.now + by;
+        while let Some(due) = self.due().map(|at| at + self.late).filter(|at| *at <= end) {
+            self.now = self.now.max(due);
+            self.fire();
+        }
+        self.now = end;
+    }
+
+    fn due(&self) -> Option<Duration> {
+        self.machine.poll_timeout().map(|at| at.saturating_duration_since(*ZERO))
+    }
+
+    fn fire(&mut self) {
+        let now = self.at(self.now);
+        self.machine.handle_timeout(now);
+        assert!(self.machine.poll_timeout().is_none_or(|at| at > now), "still due");
+        self.act();
+    }
+
+    fn act(&mut self) {
+        while let Some(output) = self.machine.poll_output() {
+            match output {
+                Output::Open(id, spec) => {
+                    assert!(self.opened.insert(id, spec.clone()).is_none(), "{id:?} opens twice");
+                    assert!((1..=self.max_clips).contains(&spec.clips.len()), "{spec:?}");
+                    assert!(spec.form == Form::Multi || spec.clips.len() == 1, "{spec:?}");
+                    self.running.insert(id, spec);
+                }
+                Output::Abort(id) => {
+                    let spec = self.running.remove(&id).expect("only what runs is aborted");
+                    self.aborted.insert(id, spec);
+                }
+                Output::Settle(id, settled) => {
+                    let wait = self.waits.remove(&id).expect("only a wait that is there is answered");
+                    self.check(id, &wait, &settled);
+                }
+            }
+        }
+        let is_late = |wait: &Wait| self.now > self.latest(wait);
+        assert!(!self.waits.values().any(is_late), "a wait is forgotten");
+        assert_eq!(self.machine.waits(), self.waits.len());
+    }
+
+    /// When a wait is answered at the latest: being late comes three times, for each of its ways to be due.
+    fn latest(&self, wait: &Wait) -> Duration {
+        let latest = wait.deadline.max(wait.arrived) + GRACE + SNAPSHOT_LIMIT;
+        let latest = match self.draining {
+            Some((since, until)) if wait.deadline > since => latest.min(until.max(wait.arrived)),
+            Some(_) | None => latest,
+        };
+        latest + MAX_LATE * 4
+    }
+
+    fn check(&self, id: WaitId, wait: &Wait, settled: &Settled) {
+        let deadline = match self.draining {
+            Some((since, _)) => wait.deadline.min(since),
+            None => wait.deadline,
+        };
+        let is_over = self.now + SKEW >= deadline;
+        match &settled.end {
+            End::Reached(states) => {
+                self.check_states(wait, states);
+                let reaches = |rung: Rung| match wait.goal {
+                    Goal::Now => true,
+                    Goal::Rung(goal) => rung >= goal,
+                };
+                assert!(states.iter().all(|state| state.rung.is_none_or(reaches)), "{id:?} {states:?}");
+            }
+            End::TimedOut(states) => {
+                self.check_states(wait, states);
+                assert!(is_over, "{id:?} is cut short");
+            }
+            End::Whole(reply) | End::Refused(reply) | End::Failed(Failure::Answered(reply)) => {
+                self.check_origin(wait, reply);
+            }
+            End::Failed(Failure::Overdue) => assert!(is_over, "{id:?} is given up"),
+            End::Failed(Failure::Unreachable | Failure::Garbled | Failure::BreakerOpen { .. }) => {}
+        }
+    }
+
+    /// Its clips, in the set's order, as its key domain was told them, and since it came.
+    fn check_states(&self, wait: &Wait, states: &[ClipState]) {
+        assert!(states.iter().map(|state| &state.id).eq(&wait.clips), "{states:?}");
+        for state in states {
+            assert_eq!(state.body, tag(wait.domain, &state.id));
+            assert!(state.seen_at >= self.at(wait.arrived), "{state:?} is old");
+        }
+    }
+
+    fn check_origin(&self, wait: &Wait, reply: &Reply) {
+        let text = str::from_utf8(&reply.body).expect("it is a number");
+        let spec = &self.opened[&PollId(text.parse().expect("it is a number"))];
+        assert_eq!(spec.domain, wait.domain);
+        assert!(spec.clips.is_subset(&wait.clips), "told of {spec:?}");
+    }
+
+    /// When nothing happens any more each wait is answered, and each poll forgotten.
+    fn finish(&mut self) {
+        self.late = Duration::ZERO;
+        self.pass(Duration::from_secs(3600));
+        assert!(self.waits.is_empty(), "{} waits are forgotten", self.waits.len());
+        assert_eq!((self.machine.waits(), self.machine.polls(), self.due()), (0, 0, None));
+        assert!(self.running.is_empty(), "{:?}", self.running);
+    }
+}
+
+/// The one at this place, if there are any.
+fn pick<K: Copy + Ord, V>(from: &BTreeMap<K, V>, place: u8) -> Option<K> {
+    from.keys().nth(usize::from(place) % from.len().max(1)).copied()
+}
+
+fn clip(number: u8) -> ClipId {
+    ClipId::new(&format!("c{number}")).expect("it has a length")
+}
+
+fn tag(domain: KeyDomain, id: &ClipId) -> Bytes {
+    Bytes::from(format!("{domain} {id}"))
+}
