@@ -11,11 +11,14 @@
 
 mod shell;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use self::shell::Shell;
@@ -81,9 +84,37 @@ pub enum HubError {
 
 #[derive(Debug)]
 enum Command {
-    Join(WaitId, Wait, oneshot::Sender<Result<Settled, HubError>>),
+    Join(WaitId, Wait, Client),
     Leave(WaitId),
     Drain(Instant),
+}
+
+/// Who waits, as the hub's task knows it.
+#[derive(Debug)]
+struct Client {
+    answer: oneshot::Sender<Result<Settled, HubError>>,
+    /// Told when the wait is parked, or settled at once; dropped untold where it is refused.
+    parked: Option<oneshot::Sender<()>>,
+    place: HeldPlace,
+}
+
+/// What a wait takes up, until it is settled or leaves: whichever is first takes it. So a client that does not take
+/// its answer takes up nothing.
+type HeldPlace = Arc<Mutex<Option<Place>>>;
+
+/// The way out comes first, as it is dropped first: whoever has a permit finds room in the inbox.
+#[derive(Debug)]
+struct Place {
+    leave: mpsc::OwnedPermit<Command>,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// A wait on its way or parked. Dropping it leaves.
+#[derive(Debug)]
+pub struct Parked {
+    id: WaitId,
+    settled: oneshot::Receiver<Result<Settled, HubError>>,
+    place: HeldPlace,
 }
 
 impl Hub {
@@ -114,15 +145,28 @@ impl Hub {
 
     /// Waits until there is an answer. Cancel safe: dropping the future leaves, and frees all it held.
     pub async fn wait(&self, wait: Wait) -> Result<Settled, HubError> {
+        self.join(wait, None)?.await
+    }
+
+    /// Parks a wait: what comes back will be its answer. Cancel safe, as [`Hub::wait`] is.
+    pub async fn park(&self, wait: Wait) -> Result<Parked, HubError> {
+        let (parked, is_parked) = oneshot::channel();
+        let wait = self.join(wait, Some(parked))?;
+        match is_parked.await {
+            Ok(()) => Ok(wait),
+            Err(_) => Err(wait.await.err().unwrap_or(HubError::Gone)),
+        }
+    }
+
+    fn join(&self, wait: Wait, parked: Option<oneshot::Sender<()>>) -> Result<Parked, HubError> {
         let permit = Arc::clone(&self.parked).try_acquire_owned().map_err(|_| HubError::Full)?;
         let id = WaitId(self.next.fetch_add(1, Ordering::Relaxed));
         let leave = self.commands.clone().try_reserve_owned().map_err(|error| refusal(&error))?;
+        let place = Arc::new(Mutex::new(Some(Place { leave, _permit: permit })));
         let (answer, settled) = oneshot::channel();
-        self.commands.try_send(Command::Join(id, wait, answer)).map_err(|error| refusal(&error))?;
-        let mut leaver = Leaver { id, leave: Some(leave), _permit: permit };
-        let settled = settled.await.unwrap_or(Err(HubError::Gone));
-        leaver.leave = None;
-        settled
+        let client = Client { answer, parked, place: Arc::clone(&place) };
+        self.commands.try_send(Command::Join(id, wait, client)).map_err(|error| refusal(&error))?;
+        Ok(Parked { id, settled, place })
     }
 
     /// Has every wait told the truth of its clips by `until`, spread over the time that is left.
@@ -149,17 +193,20 @@ fn refusal<T>(error: &mpsc::error::TrySendError<T>) -> HubError {
     }
 }
 
-/// Tells the hub that the client left, unless it was answered.
-struct Leaver {
-    id: WaitId,
-    leave: Option<mpsc::OwnedPermit<Command>>,
-    _permit: OwnedSemaphorePermit,
+impl Future for Parked {
+    type Output = Result<Settled, HubError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let settled = ready!(Pin::new(&mut self.settled).poll(cx));
+        Poll::Ready(settled.unwrap_or(Err(HubError::Gone)))
+    }
 }
 
-impl Drop for Leaver {
+impl Drop for Parked {
     fn drop(&mut self) {
-        if let Some(leave) = self.leave.take() {
-            leave.send(Command::Leave(self.id));
+        let place = self.place.lock().take();
+        if let Some(place) = place {
+            place.leave.send(Command::Leave(self.id));
         }
     }
 }

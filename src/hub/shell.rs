@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tracing::{debug, error};
 
-use super::{Command, HubError, Wait};
+use super::{Client, Command, HubError, Wait};
 use crate::cache::Cache;
 use crate::clock;
 use crate::limits::Limits;
@@ -53,7 +53,7 @@ enum Event {
 }
 
 struct Parked {
-    answer: oneshot::Sender<Result<Settled, HubError>>,
+    client: Client,
     domain: KeyDomain,
 }
 
@@ -136,7 +136,7 @@ impl Shell {
 
     fn command(&mut self, command: Command, now: Instant) {
         match command {
-            Command::Join(id, wait, answer) => self.join(id, wait, answer, now),
+            Command::Join(id, wait, client) => self.join(id, wait, client, now),
             Command::Leave(id) => {
                 self.machine.handle(Input::Leave(id), now);
                 self.unpark(id);
@@ -146,17 +146,10 @@ impl Shell {
         self.act(now);
     }
 
-    fn join(
-        &mut self,
-        id: WaitId,
-        wait: Wait,
-        answer: oneshot::Sender<Result<Settled, HubError>>,
-        now: Instant,
-    ) {
+    fn join(&mut self, id: WaitId, wait: Wait, mut client: Client, now: Instant) {
         let domain = wait.identity.domain;
         if self.keys.get(&domain).is_some_and(|key| key.waits >= self.max_waits_per_key) {
-            // Fails where the client has just left.
-            let _ = answer.send(Err(HubError::FullForKey));
+            client.answer(Err(HubError::FullForKey));
             return;
         }
         let known = match wait.max_age {
@@ -171,7 +164,8 @@ impl Shell {
         };
         let key = self.keys.entry(domain);
         key.or_insert(Key { authorization: wait.identity.authorization, waits: 0 }).waits += 1;
-        self.parked.insert(id, Parked { answer, domain });
+        let parked = client.parked.take();
+        self.parked.insert(id, Parked { client, domain });
         let spec = WaitSpec {
             domain,
             form: wait.form,
@@ -187,9 +181,12 @@ impl Shell {
             && let Err(limited) = self.limits.call(wait.who)
         {
             self.machine.handle(Input::Refuse(id), now);
-            if let Some(answer) = self.unpark(id) {
-                let _ = answer.send(Err(HubError::Limited(limited)));
+            if let Some(client) = self.unpark(id) {
+                client.answer(Err(HubError::Limited(limited)));
             }
+        } else if let Some(parked) = parked {
+            // Fails where the client has just left.
+            let _ = parked.send(());
         }
     }
 
@@ -297,9 +294,8 @@ impl Shell {
                 debug!(poll = id.0, "poll cancelled");
             }
             Output::Settle(id, settled) => {
-                if let Some(answer) = self.unpark(id) {
-                    // Fails where the client has just left; its Leave finds nothing to do.
-                    let _ = answer.send(Ok(settled));
+                if let Some(client) = self.unpark(id) {
+                    client.answer(Ok(settled));
                 }
             }
         }
@@ -327,15 +323,15 @@ impl Shell {
         }
     }
 
-    fn unpark(&mut self, id: WaitId) -> Option<oneshot::Sender<Result<Settled, HubError>>> {
-        let Parked { answer, domain } = self.parked.remove(&id)?;
+    fn unpark(&mut self, id: WaitId) -> Option<Client> {
+        let Parked { client, domain } = self.parked.remove(&id)?;
         if let Some(key) = self.keys.get_mut(&domain) {
             key.waits -= 1;
             if key.waits == 0 {
                 self.keys.remove(&domain);
             }
         }
-        Some(answer)
+        Some(client)
     }
 
     fn try_poll(&mut self, id: PollId, now: Instant) {
@@ -350,6 +346,14 @@ impl Shell {
             let tried = poller.run(&spec, &authorization, standing).await;
             let _ = events.send(Event::Ended(id, tried)).await;
         }));
+    }
+}
+
+impl Client {
+    /// The wait is over. A client that has just left is told nothing; its Leave finds nothing to do.
+    fn answer(self, answer: Result<Settled, HubError>) {
+        drop(self.place.lock().take());
+        let _ = self.answer.send(answer);
     }
 }
 
