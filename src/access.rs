@@ -27,6 +27,8 @@ pub enum Outcome {
     Hit,
     /// Parked, and how that ended.
     Waited(How, &'static str),
+    /// A stream of events has begun; a line of its own tells how it ends.
+    Streamed,
     /// Passed through.
     Passed,
     /// A browser's question, answered here.
@@ -42,6 +44,7 @@ impl Outcome {
             Outcome::Hit => "hit",
             Outcome::Waited(How::Opened, _) => "opened",
             Outcome::Waited(How::Leaned, _) => "leaned",
+            Outcome::Streamed => "streamed",
             Outcome::Passed => "passed",
             Outcome::Preflight => "preflight",
             Outcome::Refused(_) => "refused",
@@ -51,7 +54,7 @@ impl Outcome {
     fn reason(self) -> Option<&'static str> {
         match self {
             Outcome::Waited(_, reason) | Outcome::Refused(reason) => Some(reason),
-            Outcome::Left | Outcome::Hit | Outcome::Passed | Outcome::Preflight => None,
+            Outcome::Left | Outcome::Hit | Outcome::Streamed | Outcome::Passed | Outcome::Preflight => None,
         }
     }
 }

@@ -94,9 +94,11 @@ impl Refusal {
             Refusal::Hub(HubError::Full | HubError::Gone) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Poll(Failure::BreakerOpen { .. }) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Poll(Failure::Overdue) => StatusCode::GATEWAY_TIMEOUT,
-            Refusal::Poll(Failure::Answered(_) | Failure::Unreachable | Failure::Garbled) => {
-                StatusCode::BAD_GATEWAY
+            // Only where its body will not do: else it goes as it was written.
+            Refusal::Poll(Failure::Answered(reply)) => {
+                StatusCode::from_u16(reply.status).unwrap_or(StatusCode::BAD_GATEWAY)
             }
+            Refusal::Poll(Failure::Unreachable | Failure::Garbled) => StatusCode::BAD_GATEWAY,
             Refusal::Pass(error) => match error {
                 PassError::Connect => StatusCode::NOT_IMPLEMENTED,
                 PassError::Target(BadTarget::TooLong) => StatusCode::URI_TOO_LONG,
@@ -136,7 +138,8 @@ impl Refusal {
         }
     }
 
-    fn retry_after(&self) -> Option<Duration> {
+    /// When it is worth another try, if that is known.
+    pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Refusal::Limited { limited } => Some(limited.retry_after),
             Refusal::Hub(_) => Some(Duration::from_secs(1)),

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 
-use headers::{CacheControl, HeaderMapExt as _};
 use http::header::{CONTENT_LENGTH, RANGE, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, Request, Version};
 use http_body::Body as HttpBody;
@@ -35,8 +34,10 @@ use crate::model::turns::TurnRules;
 use crate::passthrough::{Forwarded, Passthrough};
 use crate::reply::{self, ClipReply, Source, cache_status, finish};
 use crate::request::RequestCtx;
+use crate::sse::{Ask, Streams};
 use crate::upstream::client::{Client, ClientError};
 use crate::upstream::poll::{KeyWord, Poller, key_word};
+use crate::wish::Wish;
 
 /// The pauses between a poll's tries.
 const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), cap: Duration::from_secs(10) };
@@ -49,6 +50,7 @@ pub struct Gateway {
     limits: Arc<Limits>,
     cache: Arc<Cache>,
     hub: Hub,
+    streams: Streams,
     passthrough: Passthrough,
     wait: Arc<ArcSwap<config::Wait>>,
     /// `None`: the upstream answers browsers' questions itself.
@@ -103,6 +105,7 @@ impl Gateway {
             passthrough: Passthrough::new(Client::new(upstream)?, config.limits.max_body, head_timeout),
             wait: Arc::new(ArcSwap::from_pointee(config.wait.clone())),
             cors: Arc::new(ArcSwapOption::from_pointee(Cors::new(&config.server.cors_origins))),
+            streams: Streams::new(hub.clone(), Arc::clone(&cache), Arc::clone(&route)),
             route,
             cache,
             hub,
@@ -209,6 +212,12 @@ impl Gateway {
             return self.pass(request, ctx, who, None, line).await;
         };
         line.asked(&asked, &identity);
+        if wish.events {
+            line.outcome = Outcome::Streamed;
+            let ask = Ask { asked, identity, who, wish, id: ctx.id.clone(), arrived: ctx.arrived };
+            let response = self.streams.open(ask, request.headers()).await?;
+            return Ok(Forwarded { response, tunnel: None });
+        }
         if let Some(hits) = self.known(&asked, &identity, &wish) {
             line.outcome = Outcome::Hit;
             let ttl = hits.iter().map(|hit| hit.ttl).min().unwrap_or_default();
@@ -342,32 +351,6 @@ fn is_plain(headers: &HeaderMap) -> bool {
         (None, _) => true,
         (Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
         (Some(_), Some(_)) => false,
-    }
-}
-
-/// How the client wants to be served, beside what it asks for.
-struct Wish {
-    timeout: Duration,
-    /// The preference that was followed.
-    applied: Option<Duration>,
-    /// The oldest kept state that will do; `None`: none will.
-    max_age: Option<Duration>,
-    keep: bool,
-    only_if_cached: bool,
-}
-
-impl Wish {
-    fn of(request: &HeaderMap, wait: &config::Wait) -> Self {
-        let control = request.typed_get().unwrap_or_else(CacheControl::new);
-        let applied = fields::preferred_wait(request).map(|asked| asked.min(wait.max_timeout));
-        let wants_new = control.no_cache() || control.no_store();
-        Self {
-            timeout: applied.unwrap_or(wait.timeout),
-            applied,
-            max_age: (!wants_new).then(|| control.max_age().unwrap_or(Duration::MAX)),
-            keep: !control.no_store(),
-            only_if_cached: control.only_if_cached(),
-        }
     }
 }
 

@@ -145,20 +145,25 @@ impl Hub {
 
     /// Waits until there is an answer. Cancel safe: dropping the future leaves, and frees all it held.
     pub async fn wait(&self, wait: Wait) -> Result<Settled, HubError> {
-        self.join(wait, None)?.await
+        self.join(wait)?.await
     }
 
-    /// Parks a wait: what comes back will be its answer. Cancel safe, as [`Hub::wait`] is.
+    /// Sends a wait on its way, without waiting for anything: what comes back will be its answer.
+    pub fn join(&self, wait: Wait) -> Result<Parked, HubError> {
+        self.send(wait, None)
+    }
+
+    /// The same, but comes back when it is parked, or refused. Cancel safe, as [`Hub::wait`] is.
     pub async fn park(&self, wait: Wait) -> Result<Parked, HubError> {
         let (parked, is_parked) = oneshot::channel();
-        let wait = self.join(wait, Some(parked))?;
+        let wait = self.send(wait, Some(parked))?;
         match is_parked.await {
             Ok(()) => Ok(wait),
             Err(_) => Err(wait.await.err().unwrap_or(HubError::Gone)),
         }
     }
 
-    fn join(&self, wait: Wait, parked: Option<oneshot::Sender<()>>) -> Result<Parked, HubError> {
+    fn send(&self, wait: Wait, parked: Option<oneshot::Sender<()>>) -> Result<Parked, HubError> {
         let permit = Arc::clone(&self.parked).try_acquire_owned().map_err(|_| HubError::Full)?;
         let id = WaitId(self.next.fetch_add(1, Ordering::Relaxed));
         let leave = self.commands.clone().try_reserve_owned().map_err(|error| refusal(&error))?;

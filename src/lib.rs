@@ -46,9 +46,10 @@
 //! | | [`config`] | what the operator decides, read and checked |
 //! | | [`request`] | a request's id, where it comes from, its arrival |
 //! | | [`headers`] | which fields are hop-by-hop, which belong to one answer, which are added |
-//! | | [`cors`] | which web origins may read answers
+//! | | [`cors`] | which web origins may read answers |
 //! | | [`body`] | bytes at hand, or a stream |
 //! | | [`telemetry`] | the log |
+//! | | [`wish`] | how a client wants to be served: `Prefer`, `Cache-Control`, `Accept` |
 //! | 2 | [`auth`] | who asks, with which key the upstream is asked |
 //! | | [`limits`] | how often one may |
 //! | | [`cache`] | what is known, to whom it may be told |
@@ -59,6 +60,7 @@
 //! | | [`reply`] | the answer to a wait, and what every answer carries |
 //! | | [`error`] | the one place where a fault becomes a status |
 //! | | [`access`] | one line in the log for each request |
+//! | | [`sse`] | a wait that is told each state as it is reached, as server-sent events |
 //! | | [`gateway`] | the path above, on one screen |
 //! | 5 | [`server`] | listeners, TLS and connections |
 //! | | [`cli`], [`cmd`] | the command line, a file for each call |
@@ -89,5 +91,7 @@ pub mod request;
 pub mod secret;
 pub mod server;
 pub mod sim;
+pub mod sse;
 pub mod telemetry;
 pub mod upstream;
+pub mod wish;

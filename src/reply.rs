@@ -155,7 +155,8 @@ fn write_head(head: &Head, direct: bool, headers: &mut HeaderMap) {
     fields::append_via(headers, Version::HTTP_11);
 }
 
-fn prefer_applied(headers: &mut HeaderMap, applied: Option<Duration>) {
+/// Says which preference was followed (RFC 7240 §3).
+pub fn prefer_applied(headers: &mut HeaderMap, applied: Option<Duration>) {
     if let Some(applied) = applied {
         let value = format!("wait={}", applied.as_secs());
         headers.insert(PREFERENCE_APPLIED, HeaderValue::try_from(value).expect("digits are a value"));

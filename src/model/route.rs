@@ -74,6 +74,11 @@ impl Ladder {
         self.rungs[usize::from(rung.0)].askable
     }
 
+    /// What there is to wait for: the highest rung that may be asked for.
+    pub fn highest_askable(&self) -> Rung {
+        self.rungs().filter(|&rung| self.is_askable(rung)).max().unwrap_or(self.lowest())
+    }
+
     /// Whether a clip on this rung has failed: it ends there, and nobody waits for it.
     pub fn is_failure(&self, rung: Rung) -> bool {
         self.is_terminal(rung) && !self.is_askable(rung)
@@ -201,6 +206,7 @@ mod tests {
             ladder.is_terminal(rungs[3]) && ladder.is_terminal(rungs[4]) && !ladder.is_terminal(rungs[2])
         );
         assert!(!ladder.is_askable(rungs[4]));
+        assert_eq!(ladder.highest_askable(), rungs[3]);
     }
 
     #[test]

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The modules from the ground up. One may import those of the rows above its own, and its own children.
-const LAYERS: [(u8, &[&str]); 12] = [
+const LAYERS: [(u8, &[&str]); 13] = [
     (0, &["model"]),
     (1, &["body", "clock", "metrics", "request", "secret"]),
     (1, &["config", "cors", "headers"]),
-    (1, &["telemetry"]),
+    (1, &["telemetry", "wish"]),
     (2, &["auth", "cache", "limits", "sim", "upstream"]),
     (3, &["hub"]),
     (4, &["passthrough", "reply"]),
-    (4, &["access", "error", "sse"]),
+    (4, &["access", "error"]),
+    (4, &["sse"]),
     (4, &["gateway"]),
     (5, &["admin", "server"]),
     (6, &["cmd"]),

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "what cannot be unwrapped fails its test")]
 
+mod events;
 mod host;
 mod process;
 mod stage;
@@ -29,6 +30,7 @@ mod passthrough;
 mod proxies;
 mod sharing;
 mod signals;
+mod streams;
 mod team;
 mod tls;
 mod turns;

@@ -1,0 +1,113 @@
+//! A wait that is told each state as it is reached, as server-sent events (promise 10; contract, section 7).
+//!
+//! ```text
+//!   gateway ── Ask ──▶ Streams::open ── what is kept, first waits ──▶ or a refusal, as any wait's
+//!                           │
+//!                           ▼                ┌─ a wait on the next rung of each clip ──▶ hub
+//!   client ◀── events ── Climb, polled as ───┤
+//!                        the client reads    └─ settled ◀──────────────────────────────── hub
+//! ```
+//!
+//! A stream is a sequence of ordinary waits, with all that holds for them: leaning, quotas, bounds, the cache. Each
+//! clip has its own, as a slow neighbour must hold nobody's news; so a stream costs the upstream no more than a
+//! client that asks for one rung after the other. The body is the stream: nothing runs beside it, a client that does
+//! not read holds no more than an answer a clip, and dropping it leaves. It must never know how a wait is answered.
+
+mod climb;
+mod mark;
+mod wire;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+
+use self::climb::{Begun, Climb};
+use self::mark::{Mark, Marks};
+use crate::auth::Identity;
+use crate::body::Body;
+use crate::cache::Cache;
+use crate::error::Refusal;
+use crate::hub::Hub;
+use crate::limits::Who;
+use crate::model::query::WaitQuery;
+use crate::model::route::{Goal, Route};
+use crate::reply::{cache_status, prefer_applied};
+use crate::request::RequestId;
+use crate::wish::Wish;
+
+/// Opens streams. Clones are the same.
+#[derive(Clone)]
+pub struct Streams {
+    hub: Hub,
+    cache: Arc<Cache>,
+    route: Arc<Route>,
+}
+
+/// What a client asks to be told.
+pub struct Ask {
+    /// The clips and the rung; without one it is the highest that may be asked for.
+    pub asked: WaitQuery,
+    /// Whose key asks.
+    pub identity: Identity,
+    /// For whom requests are counted.
+    pub who: Who,
+    /// How it wants to be served. Its time is the stream's.
+    pub wish: Wish,
+    /// The request's id.
+    pub id: RequestId,
+    /// When the request came.
+    pub arrived: Instant,
+}
+
+impl Streams {
+    /// Streams of what this hub and this cache tell.
+    pub fn new(hub: Hub, cache: Arc<Cache>, route: Arc<Route>) -> Self {
+        Self { hub, cache, route }
+    }
+
+    /// The stream, its head at once; 204 where the client has been told all. What is refused is refused before the
+    /// head. Cancel safe: dropping the future, or the answer's body later, leaves.
+    pub async fn open(&self, ask: Ask, request: &HeaderMap) -> Result<Response<Body>, Refusal> {
+        let goal = match ask.asked.goal {
+            Goal::Now => self.route.ladder.highest_askable(),
+            Goal::Rung(rung) => rung,
+        };
+        let marks = Marks::new(&self.route.ladder, &ask.asked.asked, goal);
+        let told = match request.get(LAST_EVENT_ID).and_then(|id| marks.read(id)) {
+            Some(Mark::Over) => return Ok(over()),
+            Some(Mark::Told(told)) => told,
+            None => vec![None; ask.asked.asked.len()],
+        };
+        let applied = ask.wish.applied;
+        let mut climb = Climb::new(self.clone(), ask, goal, marks, told);
+        let begun = climb.begin().await?;
+        let mut response = Response::new(Body::stream(climb.into_body()));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
+        prefer_applied(headers, applied);
+        match begun {
+            Begun::Asking => cache_status(headers, "fwd=miss"),
+            Begun::Kept { ttl } => cache_status(headers, &format!("hit; ttl={}", ttl.as_secs())),
+            Begun::ToldBefore => cache_status(headers, STREAM_OVER),
+        }
+        Ok(response)
+    }
+}
+
+/// To a client that was told all: it stops an `EventSource` (HTML Standard, section 9.2.3).
+fn over() -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    cache_status(response.headers_mut(), STREAM_OVER);
+    response
+}
+
+const STREAM_OVER: &str = "detail=stream-over";
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// Tells nginx and its like to pass events on as they come.
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
