@@ -1,7 +1,8 @@
 # make help says what there is.
 
-# For python3 with requests, where the system's own has none (.ci/tools).
+# For python3 with the modules that the system's own has not, and for those of node (.ci/tools).
 VENV := $(CURDIR)/target/python
+NODE := $(CURDIR)/target/node
 export PATH := $(VENV)/bin:$(PATH)
 
 SEEDS ?= 10000
@@ -47,4 +48,4 @@ fuzz:
 	done
 
 tools:
-	@.ci/tools "$(VENV)"
+	@.ci/tools "$(VENV)" "$(NODE)"

@@ -9,8 +9,9 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 /// How long a client waits before it connects anew.
 pub(super) const RETRY: Duration = Duration::from_secs(2);
 
-/// What a silent stream says so that nobody on the way takes it for dead.
-pub(super) const COMMENT: Bytes = Bytes::from_static(b":\n\n");
+/// What a silent stream says so that nobody on the way takes it for dead. No empty line comes after it, nor after the
+/// greeting: some clients take that for an event, if an empty one.
+pub(super) const COMMENT: Bytes = Bytes::from_static(b":\n");
 
 /// One event.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +47,7 @@ impl Event<'_> {
 
 /// What a stream begins with.
 pub(super) fn greeting() -> Bytes {
-    Bytes::from(format!("retry: {}\n\n", RETRY.as_millis()))
+    Bytes::from(format!("retry: {}\n", RETRY.as_millis()))
 }
 
 fn put_field(out: &mut BytesMut, name: &str, value: &[u8]) {
@@ -97,6 +98,6 @@ mod tests {
         let retry = Some(Duration::from_secs(5));
         let event = Event { name: "error", id: Some("x:over"), retry, data: b"{}" };
         assert_eq!(event.bytes(), "event: error\nid: x:over\nretry: 5000\ndata: {}\n\n");
-        assert_eq!(greeting(), "retry: 2000\n\n");
+        assert_eq!(greeting(), "retry: 2000\n");
     }
 }

@@ -16,7 +16,7 @@ fn preflight(target: &str, origin: &str) -> Request<Empty<bytes::Bytes>> {
         .header("host", "gw.example")
         .header("origin", origin)
         .header("access-control-request-method", "GET")
-        .header("access-control-request-headers", "authorization")
+        .header("access-control-request-headers", "authorization,last-event-id")
         .body(Empty::new())
         .unwrap()
 }
@@ -48,6 +48,9 @@ async fn hits_misses_refusals_and_what_is_passed_through_may_be_read_by_a_listed
         assert_eq!(allowed(answer.headers()), None, "{case}");
     }
     assert_eq!(rows.len(), 4);
+    let stream = client.get(&clip("a"), &[APP, ("accept", "text/event-stream")]).await;
+    assert_eq!(stream.headers()["content-type"], "text/event-stream");
+    assert_eq!(allowed(stream.headers()), Some(APP.1));
 }
 
 #[tokio::test]
@@ -60,7 +63,7 @@ async fn a_preflight_is_answered_without_the_upstream_and_without_a_key() {
     assert_eq!(answer.status(), 204);
     assert_eq!(allowed(answer.headers()), Some(APP.1));
     assert_eq!(answer.headers()["access-control-allow-methods"], "GET");
-    assert_eq!(answer.headers()["access-control-allow-headers"], "authorization");
+    assert_eq!(answer.headers()["access-control-allow-headers"], "authorization,last-event-id");
     assert!(answer.headers().contains_key("x-request-id"));
     let stranger = client.ask(preflight(&clip("a"), "https://evil.example")).await.unwrap();
     assert_eq!((stranger.status().as_u16(), allowed(stranger.headers())), (204, None));

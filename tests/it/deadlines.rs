@@ -104,6 +104,23 @@ async fn a_client_may_wait_for_a_longer_time() {
 }
 
 #[tokio::test]
+async fn whatever_the_answer_is_it_says_which_preference_was_followed() {
+    let stage = Stage::holding(Duration::from_secs(60)).await;
+    stage.sim.put("a", "completed");
+    let prefer = ("prefer", "wait=7");
+    let opened = stage.get(&single("a", "completed"), &[prefer]).await;
+    let etag = opened.field("etag").to_owned();
+    let hit = stage.get(&multi(&["a"], "completed"), &[prefer]).await;
+    let unchanged = stage.get(&single("a", "completed"), &[prefer, ("if-none-match", &etag)]).await;
+    let refused = stage.get(&single("ghost", "completed"), &[prefer]).await;
+    let answers = [(opened, 200), (hit, 200), (unchanged, 304), (refused, 404)];
+    for (answer, status) in &answers {
+        assert_eq!((answer.status.as_u16(), answer.field("preference-applied")), (*status, "wait=7"));
+    }
+    assert_eq!(answers.len(), 4);
+}
+
+#[tokio::test]
 async fn no_wait_is_longer_than_max_timeout() {
     let max = Duration::from_secs(1);
     let stage = Stage::with(|config, options| {

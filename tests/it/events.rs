@@ -63,13 +63,13 @@ impl Events {
         true
     }
 
-    /// What stands before the next empty line, whatever it is; `None` at the end.
-    pub(crate) async fn block(&mut self) -> Option<String> {
+    /// The next line; `None` at the end.
+    pub(crate) async fn line(&mut self) -> Option<String> {
         loop {
-            if let Some((block, rest)) = self.unread.split_once("\n\n") {
-                let block = block.to_owned();
+            if let Some((line, rest)) = self.unread.split_once('\n') {
+                let line = line.to_owned();
                 self.unread = rest.to_owned();
-                return Some(block);
+                return Some(line);
             }
             if !self.read().await {
                 assert_eq!(self.unread, "", "it breaks off");
@@ -81,10 +81,11 @@ impl Events {
     /// The next event; `None` at the end.
     pub(crate) async fn next(&mut self) -> Option<Event> {
         let next = async {
+            let mut lines = Vec::new();
             loop {
-                let event = parse(&self.block().await?);
-                if !event.name.is_empty() {
-                    return Some(event);
+                match self.line().await?.as_str() {
+                    "" => return Some(parse(&lines)),
+                    line => lines.push(line.to_owned()),
                 }
             }
         };
@@ -125,18 +126,19 @@ pub(crate) fn request(target: &str, fields: &[(&str, &str)]) -> Request<Empty<By
     request.body(Empty::new()).unwrap()
 }
 
-fn parse(block: &str) -> Event {
+fn parse(lines: &[String]) -> Event {
     let mut event = Event::default();
     let mut data = Vec::new();
-    for line in block.lines() {
+    for line in lines {
         match line.split_once(": ").unwrap_or((line, "")) {
             ("event", name) => event.name = name.to_owned(),
             ("id", id) => event.id = Some(id.to_owned()),
             ("retry", pause) => event.retry = Some(pause.parse().unwrap()),
             ("data", line) => data.push(line),
-            (other, _) => assert_eq!(other, ":", "{block}"),
+            (other, _) => assert_eq!(other, ":", "{lines:?}"),
         }
     }
+    assert!(!data.is_empty(), "no client is told an event without data: {lines:?}");
     event.data = data.join("\n");
     event
 }

@@ -17,6 +17,7 @@ mod clients;
 mod cors;
 mod deadlines;
 mod drain;
+mod event_clients;
 mod hangups;
 mod http2;
 mod keys;
