@@ -1,17 +1,19 @@
-//! One line a request in the log, written when it is answered or when its client hangs up before.
+//! One line a request in the log, and its place in what is counted: when it is answered, or when its client hangs up
+//! before.
 //!
 //! Ids of clips and members' names are in it, keys and tokens are not: a query is shown only where it is understood,
 //! for elsewhere it may hold anything.
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use tracing::info;
 
 use crate::auth::Identity;
 use crate::clock;
+use crate::metrics::{self, Endpoint, Metrics, Word as _};
 use crate::model::clip::{ClipSet, KeyDomain};
 use crate::model::coalesce::How;
 use crate::model::query::WaitQuery;
@@ -38,16 +40,17 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    fn word(self) -> &'static str {
+    /// What it is counted as.
+    fn counted(self) -> metrics::Outcome {
         match self {
-            Outcome::Left => "left",
-            Outcome::Hit => "hit",
-            Outcome::Waited(How::Opened, _) => "opened",
-            Outcome::Waited(How::Leaned, _) => "leaned",
-            Outcome::Streamed => "streamed",
-            Outcome::Passed => "passed",
-            Outcome::Preflight => "preflight",
-            Outcome::Refused(_) => "refused",
+            Outcome::Left => metrics::Outcome::Left,
+            Outcome::Hit => metrics::Outcome::Hit,
+            Outcome::Waited(How::Opened, _) => metrics::Outcome::Opened,
+            Outcome::Waited(How::Leaned, _) => metrics::Outcome::Leaned,
+            Outcome::Streamed => metrics::Outcome::Streamed,
+            Outcome::Passed => metrics::Outcome::Passed,
+            Outcome::Preflight => metrics::Outcome::Preflight,
+            Outcome::Refused(_) => metrics::Outcome::Refused,
         }
     }
 
@@ -59,7 +62,7 @@ impl Outcome {
     }
 }
 
-/// The line. Dropping it writes it.
+/// The line. Dropping it writes it, and counts the request.
 #[derive(Debug)]
 pub struct AccessLine {
     /// How the request was dealt with, so far.
@@ -76,11 +79,13 @@ pub struct AccessLine {
     status: Option<u16>,
     upstream_id: Option<String>,
     since: Instant,
+    endpoint: Endpoint,
+    metrics: Arc<Metrics>,
 }
 
 impl AccessLine {
     /// The line of a request that has just arrived.
-    pub fn new<B>(request: &Request<B>, ctx: &RequestCtx) -> Self {
+    pub fn new<B>(request: &Request<B>, ctx: &RequestCtx, endpoint: Endpoint, metrics: Arc<Metrics>) -> Self {
         Self {
             outcome: Outcome::Left,
             member: None,
@@ -94,6 +99,8 @@ impl AccessLine {
             status: None,
             upstream_id: None,
             since: ctx.arrived,
+            endpoint,
+            metrics,
         }
     }
 
@@ -113,6 +120,8 @@ impl AccessLine {
 
 impl Drop for AccessLine {
     fn drop(&mut self) {
+        let (outcome, took) = (self.outcome.counted(), clock::now().saturating_duration_since(self.since));
+        self.metrics.requests.ended(self.endpoint, outcome, took);
         let clips = self
             .clips
             .as_ref()
@@ -122,9 +131,9 @@ impl Drop for AccessLine {
             path = %self.path.escape_debug(),
             clips = clips.as_ref().map(|clips| tracing::field::display(clips.escape_debug())),
             status = self.status,
-            outcome = self.outcome.word(),
+            outcome = outcome.word(),
             reason = self.outcome.reason(),
-            seconds = clock::now().saturating_duration_since(self.since).as_secs_f64(),
+            seconds = took.as_secs_f64(),
             member = self.member.as_deref(),
             key = self.key.as_ref().map(tracing::field::display),
             client = self.client.map(tracing::field::display),
@@ -134,4 +143,11 @@ impl Drop for AccessLine {
             "request"
         );
     }
+}
+
+/// The line and the count of a request whose head is no HTTP: nothing of it is known.
+pub fn refused_head(status: StatusCode, reason: &'static str, peer: Peer, id: &RequestId, metrics: &Metrics) {
+    let outcome = metrics::Outcome::Refused;
+    metrics.requests.ended(Endpoint::Other, outcome, Duration::ZERO);
+    info!(status = status.as_u16(), outcome = outcome.word(), reason, %peer, request_id = %id, "request");
 }

@@ -16,6 +16,7 @@ use crate::auth::AuthError;
 use crate::body::Body;
 use crate::hub::HubError;
 use crate::limits::Limited;
+use crate::metrics::{Limit, Word as _};
 use crate::model::coalesce::Failure;
 use crate::model::query::BadQuery;
 use crate::passthrough::PassError;
@@ -123,8 +124,7 @@ impl Refusal {
         match self {
             Refusal::Query(error) => error.reason(),
             Refusal::Auth(error) => error.reason(),
-            Refusal::Limited { limited } => limited.quota,
-            Refusal::Hub(HubError::Limited(limited)) => limited.quota,
+            Refusal::Limited { limited } | Refusal::Hub(HubError::Limited(limited)) => limited.quota.word(),
             Refusal::Hub(HubError::FullForKey) => "too-many-waits-of-key",
             Refusal::Hub(HubError::Full) => "too-many-waits",
             Refusal::Hub(HubError::Gone) => "shutting-down",
@@ -135,6 +135,17 @@ impl Refusal {
             Refusal::Http(HttpFault::Malformed) => "malformed",
             Refusal::Http(HttpFault::Target) => "long-target",
             Refusal::Http(HttpFault::Head) => "large-head",
+        }
+    }
+
+    /// The limit that it is about, if it is about one.
+    pub fn limit(&self) -> Option<Limit> {
+        match self {
+            Refusal::Limited { limited } | Refusal::Hub(HubError::Limited(limited)) => Some(limited.quota),
+            Refusal::Hub(HubError::FullForKey) => Some(Limit::WaitsOfKey),
+            Refusal::Hub(HubError::Full) => Some(Limit::Waits),
+            Refusal::Hub(HubError::Gone) | Refusal::Query(_) | Refusal::Auth(_) | Refusal::Poll(_) => None,
+            Refusal::Pass(_) | Refusal::Loop | Refusal::NotCached | Refusal::Http(_) => None,
         }
     }
 

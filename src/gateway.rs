@@ -22,8 +22,9 @@ use crate::config::{self, Config};
 use crate::cors::{Cors, Permission};
 use crate::error::{HttpFault, Refusal};
 use crate::headers as fields;
-use crate::hub::{Hub, Wait};
+use crate::hub::{Hub, Means, Wait};
 use crate::limits::{Limits, Who};
+use crate::metrics::{Endpoint, Metrics};
 use crate::model::backoff::Backoff;
 use crate::model::breaker::BreakerRules;
 use crate::model::clip::{ClipState, Reply};
@@ -55,6 +56,7 @@ pub struct Gateway {
     wait: Arc<ArcSwap<config::Wait>>,
     /// `None`: the upstream answers browsers' questions itself.
     cors: Arc<ArcSwapOption<Cors>>,
+    metrics: Arc<Metrics>,
 }
 
 /// Why there is no gateway.
@@ -70,7 +72,10 @@ pub enum GatewayError {
 
 impl Gateway {
     /// A gateway, and the hub's task, which has to be run and ends after the last clone is gone.
-    pub fn new(config: &Config) -> Result<(Self, impl Future<Output = ()> + Send + use<>), GatewayError> {
+    pub fn new(
+        config: &Config,
+        metrics: Arc<Metrics>,
+    ) -> Result<(Self, impl Future<Output = ()> + Send + use<>), GatewayError> {
         let route = Arc::new(Route::suno());
         let upstream = &config.upstream;
         let cache = Arc::new(Cache::new(config.cache.clone(), route.ladder.clone()));
@@ -94,21 +99,33 @@ impl Gateway {
             },
         };
         let limits = Arc::new(Limits::new(&config.limits, config.auth.members()));
-        let poller = Poller::new(Client::new(upstream)?, Arc::clone(&route), upstream);
-        let (hub, task) =
-            Hub::new(rules, turns, &config.limits, poller, Arc::clone(&cache), Arc::clone(&limits));
+        metrics.limited.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
+        let poller = Poller::new(Client::new(upstream)?, Arc::clone(&route), upstream, Arc::clone(&metrics));
+        let means = Means {
+            poller,
+            cache: Arc::clone(&cache),
+            limits: Arc::clone(&limits),
+            metrics: Arc::clone(&metrics),
+        };
+        let (hub, task) = Hub::new(rules, turns, &config.limits, means);
         // Well over a poll's time: long-polls that are not understood go this way too.
         let head_timeout = config.wait.max_timeout.max(2 * upstream.poll_timeout);
         let gateway = Self {
             keyring: Arc::new(Keyring::new(&config.auth, upstream.api_key.as_ref())?),
             limits,
-            passthrough: Passthrough::new(Client::new(upstream)?, config.limits.max_body, head_timeout),
+            passthrough: Passthrough::new(
+                Client::new(upstream)?,
+                config.limits.max_body,
+                head_timeout,
+                Arc::clone(&metrics),
+            ),
             wait: Arc::new(ArcSwap::from_pointee(config.wait.clone())),
             cors: Arc::new(ArcSwapOption::from_pointee(Cors::new(&config.server.cors_origins))),
             streams: Streams::new(hub.clone(), Arc::clone(&cache), Arc::clone(&route)),
             route,
             cache,
             hub,
+            metrics,
         };
         Ok((gateway, task))
     }
@@ -119,6 +136,7 @@ impl Gateway {
     pub fn reload(&self, config: &Config) -> Result<(), KeyringError> {
         self.keyring.set(&config.auth, config.upstream.api_key.as_ref())?;
         self.limits.set(&config.limits, config.auth.members());
+        self.metrics.limited.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
         self.cache.set_rules(config.cache.clone());
         self.wait.store(Arc::new(config.wait.clone()));
         self.cors.store(Cors::new(&config.server.cors_origins).map(Arc::new));
@@ -140,6 +158,11 @@ impl Gateway {
         self.hub.waits()
     }
 
+    /// What is counted.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
     /// Answers a request, whatever it is. Cancel safe: dropping the future is the client hanging up, which ends
     /// its wait or its passed-through request and nothing else.
     pub async fn handle<B>(&self, request: Request<B>, ctx: &RequestCtx) -> Forwarded
@@ -148,7 +171,7 @@ impl Gateway {
         B::Error: Into<BoxError>,
     {
         let path = request.uri().path().to_owned();
-        let mut line = AccessLine::new(&request, ctx);
+        let mut line = AccessLine::new(&request, ctx, self.endpoint(&path), Arc::clone(&self.metrics));
         let identity = self.keyring.identify(request.headers());
         let known = identity.as_ref().ok().and_then(Option::as_ref);
         line.member = known.and_then(|identity| identity.member.clone());
@@ -159,6 +182,9 @@ impl Gateway {
             Ok(forwarded) => forwarded,
             Err(refusal) => {
                 line.outcome = Outcome::Refused(refusal.reason());
+                if let Some(limit) = refusal.limit() {
+                    self.metrics.limited.refused(limit, line.member.as_deref());
+                }
                 Forwarded { response: refusal.answer(&ctx.id, &path), tunnel: None }
             }
         };
@@ -252,6 +278,14 @@ impl Gateway {
             Some(Identity { member: Some(name), .. }) => Who::member(name),
             Some(identity) if self.cache.knows(identity.domain) => Who::Key(identity.domain),
             Some(_) | None => ctx.trail.client().into(),
+        }
+    }
+
+    fn endpoint(&self, path: &str) -> Endpoint {
+        match self.route.form(path) {
+            Some(Form::Single) => Endpoint::Clip,
+            Some(Form::Multi) => Endpoint::Clips,
+            None => Endpoint::Other,
         }
     }
 

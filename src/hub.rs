@@ -26,6 +26,7 @@ use crate::auth::Identity;
 use crate::cache::Cache;
 use crate::config;
 use crate::limits::{Limited, Limits, Who};
+use crate::metrics::{Fanout, Metrics};
 use crate::model::answer::Shape;
 use crate::model::clip::ClipSet;
 use crate::model::coalesce::{Rules, Settled, WaitId};
@@ -40,6 +41,18 @@ pub struct Hub {
     parked: Arc<Semaphore>,
     next: Arc<AtomicU64>,
     shape: Arc<ArcSwap<Shape>>,
+}
+
+/// What the hub works with.
+pub struct Means {
+    /// Does the polls.
+    pub poller: Poller,
+    /// Keeps what they learn.
+    pub cache: Arc<Cache>,
+    /// Counts whom they cost a call.
+    pub limits: Arc<Limits>,
+    /// Counts all of it.
+    pub metrics: Arc<Metrics>,
 }
 
 /// One client's wait.
@@ -92,7 +105,7 @@ enum Command {
 /// Who waits, as the hub's task knows it.
 #[derive(Debug)]
 struct Client {
-    answer: oneshot::Sender<Result<Settled, HubError>>,
+    answer: oneshot::Sender<Result<Told, HubError>>,
     /// Told when the wait is parked, or settled at once; dropped untold where it is refused.
     parked: Option<oneshot::Sender<()>>,
     place: HeldPlace,
@@ -113,9 +126,12 @@ struct Place {
 #[derive(Debug)]
 pub struct Parked {
     id: WaitId,
-    settled: oneshot::Receiver<Result<Settled, HubError>>,
+    settled: oneshot::Receiver<Result<Told, HubError>>,
     place: HeldPlace,
 }
+
+/// How a wait ended; and the answer that ended it, if one did, until all that it ended have taken theirs.
+type Told = (Settled, Option<Arc<Fanout>>);
 
 impl Hub {
     /// A hub and its task, which ends when all its [`Hub`]s are gone.
@@ -123,17 +139,14 @@ impl Hub {
         rules: Rules,
         turns: TurnRules,
         caps: &config::Limits,
-        poller: Poller,
-        cache: Arc<Cache>,
-        limits: Arc<Limits>,
+        means: Means,
     ) -> (Self, impl Future<Output = ()> + use<>) {
         let max_waits = caps.max_waits.min(Semaphore::MAX_PERMITS / 4);
         // A wait takes two places at most: its Join until that is taken in, and its Leave, held from the start.
         // The last one is for the drain.
         let (commands, inbox) = mpsc::channel(2 * max_waits + 1);
         let shape = Arc::new(ArcSwap::from_pointee(Shape::default()));
-        let shell =
-            Shell::new(rules, turns, caps.max_waits_per_key, poller, cache, limits, Arc::clone(&shape));
+        let shell = Shell::new(rules, turns, caps.max_waits_per_key, means, Arc::clone(&shape));
         let hub = Self {
             commands,
             parked: Arc::new(Semaphore::new(max_waits)),
@@ -202,8 +215,8 @@ impl Future for Parked {
     type Output = Result<Settled, HubError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let settled = ready!(Pin::new(&mut self.settled).poll(cx));
-        Poll::Ready(settled.unwrap_or(Err(HubError::Gone)))
+        let told = ready!(Pin::new(&mut self.settled).poll(cx));
+        Poll::Ready(told.unwrap_or(Err(HubError::Gone)).map(|(settled, _fanout)| settled))
     }
 }
 

@@ -48,6 +48,7 @@
 //! | | [`headers`] | which fields are hop-by-hop, which belong to one answer, which are added |
 //! | | [`cors`] | which web origins may read answers |
 //! | | [`body`] | bytes at hand, or a stream |
+//! | | [`metrics`] | what is counted, in closed sets of words |
 //! | | [`telemetry`] | the log |
 //! | | [`wish`] | how a client wants to be served: `Prefer`, `Cache-Control`, `Accept` |
 //! | 2 | [`auth`] | who asks, with which key the upstream is asked |
@@ -84,6 +85,7 @@ pub mod gateway;
 pub mod headers;
 pub mod hub;
 pub mod limits;
+pub mod metrics;
 pub mod model;
 pub mod passthrough;
 pub mod reply;

@@ -19,6 +19,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use self::store::{Ask, Store};
 use crate::clock;
 use crate::config::{self, Member};
+use crate::metrics::{Limit, Word as _};
 use crate::model::clip::KeyDomain;
 
 mod store;
@@ -99,7 +100,7 @@ impl Limits {
         let rules = self.rules.load();
         let mut standing: Option<(String, String)> = None;
         for quota in [&rules.requests, &rules.calls].into_iter().filter_map(|rates| rates.of(who)) {
-            let item = quota.look(who);
+            let item = quota.look(who).item();
             match &mut standing {
                 None => standing = Some((quota.policy.clone(), item)),
                 Some((policy, now)) => {
@@ -111,6 +112,13 @@ impl Limits {
         let (policy, now) = standing?;
         let value = |text| HeaderValue::try_from(text).expect("quotas' names are tokens");
         Some(Standing { policy: value(policy), now: value(now) })
+    }
+
+    /// What is left of each of its quotas, which takes nothing from them.
+    pub fn left(&self, who: Who) -> Vec<Left> {
+        let rules = self.rules.load();
+        let quotas = [&rules.requests, &rules.calls].into_iter().filter_map(|rates| rates.of(who));
+        quotas.map(|quota| quota.look(who)).collect()
     }
 
     /// Forgets who has been idle for so long that it makes no difference. To be called now and then.
@@ -133,13 +141,13 @@ impl Rules {
         let calls = |m: &Member| (m.calls_per_second, m.calls_burst);
         Self {
             requests: Rates::new(
-                "requests",
+                Limit::Requests,
                 (limits.requests_per_second, limits.burst),
                 members.iter().map(|member| (member, requests(member))),
                 before.map(|before| &before.requests),
             ),
             calls: Rates::new(
-                "calls",
+                Limit::Calls,
                 (limits.calls_per_second, limits.calls_burst),
                 members.iter().map(|member| (member, calls(member))),
                 before.map(|before| &before.calls),
@@ -175,10 +183,10 @@ impl Standing {
 
 /// A quota that is used up.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("over the quota \"{quota}\"")]
+#[error("over the quota \"{}\"", .quota.word())]
 pub struct Limited {
-    /// Its name.
-    pub quota: &'static str,
+    /// Which one.
+    pub quota: Limit,
     /// When the next request is allowed, from now; whole seconds, at least one.
     pub retry_after: Duration,
 }
@@ -193,7 +201,7 @@ struct Rates {
 impl Rates {
     /// A pair is a rate and a burst. What a member's own lines leave out is as in the general ones.
     fn new<'m>(
-        name: &'static str,
+        name: Limit,
         general: (u32, u32),
         members: impl Iterator<Item = (&'m Member, (Option<u32>, Option<u32>))>,
         before: Option<&Self>,
@@ -219,7 +227,7 @@ impl Rates {
 
 #[derive(Debug)]
 struct Quota {
-    name: &'static str,
+    name: Limit,
     pair: (u32, u32),
     policy: String,
     limiter: RateLimiter<Ask, Store, HouseClock, StateInformationMiddleware>,
@@ -228,7 +236,7 @@ struct Quota {
 impl Quota {
     fn same_or_new(
         before: Option<&Arc<Self>>,
-        name: &'static str,
+        name: Limit,
         pair: (u32, u32),
         store: fn() -> Store,
     ) -> Option<Arc<Self>> {
@@ -238,11 +246,11 @@ impl Quota {
         }
     }
 
-    fn new(name: &'static str, pair: (u32, u32), store: Store) -> Option<Self> {
+    fn new(name: Limit, pair: (u32, u32), store: Store) -> Option<Self> {
         let rate = NonZeroU32::new(pair.0)?;
         let burst = NonZeroU32::new(pair.1).unwrap_or(rate);
         let window = burst.get().div_ceil(rate.get());
-        let policy = format!("\"{name}\";q={burst};w={window}");
+        let policy = format!("\"{}\";q={burst};w={window}", name.word());
         let limiter = RateLimiter::new(Rate::per_second(rate).allow_burst(burst), store, HouseClock);
         Some(Self { name, pair, policy, limiter })
     }
@@ -257,15 +265,39 @@ impl Quota {
         }
     }
 
-    /// What is left, and where that is nothing, when there is more.
-    fn look(&self, who: Who) -> String {
-        let name = self.name;
-        match self.limiter.check_key(&Ask { who, is_look: true }) {
+    fn look(&self, who: Who) -> Left {
+        let (left, more_in) = match self.limiter.check_key(&Ask { who, is_look: true }) {
             // What the look itself would have taken is still there.
-            Ok(state) => format!("\"{name}\";r={}", state.remaining_burst_capacity() + 1),
-            Err(until) => {
-                format!("\"{name}\";r=0;t={}", seconds(until.wait_time_from(HouseClock.now())))
-            }
+            Ok(state) => (state.remaining_burst_capacity() + 1, None),
+            Err(until) => (0, Some(seconds(until.wait_time_from(HouseClock.now())))),
+        };
+        let (rate, burst) = self.pair;
+        Left { quota: self.name, rate, burst, left, more_in }
+    }
+}
+
+/// What is left of a quota.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// Which one.
+    pub quota: Limit,
+    /// What is added to it each second.
+    pub rate: u32,
+    /// The most that it can be.
+    pub burst: u32,
+    /// What it is.
+    pub left: u32,
+    /// Where that is nothing, in how many seconds there is more.
+    pub more_in: Option<u64>,
+}
+
+impl Left {
+    /// The member of `RateLimit`.
+    fn item(&self) -> String {
+        let (name, left) = (self.quota.word(), self.left);
+        match self.more_in {
+            None => format!("\"{name}\";r={left}"),
+            Some(seconds) => format!("\"{name}\";r=0;t={seconds}"),
         }
     }
 }

@@ -38,6 +38,7 @@ use tracing::debug;
 use crate::body::{Body, BoxError};
 use crate::clock;
 use crate::headers;
+use crate::metrics::{CallFault, CallKind, Code, Metrics};
 use crate::request::RequestCtx;
 use crate::upstream::client::{Answer, BadTarget, Client, SendError};
 
@@ -47,6 +48,7 @@ pub struct Passthrough {
     client: Client,
     max_body: u64,
     head_timeout: Duration,
+    metrics: Arc<Metrics>,
 }
 
 /// Carries an upgraded connection's bytes both ways until both sides have ended. Whoever gets it runs it,
@@ -109,8 +111,8 @@ impl PassError {
 impl Passthrough {
     /// `head_timeout` is how long an answer's head may take after the upload last moved. It should be well
     /// over `upstream.poll_timeout`: a long-poll that is not understood goes this way too.
-    pub fn new(client: Client, max_body: u64, head_timeout: Duration) -> Self {
-        Self { client, max_body, head_timeout }
+    pub fn new(client: Client, max_body: u64, head_timeout: Duration, metrics: Arc<Metrics>) -> Self {
+        Self { client, max_body, head_timeout, metrics }
     }
 
     /// Sends the request to the upstream and hands back its answer. `authorization`: `None` leaves the
@@ -138,10 +140,13 @@ impl Passthrough {
         let downstream = hyper::upgrade::on(&mut request);
 
         let (request, progress) = self.outgoing(request, uri, ctx, authorization, upgrade.as_ref());
-        let response = match upgrade {
-            Some(_) => self.head_in_time(&progress, self.client.send_upgrade(request)).await?,
-            None => self.head_in_time(&progress, self.client.send(request)).await?,
+        let call = self.metrics.upstream.call(CallKind::Passthrough);
+        let sent = match upgrade {
+            Some(_) => self.head_in_time(&progress, self.client.send_upgrade(request)).await,
+            None => self.head_in_time(&progress, self.client.send(request)).await,
         };
+        call.ended(code(&sent));
+        let response = sent?;
         match (response.status(), upgrade) {
             (StatusCode::SWITCHING_PROTOCOLS, Some(_)) => Ok(switched(response, downstream)),
             (StatusCode::SWITCHING_PROTOCOLS, None) => Err(PassError::BadAnswer),
@@ -208,6 +213,20 @@ impl Passthrough {
                 Fate::TooLarge => PassError::TooLarge,
                 Fate::Broke => PassError::Upload(error),
             });
+        }
+    }
+}
+
+/// What came of the request at the upstream.
+fn code(sent: &Result<Response<Answer>, PassError>) -> Code {
+    match sent {
+        Ok(response) => Code::Status(response.status().as_u16()),
+        Err(PassError::Send(error)) => Code::Fault(error.fault()),
+        Err(PassError::Overdue) => Code::Fault(CallFault::Overdue),
+        // The client's fault, and what is found before or after it is sent.
+        Err(PassError::Upload(_) | PassError::TooLarge) => Code::Cancelled,
+        Err(PassError::Connect | PassError::Target(_) | PassError::Misdirected | PassError::BadAnswer) => {
+            Code::Cancelled
         }
     }
 }

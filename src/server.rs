@@ -242,7 +242,8 @@ impl Server {
             }
         });
         let stream = Ahead::new(stream, answers.clone());
-        let io = TokioIo::new(Refusals::new(stream, peer, answers.clone()));
+        let metrics = Arc::clone(self.0.gateway.metrics());
+        let io = TokioIo::new(Refusals::new(stream, peer, answers.clone(), metrics));
         let connection = http.serve_connection_with_upgrades(io, service);
         tokio::pin!(connection);
         // Cancel safe, both: the connection is polled on below, or dropped where nobody needs it.

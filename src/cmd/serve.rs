@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use prometheus_client::registry::Registry;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +16,7 @@ use self::signals::{Signals, Told};
 use crate::cmd::CommandError;
 use crate::config::{self, Config, Faults, Flag};
 use crate::gateway::Gateway;
+use crate::metrics::Metrics;
 use crate::model::route::Route;
 use crate::server::{Listener, Server};
 use crate::sim::{Options, Sim};
@@ -65,7 +67,8 @@ pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
     }
 
     let listeners = listeners(&config).await?;
-    let (gateway, hub) = Gateway::new(&config)?;
+    let mut registry = Registry::default();
+    let (gateway, hub) = Gateway::new(&config, Metrics::new(&mut registry))?;
     let mut hub = tokio::spawn(hub);
     let tidy = tokio::spawn(tidy(gateway.clone()));
     let server = Server::new(gateway.clone(), &config.server, stop.clone())?;

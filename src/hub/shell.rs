@@ -10,14 +10,15 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tracing::{debug, error};
 
-use super::{Client, Command, HubError, Wait};
+use super::{Client, Command, HubError, Means, Told, Wait};
 use crate::cache::Cache;
 use crate::clock;
 use crate::limits::Limits;
+use crate::metrics::{Fanout, Metrics, Standing, WaitEnd};
 use crate::model::answer::Shape;
 use crate::model::clip::KeyDomain;
 use crate::model::coalesce::{
-    Coalescer, Failure, Input, Outcome, Output, PollId, PollSpec, Progress, Rules, Settled, WaitId, WaitSpec,
+    Coalescer, End, Failure, Input, Outcome, Output, PollId, PollSpec, Progress, Rules, WaitId, WaitSpec,
 };
 use crate::model::route::{Goal, Rung};
 use crate::model::turns::{Haste, TurnOutput, TurnRules, Turns, Verdict};
@@ -37,6 +38,7 @@ pub(super) struct Shell {
     poller: Arc<Poller>,
     cache: Arc<Cache>,
     limits: Arc<Limits>,
+    metrics: Arc<Metrics>,
     max_waits_per_key: usize,
     shape: Arc<ArcSwap<Shape>>,
     parked: HashMap<WaitId, Parked>,
@@ -45,6 +47,14 @@ pub(super) struct Shell {
     tasks: JoinSet<()>,
     events: mpsc::Sender<Event>,
     landed: mpsc::Receiver<Event>,
+    /// The answer that is being acted on.
+    answer: Option<Answer>,
+}
+
+/// An answer of the upstream's: when it came, and what the waits share that it ends.
+struct Answer {
+    at: Instant,
+    fanout: Option<Arc<Fanout>>,
 }
 
 enum Event {
@@ -55,6 +65,7 @@ enum Event {
 struct Parked {
     client: Client,
     domain: KeyDomain,
+    since: Instant,
 }
 
 /// A key, while a wait needs it.
@@ -69,6 +80,7 @@ struct Poll {
     authorization: HeaderValue,
     /// When the newest try began.
     tried_at: Instant,
+    has_failed: bool,
     task: Option<AbortHandle>,
 }
 
@@ -77,11 +89,10 @@ impl Shell {
         rules: Rules,
         turns: TurnRules,
         max_waits_per_key: usize,
-        poller: Poller,
-        cache: Arc<Cache>,
-        limits: Arc<Limits>,
+        means: Means,
         shape: Arc<ArcSwap<Shape>>,
     ) -> Self {
+        let Means { poller, cache, limits, metrics } = means;
         let (events, landed) = mpsc::channel(EVENTS);
         Self {
             lowest: rules.ladder.lowest(),
@@ -90,6 +101,7 @@ impl Shell {
             poller: Arc::new(poller),
             cache,
             limits,
+            metrics,
             max_waits_per_key,
             shape,
             parked: HashMap::new(),
@@ -98,6 +110,7 @@ impl Shell {
             tasks: JoinSet::new(),
             events,
             landed,
+            answer: None,
         }
     }
 
@@ -131,6 +144,12 @@ impl Shell {
             self.turns.handle_timeout(now);
             self.machine.handle_timeout(now);
             self.act(now);
+            let open = self.turns.open();
+            self.metrics.upstream.stand(Standing {
+                open,
+                waiting: self.polls.len().saturating_sub(open),
+                is_breaker_open: !self.turns.is_closed(),
+            });
         }
     }
 
@@ -139,7 +158,7 @@ impl Shell {
             Command::Join(id, wait, client) => self.join(id, wait, client, now),
             Command::Leave(id) => {
                 self.machine.handle(Input::Leave(id), now);
-                self.unpark(id);
+                self.unpark(id, Some(WaitEnd::Left), now);
             }
             Command::Drain(until) => self.machine.handle(Input::Drain(until), now),
         }
@@ -165,7 +184,7 @@ impl Shell {
         let key = self.keys.entry(domain);
         key.or_insert(Key { authorization: wait.identity.authorization, waits: 0 }).waits += 1;
         let parked = client.parked.take();
-        self.parked.insert(id, Parked { client, domain });
+        self.parked.insert(id, Parked { client, domain, since: now });
         let spec = WaitSpec {
             domain,
             form: wait.form,
@@ -181,7 +200,7 @@ impl Shell {
             && let Err(limited) = self.limits.call(wait.who)
         {
             self.machine.handle(Input::Refuse(id), now);
-            if let Some(client) = self.unpark(id) {
+            if let Some(client) = self.unpark(id, None, now) {
                 client.answer(Err(HubError::Limited(limited)));
             }
         } else if let Some(parked) = parked {
@@ -199,12 +218,14 @@ impl Shell {
             Event::Ended(id, tried) => self.ended(id, tried, now),
         }
         self.act(now);
+        self.answer = None;
     }
 
     fn ended(&mut self, id: PollId, tried: Tried, now: Instant) {
         // An aborted poll's try may have ended all the same, and nothing waits for it any more.
         let Some(poll) = self.polls.get_mut(&id) else { return };
         poll.task = None;
+        poll.has_failed = matches!(tried, Tried::Failed(..));
         match tried {
             Tried::Landed(landing) => {
                 self.turns.ended(id, Verdict::Answered, now);
@@ -224,6 +245,7 @@ impl Shell {
     fn landed(&mut self, id: PollId, landing: Landing, now: Instant) {
         let Some(Poll { spec, tried_at, .. }) = self.polls.remove(&id) else { return };
         let domain = spec.domain;
+        self.answer = Some(Answer { at: landing.answered_at, fanout: None });
         match landing.key {
             Some(KeyWord::Accepted) => self.cache.accepted(domain, tried_at),
             Some(KeyWord::Refused) => self.cache.refused(domain, now),
@@ -282,8 +304,8 @@ impl Shell {
                 debug!(poll = id.0, key = %spec.domain, clips = spec.clips.len(), goal = ?spec.goal, "poll opened");
                 let (domain, haste) = (spec.domain, self.haste(spec.goal));
                 let authorization = key.authorization.clone();
-                self.polls
-                    .insert(id, Poll { spec: Arc::new(spec), authorization, tried_at: now, task: None });
+                let (spec, tried_at) = (Arc::new(spec), now);
+                self.polls.insert(id, Poll { spec, authorization, tried_at, has_failed: false, task: None });
                 self.turns.ask(id, domain, haste, now);
             }
             Output::Abort(id) => {
@@ -294,8 +316,8 @@ impl Shell {
                 debug!(poll = id.0, "poll cancelled");
             }
             Output::Settle(id, settled) => {
-                if let Some(client) = self.unpark(id) {
-                    client.answer(Ok(settled));
+                if let Some(client) = self.unpark(id, Some(wait_end(&settled.end)), now) {
+                    client.answer(Ok((settled, self.fanout())));
                 }
             }
         }
@@ -323,8 +345,18 @@ impl Shell {
         }
     }
 
-    fn unpark(&mut self, id: WaitId) -> Option<Client> {
-        let Parked { client, domain } = self.parked.remove(&id)?;
+    /// What a wait that is settled now shares with the others that the same answer ended.
+    fn fanout(&mut self) -> Option<Arc<Fanout>> {
+        let Answer { at, fanout } = self.answer.as_mut()?;
+        Some(Arc::clone(fanout.get_or_insert_with(|| Arc::new(self.metrics.waits.fanout(*at)))))
+    }
+
+    /// `end` is `None` for a wait that was not let stay.
+    fn unpark(&mut self, id: WaitId, end: Option<WaitEnd>, now: Instant) -> Option<Client> {
+        let Parked { client, domain, since } = self.parked.remove(&id)?;
+        if let Some(end) = end {
+            self.metrics.waits.ended(end, now.saturating_duration_since(since));
+        }
         if let Some(key) = self.keys.get_mut(&domain) {
             key.waits -= 1;
             if key.waits == 0 {
@@ -337,6 +369,9 @@ impl Shell {
     fn try_poll(&mut self, id: PollId, now: Instant) {
         let Some(poll) = self.polls.get_mut(&id) else { return };
         poll.tried_at = now;
+        if poll.has_failed {
+            self.metrics.upstream.retried();
+        }
         self.machine.handle(Input::Progress(id, Progress::Trying), now);
         let (poller, events) = (Arc::clone(&self.poller), self.events.clone());
         let (spec, authorization) = (Arc::clone(&poll.spec), poll.authorization.clone());
@@ -351,9 +386,19 @@ impl Shell {
 
 impl Client {
     /// The wait is over. A client that has just left is told nothing; its Leave finds nothing to do.
-    fn answer(self, answer: Result<Settled, HubError>) {
+    fn answer(self, answer: Result<Told, HubError>) {
         drop(self.place.lock().take());
         let _ = self.answer.send(answer);
+    }
+}
+
+fn wait_end(end: &End) -> WaitEnd {
+    match end {
+        End::Reached(_) => WaitEnd::Reached,
+        End::TimedOut(_) => WaitEnd::TimedOut,
+        End::Whole(_) => WaitEnd::Whole,
+        End::Refused(_) => WaitEnd::Refused,
+        End::Failed(_) => WaitEnd::Failed,
     }
 }
 

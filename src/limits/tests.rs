@@ -66,7 +66,7 @@ async fn the_fields_say_of_both_quotas_what_is_left_and_when_there_is_more() {
     limits.call(key(1)).unwrap();
     assert_eq!(fields(&limits, key(1)), expected("\"requests\";r=0;t=1, \"calls\";r=2"));
     let limited = limits.request(key(1)).unwrap_err();
-    assert_eq!(limited, Limited { quota: "requests", retry_after: Duration::from_secs(1) });
+    assert_eq!(limited, Limited { quota: Limit::Requests, retry_after: Duration::from_secs(1) });
     assert_eq!(fields(&limits, key(1)), expected("\"requests\";r=0;t=1, \"calls\";r=2"));
     tokio::time::advance(Duration::from_secs(1)).await;
     assert_eq!(fields(&limits, key(1)), expected("\"requests\";r=1, \"calls\";r=3"));
@@ -76,7 +76,7 @@ async fn the_fields_say_of_both_quotas_what_is_left_and_when_there_is_more() {
 async fn calls_are_counted_apart_from_requests() {
     let limits = limits((1, 100), (1, 2));
     assert!(limits.call(key(1)).is_ok() && limits.call(key(1)).is_ok());
-    assert_eq!(limits.call(key(1)).unwrap_err().quota, "calls");
+    assert_eq!(limits.call(key(1)).unwrap_err().quota, Limit::Calls);
     assert!(limits.request(key(1)).is_ok());
     assert!(limits.call(key(2)).is_ok());
 }

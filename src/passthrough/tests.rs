@@ -6,6 +6,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto;
+use prometheus_client::registry::Registry;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
@@ -24,9 +25,14 @@ async fn listen() -> (TcpListener, SocketAddr) {
     (listener, addr)
 }
 
+/// What counts for nobody.
+fn uncounted() -> Arc<Metrics> {
+    Metrics::new(&mut Registry::default())
+}
+
 fn passthrough(base_url: &str, max_body: u64, head_timeout: Duration) -> Passthrough {
     let upstream = config::Upstream { base_url: base_url.parse().unwrap(), ..Config::default().upstream };
-    Passthrough::new(Client::new(&upstream).unwrap(), max_body, head_timeout)
+    Passthrough::new(Client::new(&upstream).unwrap(), max_body, head_timeout, uncounted())
 }
 
 /// Serves the pass-through alone, over HTTP/1 and HTTP/2; an error comes as a 599 that says which.
@@ -692,7 +698,7 @@ where
     let base_url = format!("https://localhost:{}", addr.port()).parse().unwrap();
     let upstream = config::Upstream { base_url, ..Config::default().upstream };
     let client = Client::with_tls(&upstream, trusting).unwrap();
-    gateway(Passthrough::new(client, max_body, PATIENCE), None).await
+    gateway(Passthrough::new(client, max_body, PATIENCE, uncounted()), None).await
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
@@ -15,10 +16,11 @@ use bytes::{Buf as _, Bytes};
 use http::HeaderValue;
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tracing::info;
 
 use super::answers::Answers;
+use crate::access;
 use crate::error::{HttpFault, Refusal};
+use crate::metrics::Metrics;
 use crate::request::{Peer, RequestId};
 
 /// A client's socket.
@@ -27,14 +29,15 @@ pub(super) struct Refusals<S> {
     socket: S,
     peer: Peer,
     answers: Answers,
+    metrics: Arc<Metrics>,
     /// What hyper wrote last, if that looks like a refusal, or the rest of what replaces it.
     held: Bytes,
     fault: Option<HttpFault>,
 }
 
 impl<S: AsyncWrite + Unpin> Refusals<S> {
-    pub(super) fn new(socket: S, peer: Peer, answers: Answers) -> Self {
-        Self { socket, peer, answers, held: Bytes::new(), fault: None }
+    pub(super) fn new(socket: S, peer: Peer, answers: Answers, metrics: Arc<Metrics>) -> Self {
+        Self { socket, peer, answers, metrics, held: Bytes::new(), fault: None }
     }
 
     /// Sends what is held as it is.
@@ -102,7 +105,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Refusals<S> {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if let Some(fault) = this.fault.take() {
-            this.held = refusal(fault, this.peer);
+            this.held = refusal(fault, this.peer, &this.metrics);
         }
         ready!(this.release(cx))?;
         Pin::new(&mut this.socket).poll_shutdown(cx)
@@ -127,10 +130,10 @@ fn fault(written: &[u8]) -> Option<HttpFault> {
 }
 
 /// The whole refusal as it goes over the wire. Its path is not known, and neither is who asked.
-fn refusal(fault: HttpFault, peer: Peer) -> Bytes {
+fn refusal(fault: HttpFault, peer: Peer, metrics: &Metrics) -> Bytes {
     let (id, refusal) = (RequestId::new(None), Refusal::Http(fault));
     let status = refusal.status();
-    info!(status = status.as_u16(), outcome = "refused", reason = refusal.reason(), %peer, request_id = %id, "request");
+    access::refused_head(status, refusal.reason(), peer, &id, metrics);
     let (head, body) = refusal.answer_bytes(&id, "").into_parts();
     let mut wire = format!("HTTP/1.1 {status}\r\n").into_bytes();
     let date = HeaderValue::try_from(httpdate::fmt_http_date(SystemTime::now())).expect("a date is a value");

@@ -38,6 +38,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use crate::body::Body;
 use crate::config;
+use crate::metrics::CallFault;
 
 type Connector = TimeoutConnector<HttpsConnector<HttpConnector>>;
 type Hyper = legacy::Client<Connector, Body>;
@@ -129,14 +130,19 @@ pub enum SendError {
 }
 
 impl SendError {
+    /// The same, for what is counted.
+    pub fn fault(&self) -> CallFault {
+        match self {
+            Self::Connect(_) => CallFault::Connect,
+            Self::ConnectTimeout(_) => CallFault::ConnectTimeout,
+            Self::Tls(_) => CallFault::Tls,
+            Self::Broke(_) => CallFault::Broke,
+        }
+    }
+
     /// A fixed word for logs, metrics and `Cache-Status`.
     pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Connect(_) => "connect",
-            Self::ConnectTimeout(_) => "connect-timeout",
-            Self::Tls(_) => "tls",
-            Self::Broke(_) => "broke",
-        }
+        self.fault().word()
     }
 
     /// Whether the upstream may have seen some of the request.

@@ -4,7 +4,7 @@
 //! it, and drops it to cancel.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, USER_AGENT, VIA};
@@ -17,11 +17,12 @@ use crate::body::Body;
 use crate::clock;
 use crate::config;
 use crate::headers;
+use crate::metrics::{CallFault, CallKind, Code, Metrics};
 use crate::model::answer::{self, Shape, Sliced};
 use crate::model::clip::{ClipState, Reply};
 use crate::model::coalesce::{Failure, Outcome, PollSpec};
 use crate::model::query;
-use crate::model::route::Route;
+use crate::model::route::{Goal, Route};
 use crate::upstream::client::{Answer, Client};
 
 /// The largest answer to a poll that is read. Real ones have some kB a clip.
@@ -35,6 +36,7 @@ pub struct Poller {
     /// How long an answer may take, from the moment the request stands on a connection.
     limit: Duration,
     connect: Duration,
+    metrics: Arc<Metrics>,
 }
 
 /// What a poll came to, and what it says of the upstream and the key.
@@ -46,6 +48,8 @@ pub struct Landing {
     pub shape: Option<Shape>,
     /// Whether the upstream let the key in; `None` where it did not say.
     pub key: Option<KeyWord>,
+    /// When all of the answer was there.
+    pub answered_at: Instant,
 }
 
 /// The upstream's word on a key.
@@ -77,12 +81,13 @@ pub enum Tried {
 
 impl Poller {
     /// A poller on this client.
-    pub fn new(client: Client, route: Arc<Route>, config: &config::Upstream) -> Self {
+    pub fn new(client: Client, route: Arc<Route>, config: &config::Upstream, metrics: Arc<Metrics>) -> Self {
         Self {
             client,
             route,
             limit: config.poll_timeout + config.poll_timeout / 12,
             connect: config.connect_timeout,
+            metrics,
         }
     }
 
@@ -97,6 +102,7 @@ impl Poller {
         let Some(request) = self.request(spec, authorization) else {
             return Tried::Failed(Failure::Garbled, None);
         };
+        let call = self.metrics.upstream.call(self.kind(spec.goal));
         let mut started = self.client.start(request);
         let asking = async {
             let response = tokio::select! {
@@ -108,18 +114,30 @@ impl Poller {
                 }
             };
             match response {
-                Ok(response) => Ok(read(response).await),
-                Err(error) => Err(error),
+                Ok(response) => read(response).await,
+                Err(error) => {
+                    debug!(reason = error.reason(), error = &error as &dyn std::error::Error, "poll broke");
+                    Err(error.fault())
+                }
             }
         };
-        match tokio::time::timeout(self.connect + self.limit, asking).await {
-            Err(_) => Tried::Failed(Failure::Overdue, None),
-            Ok(Err(error)) => {
-                debug!(reason = error.reason(), error = &error as &dyn std::error::Error, "poll broke");
-                Tried::Failed(Failure::Unreachable, None)
-            }
-            Ok(Ok(Err(unread))) => Tried::Failed(unread, None),
-            Ok(Ok(Ok((status, headers, body)))) => self.judge(spec, status, &headers, body),
+        let in_time = tokio::time::timeout(self.connect + self.limit, asking).await;
+        let (code, tried) = match in_time.unwrap_or(Err(CallFault::Overdue)) {
+            Err(fault) => (Code::Fault(fault), Tried::Failed(failure(fault), None)),
+            Ok((status, headers, body)) => match self.judge(spec, status, &headers, body) {
+                unread @ Tried::Failed(Failure::Garbled, _) => (Code::Fault(CallFault::Garbled), unread),
+                tried => (Code::Status(status.as_u16()), tried),
+            },
+        };
+        call.ended(code);
+        tried
+    }
+
+    fn kind(&self, goal: Goal) -> CallKind {
+        match goal {
+            Goal::Now => CallKind::Snapshot,
+            Goal::Rung(rung) if rung == self.route.ladder.lowest() => CallKind::Snapshot,
+            Goal::Rung(_) => CallKind::Poll,
         }
     }
 
@@ -144,20 +162,20 @@ impl Poller {
         let head = Arc::new(headers::head(headers));
         let reply = |body| Arc::new(Reply { status: status.as_u16(), head: Arc::clone(&head), body });
         let key = key_word(status);
-        let landed = |outcome, shape| Tried::Landed(Landing { outcome, shape, key });
+        let answered_at = clock::now();
+        let landed = |outcome, shape| Tried::Landed(Landing { outcome, shape, key, answered_at });
         if status.is_success() && is_coded(headers) {
             debug!("poll's answer is in a coding that was not asked for");
             Tried::Failed(Failure::Garbled, None)
         } else if status.is_success() {
             match answer::slice(&self.route, spec.form, &spec.clips, &body) {
                 Sliced::Clips { clips, shape } => {
-                    let seen_at = clock::now();
                     let states = clips.into_iter().map(|cut| ClipState {
                         id: cut.id,
                         rung: cut.rung,
                         body: cut.body,
                         head: Arc::clone(&head),
-                        seen_at,
+                        seen_at: answered_at,
                     });
                     landed(Outcome::Clips(states.collect()), shape)
                 }
@@ -185,17 +203,28 @@ fn is_coded(headers: &HeaderMap) -> bool {
 
 const USER_AGENT_NAME: &str = concat!("clipgate/", env!("CARGO_PKG_VERSION"));
 
-async fn read(response: Response<Answer>) -> Result<(StatusCode, HeaderMap, Bytes), Failure> {
+/// What the waits are told of it.
+fn failure(fault: CallFault) -> Failure {
+    match fault {
+        CallFault::Connect | CallFault::ConnectTimeout | CallFault::Tls | CallFault::Broke => {
+            Failure::Unreachable
+        }
+        CallFault::Overdue => Failure::Overdue,
+        CallFault::Garbled => Failure::Garbled,
+    }
+}
+
+async fn read(response: Response<Answer>) -> Result<(StatusCode, HeaderMap, Bytes), CallFault> {
     let (parts, body) = response.into_parts();
     match Limited::new(body, MAX_ANSWER).collect().await {
         Ok(body) => Ok((parts.status, parts.headers, body.to_bytes())),
         Err(error) if error.is::<LengthLimitError>() => {
             debug!(limit = MAX_ANSWER, "poll's answer is too large");
-            Err(Failure::Garbled)
+            Err(CallFault::Garbled)
         }
         Err(error) => {
             debug!(%error, "poll's answer was cut off");
-            Err(Failure::Unreachable)
+            Err(CallFault::Broke)
         }
     }
 }

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use clipgate::clock;
 use clipgate::config::{Config, Listen};
 use clipgate::gateway::Gateway;
+use clipgate::metrics::Metrics;
 use clipgate::server::{Listener, Server, tcp_address};
 use clipgate::sim::{Observed, Options, Sim};
 use http::header::AUTHORIZATION;
@@ -22,6 +23,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use prometheus_client::registry::Registry;
 use tokio::net::TcpSocket;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -94,7 +96,9 @@ impl Stage {
         configure(&mut config, &mut options);
 
         let mut tasks = JoinSet::new();
-        let (gateway, hub) = Gateway::new(&config).expect("the configuration is good");
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        let (gateway, hub) = Gateway::new(&config, metrics).expect("the configuration is good");
         tasks.spawn(hub);
         let listen = Listen::Tcp(([127, 0, 0, 1], 0).into());
         let listener = Listener::bind(&listen).await.expect("there are ports left");

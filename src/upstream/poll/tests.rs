@@ -1,3 +1,4 @@
+use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -17,7 +18,15 @@ impl Stage {
         let base_url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         let config = config::Upstream { base_url, ..config::Config::default().upstream };
         let client = Client::new(&config).unwrap();
-        Self { listener, poller: Poller::new(client, Arc::new(Route::suno()), &config) }
+        Self {
+            listener,
+            poller: Poller::new(
+                client,
+                Arc::new(Route::suno()),
+                &config,
+                Metrics::new(&mut Registry::default()),
+            ),
+        }
     }
 
     async fn try_poll(&self) -> Tried {

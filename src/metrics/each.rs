@@ -1,0 +1,39 @@
+//! A value for each word of a closed set, found without a search.
+
+use std::marker::PhantomData;
+
+/// A closed set of words.
+pub trait Word: Copy + 'static {
+    /// All of them.
+    const ALL: &'static [Self];
+
+    /// What logs and metrics call it.
+    fn word(self) -> &'static str;
+
+    /// Its place in [`Self::ALL`].
+    fn place(self) -> usize;
+}
+
+/// A `T` for each `W`.
+#[derive(Clone, Debug)]
+pub struct Each<W, T> {
+    values: Box<[T]>,
+    words: PhantomData<W>,
+}
+
+impl<W: Word, T> Each<W, T> {
+    /// What `make` makes of each word.
+    pub fn new(make: impl FnMut(W) -> T) -> Self {
+        Self { values: W::ALL.iter().copied().map(make).collect(), words: PhantomData }
+    }
+
+    /// The word's value.
+    pub fn of(&self, word: W) -> &T {
+        &self.values[word.place()]
+    }
+
+    /// All words with their values.
+    pub fn iter(&self) -> impl Iterator<Item = (W, &T)> {
+        W::ALL.iter().copied().zip(&self.values)
+    }
+}

@@ -1,0 +1,165 @@
+//! What Prometheus reads.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::prometheus_text::encode;
+
+use super::*;
+use crate::clock;
+
+fn page(registry: &Registry) -> String {
+    let mut page = String::new();
+    encode(&mut page, registry).unwrap();
+    page
+}
+
+/// A sample's value.
+fn value(page: &str, sample: &str) -> Option<f64> {
+    page.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' ')?.parse().ok())
+}
+
+fn all<W: Word + PartialEq + std::fmt::Debug>(expected: usize) {
+    assert_eq!(W::ALL.len(), expected);
+    for (n, word) in W::ALL.iter().enumerate() {
+        assert_eq!(word.place(), n, "{word:?}");
+        assert_eq!(W::ALL.iter().filter(|other| other.word() == word.word()).count(), 1, "{word:?}");
+    }
+}
+
+#[test]
+fn each_word_has_a_place_of_its_own() {
+    all::<Endpoint>(3);
+    all::<Outcome>(8);
+    all::<WaitEnd>(6);
+    all::<CallKind>(3);
+    all::<Limit>(4);
+}
+
+#[test]
+fn what_is_counted_is_on_the_page_by_its_words() {
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    metrics.requests.ended(Endpoint::Clip, Outcome::Hit, Duration::from_millis(2));
+    metrics.requests.ended(Endpoint::Clips, Outcome::Hit, Duration::ZERO);
+    metrics.requests.ended(Endpoint::Clip, Outcome::Leaned, Duration::from_secs(120));
+    metrics.requests.ended(Endpoint::Other, Outcome::Passed, Duration::from_secs(1));
+    metrics.upstream.retried();
+    metrics.upstream.stand(Standing { open: 3, waiting: 2, is_breaker_open: true });
+    metrics.waits.ended(WaitEnd::Reached, Duration::from_secs(1));
+    metrics.waits.ended(WaitEnd::Left, Duration::ZERO);
+    let page = page(&registry);
+    let rows = [
+        ("clipgate_requests_total{route=\"clip\",outcome=\"hit\"}", 1.0),
+        ("clipgate_requests_total{route=\"clips\",outcome=\"hit\"}", 1.0),
+        ("clipgate_requests_total{route=\"clip\",outcome=\"leaned\"}", 1.0),
+        ("clipgate_requests_total{route=\"other\",outcome=\"passed\"}", 1.0),
+        ("clipgate_requests_total{route=\"other\",outcome=\"refused\"}", 0.0),
+        ("clipgate_upstream_calls_saved_total", 3.0),
+        ("clipgate_request_seconds_count{outcome=\"hit\"}", 2.0),
+        ("clipgate_request_seconds_bucket{outcome=\"hit\",le=\"0.001\"}", 1.0),
+        ("clipgate_request_seconds_bucket{outcome=\"leaned\",le=\"121\"}", 1.0),
+        ("clipgate_request_seconds_bucket{outcome=\"leaned\",le=\"90\"}", 0.0),
+        ("clipgate_wait_seconds_count{end=\"reached\"}", 1.0),
+        ("clipgate_wait_seconds_count{end=\"left\"}", 1.0),
+        ("clipgate_upstream_retries_total", 1.0),
+        ("clipgate_upstream_polls", 3.0),
+        ("clipgate_upstream_polls_waiting", 2.0),
+        ("clipgate_breaker_open", 1.0),
+        ("clipgate_upstream_requests_total{kind=\"poll\",code=\"200\"}", 0.0),
+    ];
+    for (sample, expected) in rows {
+        assert_eq!(value(&page, sample), Some(expected), "{sample} in {page}");
+    }
+    let version = format!("clipgate_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
+    assert_eq!(value(&page, &version), Some(1.0), "{page}");
+    assert_eq!(metrics.requests.count(Outcome::Hit), 2);
+    assert_eq!(metrics.requests.saved(), 3);
+    let standing = Standing { open: 3, waiting: 2, is_breaker_open: true };
+    assert_eq!(metrics.upstream.standing(), standing);
+}
+
+#[test]
+fn a_call_is_counted_once_by_what_came_of_it() {
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let codes = [
+        (Code::Status(200), "200", false),
+        (Code::Status(404), "404", false),
+        (Code::Status(503), "503", true),
+        (Code::Status(999), "600", true),
+        (Code::Fault(CallFault::ConnectTimeout), "connect-timeout", true),
+        (Code::Fault(CallFault::Garbled), "garbled", true),
+    ];
+    for (code, _, _) in codes {
+        metrics.upstream.call(CallKind::Poll).ended(code);
+    }
+    drop(metrics.upstream.call(CallKind::Snapshot));
+    let page = page(&registry);
+    for (_, word, _) in codes {
+        let sample = format!("clipgate_upstream_requests_total{{kind=\"poll\",code=\"{word}\"}}");
+        assert_eq!(value(&page, &sample), Some(1.0), "{word}: {page}");
+    }
+    let cancelled = "clipgate_upstream_requests_total{kind=\"snapshot\",code=\"cancelled\"}";
+    assert_eq!(value(&page, cancelled), Some(1.0));
+    assert_eq!(value(&page, "clipgate_upstream_seconds_count{kind=\"poll\"}"), Some(6.0));
+    assert_eq!(metrics.upstream.count(CallKind::Poll), 6);
+    let faults = codes.iter().filter(|(_, _, is_fault)| *is_fault).count();
+    assert_eq!(metrics.upstream.faults(), faults as u64);
+    let health = metrics.upstream.health();
+    assert!(health.answered_at.is_some());
+    assert_eq!(health.failed.map(|(_, code)| code), Some(Code::Fault(CallFault::Garbled)));
+}
+
+#[test]
+fn an_answers_last_holder_ends_its_telling() {
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let count = || value(&page(&registry), "clipgate_fanout_seconds_count");
+    let first = Arc::new(metrics.waits.fanout(clock::now()));
+    let last = Arc::clone(&first);
+    drop(first);
+    assert_eq!(count(), Some(0.0));
+    drop(last);
+    assert_eq!(count(), Some(1.0));
+}
+
+#[test]
+fn members_are_those_of_the_configuration_and_no_others() {
+    let mut registry = Registry::default();
+    let limited = &Metrics::new(&mut registry).limited;
+    limited.set_members(["ann \"the\" first", "bob"]);
+    limited.refused(Limit::Calls, Some("bob"));
+    limited.refused(Limit::Calls, Some("mallory"));
+    limited.refused(Limit::Waits, None);
+    let count = |quota: &str, member: &str| {
+        let sample = format!("clipgate_rate_limited_total{{quota=\"{quota}\",member=\"{member}\"}}");
+        value(&page(&registry), &sample)
+    };
+    assert_eq!(count("calls", "bob"), Some(1.0));
+    assert_eq!(count("calls", r#"ann \"the\" first"#), Some(0.0));
+    assert_eq!(count("calls", "mallory"), None);
+    assert_eq!(count("calls", ""), Some(1.0));
+    assert_eq!(count("waits", ""), Some(1.0));
+    assert_eq!((limited.count(Limit::Calls), limited.count(Limit::Requests)), (2, 0));
+
+    limited.set_members(["bob", "carol"]);
+    assert_eq!(count("calls", "bob"), Some(1.0), "who stays is not forgotten");
+    assert_eq!(count("waits-of-key", "carol"), Some(0.0));
+    assert!(!page(&registry).contains("ann"));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_process_tells_its_own_figures() {
+    let mut registry = Registry::default();
+    Metrics::new(&mut registry);
+    let page = page(&registry);
+    for name in ["resident_memory_bytes", "virtual_memory_bytes", "open_fds", "max_fds", "threads"] {
+        let value = value(&page, &format!("process_{name}"));
+        assert!(value.is_some_and(|value| value > 0.0), "{name}: {page}");
+    }
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+    let started = value(&page, "process_start_time_seconds").unwrap();
+    assert!((now - 3600.0..=now + 5.0).contains(&started), "{started} at {now}");
+    assert!(value(&page, "process_cpu_seconds_total").is_some());
+}

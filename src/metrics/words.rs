@@ -1,0 +1,251 @@
+//! The words of logs and metrics, each set closed.
+
+use std::fmt::{self, Write as _};
+
+use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
+
+use super::each::Word;
+
+/// What a request's path is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// The one for one clip.
+    Clip,
+    /// The one for several.
+    Clips,
+    /// Any other.
+    Other,
+}
+
+impl Word for Endpoint {
+    const ALL: &'static [Self] = &[Self::Clip, Self::Clips, Self::Other];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Clip => "clip",
+            Self::Clips => "clips",
+            Self::Other => "other",
+        }
+    }
+
+    fn place(self) -> usize {
+        self as usize
+    }
+}
+
+/// How a request was dealt with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Answered from the cache.
+    Hit,
+    /// Parked, and opened a poll.
+    Opened,
+    /// Parked, and leaned on polls that others had opened.
+    Leaned,
+    /// Passed through.
+    Passed,
+    /// Refused by the gateway itself.
+    Refused,
+    /// A browser's question, answered by the gateway.
+    Preflight,
+    /// Answered with a stream of events.
+    Streamed,
+    /// Its client hung up before there was an answer.
+    Left,
+}
+
+impl Word for Outcome {
+    const ALL: &'static [Self] = &[
+        Self::Hit,
+        Self::Opened,
+        Self::Leaned,
+        Self::Passed,
+        Self::Refused,
+        Self::Preflight,
+        Self::Streamed,
+        Self::Left,
+    ];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Opened => "opened",
+            Self::Leaned => "leaned",
+            Self::Passed => "passed",
+            Self::Refused => "refused",
+            Self::Preflight => "preflight",
+            Self::Streamed => "streamed",
+            Self::Left => "left",
+        }
+    }
+
+    fn place(self) -> usize {
+        self as usize
+    }
+}
+
+/// How a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitEnd {
+    /// What was waited for came.
+    Reached,
+    /// Its time was over, and it was told where its clips are.
+    TimedOut,
+    /// The upstream's answer could not be taken apart, and was handed over whole.
+    Whole,
+    /// The upstream refused.
+    Refused,
+    /// The upstream failed.
+    Failed,
+    /// Its client hung up.
+    Left,
+}
+
+impl Word for WaitEnd {
+    const ALL: &'static [Self] =
+        &[Self::Reached, Self::TimedOut, Self::Whole, Self::Refused, Self::Failed, Self::Left];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Reached => "reached",
+            Self::TimedOut => "timed-out",
+            Self::Whole => "whole",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Left => "left",
+        }
+    }
+
+    fn place(self) -> usize {
+        self as usize
+    }
+}
+
+/// Why the gateway asks the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallKind {
+    /// A poll that waits for something; each try is one.
+    Poll,
+    /// A look at where clips are: what is asked for has been reached by all there are.
+    Snapshot,
+    /// A request that is passed through.
+    Passthrough,
+}
+
+impl Word for CallKind {
+    const ALL: &'static [Self] = &[Self::Poll, Self::Snapshot, Self::Passthrough];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Poll => "poll",
+            Self::Snapshot => "snapshot",
+            Self::Passthrough => "passthrough",
+        }
+    }
+
+    fn place(self) -> usize {
+        self as usize
+    }
+}
+
+/// What came of a request to the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Code {
+    /// An answer with this HTTP status.
+    Status(u16),
+    /// No answer.
+    Fault(CallFault),
+    /// The gateway had no more use for it.
+    Cancelled,
+}
+
+/// Why the upstream gave no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CallFault {
+    /// There was no connection.
+    Connect,
+    /// The connection took too long.
+    ConnectTimeout,
+    /// There was no secure connection.
+    Tls,
+    /// It broke off.
+    Broke,
+    /// It took too long.
+    Overdue,
+    /// What came cannot be read.
+    Garbled,
+}
+
+impl CallFault {
+    /// What logs, metrics and `Cache-Status` call it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::ConnectTimeout => "connect-timeout",
+            Self::Tls => "tls",
+            Self::Broke => "broke",
+            Self::Overdue => "overdue",
+            Self::Garbled => "garbled",
+        }
+    }
+}
+
+impl Code {
+    /// Whether the upstream failed.
+    pub fn is_fault(self) -> bool {
+        matches!(self, Self::Fault(_) | Self::Status(500..))
+    }
+
+    /// Whether it answered and did not fail.
+    pub fn is_answer(self) -> bool {
+        matches!(self, Self::Status(..500))
+    }
+}
+
+impl fmt::Display for Code {
+    /// Of statuses that HTTP has no class for (RFC 9110 §15) there is one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status @ ..600) => status.fmt(f),
+            Self::Status(_) => f.write_str("600"),
+            Self::Fault(fault) => f.write_str(fault.word()),
+            Self::Cancelled => f.write_str("cancelled"),
+        }
+    }
+}
+
+impl EncodeLabelValue for Code {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        write!(encoder, "{self}")
+    }
+}
+
+/// A limit that requests are refused over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// `limits.requests_per_second`
+    Requests,
+    /// `limits.calls_per_second`
+    Calls,
+    /// `limits.max_waits_per_key`
+    WaitsOfKey,
+    /// `limits.max_waits`
+    Waits,
+}
+
+impl Word for Limit {
+    const ALL: &'static [Self] = &[Self::Requests, Self::Calls, Self::WaitsOfKey, Self::Waits];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Requests => "requests",
+            Self::Calls => "calls",
+            Self::WaitsOfKey => "waits-of-key",
+            Self::Waits => "waits",
+        }
+    }
+
+    fn place(self) -> usize {
+        self as usize
+    }
+}
