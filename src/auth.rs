@@ -120,6 +120,17 @@ impl Keyring {
         Ok(())
     }
 
+    /// The team's members, each with the domain of its key; none in the other modes.
+    pub fn members(&self) -> Vec<(Arc<str>, KeyDomain)> {
+        match &**self.mode.load() {
+            Mode::Passthrough | Mode::Sidecar(_) => Vec::new(),
+            Mode::Team(members) => members
+                .iter()
+                .filter_map(|member| Some((member.identity.member.clone()?, member.identity.domain)))
+                .collect(),
+        }
+    }
+
     /// Who sent these fields; `None` for a request without a key, which shares nothing with anybody and goes up
     /// as it is.
     pub fn identify(&self, headers: &HeaderMap) -> Result<Option<Identity>, AuthError> {

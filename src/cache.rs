@@ -55,6 +55,15 @@ pub struct Hit {
     pub ttl: Duration,
 }
 
+/// What is kept, all keys together; entries of a refused key count until they are over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Clips.
+    pub entries: u64,
+    /// What they weigh.
+    pub bytes: u64,
+}
+
 #[derive(Clone, Debug)]
 struct Entry {
     epoch: u64,
@@ -170,6 +179,25 @@ impl Cache {
         let state = ClipState { body: Bytes::copy_from_slice(&state.body), head, ..state.clone() };
         let etag = etag(&state.body);
         self.clips.insert(key, Entry { epoch: known.epoch, expires, ttl, etag, state });
+    }
+
+    /// How much is kept.
+    pub fn size(&self) -> Size {
+        self.clips.run_pending_tasks();
+        Size { entries: self.clips.entry_count(), bytes: self.clips.weighted_size() }
+    }
+
+    /// Forgets what is kept of a clip, whoever's key it is kept for. Says how many entries there were.
+    pub fn forget(&self, id: &ClipId) -> u64 {
+        let keys: Vec<_> = self.clips.iter().map(|(key, _)| key).filter(|key| key.1 == *id).collect();
+        keys.iter().filter(|key| self.clips.remove(&***key).is_some()).count() as u64
+    }
+
+    /// Forgets all clips; keys stay proven. Says how many entries there were.
+    pub fn forget_all(&self) -> u64 {
+        let size = self.size();
+        self.clips.invalidate_all();
+        size.entries
     }
 
     /// How long a state on this rung is kept, if it is the clip's last.
@@ -331,6 +359,31 @@ mod tests {
         cache.store(ALICE, &state("a", "completed", t0), t0);
         cache.store(ALICE, &state("a", "streaming", t0), t0);
         assert_eq!(cache.get(ALICE, &id("a"), t0).unwrap().state.body, "a completed");
+    }
+
+    #[test]
+    fn a_clip_is_forgotten_for_all_keys_and_all_clips_at_once() {
+        let (cache, t0) = (cache(), clock::now());
+        for domain in [ALICE, BOB] {
+            cache.accepted(domain, t0);
+            for name in ["a", "b"] {
+                cache.store(domain, &state(name, "completed", t0), t0);
+            }
+        }
+        let kept = |domain, name| cache.get(domain, &id(name), t0).is_some();
+        assert_eq!(cache.size().entries, 4);
+        assert!(cache.size().bytes > 4 * ENTRY_OVERHEAD as u64, "{:?}", cache.size());
+        assert_eq!(cache.forget(&id("a")), 2);
+        assert_eq!(
+            [kept(ALICE, "a"), kept(BOB, "a"), kept(ALICE, "b"), kept(BOB, "b")],
+            [false, false, true, true]
+        );
+        assert_eq!(cache.forget(&id("a")), 0);
+        assert_eq!(cache.forget_all(), 2);
+        assert_eq!([kept(ALICE, "b"), kept(BOB, "b")], [false; 2]);
+        assert_eq!(cache.size(), Size { entries: 0, bytes: 0 });
+        cache.store(ALICE, &state("a", "completed", t0), t0);
+        assert!(kept(ALICE, "a"), "keys stay proven, and what comes later is kept");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! It brings together what does not know each other, and keeps no state of its own. A hit touches no task, no
 //! channel and no lock but moka's own and those of the quotas' shards.
 
+mod overview;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +15,7 @@ use http::header::{CONTENT_LENGTH, RANGE, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, Request, Version};
 use http_body::Body as HttpBody;
 
+pub use self::overview::{Asker, Overview};
 use crate::access::{AccessLine, Outcome};
 use crate::auth::{AuthError, Identity, Keyring, KeyringError};
 use crate::body::BoxError;
@@ -156,11 +159,6 @@ impl Gateway {
     /// Waits that are parked now.
     pub fn waits(&self) -> usize {
         self.hub.waits()
-    }
-
-    /// What is counted.
-    pub fn metrics(&self) -> &Arc<Metrics> {
-        &self.metrics
     }
 
     /// Answers a request, whatever it is. Cancel safe: dropping the future is the client hanging up, which ends

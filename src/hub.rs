@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use self::shell::Shell;
+pub use self::shell::{KeyInFlight, Overview};
 use crate::auth::Identity;
 use crate::cache::Cache;
 use crate::config;
@@ -38,6 +39,7 @@ use crate::upstream::poll::Poller;
 #[derive(Clone, Debug)]
 pub struct Hub {
     commands: mpsc::Sender<Command>,
+    looks: mpsc::Sender<Look>,
     parked: Arc<Semaphore>,
     next: Arc<AtomicU64>,
     shape: Arc<ArcSwap<Shape>>,
@@ -102,6 +104,16 @@ enum Command {
     Drain(Instant),
 }
 
+/// Somebody wants to see what is under way.
+#[derive(Debug)]
+struct Look {
+    most: usize,
+    tell: oneshot::Sender<Overview>,
+}
+
+/// Who may look at a time: each look costs the hub up to some milliseconds.
+const LOOKS: usize = 4;
+
 /// Who waits, as the hub's task knows it.
 #[derive(Debug)]
 struct Client {
@@ -147,13 +159,15 @@ impl Hub {
         let (commands, inbox) = mpsc::channel(2 * max_waits + 1);
         let shape = Arc::new(ArcSwap::from_pointee(Shape::default()));
         let shell = Shell::new(rules, turns, caps.max_waits_per_key, means, Arc::clone(&shape));
+        let (looks, looked) = mpsc::channel(LOOKS);
         let hub = Self {
             commands,
+            looks,
             parked: Arc::new(Semaphore::new(max_waits)),
             next: Arc::new(AtomicU64::new(0)),
             shape,
         };
-        (hub, shell.run(inbox))
+        (hub, shell.run(inbox, looked))
     }
 
     /// Waits until there is an answer. Cancel safe: dropping the future leaves, and frees all it held.
@@ -191,6 +205,14 @@ impl Hub {
     pub async fn drain(&self, until: Instant) {
         // Fails only when the hub has ended, and no wait is left.
         let _ = self.commands.send(Command::Drain(until)).await;
+    }
+
+    /// What is under way, the oldest `most` clips of it and the `most` keys with the most waits. `None`: too many
+    /// look already, or the hub has ended. It may take as long as the hub is busy. Cancel safe.
+    pub async fn overview(&self, most: usize) -> Option<Overview> {
+        let (tell, told) = oneshot::channel();
+        self.looks.try_send(Look { most, tell }).ok()?;
+        told.await.ok()
     }
 
     /// How the upstream holds several clips, as last seen.

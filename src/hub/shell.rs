@@ -1,5 +1,7 @@
 //! The hub's task: it feeds the machines and does what they say.
 
+mod overview;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,7 +12,8 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tracing::{debug, error};
 
-use super::{Client, Command, HubError, Means, Told, Wait};
+pub use self::overview::{KeyInFlight, Overview};
+use super::{Client, Command, HubError, Look, Means, Told, Wait};
 use crate::cache::Cache;
 use crate::clock;
 use crate::limits::Limits;
@@ -65,6 +68,7 @@ enum Event {
 struct Parked {
     client: Client,
     domain: KeyDomain,
+    member: Option<Arc<str>>,
     since: Instant,
 }
 
@@ -72,6 +76,8 @@ struct Parked {
 struct Key {
     authorization: HeaderValue,
     waits: usize,
+    /// How many of them are whose, in team mode.
+    members: HashMap<Arc<str>, usize>,
 }
 
 /// A poll that the machine has opened: in line, being tried, or pausing.
@@ -115,12 +121,12 @@ impl Shell {
     }
 
     /// Ends when all [`Hub`](super::Hub)s are gone.
-    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Command>, mut looks: mpsc::Receiver<Look>) {
         let mut commands = Vec::with_capacity(BATCH);
         let mut landed = Vec::with_capacity(BATCH);
         loop {
             let due = [self.machine.poll_timeout(), self.turns.poll_timeout()].into_iter().flatten().min();
-            // Cancel safe: both channels' recv_many lose nothing, and join_next leaves a task in its set.
+            // Cancel safe: the channels lose nothing, and join_next leaves a task in its set.
             tokio::select! {
                 taken = inbox.recv_many(&mut commands, BATCH) => {
                     if taken == 0 {
@@ -129,6 +135,8 @@ impl Shell {
                 }
                 _ = self.landed.recv_many(&mut landed, BATCH) => {}
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => self.task_ended(ended),
+                // Who has hung up meanwhile is told nothing.
+                Some(look) = looks.recv() => drop(look.tell.send(self.overview(look.most))),
                 () = sleep_until(due) => {}
             }
             let now = clock::now();
@@ -181,10 +189,11 @@ impl Shell {
                 .map(|hit| hit.state)
                 .collect(),
         };
-        let key = self.keys.entry(domain);
-        key.or_insert(Key { authorization: wait.identity.authorization, waits: 0 }).waits += 1;
+        let member = wait.identity.member.clone();
+        let key = self.keys.entry(domain).or_insert_with(|| Key::new(wait.identity.authorization));
+        key.park(member.clone());
         let parked = client.parked.take();
-        self.parked.insert(id, Parked { client, domain, since: now });
+        self.parked.insert(id, Parked { client, domain, member, since: now });
         let spec = WaitSpec {
             domain,
             form: wait.form,
@@ -353,12 +362,12 @@ impl Shell {
 
     /// `end` is `None` for a wait that was not let stay.
     fn unpark(&mut self, id: WaitId, end: Option<WaitEnd>, now: Instant) -> Option<Client> {
-        let Parked { client, domain, since } = self.parked.remove(&id)?;
+        let Parked { client, domain, member, since } = self.parked.remove(&id)?;
         if let Some(end) = end {
             self.metrics.waits.ended(end, now.saturating_duration_since(since));
         }
         if let Some(key) = self.keys.get_mut(&domain) {
-            key.waits -= 1;
+            key.unpark(member.as_ref());
             if key.waits == 0 {
                 self.keys.remove(&domain);
             }
@@ -381,6 +390,31 @@ impl Shell {
             let tried = poller.run(&spec, &authorization, standing).await;
             let _ = events.send(Event::Ended(id, tried)).await;
         }));
+    }
+}
+
+impl Key {
+    fn new(authorization: HeaderValue) -> Self {
+        Self { authorization, waits: 0, members: HashMap::new() }
+    }
+
+    fn park(&mut self, member: Option<Arc<str>>) {
+        self.waits += 1;
+        if let Some(member) = member {
+            *self.members.entry(member).or_default() += 1;
+        }
+    }
+
+    fn unpark(&mut self, member: Option<&Arc<str>>) {
+        self.waits -= 1;
+        if let Some(member) = member
+            && let Some(waits) = self.members.get_mut(member)
+        {
+            *waits -= 1;
+            if *waits == 0 {
+                self.members.remove(member);
+            }
+        }
     }
 }
 

@@ -74,7 +74,7 @@ impl Word for Outcome {
             Self::Passed => "passed",
             Self::Refused => "refused",
             Self::Preflight => "preflight",
-            Self::Streamed => "streamed",
+            Self::Streamed => "stream",
             Self::Left => "left",
         }
     }

@@ -20,6 +20,7 @@
 
 mod board;
 mod drain;
+mod in_flight;
 mod rules;
 #[cfg(test)]
 mod sweep;
@@ -33,6 +34,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use self::board::{Board, Phase, Poll, PollPhase, Timer, Tries, Wait};
+pub use self::in_flight::ClipInFlight;
 pub use self::rules::{Rules, SNAPSHOT_LIMIT};
 pub use self::vocabulary::{
     End, Failure, How, Input, Outcome, Output, PollId, PollSpec, Progress, Settled, WaitId, WaitSpec,

@@ -151,6 +151,15 @@ struct Slot {
     polls: BTreeSet<PollId>,
 }
 
+/// A clip that anything concerns.
+pub(super) struct Concerned<'b> {
+    pub(super) domain: KeyDomain,
+    pub(super) id: &'b ClipId,
+    pub(super) state: Option<&'b ClipState>,
+    pub(super) waits: &'b BTreeSet<WaitId>,
+    pub(super) polls: &'b BTreeSet<PollId>,
+}
+
 /// All of it. Maps are only looked up, sets are walked: the same inputs give the same outputs.
 #[derive(Debug, Default)]
 pub(super) struct Board {
@@ -202,6 +211,25 @@ impl Board {
 
     fn slot(&self, domain: KeyDomain, clip: &ClipId) -> Option<&Slot> {
         self.slots.get(&domain)?.get(clip)
+    }
+
+    /// Each clip that anything concerns, in no order: what is known of it, the waits that name it, the polls that ask
+    /// for it.
+    pub(super) fn clips(&self) -> impl Iterator<Item = Concerned<'_>> {
+        self.slots.iter().flat_map(|(&domain, slots)| {
+            slots.iter().map(move |(id, Slot { state, waits, polls })| Concerned {
+                domain,
+                id,
+                state: state.as_ref(),
+                waits,
+                polls,
+            })
+        })
+    }
+
+    /// How many these are.
+    pub(super) fn clip_count(&self) -> usize {
+        self.slots.values().map(HashMap::len).sum()
     }
 
     /// Who is due first, if that is by now.
