@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use foldhash::quality::RandomState;
 use http::HeaderValue;
 use moka::Expiry;
 use moka::policy::EvictionPolicy;
@@ -37,8 +38,8 @@ const FIELD_OVERHEAD: usize = 64;
 pub struct Cache {
     rules: ArcSwap<config::Cache>,
     ladder: Ladder,
-    clips: moka::sync::Cache<(KeyDomain, ClipId), Entry>,
-    domains: moka::sync::Cache<KeyDomain, Domain>,
+    clips: moka::sync::Cache<(KeyDomain, ClipId), Entry, RandomState>,
+    domains: moka::sync::Cache<KeyDomain, Domain, RandomState>,
     /// Held while a domain is changed, so that a refusal cannot be undone by an acceptance under way.
     changing: Mutex<()>,
     next_epoch: AtomicU64,
@@ -95,11 +96,11 @@ impl Cache {
                 u32::try_from(bytes).unwrap_or(u32::MAX)
             })
             .expire_after(OwnTtl)
-            .build();
+            .build_with_hasher(RandomState::default());
         let domains = moka::sync::Cache::builder()
             .max_capacity(MAX_DOMAINS)
             .eviction_policy(EvictionPolicy::lru())
-            .build();
+            .build_with_hasher(RandomState::default());
         let rules = ArcSwap::from_pointee(rules);
         Self { rules, ladder, clips, domains, changing: Mutex::new(()), next_epoch: AtomicU64::new(0) }
     }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use bytes::{BufMut as _, BytesMut};
 use governor::clock::Clock;
 use governor::middleware::StateInformationMiddleware;
 use governor::{Quota as Rate, RateLimiter};
@@ -72,6 +73,8 @@ pub struct Limits {
 struct Rules {
     requests: Rates,
     calls: Rates,
+    /// The policy of who has no quota of its own.
+    policy: Option<HeaderValue>,
 }
 
 impl Limits {
@@ -98,27 +101,20 @@ impl Limits {
     /// Where it stands with all its quotas now, which takes nothing from them; `None`: it has none.
     pub fn standing(&self, who: Who) -> Option<Standing> {
         let rules = self.rules.load();
-        let mut standing: Option<(String, String)> = None;
-        for quota in [&rules.requests, &rules.calls].into_iter().filter_map(|rates| rates.of(who)) {
-            let item = quota.look(who).item();
-            match &mut standing {
-                None => standing = Some((quota.policy.clone(), item)),
-                Some((policy, now)) => {
-                    policy.extend([", ", &quota.policy]);
-                    now.extend([", ", &item]);
-                }
+        let mut now = BytesMut::with_capacity(64);
+        for quota in rules.of(who) {
+            if !now.is_empty() {
+                now.put_slice(b", ");
             }
+            quota.look(who).write(&mut now);
         }
-        let (policy, now) = standing?;
-        let value = |text| HeaderValue::try_from(text).expect("quotas' names are tokens");
-        Some(Standing { policy: value(policy), now: value(now) })
+        let now = HeaderValue::from_maybe_shared(now.freeze()).expect("quotas' names are tokens");
+        Some(Standing { policy: rules.policy(who)?, now })
     }
 
     /// What is left of each of its quotas, which takes nothing from them.
     pub fn left(&self, who: Who) -> Vec<Left> {
-        let rules = self.rules.load();
-        let quotas = [&rules.requests, &rules.calls].into_iter().filter_map(|rates| rates.of(who));
-        quotas.map(|quota| quota.look(who)).collect()
+        self.rules.load().of(who).map(|quota| quota.look(who)).collect()
     }
 
     /// Forgets who has been idle for so long that it makes no difference. To be called now and then.
@@ -139,19 +135,30 @@ impl Rules {
     fn new(limits: &config::Limits, members: &[Member], before: Option<&Self>) -> Self {
         let requests = |m: &Member| (m.requests_per_second, m.burst);
         let calls = |m: &Member| (m.calls_per_second, m.calls_burst);
-        Self {
-            requests: Rates::new(
-                Limit::Requests,
-                (limits.requests_per_second, limits.burst),
-                members.iter().map(|member| (member, requests(member))),
-                before.map(|before| &before.requests),
-            ),
-            calls: Rates::new(
-                Limit::Calls,
-                (limits.calls_per_second, limits.calls_burst),
-                members.iter().map(|member| (member, calls(member))),
-                before.map(|before| &before.calls),
-            ),
+        let requests = Rates::new(
+            Limit::Requests,
+            (limits.requests_per_second, limits.burst),
+            members.iter().map(|member| (member, requests(member))),
+            before.map(|before| &before.requests),
+        );
+        let calls = Rates::new(
+            Limit::Calls,
+            (limits.calls_per_second, limits.calls_burst),
+            members.iter().map(|member| (member, calls(member))),
+            before.map(|before| &before.calls),
+        );
+        let general = [&requests, &calls].into_iter().filter_map(|rates| rates.general.as_deref());
+        Self { policy: policy_of(general), requests, calls }
+    }
+
+    fn of(&self, who: Who) -> impl Iterator<Item = &Quota> {
+        [&self.requests, &self.calls].into_iter().filter_map(move |rates| rates.of(who))
+    }
+
+    fn policy(&self, who: Who) -> Option<HeaderValue> {
+        match [&self.requests, &self.calls].iter().any(|rates| rates.own.contains_key(&who)) {
+            false => self.policy.clone(),
+            true => policy_of(self.of(who)),
         }
     }
 
@@ -161,6 +168,13 @@ impl Rules {
             .flat_map(|rates| rates.general.iter().chain(rates.own.values()))
             .map(Arc::as_ref)
     }
+}
+
+/// `RateLimit-Policy`; `None`: there is no quota.
+fn policy_of<'q>(quotas: impl Iterator<Item = &'q Quota>) -> Option<HeaderValue> {
+    let policies: Vec<&str> = quotas.map(|quota| quota.policy.as_str()).collect();
+    let value = || HeaderValue::try_from(policies.join(", ")).expect("quotas' names are tokens");
+    (!policies.is_empty()).then(value)
 }
 
 /// Where a client stands with its quotas.
@@ -292,12 +306,16 @@ pub struct Left {
 }
 
 impl Left {
-    /// The member of `RateLimit`.
-    fn item(&self) -> String {
-        let (name, left) = (self.quota.word(), self.left);
-        match self.more_in {
-            None => format!("\"{name}\";r={left}"),
-            Some(seconds) => format!("\"{name}\";r=0;t={seconds}"),
+    /// Writes the member of `RateLimit`.
+    fn write(&self, out: &mut BytesMut) {
+        out.put_u8(b'"');
+        out.put_slice(self.quota.word().as_bytes());
+        out.put_slice(b"\";r=");
+        let mut digits = itoa::Buffer::new();
+        out.put_slice(digits.format(self.left).as_bytes());
+        if let Some(seconds) = self.more_in {
+            out.put_slice(b";t=");
+            out.put_slice(digits.format(seconds).as_bytes());
         }
     }
 }

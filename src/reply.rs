@@ -165,10 +165,8 @@ pub fn prefer_applied(headers: &mut HeaderMap, applied: Option<Duration>) {
 
 /// RFC 9110 §13.1.2.
 fn has_it(request: &HeaderMap, answer: &HeaderMap) -> bool {
-    match (request.typed_get::<IfNoneMatch>(), answer.typed_get::<ETag>()) {
-        (Some(condition), Some(etag)) => !condition.precondition_passes(&etag),
-        _ => false,
-    }
+    let Some(condition) = request.typed_get::<IfNoneMatch>() else { return false };
+    answer.typed_get::<ETag>().is_some_and(|etag| !condition.precondition_passes(&etag))
 }
 
 /// Says what the gateway did with the request (RFC 9211), after what others before it said.

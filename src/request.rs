@@ -30,8 +30,10 @@ impl RequestId {
     }
 
     fn random() -> Self {
-        let text = format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
-        Self(HeaderValue::try_from(text).expect("hex digits are a header value"))
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let random = (u128::from(fastrand::u64(..)) << 64) | u128::from(fastrand::u64(..));
+        let text: [u8; 32] = std::array::from_fn(|at| DIGITS[(random >> (4 * at)) as usize & 0xf]);
+        Self(HeaderValue::from_bytes(&text).expect("hex digits are a header value"))
     }
 
     /// The id as a header field's value.

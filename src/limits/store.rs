@@ -10,9 +10,9 @@
 //! nothing, and takes the memory of nobody who has asked since.
 
 use std::collections::HashMap;
-use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
 
+use foldhash::quality::RandomState;
 use governor::nanos::Nanos;
 use governor::state::StateStore;
 use governor::state::keyed::ShrinkableKeyedStateStore;
@@ -43,8 +43,8 @@ pub(super) struct Store {
 
 #[derive(Debug, Default)]
 struct Shard {
-    young: HashMap<Who, Nanos>,
-    old: HashMap<Who, Nanos>,
+    young: HashMap<Who, Nanos, RandomState>,
+    old: HashMap<Who, Nanos, RandomState>,
 }
 
 impl Store {
@@ -59,7 +59,7 @@ impl Store {
     }
 
     fn with_shards(shards: usize) -> Self {
-        Self { shards: (0..shards).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
+        Self { shards: (0..shards).map(|_| Mutex::default()).collect(), hasher: RandomState::default() }
     }
 
     fn shard(&self, who: &Who) -> &Mutex<Shard> {

@@ -367,6 +367,9 @@ fn decode(text: &str, most: usize) -> Result<Cow<'_, str>, Unread> {
     if text.len() > most * "%00".len() {
         return Err(Unread::TooLong);
     }
+    if !text.as_bytes().contains(&b'%') {
+        return Ok(Cow::Borrowed(text));
+    }
     let is_escape =
         |rest: &str| rest.as_bytes().get(..2).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit));
     if !text.split('%').skip(1).all(is_escape) {
