@@ -11,6 +11,11 @@ use http_body_util::{BodyExt, Full};
 /// Whatever ended a body early; for logs only.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
+/// Nothing came of a body for too long, though its sender was waited for.
+#[derive(Debug, thiserror::Error)]
+#[error("nothing of the body came for too long")]
+pub struct Stalled;
+
 /// What clipgate answers with. Bytes at hand cost no allocation.
 #[derive(Debug)]
 pub enum Body {

@@ -108,6 +108,7 @@ impl Refusal {
                 }
                 PassError::Misdirected => StatusCode::MISDIRECTED_REQUEST,
                 PassError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+                PassError::Stalled => StatusCode::REQUEST_TIMEOUT,
                 PassError::Overdue => StatusCode::GATEWAY_TIMEOUT,
                 PassError::Send(_) | PassError::BadAnswer => StatusCode::BAD_GATEWAY,
             },

@@ -35,7 +35,7 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tracing::debug;
 
-use crate::body::{Body, BoxError};
+use crate::body::{Body, BoxError, Stalled};
 use crate::clock;
 use crate::headers;
 use crate::metrics::{CallFault, CallKind, Code, Metrics};
@@ -78,6 +78,9 @@ pub enum PassError {
     /// The body is larger than `limits.max_body`.
     #[error("the request's body is too large")]
     TooLarge,
+    /// Nothing of the client's body came for too long.
+    #[error("nothing of the request's body came for too long")]
+    Stalled,
     /// The client's body broke off.
     #[error("the request's body could not be read")]
     Upload(#[source] SendError),
@@ -100,6 +103,7 @@ impl PassError {
             Self::Target(_) => "bad-target",
             Self::Misdirected => "misdirected",
             Self::TooLarge => "body-too-large",
+            Self::Stalled => "body-stalled",
             Self::Upload(_) => "body-broke",
             Self::Overdue => "overdue",
             Self::Send(error) => error.reason(),
@@ -211,6 +215,7 @@ impl Passthrough {
             return sent.map_err(|error| match progress.fate() {
                 Fate::Sound => PassError::Send(error),
                 Fate::TooLarge => PassError::TooLarge,
+                Fate::Stalled => PassError::Stalled,
                 Fate::Broke => PassError::Upload(error),
             });
         }
@@ -224,7 +229,7 @@ fn code(sent: &Result<Response<Answer>, PassError>) -> Code {
         Err(PassError::Send(error)) => Code::Fault(error.fault()),
         Err(PassError::Overdue) => Code::Fault(CallFault::Overdue),
         // The client's fault, and what is found before or after it is sent.
-        Err(PassError::Upload(_) | PassError::TooLarge) => Code::Cancelled,
+        Err(PassError::Upload(_) | PassError::TooLarge | PassError::Stalled) => Code::Cancelled,
         Err(PassError::Connect | PassError::Target(_) | PassError::Misdirected | PassError::BadAnswer) => {
             Code::Cancelled
         }
@@ -353,6 +358,7 @@ struct Progress(Mutex<(Instant, Fate)>);
 enum Fate {
     Sound,
     TooLarge,
+    Stalled,
     Broke,
 }
 
@@ -394,8 +400,9 @@ where
         let frame = match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => {
-                this.progress.moved(Fate::Broke);
-                return Poll::Ready(Some(Err(error.into())));
+                let error = error.into();
+                this.progress.moved(if error.is::<Stalled>() { Fate::Stalled } else { Fate::Broke });
+                return Poll::Ready(Some(Err(error)));
             }
             None => {
                 this.progress.moved(Fate::Sound);

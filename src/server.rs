@@ -28,6 +28,7 @@ use tracing::{debug, warn};
 
 use self::ahead::Ahead;
 use self::answers::Answers;
+use self::arriving::Arriving;
 use self::listener::{Accepted, Listeners};
 pub use self::listener::{Listener, tcp_address};
 use self::refusals::Refusals;
@@ -41,6 +42,7 @@ use crate::request::{Peer, RequestCtx, RequestId, Trail};
 
 mod ahead;
 mod answers;
+mod arriving;
 mod listener;
 mod refusals;
 mod tls;
@@ -53,6 +55,10 @@ const MAX_STREAMS: u32 = 1000;
 
 /// How often a silent HTTP/2 connection is pinged, so that a client that vanished does not wait on.
 const PING_EVERY: Duration = Duration::from_secs(30);
+
+/// How long a client may do nothing in the middle of its upload, or of an answer that it is to take. It is not what
+/// limits a client that waits.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long nothing may come from a TCP connection until its other end is probed, and how often and how many times in
 /// vain: a client that vanished does not wait on.
@@ -83,6 +89,7 @@ struct Shared {
     http: auto::Builder<TokioExecutor>,
     header_timeout: Duration,
     drain_timeout: Duration,
+    patience: Duration,
     /// TCP listeners speak TLS with it; who reaches a unix socket is on this machine already.
     tls: Option<Tls>,
     /// The proxies that are believed.
@@ -100,6 +107,21 @@ impl Server {
     ///
     /// When the files of `server.tls` are not what they should be.
     pub fn new(gateway: Gateway, config: &config::Server, stop: CancellationToken) -> Result<Self, TlsError> {
+        Self::with_patience(PATIENCE, gateway, config, stop)
+    }
+
+    /// The same with another patience than a minute, for clients whose turn it is and who do nothing: nothing comes of
+    /// a request's body, or nothing is taken of an answer.
+    ///
+    /// # Errors
+    ///
+    /// When the files of `server.tls` are not what they should be.
+    pub fn with_patience(
+        patience: Duration,
+        gateway: Gateway,
+        config: &config::Server,
+        stop: CancellationToken,
+    ) -> Result<Self, TlsError> {
         let mut http = auto::Builder::new(TokioExecutor::new());
         http.http1()
             .timer(TokioTimer::new())
@@ -115,6 +137,7 @@ impl Server {
             http,
             header_timeout: config.header_timeout,
             drain_timeout: config.drain_timeout,
+            patience,
             tls: config.tls.as_ref().map(Tls::new).transpose()?,
             trusted: ArcSwap::from_pointee(config.trusted_proxies.clone()),
             places: Arc::new(Semaphore::new(config.max_connections)),
@@ -216,8 +239,8 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Shared { http, stop, .. } = &*self.0;
-        let (answers, has_asked) = (Answers::default(), AtomicBool::new(false));
+        let Shared { http, stop, patience, .. } = &*self.0;
+        let (answers, has_asked) = (Answers::new(), AtomicBool::new(false));
         let service = service_fn(|request: hyper::Request<Incoming>| {
             has_asked.store(true, Ordering::Relaxed);
             let ctx = RequestCtx {
@@ -228,6 +251,7 @@ impl Server {
             };
             let (server, place) = (Arc::clone(&self.0), Arc::clone(&place));
             let (answering, answers) = (answers.begin(), answers.clone());
+            let request = request.map(|body| Arriving::new(body, *patience, &answers));
             async move {
                 let forwarded = server.gateway.handle(request, &ctx).await;
                 if let Some(tunnel) = forwarded.tunnel {
@@ -246,8 +270,9 @@ impl Server {
         let io = TokioIo::new(Refusals::new(stream, peer, answers.clone(), metrics));
         let connection = http.serve_connection_with_upgrades(io, service);
         tokio::pin!(connection);
-        // Cancel safe, both: the connection is polled on below, or dropped where nobody needs it.
+        // Cancel safe, all: the connection is polled on below, or dropped where nobody needs it.
         let served = tokio::select! {
+            biased; // what the client takes shows itself while the connection is polled
             served = connection.as_mut() => served,
             () = stop.cancelled() => {
                 connection.as_mut().graceful_shutdown();
@@ -260,6 +285,10 @@ impl Server {
                     // HTTP/2's goodbye waits for the client's.
                     () = self.silence(&has_asked) => Ok(()),
                 }
+            }
+            () = answers.refused_for(*patience) => {
+                debug!(%peer, "nobody takes the answers, connection closed");
+                Ok(())
             }
         };
         if let Err(error) = served {

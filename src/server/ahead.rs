@@ -76,7 +76,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Ahead<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Ahead<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, buf)
+        let polled = Pin::new(&mut self.socket).poll_write(cx, buf);
+        self.answers.wrote(polled)
     }
 
     fn poll_write_vectored(
@@ -84,7 +85,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Ahead<S> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write_vectored(cx, bufs)
+        let polled = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
+        self.answers.wrote(polled)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -95,11 +97,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Ahead<S> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.look(cx)?;
-        Pin::new(&mut this.socket).poll_flush(cx)
+        let polled = Pin::new(&mut this.socket).poll_flush(cx);
+        this.answers.wrote(polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
+        let polled = Pin::new(&mut self.socket).poll_shutdown(cx);
+        self.answers.wrote(polled)
     }
 }
 
@@ -114,7 +118,7 @@ mod tests {
     #[tokio::test]
     async fn no_more_is_read_ahead_than_is_bearable_and_nothing_is_lost() {
         let (mut client, server) = tokio::io::duplex(4096);
-        let answers = Answers::default();
+        let answers = Answers::new();
         let mut ahead = Ahead::new(server, answers.clone());
         let sent: Vec<u8> = (0..50_000_u32).flat_map(u32::to_le_bytes).collect();
         let writing = tokio::spawn({

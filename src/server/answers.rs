@@ -1,35 +1,67 @@
 //! The answers that are under way on a connection: what stands between hyper and the socket must know whether there
-//! are any, since hyper does not say.
+//! are any, and for how long their client has taken nothing of them, since hyper does not say.
+//!
+//! ```text
+//! gateway ── AnsweringBody ── Piece ──► hyper (HTTP/2: the stream's window) ──► Ahead ── is the socket full? ──► client
+//! ```
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::body::{Body, BoxError};
+use crate::clock;
 
 /// The service's answers on one connection, as far as their bytes may still be written. Clones are the same.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Answers(Arc<Underway>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Underway {
     begun: AtomicUsize,
+    /// Those of them that the gateway has to go on with, not the client.
+    owed: AtomicUsize,
+    /// Pieces of bodies that hyper has, and the socket has not.
+    pieces: AtomicUsize,
+    /// Requests whose bodies are still arriving.
+    uploads: AtomicUsize,
     /// Some ended since the last flush: hyper may hold their last bytes.
     unflushed: AtomicBool,
     /// The connection is no HTTP any more.
     is_tunnel: AtomicBool,
+    /// The socket takes no more for now.
+    is_full: AtomicBool,
+    since: Instant,
+    /// When the client last took something, or could begin to; milliseconds after `since`.
+    moved: AtomicU64,
 }
 
 impl Answers {
+    /// None yet, on a new connection.
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Underway {
+            begun: AtomicUsize::new(0),
+            owed: AtomicUsize::new(0),
+            pieces: AtomicUsize::new(0),
+            uploads: AtomicUsize::new(0),
+            unflushed: AtomicBool::new(false),
+            is_tunnel: AtomicBool::new(false),
+            is_full: AtomicBool::new(false),
+            since: clock::now(),
+            moved: AtomicU64::new(0),
+        }))
+    }
+
     /// An answer is under way from now until what comes back is dropped, and its last bytes are flushed.
     pub(super) fn begin(&self) -> Answering {
         self.0.begun.fetch_add(1, Ordering::Relaxed);
         self.0.unflushed.store(true, Ordering::Relaxed);
-        Answering(self.clone())
+        Answering { owed: Some(Owed::new(self)), answers: self.clone() }
     }
 
     /// The same for a tunnel, which the connection becomes.
@@ -38,9 +70,18 @@ impl Answers {
         self.begin()
     }
 
-    /// Whether somebody waits for one: whoever hangs up now does so before its time.
+    /// The body of a request is arriving until what comes back is dropped.
+    pub(super) fn begin_upload(&self) -> Uploading {
+        self.0.uploads.fetch_add(1, Ordering::Relaxed);
+        Uploading(self.clone())
+    }
+
+    /// Whether the client has said all and waits: if it hangs up now, it does so before its time.
     pub(super) fn are_awaited(&self) -> bool {
-        self.0.begun.load(Ordering::Relaxed) > 0 && !self.0.is_tunnel.load(Ordering::Relaxed)
+        let Underway { begun, uploads, is_tunnel, .. } = &*self.0;
+        begun.load(Ordering::Relaxed) > 0
+            && uploads.load(Ordering::Relaxed) == 0
+            && !is_tunnel.load(Ordering::Relaxed)
     }
 
     /// Whether every byte of them is with the client, or on its way.
@@ -54,40 +95,123 @@ impl Answers {
             self.0.unflushed.store(false, Ordering::Relaxed);
         }
     }
+
+    /// Looks at what the socket said to something that was to be written.
+    pub(super) fn wrote<T>(&self, polled: Poll<T>) -> Poll<T> {
+        if self.0.is_full.swap(polled.is_pending(), Ordering::Relaxed) != polled.is_pending() {
+            self.moved();
+        }
+        polled
+    }
+
+    /// Ends when the client has taken nothing for so long although there was something to take. Never does so while
+    /// the gateway owes it an answer, or the rest of one, that it may be waiting for beside.
+    ///
+    /// To be polled after the connection, each time that it is: that wakes nobody by itself.
+    pub(super) async fn refused_for(&self, patience: Duration) {
+        loop {
+            std::future::poll_fn(|_| if self.wait_for_client() { Poll::Ready(()) } else { Poll::Pending })
+                .await;
+            let due = self.moved_at() + patience;
+            if due <= clock::now() {
+                return;
+            }
+            tokio::time::sleep_until(due.into()).await;
+        }
+    }
+
+    fn wait_for_client(&self) -> bool {
+        let Underway { owed, pieces, is_full, .. } = &*self.0;
+        // A full window of an HTTP/2 stream is its own affair while others go on; a full socket is everybody's.
+        is_full.load(Ordering::Relaxed)
+            || (pieces.load(Ordering::Relaxed) > 0 && owed.load(Ordering::Relaxed) == 0)
+    }
+
+    fn moved(&self) {
+        let millis = clock::now().saturating_duration_since(self.0.since).as_millis();
+        self.0.moved.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn moved_at(&self) -> Instant {
+        self.0.since + Duration::from_millis(self.0.moved.load(Ordering::Relaxed))
+    }
 }
 
 /// One answer that is under way.
 #[derive(Debug)]
-pub(super) struct Answering(Answers);
+pub(super) struct Answering {
+    owed: Option<Owed>,
+    answers: Answers,
+}
 
 impl Answering {
     /// The answer's body, which is under way as long as it lives.
-    pub(super) fn with(self, body: Body) -> AnsweringBody {
-        AnsweringBody { body, _answering: self }
+    pub(super) fn with(mut self, body: Body) -> AnsweringBody {
+        self.owed = None;
+        AnsweringBody { body, answering: self }
     }
 }
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        self.0.0.begun.fetch_sub(1, Ordering::Relaxed);
+        self.answers.0.begun.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// A body that says when hyper is done with it.
+/// That it is the gateway's turn with an answer.
+#[derive(Debug)]
+struct Owed(Answers);
+
+impl Owed {
+    fn new(answers: &Answers) -> Self {
+        answers.0.owed.fetch_add(1, Ordering::Relaxed);
+        Self(answers.clone())
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        self.0.0.owed.fetch_sub(1, Ordering::Relaxed);
+        self.0.moved();
+    }
+}
+
+/// That a request's body is arriving.
+#[derive(Debug)]
+pub(super) struct Uploading(Answers);
+
+impl Drop for Uploading {
+    fn drop(&mut self) {
+        self.0.0.uploads.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A body that says when hyper is done with it, and whose turn it is.
 pub(super) struct AnsweringBody {
     body: Body,
-    _answering: Answering,
+    answering: Answering,
 }
 
 impl HttpBody for AnsweringBody {
-    type Data = Bytes;
+    type Data = Piece;
     type Error = BoxError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+    ) -> Poll<Option<Result<Frame<Piece>, BoxError>>> {
+        let Self { body, answering: Answering { owed, answers } } = self.get_mut();
+        match Pin::new(body).poll_frame(cx) {
+            Poll::Pending => {
+                owed.get_or_insert_with(|| Owed::new(answers));
+                Poll::Pending
+            }
+            Poll::Ready(frame) => {
+                *owed = None;
+                let piece = |frame: Frame<Bytes>| frame.map_data(|bytes| Piece::new(bytes, answers));
+                Poll::Ready(frame.map(|frame| frame.map(piece)))
+            }
+        }
     }
 
     fn is_end_stream(&self) -> bool {
@@ -96,5 +220,124 @@ impl HttpBody for AnsweringBody {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+/// Bytes of an answer that say when they are gone.
+#[derive(Debug)]
+pub(super) struct Piece {
+    bytes: Bytes,
+    answers: Answers,
+}
+
+impl Piece {
+    fn new(bytes: Bytes, answers: &Answers) -> Self {
+        answers.0.pieces.fetch_add(1, Ordering::Relaxed);
+        answers.moved();
+        Self { bytes, answers: answers.clone() }
+    }
+}
+
+impl Buf for Piece {
+    fn remaining(&self) -> usize {
+        self.bytes.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.bytes.chunk()
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
+        self.answers.moved();
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        self.answers.0.pieces.fetch_sub(1, Ordering::Relaxed);
+        self.answers.moved();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Whether a client that does nothing is given up within this time from now.
+    async fn is_given_up(answers: &Answers, within: Duration) -> bool {
+        tokio::time::timeout(within, answers.refused_for(PATIENCE)).await.is_ok()
+    }
+
+    /// What hyper is given of a body.
+    async fn piece(body: &mut AnsweringBody) -> Piece {
+        body.frame().await.unwrap().unwrap().into_data().unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_waits_is_never_given_up() {
+        let answers = Answers::new();
+        assert!(!is_given_up(&answers, 10 * PATIENCE).await, "nobody asked for anything");
+        let parked = answers.begin();
+        assert!(!is_given_up(&answers, 10 * PATIENCE).await);
+        let (_upstream, silent) = http_body_util::Channel::<Bytes>::new(1);
+        let mut body = parked.with(Body::stream(silent));
+        assert!(tokio::time::timeout(10 * PATIENCE, body.frame()).await.is_err());
+        assert!(!is_given_up(&answers, 10 * PATIENCE).await);
+        drop(body);
+        let _tunnel = answers.begin_tunnel();
+        assert!(!is_given_up(&answers, 10 * PATIENCE).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_of_an_answer_is_given_up_and_one_that_takes_some_is_not() {
+        let answers = Answers::new();
+        let mut body = answers.begin().with(Body::full("twelve bytes"));
+        let mut piece = piece(&mut body).await;
+        drop(body);
+        for _ in 0..5 {
+            assert!(!is_given_up(&answers, PATIENCE / 2).await);
+            piece.advance(2);
+        }
+        assert!(!is_given_up(&answers, PATIENCE - Duration::from_secs(1)).await);
+        assert!(is_given_up(&answers, Duration::from_secs(2)).await);
+        drop(piece);
+        assert!(!is_given_up(&answers, 10 * PATIENCE).await, "it has it all");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_taken_does_not_count_while_another_answer_is_owed() {
+        let answers = Answers::new();
+        let mut body = answers.begin().with(Body::full("unread"));
+        let _piece = piece(&mut body).await;
+        let parked = answers.begin();
+        assert!(!is_given_up(&answers, 10 * PATIENCE).await);
+        drop(parked);
+        assert!(!is_given_up(&answers, PATIENCE - Duration::from_secs(1)).await, "from then on");
+        assert!(is_given_up(&answers, Duration::from_secs(2)).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_socket_counts_from_the_last_byte_it_took() {
+        let answers = Answers::new();
+        let _parked = answers.begin();
+        let wrote = |polled: Poll<usize>| assert_eq!(answers.wrote(polled), polled);
+        wrote(Poll::Pending);
+        for _ in 0..5 {
+            assert!(!is_given_up(&answers, PATIENCE / 2).await);
+            wrote(Poll::Ready(1));
+            wrote(Poll::Pending);
+        }
+        for _ in 0..5 {
+            assert!(!is_given_up(&answers, PATIENCE / 6).await);
+            wrote(Poll::Pending); // nothing new
+        }
+        assert!(is_given_up(&answers, PATIENCE / 5).await);
+        wrote(Poll::Ready(1));
+        assert!(!is_given_up(&answers, 10 * PATIENCE).await);
     }
 }

@@ -5,6 +5,7 @@
 mod events;
 mod host;
 mod process;
+mod rogue;
 mod stage;
 mod wire;
 
@@ -28,6 +29,7 @@ mod mishaps;
 mod multi;
 mod own_fields;
 mod passthrough;
+mod patience;
 mod proxies;
 mod sharing;
 mod signals;

@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clipgate::clock;
-use clipgate::config::{Config, Listen};
+use clipgate::config::{self, Config, Listen};
 use clipgate::gateway::Gateway;
 use clipgate::metrics::Metrics;
-use clipgate::server::{Listener, Server, tcp_address};
+use clipgate::server::{Listener, Server, TlsError, tcp_address};
 use clipgate::sim::{Observed, Options, Sim};
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, Request, StatusCode, Uri};
@@ -80,6 +80,23 @@ impl Stage {
 
     /// The same, but connections to the upstream are refused until [`Stage::raise_upstream`].
     pub(crate) async fn without_upstream(configure: impl FnOnce(&mut Config, &mut Options)) -> Self {
+        Self::served_by(Server::new, configure).await
+    }
+
+    /// The same as [`Stage::new`], but clients who do nothing when it is their turn are given up after so long.
+    pub(crate) async fn impatient(patience: Duration) -> Self {
+        let mut stage = Self::served_by(impatiently(patience), |_, _| {}).await;
+        stage.raise_upstream();
+        stage
+    }
+
+    /// The same, before another upstream.
+    pub(crate) async fn impatient_before(patience: Duration, upstream: &Uri) -> Self {
+        let configure = |config: &mut Config, _: &mut Options| config.upstream.base_url = upstream.clone();
+        Self::served_by(impatiently(patience), configure).await
+    }
+
+    async fn served_by(serve: impl Serve, configure: impl FnOnce(&mut Config, &mut Options)) -> Self {
         let (mut config, mut options) = (Config::default(), Options::default());
         set_hold(Duration::from_secs(2), &mut config, &mut options);
         config.wait.linger = Duration::from_millis(200);
@@ -104,7 +121,7 @@ impl Stage {
         let listener = Listener::bind(&listen).await.expect("there are ports left");
         let address = tcp_address(&listener).expect("it is TCP");
         let stop = CancellationToken::new();
-        let server = Server::new(gateway.clone(), &config.server, stop.clone()).expect("it speaks no TLS");
+        let server = serve(gateway.clone(), &config.server, stop.clone()).expect("it speaks no TLS");
         tasks.spawn(server.run(vec![listener]));
         let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http();
         Self { sim: Sim::new(options), address, gateway, client, closed: Some(closed), stop, tasks }
@@ -210,6 +227,17 @@ impl Answer {
     /// Whether it was known.
     pub(crate) fn hit(&self) -> bool {
         self.field("cache-status").starts_with("clipgate; hit; ")
+    }
+}
+
+/// What makes a server of a gateway.
+trait Serve: FnOnce(Gateway, &config::Server, CancellationToken) -> Result<Server, TlsError> {}
+
+impl<F: FnOnce(Gateway, &config::Server, CancellationToken) -> Result<Server, TlsError>> Serve for F {}
+
+fn impatiently(patience: Duration) -> impl Serve {
+    move |gateway: Gateway, config: &config::Server, stop: CancellationToken| {
+        Server::with_patience(patience, gateway, config, stop)
     }
 }
 
