@@ -150,7 +150,7 @@ impl Shell {
                 self.task_ended(ended);
             }
             self.turns.handle_timeout(now);
-            self.machine.handle_timeout(now);
+            self.machine.handle_timeout(now); // a part of it: for the rest the loop comes round at once
             self.act(now);
             let open = self.turns.open();
             self.metrics.upstream.stand(Standing {

@@ -21,7 +21,9 @@
 mod board;
 mod drain;
 mod in_flight;
+mod landing;
 mod rules;
+mod slots;
 #[cfg(test)]
 mod sweep;
 #[cfg(test)]
@@ -35,11 +37,12 @@ use std::time::Instant;
 
 use self::board::{Board, Phase, Poll, PollPhase, Timer, Tries, Wait};
 pub use self::in_flight::ClipInFlight;
+use self::landing::Landing;
 pub use self::rules::{Rules, SNAPSHOT_LIMIT};
 pub use self::vocabulary::{
     End, Failure, How, Input, Outcome, Output, PollId, PollSpec, Progress, Settled, WaitId, WaitSpec,
 };
-use crate::model::clip::{ClipId, ClipSet, ClipState, Head, Reply};
+use crate::model::clip::{ClipId, ClipSet, ClipState};
 use crate::model::route::Goal;
 
 /// The machine. After each call of [`handle`](Self::handle) or [`handle_timeout`](Self::handle_timeout)
@@ -74,9 +77,10 @@ impl Coalescer {
         self.check_invariants();
     }
 
-    /// Does what is due at `now`; afterwards the next deadline is strictly later.
+    /// Does what is due at `now`, a part of it at a time: where there is more the next deadline is still due.
     pub fn handle_timeout(&mut self, now: Instant) {
-        while let Some(timer) = self.board.due(now) {
+        for _ in 0..MOST_AT_ONCE {
+            let Some(timer) = self.board.due(now) else { break };
             match timer {
                 Timer::Wait(id) => self.wait_is_due(id, now),
                 Timer::Poll(id) => self.poll_is_due(id, now),
@@ -170,94 +174,6 @@ impl Coalescer {
         self.settle(id, End::Failed(failure), direct, now);
     }
 
-    fn landed(&mut self, id: PollId, outcome: Outcome, now: Instant) {
-        // An aborted poll may land all the same, and nothing waits for it any more.
-        let Some(poll) = self.board.poll_mut(id) else { return };
-        poll.tries = Tries::Over;
-        match outcome {
-            Outcome::Clips(states) => self.landed_clips(id, states, now),
-            Outcome::Whole(reply) => self.landed_whole(id, &reply, now),
-            Outcome::Refused(reply) => {
-                for (wait, direct) in self.forget_poll(id) {
-                    self.settle(wait, End::Refused(Arc::clone(&reply)), direct, now);
-                }
-            }
-            Outcome::Failed(failure) => self.landed_failed(id, &failure, now),
-        }
-    }
-
-    fn landed_clips(&mut self, id: PollId, states: Vec<ClipState>, now: Instant) {
-        let Some(poll) = self.board.poll(id) else { return };
-        let (domain, opener) = (poll.spec.domain, poll.opener);
-        let earliest = poll.opened_at + self.rules.gap();
-        let mut affected = poll.waits.clone();
-        let landing = states.first().map(|state| Landing { opener, head: Arc::clone(&state.head) });
-        for state in states {
-            if state.rung.is_some() {
-                affected.extend(self.board.waits_on(domain, &state.id));
-                self.board.learn(domain, state);
-            } else {
-                self.board.hand_over(id, &state);
-            }
-        }
-        for wait in affected {
-            self.settle_if_answered(wait, landing.as_ref(), now);
-        }
-        let Some(poll) = self.board.poll(id) else { return };
-        let is_reached = poll.spec.clips.iter().all(|clip| self.is_known_at(domain, clip, poll.spec.goal));
-        if !is_reached && !poll.waits.is_empty() && now < earliest {
-            self.board.set_poll_phase(id, PollPhase::Resting { until: earliest });
-        } else {
-            self.release(id, landing.as_ref(), now);
-        }
-    }
-
-    /// An answer that has no clips to tell apart is one for the waits on just these, at just this goal.
-    fn landed_whole(&mut self, id: PollId, reply: &Arc<Reply>, now: Instant) {
-        let Some(poll) = self.board.poll(id) else { return };
-        let (spec, opened_at) = (poll.spec.clone(), poll.opened_at);
-        let is_held = now + self.rules.skew() >= opened_at + self.rules.hold;
-        let mut others = Vec::new();
-        for (wait_id, direct) in self.forget_poll(id) {
-            let Some(wait) = self.board.wait(wait_id) else { continue };
-            let asked = wait.spec.clips == spec.clips
-                && wait.spec.form == spec.form
-                && self.goal_of(wait) == spec.goal;
-            // The upstream's time may have ended it, and the wait's own is not over (promise 2).
-            let is_cut_short = is_held && !self.is_over(wait, now);
-            let is_too_large = wait.spec.clips.len() > self.rules.max_clips;
-            if asked && !is_cut_short {
-                self.settle(wait_id, End::Whole(Arc::clone(reply)), direct, now);
-            } else if is_too_large {
-                self.settle(wait_id, End::Failed(Failure::Garbled), direct, now);
-            } else {
-                others.push(wait_id);
-            }
-        }
-        for &id in &others {
-            if let Some(wait) = self.board.wait_mut(id) {
-                wait.alone = true;
-            }
-        }
-        self.plan_all(others, None, now);
-    }
-
-    /// A failure is news only for those who were there when the failed try began; the rest would have made
-    /// a try of their own since.
-    fn landed_failed(&mut self, id: PollId, failure: &Failure, now: Instant) {
-        let Some(tried_at) = self.board.poll(id).map(|poll| poll.tried_at) else { return };
-        let mut others = Vec::new();
-        for (wait_id, direct) in self.forget_poll(id) {
-            let Some(wait) = self.board.wait(wait_id) else { continue };
-            if wait.spec.arrived <= tried_at {
-                self.settle(wait_id, End::Failed(failure.clone()), direct, now);
-            } else {
-                others.push(wait_id);
-            }
-        }
-        self.plan_all(others, None, now);
-    }
-
     fn wait_is_due(&mut self, id: WaitId, now: Instant) {
         let Some(wait) = self.board.wait(id) else { return };
         match wait.phase {
@@ -295,6 +211,7 @@ impl Coalescer {
         let limit = self.in_time(now + SNAPSHOT_LIMIT);
         let is_hopeless = self.is_put_off(wait, limit);
         self.board.set_phase(id, Phase::Looking { since }, limit);
+        self.board.want(id, Goal::Rung(self.rules.ladder.lowest()));
         if let Some(wait) = self.board.wait_mut(id) {
             (wait.given, wait.failed) = (given, failed);
         }
@@ -336,7 +253,7 @@ impl Coalescer {
     fn plan_all(&mut self, waits: impl IntoIterator<Item = WaitId>, landing: Option<&Landing>, now: Instant) {
         let mut waits: Vec<(usize, Goal, WaitId)> = waits
             .into_iter()
-            .filter_map(|id| self.board.wait(id).map(|wait| (wait.spec.clips.len(), self.goal_of(wait), id)))
+            .filter_map(|id| self.board.wait(id).map(|wait| (wait.spec.clips.len(), wait.wants, id)))
             .collect();
         waits.sort_unstable();
         for (_, _, id) in waits {
@@ -351,12 +268,13 @@ impl Coalescer {
         if !is_looking && self.is_over(wait, now) {
             return self.end(id, landing, now);
         }
-        let goal = self.goal_of(wait);
+        let goal = wait.wants;
         let is_open = |clip: &&ClipId| wait.alone || self.answer(wait, clip).is_none();
+        let polls = self.leanable(wait);
         let (mut leans, mut is_covered, mut unsure) = (BTreeSet::new(), true, Vec::new());
         for clip in wait.spec.clips.iter().filter(is_open) {
             let (mut is_asked_for, mut is_sure) = (false, false);
-            for (poll_id, poll) in self.leanable(wait, clip) {
+            for &(poll_id, poll) in polls.iter().filter(|(_, poll)| poll.spec.clips.contains(clip)) {
                 is_asked_for = true;
                 is_sure |= poll.spec.goal == goal && self.outlasts(poll, wait);
                 leans.insert(poll_id);
@@ -378,22 +296,19 @@ impl Coalescer {
         self.let_linger(dropped, now);
     }
 
-    /// The running polls that ask for this clip and cannot make the wait late (promises 4 and 5).
-    fn leanable<'a>(
-        &'a self,
-        wait: &'a Wait,
-        clip: &ClipId,
-    ) -> impl Iterator<Item = (PollId, &'a Poll)> + 'a {
-        let goal = self.goal_of(wait);
-        let polls = self.board.polls_on(wait.spec.domain, clip);
-        polls.filter_map(|id| self.board.poll(id).map(|poll| (id, poll))).filter(move |(_, poll)| {
+    /// The running polls that ask for clips of the wait and cannot make it late (promises 4 and 5).
+    fn leanable(&self, wait: &Wait) -> Vec<(PollId, &Poll)> {
+        let polls = self.board.slots().polls_within(wait.spec.domain, &wait.spec.clips);
+        let polls = polls.filter_map(|id| self.board.poll(id).map(|poll| (id, poll)));
+        let leanable = polls.filter(|(_, poll)| {
             let fits = if wait.alone {
                 poll.spec.clips == wait.spec.clips && poll.spec.form == wait.spec.form
             } else {
                 poll.spec.clips.is_subset(&wait.spec.clips)
             };
-            fits && self.rules.is_within(poll.spec.goal, goal)
-        })
+            fits && self.rules.is_within(poll.spec.goal, wait.wants)
+        });
+        leanable.collect()
     }
 
     fn open(&mut self, opener: WaitId, spec: PollSpec, now: Instant) {
@@ -450,26 +365,28 @@ impl Coalescer {
         self.let_linger(wait.leans, now);
     }
 
-    /// What the wait asks the upstream for by now: at its deadline no more than to see where its clips are.
-    fn goal_of(&self, wait: &Wait) -> Goal {
-        match wait.phase {
-            Phase::Waiting | Phase::Ending { .. } => wait.spec.goal,
-            Phase::Looking { .. } => Goal::Rung(self.rules.ladder.lowest()),
-        }
-    }
-
     /// What must hold after every call; a debug build stops where it does not.
     fn check_invariants(&self) {
         if cfg!(debug_assertions) && self.waits() + self.polls() <= MOST_CHECKED {
             self.board.check_links();
             for (id, wait) in self.board.all_waits() {
                 assert!(!wait.leans.is_empty(), "{id:?} leans on nothing");
-                let goal = self.goal_of(wait);
+                let is_looking = matches!(wait.phase, Phase::Looking { .. });
+                let lowest = Goal::Rung(self.rules.ladder.lowest());
+                assert_eq!(wait.wants, if is_looking { lowest } else { wait.spec.goal }, "{id:?}");
+                let domain = wait.spec.domain;
+                for clip in wait.spec.clips.iter().filter(|clip| self.answer(wait, clip).is_none()) {
+                    let is_wanting = self.board.slots().is_wanting(domain, clip, wait.wants, id);
+                    assert!(is_wanting, "{id:?} would not hear of {clip}");
+                }
                 let polls = || wait.leans.iter().filter_map(|&poll| self.board.poll(poll));
                 for poll in polls() {
-                    assert_eq!(poll.spec.domain, wait.spec.domain, "{id:?} leans across key domains");
+                    assert_eq!(poll.spec.domain, domain, "{id:?} leans across key domains");
                     assert!(poll.spec.clips.is_subset(&wait.spec.clips), "{id:?} leans on a neighbour");
-                    assert!(self.rules.is_within(poll.spec.goal, goal), "{id:?} leans on a higher rung");
+                    assert!(
+                        self.rules.is_within(poll.spec.goal, wait.wants),
+                        "{id:?} leans on a higher rung"
+                    );
                 }
                 let own = polls().filter(|poll| poll.opener == id).count();
                 assert!(
@@ -481,11 +398,9 @@ impl Coalescer {
     }
 }
 
+/// How many timers go off in one call, so that thousands of waits whose time is over together do not keep what else
+/// has happened waiting.
+const MOST_AT_ONCE: usize = 256;
+
 /// How many waits and polls there may be for all of them to be checked after each call.
 const MOST_CHECKED: usize = 256;
-
-/// Whose poll just landed, and the head of its answer.
-struct Landing {
-    opener: WaitId,
-    head: Arc<Head>,
-}

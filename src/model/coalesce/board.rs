@@ -5,8 +5,10 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
+use super::slots::Slots;
 use super::vocabulary::{Failure, PollId, PollSpec, WaitId, WaitSpec};
-use crate::model::clip::{ClipId, ClipSet, ClipState, KeyDomain};
+use crate::model::clip::{ClipId, ClipState, KeyDomain};
+use crate::model::route::Goal;
 
 /// A failure, and whether it is the answer to a poll of the wait's own.
 pub(super) type Told = (Failure, bool);
@@ -27,6 +29,8 @@ pub(super) struct Wait {
     pub(super) given: Vec<ClipState>,
     /// How the polls that it leaned on until its time was over failed last, if they did.
     pub(super) failed: Option<Told>,
+    /// Its goal; past its deadline no more than to see where its clips are.
+    pub(super) wants: Goal,
     due: Instant,
 }
 
@@ -143,29 +147,12 @@ pub(super) enum Timer {
     Poll(PollId),
 }
 
-/// What concerns one clip, while anything does.
-#[derive(Debug, Default)]
-struct Slot {
-    state: Option<ClipState>,
-    waits: BTreeSet<WaitId>,
-    polls: BTreeSet<PollId>,
-}
-
-/// A clip that anything concerns.
-pub(super) struct Concerned<'b> {
-    pub(super) domain: KeyDomain,
-    pub(super) id: &'b ClipId,
-    pub(super) state: Option<&'b ClipState>,
-    pub(super) waits: &'b BTreeSet<WaitId>,
-    pub(super) polls: &'b BTreeSet<PollId>,
-}
-
 /// All of it. Maps are only looked up, sets are walked: the same inputs give the same outputs.
 #[derive(Debug, Default)]
 pub(super) struct Board {
     waits: HashMap<WaitId, Wait>,
     polls: HashMap<PollId, Poll>,
-    slots: HashMap<KeyDomain, HashMap<ClipId, Slot>>,
+    slots: Slots,
     timers: BTreeSet<(Instant, Timer)>,
 }
 
@@ -194,42 +181,9 @@ impl Board {
         self.polls.len()
     }
 
-    /// The polls that ask for a clip.
-    pub(super) fn polls_on(&self, domain: KeyDomain, clip: &ClipId) -> impl Iterator<Item = PollId> + '_ {
-        self.slot(domain, clip).into_iter().flat_map(|slot| slot.polls.iter().copied())
-    }
-
-    /// The waits that name a clip.
-    pub(super) fn waits_on(&self, domain: KeyDomain, clip: &ClipId) -> impl Iterator<Item = WaitId> + '_ {
-        self.slot(domain, clip).into_iter().flat_map(|slot| slot.waits.iter().copied())
-    }
-
-    /// The highest state seen of a clip while anyone cared.
-    pub(super) fn state(&self, domain: KeyDomain, clip: &ClipId) -> Option<&ClipState> {
-        self.slot(domain, clip)?.state.as_ref()
-    }
-
-    fn slot(&self, domain: KeyDomain, clip: &ClipId) -> Option<&Slot> {
-        self.slots.get(&domain)?.get(clip)
-    }
-
-    /// Each clip that anything concerns, in no order: what is known of it, the waits that name it, the polls that ask
-    /// for it.
-    pub(super) fn clips(&self) -> impl Iterator<Item = Concerned<'_>> {
-        self.slots.iter().flat_map(|(&domain, slots)| {
-            slots.iter().map(move |(id, Slot { state, waits, polls })| Concerned {
-                domain,
-                id,
-                state: state.as_ref(),
-                waits,
-                polls,
-            })
-        })
-    }
-
-    /// How many these are.
-    pub(super) fn clip_count(&self) -> usize {
-        self.slots.values().map(HashMap::len).sum()
+    /// What is known of the clips, and whom that concerns.
+    pub(super) fn slots(&self) -> &Slots {
+        &self.slots
     }
 
     /// Who is due first, if that is by now.
@@ -243,13 +197,11 @@ impl Board {
 
     pub(super) fn add_wait(&mut self, id: WaitId, mut spec: WaitSpec) {
         let given = std::mem::take(&mut spec.known);
-        let slots = self.slots.entry(spec.domain).or_default();
-        for clip in &spec.clips {
-            slots.entry(clip.clone()).or_default().waits.insert(id);
-        }
+        self.slots.enter_wait(id, spec.domain, &spec.clips, spec.goal);
         let due = spec.arrived + spec.timeout;
         self.timers.insert((due, Timer::Wait(id)));
         let wait = Wait {
+            wants: spec.goal,
             spec,
             phase: Phase::Waiting,
             leans: BTreeSet::new(),
@@ -272,9 +224,7 @@ impl Board {
                 poll.waits.remove(&id);
             }
         }
-        self.unlink(wait.spec.domain, &wait.spec.clips, |slot| {
-            slot.waits.remove(&id);
-        });
+        self.slots.leave_wait(id, wait.spec.domain, &wait.spec.clips, wait.wants);
         Some(wait)
     }
 
@@ -297,10 +247,7 @@ impl Board {
     }
 
     pub(super) fn add_poll(&mut self, id: PollId, poll: Poll) {
-        let slots = self.slots.entry(poll.spec.domain).or_default();
-        for clip in &poll.spec.clips {
-            slots.entry(clip.clone()).or_default().polls.insert(id);
-        }
+        self.slots.enter_poll(id, &poll.spec);
         self.polls.insert(id, poll);
     }
 
@@ -315,9 +262,7 @@ impl Board {
                 wait.leans.remove(&id);
             }
         }
-        self.unlink(poll.spec.domain, &poll.spec.clips, |slot| {
-            slot.polls.remove(&id);
-        });
+        self.slots.leave_poll(id, &poll.spec);
         Some(poll)
     }
 
@@ -369,12 +314,20 @@ impl Board {
 
     /// Remembers a state, unless it goes back behind what is known, which only confirms that.
     pub(super) fn learn(&mut self, domain: KeyDomain, state: ClipState) {
-        let slot = self.slots.get_mut(&domain).and_then(|slots| slots.get_mut(&state.id));
-        let Some(slot) = slot else { return };
-        match &mut slot.state {
-            Some(known) if state.rung < known.rung => known.seen_at = known.seen_at.max(state.seen_at),
-            Some(known) if state.rung == known.rung && state.seen_at < known.seen_at => {}
-            other => *other = Some(state),
+        self.slots.learn(domain, state);
+    }
+
+    /// From now on the wait wants to know of all its clips for this goal.
+    pub(super) fn want(&mut self, id: WaitId, goal: Goal) {
+        let Some(wait) = self.waits.get_mut(&id) else { return };
+        let before = std::mem::replace(&mut wait.wants, goal);
+        self.slots.want_anew(id, wait.spec.domain, &wait.spec.clips, before, goal);
+    }
+
+    /// The wait has its answer for this clip, and keeps it until it wants something else.
+    pub(super) fn want_no_more(&mut self, id: WaitId, clip: &ClipId) {
+        if let Some(wait) = self.waits.get(&id) {
+            self.slots.want_no_more(id, wait.spec.domain, clip, wait.wants);
         }
     }
 
@@ -389,21 +342,6 @@ impl Board {
         }
     }
 
-    fn unlink(&mut self, domain: KeyDomain, clips: &ClipSet, mut forget: impl FnMut(&mut Slot)) {
-        let Some(slots) = self.slots.get_mut(&domain) else { return };
-        for clip in clips {
-            if let Some(slot) = slots.get_mut(clip) {
-                forget(slot);
-                if slot.waits.is_empty() && slot.polls.is_empty() {
-                    slots.remove(clip);
-                }
-            }
-        }
-        if slots.is_empty() {
-            self.slots.remove(&domain);
-        }
-    }
-
     pub(super) fn all_waits(&self) -> impl Iterator<Item = (WaitId, &Wait)> {
         self.waits.iter().map(|(&id, wait)| (id, wait))
     }
@@ -414,9 +352,6 @@ impl Board {
         for (&id, wait) in &self.waits {
             timers.insert((wait.due, Timer::Wait(id)));
             assert!(wait.leans.iter().all(|poll| self.polls[poll].waits.contains(&id)), "{id:?}");
-            for clip in &wait.spec.clips {
-                assert!(self.waits_on(wait.spec.domain, clip).any(|other| other == id), "{id:?} {clip}");
-            }
         }
         for (&id, poll) in &self.polls {
             timers.extend(poll.phase.due().map(|due| (due, Timer::Poll(id))));
@@ -424,16 +359,11 @@ impl Board {
             assert_eq!(poll.waits.is_empty(), is_lingering, "{id:?} {:?}", poll.phase);
             assert!(!is_lingering || !poll.is_idle(), "{id:?} lingers for nothing");
             assert!(poll.waits.iter().all(|wait| self.waits[wait].leans.contains(&id)), "{id:?}");
-            for clip in &poll.spec.clips {
-                assert!(self.polls_on(poll.spec.domain, clip).any(|other| other == id), "{id:?} {clip}");
-            }
         }
         assert_eq!(timers, self.timers);
-        assert!(self.slots.values().all(|slots| !slots.is_empty()));
-        for slot in self.slots.values().flat_map(HashMap::values) {
-            assert!(slot.waits.iter().all(|wait| self.waits.contains_key(wait)));
-            assert!(slot.polls.iter().all(|poll| self.polls.contains_key(poll)));
-            assert!(!(slot.waits.is_empty() && slot.polls.is_empty()));
-        }
+        self.slots.check(
+            self.waits.iter().map(|(&id, wait)| (id, wait.spec.domain, &wait.spec.clips, wait.wants)),
+            self.polls.iter().map(|(&id, poll)| (id, &poll.spec)),
+        );
     }
 }

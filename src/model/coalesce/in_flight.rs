@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::Coalescer;
-use super::board::Concerned;
+use super::slots::Concerned;
 use crate::model::clip::{ClipId, KeyDomain};
 use crate::model::route::{Goal, Rung};
 
@@ -33,12 +33,12 @@ pub struct ClipInFlight {
 impl Coalescer {
     /// How many clips are under way.
     pub fn clips(&self) -> usize {
-        self.board.clip_count()
+        self.board.slots().count()
     }
 
     /// The oldest of them, the oldest first; `most` at most, of as many as `looked_at`.
     pub fn oldest_clips(&self, most: usize, looked_at: usize) -> Vec<ClipInFlight> {
-        let clips = self.board.clips().take(looked_at);
+        let clips = self.board.slots().all().take(looked_at);
         let mut clips: Vec<_> = clips.map(|clip| (self.since(&clip), clip)).collect();
         clips.sort_unstable_by_key(|(since, clip)| (*since, clip.domain, clip.id));
         clips.truncate(most);

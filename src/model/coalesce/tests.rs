@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::*;
-use crate::model::clip::KeyDomain;
+use crate::model::clip::{Head, KeyDomain, Reply};
 use crate::model::route::{Form, Ladder, Route};
 
 #[expect(clippy::disallowed_methods, reason = "an arbitrary zero for virtual time")]
@@ -662,6 +662,29 @@ fn what_was_proven_at_the_deadline_is_not_asked_for_again_when_the_proof_is_abor
     assert_eq!(s.open(), ["a completed", "b submitted"]);
     s.leave(2).at(60.1).land("b submitted", "b=queued").assert_told(&["timed out a=streaming b=queued"]);
     assert!(s.is_idle());
+}
+
+/// What else happens need not wait for the last of them.
+#[test]
+fn a_crowd_of_deadlines_is_worked_off_in_parts() {
+    let mut s = Stage::new();
+    for number in 0..1000 {
+        s.join_for(number, &format!("c{number}"), "completed", 60.0);
+    }
+    s.now = s.zero + secs(60.0);
+    let mut calls = 0;
+    while s.machine.poll_timeout().is_some_and(|due| due <= s.now) {
+        let before = s.opened;
+        s.machine.handle_timeout(s.now);
+        s.act();
+        assert!(s.opened - before <= MOST_AT_ONCE);
+        calls += 1;
+        if calls == 1 {
+            s.land("c999 completed", "c999=complete");
+            assert_eq!(s.told(999), "reached c999=complete", "between two parts");
+        }
+    }
+    assert_eq!((calls, s.opened), (4, 1999), "a look for each of the others");
 }
 
 // The deadline's races: two clocks count the same two minutes.

@@ -14,7 +14,7 @@ impl Coalescer {
     /// The state that this clip of the wait is answered with, if there is one yet. Until its time is over the
     /// goal must be reached, after that the state must be true.
     pub(super) fn answer<'a>(&'a self, wait: &'a Wait, clip: &ClipId) -> Option<&'a ClipState> {
-        let seen = self.board.state(wait.spec.domain, clip);
+        let seen = self.board.slots().state(wait.spec.domain, clip);
         let given = wait.given.iter().find(|state| state.id == *clip);
         if let Phase::Looking { since } = wait.phase {
             return seen.filter(|state| state.seen_at >= since).or(given);
@@ -35,7 +35,7 @@ impl Coalescer {
     ) -> Option<&'a ClipState> {
         let is_terminal =
             |state: &ClipState| state.rung.is_some_and(|rung| self.rules.ladder.is_terminal(rung));
-        let seen = self.board.state(wait.spec.domain, clip);
+        let seen = self.board.slots().state(wait.spec.domain, clip);
         let given = wait.given.iter().find(|state| state.id == *clip);
         let is_proven = |state: &&ClipState| self.is_proven(wait.spec.domain, state, now);
         seen.filter(|state| {
@@ -51,23 +51,13 @@ impl Coalescer {
     fn is_proven(&self, domain: KeyDomain, state: &ClipState, now: Instant) -> bool {
         let Some(next) = state.rung.and_then(|rung| self.rules.ladder.next(rung)) else { return false };
         let is_long_ago = |at: Instant| at + self.rules.proof() <= now;
-        let is_no_hindrance = |clip: &ClipId| {
-            self.board.state(domain, clip).is_some_and(|state| is_long_ago(state.seen_at))
-                && self.is_known_at(domain, clip, Goal::Rung(next))
-        };
-        self.board.polls_on(domain, &state.id).filter_map(|id| self.board.poll(id)).any(|poll| {
-            poll.spec.goal == Goal::Rung(next)
-                && poll.standing().is_some_and(is_long_ago)
+        let slots = self.board.slots();
+        let is_no_hindrance =
+            |clip: &ClipId| slots.state(domain, clip).is_some_and(|state| is_long_ago(state.seen_at));
+        slots.held_by(domain, &state.id, Goal::Rung(next)).filter_map(|id| self.board.poll(id)).any(|poll| {
+            poll.standing().is_some_and(is_long_ago)
                 && poll.spec.clips.iter().all(|clip| *clip == state.id || is_no_hindrance(clip))
         })
-    }
-
-    /// Whether this clip was seen at the goal by anyone.
-    pub(super) fn is_known_at(&self, domain: KeyDomain, clip: &ClipId, goal: Goal) -> bool {
-        self.board
-            .state(domain, clip)
-            .and_then(|state| state.rung)
-            .is_some_and(|rung| self.rules.reaches(rung, goal))
     }
 
     /// Whether the upstream is about to end a poll, because its time is over when the wait's is, and that
