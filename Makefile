@@ -7,9 +7,11 @@ export PATH := $(VENV)/bin:$(PATH)
 
 SEEDS ?= 10000
 TIME ?= 600
+MINUTES ?= 10
+RATE ?= 2000
 TARGETS ?= query answer coalescer turns
 
-.PHONY: help run test check deny sweep fuzz tools
+.PHONY: help run test check deny sweep soak fuzz tools
 
 help:
 	@echo 'make run            run the gateway before a simulated upstream: no key, no network'
@@ -17,6 +19,7 @@ help:
 	@echo 'make check          format, lints, documentation and dependencies, each without a warning'
 	@echo 'make deny           just the dependencies: licences, versions twice, where they come from (deny.toml)'
 	@echo 'make sweep SEEDS=n  the first n random schedules of the merging (10000); SEED=n: just that one, told'
+	@echo 'make soak           MINUTES (10) of all weathers at RATE (2000) requests a second, each answer checked; SEED=n'
 	@echo 'make fuzz TIME=n    n seconds (600) of made-up inputs for each of TARGETS (fuzz/targets/)'
 
 run:
@@ -36,6 +39,9 @@ deny:
 sweep:
 	CLIPGATE_SWEEP_SEEDS=$(SEEDS) $(if $(SEED),CLIPGATE_SWEEP_SEED=$(SEED)) \
 		cargo test --locked --lib no_client_is_worse_off_than_alone -- --nocapture
+
+soak:
+	cargo run --release --locked --example soak -- --minutes $(MINUTES) --rate $(RATE) $(if $(SEED),--seed $(SEED))
 
 # Needs a nightly toolchain, cargo-fuzz and a C++ compiler. What it finds is in fuzz/artifacts/.
 fuzz:

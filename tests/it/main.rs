@@ -33,6 +33,7 @@ mod patience;
 mod proxies;
 mod sharing;
 mod signals;
+mod soak;
 mod streams;
 mod team;
 mod tls;

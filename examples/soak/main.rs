@@ -1,0 +1,54 @@
+//! A long run of the gateway before the simulated upstream, in all weathers, each answer checked.
+//!
+//! ```text
+//!  clients, random ── real sockets ──▶ Server + Gateway ──▶ Sim ◀── faults on order (weather)
+//!     │                                     ▲ reload             ◀── clips, whose whole life is known (clips)
+//!     └── each answer ──▶ oracle: what would the client alone have been told, and when?
+//! ```
+//!
+//! `cargo run --release --example soak -- --minutes 10`; exit code 1 if anything was wrong. The figures are on
+//! stdout, the progress is on stderr.
+
+mod complaints;
+mod run;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
+use crate::complaints::Complaints;
+use crate::run::Setting;
+
+/// Runs the gateway before a simulated upstream under load, and checks each answer
+#[derive(Debug, Parser)]
+struct Args {
+    /// How long
+    #[arg(long, default_value_t = 10.0)]
+    minutes: f64,
+    /// Requests a second, all clients together
+    #[arg(long, default_value_t = 2000)]
+    rate: u32,
+    /// What the clients do follows from it
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+fn main() -> std::io::Result<ExitCode> {
+    let args = Args::parse();
+    let setting = Setting {
+        length: Duration::from_secs_f64(args.minutes.clamp(0.0, 60.0 * 24.0 * 30.0) * 60.0),
+        rate: args.rate.max(10),
+        seed: args.seed.unwrap_or_else(|| fastrand::u64(..)),
+        hold: Duration::from_secs(8),
+        is_alone: true,
+    };
+    let complaints = Complaints::watch().map_err(std::io::Error::other)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let report = runtime.block_on(run::soak(setting))?;
+    let (panics, errors) = (complaints.panics(), complaints.errors());
+    writeln!(std::io::stdout().lock(), "{report}{panics} panics, {errors} errors logged")?;
+    let is_good = report.is_good() && panics == 0 && errors == 0;
+    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

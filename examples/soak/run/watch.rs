@@ -1,0 +1,165 @@
+//! What goes on beside the clients: the configuration is read again, the upstream's record is compared with what
+//! clients were told, and somebody who looks on is told how it goes.
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clipgate::clock;
+use clipgate::config::{self, Config};
+use clipgate::gateway::Gateway;
+use clipgate::sim::Seen;
+use fastrand::Rng;
+use parking_lot::Mutex;
+
+use super::ask::Key;
+use super::clips::{Clip, Clips};
+use super::oracle::Oracle;
+use super::process;
+use super::tally::{Tally, Wrong};
+use super::weather::Sky;
+
+/// How often a line is written.
+const LINE_EVERY: u32 = 5;
+
+/// What the quotas let through for one key at the most.
+pub(crate) struct Ledger(Mutex<Account>);
+
+struct Account {
+    since: Instant,
+    rate: u32,
+    most: f64,
+}
+
+impl Ledger {
+    pub(crate) fn new(limits: &config::Limits) -> Self {
+        let (rate, most) = (limits.requests_per_second, f64::from(limits.burst));
+        Self(Mutex::new(Account { since: clock::now(), rate, most }))
+    }
+
+    /// New quotas hold from now on; with other rates, all begin with a whole burst.
+    fn change(&self, limits: &config::Limits) {
+        let now = clock::now();
+        let mut account = self.0.lock();
+        account.most += f64::from(account.rate) * (now - account.since).as_secs_f64();
+        if account.rate != limits.requests_per_second {
+            account.most += f64::from(limits.burst);
+        }
+        (account.since, account.rate) = (now, limits.requests_per_second);
+    }
+
+    /// By now.
+    pub(crate) fn most(&self) -> u64 {
+        let account = self.0.lock();
+        (account.most + f64::from(account.rate) * account.since.elapsed().as_secs_f64()).ceil() as u64
+    }
+}
+
+/// Gives the gateway another configuration now and then, as SIGHUP does: quotas, times, what is kept. Cancel safe.
+pub(crate) async fn reload(gateway: Gateway, first: Config, ledger: Arc<Ledger>, mut rng: Rng) {
+    loop {
+        tokio::time::sleep(Duration::from_millis(rng.u64(1000..4000))).await;
+        let mut config = first.clone();
+        if rng.bool() {
+            config.limits.requests_per_second += config.limits.requests_per_second / 3;
+            config.limits.burst = config.limits.requests_per_second;
+        }
+        if rng.bool() {
+            config.wait.timeout = config.wait.timeout * 3 / 4;
+        }
+        config.cache.live_ttl = first.cache.live_ttl.mul_f64(rng.f64());
+        config.cache.recheck_key = Duration::from_secs(rng.u64(2..60));
+        // Before: what is let through by the new ones is in the ledger by then.
+        ledger.change(&config.limits);
+        gateway.reload(&config).expect("the configuration is good");
+        gateway.tidy();
+    }
+}
+
+/// Somebody who looks on.
+pub(crate) struct Watch {
+    gateway: Gateway,
+    begun: Instant,
+    /// At the end of each calm.
+    memory: Mutex<Vec<(Duration, u64)>>,
+}
+
+impl Watch {
+    pub(crate) fn new(gateway: Gateway, begun: Instant) -> Self {
+        Self { gateway, begun, memory: Mutex::default() }
+    }
+
+    /// Memory at the end of each calm, since the beginning.
+    pub(crate) fn memory(&self) -> Vec<(Duration, u64)> {
+        self.memory.lock().clone()
+    }
+
+    /// Cancel safe.
+    pub(crate) async fn run(self: Arc<Self>, oracle: Arc<Oracle>, clips: Arc<Clips>, tally: Arc<Tally>) {
+        let mut every = tokio::time::interval(Duration::from_secs(1));
+        let (mut sky, mut seen_by, mut before) = (Sky::Calm, self.begun, (0, 0, 0));
+        for second in 0.. {
+            every.tick().await;
+            compare(&oracle, &clips, &tally, &mut seen_by);
+            let sky_now = oracle.weather.sky(clock::now());
+            if (sky, sky_now) == (Sky::Calm, Sky::Storm) {
+                self.memory.lock().extend(process::memory().map(|bytes| (self.begun.elapsed(), bytes)));
+            }
+            sky = sky_now;
+            if second % LINE_EVERY == 0 {
+                let now = tally.so_far();
+                self.tell(&oracle, sky, (now.0 - before.0, now.1 - before.1, now.2));
+                before = now;
+            }
+        }
+    }
+
+    fn tell(&self, oracle: &Oracle, sky: Sky, (ended, hits, wrong): (u64, u64, u64)) {
+        let elapsed = self.begun.elapsed().as_secs();
+        let every = u64::from(LINE_EVERY);
+        let line = format!(
+            "{:>3}:{:02} {sky:<9?} {:>5} requests/s, {:>5} hits/s, {:>4} waits, {:>3} polls, {:>4} MiB, wrong: {wrong}",
+            elapsed / 60,
+            elapsed % 60,
+            ended / every,
+            hits / every,
+            self.gateway.waits(),
+            oracle.sim.open(),
+            process::memory().unwrap_or(0) >> 20,
+        );
+        // Nobody may be looking.
+        let _ = writeln!(std::io::stderr().lock(), "{line}");
+    }
+}
+
+/// A key that was told of a clip has asked the upstream for it: no other key's answer does.
+fn compare(oracle: &Oracle, clips: &Clips, tally: &Tally, seen_by: &mut Instant) {
+    let by_id = clips.by_id();
+    // Told before the record is read: what led to it is in the record, then.
+    let told: Vec<(&Arc<Clip>, u64)> = by_id.values().map(|clip| (clip, clip.told())).collect();
+    let requests = oracle.sim.requests();
+    let overlap = Duration::from_secs(1);
+    for seen in requests.iter().filter(|seen| seen.at + overlap >= *seen_by) {
+        let Some(key) = key_of(seen) else { continue };
+        let query = seen.target.split_once('?').map_or("", |(_, query)| query);
+        for (_, value) in form_urlencoded::parse(query.as_bytes()) {
+            if let Some(clip) = by_id.get(&*value) {
+                clip.is_asked(key.bit());
+            }
+        }
+    }
+    if let Some(last) = requests.last() {
+        *seen_by = last.at;
+    }
+    for (clip, told) in told {
+        if told & !clip.asked() != 0 {
+            let story = format!("{}: keys {told:b} were told, {:b} asked", clip.id, clip.asked());
+            tally.wrong(Wrong { what: "a key was told what it never asked", story });
+        }
+    }
+}
+
+fn key_of(seen: &Seen) -> Option<Key> {
+    let key = seen.key?;
+    Key::accepted().find(|accepted| key.is(&accepted.text()))
+}
