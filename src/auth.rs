@@ -184,7 +184,7 @@ fn key(headers: &HeaderMap) -> Result<Option<&HeaderValue>, AuthError> {
 }
 
 /// The token of a Bearer field (RFC 6750 §2.1).
-fn bearer(field: &HeaderValue) -> Option<&[u8]> {
+pub fn bearer(field: &HeaderValue) -> Option<&[u8]> {
     let (scheme, token) = field.as_bytes().split_at_checked("Bearer ".len())?;
     let token = token.trim_ascii();
     (scheme.eq_ignore_ascii_case(b"Bearer ") && !token.is_empty()).then_some(token)

@@ -171,20 +171,8 @@ impl Refusal {
         if let Some(cause) = self.source() {
             debug!(request_id = %id, reason = self.reason(), cause, "refused");
         }
-        let status = self.status();
-        let shape = Shape {
-            message: &self.to_string(),
-            path,
-            request_id: id.as_str(),
-            status_code: status.as_u16(),
-            timestamp: &humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
-        };
-        let body = serde_json::to_vec(&shape).expect("texts and a number are JSON");
-        let mut response = Response::new(Bytes::from(body));
-        *response.status_mut() = status;
+        let mut response = shaped(self.status(), &self.to_string(), path, id);
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(after) = self.retry_after() {
             headers.insert(RETRY_AFTER, whole_seconds(after).into());
         }
@@ -197,6 +185,24 @@ impl Refusal {
         finish(headers, id);
         response
     }
+}
+
+/// An error in the upstream's shape.
+pub fn shaped(status: StatusCode, message: &str, path: &str, id: &RequestId) -> Response<Bytes> {
+    let shape = Shape {
+        message,
+        path,
+        request_id: id.as_str(),
+        status_code: status.as_u16(),
+        timestamp: &humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+    };
+    let body = serde_json::to_vec(&shape).expect("texts and a number are JSON");
+    let mut response = Response::new(Bytes::from(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
 }
 
 /// Never too early.

@@ -64,6 +64,7 @@
 //! | | [`sse`] | a wait that is told each state as it is reached, as server-sent events |
 //! | | [`gateway`] | the path above, on one screen |
 //! | 5 | [`server`] | listeners, TLS and connections |
+//! | | [`admin`] | the operator's side: health, metrics, state, on a thread of its own |
 //! | | [`cli`], [`cmd`] | the command line, a file for each call |
 //!
 //! # Who owns what
@@ -72,6 +73,7 @@
 //! its wait: dropping it leaves, and nobody else notices.
 
 pub mod access;
+pub mod admin;
 pub mod auth;
 pub mod body;
 pub mod cache;

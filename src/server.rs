@@ -29,7 +29,7 @@ use tracing::{debug, warn};
 use self::ahead::Ahead;
 use self::answers::Answers;
 use self::arriving::Arriving;
-use self::listener::{Accepted, Listeners};
+pub(crate) use self::listener::{Accepted, Listeners};
 pub use self::listener::{Listener, tcp_address};
 use self::refusals::Refusals;
 use self::tls::Tls;
@@ -287,7 +287,7 @@ impl Server {
                 }
             }
             () = answers.refused_for(*patience) => {
-                debug!(%peer, "nobody takes the answers, connection closed");
+                debug!(?peer, "nobody takes the answers, connection closed");
                 Ok(())
             }
         };

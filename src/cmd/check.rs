@@ -101,11 +101,13 @@ fn summarize(out: &mut impl Write, config: &Config, path: Option<&Path>) -> std:
         Auth::Team(members) => format!("team of {}", members.len()),
     };
     let listen = config.server.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let admin = config.admin.listen.as_ref().map_or("off".to_owned(), ToString::to_string);
     writeln!(out, "config is good")?;
     writeln!(out, "  file      {file}")?;
     writeln!(out, "  mode      {mode}")?;
     writeln!(out, "  upstream  {}", config.upstream.base_url)?;
-    writeln!(out, "  listen    {listen}")
+    writeln!(out, "  listen    {listen}")?;
+    writeln!(out, "  admin     {admin}")
 }
 
 #[cfg(test)]
@@ -117,7 +119,7 @@ mod tests {
         let mut out = Vec::new();
         summarize(&mut out, &Config::default(), None).unwrap();
         let expected = "config is good\n  file      none, the defaults stand\n  mode      passthrough\n  \
-            upstream  https://api.aimlapi.com/\n  listen    127.0.0.1:8080\n";
+            upstream  https://api.aimlapi.com/\n  listen    127.0.0.1:8080\n  admin     127.0.0.1:9090\n";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 }

@@ -13,6 +13,7 @@ use tracing::{error, info, warn};
 
 use self::reload::Reload;
 use self::signals::{Signals, Told};
+use crate::admin::{Admin, Readiness, Subject};
 use crate::cmd::CommandError;
 use crate::config::{self, Config, Faults, Flag};
 use crate::gateway::Gateway;
@@ -22,6 +23,7 @@ use crate::server::{Listener, Server};
 use crate::sim::{Options, Sim};
 use crate::telemetry;
 
+mod operator;
 mod reload;
 mod signals;
 
@@ -72,7 +74,18 @@ pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
     let mut hub = tokio::spawn(hub);
     let tidy = tokio::spawn(tidy(gateway.clone()));
     let server = Server::new(gateway.clone(), &config.server, stop.clone())?;
-    announce(&listeners, simulated.as_ref())?;
+    let readiness = Readiness::default();
+    let listen = listeners.iter().map(Listener::address).collect::<Result<Vec<_>, _>>()?;
+    let subject = Subject {
+        gateway: gateway.clone(),
+        registry,
+        readiness: readiness.clone(),
+        example: operator::example(&listen, args.sim),
+        listen,
+    };
+    let admin = operator::start(&config, args.sim, subject).await?;
+    readiness.ready();
+    announce(&listeners, admin.as_ref(), simulated.as_ref())?;
     info!(upstream = %config.upstream.base_url, version = env!("CARGO_PKG_VERSION"), "started");
     tell(&[NotifyState::Ready]);
 
@@ -99,6 +112,7 @@ pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
         }
     };
     tell(&[NotifyState::Stopping]);
+    readiness.draining();
     stop.cancel();
     tokio::select! {
         ended = &mut serving => ended?,
@@ -108,6 +122,7 @@ pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
         }
     }
     tidy.abort();
+    drop(admin);
     if let Some(simulated) = simulated {
         simulated.task.await?;
     }
@@ -188,10 +203,17 @@ impl Simulated {
 }
 
 /// The ready lines, and with `--sim` what to try.
-fn announce(listeners: &[Listener], simulated: Option<&Simulated>) -> Result<(), CommandError> {
+fn announce(
+    listeners: &[Listener],
+    admin: Option<&Admin>,
+    simulated: Option<&Simulated>,
+) -> Result<(), CommandError> {
     let mut out = std::io::stdout().lock();
     for listener in listeners {
         writeln!(out, "clipgate listening on {}", listener.address()?)?;
+    }
+    if let Some(admin) = admin {
+        writeln!(out, "clipgate admin listening on {}", admin.address())?;
     }
     if simulated.is_some()
         && let Some(address) = listeners.iter().find_map(crate::server::tcp_address)

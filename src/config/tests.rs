@@ -96,14 +96,6 @@ fn config_toml_has_every_key_with_a_comment_and_its_default() {
 }
 
 #[test]
-fn config_toml_marks_the_keys_that_are_not_yet_in_force_and_no_others() {
-    let marked: BTreeSet<String> =
-        lines().into_iter().filter(|line| line.about.contains("(not yet in force)")).map(|l| l.key).collect();
-    let expected: BTreeSet<String> = warnings::not_yet().map(str::to_owned).collect();
-    assert_eq!(marked, expected);
-}
-
-#[test]
 fn what_stands_behind_a_hash_works_without_it() {
     let team = "mode = \"team\"";
     let live = DEFAULT

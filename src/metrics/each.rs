@@ -2,6 +2,8 @@
 
 use std::marker::PhantomData;
 
+use serde::{Serialize, Serializer};
+
 /// A closed set of words.
 pub trait Word: Copy + 'static {
     /// All of them.
@@ -35,5 +37,11 @@ impl<W: Word, T> Each<W, T> {
     /// All words with their values.
     pub fn iter(&self) -> impl Iterator<Item = (W, &T)> {
         W::ALL.iter().copied().zip(&self.values)
+    }
+}
+
+impl<W: Word, T: Serialize> Serialize for Each<W, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter().map(|(word, value)| (word.word(), value)))
     }
 }

@@ -109,24 +109,24 @@ pub fn tcp_address(listener: &Listener) -> Option<SocketAddr> {
 }
 
 /// A client's connection.
-pub(super) enum Accepted {
+pub(crate) enum Accepted {
     Tcp(TcpStream, SocketAddr),
     Unix(UnixStream),
 }
 
 /// Several listeners, each of which has its turn.
-pub(super) struct Listeners {
+pub(crate) struct Listeners {
     all: Vec<Listener>,
     first: usize,
 }
 
 impl Listeners {
-    pub(super) fn new(all: Vec<Listener>) -> Self {
+    pub(crate) fn new(all: Vec<Listener>) -> Self {
         Self { all, first: 0 }
     }
 
     /// The next connection on any of them. Cancel safe: a connection that is not returned stays in the queue.
-    pub(super) async fn accept(&mut self) -> io::Result<Accepted> {
+    pub(crate) async fn accept(&mut self) -> io::Result<Accepted> {
         std::future::poll_fn(|cx| {
             for n in 0..self.all.len() {
                 let place = (self.first + n) % self.all.len();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The modules from the ground up. One may import those of the rows above its own, and its own children.
-const LAYERS: [(u8, &[&str]); 13] = [
+const LAYERS: [(u8, &[&str]); 14] = [
     (0, &["model"]),
     (1, &["body", "clock", "request", "secret"]),
     (1, &["config", "cors", "headers", "metrics"]),
@@ -15,7 +15,8 @@ const LAYERS: [(u8, &[&str]); 13] = [
     (4, &["access", "error"]),
     (4, &["sse"]),
     (4, &["gateway"]),
-    (5, &["admin", "server"]),
+    (5, &["server"]),
+    (5, &["admin"]),
     (6, &["cmd"]),
     (6, &["cli"]),
 ];

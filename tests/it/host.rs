@@ -106,6 +106,11 @@ impl Gateway {
         }
     }
 
+    /// The next line of stdout.
+    pub(crate) async fn line(&mut self) -> String {
+        soon("a line", self.out.next_line()).await.unwrap().expect("it goes on")
+    }
+
     pub(crate) async fn address(&mut self) -> SocketAddr {
         self.listens_on().await.parse().unwrap()
     }

@@ -4,11 +4,14 @@
 
 mod events;
 mod host;
+mod operator;
 mod process;
 mod rogue;
 mod stage;
 mod wire;
 
+mod admin;
+mod admin_process;
 mod answers;
 mod architecture;
 mod cache;
@@ -25,6 +28,7 @@ mod keys;
 mod leaning;
 mod limits;
 mod listeners;
+mod metrics;
 mod mishaps;
 mod multi;
 mod own_fields;

@@ -18,12 +18,15 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts it with these arguments, and of the environment with this alone.
+    /// Starts it with these arguments, and of the environment with this alone; without an admin listener, unless
+    /// that has one.
     pub(crate) fn start(args: &[&str], env: &[(&str, &str)]) -> Self {
         let log = tempfile::tempfile().unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_clipgate"))
             .args(args)
             .env_clear()
+            // Gateways side by side cannot all have the usual address.
+            .env("CLIPGATE__ADMIN__LISTEN", "")
             .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

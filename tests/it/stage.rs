@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
+use clipgate::admin::{Admin, Readiness, Subject};
 use clipgate::clock;
 use clipgate::config::{self, Config, Listen};
 use clipgate::gateway::Gateway;
@@ -42,6 +43,9 @@ pub(crate) struct Stage {
     /// Where the gateway listens.
     pub(crate) address: SocketAddr,
     gateway: Gateway,
+    config: Config,
+    /// What the gateway counts, until the operator's side has it.
+    registry: Option<Registry>,
     client: Client<HttpConnector, Full<Bytes>>,
     /// The upstream's port while nothing listens on it.
     closed: Option<TcpSocket>,
@@ -124,7 +128,9 @@ impl Stage {
         let server = serve(gateway.clone(), &config.server, stop.clone()).expect("it speaks no TLS");
         tasks.spawn(server.run(vec![listener]));
         let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http();
-        Self { sim: Sim::new(options), address, gateway, client, closed: Some(closed), stop, tasks }
+        let registry = Some(registry);
+        let closed = Some(closed);
+        Self { sim: Sim::new(options), address, gateway, config, registry, client, closed, stop, tasks }
     }
 
     /// From now on the upstream accepts connections.
@@ -153,6 +159,19 @@ impl Stage {
     /// Gives the running gateway another configuration, as SIGHUP does.
     pub(crate) fn reconfigure(&self, config: &Config) {
         self.gateway.reload(config).expect("the configuration is good");
+    }
+
+    /// Opens the operator's side, on a port of its own.
+    pub(crate) async fn open_admin(&mut self, readiness: &Readiness) -> Admin {
+        let subject = Subject {
+            gateway: self.gateway.clone(),
+            registry: self.registry.take().expect("it is opened once"),
+            readiness: readiness.clone(),
+            listen: vec![Listen::Tcp(self.address)],
+            example: "curl".to_owned(),
+        };
+        let listen = vec![Listen::Tcp(([127, 0, 0, 1], 0).into())];
+        Admin::start(listen, &self.config, subject).await.expect("there are ports left")
     }
 
     /// Tells the gateway to stop, as SIGTERM does.

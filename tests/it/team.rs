@@ -18,14 +18,14 @@ use crate::process::Process;
 use crate::stage::{Answer, Stage, single, within};
 
 /// (name, token, upstream key)
-type Row = (&'static str, &'static str, &'static str);
+pub(crate) type Row = (&'static str, &'static str, &'static str);
 
 const ALICE: Row = ("alice", "cg_token-of-alice", "sk-one");
 const BOB: Row = ("bob", "cg_token-of-bob", "sk-one");
 const CAROL: Row = ("carol", "cg_token-of-carol", "sk-two");
 const TEAM: [Row; 3] = [ALICE, BOB, CAROL];
 
-fn member((name, token, key): Row) -> Member {
+pub(crate) fn member((name, token, key): Row) -> Member {
     Member {
         name: name.to_owned(),
         token_sha256: token_sha256(token.as_bytes()),

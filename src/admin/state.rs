@@ -1,0 +1,221 @@
+//! How all stands now, as JSON. README.md says what each name means.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::Serialize;
+
+use super::{Phase, Readiness};
+use crate::clock;
+use crate::config::{Config, Listen};
+use crate::gateway::{Asker, Gateway, Overview};
+use crate::limits::Left;
+use crate::metrics::{Limit, Totals};
+use crate::model::coalesce::ClipInFlight;
+use crate::model::route::Ladder;
+
+/// Clips and keys that are listed.
+const MOST: usize = 200;
+
+/// How long the hub may take to tell what is under way.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// The most there may be, as configured.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Caps {
+    pub(super) waits: u64,
+    pub(super) polls: u64,
+    pub(super) cache_bytes: u64,
+}
+
+impl Caps {
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            waits: config.limits.max_waits as u64,
+            polls: config.upstream.max_polls as u64,
+            cache_bytes: config.cache.max_bytes,
+        }
+    }
+}
+
+/// What stays the same as long as the gateway runs.
+pub(super) struct About {
+    pub(super) readiness: Readiness,
+    pub(super) caps: Caps,
+    pub(super) base_url: String,
+    pub(super) listen: Vec<Listen>,
+    pub(super) example: String,
+    pub(super) started: Instant,
+    pub(super) started_at: SystemTime,
+}
+
+#[derive(Serialize)]
+struct State<'a> {
+    version: &'static str,
+    now: String,
+    started_at: String,
+    uptime_seconds: f64,
+    phase: &'static str,
+    listen: Vec<String>,
+    example: &'a str,
+    waits: Waits,
+    polls: Polls,
+    cache: Kept,
+    upstream: Upstream<'a>,
+    totals: Totals,
+    ladder: Vec<&'a str>,
+    hub_answered: bool,
+    clips: Listed<Clip<'a>>,
+    keys: Listed<Key>,
+}
+
+#[derive(Serialize)]
+struct Waits {
+    parked: usize,
+    max: u64,
+}
+
+#[derive(Serialize)]
+struct Polls {
+    open: usize,
+    waiting: usize,
+    max: u64,
+}
+
+#[derive(Serialize)]
+struct Kept {
+    entries: u64,
+    bytes: u64,
+    max_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Upstream<'a> {
+    base_url: &'a str,
+    breaker_open: bool,
+    answered_at: Option<String>,
+    failed: Option<Failed>,
+}
+
+#[derive(Serialize)]
+struct Failed {
+    at: String,
+    code: String,
+}
+
+#[derive(Serialize)]
+struct Listed<T> {
+    listed: Vec<T>,
+    total: usize,
+}
+
+#[derive(Serialize)]
+struct Clip<'a> {
+    id: String,
+    key: String,
+    rung: Option<&'a str>,
+    asked: Vec<&'a str>,
+    waits: usize,
+    polls: usize,
+    age_seconds: f64,
+}
+
+#[derive(Serialize)]
+struct Key {
+    name: String,
+    key: String,
+    waits: usize,
+    requests: Option<Quota>,
+    calls: Option<Quota>,
+}
+
+#[derive(Serialize)]
+struct Quota {
+    left: u32,
+    burst: u32,
+    per_second: u32,
+    more_in_seconds: Option<u64>,
+}
+
+/// How all stands now. A hub that is busy is not waited for long: what only it knows is left out then.
+pub(super) async fn state(gateway: &Gateway, about: &About) -> Vec<u8> {
+    let overview = tokio::time::timeout(PATIENCE, gateway.overview(MOST)).await.ok().flatten();
+    let (now, metrics, kept) = (clock::now(), gateway.metrics(), gateway.cache().size());
+    let (standing, health) = (metrics.upstream.standing(), metrics.upstream.health());
+    let hub_answered = overview.is_some();
+    let (clips, keys) = overview.map_or_else(nothing, |overview| listed(overview, gateway.ladder(), now));
+    let state = State {
+        version: env!("CARGO_PKG_VERSION"),
+        now: rfc3339(SystemTime::now()),
+        started_at: rfc3339(about.started_at),
+        uptime_seconds: seconds(now, about.started),
+        phase: match about.readiness.phase() {
+            Phase::Starting => "starting",
+            Phase::Ready => "ready",
+            Phase::Draining => "draining",
+        },
+        listen: about.listen.iter().map(ToString::to_string).collect(),
+        example: &about.example,
+        waits: Waits { parked: gateway.waits(), max: about.caps.waits },
+        polls: Polls { open: standing.open, waiting: standing.waiting, max: about.caps.polls },
+        cache: Kept { entries: kept.entries, bytes: kept.bytes, max_bytes: about.caps.cache_bytes },
+        upstream: Upstream {
+            base_url: &about.base_url,
+            breaker_open: standing.is_breaker_open,
+            answered_at: health.answered_at.map(rfc3339),
+            failed: health.failed.map(|(at, code)| Failed { at: rfc3339(at), code: code.to_string() }),
+        },
+        totals: metrics.totals(),
+        ladder: gateway.ladder().rungs().map(|rung| gateway.ladder().name(rung)).collect(),
+        hub_answered,
+        clips,
+        keys,
+    };
+    serde_json::to_vec(&state).expect("texts and numbers are JSON")
+}
+
+fn nothing<'a>() -> (Listed<Clip<'a>>, Listed<Key>) {
+    (Listed { listed: Vec::new(), total: 0 }, Listed { listed: Vec::new(), total: 0 })
+}
+
+fn listed(overview: Overview, ladder: &Ladder, now: Instant) -> (Listed<Clip<'_>>, Listed<Key>) {
+    let Overview { clips, clips_in_all, askers, askers_in_all } = overview;
+    let clips = clips.iter().map(|clip| self::clip(clip, ladder, now)).collect();
+    let keys = askers.into_iter().map(key).collect();
+    (Listed { listed: clips, total: clips_in_all }, Listed { listed: keys, total: askers_in_all })
+}
+
+fn clip<'a>(clip: &ClipInFlight, ladder: &'a Ladder, now: Instant) -> Clip<'a> {
+    Clip {
+        id: clip.id.to_string(),
+        key: clip.domain.to_string(),
+        rung: clip.rung.map(|rung| ladder.name(rung)),
+        asked: clip.asked.iter().map(|rung| ladder.name(*rung)).collect(),
+        waits: clip.waits,
+        polls: clip.polls,
+        age_seconds: clip.since.map_or(0.0, |since| seconds(now, since)),
+    }
+}
+
+fn key(asker: Asker) -> Key {
+    let quota = |limit: Limit| {
+        let left = asker.left.iter().find(|left| left.quota == limit)?;
+        let Left { left, burst, rate, more_in, .. } = *left;
+        Some(Quota { left, burst, per_second: rate, more_in_seconds: more_in })
+    };
+    Key {
+        requests: quota(Limit::Requests),
+        calls: quota(Limit::Calls),
+        name: asker.name.map_or_else(|| asker.key.to_string(), |name| name.to_string()),
+        key: asker.key.to_string(),
+        waits: asker.waits,
+    }
+}
+
+fn seconds(now: Instant, since: Instant) -> f64 {
+    now.saturating_duration_since(since).as_secs_f64()
+}
+
+/// With milliseconds.
+pub(super) fn rfc3339(at: SystemTime) -> String {
+    humantime::format_rfc3339_millis(at).to_string()
+}
