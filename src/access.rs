@@ -1,20 +1,24 @@
 //! One line a request in the log, and its place in what is counted: when it is answered, or when its client hangs up
 //! before.
 //!
-//! Ids of clips and members' names are in it, keys and tokens are not: a query is shown only where it is understood,
-//! for elsewhere it may hold anything.
+//! Its fields are named by OpenTelemetry's semantic conventions for HTTP where these have a name, else `clipgate.…`;
+//! README.md lists them. Ids of clips and members' names are in it, keys and tokens are not: a query is shown only
+//! where it is understood, for elsewhere it may hold anything.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{Method, Request, Response, StatusCode};
+use http::header::USER_AGENT;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body::Body as HttpBody;
 use tracing::info;
 
 use crate::auth::Identity;
 use crate::clock;
 use crate::metrics::{self, Endpoint, Metrics, Word as _};
-use crate::model::clip::{ClipSet, KeyDomain};
+use crate::model::clip::{ClipId, ClipSet, KeyDomain};
 use crate::model::coalesce::How;
 use crate::model::query::WaitQuery;
 use crate::reply::X_REQUEST_ID;
@@ -74,9 +78,12 @@ pub struct AccessLine {
     peer: Peer,
     method: Method,
     path: String,
+    version: Version,
+    user_agent: Option<HeaderValue>,
     key: Option<KeyDomain>,
     clips: Option<ClipSet>,
     status: Option<u16>,
+    body_size: Option<u64>,
     upstream_id: Option<String>,
     since: Instant,
     endpoint: Endpoint,
@@ -94,9 +101,12 @@ impl AccessLine {
             peer: ctx.trail.peer(),
             method: request.method().clone(),
             path: request.uri().path().to_owned(),
+            version: request.version(),
+            user_agent: request.headers().get(USER_AGENT).cloned(),
             key: None,
             clips: None,
             status: None,
+            body_size: None,
             upstream_id: None,
             since: ctx.arrived,
             endpoint,
@@ -111,8 +121,9 @@ impl AccessLine {
     }
 
     /// This is the answer.
-    pub fn answered<B>(&mut self, response: &Response<B>) {
+    pub fn answered<B: HttpBody>(&mut self, response: &Response<B>) {
         self.status = Some(response.status().as_u16());
+        self.body_size = response.body().size_hint().exact();
         let id = response.headers().get(X_REQUEST_ID).filter(|id| *id != self.id.value());
         self.upstream_id = id.and_then(|id| id.to_str().ok()).map(str::to_owned);
     }
@@ -122,24 +133,28 @@ impl Drop for AccessLine {
     fn drop(&mut self) {
         let (outcome, took) = (self.outcome.counted(), clock::now().saturating_duration_since(self.since));
         self.metrics.requests.ended(self.endpoint, outcome, took);
-        let clips = self
-            .clips
-            .as_ref()
-            .map(|clips| clips.iter().map(crate::model::clip::ClipId::as_str).collect::<Vec<_>>().join(","));
+        let clips =
+            self.clips.as_ref().map(|clips| clips.iter().map(ClipId::as_str).collect::<Vec<_>>().join(","));
+        let user_agent = self.user_agent.as_ref().map(readable);
+        // Texts as texts: so they are quoted and escaped as each form of the log does it.
         info!(
-            method = %self.method,
-            path = %self.path.escape_debug(),
-            clips = clips.as_ref().map(|clips| tracing::field::display(clips.escape_debug())),
-            status = self.status,
-            outcome = outcome.word(),
-            reason = self.outcome.reason(),
-            seconds = took.as_secs_f64(),
-            member = self.member.as_deref(),
-            key = self.key.as_ref().map(tracing::field::display),
-            client = self.client.map(tracing::field::display),
-            peer = %self.peer,
-            request_id = %self.id,
-            upstream_request_id = self.upstream_id,
+            http.request.method = self.method.as_str(),
+            url.path = self.path,
+            http.response.status_code = self.status,
+            http.response.body.size = self.body_size,
+            http.server.request.duration = took.as_secs_f64(),
+            clipgate.outcome = outcome.word(),
+            clipgate.reason = self.outcome.reason(),
+            clipgate.clips = clips,
+            clipgate.member = self.member.as_deref(),
+            clipgate.key = self.key.as_ref().map(display),
+            client.address = self.client.map(display),
+            network.peer.address = %self.peer.address(),
+            network.peer.port = self.peer.port(),
+            network.protocol.version = protocol(self.version),
+            user_agent.original = user_agent.as_deref(),
+            clipgate.request_id = %self.id,
+            clipgate.upstream_request_id = self.upstream_id,
             "request"
         );
     }
@@ -149,5 +164,33 @@ impl Drop for AccessLine {
 pub fn refused_head(status: StatusCode, reason: &'static str, peer: Peer, id: &RequestId, metrics: &Metrics) {
     let outcome = metrics::Outcome::Refused;
     metrics.requests.ended(Endpoint::Other, outcome, Duration::ZERO);
-    info!(status = status.as_u16(), outcome = outcome.word(), reason, %peer, request_id = %id, "request");
+    info!(
+        http.response.status_code = status.as_u16(),
+        clipgate.outcome = outcome.word(),
+        clipgate.reason = reason,
+        network.peer.address = %peer.address(),
+        network.peer.port = peer.port(),
+        clipgate.request_id = %id,
+        "request"
+    );
 }
+
+/// Its version as OpenTelemetry spells it.
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_09 => "0.9",
+        Version::HTTP_10 => "1.0",
+        Version::HTTP_2 => "2",
+        Version::HTTP_3 => "3",
+        _ => "1.1",
+    }
+}
+
+/// The beginning of a field that may hold any bytes.
+fn readable(value: &HeaderValue) -> Cow<'_, str> {
+    let bytes = value.as_bytes();
+    String::from_utf8_lossy(&bytes[..bytes.len().min(MOST_OF_USER_AGENT)])
+}
+
+/// The bytes of `User-Agent` that are worth logging: a head may be 128 KiB.
+const MOST_OF_USER_AGENT: usize = 256;

@@ -169,7 +169,7 @@ impl Refusal {
     /// The same with its body at hand.
     pub fn answer_bytes(&self, id: &RequestId, path: &str) -> Response<Bytes> {
         if let Some(cause) = self.source() {
-            debug!(request_id = %id, reason = self.reason(), cause, "refused");
+            debug!(clipgate.request_id = %id, clipgate.reason = self.reason(), cause, "refused");
         }
         let mut response = shaped(self.status(), &self.to_string(), path, id);
         let headers = response.headers_mut();

@@ -62,11 +62,20 @@ pub enum Peer {
     Unix,
 }
 
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Peer {
+    /// Its address, for people: `unix` where it has none.
+    pub fn address(self) -> impl fmt::Display {
         match self {
-            Peer::Tcp(address) => address.fmt(f),
-            Peer::Unix => f.write_str("unix"),
+            Peer::Tcp(address) => address.ip().to_string(),
+            Peer::Unix => "unix".to_owned(),
+        }
+    }
+
+    /// Its port.
+    pub fn port(self) -> Option<u16> {
+        match self {
+            Peer::Tcp(address) => Some(address.port()),
+            Peer::Unix => None,
         }
     }
 }

@@ -100,12 +100,18 @@ impl Panel {
         let (method, path) = (request.method(), request.uri().path());
         let mut response = match self.answer_or_refuse(request).await {
             Ok(response) => {
-                debug!(%method, path = %path.escape_debug(), request_id = %id, "admin request");
+                let method = method.as_str();
+                debug!(http.request.method = method, url.path = path, clipgate.request_id = %id, "admin request");
                 response
             }
             Err(refusal) => {
-                let reason = refusal.reason();
-                info!(%method, path = %path.escape_debug(), reason, request_id = %id, "admin request refused");
+                info!(
+                    http.request.method = method.as_str(),
+                    url.path = path,
+                    clipgate.reason = refusal.reason(),
+                    clipgate.request_id = %id,
+                    "admin request refused"
+                );
                 refusal.answer(&id, path)
             }
         };

@@ -10,6 +10,7 @@ mod rogue;
 mod stage;
 mod wire;
 
+mod access_log;
 mod admin;
 mod admin_process;
 mod answers;

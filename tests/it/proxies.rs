@@ -28,7 +28,10 @@ async fn a_trusted_proxys_chain_goes_up_with_the_proxy_appended() {
     assert_eq!(field(&seen, "x-forwarded-host"), "public.example");
     assert!(field(&seen, "forwarded").ends_with(", for=127.0.0.1;proto=http;host=\"gw.example\""));
     let line = gateway.logged("request_id=").await;
-    assert!(line.contains("client=192.0.2.7 ") && line.contains("peer=127.0.0.1:"), "{line}");
+    assert!(
+        line.contains("client.address=192.0.2.7 ") && line.contains("network.peer.address=127.0.0.1 "),
+        "{line}"
+    );
 }
 
 #[tokio::test]
@@ -43,7 +46,7 @@ async fn from_anybody_else_all_of_it_is_dropped() {
     assert_eq!(field(&seen, "x-forwarded-proto"), "http");
     assert_eq!(field(&seen, "x-forwarded-host"), "gw.example");
     let line = gateway.logged("request_id=").await;
-    assert!(line.contains("client=127.0.0.1 "), "{line}");
+    assert!(line.contains("client.address=127.0.0.1 "), "{line}");
 }
 
 #[tokio::test]
@@ -58,7 +61,10 @@ async fn a_unix_socket_is_this_machine() {
     let seen = ground.sim.requests().pop().unwrap();
     assert_eq!(field(&seen, "x-forwarded-for"), "1.1.1.1, 192.0.2.7, unknown");
     let line = gateway.logged("request_id=").await;
-    assert!(line.contains("client=192.0.2.7 ") && line.contains("peer=unix"), "{line}");
+    assert!(
+        line.contains("client.address=192.0.2.7 ") && line.contains("network.peer.address=unix "),
+        "{line}"
+    );
 }
 
 #[tokio::test]

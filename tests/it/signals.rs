@@ -61,7 +61,7 @@ async fn sighup_takes_over_what_can_be_and_names_what_takes_a_restart() {
     let answer = client.get("/x", &[origin, ("x-forwarded-for", "192.0.2.7")]).await;
     assert_eq!(answer.headers()["access-control-allow-origin"], "https://app.example");
     let line = gateway.logged("request_id=").await;
-    assert!(line.contains("client=192.0.2.7"), "{line}");
+    assert!(line.contains("client.address=192.0.2.7 "), "{line}");
     assert_eq!(client.get(two, &[]).await.status(), 400, "one clip is the most now");
     gateway.logged(" DEBUG ").await;
 
