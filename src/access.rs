@@ -153,7 +153,7 @@ impl Drop for AccessLine {
             network.peer.port = self.peer.port(),
             network.protocol.version = protocol(self.version),
             user_agent.original = user_agent.as_deref(),
-            clipgate.request_id = %self.id,
+            clipgate.request_id = self.id.as_str(),
             clipgate.upstream_request_id = self.upstream_id,
             "request"
         );

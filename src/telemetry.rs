@@ -2,15 +2,19 @@
 //!
 //! It knows nothing of what is logged. What of other crates is worth an operator's while comes at `warn`.
 
-use std::io::IsTerminal as _;
+mod line;
+mod sink;
+
+use std::io::{self, IsTerminal as _};
 
 use tracing::Level;
-use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
+use tracing_subscriber::{EnvFilter, Registry, reload};
 
-use crate::config::{Log, LogFormat};
+use self::line::Lines;
+use self::sink::{Flusher, Sink};
+use crate::config::Log;
 
 /// Why there is no log.
 #[derive(Debug, thiserror::Error)]
@@ -21,13 +25,18 @@ pub enum TelemetryError {
     /// The process has one already.
     #[error("the log was started twice")]
     Twice(#[source] tracing_subscriber::util::TryInitError),
+    /// The system has no thread for it.
+    #[error("the log has no thread")]
+    Thread(#[source] io::Error),
 }
 
-/// Changes what is written while the gateway runs.
-#[derive(Clone, Debug)]
+/// Changes what is written while the gateway runs. When it is dropped all lines are out, and later ones go out at once.
+#[derive(Debug)]
 pub struct Handle {
     /// `None`: `RUST_LOG` decides, and goes on doing so.
     filter: Option<reload::Handle<EnvFilter, Registry>>,
+    /// `None`: a person watches.
+    _flusher: Option<Flusher>,
 }
 
 impl Handle {
@@ -53,13 +62,20 @@ pub fn init(log: &Log) -> Result<Handle, TelemetryError> {
     };
     let (filter, handle) = reload::Layer::new(chosen);
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let ansi = std::io::stderr().is_terminal() && !no_color;
+    let (sink, flusher) = match io::stderr().is_terminal() {
+        true => (Sink::direct(io::stderr()), None),
+        false => {
+            let (sink, flusher) = Sink::buffered(io::stderr()).map_err(TelemetryError::Thread)?;
+            (sink, Some(flusher))
+        }
+    };
+    let is_colored = io::stderr().is_terminal() && !no_color;
     tracing_subscriber::registry()
         .with(filter)
-        .with(lines(log.format, ansi, std::io::stderr))
+        .with(Lines { sink, format: log.format, is_colored })
         .try_init()
         .map_err(TelemetryError::Twice)?;
-    Ok(Handle { filter: rust_log.is_none().then_some(handle) })
+    Ok(Handle { filter: rust_log.is_none().then_some(handle), _flusher: flusher })
 }
 
 /// Our own lines from `level` on, those of other crates never below `warn`.
@@ -68,29 +84,15 @@ fn filter_for(level: Level) -> EnvFilter {
     EnvFilter::new(format!("{others},clipgate={level}"))
 }
 
-fn lines<S, W>(format: LogFormat, ansi: bool, writer: W) -> Box<dyn Layer<S> + Send + Sync>
-where
-    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
-    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
-{
-    let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(ansi);
-    match format {
-        LogFormat::Text => layer.boxed(),
-        LogFormat::Json => {
-            layer.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed()
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io;
     use std::sync::Arc;
 
     use parking_lot::Mutex;
     use tracing::{debug, error, info, warn};
 
     use super::*;
+    use crate::config::LogFormat;
 
     #[derive(Clone, Default)]
     struct Page(Arc<Mutex<Vec<u8>>>);
@@ -112,20 +114,13 @@ mod tests {
         }
     }
 
-    impl<'w> MakeWriter<'w> for Page {
-        type Writer = Self;
-
-        fn make_writer(&'w self) -> Self {
-            self.clone()
-        }
-    }
-
     /// What is written while `act` runs.
     fn written(format: LogFormat, level: Level, act: impl FnOnce(&Handle)) -> String {
         let page = Page::default();
         let (filter, handle) = reload::Layer::new(filter_for(level));
-        let subscriber = tracing_subscriber::registry().with(filter).with(lines(format, false, page.clone()));
-        let handle = Handle { filter: Some(handle) };
+        let lines = Lines { sink: Sink::direct(page.clone()), format, is_colored: false };
+        let subscriber = tracing_subscriber::registry().with(filter).with(lines);
+        let handle = Handle { filter: Some(handle), _flusher: None };
         tracing::subscriber::with_default(subscriber, || act(&handle));
         page.text()
     }
@@ -153,6 +148,28 @@ mod tests {
             written(LogFormat::Text, Level::INFO, |_| info!(target: "clipgate", waits = 3, "poll opened"));
         assert!(text.contains("poll opened") && text.contains("waits=3"), "{text}");
         assert!(!text.contains('\u{1b}'), "{text}");
+    }
+
+    #[test]
+    fn a_line_of_text_stays_one_line_whatever_its_values_hold() {
+        let text = written(LogFormat::Text, Level::INFO, |_| {
+            let odd = "a\n2026 INFO forged \u{1b}[2J";
+            info!(target: "clipgate", text = odd, shown = %odd, number = -3, share = 0.5, done = true, "read it");
+        });
+        let (_, line) = text.split_once("clipgate: ").unwrap();
+        let odd = r"a\n2026 INFO forged \u{1b}[2J";
+        assert_eq!(line, format!("read it text=\"{odd}\" shown={odd} number=-3 share=0.5 done=true\n"));
+    }
+
+    #[test]
+    fn an_error_is_told_with_what_caused_it() {
+        let error = TelemetryError::Thread(io::Error::other("none left"));
+        let error = &error as &(dyn std::error::Error + 'static);
+        let text = written(LogFormat::Text, Level::INFO, |_| info!(error, "no luck"));
+        assert!(text.ends_with("no luck error=the log has no thread: none left\n"), "{text}");
+        let json = written(LogFormat::Json, Level::INFO, |_| info!(error, "no luck"));
+        let line: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(line["error"], "the log has no thread: none left");
     }
 
     #[test]
