@@ -213,7 +213,7 @@ impl Gateway {
         if fields::has_passed_here(request.headers()) {
             return Err(Refusal::Loop);
         }
-        if !is_plain(request.headers()) {
+        if !is_plain(request.headers()) || !fields::has_one_host(request.version(), request.headers()) {
             return Err(Refusal::Http(HttpFault::Malformed));
         }
         self.limits.request(who)?;

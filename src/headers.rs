@@ -187,6 +187,20 @@ pub fn asked_host(uri: &Uri, headers: &HeaderMap) -> Option<Authority> {
     (fields.next().is_none() && is_host(&authority)).then_some(authority)
 }
 
+/// Whether the fields name one host in a readable way, or none where none has to be named: RFC 9112 §3.2 has all other
+/// requests refused. An empty field names none.
+pub fn has_one_host(version: Version, headers: &HeaderMap) -> bool {
+    let mut fields = headers.get_all(header::HOST).into_iter();
+    match (fields.next(), fields.next()) {
+        (None, _) => version != Version::HTTP_11,
+        (Some(field), None) => {
+            field.is_empty()
+                || Authority::try_from(field.as_bytes()).is_ok_and(|host| !host.as_str().contains('@'))
+        }
+        (Some(_), Some(_)) => false,
+    }
+}
+
 fn is_host(authority: &Authority) -> bool {
     !authority.as_str().contains(['@', '"', '\\']) && !authority.host().is_empty()
 }
@@ -420,6 +434,21 @@ mod tests {
         assert_eq!(asked("/x", &[("host", "user@a")]), None);
         assert_eq!(asked("/x", &[("host", "a\";for=b")]), None);
         assert_eq!(asked("/x", &[("host", "")]), None);
+    }
+
+    #[test]
+    fn a_request_names_one_host_and_only_one_of_http_1_1_has_to() {
+        let fits = |version, fields: &[(&'static str, &'static str)]| has_one_host(version, &map(fields));
+        for version in [Version::HTTP_10, Version::HTTP_11, Version::HTTP_2] {
+            for good in ["a", "a:80", "[::1]:80", "127.0.0.1", ""] {
+                assert!(fits(version, &[("host", good)]), "{good}");
+            }
+            for bad in ["a b", "user@a", "a/b", "a, b", "http://a", "[::1"] {
+                assert!(!fits(version, &[("host", bad)]), "{bad}");
+            }
+            assert!(!fits(version, &[("host", "a"), ("host", "a")]));
+            assert_eq!(fits(version, &[]), version != Version::HTTP_11);
+        }
     }
 
     #[test]
