@@ -164,7 +164,10 @@ impl Poller {
         let key = key_word(status);
         let answered_at = clock::now();
         let landed = |outcome, shape| Tried::Landed(Landing { outcome, shape, key, answered_at });
-        if status.is_success() && is_coded(headers) {
+        if status.is_informational() {
+            debug!("the upstream switched protocols unasked");
+            Tried::Failed(Failure::Garbled, None)
+        } else if status.is_success() && is_coded(headers) {
             debug!("poll's answer is in a coding that was not asked for");
             Tried::Failed(Failure::Garbled, None)
         } else if status.is_success() {

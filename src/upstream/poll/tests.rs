@@ -48,6 +48,16 @@ impl Stage {
         };
         tokio::join!(self.try_poll(), answering)
     }
+
+    /// One try that is answered with this head.
+    async fn answered(&self, head: &str) -> Tried {
+        let answering = async {
+            let (mut socket, _) = self.listener.accept().await.unwrap();
+            read_head(&mut socket).await;
+            socket.write_all(head.as_bytes()).await.unwrap();
+        };
+        tokio::join!(self.try_poll(), answering).0
+    }
 }
 
 async fn read_head(socket: &mut TcpStream) -> String {
@@ -73,4 +83,11 @@ async fn an_answer_in_a_coding_is_never_taken_for_clips() {
         let (tried, _) = stage.answered_with(&format!("Content-Encoding: {coding}\r\n")).await;
         assert!(matches!(tried, Tried::Failed(Failure::Garbled, None)), "{coding}: {tried:?}");
     }
+}
+
+#[tokio::test]
+async fn a_switch_of_protocols_that_nobody_asked_for_is_no_answer() {
+    let head = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n";
+    let tried = Stage::new().await.answered(head).await;
+    assert!(matches!(tried, Tried::Failed(Failure::Garbled, None)), "{tried:?}");
 }
