@@ -12,6 +12,10 @@ const KEY: (&str, &str) = ("authorization", "Bearer demo");
 /// What hyper itself writes to a head that it cannot read.
 const BARE: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
 
+/// Heads that hyper itself refuses; `hostile.rs` has more.
+const MALFORMED: [&[u8]; 2] =
+    [b"GET /sim/echo HTTP/1.1\r\nhost : x\r\n\r\n", b"GET /sim/echo HTTP/1.1\r\nhost: x\r\nx: a\rb\r\n\r\n"];
+
 fn assert_refused(bytes: &[u8], status: u16, reason: &str) {
     let (answer, rest) = parse(bytes).unwrap_or_else(|| panic!("{:?}", String::from_utf8_lossy(bytes)));
     assert_refusal(&answer, status, reason);
@@ -74,79 +78,6 @@ async fn a_target_or_a_head_that_is_too_large_is_refused() {
     let fields = format!("GET / HTTP/1.1\r\nhost: x\r\n{}\r\n", "x: y\r\n".repeat(500));
     assert_refused(&raw(stage.address, fields.as_bytes()).await, 431, "large-head");
     assert_eq!(calls(&stage), 0);
-}
-
-const MALFORMED: [&[u8]; 22] = [
-    b"GET /sim/echo HTTP/1.1\r\nhost : x\r\n\r\n",
-    b"GET /sim/echo HTTP/1.1\r\nhost: x\r\n: y\r\n\r\n",
-    b"GET /sim/echo HTTP/1.1\r\nhost: x\r\nno colon\r\n\r\n",
-    b"GET /sim/echo HTTP/1.1\r\nhost: x\r\nx: y\r\n folded: z\r\n\r\n",
-    b"GET /sim/echo HTTP/1.1\r\n host: x\r\n\r\n",
-    b"GET /sim/echo HTTP/1.1\r\nhost: x\r\nx: a\0b\r\n\r\n",
-    b"GET /sim/echo HTTP/1.1\r\nhost: x\r\nx: a\rb\r\n\r\n",
-    b"GET /sim/ec\0ho HTTP/1.1\r\nhost: x\r\n\r\n",
-    b"GET /sim/echo HTTP/9.9\r\nhost: x\r\n\r\n",
-    b"GET /sim/echo HTTP/1.2.3\r\nhost: x\r\n\r\n",
-    b"GET /sim/echo http/1.1\r\nhost: x\r\n\r\n",
-    b"GET /sim/echo\r\nhost: x\r\n\r\n",
-    b"G(T /sim/echo HTTP/1.1\r\nhost: x\r\n\r\n",
-    b"GET /sim/echo extra HTTP/1.1\r\nhost: x\r\n\r\n",
-    b"POST /sim/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabcd",
-    b"POST /sim/echo HTTP/1.1\r\nhost: x\r\ncontent-length: +3\r\n\r\nabc",
-    b"POST /sim/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 3, 3\r\n\r\nabc",
-    b"POST /sim/echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip\r\n\r\nabc",
-    b"POST /sim/echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked, gzip\r\n\r\n0\r\n\r\n",
-    b"POST /sim/echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
-    b"POST /sim/echo HTTP/1.0\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-    b"POST /sim/echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding:\x0bchunked\r\n\r\n0\r\n\r\n",
-];
-
-#[tokio::test]
-async fn a_head_that_cannot_be_read_with_certainty_never_reaches_the_upstream() {
-    let stage = Stage::new().await;
-    for head in MALFORMED {
-        let shown = String::from_utf8_lossy(head);
-        let back = raw(stage.address, head).await;
-        let (answer, rest) = parse(&back).unwrap_or_else(|| panic!("{back:?} to {shown:?}"));
-        assert_refusal(&answer, 400, "malformed");
-        assert!(rest.is_empty(), "{shown:?}");
-        assert_eq!(calls(&stage), 0, "{shown:?}");
-    }
-}
-
-#[tokio::test]
-async fn a_body_that_is_coded_otherwise_than_in_chunks_never_reaches_the_upstream() {
-    let stage = Stage::new().await;
-    let rows = [
-        "transfer-encoding: gzip, chunked",
-        "transfer-encoding: chunked, chunked",
-        "transfer-encoding: identity, chunked",
-        "transfer-encoding: gzip\r\ntransfer-encoding: chunked",
-        "transfer-encoding: chunked\r\ntransfer-encoding: chunked",
-    ];
-    for field in rows {
-        let head =
-            format!("POST /sim/echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{field}\r\n\r\n0\r\n\r\n");
-        assert_refused(&raw(stage.address, head.as_bytes()).await, 400, "malformed");
-        assert_eq!(calls(&stage), 0, "{field}");
-    }
-}
-
-#[tokio::test]
-async fn a_length_beside_chunks_smuggles_nothing() {
-    let (length, chunked) = ("content-length: 5\r\n", "transfer-encoding: chunked\r\n");
-    for fields in [[length, chunked], [chunked, length]] {
-        let stage = Stage::new().await;
-        let head = format!("POST /sim/echo HTTP/1.1\r\nhost: x\r\n{}\r\n", fields.concat());
-        let rest = "0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n";
-        // RFC 9112, section 6.3: the chunks count, the length goes no further, the connection ends.
-        let back = raw(stage.address, (head + rest).as_bytes()).await;
-        let (answer, rest) = parse(&back).unwrap();
-        assert_eq!((answer.status.as_u16(), field(&answer, "connection"), rest.len()), (200, "close", 0));
-        let seen = stage.sim.requests();
-        assert_eq!((seen.len(), &*seen[0].target), (1, "/sim/echo"));
-        assert!(!seen[0].headers.contains_key("content-length"));
-    }
 }
 
 #[tokio::test]
@@ -229,7 +160,7 @@ async fn a_head_refused_after_a_good_answer_on_its_connection_is_refused_in_shap
     let passed = "GET /sim/status/404 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer demo\r\n\r\n";
     stage.get(&single("a", "completed"), &[]).await;
     for good in [good.as_bytes(), passed.as_bytes()] {
-        for bad in [MALFORMED[0], MALFORMED[6]] {
+        for bad in MALFORMED {
             // One after the other.
             let mut stream = TcpStream::connect(stage.address).await.unwrap();
             stream.write_all(good).await.unwrap();

@@ -143,6 +143,14 @@ impl Gateway {
         assert!(sent.success());
     }
 
+    /// How much memory it has, in kB.
+    pub(crate) fn resident(&self) -> u64 {
+        let pid = self.child.id().expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it is Linux");
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         soon("the end of the process", self.child.wait()).await.unwrap()
     }

@@ -1,4 +1,6 @@
 //! An upstream of raw bytes, for what the simulated one is too well-behaved for.
+//!
+//! It answers well in one case only: when it is asked for the clip `kept`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::stage::within;
 
-/// Takes any number of connections and answers the first request on each in the same way.
+/// Takes any number of connections and answers the first request on each in the same way, be it what it may.
 pub(crate) struct Rogue {
     pub(crate) url: Uri,
     counts: Arc<Counts>,
@@ -21,13 +23,24 @@ pub(crate) struct Rogue {
 
 #[derive(Default)]
 struct Counts {
+    /// Requests, but for that clip.
     asked: AtomicU64,
+    /// Bytes of bodies.
+    sent: AtomicU64,
     gone: AtomicU64,
 }
+
+/// What asks for that clip, and what answers it.
+const KEPT: &[u8] = b"clip_id=kept&";
+const GOOD: &str = "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{\"id\":\"kept\",\"status\":\"complete\"}";
 
 /// What comes after an answer's head.
 #[derive(Clone)]
 pub(crate) enum Then {
+    /// Nothing, and the connection stays.
+    Silence,
+    /// These bytes, and the connection ends.
+    Bytes(Bytes),
     /// These bytes, for ever.
     Endless(Bytes),
 }
@@ -52,6 +65,16 @@ impl Rogue {
             }
         });
         Self { url, counts, _task: AbortOnDropHandle::new(task) }
+    }
+
+    /// How many requests for anything but the clip `kept` have come.
+    pub(crate) fn asked(&self) -> u64 {
+        self.counts.asked.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes of bodies were taken from it.
+    pub(crate) fn sent(&self) -> u64 {
+        self.counts.sent.load(Ordering::Relaxed)
     }
 
     /// Comes back when this holds of the connections that have ended.
@@ -82,13 +105,19 @@ impl Counts {
                 return Ok(());
             }
         }
+        if seen.windows(KEPT.len()).any(|window| window == KEPT) {
+            return socket.write_all(GOOD.as_bytes()).await;
+        }
         self.asked.fetch_add(1, Ordering::Relaxed);
         let (mut read, mut write) = socket.split();
         let answering = async {
             write.write_all(head.as_bytes()).await?;
             match then {
+                Then::Silence => std::future::pending().await,
+                Then::Bytes(bytes) => write.write_all(&bytes).await,
                 Then::Endless(piece) => loop {
                     write.write_all(&piece).await?;
+                    self.sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
                 },
             }
         };

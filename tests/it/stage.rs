@@ -87,9 +87,11 @@ impl Stage {
         Self::served_by(Server::new, configure).await
     }
 
-    /// The same as [`Stage::new`], but clients who do nothing when it is their turn are given up after so long.
+    /// The same as [`Stage::new`], but clients who do nothing when it is their turn are given up after so long, those
+    /// who owe the rest of a head among them.
     pub(crate) async fn impatient(patience: Duration) -> Self {
-        let mut stage = Self::served_by(impatiently(patience), |_, _| {}).await;
+        let configure = |config: &mut Config, _: &mut Options| config.server.header_timeout = patience;
+        let mut stage = Self::served_by(impatiently(patience), configure).await;
         stage.raise_upstream();
         stage
     }
