@@ -1,6 +1,6 @@
 # make help says what there is.
 
-# For python3 with the modules that the system's own has not, and for those of node (.ci/tools).
+# For promtool, for python3 with the modules that the system's own has not, and for those of node (.ci/tools).
 VENV := $(CURDIR)/target/python
 NODE := $(CURDIR)/target/node
 export PATH := $(VENV)/bin:$(PATH)

@@ -21,6 +21,7 @@ mod check_live;
 mod clients;
 mod cors;
 mod deadlines;
+mod deploy;
 mod drain;
 mod event_clients;
 mod floods;

@@ -89,6 +89,11 @@ impl Page {
         assert!(!found.is_empty(), "there is no {name} {labels:?} in\n{}", self.text);
         found.iter().sum()
     }
+
+    /// Whether a metric of this name is there, or a histogram's part.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.samples.iter().any(|(is, _, _)| is == name)
+    }
 }
 
 fn sample(line: &str) -> Option<(String, BTreeMap<String, String>, f64)> {
