@@ -1,8 +1,14 @@
 //! What the process does when it is told something.
 
-use clipgate::sim::{Fault, On};
+use std::time::Duration;
 
-use crate::host::{Client, Ground, clip, get};
+use clipgate::clock;
+use clipgate::sim::{Fault, On};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use crate::host::{Client, Gateway, Ground, clip, get, soon};
+use crate::operator::Operator;
 
 #[tokio::test]
 async fn sigterm_and_sigint_end_it_with_0_though_an_idle_connection_stands() {
@@ -16,6 +22,59 @@ async fn sigterm_and_sigint_end_it_with_0_though_an_idle_connection_stands() {
         client.closed().await;
         assert_eq!(gateway.ended().await.code(), Some(0), "{signal}");
     }
+}
+
+#[tokio::test]
+async fn sigterm_tells_each_of_500_parked_waits_its_clips_state_and_cuts_none_off() {
+    let (window, ids) = (Duration::from_secs(6), ["a", "b", "c", "d", "e"]);
+    let ground = Ground::new().await;
+    ids.iter().for_each(|id| ground.sim.put(id, "streaming"));
+    ground.configure("drain_timeout = \"6s\"\n[limits]\nburst = 10000\ncalls_burst = 10000");
+    let mut command = ground.command();
+    command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
+    let mut gateway = Gateway::spawn(command);
+    let address = gateway.address().await;
+    let admin = gateway.line().await;
+    let operator = Operator::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
+
+    // A connection each, and a hundred on one.
+    let streams = Client::h2(TcpStream::connect(address).await.unwrap()).await;
+    let Client::H2(streams) = streams else { panic!("it speaks HTTP/2") };
+    let mut waits = JoinSet::new();
+    for n in 0..500 {
+        let mut client = match n % 5 {
+            0 => Client::H2(streams.clone()),
+            _ => Client::connect(address).await,
+        };
+        let id = ids[(n / 5) % ids.len()];
+        let target = match n % 5 {
+            0 => format!("http://{address}{}", clip(id)),
+            _ => clip(id),
+        };
+        waits.spawn(async move { (id, client.ask(get(&target, &[])).await, clock::now()) });
+    }
+    let parked = async {
+        while operator.state().await["waits"]["parked"] != 500 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    soon("500 waits to be parked", parked).await;
+
+    let told_to_stop = clock::now();
+    gateway.signal("TERM");
+    // Nobody reads a log of so many lines but us, and it must not wait.
+    let (answers, log) = tokio::join!(soon("the answers", waits.join_all()), gateway.rest_of_log());
+    assert_eq!(answers.len(), 500);
+    for (id, answer, told_at) in answers {
+        let answer = answer.expect("it is not cut off");
+        assert_eq!(answer.status(), 200, "{answer:?}");
+        assert_eq!(*answer.body(), ground.sim.body(id, "streaming"));
+        assert!(told_at - told_to_stop < window, "{:?}", told_at - told_to_stop);
+    }
+    assert_eq!(gateway.ended().await.code(), Some(0));
+    assert!(told_to_stop.elapsed() < window + Duration::from_secs(1), "{:?}", told_to_stop.elapsed());
+    assert!(log.iter().any(|line| line.contains("stopped")), "{log:?}");
+    assert!(!log.iter().any(|line| line.contains("cut off")), "{log:?}");
 }
 
 #[tokio::test]
