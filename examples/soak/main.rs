@@ -12,14 +12,20 @@
 mod complaints;
 mod run;
 
+use std::alloc::System;
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use cap::Cap;
 use clap::Parser;
 
 use crate::complaints::Complaints;
 use crate::run::Setting;
+
+/// Counts what is allocated.
+#[global_allocator]
+static HEAP: Cap<System> = Cap::new(System, usize::MAX);
 
 /// Runs the gateway before a simulated upstream under load, and checks each answer
 #[derive(Debug, Parser)]
@@ -42,7 +48,7 @@ fn main() -> std::io::Result<ExitCode> {
         rate: args.rate.max(10),
         seed: args.seed.unwrap_or_else(|| fastrand::u64(..)),
         hold: Duration::from_secs(8),
-        is_alone: true,
+        heap: Some(|| HEAP.allocated()),
     };
     let complaints = Complaints::watch().map_err(std::io::Error::other)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

@@ -15,7 +15,7 @@ async fn in_all_weathers_each_client_is_told_what_it_would_be_told_alone() {
         rate: 60,
         seed: 1,
         hold: Duration::from_secs(2),
-        is_alone: false,
+        heap: None,
     };
     let report = run::soak(setting).await.unwrap();
     assert!(report.is_good(), "{report}");

@@ -29,6 +29,9 @@ const IDLE: Duration = Duration::from_secs(4);
 /// How long what is written late may still be: the machine's own delays are known by then.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
 
+/// So many that the requests given up on each are not taken for an attack.
+const HTTP2_CONNECTIONS: usize = 32;
+
 type Http = legacy::Client<HttpConnector, Full<Bytes>>;
 
 /// All clients. Each request is one's own; connections are used again.
@@ -36,7 +39,8 @@ pub(crate) struct Clients {
     address: SocketAddr,
     route: Route,
     http1: Http,
-    http2: Http,
+    /// Each is a connection.
+    http2: Vec<Http>,
     oracle: Arc<Oracle>,
     tally: Arc<Tally>,
 }
@@ -50,7 +54,8 @@ impl Clients {
             connector.set_nodelay(true);
             builder.build(connector)
         };
-        Self { address, route: Route::suno(), http1: client(false), http2: client(true), oracle, tally }
+        let http2 = (0..HTTP2_CONNECTIONS).map(|_| client(true)).collect();
+        Self { address, route: Route::suno(), http1: client(false), http2, oracle, tally }
     }
 
     /// Does one errand, and counts how it ended. Cancel safe: dropped, its client hangs up.
@@ -135,7 +140,8 @@ impl Clients {
         request: Request<Full<Bytes>>,
         is_http2: bool,
     ) -> Result<Response<Incoming>, legacy::Error> {
-        let client = if is_http2 { &self.http2 } else { &self.http1 };
+        let number = fastrand::usize(..HTTP2_CONNECTIONS);
+        let client = if is_http2 { &self.http2[number] } else { &self.http1 };
         client.request(request).await
     }
 

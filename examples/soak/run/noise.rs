@@ -14,7 +14,11 @@ use hyper::body::Bytes;
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
 
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
 const EVERY: Duration = Duration::from_millis(20);
+/// A fault of the upstream's is no noise: longer than that nothing is waited for.
+const LONGEST: Duration = Duration::from_secs(2);
 /// For how many seconds it is remembered.
 const SECONDS: usize = 64;
 
@@ -47,10 +51,12 @@ impl Noise {
             self.measuring.store(self.micros(due), Ordering::Relaxed);
             tokio::time::sleep_until(due.into()).await;
             let request = Request::get(format!("http://{}/sim/echo", self.upstream)).body(Empty::new());
-            // In a storm it may fail, which takes its time as well.
-            if let Ok(response) = client.request(request.expect("an address makes a URL")).await {
-                let _ = response.collect().await;
-            }
+            let direct = async {
+                let response = client.request(request.expect("an address makes a URL")).await?;
+                response.collect().await.map_err(Error::from)
+            };
+            // In a storm it may fail, or hang.
+            let _: Result<Result<_, Error>, _> = tokio::time::timeout(LONGEST, direct).await;
             let now = clock::now();
             let micros = self.micros(now) - self.micros(due);
             while second < self.second(now) {

@@ -1,6 +1,6 @@
 //! What this process holds: memory and descriptors.
 
-/// Bytes in memory; none where the system does not tell (it is Linux's `/proc`).
+/// Bytes in memory, the allocator's spare ones included; none where the system does not tell (it is Linux's `/proc`).
 pub(crate) fn memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

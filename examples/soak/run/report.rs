@@ -2,32 +2,43 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::Setting;
 use super::ask::Kind;
 use super::oracle::Oracle;
 use super::tally::{Outcome, Tally, Wrong};
-use super::watch::Watch;
+use super::watch::{Memory, Watch};
 
-/// How much more memory there may be at the end than after the warm-up, in bytes: what the allocator does not give
-/// back.
-const MORE_MEMORY: u64 = 24 << 20;
+/// How much more may be allocated after many storms than after one, in bytes: no two moments are the same.
+const MORE: usize = 16 << 20;
+/// How much more may be allocated at the end than at the beginning, in bytes: the report, what libraries keep for good.
+const REST: usize = 8 << 20;
 
 /// The figures, and whether all was well.
 pub(crate) struct Report {
     setting: Setting,
     tally: Arc<Tally>,
     oracle: Arc<Oracle>,
-    memory: Vec<(Duration, u64)>,
-    memory_at_end: Option<u64>,
+    memory: Vec<Memory>,
+    /// Allocated before and after.
+    memory_at_end: (usize, usize),
+    held_back: u64,
     clips: u64,
     parked_at_end: usize,
 }
 
 impl Report {
     pub(crate) fn new(setting: Setting, tally: Arc<Tally>, oracle: Arc<Oracle>) -> Self {
-        Self { setting, tally, oracle, memory: Vec::new(), memory_at_end: None, clips: 0, parked_at_end: 0 }
+        Self {
+            setting,
+            tally,
+            oracle,
+            memory: Vec::new(),
+            memory_at_end: (0, 0),
+            held_back: 0,
+            clips: 0,
+            parked_at_end: 0,
+        }
     }
 
     /// Whether nothing was wrong.
@@ -42,7 +53,12 @@ impl Report {
         }
     }
 
-    pub(crate) fn expect_at_most(&mut self, what: &'static str, most: u64, found: u64) {
+    pub(crate) fn expect_at_most<T: PartialOrd + fmt::Display>(
+        &mut self,
+        what: &'static str,
+        most: T,
+        found: T,
+    ) {
         if found > most {
             self.tally.wrong(Wrong { what, story: format!("{found}, where {most} are the most") });
         }
@@ -51,10 +67,10 @@ impl Report {
     /// What was seen beside the clients.
     pub(crate) fn watched(&mut self, watch: &Watch, clips: u64) {
         (self.memory, self.clips) = (watch.memory(), clips);
-        // The first calm has no storm before it, whose memory the allocator keeps.
-        if let ([_, warm, .., last], true) = (&self.memory[..], self.setting.is_alone) {
-            let (warm, last) = (warm.1, last.1);
-            self.expect_at_most("memory grows", warm + warm / 8 + MORE_MEMORY, last);
+        // The first calm has no storm before it.
+        if let [_, warm, .., last] = &self.memory[..] {
+            let (warm, last) = (warm.allocated, last.allocated);
+            self.expect_at_most("memory grows", warm + warm / 4 + MORE, last);
         }
         let asked = f64::from(self.setting.rate) * self.setting.length.as_secs_f64();
         let is_much = self.tally.so_far().0 as f64 > asked / 4.0;
@@ -99,8 +115,15 @@ impl Report {
         self.expect("waits are not answered at the end", asked, answered);
     }
 
-    pub(crate) fn memory_at_end(&mut self, bytes: Option<u64>) {
-        self.memory_at_end = bytes;
+    /// Everything is dropped, and so is its memory.
+    pub(crate) fn memory_at_end(&mut self, before: usize, after: usize) {
+        self.memory_at_end = (before, after);
+        self.expect_at_most("memory is left", before + REST, after);
+    }
+
+    /// So many requests were not sent since too many were under way, which a slow machine needs.
+    pub(crate) fn held_back(&mut self, requests: u64) {
+        self.held_back = requests;
     }
 }
 
@@ -114,11 +137,13 @@ impl fmt::Display for Report {
         writeln!(f, "{all} requests, {hits} of them hits, {upstream} at the upstream, {} clips", self.clips)?;
         writeln!(f, "waits parked when told to stop: {}", self.parked_at_end)?;
         writeln!(f, "a request straight to the upstream took {:.1?} at most", self.oracle.noise.longest())?;
-        write!(f, "memory in MiB:")?;
-        for (at, bytes) in &self.memory {
-            write!(f, " {}s {}", at.as_secs(), bytes >> 20)?;
+        writeln!(f, "requests held back: {}", self.held_back)?;
+        let (before, after) = self.memory_at_end;
+        write!(f, "MiB allocated, of those resident: {} before", before >> 20)?;
+        for Memory { at, allocated, resident } in &self.memory {
+            write!(f, ", {} of {} after {} s", allocated >> 20, resident >> 20, at.as_secs())?;
         }
-        writeln!(f, ", at the end {}", self.memory_at_end.unwrap_or(0) >> 20)?;
+        writeln!(f, ", {} at the end", after >> 20)?;
         writeln!(f, "{}", if wrong == 0 { "all was well" } else { "NOT WELL" })
     }
 }

@@ -80,17 +80,27 @@ pub(crate) async fn reload(gateway: Gateway, first: Config, ledger: Arc<Ledger>,
 pub(crate) struct Watch {
     gateway: Gateway,
     begun: Instant,
-    /// At the end of each calm.
-    memory: Mutex<Vec<(Duration, u64)>>,
+    heap: Option<fn() -> usize>,
+    memory: Mutex<Vec<Memory>>,
+}
+
+/// Bytes at the end of a calm.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Memory {
+    /// Since the beginning.
+    pub(crate) at: Duration,
+    pub(crate) allocated: usize,
+    /// What the system gave to the process, and what it keeps of that.
+    pub(crate) resident: u64,
 }
 
 impl Watch {
-    pub(crate) fn new(gateway: Gateway, begun: Instant) -> Self {
-        Self { gateway, begun, memory: Mutex::default() }
+    pub(crate) fn new(gateway: Gateway, begun: Instant, heap: Option<fn() -> usize>) -> Self {
+        Self { gateway, begun, heap, memory: Mutex::default() }
     }
 
-    /// Memory at the end of each calm, since the beginning.
-    pub(crate) fn memory(&self) -> Vec<(Duration, u64)> {
+    /// At the end of each calm.
+    pub(crate) fn memory(&self) -> Vec<Memory> {
         self.memory.lock().clone()
     }
 
@@ -103,7 +113,11 @@ impl Watch {
             compare(&oracle, &clips, &tally, &mut seen_by);
             let sky_now = oracle.weather.sky(clock::now());
             if (sky, sky_now) == (Sky::Calm, Sky::Storm) {
-                self.memory.lock().extend(process::memory().map(|bytes| (self.begun.elapsed(), bytes)));
+                self.memory.lock().extend(self.heap.map(|heap| Memory {
+                    at: self.begun.elapsed(),
+                    allocated: heap(),
+                    resident: process::memory().unwrap_or(0),
+                }));
             }
             sky = sky_now;
             if second % LINE_EVERY == 0 {
@@ -118,13 +132,16 @@ impl Watch {
         let elapsed = self.begun.elapsed().as_secs();
         let every = u64::from(LINE_EVERY);
         let line = format!(
-            "{:>3}:{:02} {sky:<9?} {:>5} requests/s, {:>5} hits/s, {:>4} waits, {:>3} polls, {:>4} MiB, wrong: {wrong}",
+            "{:>3}:{:02} {sky:<9?} {:>5} requests/s, {:>5} hits/s, {:>4} waits, {:>3} polls, \
+             {:>4} descriptors, {:>3} MiB of {:>3}, wrong: {wrong}",
             elapsed / 60,
             elapsed % 60,
             ended / every,
             hits / every,
             self.gateway.waits(),
             oracle.sim.open(),
+            process::descriptors().unwrap_or(0),
+            self.heap.map_or(0, |heap| heap()) >> 20,
             process::memory().unwrap_or(0) >> 20,
         );
         // Nobody may be looking.
