@@ -45,7 +45,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// What it is counted as.
-    fn counted(self) -> metrics::Outcome {
+    pub fn counted(self) -> metrics::Outcome {
         match self {
             Outcome::Left => metrics::Outcome::Left,
             Outcome::Hit => metrics::Outcome::Hit,
@@ -58,7 +58,8 @@ impl Outcome {
         }
     }
 
-    fn reason(self) -> Option<&'static str> {
+    /// Why, where the word for it does not say.
+    pub fn reason(self) -> Option<&'static str> {
         match self {
             Outcome::Waited(_, reason) | Outcome::Refused(reason) => Some(reason),
             Outcome::Left | Outcome::Hit | Outcome::Streamed | Outcome::Passed | Outcome::Preflight => None,
@@ -153,7 +154,7 @@ impl Drop for AccessLine {
             network.peer.port = self.peer.port(),
             network.protocol.version = protocol(self.version),
             user_agent.original = user_agent.as_deref(),
-            clipgate.request_id = self.id.as_str(),
+            clipgate.request_id = %self.id,
             clipgate.upstream_request_id = self.upstream_id,
             "request"
         );

@@ -27,7 +27,7 @@ use crate::error::{HttpFault, Refusal};
 use crate::headers as fields;
 use crate::hub::{Hub, Means, Wait};
 use crate::limits::{Limits, Who};
-use crate::metrics::{Endpoint, Metrics};
+use crate::metrics::{Endpoint, Metrics, Word as _};
 use crate::model::backoff::Backoff;
 use crate::model::breaker::BreakerRules;
 use crate::model::clip::{ClipState, Reply};
@@ -39,6 +39,7 @@ use crate::passthrough::{Forwarded, Passthrough};
 use crate::reply::{self, ClipReply, Source, cache_status, finish};
 use crate::request::RequestCtx;
 use crate::sse::{Ask, Streams};
+use crate::trace::{Answered, RequestSpan, TraceError, Tracer};
 use crate::upstream::client::{Client, ClientError};
 use crate::upstream::poll::{KeyWord, Poller, key_word};
 use crate::wish::Wish;
@@ -60,6 +61,15 @@ pub struct Gateway {
     /// `None`: the upstream answers browsers' questions itself.
     cors: Arc<ArcSwapOption<Cors>>,
     metrics: Arc<Metrics>,
+    tracer: Tracer,
+}
+
+/// A request on its way, and for whom it counts.
+#[derive(Clone, Copy)]
+struct Asking<'a> {
+    ctx: &'a RequestCtx,
+    who: Who,
+    span: &'a RequestSpan,
 }
 
 /// Why there is no gateway.
@@ -71,6 +81,9 @@ pub enum GatewayError {
     /// It cannot reach the upstream at all.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// It cannot tell what it does, and should.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
 }
 
 impl Gateway {
@@ -104,11 +117,13 @@ impl Gateway {
         let limits = Arc::new(Limits::new(&config.limits, config.auth.members()));
         metrics.limited.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
         let poller = Poller::new(Client::new(upstream)?, Arc::clone(&route), upstream, Arc::clone(&metrics));
+        let tracer = Tracer::new(&config.telemetry, &upstream.base_url)?;
         let means = Means {
             poller,
             cache: Arc::clone(&cache),
             limits: Arc::clone(&limits),
             metrics: Arc::clone(&metrics),
+            tracer: tracer.clone(),
         };
         let (hub, task) = Hub::new(rules, turns, &config.limits, means);
         // Well over a poll's time: long-polls that are not understood go this way too.
@@ -129,6 +144,7 @@ impl Gateway {
             cache,
             hub,
             metrics,
+            tracer,
         };
         Ok((gateway, task))
     }
@@ -156,6 +172,11 @@ impl Gateway {
         self.hub.drain(until).await;
     }
 
+    /// Begins spans, and has them told at the end.
+    pub fn tracer(&self) -> &Tracer {
+        &self.tracer
+    }
+
     /// Waits that are parked now.
     pub fn waits(&self) -> usize {
         self.hub.waits()
@@ -169,14 +190,16 @@ impl Gateway {
         B::Error: Into<BoxError>,
     {
         let path = request.uri().path().to_owned();
+        let span = self.tracer.request(&request, ctx, self.route.form(&path).map(|_| &*path));
         let mut line = AccessLine::new(&request, ctx, self.endpoint(&path), Arc::clone(&self.metrics));
         let identity = self.keyring.identify(request.headers());
         let known = identity.as_ref().ok().and_then(Option::as_ref);
         line.member = known.and_then(|identity| identity.member.clone());
         let who = self.who(known, ctx);
+        let asking = Asking { ctx, who, span: &span };
         let permission = self.cors.load().as_ref().map(|cors| cors.permission(&request));
         let is_preflight = permission.as_ref().is_some_and(Permission::is_preflight);
-        let mut forwarded = match self.answer(request, ctx, who, identity, is_preflight, &mut line).await {
+        let mut forwarded = match self.answer(request, asking, identity, is_preflight, &mut line).await {
             Ok(forwarded) => forwarded,
             Err(refusal) => {
                 line.outcome = Outcome::Refused(refusal.reason());
@@ -194,14 +217,19 @@ impl Gateway {
         }
         finish(forwarded.response.headers_mut(), &ctx.id);
         line.answered(&forwarded.response);
+        span.answered(Answered {
+            status: forwarded.response.status().as_u16(),
+            outcome: line.outcome.counted().word(),
+            reason: line.outcome.reason(),
+            member: line.member.as_deref(),
+        });
         forwarded
     }
 
     async fn answer<B>(
         &self,
         request: Request<B>,
-        ctx: &RequestCtx,
-        who: Who,
+        asking: Asking<'_>,
         identity: Result<Option<Identity>, AuthError>,
         is_preflight: bool,
         line: &mut AccessLine,
@@ -216,6 +244,7 @@ impl Gateway {
         if !is_plain(request.headers()) || !fields::has_one_host(request.version(), request.headers()) {
             return Err(Refusal::Http(HttpFault::Malformed));
         }
+        let Asking { ctx, who, span } = asking;
         self.limits.request(who)?;
         if is_preflight {
             line.outcome = Outcome::Preflight;
@@ -225,7 +254,7 @@ impl Gateway {
         let asked = match self.read(&request) {
             Query::Wait(asked) => asked,
             Query::Bad(bad) => return Err(bad.into()),
-            Query::Other => return self.pass(request, ctx, who, identity, line).await,
+            Query::Other => return self.pass(request, asking, identity, line).await,
         };
         let wish = Wish::of(request.headers(), &self.wait.load());
         let Some(identity) = identity else {
@@ -233,12 +262,14 @@ impl Gateway {
             if wish.only_if_cached {
                 return Err(Refusal::NotCached);
             }
-            return self.pass(request, ctx, who, None, line).await;
+            return self.pass(request, asking, None, line).await;
         };
         line.asked(&asked, &identity);
+        span.asks(asked.asked.len(), identity.domain);
         if wish.events {
             line.outcome = Outcome::Streamed;
-            let ask = Ask { asked, identity, who, wish, id: ctx.id.clone(), arrived: ctx.arrived };
+            let (id, arrived, links) = (ctx.id.clone(), ctx.arrived, span.links());
+            let ask = Ask { asked, identity, who, wish, id, arrived, links };
             let response = self.streams.open(ask, request.headers()).await?;
             return Ok(Forwarded { response, tunnel: None });
         }
@@ -263,6 +294,7 @@ impl Gateway {
             timeout: wish.timeout,
             max_age: wish.max_age,
             keep: wish.keep,
+            links: span.links(),
         };
         let settled = self.hub.wait(wait).await?;
         line.outcome = Outcome::Waited(settled.how, settled.end.reason());
@@ -351,8 +383,7 @@ impl Gateway {
     async fn pass<B>(
         &self,
         request: Request<B>,
-        ctx: &RequestCtx,
-        who: Who,
+        Asking { ctx, who, span }: Asking<'_>,
         identity: Option<Identity>,
         line: &mut AccessLine,
     ) -> Result<Forwarded, Refusal>
@@ -364,7 +395,7 @@ impl Gateway {
         self.limits.call(who)?;
         line.outcome = Outcome::Passed;
         let authorization = identity.as_ref().map(|identity| identity.authorization.clone());
-        let mut forwarded = self.passthrough.forward(request, ctx, authorization).await?;
+        let mut forwarded = self.passthrough.forward(request, ctx, authorization, span).await?;
         let status = forwarded.response.status();
         if let (Some(KeyWord::Refused), Some(identity)) = (key_word(status), identity) {
             self.cache.refused(identity.domain, clock::now());

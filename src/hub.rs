@@ -33,6 +33,7 @@ use crate::model::clip::ClipSet;
 use crate::model::coalesce::{Rules, Settled, WaitId};
 use crate::model::route::{Form, Goal};
 use crate::model::turns::TurnRules;
+use crate::trace::{Links, Tracer};
 use crate::upstream::poll::Poller;
 
 /// The waits' side of the hub. Clones are the same hub.
@@ -55,6 +56,8 @@ pub struct Means {
     pub limits: Arc<Limits>,
     /// Counts all of it.
     pub metrics: Arc<Metrics>,
+    /// Tells of polls.
+    pub tracer: Tracer,
 }
 
 /// One client's wait.
@@ -78,6 +81,8 @@ pub struct Wait {
     pub max_age: Option<Duration>,
     /// Whether the answer may be kept for others.
     pub keep: bool,
+    /// Links the request to the polls that the wait leans on.
+    pub links: Links,
 }
 
 /// Why a wait could not be parked.

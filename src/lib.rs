@@ -50,6 +50,7 @@
 //! | | [`body`] | bytes at hand, or a stream |
 //! | | [`metrics`] | what is counted, in closed sets of words |
 //! | | [`telemetry`] | the log |
+//! | | [`trace`] | what caused what, across the gateway, told to a collector |
 //! | | [`wish`] | how a client wants to be served: `Prefer`, `Cache-Control`, `Accept` |
 //! | 2 | [`auth`] | who asks, with which key the upstream is asked |
 //! | | [`limits`] | how often one may |
@@ -97,5 +98,6 @@ pub mod server;
 pub mod sim;
 pub mod sse;
 pub mod telemetry;
+pub mod trace;
 pub mod upstream;
 pub mod wish;

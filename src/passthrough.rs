@@ -40,6 +40,7 @@ use crate::clock;
 use crate::headers;
 use crate::metrics::{CallFault, CallKind, Code, Metrics};
 use crate::request::RequestCtx;
+use crate::trace::RequestSpan;
 use crate::upstream::client::{Answer, BadTarget, Client, SendError};
 
 /// The way through.
@@ -120,7 +121,7 @@ impl Passthrough {
     }
 
     /// Sends the request to the upstream and hands back its answer. `authorization`: `None` leaves the
-    /// client's own field, `Some` replaces it.
+    /// client's own field, `Some` replaces it. `span` is what the upstream is told to be the cause.
     ///
     /// Cancel safe: dropping the future, or the answer's body later, ends the request at the upstream.
     pub async fn forward<B>(
@@ -128,6 +129,7 @@ impl Passthrough {
         mut request: Request<B>,
         ctx: &RequestCtx,
         authorization: Option<HeaderValue>,
+        span: &RequestSpan,
     ) -> Result<Forwarded, PassError>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
@@ -143,7 +145,8 @@ impl Passthrough {
         let upgrade = wanted_upgrade(&request);
         let downstream = hyper::upgrade::on(&mut request);
 
-        let (request, progress) = self.outgoing(request, uri, ctx, authorization, upgrade.as_ref());
+        let (mut request, progress) = self.outgoing(request, uri, ctx, authorization, upgrade.as_ref());
+        span.write(request.headers_mut());
         let call = self.metrics.upstream.call(CallKind::Passthrough);
         let sent = match upgrade {
             Some(_) => self.head_in_time(&progress, self.client.send_upgrade(request)).await,

@@ -35,6 +35,7 @@ use crate::model::query::WaitQuery;
 use crate::model::route::{Goal, Route};
 use crate::reply::{cache_status, prefer_applied};
 use crate::request::RequestId;
+use crate::trace::Links;
 use crate::wish::Wish;
 
 /// Opens streams. Clones are the same.
@@ -59,6 +60,8 @@ pub struct Ask {
     pub id: RequestId,
     /// When the request came.
     pub arrived: Instant,
+    /// Links it to its polls, until the stream begins.
+    pub links: Links,
 }
 
 impl Streams {

@@ -3,17 +3,19 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus_client::registry::Registry;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
+use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::reload::Reload;
 use self::signals::{Signals, Told};
 use crate::admin::{Admin, Readiness, Subject};
+use crate::clock;
 use crate::cmd::CommandError;
 use crate::config::{self, Config, Faults, Flag};
 use crate::gateway::Gateway;
@@ -29,6 +31,9 @@ mod signals;
 
 /// How often what is of no use any more is forgotten.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
+
+/// How long the collector has at least, also when the drain has taken all its time.
+const FLUSH: Duration = Duration::from_secs(1);
 
 /// How `serve` is called.
 #[derive(Debug, clap::Args)]
@@ -114,6 +119,7 @@ pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
     tell(&[NotifyState::Stopping]);
     readiness.draining();
     stop.cancel();
+    let until = clock::now() + reload.running.server.drain_timeout;
     tokio::select! {
         ended = &mut serving => ended?,
         signal = signals.stop() => {
@@ -123,11 +129,27 @@ pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
     }
     tidy.abort();
     drop(admin);
+    flush(reload, hub, until).await?;
     if let Some(simulated) = simulated {
         simulated.task.await?;
     }
     info!("stopped");
     Ok(code)
+}
+
+/// Lets the hub end, and with it the spans of its polls, and has all spans told in what is left of the drain's time.
+async fn flush(reload: Reload, hub: JoinHandle<()>, until: Instant) -> Result<(), JoinError> {
+    let tracer = reload.gateway.tracer().clone();
+    if tracer.is_off() {
+        return Ok(());
+    }
+    drop(reload);
+    let left = move || until.saturating_duration_since(clock::now()).max(FLUSH);
+    // It does not end where a connection outlives the drain.
+    if !hub.is_finished() {
+        let _ = tokio::time::timeout(left() / 2, hub).await;
+    }
+    tokio::task::spawn_blocking(move || tracer.flush(left())).await
 }
 
 /// Those that the service manager hands over, else those of the configuration.

@@ -8,7 +8,7 @@ use tracing::Level;
 
 use super::fault::Fault;
 use super::raw::Entries;
-use super::reader::{Reader, Wrong, base_url, network, origin, path};
+use super::reader::{Reader, Wrong, base_url, collector, network, origin, path};
 use super::{Auth, Config, Listen, LogFormat, Member, Tls, team};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -103,6 +103,14 @@ const KEYS: &[(&str, Read<Draft>)] = &[
         r.choice(&mut d.config.log.format, &[("text", LogFormat::Text), ("json", LogFormat::Json)]);
     }),
     ("log.level", |d, r| r.choice(&mut d.config.log.level, LEVELS)),
+    ("telemetry.otlp_endpoint", |d, r| {
+        r.parsed(
+            &mut d.config.telemetry.otlp_endpoint,
+            "\"http://127.0.0.1:4318\", or \"\" for none",
+            collector,
+        )
+    }),
+    ("telemetry.sample_percent", |d, r| r.number(&mut d.config.telemetry.sample_percent, 0..=100)),
 ];
 
 const LEVELS: &[(&str, Level)] = &[

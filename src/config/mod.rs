@@ -52,6 +52,8 @@ pub struct Config {
     pub limits: Limits,
     /// What is written of all that.
     pub log: Log,
+    /// Whom else it is told.
+    pub telemetry: Telemetry,
 }
 
 /// An address to listen on.
@@ -241,6 +243,15 @@ pub enum LogFormat {
     Json,
 }
 
+/// `[telemetry]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Telemetry {
+    /// The collector that spans are sent to, over OTLP; `None`: there are no spans.
+    pub otlp_endpoint: Option<Uri>,
+    /// How many of a hundred traces that begin here are recorded.
+    pub sample_percent: u8,
+}
+
 /// What a flag of the command line says of a key; it outdoes the environment, which outdoes the file.
 #[derive(Clone, Debug)]
 pub struct Flag {
@@ -353,6 +364,7 @@ impl Default for Config {
                 max_body: 32 << 20,
             },
             log: Log { format: LogFormat::Text, level: tracing::Level::INFO },
+            telemetry: Telemetry { otlp_endpoint: None, sample_percent: 100 },
         }
     }
 }

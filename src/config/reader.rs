@@ -329,6 +329,16 @@ pub fn base_url(text: &str) -> Result<Uri, Wrong> {
     }
 }
 
+/// An OTLP collector's address, as one of the API's is written; nothing for none.
+pub(super) fn collector(text: &str) -> Result<Option<Uri>, Wrong> {
+    const FIX: &str = "write it as \"http://127.0.0.1:4318\", a path after it is fine; a token for the collector \
+        belongs in the environment variable OTEL_EXPORTER_OTLP_HEADERS";
+    if text.is_empty() {
+        return Ok(None);
+    }
+    base_url(text).map(Some).map_err(|Wrong { what, .. }| Wrong { what, fix: FIX.to_owned() })
+}
+
 /// A web origin: scheme, host, port where it is not the scheme's own, and nothing after it; or `*`.
 pub(super) fn origin(text: &str) -> Result<String, Wrong> {
     let lower = text.to_ascii_lowercase();

@@ -28,6 +28,7 @@ const RESTART: &[Row] = &[
     ("limits.max_waits", |a, b| a.limits.max_waits != b.limits.max_waits),
     ("limits.max_body", |a, b| a.limits.max_body != b.limits.max_body),
     ("log.format", |a, b| a.log.format != b.log.format),
+    ("telemetry", |a, b| a.telemetry != b.telemetry),
 ];
 
 impl Config {

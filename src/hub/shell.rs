@@ -1,5 +1,6 @@
 //! The hub's task: it feeds the machines and does what they say.
 
+mod links;
 mod overview;
 
 use std::collections::HashMap;
@@ -25,6 +26,7 @@ use crate::model::coalesce::{
 };
 use crate::model::route::{Goal, Rung};
 use crate::model::turns::{Haste, TurnOutput, TurnRules, Turns, Verdict};
+use crate::trace::{Links, PollSpan, Tracer};
 use crate::upstream::poll::{KeyWord, Landing, Poller, Tried};
 
 /// Commands taken at a time, so that polls that land are not kept waiting.
@@ -42,6 +44,7 @@ pub(super) struct Shell {
     cache: Arc<Cache>,
     limits: Arc<Limits>,
     metrics: Arc<Metrics>,
+    tracer: Tracer,
     max_waits_per_key: usize,
     shape: Arc<ArcSwap<Shape>>,
     parked: HashMap<WaitId, Parked>,
@@ -70,6 +73,7 @@ struct Parked {
     domain: KeyDomain,
     member: Option<Arc<str>>,
     since: Instant,
+    links: Links,
 }
 
 /// A key, while a wait needs it.
@@ -88,6 +92,7 @@ struct Poll {
     tried_at: Instant,
     has_failed: bool,
     task: Option<AbortHandle>,
+    span: PollSpan,
 }
 
 impl Shell {
@@ -98,7 +103,7 @@ impl Shell {
         means: Means,
         shape: Arc<ArcSwap<Shape>>,
     ) -> Self {
-        let Means { poller, cache, limits, metrics } = means;
+        let Means { poller, cache, limits, metrics, tracer } = means;
         let (events, landed) = mpsc::channel(EVENTS);
         Self {
             lowest: rules.ladder.lowest(),
@@ -108,6 +113,7 @@ impl Shell {
             cache,
             limits,
             metrics,
+            tracer,
             max_waits_per_key,
             shape,
             parked: HashMap::new(),
@@ -193,7 +199,7 @@ impl Shell {
         let key = self.keys.entry(domain).or_insert_with(|| Key::new(wait.identity.authorization));
         key.park(member.clone());
         let parked = client.parked.take();
-        self.parked.insert(id, Parked { client, domain, member, since: now });
+        self.parked.insert(id, Parked { client, domain, member, since: now, links: wait.links });
         let spec = WaitSpec {
             domain,
             form: wait.form,
@@ -205,6 +211,7 @@ impl Shell {
             known,
         };
         self.machine.handle(Input::Join(id, spec), now);
+        self.link(id);
         if self.machine.is_asking()
             && let Err(limited) = self.limits.call(wait.who)
         {
@@ -242,6 +249,7 @@ impl Shell {
             }
             Tried::Failed(failure, pause) => {
                 debug!(poll = id.0, reason = failure.reason(), ?pause, "try failed");
+                poll.span.try_failed(failure.reason());
                 let verdict = match pause {
                     Some(pause) => Verdict::Paused(failure, pause),
                     None => Verdict::Failed(failure),
@@ -252,7 +260,8 @@ impl Shell {
     }
 
     fn landed(&mut self, id: PollId, landing: Landing, now: Instant) {
-        let Some(Poll { spec, tried_at, .. }) = self.polls.remove(&id) else { return };
+        let Some(Poll { spec, tried_at, span, .. }) = self.polls.remove(&id) else { return };
+        span.landed(landing.status.as_u16());
         let domain = spec.domain;
         self.answer = Some(Answer { at: landing.answered_at, fanout: None });
         match landing.key {
@@ -272,7 +281,16 @@ impl Shell {
                 self.cache.store(domain, state, now);
             }
         }
-        self.machine.handle(Input::Landed(id, landing.outcome), now);
+        self.settle(id, landing.outcome, now);
+    }
+
+    /// Whoever leaned on the poll is answered, or leans on others.
+    fn settle(&mut self, id: PollId, outcome: Outcome, now: Instant) {
+        let waits = self.traced(id);
+        self.machine.handle(Input::Landed(id, outcome), now);
+        for wait in waits {
+            self.link(wait);
+        }
     }
 
     fn task_ended(&mut self, ended: Result<(), JoinError>) {
@@ -314,7 +332,9 @@ impl Shell {
                 let (domain, haste) = (spec.domain, self.haste(spec.goal));
                 let authorization = key.authorization.clone();
                 let (spec, tried_at) = (Arc::new(spec), now);
-                self.polls.insert(id, Poll { spec, authorization, tried_at, has_failed: false, task: None });
+                let span = self.poll_span(id, &spec);
+                self.polls
+                    .insert(id, Poll { spec, authorization, tried_at, has_failed: false, task: None, span });
                 self.turns.ask(id, domain, haste, now);
             }
             Output::Abort(id) => {
@@ -339,8 +359,10 @@ impl Shell {
                 self.machine.handle(Input::Progress(id, Progress::Stalled(failure, pause)), now);
             }
             TurnOutput::GiveUp(id, failure) => {
-                self.polls.remove(&id);
-                self.machine.handle(Input::Landed(id, Outcome::Failed(failure)), now);
+                if let Some(poll) = self.polls.remove(&id) {
+                    poll.span.gave_up(failure.reason());
+                }
+                self.settle(id, Outcome::Failed(failure), now);
             }
         }
     }
@@ -362,7 +384,7 @@ impl Shell {
 
     /// `end` is `None` for a wait that was not let stay.
     fn unpark(&mut self, id: WaitId, end: Option<WaitEnd>, now: Instant) -> Option<Client> {
-        let Parked { client, domain, member, since } = self.parked.remove(&id)?;
+        let Parked { client, domain, member, since, .. } = self.parked.remove(&id)?;
         if let Some(end) = end {
             self.metrics.waits.ended(end, now.saturating_duration_since(since));
         }
@@ -384,10 +406,11 @@ impl Shell {
         self.machine.handle(Input::Progress(id, Progress::Trying), now);
         let (poller, events) = (Arc::clone(&self.poller), self.events.clone());
         let (spec, authorization) = (Arc::clone(&poll.spec), poll.authorization.clone());
+        let trace = poll.span.context().clone();
         poll.task = Some(self.tasks.spawn(async move {
             // Sending fails only when the hub has ended.
             let standing = async { drop(events.send(Event::Standing(id)).await) };
-            let tried = poller.run(&spec, &authorization, standing).await;
+            let tried = poller.run(&spec, &authorization, &trace, standing).await;
             let _ = events.send(Event::Ended(id, tried)).await;
         }));
     }

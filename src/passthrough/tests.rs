@@ -52,7 +52,10 @@ async fn gateway(passthrough: Passthrough, authorization: Option<&'static str>) 
                             arrived: clock::now(),
                         };
                         let authorization = authorization.map(HeaderValue::from_static);
-                        let response = match passthrough.forward(request, &ctx, authorization).await {
+                        let response = match passthrough
+                            .forward(request, &ctx, authorization, &RequestSpan::default())
+                            .await
+                        {
                             Ok(forwarded) => {
                                 forwarded.tunnel.map(tokio::spawn);
                                 forwarded.response
@@ -652,7 +655,9 @@ async fn an_upstream_that_is_not_there_is_no_fault_of_the_upload() {
         arrived: clock::now(),
     };
     let request = Request::post("/").body(Full::new(Bytes::from_static(b"one"))).unwrap();
-    let Err(error) = way.forward(request, &ctx, None).await else { panic!("nobody is there") };
+    let Err(error) = way.forward(request, &ctx, None, &RequestSpan::default()).await else {
+        panic!("nobody is there")
+    };
     assert!(matches!(error, PassError::Send(SendError::Connect(_))), "{error:?}");
 }
 
@@ -675,7 +680,8 @@ async fn a_body_that_breaks_off_is_the_clients_fault() {
         sender.abort(std::io::Error::other("gone"));
         gone(&mut upstream).await;
     };
-    let (outcome, ()) = tokio::join!(way.forward(request, &ctx, None), upstream);
+    let span = RequestSpan::default();
+    let (outcome, ()) = tokio::join!(way.forward(request, &ctx, None, &span), upstream);
     assert!(seen.recv().await.unwrap().contains("\r\nx-forwarded-for: unknown\r\n"));
     assert!(matches!(outcome, Err(PassError::Upload(_))));
 }

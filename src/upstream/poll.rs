@@ -22,7 +22,8 @@ use crate::model::answer::{self, Shape, Sliced};
 use crate::model::clip::{ClipState, Reply};
 use crate::model::coalesce::{Failure, Outcome, PollSpec};
 use crate::model::query;
-use crate::model::route::{Goal, Route};
+use crate::model::route::{Form, Goal, Route};
+use crate::trace::TraceContext;
 use crate::upstream::client::{Answer, Client};
 
 /// The largest answer to a poll that is read. Real ones have some kB a clip.
@@ -48,6 +49,8 @@ pub struct Landing {
     pub shape: Option<Shape>,
     /// Whether the upstream let the key in; `None` where it did not say.
     pub key: Option<KeyWord>,
+    /// The answer's status.
+    pub status: StatusCode,
     /// When all of the answer was there.
     pub answered_at: Instant,
 }
@@ -97,9 +100,10 @@ impl Poller {
         &self,
         spec: &PollSpec,
         authorization: &HeaderValue,
+        trace: &TraceContext,
         standing: impl Future<Output = ()>,
     ) -> Tried {
-        let Some(request) = self.request(spec, authorization) else {
+        let Some(request) = self.request(spec, authorization, trace) else {
             return Tried::Failed(Failure::Garbled, None);
         };
         let call = self.metrics.upstream.call(self.kind(spec.goal));
@@ -141,7 +145,20 @@ impl Poller {
         }
     }
 
-    fn request(&self, spec: &PollSpec, authorization: &HeaderValue) -> Option<Request<Body>> {
+    /// The path of this endpoint.
+    pub fn path(&self, form: Form) -> &str {
+        match form {
+            Form::Single => &self.route.single_path,
+            Form::Multi => &self.route.multi_path,
+        }
+    }
+
+    fn request(
+        &self,
+        spec: &PollSpec,
+        authorization: &HeaderValue,
+        trace: &TraceContext,
+    ) -> Option<Request<Body>> {
         let target = query::write(&self.route, spec.form, &spec.clips, spec.goal);
         let uri = self.client.uri(&PathAndQuery::try_from(target).ok()?).ok()?;
         let mut request = Request::new(Body::empty());
@@ -155,6 +172,7 @@ impl Poller {
         fields.insert(AUTHORIZATION, authorization.clone());
         fields.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_NAME));
         fields.insert(VIA, HeaderValue::from_static(headers::via(Version::HTTP_11)));
+        trace.write(fields);
         Some(request)
     }
 
@@ -163,7 +181,7 @@ impl Poller {
         let reply = |body| Arc::new(Reply { status: status.as_u16(), head: Arc::clone(&head), body });
         let key = key_word(status);
         let answered_at = clock::now();
-        let landed = |outcome, shape| Tried::Landed(Landing { outcome, shape, key, answered_at });
+        let landed = |outcome, shape| Tried::Landed(Landing { outcome, shape, key, status, answered_at });
         if status.is_informational() {
             debug!("the upstream switched protocols unasked");
             Tried::Failed(Failure::Garbled, None)

@@ -8,7 +8,7 @@ const LAYERS: [(u8, &[&str]); 14] = [
     (0, &["model"]),
     (1, &["body", "clock", "request", "secret"]),
     (1, &["config", "cors", "headers", "metrics"]),
-    (1, &["telemetry", "wish"]),
+    (1, &["telemetry", "trace", "wish"]),
     (2, &["auth", "cache", "limits", "sim", "upstream"]),
     (3, &["hub"]),
     (4, &["passthrough", "reply"]),
@@ -21,7 +21,7 @@ const LAYERS: [(u8, &[&str]); 14] = [
     (6, &["cli"]),
 ];
 /// Who names hyper: all others speak of HTTP through the `http` crates.
-const HYPER: [&str; 6] = ["upstream/client", "passthrough", "sse", "server", "admin", "sim"];
+const HYPER: [&str; 7] = ["upstream/client", "passthrough", "sse", "server", "admin", "sim", "trace/otlp"];
 /// Who starts tasks that no set of its own owns.
 const SPAWN: [&str; 4] = ["hub", "server", "admin", "cmd/serve"];
 /// Words that mean a state and nothing else; `error` and `complete` are everybody's.

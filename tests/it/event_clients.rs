@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::stage::{Stage, multi, set_hold, single, within};
 
 /// Where `.ci/tools` puts what the system has not.
-fn tools(path: &str) -> String {
+pub(crate) fn tools(path: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target").join(path).display().to_string()
 }
 

@@ -45,6 +45,7 @@ mod soak;
 mod streams;
 mod team;
 mod tls;
+mod traces;
 mod treason;
 mod turns;
 mod watch;

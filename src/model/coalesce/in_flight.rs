@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use super::Coalescer;
 use super::slots::Concerned;
+use super::{Coalescer, PollId, WaitId};
 use crate::model::clip::{ClipId, KeyDomain};
 use crate::model::route::{Goal, Rung};
 
@@ -43,6 +43,16 @@ impl Coalescer {
         clips.sort_unstable_by_key(|(since, clip)| (*since, clip.domain, clip.id));
         clips.truncate(most);
         clips.into_iter().map(|(since, clip)| self.in_flight(since, &clip)).collect()
+    }
+
+    /// What a wait leans on now.
+    pub fn leans(&self, id: WaitId) -> impl Iterator<Item = PollId> {
+        self.board.wait(id).into_iter().flat_map(|wait| wait.leans.iter().copied())
+    }
+
+    /// Who leans on a poll now.
+    pub fn leaning(&self, id: PollId) -> impl Iterator<Item = WaitId> {
+        self.board.poll(id).into_iter().flat_map(|poll| poll.waits.iter().copied())
     }
 
     fn since(&self, clip: &Concerned<'_>) -> Option<Instant> {

@@ -32,7 +32,8 @@ impl Stage {
     async fn try_poll(&self) -> Tried {
         let clips = ClipSet::new([ClipId::new("a").unwrap()]);
         let spec = PollSpec { domain: KeyDomain([0; 16]), form: Form::Single, clips, goal: Goal::Now };
-        self.poller.run(&spec, &HeaderValue::from_static("Bearer k"), async {}).await
+        let trace = TraceContext::unrecorded();
+        self.poller.run(&spec, &HeaderValue::from_static("Bearer k"), &trace, async {}).await
     }
 
     /// One try that is answered with these fields and a clip; how it ended, and the request.
