@@ -1,4 +1,4 @@
-//! The operator's side: health, metrics, the gateway's state, its cache.
+//! The operator's side: health, metrics, the gateway's state and cache, and a dashboard of it.
 //!
 //! It has a thread and a runtime of its own: a data path that is busy, or stuck, starves no health check. What it
 //! shows it reads from counters; only what is under way is asked of the hub, and not waited for long.
@@ -11,6 +11,7 @@
 //! ```
 
 mod connection;
+mod dashboard;
 mod events;
 mod figures;
 mod guard;

@@ -65,7 +65,7 @@
 //! | | [`sse`] | a wait that is told each state as it is reached, as server-sent events |
 //! | | [`gateway`] | the path above, on one screen |
 //! | 5 | [`server`] | listeners, TLS and connections |
-//! | | [`admin`] | the operator's side: health, metrics, state, on a thread of its own |
+//! | | [`admin`] | the operator's side: health, metrics, state, dashboard, on a thread of its own |
 //! | | [`cli`], [`cmd`] | the command line, a file for each call |
 //!
 //! # Who owns what

@@ -117,7 +117,7 @@ impl Panel {
         };
         let headers = response.headers_mut();
         headers.insert(X_REQUEST_ID, id.value().clone());
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers.insert(RESOURCE_POLICY, HeaderValue::from_static("same-origin"));
         response
@@ -134,6 +134,7 @@ impl Panel {
             return Err(AdminRefusal::Method(methods));
         }
         match resource {
+            Resource::Dashboard(file) => Ok(file.answer(request.headers())),
             Resource::Health => Ok(text_of(StatusCode::OK, "ok\n")),
             Resource::Readiness => Ok(self.readiness()),
             Resource::Metrics => Ok(self.metrics(request.headers())),

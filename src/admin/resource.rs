@@ -2,12 +2,15 @@
 
 use percent_encoding::percent_decode_str;
 
+use super::dashboard::File;
 use super::refusal::AdminRefusal;
 use crate::model::clip::ClipId;
 
 /// What a path names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Resource {
+    /// The dashboard, or what it is made of.
+    Dashboard(File),
     /// Whether the process lives.
     Health,
     /// Whether clients should be sent here.
@@ -39,7 +42,7 @@ impl Resource {
             "/api/cache" => Ok(Self::Cache),
             _ => match path.strip_prefix("/api/cache/") {
                 Some(id) => clip(id).map(Self::Clip).ok_or(AdminRefusal::BadId),
-                None => Err(AdminRefusal::NotFound),
+                None => File::at(path).map(Self::Dashboard).ok_or(AdminRefusal::NotFound),
             },
         }
     }
@@ -52,7 +55,7 @@ impl Resource {
     /// What may be done with it, as `Allow` says it.
     pub(super) fn methods(&self) -> &'static [&'static str] {
         match self {
-            Self::Health | Self::Readiness | Self::Metrics => &["GET", "HEAD"],
+            Self::Dashboard(_) | Self::Health | Self::Readiness | Self::Metrics => &["GET", "HEAD"],
             Self::State | Self::Events | Self::History => &["GET", "HEAD"],
             Self::Cache | Self::Clip(_) => &["DELETE"],
         }
@@ -78,7 +81,7 @@ mod tests {
         for bad in ["/api/cache/", "/api/cache/%ff", &format!("/api/cache/{}", "x".repeat(129))] {
             assert_eq!(Resource::of(bad), Err(AdminRefusal::BadId), "{bad}");
         }
-        for nothing in ["/", "/metrics/", "/api", "/API/state", "/api/caches"] {
+        for nothing in ["/index.html", "/dashboard/", "/metrics/", "/api", "/API/state", "/api/caches"] {
             assert_eq!(Resource::of(nothing), Err(AdminRefusal::NotFound), "{nothing}");
         }
     }

@@ -165,7 +165,7 @@ pub(super) async fn state(gateway: &Gateway, about: &About) -> Vec<u8> {
             failed: health.failed.map(|(at, code)| Failed { at: rfc3339(at), code: code.to_string() }),
         },
         totals: metrics.totals(),
-        ladder: gateway.ladder().rungs().map(|rung| gateway.ladder().name(rung)).collect(),
+        ladder: gateway.ladder().askable_words().collect(),
         hub_answered,
         clips,
         keys,

@@ -20,6 +20,7 @@ mod check;
 mod check_live;
 mod clients;
 mod cors;
+mod dashboard_files;
 mod deadlines;
 mod deploy;
 mod drain;

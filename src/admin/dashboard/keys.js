@@ -1,0 +1,55 @@
+// Keys and members, a row each, with what is left of their quotas.
+
+import { count } from "./words.js";
+import { element, make, Rows, setData, setShare, setText } from "./page.js";
+
+/** Below this share of a quota, it is worth a look. */
+const SCARCE = 0.2;
+
+export class Keys {
+  #rows;
+
+  constructor(table) {
+    this.#rows = new Rows(table.tBodies[0], create, fill);
+  }
+
+  show({ listed, total }) {
+    this.#rows.show(listed, ({ name, key }) => `${key} ${name}`);
+    const more = total > listed.length ? `${count(listed.length)} of ${count(total)}` : count(total);
+    setText(element("keys-count"), total ? more : "");
+    element("keys-none").hidden = total > 0;
+  }
+}
+
+/** Members of a team may share a key; who is no member has its key's digest for a name. */
+function create({ name, key }) {
+  const cut = make("span", name === key ? "cut mono" : "cut", name);
+  cut.title = name;
+  const head = make("th", "id", cut);
+  if (name !== key) head.append(make("span", "under cut mono", key));
+  head.scope = "row";
+  return make("tr", "", head, quota(), quota(), make("td", "number"));
+}
+
+function quota() {
+  const bar = make("div", "bar", make("span"));
+  bar.setAttribute("aria-hidden", "true");
+  return make("td", "quota", make("span"), bar);
+}
+
+function fill(tr, { requests, calls, waits }) {
+  fillQuota(tr.cells[1], requests);
+  fillQuota(tr.cells[2], calls);
+  setText(tr.cells[3], count(waits));
+}
+
+function fillQuota(td, quota) {
+  const [text, bar] = td.children;
+  bar.hidden = !quota;
+  setText(text, quota ? `${count(quota.left)} of ${count(quota.burst)}` : "–");
+  const share = quota ? quota.left / quota.burst : 1;
+  setShare(bar.firstChild, share);
+  const level = share === 0 ? "bad" : share < SCARCE ? "warn" : "none";
+  setData(bar, "level", level);
+  setData(td, "level", level);
+}

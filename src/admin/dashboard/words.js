@@ -1,0 +1,52 @@
+// Figures as people read them.
+
+const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+
+/** 1,204; from a million on 1.2M. */
+export function count(number) {
+  return Math.abs(number) < 1e6 ? whole.format(number) : short.format(number);
+}
+
+/** A number and its noun: 1 wait, 2 waits. */
+export function counted(number, one, many = `${one}s`) {
+  return `${count(number)} ${number === 1 ? one : many}`;
+}
+
+/** 3.2 MiB */
+export function bytes(number) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  const power = Math.min(units.length - 1, Math.floor(Math.log2(Math.max(1, number)) / 10));
+  const scaled = number / 1024 ** power;
+  return `${scaled.toFixed(power > 0 && scaled < 10 ? 1 : 0)} ${units[power]}`;
+}
+
+/** Seconds as 42 s, 2 min 05 s, 3 h 12 min, 5 d 3 h: two units at most. */
+export function span(seconds) {
+  const all = Math.max(0, Math.floor(seconds));
+  const two = (number) => String(number).padStart(2, "0");
+  if (all < 60) return `${all} s`;
+  if (all < 3600) return `${Math.floor(all / 60)} min ${two(all % 60)} s`;
+  if (all < 86400) return `${Math.floor(all / 3600)} h ${two(Math.floor(all / 60) % 60)} min`;
+  return `${Math.floor(all / 86400)} d ${Math.floor(all / 3600) % 24} h`;
+}
+
+/** The same in few characters, for narrow columns: 42s, 2m05, 3h12, 5d3h. */
+export function age(seconds) {
+  return span(seconds)
+    .replace(/^(\d+) s$/, "$1s")
+    .replace(/^(\d+) min (\d+) s$/, "$1m$2")
+    .replace(/^(\d+) h (\d+) min$/, "$1h$2")
+    .replace(/^(\d+) d (\d+) h$/, "$1d$2h");
+}
+
+/** A share of 0 to 1 in percent, never rounded up to all of it. */
+export function percent(share) {
+  const hundred = share * 100;
+  return `${hundred > 99 && hundred < 100 ? Math.floor(hundred * 10) / 10 : Math.round(hundred)} %`;
+}
+
+/** The time of day, with seconds. */
+export function clock(millis) {
+  return new Date(millis).toLocaleTimeString("en-GB");
+}
