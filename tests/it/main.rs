@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "what cannot be unwrapped fails its test")]
 
+mod browser;
 mod events;
 mod host;
 mod operator;
@@ -20,6 +21,7 @@ mod check;
 mod check_live;
 mod clients;
 mod cors;
+mod dashboard;
 mod dashboard_files;
 mod deadlines;
 mod deploy;
