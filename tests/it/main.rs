@@ -27,6 +27,7 @@ mod deadlines;
 mod deploy;
 mod drain;
 mod event_clients;
+mod event_pages;
 mod floods;
 mod hangups;
 mod hostile;
