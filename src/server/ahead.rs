@@ -1,4 +1,5 @@
-//! Reads ahead while an answer is under way, so that it shows when the client has hung up (contract, promise 6).
+//! Reads what hyper does not: ahead of it while an answer is under way, so that it shows when the client has hung up
+//! (contract, promise 6); and after it what a client still sends of a request that was refused.
 //!
 //! hyper looks for that too, but not on an HTTP/1 connection where anything has come after the request that it is
 //! answering: a stray line break, or the next request. Then it reads no more until it has answered, and a parked wait
@@ -7,19 +8,28 @@
 //!
 //! The end of what a client sends is its hanging up, also where it could still read: hyper takes it so where nothing
 //! follows a request, and nginx does.
+//!
+//! A connection that is closed while there is something unread on it is reset by the system, and the reset can overtake
+//! the refusal, or make the client fail before it reads it. So it is read on for a while (RFC 9112 §9.6).
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
 
 use super::answers::Answers;
 
 /// What is read ahead, at most: as much as a socket commonly holds by itself.
 const MOST: usize = 64 << 10;
+
+/// How long, and how much of, what comes after a refusal is read, at most.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 64 << 20;
 
 /// What is read at once.
 const PIECE: usize = 8 << 10;
@@ -31,11 +41,13 @@ pub(super) struct Ahead<S> {
     answers: Answers,
     /// What was read, and hyper has not had yet.
     kept: BytesMut,
+    /// After all has been written: until when what comes is read, and how much more of it.
+    lingering: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
 impl<S: AsyncRead + Unpin> Ahead<S> {
     pub(super) fn new(socket: S, answers: Answers) -> Self {
-        Self { socket, answers, kept: BytesMut::new() }
+        Self { socket, answers, kept: BytesMut::new(), lingering: None }
     }
 
     /// Takes what has come. An error is the client's end.
@@ -55,6 +67,20 @@ impl<S: AsyncRead + Unpin> Ahead<S> {
             cx.waker().wake_by_ref();
         }
         Ok(())
+    }
+
+    /// Throws away what comes, until nothing does any more or it has been long enough.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some((timer, left)) = &mut self.lingering else { return Poll::Ready(()) };
+        while *left > 0 && timer.as_mut().poll(cx).is_pending() {
+            let mut space = [MaybeUninit::uninit(); PIECE];
+            let mut piece = ReadBuf::uninit(&mut space);
+            match ready!(Pin::new(&mut self.socket).poll_read(cx, &mut piece)) {
+                Ok(()) if !piece.filled().is_empty() => *left = left.saturating_sub(piece.filled().len()),
+                Ok(()) | Err(_) => break,
+            }
+        }
+        Poll::Ready(())
     }
 }
 
@@ -101,9 +127,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Ahead<S> {
         this.answers.wrote(polled)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.socket).poll_shutdown(cx);
-        self.answers.wrote(polled)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.lingering.is_none() {
+            let polled = Pin::new(&mut this.socket).poll_shutdown(cx);
+            ready!(this.answers.wrote(polled))?;
+            let begin = || (Box::pin(tokio::time::sleep(LINGER)), LINGER_BYTES);
+            this.lingering = this.answers.is_cut().then(begin);
+        }
+        this.poll_linger(cx).map(Ok)
     }
 }
 

@@ -30,6 +30,8 @@ struct Underway {
     pieces: AtomicUsize,
     /// Requests whose bodies are still arriving.
     uploads: AtomicUsize,
+    /// The client may be sending what nobody reads any more.
+    is_cut: AtomicBool,
     /// Some ended since the last flush: hyper may hold their last bytes.
     unflushed: AtomicBool,
     /// The connection is no HTTP any more.
@@ -49,6 +51,7 @@ impl Answers {
             owed: AtomicUsize::new(0),
             pieces: AtomicUsize::new(0),
             uploads: AtomicUsize::new(0),
+            is_cut: AtomicBool::new(false),
             unflushed: AtomicBool::new(false),
             is_tunnel: AtomicBool::new(false),
             is_full: AtomicBool::new(false),
@@ -73,7 +76,17 @@ impl Answers {
     /// The body of a request is arriving until what comes back is dropped.
     pub(super) fn begin_upload(&self) -> Uploading {
         self.0.uploads.fetch_add(1, Ordering::Relaxed);
-        Uploading(self.clone())
+        Uploading { answers: self.clone(), is_whole: false }
+    }
+
+    /// A request is refused before all of it has come.
+    pub(super) fn cut(&self) {
+        self.0.is_cut.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether one was.
+    pub(super) fn is_cut(&self) -> bool {
+        self.0.is_cut.load(Ordering::Relaxed)
     }
 
     /// Whether the client has said all and waits: if it hangs up now, it does so before its time.
@@ -176,13 +189,26 @@ impl Drop for Owed {
     }
 }
 
-/// That a request's body is arriving.
+/// That a request's body is arriving. Where nobody says that it is whole, it is cut off.
 #[derive(Debug)]
-pub(super) struct Uploading(Answers);
+pub(super) struct Uploading {
+    answers: Answers,
+    is_whole: bool,
+}
+
+impl Uploading {
+    /// All of it has come.
+    pub(super) fn end(mut self) {
+        self.is_whole = true;
+    }
+}
 
 impl Drop for Uploading {
     fn drop(&mut self) {
-        self.0.0.uploads.fetch_sub(1, Ordering::Relaxed);
+        self.answers.0.uploads.fetch_sub(1, Ordering::Relaxed);
+        if !self.is_whole {
+            self.answers.cut();
+        }
     }
 }
 

@@ -47,8 +47,10 @@ where
             return Poll::Ready(Some(Err(Stalled.into())));
         };
         this.timer = None;
-        if frame.is_none() || this.body.is_end_stream() {
-            this.uploading = None;
+        if (frame.is_none() || this.body.is_end_stream())
+            && let Some(uploading) = this.uploading.take()
+        {
+            uploading.end();
         }
         Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }

@@ -106,6 +106,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Refusals<S> {
         let this = self.get_mut();
         if let Some(fault) = this.fault.take() {
             this.held = refusal(fault, this.peer, &this.metrics);
+            this.answers.cut();
         }
         ready!(this.release(cx))?;
         Pin::new(&mut this.socket).poll_shutdown(cx)
