@@ -23,9 +23,60 @@ struct Input<'a> {
     /// Which of [`IDS`], a bit each.
     asked: u8,
     /// Zero, which is seldom: there are lists around it, so many, which is slow.
-    kind: u8,
+    is_deep: u8,
     depth: u16,
+    outer: Outer,
     body: &'a [u8],
+}
+
+/// What the bytes of an input make.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Outer {
+    /// Themselves.
+    Bytes,
+    /// Clips, a member of one each, in this shape.
+    Alone,
+    List,
+    Wrapped,
+    Map,
+}
+
+/// The members of clips. The empty one ends a clip.
+const MEMBERS: [&str; 16] = [
+    "",
+    "\"id\":\"a\"",
+    "\"id\":\"b\"",
+    "\"id\":\"clip-1\"",
+    "\"id\":\"é\\\"\"",
+    " \"\\u0069d\" : \"\\u0061\" ",
+    "\"id\":null",
+    "\"status\":\"queued\"",
+    "\"status\":\"complete\"",
+    "\"status\":\"error\"",
+    "\"status\":\"odd\"",
+    "\"status\":3",
+    "\"x\":\"}],[{\"",
+    "\"x\":{\"id\":\"b\",\"status\":\"error\"}",
+    "\"\":1e9",
+    "x",
+];
+
+impl Outer {
+    fn make(self, bytes: &[u8]) -> Vec<u8> {
+        let members: Vec<&str> =
+            bytes.iter().map(|&byte| MEMBERS[usize::from(byte) % MEMBERS.len()]).collect();
+        let clips = members.split(|member| member.is_empty());
+        let clips: Vec<String> = clips.map(|members| format!("{{{}}}", members.join(","))).collect();
+        let named = || clips.iter().zip(IDS.iter().cycle()).map(|(clip, id)| format!("{id:?}:{clip}"));
+        let text = match self {
+            Outer::Bytes => return bytes.to_vec(),
+            Outer::Alone => clips.join("\n"),
+            Outer::List => format!("[{}]", clips.join(", ")),
+            Outer::Wrapped => format!("{{\"clips\":[{}]}}", clips.join(",")),
+            Outer::Map => format!("{{{}}}", named().collect::<Vec<_>>().join(",")),
+        };
+        text.into_bytes()
+    }
 }
 
 fuzz_target!(|input: Input<'_>| {
@@ -36,13 +87,14 @@ fuzz_target!(|input: Input<'_>| {
     if asked.is_empty() || input.is_single {
         asked = ClipSet::new(asked.iter().next().cloned().or_else(|| ClipId::new(IDS[0]).ok()));
     }
-    check(&route, form, &asked, &Bytes::copy_from_slice(input.body));
-    if input.kind == 0 {
-        for body in deep(input.depth, input.body) {
+    let body = input.outer.make(input.body);
+    if input.is_deep == 0 {
+        for body in deep(input.depth, &body) {
             // Not put together again, which is slow and no deeper.
             let _ = answer::slice(&route, form, &asked, &Bytes::from(body));
         }
     }
+    check(&route, form, &asked, &Bytes::from(body));
 });
 
 /// The text with lists around it, alone and as a member of a clip.

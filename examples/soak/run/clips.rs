@@ -105,7 +105,8 @@ impl Clips {
         let mut pool = self.pool.lock();
         pool.made += 1;
         // The first ones are finished at once, so that there are hits from the start.
-        let clip = Arc::new(self.invent(rng, pool.made, pool.done.len() < HOT / 2 && pool.made < HOT as u64));
+        let clip =
+            Arc::new(self.invent(rng, pool.made, pool.made <= HOT as u64 && pool.made.is_multiple_of(2)));
         pool.climbing.push_back(clip);
         let now = clock::now();
         let (done, climbing): (Vec<_>, Vec<_>) =

@@ -52,7 +52,7 @@ pub(crate) struct Setting {
 }
 
 /// Clips made a second.
-const CLIPS: u32 = 12;
+const CLIPS: u32 = 5;
 /// How often requests are sent.
 const TICK: Duration = Duration::from_millis(5);
 /// Requests under way; beyond them clients are held back.
@@ -149,8 +149,9 @@ impl Stage {
             seed: setting.seed,
             keys: Some(keys),
             in_order: false,
-            keep_clips: 5000,
-            keep_requests: 8192,
+            // More than are asked for, and than come in a second.
+            keep_clips: 1500,
+            keep_requests: 4096,
             ..Options::default()
         });
         let mut others = JoinSet::new();
@@ -206,7 +207,7 @@ impl Stage {
 
     /// Each key is let in once, so that from then on it has quotas of its own.
     async fn introduce_keys(&self, rng: &mut Rng) {
-        for _ in 0..CLIPS {
+        for _ in 0..CLIPS * 2 {
             self.clips.make(rng);
         }
         for key in Key::accepted() {
@@ -303,8 +304,9 @@ impl Stage {
 
     /// Everything is dropped, and what is not gone then is a leak.
     async fn clear(self, mut report: Report) -> Report {
-        let Self { sim, gateway, clients, mut others, server, .. } = self;
-        drop((clients, server));
+        let Self { sim, gateway, clients, oracle, mut others, server, .. } = self;
+        report.told_by(&oracle);
+        drop((clients, oracle, server));
         report.expect("waits are left at the end", 0, gateway.waits());
         drop(gateway);
         let is_gone = sim.until(|seen| seen.connections == 0 && seen.open == 0);
@@ -316,13 +318,16 @@ impl Stage {
     }
 
     fn report(&self, held_back: u64, watch: &Watch, ledger: &Ledger) -> Report {
-        let mut report = Report::new(self.setting, Arc::clone(&self.tally), Arc::clone(&self.oracle));
+        let mut report = Report::new(self.setting, Arc::clone(&self.tally));
         report.held_back(held_back);
         for key in Key::accepted() {
             let through = key.place().map_or(0, |place| self.oracle.let_through(place));
             report.expect_at_most("more than the quotas let through", ledger.most(), through);
         }
         report.watched(watch, self.clips.made());
+        if self.setting.length >= self.oracle.weather.cycle() {
+            report.expect_all_sorts();
+        }
         report
     }
 }
