@@ -19,7 +19,7 @@ use crate::wire::{assert_refusal, calls, field, parse, raw};
 const AT_ONCE: Duration = Duration::from_millis(100);
 
 /// Hits that are asked for during an attack, at least.
-const LOOKS: usize = 15;
+const LOOKS: usize = 9;
 
 /// Lets an attack go on while another client asks for what is kept, each time on a new connection.
 pub(crate) async fn besieged<T>(stage: &Stage, name: &str, attack: impl Future<Output = T>) -> T {
