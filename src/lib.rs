@@ -70,8 +70,8 @@
 //!
 //! # Who owns what
 //!
-//! The [`hub`] owns the polls, [`server`] the connections, [`cmd::serve`] those two. A client owns nothing but
-//! its wait: dropping it leaves, and nobody else notices.
+//! The [`hub`] owns the polls, [`server`] the clients' connections, [`admin`] its thread and the operator's,
+//! [`cmd::serve`] those three. A client owns nothing but its wait: dropping it leaves, and nobody else notices.
 
 pub mod access;
 pub mod admin;

@@ -14,7 +14,7 @@ pub(super) enum AdminRefusal {
     #[error("there is nothing here")]
     NotFound,
     /// It is there, but not for this method.
-    #[error("this can only be done: {}", .0.join(", "))]
+    #[error("this takes nothing but {}", .0.join(" and "))]
     Method(&'static [&'static str]),
     /// The path names no clip.
     #[error("the path names no clip: an id has 1 to 128 bytes of UTF-8")]
