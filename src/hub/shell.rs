@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use http::HeaderValue;
+use http::{HeaderValue, StatusCode};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tracing::{debug, error};
@@ -251,7 +251,8 @@ impl Shell {
                 debug!(poll = id.0, reason = failure.reason(), ?pause, "try failed");
                 poll.span.try_failed(failure.reason());
                 let verdict = match pause {
-                    Some(pause) => Verdict::Paused(failure, pause),
+                    Some(pause) if is_of_key(&failure) => Verdict::Paused(failure, pause),
+                    Some(pause) => Verdict::PausedAlone(failure, pause),
                     None => Verdict::Failed(failure),
                 };
                 self.turns.ended(id, verdict, now);
@@ -457,6 +458,11 @@ fn wait_end(end: &End) -> WaitEnd {
         End::Refused(_) => WaitEnd::Refused,
         End::Failed(_) => WaitEnd::Failed,
     }
+}
+
+/// A 429 is about who asks; a 503 about what is asked.
+fn is_of_key(failure: &Failure) -> bool {
+    matches!(failure, Failure::Answered(reply) if reply.status == StatusCode::TOO_MANY_REQUESTS.as_u16())
 }
 
 async fn sleep_until(due: Option<Instant>) {

@@ -51,6 +51,8 @@ pub enum Verdict {
     Failed(Failure),
     /// With the wish not to be asked for so long, by that key.
     Paused(Failure, Duration),
+    /// With the wish not to be asked this for so long.
+    PausedAlone(Failure, Duration),
 }
 
 /// Something is to be done.
@@ -194,7 +196,11 @@ impl Turns {
             }
             Verdict::Paused(failure, pause) => {
                 self.breaker.succeeded(); // it answers
-                self.pause(id, &failure, pause, now);
+                self.pause(id, &failure, pause.min(MOST_REST), now);
+                self.try_again(id, failure, pause, now);
+            }
+            Verdict::PausedAlone(failure, pause) => {
+                self.breaker.succeeded(); // it answers
                 self.try_again(id, failure, pause, now);
             }
         }
@@ -401,6 +407,9 @@ enum End {
     Front,
     Back,
 }
+
+/// The longest that what one poll was told is believed to hold for its whole key.
+const MOST_REST: Duration = Duration::from_secs(60);
 
 /// How long a probe must stand to be a success: a long-poll that is held says that the upstream works, and
 /// nobody would wait for its end to ask again.

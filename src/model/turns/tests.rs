@@ -165,6 +165,37 @@ fn a_pause_rests_the_whole_key_once_and_no_other() {
 }
 
 #[test]
+fn a_long_pause_is_believed_of_its_poll_and_for_a_minute_of_the_whole_key() {
+    let mut desk = Desk::new(rules(9));
+    (1..=2).for_each(|id| desk.ask(id, A));
+    desk.tries();
+    desk.answered(2);
+    desk.paused(1, 3600);
+    desk.ask(3, A);
+    desk.pass(Duration::from_secs(59));
+    assert_eq!(desk.tries(), [0; 0]);
+    desk.pass(Duration::from_secs(1));
+    assert_eq!(desk.tries(), [3]);
+    desk.pass(Duration::from_secs(3539));
+    assert_eq!(desk.tries(), [0; 0]);
+    desk.pass(Duration::from_secs(1));
+    assert_eq!(desk.tries(), [1]);
+}
+
+#[test]
+fn a_pause_of_one_poll_rests_no_other() {
+    let mut desk = Desk::new(rules(9));
+    desk.ask(1, A);
+    desk.tries();
+    let verdict = Verdict::PausedAlone(Failure::Overdue, Duration::from_secs(10));
+    desk.turns.ended(PollId(1), verdict, desk.now);
+    desk.ask(2, A);
+    assert_eq!(desk.tries(), [2]);
+    desk.pass(Duration::from_secs(10));
+    assert_eq!(desk.tries(), [1]);
+}
+
+#[test]
 fn an_upstream_that_fails_and_fails_is_asked_no_more() {
     let mut desk = Desk::new(rules(20));
     (1..=7).for_each(|id| desk.ask(id, A));
