@@ -163,6 +163,12 @@ pub(crate) fn greedy(clips: &Clips, rng: &mut Rng) -> Option<(Errand, Manner)> {
     Some((errand, Manner { is_http2: rng.bool(), leaves: None }))
 }
 
+/// What is asked at once, and answered at once if anything is.
+pub(crate) fn state(clips: &Clips, rng: &mut Rng) -> Option<(Errand, Manner)> {
+    let errand = climbing(clips, Key::Good(rng.u8(..KEYS)), rng, Kind::State)?;
+    Some((errand, Manner { is_http2: rng.bool(), leaves: None }))
+}
+
 /// A wait that will be parked for a while.
 pub(crate) fn parked(clips: &Clips, rng: &mut Rng) -> Option<(Errand, Manner)> {
     let key = Key::Good(rng.u8(..KEYS));

@@ -53,6 +53,8 @@ pub(crate) struct Setting {
 
 /// Clips made a second.
 const CLIPS: u32 = 5;
+/// How often somebody asks while the breaker is open; the quotas allow that.
+const ASK_EVERY: Duration = Duration::from_millis(250);
 /// How often requests are sent.
 const TICK: Duration = Duration::from_millis(5);
 /// Requests under way; beyond them clients are held back.
@@ -199,6 +201,7 @@ impl Stage {
         drop(weather);
         self.sim.clear_faults();
         self.come_to_rest(&running, &mut report).await;
+        self.close_breaker(&mut rng, &mut report).await;
         self.drain(&mut rng, &mut report).await;
         asides.shutdown().await;
         drop(watch);
@@ -272,16 +275,32 @@ impl Stage {
         report.expect("polls are left", true, within(limit, is_idle).await);
     }
 
+    /// The storm may have opened the breaker, and only who asks closes it. Until then no wait is parked.
+    async fn close_breaker(&self, rng: &mut Rng, report: &mut Report) {
+        let is_closed = within(CLEARED_WITHIN * 3, async {
+            while self.gateway.metrics().upstream.standing().is_breaker_open {
+                tokio::time::sleep(ASK_EVERY).await;
+                self.clips.make(rng);
+                if let Some((errand, manner)) = ask::state(&self.clips, rng) {
+                    self.clients.run(errand, manner).await;
+                }
+            }
+        });
+        report.expect("the breaker does not close", true, is_closed.await);
+    }
+
     /// The gateway is told to stop while waits are parked: each is answered, with what is true.
     async fn drain(&mut self, rng: &mut Rng, report: &mut Report) {
         let running = TaskTracker::new();
         // Few enough for the quotas.
-        let asked = self.setting.rate / 4;
-        for _ in 0..asked {
+        let mut asked = 0;
+        for _ in 0..self.setting.rate / 4 {
             self.clips.make(rng);
             let errand = ask::parked(&self.clips, rng);
+            asked += u64::from(errand.is_some());
             self.start(errand, &running);
         }
+        report.expect("nobody waits at the end", true, asked > 0);
         let are_there = within(CLEARED_WITHIN, async {
             while self.gateway.waits() < running.len() {
                 tokio::time::sleep(TICK).await;
@@ -299,7 +318,7 @@ impl Stage {
             running.wait().await;
         });
         report.expect("the server does not come to its end", true, is_over.await);
-        report.drained(parked, asked.into());
+        report.drained(parked, asked);
     }
 
     /// Everything is dropped, and what is not gone then is a leak.
