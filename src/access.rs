@@ -78,9 +78,9 @@ pub struct AccessLine {
     client: Option<IpAddr>,
     peer: Peer,
     method: Method,
-    path: String,
+    path: Box<str>,
     version: Version,
-    user_agent: Option<HeaderValue>,
+    user_agent: Option<Box<str>>,
     key: Option<KeyDomain>,
     clips: Option<ClipSet>,
     status: Option<u16>,
@@ -101,9 +101,10 @@ impl AccessLine {
             client: ctx.trail.client(),
             peer: ctx.trail.peer(),
             method: request.method().clone(),
-            path: request.uri().path().to_owned(),
+            // Texts of its own: what the head was read into need not be kept for them while the request is parked.
+            path: request.uri().path().into(),
             version: request.version(),
-            user_agent: request.headers().get(USER_AGENT).cloned(),
+            user_agent: request.headers().get(USER_AGENT).map(|value| readable(value).into()),
             key: None,
             clips: None,
             status: None,
@@ -134,27 +135,30 @@ impl Drop for AccessLine {
     fn drop(&mut self) {
         let (outcome, took) = (self.outcome.counted(), clock::now().saturating_duration_since(self.since));
         self.metrics.requests.ended(self.endpoint, outcome, took);
-        let clips =
-            self.clips.as_ref().map(|clips| clips.iter().map(ClipId::as_str).collect::<Vec<_>>().join(","));
-        let user_agent = self.user_agent.as_ref().map(readable);
+        let peer = self.peer.address();
+        // Mostly the same, written once.
+        let client = self.client.map(|ip| match self.peer.ip() == Some(ip) {
+            true => Cow::Borrowed(&*peer),
+            false => Cow::Owned(ip.to_string()),
+        });
         // Texts as texts: so they are quoted and escaped as each form of the log does it.
         info!(
             http.request.method = self.method.as_str(),
-            url.path = self.path,
+            url.path = &*self.path,
             http.response.status_code = self.status,
             http.response.body.size = self.body_size,
             http.server.request.duration = took.as_secs_f64(),
             clipgate.outcome = outcome.word(),
             clipgate.reason = self.outcome.reason(),
-            clipgate.clips = clips,
+            clipgate.clips = self.clips.as_ref().map(joined).as_deref(),
             clipgate.member = self.member.as_deref(),
-            clipgate.key = self.key.as_ref().map(display),
-            client.address = self.client.map(display),
-            network.peer.address = %self.peer.address(),
+            clipgate.key = self.key.as_ref().map(KeyDomain::short),
+            client.address = client.as_deref(),
+            network.peer.address = &*peer,
             network.peer.port = self.peer.port(),
             network.protocol.version = protocol(self.version),
-            user_agent.original = user_agent.as_deref(),
-            clipgate.request_id = %self.id,
+            user_agent.original = self.user_agent.as_deref(),
+            clipgate.request_id = self.id.as_str(),
             clipgate.upstream_request_id = self.upstream_id,
             "request"
         );
@@ -169,11 +173,20 @@ pub fn refused_head(status: StatusCode, reason: &'static str, peer: Peer, id: &R
         http.response.status_code = status.as_u16(),
         clipgate.outcome = outcome.word(),
         clipgate.reason = reason,
-        network.peer.address = %peer.address(),
+        network.peer.address = &*peer.address(),
         network.peer.port = peer.port(),
-        clipgate.request_id = %id,
+        clipgate.request_id = id.as_str(),
         "request"
     );
+}
+
+/// The ids, mostly one.
+fn joined(clips: &ClipSet) -> Cow<'_, str> {
+    let mut ids = clips.iter().map(ClipId::as_str);
+    match (ids.next(), ids.len()) {
+        (Some(only), 0) => Cow::Borrowed(only),
+        (first, _) => Cow::Owned(first.into_iter().chain(ids).collect::<Vec<_>>().join(",")),
+    }
 }
 
 /// Its version as OpenTelemetry spells it.

@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 
 use crate::config;
+use crate::headers;
 use crate::model::clip::KeyDomain;
 use crate::secret::{Secret, TokenHash};
 
@@ -133,12 +134,14 @@ impl Keyring {
 
     /// Who sent these fields; `None` for a request without a key, which shares nothing with anybody and goes up
     /// as it is.
-    pub fn identify(&self, headers: &HeaderMap) -> Result<Option<Identity>, AuthError> {
+    pub fn identify(&self, request: &HeaderMap) -> Result<Option<Identity>, AuthError> {
         match &**self.mode.load() {
             Mode::Sidecar(identity) => Ok(Some(identity.clone())),
-            Mode::Passthrough => Ok(key(headers)?.map(|key| identity(&self.hash_key, key.clone()))),
+            Mode::Passthrough => {
+                Ok(key(request)?.map(|key| identity(&self.hash_key, headers::detached(key))))
+            }
             Mode::Team(members) => {
-                let token = key(headers)?.and_then(bearer).ok_or(AuthError::NoToken)?;
+                let token = key(request)?.and_then(bearer).ok_or(AuthError::NoToken)?;
                 member(members, token).map(Some).ok_or(AuthError::UnknownToken)
             }
         }

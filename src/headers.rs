@@ -53,6 +53,13 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     HeaderName::from_static("http2-settings"),
 ];
 
+/// The same value in memory of its own. A field as it was read keeps the whole head in memory that it was read from.
+pub fn detached(value: &HeaderValue) -> HeaderValue {
+    let mut own = HeaderValue::from_bytes(value.as_bytes()).expect("it is a value already");
+    own.set_sensitive(value.is_sensitive());
+    own
+}
+
 /// The comma-separated members of all of a field's lines, trimmed, empty ones left out.
 pub fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     headers

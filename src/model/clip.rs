@@ -106,10 +106,19 @@ impl<'a> IntoIterator for &'a ClipSet {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyDomain(pub [u8; 16]);
 
-impl fmt::Display for KeyDomain {
+impl KeyDomain {
     /// A short digest, for people: enough to tell two keys of one log apart.
+    pub fn short(&self) -> String {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let digits = self.0[..4].iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
+        digits.map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
+    }
+}
+
+impl fmt::Display for KeyDomain {
+    /// As [`Self::short`].
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0[..4].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&self.short())
     }
 }
 

@@ -3,10 +3,10 @@
 //! Written into a buffer of the thread's own, without an allocation for what most fields are: a busy gateway writes
 //! one for each request.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -26,6 +26,7 @@ pub(super) struct Lines {
 
 thread_local! {
     static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static SECOND: Cell<(u64, [u8; SECOND_LEN])> = const { Cell::new((0, *b"1970-01-01T00:00:00")) };
 }
 
 /// What a thread's buffer keeps between two lines, in bytes.
@@ -53,19 +54,37 @@ impl<S: Subscriber> Layer<S> for Lines {
 
 fn text(event: &Event<'_>, is_colored: bool, line: &mut Vec<u8>) {
     let (level, target) = (event.metadata().level(), event.metadata().target());
-    let now = humantime::format_rfc3339_micros(SystemTime::now());
-    // Writing into memory cannot fail, here and below.
-    let _ = match is_colored {
-        true => write!(
-            line,
-            "\x1b[2m{now}\x1b[0m \x1b[{}m{level:>5}\x1b[0m \x1b[2m{target}:\x1b[0m ",
-            color(level)
-        ),
-        false => write!(line, "{now} {level:>5} {target}: "),
-    };
+    let (faint, plain) = if is_colored { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
+    put(line, faint);
+    put_time(line, SystemTime::now());
+    put(line, plain);
+    put(line, " ");
+    if is_colored {
+        // Writing into memory cannot fail, here and below.
+        let _ = write!(line, "\x1b[{}m", color(level));
+    }
+    put(line, padded(level));
+    put(line, plain);
+    put(line, " ");
+    put(line, faint);
+    put(line, target);
+    put(line, ":");
+    put(line, plain);
+    put(line, " ");
     let mut fields = Text { line, is_colored, is_first: true };
     event.record(&mut fields);
     line.push(b'\n');
+}
+
+/// Levels one below the other.
+fn padded(level: &Level) -> &'static str {
+    match *level {
+        Level::ERROR => "ERROR",
+        Level::WARN => " WARN",
+        Level::INFO => " INFO",
+        Level::DEBUG => "DEBUG",
+        Level::TRACE => "TRACE",
+    }
 }
 
 fn color(level: &Level) -> u8 {
@@ -80,13 +99,41 @@ fn color(level: &Level) -> u8 {
 
 fn json(event: &Event<'_>, line: &mut Vec<u8>) {
     let (level, target) = (event.metadata().level(), event.metadata().target());
-    let now = humantime::format_rfc3339_micros(SystemTime::now());
-    let _ = write!(line, "{{\"timestamp\":\"{now}\",\"level\":\"{level}\"");
+    put(line, "{\"timestamp\":\"");
+    put_time(line, SystemTime::now());
+    put(line, "\",\"level\":\"");
+    put(line, level.as_str());
+    put(line, "\"");
     event.record(&mut Json { line });
-    line.extend_from_slice(b",\"target\":");
+    put(line, ",\"target\":");
     put_json(line, target);
-    line.extend_from_slice(b"}\n");
+    put(line, "}\n");
 }
+
+fn put(line: &mut Vec<u8>, text: &str) {
+    line.extend_from_slice(text.as_bytes());
+}
+
+/// RFC 3339 with microseconds. Most lines are of the same second as the one before.
+fn put_time(line: &mut Vec<u8>, now: SystemTime) {
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (mut second, mut text) = SECOND.get();
+    if second != since.as_secs() {
+        second = since.as_secs();
+        let whole = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(second)).to_string();
+        text.copy_from_slice(&whole.as_bytes()[..SECOND_LEN]);
+        SECOND.set((second, text));
+    }
+    line.extend_from_slice(&text);
+    line.push(b'.');
+    // A digit before them, for the zeros that they begin with.
+    let micros = 1_000_000 + since.subsec_micros();
+    line.extend_from_slice(&itoa::Buffer::new().format(micros).as_bytes()[1..]);
+    line.push(b'Z');
+}
+
+/// The bytes of a time up to its seconds.
+const SECOND_LEN: usize = "1970-01-01T00:00:00".len();
 
 fn put_json(line: &mut Vec<u8>, text: &str) {
     serde_json::to_writer(line, text).expect("a text is JSON, and memory takes all bytes");
@@ -98,7 +145,13 @@ fn put_integer(line: &mut Vec<u8>, integer: impl itoa::Integer) {
 
 const MESSAGE: &str = "message";
 
-/// `message name=value name="text"`
+/// Whether it needs no quotes in a text's value, as readers of logfmt have it.
+fn is_bare(text: &str) -> bool {
+    let is_plain = |byte: u8| matches!(byte, b'!'..=b'~') && !matches!(byte, b'"' | b'\\' | b'=');
+    !text.is_empty() && text.bytes().all(is_plain)
+}
+
+/// `message name=value name="a text"`
 struct Text<'l> {
     line: &'l mut Vec<u8>,
     is_colored: bool,
@@ -138,12 +191,8 @@ impl Visit for Text<'_> {
 
     fn record_str(&mut self, field: &Field, value: &str) {
         self.begin(field);
-        if field.name() == MESSAGE {
-            self.line.extend_from_slice(value.as_bytes());
-        } else if value.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\') {
-            self.line.push(b'"');
-            self.line.extend_from_slice(value.as_bytes());
-            self.line.push(b'"');
+        if field.name() == MESSAGE || is_bare(value) {
+            put(self.line, value);
         } else {
             let _ = write!(self.line, "{value:?}");
         }
