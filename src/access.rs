@@ -18,7 +18,7 @@ use tracing::info;
 use crate::auth::Identity;
 use crate::clock;
 use crate::metrics::{self, Endpoint, Metrics, Word as _};
-use crate::model::clip::{ClipId, ClipSet, KeyDomain};
+use crate::model::clip::{ClipId, KeyDomain};
 use crate::model::coalesce::How;
 use crate::model::query::WaitQuery;
 use crate::reply::X_REQUEST_ID;
@@ -82,7 +82,7 @@ pub struct AccessLine {
     version: Version,
     user_agent: Option<Box<str>>,
     key: Option<KeyDomain>,
-    clips: Option<ClipSet>,
+    clips: Option<Box<str>>,
     status: Option<u16>,
     body_size: Option<u64>,
     upstream_id: Option<String>,
@@ -116,9 +116,14 @@ impl AccessLine {
         }
     }
 
+    /// The path that was asked for.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
     /// It is a wait for these clips, by this key.
     pub fn asked(&mut self, asked: &WaitQuery, identity: &Identity) {
-        self.clips = Some(asked.clips());
+        self.clips = Some(joined(&asked.asked));
         self.key = Some(identity.domain);
     }
 
@@ -150,7 +155,7 @@ impl Drop for AccessLine {
             http.server.request.duration = took.as_secs_f64(),
             clipgate.outcome = outcome.word(),
             clipgate.reason = self.outcome.reason(),
-            clipgate.clips = self.clips.as_ref().map(joined).as_deref(),
+            clipgate.clips = self.clips.as_deref(),
             clipgate.member = self.member.as_deref(),
             clipgate.key = self.key.as_ref().map(KeyDomain::short),
             client.address = client.as_deref(),
@@ -180,12 +185,15 @@ pub fn refused_head(status: StatusCode, reason: &'static str, peer: Peer, id: &R
     );
 }
 
-/// The ids, mostly one.
-fn joined(clips: &ClipSet) -> Cow<'_, str> {
-    let mut ids = clips.iter().map(ClipId::as_str);
-    match (ids.next(), ids.len()) {
-        (Some(only), 0) => Cow::Borrowed(only),
-        (first, _) => Cow::Owned(first.into_iter().chain(ids).collect::<Vec<_>>().join(",")),
+/// The ids, mostly one; in one order whatever order they were named in.
+fn joined(ids: &[ClipId]) -> Box<str> {
+    match ids {
+        [only] => only.as_str().into(),
+        ids => {
+            let mut ids: Vec<_> = ids.iter().map(ClipId::as_str).collect();
+            ids.sort_unstable();
+            ids.join(",").into()
+        }
     }
 }
 

@@ -15,12 +15,13 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use foldhash::quality::RandomState;
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue, Version};
 use moka::Expiry;
 use moka::policy::EvictionPolicy;
 use parking_lot::Mutex;
 
 use crate::config;
+use crate::headers;
 use crate::model::clip::{ClipId, ClipState, Head, KeyDomain};
 use crate::model::route::{Ladder, Rung};
 
@@ -38,7 +39,7 @@ const FIELD_OVERHEAD: usize = 64;
 pub struct Cache {
     rules: ArcSwap<config::Cache>,
     ladder: Ladder,
-    clips: moka::sync::Cache<(KeyDomain, ClipId), Entry, RandomState>,
+    clips: moka::sync::Cache<(KeyDomain, ClipId), Arc<Kept>, RandomState>,
     domains: moka::sync::Cache<KeyDomain, Domain, RandomState>,
     /// Held while a domain is changed, so that a refusal cannot be undone by an acceptance under way.
     changing: Mutex<()>,
@@ -48,12 +49,38 @@ pub struct Cache {
 /// A clip's state that may be answered with.
 #[derive(Clone, Debug)]
 pub struct Hit {
+    /// What is kept.
+    pub kept: Arc<Kept>,
+    /// How long it may be answered with from now on.
+    pub ttl: Duration,
+}
+
+impl Hit {
+    /// Whether it was seen no longer than so long ago.
+    pub fn is_within(&self, max_age: Duration, now: Instant) -> bool {
+        now.saturating_duration_since(self.kept.state.seen_at) <= max_age
+    }
+}
+
+/// A clip's state, and what goes along with it to everybody who is told it.
+#[derive(Debug)]
+pub struct Kept {
     /// The state.
     pub state: ClipState,
     /// The strong validator of the state's bytes.
     pub etag: HeaderValue,
-    /// How long it may be answered with from now on.
-    pub ttl: Duration,
+    /// The fields of its head, and `Via`.
+    pub fields: HeaderMap,
+    epoch: u64,
+    expires: Instant,
+    ttl: Duration,
+}
+
+/// That the upstream has accepted a key, as far as was known a moment ago.
+#[derive(Clone, Copy, Debug)]
+pub struct Proof {
+    epoch: u64,
+    accepted_at: Instant,
 }
 
 /// What is kept, all keys together; entries of a refused key count until they are over.
@@ -63,15 +90,6 @@ pub struct Size {
     pub entries: u64,
     /// What they weigh.
     pub bytes: u64,
-}
-
-#[derive(Clone, Debug)]
-struct Entry {
-    epoch: u64,
-    expires: Instant,
-    ttl: Duration,
-    etag: HeaderValue,
-    state: ClipState,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -88,11 +106,11 @@ impl Cache {
     pub fn new(rules: config::Cache, ladder: Ladder) -> Self {
         let clips = moka::sync::Cache::builder()
             .max_capacity(rules.max_bytes)
-            .weigher(|(_, id): &(KeyDomain, ClipId), entry: &Entry| {
-                let fields = &entry.state.head.shared;
+            .weigher(|(_, id): &(KeyDomain, ClipId), kept: &Arc<Kept>| {
+                let fields = &kept.state.head.shared;
                 let head: usize =
                     fields.iter().map(|(name, value)| FIELD_OVERHEAD + name.len() + value.len()).sum();
-                let bytes = ENTRY_OVERHEAD + id.as_str().len() + head + entry.state.body.len();
+                let bytes = ENTRY_OVERHEAD + id.as_str().len() + 2 * head + kept.state.body.len();
                 u32::try_from(bytes).unwrap_or(u32::MAX)
             })
             .expire_after(OwnTtl)
@@ -110,30 +128,35 @@ impl Cache {
         self.rules.store(Arc::new(rules));
     }
 
-    /// The state kept of a clip, if this key may be told it at `now`.
-    pub fn get(&self, domain: KeyDomain, id: &ClipId, now: Instant) -> Option<Hit> {
-        let known = self.domains.get(&domain)?;
-        let accepted_at = known.accepted_at?;
-        if now.saturating_duration_since(accepted_at) >= self.rules.load().recheck_key {
-            return None;
-        }
-        let entry = self.clips.get(&(domain, id.clone()))?;
-        let ttl = entry.expires.saturating_duration_since(now);
-        (entry.epoch == known.epoch && !ttl.is_zero()).then(|| Hit {
-            state: entry.state,
-            etag: entry.etag,
-            ttl,
-        })
-    }
-
-    /// The same, if it was seen no longer than `max_age` ago.
-    pub fn get_within(&self, domain: KeyDomain, id: &ClipId, max_age: Duration, now: Instant) -> Option<Hit> {
-        self.get(domain, id, now).filter(|hit| now.saturating_duration_since(hit.state.seen_at) <= max_age)
+    /// What says that this key is one.
+    pub fn proof(&self, domain: KeyDomain) -> Option<Proof> {
+        let Domain { epoch, accepted_at, .. } = self.domains.get(&domain)?;
+        Some(Proof { epoch, accepted_at: accepted_at? })
     }
 
     /// Whether the upstream has accepted this key, as far as is remembered.
     pub fn knows(&self, domain: KeyDomain) -> bool {
-        self.domains.get(&domain).is_some_and(|known| known.accepted_at.is_some())
+        self.proof(domain).is_some()
+    }
+
+    /// The state kept of a clip, if this key may be told it at `now`.
+    pub fn get(&self, domain: KeyDomain, id: &ClipId, now: Instant) -> Option<Hit> {
+        self.get_proven(self.proof(domain)?, domain, id, now)
+    }
+
+    /// The same for a key whose proof is at hand.
+    pub fn get_proven(&self, proof: Proof, domain: KeyDomain, id: &ClipId, now: Instant) -> Option<Hit> {
+        if now.saturating_duration_since(proof.accepted_at) >= self.rules.load().recheck_key {
+            return None;
+        }
+        let kept = self.clips.get(&(domain, id.clone()))?;
+        let ttl = kept.expires.saturating_duration_since(now);
+        (kept.epoch == proof.epoch && !ttl.is_zero()).then_some(Hit { kept, ttl })
+    }
+
+    /// The state kept of a clip, if this key may be told it, and it was seen no longer than `max_age` ago.
+    pub fn get_within(&self, domain: KeyDomain, id: &ClipId, max_age: Duration, now: Instant) -> Option<Hit> {
+        self.get(domain, id, now).filter(|hit| hit.is_within(max_age, now))
     }
 
     /// The upstream answered a request that began at `began` with a success. It looks at the key when a request
@@ -164,13 +187,11 @@ impl Cache {
     /// Keeps a state that the upstream told this key, unless a later one is known. Needs [`Self::accepted`] before.
     pub fn store(&self, domain: KeyDomain, state: &ClipState, now: Instant) {
         let Some(ttl) = state.rung.map(|rung| self.ttl(rung)) else { return };
-        let Some(known) = self.domains.get(&domain).filter(|known| known.accepted_at.is_some()) else {
-            return;
-        };
+        let Some(proof) = self.proof(domain) else { return };
         let expires = state.seen_at + ttl;
         let key = (domain, state.id.clone());
-        let is_behind = self.clips.get(&key).is_some_and(|entry| {
-            entry.epoch == known.epoch && now < entry.expires && entry.state.rung > state.rung
+        let is_behind = self.clips.get(&key).is_some_and(|kept| {
+            kept.epoch == proof.epoch && now < kept.expires && kept.state.rung > state.rung
         });
         if now >= expires || is_behind {
             return;
@@ -178,8 +199,11 @@ impl Cache {
         // The bytes may be a part of a larger answer, which would stay in memory with them.
         let head = Arc::new(Head { shared: state.head.shared.clone(), own: Vec::new() });
         let state = ClipState { body: Bytes::copy_from_slice(&state.body), head, ..state.clone() };
+        let mut fields = HeaderMap::with_capacity(16);
+        headers::write(&state.head, false, &mut fields);
+        headers::append_via(&mut fields, Version::HTTP_11);
         let etag = etag(&state.body);
-        self.clips.insert(key, Entry { epoch: known.epoch, expires, ttl, etag, state });
+        self.clips.insert(key, Arc::new(Kept { state, etag, fields, epoch: proof.epoch, expires, ttl }));
     }
 
     /// How much is kept.
@@ -228,19 +252,19 @@ pub fn etag(body: &[u8]) -> HeaderValue {
 #[derive(Debug)]
 struct OwnTtl;
 
-impl Expiry<(KeyDomain, ClipId), Entry> for OwnTtl {
-    fn expire_after_create(&self, _: &(KeyDomain, ClipId), entry: &Entry, _: Instant) -> Option<Duration> {
-        Some(entry.ttl)
+impl Expiry<(KeyDomain, ClipId), Arc<Kept>> for OwnTtl {
+    fn expire_after_create(&self, _: &(KeyDomain, ClipId), kept: &Arc<Kept>, _: Instant) -> Option<Duration> {
+        Some(kept.ttl)
     }
 
     fn expire_after_update(
         &self,
         _: &(KeyDomain, ClipId),
-        entry: &Entry,
+        kept: &Arc<Kept>,
         _: Instant,
         _: Option<Duration>,
     ) -> Option<Duration> {
-        Some(entry.ttl)
+        Some(kept.ttl)
     }
 }
 
@@ -359,7 +383,7 @@ mod tests {
         cache.accepted(ALICE, t0);
         cache.store(ALICE, &state("a", "completed", t0), t0);
         cache.store(ALICE, &state("a", "streaming", t0), t0);
-        assert_eq!(cache.get(ALICE, &id("a"), t0).unwrap().state.body, "a completed");
+        assert_eq!(cache.get(ALICE, &id("a"), t0).unwrap().kept.state.body, "a completed");
     }
 
     #[test]

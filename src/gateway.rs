@@ -10,28 +10,29 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
-
+use futures_util::future::{BoxFuture, Either, ready};
+use headers::{HeaderMapExt as _, IfNoneMatch};
 use http::header::{CONTENT_LENGTH, RANGE, TRANSFER_ENCODING};
-use http::{HeaderMap, Method, Request, Version};
+use http::{HeaderMap, Method, Request, Response, Version};
 use http_body::Body as HttpBody;
 
 pub use self::overview::{Asker, Overview};
 use crate::access::{AccessLine, Outcome};
 use crate::auth::{AuthError, Identity, Keyring, KeyringError};
-use crate::body::BoxError;
-use crate::cache::{Cache, Hit};
+use crate::body::{Body, BoxError};
+use crate::cache::{Cache, Proof};
 use crate::clock;
 use crate::config::{self, Config};
 use crate::cors::{Cors, Permission};
 use crate::error::{HttpFault, Refusal};
 use crate::headers as fields;
-use crate::hub::{Hub, Means, Wait};
+use crate::hub::{Hub, Means, Parked, Wait};
 use crate::limits::{Limits, Who};
 use crate::metrics::{Endpoint, Metrics, Word as _};
 use crate::model::backoff::Backoff;
 use crate::model::breaker::BreakerRules;
-use crate::model::clip::{ClipState, Reply};
-use crate::model::coalesce::{End, Failure, How, Rules, Settled};
+use crate::model::clip::ClipState;
+use crate::model::coalesce::{End, Failure, Rules, Settled};
 use crate::model::query::{self, Query, WaitQuery};
 use crate::model::route::{Form, Goal, Route};
 use crate::model::turns::TurnRules;
@@ -64,12 +65,36 @@ pub struct Gateway {
     tracer: Tracer,
 }
 
-/// A request on its way, and for whom it counts.
-#[derive(Clone, Copy)]
-struct Asking<'a> {
-    ctx: &'a RequestCtx,
+/// A request on its way: what its answer and its line in the log are made of, beside what it asks for.
+struct Asking {
+    ctx: RequestCtx,
+    /// For whom it counts.
     who: Who,
-    span: &'a RequestSpan,
+    /// That its key is one.
+    proof: Option<Proof>,
+    permission: Option<Permission>,
+    line: AccessLine,
+    span: RequestSpan,
+}
+
+/// What is to be done with a request.
+enum Step {
+    /// Nothing more.
+    Answer(Response<Body>),
+    /// The upstream answers it, whoever asks.
+    Pass(Option<Identity>),
+    /// A wait is parked.
+    Park(Waiting),
+    /// A stream begins.
+    Stream(Box<Ask>),
+}
+
+/// A parked wait, and what its answer will be made of.
+struct Waiting {
+    parked: Parked,
+    asked: WaitQuery,
+    wish: Wish,
+    condition: Option<IfNoneMatch>,
 }
 
 /// Why there is no gateway.
@@ -182,141 +207,106 @@ impl Gateway {
         self.hub.waits()
     }
 
-    /// Answers a request, whatever it is. Cancel safe: dropping the future is the client hanging up, which ends
-    /// its wait or its passed-through request and nothing else.
-    pub async fn handle<B>(&self, request: Request<B>, ctx: &RequestCtx) -> Forwarded
-    where
-        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Into<BoxError>,
-    {
-        let path = request.uri().path().to_owned();
-        let span = self.tracer.request(&request, ctx, self.route.form(&path).map(|_| &*path));
-        let mut line = AccessLine::new(&request, ctx, self.endpoint(&path), Arc::clone(&self.metrics));
-        let identity = self.keyring.identify(request.headers());
-        let known = identity.as_ref().ok().and_then(Option::as_ref);
-        line.member = known.and_then(|identity| identity.member.clone());
-        let who = self.who(known, ctx);
-        let asking = Asking { ctx, who, span: &span };
-        let permission = self.cors.load().as_ref().map(|cors| cors.permission(&request));
-        let is_preflight = permission.as_ref().is_some_and(Permission::is_preflight);
-        let mut forwarded = match self.answer(request, asking, identity, is_preflight, &mut line).await {
-            Ok(forwarded) => forwarded,
-            Err(refusal) => {
-                line.outcome = Outcome::Refused(refusal.reason());
-                if let Some(limit) = refusal.limit() {
-                    self.metrics.limited.refused(limit, line.member.as_deref());
-                }
-                Forwarded { response: refusal.answer(&ctx.id, &path), tunnel: None }
-            }
-        };
-        if let Some(standing) = self.limits.standing(who) {
-            standing.write(forwarded.response.headers_mut());
-        }
-        if let Some(permission) = permission {
-            permission.write(forwarded.response.headers_mut());
-        }
-        finish(forwarded.response.headers_mut(), &ctx.id);
-        line.answered(&forwarded.response);
-        span.answered(Answered {
-            status: forwarded.response.status().as_u16(),
-            outcome: line.outcome.counted().word(),
-            reason: line.outcome.reason(),
-            member: line.member.as_deref(),
-        });
-        forwarded
-    }
-
-    async fn answer<B>(
+    /// Answers a request, whatever it is: at once where nothing has to be waited for. Cancel safe: dropping the future
+    /// is the client hanging up, which ends its wait or its passed-through request and nothing else.
+    pub fn handle<B>(
         &self,
         request: Request<B>,
-        asking: Asking<'_>,
-        identity: Result<Option<Identity>, AuthError>,
-        is_preflight: bool,
-        line: &mut AccessLine,
-    ) -> Result<Forwarded, Refusal>
+        ctx: RequestCtx,
+    ) -> impl Future<Output = Forwarded> + Send + use<B>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
+        let identity = self.keyring.identify(request.headers());
+        let mut asking = self.asking(&request, ctx, identity.as_ref().ok().and_then(Option::as_ref));
+        // Boxed: what only some need is not moved about with every hit.
+        match self.decide(&request, identity, &mut asking) {
+            Ok(Step::Answer(response)) => Either::Left(ready(self.finish(asking, Ok(response.into())))),
+            Err(refusal) => Either::Left(ready(self.finish(asking, Err(refusal)))),
+            Ok(Step::Park(waiting)) => Either::Right(self.clone().wait(waiting, asking)),
+            Ok(Step::Stream(ask)) => {
+                Either::Right(self.clone().stream(request.into_parts().0.headers, *ask, asking))
+            }
+            Ok(Step::Pass(identity)) => Either::Right(self.clone().pass(request, identity, asking)),
+        }
+    }
+
+    fn asking<B>(&self, request: &Request<B>, ctx: RequestCtx, identity: Option<&Identity>) -> Asking {
+        let path = request.uri().path();
+        let form = self.route.form(path);
+        let proof = identity.and_then(|identity| self.cache.proof(identity.domain));
+        let mut line = AccessLine::new(request, &ctx, endpoint(form), Arc::clone(&self.metrics));
+        line.member = identity.and_then(|identity| identity.member.clone());
+        Asking {
+            who: who(identity, proof, &ctx),
+            proof,
+            permission: self.cors.load().as_ref().map(|cors| cors.permission(request)),
+            line,
+            span: self.tracer.request(request, &ctx, form.map(|_| path)),
+            ctx,
+        }
+    }
+
+    /// The path of a request, up to where something has to be waited for.
+    fn decide<B>(
+        &self,
+        request: &Request<B>,
+        identity: Result<Option<Identity>, AuthError>,
+        asking: &mut Asking,
+    ) -> Result<Step, Refusal> {
         if fields::has_passed_here(request.headers()) {
             return Err(Refusal::Loop);
         }
         if !is_plain(request.headers()) || !fields::has_one_host(request.version(), request.headers()) {
             return Err(Refusal::Http(HttpFault::Malformed));
         }
-        let Asking { ctx, who, span } = asking;
-        self.limits.request(who)?;
-        if is_preflight {
+        let Asking { ctx, who, proof, permission, line, span } = asking;
+        self.limits.request(*who)?;
+        if permission.as_ref().is_some_and(Permission::is_preflight) {
             line.outcome = Outcome::Preflight;
-            return Ok(Forwarded { response: reply::preflight(), tunnel: None });
+            return Ok(Step::Answer(reply::preflight()));
         }
         let identity = identity?;
-        let asked = match self.read(&request) {
+        let asked = match self.read(request) {
             Query::Wait(asked) => asked,
             Query::Bad(bad) => return Err(bad.into()),
-            Query::Other => return self.pass(request, asking, identity, line).await,
+            Query::Other => return self.may_pass(*who, identity),
         };
         let wish = Wish::of(request.headers(), &self.wait.load());
         let Some(identity) = identity else {
             // A wait without a key shares nothing with anybody; the upstream may say what it thinks of it.
-            if wish.only_if_cached {
-                return Err(Refusal::NotCached);
-            }
-            return self.pass(request, asking, None, line).await;
+            return if wish.only_if_cached { Err(Refusal::NotCached) } else { self.may_pass(*who, None) };
         };
         line.asked(&asked, &identity);
         span.asks(asked.asked.len(), identity.domain);
+        let (arrived, links, who) = (ctx.arrived, span.links(), *who);
         if wish.events {
             line.outcome = Outcome::Streamed;
-            let (id, arrived, links) = (ctx.id.clone(), ctx.arrived, span.links());
-            let ask = Ask { asked, identity, who, wish, id, arrived, links };
-            let response = self.streams.open(ask, request.headers()).await?;
-            return Ok(Forwarded { response, tunnel: None });
+            let id = ctx.id.clone();
+            return Ok(Step::Stream(Box::new(Ask { asked, identity, who, wish, id, arrived, links })));
         }
-        if let Some(hits) = self.known(&asked, &identity, &wish) {
+        let condition = request.headers().typed_get();
+        if let Some((states, source)) = self.known(&asked, *proof, &identity, &wish) {
             line.outcome = Outcome::Hit;
-            let ttl = hits.iter().map(|hit| hit.ttl).min().unwrap_or_default();
-            // Of a multi answer the validator is another, even with one clip: its bytes are more.
-            let etag = hits.first().filter(|_| asked.form == Form::Single).map(|hit| hit.etag.clone());
-            let states = hits.into_iter().map(|hit| hit.state).collect();
-            return Ok(self.clips(request.headers(), &asked, states, Source::Hit { ttl, etag }, &wish));
+            return Ok(Step::Answer(self.clips(&asked, states, source, &wish, condition)));
         }
         if wish.only_if_cached {
             return Err(Refusal::NotCached);
         }
-        let wait = Wait {
+        let parked = self.hub.join(Wait {
             identity,
             who,
             form: asked.form,
             clips: asked.clips(),
             goal: asked.goal,
-            arrived: ctx.arrived,
+            arrived,
             timeout: wish.timeout,
             max_age: wish.max_age,
             keep: wish.keep,
-            links: span.links(),
-        };
-        let settled = self.hub.wait(wait).await?;
-        line.outcome = Outcome::Waited(settled.how, settled.end.reason());
-        self.settled(request.headers(), &asked, settled, &wish)
-    }
-
-    /// Whom the request counts for: a member by its name; a key once the upstream has accepted it, until then
-    /// its address, so that made-up keys have no quotas of their own.
-    fn who(&self, identity: Option<&Identity>, ctx: &RequestCtx) -> Who {
-        match identity {
-            Some(Identity { member: Some(name), .. }) => Who::member(name),
-            Some(identity) if self.cache.knows(identity.domain) => Who::Key(identity.domain),
-            Some(_) | None => ctx.trail.client().into(),
-        }
-    }
-
-    fn endpoint(&self, path: &str) -> Endpoint {
-        match self.route.form(path) {
-            Some(Form::Single) => Endpoint::Clip,
-            Some(Form::Multi) => Endpoint::Clips,
-            None => Endpoint::Other,
-        }
+            links,
+        })?;
+        Ok(Step::Park(Waiting { parked, asked, wish, condition }))
     }
 
     /// A wait is a GET without a body, in the form that asks this server and for the whole of the answer.
@@ -332,77 +322,145 @@ impl Gateway {
     }
 
     /// What is kept of each clip, if that answers the request; in the order asked for.
-    fn known(&self, asked: &WaitQuery, identity: &Identity, wish: &Wish) -> Option<Vec<Hit>> {
-        let max_age = wish.max_age?;
-        let now = clock::now();
-        asked
-            .asked
-            .iter()
-            .map(|id| {
-                self.cache.get_within(identity.domain, id, max_age, now).filter(|hit| match asked.goal {
-                    Goal::Now => true,
-                    Goal::Rung(goal) => hit.state.rung >= Some(goal),
-                })
-            })
-            .collect()
+    fn known(
+        &self,
+        asked: &WaitQuery,
+        proof: Option<Proof>,
+        identity: &Identity,
+        wish: &Wish,
+    ) -> Option<(Vec<ClipState>, Source)> {
+        let (max_age, proof, now) = (wish.max_age?, proof?, clock::now());
+        let hits = asked.asked.iter().map(|id| {
+            let hit = self.cache.get_proven(proof, identity.domain, id, now)?;
+            let is_there = match asked.goal {
+                Goal::Now => true,
+                Goal::Rung(goal) => hit.kept.state.rung >= Some(goal),
+            };
+            (is_there && hit.is_within(max_age, now)).then_some(hit)
+        });
+        let hits = hits.collect::<Option<Vec<_>>>()?;
+        let ttl = hits.iter().map(|hit| hit.ttl).min()?;
+        let first = Arc::clone(&hits.first()?.kept);
+        Some((hits.into_iter().map(|hit| hit.kept.state.clone()).collect(), Source::Hit { ttl, first }))
     }
 
-    fn settled(
-        &self,
-        request: &HeaderMap,
-        asked: &WaitQuery,
-        settled: Settled,
-        wish: &Wish,
-    ) -> Result<Forwarded, Refusal> {
-        let Settled { how, direct, end } = settled;
-        match end {
-            End::Reached(mut states) | End::TimedOut(mut states) => {
-                states.sort_by_key(|state| asked.asked.iter().position(|id| *id == state.id));
-                Ok(self.clips(request, asked, states, Source::Poll { how, direct }, wish))
-            }
-            End::Whole(reply) | End::Refused(reply) | End::Failed(Failure::Answered(reply)) => {
-                Ok(whole(&reply, how, direct, wish))
-            }
-            End::Failed(failure) => Err(Refusal::Poll(failure)),
-        }
+    fn wait(self, waiting: Waiting, mut asking: Asking) -> BoxFuture<'static, Forwarded> {
+        Box::pin(async move {
+            let Waiting { parked, asked, wish, condition } = waiting;
+            let answer = parked.await.map_err(Refusal::from).and_then(|Settled { how, direct, end }| {
+                asking.line.outcome = Outcome::Waited(how, end.reason());
+                match end {
+                    End::Reached(mut states) | End::TimedOut(mut states) => {
+                        states.sort_by_key(|state| asked.asked.iter().position(|id| *id == state.id));
+                        Ok(self.clips(&asked, states, Source::Poll { how, direct }, &wish, condition).into())
+                    }
+                    End::Whole(reply) | End::Refused(reply) | End::Failed(Failure::Answered(reply)) => {
+                        Ok(reply::whole(&reply, how, direct, wish.applied).into())
+                    }
+                    End::Failed(failure) => Err(Refusal::Poll(failure)),
+                }
+            });
+            self.finish(asking, answer)
+        })
     }
 
     fn clips(
         &self,
-        request: &HeaderMap,
         asked: &WaitQuery,
         states: Vec<ClipState>,
         source: Source,
         wish: &Wish,
-    ) -> Forwarded {
+        condition: Option<IfNoneMatch>,
+    ) -> Response<Body> {
         let reply = ClipReply { form: asked.form, states, source, keep: wish.keep, applied: wish.applied };
-        let response = reply.answer(&self.cache, &self.hub.shape(), request);
-        Forwarded { response, tunnel: None }
+        reply.answer(&self.cache, &self.hub.shape(), condition)
     }
 
-    async fn pass<B>(
-        &self,
+    fn stream(self, request: HeaderMap, ask: Ask, asking: Asking) -> BoxFuture<'static, Forwarded> {
+        Box::pin(async move {
+            let answer = self.streams.open(ask, &request).await;
+            self.finish(asking, answer.map(Forwarded::from))
+        })
+    }
+
+    /// Counts a request to the upstream.
+    fn may_pass(&self, who: Who, identity: Option<Identity>) -> Result<Step, Refusal> {
+        self.limits.call(who)?;
+        Ok(Step::Pass(identity))
+    }
+
+    fn pass<B>(
+        self,
         request: Request<B>,
-        Asking { ctx, who, span }: Asking<'_>,
         identity: Option<Identity>,
-        line: &mut AccessLine,
-    ) -> Result<Forwarded, Refusal>
+        mut asking: Asking,
+    ) -> BoxFuture<'static, Forwarded>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
-        let fwd = if request.method() == Method::GET { "bypass" } else { "method" };
-        self.limits.call(who)?;
-        line.outcome = Outcome::Passed;
-        let authorization = identity.as_ref().map(|identity| identity.authorization.clone());
-        let mut forwarded = self.passthrough.forward(request, ctx, authorization, span).await?;
-        let status = forwarded.response.status();
-        if let (Some(KeyWord::Refused), Some(identity)) = (key_word(status), identity) {
-            self.cache.refused(identity.domain, clock::now());
+        Box::pin(async move {
+            asking.line.outcome = Outcome::Passed;
+            let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
+            let authorization = identity.as_ref().map(|identity| identity.authorization.clone());
+            let mut answer =
+                self.passthrough.forward(request, &asking.ctx, authorization, &asking.span).await;
+            if let Ok(forwarded) = &mut answer {
+                let status = forwarded.response.status();
+                if let (Some(KeyWord::Refused), Some(identity)) = (key_word(status), identity) {
+                    self.cache.refused(identity.domain, clock::now());
+                }
+                // No fwd-status: the answer's own status is the one that the upstream gave.
+                cache_status(forwarded.response.headers_mut(), fwd);
+            }
+            self.finish(asking, answer.map_err(Refusal::from))
+        })
+    }
+
+    /// Adds what every answer has, and says in the log and the metrics which it is.
+    fn finish(&self, asking: Asking, answer: Result<Forwarded, Refusal>) -> Forwarded {
+        let Asking { ctx, who, permission, mut line, span, .. } = asking;
+        let mut forwarded = answer.unwrap_or_else(|refusal| {
+            line.outcome = Outcome::Refused(refusal.reason());
+            if let Some(limit) = refusal.limit() {
+                self.metrics.limited.refused(limit, line.member.as_deref());
+            }
+            refusal.answer(&ctx.id, line.path()).into()
+        });
+        let headers = forwarded.response.headers_mut();
+        if let Some(standing) = self.limits.standing(who) {
+            standing.write(headers);
         }
-        // No fwd-status: the answer's own status is the one that the upstream gave.
-        cache_status(forwarded.response.headers_mut(), &format!("fwd={fwd}"));
-        Ok(forwarded)
+        if let Some(permission) = permission {
+            permission.write(headers);
+        }
+        finish(headers, &ctx.id);
+        line.answered(&forwarded.response);
+        span.answered(Answered {
+            status: forwarded.response.status().as_u16(),
+            outcome: line.outcome.counted().word(),
+            reason: line.outcome.reason(),
+            member: line.member.as_deref(),
+        });
+        forwarded
+    }
+}
+
+/// Whom the request counts for: a member by its name; a key once the upstream has accepted it, until then its
+/// address, so that made-up keys have no quotas of their own.
+fn who(identity: Option<&Identity>, proof: Option<Proof>, ctx: &RequestCtx) -> Who {
+    match (identity, proof) {
+        (Some(Identity { member: Some(name), .. }), _) => Who::member(name),
+        (Some(identity), Some(_)) => Who::Key(identity.domain),
+        (Some(_), None) | (None, _) => ctx.trail.client().into(),
+    }
+}
+
+fn endpoint(form: Option<Form>) -> Endpoint {
+    match form {
+        Some(Form::Single) => Endpoint::Clip,
+        Some(Form::Multi) => Endpoint::Clips,
+        None => Endpoint::Other,
     }
 }
 
@@ -415,9 +473,4 @@ fn is_plain(headers: &HeaderMap) -> bool {
         (Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
         (Some(_), Some(_)) => false,
     }
-}
-
-/// What the upstream wrote, as it wrote it.
-fn whole(reply: &Reply, how: How, direct: bool, wish: &Wish) -> Forwarded {
-    Forwarded { response: reply::whole(reply, how, direct, wish.applied), tunnel: None }
 }

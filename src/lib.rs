@@ -44,8 +44,8 @@
 //! | 1 | [`clock`] | the one clock |
 //! | | [`secret`] | a text that is not to be seen |
 //! | | [`config`] | what the operator decides, read and checked |
-//! | | [`request`] | a request's id, where it comes from, its arrival |
 //! | | [`headers`] | which fields are hop-by-hop, which belong to one answer, which are added |
+//! | | [`request`] | a request's id, where it comes from, its arrival |
 //! | | [`cors`] | which web origins may read answers |
 //! | | [`body`] | bytes at hand, or a stream |
 //! | | [`metrics`] | what is counted, in closed sets of words |

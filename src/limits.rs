@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use bytes::{BufMut as _, BytesMut};
+use arrayvec::ArrayString;
 use governor::clock::Clock;
 use governor::middleware::StateInformationMiddleware;
 use governor::{Quota as Rate, RateLimiter};
@@ -101,14 +101,14 @@ impl Limits {
     /// Where it stands with all its quotas now, which takes nothing from them; `None`: it has none.
     pub fn standing(&self, who: Who) -> Option<Standing> {
         let rules = self.rules.load();
-        let mut now = BytesMut::with_capacity(64);
+        let mut now = ArrayString::<MAX_STANDING>::new();
         for quota in rules.of(who) {
             if !now.is_empty() {
-                now.put_slice(b", ");
+                now.push_str(", ");
             }
             quota.look(who).write(&mut now);
         }
-        let now = HeaderValue::from_maybe_shared(now.freeze()).expect("quotas' names are tokens");
+        let now = HeaderValue::from_str(&now).expect("quotas' names are tokens");
         Some(Standing { policy: rules.policy(who)?, now })
     }
 
@@ -176,6 +176,9 @@ fn policy_of<'q>(quotas: impl Iterator<Item = &'q Quota>) -> Option<HeaderValue>
     let value = || HeaderValue::try_from(policies.join(", ")).expect("quotas' names are tokens");
     (!policies.is_empty()).then(value)
 }
+
+/// Room for two quotas, each with the longest name and the largest numbers.
+const MAX_STANDING: usize = 2 * "\"requests\";r=4294967295;t=18446744073709551615, ".len();
 
 /// Where a client stands with its quotas.
 #[derive(Clone, Debug)]
@@ -307,15 +310,15 @@ pub struct Left {
 
 impl Left {
     /// Writes the member of `RateLimit`.
-    fn write(&self, out: &mut BytesMut) {
-        out.put_u8(b'"');
-        out.put_slice(self.quota.word().as_bytes());
-        out.put_slice(b"\";r=");
+    fn write(&self, out: &mut ArrayString<MAX_STANDING>) {
+        out.push('"');
+        out.push_str(self.quota.word());
+        out.push_str("\";r=");
         let mut digits = itoa::Buffer::new();
-        out.put_slice(digits.format(self.left).as_bytes());
+        out.push_str(digits.format(self.left));
         if let Some(seconds) = self.more_in {
-            out.put_slice(b";t=");
-            out.put_slice(digits.format(seconds).as_bytes());
+            out.push_str(";t=");
+            out.push_str(digits.format(seconds));
         }
     }
 }

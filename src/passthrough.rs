@@ -64,6 +64,12 @@ pub struct Forwarded {
     pub tunnel: Option<Tunnel>,
 }
 
+impl From<Response<Body>> for Forwarded {
+    fn from(response: Response<Body>) -> Self {
+        Self { response, tunnel: None }
+    }
+}
+
 /// Why a request did not go through.
 #[derive(Debug, thiserror::Error)]
 pub enum PassError {

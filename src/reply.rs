@@ -2,6 +2,7 @@
 //!
 //! It must never know how the states were come by beyond their [`Source`].
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use http::header::{AGE, CACHE_CONTROL, CONTENT_TYPE, ETAG, VARY, VIA};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
 
 use crate::body::Body;
-use crate::cache::{self, Cache};
+use crate::cache::{self, Cache, Kept};
 use crate::clock;
 use crate::headers as fields;
 use crate::model::answer::{self, Shape};
@@ -22,12 +23,12 @@ use crate::request::RequestId;
 /// Where states come from.
 #[derive(Clone, Debug)]
 pub enum Source {
-    /// The cache, for so much longer; with the validator where it is one clip's.
+    /// The cache.
     Hit {
         /// How long the answer may go on being given.
         ttl: Duration,
-        /// The validator of the body, if it is known.
-        etag: Option<HeaderValue>,
+        /// What is kept of the first clip.
+        first: Arc<Kept>,
     },
     /// Polls.
     Poll {
@@ -55,12 +56,8 @@ pub struct ClipReply {
 
 impl ClipReply {
     /// The answer, or 304 where the client has it already.
-    pub fn answer(self, cache: &Cache, shape: &Shape, request: &HeaderMap) -> Response<Body> {
-        let mut headers = HeaderMap::with_capacity(16);
-        if let Some(first) = self.states.first() {
-            let direct = matches!(self.source, Source::Poll { direct: true, .. });
-            write_head(&first.head, direct, &mut headers);
-        }
+    pub fn answer(self, cache: &Cache, shape: &Shape, condition: Option<IfNoneMatch>) -> Response<Body> {
+        let mut headers = self.head();
         let body = self.body(shape);
         let lifetime = self.lifetime(cache);
         match (lifetime, &self.source) {
@@ -68,24 +65,29 @@ impl ClipReply {
                 headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
             }
             (Some(lifetime), source) => {
-                let etag = match source {
-                    Source::Hit { etag: Some(etag), .. } => etag.clone(),
-                    Source::Hit { etag: None, .. } | Source::Poll { .. } => cache::etag(&body),
+                let etag = match (source, self.form) {
+                    (Source::Hit { first, .. }, Form::Single) => first.etag.clone(),
+                    // Its bytes are more than the clip's, even with one clip.
+                    (Source::Hit { .. }, Form::Multi) | (Source::Poll { .. }, _) => cache::etag(&body),
                 };
                 headers.insert(ETAG, etag);
                 headers.append(VARY, HeaderValue::from_static("authorization, accept"));
-                let control = format!("private, max-age={}", lifetime.as_secs());
-                headers.insert(CACHE_CONTROL, HeaderValue::try_from(control).expect("digits are a value"));
+                headers.insert(CACHE_CONTROL, with_number("private, max-age=", lifetime.as_secs()));
             }
         }
-        let member = self.cache_status(lifetime.is_some());
         let age = self.age().as_secs();
         if matches!(self.source, Source::Hit { .. }) || (lifetime.is_some() && age > 0) {
-            headers.insert(AGE, age.into());
+            headers.insert(AGE, with_number("", age));
         }
-        cache_status(&mut headers, &member);
+        match &self.source {
+            Source::Hit { ttl, .. } => hit(&mut headers, *ttl),
+            Source::Poll { how, .. } => {
+                let stored = if lifetime.is_some() && *how == How::Opened { "; stored" } else { "" };
+                cache_status(&mut headers, &format!("{}{stored}", forwarded(*how, StatusCode::OK)));
+            }
+        }
         prefer_applied(&mut headers, self.applied);
-        let mut response = match has_it(request, &headers) {
+        let mut response = match has_it(condition, &headers) {
             true => {
                 headers.remove(CONTENT_TYPE);
                 let mut response = Response::new(Body::empty());
@@ -96,6 +98,24 @@ impl ClipReply {
         };
         *response.headers_mut() = headers;
         response
+    }
+
+    /// What goes along with the first clip.
+    fn head(&self) -> HeaderMap {
+        match &self.source {
+            Source::Hit { first, .. } => {
+                let mut headers = first.fields.clone();
+                headers.reserve(OWN_FIELDS);
+                headers
+            }
+            Source::Poll { direct, .. } => {
+                let mut headers = HeaderMap::with_capacity(2 * OWN_FIELDS);
+                if let Some(first) = self.states.first() {
+                    write_head(&first.head, *direct, &mut headers);
+                }
+                headers
+            }
+        }
     }
 
     fn body(&self, shape: &Shape) -> Bytes {
@@ -116,16 +136,6 @@ impl ClipReply {
     fn age(&self) -> Duration {
         let now = clock::now();
         self.states.iter().map(|state| now.saturating_duration_since(state.seen_at)).max().unwrap_or_default()
-    }
-
-    fn cache_status(&self, stored: bool) -> String {
-        match &self.source {
-            Source::Hit { ttl, .. } => format!("hit; ttl={}", ttl.as_secs()),
-            Source::Poll { how, .. } => {
-                let stored = if stored && *how == How::Opened { "; stored" } else { "" };
-                format!("{}{stored}", forwarded(*how, StatusCode::OK))
-            }
-        }
     }
 }
 
@@ -158,14 +168,13 @@ fn write_head(head: &Head, direct: bool, headers: &mut HeaderMap) {
 /// Says which preference was followed (RFC 7240 §3).
 pub fn prefer_applied(headers: &mut HeaderMap, applied: Option<Duration>) {
     if let Some(applied) = applied {
-        let value = format!("wait={}", applied.as_secs());
-        headers.insert(PREFERENCE_APPLIED, HeaderValue::try_from(value).expect("digits are a value"));
+        headers.insert(PREFERENCE_APPLIED, with_number("wait=", applied.as_secs()));
     }
 }
 
 /// RFC 9110 §13.1.2.
-fn has_it(request: &HeaderMap, answer: &HeaderMap) -> bool {
-    let Some(condition) = request.typed_get::<IfNoneMatch>() else { return false };
+fn has_it(condition: Option<IfNoneMatch>, answer: &HeaderMap) -> bool {
+    let Some(condition) = condition else { return false };
     answer.typed_get::<ETag>().is_some_and(|etag| !condition.precondition_passes(&etag))
 }
 
@@ -173,6 +182,18 @@ fn has_it(request: &HeaderMap, answer: &HeaderMap) -> bool {
 pub fn cache_status(headers: &mut HeaderMap, member: &str) {
     let value = format!("{}; {member}", fields::PSEUDONYM);
     headers.append(CACHE_STATUS, HeaderValue::try_from(value).expect("tokens are a value"));
+}
+
+/// Says that the answer was kept, and may be given for so much longer.
+pub fn hit(headers: &mut HeaderMap, ttl: Duration) {
+    headers.append(CACHE_STATUS, with_number("clipgate; hit; ttl=", ttl.as_secs()));
+}
+
+/// A field's value that ends in a number. Without formatting machinery: every hit has two.
+fn with_number(text: &str, number: u64) -> HeaderValue {
+    let mut digits = itoa::Buffer::new();
+    let value = [text, digits.format(number)].concat();
+    HeaderValue::from_maybe_shared(Bytes::from(value)).expect("tokens and digits are a value")
 }
 
 /// The answer to a preflight; what it lets in is written by [`crate::cors`].
@@ -191,6 +212,8 @@ pub fn finish(headers: &mut HeaderMap, id: &RequestId) {
     }
 }
 
+/// Room for what the gateway adds to a clip's fields.
+const OWN_FIELDS: usize = 10;
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 /// The name of a request, in requests and answers.

@@ -218,7 +218,8 @@ impl Server {
                 let _ = prepare(&stream);
                 match tls {
                     None => self.serve(stream, Peer::Tcp(address), false, place).await,
-                    Some(tls) => self.serve_tls(tls, stream, Peer::Tcp(address), place).await,
+                    // Boxed: it is large, and most connections have none of it.
+                    Some(tls) => Box::pin(self.serve_tls(tls, stream, Peer::Tcp(address), place)).await,
                 }
             }
         }
@@ -252,8 +253,9 @@ impl Server {
             let (server, place) = (Arc::clone(&self.0), Arc::clone(&place));
             let (answering, answers) = (answers.begin(), answers.clone());
             let request = request.map(|body| Arriving::new(body, *patience, &answers));
+            let forwarded = server.gateway.handle(request, ctx);
             async move {
-                let forwarded = server.gateway.handle(request, &ctx).await;
+                let forwarded = forwarded.await;
                 if let Some(tunnel) = forwarded.tunnel {
                     let held = (answers.begin_tunnel(), place);
                     let tunnel = async move {

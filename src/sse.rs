@@ -33,7 +33,7 @@ use crate::hub::Hub;
 use crate::limits::Who;
 use crate::model::query::WaitQuery;
 use crate::model::route::{Goal, Route};
-use crate::reply::{cache_status, prefer_applied};
+use crate::reply::{self, cache_status, prefer_applied};
 use crate::request::RequestId;
 use crate::trace::Links;
 use crate::wish::Wish;
@@ -94,7 +94,7 @@ impl Streams {
         prefer_applied(headers, applied);
         match begun {
             Begun::Asking => cache_status(headers, "fwd=miss"),
-            Begun::Kept { ttl } => cache_status(headers, &format!("hit; ttl={}", ttl.as_secs())),
+            Begun::Kept { ttl } => reply::hit(headers, ttl),
             Begun::ToldBefore => cache_status(headers, STREAM_OVER),
         }
         Ok(response)

@@ -192,7 +192,7 @@ impl Shell {
                 .clips
                 .iter()
                 .filter_map(|clip| self.cache.get_within(domain, clip, max_age, now))
-                .map(|hit| hit.state)
+                .map(|hit| hit.kept.state.clone())
                 .collect(),
         };
         let member = wait.identity.member.clone();

@@ -7,15 +7,14 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::body::{Body, BoxError};
-use crate::clock;
 
 /// The service's answers on one connection, as far as their bytes may still be written. Clones are the same.
 #[derive(Clone, Debug)]
@@ -38,9 +37,8 @@ struct Underway {
     is_tunnel: AtomicBool,
     /// The socket takes no more for now.
     is_full: AtomicBool,
-    since: Instant,
-    /// When the client last took something, or could begin to; milliseconds after `since`.
-    moved: AtomicU64,
+    /// The client has taken something, or could begin to, since that was last looked at.
+    has_moved: AtomicBool,
 }
 
 impl Answers {
@@ -55,8 +53,7 @@ impl Answers {
             unflushed: AtomicBool::new(false),
             is_tunnel: AtomicBool::new(false),
             is_full: AtomicBool::new(false),
-            since: clock::now(),
-            moved: AtomicU64::new(0),
+            has_moved: AtomicBool::new(false),
         }))
     }
 
@@ -120,16 +117,21 @@ impl Answers {
     /// Ends when the client has taken nothing for so long although there was something to take. Never does so while
     /// the gateway owes it an answer, or the rest of one, that it may be waiting for beside.
     ///
-    /// To be polled after the connection, each time that it is: that wakes nobody by itself.
+    /// To be polled after the connection, each time that it is: that wakes nobody by itself, and it is only then that
+    /// the clock is looked at, and only while somebody has something to take.
     pub(super) async fn refused_for(&self, patience: Duration) {
         loop {
             std::future::poll_fn(|_| if self.wait_for_client() { Poll::Ready(()) } else { Poll::Pending })
                 .await;
-            let due = self.moved_at() + patience;
-            if due <= clock::now() {
+            self.0.has_moved.store(false, Ordering::Relaxed);
+            let mut sleep = std::pin::pin!(tokio::time::sleep(patience));
+            let is_over = std::future::poll_fn(|cx| match self.0.has_moved.swap(false, Ordering::Relaxed) {
+                true => Poll::Ready(false),
+                false => sleep.as_mut().poll(cx).map(|()| true),
+            });
+            if is_over.await && self.wait_for_client() {
                 return;
             }
-            tokio::time::sleep_until(due.into()).await;
         }
     }
 
@@ -141,12 +143,7 @@ impl Answers {
     }
 
     fn moved(&self) {
-        let millis = clock::now().saturating_duration_since(self.0.since).as_millis();
-        self.0.moved.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
-    }
-
-    fn moved_at(&self) -> Instant {
-        self.0.since + Duration::from_millis(self.0.moved.load(Ordering::Relaxed))
+        self.0.has_moved.store(true, Ordering::Relaxed);
     }
 }
 
@@ -294,9 +291,9 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    /// Whether a client that does nothing is given up within this time from now.
-    async fn is_given_up(answers: &Answers, within: Duration) -> bool {
-        tokio::time::timeout(within, answers.refused_for(PATIENCE)).await.is_ok()
+    /// Whether the client is given up within this time from now.
+    async fn is_given_up(refused: &mut (impl Future<Output = ()> + Unpin), within: Duration) -> bool {
+        tokio::time::timeout(within, refused).await.is_ok()
     }
 
     /// What hyper is given of a body.
@@ -307,63 +304,69 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_waits_is_never_given_up() {
         let answers = Answers::new();
-        assert!(!is_given_up(&answers, 10 * PATIENCE).await, "nobody asked for anything");
+        let mut refused = Box::pin(answers.refused_for(PATIENCE));
+        assert!(!is_given_up(&mut refused, 10 * PATIENCE).await, "nobody asked for anything");
         let parked = answers.begin();
-        assert!(!is_given_up(&answers, 10 * PATIENCE).await);
+        assert!(!is_given_up(&mut refused, 10 * PATIENCE).await);
         let (_upstream, silent) = http_body_util::Channel::<Bytes>::new(1);
         let mut body = parked.with(Body::stream(silent));
         assert!(tokio::time::timeout(10 * PATIENCE, body.frame()).await.is_err());
-        assert!(!is_given_up(&answers, 10 * PATIENCE).await);
+        assert!(!is_given_up(&mut refused, 10 * PATIENCE).await);
         drop(body);
         let _tunnel = answers.begin_tunnel();
-        assert!(!is_given_up(&answers, 10 * PATIENCE).await);
+        assert!(!is_given_up(&mut refused, 10 * PATIENCE).await);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_nothing_of_an_answer_is_given_up_and_one_that_takes_some_is_not() {
         let answers = Answers::new();
+        let mut refused = Box::pin(answers.refused_for(PATIENCE));
         let mut body = answers.begin().with(Body::full("twelve bytes"));
         let mut piece = piece(&mut body).await;
         drop(body);
         for _ in 0..5 {
-            assert!(!is_given_up(&answers, PATIENCE / 2).await);
+            assert!(!is_given_up(&mut refused, PATIENCE / 2).await);
             piece.advance(2);
         }
-        assert!(!is_given_up(&answers, PATIENCE - Duration::from_secs(1)).await);
-        assert!(is_given_up(&answers, Duration::from_secs(2)).await);
+        assert!(!is_given_up(&mut refused, PATIENCE - Duration::from_secs(1)).await);
+        assert!(is_given_up(&mut refused, Duration::from_secs(2)).await);
         drop(piece);
-        assert!(!is_given_up(&answers, 10 * PATIENCE).await, "it has it all");
+        let mut refused = Box::pin(answers.refused_for(PATIENCE));
+        assert!(!is_given_up(&mut refused, 10 * PATIENCE).await, "it has it all");
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_not_taken_does_not_count_while_another_answer_is_owed() {
         let answers = Answers::new();
+        let mut refused = Box::pin(answers.refused_for(PATIENCE));
         let mut body = answers.begin().with(Body::full("unread"));
         let _piece = piece(&mut body).await;
         let parked = answers.begin();
-        assert!(!is_given_up(&answers, 10 * PATIENCE).await);
+        assert!(!is_given_up(&mut refused, 10 * PATIENCE).await);
         drop(parked);
-        assert!(!is_given_up(&answers, PATIENCE - Duration::from_secs(1)).await, "from then on");
-        assert!(is_given_up(&answers, Duration::from_secs(2)).await);
+        assert!(!is_given_up(&mut refused, PATIENCE - Duration::from_secs(1)).await, "from then on");
+        assert!(is_given_up(&mut refused, Duration::from_secs(2)).await);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_full_socket_counts_from_the_last_byte_it_took() {
         let answers = Answers::new();
+        let mut refused = Box::pin(answers.refused_for(PATIENCE));
         let _parked = answers.begin();
         let wrote = |polled: Poll<usize>| assert_eq!(answers.wrote(polled), polled);
         wrote(Poll::Pending);
         for _ in 0..5 {
-            assert!(!is_given_up(&answers, PATIENCE / 2).await);
+            assert!(!is_given_up(&mut refused, PATIENCE / 2).await);
             wrote(Poll::Ready(1));
             wrote(Poll::Pending);
         }
         for _ in 0..5 {
-            assert!(!is_given_up(&answers, PATIENCE / 6).await);
+            assert!(!is_given_up(&mut refused, PATIENCE / 6).await);
             wrote(Poll::Pending); // nothing new
         }
-        assert!(is_given_up(&answers, PATIENCE / 5).await);
+        assert!(is_given_up(&mut refused, PATIENCE / 5).await);
         wrote(Poll::Ready(1));
-        assert!(!is_given_up(&answers, 10 * PATIENCE).await);
+        let mut refused = Box::pin(answers.refused_for(PATIENCE));
+        assert!(!is_given_up(&mut refused, 10 * PATIENCE).await);
     }
 }

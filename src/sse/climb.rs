@@ -120,7 +120,7 @@ impl Climb {
             match max_age.and_then(|max_age| self.streams.cache.get_within(domain, &id, max_age, now)) {
                 Some(hit) => {
                     least = Some(least.map_or(hit.ttl, |least: Duration| least.min(hit.ttl)));
-                    self.tell(&hit.state);
+                    self.tell(&hit.kept.state);
                 }
                 None if self.ask.wish.only_if_cached => return Err(Refusal::NotCached),
                 None => {}

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 /// The modules from the ground up. One may import those of the rows above its own, and its own children.
 const LAYERS: [(u8, &[&str]); 14] = [
     (0, &["model"]),
-    (1, &["body", "clock", "request", "secret"]),
-    (1, &["config", "cors", "headers", "metrics"]),
+    (1, &["body", "clock", "headers", "secret"]),
+    (1, &["config", "cors", "metrics", "request"]),
     (1, &["telemetry", "trace", "wish"]),
     (2, &["auth", "cache", "limits", "sim", "upstream"]),
     (3, &["hub"]),
