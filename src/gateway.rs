@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, Either, ready};
 use headers::{HeaderMapExt as _, IfNoneMatch};
 use http::header::{CONTENT_LENGTH, RANGE, TRANSFER_ENCODING};
-use http::{HeaderMap, Method, Request, Response, Version};
+use http::{HeaderMap, Method, Request, Response, Uri, Version};
 use http_body::Body as HttpBody;
 
 pub use self::overview::{Asker, Overview};
@@ -224,7 +224,9 @@ impl Gateway {
         match self.decide(&request, identity, &mut asking) {
             Ok(Step::Answer(response)) => Either::Left(ready(self.finish(asking, Ok(response.into())))),
             Err(refusal) => Either::Left(ready(self.finish(asking, Err(refusal)))),
-            Ok(Step::Park(waiting)) => Either::Right(self.clone().wait(waiting, asking)),
+            Ok(Step::Park(waiting)) => {
+                Either::Right(self.clone().wait(waiting, request.into_parts().0.uri, asking))
+            }
             Ok(Step::Stream(ask)) => {
                 Either::Right(self.clone().stream(request.into_parts().0.headers, *ask, asking))
             }
@@ -344,10 +346,14 @@ impl Gateway {
         Some((hits.into_iter().map(|hit| hit.kept.state.clone()).collect(), Source::Hit { ttl, first }))
     }
 
-    fn wait(self, waiting: Waiting, mut asking: Asking) -> BoxFuture<'static, Forwarded> {
+    /// `target` is a part of the request's head. It is dropped when hyper has turned to what may come after it: only
+    /// then the buffer that the head was read into, the most of what a parked wait would cost, goes with it.
+    fn wait(self, mut waiting: Waiting, target: Uri, mut asking: Asking) -> BoxFuture<'static, Forwarded> {
         Box::pin(async move {
-            let Waiting { parked, asked, wish, condition } = waiting;
-            let answer = parked.await.map_err(Refusal::from).and_then(|Settled { how, direct, end }| {
+            drop(target);
+            let settled = (&mut waiting.parked).await;
+            let Waiting { asked, wish, condition, .. } = waiting;
+            let answer = settled.map_err(Refusal::from).and_then(|Settled { how, direct, end }| {
                 asking.line.outcome = Outcome::Waited(how, end.reason());
                 match end {
                     End::Reached(mut states) | End::TimedOut(mut states) => {

@@ -8,15 +8,17 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use http::Version;
 use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use ipnet::IpNet;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -86,7 +88,8 @@ pub struct Prepared {
 
 struct Shared {
     gateway: Gateway,
-    http: auto::Builder<TokioExecutor>,
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
     header_timeout: Duration,
     drain_timeout: Duration,
     patience: Duration,
@@ -122,19 +125,18 @@ impl Server {
         config: &config::Server,
         stop: CancellationToken,
     ) -> Result<Self, TlsError> {
-        let mut http = auto::Builder::new(TokioExecutor::new());
-        http.http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(config.header_timeout)
-            .max_buf_size(MAX_HEAD);
-        http.http2()
+        let mut http1 = http1::Builder::new();
+        http1.timer(TokioTimer::new()).header_read_timeout(config.header_timeout).max_buf_size(MAX_HEAD);
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_EVERY)
             .max_concurrent_streams(MAX_STREAMS)
             .max_header_list_size(u32::try_from(MAX_HEAD).expect("it is small"));
         Ok(Self(Arc::new(Shared {
             gateway,
-            http,
+            http1,
+            http2,
             header_timeout: config.header_timeout,
             drain_timeout: config.drain_timeout,
             patience,
@@ -240,8 +242,14 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Shared { http, stop, patience, .. } = &*self.0;
         let (answers, has_asked) = (Answers::new(), AtomicBool::new(false));
+        let began = clock::now();
+        let mut stream = Ahead::new(stream, answers.clone());
+        let version = tokio::time::timeout(self.0.header_timeout, stream.version());
+        let Some(Ok(Ok(version))) = self.0.stop.run_until_cancelled(version).await else {
+            debug!(?peer, "nothing was asked");
+            return;
+        };
         let service = service_fn(|request: hyper::Request<Incoming>| {
             has_asked.store(true, Ordering::Relaxed);
             let ctx = RequestCtx {
@@ -252,7 +260,7 @@ impl Server {
             };
             let (server, place) = (Arc::clone(&self.0), Arc::clone(&place));
             let (answering, answers) = (answers.begin(), answers.clone());
-            let request = request.map(|body| Arriving::new(body, *patience, &answers));
+            let request = request.map(|body| Arriving::new(body, self.0.patience, &answers));
             let forwarded = server.gateway.handle(request, ctx);
             async move {
                 let forwarded = forwarded.await;
@@ -267,30 +275,20 @@ impl Server {
                 Ok::<_, Infallible>(forwarded.response.map(|body| answering.with(body)))
             }
         });
-        let stream = Ahead::new(stream, answers.clone());
         let metrics = Arc::clone(self.0.gateway.metrics());
         let io = TokioIo::new(Refusals::new(stream, peer, answers.clone(), metrics));
-        let connection = http.serve_connection_with_upgrades(io, service);
-        tokio::pin!(connection);
-        // Cancel safe, all: the connection is polled on below, or dropped where nobody needs it.
-        let served = tokio::select! {
-            biased; // what the client takes shows itself while the connection is polled
-            served = connection.as_mut() => served,
-            () = stop.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+        let silence = self.silence(began, &has_asked);
+        let served = match version {
+            Version::HTTP_2 => {
+                // Boxed: only a few have room for many streams.
+                let mut connection = Box::pin(self.0.http2.serve_connection(io, service));
+                self.drive(connection.as_mut(), http2::Connection::graceful_shutdown, &answers, silence).await
             }
-            () = self.silence(&has_asked) => {
-                connection.as_mut().graceful_shutdown();
-                tokio::select! {
-                    served = connection => served,
-                    // HTTP/2's goodbye waits for the client's.
-                    () = self.silence(&has_asked) => Ok(()),
-                }
-            }
-            () = answers.refused_for(*patience) => {
-                debug!(?peer, "nobody takes the answers, connection closed");
-                Ok(())
+            _ => {
+                let connection = with_fresh_buffer(|| self.0.http1.serve_connection(io, service));
+                let connection = std::pin::pin!(connection.with_upgrades());
+                self.drive(connection, http1::UpgradeableConnection::graceful_shutdown, &answers, silence)
+                    .await
             }
         };
         if let Err(error) = served {
@@ -298,15 +296,56 @@ impl Server {
         }
     }
 
-    /// Ends when nothing has been asked within `header_timeout` from now, or ever before. hyper has no such limit
-    /// before it knows which version is spoken, nor in HTTP/2.
-    async fn silence(&self, has_asked: &AtomicBool) {
-        tokio::time::sleep(self.0.header_timeout).await;
+    /// Until it ends by itself, or it is time to say goodbye, or its client does nothing.
+    async fn drive<C: Future<Output = hyper::Result<()>>>(
+        &self,
+        mut connection: Pin<&mut C>,
+        say_goodbye: fn(Pin<&mut C>),
+        answers: &Answers,
+        silence: impl Future<Output = ()>,
+    ) -> hyper::Result<()> {
+        let Shared { stop, patience, header_timeout, .. } = &*self.0;
+        // Cancel safe, all: the connection is polled on below, or dropped where nobody needs it.
+        tokio::select! {
+            biased; // what the client takes shows itself while the connection is polled
+            served = connection.as_mut() => served,
+            () = stop.cancelled() => {
+                say_goodbye(connection.as_mut());
+                connection.await
+            }
+            () = silence => {
+                say_goodbye(connection.as_mut());
+                // HTTP/2's goodbye waits for the client's.
+                tokio::time::timeout(*header_timeout, connection).await.unwrap_or(Ok(()))
+            }
+            () = answers.refused_for(*patience) => {
+                debug!("nobody takes the answers, connection closed");
+                Ok(())
+            }
+        }
+    }
+
+    /// Ends when nothing has been asked within `header_timeout` of the beginning. hyper has no such limit in HTTP/2.
+    async fn silence(&self, began: Instant, has_asked: &AtomicBool) {
+        tokio::time::sleep_until((began + self.0.header_timeout).into()).await;
         if has_asked.load(Ordering::Relaxed) {
             std::future::pending::<()>().await;
         }
     }
 }
+
+/// Makes a connection whose buffer for answers, unlike the one for requests, is not what another connection's request
+/// was in last: allocators hand out first what they took back last. What it does not write to, a parked connection's
+/// buffer for answers, costs no memory then. hyper allocates it at once, and as large as it reads.
+fn with_fresh_buffer<C>(serve: impl FnOnce() -> C) -> C {
+    let recycled = std::hint::black_box(Vec::<u8>::with_capacity(HYPER_BUFFER));
+    let connection = serve();
+    drop(recycled);
+    connection
+}
+
+/// What hyper's two buffers of an HTTP/1 connection have at first, in bytes.
+const HYPER_BUFFER: usize = 8 << 10;
 
 /// Small answers must not wait for acknowledgements, and vanished clients are to be noticed.
 fn prepare(stream: &TcpStream) -> io::Result<()> {

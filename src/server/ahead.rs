@@ -12,6 +12,7 @@
 //! A connection that is closed while there is something unread on it is reset by the system, and the reset can overtake
 //! the refusal, or make the client fail before it reads it. So it is read on for a while (RFC 9112 §9.6).
 
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
@@ -19,6 +20,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
+use http::Version;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
@@ -26,6 +28,9 @@ use super::answers::Answers;
 
 /// What is read ahead, at most: as much as a socket commonly holds by itself.
 const MOST: usize = 64 << 10;
+
+/// What an HTTP/2 client sends first.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// How long, and how much of, what comes after a refusal is read, at most.
 const LINGER: Duration = Duration::from_secs(2);
@@ -50,19 +55,49 @@ impl<S: AsyncRead + Unpin> Ahead<S> {
         Self { socket, answers, kept: BytesMut::new(), lingering: None }
     }
 
+    /// The version of HTTP that its client speaks, HTTP/2 or an older one, which its first bytes tell (RFC 9113 §3.4).
+    /// They stay to be read.
+    ///
+    /// hyper-util's own look at them reads the first 24 bytes apart from the rest of a head, and makes hyper's buffer
+    /// twice as large.
+    pub(super) async fn version(&mut self) -> io::Result<Version> {
+        poll_fn(|cx| self.poll_version(cx)).await
+    }
+
+    fn poll_version(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Version>> {
+        loop {
+            let seen = self.kept.len().min(PREFACE.len());
+            if self.kept[..seen] != PREFACE[..seen] {
+                return Poll::Ready(Ok(Version::HTTP_11));
+            }
+            if seen == PREFACE.len() {
+                return Poll::Ready(Ok(Version::HTTP_2));
+            }
+            if ready!(self.poll_more(cx))? == 0 {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+    }
+
+    /// Reads a piece more into what is kept; 0 at the client's end.
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut space = [MaybeUninit::uninit(); PIECE];
+        let mut piece = ReadBuf::uninit(&mut space);
+        ready!(Pin::new(&mut self.socket).poll_read(cx, &mut piece))?;
+        self.kept.extend_from_slice(piece.filled());
+        Poll::Ready(Ok(piece.filled().len()))
+    }
+
     /// Takes what has come. An error is the client's end.
     fn look(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         while self.answers.are_awaited() && self.kept.len() < MOST {
-            let mut space = [MaybeUninit::uninit(); PIECE];
-            let mut piece = ReadBuf::uninit(&mut space);
-            match Pin::new(&mut self.socket).poll_read(cx, &mut piece) {
+            match self.poll_more(cx) {
                 Poll::Pending => break,
+                Poll::Ready(Ok(0)) => {
+                    return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the client has hung up"));
+                }
                 Poll::Ready(read) => read?,
-            }
-            if piece.filled().is_empty() {
-                return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the client has hung up"));
-            }
-            self.kept.extend_from_slice(piece.filled());
+            };
             // hyper may have asked for it a moment before it came.
             cx.waker().wake_by_ref();
         }
@@ -94,7 +129,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Ahead<S> {
         buf.put_slice(&this.kept[..piece]);
         this.kept.advance(piece);
         if this.kept.is_empty() {
-            this.kept = BytesMut::new();
+            this.kept = BytesMut::new(); // whose memory is given back
         }
         Poll::Ready(Ok(()))
     }
@@ -141,8 +176,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Ahead<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
-
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;

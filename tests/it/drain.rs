@@ -36,7 +36,8 @@ async fn five_hundred_parked_waits_are_all_told_the_state_known_within_the_windo
         soon += usize::from(told_at - began < Duration::from_secs(2));
     }
     assert!((50..450).contains(&soon), "they are spread over the window, not a herd: {soon}");
-    assert!(stage.asked().len() <= 2 * ids.len(), "one look a clip at most: {:?}", stage.asked());
+    // A poll and a look a clip, and on a slow machine another look for who came too late for the first.
+    assert!(stage.asked().len() <= 3 * ids.len(), "no herd of looks: {:?}", stage.asked());
 }
 
 #[tokio::test]
