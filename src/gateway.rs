@@ -50,17 +50,19 @@ const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), cap: Durat
 
 /// What a request meets on its way. Clones are the same gateway.
 #[derive(Clone)]
-pub struct Gateway {
+pub struct Gateway(Arc<Parts>);
+
+struct Parts {
     route: Arc<Route>,
-    keyring: Arc<Keyring>,
+    keyring: Keyring,
     limits: Arc<Limits>,
     cache: Arc<Cache>,
     hub: Hub,
     streams: Streams,
     passthrough: Passthrough,
-    wait: Arc<ArcSwap<config::Wait>>,
+    wait: ArcSwap<config::Wait>,
     /// `None`: the upstream answers browsers' questions itself.
-    cors: Arc<ArcSwapOption<Cors>>,
+    cors: ArcSwapOption<Cors>,
     metrics: Arc<Metrics>,
     tracer: Tracer,
 }
@@ -72,7 +74,7 @@ struct Asking {
     who: Who,
     /// That its key is one.
     proof: Option<Proof>,
-    permission: Option<Permission>,
+    permission: Option<Box<Permission>>,
     line: AccessLine,
     span: RequestSpan,
 }
@@ -153,8 +155,8 @@ impl Gateway {
         let (hub, task) = Hub::new(rules, turns, &config.limits, means);
         // Well over a poll's time: long-polls that are not understood go this way too.
         let head_timeout = config.wait.max_timeout.max(2 * upstream.poll_timeout);
-        let gateway = Self {
-            keyring: Arc::new(Keyring::new(&config.auth, upstream.api_key.as_ref())?),
+        let parts = Parts {
+            keyring: Keyring::new(&config.auth, upstream.api_key.as_ref())?,
             limits,
             passthrough: Passthrough::new(
                 Client::new(upstream)?,
@@ -162,8 +164,8 @@ impl Gateway {
                 head_timeout,
                 Arc::clone(&metrics),
             ),
-            wait: Arc::new(ArcSwap::from_pointee(config.wait.clone())),
-            cors: Arc::new(ArcSwapOption::from_pointee(Cors::new(&config.server.cors_origins))),
+            wait: ArcSwap::from_pointee(config.wait.clone()),
+            cors: ArcSwapOption::from_pointee(Cors::new(&config.server.cors_origins)),
             streams: Streams::new(hub.clone(), Arc::clone(&cache), Arc::clone(&route)),
             route,
             cache,
@@ -171,40 +173,40 @@ impl Gateway {
             metrics,
             tracer,
         };
-        Ok((gateway, task))
+        Ok((Self(Arc::new(parts)), task))
     }
 
     /// Takes over, for requests to come, what may change while it runs; [`Config::needs_restart`] names the rest. A
     /// member that is gone is out with its next request, what it has parked is still answered. After an error nothing
     /// has changed.
     pub fn reload(&self, config: &Config) -> Result<(), KeyringError> {
-        self.keyring.set(&config.auth, config.upstream.api_key.as_ref())?;
-        self.limits.set(&config.limits, config.auth.members());
-        self.metrics.limited.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
-        self.cache.set_rules(config.cache.clone());
-        self.wait.store(Arc::new(config.wait.clone()));
-        self.cors.store(Cors::new(&config.server.cors_origins).map(Arc::new));
+        self.0.keyring.set(&config.auth, config.upstream.api_key.as_ref())?;
+        self.0.limits.set(&config.limits, config.auth.members());
+        self.0.metrics.limited.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
+        self.0.cache.set_rules(config.cache.clone());
+        self.0.wait.store(Arc::new(config.wait.clone()));
+        self.0.cors.store(Cors::new(&config.server.cors_origins).map(Arc::new));
         Ok(())
     }
 
     /// Forgets what is of no use any more. To be called about once a minute.
     pub fn tidy(&self) {
-        self.limits.forget_idle();
+        self.0.limits.forget_idle();
     }
 
     /// Has every parked wait answered by `until`, as the upstream's own time-out would answer it.
     pub async fn drain(&self, until: Instant) {
-        self.hub.drain(until).await;
+        self.0.hub.drain(until).await;
     }
 
     /// Begins spans, and has them told at the end.
     pub fn tracer(&self) -> &Tracer {
-        &self.tracer
+        &self.0.tracer
     }
 
     /// Waits that are parked now.
     pub fn waits(&self) -> usize {
-        self.hub.waits()
+        self.0.hub.waits()
     }
 
     /// Answers a request, whatever it is: at once where nothing has to be waited for. Cancel safe: dropping the future
@@ -218,7 +220,7 @@ impl Gateway {
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
-        let identity = self.keyring.identify(request.headers());
+        let identity = self.0.keyring.identify(request.headers());
         let mut asking = self.asking(&request, ctx, identity.as_ref().ok().and_then(Option::as_ref));
         // Boxed: what only some need is not moved about with every hit.
         match self.decide(&request, identity, &mut asking) {
@@ -236,16 +238,16 @@ impl Gateway {
 
     fn asking<B>(&self, request: &Request<B>, ctx: RequestCtx, identity: Option<&Identity>) -> Asking {
         let path = request.uri().path();
-        let form = self.route.form(path);
-        let proof = identity.and_then(|identity| self.cache.proof(identity.domain));
-        let mut line = AccessLine::new(request, &ctx, endpoint(form), Arc::clone(&self.metrics));
+        let form = self.0.route.form(path);
+        let proof = identity.and_then(|identity| self.0.cache.proof(identity.domain));
+        let mut line = AccessLine::new(request, &ctx, endpoint(form), Arc::clone(&self.0.metrics));
         line.member = identity.and_then(|identity| identity.member.clone());
         Asking {
             who: who(identity, proof, &ctx),
             proof,
-            permission: self.cors.load().as_ref().map(|cors| cors.permission(request)),
+            permission: self.0.cors.load().as_ref().map(|cors| Box::new(cors.permission(request))),
             line,
-            span: self.tracer.request(request, &ctx, form.map(|_| path)),
+            span: self.0.tracer.request(request, &ctx, form.map(|_| path)),
             ctx,
         }
     }
@@ -264,8 +266,8 @@ impl Gateway {
             return Err(Refusal::Http(HttpFault::Malformed));
         }
         let Asking { ctx, who, proof, permission, line, span } = asking;
-        self.limits.request(*who)?;
-        if permission.as_ref().is_some_and(Permission::is_preflight) {
+        self.0.limits.request(*who)?;
+        if permission.as_ref().is_some_and(|permission| permission.is_preflight()) {
             line.outcome = Outcome::Preflight;
             return Ok(Step::Answer(reply::preflight()));
         }
@@ -275,7 +277,7 @@ impl Gateway {
             Query::Bad(bad) => return Err(bad.into()),
             Query::Other => return self.may_pass(*who, identity),
         };
-        let wish = Wish::of(request.headers(), &self.wait.load());
+        let wish = Wish::of(request.headers(), &self.0.wait.load());
         let Some(identity) = identity else {
             // A wait without a key shares nothing with anybody; the upstream may say what it thinks of it.
             return if wish.only_if_cached { Err(Refusal::NotCached) } else { self.may_pass(*who, None) };
@@ -296,7 +298,7 @@ impl Gateway {
         if wish.only_if_cached {
             return Err(Refusal::NotCached);
         }
-        let parked = self.hub.join(Wait {
+        let parked = self.0.hub.join(Wait {
             identity,
             who,
             form: asked.form,
@@ -320,7 +322,7 @@ impl Gateway {
         if request.method() != Method::GET || names_a_server || has_more {
             return Query::Other;
         }
-        query::read(&self.route, uri.path(), uri.query(), self.wait.load().max_clips)
+        query::read(&self.0.route, uri.path(), uri.query(), self.0.wait.load().max_clips)
     }
 
     /// What is kept of each clip, if that answers the request; in the order asked for.
@@ -333,7 +335,7 @@ impl Gateway {
     ) -> Option<(Vec<ClipState>, Source)> {
         let (max_age, proof, now) = (wish.max_age?, proof?, clock::now());
         let hits = asked.asked.iter().map(|id| {
-            let hit = self.cache.get_proven(proof, identity.domain, id, now)?;
+            let hit = self.0.cache.get_proven(proof, identity.domain, id, now)?;
             let is_there = match asked.goal {
                 Goal::Now => true,
                 Goal::Rung(goal) => hit.kept.state.rung >= Some(goal),
@@ -379,19 +381,19 @@ impl Gateway {
         condition: Option<IfNoneMatch>,
     ) -> Response<Body> {
         let reply = ClipReply { form: asked.form, states, source, keep: wish.keep, applied: wish.applied };
-        reply.answer(&self.cache, &self.hub.shape(), condition)
+        reply.answer(&self.0.cache, &self.0.hub.shape(), condition)
     }
 
     fn stream(self, request: HeaderMap, ask: Ask, asking: Asking) -> BoxFuture<'static, Forwarded> {
         Box::pin(async move {
-            let answer = self.streams.open(ask, &request).await;
+            let answer = self.0.streams.open(ask, &request).await;
             self.finish(asking, answer.map(Forwarded::from))
         })
     }
 
     /// Counts a request to the upstream.
     fn may_pass(&self, who: Who, identity: Option<Identity>) -> Result<Step, Refusal> {
-        self.limits.call(who)?;
+        self.0.limits.call(who)?;
         Ok(Step::Pass(identity))
     }
 
@@ -410,11 +412,11 @@ impl Gateway {
             let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
             let authorization = identity.as_ref().map(|identity| identity.authorization.clone());
             let mut answer =
-                self.passthrough.forward(request, &asking.ctx, authorization, &asking.span).await;
+                self.0.passthrough.forward(request, &asking.ctx, authorization, &asking.span).await;
             if let Ok(forwarded) = &mut answer {
                 let status = forwarded.response.status();
                 if let (Some(KeyWord::Refused), Some(identity)) = (key_word(status), identity) {
-                    self.cache.refused(identity.domain, clock::now());
+                    self.0.cache.refused(identity.domain, clock::now());
                 }
                 // No fwd-status: the answer's own status is the one that the upstream gave.
                 cache_status(forwarded.response.headers_mut(), fwd);
@@ -429,12 +431,12 @@ impl Gateway {
         let mut forwarded = answer.unwrap_or_else(|refusal| {
             line.outcome = Outcome::Refused(refusal.reason());
             if let Some(limit) = refusal.limit() {
-                self.metrics.limited.refused(limit, line.member.as_deref());
+                self.0.metrics.limited.refused(limit, line.member.as_deref());
             }
             refusal.answer(&ctx.id, line.path()).into()
         });
         let headers = forwarded.response.headers_mut();
-        if let Some(standing) = self.limits.standing(who) {
+        if let Some(standing) = self.0.limits.standing(who) {
             standing.write(headers);
         }
         if let Some(permission) = permission {

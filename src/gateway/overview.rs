@@ -44,24 +44,24 @@ pub struct Asker {
 impl Gateway {
     /// What is counted.
     pub fn metrics(&self) -> &Arc<Metrics> {
-        &self.metrics
+        &self.0.metrics
     }
 
     /// What is kept.
     pub fn cache(&self) -> &Cache {
-        &self.cache
+        &self.0.cache
     }
 
     /// The rungs' names.
     pub fn ladder(&self) -> &Ladder {
-        &self.route.ladder
+        &self.0.route.ladder
     }
 
     /// What is under way, at most `most` clips and `most` askers of it. `None` if too many look already or the hub has
     /// ended; it may take as long as the hub is busy. Cancel safe.
     pub async fn overview(&self, most: usize) -> Option<Overview> {
-        let hub::Overview { clips, clips_in_all, keys, keys_in_all } = self.hub.overview(most).await?;
-        let members = self.keyring.members();
+        let hub::Overview { clips, clips_in_all, keys, keys_in_all } = self.0.hub.overview(most).await?;
+        let members = self.0.keyring.members();
         let (askers, askers_in_all) = match members.is_empty() {
             true => (keys.iter().map(|key| self.key(key)).collect(), keys_in_all),
             false => self.members(members, &keys, most),
@@ -70,8 +70,8 @@ impl Gateway {
     }
 
     fn key(&self, key: &KeyInFlight) -> Asker {
-        let is_proven = self.cache.knows(key.domain);
-        let left = if is_proven { self.limits.left(Who::Key(key.domain)) } else { Vec::new() };
+        let is_proven = self.0.cache.knows(key.domain);
+        let left = if is_proven { self.0.limits.left(Who::Key(key.domain)) } else { Vec::new() };
         Asker { name: None, key: key.domain, waits: key.waits, left }
     }
 
@@ -94,7 +94,7 @@ impl Gateway {
         waits.sort_by_key(|(_, waits)| Reverse(*waits));
         waits.truncate(most);
         let askers = waits.into_iter().map(|((name, key), waits)| Asker {
-            left: self.limits.left(Who::member(&name)),
+            left: self.0.limits.left(Who::member(&name)),
             name: Some(name),
             key,
             waits,
