@@ -1,6 +1,6 @@
 # make help says what there is.
 
-# For promtool, for python3 with the modules that the system's own has not, and for those of node (.ci/tools).
+# For promtool and gungraun-runner, for python3 with the modules that the system's own has not, and for node's (.ci/tools).
 VENV := $(CURDIR)/target/python
 NODE := $(CURDIR)/target/node
 export PATH := $(VENV)/bin:$(PATH)
@@ -11,13 +11,15 @@ MINUTES ?= 10
 RATE ?= 2000
 TARGETS ?= query answer coalescer turns
 
-.PHONY: help run test check deny sweep soak fuzz tools
+.PHONY: help run test check deny counts compare sweep soak fuzz tools
 
 help:
 	@echo 'make run            run the gateway before a simulated upstream: no key, no network'
 	@echo 'make test           install what the tests need where that can be done, and run them all'
 	@echo 'make check          format, lints, documentation and dependencies, each without a warning'
 	@echo 'make deny           just the dependencies: licences, versions twice, where they come from (deny.toml)'
+	@echo 'make counts         instructions of a hit, a join, a leave, a landing, held to their budgets (benches/counts.rs)'
+	@echo 'make compare        the gateway beside what else there is: an hour, on a machine that does nothing else'
 	@echo 'make sweep SEEDS=n  the first n random schedules of the merging (10000); SEED=n: just that one, told'
 	@echo 'make soak           MINUTES (10) of all weathers at RATE (2000) requests a second, each answer checked; SEED=n'
 	@echo 'make fuzz TIME=n    n seconds (600) of made-up inputs for each of TARGETS (fuzz/targets/)'
@@ -25,7 +27,7 @@ help:
 run:
 	cargo run --release --locked -- serve --sim
 
-test: tools
+test: tools counts
 	cargo test --locked
 
 check: deny
@@ -35,6 +37,12 @@ check: deny
 
 deny:
 	@.ci/deny target
+
+counts: tools
+	cargo bench --locked --profile counts --bench counts
+
+compare:
+	benches/compare
 
 sweep:
 	CLIPGATE_SWEEP_SEEDS=$(SEEDS) $(if $(SEED),CLIPGATE_SWEEP_SEED=$(SEED)) \

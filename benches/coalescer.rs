@@ -1,0 +1,83 @@
+//! What do a join, a leave and a landing cost as waits and clips grow? Flat is the goal, a logarithm is allowed.
+//!
+//! `cargo bench --bench coalescer`; `benches/compare coalescer` draws it.
+
+#![allow(unreachable_pub, reason = "modules of benches")]
+
+mod crowd;
+
+use std::cell::RefCell;
+
+use clipgate::model::coalesce::WaitId;
+use divan::Bencher;
+use divan::counter::ItemsCount;
+
+use self::crowd::Crowd;
+
+/// How many are parked.
+const WAITS: [u64; 6] = [10, 100, 1_000, 10_000, 100_000, 1_000_000];
+
+/// So few at a time that they do not change how many are parked.
+const AT_ONCE: u32 = 10;
+
+fn main() {
+    divan::main();
+}
+
+/// A wait that is gone when nobody looks at it any more, as divan drops what comes back when the time is taken.
+struct Joined<'a>(WaitId, &'a RefCell<Crowd>);
+
+impl Drop for Joined<'_> {
+    fn drop(&mut self) {
+        self.1.borrow_mut().leave(self.0);
+    }
+}
+
+#[divan::bench(args = WAITS, sample_size = AT_ONCE)]
+fn join_on_one_clip(bencher: Bencher<'_, '_>, waits: u64) {
+    join(bencher, waits, 1);
+}
+
+#[divan::bench(args = WAITS, sample_size = AT_ONCE)]
+fn join_where_each_has_its_clip(bencher: Bencher<'_, '_>, waits: u64) {
+    join(bencher, waits, waits);
+}
+
+#[divan::bench(args = WAITS, sample_size = AT_ONCE)]
+fn leave_on_one_clip(bencher: Bencher<'_, '_>, waits: u64) {
+    leave(bencher, waits, 1);
+}
+
+#[divan::bench(args = WAITS, sample_size = AT_ONCE)]
+fn leave_where_each_has_its_clip(bencher: Bencher<'_, '_>, waits: u64) {
+    leave(bencher, waits, waits);
+}
+
+/// Of one clip that a tenth of ten waits is on, and of one that all are on: by the wait it is to cost the same.
+#[divan::bench(args = WAITS, sample_count = 5, sample_size = 1)]
+fn landing_for_each_wait(bencher: Bencher<'_, '_>, waits: u64) {
+    bencher
+        .counter(ItemsCount::new(waits))
+        .with_inputs(|| Crowd::new(waits, 1))
+        .bench_local_refs(|crowd| assert_eq!(crowd.land(), waits));
+}
+
+#[divan::bench(args = WAITS, sample_count = 5, sample_size = 1)]
+fn landing_of_one_wait_of_many(bencher: Bencher<'_, '_>, waits: u64) {
+    bencher.with_inputs(|| Crowd::new(waits, waits)).bench_local_refs(|crowd| assert_eq!(crowd.land(), 1));
+}
+
+fn join(bencher: Bencher<'_, '_>, waits: u64, clips: u64) {
+    let crowd = RefCell::new(Crowd::new(waits, clips));
+    bencher.bench_local(|| {
+        let wait = crowd.borrow_mut().join();
+        Joined(wait, &crowd)
+    });
+}
+
+fn leave(bencher: Bencher<'_, '_>, waits: u64, clips: u64) {
+    let crowd = RefCell::new(Crowd::new(waits, clips));
+    bencher
+        .with_inputs(|| crowd.borrow_mut().join())
+        .bench_local_values(|wait| crowd.borrow_mut().leave(wait));
+}

@@ -1,0 +1,119 @@
+//! A Coalescer with a crowd of waits on it, whose outputs are taken as the hub takes them.
+
+use std::collections::HashMap;
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use clipgate::clock;
+use clipgate::model::clip::{ClipId, ClipSet, ClipState, Head, KeyDomain};
+use clipgate::model::coalesce::{
+    Coalescer, Input, Outcome, Output, PollId, Progress, Rules, WaitId, WaitSpec,
+};
+use clipgate::model::route::{Form, Goal, Route};
+
+/// The machine, and what its shell knows of it.
+pub struct Crowd {
+    machine: Coalescer,
+    goal: Goal,
+    now: Instant,
+    /// Joined so far, those that are gone included.
+    joined: u64,
+    clips: Vec<ClipId>,
+    /// By the clip that each asks for.
+    polls: HashMap<ClipId, PollId>,
+    settled: u64,
+}
+
+impl Crowd {
+    /// So many waits, each on one clip, spread evenly over so many clips of one key.
+    pub fn new(waits: u64, clips: u64) -> Self {
+        let ladder = Route::suno().ladder;
+        let mut crowd = Self {
+            goal: Goal::Rung(ladder.highest_askable()),
+            machine: Coalescer::new(Rules {
+                ladder,
+                hold: Duration::from_secs(120),
+                linger: Duration::from_secs(2),
+                max_clips: 6,
+            }),
+            now: clock::now(),
+            joined: 0,
+            clips: (0..clips).map(clip).collect(),
+            polls: HashMap::new(),
+            settled: 0,
+        };
+        for _ in 0..waits {
+            crowd.join();
+        }
+        crowd
+    }
+
+    /// One wait more, on the clip whose turn it is.
+    pub fn join(&mut self) -> WaitId {
+        let id = WaitId(self.joined);
+        let at = usize::try_from(self.joined).expect("it fits") % self.clips.len();
+        self.joined += 1;
+        let spec = WaitSpec {
+            domain: KeyDomain([7; 16]),
+            form: Form::Single,
+            clips: ClipSet::new([self.clips[at].clone()]),
+            goal: self.goal,
+            arrived: self.now,
+            timeout: Duration::from_secs(120),
+            keep: true,
+            known: Vec::new(),
+        };
+        self.tell(Input::Join(id, spec));
+        id
+    }
+
+    /// The wait's client hangs up.
+    pub fn leave(&mut self, wait: WaitId) {
+        self.tell(Input::Leave(wait));
+    }
+
+    /// The first clip's poll lands, and settles each wait on it; how many those are.
+    pub fn land(&mut self) -> u64 {
+        let clip = self.clips[0].clone();
+        let poll = self.polls.remove(&clip).expect("its waits have opened it");
+        let before = self.settled;
+        self.tell(Input::Landed(poll, Outcome::Clips(vec![self.done(clip)])));
+        self.settled - before
+    }
+
+    fn done(&self, id: ClipId) -> ClipState {
+        let Goal::Rung(rung) = self.goal else { unreachable!("it is a rung") };
+        ClipState {
+            id,
+            rung: Some(rung),
+            body: Bytes::from_static(b"{}"),
+            head: Arc::new(Head::default()),
+            seen_at: self.now,
+        }
+    }
+
+    /// A microsecond passes with each input, as no two are at the same time.
+    fn tell(&mut self, input: Input) {
+        self.now += Duration::from_micros(1);
+        self.machine.handle(input, self.now);
+        while let Some(output) = self.machine.poll_output() {
+            match output {
+                Output::Open(poll, spec) => {
+                    let clip = spec.clips.iter().next().expect("a poll asks for a clip").clone();
+                    self.polls.insert(clip, poll);
+                    self.machine.handle(Input::Progress(poll, Progress::Trying), self.now);
+                    self.machine.handle(Input::Progress(poll, Progress::Standing), self.now);
+                }
+                Output::Settle(..) => self.settled += 1,
+                Output::Abort(_) => {}
+            }
+        }
+        black_box(self.machine.poll_timeout());
+    }
+}
+
+fn clip(number: u64) -> ClipId {
+    ClipId::new(&format!("{number:08x}-0000-4000-8000-000000000000")).expect("it is short")
+}
