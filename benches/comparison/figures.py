@@ -1,0 +1,51 @@
+"""Medians over rounds, and ratios of pairs: of two servers in one round, since the machine is never the same for long."""
+
+import json
+import statistics
+
+# A round says how many requests a server answers only where the server was what held it up.
+BUSY = 0.88
+
+
+class Figures:
+    """What was measured last, by scene."""
+
+    def __init__(self, run):
+        self.records = []
+        for path in sorted(run.glob("*.json")):
+            self.records += [json.loads(line) for line in path.read_text().splitlines()]
+
+    def of(self, scene, **wanted):
+        """The records of a scene that say so."""
+        fits = lambda record: all(record.get(key) == value for key, value in wanted.items())
+        return [record for record in self.records if record["scene"] == scene and fits(record)]
+
+    def peers(self, scene, **wanted):
+        return list(dict.fromkeys(record["peer"] for record in self.of(scene, **wanted)))
+
+    def values(self, key, scene, **wanted):
+        return [record[key] for record in self.of(scene, **wanted) if record.get(key) is not None]
+
+    def median(self, key, scene, **wanted):
+        return median(self.values(key, scene, **wanted))
+
+    def ratio(self, key, peer, beside, scene, **wanted):
+        """The median of what the peer has by what the other has, and the least and most, each of one round."""
+        other = {record["round"]: record[key] for record in self.of(scene, peer=beside, **wanted)}
+        pairs = [
+            record[key] / other[record["round"]]
+            for record in self.of(scene, peer=peer, **wanted)
+            if other.get(record["round"])
+        ]
+        return (median(pairs), min(pairs), max(pairs)) if pairs else None
+
+    def rate(self, scene, **wanted):
+        """Requests a second of the rounds in which the server was busy."""
+        return median([record["rps"] for record in self.of(scene, **wanted) if record["utilization"] >= BUSY])
+
+    def rounds(self, scene, **wanted):
+        return len({record["round"] for record in self.of(scene, **wanted)})
+
+
+def median(values):
+    return statistics.median(values) if values else None

@@ -1,0 +1,82 @@
+"""Load generators, on the load's core: how many requests a server answers, and what each costs it."""
+
+import re
+import subprocess
+import time
+
+from .peers import LOAD_CORE
+
+CLIP = "00000000-0000-4000-8000-000000000000"
+HIT = f"/v2/generate/audio/suno-ai/clip?clip_id={CLIP}&status=completed"
+PLAIN = "/plain"
+CONNECTIONS = 64
+# HTTP/2: as many requests at once, on fewer connections.
+HTTP2_CONNECTIONS, HTTP2_STREAMS = 8, 8
+MILLISECONDS = {"us": 1e-3, "ms": 1, "s": 1e3, "m": 6e4}
+
+
+def requests(server, path, seconds, http=1):
+    """One round: the server's CPU for each request, in microseconds, and what the generator saw."""
+    command = wrk if http == 1 else h2load
+    cpu, began = server.cpu(), time.monotonic()
+    output, read = command(server.peer, path, seconds)
+    took, cpu = time.monotonic() - began, server.cpu() - cpu
+    seen = read(output)
+    if seen["n"] == 0 or seen["bad"]:
+        raise RuntimeError(f"{server.name}: {seen['bad']} of {seen['n']} answers are wrong\n{output}")
+    return dict(seen, cpu_us=1e6 * cpu / seen["n"], utilization=cpu / took)
+
+
+def wrk(peer, path, seconds):
+    url = f"http://127.0.0.1:{peer.port}{path}"
+    return run(
+        "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency", "-H", "Authorization: Bearer k", url
+    ), of_wrk
+
+
+def of_wrk(output):
+    # The column beside may end in 50%, too.
+    quantile = lambda of: milliseconds(re.search(rf"^\s+{of}%\s+(\S+)$", output, re.M)[1])
+    bad = sum(int(text) for text in re.findall(r"Non-2xx or 3xx responses: (\d+)", output))
+    for errors in re.findall(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", output):
+        bad += sum(map(int, errors))
+    return dict(
+        n=int(re.search(r"(\d+) requests in", output)[1]),
+        bad=bad,
+        rps=float(re.search(r"Requests/sec:\s+([\d.]+)", output)[1]),
+        p50_ms=quantile(50),
+        p99_ms=quantile(99),
+    )
+
+
+def h2load(peer, path, seconds):
+    url = f"http://127.0.0.1:{peer.http2_port}{path}"
+    return run(
+        "h2load",
+        "-t1",
+        f"-c{HTTP2_CONNECTIONS}",
+        f"-m{HTTP2_STREAMS}",
+        f"-D{seconds}",
+        "-H",
+        "authorization: Bearer k",
+        url,
+    ), of_h2load
+
+
+def of_h2load(output):
+    n = int(re.search(r"(\d+) done", output)[1])
+    good = int(re.search(r"status codes: (\d+) 2xx", output)[1])
+    # What is under way when the time is over may be among the good ones.
+    return dict(
+        n=n, bad=max(0, n - good), rps=float(re.search(r"finished in [^,]+, ([\d.]+) req/s", output)[1])
+    )
+
+
+def run(*command):
+    done = subprocess.run(["taskset", "-c", LOAD_CORE, *command], capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+def milliseconds(text):
+    number, unit = re.match(r"([\d.]+)(us|ms|s|m)$", text).groups()
+    return float(number) * MILLISECONDS[unit]

@@ -1,0 +1,57 @@
+"""The benches of the parts: what divan prints of them, as records."""
+
+import re
+import subprocess
+
+from .peers import ROOT, SERVER_CORE
+
+NANOSECONDS = {"ns": 1, "µs": 1e3, "ms": 1e6, "s": 1e9}
+
+
+def coalescer(_options):
+    """A join, a leave and a landing, as waits and clips grow."""
+    yield from timed("coalescer")
+
+
+def hub(_options):
+    """Joins and answers of the hub's one task."""
+    yield from timed("hub")
+
+
+def timed(bench):
+    command = ["taskset", "-c", SERVER_CORE, "cargo", "bench", "--locked", "--bench", bench]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    yield from (dict(scene=bench, **record) for record in of_divan(done.stdout))
+
+
+def of_divan(output):
+    """A line each: its name or its bench's argument, then fastest, slowest, median and mean; rates on a line below."""
+    name, record = None, None
+    for line in output.splitlines():
+        found = re.match(r"(?:[│ ]\s*)*[├╰]─ (\S+)\s*(.*)", line)
+        columns = [column.strip() for column in (found[2] if found else line).split("│")]
+        if found and columns[0]:
+            if record:
+                yield record
+            is_argument = re.match(r"\s*[│ ]\s+[├╰]", line)
+            record = dict(
+                bench=name if is_argument else found[1],
+                of=int(found[1]) if is_argument else None,
+                ns=time(columns[2]),
+            )
+        elif found:
+            name = found[1]
+        elif record and "item/s" in line:
+            record["items_per_second"] = rate([column for column in columns if column][2])
+    if record:
+        yield record
+
+
+def time(text):
+    number, unit = text.split()
+    return float(number) * NANOSECONDS[unit]
+
+
+def rate(text):
+    number, unit = text.split()
+    return float(number) * {"item/s": 1, "Kitem/s": 1e3, "Mitem/s": 1e6, "Gitem/s": 1e9}[unit]

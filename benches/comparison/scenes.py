@@ -1,0 +1,236 @@
+"""What is measured. A scene yields records, each a dict that says its scene, round and peer."""
+
+import statistics
+import subprocess
+import time
+import urllib.request
+
+from . import load, parts
+from .peers import LOAD_CORE, PEERS, Upstream
+from .waits import Clip, Waiters, wait_until_done
+
+KEY = {"Authorization": "Bearer k"}
+# Late joiners, ten times faster than life.
+LATE_HOLD, LATE_DONE, LATE_WAITS = 12, 15, 17
+# How much of its own time a client that was told on time may lack.
+LATE_SLACK = 0.2
+
+
+def get(peer, path, timeout=10):
+    request = urllib.request.Request(f"http://127.0.0.1:{peer.port}{path}", headers=KEY)
+    return urllib.request.urlopen(request, timeout=timeout).read()
+
+
+def in_turn(peers, number):
+    """There and back, so that drift falls on all alike."""
+    return peers if number % 2 == 0 else peers[::-1]
+
+
+def started(names, **options):
+    return [PEERS[name].start(**options) for name in names if PEERS[name].is_installed()]
+
+
+def hits(options):
+    """Cached hits over HTTP/1.1 and HTTP/2, from all servers in turn."""
+    names = [name for name in options.peers if name != "merge"]
+    yield from loaded("hits", names, load.HIT, options, (1, 2))
+
+
+def passing(options):
+    """What no cache answers, through to the upstream and back."""
+    names = [name for name in ("clipgate", "nginx", "haproxy") if name in options.peers]
+    yield from loaded("passing", names, load.PLAIN, options, (1,))
+
+
+def loaded(scene, names, path, options, versions):
+    with Upstream():
+        servers = started(names)
+        try:
+            for server in servers:
+                for _ in range(20):
+                    get(server.peer, path)
+            for http in versions:
+                fit = [server for server in servers if http == 1 or server.peer.http2_port]
+                for server in fit:
+                    load.requests(server, path, 1, http)
+                for number in range(options.rounds):
+                    for server in in_turn(fit, number):
+                        seen = load.requests(server, path, options.seconds, http)
+                        yield dict(scene=scene, http=http, round=number, peer=server.name, **seen)
+        finally:
+            for server in servers:
+                server.stop()
+
+
+def waits(options):
+    """Identical waits: upstream calls, how late the last is told, CPU and memory for each."""
+    names = [
+        name
+        for name in ("clipgate", "merge", "nginx", "varnish", "trafficserver", "pingora")
+        if name in options.peers
+    ]
+    for number in range(options.rounds):
+        for count in (100, 1_000, 10_000):
+            for name in in_turn(names, number):
+                if PEERS[name].is_installed():
+                    yield dict(
+                        scene="waits", waits=count, round=number, peer=name, **fan_out(PEERS[name], count)
+                    )
+
+
+def streams(options):
+    """The same as HTTP/2 streams, a thousand on a connection."""
+    names = [name for name in ("clipgate", "merge", "nginx") if name in options.peers]
+    for number in range(options.rounds):
+        for name in in_turn(names, number):
+            if PEERS[name].is_installed():
+                seen = fan_out(PEERS[name], 10_000, streams=1_000)
+                yield dict(scene="streams", waits=10_000, round=number, peer=name, **seen)
+
+
+def fan_out(peer, count, streams=None):
+    with Upstream(), peer.start() as server:
+        for _ in range(3):
+            get(peer, load.HIT)
+        server.settle()
+        clip, cpu, resident = Clip(), server.cpu(), server.resident()
+        with Waiters(peer, clip, count, streams=streams) as waiters:
+            waiters.have_asked()
+            server.settle()
+            parked = (server.resident() - resident) / count
+            clip.put("completed")
+            told = waiters.told()
+        server.settle()
+        return dict(
+            told_after(clip, told),
+            bytes=parked,
+            cpu_us=1e6 * (server.cpu() - cpu) / count,
+            calls=clip.counts()["calls"],
+            wrong=sum(not one.is_reached() for one in told),
+        )
+
+
+def told_after(clip, told):
+    """How long after the upstream's own answer clients had theirs, in milliseconds."""
+    answered = wait_until_done(clip)
+    late = sorted((one.answered_ns - answered) / 1e6 for one in told)
+    return dict(p50_ms=statistics.median(late), p99_ms=late[int(0.99 * (len(late) - 1))], max_ms=late[-1])
+
+
+def late(options):
+    """17 clients, one each second, before an upstream that gives up after 12 s; the clip is done after 15 s."""
+    names = [
+        name for name in ("clipgate", "nginx", "varnish", "trafficserver", "pingora") if name in options.peers
+    ]
+    for unreached in (200, 504):
+        for name in names:
+            if PEERS[name].is_installed():
+                yield dict(scene="late", unreached=unreached, peer=name, **join_late(PEERS[name], unreached))
+
+
+def join_late(peer, unreached):
+    with Upstream(LATE_HOLD, unreached), peer.start(hold=LATE_HOLD, unreached_within=LATE_HOLD + 1) as server:
+        for _ in range(3):
+            get(peer, load.HIT)
+        server.settle()
+        clip = Clip()
+        began = time.monotonic()
+        with Waiters(peer, clip, LATE_WAITS, pause_us=1_000_000) as waiters:
+            time.sleep(max(0, began + LATE_DONE - time.monotonic()))
+            clip.put("completed")
+            told = waiters.told()
+        short = [one for one in told if not one.is_reached()]
+        cut = sum(one.waited() < LATE_HOLD - LATE_SLACK for one in short)
+        counts = clip.counts()
+        return dict(
+            calls=counts["calls"],
+            max_open=counts["max_open"],
+            reached=len(told) - len(short),
+            cut=cut,
+            own_time=len(short) - cut,
+        )
+
+
+def crowd(options):
+    """Hits while 100,000 waits are parked, against hits without them, in the same process."""
+    count = 100_000
+    peer = PEERS["clipgate"]
+    for number in range(options.rounds):
+        with Upstream(), peer.start() as server:
+            for _ in range(20):
+                get(peer, load.HIT)
+            load.requests(server, load.HIT, 1)
+            server.settle()
+            clip, resident = Clip(), server.resident()
+            before = [load.requests(server, load.HIT, options.seconds) for _ in range(2)]
+            with Waiters(peer, clip, count, pause_us=50, streams=1_000) as waiters:
+                waiters.have_asked()
+                server.settle()
+                parked = (server.resident() - resident) / count
+                beside = [load.requests(server, load.HIT, options.seconds) for _ in range(2)]
+                clip.put("completed")
+                told = waiters.told(within=120)
+            seen = told_after(clip, told)
+        yield dict(
+            scene="crowd",
+            round=number,
+            peer=peer.name,
+            waits=count,
+            bytes=parked,
+            wrong=sum(not one.is_reached() for one in told),
+            calls=1,
+            alone=before,
+            beside=beside,
+            **seen,
+        )
+
+
+def bodies(options):
+    """Memory while a body streams through that is read as fast as it comes."""
+    peer = PEERS["clipgate"]
+    for mebibytes in (16, 256, 4096):
+        with Upstream(), peer.start() as server:
+            get(peer, load.PLAIN)
+            server.settle()
+            idle = server.resident()
+            url = f"http://127.0.0.1:{peer.port}/bytes/{mebibytes << 20}"
+            reader = subprocess.Popen(["taskset", "-c", LOAD_CORE, "curl", "-sS", "-o", "/dev/null", url])
+            most = idle
+            while reader.poll() is None:
+                most = max(most, server.resident())
+                time.sleep(0.02)
+            if reader.returncode:
+                raise RuntimeError(f"curl ended with {reader.returncode}")
+            yield dict(scene="bodies", peer=peer.name, mebibytes=mebibytes, idle=idle, most=most)
+
+
+def starts(options):
+    """From the process's start until it takes connections, and what it holds when nothing is asked of it."""
+    for number in range(max(options.rounds, 9)):
+        for name in in_turn(
+            [name for name in ("clipgate", "nginx", "haproxy") if name in options.peers], number
+        ):
+            if PEERS[name].is_installed():
+                with Upstream(), PEERS[name].start() as server:
+                    time.sleep(1)
+                    yield dict(
+                        scene="starts",
+                        round=number,
+                        peer=name,
+                        ready_ms=1e3 * server.ready_after,
+                        idle=server.resident(),
+                    )
+
+
+SCENES = dict(
+    hits=hits,
+    waits=waits,
+    late=late,
+    streams=streams,
+    crowd=crowd,
+    passing=passing,
+    bodies=bodies,
+    starts=starts,
+    coalescer=parts.coalescer,
+    hub=parts.hub,
+)

@@ -1,0 +1,214 @@
+//! The bare server: what hyper alone takes, and with the least that a gateway must do.
+//!
+//! | mode | answers |
+//! | --- | --- |
+//! | `static` | a fixed body of 2.5 kB |
+//! | `logic` | the same from a cache, after reading the query, hashing the key and asking its quota |
+//! | `merge` | what the upstream says, asked once for all who ask the same meanwhile |
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::hash::{BuildHasher as _, Hash as _, Hasher as _};
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::{Parser, ValueEnum};
+use governor::clock::DefaultClock;
+use governor::state::keyed::DashMapStateStore;
+use governor::{Quota, RateLimiter};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+
+/// The bare server
+#[derive(Debug, Parser)]
+struct Args {
+    mode: Mode,
+    #[arg(long, default_value = "127.0.0.1:8100")]
+    listen: SocketAddr,
+    /// Where HTTP/2 with prior knowledge is spoken
+    #[arg(long, default_value = "127.0.0.1:8110")]
+    listen_http2: SocketAddr,
+    #[arg(long, default_value = "127.0.0.1:9000")]
+    upstream: SocketAddr,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Mode {
+    Static,
+    Logic,
+    Merge,
+}
+
+/// What names one question: a hash of key, path, id and status.
+type Question = u128;
+type Answer = watch::Receiver<Option<Bytes>>;
+
+struct Bare {
+    mode: Mode,
+    upstream: SocketAddr,
+    body: Bytes,
+    cache: moka::sync::Cache<Question, Bytes, ahash::RandomState>,
+    quota: RateLimiter<u64, DashMapStateStore<u64>, DefaultClock>,
+    hashers: [ahash::RandomState; 2],
+    asking: Mutex<HashMap<Question, Answer>>,
+}
+
+fn main() -> std::io::Result<()> {
+    let args = Args::parse();
+    let bare = Arc::new(Bare::new(&args));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (http1, http2) = (listen(args.listen)?, listen(args.listen_http2)?);
+        loop {
+            tokio::select! {
+                accepted = http1.accept() => drop(tokio::spawn(Arc::clone(&bare).http1(accepted?.0))),
+                accepted = http2.accept() => drop(tokio::spawn(Arc::clone(&bare).http2(accepted?.0))),
+            }
+        }
+    })
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(4096)
+}
+
+impl Bare {
+    fn new(args: &Args) -> Self {
+        let far_away = NonZeroU32::new(1_000_000_000).expect("it is not 0");
+        Self {
+            mode: args.mode,
+            upstream: args.upstream,
+            body: Bytes::from(format!(
+                r#"{{"id":"0","status":"completed","prompt":"{}"}}"#,
+                "x".repeat(2456)
+            )),
+            cache: moka::sync::Cache::builder()
+                .max_capacity(100_000)
+                .time_to_live(Duration::from_secs(3600))
+                .build_with_hasher(ahash::RandomState::default()),
+            quota: RateLimiter::dashmap(Quota::per_second(far_away)),
+            hashers: [ahash::RandomState::default(), ahash::RandomState::default()],
+            asking: Mutex::default(),
+        }
+    }
+
+    async fn http1(self: Arc<Self>, stream: TcpStream) {
+        // Both fail where the connection is gone.
+        let _ = stream.set_nodelay(true);
+        let service = service_fn(|request| Arc::clone(&self).answer(request));
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
+        let _ = http.serve_connection(TokioIo::new(stream), service).await;
+    }
+
+    async fn http2(self: Arc<Self>, stream: TcpStream) {
+        let _ = stream.set_nodelay(true);
+        let service = service_fn(|request| Arc::clone(&self).answer(request));
+        let mut http = http2::Builder::new(TokioExecutor::new());
+        http.timer(TokioTimer::new()).max_concurrent_streams(1000);
+        let _ = http.serve_connection(TokioIo::new(stream), service).await;
+    }
+
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Full<Bytes>>, Infallible> {
+        if self.mode == Mode::Static {
+            return Ok(json(self.body.clone()));
+        }
+        let Some((key, question)) = self.read(&request) else { return Ok(empty(StatusCode::BAD_REQUEST)) };
+        if self.mode == Mode::Logic && self.quota.check_key(&key).is_err() {
+            return Ok(empty(StatusCode::TOO_MANY_REQUESTS));
+        }
+        if let Some(kept) = self.cache.get(&question) {
+            return Ok(json(kept));
+        }
+        if self.mode == Mode::Logic {
+            self.cache.insert(question, self.body.clone());
+            return Ok(json(self.body.clone()));
+        }
+        let mut answer = self.ask(question, &request);
+        // Not kept while it waits.
+        drop(request);
+        let answer = answer.wait_for(Option::is_some).await.ok().and_then(|answer| answer.clone());
+        Ok(json(answer.unwrap_or_default()))
+    }
+
+    fn read(&self, request: &Request<Incoming>) -> Option<(u64, Question)> {
+        let key = request.headers().get(AUTHORIZATION)?.as_bytes();
+        let (mut id, mut status) = ("", "");
+        for pair in request.uri().query()?.split('&') {
+            match pair.split_once('=') {
+                Some(("clip_id", value)) => id = value,
+                Some(("status", value)) => status = value,
+                Some(_) | None => {}
+            }
+        }
+        let hash = |hasher: &ahash::RandomState| {
+            let mut state = hasher.build_hasher();
+            (key, request.uri().path(), id, status).hash(&mut state);
+            u128::from(state.finish())
+        };
+        let [first, second] = &self.hashers;
+        Some((first.hash_one(key), (hash(first) << 64) | hash(second)))
+    }
+
+    /// The answer that is under way, or a new one.
+    fn ask(self: &Arc<Self>, question: Question, request: &Request<Incoming>) -> Answer {
+        let mut asking = self.asking.lock().expect("nobody panics with it");
+        if let Some(answer) = asking.get(&question) {
+            return answer.clone();
+        }
+        let (tell, answer) = watch::channel(None);
+        asking.insert(question, answer.clone());
+        let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+        let key = request.headers().get(AUTHORIZATION).and_then(|key| key.to_str().ok()).unwrap_or_default();
+        let head =
+            format!("GET {target} HTTP/1.1\r\nHost: u\r\nAuthorization: {key}\r\nConnection: close\r\n\r\n");
+        let bare = Arc::clone(self);
+        tokio::spawn(async move {
+            let body = fetch(bare.upstream, &head).await.unwrap_or_default();
+            bare.cache.insert(question, body.clone());
+            tell.send_replace(Some(body));
+            bare.asking.lock().expect("nobody panics with it").remove(&question);
+        });
+        answer
+    }
+}
+
+/// The body of the answer, over a connection of its own.
+async fn fetch(upstream: SocketAddr, head: &str) -> std::io::Result<Bytes> {
+    let mut stream = TcpStream::connect(upstream).await?;
+    stream.write_all(head.as_bytes()).await?;
+    let mut answer = Vec::with_capacity(4096);
+    stream.read_to_end(&mut answer).await?;
+    let body = answer.windows(4).position(|end| end == b"\r\n\r\n").map_or(0, |end| end + 4);
+    Ok(Bytes::from(answer).slice(body..))
+}
+
+fn json(body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    let kind = HeaderValue::from_static("application/json; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+fn empty(status: StatusCode) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = status;
+    response
+}
