@@ -1,10 +1,11 @@
-"""Medians over rounds, and ratios of pairs: of two servers in one round, since the machine is never the same for long."""
+"""Medians over rounds, and ratios of pairs: of two servers in one round, as the machine is never the same for long."""
 
 import json
 import statistics
 
 # A round says how many requests a server answers only where the server was what held it up.
 BUSY = 0.88
+MEBIBYTE = 1 << 20
 
 
 class Figures:
@@ -49,3 +50,17 @@ class Figures:
 
 def median(values):
     return statistics.median(values) if values else None
+
+
+def number(value, digits=0):
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def spread(ratio):
+    """A ratio with the least and the most."""
+    return "–" if ratio is None else "{:.2f} ({:.2f} to {:.2f})".format(*ratio)
+
+
+def table(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -67,9 +67,7 @@ def of_h2load(output):
     n = int(re.search(r"(\d+) done", output)[1])
     good = int(re.search(r"status codes: (\d+) 2xx", output)[1])
     # What is under way when the time is over may be among the good ones.
-    return dict(
-        n=n, bad=max(0, n - good), rps=float(re.search(r"finished in [^,]+, ([\d.]+) req/s", output)[1])
-    )
+    return dict(n=n, bad=max(0, n - good), rps=float(re.search(r"finished in [^,]+, ([\d.]+) req/s", output)[1]))
 
 
 def run(*command):

@@ -40,9 +40,7 @@ class Peer:
 
     def start(self, hold=120, unreached_within=130):
         """Before an upstream that holds polls for `hold` seconds; peers give up a little later."""
-        values = dict(
-            HTTP1=self.port, HTTP2=self.http2_port, UPSTREAM=UPSTREAM, SECONDS=unreached_within, HOLD=hold
-        )
+        values = dict(HTTP1=self.port, HTTP2=self.http2_port, UPSTREAM=UPSTREAM, SECONDS=unreached_within, HOLD=hold)
         return Running(self, values)
 
 
@@ -305,9 +303,7 @@ def trafficserver(values):
     )
     filled("trafficserver.records", values, values["RUN"]).rename(etc / "records.config")
     upstream = f"http://127.0.0.1:{values['UPSTREAM']}/"
-    (etc / "remap.config").write_text(
-        f"map / {upstream} @plugin=cachekey.so @pparam=--include-headers=Authorization\n"
-    )
+    (etc / "remap.config").write_text(f"map / {upstream} @plugin=cachekey.so @pparam=--include-headers=Authorization\n")
     (etc / "storage.config").write_text(f"{values['SHM']} 256M\n")
     (etc / "cache.config").write_text("dest_domain=. ttl-in-cache=1h\n")
     # It gives up root's rights.

@@ -80,8 +80,7 @@ class Painter:
         )
         for axis, (title, scene, key, wanted, by) in zip(axes[:, 0], panels):
             bars = [
-                (peer, figures.median(key, scene, peer=peer, **wanted) / by)
-                for peer in figures.peers(scene, **wanted)
+                (peer, figures.median(key, scene, peer=peer, **wanted) / by) for peer in figures.peers(scene, **wanted)
             ]
             self.bars(axis, title, sorted(bars, key=lambda bar: -bar[1]))
         self.save(figure, path)
@@ -140,8 +139,7 @@ class Painter:
         for label, bench, colour, style in lines:
             records = figures.of("coalescer", bench=bench)
             each = [
-                record["ns"] / (record["of"] if bench == "landing_for_each_wait" else 1) / 1e3
-                for record in records
+                record["ns"] / (record["of"] if bench == "landing_for_each_wait" else 1) / 1e3 for record in records
             ]
             axis.plot(
                 [record["of"] for record in records],

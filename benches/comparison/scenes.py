@@ -1,12 +1,14 @@
 """What is measured. A scene yields records, each a dict that says its scene, round and peer."""
 
+import os
+import shutil
 import statistics
 import subprocess
 import time
 import urllib.request
 
 from . import load, parts
-from .peers import LOAD_CORE, PEERS, Upstream
+from .peers import LOAD_CORE, PEERS, ROOT, RUN, Upstream
 from .waits import Clip, Waiters, wait_until_done
 
 KEY = {"Authorization": "Bearer k"}
@@ -65,17 +67,13 @@ def loaded(scene, names, path, options, versions):
 def waits(options):
     """Identical waits: upstream calls, how late the last is told, CPU and memory for each."""
     names = [
-        name
-        for name in ("clipgate", "merge", "nginx", "varnish", "trafficserver", "pingora")
-        if name in options.peers
+        name for name in ("clipgate", "merge", "nginx", "varnish", "trafficserver", "pingora") if name in options.peers
     ]
     for number in range(options.rounds):
         for count in (100, 1_000, 10_000):
             for name in in_turn(names, number):
                 if PEERS[name].is_installed():
-                    yield dict(
-                        scene="waits", waits=count, round=number, peer=name, **fan_out(PEERS[name], count)
-                    )
+                    yield dict(scene="waits", waits=count, round=number, peer=name, **fan_out(PEERS[name], count))
 
 
 def streams(options):
@@ -119,9 +117,7 @@ def told_after(clip, told):
 
 def late(options):
     """17 clients, one each second, before an upstream that gives up after 12 s; the clip is done after 15 s."""
-    names = [
-        name for name in ("clipgate", "nginx", "varnish", "trafficserver", "pingora") if name in options.peers
-    ]
+    names = [name for name in ("clipgate", "nginx", "varnish", "trafficserver", "pingora") if name in options.peers]
     for unreached in (200, 504):
         for name in names:
             if PEERS[name].is_installed():
@@ -170,7 +166,7 @@ def crowd(options):
                 beside = [load.requests(server, load.HIT, options.seconds) for _ in range(2)]
                 clip.put("completed")
                 told = waiters.told(within=120)
-            seen = told_after(clip, told)
+            seen, calls = told_after(clip, told), clip.counts()["calls"]
         yield dict(
             scene="crowd",
             round=number,
@@ -178,7 +174,7 @@ def crowd(options):
             waits=count,
             bytes=parked,
             wrong=sum(not one.is_reached() for one in told),
-            calls=1,
+            calls=calls,
             alone=before,
             beside=beside,
             **seen,
@@ -207,9 +203,7 @@ def bodies(options):
 def starts(options):
     """From the process's start until it takes connections, and what it holds when nothing is asked of it."""
     for number in range(max(options.rounds, 9)):
-        for name in in_turn(
-            [name for name in ("clipgate", "nginx", "haproxy") if name in options.peers], number
-        ):
+        for name in in_turn([name for name in ("clipgate", "nginx", "haproxy") if name in options.peers], number):
             if PEERS[name].is_installed():
                 with Upstream(), PEERS[name].start() as server:
                     time.sleep(1)
@@ -222,6 +216,19 @@ def starts(options):
                     )
 
 
+def build(_options):
+    """The release build from cold, with all its crates at hand, on all cores."""
+    folder = RUN / "cold"
+    shutil.rmtree(folder, ignore_errors=True)
+    cpu, began = os.times(), time.monotonic()
+    command = ["cargo", "build", "--release", "--locked", "--quiet", "--target-dir", folder]
+    subprocess.run(command, check=True, cwd=ROOT)
+    took, after = time.monotonic() - began, os.times()
+    shutil.rmtree(folder)
+    spent = after.children_user + after.children_system - cpu.children_user - cpu.children_system
+    yield dict(scene="build", peer="clipgate", seconds=took, cpu_seconds=spent, cores=os.cpu_count())
+
+
 SCENES = dict(
     hits=hits,
     waits=waits,
@@ -231,6 +238,7 @@ SCENES = dict(
     passing=passing,
     bodies=bodies,
     starts=starts,
+    build=build,
     coalescer=parts.coalescer,
     hub=parts.hub,
 )
