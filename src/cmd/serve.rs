@@ -28,6 +28,7 @@ use crate::telemetry;
 mod operator;
 mod reload;
 mod signals;
+mod watchdog;
 
 /// How often what is of no use any more is forgotten.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
@@ -93,6 +94,7 @@ pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
     announce(&listeners, admin.as_ref(), simulated.as_ref())?;
     info!(upstream = %config.upstream.base_url, version = env!("CARGO_PKG_VERSION"), "started");
     tell(&[NotifyState::Ready]);
+    let watchdog = tokio::spawn(watchdog::watch(gateway.clone()));
 
     let mut serving = tokio::spawn(server.clone().run(listeners));
     let reload = Reload { running: config, gateway, server, log };
@@ -128,6 +130,7 @@ pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
         }
     }
     tidy.abort();
+    watchdog.abort();
     drop(admin);
     flush(reload, hub, until).await?;
     if let Some(simulated) = simulated {

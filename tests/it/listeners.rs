@@ -1,6 +1,7 @@
 //! Where clients connect: TCP and unix sockets, several at once, handed over, and no more than there is room for.
 use std::os::unix::fs::PermissionsExt as _;
 
+use clipgate::sim::{Fault, On};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::process::Command;
 
@@ -107,6 +108,54 @@ async fn the_service_manager_is_told() {
     gateway.signal("TERM");
     assert_eq!(told(&manager).await, "STOPPING=1\n");
     assert_eq!(gateway.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_service_manager_that_watches_is_given_signs_of_life_to_the_end_of_the_drain() {
+    let ground = Ground::new().await;
+    ground.configure("drain_timeout = \"1h\"");
+    ground.sim.fault(On::Path("/held".to_owned()), Fault::Hang, 1);
+    let manager = tokio::net::UnixDatagram::bind(ground.path("notify")).unwrap();
+    let mut command = ground.command();
+    command.env("NOTIFY_SOCKET", ground.path("notify")).env("WATCHDOG_USEC", "200000");
+    let mut gateway = Gateway::spawn(command);
+    let mut client = Client::connect(gateway.address().await).await;
+    let held = tokio::spawn(async move { client.ask(get("/held", &[])).await });
+    ground.sim.until(|seen| seen.requests.len() == 1).await;
+    assert_eq!(told(&manager).await, "READY=1\n");
+    for _ in 0..3 {
+        assert_eq!(told(&manager).await, "WATCHDOG=1\n");
+    }
+    gateway.signal("TERM");
+    while told(&manager).await != "STOPPING=1\n" {}
+    for _ in 0..3 {
+        assert_eq!(told(&manager).await, "WATCHDOG=1\n", "a long drain is no reason to be killed");
+    }
+    gateway.signal("TERM");
+    assert_eq!(gateway.ended().await.code(), Some(1));
+    assert!(held.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn no_sign_is_given_to_who_watches_another_process() {
+    let ground = Ground::new().await;
+    ground.configure("");
+    let manager = tokio::net::UnixDatagram::bind(ground.path("notify")).unwrap();
+    let mut command = ground.command();
+    command
+        .env("NOTIFY_SOCKET", ground.path("notify"))
+        .env("WATCHDOG_USEC", "20000")
+        .env("WATCHDOG_PID", "1");
+    let mut gateway = Gateway::spawn(command);
+    gateway.address().await;
+    assert_eq!(told(&manager).await, "READY=1\n");
+    // The first sign would come at once, the others within each reload.
+    for _ in 0..10 {
+        gateway.signal("HUP");
+        gateway.logged("configuration reloaded").await;
+        assert!(told(&manager).await.starts_with("RELOADING=1\n"));
+        assert_eq!(told(&manager).await, "READY=1\n");
+    }
 }
 
 async fn told(manager: &tokio::net::UnixDatagram) -> String {
