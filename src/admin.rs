@@ -17,6 +17,7 @@ mod figures;
 mod guard;
 mod history;
 mod panel;
+pub mod probe;
 mod refusal;
 mod resource;
 mod state;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::cmd::{CommandError, check, serve, sim, token, watch};
+use crate::cmd::{CommandError, check, health, serve, sim, token, watch};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -15,6 +15,7 @@ Examples:
   clipgate check --config config.toml    say what is wrong with the file, and where
   clipgate watch ID                      follow a clip until it is made
   clipgate token alice                   let alice into the team: a token, and the lines that list it
+  clipgate health                        is it ready? For containers and probes
 
 Then point the client at http://127.0.0.1:8080 in place of the API.
 
@@ -52,6 +53,8 @@ enum Command {
     Watch(watch::Args),
     /// Make a team token and the config lines that list it
     Token(token::Args),
+    /// Ask a gateway on this machine whether it is ready
+    Health(health::Args),
 }
 
 impl Cli {
@@ -63,6 +66,7 @@ impl Cli {
             Command::Check(args) => block_on(check::run(args)),
             Command::Watch(args) => block_on(watch::run(args)),
             Command::Token(args) => token::run(&args),
+            Command::Health(args) => block_on(health::run(args)),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod ask;
 pub mod check;
+pub mod health;
 mod key;
 pub mod serve;
 pub mod sim;

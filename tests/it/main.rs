@@ -30,6 +30,7 @@ mod event_clients;
 mod event_pages;
 mod floods;
 mod hangups;
+mod health;
 mod hostile;
 mod http2;
 mod keys;
