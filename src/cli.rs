@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
-use crate::cmd::{CommandError, check, health, serve, sim, token, watch};
+use crate::cmd::{CommandError, check, completions, health, man, serve, sim, token, watch};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -55,6 +55,10 @@ enum Command {
     Token(token::Args),
     /// Ask a gateway on this machine whether it is ready
     Health(health::Args),
+    /// Write what a shell needs to complete the command line
+    Completions(completions::Args),
+    /// Write the manual pages
+    Man(man::Args),
 }
 
 impl Cli {
@@ -67,6 +71,8 @@ impl Cli {
             Command::Watch(args) => block_on(watch::run(args)),
             Command::Token(args) => token::run(&args),
             Command::Health(args) => block_on(health::run(args)),
+            Command::Completions(args) => completions::run(&args, Self::command()),
+            Command::Man(args) => man::run(&args, Self::command()),
         }
     }
 }
@@ -81,8 +87,6 @@ fn block_on(command: impl Future<Output = Result<ExitCode, CommandError>>) -> Re
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {

@@ -2,8 +2,10 @@
 
 mod ask;
 pub mod check;
+pub mod completions;
 pub mod health;
 mod key;
+pub mod man;
 pub mod serve;
 pub mod sim;
 pub mod token;

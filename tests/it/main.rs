@@ -20,6 +20,7 @@ mod cache;
 mod check;
 mod check_live;
 mod clients;
+mod command_line;
 mod cors;
 mod dashboard;
 mod dashboard_files;
