@@ -34,6 +34,7 @@ mod hangups;
 mod health;
 mod hostile;
 mod http2;
+mod in_front;
 mod keys;
 mod leaning;
 mod limits;
