@@ -95,7 +95,7 @@ impl House {
                 is_tls: false,
                 arrived: clock::now(),
             };
-            let response = self.gateway.handle(request, &ctx).await.response;
+            let response = self.gateway.handle(request, ctx).await.response;
             body_of(response).await
         })
     }

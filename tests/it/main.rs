@@ -43,6 +43,7 @@ mod metrics;
 mod mishaps;
 mod multi;
 mod own_fields;
+mod packaging;
 mod passthrough;
 mod patience;
 mod proxies;
