@@ -28,6 +28,9 @@ use crate::model::route::{Ladder, Rung};
 /// The keys whose acceptance is remembered. One that is forgotten only has to be proven again.
 const MAX_DOMAINS: u64 = 100_000;
 
+/// The most bytes that are held to know their validator.
+const MAX_VALIDATED: usize = 64 << 10;
+
 /// What an entry weighs beside its bytes.
 const ENTRY_OVERHEAD: usize = 512;
 
@@ -44,6 +47,8 @@ pub struct Cache {
     /// Held while a domain is changed, so that a refusal cannot be undone by an acceptance under way.
     changing: Mutex<()>,
     next_epoch: AtomicU64,
+    /// The last bytes that a validator was made of, and it.
+    validated: Mutex<Option<(Bytes, HeaderValue)>>,
 }
 
 /// A clip's state that may be answered with.
@@ -120,7 +125,15 @@ impl Cache {
             .eviction_policy(EvictionPolicy::lru())
             .build_with_hasher(RandomState::default());
         let rules = ArcSwap::from_pointee(rules);
-        Self { rules, ladder, clips, domains, changing: Mutex::new(()), next_epoch: AtomicU64::new(0) }
+        Self {
+            rules,
+            ladder,
+            clips,
+            domains,
+            changing: Mutex::new(()),
+            next_epoch: AtomicU64::new(0),
+            validated: Mutex::new(None),
+        }
     }
 
     /// From now on keeps states for other times; what is kept already stays for its own. Its size does not change.
@@ -206,6 +219,24 @@ impl Cache {
         self.clips.insert(key, Arc::new(Kept { state, etag, fields, epoch: proof.epoch, expires, ttl }));
     }
 
+    /// The strong validator of these bytes. Of the same bytes in memory, as all have them who waited for one answer, it is
+    /// made once.
+    pub fn etag(&self, body: &Bytes) -> HeaderValue {
+        if body.len() > MAX_VALIDATED {
+            return etag(body);
+        }
+        let mut validated = self.validated.lock();
+        match &*validated {
+            // While it is held here, no other bytes can be where it is.
+            Some((last, etag)) if last.as_ptr() == body.as_ptr() && last.len() == body.len() => etag.clone(),
+            Some(_) | None => {
+                let etag = etag(body);
+                *validated = Some((body.clone(), etag.clone()));
+                etag
+            }
+        }
+    }
+
     /// How much is kept.
     pub fn size(&self) -> Size {
         self.clips.run_pending_tasks();
@@ -243,7 +274,7 @@ impl Cache {
 }
 
 /// The strong validator of these bytes (RFC 9110 §8.8.3).
-pub fn etag(body: &[u8]) -> HeaderValue {
+fn etag(body: &[u8]) -> HeaderValue {
     let hash = blake3::hash(body).to_hex();
     HeaderValue::try_from(format!("\"{}\"", &hash[..32])).expect("hex digits are a header value")
 }

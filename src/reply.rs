@@ -11,7 +11,7 @@ use http::header::{AGE, CACHE_CONTROL, CONTENT_TYPE, ETAG, VARY, VIA};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
 
 use crate::body::Body;
-use crate::cache::{self, Cache, Kept};
+use crate::cache::{Cache, Kept};
 use crate::clock;
 use crate::headers as fields;
 use crate::model::answer::{self, Shape};
@@ -68,7 +68,7 @@ impl ClipReply {
                 let etag = match (source, self.form) {
                     (Source::Hit { first, .. }, Form::Single) => first.etag.clone(),
                     // Its bytes are more than the clip's, even with one clip.
-                    (Source::Hit { .. }, Form::Multi) | (Source::Poll { .. }, _) => cache::etag(&body),
+                    (Source::Hit { .. }, Form::Multi) | (Source::Poll { .. }, _) => cache.etag(&body),
                 };
                 headers.insert(ETAG, etag);
                 headers.append(VARY, HeaderValue::from_static("authorization, accept"));
@@ -82,8 +82,12 @@ impl ClipReply {
         match &self.source {
             Source::Hit { ttl, .. } => hit(&mut headers, *ttl),
             Source::Poll { how, .. } => {
-                let stored = if lifetime.is_some() && *how == How::Opened { "; stored" } else { "" };
-                cache_status(&mut headers, &format!("{}{stored}", forwarded(*how, StatusCode::OK)));
+                let member = match (how, lifetime) {
+                    (How::Opened, Some(_)) => "clipgate; fwd=miss; fwd-status=200; stored",
+                    (How::Opened, None) => "clipgate; fwd=miss; fwd-status=200",
+                    (How::Leaned, _) => "clipgate; fwd=miss; collapsed",
+                };
+                headers.append(CACHE_STATUS, HeaderValue::from_static(member));
             }
         }
         prefer_applied(&mut headers, self.applied);

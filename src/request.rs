@@ -4,7 +4,7 @@ mod trail;
 
 use std::borrow::Cow;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use http::HeaderValue;
@@ -68,8 +68,11 @@ impl Peer {
     /// Its address, for people: `unix` where it has none.
     pub fn address(self) -> Cow<'static, str> {
         match self.ip() {
-            Some(IpAddr::V4(ip)) => Cow::Owned(dotted(ip)),
-            Some(IpAddr::V6(ip)) => Cow::Owned(ip.to_string()),
+            Some(ip) => {
+                let mut text = String::with_capacity("255.255.255.255".len());
+                push_address(&mut text, ip);
+                Cow::Owned(text)
+            }
             None => Cow::Borrowed("unix"),
         }
     }
@@ -91,9 +94,9 @@ impl Peer {
     }
 }
 
-/// The same as its `Display`, which is slow for a line that each request writes.
-fn dotted(ip: Ipv4Addr) -> String {
-    let mut text = String::with_capacity("255.255.255.255".len());
+/// What its `Display` writes. That is slow, and each request has several.
+fn push_address(text: &mut String, ip: IpAddr) {
+    let IpAddr::V4(ip) = ip else { return text.push_str(&ip.to_string()) };
     let mut digits = itoa::Buffer::new();
     for (n, octet) in ip.octets().into_iter().enumerate() {
         if n > 0 {
@@ -101,7 +104,6 @@ fn dotted(ip: Ipv4Addr) -> String {
         }
         text.push_str(digits.format(octet));
     }
-    text
 }
 
 /// What every step of a request may know.

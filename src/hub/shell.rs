@@ -3,7 +3,6 @@
 mod links;
 mod overview;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -19,6 +18,7 @@ use crate::cache::Cache;
 use crate::clock;
 use crate::limits::Limits;
 use crate::metrics::{Fanout, Metrics, Standing, WaitEnd};
+use crate::model::Map;
 use crate::model::answer::Shape;
 use crate::model::clip::KeyDomain;
 use crate::model::coalesce::{
@@ -47,9 +47,9 @@ pub(super) struct Shell {
     tracer: Tracer,
     max_waits_per_key: usize,
     shape: Arc<ArcSwap<Shape>>,
-    parked: HashMap<WaitId, Parked>,
-    keys: HashMap<KeyDomain, Key>,
-    polls: HashMap<PollId, Poll>,
+    parked: Map<WaitId, Parked>,
+    keys: Map<KeyDomain, Key>,
+    polls: Map<PollId, Poll>,
     tasks: JoinSet<()>,
     events: mpsc::Sender<Event>,
     landed: mpsc::Receiver<Event>,
@@ -81,7 +81,7 @@ struct Key {
     authorization: HeaderValue,
     waits: usize,
     /// How many of them are whose, in team mode.
-    members: HashMap<Arc<str>, usize>,
+    members: Map<Arc<str>, usize>,
 }
 
 /// A poll that the machine has opened: in line, being tried, or pausing.
@@ -116,9 +116,9 @@ impl Shell {
             tracer,
             max_waits_per_key,
             shape,
-            parked: HashMap::new(),
-            keys: HashMap::new(),
-            polls: HashMap::new(),
+            parked: Map::default(),
+            keys: Map::default(),
+            polls: Map::default(),
             tasks: JoinSet::new(),
             events,
             landed,
@@ -419,7 +419,7 @@ impl Shell {
 
 impl Key {
     fn new(authorization: HeaderValue) -> Self {
-        Self { authorization, waits: 0, members: HashMap::new() }
+        Self { authorization, waits: 0, members: Map::default() }
     }
 
     fn park(&mut self, member: Option<Arc<str>>) {

@@ -20,7 +20,7 @@ use http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
 use http::uri::Authority;
 use ipnet::IpNet;
 
-use super::Peer;
+use super::{Peer, push_address};
 
 /// Says where a request comes from, to the gateway itself and to the upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,15 +91,22 @@ impl Trail {
             headers.remove(name);
         }
         let last = Hop { address: Self::of(self.peer).client, is_https: Some(is_tls), host: host.cloned() };
-        let all = || self.hops.iter().chain([&last]);
-        let join = |texts: Vec<String>| texts.join(", ");
+        let (mut standard, mut usual) = (String::with_capacity(96), String::with_capacity(48));
+        for hop in self.hops.iter().chain([&last]) {
+            if !usual.is_empty() {
+                standard.push_str(", ");
+                usual.push_str(", ");
+            }
+            hop.write_element(&mut standard);
+            hop.write_node(&mut usual);
+        }
         let mut insert = |name: HeaderName, text: &str| {
             if let Ok(value) = HeaderValue::from_str(text) {
                 headers.insert(name, value);
             }
         };
-        insert(FORWARDED, &join(all().map(Hop::element).collect()));
-        insert(X_FORWARDED_FOR, &join(all().map(Hop::node).collect()));
+        insert(FORWARDED, &standard);
+        insert(X_FORWARDED_FOR, &usual);
         insert(X_FORWARDED_PROTO, proto(self.is_https.unwrap_or(is_tls)));
         if let Some(host) = self.host.as_ref().or(host) {
             insert(X_FORWARDED_HOST, host.as_str());
@@ -108,24 +115,30 @@ impl Trail {
 }
 
 impl Hop {
-    fn node(&self) -> String {
-        self.address.map_or("unknown".to_owned(), |ip| ip.to_string())
+    fn write_node(&self, text: &mut String) {
+        match self.address {
+            Some(ip) => push_address(text, ip),
+            None => text.push_str("unknown"),
+        }
     }
 
     /// As `Forwarded` has it.
-    fn element(&self) -> String {
-        let mut text = match self.address {
-            Some(IpAddr::V6(ip)) => format!("for=\"[{ip}]\""),
-            Some(IpAddr::V4(_)) | None => format!("for={}", self.node()),
-        };
+    fn write_element(&self, text: &mut String) {
+        let (before, after) =
+            if matches!(self.address, Some(IpAddr::V6(_))) { ("\"[", "]\"") } else { ("", "") };
+        text.push_str("for=");
+        text.push_str(before);
+        self.write_node(text);
+        text.push_str(after);
         if let Some(is_https) = self.is_https {
             text.push_str(";proto=");
             text.push_str(proto(is_https));
         }
         if let Some(host) = &self.host {
-            text.push_str(&format!(";host=\"{host}\"")); // an authority has neither quotes nor backslashes
+            text.push_str(";host=\"");
+            text.push_str(host.as_str()); // an authority has neither quotes nor backslashes
+            text.push('"');
         }
-        text
     }
 }
 

@@ -2,11 +2,12 @@
 //!
 //! It keeps the links between them whole, and decides nothing.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::slots::Slots;
 use super::vocabulary::{Failure, PollId, PollSpec, WaitId, WaitSpec};
+use crate::model::Map;
 use crate::model::clip::{ClipId, ClipState, KeyDomain};
 use crate::model::route::Goal;
 
@@ -150,8 +151,8 @@ pub(super) enum Timer {
 /// All of it. Maps are only looked up, sets are walked: the same inputs give the same outputs.
 #[derive(Debug, Default)]
 pub(super) struct Board {
-    waits: HashMap<WaitId, Wait>,
-    polls: HashMap<PollId, Poll>,
+    waits: Map<WaitId, Wait>,
+    polls: Map<PollId, Poll>,
     slots: Slots,
     timers: BTreeSet<(Instant, Timer)>,
 }

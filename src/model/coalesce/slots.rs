@@ -3,15 +3,16 @@
 //! An index over the board's waits and polls, cut so that a step costs what it changes and not what there is:
 //! thousands of different batches may share a clip. It must never know why anything is looked up.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::vocabulary::{PollId, PollSpec, WaitId};
+use crate::model::Map;
 use crate::model::clip::{ClipId, ClipSet, ClipState, KeyDomain};
 use crate::model::route::{Goal, Rung};
 
 /// All clips of all key domains. Maps are only looked up, sets are walked: the same inputs give the same outputs.
 #[derive(Debug, Default)]
-pub(super) struct Slots(HashMap<KeyDomain, HashMap<ClipId, Slot>>);
+pub(super) struct Slots(Map<KeyDomain, Map<ClipId, Slot>>);
 
 #[derive(Debug, Default)]
 struct Slot {
@@ -101,7 +102,7 @@ impl Slots {
 
     /// How many these are.
     pub(super) fn count(&self) -> usize {
-        self.0.values().map(HashMap::len).sum()
+        self.0.values().map(Map::len).sum()
     }
 
     /// A wait names these clips.
@@ -243,8 +244,8 @@ impl Slots {
         waits: impl Iterator<Item = (WaitId, KeyDomain, &'a ClipSet, Goal)>,
         polls: impl Iterator<Item = (PollId, &'a PollSpec)>,
     ) {
-        let mut all = HashMap::<(KeyDomain, &ClipId), Slot>::new();
-        let mut anchors = HashMap::<PollId, usize>::new();
+        let mut all = Map::<(KeyDomain, &ClipId), Slot>::default();
+        let mut anchors = Map::<PollId, usize>::default();
         for (id, domain, clips, goal) in waits {
             for clip in clips {
                 let slot = all.entry((domain, clip)).or_default();
