@@ -11,7 +11,7 @@ MINUTES ?= 10
 RATE ?= 2000
 TARGETS ?= query answer coalescer turns
 
-.PHONY: help run test check deny counts compare sweep soak fuzz tools
+.PHONY: help run test check deny counts compare sweep soak fuzz deb tools
 
 help:
 	@echo 'make run            run the gateway before a simulated upstream: no key, no network'
@@ -23,6 +23,7 @@ help:
 	@echo 'make sweep SEEDS=n  the first n random schedules of the merging (10000); SEED=n: just that one, told'
 	@echo 'make soak           MINUTES (10) of all weathers at RATE (2000) requests a second, each answer checked; SEED=n'
 	@echo 'make fuzz TIME=n    n seconds (600) of made-up inputs for each of TARGETS (fuzz/targets/)'
+	@echo 'make deb            the Debian package, in target/debian/'
 
 run:
 	cargo run --release --locked -- serve --sim
@@ -60,6 +61,15 @@ fuzz:
 		dict=; if [ -e fuzz/$$target.dict ]; then dict=-dict=fuzz/$$target.dict; fi; \
 		cargo +nightly fuzz run $$target -- -max_total_time=$(TIME) -len_control=0 $$dict || exit 1; \
 	done
+
+# With the manual and the completions, which the gateway itself writes.
+deb:
+	@cargo deb --version >/dev/null || { echo 'missing: cargo install --locked cargo-deb' >&2; exit 1; }
+	cargo build --release --locked
+	mkdir -p target/deb/man
+	target/release/clipgate man target/deb/man
+	for shell in bash zsh fish; do target/release/clipgate completions $$shell >target/deb/clipgate.$$shell || exit 1; done
+	cargo deb --no-build --locked
 
 tools:
 	@.ci/tools "$(VENV)" "$(NODE)"

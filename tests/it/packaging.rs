@@ -1,12 +1,13 @@
-//! What an image is made of, and the examples of configurations: each file is put before its field's own tool.
+//! What an image, a service manager and a package are made of: each file is put before its field's own tool.
 //!
-//! Needs hadolint (`.ci/tools` sees to it). Without it the tests fail.
+//! Needs hadolint and systemd-analyze (`.ci/tools` sees to it). Without them the tests fail.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clipgate::config::Config;
 
-use crate::process::run;
+use crate::process::{run, try_run};
 
 fn deploy(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name)
@@ -60,4 +61,78 @@ fn the_image_is_built_from_what_the_dockerfile_may_see() {
     for source in sources {
         assert!(seen.lines().any(|line| line == format!("!{source}")), "{source} is kept from the build");
     }
+}
+
+/// The value of a unit's setting.
+fn setting<'a>(unit: &'a str, name: &str) -> &'a str {
+    let mut found = unit.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    let value = found.next().unwrap_or_else(|| panic!("there is no {name}"));
+    assert_eq!(found.next(), None, "{name} is there twice");
+    value
+}
+
+fn seconds(text: &str) -> Duration {
+    Duration::from_secs(text.strip_suffix('s').unwrap().parse().unwrap())
+}
+
+#[test]
+fn systemd_takes_the_units_and_finds_little_that_is_exposed() {
+    let dir = tempfile::tempdir().unwrap();
+    // It looks whether the command is there.
+    let service =
+        read("systemd/clipgate.service").replace("/usr/bin/clipgate", env!("CARGO_BIN_EXE_clipgate"));
+    let (unit, socket) = (dir.path().join("clipgate.service"), dir.path().join("clipgate.socket"));
+    std::fs::write(&unit, service).unwrap();
+    std::fs::copy(deploy("systemd/clipgate.socket"), &socket).unwrap();
+    let (unit, socket) = (unit.to_str().unwrap(), socket.to_str().unwrap());
+    let verified = try_run("systemd-analyze", "systemd", &["verify", "--man=no", unit, socket]);
+    let said = String::from_utf8_lossy(&verified.stderr).into_owned();
+    assert!(verified.status.success() && !said.contains("clipgate."), "{said}");
+
+    // In tenths.
+    let threshold = ["security", "--offline=true", "--no-pager", "--threshold=19", unit];
+    run("systemd-analyze", "systemd", &threshold);
+    let exposed = std::fs::read_to_string(unit)
+        .unwrap()
+        .replace("DynamicUser=yes\n", "")
+        .replace("RestrictNamespaces", "#");
+    std::fs::write(unit, exposed).unwrap();
+    assert!(
+        !try_run("systemd-analyze", "systemd", &threshold).status.success(),
+        "anything would be let through"
+    );
+}
+
+#[test]
+fn the_units_times_fit_those_of_the_configuration() {
+    let unit = read("systemd/clipgate.service");
+    let config = Config::load(Some(&deploy("config/package.toml")), secrets()).unwrap().server;
+    let stop = seconds(setting(&unit, "TimeoutStopSec"));
+    assert!(
+        stop >= config.drain_timeout + Duration::from_secs(5),
+        "a drain of {:?} in {stop:?}",
+        config.drain_timeout
+    );
+    let files: usize = setting(&unit, "LimitNOFILE").parse().unwrap();
+    assert!(files >= 2 * config.max_connections, "{files} files for {} connections", config.max_connections);
+    // The reload that it asks for is one that the gateway knows.
+    assert_eq!(setting(&unit, "ExecReload"), "/bin/kill -HUP $MAINPID");
+    assert_eq!(setting(&unit, "Type"), "notify");
+}
+
+#[test]
+fn the_package_has_all_that_its_list_names() {
+    let manifest = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+    let list = manifest.split_once("[package.metadata.deb]").unwrap().1;
+    let sources: Vec<&str> =
+        list.lines().filter_map(|line| line.trim().strip_prefix("[\"")?.split('"').next()).collect();
+    assert!(sources.len() > 10, "{sources:?}");
+    for source in sources.iter().filter(|source| !source.starts_with("target/")) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join(source.trim_end_matches(|c| c != '/').trim_end_matches('/'));
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+        assert!(if source.contains('*') { path.is_dir() } else { file.is_file() }, "there is no {source}");
+    }
+    let makefile = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Makefile")).unwrap();
+    assert!(makefile.contains("clipgate man target/deb/man"), "nobody writes the manual");
 }
