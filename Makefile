@@ -11,7 +11,7 @@ MINUTES ?= 10
 RATE ?= 2000
 TARGETS ?= query answer coalescer turns
 
-.PHONY: help run test check deny counts compare sweep soak fuzz deb tools
+.PHONY: help run test check deny counts compare sweep soak fuzz deb deb tools
 
 help:
 	@echo 'make run            run the gateway before a simulated upstream: no key, no network'
@@ -24,6 +24,7 @@ help:
 	@echo 'make soak           MINUTES (10) of all weathers at RATE (2000) requests a second, each answer checked; SEED=n'
 	@echo 'make fuzz TIME=n    n seconds (600) of made-up inputs for each of TARGETS (fuzz/targets/)'
 	@echo 'make deb            the Debian package, in target/debian/'
+	@echo 'make manifests      deploy/kubernetes/team.yaml anew, from the chart'
 
 run:
 	cargo run --release --locked -- serve --sim
@@ -70,6 +71,10 @@ deb:
 	target/release/clipgate man target/deb/man
 	for shell in bash zsh fish; do target/release/clipgate completions $$shell >target/deb/clipgate.$$shell || exit 1; done
 	cargo deb --no-build --locked
+
+manifests: tools
+	helm template clipgate deploy/helm/clipgate --set autoscaling.enabled=true,serviceMonitor.enabled=true \
+		>deploy/kubernetes/team.yaml
 
 tools:
 	@.ci/tools "$(VENV)" "$(NODE)"

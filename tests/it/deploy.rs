@@ -123,3 +123,15 @@ async fn each_metric_that_alerts_and_the_dashboard_name_is_there() {
         assert!(readme.contains(&format!("`clipgate_{name}`")), "README.md does not know clipgate_{name}");
     }
 }
+
+#[tokio::test]
+async fn the_metric_that_replicas_go_by_is_there() {
+    let page = page().await;
+    let adapter = fs::read_to_string(deploy("kubernetes/prometheus-adapter.yaml")).unwrap();
+    let team = fs::read_to_string(deploy("kubernetes/team.yaml")).unwrap();
+    let goes_by = team.lines().find_map(|line| line.trim().strip_prefix("name: clipgate_")).unwrap();
+    let name = format!("clipgate_{goes_by}");
+    assert!(page.has(&name), "there is no {name}");
+    assert!(adapter.contains(&format!("as: {name}\n")), "nobody makes {name} known to the cluster");
+    assert!(names(&adapter).into_iter().all(|name| page.has(name)), "{:?}", names(&adapter));
+}

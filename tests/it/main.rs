@@ -42,6 +42,7 @@ mod listeners;
 mod metrics;
 mod mishaps;
 mod multi;
+mod orchestration;
 mod own_fields;
 mod packaging;
 mod passthrough;

@@ -1,0 +1,237 @@
+//! What starts and stops gateways: compose files, Kubernetes manifests and their chart, before their fields' own tools; and
+//! the figures in them that have to fit those of the gateway.
+//!
+//! Needs dclint, kubernetes-validate, helm and promtool (`.ci/tools` sees to it). Without them the tests fail.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clipgate::config::{Config, Listen};
+use serde_json::Value;
+
+use crate::process::{run, try_run};
+
+const CHART: &str = "helm/clipgate";
+/// What team.yaml is made with.
+const ALL_OF_IT: [&str; 2] = ["--set", "autoscaling.enabled=true,serviceMonitor.enabled=true"];
+/// Between the end of the drain and the time when it is killed, for what a stop does beside.
+const SPARE: Duration = Duration::from_secs(4);
+
+fn deploy(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name)
+}
+
+fn path(name: &str) -> String {
+    deploy(name).to_str().unwrap().to_owned()
+}
+
+fn read(name: &str) -> String {
+    std::fs::read_to_string(deploy(name)).unwrap()
+}
+
+/// The documents of a YAML file.
+fn yaml(file: &str) -> Vec<Value> {
+    let script = "import json, sys, yaml\nprint(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))";
+    serde_json::from_str(&run("python3", "python3", &["-c", script, file])).unwrap()
+}
+
+fn of_kind<'a>(documents: &'a [Value], kind: &str) -> &'a Value {
+    documents.iter().find(|document| document["kind"] == kind).unwrap_or_else(|| panic!("there is no {kind}"))
+}
+
+fn helm(args: &[&str]) -> String {
+    run("helm", "helm", args)
+}
+
+/// Has every document of a file validated, down to the last field's name. How many there were.
+fn validate(file: &str) -> usize {
+    let said = try_run("kubernetes-validate", "kubernetes-validate", &["-k", "1.33", "--strict", file]);
+    let text = String::from_utf8([said.stdout, said.stderr].concat()).unwrap();
+    assert!(said.status.success(), "{text}");
+    let (passed, others): (Vec<_>, Vec<_>) =
+        text.lines().partition(|line| line.contains(" passed for resource "));
+    for line in others {
+        assert!(line.contains("kind ServiceMonitor "), "only the operator's own kind is not known: {line}");
+    }
+    passed.len()
+}
+
+/// The environment that a container is given, as far as it is written out. Mounted secrets are what is in `secrets`.
+fn environment(container: &Value, secrets: &Path) -> Vec<(String, String)> {
+    let text =
+        |value: &Value| value.as_str().map(|text| text.replace("/run/secrets", secrets.to_str().unwrap()));
+    match &container["env"] {
+        Value::Array(list) => list
+            .iter()
+            .map(|one| (text(&one["name"]).unwrap(), text(&one["value"]).unwrap_or("s3cret".to_owned())))
+            .collect(),
+        _ => container["environment"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .map(|(k, v)| (k.clone(), text(v).unwrap()))
+            .collect(),
+    }
+}
+
+/// The configuration that a gateway has from this file's text and this environment.
+fn config(text: &str, mut env: Vec<(String, String)>) -> Config {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, text).unwrap();
+    env.extend(["AIMLAPI_KEY", "CLIPGATE_ADMIN_TOKEN"].map(|name| (name.to_owned(), "s3cret".to_owned())));
+    let config = Config::load(Some(file.path()), env).unwrap_or_else(|faults| panic!("{faults}"));
+    assert_eq!(config.warnings(), [""; 0]);
+    config
+}
+
+fn seconds(value: &Value) -> Duration {
+    match value {
+        Value::String(text) => Duration::from_secs(text.strip_suffix('s').unwrap().parse().unwrap()),
+        number => Duration::from_secs(number.as_u64().unwrap()),
+    }
+}
+
+fn port(listen: Option<&Listen>) -> u64 {
+    match listen {
+        Some(Listen::Tcp(address)) => address.port().into(),
+        other => panic!("{other:?} has no port"),
+    }
+}
+
+#[test]
+fn the_compose_files_are_sound_and_stop_later_than_the_gateway() {
+    let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/node/node_modules/.bin/dclint");
+    let files = ["compose/sidecar.yml", "compose/team.yml"];
+    for (file, secrets) in
+        files.into_iter().zip([&["aimlapi_key"][..], &["admin_token", "tls_crt", "tls_key"]])
+    {
+        run(tool.to_str().unwrap(), "dclint", &["--max-warnings", "0", &path(file)]);
+        let compose = yaml(&path(file)).remove(0);
+        let gateway = &compose["services"]["clipgate"];
+        let names: Vec<&str> =
+            gateway["secrets"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+        assert_eq!(names, secrets);
+        let mounted = tempfile::tempdir().unwrap();
+        for name in names {
+            std::fs::write(mounted.path().join(name), "s3cret").unwrap();
+        }
+        let mount = gateway["volumes"][0].as_str().unwrap().strip_prefix("../").unwrap();
+        let own = mount.strip_suffix(":/etc/clipgate/config.toml:ro").unwrap();
+        let server = config(&read(own), environment(gateway, mounted.path())).server;
+        assert!(seconds(&gateway["stop_grace_period"]) >= server.drain_timeout + SPARE, "{file}");
+        assert_eq!(gateway["read_only"], true);
+        assert!(
+            deploy("compose")
+                .join(gateway["build"]["context"].as_str().unwrap())
+                .join("deploy/docker/Dockerfile")
+                .exists()
+        );
+    }
+}
+
+#[test]
+fn what_compose_mounts_is_there_and_prometheus_takes_it() {
+    let compose = yaml(&path("compose/team.yml")).remove(0);
+    let mut mounts = 0;
+    for service in compose["services"].as_object().unwrap().values() {
+        for mount in service["volumes"].as_array().unwrap() {
+            let from = mount.as_str().unwrap().split(':').next().unwrap();
+            assert!(!from.starts_with('.') || deploy("compose").join(from).is_file(), "there is no {from}");
+            mounts += 1;
+        }
+    }
+    assert_eq!(mounts, 7);
+    run("promtool", "prometheus", &["check", "config", "--syntax-only", &path("compose/prometheus.yml")]);
+    let prometheus = yaml(&path("compose/prometheus.yml")).remove(0);
+    let job = &prometheus["scrape_configs"][0];
+    assert!(
+        read("alerts.yml").contains(&format!("job={}", job["job_name"])),
+        "the alerts are about another job"
+    );
+    for file in ["compose/grafana/datasources.yml", "compose/grafana/dashboards.yml"] {
+        assert_eq!(yaml(&path(file))[0]["apiVersion"], 1);
+    }
+}
+
+#[test]
+fn the_manifests_are_kubernetes_and_the_teams_are_what_the_chart_makes() {
+    assert_eq!(validate(&path("kubernetes/sidecar.yaml")), 2);
+    assert_eq!(validate(&path("kubernetes/team.yaml")), 7);
+    helm(&["lint", "--strict", "--quiet", &path(CHART)]);
+    let made = helm(&[&["template", "clipgate", &path(CHART)][..], &ALL_OF_IT].concat());
+    assert!(made == read("kubernetes/team.yaml"), "make manifests");
+
+    let none = "tlsSecretName=,podDisruptionBudget.enabled=false,networkPolicy.enabled=false";
+    let least = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
+    std::fs::write(&least, helm(&["template", "other", &path(CHART), "--set", none])).unwrap();
+    assert_eq!(validate(least.path().to_str().unwrap()), 4);
+    let misspelled = try_run("helm", "helm", &["template", "x", &path(CHART), "--set", "replica=3"]);
+    assert!(!misspelled.status.success(), "a value that nobody reads is let through");
+}
+
+#[test]
+fn a_pod_has_time_to_answer_its_waits_before_it_is_killed() {
+    let documents = yaml(&path("kubernetes/team.yaml"));
+    let pod = &of_kind(&documents, "Deployment")["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let text = of_kind(&documents, "ConfigMap")["data"]["config.toml"].as_str().unwrap();
+    let team = config(text, environment(container, Path::new("/none")));
+    let grace = seconds(&pod["terminationGracePeriodSeconds"]);
+    let before = seconds(&container["lifecycle"]["preStop"]["sleep"]["seconds"]);
+    assert!(grace >= before + team.server.drain_timeout + SPARE, "{grace:?}");
+    assert!(before >= Duration::from_secs(5), "the cluster takes that long to send nothing more: {before:?}");
+
+    let longer = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
+    let args = ["template", "c", &path(CHART), "--set", "drainSeconds=90,preStopSeconds=15"];
+    std::fs::write(&longer, helm(&args)).unwrap();
+    let documents = yaml(longer.path().to_str().unwrap());
+    let pod = &of_kind(&documents, "Deployment")["spec"]["template"]["spec"];
+    assert_eq!(pod["terminationGracePeriodSeconds"], 110);
+    let env = environment(&pod["containers"][0], Path::new("/none"));
+    assert_eq!(config(text, env).server.drain_timeout, Duration::from_secs(90));
+
+    let documents = yaml(&path("kubernetes/sidecar.yaml"));
+    let pod = &of_kind(&documents, "Deployment")["spec"]["template"]["spec"];
+    let sidecar = &pod["initContainers"][0];
+    assert_eq!(sidecar["restartPolicy"], "Always");
+    let text = of_kind(&documents, "ConfigMap")["data"]["config.toml"].as_str().unwrap();
+    let drain = config(text, environment(sidecar, Path::new("/none"))).server.drain_timeout;
+    assert!(seconds(&pod["terminationGracePeriodSeconds"]) >= drain + SPARE);
+}
+
+#[test]
+fn probes_policies_and_monitors_name_the_ports_that_the_gateway_has() {
+    for (file, list) in
+        [("kubernetes/team.yaml", "containers"), ("kubernetes/sidecar.yaml", "initContainers")]
+    {
+        let documents = yaml(&path(file));
+        let container = &of_kind(&documents, "Deployment")["spec"]["template"]["spec"][list][0];
+        let text = of_kind(&documents, "ConfigMap")["data"]["config.toml"].as_str().unwrap();
+        let config = config(text, environment(container, Path::new("/none")));
+        let ports = container["ports"].as_array().unwrap();
+        let named = |name: &str| {
+            let port = ports.iter().find(|port| port["name"] == name);
+            port.unwrap_or_else(|| panic!("{file} has no port {name}"))["containerPort"].as_u64().unwrap()
+        };
+        assert_eq!(named("admin"), port(config.admin.listen.as_ref()), "{file}");
+        assert!(config.admin.token.is_some(), "{file}: whoever reaches it may empty the cache");
+        for (probe, at) in
+            [("startupProbe", "/readyz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")]
+        {
+            // A sidecar that is not ready must not take its program out of service.
+            if !container[probe].is_null() || list == "containers" {
+                assert_eq!(container[probe]["httpGet"]["path"], at, "{file} {probe}");
+                assert_eq!(container[probe]["httpGet"]["port"], "admin", "{file} {probe}");
+            }
+        }
+        if list == "containers" {
+            assert_eq!(named("clients"), port(config.server.listen.first()));
+            let policy = &of_kind(&documents, "NetworkPolicy")["spec"];
+            let open: Vec<&Value> =
+                policy["ingress"].as_array().unwrap().iter().filter(|rule| rule["from"].is_null()).collect();
+            assert_eq!(open.len(), 1, "{policy}");
+            assert_eq!(open[0]["ports"][0]["port"], "clients", "all may reach that and no more");
+            assert_eq!(of_kind(&documents, "ServiceMonitor")["spec"]["endpoints"][0]["port"], "admin");
+        }
+    }
+}
