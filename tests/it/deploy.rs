@@ -135,3 +135,37 @@ async fn the_metric_that_replicas_go_by_is_there() {
     assert!(adapter.contains(&format!("as: {name}\n")), "nobody makes {name} known to the cluster");
     assert!(names(&adapter).into_iter().all(|name| page.has(name)), "{:?}", names(&adapter));
 }
+
+/// The rows of a Markdown table under this heading, cell by cell.
+fn rows<'a>(text: &'a str, heading: &str) -> Vec<Vec<&'a str>> {
+    let section = text.split_once(&format!("\n## {heading}\n")).unwrap().1.split("\n## ").next().unwrap();
+    section
+        .lines()
+        .filter_map(|line| line.strip_prefix("| "))
+        .map(|line| line.split(" | ").collect())
+        .collect()
+}
+
+/// What stands in code spans.
+fn spans(cell: &str) -> impl Iterator<Item = &str> {
+    cell.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn the_operating_guide_knows_each_alert_and_each_refusal() {
+    let guide = fs::read_to_string(deploy("README.md")).unwrap();
+    let rules = fs::read_to_string(deploy("alerts.yml")).unwrap();
+    let alerts: BTreeSet<&str> =
+        rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    let told: BTreeSet<&str> = rows(&guide, "What to watch").iter().flat_map(|row| spans(row[0])).collect();
+    assert_eq!(told, alerts);
+
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let reasons = |text| -> BTreeSet<String> {
+        let rows = rows(text, "Refusals");
+        let of_gateway = rows.iter().filter(|row| row[0].starts_with(|c: char| c.is_ascii_digit()));
+        of_gateway.flat_map(|row| spans(row[1])).map(str::to_owned).collect()
+    };
+    assert!(reasons(&readme).len() > 30, "{:?}", reasons(&readme));
+    assert_eq!(reasons(&guide), reasons(&readme));
+}
