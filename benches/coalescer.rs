@@ -53,18 +53,22 @@ fn leave_where_each_has_its_clip(bencher: Bencher<'_, '_>, waits: u64) {
     leave(bencher, waits, waits);
 }
 
-/// Of one clip that a tenth of ten waits is on, and of one that all are on: by the wait it is to cost the same.
+/// Of the one clip that all are on: by the wait it is to cost the same.
 #[divan::bench(args = WAITS, sample_count = 5, sample_size = 1)]
 fn landing_for_each_wait(bencher: Bencher<'_, '_>, waits: u64) {
     bencher
         .counter(ItemsCount::new(waits))
         .with_inputs(|| Crowd::new(waits, 1))
-        .bench_local_refs(|crowd| assert_eq!(crowd.land(), waits));
+        .bench_local_refs(|crowd| assert_eq!(crowd.land(WaitId(0)), waits));
 }
 
-#[divan::bench(args = WAITS, sample_count = 5, sample_size = 1)]
-fn landing_of_one_wait_of_many(bencher: Bencher<'_, '_>, waits: u64) {
-    bencher.with_inputs(|| Crowd::new(waits, waits)).bench_local_refs(|crowd| assert_eq!(crowd.land(), 1));
+/// Of a clip that one wait is on, or two, beside so many others.
+#[divan::bench(args = WAITS, sample_size = AT_ONCE)]
+fn landing_of_one_clip_of_many(bencher: Bencher<'_, '_>, waits: u64) {
+    let crowd = RefCell::new(Crowd::new(waits, waits));
+    bencher
+        .with_inputs(|| crowd.borrow_mut().join())
+        .bench_local_values(|wait| assert_ne!(crowd.borrow_mut().land(wait), 0));
 }
 
 fn join(bencher: Bencher<'_, '_>, waits: u64, clips: u64) {

@@ -98,7 +98,7 @@ fn joined(waits: u64) -> (Crowd, Vec<WaitId>) {
 #[bench::of_1_000(args = (Crowd::new(1_000, 1)), config = within(counted::LANDINGS[0]))]
 #[bench::of_10_000(args = (Crowd::new(10_000, 1)), config = within(counted::LANDINGS[1]))]
 fn a_landing(mut crowd: Crowd) -> Crowd {
-    black_box(crowd.land());
+    black_box(crowd.land(WaitId(0)));
     crowd
 }
 

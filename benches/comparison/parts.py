@@ -28,21 +28,17 @@ def of_divan(output):
     """A line each: its name or its bench's argument, then fastest, slowest, median and mean; rates on a line below."""
     name, record = None, None
     for line in output.splitlines():
-        found = re.match(r"(?:[│ ]\s*)*[├╰]─ (\S+)\s*(.*)", line)
-        columns = [column.strip() for column in (found[2] if found else line).split("│")]
+        found = re.match(r"([│ ]*)[├╰]─ (\S+)\s*(.*)", line)
+        columns = [column.strip() for column in (found[3] if found else line.strip("│ ")).split("│")]
         if found and columns[0]:
             if record:
                 yield record
-            is_argument = re.match(r"\s*[│ ]\s+[├╰]", line)
-            record = dict(
-                bench=name if is_argument else found[1],
-                of=int(found[1]) if is_argument else None,
-                ns=time(columns[2]),
-            )
+            of = int(found[2]) if found[1] else None
+            record = dict(bench=name if found[1] else found[2], of=of, ns=time(columns[2]))
         elif found:
-            name = found[1]
+            name = found[2]
         elif record and "item/s" in line:
-            record["items_per_second"] = rate([column for column in columns if column][2])
+            record["items_per_second"] = rate(columns[2])
     if record:
         yield record
 

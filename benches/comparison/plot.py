@@ -130,7 +130,7 @@ class Painter:
             ("a leave, all on one clip", "leave_on_one_clip", self.colours["bare"], "-"),
             ("a leave, each on its own clip", "leave_where_each_has_its_clip", self.colours["bare"], "--"),
             ("a landing, for each of its waits", "landing_for_each_wait", self.colours["ink"], "-"),
-            ("a landing for one wait of so many", "landing_of_one_wait_of_many", self.colours["ink"], "--"),
+            ("a landing of one clip of so many", "landing_of_one_clip_of_many", self.colours["ink"], "--"),
         ]
         if not figures.of("coalescer"):
             return

@@ -53,12 +53,11 @@ impl Crowd {
     /// One wait more, on the clip whose turn it is.
     pub fn join(&mut self) -> WaitId {
         let id = WaitId(self.joined);
-        let at = usize::try_from(self.joined).expect("it fits") % self.clips.len();
         self.joined += 1;
         let spec = WaitSpec {
             domain: KeyDomain([7; 16]),
             form: Form::Single,
-            clips: ClipSet::new([self.clips[at].clone()]),
+            clips: ClipSet::new([self.clip_of(id)]),
             goal: self.goal,
             arrived: self.now,
             timeout: Duration::from_secs(120),
@@ -74,13 +73,17 @@ impl Crowd {
         self.tell(Input::Leave(wait));
     }
 
-    /// The first clip's poll lands, and settles each wait on it; how many those are.
-    pub fn land(&mut self) -> u64 {
-        let clip = self.clips[0].clone();
+    /// The poll of the wait's clip lands, and settles each wait on it; how many those are.
+    pub fn land(&mut self, wait: WaitId) -> u64 {
+        let clip = self.clip_of(wait);
         let poll = self.polls.remove(&clip).expect("its waits have opened it");
         let before = self.settled;
         self.tell(Input::Landed(poll, Outcome::Clips(vec![self.done(clip)])));
         self.settled - before
+    }
+
+    fn clip_of(&self, WaitId(number): WaitId) -> ClipId {
+        self.clips[usize::try_from(number).expect("it fits") % self.clips.len()].clone()
     }
 
     fn done(&self, id: ClipId) -> ClipState {
