@@ -8,7 +8,6 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::hash::{BuildHasher as _, Hash as _, Hasher as _};
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex};
@@ -159,9 +158,7 @@ impl Bare {
             }
         }
         let hash = |hasher: &ahash::RandomState| {
-            let mut state = hasher.build_hasher();
-            (key, request.uri().path(), id, status).hash(&mut state);
-            u128::from(state.finish())
+            u128::from(hasher.hash_one((key, request.uri().path(), id, status)))
         };
         let [first, second] = &self.hashers;
         Some((first.hash_one(key), (hash(first) << 64) | hash(second)))
