@@ -80,6 +80,7 @@ fn sentence(failure: &Failure) -> &'static str {
         Failure::Unreachable => "the upstream could not be reached",
         Failure::Garbled => "the upstream's answer could not be read",
         Failure::Overdue => "the upstream did not answer in time",
+        Failure::KeyRests { .. } => "the upstream asked for a rest of this key; try again",
         Failure::BreakerOpen { .. } => "the upstream fails and is not asked for a moment; try again",
     }
 }
@@ -94,6 +95,7 @@ impl Refusal {
             Refusal::Hub(HubError::Limited(_) | HubError::FullForKey) => StatusCode::TOO_MANY_REQUESTS,
             Refusal::Hub(HubError::Full | HubError::Gone) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Poll(Failure::BreakerOpen { .. }) => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::Poll(Failure::KeyRests { .. }) => StatusCode::TOO_MANY_REQUESTS,
             Refusal::Poll(Failure::Overdue) => StatusCode::GATEWAY_TIMEOUT,
             // Only where its body will not do: else it goes as it was written.
             Refusal::Poll(Failure::Answered(reply)) => {
@@ -155,7 +157,9 @@ impl Refusal {
         match self {
             Refusal::Limited { limited } => Some(limited.retry_after),
             Refusal::Hub(_) => Some(Duration::from_secs(1)),
-            Refusal::Poll(Failure::BreakerOpen { retry_after }) => Some(*retry_after),
+            Refusal::Poll(Failure::BreakerOpen { retry_after } | Failure::KeyRests { retry_after }) => {
+                Some(*retry_after)
+            }
             Refusal::Query(_) | Refusal::Auth(_) | Refusal::Poll(_) | Refusal::Pass(_) => None,
             Refusal::Loop | Refusal::NotCached | Refusal::Http(_) => None,
         }

@@ -143,7 +143,8 @@ impl Gateway {
         };
         let limits = Arc::new(Limits::new(&config.limits, config.auth.members()));
         metrics.limited.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
-        let poller = Poller::new(Client::new(upstream)?, Arc::clone(&route), upstream, Arc::clone(&metrics));
+        let poller =
+            Poller::new(Client::for_polls(upstream)?, Arc::clone(&route), upstream, Arc::clone(&metrics));
         let tracer = Tracer::new(&config.telemetry, &upstream.base_url)?;
         let means = Means {
             poller,

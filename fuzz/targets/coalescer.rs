@@ -52,6 +52,7 @@ enum Step {
     Stall {
         poll: u8,
         pause_millis: u16,
+        why: Why,
     },
     Land {
         poll: u8,
@@ -100,6 +101,13 @@ enum Timeout {
     Secs(u8),
     Millis(u8),
     Long(u8),
+}
+
+#[derive(Arbitrary, Debug)]
+enum Why {
+    Fault,
+    Asked,
+    AskedOfKey,
 }
 
 #[derive(Arbitrary, Debug)]
@@ -181,10 +189,14 @@ impl Shell {
             }
             Step::Try(place) => self.progress(*place, Progress::Trying),
             Step::Stand(place) => self.progress(*place, Progress::Standing),
-            Step::Stall { poll, pause_millis } => {
+            Step::Stall { poll, pause_millis, why } => {
                 let pause = Duration::from_millis((*pause_millis).into());
-                let failure = self.failure_of(*poll);
-                self.progress(*poll, Progress::Stalled(failure, pause));
+                let progress = match why {
+                    Why::Fault => Progress::Stalled(self.failure_of(*poll), pause),
+                    Why::Asked => Progress::Rests(self.failure_of(*poll), pause),
+                    Why::AskedOfKey => Progress::Rests(Failure::KeyRests { retry_after: pause }, pause),
+                };
+                self.progress(*poll, progress);
             }
             Step::Land { poll, how } => {
                 if let Some((id, spec)) =
@@ -403,6 +415,12 @@ impl Shell {
                 self.check_origin(wait, reply);
             }
             End::Failed(Failure::Overdue) => assert!(is_over, "{id:?} is given up"),
+            End::Failed(Failure::KeyRests { retry_after }) => {
+                assert!(
+                    is_over || self.now + *retry_after > deadline + SNAPSHOT_LIMIT,
+                    "{id:?} is told of a rest that it outlasts"
+                );
+            }
             End::Failed(Failure::Unreachable | Failure::Garbled | Failure::BreakerOpen { .. }) => {}
         }
     }

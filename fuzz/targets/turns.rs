@@ -13,11 +13,14 @@ use clipgate::model::backoff::Backoff;
 use clipgate::model::breaker::BreakerRules;
 use clipgate::model::clip::KeyDomain;
 use clipgate::model::coalesce::{Failure, PollId};
-use clipgate::model::turns::{Haste, TurnOutput, TurnRules, Turns, Verdict};
+use clipgate::model::turns::{Advice, Haste, TurnOutput, TurnRules, Turns, Verdict};
 use libfuzzer_sys::fuzz_target;
 
 const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), cap: Duration::from_secs(10) };
 const MOST_POLLS: usize = 100;
+/// How long a key rests at most, and by how much less than it was told to last.
+const MOST_REST: Duration = Duration::from_secs(60);
+const LESS_REST: Duration = Duration::from_secs(1);
 
 /// So that durations are all there is.
 static ZERO: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -48,9 +51,11 @@ enum Step {
         poll: u8,
         is_written: bool,
     },
-    Pause {
+    Break(u8),
+    Rest {
         poll: u8,
-        millis: u16,
+        is_of_key: bool,
+        millis: u32,
     },
     Pass {
         millis: u16,
@@ -81,6 +86,8 @@ struct Poll {
     haste: Haste,
     is_trying: bool,
     tries: u32,
+    /// Until then it is to rest.
+    not_before: Duration,
 }
 
 impl Shell {
@@ -123,11 +130,13 @@ impl Shell {
             Step::Answer(place) => self.end(place, Verdict::Answered),
             Step::Fail { poll, is_written } => {
                 let failure = if is_written { Failure::Garbled } else { Failure::Unreachable };
-                self.end(poll, Verdict::Failed(failure));
+                self.end(poll, Verdict::Failed(failure, Advice::BackOff));
             }
-            Step::Pause { poll, millis } => {
+            Step::Break(poll) => self.end(poll, Verdict::Failed(Failure::Unreachable, Advice::Reconnect)),
+            Step::Rest { poll, is_of_key, millis } => {
                 let pause = Duration::from_millis(millis.into());
-                self.end(poll, Verdict::Paused(Failure::Garbled, pause));
+                let advice = if is_of_key { Advice::RestKey(pause) } else { Advice::RestPoll(pause) };
+                self.end(poll, Verdict::Failed(Failure::Garbled, advice));
             }
             Step::Pass { millis } => self.pass(Duration::from_millis(millis.into())),
         }
@@ -144,7 +153,7 @@ impl Shell {
         let (id, domain) = (PollId(self.next_poll), KeyDomain([domain % 4; 16]));
         self.next_poll += 1;
         let haste = if is_quick { Haste::Quick } else { Haste::Long };
-        self.polls.insert(id, Poll { domain, haste, is_trying: false, tries: 0 });
+        self.polls.insert(id, Poll { domain, haste, is_trying: false, tries: 0, not_before: Duration::ZERO });
         self.turns.ask(id, domain, haste, self.at());
     }
 
@@ -154,9 +163,11 @@ impl Shell {
         poll.is_trying = false;
         match verdict {
             Verdict::Answered => drop(self.polls.remove(&id)),
-            Verdict::Failed(_) => {}
-            Verdict::Paused(_, pause) => {
-                let until = self.now + pause;
+            Verdict::Failed(_, Advice::BackOff | Advice::Reconnect) => {}
+            Verdict::Failed(_, Advice::RestPoll(pause)) => poll.not_before = self.now + pause,
+            Verdict::Failed(_, Advice::RestKey(pause)) => {
+                poll.not_before = self.now + pause;
+                let until = self.now + pause.min(MOST_REST);
                 self.paused
                     .entry(poll.domain)
                     .and_modify(|known| *known = until.max(*known))
@@ -193,7 +204,7 @@ impl Shell {
         while let Some(output) = self.turns.poll_output() {
             match output {
                 TurnOutput::Try(id) => self.tried(id),
-                TurnOutput::Stalled(id, ..) => {
+                TurnOutput::Stalled(id, ..) | TurnOutput::Rests(id, ..) => {
                     assert!(self.polls.get(&id).is_some_and(|poll| !poll.is_trying), "{id:?} stalls");
                 }
                 TurnOutput::GiveUp(id, _) => {
@@ -214,8 +225,9 @@ impl Shell {
         let poll = self.polls.get_mut(&id).expect("only what is there is tried");
         assert!(!poll.is_trying, "{id:?} is tried twice");
         (poll.is_trying, poll.tries) = (true, poll.tries + 1);
-        assert!(poll.tries <= self.rules.retries + 1, "{id:?} is tried {} times", poll.tries);
-        let is_paused = self.paused.get(&poll.domain).is_some_and(|until| *until > self.now);
+        assert!(poll.tries <= self.rules.retries + 2, "{id:?} is tried {} times", poll.tries);
+        assert!(poll.not_before <= self.now, "{id:?} is tried while it is to rest");
+        let is_paused = self.paused.get(&poll.domain).is_some_and(|until| *until > self.now + LESS_REST);
         assert!(!is_paused, "{id:?} is tried while its key is to rest");
         let is_early = self.last_try.is_some_and(|last| last + self.rules.interval > self.now);
         assert!(!is_early, "{id:?} is tried too soon");

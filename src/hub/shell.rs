@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use http::{HeaderValue, StatusCode};
+use http::HeaderValue;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tracing::{debug, error};
@@ -25,7 +25,7 @@ use crate::model::coalesce::{
     Coalescer, End, Failure, Input, Outcome, Output, PollId, PollSpec, Progress, Rules, WaitId, WaitSpec,
 };
 use crate::model::route::{Goal, Rung};
-use crate::model::turns::{Haste, TurnOutput, TurnRules, Turns, Verdict};
+use crate::model::turns::{Advice, Haste, TurnOutput, TurnRules, Turns, Verdict};
 use crate::trace::{Links, PollSpan, Tracer};
 use crate::upstream::poll::{KeyWord, Landing, Poller, Tried};
 
@@ -247,15 +247,10 @@ impl Shell {
                 self.turns.ended(id, Verdict::Answered, now);
                 self.landed(id, landing, now);
             }
-            Tried::Failed(failure, pause) => {
-                debug!(poll = id.0, reason = failure.reason(), ?pause, "try failed");
+            Tried::Failed(failure, advice) => {
+                debug!(poll = id.0, reason = failure.reason(), ?advice, "try failed");
                 poll.span.try_failed(failure.reason());
-                let verdict = match pause {
-                    Some(pause) if is_of_key(&failure) => Verdict::Paused(failure, pause),
-                    Some(pause) => Verdict::PausedAlone(failure, pause),
-                    None => Verdict::Failed(failure),
-                };
-                self.turns.ended(id, verdict, now);
+                self.turns.ended(id, Verdict::Failed(failure, advice), now);
             }
         }
     }
@@ -303,7 +298,7 @@ impl Shell {
         let is_its = |poll: &Poll| poll.task.as_ref().is_some_and(|task| task.id() == fault.id());
         if let Some(id) = self.polls.iter().find(|(_, poll)| is_its(poll)).map(|(id, _)| *id) {
             let now = clock::now();
-            self.ended(id, Tried::Failed(Failure::Garbled, None), now);
+            self.ended(id, Tried::Failed(Failure::Garbled, Advice::BackOff), now);
             self.act(now);
         }
     }
@@ -358,6 +353,9 @@ impl Shell {
             TurnOutput::Try(id) => self.try_poll(id, now),
             TurnOutput::Stalled(id, failure, pause) => {
                 self.machine.handle(Input::Progress(id, Progress::Stalled(failure, pause)), now);
+            }
+            TurnOutput::Rests(id, failure, pause) => {
+                self.machine.handle(Input::Progress(id, Progress::Rests(failure, pause)), now);
             }
             TurnOutput::GiveUp(id, failure) => {
                 if let Some(poll) = self.polls.remove(&id) {
@@ -458,11 +456,6 @@ fn wait_end(end: &End) -> WaitEnd {
         End::Refused(_) => WaitEnd::Refused,
         End::Failed(_) => WaitEnd::Failed,
     }
-}
-
-/// A 429 is about who asks; a 503 about what is asked.
-fn is_of_key(failure: &Failure) -> bool {
-    matches!(failure, Failure::Answered(reply) if reply.status == StatusCode::TOO_MANY_REQUESTS.as_u16())
 }
 
 async fn sleep_until(due: Option<Instant>) {

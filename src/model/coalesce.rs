@@ -150,27 +150,32 @@ impl Coalescer {
             Progress::Trying => (poll.tried_at, poll.tries) = (now, Tries::Trying),
             Progress::Standing => poll.tries = Tries::Standing { since: now },
             Progress::Stalled(failure, pause) => {
-                (poll.failed, poll.tries) = (Some(failure), Tries::Stalled { until: now + pause });
-                let waits = poll.waits.clone();
-                self.let_linger([id], now);
-                for wait in waits {
-                    self.give_up_if_put_off(wait, now);
-                }
+                let waits = self.put_off(id, failure, Tries::Stalled { until: now + pause }, now);
+                let is_over =
+                    |id: &WaitId| self.board.wait(*id).is_some_and(|wait| wait.phase != Phase::Waiting);
+                let waits: Vec<WaitId> = waits.into_iter().filter(is_over).collect();
+                self.plan_all(waits, None, now);
+            }
+            Progress::Rests(failure, pause) => {
+                let is_of_key = matches!(failure, Failure::KeyRests { .. });
+                let waits = self.put_off(id, failure, Tries::PutOff { until: now + pause, is_of_key }, now);
+                self.plan_all(waits, None, now);
             }
         }
     }
 
-    /// A wait that looks at its deadline is told how the upstream failed, if that is not asked again in time.
-    fn give_up_if_put_off(&mut self, id: WaitId, now: Instant) {
-        let Some(wait) = self.board.wait(id) else { return };
-        if matches!(wait.phase, Phase::Looking { .. }) && self.is_put_off(wait, wait.due()) {
-            self.give_up(id, now);
-        }
+    /// Notes that a poll is not tried for a while; whom that may concern comes back.
+    fn put_off(&mut self, id: PollId, failure: Failure, tries: Tries, now: Instant) -> BTreeSet<WaitId> {
+        let Some(poll) = self.board.poll_mut(id) else { return BTreeSet::new() };
+        (poll.failed, poll.tries) = (Some(failure), tries);
+        let waits = poll.waits.clone();
+        self.let_linger([id], now);
+        waits
     }
 
     fn give_up(&mut self, id: WaitId, now: Instant) {
         let Some(wait) = self.board.wait(id) else { return };
-        let (failure, direct) = self.last_failure(id, wait).unwrap_or((Failure::Overdue, false));
+        let (failure, direct) = self.last_failure(id, wait, now).unwrap_or((Failure::Overdue, false));
         self.settle(id, End::Failed(failure), direct, now);
     }
 
@@ -207,7 +212,7 @@ impl Coalescer {
     fn look(&mut self, id: WaitId, since: Instant, landing: Option<&Landing>, now: Instant) {
         let Some(wait) = self.board.wait(id) else { return };
         let truths = wait.spec.clips.iter().filter_map(|clip| self.truth(wait, clip, since, now));
-        let (given, failed) = (truths.cloned().collect(), self.last_failure(id, wait));
+        let (given, failed) = (truths.cloned().collect(), self.last_failure(id, wait, now));
         let limit = self.in_time(now + SNAPSHOT_LIMIT);
         let is_hopeless = self.is_put_off(wait, limit);
         self.board.set_phase(id, Phase::Looking { since }, limit);
@@ -226,7 +231,7 @@ impl Coalescer {
     }
 
     /// Not later than the shell is there.
-    fn in_time(&self, at: Instant) -> Instant {
+    pub(super) fn in_time(&self, at: Instant) -> Instant {
         self.draining.map_or(at, |until| at.min(until))
     }
 
@@ -261,7 +266,7 @@ impl Coalescer {
         }
     }
 
-    /// Applies the rule of leaning to a wait that is not answered yet.
+    /// Applies the rule of leaning to a wait that is not answered yet, and gives it up where that is of no use.
     fn plan(&mut self, id: WaitId, landing: Option<&Landing>, now: Instant) {
         let Some(wait) = self.board.wait(id) else { return };
         let is_looking = matches!(wait.phase, Phase::Looking { .. });
@@ -294,6 +299,9 @@ impl Coalescer {
             }
         }
         self.let_linger(dropped, now);
+        if self.board.wait(id).is_some_and(|wait| self.is_hopeless(wait, now)) {
+            self.give_up(id, now);
+        }
     }
 
     /// The running polls that ask for clips of the wait and cannot make it late (promises 4 and 5).
@@ -306,7 +314,7 @@ impl Coalescer {
             } else {
                 poll.spec.clips.is_subset(&wait.spec.clips)
             };
-            fits && self.rules.is_within(poll.spec.goal, wait.wants)
+            fits && self.rules.is_within(poll.spec.goal, wait.wants) && !self.is_anothers_pause(poll, wait)
         });
         leanable.collect()
     }

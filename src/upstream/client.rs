@@ -13,13 +13,13 @@
 //! would leave the 101st long-poll waiting for another one's end, unseen. Windows are cut so that a full
 //! lane of answers nobody reads cannot use up the connection's: the others on it never stall.
 //!
-//! A request is sent again, by hyper, in one case only: a pooled connection turned out to be closed
-//! before any byte of the request was written to it.
+//! A request is sent again, by hyper, in one case only: a pooled connection turned out to be closed before any byte of
+//! the request was written to it. Polls are not even then: who was told that one stands must be able to believe it.
 
 use std::error::Error as StdError;
-use std::future::{Future, pending};
+use std::future::{Future, pending, poll_fn};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
@@ -33,7 +33,7 @@ use hyper::body::Incoming;
 use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
 use hyper_timeout::TimeoutConnector;
 use hyper_util::client::legacy;
-use hyper_util::client::legacy::connect::{HttpConnector, capture_connection};
+use hyper_util::client::legacy::connect::{CaptureConnection, HttpConnector, capture_connection};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use crate::body::Body;
@@ -124,6 +124,9 @@ pub enum SendError {
     /// The TLS handshake failed: an untrusted or wrong certificate, mostly. No byte was sent.
     #[error("no secure connection to the upstream")]
     Tls(#[source] legacy::Error),
+    /// The kept connection that it was given turned out to be closed. No byte was sent.
+    #[error("the upstream had closed the connection")]
+    Closed(#[source] legacy::Error),
     /// The connection ended before an answer came. The upstream may have seen the request.
     #[error("the upstream broke off before it answered")]
     Broke(#[source] legacy::Error),
@@ -136,7 +139,7 @@ impl SendError {
             Self::Connect(_) => CallFault::Connect,
             Self::ConnectTimeout(_) => CallFault::ConnectTimeout,
             Self::Tls(_) => CallFault::Tls,
-            Self::Broke(_) => CallFault::Broke,
+            Self::Closed(_) | Self::Broke(_) => CallFault::Broke,
         }
     }
 
@@ -149,7 +152,15 @@ impl SendError {
     pub fn may_have_been_sent(&self) -> bool {
         match self {
             Self::Broke(_) => true,
-            Self::Connect(_) | Self::ConnectTimeout(_) | Self::Tls(_) => false,
+            Self::Connect(_) | Self::ConnectTimeout(_) | Self::Tls(_) | Self::Closed(_) => false,
+        }
+    }
+
+    /// The same of a request that was given a kept connection.
+    fn on_kept_connection(self) -> Self {
+        match self {
+            Self::Broke(error) if was_handed_back(&error) => Self::Closed(error),
+            other => other,
         }
     }
 }
@@ -165,6 +176,14 @@ impl From<legacy::Error> for SendError {
             None => Self::Connect(error),
         }
     }
+}
+
+/// Whether no byte of the request was written: hyper calls that canceled.
+fn was_handed_back(error: &legacy::Error) -> bool {
+    error
+        .source()
+        .and_then(|source| source.downcast_ref::<hyper::Error>())
+        .is_some_and(hyper::Error::is_canceled)
 }
 
 enum Fault {
@@ -204,6 +223,15 @@ impl Client {
     /// The client of this upstream. Reads the platform's root certificates; where there are none, Mozilla's
     /// are used, which are built in.
     pub fn new(config: &config::Upstream) -> Result<Self, ClientError> {
+        Self::trusting_roots(config, Resend::Unsent)
+    }
+
+    /// The same for polls: what it starts stands on one connection or fails.
+    pub fn for_polls(config: &config::Upstream) -> Result<Self, ClientError> {
+        Self::trusting_roots(config, Resend::Nothing)
+    }
+
+    fn trusting_roots(config: &config::Upstream, resend: Resend) -> Result<Self, ClientError> {
         let builder = || {
             rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
                 .with_safe_default_protocol_versions()
@@ -219,13 +247,22 @@ impl Client {
         } else {
             builder()?.with_root_certificates(rustls::RootCertStore::empty())
         };
-        Self::with_tls(config, trusting.with_no_client_auth())
+        Self::build(config, trusting.with_no_client_auth(), resend)
     }
 
-    /// The same with other trust.
+    /// The same as [`Client::new`] with other trust.
+    #[cfg(test)]
     pub(crate) fn with_tls(
         config: &config::Upstream,
         tls: rustls::ClientConfig,
+    ) -> Result<Self, ClientError> {
+        Self::build(config, tls, Resend::Unsent)
+    }
+
+    fn build(
+        config: &config::Upstream,
+        tls: rustls::ClientConfig,
+        resend: Resend,
     ) -> Result<Self, ClientError> {
         let base = Arc::new(Base::new(&config.base_url).ok_or(ClientError::BaseUrl)?);
         let lanes = match base.scheme == Scheme::HTTPS {
@@ -235,8 +272,8 @@ impl Client {
         let any = connector(config.connect_timeout, tls.clone(), Protocols::Any);
         Ok(Self {
             base,
-            lanes: (0..lanes).map(|_| Lane::new(any.clone())).collect(),
-            tunnels: pool(connector(config.connect_timeout, tls, Protocols::Http1)),
+            lanes: (0..lanes).map(|_| Lane::new(any.clone(), resend)).collect(),
+            tunnels: pool(connector(config.connect_timeout, tls, Protocols::Http1), resend),
         })
     }
 
@@ -277,15 +314,31 @@ impl Client {
     /// The same as [`Client::send`], and tells when the request stands on a connection.
     pub fn start(&self, mut request: Request<Body>) -> Started {
         let mut connection = capture_connection(&mut request);
-        let client = self.clone();
+        let response = self.clone().send_noting_kept(request, connection.clone());
         Started {
             on_connection: Box::pin(async move {
                 if connection.wait_for_connection_metadata().await.is_none() {
                     pending::<()>().await; // the request is gone without having had one
                 }
             }),
-            response: Box::pin(async move { client.send(request).await }),
+            response: Box::pin(response),
         }
+    }
+
+    /// A kept connection is there at the first look, one that is made first never is.
+    async fn send_noting_kept(
+        self,
+        request: Request<Body>,
+        connection: CaptureConnection,
+    ) -> Result<Response<Answer>, SendError> {
+        let mut sending = pin!(self.send(request));
+        let first = poll_fn(|context| Poll::Ready(sending.as_mut().poll(context))).await;
+        let is_kept = connection.connection_metadata().is_some();
+        let sent = match first {
+            Poll::Ready(sent) => sent,
+            Poll::Pending => sending.await,
+        };
+        sent.map_err(|error| if is_kept { error.on_kept_connection() } else { error })
     }
 }
 
@@ -317,6 +370,14 @@ fn climbs(path: &str) -> bool {
     })
 }
 
+/// What hyper sends again by itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Resend {
+    /// What no byte was written of.
+    Unsent,
+    Nothing,
+}
+
 #[derive(Clone, Copy)]
 enum Protocols {
     Any,
@@ -341,12 +402,13 @@ fn connector(timeout: Duration, tls: rustls::ClientConfig, protocols: Protocols)
     connector
 }
 
-fn pool(connector: Connector) -> Hyper {
+fn pool(connector: Connector, resend: Resend) -> Hyper {
     legacy::Client::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(POOL_IDLE)
         .pool_max_idle_per_host(MAX_IDLE)
+        .retry_canceled_requests(resend == Resend::Unsent)
         .http2_initial_stream_window_size(STREAM_WINDOW)
         .http2_initial_connection_window_size(CONNECTION_WINDOW)
         .http2_max_header_list_size(MAX_HEAD)
@@ -356,8 +418,8 @@ fn pool(connector: Connector) -> Hyper {
 }
 
 impl Lane {
-    fn new(connector: Connector) -> Self {
-        Self { hyper: pool(connector), taken: Arc::default() }
+    fn new(connector: Connector, resend: Resend) -> Self {
+        Self { hyper: pool(connector, resend), taken: Arc::default() }
     }
 }
 

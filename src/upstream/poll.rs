@@ -23,8 +23,9 @@ use crate::model::clip::{ClipState, Reply};
 use crate::model::coalesce::{Failure, Outcome, PollSpec};
 use crate::model::query;
 use crate::model::route::{Form, Goal, Route};
+use crate::model::turns::Advice;
 use crate::trace::TraceContext;
-use crate::upstream::client::{Answer, Client};
+use crate::upstream::client::{Answer, Client, SendError};
 
 /// The largest answer to a poll that is read. Real ones have some kB a clip.
 const MAX_ANSWER: usize = 8 << 20;
@@ -78,8 +79,8 @@ pub fn key_word(status: StatusCode) -> Option<KeyWord> {
 pub enum Tried {
     /// With the upstream's final word.
     Landed(Landing),
-    /// With a fault; and with how long the upstream asks to be left alone, where it does.
-    Failed(Failure, Option<Duration>),
+    /// With a fault, and what that says of another try.
+    Failed(Failure, Advice),
 }
 
 impl Poller {
@@ -104,7 +105,7 @@ impl Poller {
         standing: impl Future<Output = ()>,
     ) -> Tried {
         let Some(request) = self.request(spec, authorization, trace) else {
-            return Tried::Failed(Failure::Garbled, None);
+            return Tried::Failed(Failure::Garbled, Advice::BackOff);
         };
         let call = self.metrics.upstream.call(self.kind(spec.goal));
         let mut started = self.client.start(request);
@@ -118,16 +119,18 @@ impl Poller {
                 }
             };
             match response {
-                Ok(response) => read(response).await,
+                Ok(response) => read(response).await.map_err(|fault| (fault, Advice::BackOff)),
                 Err(error) => {
                     debug!(reason = error.reason(), error = &error as &dyn std::error::Error, "poll broke");
-                    Err(error.fault())
+                    let is_closed = matches!(error, SendError::Closed(_));
+                    let advice = if is_closed { Advice::Reconnect } else { Advice::BackOff };
+                    Err((error.fault(), advice))
                 }
             }
         };
         let in_time = tokio::time::timeout(self.connect + self.limit, asking).await;
-        let (code, tried) = match in_time.unwrap_or(Err(CallFault::Overdue)) {
-            Err(fault) => (Code::Fault(fault), Tried::Failed(failure(fault), None)),
+        let (code, tried) = match in_time.unwrap_or(Err((CallFault::Overdue, Advice::BackOff))) {
+            Err((fault, advice)) => (Code::Fault(fault), Tried::Failed(failure(fault), advice)),
             Ok((status, headers, body)) => match self.judge(spec, status, &headers, body) {
                 unread @ Tried::Failed(Failure::Garbled, _) => (Code::Fault(CallFault::Garbled), unread),
                 tried => (Code::Status(status.as_u16()), tried),
@@ -184,10 +187,10 @@ impl Poller {
         let landed = |outcome, shape| Tried::Landed(Landing { outcome, shape, key, status, answered_at });
         if status.is_informational() {
             debug!("the upstream switched protocols unasked");
-            Tried::Failed(Failure::Garbled, None)
+            Tried::Failed(Failure::Garbled, Advice::BackOff)
         } else if status.is_success() && is_coded(headers) {
             debug!("poll's answer is in a coding that was not asked for");
-            Tried::Failed(Failure::Garbled, None)
+            Tried::Failed(Failure::Garbled, Advice::BackOff)
         } else if status.is_success() {
             match answer::slice(&self.route, spec.form, &spec.clips, &body) {
                 Sliced::Clips { clips, shape } => {
@@ -201,16 +204,17 @@ impl Poller {
                     landed(Outcome::Clips(states.collect()), shape)
                 }
                 Sliced::Whole => landed(Outcome::Whole(reply(body)), None),
-                Sliced::Garbled => Tried::Failed(Failure::Garbled, None),
+                Sliced::Garbled => Tried::Failed(Failure::Garbled, Advice::BackOff),
             }
         } else {
-            let asked_pause = headers::retry_after(headers, SystemTime::now());
-            let is_pause = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&status)
-                && asked_pause.is_some();
-            if is_pause || status.is_server_error() {
-                Tried::Failed(Failure::Answered(reply(body)), asked_pause.filter(|_| is_pause))
-            } else {
-                landed(Outcome::Refused(reply(body)), None)
+            let advice = match (status, headers::retry_after(headers, SystemTime::now())) {
+                (StatusCode::TOO_MANY_REQUESTS, Some(pause)) => Some(Advice::RestKey(pause)),
+                (StatusCode::SERVICE_UNAVAILABLE, Some(pause)) => Some(Advice::RestPoll(pause)),
+                (status, _) => status.is_server_error().then_some(Advice::BackOff),
+            };
+            match advice {
+                Some(advice) => Tried::Failed(Failure::Answered(reply(body)), advice),
+                None => landed(Outcome::Refused(reply(body)), None),
             }
         }
     }

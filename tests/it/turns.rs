@@ -121,3 +121,57 @@ async fn a_poll_whose_client_left_before_its_turn_is_never_made() {
     all(vec![first, last]).await;
     assert_eq!(stage.asked(), ["a", "c"].map(|id| single(id, "completed")));
 }
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[tokio::test]
+async fn a_429_for_an_hour_is_told_at_once_and_rests_its_key_for_a_minute_at_most() {
+    let stage = Stage::with(|config, options| set_hold(Duration::from_secs(20), config, options)).await;
+    put_all(&stage, &["a", "b"], "completed");
+    stage.sim.fault(On::Clip("a".to_owned()), Fault::retry_after(429, HOUR), 1);
+    let told = stage.get(&single("a", "completed"), &[]).await;
+    assert_eq!((told.status, told.field("retry-after")), (StatusCode::TOO_MANY_REQUESTS, "3600"));
+    assert_eq!(told.field("cache-status"), "clipgate; fwd=miss; fwd-status=429");
+
+    let other = stage.get(&single("b", "completed"), &[]).await;
+    assert_eq!(other.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(other.field("cache-status"), "clipgate; detail=key-rests");
+    let retry_after: u64 = other.field("retry-after").parse().expect("it is seconds");
+    assert!((40..=60).contains(&retry_after), "{retry_after}");
+    assert_eq!(stage.asked(), [single("a", "completed")], "nobody asks in the rest");
+
+    let stranger = stage.get(&single("b", "completed"), &[("authorization", "Bearer other")]).await;
+    assert_eq!(stranger.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_503_for_an_hour_is_told_at_once_and_rests_nothing_else() {
+    let stage = Stage::with(|config, options| set_hold(Duration::from_secs(20), config, options)).await;
+    put_all(&stage, &["a", "b"], "completed");
+    stage.sim.fault(On::Clip("a".to_owned()), Fault::retry_after(503, HOUR), 1);
+    let told = stage.get(&single("a", "completed"), &[]).await;
+    assert_eq!((told.status, told.field("retry-after")), (StatusCode::SERVICE_UNAVAILABLE, "3600"));
+    for id in ["b", "a"] {
+        assert_eq!(stage.get(&single(id, "completed"), &[]).await.status, StatusCode::OK, "{id}");
+    }
+}
+
+#[tokio::test]
+async fn one_keys_thousand_clips_do_not_starve_anothers_one() {
+    let stage = Stage::with(|config, options| {
+        set_hold(Duration::from_secs(60), config, options);
+        config.upstream.max_polls = 20;
+    })
+    .await;
+    let ids: Vec<String> = (0..200).map(|n| format!("clip-{n}")).collect();
+    for id in &ids {
+        stage.sim.put(id, "streaming");
+    }
+    let crowd: Vec<_> = ids.iter().map(|id| stage.spawn_get(&single(id, "completed"), &[])).collect();
+    stage.until_parked(200).await;
+    stage.until(|seen| seen.open == 17).await;
+    put_all(&stage, &["one"], "completed");
+    let one = stage.get(&single("one", "completed"), &[("authorization", "Bearer other")]).await;
+    assert_eq!(one.status, StatusCode::OK);
+    drop(crowd);
+}

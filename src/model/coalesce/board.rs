@@ -91,18 +91,28 @@ impl Poll {
         }
     }
 
+    /// Until when it is not even tried, if that is known.
+    pub(super) fn paused_until(&self) -> Option<Instant> {
+        match self.tries {
+            Tries::Stalled { until } | Tries::PutOff { until, .. } => Some(until),
+            Tries::InLine | Tries::Trying | Tries::Standing { .. } | Tries::Over => None,
+        }
+    }
+
     /// Since when its request has stood at the upstream, if it does.
     pub(super) fn standing(&self) -> Option<Instant> {
         match self.tries {
             Tries::Standing { since } => Some(since),
-            Tries::InLine | Tries::Trying | Tries::Stalled { .. } | Tries::Over => None,
+            Tries::InLine | Tries::Trying | Tries::Stalled { .. } | Tries::PutOff { .. } | Tries::Over => {
+                None
+            }
         }
     }
 
     /// Whether no try is under way, and another is to come.
     pub(super) fn is_idle(&self) -> bool {
         match self.tries {
-            Tries::InLine | Tries::Stalled { .. } => true,
+            Tries::InLine | Tries::Stalled { .. } | Tries::PutOff { .. } => true,
             Tries::Trying | Tries::Standing { .. } | Tries::Over => false,
         }
     }
@@ -119,6 +129,8 @@ pub(super) enum Tries {
     Standing { since: Instant },
     /// The newest one failed, another is made then.
     Stalled { until: Instant },
+    /// None is made until then, as the upstream asked; of this poll, or of all polls of its key.
+    PutOff { until: Instant, is_of_key: bool },
     /// It has landed.
     Over,
 }

@@ -33,7 +33,12 @@
 //! be taken apart, words on no ladder, states gone back): answered by deadline + grace + snapshot limit + 2
 //! lags, not told that its time is over before its time, and each failure, refusal and whole answer stems
 //! from a poll on clips that the wait named, in its key domain; a failure from a try that began after it
-//! arrived, or told at its deadline; a whole answer from a poll on just its set.
+//! arrived, and is either the last or to be followed by none until even the look at the deadline would be over, as
+//! the upstream asked, or it is told at its deadline; that its key rests is told if it does for so long; a whole
+//! answer stems from a poll on just its set.
+//!
+//! Some clients that would cost a request are refused in the moment they come: they are told nothing, and count for
+//! no request.
 //!
 //! `CLIPGATE_SWEEP_SEEDS=n` runs n seeds, `CLIPGATE_SWEEP_SEED=n` just that one, with a trace.
 
@@ -135,6 +140,8 @@ struct Client {
     leaves: Option<Duration>,
     known: Vec<(usize, usize)>,
     joined: bool,
+    /// It was not let in.
+    refused: bool,
     left: bool,
     settled: Option<Duration>,
 }
@@ -152,7 +159,7 @@ enum Event {
     Try(PollId),
     Stand(PollId),
     Arrive(PollId),
-    Stall(PollId, Failure, Duration),
+    Fall(PollId, Progress),
     Land(PollId, Outcome),
 }
 
@@ -168,6 +175,8 @@ struct Said {
     spec: PollSpec,
     tried_at: Duration,
     is_final: bool,
+    /// Until when the upstream asked for a pause by it.
+    rests_until: Duration,
 }
 
 struct World {
@@ -301,6 +310,7 @@ impl World {
                 leaves,
                 known,
                 joined: false,
+                refused: false,
                 left: false,
                 settled: None,
             });
@@ -394,11 +404,18 @@ impl World {
                 };
                 self.note(&format!("client {number} joins"));
                 self.machine.handle(Input::Join(WaitId(number as u64), spec), now);
+                if self.machine.is_asking() && self.rng.u8(..12) == 0 {
+                    self.note(&format!("client {number} is refused"));
+                    let client = &mut self.clients[number];
+                    (client.refused, client.left, client.leaves) = (true, true, Some(self.now));
+                    self.machine.handle(Input::Refuse(WaitId(number as u64)), now);
+                    assert!(!self.machine.is_asking(), "a refused wait asks");
+                }
             }
             Event::Leave(number) => {
                 if !self.clients[number].joined {
                     self.clients[number].leaves = None;
-                } else if self.clients[number].settled.is_none() {
+                } else if self.clients[number].settled.is_none() && !self.clients[number].left {
                     self.clients[number].left = true;
                     self.note(&format!("client {number} leaves"));
                     self.machine.handle(Input::Leave(WaitId(number as u64)), now);
@@ -411,10 +428,10 @@ impl World {
                 }
             }
             Event::Arrive(id) => self.arrive(id),
-            Event::Stall(id, failure, pause) => {
+            Event::Fall(id, progress) => {
                 if self.running.contains_key(&id) {
-                    self.note(&format!("{id:?} stalls: {failure:?}"));
-                    self.machine.handle(Input::Progress(id, Progress::Stalled(failure, pause)), now);
+                    self.note(&format!("{id:?} falls back: {progress:?}"));
+                    self.machine.handle(Input::Progress(id, progress), now);
                 }
             }
             Event::Land(id, outcome) => {
@@ -450,8 +467,17 @@ impl World {
                 self.plan(fails, Event::Land(id, Outcome::Failed(Failure::Answered(reply))));
             } else {
                 let failure = Failure::Answered(self.reply(&spec, now, false));
-                let pause = self.some(60);
-                self.plan(fails, Event::Stall(id, failure, pause));
+                let progress = if self.rng.bool() {
+                    Progress::Stalled(failure, self.some(60))
+                } else {
+                    let pause = self.some(300);
+                    self.said.last_mut().expect("it was just said").rests_until = fails + pause;
+                    Progress::Rests(failure, pause)
+                };
+                let (Progress::Stalled(_, pause) | Progress::Rests(_, pause)) = progress else {
+                    unreachable!()
+                };
+                self.plan(fails, Event::Fall(id, progress));
                 self.plan(fails + pause, Event::Try(id));
             }
         } else {
@@ -522,7 +548,7 @@ impl World {
 
     /// A reply that can be traced back to the poll it answers.
     fn reply(&mut self, spec: &PollSpec, tried_at: Duration, is_final: bool) -> Arc<Reply> {
-        self.said.push(Said { spec: spec.clone(), tried_at, is_final });
+        self.said.push(Said { spec: spec.clone(), tried_at, is_final, rests_until: Duration::ZERO });
         let body = Bytes::from((self.said.len() - 1).to_string());
         Arc::new(Reply { status: 418, head: Arc::new(Head::default()), body })
     }
@@ -549,11 +575,19 @@ impl World {
                 *self.opens.entry((spec.domain.0[0], spec.goal)).or_default() += 1;
                 self.running.insert(id, Running { spec, tried_at: self.now });
                 // Under the upstream's limits it may have to wait for its turn.
-                if self.mode == Mode::Faulty && self.rng.u8(..6) == 0 {
-                    let turn = self.now + self.some(30);
-                    self.plan(turn, Event::Try(id));
-                } else {
-                    self.begin(id);
+                match self.rng.u8(..12) {
+                    0 | 1 if self.mode == Mode::Faulty => {
+                        let turn = self.now + self.some(30);
+                        self.plan(turn, Event::Try(id));
+                    }
+                    2 if self.mode == Mode::Faulty => {
+                        let retry_after = self.some(60);
+                        let turn = self.now + retry_after + self.some(2);
+                        let rests = Progress::Rests(Failure::KeyRests { retry_after }, retry_after);
+                        self.plan(self.now, Event::Fall(id, rests));
+                        self.plan(turn, Event::Try(id));
+                    }
+                    _ => self.begin(id),
                 }
             }
             Output::Abort(id) => {
@@ -637,8 +671,15 @@ impl World {
             End::Failed(Failure::Answered(reply)) => {
                 assert!(is_faulty);
                 let said = self.check_origin(client, reply);
-                let is_there = said.is_final && said.tried_at >= client.arrives;
+                let is_certain = said.is_final || said.rests_until > deadline + SNAPSHOT_LIMIT;
+                let is_there = is_certain && said.tried_at >= client.arrives;
                 assert!(is_there || now + SKEW >= deadline, "{client:?} is told of {said:?}");
+            }
+            End::Failed(Failure::KeyRests { retry_after }) => {
+                assert!(
+                    is_faulty && (now + *retry_after > deadline + SNAPSHOT_LIMIT || now + SKEW >= deadline),
+                    "{client:?}"
+                );
             }
             End::Failed(Failure::Overdue) => {
                 assert!(is_faulty && now + SKEW >= deadline + SNAPSHOT_LIMIT, "{client:?}");
@@ -687,6 +728,9 @@ impl World {
 
     /// How many requests the client alone would make.
     fn requests_alone(&self, client: &Client) -> u64 {
+        if client.refused {
+            return 0;
+        }
         let chunks = client.clips.len().div_ceil(self.max_clips);
         let again = match self.mode {
             Mode::Eager => GAP,
@@ -744,7 +788,7 @@ impl World {
                 }
                 let end = client.settled.or(client.leaves).unwrap();
                 let may_look = end + SKEW >= client.deadline() && !self.is_burst(number);
-                if goal == Goal::Rung(self.rungs[0]) && may_look {
+                if goal == Goal::Rung(self.rungs[0]) && may_look && !client.refused {
                     alone += client.clips.len().div_ceil(self.max_clips) as u64;
                 }
             }

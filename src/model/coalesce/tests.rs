@@ -796,26 +796,131 @@ fn a_failure_reaches_only_those_who_were_there_at_the_failed_try() {
     assert_eq!(s.open(), ["a completed"]);
 }
 
+/// The upstream answers with this status, and asks to be left alone for so many seconds.
+fn asked_to_rest(status: u16, pause: f64) -> Progress {
+    Progress::Rests(Failure::Answered(reply(status)), secs(pause))
+}
+
+fn key_rests(pause: f64) -> Progress {
+    Progress::Rests(Failure::KeyRests { retry_after: secs(pause) }, secs(pause))
+}
+
 /// Nobody is kept for an answer that cannot come in time: a client alone would have been told at once.
 #[test]
-fn a_deadline_does_not_sit_out_a_pause_that_outlasts_it() {
-    let failing = |pause| Progress::Stalled(Failure::Answered(reply(429)), secs(pause));
+fn a_wait_is_told_at_once_of_a_pause_that_outlasts_it() {
+    for status in [429, 503] {
+        let mut s = Stage::new();
+        s.join(1, "a", "completed").at(0.5).join(2, "a b", "completed").at(1.0);
+        s.progress("a completed", asked_to_rest(status, 3600.0));
+        s.assert_told(&[&format!("failed {status}"), ""]);
+        assert!(s.told[&1].direct, "Retry-After goes along");
+        s.leave(2).at(10.0);
+        assert!(s.is_idle());
+    }
     let mut s = Stage::new();
-    s.join_for(1, "a", "completed", 0.0).progress("a submitted", failing(60.0));
+    s.join_for(1, "a", "completed", 0.0).progress("a submitted", asked_to_rest(429, 60.0));
     s.assert_told(&["failed 429"]);
-    assert!(s.told[&1].direct, "Retry-After goes along");
+}
+
+#[test]
+fn a_wait_that_outlasts_the_pause_is_held_through_it() {
+    let mut s = Stage::new();
+    s.join_for(1, "a", "completed", 600.0).at(1.0).progress("a completed", asked_to_rest(429, 500.0));
+    s.at(501.0).assert_told(&[""]);
+    s.progress("a completed", Progress::Trying).at(502.0).land("a completed", "a=complete");
+    s.assert_told(&["reached a=complete"]);
+}
+
+/// The other poll may be the one that tells it of a refusal, and what it has to be told then is the same.
+#[test]
+fn a_wait_is_not_told_of_a_pause_while_something_else_may_answer_it() {
+    let mut s = Stage::with(1, secs(2.0));
+    s.join(1, "a b", "completed").at(1.0).progress("a completed", asked_to_rest(429, 3600.0)).at(60.0);
+    s.assert_told(&[""]);
+    s.land("b completed", "b=complete").assert_told(&["failed 429"]);
 
     let mut s = Stage::new();
-    s.join(1, "a", "completed").at(1.0).progress("a completed", failing(3600.0)).at(119.0).assert_told(&[""]);
-    s.at(120.0).assert_told(&["failed 429"]);
-    assert_eq!(s.opened, 1, "no look that would be refused as well");
+    s.join(1, "a", "completed").join(2, "a", "streaming").at(1.0);
+    s.progress("a streaming", asked_to_rest(503, 3600.0)).assert_told(&["", "failed 503"]);
+    s.at(2.0).land("a completed", "a=complete").assert_told(&["reached a=complete", "failed 503"]);
+}
+
+#[test]
+fn a_wait_that_has_a_truth_to_tell_is_held_through_a_pause_that_outlasts_it() {
+    let mut s = Stage::new();
+    s.join(1, "a b", "completed").join(2, "a", "streaming").join(3, "b", "completed").at(10.0);
+    s.land("a streaming", "a=streaming").land("b completed", "b=complete");
+    s.at(20.0).join(4, "a", "completed").at(21.0).progress("a completed", asked_to_rest(429, 3600.0));
+    assert_eq!(s.told(4), "", "the batch stands, and nothing but a holds it");
+    s.at(90.0).land("a b completed", "a=complete b=complete");
+    assert_eq!(s.told(4), "reached a=complete");
+}
+
+/// Its client alone would have asked anew, and may well be let in.
+#[test]
+fn a_pause_that_was_asked_for_before_a_wait_came_is_not_told_to_it() {
+    let mut s = Stage::new();
+    s.join_for(1, "a", "completed", 600.0).at(1.0).progress("a completed", asked_to_rest(503, 500.0));
+    s.at(2.0).join(2, "a", "completed");
+    assert_eq!((s.open(), s.opened), (vec!["a completed"; 2], 2));
+    s.at(3.0).join_for(3, "a", "completed", 600.0);
+    assert_eq!(s.opened, 2, "one that outlasts it leans on both");
+    let asked_anew = s.open.pop().unwrap();
+    s.open.insert(0, asked_anew);
+    s.at(9.0).land("a completed", "a=complete").assert_told(&["reached a=complete"; 3]);
+    assert!(s.is_idle());
+}
+
+#[test]
+fn a_wait_that_joined_a_try_under_way_asks_anew_where_that_ends_with_a_pause() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").at(1.0).join(2, "a", "completed").at(2.0);
+    s.progress("a completed", asked_to_rest(503, 3600.0)).assert_told(&["failed 503", ""]);
+    assert_eq!((s.open(), s.opened), (vec!["a completed"], 2));
+    s.progress("a completed", asked_to_rest(503, 3600.0)).assert_told(&["failed 503", "failed 503"]);
+    assert!(s.is_idle());
+}
+
+#[test]
+fn the_rest_of_a_key_is_told_at_once_to_those_only_whom_it_outlasts() {
+    let mut s = Stage::new();
+    s.in_line = true;
+    s.join(1, "a", "completed").join_for(2, "a", "completed", 30.0).join_for(3, "a b", "completed", 30.0);
+    s.progress("a completed", key_rests(60.0));
+    s.assert_told(&["", "failed KeyRests { retry_after: 60s }", ""]);
+    s.progress("b completed", key_rests(60.0));
+    assert_eq!(s.told(3), "failed KeyRests { retry_after: 60s }");
+    s.at(40.0).join_for(4, "a", "completed", 5.0);
+    assert_eq!(s.told(4), "failed KeyRests { retry_after: 20s }", "whenever it came");
+    s.at(60.0).progress("a completed", Progress::Trying).land("a completed", "a=complete");
+    assert_eq!(s.told(1), "reached a=complete");
+    assert!(s.is_idle());
+}
+
+/// An hour is an hour, but a moment later the look at its deadline may tell it the truth.
+#[test]
+fn a_wait_is_not_told_of_a_pause_that_its_look_would_outlast() {
+    let mut s = Stage::new();
+    s.join_for(1, "a", "completed", 60.0).at(55.0).progress("a completed", asked_to_rest(429, 10.0)).at(60.0);
+    s.assert_told(&[""]);
+    assert_eq!(s.open(), ["a submitted"]);
+    s.progress("a submitted", key_rests(5.0)).at(65.0).progress("a submitted", Progress::Trying);
+    s.land("a submitted", "a=streaming").assert_told(&["timed out a=streaming"]);
+}
+
+#[test]
+fn a_look_that_would_be_put_off_is_not_waited_for() {
+    let mut s = Stage::new();
+    s.join_for(1, "a", "completed", 60.0).at(30.0).join_for(2, "a", "completed", 30.0).at(60.0);
+    s.progress("a submitted", key_rests(60.0));
+    s.assert_told(&["failed KeyRests { retry_after: 60s }", "failed KeyRests { retry_after: 60s }"]);
 }
 
 #[test]
 fn a_wait_with_time_left_is_held_through_a_failing_upstream() {
     let mut s = Stage::new();
     s.join(1, "a", "completed").at(1.0);
-    s.progress("a completed", Progress::Stalled(Failure::Answered(reply(429)), secs(89.0)))
+    s.progress("a completed", Progress::Stalled(Failure::Answered(reply(500)), secs(89.0)))
         .at(90.0)
         .assert_told(&[""]);
     s.progress("a completed", Progress::Trying).progress("a completed", Progress::Standing);

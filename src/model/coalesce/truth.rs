@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use super::Coalescer;
 use super::board::{Phase, Poll, Told, Tries, Wait};
-use super::vocabulary::WaitId;
+use super::rules::SNAPSHOT_LIMIT;
+use super::vocabulary::{Failure, WaitId};
 use crate::model::clip::{ClipId, ClipState, KeyDomain};
 use crate::model::route::Goal;
 
@@ -84,15 +85,46 @@ impl Coalescer {
     }
 
     /// How what the wait leans on failed last, if it did.
-    pub(super) fn last_failure(&self, id: WaitId, wait: &Wait) -> Option<Told> {
+    pub(super) fn last_failure(&self, id: WaitId, wait: &Wait, now: Instant) -> Option<Told> {
         let polls = wait.leans.iter().rev().filter_map(|&poll| self.board.poll(poll));
-        let told = |poll: &Poll| poll.failed.clone().map(|failure| (failure, poll.opener == id));
+        let told = |poll: &Poll| {
+            let failure = match (poll.failed.clone()?, poll.paused_until()) {
+                (Failure::KeyRests { .. }, Some(until)) => {
+                    Failure::KeyRests { retry_after: until.saturating_duration_since(now) }
+                }
+                (failure, _) => failure,
+            };
+            Some((failure, poll.opener == id))
+        };
         polls.filter_map(told).next().or_else(|| wait.failed.clone())
     }
 
     /// Whether something that the wait leans on is not even tried until then.
     pub(super) fn is_put_off(&self, wait: &Wait, until: Instant) -> bool {
         let mut polls = wait.leans.iter().filter_map(|&id| self.board.poll(id));
-        polls.any(|poll| matches!(poll.tries, Tries::Stalled { until: at } if at > until))
+        polls.any(|poll| poll.paused_until().is_some_and(|at| at > until))
+    }
+
+    /// Whether it is certain that the wait will be told nothing better than how the upstream failed, so that it
+    /// may be told at once, as its client alone would be. By the upstream's own wish nothing that it leans on is
+    /// tried before its time is over, nor would its look be; and no proof is there that would spare it the look.
+    pub(super) fn is_hopeless(&self, wait: &Wait, now: Instant) -> bool {
+        let mut polls = wait.leans.iter().filter_map(|&id| self.board.poll(id));
+        match wait.phase {
+            Phase::Waiting => {
+                let limit = self.in_time(wait.deadline() + SNAPSHOT_LIMIT);
+                polls.all(|poll| matches!(poll.tries, Tries::PutOff { until, .. } if until > limit))
+                    && wait.spec.clips.iter().any(|clip| self.truth(wait, clip, now, now).is_none())
+            }
+            Phase::Ending { .. } => false,
+            Phase::Looking { .. } => self.is_put_off(wait, wait.due()),
+        }
+    }
+
+    /// Whether the upstream asked for the poll's pause before the wait was there, and it would sit it out in vain:
+    /// its client alone would ask anew.
+    pub(super) fn is_anothers_pause(&self, poll: &Poll, wait: &Wait) -> bool {
+        matches!(poll.tries, Tries::PutOff { until, is_of_key: false } if until > wait.due())
+            && wait.spec.arrived > poll.tried_at
     }
 }

@@ -57,8 +57,10 @@ pub enum Progress {
     Trying,
     /// Its request is on a connection: from here on the upstream answers as soon as it can.
     Standing,
-    /// The try failed so, another will come after so long.
+    /// The try failed so, another will come after so long, and may well succeed.
     Stalled(Failure, Duration),
+    /// The upstream asked to be left alone for so long, so: it would say the same until then.
+    Rests(Failure, Duration),
 }
 
 /// How a poll ended, for good: tries and their limits are the shell's.
@@ -85,6 +87,11 @@ pub enum Failure {
     Garbled,
     /// No answer within the upstream's limit.
     Overdue,
+    /// The upstream asked for a rest of the key, by its answer to another poll.
+    KeyRests {
+        /// When it is worth another try.
+        retry_after: Duration,
+    },
     /// The breaker is open: the upstream has failed so often that it is not asked.
     BreakerOpen {
         /// When it is worth another try.
@@ -100,6 +107,7 @@ impl Failure {
             Failure::Unreachable => "unreachable",
             Failure::Garbled => "garbled",
             Failure::Overdue => "overdue",
+            Failure::KeyRests { .. } => "key-rests",
             Failure::BreakerOpen { .. } => "breaker-open",
         }
     }

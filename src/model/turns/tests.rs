@@ -1,7 +1,14 @@
 use super::*;
+use crate::model::backoff::Backoff;
+use crate::model::breaker::BreakerRules;
 
 const A: KeyDomain = KeyDomain([1; 16]);
 const B: KeyDomain = KeyDomain([2; 16]);
+const C: KeyDomain = KeyDomain([3; 16]);
+
+fn key(number: u64) -> KeyDomain {
+    KeyDomain([u8::try_from(number).unwrap(); 16])
+}
 
 fn rules(max_polls: usize) -> TurnRules {
     TurnRules {
@@ -32,7 +39,19 @@ impl Desk {
         std::iter::from_fn(|| self.turns.poll_output())
             .filter_map(|output| match output {
                 TurnOutput::Try(PollId(id)) => Some(id),
-                TurnOutput::Stalled(..) | TurnOutput::GiveUp(..) => None,
+                TurnOutput::Stalled(..) | TurnOutput::Rests(..) | TurnOutput::GiveUp(..) => None,
+            })
+            .collect()
+    }
+
+    /// Which polls are to rest for how many seconds, because of what.
+    fn rests(&mut self) -> Vec<(u64, &'static str, u64)> {
+        std::iter::from_fn(|| self.turns.poll_output())
+            .filter_map(|output| match output {
+                TurnOutput::Rests(PollId(id), failure, pause) => {
+                    Some((id, failure.reason(), pause.as_secs()))
+                }
+                TurnOutput::Stalled(..) | TurnOutput::Try(_) | TurnOutput::GiveUp(..) => None,
             })
             .collect()
     }
@@ -40,7 +59,7 @@ impl Desk {
     fn given_up(&mut self) -> Vec<(u64, &'static str)> {
         std::iter::from_fn(|| self.turns.poll_output())
             .filter_map(|output| match output {
-                TurnOutput::Stalled(..) | TurnOutput::Try(_) => None,
+                TurnOutput::Stalled(..) | TurnOutput::Rests(..) | TurnOutput::Try(_) => None,
                 TurnOutput::GiveUp(PollId(id), failure) => Some((id, failure.reason())),
             })
             .collect()
@@ -51,12 +70,16 @@ impl Desk {
     }
 
     fn failed(&mut self, id: u64) {
-        self.turns.ended(PollId(id), Verdict::Failed(Failure::Unreachable), self.now);
+        self.ended(id, Advice::BackOff);
     }
 
-    fn paused(&mut self, id: u64, secs: u64) {
-        let verdict = Verdict::Paused(Failure::Overdue, Duration::from_secs(secs));
-        self.turns.ended(PollId(id), verdict, self.now);
+    /// The poll is answered 429 with so many seconds' `Retry-After`.
+    fn limited(&mut self, id: u64, secs: u64) {
+        self.ended(id, Advice::RestKey(Duration::from_secs(secs)));
+    }
+
+    fn ended(&mut self, id: u64, advice: Advice) {
+        self.turns.ended(PollId(id), Verdict::Failed(Failure::Unreachable, advice), self.now);
     }
 
     fn pass(&mut self, time: Duration) {
@@ -69,7 +92,7 @@ impl Desk {
 #[test]
 fn a_poll_over_the_limit_waits_for_a_place() {
     let mut desk = Desk::new(rules(3));
-    (1..=4).for_each(|id| desk.ask(id, A));
+    (1..=4).for_each(|id| desk.ask(id, key(id)));
     assert_eq!(desk.tries(), [1, 2], "the last place is for quick ones");
     desk.answered(1);
     assert_eq!(desk.tries(), [3]);
@@ -81,7 +104,7 @@ fn a_poll_over_the_limit_waits_for_a_place() {
 #[test]
 fn a_quick_poll_goes_first_and_has_the_last_place() {
     let mut desk = Desk::new(rules(3));
-    (1..=4).for_each(|id| desk.ask(id, A));
+    (1..=4).for_each(|id| desk.ask(id, key(id)));
     desk.turns.ask(PollId(5), A, Haste::Quick, desk.now);
     desk.turns.ask(PollId(6), A, Haste::Quick, desk.now);
     assert_eq!(desk.tries(), [1, 2, 5]);
@@ -145,54 +168,185 @@ fn a_failed_try_is_made_again_after_a_pause_and_not_for_ever() {
     assert_eq!(desk.turns.poll_timeout(), None);
 }
 
+/// Turns alone would not do: the places are held for minutes.
 #[test]
-fn a_pause_rests_the_whole_key_once_and_no_other() {
-    let mut desk = Desk::new(rules(9));
+fn a_key_with_a_thousand_clips_leaves_places_to_those_who_come_later() {
+    let mut desk = Desk::new(rules(512));
+    (0..1000).for_each(|id| desk.ask(id, A));
+    assert_eq!(desk.tries().len(), 481, "of 511");
+    (2000..2100).for_each(|id| desk.ask(id, B));
+    assert_eq!(desk.tries().len(), 28);
+    (3000..3100).for_each(|id| desk.ask(id, C));
+    assert_eq!(desk.tries(), [3000], "one who has none may take any");
+    desk.ask(4000, key(4));
+    assert_eq!(desk.tries(), [4000]);
+    (0..50).for_each(|id| desk.answered(id));
+    let tries = desk.tries();
+    assert!(tries.iter().all(|id| *id >= 2000), "who has most waits: {tries:?}");
+}
+
+#[test]
+fn of_two_places_one_key_has_one() {
+    let mut desk = Desk::new(rules(3));
+    (1..=3).for_each(|id| desk.ask(id, A));
+    assert_eq!(desk.tries(), [1]);
+    desk.ask(10, B);
+    desk.ask(11, B);
+    assert_eq!(desk.tries(), [10]);
+    desk.answered(10);
+    assert_eq!(desk.tries(), [11]);
+}
+
+#[test]
+fn looks_at_deadlines_go_by_turns_as_well() {
+    let mut desk = Desk::new(rules(1));
+    desk.ask(1, A);
+    (2..=4).for_each(|id| desk.turns.ask(PollId(id), A, Haste::Quick, desk.now));
+    desk.turns.ask(PollId(10), B, Haste::Quick, desk.now);
+    let mut order = desk.tries();
+    for _ in 0..4 {
+        desk.answered(*order.last().unwrap());
+        order.extend(desk.tries());
+    }
+    assert_eq!(order, [1, 2, 10, 3, 4]);
+}
+
+#[test]
+fn a_429_rests_the_whole_key_once_and_no_other() {
+    let mut desk = Desk::new(rules(50));
     (1..=3).for_each(|id| desk.ask(id, A));
     desk.tries();
-    desk.paused(1, 10);
-    desk.paused(2, 8);
+    desk.limited(1, 10);
+    desk.limited(2, 8);
+    assert_eq!(desk.rests(), [(1, "unreachable", 10), (2, "unreachable", 8)]);
+    desk.pass(Duration::from_secs(1));
     desk.ask(4, A);
     desk.turns.ask(PollId(5), A, Haste::Quick, desk.now);
+    assert_eq!(desk.rests(), [(4, "key-rests", 9), (5, "key-rests", 9)]);
     desk.ask(10, B);
     assert_eq!(desk.tries(), [10]);
-    desk.pass(Duration::from_secs(9));
-    assert_eq!(desk.tries(), [0; 0], "the longer pause holds");
-    desk.pass(Duration::from_secs(1));
+    desk.pass(Duration::from_millis(8999));
+    assert_eq!(desk.tries(), [0; 0], "the longer rest holds");
+    desk.pass(Duration::from_millis(1));
+    assert_eq!(desk.tries(), [5], "one for all");
+    desk.answered(5);
     let mut tries = desk.tries();
     tries.sort_unstable();
-    assert_eq!(tries, [1, 2, 4, 5]);
+    assert_eq!(tries, [1, 2, 4]);
 }
 
+/// An hour is believed for the request that was told so, and a minute for the others.
 #[test]
-fn a_long_pause_is_believed_of_its_poll_and_for_a_minute_of_the_whole_key() {
-    let mut desk = Desk::new(rules(9));
-    (1..=2).for_each(|id| desk.ask(id, A));
+fn a_key_that_is_to_rest_for_an_hour_is_asked_for_once_a_minute() {
+    let mut desk = Desk::new(rules(50));
+    (1..=3).for_each(|id| desk.ask(id, A));
     desk.tries();
-    desk.answered(2);
-    desk.paused(1, 3600);
-    desk.ask(3, A);
-    desk.pass(Duration::from_secs(59));
+    desk.limited(1, 3600);
+    (2..=3).for_each(|id| desk.answered(id));
+    (4..=6).for_each(|id| desk.ask(id, A));
+    desk.pass(Duration::from_millis(59_999));
     assert_eq!(desk.tries(), [0; 0]);
-    desk.pass(Duration::from_secs(1));
-    assert_eq!(desk.tries(), [3]);
-    desk.pass(Duration::from_secs(3539));
+    desk.pass(Duration::from_millis(1));
+    assert_eq!(desk.tries(), [4]);
+    desk.limited(4, 3600);
+    assert_eq!(desk.rests(), [(5, "key-rests", 60), (6, "key-rests", 60), (4, "unreachable", 3600)]);
+    desk.pass(Duration::from_secs(60));
+    assert_eq!(desk.tries(), [5]);
+    desk.turns.standing(PollId(5), desk.now);
+    desk.pass(Duration::from_millis(999));
     assert_eq!(desk.tries(), [0; 0]);
+    desk.pass(Duration::from_millis(1));
+    assert_eq!(desk.tries(), [6], "a poll that is held is let in");
+    desk.pass(Duration::from_secs(3478));
+    assert_eq!(desk.tries(), [0; 0], "it waits out all that it was told");
     desk.pass(Duration::from_secs(1));
     assert_eq!(desk.tries(), [1]);
 }
 
 #[test]
-fn a_pause_of_one_poll_rests_no_other() {
-    let mut desk = Desk::new(rules(9));
+fn a_keys_probe_that_tells_nothing_leaves_it_to_the_next() {
+    let mut desk = Desk::new(rules(50));
     desk.ask(1, A);
     desk.tries();
-    let verdict = Verdict::PausedAlone(Failure::Overdue, Duration::from_secs(10));
-    desk.turns.ended(PollId(1), verdict, desk.now);
+    desk.limited(1, 20);
+    (2..=5).for_each(|id| desk.ask(id, A));
+    desk.pass(Duration::from_secs(20));
+    assert_eq!(desk.tries(), [1]);
+    desk.turns.withdraw(PollId(1), desk.now);
+    assert_eq!(desk.tries(), [2]);
+    desk.failed(2);
+    assert_eq!(desk.tries(), [3]);
+    desk.ended(3, Advice::RestPoll(Duration::from_secs(90)));
+    assert_eq!(desk.tries(), [4]);
+    desk.answered(4);
+    assert_eq!(desk.tries(), [5]);
+}
+
+#[test]
+fn a_503_rests_its_own_poll_only() {
+    let mut desk = Desk::new(rules(50));
+    desk.ask(1, A);
+    desk.tries();
+    desk.ended(1, Advice::RestPoll(Duration::from_secs(90)));
     desk.ask(2, A);
     assert_eq!(desk.tries(), [2]);
-    desk.pass(Duration::from_secs(10));
+    desk.pass(Duration::from_secs(89));
+    assert_eq!(desk.tries(), [0; 0]);
+    desk.pass(Duration::from_secs(1));
     assert_eq!(desk.tries(), [1]);
+}
+
+#[test]
+fn a_key_without_polls_is_forgotten_when_its_rest_is_over() {
+    let mut desk = Desk::new(TurnRules { retries: 0, ..rules(50) });
+    desk.ask(1, A);
+    desk.tries();
+    desk.limited(1, 20);
+    assert_eq!(desk.given_up(), [(1, "unreachable")]);
+    assert_eq!(desk.turns.keys.len(), 1);
+    desk.pass(Duration::from_secs(20));
+    assert!(desk.turns.keys.is_empty());
+    assert_eq!(desk.turns.poll_timeout(), None);
+}
+
+/// Upstreams close connections that they find idle, and now and then a request meets that on its way.
+#[test]
+fn a_first_try_whose_connection_broke_at_once_is_made_anew_and_counts_for_nothing() {
+    let mut desk = Desk::new(TurnRules { retries: 0, ..rules(50) });
+    for id in 1..=20 {
+        desk.ask(id, A);
+        assert_eq!(desk.tries(), [id]);
+        desk.turns.standing(PollId(id), desk.now);
+        desk.ended(id, Advice::Reconnect);
+        let stalled = TurnOutput::Stalled(PollId(id), Failure::Unreachable, Duration::ZERO);
+        assert_eq!(desk.turns.poll_output(), Some(stalled));
+        assert_eq!(desk.tries(), [id]);
+        desk.answered(id);
+    }
+    assert!(desk.turns.is_closed());
+    desk.ask(21, A);
+    desk.ended(21, Advice::Reconnect);
+    desk.ended(21, Advice::Reconnect);
+    assert_eq!(desk.given_up(), [(21, "unreachable")], "once");
+    desk.ask(22, A);
+    desk.turns.standing(PollId(22), desk.now);
+    desk.pass(STOOD);
+    desk.ended(22, Advice::Reconnect);
+    assert_eq!(desk.given_up(), [(22, "unreachable")], "what has been held was no stale connection");
+}
+
+#[test]
+fn a_probe_that_meets_a_dead_connection_is_made_anew() {
+    let mut desk = Desk::new(rules(20));
+    (1..=5).for_each(|id| desk.ask(id, A));
+    (1..=5).for_each(|id| desk.failed(id));
+    desk.pass(Duration::from_secs(5));
+    desk.ask(6, A);
+    desk.tries();
+    desk.ended(6, Advice::Reconnect);
+    assert_eq!(desk.tries(), [6]);
+    desk.answered(6);
+    assert!(desk.turns.is_closed());
 }
 
 #[test]
@@ -238,7 +392,7 @@ fn one_keys_bad_clip_does_not_close_the_upstream_for_those_whom_it_holds() {
     desk.pass(STOOD);
     (1..=9).for_each(|id| desk.ask(id, A));
     for id in 1..=9 {
-        desk.turns.ended(PollId(id), Verdict::Failed(Failure::Garbled), desk.now);
+        desk.turns.ended(PollId(id), Verdict::Failed(Failure::Garbled, Advice::BackOff), desk.now);
     }
     assert!(desk.turns.is_closed());
     (11..=15).for_each(|id| desk.ask(id, A));
@@ -292,9 +446,11 @@ fn no_schedule_breaks_the_limit_or_leaves_anything_behind() {
                 3 | 4 => {
                     if let Some(id) = pick(&trying, &mut rng) {
                         trying.remove(&id);
-                        match rng.u32(0..4) {
+                        match rng.u32(0..7) {
                             0 => desk.failed(id),
-                            1 => desk.paused(id, rng.u64(0..3)),
+                            1 => desk.limited(id, rng.u64(0..90)),
+                            2 => desk.ended(id, Advice::RestPoll(Duration::from_secs(rng.u64(0..90)))),
+                            3 => desk.ended(id, Advice::Reconnect),
                             _ => {
                                 desk.answered(id);
                                 alive.remove(&id);
@@ -312,7 +468,9 @@ fn no_schedule_breaks_the_limit_or_leaves_anything_behind() {
                     TurnOutput::Try(PollId(id)) => {
                         assert!(alive.contains(&id) && trying.insert(id), "seed {seed}: {id} is tried twice");
                     }
-                    TurnOutput::Stalled(PollId(id), ..) => assert!(alive.contains(&id), "seed {seed}: {id}"),
+                    TurnOutput::Stalled(PollId(id), ..) | TurnOutput::Rests(PollId(id), ..) => {
+                        assert!(alive.contains(&id) && !trying.contains(&id), "seed {seed}: {id}");
+                    }
                     TurnOutput::GiveUp(PollId(id), _) => {
                         assert!(alive.remove(&id) && !trying.contains(&id), "seed {seed}: {id}");
                     }
@@ -321,9 +479,9 @@ fn no_schedule_breaks_the_limit_or_leaves_anything_behind() {
             assert_eq!(desk.turns.open(), trying.len(), "seed {seed}");
             assert!(trying.len() <= max_polls, "seed {seed}");
         }
+        desk.pass(MOST_REST);
         let turns = &desk.turns;
-        assert!(turns.polls.is_empty() && turns.lines.is_empty() && turns.quick.is_empty(), "seed {seed}");
-        assert!(turns.held.is_empty(), "seed {seed}");
-        assert!(turns.ring.is_empty(), "seed {seed}: {:?}", turns.ring);
+        assert!(turns.polls.is_empty() && turns.long.is_empty() && turns.quick.is_empty(), "seed {seed}");
+        assert!(turns.held.is_empty() && turns.keys.is_empty(), "seed {seed}: {:?}", turns.keys);
     }
 }

@@ -17,7 +17,7 @@ impl Stage {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base_url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         let config = config::Upstream { base_url, ..config::Config::default().upstream };
-        let client = Client::new(&config).unwrap();
+        let client = Client::for_polls(&config).unwrap();
         Self {
             listener,
             poller: Poller::new(
@@ -61,6 +61,29 @@ impl Stage {
     }
 }
 
+/// hyper would send it again, on a connection that may take seconds to make, when its standing has been told already.
+#[tokio::test]
+async fn a_poll_on_a_kept_connection_that_is_dead_is_not_sent_again_unseen() {
+    let stage = Stage::new().await;
+    let answering = async {
+        let (mut socket, _) = stage.listener.accept().await.unwrap();
+        read_head(&mut socket).await;
+        let body = r#"{"id":"a","status":"queued"}"#;
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        socket.write_all(answer.as_bytes()).await.unwrap();
+        socket
+    };
+    let (tried, socket) = tokio::join!(stage.try_poll(), answering);
+    assert!(matches!(tried, Tried::Landed(_)), "{tried:?}");
+    drop(socket);
+    tokio::task::yield_now().await; // it is seen that there is something to read, and not yet what
+    let tried = tokio::select! {
+        tried = stage.try_poll() => tried,
+        _ = stage.listener.accept() => panic!("it is sent again"),
+    };
+    assert!(matches!(tried, Tried::Failed(Failure::Unreachable, Advice::Reconnect)), "{tried:?}");
+}
+
 async fn read_head(socket: &mut TcpStream) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -82,7 +105,7 @@ async fn an_answer_in_a_coding_is_never_taken_for_clips() {
     for coding in ["gzip", "identity, br", "GZIP"] {
         let stage = Stage::new().await;
         let (tried, _) = stage.answered_with(&format!("Content-Encoding: {coding}\r\n")).await;
-        assert!(matches!(tried, Tried::Failed(Failure::Garbled, None)), "{coding}: {tried:?}");
+        assert!(matches!(tried, Tried::Failed(Failure::Garbled, Advice::BackOff)), "{coding}: {tried:?}");
     }
 }
 
@@ -90,5 +113,5 @@ async fn an_answer_in_a_coding_is_never_taken_for_clips() {
 async fn a_switch_of_protocols_that_nobody_asked_for_is_no_answer() {
     let head = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n";
     let tried = Stage::new().await.answered(head).await;
-    assert!(matches!(tried, Tried::Failed(Failure::Garbled, None)), "{tried:?}");
+    assert!(matches!(tried, Tried::Failed(Failure::Garbled, Advice::BackOff)), "{tried:?}");
 }
