@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use arbitrary::Arbitrary;
 use bytes::Bytes;
+use clipgate::clock;
 use clipgate::model::clip::{ClipId, ClipSet, ClipState, Head, KeyDomain, Reply};
 use clipgate::model::coalesce::{
     Coalescer, End, Failure, Input, Outcome, Output, PollId, PollSpec, Progress, Rules, SNAPSHOT_LIMIT,
@@ -32,7 +33,7 @@ const CLIPS: u8 = 5;
 const MOST_WAITS: usize = 40;
 
 /// So that durations are all there is.
-static ZERO: LazyLock<Instant> = LazyLock::new(Instant::now);
+static ZERO: LazyLock<Instant> = LazyLock::new(clock::now);
 
 #[derive(Arbitrary, Debug)]
 struct Schedule {

@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use arbitrary::Arbitrary;
+use clipgate::clock;
 use clipgate::model::backoff::Backoff;
 use clipgate::model::breaker::BreakerRules;
 use clipgate::model::clip::KeyDomain;
@@ -23,7 +24,7 @@ const MOST_REST: Duration = Duration::from_secs(60);
 const LESS_REST: Duration = Duration::from_secs(1);
 
 /// So that durations are all there is.
-static ZERO: LazyLock<Instant> = LazyLock::new(Instant::now);
+static ZERO: LazyLock<Instant> = LazyLock::new(clock::now);
 
 #[derive(Arbitrary, Debug)]
 struct Schedule {
