@@ -18,6 +18,8 @@ use crate::host::{Gateway, Ground, clip, soon};
 
 /// How much faster than in life all goes.
 const FASTER: u32 = 30;
+/// What the proxy has to say.
+const LOG: &str = "proxy.log";
 /// What is said of itself by a client that lies.
 const LIES: [&str; 4] =
     ["-H", "X-Forwarded-For: 192.0.2.1", "-H", "Forwarded: for=192.0.2.1;proto=http;host=evil.example"];
@@ -77,7 +79,7 @@ struct Front {
     gateway: Gateway,
     /// An address of its own, so that no other test's port is in the way.
     host: String,
-    _proxy: Child,
+    proxy: Child,
 }
 
 impl Front {
@@ -99,15 +101,18 @@ impl Front {
             Kind::Nginx => nginx(&ground, text, &host),
             Kind::Haproxy => haproxy(&ground, text, &host, admin),
         };
-        let front = Self { ground, gateway, host, _proxy: proxy };
+        let mut front = Self { ground, gateway, host, proxy };
         soon("the proxy to listen, and to know that the gateway is there", front.listens()).await;
         front
     }
 
-    async fn listens(&self) {
+    async fn listens(&mut self) {
         while TcpStream::connect((self.host.as_str(), 8443)).await.is_err()
             || self.status("/up").await != "404"
         {
+            if let Some(ended) = self.proxy.try_wait().unwrap() {
+                panic!("{ended}: {}", std::fs::read_to_string(self.ground.path(LOG)).unwrap());
+            }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -155,7 +160,7 @@ fn nginx(ground: &Ground, mut text: String, host: &str) -> Child {
     );
     let path = ground.path("nginx.conf");
     std::fs::write(&path, whole).unwrap();
-    start("nginx", &["-e", "stderr", "-p", &dir.to_string(), "-c", path.to_str().unwrap()])
+    start(ground, "nginx", &["-e", "stderr", "-p", &dir.to_string(), "-c", path.to_str().unwrap()])
 }
 
 fn haproxy(ground: &Ground, mut text: String, host: &str, admin_port: &str) -> Child {
@@ -165,16 +170,19 @@ fn haproxy(ground: &Ground, mut text: String, host: &str, admin_port: &str) -> C
     put(&mut text, "maxconn 50000", "maxconn 500");
     let path = ground.path("haproxy.cfg");
     std::fs::write(&path, text + "\n").unwrap();
-    start("haproxy", &["-db", "-f", path.to_str().unwrap()])
+    start(ground, "haproxy", &["-db", "-f", path.to_str().unwrap()])
 }
 
-fn start(program: &str, args: &[&str]) -> Child {
+fn start(ground: &Ground, program: &str, args: &[&str]) -> Child {
     // Where Debian has them, which is not in everybody's PATH.
     let places = std::env::var("PATH").unwrap_or_default() + ":/usr/local/sbin:/usr/sbin:/sbin";
     let found = std::env::split_paths(&places).map(|dir| dir.join(program)).find(|path| path.is_file());
     let found: PathBuf =
         found.unwrap_or_else(|| panic!("`{program}` is not there: run .ci/tools, or see README.md"));
-    Command::new(found).args(args).stdin(Stdio::null()).kill_on_drop(true).spawn().unwrap()
+    let log = std::fs::File::create(ground.path(LOG)).unwrap();
+    let mut command = Command::new(found);
+    command.args(args).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    command.kill_on_drop(true).spawn().unwrap()
 }
 
 /// The next event, and how long it took.
