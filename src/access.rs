@@ -6,9 +6,8 @@
 //! where it is understood, for elsewhere it may hold anything.
 
 use std::borrow::Cow;
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::header::USER_AGENT;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -74,9 +73,7 @@ pub struct AccessLine {
     pub outcome: Outcome,
     /// Which member of the team asks.
     pub member: Option<Arc<str>>,
-    id: RequestId,
-    client: Option<IpAddr>,
-    peer: Peer,
+    ctx: RequestCtx,
     method: Method,
     path: Box<str>,
     version: Version,
@@ -86,20 +83,17 @@ pub struct AccessLine {
     status: Option<u16>,
     body_size: Option<u64>,
     upstream_id: Option<String>,
-    since: Instant,
     endpoint: Endpoint,
     metrics: Arc<Metrics>,
 }
 
 impl AccessLine {
     /// The line of a request that has just arrived.
-    pub fn new<B>(request: &Request<B>, ctx: &RequestCtx, endpoint: Endpoint, metrics: Arc<Metrics>) -> Self {
+    pub fn new<B>(request: &Request<B>, ctx: RequestCtx, endpoint: Endpoint, metrics: Arc<Metrics>) -> Self {
         Self {
             outcome: Outcome::Left,
             member: None,
-            id: ctx.id.clone(),
-            client: ctx.trail.client(),
-            peer: ctx.trail.peer(),
+            ctx,
             method: request.method().clone(),
             // Texts of its own: what the head was read into need not be kept for them while the request is parked.
             path: request.uri().path().into(),
@@ -110,10 +104,14 @@ impl AccessLine {
             status: None,
             body_size: None,
             upstream_id: None,
-            since: ctx.arrived,
             endpoint,
             metrics,
         }
+    }
+
+    /// What is known of the request beside what it says.
+    pub fn ctx(&self) -> &RequestCtx {
+        &self.ctx
     }
 
     /// The path that was asked for.
@@ -131,18 +129,19 @@ impl AccessLine {
     pub fn answered<B: HttpBody>(&mut self, response: &Response<B>) {
         self.status = Some(response.status().as_u16());
         self.body_size = response.body().size_hint().exact();
-        let id = response.headers().get(X_REQUEST_ID).filter(|id| *id != self.id.value());
+        let id = response.headers().get(X_REQUEST_ID).filter(|id| *id != self.ctx.id.value());
         self.upstream_id = id.and_then(|id| id.to_str().ok()).map(str::to_owned);
     }
 }
 
 impl Drop for AccessLine {
     fn drop(&mut self) {
-        let (outcome, took) = (self.outcome.counted(), clock::now().saturating_duration_since(self.since));
+        let (outcome, took) =
+            (self.outcome.counted(), clock::now().saturating_duration_since(self.ctx.arrived));
         self.metrics.requests.ended(self.endpoint, outcome, took);
-        let peer = self.peer.address();
+        let (from, peer) = (self.ctx.trail.peer(), self.ctx.trail.peer().address());
         // Mostly the same, written once.
-        let client = self.client.map(|ip| match self.peer.ip() == Some(ip) {
+        let client = self.ctx.trail.client().map(|ip| match from.ip() == Some(ip) {
             true => Cow::Borrowed(&*peer),
             false => Cow::Owned(ip.to_string()),
         });
@@ -160,10 +159,10 @@ impl Drop for AccessLine {
             clipgate.key = self.key.as_ref().map(KeyDomain::short),
             client.address = client.as_deref(),
             network.peer.address = &*peer,
-            network.peer.port = self.peer.port(),
+            network.peer.port = from.port(),
             network.protocol.version = protocol(self.version),
             user_agent.original = self.user_agent.as_deref(),
-            clipgate.request_id = self.id.as_str(),
+            clipgate.request_id = self.ctx.id.as_str(),
             clipgate.upstream_request_id = self.upstream_id,
             "request"
         );

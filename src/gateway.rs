@@ -12,8 +12,8 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, Either, ready};
 use headers::{HeaderMapExt as _, IfNoneMatch};
-use http::header::{CONTENT_LENGTH, RANGE, TRANSFER_ENCODING};
-use http::{HeaderMap, Method, Request, Response, Uri, Version};
+use http::header::{CONTENT_LENGTH, HOST, RANGE, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
 use http_body::Body as HttpBody;
 
 pub use self::overview::{Asker, Overview};
@@ -69,7 +69,6 @@ struct Parts {
 
 /// A request on its way: what its answer and its line in the log are made of, beside what it asks for.
 struct Asking {
-    ctx: RequestCtx,
     /// For whom it counts.
     who: Who,
     /// That its key is one.
@@ -228,7 +227,7 @@ impl Gateway {
             Ok(Step::Answer(response)) => Either::Left(ready(self.finish(asking, Ok(response.into())))),
             Err(refusal) => Either::Left(ready(self.finish(asking, Err(refusal)))),
             Ok(Step::Park(waiting)) => {
-                Either::Right(self.clone().wait(waiting, request.into_parts().0.uri, asking))
+                Either::Right(self.clone().wait(waiting, request.headers().get(HOST).cloned(), asking))
             }
             Ok(Step::Stream(ask)) => {
                 Either::Right(self.clone().stream(request.into_parts().0.headers, *ask, asking))
@@ -241,16 +240,12 @@ impl Gateway {
         let path = request.uri().path();
         let form = self.0.route.form(path);
         let proof = identity.and_then(|identity| self.0.cache.proof(identity.domain));
-        let mut line = AccessLine::new(request, &ctx, endpoint(form), Arc::clone(&self.0.metrics));
+        let (who, span) =
+            (who(identity, proof, &ctx), self.0.tracer.request(request, &ctx, form.map(|_| path)));
+        let permission = self.0.cors.load().as_ref().map(|cors| Box::new(cors.permission(request)));
+        let mut line = AccessLine::new(request, ctx, endpoint(form), Arc::clone(&self.0.metrics));
         line.member = identity.and_then(|identity| identity.member.clone());
-        Asking {
-            who: who(identity, proof, &ctx),
-            proof,
-            permission: self.0.cors.load().as_ref().map(|cors| Box::new(cors.permission(request))),
-            line,
-            span: self.0.tracer.request(request, &ctx, form.map(|_| path)),
-            ctx,
-        }
+        Asking { who, proof, permission, line, span }
     }
 
     /// The path of a request, up to where something has to be waited for.
@@ -266,7 +261,7 @@ impl Gateway {
         if !is_plain(request.headers()) || !fields::has_one_host(request.version(), request.headers()) {
             return Err(Refusal::Http(HttpFault::Malformed));
         }
-        let Asking { ctx, who, proof, permission, line, span } = asking;
+        let Asking { who, proof, permission, line, span } = asking;
         self.0.limits.request(*who)?;
         if permission.as_ref().is_some_and(|permission| permission.is_preflight()) {
             line.outcome = Outcome::Preflight;
@@ -285,10 +280,10 @@ impl Gateway {
         };
         line.asked(&asked, &identity);
         span.asks(asked.asked.len(), identity.domain);
-        let (arrived, links, who) = (ctx.arrived, span.links(), *who);
+        let (arrived, links, who) = (line.ctx().arrived, span.links(), *who);
         if wish.events {
             line.outcome = Outcome::Streamed;
-            let id = ctx.id.clone();
+            let id = line.ctx().id.clone();
             return Ok(Step::Stream(Box::new(Ask { asked, identity, who, wish, id, arrived, links })));
         }
         let condition = request.headers().typed_get();
@@ -349,11 +344,16 @@ impl Gateway {
         Some((hits.into_iter().map(|hit| hit.kept.state.clone()).collect(), Source::Hit { ttl, first }))
     }
 
-    /// `target` is a part of the request's head. It is dropped when hyper has turned to what may come after it: only
-    /// then the buffer that the head was read into, the most of what a parked wait would cost, goes with it.
-    fn wait(self, mut waiting: Waiting, target: Uri, mut asking: Asking) -> BoxFuture<'static, Forwarded> {
+    /// `host` is a part of the request's head. It is dropped when hyper has turned to what may come after it: only then
+    /// the buffer that the head was read into, the most of what a parked wait would cost, goes with it.
+    fn wait(
+        self,
+        mut waiting: Waiting,
+        host: Option<HeaderValue>,
+        mut asking: Asking,
+    ) -> BoxFuture<'static, Forwarded> {
         Box::pin(async move {
-            drop(target);
+            drop(host);
             let settled = (&mut waiting.parked).await;
             let Waiting { asked, wish, condition, .. } = waiting;
             let answer = settled.map_err(Refusal::from).and_then(|Settled { how, direct, end }| {
@@ -413,7 +413,7 @@ impl Gateway {
             let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
             let authorization = identity.as_ref().map(|identity| identity.authorization.clone());
             let mut answer =
-                self.0.passthrough.forward(request, &asking.ctx, authorization, &asking.span).await;
+                self.0.passthrough.forward(request, asking.line.ctx(), authorization, &asking.span).await;
             if let Ok(forwarded) = &mut answer {
                 let status = forwarded.response.status();
                 if let (Some(KeyWord::Refused), Some(identity)) = (key_word(status), identity) {
@@ -428,13 +428,13 @@ impl Gateway {
 
     /// Adds what every answer has, and says in the log and the metrics which it is.
     fn finish(&self, asking: Asking, answer: Result<Forwarded, Refusal>) -> Forwarded {
-        let Asking { ctx, who, permission, mut line, span, .. } = asking;
+        let Asking { who, permission, mut line, span, .. } = asking;
         let mut forwarded = answer.unwrap_or_else(|refusal| {
             line.outcome = Outcome::Refused(refusal.reason());
             if let Some(limit) = refusal.limit() {
                 self.0.metrics.limited.refused(limit, line.member.as_deref());
             }
-            refusal.answer(&ctx.id, line.path()).into()
+            refusal.answer(&line.ctx().id, line.path()).into()
         });
         let headers = forwarded.response.headers_mut();
         if let Some(standing) = self.0.limits.standing(who) {
@@ -443,7 +443,7 @@ impl Gateway {
         if let Some(permission) = permission {
             permission.write(headers);
         }
-        finish(headers, &ctx.id);
+        finish(headers, &line.ctx().id);
         line.answered(&forwarded.response);
         span.answered(Answered {
             status: forwarded.response.status().as_u16(),

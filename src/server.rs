@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use futures_util::FutureExt as _;
 use http::Version;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -258,22 +259,20 @@ impl Server {
                 is_tls,
                 arrived: clock::now(),
             };
-            let (server, place) = (Arc::clone(&self.0), Arc::clone(&place));
+            let (server, place) = (self.clone(), Arc::clone(&place));
             let (answering, answers) = (answers.begin(), answers.clone());
             let request = request.map(|body| Arriving::new(body, self.0.patience, &answers));
-            let forwarded = server.gateway.handle(request, ctx);
-            async move {
-                let forwarded = forwarded.await;
+            server.0.gateway.handle(request, ctx).map(move |forwarded| {
                 if let Some(tunnel) = forwarded.tunnel {
                     let held = (answers.begin_tunnel(), place);
                     let tunnel = async move {
                         tunnel.await;
                         drop(held);
                     };
-                    server.tasks.spawn(server.stop.clone().run_until_cancelled_owned(tunnel));
+                    server.0.tasks.spawn(server.0.stop.clone().run_until_cancelled_owned(tunnel));
                 }
                 Ok::<_, Infallible>(forwarded.response.map(|body| answering.with(body)))
-            }
+            })
         });
         let metrics = Arc::clone(self.0.gateway.metrics());
         let io = TokioIo::new(Refusals::new(stream, peer, answers.clone(), metrics));
