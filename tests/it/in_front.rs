@@ -255,7 +255,7 @@ async fn who_hangs_up_is_gone_and_who_lies_about_himself_is_not_believed() {
         client.kill().await.unwrap();
         front.ground.sim.until(|seen| seen.open == 0).await;
         assert!(since.elapsed() < Duration::from_secs(3), "{kind:?}: {:?}", since.elapsed());
-        let line = front.gateway.logged("outcome=\"left\"").await;
+        let line = front.gateway.logged("outcome=left").await;
         assert!(line.contains("client.address=127.0.0.9 "), "{kind:?}: {line}");
         assert!(line.contains("network.peer.address=127.0.0.1 "), "{kind:?}: {line}");
     }
