@@ -57,7 +57,7 @@ fn the_image_is_built_from_what_the_dockerfile_may_see() {
         .filter_map(|line| line.strip_prefix("COPY "))
         .filter(|line| !line.starts_with("--"));
     let sources: Vec<&str> = copied.flat_map(|line| line.split(' ').rev().skip(1)).collect();
-    assert_eq!(sources.len(), 4, "{sources:?}");
+    assert_eq!(sources.len(), 5, "{sources:?}");
     for source in sources {
         assert!(seen.lines().any(|line| line == format!("!{source}")), "{source} is kept from the build");
     }
