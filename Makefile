@@ -11,7 +11,7 @@ MINUTES ?= 10
 RATE ?= 2000
 TARGETS ?= query answer coalescer turns
 
-.PHONY: help run test check deny counts compare sweep soak fuzz deb deb tools
+.PHONY: help run test check deny counts compare sweep soak fuzz deb manifests tools
 
 help:
 	@echo 'make run            run the gateway before a simulated upstream: no key, no network'

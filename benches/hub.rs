@@ -12,12 +12,8 @@ use clipgate::config::Config;
 use clipgate::hub::{Hub, Means, Parked, Wait};
 use clipgate::limits::{Limits, Who};
 use clipgate::metrics::Metrics;
-use clipgate::model::backoff::Backoff;
-use clipgate::model::breaker::BreakerRules;
 use clipgate::model::clip::{ClipId, ClipSet};
-use clipgate::model::coalesce::Rules;
 use clipgate::model::route::{Form, Goal, Route};
-use clipgate::model::turns::TurnRules;
 use clipgate::sim::{Options, Sim};
 use clipgate::trace::{Links, Tracer};
 use clipgate::upstream::client::Client;
@@ -141,28 +137,16 @@ const BURST: usize = 64;
 fn hub(config: &Config) -> Hub {
     let (route, upstream) = (Arc::new(Route::suno()), &config.upstream);
     let metrics = Metrics::new(&mut Registry::default());
-    let client = Client::new(upstream).expect("a client");
-    let rules = Rules {
-        ladder: route.ladder.clone(),
-        hold: upstream.poll_timeout,
-        linger: config.wait.linger,
-        max_clips: upstream.max_clips,
-    };
-    let turns = TurnRules {
-        max_polls: upstream.max_polls,
-        interval: Duration::ZERO,
-        retries: upstream.retries,
-        backoff: Backoff { first: Duration::from_millis(200), cap: Duration::from_secs(10) },
-        breaker: BreakerRules { failures: upstream.breaker_failures, cooldown: upstream.breaker_cooldown },
-    };
+    let client = Client::for_polls(upstream).expect("a client");
+    let ladder = route.ladder.clone();
     let means = Means {
-        cache: Arc::new(Cache::new(config.cache.clone(), route.ladder.clone())),
+        cache: Arc::new(Cache::new(config.cache.clone(), ladder.clone())),
         poller: Poller::new(client, route, upstream, Arc::clone(&metrics)),
         limits: Arc::new(Limits::new(&config.limits, &[])),
         metrics,
         tracer: Tracer::new(&config.telemetry, &upstream.base_url).expect("it is off"),
     };
-    let (hub, task) = Hub::new(rules, turns, &config.limits, means);
+    let (hub, task) = Hub::new(config, &ladder, means);
     tokio::spawn(task);
     hub
 }

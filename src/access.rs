@@ -21,7 +21,7 @@ use crate::model::clip::{ClipId, KeyDomain};
 use crate::model::coalesce::How;
 use crate::model::query::WaitQuery;
 use crate::reply::X_REQUEST_ID;
-use crate::request::{Peer, RequestCtx, RequestId};
+use crate::request::{Peer, RequestCtx, RequestId, shown};
 
 /// How a request was dealt with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +143,7 @@ impl Drop for AccessLine {
         // Mostly the same, written once.
         let client = self.ctx.trail.client().map(|ip| match from.ip() == Some(ip) {
             true => Cow::Borrowed(&*peer),
-            false => Cow::Owned(ip.to_string()),
+            false => Cow::Owned(shown(ip)),
         });
         // Texts as texts: so they are quoted and escaped as each form of the log does it.
         info!(

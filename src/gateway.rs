@@ -6,7 +6,7 @@
 mod overview;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
@@ -29,13 +29,10 @@ use crate::headers as fields;
 use crate::hub::{Hub, Means, Parked, Wait};
 use crate::limits::{Limits, Who};
 use crate::metrics::{Endpoint, Metrics, Word as _};
-use crate::model::backoff::Backoff;
-use crate::model::breaker::BreakerRules;
 use crate::model::clip::ClipState;
-use crate::model::coalesce::{End, Failure, Rules, Settled};
+use crate::model::coalesce::{End, Failure, Settled};
 use crate::model::query::{self, Query, WaitQuery};
 use crate::model::route::{Form, Goal, Route};
-use crate::model::turns::TurnRules;
 use crate::passthrough::{Forwarded, Passthrough};
 use crate::reply::{self, ClipReply, Source, cache_status, finish};
 use crate::request::RequestCtx;
@@ -44,9 +41,6 @@ use crate::trace::{Answered, RequestSpan, TraceError, Tracer};
 use crate::upstream::client::{Client, ClientError};
 use crate::upstream::poll::{KeyWord, Poller, key_word};
 use crate::wish::Wish;
-
-/// The pauses between a poll's tries.
-const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), cap: Duration::from_secs(10) };
 
 /// What a request meets on its way. Clones are the same gateway.
 #[derive(Clone)]
@@ -121,25 +115,6 @@ impl Gateway {
         let route = Arc::new(Route::suno());
         let upstream = &config.upstream;
         let cache = Arc::new(Cache::new(config.cache.clone(), route.ladder.clone()));
-        let rules = Rules {
-            ladder: route.ladder.clone(),
-            hold: upstream.poll_timeout,
-            linger: config.wait.linger,
-            max_clips: upstream.max_clips,
-        };
-        let turns = TurnRules {
-            max_polls: upstream.max_polls,
-            interval: match upstream.requests_per_second {
-                0 => Duration::ZERO,
-                rate => Duration::from_secs(1) / rate,
-            },
-            retries: upstream.retries,
-            backoff: BACKOFF,
-            breaker: BreakerRules {
-                failures: upstream.breaker_failures,
-                cooldown: upstream.breaker_cooldown,
-            },
-        };
         let limits = Arc::new(Limits::new(&config.limits, config.auth.members()));
         metrics.limited.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
         let poller =
@@ -152,7 +127,7 @@ impl Gateway {
             metrics: Arc::clone(&metrics),
             tracer: tracer.clone(),
         };
-        let (hub, task) = Hub::new(rules, turns, &config.limits, means);
+        let (hub, task) = Hub::new(config, &route.ladder, means);
         // Well over a poll's time: long-polls that are not understood go this way too.
         let head_timeout = config.wait.max_timeout.max(2 * upstream.poll_timeout);
         let parts = Parts {

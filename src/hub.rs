@@ -25,16 +25,21 @@ use self::shell::Shell;
 pub use self::shell::{KeyInFlight, Overview};
 use crate::auth::Identity;
 use crate::cache::Cache;
-use crate::config;
+use crate::config::{self, Config};
 use crate::limits::{Limited, Limits, Who};
 use crate::metrics::{Fanout, Metrics};
 use crate::model::answer::Shape;
+use crate::model::backoff::Backoff;
+use crate::model::breaker::BreakerRules;
 use crate::model::clip::ClipSet;
 use crate::model::coalesce::{Rules, Settled, WaitId};
-use crate::model::route::{Form, Goal};
+use crate::model::route::{Form, Goal, Ladder};
 use crate::model::turns::TurnRules;
 use crate::trace::{Links, Tracer};
 use crate::upstream::poll::Poller;
+
+/// The pauses between a poll's tries.
+const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), cap: Duration::from_secs(10) };
 
 /// The waits' side of the hub. Clones are the same hub.
 #[derive(Clone, Debug)]
@@ -152,17 +157,14 @@ type Told = (Settled, Option<Arc<Fanout>>);
 
 impl Hub {
     /// A hub and its task, which ends when all its [`Hub`]s are gone.
-    pub fn new(
-        rules: Rules,
-        turns: TurnRules,
-        caps: &config::Limits,
-        means: Means,
-    ) -> (Self, impl Future<Output = ()> + use<>) {
+    pub fn new(config: &Config, ladder: &Ladder, means: Means) -> (Self, impl Future<Output = ()> + use<>) {
+        let caps = &config.limits;
         let max_waits = caps.max_waits.min(Semaphore::MAX_PERMITS / 4);
         // A wait takes two places at most: its Join until that is taken in, and its Leave, held from the start.
         // The last one is for the drain.
         let (commands, inbox) = mpsc::channel(2 * max_waits + 1);
         let shape = Arc::new(ArcSwap::from_pointee(Shape::default()));
+        let (rules, turns) = (rules(config, ladder), turn_rules(&config.upstream));
         let shell = Shell::new(rules, turns, caps.max_waits_per_key, means, Arc::clone(&shape));
         let (looks, looked) = mpsc::channel(LOOKS);
         let hub = Self {
@@ -228,6 +230,28 @@ impl Hub {
     /// Waits that are parked now.
     pub fn waits(&self) -> usize {
         self.commands.max_capacity() / 2 - self.parked.available_permits()
+    }
+}
+
+fn rules(config: &Config, ladder: &Ladder) -> Rules {
+    Rules {
+        ladder: ladder.clone(),
+        hold: config.upstream.poll_timeout,
+        linger: config.wait.linger,
+        max_clips: config.upstream.max_clips,
+    }
+}
+
+fn turn_rules(upstream: &config::Upstream) -> TurnRules {
+    TurnRules {
+        max_polls: upstream.max_polls,
+        interval: match upstream.requests_per_second {
+            0 => Duration::ZERO,
+            rate => Duration::from_secs(1) / rate,
+        },
+        retries: upstream.retries,
+        backoff: BACKOFF,
+        breaker: BreakerRules { failures: upstream.breaker_failures, cooldown: upstream.breaker_cooldown },
     }
 }
 

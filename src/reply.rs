@@ -82,12 +82,8 @@ impl ClipReply {
         match &self.source {
             Source::Hit { ttl, .. } => hit(&mut headers, *ttl),
             Source::Poll { how, .. } => {
-                let member = match (how, lifetime) {
-                    (How::Opened, Some(_)) => "clipgate; fwd=miss; fwd-status=200; stored",
-                    (How::Opened, None) => "clipgate; fwd=miss; fwd-status=200",
-                    (How::Leaned, _) => "clipgate; fwd=miss; collapsed",
-                };
-                headers.append(CACHE_STATUS, HeaderValue::from_static(member));
+                let stored = if lifetime.is_some() { "; stored" } else { "" };
+                forwarded(&mut headers, *how, StatusCode::OK, stored);
             }
         }
         prefer_applied(&mut headers, self.applied);
@@ -152,15 +148,16 @@ pub fn whole(reply: &Reply, how: How, direct: bool, applied: Option<Duration>) -
     let headers = response.headers_mut();
     write_head(&reply.head, direct, headers);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    cache_status(headers, &forwarded(how, status));
+    forwarded(headers, how, status, "");
     prefer_applied(headers, applied);
     response
 }
 
-fn forwarded(how: How, status: StatusCode) -> String {
+/// Says that the upstream was asked; for who caused that, what came of it too.
+fn forwarded(headers: &mut HeaderMap, how: How, status: StatusCode, stored: &str) {
     match how {
-        How::Opened => format!("fwd=miss; fwd-status={}", status.as_u16()),
-        How::Leaned => "fwd=miss; collapsed".to_owned(),
+        How::Opened => append_status(headers, &["fwd=miss; fwd-status=", status.as_str(), stored]),
+        How::Leaned => append_status(headers, &["fwd=miss; collapsed"]),
     }
 }
 
@@ -184,20 +181,25 @@ fn has_it(condition: Option<IfNoneMatch>, answer: &HeaderMap) -> bool {
 
 /// Says what the gateway did with the request (RFC 9211), after what others before it said.
 pub fn cache_status(headers: &mut HeaderMap, member: &str) {
-    let value = format!("{}; {member}", fields::PSEUDONYM);
-    headers.append(CACHE_STATUS, HeaderValue::try_from(value).expect("tokens are a value"));
+    append_status(headers, &[member]);
 }
 
 /// Says that the answer was kept, and may be given for so much longer.
 pub fn hit(headers: &mut HeaderMap, ttl: Duration) {
-    headers.append(CACHE_STATUS, with_number("clipgate; hit; ttl=", ttl.as_secs()));
+    append_status(headers, &["hit; ttl=", itoa::Buffer::new().format(ttl.as_secs())]);
 }
 
-/// A field's value that ends in a number. Without formatting machinery: every hit has two.
+fn append_status(headers: &mut HeaderMap, member: &[&str]) {
+    headers.append(CACHE_STATUS, joined(&[&[fields::PSEUDONYM, "; "], member].concat()));
+}
+
 fn with_number(text: &str, number: u64) -> HeaderValue {
-    let mut digits = itoa::Buffer::new();
-    let value = [text, digits.format(number)].concat();
-    HeaderValue::from_maybe_shared(Bytes::from(value)).expect("tokens and digits are a value")
+    joined(&[text, itoa::Buffer::new().format(number)])
+}
+
+/// A field's value out of its parts. Without formatting machinery: every answer has some.
+fn joined(parts: &[&str]) -> HeaderValue {
+    HeaderValue::from_maybe_shared(Bytes::from(parts.concat())).expect("tokens and digits are a value")
 }
 
 /// The answer to a preflight; what it lets in is written by [`crate::cors`].

@@ -32,9 +32,9 @@ impl RequestId {
     }
 
     fn random() -> Self {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let random = (u128::from(fastrand::u64(..)) << 64) | u128::from(fastrand::u64(..));
-        let text: [u8; 32] = std::array::from_fn(|at| DIGITS[(random >> (4 * at)) as usize & 0xf]);
+        let (mut random, mut text) = ([0; 16], [0; 32]);
+        fastrand::fill(&mut random);
+        hex::encode_to_slice(random, &mut text).expect("two digits a byte");
         Self(HeaderValue::from_bytes(&text).expect("hex digits are a header value"))
     }
 
@@ -68,11 +68,7 @@ impl Peer {
     /// Its address, for people: `unix` where it has none.
     pub fn address(self) -> Cow<'static, str> {
         match self.ip() {
-            Some(ip) => {
-                let mut text = String::with_capacity("255.255.255.255".len());
-                push_address(&mut text, ip);
-                Cow::Owned(text)
-            }
+            Some(ip) => Cow::Owned(shown(ip)),
             None => Cow::Borrowed("unix"),
         }
     }
@@ -92,6 +88,13 @@ impl Peer {
             Peer::Unix => None,
         }
     }
+}
+
+/// An address as a text.
+pub fn shown(ip: IpAddr) -> String {
+    let mut text = String::with_capacity("255.255.255.255".len());
+    push_address(&mut text, ip);
+    text
 }
 
 /// What its `Display` writes. That is slow, and each request has several.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use crate::admin::probe::{Question, probe};
-use crate::cmd::CommandError;
+use crate::cmd::{CommandError, chain};
 use crate::config::{self, Config, Flag, Listen};
 
 const HELP: &str = "\
@@ -79,11 +79,4 @@ fn nobody(why: &str) -> ExitCode {
     // Nobody is left to be told where that fails.
     let _ = writeln!(std::io::stderr(), "clipgate: {why}");
     ExitCode::from(2)
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(cause) => format!("{error}: {}", chain(cause)),
-        None => error.to_string(),
-    }
 }

@@ -13,3 +13,9 @@ pub mod watch;
 
 /// Whatever made a command fail; its chain is printed.
 pub type CommandError = Box<dyn std::error::Error + Send + Sync>;
+
+/// An error and what caused it, on one line.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

@@ -1,6 +1,5 @@
 //! `clipgate token`: a team token, and the configuration lines that let its owner in.
 
-use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::ExitCode;
 
@@ -61,23 +60,16 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
 }
 
 fn token(random: &[u8; RANDOM_BYTES]) -> String {
-    format!("{PREFIX}{}", hex(random))
+    format!("{PREFIX}{}", hex::encode(random))
 }
 
 fn lines(name: &str, token: &str) -> String {
     // JSON's escapes are TOML's too.
     let name = serde_json::Value::from(name);
-    let hash = hex(&token_sha256(token.as_bytes()).0);
+    let hash = hex::encode(token_sha256(token.as_bytes()).0);
     format!(
         "\n[[team.members]]\nname = {name}\ntoken_sha256 = \"{hash}\"\nupstream_key = \"env:AIMLAPI_KEY\"\n"
     )
-}
-
-fn hex(bytes: &[u8; 32]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("text takes all");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -109,12 +109,7 @@ pub struct KeyDomain(pub [u8; 16]);
 impl KeyDomain {
     /// A short digest, for people: enough to tell two keys of one log apart.
     pub fn short(&self) -> String {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut text = String::with_capacity(8);
-        for byte in &self.0[..4] {
-            text.extend([byte >> 4, byte & 0xf].map(|digit| char::from(DIGITS[usize::from(digit)])));
-        }
-        text
+        hex::encode(&self.0[..4])
     }
 }
 

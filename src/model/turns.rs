@@ -22,11 +22,12 @@
 mod rota;
 mod vocabulary;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use self::rota::{End, Place, Rota};
 pub use self::vocabulary::{Advice, Haste, TurnOutput, TurnRules, Verdict};
+use crate::model::Map;
 use crate::model::breaker::Breaker;
 use crate::model::clip::KeyDomain;
 use crate::model::coalesce::{Failure, PollId};
@@ -37,8 +38,8 @@ pub struct Turns {
     rules: TurnRules,
     breaker: Breaker,
     jitter: fastrand::Rng,
-    polls: HashMap<PollId, Asking>,
-    keys: HashMap<KeyDomain, Key>,
+    polls: Map<PollId, Asking>,
+    keys: Map<KeyDomain, Key>,
     quick: Rota,
     long: Rota,
     open: usize,
@@ -117,8 +118,8 @@ impl Turns {
             breaker: Breaker::new(rules.breaker),
             rules,
             jitter: fastrand::Rng::with_seed(seed),
-            polls: HashMap::new(),
-            keys: HashMap::new(),
+            polls: Map::default(),
+            keys: Map::default(),
             quick: Rota::default(),
             long: Rota::default(),
             open: 0,

@@ -45,11 +45,7 @@ struct Hop {
 impl Trail {
     /// The trail of a request that only its peer vouches for.
     pub fn of(peer: Peer) -> Self {
-        let client = match peer {
-            Peer::Tcp(address) => Some(address.ip().to_canonical()),
-            Peer::Unix => None,
-        };
-        Self { peer, hops: Vec::new(), client, is_https: None, host: None }
+        Self { peer, hops: Vec::new(), client: peer.ip(), is_https: None, host: None }
     }
 
     /// The trail of a request with these fields, from this peer. A unix socket's peer counts as 127.0.0.1: both are on
@@ -90,7 +86,7 @@ impl Trail {
         for name in headers.keys().filter(is_claim).cloned().collect::<Vec<_>>() {
             headers.remove(name);
         }
-        let last = Hop { address: Self::of(self.peer).client, is_https: Some(is_tls), host: host.cloned() };
+        let last = Hop { address: self.peer.ip(), is_https: Some(is_tls), host: host.cloned() };
         let (mut standard, mut usual) = (String::with_capacity(96), String::with_capacity(48));
         for hop in self.hops.iter().chain([&last]) {
             if !usual.is_empty() {

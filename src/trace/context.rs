@@ -34,23 +34,16 @@ impl TraceContext {
         let Self(context) = self;
         let (trace, span, flags) = (context.trace_id(), context.span_id(), context.trace_flags().to_u8());
         let mut parent = *b"00-00000000000000000000000000000000-0000000000000000-00";
-        put_hex(&mut parent[3..35], &trace.to_bytes());
-        put_hex(&mut parent[36..52], &span.to_bytes());
-        put_hex(&mut parent[53..], &[flags]);
+        let parts = [(3..35, &trace.to_bytes()[..]), (36..52, &span.to_bytes()), (53..55, &[flags])];
+        for (digits, bytes) in parts {
+            hex::encode_to_slice(bytes, &mut parent[digits]).expect("two digits a byte");
+        }
         fields.insert(TRACEPARENT, HeaderValue::from_bytes(&parent).expect("hex digits are a header value"));
         let state = context.trace_state().header();
         match HeaderValue::try_from(state) {
             Ok(state) if !state.is_empty() => drop(fields.insert(TRACESTATE, state)),
             Ok(_) | Err(_) => drop(fields.remove(TRACESTATE)),
         }
-    }
-}
-
-/// Two digits a byte.
-fn put_hex(digits: &mut [u8], bytes: &[u8]) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for (pair, byte) in digits.chunks_exact_mut(2).zip(bytes) {
-        pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 0xf)]]);
     }
 }
 

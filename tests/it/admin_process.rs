@@ -12,12 +12,6 @@ use crate::process::Process;
 use crate::stage::single;
 use crate::wire::raw;
 
-/// The next line of stdout says where it listens.
-fn admin_line(gateway: &mut Process) -> String {
-    let line = gateway.line();
-    line.strip_prefix("clipgate admin listening on ").unwrap_or_else(|| panic!("{line}")).to_owned()
-}
-
 const ANY_PORT: (&str, &str) = ("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
 const SIM: [&str; 4] = ["serve", "--sim", "--listen", "127.0.0.1:0"];
 
@@ -25,7 +19,7 @@ const SIM: [&str; 4] = ["serve", "--sim", "--listen", "127.0.0.1:0"];
 async fn its_address_is_the_second_line() {
     let mut gateway = Process::start(&SIM, &[ANY_PORT]);
     let address = gateway.address();
-    let operator = Operator::at(admin_line(&mut gateway).parse().unwrap());
+    let operator = Operator::at(gateway.admin().parse().unwrap());
     assert_eq!(operator.get("/readyz").await.status(), 200);
     let state = operator.state().await;
     assert_eq!(state["listen"], serde_json::json!([address.to_string()]));
@@ -40,7 +34,7 @@ async fn it_listens_on_unix_sockets_too_and_not_at_all_if_it_is_not_to() {
     let listen = format!("unix:{}", path.display());
     let mut gateway = Process::start(&SIM, &[("CLIPGATE__ADMIN__LISTEN", &listen)]);
     gateway.ready();
-    assert_eq!(admin_line(&mut gateway), listen);
+    assert_eq!(gateway.admin(), listen);
     let mut client = Client::h1(UnixStream::connect(&path).await.unwrap()).await;
     let request =
         http::Request::get("/healthz").header("host", "localhost").body(Default::default()).unwrap();
@@ -77,7 +71,7 @@ async fn try_outs_beside_each_other_do_not_quarrel_about_the_usual_address() {
     let mut addresses = Vec::new();
     for gateway in &mut gateways {
         gateway.ready();
-        let address: SocketAddr = admin_line(gateway).parse().unwrap();
+        let address: SocketAddr = gateway.admin().parse().unwrap();
         assert_eq!(Operator::at(address).get("/healthz").await.status(), 200);
         addresses.push(address);
     }
@@ -140,7 +134,7 @@ async fn no_key_and_no_token_is_in_anything_that_it_says() {
     ];
     let mut gateway = Process::start(&["serve", "--listen", "127.0.0.1:0", "--upstream", &upstream], &env);
     let address = gateway.address();
-    let operator = Operator::at(admin_line(&mut gateway).parse().unwrap());
+    let operator = Operator::at(gateway.admin().parse().unwrap());
 
     let ask = |target: String, token: &str| {
         let head = format!("GET {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");

@@ -14,8 +14,12 @@ use serde_json::Value;
 use crate::operator::{Operator, Page};
 use crate::stage::{Stage, single};
 
-fn deploy(name: &str) -> PathBuf {
+pub(crate) fn deploy(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name)
+}
+
+pub(crate) fn read(name: &str) -> String {
+    fs::read_to_string(deploy(name)).unwrap()
 }
 
 /// Runs promtool with this on its stdin. What it says, if it is content.
@@ -58,8 +62,7 @@ fn names(text: &str) -> BTreeSet<&str> {
 
 /// All PromQL of the dashboard, its variables set to something.
 fn dashboard_queries() -> Vec<String> {
-    let dashboard: Value =
-        serde_json::from_str(&fs::read_to_string(deploy("grafana.json")).unwrap()).unwrap();
+    let dashboard: Value = serde_json::from_str(&read("grafana.json")).unwrap();
     let panels = dashboard["panels"].as_array().unwrap();
     let targets = panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten();
     let queries = targets.map(|target| target["expr"].as_str().unwrap());
@@ -110,7 +113,7 @@ fn the_dashboards_queries_are_promql() {
 #[tokio::test]
 async fn each_metric_that_alerts_and_the_dashboard_name_is_there() {
     let page = page().await;
-    let texts = [fs::read_to_string(deploy("alerts.yml")).unwrap(), dashboard_queries().join("\n")];
+    let texts = [read("alerts.yml"), dashboard_queries().join("\n")];
     let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
     for text in &texts {
         assert!(names(text).len() > 10, "{:?}", names(text));
@@ -127,8 +130,8 @@ async fn each_metric_that_alerts_and_the_dashboard_name_is_there() {
 #[tokio::test]
 async fn the_metric_that_replicas_go_by_is_there() {
     let page = page().await;
-    let adapter = fs::read_to_string(deploy("kubernetes/prometheus-adapter.yaml")).unwrap();
-    let team = fs::read_to_string(deploy("kubernetes/team.yaml")).unwrap();
+    let adapter = read("kubernetes/prometheus-adapter.yaml");
+    let team = read("kubernetes/team.yaml");
     let goes_by = team.lines().find_map(|line| line.trim().strip_prefix("name: clipgate_")).unwrap();
     let name = format!("clipgate_{goes_by}");
     assert!(page.has(&name), "there is no {name}");
@@ -153,8 +156,8 @@ fn spans(cell: &str) -> impl Iterator<Item = &str> {
 
 #[test]
 fn the_operating_guide_knows_each_alert_and_each_refusal() {
-    let guide = fs::read_to_string(deploy("README.md")).unwrap();
-    let rules = fs::read_to_string(deploy("alerts.yml")).unwrap();
+    let guide = read("README.md");
+    let rules = read("alerts.yml");
     let alerts: BTreeSet<&str> =
         rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
     let told: BTreeSet<&str> = rows(&guide, "What to watch").iter().flat_map(|row| spans(row[0])).collect();

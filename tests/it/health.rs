@@ -20,11 +20,6 @@ fn said(output: &Output) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8(text).unwrap())
 }
 
-fn admin_line(gateway: &mut Process) -> String {
-    let line = gateway.line();
-    line.strip_prefix("clipgate admin listening on ").unwrap_or_else(|| panic!("{line}")).to_owned()
-}
-
 /// Arguments, and the environment.
 type Call<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)]);
 
@@ -35,7 +30,7 @@ fn a_gateway_that_is_ready_is_well_wherever_its_address_is_named() {
     let token = ("CLIPGATE__ADMIN__TOKEN", "t0ken");
     let mut gateway = Process::start(&SIM, &[("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0"), token]);
     gateway.ready();
-    let address = admin_line(&mut gateway);
+    let address = gateway.admin();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("config.toml");
     std::fs::write(&file, format!("admin.listen = \"{address}\"\n")).unwrap();
@@ -68,7 +63,7 @@ fn it_asks_a_unix_socket_too() {
     let env = [("CLIPGATE__ADMIN__LISTEN", listen.as_str())];
     let mut gateway = Process::start(&SIM, &env);
     gateway.ready();
-    admin_line(&mut gateway);
+    gateway.admin();
     assert_eq!(said(&health(&[], &env)), (Some(0), format!("{listen} says ready\n")));
 }
 

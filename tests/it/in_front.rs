@@ -4,7 +4,7 @@
 //! Needs nginx, HAProxy and curl (`.ci/tools` sees to it). Without them the tests fail. Times are a thirtieth of what they are in life, the
 //! proxies' included.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdout, Command};
 
+use crate::deploy::read;
 use crate::host::{Gateway, Ground, clip, soon};
 
 /// How much faster than in life all goes.
@@ -35,8 +36,7 @@ impl Kind {
 
     fn example(self) -> String {
         let name = if self == Self::Nginx { "nginx.conf" } else { "haproxy.cfg" };
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/proxies").join(name);
-        std::fs::read_to_string(path).unwrap()
+        read(&format!("proxies/{name}"))
     }
 
     /// The example with the silence that the proxy allows where nothing is set: nginx' own default, and that of the

@@ -3,12 +3,13 @@
 //!
 //! Needs dclint, kubernetes-validate, helm and promtool (`.ci/tools` sees to it). Without them the tests fail.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use clipgate::config::{Config, Listen};
 use serde_json::Value;
 
+use crate::deploy::{deploy, read};
 use crate::process::{run, try_run};
 
 const CHART: &str = "helm/clipgate";
@@ -17,16 +18,8 @@ const ALL_OF_IT: [&str; 2] = ["--set", "autoscaling.enabled=true,serviceMonitor.
 /// Between the end of the drain and the time when it is killed, for what a stop does beside.
 const SPARE: Duration = Duration::from_secs(4);
 
-fn deploy(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name)
-}
-
 fn path(name: &str) -> String {
     deploy(name).to_str().unwrap().to_owned()
-}
-
-fn read(name: &str) -> String {
-    std::fs::read_to_string(deploy(name)).unwrap()
 }
 
 /// The documents of a YAML file.

@@ -2,20 +2,13 @@
 //!
 //! Needs hadolint and systemd-analyze (`.ci/tools` sees to it). Without them the tests fail.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use clipgate::config::Config;
 
+use crate::deploy::{deploy, read};
 use crate::process::{run, try_run};
-
-fn deploy(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name)
-}
-
-fn read(name: &str) -> String {
-    std::fs::read_to_string(deploy(name)).unwrap()
-}
 
 /// What the examples name: keys and tokens.
 fn secrets() -> [(String, String); 2] {

@@ -64,6 +64,12 @@ impl Process {
         self.ready().parse().unwrap()
     }
 
+    /// The line after that, which says where the admin listener is.
+    pub(crate) fn admin(&mut self) -> String {
+        let line = self.line();
+        line.strip_prefix("clipgate admin listening on ").unwrap_or_else(|| panic!("{line}")).to_owned()
+    }
+
     /// Sends SIGTERM and waits for the end: the exit code and the whole log.
     pub(crate) fn stop(mut self) -> (Option<i32>, String) {
         let pid = self.child.id().to_string();

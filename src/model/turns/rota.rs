@@ -2,15 +2,16 @@
 //!
 //! It must never know why a line is closed or passed over.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
+use crate::model::Map;
 use crate::model::clip::KeyDomain;
 use crate::model::coalesce::PollId;
 
 /// Lines that are served by turns.
 #[derive(Debug, Default)]
 pub(super) struct Rota {
-    lines: HashMap<KeyDomain, Line>,
+    lines: Map<KeyDomain, Line>,
     /// The domains whose lines are open, in the order of their turns.
     ring: Queue<KeyDomain>,
 }
