@@ -1,8 +1,12 @@
 //! The command line.
 
+use std::io;
+use std::num::NonZero;
 use std::process::ExitCode;
+use std::thread::available_parallelism;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
+use tokio::runtime::{Builder, Runtime};
 
 use crate::cmd::{CommandError, check, completions, health, man, serve, sim, token, watch};
 
@@ -78,11 +82,18 @@ impl Cli {
 }
 
 fn block_on(command: impl Future<Output = Result<ExitCode, CommandError>>) -> Result<ExitCode, CommandError> {
-    let runtime = tokio::runtime::Runtime::new()?;
+    let runtime = runtime(available_parallelism().map_or(1, NonZero::get))?;
     let code = runtime.block_on(command);
     // What still runs is not waited for, a name that is looked up for example.
     runtime.shutdown_background();
     code
+}
+
+/// On one core, threads that share the work only cost, and the answers of a large fan-out come last: tokio puts what
+/// does not fit into a thread's own queue behind what comes later, such as the hang-ups of who has been answered.
+fn runtime(cores: usize) -> io::Result<Runtime> {
+    let mut builder = if cores == 1 { Builder::new_current_thread() } else { Builder::new_multi_thread() };
+    builder.enable_all().build()
 }
 
 #[cfg(test)]

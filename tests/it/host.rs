@@ -71,6 +71,18 @@ impl Ground {
         command
     }
 
+    /// The same on one of this machine's cores, where it has another runtime than on several.
+    pub(crate) fn command_on_one_core(&self) -> Command {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let cores = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim();
+        let one = cores.split([',', '-']).next().unwrap();
+        let mut command = Command::new("taskset"); // from util-linux, becomes what it starts
+        command.args(["--cpu-list", one, env!("CARGO_BIN_EXE_clipgate"), "serve", "--config"]);
+        command.arg(self.path("config.toml"));
+        self.confine(&mut command);
+        command
+    }
+
     /// Gives a command this directory, an environment without surprises, and pipes.
     pub(crate) fn confine(&self, command: &mut Command) {
         let path = std::env::var_os("PATH").unwrap_or_default();

@@ -5,6 +5,7 @@ use std::time::Duration;
 use clipgate::clock;
 use clipgate::sim::{Fault, On};
 use tokio::net::TcpStream;
+use tokio::process::Command;
 use tokio::task::JoinSet;
 
 use crate::host::{Client, Gateway, Ground, clip, get, soon};
@@ -26,11 +27,20 @@ async fn sigterm_and_sigint_end_it_with_0_though_an_idle_connection_stands() {
 
 #[tokio::test]
 async fn sigterm_tells_each_of_500_parked_waits_its_clips_state_and_cuts_none_off() {
+    tell_500(Ground::command).await;
+}
+
+#[tokio::test]
+async fn sigterm_tells_each_of_500_parked_waits_its_clips_state_on_one_core_too() {
+    tell_500(Ground::command_on_one_core).await;
+}
+
+async fn tell_500(command: fn(&Ground) -> Command) {
     let (window, ids) = (Duration::from_secs(6), ["a", "b", "c", "d", "e"]);
     let ground = Ground::new().await;
     ids.iter().for_each(|id| ground.sim.put(id, "streaming"));
     ground.configure("drain_timeout = \"6s\"\n[limits]\nburst = 10000\ncalls_burst = 10000");
-    let mut command = ground.command();
+    let mut command = command(&ground);
     command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
     let mut gateway = Gateway::spawn(command);
     let address = gateway.address().await;
