@@ -353,14 +353,13 @@ impl Coalescer {
     /// Answers the wait if each of its clips has an answer.
     fn settle_if_answered(&mut self, id: WaitId, landing: Option<&Landing>, now: Instant) -> bool {
         let Some(wait) = self.board.wait(id) else { return false };
-        let answers = wait.spec.clips.iter().map(|clip| self.answer(wait, clip));
-        let Some(states) = answers.collect::<Option<Vec<&ClipState>>>() else { return false };
+        let answers = wait.spec.clips.iter().map(|clip| self.answer(wait, clip).cloned());
+        let Some(states) = answers.collect::<Option<Vec<ClipState>>>() else { return false };
         let direct = landing.is_some_and(|landing| {
             landing.opener == id && states.iter().all(|state| Arc::ptr_eq(&state.head, &landing.head))
         });
         let reached =
             states.iter().all(|state| state.rung.is_none_or(|rung| self.rules.reaches(rung, wait.spec.goal)));
-        let states = states.into_iter().cloned().collect();
         let end = if reached { End::Reached(states) } else { End::TimedOut(states) };
         self.settle(id, end, direct, now);
         true

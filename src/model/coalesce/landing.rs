@@ -37,19 +37,27 @@ impl Coalescer {
         let Some(poll) = self.board.poll(id) else { return };
         let (domain, opener) = (poll.spec.domain, poll.opener);
         let earliest = poll.opened_at + self.rules.gap();
-        let mut affected = poll.waits.clone();
+        let (mut affected, mut newly) = (poll.waits.iter().copied().collect::<Vec<_>>(), Vec::new());
         let landing = states.first().map(|state| Landing { opener, head: Arc::clone(&state.head) });
         for state in states {
             if state.rung.is_some() {
                 let clip = state.id.clone();
                 self.board.learn(domain, state);
-                affected.extend(self.newly_answered(domain, &clip));
+                let answered = self.newly_answered(domain, &clip);
+                affected.extend(&answered);
+                newly.push((clip, answered));
             } else {
                 self.board.hand_over(id, &state);
             }
         }
+        affected.sort(); // sorted parts
+        affected.dedup();
         for wait in affected {
             self.settle_if_answered(wait, landing.as_ref(), now);
+        }
+        // Whoever lacks other clips is not found for this one again.
+        for (clip, waits) in newly {
+            waits.into_iter().for_each(|wait| self.board.want_no_more(wait, &clip));
         }
         let Some(poll) = self.board.poll(id) else { return };
         let slots = self.board.slots();
@@ -61,15 +69,14 @@ impl Coalescer {
         }
     }
 
-    /// The waits that by what was just learnt have their answer for this clip; each is found once.
-    fn newly_answered(&mut self, domain: KeyDomain, clip: &ClipId) -> Vec<WaitId> {
-        let is_answered =
-            |id: &WaitId| self.board.wait(*id).is_some_and(|wait| self.answer(wait, clip).is_some());
-        let answered: Vec<WaitId> = self.board.slots().wanting(domain, clip).filter(is_answered).collect();
-        for &id in &answered {
-            self.board.want_no_more(id, clip);
-        }
-        answered
+    /// The waits that by what was just learnt have their answer for this clip.
+    fn newly_answered(&self, domain: KeyDomain, clip: &ClipId) -> Vec<WaitId> {
+        let slots = self.board.slots();
+        let seen = slots.state(domain, clip);
+        let is_answered = |id: &WaitId| {
+            self.board.wait(*id).is_some_and(|wait| self.answer_among(wait, clip, seen).is_some())
+        };
+        slots.wanting(domain, clip).filter(is_answered).collect()
     }
 
     /// An answer that has no clips to tell apart is one for the waits on just these, at just this goal.

@@ -124,10 +124,12 @@ impl Slots {
         before: Goal,
         goal: Goal,
     ) {
-        self.each(domain, clips, |slot| {
-            slot.wanting.remove(&(before, id));
-            slot.wanting.insert((goal, id));
-        });
+        for clip in clips {
+            if let Some(slot) = self.slot_mut(domain, clip) {
+                slot.wanting.remove(&(before, id));
+                slot.wanting.insert((goal, id));
+            }
+        }
     }
 
     /// The wait has its answer for this clip.
@@ -139,11 +141,10 @@ impl Slots {
 
     /// The wait is gone.
     pub(super) fn leave_wait(&mut self, id: WaitId, domain: KeyDomain, clips: &ClipSet, goal: Goal) {
-        self.each(domain, clips, |slot| {
+        self.leave(domain, clips, |slot| {
             slot.waits.remove(&id);
             slot.wanting.remove(&(goal, id));
         });
-        self.tidy(domain, clips);
     }
 
     /// A poll asks for these clips.
@@ -166,13 +167,12 @@ impl Slots {
 
     /// The poll is gone.
     pub(super) fn leave_poll(&mut self, id: PollId, spec: &PollSpec) {
-        self.each(spec.domain, &spec.clips, |slot| {
+        self.leave(spec.domain, &spec.clips, |slot| {
             slot.polls.remove(&id);
             slot.holding.remove(&(spec.goal, id));
             slot.holding_alone.remove(&(spec.goal, id));
             slot.anchored.remove(&id);
         });
-        self.tidy(spec.domain, &spec.clips);
     }
 
     /// Remembers a state, unless it goes back behind what is known, which only confirms that.
@@ -217,19 +217,13 @@ impl Slots {
         self.0.get_mut(&domain)?.get_mut(clip)
     }
 
-    fn each(&mut self, domain: KeyDomain, clips: &ClipSet, mut change: impl FnMut(&mut Slot)) {
-        for clip in clips {
-            if let Some(slot) = self.slot_mut(domain, clip) {
-                change(slot);
-            }
-        }
-    }
-
-    /// Forgets those of the clips that concern nobody any more.
-    fn tidy(&mut self, domain: KeyDomain, clips: &ClipSet) {
+    /// Takes somebody out of these clips' slots, and forgets those of the clips that concern nobody any more.
+    fn leave(&mut self, domain: KeyDomain, clips: &ClipSet, mut take_out: impl FnMut(&mut Slot)) {
         let Some(slots) = self.0.get_mut(&domain) else { return };
         for clip in clips {
-            if slots.get(clip).is_some_and(|slot| slot.waits.is_empty() && slot.polls.is_empty()) {
+            let Some(slot) = slots.get_mut(clip) else { continue };
+            take_out(slot);
+            if slot.waits.is_empty() && slot.polls.is_empty() {
                 slots.remove(clip);
             }
         }

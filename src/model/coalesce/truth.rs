@@ -15,7 +15,16 @@ impl Coalescer {
     /// The state that this clip of the wait is answered with, if there is one yet. Until its time is over the
     /// goal must be reached, after that the state must be true.
     pub(super) fn answer<'a>(&'a self, wait: &'a Wait, clip: &ClipId) -> Option<&'a ClipState> {
-        let seen = self.board.slots().state(wait.spec.domain, clip);
+        self.answer_among(wait, clip, self.board.slots().state(wait.spec.domain, clip))
+    }
+
+    /// The same where the clip's slot was looked up for many waits at once.
+    pub(super) fn answer_among<'a>(
+        &'a self,
+        wait: &'a Wait,
+        clip: &ClipId,
+        seen: Option<&'a ClipState>,
+    ) -> Option<&'a ClipState> {
         let given = wait.given.iter().find(|state| state.id == *clip);
         if let Phase::Looking { since } = wait.phase {
             return seen.filter(|state| state.seen_at >= since).or(given);
