@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
 use crate::body::Body;
 use crate::cache::{Cache, Kept};
 use crate::clock;
-use crate::headers as fields;
+use crate::headers::{self as fields, PSEUDONYM};
 use crate::model::answer::{self, Shape};
 use crate::model::clip::{ClipState, Head, Reply};
 use crate::model::coalesce::How;
@@ -102,20 +102,21 @@ impl ClipReply {
 
     /// What goes along with the first clip.
     fn head(&self) -> HeaderMap {
+        let mut headers = HeaderMap::with_capacity(USUAL_FIELDS);
         match &self.source {
+            // Not cloned as they are: a clone has no room for more.
             Source::Hit { first, .. } => {
-                let mut headers = first.fields.clone();
-                headers.reserve(OWN_FIELDS);
-                headers
+                for (name, value) in &first.fields {
+                    headers.append(name, value.clone());
+                }
             }
             Source::Poll { direct, .. } => {
-                let mut headers = HeaderMap::with_capacity(2 * OWN_FIELDS);
                 if let Some(first) = self.states.first() {
                     write_head(&first.head, *direct, &mut headers);
                 }
-                headers
             }
         }
+        headers
     }
 
     fn body(&self, shape: &Shape) -> Bytes {
@@ -156,8 +157,10 @@ pub fn whole(reply: &Reply, how: How, direct: bool, applied: Option<Duration>) -
 /// Says that the upstream was asked; for who caused that, what came of it too.
 fn forwarded(headers: &mut HeaderMap, how: How, status: StatusCode, stored: &str) {
     match how {
-        How::Opened => append_status(headers, &["fwd=miss; fwd-status=", status.as_str(), stored]),
-        How::Leaned => append_status(headers, &["fwd=miss; collapsed"]),
+        How::Opened => {
+            append_status(headers, &[PSEUDONYM, "; fwd=miss; fwd-status=", status.as_str(), stored])
+        }
+        How::Leaned => append_status(headers, &[PSEUDONYM, "; fwd=miss; collapsed"]),
     }
 }
 
@@ -181,16 +184,16 @@ fn has_it(condition: Option<IfNoneMatch>, answer: &HeaderMap) -> bool {
 
 /// Says what the gateway did with the request (RFC 9211), after what others before it said.
 pub fn cache_status(headers: &mut HeaderMap, member: &str) {
-    append_status(headers, &[member]);
+    append_status(headers, &[PSEUDONYM, "; ", member]);
 }
 
 /// Says that the answer was kept, and may be given for so much longer.
 pub fn hit(headers: &mut HeaderMap, ttl: Duration) {
-    append_status(headers, &["hit; ttl=", itoa::Buffer::new().format(ttl.as_secs())]);
+    append_status(headers, &[PSEUDONYM, "; hit; ttl=", itoa::Buffer::new().format(ttl.as_secs())]);
 }
 
-fn append_status(headers: &mut HeaderMap, member: &[&str]) {
-    headers.append(CACHE_STATUS, joined(&[&[fields::PSEUDONYM, "; "], member].concat()));
+fn append_status(headers: &mut HeaderMap, parts: &[&str]) {
+    headers.append(CACHE_STATUS, joined(parts));
 }
 
 fn with_number(text: &str, number: u64) -> HeaderValue {
@@ -218,8 +221,9 @@ pub fn finish(headers: &mut HeaderMap, id: &RequestId) {
     }
 }
 
-/// Room for what the gateway adds to a clip's fields.
-const OWN_FIELDS: usize = 10;
+/// Room for the fields of an answer: as much as a map of 16 places takes before it grows. hyper keeps it, empty, as long
+/// as the connection lasts.
+const USUAL_FIELDS: usize = 12;
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 /// The name of a request, in requests and answers.

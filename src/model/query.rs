@@ -224,7 +224,7 @@ impl Asked {
             (Form::Multi, Some(Spelling::Index(last)), Spelling::Index(this)) => last < this,
             (Form::Multi, Some(last), this) => last == this,
         };
-        if !goes_on || value.contains(AMBIGUOUS) {
+        if !goes_on || value.bytes().any(|byte| AMBIGUOUS.contains(&byte)) {
             return Err(Doubt::Unknown);
         }
         self.spelling = Some(spelling);
@@ -257,7 +257,7 @@ impl Asked {
 
 /// What readers of queries disagree on where it stands bare in an id: a space or a plus, the end of a parameter or a
 /// semicolon, the end of an id or a comma. Encoded, each is itself.
-const AMBIGUOUS: [char; 3] = ['+', ';', ','];
+const AMBIGUOUS: [u8; 3] = [b'+', b';', b','];
 
 /// A parameter that is understood.
 enum Param {
