@@ -323,6 +323,8 @@ PEERS = {
     for peer in [
         Peer("hyper", 8100, bare("static"), 8110, KIT_BUILD / "bare"),
         Peer("logic", 8107, bare("logic"), 8117, KIT_BUILD / "bare"),
+        Peer("told", 8120, bare("told"), 8130, KIT_BUILD / "bare"),
+        Peer("proxy", 8121, bare("proxy"), 8131, KIT_BUILD / "bare"),
         Peer("merge", 8109, bare("merge"), 8119, KIT_BUILD / "bare"),
         Peer("clipgate", 8108, clipgate, 8108, CLIPGATE),
         Peer("nginx", 8101, nginx, 8111, "nginx"),

@@ -34,13 +34,13 @@ def started(names, **options):
 
 def hits(options):
     """Cached hits over HTTP/1.1 and HTTP/2, from all servers in turn."""
-    names = [name for name in options.peers if name != "merge"]
+    names = [name for name in options.peers if name not in ("merge", "proxy")]
     yield from loaded("hits", names, load.HIT, options, (1, 2))
 
 
 def passing(options):
     """What no cache answers, through to the upstream and back."""
-    names = [name for name in ("clipgate", "nginx", "haproxy") if name in options.peers]
+    names = [name for name in ("clipgate", "proxy", "nginx", "haproxy") if name in options.peers]
     yield from loaded("passing", names, load.PLAIN, options, (1,))
 
 

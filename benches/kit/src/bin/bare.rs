@@ -4,26 +4,31 @@
 //! | --- | --- |
 //! | `static` | a fixed body of 2.5 kB |
 //! | `logic` | the same from a cache, after reading the query, hashing the key and asking its quota |
+//! | `told` | the same with the fields that a gateway's hit has, and a line in a log |
 //! | `merge` | what the upstream says, asked once for all who ask the same meanwhile |
+//! | `proxy` | what the upstream says, by hyper's client |
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use clap::{Parser, ValueEnum};
 use governor::clock::DefaultClock;
 use governor::state::keyed::DashMapStateStore;
 use governor::{Quota, RateLimiter};
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -46,7 +51,9 @@ struct Args {
 enum Mode {
     Static,
     Logic,
+    Told,
     Merge,
+    Proxy,
 }
 
 /// What names one question: a hash of key, path, id and status.
@@ -61,6 +68,8 @@ struct Bare {
     quota: RateLimiter<u64, DashMapStateStore<u64>, DefaultClock>,
     hashers: [ahash::RandomState; 2],
     asking: Mutex<HashMap<Question, Answer>>,
+    log: Mutex<Vec<u8>>,
+    client: Client<HttpConnector, Incoming>,
 }
 
 fn main() -> std::io::Result<()> {
@@ -102,6 +111,8 @@ impl Bare {
             quota: RateLimiter::dashmap(Quota::per_second(far_away)),
             hashers: [ahash::RandomState::default(), ahash::RandomState::default()],
             asking: Mutex::default(),
+            log: Mutex::default(),
+            client: Client::builder(TokioExecutor::new()).build_http(),
         }
     }
 
@@ -125,26 +136,85 @@ impl Bare {
     async fn answer(
         self: Arc<Self>,
         request: Request<Incoming>,
-    ) -> Result<Response<Full<Bytes>>, Infallible> {
-        if self.mode == Mode::Static {
-            return Ok(json(self.body.clone()));
+    ) -> Result<Response<Either<Full<Bytes>, Incoming>>, Infallible> {
+        match self.mode {
+            Mode::Static => Ok(json(self.body.clone()).map(Either::Left)),
+            Mode::Proxy => Ok(self.forward(request).await),
+            Mode::Logic | Mode::Told | Mode::Merge => Ok(self.merged(request).await.map(Either::Left)),
         }
-        let Some((key, question)) = self.read(&request) else { return Ok(empty(StatusCode::BAD_REQUEST)) };
-        if self.mode == Mode::Logic && self.quota.check_key(&key).is_err() {
-            return Ok(empty(StatusCode::TOO_MANY_REQUESTS));
+    }
+
+    async fn forward(&self, mut request: Request<Incoming>) -> Response<Either<Full<Bytes>, Incoming>> {
+        let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+        let Ok(uri) = format!("http://{}{target}", self.upstream).parse() else {
+            return empty(StatusCode::BAD_REQUEST).map(Either::Left);
+        };
+        *request.uri_mut() = uri;
+        match self.client.request(request).await {
+            Ok(answer) => answer.map(Either::Right),
+            Err(_) => empty(StatusCode::BAD_GATEWAY).map(Either::Left),
+        }
+    }
+
+    async fn merged(self: Arc<Self>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let Some((key, question)) = self.read(&request) else { return empty(StatusCode::BAD_REQUEST) };
+        if self.mode != Mode::Merge && self.quota.check_key(&key).is_err() {
+            return empty(StatusCode::TOO_MANY_REQUESTS);
         }
         if let Some(kept) = self.cache.get(&question) {
-            return Ok(json(kept));
+            return if self.mode == Mode::Told { self.told(&request, question, kept) } else { json(kept) };
         }
-        if self.mode == Mode::Logic {
+        if self.mode != Mode::Merge {
             self.cache.insert(question, self.body.clone());
-            return Ok(json(self.body.clone()));
+            return json(self.body.clone());
         }
         let mut answer = self.ask(question, &request);
         // Not kept while it waits.
         drop(request);
         let answer = answer.wait_for(Option::is_some).await.ok().and_then(|answer| answer.clone());
-        Ok(json(answer.unwrap_or_default()))
+        json(answer.unwrap_or_default())
+    }
+
+    /// As many fields as a gateway's hit has, and a line of the same words.
+    fn told(&self, request: &Request<Incoming>, question: Question, kept: Bytes) -> Response<Full<Bytes>> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let (length, id) = (kept.len(), format!("{:032x}", question ^ now.as_nanos()));
+        let mut response = json(kept);
+        let text = |text: String| HeaderValue::try_from(text).expect("it is plain");
+        let fields = [
+            ("via", HeaderValue::from_static("1.1 bare")),
+            ("etag", HeaderValue::from_static("\"0123456789abcdef0123456789abcdef\"")),
+            ("vary", HeaderValue::from_static("authorization, accept")),
+            ("cache-control", HeaderValue::from_static("private, max-age=86400")),
+            ("age", HeaderValue::from(now.subsec_millis())),
+            ("cache-status", text(format!("bare; hit; ttl={}", 86_400 - now.subsec_millis()))),
+            ("ratelimit-policy", HeaderValue::from_static("\"requests\";q=200;w=2, \"calls\";q=20;w=2")),
+            ("ratelimit", text(format!("\"requests\";r={}, \"calls\";r=20", now.subsec_millis()))),
+            ("x-request-id", text(id.clone())),
+        ];
+        for (name, value) in fields {
+            response.headers_mut().insert(name, value);
+        }
+        let mut log = self.log.lock().expect("nobody panics with it");
+        // Memory takes all bytes, and nobody could be told that a log takes none.
+        let _ = writeln!(
+            log,
+            "{}.{:06} INFO bare::access: request http.request.method=GET url.path={} \
+             http.response.status_code=200 http.response.body.size={length} \
+             http.server.request.duration={:?} clipgate.outcome=hit clipgate.clips={question:032x} \
+             clipgate.key=01234567 client.address=127.0.0.1 network.peer.address=127.0.0.1 \
+             network.peer.port={} network.protocol.version=1.1 clipgate.request_id={id}",
+            now.as_secs(),
+            now.subsec_micros(),
+            request.uri().path(),
+            now.as_secs_f64(),
+            now.subsec_millis(),
+        );
+        if log.len() >= LOG_PIECE {
+            let _ = std::io::stderr().write_all(&log);
+            log.clear();
+        }
+        response
     }
 
     fn read(&self, request: &Request<Incoming>) -> Option<(u64, Question)> {
@@ -196,6 +266,9 @@ async fn fetch(upstream: SocketAddr, head: &str) -> std::io::Result<Bytes> {
     let body = answer.windows(4).position(|end| end == b"\r\n\r\n").map_or(0, |end| end + 4);
     Ok(Bytes::from(answer).slice(body..))
 }
+
+/// Lines are written by so many bytes.
+const LOG_PIECE: usize = 64 << 10;
 
 fn json(body: Bytes) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body));
