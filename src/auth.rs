@@ -121,6 +121,11 @@ impl Keyring {
         Ok(())
     }
 
+    /// Whether whoever reaches the gateway uses its key, without bringing one.
+    pub fn lends_its_key(&self) -> bool {
+        matches!(**self.mode.load(), Mode::Sidecar(_))
+    }
+
     /// The team's members, each with the domain of its key; none in the other modes.
     pub fn members(&self) -> Vec<(Arc<str>, KeyDomain)> {
         match &**self.mode.load() {

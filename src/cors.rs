@@ -61,6 +61,11 @@ impl Cors {
 }
 
 impl Permission {
+    /// Whether the asking page's origin is one of those that are let in.
+    pub fn is_given(&self) -> bool {
+        self.origin.is_some()
+    }
+
     /// Whether the request is for the gateway alone to answer.
     pub fn is_preflight(&self) -> bool {
         self.preflight.is_some()

@@ -49,6 +49,11 @@ pub enum Refusal {
     /// A request did not go through.
     #[error("{0}")]
     Pass(#[from] PassError),
+    /// A page of another origin would use the gateway's own key.
+    #[error(
+        "pages of other origins may not use this gateway's key: server.cors_origins names those that may"
+    )]
+    ForeignPage,
     /// The request has been here before.
     #[error("the request came from this gateway: upstream.base_url leads back to it")]
     Loop,
@@ -114,6 +119,7 @@ impl Refusal {
                 PassError::Overdue => StatusCode::GATEWAY_TIMEOUT,
                 PassError::Send(_) | PassError::BadAnswer => StatusCode::BAD_GATEWAY,
             },
+            Refusal::ForeignPage => StatusCode::FORBIDDEN,
             Refusal::Loop => StatusCode::LOOP_DETECTED,
             Refusal::NotCached => StatusCode::GATEWAY_TIMEOUT,
             Refusal::Http(HttpFault::Malformed) => StatusCode::BAD_REQUEST,
@@ -133,6 +139,7 @@ impl Refusal {
             Refusal::Hub(HubError::Gone) => "shutting-down",
             Refusal::Poll(failure) => failure.reason(),
             Refusal::Pass(error) => error.reason(),
+            Refusal::ForeignPage => "foreign-page",
             Refusal::Loop => "loop",
             Refusal::NotCached => "not-cached",
             Refusal::Http(HttpFault::Malformed) => "malformed",
@@ -148,7 +155,8 @@ impl Refusal {
             Refusal::Hub(HubError::FullForKey) => Some(Limit::WaitsOfKey),
             Refusal::Hub(HubError::Full) => Some(Limit::Waits),
             Refusal::Hub(HubError::Gone) | Refusal::Query(_) | Refusal::Auth(_) | Refusal::Poll(_) => None,
-            Refusal::Pass(_) | Refusal::Loop | Refusal::NotCached | Refusal::Http(_) => None,
+            Refusal::Pass(_) | Refusal::ForeignPage | Refusal::Loop => None,
+            Refusal::NotCached | Refusal::Http(_) => None,
         }
     }
 
@@ -161,7 +169,7 @@ impl Refusal {
                 Some(*retry_after)
             }
             Refusal::Query(_) | Refusal::Auth(_) | Refusal::Poll(_) | Refusal::Pass(_) => None,
-            Refusal::Loop | Refusal::NotCached | Refusal::Http(_) => None,
+            Refusal::ForeignPage | Refusal::Loop | Refusal::NotCached | Refusal::Http(_) => None,
         }
     }
 

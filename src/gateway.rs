@@ -242,6 +242,10 @@ impl Gateway {
             line.outcome = Outcome::Preflight;
             return Ok(Step::Answer(reply::preflight()));
         }
+        let is_let_in = permission.as_ref().is_some_and(|permission| permission.is_given());
+        if self.0.keyring.lends_its_key() && !is_let_in && fields::is_of_foreign_page(request) {
+            return Err(Refusal::ForeignPage);
+        }
         let identity = identity?;
         let asked = match self.read(request) {
             Query::Wait(asked) => asked,

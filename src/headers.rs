@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::Authority;
-use http::{Uri, Version};
+use http::{Method, Request, Uri, Version};
 
 use crate::model::clip::Head;
 
@@ -211,6 +211,26 @@ pub fn has_one_host(version: Version, headers: &HeaderMap) -> bool {
 fn is_host(authority: &Authority) -> bool {
     !authority.as_str().contains(['@', '"', '\\']) && !authority.host().is_empty()
 }
+
+/// Whether a page of another origin caused the request (Fetch Metadata; for browsers without, RFC 6454). Following a link
+/// is no page's doing: whoever does so sees the answer for himself.
+pub fn is_of_foreign_page<B>(request: &Request<B>) -> bool {
+    let headers = request.headers();
+    let is_link =
+        request.method() == Method::GET && headers.get(SEC_FETCH_MODE).is_some_and(|mode| mode == "navigate");
+    let is_foreign = match (headers.get(SEC_FETCH_SITE), headers.get(header::ORIGIN)) {
+        (Some(site), _) => !["same-origin", "none"].iter().any(|own| site == own),
+        (None, Some(origin)) => {
+            let origin = Uri::try_from(origin.as_bytes()).ok().and_then(|uri| uri.into_parts().authority);
+            origin.is_none() || origin != asked_host(request.uri(), headers)
+        }
+        (None, None) => false,
+    };
+    is_foreign && !is_link
+}
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
 /// How long `Retry-After` asks to wait, [`MAX_RETRY_AFTER`] at most; zero if its date has passed, `None`
 /// if it is missing or is neither seconds nor a date (RFC 9110 §10.2.3).

@@ -10,13 +10,13 @@ use std::net::IpAddr;
 
 use headers::authorization::Basic;
 use headers::{Authorization, HeaderMapExt as _};
-use http::header::{AUTHORIZATION, HOST, ORIGIN};
-use http::{HeaderMap, HeaderName, Method, Request, Uri};
+use http::header::{AUTHORIZATION, HOST};
+use http::{HeaderMap, Request};
 use subtle::ConstantTimeEq as _;
 
 use super::refusal::AdminRefusal;
 use crate::auth::{bearer, token_sha256};
-use crate::headers::asked_host;
+use crate::headers::{asked_host, is_of_foreign_page};
 use crate::secret::{Secret, TokenHash};
 
 /// The way in.
@@ -37,7 +37,7 @@ impl Guard {
             None if !names_this_machine(request) => return Err(AdminRefusal::ForeignHost),
             Some(_) | None => {}
         }
-        match is_foreign(request) && !is_link(request) {
+        match is_of_foreign_page(request) {
             true => Err(AdminRefusal::ForeignSite),
             false => Ok(()),
         }
@@ -74,26 +74,6 @@ fn is_local(host: &str) -> bool {
     // A name without a dot is one of the local network's: a container's, for example.
     address.parse::<IpAddr>().is_ok() || !host.contains('.') || host.ends_with(".localhost")
 }
-
-/// Whether a page of another origin caused the request (Fetch Metadata; for browsers without, RFC 6454).
-fn is_foreign<B>(request: &Request<B>) -> bool {
-    let headers = request.headers();
-    if let Some(site) = headers.get(SEC_FETCH_SITE) {
-        return !["same-origin", "none"].iter().any(|own| site == own);
-    }
-    let Some(origin) = headers.get(ORIGIN) else { return false };
-    let origin = Uri::try_from(origin.as_bytes()).ok().and_then(|origin| origin.into_parts().authority);
-    origin.is_none() || origin != asked_host(request.uri(), headers)
-}
-
-/// Whether it is somebody who followed a link, and sees the answer for himself.
-fn is_link<B>(request: &Request<B>) -> bool {
-    let mode = request.headers().get(SEC_FETCH_MODE);
-    request.method() == Method::GET && mode.is_some_and(|mode| mode == "navigate")
-}
-
-const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
-const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
 #[cfg(test)]
 mod tests {

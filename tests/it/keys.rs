@@ -79,6 +79,41 @@ async fn sidecar_mode_replaces_any_key_and_needs_none() {
 }
 
 #[tokio::test]
+async fn a_page_spends_the_gateways_own_key_only_where_its_origin_is_listed() {
+    let stage = Stage::with(|config, _| {
+        config.auth = Auth::Sidecar;
+        config.upstream.api_key = Some(Secret::new("of-the-gateway"));
+        config.server.cors_origins = vec!["https://app.example".to_owned()];
+    })
+    .await;
+    stage.sim.put("a", "completed");
+    let (cross, same) = (("sec-fetch-site", "cross-site"), ("sec-fetch-site", "same-origin"));
+    let (evil, app) = (("origin", "https://evil.example"), ("origin", "https://app.example"));
+    let foreign: [&[(&str, &str)]; 5] =
+        [&[cross], &[("sec-fetch-site", "same-site")], &[cross, evil], &[evil], &[("origin", "null")]];
+    for fields in foreign {
+        for (method, target) in [("POST", CLIP.to_owned()), ("GET", single("a", "completed"))] {
+            let answer = stage.send(request(method, &target, fields, "")).await;
+            let message = assert_refusal(&answer, 403, "foreign-page");
+            assert!(message.contains("server.cors_origins"), "{message}");
+        }
+    }
+    assert_eq!(calls(&stage), 0);
+    let own: [&[(&str, &str)]; 4] = [&[], &[same], &[cross, app], &[cross, ("sec-fetch-mode", "navigate")]];
+    for fields in own {
+        assert_eq!(stage.send(request("GET", &single("a", "completed"), fields, "")).await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_a_page_brings_is_its_own() {
+    let stage = Stage::new().await;
+    stage.sim.put("a", "completed");
+    let fields = [ANN, ("sec-fetch-site", "cross-site"), ("origin", "https://page.example")];
+    assert_eq!(stage.get(&single("a", "completed"), &fields).await.status, 200);
+}
+
+#[tokio::test]
 async fn a_wait_without_a_key_gets_the_upstreams_own_401() {
     let stage = Stage::new().await;
     stage.sim.put("a", "completed");
