@@ -19,7 +19,7 @@ help:
 	@echo 'make check          format, lints, documentation and dependencies, each without a warning'
 	@echo 'make deny           just the dependencies: licences, versions twice, where they come from (deny.toml)'
 	@echo 'make counts         instructions of a hit, a join, a leave, a landing, held to their budgets (benches/counts.rs)'
-	@echo 'make compare        the gateway beside what else there is: an hour, on a machine that does nothing else'
+	@echo 'make compare        the gateway beside what else there is: half an hour, on a machine that does nothing else'
 	@echo 'make sweep SEEDS=n  the first n random schedules of the merging (10000); SEED=n: just that one, told'
 	@echo 'make soak           MINUTES (10) of all weathers at RATE (2000) requests a second, each answer checked; SEED=n'
 	@echo 'make fuzz TIME=n    n seconds (600) of made-up inputs for each of TARGETS (fuzz/targets/)'

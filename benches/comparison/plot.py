@@ -9,7 +9,7 @@ VENV = ROOT / "target" / "compare" / "python"
 LIGHT = dict(ink="#1f2328", line="#d1d9e0", ours="#0969da", others="#8c959f", bare="#bc4c00")
 DARK = dict(ink="#e6edf3", line="#3d444d", ours="#4493f8", others="#848d97", bare="#db8b46")
 # Of one colour with their names beside, since they are many.
-BARE = ("hyper", "logic", "merge")
+BARE = ("hyper", "logic", "told", "merge")
 
 
 def draw(figures, folder):
