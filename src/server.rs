@@ -10,7 +10,6 @@ use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -35,6 +34,7 @@ use self::arriving::Arriving;
 pub(crate) use self::listener::{Accepted, Listeners};
 pub use self::listener::{Listener, tcp_address};
 use self::refusals::Refusals;
+use self::silence::Silence;
 use self::tls::Tls;
 pub use self::tls::TlsError;
 use crate::clock;
@@ -48,6 +48,7 @@ mod answers;
 mod arriving;
 mod listener;
 mod refusals;
+mod silence;
 mod tls;
 
 /// The largest request head, in bytes. A target alone may have half of it; hyper says 414 and 431.
@@ -92,6 +93,7 @@ struct Shared {
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
     header_timeout: Duration,
+    idle_timeout: Duration,
     drain_timeout: Duration,
     patience: Duration,
     /// TCP listeners speak TLS with it; who reaches a unix socket is on this machine already.
@@ -127,7 +129,8 @@ impl Server {
         stop: CancellationToken,
     ) -> Result<Self, TlsError> {
         let mut http1 = http1::Builder::new();
-        http1.timer(TokioTimer::new()).header_read_timeout(config.header_timeout).max_buf_size(MAX_HEAD);
+        // Its own limit would count an idle connection's time as well, and set a timer anew for each request.
+        http1.header_read_timeout(None).max_buf_size(MAX_HEAD);
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2
             .timer(TokioTimer::new())
@@ -139,6 +142,7 @@ impl Server {
             http1,
             http2,
             header_timeout: config.header_timeout,
+            idle_timeout: config.idle_timeout,
             drain_timeout: config.drain_timeout,
             patience,
             tls: config.tls.as_ref().map(Tls::new).transpose()?,
@@ -243,7 +247,7 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (answers, has_asked) = (Answers::new(), AtomicBool::new(false));
+        let answers = Answers::new();
         let began = clock::now();
         let mut stream = Ahead::new(stream, answers.clone());
         let version = tokio::time::timeout(self.0.header_timeout, stream.version());
@@ -252,7 +256,6 @@ impl Server {
             return;
         };
         let service = service_fn(|request: hyper::Request<Incoming>| {
-            has_asked.store(true, Ordering::Relaxed);
             let ctx = RequestCtx {
                 id: RequestId::new(request.headers().get(X_REQUEST_ID)),
                 trail: Trail::read(request.headers(), peer, &self.0.trusted.load()),
@@ -276,18 +279,17 @@ impl Server {
         });
         let metrics = Arc::clone(self.0.gateway.metrics());
         let io = TokioIo::new(Refusals::new(stream, peer, answers.clone(), metrics));
-        let silence = self.silence(began, &has_asked);
+        let life = Life { began, version, answers: &answers };
         let served = match version {
             Version::HTTP_2 => {
                 // Boxed: only a few have room for many streams.
                 let mut connection = Box::pin(self.0.http2.serve_connection(io, service));
-                self.drive(connection.as_mut(), http2::Connection::graceful_shutdown, &answers, silence).await
+                self.drive(connection.as_mut(), http2::Connection::graceful_shutdown, life).await
             }
             _ => {
                 let connection = with_fresh_buffer(|| self.0.http1.serve_connection(io, service));
                 let connection = std::pin::pin!(connection.with_upgrades());
-                self.drive(connection, http1::UpgradeableConnection::graceful_shutdown, &answers, silence)
-                    .await
+                self.drive(connection, http1::UpgradeableConnection::graceful_shutdown, life).await
             }
         };
         if let Err(error) = served {
@@ -300,37 +302,36 @@ impl Server {
         &self,
         mut connection: Pin<&mut C>,
         say_goodbye: fn(Pin<&mut C>),
-        answers: &Answers,
-        silence: impl Future<Output = ()>,
+        Life { began, version, answers }: Life<'_>,
     ) -> hyper::Result<()> {
-        let Shared { stop, patience, header_timeout, .. } = &*self.0;
+        let Shared { stop, patience, header_timeout, idle_timeout, .. } = &*self.0;
+        let mut silence = Silence { head: *header_timeout, idle: *idle_timeout, version };
         // Cancel safe, all: the connection is polled on below, or dropped where nobody needs it.
         tokio::select! {
-            biased; // what the client takes shows itself while the connection is polled
-            served = connection.as_mut() => served,
-            () = stop.cancelled() => {
-                say_goodbye(connection.as_mut());
-                connection.await
-            }
-            () = silence => {
-                say_goodbye(connection.as_mut());
-                // HTTP/2's goodbye waits for the client's.
-                tokio::time::timeout(*header_timeout, connection).await.unwrap_or(Ok(()))
-            }
-            () = answers.refused_for(*patience) => {
-                debug!("nobody takes the answers, connection closed");
-                Ok(())
-            }
+            biased; // what the client asks for and takes shows itself while the connection is polled
+            served = connection.as_mut() => return served,
+            () = stop.cancelled() => {}
+            () = silence.is_over(answers, began) => if version < Version::HTTP_2 {
+                // Only what is late with a head does not end at the goodbye; HTTP/2 waits for the client's own.
+                silence.head = Duration::ZERO;
+            },
+            () = answers.refused_for(*patience) => return Ok(()),
+        }
+        say_goodbye(connection.as_mut());
+        tokio::select! {
+            biased;
+            served = connection => served,
+            () = silence.is_over(answers, clock::now()) => Ok(()),
+            () = answers.refused_for(*patience) => Ok(()),
         }
     }
+}
 
-    /// Ends when nothing has been asked within `header_timeout` of the beginning. hyper has no such limit in HTTP/2.
-    async fn silence(&self, began: Instant, has_asked: &AtomicBool) {
-        tokio::time::sleep_until((began + self.0.header_timeout).into()).await;
-        if has_asked.load(Ordering::Relaxed) {
-            std::future::pending::<()>().await;
-        }
-    }
+/// What there is to know of a connection as it begins.
+struct Life<'a> {
+    began: Instant,
+    version: Version,
+    answers: &'a Answers,
 }
 
 /// Makes a connection whose buffer for answers, unlike the one for requests, is not what another connection's request

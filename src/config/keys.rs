@@ -47,6 +47,7 @@ const KEYS: &[(&str, Read<Draft>)] = &[
     ("server.drain_timeout", |d, r| r.duration(&mut d.config.server.drain_timeout, Duration::ZERO..=HOUR)),
     ("server.max_connections", |d, r| r.number(&mut d.config.server.max_connections, 1..=10 * MILLION)),
     ("server.header_timeout", |d, r| r.duration(&mut d.config.server.header_timeout, MILLISECOND..=HOUR)),
+    ("server.idle_timeout", |d, r| r.duration(&mut d.config.server.idle_timeout, MILLISECOND..=HOUR)),
     ("server.tls.cert", |d, r| r.parsed(&mut d.cert, "\"cert.pem\"", path)),
     ("server.tls.key", |d, r| r.parsed(&mut d.cert_key, "\"key.pem\"", path)),
     ("server.tls.client_ca", |d, r| r.parsed(&mut d.client_ca, "\"ca.pem\"", path)),

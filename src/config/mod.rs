@@ -85,6 +85,8 @@ pub struct Server {
     pub max_connections: usize,
     /// How long a request's head may take to arrive.
     pub header_timeout: Duration,
+    /// How long a connection may be kept without a request.
+    pub idle_timeout: Duration,
     /// Certificates, where the listeners speak TLS.
     pub tls: Option<Tls>,
     /// The web origins that CORS is answered for.
@@ -328,6 +330,7 @@ impl Default for Config {
                 drain_timeout: secs(10),
                 max_connections: 100_000,
                 header_timeout: secs(10),
+                idle_timeout: secs(200),
                 tls: None,
                 cors_origins: Vec::new(),
                 trusted_proxies: Vec::new(),

@@ -10,6 +10,7 @@ const RESTART: &[Row] = &[
     ("server.drain_timeout", |a, b| a.server.drain_timeout != b.server.drain_timeout),
     ("server.max_connections", |a, b| a.server.max_connections != b.server.max_connections),
     ("server.header_timeout", |a, b| a.server.header_timeout != b.server.header_timeout),
+    ("server.idle_timeout", |a, b| a.server.idle_timeout != b.server.idle_timeout),
     // With certificates before and after, new ones are taken over.
     ("server.tls", |a, b| a.server.tls.is_some() != b.server.tls.is_some()),
     ("admin", |a, b| a.admin != b.admin),

@@ -78,7 +78,7 @@ fn config_toml_has_every_key_with_a_comment_and_its_default() {
     let known: Vec<String> = keys::names().map(str::to_owned).chain(members).collect();
     let (tls, others): (Vec<String>, Vec<String>) =
         known.into_iter().partition(|key| key.starts_with("server.tls."));
-    assert_eq!((tls.len(), others.len()), (3, 47));
+    assert_eq!((tls.len(), others.len()), (3, 48));
     let expected: BTreeSet<&str> = others.iter().map(String::as_str).chain(["server.tls"]).collect();
     assert_eq!(written, expected);
     for key in &tls {
@@ -123,6 +123,7 @@ fn each_key_sets_its_own_field_from_the_file_and_from_the_environment() {
         ("server.drain_timeout", r#""11s""#, "11s"),
         ("server.max_connections", "11", "11"),
         ("server.header_timeout", r#""11s""#, "11s"),
+        ("server.idle_timeout", r#""11s""#, "11s"),
         ("server.tls", r#"{ cert = "c", key = "k" }"#, r#"{ cert = "c", key = "k" }"#),
         ("server.cors_origins", r#"["https://a.example"]"#, "https://a.example"),
         ("server.trusted_proxies", r#"["10.0.0.0/8", "::1"]"#, r#"["10.0.0.0/8", "::1"]"#),

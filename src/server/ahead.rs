@@ -123,8 +123,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Ahead<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.kept.is_empty() {
-            return Pin::new(&mut this.socket).poll_read(cx, buf);
+            let before = buf.filled().len();
+            ready!(Pin::new(&mut this.socket).poll_read(cx, buf))?;
+            if buf.filled().len() > before {
+                this.answers.heard();
+            }
+            return Poll::Ready(Ok(()));
         }
+        this.answers.heard();
         let piece = this.kept.len().min(buf.remaining());
         buf.put_slice(&this.kept[..piece]);
         this.kept.advance(piece);

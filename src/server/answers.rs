@@ -33,6 +33,10 @@ struct Underway {
     is_cut: AtomicBool,
     /// Some ended since the last flush: hyper may hold their last bytes.
     unflushed: AtomicBool,
+    /// One has begun since that was last looked at.
+    has_begun_anew: AtomicBool,
+    /// Something has come since the last of them was out.
+    is_head_begun: AtomicBool,
     /// The connection is no HTTP any more.
     is_tunnel: AtomicBool,
     /// The socket takes no more for now.
@@ -51,6 +55,8 @@ impl Answers {
             uploads: AtomicUsize::new(0),
             is_cut: AtomicBool::new(false),
             unflushed: AtomicBool::new(false),
+            has_begun_anew: AtomicBool::new(false),
+            is_head_begun: AtomicBool::new(false),
             is_tunnel: AtomicBool::new(false),
             is_full: AtomicBool::new(false),
             has_moved: AtomicBool::new(false),
@@ -61,6 +67,8 @@ impl Answers {
     pub(super) fn begin(&self) -> Answering {
         self.0.begun.fetch_add(1, Ordering::Relaxed);
         self.0.unflushed.store(true, Ordering::Relaxed);
+        self.0.has_begun_anew.store(true, Ordering::Relaxed);
+        self.0.is_head_begun.store(false, Ordering::Relaxed);
         Answering { owed: Some(Owed::new(self)), answers: self.clone() }
     }
 
@@ -97,6 +105,28 @@ impl Answers {
     /// Whether every byte of them is with the client, or on its way.
     pub(super) fn are_out(&self) -> bool {
         self.0.begun.load(Ordering::Relaxed) == 0 && !self.0.unflushed.load(Ordering::Relaxed)
+    }
+
+    /// Whether there are any.
+    pub(super) fn are_begun(&self) -> bool {
+        self.0.begun.load(Ordering::Relaxed) > 0
+    }
+
+    /// Something has come from the client. While it has nothing to wait for or to take, that is a request's beginning.
+    pub(super) fn heard(&self) {
+        if self.are_out() {
+            self.0.is_head_begun.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a request has begun to come, and is not here yet.
+    pub(super) fn is_head_begun(&self) -> bool {
+        self.0.is_head_begun.load(Ordering::Relaxed)
+    }
+
+    /// Whether one has begun since this was last asked.
+    pub(super) fn have_begun_anew(&self) -> bool {
+        self.0.has_begun_anew.swap(false, Ordering::Relaxed)
     }
 
     /// hyper flushes when it has written all it has.

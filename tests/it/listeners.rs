@@ -1,7 +1,9 @@
 //! Where clients connect: TCP and unix sockets, several at once, handed over, and no more than there is room for.
 use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
 
 use clipgate::sim::{Fault, On};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::process::Command;
 
@@ -196,9 +198,41 @@ async fn a_connection_that_asks_for_nothing_is_closed_in_header_timeout_and_give
     let address = gateway.address().await;
     for start in [&b""[..], b"PRI * HTTP/2", b"GET / HTTP/1.1\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
         let mut silent = TcpStream::connect(address).await.unwrap();
-        tokio::io::AsyncWriteExt::write_all(&mut silent, start).await.unwrap();
+        silent.write_all(start).await.unwrap();
         let mut rest = Vec::new();
-        soon("its end", tokio::io::AsyncReadExt::read_to_end(&mut silent, &mut rest)).await.unwrap();
+        soon("its end", silent.read_to_end(&mut rest)).await.unwrap();
     }
     assert_eq!(Client::connect(address).await.get("/x", &[]).await.status(), 404);
+}
+
+#[tokio::test]
+async fn a_kept_connection_is_closed_in_idle_timeout_and_not_in_that_of_a_head() {
+    let ground = Ground::new().await;
+    ground.sim.put("a", "queued");
+    ground.configure("max_connections = 1\nheader_timeout = \"300ms\"\nidle_timeout = \"1h\"");
+    let mut gateway = ground.start();
+    let address = gateway.address().await;
+    let mut kept = Client::connect(address).await;
+    for _ in 0..2 {
+        assert_eq!(kept.get("/x", &[]).await.status(), 404);
+        tokio::time::sleep(Duration::from_millis(700)).await;
+    }
+    drop(kept);
+    let mut late = TcpStream::connect(address).await.unwrap();
+    late.write_all(b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut piece = [0; 4096];
+    assert_ne!(soon("an answer", late.read(&mut piece)).await.unwrap(), 0);
+    late.write_all(b"GET /x HTTP/1.1\r\nhost").await.unwrap();
+    soon("its end", late.read_to_end(&mut Vec::new())).await.unwrap();
+    assert_eq!(Client::connect(address).await.get("/x", &[]).await.status(), 404);
+
+    ground.configure("header_timeout = \"1h\"\nidle_timeout = \"300ms\"");
+    let mut gateway = ground.start();
+    let address = gateway.address().await;
+    let stream = || async { TcpStream::connect(address).await.unwrap() };
+    for mut client in [Client::h1(stream().await).await, Client::h2(stream().await).await] {
+        let answer = client.get(&clip("a"), &[("prefer", "wait=1")]).await;
+        assert_eq!(answer.status(), 200, "who waits is not idle");
+        soon("its end", client.closed()).await;
+    }
 }
