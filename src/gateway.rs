@@ -237,14 +237,15 @@ impl Gateway {
             return Err(Refusal::Http(HttpFault::Malformed));
         }
         let Asking { who, proof, permission, line, span } = asking;
+        let is_let_in = permission.as_ref().is_some_and(|permission| permission.is_given());
+        // Before the quota, which is the programs' own.
+        if self.0.keyring.lends_its_key() && !is_let_in && fields::is_of_foreign_page(request) {
+            return Err(Refusal::ForeignPage);
+        }
         self.0.limits.request(*who)?;
         if permission.as_ref().is_some_and(|permission| permission.is_preflight()) {
             line.outcome = Outcome::Preflight;
             return Ok(Step::Answer(reply::preflight()));
-        }
-        let is_let_in = permission.as_ref().is_some_and(|permission| permission.is_given());
-        if self.0.keyring.lends_its_key() && !is_let_in && fields::is_of_foreign_page(request) {
-            return Err(Refusal::ForeignPage);
         }
         let identity = identity?;
         let asked = match self.read(request) {

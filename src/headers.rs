@@ -212,25 +212,45 @@ fn is_host(authority: &Authority) -> bool {
     !authority.as_str().contains(['@', '"', '\\']) && !authority.host().is_empty()
 }
 
-/// Whether a page of another origin caused the request (Fetch Metadata; for browsers without, RFC 6454). Following a link
-/// is no page's doing: whoever does so sees the answer for himself.
+/// Whether a page of another origin caused the request, or may have (Fetch Metadata; for browsers without, RFC 6454).
+/// That includes frames and links, and what is fetched ahead of its use: a page may order that, and a browser then says
+/// that it was nobody.
 pub fn is_of_foreign_page<B>(request: &Request<B>) -> bool {
     let headers = request.headers();
-    let is_link =
-        request.method() == Method::GET && headers.get(SEC_FETCH_MODE).is_some_and(|mode| mode == "navigate");
-    let is_foreign = match (headers.get(SEC_FETCH_SITE), headers.get(header::ORIGIN)) {
+    let mut sites = headers.get_all(SEC_FETCH_SITE).into_iter();
+    let mut origins = headers.get_all(header::ORIGIN).into_iter();
+    let is_foreign = match (sites.next(), origins.next()) {
         (Some(site), _) => !["same-origin", "none"].iter().any(|own| site == own),
-        (None, Some(origin)) => {
-            let origin = Uri::try_from(origin.as_bytes()).ok().and_then(|uri| uri.into_parts().authority);
-            origin.is_none() || origin != asked_host(request.uri(), headers)
-        }
+        (None, Some(origin)) => !is_asked(origin, request),
         (None, None) => false,
     };
-    is_foreign && !is_link
+    is_foreign || sites.next().is_some() || origins.next().is_some() || headers.contains_key(SEC_PURPOSE)
+}
+
+/// Whether the origin is the host that the request asks, whose scheme it alone tells.
+fn is_asked<B>(origin: &HeaderValue, request: &Request<B>) -> bool {
+    let Ok(origin) = Uri::try_from(origin.as_bytes()) else { return false };
+    let standard = match origin.scheme_str() {
+        Some("http") => 80,
+        Some("https") => 443,
+        _ => return false,
+    };
+    let port = |authority: &Authority| authority.port_u16().unwrap_or(standard);
+    asked_host(request.uri(), request.headers()).zip(origin.authority()).is_some_and(|(asked, origin)| {
+        asked.host().eq_ignore_ascii_case(origin.host()) && port(&asked) == port(origin)
+    })
+}
+
+/// Whether it is to be shown as a page of its own, by a link or a script: whoever sees the answer is not a page.
+pub fn is_for_a_window<B>(request: &Request<B>) -> bool {
+    let said = |name, value: &str| request.headers().get(name).is_some_and(|said| said == value);
+    request.method() == Method::GET && said(SEC_FETCH_MODE, "navigate") && said(SEC_FETCH_DEST, "document")
 }
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
+const SEC_PURPOSE: HeaderName = HeaderName::from_static("sec-purpose");
 
 /// How long `Retry-After` asks to wait, [`MAX_RETRY_AFTER`] at most; zero if its date has passed, `None`
 /// if it is missing or is neither seconds nor a date (RFC 9110 §10.2.3).

@@ -16,7 +16,7 @@ use subtle::ConstantTimeEq as _;
 
 use super::refusal::AdminRefusal;
 use crate::auth::{bearer, token_sha256};
-use crate::headers::{asked_host, is_of_foreign_page};
+use crate::headers::{asked_host, is_for_a_window, is_of_foreign_page};
 use crate::secret::{Secret, TokenHash};
 
 /// The way in.
@@ -37,7 +37,7 @@ impl Guard {
             None if !names_this_machine(request) => return Err(AdminRefusal::ForeignHost),
             Some(_) | None => {}
         }
-        match is_of_foreign_page(request) {
+        match is_of_foreign_page(request) && !is_for_a_window(request) {
             true => Err(AdminRefusal::ForeignSite),
             false => Ok(()),
         }
@@ -136,13 +136,15 @@ mod tests {
         };
         let site = |site: &'static str| ("sec-fetch-site", site);
         let (link, fetch) = (("sec-fetch-mode", "navigate"), ("sec-fetch-mode", "cors"));
+        let (window, frame) = (("sec-fetch-dest", "document"), ("sec-fetch-dest", "iframe"));
         assert!(of("DELETE", &[]), "no browser");
         assert!(of("DELETE", &[site("same-origin"), fetch]));
         assert!(of("GET", &[site("none"), link]));
-        assert!(of("GET", &[site("cross-site"), link]));
+        assert!(of("GET", &[site("cross-site"), link, window]));
+        assert!(!of("GET", &[site("cross-site"), link, frame]));
         assert!(!of("GET", &[site("cross-site"), fetch]));
         assert!(!of("GET", &[site("same-site"), fetch]), "another port is another's");
-        assert!(!of("DELETE", &[site("cross-site"), link]));
+        assert!(!of("DELETE", &[site("cross-site"), link, window]));
         assert!(of("DELETE", &[("origin", "http://127.0.0.1:9090")]));
         for origin in ["http://evil.example", "http://127.0.0.1:8080", "null", "http://127.0.0.1"] {
             assert!(!of("DELETE", &[("origin", origin)]), "{origin}");

@@ -16,6 +16,13 @@ impl Config {
                      upstream.api_key; listen on 127.0.0.1 or a unix socket, or keep strangers out in another way"
                 ));
             }
+            if self.server.cors_origins.iter().any(|origin| origin == "*") {
+                warnings.push(
+                    "auth.mode is \"sidecar\" and server.cors_origins is \"*\": any page that a browser here has open \
+                     spends upstream.api_key; name the origins of your own pages"
+                        .to_owned(),
+                );
+            }
         }
         if let Some(at) = self.admin.listen.as_ref().filter(|at| is_open(at) && self.admin.token.is_none()) {
             warnings.push(format!(
@@ -89,6 +96,12 @@ mod tests {
             (with(&[("SERVER__LISTEN", "[::1]:1")]), &[]),
             (with(&[("SERVER__LISTEN", "unix:a")]), &[]),
             (with(&[("SERVER__LISTEN", "0.0.0.0:1")]), &["auth.mode is \"sidecar\" and 0.0.0.0:1 is open"]),
+            (with(&[("SERVER__CORS_ORIGINS", "[\"https://a.example\"]")]), &[]),
+            (
+                with(&[("SERVER__CORS_ORIGINS", "[\"*\"]")]),
+                &["auth.mode is \"sidecar\" and server.cors_origins is \"*\""],
+            ),
+            (vec![("SERVER__CORS_ORIGINS", "[\"*\"]")], &[]),
             (vec![("SERVER__LISTEN", "0.0.0.0:1")], &[]),
             (vec![("WAIT__TIMEOUT", "5m")], &[]),
             (vec![("UPSTREAM__BASE_URL", "http://127.0.0.1:1")], &[]),
@@ -113,6 +126,6 @@ mod tests {
                 assert!(warning.starts_with(start), "{set:?} {warning}");
             }
         }
-        assert_eq!(cases.len(), 17);
+        assert_eq!(cases.len(), 20);
     }
 }

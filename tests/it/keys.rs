@@ -88,9 +88,22 @@ async fn a_page_spends_the_gateways_own_key_only_where_its_origin_is_listed() {
     .await;
     stage.sim.put("a", "completed");
     let (cross, same) = (("sec-fetch-site", "cross-site"), ("sec-fetch-site", "same-origin"));
+    let host = ("host", "gw.example");
     let (evil, app) = (("origin", "https://evil.example"), ("origin", "https://app.example"));
-    let foreign: [&[(&str, &str)]; 5] =
-        [&[cross], &[("sec-fetch-site", "same-site")], &[cross, evil], &[evil], &[("origin", "null")]];
+    let foreign: [&[(&str, &str)]; 11] = [
+        &[cross],
+        &[("sec-fetch-site", "same-site")],
+        &[cross, evil],
+        &[evil],
+        &[("origin", "null")],
+        &[host, ("origin", "app://gw.example")],
+        &[host, ("origin", "http://gw.example:81")],
+        &[host, ("origin", "http://gw.example"), evil],
+        &[same, cross],
+        // A frame, or a link, and what a page has fetched ahead.
+        &[cross, ("sec-fetch-mode", "navigate")],
+        &[("sec-fetch-site", "none"), ("sec-purpose", "prefetch")],
+    ];
     for fields in foreign {
         for (method, target) in [("POST", CLIP.to_owned()), ("GET", single("a", "completed"))] {
             let answer = stage.send(request(method, &target, fields, "")).await;
@@ -99,10 +112,37 @@ async fn a_page_spends_the_gateways_own_key_only_where_its_origin_is_listed() {
         }
     }
     assert_eq!(calls(&stage), 0);
-    let own: [&[(&str, &str)]; 4] = [&[], &[same], &[cross, app], &[cross, ("sec-fetch-mode", "navigate")]];
+    let own: [&[(&str, &str)]; 6] = [
+        &[],
+        &[same],
+        &[cross, app],
+        &[host, ("origin", "http://GW.example:80")],
+        &[host, ("origin", "https://gw.example:443")],
+        &[("sec-fetch-site", "none"), ("sec-fetch-mode", "navigate")],
+    ];
     for fields in own {
         assert_eq!(stage.send(request("GET", &single("a", "completed"), fields, "")).await.status, 200);
     }
+}
+
+#[tokio::test]
+async fn what_foreign_pages_ask_is_not_taken_from_the_programs_quota() {
+    let stage = Stage::with(|config, _| {
+        config.auth = Auth::Sidecar;
+        config.upstream.api_key = Some(Secret::new("of-the-gateway"));
+        config.server.cors_origins = vec!["https://app.example".to_owned()];
+        (config.limits.requests_per_second, config.limits.burst) = (1, 3);
+    })
+    .await;
+    stage.sim.put("a", "completed");
+    let preflight = [("origin", "https://evil.example"), ("access-control-request-method", "POST")];
+    for _ in 0..10 {
+        let answer = stage.get(&single("a", "completed"), &[("sec-fetch-site", "cross-site")]).await;
+        assert_refusal(&answer, 403, "foreign-page");
+        let answer = stage.send(request("OPTIONS", CLIP, &preflight, "")).await;
+        assert_refusal(&answer, 403, "foreign-page");
+    }
+    assert_eq!(stage.send(request("GET", &single("a", "completed"), &[], "")).await.status, 200);
 }
 
 #[tokio::test]
