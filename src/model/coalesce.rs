@@ -200,6 +200,8 @@ impl Coalescer {
             Phase::Waiting => now,
             Phase::Ending { since } | Phase::Looking { since } => since,
         };
+        // What has just landed was read a moment ago, and is as true as it was then: to who was there.
+        let since = landing.map_or(since, |landing| since.min(landing.read_at.max(wait.spec.arrived)));
         if self.is_about_to_be_told(wait, since, now) {
             let until = self.in_time(wait.deadline() + self.rules.grace());
             self.board.set_phase(id, Phase::Ending { since }, until);

@@ -14,6 +14,8 @@ use crate::model::clip::{ClipId, ClipState, Head, KeyDomain, Reply};
 pub(super) struct Landing {
     pub(super) opener: WaitId,
     pub(super) head: Arc<Head>,
+    /// When it was read, a moment before it is taken in.
+    pub(super) read_at: Instant,
 }
 
 impl Coalescer {
@@ -38,7 +40,11 @@ impl Coalescer {
         let (domain, opener) = (poll.spec.domain, poll.opener);
         let earliest = poll.opened_at + self.rules.gap();
         let (mut affected, mut newly) = (poll.waits.iter().copied().collect::<Vec<_>>(), Vec::new());
-        let landing = states.first().map(|state| Landing { opener, head: Arc::clone(&state.head) });
+        let landing = states.first().map(|state| Landing {
+            opener,
+            head: Arc::clone(&state.head),
+            read_at: state.seen_at,
+        });
         for state in states {
             if state.rung.is_some() {
                 let clip = state.id.clone();

@@ -182,7 +182,9 @@ impl Slots {
         match &mut slot.state {
             Some(known) if state.rung < known.rung => known.seen_at = known.seen_at.max(state.seen_at),
             Some(known) if state.rung == known.rung && state.seen_at < known.seen_at => {}
-            other => *other = Some(state),
+            // Answers may come in another order than they were read: what had reached a rung before has it since.
+            Some(known) => *known = ClipState { seen_at: known.seen_at.max(state.seen_at), ..state },
+            none => *none = Some(state),
         }
         let Some(rung) = slot.rung() else { return };
         let still = slot.holding.split_off(&(Goal::Rung(rung), PollId(u64::MAX)));

@@ -986,3 +986,42 @@ fn a_wait_that_is_refused_leaves_no_trace() {
     s.join(3, "b", "completed");
     assert_eq!(s.open(), ["a completed", "b completed"]);
 }
+
+#[test]
+fn an_answer_that_was_read_earlier_and_comes_later_takes_nothing_back() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").at(1.0).join(2, "a", "streaming");
+    s.at(5.0);
+    let complete = s.state("a", "complete"); // read now, on its way for a while
+    s.at(5.5).join(3, "a b", "streaming");
+    s.at(6.0).land("a streaming", "a=streaming");
+    s.at(6.1).end("a completed", Outcome::Clips(vec![complete]));
+    let open = s.open().iter().find(|what| what.contains('b')).unwrap().to_string();
+    s.at(8.0).land(&open, if open.starts_with("a b") { "a=complete b=complete" } else { "b=complete" });
+    assert_eq!(s.told(3), "reached a=complete b=complete");
+    assert_eq!(s.open(), [""; 0]);
+}
+
+#[test]
+fn an_answer_that_was_read_as_a_waits_time_ended_is_the_state_then() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").at(0.1).join(2, "a", "completed").at(120.02);
+    let read = s.state("a", "queued");
+    s.at(120.0201).end("a completed", Outcome::Clips(vec![read]));
+    s.assert_told(&["timed out a=queued", "timed out a=queued"]);
+    assert_eq!((s.open(), s.opened), (vec![], 1));
+}
+
+#[test]
+fn an_answer_that_was_read_before_a_wait_came_is_not_its_end() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").at(119.7);
+    let read = s.state("a", "queued");
+    s.at(119.8).join_for(2, "a", "completed", 0.3);
+    assert_eq!(s.opened, 1);
+    s.at(120.0).end("a completed", Outcome::Clips(vec![read]));
+    s.assert_told(&["timed out a=queued", ""]);
+    let open = s.open()[0].to_string();
+    s.at(120.1).land(&open, "a=streaming");
+    assert_eq!(s.told(2), "timed out a=streaming");
+}
