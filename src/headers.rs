@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::uri::Authority;
+use http::uri::{Authority, Scheme};
 use http::{Method, Request, Uri, Version};
 
 use crate::model::clip::Head;
@@ -230,15 +230,19 @@ pub fn is_of_foreign_page<B>(request: &Request<B>) -> bool {
 /// Whether the origin is the host that the request asks, whose scheme it alone tells.
 fn is_asked<B>(origin: &HeaderValue, request: &Request<B>) -> bool {
     let Ok(origin) = Uri::try_from(origin.as_bytes()) else { return false };
-    let standard = match origin.scheme_str() {
-        Some("http") => 80,
-        Some("https") => 443,
-        _ => return false,
+    let Some(scheme) = origin.scheme().filter(|scheme| [Scheme::HTTP, Scheme::HTTPS].contains(scheme)) else {
+        return false;
     };
-    let port = |authority: &Authority| authority.port_u16().unwrap_or(standard);
-    asked_host(request.uri(), request.headers()).zip(origin.authority()).is_some_and(|(asked, origin)| {
-        asked.host().eq_ignore_ascii_case(origin.host()) && port(&asked) == port(origin)
-    })
+    let asked = asked_host(request.uri(), request.headers());
+    origin.authority().zip(asked).is_some_and(|(origin, asked)| is_same_place(scheme, origin, &asked))
+}
+
+/// Whether both are one host and port where this scheme is spoken, the other being a plain one, without a user.
+pub fn is_same_place(scheme: &Scheme, one: &Authority, other: &Authority) -> bool {
+    let default = if *scheme == Scheme::HTTPS { 443 } else { 80 };
+    one.host().eq_ignore_ascii_case(other.host())
+        && one.port_u16().unwrap_or(default) == other.port_u16().unwrap_or(default)
+        && !other.as_str().contains('@')
 }
 
 /// Whether it is to be shown as a page of its own, by a link or a script: whoever sees the answer is not a page.

@@ -260,7 +260,8 @@ fn target<B>(request: &Request<B>) -> Result<&PathAndQuery, PassError> {
         return Err(PassError::Misdirected);
     }
     let agrees = |field: &HeaderValue| {
-        Authority::try_from(field.as_bytes()).is_ok_and(|host| same_place(scheme, authority, &host))
+        Authority::try_from(field.as_bytes())
+            .is_ok_and(|host| headers::is_same_place(scheme, authority, &host))
     };
     let mut hosts = request.headers().get_all(header::HOST).iter().peekable();
     let needs_host = request.version() == Version::HTTP_11;
@@ -268,13 +269,6 @@ fn target<B>(request: &Request<B>) -> Result<&PathAndQuery, PassError> {
         return Err(PassError::Misdirected);
     }
     Ok(target)
-}
-
-fn same_place(scheme: &Scheme, one: &Authority, other: &Authority) -> bool {
-    let default = if *scheme == Scheme::HTTPS { 443 } else { 80 };
-    one.host().eq_ignore_ascii_case(other.host())
-        && one.port_u16().unwrap_or(default) == other.port_u16().unwrap_or(default)
-        && !other.as_str().contains('@')
 }
 
 /// The protocols that the client offers to switch to, if it does: HTTP/1.1 only, and never to HTTP/2,

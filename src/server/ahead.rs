@@ -122,20 +122,19 @@ impl<S: AsyncRead + Unpin> Ahead<S> {
 impl<S: AsyncRead + Unpin> AsyncRead for Ahead<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        let before = buf.filled().len();
         if this.kept.is_empty() {
-            let before = buf.filled().len();
             ready!(Pin::new(&mut this.socket).poll_read(cx, buf))?;
-            if buf.filled().len() > before {
-                this.answers.heard();
+        } else {
+            let piece = this.kept.len().min(buf.remaining());
+            buf.put_slice(&this.kept[..piece]);
+            this.kept.advance(piece);
+            if this.kept.is_empty() {
+                this.kept = BytesMut::new(); // whose memory is given back
             }
-            return Poll::Ready(Ok(()));
         }
-        this.answers.heard();
-        let piece = this.kept.len().min(buf.remaining());
-        buf.put_slice(&this.kept[..piece]);
-        this.kept.advance(piece);
-        if this.kept.is_empty() {
-            this.kept = BytesMut::new(); // whose memory is given back
+        if buf.filled().len() > before {
+            this.answers.heard();
         }
         Poll::Ready(Ok(()))
     }

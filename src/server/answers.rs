@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use tracing::debug;
 
 use crate::body::{Body, BoxError};
 
@@ -96,15 +97,13 @@ impl Answers {
 
     /// Whether the client has said all and waits: if it hangs up now, it does so before its time.
     pub(super) fn are_awaited(&self) -> bool {
-        let Underway { begun, uploads, is_tunnel, .. } = &*self.0;
-        begun.load(Ordering::Relaxed) > 0
-            && uploads.load(Ordering::Relaxed) == 0
-            && !is_tunnel.load(Ordering::Relaxed)
+        let Underway { uploads, is_tunnel, .. } = &*self.0;
+        self.are_begun() && uploads.load(Ordering::Relaxed) == 0 && !is_tunnel.load(Ordering::Relaxed)
     }
 
     /// Whether every byte of them is with the client, or on its way.
     pub(super) fn are_out(&self) -> bool {
-        self.0.begun.load(Ordering::Relaxed) == 0 && !self.0.unflushed.load(Ordering::Relaxed)
+        !self.are_begun() && !self.0.unflushed.load(Ordering::Relaxed)
     }
 
     /// Whether there are any.
@@ -131,7 +130,7 @@ impl Answers {
 
     /// hyper flushes when it has written all it has.
     pub(super) fn flushed(&self) {
-        if self.0.begun.load(Ordering::Relaxed) == 0 {
+        if !self.are_begun() {
             self.0.unflushed.store(false, Ordering::Relaxed);
         }
     }
@@ -160,6 +159,7 @@ impl Answers {
                 false => sleep.as_mut().poll(cx).map(|()| true),
             });
             if is_over.await && self.wait_for_client() {
+                debug!("nobody takes the answers, connection closed");
                 return;
             }
         }

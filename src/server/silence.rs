@@ -100,6 +100,11 @@ mod tests {
         tokio::time::timeout(within, silence).await.is_ok()
     }
 
+    /// It is over after this time from now, and no sooner.
+    async fn is_over_after(silence: &mut (impl Future<Output = ()> + Unpin), time: Duration) -> bool {
+        !is_over(silence, time - MOMENT).await && is_over(silence, 2 * MOMENT).await
+    }
+
     /// A request is answered at once.
     fn exchange(answers: &Answers) {
         answers.heard();
@@ -114,8 +119,7 @@ mod tests {
             let mut silence = Box::pin(silence(version).is_over(&answers, clock::now()));
             assert!(!is_over(&mut silence, HEAD / 2).await);
             answers.heard(); // a piece of a head, or a frame, buys no time
-            assert!(!is_over(&mut silence, HEAD / 2 - MOMENT).await);
-            assert!(is_over(&mut silence, 2 * MOMENT).await);
+            assert!(is_over_after(&mut silence, HEAD / 2).await);
         }
     }
 
@@ -129,8 +133,7 @@ mod tests {
                 assert!(!is_over(&mut silence, IDLE - MOMENT).await);
             }
             exchange(&answers);
-            assert!(!is_over(&mut silence, IDLE - MOMENT).await);
-            assert!(is_over(&mut silence, 2 * MOMENT).await);
+            assert!(is_over_after(&mut silence, IDLE).await);
         }
     }
 
@@ -144,8 +147,7 @@ mod tests {
         drop(parked.with(Body::empty()));
         assert!(!is_over(&mut silence, 3 * IDLE).await, "its last bytes are not flushed");
         answers.flushed();
-        assert!(!is_over(&mut silence, IDLE - MOMENT).await);
-        assert!(is_over(&mut silence, 2 * MOMENT).await);
+        assert!(is_over_after(&mut silence, IDLE).await);
     }
 
     #[tokio::test(start_paused = true)]
@@ -157,8 +159,7 @@ mod tests {
         answers.heard();
         assert!(!is_over(&mut silence, HEAD / 2).await);
         answers.heard();
-        assert!(!is_over(&mut silence, HEAD / 2 - MOMENT).await);
-        assert!(is_over(&mut silence, 2 * MOMENT).await);
+        assert!(is_over_after(&mut silence, HEAD / 2).await);
     }
 
     #[tokio::test(start_paused = true)]
@@ -176,7 +177,6 @@ mod tests {
         exchange(&answers);
         assert!(!is_over(&mut two, IDLE / 2).await);
         answers.heard(); // such as a ping
-        assert!(!is_over(&mut two, IDLE / 2 - MOMENT).await);
-        assert!(is_over(&mut two, 2 * MOMENT).await, "which does not make it busy either");
+        assert!(is_over_after(&mut two, IDLE / 2).await, "which does not make it busy either");
     }
 }

@@ -1,6 +1,6 @@
 //! Whose key is whose, and that none of them is ever shown (contract, section 4).
 
-use clipgate::config::Auth;
+use clipgate::config::{Auth, Config};
 use clipgate::secret::Secret;
 use clipgate::sim::{Options, Sim};
 use tokio::net::TcpListener;
@@ -78,12 +78,17 @@ async fn sidecar_mode_replaces_any_key_and_needs_none() {
     }
 }
 
+/// A sidecar's, which the pages of one origin may ask.
+fn lend_the_key(config: &mut Config) {
+    config.auth = Auth::Sidecar;
+    config.upstream.api_key = Some(Secret::new("of-the-gateway"));
+    config.server.cors_origins = vec!["https://app.example".to_owned()];
+}
+
 #[tokio::test]
 async fn a_page_spends_the_gateways_own_key_only_where_its_origin_is_listed() {
     let stage = Stage::with(|config, _| {
-        config.auth = Auth::Sidecar;
-        config.upstream.api_key = Some(Secret::new("of-the-gateway"));
-        config.server.cors_origins = vec!["https://app.example".to_owned()];
+        lend_the_key(config);
     })
     .await;
     stage.sim.put("a", "completed");
@@ -128,9 +133,7 @@ async fn a_page_spends_the_gateways_own_key_only_where_its_origin_is_listed() {
 #[tokio::test]
 async fn what_foreign_pages_ask_is_not_taken_from_the_programs_quota() {
     let stage = Stage::with(|config, _| {
-        config.auth = Auth::Sidecar;
-        config.upstream.api_key = Some(Secret::new("of-the-gateway"));
-        config.server.cors_origins = vec!["https://app.example".to_owned()];
+        lend_the_key(config);
         (config.limits.requests_per_second, config.limits.burst) = (1, 3);
     })
     .await;
