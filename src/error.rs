@@ -83,10 +83,10 @@ fn sentence(failure: &Failure) -> &'static str {
     match failure {
         Failure::Answered(_) => "the upstream answered with an error",
         Failure::Unreachable => "the upstream could not be reached",
-        Failure::Garbled => "the upstream's answer could not be read",
+        Failure::Garbled(_) => "the upstream's answer could not be read",
         Failure::Overdue => "the upstream did not answer in time",
         Failure::KeyRests { .. } => "the upstream asked for a rest of this key; try again",
-        Failure::BreakerOpen { .. } => "the upstream fails and is not asked for a moment; try again",
+        Failure::LocalResources => "the gateway has no descriptors left for a connection; try again",
     }
 }
 
@@ -99,14 +99,14 @@ impl Refusal {
             Refusal::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Refusal::Hub(HubError::Limited(_) | HubError::FullForKey) => StatusCode::TOO_MANY_REQUESTS,
             Refusal::Hub(HubError::Full | HubError::Gone) => StatusCode::SERVICE_UNAVAILABLE,
-            Refusal::Poll(Failure::BreakerOpen { .. }) => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::Poll(Failure::LocalResources) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Poll(Failure::KeyRests { .. }) => StatusCode::TOO_MANY_REQUESTS,
             Refusal::Poll(Failure::Overdue) => StatusCode::GATEWAY_TIMEOUT,
             // Only where its body will not do: else it goes as it was written.
             Refusal::Poll(Failure::Answered(reply)) => {
                 StatusCode::from_u16(reply.status).unwrap_or(StatusCode::BAD_GATEWAY)
             }
-            Refusal::Poll(Failure::Unreachable | Failure::Garbled) => StatusCode::BAD_GATEWAY,
+            Refusal::Poll(Failure::Unreachable | Failure::Garbled(_)) => StatusCode::BAD_GATEWAY,
             Refusal::Pass(error) => match error {
                 PassError::Connect => StatusCode::NOT_IMPLEMENTED,
                 PassError::Target(BadTarget::TooLong) => StatusCode::URI_TOO_LONG,
@@ -165,9 +165,8 @@ impl Refusal {
         match self {
             Refusal::Limited { limited } => Some(limited.retry_after),
             Refusal::Hub(_) => Some(Duration::from_secs(1)),
-            Refusal::Poll(Failure::BreakerOpen { retry_after } | Failure::KeyRests { retry_after }) => {
-                Some(*retry_after)
-            }
+            Refusal::Poll(Failure::KeyRests { retry_after }) => Some(*retry_after),
+            Refusal::Poll(Failure::LocalResources) => Some(Duration::from_secs(1)),
             Refusal::Query(_) | Refusal::Auth(_) | Refusal::Poll(_) | Refusal::Pass(_) => None,
             Refusal::ForeignPage | Refusal::Loop | Refusal::NotCached | Refusal::Http(_) => None,
         }

@@ -343,7 +343,9 @@ impl Gateway {
                         states.sort_by_key(|state| asked.asked.iter().position(|id| *id == state.id));
                         Ok(self.clips(&asked, states, Source::Poll { how, direct }, &wish, condition).into())
                     }
-                    End::Whole(reply) | End::Refused(reply) | End::Failed(Failure::Answered(reply)) => {
+                    End::Whole(reply)
+                    | End::Refused(reply)
+                    | End::Failed(Failure::Answered(reply) | Failure::Garbled(Some(reply))) => {
                         Ok(reply::whole(&reply, how, direct, wish.applied).into())
                     }
                     End::Failed(failure) => Err(Refusal::Poll(failure)),

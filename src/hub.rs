@@ -34,12 +34,13 @@ use crate::model::breaker::BreakerRules;
 use crate::model::clip::ClipSet;
 use crate::model::coalesce::{Rules, Settled, WaitId};
 use crate::model::route::{Form, Goal, Ladder};
-use crate::model::turns::TurnRules;
+use crate::model::scheduler::SchedulerConfig;
 use crate::trace::{Links, Tracer};
 use crate::upstream::poll::Poller;
 
-/// The pauses between a poll's tries.
-const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), cap: Duration::from_secs(10) };
+/// The pauses between the attempts of a poll. Two seconds at most: nobody waits longer than that for an upstream that
+/// is back, unless the breaker is open.
+const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), cap: Duration::from_secs(2) };
 
 /// The waits' side of the hub. Clones are the same hub.
 #[derive(Clone, Debug)]
@@ -164,8 +165,8 @@ impl Hub {
         // The last one is for the drain.
         let (commands, inbox) = mpsc::channel(2 * max_waits + 1);
         let shape = Arc::new(ArcSwap::from_pointee(Shape::default()));
-        let (rules, turns) = (rules(config, ladder), turn_rules(&config.upstream));
-        let shell = Shell::new(rules, turns, caps.max_waits_per_key, means, Arc::clone(&shape));
+        let (rules, scheduler) = (rules(config, ladder), scheduler_config(&config.upstream));
+        let shell = Shell::new(rules, scheduler, caps.max_waits_per_key, means, Arc::clone(&shape));
         let (looks, looked) = mpsc::channel(LOOKS);
         let hub = Self {
             commands,
@@ -242,14 +243,15 @@ fn rules(config: &Config, ladder: &Ladder) -> Rules {
     }
 }
 
-fn turn_rules(upstream: &config::Upstream) -> TurnRules {
-    TurnRules {
+fn scheduler_config(upstream: &config::Upstream) -> SchedulerConfig {
+    SchedulerConfig {
         max_polls: upstream.max_polls,
         interval: match upstream.requests_per_second {
             0 => Duration::ZERO,
             rate => Duration::from_secs(1) / rate,
         },
         retries: upstream.retries,
+        retry_for: upstream.retry_for,
         backoff: BACKOFF,
         breaker: BreakerRules { failures: upstream.breaker_failures, cooldown: upstream.breaker_cooldown },
     }

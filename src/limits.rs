@@ -90,12 +90,18 @@ impl Limits {
 
     /// Counts one request.
     pub fn request(&self, who: Who) -> Result<(), Limited> {
-        self.rules.load().requests.take(who)
+        self.rules.load().requests.take(who, NonZeroU32::MIN)
     }
 
     /// Counts one request to the upstream.
     pub fn call(&self, who: Who) -> Result<(), Limited> {
-        self.rules.load().calls.take(who)
+        self.calls(who, 1)
+    }
+
+    /// Counts several requests to the upstream, all or none of them.
+    pub fn calls(&self, who: Who, count: usize) -> Result<(), Limited> {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        NonZeroU32::new(count).map_or(Ok(()), |count| self.rules.load().calls.take(who, count))
     }
 
     /// Where it stands with all its quotas now, which takes nothing from them; `None`: it has none.
@@ -237,8 +243,8 @@ impl Rates {
         self.own.get(&who).or(self.general.as_ref()).map(Arc::as_ref)
     }
 
-    fn take(&self, who: Who) -> Result<(), Limited> {
-        self.of(who).map_or(Ok(()), |quota| quota.take(who))
+    fn take(&self, who: Who, count: NonZeroU32) -> Result<(), Limited> {
+        self.of(who).map_or(Ok(()), |quota| quota.take(who, count))
     }
 }
 
@@ -272,13 +278,16 @@ impl Quota {
         Some(Self { name, pair, policy, limiter })
     }
 
-    fn take(&self, who: Who) -> Result<(), Limited> {
-        match self.limiter.check_key(&Ask { who, is_look: false }) {
-            Ok(_) => Ok(()),
-            Err(until) => {
+    /// A request that costs more than the quota ever holds costs all of it: else it could never be made.
+    fn take(&self, who: Who, count: NonZeroU32) -> Result<(), Limited> {
+        let most = NonZeroU32::new(self.pair.1).unwrap_or(NonZeroU32::new(self.pair.0).unwrap_or(count));
+        match self.limiter.check_key_n(&Ask { who, is_look: false }, count.min(most)) {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(until)) => {
                 let retry_after = Duration::from_secs(seconds(until.wait_time_from(HouseClock.now())));
                 Err(Limited { quota: self.name, retry_after })
             }
+            Err(_) => Err(Limited { quota: self.name, retry_after: Duration::from_secs(1) }),
         }
     }
 

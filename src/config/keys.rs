@@ -75,6 +75,7 @@ const KEYS: &[(&str, Read<Draft>)] = &[
         r.number(&mut d.config.upstream.requests_per_second, 0..=MILLION)
     }),
     ("upstream.retries", |d, r| r.number(&mut d.config.upstream.retries, 0..=100)),
+    ("upstream.retry_for", |d, r| r.duration(&mut d.config.upstream.retry_for, Duration::ZERO..=HOUR)),
     ("upstream.breaker_failures", |d, r| r.number(&mut d.config.upstream.breaker_failures, 1..=MILLION)),
     ("upstream.breaker_cooldown", |d, r| {
         r.duration(&mut d.config.upstream.breaker_cooldown, MILLISECOND..=HOUR)

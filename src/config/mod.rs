@@ -134,6 +134,8 @@ pub struct Upstream {
     pub requests_per_second: u32,
     /// Tries in a row after a poll's first.
     pub retries: u32,
+    /// How long after its first transport fault a poll is given up.
+    pub retry_for: Duration,
     /// Failures in a row that open the breaker.
     pub breaker_failures: u32,
     /// How long an open breaker lets no poll through.
@@ -345,6 +347,7 @@ impl Default for Config {
                 max_polls: 512,
                 requests_per_second: 0,
                 retries: 4,
+                retry_for: secs(30),
                 breaker_failures: 8,
                 breaker_cooldown: secs(5),
             },

@@ -21,6 +21,7 @@ const RESTART: &[Row] = &[
     ("upstream.max_polls", |a, b| a.upstream.max_polls != b.upstream.max_polls),
     ("upstream.requests_per_second", |a, b| a.upstream.requests_per_second != b.upstream.requests_per_second),
     ("upstream.retries", |a, b| a.upstream.retries != b.upstream.retries),
+    ("upstream.retry_for", |a, b| a.upstream.retry_for != b.upstream.retry_for),
     ("upstream.breaker_failures", |a, b| a.upstream.breaker_failures != b.upstream.breaker_failures),
     ("upstream.breaker_cooldown", |a, b| a.upstream.breaker_cooldown != b.upstream.breaker_cooldown),
     ("wait.linger", |a, b| a.wait.linger != b.wait.linger),

@@ -137,6 +137,7 @@ fn each_key_sets_its_own_field_from_the_file_and_from_the_environment() {
         ("upstream.max_polls", "11", "11"),
         ("upstream.requests_per_second", "11", "11"),
         ("upstream.retries", "11", "11"),
+        ("upstream.retry_for", r#""11s""#, "11s"),
         ("upstream.breaker_failures", "11", "11"),
         ("upstream.breaker_cooldown", r#""11s""#, "11s"),
         ("wait.timeout", r#""11s""#, "11s"),

@@ -4,7 +4,7 @@ mod links;
 mod overview;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
@@ -16,7 +16,7 @@ pub use self::overview::{KeyInFlight, Overview};
 use super::{Client, Command, HubError, Look, Means, Told, Wait};
 use crate::cache::Cache;
 use crate::clock;
-use crate::limits::Limits;
+use crate::limits::{Limits, Who};
 use crate::metrics::{Fanout, Metrics, Standing, WaitEnd};
 use crate::model::Map;
 use crate::model::answer::Shape;
@@ -25,12 +25,17 @@ use crate::model::coalesce::{
     Coalescer, End, Failure, Input, Outcome, Output, PollId, PollSpec, Progress, Rules, WaitId, WaitSpec,
 };
 use crate::model::route::{Goal, Rung};
-use crate::model::turns::{Advice, Haste, TurnOutput, TurnRules, Turns, Verdict};
+use crate::model::scheduler::{
+    AttemptEnd, PollClass, PollRequest, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput,
+};
 use crate::trace::{Links, PollSpan, Tracer};
 use crate::upstream::poll::{KeyWord, Landing, Poller, Tried};
 
 /// Commands taken at a time, so that polls that land are not kept waiting.
 const BATCH: usize = 1024;
+
+/// A wait with less time left gets an answer that cannot be read after one retry.
+const SHORT_WAIT: Duration = Duration::from_secs(5);
 
 /// Events of polls under way. A poll that finds no room waits a moment; the hub never waits for a poll.
 const EVENTS: usize = 1024;
@@ -39,7 +44,7 @@ pub(super) struct Shell {
     machine: Coalescer,
     /// The rung that every clip has reached.
     lowest: Rung,
-    turns: Turns,
+    scheduler: PollScheduler,
     poller: Arc<Poller>,
     cache: Arc<Cache>,
     limits: Arc<Limits>,
@@ -91,6 +96,8 @@ struct Poll {
     /// When the newest try began.
     tried_at: Instant,
     has_failed: bool,
+    /// Answers in a row that could not be read.
+    unreadable: u32,
     task: Option<AbortHandle>,
     span: PollSpan,
 }
@@ -98,7 +105,7 @@ struct Poll {
 impl Shell {
     pub(super) fn new(
         rules: Rules,
-        turns: TurnRules,
+        scheduler: SchedulerConfig,
         max_waits_per_key: usize,
         means: Means,
         shape: Arc<ArcSwap<Shape>>,
@@ -108,7 +115,7 @@ impl Shell {
         Self {
             lowest: rules.ladder.lowest(),
             machine: Coalescer::new(rules),
-            turns: Turns::new(turns, fastrand::u64(..)),
+            scheduler: PollScheduler::new(scheduler, fastrand::u64(..)),
             poller: Arc::new(poller),
             cache,
             limits,
@@ -131,7 +138,8 @@ impl Shell {
         let mut commands = Vec::with_capacity(BATCH);
         let mut landed = Vec::with_capacity(BATCH);
         loop {
-            let due = [self.machine.poll_timeout(), self.turns.poll_timeout()].into_iter().flatten().min();
+            let due =
+                [self.machine.poll_timeout(), self.scheduler.poll_timeout()].into_iter().flatten().min();
             // Cancel safe: the channels lose nothing, and join_next leaves a task in its set.
             tokio::select! {
                 taken = inbox.recv_many(&mut commands, BATCH) => {
@@ -155,14 +163,14 @@ impl Shell {
             while let Some(ended) = self.tasks.try_join_next() {
                 self.task_ended(ended);
             }
-            self.turns.handle_timeout(now);
+            self.scheduler.handle_timeout(now);
             self.machine.handle_timeout(now); // a part of it: for the rest the loop comes round at once
             self.act(now);
-            let open = self.turns.open();
+            let open = self.scheduler.open();
             self.metrics.upstream.stand(Standing {
                 open,
                 waiting: self.polls.len().saturating_sub(open),
-                is_breaker_open: !self.turns.is_closed(),
+                is_breaker_open: !self.scheduler.is_closed(),
             });
         }
     }
@@ -212,23 +220,37 @@ impl Shell {
         };
         self.machine.handle(Input::Join(id, spec), now);
         self.link(id);
-        if self.machine.is_asking()
-            && let Err(limited) = self.limits.call(wait.who)
+        let opens = self.machine.pending_opens();
+        if opens > 0
+            && let Err(limited) = self.limits.calls(wait.who, opens)
         {
             self.machine.handle(Input::Refuse(id), now);
             if let Some(client) = self.unpark(id, None, now) {
                 client.answer(Err(HubError::Limited(limited)));
             }
-        } else if let Some(parked) = parked {
+            return;
+        }
+        self.try_at_once(id, wait.who, now);
+        if let Some(parked) = parked {
             // Fails where the client has just left.
             let _ = parked.send(());
+        }
+    }
+
+    /// Has the polls of a new wait tried that back off: a first attempt each, paid by the wait. One whose quota is
+    /// used up waits for the retry.
+    fn try_at_once(&mut self, id: WaitId, who: Who, now: Instant) {
+        let polls = self.machine.backing_off(id).filter(|poll| self.scheduler.is_backing_off(*poll));
+        let polls: Vec<PollId> = polls.collect();
+        if !polls.is_empty() && self.limits.calls(who, polls.len()).is_ok() {
+            polls.into_iter().for_each(|poll| self.scheduler.try_now(poll, now));
         }
     }
 
     fn event(&mut self, event: Event, now: Instant) {
         match event {
             Event::Standing(id) => {
-                self.turns.standing(id, now);
+                self.scheduler.sent(id, now);
                 self.machine.handle(Input::Progress(id, Progress::Standing), now);
             }
             Event::Ended(id, tried) => self.ended(id, tried, now),
@@ -244,13 +266,17 @@ impl Shell {
         poll.has_failed = matches!(tried, Tried::Failed(..));
         match tried {
             Tried::Landed(landing) => {
-                self.turns.ended(id, Verdict::Answered, now);
+                self.scheduler.ended(id, AttemptEnd::Answered, now);
                 self.landed(id, landing, now);
             }
             Tried::Failed(failure, advice) => {
-                debug!(poll = id.0, reason = failure.reason(), ?advice, "try failed");
+                debug!(poll = id.0, reason = failure.reason(), ?advice, "attempt failed");
                 poll.span.try_failed(failure.reason());
-                self.turns.ended(id, Verdict::Failed(failure, advice), now);
+                poll.unreadable =
+                    if matches!(failure, Failure::Garbled(_)) { poll.unreadable + 1 } else { 0 };
+                let is_short = poll.unreadable > 1 && self.machine.time_left(id, now) <= SHORT_WAIT;
+                let advice = if is_short { RetryAdvice::GiveUp } else { advice };
+                self.scheduler.ended(id, AttemptEnd::Failed(failure, advice), now);
             }
         }
     }
@@ -277,6 +303,9 @@ impl Shell {
                 self.cache.store(domain, state, now);
             }
         }
+        if let Some(pause) = landing.retry_after {
+            self.machine.handle(Input::RetryAfter(id, pause), now);
+        }
         self.settle(id, landing.outcome, now);
     }
 
@@ -298,7 +327,7 @@ impl Shell {
         let is_its = |poll: &Poll| poll.task.as_ref().is_some_and(|task| task.id() == fault.id());
         if let Some(id) = self.polls.iter().find(|(_, poll)| is_its(poll)).map(|(id, _)| *id) {
             let now = clock::now();
-            self.ended(id, Tried::Failed(Failure::Garbled, Advice::BackOff), now);
+            self.ended(id, Tried::Failed(Failure::Garbled(None), RetryAdvice::BackOff), now);
             self.act(now);
         }
     }
@@ -308,8 +337,8 @@ impl Shell {
         loop {
             if let Some(output) = self.machine.poll_output() {
                 self.act_on(output, now);
-            } else if let Some(output) = self.turns.poll_output() {
-                self.act_on_turn(output, now);
+            } else if let Some(output) = self.scheduler.poll_output() {
+                self.act_on_schedule(output, now);
             } else {
                 return;
             }
@@ -325,16 +354,17 @@ impl Shell {
                     return;
                 };
                 debug!(poll = id.0, key = %spec.domain, clips = spec.clips.len(), goal = ?spec.goal, "poll opened");
-                let (domain, haste) = (spec.domain, self.haste(spec.goal));
+                let (domain, jobs, class) = (spec.domain, spec.clips.clone(), self.class(spec.goal));
                 let authorization = key.authorization.clone();
                 let (spec, tried_at) = (Arc::new(spec), now);
                 let span = self.poll_span(id, &spec);
-                self.polls
-                    .insert(id, Poll { spec, authorization, tried_at, has_failed: false, task: None, span });
-                self.turns.ask(id, domain, haste, now);
+                let (has_failed, unreadable, task) = (false, 0, None);
+                let poll = Poll { spec, authorization, tried_at, has_failed, unreadable, task, span };
+                self.polls.insert(id, poll);
+                self.scheduler.request(id, PollRequest { domain, jobs, class }, now);
             }
             Output::Abort(id) => {
-                self.turns.withdraw(id, now);
+                self.scheduler.withdraw(id, now);
                 if let Some(task) = self.polls.remove(&id).and_then(|poll| poll.task) {
                     task.abort();
                 }
@@ -348,16 +378,16 @@ impl Shell {
         }
     }
 
-    fn act_on_turn(&mut self, output: TurnOutput, now: Instant) {
+    fn act_on_schedule(&mut self, output: SchedulerOutput, now: Instant) {
         match output {
-            TurnOutput::Try(id) => self.try_poll(id, now),
-            TurnOutput::Stalled(id, failure, pause) => {
+            SchedulerOutput::Start(id) => self.try_poll(id, now),
+            SchedulerOutput::BackOff(id, failure, pause) => {
                 self.machine.handle(Input::Progress(id, Progress::Stalled(failure, pause)), now);
             }
-            TurnOutput::Rests(id, failure, pause) => {
+            SchedulerOutput::Pause(id, failure, pause) => {
                 self.machine.handle(Input::Progress(id, Progress::Rests(failure, pause)), now);
             }
-            TurnOutput::GiveUp(id, failure) => {
+            SchedulerOutput::GiveUp(id, failure) => {
                 if let Some(poll) = self.polls.remove(&id) {
                     poll.span.gave_up(failure.reason());
                 }
@@ -366,12 +396,12 @@ impl Shell {
         }
     }
 
-    /// The lowest rung has been reached by all there is, so that asking for it is answered at once.
-    fn haste(&self, goal: Goal) -> Haste {
+    /// Every job has reached the lowest rung, so a poll for it is answered at once.
+    fn class(&self, goal: Goal) -> PollClass {
         match goal {
-            Goal::Now => Haste::Quick,
-            Goal::Rung(rung) if rung == self.lowest => Haste::Quick,
-            Goal::Rung(_) => Haste::Long,
+            Goal::Now => PollClass::Plain,
+            Goal::Rung(rung) if rung == self.lowest => PollClass::Snapshot,
+            Goal::Rung(_) => PollClass::LongPoll,
         }
     }
 

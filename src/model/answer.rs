@@ -64,6 +64,8 @@ pub enum Sliced {
 /// Cuts the body of a 2xx that was asked for these clips.
 pub fn slice(route: &Route, form: Form, asked: &ClipSet, body: &Bytes) -> Sliced {
     let Ok(text) = str::from_utf8(body) else { return Sliced::Garbled };
+    // RFC 8259 §8.1 lets a parser skip a byte order mark. A single clip keeps it: its body is passed on as it came.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let cutter = Cutter { route, asked, body };
     let sliced = match form {
         Form::Single => cutter.single(text),

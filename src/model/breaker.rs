@@ -1,19 +1,28 @@
-//! The breaker: stops asking an upstream that fails and fails, and lets one request through now and then.
+//! The circuit breaker: holds retries back while the upstream cannot be reached.
 //!
-//! Pure, and told of tries only: it never knows polls. Closed = traffic flows.
+//! Pure state. It counts transport faults, which the scheduler reports, and knows no poll. It never concerns a first
+//! attempt: a first attempt is what the client alone would have sent (P12).
+//!
+//! | state | event | next |
+//! | --- | --- | --- |
+//! | closed | `failures` faults in a row, each of an attempt that began after the one before had failed | open |
+//! | open | the cooldown is over and a retry is there | half-open, the retry is the probe |
+//! | half-open | the probe fails | open, for another cooldown |
+//! | half-open | the probe is cancelled | open, and the next probe may begin at once |
+//! | any | an answer, or a poll that the upstream holds | closed |
 
 use std::time::{Duration, Instant};
 
-/// When it opens, and for how long.
+/// When the breaker opens, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub struct BreakerRules {
-    /// Failures in a row that open it, at least one.
+    /// Consecutive transport faults that open it, at least one.
     pub failures: u32,
-    /// How long it stays open before a probe.
+    /// Time between two probes.
     pub cooldown: Duration,
 }
 
-/// Whether the upstream is asked.
+/// Decides whether retries are made.
 #[derive(Clone, Debug)]
 pub struct Breaker {
     rules: BreakerRules,
@@ -22,73 +31,79 @@ pub struct Breaker {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    Closed { failures: u32 },
-    Open { until: Instant },
-    HalfOpen { since: Instant },
+    Closed {
+        failures: u32,
+        /// When the newest counted attempt failed.
+        counted_at: Option<Instant>,
+    },
+    Open {
+        probe_at: Instant,
+    },
+    HalfOpen,
 }
 
 impl Breaker {
-    /// A closed breaker.
+    /// Creates a closed breaker.
     pub fn new(rules: BreakerRules) -> Self {
-        Self { rules, phase: Phase::Closed { failures: 0 } }
+        Self { rules, phase: Phase::Closed { failures: 0, counted_at: None } }
     }
 
-    /// Asks for a try at `now`. After the cooldown the one that asks is let through as the probe. Refused, it says
-    /// how long until it makes sense to ask again.
-    pub fn permit(&mut self, now: Instant) -> Result<(), Duration> {
+    /// Records an answer of the upstream, or a poll that it holds. Returns whether the breaker closed by that.
+    pub fn succeeded(&mut self) -> bool {
+        let was_closed = self.is_closed();
+        self.phase = Phase::Closed { failures: 0, counted_at: None };
+        !was_closed
+    }
+
+    /// Records that an attempt, begun at `began`, met a transport fault. Faults of one instant or of one connection
+    /// count once: only an attempt that began after the previous counted one had failed is news of the upstream.
+    pub fn failed(&mut self, began: Instant, now: Instant) {
+        let Phase::Closed { failures, counted_at } = self.phase else { return };
+        if counted_at.is_some_and(|at| began <= at) {
+            return;
+        }
+        self.phase = match failures + 1 >= self.rules.failures {
+            true => Phase::Open { probe_at: now + self.rules.cooldown },
+            false => Phase::Closed { failures: failures + 1, counted_at: Some(now) },
+        };
+    }
+
+    /// Begins a probe if one may be made at `now`.
+    pub fn begin_probe(&mut self, now: Instant) -> bool {
+        let is_due = matches!(self.phase, Phase::Open { probe_at } if probe_at <= now);
+        if is_due {
+            self.phase = Phase::HalfOpen;
+        }
+        is_due
+    }
+
+    /// Records that the probe met a transport fault.
+    pub fn probe_failed(&mut self, now: Instant) {
+        if self.phase == Phase::HalfOpen {
+            self.phase = Phase::Open { probe_at: now + self.rules.cooldown };
+        }
+    }
+
+    /// Records that the probe ended without news of the upstream: the next one may begin at once.
+    pub fn probe_cancelled(&mut self, now: Instant) {
+        if self.phase == Phase::HalfOpen {
+            self.phase = Phase::Open { probe_at: now };
+        }
+    }
+
+    /// Returns when the next probe may begin, while the breaker is open.
+    pub fn probe_at(&self) -> Option<Instant> {
         match self.phase {
-            Phase::Closed { .. } => Ok(()),
-            Phase::Open { until } if now >= until => {
-                self.phase = Phase::HalfOpen { since: now };
-                Ok(())
-            }
-            Phase::Open { until } => Err(until - now),
-            Phase::HalfOpen { since } => {
-                Err((since + self.rules.cooldown).saturating_duration_since(now).max(SOON))
-            }
+            Phase::Open { probe_at } => Some(probe_at),
+            Phase::Closed { .. } | Phase::HalfOpen => None,
         }
     }
 
-    /// The upstream answered a try, or holds it as it should.
-    pub fn succeeded(&mut self) {
-        self.phase = Phase::Closed { failures: 0 };
-    }
-
-    /// A try failed. Whether the breaker opened by that.
-    pub fn failed(&mut self, now: Instant) -> bool {
-        let failures = match self.phase {
-            Phase::Closed { failures } => failures + 1,
-            Phase::HalfOpen { .. } => self.rules.failures,
-            Phase::Open { .. } => return false, // one that began before it opened
-        };
-        let opens = failures >= self.rules.failures;
-        self.phase = match opens {
-            true => Phase::Open { until: now + self.rules.cooldown },
-            false => Phase::Closed { failures },
-        };
-        opens
-    }
-
-    /// The probe was called off before it told anything: the next one may be made at once.
-    pub fn called_off(&mut self, now: Instant) {
-        if self.is_half_open() {
-            self.phase = Phase::Open { until: now };
-        }
-    }
-
-    /// Whether a probe is under way.
-    pub fn is_half_open(&self) -> bool {
-        matches!(self.phase, Phase::HalfOpen { .. })
-    }
-
-    /// Whether traffic flows.
+    /// Returns whether retries are made as usual.
     pub fn is_closed(&self) -> bool {
         matches!(self.phase, Phase::Closed { .. })
     }
 }
-
-/// The least that a refused one is told to wait.
-const SOON: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
@@ -97,44 +112,69 @@ mod tests {
 
     const RULES: BreakerRules = BreakerRules { failures: 3, cooldown: Duration::from_secs(5) };
 
-    #[test]
-    fn it_opens_after_failures_in_a_row_and_only_then() {
+    /// A breaker that has opened at the returned moment.
+    fn open() -> (Breaker, Instant) {
         let (mut breaker, t0) = (Breaker::new(RULES), clock::now());
-        assert!(!breaker.failed(t0) && !breaker.failed(t0));
-        breaker.succeeded();
-        assert!(!breaker.failed(t0) && !breaker.failed(t0));
-        assert_eq!(breaker.permit(t0), Ok(()));
-        assert!(breaker.failed(t0));
-        assert_eq!(breaker.permit(t0 + Duration::from_secs(1)), Err(Duration::from_secs(4)));
-        assert!(!breaker.failed(t0), "those that began before change nothing");
+        let at = |millis| t0 + Duration::from_millis(millis);
+        (1..=3).for_each(|n| breaker.failed(at(n * 10 - 5), at(n * 10)));
+        assert!(!breaker.is_closed());
+        (breaker, at(30))
     }
 
     #[test]
-    fn one_probe_passes_each_cooldown_and_decides() {
+    fn it_opens_after_consecutive_faults_and_a_success_starts_the_count_again() {
         let (mut breaker, t0) = (Breaker::new(RULES), clock::now());
-        let at = |secs| t0 + Duration::from_secs(secs);
-        assert_eq!([(); 3].map(|()| breaker.failed(t0)), [false, false, true]);
-        assert_eq!(breaker.permit(at(5)), Ok(()));
-        assert!(breaker.is_half_open());
-        assert!(breaker.permit(at(5)).is_err(), "one only");
-        assert!(breaker.failed(at(6)), "one failure is enough");
-        assert_eq!(breaker.permit(at(10)), Err(Duration::from_secs(1)));
-        assert_eq!(breaker.permit(at(11)), Ok(()));
-        breaker.succeeded();
+        let at = |millis| t0 + Duration::from_millis(millis);
+        breaker.failed(at(0), at(1));
+        breaker.failed(at(2), at(3));
+        assert!(!breaker.succeeded(), "it was closed");
+        breaker.failed(at(4), at(5));
+        breaker.failed(at(6), at(7));
         assert!(breaker.is_closed());
-        assert_eq!(breaker.permit(at(11)), Ok(()));
+        breaker.failed(at(8), at(9));
+        assert_eq!(breaker.probe_at(), Some(at(9) + RULES.cooldown));
+        assert!(breaker.succeeded(), "it closed");
     }
 
     #[test]
-    fn a_probe_that_is_called_off_makes_room_for_the_next() {
+    fn faults_of_one_instant_or_of_one_connection_count_once() {
         let (mut breaker, t0) = (Breaker::new(RULES), clock::now());
-        assert_eq!([(); 3].map(|()| breaker.failed(t0)), [false, false, true]);
+        let at = |millis| t0 + Duration::from_millis(millis);
+        for n in 0..20 {
+            breaker.failed(at(n), at(100 + n));
+        }
+        assert!(breaker.is_closed());
+        breaker.failed(at(100), at(150));
+        assert!(breaker.is_closed(), "begun in the instant of the first fault");
+        breaker.failed(at(101), at(151));
+        assert!(breaker.is_closed());
+        breaker.failed(at(152), at(153));
+        assert!(!breaker.is_closed());
+    }
+
+    #[test]
+    fn one_probe_begins_each_cooldown() {
+        let (mut breaker, t0) = open();
+        let at = |secs| t0 + Duration::from_secs(secs);
+        assert!(!breaker.begin_probe(at(4)));
+        assert!(breaker.begin_probe(at(5)));
+        assert!(!breaker.begin_probe(at(5)), "one only");
+        breaker.probe_failed(at(6));
+        assert_eq!(breaker.probe_at(), Some(at(11)));
+        assert!(breaker.begin_probe(at(11)));
+        assert!(breaker.succeeded());
+        assert!(breaker.is_closed());
+    }
+
+    #[test]
+    fn a_cancelled_probe_makes_room_for_the_next() {
+        let (mut breaker, t0) = open();
         let later = t0 + RULES.cooldown;
-        assert_eq!(breaker.permit(later), Ok(()));
-        breaker.called_off(later);
-        assert_eq!(breaker.permit(later), Ok(()));
+        assert!(breaker.begin_probe(later));
+        breaker.probe_cancelled(later);
+        assert!(breaker.begin_probe(later));
         breaker.succeeded();
-        breaker.called_off(later);
+        breaker.probe_cancelled(later);
         assert!(breaker.is_closed());
     }
 }

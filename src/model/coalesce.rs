@@ -33,14 +33,15 @@ mod vocabulary;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use self::board::{Board, Phase, Poll, PollPhase, Timer, Tries, Wait};
 pub use self::in_flight::ClipInFlight;
 use self::landing::Landing;
 pub use self::rules::{Rules, SNAPSHOT_LIMIT};
 pub use self::vocabulary::{
-    End, Failure, How, Input, Outcome, Output, PollId, PollSpec, Progress, Settled, WaitId, WaitSpec,
+    End, Failure, FaultKind, How, Input, Outcome, Output, PollId, PollSpec, Progress, Settled, WaitId,
+    WaitSpec,
 };
 use crate::model::clip::{ClipId, ClipSet, ClipState};
 use crate::model::route::Goal;
@@ -72,6 +73,7 @@ impl Coalescer {
             Input::Refuse(id) => self.refuse(id, now),
             Input::Drain(until) => self.drain(until, now),
             Input::Progress(id, progress) => self.progress(id, progress, now),
+            Input::RetryAfter(id, pause) => self.retry_after(id, pause, now),
             Input::Landed(id, outcome) => self.landed(id, outcome, now),
         }
         self.check_invariants();
@@ -114,9 +116,24 @@ impl Coalescer {
         self.board.poll_count()
     }
 
-    /// Whether the outputs not yet taken ask the upstream anything.
-    pub fn is_asking(&self) -> bool {
-        self.outputs.iter().any(|output| matches!(output, Output::Open(..)))
+    /// Returns how many polls the outputs not yet taken open.
+    pub fn pending_opens(&self) -> usize {
+        self.outputs.iter().filter(|output| matches!(output, Output::Open(..))).count()
+    }
+
+    /// Returns the polls of a wait whose newest attempt failed, and which are not tried at the moment. A wait that has
+    /// just joined makes the shell try them at once, as its client alone would (contract section 9).
+    pub fn backing_off(&self, id: WaitId) -> impl Iterator<Item = PollId> {
+        self.leans(id).filter(|poll| {
+            self.board.poll(*poll).is_some_and(|poll| matches!(poll.tries, Tries::Stalled { .. }))
+        })
+    }
+
+    /// Returns how much time the waits on a poll have left, at most.
+    pub fn time_left(&self, id: PollId, now: Instant) -> Duration {
+        let waits = self.board.poll(id).into_iter().flat_map(|poll| &poll.waits);
+        let deadlines = waits.filter_map(|wait| self.board.wait(*wait)).map(Wait::deadline);
+        deadlines.max().map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(now))
     }
 
     fn join(&mut self, id: WaitId, mut spec: WaitSpec, now: Instant) {
@@ -139,7 +156,7 @@ impl Coalescer {
         let (own, others): (Vec<PollId>, Vec<PollId>) = wait.leans.into_iter().partition(is_its);
         for poll in own {
             self.forget_poll(poll);
-            self.outputs.retain(|output| !matches!(output, Output::Open(opened, _) if *opened == poll));
+            self.take_back_open(poll);
         }
         self.let_linger(others, now);
     }
@@ -164,6 +181,12 @@ impl Coalescer {
         }
     }
 
+    fn retry_after(&mut self, id: PollId, pause: Duration, now: Instant) {
+        if let Some(poll) = self.board.poll_mut(id) {
+            poll.not_before = Some(now + pause.min(MAX_RETRY_AFTER));
+        }
+    }
+
     /// Notes that a poll is not tried for a while; whom that may concern comes back.
     fn put_off(&mut self, id: PollId, failure: Failure, tries: Tries, now: Instant) -> BTreeSet<WaitId> {
         let Some(poll) = self.board.poll_mut(id) else { return BTreeSet::new() };
@@ -176,7 +199,15 @@ impl Coalescer {
     fn give_up(&mut self, id: WaitId, now: Instant) {
         let Some(wait) = self.board.wait(id) else { return };
         let (failure, direct) = self.last_failure(id, wait, now).unwrap_or((Failure::Overdue, false));
-        self.settle(id, End::Failed(failure), direct, now);
+        self.settle_failed(id, failure, direct, now);
+    }
+
+    /// Ends a wait with a failure. While draining, a wait on jobs that were all seen is told where they were seen: it
+    /// cannot wait for the upstream to come back.
+    fn settle_failed(&mut self, id: WaitId, failure: Failure, direct: bool, now: Instant) {
+        let seen = self.draining.and_then(|_| self.last_seen(self.board.wait(id)?));
+        let end = seen.map_or(End::Failed(failure), End::TimedOut);
+        self.settle(id, end, direct, now);
     }
 
     fn wait_is_due(&mut self, id: WaitId, now: Instant) {
@@ -247,7 +278,16 @@ impl Coalescer {
 
     fn abort(&mut self, id: PollId) {
         self.forget_poll(id);
-        self.outputs.push_back(Output::Abort(id));
+        if !self.take_back_open(id) {
+            self.outputs.push_back(Output::Abort(id));
+        }
+    }
+
+    /// Takes the opening of a poll back, if the shell does not know of it yet.
+    fn take_back_open(&mut self, id: PollId) -> bool {
+        let before = self.outputs.len();
+        self.outputs.retain(|output| !matches!(output, Output::Open(opened, _) if *opened == id));
+        self.outputs.len() < before
     }
 
     /// Forgets a landed poll and plans whoever leaned on it anew.
@@ -410,6 +450,9 @@ impl Coalescer {
 /// How many timers go off in one call, so that thousands of waits whose time is over together do not keep what else
 /// has happened waiting.
 const MOST_AT_ONCE: usize = 256;
+
+/// The longest `Retry-After` of an answered poll that is followed.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// How many waits and polls there may be for all of them to be checked after each call.
 const MOST_CHECKED: usize = 256;

@@ -181,7 +181,7 @@ impl Climb {
             Ok(End::TimedOut(states)) => self.tell_all(&states),
             // One by one they can be told apart.
             Ok(End::Whole(_)) if clips.len() > 1 => self.go_on(clips),
-            Ok(End::Whole(_)) => self.fail(&Refusal::Poll(Failure::Garbled), Next::Nothing),
+            Ok(End::Whole(_)) => self.fail(&Refusal::Poll(Failure::Garbled(None)), Next::Nothing),
             Ok(End::Refused(reply)) if reply.status == StatusCode::TOO_MANY_REQUESTS => {
                 self.fail_as_written(reply, Next::After(Some(BUSY_PAUSE)));
             }

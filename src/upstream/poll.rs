@@ -23,7 +23,7 @@ use crate::model::clip::{ClipState, Reply};
 use crate::model::coalesce::{Failure, Outcome, PollSpec};
 use crate::model::query;
 use crate::model::route::{Form, Goal, Route};
-use crate::model::turns::Advice;
+use crate::model::scheduler::RetryAdvice;
 use crate::trace::TraceContext;
 use crate::upstream::client::{Answer, Client, SendError};
 
@@ -52,6 +52,8 @@ pub struct Landing {
     pub key: Option<KeyWord>,
     /// The answer's status.
     pub status: StatusCode,
+    /// The pause that a success asks for before its jobs are asked about again.
+    pub retry_after: Option<Duration>,
     /// When all of the answer was there.
     pub answered_at: Instant,
 }
@@ -80,7 +82,7 @@ pub enum Tried {
     /// With the upstream's final word.
     Landed(Landing),
     /// With a fault, and what that says of another try.
-    Failed(Failure, Advice),
+    Failed(Failure, RetryAdvice),
 }
 
 impl Poller {
@@ -105,7 +107,7 @@ impl Poller {
         standing: impl Future<Output = ()>,
     ) -> Tried {
         let Some(request) = self.request(spec, authorization, trace) else {
-            return Tried::Failed(Failure::Garbled, Advice::BackOff);
+            return Tried::Failed(Failure::Garbled(None), RetryAdvice::BackOff);
         };
         let call = self.metrics.upstream.call(self.kind(spec.goal));
         let mut started = self.client.start(request);
@@ -119,20 +121,20 @@ impl Poller {
                 }
             };
             match response {
-                Ok(response) => read(response).await.map_err(|fault| (fault, Advice::BackOff)),
+                Ok(response) => read(response).await.map_err(|fault| (fault, RetryAdvice::BackOff)),
                 Err(error) => {
                     debug!(reason = error.reason(), error = &error as &dyn std::error::Error, "poll broke");
                     let is_closed = matches!(error, SendError::Closed(_));
-                    let advice = if is_closed { Advice::Reconnect } else { Advice::BackOff };
+                    let advice = if is_closed { RetryAdvice::Reconnect } else { RetryAdvice::BackOff };
                     Err((error.fault(), advice))
                 }
             }
         };
         let in_time = tokio::time::timeout(self.connect + self.limit, asking).await;
-        let (code, tried) = match in_time.unwrap_or(Err((CallFault::Overdue, Advice::BackOff))) {
+        let (code, tried) = match in_time.unwrap_or(Err((CallFault::Overdue, RetryAdvice::BackOff))) {
             Err((fault, advice)) => (Code::Fault(fault), Tried::Failed(failure(fault), advice)),
             Ok((status, headers, body)) => match self.judge(spec, status, &headers, body) {
-                unread @ Tried::Failed(Failure::Garbled, _) => (Code::Fault(CallFault::Garbled), unread),
+                unread @ Tried::Failed(Failure::Garbled(_), _) => (Code::Fault(CallFault::Garbled), unread),
                 tried => (Code::Status(status.as_u16()), tried),
             },
         };
@@ -184,13 +186,20 @@ impl Poller {
         let reply = |body| Arc::new(Reply { status: status.as_u16(), head: Arc::clone(&head), body });
         let key = key_word(status);
         let answered_at = clock::now();
-        let landed = |outcome, shape| Tried::Landed(Landing { outcome, shape, key, status, answered_at });
+        let asked_pause = headers::retry_after(headers, SystemTime::now());
+        let retry_after = asked_pause.filter(|_| status.is_success());
+        let landed =
+            |outcome, shape| Tried::Landed(Landing { outcome, shape, key, status, retry_after, answered_at });
+        let unreadable = |body| Tried::Failed(Failure::Garbled(Some(reply(body))), RetryAdvice::BackOff);
         if status.is_informational() {
-            debug!("the upstream switched protocols unasked");
-            Tried::Failed(Failure::Garbled, Advice::BackOff)
+            debug!("upstream switched protocols without being asked");
+            Tried::Failed(Failure::Garbled(None), RetryAdvice::BackOff)
+        } else if status.is_success() && body.is_empty() {
+            // A 204, or a 202 that says nothing yet: an answer to whoever asked for just these jobs.
+            landed(Outcome::Whole(reply(body)), None)
         } else if status.is_success() && is_coded(headers) {
-            debug!("poll's answer is in a coding that was not asked for");
-            Tried::Failed(Failure::Garbled, Advice::BackOff)
+            debug!("answer is in a coding that was not asked for");
+            unreadable(body)
         } else if status.is_success() {
             match answer::slice(&self.route, spec.form, &spec.clips, &body) {
                 Sliced::Clips { clips, shape } => {
@@ -204,13 +213,17 @@ impl Poller {
                     landed(Outcome::Clips(states.collect()), shape)
                 }
                 Sliced::Whole => landed(Outcome::Whole(reply(body)), None),
-                Sliced::Garbled => Tried::Failed(Failure::Garbled, Advice::BackOff),
+                Sliced::Garbled => unreadable(body),
             }
         } else {
-            let advice = match (status, headers::retry_after(headers, SystemTime::now())) {
-                (StatusCode::TOO_MANY_REQUESTS, Some(pause)) => Some(Advice::RestKey(pause)),
-                (StatusCode::SERVICE_UNAVAILABLE, Some(pause)) => Some(Advice::RestPoll(pause)),
-                (status, _) => status.is_server_error().then_some(Advice::BackOff),
+            let advice = match (status, asked_pause) {
+                (StatusCode::TOO_MANY_REQUESTS, Some(pause)) => Some(RetryAdvice::PauseKey(pause)),
+                (StatusCode::SERVICE_UNAVAILABLE, Some(pause)) => Some(RetryAdvice::PausePoll(pause)),
+                (
+                    StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT,
+                    _,
+                ) => Some(RetryAdvice::BackOffHeld),
+                (status, _) => status.is_server_error().then_some(RetryAdvice::BackOff),
             };
             match advice {
                 Some(advice) => Tried::Failed(Failure::Answered(reply(body)), advice),
@@ -235,7 +248,7 @@ fn failure(fault: CallFault) -> Failure {
             Failure::Unreachable
         }
         CallFault::Overdue => Failure::Overdue,
-        CallFault::Garbled => Failure::Garbled,
+        CallFault::Garbled => Failure::Garbled(None),
     }
 }
 

@@ -138,22 +138,25 @@ async fn calls_are_counted_by_kind_and_by_what_came_of_them_as_the_upstream_saw_
 
 #[tokio::test]
 async fn an_open_breaker_shows_and_so_does_what_failed() {
-    let mut stage = Stage::without_upstream(|config, _| {
+    let mut stage = Stage::with(|config, _| {
         config.upstream.breaker_failures = 2;
         config.upstream.breaker_cooldown = Duration::from_secs(600);
+        config.upstream.retry_for = Duration::from_secs(1);
     })
     .await;
     let operator = Operator::of(&mut stage).await;
+    stage.sim.put("good", "completed");
+    assert_eq!(stage.get(&single("good", "completed"), &[]).await.status, 200);
+    stage.sim.fault(On::Polls, Fault::reset(), u32::MAX);
     let answer = stage.get(&single("a", "completed"), &[]).await;
-    assert_eq!(answer.field("cache-status"), "clipgate; detail=breaker-open");
+    assert_eq!(answer.field("cache-status"), "clipgate; detail=unreachable");
     let page = operator.metrics().await;
     assert_eq!(page.sum("clipgate_breaker_open", &[]), 1.0);
-    assert_eq!(page.sum(CALLS, &[("kind", "poll"), ("code", "connect")]), 2.0);
+    assert_eq!(page.sum(CALLS, &[("kind", "poll"), ("code", "broke")]), 2.0);
     assert_eq!(page.sum(REQUESTS, &[("outcome", "refused")]), 1.0, "what the upstream did not answer");
     let state = operator.state().await;
     assert_eq!(state["upstream"]["breaker_open"], true);
-    assert_eq!(state["upstream"]["failed"]["code"], "connect");
-    assert!(state["upstream"]["answered_at"].is_null());
+    assert_eq!(state["upstream"]["failed"]["code"], "broke");
     assert_eq!(state["totals"]["faults"], 2);
 }
 

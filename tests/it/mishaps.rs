@@ -16,9 +16,18 @@ const MIDDLE: Duration = Duration::from_millis(1500);
 
 /// A stage and 20 waits on one clip, parked; the next polls go wrong.
 async fn stricken(fault: Fault, times: u32) -> (Stage, Vec<AbortOnDropHandle<Answer>>) {
+    stricken_with_retry_for(Duration::from_secs(30), fault, times).await
+}
+
+async fn stricken_with_retry_for(
+    retry_for: Duration,
+    fault: Fault,
+    times: u32,
+) -> (Stage, Vec<AbortOnDropHandle<Answer>>) {
     let stage = Stage::with(|config, options| {
         set_hold(LONG, config, options);
         config.upstream.retries = 2;
+        config.upstream.retry_for = retry_for;
     })
     .await;
     stage.sim.put("a", "submitted");
@@ -178,9 +187,10 @@ async fn when_tries_run_out_the_upstreams_own_500_goes_to_all_as_it_wrote_it() {
 }
 
 #[tokio::test]
-async fn when_tries_run_out_on_connections_all_get_the_gateways_502() {
-    let (stage, waits) = stricken(Fault::reset_after(MIDDLE), 1).await;
-    stage.sim.fault(On::Polls, Fault::reset(), 2);
+async fn when_retry_for_is_over_all_get_the_gateways_502() {
+    let second = Duration::from_secs(1);
+    let (stage, waits) = stricken_with_retry_for(second, Fault::reset_after(MIDDLE), 1).await;
+    stage.sim.fault(On::Polls, Fault::reset(), u32::MAX);
     for answer in all(waits).await {
         assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
         assert_eq!(answer.field("cache-status"), "clipgate; detail=unreachable");
@@ -188,19 +198,34 @@ async fn when_tries_run_out_on_connections_all_get_the_gateways_502() {
         assert_eq!(error["statusCode"], 502);
         assert_eq!(error["path"], "/v2/generate/audio/suno-ai/clip");
         assert_eq!(error["requestId"], answer.field("x-request-id"));
+        assert!(answer.took >= MIDDLE + second, "{:?}", answer.took);
     }
-    assert_eq!(stage.asked(), vec![single("a", "completed"); 3]);
+    assert!(stage.asked().len() > 2, "it is tried again meanwhile");
 }
 
+/// Row 2.6.
 #[tokio::test]
-async fn when_tries_run_out_on_nonsense_all_get_the_gateways_502() {
+async fn an_answer_that_cannot_be_read_is_handed_over_as_it_came_when_the_retries_are_used_up() {
     let (stage, waits) = stricken(Fault::reset_after(MIDDLE), 1).await;
-    stage.sim.fault(On::Polls, Fault::Html, 2);
+    stage.sim.fault(On::Polls, Fault::Html, 3);
     for answer in all(waits).await {
-        assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
-        assert_eq!(answer.field("cache-status"), "clipgate; detail=garbled");
+        assert_eq!(answer.status, StatusCode::OK);
+        assert_eq!(answer.field("content-type"), "text/html");
+        assert!(answer.body.starts_with(b"<!DOCTYPE html>"), "{answer:?}");
+        assert!(!answer.field("cache-status").contains("stored"), "{answer:?}");
     }
-    assert_eq!(stage.asked(), vec![single("a", "completed"); 3]);
+    assert_eq!(stage.asked(), vec![single("a", "completed"); 4]);
+}
+
+/// Row 2.6: with 5 s or less left there is one retry.
+#[tokio::test]
+async fn a_short_wait_gets_an_answer_that_cannot_be_read_after_one_retry() {
+    let stage = Stage::new().await;
+    stage.sim.put("a", "submitted");
+    stage.sim.fault(On::Polls, Fault::Html, 100);
+    let answer = stage.get(&single("a", "completed"), &[("prefer", "wait=5")]).await;
+    assert!(answer.body.starts_with(b"<!DOCTYPE html>"), "{answer:?}");
+    assert_eq!(stage.asked(), vec![single("a", "completed"); 2]);
 }
 
 #[tokio::test]

@@ -74,6 +74,8 @@ pub(super) struct Poll {
     pub(super) tries: Tries,
     /// How the newest failed try failed.
     pub(super) failed: Option<Failure>,
+    /// The upstream asked that its jobs are not asked about again before.
+    pub(super) not_before: Option<Instant>,
 }
 
 impl Poll {
@@ -88,6 +90,7 @@ impl Poll {
             tried_at: now,
             tries: Tries::InLine,
             failed: None,
+            not_before: None,
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Coalescer;
-use super::board::{PollPhase, Tries};
+use super::board::{Phase, PollPhase, Tries};
 use super::vocabulary::{End, Failure, Outcome, PollId, WaitId};
 use crate::model::clip::{ClipId, ClipState, Head, KeyDomain, Reply};
 
@@ -38,7 +38,7 @@ impl Coalescer {
     fn landed_clips(&mut self, id: PollId, states: Vec<ClipState>, now: Instant) {
         let Some(poll) = self.board.poll(id) else { return };
         let (domain, opener) = (poll.spec.domain, poll.opener);
-        let earliest = poll.opened_at + self.rules.gap();
+        let earliest = (poll.opened_at + self.rules.gap()).max(poll.not_before.unwrap_or(now));
         let (mut affected, mut newly) = (poll.waits.iter().copied().collect::<Vec<_>>(), Vec::new());
         let landing = states.first().map(|state| Landing {
             opener,
@@ -48,6 +48,7 @@ impl Coalescer {
         for state in states {
             if state.rung.is_some() {
                 let clip = state.id.clone();
+                self.give_to_latecomers(id, &state);
                 self.board.learn(domain, state);
                 let answered = self.newly_answered(domain, &clip);
                 affected.extend(&answered);
@@ -72,6 +73,32 @@ impl Coalescer {
             self.board.set_poll_phase(id, PollPhase::Resting { until: earliest });
         } else {
             self.release(id, landing.as_ref(), now);
+        }
+    }
+
+    /// A wait that attached to the poll after its answer was read, and before that was taken in, may use what it says.
+    /// To ask again would cost a call that its client alone would not make.
+    fn give_to_latecomers(&mut self, id: PollId, state: &ClipState) {
+        let Some(poll) = self.board.poll(id) else { return };
+        let read_at = state.seen_at;
+        let is_late = |id: &WaitId| {
+            self.board.wait(*id).is_some_and(|wait| {
+                let from = match wait.phase {
+                    Phase::Waiting => wait.spec.arrived,
+                    Phase::Looking { since } => since,
+                    Phase::Ending { .. } => return false, // the landing itself decides
+                };
+                read_at < from
+                    && from <= read_at + self.rules.skew()
+                    && self.answer(wait, &state.id).is_none()
+            })
+        };
+        let latecomers: Vec<WaitId> = poll.waits.iter().copied().filter(is_late).collect();
+        for id in latecomers {
+            if let Some(wait) = self.board.wait_mut(id) {
+                wait.given.retain(|given| given.id != state.id);
+                wait.given.push(state.clone());
+            }
         }
     }
 
@@ -101,7 +128,7 @@ impl Coalescer {
             if asked && !is_cut_short {
                 self.settle(wait_id, End::Whole(Arc::clone(reply)), direct, now);
             } else if is_too_large {
-                self.settle(wait_id, End::Failed(Failure::Garbled), direct, now);
+                self.settle_failed(wait_id, Failure::Garbled(None), direct, now);
             } else {
                 others.push(wait_id);
             }
@@ -122,7 +149,7 @@ impl Coalescer {
         for (wait_id, direct) in self.forget_poll(id) {
             let Some(wait) = self.board.wait(wait_id) else { continue };
             if wait.spec.arrived <= tried_at {
-                self.settle(wait_id, End::Failed(failure.clone()), direct, now);
+                self.settle_failed(wait_id, failure.clone(), direct, now);
             } else {
                 others.push(wait_id);
             }

@@ -43,6 +43,14 @@ impl Rules {
         self.hold / 100
     }
 
+    /// Returns whether the upstream answers a request for this goal at once: its client expects no wait.
+    pub(super) fn is_immediate(&self, goal: Goal) -> bool {
+        match goal {
+            Goal::Now => true,
+            Goal::Rung(rung) => rung == self.ladder.lowest(),
+        }
+    }
+
     pub(super) fn reaches(&self, rung: Rung, goal: Goal) -> bool {
         match goal {
             Goal::Now => true,

@@ -3,8 +3,8 @@
 //! Everything happens in virtual time and follows from a seed. The oracle knows the clips' true timelines and
 //! the clients' plans, and nothing of the Coalescer.
 //!
-//! `lag` is the longest that a request takes there and back: reaching a connection, the way there, the way
-//! back, and the shell's timers, each up to `hop`; and an instant. A client alone is reckoned without any lag. What is
+//! `lag` is the longest that a request takes there and back: reaching a connection, the way there, the way back, being
+//! taken in after it was read, and the shell's timers, each up to `hop`; and an instant. A client alone is reckoned without any lag. What is
 //! asserted of each wait, before an upstream that answers (`Mode::Clean`, `Slow`, `Short`, `Eager`):
 //!
 //! * it is answered once, and never after it left;
@@ -147,6 +147,11 @@ struct Client {
 }
 
 impl Client {
+    /// Whether the upstream answers it at once, and so also refuses it at once.
+    fn is_immediate(&self) -> bool {
+        self.goal.is_none_or(|goal| goal == 0)
+    }
+
     fn deadline(&self) -> Duration {
         self.arrives + self.timeout
     }
@@ -245,7 +250,7 @@ impl World {
     }
 
     fn lag(&self) -> Duration {
-        self.hop * 4 + Duration::from_nanos(1)
+        self.hop * 5 + Duration::from_nanos(1)
     }
 
     /// Makes up the clips and the clients, many of them at moments that mean something to others.
@@ -404,12 +409,12 @@ impl World {
                 };
                 self.note(&format!("client {number} joins"));
                 self.machine.handle(Input::Join(WaitId(number as u64), spec), now);
-                if self.machine.is_asking() && self.rng.u8(..12) == 0 {
+                if self.machine.pending_opens() > 0 && self.rng.u8(..12) == 0 {
                     self.note(&format!("client {number} is refused"));
                     let client = &mut self.clients[number];
                     (client.refused, client.left, client.leaves) = (true, true, Some(self.now));
                     self.machine.handle(Input::Refuse(WaitId(number as u64)), now);
-                    assert!(!self.machine.is_asking(), "a refused wait asks");
+                    assert!(self.machine.pending_opens() == 0, "a refused wait asks");
                 }
             }
             Event::Leave(number) => {
@@ -438,12 +443,6 @@ impl World {
                 // An aborted poll may have been landing: the shell hands that on, or does not.
                 if self.running.remove(&id).is_some() || self.rng.bool() {
                     self.note(&format!("{id:?} lands: {}", brief(&outcome)));
-                    let outcome = match outcome {
-                        Outcome::Clips(states) => Outcome::Clips(
-                            states.into_iter().map(|state| ClipState { seen_at: now, ..state }).collect(),
-                        ),
-                        other => other,
-                    };
                     self.machine.handle(Input::Landed(id, outcome), now);
                 }
             }
@@ -529,7 +528,15 @@ impl World {
             self.rng.shuffle(&mut states);
             Outcome::Clips(states)
         };
-        let lands = answers + self.hop();
+        let read = answers + self.hop();
+        let outcome = match outcome {
+            Outcome::Clips(states) => Outcome::Clips(
+                states.into_iter().map(|state| ClipState { seen_at: self.zero + read, ..state }).collect(),
+            ),
+            other => other,
+        };
+        // The shell takes it in a moment later.
+        let lands = read + self.hop();
         self.plan(lands, Event::Land(id, outcome));
     }
 
@@ -672,20 +679,24 @@ impl World {
                 assert!(is_faulty);
                 let said = self.check_origin(client, reply);
                 let is_certain = said.is_final || said.rests_until > deadline + SNAPSHOT_LIMIT;
+                let is_certain = is_certain || client.is_immediate();
                 let is_there = is_certain && said.tried_at >= client.arrives;
                 assert!(is_there || now + SKEW >= deadline, "{client:?} is told of {said:?}");
             }
             End::Failed(Failure::KeyRests { retry_after }) => {
                 assert!(
-                    is_faulty && (now + *retry_after > deadline + SNAPSHOT_LIMIT || now + SKEW >= deadline),
+                    is_faulty
+                        && (client.is_immediate()
+                            || now + *retry_after > deadline + SNAPSHOT_LIMIT
+                            || now + SKEW >= deadline),
                     "{client:?}"
                 );
             }
             End::Failed(Failure::Overdue) => {
                 assert!(is_faulty && now + SKEW >= deadline + SNAPSHOT_LIMIT, "{client:?}");
             }
-            End::Failed(Failure::Garbled) => assert!(is_faulty && client.clips.len() > self.max_clips),
-            End::Failed(Failure::Unreachable | Failure::BreakerOpen { .. }) => panic!("nothing says that"),
+            End::Failed(Failure::Garbled(_)) => assert!(is_faulty && client.clips.len() > self.max_clips),
+            End::Failed(Failure::Unreachable | Failure::LocalResources) => panic!("nothing says that"),
         }
     }
 

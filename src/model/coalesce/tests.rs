@@ -772,7 +772,7 @@ fn a_whole_answer_at_the_upstreams_time_does_not_cut_a_late_joiner_short() {
 fn a_whole_answer_to_a_part_of_a_split_wait_is_no_answer() {
     let mut s = Stage::with(2, secs(2.0));
     s.join(1, "a b c", "completed").end("a b completed", Outcome::Whole(reply(200)));
-    s.assert_told(&["failed Garbled"]);
+    s.assert_told(&["failed Garbled(None)"]);
 }
 
 #[test]
@@ -949,11 +949,11 @@ fn a_wait_whose_time_is_over_is_told_how_the_upstream_failed_last() {
 #[test]
 fn draining_tells_every_wait_the_truth_within_the_time_and_spread_over_it() {
     let mut s = Stage::new();
-    s.join(1, "a", "streaming");
-    for number in 2..=5 {
-        s.join(number, "a", "completed");
+    for (number, id) in ["c", "d", "e"].iter().enumerate() {
+        s.join(10 + number as u64, id, "streaming").join(2 + number as u64, id, "completed");
+        s.land(&format!("{id} streaming"), &format!("{id}=streaming"));
     }
-    s.land("a streaming", "a=streaming");
+    s.join(1, "a", "streaming").join(5, "a", "completed").land("a streaming", "a=streaming");
     let until = s.zero + secs(20.0);
     s.join(6, "b", "completed").at(10.0).handle(Input::Drain(until));
     let mut told = Vec::new();
@@ -962,15 +962,89 @@ fn draining_tells_every_wait_the_truth_within_the_time_and_spread_over_it() {
         if s.open.iter().any(|(_, what)| what == "b submitted") {
             s.land("b submitted", "b=queued");
         }
-        told.push(s.told.len() - 1);
+        told.push(s.told.len() - 4);
     }
     assert!(told[2] < 3 && told[8] == 5, "{told:?}");
-    s.assert_told(&["reached a=streaming", "timed out a=streaming", "timed out a=streaming"]);
+    let expected = ["c", "d", "e", "a"].map(|id| format!("timed out {id}=streaming"));
+    assert_eq!([2, 3, 4, 5].map(|number| s.told(number)), expected);
     assert_eq!(s.told(6), "timed out b=queued");
     s.join(7, "c", "completed").at(18.0);
     assert_eq!(s.open().last().map(|open| &**open), Some("c submitted"), "who comes now is told at once");
     s.land("c submitted", "c=queued");
     assert_eq!(s.told(7), "timed out c=queued");
+}
+
+/// Row 1.12.
+#[test]
+fn waits_on_the_same_jobs_are_drained_together_by_one_snapshot_a_job() {
+    let mut s = Stage::new();
+    for number in 1..=6 {
+        s.join(number, "a", "completed").join(10 + number, "b", "completed");
+    }
+    s.join(20, "b c", "completed").join(21, "c", "streaming").at(10.0);
+    let until = s.zero + secs(20.0);
+    s.handle(Input::Drain(until)).at(10.0);
+    assert_eq!(s.open().iter().filter(|what| what.ends_with("submitted")).count(), 1);
+    s.land("a submitted", "a=queued");
+    assert_eq!((1..=6).filter(|number| s.told(*number) == "timed out a=queued").count(), 6);
+    s.at(19.0);
+    let snapshots = s.open().iter().filter(|what| what.ends_with("submitted")).count();
+    assert_eq!(snapshots, 2, "{:?}", s.open());
+    s.land("b submitted", "b=queued").land("c submitted", "c=queued");
+    assert_eq!(s.told.len(), 14);
+}
+
+/// Row 1.6.
+#[test]
+fn a_wait_that_is_drained_while_the_upstream_fails_is_told_where_its_job_was_seen() {
+    let mut s = Stage::new();
+    s.join(1, "a", "queued").join(2, "a", "completed").land("a queued", "a=queued");
+    s.join(3, "b", "completed").at(10.0);
+    let until = s.zero + secs(20.0);
+    s.handle(Input::Drain(until)).at(19.0);
+    s.end("a submitted", Outcome::Failed(Failure::Unreachable));
+    s.progress("b submitted", Progress::Stalled(Failure::Unreachable, secs(0.1))).at(21.0);
+    assert_eq!(s.told(2), "timed out a=queued");
+    assert_eq!(s.told(3), "failed Unreachable", "nothing was seen of it");
+}
+
+/// Row 2.5: a success with `Retry-After` on a job that is not where it is waited for.
+#[test]
+fn a_retry_after_on_a_success_sets_the_time_of_the_next_poll() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed");
+    let poll = s.poll("a completed");
+    s.machine.handle(Input::RetryAfter(poll, secs(7.0)), s.now);
+    s.land("a completed", "a=queued").at(6.9);
+    assert_eq!(s.opened, 1);
+    s.join(2, "a", "completed").at(6.95);
+    assert_eq!(s.opened, 1, "who joins waits for it as well");
+    s.at(7.1);
+    assert_eq!(s.opened, 2);
+    let poll = s.poll("a completed");
+    s.machine.handle(Input::RetryAfter(poll, secs(3600.0)), s.now);
+    s.land("a completed", "a=queued").at(67.2);
+    assert_eq!(s.opened, 3, "a minute at most");
+}
+
+/// Row 1.8.
+#[test]
+fn a_request_that_is_answered_at_once_gets_a_refusal_with_retry_after_at_once() {
+    let mut s = Stage::new();
+    s.join(1, "a", "").progress("a now", asked_to_rest(429, 60.0)).assert_told(&["failed 429"]);
+    s.join(2, "b", "submitted").progress("b submitted", asked_to_rest(503, 60.0));
+    assert_eq!(s.told(2), "failed 503");
+    s.join(3, "c", "submitted").progress("c submitted", key_rests(60.0));
+    assert!(s.told(3).starts_with("failed KeyRests"), "{}", s.told(3));
+}
+
+/// What a poll had opened was not taken yet, and its wait is told at once: the opening is taken back with it.
+#[test]
+fn an_opening_that_nobody_has_taken_yet_is_taken_back_when_its_wait_ends() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed").progress("a completed", key_rests(300.0));
+    s.join_for(2, "a b", "completed", 60.0);
+    assert!(s.machine.pending_opens() == 0);
 }
 
 #[test]
@@ -979,9 +1053,9 @@ fn a_wait_that_is_refused_leaves_no_trace() {
     let spec = s.spec("a b", "completed");
     s.join(1, "a", "completed");
     s.machine.handle(Input::Join(WaitId(2), spec), s.now);
-    assert!(s.machine.is_asking());
+    assert_eq!(s.machine.pending_opens(), 1);
     s.machine.handle(Input::Refuse(WaitId(2)), s.now);
-    assert!(!s.machine.is_asking());
+    assert_eq!(s.machine.pending_opens(), 0);
     assert_eq!((s.machine.waits(), s.machine.polls()), (1, 1));
     s.join(3, "b", "completed");
     assert_eq!(s.open(), ["a completed", "b completed"]);

@@ -120,6 +120,10 @@ impl Coalescer {
     pub(super) fn is_hopeless(&self, wait: &Wait, now: Instant) -> bool {
         let mut polls = wait.leans.iter().filter_map(|&id| self.board.poll(id));
         match wait.phase {
+            // A request that is answered at once gets what the upstream says at once, also that.
+            Phase::Waiting if self.rules.is_immediate(wait.spec.goal) => {
+                polls.all(|poll| matches!(poll.tries, Tries::PutOff { .. }))
+            }
             Phase::Waiting => {
                 let limit = self.in_time(wait.deadline() + SNAPSHOT_LIMIT);
                 polls.all(|poll| matches!(poll.tries, Tries::PutOff { until, .. } if until > limit))
@@ -133,7 +137,25 @@ impl Coalescer {
     /// Whether the upstream asked for the poll's pause before the wait was there, and it would sit it out in vain:
     /// its client alone would ask anew.
     pub(super) fn is_anothers_pause(&self, poll: &Poll, wait: &Wait) -> bool {
-        matches!(poll.tries, Tries::PutOff { until, is_of_key: false } if until > wait.due())
-            && wait.spec.arrived > poll.tried_at
+        let Tries::PutOff { until, is_of_key } = poll.tries else { return false };
+        let came_later = wait.spec.arrived > poll.tried_at;
+        match wait.phase {
+            // The scheduler lets a plain request ask although its key is paused.
+            Phase::Waiting if wait.spec.goal == Goal::Now => is_of_key || came_later,
+            Phase::Waiting if self.rules.is_immediate(wait.spec.goal) => !is_of_key && came_later,
+            Phase::Waiting | Phase::Ending { .. } | Phase::Looking { .. } => {
+                !is_of_key && until > wait.due() && came_later
+            }
+        }
+    }
+
+    /// Returns where each job of the wait was last seen, if all of them were.
+    pub(super) fn last_seen(&self, wait: &Wait) -> Option<Vec<ClipState>> {
+        let slots = self.board.slots();
+        let seen = |clip: &ClipId| {
+            let given = || wait.given.iter().find(|state| state.id == *clip);
+            slots.state(wait.spec.domain, clip).or_else(given).cloned()
+        };
+        wait.spec.clips.iter().map(seen).collect()
     }
 }

@@ -83,8 +83,8 @@ pub enum Failure {
     Answered(Arc<Reply>),
     /// No connection, or it broke.
     Unreachable,
-    /// A success that is no answer.
-    Garbled,
+    /// With a success that cannot be read as jobs; its bytes, where all of them are there.
+    Garbled(Option<Arc<Reply>>),
     /// No answer within the upstream's limit.
     Overdue,
     /// The upstream asked for a rest of the key, by its answer to another poll.
@@ -92,23 +92,49 @@ pub enum Failure {
         /// When it is worth another try.
         retry_after: Duration,
     },
-    /// The breaker is open: the upstream has failed so often that it is not asked.
-    BreakerOpen {
-        /// When it is worth another try.
-        retry_after: Duration,
-    },
+    /// The gateway itself lacks descriptors or memory for a connection.
+    LocalResources,
+}
+
+/// Whom a failure concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    /// The way to the upstream, and so every poll.
+    Transport,
+    /// That poll: the upstream can be reached, and wrote this.
+    Upstream,
+    /// The gateway itself.
+    Local,
 }
 
 impl Failure {
+    /// Returns whom the failure concerns.
+    pub fn kind(&self) -> FaultKind {
+        match self {
+            Failure::Unreachable | Failure::Overdue => FaultKind::Transport,
+            Failure::Answered(_) | Failure::Garbled(_) | Failure::KeyRests { .. } => FaultKind::Upstream,
+            Failure::LocalResources => FaultKind::Local,
+        }
+    }
+
+    /// Returns what the upstream wrote, if it wrote anything.
+    pub fn reply(&self) -> Option<&Arc<Reply>> {
+        match self {
+            Failure::Answered(reply) | Failure::Garbled(Some(reply)) => Some(reply),
+            Failure::Unreachable | Failure::Overdue | Failure::Garbled(None) => None,
+            Failure::KeyRests { .. } | Failure::LocalResources => None,
+        }
+    }
+
     /// The short word for `Cache-Status`, logs and metrics.
     pub fn reason(&self) -> &'static str {
         match self {
             Failure::Answered(_) => "upstream-error",
             Failure::Unreachable => "unreachable",
-            Failure::Garbled => "garbled",
+            Failure::Garbled(_) => "garbled",
             Failure::Overdue => "overdue",
             Failure::KeyRests { .. } => "key-rests",
-            Failure::BreakerOpen { .. } => "breaker-open",
+            Failure::LocalResources => "local-resources",
         }
     }
 }
@@ -126,6 +152,8 @@ pub enum Input {
     Drain(Instant),
     /// A poll got on or fell back.
     Progress(PollId, Progress),
+    /// The answer to the poll, which lands next, asks for a pause before its jobs are asked about again.
+    RetryAfter(PollId, Duration),
     /// A poll ended.
     Landed(PollId, Outcome),
 }

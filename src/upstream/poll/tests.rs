@@ -81,7 +81,7 @@ async fn a_poll_on_a_kept_connection_that_is_dead_is_not_sent_again_unseen() {
         tried = stage.try_poll() => tried,
         _ = stage.listener.accept() => panic!("it is sent again"),
     };
-    assert!(matches!(tried, Tried::Failed(Failure::Unreachable, Advice::Reconnect)), "{tried:?}");
+    assert!(matches!(tried, Tried::Failed(Failure::Unreachable, RetryAdvice::Reconnect)), "{tried:?}");
 }
 
 async fn read_head(socket: &mut TcpStream) -> String {
@@ -105,7 +105,10 @@ async fn an_answer_in_a_coding_is_never_taken_for_clips() {
     for coding in ["gzip", "identity, br", "GZIP"] {
         let stage = Stage::new().await;
         let (tried, _) = stage.answered_with(&format!("Content-Encoding: {coding}\r\n")).await;
-        assert!(matches!(tried, Tried::Failed(Failure::Garbled, Advice::BackOff)), "{coding}: {tried:?}");
+        assert!(
+            matches!(tried, Tried::Failed(Failure::Garbled(_), RetryAdvice::BackOff)),
+            "{coding}: {tried:?}"
+        );
     }
 }
 
@@ -113,5 +116,5 @@ async fn an_answer_in_a_coding_is_never_taken_for_clips() {
 async fn a_switch_of_protocols_that_nobody_asked_for_is_no_answer() {
     let head = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n";
     let tried = Stage::new().await.answered(head).await;
-    assert!(matches!(tried, Tried::Failed(Failure::Garbled, Advice::BackOff)), "{tried:?}");
+    assert!(matches!(tried, Tried::Failed(Failure::Garbled(_), RetryAdvice::BackOff)), "{tried:?}");
 }

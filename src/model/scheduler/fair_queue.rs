@@ -1,6 +1,6 @@
-//! Who is next: polls in line, a line for each key domain, and the domains by turns.
+//! A fair queue of polls: a line for each key domain, and the domains by turns.
 //!
-//! It must never know why a line is closed or passed over.
+//! It does not know why a line is closed or passed over.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::model::coalesce::PollId;
 
 /// Lines that are served by turns.
 #[derive(Debug, Default)]
-pub(super) struct Rota {
+pub(super) struct FairQueue {
     lines: Map<KeyDomain, Line>,
     /// The domains whose lines are open, in the order of their turns.
     ring: Queue<KeyDomain>,
@@ -19,13 +19,13 @@ pub(super) struct Rota {
 #[derive(Debug, Default)]
 struct Line {
     polls: Queue<PollId>,
-    /// Its place in the ring; a closed line has none.
-    turn: Option<Place>,
+    /// Its position in the ring; a closed line has none.
+    turn: Option<Ticket>,
 }
 
-/// Where in its line a poll stands.
+/// The position of a poll in its line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place(i64);
+pub(super) struct Ticket(i64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
@@ -33,18 +33,18 @@ pub(super) enum End {
     Back,
 }
 
-impl Rota {
+impl FairQueue {
     /// Puts a poll into its domain's line, which is open or closed by that.
-    pub(super) fn line_up(&mut self, id: PollId, domain: KeyDomain, end: End, is_open: bool) -> Place {
-        let place = self.lines.entry(domain).or_default().polls.push(id, end);
+    pub(super) fn enqueue(&mut self, id: PollId, domain: KeyDomain, end: End, is_open: bool) -> Ticket {
+        let ticket = self.lines.entry(domain).or_default().polls.push(id, end);
         self.set_open(domain, is_open);
-        place
+        ticket
     }
 
     /// Takes a poll out of its domain's line.
-    pub(super) fn leave(&mut self, domain: KeyDomain, place: Place) {
+    pub(super) fn leave(&mut self, domain: KeyDomain, ticket: Ticket) {
         if let Some(line) = self.lines.get_mut(&domain) {
-            line.polls.remove(place);
+            line.polls.remove(ticket);
             self.drop_if_empty(domain);
         }
     }
@@ -95,24 +95,24 @@ impl Rota {
 
 /// A queue that can be left from the middle of it.
 #[derive(Debug)]
-struct Queue<T>(BTreeMap<Place, T>);
+struct Queue<T>(BTreeMap<Ticket, T>);
 
 impl<T: Copy> Queue<T> {
-    fn push(&mut self, item: T, end: End) -> Place {
-        let place = match end {
+    fn push(&mut self, item: T, end: End) -> Ticket {
+        let ticket = match end {
             End::Front => self.0.first_key_value().map_or(0, |(first, _)| first.0 - 1),
             End::Back => self.0.last_key_value().map_or(0, |(last, _)| last.0 + 1),
         };
-        self.0.insert(Place(place), item);
-        Place(place)
+        self.0.insert(Ticket(ticket), item);
+        Ticket(ticket)
     }
 
     fn pop(&mut self) -> Option<T> {
         self.0.pop_first().map(|(_, item)| item)
     }
 
-    fn remove(&mut self, place: Place) {
-        self.0.remove(&place);
+    fn remove(&mut self, ticket: Ticket) {
+        self.0.remove(&ticket);
     }
 
     fn iter(&self) -> impl Iterator<Item = T> + '_ {

@@ -1,0 +1,754 @@
+//! The scheduler: when an attempt of a poll is made, after which pause another one, and when a poll is given up.
+//!
+//! A state machine like the coalescer: no IO, no clock, no waits. It knows polls by number, jobs and key domain; the
+//! hub owns the one value of it and makes the attempts.
+//!
+//! ```text
+//!   request ─▶ queued ──(place, interval)──▶ attempt ──▶ answered: forgotten
+//!                ▲                              │ failed
+//!                ├── backing off ◀──────────────┤ transport fault, or an error that the upstream wrote
+//!                ├── held back ◀── breaker open │
+//!                └── paused ◀───────────────────┘ Retry-After
+//! ```
+//!
+//! # Faults (contract section 9, P12)
+//!
+//! *Transport faults* (no connection, reset, end of file, timeout) concern the way to the upstream. The poll backs off
+//! and is tried again for `retry_for` after its first one. The breaker counts them for all polls together; while it is
+//! open, retries are held back and one of them at a time is made as a probe. First attempts are always made.
+//!
+//! *Errors that the upstream wrote* concern that poll alone: `retries` attempts more, within the retry budget of the
+//! key. They show that the upstream can be reached, so they close the breaker.
+//!
+//! A poll that was held for [`HELD_MEANS_HEALTHY`] before it failed has made progress: its failures count from the
+//! start again.
+//!
+//! *A 429* pauses the poll that got it. A second one to another job of the key within that time pauses the key: nobody
+//! asks until the pause is over, then one poll of the key at a time probes. A poll that was refused queues behind the
+//! others, so that a job that is always refused delays no other.
+//!
+//! # Places
+//!
+//! Places are held for minutes, so turns alone would not be fair: a key that comes when all are taken would wait for
+//! minutes. So a key that holds places takes another one only while a sixteenth as many stay free afterwards: alone
+//! it gets all but a seventeenth, and a key that comes later finds a place. Cancelling polls of the key that holds most
+//! would cost the upstream requests; that is why some places are kept free.
+
+mod fair_queue;
+mod retry_budget;
+#[cfg(test)]
+mod tests;
+mod types;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use self::fair_queue::{End, FairQueue, Ticket};
+use self::retry_budget::RetryBudget;
+pub use self::types::{AttemptEnd, PollClass, PollRequest, RetryAdvice, SchedulerConfig, SchedulerOutput};
+use crate::model::Map;
+use crate::model::breaker::Breaker;
+use crate::model::clip::{ClipSet, KeyDomain};
+use crate::model::coalesce::{Failure, FaultKind, PollId};
+
+/// Decides when polls are attempted. After each call of a method that takes `now`, take outputs until there are none.
+#[derive(Debug)]
+pub struct PollScheduler {
+    config: SchedulerConfig,
+    breaker: Breaker,
+    jitter: fastrand::Rng,
+    polls: Map<PollId, Entry>,
+    keys: Map<KeyDomain, Key>,
+    plain: FairQueue,
+    snapshots: FairQueue,
+    long_polls: FairQueue,
+    /// Attempts under way.
+    open: usize,
+    /// The upstream has answered or held a poll since the start.
+    has_succeeded: bool,
+    /// Polls that back off or are held back, by when they failed last.
+    retrying: BTreeSet<(Instant, PollId)>,
+    /// When the interval allows another attempt, while it does not.
+    next_start: Option<Instant>,
+    /// The moment for which a probe is planned.
+    probe_armed: Option<Instant>,
+    timers: BTreeSet<(Instant, Timer)>,
+    outputs: VecDeque<SchedulerOutput>,
+}
+
+/// What the scheduler knows of a poll.
+#[derive(Debug)]
+struct Entry {
+    request: PollRequest,
+    /// No attempt of it has ended yet.
+    is_new: bool,
+    /// The next attempt is made because one failed.
+    is_retry: bool,
+    /// Errors in a row that the upstream wrote.
+    errors: u32,
+    /// Pauses that the upstream asked for.
+    refusals: u32,
+    outage: Option<Outage>,
+    /// How the newest attempt failed.
+    failed: Option<(Instant, Failure)>,
+    phase: Phase,
+}
+
+/// Transport faults of a poll, one after the other.
+#[derive(Clone, Copy, Debug)]
+struct Outage {
+    since: Instant,
+    faults: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// In no phase: between two of them, within one call.
+    Between,
+    /// Waits for a place.
+    Queued { ticket: Ticket, is_probe: bool },
+    /// An attempt is under way.
+    Attempt {
+        began: Instant,
+        is_probe: bool,
+        /// When it counts as held, once its request was sent.
+        held_at: Option<Instant>,
+        is_held: bool,
+    },
+    /// The next attempt is made at `until`.
+    BackingOff { until: Instant },
+    /// The breaker is open: the next attempt is made when it closes. Given up at `limit`, if there is one.
+    HeldBack { limit: Option<Instant> },
+    /// The upstream asked for a pause.
+    Paused { until: Instant },
+}
+
+/// A key domain with polls, or with a past that still counts.
+#[derive(Debug, Default)]
+struct Key {
+    polls: usize,
+    /// Attempts of long-polls under way.
+    long_polls: usize,
+    pause: KeyPause,
+    /// The jobs of the newest 429, and until when a 429 to other jobs pauses the key.
+    refused: Option<(ClipSet, Instant)>,
+    budget: RetryBudget,
+    forget_at: Option<Instant>,
+}
+
+/// What 429s did to a key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum KeyPause {
+    #[default]
+    None,
+    /// No attempt is made.
+    Until(Instant),
+    /// The next attempt is the probe of the key.
+    Probe,
+    /// This poll is the probe.
+    Probing(PollId),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    /// The interval allows another attempt.
+    Interval,
+    /// The pause of a poll is over.
+    Retry(PollId),
+    /// A poll that is held back has no time left.
+    GiveUp(PollId),
+    /// The breaker allows a probe.
+    Probe,
+    /// The pause of a key is over.
+    Resume(KeyDomain),
+    /// A poll has been held for long enough to be a success.
+    Held(PollId),
+    /// The past of a key without polls counts no more.
+    Forget(KeyDomain),
+}
+
+impl PollScheduler {
+    /// Creates a scheduler without polls. `seed` is the jitter's.
+    pub fn new(config: SchedulerConfig, seed: u64) -> Self {
+        assert!(config.max_polls > 0, "max_polls is validated > 0");
+        Self {
+            breaker: Breaker::new(config.breaker),
+            config,
+            jitter: fastrand::Rng::with_seed(seed),
+            polls: Map::default(),
+            keys: Map::default(),
+            plain: FairQueue::default(),
+            snapshots: FairQueue::default(),
+            long_polls: FairQueue::default(),
+            open: 0,
+            has_succeeded: false,
+            retrying: BTreeSet::new(),
+            next_start: None,
+            probe_armed: None,
+            timers: BTreeSet::new(),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Takes in a poll, which stays until it is answered, given up or withdrawn.
+    pub fn request(&mut self, id: PollId, request: PollRequest, now: Instant) {
+        self.keys.entry(request.domain).or_default().polls += 1;
+        let entry = Entry {
+            request,
+            is_new: true,
+            is_retry: false,
+            errors: 0,
+            refusals: 0,
+            outage: None,
+            failed: None,
+            phase: Phase::Between,
+        };
+        let before = self.polls.insert(id, entry);
+        debug_assert!(before.is_none(), "{id:?} is requested twice");
+        self.enqueue(id, End::Back, false, now);
+        self.grant(now);
+    }
+
+    /// Forgets a poll that is not wanted any more. An unknown one changes nothing.
+    pub fn withdraw(&mut self, id: PollId, now: Instant) {
+        let phase = self.polls.get(&id).map(|entry| entry.phase);
+        if self.forget(id, now).is_some() {
+            phase.inspect(|phase| self.cancel_probe(*phase, now));
+            self.grant(now);
+        }
+    }
+
+    /// Returns whether [`try_now`](Self::try_now) would make a difference: the poll waits for its next attempt because
+    /// one failed, and not because the upstream asked for a pause.
+    pub fn is_backing_off(&self, id: PollId) -> bool {
+        let phase = self.polls.get(&id).map(|entry| entry.phase);
+        matches!(phase, Some(Phase::BackingOff { .. } | Phase::HeldBack { .. }))
+    }
+
+    /// Makes a first attempt of a poll that backs off, for a wait that has just come: its client alone would ask now.
+    pub fn try_now(&mut self, id: PollId, now: Instant) {
+        if self.is_backing_off(id) {
+            self.leave_phase(id);
+            if let Some(entry) = self.polls.get_mut(&id) {
+                entry.is_retry = false;
+            }
+            self.enqueue(id, End::Front, false, now);
+            self.grant(now);
+        }
+    }
+
+    /// Records that the request of an attempt was sent.
+    pub fn sent(&mut self, id: PollId, now: Instant) {
+        let Some(entry) = self.polls.get_mut(&id) else { return };
+        if entry.request.class != PollClass::LongPoll {
+            return; // the upstream holds nothing else: such a request that is silent shows nothing
+        }
+        if let Phase::Attempt { held_at: held_at @ None, .. } = &mut entry.phase {
+            *held_at = Some(now + HELD_MEANS_HEALTHY);
+            self.timers.insert((now + HELD_MEANS_HEALTHY, Timer::Held(id)));
+        }
+    }
+
+    /// Records that an attempt ended. One of an unknown poll changes nothing.
+    pub fn ended(&mut self, id: PollId, end: AttemptEnd, now: Instant) {
+        let Some(entry) = self.polls.get_mut(&id) else { return };
+        let Phase::Attempt { is_held, .. } = entry.phase else { return };
+        let is_first = std::mem::take(&mut entry.is_new);
+        match end {
+            AttemptEnd::Answered => {
+                self.succeeded(id, now);
+                self.forget(id, now);
+            }
+            AttemptEnd::Failed(failure, RetryAdvice::Reconnect) if is_first && !is_held => {
+                self.reconnect(id, failure, now);
+            }
+            AttemptEnd::Failed(failure, RetryAdvice::PausePoll(pause)) if !pause.is_zero() => {
+                self.reached(now);
+                self.pause(id, failure, pause, now);
+            }
+            AttemptEnd::Failed(failure, RetryAdvice::PauseKey(pause)) if !pause.is_zero() => {
+                self.reached(now);
+                self.refused(id, pause, now);
+                self.pause(id, failure, pause, now);
+            }
+            AttemptEnd::Failed(failure, advice) => self.failed(id, failure, advice, now),
+        }
+        self.grant(now);
+    }
+
+    /// Does what is due at `now`; afterwards the next deadline is strictly later.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(&(at, timer)) = self.timers.first().filter(|(at, _)| *at <= now) {
+            self.timers.remove(&(at, timer));
+            match timer {
+                Timer::Interval => self.next_start = None,
+                Timer::Retry(id) => self.pause_is_over(id, now),
+                Timer::GiveUp(id) => self.give_up(id, now),
+                Timer::Probe => self.probe_if_due(now),
+                Timer::Resume(domain) => self.set_pause(domain, KeyPause::Probe, now),
+                Timer::Held(id) => {
+                    if let Some(Entry { phase: Phase::Attempt { is_held, held_at, .. }, .. }) =
+                        self.polls.get_mut(&id)
+                    {
+                        (*is_held, *held_at) = (true, None);
+                    }
+                    self.succeeded(id, now);
+                }
+                Timer::Forget(domain) => {
+                    if let Some(key) = self.keys.get_mut(&domain) {
+                        key.forget_at = None;
+                        self.forget_key_if_idle(domain, now);
+                    }
+                }
+            }
+        }
+        self.grant(now);
+    }
+
+    /// Returns the earliest moment at which [`handle_timeout`](Self::handle_timeout) has something to do.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.first().map(|&(at, _)| at)
+    }
+
+    /// Returns the next thing to do, in order.
+    pub fn poll_output(&mut self) -> Option<SchedulerOutput> {
+        self.outputs.pop_front()
+    }
+
+    /// Returns how many attempts are under way.
+    pub fn open(&self) -> usize {
+        self.open
+    }
+
+    /// Returns whether retries are made as usual: the breaker is closed.
+    pub fn is_closed(&self) -> bool {
+        self.breaker.is_closed()
+    }
+
+    /// Starts attempts while there are places.
+    fn grant(&mut self, now: Instant) {
+        self.probe_if_due(now);
+        while self.next_start.is_none() {
+            let Some(id) = self.take_next() else { break };
+            let Some(entry) = self.polls.get(&id) else { continue };
+            let Phase::Queued { mut is_probe, .. } = entry.phase else { continue };
+            if entry.is_retry && !is_probe && !self.breaker.is_closed() {
+                is_probe = self.breaker.begin_probe(now);
+                if !is_probe {
+                    self.hold_back(id, now);
+                    continue;
+                }
+            }
+            self.begin(id, is_probe, now);
+            if !self.config.interval.is_zero() {
+                let next = now + self.config.interval;
+                self.next_start = Some(next);
+                self.timers.insert((next, Timer::Interval));
+            }
+        }
+        self.arm_probe();
+        self.check_invariants();
+    }
+
+    /// Takes the first queued poll for which there is a place.
+    fn take_next(&mut self) -> Option<PollId> {
+        let long_places = if self.config.max_polls > 1 { self.config.max_polls - 1 } else { 1 };
+        if self.open >= self.config.max_polls {
+            return None;
+        }
+        if let Some(id) = self.snapshots.next(|_| true).or_else(|| self.plain.next(|_| true)) {
+            return Some(id);
+        }
+        let left = long_places.checked_sub(self.open + 1)?;
+        let keys = &self.keys;
+        self.long_polls.next(|domain| {
+            let has = keys.get(&domain).map_or(0, |key| key.long_polls);
+            has == 0 || has <= left.saturating_mul(PLACES_PER_FREE_ONE)
+        })
+    }
+
+    fn begin(&mut self, id: PollId, is_probe: bool, now: Instant) {
+        let Some(entry) = self.polls.get_mut(&id) else { return };
+        entry.phase = Phase::Attempt { began: now, is_probe, held_at: None, is_held: false };
+        let (domain, class, is_retry) = (entry.request.domain, entry.request.class, entry.is_retry);
+        self.open += 1;
+        self.outputs.push_back(SchedulerOutput::Start(id));
+        let Some(key) = self.keys.get_mut(&domain) else { return };
+        if !is_retry {
+            key.budget.record_poll(now);
+        }
+        key.long_polls += usize::from(class == PollClass::LongPoll);
+        if key.pause == KeyPause::Probe && class != PollClass::Plain {
+            self.set_pause(domain, KeyPause::Probing(id), now);
+        }
+    }
+
+    /// Takes a poll out of its phase: what that held is given back, its timers are removed.
+    fn leave_phase(&mut self, id: PollId) {
+        let Some(entry) = self.polls.get_mut(&id) else { return };
+        let (domain, class) = (entry.request.domain, entry.request.class);
+        let phase = std::mem::replace(&mut entry.phase, Phase::Between);
+        if let Some((at, _)) = entry.failed {
+            self.retrying.remove(&(at, id));
+        }
+        match phase {
+            Phase::Between => {}
+            // One whose turn has just come is in no queue any more, and leaving changes nothing.
+            Phase::Queued { ticket, .. } => self.queue(class).leave(domain, ticket),
+            Phase::BackingOff { until } | Phase::Paused { until } => {
+                self.timers.remove(&(until, Timer::Retry(id)));
+            }
+            Phase::HeldBack { limit } => {
+                limit.map(|at| self.timers.remove(&(at, Timer::GiveUp(id))));
+            }
+            Phase::Attempt { held_at, .. } => {
+                self.open -= 1;
+                held_at.map(|at| self.timers.remove(&(at, Timer::Held(id))));
+                if let Some(key) = self.keys.get_mut(&domain) {
+                    key.long_polls -= usize::from(class == PollClass::LongPoll);
+                    if key.pause == KeyPause::Probing(id) {
+                        key.pause = KeyPause::Probe; // the next poll probes
+                        self.sync_queues(domain);
+                    }
+                }
+            }
+        }
+    }
+
+    fn set_phase(&mut self, id: PollId, phase: Phase) {
+        let Some(entry) = self.polls.get_mut(&id) else { return };
+        entry.phase = phase;
+        match phase {
+            Phase::BackingOff { until } => {
+                self.timers.insert((until, Timer::Retry(id)));
+            }
+            Phase::Paused { until } => {
+                self.timers.insert((until, Timer::Retry(id)));
+                return;
+            }
+            Phase::HeldBack { limit } => {
+                limit.map(|at| self.timers.insert((at, Timer::GiveUp(id))));
+            }
+            Phase::Between | Phase::Queued { .. } | Phase::Attempt { .. } => return,
+        }
+        if let Some((at, _)) = entry.failed {
+            self.retrying.insert((at, id));
+        }
+    }
+
+    fn queue(&mut self, class: PollClass) -> &mut FairQueue {
+        match class {
+            PollClass::Plain => &mut self.plain,
+            PollClass::Snapshot => &mut self.snapshots,
+            PollClass::LongPoll => &mut self.long_polls,
+        }
+    }
+
+    /// Queues a poll that is in no phase. Where its key is paused, the poll is told so.
+    fn enqueue(&mut self, id: PollId, end: End, is_probe: bool, now: Instant) {
+        let Some(entry) = self.polls.get(&id) else { return };
+        let (domain, class) = (entry.request.domain, entry.request.class);
+        let pause = self.keys.get(&domain).map_or(KeyPause::None, |key| key.pause);
+        let is_open = class == PollClass::Plain || pause.is_open();
+        if let (KeyPause::Until(until), false) = (pause, is_open) {
+            self.tell_key_pause(id, until.saturating_duration_since(now));
+        }
+        let ticket = self.queue(class).enqueue(id, domain, end, is_open);
+        self.set_phase(id, Phase::Queued { ticket, is_probe });
+    }
+
+    /// Queues a poll whose pause is over, or holds it back.
+    fn pause_is_over(&mut self, id: PollId, now: Instant) {
+        let Some(entry) = self.polls.get(&id) else { return };
+        // Another job of the key goes before one that was refused.
+        let end = if entry.refusals > 0 { End::Back } else { End::Front };
+        self.leave_phase(id);
+        self.enqueue(id, end, false, now);
+    }
+
+    /// Takes a queued poll, whose turn has come, back until the breaker closes.
+    fn hold_back(&mut self, id: PollId, now: Instant) {
+        let limit = self.polls.get(&id).and_then(|entry| entry.outage).map(|outage| self.limit(outage));
+        if limit.is_some_and(|at| at <= now) {
+            self.give_up(id, now);
+        } else {
+            self.set_phase(id, Phase::HeldBack { limit });
+        }
+    }
+
+    /// Begins a probe, if it is time for one, with the poll whose last failure is the oldest.
+    fn probe_if_due(&mut self, now: Instant) {
+        if self.breaker.probe_at().is_none_or(|at| at > now) {
+            return;
+        }
+        let is_open = |id: &PollId| {
+            let domain = self.polls.get(id).map(|entry| entry.request.domain);
+            let key = domain.and_then(|domain| self.keys.get(&domain));
+            key.is_some_and(|key| key.pause.is_open())
+        };
+        let oldest = self.retrying.iter().map(|&(_, id)| id).find(is_open);
+        if let Some(id) = oldest
+            && self.breaker.begin_probe(now)
+        {
+            self.leave_phase(id);
+            self.enqueue(id, End::Front, true, now);
+        }
+    }
+
+    /// Plans to wake up for the next probe. While no poll waits for it, the next retry is the probe.
+    fn arm_probe(&mut self) {
+        let probe_at = self.breaker.probe_at();
+        if probe_at != self.probe_armed {
+            self.probe_armed.map(|at| self.timers.remove(&(at, Timer::Probe)));
+            probe_at.map(|at| self.timers.insert((at, Timer::Probe)));
+            self.probe_armed = probe_at;
+        }
+    }
+
+    /// An attempt was cancelled before it told anything of the upstream.
+    fn cancel_probe(&mut self, phase: Phase, now: Instant) {
+        if let Phase::Queued { is_probe: true, .. } | Phase::Attempt { is_probe: true, .. } = phase {
+            self.breaker.probe_cancelled(now);
+        }
+    }
+
+    /// The upstream answers this poll or holds it: the way to it works, and it takes the key.
+    fn succeeded(&mut self, id: PollId, now: Instant) {
+        self.reached(now);
+        let Some(domain) = self.polls.get(&id).map(|entry| entry.request.domain) else { return };
+        if self.keys.get(&domain).is_some_and(|key| key.pause == KeyPause::Probing(id)) {
+            self.set_pause(domain, KeyPause::None, now);
+        }
+    }
+
+    /// The upstream can be reached: what was held back goes on, spread over the first pause.
+    fn reached(&mut self, now: Instant) {
+        self.has_succeeded = true;
+        if !self.breaker.succeeded() {
+            return;
+        }
+        let retrying: Vec<PollId> = self.retrying.iter().map(|&(_, id)| id).collect();
+        for id in retrying {
+            let soon = now + self.config.backoff.pause(1, self.jitter.f64());
+            let until = match self.polls.get(&id).map(|entry| entry.phase) {
+                Some(Phase::BackingOff { until }) => until.min(soon),
+                _ => soon,
+            };
+            self.leave_phase(id);
+            self.set_phase(id, Phase::BackingOff { until });
+        }
+    }
+
+    /// The kept connection was closed before the upstream had a say. On another one that is soon seen.
+    fn reconnect(&mut self, id: PollId, failure: Failure, now: Instant) {
+        let Some(entry) = self.polls.get(&id) else { return };
+        self.cancel_probe(entry.phase, now);
+        self.leave_phase(id);
+        self.outputs.push_back(SchedulerOutput::BackOff(id, failure, Duration::ZERO));
+        self.enqueue(id, End::Front, false, now);
+    }
+
+    /// An attempt failed: plans the next one, or gives the poll up.
+    fn failed(&mut self, id: PollId, failure: Failure, advice: RetryAdvice, now: Instant) {
+        let Some(entry) = self.polls.get_mut(&id) else { return };
+        let Phase::Attempt { began, is_probe, is_held, .. } = entry.phase else { return };
+        if is_held {
+            entry.outage = None;
+        }
+        let kind = failure.kind();
+        let (failures, is_over) = match kind {
+            FaultKind::Transport | FaultKind::Local => {
+                let Outage { since, faults } = entry.outage.unwrap_or(Outage { since: now, faults: 0 });
+                let outage = Outage { since, faults: faults + 1 };
+                entry.outage = Some(outage);
+                let is_over = match kind {
+                    FaultKind::Transport if !self.has_succeeded => outage.faults > self.config.retries,
+                    _ => self.limit(outage) <= now,
+                };
+                (outage.faults, is_over)
+            }
+            FaultKind::Upstream => {
+                entry.outage = None;
+                let domain = entry.request.domain;
+                if is_held && advice == RetryAdvice::BackOffHeld {
+                    entry.errors = 0;
+                    (1, false)
+                } else {
+                    entry.errors += 1;
+                    let errors = entry.errors;
+                    let key = self.keys.get_mut(&domain);
+                    let may_retry =
+                        errors <= self.config.retries && key.is_some_and(|key| key.budget.take_retry(now));
+                    (errors, !may_retry)
+                }
+            }
+        };
+        match kind {
+            FaultKind::Transport if !self.has_succeeded => {}
+            FaultKind::Transport if is_probe => self.breaker.probe_failed(now),
+            FaultKind::Transport => self.breaker.failed(began, now),
+            FaultKind::Local => {
+                self.cancel_probe(Phase::Attempt { began, is_probe, held_at: None, is_held }, now)
+            }
+            FaultKind::Upstream => self.reached(now),
+        }
+        self.leave_phase(id);
+        let Some(entry) = self.polls.get_mut(&id) else { return };
+        (entry.failed, entry.is_retry) = (Some((now, failure.clone())), true);
+        let outage = entry.outage;
+        if is_over || advice == RetryAdvice::GiveUp {
+            return self.give_up(id, now);
+        }
+        let pause = self.config.backoff.pause(failures, self.jitter.f64());
+        let until = match outage {
+            Some(outage) if self.has_succeeded => (now + pause).min(self.limit(outage)),
+            _ => now + pause,
+        };
+        self.set_phase(id, Phase::BackingOff { until });
+        self.outputs.push_back(SchedulerOutput::BackOff(id, failure, until - now));
+    }
+
+    /// The upstream asked for a pause of this poll.
+    fn pause(&mut self, id: PollId, failure: Failure, pause: Duration, now: Instant) {
+        self.leave_phase(id);
+        let Some(entry) = self.polls.get_mut(&id) else { return };
+        entry.refusals += 1;
+        entry.outage = None;
+        (entry.failed, entry.is_retry) = (Some((now, failure.clone())), true);
+        if entry.request.class == PollClass::Plain {
+            return self.give_up(id, now);
+        }
+        self.set_phase(id, Phase::Paused { until: now + pause });
+        self.outputs.push_back(SchedulerOutput::Pause(id, failure, pause));
+    }
+
+    /// A 429: decides whether it concerns the key as well.
+    fn refused(&mut self, id: PollId, pause: Duration, now: Instant) {
+        let Some(entry) = self.polls.get(&id) else { return };
+        let (domain, was_refused) = (entry.request.domain, entry.refusals > 0);
+        let until = now + pause.min(MAX_KEY_PAUSE);
+        let Some(key) = self.keys.get_mut(&domain) else { return };
+        match key.pause {
+            KeyPause::Until(_) => self.pause_key(domain, until, now),
+            // A job that was refused before says nothing of the others: leaving the attempt lets the next one probe.
+            KeyPause::Probing(probe) if probe == id && !was_refused => self.pause_key(domain, until, now),
+            KeyPause::Probing(_) | KeyPause::Probe => {}
+            KeyPause::None => match key.refused.take() {
+                Some((jobs, at)) if at > now && jobs != entry.request.jobs => {
+                    self.pause_key(domain, until.max(at), now);
+                }
+                _ => key.refused = Some((entry.request.jobs.clone(), until)),
+            },
+        }
+    }
+
+    /// Pauses a key, once, however many of its polls are refused together.
+    fn pause_key(&mut self, domain: KeyDomain, until: Instant, now: Instant) {
+        if let Some(Key { pause: KeyPause::Until(known), .. }) = self.keys.get(&domain) {
+            if *known + MIN_EXTENSION >= until {
+                return;
+            }
+            self.timers.remove(&(*known, Timer::Resume(domain)));
+        }
+        self.timers.insert((until, Timer::Resume(domain)));
+        self.set_pause(domain, KeyPause::Until(until), now);
+        let queued: Vec<PollId> = self.snapshots.of(domain).chain(self.long_polls.of(domain)).collect();
+        queued.into_iter().for_each(|id| self.tell_key_pause(id, until - now));
+    }
+
+    fn tell_key_pause(&mut self, id: PollId, pause: Duration) {
+        self.outputs.push_back(SchedulerOutput::Pause(id, Failure::KeyRests { retry_after: pause }, pause));
+    }
+
+    fn set_pause(&mut self, domain: KeyDomain, pause: KeyPause, now: Instant) {
+        let Some(key) = self.keys.get_mut(&domain) else { return };
+        key.pause = pause;
+        self.sync_queues(domain);
+        self.forget_key_if_idle(domain, now);
+    }
+
+    /// Opens or closes the queues of a key as its pause says.
+    fn sync_queues(&mut self, domain: KeyDomain) {
+        let is_open = self.keys.get(&domain).is_none_or(|key| key.pause.is_open());
+        self.snapshots.set_open(domain, is_open);
+        self.long_polls.set_open(domain, is_open);
+    }
+
+    /// When a poll with these faults is given up.
+    fn limit(&self, outage: Outage) -> Instant {
+        outage.since + self.config.retry_for
+    }
+
+    fn give_up(&mut self, id: PollId, now: Instant) {
+        if let Some(entry) = self.forget(id, now) {
+            let failure = entry.failed.map_or(Failure::Unreachable, |(_, failure)| failure);
+            self.outputs.push_back(SchedulerOutput::GiveUp(id, failure));
+        }
+    }
+
+    fn forget(&mut self, id: PollId, now: Instant) -> Option<Entry> {
+        self.leave_phase(id);
+        let entry = self.polls.remove(&id)?;
+        if let Some(key) = self.keys.get_mut(&entry.request.domain) {
+            key.polls -= 1;
+            self.forget_key_if_idle(entry.request.domain, now);
+        }
+        Some(entry)
+    }
+
+    /// Forgets a key without polls as soon as its past counts no more.
+    fn forget_key_if_idle(&mut self, domain: KeyDomain, now: Instant) {
+        let Some(key) = self.keys.get_mut(&domain) else { return };
+        if key.polls > 0 || key.forget_at.is_some() || matches!(key.pause, KeyPause::Until(_)) {
+            return;
+        }
+        let refused_until = key.refused.as_ref().map_or(now, |(_, at)| *at);
+        let at = refused_until.max(key.budget.counts_until(now));
+        if at > now {
+            key.forget_at = Some(at);
+            self.timers.insert((at, Timer::Forget(domain)));
+        } else {
+            self.keys.remove(&domain);
+        }
+    }
+
+    /// Checks what must hold after every call; a debug build stops where it does not.
+    fn check_invariants(&self) {
+        if cfg!(debug_assertions) && self.polls.len() <= MAX_CHECKED {
+            let is = |f: fn(&Phase) -> bool| self.polls.values().filter(|entry| f(&entry.phase)).count();
+            assert_eq!(self.open, is(|phase| matches!(phase, Phase::Attempt { .. })));
+            let is_retrying =
+                |phase: &Phase| matches!(phase, Phase::BackingOff { .. } | Phase::HeldBack { .. });
+            assert_eq!(self.retrying.len(), is(is_retrying));
+            let is_held_back = |phase: &Phase| matches!(phase, Phase::HeldBack { .. });
+            assert!(!self.breaker.is_closed() || is(is_held_back) == 0, "held back by a closed breaker");
+            let polls: usize = self.keys.values().map(|key| key.polls).sum();
+            assert_eq!(polls, self.polls.len());
+        }
+    }
+}
+
+impl KeyPause {
+    fn is_open(self) -> bool {
+        match self {
+            KeyPause::None | KeyPause::Probe => true,
+            KeyPause::Until(_) | KeyPause::Probing(_) => false,
+        }
+    }
+}
+
+/// How many long-poll places a key may hold for each that stays free when it takes another.
+const PLACES_PER_FREE_ONE: usize = 16;
+
+/// How long a 429 pauses its key at most.
+const MAX_KEY_PAUSE: Duration = Duration::from_secs(60);
+
+/// A pause of a key is not extended by less, so that a hundred polls that are refused together pause it once.
+const MIN_EXTENSION: Duration = Duration::from_secs(1);
+
+/// How long a request must stand at the upstream to be a success: a long-poll that is held says that the upstream
+/// works, and nobody would wait for its end to ask again.
+const HELD_MEANS_HEALTHY: Duration = Duration::from_secs(1);
+
+/// How many polls there may be for all of them to be checked after each call.
+const MAX_CHECKED: usize = 256;
