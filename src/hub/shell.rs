@@ -383,6 +383,9 @@ impl Shell {
             SchedulerOutput::Start(id) => self.try_poll(id, now),
             SchedulerOutput::BackOff(id, failure, pause) => {
                 self.machine.handle(Input::Progress(id, Progress::Stalled(failure, pause)), now);
+                if self.machine.has_newcomer(id) {
+                    self.scheduler.try_now(id, now);
+                }
             }
             SchedulerOutput::Pause(id, failure, pause) => {
                 self.machine.handle(Input::Progress(id, Progress::Rests(failure, pause)), now);

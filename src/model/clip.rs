@@ -92,6 +92,11 @@ impl ClipSet {
     pub fn is_subset(&self, of: &ClipSet) -> bool {
         self.len() <= of.len() && self.iter().all(|id| of.contains(id))
     }
+
+    /// Returns whether an id is in both sets.
+    pub fn intersects(&self, other: &ClipSet) -> bool {
+        self.iter().any(|id| other.contains(id))
+    }
 }
 
 impl<'a> IntoIterator for &'a ClipSet {

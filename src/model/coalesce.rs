@@ -129,6 +129,14 @@ impl Coalescer {
         })
     }
 
+    /// Returns whether a wait came after the newest attempt of a poll had begun: where that failed, its client alone
+    /// would have made one of its own since, so the shell makes another one at once.
+    pub fn has_newcomer(&self, id: PollId) -> bool {
+        let Some(poll) = self.board.poll(id) else { return false };
+        let arrived = |wait: &WaitId| self.board.wait(*wait).map(|wait| wait.spec.arrived);
+        poll.waits.iter().next_back().and_then(arrived).is_some_and(|arrived| arrived > poll.tried_at)
+    }
+
     /// Returns how much time the waits on a poll have left, at most.
     pub fn time_left(&self, id: PollId, now: Instant) -> Duration {
         let waits = self.board.poll(id).into_iter().flat_map(|poll| &poll.waits);

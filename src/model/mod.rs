@@ -8,6 +8,8 @@ pub mod coalesce;
 pub mod query;
 pub mod route;
 pub mod scheduler;
+#[cfg(test)]
+mod simulation;
 
 /// A map that an outsider cannot fill one place of, since its hash is seeded at random, and faster than the standard one.
 pub type Map<K, V> = std::collections::HashMap<K, V, foldhash::quality::RandomState>;

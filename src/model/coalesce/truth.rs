@@ -93,9 +93,11 @@ impl Coalescer {
         poll.opened_at + self.rules.hold + self.rules.skew() >= wait.deadline()
     }
 
-    /// How what the wait leans on failed last, if it did.
+    /// How what the wait leans on failed last, if it did: first what the upstream asked a pause with, since no more is
+    /// heard of that poll.
     pub(super) fn last_failure(&self, id: WaitId, wait: &Wait, now: Instant) -> Option<Told> {
-        let polls = wait.leans.iter().rev().filter_map(|&poll| self.board.poll(poll));
+        let polls = || wait.leans.iter().rev().filter_map(|&poll| self.board.poll(poll));
+        let is_paused = |poll: &&Poll| matches!(poll.tries, Tries::PutOff { .. });
         let told = |poll: &Poll| {
             let failure = match (poll.failed.clone()?, poll.paused_until()) {
                 (Failure::KeyRests { .. }, Some(until)) => {
@@ -105,7 +107,8 @@ impl Coalescer {
             };
             Some((failure, poll.opener == id))
         };
-        polls.filter_map(told).next().or_else(|| wait.failed.clone())
+        let paused = polls().filter(is_paused).find_map(told);
+        paused.or_else(|| polls().find_map(told)).or_else(|| wait.failed.clone())
     }
 
     /// Whether something that the wait leans on is not even tried until then.

@@ -325,6 +325,12 @@ impl PollScheduler {
         self.breaker.is_closed()
     }
 
+    /// Returns whether the attempt of a poll that is under way is a retry.
+    #[cfg(test)]
+    pub(crate) fn is_retry(&self, id: PollId) -> bool {
+        self.polls.get(&id).is_some_and(|entry| entry.is_retry)
+    }
+
     /// Starts attempts while there are places.
     fn grant(&mut self, now: Instant) {
         self.probe_if_due(now);
@@ -634,7 +640,7 @@ impl PollScheduler {
             KeyPause::Probing(probe) if probe == id && !was_refused => self.pause_key(domain, until, now),
             KeyPause::Probing(_) | KeyPause::Probe => {}
             KeyPause::None => match key.refused.take() {
-                Some((jobs, at)) if at > now && jobs != entry.request.jobs => {
+                Some((jobs, at)) if at > now && !jobs.intersects(&entry.request.jobs) => {
                     self.pause_key(domain, until.max(at), now);
                 }
                 _ => key.refused = Some((entry.request.jobs.clone(), until)),
