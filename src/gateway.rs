@@ -18,6 +18,7 @@ use http_body::Body as HttpBody;
 
 pub use self::overview::{Asker, Overview};
 use crate::access::{AccessLine, Outcome};
+use crate::allowed_host::{self, HostPattern};
 use crate::auth::{AuthError, Identity, Keyring, KeyringError};
 use crate::body::{Body, BoxError};
 use crate::cache::{Cache, Proof};
@@ -35,7 +36,7 @@ use crate::model::query::{self, Query, WaitQuery};
 use crate::model::route::{Form, Goal, Route};
 use crate::passthrough::{Forwarded, Passthrough};
 use crate::reply::{self, ClipReply, Source, cache_status, finish};
-use crate::request::RequestCtx;
+use crate::request::{Peer, RequestCtx};
 use crate::sse::{Ask, Streams};
 use crate::trace::{Answered, RequestSpan, TraceError, Tracer};
 use crate::upstream::client::{Client, ClientError};
@@ -57,6 +58,8 @@ struct Parts {
     wait: ArcSwap<config::Wait>,
     /// `None`: the upstream answers browsers' questions itself.
     cors: ArcSwapOption<Cors>,
+    /// The admin listener goes by it too.
+    allowed_hosts: ArcSwap<Vec<HostPattern>>,
     metrics: Arc<Metrics>,
     tracer: Tracer,
 }
@@ -141,6 +144,7 @@ impl Gateway {
             ),
             wait: ArcSwap::from_pointee(config.wait.clone()),
             cors: ArcSwapOption::from_pointee(Cors::new(&config.server.cors_origins)),
+            allowed_hosts: ArcSwap::from_pointee(config.server.allowed_hosts.clone()),
             streams: Streams::new(hub.clone(), Arc::clone(&cache), Arc::clone(&route)),
             route,
             cache,
@@ -161,6 +165,7 @@ impl Gateway {
         self.0.cache.set_rules(config.cache.clone());
         self.0.wait.store(Arc::new(config.wait.clone()));
         self.0.cors.store(Cors::new(&config.server.cors_origins).map(Arc::new));
+        self.0.allowed_hosts.store(Arc::new(config.server.allowed_hosts.clone()));
         Ok(())
     }
 
@@ -177,6 +182,11 @@ impl Gateway {
     /// Begins spans, and has them told at the end.
     pub fn tracer(&self) -> &Tracer {
         &self.0.tracer
+    }
+
+    /// `server.allowed_hosts` as it is now.
+    pub(crate) fn allowed_hosts(&self) -> Arc<Vec<HostPattern>> {
+        self.0.allowed_hosts.load_full()
     }
 
     /// Waits that are parked now.
@@ -239,8 +249,14 @@ impl Gateway {
         let Asking { who, proof, permission, line, span } = asking;
         let is_let_in = permission.as_ref().is_some_and(|permission| permission.is_given());
         // Before the quota, which is the programs' own.
-        if self.0.keyring.lends_its_key() && !is_let_in && fields::is_of_foreign_page(request) {
-            return Err(Refusal::ForeignPage);
+        if self.0.keyring.lends_its_key() {
+            if can_be_rebound(line.ctx()) && !allowed_host::is_allowed(request, &self.0.allowed_hosts.load())
+            {
+                return Err(Refusal::ForeignHost);
+            }
+            if !is_let_in && fields::is_of_foreign_page(request) {
+                return Err(Refusal::ForeignPage);
+            }
         }
         self.0.limits.request(*who)?;
         if permission.as_ref().is_some_and(|permission| permission.is_preflight()) {
@@ -451,6 +467,12 @@ fn endpoint(form: Option<Form>) -> Endpoint {
         Some(Form::Multi) => Endpoint::Clips,
         None => Endpoint::Other,
     }
+}
+
+/// Whether a web page can reach the listener under a name of its own. It cannot where its browser would ask for a
+/// certificate of that name, and browsers reach no unix sockets.
+fn can_be_rebound(ctx: &RequestCtx) -> bool {
+    !ctx.is_tls && ctx.trail.peer() != Peer::Unix
 }
 
 /// Whether the body's coding is `chunked` and nothing else: hyper takes other codings before it, which would be lost
