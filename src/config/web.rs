@@ -1,8 +1,6 @@
 //! Reads how web browsers name things: origins (`server.cors_origins`) and hosts (`server.allowed_hosts`).
 
-use std::net::IpAddr;
-
-use http::Uri;
+use std::net::{IpAddr, Ipv6Addr};
 
 use super::reader::{Wrong, quoted, wrong};
 use crate::allowed_host::HostPattern;
@@ -10,19 +8,45 @@ use crate::allowed_host::HostPattern;
 /// The longest name of DNS, in bytes.
 const MAX_NAME: usize = 253;
 
-/// A web origin: scheme, host, port where it is not the scheme's own, and nothing after it; or `*`.
+/// The default ports, which browsers leave out of an origin.
+const DEFAULT_PORTS: [(&str, u16); 2] = [("http", 80), ("https", 443)];
+
+/// Reads a web origin and writes it as browsers send it (RFC 6454 §6.2): in lower case, without the scheme's default
+/// port. Any scheme will do, as desktop programs and browser extensions have schemes of their own. `*` stays.
 pub(super) fn origin(text: &str) -> Result<String, Wrong> {
-    let lower = text.to_ascii_lowercase();
-    let host = lower.strip_prefix("https://").or_else(|| lower.strip_prefix("http://"));
-    let url = lower.parse::<Uri>().ok();
-    match host {
-        _ if text == "*" => Ok(lower),
-        Some(host) if !host.contains(['/', '@', '?', '#']) && url.is_some() => Ok(lower),
-        _ => wrong(
-            format!("{} is no origin", quoted(&text.replace('@', "_"))),
-            "write it as \"https://app.example.com\", without a path or a slash at its end",
+    if text == "*" {
+        return Ok(text.to_owned());
+    }
+    match normal_origin(&text.to_ascii_lowercase()) {
+        Some(origin) => Ok(origin),
+        None => wrong(
+            // A password may stand before the `@`.
+            format!("{} is not a valid origin", quoted(&text.replace('@', "_"))),
+            "write it as \"https://app.example.com\" or \"tauri://localhost\", without a path or a slash at its end",
         ),
     }
+}
+
+fn normal_origin(text: &str) -> Option<String> {
+    let (scheme, authority) = text.split_once("://")?;
+    let is_scheme_byte = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.".contains(&b);
+    if !scheme.starts_with(|c: char| c.is_ascii_lowercase()) || !scheme.bytes().all(is_scheme_byte) {
+        return None;
+    }
+    // Colons before the bracket are the address's.
+    let (host, port) = match authority.rfind(':') {
+        Some(at) if !authority.ends_with(']') => (&authority[..at], &authority[at + 1..]),
+        Some(_) | None => (authority, ""),
+    };
+    let host = match host.strip_prefix('[') {
+        // As browsers shorten it.
+        Some(rest) => format!("[{}]", rest.strip_suffix(']')?.parse::<Ipv6Addr>().ok()?),
+        None => Some(host).filter(|host| is_name(host.strip_suffix('.').unwrap_or(host)))?.to_owned(),
+    };
+    let is_digits = port.bytes().all(|b| b.is_ascii_digit());
+    let port = if port.is_empty() { None } else { Some(port.parse::<u16>().ok().filter(|_| is_digits)?) };
+    let port = port.filter(|port| !DEFAULT_PORTS.contains(&(scheme, *port)));
+    Some(port.map_or_else(|| format!("{scheme}://{host}"), |port| format!("{scheme}://{host}:{port}")))
 }
 
 /// Reads the name of a host, `.suffix` for a name and all below it, or `*`.
@@ -77,6 +101,70 @@ fn is_name(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_origin_is_kept_as_browsers_send_it() {
+        let rows = [
+            ("*", "*"),
+            ("https://app.example.com", "https://app.example.com"),
+            ("HTTPS://App.Example.com", "https://app.example.com"),
+            ("https://a:443", "https://a"),
+            ("http://a:80", "http://a"),
+            ("http://a:0080", "http://a"),
+            ("https://a:", "https://a"),
+            ("https://a:80", "https://a:80"),
+            ("http://a:443", "http://a:443"),
+            ("http://127.0.0.1:3000", "http://127.0.0.1:3000"),
+            ("http://[::1]:3000", "http://[::1]:3000"),
+            ("https://[0:0:0:0:0:0:0:1]:443", "https://[::1]"),
+            ("tauri://localhost", "tauri://localhost"),
+            ("app://obsidian.md", "app://obsidian.md"),
+            ("app://a:443", "app://a:443"),
+            (
+                "chrome-extension://abcdefghijklmnopabcdefghijklmnop",
+                "chrome-extension://abcdefghijklmnopabcdefghijklmnop",
+            ),
+        ];
+        for (text, kept) in rows {
+            assert_eq!(origin(text).as_deref(), Ok(kept), "{text}");
+        }
+        assert_eq!(rows.len(), 16);
+    }
+
+    #[test]
+    fn what_no_browser_sends_as_an_origin_is_refused_with_an_example() {
+        let bad = [
+            "",
+            "a.example",
+            "null",
+            "https://",
+            "file://",
+            "https://a/",
+            "https://a/path",
+            "https://a?x",
+            "https://a#x",
+            "https://user@a",
+            "https://a:65536",
+            "https://a:+1",
+            "https://a:b",
+            "https://a b",
+            "https://*.example.com",
+            "https://[::1",
+            "https://[::g]",
+            "https://bücher.example",
+            "://a",
+            "1a://a",
+            "a_b://a",
+        ];
+        for text in bad {
+            let wrong = origin(text).unwrap_err();
+            assert!(
+                wrong.what.contains("is not a valid origin") && wrong.fix.contains("tauri://"),
+                "{text}: {wrong}"
+            );
+        }
+        assert!(!origin("https://user:hush@a").unwrap_err().to_string().contains('@'));
+    }
 
     #[test]
     fn a_host_is_a_name_a_suffix_or_any() {
