@@ -107,6 +107,29 @@ fn systemd_takes_the_units_and_finds_little_that_is_exposed() {
 }
 
 #[test]
+fn a_unix_socket_of_the_socket_unit_is_its_groups_alone() {
+    let unit = read("systemd/clipgate.socket");
+    assert_eq!(setting(&unit, "SocketMode"), "0660");
+    assert_eq!((setting(&unit, "SocketUser"), setting(&unit, "SocketGroup")), ("root", "root"));
+    // What the comment says is to be written, an operator's drop-in has to be taken by systemd.
+    let lines = unit.lines().filter_map(|line| line.strip_prefix("#   "));
+    let drop_in = lines.skip_while(|line| !line.starts_with("ListenStream=/")).collect::<Vec<_>>().join("\n");
+    assert!(drop_in.contains("SocketGroup="), "{drop_in}");
+    let dir = tempfile::tempdir().unwrap();
+    let (service, socket) = (dir.path().join("clipgate.service"), dir.path().join("clipgate.socket"));
+    let program = env!("CARGO_BIN_EXE_clipgate");
+    std::fs::write(&service, read("systemd/clipgate.service").replace("/usr/bin/clipgate", program)).unwrap();
+    std::fs::write(
+        &socket,
+        unit.replace("ListenStream=127.0.0.1:8080", &drop_in).replace("SocketGroup=root\n", ""),
+    )
+    .unwrap();
+    let verified = try_run("systemd-analyze", "systemd", &["verify", "--man=no", socket.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&verified.stderr).into_owned();
+    assert!(verified.status.success() && !said.contains("clipgate."), "{said}");
+}
+
+#[test]
 fn the_units_times_fit_those_of_the_configuration() {
     let unit = read("systemd/clipgate.service");
     let config = Config::load(Some(&deploy("config/package.toml")), secrets()).unwrap().server;
