@@ -3,6 +3,7 @@
 //!
 //! Needs dclint, kubernetes-validate, helm and promtool (`.ci/tools` sees to it). Without them the tests fail.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -120,6 +121,91 @@ fn the_compose_files_are_sound_and_stop_later_than_the_gateway() {
                 .exists()
         );
     }
+}
+
+/// The owner and the mode of a file.
+fn owner_and_mode(path: &Path) -> (String, u32) {
+    let file = path.metadata().unwrap();
+    (format!("{}:{}", file.uid(), file.gid()), file.mode() & 0o7777)
+}
+
+fn is_root() -> bool {
+    run("id", "coreutils", &["-u"]).trim() == "0"
+}
+
+/// Whom an image's processes are, where compose does not say.
+fn user_of_the_image() -> String {
+    let dockerfile = read("docker/Dockerfile");
+    dockerfile.lines().find_map(|line| line.strip_prefix("USER ")).unwrap().to_owned()
+}
+
+#[test]
+fn each_secret_of_the_teams_compose_file_is_made_up_anew_and_of_one_containers_user_alone() {
+    let script = path("compose/make-secrets");
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [dir, other] = dirs.each_ref().map(|dir| dir.path());
+    if !is_root() {
+        let refused = try_run(&script, "coreutils", &[dir.to_str().unwrap()]);
+        assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("root"));
+        return;
+    }
+    run(&script, "openssl", &[dir.to_str().unwrap()]);
+    run(&script, "openssl", &[other.to_str().unwrap()]);
+    let compose = yaml(&path("compose/team.yml")).remove(0);
+    let mut mounted = Vec::new();
+    for (name, service) in compose["services"].as_object().unwrap() {
+        let user = service["user"].as_str().map_or_else(user_of_the_image, str::to_owned);
+        for secret in service["secrets"].as_array().unwrap() {
+            let file = compose["secrets"][secret.as_str().unwrap()]["file"].as_str().unwrap();
+            let file = file.strip_prefix("../../secrets/").unwrap();
+            let mode = if file == "tls.crt" { 0o444 } else { 0o400 };
+            assert_eq!(owner_and_mode(&dir.join(file)), (user.clone(), mode), "{name} {file}");
+            mounted.push(file.to_owned());
+        }
+    }
+    mounted.sort_unstable();
+    let list = |dir: &Path| {
+        let names =
+            std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort_unstable();
+        names
+    };
+    assert_eq!(mounted, list(dir), "each is one container's");
+
+    let content = |dir: &Path, name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
+    assert_eq!(content(dir, "admin_token"), content(dir, "prometheus_token"));
+    let before: Vec<_> = mounted.iter().map(|name| content(dir, name)).collect();
+    for (name, text) in mounted.iter().zip(&before) {
+        assert!(text.trim().len() >= 32 && *text != content(other, name), "{name}");
+    }
+    run(&script, "openssl", &[dir.to_str().unwrap()]);
+    let after: Vec<_> = mounted.iter().map(|name| content(dir, name)).collect();
+    assert_eq!(before, after, "what is there stays");
+
+    let grafana = &compose["services"]["grafana"]["environment"];
+    assert_eq!(grafana["GF_SECURITY_ADMIN_PASSWORD__FILE"], "/run/secrets/grafana_password");
+    let prometheus = yaml(&path("compose/prometheus.yml")).remove(0);
+    let token = &prometheus["scrape_configs"][0]["authorization"]["credentials_file"];
+    assert_eq!(token, "/run/secrets/prometheus_token");
+}
+
+#[test]
+fn the_sidecars_key_is_readable_for_the_gateway_alone() {
+    let example = read("compose/sidecar.yml");
+    let command = example.lines().find_map(|line| line.strip_prefix("#   printf ")).unwrap();
+    let (dir, user) = (tempfile::tempdir().unwrap(), user_of_the_image());
+    let (uid, gid) = user.split_once(':').unwrap();
+    assert!(command.contains(&format!("sudo install -m 400 -o {uid} -g {gid} ")), "{command}");
+    let owner = if is_root() { String::new() } else { "-o $(id -u) -g $(id -g)".to_owned() };
+    let command = command.replace("sudo ", "").replace("/dev/stdin", &format!("{owner} /dev/stdin"));
+    let line = format!("cd {} && AIMLAPI_KEY=s3cret && printf {command}", dir.path().display());
+    run("sh", "dash", &["-c", &line]);
+    let key = dir.path().join("aimlapi_key");
+    assert_eq!(std::fs::read_to_string(&key).unwrap(), "s3cret");
+    let (owner, mode) = owner_and_mode(&key);
+    assert_eq!(mode, 0o400);
+    assert!(owner == user || !is_root(), "{owner}");
 }
 
 #[test]
