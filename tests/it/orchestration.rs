@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use clipgate::config::{Config, Listen};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::deploy::{deploy, read};
 use crate::process::{run, try_run};
@@ -234,7 +234,7 @@ fn what_compose_mounts_is_there_and_prometheus_takes_it() {
 
 #[test]
 fn the_manifests_are_kubernetes_and_the_teams_are_what_the_chart_makes() {
-    assert_eq!(validate(&path("kubernetes/sidecar.yaml")), 2);
+    assert_eq!(validate(&path("kubernetes/sidecar.yaml")), 3);
     assert_eq!(validate(&path("kubernetes/team.yaml")), 7);
     helm(&["lint", "--strict", "--quiet", &path(CHART)]);
     let made = helm(&[&["template", "clipgate", &path(CHART)][..], &ALL_OF_IT].concat());
@@ -279,6 +279,44 @@ fn a_pod_has_time_to_answer_its_waits_before_it_is_killed() {
 }
 
 #[test]
+fn the_sidecars_admin_listener_is_its_pods_alone_and_a_policy_stands_before_it() {
+    let documents = yaml(&path("kubernetes/sidecar.yaml"));
+    let pod = &of_kind(&documents, "Deployment")["spec"]["template"];
+    let (sidecar, program) = (&pod["spec"]["initContainers"][0], &pod["spec"]["containers"][0]);
+    let text = of_kind(&documents, "ConfigMap")["data"]["config.toml"].as_str().unwrap();
+    let env = environment(sidecar, Path::new("/none"));
+    let narrow = config(text, env.clone());
+    let is_loopback = |at: &Listen| matches!(at, Listen::Tcp(address) if address.ip().is_loopback());
+    assert!(narrow.admin.listen.as_ref().is_some_and(is_loopback), "{:?}", narrow.admin);
+    assert!(narrow.server.listen.iter().all(is_loopback), "{:?}", narrow.server);
+    // What comes from outside the pod does not reach it, so the probes are commands in it. They find the configuration
+    // where it is by default.
+    let mounts = sidecar["volumeMounts"].as_array().unwrap();
+    assert!(mounts.iter().any(|mount| mount["mountPath"] == "/etc/clipgate"));
+    assert!(read("docker/Dockerfile").contains("ENTRYPOINT [\"/clipgate\"]"));
+    let command = |probe: &str| sidecar[probe]["exec"]["command"].clone();
+    assert_eq!(command("startupProbe"), json!(["/clipgate", "health"]));
+    assert_eq!(command("livenessProbe"), json!(["/clipgate", "health", "--live"]));
+    // One that is not ready must not take its program out of service.
+    assert!(sidecar["readinessProbe"].is_null());
+
+    let policy = &of_kind(&documents, "NetworkPolicy")["spec"];
+    assert_eq!(policy["podSelector"]["matchLabels"], pod["metadata"]["labels"], "it is about another pod");
+    assert_eq!(policy["policyTypes"], json!(["Ingress"]));
+    let open = &program["ports"][0]["containerPort"];
+    let monitoring =
+        json!([{ "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": "monitoring" } } }]);
+    let wide = config(&text.replace("listen = \"127.0.0.1:9090\"", "listen = \"0.0.0.0:9090\""), env);
+    assert_ne!(wide.admin.listen, narrow.admin.listen);
+    let admin = port(wide.admin.listen.as_ref());
+    let rules = json!([
+        { "ports": [{ "port": open, "protocol": "TCP" }] },
+        { "from": monitoring, "ports": [{ "port": admin, "protocol": "TCP" }] },
+    ]);
+    assert_eq!(policy["ingress"], rules);
+}
+
+#[test]
 fn probes_policies_and_monitors_name_the_ports_that_the_gateway_has() {
     for (file, list) in
         [("kubernetes/team.yaml", "containers"), ("kubernetes/sidecar.yaml", "initContainers")]
@@ -294,16 +332,13 @@ fn probes_policies_and_monitors_name_the_ports_that_the_gateway_has() {
         };
         assert_eq!(named("admin"), port(config.admin.listen.as_ref()), "{file}");
         assert!(config.admin.token.is_some(), "{file}: whoever reaches it may empty the cache");
-        for (probe, at) in
-            [("startupProbe", "/readyz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")]
-        {
-            // A sidecar that is not ready must not take its program out of service.
-            if !container[probe].is_null() || list == "containers" {
+        if list == "containers" {
+            for (probe, at) in
+                [("startupProbe", "/readyz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")]
+            {
                 assert_eq!(container[probe]["httpGet"]["path"], at, "{file} {probe}");
                 assert_eq!(container[probe]["httpGet"]["port"], "admin", "{file} {probe}");
             }
-        }
-        if list == "containers" {
             assert_eq!(named("clients"), port(config.server.listen.first()));
             let policy = &of_kind(&documents, "NetworkPolicy")["spec"];
             let open: Vec<&Value> =
