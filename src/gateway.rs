@@ -3,6 +3,7 @@
 //! It brings together what does not know each other, and keeps no state of its own. A hit touches no task, no
 //! channel and no lock but moka's own and those of the quotas' shards.
 
+mod host_rule;
 mod overview;
 
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use http_body::Body as HttpBody;
 
 pub use self::overview::{Asker, Overview};
 use crate::access::{AccessLine, Outcome};
-use crate::allowed_host::{self, HostPattern};
+use crate::allowed_host::HostPattern;
 use crate::auth::{AuthError, Identity, Keyring, KeyringError};
 use crate::body::{Body, BoxError};
 use crate::cache::{Cache, Proof};
@@ -36,7 +37,7 @@ use crate::model::query::{self, Query, WaitQuery};
 use crate::model::route::{Form, Goal, Route};
 use crate::passthrough::{Forwarded, Passthrough};
 use crate::reply::{self, ClipReply, Source, cache_status, finish};
-use crate::request::{Peer, RequestCtx};
+use crate::request::RequestCtx;
 use crate::sse::{Ask, Streams};
 use crate::trace::{Answered, RequestSpan, TraceError, Tracer};
 use crate::upstream::client::{Client, ClientError};
@@ -184,11 +185,6 @@ impl Gateway {
         &self.0.tracer
     }
 
-    /// `server.allowed_hosts` as it is now.
-    pub(crate) fn allowed_hosts(&self) -> Arc<Vec<HostPattern>> {
-        self.0.allowed_hosts.load_full()
-    }
-
     /// Waits that are parked now.
     pub fn waits(&self) -> usize {
         self.0.hub.waits()
@@ -250,8 +246,7 @@ impl Gateway {
         let is_let_in = permission.as_ref().is_some_and(|permission| permission.is_given());
         // Before the quota, which is the programs' own.
         if self.0.keyring.lends_its_key() {
-            if can_be_rebound(line.ctx()) && !allowed_host::is_allowed(request, &self.0.allowed_hosts.load())
-            {
+            if self.is_foreign_host(request, line.ctx()) {
                 return Err(Refusal::ForeignHost);
             }
             if !is_let_in && fields::is_of_foreign_page(request) {
@@ -467,12 +462,6 @@ fn endpoint(form: Option<Form>) -> Endpoint {
         Some(Form::Multi) => Endpoint::Clips,
         None => Endpoint::Other,
     }
-}
-
-/// Whether a web page can reach the listener under a name of its own. It cannot where its browser would ask for a
-/// certificate of that name, and browsers reach no unix sockets.
-fn can_be_rebound(ctx: &RequestCtx) -> bool {
-    !ctx.is_tls && ctx.trail.peer() != Peer::Unix
 }
 
 /// Whether the body's coding is `chunked` and nothing else: hyper takes other codings before it, which would be lost
