@@ -42,15 +42,24 @@ impl HostPattern {
     }
 }
 
-/// Returns whether every host that the request names, in its target (`:authority` in HTTP/2) and in `Host`, is one of
-/// this machine's own or `listed`. A request that names none is let in: browsers always name one.
-pub(crate) fn is_allowed<B>(request: &Request<B>, listed: &[HostPattern]) -> bool {
-    let is_allowed = |authority: &Authority| is_host(authority) && is_allowed_name(authority.host(), listed);
-    let is_field_allowed = |field: &HeaderValue| {
-        field.is_empty() || Authority::try_from(field.as_bytes()).is_ok_and(|host| is_allowed(&host))
+/// The longest part of a refused host that is repeated, in bytes: a name of DNS and a port.
+const MAX_SHOWN: usize = 260;
+
+/// Returns the first host that the request names, in its target (`:authority` in HTTP/2) or in `Host`, and that is neither
+/// one of this machine's own nor `listed`; `None` where the request may be answered. A request that names no host may be:
+/// browsers always name one.
+pub(crate) fn foreign_host<B>(request: &Request<B>, listed: &[HostPattern]) -> Option<String> {
+    let is_foreign = |host: &Authority| !is_host(host) || !is_allowed_name(host.host(), listed);
+    let is_field_foreign = |field: &&HeaderValue| {
+        !field.is_empty() && Authority::try_from(field.as_bytes()).map_or(true, |host| is_foreign(&host))
     };
-    request.uri().authority().is_none_or(is_allowed)
-        && request.headers().get_all(HOST).iter().all(is_field_allowed)
+    let of_target =
+        request.uri().authority().filter(|host| is_foreign(host)).map(|host| host.as_str().as_bytes());
+    let of_field =
+        || request.headers().get_all(HOST).into_iter().find(is_field_foreign).map(HeaderValue::as_bytes);
+    // A secret may stand before an `@`.
+    let host = of_target.or_else(of_field)?.rsplit(|byte| *byte == b'@').next()?;
+    Some(String::from_utf8_lossy(&host[..host.len().min(MAX_SHOWN)]).into_owned())
 }
 
 fn is_allowed_name(host: &str, listed: &[HostPattern]) -> bool {
@@ -75,7 +84,7 @@ mod tests {
     }
 
     fn of_host(host: &str, listed: &[HostPattern]) -> bool {
-        is_allowed(&Request::get("/").header(HOST, host).body(()).unwrap(), listed)
+        foreign_host(&Request::get("/").header(HOST, host).body(()).unwrap(), listed).is_none()
     }
 
     #[test]
@@ -146,19 +155,23 @@ mod tests {
 
     #[test]
     fn each_name_that_a_request_has_is_looked_at() {
-        let request = |target: &str, hosts: &[&str]| {
+        let foreign = |target: &str, hosts: &[&str]| {
             let mut request = Request::get(target).version(Version::HTTP_2);
             for host in hosts {
                 request = request.header(HOST, *host);
             }
-            is_allowed(&request.body(()).unwrap(), &[])
+            foreign_host(&request.body(()).unwrap(), &[])
         };
-        assert!(request("/", &[]), "HTTP/1.0 need not name a host");
-        assert!(request("http://localhost:8080/", &[]));
-        assert!(request("http://localhost/", &["127.0.0.1"]));
-        assert!(!request("http://evil.example/", &[]));
-        assert!(!request("http://evil.example/", &["localhost"]));
-        assert!(!request("http://localhost/", &["evil.example"]));
-        assert!(!request("/", &["localhost", "evil.example"]));
+        let evil = |told: Option<String>| told.as_deref() == Some("evil.example");
+        assert_eq!(foreign("/", &[]), None, "HTTP/1.0 need not name a host");
+        assert_eq!(foreign("http://localhost:8080/", &[]), None);
+        assert_eq!(foreign("http://localhost/", &["127.0.0.1"]), None);
+        assert!(evil(foreign("http://evil.example/", &[])));
+        assert!(evil(foreign("http://evil.example/", &["localhost"])));
+        assert!(evil(foreign("http://localhost/", &["evil.example"])));
+        assert!(evil(foreign("/", &["localhost", "evil.example"])));
+        assert!(evil(foreign("http://hush@evil.example/", &[])), "no secret is told");
+        let long = format!("{}.example", "a".repeat(1000));
+        assert_eq!(foreign("/", &[&long]).unwrap().len(), MAX_SHOWN);
     }
 }

@@ -246,9 +246,7 @@ impl Gateway {
         let is_let_in = permission.as_ref().is_some_and(|permission| permission.is_given());
         // Before the quota, which is the programs' own.
         if self.0.keyring.lends_its_key() {
-            if self.is_foreign_host(request, line.ctx()) {
-                return Err(Refusal::ForeignHost);
-            }
+            self.refuse_foreign_host(request, line)?;
             if !is_let_in && fields::is_of_foreign_page(request) {
                 return Err(Refusal::ForeignPage);
             }

@@ -13,7 +13,7 @@ use http::{HeaderMap, Request};
 use subtle::ConstantTimeEq as _;
 
 use super::refusal::AdminRefusal;
-use crate::allowed_host::{self, HostPattern};
+use crate::allowed_host::{HostPattern, foreign_host};
 use crate::auth::{bearer, token_sha256};
 use crate::headers::{is_for_a_window, is_of_foreign_page};
 use crate::request::Peer;
@@ -40,7 +40,7 @@ impl Guard {
     ) -> Result<(), AdminRefusal> {
         match self.token {
             Some(token) if !brings(request.headers(), token) => return Err(AdminRefusal::Unauthorized),
-            None if peer != Peer::Unix && !allowed_host::is_allowed(request, allowed_hosts) => {
+            None if peer != Peer::Unix && foreign_host(request, allowed_hosts).is_some() => {
                 return Err(AdminRefusal::ForeignHost);
             }
             Some(_) | None => {}

@@ -191,6 +191,8 @@ async fn a_reload_adds_names_and_takes_them_away_for_clients_and_the_operator() 
         (answer.status().as_u16(), state.status().as_u16())
     };
     assert_eq!(statuses().await, (421, 421));
+    let line = gateway.logged("foreign-host").await;
+    assert!(line.contains("server.address=gw.example "), "{line}");
     for (names, expected) in [
         ("[\"gw.example\"]", (200, 200)),
         ("[\"other.example\"]", (421, 421)),
