@@ -63,13 +63,14 @@ fuzz:
 		cargo +nightly fuzz run $$target -- -max_total_time=$(TIME) -len_control=0 $$dict || exit 1; \
 	done
 
-# With the manual and the completions, which the gateway itself writes.
+# With the manual and the completions, which the gateway itself writes, and the notices of what others wrote.
 deb:
 	@cargo deb --version >/dev/null || { echo 'missing: cargo install --locked cargo-deb' >&2; exit 1; }
 	cargo build --release --locked
 	mkdir -p target/deb/man
 	target/release/clipgate man target/deb/man
 	for shell in bash zsh fish; do target/release/clipgate completions $$shell >target/deb/clipgate.$$shell || exit 1; done
+	deploy/third-party.py target/deb
 	cargo deb --no-build --locked
 
 manifests: tools

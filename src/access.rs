@@ -73,6 +73,8 @@ pub struct AccessLine {
     pub outcome: Outcome,
     /// Which member of the team asks.
     pub member: Option<Arc<str>>,
+    /// The host that the request is refused for.
+    pub foreign_host: Option<String>,
     ctx: RequestCtx,
     method: Method,
     path: Box<str>,
@@ -93,6 +95,7 @@ impl AccessLine {
         Self {
             outcome: Outcome::Left,
             member: None,
+            foreign_host: None,
             ctx,
             method: request.method().clone(),
             // Texts of its own: what the head was read into need not be kept for them while the request is parked.
@@ -158,6 +161,7 @@ impl Drop for AccessLine {
             clipgate.member = self.member.as_deref(),
             clipgate.key = self.key.as_ref().map(KeyDomain::short),
             client.address = client.as_deref(),
+            server.address = self.foreign_host.as_deref(),
             network.peer.address = &*peer,
             network.peer.port = from.port(),
             network.protocol.version = protocol(self.version),

@@ -48,8 +48,9 @@ impl Cors {
     /// What the answer to this request shall say.
     pub fn permission<B>(&self, request: &Request<B>) -> Permission {
         let asking = the_one(request.headers(), ORIGIN);
-        let is_let_in =
-            |asking: &&HeaderValue| self.origins.iter().any(|origin| origin == "*" || *asking == origin);
+        let is_let_in = |asking: &&HeaderValue| {
+            self.origins.iter().any(|origin| origin == "*" || is_same(asking, origin))
+        };
         let method = the_one(request.headers(), ACCESS_CONTROL_REQUEST_METHOD)
             .filter(|_| request.method() == Method::OPTIONS && asking.is_some());
         let preflight = method.map(|method| Preflight {
@@ -100,6 +101,11 @@ impl Permission {
     }
 }
 
+/// Browsers leave the case of hosts as it is where they do not know the scheme.
+fn is_same(asking: &HeaderValue, listed: &str) -> bool {
+    asking.as_bytes().eq_ignore_ascii_case(listed.as_bytes())
+}
+
 /// The field's value, if there is exactly one.
 fn the_one(headers: &HeaderMap, name: HeaderName) -> Option<&HeaderValue> {
     let mut values = headers.get_all(name).into_iter();
@@ -135,6 +141,9 @@ mod tests {
             (&["https://a.example"], "https://a.example.evil", false),
             (&["https://a.example"], "http://a.example", false),
             (&["https://a.example"], "null", false),
+            (&["tauri://localhost"], "tauri://localhost", true),
+            (&["app://obsidian.md"], "app://Obsidian.md", true),
+            (&["tauri://localhost"], "http://localhost", false),
         ];
         for (origins, asking, may) in rows {
             let (_, headers) = said(origins, "GET", &[("origin", asking)]);
@@ -144,7 +153,7 @@ mod tests {
             assert_eq!(headers[VARY], "Origin", "{asking}");
             assert!(!headers.contains_key("access-control-allow-credentials"), "the upstream's word is gone");
         }
-        assert_eq!(rows.len(), 7);
+        assert_eq!(rows.len(), 10);
         let (_, headers) = said(&["*"], "GET", &[]);
         assert_eq!((headers.len(), headers[VARY].as_bytes()), (1, &b"Origin"[..]));
         let (_, headers) = said(&["*"], "GET", &[("origin", "https://a"), ("origin", "https://b")]);

@@ -54,6 +54,12 @@ pub enum Refusal {
         "pages of other origins may not use this gateway's key: server.cors_origins names those that may"
     )]
     ForeignPage,
+    /// The name that the client used for this gateway may be anybody's, and the gateway's own key would be used.
+    #[error(
+        "this gateway is reached by address, as localhost or by a name without a dot: any web site can point another \
+         name here; server.allowed_hosts lists further names"
+    )]
+    ForeignHost,
     /// The request has been here before.
     #[error("the request came from this gateway: upstream.base_url leads back to it")]
     Loop,
@@ -120,6 +126,7 @@ impl Refusal {
                 PassError::Send(_) | PassError::BadAnswer => StatusCode::BAD_GATEWAY,
             },
             Refusal::ForeignPage => StatusCode::FORBIDDEN,
+            Refusal::ForeignHost => StatusCode::MISDIRECTED_REQUEST,
             Refusal::Loop => StatusCode::LOOP_DETECTED,
             Refusal::NotCached => StatusCode::GATEWAY_TIMEOUT,
             Refusal::Http(HttpFault::Malformed) => StatusCode::BAD_REQUEST,
@@ -140,6 +147,7 @@ impl Refusal {
             Refusal::Poll(failure) => failure.reason(),
             Refusal::Pass(error) => error.reason(),
             Refusal::ForeignPage => "foreign-page",
+            Refusal::ForeignHost => "foreign-host",
             Refusal::Loop => "loop",
             Refusal::NotCached => "not-cached",
             Refusal::Http(HttpFault::Malformed) => "malformed",
@@ -155,7 +163,7 @@ impl Refusal {
             Refusal::Hub(HubError::FullForKey) => Some(Limit::WaitsOfKey),
             Refusal::Hub(HubError::Full) => Some(Limit::Waits),
             Refusal::Hub(HubError::Gone) | Refusal::Query(_) | Refusal::Auth(_) | Refusal::Poll(_) => None,
-            Refusal::Pass(_) | Refusal::ForeignPage | Refusal::Loop => None,
+            Refusal::Pass(_) | Refusal::ForeignPage | Refusal::ForeignHost | Refusal::Loop => None,
             Refusal::NotCached | Refusal::Http(_) => None,
         }
     }
@@ -168,7 +176,8 @@ impl Refusal {
             Refusal::Poll(Failure::KeyRests { retry_after }) => Some(*retry_after),
             Refusal::Poll(Failure::LocalResources) => Some(Duration::from_secs(1)),
             Refusal::Query(_) | Refusal::Auth(_) | Refusal::Poll(_) | Refusal::Pass(_) => None,
-            Refusal::ForeignPage | Refusal::Loop | Refusal::NotCached | Refusal::Http(_) => None,
+            Refusal::ForeignPage | Refusal::ForeignHost | Refusal::Loop => None,
+            Refusal::NotCached | Refusal::Http(_) => None,
         }
     }
 

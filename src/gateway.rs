@@ -3,6 +3,7 @@
 //! It brings together what does not know each other, and keeps no state of its own. A hit touches no task, no
 //! channel and no lock but moka's own and those of the quotas' shards.
 
+mod host_rule;
 mod overview;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use http_body::Body as HttpBody;
 
 pub use self::overview::{Asker, Overview};
 use crate::access::{AccessLine, Outcome};
+use crate::allowed_host::HostPattern;
 use crate::auth::{AuthError, Identity, Keyring, KeyringError};
 use crate::body::{Body, BoxError};
 use crate::cache::{Cache, Proof};
@@ -57,6 +59,8 @@ struct Parts {
     wait: ArcSwap<config::Wait>,
     /// `None`: the upstream answers browsers' questions itself.
     cors: ArcSwapOption<Cors>,
+    /// The admin listener goes by it too.
+    allowed_hosts: ArcSwap<Vec<HostPattern>>,
     metrics: Arc<Metrics>,
     tracer: Tracer,
 }
@@ -141,6 +145,7 @@ impl Gateway {
             ),
             wait: ArcSwap::from_pointee(config.wait.clone()),
             cors: ArcSwapOption::from_pointee(Cors::new(&config.server.cors_origins)),
+            allowed_hosts: ArcSwap::from_pointee(config.server.allowed_hosts.clone()),
             streams: Streams::new(hub.clone(), Arc::clone(&cache), Arc::clone(&route)),
             route,
             cache,
@@ -161,6 +166,7 @@ impl Gateway {
         self.0.cache.set_rules(config.cache.clone());
         self.0.wait.store(Arc::new(config.wait.clone()));
         self.0.cors.store(Cors::new(&config.server.cors_origins).map(Arc::new));
+        self.0.allowed_hosts.store(Arc::new(config.server.allowed_hosts.clone()));
         Ok(())
     }
 
@@ -239,8 +245,11 @@ impl Gateway {
         let Asking { who, proof, permission, line, span } = asking;
         let is_let_in = permission.as_ref().is_some_and(|permission| permission.is_given());
         // Before the quota, which is the programs' own.
-        if self.0.keyring.lends_its_key() && !is_let_in && fields::is_of_foreign_page(request) {
-            return Err(Refusal::ForeignPage);
+        if self.0.keyring.lends_its_key() {
+            self.refuse_foreign_host(request, line)?;
+            if !is_let_in && fields::is_of_foreign_page(request) {
+                return Err(Refusal::ForeignPage);
+            }
         }
         self.0.limits.request(*who)?;
         if permission.as_ref().is_some_and(|permission| permission.is_preflight()) {

@@ -208,7 +208,8 @@ pub fn has_one_host(version: Version, headers: &HeaderMap) -> bool {
     }
 }
 
-fn is_host(authority: &Authority) -> bool {
+/// Whether the authority can stand in `Host`: it has a host, and no user.
+pub(crate) fn is_host(authority: &Authority) -> bool {
     !authority.as_str().contains(['@', '"', '\\']) && !authority.host().is_empty()
 }
 

@@ -44,6 +44,7 @@
 //! | 1 | [`clock`] | the one clock |
 //! | | [`secret`] | a text that is not to be seen |
 //! | | [`config`] | what the operator decides, read and checked |
+//! | | [`allowed_host`] | by which names a listener that asks for no credentials may be reached
 //! | | [`headers`] | which fields are hop-by-hop, which belong to one answer, which are added |
 //! | | [`request`] | a request's id, where it comes from, its arrival |
 //! | | [`cors`] | which web origins may read answers |
@@ -75,6 +76,7 @@
 
 pub mod access;
 pub mod admin;
+pub mod allowed_host;
 pub mod auth;
 pub mod body;
 pub mod cache;

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use super::panel::Panel;
+use crate::request::Peer;
 use crate::server::{Accepted, Listener, Listeners};
 
 /// Connections at once. Those above wait to be accepted.
@@ -47,8 +48,8 @@ pub(super) async fn accept_all(listener: Listener, panel: Arc<Panel>) -> Infalli
                 let panel = Arc::clone(&panel);
                 connections.spawn(async move {
                     match accepted {
-                        Accepted::Tcp(stream, _) => connection(stream, panel).await,
-                        Accepted::Unix(stream) => connection(stream, panel).await,
+                        Accepted::Tcp(stream, address) => connection(stream, Peer::Tcp(address), panel).await,
+                        Accepted::Unix(stream) => connection(stream, Peer::Unix, panel).await,
                     }
                     drop(place);
                 });
@@ -62,10 +63,10 @@ pub(super) async fn accept_all(listener: Listener, panel: Arc<Panel>) -> Infalli
     }
 }
 
-async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, panel: Arc<Panel>) {
+async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, peer: Peer, panel: Arc<Panel>) {
     let service = service_fn(move |request: Request<Incoming>| {
         let panel = Arc::clone(&panel);
-        async move { Ok::<_, Infallible>(panel.answer(&request).await) }
+        async move { Ok::<_, Infallible>(panel.answer(&request, peer).await) }
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD);

@@ -6,17 +6,17 @@
 //!   the same, evil.example now being 127.0.0.1 in DNS ──────▶ Host tells                         (421)
 //! ```
 
-use std::net::IpAddr;
-
 use headers::authorization::Basic;
 use headers::{Authorization, HeaderMapExt as _};
-use http::header::{AUTHORIZATION, HOST};
+use http::header::AUTHORIZATION;
 use http::{HeaderMap, Request};
 use subtle::ConstantTimeEq as _;
 
 use super::refusal::AdminRefusal;
+use crate::allowed_host::{HostPattern, foreign_host};
 use crate::auth::{bearer, token_sha256};
-use crate::headers::{asked_host, is_for_a_window, is_of_foreign_page};
+use crate::headers::{is_for_a_window, is_of_foreign_page};
+use crate::request::Peer;
 use crate::secret::{Secret, TokenHash};
 
 /// The way in.
@@ -30,11 +30,19 @@ impl Guard {
         Self { token: token.map(|token| token_sha256(token.expose().as_bytes())) }
     }
 
-    /// Whether the request may do what it asks for.
-    pub(super) fn check<B>(&self, request: &Request<B>) -> Result<(), AdminRefusal> {
+    /// Whether the request may do what it asks for. `allowed_hosts` is `server.allowed_hosts`, for a listener without a
+    /// token; browsers reach no unix socket, so there any name will do.
+    pub(super) fn check<B>(
+        &self,
+        request: &Request<B>,
+        peer: Peer,
+        allowed_hosts: &[HostPattern],
+    ) -> Result<(), AdminRefusal> {
         match self.token {
             Some(token) if !brings(request.headers(), token) => return Err(AdminRefusal::Unauthorized),
-            None if !names_this_machine(request) => return Err(AdminRefusal::ForeignHost),
+            None if peer != Peer::Unix && foreign_host(request, allowed_hosts).is_some() => {
+                return Err(AdminRefusal::ForeignHost);
+            }
             Some(_) | None => {}
         }
         match is_of_foreign_page(request) && !is_for_a_window(request) {
@@ -58,23 +66,6 @@ fn brings(headers: &HeaderMap, token: TokenHash) -> bool {
     brought.0.ct_eq(&token.0).into()
 }
 
-/// Whether the name that the client used can be nobody else's: an address, or one that no public DNS has.
-/// A browser always says it.
-fn names_this_machine<B>(request: &Request<B>) -> bool {
-    let (uri, headers) = (request.uri(), request.headers());
-    if uri.authority().is_none() && !headers.contains_key(HOST) {
-        return true;
-    }
-    asked_host(uri, headers).is_some_and(|authority| is_local(authority.host()))
-}
-
-fn is_local(host: &str) -> bool {
-    let host = host.trim_end_matches('.').to_ascii_lowercase();
-    let address = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(&host);
-    // A name without a dot is one of the local network's: a container's, for example.
-    address.parse::<IpAddr>().is_ok() || !host.contains('.') || host.ends_with(".localhost")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,35 +78,26 @@ mod tests {
         request.body(()).unwrap()
     }
 
+    /// From another program on this machine, where nothing is listed.
+    fn check(guard: &Guard, request: &Request<()>) -> Result<(), AdminRefusal> {
+        guard.check(request, Peer::Tcp(([127, 0, 0, 1], 50_000).into()), &[])
+    }
+
     #[test]
-    fn without_a_token_only_names_that_are_nobody_elses_are_answered() {
-        let guard = Guard::new(None);
-        let of = |host: &str| guard.check(&request("GET", &[("host", host)]));
-        for host in [
-            "127.0.0.1:9090",
-            "[::1]:9090",
-            "192.0.2.7",
-            "localhost:9090",
-            "LOCALHOST.",
-            "a.localhost",
-            "clipgate:9090",
-        ] {
-            assert_eq!(of(host), Ok(()), "{host}");
-        }
-        for host in
-            ["evil.example:9090", "127.0.0.1.evil.example", "a@127.0.0.1", "localhost.evil.example", ""]
-        {
-            assert_eq!(of(host), Err(AdminRefusal::ForeignHost), "{host}");
-        }
-        assert_eq!(guard.check(&request("GET", &[])), Ok(()), "HTTP/1.0 need not say it");
-        let two = request("GET", &[("host", "localhost"), ("host", "evil.example")]);
-        assert_eq!(guard.check(&two), Err(AdminRefusal::ForeignHost));
+    fn without_a_token_and_by_tcp_only_names_that_are_nobody_elses_are_answered() {
+        let (guard, peer) = (Guard::new(None), Peer::Tcp(([127, 0, 0, 1], 50_000).into()));
+        let own = request("GET", &[("host", "127.0.0.1:9090")]);
+        assert_eq!(guard.check(&own, peer, &[]), Ok(()));
+        let foreign = request("GET", &[("host", "evil.example:9090")]);
+        assert_eq!(guard.check(&foreign, peer, &[]), Err(AdminRefusal::ForeignHost));
+        assert_eq!(guard.check(&foreign, peer, &[HostPattern::Name("evil.example".to_owned())]), Ok(()));
+        assert_eq!(guard.check(&foreign, Peer::Unix, &[]), Ok(()));
     }
 
     #[test]
     fn the_token_comes_as_bearer_or_as_a_password() {
         let guard = Guard::new(Some(&Secret::new("s3cret")));
-        let of = |fields: &[(&str, &str)]| guard.check(&request("GET", fields)).is_ok();
+        let of = |fields: &[(&str, &str)]| check(&guard, &request("GET", fields)).is_ok();
         let host = ("host", "gw.example");
         assert!(of(&[host, ("authorization", "Bearer s3cret")]));
         assert!(of(&[host, ("authorization", "bearer s3cret")]));
@@ -132,7 +114,7 @@ mod tests {
         let guard = Guard::new(None);
         let of = |method: &str, fields: &[(&str, &str)]| {
             let fields = [&[("host", "127.0.0.1:9090")], fields].concat();
-            guard.check(&request(method, &fields)).is_ok()
+            check(&guard, &request(method, &fields)).is_ok()
         };
         let site = |site: &'static str| ("sec-fetch-site", site);
         let (link, fetch) = (("sec-fetch-mode", "navigate"), ("sec-fetch-mode", "cors"));

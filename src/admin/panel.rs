@@ -28,7 +28,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::gateway::Gateway;
 use crate::reply::X_REQUEST_ID;
-use crate::request::RequestId;
+use crate::request::{Peer, RequestId};
 
 /// Event streams at once, far below the connections that there may be.
 const MAX_STREAMS: usize = 32;
@@ -95,10 +95,10 @@ impl Panel {
     }
 
     /// Answers a request. Its body is not read.
-    pub(super) async fn answer<B>(&self, request: &Request<B>) -> Response<Body> {
+    pub(super) async fn answer<B>(&self, request: &Request<B>, peer: Peer) -> Response<Body> {
         let id = RequestId::new(request.headers().get(X_REQUEST_ID));
         let (method, path) = (request.method(), request.uri().path());
-        let mut response = match self.answer_or_refuse(request).await {
+        let mut response = match self.answer_or_refuse(request, peer).await {
             Ok(response) => {
                 let method = method.as_str();
                 debug!(http.request.method = method, url.path = path, clipgate.request_id = %id, "admin request");
@@ -123,10 +123,14 @@ impl Panel {
         response
     }
 
-    async fn answer_or_refuse<B>(&self, request: &Request<B>) -> Result<Response<Body>, AdminRefusal> {
+    async fn answer_or_refuse<B>(
+        &self,
+        request: &Request<B>,
+        peer: Peer,
+    ) -> Result<Response<Body>, AdminRefusal> {
         let resource = Resource::of(request.uri().path());
         if !resource.as_ref().is_ok_and(Resource::is_open) {
-            self.guard.check(request)?;
+            self.guard.check(request, peer, &self.gateway.allowed_hosts())?;
         }
         let resource = resource?;
         let methods = resource.methods();

@@ -23,7 +23,10 @@ pub(super) enum AdminRefusal {
     #[error("send admin.token, as `Authorization: Bearer TOKEN` or as the password of Basic")]
     Unauthorized,
     /// The name that the client found this listener by may be anybody's.
-    #[error("ask by address or as localhost, or set admin.token: any web site can point a name here")]
+    #[error(
+        "ask by address, as localhost or by a name without a dot: any web site can point another name here; \
+         server.allowed_hosts lists further names, and with admin.token any name will do"
+    )]
     ForeignHost,
     /// Another web site's page asks.
     #[error("a page of another web site may not ask this")]

@@ -8,7 +8,8 @@ use tracing::Level;
 
 use super::fault::Fault;
 use super::raw::Entries;
-use super::reader::{Reader, Wrong, base_url, collector, network, origin, path};
+use super::reader::{Reader, Wrong, base_url, collector, network, path};
+use super::web::{host_pattern, origin};
 use super::{Auth, Config, Listen, LogFormat, Member, Tls, team};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -53,6 +54,9 @@ const KEYS: &[(&str, Read<Draft>)] = &[
     ("server.tls.client_ca", |d, r| r.parsed(&mut d.client_ca, "\"ca.pem\"", path)),
     ("server.cors_origins", |d, r| {
         r.list(&mut d.config.server.cors_origins, "[\"https://app.example.com\"]", origin)
+    }),
+    ("server.allowed_hosts", |d, r| {
+        r.list(&mut d.config.server.allowed_hosts, "[\"clips.example.com\", \".internal\"]", host_pattern)
     }),
     ("server.trusted_proxies", |d, r| {
         r.list(&mut d.config.server.trusted_proxies, "[\"10.0.0.0/8\"]", network)

@@ -5,7 +5,7 @@
 //!                                └──────────┴──► Faults, all at once
 //! ```
 //!
-//! It knows no other module but `secret`; whoever runs the gateway owns it.
+//! It knows no other modules but `secret` and `allowed_host`; whoever runs the gateway owns it.
 
 mod fault;
 mod keys;
@@ -17,6 +17,7 @@ mod team;
 #[cfg(test)]
 mod tests;
 mod warnings;
+mod web;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,6 +32,7 @@ pub use self::fault::{Fault, Faults, Place};
 pub use self::locate::locate;
 pub use self::reader::{Wrong, base_url, secret};
 pub use self::team::member_name;
+use crate::allowed_host::HostPattern;
 use crate::secret::{Secret, TokenHash};
 
 /// Everything (contract, section 9).
@@ -91,6 +93,8 @@ pub struct Server {
     pub tls: Option<Tls>,
     /// The web origins that CORS is answered for.
     pub cors_origins: Vec<String>,
+    /// By which further names a sidecar, and an admin listener without a token, may be reached.
+    pub allowed_hosts: Vec<HostPattern>,
     /// Whose `Forwarded` and `X-Forwarded-For` are believed.
     pub trusted_proxies: Vec<IpNet>,
 }
@@ -335,6 +339,7 @@ impl Default for Config {
                 idle_timeout: secs(200),
                 tls: None,
                 cors_origins: Vec::new(),
+                allowed_hosts: Vec::new(),
                 trusted_proxies: Vec::new(),
             },
             admin: Admin { listen: Some(Listen::Tcp(([127, 0, 0, 1], 9090).into())), token: None },

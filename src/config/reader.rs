@@ -39,7 +39,7 @@ impl fmt::Display for Wrong {
 
 impl std::error::Error for Wrong {}
 
-fn wrong<T>(what: impl Into<String>, fix: impl Into<String>) -> Result<T, Wrong> {
+pub(super) fn wrong<T>(what: impl Into<String>, fix: impl Into<String>) -> Result<T, Wrong> {
     Err(Wrong { what: what.into(), fix: fix.into() })
 }
 
@@ -187,7 +187,7 @@ impl Reader<'_> {
 }
 
 /// A text as a fault repeats it: in quotes, without surprises, not without end.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     const MOST: usize = 60;
     match text.char_indices().nth(MOST) {
         Some((at, _)) => format!("{:?}...", &text[..at]),
@@ -337,21 +337,6 @@ pub(super) fn collector(text: &str) -> Result<Option<Uri>, Wrong> {
         return Ok(None);
     }
     base_url(text).map(Some).map_err(|Wrong { what, .. }| Wrong { what, fix: FIX.to_owned() })
-}
-
-/// A web origin: scheme, host, port where it is not the scheme's own, and nothing after it; or `*`.
-pub(super) fn origin(text: &str) -> Result<String, Wrong> {
-    let lower = text.to_ascii_lowercase();
-    let host = lower.strip_prefix("https://").or_else(|| lower.strip_prefix("http://"));
-    let url = lower.parse::<Uri>().ok();
-    match host {
-        _ if text == "*" => Ok(lower),
-        Some(host) if !host.contains(['/', '@', '?', '#']) && url.is_some() => Ok(lower),
-        _ => wrong(
-            format!("{} is no origin", quoted(&text.replace('@', "_"))),
-            "write it as \"https://app.example.com\", without a path or a slash at its end",
-        ),
-    }
 }
 
 /// A network, or one address.

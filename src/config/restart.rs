@@ -46,11 +46,12 @@ mod tests {
     use super::*;
 
     /// What is taken over while the gateway runs.
-    const LIVE: [&str; 20] = [
+    const LIVE: [&str; 21] = [
         "server.tls.cert",
         "server.tls.key",
         "server.tls.client_ca",
         "server.cors_origins",
+        "server.allowed_hosts",
         "server.trusted_proxies",
         "upstream.api_key",
         "auth.mode",

@@ -78,7 +78,7 @@ fn config_toml_has_every_key_with_a_comment_and_its_default() {
     let known: Vec<String> = keys::names().map(str::to_owned).chain(members).collect();
     let (tls, others): (Vec<String>, Vec<String>) =
         known.into_iter().partition(|key| key.starts_with("server.tls."));
-    assert_eq!((tls.len(), others.len()), (3, 48));
+    assert_eq!((tls.len(), others.len()), (3, 49));
     let expected: BTreeSet<&str> = others.iter().map(String::as_str).chain(["server.tls"]).collect();
     assert_eq!(written, expected);
     for key in &tls {
@@ -126,6 +126,7 @@ fn each_key_sets_its_own_field_from_the_file_and_from_the_environment() {
         ("server.idle_timeout", r#""11s""#, "11s"),
         ("server.tls", r#"{ cert = "c", key = "k" }"#, r#"{ cert = "c", key = "k" }"#),
         ("server.cors_origins", r#"["https://a.example"]"#, "https://a.example"),
+        ("server.allowed_hosts", r#"["clips.example", ".internal"]"#, r#"["clips.example", ".internal"]"#),
         ("server.trusted_proxies", r#"["10.0.0.0/8", "::1"]"#, r#"["10.0.0.0/8", "::1"]"#),
         ("admin.listen", r#""""#, ""),
         ("admin.token", r#""t""#, "t"),
@@ -228,6 +229,7 @@ fn a_bad_value_is_told_with_its_line_its_key_and_a_fix() {
         ("server", "tls = { client_ca = \"c\" }", "set server.tls.cert and server.tls.key too"),
         ("server", "tls = \"c\"", "server.tls: is a section, not text"),
         ("server", "cors_origins = [\"https://a/\"]", "without a path"),
+        ("server", "allowed_hosts = [\"a.example:80\"]", "has a port"),
         ("server", "trusted_proxies = [\"10.0.0.0/33\"]", "is no network"),
         ("admin", "listen = \"9090\"", "is no address to listen on"),
         ("admin", "token = 12345", "is a number where a secret belongs"),
@@ -264,7 +266,7 @@ fn a_bad_value_is_told_with_its_line_its_key_and_a_fix() {
         assert!(faults.iter().all(|fault| !fault.fix.is_empty() && !fault.key.is_empty()), "{line}\n{told}");
         assert_eq!(faults.iter().count(), 1, "{line}\n{told}");
     }
-    assert_eq!(cases.len(), 51);
+    assert_eq!(cases.len(), 52);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::{Auth, Config, Listen};
+use crate::allowed_host::HostPattern;
 use crate::secret::Secret;
 
 impl Config {
@@ -30,6 +31,14 @@ impl Config {
                  sees the dashboard and can empty the cache"
             ));
         }
+        if self.server.allowed_hosts.contains(&HostPattern::Any)
+            && let Some(what) = self.lent_by_name()
+        {
+            warnings.push(format!(
+                "server.allowed_hosts is \"*\": any web site that a browser here visits can point its own name at this \
+                 gateway and {what}; list the names that are yours"
+            ));
+        }
         let url = &self.upstream.base_url;
         if url.scheme_str() == Some("http") && !url.host().is_some_and(is_this_machine) {
             warnings.push(format!(
@@ -52,6 +61,18 @@ impl Config {
             ));
         }
         warnings
+    }
+
+    /// What a page may do that reaches a listener under a name of its own, if there is such a listener.
+    fn lent_by_name(&self) -> Option<&'static str> {
+        let is_tcp = |at: &Listen| matches!(at, Listen::Tcp(_));
+        if matches!(self.auth, Auth::Sidecar) && self.server.tls.is_none() {
+            Some("spend upstream.api_key")
+        } else if self.admin.token.is_none() && self.admin.listen.as_ref().is_some_and(is_tcp) {
+            Some("see the dashboard and empty the cache")
+        } else {
+            None
+        }
     }
 }
 
@@ -102,6 +123,11 @@ mod tests {
                 &["auth.mode is \"sidecar\" and server.cors_origins is \"*\""],
             ),
             (vec![("SERVER__CORS_ORIGINS", "[\"*\"]")], &[]),
+            (with(&[("SERVER__ALLOWED_HOSTS", "[\"a.example\", \".example\"]")]), &[]),
+            (with(&[("SERVER__ALLOWED_HOSTS", "*")]), &["server.allowed_hosts is \"*\": any web site"]),
+            (vec![("SERVER__ALLOWED_HOSTS", "*")], &["server.allowed_hosts is \"*\": any web site"]),
+            (vec![("SERVER__ALLOWED_HOSTS", "*"), ("ADMIN__LISTEN", "")], &[]),
+            (vec![("SERVER__ALLOWED_HOSTS", "*"), ("ADMIN__TOKEN", "t")], &[]),
             (vec![("SERVER__LISTEN", "0.0.0.0:1")], &[]),
             (vec![("WAIT__TIMEOUT", "5m")], &[]),
             (vec![("UPSTREAM__BASE_URL", "http://127.0.0.1:1")], &[]),
@@ -126,6 +152,6 @@ mod tests {
                 assert!(warning.starts_with(start), "{set:?} {warning}");
             }
         }
-        assert_eq!(cases.len(), 20);
+        assert_eq!(cases.len(), 25);
     }
 }

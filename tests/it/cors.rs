@@ -3,7 +3,7 @@
 use http::{HeaderMap, Request};
 use http_body_util::Empty;
 
-use crate::host::{Client, Ground, clip};
+use crate::host::{Client, Gateway, Ground, clip};
 
 const APP: (&str, &str) = ("origin", "https://app.example");
 
@@ -51,6 +51,44 @@ async fn hits_misses_refusals_and_what_is_passed_through_may_be_read_by_a_listed
     let stream = client.get(&clip("a"), &[APP, ("accept", "text/event-stream")]).await;
     assert_eq!(stream.headers()["content-type"], "text/event-stream");
     assert_eq!(allowed(stream.headers()), Some(APP.1));
+}
+
+#[tokio::test]
+async fn origins_of_desktop_programs_and_with_default_ports_are_those_that_browsers_send() {
+    let ground = Ground::new().await;
+    ground.configure(
+        "cors_origins = [\"tauri://localhost\", \"app://obsidian.md\", \"chrome-extension://abcdefghijklmnop\", \
+         \"https://app.example:443\", \"http://app.example:80\", \"https://other.example:8443\"]",
+    );
+    let mut command = ground.command();
+    command.env("CLIPGATE__AUTH__MODE", "sidecar").env("CLIPGATE__UPSTREAM__API_KEY", "of-the-gateway");
+    let mut gateway = Gateway::spawn(command);
+    let mut client = Client::connect(gateway.address().await).await;
+    let mut status = async |origin: &str| {
+        let fields = [("host", "localhost"), ("origin", origin), ("sec-fetch-site", "cross-site")];
+        let mut request = Request::get("/else");
+        for (name, value) in fields {
+            request = request.header(name, value);
+        }
+        let answer = client.ask(request.body(Empty::new()).unwrap()).await.unwrap();
+        assert_eq!(allowed(answer.headers()), (answer.status() == 404).then_some(origin), "{origin}");
+        answer.status().as_u16()
+    };
+    for origin in [
+        "tauri://localhost",
+        "app://obsidian.md",
+        "chrome-extension://abcdefghijklmnop",
+        "https://app.example",
+        "http://app.example",
+        "https://other.example:8443",
+    ] {
+        assert_eq!(status(origin).await, 404, "{origin} may ask the upstream");
+    }
+    for origin in
+        ["https://other.example", "app://localhost", "http://localhost:1420", "chrome-extension://evil"]
+    {
+        assert_eq!(status(origin).await, 403, "{origin}");
+    }
 }
 
 #[tokio::test]

@@ -84,10 +84,16 @@ struct Front {
 
 impl Front {
     async fn new(kind: Kind, example: &str) -> Self {
+        Self::with(kind, example, &[]).await
+    }
+
+    /// Like `new`, with these variables in the gateway's environment.
+    async fn with(kind: Kind, example: &str, env: &[(&str, &str)]) -> Self {
         let ground = Ground::new().await;
         ground.configure("trusted_proxies = [\"127.0.0.1\"]\n[wait]\ntimeout = \"4s\"\nlinger = \"50ms\"");
         let mut command = ground.command();
         command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0").env("CLIPGATE__UPSTREAM__POLL_TIMEOUT", "4s");
+        command.envs(env.iter().copied());
         let mut gateway = Gateway::spawn(command);
         let address = gateway.address().await.to_string();
         let admin = gateway.line().await;
@@ -108,7 +114,8 @@ impl Front {
 
     async fn listens(&mut self) {
         while TcpStream::connect((self.host.as_str(), 8443)).await.is_err()
-            || self.status("/up").await != "404"
+            // From the upstream or from the gateway, but from no proxy that has no gateway yet.
+            || !["404", "421"].contains(&self.status("/up").await.as_str())
         {
             if let Some(ended) = self.proxy.try_wait().unwrap() {
                 panic!("{ended}: {}", std::fs::read_to_string(self.ground.path(LOG)).unwrap());
@@ -259,6 +266,27 @@ async fn who_hangs_up_is_gone_and_who_lies_about_himself_is_not_believed() {
         assert!(line.contains("client.address=127.0.0.9 "), "{kind:?}: {line}");
         assert!(line.contains("network.peer.address=127.0.0.1 "), "{kind:?}: {line}");
     }
+}
+
+/// What an example says of the names that a sidecar's configuration has to list.
+fn names_to_list(example: &str) -> &str {
+    let line = example.lines().find_map(|line| line.strip_prefix("#   server.allowed_hosts = "));
+    line.expect("the example says what to list")
+}
+
+#[tokio::test]
+async fn a_sidecar_behind_the_examples_answers_under_the_name_that_they_say_is_to_be_listed() {
+    let sidecar = [("CLIPGATE__AUTH__MODE", "sidecar"), ("CLIPGATE__UPSTREAM__API_KEY", "of-the-gateway")];
+    for kind in Kind::ALL {
+        let example = kind.example();
+        let unlisted = Front::with(kind, &example, &sidecar).await;
+        assert_eq!(unlisted.status("/up").await, "421", "{kind:?} passes the name on");
+        let listed = ("CLIPGATE__SERVER__ALLOWED_HOSTS", names_to_list(&example));
+        let front = Front::with(kind, &example, &[&sidecar[..], &[listed]].concat()).await;
+        front.ground.sim.put("a", "complete");
+        assert_eq!(front.status(&clip("a")).await, "200", "{kind:?}");
+    }
+    assert_eq!(names_to_list(&read("proxies/envoy.yaml")), names_to_list(&Kind::Nginx.example()));
 }
 
 #[test]

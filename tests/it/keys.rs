@@ -1,5 +1,6 @@
 //! Whose key is whose, and that none of them is ever shown (contract, section 4).
 
+use clipgate::allowed_host::HostPattern;
 use clipgate::config::{Auth, Config};
 use clipgate::secret::Secret;
 use clipgate::sim::{Options, Sim};
@@ -83,6 +84,7 @@ fn lend_the_key(config: &mut Config) {
     config.auth = Auth::Sidecar;
     config.upstream.api_key = Some(Secret::new("of-the-gateway"));
     config.server.cors_origins = vec!["https://app.example".to_owned()];
+    config.server.allowed_hosts = vec![HostPattern::Name("gw.example".to_owned())];
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ mod wire;
 mod access_log;
 mod admin;
 mod admin_process;
+mod allowed_hosts;
 mod answers;
 mod architecture;
 mod cache;

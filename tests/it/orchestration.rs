@@ -3,11 +3,12 @@
 //!
 //! Needs dclint, kubernetes-validate, helm and promtool (`.ci/tools` sees to it). Without them the tests fail.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
 use clipgate::config::{Config, Listen};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::deploy::{deploy, read};
 use crate::process::{run, try_run};
@@ -122,6 +123,91 @@ fn the_compose_files_are_sound_and_stop_later_than_the_gateway() {
     }
 }
 
+/// The owner and the mode of a file.
+fn owner_and_mode(path: &Path) -> (String, u32) {
+    let file = path.metadata().unwrap();
+    (format!("{}:{}", file.uid(), file.gid()), file.mode() & 0o7777)
+}
+
+fn is_root() -> bool {
+    run("id", "coreutils", &["-u"]).trim() == "0"
+}
+
+/// Whom an image's processes are, where compose does not say.
+fn user_of_the_image() -> String {
+    let dockerfile = read("docker/Dockerfile");
+    dockerfile.lines().find_map(|line| line.strip_prefix("USER ")).unwrap().to_owned()
+}
+
+#[test]
+fn each_secret_of_the_teams_compose_file_is_made_up_anew_and_of_one_containers_user_alone() {
+    let script = path("compose/make-secrets");
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [dir, other] = dirs.each_ref().map(|dir| dir.path());
+    if !is_root() {
+        let refused = try_run(&script, "coreutils", &[dir.to_str().unwrap()]);
+        assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("root"));
+        return;
+    }
+    run(&script, "openssl", &[dir.to_str().unwrap()]);
+    run(&script, "openssl", &[other.to_str().unwrap()]);
+    let compose = yaml(&path("compose/team.yml")).remove(0);
+    let mut mounted = Vec::new();
+    for (name, service) in compose["services"].as_object().unwrap() {
+        let user = service["user"].as_str().map_or_else(user_of_the_image, str::to_owned);
+        for secret in service["secrets"].as_array().unwrap() {
+            let file = compose["secrets"][secret.as_str().unwrap()]["file"].as_str().unwrap();
+            let file = file.strip_prefix("../../secrets/").unwrap();
+            let mode = if file == "tls.crt" { 0o444 } else { 0o400 };
+            assert_eq!(owner_and_mode(&dir.join(file)), (user.clone(), mode), "{name} {file}");
+            mounted.push(file.to_owned());
+        }
+    }
+    mounted.sort_unstable();
+    let list = |dir: &Path| {
+        let names =
+            std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort_unstable();
+        names
+    };
+    assert_eq!(mounted, list(dir), "each is one container's");
+
+    let content = |dir: &Path, name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
+    assert_eq!(content(dir, "admin_token"), content(dir, "prometheus_token"));
+    let before: Vec<_> = mounted.iter().map(|name| content(dir, name)).collect();
+    for (name, text) in mounted.iter().zip(&before) {
+        assert!(text.trim().len() >= 32 && *text != content(other, name), "{name}");
+    }
+    run(&script, "openssl", &[dir.to_str().unwrap()]);
+    let after: Vec<_> = mounted.iter().map(|name| content(dir, name)).collect();
+    assert_eq!(before, after, "what is there stays");
+
+    let grafana = &compose["services"]["grafana"]["environment"];
+    assert_eq!(grafana["GF_SECURITY_ADMIN_PASSWORD__FILE"], "/run/secrets/grafana_password");
+    let prometheus = yaml(&path("compose/prometheus.yml")).remove(0);
+    let token = &prometheus["scrape_configs"][0]["authorization"]["credentials_file"];
+    assert_eq!(token, "/run/secrets/prometheus_token");
+}
+
+#[test]
+fn the_sidecars_key_is_readable_for_the_gateway_alone() {
+    let example = read("compose/sidecar.yml");
+    let command = example.lines().find_map(|line| line.strip_prefix("#   printf ")).unwrap();
+    let (dir, user) = (tempfile::tempdir().unwrap(), user_of_the_image());
+    let (uid, gid) = user.split_once(':').unwrap();
+    assert!(command.contains(&format!("sudo install -m 400 -o {uid} -g {gid} ")), "{command}");
+    let owner = if is_root() { String::new() } else { "-o $(id -u) -g $(id -g)".to_owned() };
+    let command = command.replace("sudo ", "").replace("/dev/stdin", &format!("{owner} /dev/stdin"));
+    let line = format!("cd {} && AIMLAPI_KEY=s3cret && printf {command}", dir.path().display());
+    run("sh", "dash", &["-c", &line]);
+    let key = dir.path().join("aimlapi_key");
+    assert_eq!(std::fs::read_to_string(&key).unwrap(), "s3cret");
+    let (owner, mode) = owner_and_mode(&key);
+    assert_eq!(mode, 0o400);
+    assert!(owner == user || !is_root(), "{owner}");
+}
+
 #[test]
 fn what_compose_mounts_is_there_and_prometheus_takes_it() {
     let compose = yaml(&path("compose/team.yml")).remove(0);
@@ -148,7 +234,7 @@ fn what_compose_mounts_is_there_and_prometheus_takes_it() {
 
 #[test]
 fn the_manifests_are_kubernetes_and_the_teams_are_what_the_chart_makes() {
-    assert_eq!(validate(&path("kubernetes/sidecar.yaml")), 2);
+    assert_eq!(validate(&path("kubernetes/sidecar.yaml")), 3);
     assert_eq!(validate(&path("kubernetes/team.yaml")), 7);
     helm(&["lint", "--strict", "--quiet", &path(CHART)]);
     let made = helm(&[&["template", "clipgate", &path(CHART)][..], &ALL_OF_IT].concat());
@@ -193,6 +279,44 @@ fn a_pod_has_time_to_answer_its_waits_before_it_is_killed() {
 }
 
 #[test]
+fn the_sidecars_admin_listener_is_its_pods_alone_and_a_policy_stands_before_it() {
+    let documents = yaml(&path("kubernetes/sidecar.yaml"));
+    let pod = &of_kind(&documents, "Deployment")["spec"]["template"];
+    let (sidecar, program) = (&pod["spec"]["initContainers"][0], &pod["spec"]["containers"][0]);
+    let text = of_kind(&documents, "ConfigMap")["data"]["config.toml"].as_str().unwrap();
+    let env = environment(sidecar, Path::new("/none"));
+    let narrow = config(text, env.clone());
+    let is_loopback = |at: &Listen| matches!(at, Listen::Tcp(address) if address.ip().is_loopback());
+    assert!(narrow.admin.listen.as_ref().is_some_and(is_loopback), "{:?}", narrow.admin);
+    assert!(narrow.server.listen.iter().all(is_loopback), "{:?}", narrow.server);
+    // What comes from outside the pod does not reach it, so the probes are commands in it. They find the configuration
+    // where it is by default.
+    let mounts = sidecar["volumeMounts"].as_array().unwrap();
+    assert!(mounts.iter().any(|mount| mount["mountPath"] == "/etc/clipgate"));
+    assert!(read("docker/Dockerfile").contains("ENTRYPOINT [\"/clipgate\"]"));
+    let command = |probe: &str| sidecar[probe]["exec"]["command"].clone();
+    assert_eq!(command("startupProbe"), json!(["/clipgate", "health"]));
+    assert_eq!(command("livenessProbe"), json!(["/clipgate", "health", "--live"]));
+    // One that is not ready must not take its program out of service.
+    assert!(sidecar["readinessProbe"].is_null());
+
+    let policy = &of_kind(&documents, "NetworkPolicy")["spec"];
+    assert_eq!(policy["podSelector"]["matchLabels"], pod["metadata"]["labels"], "it is about another pod");
+    assert_eq!(policy["policyTypes"], json!(["Ingress"]));
+    let open = &program["ports"][0]["containerPort"];
+    let monitoring =
+        json!([{ "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": "monitoring" } } }]);
+    let wide = config(&text.replace("listen = \"127.0.0.1:9090\"", "listen = \"0.0.0.0:9090\""), env);
+    assert_ne!(wide.admin.listen, narrow.admin.listen);
+    let admin = port(wide.admin.listen.as_ref());
+    let rules = json!([
+        { "ports": [{ "port": open, "protocol": "TCP" }] },
+        { "from": monitoring, "ports": [{ "port": admin, "protocol": "TCP" }] },
+    ]);
+    assert_eq!(policy["ingress"], rules);
+}
+
+#[test]
 fn probes_policies_and_monitors_name_the_ports_that_the_gateway_has() {
     for (file, list) in
         [("kubernetes/team.yaml", "containers"), ("kubernetes/sidecar.yaml", "initContainers")]
@@ -208,16 +332,13 @@ fn probes_policies_and_monitors_name_the_ports_that_the_gateway_has() {
         };
         assert_eq!(named("admin"), port(config.admin.listen.as_ref()), "{file}");
         assert!(config.admin.token.is_some(), "{file}: whoever reaches it may empty the cache");
-        for (probe, at) in
-            [("startupProbe", "/readyz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")]
-        {
-            // A sidecar that is not ready must not take its program out of service.
-            if !container[probe].is_null() || list == "containers" {
+        if list == "containers" {
+            for (probe, at) in
+                [("startupProbe", "/readyz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")]
+            {
                 assert_eq!(container[probe]["httpGet"]["path"], at, "{file} {probe}");
                 assert_eq!(container[probe]["httpGet"]["port"], "admin", "{file} {probe}");
             }
-        }
-        if list == "containers" {
             assert_eq!(named("clients"), port(config.server.listen.first()));
             let policy = &of_kind(&documents, "NetworkPolicy")["spec"];
             let open: Vec<&Value> =

