@@ -29,7 +29,7 @@ use crate::headers as fields;
 use crate::hub::{Hub, Means, Parked, Wait};
 use crate::limits::{Limits, Who};
 use crate::metrics::{Endpoint, Metrics, Word as _};
-use crate::model::clip::ClipState;
+use crate::model::clip::{ClipId, ClipState, KeyDomain};
 use crate::model::coalesce::{End, Failure, Settled};
 use crate::model::query::{self, Query, WaitQuery};
 use crate::model::route::{Form, Goal, Route};
@@ -87,6 +87,7 @@ enum Step {
 /// A parked wait, and what its answer will be made of.
 struct Waiting {
     parked: Parked,
+    domain: KeyDomain,
     asked: WaitQuery,
     wish: Wish,
     condition: Option<IfNoneMatch>,
@@ -269,11 +270,12 @@ impl Gateway {
         let condition = request.headers().typed_get();
         if let Some((states, source)) = self.known(&asked, *proof, &identity, &wish) {
             line.outcome = Outcome::Hit;
-            return Ok(Step::Answer(self.clips(&asked, states, source, &wish, condition)));
+            return Ok(Step::Answer(self.clips(identity.domain, &asked, states, source, &wish, condition)));
         }
         if wish.only_if_cached {
             return Err(Refusal::NotCached);
         }
+        let domain = identity.domain;
         let parked = self.0.hub.join(Wait {
             identity,
             who,
@@ -286,7 +288,7 @@ impl Gateway {
             keep: wish.keep,
             links,
         })?;
-        Ok(Step::Park(Waiting { parked, asked, wish, condition }))
+        Ok(Step::Park(Waiting { parked, domain, asked, wish, condition }))
     }
 
     /// A wait is a GET without a body, in the form that asks this server and for the whole of the answer.
@@ -335,13 +337,14 @@ impl Gateway {
         Box::pin(async move {
             drop(host);
             let settled = (&mut waiting.parked).await;
-            let Waiting { asked, wish, condition, .. } = waiting;
+            let Waiting { domain, asked, wish, condition, .. } = waiting;
             let answer = settled.map_err(Refusal::from).and_then(|Settled { how, direct, end }| {
                 asking.line.outcome = Outcome::Waited(how, end.reason());
                 match end {
                     End::Reached(mut states) | End::TimedOut(mut states) => {
                         states.sort_by_key(|state| asked.asked.iter().position(|id| *id == state.id));
-                        Ok(self.clips(&asked, states, Source::Poll { how, direct }, &wish, condition).into())
+                        let source = Source::Poll { how, direct };
+                        Ok(self.clips(domain, &asked, states, source, &wish, condition).into())
                     }
                     End::Whole(reply) | End::Refused(reply) | End::Failed(Failure::Answered(reply)) => {
                         Ok(reply::whole(&reply, how, direct, wish.applied).into())
@@ -355,6 +358,7 @@ impl Gateway {
 
     fn clips(
         &self,
+        domain: KeyDomain,
         asked: &WaitQuery,
         states: Vec<ClipState>,
         source: Source,
@@ -362,7 +366,8 @@ impl Gateway {
         condition: Option<IfNoneMatch>,
     ) -> Response<Body> {
         let reply = ClipReply { form: asked.form, states, source, keep: wish.keep, applied: wish.applied };
-        reply.answer(&self.0.cache, &self.0.hub.shape(), condition)
+        let shape = || self.0.cache.shape(domain);
+        reply.answer(&self.0.cache, shape, condition)
     }
 
     fn stream(self, request: HeaderMap, ask: Ask, asking: Asking) -> BoxFuture<'static, Forwarded> {
@@ -391,19 +396,30 @@ impl Gateway {
         Box::pin(async move {
             asking.line.outcome = Outcome::Passed;
             let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
+            let named = query::named(&self.0.route, request.uri().path(), request.uri().query());
             let authorization = identity.as_ref().map(|identity| identity.authorization.clone());
             let mut answer =
                 self.0.passthrough.forward(request, asking.line.ctx(), authorization, &asking.span).await;
             if let Ok(forwarded) = &mut answer {
                 let status = forwarded.response.status();
-                if let (Some(KeyWord::Refused), Some(identity)) = (key_word(status), identity) {
-                    self.0.cache.refused(identity.domain, clock::now());
+                if let Some(identity) = identity {
+                    self.heed(key_word(status), identity.domain, &named);
                 }
                 // No fwd-status: the answer's own status is the one that the upstream gave.
                 cache_status(forwarded.response.headers_mut(), fwd);
             }
             self.finish(asking, answer.map_err(Refusal::from))
         })
+    }
+
+    /// Acts on what the upstream said of the key of a passed-through request, whose target named these clips. A success
+    /// proves nothing: there are paths that the upstream answers without a look at the key.
+    fn heed(&self, word: Option<KeyWord>, domain: KeyDomain, named: &[ClipId]) {
+        match word {
+            Some(KeyWord::Refused) => self.0.cache.refused(domain, clock::now()),
+            Some(KeyWord::Forbidden) => self.0.cache.forbidden(domain, named, clock::now()),
+            Some(KeyWord::Accepted) | None => {}
+        }
     }
 
     /// Adds what every answer has, and says in the log and the metrics which it is.

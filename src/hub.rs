@@ -17,7 +17,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
@@ -28,7 +27,6 @@ use crate::cache::Cache;
 use crate::config::{self, Config};
 use crate::limits::{Limited, Limits, Who};
 use crate::metrics::{Fanout, Metrics};
-use crate::model::answer::Shape;
 use crate::model::backoff::Backoff;
 use crate::model::breaker::BreakerRules;
 use crate::model::clip::ClipSet;
@@ -48,7 +46,6 @@ pub struct Hub {
     looks: mpsc::Sender<Look>,
     parked: Arc<Semaphore>,
     next: Arc<AtomicU64>,
-    shape: Arc<ArcSwap<Shape>>,
 }
 
 /// What the hub works with.
@@ -163,16 +160,14 @@ impl Hub {
         // A wait takes two places at most: its Join until that is taken in, and its Leave, held from the start.
         // The last one is for the drain.
         let (commands, inbox) = mpsc::channel(2 * max_waits + 1);
-        let shape = Arc::new(ArcSwap::from_pointee(Shape::default()));
         let (rules, turns) = (rules(config, ladder), turn_rules(&config.upstream));
-        let shell = Shell::new(rules, turns, caps.max_waits_per_key, means, Arc::clone(&shape));
+        let shell = Shell::new(rules, turns, caps.max_waits_per_key, means);
         let (looks, looked) = mpsc::channel(LOOKS);
         let hub = Self {
             commands,
             looks,
             parked: Arc::new(Semaphore::new(max_waits)),
             next: Arc::new(AtomicU64::new(0)),
-            shape,
         };
         (hub, shell.run(inbox, looked))
     }
@@ -220,11 +215,6 @@ impl Hub {
         let (tell, told) = oneshot::channel();
         self.looks.try_send(Look { most, tell }).ok()?;
         told.await.ok()
-    }
-
-    /// How the upstream holds several clips, as last seen.
-    pub fn shape(&self) -> Arc<Shape> {
-        self.shape.load_full()
     }
 
     /// Waits that are parked now.

@@ -6,7 +6,6 @@ mod overview;
 use std::sync::Arc;
 use std::time::Instant;
 
-use arc_swap::ArcSwap;
 use http::HeaderValue;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
@@ -19,7 +18,6 @@ use crate::clock;
 use crate::limits::Limits;
 use crate::metrics::{Fanout, Metrics, Standing, WaitEnd};
 use crate::model::Map;
-use crate::model::answer::Shape;
 use crate::model::clip::KeyDomain;
 use crate::model::coalesce::{
     Coalescer, End, Failure, Input, Outcome, Output, PollId, PollSpec, Progress, Rules, WaitId, WaitSpec,
@@ -46,7 +44,6 @@ pub(super) struct Shell {
     metrics: Arc<Metrics>,
     tracer: Tracer,
     max_waits_per_key: usize,
-    shape: Arc<ArcSwap<Shape>>,
     parked: Map<WaitId, Parked>,
     keys: Map<KeyDomain, Key>,
     polls: Map<PollId, Poll>,
@@ -96,13 +93,7 @@ struct Poll {
 }
 
 impl Shell {
-    pub(super) fn new(
-        rules: Rules,
-        turns: TurnRules,
-        max_waits_per_key: usize,
-        means: Means,
-        shape: Arc<ArcSwap<Shape>>,
-    ) -> Self {
+    pub(super) fn new(rules: Rules, turns: TurnRules, max_waits_per_key: usize, means: Means) -> Self {
         let Means { poller, cache, limits, metrics, tracer } = means;
         let (events, landed) = mpsc::channel(EVENTS);
         Self {
@@ -115,7 +106,6 @@ impl Shell {
             metrics,
             tracer,
             max_waits_per_key,
-            shape,
             parked: Map::default(),
             keys: Map::default(),
             polls: Map::default(),
@@ -263,18 +253,17 @@ impl Shell {
         match landing.key {
             Some(KeyWord::Accepted) => self.cache.accepted(domain, tried_at),
             Some(KeyWord::Refused) => self.cache.refused(domain, now),
+            Some(KeyWord::Forbidden) => self.cache.forbidden(domain, &spec.clips, now),
             None => {}
         }
-        if let Some(shape) = landing.shape
-            && **self.shape.load() != shape
-        {
-            self.shape.store(Arc::new(shape));
+        if let Some(shape) = &landing.shape {
+            self.cache.set_shape(domain, shape);
         }
         if let Outcome::Clips(states) = &landing.outcome
             && self.machine.keeps(id)
         {
             for state in states {
-                self.cache.store(domain, state, now);
+                self.cache.store(domain, state, tried_at, now);
             }
         }
         self.settle(id, landing.outcome, now);

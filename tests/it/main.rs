@@ -35,6 +35,7 @@ mod health;
 mod hostile;
 mod http2;
 mod in_front;
+mod isolation;
 mod keys;
 mod leaning;
 mod limits;
