@@ -3,6 +3,7 @@
 //! It brings together what does not know each other, and keeps no state of its own. A hit touches no task, no
 //! channel and no lock but moka's own and those of the quotas' shards.
 
+mod early;
 mod overview;
 
 use std::sync::Arc;
@@ -24,8 +25,7 @@ use crate::cache::{Cache, Proof};
 use crate::clock;
 use crate::config::{self, Config};
 use crate::cors::{Cors, Permission};
-use crate::error::{HttpFault, Refusal};
-use crate::headers as fields;
+use crate::error::Refusal;
 use crate::hub::{Hub, Means, Parked, Wait};
 use crate::limits::{Limits, Who};
 use crate::metrics::{Endpoint, Metrics, Word as _};
@@ -231,18 +231,8 @@ impl Gateway {
         identity: Result<Option<Identity>, AuthError>,
         asking: &mut Asking,
     ) -> Result<Step, Refusal> {
-        if fields::has_passed_here(request.headers()) {
-            return Err(Refusal::Loop);
-        }
-        if !is_plain(request.headers()) || !fields::has_one_host(request.version(), request.headers()) {
-            return Err(Refusal::Http(HttpFault::Malformed));
-        }
+        self.refuse_early(request, asking)?;
         let Asking { who, proof, permission, line, span } = asking;
-        let is_let_in = permission.as_ref().is_some_and(|permission| permission.is_given());
-        // Before the quota, which is the programs' own.
-        if self.0.keyring.lends_its_key() && !is_let_in && fields::is_of_foreign_page(request) {
-            return Err(Refusal::ForeignPage);
-        }
         self.0.limits.request(*who)?;
         if permission.as_ref().is_some_and(|permission| permission.is_preflight()) {
             line.outcome = Outcome::Preflight;
@@ -451,13 +441,13 @@ impl Gateway {
     }
 }
 
-/// Whom the request counts for: a member by its name; a key once the upstream has accepted it, until then its
-/// address, so that made-up keys have no quotas of their own.
+/// Whom the request counts for: a member by its name; the gateway's own key always, any other once the upstream has
+/// accepted it, until then its address, so that made-up keys have no quotas of their own.
 fn who(identity: Option<&Identity>, proof: Option<Proof>, ctx: &RequestCtx) -> Who {
     match (identity, proof) {
         (Some(Identity { member: Some(name), .. }), _) => Who::member(name),
-        (Some(identity), Some(_)) => Who::Key(identity.domain),
-        (Some(_), None) | (None, _) => ctx.trail.client().into(),
+        (Some(identity), proof) if identity.is_lent || proof.is_some() => Who::Key(identity.domain),
+        (Some(_) | None, _) => ctx.trail.client().into(),
     }
 }
 
@@ -466,16 +456,5 @@ fn endpoint(form: Option<Form>) -> Endpoint {
         Some(Form::Single) => Endpoint::Clip,
         Some(Form::Multi) => Endpoint::Clips,
         None => Endpoint::Other,
-    }
-}
-
-/// Whether the body's coding is `chunked` and nothing else: hyper takes other codings before it, which would be lost
-/// on the way. (A length beside it hyper drops, and ends the connection: RFC 9112 §6.3.)
-fn is_plain(headers: &HeaderMap) -> bool {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => true,
-        (Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
-        (Some(_), Some(_)) => false,
     }
 }

@@ -1,10 +1,11 @@
 //! The quota of one key, and who counts as one (contract, section 5).
 
 use clipgate::clock;
-use clipgate::config::Config;
+use clipgate::config::{Auth, Config};
+use clipgate::secret::Secret;
 
 use crate::stage::{Answer, Stage, all, single};
-use crate::wire::{CLIP, assert_refusal, calls, field, request};
+use crate::wire::{CLIP, assert_refusal, calls, field, parse, raw, request};
 
 fn ten(config: &mut Config) {
     config.limits.requests_per_second = 1;
@@ -184,4 +185,99 @@ async fn one_keys_waits_are_bounded_and_no_others() {
     stage.sim.put("b", "completed");
     assert!(all(waits).await.iter().all(|answer| answer.status == 200));
     assert_eq!(other.await.unwrap().status, 200);
+}
+
+/// Raw requests that are refused before anybody looks at their key, and by which word.
+fn refused_early() -> [(&'static str, String, u16); 6] {
+    let head = |fields: &str| {
+        format!(
+            "GET {} HTTP/1.1\r\n{fields}authorization: Bearer demo\r\nconnection: close\r\n\r\n",
+            single("a", "completed")
+        )
+    };
+    [
+        ("loop", head("host: x\r\nvia: 1.1 clipgate\r\n"), 508),
+        ("malformed", head("host: x\r\nhost: y\r\n"), 400),
+        ("malformed", head(""), 400),
+        ("malformed", head("host: a b\r\n"), 400),
+        ("malformed", head("host: x\r\ntransfer-encoding: gzip, chunked\r\n"), 400),
+        ("foreign-page", head("host: x\r\nsec-fetch-site: cross-site\r\n"), 403),
+    ]
+}
+
+/// What a field says is left of the quota of requests.
+fn left(answer: &Answer) -> u64 {
+    let rest = field(answer, "ratelimit").strip_prefix("\"requests\";r=").unwrap();
+    rest.split([';', ',']).next().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn what_is_refused_before_its_key_is_looked_at_counts_for_its_address() {
+    let mut count = 0;
+    for (reason, request, status) in refused_early() {
+        let stage = Stage::with(|config, _| {
+            if reason == "foreign-page" {
+                config.auth = Auth::Sidecar;
+                config.upstream.api_key = Some(Secret::new("demo"));
+            }
+            ten(config);
+        })
+        .await;
+        made(&stage).await; // from here on the key is known, and counts for itself
+        let mut refused = 0;
+        let limited = loop {
+            let bytes = raw(stage.address, request.as_bytes()).await;
+            let (answer, _) = parse(&bytes).unwrap();
+            if answer.status == 429 {
+                break answer;
+            }
+            assert_refusal(&answer, status, reason);
+            refused += 1;
+            assert!(refused < 1000, "{request}: the quota has no end");
+        };
+        assert_refusal(&limited, 429, "requests");
+        assert!(refused >= 9, "{request}: after {refused}");
+        let hit = stage.get(&single("a", "completed"), &[]).await;
+        assert!(hit.hit() && left(&hit) >= 8, "{request}: the key's own quota is touched: {hit:?}");
+        count += 1;
+    }
+    assert_eq!(count, 6);
+}
+
+#[tokio::test]
+async fn a_head_that_cannot_be_read_counts_for_its_address() {
+    let stage = Stage::with(|config, _| {
+        config.limits.requests_per_second = 1;
+        config.limits.burst = 1000;
+    })
+    .await;
+    let keyless = || stage.send(request("GET", "/v1/models", &[], ""));
+    let since = clock::now();
+    let before = left(&keyless().await);
+    for bad in [
+        "GET / HTTP/1.1\r\nx : y\r\n\r\n".to_owned(),
+        format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "x".repeat(200_000)),
+    ] {
+        for _ in 0..10 {
+            assert!(raw(stage.address, bad.as_bytes()).await.starts_with(b"HTTP/1.1 4"));
+        }
+    }
+    let after = left(&keyless().await);
+    // Each second adds one.
+    assert!(after + 21 <= before + since.elapsed().as_secs() + 1, "{before}, then {after}");
+}
+
+#[tokio::test]
+async fn a_sidecars_key_counts_for_itself_from_its_first_request_on() {
+    let stage = Stage::with(|config, _| {
+        config.auth = Auth::Sidecar;
+        config.upstream.api_key = Some(Secret::new("demo"));
+        ten(config);
+    })
+    .await;
+    stage.sim.put("a", "completed");
+    let bad = raw(stage.address, refused_early()[0].1.as_bytes()).await;
+    assert_eq!(left(&parse(&bad).unwrap().0), 9, "of the address");
+    let first = stage.get(&single("a", "completed"), &[]).await;
+    assert_eq!((first.status.as_u16(), left(&first)), (200, 9), "of the key");
 }
