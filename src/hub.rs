@@ -25,7 +25,7 @@ pub use self::shell::{KeyInFlight, Overview};
 use crate::auth::Identity;
 use crate::cache::Cache;
 use crate::config::{self, Config};
-use crate::limits::{Limited, Limits, Who};
+use crate::limits::{AddressFull, Limited, Limits, UnprovenWait, UnprovenWaits, Who};
 use crate::metrics::{Fanout, Metrics};
 use crate::model::backoff::Backoff;
 use crate::model::breaker::BreakerRules;
@@ -45,6 +45,7 @@ pub struct Hub {
     commands: mpsc::Sender<Command>,
     looks: mpsc::Sender<Look>,
     parked: Arc<Semaphore>,
+    unproven: UnprovenWaits,
     next: Arc<AtomicU64>,
 }
 
@@ -96,6 +97,9 @@ pub enum HubError {
     /// Its key has `limits.max_waits_per_key` parked.
     #[error("too many waits of this key")]
     FullForKey,
+    /// Its key is not proven, and such keys have `limits.max_waits_per_key` parked from its address.
+    #[error("too many waits from this address with keys that the API has not accepted yet")]
+    FullForAddress,
     /// `limits.max_waits` are parked.
     #[error("too many waits")]
     Full,
@@ -138,6 +142,8 @@ type HeldPlace = Arc<Mutex<Option<Place>>>;
 #[derive(Debug)]
 struct Place {
     leave: mpsc::OwnedPermit<Command>,
+    /// Its place among the waits of its address, if its key is not proven; the hub's task takes it over.
+    unproven: Option<UnprovenWait>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -167,6 +173,7 @@ impl Hub {
             commands,
             looks,
             parked: Arc::new(Semaphore::new(max_waits)),
+            unproven: UnprovenWaits::new(caps.max_waits_per_key),
             next: Arc::new(AtomicU64::new(0)),
         };
         (hub, shell.run(inbox, looked))
@@ -193,10 +200,11 @@ impl Hub {
     }
 
     fn send(&self, wait: Wait, parked: Option<oneshot::Sender<()>>) -> Result<Parked, HubError> {
+        let unproven = self.unproven.park(wait.who).map_err(|AddressFull| HubError::FullForAddress)?;
         let permit = Arc::clone(&self.parked).try_acquire_owned().map_err(|_| HubError::Full)?;
         let id = WaitId(self.next.fetch_add(1, Ordering::Relaxed));
         let leave = self.commands.clone().try_reserve_owned().map_err(|error| refusal(&error))?;
-        let place = Arc::new(Mutex::new(Some(Place { leave, _permit: permit })));
+        let place = Arc::new(Mutex::new(Some(Place { leave, unproven, _permit: permit })));
         let (answer, settled) = oneshot::channel();
         let client = Client { answer, parked, place: Arc::clone(&place) };
         self.commands.try_send(Command::Join(id, wait, client)).map_err(|error| refusal(&error))?;

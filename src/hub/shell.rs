@@ -15,7 +15,7 @@ pub use self::overview::{KeyInFlight, Overview};
 use super::{Client, Command, HubError, Look, Means, Told, Wait};
 use crate::cache::Cache;
 use crate::clock;
-use crate::limits::Limits;
+use crate::limits::{Limits, UnprovenWait};
 use crate::metrics::{Fanout, Metrics, Standing, WaitEnd};
 use crate::model::Map;
 use crate::model::clip::KeyDomain;
@@ -77,6 +77,8 @@ struct Parked {
 struct Key {
     authorization: HeaderValue,
     waits: usize,
+    /// Those of them that count for their address, until the key is proven.
+    unproven: Map<WaitId, UnprovenWait>,
     /// How many of them are whose, in team mode.
     members: Map<Arc<str>, usize>,
 }
@@ -188,6 +190,12 @@ impl Shell {
         let member = wait.identity.member.clone();
         let key = self.keys.entry(domain).or_insert_with(|| Key::new(wait.identity.authorization));
         key.park(member.clone());
+        let unproven = client.place.lock().as_mut().and_then(|place| place.unproven.take());
+        if let Some(unproven) = unproven
+            && !self.cache.knows(domain)
+        {
+            key.unproven.insert(id, unproven);
+        }
         let parked = client.parked.take();
         self.parked.insert(id, Parked { client, domain, member, since: now, links: wait.links });
         let spec = WaitSpec {
@@ -251,7 +259,7 @@ impl Shell {
         let domain = spec.domain;
         self.answer = Some(Answer { at: landing.answered_at, fanout: None });
         match landing.key {
-            Some(KeyWord::Accepted) => self.cache.accepted(domain, tried_at),
+            Some(KeyWord::Accepted) => self.accepted(domain, tried_at),
             Some(KeyWord::Refused) => self.cache.refused(domain, now),
             Some(KeyWord::Forbidden) => self.cache.forbidden(domain, &spec.clips, now),
             None => {}
@@ -267,6 +275,17 @@ impl Shell {
             }
         }
         self.settle(id, landing.outcome, now);
+    }
+
+    /// From its first proof on a key's waits count for the key alone.
+    fn accepted(&mut self, domain: KeyDomain, began: Instant) {
+        self.cache.accepted(domain, began);
+        if let Some(key) = self.keys.get_mut(&domain)
+            && !key.unproven.is_empty()
+            && self.cache.knows(domain)
+        {
+            key.unproven = Map::default();
+        }
     }
 
     /// Whoever leaned on the poll is answered, or leans on others.
@@ -378,6 +397,7 @@ impl Shell {
         }
         if let Some(key) = self.keys.get_mut(&domain) {
             key.unpark(member.as_ref());
+            key.unproven.remove(&id);
             if key.waits == 0 {
                 self.keys.remove(&domain);
             }
@@ -406,7 +426,7 @@ impl Shell {
 
 impl Key {
     fn new(authorization: HeaderValue) -> Self {
-        Self { authorization, waits: 0, members: Map::default() }
+        Self { authorization, waits: 0, unproven: Map::default(), members: Map::default() }
     }
 
     fn park(&mut self, member: Option<Arc<str>>) {

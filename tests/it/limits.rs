@@ -175,6 +175,7 @@ async fn a_wait_that_would_open_a_poll_over_the_quota_of_calls_is_refused_and_le
 #[tokio::test]
 async fn one_keys_waits_are_bounded_and_no_others() {
     let stage = Stage::with(|config, _| config.limits.max_waits_per_key = 3).await;
+    made(&stage).await; // from here on the key is known, and counts for itself
     stage.sim.put("b", "streaming");
     let waits: Vec<_> = (0..3).map(|_| stage.spawn_get(&single("b", "completed"), &[])).collect();
     stage.until_parked(3).await;
@@ -280,4 +281,80 @@ async fn a_sidecars_key_counts_for_itself_from_its_first_request_on() {
     assert_eq!(left(&parse(&bad).unwrap().0), 9, "of the address");
     let first = stage.get(&single("a", "completed"), &[]).await;
     assert_eq!((first.status.as_u16(), left(&first)), (200, 9), "of the key");
+}
+
+const FULL: &str = "too-many-waits-of-address";
+
+#[tokio::test]
+async fn made_up_keys_fill_the_waits_of_their_address_and_nobody_elses() {
+    for (own, network, other) in
+        [("198.51.100.7", "198.51.100.7", "198.51.100.8"), ("2001:db8::1", "2001:db8::2", "2001:db8:0:1::1")]
+    {
+        let stage = Stage::with(|config, options| {
+            crate::stage::set_hold(std::time::Duration::from_secs(60), config, options);
+            config.server.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+            (config.limits.max_waits, config.limits.max_waits_per_key) = (100, 20);
+        })
+        .await;
+        stage.sim.put("a", "completed");
+        stage.sim.put("b", "streaming");
+        let wait = single("b", "completed");
+        let known = [("authorization", "Bearer known"), ("x-forwarded-for", own)];
+        assert_eq!(stage.get(&single("a", "completed"), &known).await.status, 200);
+
+        let made_up: Vec<String> = (0..10).map(|n| format!("Bearer made-up-{n}")).collect();
+        let mut parked: Vec<_> = (0..20)
+            .map(|n| {
+                let key = ("authorization", made_up[n % 10].as_str());
+                stage.spawn_get(&wait, &[key, ("x-forwarded-for", own)])
+            })
+            .collect();
+        stage.until_parked(20).await;
+        for key in &made_up {
+            let more = [("authorization", key.as_str()), ("x-forwarded-for", network)];
+            assert_refusal(&stage.get(&wait, &more).await, 429, FULL);
+            let stream = [more[0], more[1], ("accept", "text/event-stream")];
+            assert_refusal(&stage.get(&wait, &stream).await, 429, FULL);
+        }
+        let new = [("authorization", "Bearer new"), ("x-forwarded-for", other)];
+        for fields in [&known, &new] {
+            parked.extend((0..20).map(|_| stage.spawn_get(&wait, fields)));
+        }
+        stage.until_parked(60).await;
+        stage.sim.put("b", "completed");
+        assert!(all(parked).await.iter().all(|answer| answer.status == 200));
+        stage.until_parked(0).await;
+    }
+}
+
+#[tokio::test]
+async fn waits_count_for_their_key_from_its_first_proof_on_and_what_they_took_up_is_free_again() {
+    let stage = Stage::with(|config, options| {
+        crate::stage::set_hold(std::time::Duration::from_secs(60), config, options);
+        config.limits.max_waits_per_key = 3;
+    })
+    .await;
+    let ids = ["b", "c", "d", "e", "f", "g"];
+    crate::stage::put_all(&stage, &ids, "streaming");
+    let key = |name: &'static str| ("authorization", name);
+    let (ann, bob, cat) = (key("Bearer ann"), key("Bearer bob"), key("Bearer cat"));
+    let wait = |id, key| stage.spawn_get(&single(id, "completed"), &[key]);
+    let proof = wait("b", ann);
+    let mut waits = vec![wait("c", ann), wait("d", bob)];
+    stage.until_parked(3).await;
+    assert_refusal(&stage.get(&single("e", "completed"), &[bob]).await, 429, FULL);
+    stage.sim.put("b", "completed");
+    assert_eq!(proof.await.unwrap().status, 200);
+
+    // The wait for c is the proven key's now: there are two places.
+    waits.extend([wait("e", bob), wait("f", bob)]);
+    stage.until_parked(4).await;
+    assert_refusal(&stage.get(&single("g", "completed"), &[cat]).await, 429, FULL);
+    // A client that hangs up gives its place back.
+    drop(waits.pop());
+    stage.until_parked(3).await;
+    waits.push(wait("g", cat));
+    stage.until_parked(4).await;
+    crate::stage::put_all(&stage, &ids, "completed");
+    assert!(all(waits).await.iter().all(|answer| answer.status == 200));
 }
