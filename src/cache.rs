@@ -8,7 +8,9 @@
 //!   clips: (KeyDomain, ClipId) ─▶ epoch, state    stored under it; a 403 removes the clips asked for
 //! ```
 
+mod heads;
 mod keys;
+mod weight;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,26 +18,20 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use foldhash::quality::RandomState;
-use http::{HeaderMap, HeaderValue, Version};
+use http::HeaderValue;
 use moka::Expiry;
 use parking_lot::Mutex;
 
+use self::heads::{Heads, StoredHead};
 use self::keys::Keys;
 pub use self::keys::Proof;
 use crate::config;
-use crate::headers;
 use crate::model::answer::Shape;
-use crate::model::clip::{ClipId, ClipState, Head, KeyDomain};
+use crate::model::clip::{ClipId, ClipState, KeyDomain};
 use crate::model::route::{Ladder, Rung};
 
 /// The most bytes that are held to know their validator.
 const MAX_VALIDATED: usize = 64 << 10;
-
-/// What an entry weighs beside its bytes.
-const ENTRY_OVERHEAD: usize = 512;
-
-/// What a header field weighs beside its bytes.
-const FIELD_OVERHEAD: usize = 64;
 
 /// The cache.
 #[derive(Debug)]
@@ -44,6 +40,7 @@ pub struct Cache {
     ladder: Ladder,
     clips: moka::sync::Cache<(KeyDomain, ClipId), Arc<Kept>, RandomState>,
     keys: Keys,
+    heads: Heads,
     /// The last bytes that a validator was made of, and it.
     validated: Mutex<Option<(Bytes, HeaderValue)>>,
 }
@@ -71,11 +68,13 @@ pub struct Kept {
     pub state: ClipState,
     /// The strong validator of the state's bytes.
     pub etag: HeaderValue,
-    /// The fields of its head, and `Via`.
-    pub fields: HeaderMap,
+    /// The head that it came with.
+    pub head: Arc<StoredHead>,
     epoch: u64,
     expires: Instant,
     ttl: Duration,
+    /// What it takes up in memory.
+    weight: u32,
 }
 
 /// What is kept, all keys together; entries of a refused key count until they are over.
@@ -92,17 +91,12 @@ impl Cache {
     pub fn new(rules: config::Cache, ladder: Ladder) -> Self {
         let clips = moka::sync::Cache::builder()
             .max_capacity(rules.max_bytes)
-            .weigher(|(_, id): &(KeyDomain, ClipId), kept: &Arc<Kept>| {
-                let fields = &kept.state.head.shared;
-                let head: usize =
-                    fields.iter().map(|(name, value)| FIELD_OVERHEAD + name.len() + value.len()).sum();
-                let bytes = ENTRY_OVERHEAD + id.as_str().len() + 2 * head + kept.state.body.len();
-                u32::try_from(bytes).unwrap_or(u32::MAX)
-            })
+            .weigher(|_, kept: &Arc<Kept>| kept.weight)
             .expire_after(OwnTtl)
             .build_with_hasher(RandomState::default());
+        let heads = Heads::new(rules.max_bytes);
         let rules = ArcSwap::from_pointee(rules);
-        Self { rules, ladder, clips, keys: Keys::new(), validated: Mutex::new(None) }
+        Self { rules, ladder, clips, keys: Keys::new(), heads, validated: Mutex::new(None) }
     }
 
     /// From now on keeps states for other times; what is kept already stays for its own. Its size does not change.
@@ -176,9 +170,9 @@ impl Cache {
         self.keys.set_shape(domain, shape);
     }
 
-    /// Keeps a state that the upstream told this key in answer to a request that began at `began`, unless a later one is
-    /// known, and the answer was not the whole. Needs [`Self::accepted`] before. What was asked for before a refusal is not kept: the refusal may have been
-    /// about this very clip.
+    /// Keeps a state that the upstream told this key in answer to a request that began at `began`. Needs
+    /// [`Self::accepted`] before. Not kept are a state behind one that is known, what is not the whole representation, and
+    /// what was asked for before a refusal, which may have been about this very clip.
     pub fn store(&self, domain: KeyDomain, state: &ClipState, began: Instant, now: Instant) {
         if !state.head.is_whole || self.keys.is_refused_since(domain, began) {
             return;
@@ -193,15 +187,14 @@ impl Cache {
         if now >= expires || is_behind {
             return;
         }
+        let (head, head_bytes) = self.heads.store(&state.head);
         // The bytes may be a part of a larger answer, which would stay in memory with them.
-        let head = Arc::new(Head { own: Vec::new(), ..(*state.head).clone() });
-        let state = ClipState { body: Bytes::copy_from_slice(&state.body), head, ..state.clone() };
-        let mut fields = HeaderMap::with_capacity(16);
-        headers::write(&state.head, false, &mut fields);
-        headers::append_via(&mut fields, Version::HTTP_11);
+        let body = Bytes::copy_from_slice(&state.body);
+        let state = ClipState { body, head: Arc::clone(&head.head), ..state.clone() };
         let etag = etag(&state.body);
-        self.clips
-            .insert(key.clone(), Arc::new(Kept { state, etag, fields, epoch: proof.epoch, expires, ttl }));
+        let weight = u32::try_from(weight::of(&state, etag.len()) + head_bytes).unwrap_or(u32::MAX);
+        let kept = Kept { state, etag, head, epoch: proof.epoch, expires, ttl, weight };
+        self.clips.insert(key.clone(), Arc::new(kept));
         // A 403 that came meanwhile has removed the clip before it was stored.
         if self.keys.is_refused_since(domain, began) {
             self.clips.invalidate(&key);
@@ -262,10 +255,15 @@ impl Cache {
     }
 }
 
+/// Half of a hash, in quotes.
+const ETAG_BYTES: usize = 34;
+
 /// The strong validator of these bytes (RFC 9110 §8.8.3).
 fn etag(body: &[u8]) -> HeaderValue {
     let hash = blake3::hash(body).to_hex();
-    HeaderValue::try_from(format!("\"{}\"", &hash[..32])).expect("hex digits are a header value")
+    let mut quoted = [b'"'; ETAG_BYTES];
+    quoted[1..ETAG_BYTES - 1].copy_from_slice(&hash.as_bytes()[..ETAG_BYTES - 2]);
+    HeaderValue::from_bytes(&quoted).expect("hex digits are a header value")
 }
 
 /// Lets moka free what is over; it counts by a clock of its own.
@@ -292,6 +290,7 @@ impl Expiry<(KeyDomain, ClipId), Arc<Kept>> for OwnTtl {
 mod tests {
     use super::*;
     use crate::clock;
+    use crate::model::clip::Head;
     use crate::model::route::Route;
 
     const ALICE: KeyDomain = KeyDomain([1; 16]);
@@ -451,7 +450,7 @@ mod tests {
         }
         let kept = |domain, name| cache.get(domain, &id(name), t0).is_some();
         assert_eq!(cache.size().entries, 4);
-        assert!(cache.size().bytes > 4 * ENTRY_OVERHEAD as u64, "{:?}", cache.size());
+        assert!(cache.size().bytes > 4 * 512, "{:?}", cache.size());
         assert_eq!(cache.forget(&id("a")), 2);
         assert_eq!(
             [kept(ALICE, "a"), kept(BOB, "a"), kept(ALICE, "b"), kept(BOB, "b")],

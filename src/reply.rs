@@ -110,9 +110,8 @@ impl ClipReply {
     fn head(&self) -> HeaderMap {
         let mut headers = HeaderMap::with_capacity(USUAL_FIELDS);
         match &self.source {
-            // Not cloned as they are: a clone has no room for more.
             Source::Hit { first, .. } => {
-                for (name, value) in &first.fields {
+                for (name, value) in &first.head.fields {
                     headers.append(name, value.clone());
                 }
             }
