@@ -25,6 +25,8 @@ pub struct Identity {
     pub authorization: HeaderValue,
     /// The member's name, in team mode.
     pub member: Option<Arc<str>>,
+    /// Whether the key is the gateway's own, which nobody can have made up.
+    pub is_lent: bool,
 }
 
 /// Why a request is not let in.
@@ -167,7 +169,8 @@ impl Mode {
             config::Auth::Passthrough => Ok(Mode::Passthrough),
             config::Auth::Sidecar => {
                 let key = api_key.ok_or(KeyringError::NoApiKey)?;
-                with_key(key).map(Mode::Sidecar).ok_or(KeyringError::BadApiKey)
+                let identity = with_key(key).ok_or(KeyringError::BadApiKey)?;
+                Ok(Mode::Sidecar(Identity { is_lent: true, ..identity }))
             }
             config::Auth::Team(members) => {
                 let member = |member: &config::Member| {
@@ -214,7 +217,7 @@ fn identity(hash_key: &[u8; blake3::KEY_LEN], mut authorization: HeaderValue) ->
     let hash = blake3::keyed_hash(hash_key, authorization.as_bytes());
     let mut domain = KeyDomain([0; 16]);
     domain.0.copy_from_slice(&hash.as_bytes()[..16]);
-    Identity { domain, authorization, member: None }
+    Identity { domain, authorization, member: None, is_lent: false }
 }
 
 #[cfg(test)]

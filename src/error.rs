@@ -103,7 +103,9 @@ impl Refusal {
             Refusal::Query(_) | Refusal::Auth(AuthError::SeveralKeys) => StatusCode::BAD_REQUEST,
             Refusal::Auth(AuthError::NoToken | AuthError::UnknownToken) => StatusCode::UNAUTHORIZED,
             Refusal::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Refusal::Hub(HubError::Limited(_) | HubError::FullForKey) => StatusCode::TOO_MANY_REQUESTS,
+            Refusal::Hub(HubError::Limited(_) | HubError::FullForKey | HubError::FullForAddress) => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             Refusal::Hub(HubError::Full | HubError::Gone) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Poll(Failure::LocalResources) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Poll(Failure::KeyRests { .. }) => StatusCode::TOO_MANY_REQUESTS,
@@ -142,6 +144,7 @@ impl Refusal {
             Refusal::Auth(error) => error.reason(),
             Refusal::Limited { limited } | Refusal::Hub(HubError::Limited(limited)) => limited.quota.word(),
             Refusal::Hub(HubError::FullForKey) => "too-many-waits-of-key",
+            Refusal::Hub(HubError::FullForAddress) => "too-many-waits-of-address",
             Refusal::Hub(HubError::Full) => "too-many-waits",
             Refusal::Hub(HubError::Gone) => "shutting-down",
             Refusal::Poll(failure) => failure.reason(),
@@ -160,7 +163,7 @@ impl Refusal {
     pub fn limit(&self) -> Option<Limit> {
         match self {
             Refusal::Limited { limited } | Refusal::Hub(HubError::Limited(limited)) => Some(limited.quota),
-            Refusal::Hub(HubError::FullForKey) => Some(Limit::WaitsOfKey),
+            Refusal::Hub(HubError::FullForKey | HubError::FullForAddress) => Some(Limit::WaitsOfKey),
             Refusal::Hub(HubError::Full) => Some(Limit::Waits),
             Refusal::Hub(HubError::Gone) | Refusal::Query(_) | Refusal::Auth(_) | Refusal::Poll(_) => None,
             Refusal::Pass(_) | Refusal::ForeignPage | Refusal::ForeignHost | Refusal::Loop => None,
@@ -234,7 +237,9 @@ impl From<HubError> for Refusal {
     fn from(error: HubError) -> Self {
         match error {
             HubError::Limited(limited) => limited.into(),
-            HubError::FullForKey | HubError::Full | HubError::Gone => Self::Hub(error),
+            HubError::FullForKey | HubError::FullForAddress | HubError::Full | HubError::Gone => {
+                Self::Hub(error)
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 //! It brings together what does not know each other, and keeps no state of its own. A hit touches no task, no
 //! channel and no lock but moka's own and those of the quotas' shards.
 
+mod early;
 mod host_rule;
 mod overview;
 
@@ -26,12 +27,11 @@ use crate::cache::{Cache, Proof};
 use crate::clock;
 use crate::config::{self, Config};
 use crate::cors::{Cors, Permission};
-use crate::error::{HttpFault, Refusal};
-use crate::headers as fields;
+use crate::error::Refusal;
 use crate::hub::{Hub, Means, Parked, Wait};
 use crate::limits::{Limits, Who};
 use crate::metrics::{Endpoint, Metrics, Word as _};
-use crate::model::clip::ClipState;
+use crate::model::clip::{ClipId, ClipState, KeyDomain};
 use crate::model::coalesce::{End, Failure, Settled};
 use crate::model::query::{self, Query, WaitQuery};
 use crate::model::route::{Form, Goal, Route};
@@ -91,6 +91,7 @@ enum Step {
 /// A parked wait, and what its answer will be made of.
 struct Waiting {
     parked: Parked,
+    domain: KeyDomain,
     asked: WaitQuery,
     wish: Wish,
     condition: Option<IfNoneMatch>,
@@ -236,21 +237,8 @@ impl Gateway {
         identity: Result<Option<Identity>, AuthError>,
         asking: &mut Asking,
     ) -> Result<Step, Refusal> {
-        if fields::has_passed_here(request.headers()) {
-            return Err(Refusal::Loop);
-        }
-        if !is_plain(request.headers()) || !fields::has_one_host(request.version(), request.headers()) {
-            return Err(Refusal::Http(HttpFault::Malformed));
-        }
+        self.refuse_early(request, asking)?;
         let Asking { who, proof, permission, line, span } = asking;
-        let is_let_in = permission.as_ref().is_some_and(|permission| permission.is_given());
-        // Before the quota, which is the programs' own.
-        if self.0.keyring.lends_its_key() {
-            self.refuse_foreign_host(request, line)?;
-            if !is_let_in && fields::is_of_foreign_page(request) {
-                return Err(Refusal::ForeignPage);
-            }
-        }
         self.0.limits.request(*who)?;
         if permission.as_ref().is_some_and(|permission| permission.is_preflight()) {
             line.outcome = Outcome::Preflight;
@@ -278,11 +266,12 @@ impl Gateway {
         let condition = request.headers().typed_get();
         if let Some((states, source)) = self.known(&asked, *proof, &identity, &wish) {
             line.outcome = Outcome::Hit;
-            return Ok(Step::Answer(self.clips(&asked, states, source, &wish, condition)));
+            return Ok(Step::Answer(self.clips(identity.domain, &asked, states, source, &wish, condition)));
         }
         if wish.only_if_cached {
             return Err(Refusal::NotCached);
         }
+        let domain = identity.domain;
         let parked = self.0.hub.join(Wait {
             identity,
             who,
@@ -295,7 +284,7 @@ impl Gateway {
             keep: wish.keep,
             links,
         })?;
-        Ok(Step::Park(Waiting { parked, asked, wish, condition }))
+        Ok(Step::Park(Waiting { parked, domain, asked, wish, condition }))
     }
 
     /// A wait is a GET without a body, in the form that asks this server and for the whole of the answer.
@@ -344,13 +333,14 @@ impl Gateway {
         Box::pin(async move {
             drop(host);
             let settled = (&mut waiting.parked).await;
-            let Waiting { asked, wish, condition, .. } = waiting;
+            let Waiting { domain, asked, wish, condition, .. } = waiting;
             let answer = settled.map_err(Refusal::from).and_then(|Settled { how, direct, end }| {
                 asking.line.outcome = Outcome::Waited(how, end.reason());
                 match end {
                     End::Reached(mut states) | End::TimedOut(mut states) => {
                         states.sort_by_key(|state| asked.asked.iter().position(|id| *id == state.id));
-                        Ok(self.clips(&asked, states, Source::Poll { how, direct }, &wish, condition).into())
+                        let source = Source::Poll { how, direct };
+                        Ok(self.clips(domain, &asked, states, source, &wish, condition).into())
                     }
                     End::Whole(reply)
                     | End::Refused(reply)
@@ -366,6 +356,7 @@ impl Gateway {
 
     fn clips(
         &self,
+        domain: KeyDomain,
         asked: &WaitQuery,
         states: Vec<ClipState>,
         source: Source,
@@ -373,7 +364,8 @@ impl Gateway {
         condition: Option<IfNoneMatch>,
     ) -> Response<Body> {
         let reply = ClipReply { form: asked.form, states, source, keep: wish.keep, applied: wish.applied };
-        reply.answer(&self.0.cache, &self.0.hub.shape(), condition)
+        let shape = || self.0.cache.shape(domain);
+        reply.answer(&self.0.cache, shape, condition)
     }
 
     fn stream(self, request: HeaderMap, ask: Ask, asking: Asking) -> BoxFuture<'static, Forwarded> {
@@ -402,19 +394,30 @@ impl Gateway {
         Box::pin(async move {
             asking.line.outcome = Outcome::Passed;
             let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
+            let named = query::named(&self.0.route, request.uri().path(), request.uri().query());
             let authorization = identity.as_ref().map(|identity| identity.authorization.clone());
             let mut answer =
                 self.0.passthrough.forward(request, asking.line.ctx(), authorization, &asking.span).await;
             if let Ok(forwarded) = &mut answer {
                 let status = forwarded.response.status();
-                if let (Some(KeyWord::Refused), Some(identity)) = (key_word(status), identity) {
-                    self.0.cache.refused(identity.domain, clock::now());
+                if let Some(identity) = identity {
+                    self.heed(key_word(status), identity.domain, &named);
                 }
                 // No fwd-status: the answer's own status is the one that the upstream gave.
                 cache_status(forwarded.response.headers_mut(), fwd);
             }
             self.finish(asking, answer.map_err(Refusal::from))
         })
+    }
+
+    /// Acts on what the upstream said of the key of a passed-through request, whose target named these clips. A success
+    /// proves nothing: there are paths that the upstream answers without a look at the key.
+    fn heed(&self, word: Option<KeyWord>, domain: KeyDomain, named: &[ClipId]) {
+        match word {
+            Some(KeyWord::Refused) => self.0.cache.refused(domain, clock::now()),
+            Some(KeyWord::Forbidden) => self.0.cache.forbidden(domain, named, clock::now()),
+            Some(KeyWord::Accepted) | None => {}
+        }
     }
 
     /// Adds what every answer has, and says in the log and the metrics which it is.
@@ -446,13 +449,13 @@ impl Gateway {
     }
 }
 
-/// Whom the request counts for: a member by its name; a key once the upstream has accepted it, until then its
-/// address, so that made-up keys have no quotas of their own.
+/// Whom the request counts for: a member by its name; the gateway's own key always, any other once the upstream has
+/// accepted it, until then its address, so that made-up keys have no quotas of their own.
 fn who(identity: Option<&Identity>, proof: Option<Proof>, ctx: &RequestCtx) -> Who {
     match (identity, proof) {
         (Some(Identity { member: Some(name), .. }), _) => Who::member(name),
-        (Some(identity), Some(_)) => Who::Key(identity.domain),
-        (Some(_), None) | (None, _) => ctx.trail.client().into(),
+        (Some(identity), proof) if identity.is_lent || proof.is_some() => Who::Key(identity.domain),
+        (Some(_) | None, _) => ctx.trail.client().into(),
     }
 }
 
@@ -461,16 +464,5 @@ fn endpoint(form: Option<Form>) -> Endpoint {
         Some(Form::Single) => Endpoint::Clip,
         Some(Form::Multi) => Endpoint::Clips,
         None => Endpoint::Other,
-    }
-}
-
-/// Whether the body's coding is `chunked` and nothing else: hyper takes other codings before it, which would be lost
-/// on the way. (A length beside it hyper drops, and ends the connection: RFC 9112 §6.3.)
-fn is_plain(headers: &HeaderMap) -> bool {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => true,
-        (Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
-        (Some(_), Some(_)) => false,
     }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, Scheme};
-use http::{Method, Request, Uri, Version};
+use http::{Method, Request, StatusCode, Uri, Version};
 
 use crate::model::clip::Head;
 
@@ -80,13 +80,15 @@ pub fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<It
 /// - Own: what belongs to one answer (contract, section 1), traces of one request, and CORS fields, which
 ///   depend on the asking request's `Origin`, unless they let everybody in (`*`).
 /// - Shared: the rest. `Vary` too: a client's own cache needs it.
-pub fn head(headers: &HeaderMap) -> Head {
+pub fn head(status: StatusCode, headers: &HeaderMap) -> Head {
     let mut stripped = headers.clone();
     strip_hop_by_hop(&mut stripped);
     let for_any_origin = stripped
         .get(header::ACCESS_CONTROL_ALLOW_ORIGIN)
         .is_some_and(|value| value.as_bytes().trim_ascii() == b"*");
-    let mut head = Head::default();
+    // With `Content-Range` a 200 is either a mistake or a part; neither can be relied on for a day.
+    let is_whole = status == StatusCode::OK && !headers.contains_key(header::CONTENT_RANGE);
+    let mut head = Head { status: status.as_u16(), is_whole, ..Head::default() };
     for (name, value) in &stripped {
         let fields = match kind(name.as_str(), for_any_origin) {
             Kind::Shared => &mut head.shared,
@@ -295,6 +297,10 @@ mod tests {
             .collect()
     }
 
+    fn head(headers: &HeaderMap) -> Head {
+        super::head(StatusCode::OK, headers)
+    }
+
     fn names(fields: &[(Box<str>, Bytes)]) -> Vec<&str> {
         let mut names: Vec<_> = fields.iter().map(|(name, _)| &**name).collect();
         names.sort_unstable();
@@ -424,6 +430,17 @@ mod tests {
             "x-request-id",
         ];
         assert_eq!(names(&head.own), own);
+    }
+
+    #[test]
+    fn only_a_200_without_a_range_is_the_whole() {
+        let is_whole =
+            |status, fields: &[_]| super::head(StatusCode::from_u16(status).unwrap(), &map(fields)).is_whole;
+        assert!(is_whole(200, &[]));
+        assert!(!is_whole(200, &[("content-range", "bytes 0-1/2")]));
+        for status in [201, 202, 203, 204, 205, 206, 207, 208, 226, 299] {
+            assert!(!is_whole(status, &[]), "{status}");
+        }
     }
 
     #[test]

@@ -17,7 +17,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
@@ -26,9 +25,8 @@ pub use self::shell::{KeyInFlight, Overview};
 use crate::auth::Identity;
 use crate::cache::Cache;
 use crate::config::{self, Config};
-use crate::limits::{Limited, Limits, Who};
+use crate::limits::{AddressFull, Limited, Limits, UnprovenWait, UnprovenWaits, Who};
 use crate::metrics::{Fanout, Metrics};
-use crate::model::answer::Shape;
 use crate::model::backoff::Backoff;
 use crate::model::breaker::BreakerRules;
 use crate::model::clip::ClipSet;
@@ -48,8 +46,8 @@ pub struct Hub {
     commands: mpsc::Sender<Command>,
     looks: mpsc::Sender<Look>,
     parked: Arc<Semaphore>,
+    unproven: UnprovenWaits,
     next: Arc<AtomicU64>,
-    shape: Arc<ArcSwap<Shape>>,
 }
 
 /// What the hub works with.
@@ -100,6 +98,9 @@ pub enum HubError {
     /// Its key has `limits.max_waits_per_key` parked.
     #[error("too many waits of this key")]
     FullForKey,
+    /// Its key is not proven, and such keys have `limits.max_waits_per_key` parked from its address.
+    #[error("too many waits from this address with keys that the API has not accepted yet")]
+    FullForAddress,
     /// `limits.max_waits` are parked.
     #[error("too many waits")]
     Full,
@@ -142,6 +143,8 @@ type HeldPlace = Arc<Mutex<Option<Place>>>;
 #[derive(Debug)]
 struct Place {
     leave: mpsc::OwnedPermit<Command>,
+    /// Its place among the waits of its address, if its key is not proven; the hub's task takes it over.
+    unproven: Option<UnprovenWait>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -164,16 +167,15 @@ impl Hub {
         // A wait takes two places at most: its Join until that is taken in, and its Leave, held from the start.
         // The last one is for the drain.
         let (commands, inbox) = mpsc::channel(2 * max_waits + 1);
-        let shape = Arc::new(ArcSwap::from_pointee(Shape::default()));
         let (rules, scheduler) = (rules(config, ladder), scheduler_config(&config.upstream));
-        let shell = Shell::new(rules, scheduler, caps.max_waits_per_key, means, Arc::clone(&shape));
+        let shell = Shell::new(rules, scheduler, caps.max_waits_per_key, means);
         let (looks, looked) = mpsc::channel(LOOKS);
         let hub = Self {
             commands,
             looks,
             parked: Arc::new(Semaphore::new(max_waits)),
+            unproven: UnprovenWaits::new(caps.max_waits_per_key),
             next: Arc::new(AtomicU64::new(0)),
-            shape,
         };
         (hub, shell.run(inbox, looked))
     }
@@ -199,10 +201,11 @@ impl Hub {
     }
 
     fn send(&self, wait: Wait, parked: Option<oneshot::Sender<()>>) -> Result<Parked, HubError> {
+        let unproven = self.unproven.park(wait.who).map_err(|AddressFull| HubError::FullForAddress)?;
         let permit = Arc::clone(&self.parked).try_acquire_owned().map_err(|_| HubError::Full)?;
         let id = WaitId(self.next.fetch_add(1, Ordering::Relaxed));
         let leave = self.commands.clone().try_reserve_owned().map_err(|error| refusal(&error))?;
-        let place = Arc::new(Mutex::new(Some(Place { leave, _permit: permit })));
+        let place = Arc::new(Mutex::new(Some(Place { leave, unproven, _permit: permit })));
         let (answer, settled) = oneshot::channel();
         let client = Client { answer, parked, place: Arc::clone(&place) };
         self.commands.try_send(Command::Join(id, wait, client)).map_err(|error| refusal(&error))?;
@@ -221,11 +224,6 @@ impl Hub {
         let (tell, told) = oneshot::channel();
         self.looks.try_send(Look { most, tell }).ok()?;
         told.await.ok()
-    }
-
-    /// How the upstream holds several clips, as last seen.
-    pub fn shape(&self) -> Arc<Shape> {
-        self.shape.load_full()
     }
 
     /// Waits that are parked now.

@@ -23,7 +23,10 @@ use crate::config::{self, Member};
 use crate::metrics::{Limit, Word as _};
 use crate::model::clip::KeyDomain;
 
+pub use self::unproven::{AddressFull, UnprovenWait, UnprovenWaits};
+
 mod store;
+mod unproven;
 
 /// Whom a quota is counted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -56,7 +56,13 @@ pub struct ClipReply {
 
 impl ClipReply {
     /// The answer, or 304 where the client has it already.
-    pub fn answer(self, cache: &Cache, shape: &Shape, condition: Option<IfNoneMatch>) -> Response<Body> {
+    /// `shape` is asked for the outer shape of a list only.
+    pub fn answer(
+        self,
+        cache: &Cache,
+        shape: impl FnOnce() -> Arc<Shape>,
+        condition: Option<IfNoneMatch>,
+    ) -> Response<Body> {
         let mut headers = self.head();
         let body = self.body(shape);
         let lifetime = self.lifetime(cache);
@@ -83,7 +89,7 @@ impl ClipReply {
             Source::Hit { ttl, .. } => hit(&mut headers, *ttl),
             Source::Poll { how, .. } => {
                 let stored = if lifetime.is_some() { "; stored" } else { "" };
-                forwarded(&mut headers, *how, StatusCode::OK, stored);
+                forwarded(&mut headers, *how, self.upstream_status(), stored);
             }
         }
         prefer_applied(&mut headers, self.applied);
@@ -104,9 +110,8 @@ impl ClipReply {
     fn head(&self) -> HeaderMap {
         let mut headers = HeaderMap::with_capacity(USUAL_FIELDS);
         match &self.source {
-            // Not cloned as they are: a clone has no room for more.
             Source::Hit { first, .. } => {
-                for (name, value) in &first.fields {
+                for (name, value) in &first.head.fields {
                     headers.append(name, value.clone());
                 }
             }
@@ -119,11 +124,11 @@ impl ClipReply {
         headers
     }
 
-    fn body(&self, shape: &Shape) -> Bytes {
+    fn body(&self, shape: impl FnOnce() -> Arc<Shape>) -> Bytes {
         match (self.form, self.states.as_slice()) {
             (Form::Single, [state]) => state.body.clone(),
             (Form::Single | Form::Multi, states) => {
-                answer::assemble(shape, states.iter().map(|state| (&state.id, &state.body)))
+                answer::assemble(&shape(), states.iter().map(|state| (&state.id, &state.body)))
             }
         }
     }
@@ -131,7 +136,15 @@ impl ClipReply {
     /// For how long the client may keep it, from when the oldest state was seen; `None`: not at all.
     fn lifetime(&self, cache: &Cache) -> Option<Duration> {
         let ttls = self.states.iter().map(|state| state.rung.and_then(|rung| cache.terminal_ttl(rung)));
-        ttls.min().flatten().filter(|ttl| self.keep && !ttl.is_zero())
+        let is_whole = self.states.iter().all(|state| state.head.is_whole);
+        ttls.min().flatten().filter(|ttl| self.keep && is_whole && !ttl.is_zero())
+    }
+
+    /// The status that the upstream answered with. The client gets a 200 whichever 2xx that is: the answer to a wait is the
+    /// clip, however it was come by.
+    fn upstream_status(&self) -> StatusCode {
+        let status = self.states.first().and_then(|first| StatusCode::from_u16(first.head.status).ok());
+        status.unwrap_or_default()
     }
 
     fn age(&self) -> Duration {

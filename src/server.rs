@@ -277,8 +277,8 @@ impl Server {
                 Ok::<_, Infallible>(forwarded.response.map(|body| answering.with(body)))
             })
         });
-        let metrics = Arc::clone(self.0.gateway.metrics());
-        let io = TokioIo::new(Refusals::new(stream, peer, answers.clone(), metrics));
+        let gateway = self.0.gateway.clone();
+        let io = TokioIo::new(Refusals::new(stream, peer, answers.clone(), gateway));
         let life = Life { began, version, answers: &answers };
         let served = match version {
             Version::HTTP_2 => {

@@ -37,7 +37,8 @@ pub struct Asker {
     pub key: KeyDomain,
     /// Its parked waits.
     pub waits: usize,
-    /// What is left of its quotas. None for a key that is not proven yet: it counts for its address.
+    /// What is left of its quotas. None for a client's key that is not proven yet: it
+    /// counts for its address.
     pub left: Vec<Left>,
 }
 
@@ -70,8 +71,8 @@ impl Gateway {
     }
 
     fn key(&self, key: &KeyInFlight) -> Asker {
-        let is_proven = self.0.cache.knows(key.domain);
-        let left = if is_proven { self.0.limits.left(Who::Key(key.domain)) } else { Vec::new() };
+        let has_quotas = self.0.keyring.lends_its_key() || self.0.cache.knows(key.domain);
+        let left = if has_quotas { self.0.limits.left(Who::Key(key.domain)) } else { Vec::new() };
         Asker { name: None, key: key.domain, waits: key.waits, left }
     }
 

@@ -6,7 +6,6 @@ mod overview;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use http::HeaderValue;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
@@ -16,10 +15,9 @@ pub use self::overview::{KeyInFlight, Overview};
 use super::{Client, Command, HubError, Look, Means, Told, Wait};
 use crate::cache::Cache;
 use crate::clock;
-use crate::limits::{Limits, Who};
+use crate::limits::{Limits, UnprovenWait, Who};
 use crate::metrics::{Fanout, Metrics, Standing, WaitEnd};
 use crate::model::Map;
-use crate::model::answer::Shape;
 use crate::model::clip::KeyDomain;
 use crate::model::coalesce::{
     Coalescer, End, Failure, Input, Outcome, Output, PollId, PollSpec, Progress, Rules, WaitId, WaitSpec,
@@ -51,7 +49,6 @@ pub(super) struct Shell {
     metrics: Arc<Metrics>,
     tracer: Tracer,
     max_waits_per_key: usize,
-    shape: Arc<ArcSwap<Shape>>,
     parked: Map<WaitId, Parked>,
     keys: Map<KeyDomain, Key>,
     polls: Map<PollId, Poll>,
@@ -85,6 +82,8 @@ struct Parked {
 struct Key {
     authorization: HeaderValue,
     waits: usize,
+    /// Those of them that count for their address, until the key is proven.
+    unproven: Map<WaitId, UnprovenWait>,
     /// How many of them are whose, in team mode.
     members: Map<Arc<str>, usize>,
 }
@@ -108,7 +107,6 @@ impl Shell {
         scheduler: SchedulerConfig,
         max_waits_per_key: usize,
         means: Means,
-        shape: Arc<ArcSwap<Shape>>,
     ) -> Self {
         let Means { poller, cache, limits, metrics, tracer } = means;
         let (events, landed) = mpsc::channel(EVENTS);
@@ -122,7 +120,6 @@ impl Shell {
             metrics,
             tracer,
             max_waits_per_key,
-            shape,
             parked: Map::default(),
             keys: Map::default(),
             polls: Map::default(),
@@ -206,6 +203,12 @@ impl Shell {
         let member = wait.identity.member.clone();
         let key = self.keys.entry(domain).or_insert_with(|| Key::new(wait.identity.authorization));
         key.park(member.clone());
+        let unproven = client.place.lock().as_mut().and_then(|place| place.unproven.take());
+        if let Some(unproven) = unproven
+            && !self.cache.knows(domain)
+        {
+            key.unproven.insert(id, unproven);
+        }
         let parked = client.parked.take();
         self.parked.insert(id, Parked { client, domain, member, since: now, links: wait.links });
         let spec = WaitSpec {
@@ -287,26 +290,36 @@ impl Shell {
         let domain = spec.domain;
         self.answer = Some(Answer { at: landing.answered_at, fanout: None });
         match landing.key {
-            Some(KeyWord::Accepted) => self.cache.accepted(domain, tried_at),
+            Some(KeyWord::Accepted) => self.accepted(domain, tried_at),
             Some(KeyWord::Refused) => self.cache.refused(domain, now),
+            Some(KeyWord::Forbidden) => self.cache.forbidden(domain, &spec.clips, now),
             None => {}
         }
-        if let Some(shape) = landing.shape
-            && **self.shape.load() != shape
-        {
-            self.shape.store(Arc::new(shape));
+        if let Some(shape) = &landing.shape {
+            self.cache.set_shape(domain, shape);
         }
         if let Outcome::Clips(states) = &landing.outcome
             && self.machine.keeps(id)
         {
             for state in states {
-                self.cache.store(domain, state, now);
+                self.cache.store(domain, state, tried_at, now);
             }
         }
         if let Some(pause) = landing.retry_after {
             self.machine.handle(Input::RetryAfter(id, pause), now);
         }
         self.settle(id, landing.outcome, now);
+    }
+
+    /// From its first proof on a key's waits count for the key alone.
+    fn accepted(&mut self, domain: KeyDomain, began: Instant) {
+        self.cache.accepted(domain, began);
+        if let Some(key) = self.keys.get_mut(&domain)
+            && !key.unproven.is_empty()
+            && self.cache.knows(domain)
+        {
+            key.unproven = Map::default();
+        }
     }
 
     /// Whoever leaned on the poll is answered, or leans on others.
@@ -422,6 +435,7 @@ impl Shell {
         }
         if let Some(key) = self.keys.get_mut(&domain) {
             key.unpark(member.as_ref());
+            key.unproven.remove(&id);
             if key.waits == 0 {
                 self.keys.remove(&domain);
             }
@@ -450,7 +464,7 @@ impl Shell {
 
 impl Key {
     fn new(authorization: HeaderValue) -> Self {
-        Self { authorization, waits: 0, members: Map::default() }
+        Self { authorization, waits: 0, unproven: Map::default(), members: Map::default() }
     }
 
     fn park(&mut self, member: Option<Arc<str>>) {

@@ -33,13 +33,17 @@ pub struct Cut {
     pub body: Bytes,
 }
 
+/// The longest name that a list may be wrapped in: the shape of each key's lists is remembered. An answer with a longer
+/// one is passed on whole.
+pub const MAX_NAME_BYTES: usize = 128;
+
 /// How an answer with several clips holds them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Shape {
     /// `[clip, …]`
     #[default]
     Bare,
-    /// `{"NAME": [clip, …]}`, with the member's name.
+    /// `{"NAME": [clip, …]}`, with the member's name, which has [`MAX_NAME_BYTES`] at most.
     Wrapped(String),
     /// `{"ID": clip, …}`
     ById,
@@ -140,7 +144,7 @@ impl<'a> Cutter<'a> {
         let (clips, shape) = match self.outer(text)? {
             Outer::List(items) => (self.list(&items)?, Shape::Bare),
             Outer::Object(members) => match members.as_slice() {
-                [(name, value)] if value.get().starts_with('[') => {
+                [(name, value)] if value.get().starts_with('[') && name.len() <= MAX_NAME_BYTES => {
                     let Outer::List(items) = self.outer(value.get())? else { return None };
                     (self.list(&items)?, Shape::Wrapped(name.clone().into_owned()))
                 }

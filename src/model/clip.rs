@@ -140,13 +140,26 @@ impl fmt::Debug for KeyDomain {
     }
 }
 
-/// The head of an upstream answer: names in lower case and values, hop-by-hop fields left out.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The head of an upstream answer: its status, and names in lower case and values, hop-by-hop fields left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
+    /// The HTTP status.
+    pub status: u16,
+    /// Whether the body is the whole representation, which only a 200 says (RFC 9110 §15.3.1): a 206 has a part of it, a
+    /// 203 is what somebody on the way made of it, a 201 or 202 may be about something else. Anything else is passed on,
+    /// but not kept.
+    pub is_whole: bool,
     /// What holds for everybody who is told this state, a cache's reader included.
     pub shared: Vec<(Box<str>, Bytes)>,
     /// What belongs to this one answer, and so only to who caused it (contract, section 1).
     pub own: Vec<(Box<str>, Bytes)>,
+}
+
+impl Default for Head {
+    /// A 200 without fields.
+    fn default() -> Self {
+        Self { status: 200, is_whole: true, shared: Vec::new(), own: Vec::new() }
+    }
 }
 
 /// What the upstream said of one clip. Cheap to clone.

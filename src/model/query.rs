@@ -154,6 +154,24 @@ pub fn read(route: &Route, path: &str, query: Option<&str>, max_clips: usize) ->
     }
 }
 
+/// Returns the clips that a target names, whatever else it asks for and whether or not it is a wait; at most as many as
+/// `wait.max_clips` can be. None where the path is not one that clips are asked for at.
+pub fn named(route: &Route, path: &str, query: Option<&str>) -> Vec<ClipId> {
+    let Some(form) = route.form(path) else { return Vec::new() };
+    let parameters = query.unwrap_or_default().split('&').filter_map(|parameter| parameter.split_once('='));
+    let values = parameters
+        .filter(|(name, _)| matches!(Param::read(route, form, name), Ok(Param::Id(_))))
+        // The upstream may read one id here or several.
+        .flat_map(|(_, value)| {
+            std::iter::once(value).chain(value.split([',', ';']).skip_while(move |id| *id == value))
+        });
+    let ids = values.filter_map(|value| ClipId::new(&decode(value, MAX_ID_BYTES).ok()?).ok());
+    ids.take(MAX_NAMED).collect()
+}
+
+/// The largest `wait.max_clips`.
+const MAX_NAMED: usize = 1000;
+
 /// The path and query by which a poll asks: the documented spelling, without a status for [`Goal::Now`].
 ///
 /// The brackets of the repeated parameter are percent-encoded, as browsers' `URLSearchParams` and the usual clients

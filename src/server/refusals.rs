@@ -8,7 +8,6 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
@@ -20,24 +19,24 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::answers::Answers;
 use crate::access;
 use crate::error::{HttpFault, Refusal};
+use crate::gateway::Gateway;
 use crate::metrics::Metrics;
 use crate::request::{Peer, RequestId};
 
 /// A client's socket.
-#[derive(Debug)]
 pub(super) struct Refusals<S> {
     socket: S,
     peer: Peer,
     answers: Answers,
-    metrics: Arc<Metrics>,
+    gateway: Gateway,
     /// What hyper wrote last, if that looks like a refusal, or the rest of what replaces it.
     held: Bytes,
     fault: Option<HttpFault>,
 }
 
 impl<S: AsyncWrite + Unpin> Refusals<S> {
-    pub(super) fn new(socket: S, peer: Peer, answers: Answers, metrics: Arc<Metrics>) -> Self {
-        Self { socket, peer, answers, metrics, held: Bytes::new(), fault: None }
+    pub(super) fn new(socket: S, peer: Peer, answers: Answers, gateway: Gateway) -> Self {
+        Self { socket, peer, answers, gateway, held: Bytes::new(), fault: None }
     }
 
     /// Sends what is held as it is.
@@ -105,7 +104,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Refusals<S> {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if let Some(fault) = this.fault.take() {
-            this.held = refusal(fault, this.peer, &this.metrics);
+            this.gateway.refused_unread(this.peer);
+            this.held = refusal(fault, this.peer, this.gateway.metrics());
             this.answers.cut();
         }
         ready!(this.release(cx))?;

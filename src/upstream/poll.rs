@@ -63,14 +63,17 @@ pub struct Landing {
 pub enum KeyWord {
     /// A success.
     Accepted,
-    /// 401 or 403.
+    /// 401: the key is not valid.
     Refused,
+    /// 403: the key may not have what was asked for.
+    Forbidden,
 }
 
 /// The upstream's word on the key of a request that it answered so.
 pub fn key_word(status: StatusCode) -> Option<KeyWord> {
     match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Some(KeyWord::Refused),
+        StatusCode::UNAUTHORIZED => Some(KeyWord::Refused),
+        StatusCode::FORBIDDEN => Some(KeyWord::Forbidden),
         _ if status.is_success() => Some(KeyWord::Accepted),
         _ => None,
     }
@@ -182,7 +185,7 @@ impl Poller {
     }
 
     fn judge(&self, spec: &PollSpec, status: StatusCode, headers: &HeaderMap, body: Bytes) -> Tried {
-        let head = Arc::new(headers::head(headers));
+        let head = Arc::new(headers::head(status, headers));
         let reply = |body| Arc::new(Reply { status: status.as_u16(), head: Arc::clone(&head), body });
         let key = key_word(status);
         let answered_at = clock::now();

@@ -1,10 +1,11 @@
 //! The quota of one key, and who counts as one (contract, section 5).
 
 use clipgate::clock;
-use clipgate::config::Config;
+use clipgate::config::{Auth, Config};
+use clipgate::secret::Secret;
 
 use crate::stage::{Answer, Stage, all, single};
-use crate::wire::{CLIP, assert_refusal, calls, field, request};
+use crate::wire::{CLIP, assert_refusal, calls, field, parse, raw, request};
 
 fn ten(config: &mut Config) {
     config.limits.requests_per_second = 1;
@@ -174,6 +175,7 @@ async fn a_wait_that_would_open_a_poll_over_the_quota_of_calls_is_refused_and_le
 #[tokio::test]
 async fn one_keys_waits_are_bounded_and_no_others() {
     let stage = Stage::with(|config, _| config.limits.max_waits_per_key = 3).await;
+    made(&stage).await; // from here on the key is known, and counts for itself
     stage.sim.put("b", "streaming");
     let waits: Vec<_> = (0..3).map(|_| stage.spawn_get(&single("b", "completed"), &[])).collect();
     stage.until_parked(3).await;
@@ -184,4 +186,175 @@ async fn one_keys_waits_are_bounded_and_no_others() {
     stage.sim.put("b", "completed");
     assert!(all(waits).await.iter().all(|answer| answer.status == 200));
     assert_eq!(other.await.unwrap().status, 200);
+}
+
+/// Raw requests that are refused before anybody looks at their key, and by which word.
+fn refused_early() -> [(&'static str, String, u16); 6] {
+    let head = |fields: &str| {
+        format!(
+            "GET {} HTTP/1.1\r\n{fields}authorization: Bearer demo\r\nconnection: close\r\n\r\n",
+            single("a", "completed")
+        )
+    };
+    [
+        ("loop", head("host: x\r\nvia: 1.1 clipgate\r\n"), 508),
+        ("malformed", head("host: x\r\nhost: y\r\n"), 400),
+        ("malformed", head(""), 400),
+        ("malformed", head("host: a b\r\n"), 400),
+        ("malformed", head("host: x\r\ntransfer-encoding: gzip, chunked\r\n"), 400),
+        ("foreign-page", head("host: x\r\nsec-fetch-site: cross-site\r\n"), 403),
+    ]
+}
+
+/// What a field says is left of the quota of requests.
+fn left(answer: &Answer) -> u64 {
+    let rest = field(answer, "ratelimit").strip_prefix("\"requests\";r=").unwrap();
+    rest.split([';', ',']).next().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn what_is_refused_before_its_key_is_looked_at_counts_for_its_address() {
+    let mut count = 0;
+    for (reason, request, status) in refused_early() {
+        let stage = Stage::with(|config, _| {
+            if reason == "foreign-page" {
+                config.auth = Auth::Sidecar;
+                config.upstream.api_key = Some(Secret::new("demo"));
+            }
+            ten(config);
+        })
+        .await;
+        made(&stage).await; // from here on the key is known, and counts for itself
+        let mut refused = 0;
+        let limited = loop {
+            let bytes = raw(stage.address, request.as_bytes()).await;
+            let (answer, _) = parse(&bytes).unwrap();
+            if answer.status == 429 {
+                break answer;
+            }
+            assert_refusal(&answer, status, reason);
+            refused += 1;
+            assert!(refused < 1000, "{request}: the quota has no end");
+        };
+        assert_refusal(&limited, 429, "requests");
+        assert!(refused >= 9, "{request}: after {refused}");
+        let hit = stage.get(&single("a", "completed"), &[]).await;
+        assert!(hit.hit() && left(&hit) >= 8, "{request}: the key's own quota is touched: {hit:?}");
+        count += 1;
+    }
+    assert_eq!(count, 6);
+}
+
+#[tokio::test]
+async fn a_head_that_cannot_be_read_counts_for_its_address() {
+    let stage = Stage::with(|config, _| {
+        config.limits.requests_per_second = 1;
+        config.limits.burst = 1000;
+    })
+    .await;
+    let keyless = || stage.send(request("GET", "/v1/models", &[], ""));
+    let since = clock::now();
+    let before = left(&keyless().await);
+    for bad in [
+        "GET / HTTP/1.1\r\nx : y\r\n\r\n".to_owned(),
+        format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "x".repeat(200_000)),
+    ] {
+        for _ in 0..10 {
+            assert!(raw(stage.address, bad.as_bytes()).await.starts_with(b"HTTP/1.1 4"));
+        }
+    }
+    let after = left(&keyless().await);
+    // Each second adds one.
+    assert!(after + 21 <= before + since.elapsed().as_secs() + 1, "{before}, then {after}");
+}
+
+#[tokio::test]
+async fn a_sidecars_key_counts_for_itself_from_its_first_request_on() {
+    let stage = Stage::with(|config, _| {
+        config.auth = Auth::Sidecar;
+        config.upstream.api_key = Some(Secret::new("demo"));
+        ten(config);
+    })
+    .await;
+    stage.sim.put("a", "completed");
+    let bad = raw(stage.address, refused_early()[0].1.as_bytes()).await;
+    assert_eq!(left(&parse(&bad).unwrap().0), 9, "of the address");
+    let first = stage.get(&single("a", "completed"), &[]).await;
+    assert_eq!((first.status.as_u16(), left(&first)), (200, 9), "of the key");
+}
+
+const FULL: &str = "too-many-waits-of-address";
+
+#[tokio::test]
+async fn made_up_keys_fill_the_waits_of_their_address_and_nobody_elses() {
+    for (own, network, other) in
+        [("198.51.100.7", "198.51.100.7", "198.51.100.8"), ("2001:db8::1", "2001:db8::2", "2001:db8:0:1::1")]
+    {
+        let stage = Stage::with(|config, options| {
+            crate::stage::set_hold(std::time::Duration::from_secs(60), config, options);
+            config.server.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+            (config.limits.max_waits, config.limits.max_waits_per_key) = (100, 20);
+        })
+        .await;
+        stage.sim.put("a", "completed");
+        stage.sim.put("b", "streaming");
+        let wait = single("b", "completed");
+        let known = [("authorization", "Bearer known"), ("x-forwarded-for", own)];
+        assert_eq!(stage.get(&single("a", "completed"), &known).await.status, 200);
+
+        let made_up: Vec<String> = (0..10).map(|n| format!("Bearer made-up-{n}")).collect();
+        let mut parked: Vec<_> = (0..20)
+            .map(|n| {
+                let key = ("authorization", made_up[n % 10].as_str());
+                stage.spawn_get(&wait, &[key, ("x-forwarded-for", own)])
+            })
+            .collect();
+        stage.until_parked(20).await;
+        for key in &made_up {
+            let more = [("authorization", key.as_str()), ("x-forwarded-for", network)];
+            assert_refusal(&stage.get(&wait, &more).await, 429, FULL);
+            let stream = [more[0], more[1], ("accept", "text/event-stream")];
+            assert_refusal(&stage.get(&wait, &stream).await, 429, FULL);
+        }
+        let new = [("authorization", "Bearer new"), ("x-forwarded-for", other)];
+        for fields in [&known, &new] {
+            parked.extend((0..20).map(|_| stage.spawn_get(&wait, fields)));
+        }
+        stage.until_parked(60).await;
+        stage.sim.put("b", "completed");
+        assert!(all(parked).await.iter().all(|answer| answer.status == 200));
+        stage.until_parked(0).await;
+    }
+}
+
+#[tokio::test]
+async fn waits_count_for_their_key_from_its_first_proof_on_and_what_they_took_up_is_free_again() {
+    let stage = Stage::with(|config, options| {
+        crate::stage::set_hold(std::time::Duration::from_secs(60), config, options);
+        config.limits.max_waits_per_key = 3;
+    })
+    .await;
+    let ids = ["b", "c", "d", "e", "f", "g"];
+    crate::stage::put_all(&stage, &ids, "streaming");
+    let key = |name: &'static str| ("authorization", name);
+    let (ann, bob, cat) = (key("Bearer ann"), key("Bearer bob"), key("Bearer cat"));
+    let wait = |id, key| stage.spawn_get(&single(id, "completed"), &[key]);
+    let proof = wait("b", ann);
+    let mut waits = vec![wait("c", ann), wait("d", bob)];
+    stage.until_parked(3).await;
+    assert_refusal(&stage.get(&single("e", "completed"), &[bob]).await, 429, FULL);
+    stage.sim.put("b", "completed");
+    assert_eq!(proof.await.unwrap().status, 200);
+
+    // The wait for c is the proven key's now: there are two places.
+    waits.extend([wait("e", bob), wait("f", bob)]);
+    stage.until_parked(4).await;
+    assert_refusal(&stage.get(&single("g", "completed"), &[cat]).await, 429, FULL);
+    // A client that hangs up gives its place back.
+    drop(waits.pop());
+    stage.until_parked(3).await;
+    waits.push(wait("g", cat));
+    stage.until_parked(4).await;
+    crate::stage::put_all(&stage, &ids, "completed");
+    assert!(all(waits).await.iter().all(|answer| answer.status == 200));
 }

@@ -36,6 +36,7 @@ mod health;
 mod hostile;
 mod http2;
 mod in_front;
+mod isolation;
 mod keys;
 mod leaning;
 mod limits;

@@ -385,3 +385,14 @@ fn a_damaged_answer_is_garbled_just_where_it_is_no_json() {
     }
     assert!(garbled > 1_000 && cut > 100, "{garbled} garbled, {cut} cut: the damage tests too little");
 }
+
+#[test]
+fn a_list_wrapped_in_a_name_that_is_too_long_to_remember_is_passed_on_whole() {
+    let sliced = |length: usize| {
+        let name = "n".repeat(length);
+        (slice_text(Form::Multi, &["a"], &format!(r#"{{"{name}":[{{"id":"a"}}]}}"#)), wrapped(&name))
+    };
+    let (longest, shape) = sliced(MAX_NAME_BYTES);
+    assert_eq!(longest, clips(Some(shape), &[("a", "", r#"{"id":"a"}"#)]));
+    assert_eq!(sliced(MAX_NAME_BYTES + 1).0, Sliced::Whole);
+}

@@ -344,3 +344,23 @@ fn what_is_written_is_read_again_for_every_form_and_goal() {
     }
     assert_eq!(found, 500 * 2 * goals.len());
 }
+
+#[test]
+fn the_clips_that_a_target_names_are_read_whatever_else_it_asks_for() {
+    let cases = vec![
+        (SINGLE, "clip_id=a&status=completed", vec!["a"]),
+        (SINGLE, "x=1&clip%5Fid=%61&clip_id=b&clip_id=", vec!["a", "b"]),
+        (SINGLE, "clip_id=a,b;c", vec!["a,b;c", "a", "b", "c"]),
+        (SINGLE, "clip_ids=a&id=b&status=c", vec![]),
+        (MULTI, "clip_ids[]=a&clip_ids=b&clip_ids[3]=c&page=2", vec!["a", "b", "c"]),
+        (MULTI, "clip_ids=%zz&clip_ids=%ff&clip_ids=b", vec!["b"]),
+        ("/v1/models", "clip_id=a", vec![]),
+    ];
+    each(7, cases, |(path, query, ids)| {
+        let ids: Vec<_> = ids.into_iter().map(id).collect();
+        assert_eq!(named(&Route::suno(), path, Some(query)), ids, "{query}");
+    });
+    let endless = "clip_ids=a&".repeat(100_000);
+    assert_eq!(named(&Route::suno(), MULTI, Some(&endless)).len(), MAX_NAMED);
+    assert!(named(&Route::suno(), MULTI, None).is_empty());
+}

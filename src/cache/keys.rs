@@ -1,0 +1,140 @@
+//! The keys that the upstream has accepted or refused, and how it answers each of them with a list.
+//!
+//! ```text
+//!   KeyDomain ─▶ unknown ── 2xx ──▶ accepted ── 403 ──▶ doubted ── 2xx to a later request ──▶ accepted
+//!                   ▲                   │                  │
+//!                   └─────── 401 ───────┴──────────────────┘   the epoch ends: all stored under it is void
+//! ```
+//!
+//! Bounded; the longest unused key is forgotten, and has to be proven again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use foldhash::quality::RandomState;
+use moka::policy::EvictionPolicy;
+use parking_lot::Mutex;
+
+use crate::model::answer::Shape;
+use crate::model::clip::KeyDomain;
+
+/// The keys that are remembered.
+const MAX_DOMAINS: u64 = 100_000;
+
+/// That the upstream has accepted a key, as far as was known a moment ago.
+#[derive(Clone, Copy, Debug)]
+pub struct Proof {
+    pub(super) epoch: u64,
+    /// When the newest request began that was accepted; `None`: a 403 came since, hits need a new proof.
+    pub(super) accepted_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+pub(super) struct Keys {
+    domains: moka::sync::Cache<KeyDomain, Domain, RandomState>,
+    /// The outer shape of each key's lists. An array, the usual one, is not listed.
+    shapes: moka::sync::Cache<KeyDomain, Arc<Shape>, RandomState>,
+    /// Held while a domain is changed, so that a refusal cannot be undone by an acceptance under way.
+    changing: Mutex<()>,
+    next_epoch: AtomicU64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Domain {
+    epoch: u64,
+    /// Whether the upstream has accepted the key, and has not answered 401 since.
+    is_known: bool,
+    /// When the newest request began that the upstream accepted the key of; `None` after a refusal.
+    accepted_at: Option<Instant>,
+    /// When the upstream last answered 401 or 403.
+    refused_at: Option<Instant>,
+}
+
+impl Keys {
+    pub(super) fn new() -> Self {
+        Self {
+            domains: by_domain(),
+            shapes: by_domain(),
+            changing: Mutex::new(()),
+            next_epoch: AtomicU64::new(0),
+        }
+    }
+
+    /// Returns the proof of a key that the upstream has accepted, and has not answered 401 since.
+    pub(super) fn proof(&self, domain: KeyDomain) -> Option<Proof> {
+        let Domain { epoch, is_known, accepted_at, .. } = self.domains.get(&domain)?;
+        is_known.then_some(Proof { epoch, accepted_at })
+    }
+
+    /// Records a success of a request that began at `began`. The upstream checks the key when a request comes: one that
+    /// began before a refusal says nothing of the time after it.
+    pub(super) fn accepted(&self, domain: KeyDomain, began: Instant) {
+        let _changing = self.changing.lock();
+        let known = self.domains.get(&domain);
+        if known.is_some_and(|known| known.is_refused_since(began)) {
+            return;
+        }
+        let epoch = match known {
+            Some(known) if known.is_known => known.epoch,
+            Some(_) | None => self.new_epoch(),
+        };
+        let accepted_at = known.and_then(|known| known.accepted_at).max(Some(began));
+        let refused_at = known.and_then(|known| known.refused_at);
+        self.domains.insert(domain, Domain { epoch, is_known: true, accepted_at, refused_at });
+    }
+
+    /// Records a 401.
+    pub(super) fn refused(&self, domain: KeyDomain, now: Instant) {
+        let _changing = self.changing.lock();
+        let epoch = self.new_epoch();
+        let refused = Domain { epoch, is_known: false, accepted_at: None, refused_at: Some(now) };
+        self.domains.insert(domain, refused);
+    }
+
+    /// Records a 403.
+    pub(super) fn forbidden(&self, domain: KeyDomain, now: Instant) {
+        let _changing = self.changing.lock();
+        let (epoch, is_known) = match self.domains.get(&domain) {
+            Some(known) => (known.epoch, known.is_known),
+            None => (self.new_epoch(), false),
+        };
+        self.domains.insert(domain, Domain { epoch, is_known, accepted_at: None, refused_at: Some(now) });
+    }
+
+    /// Whether the upstream has answered 401 or 403 at `began` or later.
+    pub(super) fn is_refused_since(&self, domain: KeyDomain, began: Instant) -> bool {
+        self.domains.get(&domain).is_some_and(|known| known.is_refused_since(began))
+    }
+
+    /// Returns how the upstream last answered this key with a list; an array before the first one.
+    pub(super) fn shape(&self, domain: KeyDomain) -> Arc<Shape> {
+        self.shapes.get(&domain).unwrap_or_default()
+    }
+
+    pub(super) fn set_shape(&self, domain: KeyDomain, shape: &Shape) {
+        match (self.shapes.get(&domain), shape) {
+            (None, Shape::Bare) => {}
+            (Some(_), Shape::Bare) => self.shapes.invalidate(&domain),
+            (Some(known), shape) if *known == *shape => {}
+            (_, shape) => self.shapes.insert(domain, Arc::new(shape.clone())),
+        }
+    }
+
+    fn new_epoch(&self) -> u64 {
+        self.next_epoch.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl Domain {
+    fn is_refused_since(&self, began: Instant) -> bool {
+        self.refused_at.is_some_and(|refused_at| refused_at >= began)
+    }
+}
+
+fn by_domain<V: Clone + Send + Sync + 'static>() -> moka::sync::Cache<KeyDomain, V, RandomState> {
+    moka::sync::Cache::builder()
+        .max_capacity(MAX_DOMAINS)
+        .eviction_policy(EvictionPolicy::lru())
+        .build_with_hasher(RandomState::default())
+}

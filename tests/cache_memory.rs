@@ -1,0 +1,195 @@
+//! `cache.max_bytes` is what the cache allocates. A test program of its own, for its allocator counts.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cap::Cap;
+use clipgate::cache::Cache;
+use clipgate::clock;
+use clipgate::config::Config;
+use clipgate::headers;
+use clipgate::model::answer::{MAX_NAME_BYTES, Shape};
+use clipgate::model::clip::{ClipId, ClipState, Head, KeyDomain};
+use clipgate::model::route::Route;
+use clipgate::sim::{Options, Sim};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use parking_lot::Mutex;
+use tikv_jemallocator::Jemalloc;
+
+/// As the program's own, and it counts.
+#[global_allocator]
+static ALLOCATOR: Cap<Jemalloc> = Cap::new(Jemalloc, usize::MAX);
+
+/// Held by the test that counts.
+static COUNTING: Mutex<()> = Mutex::new(());
+
+const MAX_BYTES: u64 = 40 << 20;
+const KEY: KeyDomain = KeyDomain([7; 16]);
+
+/// The fields of an answer that went through a CDN.
+const FIELDS: [(&str, &str); 14] = [
+    ("content-type", "application/json; charset=utf-8"),
+    ("vary", "Origin, Accept-Encoding"),
+    ("x-powered-by", "Express"),
+    ("access-control-allow-origin", "*"),
+    ("strict-transport-security", "max-age=15552000; includeSubDomains"),
+    ("x-content-type-options", "nosniff"),
+    ("x-frame-options", "SAMEORIGIN"),
+    ("referrer-policy", "no-referrer"),
+    ("server", "cloudflare"),
+    ("date", "Tue, 24 Nov 2026 20:46:15 GMT"),
+    ("cf-ray", "8e7a5d3f2b1c4a6e-FRA"),
+    ("x-request-id", "0f4a2c71-9d53-4f0e-8a55-0a4f3e1b2c3d"),
+    ("content-length", "2048"),
+    ("connection", "keep-alive"),
+];
+
+/// One kind of clips.
+struct Case {
+    name: &'static str,
+    /// How many bytes the body of the nth clip has.
+    body: fn(usize) -> usize,
+    /// How many clips come in one answer.
+    listed: usize,
+    /// Whether the head of each answer is different.
+    is_head_own: bool,
+}
+
+/// A finished clip as the simulated API tells it, about 2 kB.
+fn template() -> String {
+    let sim = Sim::new(Options::default());
+    sim.put("ID", "completed");
+    String::from_utf8(sim.body("ID", "completed").to_vec()).expect("JSON is text")
+}
+
+fn id(n: usize) -> String {
+    format!("9d1f3c52-4a55-4c1e-a6f0-{n:012x}")
+}
+
+/// The usual head, and with a trace one that no other answer has.
+fn head(trace: Option<&str>) -> Head {
+    let fields = FIELDS.into_iter().chain(trace.map(|trace| ("x-backend-trace", trace)));
+    let fields: HeaderMap = fields
+        .map(|(name, value)| {
+            (HeaderName::from_static(name), HeaderValue::from_str(value).expect("it is text"))
+        })
+        .collect();
+    headers::head(StatusCode::OK, &fields)
+}
+
+fn clips(case: &Case, template: &str, usual: &Arc<Head>, n: usize) -> Vec<ClipState> {
+    let texts: Vec<String> = (0..case.listed)
+        .map(|k| {
+            let mut text = template.replace("ID", &id(n + k));
+            text.truncate((case.body)(n + k));
+            text.extend(std::iter::repeat_n('x', (case.body)(n + k) - text.len()));
+            text
+        })
+        .collect();
+    let answer = Bytes::from(texts.join(","));
+    let head = match case.is_head_own {
+        true => Arc::new(head(Some(&id(n)))),
+        false => Arc::clone(usual),
+    };
+    let mut at = 0;
+    let state = |(k, text): (usize, &String)| {
+        let body = answer.slice(at..at + text.len());
+        at += text.len() + 1;
+        ClipState {
+            id: ClipId::new(&id(n + k)).expect("it is short"),
+            rung: Route::suno().ladder.rung("completed"),
+            body,
+            head: Arc::clone(&head),
+            seen_at: clock::now(),
+        }
+    };
+    texts.iter().enumerate().map(state).collect()
+}
+
+/// What the system has given the process, in bytes; 0 where it does not tell.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) << 10
+}
+
+/// Run with `--nocapture` it tells the figures of README and `deploy/README.md`.
+#[test]
+fn what_the_cache_allocates_is_what_max_bytes_says() {
+    let real = |n: usize| 1500 + n * 37 % 1000;
+    let cases = [
+        Case { name: "clips of 2 kB", body: real, listed: 1, is_head_own: false },
+        Case { name: "slices of lists", body: real, listed: 6, is_head_own: false },
+        Case { name: "each with a head of its own", body: real, listed: 1, is_head_own: true },
+        Case { name: "tiny clips", body: |_| 40, listed: 1, is_head_own: false },
+        Case { name: "clips of 100 kB", body: |_| 100_000, listed: 1, is_head_own: false },
+    ];
+    let _counting = COUNTING.lock();
+    let (template, usual) = (template(), Arc::new(head(None)));
+    println!("{} bytes a clip of the simulated API", template.len());
+    let mut count = 0;
+    for case in &cases {
+        let config = Config::default().cache;
+        let config = clipgate::config::Cache { max_bytes: MAX_BYTES, ..config };
+        let (before, resident_before) = (ALLOCATOR.allocated(), resident());
+        let cache = Cache::new(config, Route::suno().ladder);
+        let now = clock::now();
+        cache.accepted(KEY, now);
+        // More than there is room for.
+        let (mut n, mut stored) = (0, 0);
+        while stored < MAX_BYTES + MAX_BYTES / 4 {
+            for state in clips(case, &template, &usual, n) {
+                stored += 700 + state.body.len() as u64;
+                cache.store(KEY, &state, now, now);
+                // Each is read once: the first clone of bytes allocates.
+                let hit = cache.get(KEY, &state.id, now);
+                drop(hit.map(|hit| (hit.kept.state.clone(), hit.kept.etag.clone())));
+                n += 1;
+            }
+        }
+        // Each look does a part of what is to be evicted.
+        let size = loop {
+            let size = cache.size();
+            if size.bytes <= MAX_BYTES && size == cache.size() {
+                break size;
+            }
+        };
+        let allocated = (ALLOCATOR.allocated() - before) as u64;
+        let resident = resident().saturating_sub(resident_before);
+        println!(
+            "{}: {} clips, weighed {}, allocated {allocated}, resident {resident}: {:.2} and {:.2} of max_bytes; {} bytes each",
+            case.name,
+            size.entries,
+            size.bytes,
+            allocated as f64 / MAX_BYTES as f64,
+            resident as f64 / MAX_BYTES as f64,
+            allocated / size.entries,
+        );
+        assert!(size.bytes > MAX_BYTES - MAX_BYTES / 20, "{}: it is not full: {size:?}", case.name);
+        assert!(allocated <= MAX_BYTES + MAX_BYTES / 10, "{}: {allocated} are allocated", case.name);
+        assert!(allocated >= MAX_BYTES * 3 / 4, "{}: room for {allocated} only", case.name);
+        count += 1;
+        drop(cache);
+    }
+    assert_eq!(count, 5);
+}
+
+#[test]
+fn what_is_remembered_of_keys_has_an_end() {
+    let _counting = COUNTING.lock();
+    for (name, shape, most) in [
+        ("keys", Shape::Bare, 30 << 20),
+        ("keys with lists in the longest name", Shape::Wrapped("n".repeat(MAX_NAME_BYTES)), 80 << 20),
+    ] {
+        let before = ALLOCATOR.allocated();
+        let cache = Cache::new(Config::default().cache, Route::suno().ladder);
+        let now = clock::now();
+        for n in 0..150_000_u128 {
+            cache.accepted(KeyDomain(n.to_le_bytes()), now);
+            cache.set_shape(KeyDomain(n.to_le_bytes()), &shape);
+        }
+        let allocated = ALLOCATOR.allocated() - before;
+        println!("100 000 {name}: {allocated} allocated");
+        assert!((10 << 20..most).contains(&allocated), "{name}: {allocated}");
+    }
+}
