@@ -3,20 +3,24 @@
 //! It brings together what does not know each other, and keeps no state of its own. A hit touches no task, no
 //! channel and no lock but moka's own and those of the quotas' shards.
 
+mod content;
 mod overview;
+mod pass;
+mod target;
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, Either, ready};
+use futures_util::future::{BoxFuture, Either, Ready, ready};
 use headers::{HeaderMapExt as _, IfNoneMatch};
-use http::header::{CONTENT_LENGTH, HOST, RANGE, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
+use http::header::{HOST, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Body as HttpBody;
 
 pub use self::overview::{Asker, Overview};
+use self::target::Target;
 use crate::access::{AccessLine, Outcome};
 use crate::auth::{AuthError, Identity, Keyring, KeyringError};
 use crate::body::{Body, BoxError};
@@ -31,15 +35,15 @@ use crate::limits::{Limits, Who};
 use crate::metrics::{Endpoint, Metrics, Word as _};
 use crate::model::clip::ClipState;
 use crate::model::coalesce::{End, Failure, Settled};
-use crate::model::query::{self, Query, WaitQuery};
+use crate::model::query::{Query, WaitQuery};
 use crate::model::route::{Form, Goal, Route};
 use crate::passthrough::{Forwarded, Passthrough};
-use crate::reply::{self, ClipReply, Source, cache_status, finish};
+use crate::reply::{self, ClipReply, Source, finish};
 use crate::request::RequestCtx;
-use crate::sse::{Ask, Streams};
+use crate::sse::{Ask, LAST_EVENT_ID, Streams};
 use crate::trace::{Answered, RequestSpan, TraceError, Tracer};
 use crate::upstream::client::{Client, ClientError};
-use crate::upstream::poll::{KeyWord, Poller, key_word};
+use crate::upstream::poll::Poller;
 use crate::wish::Wish;
 
 /// What a request meets on its way. Clones are the same gateway.
@@ -70,6 +74,14 @@ struct Asking {
     permission: Option<Box<Permission>>,
     line: AccessLine,
     span: RequestSpan,
+}
+
+/// What comes after the head of a request has been looked at.
+enum Decision {
+    /// The request goes on at once.
+    Now(Step),
+    /// The target could be a wait's. The end of the body decides: only a request without a body is a wait.
+    AfterBody(Target, Option<Identity>),
 }
 
 /// What is to be done with a request.
@@ -197,16 +209,33 @@ impl Gateway {
     {
         let identity = self.0.keyring.identify(request.headers());
         let mut asking = self.asking(&request, ctx, identity.as_ref().ok().and_then(Option::as_ref));
-        // Boxed: what only some need is not moved about with every hit.
         match self.decide(&request, identity, &mut asking) {
+            Ok(Decision::Now(step)) => self.follow(Ok(step), request, asking),
+            Ok(Decision::AfterBody(target, identity)) => {
+                Either::Right(self.clone().read_body(request, target, identity, asking))
+            }
+            Err(refusal) => self.follow(Err(refusal), request, asking),
+        }
+    }
+
+    fn follow<B>(
+        &self,
+        step: Result<Step, Refusal>,
+        request: Request<B>,
+        asking: Asking,
+    ) -> Either<Ready<Forwarded>, BoxFuture<'static, Forwarded>>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        // Boxed: what only some need is not moved about with every hit.
+        match step {
             Ok(Step::Answer(response)) => Either::Left(ready(self.finish(asking, Ok(response.into())))),
             Err(refusal) => Either::Left(ready(self.finish(asking, Err(refusal)))),
             Ok(Step::Park(waiting)) => {
                 Either::Right(self.clone().wait(waiting, request.headers().get(HOST).cloned(), asking))
             }
-            Ok(Step::Stream(ask)) => {
-                Either::Right(self.clone().stream(request.into_parts().0.headers, *ask, asking))
-            }
+            Ok(Step::Stream(ask)) => Either::Right(self.clone().stream(*ask, asking)),
             Ok(Step::Pass(identity)) => Either::Right(self.clone().pass(request, identity, asking)),
         }
     }
@@ -224,19 +253,19 @@ impl Gateway {
     }
 
     /// The path of a request, up to where something has to be waited for.
-    fn decide<B>(
+    fn decide<B: HttpBody>(
         &self,
         request: &Request<B>,
         identity: Result<Option<Identity>, AuthError>,
         asking: &mut Asking,
-    ) -> Result<Step, Refusal> {
+    ) -> Result<Decision, Refusal> {
         if fields::has_passed_here(request.headers()) {
             return Err(Refusal::Loop);
         }
         if !is_plain(request.headers()) || !fields::has_one_host(request.version(), request.headers()) {
             return Err(Refusal::Http(HttpFault::Malformed));
         }
-        let Asking { who, proof, permission, line, span } = asking;
+        let Asking { who, permission, line, .. } = asking;
         let is_let_in = permission.as_ref().is_some_and(|permission| permission.is_given());
         // Before the quota, which is the programs' own.
         if self.0.keyring.lends_its_key() && !is_let_in && fields::is_of_foreign_page(request) {
@@ -245,15 +274,31 @@ impl Gateway {
         self.0.limits.request(*who)?;
         if permission.as_ref().is_some_and(|permission| permission.is_preflight()) {
             line.outcome = Outcome::Preflight;
-            return Ok(Step::Answer(reply::preflight()));
+            return Ok(Decision::Now(Step::Answer(reply::preflight())));
         }
         let identity = identity?;
-        let asked = match self.read(request) {
+        let target = self.read(request);
+        if target.query != Query::Other && !request.body().is_end_stream() {
+            return Ok(Decision::AfterBody(target, identity));
+        }
+        self.decide_target(request.headers(), target, identity, asking).map(Decision::Now)
+    }
+
+    /// The same for a request without a body, once its head has passed.
+    fn decide_target(
+        &self,
+        request: &HeaderMap,
+        target: Target,
+        identity: Option<Identity>,
+        asking: &mut Asking,
+    ) -> Result<Step, Refusal> {
+        let Asking { who, proof, line, span, .. } = asking;
+        let asked = match target.query {
             Query::Wait(asked) => asked,
             Query::Bad(bad) => return Err(bad.into()),
             Query::Other => return self.may_pass(*who, identity),
         };
-        let wish = Wish::of(request.headers(), &self.0.wait.load());
+        let wish = Wish::of(request, &self.0.wait.load());
         let Some(identity) = identity else {
             // A wait without a key shares nothing with anybody; the upstream may say what it thinks of it.
             return if wish.only_if_cached { Err(Refusal::NotCached) } else { self.may_pass(*who, None) };
@@ -264,9 +309,14 @@ impl Gateway {
         if wish.events {
             line.outcome = Outcome::Streamed;
             let id = line.ctx().id.clone();
-            return Ok(Step::Stream(Box::new(Ask { asked, identity, who, wish, id, arrived, links })));
+            let last_event_id = match request.get(LAST_EVENT_ID) {
+                Some(field) => field.to_str().ok().map(str::to_owned),
+                None => target.last_event_id,
+            };
+            let ask = Ask { asked, identity, who, wish, last_event_id, id, arrived, links };
+            return Ok(Step::Stream(Box::new(ask)));
         }
-        let condition = request.headers().typed_get();
+        let condition = request.typed_get();
         if let Some((states, source)) = self.known(&asked, *proof, &identity, &wish) {
             line.outcome = Outcome::Hit;
             return Ok(Step::Answer(self.clips(&asked, states, source, &wish, condition)));
@@ -287,18 +337,6 @@ impl Gateway {
             links,
         })?;
         Ok(Step::Park(Waiting { parked, asked, wish, condition }))
-    }
-
-    /// A wait is a GET without a body, in the form that asks this server and for the whole of the answer.
-    fn read<B>(&self, request: &Request<B>) -> Query {
-        let uri = request.uri();
-        let names_a_server = request.version() < Version::HTTP_2 && uri.authority().is_some();
-        let has_more =
-            [CONTENT_LENGTH, TRANSFER_ENCODING, RANGE].iter().any(|f| request.headers().contains_key(f));
-        if request.method() != Method::GET || names_a_server || has_more {
-            return Query::Other;
-        }
-        query::read(&self.0.route, uri.path(), uri.query(), self.0.wait.load().max_clips)
     }
 
     /// What is kept of each clip, if that answers the request; in the order asked for.
@@ -365,44 +403,10 @@ impl Gateway {
         reply.answer(&self.0.cache, &self.0.hub.shape(), condition)
     }
 
-    fn stream(self, request: HeaderMap, ask: Ask, asking: Asking) -> BoxFuture<'static, Forwarded> {
+    fn stream(self, ask: Ask, asking: Asking) -> BoxFuture<'static, Forwarded> {
         Box::pin(async move {
-            let answer = self.0.streams.open(ask, &request).await;
+            let answer = self.0.streams.open(ask).await;
             self.finish(asking, answer.map(Forwarded::from))
-        })
-    }
-
-    /// Counts a request to the upstream.
-    fn may_pass(&self, who: Who, identity: Option<Identity>) -> Result<Step, Refusal> {
-        self.0.limits.call(who)?;
-        Ok(Step::Pass(identity))
-    }
-
-    fn pass<B>(
-        self,
-        request: Request<B>,
-        identity: Option<Identity>,
-        mut asking: Asking,
-    ) -> BoxFuture<'static, Forwarded>
-    where
-        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Into<BoxError>,
-    {
-        Box::pin(async move {
-            asking.line.outcome = Outcome::Passed;
-            let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
-            let authorization = identity.as_ref().map(|identity| identity.authorization.clone());
-            let mut answer =
-                self.0.passthrough.forward(request, asking.line.ctx(), authorization, &asking.span).await;
-            if let Ok(forwarded) = &mut answer {
-                let status = forwarded.response.status();
-                if let (Some(KeyWord::Refused), Some(identity)) = (key_word(status), identity) {
-                    self.0.cache.refused(identity.domain, clock::now());
-                }
-                // No fwd-status: the answer's own status is the one that the upstream gave.
-                cache_status(forwarded.response.headers_mut(), fwd);
-            }
-            self.finish(asking, answer.map_err(Refusal::from))
         })
     }
 

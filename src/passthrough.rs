@@ -90,7 +90,7 @@ pub enum PassError {
     Stalled,
     /// The client's body broke off.
     #[error("the request's body could not be read")]
-    Upload(#[source] SendError),
+    Upload(#[source] BoxError),
     /// Neither did the upstream answer nor the upload move for the head timeout. It may have acted.
     #[error("the upstream did not answer in time")]
     Overdue,
@@ -225,7 +225,7 @@ impl Passthrough {
                 Fate::Sound => PassError::Send(error),
                 Fate::TooLarge => PassError::TooLarge,
                 Fate::Stalled => PassError::Stalled,
-                Fate::Broke => PassError::Upload(error),
+                Fate::Broke => PassError::Upload(error.into()),
             });
         }
     }

@@ -8,6 +8,7 @@ mod host;
 mod operator;
 mod process;
 mod rogue;
+mod scripted;
 mod stage;
 mod wire;
 
@@ -27,8 +28,10 @@ mod dashboard_files;
 mod deadlines;
 mod deploy;
 mod drain;
+mod empty_bodies;
 mod event_clients;
 mod event_pages;
+mod event_reconnects;
 mod floods;
 mod hangups;
 mod health;

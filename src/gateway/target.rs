@@ -1,0 +1,47 @@
+//! What a request's target asks for: a wait, or something that only the upstream understands.
+
+use http::header::RANGE;
+use http::{Method, Request, Version};
+use http_body::Body as HttpBody;
+
+use super::Gateway;
+use crate::model::query::{self, Query};
+use crate::wish::wants_events;
+
+/// A request's target, understood or not.
+pub(super) struct Target {
+    pub(super) query: Query,
+    /// The target's own `lastEventId`, where the request is for an event stream.
+    pub(super) last_event_id: Option<String>,
+}
+
+impl Gateway {
+    /// A wait is a GET without a body, in the form that asks this server and for the whole of the answer. Where the
+    /// head does not tell whether there is a body, its end decides.
+    pub(super) fn read<B: HttpBody>(&self, request: &Request<B>) -> Target {
+        let uri = request.uri();
+        let names_a_server = request.version() < Version::HTTP_2 && uri.authority().is_some();
+        let has_body = request.body().size_hint().lower() > 0;
+        if request.method() != Method::GET
+            || names_a_server
+            || has_body
+            || request.headers().contains_key(RANGE)
+        {
+            return Target { query: Query::Other, last_event_id: None };
+        }
+        let max_clips = self.0.wait.load().max_clips;
+        let read = |query| query::read(&self.0.route, uri.path(), query, max_clips);
+        let query = read(uri.query());
+        // The polyfill of `EventSource` for browsers cannot send the header field.
+        if query == Query::Other
+            && wants_events(request.headers())
+            && let Some((rest, id)) = uri.query().and_then(|query| query::take(query, LAST_EVENT_ID_PARAM))
+        {
+            return Target { query: read(Some(&rest)), last_event_id: Some(id) };
+        }
+        Target { query, last_event_id: None }
+    }
+}
+
+/// The query parameter that stands for `Last-Event-ID`.
+const LAST_EVENT_ID_PARAM: &str = "lastEventId";
