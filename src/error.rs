@@ -7,7 +7,7 @@ use std::error::Error as _;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 use serde::Serialize;
 use tracing::debug;
@@ -20,7 +20,7 @@ use crate::metrics::{Limit, Word as _};
 use crate::model::coalesce::Failure;
 use crate::model::query::BadQuery;
 use crate::passthrough::PassError;
-use crate::reply::{cache_status, finish};
+use crate::reply::{ALLOWED_METHODS, cache_status, finish};
 use crate::request::RequestId;
 use crate::upstream::client::BadTarget;
 
@@ -57,6 +57,9 @@ pub enum Refusal {
     /// The request has been here before.
     #[error("the request came from this gateway: upstream.base_url leads back to it")]
     Loop,
+    /// The method makes the upstream repeat the request, the gateway's own key included.
+    #[error("the gateway does not forward this method")]
+    Method,
     /// Only what is kept was asked for.
     #[error("nothing is kept for this request, and Cache-Control: only-if-cached forbids asking")]
     NotCached,
@@ -121,6 +124,7 @@ impl Refusal {
             },
             Refusal::ForeignPage => StatusCode::FORBIDDEN,
             Refusal::Loop => StatusCode::LOOP_DETECTED,
+            Refusal::Method => StatusCode::METHOD_NOT_ALLOWED,
             Refusal::NotCached => StatusCode::GATEWAY_TIMEOUT,
             Refusal::Http(HttpFault::Malformed) => StatusCode::BAD_REQUEST,
             Refusal::Http(HttpFault::Target) => StatusCode::URI_TOO_LONG,
@@ -141,6 +145,7 @@ impl Refusal {
             Refusal::Pass(error) => error.reason(),
             Refusal::ForeignPage => "foreign-page",
             Refusal::Loop => "loop",
+            Refusal::Method => "method-not-allowed",
             Refusal::NotCached => "not-cached",
             Refusal::Http(HttpFault::Malformed) => "malformed",
             Refusal::Http(HttpFault::Target) => "long-target",
@@ -156,7 +161,7 @@ impl Refusal {
             Refusal::Hub(HubError::Full) => Some(Limit::Waits),
             Refusal::Hub(HubError::Gone) | Refusal::Query(_) | Refusal::Auth(_) | Refusal::Poll(_) => None,
             Refusal::Pass(_) | Refusal::ForeignPage | Refusal::Loop => None,
-            Refusal::NotCached | Refusal::Http(_) => None,
+            Refusal::Method | Refusal::NotCached | Refusal::Http(_) => None,
         }
     }
 
@@ -169,7 +174,8 @@ impl Refusal {
                 Some(*retry_after)
             }
             Refusal::Query(_) | Refusal::Auth(_) | Refusal::Poll(_) | Refusal::Pass(_) => None,
-            Refusal::ForeignPage | Refusal::Loop | Refusal::NotCached | Refusal::Http(_) => None,
+            Refusal::ForeignPage | Refusal::Loop | Refusal::Method => None,
+            Refusal::NotCached | Refusal::Http(_) => None,
         }
     }
 
@@ -192,6 +198,9 @@ impl Refusal {
             && let Some(challenge) = error.challenge()
         {
             headers.insert(WWW_AUTHENTICATE, challenge);
+        }
+        if matches!(self, Refusal::Method) {
+            headers.insert(ALLOW, ALLOWED_METHODS);
         }
         cache_status(headers, &format!("detail={}", self.reason()));
         finish(headers, id);

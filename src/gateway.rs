@@ -71,6 +71,8 @@ struct Asking {
     who: Who,
     /// That its key is one.
     proof: Option<Proof>,
+    /// The upstream account that answers is not the client's own.
+    is_lent: bool,
     permission: Option<Box<Permission>>,
     line: AccessLine,
     span: RequestSpan,
@@ -249,7 +251,8 @@ impl Gateway {
         let permission = self.0.cors.load().as_ref().map(|cors| Box::new(cors.permission(request)));
         let mut line = AccessLine::new(request, ctx, endpoint(form), Arc::clone(&self.0.metrics));
         line.member = identity.and_then(|identity| identity.member.clone());
-        Asking { who, proof, permission, line, span }
+        let is_lent = line.member.is_some() || self.0.keyring.lends_its_key();
+        Asking { who, proof, is_lent, permission, line, span }
     }
 
     /// The path of a request, up to where something has to be waited for.
@@ -276,7 +279,14 @@ impl Gateway {
             line.outcome = Outcome::Preflight;
             return Ok(Decision::Now(Step::Answer(reply::preflight())));
         }
+        if target::is_echo(request.method()) {
+            return Err(Refusal::Method);
+        }
         let identity = identity?;
+        if target::ends_here(request) {
+            line.outcome = Outcome::Preflight;
+            return Ok(Decision::Now(Step::Answer(reply::options())));
+        }
         let target = self.read(request);
         if target.query != Query::Other && !request.body().is_end_stream() {
             return Ok(Decision::AfterBody(target, identity));
@@ -412,7 +422,7 @@ impl Gateway {
 
     /// Adds what every answer has, and says in the log and the metrics which it is.
     fn finish(&self, asking: Asking, answer: Result<Forwarded, Refusal>) -> Forwarded {
-        let Asking { who, permission, mut line, span, .. } = asking;
+        let Asking { who, is_lent, permission, mut line, span, .. } = asking;
         let mut forwarded = answer.unwrap_or_else(|refusal| {
             line.outcome = Outcome::Refused(refusal.reason());
             if let Some(limit) = refusal.limit() {
@@ -421,6 +431,9 @@ impl Gateway {
             refusal.answer(&line.ctx().id, line.path()).into()
         });
         let headers = forwarded.response.headers_mut();
+        if is_lent {
+            fields::strip_set_cookie(headers);
+        }
         if let Some(standing) = self.0.limits.standing(who) {
             standing.write(headers);
         }

@@ -13,7 +13,7 @@ use crate::body::{Body, BoxError, Stalled};
 use crate::clock;
 use crate::error::Refusal;
 use crate::limits::Who;
-use crate::passthrough::{Forwarded, PassError};
+use crate::passthrough::{Credential, Forwarded, PassError};
 use crate::reply::cache_status;
 use crate::upstream::poll::{KeyWord, key_word};
 
@@ -67,8 +67,9 @@ impl Gateway {
             asking.line.outcome = Outcome::Passed;
             let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
             let authorization = identity.as_ref().map(|identity| identity.authorization.clone());
+            let credential = Credential { authorization, is_lent: asking.is_lent };
             let mut answer =
-                self.0.passthrough.forward(request, asking.line.ctx(), authorization, &asking.span).await;
+                self.0.passthrough.forward(request, asking.line.ctx(), credential, &asking.span).await;
             if let Ok(forwarded) = &mut answer {
                 let status = forwarded.response.status();
                 if let (Some(KeyWord::Refused), Some(identity)) = (key_word(status), identity) {

@@ -5,6 +5,7 @@ use http::{Method, Request, Version};
 use http_body::Body as HttpBody;
 
 use super::Gateway;
+use crate::headers as fields;
 use crate::model::query::{self, Query};
 use crate::wish::wants_events;
 
@@ -45,3 +46,14 @@ impl Gateway {
 
 /// The query parameter that stands for `Last-Event-ID`.
 const LAST_EVENT_ID_PARAM: &str = "lastEventId";
+
+/// Whether the method asks the upstream to repeat the request in its answer, the key that the gateway added included:
+/// TRACE (RFC 9110 §9.3.8), and the older TRACK and DEBUG of Microsoft's servers.
+pub(super) fn is_echo(method: &Method) -> bool {
+    ["TRACE", "TRACK", "DEBUG"].iter().any(|echo| method.as_str().eq_ignore_ascii_case(echo))
+}
+
+/// Whether the gateway is the last that may receive the request (RFC 9110 §7.6.2).
+pub(super) fn ends_here<B>(request: &Request<B>) -> bool {
+    request.method() == Method::OPTIONS && fields::max_forwards(request.headers()) == Some(0)
+}

@@ -39,11 +39,6 @@ impl Scripted {
     pub(crate) async fn asked(&mut self) -> String {
         within(30, self.asked.recv()).await.unwrap()
     }
-
-    /// Whether nobody has asked for anything that was not yet told.
-    pub(crate) fn was_spared(&mut self) -> bool {
-        self.asked.try_recv().is_err()
-    }
 }
 
 /// The connection stays until its other end closes it.
