@@ -19,7 +19,7 @@ use crate::limits::Limited;
 use crate::metrics::{Limit, Word as _};
 use crate::model::coalesce::Failure;
 use crate::model::query::BadQuery;
-use crate::passthrough::PassError;
+use crate::passthrough::{PassError, SlotError};
 use crate::reply::{ALLOWED_METHODS, cache_status, finish};
 use crate::request::RequestId;
 use crate::upstream::client::BadTarget;
@@ -49,6 +49,9 @@ pub enum Refusal {
     /// A request did not go through.
     #[error("{0}")]
     Pass(#[from] PassError),
+    /// There is no room for another passed-through request.
+    #[error("{0}")]
+    Slot(#[from] SlotError),
     /// A page of another origin would use the gateway's own key.
     #[error(
         "pages of other origins may not use this gateway's key: server.cors_origins names those that may"
@@ -122,6 +125,8 @@ impl Refusal {
                 PassError::Overdue => StatusCode::GATEWAY_TIMEOUT,
                 PassError::Send(_) | PassError::BadAnswer => StatusCode::BAD_GATEWAY,
             },
+            Refusal::Slot(SlotError::FullForKey) => StatusCode::TOO_MANY_REQUESTS,
+            Refusal::Slot(SlotError::Full) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::ForeignPage => StatusCode::FORBIDDEN,
             Refusal::Loop => StatusCode::LOOP_DETECTED,
             Refusal::Method => StatusCode::METHOD_NOT_ALLOWED,
@@ -143,6 +148,8 @@ impl Refusal {
             Refusal::Hub(HubError::Gone) => "shutting-down",
             Refusal::Poll(failure) => failure.reason(),
             Refusal::Pass(error) => error.reason(),
+            Refusal::Slot(SlotError::FullForKey) => "too-many-passthrough-per-key",
+            Refusal::Slot(SlotError::Full) => "too-many-passthrough",
             Refusal::ForeignPage => "foreign-page",
             Refusal::Loop => "loop",
             Refusal::Method => "method-not-allowed",
@@ -160,6 +167,8 @@ impl Refusal {
             Refusal::Hub(HubError::FullForKey) => Some(Limit::WaitsOfKey),
             Refusal::Hub(HubError::Full) => Some(Limit::Waits),
             Refusal::Hub(HubError::Gone) | Refusal::Query(_) | Refusal::Auth(_) | Refusal::Poll(_) => None,
+            Refusal::Slot(SlotError::FullForKey) => Some(Limit::PassthroughPerKey),
+            Refusal::Slot(SlotError::Full) => Some(Limit::Passthrough),
             Refusal::Pass(_) | Refusal::ForeignPage | Refusal::Loop => None,
             Refusal::Method | Refusal::NotCached | Refusal::Http(_) => None,
         }
@@ -169,7 +178,7 @@ impl Refusal {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Refusal::Limited { limited } => Some(limited.retry_after),
-            Refusal::Hub(_) => Some(Duration::from_secs(1)),
+            Refusal::Hub(_) | Refusal::Slot(_) => Some(Duration::from_secs(1)),
             Refusal::Poll(Failure::BreakerOpen { retry_after } | Failure::KeyRests { retry_after }) => {
                 Some(*retry_after)
             }

@@ -4,6 +4,7 @@
 //! channel and no lock but moka's own and those of the quotas' shards.
 
 mod content;
+mod held;
 mod overview;
 mod pass;
 mod target;
@@ -15,12 +16,12 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, Either, Ready, ready};
 use headers::{HeaderMapExt as _, IfNoneMatch};
-use http::header::{HOST, TRANSFER_ENCODING};
+use http::header::HOST;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Body as HttpBody;
 
 pub use self::overview::{Asker, Overview};
-use self::target::Target;
+use self::target::{Decision, Target};
 use crate::access::{AccessLine, Outcome};
 use crate::auth::{AuthError, Identity, Keyring, KeyringError};
 use crate::body::{Body, BoxError};
@@ -37,7 +38,7 @@ use crate::model::clip::ClipState;
 use crate::model::coalesce::{End, Failure, Settled};
 use crate::model::query::{Query, WaitQuery};
 use crate::model::route::{Form, Goal, Route};
-use crate::passthrough::{Forwarded, Passthrough};
+use crate::passthrough::{Forwarded, Passthrough, Slot, Slots};
 use crate::reply::{self, ClipReply, Source, finish};
 use crate::request::RequestCtx;
 use crate::sse::{Ask, LAST_EVENT_ID, Streams};
@@ -58,6 +59,7 @@ struct Parts {
     hub: Hub,
     streams: Streams,
     passthrough: Passthrough,
+    slots: Slots,
     wait: ArcSwap<config::Wait>,
     /// `None`: the upstream answers browsers' questions itself.
     cors: ArcSwapOption<Cors>,
@@ -78,20 +80,12 @@ struct Asking {
     span: RequestSpan,
 }
 
-/// What comes after the head of a request has been looked at.
-enum Decision {
-    /// The request goes on at once.
-    Now(Step),
-    /// The target could be a wait's. The end of the body decides: only a request without a body is a wait.
-    AfterBody(Target, Option<Identity>),
-}
-
 /// What is to be done with a request.
 enum Step {
     /// Nothing more.
     Answer(Response<Body>),
     /// The upstream answers it, whoever asks.
-    Pass(Option<Identity>),
+    Pass(Option<Identity>, Slot),
     /// A wait is parked.
     Park(Waiting),
     /// A stream begins.
@@ -153,6 +147,7 @@ impl Gateway {
                 head_timeout,
                 Arc::clone(&metrics),
             ),
+            slots: Slots::new(config.limits.max_passthrough, config.limits.max_passthrough_per_key),
             wait: ArcSwap::from_pointee(config.wait.clone()),
             cors: ArcSwapOption::from_pointee(Cors::new(&config.server.cors_origins)),
             streams: Streams::new(hub.clone(), Arc::clone(&cache), Arc::clone(&route)),
@@ -198,6 +193,11 @@ impl Gateway {
         self.0.hub.waits()
     }
 
+    /// Requests that are passed through now, tunnels included.
+    pub fn passed_through(&self) -> usize {
+        self.0.slots.taken()
+    }
+
     /// Answers a request, whatever it is: at once where nothing has to be waited for. Cancel safe: dropping the future
     /// is the client hanging up, which ends its wait or its passed-through request and nothing else.
     pub fn handle<B>(
@@ -238,7 +238,9 @@ impl Gateway {
                 Either::Right(self.clone().wait(waiting, request.headers().get(HOST).cloned(), asking))
             }
             Ok(Step::Stream(ask)) => Either::Right(self.clone().stream(*ask, asking)),
-            Ok(Step::Pass(identity)) => Either::Right(self.clone().pass(request, identity, asking)),
+            Ok(Step::Pass(identity, slot)) => {
+                Either::Right(self.clone().pass(request, identity, slot, asking))
+            }
         }
     }
 
@@ -265,7 +267,8 @@ impl Gateway {
         if fields::has_passed_here(request.headers()) {
             return Err(Refusal::Loop);
         }
-        if !is_plain(request.headers()) || !fields::has_one_host(request.version(), request.headers()) {
+        if !target::is_plain(request.headers()) || !fields::has_one_host(request.version(), request.headers())
+        {
             return Err(Refusal::Http(HttpFault::Malformed));
         }
         let Asking { who, permission, line, .. } = asking;
@@ -467,16 +470,5 @@ fn endpoint(form: Option<Form>) -> Endpoint {
         Some(Form::Single) => Endpoint::Clip,
         Some(Form::Multi) => Endpoint::Clips,
         None => Endpoint::Other,
-    }
-}
-
-/// Whether the body's coding is `chunked` and nothing else: hyper takes other codings before it, which would be lost
-/// on the way. (A length beside it hyper drops, and ends the connection: RFC 9112 §6.3.)
-fn is_plain(headers: &HeaderMap) -> bool {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => true,
-        (Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
-        (Some(_), Some(_)) => false,
     }
 }

@@ -34,6 +34,7 @@ use hyper_util::rt::TokioIo;
 use tracing::debug;
 
 use self::download::Download;
+pub use self::slots::{Slot, SlotError, Slots};
 use self::upload::{Fate, Progress, Upload};
 use crate::body::{Body, BoxError};
 use crate::headers;
@@ -43,6 +44,7 @@ use crate::trace::RequestSpan;
 use crate::upstream::client::{Answer, BadTarget, Client, SendError};
 
 mod download;
+mod slots;
 mod upload;
 
 /// The way through.

@@ -1,10 +1,13 @@
 //! Passes a request through, whole or in the middle of its body.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Method, Request};
 use http_body::Body as HttpBody;
 
+use super::held::Held;
 use super::target::Target;
 use super::{Asking, Gateway, Step, content};
 use crate::access::Outcome;
@@ -13,7 +16,7 @@ use crate::body::{Body, BoxError, Stalled};
 use crate::clock;
 use crate::error::Refusal;
 use crate::limits::Who;
-use crate::passthrough::{Credential, Forwarded, PassError};
+use crate::passthrough::{Credential, Forwarded, PassError, Slot, Tunnel};
 use crate::reply::cache_status;
 use crate::upstream::poll::{KeyWord, key_word};
 
@@ -47,16 +50,18 @@ impl Gateway {
         })
     }
 
-    /// Counts a request to the upstream.
+    /// Takes a slot for a request to the upstream, and counts it.
     pub(super) fn may_pass(&self, who: Who, identity: Option<Identity>) -> Result<Step, Refusal> {
+        let slot = self.0.slots.take(who)?;
         self.0.limits.call(who)?;
-        Ok(Step::Pass(identity))
+        Ok(Step::Pass(identity, slot))
     }
 
     pub(super) fn pass<B>(
         self,
         request: Request<B>,
         identity: Option<Identity>,
+        slot: Slot,
         mut asking: Asking,
     ) -> BoxFuture<'static, Forwarded>
     where
@@ -64,6 +69,9 @@ impl Gateway {
         B::Error: Into<BoxError>,
     {
         Box::pin(async move {
+            // The upload may outlast the answer, and the tunnel both.
+            let slot = Arc::new(slot);
+            let request = request.map(|body| Held { body, _held: Arc::clone(&slot) });
             asking.line.outcome = Outcome::Passed;
             let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
             let authorization = identity.as_ref().map(|identity| identity.authorization.clone());
@@ -78,6 +86,15 @@ impl Gateway {
                 // No fwd-status: the answer's own status is the one that the upstream gave.
                 cache_status(forwarded.response.headers_mut(), fwd);
             }
+            let answer = answer.map(|Forwarded { response, tunnel }| Forwarded {
+                response: response.map(|body| Body::stream(Held { body, _held: Arc::clone(&slot) })),
+                tunnel: tunnel.map(|tunnel| -> Tunnel {
+                    Box::pin(async move {
+                        tunnel.await;
+                        drop(slot);
+                    })
+                }),
+            });
             self.finish(asking, answer.map_err(Refusal::from))
         })
     }

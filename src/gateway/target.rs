@@ -1,10 +1,11 @@
 //! What a request's target asks for: a wait, or something that only the upstream understands.
 
-use http::header::RANGE;
-use http::{Method, Request, Version};
+use http::header::{RANGE, TRANSFER_ENCODING};
+use http::{HeaderMap, Method, Request, Version};
 use http_body::Body as HttpBody;
 
-use super::Gateway;
+use super::{Gateway, Step};
+use crate::auth::Identity;
 use crate::headers as fields;
 use crate::model::query::{self, Query};
 use crate::wish::wants_events;
@@ -14,6 +15,14 @@ pub(super) struct Target {
     pub(super) query: Query,
     /// The target's own `lastEventId`, where the request is for an event stream.
     pub(super) last_event_id: Option<String>,
+}
+
+/// What comes after the head of a request has been looked at.
+pub(super) enum Decision {
+    /// The request goes on at once.
+    Now(Step),
+    /// The target could be a wait's. The end of the body decides: only a request without a body is a wait.
+    AfterBody(Target, Option<Identity>),
 }
 
 impl Gateway {
@@ -56,4 +65,15 @@ pub(super) fn is_echo(method: &Method) -> bool {
 /// Whether the gateway is the last that may receive the request (RFC 9110 §7.6.2).
 pub(super) fn ends_here<B>(request: &Request<B>) -> bool {
     request.method() == Method::OPTIONS && fields::max_forwards(request.headers()) == Some(0)
+}
+
+/// Whether the body's coding is `chunked` and nothing else: hyper takes other codings before it, which would be lost
+/// on the way. (A length beside it hyper drops, and ends the connection: RFC 9112 §6.3.)
+pub(super) fn is_plain(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
+        (Some(_), Some(_)) => false,
+    }
 }

@@ -52,6 +52,7 @@ mod orchestration;
 mod own_fields;
 mod packaging;
 mod passthrough;
+mod passthrough_limits;
 mod patience;
 mod proxies;
 mod sharing;
