@@ -3,6 +3,7 @@
 //! It brings together what does not know each other, and keeps no state of its own. A hit touches no task, no
 //! channel and no lock but moka's own and those of the quotas' shards.
 
+mod access;
 mod content;
 mod held;
 mod overview;
@@ -19,7 +20,10 @@ use headers::{HeaderMapExt as _, IfNoneMatch};
 use http::header::HOST;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Body as HttpBody;
+use tokio::sync::watch;
 
+use self::access::{Access, Reload};
+use self::held::Download;
 pub use self::overview::{Asker, Overview};
 use self::target::{Decision, Target};
 use crate::access::{AccessLine, Outcome};
@@ -53,7 +57,7 @@ pub struct Gateway(Arc<Parts>);
 
 struct Parts {
     route: Arc<Route>,
-    keyring: Keyring,
+    keyring: Arc<Keyring>,
     limits: Arc<Limits>,
     cache: Arc<Cache>,
     hub: Hub,
@@ -63,6 +67,7 @@ struct Parts {
     wait: ArcSwap<config::Wait>,
     /// `None`: the upstream answers browsers' questions itself.
     cors: ArcSwapOption<Cors>,
+    reloads: watch::Sender<Reload>,
     metrics: Arc<Metrics>,
     tracer: Tracer,
 }
@@ -139,7 +144,7 @@ impl Gateway {
         // Well over a poll's time: long-polls that are not understood go this way too.
         let head_timeout = config.wait.max_timeout.max(2 * upstream.poll_timeout);
         let parts = Parts {
-            keyring: Keyring::new(&config.auth, upstream.api_key.as_ref())?,
+            keyring: Arc::new(Keyring::new(&config.auth, upstream.api_key.as_ref())?),
             limits,
             passthrough: Passthrough::new(
                 Client::new(upstream)?,
@@ -150,6 +155,7 @@ impl Gateway {
             slots: Slots::new(config.limits.max_passthrough, config.limits.max_passthrough_per_key),
             wait: ArcSwap::from_pointee(config.wait.clone()),
             cors: ArcSwapOption::from_pointee(Cors::new(&config.server.cors_origins)),
+            reloads: watch::Sender::new(Reload::of(config)),
             streams: Streams::new(hub.clone(), Arc::clone(&cache), Arc::clone(&route)),
             route,
             cache,
@@ -161,8 +167,8 @@ impl Gateway {
     }
 
     /// Takes over, for requests to come, what may change while it runs; [`Config::needs_restart`] names the rest. A
-    /// member that is gone is out with its next request, what it has parked is still answered. After an error nothing
-    /// has changed.
+    /// member that is gone is out with its next request; what it has parked is still answered, and what else it has
+    /// open ends within `wait.max_timeout`. After an error nothing has changed.
     pub fn reload(&self, config: &Config) -> Result<(), KeyringError> {
         self.0.keyring.set(&config.auth, config.upstream.api_key.as_ref())?;
         self.0.limits.set(&config.limits, config.auth.members());
@@ -170,6 +176,8 @@ impl Gateway {
         self.0.cache.set_rules(config.cache.clone());
         self.0.wait.store(Arc::new(config.wait.clone()));
         self.0.cors.store(Cors::new(&config.server.cors_origins).map(Arc::new));
+        // Last: whoever is told looks at the keyring.
+        self.0.reloads.send_replace(Reload::of(config));
         Ok(())
     }
 
@@ -213,9 +221,7 @@ impl Gateway {
         let mut asking = self.asking(&request, ctx, identity.as_ref().ok().and_then(Option::as_ref));
         match self.decide(&request, identity, &mut asking) {
             Ok(Decision::Now(step)) => self.follow(Ok(step), request, asking),
-            Ok(Decision::AfterBody(target, identity)) => {
-                Either::Right(self.clone().read_body(request, target, identity, asking))
-            }
+            Ok(Decision::AfterBody(target)) => Either::Right(self.clone().read_body(request, target, asking)),
             Err(refusal) => self.follow(Err(refusal), request, asking),
         }
     }
@@ -237,7 +243,10 @@ impl Gateway {
             Ok(Step::Park(waiting)) => {
                 Either::Right(self.clone().wait(waiting, request.headers().get(HOST).cloned(), asking))
             }
-            Ok(Step::Stream(ask)) => Either::Right(self.clone().stream(*ask, asking)),
+            Ok(Step::Stream(ask)) => {
+                let access = self.access(request.headers(), &asking);
+                Either::Right(self.clone().stream(*ask, access, asking))
+            }
             Ok(Step::Pass(identity, slot)) => {
                 Either::Right(self.clone().pass(request, identity, slot, asking))
             }
@@ -292,7 +301,7 @@ impl Gateway {
         }
         let target = self.read(request);
         if target.query != Query::Other && !request.body().is_end_stream() {
-            return Ok(Decision::AfterBody(target, identity));
+            return Ok(Decision::AfterBody(target));
         }
         self.decide_target(request.headers(), target, identity, asking).map(Decision::Now)
     }
@@ -416,11 +425,18 @@ impl Gateway {
         reply.answer(&self.0.cache, &self.0.hub.shape(), condition)
     }
 
-    fn stream(self, ask: Ask, asking: Asking) -> BoxFuture<'static, Forwarded> {
+    fn stream(self, ask: Ask, access: Access, asking: Asking) -> BoxFuture<'static, Forwarded> {
         Box::pin(async move {
             let answer = self.0.streams.open(ask).await;
-            self.finish(asking, answer.map(Forwarded::from))
+            let guarded = |body| {
+                Body::stream(Download { body, is_withdrawn: Box::pin(access.is_withdrawn()), _slot: None })
+            };
+            self.finish(asking, answer.map(|response| response.map(guarded).into()))
         })
+    }
+
+    fn access(&self, request: &HeaderMap, asking: &Asking) -> Access {
+        Access::new(&self.0.keyring, &self.0.reloads, request, asking.line.member.clone())
     }
 
     /// Adds what every answer has, and says in the log and the metrics which it is.

@@ -1,22 +1,35 @@
-//! A body that keeps something alive until it has ended.
+//! Bodies that hold what the gateway has given their request until they have ended.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-/// Passes the body's frames on; whatever it holds is dropped with it.
-pub(super) struct Held<B, T> {
+use crate::body::{Body, BoxError};
+use crate::passthrough::Slot;
+
+/// A request's body, with its slot.
+pub(super) struct Upload<B> {
     pub(super) body: B,
-    pub(super) _held: T,
+    pub(super) _slot: Arc<Slot>,
 }
 
-impl<B, T> HttpBody for Held<B, T>
-where
-    B: HttpBody<Data = Bytes> + Unpin,
-    T: Unpin,
-{
+/// An answer's body, with its slot if it has one. Breaks off when its client's access has been withdrawn.
+pub(super) struct Download {
+    pub(super) body: Body,
+    pub(super) is_withdrawn: BoxFuture<'static, ()>,
+    pub(super) _slot: Option<Arc<Slot>>,
+}
+
+/// Why an answer breaks off.
+#[derive(Debug, thiserror::Error)]
+#[error("the client's access was withdrawn")]
+struct Withdrawn;
+
+impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Upload<B> {
     type Data = Bytes;
     type Error = B::Error;
 
@@ -25,6 +38,30 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         Pin::new(&mut self.get_mut().body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl HttpBody for Download {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        if this.is_withdrawn.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Err(Withdrawn.into())));
+        }
+        Pin::new(&mut this.body).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{Method, Request};
+use http::{HeaderMap, Method, Request};
 use http_body::Body as HttpBody;
+use tracing::debug;
 
-use super::held::Held;
+use super::held::{Download, Upload};
 use super::target::Target;
 use super::{Asking, Gateway, Step, content};
 use crate::access::Outcome;
-use crate::auth::Identity;
+use crate::auth::{AuthError, Identity};
 use crate::body::{Body, BoxError, Stalled};
 use crate::clock;
 use crate::error::Refusal;
@@ -26,7 +27,6 @@ impl Gateway {
         self,
         request: Request<B>,
         target: Target,
-        identity: Option<Identity>,
         mut asking: Asking,
     ) -> BoxFuture<'static, Forwarded>
     where
@@ -37,17 +37,26 @@ impl Gateway {
             let (head, body) = request.into_parts();
             match content::begin(body).await {
                 Ok(None) => {
-                    let step = self.decide_target(&head.headers, target, identity, &mut asking);
+                    let step = self.let_in_again(&head.headers).and_then(|identity| {
+                        self.decide_target(&head.headers, target, identity, &mut asking)
+                    });
                     self.follow(step, Request::from_parts(head, Body::empty()), asking).await
                 }
                 Ok(Some(body)) => {
-                    let step = self.may_pass(asking.who, identity);
+                    let step = self
+                        .let_in_again(&head.headers)
+                        .and_then(|identity| self.may_pass(asking.who, identity));
                     self.follow(step, Request::from_parts(head, body), asking).await
                 }
                 Err(error) if error.is::<Stalled>() => self.finish(asking, Err(PassError::Stalled.into())),
                 Err(error) => self.finish(asking, Err(PassError::Upload(error).into())),
             }
         })
+    }
+
+    /// A reload may have shut the client out while its body was on its way.
+    fn let_in_again(&self, request: &HeaderMap) -> Result<Option<Identity>, Refusal> {
+        Ok(self.0.keyring.identify(request)?)
     }
 
     /// Takes a slot for a request to the upstream, and counts it.
@@ -69,33 +78,52 @@ impl Gateway {
         B::Error: Into<BoxError>,
     {
         Box::pin(async move {
+            let mut is_withdrawn = Box::pin(self.access(request.headers(), &asking).is_withdrawn());
             // The upload may outlast the answer, and the tunnel both.
             let slot = Arc::new(slot);
-            let request = request.map(|body| Held { body, _held: Arc::clone(&slot) });
+            let request = request.map(|body| Upload { body, _slot: Arc::clone(&slot) });
             asking.line.outcome = Outcome::Passed;
             let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
             let authorization = identity.as_ref().map(|identity| identity.authorization.clone());
             let credential = Credential { authorization, is_lent: asking.is_lent };
-            let mut answer =
-                self.0.passthrough.forward(request, asking.line.ctx(), credential, &asking.span).await;
-            if let Ok(forwarded) = &mut answer {
-                let status = forwarded.response.status();
-                if let (Some(KeyWord::Refused), Some(identity)) = (key_word(status), identity) {
-                    self.0.cache.refused(identity.domain, clock::now());
-                }
-                // No fwd-status: the answer's own status is the one that the upstream gave.
-                cache_status(forwarded.response.headers_mut(), fwd);
+            let forwarding = self.0.passthrough.forward(request, asking.line.ctx(), credential, &asking.span);
+            // Cancel safe: whose access is withdrawn has no use for the answer.
+            let answer = tokio::select! {
+                answer = forwarding => answer,
+                () = &mut is_withdrawn => return self.finish(asking, Err(AuthError::UnknownToken.into())),
+            };
+            let Forwarded { mut response, tunnel } = match answer {
+                Ok(forwarded) => forwarded,
+                Err(error) => return self.finish(asking, Err(error.into())),
+            };
+            if let (Some(KeyWord::Refused), Some(identity)) = (key_word(response.status()), identity) {
+                self.0.cache.refused(identity.domain, clock::now());
             }
-            let answer = answer.map(|Forwarded { response, tunnel }| Forwarded {
-                response: response.map(|body| Body::stream(Held { body, _held: Arc::clone(&slot) })),
-                tunnel: tunnel.map(|tunnel| -> Tunnel {
-                    Box::pin(async move {
-                        tunnel.await;
-                        drop(slot);
-                    })
-                }),
-            });
-            self.finish(asking, answer.map_err(Refusal::from))
+            // No fwd-status: the answer's own status is the one that the upstream gave.
+            cache_status(response.headers_mut(), fwd);
+            let forwarded = match tunnel {
+                Some(tunnel) => Forwarded { response, tunnel: Some(held_tunnel(tunnel, is_withdrawn, slot)) },
+                None => response
+                    .map(|body| Body::stream(Download { body, is_withdrawn, _slot: Some(slot) }))
+                    .into(),
+            };
+            self.finish(asking, Ok(forwarded))
         })
     }
+}
+
+/// The tunnel, which has its slot until it ends, and ends when its client's access has been withdrawn.
+fn held_tunnel(
+    tunnel: Tunnel,
+    is_withdrawn: impl Future<Output = ()> + Send + 'static,
+    slot: Arc<Slot>,
+) -> Tunnel {
+    Box::pin(async move {
+        // Cancel safe: whichever ends, both connections are closed.
+        tokio::select! {
+            () = tunnel => {}
+            () = is_withdrawn => debug!("access withdrawn, tunnel closed"),
+        }
+        drop(slot);
+    })
 }

@@ -5,7 +5,6 @@ use http::{HeaderMap, Method, Request, Version};
 use http_body::Body as HttpBody;
 
 use super::{Gateway, Step};
-use crate::auth::Identity;
 use crate::headers as fields;
 use crate::model::query::{self, Query};
 use crate::wish::wants_events;
@@ -22,7 +21,7 @@ pub(super) enum Decision {
     /// The request goes on at once.
     Now(Step),
     /// The target could be a wait's. The end of the body decides: only a request without a body is a wait.
-    AfterBody(Target, Option<Identity>),
+    AfterBody(Target),
 }
 
 impl Gateway {
