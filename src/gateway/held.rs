@@ -5,39 +5,52 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt as _, Shared};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::body::{Body, BoxError};
 use crate::passthrough::Slot;
 
-/// A request's body, with its slot.
+/// Ends when the client's access has been withdrawn; for each part of a request that may be the last.
+pub(super) type IsWithdrawn = Shared<BoxFuture<'static, ()>>;
+
+/// A request's body, with its slot. Breaks off when its client's access has been withdrawn: it may go on after its
+/// answer.
 pub(super) struct Upload<B> {
     pub(super) body: B,
+    pub(super) is_withdrawn: IsWithdrawn,
     pub(super) _slot: Arc<Slot>,
 }
 
 /// An answer's body, with its slot if it has one. Breaks off when its client's access has been withdrawn.
 pub(super) struct Download {
     pub(super) body: Body,
-    pub(super) is_withdrawn: BoxFuture<'static, ()>,
+    pub(super) is_withdrawn: IsWithdrawn,
     pub(super) _slot: Option<Arc<Slot>>,
 }
 
-/// Why an answer breaks off.
+/// Why a body breaks off.
 #[derive(Debug, thiserror::Error)]
 #[error("the client's access was withdrawn")]
 struct Withdrawn;
 
-impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Upload<B> {
+impl<B> HttpBody for Upload<B>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
     type Data = Bytes;
-    type Error = B::Error;
+    type Error = BoxError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        if this.is_withdrawn.poll_unpin(cx).is_ready() {
+            return Poll::Ready(Some(Err(Withdrawn.into())));
+        }
+        Pin::new(&mut this.body).poll_frame(cx).map_err(Into::into)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -58,7 +71,7 @@ impl HttpBody for Download {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
-        if this.is_withdrawn.as_mut().poll(cx).is_ready() {
+        if this.is_withdrawn.poll_unpin(cx).is_ready() {
             return Poll::Ready(Some(Err(Withdrawn.into())));
         }
         Pin::new(&mut this.body).poll_frame(cx)

@@ -8,7 +8,7 @@ use http::{HeaderMap, Method, Request};
 use http_body::Body as HttpBody;
 use tracing::debug;
 
-use super::held::{Download, Upload};
+use super::held::{Download, IsWithdrawn, Upload};
 use super::target::Target;
 use super::{Asking, Gateway, Step, content};
 use crate::access::Outcome;
@@ -78,10 +78,14 @@ impl Gateway {
         B::Error: Into<BoxError>,
     {
         Box::pin(async move {
-            let mut is_withdrawn = Box::pin(self.access(request.headers(), &asking).is_withdrawn());
+            let is_withdrawn = self.access(request.headers(), &asking);
             // The upload may outlast the answer, and the tunnel both.
             let slot = Arc::new(slot);
-            let request = request.map(|body| Upload { body, _slot: Arc::clone(&slot) });
+            let request = request.map(|body| Upload {
+                body,
+                is_withdrawn: is_withdrawn.clone(),
+                _slot: Arc::clone(&slot),
+            });
             asking.line.outcome = Outcome::Passed;
             let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
             let authorization = identity.as_ref().map(|identity| identity.authorization.clone());
@@ -90,7 +94,7 @@ impl Gateway {
             // Cancel safe: whose access is withdrawn has no use for the answer.
             let answer = tokio::select! {
                 answer = forwarding => answer,
-                () = &mut is_withdrawn => return self.finish(asking, Err(AuthError::UnknownToken.into())),
+                () = is_withdrawn.clone() => return self.finish(asking, Err(AuthError::UnknownToken.into())),
             };
             let Forwarded { mut response, tunnel } = match answer {
                 Ok(forwarded) => forwarded,
@@ -113,11 +117,7 @@ impl Gateway {
 }
 
 /// The tunnel, which has its slot until it ends, and ends when its client's access has been withdrawn.
-fn held_tunnel(
-    tunnel: Tunnel,
-    is_withdrawn: impl Future<Output = ()> + Send + 'static,
-    slot: Arc<Slot>,
-) -> Tunnel {
+fn held_tunnel(tunnel: Tunnel, is_withdrawn: IsWithdrawn, slot: Arc<Slot>) -> Tunnel {
     Box::pin(async move {
         // Cancel safe: whichever ends, both connections are closed.
         tokio::select! {

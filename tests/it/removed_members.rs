@@ -2,12 +2,19 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use clipgate::config::{Auth, Config};
+use http::Request;
+use http_body::Frame;
+use http_body_util::{BodyExt as _, Channel};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::events::Events;
-use crate::stage::{Stage, set_hold, single};
+use crate::stage::{Stage, set_hold, single, within};
 use crate::team::{Row, member};
 use crate::tunnels::{assert_alive, closed, open};
 use crate::wire::{assert_refusal, parse, read_until};
@@ -160,4 +167,31 @@ async fn a_change_of_mode_ends_what_the_new_one_would_not_let_in() {
     let mut bobs = tunnel(&stage, BOB).await;
     closed(own).await;
     assert_alive(&mut bobs).await;
+}
+
+#[tokio::test]
+async fn a_removed_members_upload_that_goes_on_after_its_answer_is_ended() {
+    let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", upstream.local_addr().unwrap()).parse().unwrap();
+    let stage = Stage::without_upstream(|given, _| {
+        given.auth = config(&[ALICE, BOB], HOUR).auth;
+        given.upstream.base_url = url;
+    })
+    .await;
+    let socket = TokioIo::new(TcpStream::connect(stage.address).await.unwrap());
+    let (mut streams, connection) = http2::handshake(TokioExecutor::new(), socket).await.unwrap();
+    let _connection = AbortOnDropHandle::new(tokio::spawn(async { drop(connection.await) }));
+    let (mut sender, body) = Channel::<Bytes>::new(1);
+    let request = Request::post("http://x/upload").header("authorization", bearer(ALICE)).body(body).unwrap();
+    let asked = tokio::spawn(streams.send_request(request));
+    let (mut socket, _) = within(30, upstream.accept()).await.unwrap();
+    sender.send(Frame::data("abc".into())).await.unwrap();
+    read_until(&mut socket, |seen| seen.ends_with(b"3\r\nabc\r\n")).await;
+    socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await.unwrap();
+    let answer = asked.await.unwrap().unwrap();
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "{}");
+    sender.send(Frame::data("def".into())).await.unwrap();
+    read_until(&mut socket, |seen| seen.ends_with(b"3\r\ndef\r\n")).await;
+    stage.reconfigure(&config(&[BOB], MOMENT));
+    closed(socket).await;
 }
