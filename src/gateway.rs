@@ -23,7 +23,7 @@ use http_body::Body as HttpBody;
 use tokio::sync::watch;
 
 use self::access::{Access, Reload};
-use self::held::{Download, IsWithdrawn};
+use self::held::{Download, Withdrawal};
 pub use self::overview::{Asker, Overview};
 use self::target::{Decision, Target};
 use crate::access::{AccessLine, Outcome};
@@ -244,8 +244,8 @@ impl Gateway {
                 Either::Right(self.clone().wait(waiting, request.headers().get(HOST).cloned(), asking))
             }
             Ok(Step::Stream(ask)) => {
-                let is_withdrawn = self.access(request.headers(), &asking);
-                Either::Right(self.clone().stream(*ask, is_withdrawn, asking))
+                let withdrawal = self.withdrawal(request.headers(), &asking);
+                Either::Right(self.clone().stream(*ask, withdrawal, asking))
             }
             Ok(Step::Pass(identity, slot)) => {
                 Either::Right(self.clone().pass(request, identity, slot, asking))
@@ -425,18 +425,18 @@ impl Gateway {
         reply.answer(&self.0.cache, &self.0.hub.shape(), condition)
     }
 
-    fn stream(self, ask: Ask, is_withdrawn: IsWithdrawn, asking: Asking) -> BoxFuture<'static, Forwarded> {
+    fn stream(self, ask: Ask, withdrawal: Withdrawal, asking: Asking) -> BoxFuture<'static, Forwarded> {
         Box::pin(async move {
             let answer = self.0.streams.open(ask).await;
-            let guarded = |body| Body::stream(Download { body, is_withdrawn, _slot: None });
+            let guarded = |body| Body::stream(Download { body, withdrawal, _slot: None });
             self.finish(asking, answer.map(|response| response.map(guarded).into()))
         })
     }
 
     /// Watches whether the client is still let in.
-    fn access(&self, request: &HeaderMap, asking: &Asking) -> IsWithdrawn {
+    fn withdrawal(&self, request: &HeaderMap, asking: &Asking) -> Withdrawal {
         let member = asking.line.member.clone();
-        Access::new(&self.0.keyring, &self.0.reloads, request, member).is_withdrawn().boxed().shared()
+        Access::new(&self.0.keyring, &self.0.reloads, request, member).withdrawal().boxed().shared()
     }
 
     /// Adds what every answer has, and says in the log and the metrics which it is.

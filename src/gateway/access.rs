@@ -61,7 +61,7 @@ impl Access {
 
     /// Ends `wait.max_timeout` after the reload that shut the client out; never while it is let in. A client that is
     /// let in again within that time has lost nothing.
-    pub(super) async fn is_withdrawn(mut self) {
+    pub(super) async fn withdrawal(mut self) {
         // A reload may have come between the look at the keyring and the subscription.
         let mut shut_out_since = (!self.is_let_in()).then(clock::now);
         loop {

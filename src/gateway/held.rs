@@ -12,20 +12,20 @@ use crate::body::{Body, BoxError};
 use crate::passthrough::Slot;
 
 /// Ends when the client's access has been withdrawn; for each part of a request that may be the last.
-pub(super) type IsWithdrawn = Shared<BoxFuture<'static, ()>>;
+pub(super) type Withdrawal = Shared<BoxFuture<'static, ()>>;
 
 /// A request's body, with its slot. Breaks off when its client's access has been withdrawn: it may go on after its
 /// answer.
 pub(super) struct Upload<B> {
     pub(super) body: B,
-    pub(super) is_withdrawn: IsWithdrawn,
+    pub(super) withdrawal: Withdrawal,
     pub(super) _slot: Arc<Slot>,
 }
 
 /// An answer's body, with its slot if it has one. Breaks off when its client's access has been withdrawn.
 pub(super) struct Download {
     pub(super) body: Body,
-    pub(super) is_withdrawn: IsWithdrawn,
+    pub(super) withdrawal: Withdrawal,
     pub(super) _slot: Option<Arc<Slot>>,
 }
 
@@ -47,7 +47,7 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
-        if this.is_withdrawn.poll_unpin(cx).is_ready() {
+        if this.withdrawal.poll_unpin(cx).is_ready() {
             return Poll::Ready(Some(Err(Withdrawn.into())));
         }
         Pin::new(&mut this.body).poll_frame(cx).map_err(Into::into)
@@ -71,7 +71,7 @@ impl HttpBody for Download {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
-        if this.is_withdrawn.poll_unpin(cx).is_ready() {
+        if this.withdrawal.poll_unpin(cx).is_ready() {
             return Poll::Ready(Some(Err(Withdrawn.into())));
         }
         Pin::new(&mut this.body).poll_frame(cx)

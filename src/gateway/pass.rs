@@ -8,7 +8,7 @@ use http::{HeaderMap, Method, Request};
 use http_body::Body as HttpBody;
 use tracing::debug;
 
-use super::held::{Download, IsWithdrawn, Upload};
+use super::held::{Download, Upload, Withdrawal};
 use super::target::Target;
 use super::{Asking, Gateway, Step, content};
 use crate::access::Outcome;
@@ -78,14 +78,11 @@ impl Gateway {
         B::Error: Into<BoxError>,
     {
         Box::pin(async move {
-            let is_withdrawn = self.access(request.headers(), &asking);
+            let withdrawal = self.withdrawal(request.headers(), &asking);
             // The upload may outlast the answer, and the tunnel both.
             let slot = Arc::new(slot);
-            let request = request.map(|body| Upload {
-                body,
-                is_withdrawn: is_withdrawn.clone(),
-                _slot: Arc::clone(&slot),
-            });
+            let request =
+                request.map(|body| Upload { body, withdrawal: withdrawal.clone(), _slot: Arc::clone(&slot) });
             asking.line.outcome = Outcome::Passed;
             let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
             let authorization = identity.as_ref().map(|identity| identity.authorization.clone());
@@ -94,7 +91,7 @@ impl Gateway {
             // Cancel safe: whose access is withdrawn has no use for the answer.
             let answer = tokio::select! {
                 answer = forwarding => answer,
-                () = is_withdrawn.clone() => return self.finish(asking, Err(AuthError::UnknownToken.into())),
+                () = withdrawal.clone() => return self.finish(asking, Err(AuthError::UnknownToken.into())),
             };
             let Forwarded { mut response, tunnel } = match answer {
                 Ok(forwarded) => forwarded,
@@ -106,10 +103,10 @@ impl Gateway {
             // No fwd-status: the answer's own status is the one that the upstream gave.
             cache_status(response.headers_mut(), fwd);
             let forwarded = match tunnel {
-                Some(tunnel) => Forwarded { response, tunnel: Some(held_tunnel(tunnel, is_withdrawn, slot)) },
-                None => response
-                    .map(|body| Body::stream(Download { body, is_withdrawn, _slot: Some(slot) }))
-                    .into(),
+                Some(tunnel) => Forwarded { response, tunnel: Some(held_tunnel(tunnel, withdrawal, slot)) },
+                None => {
+                    response.map(|body| Body::stream(Download { body, withdrawal, _slot: Some(slot) })).into()
+                }
             };
             self.finish(asking, Ok(forwarded))
         })
@@ -117,12 +114,12 @@ impl Gateway {
 }
 
 /// The tunnel, which has its slot until it ends, and ends when its client's access has been withdrawn.
-fn held_tunnel(tunnel: Tunnel, is_withdrawn: IsWithdrawn, slot: Arc<Slot>) -> Tunnel {
+fn held_tunnel(tunnel: Tunnel, withdrawal: Withdrawal, slot: Arc<Slot>) -> Tunnel {
     Box::pin(async move {
         // Cancel safe: whichever ends, both connections are closed.
         tokio::select! {
             () = tunnel => {}
-            () = is_withdrawn => debug!("access withdrawn, tunnel closed"),
+            () = withdrawal => debug!("access withdrawn, tunnel closed"),
         }
         drop(slot);
     })
