@@ -60,7 +60,7 @@ pub enum Refusal {
     /// The request has been here before.
     #[error("the request came from this gateway: upstream.base_url leads back to it")]
     Loop,
-    /// The method makes the upstream repeat the request, the gateway's own key included.
+    /// The method makes the upstream repeat the request in its answer, the gateway's own key included.
     #[error("the gateway does not forward this method")]
     Method,
     /// Only what is kept was asked for.

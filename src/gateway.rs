@@ -78,7 +78,7 @@ struct Asking {
     who: Who,
     /// That its key is one.
     proof: Option<Proof>,
-    /// The upstream account that answers is not the client's own.
+    /// Whether the upstream account is the gateway's, not the client's own.
     is_lent: bool,
     permission: Option<Box<Permission>>,
     line: AccessLine,
@@ -433,7 +433,7 @@ impl Gateway {
         })
     }
 
-    /// Watches whether the client is still let in.
+    /// Watches whether the client would still be let in.
     fn withdrawal(&self, request: &HeaderMap, asking: &Asking) -> Withdrawal {
         let member = asking.line.member.clone();
         Access::new(&self.0.keyring, &self.0.reloads, request, member).withdrawal().boxed().shared()

@@ -283,7 +283,8 @@ pub fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
     })
 }
 
-/// How many more recipients may forward a request (RFC 9110 §7.6.2); `None` where that is not said, or unclear.
+/// Returns how often a request may still be forwarded (RFC 9110 §7.6.2); `None` if the field is missing, repeated or
+/// not a number.
 pub fn max_forwards(headers: &HeaderMap) -> Option<u64> {
     let mut fields = headers.get_all(header::MAX_FORWARDS).into_iter();
     let (Some(field), None) = (fields.next(), fields.next()) else { return None };
@@ -292,7 +293,7 @@ pub fn max_forwards(headers: &HeaderMap) -> Option<u64> {
     is_number.then(|| text.parse().unwrap_or(u64::MAX))
 }
 
-/// Allows the recipient to forward a request once less often than the gateway was allowed to.
+/// Decrements `Max-Forwards` where it is a number.
 pub fn count_max_forwards_down(headers: &mut HeaderMap) {
     if let Some(left) = max_forwards(headers) {
         headers.insert(header::MAX_FORWARDS, left.saturating_sub(1).into());

@@ -60,12 +60,12 @@ pub struct Passthrough {
 /// at once: the 101 is only sent after this was returned. Dropping it closes both connections.
 pub type Tunnel = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Whose account a request is made with at the upstream.
+/// The account with which a request is made at the upstream.
 #[derive(Clone, Debug, Default)]
 pub struct Credential {
     /// Replaces the client's `Authorization`; `None` leaves it.
     pub authorization: Option<HeaderValue>,
-    /// The account is the gateway's, not the client's own: its cookies do not reach the client, nor the client's it.
+    /// Whether the account is the gateway's, not the client's own: then no cookie passes in either direction.
     pub is_lent: bool,
 }
 

@@ -213,7 +213,7 @@ pub fn preflight() -> Response<Body> {
     response
 }
 
-/// The answer to an OPTIONS request that nobody may forward (RFC 9110 §7.6.2).
+/// Returns the answer to an OPTIONS request that must not be forwarded (RFC 9110 §7.6.2).
 pub fn options() -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;

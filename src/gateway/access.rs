@@ -1,4 +1,4 @@
-//! Ends what a client has open once a reload has shut it out: a tunnel, a passed-through request, an event stream.
+//! Ends the tunnels, passed-through requests and event streams of a client that a reload has shut out.
 //!
 //! ```text
 //!   reload ── Reload ──▶ watch ──▶ each open request: would its client be let in now?
@@ -27,13 +27,13 @@ pub(super) struct Reload {
 }
 
 impl Reload {
-    /// The one that takes over this configuration now.
+    /// Records that this configuration is taken over now.
     pub(super) fn of(config: &Config) -> Self {
         Self { at: clock::now(), max_timeout: config.wait.max_timeout }
     }
 }
 
-/// What let a client in, so that it can be asked again whether it would.
+/// The credentials that let a client in, kept to check them again after each reload.
 pub(super) struct Access {
     keyring: Arc<Keyring>,
     reloads: watch::Receiver<Reload>,
@@ -43,7 +43,7 @@ pub(super) struct Access {
 }
 
 impl Access {
-    /// The access of a request with these fields, which came in as this member if as any.
+    /// Keeps the credentials of a request that was let in, in team mode as this member.
     pub(super) fn new(
         keyring: &Arc<Keyring>,
         reloads: &watch::Sender<Reload>,
@@ -62,7 +62,7 @@ impl Access {
     /// Ends `wait.max_timeout` after the reload that shut the client out; never while it is let in. A client that is
     /// let in again within that time has lost nothing.
     pub(super) async fn withdrawal(mut self) {
-        // A reload may have come between the look at the keyring and the subscription.
+        // A reload may have come after the request was identified and before the subscription.
         let mut shut_out_since = (!self.is_let_in()).then(clock::now);
         loop {
             let Reload { max_timeout, .. } = *self.reloads.borrow();

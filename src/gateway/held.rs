@@ -1,4 +1,4 @@
-//! Bodies that hold what the gateway has given their request until they have ended.
+//! Bodies that hold the slot of their request until they end, and break off when access is withdrawn.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use crate::body::{Body, BoxError};
 use crate::passthrough::Slot;
 
-/// Ends when the client's access has been withdrawn; for each part of a request that may be the last.
+/// Ends when the client's access has been withdrawn. Upload, answer and tunnel of a request each poll a clone.
 pub(super) type Withdrawal = Shared<BoxFuture<'static, ()>>;
 
 /// A request's body, with its slot. Breaks off when its client's access has been withdrawn: it may go on after its
@@ -29,7 +29,7 @@ pub(super) struct Download {
     pub(super) _slot: Option<Arc<Slot>>,
 }
 
-/// Why a body breaks off.
+/// The cause with which a body breaks off.
 #[derive(Debug, thiserror::Error)]
 #[error("the client's access was withdrawn")]
 struct Withdrawn;

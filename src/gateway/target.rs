@@ -1,4 +1,4 @@
-//! What a request's target asks for: a wait, or something that only the upstream understands.
+//! Reads the head of a request: is it a wait, is it for the upstream to judge, or does the gateway answer it itself?
 
 use http::header::{RANGE, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, Request, Version};
@@ -16,7 +16,7 @@ pub(super) struct Target {
     pub(super) last_event_id: Option<String>,
 }
 
-/// What comes after the head of a request has been looked at.
+/// How a request goes on once its head is known.
 pub(super) enum Decision {
     /// The request goes on at once.
     Now(Step),

@@ -50,7 +50,7 @@ fn is_read_as(name: &str, other: &str) -> bool {
     name.len() == other.len() && name.bytes().zip(other.bytes()).all(is_same)
 }
 
-/// What proxies say of who is behind them, and `Proxy`, which CGI programs take for `HTTP_PROXY` (httpoxy).
+/// Claims of proxies about the client, and `Proxy`, which CGI programs take for `HTTP_PROXY` (httpoxy).
 const CLAIMS: [&str; 17] = [
     "cf-connecting-ip",
     "cf-connecting-ipv6",
@@ -72,7 +72,7 @@ const CLAIMS: [&str; 17] = [
 ];
 const FORWARDED: &str = "x-forwarded-";
 
-/// What the gateway writes beside hop-by-hop fields.
+/// Fields that the gateway writes or replaces, beside the hop-by-hop ones.
 const OWN: [&str; 8] = [
     "authorization",
     "content-length",
@@ -84,7 +84,7 @@ const OWN: [&str; 8] = [
     "x-request-id",
 ];
 
-/// What else no trailer may be.
+/// Further fields of a head that must not come as trailers.
 const NO_TRAILERS: [&str; 8] = [
     "cache-control",
     "content-encoding",

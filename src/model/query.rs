@@ -154,8 +154,8 @@ pub fn read(route: &Route, path: &str, query: Option<&str>, max_clips: usize) ->
     }
 }
 
-/// Takes the parameter of this name out of a query: the rest as it stands, and the parameter's value without its
-/// percent-escapes. `None` where it is not there, is there twice, or cannot be read.
+/// Takes the parameter of this name out of a query. Returns the rest as it stands and the decoded value; `None` if the
+/// parameter is missing, repeated or cannot be decoded.
 pub fn take(query: &str, name: &str) -> Option<(String, String)> {
     let (mut rest, mut taken) = (String::with_capacity(query.len()), None);
     for parameter in query.split('&') {

@@ -1,4 +1,4 @@
-//! An answer's body on its way to the client.
+//! The body of an answer on its way to the client.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -8,10 +8,10 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::headers;
 
-/// Passes on what comes. Trailers lose what a head would lose.
+/// Passes the frames on. Removes from trailers the fields that are removed from a head.
 pub(super) struct Download<B> {
     pub(super) body: B,
-    /// The upstream account is not the client's own.
+    /// Whether the upstream account is the gateway's, not the client's own.
     pub(super) is_lent: bool,
 }
 

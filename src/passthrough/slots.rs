@@ -1,4 +1,4 @@
-//! How many requests are passed through at once: in all, and of one key, member or address.
+//! Bounds the requests that are passed through at once: in all, and of one key, member or address.
 //!
 //! A slot is taken before the request goes up and given back by `Drop`, when the last of its upload, its answer and its
 //! tunnel has ended. The map holds at most one entry a slot, so `limits.max_passthrough` bounds it.
@@ -24,7 +24,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Taken {
     all: usize,
-    /// No entry is 0.
+    /// Every entry is at least 1.
     of: HashMap<Who, usize>,
 }
 
@@ -47,7 +47,7 @@ pub enum SlotError {
 }
 
 impl Slots {
-    /// So many slots, of which one key, member or address may have so many.
+    /// Creates `max` slots, of which one key, member or address may hold `max_per_key`.
     pub fn new(max: usize, max_per_key: usize) -> Self {
         Self(Arc::new(Shared { max, max_per_key, taken: Mutex::default() }))
     }
@@ -68,7 +68,7 @@ impl Slots {
         Ok(Slot { slots: self.clone(), who })
     }
 
-    /// How many are taken.
+    /// Returns the number of slots in use.
     pub fn taken(&self) -> usize {
         self.0.taken.lock().all
     }

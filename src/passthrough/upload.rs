@@ -1,4 +1,5 @@
-//! A request's body on its way to the upstream: bounded, watched, and without trailers that pretend to be its head.
+//! The body of a request on its way to the upstream: bounded in size, watched for progress, and without trailers that
+//! a server could take for fields of the head.
 
 use std::pin::Pin;
 use std::sync::Arc;

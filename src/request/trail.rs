@@ -186,7 +186,7 @@ fn usual_hops(headers: &HeaderMap, line: &str) -> Option<Vec<Hop>> {
     Some(hops)
 }
 
-/// What a field says of each of so many hops; nothing where it has another number of values.
+/// Reads a field's value for each of `count` hops. One value counts for all of them; any other number gives nothing.
 fn of_each_hop<T: Clone>(
     headers: &HeaderMap,
     name: &HeaderName,
@@ -300,12 +300,12 @@ fn host(text: &str) -> Option<Authority> {
     (!authority.host().is_empty() && !text.contains(['@', '"', '\\'])).then_some(authority)
 }
 
-/// The most hops of a chain. A longer one counts as unreadable: its client may have written what it likes before what
-/// proxies add, and all of it goes up again.
+/// The most hops of a chain. A longer one counts as unreadable: all of it would be sent to the upstream again, and a
+/// client can write as many hops as it likes before those that proxies add.
 const MAX_HOPS: usize = 64;
 /// The most parameters of one element of `Forwarded`; RFC 7239 has four.
 const MAX_PARAMETERS: usize = 16;
-/// The longest host that is taken over: a name of DNS, a colon and a port.
+/// The longest host that is taken over: a DNS name, a colon and a port.
 const MAX_HOST_BYTES: usize = 253 + ":65535".len();
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");

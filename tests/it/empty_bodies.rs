@@ -125,3 +125,16 @@ async fn a_body_that_breaks_off_before_its_first_byte_reaches_nobody() {
     assert_refusal(&answer, 400, "body-broke");
     assert_eq!(calls(&stage), 0);
 }
+
+#[tokio::test]
+async fn a_client_that_hangs_up_after_an_empty_body_ends_its_wait() {
+    let stage = Stage::holding(Duration::from_secs(60)).await;
+    stage.sim.put("a", "queued");
+    for rest in EMPTY {
+        let mut stream = TcpStream::connect(stage.address).await.unwrap();
+        stream.write_all(head(&single("a", "completed"), rest).as_bytes()).await.unwrap();
+        stage.until_parked(1).await;
+        drop(stream);
+        stage.until_parked(0).await;
+    }
+}
