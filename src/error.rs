@@ -7,7 +7,7 @@ use std::error::Error as _;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 use serde::Serialize;
 use tracing::debug;
@@ -19,8 +19,8 @@ use crate::limits::Limited;
 use crate::metrics::{Limit, Word as _};
 use crate::model::coalesce::Failure;
 use crate::model::query::BadQuery;
-use crate::passthrough::PassError;
-use crate::reply::{cache_status, finish};
+use crate::passthrough::{PassError, SlotError};
+use crate::reply::{ALLOWED_METHODS, cache_status, finish};
 use crate::request::RequestId;
 use crate::upstream::client::BadTarget;
 
@@ -49,6 +49,9 @@ pub enum Refusal {
     /// A request did not go through.
     #[error("{0}")]
     Pass(#[from] PassError),
+    /// There is no room for another passed-through request.
+    #[error("{0}")]
+    Slot(#[from] SlotError),
     /// A page of another origin would use the gateway's own key.
     #[error(
         "pages of other origins may not use this gateway's key: server.cors_origins names those that may"
@@ -63,6 +66,9 @@ pub enum Refusal {
     /// The request has been here before.
     #[error("the request came from this gateway: upstream.base_url leads back to it")]
     Loop,
+    /// The method makes the upstream repeat the request in its answer, the gateway's own key included.
+    #[error("the gateway does not forward this method")]
+    Method,
     /// Only what is kept was asked for.
     #[error("nothing is kept for this request, and Cache-Control: only-if-cached forbids asking")]
     NotCached,
@@ -127,9 +133,12 @@ impl Refusal {
                 PassError::Overdue => StatusCode::GATEWAY_TIMEOUT,
                 PassError::Send(_) | PassError::BadAnswer => StatusCode::BAD_GATEWAY,
             },
+            Refusal::Slot(SlotError::FullForKey) => StatusCode::TOO_MANY_REQUESTS,
+            Refusal::Slot(SlotError::Full) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::ForeignPage => StatusCode::FORBIDDEN,
             Refusal::ForeignHost => StatusCode::MISDIRECTED_REQUEST,
             Refusal::Loop => StatusCode::LOOP_DETECTED,
+            Refusal::Method => StatusCode::METHOD_NOT_ALLOWED,
             Refusal::NotCached => StatusCode::GATEWAY_TIMEOUT,
             Refusal::Http(HttpFault::Malformed) => StatusCode::BAD_REQUEST,
             Refusal::Http(HttpFault::Target) => StatusCode::URI_TOO_LONG,
@@ -149,9 +158,12 @@ impl Refusal {
             Refusal::Hub(HubError::Gone) => "shutting-down",
             Refusal::Poll(failure) => failure.reason(),
             Refusal::Pass(error) => error.reason(),
+            Refusal::Slot(SlotError::FullForKey) => "too-many-passthrough-per-key",
+            Refusal::Slot(SlotError::Full) => "too-many-passthrough",
             Refusal::ForeignPage => "foreign-page",
             Refusal::ForeignHost => "foreign-host",
             Refusal::Loop => "loop",
+            Refusal::Method => "method-not-allowed",
             Refusal::NotCached => "not-cached",
             Refusal::Http(HttpFault::Malformed) => "malformed",
             Refusal::Http(HttpFault::Target) => "long-target",
@@ -166,8 +178,10 @@ impl Refusal {
             Refusal::Hub(HubError::FullForKey | HubError::FullForAddress) => Some(Limit::WaitsOfKey),
             Refusal::Hub(HubError::Full) => Some(Limit::Waits),
             Refusal::Hub(HubError::Gone) | Refusal::Query(_) | Refusal::Auth(_) | Refusal::Poll(_) => None,
+            Refusal::Slot(SlotError::FullForKey) => Some(Limit::PassthroughPerKey),
+            Refusal::Slot(SlotError::Full) => Some(Limit::Passthrough),
             Refusal::Pass(_) | Refusal::ForeignPage | Refusal::ForeignHost | Refusal::Loop => None,
-            Refusal::NotCached | Refusal::Http(_) => None,
+            Refusal::Method | Refusal::NotCached | Refusal::Http(_) => None,
         }
     }
 
@@ -175,11 +189,11 @@ impl Refusal {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Refusal::Limited { limited } => Some(limited.retry_after),
-            Refusal::Hub(_) => Some(Duration::from_secs(1)),
+            Refusal::Hub(_) | Refusal::Slot(_) => Some(Duration::from_secs(1)),
             Refusal::Poll(Failure::KeyRests { retry_after }) => Some(*retry_after),
             Refusal::Poll(Failure::LocalResources) => Some(Duration::from_secs(1)),
             Refusal::Query(_) | Refusal::Auth(_) | Refusal::Poll(_) | Refusal::Pass(_) => None,
-            Refusal::ForeignPage | Refusal::ForeignHost | Refusal::Loop => None,
+            Refusal::ForeignPage | Refusal::ForeignHost | Refusal::Loop | Refusal::Method => None,
             Refusal::NotCached | Refusal::Http(_) => None,
         }
     }
@@ -203,6 +217,9 @@ impl Refusal {
             && let Some(challenge) = error.challenge()
         {
             headers.insert(WWW_AUTHENTICATE, challenge);
+        }
+        if matches!(self, Refusal::Method) {
+            headers.insert(ALLOW, ALLOWED_METHODS);
         }
         cache_status(headers, &format!("detail={}", self.reason()));
         finish(headers, id);

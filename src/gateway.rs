@@ -3,22 +3,31 @@
 //! It brings together what does not know each other, and keeps no state of its own. A hit touches no task, no
 //! channel and no lock but moka's own and those of the quotas' shards.
 
+mod access;
+mod content;
 mod early;
+mod held;
 mod host_rule;
 mod overview;
+mod pass;
+mod target;
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, Either, ready};
+use futures_util::future::{BoxFuture, Either, FutureExt as _, Ready, ready};
 use headers::{HeaderMapExt as _, IfNoneMatch};
-use http::header::{CONTENT_LENGTH, HOST, RANGE, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
+use http::header::HOST;
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Body as HttpBody;
+use tokio::sync::watch;
 
+use self::access::{Access, Reload};
+use self::held::{Download, Withdrawal};
 pub use self::overview::{Asker, Overview};
+use self::target::{Decision, Target};
 use crate::access::{AccessLine, Outcome};
 use crate::allowed_host::HostPattern;
 use crate::auth::{AuthError, Identity, Keyring, KeyringError};
@@ -28,20 +37,21 @@ use crate::clock;
 use crate::config::{self, Config};
 use crate::cors::{Cors, Permission};
 use crate::error::Refusal;
+use crate::headers as fields;
 use crate::hub::{Hub, Means, Parked, Wait};
 use crate::limits::{Limits, Who};
 use crate::metrics::{Endpoint, Metrics, Word as _};
-use crate::model::clip::{ClipId, ClipState, KeyDomain};
+use crate::model::clip::{ClipState, KeyDomain};
 use crate::model::coalesce::{End, Failure, Settled};
-use crate::model::query::{self, Query, WaitQuery};
+use crate::model::query::{Query, WaitQuery};
 use crate::model::route::{Form, Goal, Route};
-use crate::passthrough::{Forwarded, Passthrough};
-use crate::reply::{self, ClipReply, Source, cache_status, finish};
+use crate::passthrough::{Forwarded, Passthrough, Slot, Slots};
+use crate::reply::{self, ClipReply, Source, finish};
 use crate::request::RequestCtx;
-use crate::sse::{Ask, Streams};
+use crate::sse::{Ask, LAST_EVENT_ID, Streams};
 use crate::trace::{Answered, RequestSpan, TraceError, Tracer};
 use crate::upstream::client::{Client, ClientError};
-use crate::upstream::poll::{KeyWord, Poller, key_word};
+use crate::upstream::poll::Poller;
 use crate::wish::Wish;
 
 /// What a request meets on its way. Clones are the same gateway.
@@ -50,17 +60,19 @@ pub struct Gateway(Arc<Parts>);
 
 struct Parts {
     route: Arc<Route>,
-    keyring: Keyring,
+    keyring: Arc<Keyring>,
     limits: Arc<Limits>,
     cache: Arc<Cache>,
     hub: Hub,
     streams: Streams,
     passthrough: Passthrough,
+    slots: Slots,
     wait: ArcSwap<config::Wait>,
     /// `None`: the upstream answers browsers' questions itself.
     cors: ArcSwapOption<Cors>,
     /// The admin listener goes by it too.
     allowed_hosts: ArcSwap<Vec<HostPattern>>,
+    reloads: watch::Sender<Reload>,
     metrics: Arc<Metrics>,
     tracer: Tracer,
 }
@@ -71,6 +83,8 @@ struct Asking {
     who: Who,
     /// That its key is one.
     proof: Option<Proof>,
+    /// Whether the upstream account is the gateway's, not the client's own.
+    is_lent: bool,
     permission: Option<Box<Permission>>,
     line: AccessLine,
     span: RequestSpan,
@@ -81,7 +95,7 @@ enum Step {
     /// Nothing more.
     Answer(Response<Body>),
     /// The upstream answers it, whoever asks.
-    Pass(Option<Identity>),
+    Pass(Option<Identity>, Slot),
     /// A wait is parked.
     Park(Waiting),
     /// A stream begins.
@@ -136,7 +150,7 @@ impl Gateway {
         // Well over a poll's time: long-polls that are not understood go this way too.
         let head_timeout = config.wait.max_timeout.max(2 * upstream.poll_timeout);
         let parts = Parts {
-            keyring: Keyring::new(&config.auth, upstream.api_key.as_ref())?,
+            keyring: Arc::new(Keyring::new(&config.auth, upstream.api_key.as_ref())?),
             limits,
             passthrough: Passthrough::new(
                 Client::new(upstream)?,
@@ -144,9 +158,11 @@ impl Gateway {
                 head_timeout,
                 Arc::clone(&metrics),
             ),
+            slots: Slots::new(config.limits.max_passthrough, config.limits.max_passthrough_per_key),
             wait: ArcSwap::from_pointee(config.wait.clone()),
             cors: ArcSwapOption::from_pointee(Cors::new(&config.server.cors_origins)),
             allowed_hosts: ArcSwap::from_pointee(config.server.allowed_hosts.clone()),
+            reloads: watch::Sender::new(Reload::of(config)),
             streams: Streams::new(hub.clone(), Arc::clone(&cache), Arc::clone(&route)),
             route,
             cache,
@@ -158,8 +174,8 @@ impl Gateway {
     }
 
     /// Takes over, for requests to come, what may change while it runs; [`Config::needs_restart`] names the rest. A
-    /// member that is gone is out with its next request, what it has parked is still answered. After an error nothing
-    /// has changed.
+    /// member that is gone is out with its next request; what it has parked is still answered, and what else it has
+    /// open ends within `wait.max_timeout`. After an error nothing has changed.
     pub fn reload(&self, config: &Config) -> Result<(), KeyringError> {
         self.0.keyring.set(&config.auth, config.upstream.api_key.as_ref())?;
         self.0.limits.set(&config.limits, config.auth.members());
@@ -168,6 +184,8 @@ impl Gateway {
         self.0.wait.store(Arc::new(config.wait.clone()));
         self.0.cors.store(Cors::new(&config.server.cors_origins).map(Arc::new));
         self.0.allowed_hosts.store(Arc::new(config.server.allowed_hosts.clone()));
+        // Last: whoever is told looks at the keyring.
+        self.0.reloads.send_replace(Reload::of(config));
         Ok(())
     }
 
@@ -191,6 +209,11 @@ impl Gateway {
         self.0.hub.waits()
     }
 
+    /// Requests that are passed through now, tunnels included.
+    pub fn passed_through(&self) -> usize {
+        self.0.slots.taken()
+    }
+
     /// Answers a request, whatever it is: at once where nothing has to be waited for. Cancel safe: dropping the future
     /// is the client hanging up, which ends its wait or its passed-through request and nothing else.
     pub fn handle<B>(
@@ -204,17 +227,37 @@ impl Gateway {
     {
         let identity = self.0.keyring.identify(request.headers());
         let mut asking = self.asking(&request, ctx, identity.as_ref().ok().and_then(Option::as_ref));
-        // Boxed: what only some need is not moved about with every hit.
         match self.decide(&request, identity, &mut asking) {
+            Ok(Decision::Now(step)) => self.follow(Ok(step), request, asking),
+            Ok(Decision::AfterBody(target)) => Either::Right(self.clone().read_body(request, target, asking)),
+            Err(refusal) => self.follow(Err(refusal), request, asking),
+        }
+    }
+
+    fn follow<B>(
+        &self,
+        step: Result<Step, Refusal>,
+        request: Request<B>,
+        asking: Asking,
+    ) -> Either<Ready<Forwarded>, BoxFuture<'static, Forwarded>>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        // Boxed: what only some need is not moved about with every hit.
+        match step {
             Ok(Step::Answer(response)) => Either::Left(ready(self.finish(asking, Ok(response.into())))),
             Err(refusal) => Either::Left(ready(self.finish(asking, Err(refusal)))),
             Ok(Step::Park(waiting)) => {
                 Either::Right(self.clone().wait(waiting, request.headers().get(HOST).cloned(), asking))
             }
             Ok(Step::Stream(ask)) => {
-                Either::Right(self.clone().stream(request.into_parts().0.headers, *ask, asking))
+                let withdrawal = self.withdrawal(request.headers(), &asking);
+                Either::Right(self.clone().stream(*ask, withdrawal, asking))
             }
-            Ok(Step::Pass(identity)) => Either::Right(self.clone().pass(request, identity, asking)),
+            Ok(Step::Pass(identity, slot)) => {
+                Either::Right(self.clone().pass(request, identity, slot, asking))
+            }
         }
     }
 
@@ -227,30 +270,54 @@ impl Gateway {
         let permission = self.0.cors.load().as_ref().map(|cors| Box::new(cors.permission(request)));
         let mut line = AccessLine::new(request, ctx, endpoint(form), Arc::clone(&self.0.metrics));
         line.member = identity.and_then(|identity| identity.member.clone());
-        Asking { who, proof, permission, line, span }
+        let is_lent = line.member.is_some() || self.0.keyring.lends_its_key();
+        Asking { who, proof, is_lent, permission, line, span }
     }
 
     /// The path of a request, up to where something has to be waited for.
-    fn decide<B>(
+    fn decide<B: HttpBody>(
         &self,
         request: &Request<B>,
         identity: Result<Option<Identity>, AuthError>,
         asking: &mut Asking,
-    ) -> Result<Step, Refusal> {
+    ) -> Result<Decision, Refusal> {
         self.refuse_early(request, asking)?;
-        let Asking { who, proof, permission, line, span } = asking;
+        let Asking { who, permission, line, .. } = asking;
         self.0.limits.request(*who)?;
         if permission.as_ref().is_some_and(|permission| permission.is_preflight()) {
             line.outcome = Outcome::Preflight;
-            return Ok(Step::Answer(reply::preflight()));
+            return Ok(Decision::Now(Step::Answer(reply::preflight())));
+        }
+        if target::is_echo(request.method()) {
+            return Err(Refusal::Method);
         }
         let identity = identity?;
-        let asked = match self.read(request) {
+        if target::ends_here(request) {
+            line.outcome = Outcome::Preflight;
+            return Ok(Decision::Now(Step::Answer(reply::options())));
+        }
+        let target = self.read(request);
+        if target.query != Query::Other && !request.body().is_end_stream() {
+            return Ok(Decision::AfterBody(target));
+        }
+        self.decide_target(request.headers(), target, identity, asking).map(Decision::Now)
+    }
+
+    /// The same for a request without a body, once its head has passed.
+    fn decide_target(
+        &self,
+        request: &HeaderMap,
+        target: Target,
+        identity: Option<Identity>,
+        asking: &mut Asking,
+    ) -> Result<Step, Refusal> {
+        let Asking { who, proof, line, span, .. } = asking;
+        let asked = match target.query {
             Query::Wait(asked) => asked,
             Query::Bad(bad) => return Err(bad.into()),
             Query::Other => return self.may_pass(*who, identity),
         };
-        let wish = Wish::of(request.headers(), &self.0.wait.load());
+        let wish = Wish::of(request, &self.0.wait.load());
         let Some(identity) = identity else {
             // A wait without a key shares nothing with anybody; the upstream may say what it thinks of it.
             return if wish.only_if_cached { Err(Refusal::NotCached) } else { self.may_pass(*who, None) };
@@ -261,9 +328,14 @@ impl Gateway {
         if wish.events {
             line.outcome = Outcome::Streamed;
             let id = line.ctx().id.clone();
-            return Ok(Step::Stream(Box::new(Ask { asked, identity, who, wish, id, arrived, links })));
+            let last_event_id = match request.get(LAST_EVENT_ID) {
+                Some(field) => field.to_str().ok().map(str::to_owned),
+                None => target.last_event_id,
+            };
+            let ask = Ask { asked, identity, who, wish, last_event_id, id, arrived, links };
+            return Ok(Step::Stream(Box::new(ask)));
         }
-        let condition = request.headers().typed_get();
+        let condition = request.typed_get();
         if let Some((states, source)) = self.known(&asked, *proof, &identity, &wish) {
             line.outcome = Outcome::Hit;
             return Ok(Step::Answer(self.clips(identity.domain, &asked, states, source, &wish, condition)));
@@ -285,18 +357,6 @@ impl Gateway {
             links,
         })?;
         Ok(Step::Park(Waiting { parked, domain, asked, wish, condition }))
-    }
-
-    /// A wait is a GET without a body, in the form that asks this server and for the whole of the answer.
-    fn read<B>(&self, request: &Request<B>) -> Query {
-        let uri = request.uri();
-        let names_a_server = request.version() < Version::HTTP_2 && uri.authority().is_some();
-        let has_more =
-            [CONTENT_LENGTH, TRANSFER_ENCODING, RANGE].iter().any(|f| request.headers().contains_key(f));
-        if request.method() != Method::GET || names_a_server || has_more {
-            return Query::Other;
-        }
-        query::read(&self.0.route, uri.path(), uri.query(), self.0.wait.load().max_clips)
     }
 
     /// What is kept of each clip, if that answers the request; in the order asked for.
@@ -368,61 +428,23 @@ impl Gateway {
         reply.answer(&self.0.cache, shape, condition)
     }
 
-    fn stream(self, request: HeaderMap, ask: Ask, asking: Asking) -> BoxFuture<'static, Forwarded> {
+    fn stream(self, ask: Ask, withdrawal: Withdrawal, asking: Asking) -> BoxFuture<'static, Forwarded> {
         Box::pin(async move {
-            let answer = self.0.streams.open(ask, &request).await;
-            self.finish(asking, answer.map(Forwarded::from))
+            let answer = self.0.streams.open(ask).await;
+            let guarded = |body| Body::stream(Download { body, withdrawal, _slot: None });
+            self.finish(asking, answer.map(|response| response.map(guarded).into()))
         })
     }
 
-    /// Counts a request to the upstream.
-    fn may_pass(&self, who: Who, identity: Option<Identity>) -> Result<Step, Refusal> {
-        self.0.limits.call(who)?;
-        Ok(Step::Pass(identity))
-    }
-
-    fn pass<B>(
-        self,
-        request: Request<B>,
-        identity: Option<Identity>,
-        mut asking: Asking,
-    ) -> BoxFuture<'static, Forwarded>
-    where
-        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Into<BoxError>,
-    {
-        Box::pin(async move {
-            asking.line.outcome = Outcome::Passed;
-            let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
-            let named = query::named(&self.0.route, request.uri().path(), request.uri().query());
-            let authorization = identity.as_ref().map(|identity| identity.authorization.clone());
-            let mut answer =
-                self.0.passthrough.forward(request, asking.line.ctx(), authorization, &asking.span).await;
-            if let Ok(forwarded) = &mut answer {
-                let status = forwarded.response.status();
-                if let Some(identity) = identity {
-                    self.heed(key_word(status), identity.domain, &named);
-                }
-                // No fwd-status: the answer's own status is the one that the upstream gave.
-                cache_status(forwarded.response.headers_mut(), fwd);
-            }
-            self.finish(asking, answer.map_err(Refusal::from))
-        })
-    }
-
-    /// Acts on what the upstream said of the key of a passed-through request, whose target named these clips. A success
-    /// proves nothing: there are paths that the upstream answers without a look at the key.
-    fn heed(&self, word: Option<KeyWord>, domain: KeyDomain, named: &[ClipId]) {
-        match word {
-            Some(KeyWord::Refused) => self.0.cache.refused(domain, clock::now()),
-            Some(KeyWord::Forbidden) => self.0.cache.forbidden(domain, named, clock::now()),
-            Some(KeyWord::Accepted) | None => {}
-        }
+    /// Watches whether the client would still be let in.
+    fn withdrawal(&self, request: &HeaderMap, asking: &Asking) -> Withdrawal {
+        let member = asking.line.member.clone();
+        Access::new(&self.0.keyring, &self.0.reloads, request, member).withdrawal().boxed().shared()
     }
 
     /// Adds what every answer has, and says in the log and the metrics which it is.
     fn finish(&self, asking: Asking, answer: Result<Forwarded, Refusal>) -> Forwarded {
-        let Asking { who, permission, mut line, span, .. } = asking;
+        let Asking { who, is_lent, permission, mut line, span, .. } = asking;
         let mut forwarded = answer.unwrap_or_else(|refusal| {
             line.outcome = Outcome::Refused(refusal.reason());
             if let Some(limit) = refusal.limit() {
@@ -431,6 +453,9 @@ impl Gateway {
             refusal.answer(&line.ctx().id, line.path()).into()
         });
         let headers = forwarded.response.headers_mut();
+        if is_lent {
+            fields::strip_set_cookie(headers);
+        }
         if let Some(standing) = self.0.limits.standing(who) {
             standing.write(headers);
         }

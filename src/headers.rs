@@ -3,7 +3,7 @@
 //! Functions over `http::HeaderMap` and nothing else; it must never know who sends or receives a message.
 //!
 //! ```text
-//! request:   strip_hop_by_hop → Trail::write → append_via → upstream
+//! request:   strip_hop_by_hop → Trail::write (strip_claims) → append_via → upstream
 //! answer:    upstream → strip_hop_by_hop → append_via → client          (passed through)
 //!            upstream → head → Head { shared, own } → write → client    (a clip's, now or from the cache)
 //! ```
@@ -15,7 +15,10 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, Scheme};
 use http::{Method, Request, StatusCode, Uri, Version};
 
+pub use self::claims::{strip_claims, strip_set_cookie, strip_upload_trailers};
 use crate::model::clip::Head;
+
+mod claims;
 
 /// What the gateway calls itself in `Via` and `Cache-Status`.
 pub const PSEUDONYM: &str = "clipgate";
@@ -41,7 +44,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-const HOP_BY_HOP: [HeaderName; 9] = [
+static HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
@@ -281,6 +284,23 @@ pub fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
         let is_wait = name.trim().eq_ignore_ascii_case("wait") && value.bytes().all(|b| b.is_ascii_digit());
         is_wait.then(|| value.parse().ok().map(Duration::from_secs)).flatten()
     })
+}
+
+/// Returns how often a request may still be forwarded (RFC 9110 §7.6.2); `None` if the field is missing, repeated or
+/// not a number.
+pub fn max_forwards(headers: &HeaderMap) -> Option<u64> {
+    let mut fields = headers.get_all(header::MAX_FORWARDS).into_iter();
+    let (Some(field), None) = (fields.next(), fields.next()) else { return None };
+    let text = field.to_str().ok()?.trim();
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| text.parse().unwrap_or(u64::MAX))
+}
+
+/// Decrements `Max-Forwards` where it is a number.
+pub fn count_max_forwards_down(headers: &mut HeaderMap) {
+    if let Some(left) = max_forwards(headers) {
+        headers.insert(header::MAX_FORWARDS, left.saturating_sub(1).into());
+    }
 }
 
 /// `Prefer`, which the `http` crate has no name for.

@@ -21,27 +21,31 @@
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::Body as HttpBody;
 use hyper::ext::ReasonPhrase;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use parking_lot::Mutex;
 use tracing::debug;
 
-use crate::body::{Body, BoxError, Stalled};
-use crate::clock;
+use self::download::Download;
+pub use self::slots::{Slot, SlotError, Slots};
+use self::upload::{Fate, Progress, Upload};
+use crate::body::{Body, BoxError};
 use crate::headers;
 use crate::metrics::{CallFault, CallKind, Code, Metrics};
 use crate::request::RequestCtx;
 use crate::trace::RequestSpan;
 use crate::upstream::client::{Answer, BadTarget, Client, SendError};
+
+mod download;
+mod slots;
+mod upload;
 
 /// The way through.
 #[derive(Clone)]
@@ -55,6 +59,15 @@ pub struct Passthrough {
 /// Carries an upgraded connection's bytes both ways until both sides have ended. Whoever gets it runs it,
 /// at once: the 101 is only sent after this was returned. Dropping it closes both connections.
 pub type Tunnel = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// The account with which a request is made at the upstream.
+#[derive(Clone, Debug, Default)]
+pub struct Credential {
+    /// Replaces the client's `Authorization`; `None` leaves it.
+    pub authorization: Option<HeaderValue>,
+    /// Whether the account is the gateway's, not the client's own: then no cookie passes in either direction.
+    pub is_lent: bool,
+}
 
 /// What came back.
 pub struct Forwarded {
@@ -90,7 +103,7 @@ pub enum PassError {
     Stalled,
     /// The client's body broke off.
     #[error("the request's body could not be read")]
-    Upload(#[source] SendError),
+    Upload(#[source] BoxError),
     /// Neither did the upstream answer nor the upload move for the head timeout. It may have acted.
     #[error("the upstream did not answer in time")]
     Overdue,
@@ -126,15 +139,15 @@ impl Passthrough {
         Self { client, max_body, head_timeout, metrics }
     }
 
-    /// Sends the request to the upstream and hands back its answer. `authorization`: `None` leaves the
-    /// client's own field, `Some` replaces it. `span` is what the upstream is told to be the cause.
+    /// Sends the request to the upstream and hands back its answer. `span` is what the upstream is told to be the
+    /// cause.
     ///
     /// Cancel safe: dropping the future, or the answer's body later, ends the request at the upstream.
     pub async fn forward<B>(
         &self,
         mut request: Request<B>,
         ctx: &RequestCtx,
-        authorization: Option<HeaderValue>,
+        credential: Credential,
         span: &RequestSpan,
     ) -> Result<Forwarded, PassError>
     where
@@ -151,7 +164,8 @@ impl Passthrough {
         let upgrade = wanted_upgrade(&request);
         let downstream = hyper::upgrade::on(&mut request);
 
-        let (mut request, progress) = self.outgoing(request, uri, ctx, authorization, upgrade.as_ref());
+        let is_lent = credential.is_lent;
+        let (mut request, progress) = self.outgoing(request, uri, ctx, credential, upgrade.as_ref());
         span.write(request.headers_mut());
         let call = self.metrics.upstream.call(CallKind::Passthrough);
         let sent = match upgrade {
@@ -161,9 +175,9 @@ impl Passthrough {
         call.ended(code(&sent));
         let response = sent?;
         match (response.status(), upgrade) {
-            (StatusCode::SWITCHING_PROTOCOLS, Some(_)) => Ok(switched(response, downstream)),
+            (StatusCode::SWITCHING_PROTOCOLS, Some(_)) => Ok(switched(response, downstream, is_lent)),
             (StatusCode::SWITCHING_PROTOCOLS, None) => Err(PassError::BadAnswer),
-            _ => Ok(Forwarded { response: incoming(response), tunnel: None }),
+            _ => Ok(Forwarded { response: incoming(response, is_lent), tunnel: None }),
         }
     }
 
@@ -173,7 +187,7 @@ impl Passthrough {
         request: Request<B>,
         uri: Uri,
         ctx: &RequestCtx,
-        authorization: Option<HeaderValue>,
+        credential: Credential,
         upgrade: Option<&HeaderValue>,
     ) -> (Request<Body>, Arc<Progress>)
     where
@@ -186,8 +200,14 @@ impl Passthrough {
         headers::strip_hop_by_hop(&mut fields);
         fields.remove(header::HOST); // the client adds the upstream's
         frame(&mut fields, &parts.method, &body);
+        if credential.is_lent {
+            fields.remove(header::COOKIE);
+        }
         join_cookies(&mut fields);
-        if let Some(value) = authorization {
+        if parts.method == Method::OPTIONS {
+            headers::count_max_forwards_down(&mut fields);
+        }
+        if let Some(value) = credential.authorization {
             fields.insert(header::AUTHORIZATION, value);
         }
         fields.insert(HeaderName::from_static("x-request-id"), ctx.id.value().clone());
@@ -225,7 +245,7 @@ impl Passthrough {
                 Fate::Sound => PassError::Send(error),
                 Fate::TooLarge => PassError::TooLarge,
                 Fate::Stalled => PassError::Stalled,
-                Fate::Broke => PassError::Upload(error),
+                Fate::Broke => PassError::Upload(error.into()),
             });
         }
     }
@@ -309,12 +329,12 @@ fn join_cookies(fields: &mut HeaderMap) {
     }
 }
 
-/// The upstream's answer as the client gets it.
-fn incoming(response: Response<Answer>) -> Response<Body> {
+/// The upstream's answer as the client gets it; of its head the gateway removes the account's cookies.
+fn incoming(response: Response<Answer>, is_lent: bool) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
     headers::strip_hop_by_hop(&mut parts.headers);
     headers::append_via(&mut parts.headers, parts.version);
-    let mut response = Response::new(Body::stream(body)); // in the version the client speaks
+    let mut response = Response::new(Body::stream(Download { body, is_lent })); // in the version the client speaks
     *response.status_mut() = parts.status;
     *response.headers_mut() = parts.headers;
     if let Some(phrase) = parts.extensions.remove::<ReasonPhrase>() {
@@ -324,10 +344,10 @@ fn incoming(response: Response<Answer>) -> Response<Body> {
 }
 
 /// A 101, and the tunnel it opens.
-fn switched(mut response: Response<Answer>, downstream: OnUpgrade) -> Forwarded {
+fn switched(mut response: Response<Answer>, downstream: OnUpgrade, is_lent: bool) -> Forwarded {
     let upstream = hyper::upgrade::on(&mut response);
     let protocols = response.headers().get(header::UPGRADE).cloned();
-    let mut response = incoming(response);
+    let mut response = incoming(response, is_lent);
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     if let Some(protocols) = protocols {
         response.headers_mut().insert(header::UPGRADE, protocols);
@@ -344,90 +364,6 @@ async fn tunnel(downstream: OnUpgrade, upstream: OnUpgrade) {
     match tokio::io::copy_bidirectional(&mut downstream, &mut upstream).await {
         Ok((up, down)) => debug!(up, down, "tunnel ended"),
         Err(error) => debug!(%error, "tunnel broke"),
-    }
-}
-
-/// A client's body on its way up. Over the limit, it ends in an error, and the upload with it.
-struct Upload<B> {
-    body: B,
-    left: u64,
-    progress: Arc<Progress>,
-}
-
-/// What the waiting side sees of an upload: HTTP/2 does not tell why one failed.
-struct Progress(Mutex<(Instant, Fate)>);
-
-#[derive(Clone, Copy)]
-enum Fate {
-    Sound,
-    TooLarge,
-    Stalled,
-    Broke,
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("the request's body is larger than limits.max_body")]
-struct OverLimit;
-
-impl Progress {
-    fn new() -> Self {
-        Self(Mutex::new((clock::now(), Fate::Sound)))
-    }
-
-    fn moved(&self, fate: Fate) {
-        *self.0.lock() = (clock::now(), fate);
-    }
-
-    fn moved_at(&self) -> Instant {
-        self.0.lock().0
-    }
-
-    fn fate(&self) -> Fate {
-        self.0.lock().1
-    }
-}
-
-impl<B> HttpBody for Upload<B>
-where
-    B: HttpBody<Data = Bytes> + Unpin,
-    B::Error: Into<BoxError>,
-{
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = &mut *self;
-        let frame = match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
-            Some(Ok(frame)) => frame,
-            Some(Err(error)) => {
-                let error = error.into();
-                this.progress.moved(if error.is::<Stalled>() { Fate::Stalled } else { Fate::Broke });
-                return Poll::Ready(Some(Err(error)));
-            }
-            None => {
-                this.progress.moved(Fate::Sound);
-                return Poll::Ready(None);
-            }
-        };
-        let length = frame.data_ref().map_or(0, |data| data.len() as u64);
-        let Some(left) = this.left.checked_sub(length) else {
-            this.progress.moved(Fate::TooLarge);
-            return Poll::Ready(Some(Err(OverLimit.into())));
-        };
-        this.left = left;
-        this.progress.moved(Fate::Sound);
-        Poll::Ready(Some(Ok(frame)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use headers::{ETag, HeaderMapExt as _, IfNoneMatch};
-use http::header::{AGE, CACHE_CONTROL, CONTENT_TYPE, ETAG, VARY, VIA};
+use http::header::{AGE, ALLOW, CACHE_CONTROL, CONTENT_TYPE, ETAG, VARY, VIA};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
 
 use crate::body::Body;
@@ -225,6 +225,20 @@ pub fn preflight() -> Response<Body> {
     cache_status(response.headers_mut(), "detail=preflight");
     response
 }
+
+/// Returns the answer to an OPTIONS request that must not be forwarded (RFC 9110 §7.6.2).
+pub fn options() -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response.headers_mut().insert(ALLOW, ALLOWED_METHODS);
+    cache_status(response.headers_mut(), "detail=max-forwards");
+    response
+}
+
+/// The methods that the gateway forwards, among those that HTTP defines. Which of them a resource knows is the
+/// upstream's to say.
+pub const ALLOWED_METHODS: HeaderValue =
+    HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 
 /// Adds what every answer carries. An id that the upstream gave its own answer stays.
 pub fn finish(headers: &mut HeaderMap, id: &RequestId) {

@@ -104,6 +104,8 @@ struct Shared {
     places: Arc<Semaphore>,
     tasks: TaskTracker,
     stop: CancellationToken,
+    /// The time for the drain is over.
+    cut: CancellationToken,
 }
 
 impl Server {
@@ -150,6 +152,7 @@ impl Server {
             places: Arc::new(Semaphore::new(config.max_connections)),
             tasks: TaskTracker::new(),
             stop,
+            cut: CancellationToken::new(),
         })))
     }
 
@@ -171,10 +174,10 @@ impl Server {
         self.0.trusted.store(Arc::new(prepared.trusted));
     }
 
-    /// Serves until `stop`; then takes no more connections, has parked waits answered and lets requests end within
-    /// `drain_timeout`, and returns.
+    /// Serves until `stop`; then takes no more connections, has parked waits answered and lets requests and tunnels end
+    /// within `drain_timeout`, and returns.
     pub async fn run(self, listeners: Vec<Listener>) {
-        let Shared { gateway, stop, tasks, drain_timeout, .. } = &*self.0;
+        let Shared { gateway, stop, cut, tasks, drain_timeout, .. } = &*self.0;
         let mut listeners = Listeners::new(listeners);
         tokio::select! {
             // Cancel safe: a connection is either still in a listener's queue or a task of its own.
@@ -189,6 +192,7 @@ impl Server {
         gateway.drain(until - margin).await;
         if tokio::time::timeout_at(until.into(), tasks.wait()).await.is_err() {
             warn!(connections = tasks.len(), "drain_timeout is over, connections are cut off");
+            cut.cancel();
         }
     }
 
@@ -272,7 +276,7 @@ impl Server {
                         tunnel.await;
                         drop(held);
                     };
-                    server.0.tasks.spawn(server.0.stop.clone().run_until_cancelled_owned(tunnel));
+                    server.0.tasks.spawn(server.0.cut.clone().run_until_cancelled_owned(tunnel));
                 }
                 Ok::<_, Infallible>(forwarded.response.map(|body| answering.with(body)))
             })

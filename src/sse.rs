@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use self::climb::{Begun, Climb};
 use self::mark::{Mark, Marks};
@@ -56,6 +56,8 @@ pub struct Ask {
     pub who: Who,
     /// How it wants to be served. Its time is the stream's.
     pub wish: Wish,
+    /// The id of the last event that the client has.
+    pub last_event_id: Option<String>,
     /// The request's id.
     pub id: RequestId,
     /// When the request came.
@@ -72,13 +74,13 @@ impl Streams {
 
     /// The stream, its head at once; 204 where the client has been told all. What is refused is refused before the
     /// head. Cancel safe: dropping the future, or the answer's body later, leaves.
-    pub async fn open(&self, ask: Ask, request: &HeaderMap) -> Result<Response<Body>, Refusal> {
+    pub async fn open(&self, ask: Ask) -> Result<Response<Body>, Refusal> {
         let goal = match ask.asked.goal {
             Goal::Now => self.route.ladder.highest_askable(),
             Goal::Rung(rung) => rung,
         };
         let marks = Marks::new(&self.route.ladder, &ask.asked.asked, goal);
-        let told = match request.get(LAST_EVENT_ID).and_then(|id| marks.read(id)) {
+        let told = match ask.last_event_id.as_deref().and_then(|id| marks.read(id)) {
             Some(Mark::Over) => return Ok(over()),
             Some(Mark::Told(told)) => told,
             None => vec![None; ask.asked.asked.len()],
@@ -111,6 +113,7 @@ fn over() -> Response<Body> {
 }
 
 const STREAM_OVER: &str = "detail=stream-over";
-const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// The field in which a client that connects anew says which event it has last.
+pub const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Tells nginx and its like to pass events on as they come.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");

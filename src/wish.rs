@@ -48,7 +48,7 @@ impl Wish {
 
 /// Whether `Accept` names server-sent events and likes JSON no better (RFC 9110 §12.5.1). That anything will do is
 /// no wish for events.
-fn wants_events(request: &HeaderMap) -> bool {
+pub fn wants_events(request: &HeaderMap) -> bool {
     let ranges: Vec<(&str, u16)> = fields::tokens(request, &ACCEPT).filter_map(range).collect();
     let weight = |name: &str| {
         let weights = ranges.iter().filter(|(range, _)| range.eq_ignore_ascii_case(name));

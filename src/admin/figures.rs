@@ -27,6 +27,12 @@ impl Collector for Figures {
         let figures = [
             ("clipgate_waits", "Waits that are parked", self.gateway.waits() as u64),
             ("clipgate_max_waits", "limits.max_waits", caps.waits),
+            (
+                "clipgate_passthrough_requests",
+                "Requests that are passed through, tunnels included",
+                self.gateway.passed_through() as u64,
+            ),
+            ("clipgate_max_passthrough_requests", "limits.max_passthrough", caps.passthrough),
             ("clipgate_max_upstream_polls", "upstream.max_polls", caps.polls),
             ("clipgate_cache_entries", "Clips that are kept", kept.entries),
             ("clipgate_cache_bytes", "What they weigh", kept.bytes),

@@ -23,6 +23,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Caps {
     pub(super) waits: u64,
+    pub(super) passthrough: u64,
     pub(super) polls: u64,
     pub(super) cache_bytes: u64,
 }
@@ -31,6 +32,7 @@ impl Caps {
     pub(super) fn new(config: &Config) -> Self {
         Self {
             waits: config.limits.max_waits as u64,
+            passthrough: config.limits.max_passthrough as u64,
             polls: config.upstream.max_polls as u64,
             cache_bytes: config.cache.max_bytes,
         }

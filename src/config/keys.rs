@@ -104,6 +104,10 @@ const KEYS: &[(&str, Read<Draft>)] = &[
     ("limits.calls_burst", |d, r| r.number(&mut d.config.limits.calls_burst, 1..=MILLION)),
     ("limits.max_waits_per_key", |d, r| r.number(&mut d.config.limits.max_waits_per_key, 1..=10 * MILLION)),
     ("limits.max_waits", |d, r| r.number(&mut d.config.limits.max_waits, 1..=10 * MILLION)),
+    ("limits.max_passthrough_per_key", |d, r| {
+        r.number(&mut d.config.limits.max_passthrough_per_key, 1..=10 * MILLION)
+    }),
+    ("limits.max_passthrough", |d, r| r.number(&mut d.config.limits.max_passthrough, 1..=10 * MILLION)),
     ("limits.max_body", |d, r| r.size(&mut d.config.limits.max_body, 1..=TIB)),
     ("log.format", |d, r| {
         r.choice(&mut d.config.log.format, &[("text", LogFormat::Text), ("json", LogFormat::Json)]);

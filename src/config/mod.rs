@@ -229,6 +229,10 @@ pub struct Limits {
     pub max_waits_per_key: usize,
     /// Parked waits of all.
     pub max_waits: usize,
+    /// Passed-through requests of one key, member or address at once.
+    pub max_passthrough_per_key: usize,
+    /// Passed-through requests of all at once.
+    pub max_passthrough: usize,
     /// The largest request body, in bytes.
     pub max_body: u64,
 }
@@ -372,6 +376,8 @@ impl Default for Config {
                 calls_burst: 40,
                 max_waits_per_key: 1000,
                 max_waits: 100_000,
+                max_passthrough_per_key: 256,
+                max_passthrough: 4096,
                 max_body: 32 << 20,
             },
             log: Log { format: LogFormat::Text, level: tracing::Level::INFO },

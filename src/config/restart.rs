@@ -28,6 +28,10 @@ const RESTART: &[Row] = &[
     ("cache.max_bytes", |a, b| a.cache.max_bytes != b.cache.max_bytes),
     ("limits.max_waits_per_key", |a, b| a.limits.max_waits_per_key != b.limits.max_waits_per_key),
     ("limits.max_waits", |a, b| a.limits.max_waits != b.limits.max_waits),
+    ("limits.max_passthrough_per_key", |a, b| {
+        a.limits.max_passthrough_per_key != b.limits.max_passthrough_per_key
+    }),
+    ("limits.max_passthrough", |a, b| a.limits.max_passthrough != b.limits.max_passthrough),
     ("limits.max_body", |a, b| a.limits.max_body != b.limits.max_body),
     ("log.format", |a, b| a.log.format != b.log.format),
     ("telemetry", |a, b| a.telemetry != b.telemetry),

@@ -78,7 +78,7 @@ fn config_toml_has_every_key_with_a_comment_and_its_default() {
     let known: Vec<String> = keys::names().map(str::to_owned).chain(members).collect();
     let (tls, others): (Vec<String>, Vec<String>) =
         known.into_iter().partition(|key| key.starts_with("server.tls."));
-    assert_eq!((tls.len(), others.len()), (3, 49));
+    assert_eq!((tls.len(), others.len()), (3, 52));
     let expected: BTreeSet<&str> = others.iter().map(String::as_str).chain(["server.tls"]).collect();
     assert_eq!(written, expected);
     for key in &tls {
@@ -156,6 +156,8 @@ fn each_key_sets_its_own_field_from_the_file_and_from_the_environment() {
         ("limits.calls_burst", "11", "11"),
         ("limits.max_waits_per_key", "11", "11"),
         ("limits.max_waits", "11", "11"),
+        ("limits.max_passthrough_per_key", "11", "11"),
+        ("limits.max_passthrough", "11", "11"),
         ("limits.max_body", "2048", "2KiB"),
         ("log.format", r#""json""#, "json"),
         ("log.level", r#""debug""#, "debug"),

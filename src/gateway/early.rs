@@ -3,9 +3,9 @@
 //! None of them may be free, and none may use up the quota of a key or a member that the request only names: each counts
 //! for its client's address. A new refusal of this kind belongs into `check_early`.
 
-use http::header::TRANSFER_ENCODING;
-use http::{HeaderMap, Request};
+use http::Request;
 
+use super::target::is_plain;
 use super::{Asking, Gateway};
 use crate::cors::Permission;
 use crate::error::{HttpFault, Refusal};
@@ -42,16 +42,5 @@ impl Gateway {
     pub fn refused_unread(&self, peer: Peer) {
         // What is counted shows in the next request of the address whose key is not proven.
         let _ = self.0.limits.request(Who::from(peer.ip()));
-    }
-}
-
-/// Whether the body's coding is `chunked` and nothing else: hyper takes other codings before it, which would be lost
-/// on the way. (A length beside it hyper drops, and ends the connection: RFC 9112 §6.3.)
-fn is_plain(headers: &HeaderMap) -> bool {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => true,
-        (Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
-        (Some(_), Some(_)) => false,
     }
 }

@@ -32,7 +32,7 @@ fn each_word_has_a_place_of_its_own() {
     all::<Outcome>(8);
     all::<WaitEnd>(6);
     all::<CallKind>(3);
-    all::<Limit>(4);
+    all::<Limit>(6);
 }
 
 #[test]

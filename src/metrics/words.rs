@@ -231,10 +231,21 @@ pub enum Limit {
     WaitsOfKey,
     /// `limits.max_waits`
     Waits,
+    /// `limits.max_passthrough_per_key`
+    PassthroughPerKey,
+    /// `limits.max_passthrough`
+    Passthrough,
 }
 
 impl Word for Limit {
-    const ALL: &'static [Self] = &[Self::Requests, Self::Calls, Self::WaitsOfKey, Self::Waits];
+    const ALL: &'static [Self] = &[
+        Self::Requests,
+        Self::Calls,
+        Self::WaitsOfKey,
+        Self::Waits,
+        Self::PassthroughPerKey,
+        Self::Passthrough,
+    ];
 
     fn word(self) -> &'static str {
         match self {
@@ -242,6 +253,8 @@ impl Word for Limit {
             Self::Calls => "calls",
             Self::WaitsOfKey => "waits-of-key",
             Self::Waits => "waits",
+            Self::PassthroughPerKey => "passthrough-per-key",
+            Self::Passthrough => "passthrough",
         }
     }
 

@@ -171,6 +171,28 @@ pub fn named(route: &Route, path: &str, query: Option<&str>) -> Vec<ClipId> {
 
 /// The largest `wait.max_clips`.
 const MAX_NAMED: usize = 1000;
+/// Takes the parameter of this name out of a query. Returns the rest as it stands and the decoded value; `None` if the
+/// parameter is missing, repeated or cannot be decoded.
+pub fn take(query: &str, name: &str) -> Option<(String, String)> {
+    let (mut rest, mut taken) = (String::with_capacity(query.len()), None);
+    for parameter in query.split('&') {
+        let (written, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        if decode(written, name.len()).is_ok_and(|written| *written == *name) {
+            if taken.replace(decode(value, MAX_VALUE_BYTES).ok()?.into_owned()).is_some() {
+                return None;
+            }
+            continue;
+        }
+        if !rest.is_empty() {
+            rest.push('&');
+        }
+        rest.push_str(parameter);
+    }
+    taken.map(|value| (rest, value))
+}
+
+/// The most bytes of a value that [`take`] reads.
+const MAX_VALUE_BYTES: usize = 64 << 10;
 
 /// The path and query by which a poll asks: the documented spelling, without a status for [`Goal::Now`].
 ///

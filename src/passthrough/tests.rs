@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;
+use crate::clock;
 use crate::config::{self, Config};
 use crate::request::{Peer, RequestId, Trail};
 use crate::upstream::client::tests::tls;
@@ -52,8 +53,9 @@ async fn gateway(passthrough: Passthrough, authorization: Option<&'static str>) 
                             arrived: clock::now(),
                         };
                         let authorization = authorization.map(HeaderValue::from_static);
+                        let credential = Credential { authorization, is_lent: false };
                         let response = match passthrough
-                            .forward(request, &ctx, authorization, &RequestSpan::default())
+                            .forward(request, &ctx, credential, &RequestSpan::default())
                             .await
                         {
                             Ok(forwarded) => {
@@ -655,7 +657,7 @@ async fn an_upstream_that_is_not_there_is_no_fault_of_the_upload() {
         arrived: clock::now(),
     };
     let request = Request::post("/").body(Full::new(Bytes::from_static(b"one"))).unwrap();
-    let Err(error) = way.forward(request, &ctx, None, &RequestSpan::default()).await else {
+    let Err(error) = way.forward(request, &ctx, Credential::default(), &RequestSpan::default()).await else {
         panic!("nobody is there")
     };
     assert!(matches!(error, PassError::Send(SendError::Connect(_))), "{error:?}");
@@ -681,7 +683,7 @@ async fn a_body_that_breaks_off_is_the_clients_fault() {
         gone(&mut upstream).await;
     };
     let span = RequestSpan::default();
-    let (outcome, ()) = tokio::join!(way.forward(request, &ctx, None, &span), upstream);
+    let (outcome, ()) = tokio::join!(way.forward(request, &ctx, Credential::default(), &span), upstream);
     assert!(seen.recv().await.unwrap().contains("\r\nx-forwarded-for: unknown\r\n"));
     assert!(matches!(outcome, Err(PassError::Upload(_))));
 }

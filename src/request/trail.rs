@@ -21,6 +21,7 @@ use http::uri::Authority;
 use ipnet::IpNet;
 
 use super::{Peer, push_address};
+use crate::headers;
 
 /// Says where a request comes from, to the gateway itself and to the upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,12 +81,8 @@ impl Trail {
     /// `X-Forwarded-Proto` and `-Host`, which are the client's. All else that the request says of that kind is removed.
     ///
     /// `is_tls` and `host` are the connection's own: what its client speaks, and the host it asks for.
-    pub fn write(&self, headers: &mut HeaderMap, is_tls: bool, host: Option<&Authority>) {
-        let is_claim =
-            |name: &&HeaderName| CLAIMS.contains(&name.as_str()) || name.as_str().starts_with("x-forwarded-");
-        for name in headers.keys().filter(is_claim).cloned().collect::<Vec<_>>() {
-            headers.remove(name);
-        }
+    pub fn write(&self, fields: &mut HeaderMap, is_tls: bool, host: Option<&Authority>) {
+        headers::strip_claims(fields);
         let last = Hop { address: self.peer.ip(), is_https: Some(is_tls), host: host.cloned() };
         let (mut standard, mut usual) = (String::with_capacity(96), String::with_capacity(48));
         for hop in self.hops.iter().chain([&last]) {
@@ -98,7 +95,7 @@ impl Trail {
         }
         let mut insert = |name: HeaderName, text: &str| {
             if let Ok(value) = HeaderValue::from_str(text) {
-                headers.insert(name, value);
+                fields.insert(name, value);
             }
         };
         insert(FORWARDED, &standard);
@@ -173,29 +170,39 @@ fn line(headers: &HeaderMap, name: &HeaderName) -> Option<Option<String>> {
 /// The hops of `X-Forwarded-For`, and what `-Proto` and `-Host` say of them: one value is the client's, several are
 /// the hops', one each.
 fn usual_hops(headers: &HeaderMap, line: &str) -> Option<Vec<Hop>> {
-    let nodes = line.split(',').map(str::trim);
-    let mut hops = nodes.map(|node| Some(Hop { address: address(node)?, ..Hop::default() }));
-    let mut hops = hops.by_ref().collect::<Option<Vec<_>>>()?;
-    let count = hops.len();
-    let said = |name: &HeaderName| -> Vec<String> {
-        let all = self::line(headers, name).flatten().unwrap_or_default();
-        let said: Vec<_> = all.split(',').map(|text| text.trim().to_owned()).collect();
-        match said.len() {
-            1 => vec![all.trim().to_owned(); count],
-            len if len == count => said,
-            _ => Vec::new(),
-        }
-    };
-    for (hop, text) in hops.iter_mut().zip(said(&X_FORWARDED_PROTO)) {
-        hop.is_https = is_https(&text);
+    if line.split(',').count() > MAX_HOPS {
+        return None;
     }
-    for (hop, text) in hops.iter_mut().zip(said(&X_FORWARDED_HOST)) {
-        hop.host = host(&text);
+    let hop = |node: &str| Some(Hop { address: address(node.trim())?, ..Hop::default() });
+    let mut hops = line.split(',').map(hop).collect::<Option<Vec<_>>>()?;
+    let protos = of_each_hop(headers, &X_FORWARDED_PROTO, hops.len(), is_https);
+    let hosts = of_each_hop(headers, &X_FORWARDED_HOST, hops.len(), self::host);
+    for (hop, is_https) in hops.iter_mut().zip(protos) {
+        hop.is_https = is_https;
+    }
+    for (hop, host) in hops.iter_mut().zip(hosts) {
+        hop.host = host;
     }
     Some(hops)
 }
 
-/// The hops of `Forwarded`, RFC 7239 §4; `None` where the line does not follow it.
+/// Reads a field's value for each of `count` hops. One value counts for all of them; any other number gives nothing.
+fn of_each_hop<T: Clone>(
+    headers: &HeaderMap,
+    name: &HeaderName,
+    count: usize,
+    read: impl Fn(&str) -> Option<T>,
+) -> Vec<Option<T>> {
+    let line = self::line(headers, name).flatten().unwrap_or_default();
+    let values: Vec<&str> = line.split(',').map(str::trim).take(MAX_HOPS + 1).collect();
+    match values.as_slice() {
+        [one] => vec![read(one); count],
+        values if values.len() == count => values.iter().map(|value| read(value)).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The hops of `Forwarded`, RFC 7239 §4; `None` where the line does not follow it, or is longer than any real one.
 fn elements(line: &str) -> Option<Vec<Hop>> {
     let mut hops = Vec::new();
     let (mut hop, mut seen) = (Hop::default(), Vec::new());
@@ -205,7 +212,7 @@ fn elements(line: &str) -> Option<Vec<Hop>> {
         let (name, after) = rest.split_at(rest.find(|c| !is_token(c))?);
         let name = name.to_ascii_lowercase();
         let (value, after) = value(after.strip_prefix('=')?)?;
-        if name.is_empty() || seen.contains(&name) {
+        if name.is_empty() || seen.len() == MAX_PARAMETERS || seen.contains(&name) {
             return None;
         }
         match name.as_str() {
@@ -220,6 +227,9 @@ fn elements(line: &str) -> Option<Vec<Hop>> {
             Some(';') => {}
             Some(',') => {
                 hops.push(std::mem::take(&mut hop));
+                if hops.len() == MAX_HOPS {
+                    return None;
+                }
                 seen.clear();
             }
             Some(_) => return None,
@@ -286,13 +296,17 @@ fn is_https(text: &str) -> Option<bool> {
 }
 
 fn host(text: &str) -> Option<Authority> {
-    let authority = Authority::from_str(text).ok()?;
+    let authority = Authority::from_str(text).ok().filter(|_| text.len() <= MAX_HOST_BYTES)?;
     (!authority.host().is_empty() && !text.contains(['@', '"', '\\'])).then_some(authority)
 }
 
-/// What proxies say of who is behind them, `x-forwarded-*` aside.
-const CLAIMS: [&str; 6] =
-    ["forwarded", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "true-client-ip", "cf-connecting-ip"];
+/// The most hops of a chain. A longer one counts as unreadable: all of it would be sent to the upstream again, and a
+/// client can write as many hops as it likes before those that proxies add.
+const MAX_HOPS: usize = 64;
+/// The most parameters of one element of `Forwarded`; RFC 7239 has four.
+const MAX_PARAMETERS: usize = 16;
+/// The longest host that is taken over: a DNS name, a colon and a port.
+const MAX_HOST_BYTES: usize = 253 + ":65535".len();
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -398,6 +412,48 @@ mod tests {
         let read = |trusted: &str| Trail::read(&claims, Peer::Unix, &[trusted.parse().unwrap()]).client();
         assert_eq!(read("127.0.0.0/8"), Some("192.0.2.7".parse().unwrap()));
         assert_eq!(read("10.0.0.0/8"), None);
+    }
+
+    #[test]
+    fn a_chain_or_an_element_that_is_longer_than_any_real_one_is_read_as_nothing() {
+        let read = |name: &'static str, text: &str| {
+            let trusted = ["10.0.0.0/8".parse().unwrap()];
+            let headers = HeaderMap::from_iter([(HeaderName::from_static(name), text.parse().unwrap())]);
+            Trail::read(&headers, tcp(PROXY), &trusted).client().unwrap().to_string()
+        };
+        let elements = |count| vec!["for=192.0.2.7"; count].join(", ");
+        let nodes = |count| vec!["192.0.2.7"; count].join(", ");
+        let parameters = |count| {
+            let more = (1..count).map(|n| format!(";p{n}=x")).collect::<String>();
+            format!("for=192.0.2.7{more}")
+        };
+        for (name, text, expected) in [
+            ("forwarded", elements(MAX_HOPS), "192.0.2.7"),
+            ("forwarded", elements(MAX_HOPS + 1), "10.0.0.1"),
+            ("forwarded", elements(5000), "10.0.0.1"),
+            ("forwarded", parameters(MAX_PARAMETERS), "192.0.2.7"),
+            ("forwarded", parameters(MAX_PARAMETERS + 1), "10.0.0.1"),
+            ("forwarded", parameters(14_000), "10.0.0.1"),
+            ("x-forwarded-for", nodes(MAX_HOPS), "192.0.2.7"),
+            ("x-forwarded-for", nodes(MAX_HOPS + 1), "10.0.0.1"),
+        ] {
+            assert_eq!(read(name, &text), expected, "{} bytes of {name}", text.len());
+        }
+    }
+
+    #[test]
+    fn what_goes_up_of_a_chain_is_bounded_however_long_its_host_is() {
+        let nodes = vec!["192.0.2.7"; MAX_HOPS].join(",");
+        let (fits, too_long) = ("h".repeat(MAX_HOST_BYTES), "h".repeat(MAX_HOST_BYTES + 1));
+        for (host, is_taken) in [(fits, true), (too_long, false)] {
+            let fields = [("x-forwarded-for", &*nodes), ("x-forwarded-host", &*host)];
+            let headers = fields.map(|(name, text)| (HeaderName::from_static(name), text.parse().unwrap()));
+            let trusted = ["10.0.0.0/8".parse().unwrap()];
+            let trail = Trail::read(&HeaderMap::from_iter(headers), tcp(PROXY), &trusted);
+            let headers = written(&trail, false, Some("gw"));
+            assert_eq!(headers["x-forwarded-host"] == host, is_taken);
+            assert!(headers["forwarded"].len() < MAX_HOPS * (MAX_HOST_BYTES + 64));
+        }
     }
 
     fn written(trail: &Trail, is_tls: bool, host: Option<&'static str>) -> HeaderMap {

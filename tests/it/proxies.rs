@@ -50,6 +50,28 @@ async fn from_anybody_else_all_of_it_is_dropped() {
 }
 
 #[tokio::test]
+async fn a_chain_longer_than_any_real_one_counts_for_nothing_and_does_not_go_up() {
+    let ground = Ground::new().await;
+    ground.configure("trusted_proxies = [\"127.0.0.1\"]");
+    let mut gateway = ground.start();
+    let mut client = Client::connect(gateway.address().await).await;
+    let parameters: String = (0..7000).map(|n| format!(";p{n}=x")).collect();
+    let chains = [
+        ("forwarded", format!("for=192.0.2.7{parameters}")),
+        ("forwarded", vec!["for=192.0.2.7"; 65].join(",")),
+        ("x-forwarded-for", vec!["192.0.2.7"; 65].join(",")),
+    ];
+    for (name, chain) in &chains {
+        client.get("/x", &[(name, chain)]).await;
+        let seen = ground.sim.requests().pop().unwrap();
+        assert_eq!(field(&seen, "x-forwarded-for"), "127.0.0.1");
+        assert!(field(&seen, "forwarded").len() < 100, "{:?}", seen.headers["forwarded"]);
+        let line = gateway.logged("request_id=").await;
+        assert!(line.contains("client.address=127.0.0.1 "), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn a_unix_socket_is_this_machine() {
     let ground = Ground::new().await;
     let path = ground.path("gw.sock");

@@ -364,3 +364,24 @@ fn the_clips_that_a_target_names_are_read_whatever_else_it_asks_for() {
     assert_eq!(named(&Route::suno(), MULTI, Some(&endless)).len(), MAX_NAMED);
     assert!(named(&Route::suno(), MULTI, None).is_empty());
 }
+
+#[test]
+fn a_parameter_is_taken_out_of_a_query_once_and_whole() {
+    let rows = [
+        ("a=1&id=x%3Ay&b=2", Some(("a=1&b=2", "x:y"))),
+        ("id=x", Some(("", "x"))),
+        ("id=x&a=1", Some(("a=1", "x"))),
+        ("a=%ZZ&&b&%69d=", Some(("a=%ZZ&&b", ""))),
+        ("id", Some(("", ""))),
+        ("a=1", None),
+        ("ID=x", None),
+        ("id=x&id=x", None),
+        ("id=%", None),
+        ("id=%ff", None),
+        ("", None),
+    ];
+    each(11, rows.to_vec(), |(query, taken)| {
+        let expected = taken.map(|(rest, value)| (rest.to_owned(), value.to_owned()));
+        assert_eq!(take(query, "id"), expected, "{query}");
+    });
+}

@@ -1,0 +1,87 @@
+//! Bodies that hold the slot of their request until they end, and break off when access is withdrawn.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt as _, Shared};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+
+use crate::body::{Body, BoxError};
+use crate::passthrough::Slot;
+
+/// Ends when the client's access has been withdrawn. Upload, answer and tunnel of a request each poll a clone.
+pub(super) type Withdrawal = Shared<BoxFuture<'static, ()>>;
+
+/// A request's body, with its slot. Breaks off when its client's access has been withdrawn: it may go on after its
+/// answer.
+pub(super) struct Upload<B> {
+    pub(super) body: B,
+    pub(super) withdrawal: Withdrawal,
+    pub(super) _slot: Arc<Slot>,
+}
+
+/// An answer's body, with its slot if it has one. Breaks off when its client's access has been withdrawn.
+pub(super) struct Download {
+    pub(super) body: Body,
+    pub(super) withdrawal: Withdrawal,
+    pub(super) _slot: Option<Arc<Slot>>,
+}
+
+/// The cause with which a body breaks off.
+#[derive(Debug, thiserror::Error)]
+#[error("the client's access was withdrawn")]
+struct Withdrawn;
+
+impl<B> HttpBody for Upload<B>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        if this.withdrawal.poll_unpin(cx).is_ready() {
+            return Poll::Ready(Some(Err(Withdrawn.into())));
+        }
+        Pin::new(&mut this.body).poll_frame(cx).map_err(Into::into)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl HttpBody for Download {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        if this.withdrawal.poll_unpin(cx).is_ready() {
+            return Poll::Ready(Some(Err(Withdrawn.into())));
+        }
+        Pin::new(&mut this.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
