@@ -38,6 +38,7 @@ use tokio::sync::watch;
 pub use self::fault::{ErrorBody, Fault, FaultSpec, FaultSpecError, Often, On};
 pub use self::journal::{End, Observed, Seen};
 pub use self::keys::KeySeen;
+pub use self::server::listen;
 
 use self::clip::{Clip, Pace, State, Timeline};
 use self::fault::Faults;

@@ -87,6 +87,55 @@ async fn tell_500(command: fn(&Ground) -> Command) {
     assert!(!log.iter().any(|line| line.contains("cut off")), "{log:?}");
 }
 
+/// P7, and no wait is cut off: the simulated upstream is asked for the state until the drain is over.
+#[tokio::test]
+async fn sigterm_tells_each_parked_wait_of_a_simulated_upstream_its_clips_state() {
+    let ground = Ground::new().await;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_clipgate"));
+    command.args(["serve", "--sim", "--listen", "127.0.0.1:0"]);
+    ground.confine(&mut command);
+    command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0").env("CLIPGATE__SERVER__DRAIN_TIMEOUT", "4s");
+    let mut gateway = Gateway::spawn(command);
+    let address = gateway.address().await;
+    let admin = gateway.line().await;
+    let operator = Operator::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
+
+    let mut client = Client::connect(address).await;
+    let mut ids = Vec::new();
+    while ids.len() < 3 {
+        let mut make = get("/v2/generate/audio/suno-ai/clip", &[]);
+        *make.method_mut() = http::Method::POST;
+        let made = client.ask(make).await.unwrap();
+        let made: serde_json::Value = serde_json::from_slice(made.body()).unwrap();
+        let pair = made["clip_ids"].as_array().unwrap();
+        ids.extend(pair.iter().map(|id| id.as_str().unwrap().to_owned()));
+    }
+    ids.truncate(3);
+    let mut waits = JoinSet::new();
+    for id in ids {
+        let mut client = Client::connect(address).await;
+        waits.spawn(async move {
+            let answer = client.ask(get(&clip(&id), &[])).await;
+            (id, answer)
+        });
+    }
+    let parked = async {
+        while operator.state().await["waits"]["parked"] != 3 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    soon("3 waits to be parked", parked).await;
+
+    gateway.signal("TERM");
+    for (id, answer) in soon("the answers", waits.join_all()).await {
+        let answer = answer.expect("it is not cut off");
+        assert_eq!(answer.status(), 200, "{answer:?}");
+        let told: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
+        assert_eq!(told["id"], id);
+    }
+    assert_eq!(gateway.ended().await.code(), Some(0));
+}
+
 #[tokio::test]
 async fn a_second_signal_ends_it_at_once() {
     let ground = Ground::new().await;
