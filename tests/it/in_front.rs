@@ -251,10 +251,9 @@ async fn who_hangs_up_is_gone_and_who_lies_about_himself_is_not_believed() {
         front.ground.sim.put("a", "streaming");
         let mut client = front.curl(&clip("a")).args(LIES).spawn().unwrap();
         front.ground.sim.until(|seen| seen.open == 1).await;
-        let since = clock::now();
         client.kill().await.unwrap();
-        front.ground.sim.until(|seen| seen.open == 0).await;
-        assert!(since.elapsed() < Duration::from_secs(3), "{kind:?}: {:?}", since.elapsed());
+        // Left alone the poll is held for as long as the upstream holds, twice this time.
+        soon("the poll to end", front.ground.sim.until(|seen| seen.open == 0)).await;
         let line = front.gateway.logged("outcome=left").await;
         assert!(line.contains("client.address=127.0.0.9 "), "{kind:?}: {line}");
         assert!(line.contains("network.peer.address=127.0.0.1 "), "{kind:?}: {line}");
