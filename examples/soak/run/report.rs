@@ -27,10 +27,11 @@ pub(crate) struct Report {
     held_back: u64,
     clips: u64,
     parked_at_end: usize,
+    schedule: String,
 }
 
 impl Report {
-    pub(crate) fn new(setting: Setting, tally: Arc<Tally>) -> Self {
+    pub(crate) fn new(setting: Setting, tally: Arc<Tally>, schedule: String) -> Self {
         Self {
             setting,
             tally,
@@ -41,6 +42,7 @@ impl Report {
             held_back: 0,
             clips: 0,
             parked_at_end: 0,
+            schedule,
         }
     }
 
@@ -95,6 +97,8 @@ impl Report {
             (Kind::Stranger, Outcome::Refused),
             (Kind::Unknown, Outcome::Refused),
             (Kind::Greedy, Outcome::Limited),
+            (Kind::Follow, Outcome::Followed),
+            (Kind::Removed, Outcome::Opened),
             (Kind::Echo, Outcome::Passed),
             (Kind::Mirror, Outcome::Passed),
             (Kind::Stream, Outcome::Passed),
@@ -107,11 +111,12 @@ impl Report {
         }
     }
 
-    /// Each wait that was parked when the gateway was told to stop was answered.
+    /// Each wait and each stream that was parked when the gateway was told to stop was answered.
     pub(crate) fn drained(&mut self, parked: usize, asked: u64) {
         self.parked_at_end = parked;
         let ends = [Outcome::Hit, Outcome::Opened, Outcome::Leaned];
-        let answered = ends.map(|end| self.tally.count(Kind::Parked, end)).iter().sum::<u64>();
+        let answered = ends.map(|end| self.tally.count(Kind::Parked, end)).iter().sum::<u64>()
+            + self.tally.count(Kind::ParkedStream, Outcome::Followed);
         self.expect("waits are not answered at the end", asked, answered);
     }
 
@@ -135,14 +140,21 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Setting { length, rate, seed, hold, .. } = self.setting;
-        writeln!(f, "{length:?} at {rate} requests/s, the upstream holds {hold:?}, seed {seed}\n")?;
+        writeln!(f, "{length:?} at {rate} requests/s, the upstream holds {hold:?}, seed {seed}")?;
+        writeln!(f, "faults: {}\n", self.schedule)?;
         write!(f, "{}", self.tally)?;
         let (all, hits, wrong) = self.tally.so_far();
-        let upstream = self.upstream_requests;
-        writeln!(f, "{all} requests, {hits} of them hits, {upstream} at the upstream, {} clips", self.clips)?;
-        writeln!(f, "waits parked when told to stop: {}", self.parked_at_end)?;
-        writeln!(f, "a request straight to the upstream took {:.1?} at most", self.noise)?;
-        writeln!(f, "requests held back: {}", self.held_back)?;
+        for (what, count) in [
+            ("requests", all),
+            ("hits of them", hits),
+            ("requests at the upstream", self.upstream_requests as u64),
+            ("clips", self.clips),
+            ("waits and streams parked when told to stop", self.parked_at_end as u64),
+            ("requests held back", self.held_back),
+        ] {
+            writeln!(f, "{what:<58}{count:>9}")?;
+        }
+        writeln!(f, "{:<58}{:>9.1?}", "longest request straight to the upstream", self.noise)?;
         let (before, after) = self.memory_at_end;
         write!(f, "MiB allocated, of those resident: {} before", before >> 20)?;
         for Memory { at, allocated, resident } in &self.memory {
