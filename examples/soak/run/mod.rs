@@ -108,6 +108,8 @@ fn config(setting: &Setting) -> Config {
     config.wait.max_clips = 8;
     // So small that the oldest clips are thrown out.
     config.cache.max_bytes = 4 << 20;
+    // Through an outage all who ask wait.
+    config.limits.max_waits_per_key = MOST_AT_ONCE;
     config.limits.requests_per_second = setting.rate / 4;
     config.limits.burst = setting.rate / 4;
     config.limits.calls_per_second = setting.rate / 4;
