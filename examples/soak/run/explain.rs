@@ -208,3 +208,123 @@ fn retry_after(fault: &Fault) -> Option<Duration> {
         Fault::Cut | Fault::Html | Fault::Shape(_) => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clipgate::clock;
+    use clipgate::sim::{ErrorBody, On, Options, Sim};
+    use fastrand::Rng;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+
+    use super::super::clips::Clips;
+    use super::super::fault_schedule::{FaultSchedule, ScenarioKind};
+    use super::super::oracle::Times;
+    use super::super::upstream::Upstream;
+    use super::*;
+
+    const HOLD: Duration = Duration::from_secs(8);
+
+    /// An oracle in the middle of an outage of two seconds, and its upstream, which serves all the same.
+    struct Outage {
+        sim: Sim,
+        upstream: Upstream,
+        oracle: Oracle,
+        jobs: [Arc<Clip>; 2],
+        sent: Instant,
+    }
+
+    impl Outage {
+        async fn new() -> Self {
+            let sim = Sim::new(Options::default());
+            let upstream = Upstream::start(sim.clone()).await.unwrap();
+            let sent = clock::now();
+            let begun = sent.checked_sub(HOLD + Duration::from_secs(1)).unwrap();
+            let (mut rng, minute) = (Rng::with_seed(1), Duration::from_secs(60));
+            let schedule = FaultSchedule::new(begun, minute, HOLD, &[ScenarioKind::Away(2000)], &mut rng);
+            let second = Duration::from_secs(1);
+            let times = Times { hold: HOLD, timeout: HOLD..=HOLD, live: second, retries: 4, pause: second };
+            let oracle = Oracle::new(sim.clone(), upstream.address(), times, schedule);
+            let clips = Clips::new(sim.clone(), HOLD);
+            let jobs = ["a", "b"].map(|id| clips.make_named(&mut rng, id));
+            Self { sim, upstream, oracle, jobs, sent }
+        }
+
+        /// A request of this key that this fault is for.
+        async fn strike(&self, query: &str, key: Key, fault: Fault) {
+            self.sim.fault(On::Any, fault, 1);
+            let mut stream = TcpStream::connect(self.upstream.address()).await.unwrap();
+            let key = key.text();
+            let head = format!(
+                "GET /v2/generate/audio/suno-ai/clips?{query} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\
+                 connection: close\r\n\r\n"
+            );
+            stream.write_all(head.as_bytes()).await.unwrap();
+            // A reset is an error here.
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        }
+
+        /// What explains that the key's wait for these jobs failed so, this long before its time was over.
+        fn explain(&self, key: Key, jobs: &[Arc<Clip>], how: How, left: Duration) -> Option<Cause> {
+            let got = clock::now();
+            let (is_wait, sent, deadline) = (true, self.sent, got + left);
+            self.oracle.explain(&Failed { key, jobs, is_wait, sent, got, deadline, how }).ok()
+        }
+    }
+
+    const KEY: Key = Key::Good(1);
+    const WRITTEN: How = How::AsWritten(StatusCode::INTERNAL_SERVER_ERROR);
+    const UNREACHABLE: How = How::Own(StatusCode::BAD_GATEWAY);
+    const LEFT: Duration = Duration::from_secs(1);
+    const OVER: Duration = Duration::ZERO;
+
+    #[tokio::test]
+    async fn an_error_as_written_is_explained_by_one_for_the_same_key_and_none_but_the_same_jobs() {
+        let outage = Outage::new().await;
+        let error = || Fault::status_with(500, ErrorBody::Json);
+        let [a, both] = [&outage.jobs[..1], &outage.jobs[..]];
+        outage.strike("clip_ids[]=a", Key::Good(2), error()).await;
+        outage.strike("clip_ids[]=a&clip_ids[]=b", KEY, error()).await;
+        outage.strike("clip_ids[]=a", KEY, Fault::status(502)).await;
+        assert_eq!(
+            outage.explain(KEY, a, WRITTEN, LEFT),
+            None,
+            "of another key, of a neighbour, another status"
+        );
+        assert_eq!(outage.explain(KEY, both, WRITTEN, LEFT), Some(Cause::UpstreamError));
+        outage.strike("clip_ids[]=a", KEY, error()).await;
+        assert_eq!(outage.explain(KEY, a, WRITTEN, LEFT), Some(Cause::UpstreamError));
+    }
+
+    #[tokio::test]
+    async fn a_transport_failure_is_explained_only_when_the_time_is_over() {
+        let outage = Outage::new().await;
+        let a = &outage.jobs[..1];
+        outage.strike("clip_ids[]=a", KEY, Fault::reset()).await;
+        assert_eq!(outage.explain(KEY, a, UNREACHABLE, LEFT), None);
+        assert_eq!(outage.explain(KEY, a, UNREACHABLE, OVER), Some(Cause::Outage));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_of_the_gateways_own_is_never_explained() {
+        let outage = Outage::new().await;
+        let busy = How::Own(StatusCode::SERVICE_UNAVAILABLE);
+        outage.strike("clip_ids[]=a", KEY, Fault::status(503)).await;
+        for left in [LEFT, OVER] {
+            assert_eq!(outage.explain(KEY, &outage.jobs[..1], busy, left), None);
+        }
+    }
+
+    #[tokio::test]
+    async fn retry_after_has_to_be_waited_out_by_who_has_the_time() {
+        let outage = Outage::new().await;
+        let (a, busy) = (&outage.jobs[..1], How::AsWritten(StatusCode::TOO_MANY_REQUESTS));
+        let paused = How::Own(StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(outage.explain(KEY, a, paused, OVER), None);
+        outage.strike("clip_ids[]=a", KEY, Fault::retry_after(429, 2 * LEFT)).await;
+        assert_eq!(outage.explain(KEY, a, busy, 3 * LEFT), None);
+        assert_eq!(outage.explain(KEY, a, busy, LEFT), Some(Cause::Throttled));
+        assert_eq!(outage.explain(KEY, a, paused, LEFT), Some(Cause::KeyThrottled));
+        assert_eq!(outage.explain(Key::Good(2), a, paused, LEFT), None);
+    }
+}

@@ -10,7 +10,8 @@ use super::oracle::Oracle;
 use super::tally::{Outcome, Tally, Wrong};
 use super::watch::{Memory, Watch};
 
-/// How much more may be allocated after many storms than after one, in bytes: no two moments are the same.
+/// How much more may be allocated at the end of the last calm than after a third of the run, in bytes: no two moments
+/// are the same.
 const MORE: usize = 16 << 20;
 /// How much more may be allocated at the end than at the beginning, in bytes: the report, what libraries keep for good.
 const REST: usize = 8 << 20;
@@ -72,8 +73,9 @@ impl Report {
     /// What was seen beside the clients.
     pub(crate) fn watched(&mut self, watch: &Watch, clips: u64) {
         (self.memory, self.clips) = (watch.memory(), clips);
-        // The first calm has no storm before it.
-        if let [_, warm, .., last] = &self.memory[..] {
+        // By then all that is kept up to a bound has come to it.
+        let warm = self.memory.iter().find(|memory| memory.at >= self.setting.length / 3);
+        if let (Some(warm), Some(last)) = (warm, self.memory.last()) {
             let (warm, last) = (warm.allocated, last.allocated);
             self.expect_at_most("memory grows", warm + warm / 4 + MORE, last);
         }
