@@ -20,8 +20,8 @@ const CHUNKED: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
 /// What a clip's body begins with.
 const CLIP: &str = "{\"id\":\"a\",\"status\":\"complete\",\"x\":";
 
-/// How long an upstream has for a poll, or for the head of what is passed through: both at least. That it has no more
-/// than a few times as long is what [`besieged`] sees to.
+/// How long an upstream has at least for a poll, or for the head of what is passed through. [`besieged`] bounds the time
+/// from above, by a minute.
 const LIMIT: Duration = Duration::from_secs(2);
 
 /// A gateway before this upstream: the upstream holds polls for a second, and each is tried twice.

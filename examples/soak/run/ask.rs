@@ -119,13 +119,13 @@ pub(crate) struct Ask {
 /// What one request is.
 pub(crate) enum Errand {
     Clips(Ask),
-    /// The same as an event stream, followed to its end. What its client does by chance follows from the seed.
+    /// An event stream that is followed to its end. The seed decides when its client hangs up.
     Follow(Ask, u64),
-    /// What is no wait.
+    /// A request that is not for known clips.
     Pass(Pass),
 }
 
-/// A request that is passed through, but for the first, which is answered at once.
+/// A request that is passed through, or for a clip that does not exist.
 pub(crate) enum Pass {
     /// For a clip that there is not.
     Unknown(Key),
@@ -180,10 +180,10 @@ pub(crate) fn greedy(clips: &Clips, rng: &mut Rng) -> Option<(Errand, Manner)> {
     Some((errand, Manner { is_http2: rng.bool(), leaves: None }))
 }
 
-/// A client that follows a clip or some to their ends.
+/// A client that follows one clip or several to their ends.
 pub(crate) fn follower(clips: &Clips, kind: Kind, rng: &mut Rng) -> Option<(Errand, Manner)> {
     let key = Key::Good(rng.u8(..KEYS));
-    // At the end each is to be one wait.
+    // At the end each stream must be one wait, so that they can be counted.
     let is_single = kind == Kind::ParkedStream || rng.bool();
     let mut chosen: Vec<Arc<Clip>> = Vec::new();
     for _ in 0..if is_single { 1 } else { rng.usize(1..=3) } {
@@ -196,7 +196,7 @@ pub(crate) fn follower(clips: &Clips, kind: Kind, rng: &mut Rng) -> Option<(Erra
     Some((Errand::Follow(ask, rng.u64(..)), Manner { is_http2: rng.bool(), leaves: None }))
 }
 
-/// A wait for the job that is always told 429, by one key; half of them have time for a few more tries.
+/// A wait by one key for the job that is always told 429. Half of the waits have time for a few more tries.
 pub(crate) fn throttled(job: &Arc<Clip>, hold: Duration, rng: &mut Rng) -> (Errand, Manner) {
     let (key, prefer) = (Key::Good(0), rng.bool().then_some(hold * 2));
     let clips = vec![Arc::clone(job)];

@@ -185,7 +185,7 @@ impl Clients {
             .expect("targets here are written well")
     }
 
-    /// What is no wait. It comes as it was sent, unless a fault explains that it fails, whole or in its middle.
+    /// Does one request that is passed through. The answer is the upstream's, unless a fault explains its failure.
     async fn pass(&self, pass: &Pass, is_http2: bool) -> Result<Outcome, Wrong> {
         let (key, target) = pass.target();
         let mut request = self.get(key, &target);

@@ -22,7 +22,7 @@ use http::StatusCode;
 use super::ask::{KEYS, Key};
 use super::upstream::Upstream;
 
-/// The sorts of scenarios.
+/// The kinds of scenarios.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ScenarioKind {
     /// Random faults, each of its own share of the requests.
@@ -42,7 +42,7 @@ pub(crate) enum ScenarioKind {
 }
 
 impl ScenarioKind {
-    /// All that a long run has, again and again, by name.
+    /// All kinds by name. A long run has each of them again and again.
     const NAMED: [(&'static str, ScenarioKind); 9] = [
         ("mixed", ScenarioKind::Mixed),
         ("away-0.3", ScenarioKind::Away(300)),
@@ -83,8 +83,8 @@ impl ScenarioKind {
         }
     }
 
-    /// How long afterwards a client that asks only then may still meet it. After an outage not at all: it is asked for
-    /// at once, whoever else waits for a retry.
+    /// How long afterwards a client that asks only then may still meet the scenario. After an outage that is no time at
+    /// all: such a request is a first attempt, and made at once, even if older polls wait for a retry.
     fn recovery(self, hold: Duration) -> Duration {
         match self {
             ScenarioKind::Away(_) | ScenarioKind::Reset | ScenarioKind::Refused => AT_ONCE,
@@ -109,12 +109,12 @@ impl FromStr for ScenarioKind {
     }
 }
 
-/// What a moment's fault may take to reach all whom it concerns.
+/// The time in which all clients meet a fault of one instant.
 const AT_ONCE: Duration = Duration::from_millis(500);
 /// What a 429 of the throttled job says in `Retry-After`.
 const THROTTLED_FOR: Duration = Duration::from_secs(3);
 
-/// What is done to the upstream, and so to whom.
+/// One scenario: what is done to the upstream, and whom it concerns.
 #[derive(Clone, Debug)]
 pub(crate) enum Scenario {
     Faults { faults: Vec<FaultSpec> },

@@ -1,5 +1,5 @@
-//! A client that follows jobs by server-sent events to their ends, and connects again with `Last-Event-ID` where its
-//! stream ends before, or where it hangs up by itself. What it is told is judged stream by stream (P10).
+//! A client that follows jobs by server-sent events to their ends (P10). It connects again with `Last-Event-ID` where its
+//! stream ends early, and now and then hangs up by itself to do so. The events are judged stream by stream.
 
 use std::time::{Duration, Instant};
 

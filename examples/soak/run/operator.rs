@@ -1,5 +1,5 @@
-//! Somebody who scrapes the admin listener and removes clips from the cache, now and then. He is never told an error,
-//! whatever the upstream is like, and what he removed is asked for again.
+//! An operator who scrapes the admin listener and removes clips from the cache. The admin listener never answers with an
+//! error, whatever the upstream does, and the next request for a removed clip goes to the upstream.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,9 +21,9 @@ use super::tally::{Tally, Wrong};
 /// Nothing here takes so long, on however busy a machine.
 const LONGEST: Duration = Duration::from_secs(20);
 
-/// His client.
+/// The operator's client.
 pub(crate) struct Operator {
-    /// The admin listener's.
+    /// Scheme, host and port of the admin listener.
     base: String,
     http: legacy::Client<HttpConnector, Empty<Bytes>>,
     clients: Arc<Clients>,
@@ -79,7 +79,7 @@ impl Operator {
         }
     }
 
-    /// Has a clip kept, removes it, and sees it asked for again.
+    /// Has a clip cached, removes it, and asks for it again: that must not be a hit.
     async fn remove(&self, rng: &mut Rng) -> Result<(), Wrong> {
         let clip = self.clips.make_done(rng);
         let ask = |kind| {
@@ -93,14 +93,14 @@ impl Operator {
         Ok(())
     }
 
-    /// Sees that clients are sent elsewhere.
+    /// Checks that readiness fails during the drain.
     pub(crate) async fn sees_the_drain(&self) {
         if let Err(wrong) = self.is_told("/readyz", StatusCode::SERVICE_UNAVAILABLE, "draining\n").await {
             self.tally.wrong(wrong);
         }
     }
 
-    /// Whether this path is told this status and this text.
+    /// Checks that this path is answered with this status and this text.
     async fn is_told(&self, path: &str, status: StatusCode, text: &str) -> Result<(), Wrong> {
         let answer = self.ask(Method::GET, path, status).await?;
         let told = String::from_utf8_lossy(answer.body()).into_owned();
