@@ -1,13 +1,17 @@
-//! A long run of the gateway before the simulated upstream, in all weathers, each answer checked.
+//! A long run of the gateway before the simulated upstream, through all sorts of faults, each answer checked.
 //!
 //! ```text
-//!  clients, random ── real sockets ──▶ Server + Gateway ──▶ Sim ◀── faults on order (weather)
-//!     │                                     ▲ reload             ◀── clips, whose whole life is known (clips)
+//!                                                             ┌── faults, resets, a closed port (fault_schedule)
+//!                                                             ▼
+//!  clients, random ── real sockets ──▶ Server + Gateway ──▶ Sim ◀── jobs whose whole lives are known (clips)
+//!     │                                     ▲      ▲
+//!     │                              reload ┘      └ scrapes, removals (operator)
 //!     └── each answer ──▶ oracle: what would the client alone have been told, and when?
+//!                            └─ a failure ──▶ explain: which fault of its own key and job, or which outage?
 //! ```
 //!
-//! `cargo run --release --example soak -- --minutes 10`; exit code 1 if anything was wrong. The figures are on
-//! stdout, the progress is on stderr.
+//! `cargo run --release --example soak -- --minutes 10`; exit code 1 if anything was wrong or unexplained. The figures
+//! are on stdout, the progress is on stderr. `--scenario away-2` alone, or `--seed`, replays what was found.
 
 mod complaints;
 mod run;
@@ -21,7 +25,7 @@ use cap::Cap;
 use clap::Parser;
 
 use crate::complaints::Complaints;
-use crate::run::Setting;
+use crate::run::{ScenarioKind, Setting};
 
 /// Counts what is allocated.
 #[global_allocator]
@@ -39,6 +43,9 @@ struct Args {
     /// What the clients do follows from it
     #[arg(long)]
     seed: Option<u64>,
+    /// What goes wrong at the upstream, away-2 for example; may be repeated [default: all in turn]
+    #[arg(long = "scenario", value_name = "NAME")]
+    scenarios: Vec<ScenarioKind>,
 }
 
 fn main() -> std::io::Result<ExitCode> {
@@ -48,6 +55,7 @@ fn main() -> std::io::Result<ExitCode> {
         rate: args.rate.max(10),
         seed: args.seed.unwrap_or_else(|| fastrand::u64(..)),
         hold: Duration::from_secs(8),
+        scenarios: if args.scenarios.is_empty() { ScenarioKind::all() } else { args.scenarios },
         heap: Some(|| HEAP.allocated()),
     };
     let complaints = Complaints::watch().map_err(std::io::Error::other)?;

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use prometheus_client::registry::Registry;
 use sd_notify::NotifyState;
-use tokio::net::TcpListener;
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -22,7 +21,7 @@ use crate::gateway::Gateway;
 use crate::metrics::Metrics;
 use crate::model::route::Route;
 use crate::server::{Listener, Server};
-use crate::sim::{Options, Sim};
+use crate::sim::{self, Options, Sim};
 use crate::telemetry;
 
 mod operator;
@@ -67,7 +66,7 @@ fn speed(text: &str) -> Result<f64, String> {
 pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
     let mut signals = Signals::listen()?;
     let stop = CancellationToken::new();
-    let simulated = if args.sim { Some(Simulated::start(&args, &stop).await?) } else { None };
+    let simulated = if args.sim { Some(Simulated::start(&args).await?) } else { None };
     let config = load(&args, simulated.as_ref())?;
     let log = telemetry::init(&config.log)?;
     for warning in config.warnings() {
@@ -134,7 +133,7 @@ pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
     drop(admin);
     flush(reload, hub, until).await?;
     if let Some(simulated) = simulated {
-        simulated.task.await?;
+        simulated.stop().await?;
     }
     info!("stopped");
     Ok(code)
@@ -206,24 +205,32 @@ fn load(args: &Args, simulated: Option<&Simulated>) -> Result<Config, Faults> {
     Config::load_with(path.as_deref(), env, flags)
 }
 
-/// The upstream of `--sim`.
+/// The upstream of `--sim`. It has a stop of its own: the gateway needs its upstream to the end of the drain.
 struct Simulated {
     url: String,
     /// Its hold, as the configuration spells times.
     hold: String,
-    task: tokio::task::JoinHandle<()>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
 }
 
 impl Simulated {
-    async fn start(args: &Args, stop: &CancellationToken) -> Result<Self, CommandError> {
-        let socket = TcpListener::bind(("127.0.0.1", 0)).await?;
+    async fn start(args: &Args) -> Result<Self, CommandError> {
+        let socket = sim::listen(([127, 0, 0, 1], 0).into())?;
         let url = format!("http://{}", socket.local_addr()?);
         // A new seed, so that a client that kept clips of an earlier run does not meet their ids again.
         let options =
             Options { speed: args.speed, seed: fastrand::u64(..), keep_requests: 0, ..Options::default() };
         let hold = Duration::from_millis((options.hold.as_secs_f64() * 1000.0 / args.speed) as u64);
+        let stop = CancellationToken::new();
         let task = tokio::spawn(Sim::new(options).serve(socket, stop.clone().cancelled_owned()));
-        Ok(Self { url, hold: humantime::format_duration(hold).to_string(), task })
+        Ok(Self { url, hold: humantime::format_duration(hold).to_string(), stop, task })
+    }
+
+    /// Closes its connections and waits for the end of its task.
+    async fn stop(self) -> Result<(), JoinError> {
+        self.stop.cancel();
+        self.task.await
     }
 }
 

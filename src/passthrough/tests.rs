@@ -467,7 +467,8 @@ async fn an_answer_that_does_not_begin_is_overdue_and_its_request_ended() {
 
 #[tokio::test]
 async fn an_upload_that_moves_puts_the_head_timeout_off() {
-    const STEP: Duration = Duration::from_millis(100);
+    // Steps may be late by twice as much, on however busy a machine.
+    const STEP: Duration = Duration::from_millis(500);
     let progress = Progress::new();
     let (listener, addr) = listen().await;
     let way = passthrough(&format!("http://{addr}"), MAX_BODY, STEP * 3);
@@ -475,7 +476,7 @@ async fn an_upload_that_moves_puts_the_head_timeout_off() {
     let moving = async {
         let began = clock::now();
         let mut steps = tokio::time::interval(STEP);
-        while clock::now() < began + STEP * 8 {
+        while clock::now() < began + STEP * 4 {
             steps.tick().await;
             progress.moved(Fate::Sound);
         }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use clipgate::clock;
 use clipgate::sim::{Fault, On, Shape};
 
 use crate::stage::{Answer, Stage, multi, single};
@@ -44,12 +45,12 @@ async fn cache_status_says_what_the_gateway_did() {
 async fn a_wait_that_leans_says_collapsed_and_carries_nothing_of_the_openers_own() {
     let stage = Stage::new().await;
     stage.sim.put("a", "queued");
-    stage.sim.plan("a", &[("completed", Duration::from_millis(700))]);
     let waits: Vec<_> = (0..5).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
+    stage.until_parked(5).await;
+    stage.sim.put("a", "completed");
     let (mut opened, mut collapsed) = (0, 0);
     for wait in waits {
         let answer = wait.await.unwrap();
-        assert!(answer.took > Duration::from_millis(300), "it was parked");
         match told(&answer) {
             "clipgate; fwd=miss; fwd-status=200; stored" => {
                 assert!(answer.headers.contains_key("x-inference-id"));
@@ -92,11 +93,17 @@ async fn what_belongs_to_one_answer_is_never_replayed() {
 async fn a_hit_has_its_age_and_a_fresh_answer_has_none() {
     let stage = Stage::new().await;
     stage.sim.put("a", "completed");
+    let began = clock::now();
     assert_eq!(field(&stage.get(&single("a", "completed"), &[]).await, "age"), "");
-    assert_eq!(field(&stage.get(&single("a", "completed"), &[]).await, "age"), "0");
+    let age = async || -> u64 {
+        let answer = stage.get(&single("a", "completed"), &[]).await;
+        let age = field(&answer, "age").parse().unwrap();
+        assert!(age <= began.elapsed().as_secs(), "{age}");
+        age
+    };
+    let young = age().await;
     tokio::time::sleep(Duration::from_millis(1100)).await; // it grows older
-    let age: u64 = field(&stage.get(&single("a", "completed"), &[]).await, "age").parse().unwrap();
-    assert!((1..20).contains(&age), "{age}");
+    assert!(age().await > young);
 }
 
 #[tokio::test]
@@ -262,7 +269,8 @@ async fn a_key_that_the_upstream_refuses_loses_its_entries() {
 
 #[tokio::test]
 async fn a_key_is_proven_again_once_in_a_while() {
-    let recheck = Duration::from_secs(1);
+    // A thousand times what a hit takes: none is late by itself.
+    let recheck = Duration::from_secs(3);
     let stage = Stage::with(|config, _| config.cache.recheck_key = recheck).await;
     stage.sim.put("a", "completed");
     stage.get(&single("a", "completed"), &[]).await;

@@ -25,6 +25,7 @@ fn is_limited(answer: &Answer) -> bool {
 async fn a_burst_of_ten_lets_ten_of_fifteen_through_and_then_recovers() {
     let stage = Stage::with(|config, _| ten(config)).await;
     made(&stage).await; // from here on the key is known, and counts for itself
+    let since = clock::now();
     let burst: Vec<_> = (0..15).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
     let mut limited = Vec::new();
     for answer in burst {
@@ -33,7 +34,9 @@ async fn a_burst_of_ten_lets_ten_of_fifteen_through_and_then_recovers() {
             limited.push(answer);
         }
     }
-    assert_eq!(limited.len(), 5);
+    // And one more for each second that it took.
+    let more = since.elapsed().as_secs() as usize + usize::from(since.elapsed().subsec_nanos() > 0);
+    assert!(limited.len() <= 5 && limited.len() + more >= 5, "{} in {more} s", limited.len());
     let pause = limited
         .iter()
         .map(|answer| {

@@ -193,7 +193,7 @@ async fn a_connection_over_max_connections_waits_until_another_has_gone() {
 #[tokio::test]
 async fn a_connection_that_asks_for_nothing_is_closed_in_header_timeout_and_gives_its_place_back() {
     let ground = Ground::new().await;
-    ground.configure("max_connections = 1\nheader_timeout = \"300ms\"");
+    ground.configure("max_connections = 1\nheader_timeout = \"1s\"");
     let mut gateway = ground.start();
     let address = gateway.address().await;
     for start in [&b""[..], b"PRI * HTTP/2", b"GET / HTTP/1.1\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
@@ -209,13 +209,14 @@ async fn a_connection_that_asks_for_nothing_is_closed_in_header_timeout_and_give
 async fn a_kept_connection_is_closed_in_idle_timeout_and_not_in_that_of_a_head() {
     let ground = Ground::new().await;
     ground.sim.put("a", "queued");
-    ground.configure("max_connections = 1\nheader_timeout = \"300ms\"\nidle_timeout = \"1h\"");
+    // A thousand times what it takes to send a head.
+    ground.configure("max_connections = 1\nheader_timeout = \"1s\"\nidle_timeout = \"1h\"");
     let mut gateway = ground.start();
     let address = gateway.address().await;
     let mut kept = Client::connect(address).await;
     for _ in 0..2 {
         assert_eq!(kept.get("/x", &[]).await.status(), 404);
-        tokio::time::sleep(Duration::from_millis(700)).await;
+        tokio::time::sleep(Duration::from_millis(1500)).await;
     }
     drop(kept);
     let mut late = TcpStream::connect(address).await.unwrap();

@@ -86,7 +86,7 @@ async fn each_way_of_answering_is_counted_apart() {
 #[tokio::test]
 async fn calls_are_counted_by_kind_and_by_what_came_of_them_as_the_upstream_saw_them() {
     let mut stage = Stage::with(|config, options| {
-        set_hold(Duration::from_millis(300), config, options);
+        set_hold(Duration::from_secs(60), config, options);
         config.wait.linger = Duration::ZERO;
         config.upstream.retries = 2;
     })

@@ -19,7 +19,7 @@ use crate::stage::{Answer, Stage, single, within};
 use crate::wire::{assert_refusal, parse, raw, read_until};
 
 /// Short for a test, and long for a busy machine.
-const PATIENCE: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 const CHUNKED: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
 
@@ -84,7 +84,7 @@ async fn a_body_that_trickles_and_one_that_is_late_but_not_too_late_arrive() {
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
     stream.write_all(b"POST /sim/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 15\r\n\r\n").await.unwrap();
     for _ in 0..15 {
-        tokio::time::sleep(PATIENCE / 5).await; // three times its patience in all
+        tokio::time::sleep(PATIENCE / 10).await; // half as much again as its patience in all
         stream.write_all(b"x").await.unwrap();
     }
     let back = read_until(&mut stream, |back| parse(back).is_some()).await;
@@ -152,8 +152,8 @@ async fn a_wait_is_answered_though_its_connection_has_a_stream_that_nobody_reads
     upload.send_data(vec![b'x'; 1 << 18].into()).await.unwrap();
     drop(upload);
     let unread = within(10, unread).await.unwrap();
-    let wait =
-        streams.send_request(request(&stage, &single("a", "completed")).body(Empty::new().boxed()).unwrap());
+    let wait = request(&stage, &single("a", "completed")).header("prefer", "wait=60");
+    let wait = streams.send_request(wait.body(Empty::new().boxed()).unwrap());
     let waiting = tokio::spawn(wait);
     stage.until_parked(1).await;
     tokio::time::sleep(3 * PATIENCE).await; // it outlasts the patience
@@ -180,7 +180,7 @@ async fn who_waits_for_the_upstream_is_never_given_up() {
     tunnel.write_all(head.as_bytes()).await.unwrap();
     read_until(&mut tunnel, |back| back.ends_with(b"\r\n\r\n")).await;
 
-    read_until(&mut events, |back| back.ends_with(b"1\n\r\n0\r\n\r\n")).await; // six times the patience
+    read_until(&mut events, |back| back.ends_with(b"1\n\r\n0\r\n\r\n")).await; // three times the patience
     tunnel.write_all(b"still here").await.unwrap();
     read_until(&mut tunnel, |back| back == b"still here").await;
     stage.sim.put("a", "completed");

@@ -67,14 +67,18 @@ pub(crate) enum Kind {
     Stranger,
     Unknown,
     Greedy,
+    Follow,
+    Removed,
+    Throttled,
     Parked,
+    ParkedStream,
     Echo,
     Mirror,
     Stream,
 }
 
 impl Kind {
-    pub(crate) const ALL: [(Kind, &'static str); 17] = [
+    pub(crate) const ALL: [(Kind, &'static str); 21] = [
         (Kind::Single, "finished clip"),
         (Kind::Multi, "finished clips"),
         (Kind::Wait, "wait for a clip"),
@@ -88,7 +92,11 @@ impl Kind {
         (Kind::Stranger, "key not let in"),
         (Kind::Unknown, "unknown clip"),
         (Kind::Greedy, "over its quota"),
+        (Kind::Follow, "event stream"),
+        (Kind::Removed, "removed clip"),
+        (Kind::Throttled, "job always 429"),
         (Kind::Parked, "parked at the end"),
+        (Kind::ParkedStream, "stream at the end"),
         (Kind::Echo, "passed GET"),
         (Kind::Mirror, "passed POST"),
         (Kind::Stream, "passed stream"),
@@ -111,14 +119,22 @@ pub(crate) struct Ask {
 /// What one request is.
 pub(crate) enum Errand {
     Clips(Ask),
+    /// An event stream that is followed to its end. The seed decides when its client hangs up.
+    Follow(Ask, u64),
+    /// A request that is not for known clips.
+    Pass(Pass),
+}
+
+/// A request that is passed through, or for a clip that does not exist.
+pub(crate) enum Pass {
     /// For a clip that there is not.
     Unknown(Key),
     /// A path that shows what was passed on.
     Echo(Key, u32),
     /// A body that comes back.
-    Mirror(Key, Bytes),
+    Mirror(Key, u32, Bytes),
     /// So many lines, one by one.
-    Stream(Key, u8),
+    Stream(Key, u32, u8),
 }
 
 /// How it is sent, and for how long its client stays.
@@ -131,7 +147,8 @@ pub(crate) struct Manner {
 pub(crate) fn next(clips: &Clips, hold: Duration, rng: &mut Rng) -> Option<(Errand, Manner)> {
     let key = Key::Good(rng.u8(..KEYS));
     let errand = match rng.u16(..1000) {
-        0..620 => finished(clips, key, rng, Kind::Single),
+        0..10 => return follower(clips, Kind::Follow, rng),
+        10..620 => finished(clips, key, rng, Kind::Single),
         620..740 => several(clips, key, rng, Kind::Multi, true),
         740..790 => finished(clips, key, rng, Kind::Conditional),
         790..830 => finished(clips, key, rng, Kind::OnlyIfCached),
@@ -142,10 +159,10 @@ pub(crate) fn next(clips: &Clips, hold: Duration, rng: &mut Rng) -> Option<(Erra
         925..935 => climbing(clips, key, rng, Kind::NoCache),
         935..940 => climbing(clips, key, rng, Kind::NoStore),
         940..960 => finished(clips, Key::Bad(rng.u8(..4)), rng, Kind::Stranger),
-        960..965 => Some(Errand::Unknown(key)),
-        965..980 => Some(Errand::Echo(key, rng.u32(..))),
-        980..995 => Some(Errand::Mirror(key, bytes(rng))),
-        _ => Some(Errand::Stream(key, rng.u8(1..=5))),
+        960..965 => Some(Errand::Pass(Pass::Unknown(key))),
+        965..980 => Some(Errand::Pass(Pass::Echo(key, rng.u32(..)))),
+        980..995 => Some(Errand::Pass(Pass::Mirror(key, rng.u32(..), bytes(rng)))),
+        _ => Some(Errand::Pass(Pass::Stream(key, rng.u32(..), rng.u8(1..=5)))),
     };
     let errand = errand?;
     let is_long = matches!(&errand, Errand::Clips(ask) if ask.goal.is_some());
@@ -163,10 +180,28 @@ pub(crate) fn greedy(clips: &Clips, rng: &mut Rng) -> Option<(Errand, Manner)> {
     Some((errand, Manner { is_http2: rng.bool(), leaves: None }))
 }
 
-/// What is asked at once, and answered at once if anything is.
-pub(crate) fn state(clips: &Clips, rng: &mut Rng) -> Option<(Errand, Manner)> {
-    let errand = climbing(clips, Key::Good(rng.u8(..KEYS)), rng, Kind::State)?;
-    Some((errand, Manner { is_http2: rng.bool(), leaves: None }))
+/// A client that follows one clip or several to their ends.
+pub(crate) fn follower(clips: &Clips, kind: Kind, rng: &mut Rng) -> Option<(Errand, Manner)> {
+    let key = Key::Good(rng.u8(..KEYS));
+    // At the end each stream must be one wait, so that they can be counted.
+    let is_single = kind == Kind::ParkedStream || rng.bool();
+    let mut chosen: Vec<Arc<Clip>> = Vec::new();
+    for _ in 0..if is_single { 1 } else { rng.usize(1..=3) } {
+        let clip = clips.climbing(rng)?;
+        if !chosen.iter().any(|other| other.id == clip.id) {
+            chosen.push(clip);
+        }
+    }
+    let ask = Ask { kind, key, is_single, clips: chosen, goal: Some(COMPLETED), prefer: None };
+    Some((Errand::Follow(ask, rng.u64(..)), Manner { is_http2: rng.bool(), leaves: None }))
+}
+
+/// A wait by one key for the job that is always told 429. Half of the waits have time for a few more tries.
+pub(crate) fn throttled(job: &Arc<Clip>, hold: Duration, rng: &mut Rng) -> (Errand, Manner) {
+    let (key, prefer) = (Key::Good(0), rng.bool().then_some(hold * 2));
+    let clips = vec![Arc::clone(job)];
+    let ask = Ask { kind: Kind::Throttled, key, is_single: true, clips, goal: Some(COMPLETED), prefer };
+    (Errand::Clips(ask), Manner { is_http2: rng.bool(), leaves: None })
 }
 
 /// A wait that will be parked for a while.
@@ -190,7 +225,7 @@ fn climbing(clips: &Clips, key: Key, rng: &mut Rng, kind: Kind) -> Option<Errand
 }
 
 fn preferring(clips: &Clips, key: Key, rng: &mut Rng, hold: Duration) -> Option<Errand> {
-    let seconds = rng.u64(1..=hold.as_secs() + hold.as_secs() / 2);
+    let seconds = rng.u64(1..=hold.as_secs() * 2);
     let mut errand = climbing(clips, key, rng, Kind::Preferring)?;
     if let Errand::Clips(ask) = &mut errand {
         ask.prefer = Some(Duration::from_secs(seconds));

@@ -19,7 +19,7 @@ use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use super::ask::{Ask, Errand, Key, Kind, Manner};
+use super::ask::{Ask, Errand, Key, Kind, Manner, Pass};
 use super::clips::WORDS;
 use super::oracle::{Answer, Oracle, wrong};
 use super::tally::{Outcome, Tally, Wrong};
@@ -27,7 +27,7 @@ use super::tally::{Outcome, Tally, Wrong};
 /// Shorter than the gateway's patience with a connection on which nothing is asked.
 const IDLE: Duration = Duration::from_secs(4);
 /// How long what is written late may still be: the machine's own delays are known by then.
-const SECOND_LOOK: Duration = Duration::from_secs(1);
+pub(super) const SECOND_LOOK: Duration = Duration::from_secs(1);
 
 /// So many that the requests given up on each are not taken for an attack.
 const HTTP2_CONNECTIONS: usize = 32;
@@ -41,8 +41,8 @@ pub(crate) struct Clients {
     http1: Http,
     /// Each is a connection.
     http2: Vec<Http>,
-    oracle: Arc<Oracle>,
-    tally: Arc<Tally>,
+    pub(super) oracle: Arc<Oracle>,
+    pub(super) tally: Arc<Tally>,
 }
 
 impl Clients {
@@ -64,7 +64,8 @@ impl Clients {
         let work = async {
             match errand {
                 Errand::Clips(ask) => self.ask(&ask, manner.is_http2).await,
-                other => self.pass(other, manner.is_http2).await,
+                Errand::Follow(ask, seed) => self.follow(&ask, seed, manner.is_http2).await,
+                Errand::Pass(pass) => self.pass(&pass, manner.is_http2).await,
             }
         };
         let ended = match manner.leaves {
@@ -135,7 +136,7 @@ impl Clients {
         Ok(Answer { status: head.status, headers: head.headers, body, sent, got: clock::now() })
     }
 
-    async fn start(
+    pub(super) async fn start(
         &self,
         request: Request<Full<Bytes>>,
         is_http2: bool,
@@ -145,7 +146,7 @@ impl Clients {
         client.request(request).await
     }
 
-    fn request(&self, ask: &Ask) -> Request<Full<Bytes>> {
+    pub(super) fn request(&self, ask: &Ask) -> Request<Full<Bytes>> {
         let Route { single_path, multi_path, single_param, multi_param, status_param, .. } = &self.route;
         let (path, param) = if ask.is_single {
             (single_path, single_param.clone())
@@ -184,47 +185,34 @@ impl Clients {
             .expect("targets here are written well")
     }
 
-    /// What is no wait. In a storm it may fail, whole or in its middle; else it comes as it was sent.
-    async fn pass(&self, errand: Errand, is_http2: bool) -> Result<Outcome, Wrong> {
-        let (key, request) = match &errand {
-            Errand::Clips(ask) => (ask.key, self.request(ask)),
-            Errand::Unknown(key) => {
-                let Route { single_path, single_param, .. } = &self.route;
-                (*key, self.get(*key, &format!("{single_path}?{single_param}=nobody&status=queued")))
-            }
-            Errand::Echo(key, number) => (*key, self.get(*key, &format!("/sim/echo?n={number}"))),
-            Errand::Mirror(key, body) => {
-                let mut request = self.get(*key, "/sim/mirror").map(|_| Full::new(body.clone()));
-                *request.method_mut() = http::Method::POST;
-                (*key, request)
-            }
-            Errand::Stream(key, lines) => {
-                (*key, self.get(*key, &format!("/sim/stream?n={lines}&every=20ms")))
-            }
-        };
+    /// Does one request that is passed through. The answer is the upstream's, unless a fault explains its failure.
+    async fn pass(&self, pass: &Pass, is_http2: bool) -> Result<Outcome, Wrong> {
+        let (key, target) = pass.target();
+        let mut request = self.get(key, &target);
+        if let Pass::Mirror(_, _, body) = pass {
+            *request.method_mut() = http::Method::POST;
+            *request.body_mut() = Full::new(body.clone());
+        }
         let sent = clock::now();
-        let whole =
-            tokio::time::timeout(self.oracle.longest(None) * 2, self.whole(request, is_http2, sent)).await;
-        let is_calm = self.oracle.weather.is_calm(sent, clock::now());
+        let limit = self.oracle.longest(None) * 2;
+        let whole = tokio::time::timeout(limit, self.whole(request, is_http2, sent)).await;
+        let explain = |story: String| match self.oracle.explain_passed(key, &target, sent, clock::now()) {
+            Ok(cause) => {
+                self.tally.explained(cause);
+                Ok(Outcome::Failed)
+            }
+            Err(why) => wrong(why, story),
+        };
         let answer = match whole {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_)) | Err(_) if !is_calm => return Ok(Outcome::Failed),
-            Ok(Err(error)) => return wrong("no whole answer in a calm", chain(&*error)),
-            Err(_) => return wrong("no answer in a calm", errand.name().to_owned()),
+            Ok(Err(error)) => return explain(format!("{}: {}", pass.name(), chain(&*error))),
+            Err(_) => return explain(format!("{}: no answer", pass.name())),
         };
         self.oracle.note(key, &answer)?;
-        match errand.is_right(&answer) {
+        match pass.is_right(&answer) {
             Some(outcome) => Ok(outcome),
-            None if answer.status.is_server_error() || answer.status == StatusCode::TOO_MANY_REQUESTS => {
-                if is_calm {
-                    wrong("an error in a calm", errand.story(&answer))
-                } else {
-                    Ok(Outcome::Failed)
-                }
-            }
-            // A page or a summary in place of the answer, as 200.
-            None if !is_calm && answer.status == StatusCode::OK => Ok(Outcome::Failed),
-            None => wrong("not passed on as it was", errand.story(&answer)),
+            // An error, or as 200 a page in place of the answer.
+            None => explain(pass.story(&answer)),
         }
     }
 }
@@ -232,11 +220,34 @@ impl Clients {
 impl Errand {
     fn kind(&self) -> Kind {
         match self {
-            Errand::Clips(ask) => ask.kind,
-            Errand::Unknown(_) => Kind::Unknown,
-            Errand::Echo(..) => Kind::Echo,
-            Errand::Mirror(..) => Kind::Mirror,
-            Errand::Stream(..) => Kind::Stream,
+            Errand::Clips(ask) | Errand::Follow(ask, _) => ask.kind,
+            Errand::Pass(pass) => pass.kind(),
+        }
+    }
+}
+
+impl Pass {
+    fn kind(&self) -> Kind {
+        match self {
+            Pass::Unknown(_) => Kind::Unknown,
+            Pass::Echo(..) => Kind::Echo,
+            Pass::Mirror(..) => Kind::Mirror,
+            Pass::Stream(..) => Kind::Stream,
+        }
+    }
+
+    /// Who asks, and for what. Numbers tell requests apart.
+    fn target(&self) -> (Key, String) {
+        match self {
+            Pass::Unknown(key) => {
+                let Route { single_path, single_param, .. } = Route::suno();
+                (*key, format!("{single_path}?{single_param}=nobody&status=queued"))
+            }
+            Pass::Echo(key, number) => (*key, format!("/sim/echo?n={number}")),
+            Pass::Mirror(key, number, _) => (*key, format!("/sim/mirror?number={number}")),
+            Pass::Stream(key, number, lines) => {
+                (*key, format!("/sim/stream?n={lines}&every=20ms&number={number}"))
+            }
         }
     }
 
@@ -248,15 +259,14 @@ impl Errand {
         let Answer { status, body, .. } = answer;
         let has = |status_word: &str| answer.field("cache-status") == format!("clipgate; fwd={status_word}");
         let is_so = match self {
-            Errand::Clips(_) => false,
-            Errand::Unknown(_) => return (*status == StatusCode::NOT_FOUND).then_some(Outcome::Refused),
-            Errand::Echo(_, number) => {
+            Pass::Unknown(_) => return (*status == StatusCode::NOT_FOUND).then_some(Outcome::Refused),
+            Pass::Echo(_, number) => {
                 let seen: Option<Value> = serde_json::from_slice(body).ok();
                 let target = format!("/sim/echo?n={number}");
                 has("bypass") && seen.is_some_and(|seen| seen["target"] == target && seen["has_key"] == true)
             }
-            Errand::Mirror(_, sent) => has("method") && body == sent,
-            Errand::Stream(_, lines) => {
+            Pass::Mirror(_, _, sent) => has("method") && body == sent,
+            Pass::Stream(_, _, lines) => {
                 let all: String = (0..*lines).map(|line| format!("{line}\n")).collect();
                 has("bypass") && all.as_bytes() == body
             }
@@ -271,7 +281,8 @@ impl Errand {
     }
 }
 
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+/// An error and all its causes.
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(inner) = source {

@@ -48,6 +48,12 @@ impl Clip {
         self.steps.iter().any(|step| step.2 == state)
     }
 
+    /// From when to when it is surely in this state; without an end if it stays there.
+    pub(crate) fn stays(&self, state: usize) -> Option<(Instant, Option<Instant>)> {
+        let place = self.steps.iter().position(|step| step.2 == state)?;
+        Some((self.steps[place].1, self.steps.get(place + 1).map(|next| next.0)))
+    }
+
     /// When it is at this state or above it at the latest.
     pub(crate) fn reaches(&self, state: usize) -> Option<Instant> {
         self.steps.iter().find(|step| step.2 >= state).map(|step| step.1)
@@ -105,8 +111,10 @@ impl Clips {
         let mut pool = self.pool.lock();
         pool.made += 1;
         // The first ones are finished at once, so that there are hits from the start.
-        let clip =
-            Arc::new(self.invent(rng, pool.made, pool.made <= HOT as u64 && pool.made.is_multiple_of(2)));
+        let number = pool.made;
+        let is_done = number <= HOT as u64 && number.is_multiple_of(2);
+        let id = format!("{:08x}-{:04x}-4000-8000-{number:012x}", rng.u32(..), rng.u16(..));
+        let clip = Arc::new(self.invent(rng, id, is_done));
         pool.climbing.push_back(clip);
         let now = clock::now();
         let (done, climbing): (Vec<_>, Vec<_>) =
@@ -117,8 +125,18 @@ impl Clips {
         pool.done.drain(..surplus);
     }
 
-    fn invent(&self, rng: &mut Rng, number: u64, is_done: bool) -> Clip {
-        let id = format!("{:08x}-{:04x}-4000-8000-{number:012x}", rng.u32(..), rng.u16(..));
+    /// A finished clip that nobody else asks for.
+    pub(crate) fn make_done(&self, rng: &mut Rng) -> Arc<Clip> {
+        let id = format!("apart-{:016x}", rng.u64(..));
+        Arc::new(self.invent(rng, id, true))
+    }
+
+    /// A clip of this id that nobody else asks for.
+    pub(crate) fn make_named(&self, rng: &mut Rng, id: &str) -> Arc<Clip> {
+        Arc::new(self.invent(rng, id.to_owned(), false))
+    }
+
+    fn invent(&self, rng: &mut Rng, id: String, is_done: bool) -> Clip {
         let mut after = Duration::ZERO;
         let mut plan = Vec::new();
         let fails = rng.u8(..16) == 0;

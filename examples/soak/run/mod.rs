@@ -3,18 +3,23 @@
 mod ask;
 mod client;
 mod clips;
+mod explain;
+mod fault_schedule;
+mod follow;
 mod noise;
+mod operator;
 mod oracle;
 mod process;
 mod report;
 mod tally;
+mod upstream;
 mod watch;
-mod weather;
 
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use clipgate::admin::{Admin, Readiness, Subject};
 use clipgate::clock;
 use clipgate::config::{Config, Listen};
 use clipgate::gateway::Gateway;
@@ -23,22 +28,24 @@ use clipgate::server::{Listener, Server, tcp_address};
 use clipgate::sim::{Options, Sim};
 use fastrand::Rng;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use self::ask::{Errand, Key, Manner};
+use self::ask::{Errand, Key, Kind, Manner};
 use self::client::Clients;
-use self::clips::Clips;
+use self::clips::{Clip, Clips};
+pub(crate) use self::fault_schedule::ScenarioKind;
+use self::fault_schedule::{FaultSchedule, Scenario};
+use self::operator::Operator;
 use self::oracle::{Oracle, Times};
 pub(crate) use self::report::Report;
-use self::tally::Tally;
+use self::tally::{Tally, Wrong};
+use self::upstream::Upstream;
 use self::watch::{Ledger, Watch, reload};
-use self::weather::Weather;
 
 /// What a run is like.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Setting {
     pub(crate) length: Duration,
     /// Requests a second.
@@ -46,6 +53,8 @@ pub(crate) struct Setting {
     pub(crate) seed: u64,
     /// The upstream's two minutes.
     pub(crate) hold: Duration,
+    /// What goes wrong at the upstream, in turn.
+    pub(crate) scenarios: Vec<ScenarioKind>,
     /// Bytes that are allocated in this process, where nothing else runs in it: then memory and descriptors are the
     /// run's.
     pub(crate) heap: Option<fn() -> usize>,
@@ -53,8 +62,12 @@ pub(crate) struct Setting {
 
 /// Clips made a second.
 const CLIPS: u32 = 5;
-/// How often somebody asks while the breaker is open; the quotas allow that.
-const ASK_EVERY: Duration = Duration::from_millis(250);
+/// How often the job that is always told 429 is waited for.
+const THROTTLED_EVERY: Duration = Duration::from_millis(500);
+/// How long a poll pauses at most before another try, and until the breaker's probe has let it try.
+const LONGEST_PAUSE: Duration = Duration::from_secs(11);
+/// In a run of this many holds all sorts of requests come to all their usual ends.
+const LONG_RUN: u32 = 7;
 /// How often requests are sent.
 const TICK: Duration = Duration::from_millis(5);
 /// Requests under way; beyond them clients are held back.
@@ -65,7 +78,7 @@ const CLEARED_WITHIN: Duration = Duration::from_secs(10);
 /// Plays the whole run.
 pub(crate) async fn soak(setting: Setting) -> io::Result<Report> {
     let (before, heap_before) = (process::descriptors(), setting.heap.map(|heap| heap()));
-    let mut report = Stage::set(setting).await?.play().await;
+    let mut report = Stage::set(setting.clone()).await?.play().await;
     if let (Some(heap), Some(heap_before)) = (setting.heap, heap_before) {
         let is_cleared = within(CLEARED_WITHIN, async {
             // Connections are closed by tasks that nobody waits for.
@@ -95,6 +108,8 @@ fn config(setting: &Setting) -> Config {
     config.wait.max_clips = 8;
     // So small that the oldest clips are thrown out.
     config.cache.max_bytes = 4 << 20;
+    // Through an outage all who ask wait.
+    config.limits.max_waits_per_key = MOST_AT_ONCE;
     config.limits.requests_per_second = setting.rate / 4;
     config.limits.burst = setting.rate / 4;
     config.limits.calls_per_second = setting.rate / 4;
@@ -121,6 +136,28 @@ impl Due {
     }
 }
 
+/// Those who wait for the job that is always told 429, while there is one.
+struct Throttled {
+    job: Option<Arc<Clip>>,
+    asked: Instant,
+}
+
+impl Throttled {
+    fn next(&mut self, stage: &Stage, rng: &mut Rng) -> Option<(Errand, Manner)> {
+        let now = clock::now();
+        let Some((_, Scenario::JobThrottled { job: id, .. })) = stage.oracle.schedule.scenario(now) else {
+            self.job = None;
+            return None;
+        };
+        let job = self.job.get_or_insert_with(|| stage.clips.make_named(rng, id));
+        if now < self.asked + THROTTLED_EVERY {
+            return None;
+        }
+        self.asked = now;
+        Some(ask::throttled(job, stage.setting.hold, rng))
+    }
+}
+
 /// The gateway, the upstream and those who use them.
 struct Stage {
     setting: Setting,
@@ -134,17 +171,16 @@ struct Stage {
     begun: Instant,
     stop: CancellationToken,
     server: AbortOnDropHandle<()>,
-    /// The hub and the upstream.
+    upstream: Arc<Upstream>,
+    /// The hub.
     others: JoinSet<()>,
+    readiness: Readiness,
+    admin: Admin,
 }
 
 impl Stage {
     async fn set(setting: Setting) -> io::Result<Self> {
         let hold = setting.hold;
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-        let upstream = listener.local_addr()?;
-        let mut config = config(&setting);
-        config.upstream.base_url = format!("http://{upstream}").parse().expect("an address makes a URL");
         let keys: Vec<String> = Key::accepted().map(Key::text).collect();
         let sim = Sim::new(Options {
             hold,
@@ -156,10 +192,12 @@ impl Stage {
             keep_requests: 4096,
             ..Options::default()
         });
-        let mut others = JoinSet::new();
-        others.spawn(sim.clone().serve(listener, std::future::pending()));
-        let (gateway, hub) =
-            Gateway::new(&config, Metrics::new(&mut Registry::default())).map_err(io::Error::other)?;
+        let upstream = Arc::new(Upstream::start(sim.clone()).await?);
+        let mut config = config(&setting);
+        let base_url = format!("http://{}", upstream.address());
+        config.upstream.base_url = base_url.parse().expect("an address makes a URL");
+        let (mut others, mut registry) = (JoinSet::new(), Registry::default());
+        let (gateway, hub) = Gateway::new(&config, Metrics::new(&mut registry)).map_err(io::Error::other)?;
         others.spawn(hub);
         let listener = Listener::bind(&Listen::Tcp(([127, 0, 0, 1], 0).into())).await?;
         let address = tcp_address(&listener).expect("it is TCP");
@@ -167,15 +205,48 @@ impl Stage {
         let server = Server::new(gateway.clone(), &config.server, stop.clone()).map_err(io::Error::other)?;
         let server = AbortOnDropHandle::new(tokio::spawn(server.run(vec![listener])));
 
+        let readiness = Readiness::default();
+        let subject = Subject {
+            gateway: gateway.clone(),
+            registry,
+            readiness: readiness.clone(),
+            listen: vec![Listen::Tcp(address)],
+            example: String::new(),
+        };
+        let admin = Admin::start(vec![Listen::Tcp(([127, 0, 0, 1], 0).into())], &config, subject).await?;
+        readiness.ready();
+
         let begun = clock::now();
-        // The last fault may be a poll that hangs, and is tried again.
-        let rest = hold + hold / 12 + config.upstream.connect_timeout + Duration::from_secs(3);
-        let times = Times { hold, timeout: hold * 3 / 4..=hold, live: Duration::from_secs(1) };
-        let oracle = Arc::new(Oracle::new(sim.clone(), upstream, times, Weather::new(begun, hold, rest)));
+        let times = Times {
+            hold,
+            timeout: hold * 3 / 4..=hold,
+            live: Duration::from_secs(1),
+            retries: config.upstream.retries,
+            pause: LONGEST_PAUSE,
+        };
+        let mut rng = Rng::with_seed(setting.seed);
+        let schedule = FaultSchedule::new(begun, setting.length, hold, &setting.scenarios, &mut rng);
+        let oracle = Arc::new(Oracle::new(sim.clone(), upstream.address(), times, schedule));
         let tally = Arc::new(Tally::new());
         let clients = Arc::new(Clients::new(address, Arc::clone(&oracle), Arc::clone(&tally)));
         let clips = Arc::new(Clips::new(sim.clone(), hold));
-        Ok(Self { setting, config, sim, gateway, clips, clients, oracle, tally, begun, stop, server, others })
+        Ok(Self {
+            setting,
+            config,
+            sim,
+            gateway,
+            clips,
+            clients,
+            oracle,
+            tally,
+            begun,
+            stop,
+            server,
+            upstream,
+            others,
+            readiness,
+            admin,
+        })
     }
 
     async fn play(mut self) -> Report {
@@ -183,8 +254,20 @@ impl Stage {
         let mut rng = Rng::with_seed(seed);
         self.introduce_keys(&mut rng).await;
         let mut asides = JoinSet::new();
-        let weather =
-            AbortOnDropHandle::new(tokio::spawn(self.oracle.weather.run(self.sim.clone(), rng.fork())));
+        let (oracle, sim) = (Arc::clone(&self.oracle), self.sim.clone());
+        let (upstream, tally) = (Arc::clone(&self.upstream), Arc::clone(&self.tally));
+        asides.spawn(async move {
+            if let Err(error) = oracle.schedule.run(&sim, &upstream).await {
+                tally.wrong(Wrong { what: "the upstream cannot come back", story: error.to_string() });
+            }
+        });
+        let operator = Arc::new(Operator::new(
+            format!("http://{}", self.admin.address()),
+            Arc::clone(&self.clients),
+            Arc::clone(&self.clips),
+            Arc::clone(&self.tally),
+        ));
+        let operating = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&operator).run(rng.fork())));
         let oracle = Arc::clone(&self.oracle);
         asides.spawn(async move { oracle.noise.run().await });
         let ledger = Arc::new(Ledger::new(&self.config.limits));
@@ -198,11 +281,12 @@ impl Stage {
         let running = TaskTracker::new();
         let held_back = self.send_requests(self.begun + length, &running, &mut rng).await;
         let mut report = self.report(held_back, &watch, &ledger);
-        drop(weather);
-        self.sim.clear_faults();
         self.come_to_rest(&running, &mut report).await;
-        self.close_breaker(&mut rng, &mut report).await;
-        self.drain(&mut rng, &mut report).await;
+        let is_breaker_open = self.gateway.metrics().upstream.standing().is_breaker_open;
+        report.expect("the breaker is open in a calm", false, is_breaker_open);
+        drop(operating);
+        self.drain(&operator, &mut rng, &mut report).await;
+        drop(operator);
         asides.shutdown().await;
         drop(watch);
         self.clear(report).await
@@ -226,6 +310,7 @@ impl Stage {
         let Setting { rate, hold, .. } = self.setting;
         let (began, mut held_back) = (clock::now(), 0);
         let (mut requests, mut clips) = (Due::new(rate), Due::new(CLIPS));
+        let mut throttled = Throttled { job: None, asked: began };
         let mut tick = tokio::time::interval(TICK);
         while clock::now() < until {
             tick.tick().await;
@@ -234,6 +319,7 @@ impl Stage {
                 self.clips.make(rng);
                 self.be_rude(running, rng);
             }
+            self.start(throttled.next(self, rng), running);
             for number in 0..requests.take(elapsed) {
                 if running.len() >= MOST_AT_ONCE {
                     held_back += 1;
@@ -275,28 +361,17 @@ impl Stage {
         report.expect("polls are left", true, within(limit, is_idle).await);
     }
 
-    /// The storm may have opened the breaker, and only who asks closes it. Until then no wait is parked.
-    async fn close_breaker(&self, rng: &mut Rng, report: &mut Report) {
-        let is_closed = within(CLEARED_WITHIN * 3, async {
-            while self.gateway.metrics().upstream.standing().is_breaker_open {
-                tokio::time::sleep(ASK_EVERY).await;
-                self.clips.make(rng);
-                if let Some((errand, manner)) = ask::state(&self.clips, rng) {
-                    self.clients.run(errand, manner).await;
-                }
-            }
-        });
-        report.expect("the breaker does not close", true, is_closed.await);
-    }
-
-    /// The gateway is told to stop while waits are parked: each is answered, with what is true.
-    async fn drain(&mut self, rng: &mut Rng, report: &mut Report) {
+    /// The gateway is told to stop in a calm while waits are parked: each is answered, with what is true.
+    async fn drain(&mut self, operator: &Operator, rng: &mut Rng, report: &mut Report) {
         let running = TaskTracker::new();
         // Few enough for the quotas.
         let mut asked = 0;
         for _ in 0..self.setting.rate / 4 {
             self.clips.make(rng);
-            let errand = ask::parked(&self.clips, rng);
+            let errand = match rng.u8(..4) {
+                0 => ask::follower(&self.clips, Kind::ParkedStream, rng),
+                _ => ask::parked(&self.clips, rng),
+            };
             asked += u64::from(errand.is_some());
             self.start(errand, &running);
         }
@@ -308,6 +383,8 @@ impl Stage {
         });
         report.expect("waits are not parked", true, are_there.await);
         let parked = self.gateway.waits();
+        self.readiness.draining();
+        operator.sees_the_drain().await;
         self.oracle.drain_begins();
         self.stop.cancel();
         running.close();
@@ -323,9 +400,9 @@ impl Stage {
 
     /// Everything is dropped, and what is not gone then is a leak.
     async fn clear(self, mut report: Report) -> Report {
-        let Self { sim, gateway, clients, oracle, mut others, server, .. } = self;
+        let Self { sim, gateway, clients, oracle, mut others, server, upstream, admin, .. } = self;
         report.told_by(&oracle);
-        drop((clients, oracle, server));
+        drop((clients, oracle, server, admin));
         report.expect("waits are left at the end", 0, gateway.waits());
         drop(gateway);
         let is_gone = sim.until(|seen| seen.connections == 0 && seen.open == 0);
@@ -333,18 +410,20 @@ impl Stage {
         let is_over = within(CLEARED_WITHIN, async { drop(others.join_next().await) });
         report.expect("the hub does not end with its gateway", true, is_over.await);
         others.shutdown().await;
+        upstream.go_away().await;
         report
     }
 
     fn report(&self, held_back: u64, watch: &Watch, ledger: &Ledger) -> Report {
-        let mut report = Report::new(self.setting, Arc::clone(&self.tally));
+        let schedule = self.oracle.schedule.to_string();
+        let mut report = Report::new(self.setting.clone(), Arc::clone(&self.tally), schedule);
         report.held_back(held_back);
         for key in Key::accepted() {
             let through = key.place().map_or(0, |place| self.oracle.let_through(place));
             report.expect_at_most("more than the quotas let through", ledger.most(), through);
         }
         report.watched(watch, self.clips.made());
-        if self.setting.length >= self.oracle.weather.cycle() {
+        if self.setting.length >= self.setting.hold * LONG_RUN {
             report.expect_all_sorts();
         }
         report

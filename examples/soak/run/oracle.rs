@@ -16,12 +16,14 @@ use parking_lot::Mutex;
 
 use super::ask::{Ask, Key, Kind};
 use super::clips::COMPLETED;
+use super::explain::{Failed, How};
+use super::fault_schedule::FaultSchedule;
 use super::noise::Noise;
 use super::tally::{Outcome, Tally, Wrong};
-use super::weather::Weather;
 
-/// What a request may take where nothing is late.
-const HOP: Duration = Duration::from_millis(50);
+/// What a request may take where nothing is late. A debug build checks all of its state after each input, which takes
+/// its time where many wait.
+const HOP: Duration = Duration::from_millis(if cfg!(debug_assertions) { 500 } else { 50 });
 
 /// An answer, whole.
 pub(crate) struct Answer {
@@ -53,12 +55,16 @@ pub(crate) struct Times {
     pub(crate) timeout: RangeInclusive<Duration>,
     /// How old a kept state may be that is not the clip's last.
     pub(crate) live: Duration,
+    /// How often a poll is tried again after an answer that says no.
+    pub(crate) retries: u32,
+    /// How long after an outage a poll that was being retried may still pause.
+    pub(crate) pause: Duration,
 }
 
 pub(crate) struct Oracle {
     pub(crate) sim: Sim,
     pub(crate) times: Times,
-    pub(crate) weather: Weather,
+    pub(crate) schedule: FaultSchedule,
     pub(crate) noise: Noise,
     /// From then on waits may be told before their time.
     drained_from: Mutex<Option<Instant>>,
@@ -69,11 +75,11 @@ pub(crate) struct Oracle {
 }
 
 impl Oracle {
-    pub(crate) fn new(sim: Sim, upstream: SocketAddr, times: Times, weather: Weather) -> Self {
+    pub(crate) fn new(sim: Sim, upstream: SocketAddr, times: Times, schedule: FaultSchedule) -> Self {
         Self {
             sim,
             times,
-            weather,
+            schedule,
             noise: Noise::new(upstream),
             drained_from: Mutex::new(None),
             own_fields: Mutex::default(),
@@ -105,6 +111,26 @@ impl Oracle {
         self.timeouts(prefer).end().saturating_add(self.times.hold / 24 + SNAPSHOT_LIMIT)
     }
 
+    /// What two clocks of the same time may differ by.
+    pub(crate) fn skew(&self) -> Duration {
+        self.times.hold / 500
+    }
+
+    /// How old a state may be that a request of this kind is told.
+    pub(crate) fn kept(&self, kind: Kind) -> Duration {
+        if matches!(kind, Kind::NoCache | Kind::NoStore) { Duration::ZERO } else { self.times.live }
+    }
+
+    /// Whether the gateway was told to stop by then.
+    pub(crate) fn is_drained_by(&self, at: Instant) -> bool {
+        self.drained_from.lock().is_some_and(|from| from <= at)
+    }
+
+    /// Whether a request meets no fault from the one moment to the other.
+    pub(crate) fn is_calm(&self, ask: &Ask, from: Instant, to: Instant) -> bool {
+        self.schedule.is_calm_for(ask.key, ask.clips.iter().map(|clip| &*clip.id), from, to)
+    }
+
     fn timeouts(&self, prefer: Option<Duration>) -> RangeInclusive<Duration> {
         prefer.map_or(self.times.timeout.clone(), |wait| wait..=wait)
     }
@@ -132,39 +158,62 @@ impl Oracle {
     pub(crate) fn judge(&self, ask: &Ask, answer: &Answer, tally: &Tally) -> Result<Outcome, Wrong> {
         has_what_all_have(answer)?;
         self.is_in_time(ask, answer)?;
-        let is_calm = self.weather.is_calm(answer.sent, answer.got);
+        let is_calm = self.is_calm(ask, answer.sent, answer.got);
         match answer.status {
-            StatusCode::OK if ask.key.place().is_none() => wrong("a stranger is told", story(ask, answer)),
+            StatusCode::OK if ask.key.place().is_none() => {
+                wrong("a stranger is told", self.story(ask, answer))
+            }
             StatusCode::OK => self.judge_states(ask, answer, is_calm, tally),
             StatusCode::NOT_MODIFIED => {
                 let is_asked = ask.kind == Kind::Conditional && answer.body.is_empty();
-                if is_asked { Ok(Outcome::Unchanged) } else { wrong("304 unasked", story(ask, answer)) }
+                if is_asked { Ok(Outcome::Unchanged) } else { wrong("304 unasked", self.story(ask, answer)) }
             }
-            StatusCode::TOO_MANY_REQUESTS if is_own(answer) => {
+            StatusCode::TOO_MANY_REQUESTS if is_own(answer) && !is_key_paused(answer) => {
                 let may = matches!(ask.key, Key::Greedy | Key::Bad(_));
                 let has_time = answer.field("retry-after").parse::<u64>().is_ok();
                 if may && has_time {
                     Ok(Outcome::Limited)
                 } else {
-                    wrong("refused within its quotas", story(ask, answer))
+                    wrong("refused within its quotas", self.story(ask, answer))
                 }
             }
             StatusCode::UNAUTHORIZED if ask.key.place().is_none() => Ok(Outcome::Refused),
             StatusCode::GATEWAY_TIMEOUT if answer.field("cache-status") == "clipgate; detail=not-cached" => {
                 let is_asked = ask.kind == Kind::OnlyIfCached;
-                if is_asked { Ok(Outcome::Refused) } else { wrong("not asked for", story(ask, answer)) }
+                if is_asked { Ok(Outcome::Refused) } else { wrong("not asked for", self.story(ask, answer)) }
             }
-            status if is_failure(status) && !is_calm => Ok(Outcome::Failed),
-            status if is_failure(status) => wrong("an error in a calm", story(ask, answer)),
-            _ => wrong("a status that must not be", story(ask, answer)),
+            status if is_failure(status) => {
+                let how = if is_own(answer) { How::Own(status) } else { How::AsWritten(status) };
+                self.failed(ask, answer, how, tally)
+            }
+            _ => wrong("a status that must not be", self.story(ask, answer)),
         }
     }
 
-    /// The bound that holds in any weather.
+    fn failed(&self, ask: &Ask, answer: &Answer, how: How, tally: &Tally) -> Result<Outcome, Wrong> {
+        let explained = self.explain(&Failed {
+            key: ask.key,
+            jobs: &ask.clips,
+            is_wait: ask.goal.is_some(),
+            sent: answer.sent,
+            got: answer.got,
+            deadline: self.deadline(ask.prefer, answer.sent),
+            how,
+        });
+        match explained {
+            Ok(cause) => {
+                tally.explained(cause);
+                Ok(Outcome::Failed)
+            }
+            Err(why) => wrong(why, self.story(ask, answer)),
+        }
+    }
+
+    /// The bound that always holds.
     fn is_in_time(&self, ask: &Ask, answer: &Answer) -> Result<(), Wrong> {
         let took = answer.got - answer.sent;
         let most = self.longest(ask.prefer) + self.hop(answer.sent, answer.got);
-        if took <= most { Ok(()) } else { wrong("answered far too late", story(ask, answer)) }
+        if took <= most { Ok(()) } else { wrong("answered far too late", self.story(ask, answer)) }
     }
 
     fn judge_states(
@@ -178,28 +227,33 @@ impl Oracle {
             .prefer
             .is_none_or(|wait| answer.field("preference-applied") == format!("wait={}", wait.as_secs()));
         if !has_preferred {
-            return wrong("Prefer is not answered", story(ask, answer));
+            return wrong("Prefer is not answered", self.story(ask, answer));
         }
         let (is_hit, is_no_cache) = (answer.is_hit(), matches!(ask.kind, Kind::NoCache | Kind::NoStore));
+        if is_hit && ask.kind == Kind::Removed {
+            return wrong("a hit of what was removed", self.story(ask, answer));
+        }
         if (is_hit && is_no_cache) || (!is_hit && ask.kind == Kind::OnlyIfCached) {
-            return wrong("Cache-Control is not followed", story(ask, answer));
+            return wrong("Cache-Control is not followed", self.story(ask, answer));
         }
         if (is_hit || is_leaned(answer)) && has_own_fields(answer) {
-            return wrong("fields of another's answer", story(ask, answer));
+            return wrong("fields of another's answer", self.story(ask, answer));
         }
         let Some(states) = self.states(ask, &answer.body) else {
-            // A summary, which a fault of the upstream gives to the waits on just these clips.
-            let is_summary = answer.body.starts_with(b"{\"summary\":") && !ask.is_single && !is_calm;
-            return if is_summary {
-                Ok(Outcome::Failed)
+            // It is handed over as it came: a page, or of several jobs a summary.
+            let is_page = answer.body.starts_with(b"<!DOCTYPE html>");
+            let is_summary = answer.body.starts_with(b"{\"summary\":") && !ask.is_single;
+            return if is_page || is_summary {
+                self.failed(ask, answer, How::Unreadable, tally)
             } else {
-                wrong("other bytes than the upstream's", story(ask, answer))
+                wrong("other bytes than the upstream's", self.story(ask, answer))
             };
         };
         self.are_true(ask, answer, &states)?;
         ask.clips.iter().for_each(|clip| clip.is_told(ask.key.bit()));
         let is_reached = states.iter().all(|&state| ask.goal.is_none_or(|goal| state >= goal));
         self.is_not_late(ask, answer, is_calm)?;
+        self.is_not_late_after_an_outage(ask, answer, is_reached, tally)?;
         if !is_reached {
             self.is_not_cut_short(ask, answer, &states, is_calm)?;
         }
@@ -240,7 +294,7 @@ impl Oracle {
             })
     }
 
-    fn state<'b>(&self, ask: &Ask, place: usize, body: &'b [u8]) -> Option<(usize, &'b [u8])> {
+    pub(crate) fn state<'b>(&self, ask: &Ask, place: usize, body: &'b [u8]) -> Option<(usize, &'b [u8])> {
         let clip = &ask.clips[place];
         (0..=COMPLETED + 1)
             .rev()
@@ -252,19 +306,18 @@ impl Oracle {
     /// for what may be kept.
     fn are_true(&self, ask: &Ask, answer: &Answer, states: &[usize]) -> Result<(), Wrong> {
         let hop = self.hop(answer.sent, answer.got);
-        let kept =
-            if matches!(ask.kind, Kind::NoCache | Kind::NoStore) { Duration::ZERO } else { self.times.live };
+        let kept = self.kept(ask.kind);
         let (since_asked, since_told) = (answer.sent - kept - hop, answer.got - kept - hop);
         for (clip, &state) in ask.clips.iter().zip(states) {
             if state > clip.highest_by(answer.got) {
-                return wrong("a state that was not reached", story(ask, answer));
+                return wrong("a state that was not reached", self.story(ask, answer));
             }
             if state < clip.lowest_by(since_asked) {
-                return wrong("a state from before the request", story(ask, answer));
+                return wrong("a state from before the request", self.story(ask, answer));
             }
-            let is_calm = self.weather.is_calm(answer.sent, answer.got);
+            let is_calm = self.is_calm(ask, answer.sent, answer.got);
             if is_calm && ask.is_single && state < clip.lowest_by(since_told) {
-                return wrong("a state that was over", story(ask, answer));
+                return wrong("a state that was over", self.story(ask, answer));
             }
         }
         Ok(())
@@ -273,8 +326,31 @@ impl Oracle {
     /// Told as soon as a client alone is, unless its time is over by then.
     fn is_not_late(&self, ask: &Ask, answer: &Answer, is_calm: bool) -> Result<(), Wrong> {
         let latest = self.alone(ask, answer).map(|alone| alone + self.hop(answer.sent, answer.got));
-        let is_late = latest.is_some_and(|latest| latest < answer.got.min(self.deadline(ask, answer)));
-        if is_calm && is_late { wrong("told late", story(ask, answer)) } else { Ok(()) }
+        let is_late =
+            latest.is_some_and(|latest| latest < answer.got.min(self.deadline(ask.prefer, answer.sent)));
+        if is_calm && is_late { wrong("told late", self.story(ask, answer)) } else { Ok(()) }
+    }
+
+    /// Who was waiting through an outage is told soon after it, unless its time is over by then.
+    fn is_not_late_after_an_outage(
+        &self,
+        ask: &Ask,
+        answer: &Answer,
+        is_reached: bool,
+        tally: &Tally,
+    ) -> Result<(), Wrong> {
+        let Answer { sent, got, .. } = *answer;
+        let Some(end) = self.schedule.outage_end(sent, got).filter(|end| *end < got) else { return Ok(()) };
+        let Some(alone) = self.alone(ask, answer).filter(|_| is_reached) else { return Ok(()) };
+        if !self.schedule.is_outage_only(sent, got) {
+            return Ok(());
+        }
+        let could = alone.max(end);
+        if could + self.times.pause + self.hop(sent, got) < got.min(self.deadline(ask.prefer, sent)) {
+            return wrong("told late after an outage", self.story(ask, answer));
+        }
+        tally.told_after_outage(got.saturating_duration_since(could));
+        Ok(())
     }
 
     /// A wait that is told before its clips are there has had its time, and is told the truth.
@@ -285,19 +361,23 @@ impl Oracle {
         states: &[usize],
         is_calm: bool,
     ) -> Result<(), Wrong> {
-        let (skew, hop) = (self.times.hold / 500, self.hop(answer.sent, answer.got));
-        let deadline = self.deadline(ask, answer);
+        let (skew, hop) = (self.skew(), self.hop(answer.sent, answer.got));
+        let deadline = self.deadline(ask.prefer, answer.sent);
         let ends = self.drained_from.lock().map_or(deadline, |from| from.min(deadline));
         if answer.got + skew < ends {
-            return wrong("cut short", story(ask, answer));
+            return wrong("cut short", self.story(ask, answer));
         }
         for (clip, &state) in ask.clips.iter().zip(states).filter(|_| is_calm) {
             if state < clip.lowest_by(ends - skew - hop) {
-                return wrong("a deadline's answer that is not true", story(ask, answer));
+                return wrong("a deadline's answer that is not true", self.story(ask, answer));
             }
         }
         let latest = answer.sent + *self.timeouts(ask.prefer).end() + self.times.hold / 24 + skew + hop * 2;
-        if is_calm && answer.got > latest { wrong("a deadline missed", story(ask, answer)) } else { Ok(()) }
+        if is_calm && answer.got > latest {
+            wrong("a deadline missed", self.story(ask, answer))
+        } else {
+            Ok(())
+        }
     }
 
     /// When a client alone is told that all is where it asked for, if that comes.
@@ -306,9 +386,9 @@ impl Oracle {
         each.collect::<Option<Vec<_>>>()?.into_iter().chain([answer.sent]).max()
     }
 
-    /// When its time is over at the earliest.
-    fn deadline(&self, ask: &Ask, answer: &Answer) -> Instant {
-        answer.sent + *self.timeouts(ask.prefer).start()
+    /// When the time of a request that was sent then is over at the earliest.
+    pub(crate) fn deadline(&self, prefer: Option<Duration>, sent: Instant) -> Instant {
+        sent + *self.timeouts(prefer).start()
     }
 
     fn count(&self, ask: &Ask, answer: &Answer, is_reached: bool, is_calm: bool, tally: &Tally) {
@@ -320,6 +400,26 @@ impl Oracle {
         } else if let Some(alone) = self.alone(ask, answer).filter(|_| is_calm && is_wait) {
             tally.told_after(answer.got.saturating_duration_since(alone));
         }
+    }
+
+    fn story(&self, ask: &Ask, answer: &Answer) -> String {
+        let Ask { kind, key, goal, prefer, .. } = ask;
+        let (took, text) = (answer.got - answer.sent, String::from_utf8_lossy(&answer.body));
+        let clips: Vec<String> = ask
+            .clips
+            .iter()
+            .map(|clip| {
+                let (at_start, at_end) = (clip.lowest_by(answer.sent), clip.highest_by(answer.got));
+                format!("{} {at_start} to {at_end}", clip.id)
+            })
+            .collect();
+        let start: String = text.chars().take(160).collect();
+        format!(
+            "{kind:?} by {key:?} until {goal:?} prefer {prefer:?}, clips {clips:?}: {} {} after {took:?}, {}; {start}",
+            self.schedule.place(answer.sent),
+            answer.status,
+            answer.field("cache-status"),
+        )
     }
 }
 
@@ -335,7 +435,12 @@ fn has_what_all_have(answer: &Answer) -> Result<(), Wrong> {
     }
 }
 
-fn is_own(answer: &Answer) -> bool {
+/// Whether the upstream told the key 429, in whose words the gateway goes on to say so.
+fn is_key_paused(answer: &Answer) -> bool {
+    answer.field("cache-status").starts_with("clipgate; detail=key-r")
+}
+
+pub(crate) fn is_own(answer: &Answer) -> bool {
     answer.field("cache-status").starts_with("clipgate; detail=")
 }
 
@@ -349,29 +454,10 @@ fn has_own_fields(answer: &Answer) -> bool {
         .any(|name| answer.headers.contains_key(*name))
 }
 
-fn is_failure(status: StatusCode) -> bool {
+pub(crate) fn is_failure(status: StatusCode) -> bool {
     status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }
 
 pub(crate) fn wrong<T>(what: &'static str, story: String) -> Result<T, Wrong> {
     Err(Wrong { what, story })
-}
-
-fn story(ask: &Ask, answer: &Answer) -> String {
-    let Ask { kind, key, goal, prefer, .. } = ask;
-    let (took, text) = (answer.got - answer.sent, String::from_utf8_lossy(&answer.body));
-    let clips: Vec<String> = ask
-        .clips
-        .iter()
-        .map(|clip| {
-            let (at_start, at_end) = (clip.lowest_by(answer.sent), clip.highest_by(answer.got));
-            format!("{} {at_start} to {at_end}", clip.id)
-        })
-        .collect();
-    let start: String = text.chars().take(160).collect();
-    format!(
-        "{kind:?} by {key:?} until {goal:?} prefer {prefer:?}, clips {clips:?}: {} after {took:?}, {}; {start}",
-        answer.status,
-        answer.field("cache-status"),
-    )
 }

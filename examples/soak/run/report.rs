@@ -10,7 +10,8 @@ use super::oracle::Oracle;
 use super::tally::{Outcome, Tally, Wrong};
 use super::watch::{Memory, Watch};
 
-/// How much more may be allocated after many storms than after one, in bytes: no two moments are the same.
+/// How much more may be allocated at the end of the last calm than after a third of the run, in bytes: no two moments
+/// are the same.
 const MORE: usize = 16 << 20;
 /// How much more may be allocated at the end than at the beginning, in bytes: the report, what libraries keep for good.
 const REST: usize = 8 << 20;
@@ -27,10 +28,11 @@ pub(crate) struct Report {
     held_back: u64,
     clips: u64,
     parked_at_end: usize,
+    schedule: String,
 }
 
 impl Report {
-    pub(crate) fn new(setting: Setting, tally: Arc<Tally>) -> Self {
+    pub(crate) fn new(setting: Setting, tally: Arc<Tally>, schedule: String) -> Self {
         Self {
             setting,
             tally,
@@ -41,6 +43,7 @@ impl Report {
             held_back: 0,
             clips: 0,
             parked_at_end: 0,
+            schedule,
         }
     }
 
@@ -70,8 +73,9 @@ impl Report {
     /// What was seen beside the clients.
     pub(crate) fn watched(&mut self, watch: &Watch, clips: u64) {
         (self.memory, self.clips) = (watch.memory(), clips);
-        // The first calm has no storm before it.
-        if let [_, warm, .., last] = &self.memory[..] {
+        // By then all that is kept up to a bound has come to it.
+        let warm = self.memory.iter().find(|memory| memory.at >= self.setting.length / 3);
+        if let (Some(warm), Some(last)) = (warm, self.memory.last()) {
             let (warm, last) = (warm.allocated, last.allocated);
             self.expect_at_most("memory grows", warm + warm / 4 + MORE, last);
         }
@@ -95,6 +99,8 @@ impl Report {
             (Kind::Stranger, Outcome::Refused),
             (Kind::Unknown, Outcome::Refused),
             (Kind::Greedy, Outcome::Limited),
+            (Kind::Follow, Outcome::Followed),
+            (Kind::Removed, Outcome::Opened),
             (Kind::Echo, Outcome::Passed),
             (Kind::Mirror, Outcome::Passed),
             (Kind::Stream, Outcome::Passed),
@@ -107,11 +113,12 @@ impl Report {
         }
     }
 
-    /// Each wait that was parked when the gateway was told to stop was answered.
+    /// Each wait and each stream that was parked when the gateway was told to stop was answered.
     pub(crate) fn drained(&mut self, parked: usize, asked: u64) {
         self.parked_at_end = parked;
         let ends = [Outcome::Hit, Outcome::Opened, Outcome::Leaned];
-        let answered = ends.map(|end| self.tally.count(Kind::Parked, end)).iter().sum::<u64>();
+        let answered = ends.map(|end| self.tally.count(Kind::Parked, end)).iter().sum::<u64>()
+            + self.tally.count(Kind::ParkedStream, Outcome::Followed);
         self.expect("waits are not answered at the end", asked, answered);
     }
 
@@ -135,14 +142,21 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Setting { length, rate, seed, hold, .. } = self.setting;
-        writeln!(f, "{length:?} at {rate} requests/s, the upstream holds {hold:?}, seed {seed}\n")?;
+        writeln!(f, "{length:?} at {rate} requests/s, the upstream holds {hold:?}, seed {seed}")?;
+        writeln!(f, "faults: {}\n", self.schedule)?;
         write!(f, "{}", self.tally)?;
         let (all, hits, wrong) = self.tally.so_far();
-        let upstream = self.upstream_requests;
-        writeln!(f, "{all} requests, {hits} of them hits, {upstream} at the upstream, {} clips", self.clips)?;
-        writeln!(f, "waits parked when told to stop: {}", self.parked_at_end)?;
-        writeln!(f, "a request straight to the upstream took {:.1?} at most", self.noise)?;
-        writeln!(f, "requests held back: {}", self.held_back)?;
+        for (what, count) in [
+            ("requests", all),
+            ("hits of them", hits),
+            ("requests at the upstream", self.upstream_requests as u64),
+            ("clips", self.clips),
+            ("waits and streams parked when told to stop", self.parked_at_end as u64),
+            ("requests held back", self.held_back),
+        ] {
+            writeln!(f, "{what:<58}{count:>9}")?;
+        }
+        writeln!(f, "{:<58}{:>9.1?}", "longest request straight to the upstream", self.noise)?;
         let (before, after) = self.memory_at_end;
         write!(f, "MiB allocated, of those resident: {} before", before >> 20)?;
         for Memory { at, allocated, resident } in &self.memory {

@@ -8,6 +8,7 @@ use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 
 use super::ask::Kind;
+use super::explain::Cause;
 
 /// How many of the same wrong things are told in full.
 const TOLD: usize = 3;
@@ -28,14 +29,16 @@ pub(crate) enum Outcome {
     Limited,
     /// Not let in, not there, not kept: as it should be.
     Refused,
-    /// The upstream failed, in a storm.
+    /// A fault of the upstream's explains it.
     Failed,
+    /// An event stream was told all, or as much as there was when the gateway was told to stop.
+    Followed,
     /// The client hung up.
     Left,
 }
 
 impl Outcome {
-    const ALL: [(Outcome, &'static str); 9] = [
+    const ALL: [(Outcome, &'static str); 10] = [
         (Outcome::Hit, "hit"),
         (Outcome::Opened, "opened"),
         (Outcome::Leaned, "leaned"),
@@ -44,6 +47,7 @@ impl Outcome {
         (Outcome::Limited, "limited"),
         (Outcome::Refused, "refused"),
         (Outcome::Failed, "failed"),
+        (Outcome::Followed, "followed"),
         (Outcome::Left, "left"),
     ];
 }
@@ -66,7 +70,13 @@ struct Counts {
     hits: Histogram<u64>,
     /// From when a client alone would know to the answer, in microseconds; in a calm.
     waits: Histogram<u64>,
+    /// From when the upstream was back to the answer, in microseconds, of those who waited through an outage.
+    after_outages: Histogram<u64>,
+    /// From when a client alone would know to the event, in microseconds; in a calm.
+    events: Histogram<u64>,
     timed_out: u64,
+    explained: [u64; Cause::ALL.len()],
+    admin: u64,
     wrong: BTreeMap<&'static str, (u64, Vec<String>)>,
 }
 
@@ -78,7 +88,11 @@ impl Tally {
             ended: Default::default(),
             hits: histogram(),
             waits: histogram(),
+            after_outages: histogram(),
+            events: histogram(),
             timed_out: 0,
+            explained: Default::default(),
+            admin: 0,
             wrong: BTreeMap::new(),
         }))
     }
@@ -93,6 +107,24 @@ impl Tally {
 
     pub(crate) fn told_after(&self, late: Duration) {
         self.0.lock().waits.saturating_record(micros(late));
+    }
+
+    pub(crate) fn told_after_outage(&self, late: Duration) {
+        self.0.lock().after_outages.saturating_record(micros(late));
+    }
+
+    pub(crate) fn event_after(&self, late: Duration) {
+        self.0.lock().events.saturating_record(micros(late));
+    }
+
+    /// A failure has this cause.
+    pub(crate) fn explained(&self, cause: Cause) {
+        self.0.lock().explained[place(&Cause::ALL, cause)] += 1;
+    }
+
+    /// The admin listener has answered well.
+    pub(crate) fn admin_answered(&self) {
+        self.0.lock().admin += 1;
     }
 
     pub(crate) fn timed_out(&self) {
@@ -143,9 +175,19 @@ impl fmt::Display for Tally {
             row.iter().try_for_each(|count| write!(f, "{count:>9}"))?;
             writeln!(f)?;
         }
-        line(f, "hits and 304s, from request to answer", &counts.hits)?;
-        line(f, "waits in a calm, from when a client alone would know", &counts.waits)?;
-        writeln!(f, "waits told at their deadline: {}", counts.timed_out)?;
+        writeln!(f, "\n{:<58}{:>9}{:>10}{:>10}{:>10}", "late", "times", "median", "99 %", "longest")?;
+        line(f, "hits and 304s, since the request", &counts.hits)?;
+        line(f, "waits told in a calm, since a client alone would know", &counts.waits)?;
+        line(f, "events told in a calm, since a client alone would know", &counts.events)?;
+        line(f, "waits told after an outage, since the upstream was back", &counts.after_outages)?;
+        writeln!(f, "\n{:<58}{:>9}", "failed, and why", "times")?;
+        for ((_, name), count) in Cause::ALL.iter().zip(&counts.explained) {
+            writeln!(f, "{name:<58}{count:>9}")?;
+        }
+        let unexplained: u64 = counts.wrong.values().map(|(count, _)| count).sum();
+        writeln!(f, "{:<58}{unexplained:>9}\n", "unexplained, or wrong in another way")?;
+        writeln!(f, "{:<58}{:>9}", "waits told at their deadline", counts.timed_out)?;
+        writeln!(f, "{:<58}{:>9}", "answers of the admin listener", counts.admin)?;
         for (what, (count, stories)) in &counts.wrong {
             writeln!(f, "WRONG {count} times: {what}")?;
             stories.iter().try_for_each(|story| writeln!(f, "    {story}"))?;
@@ -155,7 +197,7 @@ impl fmt::Display for Tally {
 }
 
 fn line(f: &mut fmt::Formatter<'_>, name: &str, times: &Histogram<u64>) -> fmt::Result {
-    let at = |quantile| Duration::from_micros(times.value_at_quantile(quantile));
-    let (half, most, longest) = (at(0.5), at(0.99), Duration::from_micros(times.max()));
-    writeln!(f, "{name}: {} times, median {half:.1?}, 99 % {most:.1?}, longest {longest:.1?}", times.len())
+    let at = |quantile| format!("{:.1?}", Duration::from_micros(times.value_at_quantile(quantile)));
+    let longest = format!("{:.1?}", Duration::from_micros(times.max()));
+    writeln!(f, "{name:<58}{:>9}{:>10}{:>10}{longest:>10}", times.len(), at(0.5), at(0.99))
 }

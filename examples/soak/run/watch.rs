@@ -17,7 +17,6 @@ use super::clips::{Clip, Clips};
 use super::oracle::Oracle;
 use super::process;
 use super::tally::{Tally, Wrong};
-use super::weather::Sky;
 
 /// How often a line is written.
 const LINE_EVERY: u32 = 5;
@@ -107,33 +106,35 @@ impl Watch {
     /// Cancel safe.
     pub(crate) async fn run(self: Arc<Self>, oracle: Arc<Oracle>, clips: Arc<Clips>, tally: Arc<Tally>) {
         let mut every = tokio::time::interval(Duration::from_secs(1));
-        let (mut sky, mut seen_by, mut before) = (Sky::Calm, self.begun, (0, 0, 0));
+        let (mut was_calm, mut seen_by, mut before) = (true, self.begun, (0, 0, 0));
         for second in 0.. {
             every.tick().await;
             compare(&oracle, &clips, &tally, &mut seen_by);
-            let sky_now = oracle.weather.sky(clock::now());
-            if (sky, sky_now) == (Sky::Calm, Sky::Storm) {
+            let is_calm = oracle.schedule.scenario(clock::now()).is_none();
+            if was_calm && !is_calm {
                 self.memory.lock().extend(self.heap.map(|heap| Memory {
                     at: self.begun.elapsed(),
                     allocated: heap(),
                     resident: process::memory().unwrap_or(0),
                 }));
             }
-            sky = sky_now;
+            was_calm = is_calm;
             if second % LINE_EVERY == 0 {
                 let now = tally.so_far();
-                self.tell(&oracle, sky, (now.0 - before.0, now.1 - before.1, now.2));
+                self.tell(&oracle, (now.0 - before.0, now.1 - before.1, now.2));
                 before = now;
             }
         }
     }
 
-    fn tell(&self, oracle: &Oracle, sky: Sky, (ended, hits, wrong): (u64, u64, u64)) {
+    fn tell(&self, oracle: &Oracle, (ended, hits, wrong): (u64, u64, u64)) {
+        let scenario = oracle.schedule.scenario(clock::now());
+        let scenario = scenario.map_or("calm", |(name, _)| name);
         let elapsed = self.begun.elapsed().as_secs();
         let every = u64::from(LINE_EVERY);
         let line = format!(
-            "{:>3}:{:02} {sky:<9?} {:>5} requests/s, {:>5} hits/s, {:>4} waits, {:>3} polls, \
-             {:>4} descriptors, {:>3} MiB of {:>3}, wrong: {wrong}",
+            "{:>3}:{:02} {scenario:<10} {:>5} requests/s, {:>5} hits/s, {:>4} waits, {:>3} polls, \
+             {:>4} descriptors, {:>3} MiB of {:>3}, unexplained: {wrong}",
             elapsed / 60,
             elapsed % 60,
             ended / every,
