@@ -47,6 +47,7 @@
 //! | | [`headers`] | which fields are hop-by-hop, which belong to one answer, which are added |
 //! | | [`request`] | a request's id, where it comes from, its arrival |
 //! | | [`cors`] | which web origins may read answers |
+//! | | `printable` | text of others, safe for a terminal |
 //! | | [`body`] | bytes at hand, or a stream |
 //! | | [`metrics`] | what is counted, in closed sets of words |
 //! | | [`telemetry`] | the log |
@@ -91,6 +92,7 @@ pub mod limits;
 pub mod metrics;
 pub mod model;
 pub mod passthrough;
+mod printable;
 pub mod reply;
 pub mod request;
 pub mod secret;
