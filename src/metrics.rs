@@ -68,6 +68,12 @@ impl Metrics {
     }
 }
 
+/// Puts the log's own count into the registry: the log is there before anything else is counted.
+pub fn register_dropped_log_lines(registry: &mut Registry, lines: &Counter) {
+    let help = "Lines of the log that were dropped because nobody read them, or could not be written";
+    registry.sub_registry_with_prefix("clipgate").register("log_lines_dropped", help, lines.clone());
+}
+
 fn counter(registry: &mut Registry, name: &str, help: &str) -> Counter {
     let counter = Counter::default();
     registry.register(name, help, counter.clone());

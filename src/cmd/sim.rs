@@ -91,7 +91,8 @@ pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
     for fault in args.faults {
         sim.order(fault);
     }
-    writeln!(std::io::stdout(), "clipgate sim listening on {}", listener.local_addr()?)?;
+    // Nobody has to read it.
+    let _ = writeln!(std::io::stdout(), "clipgate sim listening on {}", listener.local_addr()?);
     let told_to_stop = async {
         // Cancel safe: a signal that is lost with this future has no one to stop.
         tokio::select! {

@@ -57,4 +57,5 @@ mod tls;
 mod traces;
 mod treason;
 mod turns;
+mod unread_output;
 mod watch;
