@@ -54,7 +54,8 @@ mod tls;
 /// The largest request head, in bytes. A target alone may have half of it; hyper says 414 and 431.
 const MAX_HEAD: usize = 128 << 10;
 
-/// Requests at once on one HTTP/2 connection, most of them parked.
+/// Requests at once on one HTTP/2 connection, most of them parked. A client may reset them all before any was looked at,
+/// as one does whose user closes a page; with hyper's own bound of 20 its other waits would end with them.
 const MAX_STREAMS: u32 = 1000;
 
 /// How often a silent HTTP/2 connection is pinged, so that a client that vanished does not wait on.
@@ -136,6 +137,7 @@ impl Server {
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_EVERY)
             .max_concurrent_streams(MAX_STREAMS)
+            .max_pending_accept_reset_streams(MAX_STREAMS as usize)
             .max_header_list_size(u32::try_from(MAX_HEAD).expect("it is small"));
         Ok(Self(Arc::new(Shared {
             gateway,

@@ -241,7 +241,11 @@ async fn a_flood_is_answered_with_the_end_of_its_connection_or_harms_nobody() {
     let bomb = [&block(&[METHOD, SCHEME, PATH, HOST])[..], &kept, &[0x80 | 62; 10_000]].concat();
     let rows: [(&str, Frames, u32); 14] = [
         // CVE-2023-44487
-        ("streams reset at once", Box::new(move |n| (n < 5000).then(|| reset_at_once(n))), ENHANCE_YOUR_CALM),
+        (
+            "streams reset at once",
+            Box::new(move |n| (n < 1000).then(|| (1000 * n..1000 * (n + 1)).flat_map(&reset_at_once).collect())),
+            ENHANCE_YOUR_CALM,
+        ),
         (
             "more streams than allowed",
             Box::new(move |n| (n < 5000).then(|| get(stream(n), &batch))),
@@ -293,6 +297,35 @@ async fn a_flood_is_answered_with_the_end_of_its_connection_or_harms_nobody() {
         count += 1;
     }
     assert_eq!(count, 14);
+}
+
+#[tokio::test]
+async fn a_wait_outlives_999_streams_that_its_client_resets_before_they_were_looked_at() {
+    let stage = Stage::with(|config, options| set_hold(Duration::from_secs(60), config, options)).await;
+    stage.sim.put("a", "queued");
+    let (mut read, mut write) = TcpStream::connect(stage.address).await.unwrap().into_split();
+    let wait = get(stream(0), &single("a", "completed"));
+    write.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[]), &wait].concat()).await.unwrap();
+    stage.until_parked(1).await;
+    let gone = (1..1000).flat_map(|n| [get(stream(n), &single("a", "completed")), reset(stream(n))].concat());
+    let gone: Vec<u8> = gone.chain(frame(PING, 0, 0, &[7; 8])).collect();
+    let mut back = Back::default();
+    let storm = async {
+        write.write_all(&gone).await.unwrap();
+        // The answer to the settings is none to a ping, and hyper may ping too.
+        while back.pings == 0 {
+            assert!(back.more(&mut read).await, "{:?}", back.code);
+        }
+    };
+    within(60, storm).await;
+    stage.sim.put("a", "completed");
+    let answer = async {
+        while back.answers.is_empty() {
+            assert!(back.more(&mut read).await, "{:?}", back.code);
+        }
+    };
+    within(60, answer).await;
+    assert_eq!((&back.answers[..], back.code), (&[STATUS_200][..], None));
 }
 
 #[tokio::test]
