@@ -1,20 +1,22 @@
 //! Connections: from an accepted socket to the gateway's answer.
 //!
 //! ```text
-//! listener ── a place (max_connections) ── accept ──► TLS? ──► Ahead ──► Refusals ──► hyper ──► gateway
+//! listener ── accept ── a place (max_connections) ──► TLS? ──► Ahead ──► Refusals ──► hyper ──► gateway
 //! ```
 //!
 //! It owns the tasks of the connections and of their tunnels. It must never know what is asked for.
 
 use std::convert::Infallible;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
-use http::Version;
+use http::header::CONNECTION;
+use http::{HeaderValue, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -23,7 +25,6 @@ use ipnet::IpNet;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -33,6 +34,7 @@ use self::answers::Answers;
 use self::arriving::Arriving;
 pub(crate) use self::listener::{Accepted, Listeners};
 pub use self::listener::{Listener, tcp_address};
+use self::places::{Full, Origin, Place, Places};
 use self::refusals::Refusals;
 use self::silence::Silence;
 use self::tls::Tls;
@@ -40,13 +42,16 @@ pub use self::tls::TlsError;
 use crate::clock;
 use crate::config;
 use crate::gateway::Gateway;
+use crate::metrics::Closed;
 use crate::reply::X_REQUEST_ID;
 use crate::request::{Peer, RequestCtx, RequestId, Trail};
 
 mod ahead;
 mod answers;
 mod arriving;
+pub mod descriptors;
 mod listener;
+mod places;
 mod refusals;
 mod silence;
 mod tls;
@@ -75,6 +80,18 @@ const PROBE: TcpKeepalive = TcpKeepalive::new()
 /// The pause after a failed accept, which mostly means that descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long one newcomer waits for one that was asked to leave, before another is asked.
+const LEAVE_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// How long a newcomer waits where all are busy, before idle connections are looked for again.
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often a warning is worth repeating.
+const WARN_EVERY: Duration = Duration::from_secs(60);
+
+/// How long a client that has connected has for its first request once the server stops.
+const LAST_HEAD: Duration = Duration::from_secs(1);
+
 /// The least that is kept for the last answers when the server stops.
 const ANSWER_TIME: Duration = Duration::from_millis(100);
 
@@ -102,9 +119,11 @@ struct Shared {
     /// The proxies that are believed.
     trusted: ArcSwap<Vec<IpNet>>,
     /// One for each connection that may be open.
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     tasks: TaskTracker,
     stop: CancellationToken,
+    /// The server stops: `stop`, for those who ask with each request.
+    is_stopping: AtomicBool,
 }
 
 impl Server {
@@ -149,9 +168,10 @@ impl Server {
             patience,
             tls: config.tls.as_ref().map(Tls::new).transpose()?,
             trusted: ArcSwap::from_pointee(config.trusted_proxies.clone()),
-            places: Arc::new(Semaphore::new(config.max_connections)),
+            places: Arc::new(Places::new(config.max_connections, stop.clone())),
             tasks: TaskTracker::new(),
             stop,
+            is_stopping: AtomicBool::new(false),
         })))
     }
 
@@ -173,15 +193,21 @@ impl Server {
         self.0.trusted.store(Arc::new(prepared.trusted));
     }
 
-    /// Serves until `stop`; then takes no more connections, has parked waits answered and lets requests end within
-    /// `drain_timeout`, and returns.
+    /// Serves until `stop`; then takes who has connected already and nobody else, has parked waits answered and lets
+    /// requests end within `drain_timeout`, and returns.
     pub async fn run(self, listeners: Vec<Listener>) {
-        let Shared { gateway, stop, tasks, drain_timeout, .. } = &*self.0;
-        let mut listeners = Listeners::new(listeners);
+        let Shared { gateway, stop, tasks, drain_timeout, is_stopping, .. } = &*self.0;
+        let (mut listeners, mut newcomer) = (Listeners::new(listeners), None);
         tokio::select! {
-            // Cancel safe: a connection is either still in a listener's queue or a task of its own.
-            _ = self.accept_all(&mut listeners) => {}
+            // Cancel safe: a connection is in a listener's queue, or `newcomer`, or a task of its own.
+            _ = self.accept_all(&mut listeners, &mut newcomer) => {}
             () = stop.cancelled() => {}
+        }
+        is_stopping.store(true, Ordering::Relaxed);
+        for accepted in newcomer.into_iter().chain(listeners.backlog()) {
+            let answers = Answers::new();
+            let place = self.0.places.enter_last(&answers);
+            self.begin(accepted, answers, place);
         }
         drop(listeners);
         tasks.close();
@@ -194,66 +220,154 @@ impl Server {
         }
     }
 
-    /// Accepts only what there is a place for; the others wait in the system's queue.
-    async fn accept_all(&self, listeners: &mut Listeners) -> Infallible {
-        let places = &self.0.places;
-        let mut is_full = false;
+    /// Accepts connections one after the other. The one that waits for a place is `newcomer`, those behind it wait in
+    /// the system's queue. Cancel safe.
+    async fn accept_all(&self, listeners: &mut Listeners, newcomer: &mut Option<Accepted>) -> Infallible {
+        let (mut has_failed, mut warned_at) = (false, None::<Instant>);
         loop {
-            if places.available_permits() > 0 {
-                is_full = false;
-            } else if !is_full {
-                is_full = true;
-                warn!("max_connections are open, more have to wait");
-            }
-            let place = Arc::clone(places).acquire_owned().await.expect("nobody closes the semaphore");
-            match listeners.accept().await {
-                Ok(accepted) => {
-                    self.0.tasks.spawn(self.clone().connection(accepted, place));
+            if newcomer.is_none() {
+                match listeners.accept().await {
+                    Ok(accepted) => (*newcomer, has_failed) = (Some(accepted), false),
+                    // It has gone before its turn came.
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                    Err(error) => {
+                        if !has_failed {
+                            warn!(%error, "accept failed, the longest idle connections have to go");
+                        }
+                        has_failed = true;
+                        self.make_room(Full::All);
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
                 }
-                Err(error) => {
-                    warn!(%error, "accept failed");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            if let Some(accepted) = newcomer {
+                let (origin, answers) = (self.origin(accepted), Answers::new());
+                let place = self.place(origin, &answers).await;
+                match (place, newcomer.take()) {
+                    (Some(place), Some(accepted)) => self.begin(accepted, answers, place),
+                    (_, refused) => {
+                        drop(refused);
+                        self.0.gateway.metrics().connections.closed(Closed::Refused);
+                        if warned_at.is_none_or(|warned_at| warned_at.elapsed() > WARN_EVERY) {
+                            warned_at = Some(clock::now());
+                            warn!(
+                                address = origin.map(tracing::field::display),
+                                "half of all connections are busy ones from one address, new ones from there are \
+                                 closed; a proxy belongs into server.trusted_proxies"
+                            );
+                        }
+                    }
                 }
             }
         }
     }
 
-    async fn connection(self, accepted: Accepted, place: OwnedSemaphorePermit) {
-        let place = Arc::new(place);
+    /// Who the connection counts for. Behind a trusted proxy and a unix socket there may be anybody.
+    fn origin(&self, accepted: &Accepted) -> Option<Origin> {
+        let Accepted::Tcp(_, address) = accepted else { return None };
+        let ip = address.ip().to_canonical();
+        let is_trusted = self.0.trusted.load().iter().any(|net| net.contains(&ip));
+        (!is_trusted).then(|| Origin::of(ip))
+    }
+
+    /// Waits for a place. `None`: half of them are taken by connections from there, and none of those is idle. Cancel
+    /// safe.
+    async fn place(&self, origin: Option<Origin>, answers: &Answers) -> Option<Place> {
+        let places = &self.0.places;
+        let (mut has_asked, mut has_told) = (false, false);
+        loop {
+            let full = match places.enter(origin, answers) {
+                Ok(place) => return Some(place),
+                Err(full) => full,
+            };
+            let leaving = match full {
+                // Nobody else waits for an address that has as many as it may.
+                Full::Origin(_) if has_asked => None,
+                Full::All | Full::Origin(_) => self.make_room(full),
+            };
+            has_asked = true;
+            let wait = match (leaving, full) {
+                (Some(id), _) => tokio::time::timeout(LEAVE_TIMEOUT, places.left(id)).await,
+                (None, Full::All) => {
+                    if !has_told {
+                        warn!("all connections are busy, newcomers have to wait");
+                    }
+                    has_told = true;
+                    tokio::time::timeout(BUSY_PAUSE, places.freed()).await
+                }
+                (None, Full::Origin(_)) => return None,
+            };
+            // Whether it was in time or not, another attempt shows.
+            drop(wait);
+        }
+    }
+
+    /// Asks the longest idle connection that stands in the way to leave.
+    fn make_room(&self, full: Full) -> Option<u64> {
+        let leaving = self.0.places.ask_to_leave(full, clock::now())?;
+        self.0.gateway.metrics().connections.closed(Closed::Idle);
+        Some(leaving)
+    }
+
+    fn begin(&self, accepted: Accepted, answers: Answers, place: Place) {
+        self.0.tasks.spawn(self.clone().connection(accepted, answers, Arc::new(place)));
+    }
+
+    async fn connection(self, accepted: Accepted, answers: Answers, place: Arc<Place>) {
         match (accepted, &self.0.tls) {
-            (Accepted::Unix(stream), _) => self.serve(stream, Peer::Unix, false, place).await,
+            (Accepted::Unix(stream), _) => self.serve(stream, Peer::Unix, false, answers, place).await,
             (Accepted::Tcp(stream, address), tls) => {
                 // A socket that is already gone shows itself below.
                 let _ = prepare(&stream);
                 match tls {
-                    None => self.serve(stream, Peer::Tcp(address), false, place).await,
+                    None => self.serve(stream, Peer::Tcp(address), false, answers, place).await,
                     // Boxed: it is large, and most connections have none of it.
-                    Some(tls) => Box::pin(self.serve_tls(tls, stream, Peer::Tcp(address), place)).await,
+                    Some(tls) => {
+                        Box::pin(self.serve_tls(tls, stream, Peer::Tcp(address), answers, place)).await
+                    }
                 }
             }
         }
     }
 
-    async fn serve_tls(&self, tls: &Tls, stream: TcpStream, peer: Peer, place: Arc<OwnedSemaphorePermit>) {
-        let handshake = tokio::time::timeout(self.0.header_timeout, tls.acceptor().accept(stream));
+    async fn serve_tls(&self, tls: &Tls, stream: TcpStream, peer: Peer, answers: Answers, place: Arc<Place>) {
         // Boxed: it is large, and gone before the connection's long life begins.
-        match self.0.stop.run_until_cancelled(Box::pin(handshake)).await {
-            Some(Ok(Ok(stream))) => self.serve(stream, peer, true, place).await,
-            Some(Ok(Err(error))) => debug!(?peer, %error, "handshake failed"),
-            Some(Err(_)) => debug!(?peer, "handshake took too long"),
-            None => {}
+        let handshake = Box::pin(tls.acceptor().accept(stream));
+        match self.before_request(&place, handshake).await {
+            Some(Ok(stream)) => self.serve(stream, peer, true, answers, place).await,
+            Some(Err(error)) => debug!(?peer, %error, "handshake failed"),
+            None => debug!(?peer, "handshake took too long"),
         }
     }
 
-    async fn serve<S>(&self, stream: S, peer: Peer, is_tls: bool, place: Arc<OwnedSemaphorePermit>)
+    /// Does what comes before a connection's first request, in `header_timeout`; in less once the server stops, and not
+    /// at all where its place is needed.
+    async fn before_request<T>(&self, place: &Place, step: impl Future<Output = T> + Unpin) -> Option<T> {
+        let mut step = step;
+        // Cancel safe, both: the step is polled on below, or dropped where nobody needs it.
+        tokio::select! {
+            biased;
+            done = tokio::time::timeout(self.0.header_timeout, &mut step) => return done.ok(),
+            () = place.leave().cancelled() => {}
+        }
+        match self.is_stopping() {
+            true => tokio::time::timeout(LAST_HEAD, step).await.ok(),
+            false => None,
+        }
+    }
+
+    /// Whether a place's token was cancelled because the server stops: that happens before the flag is there.
+    fn is_stopping(&self) -> bool {
+        self.0.stop.is_cancelled()
+    }
+
+    async fn serve<S>(&self, stream: S, peer: Peer, is_tls: bool, answers: Answers, place: Arc<Place>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let answers = Answers::new();
         let began = clock::now();
         let mut stream = Ahead::new(stream, answers.clone());
-        let version = tokio::time::timeout(self.0.header_timeout, stream.version());
-        let Some(Ok(Ok(version))) = self.0.stop.run_until_cancelled(version).await else {
+        let Some(Ok(version)) = self.before_request(&place, pin!(stream.version())).await else {
             debug!(?peer, "nothing was asked");
             return;
         };
@@ -276,12 +390,17 @@ impl Server {
                     };
                     server.0.tasks.spawn(server.0.stop.clone().run_until_cancelled_owned(tunnel));
                 }
-                Ok::<_, Infallible>(forwarded.response.map(|body| answering.with(body)))
+                let mut response = forwarded.response.map(|body| answering.with(body));
+                if version < Version::HTTP_2 && server.0.is_stopping.load(Ordering::Relaxed) {
+                    // Its client is not to find out by a request that fails.
+                    response.headers_mut().entry(CONNECTION).or_insert(HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response)
             })
         });
         let metrics = Arc::clone(self.0.gateway.metrics());
         let io = TokioIo::new(Refusals::new(stream, peer, answers.clone(), metrics));
-        let life = Life { began, version, answers: &answers };
+        let life = Life { began, version, answers: &answers, place: &place };
         let served = match version {
             Version::HTTP_2 => {
                 // Boxed: only a few have room for many streams.
@@ -304,15 +423,15 @@ impl Server {
         &self,
         mut connection: Pin<&mut C>,
         say_goodbye: fn(Pin<&mut C>),
-        Life { began, version, answers }: Life<'_>,
+        Life { began, version, answers, place }: Life<'_>,
     ) -> hyper::Result<()> {
-        let Shared { stop, patience, header_timeout, idle_timeout, .. } = &*self.0;
+        let Shared { patience, header_timeout, idle_timeout, .. } = &*self.0;
         let mut silence = Silence { head: *header_timeout, idle: *idle_timeout, version };
         // Cancel safe, all: the connection is polled on below, or dropped where nobody needs it.
         tokio::select! {
             biased; // what the client asks for and takes shows itself while the connection is polled
             served = connection.as_mut() => return served,
-            () = stop.cancelled() => {}
+            () = place.leave().cancelled() => {}
             () = silence.is_over(answers, began) => if version < Version::HTTP_2 {
                 // Only what is late with a head does not end at the goodbye; HTTP/2 waits for the client's own.
                 silence.head = Duration::ZERO;
@@ -320,6 +439,10 @@ impl Server {
             () = answers.refused_for(*patience) => return Ok(()),
         }
         say_goodbye(connection.as_mut());
+        if place.leave().is_cancelled() && !self.is_stopping() && !answers.are_begun() {
+            // Somebody needs the place now: the goodbye is written as far as the socket takes it.
+            return connection.now_or_never().unwrap_or(Ok(()));
+        }
         tokio::select! {
             biased;
             served = connection => served,
@@ -334,6 +457,7 @@ struct Life<'a> {
     began: Instant,
     version: Version,
     answers: &'a Answers,
+    place: &'a Place,
 }
 
 /// Makes a connection whose buffer for answers, unlike the one for requests, is not what another connection's request

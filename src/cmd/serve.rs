@@ -21,7 +21,7 @@ use crate::config::{self, Config, Faults, Flag};
 use crate::gateway::Gateway;
 use crate::metrics::{self, Metrics};
 use crate::model::route::Route;
-use crate::server::{Listener, Server};
+use crate::server::{Listener, Server, descriptors};
 use crate::sim::{Options, Sim};
 use crate::telemetry;
 
@@ -68,6 +68,7 @@ fn speed(text: &str) -> Result<f64, String> {
 
 /// Runs the gateway until it is told to stop. Told again, it ends at once, with exit code 1.
 pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
+    descriptors::raise_limit();
     let mut signals = Signals::listen()?;
     let stop = CancellationToken::new();
     let simulated = if args.sim { Some(Simulated::start(&args, &stop).await?) } else { None };
@@ -83,7 +84,7 @@ pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
     let (gateway, hub) = Gateway::new(&config, Metrics::new(&mut registry))?;
     let mut hub = tokio::spawn(hub);
     let tidy = tokio::spawn(tidy(gateway.clone()));
-    let server = Server::new(gateway.clone(), &config.server, stop.clone())?;
+    let server = Server::new(gateway.clone(), &within_descriptors(&config), stop.clone())?;
     let readiness = Readiness::default();
     let listen = listeners.iter().map(Listener::address).collect::<Result<Vec<_>, _>>()?;
     let subject = Subject {
@@ -160,6 +161,18 @@ async fn flush(gateway: Gateway, hub: JoinHandle<()>, until: Instant) -> Result<
         let _ = tokio::time::timeout(left() / 2, hub).await;
     }
     tokio::task::spawn_blocking(move || tracer.flush(left())).await
+}
+
+/// What the server is to do, with no more connections than there are descriptors for.
+fn within_descriptors(config: &Config) -> config::Server {
+    let max_connections = descriptors::client_connections(config);
+    if max_connections < config.server.max_connections {
+        info!(
+            max_connections,
+            "the limit of open files (ulimit -n) allows fewer connections than configured"
+        );
+    }
+    config::Server { max_connections, ..config.server.clone() }
 }
 
 /// Those that the service manager hands over, else those of the configuration.

@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cmd::CommandError;
 use crate::model::route::Route;
+use crate::server::descriptors;
 use crate::sim::{FaultSpec, Options, Shape, Sim};
 
 /// How `sim` is called.
@@ -74,6 +75,7 @@ Beside the real API there are aids under /sim/:
 
 /// Runs the simulated upstream until it is told to stop.
 pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
+    descriptors::raise_limit();
     let listener = TcpListener::bind(args.listen)
         .await
         .map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;

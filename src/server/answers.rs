@@ -7,15 +7,16 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tracing::debug;
 
 use crate::body::{Body, BoxError};
+use crate::clock;
 
 /// The service's answers on one connection, as far as their bytes may still be written. Clones are the same.
 #[derive(Clone, Debug)]
@@ -44,7 +45,13 @@ struct Underway {
     is_full: AtomicBool,
     /// The client has taken something, or could begin to, since that was last looked at.
     has_moved: AtomicBool,
+    born: Instant,
+    /// Since when there is nothing to answer, in nanoseconds after `born`; [`BUSY`] while there is.
+    idle_since: AtomicU64,
 }
+
+/// There is something to answer.
+const BUSY: u64 = u64::MAX;
 
 impl Answers {
     /// None yet, on a new connection.
@@ -61,7 +68,26 @@ impl Answers {
             is_tunnel: AtomicBool::new(false),
             is_full: AtomicBool::new(false),
             has_moved: AtomicBool::new(false),
+            born: clock::now(),
+            idle_since: AtomicU64::new(0),
         }))
+    }
+
+    /// From now on the connection is idle, or busy.
+    pub(super) fn note_idle(&self, is_idle: bool, now: Instant) {
+        let since = match is_idle {
+            true => now.saturating_duration_since(self.0.born).as_nanos() as u64, // 584 years
+            false => BUSY,
+        };
+        self.0.idle_since.store(since, Ordering::Relaxed);
+    }
+
+    /// Since when the connection is idle, if it is.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        match self.0.idle_since.load(Ordering::Relaxed) {
+            BUSY => None,
+            since => Some(self.0.born + Duration::from_nanos(since)),
+        }
     }
 
     /// An answer is under way from now until what comes back is dropped, and its last bytes are flushed.

@@ -92,7 +92,7 @@ impl Listener {
 
     /// Accepts what stands in the system's queue at this moment, whether or not the runtime has heard of it yet; `None`
     /// where nothing does.
-    fn accept_queued(&self) -> io::Result<Option<Accepted>> {
+    fn accept_waiting(&self) -> io::Result<Option<Accepted>> {
         let accepted = match &self.socket {
             Socket::Tcp(socket) => SockRef::from(socket).accept().and_then(|(stream, address)| {
                 stream.set_nonblocking(true)?;
@@ -165,10 +165,10 @@ impl Listeners {
 
     /// All connections that stand in the system's queues at this moment, [`BACKLOG`] of each listener at most. What
     /// fails with one ends the listener's turn: the others go on.
-    pub(crate) fn queued(&self) -> impl Iterator<Item = Accepted> {
+    pub(crate) fn backlog(&self) -> impl Iterator<Item = Accepted> {
         self.all.iter().flat_map(|listener| {
-            let queued = std::iter::from_fn(move || listener.accept_queued().ok().flatten());
-            queued.take(BACKLOG as usize)
+            let waiting = std::iter::from_fn(move || listener.accept_waiting().ok().flatten());
+            waiting.take(BACKLOG as usize)
         })
     }
 }
@@ -284,13 +284,13 @@ mod tests {
         let tcp = Listener::bind(&Listen::Tcp(([127, 0, 0, 1], 0).into())).await.unwrap();
         let address = tcp_address(&tcp).unwrap();
         let listeners = Listeners::new(vec![tcp, Listener::bind(&unix).await.unwrap()]);
-        assert_eq!(listeners.queued().count(), 0);
+        assert_eq!(listeners.backlog().count(), 0);
         let clients: Vec<_> = (0..3).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
         let _d = std::os::unix::net::UnixStream::connect(&path).unwrap();
-        let queued: Vec<_> = listeners.queued().collect();
-        assert_eq!(queued.iter().filter(|accepted| matches!(accepted, Accepted::Tcp(..))).count(), 3);
-        assert_eq!(queued.len(), 4);
-        assert_eq!(listeners.queued().count(), 0);
+        let waiting: Vec<_> = listeners.backlog().collect();
+        assert_eq!(waiting.iter().filter(|accepted| matches!(accepted, Accepted::Tcp(..))).count(), 3);
+        assert_eq!(waiting.len(), 4);
+        assert_eq!(listeners.backlog().count(), 0);
         drop(clients);
     }
 

@@ -47,6 +47,7 @@ mod own_fields;
 mod packaging;
 mod passthrough;
 mod patience;
+mod places;
 mod proxies;
 mod sharing;
 mod signals;
