@@ -243,7 +243,9 @@ async fn a_flood_is_answered_with_the_end_of_its_connection_or_harms_nobody() {
         // CVE-2023-44487
         (
             "streams reset at once",
-            Box::new(move |n| (n < 1000).then(|| (1000 * n..1000 * (n + 1)).flat_map(&reset_at_once).collect())),
+            Box::new(move |n| {
+                (n < 1000).then(|| (1000 * n..1000 * (n + 1)).flat_map(&reset_at_once).collect())
+            }),
             ENHANCE_YOUR_CALM,
         ),
         (
