@@ -20,7 +20,7 @@ use http::{HeaderValue, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use ipnet::IpNet;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -37,6 +37,7 @@ pub use self::listener::{Listener, tcp_address};
 use self::places::{Full, Origin, Place, Places};
 use self::refusals::Refusals;
 use self::silence::Silence;
+use self::streams::{Streams, Taken};
 use self::tls::Tls;
 pub use self::tls::TlsError;
 use crate::clock;
@@ -54,6 +55,7 @@ mod listener;
 mod places;
 mod refusals;
 mod silence;
+mod streams;
 mod tls;
 
 /// The largest request head, in bytes. A target alone may have half of it; hyper says 414 and 431.
@@ -109,7 +111,6 @@ pub struct Prepared {
 struct Shared {
     gateway: Gateway,
     http1: http1::Builder,
-    http2: http2::Builder<TokioExecutor>,
     header_timeout: Duration,
     idle_timeout: Duration,
     drain_timeout: Duration,
@@ -151,17 +152,9 @@ impl Server {
         let mut http1 = http1::Builder::new();
         // Its own limit would count an idle connection's time as well, and set a timer anew for each request.
         http1.header_read_timeout(None).max_buf_size(MAX_HEAD);
-        let mut http2 = http2::Builder::new(TokioExecutor::new());
-        http2
-            .timer(TokioTimer::new())
-            .keep_alive_interval(PING_EVERY)
-            .max_concurrent_streams(MAX_STREAMS)
-            .max_pending_accept_reset_streams(MAX_STREAMS as usize)
-            .max_header_list_size(u32::try_from(MAX_HEAD).expect("it is small"));
         Ok(Self(Arc::new(Shared {
             gateway,
             http1,
-            http2,
             header_timeout: config.header_timeout,
             idle_timeout: config.idle_timeout,
             drain_timeout: config.drain_timeout,
@@ -371,6 +364,7 @@ impl Server {
             debug!(?peer, "nothing was asked");
             return;
         };
+        let streams = (version >= Version::HTTP_2).then(|| Streams::new(self.0.patience));
         let service = service_fn(|request: hyper::Request<Incoming>| {
             let ctx = RequestCtx {
                 id: RequestId::new(request.headers().get(X_REQUEST_ID)),
@@ -379,7 +373,12 @@ impl Server {
                 arrived: clock::now(),
             };
             let (server, place) = (self.clone(), Arc::clone(&place));
-            let (answering, answers) = (answers.begin(), answers.clone());
+            let stream = streams.as_ref().map(|streams| {
+                let taken = Arc::<Taken>::default();
+                streams.announce(Arc::clone(&taken));
+                taken
+            });
+            let (answering, answers) = (answers.begin_stream(stream), answers.clone());
             let request = request.map(|body| Arriving::new(body, self.0.patience, &answers));
             server.0.gateway.handle(request, ctx).map(move |forwarded| {
                 if let Some(tunnel) = forwarded.tunnel {
@@ -401,13 +400,13 @@ impl Server {
         let metrics = Arc::clone(self.0.gateway.metrics());
         let io = TokioIo::new(Refusals::new(stream, peer, answers.clone(), metrics));
         let life = Life { began, version, answers: &answers, place: &place };
-        let served = match version {
-            Version::HTTP_2 => {
+        let served = match &streams {
+            Some(streams) => {
                 // Boxed: only a few have room for many streams.
-                let mut connection = Box::pin(self.0.http2.serve_connection(io, service));
+                let mut connection = Box::pin(http2(streams.clone()).serve_connection(io, service));
                 self.drive(connection.as_mut(), http2::Connection::graceful_shutdown, life).await
             }
-            _ => {
+            None => {
                 let connection = with_fresh_buffer(|| self.0.http1.serve_connection(io, service));
                 let connection = std::pin::pin!(connection.with_upgrades());
                 self.drive(connection, http1::UpgradeableConnection::graceful_shutdown, life).await
@@ -436,7 +435,7 @@ impl Server {
                 // Only what is late with a head does not end at the goodbye; HTTP/2 waits for the client's own.
                 silence.head = Duration::ZERO;
             },
-            () = answers.refused_for(*patience) => return Ok(()),
+            () = answers.given_up(*patience, version) => return Ok(()),
         }
         say_goodbye(connection.as_mut());
         if place.leave().is_cancelled() && !self.is_stopping() && !answers.are_begun() {
@@ -447,7 +446,7 @@ impl Server {
             biased;
             served = connection => served,
             () = silence.is_over(answers, clock::now()) => Ok(()),
-            () = answers.refused_for(*patience) => Ok(()),
+            () = answers.given_up(*patience, version) => Ok(()),
         }
     }
 }
@@ -472,6 +471,17 @@ fn with_fresh_buffer<C>(serve: impl FnOnce() -> C) -> C {
 
 /// What hyper's two buffers of an HTTP/1 connection have at first, in bytes.
 const HYPER_BUFFER: usize = 8 << 10;
+
+fn http2(streams: Streams) -> http2::Builder<Streams> {
+    let mut http2 = http2::Builder::new(streams);
+    http2
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_EVERY)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_pending_accept_reset_streams(MAX_STREAMS as usize)
+        .max_header_list_size(u32::try_from(MAX_HEAD).expect("it is small"));
+    http2
+}
 
 /// Small answers must not wait for acknowledgements, and vanished clients are to be noticed.
 fn prepare(stream: &TcpStream) -> io::Result<()> {
