@@ -32,9 +32,9 @@ use tracing::{debug, warn};
 use self::ahead::Ahead;
 use self::answers::Answers;
 use self::arriving::Arriving;
-pub(crate) use self::listener::{Accepted, Listeners};
+pub(crate) use self::listener::{Accepted, Listeners, bind_tcp};
 pub use self::listener::{Listener, tcp_address};
-use self::places::{Full, Origin, Place, Places};
+use self::places::{Place, Places};
 use self::refusals::Refusals;
 use self::silence::Silence;
 use self::streams::{Streams, Taken};
@@ -43,10 +43,10 @@ pub use self::tls::TlsError;
 use crate::clock;
 use crate::config;
 use crate::gateway::Gateway;
-use crate::metrics::Closed;
 use crate::reply::X_REQUEST_ID;
 use crate::request::{Peer, RequestCtx, RequestId, Trail};
 
+mod accept;
 mod ahead;
 mod answers;
 mod arriving;
@@ -78,18 +78,6 @@ const PROBE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_secs(60))
     .with_interval(Duration::from_secs(10))
     .with_retries(3);
-
-/// The pause after a failed accept, which mostly means that descriptors have run out.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// How long one newcomer waits for one that was asked to leave, before another is asked.
-const LEAVE_TIMEOUT: Duration = Duration::from_millis(50);
-
-/// How long a newcomer waits where all are busy, before idle connections are looked for again.
-const BUSY_PAUSE: Duration = Duration::from_millis(100);
-
-/// How often a warning is worth repeating.
-const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// How long a client that has connected has for its first request once the server stops.
 const LAST_HEAD: Duration = Duration::from_secs(1);
@@ -211,95 +199,6 @@ impl Server {
         if tokio::time::timeout_at(until.into(), tasks.wait()).await.is_err() {
             warn!(connections = tasks.len(), "drain_timeout is over, connections are cut off");
         }
-    }
-
-    /// Accepts connections one after the other. The one that waits for a place is `newcomer`, those behind it wait in
-    /// the system's queue. Cancel safe.
-    async fn accept_all(&self, listeners: &mut Listeners, newcomer: &mut Option<Accepted>) -> Infallible {
-        let (mut has_failed, mut warned_at) = (false, None::<Instant>);
-        loop {
-            if newcomer.is_none() {
-                match listeners.accept().await {
-                    Ok(accepted) => (*newcomer, has_failed) = (Some(accepted), false),
-                    // It has gone before its turn came.
-                    Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                    Err(error) => {
-                        if !has_failed {
-                            warn!(%error, "accept failed, the longest idle connections have to go");
-                        }
-                        has_failed = true;
-                        self.make_room(Full::All);
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
-                }
-            }
-            if let Some(accepted) = newcomer {
-                let (origin, answers) = (self.origin(accepted), Answers::new());
-                let place = self.place(origin, &answers).await;
-                match (place, newcomer.take()) {
-                    (Some(place), Some(accepted)) => self.begin(accepted, answers, place),
-                    (_, refused) => {
-                        drop(refused);
-                        self.0.gateway.metrics().connections.closed(Closed::Refused);
-                        if warned_at.is_none_or(|warned_at| warned_at.elapsed() > WARN_EVERY) {
-                            warned_at = Some(clock::now());
-                            warn!(
-                                address = origin.map(tracing::field::display),
-                                "half of all connections are busy ones from one address, new ones from there are \
-                                 closed; a proxy belongs into server.trusted_proxies"
-                            );
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// Who the connection counts for. Behind a trusted proxy and a unix socket there may be anybody.
-    fn origin(&self, accepted: &Accepted) -> Option<Origin> {
-        let Accepted::Tcp(_, address) = accepted else { return None };
-        let ip = address.ip().to_canonical();
-        let is_trusted = self.0.trusted.load().iter().any(|net| net.contains(&ip));
-        (!is_trusted).then(|| Origin::of(ip))
-    }
-
-    /// Waits for a place. `None`: half of them are taken by connections from there, and none of those is idle. Cancel
-    /// safe.
-    async fn place(&self, origin: Option<Origin>, answers: &Answers) -> Option<Place> {
-        let places = &self.0.places;
-        let (mut has_asked, mut has_told) = (false, false);
-        loop {
-            let full = match places.enter(origin, answers) {
-                Ok(place) => return Some(place),
-                Err(full) => full,
-            };
-            let leaving = match full {
-                // Nobody else waits for an address that has as many as it may.
-                Full::Origin(_) if has_asked => None,
-                Full::All | Full::Origin(_) => self.make_room(full),
-            };
-            has_asked = true;
-            let wait = match (leaving, full) {
-                (Some(id), _) => tokio::time::timeout(LEAVE_TIMEOUT, places.left(id)).await,
-                (None, Full::All) => {
-                    if !has_told {
-                        warn!("all connections are busy, newcomers have to wait");
-                    }
-                    has_told = true;
-                    tokio::time::timeout(BUSY_PAUSE, places.freed()).await
-                }
-                (None, Full::Origin(_)) => return None,
-            };
-            // Whether it was in time or not, another attempt shows.
-            drop(wait);
-        }
-    }
-
-    /// Asks the longest idle connection that stands in the way to leave.
-    fn make_room(&self, full: Full) -> Option<u64> {
-        let leaving = self.0.places.ask_to_leave(full, clock::now())?;
-        self.0.gateway.metrics().connections.closed(Closed::Idle);
-        Some(leaving)
     }
 
     fn begin(&self, accepted: Accepted, answers: Answers, place: Place) {

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use prometheus_client::registry::Registry;
 use sd_notify::NotifyState;
-use tokio::net::TcpListener;
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -21,7 +20,7 @@ use crate::config::{self, Config, Faults, Flag};
 use crate::gateway::Gateway;
 use crate::metrics::{self, Metrics};
 use crate::model::route::Route;
-use crate::server::{Listener, Server, descriptors};
+use crate::server::{Listener, Server, bind_tcp, descriptors};
 use crate::sim::{Options, Sim};
 use crate::telemetry;
 
@@ -236,7 +235,7 @@ struct Simulated {
 
 impl Simulated {
     async fn start(args: &Args, stop: &CancellationToken) -> Result<Self, CommandError> {
-        let socket = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let socket = bind_tcp(([127, 0, 0, 1], 0).into())?;
         let url = format!("http://{}", socket.local_addr()?);
         // A new seed, so that a client that kept clips of an earlier run does not meet their ids again.
         let options =

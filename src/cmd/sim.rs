@@ -5,12 +5,11 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cmd::CommandError;
 use crate::model::route::Route;
-use crate::server::descriptors;
+use crate::server::{bind_tcp, descriptors};
 use crate::sim::{FaultSpec, Options, Shape, Sim};
 
 /// How `sim` is called.
@@ -76,9 +75,8 @@ Beside the real API there are aids under /sim/:
 /// Runs the simulated upstream until it is told to stop.
 pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
     descriptors::raise_limit();
-    let listener = TcpListener::bind(args.listen)
-        .await
-        .map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;
+    let listener =
+        bind_tcp(args.listen).map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;
     let mut terminate = signal(SignalKind::terminate())?;
     let sim = Sim::new(Options {
         hold: args.hold,

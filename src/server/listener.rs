@@ -173,7 +173,8 @@ impl Listeners {
     }
 }
 
-fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+/// Binds a TCP address, with room for many who connect at one moment.
+pub(crate) fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     // A port whose old connections linger can be had again.
     socket.set_reuseaddr(true)?;

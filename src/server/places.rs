@@ -24,8 +24,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::answers::Answers;
 
-/// One pass finds this part of the idle connections.
+/// One pass finds this part of the idle connections, and so many at least.
 const PART: usize = 16;
+const LEAST: usize = 16;
 
 /// The time from one pass to the next, for each connection: a tenth of the time at most is spent on passes.
 const REST: Duration = Duration::from_micros(1);
@@ -227,7 +228,7 @@ impl Candidates {
         self.next_pass = Some(now + REST * u32::try_from(taken.len()).unwrap_or(u32::MAX));
         let all = taken.iter().filter_map(|(id, taken)| Some((taken.idle_since(origin)?, *id)));
         self.found.extend(all);
-        let part = self.found.len().div_ceil(PART);
+        let part = self.found.len().div_ceil(PART).max(LEAST);
         if part < self.found.len() {
             self.found.select_nth_unstable(part);
             self.found.truncate(part);
@@ -296,12 +297,14 @@ mod tests {
         let all: Vec<_> = (0..40).map(|n| idle(began, n * SECOND)).collect();
         let held: Vec<_> = all.iter().map(|answers| places.enter(None, answers).unwrap()).collect();
         let now = began + 60 * SECOND;
-        assert_eq!(places.ask_to_leave(Full::All, now), Some(held[0].id), "a pass finds three of 40");
+        assert_eq!(places.ask_to_leave(Full::All, now), Some(held[0].id));
         all[1].note_idle(false, now);
         all[2].note_idle(false, now);
         all[2].note_idle(true, now);
+        assert_eq!(places.ask_to_leave(Full::All, now), Some(held[3].id));
+        all[4..16].iter().for_each(|answers| answers.note_idle(false, now));
         assert_eq!(places.ask_to_leave(Full::All, now), None, "it is too early for another pass");
-        assert_eq!(places.ask_to_leave(Full::All, now + SECOND), Some(held[3].id));
+        assert_eq!(places.ask_to_leave(Full::All, now + SECOND), Some(held[16].id));
     }
 
     #[test]
