@@ -161,15 +161,15 @@ async fn sigterm_resets_nobody_who_has_connected_already_and_closes_each_once_it
     let ground = Ground::new().await;
     let path = ground.path("gw.sock");
     let listen = format!("listen = [\"127.0.0.1:0\", {:?}]", format!("unix:{}", path.display()));
-    ground.configure(&format!("{listen}\ndrain_timeout = \"1h\""));
+    ground.configure(&format!("{listen}\ndrain_timeout = \"1h\"\n[limits]\nburst = 10000"));
     ground.sim.put("a", "completed");
     let mut gateway = ground.start();
     let address = gateway.address().await;
     assert_eq!(Client::connect(address).await.get(&clip("a"), &[]).await.status(), 200);
-    // While it stands still, clients connect and ask.
+    // While it stands still, clients connect and ask: more than it accepts in one go.
     gateway.signal("STOP");
     let mut asking = JoinSet::new();
-    for n in 0..60 {
+    for n in 0..600 {
         let mut client = match n % 3 {
             0 => Client::connect(address).await,
             1 => Client::h1(tokio::net::UnixStream::connect(&path).await.unwrap()).await,
