@@ -162,7 +162,7 @@ fn write(file: &mut impl Write, lines: &[u8]) -> u64 {
             Ok(written) if written > 0 => rest = &rest[written..],
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // Whoever shares the pipe with this process has set it so.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::sleep(RETRY_PAUSE),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::park_timeout(RETRY_PAUSE),
             Ok(_) | Err(_) => return rest.iter().filter(|byte| **byte == b'\n').count() as u64,
         }
     }
