@@ -6,7 +6,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 use http::header::CONNECTION;
@@ -21,6 +21,7 @@ use tracing::{debug, warn};
 
 use super::panel::Panel;
 use super::seats::{Seat, Seated, Seats};
+use crate::clock;
 use crate::server::{Accepted, Listener, Listeners, descriptors};
 
 /// The largest request head, in bytes.
@@ -38,11 +39,14 @@ const LAST_ANSWER: Duration = Duration::from_secs(5);
 /// The pause after a failed accept, which mostly means that descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How often a warning is worth repeating.
+const WARN_EVERY: Duration = Duration::from_secs(60);
+
 /// Serves until it is dropped, and then cuts all off.
 pub(super) async fn accept_all(listener: Listener, panel: Arc<Panel>) -> Infallible {
     let seats = Arc::new(Seats::new(descriptors::admin_connections()));
     let mut listeners = Listeners::new(vec![listener]);
-    let mut connections = JoinSet::new();
+    let (mut connections, mut warned_at) = (JoinSet::new(), None::<Instant>);
     loop {
         match listeners.accept().await {
             Ok(accepted) => {
@@ -59,7 +63,12 @@ pub(super) async fn accept_all(listener: Listener, panel: Arc<Panel>) -> Infalli
             // It has gone before its turn came.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
-                warn!(%error, "accept failed on admin.listen");
+                let now = clock::now();
+                if warned_at.is_none_or(|last| now.saturating_duration_since(last) >= WARN_EVERY) {
+                    warned_at = Some(now);
+                    warn!(%error, "accept failed on admin.listen");
+                }
+                seats.make_room();
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

@@ -61,15 +61,24 @@ impl Seats {
             leave: CancellationToken::new(),
         });
         let mut taken = self.taken.lock();
-        if taken.len() >= self.limit
-            && let Some(first) = taken.values().min_by_key(|seated| seated.rank())
-        {
-            first.leave.cancel();
-            let first = first.id;
-            taken.remove(&first);
+        if taken.len() >= self.limit {
+            make_room(&mut taken);
         }
         taken.insert(id, Arc::clone(&seated));
         Seat { seated, seats: Arc::clone(self) }
+    }
+
+    /// Takes a place from whoever has to go first: descriptors have run out.
+    pub(super) fn make_room(&self) {
+        make_room(&mut self.taken.lock());
+    }
+}
+
+fn make_room(taken: &mut HashMap<u64, Arc<Seated>>) {
+    if let Some(first) = taken.values().min_by_key(|seated| seated.rank()) {
+        first.leave.cancel();
+        let first = first.id;
+        taken.remove(&first);
     }
 }
 

@@ -28,6 +28,7 @@ const WARN_EVERY: Duration = Duration::from_secs(60);
 /// When each was written last.
 #[derive(Debug, Default)]
 struct Warnings {
+    failed: Option<Instant>,
     busy: Option<Instant>,
     refused: Option<Instant>,
 }
@@ -50,20 +51,23 @@ impl Server {
         listeners: &mut Listeners,
         newcomer: &mut Option<Accepted>,
     ) -> Infallible {
-        let (mut has_failed, mut warnings) = (false, Warnings::default());
+        let mut warnings = Warnings::default();
         loop {
             if newcomer.is_none() {
                 match listeners.accept().await {
-                    Ok(accepted) => (*newcomer, has_failed) = (Some(accepted), false),
+                    Ok(accepted) => *newcomer = Some(accepted),
                     // It has gone before its turn came.
                     Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                     Err(error) => {
-                        if !has_failed {
+                        if is_due(&mut warnings.failed) {
                             warn!(%error, "accept failed, the longest idle connections have to go");
                         }
-                        has_failed = true;
-                        self.make_room(Full::All);
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                        match self.make_room(Full::All) {
+                            Some(id) => {
+                                drop(tokio::time::timeout(ACCEPT_PAUSE, self.0.places.left(id)).await)
+                            }
+                            None => tokio::time::sleep(ACCEPT_PAUSE).await,
+                        }
                     }
                 }
             }

@@ -184,3 +184,37 @@ async fn the_soft_limit_of_open_files_is_raised_to_the_hard_one() {
     let page = text(&page);
     assert!(page.contains("process_max_fds 1000\n"), "{page}");
 }
+
+#[tokio::test]
+async fn when_descriptors_run_out_all_the_same_idle_connections_make_room_and_the_log_is_not_flooded() {
+    let ground = Ground::new().await;
+    ground.configure("idle_timeout = \"1h\"");
+    ground.sim.put("a", "completed");
+    let mut gateway = ground.start();
+    let address = gateway.address().await;
+    let mut kept = Vec::new();
+    for _ in 0..5 {
+        let mut client = from(ONE, address).await;
+        assert_eq!(client.get(&clip("a"), &[]).await.status(), 200);
+        kept.push(client);
+    }
+    // From now on it may open no more than it has open: a new descriptor has the lowest number that is free.
+    let pid = gateway.pid();
+    let open: Vec<u32> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap())
+        .collect();
+    let free = (0..).find(|number| !open.contains(number)).unwrap();
+    let limit = format!("--nofile={free}:{free}");
+    let limited = Command::new("prlimit").args(["--pid", &pid.to_string(), &limit]).status().await;
+    assert!(limited.unwrap().success(), "prlimit is of util-linux");
+    for n in 0..20 {
+        let mut client = from(ONE, address).await;
+        assert_eq!(client.get(&clip("a"), &[]).await.status(), 200, "{n}");
+        kept.push(client);
+    }
+    gateway.logged("accept failed").await;
+    gateway.signal("TERM");
+    let more = gateway.rest_of_log().await.iter().filter(|line| line.contains("accept failed")).count();
+    assert_eq!(more, 0, "it is said once a minute");
+}
