@@ -20,6 +20,7 @@ mod panel;
 pub mod probe;
 mod refusal;
 mod resource;
+mod seats;
 mod state;
 
 use std::convert::Infallible;

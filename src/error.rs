@@ -20,6 +20,7 @@ use crate::metrics::{Limit, Word as _};
 use crate::model::coalesce::Failure;
 use crate::model::query::BadQuery;
 use crate::passthrough::{PassError, SlotError};
+use crate::printable::escape_json;
 use crate::reply::{ALLOWED_METHODS, cache_status, finish};
 use crate::request::RequestId;
 use crate::upstream::client::BadTarget;
@@ -236,8 +237,9 @@ pub fn shaped(status: StatusCode, message: &str, path: &str, id: &RequestId) -> 
         status_code: status.as_u16(),
         timestamp: &humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
     };
-    let body = serde_json::to_vec(&shape).expect("texts and a number are JSON");
-    let mut response = Response::new(Bytes::from(body));
+    let body = serde_json::to_string(&shape).expect("texts and a number are JSON");
+    // Its path is the client's text, and whoever reads it may do so at a terminal.
+    let mut response = Response::new(Bytes::from(escape_json(&body).into_owned()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

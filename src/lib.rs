@@ -48,6 +48,7 @@
 //! | | [`headers`] | which fields are hop-by-hop, which belong to one answer, which are added |
 //! | | [`request`] | a request's id, where it comes from, its arrival |
 //! | | [`cors`] | which web origins may read answers |
+//! | | `printable` | text of others, safe for a terminal |
 //! | | [`body`] | bytes at hand, or a stream |
 //! | | [`metrics`] | what is counted, in closed sets of words |
 //! | | [`telemetry`] | the log |
@@ -93,11 +94,13 @@ pub mod limits;
 pub mod metrics;
 pub mod model;
 pub mod passthrough;
+mod printable;
 pub mod reply;
 pub mod request;
 pub mod secret;
 pub mod server;
 pub mod sim;
+pub mod socket;
 pub mod sse;
 pub mod telemetry;
 pub mod trace;

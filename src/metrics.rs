@@ -9,6 +9,7 @@
 //!                                                                └── reads ──▶ /api/state
 //! ```
 
+mod connections;
 mod each;
 mod limited;
 mod process;
@@ -27,13 +28,14 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+pub use self::connections::Connections;
 pub use self::each::{Each, Word};
 pub use self::limited::Limited;
 pub use self::requests::Requests;
 pub use self::totals::Totals;
 pub use self::upstream::{Call, Health, Standing, Upstream};
 pub use self::waits::{Fanout, Waits};
-pub use self::words::{CallFault, CallKind, Code, Endpoint, Limit, Outcome, WaitEnd};
+pub use self::words::{CallFault, CallKind, Closed, Code, Endpoint, Limit, Outcome, WaitEnd};
 
 /// Where times of requests and waits are told apart, in seconds. What the API's two minutes end is below 121.
 const REQUEST_TIMES: &[f64] = &[
@@ -51,6 +53,8 @@ pub struct Metrics {
     pub upstream: Upstream,
     /// What is refused over a limit.
     pub limited: Limited,
+    /// Clients' connections.
+    pub connections: Connections,
 }
 
 impl Metrics {
@@ -64,8 +68,15 @@ impl Metrics {
             waits: Waits::new(own),
             upstream: Upstream::new(own),
             limited: Limited::new(own),
+            connections: Connections::new(own),
         })
     }
+}
+
+/// Puts the log's own count into the registry: the log is there before anything else is counted.
+pub fn register_dropped_log_lines(registry: &mut Registry, lines: &Counter) {
+    let help = "Lines of the log that were dropped because nobody read them, or could not be written";
+    registry.sub_registry_with_prefix("clipgate").register("log_lines_dropped", help, lines.clone());
 }
 
 fn counter(registry: &mut Registry, name: &str, help: &str) -> Counter {

@@ -1,29 +1,30 @@
 //! Connections: from an accepted socket to the gateway's answer.
 //!
 //! ```text
-//! listener ── a place (max_connections) ── accept ──► TLS? ──► Ahead ──► Refusals ──► hyper ──► gateway
+//! listener ── accept ── a place (max_connections) ──► TLS? ──► Ahead ──► Refusals ──► hyper ──► gateway
 //! ```
 //!
 //! It owns the tasks of the connections and of their tunnels. It must never know what is asked for.
 
 use std::convert::Infallible;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
-use http::Version;
+use http::header::CONNECTION;
+use http::{HeaderValue, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use ipnet::IpNet;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -33,8 +34,10 @@ use self::answers::Answers;
 use self::arriving::Arriving;
 pub(crate) use self::listener::{Accepted, Listeners};
 pub use self::listener::{Listener, tcp_address};
+use self::places::{Place, Places};
 use self::refusals::Refusals;
 use self::silence::Silence;
+use self::streams::{Streams, Taken};
 use self::tls::Tls;
 pub use self::tls::TlsError;
 use crate::clock;
@@ -43,18 +46,23 @@ use crate::gateway::Gateway;
 use crate::reply::X_REQUEST_ID;
 use crate::request::{Peer, RequestCtx, RequestId, Trail};
 
+mod accept;
 mod ahead;
 mod answers;
 mod arriving;
+pub mod descriptors;
 mod listener;
+mod places;
 mod refusals;
 mod silence;
+mod streams;
 mod tls;
 
 /// The largest request head, in bytes. A target alone may have half of it; hyper says 414 and 431.
 const MAX_HEAD: usize = 128 << 10;
 
-/// Requests at once on one HTTP/2 connection, most of them parked.
+/// Requests at once on one HTTP/2 connection, most of them parked. A client may reset them all before any was looked at,
+/// as one does whose user closes a page; with hyper's own bound of 20 its other waits would end with them.
 const MAX_STREAMS: u32 = 1000;
 
 /// How often a silent HTTP/2 connection is pinged, so that a client that vanished does not wait on.
@@ -71,8 +79,8 @@ const PROBE: TcpKeepalive = TcpKeepalive::new()
     .with_interval(Duration::from_secs(10))
     .with_retries(3);
 
-/// The pause after a failed accept, which mostly means that descriptors have run out.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long a client that has connected has for its first request once the server stops.
+const LAST_HEAD: Duration = Duration::from_secs(1);
 
 /// The least that is kept for the last answers when the server stops.
 const ANSWER_TIME: Duration = Duration::from_millis(100);
@@ -91,7 +99,6 @@ pub struct Prepared {
 struct Shared {
     gateway: Gateway,
     http1: http1::Builder,
-    http2: http2::Builder<TokioExecutor>,
     header_timeout: Duration,
     idle_timeout: Duration,
     drain_timeout: Duration,
@@ -101,11 +108,13 @@ struct Shared {
     /// The proxies that are believed.
     trusted: ArcSwap<Vec<IpNet>>,
     /// One for each connection that may be open.
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     tasks: TaskTracker,
     stop: CancellationToken,
     /// The time for the drain is over.
     cut: CancellationToken,
+    /// The server stops: `stop`, for those who ask with each request.
+    is_stopping: AtomicBool,
 }
 
 impl Server {
@@ -133,26 +142,20 @@ impl Server {
         let mut http1 = http1::Builder::new();
         // Its own limit would count an idle connection's time as well, and set a timer anew for each request.
         http1.header_read_timeout(None).max_buf_size(MAX_HEAD);
-        let mut http2 = http2::Builder::new(TokioExecutor::new());
-        http2
-            .timer(TokioTimer::new())
-            .keep_alive_interval(PING_EVERY)
-            .max_concurrent_streams(MAX_STREAMS)
-            .max_header_list_size(u32::try_from(MAX_HEAD).expect("it is small"));
         Ok(Self(Arc::new(Shared {
             gateway,
             http1,
-            http2,
             header_timeout: config.header_timeout,
             idle_timeout: config.idle_timeout,
             drain_timeout: config.drain_timeout,
             patience,
             tls: config.tls.as_ref().map(Tls::new).transpose()?,
             trusted: ArcSwap::from_pointee(config.trusted_proxies.clone()),
-            places: Arc::new(Semaphore::new(config.max_connections)),
+            places: Arc::new(Places::new(config.max_connections, stop.clone())),
             tasks: TaskTracker::new(),
             stop,
             cut: CancellationToken::new(),
+            is_stopping: AtomicBool::new(false),
         })))
     }
 
@@ -174,15 +177,21 @@ impl Server {
         self.0.trusted.store(Arc::new(prepared.trusted));
     }
 
-    /// Serves until `stop`; then takes no more connections, has parked waits answered and lets requests and tunnels end
-    /// within `drain_timeout`, and returns.
+    /// Serves until `stop`; then takes who has connected already and nobody else, has parked waits answered and lets
+    /// requests and tunnels end within `drain_timeout`, and returns.
     pub async fn run(self, listeners: Vec<Listener>) {
-        let Shared { gateway, stop, cut, tasks, drain_timeout, .. } = &*self.0;
-        let mut listeners = Listeners::new(listeners);
+        let Shared { gateway, stop, cut, tasks, drain_timeout, is_stopping, .. } = &*self.0;
+        let (mut listeners, mut newcomer) = (Listeners::new(listeners), None);
         tokio::select! {
-            // Cancel safe: a connection is either still in a listener's queue or a task of its own.
-            _ = self.accept_all(&mut listeners) => {}
+            // Cancel safe: a connection is in a listener's queue, or `newcomer`, or a task of its own.
+            _ = self.accept_all(&mut listeners, &mut newcomer) => {}
             () = stop.cancelled() => {}
+        }
+        is_stopping.store(true, Ordering::Relaxed);
+        for accepted in newcomer.into_iter().chain(listeners.backlog()) {
+            let answers = Answers::new();
+            let place = self.0.places.enter_last(&answers);
+            self.begin(accepted, answers, place);
         }
         drop(listeners);
         tasks.close();
@@ -196,69 +205,69 @@ impl Server {
         }
     }
 
-    /// Accepts only what there is a place for; the others wait in the system's queue.
-    async fn accept_all(&self, listeners: &mut Listeners) -> Infallible {
-        let places = &self.0.places;
-        let mut is_full = false;
-        loop {
-            if places.available_permits() > 0 {
-                is_full = false;
-            } else if !is_full {
-                is_full = true;
-                warn!("max_connections are open, more have to wait");
-            }
-            let place = Arc::clone(places).acquire_owned().await.expect("nobody closes the semaphore");
-            match listeners.accept().await {
-                Ok(accepted) => {
-                    self.0.tasks.spawn(self.clone().connection(accepted, place));
-                }
-                Err(error) => {
-                    warn!(%error, "accept failed");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
+    fn begin(&self, accepted: Accepted, answers: Answers, place: Place) {
+        self.0.tasks.spawn(self.clone().connection(accepted, answers, Arc::new(place)));
     }
 
-    async fn connection(self, accepted: Accepted, place: OwnedSemaphorePermit) {
-        let place = Arc::new(place);
+    async fn connection(self, accepted: Accepted, answers: Answers, place: Arc<Place>) {
         match (accepted, &self.0.tls) {
-            (Accepted::Unix(stream), _) => self.serve(stream, Peer::Unix, false, place).await,
+            (Accepted::Unix(stream), _) => self.serve(stream, Peer::Unix, false, answers, place).await,
             (Accepted::Tcp(stream, address), tls) => {
                 // A socket that is already gone shows itself below.
                 let _ = prepare(&stream);
                 match tls {
-                    None => self.serve(stream, Peer::Tcp(address), false, place).await,
+                    None => self.serve(stream, Peer::Tcp(address), false, answers, place).await,
                     // Boxed: it is large, and most connections have none of it.
-                    Some(tls) => Box::pin(self.serve_tls(tls, stream, Peer::Tcp(address), place)).await,
+                    Some(tls) => {
+                        Box::pin(self.serve_tls(tls, stream, Peer::Tcp(address), answers, place)).await
+                    }
                 }
             }
         }
     }
 
-    async fn serve_tls(&self, tls: &Tls, stream: TcpStream, peer: Peer, place: Arc<OwnedSemaphorePermit>) {
-        let handshake = tokio::time::timeout(self.0.header_timeout, tls.acceptor().accept(stream));
+    async fn serve_tls(&self, tls: &Tls, stream: TcpStream, peer: Peer, answers: Answers, place: Arc<Place>) {
         // Boxed: it is large, and gone before the connection's long life begins.
-        match self.0.stop.run_until_cancelled(Box::pin(handshake)).await {
-            Some(Ok(Ok(stream))) => self.serve(stream, peer, true, place).await,
-            Some(Ok(Err(error))) => debug!(?peer, %error, "handshake failed"),
-            Some(Err(_)) => debug!(?peer, "handshake took too long"),
-            None => {}
+        let handshake = Box::pin(tls.acceptor().accept(stream));
+        match self.before_request(&place, handshake).await {
+            Some(Ok(stream)) => self.serve(stream, peer, true, answers, place).await,
+            Some(Err(error)) => debug!(?peer, %error, "handshake failed"),
+            None => debug!(?peer, "handshake took too long"),
         }
     }
 
-    async fn serve<S>(&self, stream: S, peer: Peer, is_tls: bool, place: Arc<OwnedSemaphorePermit>)
+    /// Does what comes before a connection's first request, in `header_timeout`; in less once the server stops, and not
+    /// at all where its place is needed.
+    async fn before_request<T>(&self, place: &Place, step: impl Future<Output = T> + Unpin) -> Option<T> {
+        let mut step = step;
+        // Cancel safe, both: the step is polled on below, or dropped where nobody needs it.
+        tokio::select! {
+            biased;
+            done = tokio::time::timeout(self.0.header_timeout, &mut step) => return done.ok(),
+            () = place.leave().cancelled() => {}
+        }
+        match self.is_stopping() {
+            true => tokio::time::timeout(LAST_HEAD, step).await.ok(),
+            false => None,
+        }
+    }
+
+    /// Whether a place's token was cancelled because the server stops: that happens before the flag is there.
+    fn is_stopping(&self) -> bool {
+        self.0.stop.is_cancelled()
+    }
+
+    async fn serve<S>(&self, stream: S, peer: Peer, is_tls: bool, answers: Answers, place: Arc<Place>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let answers = Answers::new();
         let began = clock::now();
         let mut stream = Ahead::new(stream, answers.clone());
-        let version = tokio::time::timeout(self.0.header_timeout, stream.version());
-        let Some(Ok(Ok(version))) = self.0.stop.run_until_cancelled(version).await else {
+        let Some(Ok(version)) = self.before_request(&place, pin!(stream.version())).await else {
             debug!(?peer, "nothing was asked");
             return;
         };
+        let streams = (version >= Version::HTTP_2).then(|| Streams::new(self.0.patience));
         let service = service_fn(|request: hyper::Request<Incoming>| {
             let ctx = RequestCtx {
                 id: RequestId::new(request.headers().get(X_REQUEST_ID)),
@@ -267,7 +276,12 @@ impl Server {
                 arrived: clock::now(),
             };
             let (server, place) = (self.clone(), Arc::clone(&place));
-            let (answering, answers) = (answers.begin(), answers.clone());
+            let stream = streams.as_ref().map(|streams| {
+                let taken = Arc::<Taken>::default();
+                streams.announce(Arc::clone(&taken));
+                taken
+            });
+            let (answering, answers) = (answers.begin_stream(stream), answers.clone());
             let request = request.map(|body| Arriving::new(body, self.0.patience, &answers));
             server.0.gateway.handle(request, ctx).map(move |forwarded| {
                 if let Some(tunnel) = forwarded.tunnel {
@@ -278,19 +292,24 @@ impl Server {
                     };
                     server.0.tasks.spawn(server.0.cut.clone().run_until_cancelled_owned(tunnel));
                 }
-                Ok::<_, Infallible>(forwarded.response.map(|body| answering.with(body)))
+                let mut response = forwarded.response.map(|body| answering.with(body));
+                if version < Version::HTTP_2 && server.0.is_stopping.load(Ordering::Relaxed) {
+                    // Its client is not to find out by a request that fails.
+                    response.headers_mut().entry(CONNECTION).or_insert(HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response)
             })
         });
         let gateway = self.0.gateway.clone();
         let io = TokioIo::new(Refusals::new(stream, peer, answers.clone(), gateway));
-        let life = Life { began, version, answers: &answers };
-        let served = match version {
-            Version::HTTP_2 => {
+        let life = Life { began, version, answers: &answers, place: &place };
+        let served = match &streams {
+            Some(streams) => {
                 // Boxed: only a few have room for many streams.
-                let mut connection = Box::pin(self.0.http2.serve_connection(io, service));
+                let mut connection = Box::pin(http2(streams.clone()).serve_connection(io, service));
                 self.drive(connection.as_mut(), http2::Connection::graceful_shutdown, life).await
             }
-            _ => {
+            None => {
                 let connection = with_fresh_buffer(|| self.0.http1.serve_connection(io, service));
                 let connection = std::pin::pin!(connection.with_upgrades());
                 self.drive(connection, http1::UpgradeableConnection::graceful_shutdown, life).await
@@ -306,27 +325,31 @@ impl Server {
         &self,
         mut connection: Pin<&mut C>,
         say_goodbye: fn(Pin<&mut C>),
-        Life { began, version, answers }: Life<'_>,
+        Life { began, version, answers, place }: Life<'_>,
     ) -> hyper::Result<()> {
-        let Shared { stop, patience, header_timeout, idle_timeout, .. } = &*self.0;
+        let Shared { patience, header_timeout, idle_timeout, .. } = &*self.0;
         let mut silence = Silence { head: *header_timeout, idle: *idle_timeout, version };
         // Cancel safe, all: the connection is polled on below, or dropped where nobody needs it.
         tokio::select! {
             biased; // what the client asks for and takes shows itself while the connection is polled
             served = connection.as_mut() => return served,
-            () = stop.cancelled() => {}
+            () = place.leave().cancelled() => {}
             () = silence.is_over(answers, began) => if version < Version::HTTP_2 {
                 // Only what is late with a head does not end at the goodbye; HTTP/2 waits for the client's own.
                 silence.head = Duration::ZERO;
             },
-            () = answers.refused_for(*patience) => return Ok(()),
+            () = answers.given_up(*patience, version) => return Ok(()),
         }
         say_goodbye(connection.as_mut());
+        if place.leave().is_cancelled() && !self.is_stopping() && !answers.are_begun() {
+            // Somebody needs the place now: the goodbye is written as far as the socket takes it.
+            return connection.now_or_never().unwrap_or(Ok(()));
+        }
         tokio::select! {
             biased;
             served = connection => served,
             () = silence.is_over(answers, clock::now()) => Ok(()),
-            () = answers.refused_for(*patience) => Ok(()),
+            () = answers.given_up(*patience, version) => Ok(()),
         }
     }
 }
@@ -336,6 +359,7 @@ struct Life<'a> {
     began: Instant,
     version: Version,
     answers: &'a Answers,
+    place: &'a Place,
 }
 
 /// Makes a connection whose buffer for answers, unlike the one for requests, is not what another connection's request
@@ -350,6 +374,17 @@ fn with_fresh_buffer<C>(serve: impl FnOnce() -> C) -> C {
 
 /// What hyper's two buffers of an HTTP/1 connection have at first, in bytes.
 const HYPER_BUFFER: usize = 8 << 10;
+
+fn http2(streams: Streams) -> http2::Builder<Streams> {
+    let mut http2 = http2::Builder::new(streams);
+    http2
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_EVERY)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_pending_accept_reset_streams(MAX_STREAMS as usize)
+        .max_header_list_size(u32::try_from(MAX_HEAD).expect("it is small"));
+    http2
+}
 
 /// Small answers must not wait for acknowledgements, and vanished clients are to be noticed.
 fn prepare(stream: &TcpStream) -> io::Result<()> {

@@ -5,9 +5,11 @@
 mod line;
 mod sink;
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, IsTerminal as _};
 
-use tracing::Level;
+use prometheus_client::metrics::counter::Counter;
+use tracing::{Level, error};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, reload};
@@ -30,13 +32,13 @@ pub enum TelemetryError {
     Thread(#[source] io::Error),
 }
 
-/// Changes what is written while the gateway runs. When it is dropped all lines are out, and later ones go out at once.
+/// Changes what is written while the gateway runs. Dropping it waits until all lines are written, for a second at most.
 #[derive(Debug)]
 pub struct Handle {
     /// `None`: `RUST_LOG` decides, and goes on doing so.
     filter: Option<reload::Handle<EnvFilter, Registry>>,
-    /// `None`: a person watches.
-    _flusher: Option<Flusher>,
+    dropped: Counter,
+    _flusher: Flusher,
 }
 
 impl Handle {
@@ -46,6 +48,11 @@ impl Handle {
             // it fails only once the subscriber is gone, and with it all there is to log
             let _ = filter.reload(filter_for(level));
         }
+    }
+
+    /// The count of lines that were dropped because nobody read the log.
+    pub fn dropped_lines(&self) -> &Counter {
+        &self.dropped
     }
 }
 
@@ -62,20 +69,30 @@ pub fn init(log: &Log) -> Result<Handle, TelemetryError> {
     };
     let (filter, handle) = reload::Layer::new(chosen);
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let (sink, flusher) = match io::stderr().is_terminal() {
-        true => (Sink::direct(io::stderr()), None),
-        false => {
-            let (sink, flusher) = Sink::buffered(io::stderr()).map_err(TelemetryError::Thread)?;
-            (sink, Some(flusher))
-        }
-    };
-    let is_colored = io::stderr().is_terminal() && !no_color;
+    let is_terminal = io::stderr().is_terminal();
+    let (sink, flusher) = Sink::start(io::stderr(), is_terminal).map_err(TelemetryError::Thread)?;
+    let dropped = sink.dropped().clone();
+    let is_colored = is_terminal && !no_color;
     tracing_subscriber::registry()
         .with(filter)
         .with(Lines { sink, format: log.format, is_colored })
         .try_init()
         .map_err(TelemetryError::Twice)?;
-    Ok(Handle { filter: rust_log.is_none().then_some(handle), _flusher: flusher })
+    report_panics_in_log();
+    Ok(Handle { filter: rust_log.is_none().then_some(handle), dropped, _flusher: flusher })
+}
+
+/// Has panics written as lines of the log: the usual message goes straight to stderr, where a thread of the data path
+/// would wait for whoever reads it.
+fn report_panics_in_log() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(tracing::field::display);
+        let thread = std::thread::current();
+        let message = panic.payload_as_str().unwrap_or("no message");
+        let backtrace = Backtrace::capture();
+        let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+        error!(thread = thread.name(), place, text = message, backtrace, "a thread has panicked");
+    }));
 }
 
 /// Our own lines from `level` on, those of other crates never below `warn`.
@@ -89,7 +106,7 @@ mod tests {
     use std::sync::Arc;
 
     use parking_lot::Mutex;
-    use tracing::{debug, error, info, warn};
+    use tracing::{debug, info, warn};
 
     use super::*;
     use crate::config::LogFormat;
@@ -118,10 +135,13 @@ mod tests {
     fn written(format: LogFormat, level: Level, act: impl FnOnce(&Handle)) -> String {
         let page = Page::default();
         let (filter, handle) = reload::Layer::new(filter_for(level));
-        let lines = Lines { sink: Sink::direct(page.clone()), format, is_colored: false };
+        let (sink, flusher) = Sink::start(page.clone(), false).unwrap();
+        let dropped = sink.dropped().clone();
+        let lines = Lines { sink, format, is_colored: false };
         let subscriber = tracing_subscriber::registry().with(filter).with(lines);
-        let handle = Handle { filter: Some(handle), _flusher: None };
+        let handle = Handle { filter: Some(handle), dropped, _flusher: flusher };
         tracing::subscriber::with_default(subscriber, || act(&handle));
+        drop(handle);
         page.text()
     }
 
@@ -159,6 +179,25 @@ mod tests {
         let (_, line) = text.split_once("clipgate: ").unwrap();
         let odd = r"a\n2026 INFO forged \u{1b}[2J";
         assert_eq!(line, format!("read it text=\"{odd}\" shown={odd} number=-3 share=0.5 done=true\n"));
+    }
+
+    #[test]
+    fn no_value_can_move_a_terminals_cursor_or_turn_its_letters_round() {
+        let odd = "a\u{9b}2J\u{7f}\u{202e}\u{2066}\u{200f}\u{2028}\u{85}b";
+        let write =
+            |format| written(format, Level::INFO, |_| info!(id = odd, shown = %odd, "asked for {odd}"));
+        let (text, json) = (write(LogFormat::Text), write(LogFormat::Json));
+        for log in [&text, &json] {
+            assert!(log.trim_end().bytes().all(|byte| matches!(byte, b' '..=b'~')), "{log:?}");
+        }
+        let shown = r"a\u{9b}2J\u{7f}\u{202e}\u{2066}\u{200f}\u{2028}\u{85}b";
+        assert!(text.ends_with(&format!("asked for {shown} id=\"{shown}\" shown={shown}\n")), "{text}");
+        let line: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!([&line["id"], &line["shown"]], [odd, odd]);
+        assert_eq!(line["message"], format!("asked for {odd}"));
+        let plain = "né à 日本";
+        let text = written(LogFormat::Text, Level::INFO, |_| info!(shown = %plain, "asked"));
+        assert!(text.ends_with(&format!("asked shown={plain}\n")), "{text}");
     }
 
     #[test]

@@ -30,6 +30,11 @@ impl Guard {
         Self { token: token.map(|token| token_sha256(token.expose().as_bytes())) }
     }
 
+    /// Whether the request brings the token; `None` where there is none to bring.
+    pub(super) fn brings_token<B>(&self, request: &Request<B>) -> Option<bool> {
+        self.token.map(|token| brings(request.headers(), token))
+    }
+
     /// Whether the request may do what it asks for. `allowed_hosts` is `server.allowed_hosts`, for a listener without a
     /// token; browsers reach no unix socket, so there any name will do.
     pub(super) fn check<B>(

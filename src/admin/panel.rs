@@ -94,6 +94,11 @@ impl Panel {
         }
     }
 
+    /// Whether the request brings the token; `None` where there is none to bring.
+    pub(super) fn brings_token<B>(&self, request: &Request<B>) -> Option<bool> {
+        self.guard.brings_token(request)
+    }
+
     /// Answers a request. Its body is not read.
     pub(super) async fn answer<B>(&self, request: &Request<B>, peer: Peer) -> Response<Body> {
         let id = RequestId::new(request.headers().get(X_REQUEST_ID));

@@ -12,6 +12,7 @@ use crate::limits::Left;
 use crate::metrics::{Limit, Totals};
 use crate::model::coalesce::ClipInFlight;
 use crate::model::route::Ladder;
+use crate::printable::escape_json;
 
 /// Clips and keys that are listed.
 const MOST: usize = 200;
@@ -172,7 +173,9 @@ pub(super) async fn state(gateway: &Gateway, about: &About) -> Vec<u8> {
         clips,
         keys,
     };
-    serde_json::to_vec(&state).expect("texts and numbers are JSON")
+    let json = serde_json::to_string(&state).expect("texts and numbers are JSON");
+    // Ids are clients' texts, and whoever reads this may do so at a terminal.
+    escape_json(&json).into_owned().into_bytes()
 }
 
 fn nothing<'a>() -> (Listed<Clip<'a>>, Listed<Key>) {

@@ -11,6 +11,7 @@ use crate::cmd::ask::{clip_id, url};
 use crate::cmd::{CommandError, key};
 use crate::config::{self, Auth, Config};
 use crate::model::clip::ClipId;
+use crate::printable::{escape, escape_lines};
 
 mod live;
 
@@ -59,11 +60,12 @@ pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
     let config = Config::load(path.as_deref(), env)?;
     let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
     for warning in config.warnings() {
-        writeln!(err, "warning: {warning}")?;
+        // What is said on stderr is not the answer: where nobody takes it, the answer still counts.
+        let _ = writeln!(err, "warning: {}", escape_lines(&warning));
     }
     summarize(&mut out, &config, path.as_deref())?;
     if path.is_none() && Path::new("config.toml").exists() {
-        writeln!(err, "note: ./config.toml is read only when named: --config config.toml")?;
+        let _ = writeln!(err, "note: ./config.toml is read only when named: --config config.toml");
     }
     if !args.live {
         return Ok(ExitCode::SUCCESS);
@@ -72,7 +74,7 @@ pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
         Plan { client_key: key::authorization(args.key.as_deref())?, clip: args.clip, through: args.through };
     if plan.clip.is_some() {
         let longest = humantime::format_duration(config.upstream.poll_timeout);
-        writeln!(err, "holding a poll takes up to {longest}")?;
+        let _ = writeln!(err, "holding a poll takes up to {longest}");
     }
     let (mut is_good, mut written) = (true, Ok(()));
     let mut tell = |finding: Finding| {
@@ -90,7 +92,7 @@ fn write_finding(out: &mut impl Write, finding: &Finding) -> std::io::Result<()>
         Grade::Warning => "warning: ",
         Grade::Fault => "FAULT: ",
     };
-    writeln!(out, "  {:<8}  {grade}{}", finding.about, finding.says)
+    writeln!(out, "  {:<8}  {grade}{}", finding.about, escape(&finding.says))
 }
 
 fn summarize(out: &mut impl Write, config: &Config, path: Option<&Path>) -> std::io::Result<()> {

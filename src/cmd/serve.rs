@@ -18,10 +18,11 @@ use crate::clock;
 use crate::cmd::CommandError;
 use crate::config::{self, Config, Faults, Flag};
 use crate::gateway::Gateway;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::model::route::Route;
-use crate::server::{Listener, Server};
-use crate::sim::{self, Options, Sim};
+use crate::server::{Listener, Server, descriptors};
+use crate::sim::{Options, Sim};
+use crate::socket;
 use crate::telemetry;
 
 mod operator;
@@ -34,6 +35,9 @@ const TIDY_EVERY: Duration = Duration::from_secs(60);
 
 /// How long the collector has at least, also when the drain has taken all its time.
 const FLUSH: Duration = Duration::from_secs(1);
+
+/// How long the start waits for somebody to read the ready lines.
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How `serve` is called.
 #[derive(Debug, clap::Args)]
@@ -64,6 +68,7 @@ fn speed(text: &str) -> Result<f64, String> {
 
 /// Runs the gateway until it is told to stop. Told again, it ends at once, with exit code 1.
 pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
+    descriptors::raise_limit();
     let mut signals = Signals::listen()?;
     let stop = CancellationToken::new();
     let simulated = if args.sim { Some(Simulated::start(&args).await?) } else { None };
@@ -75,10 +80,11 @@ pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
 
     let listeners = listeners(&config).await?;
     let mut registry = Registry::default();
+    metrics::register_dropped_log_lines(&mut registry, log.dropped_lines());
     let (gateway, hub) = Gateway::new(&config, Metrics::new(&mut registry))?;
     let mut hub = tokio::spawn(hub);
     let tidy = tokio::spawn(tidy(gateway.clone()));
-    let server = Server::new(gateway.clone(), &config.server, stop.clone())?;
+    let server = Server::new(gateway.clone(), &within_descriptors(&config), stop.clone())?;
     let readiness = Readiness::default();
     let listen = listeners.iter().map(Listener::address).collect::<Result<Vec<_>, _>>()?;
     let subject = Subject {
@@ -90,7 +96,7 @@ pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
     };
     let admin = operator::start(&config, args.sim, subject).await?;
     readiness.ready();
-    announce(&listeners, admin.as_ref(), simulated.as_ref())?;
+    announce(ready_lines(&listeners, admin.as_ref(), simulated.as_ref())?).await;
     info!(upstream = %config.upstream.base_url, version = env!("CARGO_PKG_VERSION"), "started");
     tell(&[NotifyState::Ready]);
     let watchdog = tokio::spawn(watchdog::watch(gateway.clone()));
@@ -131,7 +137,10 @@ pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
     tidy.abort();
     watchdog.abort();
     drop(admin);
-    flush(reload, hub, until).await?;
+    // The log is there until the end.
+    let Reload { gateway, server, log: _log, .. } = reload;
+    drop(server);
+    flush(gateway, hub, until).await?;
     if let Some(simulated) = simulated {
         simulated.stop().await?;
     }
@@ -140,18 +149,30 @@ pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
 }
 
 /// Lets the hub end, and with it the spans of its polls, and has all spans told in what is left of the drain's time.
-async fn flush(reload: Reload, hub: JoinHandle<()>, until: Instant) -> Result<(), JoinError> {
-    let tracer = reload.gateway.tracer().clone();
+async fn flush(gateway: Gateway, hub: JoinHandle<()>, until: Instant) -> Result<(), JoinError> {
+    let tracer = gateway.tracer().clone();
     if tracer.is_off() {
         return Ok(());
     }
-    drop(reload);
+    drop(gateway);
     let left = move || until.saturating_duration_since(clock::now()).max(FLUSH);
     // It does not end where a connection outlives the drain.
     if !hub.is_finished() {
         let _ = tokio::time::timeout(left() / 2, hub).await;
     }
     tokio::task::spawn_blocking(move || tracer.flush(left())).await
+}
+
+/// What the server is to do, with no more connections than there are descriptors for.
+fn within_descriptors(config: &Config) -> config::Server {
+    let max_connections = descriptors::client_connections(config);
+    if max_connections < config.server.max_connections {
+        info!(
+            max_connections,
+            "the limit of open files (ulimit -n) allows fewer connections than configured"
+        );
+    }
+    config::Server { max_connections, ..config.server.clone() }
 }
 
 /// Those that the service manager hands over, else those of the configuration.
@@ -216,7 +237,7 @@ struct Simulated {
 
 impl Simulated {
     async fn start(args: &Args) -> Result<Self, CommandError> {
-        let socket = sim::listen(([127, 0, 0, 1], 0).into())?;
+        let socket = socket::listen(([127, 0, 0, 1], 0).into())?;
         let url = format!("http://{}", socket.local_addr()?);
         // A new seed, so that a client that kept clips of an earlier run does not meet their ids again.
         let options =
@@ -235,25 +256,39 @@ impl Simulated {
 }
 
 /// The ready lines, and with `--sim` what to try.
-fn announce(
+fn ready_lines(
     listeners: &[Listener],
     admin: Option<&Admin>,
     simulated: Option<&Simulated>,
-) -> Result<(), CommandError> {
-    let mut out = std::io::stdout().lock();
+) -> Result<String, CommandError> {
+    let mut lines = String::new();
     for listener in listeners {
-        writeln!(out, "clipgate listening on {}", listener.address()?)?;
+        lines += &format!("clipgate listening on {}\n", listener.address()?);
     }
     if let Some(admin) = admin {
-        writeln!(out, "clipgate admin listening on {}", admin.address())?;
+        lines += &format!("clipgate admin listening on {}\n", admin.address());
     }
     if simulated.is_some()
         && let Some(address) = listeners.iter().find_map(crate::server::tcp_address)
     {
-        write!(out, "{}", what_to_try(&address.to_string()))?;
+        lines += &what_to_try(&address.to_string());
     }
-    out.flush()?;
-    Ok(())
+    Ok(lines)
+}
+
+/// Writes to stdout. Clients are served whether somebody reads that or not, so no failure ends the gateway, and a pipe
+/// that takes nothing holds it up for [`ANNOUNCE_TIMEOUT`].
+async fn announce(lines: String) {
+    let writing = tokio::task::spawn_blocking(move || {
+        let mut out = std::io::stdout().lock();
+        out.write_all(lines.as_bytes()).and_then(|()| out.flush())
+    });
+    match tokio::time::timeout(ANNOUNCE_TIMEOUT, writing).await {
+        Ok(Ok(Ok(()))) => {}
+        Ok(Ok(Err(error))) => warn!(%error, "the ready lines could not be written to stdout"),
+        Ok(Err(error)) => warn!(%error, "the ready lines were not written to stdout"),
+        Err(_) => warn!("nobody reads stdout, the ready lines wait"),
+    }
 }
 
 fn what_to_try(address: &str) -> String {

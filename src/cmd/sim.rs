@@ -9,7 +9,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cmd::CommandError;
 use crate::model::route::Route;
-use crate::sim::{self, FaultSpec, Options, Shape, Sim};
+use crate::server::descriptors;
+use crate::sim::{FaultSpec, Options, Shape, Sim};
+use crate::socket;
 
 /// How `sim` is called.
 #[derive(Debug, clap::Args)]
@@ -73,8 +75,9 @@ Beside the real API there are aids under /sim/:
 
 /// Runs the simulated upstream until it is told to stop.
 pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
+    descriptors::raise_limit();
     let listener =
-        sim::listen(args.listen).map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;
+        socket::listen(args.listen).map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;
     let mut terminate = signal(SignalKind::terminate())?;
     let sim = Sim::new(Options {
         hold: args.hold,
@@ -89,7 +92,8 @@ pub async fn run(args: Args) -> Result<ExitCode, CommandError> {
     for fault in args.faults {
         sim.order(fault);
     }
-    writeln!(std::io::stdout(), "clipgate sim listening on {}", listener.local_addr()?)?;
+    // Nobody has to read it.
+    let _ = writeln!(std::io::stdout(), "clipgate sim listening on {}", listener.local_addr()?);
     let told_to_stop = async {
         // Cancel safe: a signal that is lost with this future has no one to stop.
         tokio::select! {

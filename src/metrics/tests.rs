@@ -33,6 +33,7 @@ fn each_word_has_a_place_of_its_own() {
     all::<WaitEnd>(6);
     all::<CallKind>(3);
     all::<Limit>(6);
+    all::<Closed>(2);
 }
 
 #[test]

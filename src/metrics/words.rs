@@ -262,3 +262,27 @@ impl Word for Limit {
         self as usize
     }
 }
+
+/// Why a connection is closed that its client might have kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// It was the longest idle, and another needed its place.
+    Idle,
+    /// It has just come, and half of all places are taken by busy connections from its address.
+    Refused,
+}
+
+impl Word for Closed {
+    const ALL: &'static [Self] = &[Self::Idle, Self::Refused];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Refused => "address",
+        }
+    }
+
+    fn place(self) -> usize {
+        self as usize
+    }
+}

@@ -5,17 +5,20 @@
 //! gateway ── AnsweringBody ── Piece ──► hyper (HTTP/2: the stream's window) ──► Ahead ── is the socket full? ──► client
 //! ```
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
+use http::Version;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tracing::debug;
 
+use super::streams::Taken;
 use crate::body::{Body, BoxError};
+use crate::clock;
 
 /// The service's answers on one connection, as far as their bytes may still be written. Clones are the same.
 #[derive(Clone, Debug)]
@@ -26,8 +29,8 @@ struct Underway {
     begun: AtomicUsize,
     /// Those of them that the gateway has to go on with, not the client.
     owed: AtomicUsize,
-    /// Pieces of bodies that hyper has, and the socket has not.
-    pieces: AtomicUsize,
+    /// What hyper has had of bodies, and what the socket has had of that.
+    taken: Taken,
     /// Requests whose bodies are still arriving.
     uploads: AtomicUsize,
     /// The client may be sending what nobody reads any more.
@@ -44,7 +47,16 @@ struct Underway {
     is_full: AtomicBool,
     /// The client has taken something, or could begin to, since that was last looked at.
     has_moved: AtomicBool,
+    born: Instant,
+    /// Since when there is nothing to answer, in nanoseconds after `born`; [`BUSY`] while there is.
+    idle_since: AtomicU64,
 }
+
+/// What a client may leave untaken for long, in bytes: the ends of some answers that it has lost interest in.
+const MOST_UNTAKEN: u64 = 256 << 10;
+
+/// There is something to answer.
+const BUSY: u64 = u64::MAX;
 
 impl Answers {
     /// None yet, on a new connection.
@@ -52,7 +64,7 @@ impl Answers {
         Self(Arc::new(Underway {
             begun: AtomicUsize::new(0),
             owed: AtomicUsize::new(0),
-            pieces: AtomicUsize::new(0),
+            taken: Taken::default(),
             uploads: AtomicUsize::new(0),
             is_cut: AtomicBool::new(false),
             unflushed: AtomicBool::new(false),
@@ -61,16 +73,40 @@ impl Answers {
             is_tunnel: AtomicBool::new(false),
             is_full: AtomicBool::new(false),
             has_moved: AtomicBool::new(false),
+            born: clock::now(),
+            idle_since: AtomicU64::new(0),
         }))
+    }
+
+    /// From now on the connection is idle, or busy.
+    pub(super) fn note_idle(&self, is_idle: bool, now: Instant) {
+        let since = match is_idle {
+            true => now.saturating_duration_since(self.0.born).as_nanos() as u64, // 584 years
+            false => BUSY,
+        };
+        self.0.idle_since.store(since, Ordering::Relaxed);
+    }
+
+    /// Since when the connection is idle, if it is.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        match self.0.idle_since.load(Ordering::Relaxed) {
+            BUSY => None,
+            since => Some(self.0.born + Duration::from_nanos(since)),
+        }
     }
 
     /// An answer is under way from now until what comes back is dropped, and its last bytes are flushed.
     pub(super) fn begin(&self) -> Answering {
+        self.begin_stream(None)
+    }
+
+    /// The same, where what is taken of it is counted on a stream of its own too.
+    pub(super) fn begin_stream(&self, stream: Option<Arc<Taken>>) -> Answering {
         self.0.begun.fetch_add(1, Ordering::Relaxed);
         self.0.unflushed.store(true, Ordering::Relaxed);
         self.0.has_begun_anew.store(true, Ordering::Relaxed);
         self.0.is_head_begun.store(false, Ordering::Relaxed);
-        Answering { owed: Some(Owed::new(self)), answers: self.clone() }
+        Answering { owed: Some(Owed::new(self)), answers: self.clone(), stream }
     }
 
     /// The same for a tunnel, which the connection becomes.
@@ -143,6 +179,23 @@ impl Answers {
         polled
     }
 
+    /// Ends when the client is to be given up: it has refused all for so long, or, of HTTP/2, has hoarded for twice as
+    /// long. To be polled as [`Self::refused_for`] is.
+    pub(super) async fn given_up(&self, patience: Duration, version: Version) {
+        if version < Version::HTTP_2 {
+            return self.refused_for(patience).await;
+        }
+        let (refused, hoarded) = (pin!(self.refused_for(patience)), pin!(self.hoarded_for(2 * patience)));
+        futures_util::future::select(refused, hoarded).await;
+    }
+
+    /// Ends when the client has left much untaken for so long, whatever it waits for beside. What it refuses stream by
+    /// stream is reset before; but a stream whose window takes a byte hands its whole answer over, and cannot be.
+    async fn hoarded_for(&self, time: Duration) {
+        self.0.taken.stalled(time, MOST_UNTAKEN, MOST_UNTAKEN).await;
+        debug!("much of the answers is not taken, connection closed");
+    }
+
     /// Ends when the client has taken nothing for so long although there was something to take. Never does so while
     /// the gateway owes it an answer, or the rest of one, that it may be waiting for beside.
     ///
@@ -166,10 +219,9 @@ impl Answers {
     }
 
     fn wait_for_client(&self) -> bool {
-        let Underway { owed, pieces, is_full, .. } = &*self.0;
+        let Underway { owed, taken, is_full, .. } = &*self.0;
         // A full window of an HTTP/2 stream is its own affair while others go on; a full socket is everybody's.
-        is_full.load(Ordering::Relaxed)
-            || (pieces.load(Ordering::Relaxed) > 0 && owed.load(Ordering::Relaxed) == 0)
+        is_full.load(Ordering::Relaxed) || (taken.rest() > 0 && owed.load(Ordering::Relaxed) == 0)
     }
 
     fn moved(&self) {
@@ -182,6 +234,8 @@ impl Answers {
 pub(super) struct Answering {
     owed: Option<Owed>,
     answers: Answers,
+    /// Of HTTP/2: what is taken of this one.
+    stream: Option<Arc<Taken>>,
 }
 
 impl Answering {
@@ -253,7 +307,7 @@ impl HttpBody for AnsweringBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Piece>, BoxError>>> {
-        let Self { body, answering: Answering { owed, answers } } = self.get_mut();
+        let Self { body, answering: Answering { owed, answers, stream } } = self.get_mut();
         match Pin::new(body).poll_frame(cx) {
             Poll::Pending => {
                 owed.get_or_insert_with(|| Owed::new(answers));
@@ -261,7 +315,7 @@ impl HttpBody for AnsweringBody {
             }
             Poll::Ready(frame) => {
                 *owed = None;
-                let piece = |frame: Frame<Bytes>| frame.map_data(|bytes| Piece::new(bytes, answers));
+                let piece = |frame: Frame<Bytes>| frame.map_data(|bytes| Piece::new(bytes, answers, stream));
                 Poll::Ready(frame.map(|frame| frame.map(piece)))
             }
         }
@@ -281,13 +335,25 @@ impl HttpBody for AnsweringBody {
 pub(super) struct Piece {
     bytes: Bytes,
     answers: Answers,
+    stream: Option<Arc<Taken>>,
 }
 
 impl Piece {
-    fn new(bytes: Bytes, answers: &Answers) -> Self {
-        answers.0.pieces.fetch_add(1, Ordering::Relaxed);
+    fn new(bytes: Bytes, answers: &Answers, stream: &Option<Arc<Taken>>) -> Self {
+        answers.0.taken.give(bytes.len());
+        if let Some(stream) = stream {
+            stream.give(bytes.len());
+        }
         answers.moved();
-        Self { bytes, answers: answers.clone() }
+        Self { bytes, answers: answers.clone(), stream: stream.clone() }
+    }
+
+    fn taken(&self, count: usize) {
+        self.answers.0.taken.take(count);
+        if let Some(stream) = &self.stream {
+            stream.take(count);
+        }
+        self.answers.moved();
     }
 }
 
@@ -302,14 +368,13 @@ impl Buf for Piece {
 
     fn advance(&mut self, count: usize) {
         self.bytes.advance(count);
-        self.answers.moved();
+        self.taken(count);
     }
 }
 
 impl Drop for Piece {
     fn drop(&mut self) {
-        self.answers.0.pieces.fetch_sub(1, Ordering::Relaxed);
-        self.answers.moved();
+        self.taken(self.bytes.len());
     }
 }
 

@@ -11,15 +11,14 @@ use std::path::{Path, PathBuf};
 use std::task::{Context, Poll};
 
 use listenfd::ListenFd;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
 
 use crate::config::Listen;
+use crate::socket::{self, BACKLOG};
 
 /// Who may connect to a unix socket: the gateway's user and group.
 const SOCKET_MODE: u32 = 0o660;
-
-/// Connections that the system keeps until they are accepted, at most.
-const BACKLOG: u32 = 1024;
 
 /// A socket that clients can connect to.
 #[derive(Debug)]
@@ -39,7 +38,7 @@ impl Listener {
     /// one has mode 0660, whatever the umask.
     pub async fn bind(listen: &Listen) -> io::Result<Self> {
         let socket = match listen {
-            Listen::Tcp(address) => Socket::Tcp(TcpListener::bind(address).await?),
+            Listen::Tcp(address) => Socket::Tcp(socket::listen(*address)?),
             Listen::Unix(path) => {
                 let (socket, file) = match bind_unix(path) {
                     Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path).await => {
@@ -85,6 +84,27 @@ impl Listener {
                 let address = socket.local_addr()?;
                 Ok(Listen::Unix(address.as_pathname().unwrap_or(Path::new("unnamed")).to_owned()))
             }
+        }
+    }
+
+    /// Accepts what stands in the system's queue at this moment, whether or not the runtime has heard of it yet; `None`
+    /// where nothing does.
+    fn accept_waiting(&self) -> io::Result<Option<Accepted>> {
+        let accepted = match &self.socket {
+            Socket::Tcp(socket) => SockRef::from(socket).accept().and_then(|(stream, address)| {
+                stream.set_nonblocking(true)?;
+                let address = address.as_socket().ok_or(io::ErrorKind::InvalidData)?;
+                Ok(Accepted::Tcp(TcpStream::from_std(stream.into())?, address))
+            }),
+            Socket::Unix(socket, _) => SockRef::from(socket).accept().and_then(|(stream, _)| {
+                stream.set_nonblocking(true)?;
+                Ok(Accepted::Unix(UnixStream::from_std(stream.into())?))
+            }),
+        };
+        match accepted {
+            Ok(accepted) => Ok(Some(accepted)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
@@ -138,6 +158,15 @@ impl Listeners {
             Poll::Pending
         })
         .await
+    }
+
+    /// All connections that stand in the system's queues at this moment, [`BACKLOG`] of each listener at most. What
+    /// fails with one ends the listener's turn: the others go on.
+    pub(crate) fn backlog(&self) -> impl Iterator<Item = Accepted> {
+        self.all.iter().flat_map(|listener| {
+            let waiting = std::iter::from_fn(move || listener.accept_waiting().ok().flatten());
+            waiting.take(BACKLOG as usize)
+        })
     }
 }
 
@@ -236,6 +265,22 @@ mod tests {
         drop(old);
         assert!(path.exists());
         drop(new);
+    }
+
+    #[tokio::test]
+    async fn what_stands_in_the_queues_is_accepted_though_the_runtime_has_not_heard_of_it() {
+        let (_dir, unix, path) = place();
+        let tcp = Listener::bind(&Listen::Tcp(([127, 0, 0, 1], 0).into())).await.unwrap();
+        let address = tcp_address(&tcp).unwrap();
+        let listeners = Listeners::new(vec![tcp, Listener::bind(&unix).await.unwrap()]);
+        assert_eq!(listeners.backlog().count(), 0);
+        let clients: Vec<_> = (0..3).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        let _d = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let waiting: Vec<_> = listeners.backlog().collect();
+        assert_eq!(waiting.iter().filter(|accepted| matches!(accepted, Accepted::Tcp(..))).count(), 3);
+        assert_eq!(waiting.len(), 4);
+        assert_eq!(listeners.backlog().count(), 0);
+        drop(clients);
     }
 
     #[tokio::test]

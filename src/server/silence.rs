@@ -52,7 +52,9 @@ impl Silence {
                 has_asked |= asked_anew;
                 let state = self.state(answers, has_asked);
                 if asked_anew || state != last {
-                    (last, end) = (state, clock::now() + limit(state));
+                    let now = clock::now();
+                    (last, end) = (state, now + limit(state));
+                    answers.note_idle(state != State::Answering, now);
                 }
                 if timer.deadline().into_std() > end {
                     timer.as_mut().reset(end.into());

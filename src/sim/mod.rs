@@ -38,7 +38,6 @@ use tokio::sync::watch;
 pub use self::fault::{ErrorBody, Fault, FaultSpec, FaultSpecError, Often, On};
 pub use self::journal::{End, FaultRecord, Observed, Seen};
 pub use self::keys::KeySeen;
-pub use self::server::listen;
 
 use self::clip::{Clip, Pace, State, Timeline};
 use self::fault::Faults;

@@ -4,7 +4,6 @@
 //! nobody. It knows nothing of clips.
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,34 +17,15 @@ use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::journal::Connected;
 use super::{Sim, World, aids, api};
 
-/// Connections that may wait to be accepted: a gateway opens one for each poll, hundreds at once after an outage, and
-/// the system drops those over it, to be tried again a second later. The system's own bound (Linux:
-/// `net.core.somaxconn`) is as large.
-const BACKLOG: u32 = 4096;
-
 /// How long to pause when no connection can be accepted: mostly for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// Listens on this address with a queue that is long enough for all polls of a gateway at once; port 0 takes any that is
-/// free. Must be called within a runtime.
-///
-/// # Errors
-///
-/// When the address cannot be had.
-pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // As std does: a port whose last connections are still being closed can be had again at once.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
-}
 
 pub(super) async fn serve(sim: Sim, listener: TcpListener, until: impl Future<Output = ()>) {
     let tasks = Tasks::default();

@@ -521,7 +521,7 @@ async fn two_hundred_polls_are_held_and_answered_together() {
 
 #[tokio::test]
 async fn three_thousand_connections_may_wait_to_be_accepted() {
-    let listener = listen(([127, 0, 0, 1], 0).into()).unwrap();
+    let listener = crate::socket::listen(([127, 0, 0, 1], 0).into()).unwrap();
     let at = listener.local_addr().unwrap();
     for number in 1..=3000 {
         // Its client gone, a connection still waits. One too many would be tried again after a second, for ever.

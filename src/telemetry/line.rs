@@ -3,6 +3,7 @@
 //! Written into a buffer of the thread's own, without an allocation for what most fields are: a busy gateway writes
 //! one for each request.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
@@ -15,6 +16,7 @@ use tracing_subscriber::layer::Context;
 
 use super::sink::Sink;
 use crate::config::LogFormat;
+use crate::printable;
 
 /// The layer that writes them.
 pub(super) struct Lines {
@@ -136,7 +138,23 @@ fn put_time(line: &mut Vec<u8>, now: SystemTime) {
 const SECOND_LEN: usize = "1970-01-01T00:00:00".len();
 
 fn put_json(line: &mut Vec<u8>, text: &str) {
-    serde_json::to_writer(line, text).expect("a text is JSON, and memory takes all bytes");
+    let from = line.len();
+    serde_json::to_writer(&mut *line, text).expect("a text is JSON, and memory takes all bytes");
+    escape_from(line, from, printable::escape_json);
+}
+
+/// Escapes what stands in the line from here on, where a terminal might act on it.
+fn escape_from(line: &mut Vec<u8>, from: usize, escape: fn(&str) -> Cow<'_, str>) {
+    // All of it, without a branch for each byte: mostly all is well.
+    if line[from..].iter().fold(true, |all, byte| all & matches!(byte, b' '..=b'~')) {
+        return;
+    }
+    let text = String::from_utf8_lossy(&line[from..]);
+    if text.contains(printable::is_hidden) {
+        let escaped = escape(&text).into_owned();
+        line.truncate(from);
+        line.extend_from_slice(escaped.as_bytes());
+    }
 }
 
 fn put_integer(line: &mut Vec<u8>, integer: impl itoa::Integer) {
@@ -183,11 +201,7 @@ impl Visit for Text<'_> {
         let from = self.line.len();
         let _ = write!(self.line, "{value:?}");
         // What is displayed may hold anything: it must not begin a line or move a cursor.
-        if self.line[from..].iter().any(u8::is_ascii_control) {
-            let shown = String::from_utf8_lossy(&self.line[from..]).escape_debug().to_string();
-            self.line.truncate(from);
-            self.line.extend_from_slice(shown.as_bytes());
-        }
+        escape_from(self.line, from, printable::escape);
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {

@@ -1,8 +1,13 @@
-//! Where lines go: into memory, and from there to their file by many at once.
+//! Where log lines go: into memory, and from there to the file by a thread of its own.
 //!
-//! A line a request would otherwise be a system call a request. A thread of its own writes what is there, at most
-//! [`LAG`] later; warnings and all that a person watches go out at once. Whoever fills the memory writes it, so
-//! nothing is lost and nothing grows: a log that is read slowly slows down who logs, as it would without this.
+//! ```text
+//!   data path ── take ──▶ lines in memory, MAX_BYTES at most ── thread "log" ──▶ stderr
+//!                              └─ full: dropped, counted
+//! ```
+//!
+//! Nobody but that thread ever waits for the file, which may be a pipe that nobody reads. The thread writes warnings at
+//! once, and other lines at most [`LAG`] later, many together: a line a request would otherwise be a system call a
+//! request. `tracing-appender` does the same with a channel: an allocation a line, and a bound in lines, not in bytes.
 
 use std::io::{self, Write};
 use std::mem;
@@ -10,98 +15,160 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use prometheus_client::metrics::counter::Counter;
+use tracing::warn;
 
 use crate::clock;
 
-/// How long a line may lie in memory.
+/// How long a line may lie in memory while the file takes what is written to it.
 const LAG: Duration = Duration::from_millis(100);
 
-/// Bytes in memory that are written by who adds to them.
-const FULL: usize = 64 << 10;
+/// The bytes in memory that are written without waiting for more.
+const DUE_BYTES: usize = 64 << 10;
+
+/// The bytes in memory at most, and as many again that are being written: a busy gateway's lines of half a second.
+const MAX_BYTES: usize = 4 << 20;
+
+/// The bytes that a buffer keeps between two writes.
+const KEPT_BYTES: usize = 256 << 10;
+
+/// How long the end waits for the file.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The pause before another attempt on a file that is not blocking and takes nothing now.
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
 /// The way to the file. All who have it share it.
 #[derive(Clone)]
 pub(super) struct Sink(Arc<Shared>);
 
 struct Shared {
-    waiting: Mutex<Waiting>,
-    /// Told when there is something to write, and at the end.
+    pending: Mutex<Pending>,
+    /// Notified when there is something to write.
     news: Condvar,
-    /// Taken before `waiting`, so that lines keep their order.
-    file: Mutex<Box<dyn Write + Send>>,
+    /// Notified when nothing is left to write.
+    idle: Condvar,
+    dropped: Counter,
 }
 
-#[derive(Default)]
-struct Waiting {
+struct Pending {
     lines: Vec<u8>,
-    /// Nothing lies in memory any more.
+    /// Lines that have been dropped since the file last took any.
+    dropped: u64,
+    /// What is in memory is to be written now.
+    is_due: bool,
+    /// Every line is written at once.
     is_direct: bool,
+    is_writing: bool,
 }
 
-/// Writes what is left when it is dropped; from then on each line goes out at once.
+/// Waits until all lines are written when it is dropped, [`FLUSH_TIMEOUT`] at most.
 #[derive(Debug)]
 pub(super) struct Flusher(Sink);
 
 impl Sink {
-    /// Lines to this file. A person watches: each goes out at once.
-    pub(super) fn direct(file: impl Write + Send + 'static) -> Self {
-        let waiting = Waiting { lines: Vec::new(), is_direct: true };
-        let shared =
-            Shared { waiting: Mutex::new(waiting), news: Condvar::new(), file: Mutex::new(Box::new(file)) };
-        Self(Arc::new(shared))
-    }
-
-    /// The same by many at once, until the [`Flusher`] is gone.
+    /// Starts the thread that writes lines to this file: each of them at once where a person watches.
     ///
     /// # Errors
     ///
     /// When the system has no thread left.
-    pub(super) fn buffered(file: impl Write + Send + 'static) -> io::Result<(Self, Flusher)> {
-        let sink = Self::direct(file);
-        sink.0.waiting.lock().is_direct = false;
+    pub(super) fn start(file: impl Write + Send + 'static, is_direct: bool) -> io::Result<(Self, Flusher)> {
+        let pending = Pending { lines: Vec::new(), dropped: 0, is_due: false, is_direct, is_writing: false };
+        let sink = Self(Arc::new(Shared {
+            pending: Mutex::new(pending),
+            news: Condvar::new(),
+            idle: Condvar::new(),
+            dropped: Counter::default(),
+        }));
         let writer = sink.clone();
-        std::thread::Builder::new().name("log".to_owned()).spawn(move || writer.write_now_and_then())?;
+        std::thread::Builder::new().name("log".to_owned()).spawn(move || writer.write_for_ever(file))?;
         Ok((sink.clone(), Flusher(sink)))
     }
 
-    /// Takes one line, or a few, each with its end.
+    /// Takes one line, or a few, each with its end. Never waits for the file.
     pub(super) fn take(&self, line: &[u8], is_urgent: bool) {
-        let mut waiting = self.0.waiting.lock();
-        let was_empty = waiting.lines.is_empty();
-        waiting.lines.extend_from_slice(line);
-        let is_due = is_urgent || waiting.is_direct || waiting.lines.len() >= FULL;
-        drop(waiting);
-        if is_due {
-            self.write();
-        } else if was_empty {
+        let mut pending = self.0.pending.lock();
+        let length = pending.lines.len() + line.len();
+        if length > MAX_BYTES {
+            pending.dropped += 1;
+            self.0.dropped.inc();
+            return;
+        }
+        let was_empty = pending.lines.is_empty();
+        pending.lines.extend_from_slice(line);
+        let becomes_due = !pending.is_due && (is_urgent || pending.is_direct || length >= DUE_BYTES);
+        pending.is_due |= becomes_due;
+        drop(pending);
+        if was_empty || becomes_due {
             self.0.news.notify_one();
         }
     }
 
-    /// Writes all there is.
-    fn write(&self) {
-        let mut file = self.0.file.lock();
-        let lines = mem::take(&mut self.0.waiting.lock().lines);
-        // A log that cannot be written has nobody to be told.
-        let _ = file.write_all(&lines).and_then(|()| file.flush());
+    /// The count of lines that nobody will read.
+    pub(super) fn dropped(&self) -> &Counter {
+        &self.0.dropped
     }
 
-    fn write_now_and_then(&self) {
+    fn write_for_ever(&self, mut file: impl Write) {
+        let (mut lines, mut is_taken) = (Vec::new(), true);
         loop {
-            let mut waiting = self.0.waiting.lock();
-            while waiting.lines.is_empty() && !waiting.is_direct {
-                self.0.news.wait(&mut waiting);
+            let mut pending = self.0.pending.lock();
+            while pending.lines.is_empty() && !(is_taken && pending.dropped > 0) {
+                self.0.idle.notify_all();
+                self.0.news.wait(&mut pending);
             }
-            // More may come, and the end may.
             let until = clock::now() + LAG;
-            while !waiting.is_direct && !self.0.news.wait_until(&mut waiting, until).timed_out() {}
-            if waiting.is_direct {
-                return;
+            while !pending.is_due && !self.0.news.wait_until(&mut pending, until).timed_out() {}
+            mem::swap(&mut lines, &mut pending.lines);
+            (pending.is_due, pending.is_writing) = (false, true);
+            // Only once the file takes lines again: a notice that is lost itself must not cause another.
+            let dropped = if is_taken { mem::take(&mut pending.dropped) } else { 0 };
+            drop(pending);
+            if dropped > 0 {
+                // The memory has room for it: it is empty.
+                warn!(lines = dropped, "log lines were dropped, the log was not read fast enough");
             }
-            drop(waiting);
-            self.write();
+
+            let lost = write(&mut file, &lines);
+            is_taken = lost == 0;
+            lines.clear();
+            lines.shrink_to(KEPT_BYTES);
+            let mut pending = self.0.pending.lock();
+            pending.is_writing = false;
+            pending.dropped += lost;
+            self.0.dropped.inc_by(lost);
         }
     }
+
+    /// Waits until all lines are written, so long at most.
+    fn flush(&self, timeout: Duration) {
+        let until = clock::now() + timeout;
+        let mut pending = self.0.pending.lock();
+        pending.is_due = true;
+        self.0.news.notify_one();
+        while pending.is_writing || !pending.lines.is_empty() {
+            if self.0.idle.wait_until(&mut pending, until).timed_out() {
+                return;
+            }
+        }
+    }
+}
+
+/// Writes all lines; returns how many the file has refused.
+fn write(file: &mut impl Write, lines: &[u8]) -> u64 {
+    let mut rest = lines;
+    while !rest.is_empty() {
+        match file.write(rest) {
+            Ok(written) if written > 0 => rest = &rest[written..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Whoever shares the pipe with this process has set it so.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::park_timeout(RETRY_PAUSE),
+            Ok(_) | Err(_) => return rest.iter().filter(|byte| **byte == b'\n').count() as u64,
+        }
+    }
+    // A file that cannot be flushed has taken the bytes all the same.
+    let _ = file.flush();
+    0
 }
 
 impl std::fmt::Debug for Sink {
@@ -112,9 +179,9 @@ impl std::fmt::Debug for Sink {
 
 impl Drop for Flusher {
     fn drop(&mut self) {
-        self.0.0.waiting.lock().is_direct = true;
-        self.0.0.news.notify_one();
-        self.0.write();
+        // Lines that come later are not waited for, so they are written as soon as can be.
+        self.0.0.pending.lock().is_direct = true;
+        self.0.flush(FLUSH_TIMEOUT);
     }
 }
 
@@ -124,12 +191,18 @@ mod tests {
 
     use super::*;
 
-    /// Tells of each write.
-    struct Page(mpsc::Sender<String>);
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// Tells of each write, once it may write.
+    struct Page {
+        writes: mpsc::Sender<String>,
+        gate: Arc<Mutex<()>>,
+    }
 
     impl Write for Page {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.send(String::from_utf8(bytes.to_vec()).unwrap()).unwrap();
+            let _open = self.gate.lock();
+            self.writes.send(String::from_utf8(bytes.to_vec()).unwrap()).map_err(io::Error::other)?;
             Ok(bytes.len())
         }
 
@@ -138,47 +211,100 @@ mod tests {
         }
     }
 
-    const PATIENCE: Duration = Duration::from_secs(20);
-
-    fn buffered() -> (Sink, Flusher, mpsc::Receiver<String>) {
-        let (sender, writes) = mpsc::channel();
-        let (sink, flusher) = Sink::buffered(Page(sender)).unwrap();
-        (sink, flusher, writes)
+    struct Desk {
+        sink: Sink,
+        flusher: Flusher,
+        writes: mpsc::Receiver<String>,
+        gate: Arc<Mutex<()>>,
     }
 
-    #[test]
-    fn lines_come_together_and_soon_without_anybody_asking() {
-        let (sink, _flusher, writes) = buffered();
-        sink.take(b"one\n", false);
-        sink.take(b"two\n", false);
+    fn desk(is_direct: bool) -> Desk {
+        let ((sender, writes), gate) = (mpsc::channel(), Arc::new(Mutex::new(())));
+        let (sink, flusher) =
+            Sink::start(Page { writes: sender, gate: Arc::clone(&gate) }, is_direct).unwrap();
+        Desk { sink, flusher, writes, gate }
+    }
+
+    /// Reads until this is written.
+    fn read_until(writes: &mpsc::Receiver<String>, expected: &str) {
         let mut text = String::new();
-        while text != "one\ntwo\n" {
+        while text != expected {
             text += &writes.recv_timeout(PATIENCE).unwrap();
+            assert!(expected.starts_with(&text), "{text}");
         }
     }
 
     #[test]
-    fn an_urgent_line_goes_out_at_once_and_after_those_before_it() {
-        let (sink, _flusher, writes) = buffered();
-        sink.take(b"one\n", false);
-        sink.take(b"two\n", true);
-        let written: String = writes.try_iter().collect();
-        assert_eq!(written, "one\ntwo\n");
+    fn lines_are_written_in_order_without_anybody_asking() {
+        for is_direct in [false, true] {
+            let desk = desk(is_direct);
+            desk.sink.take(b"one\n", false);
+            desk.sink.take(b"two\n", true);
+            desk.sink.take(b"three\n", false);
+            read_until(&desk.writes, "one\ntwo\nthree\n");
+        }
     }
 
     #[test]
-    fn a_full_memory_is_written_by_who_filled_it() {
-        let (sink, _flusher, writes) = buffered();
-        sink.take(&[b'x'; FULL], false);
-        assert_eq!(writes.try_iter().map(|written| written.len()).sum::<usize>(), FULL);
+    fn an_urgent_line_and_a_full_buffer_are_due_at_once() {
+        // While the file takes nothing, nothing but the lines decides what is due.
+        let desk = desk(false);
+        let shut = desk.gate.lock();
+        desk.sink.take(b"stuck\n", true);
+        while !desk.sink.0.pending.lock().is_writing {
+            std::thread::yield_now();
+        }
+        desk.sink.take(b"one\n", false);
+        assert!(!desk.sink.0.pending.lock().is_due);
+        desk.sink.take(b"two\n", true);
+        assert!(desk.sink.0.pending.lock().is_due);
+        desk.sink.0.pending.lock().is_due = false;
+        desk.sink.take(&[b'x'; DUE_BYTES], false);
+        assert!(desk.sink.0.pending.lock().is_due);
+        drop(shut);
     }
 
     #[test]
-    fn nothing_is_lost_at_the_end_nor_after_it() {
-        let (sink, flusher, writes) = buffered();
-        sink.take(b"one\n", false);
-        drop(flusher);
-        sink.take(b"two\n", false);
-        assert_eq!(writes.try_iter().collect::<String>(), "one\ntwo\n");
+    fn all_lines_are_written_at_the_end_and_later_ones_too() {
+        let desk = desk(false);
+        desk.sink.take(b"one\n", false);
+        drop(desk.flusher);
+        assert_eq!(desk.writes.try_iter().collect::<String>(), "one\n");
+        desk.sink.take(b"two\n", false);
+        read_until(&desk.writes, "two\n");
+    }
+
+    #[test]
+    fn lines_that_nobody_reads_are_dropped_and_counted_and_the_end_does_not_wait_for_ever() {
+        let desk = desk(false);
+        let shut = desk.gate.lock();
+        let line = [&[b'x'; 1023][..], b"\n"].concat();
+        let taken = 2 * MAX_BYTES / line.len();
+        // Twice the buffer, and more than the part that the writer may hold.
+        for _ in 0..2 * taken {
+            desk.sink.take(&line, false);
+        }
+        let dropped = desk.sink.dropped().get();
+        assert!(dropped >= taken as u64, "{dropped}");
+        assert!(desk.sink.0.pending.lock().lines.len() <= MAX_BYTES);
+        drop(desk.flusher);
+        drop(shut);
+        let mut written = 0;
+        while written < 2 * taken as u64 - dropped {
+            written += desk.writes.recv_timeout(PATIENCE).unwrap().lines().count() as u64;
+        }
+        assert_eq!(written + dropped, 2 * taken as u64);
+    }
+
+    #[test]
+    fn lines_that_the_file_refuses_are_counted_and_the_next_ones_are_tried() {
+        let Desk { sink, writes, flusher: _flusher, .. } = desk(true);
+        drop(writes);
+        sink.take(b"one\ntwo\n", false);
+        sink.flush(PATIENCE);
+        assert_eq!(sink.dropped().get(), 2);
+        sink.take(b"three\n", false);
+        sink.flush(PATIENCE);
+        assert_eq!(sink.dropped().get(), 3);
     }
 }

@@ -109,3 +109,24 @@ async fn text_has_the_same_on_one_line_and_nothing_that_moves_a_cursor() {
     assert!(requests[6].contains(r#"clipgate.clips="\"\n\u{1b},""#), "{}", requests[6]);
     assert!(!log.contains('\u{1b}') && !log.contains("secret"), "{log}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ids_paths_and_programs_names_cannot_act_on_a_terminal_in_either_form() {
+    // DEL, C1's CSI and NEL, what turns the direction round, and line separators; as an id, and in the path as it is.
+    let odd = "\u{7f}\u{9b}2J\u{85}\u{202e}\u{2066}\u{200f}\u{2028}";
+    let id: String = odd.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    let heads = [
+        format!("GET {} HTTP/1.1\r\n{KEY}", single(&id, "completed")),
+        format!("GET /{odd} HTTP/1.1\r\n{KEY}"),
+        format!("GET /x HTTP/1.1\r\n{KEY}user-agent: {odd}\r\n"),
+    ];
+    for format in ["json", "text"] {
+        let log = log_of(format, &heads).await;
+        let is_plain = |character: char| character == '\n' || matches!(character, ' '..='~');
+        assert!(log.chars().all(is_plain), "{format}: {log:?}");
+        assert!(log.contains("u{9b}2J") || log.contains("u009b2J"), "{format}: {log}");
+    }
+    let log = log_of("json", &heads[..1]).await;
+    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    assert!(lines.into_iter().any(|line| line["clipgate.clips"] == odd), "JSON says the same: {log}");
+}

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::process::Command;
 
 use clipgate::sim::{Options, Sim};
-use tokio::net::{TcpListener, UnixStream};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 
 use crate::host::{Client, Gateway, Ground, clip, get, soon};
 use crate::operator::{Operator, text};
@@ -181,4 +182,67 @@ fn check_says_where_it_will_be() {
     };
     assert!(check("127.0.0.1:9091").contains("  admin     127.0.0.1:9091\n"));
     assert!(check("").contains("  admin     off\n"));
+}
+
+/// A gateway with an admin listener, with this token if any; and its admin address.
+async fn start_admin(ground: &Ground, token: &str) -> (Gateway, SocketAddr) {
+    ground.configure("");
+    let mut command = ground.command();
+    command.env(ANY_PORT.0, ANY_PORT.1);
+    if !token.is_empty() {
+        command.env("CLIPGATE__ADMIN__TOKEN", token);
+    }
+    let mut gateway = Gateway::spawn(command);
+    gateway.address().await;
+    let line = gateway.line().await;
+    let address = line.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap();
+    (gateway, address)
+}
+
+#[tokio::test]
+async fn a_health_check_is_answered_whatever_300_other_connections_do() {
+    let ground = Ground::new().await;
+    let (_gateway, address) = start_admin(&ground, "").await;
+    let asked_again_and_again =
+        "GET /dashboard/uplot/uPlot.iife.min.js HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(200);
+    let mut others = Vec::new();
+    for n in 0..300 {
+        // Those who take no answer would have their places for a quarter of an hour.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut other = soon("a connection", socket.connect(address)).await.unwrap();
+        let said = if n < 20 { "GET /healthz HTTP/1.1\r\nhost" } else { &asked_again_and_again };
+        other.write_all(said.as_bytes()).await.unwrap();
+        others.push(other);
+    }
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(soon("an answer", Operator::at(address).get(path)).await.status(), 200, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn who_does_not_bring_the_token_is_told_to_go_and_takes_no_place_from_who_has_brought_it() {
+    let ground = Ground::new().await;
+    let (_gateway, address) = start_admin(&ground, "s3cret").await;
+    let ask = |path: &str, token: &str| {
+        let request = http::Request::get(path).header("host", "x").header("authorization", token);
+        request.body(Default::default()).unwrap()
+    };
+    let mut kept = Client::connect(address).await;
+    assert_eq!(kept.ask(ask("/metrics", "Bearer s3cret")).await.unwrap().status(), 200);
+    for (path, status) in [("/healthz", 200), ("/metrics", 401), ("/nothing", 401)] {
+        let mut stranger = Client::connect(address).await;
+        let answer = stranger.ask(ask(path, "Bearer wrong")).await.unwrap();
+        assert_eq!(answer.status(), status, "{path}");
+        assert_eq!(answer.headers()["connection"], "close", "{path}");
+        stranger.closed().await;
+    }
+    let mut strangers = Vec::new();
+    for _ in 0..300 {
+        strangers.push(soon("a connection", TcpStream::connect(address)).await.unwrap());
+    }
+    assert_eq!(soon("an answer", Operator::at(address).get("/healthz")).await.status(), 200);
+    let answer = kept.ask(ask("/metrics", "Bearer s3cret")).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert!(!answer.headers().contains_key("connection"));
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// The modules from the ground up. One may import those of the rows above its own, and its own children.
 const LAYERS: [(u8, &[&str]); 15] = [
     (0, &["model"]),
-    (1, &["body", "clock", "headers", "secret"]),
+    (1, &["body", "clock", "headers", "printable", "secret", "socket"]),
     (1, &["allowed_host"]),
     (1, &["config", "cors", "metrics", "request"]),
     (1, &["telemetry", "trace", "wish"]),

@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use clipgate::clock;
 use http::StatusCode;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::stage::{Stage, put_all, set_hold, single, within};
+use crate::wire::parse;
 
 #[tokio::test]
 async fn five_hundred_parked_waits_are_all_told_the_state_known_within_the_window() {
@@ -46,4 +49,18 @@ async fn a_passed_through_request_gets_the_window_to_end() {
     stage.until(|seen| seen.count("/sim/stream") == 1).await;
     stage.stop();
     assert_eq!(slow.await.unwrap().status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_client_that_has_just_connected_at_the_stop_is_answered_and_told_to_go() {
+    let stage = Stage::with(|config, _| config.server.drain_timeout = Duration::from_secs(60)).await;
+    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+    stream.write_all(b"GET /sim/echo HTTP/1.1\r\n").await.unwrap();
+    stage.stop();
+    stream.write_all(b"host: x\r\n\r\n").await.unwrap();
+    let mut back = Vec::new();
+    within(30, stream.read_to_end(&mut back)).await.unwrap();
+    let (answer, rest) = parse(&back).unwrap_or_else(|| panic!("{:?}", String::from_utf8_lossy(&back)));
+    assert_eq!((answer.status, rest.len()), (StatusCode::OK, 0));
+    assert_eq!(answer.headers["connection"], "close");
 }

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::hostile::besieged;
-use crate::stage::{Stage, set_hold, single, within};
+use crate::stage::{Stage, multi, set_hold, single, within};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -44,8 +44,14 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 /// A field as HPACK writes it that keeps nothing (RFC 7541 §6.2.2); both texts are short.
 fn literal(name: &str, value: &[u8]) -> Vec<u8> {
-    let length = |text: &[u8]| u8::try_from(text.len()).ok().filter(|length| *length < 127).unwrap();
-    [&[0, length(name.as_bytes())], name.as_bytes(), &[length(value)], value].concat()
+    let text = |text: &[u8]| {
+        let length = match u8::try_from(text.len()).unwrap() {
+            short @ ..127 => vec![short],
+            long => vec![127, long - 127],
+        };
+        [&length, text].concat()
+    };
+    [&[0][..], &text(name.as_bytes()), &text(value)].concat()
 }
 
 type Field<'a> = (&'a str, &'a [u8]);
@@ -241,7 +247,13 @@ async fn a_flood_is_answered_with_the_end_of_its_connection_or_harms_nobody() {
     let bomb = [&block(&[METHOD, SCHEME, PATH, HOST])[..], &kept, &[0x80 | 62; 10_000]].concat();
     let rows: [(&str, Frames, u32); 14] = [
         // CVE-2023-44487
-        ("streams reset at once", Box::new(move |n| (n < 5000).then(|| reset_at_once(n))), ENHANCE_YOUR_CALM),
+        (
+            "streams reset at once",
+            Box::new(move |n| {
+                (n < 1000).then(|| (1000 * n..1000 * (n + 1)).flat_map(&reset_at_once).collect())
+            }),
+            ENHANCE_YOUR_CALM,
+        ),
         (
             "more streams than allowed",
             Box::new(move |n| (n < 5000).then(|| get(stream(n), &batch))),
@@ -296,6 +308,35 @@ async fn a_flood_is_answered_with_the_end_of_its_connection_or_harms_nobody() {
 }
 
 #[tokio::test]
+async fn a_wait_outlives_999_streams_that_its_client_resets_before_they_were_looked_at() {
+    let stage = Stage::with(|config, options| set_hold(Duration::from_secs(60), config, options)).await;
+    stage.sim.put("a", "queued");
+    let (mut read, mut write) = TcpStream::connect(stage.address).await.unwrap().into_split();
+    let wait = get(stream(0), &single("a", "completed"));
+    write.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[]), &wait].concat()).await.unwrap();
+    stage.until_parked(1).await;
+    let gone = (1..1000).flat_map(|n| [get(stream(n), &single("a", "completed")), reset(stream(n))].concat());
+    let gone: Vec<u8> = gone.chain(frame(PING, 0, 0, &[7; 8])).collect();
+    let mut back = Back::default();
+    let storm = async {
+        write.write_all(&gone).await.unwrap();
+        // The answer to the settings is none to a ping, and hyper may ping too.
+        while back.pings == 0 {
+            assert!(back.more(&mut read).await, "{:?}", back.code);
+        }
+    };
+    within(60, storm).await;
+    stage.sim.put("a", "completed");
+    let answer = async {
+        while back.answers.is_empty() {
+            assert!(back.more(&mut read).await, "{:?}", back.code);
+        }
+    };
+    within(60, answer).await;
+    assert_eq!((&back.answers[..], back.code), (&[STATUS_200][..], None));
+}
+
+#[tokio::test]
 async fn streams_that_are_reset_once_they_are_served_cost_the_upstream_one_poll() {
     let stage = Stage::with(|config, options| set_hold(Duration::from_secs(60), config, options)).await;
     stage.sim.put("a", "queued");
@@ -338,4 +379,56 @@ async fn who_floods_and_reads_nothing_is_gone_after_the_patience() {
         while stream.write_all(&pings).await.is_ok() {}
     };
     besieged(&stage, "pings whose answers nobody reads", within(30, attack)).await;
+}
+
+/// Settings that give each stream a window of so many bytes for its answer.
+fn windows_of(bytes: u32) -> Vec<u8> {
+    frame(SETTINGS, 0, 0, &[&[0, 4][..], &bytes.to_be_bytes()].concat())
+}
+
+#[tokio::test]
+async fn a_stream_whose_client_takes_nothing_is_reset_and_a_wait_beside_it_is_answered() {
+    let stage = Stage::impatient(Duration::from_secs(1)).await;
+    stage.sim.put("kept", "completed");
+    stage.sim.put("a", "queued");
+    assert_eq!(stage.get(&single("kept", "completed"), &[]).await.status, 200);
+    let (mut read, mut write) = TcpStream::connect(stage.address).await.unwrap().into_split();
+    let hits = (1..=20).flat_map(|n| get(stream(n), &single("kept", "completed"))).collect();
+    let wait = get(stream(0), &single("a", "completed"));
+    write.write_all(&[PREFACE.to_vec(), windows_of(0), wait, hits].concat()).await.unwrap();
+    let mut back = Back::default();
+    let resets = async {
+        while back.resets.len() < 20 {
+            assert!(back.more(&mut read).await, "{back:?}");
+        }
+    };
+    within(60, resets).await;
+    assert_eq!((&back.resets[..], &back.answers[..]), (&[CANCEL; 20][..], &[STATUS_200; 20][..]));
+    stage.until_parked(1).await;
+    stage.sim.put("a", "completed");
+    let answer = async {
+        while back.answers.len() < 21 {
+            assert!(back.more(&mut read).await, "{back:?}");
+        }
+    };
+    within(60, answer).await;
+    assert_eq!(back.code, None);
+}
+
+#[tokio::test]
+async fn who_leaves_answers_lie_in_their_hundreds_loses_the_connection_whatever_it_waits_for() {
+    let stage = Stage::impatient(Duration::from_millis(500)).await;
+    let ids = ["b", "c", "d", "e", "f", "g"];
+    ids.iter().for_each(|id| stage.sim.put(id, "completed"));
+    stage.sim.put("a", "queued");
+    assert_eq!(stage.get(&multi(&ids, "completed"), &[]).await.status, 200);
+    let (mut read, mut write) = TcpStream::connect(stage.address).await.unwrap().into_split();
+    // A window of one byte takes a whole answer from hyper.
+    let hits = (1..=60).flat_map(|n| get(stream(n), &multi(&ids, "completed"))).collect();
+    let wait = get(stream(0), &single("a", "completed"));
+    write.write_all(&[PREFACE.to_vec(), windows_of(1), wait, hits].concat()).await.unwrap();
+    let mut back = Back::default();
+    within(60, async { while back.more(&mut read).await {} }).await;
+    assert_eq!(back.answers, [STATUS_200; 60]);
+    stage.until_parked(0).await;
 }

@@ -148,16 +148,20 @@ impl Gateway {
         lines
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
     /// Sends a signal, `TERM` for example.
     pub(crate) fn signal(&self, name: &str) {
-        let pid = self.child.id().expect("it runs").to_string();
+        let pid = self.pid().to_string();
         let sent = std::process::Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap();
         assert!(sent.success());
     }
 
     /// How much memory it has, in kB.
     pub(crate) fn resident(&self) -> u64 {
-        let pid = self.child.id().expect("it runs");
+        let pid = self.pid();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it is Linux");
         line.trim().trim_end_matches(" kB").parse().unwrap()

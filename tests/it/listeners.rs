@@ -167,30 +167,6 @@ async fn told(manager: &tokio::net::UnixDatagram) -> String {
 }
 
 #[tokio::test]
-async fn a_connection_over_max_connections_waits_until_another_has_gone() {
-    let ground = Ground::new().await;
-    ground.configure("listen = [\"127.0.0.1:0\", \"127.0.0.1:0\"]\nmax_connections = 1");
-    let mut gateway = ground.start();
-    let (one, other) = (gateway.address().await, gateway.address().await);
-    let mut first = Client::connect(one).await;
-    first.get("/x", &[("x-request-id", "first-1")]).await;
-    gateway.logged("request_id=first-1").await;
-
-    // The system connects it, the gateway does not accept it.
-    let mut second = Client::h1(TcpStream::connect(other).await.unwrap()).await;
-    let waiting = tokio::spawn(async move { second.ask(get("/x", &[("x-request-id", "second")])).await });
-    for id in ["first-2", "first-3", "first-4"] {
-        first.get("/x", &[("x-request-id", id)]).await;
-    }
-    drop(first);
-    assert_eq!(waiting.await.unwrap().unwrap().status(), 404);
-    for id in ["first-2", "first-3", "first-4", "second"] {
-        let line = gateway.logged("request_id=").await;
-        assert!(line.contains(&format!("request_id={id}")), "{line}");
-    }
-}
-
-#[tokio::test]
 async fn a_connection_that_asks_for_nothing_is_closed_in_header_timeout_and_gives_its_place_back() {
     let ground = Ground::new().await;
     ground.configure("max_connections = 1\nheader_timeout = \"1s\"");

@@ -129,7 +129,7 @@ async fn an_answer_that_nobody_reads_ends_its_connection_and_is_taken_from_the_u
 }
 
 #[tokio::test]
-async fn a_stream_that_nobody_reads_ends_its_connection_once_nothing_else_is_waited_for_on_it() {
+async fn a_stream_that_nobody_reads_is_cut_off_and_taken_from_the_upstream_no_more() {
     let rogue = Rogue::start(CHUNKED, Then::Endless(chunk())).await;
     let stage = Stage::impatient_before(PATIENCE, &rogue.url).await;
     let (mut streams, connection) = connect(&stage).await;
@@ -137,12 +137,13 @@ async fn a_stream_that_nobody_reads_ends_its_connection_once_nothing_else_is_wai
     let unread = within(10, unread).await.unwrap();
     assert_eq!(unread.status(), 200);
     rogue.until_gone(1).await;
-    within(10, connection).await.unwrap();
-    drop(unread);
+    let rest = within(10, unread.into_body().collect()).await;
+    assert!(rest.is_err(), "it is cut off");
+    drop(connection);
 }
 
 #[tokio::test]
-async fn a_wait_is_answered_though_its_connection_has_a_stream_that_nobody_reads() {
+async fn a_wait_is_answered_though_its_connection_has_a_stream_that_nobody_reads_which_is_reset() {
     let stage = Stage::impatient(PATIENCE).await;
     stage.sim.put("a", "queued");
     let (mut streams, connection) = connect(&stage).await;
@@ -160,8 +161,10 @@ async fn a_wait_is_answered_though_its_connection_has_a_stream_that_nobody_reads
     stage.until_parked(1).await;
     stage.sim.put("a", "completed");
     assert_eq!(within(10, waiting).await.unwrap().unwrap().status(), 200);
-    within(10, connection).await.unwrap();
-    drop(unread);
+    assert!(within(10, unread.into_body().collect()).await.is_err(), "it is cut off");
+    let next = streams.send_request(request(&stage, "/sim/echo").body(Empty::new().boxed()).unwrap());
+    assert_eq!(within(10, next).await.unwrap().status(), 200);
+    assert!(!connection.is_finished());
 }
 
 #[tokio::test]

@@ -202,3 +202,64 @@ async fn a_bad_configuration_is_refused_with_all_its_faults_and_the_old_one_stay
     let answer = client.get("/x", &[("origin", "https://app.example")]).await;
     assert_eq!(answer.headers()["access-control-allow-origin"], "https://app.example");
 }
+
+#[tokio::test]
+async fn sigterm_resets_nobody_who_has_connected_already_and_closes_each_once_it_is_answered() {
+    let ground = Ground::new().await;
+    let path = ground.path("gw.sock");
+    let listen = format!("listen = [\"127.0.0.1:0\", {:?}]", format!("unix:{}", path.display()));
+    ground.configure(&format!("{listen}\ndrain_timeout = \"1h\"\n[limits]\nburst = 10000"));
+    ground.sim.put("a", "completed");
+    let mut gateway = ground.start();
+    let address = gateway.address().await;
+    assert_eq!(Client::connect(address).await.get(&clip("a"), &[]).await.status(), 200);
+    // While it stands still, clients connect and ask: more than it accepts in one go.
+    gateway.signal("STOP");
+    let mut asking = JoinSet::new();
+    for n in 0..600 {
+        let mut client = match n % 3 {
+            0 => Client::connect(address).await,
+            1 => Client::h1(tokio::net::UnixStream::connect(&path).await.unwrap()).await,
+            _ => Client::h2(TcpStream::connect(address).await.unwrap()).await,
+        };
+        let target = match n % 3 {
+            2 => format!("http://{address}{}", clip("a")),
+            _ => clip("a"),
+        };
+        asking.spawn(async move {
+            let answer = client.ask(get(&target, &[])).await.expect("it is not reset");
+            client.closed().await;
+            (n, answer)
+        });
+    }
+    // Once each has had some turns, its request is on its way.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    gateway.signal("TERM");
+    gateway.signal("CONT");
+    for (n, answer) in soon("the answers", asking.join_all()).await {
+        assert_eq!(answer.status(), 200, "{n}");
+    }
+    assert_eq!(gateway.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn two_thousand_clients_connect_while_the_gateway_accepts_nobody() {
+    let most: usize =
+        std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
+    let ground = Ground::new().await;
+    let path = ground.path("gw.sock");
+    ground.configure(&format!("listen = [\"127.0.0.1:0\", {:?}]", format!("unix:{}", path.display())));
+    let mut gateway = ground.start();
+    let address = gateway.address().await;
+    gateway.signal("STOP");
+    let mut clients = (Vec::new(), Vec::new());
+    for _ in 0..most.min(2000) {
+        clients.0.push(soon("a connection", TcpStream::connect(address)).await.unwrap());
+        clients.1.push(soon("a connection", tokio::net::UnixStream::connect(&path)).await.unwrap());
+    }
+    gateway.signal("CONT");
+    let mut last = Client::h1(clients.0.pop().unwrap()).await;
+    assert_eq!(last.get("/x", &[]).await.status(), 404);
+}

@@ -175,3 +175,28 @@ async fn a_bad_line_is_exit_code_2_and_names_what_to_give() {
     assert_eq!(literal.status.code(), Some(1));
     assert!(text(&literal.stderr).contains("env:NAME") && !text(&literal.stderr).contains("sk-typed"));
 }
+
+#[tokio::test]
+async fn nothing_that_comes_from_elsewhere_acts_on_the_terminal() {
+    let odd = "a\u{9b}2J\u{202e}\u{7f}";
+    let ground = Ground::new().await;
+    ground.sim.put(odd, "completed");
+    let is_plain =
+        |text: &str| text.chars().all(|shown| shown == '\n' || !(shown.is_control() || shown == '\u{202e}'));
+    for args in [&[odd][..], &["--json", odd]] {
+        let output = watch(&ground, &ground.upstream_url(), args).await;
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        assert!(is_plain(text(&output.stdout)), "{:?}", text(&output.stdout));
+    }
+    let output = watch(&ground, &ground.upstream_url(), &["--json", odd]).await;
+    let line: Value = serde_json::from_str(text(&output.stdout).lines().next().unwrap()).unwrap();
+    assert_eq!((&line["id"], &line["clip"]["id"]), (&odd.into(), &odd.into()));
+    // An error quotes the line of the file that is wrong.
+    std::fs::write(ground.path("odd.toml"), "[server]\nlisten = \"a\u{9b}2J\u{202e}\"\n").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_clipgate"));
+    command.args(["check", "--config", "odd.toml"]);
+    ground.confine(&mut command);
+    let output = soon("the end of check", command.output()).await.unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(is_plain(text(&output.stderr)), "{:?}", text(&output.stderr));
+}

@@ -3,7 +3,8 @@
 use std::io;
 use std::net::SocketAddr;
 
-use clipgate::sim::{self, Sim};
+use clipgate::sim::Sim;
+use clipgate::socket;
 use tokio::net::TcpSocket;
 use tokio::sync::Mutex;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -46,7 +47,7 @@ impl Upstream {
     /// Listens again.
     pub(crate) async fn come_back(&self) -> io::Result<()> {
         let stop = CancellationToken::new();
-        let served = self.sim.clone().serve(sim::listen(self.address)?, stop.clone().cancelled_owned());
+        let served = self.sim.clone().serve(socket::listen(self.address)?, stop.clone().cancelled_owned());
         *self.serving.lock().await = Some((stop.drop_guard(), AbortOnDropHandle::new(tokio::spawn(served))));
         Ok(())
     }

@@ -12,6 +12,7 @@ use super::steps_to;
 use crate::clock;
 use crate::model::clip::ClipId;
 use crate::model::route::{Ladder, Rung};
+use crate::printable::{escape, escape_json};
 
 /// How often the elapsed time is drawn anew.
 const TICK: Duration = Duration::from_millis(200);
@@ -87,7 +88,7 @@ impl View {
             News::Ended(Ending::TimedOut) => {
                 bar.abandon_with_message(format!("{}, out of time", bar.message()))
             }
-            News::Ended(Ending::Refused(why)) => bar.abandon_with_message(why.clone()),
+            News::Ended(Ending::Refused(why)) => bar.abandon_with_message(escape(why).into_owned()),
         }
     }
 
@@ -99,11 +100,9 @@ impl View {
                 writeln!(std::io::stdout(), "{elapsed}  {id}  {}", self.ladder.name(*rung))
             }
             News::Ended(Ending::Reached | Ending::Failed) => Ok(()),
-            News::Ended(Ending::TimedOut) => writeln!(std::io::stderr(), "{elapsed}  {id}  out of time"),
-            News::Ended(Ending::Refused(why)) => writeln!(std::io::stderr(), "{elapsed}  {id}  {why}"),
-            News::Trouble(why, pause) => {
-                writeln!(std::io::stderr(), "{elapsed}  {id}  {}", trouble(why, *pause))
-            }
+            News::Ended(Ending::TimedOut) => complain(&format!("{elapsed}  {id}  out of time")),
+            News::Ended(Ending::Refused(why)) => complain(&format!("{elapsed}  {id}  {}", escape(why))),
+            News::Trouble(why, pause) => complain(&format!("{elapsed}  {id}  {}", trouble(why, *pause))),
         }
     }
 
@@ -126,9 +125,9 @@ impl View {
             }
             News::Trouble(..) => return self.line(id, news),
         };
-        // Newlines in a clip's own bytes would end the line early.
-        let line = serde_json::to_string(&object)?.replace(['\n', '\r'], " ");
-        writeln!(std::io::stdout(), "{line}")
+        // Newlines in a clip's own bytes would end the line early, and stdout may be a terminal.
+        let line = serde_json::to_string(&object)?.replace(['\n', '\r', '\t'], " ");
+        writeln!(std::io::stdout(), "{}", escape_json(&line))
     }
 
     fn seconds(&self) -> f64 {
@@ -160,7 +159,14 @@ fn word(ending: &Ending) -> &'static str {
     }
 }
 
+/// Writes to stderr. Following goes on where nobody takes it.
+fn complain(line: &str) -> std::io::Result<()> {
+    let _ = writeln!(std::io::stderr(), "{line}");
+    Ok(())
+}
+
 fn trouble(why: &str, pause: Duration) -> String {
+    let why = escape(why);
     format!("{why}; asking again in {:.1} s", pause.as_secs_f64())
 }
 
