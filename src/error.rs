@@ -94,7 +94,9 @@ impl Refusal {
     /// The HTTP status.
     pub fn status(&self) -> StatusCode {
         match self {
-            Refusal::Query(_) | Refusal::Auth(AuthError::SeveralKeys) => StatusCode::BAD_REQUEST,
+            Refusal::Query(_) | Refusal::Auth(AuthError::SeveralKeys | AuthError::ConnectionAuth) => {
+                StatusCode::BAD_REQUEST
+            }
             Refusal::Auth(AuthError::NoToken | AuthError::UnknownToken) => StatusCode::UNAUTHORIZED,
             Refusal::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Refusal::Hub(HubError::Limited(_) | HubError::FullForKey) => StatusCode::TOO_MANY_REQUESTS,
