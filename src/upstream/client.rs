@@ -16,6 +16,8 @@
 //! A request is sent again, by hyper, in one case only: a pooled connection turned out to be closed before any byte of
 //! the request was written to it. Polls are not even then: who was told that one stands must be able to believe it.
 
+mod target;
+
 use std::error::Error as StdError;
 use std::future::{Future, pending, poll_fn};
 use std::io;
@@ -26,7 +28,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::uri::{Authority, PathAndQuery, Scheme};
+use http::uri::{PathAndQuery, Scheme};
 use http::{Request, Response, Uri};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -36,6 +38,7 @@ use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::{CaptureConnection, HttpConnector, capture_connection};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+use self::target::Base;
 use crate::body::Body;
 use crate::config;
 use crate::metrics::CallFault;
@@ -72,14 +75,6 @@ pub struct Client {
     base: Arc<Base>,
     lanes: Arc<[Lane]>,
     tunnels: Hyper,
-}
-
-/// `upstream.base_url`, taken apart.
-struct Base {
-    scheme: Scheme,
-    authority: Authority,
-    /// Without a slash at its end; empty for none.
-    prefix: String,
 }
 
 struct Lane {
@@ -265,7 +260,7 @@ impl Client {
         resend: Resend,
     ) -> Result<Self, ClientError> {
         let base = Arc::new(Base::new(&config.base_url).ok_or(ClientError::BaseUrl)?);
-        let lanes = match base.scheme == Scheme::HTTPS {
+        let lanes = match base.is_https() {
             true => config.max_polls.div_ceil(LANE_PLACES) + SPARE_LANES,
             false => 1, // plain HTTP/1.1 has as many connections as it needs
         };
@@ -281,19 +276,7 @@ impl Client {
     /// ones, the path prefix comes first, and then the target, byte for byte. Where there is a prefix, a
     /// target with a `.` or `..` segment in any disguise is refused, since it could lead out of it.
     pub fn uri(&self, target: &PathAndQuery) -> Result<Uri, BadTarget> {
-        let Base { scheme, authority, prefix } = &*self.base;
-        if !target.as_str().starts_with('/') {
-            return Err(BadTarget::NoPath);
-        }
-        let target = if prefix.is_empty() {
-            target.clone()
-        } else if climbs(target.path()) {
-            return Err(BadTarget::Climbs);
-        } else {
-            PathAndQuery::try_from(format!("{prefix}{target}")).map_err(|_| BadTarget::TooLong)?
-        };
-        let uri = Uri::builder().scheme(scheme.clone()).authority(authority.clone()).path_and_query(target);
-        uri.build().map_err(|_| BadTarget::TooLong)
+        self.base.uri(target)
     }
 
     /// Sends a request whose URI is one of [`Client::uri`]'s. Adds `Host` over HTTP/1.1, so the request must
@@ -340,34 +323,6 @@ impl Client {
         };
         sent.map_err(|error| if is_kept { error.on_kept_connection() } else { error })
     }
-}
-
-impl Base {
-    fn new(url: &Uri) -> Option<Self> {
-        let scheme = url.scheme().filter(|scheme| [Scheme::HTTP, Scheme::HTTPS].contains(scheme))?;
-        let authority = url.authority().filter(|authority| !authority.as_str().contains('@'))?;
-        if url.query().is_some() {
-            return None;
-        }
-        let prefix = url.path().trim_end_matches('/').to_owned();
-        Some(Self { scheme: scheme.clone(), authority: authority.clone(), prefix })
-    }
-}
-
-/// Whether some server could read a path as going upwards: `.` and `..` segments, separated by whatever
-/// is taken for a slash somewhere, percent-encoded or not.
-fn climbs(path: &str) -> bool {
-    let plain = path
-        .to_ascii_lowercase()
-        .replace("%25", "%")
-        .replace("%2e", ".")
-        .replace("%2f", "/")
-        .replace("%5c", "/")
-        .replace('\\', "/");
-    plain.split('/').any(|segment| {
-        let name = segment.split(';').next().unwrap_or_default(); // `..;` is `..` to some servers
-        name == "." || name == ".."
-    })
 }
 
 /// What hyper sends again by itself.

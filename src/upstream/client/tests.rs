@@ -1,6 +1,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 
+use http::uri::Authority;
 use http_body_util::{BodyExt, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -124,19 +125,7 @@ fn the_path_prefix_comes_first_and_cannot_be_left() {
         assert_eq!(uri("/x?q=..").unwrap(), "http://up.example/api/v1/x?q=..");
         assert_eq!(uri("//x").unwrap(), "http://up.example/api/v1//x");
         assert_eq!(uri("/...").unwrap(), "http://up.example/api/v1/...");
-        for climbing in [
-            "/..",
-            "/a/../../b",
-            "/./b",
-            "/%2e%2E/b",
-            "/a%2f..%2fb",
-            "/a/..\\b",
-            "/..%5cb",
-            "/%252e%252e/b",
-            "/..;x=y/b",
-        ] {
-            assert_eq!(uri(climbing), Err(BadTarget::Climbs), "{climbing}");
-        }
+        assert_eq!(uri("/a/../../b"), Err(BadTarget::Climbs)); // and in disguise: target.rs
     }
 }
 
