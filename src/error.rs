@@ -22,7 +22,7 @@ use crate::model::query::BadQuery;
 use crate::passthrough::PassError;
 use crate::reply::{cache_status, finish};
 use crate::request::RequestId;
-use crate::upstream::client::BadTarget;
+use crate::upstream::client::{BadTarget, SendError};
 
 /// Why a request gets an answer of the gateway's own (contract, section 6).
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +119,7 @@ impl Refusal {
                 PassError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
                 PassError::Stalled => StatusCode::REQUEST_TIMEOUT,
                 PassError::Overdue => StatusCode::GATEWAY_TIMEOUT,
+                PassError::Send(SendError::LocalResources(_)) => StatusCode::SERVICE_UNAVAILABLE,
                 PassError::Send(_) | PassError::BadAnswer => StatusCode::BAD_GATEWAY,
             },
             Refusal::ForeignPage => StatusCode::FORBIDDEN,

@@ -69,6 +69,9 @@ const KEYS: &[(&str, Read<Draft>)] = &[
     ("upstream.connect_timeout", |d, r| {
         r.duration(&mut d.config.upstream.connect_timeout, MILLISECOND..=HOUR)
     }),
+    ("upstream.connection_max_age", |d, r| {
+        r.duration(&mut d.config.upstream.connection_max_age, MILLISECOND..=DAY)
+    }),
     ("upstream.max_clips", |d, r| r.number(&mut d.config.upstream.max_clips, 1..=100)),
     ("upstream.max_polls", |d, r| r.number(&mut d.config.upstream.max_polls, 1..=MILLION)),
     ("upstream.requests_per_second", |d, r| {

@@ -231,9 +231,8 @@ const USER_AGENT_NAME: &str = concat!("clipgate/", env!("CARGO_PKG_VERSION"));
 /// What the waits are told of it.
 fn failure(fault: CallFault) -> Failure {
     match fault {
-        CallFault::Connect | CallFault::ConnectTimeout | CallFault::Tls | CallFault::Broke => {
-            Failure::Unreachable
-        }
+        CallFault::Connect | CallFault::ConnectTimeout | CallFault::Tls => Failure::Unreachable,
+        CallFault::LocalResources | CallFault::Broke => Failure::Unreachable,
         CallFault::Overdue => Failure::Overdue,
         CallFault::Garbled => Failure::Garbled,
     }

@@ -190,7 +190,7 @@ async fn credentials_that_authenticate_a_connection_are_refused_and_count_agains
     let stage = Stage::new().await;
     for (method, target) in [("GET", single("a", "completed")), ("POST", CLIP.into()), ("GET", "/x".into())] {
         for key in ["NTLM TlRMTVNTUAABAAAA", "negotiate YIIJvwYGKwYBBQUCoIIJ"] {
-            let answer = stage.send(request(method, &target, &[key], "")).await;
+            let answer = stage.send(request(method, &target, &[("authorization", key)], "")).await;
             assert_refusal(&answer, 400, "connection-auth");
             assert!(answer.headers.contains_key("ratelimit"), "{:?}", answer.headers);
         }
