@@ -81,7 +81,8 @@ impl Http1 {
     /// Whether it may be given another request.
     pub(super) fn is_usable(&self, now: Instant) -> bool {
         let is_open = self.sender.lock().requests.as_ref().is_some_and(|requests| !requests.is_closed());
-        is_open && now < self.retire_at
+        // A new one carries one request, however young connections have to be.
+        is_open && (now < self.retire_at || !self.is_kept.load(Ordering::Relaxed))
     }
 
     /// Closes it, unless it is lent out.

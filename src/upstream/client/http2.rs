@@ -78,6 +78,8 @@ struct Shared {
     is_closing: AtomicBool,
     /// For requests that h2 has and has not sent yet.
     notices: Mutex<Vec<Notice>>,
+    /// For those that h2 holds back, since the limit was lowered in the very moment in which they were handed to it.
+    held_back: Mutex<Vec<Notice>>,
     /// When it becomes too old for another request.
     retire_at: Instant,
     /// The number of the dial that made it: who waited before can blame it.
@@ -109,6 +111,7 @@ impl Http2 {
             served: AtomicU64::new(0),
             is_closing: AtomicBool::new(false),
             notices: Mutex::default(),
+            held_back: Mutex::default(),
             retire_at,
             dial,
         });
@@ -131,7 +134,9 @@ impl Http2 {
 
     /// Whether it may be given requests, now or later.
     pub(super) fn is_usable(&self, now: Instant) -> bool {
-        !self.shared.is_closing.load(Ordering::Relaxed) && now < self.shared.retire_at
+        // A new one carries one request, however young connections have to be.
+        let is_young = now < self.shared.retire_at || self.shared.served.load(Ordering::Relaxed) == 0;
+        is_young && !self.shared.is_closing.load(Ordering::Relaxed)
     }
 
     /// Whether there is a place. To be asked under the pool's lock, and followed by [`Place::take`] under the same.
@@ -152,6 +157,17 @@ impl Http2 {
     /// Whether this is the connection that the driver has.
     pub(super) fn is(&self, driven: &Driven) -> bool {
         Arc::ptr_eq(&self.shared, &driven.0)
+    }
+}
+
+impl Shared {
+    /// Tells requests that they are on their way, if h2 holds none back.
+    fn let_go_on(&self) {
+        if self.taken.load(Ordering::Acquire) <= self.limit.load(Ordering::Relaxed) {
+            for notice in std::mem::take(&mut *self.held_back.lock()) {
+                let _ = notice.send(()); // its caller may have gone
+            }
+        }
     }
 }
 
@@ -198,7 +214,8 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(http2) = self.http2.take() {
-            http2.shared.taken.fetch_sub(1, Ordering::Release);
+            http2.shared.taken.fetch_sub(1, Ordering::AcqRel);
+            http2.shared.let_go_on();
         }
         if let Some(pool) = self.pool.upgrade() {
             pool.has_room();
@@ -443,14 +460,8 @@ impl Driver {
     fn look_at_limit(&mut self, notices: Vec<Notice>) {
         let limit = self.connection.max_concurrent_send_streams();
         let before = self.shared.limit.swap(limit, Ordering::Relaxed);
-        if self.shared.taken.load(Ordering::Acquire) <= limit {
-            for notice in notices {
-                let _ = notice.send(()); // its caller may have gone
-            }
-        } else if !notices.is_empty() {
-            // Lowered in this very moment: they wait behind it until others have ended.
-            self.shared.notices.lock().extend(notices);
-        }
+        self.shared.held_back.lock().extend(notices);
+        self.shared.let_go_on();
         if limit != before
             && let Some(pool) = self.pool.upgrade()
         {

@@ -358,6 +358,21 @@ impl Pool {
         state.is_reaping
     }
 
+    /// Requests that wait for a connection.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.state.lock().waiting.len()
+    }
+
+    /// Connections that take requests, or have just been unused.
+    #[cfg(test)]
+    pub(super) fn usable(&self) -> usize {
+        let mut state = self.state.lock();
+        let now = clock::now();
+        state.shared.retain(|http2| http2.is_usable(now));
+        state.shared.len() + state.idle.len()
+    }
+
     /// Places taken on HTTP/2 connections.
     #[cfg(test)]
     pub(super) fn taken(&self) -> usize {

@@ -1,3 +1,6 @@
+mod connections;
+mod raw_http2;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 
