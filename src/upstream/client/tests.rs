@@ -1,3 +1,4 @@
+mod bodies;
 mod connections;
 mod raw_http2;
 
