@@ -44,7 +44,7 @@ pub(super) struct Connector {
 }
 
 /// A connection that is open, TLS included.
-pub(super) struct Connected {
+pub(super) struct Dialed {
     pub(super) stream: Stream,
     pub(super) is_http2: bool,
 }
@@ -87,22 +87,22 @@ impl Connector {
     }
 
     /// Opens a connection. Cancel safe: dropping the future gives it up.
-    pub(super) async fn connect(&self) -> Result<Connected, SendError> {
+    pub(super) async fn connect(&self) -> Result<Dialed, SendError> {
         match tokio::time::timeout(self.timeout, self.connect_at_leisure()).await {
             Ok(connected) => connected.map_err(connect_error),
             Err(_) => Err(timed_out()),
         }
     }
 
-    async fn connect_at_leisure(&self) -> Result<Connected, Box<dyn StdError + Send + Sync>> {
+    async fn connect_at_leisure(&self) -> Result<Dialed, Box<dyn StdError + Send + Sync>> {
         let mut connector = self.tcp.clone();
         let tcp = connector.call(self.origin.clone()).await?.into_inner();
         let Some((tls, name)) = &self.tls else {
-            return Ok(Connected { stream: Stream::Plain(tcp), is_http2: false });
+            return Ok(Dialed { stream: Stream::Plain(tcp), is_http2: false });
         };
         let stream = tls.connect(name.clone(), tcp).await?;
         let is_http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP2);
-        Ok(Connected { stream: Stream::Tls(Box::new(stream)), is_http2 })
+        Ok(Dialed { stream: Stream::Tls(Box::new(stream)), is_http2 })
     }
 }
 
@@ -115,10 +115,10 @@ fn connect_error(error: Box<dyn StdError + Send + Sync>) -> SendError {
     let cause = cause(&*error);
     let error = Arc::from(error);
     match cause {
-        Some(Cause::TimedOut) => SendError::ConnectTimeout(error),
-        Some(Cause::Tls) => SendError::Tls(error),
-        Some(Cause::LocalResources) => SendError::LocalResources(error),
-        Some(Cause::Network) => SendError::Connect(error),
+        Some(ConnectFault::TimedOut) => SendError::ConnectTimeout(error),
+        Some(ConnectFault::Tls) => SendError::Tls(error),
+        Some(ConnectFault::LocalResources) => SendError::LocalResources(error),
+        Some(ConnectFault::Network) => SendError::Connect(error),
         // A name is looked up by the C library, which may not say that it could open no socket.
         None if is_out_of_descriptors() => SendError::LocalResources(error),
         None => SendError::Connect(error),
@@ -126,7 +126,7 @@ fn connect_error(error: Box<dyn StdError + Send + Sync>) -> SendError {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cause {
+enum ConnectFault {
     TimedOut,
     Tls,
     LocalResources,
@@ -135,19 +135,19 @@ enum Cause {
 }
 
 /// Looks down the chain of sources. `io::Error` skips the error it wraps there, so that one is opened.
-fn cause(error: &(dyn StdError + 'static)) -> Option<Cause> {
+fn cause(error: &(dyn StdError + 'static)) -> Option<ConnectFault> {
     if error.is::<rustls::Error>() {
-        return Some(Cause::Tls);
+        return Some(ConnectFault::Tls);
     }
     if let Some(io) = error.downcast_ref::<io::Error>() {
         if is_own_lack(io) {
-            return Some(Cause::LocalResources);
+            return Some(ConnectFault::LocalResources);
         }
         if io.kind() == io::ErrorKind::TimedOut {
-            return Some(Cause::TimedOut);
+            return Some(ConnectFault::TimedOut);
         }
         if io.raw_os_error().is_some() {
-            return Some(Cause::Network);
+            return Some(ConnectFault::Network);
         }
         if let Some(inner) = io.get_ref() {
             return cause(inner);

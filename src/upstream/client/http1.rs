@@ -48,14 +48,14 @@ struct Sender {
 }
 
 /// What was not answered.
-pub(super) enum Failed {
+pub(super) enum Http1Failure {
     /// Not a byte was sent: here it is again, as it was.
     Unsent(Box<Request<Body>>, SendError),
     /// Nor is it known to be unsent, or it cannot be had back.
     Final(SendError),
 }
 
-struct Driver<C> {
+struct Http1Driver<C> {
     connection: C,
     http1: Arc<Http1>,
     pool: Weak<Pool>,
@@ -75,7 +75,7 @@ impl Http1 {
         let sender = Mutex::new(Sender { requests: Some(requests), is_busy: false });
         let http1 = Arc::new(Self { sender, link, is_kept: AtomicBool::new(false), retire_at });
         let connection = connection.with_upgrades();
-        Ok((Arc::clone(&http1), Driver { connection, http1, pool }))
+        Ok((Arc::clone(&http1), Http1Driver { connection, http1, pool }))
     }
 
     /// Whether it may be given another request.
@@ -109,7 +109,7 @@ impl Lease {
         mut request: Request<Body>,
         host: &HeaderValue,
         notice: Option<Notice>,
-    ) -> Result<Response<Answer>, Failed> {
+    ) -> Result<Response<Answer>, Http1Failure> {
         let http1 = self.http1.take().expect("a lease is used once");
         let uri = to_origin_form(&mut request);
         let adds_host = !request.headers().contains_key(HOST);
@@ -133,7 +133,7 @@ impl Lease {
             let Sender { requests, is_busy } = &mut *sender;
             let Some(requests) = requests else {
                 let error = SendError::Closed(Arc::new(ClosedByPool));
-                return Err(Failed::Unsent(as_it_was(request), error));
+                return Err(Http1Failure::Unsent(as_it_was(request), error));
             };
             http1.link.begin(notice);
             *is_busy = true;
@@ -143,10 +143,10 @@ impl Lease {
             let request = error.take_message();
             let error = Arc::new(error.into_error());
             match request {
-                Some(request) => Failed::Unsent(as_it_was(request), closed(error)),
-                None if http1.link.is_flooded() => Failed::Final(SendError::TooManyInterim),
-                None if http1.link.has_written() => Failed::Final(SendError::Broke(error)),
-                None => Failed::Final(closed(error)),
+                Some(request) => Http1Failure::Unsent(as_it_was(request), closed(error)),
+                None if http1.link.is_flooded() => Http1Failure::Final(SendError::TooManyInterim),
+                None if http1.link.has_written() => Http1Failure::Final(SendError::Broke(error)),
+                None => Http1Failure::Final(closed(error)),
             }
         })
     }
@@ -176,7 +176,7 @@ fn to_origin_form(request: &mut Request<Body>) -> Uri {
     std::mem::replace(request.uri_mut(), Uri::from(target))
 }
 
-impl<C> Future for Driver<C>
+impl<C> Future for Http1Driver<C>
 where
     C: Future<Output = hyper::Result<()>> + Unpin,
 {
@@ -200,7 +200,7 @@ where
     }
 }
 
-impl<C> Driver<C> {
+impl<C> Http1Driver<C> {
     /// Gives the connection back once the codec wants another request.
     fn give_back(&self) {
         let mut sender = self.http1.sender.lock();

@@ -1,17 +1,17 @@
 //! A connection of HTTP/2: many requests at once, as many as its peer allows.
 //!
 //! ```text
-//! Pool ── place ──▶ Http2 ── request ──▶ driver: h2's connection over a Watched stream
+//! Pool ── slot ──▶ Http2 ── request ──▶ driver: h2's connection over a Watched stream
 //!   ▲                                     │
 //!   └── the peer's limit, GOAWAY, end ────┘
 //! ```
 //!
 //! h2 is driven here without hyper, whose connection tells neither the peer's limit on streams in time nor whether a
-//! request's HEADERS have left or wait behind that limit. A request takes a place before it is sent, and gives it
+//! request's HEADERS have left or wait behind that limit. A request takes a slot before it is sent, and gives it
 //! back after both its bodies have ended, never before h2 itself takes the stream for closed. So as long as the
-//! places taken are within the limit, h2 holds no request back.
+//! slots taken are within the limit, h2 holds no request back.
 //!
-//! Windows are cut so that all places' answers unread cannot use up the connection's: one that is not read never
+//! Windows are cut so that all slots' answers unread cannot use up the connection's: one that is not read never
 //! stalls the others.
 
 mod probe;
@@ -40,7 +40,7 @@ use super::answer::Answer;
 use super::connect::Stream;
 use super::link::{Link, Notice, Watched};
 use super::pool::Pool;
-use super::upload::Upload;
+use super::upload::Http2Upload;
 use super::{MAX_INTERIM, SendError};
 use crate::body::Body;
 
@@ -61,18 +61,18 @@ const UNKNOWN: usize = usize::MAX - 1;
 /// A connection, whoever uses it. Once it is dropped, the connection closes behind its last request.
 pub(super) struct Http2 {
     requests: SendRequest<Bytes>,
-    shared: Arc<Shared>,
+    shared: Arc<Http2State>,
     /// Ends with this, which the driver watches.
     _held: oneshot::Sender<Infallible>,
 }
 
 /// What requests, pool and driver know of a connection.
-struct Shared {
+struct Http2State {
     /// Streams that the peer allows, or [`UNKNOWN`].
     limit: AtomicUsize,
-    /// Places taken. Changed under the pool's lock, but for what is given back.
+    /// Slots taken. Changed under the pool's lock, but for what is given back.
     taken: AtomicUsize,
-    /// Places ever taken.
+    /// Slots ever taken.
     served: AtomicU64,
     /// Whether it takes no more requests.
     is_closing: AtomicBool,
@@ -94,7 +94,7 @@ impl Http2 {
         dial: u64,
         patience: Duration,
         pool: Weak<Pool>,
-    ) -> Result<(Arc<Self>, Driver), SendError> {
+    ) -> Result<(Arc<Self>, Http2Driver), SendError> {
         let link = Arc::new(Link::default());
         let (requests, mut connection) = h2::client::Builder::new()
             .initial_max_send_streams(UNKNOWN)
@@ -105,7 +105,7 @@ impl Http2 {
             .handshake(Watched::new(stream, Arc::clone(&link)))
             .await
             .map_err(|error| SendError::Connect(Arc::new(error)))?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(Http2State {
             limit: AtomicUsize::new(UNKNOWN),
             taken: AtomicUsize::new(0),
             served: AtomicU64::new(0),
@@ -116,12 +116,13 @@ impl Http2 {
             dial,
         });
         let (held, dropped) = oneshot::channel();
-        let driver = Driver {
+        let driver = Http2Driver {
             probe: connection.ping_pong().map(|ping| Probe::new(ping, link, patience)),
             connection,
             requests: Some(requests.clone()),
             dropped,
             shared: Arc::clone(&shared),
+            is_retired: false,
             pool,
         };
         Ok((Arc::new(Self { requests, shared, _held: held }), driver))
@@ -139,7 +140,7 @@ impl Http2 {
         is_young && !self.shared.is_closing.load(Ordering::Relaxed)
     }
 
-    /// Whether there is a place. To be asked under the pool's lock, and followed by [`Place::take`] under the same.
+    /// Whether there is a slot. To be asked under the pool's lock, and followed by [`StreamSlot::take`] under the same.
     pub(super) fn has_room(&self) -> bool {
         let limit = match self.shared.limit.load(Ordering::Relaxed) {
             UNKNOWN => EARLY_STREAMS,
@@ -148,7 +149,7 @@ impl Http2 {
         self.shared.taken.load(Ordering::Relaxed) < limit
     }
 
-    /// Places taken.
+    /// Slots taken.
     #[cfg(test)]
     pub(super) fn taken(&self) -> usize {
         self.shared.taken.load(Ordering::Relaxed)
@@ -160,7 +161,7 @@ impl Http2 {
     }
 }
 
-impl Shared {
+impl Http2State {
     /// Tells requests that they are on their way, if h2 holds none back.
     fn let_go_on(&self) {
         if self.taken.load(Ordering::Acquire) <= self.limit.load(Ordering::Relaxed) {
@@ -172,7 +173,7 @@ impl Shared {
 }
 
 /// A connection as its driver names it.
-pub(super) struct Driven(Arc<Shared>);
+pub(super) struct Driven(Arc<Http2State>);
 
 impl Driven {
     /// The peer's limit, as far as it is used.
@@ -191,19 +192,19 @@ impl Driven {
     }
 }
 
-/// A place on a connection, from a request's start to the end of both its bodies.
-pub(super) struct Place {
+/// A slot on a connection, from a request's start to the end of both its bodies.
+pub(super) struct StreamSlot {
     http2: Option<Arc<Http2>>,
     pool: Weak<Pool>,
 }
 
-impl std::fmt::Debug for Place {
+impl std::fmt::Debug for StreamSlot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Place")
+        f.write_str("StreamSlot")
     }
 }
 
-impl Place {
+impl StreamSlot {
     pub(super) fn take(http2: &Arc<Http2>, pool: Weak<Pool>) -> Self {
         http2.shared.taken.fetch_add(1, Ordering::Relaxed);
         http2.shared.served.fetch_add(1, Ordering::Relaxed);
@@ -211,7 +212,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for StreamSlot {
     fn drop(&mut self) {
         if let Some(http2) = self.http2.take() {
             http2.shared.taken.fetch_sub(1, Ordering::AcqRel);
@@ -224,7 +225,7 @@ impl Drop for Place {
 }
 
 /// What was not answered.
-pub(super) enum Failed {
+pub(super) enum Http2Failure {
     /// The connection took no request any more. Nothing was sent, and nobody was told so.
     Refused(Body, Option<Notice>),
     /// The peer says that it has not looked at the request (RFC 9113 §8.7).
@@ -235,12 +236,12 @@ pub(super) enum Failed {
 /// Sends the request, whose URI is absolute. Cancel safe: dropping the future, or the answer before its end, resets the
 /// stream.
 pub(super) async fn send(
-    place: Place,
+    slot: StreamSlot,
     mut head: Parts,
     body: Body,
     notice: Option<Notice>,
     tasks: &TaskTracker,
-) -> Result<Response<Answer>, Failed> {
+) -> Result<Response<Answer>, Http2Failure> {
     head.version = Version::HTTP_2;
     strip(&mut head.headers);
     if let Some(length) = body.size_hint().exact()
@@ -249,7 +250,7 @@ pub(super) async fn send(
         head.headers.entry(CONTENT_LENGTH).or_insert(length.into());
     }
     let is_whole = body.is_end_stream();
-    let http2 = place.http2.as_ref().expect("a place has its connection until it is dropped");
+    let http2 = slot.http2.as_ref().expect("a slot has its connection until it is dropped");
     let shared = Arc::clone(&http2.shared);
     let (response, stream) = {
         let mut requests = http2.requests.clone();
@@ -262,33 +263,33 @@ pub(super) async fn send(
             }
             Err(error) if error.is_io() || error.is_go_away() => {
                 shared.is_closing.store(true, Ordering::Relaxed);
-                return Err(Failed::Refused(body, notice));
+                return Err(Http2Failure::Refused(body, notice));
             }
             // It cannot be sent at all.
-            Err(error) => return Err(Failed::Final(SendError::Broke(Arc::new(error)))),
+            Err(error) => return Err(Http2Failure::Final(SendError::Broke(Arc::new(error)))),
         }
     };
-    let place = Arc::new(place);
+    let slot = Arc::new(slot);
     let upload = if is_whole {
         drop(stream);
         None
     } else {
-        Upload::start(body, stream, Arc::clone(&place), tasks).await
+        Http2Upload::start(body, stream, Arc::clone(&slot), tasks).await
     };
     match answered(response).await {
         Ok(response) => {
             let (head, stream) = response.into_parts();
-            let body = Http2Body::new(&head.headers, stream, place, upload);
+            let body = Http2Body::new(&head.headers, stream, slot, upload);
             Ok(Response::from_parts(head, Answer::http2(body)))
         }
         Err(Unanswered::Flooded) => {
             // It may well go on, until the peer is told.
             shared.is_closing.store(true, Ordering::Relaxed);
-            Err(Failed::Final(SendError::TooManyInterim))
+            Err(Http2Failure::Final(SendError::TooManyInterim))
         }
         Err(Unanswered::Broke(error)) => Err(match is_unprocessed(&error) {
-            true => Failed::Unprocessed(error),
-            false => Failed::Final(SendError::Broke(Arc::new(error))),
+            true => Http2Failure::Unprocessed(error),
+            false => Http2Failure::Final(SendError::Broke(Arc::new(error))),
         }),
     }
 }
@@ -343,15 +344,15 @@ pub(super) struct Http2Body {
     stream: RecvStream,
     length: Option<u64>,
     is_data_over: bool,
-    upload: Option<Upload>,
-    _place: Arc<Place>,
+    upload: Option<Http2Upload>,
+    _slot: Arc<StreamSlot>,
 }
 
 impl Http2Body {
-    fn new(head: &HeaderMap, stream: RecvStream, place: Arc<Place>, upload: Option<Upload>) -> Self {
+    fn new(head: &HeaderMap, stream: RecvStream, slot: Arc<StreamSlot>, upload: Option<Http2Upload>) -> Self {
         let told = head.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         let length = told.or(stream.is_end_stream().then_some(0));
-        let mut body = Self { stream, length, is_data_over: false, upload, _place: place };
+        let mut body = Self { stream, length, is_data_over: false, upload, _slot: slot };
         body.let_upload_go_on();
         body
     }
@@ -403,17 +404,18 @@ impl Http2Body {
 }
 
 /// The task of a connection. It ends with the connection.
-pub(super) struct Driver {
+pub(super) struct Http2Driver {
     connection: Connection<Watched, Bytes>,
     /// To see by whether the connection takes requests; `None` once nobody holds it.
     requests: Option<SendRequest<Bytes>>,
     dropped: oneshot::Receiver<Infallible>,
     probe: Option<Probe>,
-    shared: Arc<Shared>,
+    shared: Arc<Http2State>,
+    is_retired: bool,
     pool: Weak<Pool>,
 }
 
-impl Future for Driver {
+impl Future for Http2Driver {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -455,7 +457,7 @@ fn has_ended(requests: &mut SendRequest<Bytes>, cx: &mut Context<'_>) -> bool {
     matches!(requests.poll_ready(cx), Poll::Ready(Err(_)))
 }
 
-impl Driver {
+impl Http2Driver {
     /// Tells the pool of a limit that has changed, and requests that they are on their way.
     fn look_at_limit(&mut self, notices: Vec<Notice>) {
         let limit = self.connection.max_concurrent_send_streams();
@@ -472,7 +474,8 @@ impl Driver {
     /// No more requests go to it.
     fn retire(&mut self) {
         self.shared.is_closing.store(true, Ordering::Relaxed);
-        if let Some(pool) = self.pool.upgrade() {
+        let was_retired = std::mem::replace(&mut self.is_retired, true);
+        if !was_retired && let Some(pool) = self.pool.upgrade() {
             pool.forget(&Driven(Arc::clone(&self.shared)));
         }
     }

@@ -1,7 +1,7 @@
 //! The connections to the upstream: which one a request gets, when another is opened, when one is let go.
 //!
 //! ```text
-//! request ─▶ take: a place on an HTTP/2 connection, else an unused HTTP/1.1 one
+//! request ─▶ take: a slot on an HTTP/2 connection, else an unused HTTP/1.1 one
 //!            └─ none ─▶ wait, first come, first served ◀─ given back, or room again
 //!                         │                            ◀─ a dial's connection
 //!                         └─ too few on their way ─▶ dial, a task of the pool's
@@ -12,7 +12,7 @@
 //! them until it is known which is spoken. So a burst on a cold pool makes one handshake. A dial that fails fails
 //! those for whom it stood, if they came before it began; the others get another one.
 //!
-//! The pool knows no request. What it hands out ([`Lease`], [`Place`]) gives itself back.
+//! The pool knows no request. What it hands out ([`Lease`], [`StreamSlot`]) gives itself back.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -26,8 +26,8 @@ use tokio_util::task::TaskTracker;
 
 use super::answer::Answer;
 use super::connect::{Connector, timed_out};
-use super::http1::{self, Http1, Lease};
-use super::http2::{self, Driven, Http2, MAX_STREAMS, Place};
+use super::http1::{Http1, Http1Failure, Lease};
+use super::http2::{self, Driven, Http2, Http2Failure, MAX_STREAMS, StreamSlot};
 use super::link::Notice;
 use super::target::Base;
 use super::{Resend, SendError};
@@ -50,11 +50,11 @@ pub(super) struct Pool {
     max_age: Duration,
     resend: Resend,
     tasks: TaskTracker,
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
     myself: Weak<Self>,
 }
 
-struct State {
+struct PoolState {
     /// HTTP/1.1, the one used last at the end.
     idle: VecDeque<Idle>,
     /// HTTP/2, those that take requests.
@@ -78,7 +78,7 @@ struct Idle {
 /// What a request is sent on.
 enum Connection {
     Http1(Lease),
-    Http2(Place),
+    Http2(StreamSlot),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +100,7 @@ impl Pool {
     /// `max_age`: how old a connection may become before it takes no more requests.
     pub(super) fn new(base: Arc<Base>, connector: Connector, max_age: Duration, resend: Resend) -> Arc<Self> {
         let expected = if connector.may_speak_http2() { usize::MAX } else { 1 };
-        let state = State {
+        let state = PoolState {
             idle: VecDeque::new(),
             shared: Vec::new(),
             waiting: BTreeMap::new(),
@@ -134,33 +134,33 @@ impl Pool {
                     let is_kept = lease.is_kept();
                     match lease.send(request, self.base.host(), notice.take()).await {
                         Ok(response) => return Ok(response),
-                        Err(http1::Failed::Unsent(unsent, error)) if is_kept => (*unsent, error),
-                        Err(http1::Failed::Unsent(_, error) | http1::Failed::Final(error)) => {
+                        Err(Http1Failure::Unsent(unsent, error)) if is_kept => (*unsent, error),
+                        Err(Http1Failure::Unsent(_, error) | Http1Failure::Final(error)) => {
                             return Err(error);
                         }
                     }
                 }
-                Connection::Http2(place) => {
+                Connection::Http2(slot) => {
                     let (spare, body) = request.into_parts();
                     let is_whole = body.is_end_stream();
                     resends += 1;
-                    match http2::send(place, spare.clone(), body, notice.take(), &self.tasks).await {
+                    match http2::send(slot, spare.clone(), body, notice.take(), &self.tasks).await {
                         Ok(response) => return Ok(response),
                         // Nothing was sent, and nobody was told that it was: that goes for polls too.
-                        Err(http2::Failed::Refused(body, unused)) if resends <= MAX_RESENDS => {
+                        Err(Http2Failure::Refused(body, unused)) if resends <= MAX_RESENDS => {
                             request = Request::from_parts(spare, body);
                             notice = unused;
                             continue;
                         }
-                        Err(http2::Failed::Refused(..)) => return Err(SendError::Closed(Arc::new(Refused))),
-                        Err(http2::Failed::Unprocessed(error)) => {
+                        Err(Http2Failure::Refused(..)) => return Err(SendError::Closed(Arc::new(Refused))),
+                        Err(Http2Failure::Unprocessed(error)) => {
                             let error = SendError::Closed(Arc::new(error));
                             if !is_whole || resends > MAX_RESENDS {
                                 return Err(error);
                             }
                             (Request::from_parts(spare, Body::empty()), error)
                         }
-                        Err(http2::Failed::Final(error)) => return Err(error),
+                        Err(Http2Failure::Final(error)) => return Err(error),
                     }
                 }
             };
@@ -187,7 +187,7 @@ impl Pool {
             state.waiting.insert(ticket, give);
             (given, ticket, state.start_dials())
         };
-        let _waiting = Waiting { pool: self, ticket };
+        let _waiting = QueuedRequest { pool: self, ticket };
         self.dial(dials);
         match tokio::time::timeout(self.connector.timeout(), given).await {
             Ok(Ok(given)) => given,
@@ -307,7 +307,7 @@ impl Pool {
     }
 
     /// Finds connections for those that wait.
-    fn hand_out(&self, state: &mut State) -> Handed {
+    fn hand_out(&self, state: &mut PoolState) -> Handed {
         let mut handed = Handed::new();
         if state.waiting.is_empty() {
             return handed;
@@ -373,7 +373,7 @@ impl Pool {
         state.shared.len() + state.idle.len()
     }
 
-    /// Places taken on HTTP/2 connections.
+    /// Slots taken on HTTP/2 connections.
     #[cfg(test)]
     pub(super) fn taken(&self) -> usize {
         self.state.lock().shared.iter().map(|http2| http2.taken()).sum()
@@ -398,7 +398,7 @@ enum Opened {
     Http2(Arc<Http2>),
 }
 
-impl State {
+impl PoolState {
     fn number(&mut self) -> u64 {
         self.next += 1;
         self.next
@@ -407,7 +407,7 @@ impl State {
     fn take(&mut self, pool: &Weak<Pool>, now: Instant) -> Option<Connection> {
         self.shared.retain(|http2| http2.is_usable(now));
         if let Some(http2) = self.shared.iter().find(|http2| http2.has_room()) {
-            return Some(Connection::Http2(Place::take(http2, pool.clone())));
+            return Some(Connection::Http2(StreamSlot::take(http2, pool.clone())));
         }
         while let Some(idle) = self.idle.pop_back() {
             if idle.is_usable(now) {
@@ -437,12 +437,12 @@ impl State {
 }
 
 /// A request that waits. Dropped, it waits no more.
-struct Waiting<'p> {
+struct QueuedRequest<'p> {
     pool: &'p Pool,
     ticket: u64,
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for QueuedRequest<'_> {
     fn drop(&mut self) {
         self.pool.state.lock().waiting.remove(&self.ticket);
     }

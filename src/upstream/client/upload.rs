@@ -13,7 +13,7 @@ use http_body::{Body as HttpBody, Frame};
 use tokio::task::AbortHandle;
 use tokio_util::task::TaskTracker;
 
-use super::http2::Place;
+use super::http2::StreamSlot;
 use crate::body::Body;
 
 /// What is claimed of the connection's window at once. All that is handed to h2 has been claimed, so that it does
@@ -22,19 +22,19 @@ const CLAIM: usize = 64 << 10;
 
 /// A body on its way. Dropping it ends it, and resets its stream unless that is over.
 #[derive(Debug)]
-pub(super) struct Upload(Option<AbortHandle>);
+pub(super) struct Http2Upload(Option<AbortHandle>);
 
-impl Upload {
+impl Http2Upload {
     /// Sends the body. Returns `None` if all of it has gone already.
     pub(super) async fn start(
         body: Body,
         stream: SendStream<Bytes>,
-        place: Arc<Place>,
+        slot: Arc<StreamSlot>,
         tasks: &TaskTracker,
     ) -> Option<Self> {
         let mut sending = Box::pin(async move {
             send(body, stream).await;
-            drop(place);
+            drop(slot);
         });
         let first = poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await;
         first.is_pending().then(|| Self(Some(tasks.spawn(sending).abort_handle())))
@@ -46,7 +46,7 @@ impl Upload {
     }
 }
 
-impl Drop for Upload {
+impl Drop for Http2Upload {
     fn drop(&mut self) {
         if let Some(task) = self.0.take() {
             task.abort();
@@ -57,24 +57,24 @@ impl Drop for Upload {
 async fn send(mut body: Body, mut stream: SendStream<Bytes>) {
     loop {
         match next(&mut body, &mut stream).await {
-            Next::Frame(frame) => {
+            NextFrame::Frame(frame) => {
                 let is_last = body.is_end_stream();
                 let Ok(more) = send_frame(frame, is_last, &mut stream).await else { return };
                 if !more {
                     return;
                 }
             }
-            Next::End => {
+            NextFrame::End => {
                 let _ = stream.send_data(Bytes::new(), true); // fails on a stream that has ended
                 return;
             }
-            Next::Broke => return stream.send_reset(Reason::INTERNAL_ERROR),
-            Next::Unwanted => return,
+            NextFrame::Broke => return stream.send_reset(Reason::INTERNAL_ERROR),
+            NextFrame::Unwanted => return,
         }
     }
 }
 
-enum Next {
+enum NextFrame {
     Frame(Frame<Bytes>),
     End,
     Broke,
@@ -82,18 +82,18 @@ enum Next {
     Unwanted,
 }
 
-async fn next(body: &mut Body, stream: &mut SendStream<Bytes>) -> Next {
+async fn next(body: &mut Body, stream: &mut SendStream<Bytes>) -> NextFrame {
     poll_fn(|cx| {
         if stream.poll_reset(cx).is_ready() {
-            return Poll::Ready(Next::Unwanted);
+            return Poll::Ready(NextFrame::Unwanted);
         }
         Pin::new(&mut *body).poll_frame(cx).map(|frame| match frame {
-            Some(Ok(frame)) => Next::Frame(frame),
+            Some(Ok(frame)) => NextFrame::Frame(frame),
             Some(Err(error)) => {
                 tracing::debug!(error, "a request's body broke off");
-                Next::Broke
+                NextFrame::Broke
             }
-            None => Next::End,
+            None => NextFrame::End,
         })
     })
     .await

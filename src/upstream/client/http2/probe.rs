@@ -11,7 +11,7 @@ use tokio::time::Sleep;
 
 use super::super::link::Link;
 use super::super::{PROBE_EVERY, PROBE_TIMEOUT};
-use super::{Shared, UNKNOWN};
+use super::{Http2State, UNKNOWN};
 use crate::clock;
 
 /// Sees whether a connection is alive, of any use, and not too old.
@@ -47,7 +47,7 @@ impl Probe {
     }
 
     /// Ready once no more requests should go to the connection.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Poll<Found> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, shared: &Http2State) -> Poll<Found> {
         loop {
             if matches!(self.state, ProbeState::Asks) && self.ping.poll_pong(cx).is_ready() {
                 self.rest(shared);
@@ -80,7 +80,7 @@ impl Probe {
         }
     }
 
-    fn rest(&mut self, shared: &Shared) {
+    fn rest(&mut self, shared: &Http2State) {
         self.state = ProbeState::Rests(shared.served.load(Ordering::Relaxed));
         self.wake_in(PROBE_EVERY);
     }

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use super::super::connect::Stream;
-use super::super::http2::{self, Http2, Place};
+use super::super::http2::{self, Http2, StreamSlot};
 
 use super::raw_http2::{RawHttp2, Seen, data, early_hints, go_away, head, ok, refuse, settings};
 use super::*;
@@ -152,7 +152,7 @@ async fn a_poll_behind_a_limit_does_not_stand_until_its_headers_are_sent() {
     let start = || {
         let (notice, sent) = oneshot::channel();
         let (head, body) = Request::get("http://up.example/").body(Body::empty()).unwrap().into_parts();
-        let place = Place::take(&http2, forever.clone());
+        let place = StreamSlot::take(&http2, forever.clone());
         (Box::pin(http2::send(place, head, body, Some(notice), &tasks)), sent)
     };
     poll_fn(|cx| {
