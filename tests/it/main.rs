@@ -57,4 +57,5 @@ mod tls;
 mod traces;
 mod treason;
 mod turns;
+mod upstream_http2;
 mod watch;
