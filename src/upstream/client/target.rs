@@ -89,7 +89,7 @@ impl Base {
 ///
 /// Servers differ in what they undo before they look: percent-encoding, more than once; `%uXXXX`; UTF-8 in more
 /// bytes than it needs; characters that are normalised to a dot or a slash. They differ in what ends a segment too:
-/// a backslash; and what ends a name in it: a semicolon, a control character, a space. All of these are undone here.
+/// a backslash; and what ends a name in it: a semicolon, a question mark, a control character, a space. All of these are undone here.
 fn has_dot_segment(path: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'%' | b'\\');
     if path.bytes().all(is_plain) && !path.contains("/.") {
@@ -112,18 +112,13 @@ fn has_dot_segment(path: &str) -> bool {
 }
 
 fn is_dot_segment(segment: &[u8]) -> bool {
+    let ends_name = |byte: &u8| matches!(byte, b';' | b'?' | b'#');
     let is_blank = |byte: &u8| byte.is_ascii_control() || *byte == b' ';
-    // `..;x` and `..%00x` are `..` to some, as `.%09.` is to others.
-    let name = segment.split(|byte| *byte == b';' || is_blank(byte)).find(|name| !name.is_empty());
-    let squeezed: Vec<u8> = segment
-        .split(|byte| *byte == b';')
-        .next()
-        .unwrap_or_default()
-        .iter()
-        .copied()
-        .filter(|byte| !is_blank(byte))
-        .collect();
     let is_dots = |name: &[u8]| name == b"." || name == b"..";
+    // `..;x` and `..%00x` are `..` to some, as `.%09.` is to others.
+    let name = segment.split(|byte| ends_name(byte) || is_blank(byte)).find(|name| !name.is_empty());
+    let squeezed: Vec<u8> =
+        segment.iter().copied().take_while(|byte| !ends_name(byte)).filter(|byte| !is_blank(byte)).collect();
     name.is_some_and(is_dots) || is_dots(&squeezed)
 }
 
@@ -273,6 +268,10 @@ mod tests {
             "/.%7f./x",
             "/..%20/x",
             "/..%c0%80/x",
+            // what ends a path once it is decoded
+            "/..%3fx",
+            "/a/..%23x",
+            "/..%3bx/y",
             // encoded again and again
             "/%252e%252e/x",
             "/%25252e%25252e/x",
