@@ -35,6 +35,11 @@ pub enum AuthError {
     /// Which of several keys would count is anybody's guess.
     #[error("the request has more than one Authorization field; send one")]
     SeveralKeys,
+    /// The scheme proves who uses a connection, and those to the upstream are everybody's.
+    #[error(
+        "NTLM and Negotiate authenticate a connection, and this gateway shares its connections; use another scheme"
+    )]
+    ConnectionAuth,
     /// Team mode, and no token.
     #[error("the request has no token; send one of this gateway's as `Authorization: Bearer TOKEN`")]
     NoToken,
@@ -48,6 +53,7 @@ impl AuthError {
     pub fn reason(self) -> &'static str {
         match self {
             AuthError::SeveralKeys => "several-keys",
+            AuthError::ConnectionAuth => "connection-auth",
             AuthError::NoToken => "no-token",
             AuthError::UnknownToken => "unknown-token",
         }
@@ -56,7 +62,7 @@ impl AuthError {
     /// The `WWW-Authenticate` of a 401 (RFC 6750 §3); `None` where it is no 401.
     pub fn challenge(self) -> Option<HeaderValue> {
         match self {
-            AuthError::SeveralKeys => None,
+            AuthError::SeveralKeys | AuthError::ConnectionAuth => None,
             AuthError::NoToken => Some(HeaderValue::from_static("Bearer realm=\"clipgate\"")),
             AuthError::UnknownToken => {
                 Some(HeaderValue::from_static("Bearer realm=\"clipgate\", error=\"invalid_token\""))
@@ -144,9 +150,10 @@ impl Keyring {
     pub fn identify(&self, request: &HeaderMap) -> Result<Option<Identity>, AuthError> {
         match &**self.mode.load() {
             Mode::Sidecar(identity) => Ok(Some(identity.clone())),
-            Mode::Passthrough => {
-                Ok(key(request)?.map(|key| identity(&self.hash_key, headers::detached(key))))
-            }
+            Mode::Passthrough => match key(request)? {
+                Some(key) if authenticates_connection(key) => Err(AuthError::ConnectionAuth),
+                key => Ok(key.map(|key| identity(&self.hash_key, headers::detached(key)))),
+            },
             Mode::Team(members) => {
                 let token = key(request)?.and_then(bearer).ok_or(AuthError::NoToken)?;
                 member(members, token).map(Some).ok_or(AuthError::UnknownToken)
@@ -192,6 +199,18 @@ fn key(headers: &HeaderMap) -> Result<Option<&HeaderValue>, AuthError> {
         (_, Some(_)) => Err(AuthError::SeveralKeys),
         (key, None) => Ok(key.filter(|key| !key.is_empty())),
     }
+}
+
+/// Returns whether the scheme proves who uses the connection, rather than who sent the request: NTLM, and
+/// Negotiate, which may be NTLM (RFC 4559 §6). A pooled connection would serve the next client as that user.
+fn authenticates_connection(field: &HeaderValue) -> bool {
+    let field = field.as_bytes().trim_ascii_start();
+    let is_scheme = |scheme: &[u8]| {
+        let begins = field.get(..scheme.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(scheme));
+        begins && !field.get(scheme.len()).is_some_and(|next| next.is_ascii_alphanumeric() || *next == b'-')
+    };
+    // Most fields are told by their first letter.
+    matches!(field.first(), Some(b'N' | b'n')) && (is_scheme(b"NTLM") || is_scheme(b"Negotiate"))
 }
 
 /// The token of a Bearer field (RFC 6750 §2.1).
@@ -241,6 +260,27 @@ mod tests {
         assert_eq!(domain(&keyring, ""), None);
         assert!(keyring.identify(&headers(&[])).unwrap().is_none());
         assert!(matches!(keyring.identify(&headers(&["Bearer a", "Bearer a"])), Err(AuthError::SeveralKeys)));
+    }
+
+    /// A connection that one client has authenticated would serve the next as that user.
+    #[test]
+    fn a_scheme_that_authenticates_the_connection_is_refused() {
+        let keyring = Keyring::new(&config::Auth::Passthrough, None).unwrap();
+        for field in ["NTLM TlRMTVNT", "ntlm", "Negotiate YII", "NEGOTIATE\tYII", "  Negotiate YII", "NTLM,x"]
+        {
+            let refused = keyring.identify(&headers(&[field])).unwrap_err();
+            assert_eq!(refused, AuthError::ConnectionAuth, "{field:?}");
+            assert_eq!(refused.reason(), "connection-auth");
+            assert!(refused.challenge().is_none());
+        }
+        for field in
+            ["Bearer NTLM", "Basic TlRMTVNT", "NTLMv3 x", "Negotiated x", "N", "Digest username=\"x\""]
+        {
+            assert!(domain(&keyring, field).is_some(), "{field:?}");
+        }
+        // The other modes send the gateway's own key, whatever the client's field holds.
+        let sidecar = Keyring::new(&config::Auth::Sidecar, Some(&Secret::new("sk-1"))).unwrap();
+        assert!(domain(&sidecar, "NTLM TlRMTVNT").is_some());
     }
 
     #[test]

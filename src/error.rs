@@ -23,7 +23,7 @@ use crate::passthrough::{PassError, SlotError};
 use crate::printable::escape_json;
 use crate::reply::{ALLOWED_METHODS, cache_status, finish};
 use crate::request::RequestId;
-use crate::upstream::client::BadTarget;
+use crate::upstream::client::{BadTarget, SendError};
 
 /// Why a request gets an answer of the gateway's own (contract, section 6).
 #[derive(Debug, thiserror::Error)]
@@ -107,7 +107,9 @@ impl Refusal {
     /// The HTTP status.
     pub fn status(&self) -> StatusCode {
         match self {
-            Refusal::Query(_) | Refusal::Auth(AuthError::SeveralKeys) => StatusCode::BAD_REQUEST,
+            Refusal::Query(_) | Refusal::Auth(AuthError::SeveralKeys | AuthError::ConnectionAuth) => {
+                StatusCode::BAD_REQUEST
+            }
             Refusal::Auth(AuthError::NoToken | AuthError::UnknownToken) => StatusCode::UNAUTHORIZED,
             Refusal::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Refusal::Hub(HubError::Limited(_) | HubError::FullForKey | HubError::FullForAddress) => {
@@ -132,6 +134,7 @@ impl Refusal {
                 PassError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
                 PassError::Stalled => StatusCode::REQUEST_TIMEOUT,
                 PassError::Overdue => StatusCode::GATEWAY_TIMEOUT,
+                PassError::Send(SendError::LocalResources(_)) => StatusCode::SERVICE_UNAVAILABLE,
                 PassError::Send(_) | PassError::BadAnswer => StatusCode::BAD_GATEWAY,
             },
             Refusal::Slot(SlotError::FullForKey) => StatusCode::TOO_MANY_REQUESTS,

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! What is not obvious:
-//! - A request goes out at most once; hyper repeats only what was never written (see `upstream/client.rs`).
+//! - A request goes out at most once; the client repeats only what no upstream has looked at (`upstream/client.rs`).
 //! - An answer keeps the upstream's `Date`, `Server`, `X-Request-Id`, caching and CORS fields.
 //! - Interim answers (1xx) other than 101 end here. `Expect: 100-continue` is answered by hyper on the
 //!   client's side, once the body is wanted, and still sent on.

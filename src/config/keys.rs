@@ -13,6 +13,7 @@ use super::web::{host_pattern, origin};
 use super::{Auth, Config, Listen, LogFormat, Member, Tls, team};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Far more than anyone keeps a clip, and still far from where adding to an `Instant` overflows.
@@ -72,6 +73,9 @@ const KEYS: &[(&str, Read<Draft>)] = &[
     ("upstream.poll_timeout", |d, r| r.duration(&mut d.config.upstream.poll_timeout, MILLISECOND..=DAY)),
     ("upstream.connect_timeout", |d, r| {
         r.duration(&mut d.config.upstream.connect_timeout, MILLISECOND..=HOUR)
+    }),
+    ("upstream.connection_max_age", |d, r| {
+        r.duration(&mut d.config.upstream.connection_max_age, SECOND..=DAY)
     }),
     ("upstream.max_clips", |d, r| r.number(&mut d.config.upstream.max_clips, 1..=100)),
     ("upstream.max_polls", |d, r| r.number(&mut d.config.upstream.max_polls, 1..=MILLION)),

@@ -130,6 +130,8 @@ pub struct Upstream {
     pub poll_timeout: Duration,
     /// How long a connection, TLS included, may take.
     pub connect_timeout: Duration,
+    /// How old a connection may become before it takes no more requests.
+    pub connection_max_age: Duration,
     /// Clips one poll may ask for.
     pub max_clips: usize,
     /// Polls open at once.
@@ -352,6 +354,7 @@ impl Default for Config {
                 api_key: None,
                 poll_timeout: secs(120),
                 connect_timeout: secs(5),
+                connection_max_age: secs(300),
                 max_clips: 6,
                 max_polls: 512,
                 requests_per_second: 0,

@@ -17,6 +17,7 @@ const RESTART: &[Row] = &[
     ("upstream.base_url", |a, b| a.upstream.base_url != b.upstream.base_url),
     ("upstream.poll_timeout", |a, b| a.upstream.poll_timeout != b.upstream.poll_timeout),
     ("upstream.connect_timeout", |a, b| a.upstream.connect_timeout != b.upstream.connect_timeout),
+    ("upstream.connection_max_age", |a, b| a.upstream.connection_max_age != b.upstream.connection_max_age),
     ("upstream.max_clips", |a, b| a.upstream.max_clips != b.upstream.max_clips),
     ("upstream.max_polls", |a, b| a.upstream.max_polls != b.upstream.max_polls),
     ("upstream.requests_per_second", |a, b| a.upstream.requests_per_second != b.upstream.requests_per_second),

@@ -78,7 +78,7 @@ fn config_toml_has_every_key_with_a_comment_and_its_default() {
     let known: Vec<String> = keys::names().map(str::to_owned).chain(members).collect();
     let (tls, others): (Vec<String>, Vec<String>) =
         known.into_iter().partition(|key| key.starts_with("server.tls."));
-    assert_eq!((tls.len(), others.len()), (3, 52));
+    assert_eq!((tls.len(), others.len()), (3, 53));
     let expected: BTreeSet<&str> = others.iter().map(String::as_str).chain(["server.tls"]).collect();
     assert_eq!(written, expected);
     for key in &tls {
@@ -134,6 +134,7 @@ fn each_key_sets_its_own_field_from_the_file_and_from_the_environment() {
         ("upstream.api_key", r#""12345""#, "12345"),
         ("upstream.poll_timeout", r#""11s""#, "11s"),
         ("upstream.connect_timeout", r#""11s""#, "11s"),
+        ("upstream.connection_max_age", r#""11s""#, "11s"),
         ("upstream.max_clips", "11", "11"),
         ("upstream.max_polls", "11", "11"),
         ("upstream.requests_per_second", "11", "11"),

@@ -89,6 +89,7 @@ fn a_call_is_counted_once_by_what_came_of_it() {
         (Code::Status(503), "503", true),
         (Code::Status(999), "600", true),
         (Code::Fault(CallFault::ConnectTimeout), "connect-timeout", true),
+        (Code::Fault(CallFault::LocalResources), "local-resources", false), // the gateway's own
         (Code::Fault(CallFault::Garbled), "garbled", true),
     ];
     for (code, _, _) in codes {
@@ -102,8 +103,8 @@ fn a_call_is_counted_once_by_what_came_of_it() {
     }
     let cancelled = "clipgate_upstream_requests_total{kind=\"snapshot\",code=\"cancelled\"}";
     assert_eq!(value(&page, cancelled), Some(1.0));
-    assert_eq!(value(&page, "clipgate_upstream_seconds_count{kind=\"poll\"}"), Some(6.0));
-    assert_eq!(metrics.upstream.count(CallKind::Poll), 6);
+    assert_eq!(value(&page, "clipgate_upstream_seconds_count{kind=\"poll\"}"), Some(7.0));
+    assert_eq!(metrics.upstream.count(CallKind::Poll), 7);
     let faults = codes.iter().filter(|(_, _, is_fault)| *is_fault).count();
     assert_eq!(metrics.upstream.faults(), faults as u64);
     let health = metrics.upstream.health();

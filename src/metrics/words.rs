@@ -168,6 +168,8 @@ pub enum CallFault {
     ConnectTimeout,
     /// There was no secure connection.
     Tls,
+    /// The gateway itself has no descriptor or memory for a connection.
+    LocalResources,
     /// It broke off.
     Broke,
     /// It took too long.
@@ -183,6 +185,7 @@ impl CallFault {
             Self::Connect => "connect",
             Self::ConnectTimeout => "connect-timeout",
             Self::Tls => "tls",
+            Self::LocalResources => "local-resources",
             Self::Broke => "broke",
             Self::Overdue => "overdue",
             Self::Garbled => "garbled",
@@ -191,9 +194,13 @@ impl CallFault {
 }
 
 impl Code {
-    /// Whether the upstream failed.
+    /// Whether the upstream failed. The gateway's own lack is not its fault.
     pub fn is_fault(self) -> bool {
-        matches!(self, Self::Fault(_) | Self::Status(500..))
+        match self {
+            Self::Fault(fault) => fault != CallFault::LocalResources,
+            Self::Status(status) => status >= 500,
+            Self::Cancelled => false,
+        }
     }
 
     /// Whether it answered and did not fail.

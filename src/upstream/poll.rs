@@ -250,6 +250,7 @@ fn failure(fault: CallFault) -> Failure {
         CallFault::Connect | CallFault::ConnectTimeout | CallFault::Tls | CallFault::Broke => {
             Failure::Unreachable
         }
+        CallFault::LocalResources => Failure::LocalResources,
         CallFault::Overdue => Failure::Overdue,
         CallFault::Garbled => Failure::Garbled(None),
     }

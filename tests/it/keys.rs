@@ -192,6 +192,20 @@ async fn two_authorization_fields_are_refused_whatever_is_asked() {
     assert_eq!(calls(&stage), 0);
 }
 
+/// Connections to the upstream are shared: one that NTLM has authenticated would serve the next client as that user.
+#[tokio::test]
+async fn credentials_that_authenticate_a_connection_are_refused_and_count_against_the_quota() {
+    let stage = Stage::new().await;
+    for (method, target) in [("GET", single("a", "completed")), ("POST", CLIP.into()), ("GET", "/x".into())] {
+        for key in ["NTLM TlRMTVNTUAABAAAA", "negotiate YIIJvwYGKwYBBQUCoIIJ"] {
+            let answer = stage.send(request(method, &target, &[("authorization", key)], "")).await;
+            assert_refusal(&answer, 400, "connection-auth");
+            assert!(answer.headers.contains_key("ratelimit"), "{:?}", answer.headers);
+        }
+    }
+    assert_eq!(calls(&stage), 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_key_is_ever_in_the_log_or_in_an_answer() {
     const KEY: &str = "sk-recognise-me-4711";

@@ -70,4 +70,5 @@ mod treason;
 mod tunnels;
 mod turns;
 mod unread_output;
+mod upstream_http2;
 mod watch;

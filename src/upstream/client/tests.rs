@@ -1,9 +1,16 @@
+mod bodies;
+mod connections;
+mod raw_http2;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 
+use bytes::Bytes;
+use http::uri::Authority;
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -124,19 +131,7 @@ fn the_path_prefix_comes_first_and_cannot_be_left() {
         assert_eq!(uri("/x?q=..").unwrap(), "http://up.example/api/v1/x?q=..");
         assert_eq!(uri("//x").unwrap(), "http://up.example/api/v1//x");
         assert_eq!(uri("/...").unwrap(), "http://up.example/api/v1/...");
-        for climbing in [
-            "/..",
-            "/a/../../b",
-            "/./b",
-            "/%2e%2E/b",
-            "/a%2f..%2fb",
-            "/a/..\\b",
-            "/..%5cb",
-            "/%252e%252e/b",
-            "/..;x=y/b",
-        ] {
-            assert_eq!(uri(climbing), Err(BadTarget::Climbs), "{climbing}");
-        }
+        assert_eq!(uri("/a/../../b"), Err(BadTarget::Climbs)); // and in disguise: target.rs
     }
 }
 
@@ -250,7 +245,7 @@ async fn more_long_polls_than_one_http_2_connection_may_carry_all_stand_at_once(
     while let Some(status) = polls.join_next().await {
         assert_eq!(status.unwrap(), 200);
     }
-    assert!(client.lanes.iter().all(|lane| lane.taken.load(Ordering::Relaxed) == 0));
+    assert_eq!(client.pool.taken(), 0);
 }
 
 #[tokio::test]

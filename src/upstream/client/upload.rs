@@ -1,0 +1,148 @@
+//! A request's body on its way over HTTP/2.
+//!
+//! A task of its own where it is not at hand at once: it goes on while nobody reads the answer.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use h2::{Reason, SendStream};
+use http_body::{Body as HttpBody, Frame};
+use tokio::task::AbortHandle;
+use tokio_util::task::TaskTracker;
+
+use super::http2::StreamSlot;
+use crate::body::Body;
+
+/// What is claimed of the connection's window at once. All that is handed to h2 has been claimed, so that it does
+/// not stay there behind a window that the peer does not open.
+const CLAIM: usize = 64 << 10;
+
+/// A body on its way. Dropping it ends it, and resets its stream unless that is over.
+#[derive(Debug)]
+pub(super) struct Http2Upload(Option<AbortHandle>);
+
+impl Http2Upload {
+    /// Sends the body. Returns `None` if all of it has gone already.
+    pub(super) async fn start(
+        body: Body,
+        stream: SendStream<Bytes>,
+        slot: Arc<StreamSlot>,
+        tasks: &TaskTracker,
+    ) -> Option<Self> {
+        let mut sending = Box::pin(async move {
+            send(body, stream).await;
+            drop(slot);
+        });
+        let first = poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await;
+        first.is_pending().then(|| Self(Some(tasks.spawn(sending).abort_handle())))
+    }
+
+    /// Lets it go on by itself.
+    pub(super) fn detach(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Http2Upload {
+    fn drop(&mut self) {
+        if let Some(task) = self.0.take() {
+            task.abort();
+        }
+    }
+}
+
+async fn send(mut body: Body, mut stream: SendStream<Bytes>) {
+    loop {
+        match next(&mut body, &mut stream).await {
+            NextFrame::Frame(frame) => {
+                let is_last = body.is_end_stream();
+                let Ok(more) = send_frame(frame, is_last, &mut stream).await else { return };
+                if !more {
+                    return;
+                }
+            }
+            NextFrame::End => {
+                let _ = stream.send_data(Bytes::new(), true); // fails on a stream that has ended
+                return;
+            }
+            NextFrame::Broke => return stream.send_reset(Reason::INTERNAL_ERROR),
+            NextFrame::Unwanted => return,
+        }
+    }
+}
+
+enum NextFrame {
+    Frame(Frame<Bytes>),
+    End,
+    Broke,
+    /// The peer has reset the stream.
+    Unwanted,
+}
+
+async fn next(body: &mut Body, stream: &mut SendStream<Bytes>) -> NextFrame {
+    poll_fn(|cx| {
+        if stream.poll_reset(cx).is_ready() {
+            return Poll::Ready(NextFrame::Unwanted);
+        }
+        Pin::new(&mut *body).poll_frame(cx).map(|frame| match frame {
+            Some(Ok(frame)) => NextFrame::Frame(frame),
+            Some(Err(error)) => {
+                tracing::debug!(error, "a request's body broke off");
+                NextFrame::Broke
+            }
+            None => NextFrame::End,
+        })
+    })
+    .await
+}
+
+/// Returns whether there may be more.
+async fn send_frame(
+    frame: Frame<Bytes>,
+    is_last: bool,
+    stream: &mut SendStream<Bytes>,
+) -> Result<bool, h2::Error> {
+    let mut data = match frame.into_data() {
+        Ok(data) => data,
+        Err(frame) => {
+            let Ok(trailers) = frame.into_trailers() else { return Ok(true) };
+            stream.send_trailers(trailers)?;
+            return Ok(false);
+        }
+    };
+    if data.is_empty() && is_last {
+        stream.send_data(data, true)?;
+        return Ok(false);
+    }
+    while !data.is_empty() {
+        stream.reserve_capacity(data.len().min(CLAIM));
+        let claimed = claimed(stream).await?;
+        let piece = data.split_to(claimed.min(data.len()));
+        stream.send_data(piece, is_last && data.is_empty())?;
+    }
+    Ok(!is_last)
+}
+
+/// Waits for a part of what was claimed.
+async fn claimed(stream: &mut SendStream<Bytes>) -> Result<usize, h2::Error> {
+    poll_fn(|cx| {
+        loop {
+            if let Poll::Ready(reset) = stream.poll_reset(cx) {
+                return Poll::Ready(Err(reset.map_or_else(|error| error, h2::Error::from)));
+            }
+            match stream.capacity() {
+                0 => match stream.poll_capacity(cx) {
+                    Poll::Ready(Some(Ok(_))) => {}
+                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                    Poll::Ready(None) => return Poll::Ready(Err(Reason::CANCEL.into())),
+                    Poll::Pending => return Poll::Pending,
+                },
+                claimed => return Poll::Ready(Ok(claimed)),
+            }
+        }
+    })
+    .await
+}
