@@ -1,5 +1,6 @@
 //! The hub's task: it feeds the machines and does what they say.
 
+mod keys;
 mod links;
 mod overview;
 
@@ -11,11 +12,12 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tracing::{debug, error};
 
+use self::keys::Key;
 pub use self::overview::{KeyInFlight, Overview};
 use super::{Client, Command, HubError, Look, Means, Told, Wait};
 use crate::cache::Cache;
 use crate::clock;
-use crate::limits::{Limits, UnprovenWait, Who};
+use crate::limits::{Limits, Who};
 use crate::metrics::{Fanout, Metrics, Standing, WaitEnd};
 use crate::model::Map;
 use crate::model::clip::KeyDomain;
@@ -76,16 +78,6 @@ struct Parked {
     member: Option<Arc<str>>,
     since: Instant,
     links: Links,
-}
-
-/// A key, while a wait needs it.
-struct Key {
-    authorization: HeaderValue,
-    waits: usize,
-    /// Those of them that count for their address, until the key is proven.
-    unproven: Map<WaitId, UnprovenWait>,
-    /// How many of them are whose, in team mode.
-    members: Map<Arc<str>, usize>,
 }
 
 /// A poll that the machine has opened: in line, being tried, or pausing.
@@ -459,31 +451,6 @@ impl Shell {
             let tried = poller.run(&spec, &authorization, &trace, standing).await;
             let _ = events.send(Event::Ended(id, tried)).await;
         }));
-    }
-}
-
-impl Key {
-    fn new(authorization: HeaderValue) -> Self {
-        Self { authorization, waits: 0, unproven: Map::default(), members: Map::default() }
-    }
-
-    fn park(&mut self, member: Option<Arc<str>>) {
-        self.waits += 1;
-        if let Some(member) = member {
-            *self.members.entry(member).or_default() += 1;
-        }
-    }
-
-    fn unpark(&mut self, member: Option<&Arc<str>>) {
-        self.waits -= 1;
-        if let Some(member) = member
-            && let Some(waits) = self.members.get_mut(member)
-        {
-            *waits -= 1;
-            if *waits == 0 {
-                self.members.remove(member);
-            }
-        }
     }
 }
 

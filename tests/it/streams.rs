@@ -396,7 +396,7 @@ async fn an_upstream_without_time_is_left_alone_for_a_while_and_not_for_good() {
 async fn faults_within_the_retries_are_not_told_and_others_are_told_once() {
     let stage = Stage::with(|config, options| {
         set_hold(LONG, config, options);
-        config.upstream.retries = 1;
+        config.upstream.retry_for = Duration::from_millis(300);
     })
     .await;
     stage.sim.put("a", "queued");
@@ -404,7 +404,7 @@ async fn faults_within_the_retries_are_not_told_and_others_are_told_once() {
     let mut events = Events::open(&stage, &single("a", "completed"), &[]).await;
     let queued = events.status(&stage.sim.body("a", "queued")).await;
     stage.until(|seen| seen.open == 1).await;
-    stage.sim.fault(On::Path(single("a", "completed")), Fault::reset(), 2);
+    stage.sim.fault(On::Path(single("a", "completed")), Fault::reset(), u32::MAX);
     stage.sim.put("a", "streaming");
     let streaming = events.status(&stage.sim.body("a", "streaming")).await;
     assert_ne!(queued.id, streaming.id);
@@ -413,6 +413,7 @@ async fn faults_within_the_retries_are_not_told_and_others_are_told_once() {
     assert_eq!(error(&event)["statusCode"], 502);
     assert_eq!(events.next().await, None);
 
+    stage.sim.clear_faults();
     let last = streaming.id.unwrap();
     let mut events = Events::open(&stage, &single("a", "completed"), &[("last-event-id", &last)]).await;
     stage.until(|seen| seen.open == 1).await;
