@@ -323,6 +323,32 @@ async fn a_handshake_that_fails_fails_all_that_wait_for_it() {
     assert_eq!(client.pool.waiting(), 0);
 }
 
+/// 120 requests are more than one connection carries. The second one is refused, which is no concern of those that
+/// the first one can take.
+#[tokio::test]
+async fn a_handshake_that_fails_does_not_fail_those_that_another_connection_can_take() {
+    let (acceptor, trusting) = tls(&["h2"]);
+    let mut upstream = RawHttp2::start(acceptor, 100);
+    let (listener, addr) = listen().await;
+    let to = upstream.address;
+    tokio::spawn(async move {
+        let (mut first, _) = listener.accept().await.unwrap();
+        let mut through = TcpStream::connect(to).await.unwrap();
+        tokio::spawn(async move { tokio::io::copy_bidirectional(&mut first, &mut through).await });
+        while let Ok((refused, _)) = listener.accept().await {
+            drop(refused);
+        }
+    });
+    let client = Client::with_tls(&config(&format!("https://localhost:{}", addr.port())), trusting).unwrap();
+    let sent = burst(&client, 120);
+    for request in upstream.requests(http2::MAX_STREAMS).await {
+        upstream.answer(request);
+    }
+    let (answered, failed): (Vec<_>, Vec<_>) = sent.join_all().await.into_iter().partition(Result::is_ok);
+    assert!(answered.len() >= http2::MAX_STREAMS, "{}", answered.len());
+    assert!(failed.iter().all(|error| matches!(error, Err(SendError::Connect(_)))), "{failed:?}");
+}
+
 #[tokio::test]
 async fn over_http_1_each_of_a_burst_has_a_connection_of_its_own_and_later_ones_use_them_again() {
     let (listener, addr) = listen().await;
