@@ -52,7 +52,7 @@ async fn all_ok(sent: Sent) {
     }
 }
 
-/// Faults row 2.2: the eleventh poll waited behind the first ten, and counted as held.
+/// The eleventh poll waited behind the first ten, and counted as held.
 #[tokio::test]
 async fn what_a_peer_does_not_allow_on_one_connection_goes_out_on_another() {
     let (mut upstream, client, polls) = raw(10, |_| {});
@@ -225,7 +225,7 @@ async fn an_upstream_that_allows_no_stream_fails_requests_at_once() {
     assert_eq!(client.pool.waiting(), 0);
 }
 
-/// Faults row 2.3: 60 handshakes, one of them used.
+/// It made 60 handshakes, and used one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_makes_one_handshake_when_cold_after_goaway_and_after_a_loss() {
     let (mut upstream, client, polls) = raw(100, |_| {});
@@ -488,7 +488,7 @@ async fn dropping_a_request_or_its_answer_resets_the_stream() {
     assert_eq!(client.pool.taken(), 0);
 }
 
-/// Faults row 3.15, over HTTP/2. Over HTTP/1.1 it is in `tests/it/treason.rs`.
+/// Over HTTP/1.1 it is in `tests/it/treason.rs`.
 #[tokio::test]
 async fn interim_responses_without_end_fail_the_request_and_no_other() {
     let (mut upstream, client, _) = raw(100, |_| {});
@@ -546,7 +546,7 @@ async fn so_many_interim_responses_of_http_1_are_fine_and_one_more_is_not() {
     }
 }
 
-/// Faults row 3.3, the upstream's half. Takes all descriptors, so it runs in a process of its own.
+/// Takes all descriptors, so it runs in a process of its own.
 #[test]
 fn a_lack_of_descriptors_is_told_as_the_gateways_own() {
     const NAME: &str =
