@@ -105,7 +105,7 @@ async fn gateway(ground: &Ground, upstream: &Upstream) -> Gateway {
     Gateway::spawn(command)
 }
 
-/// Faults rows 2.2 and 2.3: the eleventh and twelfth poll waited behind the others, and so did every later one; and a
+/// The eleventh and twelfth poll waited behind the others, and so did every later one; and a
 /// burst on a cold gateway made a handshake for each wait.
 #[tokio::test]
 async fn more_waits_than_the_upstream_allows_on_a_connection_hold_nobody_up() {

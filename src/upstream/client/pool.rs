@@ -418,19 +418,25 @@ impl PoolState {
         None
     }
 
+    /// Waiting requests that dials on their way, and connections whose limit is not known yet, will probably serve.
+    fn coming(&self) -> usize {
+        let unready = self.shared.iter().filter(|http2| !http2.is_ready()).count();
+        self.expected.saturating_mul(self.dials + unready)
+    }
+
     /// Counts the dials that those who wait need beside those on their way; they have to be begun.
     fn start_dials(&mut self) -> usize {
-        let unready = self.shared.iter().filter(|http2| !http2.is_ready()).count();
-        let coming = self.expected.saturating_mul(self.dials + unready);
-        let dials = self.waiting.len().saturating_sub(coming).div_ceil(self.expected);
+        let dials = self.waiting.len().saturating_sub(self.coming()).div_ceil(self.expected);
         self.dials += dials;
         dials
     }
 
-    /// Those for whom the dial of this number stood get its error, if they were there when it began.
+    /// Those for whom the dial of this number stood get its error, if they were there when it began: the last of them,
+    /// as what is still coming goes to the first.
     fn fail(&mut self, number: u64, error: &SendError) -> Handed {
-        let most = if self.dials == 0 { usize::MAX } else { self.expected };
-        let failed: Vec<u64> = self.waiting.range(..number).map(|(ticket, _)| *ticket).take(most).collect();
+        let count = self.waiting.len().saturating_sub(self.coming());
+        let failed: Vec<u64> =
+            self.waiting.range(..number).rev().map(|(ticket, _)| *ticket).take(count).collect();
         let failed = failed.iter().filter_map(|ticket| self.waiting.remove(ticket));
         failed.map(|waiting| (waiting, Err(error.clone()))).collect()
     }

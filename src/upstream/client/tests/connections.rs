@@ -52,7 +52,7 @@ async fn all_ok(sent: Sent) {
     }
 }
 
-/// Faults row 2.2: the eleventh poll waited behind the first ten, and counted as held.
+/// The eleventh poll waited behind the first ten, and counted as held.
 #[tokio::test]
 async fn what_a_peer_does_not_allow_on_one_connection_goes_out_on_another() {
     let (mut upstream, client, polls) = raw(10, |_| {});
@@ -225,7 +225,7 @@ async fn an_upstream_that_allows_no_stream_fails_requests_at_once() {
     assert_eq!(client.pool.waiting(), 0);
 }
 
-/// Faults row 2.3: 60 handshakes, one of them used.
+/// It made 60 handshakes, and used one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_makes_one_handshake_when_cold_after_goaway_and_after_a_loss() {
     let (mut upstream, client, polls) = raw(100, |_| {});
@@ -321,6 +321,32 @@ async fn a_handshake_that_fails_fails_all_that_wait_for_it() {
     }
     assert!(accepted <= 3, "{accepted} connections");
     assert_eq!(client.pool.waiting(), 0);
+}
+
+/// 120 requests are more than one connection carries. The second one is refused, which is no concern of those that
+/// the first one can take.
+#[tokio::test]
+async fn a_handshake_that_fails_does_not_fail_those_that_another_connection_can_take() {
+    let (acceptor, trusting) = tls(&["h2"]);
+    let mut upstream = RawHttp2::start(acceptor, 100);
+    let (listener, addr) = listen().await;
+    let to = upstream.address;
+    tokio::spawn(async move {
+        let (mut first, _) = listener.accept().await.unwrap();
+        let mut through = TcpStream::connect(to).await.unwrap();
+        tokio::spawn(async move { tokio::io::copy_bidirectional(&mut first, &mut through).await });
+        while let Ok((refused, _)) = listener.accept().await {
+            drop(refused);
+        }
+    });
+    let client = Client::with_tls(&config(&format!("https://localhost:{}", addr.port())), trusting).unwrap();
+    let sent = burst(&client, 120);
+    for request in upstream.requests(http2::MAX_STREAMS).await {
+        upstream.answer(request);
+    }
+    let (answered, failed): (Vec<_>, Vec<_>) = sent.join_all().await.into_iter().partition(Result::is_ok);
+    assert!(answered.len() >= http2::MAX_STREAMS, "{}", answered.len());
+    assert!(failed.iter().all(|error| matches!(error, Err(SendError::Connect(_)))), "{failed:?}");
 }
 
 #[tokio::test]
@@ -462,7 +488,7 @@ async fn dropping_a_request_or_its_answer_resets_the_stream() {
     assert_eq!(client.pool.taken(), 0);
 }
 
-/// Faults row 3.15, over HTTP/2. Over HTTP/1.1 it is in `tests/it/treason.rs`.
+/// Over HTTP/1.1 it is in `tests/it/treason.rs`.
 #[tokio::test]
 async fn interim_responses_without_end_fail_the_request_and_no_other() {
     let (mut upstream, client, _) = raw(100, |_| {});
@@ -520,7 +546,7 @@ async fn so_many_interim_responses_of_http_1_are_fine_and_one_more_is_not() {
     }
 }
 
-/// Faults row 3.3, the upstream's half. Takes all descriptors, so it runs in a process of its own.
+/// Takes all descriptors, so it runs in a process of its own.
 #[test]
 fn a_lack_of_descriptors_is_told_as_the_gateways_own() {
     const NAME: &str =
