@@ -35,6 +35,8 @@
 //! would cost the upstream requests; that is why some places are kept free.
 
 mod fair_queue;
+mod faults;
+mod keys;
 mod retry_budget;
 #[cfg(test)]
 mod tests;
@@ -44,12 +46,12 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use self::fair_queue::{End, FairQueue, Ticket};
-use self::retry_budget::RetryBudget;
+use self::keys::{Key, KeyPause};
 pub use self::types::{AttemptEnd, PollClass, PollRequest, RetryAdvice, SchedulerConfig, SchedulerOutput};
 use crate::model::Map;
 use crate::model::breaker::Breaker;
-use crate::model::clip::{ClipSet, KeyDomain};
-use crate::model::coalesce::{Failure, FaultKind, PollId};
+use crate::model::clip::KeyDomain;
+use crate::model::coalesce::{Failure, PollId};
 
 /// Decides when polls are attempted. After each call of a method that takes `now`, take outputs until there are none.
 #[derive(Debug)]
@@ -121,32 +123,6 @@ enum Phase {
     HeldBack { limit: Option<Instant> },
     /// The upstream asked for a pause.
     Paused { until: Instant },
-}
-
-/// A key domain with polls, or with a past that still counts.
-#[derive(Debug, Default)]
-struct Key {
-    polls: usize,
-    /// Attempts of long-polls under way.
-    long_polls: usize,
-    pause: KeyPause,
-    /// The jobs of the newest 429, and until when a 429 to other jobs pauses the key.
-    refused: Option<(ClipSet, Instant)>,
-    budget: RetryBudget,
-    forget_at: Option<Instant>,
-}
-
-/// What 429s did to a key.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum KeyPause {
-    #[default]
-    None,
-    /// No attempt is made.
-    Until(Instant),
-    /// The next attempt is the probe of the key.
-    Probe,
-    /// This poll is the probe.
-    Probing(PollId),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -463,228 +439,6 @@ impl PollScheduler {
         self.set_phase(id, Phase::Queued { ticket, is_probe });
     }
 
-    /// Queues a poll whose pause is over, or holds it back.
-    fn pause_is_over(&mut self, id: PollId, now: Instant) {
-        let Some(entry) = self.polls.get(&id) else { return };
-        // Another job of the key goes before one that was refused.
-        let end = if entry.refusals > 0 { End::Back } else { End::Front };
-        self.leave_phase(id);
-        self.enqueue(id, end, false, now);
-    }
-
-    /// Takes a queued poll, whose turn has come, back until the breaker closes.
-    fn hold_back(&mut self, id: PollId, now: Instant) {
-        let limit = self.polls.get(&id).and_then(|entry| entry.outage).map(|outage| self.limit(outage));
-        if limit.is_some_and(|at| at <= now) {
-            self.give_up(id, now);
-        } else {
-            self.set_phase(id, Phase::HeldBack { limit });
-        }
-    }
-
-    /// Begins a probe, if it is time for one, with the poll whose last failure is the oldest.
-    fn probe_if_due(&mut self, now: Instant) {
-        if self.breaker.probe_at().is_none_or(|at| at > now) {
-            return;
-        }
-        let is_open = |id: &PollId| {
-            let domain = self.polls.get(id).map(|entry| entry.request.domain);
-            let key = domain.and_then(|domain| self.keys.get(&domain));
-            key.is_some_and(|key| key.pause.is_open())
-        };
-        let oldest = self.retrying.iter().map(|&(_, id)| id).find(is_open);
-        if let Some(id) = oldest
-            && self.breaker.begin_probe(now)
-        {
-            self.leave_phase(id);
-            self.enqueue(id, End::Front, true, now);
-        }
-    }
-
-    /// Plans to wake up for the next probe. While no poll waits for it, the next retry is the probe.
-    fn arm_probe(&mut self) {
-        let probe_at = self.breaker.probe_at();
-        if probe_at != self.probe_armed {
-            self.probe_armed.map(|at| self.timers.remove(&(at, Timer::Probe)));
-            probe_at.map(|at| self.timers.insert((at, Timer::Probe)));
-            self.probe_armed = probe_at;
-        }
-    }
-
-    /// An attempt was cancelled before it told anything of the upstream.
-    fn cancel_probe(&mut self, phase: Phase, now: Instant) {
-        if let Phase::Queued { is_probe: true, .. } | Phase::Attempt { is_probe: true, .. } = phase {
-            self.breaker.probe_cancelled(now);
-        }
-    }
-
-    /// The upstream answers this poll or holds it: the way to it works, and it takes the key.
-    fn succeeded(&mut self, id: PollId, now: Instant) {
-        self.reached(now);
-        let Some(domain) = self.polls.get(&id).map(|entry| entry.request.domain) else { return };
-        if self.keys.get(&domain).is_some_and(|key| key.pause == KeyPause::Probing(id)) {
-            self.set_pause(domain, KeyPause::None, now);
-        }
-    }
-
-    /// The upstream can be reached: what was held back goes on, spread over the first pause.
-    fn reached(&mut self, now: Instant) {
-        self.has_succeeded = true;
-        if !self.breaker.succeeded() {
-            return;
-        }
-        let retrying: Vec<PollId> = self.retrying.iter().map(|&(_, id)| id).collect();
-        for id in retrying {
-            let soon = now + self.config.backoff.pause(1, self.jitter.f64());
-            let until = match self.polls.get(&id).map(|entry| entry.phase) {
-                Some(Phase::BackingOff { until }) => until.min(soon),
-                _ => soon,
-            };
-            self.leave_phase(id);
-            self.set_phase(id, Phase::BackingOff { until });
-        }
-    }
-
-    /// The kept connection was closed before the upstream had a say. On another one that is soon seen.
-    fn reconnect(&mut self, id: PollId, failure: Failure, now: Instant) {
-        let Some(entry) = self.polls.get(&id) else { return };
-        self.cancel_probe(entry.phase, now);
-        self.leave_phase(id);
-        self.outputs.push_back(SchedulerOutput::BackOff(id, failure, Duration::ZERO));
-        self.enqueue(id, End::Front, false, now);
-    }
-
-    /// An attempt failed: plans the next one, or gives the poll up.
-    fn failed(&mut self, id: PollId, failure: Failure, advice: RetryAdvice, now: Instant) {
-        let Some(entry) = self.polls.get_mut(&id) else { return };
-        let Phase::Attempt { began, is_probe, is_held, .. } = entry.phase else { return };
-        if is_held {
-            entry.outage = None;
-        }
-        let kind = failure.kind();
-        let (failures, is_over) = match kind {
-            FaultKind::Transport | FaultKind::Local => {
-                let Outage { since, faults } = entry.outage.unwrap_or(Outage { since: now, faults: 0 });
-                let outage = Outage { since, faults: faults + 1 };
-                entry.outage = Some(outage);
-                let is_over = match kind {
-                    FaultKind::Transport if !self.has_succeeded => outage.faults > self.config.retries,
-                    _ => self.limit(outage) <= now,
-                };
-                (outage.faults, is_over)
-            }
-            FaultKind::Upstream => {
-                entry.outage = None;
-                let domain = entry.request.domain;
-                if is_held && advice == RetryAdvice::BackOffHeld {
-                    entry.errors = 0;
-                    (1, false)
-                } else {
-                    entry.errors += 1;
-                    let errors = entry.errors;
-                    let key = self.keys.get_mut(&domain);
-                    let may_retry =
-                        errors <= self.config.retries && key.is_some_and(|key| key.budget.take_retry(now));
-                    (errors, !may_retry)
-                }
-            }
-        };
-        match kind {
-            FaultKind::Transport if !self.has_succeeded => {}
-            FaultKind::Transport if is_probe => self.breaker.probe_failed(now),
-            FaultKind::Transport => self.breaker.failed(began, now),
-            FaultKind::Local => {
-                self.cancel_probe(Phase::Attempt { began, is_probe, held_at: None, is_held }, now)
-            }
-            FaultKind::Upstream => self.reached(now),
-        }
-        self.leave_phase(id);
-        let Some(entry) = self.polls.get_mut(&id) else { return };
-        (entry.failed, entry.is_retry) = (Some((now, failure.clone())), true);
-        let outage = entry.outage;
-        if is_over || advice == RetryAdvice::GiveUp {
-            return self.give_up(id, now);
-        }
-        let pause = self.config.backoff.pause(failures, self.jitter.f64());
-        let until = match outage {
-            Some(outage) if self.has_succeeded => (now + pause).min(self.limit(outage)),
-            _ => now + pause,
-        };
-        self.set_phase(id, Phase::BackingOff { until });
-        self.outputs.push_back(SchedulerOutput::BackOff(id, failure, until - now));
-    }
-
-    /// The upstream asked for a pause of this poll.
-    fn pause(&mut self, id: PollId, failure: Failure, pause: Duration, now: Instant) {
-        self.leave_phase(id);
-        let Some(entry) = self.polls.get_mut(&id) else { return };
-        entry.refusals += 1;
-        entry.outage = None;
-        (entry.failed, entry.is_retry) = (Some((now, failure.clone())), true);
-        if entry.request.class == PollClass::Plain {
-            return self.give_up(id, now);
-        }
-        self.set_phase(id, Phase::Paused { until: now + pause });
-        self.outputs.push_back(SchedulerOutput::Pause(id, failure, pause));
-    }
-
-    /// A 429: decides whether it concerns the key as well.
-    fn refused(&mut self, id: PollId, pause: Duration, now: Instant) {
-        let Some(entry) = self.polls.get(&id) else { return };
-        let (domain, was_refused) = (entry.request.domain, entry.refusals > 0);
-        let until = now + pause.min(MAX_KEY_PAUSE);
-        let Some(key) = self.keys.get_mut(&domain) else { return };
-        match key.pause {
-            KeyPause::Until(_) => self.pause_key(domain, until, now),
-            // A job that was refused before says nothing of the others: leaving the attempt lets the next one probe.
-            KeyPause::Probing(probe) if probe == id && !was_refused => self.pause_key(domain, until, now),
-            KeyPause::Probing(_) | KeyPause::Probe => {}
-            KeyPause::None => match key.refused.take() {
-                Some((jobs, at)) if at > now && !jobs.intersects(&entry.request.jobs) => {
-                    self.pause_key(domain, until.max(at), now);
-                }
-                _ => key.refused = Some((entry.request.jobs.clone(), until)),
-            },
-        }
-    }
-
-    /// Pauses a key, once, however many of its polls are refused together.
-    fn pause_key(&mut self, domain: KeyDomain, until: Instant, now: Instant) {
-        if let Some(Key { pause: KeyPause::Until(known), .. }) = self.keys.get(&domain) {
-            if *known + MIN_EXTENSION >= until {
-                return;
-            }
-            self.timers.remove(&(*known, Timer::Resume(domain)));
-        }
-        self.timers.insert((until, Timer::Resume(domain)));
-        self.set_pause(domain, KeyPause::Until(until), now);
-        let lined_up: Vec<PollId> = self.snapshots.of(domain).chain(self.long_polls.of(domain)).collect();
-        lined_up.into_iter().for_each(|id| self.tell_key_pause(id, until - now));
-    }
-
-    fn tell_key_pause(&mut self, id: PollId, pause: Duration) {
-        self.outputs.push_back(SchedulerOutput::Pause(id, Failure::KeyRests { retry_after: pause }, pause));
-    }
-
-    fn set_pause(&mut self, domain: KeyDomain, pause: KeyPause, now: Instant) {
-        let Some(key) = self.keys.get_mut(&domain) else { return };
-        key.pause = pause;
-        self.sync_queues(domain);
-        self.forget_key_if_idle(domain, now);
-    }
-
-    /// Opens or closes the queues of a key as its pause says.
-    fn sync_queues(&mut self, domain: KeyDomain) {
-        let is_open = self.keys.get(&domain).is_none_or(|key| key.pause.is_open());
-        self.snapshots.set_open(domain, is_open);
-        self.long_polls.set_open(domain, is_open);
-    }
-
-    /// When a poll with these faults is given up.
-    fn limit(&self, outage: Outage) -> Instant {
-        outage.since + self.config.retry_for
-    }
-
     fn give_up(&mut self, id: PollId, now: Instant) {
         if let Some(entry) = self.forget(id, now) {
             let failure = entry.failed.map_or(Failure::Unreachable, |(_, failure)| failure);
@@ -700,22 +454,6 @@ impl PollScheduler {
             self.forget_key_if_idle(entry.request.domain, now);
         }
         Some(entry)
-    }
-
-    /// Forgets a key without polls as soon as its past counts no more.
-    fn forget_key_if_idle(&mut self, domain: KeyDomain, now: Instant) {
-        let Some(key) = self.keys.get_mut(&domain) else { return };
-        if key.polls > 0 || key.forget_at.is_some() || matches!(key.pause, KeyPause::Until(_)) {
-            return;
-        }
-        let refused_until = key.refused.as_ref().map_or(now, |(_, at)| *at);
-        let at = refused_until.max(key.budget.counts_until(now));
-        if at > now {
-            key.forget_at = Some(at);
-            self.timers.insert((at, Timer::Forget(domain)));
-        } else {
-            self.keys.remove(&domain);
-        }
     }
 
     /// Checks what must hold after every call; a debug build stops where it does not.
@@ -734,23 +472,8 @@ impl PollScheduler {
     }
 }
 
-impl KeyPause {
-    fn is_open(self) -> bool {
-        match self {
-            KeyPause::None | KeyPause::Probe => true,
-            KeyPause::Until(_) | KeyPause::Probing(_) => false,
-        }
-    }
-}
-
 /// How many long-poll places a key may hold for each that stays free when it takes another.
 const PLACES_PER_FREE_ONE: usize = 16;
-
-/// How long a 429 pauses its key at most.
-const MAX_KEY_PAUSE: Duration = Duration::from_secs(60);
-
-/// A pause of a key is not extended by less, so that a hundred polls that are refused together pause it once.
-const MIN_EXTENSION: Duration = Duration::from_secs(1);
 
 /// How long a request must stand at the upstream to be a success: a long-poll that is held says that the upstream
 /// works, and nobody would wait for its end to ask again.

@@ -1,7 +1,10 @@
+use std::collections::BTreeSet;
+
+use super::keys::MAX_KEY_PAUSE;
 use super::*;
 use crate::model::backoff::Backoff;
 use crate::model::breaker::BreakerRules;
-use crate::model::clip::ClipId;
+use crate::model::clip::{ClipId, ClipSet};
 
 const A: KeyDomain = KeyDomain([1; 16]);
 const B: KeyDomain = KeyDomain([2; 16]);

@@ -1,0 +1,188 @@
+//! What a failed attempt means for its poll and for the breaker.
+//!
+//! | failure | the poll | the breaker |
+//! | --- | --- | --- |
+//! | transport fault | backs off for `retry_for` at most; `retries` before the first success | counts it |
+//! | error that the upstream wrote | backs off `retries` times, within the budget of its key | closes |
+//! | error of a proxy, or a lost connection, after the poll was held | starts from the beginning | closes, or counts it |
+//! | a pause that the upstream asked for | pauses | closes |
+//! | the gateway has no descriptors | backs off for `retry_for` at most | nothing |
+
+use std::time::{Duration, Instant};
+
+use super::fair_queue::End;
+use super::keys::KeyPause;
+use super::{Outage, Phase, PollClass, PollScheduler, RetryAdvice, SchedulerOutput, Timer};
+use crate::model::coalesce::{Failure, FaultKind, PollId};
+
+impl PollScheduler {
+    /// Queues a poll whose pause is over, or holds it back.
+    pub(super) fn pause_is_over(&mut self, id: PollId, now: Instant) {
+        let Some(entry) = self.polls.get(&id) else { return };
+        // Another job of the key goes before one that was refused.
+        let end = if entry.refusals > 0 { End::Back } else { End::Front };
+        self.leave_phase(id);
+        self.enqueue(id, end, false, now);
+    }
+
+    /// Takes a queued poll, whose turn has come, back until the breaker closes.
+    pub(super) fn hold_back(&mut self, id: PollId, now: Instant) {
+        let limit = self.polls.get(&id).and_then(|entry| entry.outage).map(|outage| self.limit(outage));
+        if limit.is_some_and(|at| at <= now) {
+            self.give_up(id, now);
+        } else {
+            self.set_phase(id, Phase::HeldBack { limit });
+        }
+    }
+
+    /// Begins a probe, if it is time for one, with the poll whose last failure is the oldest.
+    pub(super) fn probe_if_due(&mut self, now: Instant) {
+        if self.breaker.probe_at().is_none_or(|at| at > now) {
+            return;
+        }
+        let is_open = |id: &PollId| {
+            let domain = self.polls.get(id).map(|entry| entry.request.domain);
+            let key = domain.and_then(|domain| self.keys.get(&domain));
+            key.is_some_and(|key| key.pause.is_open())
+        };
+        let oldest = self.retrying.iter().map(|&(_, id)| id).find(is_open);
+        if let Some(id) = oldest
+            && self.breaker.begin_probe(now)
+        {
+            self.leave_phase(id);
+            self.enqueue(id, End::Front, true, now);
+        }
+    }
+
+    /// Plans to wake up for the next probe. While no poll waits for it, the next retry is the probe.
+    pub(super) fn arm_probe(&mut self) {
+        let probe_at = self.breaker.probe_at();
+        if probe_at != self.probe_armed {
+            self.probe_armed.map(|at| self.timers.remove(&(at, Timer::Probe)));
+            probe_at.map(|at| self.timers.insert((at, Timer::Probe)));
+            self.probe_armed = probe_at;
+        }
+    }
+
+    /// An attempt was cancelled before it told anything of the upstream.
+    pub(super) fn cancel_probe(&mut self, phase: Phase, now: Instant) {
+        if let Phase::Queued { is_probe: true, .. } | Phase::Attempt { is_probe: true, .. } = phase {
+            self.breaker.probe_cancelled(now);
+        }
+    }
+
+    /// The upstream answers this poll or holds it: the way to it works, and it takes the key.
+    pub(super) fn succeeded(&mut self, id: PollId, now: Instant) {
+        self.reached(now);
+        let Some(domain) = self.polls.get(&id).map(|entry| entry.request.domain) else { return };
+        if self.keys.get(&domain).is_some_and(|key| key.pause == KeyPause::Probing(id)) {
+            self.set_pause(domain, KeyPause::None, now);
+        }
+    }
+
+    /// The upstream can be reached: what was held back goes on, spread over the first pause.
+    pub(super) fn reached(&mut self, now: Instant) {
+        self.has_succeeded = true;
+        if !self.breaker.succeeded() {
+            return;
+        }
+        let retrying: Vec<PollId> = self.retrying.iter().map(|&(_, id)| id).collect();
+        for id in retrying {
+            let soon = now + self.config.backoff.pause(1, self.jitter.f64());
+            let until = match self.polls.get(&id).map(|entry| entry.phase) {
+                Some(Phase::BackingOff { until }) => until.min(soon),
+                _ => soon,
+            };
+            self.leave_phase(id);
+            self.set_phase(id, Phase::BackingOff { until });
+        }
+    }
+
+    /// The kept connection was closed before the upstream had a say. On another one that is soon seen.
+    pub(super) fn reconnect(&mut self, id: PollId, failure: Failure, now: Instant) {
+        let Some(entry) = self.polls.get(&id) else { return };
+        self.cancel_probe(entry.phase, now);
+        self.leave_phase(id);
+        self.outputs.push_back(SchedulerOutput::BackOff(id, failure, Duration::ZERO));
+        self.enqueue(id, End::Front, false, now);
+    }
+
+    /// An attempt failed: plans the next one, or gives the poll up.
+    pub(super) fn failed(&mut self, id: PollId, failure: Failure, advice: RetryAdvice, now: Instant) {
+        let Some(entry) = self.polls.get_mut(&id) else { return };
+        let Phase::Attempt { began, is_probe, is_held, .. } = entry.phase else { return };
+        if is_held {
+            entry.outage = None;
+        }
+        let kind = failure.kind();
+        let (failures, is_over) = match kind {
+            FaultKind::Transport | FaultKind::Local => {
+                let Outage { since, faults } = entry.outage.unwrap_or(Outage { since: now, faults: 0 });
+                let outage = Outage { since, faults: faults + 1 };
+                entry.outage = Some(outage);
+                let is_over = match kind {
+                    FaultKind::Transport if !self.has_succeeded => outage.faults > self.config.retries,
+                    _ => self.limit(outage) <= now,
+                };
+                (outage.faults, is_over)
+            }
+            FaultKind::Upstream => {
+                entry.outage = None;
+                let domain = entry.request.domain;
+                if is_held && advice == RetryAdvice::BackOffHeld {
+                    entry.errors = 0;
+                    (1, false)
+                } else {
+                    entry.errors += 1;
+                    let errors = entry.errors;
+                    let key = self.keys.get_mut(&domain);
+                    let may_retry =
+                        errors <= self.config.retries && key.is_some_and(|key| key.budget.take_retry(now));
+                    (errors, !may_retry)
+                }
+            }
+        };
+        match kind {
+            FaultKind::Transport if !self.has_succeeded => {}
+            FaultKind::Transport if is_probe => self.breaker.probe_failed(now),
+            FaultKind::Transport => self.breaker.failed(began, now),
+            FaultKind::Local => {
+                self.cancel_probe(Phase::Attempt { began, is_probe, held_at: None, is_held }, now)
+            }
+            FaultKind::Upstream => self.reached(now),
+        }
+        self.leave_phase(id);
+        let Some(entry) = self.polls.get_mut(&id) else { return };
+        (entry.failed, entry.is_retry) = (Some((now, failure.clone())), true);
+        let outage = entry.outage;
+        if is_over || advice == RetryAdvice::GiveUp {
+            return self.give_up(id, now);
+        }
+        let pause = self.config.backoff.pause(failures, self.jitter.f64());
+        let until = match outage {
+            Some(outage) if self.has_succeeded => (now + pause).min(self.limit(outage)),
+            _ => now + pause,
+        };
+        self.set_phase(id, Phase::BackingOff { until });
+        self.outputs.push_back(SchedulerOutput::BackOff(id, failure, until - now));
+    }
+
+    /// The upstream asked for a pause of this poll.
+    pub(super) fn pause(&mut self, id: PollId, failure: Failure, pause: Duration, now: Instant) {
+        self.leave_phase(id);
+        let Some(entry) = self.polls.get_mut(&id) else { return };
+        entry.refusals += 1;
+        entry.outage = None;
+        (entry.failed, entry.is_retry) = (Some((now, failure.clone())), true);
+        if entry.request.class == PollClass::Plain {
+            return self.give_up(id, now);
+        }
+        self.set_phase(id, Phase::Paused { until: now + pause });
+        self.outputs.push_back(SchedulerOutput::Pause(id, failure, pause));
+    }
+
+    /// When a poll with these faults is given up.
+    pub(super) fn limit(&self, outage: Outage) -> Instant {
+        outage.since + self.config.retry_for
+    }
+}
