@@ -71,6 +71,34 @@ fn landing_of_one_clip_of_many(bencher: Bencher<'_, '_>, waits: u64) {
         .bench_local_values(|wait| assert_ne!(crowd.borrow_mut().land(wait), 0));
 }
 
+/// How many clips each of ten waits names.
+const CLIPS: [u64; 3] = [10, 100, 1_000];
+
+/// Ten waits for so many clips each come.
+#[divan::bench(args = CLIPS, sample_count = 5, sample_size = 1)]
+fn join_of_ten_wide_waits_for_each_clip(bencher: Bencher<'_, '_>, clips: u64) {
+    let counter = ItemsCount::new(10 * clips);
+    bencher
+        .counter(counter)
+        .with_inputs(|| Crowd::new(0, 1))
+        .bench_local_refs(|crowd| crowd.join_wide(10, clips));
+}
+
+/// All polls of ten waits for so many clips each land, and bring one clip to its goal.
+#[divan::bench(args = CLIPS, sample_count = 5, sample_size = 1)]
+fn landings_of_ten_wide_waits_for_each_clip(bencher: Bencher<'_, '_>, clips: u64) {
+    let wide = || {
+        let mut crowd = Crowd::new(0, 1);
+        crowd.join_wide(10, clips);
+        crowd
+    };
+    let counter = ItemsCount::new(10 * clips);
+    bencher
+        .counter(counter)
+        .with_inputs(wide)
+        .bench_local_refs(|crowd| assert_ne!(crowd.land_all_partly(), 0));
+}
+
 fn join(bencher: Bencher<'_, '_>, waits: u64, clips: u64) {
     let crowd = RefCell::new(Crowd::new(waits, clips));
     bencher.bench_local(|| {

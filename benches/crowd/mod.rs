@@ -9,9 +9,9 @@ use bytes::Bytes;
 use clipgate::clock;
 use clipgate::model::clip::{ClipId, ClipSet, ClipState, Head, KeyDomain};
 use clipgate::model::coalesce::{
-    Coalescer, Input, Outcome, Output, PollId, Progress, Rules, WaitId, WaitSpec,
+    Coalescer, Input, Outcome, Output, PollId, PollSpec, Progress, Rules, WaitId, WaitSpec,
 };
-use clipgate::model::route::{Form, Goal, Route};
+use clipgate::model::route::{Form, Goal, Route, Rung};
 
 /// The machine, and what its shell knows of it.
 pub struct Crowd {
@@ -23,6 +23,8 @@ pub struct Crowd {
     clips: Vec<ClipId>,
     /// By the clip that each asks for.
     polls: HashMap<ClipId, PollId>,
+    open: HashMap<PollId, PollSpec>,
+    lowest: Option<Rung>,
     settled: u64,
 }
 
@@ -31,6 +33,8 @@ impl Crowd {
     pub fn new(waits: u64, clips: u64) -> Self {
         let ladder = Route::suno().ladder;
         let mut crowd = Self {
+            lowest: Some(ladder.lowest()),
+            open: HashMap::new(),
             goal: Goal::Rung(ladder.highest_askable()),
             machine: Coalescer::new(Rules {
                 ladder,
@@ -54,7 +58,13 @@ impl Crowd {
     pub fn join(&mut self) -> WaitId {
         let id = WaitId(self.joined);
         self.joined += 1;
-        let spec = WaitSpec {
+        let spec = self.spec(id);
+        self.tell(Input::Join(id, spec));
+        id
+    }
+
+    fn spec(&self, id: WaitId) -> WaitSpec {
+        WaitSpec {
             domain: KeyDomain([7; 16]),
             form: Form::Single,
             clips: ClipSet::new([self.clip_of(id)]),
@@ -63,9 +73,34 @@ impl Crowd {
             timeout: Duration::from_secs(120),
             keep: true,
             known: Vec::new(),
-        };
-        self.tell(Input::Join(id, spec));
-        id
+        }
+    }
+
+    /// So many waits more, each on the same clips at both ends and on its own between, all of them on `clips` clips.
+    pub fn join_wide(&mut self, waits: u64, clips: u64) {
+        for wait in 0..waits {
+            let ids = (0..clips)
+                .map(|number| clip(if number % 2 == 0 { number } else { (wait + 1) * clips + number }));
+            let spec = WaitSpec { form: Form::Multi, clips: ClipSet::new(ids), ..self.spec(WaitId(0)) };
+            let id = WaitId(self.joined);
+            self.joined += 1;
+            self.tell(Input::Join(id, spec));
+        }
+    }
+
+    /// A minute later every poll lands unreached, but for one of its clips; how many that were.
+    pub fn land_all_partly(&mut self) -> usize {
+        self.now += Duration::from_secs(60);
+        let polls: Vec<(PollId, PollSpec)> = self.open.drain().collect();
+        for (poll, spec) in &polls {
+            let states = spec.clips.iter().enumerate().map(|(place, id)| {
+                let done = self.done(id.clone());
+                if place == 0 { done } else { ClipState { rung: self.lowest, ..done } }
+            });
+            let states = states.collect();
+            self.tell(Input::Landed(*poll, Outcome::Clips(states)));
+        }
+        polls.len()
     }
 
     /// The wait's client hangs up.
@@ -77,6 +112,7 @@ impl Crowd {
     pub fn land(&mut self, wait: WaitId) -> u64 {
         let clip = self.clip_of(wait);
         let poll = self.polls.remove(&clip).expect("its waits have opened it");
+        self.open.remove(&poll);
         let before = self.settled;
         self.tell(Input::Landed(poll, Outcome::Clips(vec![self.done(clip)])));
         self.settled - before
@@ -106,11 +142,12 @@ impl Crowd {
                 Output::Open(poll, spec) => {
                     let clip = spec.clips.iter().next().expect("a poll asks for a clip").clone();
                     self.polls.insert(clip, poll);
+                    self.open.insert(poll, spec);
                     self.machine.handle(Input::Progress(poll, Progress::Trying), self.now);
                     self.machine.handle(Input::Progress(poll, Progress::Standing), self.now);
                 }
                 Output::Settle(..) => self.settled += 1,
-                Output::Abort(_) => {}
+                Output::Abort(poll) => drop(self.open.remove(&poll)),
             }
         }
         black_box(self.machine.poll_timeout());
