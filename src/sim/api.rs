@@ -71,8 +71,11 @@ pub(super) async fn answer(
             Asks::States(states) => Some(&states.ids[..]),
             Asks::Make | Asks::Lyric | Asks::Aid | Asks::Nothing => None,
         };
-        faults.take(&Asked { target: &seen.target, clips }, rng)
+        faults.take(&Asked { target: &seen.target, clips, key }, rng)
     };
+    if let Some(fault) = &fault {
+        ticket.struck(&seen, fault);
+    }
 
     let (at, version, number) = (seen.at, parts.version, ticket.number());
     let call = Call { method: parts.method, seen, id: id.clone(), body, upgrade, wire: Arc::clone(&wire) };

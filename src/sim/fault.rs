@@ -9,6 +9,7 @@ use fastrand::Rng;
 use http::StatusCode;
 
 use super::Shape;
+use super::keys::KeySeen;
 
 /// What goes wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,6 +104,8 @@ pub enum On {
     Clip(String),
     /// Those whose target begins so.
     Path(String),
+    /// Those with this key.
+    Key(String),
 }
 
 /// How many of them.
@@ -130,6 +133,7 @@ pub(super) struct Asked<'a> {
     pub(super) target: &'a str,
     /// `None`: it asks for no clip's state.
     pub(super) clips: Option<&'a [String]>,
+    pub(super) key: Option<KeySeen>,
 }
 
 impl On {
@@ -139,6 +143,7 @@ impl On {
             Self::Polls => asked.clips.is_some(),
             Self::Clip(id) => asked.clips.is_some_and(|ids| ids.contains(id)),
             Self::Path(prefix) => asked.target.starts_with(prefix.as_str()),
+            Self::Key(key) => asked.key.is_some_and(|seen| seen.is(key)),
         }
     }
 }
@@ -272,9 +277,10 @@ fn parse_fault(name: &str, argument: Option<&str>) -> Result<Fault, FaultSpecErr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sim::keys::Keys;
 
     fn asked<'a>(target: &'a str, clips: Option<&'a [String]>) -> Asked<'a> {
-        Asked { target, clips }
+        Asked { target, clips, key: None }
     }
 
     #[test]
@@ -293,6 +299,20 @@ mod tests {
         assert_eq!(take("/", Some(&ids[..1])), Some(Fault::Html));
         assert_eq!(take("/", Some(&ids[..1])), None);
         assert_eq!([0; 3].map(|_| take("/", Some(&ids))), [Some(Fault::Hang), Some(Fault::Hang), None]);
+    }
+
+    #[test]
+    fn a_fault_of_one_key_concerns_no_other() {
+        let mut rng = Rng::with_seed(1);
+        let keys = Keys::new(None, &mut rng);
+        let mut faults = Faults::default();
+        faults.order(FaultSpec { on: On::Key("a".into()), fault: Fault::Hang, often: Often::Share(1.0) });
+        let mut take = |authorization: &[u8]| {
+            let asked = Asked { key: keys.see(authorization), ..asked("/", None) };
+            faults.take(&asked, &mut rng)
+        };
+        assert_eq!(take(b"Bearer a"), Some(Fault::Hang));
+        assert_eq!((take(b"Bearer b"), take(b"")), (None, None));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::Instant;
 use http::{HeaderMap, Method, StatusCode, Version};
 
 use super::Sim;
+use super::fault::Fault;
 use super::keys::KeySeen;
 use crate::clock;
 
@@ -53,6 +54,22 @@ pub enum End {
     Broken,
 }
 
+/// A request that a fault was ordered for. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct FaultRecord {
+    /// The request's path and query as they came.
+    pub target: Arc<str>,
+    /// The key it came with, if it was a Bearer one.
+    pub key: Option<KeySeen>,
+    /// When its head was read.
+    pub at: Instant,
+    /// The fault.
+    pub fault: Fault,
+    /// When the request ended; `None`: it has not yet.
+    pub ended_at: Option<Instant>,
+    number: u64,
+}
+
 /// What can be seen of the simulated upstream at one moment.
 #[derive(Clone, Debug)]
 pub struct Observed {
@@ -83,6 +100,8 @@ pub(super) struct Journal {
     /// The number of the first that is remembered.
     first: u64,
     keep: usize,
+    /// As many as requests at most, by number. They outlast their requests, of which most have no fault.
+    faults: VecDeque<FaultRecord>,
     open: usize,
     connections: usize,
     accepted: u64,
@@ -90,7 +109,20 @@ pub(super) struct Journal {
 
 impl Journal {
     pub(super) fn new(keep: usize) -> Self {
-        Self { requests: VecDeque::new(), first: 0, keep, open: 0, connections: 0, accepted: 0 }
+        Self {
+            requests: VecDeque::new(),
+            first: 0,
+            keep,
+            faults: VecDeque::new(),
+            open: 0,
+            connections: 0,
+            accepted: 0,
+        }
+    }
+
+    /// The faults that are remembered, the newest first.
+    pub(super) fn faults(&self) -> impl Iterator<Item = &FaultRecord> {
+        self.faults.iter().rev()
     }
 
     pub(super) fn open(&self) -> usize {
@@ -117,7 +149,19 @@ impl Journal {
         number
     }
 
+    fn struck(&mut self, record: FaultRecord) {
+        // Two requests may be given their numbers in one order and their faults in the other.
+        let place = self.faults.partition_point(|known| known.number < record.number);
+        self.faults.insert(place, record);
+        if self.faults.len() > self.keep {
+            self.faults.pop_front();
+        }
+    }
+
     fn end(&mut self, number: u64, end: End) {
+        if let Ok(place) = self.faults.binary_search_by_key(&number, |record| record.number) {
+            self.faults[place].ended_at = Some(clock::now());
+        }
         let at = number.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
         if let Some(seen) = at.and_then(|at| self.requests.get_mut(at)) {
             seen.end = end;
@@ -143,6 +187,19 @@ impl Ticket {
     /// The request's number, the first is 0.
     pub(super) fn number(&self) -> u64 {
         self.number
+    }
+
+    /// A fault was ordered for the request.
+    pub(super) fn struck(&self, seen: &Seen, fault: &Fault) {
+        let Seen { target, key, at, .. } = seen;
+        self.sim.0.world.lock().journal.struck(FaultRecord {
+            target: Arc::clone(target),
+            key: *key,
+            at: *at,
+            fault: fault.clone(),
+            ended_at: None,
+            number: self.number,
+        });
     }
 
     pub(super) fn answered(mut self, status: StatusCode) {

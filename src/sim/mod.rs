@@ -27,7 +27,7 @@ mod server;
 mod tests;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fastrand::Rng;
@@ -36,7 +36,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 pub use self::fault::{ErrorBody, Fault, FaultSpec, FaultSpecError, Often, On};
-pub use self::journal::{End, Observed, Seen};
+pub use self::journal::{End, FaultRecord, Observed, Seen};
 pub use self::keys::KeySeen;
 
 use self::clip::{Clip, Pace, State, Timeline};
@@ -66,7 +66,7 @@ pub struct Options {
     pub error_rate: f64,
     /// How many clips are remembered; the oldest is forgotten first.
     pub keep_clips: usize,
-    /// How many requests are remembered; the oldest is forgotten first. 0 turns the record off.
+    /// How many requests are remembered, and as many faults; the oldest is forgotten first. 0 turns the record off.
     pub keep_requests: usize,
 }
 
@@ -109,6 +109,8 @@ struct Shared {
     world: Mutex<World>,
     /// Counts the changes of the world, for [`Sim::until`].
     changes: watch::Sender<u64>,
+    /// Counts how often all connections were reset.
+    resets: watch::Sender<u64>,
 }
 
 struct World {
@@ -144,6 +146,7 @@ impl Sim {
             options,
             world: Mutex::new(world),
             changes: watch::Sender::new(0),
+            resets: watch::Sender::new(0),
         }))
     }
 
@@ -194,6 +197,11 @@ impl Sim {
         self.0.world.lock().faults = Faults::default();
     }
 
+    /// Resets (TCP RST) all connections that stand now, whatever is under way on them. New ones are served as before.
+    pub fn reset_connections(&self) {
+        self.0.resets.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
     /// From now on lets only these keys in; `None`: any that is not empty.
     pub fn accept_keys(&self, keys: Option<&[String]>) {
         let mut world = self.0.world.lock();
@@ -204,6 +212,19 @@ impl Sim {
     /// Every request so far that is still remembered, the oldest first.
     pub fn requests(&self) -> Vec<Seen> {
         self.observed().requests
+    }
+
+    /// The faults since then, of those that are remembered, for which this holds; the newest first. It is called
+    /// with the simulated upstream locked, and must be quick.
+    pub fn faults_since(
+        &self,
+        since: Instant,
+        mut fits: impl FnMut(&FaultRecord) -> bool,
+    ) -> Vec<FaultRecord> {
+        let world = self.0.world.lock();
+        // One that struck before and is not over yet counts too: so the whole record is looked through.
+        let recent = |record: &&FaultRecord| record.ended_at.is_none_or(|ended_at| ended_at >= since);
+        world.journal.faults().filter(recent).filter(|record| fits(record)).cloned().collect()
     }
 
     /// How many long-polls are held now.

@@ -46,7 +46,7 @@ pub(super) async fn serve(sim: Sim, listener: TcpListener, until: impl Future<Ou
             }
         };
         if !is_refused(&sim) {
-            tasks.execute(connection(sim.clone(), stream, tasks.clone()));
+            tasks.execute(until_reset(sim.clone(), stream, tasks.clone()));
         }
     }
     drop(listener);
@@ -73,11 +73,24 @@ impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Tasks {
     }
 }
 
-async fn connection(sim: Sim, stream: TcpStream, tasks: Tasks) {
+/// Serves a connection until its end, or until all connections are reset.
+async fn until_reset(sim: Sim, stream: TcpStream, tasks: Tasks) {
+    let (mut resets, wire) = (sim.0.resets.subscribe(), Arc::new(Wire::default()));
     let _connected = Connected::new(&sim);
+    let reset = async {
+        let _ = resets.changed().await;
+        wire.reset();
+    };
+    // Cancel safe: the connection is given up with all that is under way on it.
+    tokio::select! {
+        () = connection(sim.clone(), stream, Arc::clone(&wire), tasks) => {}
+        () = reset => {}
+    }
+}
+
+async fn connection(sim: Sim, stream: TcpStream, wire: Arc<Wire>, tasks: Tasks) {
     // Small answers must not wait for acknowledgements. A socket that is already gone shows itself below.
     let _ = stream.set_nodelay(true);
-    let wire = Arc::new(Wire::default());
     let socket = Socket { stream, wire: Arc::clone(&wire) };
     let service = service_fn(|request| api::answer(sim.clone(), Arc::clone(&wire), request));
     // A client that goes away or breaks the protocol ends its own connection; nobody needs to be told.

@@ -146,3 +146,41 @@ async fn faults_that_are_taken_back_do_not_come() {
     rig.sim.clear_faults();
     assert_eq!(rig.get("/sim/echo").await.status, 200);
 }
+
+#[tokio::test]
+async fn all_connections_are_reset_at_one_moment_and_new_ones_are_served() {
+    for http2 in [false, true] {
+        let mut rig = Rig::start_with(Options { hold: LONG, ..Options::default() }, http2).await;
+        rig.sim.put("a", "queued");
+        let target = format!("{CLIP}?clip_id=a&status=completed");
+        let held = [rig.beside(&target), rig.beside(&target), rig.beside(&target)];
+        rig.sim.until(|seen| seen.open == 3).await;
+        rig.sim.reset_connections();
+        for held in held {
+            assert!(held.await.unwrap().is_err(), "http2 {http2}");
+        }
+        rig.sim.until(|seen| seen.open == 0 && seen.connections == 0).await;
+        assert_eq!(rig.get(&format!("{CLIP}?clip_id=a")).await.status, StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn a_fault_is_remembered_with_its_request_and_its_end() {
+    let mut rig = Rig::patient().await;
+    let began = clock::now();
+    rig.sim.fault(On::Key("key".to_owned()), Fault::status(500), 1);
+    assert_eq!(rig.get("/sim/echo?n=1").await.status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(rig.get("/sim/echo?n=2").await.status, StatusCode::OK);
+    rig.sim.fault(On::Any, Fault::Hang, 1);
+    let _hanging = rig.beside("/sim/echo?n=3");
+    rig.sim.until(|seen| seen.open == 1).await;
+
+    let faults = rig.sim.faults_since(began, |_| true);
+    let told: Vec<_> =
+        faults.iter().map(|record| (&*record.target, &record.fault, record.ended_at.is_some())).collect();
+    assert_eq!(told, [("/sim/echo?n=3", &Fault::Hang, false), ("/sim/echo?n=1", &Fault::status(500), true)]);
+    assert!(faults.iter().all(|record| record.key.unwrap().is("key")));
+    let later = rig.sim.faults_since(clock::now() + LONG, |_| true);
+    assert_eq!(later.len(), 1, "what is not over is recent");
+    assert!(rig.sim.faults_since(began, |record| record.target.ends_with("n=2")).is_empty());
+}
