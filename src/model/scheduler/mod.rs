@@ -527,6 +527,12 @@ impl PollScheduler {
         if !self.breaker.succeeded() {
             return;
         }
+        // Should the breaker open again, a probe of before is none.
+        for entry in self.polls.values_mut() {
+            if let Phase::Queued { is_probe, .. } | Phase::Attempt { is_probe, .. } = &mut entry.phase {
+                *is_probe = false;
+            }
+        }
         let retrying: Vec<PollId> = self.retrying.iter().map(|&(_, id)| id).collect();
         for id in retrying {
             let soon = now + self.config.backoff.pause(1, self.jitter.f64());

@@ -806,3 +806,45 @@ fn no_schedule_breaks_the_limit_or_leaves_anything_behind() {
         );
     }
 }
+
+/// Found by fuzz/targets/scheduler.rs: the breaker closes and opens again while a probe waits for a place.
+#[test]
+fn a_probe_of_an_earlier_opening_says_nothing_of_the_probe_under_way() {
+    let open_the_breaker = |s: &mut Scenario| {
+        for _ in 0..5 {
+            s.now += Duration::from_millis(1);
+            s.request(90, B, PollClass::Snapshot);
+            assert_eq!(s.starts(), [90]);
+            s.now += Duration::from_millis(1);
+            s.failed(90);
+            s.scheduler.withdraw(PollId(90), s.now);
+            s.outputs();
+        }
+        assert!(!s.scheduler.is_closed());
+    };
+    let mut s = Scenario::proven(config(3));
+    s.request(1, A, PollClass::Snapshot);
+    s.starts();
+    s.failed(1);
+    open_the_breaker(&mut s);
+    s.pass(Duration::from_millis(200));
+    s.ask(60, C);
+    s.request(61, B, PollClass::Snapshot);
+    s.request(62, B, PollClass::Snapshot);
+    assert_eq!(s.starts(), [60, 61, 62]);
+    s.pass(Duration::from_secs(6));
+    assert!(s.starts().is_empty(), "the probe waits for a place");
+    s.sent(60);
+    s.pass(SECOND);
+    assert!(s.scheduler.is_closed());
+    s.failed(61);
+    assert_eq!(s.starts(), [1]);
+    s.scheduler.withdraw(PollId(62), s.now);
+    open_the_breaker(&mut s);
+    s.pass(Duration::from_millis(200));
+    s.pass(Duration::from_secs(5));
+    assert_eq!(s.starts(), [61], "the probe");
+    s.failed(1);
+    s.pass(Duration::from_secs(6));
+    assert!(s.starts().is_empty(), "it is not answered yet");
+}
