@@ -593,9 +593,9 @@ impl PollScheduler {
             FaultKind::Transport if !self.has_succeeded => {}
             FaultKind::Transport if is_probe => self.breaker.probe_failed(now),
             FaultKind::Transport => self.breaker.failed(began, now),
-            FaultKind::Local => {
-                self.cancel_probe(Phase::Attempt { began, is_probe, held_at: None, is_held }, now)
-            }
+            // Not counted; but a probe that was made again at once would be a loop.
+            FaultKind::Local if is_probe => self.breaker.probe_failed(now),
+            FaultKind::Local => {}
             FaultKind::Upstream => self.reached(now),
         }
         self.leave_phase(id);

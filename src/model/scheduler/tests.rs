@@ -848,3 +848,33 @@ fn a_probe_of_an_earlier_opening_says_nothing_of_the_probe_under_way() {
     s.pass(Duration::from_secs(6));
     assert!(s.starts().is_empty(), "it is not answered yet");
 }
+
+/// Lets the breaker open: the polls 1 to 20 of key A are away, and so is the upstream.
+fn broken(s: &mut Scenario) {
+    (1..=20).for_each(|id| s.ask(id, A));
+    s.starts();
+    (1..=20).for_each(|id| s.failed(id));
+    s.run(Duration::from_secs(8), true);
+    assert!(!s.scheduler.is_closed());
+}
+
+/// A probe that meets the gateway's own lack of descriptors ends without news of the upstream. The next one must not
+/// begin in the same instant: without a bound on the rate, that is a loop as fast as attempts can fail.
+#[test]
+fn a_probe_that_finds_no_descriptor_is_not_made_again_at_once() {
+    let mut s = Scenario::proven(config(50));
+    broken(&mut s);
+    let until = s.now + Duration::from_secs(10);
+    let mut attempts = 0;
+    while let Some(at) = s.scheduler.poll_timeout().filter(|at| *at <= until) {
+        s.now = s.now.max(at);
+        s.scheduler.handle_timeout(s.now);
+        for _ in 0..100 {
+            for id in s.starts() {
+                attempts += 1;
+                s.ended(id, Failure::LocalResources, RetryAdvice::BackOff);
+            }
+        }
+    }
+    assert!(attempts <= 200, "{attempts} attempts in 10 s");
+}
