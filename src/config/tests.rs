@@ -78,7 +78,7 @@ fn config_toml_has_every_key_with_a_comment_and_its_default() {
     let known: Vec<String> = keys::names().map(str::to_owned).chain(members).collect();
     let (tls, others): (Vec<String>, Vec<String>) =
         known.into_iter().partition(|key| key.starts_with("server.tls."));
-    assert_eq!((tls.len(), others.len()), (3, 48));
+    assert_eq!((tls.len(), others.len()), (3, 49));
     let expected: BTreeSet<&str> = others.iter().map(String::as_str).chain(["server.tls"]).collect();
     assert_eq!(written, expected);
     for key in &tls {
