@@ -658,8 +658,8 @@ impl PollScheduler {
         }
         self.timers.insert((until, Timer::Resume(domain)));
         self.set_pause(domain, KeyPause::Until(until), now);
-        let queued: Vec<PollId> = self.snapshots.of(domain).chain(self.long_polls.of(domain)).collect();
-        queued.into_iter().for_each(|id| self.tell_key_pause(id, until - now));
+        let in_line: Vec<PollId> = self.snapshots.of(domain).chain(self.long_polls.of(domain)).collect();
+        in_line.into_iter().for_each(|id| self.tell_key_pause(id, until - now));
     }
 
     fn tell_key_pause(&mut self, id: PollId, pause: Duration) {
