@@ -9,7 +9,7 @@ SEEDS ?= 10000
 TIME ?= 600
 MINUTES ?= 10
 RATE ?= 2000
-TARGETS ?= query answer coalescer turns
+TARGETS ?= query answer coalescer scheduler
 
 .PHONY: help run test check deny counts compare sweep soak fuzz deb manifests tools
 

@@ -235,7 +235,7 @@ impl Shell {
     /// Has the polls of a new wait tried that back off: a first attempt each, paid by the wait. One whose quota is
     /// used up waits for the retry.
     fn try_at_once(&mut self, id: WaitId, who: Who, now: Instant) {
-        let polls = self.machine.backing_off(id).filter(|poll| self.scheduler.is_backing_off(*poll));
+        let polls = self.machine.pausing(id).filter(|poll| self.scheduler.is_pausing(*poll));
         let polls: Vec<PollId> = polls.collect();
         if !polls.is_empty() && self.limits.calls(who, polls.len()).is_ok() {
             polls.into_iter().for_each(|poll| self.scheduler.try_now(poll, now));

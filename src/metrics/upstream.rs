@@ -56,7 +56,7 @@ pub struct Standing {
     pub open: usize,
     /// Those that wait for their turn, or for another try.
     pub waiting: usize,
-    /// Whether the breaker keeps them from the upstream.
+    /// Whether the breaker holds retries back.
     pub is_breaker_open: bool,
 }
 
@@ -69,7 +69,7 @@ impl Upstream {
         }
         let times_help = "Requests to the upstream, to the end of a poll's answer or the head of another's";
         let waiting_help = "Polls that wait for their turn at the upstream, or for another try";
-        let breaker_help = "1 while the upstream is not asked because it fails, else 0";
+        let breaker_help = "1 while retries are held back because the upstream cannot be reached, else 0";
         Self {
             calls,
             times: times_by(registry, "upstream", times_help, "kind", CALL_TIMES),

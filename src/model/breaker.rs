@@ -9,6 +9,7 @@
 //! | open | the cooldown is over and a retry is there | half-open, the retry is the probe |
 //! | half-open | the probe fails | open, for another cooldown |
 //! | half-open | the probe is cancelled | open, and the next probe may begin at once |
+//! | half-open | the probe is silent for the cooldown | half-open, the next retry is the probe |
 //! | any | an answer, or a poll that the upstream holds | closed |
 
 use std::time::{Duration, Instant};
@@ -39,7 +40,10 @@ enum Phase {
     Open {
         probe_at: Instant,
     },
-    HalfOpen,
+    HalfOpen {
+        /// When a probe that has told nothing makes room for another one.
+        until: Instant,
+    },
 }
 
 impl Breaker {
@@ -70,32 +74,32 @@ impl Breaker {
 
     /// Begins a probe if one may be made at `now`.
     pub fn begin_probe(&mut self, now: Instant) -> bool {
-        let is_due = matches!(self.phase, Phase::Open { probe_at } if probe_at <= now);
+        let is_due = self.probe_at().is_some_and(|at| at <= now);
         if is_due {
-            self.phase = Phase::HalfOpen;
+            self.phase = Phase::HalfOpen { until: now + self.rules.cooldown };
         }
         is_due
     }
 
     /// Records that the probe met a transport fault.
     pub fn probe_failed(&mut self, now: Instant) {
-        if self.phase == Phase::HalfOpen {
+        if let Phase::HalfOpen { .. } = self.phase {
             self.phase = Phase::Open { probe_at: now + self.rules.cooldown };
         }
     }
 
     /// Records that the probe ended without news of the upstream: the next one may begin at once.
     pub fn probe_cancelled(&mut self, now: Instant) {
-        if self.phase == Phase::HalfOpen {
+        if let Phase::HalfOpen { .. } = self.phase {
             self.phase = Phase::Open { probe_at: now };
         }
     }
 
-    /// Returns when the next probe may begin, while the breaker is open.
+    /// Returns when the next probe may begin, while the breaker is not closed.
     pub fn probe_at(&self) -> Option<Instant> {
         match self.phase {
-            Phase::Open { probe_at } => Some(probe_at),
-            Phase::Closed { .. } | Phase::HalfOpen => None,
+            Phase::Open { probe_at: at } | Phase::HalfOpen { until: at } => Some(at),
+            Phase::Closed { .. } => None,
         }
     }
 
@@ -164,6 +168,15 @@ mod tests {
         assert!(breaker.begin_probe(at(11)));
         assert!(breaker.succeeded());
         assert!(breaker.is_closed());
+    }
+
+    #[test]
+    fn a_probe_that_tells_nothing_for_the_cooldown_makes_room_for_another_one() {
+        let (mut breaker, t0) = open();
+        let at = |secs| t0 + Duration::from_secs(secs);
+        assert!(breaker.begin_probe(at(5)));
+        assert!(!breaker.begin_probe(at(9)));
+        assert!(breaker.begin_probe(at(10)));
     }
 
     #[test]

@@ -121,12 +121,13 @@ impl Coalescer {
         self.outputs.iter().filter(|output| matches!(output, Output::Open(..))).count()
     }
 
-    /// Returns the polls of a wait whose newest attempt failed, and which are not tried at the moment. A wait that has
-    /// just joined makes the shell try them at once, as its client alone would (contract section 9).
-    pub fn backing_off(&self, id: WaitId) -> impl Iterator<Item = PollId> {
-        self.leans(id).filter(|poll| {
-            self.board.poll(*poll).is_some_and(|poll| matches!(poll.tries, Tries::Stalled { .. }))
-        })
+    /// Returns the polls of a wait whose newest attempt failed or was refused, and which are not tried at the moment. A
+    /// wait that has just joined makes the shell try them at once, as its client alone would (contract section 9).
+    pub fn pausing(&self, id: WaitId) -> impl Iterator<Item = PollId> {
+        let is_pausing = |poll: &Poll| {
+            matches!(poll.tries, Tries::Stalled { .. } | Tries::PutOff { is_of_key: false, .. })
+        };
+        self.leans(id).filter(move |poll| self.board.poll(*poll).is_some_and(is_pausing))
     }
 
     /// Returns whether a wait came after the newest attempt of a poll had begun: where that failed, its client alone
@@ -191,7 +192,7 @@ impl Coalescer {
 
     fn retry_after(&mut self, id: PollId, pause: Duration, now: Instant) {
         if let Some(poll) = self.board.poll_mut(id) {
-            poll.not_before = Some(now + pause.min(MAX_RETRY_AFTER));
+            poll.not_before = Some((now, now + pause.min(MAX_RETRY_AFTER)));
         }
     }
 
@@ -364,7 +365,8 @@ impl Coalescer {
             } else {
                 poll.spec.clips.is_subset(&wait.spec.clips)
             };
-            fits && self.rules.is_within(poll.spec.goal, wait.wants) && !self.is_anothers_pause(poll, wait)
+            let is_foreign = self.is_anothers_pause(poll, wait) || self.is_anothers_rest(poll, wait);
+            fits && self.rules.is_within(poll.spec.goal, wait.wants) && !is_foreign
         });
         leanable.collect()
     }

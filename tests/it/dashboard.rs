@@ -215,11 +215,11 @@ async fn clips_and_keys_have_rows_and_what_comes_from_outside_is_text() {
 }
 
 #[tokio::test]
-async fn an_api_that_is_given_a_rest_is_told_of_once_and_in_words() {
+async fn an_api_that_cannot_be_reached_is_told_of_once_and_in_words() {
     let env = [
         ("CLIPGATE__UPSTREAM__BREAKER_FAILURES", "1"),
         ("CLIPGATE__UPSTREAM__BREAKER_COOLDOWN", "600s"),
-        ("CLIPGATE__UPSTREAM__RETRIES", "0"),
+        ("CLIPGATE__UPSTREAM__RETRY_FOR", "0s"),
     ];
     let site = Site::new(&env).await;
     let mut browser = Browser::start();
@@ -231,13 +231,15 @@ async fn an_api_that_is_given_a_rest_is_told_of_once_and_in_words() {
         document.querySelector('#notice'), { childList: true, characterData: true, subtree: true }); null";
     browser.eval(told).await;
 
+    site.ground.sim.put("kept", "completed");
+    assert_eq!(site.get(&clip("kept")).await.status(), 200);
     site.ground.sim.put("a", "queued");
-    site.ground.sim.fault(On::Any, Fault::status(500), 1);
-    assert!(site.get(&clip("a")).await.status().is_server_error());
-    browser.until_tile(4, "✕ resting").await;
+    site.ground.sim.fault(On::Polls, Fault::reset(), 1);
+    assert_eq!(site.get(&clip("a")).await.status(), 502);
+    browser.until_tile(4, "✕ unreachable").await;
     let notice = browser.text("#notice").await;
-    assert!(notice.contains("given a rest") && notice.contains("503"), "{notice}");
-    browser.picture("resting").await;
+    assert!(notice.contains("retries are held back"), "{notice}");
+    browser.picture("unreachable").await;
     // Two more states change nothing that is said.
     browser.until_two_more_states().await;
     assert_eq!(browser.eval("window.told").await, 1);

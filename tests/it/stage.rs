@@ -49,8 +49,10 @@ pub(crate) struct Stage {
     client: Client<HttpConnector, Full<Bytes>>,
     /// The upstream's port while nothing listens on it.
     closed: Option<TcpSocket>,
+    /// Ends the upstream, and the task that it runs in.
+    upstream: Option<(CancellationToken, AbortOnDropHandle<()>)>,
     stop: CancellationToken,
-    tasks: JoinSet<()>,
+    _tasks: JoinSet<()>,
 }
 
 /// What the gateway answered.
@@ -112,8 +114,7 @@ impl Stage {
         config.limits.calls_per_second = 1_000_000;
         config.limits.calls_burst = 1_000_000;
 
-        let closed = TcpSocket::new_v4().expect("there are sockets left");
-        closed.bind(([127, 0, 0, 1], 0).into()).expect("there are ports left");
+        let closed = bound(([127, 0, 0, 1], 0).into());
         let upstream = closed.local_addr().expect("it is bound");
         config.upstream.base_url = format!("http://{upstream}").parse().expect("it is a URL");
         configure(&mut config, &mut options);
@@ -132,14 +133,28 @@ impl Stage {
         let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http();
         let registry = Some(registry);
         let closed = Some(closed);
-        Self { sim: Sim::new(options), address, gateway, config, registry, client, closed, stop, tasks }
+        let sim = Sim::new(options);
+        Self { sim, address, gateway, config, registry, client, closed, upstream: None, stop, _tasks: tasks }
     }
 
     /// From now on the upstream accepts connections.
     pub(crate) fn raise_upstream(&mut self) {
-        let closed = self.closed.take().expect("the upstream is raised once");
+        let closed = self.closed.take().expect("the upstream is away");
         let listener = closed.listen(1024).expect("the port is its own");
-        self.tasks.spawn(self.sim.clone().serve(listener, std::future::pending()));
+        let end = CancellationToken::new();
+        let serving = self.sim.clone().serve(listener, end.clone().cancelled_owned());
+        self.upstream = Some((end, AbortOnDropHandle::new(tokio::spawn(serving))));
+    }
+
+    /// Drops all connections of the upstream; until [`Stage::raise_upstream`] its port refuses new ones.
+    pub(crate) async fn lower_upstream(&mut self) {
+        let (end, serving) = self.upstream.take().expect("the upstream is there");
+        end.cancel();
+        within(PATIENCE, serving).await.expect("the upstream does not panic");
+        let upstream = &self.config.upstream.base_url;
+        let address =
+            upstream.authority().expect("it has a port").as_str().parse().expect("it is an address");
+        self.closed = Some(bound(address));
     }
 
     /// Asks on a connection of its own, with `Authorization: Bearer demo` if no other is given.
@@ -260,6 +275,14 @@ fn impatiently(patience: Duration) -> impl Serve {
     move |gateway: Gateway, config: &config::Server, stop: CancellationToken| {
         Server::with_patience(patience, gateway, config, stop)
     }
+}
+
+/// A socket that does not listen yet. Connections that its port had before are no hindrance.
+fn bound(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().expect("there are sockets left");
+    socket.set_reuseaddr(true).expect("it is not bound");
+    socket.bind(address).expect("the port is free");
+    socket
 }
 
 /// The upstream holds polls and waits wait for so long.

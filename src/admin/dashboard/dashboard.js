@@ -58,9 +58,10 @@ function draw({ series, history, plot }, now, counters) {
 
 /** Said aloud to who listens to the page, so it changes only when the breaker does. */
 function showNotice({ breaker_open }) {
-  const resting = "The API fails and is given a rest: what is kept is still served, other waits get 503.";
+  const heldBack =
+    "The API cannot be reached, and retries are held back. What is kept is served, new requests are tried, and waits are held for a while.";
   setData(element("notice"), "level", breaker_open ? "bad" : "none");
-  setText(element("notice"), breaker_open ? resting : "");
+  setText(element("notice"), breaker_open ? heldBack : "");
 }
 
 function showHint({ totals, waits, listen, example }) {

@@ -79,7 +79,9 @@ function health({ breaker_open, answered_at, failed }, nowMs) {
   const ago = (at) => `${span((nowMs - Date.parse(at)) / 1000)} ago`;
   const answered = answered_at ? `answered ${ago(answered_at)}` : "has not answered yet";
   const failure = failed ? `last failed ${ago(failed.at)}: ${failed.code}` : "";
-  if (breaker_open) return { word: "✕ resting", more: failure || answered, level: "bad" };
+  if (breaker_open) {
+    return { word: "✕ unreachable", more: `retries are held back; ${failure || answered}`, level: "bad" };
+  }
   if (failed && !(Date.parse(answered_at) > Date.parse(failed.at))) {
     return { word: "! failing", more: failure, level: "warn" };
   }

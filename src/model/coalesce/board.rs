@@ -74,8 +74,8 @@ pub(super) struct Poll {
     pub(super) tries: Tries,
     /// How the newest failed try failed.
     pub(super) failed: Option<Failure>,
-    /// The upstream asked that its jobs are not asked about again before.
-    pub(super) not_before: Option<Instant>,
+    /// When the upstream asked that its jobs are not asked about again, and until when.
+    pub(super) not_before: Option<(Instant, Instant)>,
 }
 
 impl Poll {
@@ -259,6 +259,16 @@ impl Board {
             wait.spec.timeout = deadline.saturating_duration_since(wait.spec.arrived);
             let due = wait.deadline();
             self.set_phase(id, Phase::Waiting, due);
+        }
+    }
+
+    /// Ends what the wait does past its deadline at this moment, if it would not end before.
+    pub(super) fn cap(&mut self, id: WaitId, until: Instant) {
+        if let Some(&Wait { phase: phase @ (Phase::Ending { .. } | Phase::Looking { .. }), due, .. }) =
+            self.waits.get(&id)
+            && until < due
+        {
+            self.set_phase(id, phase, until);
         }
     }
 

@@ -23,6 +23,7 @@ impl Coalescer {
         for (place, group) in (0..count).zip(groups) {
             for id in group {
                 self.board.shorten(id, now + spread / count * place);
+                self.board.cap(id, until);
             }
         }
     }

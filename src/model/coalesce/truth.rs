@@ -152,6 +152,12 @@ impl Coalescer {
         }
     }
 
+    /// Returns whether the poll landed before the wait was there, and rests since the upstream asked for that: the wait's
+    /// client alone would ask anew.
+    pub(super) fn is_anothers_rest(&self, poll: &Poll, wait: &Wait) -> bool {
+        poll.not_before.is_some_and(|(asked_at, _)| wait.spec.arrived > asked_at)
+    }
+
     /// Returns where each job of the wait was last seen, if all of them were.
     pub(super) fn last_seen(&self, wait: &Wait) -> Option<Vec<ClipState>> {
         let slots = self.board.slots();

@@ -25,32 +25,65 @@ impl PollScheduler {
         self.enqueue(id, end, false, now);
     }
 
-    /// Takes a queued poll, whose turn has come, back until the breaker closes.
-    pub(super) fn hold_back(&mut self, id: PollId, now: Instant) {
+    /// Takes a retry, whose turn has come, back until the breaker closes. Returns whether it did: a poll without time
+    /// left makes its last attempt.
+    pub(super) fn hold_back(&mut self, id: PollId, now: Instant) -> bool {
         let limit = self.polls.get(&id).and_then(|entry| entry.outage).map(|outage| self.limit(outage));
-        if limit.is_some_and(|at| at <= now) {
-            self.give_up(id, now);
-        } else {
+        let has_time = limit.is_none_or(|at| at > now);
+        if has_time {
             self.set_phase(id, Phase::HeldBack { limit });
         }
+        has_time
     }
 
-    /// Begins a probe, if it is time for one, with the poll whose last failure is the oldest.
+    /// The time of a poll that is held back is over: makes its last attempt. The upstream may be back since the newest
+    /// probe, and else its waits would fail although the outage was shorter than `retry_for`.
+    pub(super) fn try_last(&mut self, id: PollId, now: Instant) {
+        self.leave_phase(id);
+        if let Some(entry) = self.polls.get_mut(&id) {
+            entry.is_retry = false;
+        }
+        self.enqueue(id, End::Front, false, now);
+    }
+
+    /// Begins a probe, if it is time for one: of the key that has probed longest ago, since its own jobs may be what fails,
+    /// the poll whose last failure is the oldest.
     pub(super) fn probe_if_due(&mut self, now: Instant) {
         if self.breaker.probe_at().is_none_or(|at| at > now) {
             return;
         }
-        let is_open = |id: &PollId| {
-            let domain = self.polls.get(id).map(|entry| entry.request.domain);
-            let key = domain.and_then(|domain| self.keys.get(&domain));
-            key.is_some_and(|key| key.pause.is_open())
-        };
-        let oldest = self.retrying.iter().map(|&(_, id)| id).find(is_open);
-        if let Some(id) = oldest
-            && self.breaker.begin_probe(now)
+        let candidates = self.retrying.iter().filter_map(|&(failed_at, id)| {
+            let request = &self.polls.get(&id)?.request;
+            let key = self.keys.get(&request.domain)?;
+            let is_open = request.class == PollClass::Plain || key.pause.is_open();
+            is_open.then_some((key.probed_at, failed_at, id))
+        });
+        if let Some((_, _, id)) = candidates.min()
+            && self.begin_probe(id, now)
         {
             self.leave_phase(id);
             self.enqueue(id, End::Front, true, now);
+        }
+    }
+
+    /// Makes the next attempt of this poll the probe, if one may be made. A probe of before is none any more.
+    pub(super) fn begin_probe(&mut self, id: PollId, now: Instant) -> bool {
+        if !self.breaker.begin_probe(now) {
+            return false;
+        }
+        self.forget_probes();
+        let domain = self.polls.get(&id).map(|entry| entry.request.domain);
+        if let Some(key) = domain.and_then(|domain| self.keys.get_mut(&domain)) {
+            key.probed_at = Some(now);
+        }
+        true
+    }
+
+    fn forget_probes(&mut self) {
+        for entry in self.polls.values_mut() {
+            if let Phase::Queued { is_probe, .. } | Phase::Attempt { is_probe, .. } = &mut entry.phase {
+                *is_probe = false;
+            }
         }
     }
 
@@ -86,6 +119,7 @@ impl PollScheduler {
         if !self.breaker.succeeded() {
             return;
         }
+        self.forget_probes();
         let retrying: Vec<PollId> = self.retrying.iter().map(|&(_, id)| id).collect();
         for id in retrying {
             let soon = now + self.config.backoff.pause(1, self.jitter.f64());
@@ -146,9 +180,9 @@ impl PollScheduler {
             FaultKind::Transport if !self.has_succeeded => {}
             FaultKind::Transport if is_probe => self.breaker.probe_failed(now),
             FaultKind::Transport => self.breaker.failed(began, now),
-            FaultKind::Local => {
-                self.cancel_probe(Phase::Attempt { began, is_probe, held_at: None, is_held }, now)
-            }
+            // Not counted; but a probe that was made again at once would be a loop.
+            FaultKind::Local if is_probe => self.breaker.probe_failed(now),
+            FaultKind::Local => {}
             FaultKind::Upstream => self.reached(now),
         }
         self.leave_phase(id);

@@ -14,7 +14,7 @@
 use std::time::{Duration, Instant};
 
 use super::retry_budget::RetryBudget;
-use super::{PollScheduler, SchedulerOutput, Timer};
+use super::{PollClass, PollScheduler, SchedulerOutput, Timer};
 use crate::model::clip::{ClipSet, KeyDomain};
 use crate::model::coalesce::{Failure, PollId};
 
@@ -24,6 +24,10 @@ pub(super) struct Key {
     pub(super) polls: usize,
     /// Attempts of long-polls under way.
     pub(super) long_polls: usize,
+    /// Attempts of other polls under way.
+    pub(super) short_polls: usize,
+    /// When the newest probe of the breaker was a poll of this key.
+    pub(super) probed_at: Option<Instant>,
     pub(super) pause: KeyPause,
     /// The jobs of the newest 429, and until when a 429 to other jobs pauses the key.
     refused: Option<(ClipSet, Instant)>,
@@ -42,6 +46,16 @@ pub(super) enum KeyPause {
     Probe,
     /// This poll is the probe.
     Probing(PollId),
+}
+
+impl Key {
+    /// The attempts under way that count for polls of this class.
+    pub(super) fn under_way(&mut self, class: PollClass) -> &mut usize {
+        match class {
+            PollClass::LongPoll => &mut self.long_polls,
+            PollClass::Plain | PollClass::Snapshot => &mut self.short_polls,
+        }
+    }
 }
 
 impl PollScheduler {

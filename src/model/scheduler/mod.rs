@@ -30,7 +30,8 @@
 //! # Places
 //!
 //! Places are held for minutes, so turns alone would not be fair: a key that comes when all are taken would wait for
-//! minutes. So a key that holds places takes another one only while a sixteenth as many stay free afterwards: alone
+//! minutes. The same holds for requests that should be answered at once, where the upstream hangs. So a key that holds
+//! places takes another one only while a sixteenth as many stay free afterwards: alone
 //! it gets all but a seventeenth, and a key that comes later finds a place. Cancelling polls of the key that holds most
 //! would cost the upstream requests; that is why some places are kept free.
 
@@ -119,7 +120,7 @@ enum Phase {
     },
     /// The next attempt is made at `until`.
     BackingOff { until: Instant },
-    /// The breaker is open: the next attempt is made when it closes. Given up at `limit`, if there is one.
+    /// The breaker is open: the next attempt is made when it closes, the last one at `limit`, if there is one.
     HeldBack { limit: Option<Instant> },
     /// The upstream asked for a pause.
     Paused { until: Instant },
@@ -132,7 +133,7 @@ enum Timer {
     /// The pause of a poll is over.
     Retry(PollId),
     /// A poll that is held back has no time left.
-    GiveUp(PollId),
+    LastAttempt(PollId),
     /// The breaker allows a probe.
     Probe,
     /// The pause of a key is over.
@@ -195,15 +196,21 @@ impl PollScheduler {
     }
 
     /// Returns whether [`try_now`](Self::try_now) would make a difference: the poll waits for its next attempt because
-    /// one failed, and not because the upstream asked for a pause.
-    pub fn is_backing_off(&self, id: PollId) -> bool {
-        let phase = self.polls.get(&id).map(|entry| entry.phase);
-        matches!(phase, Some(Phase::BackingOff { .. } | Phase::HeldBack { .. }))
+    /// one failed or was refused, and its key is not paused.
+    pub fn is_pausing(&self, id: PollId) -> bool {
+        let Some(entry) = self.polls.get(&id) else { return false };
+        match entry.phase {
+            Phase::BackingOff { .. } | Phase::HeldBack { .. } => true,
+            Phase::Paused { .. } => {
+                self.keys.get(&entry.request.domain).is_some_and(|key| key.pause.is_open())
+            }
+            Phase::Between | Phase::Queued { .. } | Phase::Attempt { .. } => false,
+        }
     }
 
-    /// Makes a first attempt of a poll that backs off, for a wait that has just come: its client alone would ask now.
+    /// Makes a first attempt of a poll that pauses, for a wait that has just come: its client alone would ask now.
     pub fn try_now(&mut self, id: PollId, now: Instant) {
-        if self.is_backing_off(id) {
+        if self.is_pausing(id) {
             self.leave_phase(id);
             if let Some(entry) = self.polls.get_mut(&id) {
                 entry.is_retry = false;
@@ -259,7 +266,7 @@ impl PollScheduler {
             match timer {
                 Timer::Interval => self.next_start = None,
                 Timer::Retry(id) => self.pause_is_over(id, now),
-                Timer::GiveUp(id) => self.give_up(id, now),
+                Timer::LastAttempt(id) => self.try_last(id, now),
                 Timer::Probe => self.probe_if_due(now),
                 Timer::Resume(domain) => self.set_pause(domain, KeyPause::Probe, now),
                 Timer::Held(id) => {
@@ -315,9 +322,8 @@ impl PollScheduler {
             let Some(entry) = self.polls.get(&id) else { continue };
             let Phase::Queued { mut is_probe, .. } = entry.phase else { continue };
             if entry.is_retry && !is_probe && !self.breaker.is_closed() {
-                is_probe = self.breaker.begin_probe(now);
-                if !is_probe {
-                    self.hold_back(id, now);
+                is_probe = self.begin_probe(id, now);
+                if !is_probe && self.hold_back(id, now) {
                     continue;
                 }
             }
@@ -338,15 +344,15 @@ impl PollScheduler {
         if self.open >= self.config.max_polls {
             return None;
         }
-        if let Some(id) = self.snapshots.next(|_| true).or_else(|| self.plain.next(|_| true)) {
+        let keys = &self.keys;
+        let may = |left: usize, has: usize| has == 0 || has <= left.saturating_mul(PLACES_PER_FREE_ONE);
+        let left = self.config.max_polls - self.open - 1;
+        let may_short = |domain| may(left, keys.get(&domain).map_or(0, |key| key.short_polls));
+        if let Some(id) = self.snapshots.next(may_short).or_else(|| self.plain.next(may_short)) {
             return Some(id);
         }
         let left = long_places.checked_sub(self.open + 1)?;
-        let keys = &self.keys;
-        self.long_polls.next(|domain| {
-            let has = keys.get(&domain).map_or(0, |key| key.long_polls);
-            has == 0 || has <= left.saturating_mul(PLACES_PER_FREE_ONE)
-        })
+        self.long_polls.next(|domain| may(left, keys.get(&domain).map_or(0, |key| key.long_polls)))
     }
 
     fn begin(&mut self, id: PollId, is_probe: bool, now: Instant) {
@@ -359,7 +365,7 @@ impl PollScheduler {
         if !is_retry {
             key.budget.record_poll(now);
         }
-        key.long_polls += usize::from(class == PollClass::LongPoll);
+        *key.under_way(class) += 1;
         if key.pause == KeyPause::Probe && class != PollClass::Plain {
             self.set_pause(domain, KeyPause::Probing(id), now);
         }
@@ -381,13 +387,13 @@ impl PollScheduler {
                 self.timers.remove(&(until, Timer::Retry(id)));
             }
             Phase::HeldBack { limit } => {
-                limit.map(|at| self.timers.remove(&(at, Timer::GiveUp(id))));
+                limit.map(|at| self.timers.remove(&(at, Timer::LastAttempt(id))));
             }
             Phase::Attempt { held_at, .. } => {
                 self.open -= 1;
                 held_at.map(|at| self.timers.remove(&(at, Timer::Held(id))));
                 if let Some(key) = self.keys.get_mut(&domain) {
-                    key.long_polls -= usize::from(class == PollClass::LongPoll);
+                    *key.under_way(class) -= 1;
                     if key.pause == KeyPause::Probing(id) {
                         key.pause = KeyPause::Probe; // the next poll probes
                         self.sync_queues(domain);
@@ -409,7 +415,7 @@ impl PollScheduler {
                 return;
             }
             Phase::HeldBack { limit } => {
-                limit.map(|at| self.timers.insert((at, Timer::GiveUp(id))));
+                limit.map(|at| self.timers.insert((at, Timer::LastAttempt(id))));
             }
             Phase::Between | Phase::Queued { .. } | Phase::Attempt { .. } => return,
         }

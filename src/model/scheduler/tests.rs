@@ -223,7 +223,7 @@ fn before_the_first_answer_a_poll_is_given_up_after_its_retries() {
     for _ in 0..3 {
         assert_eq!(s.starts(), [1]);
         s.failed(1);
-        if s.scheduler.is_backing_off(PollId(1)) {
+        if s.scheduler.is_pausing(PollId(1)) {
             assert_eq!(s.scheduler.open(), 0, "a poll that backs off takes no place");
             s.pass(SECOND);
         }
@@ -629,13 +629,13 @@ fn a_wait_that_comes_while_its_poll_is_held_back_has_it_tried_at_once() {
     s.starts();
     (1..=20).for_each(|id| s.failed(id));
     s.run(Duration::from_secs(8), true);
-    assert!(!s.scheduler.is_closed() && s.scheduler.is_backing_off(PollId(7)));
+    assert!(!s.scheduler.is_closed() && s.scheduler.is_pausing(PollId(7)));
     s.scheduler.try_now(PollId(7), s.now);
     assert_eq!(s.starts(), [7]);
     s.scheduler.try_now(PollId(7), s.now);
     assert_eq!(s.starts(), [0; 0]);
     s.failed(7);
-    assert!(s.scheduler.is_backing_off(PollId(7)), "it is a retry again");
+    assert!(s.scheduler.is_pausing(PollId(7)), "it is a retry again");
 }
 
 /// Row 1.10: a proxy ends each held poll with 504.
@@ -808,4 +808,76 @@ fn no_schedule_breaks_the_limit_or_leaves_anything_behind() {
             left.timers
         );
     }
+}
+
+/// Found by fuzz/targets/scheduler.rs: the breaker closes and opens again while a probe waits for a place.
+#[test]
+fn a_probe_of_an_earlier_opening_says_nothing_of_the_probe_under_way() {
+    let open_the_breaker = |s: &mut Scenario| {
+        for _ in 0..5 {
+            s.now += Duration::from_millis(1);
+            s.request(90, B, PollClass::Snapshot);
+            assert_eq!(s.starts(), [90]);
+            s.now += Duration::from_millis(1);
+            s.failed(90);
+            s.scheduler.withdraw(PollId(90), s.now);
+            s.outputs();
+        }
+        assert!(!s.scheduler.is_closed());
+    };
+    let mut s = Scenario::proven(config(3));
+    s.request(1, A, PollClass::Snapshot);
+    s.starts();
+    s.failed(1);
+    open_the_breaker(&mut s);
+    s.pass(Duration::from_millis(200));
+    s.ask(60, C);
+    s.request(61, B, PollClass::Snapshot);
+    s.request(62, B, PollClass::Snapshot);
+    assert_eq!(s.starts(), [60, 61, 62]);
+    s.pass(Duration::from_secs(6));
+    assert!(s.starts().is_empty(), "the probe waits for a place");
+    s.sent(60);
+    s.pass(SECOND);
+    assert!(s.scheduler.is_closed());
+    s.failed(61);
+    assert_eq!(s.starts(), [1]);
+    s.scheduler.withdraw(PollId(62), s.now);
+    open_the_breaker(&mut s);
+    s.pass(Duration::from_millis(200));
+    s.pass(Duration::from_secs(5));
+    assert_eq!(s.starts(), [61], "the probe");
+    s.failed(1);
+    s.pass(Duration::from_secs(6));
+    assert!(s.starts().is_empty(), "it is not answered yet");
+}
+
+/// Lets the breaker open: the polls 1 to 20 of key A are away, and so is the upstream.
+fn broken(s: &mut Scenario) {
+    (1..=20).for_each(|id| s.ask(id, A));
+    s.starts();
+    (1..=20).for_each(|id| s.failed(id));
+    s.run(Duration::from_secs(8), true);
+    assert!(!s.scheduler.is_closed());
+}
+
+/// A probe that meets the gateway's own lack of descriptors ends without news of the upstream. The next one must not
+/// begin in the same instant: without a bound on the rate, that is a loop as fast as attempts can fail.
+#[test]
+fn a_probe_that_finds_no_descriptor_is_not_made_again_at_once() {
+    let mut s = Scenario::proven(config(50));
+    broken(&mut s);
+    let until = s.now + Duration::from_secs(10);
+    let mut attempts = 0;
+    while let Some(at) = s.scheduler.poll_timeout().filter(|at| *at <= until) {
+        s.now = s.now.max(at);
+        s.scheduler.handle_timeout(s.now);
+        for _ in 0..100 {
+            for id in s.starts() {
+                attempts += 1;
+                s.ended(id, Failure::LocalResources, RetryAdvice::BackOff);
+            }
+        }
+    }
+    assert!(attempts <= 200, "{attempts} attempts in 10 s");
 }

@@ -290,11 +290,11 @@ impl Run {
         let id = WaitId(number as u64);
         self.coalescer.handle(Input::Join(id, spec), now);
         let polls: Vec<PollId> =
-            self.coalescer.backing_off(id).filter(|poll| self.scheduler.is_backing_off(*poll)).collect();
+            self.coalescer.pausing(id).filter(|poll| self.scheduler.is_pausing(*poll)).collect();
         for poll in polls {
             self.scheduler.try_now(poll, now);
             // Contract section 9: the poll is tried at once.
-            assert!(!self.scheduler.is_backing_off(poll), "{poll:?} is not tried for client {number}");
+            assert!(!self.scheduler.is_pausing(poll), "{poll:?} is not tried for client {number}");
         }
     }
 

@@ -1,0 +1,484 @@
+//! Any schedule: attempts keep to the places, the interval and the pauses, an outage holds no first attempt back and
+//! fails no poll before its time, and no poll is forgotten.
+//!
+//! Everything happens in virtual time. The shell is this file, and is never late.
+
+#![no_main]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+use arbitrary::Arbitrary;
+use bytes::Bytes;
+use clipgate::clock;
+use clipgate::model::backoff::Backoff;
+use clipgate::model::breaker::BreakerRules;
+use clipgate::model::clip::{ClipId, ClipSet, Head, KeyDomain, Reply};
+use clipgate::model::coalesce::{Failure, FaultKind, PollId};
+use clipgate::model::scheduler::{
+    AttemptEnd, PollClass, PollRequest, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput,
+};
+use libfuzzer_sys::fuzz_target;
+
+const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), cap: Duration::from_secs(2) };
+const MOST_POLLS: usize = 100;
+/// So many polls may a key hold for each place that stays free. The schedules have fewer places.
+const PLACES_PER_FREE_ONE: usize = 16;
+/// How long a poll is held until it counts as a success.
+const HELD: Duration = Duration::from_secs(1);
+
+/// So that durations are all there is.
+static ZERO: LazyLock<Instant> = LazyLock::new(clock::now);
+
+#[derive(Arbitrary, Debug)]
+struct Schedule {
+    max_polls: u8,
+    interval_millis: u8,
+    retries: u8,
+    retry_for_millis: u16,
+    breaker_failures: u8,
+    cooldown_millis: u16,
+    seed: u64,
+    steps: Vec<Step>,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Step {
+    Request {
+        domain: u8,
+        /// Which jobs, a bit each. Polls may share them.
+        jobs: u8,
+        class: u8,
+    },
+    /// Which of the polls that are there.
+    Withdraw(u8),
+    /// A new wait on one of the polls that back off.
+    TryNow(u8),
+    /// Which of the polls that are being attempted.
+    Sent(u8),
+    Answer(u8),
+    Fail {
+        poll: u8,
+        why: Why,
+        advice: Advice,
+    },
+    /// All attempts of this moment fail: a connection is lost.
+    FailAll,
+    Pass {
+        millis: u16,
+    },
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Why {
+    Unreachable,
+    Overdue,
+    Written,
+    Unreadable,
+    Local,
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Advice {
+    BackOff,
+    BackOffHeld,
+    Reconnect,
+    PausePoll(u32),
+    PauseKey(u32),
+    GiveUp,
+}
+
+fuzz_target!(|schedule: Schedule| {
+    let mut shell = Shell::new(&schedule);
+    for step in &schedule.steps {
+        shell.step(step);
+        shell.act();
+    }
+    shell.finish();
+});
+
+struct Shell {
+    scheduler: PollScheduler,
+    config: SchedulerConfig,
+    now: Duration,
+    polls: BTreeMap<PollId, Poll>,
+    next_poll: u64,
+    last_start: Option<Duration>,
+    /// The upstream has answered or held a poll.
+    has_succeeded: bool,
+    /// The keys that got a 429: whether they are paused is not looked at from here.
+    refused_keys: BTreeSet<KeyDomain>,
+    /// When the breaker closed last; `None`: it is open.
+    closed_since: Option<Duration>,
+    /// The retry that is made although the breaker is open, and when another one may be.
+    probe: Option<PollId>,
+    probe_at: Duration,
+}
+
+struct Poll {
+    domain: KeyDomain,
+    class: PollClass,
+    attempt: Option<Attempt>,
+    /// No attempt is made before.
+    not_before: Duration,
+    /// No attempt of it has ended.
+    is_new: bool,
+    /// The next attempt is made because one failed.
+    is_retry: bool,
+    /// The upstream asked for a pause of it.
+    is_paused: bool,
+    /// Its first transport fault, of those that follow one another.
+    outage_since: Option<Duration>,
+    transport_faults: u32,
+    errors: u32,
+    /// The last attempt said that another one is of no use.
+    is_hopeless: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Attempt {
+    sent: Option<Duration>,
+}
+
+impl Shell {
+    fn new(schedule: &Schedule) -> Self {
+        let config = SchedulerConfig {
+            max_polls: usize::from(schedule.max_polls % 8) + 1,
+            interval: Duration::from_millis(schedule.interval_millis.into()),
+            retries: u32::from(schedule.retries % 5),
+            retry_for: Duration::from_millis(schedule.retry_for_millis.into()),
+            backoff: BACKOFF,
+            breaker: BreakerRules {
+                failures: u32::from(schedule.breaker_failures % 8) + 1,
+                cooldown: Duration::from_millis(schedule.cooldown_millis.into()),
+            },
+        };
+        Self {
+            scheduler: PollScheduler::new(config, schedule.seed),
+            config,
+            // Later than the breaker closed first.
+            now: Duration::from_secs(1),
+            polls: BTreeMap::new(),
+            next_poll: 0,
+            last_start: None,
+            has_succeeded: false,
+            refused_keys: BTreeSet::new(),
+            closed_since: Some(Duration::ZERO),
+            probe: None,
+            probe_at: Duration::ZERO,
+        }
+    }
+
+    fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Request { domain, jobs, class } => self.request(domain, jobs, class),
+            Step::Withdraw(place) => {
+                if let Some(id) = self.pick(place, |_| true) {
+                    self.polls.remove(&id);
+                    self.probe.take_if(|probe| *probe == id);
+                    self.scheduler.withdraw(id, self.at());
+                }
+            }
+            Step::TryNow(place) => {
+                if let Some(id) = self.pick(place, |poll| poll.attempt.is_none()) {
+                    let is_backing_off = self.scheduler.is_pausing(id);
+                    let poll = self.polls.get_mut(&id).expect("it was picked");
+                    if is_backing_off {
+                        let is_paused = poll.is_paused && poll.not_before > self.now;
+                        assert!(poll.is_retry && !is_paused, "{id:?} backs off without a reason");
+                        (poll.is_retry, poll.not_before) = (false, self.now);
+                    }
+                    self.scheduler.try_now(id, self.at());
+                    assert!(!self.scheduler.is_pausing(id));
+                }
+            }
+            Step::Sent(place) => {
+                if let Some(id) = self.pick(place, |poll| poll.attempt.is_some()) {
+                    let poll = self.polls.get_mut(&id).expect("it was picked");
+                    if let Some(attempt) = &mut poll.attempt {
+                        attempt.sent.get_or_insert(self.now);
+                    }
+                    self.scheduler.sent(id, self.at());
+                }
+            }
+            Step::Answer(place) => {
+                if let Some(id) = self.pick(place, |poll| poll.attempt.is_some()) {
+                    self.polls.remove(&id);
+                    self.probe.take_if(|probe| *probe == id);
+                    self.has_succeeded = true;
+                    self.scheduler.ended(id, AttemptEnd::Answered, self.at());
+                }
+            }
+            Step::Fail { poll, why, advice } => {
+                if let Some(id) = self.pick(poll, |poll| poll.attempt.is_some()) {
+                    self.fail(id, why, advice);
+                }
+            }
+            Step::FailAll => {
+                let trying = self.polls.iter().filter(|(_, poll)| poll.attempt.is_some());
+                let trying: Vec<PollId> = trying.map(|(id, _)| *id).collect();
+                for id in trying {
+                    self.fail(id, Why::Unreachable, Advice::BackOff);
+                    self.act();
+                }
+            }
+            Step::Pass { millis } => self.pass(Duration::from_millis(millis.into())),
+        }
+    }
+
+    fn at(&self) -> Instant {
+        *ZERO + self.now
+    }
+
+    fn request(&mut self, domain: u8, jobs: u8, class: u8) {
+        if self.polls.len() == MOST_POLLS {
+            return;
+        }
+        let (id, domain) = (PollId(self.next_poll), KeyDomain([domain % 4; 16]));
+        self.next_poll += 1;
+        let class = match class % 3 {
+            0 => PollClass::LongPoll,
+            1 => PollClass::Snapshot,
+            _ => PollClass::Plain,
+        };
+        let jobs = ClipSet::new((0..4).filter(|bit| (jobs | 1) & 1 << bit != 0).map(job));
+        let poll = Poll {
+            domain,
+            class,
+            attempt: None,
+            not_before: self.now,
+            is_new: true,
+            is_retry: false,
+            is_paused: false,
+            outage_since: None,
+            transport_faults: 0,
+            errors: 0,
+            is_hopeless: false,
+        };
+        self.polls.insert(id, poll);
+        self.scheduler.request(id, PollRequest { domain, jobs, class }, self.at());
+    }
+
+    fn fail(&mut self, id: PollId, why: Why, advice: Advice) {
+        let failure = match why {
+            Why::Unreachable => Failure::Unreachable,
+            Why::Overdue => Failure::Overdue,
+            Why::Written => Failure::Answered(reply()),
+            Why::Unreadable => Failure::Garbled(Some(reply())),
+            Why::Local => Failure::LocalResources,
+        };
+        // What only an answer can ask for comes with one.
+        let is_answer = failure.kind() == FaultKind::Upstream;
+        let advice = match advice {
+            Advice::PausePoll(millis) if is_answer => RetryAdvice::PausePoll(millis_of(millis)),
+            Advice::PauseKey(millis) if is_answer => RetryAdvice::PauseKey(millis_of(millis)),
+            Advice::BackOffHeld if is_answer => RetryAdvice::BackOffHeld,
+            Advice::Reconnect if failure == Failure::Unreachable => RetryAdvice::Reconnect,
+            Advice::GiveUp => RetryAdvice::GiveUp,
+            _ => RetryAdvice::BackOff,
+        };
+        let is_probe = self.probe.take_if(|probe| *probe == id).is_some();
+        let now = self.now;
+        let poll = self.polls.get_mut(&id).expect("it was picked");
+        let Some(attempt) = poll.attempt.take() else { return };
+        let is_held =
+            poll.class == PollClass::LongPoll && attempt.sent.is_some_and(|sent| sent + HELD <= now);
+        if is_held {
+            (poll.outage_since, poll.transport_faults) = (None, 0);
+        }
+        let is_first = std::mem::take(&mut poll.is_new);
+        (poll.is_retry, poll.is_hopeless) = (true, advice == RetryAdvice::GiveUp);
+        match failure.kind() {
+            // The first attempt goes on, on another connection.
+            FaultKind::Transport if advice == RetryAdvice::Reconnect && is_first && !is_held => {
+                poll.is_retry = false;
+            }
+            FaultKind::Transport => {
+                poll.outage_since.get_or_insert(now);
+                poll.transport_faults += 1;
+                if is_probe {
+                    self.probe_at = now + self.config.breaker.cooldown;
+                }
+            }
+            FaultKind::Local => {
+                poll.outage_since.get_or_insert(now);
+                poll.transport_faults += 1;
+            }
+            FaultKind::Upstream => {
+                self.has_succeeded = true;
+                (poll.outage_since, poll.transport_faults) = (None, 0);
+                match advice {
+                    RetryAdvice::PausePoll(pause) | RetryAdvice::PauseKey(pause) if !pause.is_zero() => {
+                        (poll.is_paused, poll.not_before) = (true, now + pause);
+                        if matches!(advice, RetryAdvice::PauseKey(_)) {
+                            self.refused_keys.insert(poll.domain);
+                        }
+                    }
+                    RetryAdvice::BackOffHeld if is_held => poll.errors = 0,
+                    _ => poll.errors += 1,
+                }
+            }
+        }
+        self.scheduler.ended(id, AttemptEnd::Failed(failure, advice), self.at());
+    }
+
+    /// One of the polls of which this is so.
+    fn pick(&self, place: u8, is_so: impl Fn(&Poll) -> bool) -> Option<PollId> {
+        let ids: Vec<PollId> = self.polls.iter().filter(|(_, poll)| is_so(poll)).map(|(id, _)| *id).collect();
+        ids.get(usize::from(place) % ids.len().max(1)).copied()
+    }
+
+    /// Time passes, from one thing that is due to the next.
+    fn pass(&mut self, by: Duration) {
+        let end = self.now + by;
+        while let Some(due) = self.due().filter(|at| *at <= end) {
+            self.now = self.now.max(due);
+            let now = self.at();
+            let is_held = |poll: &Poll| {
+                let sent = poll.attempt.and_then(|attempt| attempt.sent);
+                poll.class == PollClass::LongPoll && sent.is_some_and(|sent| sent + HELD <= self.now)
+            };
+            self.has_succeeded |= self.polls.values().any(is_held);
+            self.scheduler.handle_timeout(now);
+            assert!(self.scheduler.poll_timeout().is_none_or(|at| at > now), "still due");
+            self.act();
+        }
+        self.now = end;
+    }
+
+    fn due(&self) -> Option<Duration> {
+        self.scheduler.poll_timeout().map(|at| at.saturating_duration_since(*ZERO))
+    }
+
+    fn act(&mut self) {
+        match (self.scheduler.is_closed(), self.closed_since) {
+            (true, None) => (self.closed_since, self.probe) = (Some(self.now), None),
+            (false, Some(_)) => {
+                (self.closed_since, self.probe) = (None, None);
+                self.probe_at = self.now + self.config.breaker.cooldown;
+            }
+            (true, Some(_)) | (false, None) => {}
+        }
+        while let Some(output) = self.scheduler.poll_output() {
+            match output {
+                SchedulerOutput::Start(id) => self.started(id),
+                SchedulerOutput::BackOff(id, _, pause) => {
+                    let poll = self.polls.get_mut(&id).expect("only what is there backs off");
+                    assert!(poll.attempt.is_none(), "{id:?} backs off while it is attempted");
+                    poll.not_before = self.now + pause;
+                }
+                SchedulerOutput::Pause(id, failure, _) => {
+                    let poll = self.polls.get_mut(&id).expect("only what is there pauses");
+                    assert!(poll.attempt.is_none(), "{id:?} pauses while it is attempted");
+                    if let Failure::KeyRests { .. } = failure {
+                        assert!(self.refused_keys.contains(&poll.domain), "nobody asked for a pause");
+                        assert!(poll.class != PollClass::Plain, "{id:?} is to be answered at once");
+                    }
+                }
+                SchedulerOutput::GiveUp(id, failure) => self.given_up(id, &failure),
+            }
+        }
+        self.check();
+    }
+
+    fn started(&mut self, id: PollId) {
+        let poll = self.polls.get_mut(&id).expect("only what is there is started");
+        assert!(poll.attempt.is_none(), "{id:?} is started twice");
+        assert!(poll.not_before <= self.now || !poll.is_paused, "{id:?} is started in its pause");
+        assert!(poll.errors <= self.config.retries, "{id:?} is started after {} errors", poll.errors);
+        if poll.is_retry && self.closed_since.is_none() {
+            assert!(self.probe.is_none(), "{id:?} is a second probe");
+            assert!(self.probe_at <= self.now, "{id:?} probes too soon");
+            self.probe = Some(id);
+        } else if self.closed_since == Some(Duration::ZERO) {
+            // A breaker that closes shortens the pauses, and a probe has none.
+            assert!(poll.not_before <= self.now, "{id:?} is started too soon");
+        }
+        (poll.attempt, poll.is_paused) = (Some(Attempt { sent: None }), false);
+        let is_early = self.last_start.is_some_and(|last| last + self.config.interval > self.now);
+        assert!(!is_early, "{id:?} is started too soon after another one");
+        self.last_start = Some(self.now);
+    }
+
+    fn given_up(&mut self, id: PollId, failure: &Failure) {
+        let poll = self.polls.remove(&id).expect("only what is there is given up");
+        assert!(poll.attempt.is_none(), "{id:?} is given up while it is attempted");
+        if poll.is_hopeless || (poll.is_paused && poll.class == PollClass::Plain) {
+            return;
+        }
+        match failure.kind() {
+            FaultKind::Transport if !self.has_succeeded => {
+                assert!(poll.transport_faults > self.config.retries, "{id:?} is given up too soon");
+            }
+            FaultKind::Transport | FaultKind::Local => {
+                let since = poll.outage_since.expect("it had a fault");
+                assert!(since + self.config.retry_for <= self.now, "{id:?} is given up too soon");
+            }
+            FaultKind::Upstream => assert!(poll.errors > 0, "{id:?} is given up without an error"),
+        }
+    }
+
+    /// What holds whenever the scheduler has said all it has to say.
+    fn check(&self) {
+        let trying = self.polls.values().filter(|poll| poll.attempt.is_some()).count();
+        assert_eq!(self.scheduler.open(), trying);
+        assert!(trying <= self.config.max_polls, "{trying} are open");
+        let is_long = |poll: &&Poll| poll.class == PollClass::LongPoll && poll.attempt.is_some();
+        let places = if self.config.max_polls > 1 { self.config.max_polls - 1 } else { 1 };
+        assert!(self.polls.values().filter(is_long).count() <= places, "the last place is for quick ones");
+        if self.last_start.is_some_and(|last| last + self.config.interval > self.now) {
+            return;
+        }
+        for (id, poll) in self.polls.iter().filter(|(_, poll)| poll.attempt.is_none()) {
+            let ready_at = match self.closed_since {
+                _ if !poll.is_retry => poll.not_before,
+                Some(closed) if closed > Duration::ZERO => poll.not_before.max(closed + BACKOFF.first),
+                Some(_) => poll.not_before,
+                None => continue, // held back
+            };
+            let is_paused = poll.class != PollClass::Plain && self.refused_keys.contains(&poll.domain);
+            if self.now < ready_at || is_paused || trying >= self.config.max_polls {
+                continue;
+            }
+            if poll.class == PollClass::LongPoll {
+                let Some(left) = places.checked_sub(trying + 1) else { continue };
+                let own = |other: &&Poll| is_long(other) && other.domain == poll.domain;
+                let own = self.polls.values().filter(own).count();
+                if own > 0 && own > left * PLACES_PER_FREE_ONE {
+                    continue;
+                }
+            }
+            panic!("{id:?} has a place and is not started");
+        }
+    }
+
+    /// When the upstream answers all again, each poll gets its turn.
+    fn finish(&mut self) {
+        for _ in 0..10_000 {
+            while let Some(id) = self.pick(0, |poll| poll.attempt.is_some()) {
+                self.polls.remove(&id);
+                self.probe.take_if(|probe| *probe == id);
+                self.has_succeeded = true;
+                self.scheduler.ended(id, AttemptEnd::Answered, self.at());
+                self.act();
+            }
+            let Some(due) = self.due() else { break };
+            self.pass(due.saturating_sub(self.now));
+        }
+        assert!(self.polls.is_empty(), "{} polls are forgotten", self.polls.len());
+        assert_eq!((self.scheduler.open(), self.due()), (0, None));
+    }
+}
+
+fn millis_of(millis: u32) -> Duration {
+    Duration::from_millis(millis.into())
+}
+
+fn job(number: u8) -> ClipId {
+    ClipId::new(&format!("job-{number}")).expect("it has a length")
+}
+
+fn reply() -> Arc<Reply> {
+    Arc::new(Reply { status: 500, head: Arc::new(Head::default()), body: Bytes::new() })
+}
