@@ -71,6 +71,6 @@ mod treason;
 mod tunnels;
 mod turns;
 mod unread_output;
-mod upstream_http2;
 mod unusual_answers;
+mod upstream_http2;
 mod watch;

@@ -38,7 +38,8 @@ impl Coalescer {
     fn landed_clips(&mut self, id: PollId, states: Vec<ClipState>, now: Instant) {
         let Some(poll) = self.board.poll(id) else { return };
         let (domain, opener) = (poll.spec.domain, poll.opener);
-        let earliest = (poll.opened_at + self.rules.gap()).max(poll.not_before.map_or(now, |(_, until)| until));
+        let earliest =
+            (poll.opened_at + self.rules.gap()).max(poll.not_before.map_or(now, |(_, until)| until));
         let (mut affected, mut newly) = (poll.waits.iter().copied().collect::<Vec<_>>(), Vec::new());
         let landing = states.first().map(|state| Landing {
             opener,

@@ -1099,3 +1099,26 @@ fn an_answer_that_was_read_before_a_wait_came_is_not_its_end() {
     s.at(120.1).land(&open, "a=streaming");
     assert_eq!(s.told(2), "timed out a=streaming");
 }
+
+/// Each parked wait is answered within `server.drain_timeout` (contract section 9), one that looks already too.
+#[test]
+fn a_stop_ends_in_time_for_a_wait_whose_snapshot_is_not_answered() {
+    let mut s = Stage::new();
+    s.join_for(1, "a", "completed", 10.0).at(11.0);
+    assert_eq!(s.told(1), "");
+    let until = s.zero + secs(13.0);
+    s.handle(Input::Drain(until)).at(13.1);
+    assert_ne!(s.told(1), "", "it is cut off at 13 s");
+}
+
+/// P1: the job was completed before the second client came, who would have been told so at once.
+#[test]
+fn a_client_who_comes_in_the_pause_after_a_success_is_not_late() {
+    let mut s = Stage::new();
+    s.join(1, "a", "completed");
+    let poll = s.poll("a completed");
+    s.machine.handle(Input::RetryAfter(poll, secs(60.0)), s.now);
+    s.land("a completed", "a=queued").at(5.0);
+    s.join(2, "a", "completed").at(5.1);
+    assert_eq!(s.opened, 2, "its client alone would ask at 5 s, and is told at 60 s");
+}

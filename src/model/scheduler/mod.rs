@@ -344,15 +344,14 @@ impl PollScheduler {
         if self.open >= self.config.max_polls {
             return None;
         }
-        let keys = &self.keys;
-        let may = |left: usize, has: usize| has == 0 || has <= left.saturating_mul(PLACES_PER_FREE_ONE);
-        let left = self.config.max_polls - self.open - 1;
-        let may_short = |domain| may(left, keys.get(&domain).map_or(0, |key| key.short_polls));
+        let (keys, left) = (&self.keys, long_places.checked_sub(self.open + 1));
+        let may = |has: usize| has == 0 || has <= left.unwrap_or(0).saturating_mul(PLACES_PER_FREE_ONE);
+        let may_short = |domain| keys.get(&domain).is_none_or(|key| may(key.short_polls));
         if let Some(id) = self.snapshots.next(may_short).or_else(|| self.plain.next(may_short)) {
             return Some(id);
         }
-        let left = long_places.checked_sub(self.open + 1)?;
-        self.long_polls.next(|domain| may(left, keys.get(&domain).map_or(0, |key| key.long_polls)))
+        left?;
+        self.long_polls.next(|domain| keys.get(&domain).is_none_or(|key| may(key.long_polls)))
     }
 
     fn begin(&mut self, id: PollId, is_probe: bool, now: Instant) {

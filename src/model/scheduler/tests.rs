@@ -169,7 +169,7 @@ fn a_quick_poll_goes_first_and_has_the_last_place() {
     let mut s = Scenario::new(config(3));
     (1..=4).for_each(|id| s.ask(id, key(id)));
     s.request(5, A, PollClass::Snapshot);
-    s.request(6, A, PollClass::Snapshot);
+    s.request(6, B, PollClass::Snapshot);
     assert_eq!(s.starts(), [1, 2, 5]);
     s.answered(1);
     assert_eq!(s.starts(), [6]);
@@ -610,7 +610,7 @@ fn a_poll_is_given_up_when_retry_for_is_over() {
     while let Some(at) = s.scheduler.poll_timeout().filter(|at| *at <= from + Duration::from_secs(31)) {
         s.now = at;
         s.scheduler.handle_timeout(at);
-        for output in s.outputs() {
+        while let Some(output) = s.scheduler.poll_output() {
             match output {
                 SchedulerOutput::Start(PollId(id)) => s.failed(id),
                 SchedulerOutput::GiveUp(PollId(id), _) => given_up.push((id, s.now - from)),
@@ -833,7 +833,7 @@ fn a_probe_of_an_earlier_opening_says_nothing_of_the_probe_under_way() {
     s.pass(Duration::from_millis(200));
     s.ask(60, C);
     s.request(61, B, PollClass::Snapshot);
-    s.request(62, B, PollClass::Snapshot);
+    s.request(62, key(9), PollClass::Snapshot);
     assert_eq!(s.starts(), [60, 61, 62]);
     s.pass(Duration::from_secs(6));
     assert!(s.starts().is_empty(), "the probe waits for a place");
@@ -848,7 +848,7 @@ fn a_probe_of_an_earlier_opening_says_nothing_of_the_probe_under_way() {
     s.pass(Duration::from_secs(5));
     assert_eq!(s.starts(), [61], "the probe");
     s.failed(1);
-    s.pass(Duration::from_secs(6));
+    s.pass(Duration::from_secs(4));
     assert!(s.starts().is_empty(), "it is not answered yet");
 }
 
@@ -880,4 +880,128 @@ fn a_probe_that_finds_no_descriptor_is_not_made_again_at_once() {
         }
     }
     assert!(attempts <= 200, "{attempts} attempts in 10 s");
+}
+
+/// P11, P12: a request without a status to a job on which the upstream hangs becomes the probe. Such a request is never
+/// counted as held, so that nothing else is repeated until its client gives up, and the polls of others run out of time.
+#[test]
+fn a_probe_that_the_upstream_leaves_unanswered_does_not_hold_the_retries_of_others_back() {
+    let mut s = Scenario::proven(config(50));
+    s.request(30, B, PollClass::Plain);
+    s.starts();
+    s.failed(30);
+    s.now += Duration::from_millis(1);
+    (1..=5).for_each(|id| s.ask(id, A));
+    s.starts();
+    s.now += Duration::from_millis(1);
+    (1..=5).for_each(|id| s.failed(id));
+    let until = s.now + Duration::from_secs(60);
+    let (mut is_back, mut given_up) = (false, Vec::new());
+    while let Some(at) = s.scheduler.poll_timeout().filter(|at| *at <= until) {
+        s.now = s.now.max(at);
+        s.scheduler.handle_timeout(s.now);
+        for output in s.outputs() {
+            match output {
+                // The upstream is back, but for the job of poll 30.
+                SchedulerOutput::Start(PollId(30)) if !s.scheduler.is_closed() => {
+                    is_back = true;
+                    s.sent(30);
+                }
+                SchedulerOutput::Start(PollId(id)) if is_back => s.answered(id),
+                SchedulerOutput::Start(PollId(id)) => s.failed(id),
+                SchedulerOutput::GiveUp(PollId(id), _) => given_up.push((id, is_back)),
+                SchedulerOutput::BackOff(..) | SchedulerOutput::Pause(..) => {}
+            }
+        }
+    }
+    assert!(is_back);
+    assert_eq!(given_up, []);
+}
+
+/// P11: twenty jobs of key A break each connection that asks for them. Key B's poll is reset once, and would be answered.
+#[test]
+fn jobs_that_break_their_connections_fail_no_poll_of_another_key() {
+    let mut s = Scenario::proven(config(50));
+    s.ask(100, B);
+    s.starts();
+    s.sent(100);
+    s.pass(SECOND);
+    (1..=10).for_each(|id| s.ask(id, A));
+    s.starts();
+    (1..=10).for_each(|id| s.failed(id));
+    s.run(Duration::from_secs(4), true);
+    assert!(!s.scheduler.is_closed());
+    (11..=20).for_each(|id| s.ask(id, A));
+    s.starts();
+    (11..=20).for_each(|id| s.failed(id));
+    s.now += Duration::from_millis(1);
+    s.failed(100);
+    let until = s.now + Duration::from_secs(60);
+    let mut next = 200;
+    while let Some(at) = s.scheduler.poll_timeout().filter(|at| *at <= until) {
+        s.now = s.now.max(at);
+        s.scheduler.handle_timeout(s.now);
+        for output in s.outputs() {
+            match output {
+                SchedulerOutput::Start(PollId(100)) => return, // it is answered
+                SchedulerOutput::Start(PollId(id)) => s.failed(id),
+                SchedulerOutput::GiveUp(PollId(100), failure) => panic!("B is told {failure:?}"),
+                SchedulerOutput::GiveUp(..) => {
+                    s.ask(next, A); // its client asks again
+                    next += 1;
+                }
+                SchedulerOutput::BackOff(..) | SchedulerOutput::Pause(..) => {}
+            }
+        }
+    }
+    panic!("it is never asked again");
+}
+
+/// P12: "an outage of the upstream shorter than `upstream.retry_for` fails no wait that has time left".
+#[test]
+fn a_poll_that_is_held_back_has_a_last_attempt_before_it_is_given_up() {
+    let mut s = Scenario::proven(config(50));
+    (1..=20).for_each(|id| s.ask(id, A));
+    s.starts();
+    (1..=20).for_each(|id| s.failed(id));
+    let from = s.now;
+    s.run(Duration::from_millis(29_900), true);
+    // The upstream is back, a tenth of a second before the time is over, and nobody else asks.
+    while let Some(at) = s.scheduler.poll_timeout().filter(|at| *at <= from + Duration::from_secs(31)) {
+        s.now = at;
+        s.scheduler.handle_timeout(at);
+        for output in s.outputs() {
+            match output {
+                SchedulerOutput::Start(PollId(id)) => s.answered(id),
+                SchedulerOutput::GiveUp(id, _) => panic!("{id:?} is given up after {:?}", s.now - from),
+                SchedulerOutput::BackOff(..) | SchedulerOutput::Pause(..) => {}
+            }
+        }
+    }
+}
+
+/// P11: requests without a status of key A, on which the upstream hangs, take every place.
+#[test]
+fn plain_requests_of_one_key_leave_places_to_others() {
+    let mut s = Scenario::proven(config(10));
+    (1..=40).for_each(|id| s.request(id, A, PollClass::Plain));
+    s.starts();
+    s.ask(100, B);
+    assert_eq!(s.starts(), [100]);
+}
+
+/// Row 1.7: the refused job is the same, in a list and alone.
+#[test]
+fn one_refused_job_in_two_polls_does_not_pause_its_key() {
+    let mut s = Scenario::proven(config(50));
+    s.ask(1, A);
+    let both = ClipSet::new(jobs(1).iter().chain(&jobs(2)).cloned());
+    let request = PollRequest { domain: A, jobs: both, class: PollClass::LongPoll };
+    s.scheduler.request(PollId(2), request, s.now);
+    s.starts();
+    s.limited(1, 30);
+    s.limited(2, 30);
+    s.outputs();
+    s.ask(3, A);
+    assert_eq!(s.starts(), [3]);
 }
