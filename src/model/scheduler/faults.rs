@@ -32,6 +32,8 @@ impl PollScheduler {
         let has_time = limit.is_none_or(|at| at > now);
         if has_time {
             self.set_phase(id, Phase::HeldBack { limit });
+        } else if let Some(entry) = self.polls.get_mut(&id) {
+            entry.is_retry = false; // the breaker has no say in it
         }
         has_time
     }
