@@ -27,12 +27,44 @@ pub(super) struct Wait {
     pub(super) alone: bool,
     /// States that are good for this wait only: vouched for at its arrival, on no ladder, or true when its
     /// time was over.
-    pub(super) given: Vec<ClipState>,
+    pub(super) given: PrivateStates,
+    /// The place in its set of the first clip that had no answer when last looked: those before it have one.
+    pub(super) answered: usize,
     /// How the polls that it leaned on until its time was over failed last, if they did.
     pub(super) failed: Option<Told>,
     /// Its goal; past its deadline no more than to see where its clips are.
     pub(super) wants: Goal,
     due: Instant,
+}
+
+/// States that one wait knows, by the clip's id. A wait may name a thousand clips.
+#[derive(Debug, Default)]
+pub(super) struct PrivateStates(Vec<ClipState>);
+
+impl PrivateStates {
+    pub(super) fn get(&self, clip: &ClipId) -> Option<&ClipState> {
+        self.place(clip).ok().map(|place| &self.0[place])
+    }
+
+    pub(super) fn insert(&mut self, state: ClipState) {
+        match self.place(&state.id) {
+            Ok(place) => self.0[place] = state,
+            Err(place) => self.0.insert(place, state),
+        }
+    }
+
+    fn place(&self, clip: &ClipId) -> Result<usize, usize> {
+        self.0.binary_search_by(|state| state.id.cmp(clip))
+    }
+}
+
+impl FromIterator<ClipState> for PrivateStates {
+    fn from_iter<I: IntoIterator<Item = ClipState>>(states: I) -> Self {
+        let mut states: Vec<ClipState> = states.into_iter().collect();
+        states.sort_by(|a, b| a.id.cmp(&b.id));
+        states.dedup_by(|a, b| a.id == b.id);
+        Self(states)
+    }
 }
 
 impl Wait {
@@ -212,7 +244,7 @@ impl Board {
     }
 
     pub(super) fn add_wait(&mut self, id: WaitId, mut spec: WaitSpec) {
-        let given = std::mem::take(&mut spec.known);
+        let given = std::mem::take(&mut spec.known).into_iter().collect();
         self.slots.enter_wait(id, spec.domain, &spec.clips, spec.goal);
         let due = spec.arrived + spec.timeout;
         self.timers.insert((due, Timer::Wait(id)));
@@ -224,6 +256,7 @@ impl Board {
             opened: false,
             alone: false,
             given,
+            answered: 0,
             failed: None,
             due,
         };
@@ -248,7 +281,7 @@ impl Board {
         if let Some(wait) = self.waits.get_mut(&id) {
             self.timers.remove(&(wait.due, Timer::Wait(id)));
             self.timers.insert((due, Timer::Wait(id)));
-            (wait.phase, wait.due) = (phase, due);
+            (wait.phase, wait.due, wait.answered) = (phase, due, 0);
         }
     }
 
@@ -319,6 +352,26 @@ impl Board {
         dropped
     }
 
+    /// Makes a wait lean on further polls.
+    pub(super) fn attach(&mut self, id: WaitId, polls: impl IntoIterator<Item = PollId>) {
+        for poll in polls {
+            if let Some(wait) = self.waits.get_mut(&id) {
+                wait.leans.insert(poll);
+            }
+            self.link(id, poll);
+        }
+    }
+
+    /// Makes a wait lean on this poll no more.
+    pub(super) fn detach(&mut self, id: WaitId, poll_id: PollId) {
+        if let Some(wait) = self.waits.get_mut(&id) {
+            wait.leans.remove(&poll_id);
+        }
+        if let Some(poll) = self.polls.get_mut(&poll_id) {
+            poll.waits.remove(&id);
+        }
+    }
+
     /// Makes a wait lean on the poll that it just opened.
     pub(super) fn lean_also(&mut self, id: WaitId, poll: PollId) {
         if let Some(wait) = self.waits.get_mut(&id) {
@@ -362,8 +415,7 @@ impl Board {
         let Some(poll) = self.polls.get(&poll) else { return };
         for wait in &poll.waits {
             if let Some(wait) = self.waits.get_mut(wait) {
-                wait.given.retain(|given| given.id != state.id);
-                wait.given.push(state.clone());
+                wait.given.insert(state.clone());
             }
         }
     }

@@ -97,8 +97,7 @@ impl Coalescer {
         let latecomers: Vec<WaitId> = poll.waits.iter().copied().filter(is_late).collect();
         for id in latecomers {
             if let Some(wait) = self.board.wait_mut(id) {
-                wait.given.retain(|given| given.id != state.id);
-                wait.given.push(state.clone());
+                wait.given.insert(state.clone());
             }
         }
     }

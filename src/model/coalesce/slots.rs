@@ -75,6 +75,11 @@ impl Slots {
         slots.flat_map(|slot| slot.anchored.iter().copied())
     }
 
+    /// The polls that ask for the clip.
+    pub(super) fn polls_for(&self, domain: KeyDomain, clip: &ClipId) -> impl Iterator<Item = PollId> + '_ {
+        self.slot(domain, clip).into_iter().flat_map(|slot| slot.polls.iter().copied())
+    }
+
     /// The polls at this goal that nothing but this clip holds.
     pub(super) fn held_by(
         &self,

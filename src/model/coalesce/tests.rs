@@ -421,6 +421,23 @@ fn a_split_wait_asks_again_once_all_its_polls_have_ended() {
     assert_eq!(s.open(), ["a completed", "b completed"]);
 }
 
+/// Row 3.7: each landing of one of its polls used to plan a wait for a thousand clips as a whole.
+#[test]
+fn a_landing_plans_for_a_wide_wait_what_it_brought_and_no_more() {
+    let ids: Vec<String> = (0..600).map(|n| format!("c{n:03}")).collect();
+    let mut s = Stage::new();
+    s.join(1, &ids.join(" "), "completed").join(2, &ids.join(" "), "completed").at(60.0);
+    assert_eq!((s.opened, s.machine.plans), (100, 2));
+    for what in s.open().iter().map(ToString::to_string).collect::<Vec<_>>() {
+        let ids = what.strip_suffix(" completed").expect("that is asked for").split(' ');
+        let states: Vec<String> = ids.map(|id| format!("{id}=queued")).collect();
+        s.land(&what, &states.join(" "));
+    }
+    // The one who opened the polls opens the next ones when the last of them has landed; the other asks once for all.
+    assert!(s.machine.plans <= 6, "{} plans", s.machine.plans);
+    assert_eq!(s.opened, 200);
+}
+
 #[test]
 fn an_upstream_that_does_not_hold_is_asked_once_a_gap() {
     let mut s = Stage::new();

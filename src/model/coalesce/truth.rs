@@ -25,7 +25,7 @@ impl Coalescer {
         clip: &ClipId,
         seen: Option<&'a ClipState>,
     ) -> Option<&'a ClipState> {
-        let given = wait.given.iter().find(|state| state.id == *clip);
+        let given = wait.given.get(clip);
         if let Phase::Looking { since } = wait.phase {
             return seen.filter(|state| state.seen_at >= since).or(given);
         }
@@ -46,7 +46,7 @@ impl Coalescer {
         let is_terminal =
             |state: &ClipState| state.rung.is_some_and(|rung| self.rules.ladder.is_terminal(rung));
         let seen = self.board.slots().state(wait.spec.domain, clip);
-        let given = wait.given.iter().find(|state| state.id == *clip);
+        let given = wait.given.get(clip);
         let is_proven = |state: &&ClipState| self.is_proven(wait.spec.domain, state, now);
         seen.filter(|state| {
             state.seen_at >= since || (is_terminal(state) && state.seen_at >= wait.spec.arrived)
@@ -162,7 +162,7 @@ impl Coalescer {
     pub(super) fn last_seen(&self, wait: &Wait) -> Option<Vec<ClipState>> {
         let slots = self.board.slots();
         let seen = |clip: &ClipId| {
-            let given = || wait.given.iter().find(|state| state.id == *clip);
+            let given = || wait.given.get(clip);
             slots.state(wait.spec.domain, clip).or_else(given).cloned()
         };
         wait.spec.clips.iter().map(seen).collect()
