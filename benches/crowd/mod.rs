@@ -1,5 +1,7 @@
 //! A Coalescer with a crowd of waits on it, whose outputs are taken as the hub takes them.
 
+#![allow(dead_code, reason = "each bench uses a part of it")]
+
 use std::collections::HashMap;
 use std::hint::black_box;
 use std::sync::Arc;

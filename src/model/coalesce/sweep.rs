@@ -50,7 +50,7 @@ use bytes::Bytes;
 
 use super::tests::zero;
 use super::*;
-use crate::model::clip::{Head, KeyDomain, Reply};
+use crate::model::clip::{ClipId, ClipSet, Head, KeyDomain, Reply};
 use crate::model::route::{Form, Ladder, Route, Rung};
 
 const HOLD: Duration = Duration::from_secs(120);

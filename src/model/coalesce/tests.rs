@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::*;
-use crate::model::clip::{Head, KeyDomain, Reply};
+use crate::model::clip::{ClipId, ClipSet, Head, KeyDomain, Reply};
 use crate::model::route::{Form, Ladder, Route};
 
 #[expect(clippy::disallowed_methods, reason = "an arbitrary zero for virtual time")]
