@@ -85,7 +85,12 @@ impl ClipSet {
 
     /// Whether the id is in the set.
     pub fn contains(&self, id: &ClipId) -> bool {
-        self.0.binary_search(id).is_ok()
+        self.place(id).is_some()
+    }
+
+    /// Returns the place of the id in the set.
+    pub fn place(&self, id: &ClipId) -> Option<usize> {
+        self.0.binary_search(id).ok()
     }
 
     /// Whether all of this set's ids are in the other.

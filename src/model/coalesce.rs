@@ -337,10 +337,10 @@ impl Coalescer {
     /// Answers the wait if each of its clips has an answer.
     fn settle_if_answered(&mut self, id: WaitId, landing: Option<&Landing>, now: Instant) -> bool {
         let Some(wait) = self.board.wait(id) else { return false };
-        // Answers stay: those before the first clip without one need not be looked at each time.
-        let unanswered =
-            wait.spec.clips.iter().skip(wait.answered).position(|clip| self.answer(wait, clip).is_none());
-        if let Some(further) = unanswered {
+        // Answers stay: of many clips those before the first one without an answer need not be looked at each time.
+        let is_wide = wait.spec.clips.len() > FEW_CLIPS;
+        let mut rest = wait.spec.clips.iter().skip(wait.answered);
+        if is_wide && let Some(further) = rest.position(|clip| self.answer(wait, clip).is_none()) {
             if let Some(wait) = self.board.wait_mut(id) {
                 wait.answered += further;
             }
@@ -397,6 +397,9 @@ impl Coalescer {
         }
     }
 }
+
+/// Up to so many clips of a wait are looked at without a thought.
+const FEW_CLIPS: usize = 8;
 
 /// How many timers go off in one call, so that thousands of waits whose time is over together do not keep what else
 /// has happened waiting.

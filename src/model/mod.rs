@@ -11,8 +11,5 @@ pub mod scheduler;
 #[cfg(test)]
 mod simulation;
 
-/// A set that an outsider cannot fill one place of.
-pub type Set<K> = std::collections::HashSet<K, foldhash::quality::RandomState>;
-
 /// A map that an outsider cannot fill one place of, since its hash is seeded at random, and faster than the standard one.
 pub type Map<K, V> = std::collections::HashMap<K, V, foldhash::quality::RandomState>;

@@ -61,6 +61,9 @@ impl PrivateStates {
 impl FromIterator<ClipState> for PrivateStates {
     fn from_iter<I: IntoIterator<Item = ClipState>>(states: I) -> Self {
         let mut states: Vec<ClipState> = states.into_iter().collect();
+        if states.len() < 2 {
+            return Self(states);
+        }
         states.sort_by(|a, b| a.id.cmp(&b.id));
         states.dedup_by(|a, b| a.id == b.id);
         Self(states)

@@ -94,7 +94,11 @@ impl Coalescer {
                     && self.answer(wait, &state.id).is_none()
             })
         };
-        let latecomers: Vec<WaitId> = poll.waits.iter().copied().filter(is_late).collect();
+        // Numbers are given in the order of arrival. What waits look at past their deadlines is at the lowest rung.
+        let is_snapshot = self.rules.is_immediate(poll.spec.goal);
+        let arrived = |id: &&WaitId| self.board.wait(**id).is_some_and(|wait| wait.spec.arrived > read_at);
+        let newest = poll.waits.iter().rev().take_while(|id| is_snapshot || arrived(id));
+        let latecomers: Vec<WaitId> = newest.copied().filter(is_late).collect();
         for id in latecomers {
             if let Some(wait) = self.board.wait_mut(id) {
                 wait.given.insert(state.clone());

@@ -7,9 +7,19 @@ use super::Coalescer;
 use super::board::{Phase, Poll, Wait};
 use super::landing::Landing;
 use super::vocabulary::{Output, PollId, PollSpec, WaitId};
-use crate::model::Set;
 use crate::model::clip::{ClipId, ClipSet};
 use crate::model::route::Goal;
+
+/// What a wait has for one of its clips.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Cover {
+    Nothing,
+    /// A poll asks for it.
+    AskedFor,
+    /// A poll at the wait's own goal asks for it, at least as long as the wait has time.
+    Sure,
+    Answered,
+}
 
 impl Coalescer {
     /// Forgets a landed poll and plans whoever leaned on it anew.
@@ -99,22 +109,32 @@ impl Coalescer {
             return self.end(id, landing, now);
         }
         let goal = wait.wants;
-        let is_open = |clip: &ClipId| wait.alone || self.answer(wait, clip).is_none();
-        let (mut leans, mut asked_for, mut sure) = (BTreeSet::new(), Set::default(), Set::default());
-        let polls = self.leanable(wait);
-        for (poll_id, poll) in &polls {
+        let cover = |clip: &ClipId| match self.answer(wait, clip) {
+            Some(_) if !wait.alone => Cover::Answered,
+            Some(_) | None => Cover::Nothing,
+        };
+        // Most waits name one clip.
+        let (mut one, mut many) = ([Cover::Nothing], Vec::new());
+        let covers: &mut [Cover] = if wait.spec.clips.len() == 1 {
+            one[0] = wait.spec.clips.iter().next().map_or(Cover::Nothing, cover);
+            &mut one
+        } else {
+            many.extend(wait.spec.clips.iter().map(cover));
+            &mut many
+        };
+        let mut leans = BTreeSet::new();
+        for (poll_id, poll) in self.leanable(wait) {
             let is_sure = poll.spec.goal == goal && self.outlasts(poll, wait);
-            for clip in poll.spec.clips.iter().filter(|clip| is_open(clip)) {
-                leans.insert(*poll_id);
-                asked_for.insert(clip);
-                if is_sure {
-                    sure.insert(clip);
+            for place in poll.spec.clips.iter().filter_map(|clip| wait.spec.clips.place(clip)) {
+                if covers[place] != Cover::Answered {
+                    leans.insert(poll_id);
+                    covers[place] = covers[place].max(if is_sure { Cover::Sure } else { Cover::AskedFor });
                 }
             }
         }
-        let open = || wait.spec.clips.iter().filter(|clip| is_open(clip));
-        let is_covered = open().all(|clip| asked_for.contains(clip));
-        let unsure: Vec<ClipId> = open().filter(|clip| !sure.contains(clip)).cloned().collect();
+        let is_covered = !covers.contains(&Cover::Nothing);
+        let unsure = wait.spec.clips.iter().zip(covers.iter()).filter(|(_, cover)| **cover < Cover::Sure);
+        let unsure: Vec<ClipId> = unsure.map(|(clip, _)| clip.clone()).collect();
         let has_own = leans.iter().any(|&poll| self.board.poll(poll).is_some_and(|poll| poll.opener == id));
         let (domain, form) = (wait.spec.domain, wait.spec.form);
         let dropped = self.board.lean(id, leans);

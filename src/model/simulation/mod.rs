@@ -152,7 +152,9 @@ impl Run {
         for number in 0..self.plan.clients.len() {
             let Client { arrives, leaves, .. } = self.plan.clients[number];
             self.at(arrives, Event::Join(number));
-            leaves.map(|at| self.at(at, Event::Leave(number)));
+            if let Some(at) = leaves {
+                self.at(at, Event::Leave(number));
+            }
         }
         for (from, _) in self.plan.away.clone() {
             self.at(from, Event::ResetAll);
@@ -163,7 +165,9 @@ impl Run {
         for at in self.plan.single_resets.clone() {
             self.at(at, Event::ResetOne);
         }
-        self.plan.drain.map(|at| self.at(at, Event::Drain));
+        if let Some(at) = self.plan.drain {
+            self.at(at, Event::Drain);
+        }
     }
 
     /// Plans an event. What is planned for one moment happens in any order.
