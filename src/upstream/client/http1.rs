@@ -32,6 +32,9 @@ use crate::body::Body;
 
 /// A connection, whoever uses it.
 pub(super) struct Http1 {
+    /// Held while the codec runs and while a request is handed to it. The codec finds its queue empty and then says that
+    /// it wants a request, in two steps: a request that came between them would make a busy connection look idle.
+    handing: Mutex<()>,
     sender: Mutex<Sender>,
     link: Arc<Link>,
     /// Whether it has been given back before.
@@ -73,7 +76,8 @@ impl Http1 {
         let (requests, connection) =
             http1::Builder::new().handshake(io).await.map_err(|error| SendError::Connect(Arc::new(error)))?;
         let sender = Mutex::new(Sender { requests: Some(requests), is_busy: false });
-        let http1 = Arc::new(Self { sender, link, is_kept: AtomicBool::new(false), retire_at });
+        let (handing, is_kept) = (Mutex::default(), AtomicBool::new(false));
+        let http1 = Arc::new(Self { handing, sender, link, is_kept, retire_at });
         let connection = connection.with_upgrades();
         Ok((Arc::clone(&http1), Http1Driver { connection, http1, pool }))
     }
@@ -129,6 +133,7 @@ impl Lease {
         let is_kept = http1.is_kept.load(Ordering::Relaxed);
         let closed = |error| if is_kept { SendError::Closed(error) } else { SendError::Broke(error) };
         let sending = {
+            let _handing = http1.handing.lock();
             let mut sender = http1.sender.lock();
             let Sender { requests, is_busy } = &mut *sender;
             let Some(requests) = requests else {
@@ -184,7 +189,10 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        match Pin::new(&mut this.connection).poll(cx) {
+        let handing = this.http1.handing.lock();
+        let polled = Pin::new(&mut this.connection).poll(cx);
+        drop(handing);
+        match polled {
             Poll::Ready(ended) => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, "upstream connection ended");

@@ -1,5 +1,6 @@
 mod bodies;
 mod connections;
+mod lending;
 mod raw_http2;
 
 use std::convert::Infallible;
