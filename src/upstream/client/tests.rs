@@ -2,6 +2,7 @@ mod bodies;
 mod connections;
 mod lending;
 mod raw_http2;
+mod stress;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
