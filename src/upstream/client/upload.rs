@@ -7,7 +7,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{Reason, SendStream};
@@ -15,16 +14,13 @@ use http_body::{Body as HttpBody, Frame};
 use tokio::task::AbortHandle;
 use tokio_util::task::TaskTracker;
 
+use super::UNWANTED_AFTER;
 use super::http2::StreamSlot;
 use crate::body::Body;
 
 /// What is claimed of the connection's window at once. All that is handed to h2 has been claimed, so that it does
 /// not stay there behind a window that the peer does not open.
 const CLAIM: usize = 64 << 10;
-
-/// How long a peer that has answered all may take nothing of the rest of the body.
-const UNWANTED_AFTER: Duration =
-    if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(60) };
 
 /// A body on its way. Dropping it ends it, and resets its stream unless that is over.
 #[derive(Debug)]
