@@ -106,9 +106,9 @@ async fn run(seed: u64) {
         // All are let go, however little their connections allowed.
         let mut raised = 0;
         while !sent.is_empty() {
-            for connection in raised..peer.upstream.handshakes() {
-                peer.upstream.try_write(connection, settings(100));
-                raised = connection + 1;
+            while raised < peer.upstream.handshakes() {
+                peer.upstream.try_write(raised, settings(100));
+                raised += 1;
             }
             for (connection, stream) in std::mem::take(&mut peer.open) {
                 peer.upstream.try_write(connection, ok(stream));
