@@ -40,6 +40,9 @@ impl Gateway {
             match content::begin(body).await {
                 Ok(None) => {
                     let step = self.let_in_again(&head.headers).and_then(|identity| {
+                        // A 401 or 403 may have come since the head did.
+                        let domain = identity.as_ref().map(|identity| identity.domain);
+                        asking.proof = domain.and_then(|domain| self.0.cache.proof(domain));
                         self.decide_target(&head.headers, target, identity, &mut asking)
                     });
                     self.follow(step, Request::from_parts(head, Body::empty()), asking).await

@@ -46,6 +46,8 @@ use crate::metrics::CallFault;
 const PROBE_EVERY: Duration = Duration::from_secs(20);
 /// How long a probe's answer may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a peer that has answered all may take nothing of the rest of a request's body.
+const UNWANTED_AFTER: Duration = if cfg!(test) { Duration::from_secs(1) } else { Duration::from_secs(60) };
 /// Interim responses (1xx) to one request. Go's client took five for years, so that servers send few.
 const MAX_INTERIM: usize = 32;
 

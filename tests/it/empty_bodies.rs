@@ -138,3 +138,23 @@ async fn a_client_that_hangs_up_after_an_empty_body_ends_its_wait() {
         stage.until_parked(0).await;
     }
 }
+
+/// The body's end is awaited with what was known of the key when the head came. A 401 that came meanwhile voids that.
+#[tokio::test]
+async fn a_key_that_is_revoked_while_a_body_is_awaited_is_told_nothing_that_is_kept() {
+    let stage = Stage::new().await;
+    stage.sim.put("a", "completed");
+    assert!(ask(&stage, EMPTY[0]).await.opened());
+    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+    let rest = "expect: 100-continue\r\ntransfer-encoding: chunked\r\n\r\n";
+    stream.write_all(head(&single("a", "completed"), rest).as_bytes()).await.unwrap();
+    let interim = b"HTTP/1.1 100 Continue\r\n\r\n";
+    read_until(&mut stream, |back| back == interim).await; // the gateway has the head and asks for the body
+
+    stage.sim.accept_keys(Some(&["another".to_owned()]));
+    assert_eq!(ask(&stage, "cache-control: no-cache\r\n\r\n").await.status, 401);
+    stream.write_all(b"0\r\n\r\n").await.unwrap();
+    let back = read_until(&mut stream, |back| parse(back).is_some()).await;
+    let (answer, _) = parse(&back).unwrap();
+    assert_eq!((answer.status.as_u16(), answer.hit()), (401, false), "{}", String::from_utf8_lossy(&back));
+}

@@ -5,8 +5,8 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use hyper::body::Incoming;
 
+use super::http1::Http1Body;
 use super::http2::Http2Body;
 
 /// An upstream answer's body as it arrives. Dropping it early ends the request.
@@ -15,7 +15,7 @@ pub struct Answer(Inner);
 
 #[derive(Debug)]
 enum Inner {
-    Http1(Incoming),
+    Http1(Http1Body),
     Http2(Http2Body),
 }
 
@@ -31,8 +31,8 @@ pub enum AnswerError {
 }
 
 impl Answer {
-    pub(super) fn http1(incoming: Incoming) -> Self {
-        Self(Inner::Http1(incoming))
+    pub(super) fn http1(body: Http1Body) -> Self {
+        Self(Inner::Http1(body))
     }
 
     pub(super) fn http2(body: Http2Body) -> Self {
@@ -49,21 +49,21 @@ impl HttpBody for Answer {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
         match &mut self.get_mut().0 {
-            Inner::Http1(incoming) => Pin::new(incoming).poll_frame(cx).map_err(AnswerError::Http1),
+            Inner::Http1(body) => body.poll_frame(cx).map_err(AnswerError::Http1),
             Inner::Http2(body) => body.poll_frame(cx).map_err(AnswerError::Http2),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
-            Inner::Http1(incoming) => incoming.is_end_stream(),
+            Inner::Http1(body) => body.is_end_stream(),
             Inner::Http2(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
-            Inner::Http1(incoming) => incoming.size_hint(),
+            Inner::Http1(body) => body.size_hint(),
             Inner::Http2(body) => body.size_hint(),
         }
     }

@@ -21,6 +21,7 @@ pub(super) type Notice = oneshot::Sender<()>;
 pub(super) struct Link {
     has_read: AtomicBool,
     has_written: AtomicBool,
+    has_moved: AtomicBool,
     /// Interim responses to the request at hand (HTTP/1.1).
     interim: AtomicUsize,
     /// For the first byte that is written (HTTP/1.1).
@@ -55,7 +56,15 @@ impl Link {
         self.has_read.swap(false, Ordering::Relaxed)
     }
 
+    /// Whether anything was written since the last call.
+    pub(super) fn take_has_moved(&self) -> bool {
+        self.has_moved.swap(false, Ordering::Relaxed)
+    }
+
     fn wrote(&self, written: usize) {
+        if written > 0 {
+            self.has_moved.store(true, Ordering::Relaxed);
+        }
         if written > 0 && !self.has_written.load(Ordering::Relaxed) {
             self.has_written.store(true, Ordering::Release);
             if let Some(notice) = self.notice.lock().take() {

@@ -1,6 +1,8 @@
 mod bodies;
 mod connections;
+mod lending;
 mod raw_http2;
+mod stress;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

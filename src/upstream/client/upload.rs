@@ -5,7 +5,8 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Poll, ready};
 
 use bytes::Bytes;
 use h2::{Reason, SendStream};
@@ -13,6 +14,7 @@ use http_body::{Body as HttpBody, Frame};
 use tokio::task::AbortHandle;
 use tokio_util::task::TaskTracker;
 
+use super::UNWANTED_AFTER;
 use super::http2::StreamSlot;
 use crate::body::Body;
 
@@ -22,7 +24,11 @@ const CLAIM: usize = 64 << 10;
 
 /// A body on its way. Dropping it ends it, and resets its stream unless that is over.
 #[derive(Debug)]
-pub(super) struct Http2Upload(Option<AbortHandle>);
+pub(super) struct Http2Upload {
+    task: Option<AbortHandle>,
+    /// Whether all of the answer is there.
+    is_answered: Arc<AtomicBool>,
+}
 
 impl Http2Upload {
     /// Sends the body. Returns `None` if all of it has gone already.
@@ -32,34 +38,39 @@ impl Http2Upload {
         slot: Arc<StreamSlot>,
         tasks: &TaskTracker,
     ) -> Option<Self> {
-        let mut sending = Box::pin(async move {
-            send(body, stream).await;
-            drop(slot);
+        let is_answered = Arc::new(AtomicBool::new(false));
+        let mut sending = Box::pin({
+            let is_answered = Arc::clone(&is_answered);
+            async move {
+                send(body, stream, &is_answered).await;
+                drop(slot);
+            }
         });
         let first = poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await;
-        first.is_pending().then(|| Self(Some(tasks.spawn(sending).abort_handle())))
+        first.is_pending().then(|| Self { task: Some(tasks.spawn(sending).abort_handle()), is_answered })
     }
 
-    /// Lets it go on by itself.
+    /// Lets it go on by itself, as the answer is over: until it ends, or the peer takes nothing of it for too long.
     pub(super) fn detach(mut self) {
-        self.0 = None;
+        self.is_answered.store(true, Ordering::Relaxed);
+        self.task = None;
     }
 }
 
 impl Drop for Http2Upload {
     fn drop(&mut self) {
-        if let Some(task) = self.0.take() {
+        if let Some(task) = self.task.take() {
             task.abort();
         }
     }
 }
 
-async fn send(mut body: Body, mut stream: SendStream<Bytes>) {
+async fn send(mut body: Body, mut stream: SendStream<Bytes>, is_answered: &AtomicBool) {
     loop {
         match next(&mut body, &mut stream).await {
             NextFrame::Frame(frame) => {
                 let is_last = body.is_end_stream();
-                let Ok(more) = send_frame(frame, is_last, &mut stream).await else { return };
+                let Ok(more) = send_frame(frame, is_last, &mut stream, is_answered).await else { return };
                 if !more {
                     return;
                 }
@@ -104,6 +115,7 @@ async fn send_frame(
     frame: Frame<Bytes>,
     is_last: bool,
     stream: &mut SendStream<Bytes>,
+    is_answered: &AtomicBool,
 ) -> Result<bool, h2::Error> {
     let mut data = match frame.into_data() {
         Ok(data) => data,
@@ -119,15 +131,16 @@ async fn send_frame(
     }
     while !data.is_empty() {
         stream.reserve_capacity(data.len().min(CLAIM));
-        let claimed = claimed(stream).await?;
+        let claimed = claimed(stream, is_answered).await?;
         let piece = data.split_to(claimed.min(data.len()));
         stream.send_data(piece, is_last && data.is_empty())?;
     }
     Ok(!is_last)
 }
 
-/// Waits for a part of what was claimed.
-async fn claimed(stream: &mut SendStream<Bytes>) -> Result<usize, h2::Error> {
+/// Waits for a part of what was claimed. Fails where the peer does not want it.
+async fn claimed(stream: &mut SendStream<Bytes>, is_answered: &AtomicBool) -> Result<usize, h2::Error> {
+    let mut timer = None;
     poll_fn(|cx| {
         loop {
             if let Poll::Ready(reset) = stream.poll_reset(cx) {
@@ -138,7 +151,14 @@ async fn claimed(stream: &mut SendStream<Bytes>) -> Result<usize, h2::Error> {
                     Poll::Ready(Some(Ok(_))) => {}
                     Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
                     Poll::Ready(None) => return Poll::Ready(Err(Reason::CANCEL.into())),
-                    Poll::Pending => return Poll::Pending,
+                    Poll::Pending => {
+                        let sleep = || Box::pin(tokio::time::sleep(UNWANTED_AFTER));
+                        ready!(timer.get_or_insert_with(sleep).as_mut().poll(cx));
+                        if is_answered.load(Ordering::Relaxed) {
+                            return Poll::Ready(Err(Reason::CANCEL.into()));
+                        }
+                        timer = None;
+                    }
                 },
                 claimed => return Poll::Ready(Ok(claimed)),
             }

@@ -5,6 +5,8 @@ use http_body::Frame;
 use http_body_util::channel::Channel;
 
 use super::super::http2::MAX_STREAMS;
+use super::connections::raw;
+use super::raw_http2::Seen;
 use super::*;
 use crate::body::BoxError;
 
@@ -116,6 +118,24 @@ async fn an_early_answer_does_not_wait_for_the_upload() {
     let answer = client.send(request).await.unwrap();
     assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "enough");
     while pieces.send_data("more".into()).await.is_ok() {} // until the upload is given up
+    until_nothing_is_taken(&client).await;
+}
+
+/// Its window stays shut, and it does not reset the stream: the body, and all that was held for it, stayed for ever.
+#[tokio::test]
+async fn an_upload_of_which_a_peer_that_has_answered_takes_nothing_is_given_up() {
+    let (mut upstream, client, _) = raw(10, |_| {});
+    let uri = client.uri(&PathAndQuery::from_static("/")).unwrap();
+    let request = Request::post(uri).body(Body::full(vec![0; 200_000])).unwrap();
+    let sent = tokio::spawn({
+        let client = client.clone();
+        async move { client.send(request).await }
+    });
+    let (connection, stream) = upstream.requests(1).await[0];
+    upstream.answer((connection, stream));
+    assert_eq!(sent.await.unwrap().unwrap().into_body().collect().await.unwrap().to_bytes(), "");
+    let reset = upstream.until(Seen::Reset { connection, stream });
+    tokio::time::timeout(Duration::from_secs(20), reset).await.unwrap();
     until_nothing_is_taken(&client).await;
 }
 

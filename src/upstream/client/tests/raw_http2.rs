@@ -103,6 +103,27 @@ impl RawHttp2 {
         wrote.recv().unwrap();
     }
 
+    /// Returns what it has seen already.
+    pub(super) fn try_see(&mut self) -> Option<Seen> {
+        self.seen.try_recv().ok()
+    }
+
+    /// Like [`RawHttp2::write`], but waits for nothing, and the connection may have ended.
+    pub(super) fn try_write(&mut self, connection: usize, frames: Vec<u8>) {
+        self.handshakes();
+        if let Some(connection) = self.connections.get(connection) {
+            let _ = connection.send(Order::Write(frames, blocking::channel().0));
+        }
+    }
+
+    /// Like [`RawHttp2::close`], but the connection may have ended.
+    pub(super) fn try_close(&mut self, connection: usize) {
+        self.handshakes();
+        if let Some(connection) = self.connections.get(connection) {
+            let _ = connection.send(Order::Close);
+        }
+    }
+
     /// Answers with 200 and no body.
     pub(super) fn answer(&mut self, (connection, stream): (usize, u32)) {
         self.write(connection, ok(stream));

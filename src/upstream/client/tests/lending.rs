@@ -1,0 +1,87 @@
+//! What an HTTP/1.1 connection is while it carries a request: never idle, and not kept for an upload that nobody wants.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::FutureExt as _;
+use http::HeaderValue;
+use tokio::net::TcpStream;
+
+use super::super::connect::Stream;
+use super::super::http1::{Http1, Lease};
+use super::*;
+use crate::clock;
+
+/// The driver looks for a request, finds none, and says that it wants one: in between, one was handed to it. Its
+/// connection was then lent to a second request, which waited behind the first.
+#[tokio::test]
+async fn a_connection_that_has_just_been_lent_is_not_idle_however_its_driver_is_polled() {
+    let (listener, addr) = listen().await;
+    let client = Client::new(&config(&format!("http://{addr}"))).unwrap();
+    let host = HeaderValue::from_static("localhost");
+    let runtime = tokio::runtime::Handle::current();
+    for round in 0..300 {
+        let near = TcpStream::connect(addr).await.unwrap();
+        let _far = listener.accept().await.unwrap();
+        let (pool, retire_at) = (Arc::downgrade(&client.pool), clock::now() + Duration::from_secs(3600));
+        let (http1, driver) = Http1::handshake(Stream::Plain(near), retire_at, pool.clone()).await.unwrap();
+        let mut sending = Box::pin(Lease::new(http1, pool).send(get(&client, "/"), &host, None));
+        let (mut driver, is_polled, is_sent) =
+            (Box::pin(driver), AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _entered = runtime.enter();
+                while !is_sent.load(Ordering::Relaxed) {
+                    assert!(driver.as_mut().now_or_never().is_none());
+                    is_polled.store(true, Ordering::Relaxed);
+                }
+            });
+            while !is_polled.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+            assert!(sending.as_mut().now_or_never().is_none());
+            is_sent.store(true, Ordering::Relaxed);
+        });
+        assert!(driver.as_mut().now_or_never().is_none());
+        assert_eq!(client.pool.usable(), 0, "round {round}");
+    }
+}
+
+/// `ends`: whether the peer's answer has an end. The peer reads nothing of the body, and keeps its connection.
+async fn is_upload_given_up(ends: bool) -> bool {
+    let (listener, addr) = listen().await;
+    let client = Client::new(&config(&format!("http://{addr}"))).unwrap();
+    let (mut pieces, body) = http_body_util::channel::Channel::<Bytes, crate::body::BoxError>::new(1);
+    let uri = client.uri(&PathAndQuery::from_static("/")).unwrap();
+    let request = Request::post(uri).body(Body::stream(body)).unwrap();
+    let sent = tokio::spawn({
+        let client = client.clone();
+        async move { client.send(request).await }
+    });
+    let (mut peer, _) = listener.accept().await.unwrap();
+    let mut byte = [0];
+    tokio::io::AsyncReadExt::read_exact(&mut peer, &mut byte).await.unwrap();
+    let piece = Bytes::from(vec![0; 1 << 20]);
+    while let Ok(sent) =
+        tokio::time::timeout(Duration::from_millis(300), pieces.send_data(piece.clone())).await
+    {
+        sent.unwrap(); // until nothing more goes
+    }
+    let length = if ends { 4 } else { 100 };
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\nsome");
+    tokio::io::AsyncWriteExt::write_all(&mut peer, answer.as_bytes()).await.unwrap();
+    let mut answer = sent.await.unwrap().unwrap().into_body();
+    assert_eq!(answer.frame().await.unwrap().unwrap().into_data().unwrap(), "some");
+    drop(answer);
+    let given_up = async { while pieces.send_data(piece.clone()).await.is_ok() {} };
+    tokio::time::timeout(Duration::from_secs(20), given_up).await.is_ok()
+}
+
+#[tokio::test]
+async fn dropping_an_answer_of_http_1_ends_its_upload_though_the_peer_reads_nothing() {
+    assert!(is_upload_given_up(false).await);
+}
+
+#[tokio::test]
+async fn an_upload_over_http_1_of_which_a_peer_that_has_answered_takes_nothing_is_given_up() {
+    assert!(is_upload_given_up(true).await);
+}
