@@ -11,7 +11,7 @@ MINUTES ?= 10
 RATE ?= 2000
 TARGETS ?= query answer coalescer scheduler
 
-.PHONY: help run test check deny counts compare sweep soak fuzz deb manifests tools
+.PHONY: help run test check deny counts compare sweep soak outages fuzz deb manifests tools
 
 help:
 	@echo 'make run            run the gateway before a simulated upstream: no key, no network'
@@ -22,6 +22,7 @@ help:
 	@echo 'make compare        the gateway beside what else there is: half an hour, on a machine that does nothing else'
 	@echo 'make sweep SEEDS=n  the first n random schedules of the merging (10000); SEED=n: just that one, told'
 	@echo 'make soak           MINUTES (10) of all weathers at RATE (2000) requests a second, each answer checked; SEED=n'
+	@echo 'make outages        200 waits while the upstream is restarted four times: none may be lost, how late, how many calls'
 	@echo 'make fuzz TIME=n    n seconds (600) of made-up inputs for each of TARGETS (fuzz/targets/)'
 	@echo 'make deb            the Debian package, in target/debian/'
 	@echo 'make manifests      deploy/kubernetes/team.yaml anew, from the chart'
@@ -52,6 +53,10 @@ sweep:
 
 soak:
 	cargo run --release --locked --example soak -- --minutes $(MINUTES) --rate $(RATE) $(if $(SEED),--seed $(SEED))
+
+outages:
+	cargo build --release --locked --bin clipgate
+	cargo run --locked --example outages
 
 # Needs a nightly toolchain, cargo-fuzz and a C++ compiler. What it finds is in fuzz/artifacts/.
 fuzz:
