@@ -194,7 +194,8 @@ impl Oracle {
         let explained = self.explain(&Failed {
             key: ask.key,
             jobs: &ask.clips,
-            is_wait: ask.goal.is_some(),
+            // A wait for the lowest rung is answered at once, and so refused at once too.
+            is_wait: ask.goal.is_some_and(|goal| goal > 0),
             sent: answer.sent,
             got: answer.got,
             deadline: self.deadline(ask.prefer, answer.sent),

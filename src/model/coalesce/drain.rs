@@ -4,7 +4,7 @@
 //! wait is one whose time is over sooner.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Coalescer;
 use super::vocabulary::{WaitId, WaitSpec};
@@ -20,9 +20,13 @@ impl Coalescer {
         let spread = window - window / SHARE_FOR_LOOKS;
         let groups = self.groups_by_deadline();
         let count = u32::try_from(groups.len()).unwrap_or(u32::MAX).max(1);
+        let mut before = 0;
         for (place, group) in (0..count).zip(groups) {
+            // A few waits need no spread: nobody stops for longer than it takes.
+            let at = now + (spread / count * place).min(TIME_A_WAIT.saturating_mul(before));
+            before = before.saturating_add(u32::try_from(group.len()).unwrap_or(u32::MAX));
             for id in group {
-                self.board.shorten(id, now + spread / count * place);
+                self.board.shorten(id, at);
                 self.board.cap(id, until);
             }
         }
@@ -74,6 +78,9 @@ impl DisjointSets {
         self.0[one.max(other)] = one.min(other);
     }
 }
+
+/// The time that the end of one wait takes up at most.
+const TIME_A_WAIT: Duration = Duration::from_millis(10);
 
 /// What part of the time is kept for looks.
 const SHARE_FOR_LOOKS: u32 = 4;

@@ -95,6 +95,8 @@ struct Run {
     said: Vec<Said>,
     /// When the newest retry began while the breaker was open.
     probed_at: Option<Duration>,
+    /// Retries since the breaker opened.
+    probes: u32,
     first_attempts: BTreeMap<u8, u64>,
     drained_at: Option<Duration>,
 }
@@ -128,6 +130,7 @@ impl Run {
             attempt_count: 0,
             said: Vec::new(),
             probed_at: None,
+            probes: 0,
             first_attempts: BTreeMap::new(),
             drained_at: None,
             plan,
@@ -319,7 +322,8 @@ impl Run {
                         self.trace(|| format!("{id:?} is aborted"));
                         self.scheduler.withdraw(id, now);
                         if self.attempts.remove(&id).is_some() {
-                            self.probed_at = None; // it may have been the probe
+                            // It may have been the probe.
+                            (self.probed_at, self.probes) = (None, self.probes.saturating_sub(1));
                         }
                         self.specs.remove(&id);
                     }

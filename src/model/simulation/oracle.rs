@@ -13,6 +13,8 @@ const SKEW: Duration = Duration::from_millis(240);
 /// How long after its deadline a wait stays for a poll that is about to end.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// The time from the opening of the breaker to its first probe.
+const FIRST_COOLDOWN: Duration = Duration::from_millis(250);
 /// A probe that is held for so long is a success.
 const HELD: Duration = Duration::from_secs(1);
 
@@ -22,16 +24,18 @@ impl Run {
         self.plan.hop * 6 + Duration::from_nanos(1)
     }
 
-    /// When an attempt starts: while the breaker is open one retry is made each cooldown, and first attempts always.
+    /// While the breaker is open one retry is made after 250 ms, the next one after twice the time, and so on up to the
+    /// cooldown. First attempts are always made.
     pub(super) fn check_start(&mut self, id: PollId) {
         let is_retry = self.scheduler.is_retry(id);
         if self.scheduler.is_closed() {
-            self.probed_at = None;
+            (self.probed_at, self.probes) = (None, 0);
         } else if is_retry {
+            let gap = (FIRST_COOLDOWN * (1 << self.probes.min(5))).min(COOLDOWN);
             if let Some(before) = self.probed_at {
-                assert!(self.now >= before + COOLDOWN, "two probes within a cooldown");
+                assert!(self.now >= before + gap, "two probes within {gap:?}");
             }
-            self.probed_at = Some(self.now);
+            (self.probed_at, self.probes) = (Some(self.now), self.probes + 1);
         }
         if !is_retry {
             let spec = &self.specs[&id];
