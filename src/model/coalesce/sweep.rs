@@ -65,10 +65,15 @@ fn no_client_is_worse_off_than_alone() {
         return run(seed, true);
     }
     let seeds = setting("CLIPGATE_SWEEP_SEEDS").unwrap_or(256);
-    for seed in 0..seeds {
+    for seed in FOUND.into_iter().chain(0..seeds) {
         run(seed, false);
     }
 }
+
+/// Seeds that found a fault. 6199, 27998: a wait that attached to a poll between the reading of its answer and its landing
+/// asked once more than its client alone. 20059: it then heard of a clip no more. 26092: a poll was opened for a wait that was
+/// refused in its join.
+const FOUND: [u64; 4] = [6199, 20059, 26092, 27998];
 
 fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number of seeds, or a seed"))
