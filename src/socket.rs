@@ -8,7 +8,7 @@ use tokio::net::{TcpListener, TcpSocket};
 /// Connections that may wait to be accepted. The kernel takes no more than `net.core.somaxconn`, 4096 by default.
 pub(crate) const BACKLOG: u32 = 4096;
 
-/// Listens on this address with a queue of [`BACKLOG`] connections, so that a thousand clients that come at one moment are
+/// Listens on this address with a queue of 4096 connections, so that a thousand clients that come at one moment are
 /// not made to connect again. Port 0 takes any that is free. Must be called within a runtime.
 ///
 /// # Errors

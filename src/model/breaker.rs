@@ -12,7 +12,7 @@
 //! | half-open | the probe is silent for the cooldown | half-open, the next retry is the probe |
 //! | any | an answer, or a poll that the upstream holds | closed |
 //!
-//! The first probe comes [`FIRST_COOLDOWN`] after the breaker opened: most outages are restarts, which are over in a moment,
+//! The first probe comes 250 ms after the breaker opened: most outages are restarts, which are over in a moment,
 //! and two hundred polls that are repeated at random moments open the breaker within one.
 
 use std::time::{Duration, Instant};
@@ -71,7 +71,7 @@ impl Breaker {
         !was_closed
     }
 
-    /// Records that an attempt, begun at `began`, met a transport fault. Faults of one [`INSTANT`] or of one connection
+    /// Records that an attempt, begun at `began`, met a transport fault. Faults of one instant (50 ms) or of one connection
     /// count once: only an attempt that began after the previous counted one had failed is news of the upstream.
     pub fn failed(&mut self, began: Instant, now: Instant) {
         let Phase::Closed { failures, counted_at } = self.phase else { return };

@@ -20,7 +20,7 @@
 //! *Errors that the upstream wrote* concern that poll alone: `retries` attempts more, within the retry budget of the
 //! key. They show that the upstream can be reached, so they close the breaker.
 //!
-//! A poll that was held for [`HELD_MEANS_HEALTHY`] before it failed has made progress: its failures count from the
+//! A poll that was held for a second before it failed has made progress: its failures count from the
 //! start again.
 //!
 //! *A 429* pauses the poll that got it. A second one to another job of the key within that time pauses the key: nobody
