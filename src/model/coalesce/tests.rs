@@ -973,7 +973,9 @@ fn draining_tells_every_wait_the_truth_within_the_time_and_spread_over_it() {
     let mut s = Stage::new();
     for (number, id) in ["c", "d", "e"].iter().enumerate() {
         s.join(10 + number as u64, id, "streaming").join(2 + number as u64, id, "completed");
-        (1..=200).for_each(|n| drop(s.join(1000 * (number as u64 + 1) + n, id, "completed")));
+        for n in 1..=200 {
+            s.join(1000 * (number as u64 + 1) + n, id, "completed");
+        }
         s.land(&format!("{id} streaming"), &format!("{id}=streaming"));
     }
     s.join(1, "a", "streaming").join(5, "a", "completed").land("a streaming", "a=streaming");
