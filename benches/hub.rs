@@ -123,6 +123,7 @@ impl Yard {
             timeout: Duration::from_secs(120),
             max_age: None,
             keep: true,
+            is_patient: false,
             links: Links::default(),
         }
     }

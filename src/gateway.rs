@@ -354,6 +354,7 @@ impl Gateway {
             timeout: wish.timeout,
             max_age: wish.max_age,
             keep: wish.keep,
+            is_patient: false,
             links,
         })?;
         Ok(Step::Park(Waiting { parked, domain, asked, wish, condition }))

@@ -85,6 +85,8 @@ pub struct Wait {
     pub max_age: Option<Duration>,
     /// Whether the answer may be kept for others.
     pub keep: bool,
+    /// Whether its client expects to be held although its goal may be reached at once.
+    pub is_patient: bool,
     /// Links the request to the polls that the wait leans on.
     pub links: Links,
 }

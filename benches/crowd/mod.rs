@@ -74,6 +74,7 @@ impl Crowd {
             arrived: self.now,
             timeout: Duration::from_secs(120),
             keep: true,
+            is_patient: false,
             known: Vec::new(),
         }
     }

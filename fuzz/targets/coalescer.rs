@@ -289,6 +289,7 @@ impl Shell {
             arrived: self.at(arrived),
             timeout,
             keep: join.keep,
+            is_patient: false,
             known: known.collect(),
         };
         self.handle(Input::Join(id, spec));

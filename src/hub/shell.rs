@@ -211,6 +211,7 @@ impl Shell {
             arrived: wait.arrived,
             timeout: wait.timeout,
             keep: wait.keep,
+            is_patient: wait.is_patient,
             known,
         };
         self.machine.handle(Input::Join(id, spec), now);

@@ -261,6 +261,7 @@ impl Climb {
             // Who wants nothing that is kept takes what has been seen since it asked.
             max_age: self.ask.wish.max_age.or(Some(now.saturating_duration_since(self.ask.arrived))),
             keep: self.ask.wish.keep,
+            is_patient: true,
             links: self.ask.links.clone(),
         }
     }

@@ -423,6 +423,20 @@ async fn faults_within_the_retries_are_not_told_and_others_are_told_once() {
 }
 
 #[tokio::test]
+async fn a_stream_is_held_through_a_pause_that_the_upstream_asks_for_at_its_start() {
+    let stage = Stage::with(|config, options| set_hold(LONG, config, options)).await;
+    stage.sim.put("a", "queued");
+    for status in [503, 429] {
+        stage.sim.fault(On::Polls, Fault::retry_after(status, Duration::from_secs(1)), 1);
+    }
+    let mut events = Events::open(&stage, &single("a", "completed"), &[]).await;
+    events.status(&stage.sim.body("a", "queued")).await;
+    stage.sim.put("a", "completed");
+    events.status(&stage.sim.body("a", "completed")).await;
+    assert_eq!(events.names().await, ["done"]);
+}
+
+#[tokio::test]
 async fn a_stop_tells_what_is_known_and_ends_streams_without_an_end() {
     let stage = Stage::with(|config, options| {
         set_hold(LONG, config, options);

@@ -160,6 +160,10 @@ impl Oracle {
         self.is_in_time(ask, answer)?;
         let is_calm = self.is_calm(ask, answer.sent, answer.got);
         match answer.status {
+            // What cannot be read is handed over as it came.
+            StatusCode::OK if ask.key.place().is_none() && answer.body.starts_with(b"<!DOCTYPE html>") => {
+                self.failed(ask, answer, How::Unreadable, tally)
+            }
             StatusCode::OK if ask.key.place().is_none() => {
                 wrong("a stranger is told", self.story(ask, answer))
             }

@@ -410,6 +410,7 @@ impl World {
                     arrived: now,
                     timeout: client.timeout,
                     keep: true,
+                    is_patient: false,
                     known,
                 };
                 self.note(&format!("client {number} joins"));

@@ -132,6 +132,7 @@ impl Stage {
             arrived: self.now,
             timeout: secs(120.0),
             keep: true,
+            is_patient: false,
             known: Vec::new(),
         }
     }
@@ -1074,6 +1075,9 @@ fn a_request_that_is_answered_at_once_gets_a_refusal_with_retry_after_at_once() 
     s.join(1, "a", "").progress("a now", asked_to_rest(429, 60.0)).assert_told(&["failed 429"]);
     s.join(2, "b", "submitted").progress("b submitted", asked_to_rest(503, 60.0));
     assert_eq!(s.told(2), "failed 503");
+    let patient = WaitSpec { is_patient: true, ..s.spec("d", "submitted") };
+    s.enter(4, patient).progress("d submitted", asked_to_rest(503, 60.0));
+    assert_eq!(s.told(4), "", "an event stream is held");
     s.join(3, "c", "submitted").progress("c submitted", key_rests(60.0));
     assert!(s.told(3).starts_with("failed KeyRests"), "{}", s.told(3));
 }

@@ -124,7 +124,7 @@ impl Coalescer {
         let mut polls = wait.leans.iter().filter_map(|&id| self.board.poll(id));
         match wait.phase {
             // A request that is answered at once gets what the upstream says at once, also that.
-            Phase::Waiting if self.rules.is_immediate(wait.spec.goal) => {
+            Phase::Waiting if self.is_immediate(wait) => {
                 polls.all(|poll| matches!(poll.tries, Tries::PutOff { .. }))
             }
             Phase::Waiting => {
@@ -137,6 +137,11 @@ impl Coalescer {
         }
     }
 
+    /// Returns whether the wait's client expects an answer at once.
+    fn is_immediate(&self, wait: &Wait) -> bool {
+        !wait.spec.is_patient && self.rules.is_immediate(wait.spec.goal)
+    }
+
     /// Whether the upstream asked for the poll's pause before the wait was there, and it would sit it out in vain:
     /// its client alone would ask anew.
     pub(super) fn is_anothers_pause(&self, poll: &Poll, wait: &Wait) -> bool {
@@ -145,7 +150,7 @@ impl Coalescer {
         match wait.phase {
             // The scheduler lets a plain request ask although its key is paused.
             Phase::Waiting if wait.spec.goal == Goal::Now => is_of_key || came_later,
-            Phase::Waiting if self.rules.is_immediate(wait.spec.goal) => !is_of_key && came_later,
+            Phase::Waiting if self.is_immediate(wait) => !is_of_key && came_later,
             Phase::Waiting | Phase::Ending { .. } | Phase::Looking { .. } => {
                 !is_of_key && until > wait.due() && came_later
             }

@@ -33,6 +33,8 @@ pub struct WaitSpec {
     pub timeout: Duration,
     /// Whether the answer may be kept for others.
     pub keep: bool,
+    /// Whether its client expects to be held although its goal may be reached at once, as that of an event stream does.
+    pub is_patient: bool,
     /// States of its clips that the shell vouches for. Of all else only what is seen from `arrived` on counts.
     pub known: Vec<ClipState>,
 }

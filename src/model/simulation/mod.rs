@@ -291,6 +291,7 @@ impl Run {
             arrived: now,
             timeout: client.timeout,
             keep: true,
+            is_patient: false,
             known: Vec::new(),
         };
         self.trace(|| format!("client {number} joins"));
