@@ -122,9 +122,12 @@ async fn a_dead_upstream_is_asked_once_a_wait_and_then_only_by_probes() {
     stage.until_parked(40).await; // nobody is told of the outage
     let hit = stage.get(&single("kept", "completed"), &[]).await;
     assert!(hit.hit(), "what is kept goes on being served");
-    stage.sim.until(|seen| seen.requests.len() >= from + 2).await; // two probes, a second apart
+    // The time between two probes doubles from 250 ms to the second that is configured.
+    stage.sim.until(|seen| seen.requests.len() >= from + 4).await;
     let probes = stage.sim.requests()[from..].iter().map(|request| request.at).collect::<Vec<_>>();
-    assert!(probes.windows(2).all(|two| two[1] - two[0] >= Duration::from_millis(900)), "{probes:?}");
+    let gaps = probes.windows(2).map(|two| two[1] - two[0]).collect::<Vec<_>>();
+    assert!(gaps.iter().all(|gap| *gap >= Duration::from_millis(240)), "{gaps:?}");
+    assert!(gaps.last().is_some_and(|gap| *gap >= Duration::from_millis(900)), "{gaps:?}");
 
     stage.sim.clear_faults();
     for (id, answer) in names.iter().zip(all(waits).await) {
