@@ -18,6 +18,9 @@ pub(super) struct Landing {
     pub(super) read_at: Instant,
 }
 
+/// Of so many waits each is looked at, in whatever order they came.
+const FEW_WAITS: usize = 64;
+
 impl Coalescer {
     pub(super) fn landed(&mut self, id: PollId, outcome: Outcome, now: Instant) {
         // An aborted poll may land all the same, and nothing waits for it any more.
@@ -95,9 +98,9 @@ impl Coalescer {
             })
         };
         // Numbers are given in the order of arrival. What waits look at past their deadlines is at the lowest rung.
-        let is_snapshot = self.rules.is_immediate(poll.spec.goal);
+        let is_whole = self.rules.is_immediate(poll.spec.goal) || poll.waits.len() <= FEW_WAITS;
         let arrived = |id: &&WaitId| self.board.wait(**id).is_some_and(|wait| wait.spec.arrived > read_at);
-        let newest = poll.waits.iter().rev().take_while(|id| is_snapshot || arrived(id));
+        let newest = poll.waits.iter().rev().take_while(|id| is_whole || arrived(id));
         let latecomers: Vec<WaitId> = newest.copied().filter(is_late).collect();
         for id in latecomers {
             if let Some(wait) = self.board.wait_mut(id) {
