@@ -25,7 +25,7 @@ use http_body::Body as HttpBody;
 use tokio::sync::watch;
 
 use self::access::{Access, Reload};
-use self::held::{Download, Withdrawal};
+use self::held::{Held, Withdrawal};
 pub use self::overview::{Asker, Overview};
 use self::target::{Decision, Target};
 use crate::access::{AccessLine, Outcome};
@@ -432,7 +432,7 @@ impl Gateway {
     fn stream(self, ask: Ask, withdrawal: Withdrawal, asking: Asking) -> BoxFuture<'static, Forwarded> {
         Box::pin(async move {
             let answer = self.0.streams.open(ask).await;
-            let guarded = |body| Body::stream(Download { body, withdrawal, _slot: None });
+            let guarded = |body| Body::stream(Held { body, withdrawal, _slot: None });
             self.finish(asking, answer.map(|response| response.map(guarded).into()))
         })
     }

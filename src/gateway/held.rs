@@ -8,23 +8,16 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt as _, Shared};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-use crate::body::{Body, BoxError};
+use crate::body::BoxError;
 use crate::passthrough::Slot;
 
 /// Ends when the client's access has been withdrawn. Upload, answer and tunnel of a request each poll a clone.
 pub(super) type Withdrawal = Shared<BoxFuture<'static, ()>>;
 
-/// A request's body, with its slot. Breaks off when its client's access has been withdrawn: it may go on after its
-/// answer.
-pub(super) struct Upload<B> {
+/// A body of a request or of its answer, with the slot of the request if it has one. Breaks off when its client's access
+/// has been withdrawn; an upload may go on after its answer.
+pub(super) struct Held<B> {
     pub(super) body: B,
-    pub(super) withdrawal: Withdrawal,
-    pub(super) _slot: Arc<Slot>,
-}
-
-/// An answer's body, with its slot if it has one. Breaks off when its client's access has been withdrawn.
-pub(super) struct Download {
-    pub(super) body: Body,
     pub(super) withdrawal: Withdrawal,
     pub(super) _slot: Option<Arc<Slot>>,
 }
@@ -34,7 +27,7 @@ pub(super) struct Download {
 #[error("the client's access was withdrawn")]
 struct Withdrawn;
 
-impl<B> HttpBody for Upload<B>
+impl<B> HttpBody for Held<B>
 where
     B: HttpBody<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
@@ -51,30 +44,6 @@ where
             return Poll::Ready(Some(Err(Withdrawn.into())));
         }
         Pin::new(&mut this.body).poll_frame(cx).map_err(Into::into)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl HttpBody for Download {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = self.get_mut();
-        if this.withdrawal.poll_unpin(cx).is_ready() {
-            return Poll::Ready(Some(Err(Withdrawn.into())));
-        }
-        Pin::new(&mut this.body).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {

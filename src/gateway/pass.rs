@@ -8,7 +8,7 @@ use http::{HeaderMap, Method, Request};
 use http_body::Body as HttpBody;
 use tracing::debug;
 
-use super::held::{Download, Upload, Withdrawal};
+use super::held::{Held, Withdrawal};
 use super::target::Target;
 use super::{Asking, Gateway, Step, content};
 use crate::access::Outcome;
@@ -86,8 +86,11 @@ impl Gateway {
             let withdrawal = self.withdrawal(request.headers(), &asking);
             // The upload may outlast the answer, and the tunnel both.
             let slot = Arc::new(slot);
-            let request =
-                request.map(|body| Upload { body, withdrawal: withdrawal.clone(), _slot: Arc::clone(&slot) });
+            let request = request.map(|body| Held {
+                body,
+                withdrawal: withdrawal.clone(),
+                _slot: Some(Arc::clone(&slot)),
+            });
             asking.line.outcome = Outcome::Passed;
             let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
             let named = query::named(&self.0.route, request.uri().path(), request.uri().query());
@@ -111,7 +114,7 @@ impl Gateway {
             let forwarded = match tunnel {
                 Some(tunnel) => Forwarded { response, tunnel: Some(held_tunnel(tunnel, withdrawal, slot)) },
                 None => {
-                    response.map(|body| Body::stream(Download { body, withdrawal, _slot: Some(slot) })).into()
+                    response.map(|body| Body::stream(Held { body, withdrawal, _slot: Some(slot) })).into()
                 }
             };
             self.finish(asking, Ok(forwarded))

@@ -119,15 +119,6 @@ impl Failure {
         }
     }
 
-    /// Returns what the upstream wrote, if it wrote anything.
-    pub fn reply(&self) -> Option<&Arc<Reply>> {
-        match self {
-            Failure::Answered(reply) | Failure::Garbled(Some(reply)) => Some(reply),
-            Failure::Unreachable | Failure::Overdue | Failure::Garbled(None) => None,
-            Failure::KeyRests { .. } | Failure::LocalResources => None,
-        }
-    }
-
     /// The short word for `Cache-Status`, logs and metrics.
     pub fn reason(&self) -> &'static str {
         match self {

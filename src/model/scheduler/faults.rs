@@ -38,9 +38,8 @@ impl PollScheduler {
         has_time
     }
 
-    /// The time of a poll that is held back is over: makes its last attempt. The upstream may be back since the newest
-    /// probe, and else its waits would fail although the outage was shorter than `retry_for`.
-    pub(super) fn try_last(&mut self, id: PollId, now: Instant) {
+    /// Queues a poll for an attempt in which the breaker has no say.
+    pub(super) fn enqueue_as_first(&mut self, id: PollId, now: Instant) {
         self.leave_phase(id);
         if let Some(entry) = self.polls.get_mut(&id) {
             entry.is_retry = false;

@@ -211,11 +211,7 @@ impl PollScheduler {
     /// Makes a first attempt of a poll that pauses, for a wait that has just come: its client alone would ask now.
     pub fn try_now(&mut self, id: PollId, now: Instant) {
         if self.is_pausing(id) {
-            self.leave_phase(id);
-            if let Some(entry) = self.polls.get_mut(&id) {
-                entry.is_retry = false;
-            }
-            self.enqueue(id, End::Front, false, now);
+            self.enqueue_as_first(id, now);
             self.grant(now);
         }
     }
@@ -266,7 +262,9 @@ impl PollScheduler {
             match timer {
                 Timer::Interval => self.next_start = None,
                 Timer::Retry(id) => self.pause_is_over(id, now),
-                Timer::LastAttempt(id) => self.try_last(id, now),
+                // The upstream may be back since the newest probe: else the waits of the poll would fail although the
+                // outage was shorter than `retry_for`.
+                Timer::LastAttempt(id) => self.enqueue_as_first(id, now),
                 Timer::Probe => self.probe_if_due(now),
                 Timer::Resume(domain) => self.set_pause(domain, KeyPause::Probe, now),
                 Timer::Held(id) => {
