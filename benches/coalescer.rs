@@ -8,7 +8,7 @@ mod crowd;
 
 use std::cell::RefCell;
 
-use clipgate::model::coalesce::WaitId;
+use clipgate::core::coalescer::WaitId;
 use divan::Bencher;
 use divan::counter::ItemsCount;
 

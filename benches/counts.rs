@@ -11,7 +11,7 @@ mod house;
 
 use std::hint::black_box;
 
-use clipgate::model::coalesce::WaitId;
+use clipgate::core::coalescer::WaitId;
 use gungraun::{
     Callgrind, EventKind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main,
 };

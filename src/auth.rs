@@ -12,8 +12,8 @@ use sha2::{Digest as _, Sha256};
 use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 
 use crate::config;
-use crate::headers;
-use crate::model::clip::KeyDomain;
+use crate::core::job::KeyDomain;
+use crate::protocol::headers;
 use crate::secret::{Secret, TokenHash};
 
 /// With whose key a request reaches the upstream.
@@ -214,7 +214,7 @@ fn authenticates_connection(field: &HeaderValue) -> bool {
 }
 
 /// The token of a Bearer field (RFC 6750 §2.1).
-pub fn bearer(field: &HeaderValue) -> Option<&[u8]> {
+pub(crate) fn bearer(field: &HeaderValue) -> Option<&[u8]> {
     let (scheme, token) = field.as_bytes().split_at_checked("Bearer ".len())?;
     let token = token.trim_ascii();
     (scheme.eq_ignore_ascii_case(b"Bearer ") && !token.is_empty()).then_some(token)

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cap::Cap;
-use clipgate::cache::Cache;
-use clipgate::clock;
-use clipgate::config::Config;
-use clipgate::headers;
-use clipgate::model::answer::{MAX_NAME_BYTES, Shape};
-use clipgate::model::clip::{ClipId, ClipState, Head, KeyDomain};
-use clipgate::model::route::Route;
+use clipgate::core::job::{ClipId, ClipState, Head, KeyDomain};
+use clipgate::core::job_body::{MAX_NAME_BYTES, Shape};
+use clipgate::core::route::Route;
 use clipgate::sim::{Options, Sim};
+use clipgate::testing::cache::Cache;
+use clipgate::testing::clock;
+use clipgate::testing::config::Config;
+use clipgate::testing::protocol::headers;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use parking_lot::Mutex;
 use tikv_jemallocator::Jemalloc;
@@ -130,7 +130,7 @@ fn what_the_cache_allocates_is_what_max_bytes_says() {
     let mut count = 0;
     for case in &cases {
         let config = Config::default().cache;
-        let config = clipgate::config::Cache { max_bytes: MAX_BYTES, ..config };
+        let config = clipgate::testing::config::Cache { max_bytes: MAX_BYTES, ..config };
         let (before, resident_before) = (ALLOCATOR.allocated(), resident());
         let cache = Cache::new(config, Route::suno().ladder);
         let now = clock::now();

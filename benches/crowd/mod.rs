@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use clipgate::clock;
-use clipgate::model::clip::{ClipId, ClipSet, ClipState, Head, KeyDomain};
-use clipgate::model::coalesce::{
+use clipgate::core::coalescer::{
     Coalescer, Input, Outcome, Output, PollId, PollSpec, Progress, Rules, WaitId, WaitSpec,
 };
-use clipgate::model::route::{Form, Goal, Route, Rung};
+use clipgate::core::job::{ClipId, ClipSet, ClipState, Head, KeyDomain};
+use clipgate::core::route::{Form, Goal, Route, Rung};
+use clipgate::testing::clock;
 
 /// The machine, and what its shell knows of it.
 pub struct Crowd {

@@ -4,14 +4,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use clipgate::clock;
-use clipgate::config::{Config, Listen};
-use clipgate::gateway::Gateway;
-use clipgate::metrics::Metrics;
-use clipgate::request::{Peer, RequestCtx, RequestId, Trail};
-use clipgate::server::{Listener, Server, tcp_address};
 use clipgate::sim::{Options, Sim};
-use clipgate::telemetry;
+use clipgate::testing::clock;
+use clipgate::testing::config::{Config, Listen};
+use clipgate::testing::gateway::Gateway;
+use clipgate::testing::protocol::request::{Peer, RequestCtx, RequestId, Trail};
+use clipgate::testing::server::{Listener, Server, tcp_address};
+use clipgate::testing::telemetry::log;
+use clipgate::testing::telemetry::metrics::Metrics;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
 use prometheus_client::registry::Registry;
@@ -37,7 +37,7 @@ pub struct House {
     body: Bytes,
     /// Room for an answer.
     answer: Vec<u8>,
-    _log: telemetry::Handle,
+    _log: log::Handle,
     _registry: Registry,
 }
 
@@ -49,7 +49,7 @@ impl House {
         let mut config = Config::default();
         config.limits.requests_per_second = 1_000_000;
         config.limits.burst = 1_000_000;
-        let log = telemetry::init(&config.log).expect("it is started once");
+        let log = log::init(&config.log).expect("it is started once");
         let mut registry = Registry::default();
         let (gateway, client) = runtime.block_on(async {
             let upstream = TcpListener::bind(("127.0.0.1", 0)).await.expect("a socket");

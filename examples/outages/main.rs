@@ -26,9 +26,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use clap::Parser;
-use clipgate::clock;
-use clipgate::model::route::Route;
+use clipgate::core::route::Route;
 use clipgate::sim::{End, Options, Sim};
+use clipgate::testing::clock;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::client::legacy::{Client, connect::HttpConnector};

@@ -7,9 +7,9 @@ use std::ops::Range;
 
 use arbitrary::Arbitrary;
 use bytes::Bytes;
-use clipgate::model::answer::{self, Cut, Shape, Sliced};
-use clipgate::model::clip::{ClipId, ClipSet};
-use clipgate::model::route::{Form, Route};
+use clipgate::core::job_body::{self, Cut, Shape, Sliced};
+use clipgate::core::job::{ClipId, ClipSet};
+use clipgate::core::route::{Form, Route};
 use libfuzzer_sys::fuzz_target;
 use serde::de::IgnoredAny;
 use serde_json::Value;

@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use arbitrary::Arbitrary;
 use bytes::Bytes;
-use clipgate::clock;
-use clipgate::model::clip::{ClipId, ClipSet, ClipState, Head, KeyDomain, Reply};
-use clipgate::model::coalesce::{
+use clipgate::testing::clock;
+use clipgate::core::job::{ClipId, ClipSet, ClipState, Head, KeyDomain, Reply};
+use clipgate::core::coalescer::{
     Coalescer, End, Failure, Input, Outcome, Output, PollId, PollSpec, Progress, Rules, SNAPSHOT_LIMIT,
     Settled, WaitId, WaitSpec,
 };
-use clipgate::model::route::{Form, Goal, Ladder, Route, Rung};
+use clipgate::core::route::{Form, Goal, Ladder, Route, Rung};
 use libfuzzer_sys::fuzz_target;
 
 const HOLD: Duration = Duration::from_secs(120);

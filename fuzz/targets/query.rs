@@ -6,9 +6,9 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use clipgate::model::clip::{ClipId, ClipSet, MAX_ID_BYTES};
-use clipgate::model::query::{self, BadQuery, Query, WaitQuery};
-use clipgate::model::route::{Form, Goal, Route};
+use clipgate::core::job::{ClipId, ClipSet, MAX_ID_BYTES};
+use clipgate::core::query::{self, BadQuery, Query, WaitQuery};
+use clipgate::core::route::{Form, Goal, Route};
 use libfuzzer_sys::fuzz_target;
 
 /// The most clips that a request may name.

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use arbitrary::Arbitrary;
 use bytes::Bytes;
-use clipgate::clock;
-use clipgate::model::backoff::Backoff;
-use clipgate::model::breaker::BreakerRules;
-use clipgate::model::clip::{ClipId, ClipSet, Head, KeyDomain, Reply};
-use clipgate::model::coalesce::{Failure, FaultKind, PollId};
-use clipgate::model::scheduler::{
+use clipgate::testing::clock;
+use clipgate::core::backoff::Backoff;
+use clipgate::core::breaker::BreakerRules;
+use clipgate::core::job::{ClipId, ClipSet, Head, KeyDomain, Reply};
+use clipgate::core::coalescer::{Failure, FaultKind, PollId};
+use clipgate::core::scheduler::{
     AttemptEnd, PollClass, PollRequest, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput,
 };
 use libfuzzer_sys::fuzz_target;

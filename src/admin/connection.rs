@@ -19,10 +19,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
-use super::panel::Panel;
 use super::seats::{Seat, Seated, Seats};
+use super::service::Panel;
 use crate::clock;
-use crate::request::Peer;
+use crate::protocol::request::Peer;
 use crate::server::{Accepted, Listener, Listeners, descriptors};
 
 /// The largest request head, in bytes.

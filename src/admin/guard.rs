@@ -12,11 +12,11 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, Request};
 use subtle::ConstantTimeEq as _;
 
-use super::refusal::AdminRefusal;
-use crate::allowed_host::{HostPattern, foreign_host};
+use super::error::AdminRefusal;
 use crate::auth::{bearer, token_sha256};
-use crate::headers::{is_for_a_window, is_of_foreign_page};
-use crate::request::Peer;
+use crate::protocol::allowed_host::{HostPattern, foreign_host};
+use crate::protocol::headers::{is_for_a_window, is_of_foreign_page};
+use crate::protocol::request::Peer;
 use crate::secret::{Secret, TokenHash};
 
 /// The way in.

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::state::rfc3339;
 use crate::gateway::Gateway;
-use crate::metrics::Totals;
+use crate::telemetry::metrics::Totals;
 
 /// The time between two moments.
 pub(super) const STEP: Duration = Duration::from_secs(5);

@@ -20,7 +20,7 @@ const MAX_ANSWER: usize = 1 << 10;
 
 /// What is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Question {
+pub(crate) enum Question {
     /// Whether the process lives.
     Lives,
     /// Whether clients should be sent there.
@@ -29,7 +29,7 @@ pub enum Question {
 
 /// What came back.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Health {
+pub(crate) struct Health {
     /// 200 for yes.
     pub status: StatusCode,
     /// The first line of the answer; safe to show.
@@ -38,7 +38,7 @@ pub struct Health {
 
 /// Why nothing came back.
 #[derive(Debug, thiserror::Error)]
-pub enum ProbeError {
+pub(crate) enum ProbeError {
     /// Nobody listens there, or it cannot be reached.
     #[error("does not take connections")]
     Connect(#[source] io::Error),
@@ -61,7 +61,7 @@ impl Question {
 
 /// Asks whoever listens there. It takes as long as the other side does. Cancel safe: dropping the future closes the
 /// connection.
-pub async fn probe(listen: &Listen, question: Question) -> Result<Health, ProbeError> {
+pub(crate) async fn probe(listen: &Listen, question: Question) -> Result<Health, ProbeError> {
     match listen {
         Listen::Tcp(address) => {
             ask(TcpStream::connect(reachable(*address)).await.map_err(ProbeError::Connect)?, question).await

@@ -16,8 +16,8 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use crate::body::{Body, BoxError};
 use crate::clock;
+use crate::protocol::body::{Body, BoxError};
 
 /// The places.
 #[derive(Debug)]

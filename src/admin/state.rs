@@ -7,12 +7,12 @@ use serde::Serialize;
 use super::{Phase, Readiness};
 use crate::clock;
 use crate::config::{Config, Listen};
+use crate::core::coalescer::ClipInFlight;
+use crate::core::route::Ladder;
 use crate::gateway::{Asker, Gateway, Overview};
 use crate::limits::Left;
-use crate::metrics::{Limit, Totals};
-use crate::model::coalesce::ClipInFlight;
-use crate::model::route::Ladder;
 use crate::printable::escape_json;
+use crate::telemetry::metrics::{Limit, Totals};
 
 /// Clips and keys that are listed.
 const MOST: usize = 200;

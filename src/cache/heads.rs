@@ -13,8 +13,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use parking_lot::Mutex;
 
 use super::weight::{SHARED_BYTES, allocated, allocated_arc};
-use crate::headers;
-use crate::model::clip::Head;
+use crate::core::job::Head;
+use crate::protocol::headers;
 
 /// The most heads that are shared: each store looks through them.
 const MAX_SHARED: usize = 64;

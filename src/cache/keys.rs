@@ -16,8 +16,8 @@ use foldhash::quality::RandomState;
 use moka::policy::EvictionPolicy;
 use parking_lot::Mutex;
 
-use crate::model::answer::Shape;
-use crate::model::clip::KeyDomain;
+use crate::core::job::KeyDomain;
+use crate::core::job_body::Shape;
 
 /// The keys that are remembered.
 const MAX_DOMAINS: u64 = 100_000;

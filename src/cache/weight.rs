@@ -3,7 +3,7 @@
 use std::mem::size_of;
 
 use super::Kept;
-use crate::model::clip::ClipState;
+use crate::core::job::ClipState;
 
 /// What moka allocates for an entry: the key, the value's cell, its figures, its places in the queues of eviction and
 /// expiry, and in the table. `tests/cache_memory.rs` holds it to the truth.

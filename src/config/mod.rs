@@ -7,15 +7,15 @@
 //!
 //! It knows no other modules but `secret` and `allowed_host`; whoever runs the gateway owns it.
 
-mod fault;
-mod keys;
-mod locate;
-mod raw;
-mod reader;
+mod error;
+mod path;
 mod restart;
+mod schema;
+mod source;
 mod team;
 #[cfg(test)]
 mod tests;
+mod value;
 mod warnings;
 mod web;
 
@@ -28,11 +28,11 @@ use std::time::Duration;
 use http::Uri;
 use ipnet::IpNet;
 
-pub use self::fault::{Fault, Faults, Place};
-pub use self::locate::locate;
-pub use self::reader::{Wrong, base_url, secret};
+pub use self::error::{Fault, Faults, Place};
+pub use self::path::locate;
 pub use self::team::member_name;
-use crate::allowed_host::HostPattern;
+pub use self::value::{Wrong, base_url, secret};
+use crate::protocol::allowed_host::HostPattern;
 use crate::secret::{Secret, TokenHash};
 
 /// Everything (contract, section 9).
@@ -306,7 +306,7 @@ impl Config {
     ) -> Result<Self, Faults> {
         let env: BTreeMap<String, String> = env.into_iter().collect();
         let mut faults = Vec::new();
-        let mut entries = raw::Entries::default();
+        let mut entries = source::Entries::default();
         if let Some(path) = path {
             entries.file(path, &mut faults).map_err(Faults::new)?;
         }
@@ -314,7 +314,7 @@ impl Config {
         for Flag { flag, key, value } in flags {
             entries.flag(flag, key, &value, &mut faults);
         }
-        let config = keys::understand(&entries, &env, &mut faults);
+        let config = schema::understand(&entries, &env, &mut faults);
         if faults.is_empty() { Ok(config) } else { Err(Faults::new(faults)) }
     }
 }
@@ -326,7 +326,9 @@ pub fn environment() -> impl Iterator<Item = (String, String)> {
         let name = name.into_string().ok()?;
         match value.into_string() {
             Ok(value) => Some((name, value)),
-            Err(value) if name.starts_with(raw::PREFIX) => Some((name, value.to_string_lossy().into_owned())),
+            Err(value) if name.starts_with(source::PREFIX) => {
+                Some((name, value.to_string_lossy().into_owned()))
+            }
             Err(_) => None,
         }
     })

@@ -47,7 +47,7 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
-    use super::super::keys;
+    use super::super::schema;
     use super::*;
 
     /// What is taken over while the gateway runs.
@@ -83,7 +83,7 @@ mod tests {
             };
             RESTART.iter().any(|(key, _)| *key != "server.tls" && of(key))
         };
-        for name in keys::names() {
+        for name in schema::names() {
             assert_ne!(named(name), LIVE.contains(&name), "{name}");
         }
     }

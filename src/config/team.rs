@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::Member;
-use super::fault::Place;
-use super::keys::{MILLION, Read};
-use super::raw::{Item, Raw, unknown};
-use super::reader::{Reader, Wrong, sha256};
+use super::error::Place;
+use super::schema::{MILLION, Read};
+use super::source::{Item, Raw, unknown};
+use super::value::{Reader, Wrong, sha256};
 use crate::secret::{Secret, TokenHash};
 
 /// The keys of one `[[team.members]]`.

@@ -75,7 +75,7 @@ fn config_toml_has_every_key_with_a_comment_and_its_default() {
     let lines = lines();
     let written: BTreeSet<&str> = lines.iter().map(|line| line.key.as_str()).collect();
     let members = team::names().map(|name| format!("team.members.{name}"));
-    let known: Vec<String> = keys::names().map(str::to_owned).chain(members).collect();
+    let known: Vec<String> = schema::names().map(str::to_owned).chain(members).collect();
     let (tls, others): (Vec<String>, Vec<String>) =
         known.into_iter().partition(|key| key.starts_with("server.tls."));
     assert_eq!((tls.len(), others.len()), (3, 53));
@@ -186,7 +186,7 @@ fn each_key_sets_its_own_field_from_the_file_and_from_the_environment() {
         seen.push(from_file);
     }
     // but for auth.mode and team.members, and tls, which is three keys
-    assert_eq!(cases.len(), keys::names().count() - 4);
+    assert_eq!(cases.len(), schema::names().count() - 4);
 }
 
 #[test]
@@ -477,10 +477,10 @@ fn odd_toml_never_panics() {
             for odd in ["", "\"", "[", "]", "=", "\n", "\u{e9}", "{", "'''", "."] {
                 let rest = seed[at..].chars().next().map_or("", |c| &seed[at + c.len_utf8()..]);
                 let toml = format!("{}{odd}{rest}", &seed[..at]);
-                let mut entries = raw::Entries::default();
+                let mut entries = source::Entries::default();
                 let mut faults = Vec::new();
                 match entries.document(&toml, &"odd".into(), &mut faults) {
-                    Ok(()) => drop(keys::understand(&entries, &BTreeMap::new(), &mut faults)),
+                    Ok(()) => drop(schema::understand(&entries, &BTreeMap::new(), &mut faults)),
                     Err(syntax) => faults.extend(syntax),
                 }
                 let _ = Faults::new(faults).to_string();

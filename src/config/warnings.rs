@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::{Auth, Config, Listen};
-use crate::allowed_host::HostPattern;
+use crate::protocol::allowed_host::HostPattern;
 use crate::secret::Secret;
 
 impl Config {

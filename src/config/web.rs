@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use super::reader::{Wrong, quoted, wrong};
-use crate::allowed_host::HostPattern;
+use super::value::{Wrong, quoted, wrong};
+use crate::protocol::allowed_host::HostPattern;
 
 /// The longest name of DNS, in bytes.
 const MAX_NAME: usize = 253;

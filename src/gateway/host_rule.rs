@@ -1,14 +1,14 @@
-//! Where the Host rule ([`crate::allowed_host`]) holds for clients, and the list that it goes by.
+//! Where the Host rule ([`crate::protocol::allowed_host`]) holds for clients, and the list that it goes by.
 
 use std::sync::Arc;
 
 use http::Request;
 
 use super::Gateway;
-use crate::access::AccessLine;
-use crate::allowed_host::{HostPattern, foreign_host};
-use crate::error::Refusal;
-use crate::request::Peer;
+use super::access_log::AccessLine;
+use super::error::Refusal;
+use crate::protocol::allowed_host::{HostPattern, foreign_host};
+use crate::protocol::request::Peer;
 
 impl Gateway {
     /// Returns `server.allowed_hosts` as it is now, for the admin listener, which goes by the same list.

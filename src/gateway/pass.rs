@@ -8,19 +8,19 @@ use http::{HeaderMap, Method, Request};
 use http_body::Body as HttpBody;
 use tracing::debug;
 
-use super::held::{Held, Withdrawal};
+use super::access_log::Outcome;
+use super::error::Refusal;
+use super::held_body::{Held, Withdrawal};
+use super::passthrough::{Credential, Forwarded, PassError, Slot, Tunnel};
+use super::response::cache_status;
 use super::target::Target;
-use super::{Asking, Gateway, Step, content};
-use crate::access::Outcome;
+use super::{Asking, Gateway, Step, first_frame};
 use crate::auth::{AuthError, Identity};
-use crate::body::{Body, BoxError, Stalled};
 use crate::clock;
-use crate::error::Refusal;
+use crate::core::job::{ClipId, KeyDomain};
+use crate::core::query;
 use crate::limits::Who;
-use crate::model::clip::{ClipId, KeyDomain};
-use crate::model::query;
-use crate::passthrough::{Credential, Forwarded, PassError, Slot, Tunnel};
-use crate::reply::cache_status;
+use crate::protocol::body::{Body, BoxError, Stalled};
 use crate::upstream::poll::{KeyWord, key_word};
 
 impl Gateway {
@@ -37,7 +37,7 @@ impl Gateway {
     {
         Box::pin(async move {
             let (head, body) = request.into_parts();
-            match content::begin(body).await {
+            match first_frame::begin(body).await {
                 Ok(None) => {
                     let step = self.let_in_again(&head.headers).and_then(|identity| {
                         // A 401 or 403 may have come since the head did.

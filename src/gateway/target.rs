@@ -4,10 +4,10 @@ use http::header::{RANGE, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, Request, Version};
 use http_body::Body as HttpBody;
 
+use super::request_options::wants_events;
 use super::{Gateway, Step};
-use crate::headers as fields;
-use crate::model::query::{self, Query};
-use crate::wish::wants_events;
+use crate::core::query::{self, Query};
+use crate::protocol::headers as fields;
 
 /// A request's target, understood or not.
 pub(super) struct Target {

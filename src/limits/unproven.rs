@@ -11,11 +11,11 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::Who;
-use crate::model::Map;
+use crate::core::Map;
 
 /// How many such waits each address has parked. Clones are the same counts.
 #[derive(Clone, Debug)]
-pub struct UnprovenWaits(Arc<Counts>);
+pub(crate) struct UnprovenWaits(Arc<Counts>);
 
 #[derive(Debug)]
 struct Counts {
@@ -26,23 +26,23 @@ struct Counts {
 
 /// One parked wait. Dropping it frees its place.
 #[derive(Debug)]
-pub struct UnprovenWait {
+pub(crate) struct UnprovenWait {
     counts: Arc<Counts>,
     address: Option<IpAddr>,
 }
 
 /// An address has as many parked as it may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AddressFull;
+pub(crate) struct AddressFull;
 
 impl UnprovenWaits {
     /// Returns counts that end at `max` for each address.
-    pub fn new(max: usize) -> Self {
+    pub(crate) fn new(max: usize) -> Self {
         Self(Arc::new(Counts { max, parked: Mutex::default() }))
     }
 
     /// Counts a wait for its address; `None` for one that counts for a key or a member.
-    pub fn park(&self, who: Who) -> Result<Option<UnprovenWait>, AddressFull> {
+    pub(crate) fn park(&self, who: Who) -> Result<Option<UnprovenWait>, AddressFull> {
         let Who::Address(address) = who else { return Ok(None) };
         let mut parked = self.0.parked.lock();
         let waits = parked.entry(address).or_default();
@@ -70,7 +70,7 @@ impl Drop for UnprovenWait {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::clip::KeyDomain;
+    use crate::core::job::KeyDomain;
 
     fn address(text: &str) -> Who {
         Who::from(Some(text.parse::<IpAddr>().unwrap()))

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use super::Server;
-use super::answers::Answers;
+use super::activity::Answers;
 use super::listener::{Accepted, Listeners};
 use super::places::{Full, Origin, Place};
 use crate::clock;
-use crate::metrics::Closed;
+use crate::telemetry::metrics::Closed;
 
 /// The pause after a failed accept, which mostly means that descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -13,7 +13,7 @@ const ADMIN: u64 = 256;
 
 /// Raises the limit of open files to what the process may have: what a shell or a service manager sets as usual dates
 /// from programs that could not take more than 1024.
-pub fn raise_limit() {
+pub(crate) fn raise_limit() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum
         && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
@@ -24,7 +24,7 @@ pub fn raise_limit() {
 
 /// How many client connections there may be: `server.max_connections`, or fewer where that leaves the upstream's and
 /// the operator's side without descriptors.
-pub fn client_connections(config: &Config) -> usize {
+pub(crate) fn client_connections(config: &Config) -> usize {
     let rest = getrlimit(Resource::Nofile).current.map_or(u64::MAX, |limit| clients_of(limit, config));
     config.server.max_connections.min(usize::try_from(rest).unwrap_or(usize::MAX))
 }

@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::answers::Answers;
+use super::activity::Answers;
 
 /// One pass finds this part of the idle connections, and so many at least.
 const PART: usize = 16;

@@ -16,12 +16,12 @@ use http::HeaderValue;
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::answers::Answers;
-use crate::access;
-use crate::error::{HttpFault, Refusal};
+use super::activity::Answers;
 use crate::gateway::Gateway;
-use crate::metrics::Metrics;
-use crate::request::{Peer, RequestId};
+use crate::gateway::access_log;
+use crate::gateway::error::{HttpFault, Refusal};
+use crate::protocol::request::{Peer, RequestId};
+use crate::telemetry::metrics::Metrics;
 
 /// A client's socket.
 pub(super) struct Refusals<S> {
@@ -134,7 +134,7 @@ fn fault(written: &[u8]) -> Option<HttpFault> {
 fn refusal(fault: HttpFault, peer: Peer, metrics: &Metrics) -> Bytes {
     let (id, refusal) = (RequestId::new(None), Refusal::Http(fault));
     let status = refusal.status();
-    access::refused_head(status, refusal.reason(), peer, &id, metrics);
+    access_log::refused_head(status, refusal.reason(), peer, &id, metrics);
     let (head, body) = refusal.answer_bytes(&id, "").into_parts();
     let mut wire = format!("HTTP/1.1 {status}\r\n").into_bytes();
     let date = HeaderValue::try_from(httpdate::fmt_http_date(SystemTime::now())).expect("a date is a value");

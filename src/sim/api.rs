@@ -12,15 +12,15 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::json;
 
-use super::clip::{Clip, all_reach};
-use super::fault::{Asked, Fault};
-use super::journal::{End, Held, Seen, Ticket};
-use super::reply::{Broken, PAGE, Refusal, cut, error, refusal, seal, stamp, with_type};
+use super::faults::{Asked, Fault};
+use super::job::{Clip, all_reach};
+use super::recorder::{End, Held, Seen, Ticket};
+use super::response::{Broken, PAGE, Refusal, cut, error, refusal, seal, stamp, with_type};
 use super::server::Wire;
-use super::{Shape, Sim, World, aids, body, uuid};
-use crate::body::Body;
+use super::{Shape, Sim, World, body, debug_endpoints, uuid};
 use crate::clock;
-use crate::model::route::{Form, Goal, Route, Rung};
+use crate::core::route::{Form, Goal, Route, Rung};
+use crate::protocol::body::Body;
 
 /// A request whose head has been read.
 pub(super) struct Call {
@@ -189,7 +189,7 @@ async fn answer_right(sim: &Sim, call: Call, asks: Asks, shape: Shape) -> Result
     let (id, seen) = (call.id.clone(), call.seen.clone());
     let lets_in = || sim.0.world.lock().keys.accepts(seen.key);
     let answered = match asks {
-        Asks::Aid => aids::answer(call).await,
+        Asks::Aid => debug_endpoints::answer(call).await,
         Asks::Nothing => Err(not_found(&call)),
         Asks::Make | Asks::States(_) | Asks::Lyric if !lets_in() => {
             Err(refusal(StatusCode::UNAUTHORIZED, "The API key is missing or not known"))

@@ -11,8 +11,8 @@ use fastrand::Rng;
 use serde::Serialize;
 
 use super::Shape;
-use super::clip::{State, number};
-use crate::model::route::Ladder;
+use super::job::{State, number};
+use crate::core::route::Ladder;
 
 /// What there is of a clip, whatever its status is called.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -210,7 +210,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::model::route::Route;
+    use crate::core::route::Route;
 
     fn body(id: &str, word: &str) -> Value {
         let ladder = Route::suno().ladder;

@@ -13,15 +13,17 @@
 //!
 //! [`Sim`] owns all state behind one lock of a few lines; a held poll keeps none of it, it watches its clips.
 
-mod aids;
+#![warn(missing_docs)]
+
 mod api;
 mod body;
-mod clip;
-mod fault;
-mod journal;
+mod bounded_map;
+mod debug_endpoints;
+mod faults;
+mod job;
 mod keys;
-mod recent;
-mod reply;
+mod recorder;
+mod response;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -35,17 +37,17 @@ use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-pub use self::fault::{ErrorBody, Fault, FaultSpec, FaultSpecError, Often, On};
-pub use self::journal::{End, FaultRecord, Observed, Seen};
+pub use self::faults::{ErrorBody, Fault, FaultSpec, FaultSpecError, Often, On};
 pub use self::keys::KeySeen;
+pub use self::recorder::{End, FaultRecord, Observed, Seen};
 
-use self::clip::{Clip, Pace, State, Timeline};
-use self::fault::Faults;
-use self::journal::Journal;
+use self::bounded_map::Recent;
+use self::faults::Faults;
+use self::job::{Clip, Pace, State, Timeline};
 use self::keys::Keys;
-use self::recent::Recent;
+use self::recorder::Journal;
 use crate::clock;
-use crate::model::route::Route;
+use crate::core::route::Route;
 
 /// What the simulated upstream is like. The default is the real one, as far as it is known.
 #[derive(Clone)]

@@ -21,8 +21,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::journal::Connected;
-use super::{Sim, World, aids, api};
+use super::recorder::Connected;
+use super::{Sim, World, api, debug_endpoints};
 
 /// How long to pause when no connection can be accepted: mostly for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -97,7 +97,7 @@ async fn connection(sim: Sim, stream: TcpStream, wire: Arc<Wire>, tasks: Tasks) 
     let _ = auto::Builder::new(tasks).serve_connection_with_upgrades(TokioIo::new(socket), service).await;
     let tunnel = wire.tunnel.lock().take();
     if let Some(tunnel) = tunnel {
-        let _ = aids::echo_tunnel(tunnel).await;
+        let _ = debug_endpoints::echo_tunnel(tunnel).await;
     }
 }
 

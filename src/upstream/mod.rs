@@ -1,4 +1,4 @@
 //! The upstream's side: the client, and one poll from its first try to its final outcome.
 
-pub mod client;
-pub mod poll;
+pub(crate) mod client;
+pub(crate) mod poll;

@@ -74,7 +74,10 @@ async fn json_is_one_flat_object_a_line_with_the_names_of_opentelemetry() {
         );
         assert!(line["network.peer.port"].as_u64().is_some_and(|port| port > 0), "{line}");
         assert!(line["clipgate.request_id"].is_string() && line["timestamp"].is_string(), "{line}");
-        assert_eq!((&line["level"], &line["target"]), (&"INFO".into(), &"clipgate::access".into()));
+        assert_eq!(
+            (&line["level"], &line["target"]),
+            (&"INFO".into(), &"clipgate::gateway::access_log".into())
+        );
     }
     assert_eq!(requests[0]["user_agent.original"], "curl/8 \"x\"\\");
     assert_eq!(requests[0]["clipgate.clips"], "a");

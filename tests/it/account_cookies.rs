@@ -1,8 +1,8 @@
 //! The cookies of an upstream account that is not the client's own stay between the gateway and the upstream.
 
-use clipgate::config::{Auth, Config};
-use clipgate::secret::Secret;
 use clipgate::sim::Options;
+use clipgate::testing::config::{Auth, Config};
+use clipgate::testing::secret::Secret;
 use http::Uri;
 
 use crate::scripted::Scripted;

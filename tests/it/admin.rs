@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use clipgate::config::Auth;
-use clipgate::secret::Secret;
+use clipgate::testing::config::Auth;
+use clipgate::testing::secret::Secret;
 use http::Response;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::client::legacy::Client;

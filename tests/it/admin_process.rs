@@ -123,7 +123,8 @@ async fn no_key_and_no_token_is_in_anything_that_it_says() {
     sim.put("a", "completed");
     sim.put("b", "queued");
     let _serving = tokio::spawn(sim.clone().serve(listener, std::future::pending()));
-    let hash = clipgate::auth::token_sha256(TOKEN.as_bytes()).0.map(|byte| format!("{byte:02x}")).concat();
+    let hash =
+        clipgate::testing::auth::token_sha256(TOKEN.as_bytes()).0.map(|byte| format!("{byte:02x}")).concat();
     let members = format!("[{{ name = \"alice\", token_sha256 = \"{hash}\", upstream_key = \"{KEY}\" }}]");
     let env = [
         ANY_PORT,

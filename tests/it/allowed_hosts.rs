@@ -1,8 +1,8 @@
 //! The Host rule: what asks for no credentials is answered only under names that no web site can point at it.
 
-use clipgate::allowed_host::HostPattern;
-use clipgate::config::{Auth, Config};
-use clipgate::secret::Secret;
+use clipgate::testing::config::{Auth, Config};
+use clipgate::testing::protocol::allowed_host::HostPattern;
+use clipgate::testing::secret::Secret;
 use http::{Response, Version};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::process::Command;

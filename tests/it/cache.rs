@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use clipgate::clock;
 use clipgate::sim::{Fault, On, Shape};
+use clipgate::testing::clock;
 
 use crate::stage::{Answer, Stage, multi, single};
 use crate::wire::{CLIP, assert_refusal, calls, field, request};

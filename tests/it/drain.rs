@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clipgate::clock;
+use clipgate::testing::clock;
 use http::StatusCode;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;

@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
-use clipgate::clock;
 use clipgate::sim::End;
+use clipgate::testing::clock;
 use http::StatusCode;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;

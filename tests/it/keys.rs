@@ -1,9 +1,9 @@
 //! Whose key is whose, and that none of them is ever shown (contract, section 4).
 
-use clipgate::allowed_host::HostPattern;
-use clipgate::config::{Auth, Config};
-use clipgate::secret::Secret;
 use clipgate::sim::{Options, Sim};
+use clipgate::testing::config::{Auth, Config};
+use clipgate::testing::protocol::allowed_host::HostPattern;
+use clipgate::testing::secret::Secret;
 use tokio::net::TcpListener;
 
 use crate::process::Process;

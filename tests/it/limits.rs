@@ -1,8 +1,8 @@
 //! The quota of one key, and who counts as one (contract, section 5).
 
-use clipgate::clock;
-use clipgate::config::{Auth, Config};
-use clipgate::secret::Secret;
+use clipgate::testing::clock;
+use clipgate::testing::config::{Auth, Config};
+use clipgate::testing::secret::Secret;
 
 use crate::stage::{Answer, Stage, all, single};
 use crate::wire::{CLIP, assert_refusal, calls, field, parse, raw, request};

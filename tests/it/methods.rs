@@ -1,8 +1,8 @@
 //! Methods that the gateway answers itself, in every mode.
 
-use clipgate::config::Auth;
-use clipgate::secret::Secret;
 use clipgate::sim::Options;
+use clipgate::testing::config::Auth;
+use clipgate::testing::secret::Secret;
 
 use crate::stage::Stage;
 use crate::team;
@@ -16,7 +16,7 @@ async fn stages() -> [Stage; 3] {
     let modes = [Auth::Passthrough, Auth::Sidecar, team];
     let mut stages = Vec::new();
     for auth in modes {
-        let configure = |config: &mut clipgate::config::Config, _: &mut Options| {
+        let configure = |config: &mut clipgate::testing::config::Config, _: &mut Options| {
             config.auth = auth;
             config.upstream.api_key = Some(Secret::new("sk-account"));
         };

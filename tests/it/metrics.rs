@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use clipgate::config::Auth;
 use clipgate::sim::{Fault, On};
+use clipgate::testing::config::Auth;
 use http::Request;
 
 use crate::operator::{Operator, field, text};

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use clipgate::admin::{Admin, Readiness};
-use clipgate::config::Listen;
+use clipgate::testing::admin::{Admin, Readiness};
+use clipgate::testing::config::Listen;
 use http::{Request, Response};
 use http_body_util::Empty;
 use serde_json::Value;

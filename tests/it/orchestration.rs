@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use clipgate::config::{Config, Listen};
+use clipgate::testing::config::{Config, Listen};
 use serde_json::{Value, json};
 
 use crate::deploy::{deploy, read};

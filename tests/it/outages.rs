@@ -9,8 +9,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clipgate::config::Config;
 use clipgate::sim::{ErrorBody, Fault, Observed, On, Options};
+use clipgate::testing::config::Config;
 use http::StatusCode;
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use clipgate::config::Config;
+use clipgate::testing::config::Config;
 
 use crate::deploy::{deploy, read};
 use crate::process::{run, try_run};

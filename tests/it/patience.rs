@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use clipgate::clock;
 use clipgate::sim::End;
+use clipgate::testing::clock;
 use http::{Request, Version};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Channel, Empty};

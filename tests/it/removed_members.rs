@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use clipgate::config::{Auth, Config};
+use clipgate::testing::config::{Auth, Config};
 use http::Request;
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Channel};

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use clipgate::clock;
 use clipgate::sim::End;
+use clipgate::testing::clock;
 use http::{Request, StatusCode};
 
 use crate::stage::{Answer, Stage, all, multi, set_hold, single};

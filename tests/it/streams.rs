@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use clipgate::clock;
 use clipgate::sim::{ErrorBody, Fault, On, Shape};
+use clipgate::testing::clock;
 use http::StatusCode;
 use serde_json::Value;
 use tokio_util::task::AbortOnDropHandle;

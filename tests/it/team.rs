@@ -2,10 +2,10 @@
 
 use std::process::Command;
 
-use clipgate::auth::token_sha256;
-use clipgate::config::{Auth, Config, Member};
-use clipgate::secret::Secret;
 use clipgate::sim::{Options, Sim};
+use clipgate::testing::auth::token_sha256;
+use clipgate::testing::config::{Auth, Config, Member};
+use clipgate::testing::secret::Secret;
 use http::header::AUTHORIZATION;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};

@@ -6,7 +6,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use clipgate::config::Config;
+use clipgate::testing::config::Config;
 use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines};

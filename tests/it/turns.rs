@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use clipgate::model::route::Route;
+use clipgate::core::route::Route;
 use clipgate::sim::{Fault, On};
 use http::StatusCode;
 

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use clipgate::clock;
 use clipgate::sim::{ErrorBody, Fault, On};
+use clipgate::testing::clock;
 use http::StatusCode;
 
 use crate::outages::{MINUTE, proven};

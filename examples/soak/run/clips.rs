@@ -8,8 +8,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use clipgate::clock;
 use clipgate::sim::Sim;
+use clipgate::testing::clock;
 use fastrand::Rng;
 use parking_lot::Mutex;
 

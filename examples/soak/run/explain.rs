@@ -211,8 +211,8 @@ fn retry_after(fault: &Fault) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use clipgate::clock;
     use clipgate::sim::{ErrorBody, On, Options, Sim};
+    use clipgate::testing::clock;
     use fastrand::Rng;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpStream;

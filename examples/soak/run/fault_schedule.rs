@@ -14,8 +14,8 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use clipgate::clock;
 use clipgate::sim::{ErrorBody, Fault, FaultSpec, Often, On, Shape, Sim};
+use clipgate::testing::clock;
 use fastrand::Rng;
 use http::StatusCode;
 

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use clipgate::clock;
+use clipgate::testing::clock;
 use fastrand::Rng;
 use http::header::ACCEPT;
 use http::{HeaderValue, StatusCode};

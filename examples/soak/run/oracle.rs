@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use clipgate::model::coalesce::SNAPSHOT_LIMIT;
+use clipgate::core::coalescer::SNAPSHOT_LIMIT;
 use clipgate::sim::Sim;
 use http::{HeaderMap, StatusCode};
 use parking_lot::Mutex;
@@ -88,7 +88,7 @@ impl Oracle {
     }
 
     pub(crate) fn drain_begins(&self) {
-        *self.drained_from.lock() = Some(clipgate::clock::now());
+        *self.drained_from.lock() = Some(clipgate::testing::clock::now());
     }
 
     /// How many requests of this key were not over a quota.

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use clipgate::sim::Sim;
-use clipgate::socket;
+use clipgate::testing::socket;
 use tokio::net::TcpSocket;
 use tokio::sync::Mutex;
 use tokio_util::sync::{CancellationToken, DropGuard};

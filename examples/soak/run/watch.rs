@@ -5,10 +5,10 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clipgate::clock;
-use clipgate::config::{self, Config};
-use clipgate::gateway::Gateway;
 use clipgate::sim::Seen;
+use clipgate::testing::clock;
+use clipgate::testing::config::{self, Config};
+use clipgate::testing::gateway::Gateway;
 use fastrand::Rng;
 use parking_lot::Mutex;
 

@@ -33,7 +33,7 @@ use super::connect::Stream;
 use super::link::{Link, Notice, Watched};
 use super::pool::Pool;
 use super::{SendError, UNWANTED_AFTER};
-use crate::body::Body;
+use crate::protocol::body::Body;
 
 /// A connection, whoever uses it.
 pub(super) struct Http1 {

@@ -31,8 +31,8 @@ use super::http2::{self, Driven, Http2, Http2Failure, MAX_STREAMS, StreamSlot};
 use super::link::Notice;
 use super::target::Base;
 use super::{Resend, SendError};
-use crate::body::Body;
 use crate::clock;
+use crate::protocol::body::Body;
 
 /// How long an unused HTTP/1.1 connection stays open; servers commonly close theirs after 60 s or more.
 const MAX_UNUSED: Duration = Duration::from_secs(30);

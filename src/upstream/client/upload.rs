@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use super::UNWANTED_AFTER;
 use super::http2::StreamSlot;
-use crate::body::Body;
+use crate::protocol::body::Body;
 
 /// What is claimed of the connection's window at once. All that is handed to h2 has been claimed, so that it does
 /// not stay there behind a window that the peer does not open.

@@ -3,8 +3,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
-use crate::model::clip::{ClipId, ClipSet, KeyDomain};
-use crate::model::route::{Form, Goal};
+use crate::core::job::{ClipId, ClipSet, KeyDomain};
+use crate::core::route::{Form, Goal};
 
 /// An upstream played by the test, byte for byte, and who polls it.
 struct Stage {

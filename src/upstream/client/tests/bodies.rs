@@ -8,7 +8,7 @@ use super::super::http2::MAX_STREAMS;
 use super::connections::raw;
 use super::raw_http2::Seen;
 use super::*;
-use crate::body::BoxError;
+use crate::protocol::body::BoxError;
 
 type Pieces = http_body_util::channel::Sender<Bytes, BoxError>;
 

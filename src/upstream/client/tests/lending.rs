@@ -50,7 +50,8 @@ async fn a_connection_that_has_just_been_lent_is_not_idle_however_its_driver_is_
 async fn is_upload_given_up(ends: bool) -> bool {
     let (listener, addr) = listen().await;
     let client = Client::new(&config(&format!("http://{addr}"))).unwrap();
-    let (mut pieces, body) = http_body_util::channel::Channel::<Bytes, crate::body::BoxError>::new(1);
+    let (mut pieces, body) =
+        http_body_util::channel::Channel::<Bytes, crate::protocol::body::BoxError>::new(1);
     let uri = client.uri(&PathAndQuery::from_static("/")).unwrap();
     let request = Request::post(uri).body(Body::stream(body)).unwrap();
     let sent = tokio::spawn({

@@ -1,0 +1,487 @@
+//! What is known without asking: terminal clips, and live states for a moment, each by key domain.
+//!
+//! moka keeps and evicts; when an entry is over, and for whom it may be read at all, is decided here by the
+//! one clock. Any task reads; what one read sees is whole. The hub writes.
+//!
+//! ```text
+//!   keys:  KeyDomain ─▶ epoch, accepted at        a 401 ends the epoch, and with it all entries that were
+//!   clips: (KeyDomain, ClipId) ─▶ epoch, state    stored under it; a 403 removes the clips asked for
+//! ```
+
+mod heads;
+mod keys;
+mod weight;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use foldhash::quality::RandomState;
+use http::HeaderValue;
+use moka::Expiry;
+use parking_lot::Mutex;
+
+use self::heads::{Heads, StoredHead};
+use self::keys::Keys;
+pub(crate) use self::keys::Proof;
+use crate::config;
+use crate::core::job::{ClipId, ClipState, KeyDomain};
+use crate::core::job_body::Shape;
+use crate::core::route::{Ladder, Rung};
+
+/// The most bytes that are held to know their validator.
+const MAX_VALIDATED: usize = 64 << 10;
+
+/// The cache.
+#[derive(Debug)]
+pub struct Cache {
+    rules: ArcSwap<config::Cache>,
+    ladder: Ladder,
+    clips: moka::sync::Cache<(KeyDomain, ClipId), Arc<Kept>, RandomState>,
+    keys: Keys,
+    heads: Heads,
+    /// The last bytes that a validator was made of, and it.
+    validated: Mutex<Option<(Bytes, HeaderValue)>>,
+}
+
+/// A clip's state that may be answered with.
+#[derive(Clone, Debug)]
+pub struct Hit {
+    /// What is kept.
+    pub kept: Arc<Kept>,
+    /// How long it may be answered with from now on.
+    pub ttl: Duration,
+}
+
+impl Hit {
+    /// Whether it was seen no longer than so long ago.
+    pub fn is_within(&self, max_age: Duration, now: Instant) -> bool {
+        now.saturating_duration_since(self.kept.state.seen_at) <= max_age
+    }
+}
+
+/// A clip's state, and what goes along with it to everybody who is told it.
+#[derive(Debug)]
+pub struct Kept {
+    /// The state.
+    pub state: ClipState,
+    /// The strong validator of the state's bytes.
+    pub etag: HeaderValue,
+    /// The head that it came with.
+    pub head: Arc<StoredHead>,
+    epoch: u64,
+    expires: Instant,
+    ttl: Duration,
+    /// What it takes up in memory.
+    weight: u32,
+}
+
+/// What is kept, all keys together; entries of a refused key count until they are over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Clips.
+    pub entries: u64,
+    /// What they weigh.
+    pub bytes: u64,
+}
+
+impl Cache {
+    /// An empty cache.
+    pub fn new(rules: config::Cache, ladder: Ladder) -> Self {
+        let clips = moka::sync::Cache::builder()
+            .max_capacity(rules.max_bytes)
+            .weigher(|_, kept: &Arc<Kept>| kept.weight)
+            .expire_after(OwnTtl)
+            .build_with_hasher(RandomState::default());
+        let heads = Heads::new(rules.max_bytes);
+        let rules = ArcSwap::from_pointee(rules);
+        Self { rules, ladder, clips, keys: Keys::new(), heads, validated: Mutex::new(None) }
+    }
+
+    /// From now on keeps states for other times; what is kept already stays for its own. Its size does not change.
+    pub fn set_rules(&self, rules: config::Cache) {
+        self.rules.store(Arc::new(rules));
+    }
+
+    /// What says that this key is one.
+    pub fn proof(&self, domain: KeyDomain) -> Option<Proof> {
+        self.keys.proof(domain)
+    }
+
+    /// Whether the upstream has accepted this key, as far as is remembered.
+    pub fn knows(&self, domain: KeyDomain) -> bool {
+        self.proof(domain).is_some()
+    }
+
+    /// The state kept of a clip, if this key may be told it at `now`.
+    pub fn get(&self, domain: KeyDomain, id: &ClipId, now: Instant) -> Option<Hit> {
+        self.get_proven(self.proof(domain)?, domain, id, now)
+    }
+
+    /// The same for a key whose proof is at hand.
+    pub fn get_proven(&self, proof: Proof, domain: KeyDomain, id: &ClipId, now: Instant) -> Option<Hit> {
+        if now.saturating_duration_since(proof.accepted_at?) >= self.rules.load().recheck_key {
+            return None;
+        }
+        let kept = self.clips.get(&(domain, id.clone()))?;
+        let ttl = kept.expires.saturating_duration_since(now);
+        (kept.epoch == proof.epoch && !ttl.is_zero()).then_some(Hit { kept, ttl })
+    }
+
+    /// The state kept of a clip, if this key may be told it, and it was seen no longer than `max_age` ago.
+    pub fn get_within(&self, domain: KeyDomain, id: &ClipId, max_age: Duration, now: Instant) -> Option<Hit> {
+        self.get(domain, id, now).filter(|hit| hit.is_within(max_age, now))
+    }
+
+    /// The upstream answered a request that began at `began` with a success. It looks at the key when a request
+    /// comes: one that began before a refusal says nothing of the time after it.
+    pub fn accepted(&self, domain: KeyDomain, began: Instant) {
+        self.keys.accepted(domain, began);
+    }
+
+    /// The upstream answered this key with 401 at `now`: nothing that it was told before is told again.
+    pub fn refused(&self, domain: KeyDomain, now: Instant) {
+        self.keys.refused(domain, now);
+    }
+
+    /// The upstream answered this key with 403 at `now`, when it asked for these clips: they are removed, and the key
+    /// must be proven again before it is told of others.
+    pub fn forbidden<'a>(
+        &self,
+        domain: KeyDomain,
+        asked: impl IntoIterator<Item = &'a ClipId>,
+        now: Instant,
+    ) {
+        self.keys.forbidden(domain, now);
+        for id in asked {
+            self.clips.invalidate(&(domain, id.clone()));
+        }
+    }
+
+    /// Returns the outer shape of the last list that the upstream answered this key with; an array before the first
+    /// one. It may hold the name of what the key belongs to, so no other key is told it.
+    pub fn shape(&self, domain: KeyDomain) -> Arc<Shape> {
+        self.keys.shape(domain)
+    }
+
+    /// Records the outer shape of a list that the upstream answered this key with.
+    pub fn set_shape(&self, domain: KeyDomain, shape: &Shape) {
+        self.keys.set_shape(domain, shape);
+    }
+
+    /// Keeps a state that the upstream told this key in answer to a request that began at `began`. Needs
+    /// [`Self::accepted`] before. Not kept are a state behind one that is known, what is not the whole representation, and
+    /// what was asked for before a refusal, which may have been about this very clip.
+    pub fn store(&self, domain: KeyDomain, state: &ClipState, began: Instant, now: Instant) {
+        if !state.head.is_whole || self.keys.is_refused_since(domain, began) {
+            return;
+        }
+        let Some(ttl) = state.rung.map(|rung| self.ttl(rung)) else { return };
+        let Some(proof) = self.proof(domain) else { return };
+        let expires = state.seen_at + ttl;
+        let key = (domain, state.id.clone());
+        let is_behind = self.clips.get(&key).is_some_and(|kept| {
+            kept.epoch == proof.epoch && now < kept.expires && kept.state.rung > state.rung
+        });
+        if now >= expires || is_behind {
+            return;
+        }
+        let (head, head_bytes) = self.heads.store(&state.head);
+        // The bytes may be a part of a larger answer, which would stay in memory with them.
+        let body = Bytes::copy_from_slice(&state.body);
+        let state = ClipState { body, head: Arc::clone(&head.head), ..state.clone() };
+        let etag = etag(&state.body);
+        let weight = u32::try_from(weight::of(&state, etag.len()) + head_bytes).unwrap_or(u32::MAX);
+        let kept = Kept { state, etag, head, epoch: proof.epoch, expires, ttl, weight };
+        self.clips.insert(key.clone(), Arc::new(kept));
+        // A 403 that came meanwhile has removed the clip before it was stored.
+        if self.keys.is_refused_since(domain, began) {
+            self.clips.invalidate(&key);
+        }
+    }
+
+    /// The strong validator of these bytes. Of the same bytes in memory, as all have them who waited for one answer, it is
+    /// made once.
+    pub fn etag(&self, body: &Bytes) -> HeaderValue {
+        if body.len() > MAX_VALIDATED {
+            return etag(body);
+        }
+        let mut validated = self.validated.lock();
+        match &*validated {
+            // While it is held here, no other bytes can be where it is.
+            Some((last, etag)) if last.as_ptr() == body.as_ptr() && last.len() == body.len() => etag.clone(),
+            Some(_) | None => {
+                let etag = etag(body);
+                *validated = Some((body.clone(), etag.clone()));
+                etag
+            }
+        }
+    }
+
+    /// How much is kept.
+    pub fn size(&self) -> Size {
+        self.clips.run_pending_tasks();
+        Size { entries: self.clips.entry_count(), bytes: self.clips.weighted_size() }
+    }
+
+    /// Forgets what is kept of a clip, whoever's key it is kept for. Says how many entries there were.
+    pub fn forget(&self, id: &ClipId) -> u64 {
+        let keys: Vec<_> = self.clips.iter().map(|(key, _)| key).filter(|key| key.1 == *id).collect();
+        keys.iter().filter(|key| self.clips.remove(&***key).is_some()).count() as u64
+    }
+
+    /// Forgets all clips; keys stay proven. Says how many entries there were.
+    pub fn forget_all(&self) -> u64 {
+        let size = self.size();
+        self.clips.invalidate_all();
+        size.entries
+    }
+
+    /// How long a state on this rung is kept, if it is the clip's last.
+    pub fn terminal_ttl(&self, rung: Rung) -> Option<Duration> {
+        self.ladder.is_terminal(rung).then(|| self.ttl(rung))
+    }
+
+    fn ttl(&self, rung: Rung) -> Duration {
+        let rules = self.rules.load();
+        if !self.ladder.is_terminal(rung) {
+            rules.live_ttl
+        } else if self.ladder.is_failure(rung) {
+            rules.error_ttl
+        } else {
+            rules.completed_ttl
+        }
+    }
+}
+
+/// Half of a hash, in quotes.
+const ETAG_BYTES: usize = 34;
+
+/// The strong validator of these bytes (RFC 9110 §8.8.3).
+fn etag(body: &[u8]) -> HeaderValue {
+    let hash = blake3::hash(body).to_hex();
+    let mut quoted = [b'"'; ETAG_BYTES];
+    quoted[1..ETAG_BYTES - 1].copy_from_slice(&hash.as_bytes()[..ETAG_BYTES - 2]);
+    HeaderValue::from_bytes(&quoted).expect("hex digits are a header value")
+}
+
+/// Lets moka free what is over; it counts by a clock of its own.
+#[derive(Debug)]
+struct OwnTtl;
+
+impl Expiry<(KeyDomain, ClipId), Arc<Kept>> for OwnTtl {
+    fn expire_after_create(&self, _: &(KeyDomain, ClipId), kept: &Arc<Kept>, _: Instant) -> Option<Duration> {
+        Some(kept.ttl)
+    }
+
+    fn expire_after_update(
+        &self,
+        _: &(KeyDomain, ClipId),
+        kept: &Arc<Kept>,
+        _: Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        Some(kept.ttl)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+    use crate::core::job::Head;
+    use crate::core::route::Route;
+
+    const ALICE: KeyDomain = KeyDomain([1; 16]);
+    const BOB: KeyDomain = KeyDomain([2; 16]);
+
+    fn id(text: &str) -> ClipId {
+        ClipId::new(text).unwrap()
+    }
+
+    fn state(name: &str, word: &str, at: Instant) -> ClipState {
+        ClipState {
+            id: id(name),
+            rung: Route::suno().ladder.rung(word),
+            body: Bytes::from(format!("{name} {word}")),
+            head: Arc::new(Head::default()),
+            seen_at: at,
+        }
+    }
+
+    fn cache() -> Cache {
+        Cache::new(config::Config::default().cache, Route::suno().ladder)
+    }
+
+    fn secs(secs: u64) -> Duration {
+        Duration::from_secs(secs)
+    }
+
+    #[test]
+    fn each_kind_of_state_is_kept_for_its_own_time() {
+        let rows = [
+            ("completed", 24 * 3600),
+            ("complete", 24 * 3600),
+            ("error", 600),
+            ("streaming", 1),
+            ("queued", 1),
+        ];
+        for (word, ttl) in rows {
+            let mut rules = config::Config::default().cache;
+            rules.recheck_key = secs(1_000_000);
+            let cache = Cache::new(rules, Route::suno().ladder);
+            let t0 = clock::now();
+            cache.accepted(ALICE, t0);
+            cache.store(ALICE, &state("a", word, t0), t0, t0);
+            let hit = |after| cache.get(ALICE, &id("a"), t0 + after);
+            assert_eq!(hit(secs(0)).map(|hit| hit.ttl), Some(secs(ttl)), "{word}");
+            assert!(hit(secs(ttl) - Duration::from_millis(1)).is_some(), "{word}");
+            assert!(hit(secs(ttl)).is_none(), "{word}");
+        }
+    }
+
+    #[test]
+    fn new_rules_are_for_what_is_kept_from_then_on() {
+        let (cache, t0) = (cache(), clock::now());
+        cache.accepted(ALICE, t0);
+        cache.store(ALICE, &state("a", "completed", t0), t0, t0);
+        let rules = config::Cache { completed_ttl: secs(5), ..config::Config::default().cache };
+        cache.set_rules(rules);
+        cache.store(ALICE, &state("b", "completed", t0), t0, t0);
+        let ttl = |name| cache.get(ALICE, &id(name), t0).map(|hit| hit.ttl);
+        assert_eq!((ttl("a"), ttl("b")), (Some(secs(24 * 3600)), Some(secs(5))));
+    }
+
+    #[test]
+    fn what_is_on_no_ladder_is_not_kept() {
+        let (cache, t0) = (cache(), clock::now());
+        cache.accepted(ALICE, t0);
+        cache.store(ALICE, &state("a", "paused", t0), t0, t0);
+        assert!(cache.get(ALICE, &id("a"), t0).is_none());
+    }
+
+    #[test]
+    fn an_entry_is_for_its_own_key_only() {
+        let (cache, t0) = (cache(), clock::now());
+        cache.accepted(ALICE, t0);
+        cache.accepted(BOB, t0);
+        cache.store(ALICE, &state("a", "completed", t0), t0, t0);
+        assert!(cache.get(ALICE, &id("a"), t0).is_some());
+        assert!(cache.get(BOB, &id("a"), t0).is_none());
+    }
+
+    #[test]
+    fn a_key_is_proven_again_before_it_is_told_more() {
+        let (cache, t0) = (cache(), clock::now());
+        cache.accepted(ALICE, t0);
+        cache.store(ALICE, &state("a", "completed", t0), t0, t0);
+        assert!(cache.get(ALICE, &id("a"), t0 + secs(599)).is_some());
+        assert!(cache.get(ALICE, &id("a"), t0 + secs(600)).is_none());
+        cache.accepted(ALICE, t0 + secs(601));
+        assert!(cache.get(ALICE, &id("a"), t0 + secs(601)).is_some(), "what was kept is good again");
+    }
+
+    #[test]
+    fn a_refused_key_loses_what_was_kept_for_it_for_good() {
+        let (cache, t0) = (cache(), clock::now());
+        cache.accepted(ALICE, t0);
+        cache.store(ALICE, &state("a", "completed", t0), t0, t0);
+        cache.refused(ALICE, t0);
+        assert!(cache.get(ALICE, &id("a"), t0).is_none());
+        cache.accepted(ALICE, t0);
+        cache.store(ALICE, &state("a", "completed", t0), t0, t0);
+        assert!(cache.get(ALICE, &id("a"), t0).is_none(), "what began before the refusal proves nothing");
+        cache.accepted(ALICE, t0 + secs(1));
+        assert!(cache.get(ALICE, &id("a"), t0 + secs(1)).is_none(), "what was kept is gone");
+    }
+
+    #[test]
+    fn a_403_removes_the_clips_asked_for_and_the_rest_waits_for_a_new_proof() {
+        let (cache, t0) = (cache(), clock::now());
+        let kept = |name, at| cache.get(ALICE, &id(name), at).is_some();
+        cache.accepted(ALICE, t0);
+        for name in ["a", "b", "c"] {
+            cache.store(ALICE, &state(name, "completed", t0), t0, t0);
+        }
+        cache.forbidden(ALICE, &[id("b"), id("unknown")], t0 + secs(2));
+        assert!(cache.knows(ALICE), "it still counts for itself");
+        assert_eq!(["a", "b", "c"].map(|name| kept(name, t0 + secs(2))), [false; 3]);
+        cache.store(ALICE, &state("b", "completed", t0 + secs(3)), t0 + secs(1), t0 + secs(3));
+        cache.accepted(ALICE, t0 + secs(1));
+        assert_eq!(["a", "b", "c"].map(|name| kept(name, t0 + secs(3))), [false; 3], "they began before");
+        cache.accepted(ALICE, t0 + secs(4));
+        assert_eq!(["a", "b", "c"].map(|name| kept(name, t0 + secs(4))), [true, false, true]);
+        cache.forbidden(BOB, &[], t0);
+        assert!(!cache.knows(BOB), "a refusal proves nothing");
+    }
+
+    #[test]
+    fn the_shape_of_a_keys_lists_is_its_own_and_the_newest() {
+        let cache = cache();
+        let shape = |name: &str| Shape::Wrapped(name.to_owned());
+        for (domain, told) in
+            [(ALICE, shape("a")), (BOB, Shape::ById), (ALICE, shape("b")), (BOB, Shape::Bare)]
+        {
+            cache.set_shape(domain, &told);
+            assert_eq!(*cache.shape(domain), told);
+        }
+        assert_eq!(*cache.shape(ALICE), shape("b"));
+        assert_eq!(*cache.shape(KeyDomain([3; 16])), Shape::Bare);
+    }
+
+    #[test]
+    fn a_state_that_goes_backwards_is_ignored() {
+        let (cache, t0) = (cache(), clock::now());
+        cache.accepted(ALICE, t0);
+        cache.store(ALICE, &state("a", "completed", t0), t0, t0);
+        cache.store(ALICE, &state("a", "streaming", t0), t0, t0);
+        assert_eq!(cache.get(ALICE, &id("a"), t0).unwrap().kept.state.body, "a completed");
+    }
+
+    #[test]
+    fn a_clip_is_forgotten_for_all_keys_and_all_clips_at_once() {
+        let (cache, t0) = (cache(), clock::now());
+        for domain in [ALICE, BOB] {
+            cache.accepted(domain, t0);
+            for name in ["a", "b"] {
+                cache.store(domain, &state(name, "completed", t0), t0, t0);
+            }
+        }
+        let kept = |domain, name| cache.get(domain, &id(name), t0).is_some();
+        assert_eq!(cache.size().entries, 4);
+        assert!(cache.size().bytes > 4 * 512, "{:?}", cache.size());
+        assert_eq!(cache.forget(&id("a")), 2);
+        assert_eq!(
+            [kept(ALICE, "a"), kept(BOB, "a"), kept(ALICE, "b"), kept(BOB, "b")],
+            [false, false, true, true]
+        );
+        assert_eq!(cache.forget(&id("a")), 0);
+        assert_eq!(cache.forget_all(), 2);
+        assert_eq!([kept(ALICE, "b"), kept(BOB, "b")], [false; 2]);
+        assert_eq!(cache.size(), Size { entries: 0, bytes: 0 });
+        cache.store(ALICE, &state("a", "completed", t0), t0, t0);
+        assert!(kept(ALICE, "a"), "keys stay proven, and what comes later is kept");
+    }
+
+    #[test]
+    fn bytes_bound_the_cache() {
+        let rules = config::Cache { max_bytes: 20_000, ..config::Config::default().cache };
+        let (cache, t0) = (Cache::new(rules, Route::suno().ladder), clock::now());
+        cache.accepted(ALICE, t0);
+        for n in 0..100 {
+            let body = Bytes::from(vec![b'x'; 1000]);
+            cache.store(ALICE, &ClipState { body, ..state(&format!("clip-{n}"), "completed", t0) }, t0, t0);
+        }
+        cache.clips.run_pending_tasks();
+        assert!(cache.clips.weighted_size() <= 20_000, "{}", cache.clips.weighted_size());
+        assert!(cache.clips.entry_count() >= 10, "{}", cache.clips.entry_count());
+    }
+
+    #[test]
+    fn the_validator_follows_the_bytes() {
+        assert_eq!(etag(b"a"), etag(b"a"));
+        assert_ne!(etag(b"a"), etag(b"b"));
+        assert_eq!(etag(b"a").len(), 34);
+    }
+}

@@ -1,0 +1,52 @@
+//! The admin listener of `serve`: where it listens, and what it is told of the gateway.
+
+use crate::admin::{Admin, Subject};
+use crate::cli::error::CommandError;
+use crate::config::{Config, Listen};
+use crate::core::route::Route;
+
+/// Starts it, where the configuration has one. Before a simulated upstream, where the usual address is taken, any
+/// other will do: nobody scrapes a try-out.
+pub(super) async fn start(
+    config: &Config,
+    is_simulated: bool,
+    subject: Subject,
+) -> Result<Option<Admin>, CommandError> {
+    let Some(listen) = &config.admin.listen else { return Ok(None) };
+    let mut choices = vec![listen.clone()];
+    if is_simulated && Config::default().admin.listen.as_ref() == Some(listen) {
+        choices.push(Listen::Tcp(([127, 0, 0, 1], 0).into()));
+    }
+    match Admin::start(choices, config, subject).await {
+        Ok(admin) => Ok(Some(admin)),
+        Err(error) => Err(format!(
+            "cannot listen on {listen}: {error}\nset admin.listen to another address, or to \"\" for none"
+        )
+        .into()),
+    }
+}
+
+/// A command that makes a first request.
+pub(super) fn example(listen: &[Listen], is_simulated: bool) -> String {
+    let Route { single_path, single_param, status_param, ladder, .. } = Route::suno();
+    let tcp = listen.iter().find_map(|listen| match listen {
+        Listen::Tcp(address) => Some(format!("http://{address}")),
+        Listen::Unix(_) => None,
+    });
+    let unix = listen.iter().find_map(|listen| match listen {
+        Listen::Tcp(_) => None,
+        Listen::Unix(path) => Some(format!("--unix-socket {} http://localhost", path.display())),
+    });
+    let to = tcp.or(unix).unwrap_or_default();
+    let last = ladder.askable_words().last().unwrap_or_default();
+    match is_simulated {
+        true => format!(
+            "curl -s {to}{single_path} -H 'Authorization: Bearer demo' \\\n     \
+             -H 'Content-Type: application/json' -d '{{\"prompt\":\"night drive\"}}'"
+        ),
+        false => format!(
+            "curl -sg {to}{single_path}'?{single_param}=ID&{status_param}={last}' \\\n     \
+             -H \"Authorization: Bearer $AIMLAPI_KEY\""
+        ),
+    }
+}

@@ -1,0 +1,57 @@
+//! The configuration, read again while the gateway runs.
+//!
+//! All of it or nothing: what can fail comes first, and on a fault all stays as it was. No connection is dropped.
+
+use tracing::{error, info, warn};
+
+use crate::cli::error::CommandError;
+use crate::config::{Config, Faults};
+use crate::gateway::Gateway;
+use crate::server::Server;
+use crate::telemetry::log;
+
+/// What a configuration that was read again goes to.
+pub(super) struct Reload {
+    /// What the gateway was started with, and what holds until a restart.
+    pub(super) running: Config,
+    pub(super) gateway: Gateway,
+    pub(super) server: Server,
+    pub(super) log: log::Handle,
+}
+
+impl Reload {
+    /// Takes over what can be, says in the log what takes a restart, or why nothing was taken over.
+    pub(super) fn take_over(&self, read: Result<Config, Faults>) {
+        let config = match read {
+            Ok(config) => config,
+            Err(faults) => {
+                for fault in faults.iter() {
+                    let (place, key) = (&fault.place, &fault.key);
+                    error!(%place, key, wrong = fault.wrong, fix = fault.fix, "fault in the configuration");
+                }
+                return error!(faults = faults.iter().count(), "configuration refused, the old one stays");
+            }
+        };
+        if let Err(error) = self.take_over_all(&config) {
+            let cause = error.source().map(tracing::field::display);
+            return error!(%error, cause, "configuration refused, the old one stays");
+        }
+        self.log.set_level(config.log.level);
+        for warning in config.warnings() {
+            warn!("{warning}");
+        }
+        let restart = config.needs_restart(&self.running);
+        if !restart.is_empty() {
+            warn!(keys = restart.join(", "), "what these keys say now takes a restart");
+        }
+        info!("configuration reloaded");
+    }
+
+    /// What can fail comes first.
+    fn take_over_all(&self, config: &Config) -> Result<(), CommandError> {
+        let prepared = self.server.prepare(&config.server)?;
+        self.gateway.reload(config)?;
+        self.server.take_over(prepared);
+        Ok(())
+    }
+}

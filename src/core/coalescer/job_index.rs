@@ -1,0 +1,369 @@
+//! What concerns one clip, while anything does: where it was seen, who wants to know, which polls ask for it.
+//!
+//! An index over the board's waits and polls, cut so that a step costs what it changes and not what there is:
+//! thousands of different batches may share a clip. It must never know why anything is looked up.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::types::{PollId, PollSpec, WaitId};
+use crate::core::Map;
+use crate::core::job::{ClipId, ClipSet, ClipState, KeyDomain};
+use crate::core::route::{Goal, Rung};
+
+/// All clips of all key domains. Maps are only looked up, sets are walked: the same inputs give the same outputs.
+#[derive(Debug, Default)]
+pub(super) struct Slots(Map<KeyDomain, Map<ClipId, Slot>>);
+
+#[derive(Debug, Default)]
+struct Slot {
+    /// The highest state seen while anyone cared.
+    state: Option<ClipState>,
+    /// The waits that name the clip.
+    waits: BTreeSet<WaitId>,
+    /// Those of them that may have no answer for it yet, by what they ask for.
+    wanting: BTreeSet<(Goal, WaitId)>,
+    /// The polls that ask for it.
+    polls: BTreeSet<PollId>,
+    /// Those of them that it holds, since it is not known to be where they want it; and all that they ask for.
+    holding: BTreeMap<(Goal, PollId), ClipSet>,
+    /// Those of them that nothing else holds.
+    holding_alone: BTreeSet<(Goal, PollId)>,
+    /// Each poll is in one of its clips' slots, the emptiest: whoever names all its clips finds it there.
+    anchored: BTreeSet<PollId>,
+}
+
+/// A clip that anything concerns.
+pub(super) struct Concerned<'b> {
+    pub(super) domain: KeyDomain,
+    pub(super) id: &'b ClipId,
+    pub(super) state: Option<&'b ClipState>,
+    pub(super) waits: &'b BTreeSet<WaitId>,
+    pub(super) polls: &'b BTreeSet<PollId>,
+}
+
+impl Slots {
+    /// The highest state seen of a clip while anyone cared.
+    pub(super) fn state(&self, domain: KeyDomain, clip: &ClipId) -> Option<&ClipState> {
+        self.slot(domain, clip)?.state.as_ref()
+    }
+
+    /// Whether the clip was seen at the goal.
+    pub(super) fn is_at(&self, domain: KeyDomain, clip: &ClipId, goal: Goal) -> bool {
+        self.slot(domain, clip).is_some_and(|slot| slot.is_at(goal))
+    }
+
+    /// The waits that may want the clip's state as it was last seen, and have no answer for it yet.
+    pub(super) fn wanting(&self, domain: KeyDomain, clip: &ClipId) -> impl Iterator<Item = WaitId> + '_ {
+        let slot = self.slot(domain, clip).and_then(|slot| Some((slot, slot.rung()?)));
+        slot.into_iter()
+            .flat_map(|(slot, rung)| slot.wanting.range(..=(Goal::Rung(rung), WaitId(u64::MAX))))
+            .map(|&(_, wait)| wait)
+    }
+
+    /// Whether the wait is among those that may have no answer for the clip.
+    pub(super) fn is_wanting(&self, domain: KeyDomain, clip: &ClipId, goal: Goal, wait: WaitId) -> bool {
+        self.slot(domain, clip).is_some_and(|slot| slot.wanting.contains(&(goal, wait)))
+    }
+
+    /// Polls that may ask for some of these clips and for no others: each that does so is among them, once.
+    pub(super) fn polls_within<'a>(
+        &'a self,
+        domain: KeyDomain,
+        clips: &'a ClipSet,
+    ) -> impl Iterator<Item = PollId> + 'a {
+        let slots = clips.iter().filter_map(move |clip| self.slot(domain, clip));
+        slots.flat_map(|slot| slot.anchored.iter().copied())
+    }
+
+    /// The polls that ask for the clip.
+    pub(super) fn polls_for(&self, domain: KeyDomain, clip: &ClipId) -> impl Iterator<Item = PollId> + '_ {
+        self.slot(domain, clip).into_iter().flat_map(|slot| slot.polls.iter().copied())
+    }
+
+    /// The polls at this goal that nothing but this clip holds.
+    pub(super) fn held_by(
+        &self,
+        domain: KeyDomain,
+        clip: &ClipId,
+        goal: Goal,
+    ) -> impl Iterator<Item = PollId> + '_ {
+        let all = (goal, PollId(0))..=(goal, PollId(u64::MAX));
+        let slot = self.slot(domain, clip).into_iter();
+        slot.flat_map(move |slot| slot.holding_alone.range(all.clone())).map(|&(_, poll)| poll)
+    }
+
+    /// Each clip that anything concerns, in no order.
+    pub(super) fn all(&self) -> impl Iterator<Item = Concerned<'_>> {
+        self.0.iter().flat_map(|(&domain, slots)| {
+            slots.iter().map(move |(id, slot)| Concerned {
+                domain,
+                id,
+                state: slot.state.as_ref(),
+                waits: &slot.waits,
+                polls: &slot.polls,
+            })
+        })
+    }
+
+    /// How many these are.
+    pub(super) fn count(&self) -> usize {
+        self.0.values().map(Map::len).sum()
+    }
+
+    /// A wait names these clips.
+    pub(super) fn enter_wait(&mut self, id: WaitId, domain: KeyDomain, clips: &ClipSet, goal: Goal) {
+        let slots = self.0.entry(domain).or_default();
+        for clip in clips {
+            let slot = slots.entry(clip.clone()).or_default();
+            slot.waits.insert(id);
+            slot.wanting.insert((goal, id));
+        }
+    }
+
+    /// The wait wants to know of all its clips again, for another goal.
+    pub(super) fn want_anew(
+        &mut self,
+        id: WaitId,
+        domain: KeyDomain,
+        clips: &ClipSet,
+        before: Goal,
+        goal: Goal,
+    ) {
+        for clip in clips {
+            if let Some(slot) = self.slot_mut(domain, clip) {
+                slot.wanting.remove(&(before, id));
+                slot.wanting.insert((goal, id));
+            }
+        }
+    }
+
+    /// The wait has its answer for this clip.
+    pub(super) fn want_no_more(&mut self, id: WaitId, domain: KeyDomain, clip: &ClipId, goal: Goal) {
+        if let Some(slot) = self.slot_mut(domain, clip) {
+            slot.wanting.remove(&(goal, id));
+        }
+    }
+
+    /// The wait is gone.
+    pub(super) fn leave_wait(&mut self, id: WaitId, domain: KeyDomain, clips: &ClipSet, goal: Goal) {
+        self.leave(domain, clips, |slot| {
+            slot.waits.remove(&id);
+            slot.wanting.remove(&(goal, id));
+        });
+    }
+
+    /// A poll asks for these clips.
+    pub(super) fn enter_poll(&mut self, id: PollId, spec: &PollSpec) {
+        let PollSpec { domain, ref clips, goal, .. } = *spec;
+        let slots = self.0.entry(domain).or_default();
+        for clip in clips {
+            let slot = slots.entry(clip.clone()).or_default();
+            slot.polls.insert(id);
+            if !slot.is_at(goal) {
+                slot.holding.insert((goal, id), clips.clone());
+            }
+        }
+        let anchor = clips.iter().min_by_key(|clip| slots.get(*clip).map(|slot| slot.anchored.len()));
+        if let Some(slot) = anchor.and_then(|clip| slots.get_mut(clip)) {
+            slot.anchored.insert(id);
+        }
+        self.note_holder(domain, id, goal, clips);
+    }
+
+    /// The poll is gone.
+    pub(super) fn leave_poll(&mut self, id: PollId, spec: &PollSpec) {
+        self.leave(spec.domain, &spec.clips, |slot| {
+            slot.polls.remove(&id);
+            slot.holding.remove(&(spec.goal, id));
+            slot.holding_alone.remove(&(spec.goal, id));
+            slot.anchored.remove(&id);
+        });
+    }
+
+    /// Remembers a state, unless it goes back behind what is known, which only confirms that.
+    pub(super) fn learn(&mut self, domain: KeyDomain, state: ClipState) {
+        let clip = state.id.clone();
+        let Some(slot) = self.slot_mut(domain, &clip) else { return };
+        match &mut slot.state {
+            Some(known) if state.rung < known.rung => known.seen_at = known.seen_at.max(state.seen_at),
+            Some(known) if state.rung == known.rung && state.seen_at < known.seen_at => {}
+            // Answers may come in another order than they were read: what had reached a rung before has it since.
+            Some(known) => *known = ClipState { seen_at: known.seen_at.max(state.seen_at), ..state },
+            none => *none = Some(state),
+        }
+        let Some(rung) = slot.rung() else { return };
+        let still = slot.holding.split_off(&(Goal::Rung(rung), PollId(u64::MAX)));
+        for ((goal, id), clips) in std::mem::replace(&mut slot.holding, still) {
+            if let Some(slot) = self.slot_mut(domain, &clip) {
+                slot.holding_alone.remove(&(goal, id));
+            }
+            self.note_holder(domain, id, goal, &clips);
+        }
+    }
+
+    /// Writes down what holds a poll, if that is one clip only.
+    fn note_holder(&mut self, domain: KeyDomain, id: PollId, goal: Goal, clips: &ClipSet) {
+        if let Some(clip) = self.holder(domain, goal, clips)
+            && let Some(slot) = self.slot_mut(domain, clip)
+        {
+            slot.holding_alone.insert((goal, id));
+        }
+    }
+
+    /// The only one of these clips that is not known to be at the goal.
+    fn holder<'a>(&self, domain: KeyDomain, goal: Goal, clips: &'a ClipSet) -> Option<&'a ClipId> {
+        let mut lacking = clips.iter().filter(|clip| !self.is_at(domain, clip, goal));
+        lacking.next().filter(|_| lacking.next().is_none())
+    }
+
+    fn slot(&self, domain: KeyDomain, clip: &ClipId) -> Option<&Slot> {
+        self.0.get(&domain)?.get(clip)
+    }
+
+    fn slot_mut(&mut self, domain: KeyDomain, clip: &ClipId) -> Option<&mut Slot> {
+        self.0.get_mut(&domain)?.get_mut(clip)
+    }
+
+    /// Takes somebody out of these clips' slots, and forgets those of the clips that concern nobody any more.
+    fn leave(&mut self, domain: KeyDomain, clips: &ClipSet, mut take_out: impl FnMut(&mut Slot)) {
+        let Some(slots) = self.0.get_mut(&domain) else { return };
+        for clip in clips {
+            let Some(slot) = slots.get_mut(clip) else { continue };
+            take_out(slot);
+            if slot.waits.is_empty() && slot.polls.is_empty() {
+                slots.remove(clip);
+            }
+        }
+        if slots.is_empty() {
+            self.0.remove(&domain);
+        }
+    }
+
+    /// All that is written down follows from these waits and polls.
+    pub(super) fn check<'a>(
+        &self,
+        waits: impl Iterator<Item = (WaitId, KeyDomain, &'a ClipSet, Goal)>,
+        polls: impl Iterator<Item = (PollId, &'a PollSpec)>,
+    ) {
+        let mut all = Map::<(KeyDomain, &ClipId), Slot>::default();
+        let mut anchors = Map::<PollId, usize>::default();
+        for (id, domain, clips, goal) in waits {
+            for clip in clips {
+                let slot = all.entry((domain, clip)).or_default();
+                slot.waits.insert(id);
+                slot.wanting.insert((goal, id));
+            }
+        }
+        for (id, PollSpec { domain, clips, goal, .. }) in polls {
+            for clip in clips {
+                let slot = all.entry((*domain, clip)).or_default();
+                slot.polls.insert(id);
+                slot.anchored.insert(id);
+                if !self.is_at(*domain, clip, *goal) {
+                    slot.holding.insert((*goal, id), clips.clone());
+                }
+            }
+            if let Some(clip) = self.holder(*domain, *goal, clips) {
+                all.entry((*domain, clip)).or_default().holding_alone.insert((*goal, id));
+            }
+            anchors.insert(id, 0);
+        }
+        assert!(self.0.values().all(|slots| !slots.is_empty()));
+        assert_eq!(self.count(), all.len());
+        for ((domain, clip), right) in all {
+            let slot = self.slot(domain, clip).expect("it concerns somebody");
+            assert_eq!(slot.waits, right.waits, "{clip}");
+            assert!(slot.wanting.is_subset(&right.wanting), "{clip}");
+            assert_eq!(slot.polls, right.polls, "{clip}");
+            assert_eq!(slot.holding, right.holding, "{clip}");
+            assert_eq!(slot.holding_alone, right.holding_alone, "{clip}");
+            assert!(slot.anchored.is_subset(&right.anchored), "{clip}");
+            slot.anchored.iter().for_each(|id| *anchors.entry(*id).or_default() += 1);
+        }
+        assert!(anchors.values().all(|count| *count == 1), "{anchors:?}");
+    }
+}
+
+impl Slot {
+    fn rung(&self) -> Option<Rung> {
+        self.state.as_ref()?.rung
+    }
+
+    fn is_at(&self, goal: Goal) -> bool {
+        self.rung().is_some_and(|rung| goal <= Goal::Rung(rung))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::clock;
+    use crate::core::job::Head;
+    use crate::core::route::{Form, Route};
+
+    const KEY: KeyDomain = KeyDomain([0; 16]);
+
+    fn clips(ids: &str) -> ClipSet {
+        ClipSet::new(ids.split(' ').map(|id| ClipId::new(id).unwrap()))
+    }
+
+    fn rung(word: &str) -> Rung {
+        Route::suno().ladder.rung(word).unwrap()
+    }
+
+    fn state(id: &str, word: &str) -> ClipState {
+        let (id, head, seen_at) = (ClipId::new(id).unwrap(), Arc::new(Head::default()), clock::now());
+        ClipState { id, rung: Some(rung(word)), body: Bytes::new(), head, seen_at }
+    }
+
+    /// A thousand waits and polls, each on a clip of its own and on one that they share.
+    fn crowd() -> Slots {
+        let (mut slots, goal) = (Slots::default(), Goal::Rung(rung("completed")));
+        for n in 0..1000 {
+            let clips = clips(&format!("shared own{n}"));
+            slots.enter_wait(WaitId(n), KEY, &clips, goal);
+            slots.enter_poll(PollId(n), &PollSpec { domain: KEY, form: Form::Multi, clips, goal });
+        }
+        slots
+    }
+
+    #[test]
+    fn a_batch_finds_its_poll_without_walking_those_of_all_who_share_a_clip() {
+        let slots = crowd();
+        for n in [0, 7, 999] {
+            let found: Vec<PollId> = slots.polls_within(KEY, &clips(&format!("shared own{n}"))).collect();
+            assert!(found.contains(&PollId(n)) && found.len() <= 2, "{n}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_polls_that_a_clip_alone_holds_can_prove_where_it_is() {
+        let (mut slots, goal) = (crowd(), Goal::Rung(rung("completed")));
+        let shared = ClipId::new("shared").unwrap();
+        slots.learn(KEY, state("shared", "streaming"));
+        assert_eq!(slots.held_by(KEY, &shared, goal).count(), 0);
+        slots.learn(KEY, state("own7", "complete"));
+        assert_eq!(slots.held_by(KEY, &shared, goal).collect::<Vec<_>>(), [PollId(7)]);
+        slots.learn(KEY, state("shared", "complete"));
+        assert_eq!(slots.held_by(KEY, &shared, goal).count(), 0);
+        let own = ClipId::new("own8").unwrap();
+        assert_eq!(slots.held_by(KEY, &own, goal).collect::<Vec<_>>(), [PollId(8)]);
+    }
+
+    #[test]
+    fn a_state_concerns_those_only_who_want_it_and_do_not_have_it() {
+        let (mut slots, goal) = (crowd(), Goal::Rung(rung("completed")));
+        let shared = ClipId::new("shared").unwrap();
+        slots.learn(KEY, state("shared", "streaming"));
+        assert_eq!(slots.wanting(KEY, &shared).count(), 0);
+        slots.learn(KEY, state("shared", "complete"));
+        assert_eq!(slots.wanting(KEY, &shared).count(), 1000);
+        (1..1000).for_each(|n| slots.want_no_more(WaitId(n), KEY, &shared, goal));
+        slots.learn(KEY, state("shared", "complete"));
+        assert_eq!(slots.wanting(KEY, &shared).collect::<Vec<_>>(), [WaitId(0)]);
+    }
+}

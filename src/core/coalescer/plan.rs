@@ -1,0 +1,177 @@
+//! Which polls a wait leans on, and what it opens: the rule of leaning (see [`Coalescer`]) as code.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use super::Coalescer;
+use super::poll_result::Landing;
+use super::state::{Phase, Poll, Wait};
+use super::types::{Output, PollId, PollSpec, WaitId};
+use crate::core::job::{ClipId, ClipSet};
+use crate::core::route::Goal;
+
+/// What a wait has for one of its clips.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Cover {
+    Nothing,
+    /// A poll asks for it.
+    AskedFor,
+    /// A poll at the wait's own goal asks for it, at least as long as the wait has time.
+    Sure,
+    Answered,
+}
+
+impl Coalescer {
+    /// Forgets a landed poll and plans whoever leaned on it anew.
+    pub(super) fn release(&mut self, id: PollId, landing: Option<&Landing>, now: Instant) {
+        let Some(brought) = self.board.poll(id).map(|poll| poll.spec.clips.clone()) else { return };
+        let waits = self.forget_poll(id);
+        for id in self.in_planning_order(waits.into_iter().map(|(wait, _)| wait)) {
+            if !self.is_still_covered(id, &brought, now) {
+                self.plan(id, landing, now);
+            }
+        }
+    }
+
+    /// Plans waits in their order.
+    pub(super) fn plan_all(
+        &mut self,
+        waits: impl IntoIterator<Item = WaitId>,
+        landing: Option<&Landing>,
+        now: Instant,
+    ) {
+        for id in self.in_planning_order(waits) {
+            self.plan(id, landing, now);
+        }
+    }
+
+    /// Returns waits with fewer clips and lower goals first, so that the others lean on what these open.
+    fn in_planning_order(&self, waits: impl IntoIterator<Item = WaitId>) -> Vec<WaitId> {
+        let mut waits: Vec<(usize, Goal, WaitId)> = waits
+            .into_iter()
+            .filter_map(|id| self.board.wait(id).map(|wait| (wait.spec.clips.len(), wait.wants, id)))
+            .collect();
+        waits.sort_unstable();
+        waits.into_iter().map(|(_, _, id)| id).collect()
+    }
+
+    /// Returns whether a wait needs no plan although a poll for the clips that were just brought is gone: other polls ask
+    /// for those of them that it lacks, or a poll of its own is open, so that it opens no other. Of its other clips
+    /// nothing has changed. A wait for a thousand clips has two hundred polls, and this costs what one of them asked for.
+    fn is_still_covered(&mut self, id: WaitId, brought: &ClipSet, now: Instant) -> bool {
+        let Some(wait) = self.board.wait(id) else { return true };
+        let is_looking = matches!(wait.phase, Phase::Looking { .. });
+        if wait.alone || wait.leans.is_empty() || (!is_looking && self.is_over(wait, now)) {
+            return false;
+        }
+        let has_own =
+            wait.leans.iter().any(|&poll| self.board.poll(poll).is_some_and(|poll| poll.opener == id));
+        let (slots, domain) = (self.board.slots(), wait.spec.domain);
+        let (mut more, mut done_with) = (BTreeSet::new(), BTreeSet::new());
+        for clip in brought {
+            let polls = slots.polls_for(domain, clip);
+            let polls = polls.filter_map(|id| self.board.poll(id).map(|poll| (id, poll)));
+            if self.answer(wait, clip).is_some() {
+                let lacks =
+                    |poll: &Poll| poll.spec.clips.iter().any(|clip| self.answer(wait, clip).is_none());
+                let own = polls.filter(|(id, _)| wait.leans.contains(id));
+                done_with.extend(own.filter(|(_, poll)| !lacks(poll)).map(|(id, _)| id));
+            } else {
+                let before = more.len();
+                let attachable = polls.filter(|(_, poll)| self.is_leanable(poll, wait));
+                more.extend(attachable.map(|(id, _)| id));
+                if more.len() == before && !has_own {
+                    return false;
+                }
+            }
+        }
+        if more.is_empty() && done_with.len() == wait.leans.len() {
+            return false;
+        }
+        self.board.attach(id, more);
+        done_with.iter().for_each(|poll| self.board.detach(id, *poll));
+        self.let_linger(done_with, now);
+        if self.board.wait(id).is_some_and(|wait| self.is_hopeless(wait, now)) {
+            self.give_up(id, now);
+        }
+        true
+    }
+
+    /// Applies the rule of leaning to a wait that is not answered yet, and gives it up where that is of no use.
+    pub(super) fn plan(&mut self, id: WaitId, landing: Option<&Landing>, now: Instant) {
+        #[cfg(test)]
+        {
+            self.plans += 1;
+        }
+        let Some(wait) = self.board.wait(id) else { return };
+        let is_looking = matches!(wait.phase, Phase::Looking { .. });
+        if !is_looking && self.is_over(wait, now) {
+            return self.end(id, landing, now);
+        }
+        let goal = wait.wants;
+        let cover = |clip: &ClipId| match self.answer(wait, clip) {
+            Some(_) if !wait.alone => Cover::Answered,
+            Some(_) | None => Cover::Nothing,
+        };
+        // Most waits name one clip.
+        let (mut one, mut many) = ([Cover::Nothing], Vec::new());
+        let covers: &mut [Cover] = if wait.spec.clips.len() == 1 {
+            one[0] = wait.spec.clips.iter().next().map_or(Cover::Nothing, cover);
+            &mut one
+        } else {
+            many.extend(wait.spec.clips.iter().map(cover));
+            &mut many
+        };
+        let mut leans = BTreeSet::new();
+        for (poll_id, poll) in self.leanable(wait) {
+            let is_sure = poll.spec.goal == goal && self.outlasts(poll, wait);
+            for place in poll.spec.clips.iter().filter_map(|clip| wait.spec.clips.place(clip)) {
+                if covers[place] != Cover::Answered {
+                    leans.insert(poll_id);
+                    covers[place] = covers[place].max(if is_sure { Cover::Sure } else { Cover::AskedFor });
+                }
+            }
+        }
+        let is_covered = !covers.contains(&Cover::Nothing);
+        let unsure = wait.spec.clips.iter().zip(covers.iter()).filter(|(_, cover)| **cover < Cover::Sure);
+        let unsure: Vec<ClipId> = unsure.map(|(clip, _)| clip.clone()).collect();
+        let has_own = leans.iter().any(|&poll| self.board.poll(poll).is_some_and(|poll| poll.opener == id));
+        let (domain, form) = (wait.spec.domain, wait.spec.form);
+        let dropped = self.board.lean(id, leans);
+        if !is_covered && !has_own {
+            for clips in unsure.chunks(self.rules.max_clips) {
+                let clips = ClipSet::new(clips.iter().cloned());
+                self.open(id, PollSpec { domain, form, clips, goal }, now);
+            }
+        }
+        self.let_linger(dropped, now);
+        if self.board.wait(id).is_some_and(|wait| self.is_hopeless(wait, now)) {
+            self.give_up(id, now);
+        }
+    }
+
+    /// The running polls that ask for clips of the wait and cannot make it late (promises 4 and 5).
+    fn leanable(&self, wait: &Wait) -> Vec<(PollId, &Poll)> {
+        let polls = self.board.slots().polls_within(wait.spec.domain, &wait.spec.clips);
+        let polls = polls.filter_map(|id| self.board.poll(id).map(|poll| (id, poll)));
+        polls.filter(|(_, poll)| self.is_leanable(poll, wait)).collect()
+    }
+
+    fn is_leanable(&self, poll: &Poll, wait: &Wait) -> bool {
+        let fits = if wait.alone {
+            poll.spec.clips == wait.spec.clips && poll.spec.form == wait.spec.form
+        } else {
+            poll.spec.clips.is_subset(&wait.spec.clips)
+        };
+        let is_foreign = self.is_anothers_pause(poll, wait) || self.is_anothers_rest(poll, wait);
+        fits && self.rules.is_within(poll.spec.goal, wait.wants) && !is_foreign
+    }
+
+    fn open(&mut self, opener: WaitId, spec: PollSpec, now: Instant) {
+        let id = PollId(self.next_poll);
+        self.next_poll += 1;
+        self.board.add_poll(id, Poll::new(spec.clone(), opener, now));
+        self.board.lean_also(opener, id);
+        self.outputs.push_back(Output::Open(id, spec));
+    }
+}

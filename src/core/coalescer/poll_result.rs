@@ -1,0 +1,166 @@
+//! A poll that ended: what is learnt by it, and whom it answers.
+//!
+//! It must never know why anyone leaned on the poll. Who is not answered is planned anew by the Coalescer.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Coalescer;
+use super::state::{Phase, PollPhase, Tries};
+use super::types::{End, Failure, Outcome, PollId, WaitId};
+use crate::core::job::{ClipId, ClipState, Head, KeyDomain, Reply};
+
+/// Whose poll just landed, and the head of its answer.
+pub(super) struct Landing {
+    pub(super) opener: WaitId,
+    pub(super) head: Arc<Head>,
+    /// When it was read, a moment before it is taken in.
+    pub(super) read_at: Instant,
+}
+
+/// Of so many waits each is looked at, in whatever order they came.
+const FEW_WAITS: usize = 64;
+
+impl Coalescer {
+    pub(super) fn landed(&mut self, id: PollId, outcome: Outcome, now: Instant) {
+        // An aborted poll may land all the same, and nothing waits for it any more.
+        let Some(poll) = self.board.poll_mut(id) else { return };
+        poll.tries = Tries::Over;
+        match outcome {
+            Outcome::Clips(states) => self.landed_clips(id, states, now),
+            Outcome::Whole(reply) => self.landed_whole(id, &reply, now),
+            Outcome::Refused(reply) => {
+                for (wait, direct) in self.forget_poll(id) {
+                    self.settle(wait, End::Refused(Arc::clone(&reply)), direct, now);
+                }
+            }
+            Outcome::Failed(failure) => self.landed_failed(id, &failure, now),
+        }
+    }
+
+    fn landed_clips(&mut self, id: PollId, states: Vec<ClipState>, now: Instant) {
+        let Some(poll) = self.board.poll(id) else { return };
+        let (domain, opener) = (poll.spec.domain, poll.opener);
+        let earliest =
+            (poll.opened_at + self.rules.gap()).max(poll.not_before.map_or(now, |(_, until)| until));
+        let (mut affected, mut newly) = (poll.waits.iter().copied().collect::<Vec<_>>(), Vec::new());
+        let landing = states.first().map(|state| Landing {
+            opener,
+            head: Arc::clone(&state.head),
+            read_at: state.seen_at,
+        });
+        for state in states {
+            if state.rung.is_some() {
+                let clip = state.id.clone();
+                self.give_to_latecomers(id, &state);
+                self.board.learn(domain, state);
+                let answered = self.newly_answered(domain, &clip);
+                affected.extend(&answered);
+                newly.push((clip, answered));
+            } else {
+                self.board.hand_over(id, &state);
+            }
+        }
+        affected.sort(); // sorted parts
+        affected.dedup();
+        for wait in affected {
+            self.settle_if_answered(wait, landing.as_ref(), now);
+        }
+        // Whoever lacks other clips is not found for this one again.
+        for (clip, waits) in newly {
+            waits.into_iter().for_each(|wait| self.board.want_no_more(wait, &clip));
+        }
+        let Some(poll) = self.board.poll(id) else { return };
+        let slots = self.board.slots();
+        let is_reached = poll.spec.clips.iter().all(|clip| slots.is_at(domain, clip, poll.spec.goal));
+        if !is_reached && !poll.waits.is_empty() && now < earliest {
+            self.board.set_poll_phase(id, PollPhase::Resting { until: earliest });
+        } else {
+            self.release(id, landing.as_ref(), now);
+        }
+    }
+
+    /// A wait that attached to the poll after its answer was read, and before that was taken in, may use what it says.
+    /// To ask again would cost a call that its client alone would not make.
+    fn give_to_latecomers(&mut self, id: PollId, state: &ClipState) {
+        let Some(poll) = self.board.poll(id) else { return };
+        let read_at = state.seen_at;
+        let is_late = |id: &WaitId| {
+            self.board.wait(*id).is_some_and(|wait| {
+                let from = match wait.phase {
+                    Phase::Waiting => wait.spec.arrived,
+                    Phase::Looking { since } => since,
+                    Phase::Ending { .. } => return false, // the landing itself decides
+                };
+                read_at < from
+                    && from <= read_at + self.rules.skew()
+                    && self.answer(wait, &state.id).is_none()
+            })
+        };
+        // Numbers are given in the order of arrival. What waits look at past their deadlines is at the lowest rung.
+        let is_whole = self.rules.is_immediate(poll.spec.goal) || poll.waits.len() <= FEW_WAITS;
+        let arrived = |id: &&WaitId| self.board.wait(**id).is_some_and(|wait| wait.spec.arrived > read_at);
+        let newest = poll.waits.iter().rev().take_while(|id| is_whole || arrived(id));
+        let latecomers: Vec<WaitId> = newest.copied().filter(is_late).collect();
+        for id in latecomers {
+            if let Some(wait) = self.board.wait_mut(id) {
+                wait.given.insert(state.clone());
+            }
+        }
+    }
+
+    /// The waits that by what was just learnt have their answer for this clip.
+    fn newly_answered(&self, domain: KeyDomain, clip: &ClipId) -> Vec<WaitId> {
+        let slots = self.board.slots();
+        let seen = slots.state(domain, clip);
+        let is_answered = |id: &WaitId| {
+            self.board.wait(*id).is_some_and(|wait| self.answer_among(wait, clip, seen).is_some())
+        };
+        slots.wanting(domain, clip).filter(is_answered).collect()
+    }
+
+    /// An answer that has no clips to tell apart is one for the waits on just these, at just this goal.
+    fn landed_whole(&mut self, id: PollId, reply: &Arc<Reply>, now: Instant) {
+        let Some(poll) = self.board.poll(id) else { return };
+        let (spec, opened_at) = (poll.spec.clone(), poll.opened_at);
+        let is_held = now + self.rules.skew() >= opened_at + self.rules.hold;
+        let mut others = Vec::new();
+        for (wait_id, direct) in self.forget_poll(id) {
+            let Some(wait) = self.board.wait(wait_id) else { continue };
+            let asked =
+                wait.spec.clips == spec.clips && wait.spec.form == spec.form && wait.wants == spec.goal;
+            // The upstream's time may have ended it, and the wait's own is not over (promise 2).
+            let is_cut_short = is_held && !self.is_over(wait, now);
+            let is_too_large = wait.spec.clips.len() > self.rules.max_clips;
+            if asked && !is_cut_short {
+                self.settle(wait_id, End::Whole(Arc::clone(reply)), direct, now);
+            } else if is_too_large {
+                self.settle_failed(wait_id, Failure::Garbled(None), direct, now);
+            } else {
+                others.push(wait_id);
+            }
+        }
+        for &id in &others {
+            if let Some(wait) = self.board.wait_mut(id) {
+                wait.alone = true;
+            }
+        }
+        self.plan_all(others, None, now);
+    }
+
+    /// A failure is news only for those who were there when the failed try began; the rest would have made
+    /// a try of their own since.
+    fn landed_failed(&mut self, id: PollId, failure: &Failure, now: Instant) {
+        let Some(tried_at) = self.board.poll(id).map(|poll| poll.tried_at) else { return };
+        let mut others = Vec::new();
+        for (wait_id, direct) in self.forget_poll(id) {
+            let Some(wait) = self.board.wait(wait_id) else { continue };
+            if wait.spec.arrived <= tried_at {
+                self.settle_failed(wait_id, failure.clone(), direct, now);
+            } else {
+                others.push(wait_id);
+            }
+        }
+        self.plan_all(others, None, now);
+    }
+}

@@ -1,0 +1,219 @@
+//! A clip: its name, sets of names, and its state as the upstream last told it.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use crate::core::route::Rung;
+
+/// The longest id that is taken, in bytes (contract, section 6).
+pub const MAX_ID_BYTES: usize = 128;
+
+/// A clip's id as the upstream spells it: 1 to 128 bytes of UTF-8, otherwise opaque.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClipId(Arc<str>);
+
+/// Why a text is no clip id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadId {
+    /// It has no bytes.
+    #[error("is empty")]
+    Empty,
+    /// It has more than [`MAX_ID_BYTES`].
+    #[error("is longer than 128 bytes")]
+    TooLong,
+}
+
+impl ClipId {
+    /// The id, if it has a length an id can have.
+    pub fn new(id: &str) -> Result<Self, BadId> {
+        match id.len() {
+            0 => Err(BadId::Empty),
+            1..=MAX_ID_BYTES => Ok(Self(id.into())),
+            _ => Err(BadId::TooLong),
+        }
+    }
+
+    /// The id's text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ClipId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ClipId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// Different clips, in one order whatever order they were named in. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClipSet(Arc<[ClipId]>);
+
+impl ClipSet {
+    /// The set of these ids; one that comes twice is in it once.
+    pub fn new(ids: impl IntoIterator<Item = ClipId>) -> Self {
+        let mut ids: Vec<_> = ids.into_iter().collect();
+        ids.sort_unstable();
+        ids.dedup();
+        Self(ids.into())
+    }
+
+    /// The ids, sorted.
+    pub fn iter(&self) -> std::slice::Iter<'_, ClipId> {
+        self.0.iter()
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether the id is in the set.
+    pub fn contains(&self, id: &ClipId) -> bool {
+        self.place(id).is_some()
+    }
+
+    /// Returns the place of the id in the set.
+    pub fn place(&self, id: &ClipId) -> Option<usize> {
+        self.0.binary_search(id).ok()
+    }
+
+    /// Whether all of this set's ids are in the other.
+    pub fn is_subset(&self, of: &ClipSet) -> bool {
+        self.len() <= of.len() && self.iter().all(|id| of.contains(id))
+    }
+
+    /// Returns whether an id is in both sets.
+    pub fn intersects(&self, other: &ClipSet) -> bool {
+        self.iter().any(|id| other.contains(id))
+    }
+}
+
+impl<'a> IntoIterator for &'a ClipSet {
+    type Item = &'a ClipId;
+    type IntoIter = std::slice::Iter<'a, ClipId>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+/// Whose answers may be shared: all requests that reach the upstream with one key. A keyed digest of it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KeyDomain(pub [u8; 16]);
+
+impl Hash for KeyDomain {
+    /// A part of it: as a digest it is evenly spread already.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let [start @ .., _, _, _, _, _, _, _, _] = self.0;
+        state.write_u64(u64::from_le_bytes(start));
+    }
+}
+
+impl KeyDomain {
+    /// A short digest, for people: enough to tell two keys of one log apart.
+    pub fn short(&self) -> String {
+        hex::encode(&self.0[..4])
+    }
+}
+
+impl fmt::Display for KeyDomain {
+    /// As [`Self::short`].
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.short())
+    }
+}
+
+impl fmt::Debug for KeyDomain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The head of an upstream answer: its status, and names in lower case and values, hop-by-hop fields left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The HTTP status.
+    pub status: u16,
+    /// Whether the body is the whole representation, which only a 200 says (RFC 9110 §15.3.1): a 206 has a part of it, a
+    /// 203 is what somebody on the way made of it, a 201 or 202 may be about something else. Anything else is passed on,
+    /// but not kept.
+    pub is_whole: bool,
+    /// What holds for everybody who is told this state, a cache's reader included.
+    pub shared: Vec<(Box<str>, Bytes)>,
+    /// What belongs to this one answer, and so only to who caused it (contract, section 1).
+    pub own: Vec<(Box<str>, Bytes)>,
+}
+
+impl Default for Head {
+    /// A 200 without fields.
+    fn default() -> Self {
+        Self { status: 200, is_whole: true, shared: Vec::new(), own: Vec::new() }
+    }
+}
+
+/// What the upstream said of one clip. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClipState {
+    /// Which clip.
+    pub id: ClipId,
+    /// Where it stands; `None` for a status word that is on no ladder.
+    pub rung: Option<Rung>,
+    /// The clip's own bytes, as they came.
+    pub body: Bytes,
+    /// The head of the answer they came in.
+    pub head: Arc<Head>,
+    /// When the answer arrived.
+    pub seen_at: Instant,
+}
+
+/// An upstream answer that is passed on as it came, whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The HTTP status.
+    pub status: u16,
+    /// Its head.
+    pub head: Arc<Head>,
+    /// Its body, every byte.
+    pub body: Bytes,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(text: &str) -> ClipId {
+        ClipId::new(text).unwrap()
+    }
+
+    #[test]
+    fn an_id_has_1_to_128_bytes() {
+        assert_eq!(ClipId::new(""), Err(BadId::Empty));
+        assert!(ClipId::new(&"x".repeat(128)).is_ok());
+        assert_eq!(ClipId::new(&"x".repeat(129)), Err(BadId::TooLong));
+    }
+
+    #[test]
+    fn a_set_knows_no_order_and_no_repetition() {
+        let set = ClipSet::new([id("b"), id("a"), id("b")]);
+        assert_eq!(set, ClipSet::new([id("a"), id("b")]));
+        assert_eq!(set.len(), 2);
+        assert!(ClipSet::new([id("a")]).is_subset(&set));
+        assert!(!set.is_subset(&ClipSet::new([id("a"), id("c"), id("d")])));
+    }
+}

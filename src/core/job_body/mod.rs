@@ -1,0 +1,330 @@
+//! Upstream answers cut into clips by id, and put together again byte for byte.
+//!
+//! ```text
+//!               ┌ Clips    each clip's own bytes, a slice of the answer's
+//! body ─ slice ─┤ Whole    JSON, but not just the clips asked for: to be passed on as it came, not kept
+//!               └ Garbled  no JSON: no answer
+//!
+//! clips ─ assemble ─► body   in the order asked for, in the outer shape that the upstream used
+//! ```
+//!
+//! Clips are told by id, never by place. No body is built anew from values: what a client gets of a clip are the
+//! bytes that came. Of the JSON only the outer shape and each clip's id and status are read; what lies deeper is
+//! walked over without recursion, however deep it is. Knows nothing of HTTP, and keeps no state.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::core::job::{ClipId, ClipSet};
+use crate::core::route::{Form, Route, Rung};
+
+/// One clip of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Which clip.
+    pub id: ClipId,
+    /// Where it stands; `None` for a status word that is on no ladder, for a status that is no word and for none.
+    pub rung: Option<Rung>,
+    /// Its own bytes, a slice of the answer's.
+    pub body: Bytes,
+}
+
+/// The longest name that a list may be wrapped in: the shape of each key's lists is remembered. An answer with a longer
+/// one is passed on whole.
+pub const MAX_NAME_BYTES: usize = 128;
+
+/// How an answer with several clips holds them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Shape {
+    /// `[clip, …]`
+    #[default]
+    Bare,
+    /// `{"NAME": [clip, …]}`, with the member's name, which has [`MAX_NAME_BYTES`] at most.
+    Wrapped(String),
+    /// `{"ID": clip, …}`
+    ById,
+}
+
+/// What an answer is to those who wait on its clips.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sliced {
+    /// Exactly the clips asked for, each once.
+    Clips {
+        /// The clips, in the order of the set.
+        clips: Vec<Cut>,
+        /// What held them; `None` for the answer with one clip, which is the clip itself.
+        shape: Option<Shape>,
+    },
+    /// JSON, but something else.
+    Whole,
+    /// No JSON.
+    Garbled,
+}
+
+/// Cuts the body of a 2xx that was asked for these clips.
+pub fn slice(route: &Route, form: Form, asked: &ClipSet, body: &Bytes) -> Sliced {
+    let Ok(text) = str::from_utf8(body) else { return Sliced::Garbled };
+    // RFC 8259 §8.1 lets a parser skip a byte order mark. A single clip keeps it: its body is passed on as it came.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let cutter = Cutter { route, asked, body };
+    let sliced = match form {
+        Form::Single => cutter.single(text),
+        Form::Multi => cutter.multi(text),
+    };
+    match sliced {
+        Some(sliced) => sliced,
+        None if serde_json::from_str::<IgnoredAny>(text).is_ok() => Sliced::Whole,
+        None => Sliced::Garbled,
+    }
+}
+
+/// An answer with several clips: these, in this order, in this shape.
+pub fn assemble<'a>(shape: &Shape, clips: impl IntoIterator<Item = (&'a ClipId, &'a Bytes)>) -> Bytes {
+    let mut out = BytesMut::new();
+    match shape {
+        Shape::Bare => out.put_u8(b'['),
+        Shape::Wrapped(name) => {
+            out.put_u8(b'{');
+            put_text(&mut out, name);
+            out.put_slice(b":[");
+        }
+        Shape::ById => out.put_u8(b'{'),
+    }
+    for (place, (id, body)) in clips.into_iter().enumerate() {
+        if place > 0 {
+            out.put_u8(b',');
+        }
+        match shape {
+            Shape::Bare | Shape::Wrapped(_) => {}
+            Shape::ById => {
+                put_text(&mut out, id.as_str());
+                out.put_u8(b':');
+            }
+        }
+        out.put_slice(body);
+    }
+    out.put_slice(match shape {
+        Shape::Bare => b"]",
+        Shape::Wrapped(_) => b"]}",
+        Shape::ById => b"}",
+    });
+    out.freeze()
+}
+
+fn put_text(out: &mut BytesMut, text: &str) {
+    serde_json::to_writer(out.writer(), text).expect("a text is JSON, and memory takes all bytes");
+}
+
+/// Cuts one answer. `None` where it cannot be cut, JSON or not.
+struct Cutter<'a> {
+    route: &'a Route,
+    asked: &'a ClipSet,
+    body: &'a Bytes,
+}
+
+impl<'a> Cutter<'a> {
+    fn single(&self, text: &'a str) -> Option<Sliced> {
+        let head = self.head(text)?;
+        let mut asked = self.asked.iter();
+        let id = asked.next().filter(|id| head.id.as_deref() == Some(id.as_str()))?;
+        if asked.next().is_some() {
+            return None;
+        }
+        let cut = Cut { id: id.clone(), rung: head.rung, body: self.body.clone() };
+        Some(Sliced::Clips { clips: vec![cut], shape: None })
+    }
+
+    /// A wrapped list and a map by id cannot be mistaken for each other, whatever the ids: the values of the one
+    /// are a list, those of the other are objects.
+    fn multi(&self, text: &'a str) -> Option<Sliced> {
+        let (clips, shape) = match self.outer(text)? {
+            Outer::List(items) => (self.list(&items)?, Shape::Bare),
+            Outer::Object(members) => match members.as_slice() {
+                [(name, value)] if value.get().starts_with('[') && name.len() <= MAX_NAME_BYTES => {
+                    let Outer::List(items) = self.outer(value.get())? else { return None };
+                    (self.list(&items)?, Shape::Wrapped(name.clone().into_owned()))
+                }
+                _ => (self.map(&members)?, Shape::ById),
+            },
+        };
+        Some(Sliced::Clips { clips, shape: Some(shape) })
+    }
+
+    fn list(&self, items: &[&'a RawValue]) -> Option<Vec<Cut>> {
+        self.cut(items.iter().map(|item| {
+            let head = self.head(item.get())?;
+            Some((head.id?, head.rung, *item))
+        }))
+    }
+
+    fn map(&self, members: &[(Cow<'a, str>, &'a RawValue)]) -> Option<Vec<Cut>> {
+        self.cut(members.iter().map(|(key, value)| {
+            let head = self.head(value.get())?;
+            head.id.is_none_or(|id| id == *key).then(|| (key.clone(), head.rung, *value))
+        }))
+    }
+
+    /// The clips, if they are exactly those asked for.
+    fn cut(
+        &self,
+        found: impl Iterator<Item = Option<(Cow<'a, str>, Option<Rung>, &'a RawValue)>>,
+    ) -> Option<Vec<Cut>> {
+        let mut places: Vec<Option<Cut>> = vec![None; self.asked.len()];
+        for clip in found {
+            let (id, rung, raw) = clip?;
+            let asked = self.asked.iter().as_slice();
+            let place = asked.binary_search_by(|asked| asked.as_str().cmp(&id)).ok()?;
+            let body = self.body.slice_ref(raw.get().as_bytes());
+            if places[place].replace(Cut { id: asked[place].clone(), rung, body }).is_some() {
+                return None;
+            }
+        }
+        places.into_iter().collect::<Option<Vec<_>>>().filter(|clips| !clips.is_empty())
+    }
+
+    fn outer(&self, text: &'a str) -> Option<Outer<'a>> {
+        parse(OuterSeed { most: self.asked.len() }, text)
+    }
+
+    fn head(&self, text: &'a str) -> Option<Head<'a>> {
+        parse(HeadSeed { route: self.route }, text)
+    }
+}
+
+fn parse<'a, S: DeserializeSeed<'a>>(seed: S, text: &'a str) -> Option<S::Value> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let value = seed.deserialize(&mut json).ok()?;
+    json.end().ok()?;
+    Some(value)
+}
+
+/// What holds the clips, its items not yet looked at.
+enum Outer<'a> {
+    List(Vec<&'a RawValue>),
+    Object(Vec<(Cow<'a, str>, &'a RawValue)>),
+}
+
+/// Reads an [`Outer`] and gives up after `most` items, so that what is kept is bounded.
+struct OuterSeed {
+    most: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for OuterSeed {
+    type Value = Outer<'de>;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Outer<'de>, D::Error> {
+        json.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for OuterSeed {
+    type Value = Outer<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "at most {} clips", self.most)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Outer<'de>, A::Error> {
+        let mut items = Vec::with_capacity(self.most);
+        while let Some(item) = seq.next_element()? {
+            if items.len() == self.most {
+                return Err(A::Error::invalid_length(items.len() + 1, &self));
+            }
+            items.push(item);
+        }
+        Ok(Outer::List(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Outer<'de>, A::Error> {
+        let mut members = Vec::with_capacity(self.most);
+        while let Some(name) = map.next_key_seed(TextSeed)? {
+            if members.len() == self.most {
+                return Err(A::Error::invalid_length(members.len() + 1, &self));
+            }
+            members.push((name, map.next_value()?));
+        }
+        Ok(Outer::Object(members))
+    }
+}
+
+/// What is read of a clip.
+struct Head<'a> {
+    id: Option<Cow<'a, str>>,
+    rung: Option<Rung>,
+}
+
+/// Reads a [`Head`]. An id that is no text is an error, and so is either member given twice: which one counts is
+/// the reader's choice, and not every client's is the same.
+struct HeadSeed<'r> {
+    route: &'r Route,
+}
+
+impl<'de> DeserializeSeed<'de> for HeadSeed<'_> {
+    type Value = Head<'de>;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Head<'de>, D::Error> {
+        json.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for HeadSeed<'_> {
+    type Value = Head<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a clip")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Head<'de>, A::Error> {
+        let mut id = None;
+        let mut status: Option<&RawValue> = None;
+        while let Some(name) = map.next_key_seed(TextSeed)? {
+            if name == self.route.id_field {
+                if id.replace(map.next_value_seed(TextSeed)?).is_some() {
+                    return Err(A::Error::custom("two ids"));
+                }
+            } else if name == self.route.status_field {
+                if status.replace(map.next_value()?).is_some() {
+                    return Err(A::Error::custom("two statuses"));
+                }
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        let word = status.and_then(|status| parse(TextSeed, status.get()));
+        Ok(Head { id, rung: word.and_then(|word| self.route.ladder.rung(&word)) })
+    }
+}
+
+/// Reads a text, borrowed unless it has escapes.
+struct TextSeed;
+
+impl<'de> DeserializeSeed<'de> for TextSeed {
+    type Value = Cow<'de, str>;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Cow<'de, str>, D::Error> {
+        json.deserialize_str(self)
+    }
+}
+
+impl<'de> Visitor<'de> for TextSeed {
+    type Value = Cow<'de, str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text")
+    }
+
+    fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Cow<'de, str>, E> {
+        Ok(Cow::Borrowed(text))
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Cow<'de, str>, E> {
+        Ok(Cow::Owned(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,368 @@
+//! Random schedules of the coalescer and the scheduler **together**, before an upstream that fails.
+//!
+//! ```text
+//!   plan (from a seed) ──▶ clients, jobs, faults
+//!                              │
+//!   run ── joins, leaves, timers ──▶ Coalescer ◀──▶ PollScheduler ── attempts ──▶ upstream
+//!                              │                                                    │
+//!   oracle ◀── every answer ───┘◀────────────── landings, faults ──────────────────┘
+//! ```
+//!
+//! This file is the hub without IO: it feeds both machines and does what they say, in virtual time. `plan` makes a run
+//! up, `upstream` answers attempts, `oracle` holds every answer against what each client alone would have had.
+//!
+//! `CLIPGATE_SWEEP_SEEDS=n` runs n seeds, `CLIPGATE_SWEEP_SEED=n` just that one, with a trace.
+
+mod oracle;
+mod plan;
+mod upstream;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use self::plan::{Client, Plan};
+use self::upstream::{Attempt, Said};
+use super::backoff::Backoff;
+use super::breaker::BreakerRules;
+use super::coalescer::{
+    Coalescer, Failure, Input, Outcome, Output, PollId, PollSpec, Progress, Rules, WaitId, WaitSpec,
+};
+use super::job::{ClipId, ClipSet, KeyDomain};
+use super::route::{Form, Goal, Route, Rung};
+use super::scheduler::{
+    AttemptEnd, PollClass, PollRequest, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput,
+};
+
+/// How long the upstream holds a poll.
+const HOLD: Duration = Duration::from_secs(120);
+/// `upstream.retry_for`.
+const RETRY_FOR: Duration = Duration::from_secs(30);
+/// `upstream.breaker_cooldown`.
+const COOLDOWN: Duration = Duration::from_secs(5);
+/// The pauses between attempts, as in the hub.
+const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), cap: Duration::from_secs(2) };
+
+#[test]
+fn no_outage_and_no_neighbour_leaves_a_client_worse_off_than_alone() {
+    if let Some(seed) = setting("CLIPGATE_SWEEP_SEED") {
+        return Run::new(seed, true).finish();
+    }
+    for seed in 0..setting("CLIPGATE_SWEEP_SEEDS").unwrap_or(512) {
+        Run::new(seed, false).finish();
+    }
+}
+
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number of seeds, or a seed"))
+}
+
+/// Something that happens at a moment.
+#[derive(Debug)]
+enum Event {
+    Join(usize),
+    Leave(usize),
+    /// All connections are lost.
+    ResetAll,
+    /// One connection is lost.
+    ResetOne,
+    Drain,
+    /// The request of this attempt was sent.
+    Sent(PollId, u64),
+    /// It reaches the upstream.
+    Arrive(PollId, u64),
+    /// Its answer is taken in.
+    Land(PollId, u64, Outcome),
+    /// It failed.
+    Fail(PollId, u64, Failure, RetryAdvice),
+}
+
+/// One run of one seed.
+struct Run {
+    seed: u64,
+    rng: fastrand::Rng,
+    has_trace: bool,
+    plan: Plan,
+    rungs: Vec<Rung>,
+    coalescer: Coalescer,
+    scheduler: PollScheduler,
+    zero: Instant,
+    now: Duration,
+    events: BTreeMap<(Duration, u64), Event>,
+    specs: BTreeMap<PollId, Arc<PollSpec>>,
+    attempts: BTreeMap<PollId, Attempt>,
+    attempt_count: u64,
+    said: Vec<Said>,
+    /// When the newest retry began while the breaker was open.
+    probed_at: Option<Duration>,
+    /// Retries since the breaker opened.
+    probes: u32,
+    first_attempts: BTreeMap<u8, u64>,
+    drained_at: Option<Duration>,
+}
+
+impl Run {
+    fn new(seed: u64, has_trace: bool) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let plan = Plan::new(&mut rng);
+        let route = Route::suno();
+        let linger = [Duration::ZERO, Duration::from_secs(2)][rng.usize(..2)];
+        let rules = Rules { ladder: route.ladder.clone(), hold: HOLD, linger, max_clips: 6 };
+        let config = SchedulerConfig {
+            max_polls: 512,
+            interval: Duration::ZERO,
+            retries: 2,
+            retry_for: RETRY_FOR,
+            backoff: BACKOFF,
+            breaker: BreakerRules { failures: rng.u32(2..=8), cooldown: COOLDOWN },
+        };
+        let mut run = Self {
+            seed,
+            has_trace,
+            rungs: route.ladder.rungs().collect(),
+            coalescer: Coalescer::new(rules),
+            scheduler: PollScheduler::new(config, seed),
+            zero: zero(),
+            now: Duration::ZERO,
+            events: BTreeMap::new(),
+            specs: BTreeMap::new(),
+            attempts: BTreeMap::new(),
+            attempt_count: 0,
+            said: Vec::new(),
+            probed_at: None,
+            probes: 0,
+            first_attempts: BTreeMap::new(),
+            drained_at: None,
+            plan,
+            rng,
+        };
+        run.warm_up();
+        run.plan_events();
+        run
+    }
+
+    /// The upstream has answered once since the start.
+    fn warm_up(&mut self) {
+        let jobs = ClipSet::new([ClipId::new("warm-up").unwrap()]);
+        let request = PollRequest { domain: domain(99), jobs, class: PollClass::LongPoll };
+        let (id, now) = (PollId(u64::MAX), self.zero);
+        self.scheduler.request(id, request, now);
+        assert_eq!(self.scheduler.poll_output(), Some(SchedulerOutput::Start(id)));
+        self.scheduler.ended(id, AttemptEnd::Answered, now);
+    }
+
+    fn plan_events(&mut self) {
+        for number in 0..self.plan.clients.len() {
+            let Client { arrives, leaves, .. } = self.plan.clients[number];
+            self.at(arrives, Event::Join(number));
+            if let Some(at) = leaves {
+                self.at(at, Event::Leave(number));
+            }
+        }
+        for (from, _) in self.plan.away.clone() {
+            self.at(from, Event::ResetAll);
+        }
+        for at in self.plan.resets.clone() {
+            self.at(at, Event::ResetAll);
+        }
+        for at in self.plan.single_resets.clone() {
+            self.at(at, Event::ResetOne);
+        }
+        if let Some(at) = self.plan.drain {
+            self.at(at, Event::Drain);
+        }
+    }
+
+    /// Plans an event. What is planned for one moment happens in any order.
+    fn at(&mut self, at: Duration, event: Event) {
+        let mut order = self.rng.u64(..);
+        while self.events.contains_key(&(at, order)) {
+            order = order.wrapping_add(1);
+        }
+        self.events.insert((at, order), event);
+    }
+
+    /// A time up to the longest that one step of a request takes.
+    fn hop(&mut self) -> Duration {
+        self.plan.hop.mul_f64(self.rng.f64())
+    }
+
+    fn instant(&self) -> Instant {
+        self.zero + self.now
+    }
+
+    fn trace(&self, text: impl FnOnce() -> String) {
+        if self.has_trace {
+            println!("{:>12.6} {}", self.now.as_secs_f64(), text());
+        }
+    }
+
+    /// Runs to the end and checks the whole.
+    fn finish(mut self) {
+        /// Names the seed when the run panics.
+        struct Named(u64);
+        impl Drop for Named {
+            fn drop(&mut self) {
+                if std::thread::panicking() {
+                    eprintln!("replay it with CLIPGATE_SWEEP_SEED={}", self.0);
+                }
+            }
+        }
+        let _named = Named(self.seed);
+        self.trace(|| format!("{:#?}", self.plan));
+        let mut steps = 0;
+        loop {
+            steps += 1;
+            assert!(steps < 200_000, "the run does not end");
+            let timers = [self.coalescer.poll_timeout(), self.scheduler.poll_timeout()];
+            let timer = timers.into_iter().flatten().min().map(|at| at.saturating_duration_since(self.zero));
+            let event = self.events.first_key_value().map(|((at, _), _)| *at);
+            match (timer, event) {
+                (None, None) => break,
+                (Some(timer), event) if event.is_none_or(|event| timer <= event) => {
+                    self.now = self.now.max(timer);
+                    let now = self.instant();
+                    self.scheduler.handle_timeout(now);
+                    self.coalescer.handle_timeout(now);
+                }
+                _ => {
+                    let ((at, _), event) = self.events.pop_first().unwrap();
+                    self.now = at;
+                    self.happen(event);
+                }
+            }
+            self.act();
+        }
+        self.check_whole();
+    }
+
+    fn happen(&mut self, event: Event) {
+        let now = self.instant();
+        match event {
+            Event::Join(number) => self.join(number),
+            Event::Leave(number) => {
+                let client = &mut self.plan.clients[number];
+                if !client.has_joined {
+                    client.leaves = None; // planned for the moment in which it comes: it stays
+                } else if client.told_at.is_none() {
+                    client.has_left = true;
+                    self.trace(|| format!("client {number} leaves"));
+                    self.coalescer.handle(Input::Leave(WaitId(number as u64)), now);
+                }
+            }
+            Event::ResetAll => self.reset_all(),
+            Event::ResetOne => self.reset_one(),
+            Event::Drain => {
+                self.trace(|| "drain".to_owned());
+                self.drained_at = Some(self.now);
+                self.coalescer.handle(Input::Drain(now + plan::DRAIN), now);
+            }
+            Event::Sent(id, number) if self.is_current(id, number) => {
+                self.attempts.get_mut(&id).unwrap().is_sent = true;
+                self.scheduler.sent(id, now);
+                self.coalescer.handle(Input::Progress(id, Progress::Standing), now);
+            }
+            Event::Arrive(id, number) if self.is_current(id, number) => self.arrive(id),
+            Event::Land(id, number, outcome) if self.is_current(id, number) => {
+                self.trace(|| format!("{id:?} lands: {outcome:?}"));
+                self.attempts.remove(&id);
+                self.specs.remove(&id);
+                self.scheduler.ended(id, AttemptEnd::Answered, now);
+                self.coalescer.handle(Input::Landed(id, outcome), now);
+            }
+            Event::Fail(id, number, failure, advice) if self.is_current(id, number) => {
+                self.trace(|| format!("{id:?} fails: {failure:?} {advice:?}"));
+                self.attempts.remove(&id);
+                self.scheduler.ended(id, AttemptEnd::Failed(failure, advice), now);
+            }
+            Event::Sent(..) | Event::Arrive(..) | Event::Land(..) | Event::Fail(..) => {}
+        }
+    }
+
+    fn join(&mut self, number: usize) {
+        let now = self.instant();
+        let client = &mut self.plan.clients[number];
+        client.has_joined = true;
+        let spec = WaitSpec {
+            domain: domain(client.domain),
+            form: if client.jobs.len() == 1 { Form::Single } else { Form::Multi },
+            clips: ClipSet::new(client.jobs.iter().map(|&job| self.plan.jobs[job].id.clone())),
+            goal: client.goal.map_or(Goal::Now, |goal| Goal::Rung(self.rungs[goal])),
+            arrived: now,
+            timeout: client.timeout,
+            keep: true,
+            is_patient: false,
+            known: Vec::new(),
+        };
+        self.trace(|| format!("client {number} joins"));
+        let id = WaitId(number as u64);
+        self.coalescer.handle(Input::Join(id, spec), now);
+        let polls: Vec<PollId> =
+            self.coalescer.pausing(id).filter(|poll| self.scheduler.is_pausing(*poll)).collect();
+        for poll in polls {
+            self.scheduler.try_now(poll, now);
+            // Contract section 9: the poll is tried at once.
+            assert!(!self.scheduler.is_pausing(poll), "{poll:?} is not tried for client {number}");
+        }
+    }
+
+    /// Does what the machines say.
+    fn act(&mut self) {
+        loop {
+            let now = self.instant();
+            if let Some(output) = self.coalescer.poll_output() {
+                match output {
+                    Output::Open(id, spec) => {
+                        self.trace(|| format!("{id:?} opens for {:?} at {:?}", spec.clips, spec.goal));
+                        let (domain, jobs, class) = (spec.domain, spec.clips.clone(), self.class(&spec));
+                        let request = PollRequest { domain, jobs, class };
+                        self.specs.insert(id, Arc::new(spec));
+                        self.scheduler.request(id, request, now);
+                    }
+                    Output::Abort(id) => {
+                        self.trace(|| format!("{id:?} is aborted"));
+                        self.scheduler.withdraw(id, now);
+                        if self.attempts.remove(&id).is_some() {
+                            // It may have been the probe.
+                            (self.probed_at, self.probes) = (None, self.probes.saturating_sub(1));
+                        }
+                        self.specs.remove(&id);
+                    }
+                    Output::Settle(WaitId(number), settled) => {
+                        self.check_answer(usize::try_from(number).unwrap(), &settled.end);
+                    }
+                }
+            } else if let Some(output) = self.scheduler.poll_output() {
+                match output {
+                    SchedulerOutput::Start(id) => self.begin(id),
+                    SchedulerOutput::BackOff(id, failure, pause) => {
+                        let progress = Progress::Stalled(failure, pause);
+                        self.coalescer.handle(Input::Progress(id, progress), now);
+                        if self.coalescer.has_newcomer(id) {
+                            self.scheduler.try_now(id, now);
+                        }
+                    }
+                    SchedulerOutput::Pause(id, failure, pause) => {
+                        self.coalescer.handle(Input::Progress(id, Progress::Rests(failure, pause)), now);
+                    }
+                    SchedulerOutput::GiveUp(id, failure) => {
+                        self.trace(|| format!("{id:?} is given up: {failure:?}"));
+                        self.specs.remove(&id);
+                        self.coalescer.handle(Input::Landed(id, Outcome::Failed(failure)), now);
+                    }
+                }
+            } else {
+                return;
+            }
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "an arbitrary zero for virtual time")]
+fn zero() -> Instant {
+    Instant::now()
+}
+
+fn domain(number: u8) -> KeyDomain {
+    KeyDomain([number; 16])
+}

@@ -1,0 +1,388 @@
+//! One client's stream: what it has been told of each clip, and the waits that will tell it more.
+//!
+//! A clip waits for the rung after the one told, then for the next, until it is where the client wants it. When each
+//! is, the stream is done; when the client's time is over before, or the gateway stops, it just ends: the client
+//! connects anew, says what it was told last, and goes on.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::stream::{self, FuturesUnordered, StreamExt as _};
+use http::StatusCode;
+use http_body::{Body as HttpBody, Frame};
+use http_body_util::StreamBody;
+use serde::de::IgnoredAny;
+use tracing::info;
+
+use super::last_event_id::{Mark, Marks};
+use super::{Ask, Streams};
+use crate::clock;
+use crate::core::coalescer::{End, Failure, Settled};
+use crate::core::job::{ClipId, ClipSet, ClipState, Reply};
+use crate::core::route::{Form, Goal, Rung};
+use crate::gateway::error::Refusal;
+use crate::hub::{HubError, Wait};
+use crate::limits::Who;
+use crate::protocol::request::RequestId;
+use crate::protocol::sse::{self, Event};
+
+/// How long a stream is silent at most (contract, section 7).
+const HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// The pause before a clip on no ladder is asked for again: that is answered at once, whatever is asked for.
+const STRAY_PAUSE: Duration = Duration::from_secs(2);
+
+/// The pause before a client connects anew that the upstream has no time for, where it does not say how long.
+const BUSY_PAUSE: Duration = Duration::from_secs(10);
+
+/// A wait under way, with the clips that it is for.
+type Asked = Pin<Box<dyn Future<Output = (ClipSet, Result<Settled, HubError>)> + Send>>;
+
+pub(super) struct Climb {
+    streams: Streams,
+    ask: Ask,
+    goal: Rung,
+    marks: Marks,
+    until: Instant,
+    /// In the order asked for.
+    clips: Vec<Clip>,
+    /// One for each clip at most.
+    asked: FuturesUnordered<Asked>,
+    /// What the client has not read: an event for each clip and one for the end, at most.
+    unread: VecDeque<Bytes>,
+    log: Log,
+}
+
+struct Clip {
+    id: ClipId,
+    /// The highest rung told.
+    told: Option<Rung>,
+    /// The digest of the state told since then that is on no ladder.
+    stray: Option<blake3::Hash>,
+}
+
+/// What a stream begins with.
+pub(super) enum Begun {
+    /// Waits are parked.
+    Asking,
+    /// All that it will tell was kept, for so much longer.
+    Kept { ttl: Duration },
+    /// All was told before.
+    ToldBefore,
+}
+
+impl Climb {
+    /// A stream to a client that has been told these rungs, in the order asked for.
+    pub(super) fn new(streams: Streams, ask: Ask, goal: Rung, marks: Marks, told: Vec<Option<Rung>>) -> Self {
+        let clips = ask.asked.asked.iter().cloned().zip(told);
+        Self {
+            clips: clips.map(|(id, told)| Clip { id, told, stray: None }).collect(),
+            until: ask.arrived + ask.wish.timeout,
+            asked: FuturesUnordered::new(),
+            unread: VecDeque::from([sse::greeting()]),
+            log: Log::new(&ask),
+            streams,
+            ask,
+            goal,
+            marks,
+        }
+    }
+
+    /// Takes what is kept, and parks the first waits.
+    pub(super) async fn begin(&mut self) -> Result<Begun, Refusal> {
+        let kept = self.tell_what_is_kept()?;
+        self.end_if_done();
+        if self.ask.wish.only_if_cached {
+            self.log.end.get_or_insert("only-kept");
+        }
+        if self.log.end.is_some() {
+            return Ok(kept.map_or(Begun::ToldBefore, |ttl| Begun::Kept { ttl }));
+        }
+        for wait in self.first_waits() {
+            let clips = wait.clips.clone();
+            let parked = self.streams.hub.park(wait).await?;
+            self.asked.push(Box::pin(async move { (clips, parked.await) }));
+        }
+        Ok(Begun::Asking)
+    }
+
+    /// Tells what is kept; for how long all of it will be yet.
+    fn tell_what_is_kept(&mut self) -> Result<Option<Duration>, Refusal> {
+        let (domain, now) = (self.ask.identity.domain, clock::now());
+        let open: Vec<ClipId> = self.open_clips().map(|clip| clip.id.clone()).collect();
+        let mut least = None;
+        for id in open {
+            let max_age = self.ask.wish.max_age;
+            match max_age.and_then(|max_age| self.streams.cache.get_within(domain, &id, max_age, now)) {
+                Some(hit) => {
+                    least = Some(least.map_or(hit.ttl, |least: Duration| least.min(hit.ttl)));
+                    self.tell(&hit.kept.state);
+                }
+                None if self.ask.wish.only_if_cached => return Err(Refusal::NotCached),
+                None => {}
+            }
+        }
+        Ok(least)
+    }
+
+    /// One for all clips of which nothing is told, and one for each of the others.
+    fn first_waits(&self) -> Vec<Wait> {
+        let (new, others): (Vec<&Clip>, Vec<&Clip>) = self.open_clips().partition(|clip| clip.told.is_none());
+        let mut waits: Vec<Wait> = others.into_iter().map(|clip| self.next_wait(clip)).collect();
+        if !new.is_empty() {
+            let clips = ClipSet::new(new.into_iter().map(|clip| clip.id.clone()));
+            waits.push(self.wait(clips, self.lowest()));
+        }
+        waits
+    }
+
+    /// The events, as the client reads them.
+    pub(super) fn into_body(self) -> impl HttpBody<Data = Bytes, Error = Infallible> + Send + use<> {
+        StreamBody::new(stream::unfold(self, |mut climb| async {
+            let bytes = climb.next().await?;
+            Some((Ok(Frame::data(bytes)), climb))
+        }))
+    }
+
+    /// What the client is sent next; `None` at the end.
+    async fn next(&mut self) -> Option<Bytes> {
+        let mut heartbeat = pin!(tokio::time::sleep(HEARTBEAT));
+        loop {
+            if let Some(bytes) = self.unread.pop_front() {
+                return Some(bytes);
+            }
+            tokio::select! {
+                // Cancel safe: a wait that is not taken stays in the set.
+                settled = self.asked.next() => match settled {
+                    Some((clips, settled)) => self.settled(&clips, settled),
+                    None => {
+                        self.log.end.get_or_insert("timed-out");
+                        return None;
+                    }
+                },
+                () = &mut heartbeat => return Some(sse::COMMENT),
+            }
+        }
+    }
+}
+
+impl Climb {
+    fn settled(&mut self, clips: &ClipSet, settled: Result<Settled, HubError>) {
+        match settled.map(|settled| settled.end) {
+            Ok(End::Reached(states)) => {
+                self.tell_all(&states);
+                self.go_on(clips);
+            }
+            // The wait's time is all that the stream has; or the gateway stops.
+            Ok(End::TimedOut(states)) => self.tell_all(&states),
+            // One by one they can be told apart.
+            Ok(End::Whole(_)) if clips.len() > 1 => self.go_on(clips),
+            Ok(End::Whole(_)) => self.fail(&Refusal::Poll(Failure::Garbled(None)), Next::Nothing),
+            Ok(End::Refused(reply)) if reply.status == StatusCode::TOO_MANY_REQUESTS => {
+                self.fail_as_written(reply, Next::After(Some(BUSY_PAUSE)));
+            }
+            Ok(End::Refused(reply)) => self.fail_as_written(reply, Next::Nothing),
+            Ok(End::Failed(Failure::Answered(reply))) => self.fail_as_written(reply, Next::After(None)),
+            Ok(End::Failed(failure)) => self.fail_for_now(&Refusal::Poll(failure)),
+            Err(error) => self.fail_for_now(&error.into()),
+        }
+        self.end_if_done();
+    }
+
+    fn tell_all(&mut self, states: &[ClipState]) {
+        for at in 0..self.clips.len() {
+            if let Some(state) = states.iter().find(|state| state.id == self.clips[at].id) {
+                self.tell(state);
+            }
+        }
+    }
+
+    /// Tells a state, if it is news.
+    fn tell(&mut self, state: &ClipState) {
+        let Some(clip) = self.clips.iter_mut().find(|clip| clip.id == state.id) else { return };
+        if !clip.take(state) {
+            return;
+        }
+        let told = Mark::Told(self.clips.iter().map(|clip| clip.told).collect());
+        let id = self.marks.write(&told);
+        let event = Event { name: "status", id: Some(&id), retry: None, data: &state.body };
+        self.unread.push_back(event.bytes());
+        self.log.told += 1;
+    }
+
+    /// Asks on for each of these clips that is not where it is wanted, while there is time.
+    fn go_on(&mut self, clips: &ClipSet) {
+        let now = clock::now();
+        let next: Vec<(Wait, Duration)> = self
+            .open_clips()
+            .filter(|clip| clips.contains(&clip.id))
+            .map(|clip| (self.next_wait(clip), clip.pause()))
+            .filter(|(_, pause)| now + *pause < self.until)
+            .collect();
+        for (wait, pause) in next {
+            let clips = wait.clips.clone();
+            if !pause.is_zero() {
+                let (hub, timeout) = (self.streams.hub.clone(), wait.timeout.saturating_sub(pause));
+                let later = Wait { arrived: now + pause, timeout, ..wait };
+                self.asked.push(Box::pin(async move {
+                    tokio::time::sleep(pause).await;
+                    (clips, hub.wait(later).await)
+                }));
+                continue;
+            }
+            match self.streams.hub.join(wait) {
+                Ok(parked) => self.asked.push(Box::pin(async move { (clips, parked.await) })),
+                Err(error) => return self.fail_for_now(&error.into()),
+            }
+        }
+    }
+
+    fn next_wait(&self, clip: &Clip) -> Wait {
+        let ladder = &self.streams.route.ladder;
+        let rung = clip.told.map_or(self.lowest(), |told| ladder.next(told).unwrap_or(told).min(self.goal));
+        self.wait(ClipSet::new([clip.id.clone()]), rung)
+    }
+
+    /// A wait as a client's that asks now, and has as long as the stream has.
+    fn wait(&self, clips: ClipSet, rung: Rung) -> Wait {
+        let now = clock::now();
+        Wait {
+            identity: self.ask.identity.clone(),
+            who: self.who(),
+            form: if clips.len() == 1 { Form::Single } else { Form::Multi },
+            clips,
+            goal: Goal::Rung(rung),
+            arrived: now,
+            timeout: self.until.saturating_duration_since(now),
+            // Who wants nothing that is kept takes what has been seen since it asked.
+            max_age: self.ask.wish.max_age.or(Some(now.saturating_duration_since(self.ask.arrived))),
+            keep: self.ask.wish.keep,
+            is_patient: true,
+            links: self.ask.links.clone(),
+        }
+    }
+
+    /// By its address until the upstream has accepted the key, which the stream's own first wait may bring about.
+    fn who(&self) -> Who {
+        let domain = self.ask.identity.domain;
+        match self.ask.who {
+            Who::Address(_) if self.streams.cache.knows(domain) => Who::Key(domain),
+            who @ (Who::Key(_) | Who::Member(_) | Who::Address(_)) => who,
+        }
+    }
+
+    fn lowest(&self) -> Rung {
+        self.streams.route.ladder.lowest()
+    }
+
+    /// The clips that are not where they are wanted.
+    fn open_clips(&self) -> impl Iterator<Item = &Clip> {
+        self.clips.iter().filter(|clip| clip.told < Some(self.goal))
+    }
+
+    fn end_if_done(&mut self) {
+        if self.log.end.is_none() && self.open_clips().next().is_none() {
+            let id = self.marks.write(&Mark::Over);
+            // No client is told an event without data.
+            self.end(Event { name: "done", id: Some(&id), retry: None, data: b"{}" }, "done");
+        }
+    }
+
+    fn fail_for_now(&mut self, refusal: &Refusal) {
+        self.fail(refusal, Next::After(refusal.retry_after()));
+    }
+
+    fn fail(&mut self, refusal: &Refusal, next: Next) {
+        let route = &self.streams.route;
+        let path = match self.ask.asked.form {
+            Form::Single => &route.single_path,
+            Form::Multi => &route.multi_path,
+        };
+        let body = refusal.answer_bytes(&self.ask.id, path).into_body();
+        self.end_with_error(&body, next, refusal.reason());
+    }
+
+    /// With the upstream's own error, if that is JSON, so that a client can read the data of every event alike.
+    fn fail_as_written(&mut self, reply: Arc<Reply>, next: Next) {
+        if serde_json::from_slice::<IgnoredAny>(&reply.body).is_ok() {
+            self.end_with_error(&reply.body, next, "refused");
+        } else {
+            self.fail(&Refusal::Poll(Failure::Answered(reply)), next);
+        }
+    }
+
+    fn end_with_error(&mut self, data: &[u8], next: Next, reason: &'static str) {
+        let (id, retry) = match next {
+            Next::Nothing => (Some(self.marks.write(&Mark::Over)), None),
+            Next::After(pause) => (None, pause.map(|pause| pause.max(sse::RETRY))),
+        };
+        self.end(Event { name: "error", id: id.as_deref(), retry, data }, reason);
+    }
+
+    fn end(&mut self, event: Event<'_>, reason: &'static str) {
+        self.asked.clear();
+        self.unread.push_back(event.bytes());
+        self.log.end = Some(reason);
+    }
+}
+
+/// What comes after an error.
+enum Next {
+    /// Nothing: a client that connects anew is told so.
+    Nothing,
+    /// Another try, after this pause or the usual one.
+    After(Option<Duration>),
+}
+
+impl Clip {
+    /// Takes a state as told, unless the client knows as much.
+    fn take(&mut self, state: &ClipState) -> bool {
+        match state.rung {
+            Some(_) if state.rung > self.told => (self.told, self.stray) = (state.rung, None),
+            Some(_) => return false,
+            None => {
+                let digest = Some(blake3::hash(&state.body));
+                if self.stray == digest {
+                    return false;
+                }
+                self.stray = digest;
+            }
+        }
+        true
+    }
+
+    fn pause(&self) -> Duration {
+        if self.stray.is_some() { STRAY_PAUSE } else { Duration::ZERO }
+    }
+}
+
+/// The line in the log that tells how a stream ended. Dropping it writes it.
+struct Log {
+    id: RequestId,
+    since: Instant,
+    told: usize,
+    /// `None`: the client hung up.
+    end: Option<&'static str>,
+}
+
+impl Log {
+    fn new(ask: &Ask) -> Self {
+        Self { id: ask.id.clone(), since: ask.arrived, told: 0, end: None }
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        info!(
+            reason = self.end.unwrap_or("left"),
+            states = self.told,
+            seconds = clock::now().saturating_duration_since(self.since).as_secs_f64(),
+            request_id = %self.id,
+            "stream ended"
+        );
+    }
+}

@@ -1,0 +1,45 @@
+//! The body of an answer on its way to the client.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+
+use crate::protocol::headers;
+
+/// Passes the frames on. Removes from trailers the fields that are removed from a head.
+pub(super) struct Download<B> {
+    pub(super) body: B,
+    /// Whether the upstream account is the gateway's, not the client's own.
+    pub(super) is_lent: bool,
+}
+
+impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Download<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = self.get_mut();
+        Pin::new(&mut this.body).poll_frame(cx).map_ok(|mut frame| {
+            if let Some(trailers) = frame.trailers_mut() {
+                headers::strip_hop_by_hop(trailers);
+                if this.is_lent {
+                    headers::strip_set_cookie(trailers);
+                }
+            }
+            frame
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

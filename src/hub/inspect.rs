@@ -1,0 +1,49 @@
+//! What is under way in the hub, for people to look at.
+
+use std::sync::Arc;
+
+use super::task::Shell;
+use crate::core::coalescer::ClipInFlight;
+use crate::core::job::KeyDomain;
+
+/// How many clips and how many keys a look takes in; of more the rest is only counted.
+const LOOKED_AT: usize = 10_000;
+
+/// What is under way.
+#[derive(Clone, Debug)]
+pub struct Overview {
+    /// Clips that waits name or polls ask for, the oldest first; not all of them.
+    pub clips: Vec<ClipInFlight>,
+    /// How many there are.
+    pub clips_in_all: usize,
+    /// Keys with parked waits, those with the most first; not all of them.
+    pub keys: Vec<KeyInFlight>,
+    /// How many there are.
+    pub keys_in_all: usize,
+}
+
+/// A key with parked waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyInFlight {
+    /// Whose answers it shares.
+    pub domain: KeyDomain,
+    /// Its parked waits.
+    pub waits: usize,
+    /// How many of these are whose, in team mode.
+    pub members: Vec<(Arc<str>, usize)>,
+}
+
+impl Shell {
+    pub(super) fn overview(&self, most: usize) -> Overview {
+        let clips = self.machine.oldest_clips(most, LOOKED_AT);
+        let keys = self.keys.iter().take(LOOKED_AT).map(|(domain, key)| KeyInFlight {
+            domain: *domain,
+            waits: key.waits,
+            members: key.members.iter().map(|(name, waits)| (Arc::clone(name), *waits)).collect(),
+        });
+        let mut keys: Vec<_> = keys.collect();
+        keys.sort_unstable_by_key(|key| (std::cmp::Reverse(key.waits), key.domain));
+        keys.truncate(most);
+        Overview { clips, clips_in_all: self.machine.clips(), keys, keys_in_all: self.keys.len() }
+    }
+}

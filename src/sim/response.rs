@@ -1,0 +1,196 @@
+//! Answers: how they are written, what each of them carries, and how one that streams, or breaks off, ends.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, RETRY_AFTER, SET_COOKIE, WWW_AUTHENTICATE};
+use http::{HeaderValue, Response, StatusCode};
+use http_body::Frame;
+use serde_json::json;
+
+use super::faults::ErrorBody;
+use super::recorder::Ticket;
+use crate::protocol::body::{Body, BoxError};
+
+/// The request ends without a whole answer, and its connection, or its HTTP/2 stream, with it.
+#[derive(Debug, thiserror::Error)]
+#[error("a fault that was ordered")]
+pub(super) struct Broken;
+
+/// An error that the upstream itself answers.
+pub(super) struct Refusal {
+    status: StatusCode,
+    message: String,
+}
+
+impl Refusal {
+    /// The answer to the request `id` for `path`.
+    pub(super) fn answer(self, id: &str, path: &str) -> Response<Body> {
+        let mut response = json_error(id, path, self.status, &self.message);
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+/// What a proxy on the way answers with when there is trouble.
+pub(super) const PAGE: &str = "<!DOCTYPE html>\n<html><head><title>Just a moment...</title></head>\
+    <body><h1>We'll be right back</h1><p>{\"status\":\"maintenance\"}</p></body></html>\n";
+
+pub(super) fn refusal(status: StatusCode, message: impl Into<String>) -> Refusal {
+    Refusal { status, message: message.into() }
+}
+
+pub(super) fn with_type(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Body::full(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+/// An error in the documented shape.
+fn json_error(id: &str, path: &str, status: StatusCode, message: &str) -> Response<Body> {
+    let body = json!({
+        "message": message,
+        "path": path,
+        "requestId": id,
+        "statusCode": status.as_u16(),
+        "timestamp": humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+    });
+    with_type(status, "application/json; charset=utf-8", body.to_string())
+}
+
+pub(super) fn error(
+    id: &str,
+    path: &str,
+    status: StatusCode,
+    retry_after: Option<Duration>,
+    body: ErrorBody,
+) -> Response<Body> {
+    let mut response = match body {
+        ErrorBody::Json => json_error(id, path, status, status.canonical_reason().unwrap_or("Unknown error")),
+        ErrorBody::Html => with_type(status, "text/html", PAGE),
+        ErrorBody::Empty => {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = status;
+            response
+        }
+    };
+    if let Some(pause) = retry_after {
+        let seconds = pause.as_secs() + u64::from(pause.subsec_nanos() > 0);
+        response.headers_mut().insert(RETRY_AFTER, seconds.into());
+    }
+    response
+}
+
+/// Adds what every answer has: fields of its own, which must never be replayed (contract, section 1), and one
+/// that all share. `date` is hyper's.
+pub(super) fn stamp(response: &mut Response<Body>, id: &str, number: u64) {
+    let text = |text: String| HeaderValue::try_from(text).expect("hex digits and ASCII words");
+    let headers = response.headers_mut();
+    headers.insert(HeaderName::from_static("x-powered-by"), HeaderValue::from_static("Express"));
+    headers.insert(HeaderName::from_static("x-request-id"), text(id.to_owned()));
+    headers.insert(HeaderName::from_static("x-inference-id"), text(format!("inference-{number}")));
+    headers.insert(HeaderName::from_static("x-aimlapi-request"), number.into());
+    headers.insert(HeaderName::from_static("ratelimit-remaining"), (1_000_000 - number % 1_000_000).into());
+    headers.insert(SET_COOKIE, text(format!("sim={number}; Path=/; HttpOnly")));
+}
+
+/// The ticket is given back when the answer is: one at hand now, one that streams at its end.
+pub(super) fn seal(response: Response<Body>, ticket: Ticket) -> Response<Body> {
+    let status = response.status();
+    let (head, body) = response.into_parts();
+    let body = match body {
+        Body::Full(full) => {
+            ticket.answered(status);
+            Body::Full(full)
+        }
+        Body::Stream(inner) => {
+            Body::stream(Sealed { inner: Body::Stream(inner), status, ticket: Some(ticket) })
+        }
+    };
+    Response::from_parts(head, body)
+}
+
+/// A stream that tells the journal how it ended.
+struct Sealed {
+    inner: Body,
+    status: StatusCode,
+    ticket: Option<Ticket>,
+}
+
+impl http_body::Body for Sealed {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.inner).poll_frame(cx);
+        match &polled {
+            Poll::Ready(None) => {
+                if let Some(ticket) = this.ticket.take() {
+                    ticket.answered(this.status);
+                }
+            }
+            Poll::Ready(Some(Err(_))) => {
+                if let Some(ticket) = this.ticket.take() {
+                    ticket.broken();
+                }
+            }
+            Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
+        }
+        polled
+    }
+}
+
+/// The answer with half its body, which then breaks off; its `Content-Length` tells of the whole.
+pub(super) fn cut(response: Response<Body>) -> Response<Body> {
+    let (mut head, body) = response.into_parts();
+    let length = http_body::Body::size_hint(&body).exact().unwrap_or(0);
+    if length > 0 {
+        head.headers.insert(CONTENT_LENGTH, length.into());
+    }
+    Response::from_parts(head, Body::stream(Cut { inner: body, left: length / 2, has_flushed: false }))
+}
+
+struct Cut {
+    inner: Body,
+    /// How many bytes are still let through.
+    left: u64,
+    /// The bytes before it are on the wire.
+    has_flushed: bool,
+}
+
+impl http_body::Body for Cut {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = self.get_mut();
+        if this.left > 0 {
+            let frame = std::task::ready!(Pin::new(&mut this.inner).poll_frame(cx));
+            if let Some(Ok(data)) = frame.map(|frame| frame.map(Frame::into_data)) {
+                let mut data = data.unwrap_or_default();
+                data.truncate(usize::try_from(this.left).unwrap_or(usize::MAX));
+                this.left -= data.len() as u64;
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+        }
+        // hyper writes out what it has when a body has nothing for it, but not when it fails.
+        if !this.has_flushed {
+            this.has_flushed = true;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(Some(Err(Broken.into())))
+    }
+}

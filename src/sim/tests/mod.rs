@@ -1,0 +1,531 @@
+//! The simulated upstream over real sockets: a sentence of the contract's section 1, or a fault, each.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+use super::*;
+
+mod debug_endpoints;
+mod faults;
+
+/// Nothing here takes so long.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Long enough that a request is still held while another one is answered.
+const LONG: Duration = Duration::from_secs(60);
+const CLIP: &str = "/v2/generate/audio/suno-ai/clip";
+const CLIPS: &str = "/v2/generate/audio/suno-ai/clips";
+
+struct Rig {
+    sim: Sim,
+    at: SocketAddr,
+    client: Client<HttpConnector, Full<Bytes>>,
+    tasks: JoinSet<()>,
+    stop: Option<oneshot::Sender<()>>,
+}
+
+#[derive(Debug)]
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+}
+
+type Answered = Result<Answer, Box<dyn std::error::Error + Send + Sync>>;
+
+impl Rig {
+    async fn start(options: Options) -> Self {
+        Self::start_with(options, false).await
+    }
+
+    async fn start_with(options: Options, http2: bool) -> Self {
+        let sim = Sim::new(options);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(sim.clone().serve(listener, async {
+            let _ = stopped.await;
+        }));
+        let client = Client::builder(TokioExecutor::new())
+            .retry_canceled_requests(false)
+            .http2_only(http2)
+            .build_http();
+        Self { sim, at, client, tasks, stop: Some(stop) }
+    }
+
+    /// One whose polls are held as good as forever.
+    async fn patient() -> Self {
+        Self::start(Options { hold: LONG, ..Options::default() }).await
+    }
+
+    async fn hasty(hold: u64) -> Self {
+        Self::start(Options { hold: Duration::from_millis(hold), ..Options::default() }).await
+    }
+
+    fn call(&self, request: Request<Full<Bytes>>) -> impl Future<Output = Answered> + Send + 'static {
+        let client = self.client.clone();
+        async move {
+            tokio::time::timeout(PATIENCE, async {
+                let (head, body) = client.request(request).await?.into_parts();
+                let body = body.collect().await?.to_bytes();
+                Ok(Answer { status: head.status, headers: head.headers, body })
+            })
+            .await
+            .expect("an answer within 10 s")
+        }
+    }
+
+    fn request(&self, method: Method, target: &str) -> Request<Full<Bytes>> {
+        let request = Request::builder().method(method).uri(format!("http://{}{target}", self.at));
+        request.header("authorization", "Bearer key").body(Full::default()).unwrap()
+    }
+
+    fn try_get(&self, target: &str) -> impl Future<Output = Answered> + Send + 'static {
+        self.call(self.request(Method::GET, target))
+    }
+
+    async fn get(&self, target: &str) -> Answer {
+        self.try_get(target).await.unwrap()
+    }
+
+    /// A request that goes on beside the test.
+    fn beside(&mut self, target: &str) -> oneshot::Receiver<Answered> {
+        let (tell, told) = oneshot::channel();
+        let answered = self.try_get(target);
+        self.tasks.spawn(async move {
+            let _ = tell.send(answered.await);
+        });
+        told
+    }
+
+    async fn until(&self, what: impl FnMut(&Observed) -> bool) {
+        tokio::time::timeout(PATIENCE, self.sim.until(what)).await.expect("it comes about within 10 s");
+    }
+
+    async fn raw(&self, text: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.at).await.unwrap();
+        stream.write_all(text.as_bytes()).await.unwrap();
+        stream
+    }
+
+    async fn stopped(mut self) {
+        let _ = self.stop.take().unwrap().send(());
+        tokio::time::timeout(PATIENCE, async { while self.tasks.join_next().await.is_some() {} })
+            .await
+            .expect("it stops within 10 s");
+    }
+}
+
+fn one(id: &str, word: &str) -> String {
+    format!("{CLIP}?clip_id={id}&status={word}")
+}
+
+fn many(ids: &[&str], word: &str) -> String {
+    let ids: Vec<_> = ids.iter().map(|id| format!("clip_ids[]={id}")).collect();
+    format!("{CLIPS}?{}&status={word}", ids.join("&"))
+}
+
+#[tokio::test]
+async fn a_generation_request_makes_two_clips_that_start_on_the_lowest_rung() {
+    let rig = Rig::patient().await;
+    let made = rig.call(rig.request(Method::POST, CLIP)).await.unwrap();
+    assert_eq!(made.status, StatusCode::CREATED);
+    let ids: Vec<_> = made.json()["clip_ids"].as_array().unwrap().clone();
+    assert_eq!(ids.len(), 2);
+    assert_ne!(ids[0], ids[1]);
+    for id in &ids {
+        let id = id.as_str().unwrap();
+        let lengths: Vec<_> = id.split('-').map(str::len).collect();
+        assert_eq!(lengths, [8, 4, 4, 4, 12], "{id}");
+        let clip = rig.get(&format!("{CLIP}?clip_id={id}")).await.json();
+        assert_eq!((clip["id"].as_str(), clip["status"].as_str()), (Some(id), Some("submitted")));
+    }
+}
+
+#[tokio::test]
+async fn a_made_clip_lives_through_its_ladder_at_the_speed_it_is_given() {
+    let rig =
+        Rig::start(Options { speed: 200.0, error_rate: 0.0, hold: LONG * 100, ..Options::default() }).await;
+    let made = rig.call(rig.request(Method::POST, CLIP)).await.unwrap().json();
+    let start = clock::now();
+    let done = rig.get(&one(made["clip_ids"][0].as_str().unwrap(), "completed")).await;
+    assert_eq!(done.json()["status"], "complete");
+    assert!((Duration::from_millis(250)..PATIENCE).contains(&start.elapsed()), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn the_same_seed_makes_the_same_clips() {
+    let ids = async |seed| {
+        let rig = Rig::start(Options { seed, ..Options::default() }).await;
+        rig.call(rig.request(Method::POST, CLIP)).await.unwrap().json()["clip_ids"].clone()
+    };
+    assert_eq!(ids(5).await, ids(5).await);
+    assert_ne!(ids(5).await, ids(6).await);
+}
+
+#[tokio::test]
+async fn a_poll_is_held_until_its_clip_gets_there_and_has_the_clips_own_bytes() {
+    let mut rig = Rig::patient().await;
+    rig.sim.put("a", "queued");
+    let mut poll = rig.beside(&one("a", "streaming"));
+    rig.until(|seen| seen.open == 1).await;
+    rig.sim.put("a", "queued");
+    assert!(poll.try_recv().is_err());
+    rig.sim.put("a", "streaming");
+    let answer = poll.await.unwrap().unwrap();
+    assert_eq!((answer.status, answer.body), (StatusCode::OK, rig.sim.body("a", "streaming")));
+    assert_eq!(rig.sim.open(), 0);
+}
+
+#[tokio::test]
+async fn higher_rungs_answer_at_once_error_included_and_so_does_a_word_on_no_ladder() {
+    let rig = Rig::patient().await;
+    for word in ["streaming", "completed", "error", "paused"] {
+        rig.sim.put("a", word);
+        let answer = rig.get(&one("a", "queued")).await;
+        assert_eq!((answer.status, answer.body), (StatusCode::OK, rig.sim.body("a", word)), "{word}");
+    }
+    rig.sim.put("a", "error");
+    assert_eq!(rig.get(&one("a", "completed")).await.json()["status"], "error");
+}
+
+#[tokio::test]
+async fn without_a_status_the_state_comes_at_once() {
+    let rig = Rig::patient().await;
+    rig.sim.put("a", "queued");
+    rig.sim.put("b", "submitted");
+    assert_eq!(rig.get(&format!("{CLIP}?clip_id=a")).await.json()["status"], "queued");
+    let both = rig.get(&format!("{CLIPS}?clip_ids[]=a&clip_ids[]=b")).await.json();
+    assert_eq!((&both[0]["status"], &both[1]["status"]), (&"queued".into(), &"submitted".into()));
+}
+
+#[tokio::test]
+async fn when_the_hold_is_over_the_state_comes_as_it_is() {
+    let rig = Rig::hasty(300).await;
+    rig.sim.put("a", "queued");
+    let start = clock::now();
+    let answer = rig.get(&one("a", "completed")).await;
+    assert_eq!((answer.status, answer.body), (StatusCode::OK, rig.sim.body("a", "queued")));
+    assert!((Duration::from_millis(295)..PATIENCE).contains(&start.elapsed()), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn speed_divides_the_hold() {
+    let hold = Duration::from_secs(120);
+    let rig = Rig::start(Options { hold, speed: 600.0, ..Options::default() }).await;
+    rig.sim.put("a", "queued");
+    assert_eq!(rig.get(&one("a", "completed")).await.json()["status"], "queued");
+}
+
+#[tokio::test]
+async fn a_poll_for_several_waits_for_every_one_of_them() {
+    let mut rig = Rig::patient().await;
+    rig.sim.put("a", "completed");
+    rig.sim.put("b", "queued");
+    rig.sim.put("c", "queued");
+    let mut poll = rig.beside(&many(&["c", "a", "b"], "streaming"));
+    rig.until(|seen| seen.open == 1).await;
+    rig.sim.put("b", "error");
+    let other = rig.get(&one("b", "streaming")).await;
+    assert_eq!(other.json()["status"], "error");
+    assert!(poll.try_recv().is_err());
+    rig.sim.put("c", "streaming");
+    let expected =
+        [rig.sim.body("c", "streaming"), rig.sim.body("a", "complete"), rig.sim.body("b", "error")];
+    let expected = [&b"["[..], &expected[0], b",", &expected[1], b",", &expected[2], b"]"].concat();
+    assert_eq!(poll.await.unwrap().unwrap().body, expected);
+}
+
+#[tokio::test]
+async fn a_plan_is_followed_and_rungs_may_be_skipped() {
+    let rig = Rig::patient().await;
+    let start = clock::now();
+    rig.sim.plan("a", &[("streaming", Duration::from_millis(150)), ("error", Duration::from_millis(300))]);
+    assert_eq!(rig.get(&one("a", "submitted")).await.json()["status"], "submitted");
+    assert_eq!(rig.get(&one("a", "queued")).await.json()["status"], "streaming");
+    assert_eq!(rig.get(&one("a", "completed")).await.json()["status"], "error");
+    assert!((Duration::from_millis(300)..PATIENCE).contains(&start.elapsed()), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_plan_starts_where_the_clip_is_and_put_ends_it() {
+    let rig = Rig::hasty(300).await;
+    rig.sim.put("a", "queued");
+    rig.sim.plan("a", &[("completed", Duration::from_millis(100))]);
+    assert_eq!(rig.get(&format!("{CLIP}?clip_id=a")).await.json()["status"], "queued");
+    rig.sim.put("a", "streaming");
+    assert_eq!(rig.get(&one("a", "completed")).await.json()["status"], "streaming");
+}
+
+#[tokio::test]
+async fn what_cannot_be_asked_for_is_refused_in_the_documented_shape() {
+    let rig = Rig::patient().await;
+    rig.sim.put("a", "queued");
+    let seven = many(&["a", "b", "c", "d", "e", "f", "g"], "queued");
+    let bad = [
+        (one("a", "error"), 400),
+        (one("a", "complete"), 400),
+        (one("a", "done"), 400),
+        (one("a", ""), 400),
+        (one("a", "queued&status=queued"), 400),
+        (one("", "queued"), 400),
+        (one("a&clip_id=b", "queued"), 400),
+        (format!("{CLIP}?status=queued"), 400),
+        (CLIPS.to_owned(), 400),
+        (seven, 400),
+        (one("unknown", "queued"), 404),
+        (many(&["a", "unknown"], "queued"), 404),
+        (format!("{CLIP}/"), 404),
+        ("/v1/models".to_owned(), 404),
+        ("/sim/nothing".to_owned(), 404),
+    ];
+    for (target, status) in bad {
+        let answer = rig.get(&target).await;
+        assert_eq!(answer.status, status, "{target}");
+        let error = answer.json();
+        assert_eq!(error["statusCode"], status, "{target}");
+        assert_eq!(error["path"], *target.split('?').next().unwrap());
+        assert_eq!(error["requestId"], *answer.headers["x-request-id"].to_str().unwrap());
+        assert!(error["message"].is_string() && error["timestamp"].as_str().unwrap().ends_with('Z'));
+        assert_eq!(error.as_object().unwrap().len(), 5);
+    }
+    assert_eq!(rig.call(rig.request(Method::PUT, CLIP)).await.unwrap().status, 404);
+}
+
+#[tokio::test]
+async fn ids_are_read_in_the_spellings_that_servers_like_it_read() {
+    let rig = Rig::patient().await;
+    rig.sim.put("a b", "queued");
+    rig.sim.put("c", "queued");
+    for query in [
+        "clip_ids[]=a+b&clip_ids[]=c",
+        "clip_ids%5B%5D=a%20b&clip_ids[1]=c&x=1",
+        "clip_ids=a+b&clip_ids=c&clip_ids=c",
+    ] {
+        let clips = rig.get(&format!("{CLIPS}?{query}")).await.json();
+        let ids: Vec<_> = clips.as_array().unwrap().iter().map(|clip| &clip["id"]).collect();
+        assert_eq!(ids, ["a b", "c"], "{query}");
+    }
+}
+
+#[tokio::test]
+async fn any_key_is_let_in_by_default_but_there_must_be_one() {
+    let rig = Rig::patient().await;
+    rig.sim.put("a", "queued");
+    for (field, status) in
+        [(Some("Bearer x"), 200), (Some("Bearer "), 401), (Some("Basic x"), 401), (None, 401)]
+    {
+        let mut request = rig.request(Method::GET, &one("a", "queued"));
+        request.headers_mut().remove("authorization");
+        if let Some(field) = field {
+            request.headers_mut().insert("authorization", field.parse().unwrap());
+        }
+        let answer = rig.call(request).await.unwrap();
+        assert_eq!(answer.status, status, "{field:?}");
+        assert_eq!(answer.headers.contains_key("www-authenticate"), status == 401);
+    }
+}
+
+#[tokio::test]
+async fn only_listed_keys_are_let_in_and_the_list_can_change() {
+    let rig = Rig::start(Options { keys: Some(vec!["other".into()]), ..Options::default() }).await;
+    rig.sim.put("a", "queued");
+    assert_eq!(rig.get(&one("a", "queued")).await.status, 401);
+    assert_eq!(rig.call(rig.request(Method::POST, CLIP)).await.unwrap().status, 401);
+    rig.sim.accept_keys(Some(&["key".to_owned()]));
+    assert_eq!(rig.get(&one("a", "queued")).await.status, 200);
+    rig.sim.accept_keys(Some(&[]));
+    assert_eq!(rig.get(&one("a", "queued")).await.status, 401);
+}
+
+#[tokio::test]
+async fn lyrics_can_be_read_once() {
+    let rig = Rig::patient().await;
+    let lyric = "/v2/generate/audio/suno-ai/lyric?lyric_id=1";
+    assert!(rig.get(lyric).await.json()["text"].is_string());
+    assert_eq!(rig.get(lyric).await.status, 404);
+    assert_eq!(rig.get("/v2/generate/audio/suno-ai/lyric?lyric_id=2").await.status, 200);
+}
+
+#[tokio::test]
+async fn no_two_answers_share_the_fields_that_belong_to_one() {
+    let rig = Rig::patient().await;
+    rig.sim.put("a", "queued");
+    let (first, second) = (rig.get(&one("a", "queued")).await, rig.get("/nothing").await);
+    for name in ["x-request-id", "x-inference-id", "x-aimlapi-request", "set-cookie", "ratelimit-remaining"] {
+        assert_ne!(first.headers[name], second.headers[name], "{name}");
+    }
+    assert!(first.headers.contains_key("date"));
+    assert_eq!(first.headers["x-powered-by"], second.headers["x-powered-by"]);
+}
+
+#[tokio::test]
+async fn every_shape_tells_the_same_clips() {
+    let rig = Rig::start(Options { in_order: false, ..Options::default() }).await;
+    rig.sim.put("a", "queued");
+    rig.sim.put("b", "completed");
+    let target = many(&["a", "b"], "queued");
+    let array = rig.get(&target).await.json();
+    assert_eq!((&array[0]["id"], &array[1]["id"]), (&"b".into(), &"a".into()));
+    for (shape, pointer) in [(Shape::Object, "/clips/1/id"), (Shape::Map, "/a/id")] {
+        rig.sim.fault(On::Any, Fault::Shape(shape), 1);
+        assert_eq!(rig.get(&target).await.json().pointer(pointer).unwrap(), "a", "{shape:?}");
+    }
+    rig.sim.fault(On::Any, Fault::Shape(Shape::Summary), 1);
+    assert_eq!(rig.get(&target).await.json()["summary"]["count"], 2);
+    assert!(rig.get(&target).await.json().is_array());
+}
+
+#[tokio::test]
+async fn a_request_is_seen_with_its_fields_and_its_key_as_a_digest_only() {
+    let rig = Rig::patient().await;
+    rig.sim.put("a", "queued");
+    let mut request = rig.request(Method::GET, &one("a", "queued"));
+    request.headers_mut().insert("x-mine", "1".parse().unwrap());
+    rig.call(request).await.unwrap();
+    let seen = rig.sim.requests().pop().unwrap();
+    assert_eq!((&seen.method, &*seen.target, seen.path()), (&Method::GET, &*one("a", "queued"), CLIP));
+    assert_eq!(seen.headers["x-mine"], "1");
+    assert!(seen.key.unwrap().is("key") && !seen.key.unwrap().is("other"));
+    assert!(!format!("{seen:?}").contains("Bearer"));
+    assert_eq!(seen.end, End::Answered(StatusCode::OK));
+    assert!(seen.ended_at.unwrap() >= seen.at);
+}
+
+#[tokio::test]
+async fn a_poll_whose_client_hangs_up_is_seen_as_abandoned() {
+    let rig = Rig::patient().await;
+    rig.sim.put("a", "queued");
+    let stream = rig
+        .raw(&format!(
+            "GET {} HTTP/1.1\r\nhost: sim\r\nauthorization: Bearer k\r\n\r\n",
+            one("a", "completed")
+        ))
+        .await;
+    rig.until(|seen| seen.open == 1).await;
+    assert_eq!(rig.sim.requests()[0].end, End::Open);
+    drop(stream);
+    rig.until(|seen| seen.open == 0 && seen.abandoned() == 1 && seen.connections == 0).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_http2_resets_is_seen_as_abandoned_and_its_connection_stands() {
+    let rig = Rig::start_with(Options { hold: LONG, ..Options::default() }, true).await;
+    rig.sim.put("a", "queued");
+    {
+        let poll = rig.try_get(&one("a", "completed"));
+        tokio::select! {
+            _ = poll => panic!("it is held"),
+            () = rig.until(|seen| seen.open == 1) => {}
+        }
+    }
+    rig.until(|seen| seen.open == 0 && seen.abandoned() == 1).await;
+    assert_eq!(rig.get(&one("a", "queued")).await.status, 200);
+    assert_eq!(rig.sim.observed().accepted, 1);
+    assert_eq!(rig.sim.requests()[1].version, http::Version::HTTP_2);
+}
+
+#[tokio::test]
+async fn a_connection_is_kept_for_the_next_request() {
+    let rig = Rig::patient().await;
+    for _ in 0..3 {
+        rig.get("/sim/echo").await;
+    }
+    assert_eq!((rig.sim.observed().accepted, rig.sim.observed().count("/sim/echo")), (1, 3));
+}
+
+#[tokio::test]
+async fn stopping_waits_for_no_poll_in_either_protocol() {
+    for http2 in [false, true] {
+        let mut rig = Rig::start_with(Options { hold: LONG, ..Options::default() }, http2).await;
+        rig.sim.put("a", "queued");
+        rig.sim.fault(On::Path("/hang".into()), Fault::Hang, 1);
+        let poll = rig.beside(&one("a", "completed"));
+        let _hung = rig.beside("/hang");
+        rig.until(|seen| seen.open == 2).await;
+        let sim = rig.sim.clone();
+        rig.stopped().await;
+        assert!(poll.await.unwrap().is_err());
+        assert_eq!((sim.open(), sim.observed().connections), (0, 0));
+    }
+}
+
+#[tokio::test]
+async fn it_can_be_served_again_after_a_stop() {
+    let rig = Rig::patient().await;
+    rig.sim.put("a", "queued");
+    let sim = rig.sim.clone();
+    rig.stopped().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let mut again = Rig::patient().await;
+    again.tasks.spawn(sim.serve(listener, std::future::pending()));
+    again.at = at;
+    assert_eq!(again.get(&one("a", "queued")).await.status, 200);
+}
+
+#[tokio::test]
+async fn http_1_0_is_answered_and_closed() {
+    let rig = Rig::patient().await;
+    rig.sim.put("a", "queued");
+    let mut stream =
+        rig.raw(&format!("GET {} HTTP/1.0\r\nauthorization: Bearer k\r\n\r\n", one("a", "queued"))).await;
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).await.unwrap();
+    assert!(all.starts_with(b"HTTP/1.0 200") && all.ends_with(&rig.sim.body("a", "queued")));
+}
+
+#[tokio::test]
+async fn the_oldest_clips_and_requests_are_forgotten() {
+    let rig = Rig::start(Options { keep_clips: 1, keep_requests: 2, ..Options::default() }).await;
+    rig.sim.put("a", "queued");
+    rig.sim.put("b", "queued");
+    assert_eq!(rig.get(&one("a", "queued")).await.status, 404);
+    assert_eq!(rig.get(&one("b", "queued")).await.status, 200);
+    rig.get("/sim/echo").await;
+    let paths: Vec<_> = rig.sim.requests().iter().map(|seen| seen.path().to_owned()).collect();
+    assert_eq!(paths, [CLIP, "/sim/echo"]);
+    assert!(rig.sim.requests().iter().all(|seen| seen.end == End::Answered(StatusCode::OK)));
+}
+
+#[tokio::test]
+async fn two_hundred_polls_are_held_and_answered_together() {
+    let mut rig = Rig::start_with(Options { hold: LONG, ..Options::default() }, true).await;
+    rig.sim.put("a", "queued");
+    // HTTP/2 clients are let have 200 streams on one connection; this client has one connection.
+    let polls: Vec<_> = (0..200).map(|_| rig.beside(&one("a", "completed"))).collect();
+    rig.until(|seen| seen.open == 200).await;
+    rig.sim.put("a", "completed");
+    for poll in polls {
+        assert_eq!(poll.await.unwrap().unwrap().body, rig.sim.body("a", "completed"));
+    }
+}
+
+#[tokio::test]
+async fn three_thousand_connections_may_wait_to_be_accepted() {
+    let listener = crate::socket::listen(([127, 0, 0, 1], 0).into()).unwrap();
+    let at = listener.local_addr().unwrap();
+    for number in 1..=3000 {
+        // Its client gone, a connection still waits. One too many would be tried again after a second, for ever.
+        let connected = tokio::time::timeout(PATIENCE, TcpStream::connect(at)).await;
+        drop(connected.unwrap_or_else(|_| panic!("connection {number} is not taken")).unwrap());
+    }
+}

@@ -1,0 +1,300 @@
+//! One event as one line: text for people, or a flat JSON object.
+//!
+//! Written into a buffer of the thread's own, without an allocation for what most fields are: a busy gateway writes
+//! one for each request.
+
+use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
+use std::fmt::{self, Write as _};
+use std::io::Write as _;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
+
+use super::writer::Sink;
+use crate::config::LogFormat;
+use crate::printable;
+
+/// The layer that writes them.
+pub(super) struct Lines {
+    pub(super) sink: Sink,
+    pub(super) format: LogFormat,
+    /// Whether text is in colours.
+    pub(super) is_colored: bool,
+}
+
+thread_local! {
+    static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static SECOND: Cell<(u64, [u8; SECOND_LEN])> = const { Cell::new((0, *b"1970-01-01T00:00:00")) };
+}
+
+/// What a thread's buffer keeps between two lines, in bytes.
+const KEPT: usize = 16 << 10;
+
+impl<S: Subscriber> Layer<S> for Lines {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let is_urgent = *event.metadata().level() <= Level::WARN;
+        let write = |line: &mut Vec<u8>| {
+            line.clear();
+            match self.format {
+                LogFormat::Text => text(event, self.is_colored, line),
+                LogFormat::Json => json(event, line),
+            }
+            self.sink.take(line, is_urgent);
+            line.shrink_to(KEPT);
+        };
+        // A value that logs while it is written finds the buffer taken.
+        LINE.with(|line| match line.try_borrow_mut() {
+            Ok(mut line) => write(&mut line),
+            Err(_) => write(&mut Vec::new()),
+        });
+    }
+}
+
+fn text(event: &Event<'_>, is_colored: bool, line: &mut Vec<u8>) {
+    let (level, target) = (event.metadata().level(), event.metadata().target());
+    let (faint, plain) = if is_colored { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
+    put(line, faint);
+    put_time(line, SystemTime::now());
+    put(line, plain);
+    put(line, " ");
+    if is_colored {
+        // Writing into memory cannot fail, here and below.
+        let _ = write!(line, "\x1b[{}m", color(level));
+    }
+    put(line, padded(level));
+    put(line, plain);
+    put(line, " ");
+    put(line, faint);
+    put(line, target);
+    put(line, ":");
+    put(line, plain);
+    put(line, " ");
+    let mut fields = Text { line, is_colored, is_first: true };
+    event.record(&mut fields);
+    line.push(b'\n');
+}
+
+/// Levels one below the other.
+fn padded(level: &Level) -> &'static str {
+    match *level {
+        Level::ERROR => "ERROR",
+        Level::WARN => " WARN",
+        Level::INFO => " INFO",
+        Level::DEBUG => "DEBUG",
+        Level::TRACE => "TRACE",
+    }
+}
+
+fn color(level: &Level) -> u8 {
+    match *level {
+        Level::ERROR => 31,
+        Level::WARN => 33,
+        Level::INFO => 32,
+        Level::DEBUG => 34,
+        Level::TRACE => 35,
+    }
+}
+
+fn json(event: &Event<'_>, line: &mut Vec<u8>) {
+    let (level, target) = (event.metadata().level(), event.metadata().target());
+    put(line, "{\"timestamp\":\"");
+    put_time(line, SystemTime::now());
+    put(line, "\",\"level\":\"");
+    put(line, level.as_str());
+    put(line, "\"");
+    event.record(&mut Json { line });
+    put(line, ",\"target\":");
+    put_json(line, target);
+    put(line, "}\n");
+}
+
+fn put(line: &mut Vec<u8>, text: &str) {
+    line.extend_from_slice(text.as_bytes());
+}
+
+/// RFC 3339 with microseconds. Most lines are of the same second as the one before.
+fn put_time(line: &mut Vec<u8>, now: SystemTime) {
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (mut second, mut text) = SECOND.get();
+    if second != since.as_secs() {
+        second = since.as_secs();
+        let whole = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(second)).to_string();
+        text.copy_from_slice(&whole.as_bytes()[..SECOND_LEN]);
+        SECOND.set((second, text));
+    }
+    line.extend_from_slice(&text);
+    line.push(b'.');
+    // A digit before them, for the zeros that they begin with.
+    let micros = 1_000_000 + since.subsec_micros();
+    line.extend_from_slice(&itoa::Buffer::new().format(micros).as_bytes()[1..]);
+    line.push(b'Z');
+}
+
+/// The bytes of a time up to its seconds.
+const SECOND_LEN: usize = "1970-01-01T00:00:00".len();
+
+fn put_json(line: &mut Vec<u8>, text: &str) {
+    let from = line.len();
+    serde_json::to_writer(&mut *line, text).expect("a text is JSON, and memory takes all bytes");
+    escape_from(line, from, printable::escape_json);
+}
+
+/// Escapes what stands in the line from here on, where a terminal might act on it.
+fn escape_from(line: &mut Vec<u8>, from: usize, escape: fn(&str) -> Cow<'_, str>) {
+    // All of it, without a branch for each byte: mostly all is well.
+    if line[from..].iter().fold(true, |all, byte| all & matches!(byte, b' '..=b'~')) {
+        return;
+    }
+    let text = String::from_utf8_lossy(&line[from..]);
+    if text.contains(printable::is_hidden) {
+        let escaped = escape(&text).into_owned();
+        line.truncate(from);
+        line.extend_from_slice(escaped.as_bytes());
+    }
+}
+
+fn put_integer(line: &mut Vec<u8>, integer: impl itoa::Integer) {
+    line.extend_from_slice(itoa::Buffer::new().format(integer).as_bytes());
+}
+
+const MESSAGE: &str = "message";
+
+/// Whether it needs no quotes in a text's value, as readers of logfmt have it.
+fn is_bare(text: &str) -> bool {
+    let is_plain = |byte: u8| matches!(byte, b'!'..=b'~') && !matches!(byte, b'"' | b'\\' | b'=');
+    // All of it, without a branch for each byte: a fifth of the steps where all is well.
+    !text.is_empty() && text.bytes().fold(true, |all, byte| all & is_plain(byte))
+}
+
+/// `message name=value name="a text"`
+struct Text<'l> {
+    line: &'l mut Vec<u8>,
+    is_colored: bool,
+    is_first: bool,
+}
+
+impl Text<'_> {
+    fn begin(&mut self, field: &Field) {
+        if !std::mem::replace(&mut self.is_first, false) {
+            self.line.push(b' ');
+        }
+        match (field.name(), self.is_colored) {
+            (MESSAGE, _) => {}
+            (name, false) => {
+                self.line.extend_from_slice(name.as_bytes());
+                self.line.push(b'=');
+            }
+            (name, true) => {
+                let _ = write!(self.line, "\x1b[2m{name}=\x1b[0m");
+            }
+        }
+    }
+}
+
+impl Visit for Text<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.begin(field);
+        let from = self.line.len();
+        let _ = write!(self.line, "{value:?}");
+        // What is displayed may hold anything: it must not begin a line or move a cursor.
+        escape_from(self.line, from, printable::escape);
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.begin(field);
+        if field.name() == MESSAGE || is_bare(value) {
+            put(self.line, value);
+        } else {
+            let _ = write!(self.line, "{value:?}");
+        }
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.begin(field);
+        put_integer(self.line, value);
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.begin(field);
+        put_integer(self.line, value);
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.begin(field);
+        let _ = serde_json::to_writer(&mut *self.line, &value);
+    }
+
+    fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
+        self.record_debug(field, &format_args!("{}", Chain(value)));
+    }
+}
+
+/// `,"name":value`
+struct Json<'l> {
+    line: &'l mut Vec<u8>,
+}
+
+impl Json<'_> {
+    fn begin(&mut self, field: &Field) {
+        self.line.push(b',');
+        put_json(self.line, field.name());
+        self.line.push(b':');
+    }
+}
+
+impl Visit for Json<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.begin(field);
+        let mut text = String::new();
+        let _ = write!(text, "{value:?}");
+        put_json(self.line, &text);
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.begin(field);
+        put_json(self.line, value);
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.begin(field);
+        put_integer(self.line, value);
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.begin(field);
+        put_integer(self.line, value);
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.begin(field);
+        let _ = serde_json::to_writer(&mut *self.line, &value);
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.begin(field);
+        self.line.extend_from_slice(if value { b"true" } else { b"false" });
+    }
+
+    fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
+        self.record_debug(field, &format_args!("{}", Chain(value)));
+    }
+}
+
+/// An error and what caused it.
+struct Chain<'e>(&'e (dyn std::error::Error + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut next = self.0.source();
+        while let Some(cause) = next {
+            write!(f, ": {cause}")?;
+            next = cause.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,238 @@
+//! The log: lines on stderr, as text or JSON.
+//!
+//! It knows nothing of what is logged. What of other crates is worth an operator's while comes at `warn`.
+
+mod format;
+mod writer;
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::io::{self, IsTerminal as _};
+
+use prometheus_client::metrics::counter::Counter;
+use tracing::{Level, error};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry, reload};
+
+use self::format::Lines;
+use self::writer::{Flusher, Sink};
+use crate::config::Log;
+
+/// Why there is no log.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// `RUST_LOG` is no list of directives.
+    #[error("RUST_LOG is not understood; write it as `debug` or `clipgate=debug,hyper=info`")]
+    RustLog(#[source] tracing_subscriber::filter::ParseError),
+    /// The process has one already.
+    #[error("the log was started twice")]
+    Twice(#[source] tracing_subscriber::util::TryInitError),
+    /// The system has no thread for it.
+    #[error("the log has no thread")]
+    Thread(#[source] io::Error),
+}
+
+/// Changes what is written while the gateway runs. Dropping it waits until all lines are written, for a second at most.
+#[derive(Debug)]
+pub struct Handle {
+    /// `None`: `RUST_LOG` decides, and goes on doing so.
+    filter: Option<reload::Handle<EnvFilter, Registry>>,
+    dropped: Counter,
+    _flusher: Flusher,
+}
+
+impl Handle {
+    /// From now on writes lines of this level and above. Nothing changes where `RUST_LOG` is set.
+    pub fn set_level(&self, level: Level) {
+        if let Some(filter) = &self.filter {
+            // it fails only once the subscriber is gone, and with it all there is to log
+            let _ = filter.reload(filter_for(level));
+        }
+    }
+
+    /// The count of lines that were dropped because nobody read the log.
+    pub fn dropped_lines(&self) -> &Counter {
+        &self.dropped
+    }
+}
+
+/// Starts the log, for the whole process and once.
+///
+/// # Errors
+///
+/// When `RUST_LOG` is set to what is no filter, or the log was started before.
+pub fn init(log: &Log) -> Result<Handle, TelemetryError> {
+    let rust_log = std::env::var("RUST_LOG").ok().filter(|text| !text.trim().is_empty());
+    let chosen = match &rust_log {
+        Some(text) => EnvFilter::try_new(text).map_err(TelemetryError::RustLog)?,
+        None => filter_for(log.level),
+    };
+    let (filter, handle) = reload::Layer::new(chosen);
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let is_terminal = io::stderr().is_terminal();
+    let (sink, flusher) = Sink::start(io::stderr(), is_terminal).map_err(TelemetryError::Thread)?;
+    let dropped = sink.dropped().clone();
+    let is_colored = is_terminal && !no_color;
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(Lines { sink, format: log.format, is_colored })
+        .try_init()
+        .map_err(TelemetryError::Twice)?;
+    report_panics_in_log();
+    Ok(Handle { filter: rust_log.is_none().then_some(handle), dropped, _flusher: flusher })
+}
+
+/// Has panics written as lines of the log: the usual message goes straight to stderr, where a thread of the data path
+/// would wait for whoever reads it.
+fn report_panics_in_log() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(tracing::field::display);
+        let thread = std::thread::current();
+        let message = panic.payload_as_str().unwrap_or("no message");
+        let backtrace = Backtrace::capture();
+        let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+        error!(thread = thread.name(), place, text = message, backtrace, "a thread has panicked");
+    }));
+}
+
+/// Our own lines from `level` on, those of other crates never below `warn`.
+fn filter_for(level: Level) -> EnvFilter {
+    let others = level.min(Level::WARN);
+    EnvFilter::new(format!("{others},clipgate={level}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+    use tracing::{debug, info, warn};
+
+    use super::*;
+    use crate::config::LogFormat;
+
+    #[derive(Clone, Default)]
+    struct Page(Arc<Mutex<Vec<u8>>>);
+
+    impl Page {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().clone()).unwrap()
+        }
+    }
+
+    impl io::Write for Page {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is written while `act` runs.
+    fn written(format: LogFormat, level: Level, act: impl FnOnce(&Handle)) -> String {
+        let page = Page::default();
+        let (filter, handle) = reload::Layer::new(filter_for(level));
+        let (sink, flusher) = Sink::start(page.clone(), false).unwrap();
+        let dropped = sink.dropped().clone();
+        let lines = Lines { sink, format, is_colored: false };
+        let subscriber = tracing_subscriber::registry().with(filter).with(lines);
+        let handle = Handle { filter: Some(handle), dropped, _flusher: flusher };
+        tracing::subscriber::with_default(subscriber, || act(&handle));
+        drop(handle);
+        page.text()
+    }
+
+    #[test]
+    fn json_is_one_object_a_line_with_the_fields_at_its_top() {
+        let text = written(LogFormat::Json, Level::INFO, |_| {
+            info!(target: "clipgate::hub", waits = 3, rung = "streaming", "poll opened");
+            warn!(target: "clipgate::hub", odd = "two\nlines", "poll came back odd");
+        });
+        let lines: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[0]["message"], "poll opened");
+        assert_eq!(lines[0]["waits"], 3);
+        assert_eq!(lines[0]["rung"], "streaming");
+        assert_eq!(lines[0]["level"], "INFO");
+        assert_eq!(lines[0]["target"], "clipgate::hub");
+        assert_eq!(lines[1]["odd"], "two\nlines");
+    }
+
+    #[test]
+    fn text_has_no_colours_unless_asked_for() {
+        let text =
+            written(LogFormat::Text, Level::INFO, |_| info!(target: "clipgate", waits = 3, "poll opened"));
+        assert!(text.contains("poll opened") && text.contains("waits=3"), "{text}");
+        assert!(!text.contains('\u{1b}'), "{text}");
+    }
+
+    #[test]
+    fn a_line_of_text_stays_one_line_whatever_its_values_hold() {
+        let text = written(LogFormat::Text, Level::INFO, |_| {
+            let odd = "a\n2026 INFO forged \u{1b}[2J";
+            info!(target: "clipgate", text = odd, shown = %odd, number = -3, share = 0.5, done = true, "read it");
+        });
+        let (_, line) = text.split_once("clipgate: ").unwrap();
+        let odd = r"a\n2026 INFO forged \u{1b}[2J";
+        assert_eq!(line, format!("read it text=\"{odd}\" shown={odd} number=-3 share=0.5 done=true\n"));
+    }
+
+    #[test]
+    fn no_value_can_move_a_terminals_cursor_or_turn_its_letters_round() {
+        let odd = "a\u{9b}2J\u{7f}\u{202e}\u{2066}\u{200f}\u{2028}\u{85}b";
+        let write =
+            |format| written(format, Level::INFO, |_| info!(id = odd, shown = %odd, "asked for {odd}"));
+        let (text, json) = (write(LogFormat::Text), write(LogFormat::Json));
+        for log in [&text, &json] {
+            assert!(log.trim_end().bytes().all(|byte| matches!(byte, b' '..=b'~')), "{log:?}");
+        }
+        let shown = r"a\u{9b}2J\u{7f}\u{202e}\u{2066}\u{200f}\u{2028}\u{85}b";
+        assert!(text.ends_with(&format!("asked for {shown} id=\"{shown}\" shown={shown}\n")), "{text}");
+        let line: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!([&line["id"], &line["shown"]], [odd, odd]);
+        assert_eq!(line["message"], format!("asked for {odd}"));
+        let plain = "né à 日本";
+        let text = written(LogFormat::Text, Level::INFO, |_| info!(shown = %plain, "asked"));
+        assert!(text.ends_with(&format!("asked shown={plain}\n")), "{text}");
+    }
+
+    #[test]
+    fn an_error_is_told_with_what_caused_it() {
+        let error = TelemetryError::Thread(io::Error::other("none left"));
+        let error = &error as &(dyn std::error::Error + 'static);
+        let text = written(LogFormat::Text, Level::INFO, |_| info!(error, "no luck"));
+        assert!(text.ends_with("no luck error=the log has no thread: none left\n"), "{text}");
+        let json = written(LogFormat::Json, Level::INFO, |_| info!(error, "no luck"));
+        let line: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(line["error"], "the log has no thread: none left");
+    }
+
+    #[test]
+    fn other_crates_are_kept_at_warn() {
+        let text = written(LogFormat::Text, Level::TRACE, |_| {
+            debug!(target: "hyper::proto", "hyper chatters");
+            warn!(target: "rustls::conn", "rustls warns");
+            debug!(target: "clipgate::hub", "we say more");
+        });
+        assert!(!text.contains("chatters") && text.contains("rustls warns") && text.contains("we say more"));
+        let text = written(LogFormat::Text, Level::ERROR, |_| {
+            warn!(target: "rustls::conn", "rustls warns");
+            error!(target: "rustls::conn", "rustls fails");
+        });
+        assert!(!text.contains("warns") && text.contains("fails"), "{text}");
+    }
+
+    #[test]
+    fn the_level_can_be_changed_while_it_runs() {
+        let text = written(LogFormat::Text, Level::WARN, |handle| {
+            info!(target: "clipgate::hub", "before");
+            handle.set_level(Level::DEBUG);
+            debug!(target: "clipgate::hub", "after");
+        });
+        assert!(!text.contains("before") && text.contains("after"), "{text}");
+    }
+}
