@@ -9,7 +9,7 @@ SEEDS ?= 10000
 TIME ?= 600
 MINUTES ?= 10
 RATE ?= 2000
-TARGETS ?= query answer coalescer scheduler
+TARGETS ?= query job_body coalescer scheduler
 
 .PHONY: help run test check deny counts compare sweep soak outages fuzz deb manifests tools
 

@@ -4,7 +4,7 @@
 
 #![allow(unreachable_pub, reason = "modules of benches")]
 
-mod crowd;
+mod coalescer_fixture;
 
 use std::cell::RefCell;
 
@@ -12,7 +12,7 @@ use clipgate::core::coalescer::WaitId;
 use divan::Bencher;
 use divan::counter::ItemsCount;
 
-use self::crowd::Crowd;
+use self::coalescer_fixture::Crowd;
 
 /// How many are parked.
 const WAITS: [u64; 6] = [10, 100, 1_000, 10_000, 100_000, 1_000_000];

@@ -6,8 +6,8 @@
 
 #![allow(missing_docs, unreachable_pub, reason = "what the macros make, and modules of benches")]
 
-mod crowd;
-mod house;
+mod coalescer_fixture;
+mod gateway_fixture;
 
 use std::hint::black_box;
 
@@ -16,8 +16,8 @@ use gungraun::{
     Callgrind, EventKind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main,
 };
 
-use self::crowd::Crowd;
-use self::house::House;
+use self::coalescer_fixture::Crowd;
+use self::gateway_fixture::House;
 
 /// The command's own.
 #[global_allocator]

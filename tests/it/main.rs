@@ -1,76 +1,13 @@
-//! The integration tests: real sockets, port 0, the simulated upstream beside them.
+//! The integration tests: real sockets on port 0, with the simulated upstream beside them.
 
-#![allow(clippy::unwrap_used, reason = "what cannot be unwrapped fails its test")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails its test")]
 
-mod browser;
-mod events;
-mod host;
-mod operator;
-mod process;
-mod rogue;
-mod scripted;
-mod stage;
-mod wire;
-
-mod access_log;
-mod account_cookies;
 mod admin;
-mod admin_process;
-mod allowed_hosts;
-mod answers;
 mod architecture;
 mod cache;
-mod check;
-mod check_live;
-mod claims;
+mod cli;
 mod clients;
-mod command_line;
-mod cors;
-mod dashboard;
-mod dashboard_files;
-mod deadlines;
+mod coalescing;
 mod deploy;
-mod drain;
-mod empty_bodies;
-mod event_clients;
-mod event_pages;
-mod event_reconnects;
-mod floods;
-mod hangups;
-mod health;
-mod hostile;
-mod http2;
-mod in_front;
-mod isolation;
-mod keys;
-mod leaning;
-mod limits;
-mod listeners;
-mod methods;
-mod metrics;
-mod mishaps;
-mod multi;
-mod orchestration;
-mod outages;
-mod own_fields;
-mod packaging;
-mod passthrough;
-mod passthrough_limits;
-mod patience;
-mod places;
-mod proxies;
-mod removed_members;
-mod sharing;
-mod signals;
-mod soak;
-mod streams;
-mod team;
-mod tls;
-mod traces;
-mod treason;
-mod tunnels;
-mod turns;
-mod unread_output;
-mod unusual_answers;
-mod upstream_http2;
-mod watch;
+mod harness;
+mod upstream;

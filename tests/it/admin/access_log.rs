@@ -1,0 +1,135 @@
+//! The log's line for each request, as machines read it and as people do.
+
+use clipgate::sim::{Options, Sim};
+use serde_json::Value;
+use tokio::net::TcpListener;
+
+use crate::harness::command::Process;
+use crate::harness::gateway::single;
+use crate::harness::raw_http::{CLIP, raw};
+
+/// Sends these heads to a gateway of its own, one after the other, and hands back its log.
+async fn log_of(format: &str, heads: &[String]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = format!("http://{}", listener.local_addr().unwrap());
+    let sim = Sim::new(Options::default());
+    sim.put("a", "completed");
+    sim.put("b", "completed");
+    let _serving = tokio::spawn(sim.clone().serve(listener, std::future::pending()));
+    let env = [("CLIPGATE__LOG__FORMAT", format)];
+    let mut gateway = Process::start(&["serve", "--listen", "127.0.0.1:0", "--upstream", &upstream], &env);
+    let address = gateway.address();
+    for head in heads {
+        raw(address, format!("{head}host: x\r\nconnection: close\r\n\r\n").as_bytes()).await;
+    }
+    gateway.stop().1
+}
+
+const KEY: &str = "authorization: Bearer k\r\n";
+
+fn heads() -> Vec<String> {
+    let get = |target: &str| format!("GET {target} HTTP/1.1\r\n");
+    vec![
+        format!("{}{KEY}user-agent: curl/8 \"x\"\\\r\n", get(&single("a", "completed"))),
+        format!("{}{KEY}x-request-id: mine-1\r\n", get(&single("a", "completed"))),
+        format!("{}{KEY}", get(&format!("{CLIP}s?clip_ids[]=b&clip_ids[]=a&status=completed"))),
+        format!("{}{KEY}user-agent: {}\r\n", get("/sim/echo?api_key=secret"), "é".repeat(400)),
+        format!("POST /v1/x%22y HTTP/1.0\r\n{KEY}"),
+        format!("{}{KEY}", get(&single("", "completed"))),
+        format!("{}{KEY}", get(&single("%22%0a%1b%2C", "completed"))),
+        "GET /x HTTP/1.1\r\nx : y\r\n".to_owned(),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn json_is_one_flat_object_a_line_with_the_names_of_opentelemetry() {
+    let log = log_of("json", &heads()).await;
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for line in &lines {
+        let fields = line.as_object().unwrap();
+        assert!(fields.values().all(|value| !value.is_object() && !value.is_array()), "{line}");
+    }
+    let requests: Vec<&Value> = lines.iter().filter(|line| line["message"] == "request").collect();
+    assert_eq!(requests.len(), heads().len(), "{log}");
+    let rows = [
+        ("GET", CLIP, 200, "opened", "reached"),
+        ("GET", CLIP, 200, "hit", ""),
+        ("GET", &format!("{CLIP}s"), 200, "opened", "reached"),
+        ("GET", "/sim/echo", 200, "passed", ""),
+        ("POST", "/v1/x%22y", 404, "passed", ""),
+        ("GET", CLIP, 400, "refused", "empty-id"),
+        ("GET", CLIP, 404, "opened", "refused"),
+    ];
+    for (line, (method, path, status, outcome, reason)) in requests.iter().zip(rows) {
+        assert_eq!(line["http.request.method"], method, "{line}");
+        assert_eq!(line["url.path"], path, "{line}");
+        assert_eq!(line["http.response.status_code"], status, "{line}");
+        assert_eq!(line["clipgate.outcome"], outcome, "{line}");
+        assert_eq!(line["clipgate.reason"].as_str().unwrap_or_default(), reason, "{line}");
+        assert!(line["http.server.request.duration"].as_f64().is_some_and(|secs| secs < 20.0), "{line}");
+        assert!(line["http.response.body.size"].as_u64().is_some_and(|size| size > 0), "{line}");
+        assert_eq!(
+            (&line["client.address"], &line["network.peer.address"]),
+            (&"127.0.0.1".into(), &"127.0.0.1".into())
+        );
+        assert!(line["network.peer.port"].as_u64().is_some_and(|port| port > 0), "{line}");
+        assert!(line["clipgate.request_id"].is_string() && line["timestamp"].is_string(), "{line}");
+        assert_eq!(
+            (&line["level"], &line["target"]),
+            (&"INFO".into(), &"clipgate::gateway::access_log".into())
+        );
+    }
+    assert_eq!(requests[0]["user_agent.original"], "curl/8 \"x\"\\");
+    assert_eq!(requests[0]["clipgate.clips"], "a");
+    assert_eq!(requests[0]["clipgate.key"].as_str().unwrap().len(), 8);
+    assert_eq!(requests[0]["network.protocol.version"], "1.1");
+    assert_eq!(requests[1]["clipgate.request_id"], "mine-1");
+    assert!(requests[1].get("user_agent.original").is_none() && requests[1].get("clipgate.reason").is_none());
+    assert_eq!(requests[2]["clipgate.clips"], "a,b");
+    assert!(requests[3]["user_agent.original"].as_str().unwrap().len() <= 300, "no more than its beginning");
+    assert_eq!(requests[4]["network.protocol.version"], "1.0");
+    assert!(requests[4]["clipgate.upstream_request_id"].is_string());
+    assert_eq!(requests[6]["clipgate.clips"], "\"\n\u{1b},", "as it is");
+    assert_eq!(requests[7]["http.response.status_code"], 400);
+    assert_eq!(
+        (&requests[7]["clipgate.outcome"], &requests[7]["clipgate.reason"]),
+        (&"refused".into(), &"malformed".into())
+    );
+    assert!(!log.contains("secret") && !log.contains("Bearer"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn text_has_the_same_on_one_line_and_nothing_that_moves_a_cursor() {
+    let log = log_of("text", &heads()).await;
+    let requests: Vec<&str> = log.lines().filter(|line| line.contains(": request ")).collect();
+    assert_eq!(requests.len(), heads().len(), "{log}");
+    let starts = format!("http.request.method=GET url.path={CLIP} http.response.status_code=200 ");
+    assert!(requests[0].contains(&starts), "{}", requests[0]);
+    for field in ["clipgate.outcome=opened", "clipgate.reason=reached", "clipgate.clips=a"] {
+        assert!(requests[0].contains(field), "{field} in {}", requests[0]);
+    }
+    assert!(requests[0].contains(r#"user_agent.original="curl/8 \"x\"\\""#), "{}", requests[0]);
+    assert!(requests[6].contains(r#"clipgate.clips="\"\n\u{1b},""#), "{}", requests[6]);
+    assert!(!log.contains('\u{1b}') && !log.contains("secret"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ids_paths_and_programs_names_cannot_act_on_a_terminal_in_either_form() {
+    // DEL, C1's CSI and NEL, what turns the direction round, and line separators; as an id, and in the path as it is.
+    let odd = "\u{7f}\u{9b}2J\u{85}\u{202e}\u{2066}\u{200f}\u{2028}";
+    let id: String = odd.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    let heads = [
+        format!("GET {} HTTP/1.1\r\n{KEY}", single(&id, "completed")),
+        format!("GET /{odd} HTTP/1.1\r\n{KEY}"),
+        format!("GET /x HTTP/1.1\r\n{KEY}user-agent: {odd}\r\n"),
+    ];
+    for format in ["json", "text"] {
+        let log = log_of(format, &heads).await;
+        let is_plain = |character: char| character == '\n' || matches!(character, ' '..='~');
+        assert!(log.chars().all(is_plain), "{format}: {log:?}");
+        assert!(log.contains("u{9b}2J") || log.contains("u009b2J"), "{format}: {log}");
+    }
+    let log = log_of("json", &heads[..1]).await;
+    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    assert!(lines.into_iter().any(|line| line["clipgate.clips"] == odd), "JSON says the same: {log}");
+}

@@ -1,0 +1,67 @@
+//! The dashboard's files, as they are served. What they make of themselves in a browser is in `dashboard.rs`.
+
+use std::path::Path;
+
+use crate::harness::admin_client::{Operator, field, text};
+use crate::harness::gateway::Stage;
+
+#[tokio::test]
+async fn each_of_its_files_is_served_for_what_it_is_and_only_once() {
+    let mut stage = Stage::new().await;
+    let operator = Operator::of(&mut stage).await;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/admin/dashboard");
+    let files = ["", "uplot"].iter().flat_map(|dir| std::fs::read_dir(root.join(dir)).unwrap());
+    let files: Vec<_> = files.map(|entry| entry.unwrap().path()).filter(|path| path.is_file()).collect();
+    assert!(files.len() >= 20, "{files:?}");
+    for file in &files {
+        let name = file.strip_prefix(&root).unwrap().to_str().unwrap();
+        let path = if name == "index.html" { "/".to_owned() } else { format!("/dashboard/{name}") };
+        let answer = operator.get(&path).await;
+        assert_eq!(
+            (answer.status().as_u16(), text(&answer)),
+            (200, &*std::fs::read_to_string(file).unwrap())
+        );
+        let kind = match file.extension().map(|ending| ending.to_str().unwrap()) {
+            Some("html") => "text/html; charset=utf-8",
+            Some("css") => "text/css; charset=utf-8",
+            Some("js") => "text/javascript; charset=utf-8",
+            Some("svg") => "image/svg+xml",
+            _ => "text/plain; charset=utf-8",
+        };
+        assert_eq!(field(&answer, "content-type"), kind, "{path}");
+        let policy = field(&answer, "content-security-policy");
+        for rule in ["default-src 'none'", "script-src 'self'", "style-src 'self'", "frame-ancestors 'none'"]
+        {
+            assert!(policy.contains(rule), "{path}: {policy}");
+        }
+        assert!(!policy.contains("unsafe"), "{policy}");
+        assert_eq!(field(&answer, "x-content-type-options"), "nosniff");
+        assert_eq!(field(&answer, "referrer-policy"), "no-referrer");
+        assert_eq!(field(&answer, "cache-control"), "no-cache");
+
+        let etag = field(&answer, "etag");
+        let again = operator.ask("GET", &path, &[("if-none-match", etag)]).await;
+        assert_eq!((again.status().as_u16(), again.body().len()), (304, 0), "{path}");
+        assert_eq!(operator.ask("GET", &path, &[("if-none-match", "\"old\"")]).await.status(), 200);
+        let head = operator.ask("HEAD", &path, &[]).await;
+        assert_eq!((head.status().as_u16(), field(&head, "etag")), (200, etag));
+        assert_eq!(operator.ask("POST", &path, &[]).await.status(), 405);
+    }
+}
+
+#[tokio::test]
+async fn the_page_has_no_script_style_or_address_but_its_own_files() {
+    let mut stage = Stage::new().await;
+    let operator = Operator::of(&mut stage).await;
+    let page = operator.get("/").await;
+    let page = text(&page);
+    for inline in ["style=", "onclick", "onload", "<style", "http://", "https://", "//"] {
+        assert!(!page.contains(inline), "{inline}");
+    }
+    let named = page.split(['"', '\'']).skip(1).step_by(2);
+    let files: Vec<_> = named.filter(|value| value.starts_with("dashboard/")).collect();
+    assert!(files.len() >= 9, "{files:?}");
+    for file in files {
+        assert_eq!(operator.get(&format!("/{file}")).await.status(), 200, "{file}");
+    }
+}

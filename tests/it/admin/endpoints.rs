@@ -1,0 +1,386 @@
+//! The operator's side: what there is, for whom, and that it answers whatever the data path does.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use clipgate::testing::config::Auth;
+use clipgate::testing::secret::Secret;
+use http::Response;
+use http_body_util::{BodyExt as _, Empty};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde_json::Value;
+
+use crate::clients::team::member;
+use crate::harness::admin_client::{Operator, field, json, text};
+use crate::harness::gateway::{Stage, all, multi, put_all, set_hold, single, within};
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// Holds a refusal to the shape of the gateway's own errors.
+fn assert_refused(answer: &Response<Bytes>, status: u16, path: &str) {
+    assert_eq!(answer.status(), status, "{path}: {}", text(answer));
+    let body = json(answer);
+    assert_eq!((&body["statusCode"], &body["path"]), (&status.into(), &path.into()));
+    assert_eq!(body["requestId"], field(answer, "x-request-id"));
+    assert!(body["message"].is_string() && body["timestamp"].is_string(), "{body}");
+    assert_eq!(field(answer, "cache-control"), "no-store");
+}
+
+#[tokio::test]
+async fn each_resource_takes_its_methods_and_no_others() {
+    let mut stage = Stage::new().await;
+    let operator = Operator::of(&mut stage).await;
+    let rows = [
+        ("/healthz", "GET, HEAD", "text/plain; charset=utf-8"),
+        ("/readyz", "GET, HEAD", "text/plain; charset=utf-8"),
+        ("/metrics", "GET, HEAD", "text/plain; version=0.0.4; charset=utf-8"),
+        ("/api/state", "GET, HEAD", "application/json"),
+        ("/api/history", "GET, HEAD", "application/json"),
+        ("/api/cache", "DELETE", "application/json"),
+        ("/api/cache/a", "DELETE", "application/json"),
+    ];
+    for (path, allowed, kind) in rows {
+        for method in ["GET", "HEAD", "DELETE", "POST", "PUT", "OPTIONS"] {
+            let answer = operator.ask(method, path, &[]).await;
+            if allowed.split(", ").any(|allowed| allowed == method) {
+                assert_eq!(answer.status(), 200, "{method} {path}");
+                assert_eq!(field(&answer, "content-type"), kind, "{method} {path}");
+                assert_eq!(answer.body().is_empty(), method == "HEAD", "{method} {path}");
+                assert_eq!(field(&answer, "x-content-type-options"), "nosniff");
+            } else {
+                assert_eq!(
+                    (answer.status().as_u16(), field(&answer, "allow")),
+                    (405, allowed),
+                    "{method} {path}"
+                );
+                if method != "HEAD" {
+                    assert_refused(&answer, 405, path);
+                }
+            }
+        }
+    }
+    for path in ["/x", "/metrics/x", "/api", "/api/cache/a/../b/x?y"] {
+        let answer = operator.get(path).await;
+        assert!([404, 405].contains(&answer.status().as_u16()), "{path}");
+    }
+    assert_refused(&operator.get("/nothing").await, 404, "/nothing");
+    assert_refused(&operator.ask("DELETE", "/api/cache/", &[]).await, 400, "/api/cache/");
+    let answer = operator.ask("GET", "/healthz", &[("x-request-id", "mine-1")]).await;
+    assert_eq!(field(&answer, "x-request-id"), "mine-1");
+    assert_eq!(stage.asked().len(), 0, "nothing reaches the upstream");
+}
+
+#[tokio::test]
+async fn readiness_follows_the_gateway_and_health_does_not() {
+    let mut stage = Stage::new().await;
+    let operator = Operator::of(&mut stage).await;
+    let of = async |path: &str| {
+        let answer = operator.get(path).await;
+        (answer.status().as_u16(), text(&answer).to_owned())
+    };
+    assert_eq!(of("/readyz").await, (200, "ready\n".to_owned()));
+    assert_eq!(operator.state().await["phase"], "ready");
+    operator.readiness.draining();
+    assert_eq!(of("/readyz").await, (503, "draining\n".to_owned()));
+    assert_eq!(of("/healthz").await, (200, "ok\n".to_owned()));
+    assert_eq!(operator.state().await["phase"], "draining");
+}
+
+#[tokio::test]
+async fn with_a_token_all_but_health_ask_for_it() {
+    let token = "cg-admin-recognise-me";
+    let mut stage = Stage::with(|config, _| config.admin.token = Some(Secret::new(token))).await;
+    let operator = Operator::of(&mut stage).await;
+    let bearer = format!("Bearer {token}");
+    // ops:cg-admin-recognise-me
+    let basic = "Basic b3BzOmNnLWFkbWluLXJlY29nbmlzZS1tZQ==";
+    let paths = ["/metrics", "/api/state", "/api/history", "/api/events", "/api/cache", "/nothing"];
+    for path in paths {
+        for wrong in ["", "Bearer cg-admin-recognise-m", "Bearer x", "Basic b3BzOng=", token] {
+            let answer = operator.ask("GET", path, &[("authorization", wrong)]).await;
+            assert_refused(&answer, 401, path);
+            let challenges: Vec<_> = answer.headers().get_all("www-authenticate").iter().collect();
+            assert_eq!(
+                challenges,
+                ["Bearer realm=\"clipgate\"", "Basic realm=\"clipgate\", charset=\"UTF-8\""]
+            );
+            assert!(!format!("{answer:?}").contains("recognise"), "{answer:?}");
+        }
+        if path == "/api/events" {
+            continue; // does not end
+        }
+        for right in [bearer.as_str(), basic] {
+            let fields = [("authorization", right), ("host", "gw.example")];
+            let status = operator.ask("GET", path, &fields).await.status().as_u16();
+            assert!([200, 404, 405].contains(&status), "{path} {status}");
+        }
+    }
+    for open in ["/healthz", "/readyz"] {
+        assert_eq!(operator.ask("GET", open, &[("host", "gw.example")]).await.status(), 200, "{open}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_token_no_other_sites_page_gets_through() {
+    let mut stage = Stage::new().await;
+    let operator = Operator::of(&mut stage).await;
+    stage.sim.put("a", "completed");
+    stage.get(&single("a", "completed"), &[]).await;
+    let own = format!("http://{}", operator.address);
+    let rebound = [("host", "evil.example")];
+    for path in ["/metrics", "/api/state", "/api/history", "/api/events", "/api/cache/a"] {
+        assert_refused(&operator.ask("GET", path, &rebound).await, 421, path);
+    }
+    for fields in [
+        &[("origin", "http://evil.example")][..],
+        &[("origin", "null")],
+        &[("sec-fetch-site", "cross-site")],
+        &[("sec-fetch-site", "same-site")],
+    ] {
+        assert_refused(&operator.ask("DELETE", "/api/cache", fields).await, 403, "/api/cache");
+    }
+    assert!(stage.get(&single("a", "completed"), &[]).await.hit(), "nothing was forgotten");
+    let fields = [("origin", own.as_str()), ("sec-fetch-site", "same-origin")];
+    assert_eq!(operator.ask("DELETE", "/api/cache", &fields).await.status(), 200);
+    assert!(!stage.get(&single("a", "completed"), &[]).await.hit());
+}
+
+#[tokio::test]
+async fn what_is_forgotten_is_asked_for_again() {
+    let mut stage = Stage::new().await;
+    let operator = Operator::of(&mut stage).await;
+    put_all(&stage, &["a", "b", "c/d"], "completed");
+    let keys = ["Bearer one", "Bearer two"];
+    let ask = async |id: &str, key: &str| {
+        let answer = stage.get(&single(id, "completed"), &[("authorization", key)]).await;
+        assert_eq!(answer.status, 200);
+        answer.hit()
+    };
+    for key in keys {
+        for id in ["a", "b", "c%2Fd"] {
+            assert!(!ask(id, key).await);
+            assert!(ask(id, key).await);
+        }
+    }
+    let forget = async |path: &str| json(&operator.ask("DELETE", path, &[]).await)["forgotten"].clone();
+    assert_eq!(forget("/api/cache/a").await, 2);
+    assert_eq!(forget("/api/cache/a").await, 0);
+    assert_eq!(forget("/api/cache/c%2Fd").await, 2);
+    for key in keys {
+        assert!(!ask("a", key).await && ask("a", key).await, "{key}");
+        assert!(ask("b", key).await, "{key}: another clip stays");
+        assert!(!ask("c%2Fd", key).await, "{key}");
+    }
+    assert_eq!(operator.state().await["cache"]["entries"], 6);
+    assert_eq!(forget("/api/cache").await, 6);
+    assert_eq!(operator.state().await["cache"]["entries"], 0);
+    for key in keys {
+        for id in ["a", "b", "c%2Fd"] {
+            assert!(!ask(id, key).await, "{id} {key}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_state_says_what_is_under_way() {
+    let mut stage = Stage::holding(LONG).await;
+    let operator = Operator::of(&mut stage).await;
+    let state = operator.state().await;
+    assert_eq!(state["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(state["listen"], serde_json::json!([stage.address.to_string()]));
+    assert_eq!(state["ladder"], serde_json::json!(["submitted", "queued", "streaming", "completed"]));
+    assert_eq!(state["clips"], serde_json::json!({ "listed": [], "total": 0 }));
+    assert!(state["upstream"]["answered_at"].is_null() && state["upstream"]["failed"].is_null());
+
+    put_all(&stage, &["a", "b"], "queued");
+    let key = [("authorization", "Bearer sk-recognise-me")];
+    let mut waits = vec![stage.spawn_get(&single("a", "streaming"), &key)];
+    stage.until(|seen| seen.open == 1).await;
+    waits.extend((0..2).map(|_| stage.spawn_get(&single("a", "completed"), &key)));
+    stage.until_parked(3).await;
+    waits.push(stage.spawn_get(&multi(&["a", "b"], "completed"), &key));
+    stage.until_parked(4).await;
+    stage.until(|seen| seen.open == 2).await;
+
+    let state = operator.state().await;
+    assert_eq!(state["hub_answered"], true);
+    assert_eq!(state["waits"]["parked"], 4);
+    assert_eq!((&state["polls"]["open"], &state["polls"]["waiting"]), (&2.into(), &0.into()));
+    assert_eq!(state["clips"]["total"], 2);
+    let clips = state["clips"]["listed"].as_array().unwrap();
+    let of = |id: &str| clips.iter().find(|clip| clip["id"] == id).unwrap();
+    assert_eq!(clips[0]["id"], "a", "the oldest comes first");
+    assert_eq!((&of("a")["waits"], &of("b")["waits"]), (&4.into(), &1.into()));
+    assert_eq!(of("a")["asked"], serde_json::json!(["streaming", "completed"]));
+    assert!(of("a")["polls"].as_u64().unwrap() >= 1 && of("a")["rung"].is_null());
+    assert!(of("a")["age_seconds"].as_f64().unwrap() >= of("b")["age_seconds"].as_f64().unwrap());
+    assert_eq!((&state["keys"]["total"], &state["keys"]["listed"][0]["waits"]), (&1.into(), &4.into()));
+    let name = state["keys"]["listed"][0]["name"].as_str().unwrap();
+    assert!(name.len() == 8 && name.bytes().all(|byte| byte.is_ascii_hexdigit()), "a short digest: {name}");
+    assert!(!state.to_string().contains("recognise"), "{state}");
+
+    put_all(&stage, &["a", "b"], "completed");
+    all(waits).await;
+    let state = operator.state().await;
+    assert_eq!((&state["waits"]["parked"], &state["clips"]["total"]), (&0.into(), &0.into()));
+    assert_eq!(state["keys"]["total"], 0);
+    let requests = &state["totals"]["requests"];
+    let opened = requests["opened"].as_u64().unwrap();
+    assert_eq!(opened + requests["leaned"].as_u64().unwrap(), 4, "{requests}");
+    assert_eq!(state["totals"]["saved"], requests["leaned"]);
+    assert_eq!(state["totals"]["calls"]["poll"].as_u64().unwrap() as usize, stage.asked().len());
+    assert!(state["upstream"]["answered_at"].is_string());
+}
+
+#[tokio::test]
+async fn members_are_listed_by_name_with_what_they_have_left() {
+    let mut stage = Stage::with(|config, options| {
+        set_hold(LONG, config, options);
+        config.auth = Auth::Team(vec![
+            member(("alice", "cg_recognise-a", "sk-recognise")),
+            member(("bob", "cg_recognise-b", "sk-recognise")),
+            member(("carol", "cg_recognise-c", "sk-recognise-too")),
+        ]);
+        config.limits.requests_per_second = 1;
+        config.limits.burst = 100;
+    })
+    .await;
+    let operator = Operator::of(&mut stage).await;
+    stage.sim.put("a", "queued");
+    let ask = |token: &str| {
+        let authorization = format!("Bearer {token}");
+        stage.spawn_get(&single("a", "completed"), &[("authorization", authorization.as_str())])
+    };
+    let _waits = [ask("cg_recognise-b"), ask("cg_recognise-b"), ask("cg_recognise-a")];
+    stage.until_parked(3).await;
+    let state = operator.state().await;
+    let keys = state["keys"]["listed"].as_array().unwrap();
+    let names: Vec<_> = keys.iter().map(|key| key["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["bob", "alice", "carol"], "those with the most waits first");
+    let waits: Vec<_> = keys.iter().map(|key| key["waits"].as_u64().unwrap()).collect();
+    assert_eq!(waits, [2, 1, 0]);
+    assert_eq!(keys[0]["key"], keys[1]["key"]);
+    assert_ne!(keys[0]["key"], keys[2]["key"]);
+    let left = |key: &Value| key["requests"]["left"].as_u64().unwrap();
+    assert_eq!(left(&keys[2]), 100);
+    assert!((98..100).contains(&left(&keys[0])), "{}", keys[0]);
+    assert_eq!((&keys[0]["requests"]["burst"], &keys[0]["requests"]["per_second"]), (&100.into(), &1.into()));
+    assert!(keys[0]["calls"]["left"].is_number());
+    assert!(!state.to_string().contains("recognise"), "{state}");
+}
+
+#[tokio::test]
+async fn events_bring_the_state_each_second_and_the_history_what_was_before() {
+    let mut stage = Stage::holding(LONG).await;
+    let operator = Operator::of(&mut stage).await;
+    let mut stream = Stream::open(&operator, "/api/events").await;
+    assert_eq!(stream.state().await["waits"]["parked"], 0);
+    stage.sim.put("a", "queued");
+    let _wait = stage.spawn_get(&single("a", "completed"), &[]);
+    stage.until_parked(1).await;
+    within(20, async { while stream.state().await["waits"]["parked"] != 1 {} }).await;
+    assert!(stream.read.starts_with("retry: 2000\n\nevent: state\ndata: {"), "{:.80}", stream.read);
+
+    let history = json(&operator.get("/api/history").await);
+    let moments = history.as_array().unwrap();
+    assert!(!moments.is_empty() && moments.len() <= 180);
+    let first = &moments[0];
+    assert!(first["at"].is_string() && first["totals"]["requests"]["hit"].is_number(), "{first}");
+    assert_eq!((&first["waits"], &first["polls"]), (&0.into(), &0.into()));
+}
+
+#[tokio::test]
+async fn event_streams_are_few_and_make_room_when_they_end() {
+    let mut stage = Stage::new().await;
+    let operator = Operator::of(&mut stage).await;
+    let mut streams = Vec::new();
+    for _ in 0..32 {
+        streams.push(Stream::open(&operator, "/api/events").await);
+    }
+    let refused = operator.get("/api/events").await;
+    assert_refused(&refused, 503, "/api/events");
+    assert_eq!(field(&refused, "retry-after"), "5");
+    assert_eq!(operator.get("/healthz").await.status(), 200, "others are answered all the same");
+    drop(streams);
+    within(20, async { while !Stream::may_open(&operator, "/api/events").await {} }).await;
+}
+
+#[test]
+fn a_data_path_that_is_stuck_keeps_no_health_check_waiting() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let (free, stuck) = std::sync::mpsc::channel::<()>();
+    let data_path = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let mut stage = Stage::new().await;
+            let operator = Operator::of(&mut stage).await;
+            stage.sim.put("a", "completed");
+            stage.get(&single("a", "completed"), &[]).await;
+            tell.send(operator.address).unwrap();
+            // From here on nothing of the gateway moves.
+            let _ = stuck.recv();
+            drop(operator);
+        });
+    });
+    let address = told.recv().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(within(20, async {
+        let operator = Operator::at(address);
+        for path in ["/healthz", "/readyz", "/metrics", "/api/history"] {
+            assert_eq!(operator.get(path).await.status(), 200, "{path}");
+        }
+        // More than may wait for the hub at a time.
+        for _ in 0..6 {
+            let state = operator.state().await;
+            assert_eq!(state["hub_answered"], false);
+            assert_eq!(state["totals"]["requests"]["opened"], 1, "what is counted is there");
+        }
+        let forgotten = operator.ask("DELETE", "/api/cache", &[]).await;
+        assert_eq!(json(&forgotten)["forgotten"], 1);
+    }));
+    drop(free);
+    data_path.join().unwrap();
+}
+
+/// An event stream, read as it comes.
+struct Stream {
+    body: hyper::body::Incoming,
+    read: String,
+    taken: usize,
+}
+
+impl Stream {
+    async fn open(operator: &Operator, path: &str) -> Self {
+        let answer = Self::ask(operator, path).await;
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.headers()["content-type"], "text/event-stream");
+        Self { body: answer.into_body(), read: String::new(), taken: 0 }
+    }
+
+    async fn may_open(operator: &Operator, path: &str) -> bool {
+        Self::ask(operator, path).await.status() == 200
+    }
+
+    async fn ask(operator: &Operator, path: &str) -> Response<hyper::body::Incoming> {
+        let client: Client<HttpConnector, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+        let uri = format!("http://{}{path}", operator.address).parse().unwrap();
+        within(20, client.get(uri)).await.unwrap()
+    }
+
+    /// The next state.
+    async fn state(&mut self) -> Value {
+        loop {
+            let rest = &self.read[self.taken..];
+            if let Some(end) = rest.find("}\n\n") {
+                let event = &rest[..=end];
+                let state = serde_json::from_str(event.split_once("data: ").unwrap().1).unwrap();
+                self.taken += end + 3;
+                return state;
+            }
+            let frame = within(20, self.body.frame()).await.expect("it goes on").unwrap();
+            self.read.push_str(std::str::from_utf8(frame.data_ref().unwrap()).unwrap());
+        }
+    }
+}

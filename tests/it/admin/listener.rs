@@ -1,0 +1,249 @@
+//! The admin listener of the command: where it listens, when it ends, and what it never says.
+
+use std::net::SocketAddr;
+use std::process::Command;
+
+use clipgate::sim::{Options, Sim};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
+
+use crate::harness::admin_client::{Operator, text};
+use crate::harness::command::Process;
+use crate::harness::gateway::single;
+use crate::harness::process::{Client, Gateway, Ground, clip, get, soon};
+use crate::harness::raw_http::raw;
+
+const ANY_PORT: (&str, &str) = ("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
+const SIM: [&str; 4] = ["serve", "--sim", "--listen", "127.0.0.1:0"];
+
+#[tokio::test]
+async fn its_address_is_the_second_line() {
+    let mut gateway = Process::start(&SIM, &[ANY_PORT]);
+    let address = gateway.address();
+    let operator = Operator::at(gateway.admin().parse().unwrap());
+    assert_eq!(operator.get("/readyz").await.status(), 200);
+    let state = operator.state().await;
+    assert_eq!(state["listen"], serde_json::json!([address.to_string()]));
+    let example = state["example"].as_str().unwrap();
+    assert!(example.starts_with("curl ") && example.contains(&address.to_string()), "{example}");
+}
+
+#[tokio::test]
+async fn it_listens_on_unix_sockets_too_and_not_at_all_if_it_is_not_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("admin.sock");
+    let listen = format!("unix:{}", path.display());
+    let mut gateway = Process::start(&SIM, &[("CLIPGATE__ADMIN__LISTEN", &listen)]);
+    gateway.ready();
+    assert_eq!(gateway.admin(), listen);
+    let mut client = Client::h1(UnixStream::connect(&path).await.unwrap()).await;
+    let request =
+        http::Request::get("/healthz").header("host", "localhost").body(Default::default()).unwrap();
+    assert_eq!(client.ask(request).await.unwrap().status(), 200);
+    assert_eq!(gateway.stop().0, Some(0));
+    assert!(!path.exists(), "the socket's file goes with it");
+
+    let mut gateway = Process::start(&SIM, &[("CLIPGATE__ADMIN__LISTEN", "")]);
+    gateway.ready();
+    assert_eq!(gateway.line(), "", "what to try comes next");
+}
+
+#[tokio::test]
+async fn an_address_that_is_taken_is_an_error_that_names_its_key() {
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = taken.local_addr().unwrap();
+    let ground = Ground::new().await;
+    ground.configure("");
+    let mut command = ground.command();
+    command.env("CLIPGATE__ADMIN__LISTEN", address.to_string());
+    let mut gateway = Gateway::spawn(command);
+    let log = gateway.rest_of_log().await;
+    assert_eq!(gateway.ended().await.code(), Some(1), "{log:?}");
+    let told = log.join("\n");
+    assert!(told.contains(&format!("cannot listen on {address}: ")), "{told}");
+    assert!(told.contains("set admin.listen to another address, or to \"\" for none"), "{told}");
+}
+
+#[tokio::test]
+async fn try_outs_beside_each_other_do_not_quarrel_about_the_usual_address() {
+    // One of them gets it, if nobody else on this machine has it.
+    let usual = [("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:9090")];
+    let mut gateways = [Process::start(&SIM, &usual), Process::start(&SIM, &usual)];
+    let mut addresses = Vec::new();
+    for gateway in &mut gateways {
+        gateway.ready();
+        let address: SocketAddr = gateway.admin().parse().unwrap();
+        assert_eq!(Operator::at(address).get("/healthz").await.status(), 200);
+        addresses.push(address);
+    }
+    assert_ne!(addresses[0], addresses[1]);
+}
+
+#[tokio::test]
+async fn it_answers_until_the_last_wait_has_and_says_that_nobody_should_come() {
+    let ground = Ground::new().await;
+    ground.configure("drain_timeout = \"1h\"");
+    ground.sim.put("a", "queued");
+    let mut command = ground.command();
+    command.env(ANY_PORT.0, ANY_PORT.1);
+    let mut gateway = Gateway::spawn(command);
+    let address = gateway.address().await;
+    let admin = gateway.line().await;
+    let operator = Operator::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
+    // Passed through, so that nothing but the upstream ends it.
+    let mut client = Client::connect(address).await;
+    let target = format!("{}&x=1", clip("a"));
+    let waiting = tokio::spawn(async move { client.ask(get(&target, &[])).await });
+    ground.sim.until(|seen| seen.open == 1).await;
+    assert_eq!(operator.get("/readyz").await.status(), 200);
+
+    gateway.signal("TERM");
+    gateway.logged("stopping").await;
+    let not_ready = async {
+        while operator.get("/readyz").await.status() != 503 {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("not to be ready", not_ready).await;
+    assert_eq!(operator.get("/healthz").await.status(), 200);
+    assert_eq!(operator.state().await["phase"], "draining");
+    ground.sim.put("a", "complete");
+    assert_eq!(waiting.await.unwrap().unwrap().status(), 200);
+    assert_eq!(gateway.ended().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_key_and_no_token_is_in_anything_that_it_says() {
+    const KEY: &str = "sk-recognise-me-4711";
+    const TOKEN: &str = "cg_recognise-me-too";
+    const ADMIN: &str = "admin-recognise-me-three";
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = format!("http://{}", listener.local_addr().unwrap());
+    let sim = Sim::new(Options { keys: Some(vec![KEY.to_owned()]), ..Options::default() });
+    sim.put("a", "completed");
+    sim.put("b", "queued");
+    let _serving = tokio::spawn(sim.clone().serve(listener, std::future::pending()));
+    let hash =
+        clipgate::testing::auth::token_sha256(TOKEN.as_bytes()).0.map(|byte| format!("{byte:02x}")).concat();
+    let members = format!("[{{ name = \"alice\", token_sha256 = \"{hash}\", upstream_key = \"{KEY}\" }}]");
+    let env = [
+        ANY_PORT,
+        ("CLIPGATE__ADMIN__TOKEN", ADMIN),
+        ("CLIPGATE__AUTH__MODE", "team"),
+        ("CLIPGATE__TEAM__MEMBERS", members.as_str()),
+        ("CLIPGATE__LOG__LEVEL", "trace"),
+        ("CLIPGATE__LOG__FORMAT", "json"),
+    ];
+    let mut gateway = Process::start(&["serve", "--listen", "127.0.0.1:0", "--upstream", &upstream], &env);
+    let address = gateway.address();
+    let operator = Operator::at(gateway.admin().parse().unwrap());
+
+    let ask = |target: String, token: &str| {
+        let head = format!("GET {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
+        format!("{head}authorization: Bearer {token}\r\n\r\n")
+    };
+    for ask in [ask(single("a", "completed"), TOKEN), ask(single("a", "completed"), KEY)] {
+        raw(address, ask.as_bytes()).await;
+    }
+    let parked = tokio::spawn(async move {
+        raw(address, ask(single("b", "completed"), TOKEN).as_bytes()).await;
+    });
+    sim.until(|seen| seen.open == 1).await;
+
+    let bearer = format!("Bearer {ADMIN}");
+    let mut said = String::new();
+    for path in ["/healthz", "/readyz", "/metrics", "/api/state", "/api/history", "/nothing"] {
+        for authorization in [bearer.as_str(), "Bearer recognise-nobody", ""] {
+            let answer = operator.ask("GET", path, &[("authorization", authorization)]).await;
+            said.push_str(&format!("{:?}\n{}\n", answer.headers(), text(&answer)));
+        }
+    }
+    assert!(said.contains("alice") && said.contains("\"id\":\"b\""), "it does not say much: {said}");
+    parked.abort();
+    let (code, log) = gateway.stop();
+    assert_eq!(code, Some(0));
+    assert!(log.contains("admin request refused"), "{log}");
+    for secret in ["recognise", hash.as_str()] {
+        assert!(!said.contains(secret), "{secret} in {said}");
+        assert!(!log.contains(secret), "{secret} in {log}");
+    }
+}
+
+#[test]
+fn check_says_where_it_will_be() {
+    let check = |listen: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_clipgate"))
+            .arg("check")
+            .env_clear()
+            .env("CLIPGATE__ADMIN__LISTEN", listen)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(check("127.0.0.1:9091").contains("  admin     127.0.0.1:9091\n"));
+    assert!(check("").contains("  admin     off\n"));
+}
+
+/// A gateway with an admin listener, with this token if any; and its admin address.
+async fn start_admin(ground: &Ground, token: &str) -> (Gateway, SocketAddr) {
+    ground.configure("");
+    let mut command = ground.command();
+    command.env(ANY_PORT.0, ANY_PORT.1);
+    if !token.is_empty() {
+        command.env("CLIPGATE__ADMIN__TOKEN", token);
+    }
+    let mut gateway = Gateway::spawn(command);
+    gateway.address().await;
+    let line = gateway.line().await;
+    let address = line.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap();
+    (gateway, address)
+}
+
+#[tokio::test]
+async fn a_health_check_is_answered_whatever_300_other_connections_do() {
+    let ground = Ground::new().await;
+    let (_gateway, address) = start_admin(&ground, "").await;
+    let asked_again_and_again =
+        "GET /dashboard/uplot/uPlot.iife.min.js HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(200);
+    let mut others = Vec::new();
+    for n in 0..300 {
+        // Those who take no answer would have their places for a quarter of an hour.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut other = soon("a connection", socket.connect(address)).await.unwrap();
+        let said = if n < 20 { "GET /healthz HTTP/1.1\r\nhost" } else { &asked_again_and_again };
+        other.write_all(said.as_bytes()).await.unwrap();
+        others.push(other);
+    }
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(soon("an answer", Operator::at(address).get(path)).await.status(), 200, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn who_does_not_bring_the_token_is_told_to_go_and_takes_no_place_from_who_has_brought_it() {
+    let ground = Ground::new().await;
+    let (_gateway, address) = start_admin(&ground, "s3cret").await;
+    let ask = |path: &str, token: &str| {
+        let request = http::Request::get(path).header("host", "x").header("authorization", token);
+        request.body(Default::default()).unwrap()
+    };
+    let mut kept = Client::connect(address).await;
+    assert_eq!(kept.ask(ask("/metrics", "Bearer s3cret")).await.unwrap().status(), 200);
+    for (path, status) in [("/healthz", 200), ("/metrics", 401), ("/nothing", 401)] {
+        let mut stranger = Client::connect(address).await;
+        let answer = stranger.ask(ask(path, "Bearer wrong")).await.unwrap();
+        assert_eq!(answer.status(), status, "{path}");
+        assert_eq!(answer.headers()["connection"], "close", "{path}");
+        stranger.closed().await;
+    }
+    let mut strangers = Vec::new();
+    for _ in 0..300 {
+        strangers.push(soon("a connection", TcpStream::connect(address)).await.unwrap());
+    }
+    assert_eq!(soon("an answer", Operator::at(address).get("/healthz")).await.status(), 200);
+    let answer = kept.ask(ask("/metrics", "Bearer s3cret")).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert!(!answer.headers().contains_key("connection"));
+}

@@ -1,0 +1,224 @@
+//! What is counted, held to what was sent.
+
+use std::time::Duration;
+
+use clipgate::sim::{Fault, On};
+use clipgate::testing::config::Auth;
+use http::Request;
+
+use crate::harness::admin_client::{Operator, field, text};
+use crate::harness::gateway::{Stage, all, multi, set_hold, single};
+
+const REQUESTS: &str = "clipgate_requests_total";
+const CALLS: &str = "clipgate_upstream_requests_total";
+
+#[tokio::test]
+async fn each_way_of_answering_is_counted_apart() {
+    let mut stage = Stage::with(|config, options| {
+        set_hold(Duration::from_secs(60), config, options);
+        config.server.cors_origins = vec!["https://app.example".to_owned()];
+    })
+    .await;
+    let operator = Operator::of(&mut stage).await;
+    stage.sim.put("a", "queued");
+    stage.sim.put("b", "completed");
+    stage.sim.put("d", "queued");
+
+    // 1 opens, 4 lean
+    let waits: Vec<_> = (0..5).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
+    stage.until_parked(5).await;
+    stage.until(|seen| seen.open == 1).await;
+    let page = operator.metrics().await;
+    assert_eq!((page.sum("clipgate_waits", &[]), page.sum("clipgate_upstream_polls", &[])), (5.0, 1.0));
+    stage.sim.put("a", "completed");
+    all(waits).await;
+    // 3 hits, of these 1 of several clips; 1 opens
+    for target in [single("b", "completed"), single("a", "completed"), single("b", "queued")] {
+        stage.get(&target, &[]).await;
+    }
+    stage.get(&multi(&["a", "b"], "completed"), &[]).await;
+    // 2 passed, 1 of them on the clip's path
+    stage.get("/v1/models", &[]).await;
+    stage.get("/v2/generate/audio/suno-ai/clip?x=1", &[]).await;
+    // 2 refused, 1 preflight
+    stage.get(&single("", "completed"), &[]).await;
+    stage.get(&single("c", "completed"), &[("cache-control", "only-if-cached")]).await;
+    let preflight = Request::options("/x")
+        .header("origin", "https://app.example")
+        .header("access-control-request-method", "GET");
+    stage.send(preflight.body(Default::default()).unwrap()).await;
+    // 1 that hangs up
+    let left = stage.spawn_get(&single("d", "completed"), &[]);
+    stage.until_parked(1).await;
+    drop(left);
+    stage.until_parked(0).await;
+
+    let page = operator.metrics().await;
+    let rows = [
+        ("clip", "hit", 2),
+        ("clips", "hit", 1),
+        ("clip", "opened", 2),
+        ("clip", "leaned", 4),
+        ("other", "passed", 1),
+        ("clip", "passed", 1),
+        ("clip", "refused", 2),
+        ("other", "preflight", 1),
+        ("clip", "left", 1),
+    ];
+    for (route, outcome, count) in rows {
+        let labels = [("route", route), ("outcome", outcome)];
+        assert_eq!(page.sum(REQUESTS, &labels), f64::from(count), "{route} {outcome} in\n{}", page.text);
+    }
+    let in_all = rows.iter().map(|(_, _, count)| f64::from(*count)).sum::<f64>();
+    assert_eq!(page.sum(REQUESTS, &[]), in_all, "and nothing else");
+    assert_eq!(page.sum("clipgate_request_seconds_count", &[]), in_all);
+    assert_eq!(page.sum("clipgate_upstream_calls_saved_total", &[]), 3.0 + 4.0);
+    for (end, count) in [("reached", 6), ("left", 1), ("timed-out", 0), ("failed", 0)] {
+        assert_eq!(page.sum("clipgate_wait_seconds_count", &[("end", end)]), f64::from(count), "{end}");
+    }
+    assert_eq!(page.sum("clipgate_fanout_seconds_count", &[]), 2.0, "two answers ended waits");
+    assert!(page.sum("clipgate_fanout_seconds_sum", &[]) < 5.0);
+    assert_eq!(page.sum("clipgate_waits", &[]), 0.0);
+    assert_eq!(page.sum("clipgate_cache_entries", &[]), 2.0);
+    assert!(page.sum("clipgate_cache_bytes", &[]) > 1000.0);
+}
+
+#[tokio::test]
+async fn calls_are_counted_by_kind_and_by_what_came_of_them_as_the_upstream_saw_them() {
+    let mut stage = Stage::with(|config, options| {
+        set_hold(Duration::from_secs(60), config, options);
+        config.wait.linger = Duration::ZERO;
+        config.upstream.retries = 2;
+    })
+    .await;
+    let operator = Operator::of(&mut stage).await;
+    stage.sim.put("a", "completed");
+    stage.get(&single("a", "completed"), &[]).await;
+    // a look at what is there already
+    stage.get(&single("a", ""), &[("cache-control", "no-cache")]).await;
+    // not found: final
+    stage.get(&single("nowhere", "completed"), &[]).await;
+    // fails, and is tried again
+    stage.sim.fault(
+        On::Path("/v2/generate/audio/suno-ai/clip".to_owned()),
+        Fault::Reset { after: Duration::ZERO },
+        1,
+    );
+    let answer = stage.get(&single("a", "completed"), &[("cache-control", "no-cache")]).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    // passed through
+    stage.get("/sim/status/503", &[]).await;
+    stage.get("/sim/status/204", &[]).await;
+    // cancelled
+    stage.sim.put("b", "queued");
+    let left = stage.spawn_get(&single("b", "completed"), &[]);
+    stage.until(|seen| seen.open == 1).await;
+    drop(left);
+    stage.until(|seen| seen.abandoned() == 1).await;
+
+    let page = operator.metrics().await;
+    let rows = [
+        ("poll", "200", 2),
+        ("poll", "404", 1),
+        ("poll", "broke", 1),
+        ("poll", "cancelled", 1),
+        ("snapshot", "200", 1),
+        ("passthrough", "503", 1),
+        ("passthrough", "204", 1),
+    ];
+    for (kind, code, count) in rows {
+        let labels = [("kind", kind), ("code", code)];
+        assert_eq!(page.sum(CALLS, &labels), f64::from(count), "{kind} {code} in\n{}", page.text);
+    }
+    assert_eq!(page.sum(CALLS, &[]), stage.sim.requests().len() as f64, "no more and no less than it saw");
+    assert_eq!(page.sum("clipgate_upstream_seconds_count", &[("kind", "poll")]), 5.0);
+    assert_eq!(page.sum("clipgate_upstream_retries_total", &[]), 1.0);
+    assert_eq!(page.sum("clipgate_breaker_open", &[]), 0.0);
+}
+
+#[tokio::test]
+async fn an_open_breaker_shows_and_so_does_what_failed() {
+    let mut stage = Stage::with(|config, _| {
+        config.upstream.breaker_failures = 2;
+        config.upstream.breaker_cooldown = Duration::from_secs(600);
+        config.upstream.retry_for = Duration::from_secs(1);
+    })
+    .await;
+    let operator = Operator::of(&mut stage).await;
+    stage.sim.put("good", "completed");
+    assert_eq!(stage.get(&single("good", "completed"), &[]).await.status, 200);
+    stage.sim.fault(On::Polls, Fault::reset(), u32::MAX);
+    let answer = stage.get(&single("a", "completed"), &[]).await;
+    assert_eq!(answer.field("cache-status"), "clipgate; detail=unreachable");
+    let page = operator.metrics().await;
+    assert_eq!(page.sum("clipgate_breaker_open", &[]), 1.0);
+    let broken = page.sum(CALLS, &[("kind", "poll"), ("code", "broke")]);
+    assert!((2.0..20.0).contains(&broken), "a first attempt, retries and probes: {broken}");
+    assert_eq!(page.sum(REQUESTS, &[("outcome", "refused")]), 1.0, "what the upstream did not answer");
+    let state = operator.state().await;
+    assert_eq!(state["upstream"]["breaker_open"], true);
+    assert_eq!(state["upstream"]["failed"]["code"], "broke");
+    assert_eq!(state["totals"]["faults"].as_f64(), Some(broken));
+}
+
+#[tokio::test]
+async fn refusals_over_a_limit_are_counted_by_limit_and_by_member() {
+    let mut stage = Stage::with(|config, options| {
+        set_hold(Duration::from_secs(60), config, options);
+        config.auth = Auth::Team(vec![
+            crate::clients::team::member(("alice", "cg_a", "sk-one")),
+            crate::clients::team::member(("bob", "cg_b", "sk-two")),
+        ]);
+        config.limits.requests_per_second = 1;
+        config.limits.burst = 3;
+        config.limits.calls_per_second = 1;
+        config.limits.calls_burst = 2;
+        config.limits.max_waits_per_key = 1;
+    })
+    .await;
+    let operator = Operator::of(&mut stage).await;
+    let alice = [("authorization", "Bearer cg_a")];
+    let mut refused = 0;
+    for _ in 0..20 {
+        refused += i32::from(stage.get(&single("", "completed"), &alice).await.status == 429);
+    }
+    assert!(refused >= 10, "{refused}");
+    stage.sim.put("a", "queued");
+    let bob = [("authorization", "Bearer cg_b")];
+    let _parked = stage.spawn_get(&single("a", "completed"), &bob);
+    stage.until_parked(1).await;
+    assert_eq!(stage.get(&single("a", "completed"), &bob).await.status, 429);
+
+    let page = operator.metrics().await;
+    let count = |quota: &str, member: &str| {
+        page.sum("clipgate_rate_limited_total", &[("quota", quota), ("member", member)])
+    };
+    assert_eq!(count("requests", "alice"), f64::from(refused));
+    assert_eq!(count("waits-of-key", "bob"), 1.0);
+    assert_eq!((count("calls", "bob"), count("requests", "bob"), count("requests", "")), (0.0, 0.0, 0.0));
+}
+
+#[tokio::test]
+async fn broken_heads_are_counted_too() {
+    let mut stage = Stage::new().await;
+    let operator = Operator::of(&mut stage).await;
+    let answer = crate::harness::raw_http::raw(stage.address, b"GET / HTTP/1.1\r\nx : y\r\n\r\n").await;
+    assert!(answer.starts_with(b"HTTP/1.1 400 "));
+    let page = operator.metrics().await;
+    assert_eq!(page.sum(REQUESTS, &[("route", "other"), ("outcome", "refused")]), 1.0);
+}
+
+#[tokio::test]
+async fn open_metrics_is_there_for_who_asks_for_it() {
+    let mut stage = Stage::new().await;
+    let operator = Operator::of(&mut stage).await;
+    let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+    let answer = operator.ask("GET", "/metrics", &[("accept", accept)]).await;
+    assert!(field(&answer, "content-type").starts_with("application/openmetrics-text; version=1.0.0"));
+    assert!(
+        text(&answer).ends_with("# EOF\n") && text(&answer).contains("# TYPE clipgate_requests counter\n")
+    );
+    let answer = operator.get("/metrics").await;
+    assert_eq!(field(&answer, "content-type"), "text/plain; version=0.0.4; charset=utf-8");
+    assert!(!text(&answer).contains("# EOF"));
+}

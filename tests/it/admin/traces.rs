@@ -1,0 +1,388 @@
+//! Traces: what the upstream is told to be the cause, and what a collector is told.
+//!
+//! The collector is `collector.py`, which reads what it gets with OpenTelemetry's own Python package. Without that
+//! the tests fail; `.ci/tools` installs it.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use clipgate::testing::config::Config;
+use http::{HeaderMap, StatusCode};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines};
+use tokio::net::TcpListener;
+use tokio::process::{Child, ChildStdout, Command};
+
+use crate::clients::event_clients::tools;
+use crate::harness::gateway::{Stage, all, multi, put_all, single};
+use crate::harness::process::{self, Ground, soon};
+
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+const PARENT: &str = "b7ad6b7169203331";
+const KEY: &str = "Bearer HUSHHUSH";
+/// And without a line a request, which nobody would read.
+const UNLIMITED: &str = "[limits]\nrequests_per_second = 1000000\nburst = 1000000\n[log]\nlevel = \"warn\"\n";
+
+fn traceparent() -> String {
+    format!("00-{TRACE}-{PARENT}-01")
+}
+
+/// Trace, span and flags of the one `traceparent`, which has the form that it must have.
+fn parts(fields: &HeaderMap) -> [String; 3] {
+    let mut lines = fields.get_all("traceparent").iter();
+    let (line, None) = (lines.next().expect("there is one"), lines.next()) else { panic!("{fields:?}") };
+    let parts: Vec<&str> = line.to_str().unwrap().split('-').collect();
+    let [version, trace, span, flags] = parts[..] else { panic!("{line:?}") };
+    assert_eq!((version, trace.len(), span.len(), flags.len()), ("00", 32, 16, 2), "{line:?}");
+    let is_id =
+        |id: &str| id.bytes().any(|b| b != b'0') && id.bytes().all(|b| b"0123456789abcdef".contains(&b));
+    assert!(is_id(trace) && is_id(span), "{line:?}");
+    [trace, span, flags].map(str::to_owned)
+}
+
+/// What the upstream was told with its newest request.
+fn last_seen(stage: &Stage) -> HeaderMap {
+    HeaderMap::clone(&stage.sim.requests().last().expect("it was asked").headers)
+}
+
+/// A collector that takes what it gets.
+struct Collector {
+    lines: Lines<BufReader<ChildStdout>>,
+    port: u16,
+    _child: Child,
+}
+
+impl Collector {
+    async fn start() -> Self {
+        let own = tools("python/bin/python3");
+        let program = if std::path::Path::new(&own).exists() { own.as_str() } else { "python3" };
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/admin/collector.py");
+        let mut command = Command::new(program);
+        command.arg(script).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().expect("there is python3");
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let port = soon("the collector", lines.next_line()).await.unwrap();
+        let port = port.expect("python3 has the module opentelemetry-proto: see .ci/tools").parse().unwrap();
+        Self { lines, port, _child: child }
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    async fn batch(&mut self) -> Value {
+        let line = soon("spans", self.lines.next_line()).await.unwrap().expect("the collector runs");
+        serde_json::from_str(&line).unwrap()
+    }
+
+    /// The batches until there are so many spans, and these.
+    async fn spans(&mut self, count: usize) -> (Vec<Value>, Vec<Value>) {
+        let (mut batches, mut spans) = (Vec::new(), Vec::new());
+        while spans.len() < count {
+            let batch = self.batch().await;
+            spans.extend(batch["spans"].as_array().unwrap().iter().cloned());
+            batches.push(batch);
+        }
+        assert_eq!(spans.len(), count, "{spans:#?}");
+        (batches, spans)
+    }
+}
+
+fn traced(config: &mut Config, url: &str) {
+    config.telemetry.otlp_endpoint = Some(url.parse().unwrap());
+}
+
+/// An address where nobody listens.
+async fn nowhere() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    format!("http://{}", listener.local_addr().unwrap())
+}
+
+#[tokio::test]
+async fn without_a_collector_a_clients_trace_goes_through_untouched_and_a_missing_one_begins() {
+    let stage = Stage::new().await;
+    let known = [("traceparent", &*traceparent()), ("tracestate", "a=1,b=2")];
+    stage.get("/v1/models", &known).await;
+    let seen = last_seen(&stage);
+    assert_eq!(seen["traceparent"], traceparent());
+    assert_eq!(seen["tracestate"], "a=1,b=2");
+
+    stage.get("/v1/models", &[]).await;
+    let [first, _, flags] = parts(&last_seen(&stage));
+    assert_eq!(flags, "00", "nobody records it");
+    stage.get("/v1/models", &[]).await;
+    assert_ne!(parts(&last_seen(&stage))[0], first);
+
+    put_all(&stage, &["a"], "completed");
+    stage.get(&single("a", "completed"), &known).await;
+    let [trace, _, flags] = parts(&last_seen(&stage));
+    assert!(trace != TRACE && flags == "00", "a poll belongs to nobody");
+    assert!(!last_seen(&stage).contains_key("tracestate"));
+}
+
+#[tokio::test]
+async fn with_a_collector_a_clients_trace_goes_on_with_the_requests_own_span() {
+    let collector = nowhere().await;
+    let stage = Stage::with(|config, _| traced(config, &collector)).await;
+    let mut spans = vec![PARENT.to_owned()];
+    for flags in ["01", "00"] {
+        let parent = format!("00-{TRACE}-{PARENT}-{flags}");
+        stage.get("/v1/models", &[("traceparent", &parent), ("tracestate", "a=1,b=2")]).await;
+        let seen = last_seen(&stage);
+        let [trace, span, told] = parts(&seen);
+        assert_eq!((&*trace, &*told, &seen["tracestate"]), (TRACE, flags, &"a=1,b=2".parse().unwrap()));
+        assert!(!spans.contains(&span), "{span} is another's");
+        spans.push(span);
+    }
+    stage.get("/v1/models", &[]).await;
+    let [trace, _, flags] = parts(&last_seen(&stage));
+    assert!(trace != TRACE && flags == "01");
+
+    put_all(&stage, &["a"], "completed");
+    stage.get(&single("a", "completed"), &[("traceparent", &traceparent())]).await;
+    let [trace, _, flags] = parts(&last_seen(&stage));
+    assert!(trace != TRACE && flags == "01", "a poll is the root of a trace of its own");
+}
+
+#[tokio::test]
+async fn what_is_no_traceparent_is_replaced_with_its_tracestate() {
+    let collector = nowhere().await;
+    for stage in [Stage::new().await, Stage::with(|config, _| traced(config, &collector)).await] {
+        let bad = [
+            format!("00-{TRACE}-{PARENT}"),
+            format!("ff-{TRACE}-{PARENT}-01"),
+            format!("00-{}-{PARENT}-01", "0".repeat(32)),
+            format!("00-{}-{PARENT}-01", TRACE.to_uppercase()),
+        ];
+        for parent in &bad {
+            stage.get("/v1/models", &[("traceparent", parent), ("tracestate", "a=1")]).await;
+            let seen = last_seen(&stage);
+            assert_ne!(parts(&seen)[0], TRACE, "{parent}");
+            assert!(!seen.contains_key("tracestate"), "{parent}");
+        }
+        let twice = [("traceparent", &*traceparent()), ("traceparent", &*traceparent())];
+        stage.get("/v1/models", &twice).await;
+        assert_ne!(parts(&last_seen(&stage))[0], TRACE);
+    }
+}
+
+#[tokio::test]
+async fn the_collector_gets_a_span_for_each_request_and_poll_and_a_link_for_each_lean() {
+    let mut collector = Collector::start().await;
+    let stage = Stage::with(|config, _| traced(config, &collector.url())).await;
+    put_all(&stage, &["a", "b"], "streaming");
+    let key = ("authorization", KEY);
+    let parent = traceparent();
+    let mut waits = vec![stage.spawn_get(&single("a", "completed"), &[key, ("traceparent", &parent)])];
+    stage.until(|seen| seen.count("/v2/generate/audio/suno-ai/clip") == 1).await;
+    waits.extend([0; 2].map(|_| stage.spawn_get(&single("a", "completed"), &[key])));
+    waits.push(stage.spawn_get(&single("b", "completed"), &[key]));
+    stage.until(|seen| seen.count("/v2/generate/audio/suno-ai/clip") == 2).await;
+    stage.until_parked(4).await;
+    waits.push(stage.spawn_get(&multi(&["a", "b"], "completed"), &[key]));
+    stage.until_parked(5).await;
+    let polls: Vec<_> = stage.sim.requests().iter().map(|seen| parts(&seen.headers)).collect();
+    put_all(&stage, &["a", "b"], "completed");
+    let answers = all(waits).await;
+    assert_eq!(answers.iter().filter(|answer| answer.opened()).count(), 2);
+    assert_eq!(answers.iter().filter(|answer| answer.leaned()).count(), 3);
+    assert!(stage.get(&single("a", "completed"), &[key]).await.hit());
+    stage.get("/v1/models?token=HUSHHUSH", &[key]).await;
+    let passed = parts(&last_seen(&stage));
+    assert_eq!(stage.get(&single("a", "error"), &[key]).await.status, StatusCode::BAD_REQUEST);
+
+    let (batches, spans) = collector.spans(10).await;
+    for batch in &batches {
+        assert_eq!(
+            (&batch["path"], &batch["type"]),
+            (&"/v1/traces".into(), &"application/x-protobuf".into())
+        );
+        assert_eq!(batch["resource"]["service.name"], "clipgate");
+        assert_eq!(batch["resource"]["service.version"], env!("CARGO_PKG_VERSION"));
+        assert!(!batch["raw"].as_str().unwrap().contains("HUSHHUSH"), "a key or a query is in it");
+    }
+    assert!(spans.iter().all(|span| span["is_ordered"] == true));
+    let of = |key: &str, value: &str| -> Vec<&Value> {
+        spans.iter().filter(|span| span[key] == value || span["attributes"][key] == value).collect()
+    };
+    let (servers, clients) = (of("kind", "SPAN_KIND_SERVER"), of("kind", "SPAN_KIND_CLIENT"));
+    assert_eq!((servers.len(), clients.len()), (8, 2));
+
+    let link = |poll: &[String; 3]| serde_json::json!([poll[0], poll[1]]);
+    for (client, poll) in polls.iter().map(|poll| (of("id", &poll[1])[0], poll)) {
+        assert_eq!((&client["trace"], &client["parent"]), (&poll[0].as_str().into(), &"".into()));
+        assert_eq!(client["name"], "GET /v2/generate/audio/suno-ai/clip");
+        let attributes = &client["attributes"];
+        assert_eq!(attributes["clipgate.outcome"], "landed");
+        assert_eq!(
+            (&attributes["http.response.status_code"], &attributes["clipgate.clips"]),
+            (&200.into(), &1.into())
+        );
+        assert_eq!(
+            (&attributes["server.address"], &attributes["http.request.method"]),
+            (&"127.0.0.1".into(), &"GET".into())
+        );
+    }
+    let links = |outcome: &str| {
+        let mut links: Vec<_> =
+            of("clipgate.outcome", outcome).iter().map(|span| span["links"].clone()).collect();
+        links.sort_by_key(|links| links.as_array().unwrap().len());
+        links
+    };
+    let opened = links("opened");
+    assert!(opened.len() == 2 && polls.iter().all(|poll| opened.contains(&serde_json::json!([link(poll)]))));
+    let [one, other, both] = &links("leaned")[..] else { panic!("{spans:#?}") };
+    assert_eq!((one, other), (&serde_json::json!([link(&polls[0])]), &serde_json::json!([link(&polls[0])])));
+    assert!(
+        both.as_array().unwrap().len() == 2
+            && polls.iter().all(|p| both.as_array().unwrap().contains(&link(p)))
+    );
+    assert_eq!(links("hit"), [serde_json::json!([])]);
+
+    let [continued] = of("trace", TRACE)[..] else { panic!("{spans:#?}") };
+    assert_eq!(
+        (&continued["parent"], &continued["attributes"]["clipgate.reason"]),
+        (&PARENT.into(), &"reached".into())
+    );
+    assert_eq!(continued["attributes"]["http.route"], "/v2/generate/audio/suno-ai/clip");
+    let [through] = of("url.path", "/v1/models")[..] else { panic!("{spans:#?}") };
+    assert_eq!((&through["trace"], &through["id"]), (&passed[0].as_str().into(), &passed[1].as_str().into()));
+    let [refused] = of("clipgate.outcome", "refused")[..] else { panic!("{spans:#?}") };
+    assert_eq!(
+        (&refused["attributes"]["http.response.status_code"], &refused["is_error"]),
+        (&400.into(), &false.into())
+    );
+}
+
+#[tokio::test]
+async fn a_poll_that_fails_says_so_and_a_client_that_leaves_ends_its_span() {
+    let mut collector = Collector::start().await;
+    let stage = Stage::without_upstream(|config, _| {
+        traced(config, &collector.url());
+        config.upstream.retries = 1;
+        config.wait.linger = Duration::ZERO;
+    })
+    .await;
+    assert_eq!(stage.get(&single("a", "completed"), &[]).await.status, StatusCode::BAD_GATEWAY);
+    let (_, spans) = collector.spans(2).await;
+    let [poll, wait] = ["SPAN_KIND_CLIENT", "SPAN_KIND_SERVER"]
+        .map(|kind| spans.iter().find(|span| span["kind"] == kind).unwrap());
+    assert_eq!((&poll["attributes"]["error.type"], &poll["is_error"]), (&"unreachable".into(), &true.into()));
+    assert_eq!(poll["attributes"]["clipgate.failed_tries"], 2);
+    assert_eq!(poll["events"].as_array().unwrap().len(), 2);
+    assert_eq!((&wait["attributes"]["error.type"], &wait["is_error"]), (&"502".into(), &true.into()));
+
+    let mut stage = stage;
+    stage.raise_upstream();
+    put_all(&stage, &["a"], "streaming");
+    let wait = stage.spawn_get(&single("a", "completed"), &[]);
+    stage.until(|seen| seen.count("/v2/generate/audio/suno-ai/clip") == 1).await;
+    wait.abort();
+    let (_, spans) = collector.spans(2).await;
+    let outcomes = |kind: &str| {
+        let span = spans.iter().find(|span| span["kind"] == kind).unwrap();
+        span["attributes"]["clipgate.outcome"].clone()
+    };
+    assert_eq!(
+        (outcomes("SPAN_KIND_SERVER"), outcomes("SPAN_KIND_CLIENT")),
+        ("left".into(), "cancelled".into())
+    );
+}
+
+#[tokio::test]
+async fn a_traces_own_decision_and_the_percentage_say_what_is_recorded() {
+    let mut collector = Collector::start().await;
+    let stage = Stage::with(|config, _| {
+        traced(config, &collector.url());
+        config.telemetry.sample_percent = 0;
+    })
+    .await;
+    put_all(&stage, &["a", "b"], "completed");
+    let unrecorded = format!("00-{TRACE}-{PARENT}-00");
+    stage.get(&single("a", "completed"), &[]).await;
+    assert_eq!(
+        parts(&last_seen(&stage))[2],
+        "00",
+        "the poll of a request that is not recorded is not either"
+    );
+    stage.get("/v1/models", &[("traceparent", &unrecorded)]).await;
+    stage.get(&single("b", "completed"), &[("traceparent", &traceparent())]).await;
+    assert_eq!(parts(&last_seen(&stage))[2], "01");
+    let (_, spans) = collector.spans(2).await;
+    assert_eq!(spans.iter().filter(|span| span["trace"] == TRACE).count(), 1);
+    assert!(spans.iter().all(|span| span["attributes"]["clipgate.outcome"] != "passed"));
+}
+
+#[tokio::test]
+async fn a_stop_tells_the_collector_what_it_has_not_been_told_with_the_headers_of_the_environment() {
+    let mut collector = Collector::start().await;
+    let ground = Ground::new().await;
+    ground.configure(&format!("[telemetry]\notlp_endpoint = \"{}/\"", collector.url()));
+    let mut command = ground.command();
+    command.env("OTEL_EXPORTER_OTLP_HEADERS", "x-token=for-the-collector");
+    let mut gateway = process::Gateway::spawn(command);
+    let mut client = process::Client::connect(gateway.address().await).await;
+    ground.sim.put("a", "completed");
+    assert_eq!(client.get(&process::clip("a"), &[]).await.status(), 200);
+    drop(client);
+    gateway.signal("TERM");
+    assert!(gateway.ended().await.success());
+    let batch = collector.batch().await;
+    assert_eq!((&batch["token"], &batch["path"]), (&"for-the-collector".into(), &"/v1/traces".into()));
+    assert_eq!(batch["spans"].as_array().unwrap().len(), 2, "{batch:#}");
+    let log = gateway.rest_of_log().await;
+    assert!(!log.iter().any(|line| line.contains("spans") || line.contains("for-the-collector")), "{log:#?}");
+}
+
+#[tokio::test]
+async fn a_dead_collector_is_one_warning_and_the_loss_is_told_at_the_end() {
+    let ground = Ground::new().await;
+    ground.configure(&format!("{UNLIMITED}[telemetry]\notlp_endpoint = \"{}\"", nowhere().await));
+    let mut gateway = ground.start();
+    let mut client = process::Client::connect(gateway.address().await).await;
+    ground.sim.put("a", "completed");
+    assert_eq!(client.get(&process::clip("a"), &[]).await.status(), 200);
+    gateway.logged("spans are lost").await;
+    for _ in 0..1200 {
+        assert_eq!(client.get(&process::clip("a"), &[]).await.status(), 200);
+    }
+    drop(client);
+    gateway.signal("TERM");
+    assert!(gateway.ended().await.success());
+    let log = gateway.rest_of_log().await;
+    assert!(!log.iter().any(|line| line.contains("spans are lost")), "it is told once: {log:#?}");
+    let told: Vec<_> = log.iter().filter(|line| line.contains("spans were lost")).collect();
+    assert!(told.len() == 1 && told[0].contains("lost=1202"), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_collector_that_never_answers_delays_nobody() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let ground = Ground::new().await;
+    ground.configure(&format!("drain_timeout = \"1s\"\n{UNLIMITED}[telemetry]\notlp_endpoint = \"{url}\""));
+    let mut gateway = ground.start();
+    let mut client = process::Client::connect(gateway.address().await).await;
+    ground.sim.put("a", "completed");
+    assert_eq!(client.get(&process::clip("a"), &[]).await.status(), 200);
+    let (mut held, _) = soon("a batch", listener.accept()).await.unwrap();
+    soon("its first byte", held.read_u8()).await.unwrap();
+    // The exporter is stuck, and more spans come than the queue has room for.
+    let asking = async {
+        for _ in 0..5000 {
+            assert_eq!(client.get(&process::clip("a"), &[]).await.status(), 200);
+        }
+    };
+    soon("5000 hits", asking).await;
+    gateway.logged("spans are lost").await;
+    drop(client);
+    gateway.signal("TERM");
+    assert!(gateway.ended().await.success());
+    // A span for each hit, for the wait before them, and for its poll: some found no room, none was delivered.
+    let log = gateway.rest_of_log().await;
+    assert!(
+        log.iter().any(|line| line.contains("spans were lost") && line.contains("lost=5002")),
+        "{log:#?}"
+    );
+    drop(held);
+}

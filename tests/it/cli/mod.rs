@@ -1,0 +1,10 @@
+//! The commands, as processes.
+
+pub(crate) mod check;
+pub(crate) mod check_live;
+pub(crate) mod command_line;
+pub(crate) mod health;
+pub(crate) mod signals;
+pub(crate) mod soak;
+pub(crate) mod unread_output;
+pub(crate) mod watch;

@@ -1,0 +1,220 @@
+//! Who has a place when there are more connections than places, or than descriptors.
+
+use std::net::SocketAddr;
+
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
+use tokio::process::Command;
+use tokio::task::JoinHandle;
+
+use crate::harness::admin_client::{Operator, text};
+use crate::harness::process::{Client, Gateway, Ground, clip, get, soon};
+
+/// A connection from this address of this machine.
+async fn from(ip: &str, to: SocketAddr) -> Client {
+    Client::h1(stream(ip, to).await).await
+}
+
+async fn stream(ip: &str, to: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{ip}:0").parse().unwrap()).unwrap();
+    socket.connect(to).await.unwrap()
+}
+
+const ONE: &str = "127.0.0.1";
+const OTHER: &str = "127.0.0.2";
+
+/// A wait that is parked on this connection until its clip is complete; the status of its answer.
+async fn park(ground: &Ground, mut client: Client, id: &str) -> JoinHandle<u16> {
+    let before = ground.sim.requests().len();
+    ground.sim.put(id, "queued");
+    let target = clip(id);
+    let waiting = tokio::spawn(async move { client.ask(get(&target, &[])).await.unwrap().status().as_u16() });
+    ground.sim.until(|seen| seen.requests.len() > before).await;
+    waiting
+}
+
+#[tokio::test]
+async fn idle_connections_of_one_client_keep_nobody_out_and_its_longest_idle_has_to_go() {
+    let ground = Ground::new().await;
+    ground.configure("max_connections = 4\nidle_timeout = \"1h\"");
+    let mut gateway = ground.start();
+    let address = gateway.address().await;
+    let mut own = Vec::new();
+    for _ in 0..8 {
+        let mut client = from(ONE, address).await;
+        assert_eq!(client.get("/x", &[]).await.status(), 404);
+        own.push(client);
+    }
+    // Half of the places, and the two that came last.
+    let mut kept = own.split_off(6);
+    for gone in &mut own {
+        gone.closed().await;
+    }
+    let mut others = [from(OTHER, address).await, from(OTHER, address).await];
+    for client in kept.iter_mut().chain(&mut others) {
+        assert_eq!(client.get("/x", &[]).await.status(), 404);
+    }
+}
+
+#[tokio::test]
+async fn a_parked_wait_is_never_closed_for_a_newcomer_and_an_idle_connection_of_http2_is() {
+    let ground = Ground::new().await;
+    ground.configure("max_connections = 2\nidle_timeout = \"1h\"");
+    let mut gateway = ground.start();
+    let address = gateway.address().await;
+    let parked = park(&ground, from(ONE, address).await, "a").await;
+    let mut idle = Client::h2(stream(OTHER, address).await).await;
+    assert_eq!(idle.get(&format!("http://{address}/x"), &[]).await.status(), 404);
+    for _ in 0..3 {
+        assert_eq!(from("127.0.0.3", address).await.get("/x", &[]).await.status(), 404);
+    }
+    idle.closed().await;
+    ground.sim.put("a", "completed");
+    assert_eq!(parked.await.unwrap(), 200);
+}
+
+#[tokio::test]
+async fn a_newcomer_waits_while_all_are_busy_and_takes_the_place_of_the_first_that_is_idle() {
+    let ground = Ground::new().await;
+    ground.configure("max_connections = 1\nidle_timeout = \"1h\"");
+    let mut gateway = ground.start();
+    let address = gateway.address().await;
+    let parked = park(&ground, from(ONE, address).await, "a").await;
+    let mut late = from(OTHER, address).await;
+    let waiting = tokio::spawn(async move { late.ask(get("/x", &[("x-request-id", "late")])).await });
+    gateway.logged("all connections are busy").await;
+    ground.sim.put("a", "completed");
+    assert_eq!(parked.await.unwrap(), 200);
+    assert_eq!(waiting.await.unwrap().unwrap().status(), 404);
+    let (first, second) = (gateway.logged("outcome=").await, gateway.logged("outcome=").await);
+    assert!(first.contains("clips=a") && second.contains("request_id=late"), "{first}\n{second}");
+}
+
+#[tokio::test]
+async fn busy_connections_of_one_client_take_half_of_the_places_and_no_more() {
+    let ground = Ground::new().await;
+    ground.configure("max_connections = 4");
+    let mut gateway = ground.start();
+    let address = gateway.address().await;
+    let mut parked = Vec::new();
+    for id in ["a", "b"] {
+        parked.push(park(&ground, from(ONE, address).await, id).await);
+    }
+    for _ in 0..3 {
+        assert!(from(ONE, address).await.ask(get("/x", &[])).await.is_err());
+        assert_eq!(from(OTHER, address).await.get("/x", &[]).await.status(), 404);
+    }
+    let line = gateway.logged("half of all connections").await;
+    assert!(line.contains("address=127.0.0.1"), "{line}");
+    ["a", "b"].iter().for_each(|id| ground.sim.put(id, "completed"));
+    for parked in parked {
+        assert_eq!(parked.await.unwrap(), 200);
+    }
+}
+
+#[tokio::test]
+async fn a_trusted_proxy_and_a_unix_socket_may_have_all_places() {
+    let ground = Ground::new().await;
+    let path = ground.path("gw.sock");
+    let listen = format!("listen = [\"127.0.0.1:0\", {:?}]", format!("unix:{}", path.display()));
+    ground.configure(&format!("{listen}\nmax_connections = 4\ntrusted_proxies = [\"127.0.0.0/8\"]"));
+    let mut gateway = ground.start();
+    let address = gateway.address().await;
+    let mut parked = Vec::new();
+    for id in ["a", "b", "c", "d"] {
+        parked.push(park(&ground, from(ONE, address).await, id).await);
+    }
+    ["a", "b", "c", "d"].iter().for_each(|id| ground.sim.put(id, "completed"));
+    for parked in parked.drain(..) {
+        assert_eq!(parked.await.unwrap(), 200);
+    }
+    for id in ["e", "f", "g", "h"] {
+        let client = Client::h1(UnixStream::connect(&path).await.unwrap()).await;
+        parked.push(park(&ground, client, id).await);
+    }
+    ["e", "f", "g", "h"].iter().for_each(|id| ground.sim.put(id, "completed"));
+    for parked in parked {
+        assert_eq!(parked.await.unwrap(), 200);
+    }
+}
+
+/// The gateway under this limit of open files, as the shell's `ulimit` takes it.
+fn start_within(ground: &Ground, limit: &str) -> Gateway {
+    let mut command = Command::new("sh");
+    let script = format!("ulimit {limit} && exec \"$0\" serve --config config.toml");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_clipgate")]);
+    ground.confine(&mut command);
+    command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
+    Gateway::spawn(command)
+}
+
+async fn operator(gateway: &mut Gateway) -> Operator {
+    let line = gateway.line().await;
+    Operator::at(line.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap())
+}
+
+#[tokio::test]
+async fn idle_connections_leave_descriptors_for_polls_and_for_the_operator() {
+    let ground = Ground::new().await;
+    ground.configure("idle_timeout = \"1h\"");
+    let mut gateway = start_within(&ground, "-n 64");
+    let address = gateway.address().await;
+    let operator = operator(&mut gateway).await;
+    gateway.logged("allows fewer connections than configured").await;
+    let mut idle = Vec::new();
+    for n in 0..60 {
+        let mut client = from(&format!("127.0.0.{}", n % 20 + 1), address).await;
+        assert_eq!(client.get("/x", &[]).await.status(), 404, "{n}");
+        idle.push(client);
+    }
+    for id in ["a", "b", "c"] {
+        ground.sim.put(id, "completed");
+        assert_eq!(from(OTHER, address).await.get(&clip(id), &[]).await.status(), 200);
+    }
+    assert_eq!(operator.get("/readyz").await.status(), 200);
+}
+
+#[tokio::test]
+async fn the_soft_limit_of_open_files_is_raised_to_the_hard_one() {
+    let ground = Ground::new().await;
+    ground.configure("");
+    let mut gateway = start_within(&ground, "-n 1000 && ulimit -S -n 256");
+    gateway.address().await;
+    let page = soon("the metrics", operator(&mut gateway).await.get("/metrics")).await;
+    let page = text(&page);
+    assert!(page.contains("process_max_fds 1000\n"), "{page}");
+}
+
+#[tokio::test]
+async fn when_descriptors_run_out_all_the_same_idle_connections_make_room_and_the_log_is_not_flooded() {
+    let ground = Ground::new().await;
+    ground.configure("idle_timeout = \"1h\"");
+    ground.sim.put("a", "completed");
+    let mut gateway = ground.start();
+    let address = gateway.address().await;
+    let mut kept = Vec::new();
+    for _ in 0..5 {
+        let mut client = from(ONE, address).await;
+        assert_eq!(client.get(&clip("a"), &[]).await.status(), 200);
+        kept.push(client);
+    }
+    // From now on it may open no more than it has open: a new descriptor has the lowest number that is free.
+    let pid = gateway.pid();
+    let open: Vec<u32> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap())
+        .collect();
+    let free = (0..).find(|number| !open.contains(number)).unwrap();
+    let limit = format!("--nofile={free}:{free}");
+    let limited = Command::new("prlimit").args(["--pid", &pid.to_string(), &limit]).status().await;
+    assert!(limited.unwrap().success(), "prlimit is of util-linux");
+    for n in 0..20 {
+        let mut client = from(ONE, address).await;
+        assert_eq!(client.get(&clip("a"), &[]).await.status(), 200, "{n}");
+        kept.push(client);
+    }
+    gateway.logged("accept failed").await;
+    gateway.signal("TERM");
+    let more = gateway.rest_of_log().await.iter().filter(|line| line.contains("accept failed")).count();
+    assert_eq!(more, 0, "it is said once a minute");
+}

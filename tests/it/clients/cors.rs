@@ -1,0 +1,119 @@
+//! CORS: what browsers are told.
+
+use http::{HeaderMap, Request};
+use http_body_util::Empty;
+
+use crate::harness::process::{Client, Gateway, Ground, clip};
+
+const APP: (&str, &str) = ("origin", "https://app.example");
+
+fn allowed(headers: &HeaderMap) -> Option<&str> {
+    headers.get("access-control-allow-origin").map(|value| value.to_str().unwrap())
+}
+
+fn preflight(target: &str, origin: &str) -> Request<Empty<bytes::Bytes>> {
+    Request::options(target)
+        .header("host", "gw.example")
+        .header("origin", origin)
+        .header("access-control-request-method", "GET")
+        .header("access-control-request-headers", "authorization,last-event-id")
+        .body(Empty::new())
+        .unwrap()
+}
+
+#[tokio::test]
+async fn hits_misses_refusals_and_what_is_passed_through_may_be_read_by_a_listed_origin() {
+    let ground = Ground::new().await;
+    ground.configure("cors_origins = [\"https://app.example\"]");
+    ground.sim.put("a", "complete");
+    let mut gateway = ground.start();
+    let mut client = Client::connect(gateway.address().await).await;
+    let rows = [
+        (clip("a"), 200, "clipgate; fwd=miss"),
+        (clip("a"), 200, "clipgate; hit"),
+        (clip(""), 400, "clipgate; detail="),
+        ("/else".to_owned(), 404, "clipgate; fwd=bypass"),
+    ];
+    for (target, status, case) in &rows {
+        let answer = client.get(target, &[APP]).await;
+        assert_eq!(answer.status(), *status, "{target}");
+        let headers = answer.headers();
+        assert!(headers["cache-status"].to_str().unwrap().starts_with(case), "{headers:?}");
+        assert_eq!(allowed(headers), Some(APP.1), "{case}");
+        assert!(headers.get_all("vary").iter().any(|vary| vary == "Origin"), "{case}");
+        let exposed = headers["access-control-expose-headers"].to_str().unwrap();
+        assert!(exposed.contains("Cache-Status") && exposed.contains("X-Request-Id"), "{exposed}");
+
+        let answer = client.get(target, &[("origin", "https://evil.example")]).await;
+        assert_eq!(allowed(answer.headers()), None, "{case}");
+    }
+    assert_eq!(rows.len(), 4);
+    let stream = client.get(&clip("a"), &[APP, ("accept", "text/event-stream")]).await;
+    assert_eq!(stream.headers()["content-type"], "text/event-stream");
+    assert_eq!(allowed(stream.headers()), Some(APP.1));
+}
+
+#[tokio::test]
+async fn origins_of_desktop_programs_and_with_default_ports_are_those_that_browsers_send() {
+    let ground = Ground::new().await;
+    ground.configure(
+        "cors_origins = [\"tauri://localhost\", \"app://obsidian.md\", \"chrome-extension://abcdefghijklmnop\", \
+         \"https://app.example:443\", \"http://app.example:80\", \"https://other.example:8443\"]",
+    );
+    let mut command = ground.command();
+    command.env("CLIPGATE__AUTH__MODE", "sidecar").env("CLIPGATE__UPSTREAM__API_KEY", "of-the-gateway");
+    let mut gateway = Gateway::spawn(command);
+    let mut client = Client::connect(gateway.address().await).await;
+    let mut status = async |origin: &str| {
+        let fields = [("host", "localhost"), ("origin", origin), ("sec-fetch-site", "cross-site")];
+        let mut request = Request::get("/else");
+        for (name, value) in fields {
+            request = request.header(name, value);
+        }
+        let answer = client.ask(request.body(Empty::new()).unwrap()).await.unwrap();
+        assert_eq!(allowed(answer.headers()), (answer.status() == 404).then_some(origin), "{origin}");
+        answer.status().as_u16()
+    };
+    for origin in [
+        "tauri://localhost",
+        "app://obsidian.md",
+        "chrome-extension://abcdefghijklmnop",
+        "https://app.example",
+        "http://app.example",
+        "https://other.example:8443",
+    ] {
+        assert_eq!(status(origin).await, 404, "{origin} may ask the upstream");
+    }
+    for origin in
+        ["https://other.example", "app://localhost", "http://localhost:1420", "chrome-extension://evil"]
+    {
+        assert_eq!(status(origin).await, 403, "{origin}");
+    }
+}
+
+#[tokio::test]
+async fn a_preflight_is_answered_without_the_upstream_and_without_a_key() {
+    let ground = Ground::new().await;
+    ground.configure("cors_origins = [\"https://app.example\"]");
+    let mut gateway = ground.start();
+    let mut client = Client::connect(gateway.address().await).await;
+    let answer = client.ask(preflight(&clip("a"), APP.1)).await.unwrap();
+    assert_eq!(answer.status(), 204);
+    assert_eq!(allowed(answer.headers()), Some(APP.1));
+    assert_eq!(answer.headers()["access-control-allow-methods"], "GET");
+    assert_eq!(answer.headers()["access-control-allow-headers"], "authorization,last-event-id");
+    assert!(answer.headers().contains_key("x-request-id"));
+    let stranger = client.ask(preflight(&clip("a"), "https://evil.example")).await.unwrap();
+    assert_eq!((stranger.status().as_u16(), allowed(stranger.headers())), (204, None));
+    assert_eq!(ground.sim.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn without_origins_preflights_are_the_upstreams() {
+    let ground = Ground::new().await;
+    ground.configure("");
+    let mut gateway = ground.start();
+    let mut client = Client::connect(gateway.address().await).await;
+    client.ask(preflight(&clip("a"), APP.1)).await.unwrap();
+    assert_eq!(ground.sim.requests().len(), 1);
+}

@@ -1,0 +1,78 @@
+//! Event streams as web pages read them, with the `EventSource` that the browser itself has.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use clipgate::testing::config::Auth;
+use clipgate::testing::secret::Secret;
+use serde_json::json;
+
+use crate::harness::browser::{Browser, DESK};
+use crate::harness::gateway::{Stage, multi, set_hold};
+use crate::harness::raw_upstream::{Rogue, Then};
+
+/// A web page of an origin of its own.
+async fn app() -> (Rogue, String) {
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\nconnection: close\r\n\r\n";
+    let page = "<!doctype html><title>app</title><link rel=icon href=data:,>";
+    let app = Rogue::start(head, Then::Bytes(Bytes::from_static(page.as_bytes()))).await;
+    let origin = app.url.to_string().trim_end_matches('/').to_owned();
+    (app, origin)
+}
+
+/// What the page is to do: note each event, and never close the source by itself.
+fn follow(url: &str) -> String {
+    format!(
+        "window.told = []; window.source = new EventSource({});
+         for (const name of ['status', 'done', 'error']) source.addEventListener(name, ({{ data }}) => {{
+             if (data) told.push([name, JSON.parse(data).id ?? null, JSON.parse(data).status ?? null]);
+         }}); null",
+        json!(url)
+    )
+}
+
+#[tokio::test]
+async fn a_listed_origins_page_is_told_each_rung_and_stopped_after_the_last() {
+    let (_app, origin) = app().await;
+    let (_other, stranger) = app().await;
+    let stage = Stage::with(|config, options| {
+        set_hold(Duration::from_secs(60), config, options);
+        config.server.cors_origins = vec![origin.clone()];
+        config.auth = Auth::Sidecar;
+        config.upstream.api_key = Some(Secret::new("key-1"));
+    })
+    .await;
+    for id in ["a", "b"] {
+        stage.sim.put(id, "queued");
+    }
+    let url = format!("http://{}{}", stage.address, multi(&["a", "b"], "completed"));
+    let mut browser = Browser::start();
+    assert_eq!(browser.open(&origin, DESK, None).await, 200);
+    browser.eval(&follow(&url)).await;
+    browser.until("told.length === 2").await;
+    stage.sim.put("a", "streaming");
+    browser.until("told.length === 3").await;
+    stage.sim.put("a", "completed");
+    browser.until("told.length === 4").await;
+    stage.sim.put("b", "completed");
+    // The stream ends; it connects anew by itself, and is answered 204.
+    browser.until("source.readyState === EventSource.CLOSED").await;
+    let told = browser.eval("told").await;
+    let mut begin = vec![told[0].clone(), told[1].clone()];
+    begin.sort_by_key(ToString::to_string);
+    assert_eq!(begin, [json!(["status", "a", "queued"]), json!(["status", "b", "queued"])]);
+    let rest = json!([
+        ["status", "a", "streaming"],
+        ["status", "a", "complete"],
+        ["status", "b", "complete"],
+        ["done", null, null]
+    ]);
+    assert_eq!(told.as_array().unwrap()[2..], rest.as_array().unwrap()[..]);
+
+    assert_eq!(browser.open(&stranger, DESK, None).await, 200);
+    browser.eval(&follow(&url)).await;
+    browser.until("source.readyState === EventSource.CLOSED").await;
+    assert_eq!(browser.eval("told").await, json!([]), "no other origin's page is told anything");
+    let faults = browser.faults().await;
+    assert!(faults.iter().any(|fault| fault.contains("blocked by CORS policy")), "{faults:?}");
+}

@@ -1,0 +1,230 @@
+//! Answers of the gateway's own: each is in section 6's shape, whatever it is that is refused.
+
+use std::time::Duration;
+
+use clipgate::sim::{Fault, On};
+use http::Version;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+
+use crate::harness::gateway::{Answer, Stage, multi, single, within};
+use crate::harness::raw_http::{CLIP, assert_refusal, calls, field, parse, raw, read_until, request};
+
+const KEY: (&str, &str) = ("authorization", "Bearer demo");
+/// What hyper itself writes to a head that it cannot read.
+const BARE: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+
+/// Heads that hyper itself refuses; `hostile.rs` has more.
+const MALFORMED: [&[u8]; 2] =
+    [b"GET /sim/echo HTTP/1.1\r\nhost : x\r\n\r\n", b"GET /sim/echo HTTP/1.1\r\nhost: x\r\nx: a\rb\r\n\r\n"];
+
+fn assert_refused(bytes: &[u8], status: u16, reason: &str) {
+    let (answer, rest) = parse(bytes).unwrap_or_else(|| panic!("{:?}", String::from_utf8_lossy(bytes)));
+    assert_refusal(&answer, status, reason);
+    assert!(rest.is_empty(), "{:?}", String::from_utf8_lossy(rest));
+}
+
+#[tokio::test]
+async fn each_fault_of_a_query_is_named() {
+    let stage = Stage::new().await;
+    let long = "x".repeat(129);
+    let seven: Vec<_> = (0..7).map(|n| format!("id-{n}")).collect();
+    let seven: Vec<&str> = seven.iter().map(String::as_str).collect();
+    let rows = [
+        (CLIP.to_owned(), "no-id"),
+        (format!("{CLIP}s"), "no-id"),
+        (format!("{CLIP}?status=completed"), "no-id"),
+        (single("", "completed"), "empty-id"),
+        (multi(&["a", ""], "completed"), "empty-id"),
+        (single(&long, "completed"), "long-id"),
+        (single("%ff", "completed"), "id-not-utf8"),
+        (multi(&seven, "completed"), "too-many-ids"),
+        (single("a", "error"), "status-not-askable"),
+        (single("%zz", "completed"), "broken-escape"),
+        (single("a", "completed%"), "broken-escape"),
+        (format!("{CLIP}?clip%5_id=a"), "broken-escape"),
+    ];
+    for (target, reason) in &rows {
+        let answer = stage.get(target, &[]).await;
+        let message = assert_refusal(&answer, 400, reason);
+        assert!(message.contains('`') || *reason == "broken-escape", "{message}");
+        let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+        assert_eq!(body["path"], target.split('?').next().unwrap(), "without the query");
+    }
+    assert_eq!(calls(&stage), 0);
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_refused_announced_or_not() {
+    let stage = Stage::with(|config, _| config.limits.max_body = 1000).await;
+    let fits = stage.send(request("POST", "/sim/mirror", &[KEY], vec![b'x'; 1000])).await;
+    assert_eq!((fits.status.as_u16(), fits.body.len()), (200, 1000));
+    let asked = calls(&stage);
+    let answer = stage.send(request("POST", CLIP, &[KEY], vec![b'x'; 1001])).await;
+    assert_refusal(&answer, 413, "body-too-large");
+    assert_eq!(calls(&stage), asked);
+
+    let head =
+        format!("POST {CLIP} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n");
+    let chunked = [head.as_bytes(), b"3e9\r\n", &[b'x'; 1001], b"\r\n0\r\n\r\n"].concat();
+    assert_refused(&raw(stage.address, &chunked).await, 413, "body-too-large");
+}
+
+#[tokio::test]
+async fn a_target_or_a_head_that_is_too_large_is_refused() {
+    let stage = Stage::new().await;
+    let target = format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "x".repeat(70_000));
+    assert_refused(&raw(stage.address, target.as_bytes()).await, 414, "long-target");
+    let field = format!("GET / HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "x".repeat(200_000));
+    assert_refused(&raw(stage.address, field.as_bytes()).await, 431, "large-head");
+    let fields = format!("GET / HTTP/1.1\r\nhost: x\r\n{}\r\n", "x: y\r\n".repeat(500));
+    assert_refused(&raw(stage.address, fields.as_bytes()).await, 431, "large-head");
+    assert_eq!(calls(&stage), 0);
+}
+
+#[tokio::test]
+async fn what_the_upstream_does_not_answer_is_502() {
+    let stage = Stage::with(|config, _| config.upstream.retry_for = Duration::ZERO).await;
+    stage.sim.fault(On::Any, Fault::Refuse, 100);
+    assert_refusal(&stage.get(&single("a", "completed"), &[]).await, 502, "unreachable");
+    let post = stage.send(request("POST", CLIP, &[KEY], "{}")).await;
+    assert_refusal(&post, 502, "broke");
+    stage.sim.clear_faults();
+    stage.sim.put("a", "completed");
+}
+
+#[tokio::test]
+async fn too_many_waits_are_503_with_retry_after() {
+    let stage = Stage::with(|config, _| config.limits.max_waits = 1).await;
+    stage.sim.put("a", "queued");
+    let parked = stage.spawn_get(&single("a", "completed"), &[]);
+    within(10, stage.sim.until(|seen| seen.open == 1)).await;
+    let answer = stage.get(&single("a", "completed"), &[]).await;
+    assert_refusal(&answer, 503, "too-many-waits");
+    assert_eq!(field(&answer, "retry-after"), "1");
+    stage.sim.put("a", "completed");
+    assert_eq!(parked.await.unwrap().status, 200);
+    assert_eq!(stage.get(&single("a", "completed"), &[]).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_request_that_was_here_before_is_508() {
+    let stage = Stage::new().await;
+    for via in ["1.1 clipgate", "1.0 fred, 2.0 CLIPGATE (x)"] {
+        for target in [single("a", "completed"), "/v1/models".to_owned()] {
+            assert_refusal(&stage.get(&target, &[("via", via)]).await, 508, "loop");
+        }
+    }
+    assert_eq!(calls(&stage), 0);
+    assert_eq!(stage.get("/sim/echo", &[("via", "1.1 fred")]).await.status, 200);
+}
+
+#[tokio::test]
+async fn connect_is_501() {
+    let stage = Stage::new().await;
+    let head = b"CONNECT example.org:443 HTTP/1.1\r\nhost: example.org:443\r\nconnection: close\r\n\r\n";
+    assert_refused(&raw(stage.address, head).await, 501, "no-tunnel");
+    assert_eq!(calls(&stage), 0);
+}
+
+#[tokio::test]
+async fn a_clients_request_id_is_taken_over_if_it_is_fit() {
+    let stage = Stage::new().await;
+    stage.sim.put("a", "completed");
+    stage.get(&single("a", "completed"), &[]).await;
+    let long = "x".repeat(129);
+    for (id, is_fit) in
+        [("req-1", true), (&long[1..], true), (&long[..], false), ("a b", false), ("é", false)]
+    {
+        for target in [CLIP.to_owned(), single("a", "completed")] {
+            let answer = stage.get(&target, &[("x-request-id", id)]).await;
+            if target == CLIP {
+                assert_refusal(&answer, 400, "no-id");
+            }
+            let given = field(&answer, "x-request-id");
+            assert_eq!(given == id, is_fit, "{given}");
+            assert!(!given.is_empty() && given.bytes().all(|byte| byte.is_ascii_graphic()));
+        }
+        stage.get("/sim/echo", &[("x-request-id", id)]).await;
+        let seen = stage.sim.requests().pop().unwrap();
+        assert_eq!(seen.headers["x-request-id"].as_bytes() == id.as_bytes(), is_fit);
+    }
+}
+
+#[tokio::test]
+async fn a_head_refused_after_a_good_answer_on_its_connection_is_refused_in_shape() {
+    let stage = Stage::new().await;
+    stage.sim.put("a", "completed");
+    let good =
+        format!("GET {} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer demo\r\n\r\n", single("a", "completed"));
+    let passed = "GET /sim/status/404 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer demo\r\n\r\n";
+    stage.get(&single("a", "completed"), &[]).await;
+    for good in [good.as_bytes(), passed.as_bytes()] {
+        for bad in MALFORMED {
+            // One after the other.
+            let mut stream = TcpStream::connect(stage.address).await.unwrap();
+            stream.write_all(good).await.unwrap();
+            read_until(&mut stream, |back| parse(back).is_some()).await;
+            stream.write_all(bad).await.unwrap();
+            let back = read_until(&mut stream, |back| parse(back).is_some()).await;
+            assert_refused(&back, 400, "malformed");
+
+            // Both at once, and two good ones before.
+            let back = raw(stage.address, &[good, good, bad].concat()).await;
+            let (first, rest) = parse(&back).unwrap();
+            let (second, rest) = parse(rest).unwrap();
+            assert_eq!(first.status, second.status);
+            assert_refused(rest, 400, "malformed");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_looks_like_a_bare_refusal_arrives_as_it_is() {
+    let stage = Stage::new().await;
+    let answer = stage.send(request("POST", "/sim/mirror", &[KEY], BARE)).await;
+    assert_eq!(answer.body, BARE);
+    assert_eq!(answer.headers.get("cache-status").unwrap(), "clipgate; fwd=method");
+
+    // In a write of its own, after the head: a body in pieces, and one that the connection's end ends.
+    for (version, length) in
+        [(Version::HTTP_11, "transfer-encoding: chunked"), (Version::HTTP_10, "content-length: 47")]
+    {
+        assert_eq!(BARE.len(), 47);
+        let mut stream = TcpStream::connect(stage.address).await.unwrap();
+        let head =
+            format!("POST /sim/mirror {version:?}\r\nhost: x\r\nconnection: close\r\n{length}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let head = read_until(&mut stream, |back| back.ends_with(b"\r\n\r\n")).await;
+        assert!(head.starts_with(format!("{version:?} 200").as_bytes()));
+        let piece = match version {
+            Version::HTTP_10 => BARE.to_vec(),
+            _ => [b"2F\r\n", BARE, b"\r\n0\r\n\r\n"].concat(),
+        };
+        stream.write_all(&piece).await.unwrap();
+        let mut back = Vec::new();
+        within(10, tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut back)).await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&back), String::from_utf8_lossy(&piece));
+    }
+}
+
+#[tokio::test]
+async fn every_answer_has_an_id_a_via_and_a_cache_status() {
+    let stage = Stage::new().await;
+    stage.sim.put("a", "completed");
+    let answers: Vec<Answer> = vec![
+        stage.get(&single("a", "completed"), &[]).await,
+        stage.get(&single("a", "completed"), &[]).await,
+        stage.get(&multi(&["a"], "completed"), &[("if-none-match", "*")]).await,
+        stage.get(&single("nowhere", "completed"), &[]).await,
+        stage.get("/sim/status/500", &[]).await,
+        stage.get(CLIP, &[]).await,
+        stage.send(request("HEAD", &single("a", "completed"), &[KEY], "")).await,
+        stage.send(request("OPTIONS", CLIP, &[KEY], "")).await,
+    ];
+    for answer in &answers {
+        assert!(!field(answer, "x-request-id").is_empty(), "{answer:?}");
+        assert_eq!(field(answer, "via"), "1.1 clipgate", "{answer:?}");
+        assert!(field(answer, "cache-status").starts_with("clipgate; "), "{answer:?}");
+    }
+}

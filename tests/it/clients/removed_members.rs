@@ -1,0 +1,197 @@
+//! What a removed member has open ends `wait.max_timeout` after its removal.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use clipgate::testing::config::{Auth, Config};
+use http::Request;
+use http_body::Frame;
+use http_body_util::{BodyExt as _, Channel};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::clients::team::{Row, member};
+use crate::harness::event_client::Events;
+use crate::harness::gateway::{Stage, set_hold, single, within};
+use crate::harness::raw_http::{assert_refusal, parse, read_until};
+use crate::upstream::tunnels::{assert_alive, closed, open};
+
+const ALICE: Row = ("alice", "cg_alice", "sk");
+const ALICES_NEW_TOKEN: Row = ("alice", "cg_new", "sk");
+const BOB: Row = ("bob", "cg_bob", "sk");
+const HOUR: Duration = Duration::from_secs(3600);
+const MOMENT: Duration = Duration::from_millis(50);
+
+fn config(rows: &[Row], max_timeout: Duration) -> Config {
+    let mut config =
+        Config { auth: Auth::Team(rows.iter().copied().map(member).collect()), ..Config::default() };
+    config.wait.max_timeout = max_timeout;
+    config
+}
+
+async fn stage() -> Stage {
+    Stage::with(|given, options| {
+        set_hold(HOUR, given, options);
+        given.auth = config(&[ALICE, BOB], HOUR).auth;
+        given.wait.max_timeout = HOUR;
+    })
+    .await
+}
+
+fn bearer((_, token, _): Row) -> String {
+    format!("Bearer {token}")
+}
+
+async fn tunnel(stage: &Stage, row: Row) -> TcpStream {
+    open(stage.address, &bearer(row)).await
+}
+
+/// An exchange of this head and what comes back of it first, on a connection of its own.
+async fn begin(stage: &Stage, row: Row, line: &str, fields: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+    let head = format!("{line} HTTP/1.1\r\nhost: x\r\nauthorization: {}\r\n{fields}\r\n", bearer(row));
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream
+}
+
+#[tokio::test]
+async fn a_removed_members_tunnel_ends_at_max_timeout_and_the_others_go_on() {
+    let stage = stage().await;
+    let (mut alices, mut bobs) = (tunnel(&stage, ALICE).await, tunnel(&stage, BOB).await);
+    stage.reconfigure(&config(&[BOB], HOUR));
+    assert_alive(&mut alices).await;
+    stage.reconfigure(&config(&[BOB], MOMENT));
+    closed(alices).await;
+    assert_alive(&mut bobs).await;
+}
+
+#[tokio::test]
+async fn a_token_that_is_replaced_is_a_member_removed() {
+    let stage = stage().await;
+    let old = tunnel(&stage, ALICE).await;
+    stage.reconfigure(&config(&[ALICES_NEW_TOKEN, BOB], MOMENT));
+    let mut new = tunnel(&stage, ALICES_NEW_TOKEN).await;
+    closed(old).await;
+    assert_alive(&mut new).await;
+}
+
+#[tokio::test]
+async fn a_member_that_is_back_in_time_has_lost_nothing() {
+    let stage = stage().await;
+    let (mut alices, bobs) = (tunnel(&stage, ALICE).await, tunnel(&stage, BOB).await);
+    stage.reconfigure(&config(&[BOB], HOUR));
+    assert_alive(&mut alices).await;
+    stage.reconfigure(&config(&[ALICE, BOB], HOUR));
+    stage.reconfigure(&config(&[ALICE], MOMENT));
+    closed(bobs).await;
+    assert_alive(&mut alices).await;
+}
+
+#[tokio::test]
+async fn a_removed_members_passed_through_answer_breaks_off() {
+    let stage = stage().await;
+    let mut stream = begin(&stage, ALICE, "GET /sim/stream?n=2&every=1h", "").await;
+    read_until(&mut stream, |back| back.ends_with(b"0\n\r\n")).await;
+    stage.reconfigure(&config(&[BOB], MOMENT));
+    closed(stream).await;
+    stage.until(|seen| seen.abandoned() == 1).await;
+}
+
+#[tokio::test]
+async fn a_removed_members_request_that_waits_for_its_answer_is_401() {
+    let stage = stage().await;
+    stage.sim.put("a", "queued");
+    let mut stream = begin(&stage, ALICE, &format!("GET {}&x=1", single("a", "completed")), "").await;
+    stage.until(|seen| seen.open == 1).await;
+    stage.reconfigure(&config(&[BOB], MOMENT));
+    let back = read_until(&mut stream, |back| parse(back).is_some()).await;
+    assert_refusal(&parse(&back).unwrap().0, 401, "unknown-token");
+    stage.until(|seen| seen.abandoned() == 1).await;
+}
+
+#[tokio::test]
+async fn a_removed_members_upload_that_never_ends_is_ended() {
+    let stage = stage().await;
+    let fields = "transfer-encoding: chunked\r\n";
+    let mut stream = begin(&stage, ALICE, "POST /sim/mirror", fields).await;
+    stream.write_all(b"3\r\nabc\r\n").await.unwrap();
+    read_until(&mut stream, |back| back.ends_with(b"3\r\nabc\r\n")).await;
+    stage.reconfigure(&config(&[BOB], MOMENT));
+    closed(stream).await;
+    stage.until(|seen| seen.open == 0).await;
+}
+
+#[tokio::test]
+async fn a_removed_members_event_stream_ends() {
+    let stage = stage().await;
+    stage.sim.put("a", "queued");
+    let fields = [("authorization", &*bearer(ALICE))];
+    let mut events = Events::open(&stage, &single("a", "completed"), &fields).await;
+    events.status(&stage.sim.body("a", "queued")).await;
+    stage.until_parked(1).await;
+    stage.reconfigure(&config(&[BOB], MOMENT));
+    stage.until_parked(0).await;
+}
+
+#[tokio::test]
+async fn a_member_that_is_removed_while_its_body_is_awaited_is_401() {
+    let stage = stage().await;
+    stage.sim.put("a", "queued");
+    let fields = "transfer-encoding: chunked\r\nexpect: 100-continue\r\n";
+    for rest in ["0\r\n\r\n", "3\r\nabc\r\n0\r\n\r\n"] {
+        let target = format!("GET {}", single("a", "completed"));
+        let mut stream = begin(&stage, ALICE, &target, fields).await;
+        // That comes when the gateway reads the body.
+        read_until(&mut stream, |back| back.ends_with(b"100 Continue\r\n\r\n")).await;
+        stage.reconfigure(&config(&[BOB], HOUR));
+        stream.write_all(rest.as_bytes()).await.unwrap();
+        let back = read_until(&mut stream, |back| parse(back).is_some()).await;
+        assert_refusal(&parse(&back).unwrap().0, 401, "unknown-token");
+        stage.reconfigure(&config(&[ALICE, BOB], HOUR));
+    }
+    assert!(stage.asked().is_empty());
+}
+
+#[tokio::test]
+async fn a_change_of_mode_ends_what_the_new_one_would_not_let_in() {
+    let stage = Stage::holding(HOUR).await;
+    let mut own = open(stage.address, "Bearer own").await;
+    let mut reloaded = Config::default();
+    reloaded.wait.max_timeout = MOMENT;
+    stage.reconfigure(&reloaded);
+    assert_alive(&mut own).await;
+    stage.reconfigure(&config(&[BOB], MOMENT));
+    let mut bobs = tunnel(&stage, BOB).await;
+    closed(own).await;
+    assert_alive(&mut bobs).await;
+}
+
+#[tokio::test]
+async fn a_removed_members_upload_that_goes_on_after_its_answer_is_ended() {
+    let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", upstream.local_addr().unwrap()).parse().unwrap();
+    let stage = Stage::without_upstream(|given, _| {
+        given.auth = config(&[ALICE, BOB], HOUR).auth;
+        given.upstream.base_url = url;
+    })
+    .await;
+    let socket = TokioIo::new(TcpStream::connect(stage.address).await.unwrap());
+    let (mut streams, connection) = http2::handshake(TokioExecutor::new(), socket).await.unwrap();
+    let _connection = AbortOnDropHandle::new(tokio::spawn(async { drop(connection.await) }));
+    let (mut sender, body) = Channel::<Bytes>::new(1);
+    let request = Request::post("http://x/upload").header("authorization", bearer(ALICE)).body(body).unwrap();
+    let asked = tokio::spawn(streams.send_request(request));
+    let (mut socket, _) = within(30, upstream.accept()).await.unwrap();
+    sender.send(Frame::data("abc".into())).await.unwrap();
+    read_until(&mut socket, |seen| seen.ends_with(b"3\r\nabc\r\n")).await;
+    socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await.unwrap();
+    let answer = asked.await.unwrap().unwrap();
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "{}");
+    sender.send(Frame::data("def".into())).await.unwrap();
+    read_until(&mut socket, |seen| seen.ends_with(b"3\r\ndef\r\n")).await;
+    stage.reconfigure(&config(&[BOB], MOMENT));
+    closed(socket).await;
+}

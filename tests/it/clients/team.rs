@@ -1,0 +1,353 @@
+//! Team mode: tokens of the gateway's own, and whom they let in.
+
+use std::process::Command;
+
+use clipgate::sim::{Options, Sim};
+use clipgate::testing::auth::token_sha256;
+use clipgate::testing::config::{Auth, Config, Member};
+use clipgate::testing::secret::Secret;
+use http::header::AUTHORIZATION;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use tokio::net::TcpListener;
+
+use crate::harness::command::Process;
+use crate::harness::gateway::{Answer, Stage, single, within};
+
+/// (name, token, upstream key)
+pub(crate) type Row = (&'static str, &'static str, &'static str);
+
+const ALICE: Row = ("alice", "cg_token-of-alice", "sk-one");
+const BOB: Row = ("bob", "cg_token-of-bob", "sk-one");
+const CAROL: Row = ("carol", "cg_token-of-carol", "sk-two");
+const TEAM: [Row; 3] = [ALICE, BOB, CAROL];
+
+pub(crate) fn member((name, token, key): Row) -> Member {
+    Member {
+        name: name.to_owned(),
+        token_sha256: token_sha256(token.as_bytes()),
+        upstream_key: Secret::new(key),
+        requests_per_second: None,
+        burst: None,
+        calls_per_second: None,
+        calls_burst: None,
+    }
+}
+
+fn team(rows: &[Row]) -> Auth {
+    Auth::Team(rows.iter().copied().map(member).collect())
+}
+
+async fn stage() -> Stage {
+    stage_of(team(&TEAM)).await
+}
+
+async fn stage_of(auth: Auth) -> Stage {
+    Stage::with(|config, options| {
+        config.auth = auth;
+        options.keys = Some(vec!["sk-one".to_owned(), "sk-two".to_owned()]);
+    })
+    .await
+}
+
+fn bearer((_, token, _): Row) -> String {
+    format!("Bearer {token}")
+}
+
+async fn get(stage: &Stage, target: &str, row: Row) -> Answer {
+    stage.get(target, &[("authorization", &bearer(row))]).await
+}
+
+fn request(method: &str, target: &str, fields: &[(&str, &str)]) -> Request<Full<bytes::Bytes>> {
+    let mut request = Request::builder().method(method).uri(target);
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    request.body(Full::default()).expect("the test asks for something sensible")
+}
+
+fn has_key(stage: &Stage, nth: usize, key: &str) -> bool {
+    stage.sim.requests()[nth].key.is_some_and(|seen| seen.is(key))
+}
+
+#[tokio::test]
+async fn a_token_works_and_reaches_the_upstream_as_its_members_key() {
+    let stage = stage().await;
+    stage.sim.put("a", "completed");
+    let wait = get(&stage, &single("a", "completed"), ALICE).await;
+    assert_eq!(wait.status, 200, "{wait:?}");
+    assert_eq!(wait.body, stage.sim.body("a", "completed"));
+    assert!(has_key(&stage, 0, "sk-one"));
+
+    // what is no wait, with bodies and other methods too, and what names a token in the client's own words
+    let rows = [("GET", "/sim/echo"), ("POST", "/sim/echo"), ("DELETE", "/sim/echo")];
+    for (n, (method, target)) in (1..).zip(rows) {
+        let fields = [("authorization", "bEARER   cg_token-of-carol ")];
+        let answer = stage.send(request(method, target, &fields)).await;
+        assert_eq!(answer.status, 200, "{method} {answer:?}");
+        assert!(has_key(&stage, n, "sk-two"), "{method}");
+        assert!(!String::from_utf8_lossy(&answer.body).contains("token-of"), "{method} {answer:?}");
+    }
+    for seen in stage.sim.requests() {
+        assert!(!format!("{seen:?}").contains("token-of"), "{seen:?}");
+    }
+    assert_eq!(stage.sim.requests().len(), 4);
+}
+
+#[tokio::test]
+async fn members_with_one_upstream_key_share_a_poll_and_what_is_kept() {
+    let stage = stage().await;
+    stage.sim.put("a", "queued");
+    let target = single("a", "completed");
+    let asks = TEAM.map(|row| stage.spawn_get(&target, &[("authorization", &bearer(row))]));
+    stage.until_parked(3).await;
+    stage.until(|seen| seen.open == 2).await;
+    stage.sim.put("a", "completed");
+    let mut answers = Vec::new();
+    for ask in asks {
+        answers.push(ask.await.unwrap());
+    }
+    assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
+    assert_eq!(stage.asked_until("completed"), 2, "one of sk-one, one of sk-two");
+    assert_eq!(answers[..2].iter().filter(|answer| answer.leaned()).count(), 1, "{answers:?}");
+    assert!(answers[2].opened(), "{answers:?}");
+
+    for row in TEAM {
+        assert!(get(&stage, &target, row).await.hit());
+    }
+    stage.sim.put("b", "completed");
+    let kept = single("b", "completed");
+    assert!(get(&stage, &kept, ALICE).await.opened());
+    assert!(get(&stage, &kept, BOB).await.hit());
+    assert!(get(&stage, &kept, CAROL).await.opened(), "another key knows nothing of it");
+}
+
+#[tokio::test]
+async fn whoever_has_no_members_token_is_refused_with_401() {
+    let stage = stage().await;
+    stage.sim.put("a", "completed");
+    assert_eq!(get(&stage, &single("a", "completed"), ALICE).await.status, 200);
+    let asked = stage.asked().len();
+
+    let rows: [(&[(&str, &str)], &str); 6] = [
+        (&[], "no-token"),
+        (&[("authorization", "")], "no-token"),
+        (&[("authorization", "Basic YTpi")], "no-token"),
+        (&[("authorization", "cg_token-of-alice")], "no-token"),
+        (&[("authorization", "Bearer cg_token-of-mallory")], "unknown-token"),
+        (&[("authorization", "Bearer sk-one")], "unknown-token"),
+    ];
+    for (fields, reason) in rows {
+        let targets = [("GET", single("a", "completed")), ("POST", "/sim/echo".to_owned())];
+        for (method, target) in targets {
+            let answer = stage.send(request(method, &target, fields)).await;
+            assert_eq!(answer.status, 401, "{fields:?}");
+            assert_eq!(answer.field("cache-status"), format!("clipgate; detail={reason}"), "{fields:?}");
+            let challenge = answer.field("www-authenticate");
+            let is_bad = reason == "unknown-token";
+            assert!(challenge.starts_with("Bearer realm=\"clipgate\""), "{challenge}");
+            assert_eq!(challenge.contains("error=\"invalid_token\""), is_bad, "{challenge}");
+            assert_eq!(answer.field("cache-control"), "no-store");
+            let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+            assert_eq!(body["statusCode"], 401);
+            assert_eq!(body["path"], target.split('?').next().unwrap());
+            assert_eq!(body["requestId"], answer.field("x-request-id"));
+            let told = format!("{body} {:?}", answer.headers);
+            assert!(
+                body["message"].as_str().unwrap().contains("token") && !told.contains("mallory"),
+                "{told}"
+            );
+        }
+    }
+    let two = [("authorization", "Bearer cg_token-of-alice"), ("authorization", "Bearer x")];
+    assert_eq!(stage.send(request("GET", "/sim/echo", &two)).await.status, 400);
+    assert_eq!(stage.asked().len(), asked, "none of them reached the upstream");
+}
+
+#[tokio::test]
+async fn a_removed_member_is_out_at_once_and_what_it_parked_is_answered() {
+    let stage = stage().await;
+    stage.sim.put("a", "completed");
+    stage.sim.put("b", "queued");
+    let target = single("a", "completed");
+    assert_eq!(get(&stage, &target, ALICE).await.status, 200);
+    let parked = stage.spawn_get(&single("b", "completed"), &[("authorization", &bearer(ALICE))]);
+    stage.until(|seen| seen.open == 1).await;
+
+    stage.reconfigure(&Config { auth: team(&[BOB, CAROL]), ..Config::default() });
+    assert_eq!(get(&stage, &target, ALICE).await.status, 401, "though it is kept");
+    assert_eq!(get(&stage, "/sim/echo", ALICE).await.status, 401);
+    assert!(get(&stage, &target, BOB).await.hit(), "the others keep what they share");
+    stage.sim.put("b", "completed");
+    assert_eq!(parked.await.unwrap().status, 200);
+
+    stage.reconfigure(&Config { auth: team(&TEAM), ..Config::default() });
+    assert!(get(&stage, &target, ALICE).await.hit(), "it may come back");
+}
+
+#[tokio::test]
+async fn each_member_has_a_quota_and_some_have_their_own() {
+    let own = Member { requests_per_second: Some(1), burst: Some(3), ..member(ALICE) };
+    let calls = Member { calls_per_second: Some(1), calls_burst: Some(2), ..member(CAROL) };
+    let stage = stage_of(Auth::Team(vec![own, member(BOB), calls])).await;
+    stage.sim.put("a", "completed");
+    let target = single("a", "completed");
+    let mut limited = Vec::new();
+    for _ in 0..8 {
+        let answer = get(&stage, &target, ALICE).await;
+        if answer.status == StatusCode::TOO_MANY_REQUESTS {
+            limited.push(answer);
+        }
+    }
+    assert!((3..=5).contains(&limited.len()), "3 at once, and a second or two may have gone by: {limited:?}");
+    for answer in &limited {
+        assert_eq!(answer.field("cache-status"), "clipgate; detail=requests");
+        assert_eq!(answer.field("retry-after"), "1");
+        assert!(answer.field("ratelimit-policy").starts_with("\"requests\";q=3;w=3, \"calls\";q="));
+        assert!(answer.field("ratelimit").starts_with("\"requests\";r=0;t=1, \"calls\";r="), "{answer:?}");
+    }
+    assert_eq!(get(&stage, &target, BOB).await.status, 200, "of the same key, but another member");
+
+    let mut statuses = Vec::new();
+    for _ in 0..6 {
+        let answer = get(&stage, "/sim/echo", CAROL).await;
+        if answer.status == StatusCode::TOO_MANY_REQUESTS {
+            assert_eq!(answer.field("cache-status"), "clipgate; detail=calls");
+            assert!(answer.field("ratelimit").ends_with(", \"calls\";r=0;t=1"), "{answer:?}");
+        }
+        statuses.push(answer.status.as_u16());
+    }
+    assert_eq!(statuses[..2], [200, 200]);
+    assert!(statuses.iter().filter(|status| **status == 429).count() >= 2, "{statuses:?}");
+}
+
+/// The gateway as a process before the simulated upstream, asked by a member and by a stranger; what it wrote.
+async fn log_of(more: (&str, &str), is_http2: bool) -> String {
+    let socket = TcpListener::bind(("127.0.0.1", 0)).await.expect("there are ports left");
+    let upstream = format!("http://{}", socket.local_addr().expect("it is bound"));
+    let sim = Sim::new(Options::default());
+    sim.put("a", "completed");
+    let serving = tokio::spawn(sim.clone().serve(socket, std::future::pending()));
+
+    let dir = tempfile::tempdir().expect("there is room");
+    let path = dir.path().join("config.toml");
+    let hash = hex(token_sha256(ALICE.1.as_bytes()).0);
+    let config = format!(
+        "[server]\nlisten = \"127.0.0.1:0\"\n[auth]\nmode = \"team\"\n[[team.members]]\nname = \"alice\"\n\
+        token_sha256 = \"{hash}\"\nupstream_key = \"env:ALICE_KEY\"\n"
+    );
+    std::fs::write(&path, config).expect("there is room");
+    let args = ["serve", "--config", path.to_str().expect("it is UTF-8"), "--upstream", &upstream];
+    let mut gateway = Process::start(&args, &[("ALICE_KEY", ALICE.2), ("CLIPGATE__ADMIN__LISTEN", ""), more]);
+    let address = gateway.address();
+
+    let client: Client<HttpConnector, Full<bytes::Bytes>> =
+        Client::builder(TokioExecutor::new()).http2_only(is_http2).build_http();
+    let ask = async |target: &str, token: &str| {
+        let request = Request::get(format!("http://{address}{target}"))
+            .header(AUTHORIZATION, format!("Bearer {token}"))
+            .body(Full::default())
+            .expect("the test asks for something sensible");
+        let answer = within(30, client.request(request)).await.expect("there is an answer");
+        let status = answer.status().as_u16();
+        answer.into_body().collect().await.expect("the answer is whole");
+        status
+    };
+    assert_eq!(ask(&single("a", "completed"), ALICE.1).await, 200);
+    assert_eq!(ask("/sim/echo", ALICE.1).await, 200);
+    assert_eq!(ask(&single("a", "completed"), "cg_token-of-mallory").await, 401);
+    assert_eq!(ask("/sim/echo", "cg_token-of-mallory").await, 401);
+    let (code, log) = gateway.stop();
+    assert_eq!(code, Some(0), "{log}");
+    serving.abort();
+    log
+}
+
+fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_clipgate"));
+    command.env_clear();
+    command
+}
+
+fn hex(bytes: [u8; 32]) -> String {
+    bytes.map(|byte| format!("{byte:02x}")).concat()
+}
+
+fn assert_no_secret(log: &str) {
+    for token in [ALICE.1, "cg_token-of-mallory"] {
+        let hash = hex(token_sha256(token.as_bytes()).0);
+        for secret in [token, "token-of", "mallory", &hash, &hash[..16], ALICE.2] {
+            assert!(!log.contains(secret), "{secret} in {log}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_names_members_and_shows_neither_tokens_nor_hashes_nor_keys() {
+    let log = log_of(("CLIPGATE__LOG__LEVEL", "trace"), false).await;
+    assert_no_secret(&log);
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("outcome=")).collect();
+    let of = |word: &str| lines.iter().filter(|line| line.contains(word)).count();
+    assert_eq!(lines.len(), 4, "{log}");
+    assert_eq!(of("member=alice"), 2, "{log}");
+    assert_eq!(of("unknown-token"), 2, "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_of_all_crates_shows_neither_tokens_nor_hashes_nor_keys() {
+    for is_http2 in [false, true] {
+        let log = log_of(("RUST_LOG", "trace"), is_http2).await;
+        assert!(log.contains("TRACE"), "{log}");
+        assert_no_secret(&log);
+    }
+}
+
+#[test]
+fn clipgate_token_writes_lines_that_let_its_token_in_and_the_token_apart_from_them() {
+    let made = |name: &str| {
+        let output = command().args(["token", name]).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, lines, said) = made("alice");
+    assert_eq!(code, Some(0), "{said}");
+    let token = said.split_whitespace().find(|word| word.starts_with("cg_")).unwrap();
+    assert_eq!(token.len(), 3 + 64, "{said}");
+    assert!(!lines.contains("cg_") && lines.contains(&hex(token_sha256(token.as_bytes()).0)), "{lines}");
+    assert!(!said.contains(&hex(token_sha256(token.as_bytes()).0)));
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.toml");
+    std::fs::write(&path, format!("[auth]\nmode = \"team\"\n{lines}{}", made("bob").1)).unwrap();
+    let check = command()
+        .args(["check", "--config", path.to_str().unwrap()])
+        .env("AIMLAPI_KEY", "sk")
+        .output()
+        .unwrap();
+    let told = String::from_utf8(check.stdout).unwrap();
+    assert!(check.status.success() && told.contains("team of 2"), "{told}");
+    assert!(check.stderr.is_empty(), "{}", String::from_utf8_lossy(&check.stderr));
+
+    for bad in ["", " ", "a\tb", &"x".repeat(65)] {
+        let (code, lines, said) = made(bad);
+        assert_eq!((code, lines.as_str()), (Some(2), ""), "{said}");
+        assert!(said.contains("is no name"), "{said}");
+    }
+    assert_ne!(made("alice").2, made("alice").2, "each token is a new one");
+}
+
+#[tokio::test]
+async fn the_upstreams_word_on_a_members_key_is_passed_on() {
+    let stage = Stage::with(|config, options| {
+        config.auth = team(&[ALICE]);
+        options.keys = Some(vec!["other".to_owned()]);
+    })
+    .await;
+    stage.sim.put("a", "completed");
+    let answer = within(30, get(&stage, &single("a", "completed"), ALICE)).await;
+    assert_eq!(answer.status, 401);
+    assert!(answer.field("cache-status").starts_with("clipgate; fwd=miss"), "{answer:?}");
+}

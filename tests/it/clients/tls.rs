@@ -1,0 +1,166 @@
+//! TLS from clients.
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::harness::process::{Client, Ground, get, soon};
+
+/// An authority, which signs certificates.
+pub(crate) struct Authority {
+    certificate: rcgen::Certificate,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        let mut params = CertificateParams::new([]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        Self { certificate: params.self_signed(&key).unwrap(), issuer: Issuer::new(params, key) }
+    }
+
+    fn sign(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
+        let key = KeyPair::generate().unwrap();
+        let certificate =
+            CertificateParams::new([name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
+        (certificate, key)
+    }
+
+    /// Puts a certificate of the gateway's where the configuration says.
+    pub(crate) fn equip(&self, ground: &Ground, name: &str) {
+        let (certificate, key) = self.sign(name);
+        std::fs::write(ground.path("cert.pem"), certificate.pem()).unwrap();
+        std::fs::write(ground.path("key.pem"), key.serialize_pem()).unwrap();
+        std::fs::write(ground.path("ca.pem"), self.certificate.pem()).unwrap();
+    }
+
+    pub(crate) async fn connect(
+        &self,
+        address: SocketAddr,
+        protocol: &str,
+        client: Option<(rcgen::Certificate, KeyPair)>,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.certificate.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        let mut config = match client {
+            None => builder.with_no_client_auth(),
+            Some((certificate, key)) => {
+                let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+                builder.with_client_auth_cert(vec![certificate.der().clone()], key).unwrap()
+            }
+        };
+        config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
+        let stream = TcpStream::connect(address).await.unwrap();
+        let name = ServerName::try_from("gw.example").unwrap();
+        soon("a handshake", TlsConnector::from(Arc::new(config)).connect(name, stream)).await
+    }
+}
+
+pub(crate) const TLS: &str = "tls = { cert = \"cert.pem\", key = \"key.pem\" }";
+
+fn shown(stream: &TlsStream<TcpStream>) -> CertificateDer<'static> {
+    stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
+}
+
+#[tokio::test]
+async fn both_http_versions_are_spoken_over_tls_as_the_client_chooses() {
+    let (ground, authority) = (Ground::new().await, Authority::new());
+    authority.equip(&ground, "gw.example");
+    ground.configure(TLS);
+    let mut gateway = ground.start();
+    let address = gateway.address().await;
+
+    let stream = authority.connect(address, "http/1.1", None).await.unwrap();
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+    assert_eq!(Client::h1(stream).await.get("/x", &[]).await.status(), 404);
+
+    let stream = authority.connect(address, "h2", None).await.unwrap();
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    let answer = Client::h2(stream).await.get("https://gw.example/x", &[]).await;
+    assert_eq!((answer.status().as_u16(), answer.version()), (404, http::Version::HTTP_2));
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_required_where_an_authority_is_named() {
+    let (ground, authority, stranger) = (Ground::new().await, Authority::new(), Authority::new());
+    authority.equip(&ground, "gw.example");
+    ground.configure("tls = { cert = \"cert.pem\", key = \"key.pem\", client_ca = \"ca.pem\" }");
+    let mut gateway = ground.start();
+    let address = gateway.address().await;
+
+    let known = Some(authority.sign("client.example"));
+    let stream = authority.connect(address, "http/1.1", known).await.unwrap();
+    assert_eq!(Client::h1(stream).await.get("/x", &[]).await.status(), 404);
+
+    // In TLS 1.3 a client has done its part before the server refuses it.
+    for client in [None, Some(stranger.sign("client.example"))] {
+        if let Ok(stream) = authority.connect(address, "http/1.1", client).await {
+            assert!(Client::h1(stream).await.ask(get("/x", &[])).await.is_err());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_handshake_that_does_not_come_is_not_waited_for() {
+    let (ground, authority) = (Ground::new().await, Authority::new());
+    authority.equip(&ground, "gw.example");
+    ground.configure(&format!("{TLS}\nheader_timeout = \"300ms\"\nmax_connections = 1"));
+    let mut gateway = ground.start();
+    let address = gateway.address().await;
+    let mut silent = TcpStream::connect(address).await.unwrap();
+    let mut rest = Vec::new();
+    soon("its end", tokio::io::AsyncReadExt::read_to_end(&mut silent, &mut rest)).await.unwrap();
+    let stream = authority.connect(address, "http/1.1", None).await.unwrap();
+    let shown = shown(&stream);
+    assert_eq!(Client::h1(stream).await.get("/x", &[]).await.status(), 404);
+    assert!(!shown.is_empty());
+}
+
+#[tokio::test]
+async fn a_certificate_that_cannot_be_read_is_named_at_the_start() {
+    let ground = Ground::new().await;
+    ground.configure(TLS);
+    let mut gateway = ground.start();
+    let log = gateway.rest_of_log().await.join("\n");
+    assert!(log.contains("server.tls.cert: cert.pem cannot be read as PEM"), "{log}");
+    assert_eq!(gateway.ended().await.code(), Some(1));
+}
+
+#[tokio::test]
+async fn sighup_replaces_the_certificate_and_drops_no_connection() {
+    let (ground, authority) = (Ground::new().await, Authority::new());
+    authority.equip(&ground, "gw.example");
+    ground.configure(TLS);
+    let mut gateway = ground.start();
+    let address = gateway.address().await;
+    let stream = authority.connect(address, "h2", None).await.unwrap();
+    let before = shown(&stream);
+    let mut old = Client::h2(stream).await;
+    assert_eq!(old.get("https://gw.example/x", &[]).await.status(), 404);
+
+    authority.equip(&ground, "gw.example");
+    gateway.signal("HUP");
+    gateway.logged("configuration reloaded").await;
+    let stream = authority.connect(address, "h2", None).await.unwrap();
+    let after = shown(&stream);
+    assert_ne!(before, after);
+    assert_eq!(Client::h2(stream).await.get("https://gw.example/x", &[]).await.status(), 404);
+    assert_eq!(old.get("https://gw.example/x", &[]).await.status(), 404, "it was not dropped");
+
+    std::fs::write(ground.path("key.pem"), "no key").unwrap();
+    gateway.signal("HUP");
+    let line = gateway.logged("configuration refused").await;
+    assert!(line.contains("server.tls.key: key.pem cannot be read as PEM"), "{line}");
+    assert_eq!(shown(&authority.connect(address, "h2", None).await.unwrap()), after);
+}

@@ -1,0 +1,193 @@
+//! The command before its own simulated upstream, and the clients that people use: curl, Node, Python.
+//!
+//! Needs the packages curl (with HTTP/2), nodejs (18 or later) and python3-requests. Without them the tests fail.
+
+use serde_json::Value;
+
+use crate::harness::command::{Process, run, try_run};
+use crate::harness::raw_http::CLIP;
+
+fn simulated() -> Process {
+    Process::start(&["serve", "--sim", "--speed", "200", "--listen", "127.0.0.1:0"], &[])
+}
+
+fn curl(args: &[&str]) -> String {
+    run("curl", "curl", &[&["--silent", "--show-error", "--globoff", "--max-time", "20"], args].concat())
+}
+
+const AUTH: [&str; 2] = ["--header", "Authorization: Bearer demo"];
+
+/// Orders two clips.
+fn made(base: &str) -> [String; 2] {
+    let url = format!("{base}{CLIP}");
+    let answer: Value = serde_json::from_str(&curl(&[&AUTH[..], &["--data", "{}", &url]].concat())).unwrap();
+    [0, 1].map(|n| answer["clip_ids"][n].as_str().unwrap().to_owned())
+}
+
+#[test]
+fn the_curl_lines_that_sim_prints_work_as_they_stand() {
+    let mut gateway = simulated();
+    gateway.ready();
+    let mut script = vec!["set -euo pipefail".to_owned()];
+    let mut calls = 0;
+    loop {
+        let line = gateway.line();
+        let is_command = line.starts_with("  ") && !line.trim_start().starts_with('#');
+        calls += usize::from(is_command && line.trim_start().starts_with("curl "));
+        let is_last = calls == 4 && !line.ends_with('\\');
+        if is_command {
+            script.push(line);
+        }
+        if is_last {
+            break;
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    script.insert(1, format!("cd '{}'", dir.path().display()));
+    try_run("curl", "curl", &["--version"]);
+    let output = run("bash", "bash", &["-c", &script.join("\n")]);
+    let ids: Value = serde_json::from_slice(&std::fs::read(dir.path().join("clips.json")).unwrap()).unwrap();
+    assert_eq!(output.matches("HTTP/1.1 200 OK").count(), 3, "{output}");
+    assert_eq!(output.matches("cache-status: clipgate; ").count(), 3, "{output}");
+    let [first, second] = [0, 1].map(|n| format!("\"id\":\"{}\"", ids["clip_ids"][n].as_str().unwrap()));
+    assert!(output.matches(&first).count() >= 3 && output.contains(&second), "{output}");
+}
+
+#[test]
+fn curl_is_answered_in_each_version_of_http_it_speaks() {
+    let mut gateway = simulated();
+    let base = format!("http://{}", gateway.ready());
+    let [one, other] = made(&base);
+    let url = format!("{base}{CLIP}s?clip_ids[]={one}&clip_ids[]={other}&status=completed");
+    let rows = [
+        ("--http1.0", &["1", "1.0", "1.1"][..]),
+        ("--http1.1", &["1.1"]),
+        ("--http2", &["1.1"]), // an upgrade to h2c is not taken, which leaves the request as it is
+        ("--http2-prior-knowledge", &["2"]),
+    ];
+    let mut bodies = Vec::new();
+    for (flag, versions) in rows {
+        let args = [flag, "--write-out", "\n%{http_code} %{http_version}", &url];
+        let output = curl(&[&AUTH[..], &args].concat());
+        let (body, told) = output.rsplit_once('\n').unwrap();
+        let (code, version) = told.split_once(' ').unwrap();
+        assert!(code == "200" && versions.contains(&version), "{flag}: {told}");
+        let clips: Value = serde_json::from_str(body).unwrap();
+        assert_eq!((&clips[0]["id"], &clips[1]["id"]), (&one.as_str().into(), &other.as_str().into()));
+        bodies.push(body.to_owned());
+    }
+    assert!(bodies.iter().all(|body| *body == bodies[0]));
+}
+
+/// What each client prints: a line of JSON for the order, for each wait and for both at once.
+fn assert_climbed(output: &str) {
+    let lines: Vec<Value> = output.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let [made, heard, done, both] = &lines[..] else { panic!("{output}") };
+    assert_eq!(made["status"], 201, "{output}");
+    let reached = |answer: &Value, words: &[&str]| {
+        assert_eq!(answer["status"], 200, "{output}");
+        assert!(answer["told"].as_str().unwrap().starts_with("clipgate; "), "{output}");
+        let clips = answer["body"].as_array().unwrap_or_else(|| panic!("{output}"));
+        for (clip, id) in clips.iter().zip(made["body"]["clip_ids"].as_array().unwrap()) {
+            assert_eq!(clip["id"], *id, "{output}");
+            assert!(words.contains(&clip["status"].as_str().unwrap()), "{output}");
+        }
+        clips.len()
+    };
+    let lengths = [
+        reached(heard, &["streaming", "complete", "error"]),
+        reached(done, &["complete", "error"]),
+        reached(both, &["complete", "error"]),
+    ];
+    assert_eq!(lengths, [1, 1, 2]);
+}
+
+#[test]
+fn fetch_of_node_orders_and_waits() {
+    const SCRIPT: &str = "
+        const [base, path] = process.argv.slice(1);
+        const headers = { authorization: 'Bearer demo', 'content-type': 'application/json' };
+        const say = async (answer, wrap) => {
+            const body = await answer.json();
+            const told = answer.headers.get('cache-status');
+            console.log(JSON.stringify({ status: answer.status, told, body: wrap ? [body] : body }));
+            return body;
+        };
+        const order = { method: 'POST', headers, body: JSON.stringify({ prompt: 'night drive' }) };
+        const { clip_ids: ids } = await say(await fetch(base + path, order));
+        for (const status of ['streaming', 'completed']) {
+            const query = new URLSearchParams({ clip_id: ids[0], status });
+            await say(await fetch(`${base}${path}?${query}`, { headers }), true);
+        }
+        const query = new URLSearchParams([...ids.map((id) => ['clip_ids[]', id]), ['status', 'completed']]);
+        await say(await fetch(`${base}${path}s?${query}`, { headers }));
+    ";
+    let mut gateway = simulated();
+    let base = format!("http://{}", gateway.ready());
+    assert_climbed(&run("node", "nodejs", &["--input-type=module", "--eval", SCRIPT, &base, CLIP]));
+}
+
+#[test]
+fn requests_of_python_orders_and_waits() {
+    const SCRIPT: &str = "
+import json, sys, requests
+base, path = sys.argv[1:]
+session = requests.Session()
+session.headers['authorization'] = 'Bearer demo'
+def say(answer, wrap=False):
+    body = answer.json()
+    told = answer.headers.get('cache-status')
+    print(json.dumps({'status': answer.status_code, 'told': told, 'body': [body] if wrap else body}))
+    return body
+ids = say(session.post(base + path, json={'prompt': 'night drive'}, timeout=20))['clip_ids']
+for status in ['streaming', 'completed']:
+    say(session.get(base + path, params={'clip_id': ids[0], 'status': status}, timeout=20), True)
+say(session.get(base + path + 's', params={'clip_ids[]': ids, 'status': 'completed'}, timeout=20))
+";
+    let found = try_run("python3", "python3", &["-c", "import requests"]);
+    assert!(found.status.success(), "python3 has no `requests`: install the package `python3-requests`");
+    let mut gateway = simulated();
+    let base = format!("http://{}", gateway.ready());
+    assert_climbed(&run("python3", "python3", &["-c", SCRIPT, &base, CLIP]));
+}
+
+#[test]
+fn a_unix_socket_serves_curl_and_is_gone_after_sigterm() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("clipgate.sock");
+    let path = path.to_str().unwrap();
+    let listen = format!("unix:{path}");
+    let mut gateway = Process::start(&["serve", "--sim", "--speed", "200", "--listen", &listen], &[]);
+    assert_eq!(gateway.ready(), listen);
+    let args = ["--unix-socket", path, "--data", "{}", "--include", &format!("http://localhost{CLIP}")];
+    let output = curl(&[&AUTH[..], &args].concat());
+    assert!(output.starts_with("HTTP/1.1 201 Created") && output.contains("clip_ids"), "{output}");
+    let (code, log) = gateway.stop();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(!std::path::Path::new(path).exists());
+}
+
+#[test]
+fn sigterm_ends_it_with_0() {
+    let mut gateway = simulated();
+    let base = format!("http://{}", gateway.ready());
+    made(&base);
+    let (code, log) = gateway.stop();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("SIGTERM") && log.contains("stopped"), "{log}");
+}
+
+#[test]
+fn a_bad_configuration_ends_it_with_2_and_says_where() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bad.toml");
+    std::fs::write(&path, "[wait]\nlinger = 2\n").unwrap();
+    let binary = env!("CARGO_BIN_EXE_clipgate");
+    for args in [&["serve", "--config", path.to_str().unwrap()][..], &["serve", "--listen", "nowhere"]] {
+        let output = try_run(binary, "clipgate", args);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(told.contains("wait.linger") || told.contains("--listen"), "{told}");
+        assert!(output.stdout.is_empty(), "it never was ready");
+    }
+}

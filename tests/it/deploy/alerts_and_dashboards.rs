@@ -1,0 +1,174 @@
+//! What stands in `deploy/` fits what the gateway says; Prometheus' own tool is the judge.
+//!
+//! Needs promtool (`.ci/tools` sees to it). Without it the tests fail.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::harness::admin_client::{Operator, Page};
+use crate::harness::gateway::{Stage, single};
+
+pub(crate) fn deploy(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name)
+}
+
+pub(crate) fn read(name: &str) -> String {
+    fs::read_to_string(deploy(name)).unwrap()
+}
+
+/// Runs promtool with this on its stdin. What it says, if it is content.
+fn promtool(args: &[&str], input: &str) -> String {
+    let mut child = Command::new("promtool")
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| {
+            panic!("`promtool` cannot be run ({error}): run .ci/tools, or see README.md")
+        });
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(output.status.success(), "promtool {args:?}: {said}");
+    said
+}
+
+/// The page of a gateway that has seen something of all.
+async fn page() -> Page {
+    let mut stage = Stage::new().await;
+    let operator = Operator::of(&mut stage).await;
+    stage.sim.put("a", "completed");
+    for target in [single("a", "completed"), single("a", "completed"), "/x".to_owned(), single("", "queued")]
+    {
+        stage.get(&target, &[]).await;
+    }
+    operator.metrics().await
+}
+
+/// The names of metrics in a text.
+fn names(text: &str) -> BTreeSet<&str> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| word.starts_with("clipgate_") || word.starts_with("process_"))
+        .collect()
+}
+
+/// All PromQL of the dashboard, its variables set to something.
+fn dashboard_queries() -> Vec<String> {
+    let dashboard: Value = serde_json::from_str(&read("grafana.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let targets = panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten();
+    let queries = targets.map(|target| target["expr"].as_str().unwrap());
+    queries.map(|query| query.replace("$__rate_interval", "5m").replace("$__range", "1h")).collect()
+}
+
+#[tokio::test]
+async fn promtool_has_nothing_to_say_against_the_metrics() {
+    let page = page().await;
+    assert_eq!(promtool(&["check", "metrics"], &page.text), "");
+}
+
+#[test]
+fn the_alerts_are_sound_and_each_fires_when_it_should_and_only_then() {
+    let rules = deploy("alerts.yml");
+    let said = promtool(&["check", "rules", rules.to_str().unwrap()], "");
+    assert!(said.contains("SUCCESS: 12 rules found"), "{said}");
+    let tests = deploy("alerts.test.yml");
+    let said = promtool(&["test", "rules", tests.to_str().unwrap()], "");
+    assert!(said.contains("SUCCESS"), "{said}");
+    let (rules, tests) = (fs::read_to_string(rules).unwrap(), fs::read_to_string(tests).unwrap());
+    let alerts: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert_eq!(alerts.len(), 12);
+    for alert in alerts {
+        assert!(tests.contains(&format!("alertname=\"{alert}\"")), "{alert} is tested nowhere");
+    }
+}
+
+#[test]
+fn the_dashboards_queries_are_promql() {
+    let queries = dashboard_queries();
+    assert!(queries.len() > 20, "{}", queries.len());
+    let mut rules = "groups:\n- name: dashboard\n  rules:\n".to_owned();
+    for (n, query) in queries.iter().enumerate() {
+        assert!(
+            query.contains("job=~\"$job\", instance=~\"$instance\""),
+            "{query} is not of the instance chosen"
+        );
+        writeln!(rules, "  - record: q{n}\n    expr: {}", Value::from(query.as_str())).unwrap();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("dashboard.yml");
+    fs::write(&path, rules).unwrap();
+    let said = promtool(&["check", "rules", path.to_str().unwrap()], "");
+    assert!(said.contains(&format!("SUCCESS: {} rules found", queries.len())), "{said}");
+}
+
+#[tokio::test]
+async fn each_metric_that_alerts_and_the_dashboard_name_is_there() {
+    let page = page().await;
+    let texts = [read("alerts.yml"), dashboard_queries().join("\n")];
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    for text in &texts {
+        assert!(names(text).len() > 10, "{:?}", names(text));
+        for name in names(text) {
+            assert!(page.has(name), "there is no {name}");
+        }
+    }
+    for line in page.text.lines().filter_map(|line| line.strip_prefix("# TYPE clipgate_")) {
+        let name = line.split(' ').next().unwrap();
+        assert!(readme.contains(&format!("`clipgate_{name}`")), "README.md does not know clipgate_{name}");
+    }
+}
+
+#[tokio::test]
+async fn the_metric_that_replicas_go_by_is_there() {
+    let page = page().await;
+    let adapter = read("kubernetes/prometheus-adapter.yaml");
+    let team = read("kubernetes/team.yaml");
+    let goes_by = team.lines().find_map(|line| line.trim().strip_prefix("name: clipgate_")).unwrap();
+    let name = format!("clipgate_{goes_by}");
+    assert!(page.has(&name), "there is no {name}");
+    assert!(adapter.contains(&format!("as: {name}\n")), "nobody makes {name} known to the cluster");
+    assert!(names(&adapter).into_iter().all(|name| page.has(name)), "{:?}", names(&adapter));
+}
+
+/// The rows of a Markdown table under this heading, cell by cell.
+fn rows<'a>(text: &'a str, heading: &str) -> Vec<Vec<&'a str>> {
+    let section = text.split_once(&format!("\n## {heading}\n")).unwrap().1.split("\n## ").next().unwrap();
+    section
+        .lines()
+        .filter_map(|line| line.strip_prefix("| "))
+        .map(|line| line.split(" | ").collect())
+        .collect()
+}
+
+/// What stands in code spans.
+fn spans(cell: &str) -> impl Iterator<Item = &str> {
+    cell.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn the_operating_guide_knows_each_alert_and_each_refusal() {
+    let guide = read("README.md");
+    let rules = read("alerts.yml");
+    let alerts: BTreeSet<&str> =
+        rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    let told: BTreeSet<&str> = rows(&guide, "What to watch").iter().flat_map(|row| spans(row[0])).collect();
+    assert_eq!(told, alerts);
+
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let reasons = |text| -> BTreeSet<String> {
+        let rows = rows(text, "Refusals");
+        let of_gateway = rows.iter().filter(|row| row[0].starts_with(|c: char| c.is_ascii_digit()));
+        of_gateway.flat_map(|row| spans(row[1])).map(str::to_owned).collect()
+    };
+    assert!(reasons(&readme).len() > 30, "{:?}", reasons(&readme));
+    assert_eq!(reasons(&guide), reasons(&readme));
+}

@@ -1,0 +1,311 @@
+//! nginx and HAProxy in front of a gateway, as `deploy/proxies/` sets them: a wait lives through them, an event comes when
+//! it happens, and who hangs up is gone.
+//!
+//! Needs nginx, HAProxy and curl (`.ci/tools` sees to it). Without them the tests fail. Times are a thirtieth of what they are in life, the
+//! proxies' included.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use clipgate::testing::clock;
+use clipgate::testing::config::Config;
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::net::TcpStream;
+use tokio::process::{Child, ChildStdout, Command};
+
+use crate::deploy::alerts_and_dashboards::read;
+use crate::harness::process::{Gateway, Ground, clip, soon};
+
+/// How much faster than in life all goes.
+const FASTER: u32 = 30;
+/// What the proxy has to say.
+const LOG: &str = "proxy.log";
+/// What is said of itself by a client that lies.
+const LIES: [&str; 4] =
+    ["-H", "X-Forwarded-For: 192.0.2.1", "-H", "Forwarded: for=192.0.2.1;proto=http;host=evil.example"];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Nginx,
+    Haproxy,
+}
+
+impl Kind {
+    const ALL: [Self; 2] = [Self::Nginx, Self::Haproxy];
+
+    fn example(self) -> String {
+        let name = if self == Self::Nginx { "nginx.conf" } else { "haproxy.cfg" };
+        read(&format!("proxies/{name}"))
+    }
+
+    /// The example with the silence that the proxy allows where nothing is set: nginx' own default, and that of the
+    /// configuration that HAProxy comes with.
+    fn untuned(self) -> String {
+        let usual = if self == Self::Nginx { " 60s" } else { " 50s" };
+        let untuned = self.example().replace(" 150s", usual);
+        assert_ne!(untuned, self.example());
+        untuned
+    }
+}
+
+/// Times of half a minute and more, made shorter; comments aside.
+fn scaled(text: &str) -> String {
+    let shorter = |word: &str| {
+        let end = if word.ends_with(';') { ";" } else { "" };
+        let seconds = word.trim_end_matches(';').strip_suffix('s')?.parse::<u32>().ok()?;
+        (seconds >= 30).then(|| format!("{}ms{end}", seconds * 1000 / FASTER))
+    };
+    let line = |line: &str| match line.trim_start().starts_with('#') {
+        true => String::new(),
+        false => line
+            .split(' ')
+            .map(|word| shorter(word).unwrap_or_else(|| word.to_owned()))
+            .collect::<Vec<_>>()
+            .join(" "),
+    };
+    text.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// Replaces what has to be there.
+fn put(text: &mut String, from: &str, to: &str) {
+    assert!(text.contains(from), "no {from:?} in {text}");
+    *text = text.replace(from, to);
+}
+
+/// A proxy before a gateway before a simulated upstream.
+struct Front {
+    ground: Ground,
+    gateway: Gateway,
+    /// An address of its own, so that no other test's port is in the way.
+    host: String,
+    proxy: Child,
+}
+
+impl Front {
+    async fn new(kind: Kind, example: &str) -> Self {
+        Self::with(kind, example, &[]).await
+    }
+
+    /// Like `new`, with these variables in the gateway's environment.
+    async fn with(kind: Kind, example: &str, env: &[(&str, &str)]) -> Self {
+        let ground = Ground::new().await;
+        ground.configure("trusted_proxies = [\"127.0.0.1\"]\n[wait]\ntimeout = \"4s\"\nlinger = \"50ms\"");
+        let mut command = ground.command();
+        command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0").env("CLIPGATE__UPSTREAM__POLL_TIMEOUT", "4s");
+        command.envs(env.iter().copied());
+        let mut gateway = Gateway::spawn(command);
+        let address = gateway.address().await.to_string();
+        let admin = gateway.line().await;
+        let admin = admin.strip_prefix("clipgate admin listening on 127.0.0.1:").unwrap();
+
+        let host = format!("127.{}.{}.{}", 64 + fastrand::u8(..64), fastrand::u8(..), fastrand::u8(1..255));
+        let mut text = scaled(example);
+        put(&mut text, "127.0.0.1:8080", &address);
+        certify(&ground);
+        let proxy = match kind {
+            Kind::Nginx => nginx(&ground, text, &host),
+            Kind::Haproxy => haproxy(&ground, text, &host, admin),
+        };
+        let mut front = Self { ground, gateway, host, proxy };
+        soon("the proxy to listen, and to know that the gateway is there", front.listens()).await;
+        front
+    }
+
+    async fn listens(&mut self) {
+        while TcpStream::connect((self.host.as_str(), 8443)).await.is_err()
+            // From the upstream or from the gateway, but from no proxy that has no gateway yet.
+            || !["404", "421"].contains(&self.status("/up").await.as_str())
+        {
+            if let Some(ended) = self.proxy.try_wait().unwrap() {
+                panic!("{ended}: {}", std::fs::read_to_string(self.ground.path(LOG)).unwrap());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn status(&self, target: &str) -> String {
+        let output =
+            self.curl(target).args(["-o", "/dev/null", "-w", "%{http_code}"]).output().await.unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// A client, with TLS and HTTP/2, from an address that is neither the proxy's nor the gateway's.
+    fn curl(&self, target: &str) -> Command {
+        let mut command = Command::new("curl");
+        command
+            .args(["-sgN", "--noproxy", "*", "--interface", "127.0.0.9", "--cacert"])
+            .arg(self.ground.path("cert.pem"))
+            .args(["--resolve", &format!("clips.example:8443:{}", self.host)])
+            .args(["-H", "Authorization: Bearer key-1"])
+            .arg(format!("https://clips.example:8443{target}"));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+        command
+    }
+}
+
+/// Writes a certificate, its key, and both in one file.
+fn certify(ground: &Ground) {
+    let made = rcgen::generate_simple_self_signed(["clips.example".to_owned()]).unwrap();
+    let (cert, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    std::fs::write(ground.path("cert.pem"), &cert).unwrap();
+    std::fs::write(ground.path("key.pem"), &key).unwrap();
+    std::fs::write(ground.path("both.pem"), cert + &key).unwrap();
+}
+
+fn nginx(ground: &Ground, mut text: String, host: &str) -> Child {
+    let dir = ground.dir.path().display();
+    put(&mut text, "listen 443 ", &format!("listen {host}:8443 "));
+    put(&mut text, "/etc/ssl/clips.example/fullchain.pem", &format!("{dir}/cert.pem"));
+    put(&mut text, "/etc/ssl/clips.example/privkey.pem", &format!("{dir}/key.pem"));
+    std::fs::write(ground.path("clipgate.conf"), text).unwrap();
+    let kinds = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
+    let places: String = kinds.iter().map(|kind| format!("{kind}_temp_path {dir}/{kind};\n")).collect();
+    let whole = format!(
+        "daemon off; master_process off; user root; pid {dir}/nginx.pid;\nevents {{ worker_connections 512; }}\n\
+         http {{ access_log off;\n{places}include {dir}/clipgate.conf; }}\n"
+    );
+    let path = ground.path("nginx.conf");
+    std::fs::write(&path, whole).unwrap();
+    start(ground, "nginx", &["-e", "stderr", "-p", &dir.to_string(), "-c", path.to_str().unwrap()])
+}
+
+fn haproxy(ground: &Ground, mut text: String, host: &str, admin_port: &str) -> Child {
+    put(&mut text, "bind :443 ", &format!("bind {host}:8443 "));
+    put(&mut text, "/etc/haproxy/clips.example.pem", ground.path("both.pem").to_str().unwrap());
+    put(&mut text, "port 9090", &format!("port {admin_port}"));
+    put(&mut text, "maxconn 50000", "maxconn 500");
+    let path = ground.path("haproxy.cfg");
+    std::fs::write(&path, text + "\n").unwrap();
+    start(ground, "haproxy", &["-db", "-f", path.to_str().unwrap()])
+}
+
+fn start(ground: &Ground, program: &str, args: &[&str]) -> Child {
+    // Where Debian has them, which is not in everybody's PATH.
+    let places = std::env::var("PATH").unwrap_or_default() + ":/usr/local/sbin:/usr/sbin:/sbin";
+    let found = std::env::split_paths(&places).map(|dir| dir.join(program)).find(|path| path.is_file());
+    let found: PathBuf =
+        found.unwrap_or_else(|| panic!("`{program}` is not there: run .ci/tools, or see README.md"));
+    let log = std::fs::File::create(ground.path(LOG)).unwrap();
+    let mut command = Command::new(found);
+    command.args(args).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    command.kill_on_drop(true).spawn().unwrap()
+}
+
+/// The next event, and how long it took.
+async fn event(lines: &mut Lines<BufReader<ChildStdout>>) -> String {
+    let next = async {
+        loop {
+            let line = lines.next_line().await.unwrap().expect("the stream goes on");
+            if let Some(event) = line.strip_prefix("event: ") {
+                return event.to_owned();
+            }
+        }
+    };
+    soon("an event", next).await
+}
+
+async fn waited(front: &Front) -> (String, String, Duration) {
+    front.ground.sim.put("a", "streaming");
+    let since = clock::now();
+    let output =
+        soon("the wait", front.curl(&clip("a")).args(["-w", "\n%{http_code}"]).output()).await.unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (body, status) = text.rsplit_once('\n').unwrap();
+    (status.to_owned(), body.to_owned(), clock::now() - since)
+}
+
+#[tokio::test]
+async fn a_wait_of_two_minutes_lives_through_the_examples_but_not_through_what_the_proxies_do_by_themselves()
+{
+    let rows = Kind::ALL.map(|kind| async move {
+        let tuned = Front::new(kind, &kind.example()).await;
+        let (status, body, held) = waited(&tuned).await;
+        assert_eq!(status, "200", "{kind:?}: {body}");
+        assert_eq!(body.as_bytes(), &tuned.ground.sim.body("a", "streaming")[..], "{kind:?}");
+        assert!(held >= Duration::from_secs(4), "{kind:?} held it for {held:?}");
+
+        let untuned = Front::new(kind, &kind.untuned()).await;
+        // The proxy's own words: the gateway would say 200.
+        let (status, ..) = waited(&untuned).await;
+        assert_eq!(status, "504", "{kind:?}");
+    });
+    let [nginx, haproxy] = rows;
+    tokio::join!(nginx, haproxy);
+}
+
+#[tokio::test]
+async fn events_come_through_as_they_happen() {
+    for kind in Kind::ALL {
+        let front = Front::new(kind, &kind.example()).await;
+        let sim = &front.ground.sim;
+        sim.put("a", "submitted");
+        let mut client = front.curl(&clip("a")).args(["-H", "Accept: text/event-stream"]).spawn().unwrap();
+        let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
+        for next in ["queued", "streaming", "completed"] {
+            assert_eq!(event(&mut lines).await, "status", "{kind:?}");
+            sim.put("a", next);
+        }
+        assert_eq!(event(&mut lines).await, "status", "{kind:?}");
+        assert_eq!(event(&mut lines).await, "done", "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn who_hangs_up_is_gone_and_who_lies_about_himself_is_not_believed() {
+    for kind in Kind::ALL {
+        let mut front = Front::new(kind, &kind.example()).await;
+        front.ground.sim.put("a", "streaming");
+        let mut client = front.curl(&clip("a")).args(LIES).spawn().unwrap();
+        front.ground.sim.until(|seen| seen.open == 1).await;
+        client.kill().await.unwrap();
+        // Left alone the poll is held for as long as the upstream holds, twice this time.
+        soon("the poll to end", front.ground.sim.until(|seen| seen.open == 0)).await;
+        let line = front.gateway.logged("outcome=left").await;
+        assert!(line.contains("client.address=127.0.0.9 "), "{kind:?}: {line}");
+        assert!(line.contains("network.peer.address=127.0.0.1 "), "{kind:?}: {line}");
+    }
+}
+
+/// What an example says of the names that a sidecar's configuration has to list.
+fn names_to_list(example: &str) -> &str {
+    let line = example.lines().find_map(|line| line.strip_prefix("#   server.allowed_hosts = "));
+    line.expect("the example says what to list")
+}
+
+#[tokio::test]
+async fn a_sidecar_behind_the_examples_answers_under_the_name_that_they_say_is_to_be_listed() {
+    let sidecar = [("CLIPGATE__AUTH__MODE", "sidecar"), ("CLIPGATE__UPSTREAM__API_KEY", "of-the-gateway")];
+    for kind in Kind::ALL {
+        let example = kind.example();
+        let unlisted = Front::with(kind, &example, &sidecar).await;
+        assert_eq!(unlisted.status("/up").await, "421", "{kind:?} passes the name on");
+        let listed = ("CLIPGATE__SERVER__ALLOWED_HOSTS", names_to_list(&example));
+        let front = Front::with(kind, &example, &[&sidecar[..], &[listed]].concat()).await;
+        front.ground.sim.put("a", "complete");
+        assert_eq!(front.status(&clip("a")).await, "200", "{kind:?}");
+    }
+    assert_eq!(names_to_list(&read("proxies/envoy.yaml")), names_to_list(&Kind::Nginx.example()));
+}
+
+#[test]
+fn the_examples_allow_more_silence_than_a_wait_needs() {
+    let needed = Config::default().wait.timeout + Duration::from_secs(20);
+    let names = [
+        (Kind::Nginx, &["proxy_read_timeout", "proxy_send_timeout"][..]),
+        (Kind::Haproxy, &["timeout client", "timeout server", "timeout tunnel"]),
+    ];
+    for (kind, names) in names {
+        for name in names {
+            let example = kind.example();
+            let values: Vec<_> = example
+                .lines()
+                .filter_map(|line| {
+                    line.trim().strip_prefix(name)?.trim().trim_end_matches(';').strip_suffix('s')
+                })
+                .collect();
+            assert_eq!(values.len(), 1, "{name} in {kind:?}");
+            assert!(Duration::from_secs(values[0].parse().unwrap()) >= needed, "{name} in {kind:?}");
+        }
+    }
+}

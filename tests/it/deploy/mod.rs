@@ -1,0 +1,6 @@
+//! The files in `deploy/`, put before the tools of their fields.
+
+pub(crate) mod alerts_and_dashboards;
+pub(crate) mod behind_nginx_haproxy;
+pub(crate) mod deploy_compose_kubernetes;
+pub(crate) mod deploy_image_systemd;

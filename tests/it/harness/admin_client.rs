@@ -1,0 +1,124 @@
+//! The operator: asks the admin listener of a stage, and reads what it says.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use clipgate::testing::admin::{Admin, Readiness};
+use clipgate::testing::config::Listen;
+use http::{Request, Response};
+use http_body_util::Empty;
+use serde_json::Value;
+
+use crate::harness::gateway::Stage;
+use crate::harness::process::Client;
+
+/// The admin listener of a gateway.
+pub(crate) struct Operator {
+    pub(crate) address: SocketAddr,
+    pub(crate) readiness: Readiness,
+    _admin: Option<Admin>,
+}
+
+impl Operator {
+    /// Opens the stage's.
+    pub(crate) async fn of(stage: &mut Stage) -> Self {
+        let readiness = Readiness::default();
+        readiness.ready();
+        let admin = stage.open_admin(&readiness).await;
+        let Listen::Tcp(address) = *admin.address() else { panic!("{admin:?}") };
+        Self { address, readiness, _admin: Some(admin) }
+    }
+
+    /// One that listens already.
+    pub(crate) fn at(address: SocketAddr) -> Self {
+        Self { address, readiness: Readiness::default(), _admin: None }
+    }
+
+    pub(crate) async fn ask(&self, method: &str, path: &str, fields: &[(&str, &str)]) -> Response<Bytes> {
+        let mut request = Request::builder().method(method).uri(path);
+        if !fields.iter().any(|(name, _)| *name == "host") {
+            request = request.header("host", self.address.to_string());
+        }
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        Client::connect(self.address).await.ask(request.body(Empty::new()).unwrap()).await.unwrap()
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Response<Bytes> {
+        self.ask("GET", path, &[]).await
+    }
+
+    pub(crate) async fn state(&self) -> Value {
+        json(&self.get("/api/state").await)
+    }
+
+    /// What `/metrics` says now.
+    pub(crate) async fn metrics(&self) -> Page {
+        let answer = self.get("/metrics").await;
+        assert_eq!(answer.status(), 200);
+        Page::read(text(&answer))
+    }
+}
+
+/// What Prometheus reads, sample by sample.
+pub(crate) struct Page {
+    pub(crate) text: String,
+    samples: Vec<(String, BTreeMap<String, String>, f64)>,
+}
+
+impl Page {
+    fn read(text: &str) -> Self {
+        let lines = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+        let samples = lines.map(|line| sample(line).unwrap_or_else(|| panic!("no sample: {line}")));
+        Self { samples: samples.collect(), text: text.to_owned() }
+    }
+
+    /// The sum of a metric's samples that have these labels.
+    pub(crate) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let has = |of: &BTreeMap<String, String>| {
+            labels.iter().all(|(name, value)| of.get(*name).is_some_and(|is| is == value))
+        };
+        let found: Vec<f64> = self
+            .samples
+            .iter()
+            .filter(|(is, of, _)| is == name && has(of))
+            .map(|(_, _, value)| *value)
+            .collect();
+        assert!(!found.is_empty(), "there is no {name} {labels:?} in\n{}", self.text);
+        found.iter().sum()
+    }
+
+    /// Whether a metric of this name is there, or a histogram's part.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.samples.iter().any(|(is, _, _)| is == name)
+    }
+}
+
+fn sample(line: &str) -> Option<(String, BTreeMap<String, String>, f64)> {
+    let (left, value) = line.rsplit_once(' ')?;
+    let (name, labels) = match left.split_once('{') {
+        None => (left, ""),
+        Some((name, labels)) => (name, labels.strip_suffix('}')?),
+    };
+    // No value of ours has a comma in it.
+    let pair = |pair: &str| {
+        let (name, value) = pair.split_once('=')?;
+        Some((name.to_owned(), value.strip_prefix('"')?.strip_suffix('"')?.to_owned()))
+    };
+    let labels = labels.split(',').filter(|label| !label.is_empty()).map(pair).collect::<Option<_>>()?;
+    Some((name.to_owned(), labels, value.parse().ok()?))
+}
+
+pub(crate) fn text(answer: &Response<Bytes>) -> &str {
+    std::str::from_utf8(answer.body()).unwrap()
+}
+
+pub(crate) fn json(answer: &Response<Bytes>) -> Value {
+    serde_json::from_slice(answer.body()).unwrap_or_else(|error| panic!("{error} in {}", text(answer)))
+}
+
+pub(crate) fn field<'a>(answer: &'a Response<Bytes>, name: &str) -> &'a str {
+    answer.headers().get(name).map_or("", |value| value.to_str().unwrap())
+}

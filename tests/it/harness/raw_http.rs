@@ -1,0 +1,102 @@
+//! Clients that the usual ones are not: raw bytes on a socket, requests without a key, and looks into answers.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
+use http_body_util::Full;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::harness::gateway::{Answer, Stage, within};
+
+/// The path that tells one clip's state, and takes orders for new ones.
+pub(crate) const CLIP: &str = "/v2/generate/audio/suno-ai/clip";
+
+/// A field's text; empty if it is not there.
+pub(crate) fn field<'a>(answer: &'a Answer, name: &str) -> &'a str {
+    assert!(answer.headers.get_all(name).iter().count() <= 1, "{name} stands there twice");
+    answer.headers.get(name).map_or("", |value| value.to_str().unwrap())
+}
+
+/// A request without a key unless the fields have one.
+pub(crate) fn request(
+    method: &str,
+    target: &str,
+    fields: &[(&str, &str)],
+    body: impl Into<Bytes>,
+) -> Request<Full<Bytes>> {
+    let mut request = Request::new(Full::new(body.into()));
+    *request.method_mut() = Method::try_from(method).unwrap();
+    *request.uri_mut() = target.parse().unwrap();
+    for (name, value) in fields {
+        let name = HeaderName::try_from(*name).unwrap();
+        request.headers_mut().append(name, HeaderValue::try_from(*value).unwrap());
+    }
+    request
+}
+
+/// Sends bytes as they are and reads all that comes back until the connection ends.
+pub(crate) async fn raw(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let (mut read, mut write) = TcpStream::connect(address).await.unwrap().into_split();
+    let bytes = bytes.to_vec();
+    // Beside the reading, and without a word if it fails: a refusal may come before all is sent.
+    let writing = tokio::spawn(async move {
+        let _ = write.write_all(&bytes).await;
+        write
+    });
+    let mut back = Vec::new();
+    let _ = within(10, read.read_to_end(&mut back)).await;
+    drop(writing.await);
+    back
+}
+
+/// Reads from a socket until what has come satisfies.
+pub(crate) async fn read_until(stream: &mut TcpStream, mut is_enough: impl FnMut(&[u8]) -> bool) -> Vec<u8> {
+    let mut back = Vec::new();
+    while !is_enough(&back) {
+        let count = within(10, stream.read_buf(&mut back)).await.unwrap();
+        assert!(count > 0, "the connection ended after {:?}", String::from_utf8_lossy(&back));
+    }
+    back
+}
+
+/// One HTTP/1 answer with a `Content-Length`, and what comes after it.
+pub(crate) fn parse(bytes: &[u8]) -> Option<(Answer, &[u8])> {
+    let at = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
+    let head = std::str::from_utf8(&bytes[..at]).unwrap();
+    let mut lines = head.split("\r\n");
+    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse::<StatusCode>().unwrap();
+    let mut headers = HeaderMap::new();
+    for line in lines {
+        let (name, value) = line.split_once(": ").unwrap();
+        headers.append(HeaderName::try_from(name).unwrap(), HeaderValue::try_from(value).unwrap());
+    }
+    let length = headers.get("content-length").map_or(0, |value| value.to_str().unwrap().parse().unwrap());
+    let rest = &bytes[at + 4..];
+    let body = Bytes::copy_from_slice(rest.get(..length)?);
+    Some((Answer { status, headers, body, took: std::time::Duration::ZERO }, &rest[length..]))
+}
+
+/// Holds an answer of the gateway's own to section 6 of the contract, and gives its message.
+pub(crate) fn assert_refusal(answer: &Answer, status: u16, reason: &str) -> String {
+    let shown = format!("{answer:?}");
+    assert_eq!(answer.status, status, "{shown}");
+    assert_eq!(field(answer, "cache-status"), format!("clipgate; detail={reason}"), "{shown}");
+    assert_eq!(field(answer, "via"), "1.1 clipgate", "{shown}");
+    assert_eq!(field(answer, "content-type"), "application/json", "{shown}");
+    assert_eq!(field(answer, "cache-control"), "no-store", "{shown}");
+    let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+    let names: Vec<_> = body.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(names, ["message", "path", "requestId", "statusCode", "timestamp"], "{shown}");
+    assert_eq!(body["statusCode"], status, "{shown}");
+    assert_eq!(body["requestId"], field(answer, "x-request-id"), "{shown}");
+    assert!(!field(answer, "x-request-id").is_empty(), "{shown}");
+    assert!(body["timestamp"].as_str().unwrap().ends_with('Z'), "{shown}");
+    body["message"].as_str().unwrap().to_owned()
+}
+
+/// How many requests the upstream has seen.
+pub(crate) fn calls(stage: &Stage) -> usize {
+    stage.sim.requests().len()
+}

@@ -1,0 +1,105 @@
+//! The cookies of an upstream account that is not the client's own stay between the gateway and the upstream.
+
+use clipgate::sim::Options;
+use clipgate::testing::config::{Auth, Config};
+use clipgate::testing::secret::Secret;
+use http::Uri;
+
+use crate::clients::team;
+use crate::harness::gateway::{Stage, single};
+use crate::harness::raw_http::raw;
+use crate::harness::scripted_upstream::Scripted;
+
+const LENT: [bool; 3] = [false, true, true];
+
+fn modes() -> [Auth; 3] {
+    let team = Auth::Team(vec![team::member(("alice", "cg_token", "sk-account"))]);
+    [Auth::Passthrough, Auth::Sidecar, team]
+}
+
+async fn stage(auth: Auth, upstream: &Uri) -> Stage {
+    let url = upstream.clone();
+    let configure = |config: &mut Config, _: &mut Options| {
+        config.auth = auth;
+        config.upstream.api_key = Some(Secret::new("sk-account"));
+        config.upstream.base_url = url;
+    };
+    Stage::without_upstream(configure).await
+}
+
+fn head(line: &str, fields: &str) -> String {
+    format!(
+        "{line} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer cg_token\r\ncookie: session=mine\r\n{fields}\r\n"
+    )
+}
+
+/// What a client sends up and gets back, in each mode.
+async fn exchange(request: &str, answer: &'static str) -> Vec<(String, String)> {
+    let mut seen = Vec::new();
+    for auth in modes() {
+        let mut upstream = Scripted::answering(answer).await;
+        let stage = stage(auth, &upstream.url).await;
+        let back = raw(stage.address, request.as_bytes()).await;
+        seen.push((upstream.asked().await, String::from_utf8(back).unwrap()));
+    }
+    seen
+}
+
+fn assert_kept_apart(seen: Vec<(String, String)>, mark: &str) {
+    for ((asked, answer), is_lent) in seen.into_iter().zip(LENT) {
+        assert!(answer.contains(mark), "{answer}");
+        assert_eq!(answer.to_lowercase().contains("set-cookie"), !is_lent, "{answer}");
+        assert_eq!(answer.contains("account-session"), !is_lent, "{answer}");
+        assert!(!(is_lent && asked.contains("session=mine")), "{asked}");
+    }
+}
+
+#[tokio::test]
+async fn a_passed_through_answer_brings_the_accounts_cookies_only_to_their_owner() {
+    let answer = "HTTP/1.1 200 OK\r\nSet-Cookie: a=account-session\r\nset-cookie: b=account-session\r\n\
+        Set-Cookie2: c=account-session\r\nx-mark: here\r\ncontent-length: 2\r\n\r\n{}";
+    let request = head("GET /x", "connection: close\r\n");
+    let seen = exchange(&request, answer).await;
+    assert!(seen[0].0.contains("cookie: session=mine"), "{}", seen[0].0);
+    assert_kept_apart(seen, "x-mark: here");
+}
+
+#[tokio::test]
+async fn a_wait_is_not_told_the_accounts_cookies_though_its_poll_was_its_own() {
+    let answer = "HTTP/1.1 200 OK\r\nset-cookie: a=account-session\r\nx-mark: here\r\n\
+        content-type: application/json\r\ncontent-length: 32\r\n\r\n{\"id\":\"a\",\"status\":\"completed\"}\n";
+    let request = head(&format!("GET {}", single("a", "completed")), "connection: close\r\n");
+    assert_kept_apart(exchange(&request, answer).await, "x-mark: here");
+    let error = "HTTP/1.1 404 Not Found\r\nset-cookie: a=account-session\r\nx-mark: here\r\n\
+        content-length: 2\r\n\r\n{}";
+    assert_kept_apart(exchange(&request, error).await, "x-mark: here");
+}
+
+#[tokio::test]
+async fn an_upgrade_brings_no_cookie_of_the_account() {
+    let answer = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\
+        set-cookie: a=account-session\r\nx-mark: here\r\n\r\n";
+    for (auth, is_lent) in modes().into_iter().zip(LENT) {
+        let upstream = Scripted::answering(answer).await;
+        let stage = stage(auth, &upstream.url).await;
+        let mut stream = tokio::net::TcpStream::connect(stage.address).await.unwrap();
+        let request = head("GET /x", "connection: upgrade\r\nupgrade: echo\r\n");
+        tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes()).await.unwrap();
+        let back =
+            crate::harness::raw_http::read_until(&mut stream, |back| back.ends_with(b"\r\n\r\n")).await;
+        let back = String::from_utf8(back).unwrap();
+        assert!(back.starts_with("HTTP/1.1 101 ") && back.contains("x-mark: here"), "{back}");
+        assert_eq!(back.contains("account-session"), !is_lent, "{back}");
+    }
+}
+
+#[tokio::test]
+async fn trailers_bring_no_cookie_of_the_account() {
+    let answer = "HTTP/1.1 200 OK\r\ntrailer: x-mark, x-cookie, set-cookie2\r\ntransfer-encoding: chunked\r\n\r\n\
+        2\r\n{}\r\n0\r\nset-cookie2: a=account-session\r\nx-mark: here\r\n\r\n";
+    let request = head("GET /x", "te: trailers\r\nconnection: te, close\r\n");
+    for ((_, answer), is_lent) in exchange(&request, answer).await.into_iter().zip(LENT) {
+        assert!(answer.ends_with("x-mark: here\r\n\r\n"), "{answer}");
+        assert_eq!(answer.contains("account-session"), !is_lent, "{answer}");
+    }
+}

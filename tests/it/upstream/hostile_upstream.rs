@@ -1,0 +1,281 @@
+//! A hostile upstream: its clients get a clear answer, the gateway's memory stays what it was, and while it goes on
+//! another client's hit is served at once.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+use crate::clients::hostile_clients_http1::besieged;
+use crate::harness::gateway::{Stage, set_hold, single, within};
+use crate::harness::process::Ground;
+use crate::harness::raw_http::assert_refusal;
+use crate::harness::raw_upstream::{Rogue, Then};
+
+const OK: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n";
+const CHUNKED: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+
+/// What a clip's body begins with.
+const CLIP: &str = "{\"id\":\"a\",\"status\":\"complete\",\"x\":";
+
+/// How long an upstream has at least for a poll, or for the head of what is passed through. [`besieged`] bounds the time
+/// from above, by a minute.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// A gateway before this upstream: the upstream holds polls for a second, and each is tried twice.
+async fn before(rogue: &Rogue) -> Stage {
+    Stage::without_upstream(|config, options| {
+        set_hold(Duration::from_secs(1), config, options);
+        config.upstream.base_url = rogue.url.clone();
+        config.upstream.connect_timeout = Duration::from_secs(1);
+        config.upstream.retries = 1;
+        config.upstream.retry_for = Duration::ZERO;
+        config.wait.max_timeout = Duration::from_secs(1);
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_no_http_is_502() {
+    let ok = |rest: &str| format!("{OK}{rest}");
+    let rows: [(&str, String, Then); 15] = [
+        ("no HTTP", "\0\x01\x02SSH-2.0\r\n\r\n".to_owned(), Then::Silence),
+        ("HTTP/0.9", "{}".to_owned(), Then::Bytes(Bytes::new())),
+        ("text without end", String::new(), Then::Endless("x".repeat(10_000).into())),
+        ("fields without end", ok(""), Then::Endless("x: y\r\n".repeat(1000).into())),
+        ("a field without end", ok("x: "), Then::Endless("y".repeat(10_000).into())),
+        ("two lengths", ok("content-length: 2\r\ncontent-length: 3\r\n\r\n{}x"), Then::Silence),
+        ("a length over all bounds", ok("content-length: 99999999999999999999999\r\n\r\n"), Then::Silence),
+        ("a length that is none", ok("content-length: 0x2\r\n\r\n{}"), Then::Silence),
+        ("a NUL in a field", ok("x: a\0b\r\ncontent-length: 2\r\n\r\n{}"), Then::Silence),
+        ("a bare CR in a field", ok("x: a\rb\r\ncontent-length: 2\r\n\r\n{}"), Then::Silence),
+        ("a status that is none", "HTTP/1.1 000 X\r\ncontent-length: 0\r\n\r\n".to_owned(), Then::Silence),
+        (
+            "a switch unasked",
+            "HTTP/1.1 101 X\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n".to_owned(),
+            Then::Silence,
+        ),
+        ("half a head", ok(""), Then::Bytes(Bytes::new())),
+        ("nothing", String::new(), Then::Bytes(Bytes::new())),
+        (
+            "an interim answer, then nothing",
+            "HTTP/1.1 100 Continue\r\n\r\n".to_owned(),
+            Then::Bytes(Bytes::new()),
+        ),
+    ];
+    let mut count = 0;
+    for (name, head, then) in rows {
+        let rogue = Rogue::start(&head, then).await;
+        let stage = before(&rogue).await;
+        let waited = besieged(&stage, name, stage.get(&single("a", "completed"), &[])).await;
+        let passed = besieged(&stage, name, stage.get("/other", &[])).await;
+        let (of_wait, of_passed, asked) = match name {
+            "a switch unasked" => ("garbled", "bad-answer", 3),
+            _ => ("unreachable", "broke", 2),
+        };
+        assert_refusal(&waited, 502, of_wait);
+        assert_refusal(&passed, 502, of_passed);
+        assert_eq!(rogue.asked(), asked, "{name}: an error is asked for twice, all else goes out once");
+        count += 1;
+    }
+    assert_eq!(count, 15);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wait_whose_answer_has_no_end_or_breaks_is_502_and_little_is_read_of_it() {
+    let rows: [(&str, String, Then, &str); 5] = [
+        ("no end", format!("{OK}\r\n"), Then::Endless("y".repeat(65_536).into()), "garbled"),
+        (
+            "JSON without end",
+            format!("{OK}\r\n{CLIP}\""),
+            Then::Endless("y".repeat(65_536).into()),
+            "garbled",
+        ),
+        ("a chunk's size that is none", format!("{CHUNKED}zz\r\n"), Then::Silence, "unreachable"),
+        (
+            "a chunk's extension without end",
+            format!("{CHUNKED}3;"),
+            Then::Endless("y".repeat(65_536).into()),
+            "unreachable",
+        ),
+        (
+            "trailers without end",
+            format!("{CHUNKED}0\r\n"),
+            Then::Endless("x: y\r\n".repeat(1000).into()),
+            "unreachable",
+        ),
+    ];
+    let mut count = 0;
+    for (name, head, then, reason) in rows {
+        let rogue = Rogue::start(&head, then).await;
+        let stage = before(&rogue).await;
+        let answer = besieged(&stage, name, stage.get(&single("a", "completed"), &[])).await;
+        assert_refusal(&answer, 502, reason);
+        // 8 MiB an attempt, and what is on its way.
+        let attempts = if reason == "garbled" { 2 } else { 1 };
+        assert!(
+            rogue.asked() == attempts && rogue.sent() < 64 << 20,
+            "{name}: {} {}",
+            rogue.asked(),
+            rogue.sent()
+        );
+        count += 1;
+    }
+    assert_eq!(count, 5);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn json_that_breaks_off_arrives_as_it_is() {
+    let body = format!("{CLIP}{}", "[".repeat(100_000));
+    let rogue = Rogue::start(&format!("{OK}\r\n"), Then::Bytes(body.clone().into())).await;
+    let stage = before(&rogue).await;
+    let answer = besieged(&stage, "depth", stage.get(&single("a", "completed"), &[])).await;
+    assert!(answer.status == 200 && answer.body == body, "{}", answer.status);
+    assert_eq!(rogue.asked(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn json_of_any_depth_arrives_as_it_is() {
+    for (open, close) in [("[", "]"), ("{\"id\":", "}"), ("[{\"status\":", "}]")] {
+        let body = format!("{CLIP}{}1{}}}", open.repeat(100_000), close.repeat(100_000));
+        let rogue = Rogue::start(&format!("{OK}\r\n"), Then::Bytes(body.clone().into())).await;
+        let stage = before(&rogue).await;
+        for _ in 0..2 {
+            let answer = besieged(&stage, "depth", stage.get(&single("a", "completed"), &[])).await;
+            assert_eq!(answer.status, 200);
+            assert!(answer.body == body);
+        }
+        assert_eq!(rogue.asked(), 1, "the second one was a hit");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upstream_that_never_answers_is_504_after_its_limit() {
+    let rows: [(&str, String, Then); 5] = [
+        ("nothing", String::new(), Then::Silence),
+        ("half a head", OK.to_owned(), Then::Silence),
+        ("a head alone", format!("{OK}content-length: 9\r\n\r\n"), Then::Silence),
+        ("a length of 100 GB", format!("{OK}content-length: 99999999999\r\n\r\n{CLIP}"), Then::Silence),
+        ("tiny chunks", CHUNKED.to_owned(), Then::Endless("1\r\n \r\n".into())),
+    ];
+    let mut cases = JoinSet::new();
+    for (name, head, then) in rows {
+        cases.spawn(async move {
+            let rogue = Rogue::start(&head, then).await;
+            let stage = before(&rogue).await;
+            let answer = besieged(&stage, name, stage.get(&single("a", "completed"), &[])).await;
+            assert_refusal(&answer, 504, "overdue");
+            assert!(answer.took >= LIMIT, "{name}: {:?}", answer.took);
+            assert!(rogue.asked() <= 4, "{name}: two tries, two looks at the deadline: {}", rogue.asked());
+            // What has a head streams, for as long as it likes.
+            if !head.contains("\r\n\r\n") {
+                let answer = besieged(&stage, name, stage.get("/other", &[])).await;
+                assert_refusal(&answer, 504, "overdue");
+                assert!(answer.took >= LIMIT, "{name}: {:?}", answer.took);
+            }
+        });
+    }
+    assert_eq!(cases.join_all().await.len(), 5);
+}
+
+/// The codec would read them until the time limit, and nothing else beside them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn interim_responses_without_end_are_502_at_once() {
+    for interim in ["HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n"] {
+        let rogue = Rogue::start("", Then::Endless(interim.repeat(10).into())).await;
+        let stage = before(&rogue).await;
+        for target in [single("a", "completed"), "/other".to_owned()] {
+            let answer = besieged(&stage, interim, stage.get(&target, &[])).await;
+            assert_refusal(&answer, 502, "garbled");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_asked_for_is_nobodys() {
+    let two =
+        "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\npoison";
+    let rogue = Rogue::start(two, Then::Silence).await;
+    let stage = before(&rogue).await;
+    for asked in 1..=20 {
+        let answer = stage.get("/other", &[]).await;
+        assert_eq!((answer.status.as_u16(), &answer.body[..], rogue.asked()), (200, &b"{}"[..], asked));
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_its_own_upstream_says_508() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let stage = Stage::without_upstream(|config, options| {
+        set_hold(Duration::from_secs(60), config, options);
+        config.upstream.base_url = url.parse().unwrap();
+        config.upstream.retries = 1;
+    })
+    .await;
+    let address = stage.address;
+    let _round = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
+        loop {
+            let (mut there, _) = listener.accept().await.unwrap();
+            let mut back = TcpStream::connect(address).await.unwrap();
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut there, &mut back).await });
+        }
+    }));
+    for target in ["/other".to_owned(), single("a", "completed")] {
+        let answer = stage.get(&target, &[]).await;
+        assert_eq!(answer.status, 508, "{answer:?}");
+        assert!(
+            String::from_utf8_lossy(&answer.body).contains("the request came from this gateway"),
+            "{answer:?}"
+        );
+    }
+}
+
+/// How much memory may come and go, in kB: some buffers for each of 21 connections.
+const MORE: u64 = 40_000;
+
+#[tokio::test]
+async fn a_body_without_end_streams_and_memory_stays_what_it_was() {
+    let chunk = [b"10000\r\n", &[b'x'; 0x10000][..], b"\r\n"].concat();
+    let rogue = Rogue::start(CHUNKED, Then::Endless(chunk.into())).await;
+    let ground = Ground::new().await;
+    ground.configure("");
+    let mut command = ground.command();
+    command.env("CLIPGATE__UPSTREAM__BASE_URL", rogue.url.to_string());
+    let mut gateway = crate::harness::process::Gateway::spawn(command);
+    let address = gateway.address().await;
+    let ask = async || {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET /big HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        stream
+    };
+    let mut read = ask().await;
+    let mut sink = vec![0; 1 << 20];
+    let mut take = async |megabytes: usize| {
+        let mut left = megabytes << 20;
+        while left > 0 {
+            left = left.saturating_sub(within(10, read.read(&mut sink)).await.unwrap());
+        }
+    };
+    take(20).await;
+    let before = gateway.resident();
+    take(500).await;
+    assert!(gateway.resident() < before + MORE, "{} kB after {before}", gateway.resident());
+
+    let mut unread = Vec::new();
+    for _ in 0..20 {
+        unread.push(ask().await);
+    }
+    rogue.until_asked(21).await;
+    // Until all that can be held on the way is held.
+    let mut sent = 0;
+    while sent != rogue.sent() {
+        sent = rogue.sent();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    assert!(gateway.resident() < before + MORE, "{} kB after {before}", gateway.resident());
+    drop((read, unread));
+    rogue.until_gone(21).await;
+}

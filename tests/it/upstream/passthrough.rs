@@ -1,0 +1,271 @@
+//! What is no wait goes through untouched, once, and to the upstream only (contract, section 2).
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clipgate::sim::{End, Fault, On};
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+
+use crate::harness::gateway::{Answer, Stage, single, within};
+use crate::harness::raw_http::{CLIP, assert_refusal, calls, field, raw, read_until, request};
+
+const KEY: (&str, &str) = ("authorization", "Bearer demo");
+
+fn body(answer: &Answer) -> Value {
+    serde_json::from_slice(&answer.body).unwrap()
+}
+
+#[tokio::test]
+async fn each_order_goes_through_and_makes_clips_of_its_own() {
+    let stage = Stage::new().await;
+    let mut ids = Vec::new();
+    for asked in 1..=2 {
+        let answer = stage.send(request("POST", CLIP, &[KEY], "{\"prompt\":\"x\"}")).await;
+        assert_eq!((answer.status.as_u16(), calls(&stage)), (201, asked));
+        ids.extend(body(&answer)["clip_ids"].as_array().unwrap().clone());
+    }
+    ids.sort_by_key(Value::to_string);
+    ids.dedup();
+    assert_eq!(ids.len(), 4);
+    let seen = stage.sim.requests();
+    assert!(seen.iter().all(|seen| seen.method == "POST" && &*seen.target == CLIP));
+}
+
+#[tokio::test]
+async fn lyrics_are_read_once_and_never_again() {
+    let stage = Stage::new().await;
+    let lyric = "/v2/generate/audio/suno-ai/lyric?id=1";
+    let first = stage.get(lyric, &[]).await;
+    assert_eq!((first.status.as_u16(), field(&first, "cache-status")), (200, "clipgate; fwd=bypass"));
+    assert_eq!(stage.get(lyric, &[]).await.status, 404, "the upstream's word, nothing kept");
+    assert_eq!(calls(&stage), 2);
+}
+
+#[tokio::test]
+async fn a_wait_that_is_not_understood_is_the_upstreams_to_judge() {
+    let stage = Stage::new().await;
+    stage.sim.put("a", "completed");
+    stage.get(&single("a", "completed"), &[]).await;
+    let rows = [
+        (format!("{CLIP}?clip_id=a&status=completed&quality=high"), 200),
+        (format!("{CLIP}?clip_id=a&status=done"), 400),
+        (format!("{CLIP}?clip_id=a&status=completed&status=completed"), 400),
+        (format!("{CLIP}?clip_id=a&clip_id=a&status=completed"), 400),
+        (format!("{CLIP}s?clip_ids[]=a&clip_ids=a&status=completed"), 200),
+        (format!("{CLIP}/?clip_id=a&status=completed"), 404),
+        (format!("{CLIP}?clip_id=a;b&status=completed"), 404),
+    ];
+    for (target, status) in &rows {
+        for _ in 0..2 {
+            let before = calls(&stage);
+            let answer = stage.get(target, &[]).await;
+            assert_eq!(answer.status, *status, "{target}");
+            assert_eq!(field(&answer, "cache-status"), "clipgate; fwd=bypass");
+            let seen = stage.sim.requests();
+            assert_eq!((seen.len(), &*seen[before].target), (before + 1, &**target));
+        }
+    }
+    for method in ["HEAD", "OPTIONS", "DELETE", "PUT"] {
+        let before = calls(&stage);
+        let answer = stage.send(request(method, &single("a", "completed"), &[KEY], "")).await;
+        assert_eq!(field(&answer, "cache-status"), "clipgate; fwd=method", "{method}");
+        let seen = stage.sim.requests();
+        assert_eq!((seen.len(), seen[before].method.as_str()), (before + 1, method));
+    }
+}
+
+#[tokio::test]
+async fn method_target_fields_and_body_arrive_as_they_were_sent() {
+    let stage = Stage::new().await;
+    let target = "/sim/echo?a=%20&b[]=+&c=%2F..%2f&&d='\"|{}";
+    let fields = [KEY, ("x-two", "one"), ("x-two", "two"), ("accept-encoding", "gzip"), ("cookie", "a=b")];
+    for method in ["POST", "PATCH", "DELETE", "PURGE"] {
+        let sent = vec![b'7'; 300_000];
+        let raw_target = target.replace(['"', '|', '{', '}'], "x");
+        let answer = stage.send(request(method, &raw_target, &fields, sent.clone())).await;
+        let echo = body(&answer);
+        assert_eq!((&echo["method"], &echo["target"]), (&json!(method), &json!(raw_target)));
+        assert_eq!(echo["body_bytes"], sent.len());
+        assert_eq!(echo["body_blake3"], *blake3::hash(&sent).to_hex());
+        let headers = echo["headers"].as_array().unwrap();
+        for pair in [["x-two", "one"], ["x-two", "two"], ["accept-encoding", "gzip"], ["cookie", "a=b"]] {
+            assert!(headers.contains(&json!(pair)), "{pair:?} in {headers:?}");
+        }
+        let one = |name: &str| {
+            let mut values = headers.iter().filter(|pair| pair[0] == name).map(|pair| pair[1].clone());
+            let value = values.next().unwrap_or_else(|| panic!("{name} in {headers:?}"));
+            assert!(values.next().is_none(), "{name} in {headers:?}");
+            value
+        };
+        assert_eq!((one("via"), one("content-length")), (json!("1.1 clipgate"), json!("300000")));
+        assert_eq!(
+            (one("x-forwarded-for"), one("x-forwarded-host")),
+            (json!("127.0.0.1"), json!(stage.address.to_string()))
+        );
+        assert_ne!(one("host"), json!(stage.address.to_string()), "the upstream's own name");
+        assert_eq!(echo["has_key"], true);
+    }
+    assert_eq!(calls(&stage), 4);
+}
+
+#[tokio::test]
+async fn a_body_of_some_megabytes_goes_up_and_comes_down_whole() {
+    let stage = Stage::new().await;
+    let sent: Bytes = (0..4 << 20).map(|n: u32| n.to_le_bytes()[(n % 4) as usize]).collect();
+    let answer = stage.send(request("PUT", "/sim/mirror", &[KEY], sent.clone())).await;
+    assert!(answer.body == sent);
+}
+
+#[tokio::test]
+async fn a_request_that_breaks_is_never_sent_again() {
+    let stage = Stage::new().await;
+    let faults = [
+        ("POST", CLIP, Fault::reset()),
+        ("POST", CLIP, Fault::Refuse),
+        ("PUT", "/v1/files", Fault::reset()),
+        ("GET", "/v2/generate/audio/suno-ai/lyric?id=1", Fault::reset()),
+        ("GET", "/v1/models", Fault::Refuse),
+    ];
+    for (method, target, fault) in faults {
+        // Over a connection that was used before, too: there a client is tempted most.
+        for _ in 0..2 {
+            stage.get("/sim/echo", &[]).await;
+            let before = calls(&stage);
+            stage.sim.fault(On::Path("/v".to_owned()), fault.clone(), 1);
+            let body = if method == "GET" { "" } else { "{}" };
+            let answer = stage.send(request(method, target, &[KEY], body)).await;
+            assert_refusal(&answer, 502, "broke");
+            assert_eq!(calls(&stage), before + 1, "{method} {target} {fault:?}");
+        }
+    }
+    for status in [429, 503] {
+        let before = calls(&stage);
+        stage.sim.fault(On::Any, Fault::retry_after(status, Duration::from_secs(1)), 1);
+        let answer = stage.send(request("POST", CLIP, &[KEY], "{}")).await;
+        assert_eq!((answer.status.as_u16(), field(&answer, "retry-after")), (status, "1"));
+        assert_eq!(calls(&stage), before + 1);
+    }
+}
+
+#[tokio::test]
+async fn events_pass_as_they_come_and_a_client_that_hangs_up_ends_them() {
+    let stage = Stage::new().await;
+    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+    let head = "GET /sim/stream?n=2&every=60s HTTP/1.1\r\nhost: x\r\nauthorization: Bearer demo\r\n\
+        accept: text/event-stream\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let back = read_until(&mut stream, |back| back.ends_with(b"id: 0\ndata: 0\n\n\r\n")).await;
+    let back = String::from_utf8(back).unwrap();
+    assert!(back.contains("content-type: text/event-stream\r\n"), "{back}");
+    assert!(back.contains("cache-status: clipgate; fwd=bypass\r\n"), "{back}");
+    assert_eq!(stage.sim.requests()[0].end, End::Open);
+    drop(stream);
+    within(10, stage.sim.until(|seen| seen.abandoned() == 1)).await;
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_before_the_answer_ends_its_request() {
+    let stage = Stage::holding(Duration::from_secs(60)).await;
+    stage.sim.put("a", "queued");
+    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+    let target = format!("{}&unknown=1", single("a", "completed"));
+    let head = format!("GET {target} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer demo\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    within(10, stage.sim.until(|seen| seen.open == 1)).await;
+    drop(stream);
+    within(30, stage.sim.until(|seen| seen.abandoned() == 1)).await;
+}
+
+#[tokio::test]
+async fn each_piece_of_an_upload_comes_back_before_the_next_is_sent() {
+    let stage = Stage::new().await;
+    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+    let head =
+        "POST /sim/mirror HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    read_until(&mut stream, |back| back.ends_with(b"\r\n\r\n")).await;
+    for piece in ["one", "twotwo", "x"] {
+        let chunk = format!("{:x}\r\n{piece}\r\n", piece.len());
+        stream.write_all(chunk.as_bytes()).await.unwrap();
+        read_until(&mut stream, |back| back == chunk.as_bytes()).await;
+    }
+    assert_eq!(stage.sim.requests()[0].end, End::Open);
+    stream.write_all(b"0\r\n\r\n").await.unwrap();
+    read_until(&mut stream, |back| back == b"0\r\n\r\n").await;
+}
+
+#[tokio::test]
+async fn an_upgraded_connection_is_a_tunnel_through_the_whole_server() {
+    let stage = Stage::new().await;
+    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+    let head = "GET /sim/upgrade HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let back = read_until(&mut stream, |back| back.ends_with(b"\r\n\r\n")).await;
+    let back = String::from_utf8(back).unwrap();
+    assert!(back.starts_with("HTTP/1.1 101 ") && back.contains("upgrade: websocket\r\n"), "{back}");
+    assert!(
+        back.contains("cache-status: clipgate; fwd=bypass\r\n") && back.contains("x-request-id: "),
+        "{back}"
+    );
+    // Bytes are bytes in there, those included that look like hyper's own refusal.
+    for piece in [&b"\x81\x02hi"[..], b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n", &[0; 100_000]]
+    {
+        let (mut read, mut write) = stream.split();
+        let mut back = vec![0; piece.len()];
+        let (sent, came) = tokio::join!(
+            write.write_all(piece),
+            within(10, tokio::io::AsyncReadExt::read_exact(&mut read, &mut back))
+        );
+        sent.unwrap();
+        came.unwrap();
+        assert!(back == piece);
+    }
+    stream.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    within(10, tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest)).await.unwrap();
+    assert!(rest.is_empty());
+}
+
+#[tokio::test]
+async fn no_target_leads_to_another_host() {
+    let stage = Stage::new().await;
+    let trap = TcpListener::bind("127.0.0.1:0").unwrap();
+    trap.set_nonblocking(true).unwrap();
+    let evil = trap.local_addr().unwrap().to_string();
+    let other = stage.address.to_string();
+    let rows = [
+        (format!("GET http://{evil}/sim/echo"), &evil, 200),
+        (format!("GET http://{evil}/sim/echo"), &other, 421),
+        (format!("GET https://{evil}/sim/echo"), &other, 421),
+        (format!("GET ftp://{evil}/sim/echo"), &evil, 421),
+        (format!("GET http://user@{evil}/sim/echo"), &evil, 421),
+        (format!("GET http://{other}@{evil}/sim/echo"), &other, 421),
+        (format!("GET http://{evil}/v2/generate/audio/suno-ai/clip?clip_id=a"), &other, 421),
+        (format!("GET //{evil}/sim/echo"), &other, 404),
+        (format!("GET /@{evil}/sim/echo"), &other, 404),
+        (format!("GET /..//{evil}/sim/echo"), &other, 404),
+        (format!("GET /\\{evil}/sim/echo"), &other, 404),
+        (format!("GET /sim/echo?url=http://{evil}/"), &other, 200),
+        ("GET /sim/echo".to_owned(), &evil, 200),
+        (format!("CONNECT {evil}"), &evil, 501),
+        (format!("GET {evil}"), &other, 400),
+        (format!("GET @{evil}/"), &other, 400),
+        (format!("GET {evil}/sim/echo"), &other, 400),
+        ("OPTIONS *".to_owned(), &evil, 400),
+        ("GET *".to_owned(), &other, 400),
+    ];
+    for (line, host, status) in &rows {
+        let head = format!(
+            "{line} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer demo\r\nconnection: close\r\n\r\n"
+        );
+        let back = raw(stage.address, head.as_bytes()).await;
+        let text = String::from_utf8_lossy(&back);
+        assert!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{line}, host {host}: {text}");
+        assert!(!text.contains(&format!("[\"host\",\"{evil}\"]")), "{text}");
+    }
+    assert_eq!(trap.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "somebody came by");
+    assert!(stage.sim.requests().iter().all(|seen| seen.headers["host"] != *evil));
+}
