@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use clipgate::core::job::{ClipId, ClipSet};
+use clipgate::core::job::{JobId, JobSet};
 use clipgate::core::route::{Form, Goal, Route};
 use clipgate::sim::{Options, Sim};
 use clipgate::testing::auth::{Identity, Keyring};
@@ -117,7 +117,7 @@ impl Yard {
             identity: self.identity.clone(),
             who: Who::Key(self.identity.domain),
             form: Form::Single,
-            clips: ClipSet::new([ClipId::new(CLIP).expect("it is short")]),
+            clips: JobSet::new([JobId::new(CLIP).expect("it is short")]),
             goal: self.goal,
             arrived: clock::now(),
             timeout: Duration::from_secs(120),

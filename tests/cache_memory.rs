@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cap::Cap;
-use clipgate::core::job::{ClipId, ClipState, Head, KeyDomain};
+use clipgate::core::job::{JobId, JobState, Head, KeyDomain};
 use clipgate::core::job_body::{MAX_NAME_BYTES, Shape};
 use clipgate::core::route::Route;
 use clipgate::sim::{Options, Sim};
@@ -77,7 +77,7 @@ fn head(trace: Option<&str>) -> Head {
     headers::head(StatusCode::OK, &fields)
 }
 
-fn clips(case: &Case, template: &str, usual: &Arc<Head>, n: usize) -> Vec<ClipState> {
+fn clips(case: &Case, template: &str, usual: &Arc<Head>, n: usize) -> Vec<JobState> {
     let texts: Vec<String> = (0..case.listed)
         .map(|k| {
             let mut text = template.replace("ID", &id(n + k));
@@ -95,8 +95,8 @@ fn clips(case: &Case, template: &str, usual: &Arc<Head>, n: usize) -> Vec<ClipSt
     let state = |(k, text): (usize, &String)| {
         let body = answer.slice(at..at + text.len());
         at += text.len() + 1;
-        ClipState {
-            id: ClipId::new(&id(n + k)).expect("it is short"),
+        JobState {
+            id: JobId::new(&id(n + k)).expect("it is short"),
             rung: Route::suno().ladder.rung("completed"),
             body,
             head: Arc::clone(&head),

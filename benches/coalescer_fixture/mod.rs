@@ -11,7 +11,7 @@ use bytes::Bytes;
 use clipgate::core::coalescer::{
     Coalescer, Input, Outcome, Output, PollId, PollSpec, Progress, Rules, WaitId, WaitSpec,
 };
-use clipgate::core::job::{ClipId, ClipSet, ClipState, Head, KeyDomain};
+use clipgate::core::job::{JobId, JobSet, JobState, Head, KeyDomain};
 use clipgate::core::route::{Form, Goal, Route, Rung};
 use clipgate::testing::clock;
 
@@ -22,9 +22,9 @@ pub struct Crowd {
     now: Instant,
     /// Joined so far, those that are gone included.
     joined: u64,
-    clips: Vec<ClipId>,
+    clips: Vec<JobId>,
     /// By the clip that each asks for.
-    polls: HashMap<ClipId, PollId>,
+    polls: HashMap<JobId, PollId>,
     open: HashMap<PollId, PollSpec>,
     lowest: Option<Rung>,
     settled: u64,
@@ -69,7 +69,7 @@ impl Crowd {
         WaitSpec {
             domain: KeyDomain([7; 16]),
             form: Form::Single,
-            clips: ClipSet::new([self.clip_of(id)]),
+            clips: JobSet::new([self.clip_of(id)]),
             goal: self.goal,
             arrived: self.now,
             timeout: Duration::from_secs(120),
@@ -84,7 +84,7 @@ impl Crowd {
         for wait in 0..waits {
             let ids = (0..clips)
                 .map(|number| clip(if number % 2 == 0 { number } else { (wait + 1) * clips + number }));
-            let spec = WaitSpec { form: Form::Multi, clips: ClipSet::new(ids), ..self.spec(WaitId(0)) };
+            let spec = WaitSpec { form: Form::Multi, clips: JobSet::new(ids), ..self.spec(WaitId(0)) };
             let id = WaitId(self.joined);
             self.joined += 1;
             self.tell(Input::Join(id, spec));
@@ -98,7 +98,7 @@ impl Crowd {
         for (poll, spec) in &polls {
             let states = spec.clips.iter().enumerate().map(|(place, id)| {
                 let done = self.done(id.clone());
-                if place == 0 { done } else { ClipState { rung: self.lowest, ..done } }
+                if place == 0 { done } else { JobState { rung: self.lowest, ..done } }
             });
             let states = states.collect();
             self.tell(Input::Landed(*poll, Outcome::Clips(states)));
@@ -121,13 +121,13 @@ impl Crowd {
         self.settled - before
     }
 
-    fn clip_of(&self, WaitId(number): WaitId) -> ClipId {
+    fn clip_of(&self, WaitId(number): WaitId) -> JobId {
         self.clips[usize::try_from(number).expect("it fits") % self.clips.len()].clone()
     }
 
-    fn done(&self, id: ClipId) -> ClipState {
+    fn done(&self, id: JobId) -> JobState {
         let Goal::Rung(rung) = self.goal else { unreachable!("it is a rung") };
-        ClipState {
+        JobState {
             id,
             rung: Some(rung),
             body: Bytes::from_static(b"{}"),
@@ -157,6 +157,6 @@ impl Crowd {
     }
 }
 
-fn clip(number: u64) -> ClipId {
-    ClipId::new(&format!("{number:08x}-0000-4000-8000-000000000000")).expect("it is short")
+fn clip(number: u64) -> JobId {
+    JobId::new(&format!("{number:08x}-0000-4000-8000-000000000000")).expect("it is short")
 }

@@ -4,7 +4,7 @@ use percent_encoding::percent_decode_str;
 
 use super::dashboard::File;
 use super::error::AdminRefusal;
-use crate::core::job::ClipId;
+use crate::core::job::JobId;
 
 /// What a path names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub(super) enum Resource {
     /// All that is kept.
     Cache,
     /// What is kept of one clip.
-    Clip(ClipId),
+    Clip(JobId),
 }
 
 impl Resource {
@@ -62,8 +62,8 @@ impl Resource {
     }
 }
 
-fn clip(segment: &str) -> Option<ClipId> {
-    ClipId::new(&percent_decode_str(segment).decode_utf8().ok()?).ok()
+fn clip(segment: &str) -> Option<JobId> {
+    JobId::new(&percent_decode_str(segment).decode_utf8().ok()?).ok()
 }
 
 #[cfg(test)]

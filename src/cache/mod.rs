@@ -26,7 +26,7 @@ use self::heads::{Heads, StoredHead};
 use self::keys::Keys;
 pub(crate) use self::keys::Proof;
 use crate::config;
-use crate::core::job::{ClipId, ClipState, KeyDomain};
+use crate::core::job::{JobId, JobState, KeyDomain};
 use crate::core::job_body::Shape;
 use crate::core::route::{Ladder, Rung};
 
@@ -38,7 +38,7 @@ const MAX_VALIDATED: usize = 64 << 10;
 pub struct Cache {
     rules: ArcSwap<config::Cache>,
     ladder: Ladder,
-    clips: moka::sync::Cache<(KeyDomain, ClipId), Arc<Kept>, RandomState>,
+    clips: moka::sync::Cache<(KeyDomain, JobId), Arc<Kept>, RandomState>,
     keys: Keys,
     heads: Heads,
     /// The last bytes that a validator was made of, and it.
@@ -65,7 +65,7 @@ impl Hit {
 #[derive(Debug)]
 pub struct Kept {
     /// The state.
-    pub state: ClipState,
+    pub state: JobState,
     /// The strong validator of the state's bytes.
     pub etag: HeaderValue,
     /// The head that it came with.
@@ -115,12 +115,12 @@ impl Cache {
     }
 
     /// The state kept of a clip, if this key may be told it at `now`.
-    pub fn get(&self, domain: KeyDomain, id: &ClipId, now: Instant) -> Option<Hit> {
+    pub fn get(&self, domain: KeyDomain, id: &JobId, now: Instant) -> Option<Hit> {
         self.get_proven(self.proof(domain)?, domain, id, now)
     }
 
     /// The same for a key whose proof is at hand.
-    pub fn get_proven(&self, proof: Proof, domain: KeyDomain, id: &ClipId, now: Instant) -> Option<Hit> {
+    pub fn get_proven(&self, proof: Proof, domain: KeyDomain, id: &JobId, now: Instant) -> Option<Hit> {
         if now.saturating_duration_since(proof.accepted_at?) >= self.rules.load().recheck_key {
             return None;
         }
@@ -130,7 +130,7 @@ impl Cache {
     }
 
     /// The state kept of a clip, if this key may be told it, and it was seen no longer than `max_age` ago.
-    pub fn get_within(&self, domain: KeyDomain, id: &ClipId, max_age: Duration, now: Instant) -> Option<Hit> {
+    pub fn get_within(&self, domain: KeyDomain, id: &JobId, max_age: Duration, now: Instant) -> Option<Hit> {
         self.get(domain, id, now).filter(|hit| hit.is_within(max_age, now))
     }
 
@@ -150,7 +150,7 @@ impl Cache {
     pub fn forbidden<'a>(
         &self,
         domain: KeyDomain,
-        asked: impl IntoIterator<Item = &'a ClipId>,
+        asked: impl IntoIterator<Item = &'a JobId>,
         now: Instant,
     ) {
         self.keys.forbidden(domain, now);
@@ -173,7 +173,7 @@ impl Cache {
     /// Keeps a state that the upstream told this key in answer to a request that began at `began`. Needs
     /// [`Self::accepted`] before. Not kept are a state behind one that is known, what is not the whole representation, and
     /// what was asked for before a refusal, which may have been about this very clip.
-    pub fn store(&self, domain: KeyDomain, state: &ClipState, began: Instant, now: Instant) {
+    pub fn store(&self, domain: KeyDomain, state: &JobState, began: Instant, now: Instant) {
         if !state.head.is_whole || self.keys.is_refused_since(domain, began) {
             return;
         }
@@ -190,7 +190,7 @@ impl Cache {
         let (head, head_bytes) = self.heads.store(&state.head);
         // The bytes may be a part of a larger answer, which would stay in memory with them.
         let body = Bytes::copy_from_slice(&state.body);
-        let state = ClipState { body, head: Arc::clone(&head.head), ..state.clone() };
+        let state = JobState { body, head: Arc::clone(&head.head), ..state.clone() };
         let etag = etag(&state.body);
         let weight = u32::try_from(weight::of(&state, etag.len()) + head_bytes).unwrap_or(u32::MAX);
         let kept = Kept { state, etag, head, epoch: proof.epoch, expires, ttl, weight };
@@ -226,7 +226,7 @@ impl Cache {
     }
 
     /// Forgets what is kept of a clip, whoever's key it is kept for. Says how many entries there were.
-    pub fn forget(&self, id: &ClipId) -> u64 {
+    pub fn forget(&self, id: &JobId) -> u64 {
         let keys: Vec<_> = self.clips.iter().map(|(key, _)| key).filter(|key| key.1 == *id).collect();
         keys.iter().filter(|key| self.clips.remove(&***key).is_some()).count() as u64
     }
@@ -270,14 +270,14 @@ fn etag(body: &[u8]) -> HeaderValue {
 #[derive(Debug)]
 struct OwnTtl;
 
-impl Expiry<(KeyDomain, ClipId), Arc<Kept>> for OwnTtl {
-    fn expire_after_create(&self, _: &(KeyDomain, ClipId), kept: &Arc<Kept>, _: Instant) -> Option<Duration> {
+impl Expiry<(KeyDomain, JobId), Arc<Kept>> for OwnTtl {
+    fn expire_after_create(&self, _: &(KeyDomain, JobId), kept: &Arc<Kept>, _: Instant) -> Option<Duration> {
         Some(kept.ttl)
     }
 
     fn expire_after_update(
         &self,
-        _: &(KeyDomain, ClipId),
+        _: &(KeyDomain, JobId),
         kept: &Arc<Kept>,
         _: Instant,
         _: Option<Duration>,
@@ -296,12 +296,12 @@ mod tests {
     const ALICE: KeyDomain = KeyDomain([1; 16]);
     const BOB: KeyDomain = KeyDomain([2; 16]);
 
-    fn id(text: &str) -> ClipId {
-        ClipId::new(text).unwrap()
+    fn id(text: &str) -> JobId {
+        JobId::new(text).unwrap()
     }
 
-    fn state(name: &str, word: &str, at: Instant) -> ClipState {
-        ClipState {
+    fn state(name: &str, word: &str, at: Instant) -> JobState {
+        JobState {
             id: id(name),
             rung: Route::suno().ladder.rung(word),
             body: Bytes::from(format!("{name} {word}")),
@@ -471,7 +471,7 @@ mod tests {
         cache.accepted(ALICE, t0);
         for n in 0..100 {
             let body = Bytes::from(vec![b'x'; 1000]);
-            cache.store(ALICE, &ClipState { body, ..state(&format!("clip-{n}"), "completed", t0) }, t0, t0);
+            cache.store(ALICE, &JobState { body, ..state(&format!("clip-{n}"), "completed", t0) }, t0, t0);
         }
         cache.clips.run_pending_tasks();
         assert!(cache.clips.weighted_size() <= 20_000, "{}", cache.clips.weighted_size());

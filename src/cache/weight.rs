@@ -3,7 +3,7 @@
 use std::mem::size_of;
 
 use super::Kept;
-use crate::core::job::ClipState;
+use crate::core::job::JobState;
 
 /// What moka allocates for an entry: the key, the value's cell, its figures, its places in the queues of eviction and
 /// expiry, and in the table. `tests/cache_memory.rs` holds it to the truth.
@@ -16,7 +16,7 @@ pub(super) const SHARED_BYTES: usize = 32;
 const COUNTS: usize = 2 * size_of::<usize>();
 
 /// Returns what moka is told that a clip weighs, its head aside.
-pub(super) fn of(state: &ClipState, etag_bytes: usize) -> usize {
+pub(super) fn of(state: &JobState, etag_bytes: usize) -> usize {
     MOKA_BYTES
         + allocated_arc::<Kept>()
         + allocated(COUNTS + state.id.as_str().len())

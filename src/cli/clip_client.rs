@@ -8,7 +8,7 @@ use http_body_util::{BodyExt as _, Limited};
 use serde_json::Value;
 
 use crate::config;
-use crate::core::job::{ClipId, ClipSet};
+use crate::core::job::{JobId, JobSet};
 use crate::core::query;
 use crate::core::route::{Form, Goal, Route, Rung};
 use crate::protocol::body::Body;
@@ -37,10 +37,10 @@ pub(super) async fn ask(
     client: &Client,
     route: &Route,
     authorization: Option<&HeaderValue>,
-    id: &ClipId,
+    id: &JobId,
     rung: Rung,
 ) -> Result<Response<Bytes>, AskError> {
-    let target = query::write(route, Form::Single, &ClipSet::new([id.clone()]), Goal::Rung(rung));
+    let target = query::write(route, Form::Single, &JobSet::new([id.clone()]), Goal::Rung(rung));
     let target = PathAndQuery::try_from(target).map_err(|_| AskError::Target)?;
     let mut request = Request::new(Body::empty());
     *request.uri_mut() = client.uri(&target).map_err(|_| AskError::Target)?;
@@ -56,8 +56,8 @@ pub(super) async fn ask(
 }
 
 /// A clip on the command line.
-pub(super) fn clip_id(text: &str) -> Result<ClipId, String> {
-    ClipId::new(text).map_err(|bad| bad.to_string())
+pub(super) fn clip_id(text: &str) -> Result<JobId, String> {
+    JobId::new(text).map_err(|bad| bad.to_string())
 }
 
 /// Where to ask, on the command line.

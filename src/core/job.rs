@@ -14,7 +14,7 @@ pub const MAX_ID_BYTES: usize = 128;
 
 /// A clip's id as the upstream spells it: 1 to 128 bytes of UTF-8, otherwise opaque.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ClipId(Arc<str>);
+pub struct JobId(Arc<str>);
 
 /// Why a text is no clip id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,7 +27,7 @@ pub enum BadId {
     TooLong,
 }
 
-impl ClipId {
+impl JobId {
     /// The id, if it has a length an id can have.
     pub fn new(id: &str) -> Result<Self, BadId> {
         match id.len() {
@@ -43,13 +43,13 @@ impl ClipId {
     }
 }
 
-impl fmt::Display for ClipId {
+impl fmt::Display for JobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl fmt::Debug for ClipId {
+impl fmt::Debug for JobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.0, f)
     }
@@ -57,11 +57,11 @@ impl fmt::Debug for ClipId {
 
 /// Different clips, in one order whatever order they were named in. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ClipSet(Arc<[ClipId]>);
+pub struct JobSet(Arc<[JobId]>);
 
-impl ClipSet {
+impl JobSet {
     /// The set of these ids; one that comes twice is in it once.
-    pub fn new(ids: impl IntoIterator<Item = ClipId>) -> Self {
+    pub fn new(ids: impl IntoIterator<Item = JobId>) -> Self {
         let mut ids: Vec<_> = ids.into_iter().collect();
         ids.sort_unstable();
         ids.dedup();
@@ -69,7 +69,7 @@ impl ClipSet {
     }
 
     /// The ids, sorted.
-    pub fn iter(&self) -> std::slice::Iter<'_, ClipId> {
+    pub fn iter(&self) -> std::slice::Iter<'_, JobId> {
         self.0.iter()
     }
 
@@ -84,29 +84,29 @@ impl ClipSet {
     }
 
     /// Whether the id is in the set.
-    pub fn contains(&self, id: &ClipId) -> bool {
+    pub fn contains(&self, id: &JobId) -> bool {
         self.place(id).is_some()
     }
 
     /// Returns the place of the id in the set.
-    pub fn place(&self, id: &ClipId) -> Option<usize> {
+    pub fn place(&self, id: &JobId) -> Option<usize> {
         self.0.binary_search(id).ok()
     }
 
     /// Whether all of this set's ids are in the other.
-    pub fn is_subset(&self, of: &ClipSet) -> bool {
+    pub fn is_subset(&self, of: &JobSet) -> bool {
         self.len() <= of.len() && self.iter().all(|id| of.contains(id))
     }
 
     /// Returns whether an id is in both sets.
-    pub fn intersects(&self, other: &ClipSet) -> bool {
+    pub fn intersects(&self, other: &JobSet) -> bool {
         self.iter().any(|id| other.contains(id))
     }
 }
 
-impl<'a> IntoIterator for &'a ClipSet {
-    type Item = &'a ClipId;
-    type IntoIter = std::slice::Iter<'a, ClipId>;
+impl<'a> IntoIterator for &'a JobSet {
+    type Item = &'a JobId;
+    type IntoIter = std::slice::Iter<'a, JobId>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.iter()
@@ -169,9 +169,9 @@ impl Default for Head {
 
 /// What the upstream said of one clip. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClipState {
+pub struct JobState {
     /// Which clip.
-    pub id: ClipId,
+    pub id: JobId,
     /// Where it stands; `None` for a status word that is on no ladder.
     pub rung: Option<Rung>,
     /// The clip's own bytes, as they came.
@@ -197,23 +197,23 @@ pub struct Reply {
 mod tests {
     use super::*;
 
-    fn id(text: &str) -> ClipId {
-        ClipId::new(text).unwrap()
+    fn id(text: &str) -> JobId {
+        JobId::new(text).unwrap()
     }
 
     #[test]
     fn an_id_has_1_to_128_bytes() {
-        assert_eq!(ClipId::new(""), Err(BadId::Empty));
-        assert!(ClipId::new(&"x".repeat(128)).is_ok());
-        assert_eq!(ClipId::new(&"x".repeat(129)), Err(BadId::TooLong));
+        assert_eq!(JobId::new(""), Err(BadId::Empty));
+        assert!(JobId::new(&"x".repeat(128)).is_ok());
+        assert_eq!(JobId::new(&"x".repeat(129)), Err(BadId::TooLong));
     }
 
     #[test]
     fn a_set_knows_no_order_and_no_repetition() {
-        let set = ClipSet::new([id("b"), id("a"), id("b")]);
-        assert_eq!(set, ClipSet::new([id("a"), id("b")]));
+        let set = JobSet::new([id("b"), id("a"), id("b")]);
+        assert_eq!(set, JobSet::new([id("a"), id("b")]));
         assert_eq!(set.len(), 2);
-        assert!(ClipSet::new([id("a")]).is_subset(&set));
-        assert!(!set.is_subset(&ClipSet::new([id("a"), id("c"), id("d")])));
+        assert!(JobSet::new([id("a")]).is_subset(&set));
+        assert!(!set.is_subset(&JobSet::new([id("a"), id("c"), id("d")])));
     }
 }

@@ -18,7 +18,7 @@ use super::response::X_REQUEST_ID;
 use crate::auth::Identity;
 use crate::clock;
 use crate::core::coalescer::How;
-use crate::core::job::{ClipId, KeyDomain};
+use crate::core::job::{JobId, KeyDomain};
 use crate::core::query::WaitQuery;
 use crate::protocol::request::{Peer, RequestCtx, RequestId, shown};
 use crate::telemetry::metrics::{self, Endpoint, Metrics, Word as _};
@@ -200,11 +200,11 @@ pub(crate) fn refused_head(
 }
 
 /// The ids, mostly one; in one order whatever order they were named in.
-fn joined(ids: &[ClipId]) -> Box<str> {
+fn joined(ids: &[JobId]) -> Box<str> {
     match ids {
         [only] => only.as_str().into(),
         ids => {
-            let mut ids: Vec<_> = ids.iter().map(ClipId::as_str).collect();
+            let mut ids: Vec<_> = ids.iter().map(JobId::as_str).collect();
             ids.sort_unstable();
             ids.join(",").into()
         }

@@ -45,7 +45,7 @@ use crate::cache::{Cache, Proof};
 use crate::clock;
 use crate::config::{self, Config};
 use crate::core::coalescer::{End, Failure, Settled};
-use crate::core::job::{ClipState, KeyDomain};
+use crate::core::job::{JobState, KeyDomain};
 use crate::core::query::{Query, WaitQuery};
 use crate::core::route::{Form, Goal, Route};
 use crate::hub::{Hub, Means, Parked, Wait};
@@ -373,7 +373,7 @@ impl Gateway {
         proof: Option<Proof>,
         identity: &Identity,
         wish: &Wish,
-    ) -> Option<(Vec<ClipState>, Source)> {
+    ) -> Option<(Vec<JobState>, Source)> {
         let (max_age, proof, now) = (wish.max_age?, proof?, clock::now());
         let hits = asked.asked.iter().map(|id| {
             let hit = self.0.cache.get_proven(proof, identity.domain, id, now)?;
@@ -425,7 +425,7 @@ impl Gateway {
         &self,
         domain: KeyDomain,
         asked: &WaitQuery,
-        states: Vec<ClipState>,
+        states: Vec<JobState>,
         source: Source,
         wish: &Wish,
         condition: Option<IfNoneMatch>,

@@ -17,7 +17,7 @@ use super::target::Target;
 use super::{Asking, Gateway, Step, first_frame};
 use crate::auth::{AuthError, Identity};
 use crate::clock;
-use crate::core::job::{ClipId, KeyDomain};
+use crate::core::job::{JobId, KeyDomain};
 use crate::core::query;
 use crate::limits::Who;
 use crate::protocol::body::{Body, BoxError, Stalled};
@@ -123,7 +123,7 @@ impl Gateway {
 
     /// Acts on what the upstream said of the key of a passed-through request, whose target named these clips. A success
     /// proves nothing: there are paths that the upstream answers without a look at the key.
-    fn heed(&self, word: Option<KeyWord>, domain: KeyDomain, named: &[ClipId]) {
+    fn heed(&self, word: Option<KeyWord>, domain: KeyDomain, named: &[JobId]) {
         match word {
             Some(KeyWord::Refused) => self.0.cache.refused(domain, clock::now()),
             Some(KeyWord::Forbidden) => self.0.cache.forbidden(domain, named, clock::now()),

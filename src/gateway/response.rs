@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
 use crate::cache::{Cache, Kept};
 use crate::clock;
 use crate::core::coalescer::How;
-use crate::core::job::{ClipState, Head, Reply};
+use crate::core::job::{JobState, Head, Reply};
 use crate::core::job_body::{self, Shape};
 use crate::core::route::Form;
 use crate::protocol::body::Body;
@@ -45,7 +45,7 @@ pub(crate) struct ClipReply {
     /// Which endpoint was asked.
     pub form: Form,
     /// The clips, in the order asked for; at least one.
-    pub states: Vec<ClipState>,
+    pub states: Vec<JobState>,
     /// Where they come from.
     pub source: Source,
     /// Whether anybody may keep the answer.

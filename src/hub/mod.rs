@@ -31,7 +31,7 @@ use crate::config::{self, Config};
 use crate::core::backoff::Backoff;
 use crate::core::breaker::BreakerRules;
 use crate::core::coalescer::{Rules, Settled, WaitId};
-use crate::core::job::ClipSet;
+use crate::core::job::JobSet;
 use crate::core::route::{Form, Goal, Ladder};
 use crate::core::scheduler::SchedulerConfig;
 use crate::limits::{AddressFull, Limited, Limits, UnprovenWait, UnprovenWaits, Who};
@@ -77,7 +77,7 @@ pub struct Wait {
     /// Which endpoint was asked.
     pub form: Form,
     /// The clips named.
-    pub clips: ClipSet,
+    pub clips: JobSet,
     /// What must be reached.
     pub goal: Goal,
     /// When the request came.

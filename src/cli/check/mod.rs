@@ -11,7 +11,7 @@ use crate::cli::api_key;
 use crate::cli::clip_client::{clip_id, url};
 use crate::cli::error::CommandError;
 use crate::config::{self, Auth, Config};
-use crate::core::job::ClipId;
+use crate::core::job::JobId;
 use crate::printable::{escape, escape_lines};
 
 mod probe;
@@ -45,7 +45,7 @@ pub(super) struct Args {
     pub live: bool,
     /// A clip that is still being made: try how long it is waited for
     #[arg(long, value_name = "ID", requires = "live", value_parser = clip_id)]
-    pub clip: Option<ClipId>,
+    pub clip: Option<JobId>,
     /// Where clients connect, to try the whole way: what is in front included
     #[arg(long, value_name = "URL", requires = "clip", value_parser = url)]
     pub through: Option<Uri>,

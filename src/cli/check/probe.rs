@@ -12,7 +12,7 @@ use crate::cli::api_key;
 use crate::cli::clip_client::{AskError, ask, message};
 use crate::clock;
 use crate::config::{self, Auth, Config};
-use crate::core::job::{ClipId, ClipSet};
+use crate::core::job::{JobId, JobSet};
 use crate::core::job_body::{self, Sliced};
 use crate::core::route::{Form, Route, Rung};
 use crate::upstream::client::{Client, SendError};
@@ -58,7 +58,7 @@ pub(super) struct Plan {
     /// The key that a client sends.
     pub(super) client_key: Option<HeaderValue>,
     /// A clip that is still being made, to hold a poll on.
-    pub(super) clip: Option<ClipId>,
+    pub(super) clip: Option<JobId>,
     /// Where clients connect.
     pub(super) through: Option<Uri>,
 }
@@ -172,7 +172,7 @@ fn keys(config: &Config, client_key: Option<&HeaderValue>) -> Vec<(String, Optio
 impl Side<'_> {
     async fn ask(
         &self,
-        id: &ClipId,
+        id: &JobId,
         rung: Rung,
         patience: Duration,
     ) -> Option<Result<Response<Bytes>, AskError>> {
@@ -181,7 +181,7 @@ impl Side<'_> {
     }
 
     async fn ask_at_once(&self) -> Option<Result<Response<Bytes>, AskError>> {
-        let id = ClipId::new(NO_CLIP).expect("it is a clip's id, if of none");
+        let id = JobId::new(NO_CLIP).expect("it is a clip's id, if of none");
         self.ask(&id, self.route.ladder.lowest(), PATIENCE).await
     }
 
@@ -228,7 +228,7 @@ impl Side<'_> {
     }
 
     /// Holds a poll for the last rung, and tells how long it was held.
-    async fn hold(&self, id: &ClipId) -> Finding {
+    async fn hold(&self, id: &JobId) -> Finding {
         let ladder = &self.route.ladder;
         let goal = ladder.rungs().filter(|rung| ladder.is_askable(*rung)).last();
         let goal = goal.expect("some rung can be asked for");
@@ -282,8 +282,8 @@ impl Side<'_> {
         }
     }
 
-    fn rung(&self, id: &ClipId, body: &Bytes) -> Option<Rung> {
-        match job_body::slice(&self.route, Form::Single, &ClipSet::new([id.clone()]), body) {
+    fn rung(&self, id: &JobId, body: &Bytes) -> Option<Rung> {
+        match job_body::slice(&self.route, Form::Single, &JobSet::new([id.clone()]), body) {
             Sliced::Clips { clips, .. } => clips.first().and_then(|cut| cut.rung),
             Sliced::Whole | Sliced::Garbled => None,
         }

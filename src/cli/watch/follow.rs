@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use crate::cli::clip_client::{AskError, ask, message};
 use crate::clock;
 use crate::core::backoff::Backoff;
-use crate::core::job::{ClipId, ClipSet};
+use crate::core::job::{JobId, JobSet};
 use crate::core::job_body::{self, Sliced};
 use crate::core::route::{Form, Route, Rung};
 use crate::protocol::headers::retry_after;
@@ -65,7 +65,7 @@ enum Answer {
 
 impl Follower {
     /// Follows one clip to its end, the last news. Ends early when nobody takes them.
-    pub(super) async fn follow(&self, id: &ClipId, nth: usize, tell: &mpsc::Sender<(usize, News)>) {
+    pub(super) async fn follow(&self, id: &JobId, nth: usize, tell: &mpsc::Sender<(usize, News)>) {
         let climb = self.climb(id, nth, tell);
         let ending = match tokio::time::timeout_at(self.until.into(), climb).await {
             Ok(ending) => ending,
@@ -74,7 +74,7 @@ impl Follower {
         let _ = tell.send((nth, News::Ended(ending))).await;
     }
 
-    async fn climb(&self, id: &ClipId, nth: usize, tell: &mpsc::Sender<(usize, News)>) -> Ending {
+    async fn climb(&self, id: &JobId, nth: usize, tell: &mpsc::Sender<(usize, News)>) -> Ending {
         let (mut known, mut failures) = (None, 0);
         loop {
             let wanted = known.map_or(Some(self.route.ladder.lowest()), |rung| self.route.ladder.next(rung));
@@ -108,7 +108,7 @@ impl Follower {
         }
     }
 
-    async fn ask(&self, id: &ClipId, wanted: Rung) -> Answer {
+    async fn ask(&self, id: &JobId, wanted: Rung) -> Answer {
         match ask(&self.client, &self.route, self.authorization.as_ref(), id, wanted).await {
             Ok(response) => self.judge(id, response),
             Err(AskError::Target) => Answer::Final(AskError::Target.to_string()),
@@ -116,7 +116,7 @@ impl Follower {
         }
     }
 
-    fn judge(&self, id: &ClipId, response: Response<Bytes>) -> Answer {
+    fn judge(&self, id: &JobId, response: Response<Bytes>) -> Answer {
         let (head, body) = response.into_parts();
         let status = head.status;
         if !status.is_success() {
@@ -128,7 +128,7 @@ impl Follower {
                 false => Answer::Final(why),
             };
         }
-        match job_body::slice(&self.route, Form::Single, &ClipSet::new([id.clone()]), &body) {
+        match job_body::slice(&self.route, Form::Single, &JobSet::new([id.clone()]), &body) {
             Sliced::Clips { mut clips, .. } => match clips.pop() {
                 Some(job_body::Cut { rung: Some(rung), body, .. }) => Answer::State(rung, body),
                 _ => Answer::Final("its status is a word that is not known".to_owned()),

@@ -22,7 +22,7 @@ use crate::cli::clip_client::{clip_id, url};
 use crate::cli::error::CommandError;
 use crate::clock;
 use crate::config;
-use crate::core::job::ClipId;
+use crate::core::job::JobId;
 use crate::core::route::{Ladder, Route, Rung};
 use crate::upstream::client::Client;
 
@@ -55,7 +55,7 @@ followed, 2 for a bad command line.";
 pub(super) struct Args {
     /// The clips to follow
     #[arg(value_name = "ID", required = true, num_args = 1..=MAX_CLIPS, value_parser = clip_id)]
-    ids: Vec<ClipId>,
+    ids: Vec<JobId>,
     /// Where to ask: a gateway, or the API itself
     #[arg(long, value_name = "URL", env = "CLIPGATE_URL", default_value = "http://127.0.0.1:8080", value_parser = url)]
     url: Uri,
@@ -133,8 +133,8 @@ fn worse(code: u8, ending: &Ending) -> u8 {
     [1, 4, 3].into_iter().find(|one| [code, its].contains(one)).unwrap_or(0)
 }
 
-fn without_repeats(ids: Vec<ClipId>) -> Vec<ClipId> {
-    let mut once: Vec<ClipId> = Vec::with_capacity(ids.len());
+fn without_repeats(ids: Vec<JobId>) -> Vec<JobId> {
+    let mut once: Vec<JobId> = Vec::with_capacity(ids.len());
     for id in ids {
         if !once.contains(&id) {
             once.push(id);

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use super::follow::{Ending, News};
 use super::steps_to;
 use crate::clock;
-use crate::core::job::ClipId;
+use crate::core::job::JobId;
 use crate::core::route::{Ladder, Rung};
 use crate::printable::{escape, escape_json};
 
@@ -19,7 +19,7 @@ const TICK: Duration = Duration::from_millis(200);
 
 /// One way to look at them.
 pub(super) struct View {
-    ids: Vec<ClipId>,
+    ids: Vec<JobId>,
     ladder: Ladder,
     since: Instant,
     form: Form,
@@ -33,12 +33,12 @@ enum Form {
 
 impl View {
     /// Bars, drawn on a terminal that is stdout.
-    pub(super) fn bars(ids: &[ClipId], ladder: Ladder, goal: Rung) -> Self {
+    pub(super) fn bars(ids: &[JobId], ladder: Ladder, goal: Rung) -> Self {
         let all = MultiProgress::with_draw_target(ProgressDrawTarget::stdout());
         let style = ProgressStyle::with_template("{prefix}  {bar:20.cyan/dim}  {elapsed:>4}  {msg}")
             .expect("the template is well formed")
             .progress_chars("━━─");
-        let bar = |id: &ClipId| {
+        let bar = |id: &JobId| {
             let bar = all.add(ProgressBar::new(steps_to(&ladder, goal)));
             bar.set_style(style.clone());
             bar.set_prefix(shown(id));
@@ -51,16 +51,16 @@ impl View {
     }
 
     /// A line for each state on stdout, troubles on stderr.
-    pub(super) fn lines(ids: &[ClipId], ladder: Ladder) -> Self {
+    pub(super) fn lines(ids: &[JobId], ladder: Ladder) -> Self {
         Self::new(ids, ladder, Form::Lines)
     }
 
     /// A JSON object for each state and each end on stdout, troubles on stderr.
-    pub(super) fn json(ids: &[ClipId], ladder: Ladder) -> Self {
+    pub(super) fn json(ids: &[JobId], ladder: Ladder) -> Self {
         Self::new(ids, ladder, Form::Json)
     }
 
-    fn new(ids: &[ClipId], ladder: Ladder, form: Form) -> Self {
+    fn new(ids: &[JobId], ladder: Ladder, form: Form) -> Self {
         Self { ids: ids.to_vec(), ladder, since: clock::now(), form }
     }
 
@@ -92,7 +92,7 @@ impl View {
         }
     }
 
-    fn line(&self, id: &ClipId, news: &News) -> std::io::Result<()> {
+    fn line(&self, id: &JobId, news: &News) -> std::io::Result<()> {
         let id = shown(id);
         let elapsed = format!("{:7.1}s", self.seconds());
         match news {
@@ -106,7 +106,7 @@ impl View {
         }
     }
 
-    fn object(&self, id: &ClipId, news: &News) -> std::io::Result<()> {
+    fn object(&self, id: &JobId, news: &News) -> std::io::Result<()> {
         let object = |status, clip, end, message| Object {
             id: id.as_str(),
             seconds: self.seconds(),
@@ -171,6 +171,6 @@ fn trouble(why: &str, pause: Duration) -> String {
 }
 
 /// An id cannot move the cursor.
-fn shown(id: &ClipId) -> String {
+fn shown(id: &JobId) -> String {
     id.as_str().escape_debug().to_string()
 }

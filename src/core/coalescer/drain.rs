@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::Coalescer;
 use super::types::{WaitId, WaitSpec};
 use crate::core::Map;
-use crate::core::job::{ClipId, KeyDomain};
+use crate::core::job::{JobId, KeyDomain};
 
 impl Coalescer {
     /// Spreads the deadlines of all waits over the first part of the time that is left; the rest of it is for
@@ -39,7 +39,7 @@ impl Coalescer {
             self.board.all_waits().map(|(id, wait)| (wait.deadline(), id, wait)).collect();
         waits.sort_unstable_by_key(|&(deadline, id, _)| (deadline, id));
         let mut groups = DisjointSets((0..waits.len()).collect());
-        let mut first = Map::<(KeyDomain, &ClipId), usize>::default();
+        let mut first = Map::<(KeyDomain, &JobId), usize>::default();
         for (place, (_, _, wait)) in waits.iter().enumerate() {
             for clip in &wait.spec.clips {
                 let other = *first.entry((wait.spec.domain, clip)).or_insert(place);

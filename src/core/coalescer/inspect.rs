@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::job_index::Concerned;
 use super::{Coalescer, PollId, WaitId};
-use crate::core::job::{ClipId, KeyDomain};
+use crate::core::job::{JobId, KeyDomain};
 use crate::core::route::{Goal, Rung};
 
 /// Waits of one clip whose goals are looked at.
@@ -17,7 +17,7 @@ pub struct ClipInFlight {
     /// With whose key.
     pub domain: KeyDomain,
     /// Which one.
-    pub id: ClipId,
+    pub id: JobId,
     /// The highest rung that it was seen on since anybody cared.
     pub rung: Option<Rung>,
     /// The rungs that it is waited for to reach, of its oldest waits at least.

@@ -7,17 +7,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::types::{PollId, PollSpec, WaitId};
 use crate::core::Map;
-use crate::core::job::{ClipId, ClipSet, ClipState, KeyDomain};
+use crate::core::job::{JobId, JobSet, JobState, KeyDomain};
 use crate::core::route::{Goal, Rung};
 
 /// All clips of all key domains. Maps are only looked up, sets are walked: the same inputs give the same outputs.
 #[derive(Debug, Default)]
-pub(super) struct Slots(Map<KeyDomain, Map<ClipId, Slot>>);
+pub(super) struct Slots(Map<KeyDomain, Map<JobId, Slot>>);
 
 #[derive(Debug, Default)]
 struct Slot {
     /// The highest state seen while anyone cared.
-    state: Option<ClipState>,
+    state: Option<JobState>,
     /// The waits that name the clip.
     waits: BTreeSet<WaitId>,
     /// Those of them that may have no answer for it yet, by what they ask for.
@@ -25,7 +25,7 @@ struct Slot {
     /// The polls that ask for it.
     polls: BTreeSet<PollId>,
     /// Those of them that it holds, since it is not known to be where they want it; and all that they ask for.
-    holding: BTreeMap<(Goal, PollId), ClipSet>,
+    holding: BTreeMap<(Goal, PollId), JobSet>,
     /// Those of them that nothing else holds.
     holding_alone: BTreeSet<(Goal, PollId)>,
     /// Each poll is in one of its clips' slots, the emptiest: whoever names all its clips finds it there.
@@ -35,25 +35,25 @@ struct Slot {
 /// A clip that anything concerns.
 pub(super) struct Concerned<'b> {
     pub(super) domain: KeyDomain,
-    pub(super) id: &'b ClipId,
-    pub(super) state: Option<&'b ClipState>,
+    pub(super) id: &'b JobId,
+    pub(super) state: Option<&'b JobState>,
     pub(super) waits: &'b BTreeSet<WaitId>,
     pub(super) polls: &'b BTreeSet<PollId>,
 }
 
 impl Slots {
     /// The highest state seen of a clip while anyone cared.
-    pub(super) fn state(&self, domain: KeyDomain, clip: &ClipId) -> Option<&ClipState> {
+    pub(super) fn state(&self, domain: KeyDomain, clip: &JobId) -> Option<&JobState> {
         self.slot(domain, clip)?.state.as_ref()
     }
 
     /// Whether the clip was seen at the goal.
-    pub(super) fn is_at(&self, domain: KeyDomain, clip: &ClipId, goal: Goal) -> bool {
+    pub(super) fn is_at(&self, domain: KeyDomain, clip: &JobId, goal: Goal) -> bool {
         self.slot(domain, clip).is_some_and(|slot| slot.is_at(goal))
     }
 
     /// The waits that may want the clip's state as it was last seen, and have no answer for it yet.
-    pub(super) fn wanting(&self, domain: KeyDomain, clip: &ClipId) -> impl Iterator<Item = WaitId> + '_ {
+    pub(super) fn wanting(&self, domain: KeyDomain, clip: &JobId) -> impl Iterator<Item = WaitId> + '_ {
         let slot = self.slot(domain, clip).and_then(|slot| Some((slot, slot.rung()?)));
         slot.into_iter()
             .flat_map(|(slot, rung)| slot.wanting.range(..=(Goal::Rung(rung), WaitId(u64::MAX))))
@@ -61,7 +61,7 @@ impl Slots {
     }
 
     /// Whether the wait is among those that may have no answer for the clip.
-    pub(super) fn is_wanting(&self, domain: KeyDomain, clip: &ClipId, goal: Goal, wait: WaitId) -> bool {
+    pub(super) fn is_wanting(&self, domain: KeyDomain, clip: &JobId, goal: Goal, wait: WaitId) -> bool {
         self.slot(domain, clip).is_some_and(|slot| slot.wanting.contains(&(goal, wait)))
     }
 
@@ -69,14 +69,14 @@ impl Slots {
     pub(super) fn polls_within<'a>(
         &'a self,
         domain: KeyDomain,
-        clips: &'a ClipSet,
+        clips: &'a JobSet,
     ) -> impl Iterator<Item = PollId> + 'a {
         let slots = clips.iter().filter_map(move |clip| self.slot(domain, clip));
         slots.flat_map(|slot| slot.anchored.iter().copied())
     }
 
     /// The polls that ask for the clip.
-    pub(super) fn polls_for(&self, domain: KeyDomain, clip: &ClipId) -> impl Iterator<Item = PollId> + '_ {
+    pub(super) fn polls_for(&self, domain: KeyDomain, clip: &JobId) -> impl Iterator<Item = PollId> + '_ {
         self.slot(domain, clip).into_iter().flat_map(|slot| slot.polls.iter().copied())
     }
 
@@ -84,7 +84,7 @@ impl Slots {
     pub(super) fn held_by(
         &self,
         domain: KeyDomain,
-        clip: &ClipId,
+        clip: &JobId,
         goal: Goal,
     ) -> impl Iterator<Item = PollId> + '_ {
         let all = (goal, PollId(0))..=(goal, PollId(u64::MAX));
@@ -111,7 +111,7 @@ impl Slots {
     }
 
     /// A wait names these clips.
-    pub(super) fn enter_wait(&mut self, id: WaitId, domain: KeyDomain, clips: &ClipSet, goal: Goal) {
+    pub(super) fn enter_wait(&mut self, id: WaitId, domain: KeyDomain, clips: &JobSet, goal: Goal) {
         let slots = self.0.entry(domain).or_default();
         for clip in clips {
             let slot = slots.entry(clip.clone()).or_default();
@@ -125,7 +125,7 @@ impl Slots {
         &mut self,
         id: WaitId,
         domain: KeyDomain,
-        clips: &ClipSet,
+        clips: &JobSet,
         before: Goal,
         goal: Goal,
     ) {
@@ -138,14 +138,14 @@ impl Slots {
     }
 
     /// The wait has its answer for this clip.
-    pub(super) fn want_no_more(&mut self, id: WaitId, domain: KeyDomain, clip: &ClipId, goal: Goal) {
+    pub(super) fn want_no_more(&mut self, id: WaitId, domain: KeyDomain, clip: &JobId, goal: Goal) {
         if let Some(slot) = self.slot_mut(domain, clip) {
             slot.wanting.remove(&(goal, id));
         }
     }
 
     /// The wait is gone.
-    pub(super) fn leave_wait(&mut self, id: WaitId, domain: KeyDomain, clips: &ClipSet, goal: Goal) {
+    pub(super) fn leave_wait(&mut self, id: WaitId, domain: KeyDomain, clips: &JobSet, goal: Goal) {
         self.leave(domain, clips, |slot| {
             slot.waits.remove(&id);
             slot.wanting.remove(&(goal, id));
@@ -181,14 +181,14 @@ impl Slots {
     }
 
     /// Remembers a state, unless it goes back behind what is known, which only confirms that.
-    pub(super) fn learn(&mut self, domain: KeyDomain, state: ClipState) {
+    pub(super) fn learn(&mut self, domain: KeyDomain, state: JobState) {
         let clip = state.id.clone();
         let Some(slot) = self.slot_mut(domain, &clip) else { return };
         match &mut slot.state {
             Some(known) if state.rung < known.rung => known.seen_at = known.seen_at.max(state.seen_at),
             Some(known) if state.rung == known.rung && state.seen_at < known.seen_at => {}
             // Answers may come in another order than they were read: what had reached a rung before has it since.
-            Some(known) => *known = ClipState { seen_at: known.seen_at.max(state.seen_at), ..state },
+            Some(known) => *known = JobState { seen_at: known.seen_at.max(state.seen_at), ..state },
             none => *none = Some(state),
         }
         let Some(rung) = slot.rung() else { return };
@@ -202,7 +202,7 @@ impl Slots {
     }
 
     /// Writes down what holds a poll, if that is one clip only.
-    fn note_holder(&mut self, domain: KeyDomain, id: PollId, goal: Goal, clips: &ClipSet) {
+    fn note_holder(&mut self, domain: KeyDomain, id: PollId, goal: Goal, clips: &JobSet) {
         if let Some(clip) = self.holder(domain, goal, clips)
             && let Some(slot) = self.slot_mut(domain, clip)
         {
@@ -211,21 +211,21 @@ impl Slots {
     }
 
     /// The only one of these clips that is not known to be at the goal.
-    fn holder<'a>(&self, domain: KeyDomain, goal: Goal, clips: &'a ClipSet) -> Option<&'a ClipId> {
+    fn holder<'a>(&self, domain: KeyDomain, goal: Goal, clips: &'a JobSet) -> Option<&'a JobId> {
         let mut lacking = clips.iter().filter(|clip| !self.is_at(domain, clip, goal));
         lacking.next().filter(|_| lacking.next().is_none())
     }
 
-    fn slot(&self, domain: KeyDomain, clip: &ClipId) -> Option<&Slot> {
+    fn slot(&self, domain: KeyDomain, clip: &JobId) -> Option<&Slot> {
         self.0.get(&domain)?.get(clip)
     }
 
-    fn slot_mut(&mut self, domain: KeyDomain, clip: &ClipId) -> Option<&mut Slot> {
+    fn slot_mut(&mut self, domain: KeyDomain, clip: &JobId) -> Option<&mut Slot> {
         self.0.get_mut(&domain)?.get_mut(clip)
     }
 
     /// Takes somebody out of these clips' slots, and forgets those of the clips that concern nobody any more.
-    fn leave(&mut self, domain: KeyDomain, clips: &ClipSet, mut take_out: impl FnMut(&mut Slot)) {
+    fn leave(&mut self, domain: KeyDomain, clips: &JobSet, mut take_out: impl FnMut(&mut Slot)) {
         let Some(slots) = self.0.get_mut(&domain) else { return };
         for clip in clips {
             let Some(slot) = slots.get_mut(clip) else { continue };
@@ -242,10 +242,10 @@ impl Slots {
     /// All that is written down follows from these waits and polls.
     pub(super) fn check<'a>(
         &self,
-        waits: impl Iterator<Item = (WaitId, KeyDomain, &'a ClipSet, Goal)>,
+        waits: impl Iterator<Item = (WaitId, KeyDomain, &'a JobSet, Goal)>,
         polls: impl Iterator<Item = (PollId, &'a PollSpec)>,
     ) {
-        let mut all = Map::<(KeyDomain, &ClipId), Slot>::default();
+        let mut all = Map::<(KeyDomain, &JobId), Slot>::default();
         let mut anchors = Map::<PollId, usize>::default();
         for (id, domain, clips, goal) in waits {
             for clip in clips {
@@ -307,17 +307,17 @@ mod tests {
 
     const KEY: KeyDomain = KeyDomain([0; 16]);
 
-    fn clips(ids: &str) -> ClipSet {
-        ClipSet::new(ids.split(' ').map(|id| ClipId::new(id).unwrap()))
+    fn clips(ids: &str) -> JobSet {
+        JobSet::new(ids.split(' ').map(|id| JobId::new(id).unwrap()))
     }
 
     fn rung(word: &str) -> Rung {
         Route::suno().ladder.rung(word).unwrap()
     }
 
-    fn state(id: &str, word: &str) -> ClipState {
-        let (id, head, seen_at) = (ClipId::new(id).unwrap(), Arc::new(Head::default()), clock::now());
-        ClipState { id, rung: Some(rung(word)), body: Bytes::new(), head, seen_at }
+    fn state(id: &str, word: &str) -> JobState {
+        let (id, head, seen_at) = (JobId::new(id).unwrap(), Arc::new(Head::default()), clock::now());
+        JobState { id, rung: Some(rung(word)), body: Bytes::new(), head, seen_at }
     }
 
     /// A thousand waits and polls, each on a clip of its own and on one that they share.
@@ -343,21 +343,21 @@ mod tests {
     #[test]
     fn only_the_polls_that_a_clip_alone_holds_can_prove_where_it_is() {
         let (mut slots, goal) = (crowd(), Goal::Rung(rung("completed")));
-        let shared = ClipId::new("shared").unwrap();
+        let shared = JobId::new("shared").unwrap();
         slots.learn(KEY, state("shared", "streaming"));
         assert_eq!(slots.held_by(KEY, &shared, goal).count(), 0);
         slots.learn(KEY, state("own7", "complete"));
         assert_eq!(slots.held_by(KEY, &shared, goal).collect::<Vec<_>>(), [PollId(7)]);
         slots.learn(KEY, state("shared", "complete"));
         assert_eq!(slots.held_by(KEY, &shared, goal).count(), 0);
-        let own = ClipId::new("own8").unwrap();
+        let own = JobId::new("own8").unwrap();
         assert_eq!(slots.held_by(KEY, &own, goal).collect::<Vec<_>>(), [PollId(8)]);
     }
 
     #[test]
     fn a_state_concerns_those_only_who_want_it_and_do_not_have_it() {
         let (mut slots, goal) = (crowd(), Goal::Rung(rung("completed")));
-        let shared = ClipId::new("shared").unwrap();
+        let shared = JobId::new("shared").unwrap();
         slots.learn(KEY, state("shared", "streaming"));
         assert_eq!(slots.wanting(KEY, &shared).count(), 0);
         slots.learn(KEY, state("shared", "complete"));

@@ -44,7 +44,7 @@ pub use self::types::{
     End, Failure, FaultKind, How, Input, Outcome, Output, PollId, PollSpec, Progress, Settled, WaitId,
     WaitSpec,
 };
-use crate::core::job::ClipState;
+use crate::core::job::JobState;
 use crate::core::route::Goal;
 
 /// The machine. After each call of [`handle`](Self::handle) or [`handle_timeout`](Self::handle_timeout)
@@ -347,7 +347,7 @@ impl Coalescer {
             return false;
         }
         let answers = wait.spec.clips.iter().map(|clip| self.answer(wait, clip).cloned());
-        let Some(states) = answers.collect::<Option<Vec<ClipState>>>() else { return false };
+        let Some(states) = answers.collect::<Option<Vec<JobState>>>() else { return false };
         let direct = landing.is_some_and(|landing| {
             landing.opener == id && states.iter().all(|state| Arc::ptr_eq(&state.head, &landing.head))
         });

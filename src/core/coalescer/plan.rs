@@ -7,7 +7,7 @@ use super::Coalescer;
 use super::poll_result::Landing;
 use super::state::{Phase, Poll, Wait};
 use super::types::{Output, PollId, PollSpec, WaitId};
-use crate::core::job::{ClipId, ClipSet};
+use crate::core::job::{JobId, JobSet};
 use crate::core::route::Goal;
 
 /// What a wait has for one of its clips.
@@ -58,7 +58,7 @@ impl Coalescer {
     /// Returns whether a wait needs no plan although a poll for the clips that were just brought is gone: other polls ask
     /// for those of them that it lacks, or a poll of its own is open, so that it opens no other. Of its other clips
     /// nothing has changed. A wait for a thousand clips has two hundred polls, and this costs what one of them asked for.
-    fn is_still_covered(&mut self, id: WaitId, brought: &ClipSet, now: Instant) -> bool {
+    fn is_still_covered(&mut self, id: WaitId, brought: &JobSet, now: Instant) -> bool {
         let Some(wait) = self.board.wait(id) else { return true };
         let is_looking = matches!(wait.phase, Phase::Looking { .. });
         if wait.alone || wait.leans.is_empty() || (!is_looking && self.is_over(wait, now)) {
@@ -109,7 +109,7 @@ impl Coalescer {
             return self.end(id, landing, now);
         }
         let goal = wait.wants;
-        let cover = |clip: &ClipId| match self.answer(wait, clip) {
+        let cover = |clip: &JobId| match self.answer(wait, clip) {
             Some(_) if !wait.alone => Cover::Answered,
             Some(_) | None => Cover::Nothing,
         };
@@ -134,13 +134,13 @@ impl Coalescer {
         }
         let is_covered = !covers.contains(&Cover::Nothing);
         let unsure = wait.spec.clips.iter().zip(covers.iter()).filter(|(_, cover)| **cover < Cover::Sure);
-        let unsure: Vec<ClipId> = unsure.map(|(clip, _)| clip.clone()).collect();
+        let unsure: Vec<JobId> = unsure.map(|(clip, _)| clip.clone()).collect();
         let has_own = leans.iter().any(|&poll| self.board.poll(poll).is_some_and(|poll| poll.opener == id));
         let (domain, form) = (wait.spec.domain, wait.spec.form);
         let dropped = self.board.lean(id, leans);
         if !is_covered && !has_own {
             for clips in unsure.chunks(self.rules.max_clips) {
-                let clips = ClipSet::new(clips.iter().cloned());
+                let clips = JobSet::new(clips.iter().cloned());
                 self.open(id, PollSpec { domain, form, clips, goal }, now);
             }
         }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::Coalescer;
 use super::state::{Phase, PollPhase, Tries};
 use super::types::{End, Failure, Outcome, PollId, WaitId};
-use crate::core::job::{ClipId, ClipState, Head, KeyDomain, Reply};
+use crate::core::job::{JobId, JobState, Head, KeyDomain, Reply};
 
 /// Whose poll just landed, and the head of its answer.
 pub(super) struct Landing {
@@ -38,7 +38,7 @@ impl Coalescer {
         }
     }
 
-    fn landed_clips(&mut self, id: PollId, states: Vec<ClipState>, now: Instant) {
+    fn landed_clips(&mut self, id: PollId, states: Vec<JobState>, now: Instant) {
         let Some(poll) = self.board.poll(id) else { return };
         let (domain, opener) = (poll.spec.domain, poll.opener);
         let earliest =
@@ -82,7 +82,7 @@ impl Coalescer {
 
     /// A wait that attached to the poll after its answer was read, and before that was taken in, may use what it says.
     /// To ask again would cost a call that its client alone would not make.
-    fn give_to_latecomers(&mut self, id: PollId, state: &ClipState) {
+    fn give_to_latecomers(&mut self, id: PollId, state: &JobState) {
         let Some(poll) = self.board.poll(id) else { return };
         let read_at = state.seen_at;
         let is_late = |id: &WaitId| {
@@ -110,7 +110,7 @@ impl Coalescer {
     }
 
     /// The waits that by what was just learnt have their answer for this clip.
-    fn newly_answered(&self, domain: KeyDomain, clip: &ClipId) -> Vec<WaitId> {
+    fn newly_answered(&self, domain: KeyDomain, clip: &JobId) -> Vec<WaitId> {
         let slots = self.board.slots();
         let seen = slots.state(domain, clip);
         let is_answered = |id: &WaitId| {

@@ -8,13 +8,13 @@ use super::Coalescer;
 use super::state::{Phase, Poll, Told, Tries, Wait};
 use super::timing::SNAPSHOT_LIMIT;
 use super::types::{Failure, WaitId};
-use crate::core::job::{ClipId, ClipState, KeyDomain};
+use crate::core::job::{JobId, JobState, KeyDomain};
 use crate::core::route::Goal;
 
 impl Coalescer {
     /// The state that this clip of the wait is answered with, if there is one yet. Until its time is over the
     /// goal must be reached, after that the state must be true.
-    pub(super) fn answer<'a>(&'a self, wait: &'a Wait, clip: &ClipId) -> Option<&'a ClipState> {
+    pub(super) fn answer<'a>(&'a self, wait: &'a Wait, clip: &JobId) -> Option<&'a JobState> {
         self.answer_among(wait, clip, self.board.slots().state(wait.spec.domain, clip))
     }
 
@@ -22,15 +22,15 @@ impl Coalescer {
     pub(super) fn answer_among<'a>(
         &'a self,
         wait: &'a Wait,
-        clip: &ClipId,
-        seen: Option<&'a ClipState>,
-    ) -> Option<&'a ClipState> {
+        clip: &JobId,
+        seen: Option<&'a JobState>,
+    ) -> Option<&'a JobState> {
         let given = wait.given.get(clip);
         if let Phase::Looking { since } = wait.phase {
             return seen.filter(|state| state.seen_at >= since).or(given);
         }
         let reached =
-            |state: &&ClipState| state.rung.is_none_or(|rung| self.rules.reaches(rung, wait.spec.goal));
+            |state: &&JobState| state.rung.is_none_or(|rung| self.rules.reaches(rung, wait.spec.goal));
         seen.filter(|state| state.seen_at >= wait.spec.arrived).filter(reached).or(given.filter(reached))
     }
 
@@ -39,15 +39,15 @@ impl Coalescer {
     pub(super) fn truth<'a>(
         &'a self,
         wait: &'a Wait,
-        clip: &ClipId,
+        clip: &JobId,
         since: Instant,
         now: Instant,
-    ) -> Option<&'a ClipState> {
+    ) -> Option<&'a JobState> {
         let is_terminal =
-            |state: &ClipState| state.rung.is_some_and(|rung| self.rules.ladder.is_terminal(rung));
+            |state: &JobState| state.rung.is_some_and(|rung| self.rules.ladder.is_terminal(rung));
         let seen = self.board.slots().state(wait.spec.domain, clip);
         let given = wait.given.get(clip);
-        let is_proven = |state: &&ClipState| self.is_proven(wait.spec.domain, state, now);
+        let is_proven = |state: &&JobState| self.is_proven(wait.spec.domain, state, now);
         seen.filter(|state| {
             state.seen_at >= since || (is_terminal(state) && state.seen_at >= wait.spec.arrived)
         })
@@ -58,12 +58,12 @@ impl Coalescer {
 
     /// Whether a poll that asks for the next rung, and stands unanswered, proves that the clip is still where
     /// it was seen (promise 7): for long enough, nothing else that it asks for has been what holds it.
-    fn is_proven(&self, domain: KeyDomain, state: &ClipState, now: Instant) -> bool {
+    fn is_proven(&self, domain: KeyDomain, state: &JobState, now: Instant) -> bool {
         let Some(next) = state.rung.and_then(|rung| self.rules.ladder.next(rung)) else { return false };
         let is_long_ago = |at: Instant| at + self.rules.proof() <= now;
         let slots = self.board.slots();
         let is_no_hindrance =
-            |clip: &ClipId| slots.state(domain, clip).is_some_and(|state| is_long_ago(state.seen_at));
+            |clip: &JobId| slots.state(domain, clip).is_some_and(|state| is_long_ago(state.seen_at));
         slots.held_by(domain, &state.id, Goal::Rung(next)).filter_map(|id| self.board.poll(id)).any(|poll| {
             poll.standing().is_some_and(is_long_ago)
                 && poll.spec.clips.iter().all(|clip| *clip == state.id || is_no_hindrance(clip))
@@ -164,9 +164,9 @@ impl Coalescer {
     }
 
     /// Returns where each job of the wait was last seen, if all of them were.
-    pub(super) fn last_seen(&self, wait: &Wait) -> Option<Vec<ClipState>> {
+    pub(super) fn last_seen(&self, wait: &Wait) -> Option<Vec<JobState>> {
         let slots = self.board.slots();
-        let seen = |clip: &ClipId| {
+        let seen = |clip: &JobId| {
             let given = || wait.given.get(clip);
             slots.state(wait.spec.domain, clip).or_else(given).cloned()
         };

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::job_index::Slots;
 use super::types::{Failure, PollId, PollSpec, WaitId, WaitSpec};
 use crate::core::Map;
-use crate::core::job::{ClipId, ClipState, KeyDomain};
+use crate::core::job::{JobId, JobState, KeyDomain};
 use crate::core::route::Goal;
 
 /// A failure, and whether it is the answer to a poll of the wait's own.
@@ -39,28 +39,28 @@ pub(super) struct Wait {
 
 /// States that one wait knows, by the clip's id. A wait may name a thousand clips.
 #[derive(Debug, Default)]
-pub(super) struct PrivateStates(Vec<ClipState>);
+pub(super) struct PrivateStates(Vec<JobState>);
 
 impl PrivateStates {
-    pub(super) fn get(&self, clip: &ClipId) -> Option<&ClipState> {
+    pub(super) fn get(&self, clip: &JobId) -> Option<&JobState> {
         self.place(clip).ok().map(|place| &self.0[place])
     }
 
-    pub(super) fn insert(&mut self, state: ClipState) {
+    pub(super) fn insert(&mut self, state: JobState) {
         match self.place(&state.id) {
             Ok(place) => self.0[place] = state,
             Err(place) => self.0.insert(place, state),
         }
     }
 
-    fn place(&self, clip: &ClipId) -> Result<usize, usize> {
+    fn place(&self, clip: &JobId) -> Result<usize, usize> {
         self.0.binary_search_by(|state| state.id.cmp(clip))
     }
 }
 
-impl FromIterator<ClipState> for PrivateStates {
-    fn from_iter<I: IntoIterator<Item = ClipState>>(states: I) -> Self {
-        let mut states: Vec<ClipState> = states.into_iter().collect();
+impl FromIterator<JobState> for PrivateStates {
+    fn from_iter<I: IntoIterator<Item = JobState>>(states: I) -> Self {
+        let mut states: Vec<JobState> = states.into_iter().collect();
         if states.len() < 2 {
             return Self(states);
         }
@@ -395,7 +395,7 @@ impl Board {
     }
 
     /// Remembers a state, unless it goes back behind what is known, which only confirms that.
-    pub(super) fn learn(&mut self, domain: KeyDomain, state: ClipState) {
+    pub(super) fn learn(&mut self, domain: KeyDomain, state: JobState) {
         self.slots.learn(domain, state);
     }
 
@@ -407,14 +407,14 @@ impl Board {
     }
 
     /// The wait has its answer for this clip, and keeps it until it wants something else.
-    pub(super) fn want_no_more(&mut self, id: WaitId, clip: &ClipId) {
+    pub(super) fn want_no_more(&mut self, id: WaitId, clip: &JobId) {
         if let Some(wait) = self.waits.get(&id) {
             self.slots.want_no_more(id, wait.spec.domain, clip, wait.wants);
         }
     }
 
     /// Gives a state on no ladder to those who lean on the poll that brought it, and to nobody else.
-    pub(super) fn hand_over(&mut self, poll: PollId, state: &ClipState) {
+    pub(super) fn hand_over(&mut self, poll: PollId, state: &JobState) {
         let Some(poll) = self.polls.get(&poll) else { return };
         for wait in &poll.waits {
             if let Some(wait) = self.waits.get_mut(wait) {

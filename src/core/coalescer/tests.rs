@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::*;
-use crate::core::job::{ClipId, ClipSet, Head, KeyDomain, Reply};
+use crate::core::job::{JobId, JobSet, Head, KeyDomain, Reply};
 use crate::core::route::{Form, Ladder, Route};
 
 #[expect(clippy::disallowed_methods, reason = "an arbitrary zero for virtual time")]
@@ -40,8 +40,8 @@ fn secs(secs: f64) -> Duration {
     Duration::from_secs_f64(secs)
 }
 
-fn clips(ids: &str) -> ClipSet {
-    ClipSet::new(ids.split(' ').map(|id| ClipId::new(id).unwrap()))
+fn clips(ids: &str) -> JobSet {
+    JobSet::new(ids.split(' ').map(|id| JobId::new(id).unwrap()))
 }
 
 fn reply(status: u16) -> Arc<Reply> {
@@ -87,7 +87,7 @@ impl Stage {
         while let Some(output) = self.machine.poll_output() {
             match output {
                 Output::Open(id, spec) => {
-                    let ids: Vec<_> = spec.clips.iter().map(ClipId::as_str).collect();
+                    let ids: Vec<_> = spec.clips.iter().map(JobId::as_str).collect();
                     let goal = match spec.goal {
                         Goal::Now => "now",
                         Goal::Rung(rung) => self.ladder.name(rung),
@@ -173,9 +173,9 @@ impl Stage {
         self.handle(Input::Landed(id, outcome))
     }
 
-    fn state(&self, id: &str, word: &str) -> ClipState {
-        ClipState {
-            id: ClipId::new(id).unwrap(),
+    fn state(&self, id: &str, word: &str) -> JobState {
+        JobState {
+            id: JobId::new(id).unwrap(),
             rung: self.ladder.rung(word),
             body: Bytes::from(format!("{id}={word}")),
             head: Arc::new(Head::default()),
@@ -188,7 +188,7 @@ impl Stage {
         let head = Arc::new(Head::default());
         let states = states.split(' ').map(|state| {
             let (id, word) = state.split_once('=').unwrap();
-            ClipState { head: Arc::clone(&head), ..self.state(id, word) }
+            JobState { head: Arc::clone(&head), ..self.state(id, word) }
         });
         let outcome = Outcome::Clips(states.collect());
         self.end(what, outcome)
@@ -202,7 +202,7 @@ impl Stage {
 
     fn told(&self, number: u64) -> String {
         let Some(settled) = self.told.get(&number) else { return String::new() };
-        let bodies = |states: &[ClipState]| {
+        let bodies = |states: &[JobState]| {
             let bodies = states.iter().map(|state| String::from_utf8(state.body.to_vec()).unwrap());
             bodies.collect::<Vec<_>>().join(" ")
         };

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::core::job::{ClipSet, ClipState, KeyDomain, Reply};
+use crate::core::job::{JobSet, JobState, KeyDomain, Reply};
 use crate::core::route::{Form, Goal};
 
 /// One client's request. The shell chooses the number and never uses it twice.
@@ -24,7 +24,7 @@ pub struct WaitSpec {
     /// Which endpoint was asked.
     pub form: Form,
     /// The clips named, at least one.
-    pub clips: ClipSet,
+    pub clips: JobSet,
     /// What must be reached.
     pub goal: Goal,
     /// When the request came.
@@ -36,7 +36,7 @@ pub struct WaitSpec {
     /// Whether its client expects to be held although its goal may be reached at once, as that of an event stream does.
     pub is_patient: bool,
     /// States of its clips that the shell vouches for. Of all else only what is seen from `arrived` on counts.
-    pub known: Vec<ClipState>,
+    pub known: Vec<JobState>,
 }
 
 /// What to ask the upstream.
@@ -47,7 +47,7 @@ pub struct PollSpec {
     /// At which endpoint.
     pub form: Form,
     /// For which clips.
-    pub clips: ClipSet,
+    pub clips: JobSet,
     /// Until what is reached.
     pub goal: Goal,
 }
@@ -69,7 +69,7 @@ pub enum Progress {
 #[derive(Clone, Debug)]
 pub enum Outcome {
     /// Each clip asked for, by id.
-    Clips(Vec<ClipState>),
+    Clips(Vec<JobState>),
     /// A success that could not be taken apart by id.
     Whole(Arc<Reply>),
     /// The upstream's final word, as it wrote it: a redirect or a refusal.
@@ -186,9 +186,9 @@ pub enum How {
 #[derive(Clone, Debug)]
 pub enum End {
     /// Every clip is where it was waited for; in the set's order.
-    Reached(Vec<ClipState>),
+    Reached(Vec<JobState>),
     /// Its time is over; the clips as they are, in the set's order.
-    TimedOut(Vec<ClipState>),
+    TimedOut(Vec<JobState>),
     /// The upstream answered something that has no clips to tell apart.
     Whole(Arc<Reply>),
     /// The upstream refused.

@@ -19,14 +19,14 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::core::job::{ClipId, ClipSet};
+use crate::core::job::{JobId, JobSet};
 use crate::core::route::{Form, Route, Rung};
 
 /// One clip of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cut {
     /// Which clip.
-    pub id: ClipId,
+    pub id: JobId,
     /// Where it stands; `None` for a status word that is on no ladder, for a status that is no word and for none.
     pub rung: Option<Rung>,
     /// Its own bytes, a slice of the answer's.
@@ -66,7 +66,7 @@ pub enum Sliced {
 }
 
 /// Cuts the body of a 2xx that was asked for these clips.
-pub fn slice(route: &Route, form: Form, asked: &ClipSet, body: &Bytes) -> Sliced {
+pub fn slice(route: &Route, form: Form, asked: &JobSet, body: &Bytes) -> Sliced {
     let Ok(text) = str::from_utf8(body) else { return Sliced::Garbled };
     // RFC 8259 §8.1 lets a parser skip a byte order mark. A single clip keeps it: its body is passed on as it came.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -83,7 +83,7 @@ pub fn slice(route: &Route, form: Form, asked: &ClipSet, body: &Bytes) -> Sliced
 }
 
 /// An answer with several clips: these, in this order, in this shape.
-pub fn assemble<'a>(shape: &Shape, clips: impl IntoIterator<Item = (&'a ClipId, &'a Bytes)>) -> Bytes {
+pub fn assemble<'a>(shape: &Shape, clips: impl IntoIterator<Item = (&'a JobId, &'a Bytes)>) -> Bytes {
     let mut out = BytesMut::new();
     match shape {
         Shape::Bare => out.put_u8(b'['),
@@ -122,7 +122,7 @@ fn put_text(out: &mut BytesMut, text: &str) {
 /// Cuts one answer. `None` where it cannot be cut, JSON or not.
 struct Cutter<'a> {
     route: &'a Route,
-    asked: &'a ClipSet,
+    asked: &'a JobSet,
     body: &'a Bytes,
 }
 

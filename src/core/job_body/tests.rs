@@ -1,11 +1,11 @@
 use super::*;
 
-fn id(text: &str) -> ClipId {
-    ClipId::new(text).unwrap()
+fn id(text: &str) -> JobId {
+    JobId::new(text).unwrap()
 }
 
-fn set(ids: &[&str]) -> ClipSet {
-    ClipSet::new(ids.iter().map(|text| id(text)))
+fn set(ids: &[&str]) -> JobSet {
+    JobSet::new(ids.iter().map(|text| id(text)))
 }
 
 fn slice_text(form: Form, asked: &[&str], body: &str) -> Sliced {
@@ -326,12 +326,12 @@ fn what_is_put_together_is_cut_again_in_every_shape() {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut any_text = || (0..random.usize(1..=20)).map(|_| random.char(..)).collect::<String>();
         let name = any_text();
-        let asked = ClipSet::new((0..6).map(|_| id(&any_text())));
-        let clip = |id: &ClipId| {
+        let asked = JobSet::new((0..6).map(|_| id(&any_text())));
+        let clip = |id: &JobId| {
             let text = serde_json::to_string(id.as_str()).unwrap();
             Bytes::from(format!("{{ \"status\":\"queued\",\"id\" :{text} }}"))
         };
-        let bodies: Vec<(ClipId, Bytes)> = asked.iter().map(|id| (id.clone(), clip(id))).collect();
+        let bodies: Vec<(JobId, Bytes)> = asked.iter().map(|id| (id.clone(), clip(id))).collect();
         for shape in [Shape::Bare, Shape::Wrapped(name), Shape::ById] {
             let mut order: Vec<_> = bodies.iter().map(|(id, body)| (id, body)).collect();
             fastrand::Rng::with_seed(seed).shuffle(&mut order);

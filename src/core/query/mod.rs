@@ -14,7 +14,7 @@ use std::borrow::Cow;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-use crate::core::job::{BadId, ClipId, ClipSet, MAX_ID_BYTES};
+use crate::core::job::{BadId, JobId, JobSet, MAX_ID_BYTES};
 use crate::core::route::{Form, Goal, Route};
 
 /// What the target of a GET is.
@@ -34,15 +34,15 @@ pub struct WaitQuery {
     /// At which of the two endpoints.
     pub form: Form,
     /// Different clips, at least one, in the order asked for.
-    pub asked: Vec<ClipId>,
+    pub asked: Vec<JobId>,
     /// Until when.
     pub goal: Goal,
 }
 
 impl WaitQuery {
     /// The clips, whatever their order.
-    pub fn clips(&self) -> ClipSet {
-        ClipSet::new(self.asked.iter().cloned())
+    pub fn clips(&self) -> JobSet {
+        JobSet::new(self.asked.iter().cloned())
     }
 }
 
@@ -156,7 +156,7 @@ pub fn read(route: &Route, path: &str, query: Option<&str>, max_clips: usize) ->
 
 /// Returns the clips that a target names, whatever else it asks for and whether or not it is a wait; at most as many as
 /// `wait.max_clips` can be. None where the path is not one that clips are asked for at.
-pub fn named(route: &Route, path: &str, query: Option<&str>) -> Vec<ClipId> {
+pub fn named(route: &Route, path: &str, query: Option<&str>) -> Vec<JobId> {
     let Some(form) = route.form(path) else { return Vec::new() };
     let parameters = query.unwrap_or_default().split('&').filter_map(|parameter| parameter.split_once('='));
     let values = parameters
@@ -165,7 +165,7 @@ pub fn named(route: &Route, path: &str, query: Option<&str>) -> Vec<ClipId> {
         .flat_map(|(_, value)| {
             std::iter::once(value).chain(value.split([',', ';']).skip_while(move |id| *id == value))
         });
-    let ids = values.filter_map(|value| ClipId::new(&decode(value, MAX_ID_BYTES).ok()?).ok());
+    let ids = values.filter_map(|value| JobId::new(&decode(value, MAX_ID_BYTES).ok()?).ok());
     ids.take(MAX_NAMED).collect()
 }
 
@@ -201,7 +201,7 @@ const MAX_VALUE_BYTES: usize = 64 << 10;
 /// (RFC 3986 §3.4): lenient parsers let it pass, strict servers answer 400.
 ///
 /// [`Form::Single`] asks for one clip; `clips` has just that.
-pub fn write(route: &Route, form: Form, clips: &ClipSet, goal: Goal) -> String {
+pub fn write(route: &Route, form: Form, clips: &JobSet, goal: Goal) -> String {
     debug_assert!(form == Form::Multi || clips.len() == 1, "a single poll asks for one clip");
     let (path, param, brackets) = match form {
         Form::Single => (&route.single_path, &route.single_param, ""),
@@ -242,7 +242,7 @@ enum Doubt {
 
 /// The ids so far.
 struct Asked {
-    ids: Vec<ClipId>,
+    ids: Vec<JobId>,
     /// How many parameters named one, the wrong and the superfluous included.
     named: usize,
     /// How the latest was spelled.
@@ -272,7 +272,7 @@ impl Asked {
         if form == Form::Multi && self.named > max_clips {
             return Err(Doubt::Wrong(BadQuery::TooManyIds { param: id_param(route, form), most: max_clips }));
         }
-        let id = decode(value, MAX_ID_BYTES).and_then(|id| ClipId::new(&id).map_err(Unread::from));
+        let id = decode(value, MAX_ID_BYTES).and_then(|id| JobId::new(&id).map_err(Unread::from));
         self.ids.push(id.map_err(|unread| {
             let param = id_param(route, form);
             Doubt::Wrong(match unread {
@@ -289,7 +289,7 @@ impl Asked {
         if self.ids.len() < 2 {
             return false;
         }
-        let mut sorted: Vec<&ClipId> = self.ids.iter().collect();
+        let mut sorted: Vec<&JobId> = self.ids.iter().collect();
         sorted.sort_unstable();
         sorted.windows(2).any(|pair| pair[0] == pair[1])
     }

@@ -12,8 +12,8 @@ fn read_target(target: &str) -> Query {
     read(&Route::suno(), path, query, MAX_CLIPS)
 }
 
-fn id(text: &str) -> ClipId {
-    ClipId::new(text).unwrap()
+fn id(text: &str) -> JobId {
+    JobId::new(text).unwrap()
 }
 
 fn goal(word: &str) -> Goal {
@@ -280,13 +280,13 @@ fn the_clips_of_a_wait_are_a_set() {
         panic!("it is a wait")
     };
     assert_eq!(one.asked, [id("b"), id("a")]);
-    assert_eq!(one.clips(), ClipSet::new([id("a"), id("b")]));
+    assert_eq!(one.clips(), JobSet::new([id("a"), id("b")]));
 }
 
 #[test]
 fn a_poll_asks_in_the_documented_words_and_in_characters_that_strict_servers_take() {
     let route = Route::suno();
-    let set = |ids: &[&str]| ClipSet::new(ids.iter().map(|text| id(text)));
+    let set = |ids: &[&str]| JobSet::new(ids.iter().map(|text| id(text)));
     let cases = vec![
         (Form::Single, set(&["a-1"]), Goal::Now, format!("{SINGLE}?clip_id=a-1")),
         (Form::Single, set(&["a"]), goal("completed"), format!("{SINGLE}?clip_id=a&status=completed")),
@@ -327,8 +327,8 @@ fn what_is_written_is_read_again_for_every_form_and_goal() {
             let any = |_| if random.bool() { random.char(..) } else { random.char('\0'..='\x7f') };
             id(&(0..length).map(any).collect::<String>())
         };
-        let single = ClipSet::new([any_id()]);
-        let multi = ClipSet::new((0..MAX_CLIPS).map(|_| any_id()));
+        let single = JobSet::new([any_id()]);
+        let multi = JobSet::new((0..MAX_CLIPS).map(|_| any_id()));
         for (form, clips) in [(Form::Single, &single), (Form::Multi, &multi)] {
             for &goal in &goals {
                 let target = write(&route, form, clips, goal);

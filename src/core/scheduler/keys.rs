@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use super::retry_budget::RetryBudget;
 use super::{PollClass, PollScheduler, SchedulerOutput, Timer};
 use crate::core::coalescer::{Failure, PollId};
-use crate::core::job::{ClipSet, KeyDomain};
+use crate::core::job::{JobSet, KeyDomain};
 
 /// A key domain with polls, or with a past that still counts.
 #[derive(Debug, Default)]
@@ -30,7 +30,7 @@ pub(super) struct Key {
     pub(super) probed_at: Option<Instant>,
     pub(super) pause: KeyPause,
     /// The jobs of the newest 429, and until when a 429 to other jobs pauses the key.
-    refused: Option<(ClipSet, Instant)>,
+    refused: Option<(JobSet, Instant)>,
     pub(super) budget: RetryBudget,
     pub(super) forget_at: Option<Instant>,
 }

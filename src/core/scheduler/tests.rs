@@ -4,7 +4,7 @@ use super::keys::MAX_KEY_PAUSE;
 use super::*;
 use crate::core::backoff::Backoff;
 use crate::core::breaker::BreakerRules;
-use crate::core::job::{ClipId, ClipSet};
+use crate::core::job::{JobId, JobSet};
 
 const A: KeyDomain = KeyDomain([1; 16]);
 const B: KeyDomain = KeyDomain([2; 16]);
@@ -26,8 +26,8 @@ fn config(max_polls: usize) -> SchedulerConfig {
     }
 }
 
-fn jobs(id: u64) -> ClipSet {
-    ClipSet::new([ClipId::new(&format!("job{id}")).unwrap()])
+fn jobs(id: u64) -> JobSet {
+    JobSet::new([JobId::new(&format!("job{id}")).unwrap()])
 }
 
 /// The machine with a clock of its own. Each poll asks for a job of its own.
@@ -994,7 +994,7 @@ fn plain_requests_of_one_key_leave_places_to_others() {
 fn one_refused_job_in_two_polls_does_not_pause_its_key() {
     let mut s = Scenario::proven(config(50));
     s.ask(1, A);
-    let both = ClipSet::new(jobs(1).iter().chain(&jobs(2)).cloned());
+    let both = JobSet::new(jobs(1).iter().chain(&jobs(2)).cloned());
     let request = PollRequest { domain: A, jobs: both, class: PollClass::LongPoll };
     s.scheduler.request(PollId(2), request, s.now);
     s.starts();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::core::backoff::Backoff;
 use crate::core::breaker::BreakerRules;
 use crate::core::coalescer::{Failure, PollId};
-use crate::core::job::{ClipSet, KeyDomain};
+use crate::core::job::{JobSet, KeyDomain};
 
 /// The limits and times of the scheduler.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +31,7 @@ pub struct PollRequest {
     /// Whose key it uses.
     pub domain: KeyDomain,
     /// The jobs it asks for.
-    pub jobs: ClipSet,
+    pub jobs: JobSet,
     /// How it uses the upstream.
     pub class: PollClass,
 }

@@ -28,7 +28,7 @@ use super::breaker::BreakerRules;
 use super::coalescer::{
     Coalescer, Failure, Input, Outcome, Output, PollId, PollSpec, Progress, Rules, WaitId, WaitSpec,
 };
-use super::job::{ClipId, ClipSet, KeyDomain};
+use super::job::{JobId, JobSet, KeyDomain};
 use super::route::{Form, Goal, Route, Rung};
 use super::scheduler::{
     AttemptEnd, PollClass, PollRequest, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput,
@@ -143,7 +143,7 @@ impl Run {
 
     /// The upstream has answered once since the start.
     fn warm_up(&mut self) {
-        let jobs = ClipSet::new([ClipId::new("warm-up").unwrap()]);
+        let jobs = JobSet::new([JobId::new("warm-up").unwrap()]);
         let request = PollRequest { domain: domain(99), jobs, class: PollClass::LongPoll };
         let (id, now) = (PollId(u64::MAX), self.zero);
         self.scheduler.request(id, request, now);
@@ -286,7 +286,7 @@ impl Run {
         let spec = WaitSpec {
             domain: domain(client.domain),
             form: if client.jobs.len() == 1 { Form::Single } else { Form::Multi },
-            clips: ClipSet::new(client.jobs.iter().map(|&job| self.plan.jobs[job].id.clone())),
+            clips: JobSet::new(client.jobs.iter().map(|&job| self.plan.jobs[job].id.clone())),
             goal: client.goal.map_or(Goal::Now, |goal| Goal::Rung(self.rungs[goal])),
             arrived: now,
             timeout: client.timeout,

@@ -6,7 +6,7 @@ use super::plan::{Client, DRAIN};
 use super::upstream::{Said, Why};
 use super::{BACKOFF, COOLDOWN, Failure, PollId, RETRY_FOR, Run, domain};
 use crate::core::coalescer::{End, SNAPSHOT_LIMIT};
-use crate::core::job::{ClipId, ClipState, Reply};
+use crate::core::job::{JobId, JobState, Reply};
 
 /// Two clocks count the same time.
 const SKEW: Duration = Duration::from_millis(240);
@@ -74,7 +74,7 @@ impl Run {
     }
 
     /// P8, P11: bodies are its own key's, one a job, in the order of the ids.
-    fn check_states(&self, client: &Client, states: &[ClipState]) {
+    fn check_states(&self, client: &Client, states: &[JobState]) {
         let jobs = self.sorted(client);
         assert_eq!(states.len(), jobs.len());
         for (state, job) in states.iter().zip(jobs) {
@@ -84,7 +84,7 @@ impl Run {
     }
 
     /// P1: what is told is reached and true, and not later than alone but for what faults take.
-    fn check_reached(&self, client: &Client, states: &[ClipState]) {
+    fn check_reached(&self, client: &Client, states: &[JobState]) {
         let (now, lag, goal) = (self.now, self.lag(), client.goal.unwrap_or(0));
         for (state, &job) in states.iter().zip(&self.sorted(client)) {
             let rung = self.number(state);
@@ -110,7 +110,7 @@ impl Run {
     }
 
     /// P2, P7: not before its time, and true then.
-    fn check_deadline_state(&self, client: &Client, states: &[ClipState]) {
+    fn check_deadline_state(&self, client: &Client, states: &[JobState]) {
         let (now, lag, deadline) = (self.now, self.lag(), client.deadline());
         if self.drained_at.is_some() {
             for (state, &job) in states.iter().zip(&self.sorted(client)) {
@@ -154,7 +154,7 @@ impl Run {
         let number: usize = std::str::from_utf8(&reply.body).unwrap().parse().unwrap();
         let Said { spec, began, why } = &self.said[number];
         assert_eq!(spec.domain, domain(client.domain), "{client:?} is told of another key's error");
-        let names = |id: &ClipId| client.jobs.iter().any(|&job| self.plan.jobs[job].id == *id);
+        let names = |id: &JobId| client.jobs.iter().any(|&job| self.plan.jobs[job].id == *id);
         assert!(spec.clips.iter().all(names), "{client:?} is told of a neighbour's error");
         let is_over = is_over || self.drained_at.is_some();
         let is_own = match *why {
@@ -219,7 +219,7 @@ impl Run {
         jobs
     }
 
-    fn number(&self, state: &ClipState) -> usize {
+    fn number(&self, state: &JobState) -> usize {
         self.rungs.iter().position(|&rung| Some(rung) == state.rung).unwrap()
     }
 

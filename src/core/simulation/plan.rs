@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use super::{ClipId, HOLD};
+use super::{JobId, HOLD};
 
 /// The window of a drain.
 pub(super) const DRAIN: Duration = Duration::from_secs(20);
@@ -12,7 +12,7 @@ pub(super) const DRAIN: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) domain: u8,
-    pub(super) id: ClipId,
+    pub(super) id: JobId,
     pub(super) steps: Vec<(Duration, usize)>,
     /// The upstream answers each request for it with 429 and this pause.
     pub(super) refused: Option<Duration>,
@@ -111,7 +111,7 @@ impl Plan {
                 }
                 let refused =
                     (rng.u8(..16) == 0).then(|| Duration::from_secs([1, 3, 10, 90][rng.usize(..4)]));
-                let id = ClipId::new(&format!("j{job}")).unwrap();
+                let id = JobId::new(&format!("j{job}")).unwrap();
                 self.jobs.push(Job { domain, id, steps, refused });
             }
         }

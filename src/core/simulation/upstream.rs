@@ -9,7 +9,7 @@ use super::{
     Event, Failure, Goal, HOLD, Input, Outcome, PollClass, PollId, PollSpec, Progress, RetryAdvice, Run,
     domain,
 };
-use crate::core::job::{ClipState, Head, Reply};
+use crate::core::job::{JobState, Head, Reply};
 
 /// An attempt of a poll that is under way.
 #[derive(Debug)]
@@ -104,7 +104,7 @@ impl Run {
             return self.at(cut, Event::Fail(id, number, Failure::Answered(reply), RetryAdvice::BackOffHeld));
         }
         let read = answers + self.hop();
-        let mut states: Vec<ClipState> =
+        let mut states: Vec<JobState> =
             jobs.iter().map(|&n| self.state(n, self.plan.jobs[n].rung_at(answers), read)).collect();
         self.rng.shuffle(&mut states);
         let lands = read + self.hop();
@@ -112,9 +112,9 @@ impl Run {
     }
 
     /// A state as the upstream tells it; its body says whose, which and where.
-    pub(super) fn state(&self, job: usize, rung: usize, read: Duration) -> ClipState {
+    pub(super) fn state(&self, job: usize, rung: usize, read: Duration) -> JobState {
         let job = &self.plan.jobs[job];
-        ClipState {
+        JobState {
             id: job.id.clone(),
             rung: Some(self.rungs[rung]),
             body: Bytes::from(format!("{} {} {rung}", job.domain, job.id)),

@@ -8,7 +8,7 @@
 //! First comes a digest of what is asked for: the id of another stream says nothing of this one. All of it is known to
 //! the client anyway, and a client that makes one up misleads nobody but itself.
 
-use crate::core::job::ClipId;
+use crate::core::job::JobId;
 use crate::core::route::{Ladder, Rung};
 
 /// The ids of one request's events.
@@ -30,7 +30,7 @@ pub(super) enum Mark {
 
 impl Marks {
     /// For these clips, in this order, until this rung.
-    pub(super) fn new(ladder: &Ladder, clips: &[ClipId], goal: Rung) -> Self {
+    pub(super) fn new(ladder: &Ladder, clips: &[JobId], goal: Rung) -> Self {
         let mut hash = blake3::Hasher::new();
         hash.update(ladder.name(goal).as_bytes());
         for clip in clips {
@@ -79,7 +79,7 @@ mod tests {
 
     fn marks(ids: &[&str], goal: &str) -> Marks {
         let ladder = Route::suno().ladder;
-        let clips: Vec<_> = ids.iter().map(|id| ClipId::new(id).unwrap()).collect();
+        let clips: Vec<_> = ids.iter().map(|id| JobId::new(id).unwrap()).collect();
         Marks::new(&ladder, &clips, ladder.rung(goal).unwrap())
     }
 

@@ -22,7 +22,7 @@ use super::last_event_id::{Mark, Marks};
 use super::{Ask, Streams};
 use crate::clock;
 use crate::core::coalescer::{End, Failure, Settled};
-use crate::core::job::{ClipId, ClipSet, ClipState, Reply};
+use crate::core::job::{JobId, JobSet, JobState, Reply};
 use crate::core::route::{Form, Goal, Rung};
 use crate::gateway::error::Refusal;
 use crate::hub::{HubError, Wait};
@@ -40,7 +40,7 @@ const STRAY_PAUSE: Duration = Duration::from_secs(2);
 const BUSY_PAUSE: Duration = Duration::from_secs(10);
 
 /// A wait under way, with the clips that it is for.
-type Asked = Pin<Box<dyn Future<Output = (ClipSet, Result<Settled, HubError>)> + Send>>;
+type Asked = Pin<Box<dyn Future<Output = (JobSet, Result<Settled, HubError>)> + Send>>;
 
 pub(super) struct Climb {
     streams: Streams,
@@ -58,7 +58,7 @@ pub(super) struct Climb {
 }
 
 struct Clip {
-    id: ClipId,
+    id: JobId,
     /// The highest rung told.
     told: Option<Rung>,
     /// The digest of the state told since then that is on no ladder.
@@ -113,7 +113,7 @@ impl Climb {
     /// Tells what is kept; for how long all of it will be yet.
     fn tell_what_is_kept(&mut self) -> Result<Option<Duration>, Refusal> {
         let (domain, now) = (self.ask.identity.domain, clock::now());
-        let open: Vec<ClipId> = self.open_clips().map(|clip| clip.id.clone()).collect();
+        let open: Vec<JobId> = self.open_clips().map(|clip| clip.id.clone()).collect();
         let mut least = None;
         for id in open {
             let max_age = self.ask.wish.max_age;
@@ -134,7 +134,7 @@ impl Climb {
         let (new, others): (Vec<&Clip>, Vec<&Clip>) = self.open_clips().partition(|clip| clip.told.is_none());
         let mut waits: Vec<Wait> = others.into_iter().map(|clip| self.next_wait(clip)).collect();
         if !new.is_empty() {
-            let clips = ClipSet::new(new.into_iter().map(|clip| clip.id.clone()));
+            let clips = JobSet::new(new.into_iter().map(|clip| clip.id.clone()));
             waits.push(self.wait(clips, self.lowest()));
         }
         waits
@@ -171,7 +171,7 @@ impl Climb {
 }
 
 impl Climb {
-    fn settled(&mut self, clips: &ClipSet, settled: Result<Settled, HubError>) {
+    fn settled(&mut self, clips: &JobSet, settled: Result<Settled, HubError>) {
         match settled.map(|settled| settled.end) {
             Ok(End::Reached(states)) => {
                 self.tell_all(&states);
@@ -193,7 +193,7 @@ impl Climb {
         self.end_if_done();
     }
 
-    fn tell_all(&mut self, states: &[ClipState]) {
+    fn tell_all(&mut self, states: &[JobState]) {
         for at in 0..self.clips.len() {
             if let Some(state) = states.iter().find(|state| state.id == self.clips[at].id) {
                 self.tell(state);
@@ -202,7 +202,7 @@ impl Climb {
     }
 
     /// Tells a state, if it is news.
-    fn tell(&mut self, state: &ClipState) {
+    fn tell(&mut self, state: &JobState) {
         let Some(clip) = self.clips.iter_mut().find(|clip| clip.id == state.id) else { return };
         if !clip.take(state) {
             return;
@@ -215,7 +215,7 @@ impl Climb {
     }
 
     /// Asks on for each of these clips that is not where it is wanted, while there is time.
-    fn go_on(&mut self, clips: &ClipSet) {
+    fn go_on(&mut self, clips: &JobSet) {
         let now = clock::now();
         let next: Vec<(Wait, Duration)> = self
             .open_clips()
@@ -244,11 +244,11 @@ impl Climb {
     fn next_wait(&self, clip: &Clip) -> Wait {
         let ladder = &self.streams.route.ladder;
         let rung = clip.told.map_or(self.lowest(), |told| ladder.next(told).unwrap_or(told).min(self.goal));
-        self.wait(ClipSet::new([clip.id.clone()]), rung)
+        self.wait(JobSet::new([clip.id.clone()]), rung)
     }
 
     /// A wait as a client's that asks now, and has as long as the stream has.
-    fn wait(&self, clips: ClipSet, rung: Rung) -> Wait {
+    fn wait(&self, clips: JobSet, rung: Rung) -> Wait {
         let now = clock::now();
         Wait {
             identity: self.ask.identity.clone(),
@@ -340,7 +340,7 @@ enum Next {
 
 impl Clip {
     /// Takes a state as told, unless the client knows as much.
-    fn take(&mut self, state: &ClipState) -> bool {
+    fn take(&mut self, state: &JobState) -> bool {
         match state.rung {
             Some(_) if state.rung > self.told => (self.told, self.stray) = (state.rung, None),
             Some(_) => return false,

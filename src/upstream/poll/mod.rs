@@ -16,7 +16,7 @@ use tracing::debug;
 use crate::clock;
 use crate::config;
 use crate::core::coalescer::{Failure, Outcome, PollSpec};
-use crate::core::job::{ClipState, Reply};
+use crate::core::job::{JobState, Reply};
 use crate::core::job_body::{self, Shape, Sliced};
 use crate::core::query;
 use crate::core::route::{Form, Goal, Route};
@@ -206,7 +206,7 @@ impl Poller {
         } else if status.is_success() {
             match job_body::slice(&self.route, spec.form, &spec.clips, &body) {
                 Sliced::Clips { clips, shape } => {
-                    let states = clips.into_iter().map(|cut| ClipState {
+                    let states = clips.into_iter().map(|cut| JobState {
                         id: cut.id,
                         rung: cut.rung,
                         body: cut.body,

@@ -3,7 +3,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
-use crate::core::job::{ClipId, ClipSet, KeyDomain};
+use crate::core::job::{JobId, JobSet, KeyDomain};
 use crate::core::route::{Form, Goal};
 
 /// An upstream played by the test, byte for byte, and who polls it.
@@ -30,7 +30,7 @@ impl Stage {
     }
 
     async fn try_poll(&self) -> Tried {
-        let clips = ClipSet::new([ClipId::new("a").unwrap()]);
+        let clips = JobSet::new([JobId::new("a").unwrap()]);
         let spec = PollSpec { domain: KeyDomain([0; 16]), form: Form::Single, clips, goal: Goal::Now };
         let trace = TraceContext::unrecorded();
         self.poller.run(&spec, &HeaderValue::from_static("Bearer k"), &trace, async {}).await

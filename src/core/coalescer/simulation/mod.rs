@@ -50,7 +50,7 @@ use bytes::Bytes;
 
 use super::tests::zero;
 use super::*;
-use crate::core::job::{ClipId, ClipSet, Head, KeyDomain, Reply};
+use crate::core::job::{JobId, JobSet, Head, KeyDomain, Reply};
 use crate::core::route::{Form, Ladder, Route, Rung};
 
 const HOLD: Duration = Duration::from_secs(120);
@@ -113,7 +113,7 @@ enum Mode {
 #[derive(Debug)]
 struct Clip {
     domain: u8,
-    id: ClipId,
+    id: JobId,
     steps: Vec<(Duration, usize)>,
     refused: bool,
 }
@@ -275,7 +275,7 @@ impl World {
                     steps.push((at, to));
                 }
                 let refused = self.rng.u8(..12) == 0;
-                let id = ClipId::new(&format!("c{clip}")).unwrap();
+                let id = JobId::new(&format!("c{clip}")).unwrap();
                 self.clips.push(Clip { domain: number, id, steps, refused });
             }
         }
@@ -405,7 +405,7 @@ impl World {
                 let spec = WaitSpec {
                     domain: domain(client.domain),
                     form: client.form,
-                    clips: ClipSet::new(client.clips.iter().map(|&clip| self.clips[clip].id.clone())),
+                    clips: JobSet::new(client.clips.iter().map(|&clip| self.clips[clip].id.clone())),
                     goal: client.goal.map_or(Goal::Now, |goal| Goal::Rung(self.rungs[goal])),
                     arrived: now,
                     timeout: client.timeout,
@@ -529,7 +529,7 @@ impl World {
             for (place, &n) in clips.iter().enumerate() {
                 let rung = self.clips[n].rung_at(answers.saturating_sub(back));
                 let rung = (!weird || place > 0).then_some(rung);
-                states.push(ClipState { head: Arc::clone(&head), ..self.state(n, rung) });
+                states.push(JobState { head: Arc::clone(&head), ..self.state(n, rung) });
             }
             self.rng.shuffle(&mut states);
             Outcome::Clips(states)
@@ -537,7 +537,7 @@ impl World {
         let read = answers + self.hop();
         let outcome = match outcome {
             Outcome::Clips(states) => Outcome::Clips(
-                states.into_iter().map(|state| ClipState { seen_at: self.zero + read, ..state }).collect(),
+                states.into_iter().map(|state| JobState { seen_at: self.zero + read, ..state }).collect(),
             ),
             other => other,
         };
@@ -547,10 +547,10 @@ impl World {
     }
 
     /// A state as the upstream tells it now; its body says whose, which and where.
-    fn state(&self, clip: usize, rung: Option<usize>) -> ClipState {
+    fn state(&self, clip: usize, rung: Option<usize>) -> JobState {
         let Clip { domain, id, .. } = &self.clips[clip];
         let word = rung.map_or("odd", |rung| self.ladder.name(self.rungs[rung]));
-        ClipState {
+        JobState {
             id: id.clone(),
             rung: rung.map(|rung| self.rungs[rung]),
             body: Bytes::from(format!("{domain} {id} {word}")),
@@ -719,11 +719,11 @@ impl World {
         said
     }
 
-    fn check_states(&self, client: &Client, states: &[ClipState]) {
+    fn check_states(&self, client: &Client, states: &[JobState]) {
         let clips = self.sorted(client);
         assert_eq!(states.len(), clips.len());
         for (state, clip) in states.iter().zip(clips) {
-            let told = ClipState {
+            let told = JobState {
                 head: Arc::clone(&state.head),
                 seen_at: state.seen_at,
                 ..self.state(clip, self.number(state))
@@ -739,7 +739,7 @@ impl World {
         clips
     }
 
-    fn number(&self, state: &ClipState) -> Option<usize> {
+    fn number(&self, state: &JobState) -> Option<usize> {
         state.rung.map(|rung| self.rungs.iter().position(|&r| r == rung).unwrap())
     }
 
