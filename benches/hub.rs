@@ -8,12 +8,12 @@ use std::time::Duration;
 use clipgate::core::job::{JobId, JobSet};
 use clipgate::core::route::{Form, Goal, Route};
 use clipgate::sim::{Options, Sim};
-use clipgate::testing::auth::{Identity, Keyring};
+use clipgate::testing::auth::{Authenticator, Identity};
 use clipgate::testing::cache::Cache;
 use clipgate::testing::clock;
 use clipgate::testing::config::Config;
-use clipgate::testing::hub::{Hub, Means, Parked, Wait};
-use clipgate::testing::limits::{Limits, Who};
+use clipgate::testing::hub::{Hub, HubDeps, WaitHandle, WaitRequest};
+use clipgate::testing::limits::{Limits, Subject};
 use clipgate::testing::telemetry::metrics::Metrics;
 use clipgate::testing::telemetry::trace::{Links, Tracer};
 use clipgate::testing::upstream::client::Client;
@@ -70,7 +70,7 @@ impl Yard {
         let mut config = Config::default();
         (config.limits.max_waits, config.limits.max_waits_per_key) = (2 * WAITS, 2 * WAITS);
         let sim = Sim::new(Options::default());
-        sim.put(CLIP, "streaming");
+        sim.set_status(CLIP, "streaming");
         let hub = runtime.block_on(async {
             let upstream = TcpListener::bind(("127.0.0.1", 0)).await.expect("a socket");
             let address = upstream.local_addr().expect("it is bound");
@@ -78,7 +78,7 @@ impl Yard {
             tokio::spawn(sim.clone().serve(upstream, std::future::pending()));
             hub(&config)
         });
-        let keyring = Keyring::new(&config.auth, None).expect("clients bring their keys");
+        let keyring = Authenticator::new(&config.auth, None).expect("clients bring their keys");
         let mut headers = HeaderMap::new();
         headers.insert(AUTHORIZATION, HeaderValue::from_static("Bearer k"));
         let identity = keyring.identify(&headers).expect("it is a key").expect("there is one");
@@ -87,7 +87,7 @@ impl Yard {
     }
 
     /// Comes back when the last one is parked, and so all before it.
-    fn join_all(&mut self) -> Vec<Parked> {
+    fn join_all(&mut self) -> Vec<WaitHandle> {
         let (hub, waits) = (self.hub.clone(), (0..WAITS).map(|_| self.wait()).collect::<Vec<_>>());
         self.runtime.block_on(async {
             let mut parked = Vec::with_capacity(WAITS);
@@ -103,19 +103,19 @@ impl Yard {
         })
     }
 
-    fn land(&self, parked: Vec<Parked>) {
+    fn land(&self, parked: Vec<WaitHandle>) {
         self.runtime.block_on(async {
-            self.sim.put(CLIP, "completed");
+            self.sim.set_status(CLIP, "completed");
             for wait in parked {
                 wait.await.expect("it is answered");
             }
         });
     }
 
-    fn wait(&self) -> Wait {
-        Wait {
+    fn wait(&self) -> WaitRequest {
+        WaitRequest {
             identity: self.identity.clone(),
-            who: Who::Key(self.identity.domain),
+            who: Subject::Key(self.identity.domain),
             form: Form::Single,
             clips: JobSet::new([JobId::new(CLIP).expect("it is short")]),
             goal: self.goal,
@@ -140,7 +140,7 @@ fn hub(config: &Config) -> Hub {
     let metrics = Metrics::new(&mut Registry::default());
     let client = Client::for_polls(upstream).expect("a client");
     let ladder = route.ladder.clone();
-    let means = Means {
+    let means = HubDeps {
         cache: Arc::new(Cache::new(config.cache.clone(), ladder.clone())),
         poller: Poller::new(client, route, upstream, Arc::clone(&metrics)),
         limits: Arc::new(Limits::new(&config.limits, &[])),

@@ -78,13 +78,13 @@ pub fn token_sha256(token: &[u8]) -> TokenHash {
 
 /// Turns a request's fields into an [`Identity`].
 #[derive(Debug)]
-pub struct Keyring {
-    mode: ArcSwap<Mode>,
+pub struct Authenticator {
+    mode: ArcSwap<AuthMode>,
     hash_key: [u8; blake3::KEY_LEN],
 }
 
 #[derive(Debug)]
-enum Mode {
+enum AuthMode {
     Passthrough,
     Sidecar(Identity),
     Team(Vec<Member>),
@@ -113,32 +113,32 @@ pub enum KeyringError {
     BadMemberKey(String),
 }
 
-impl Keyring {
+impl Authenticator {
     /// A keyring with a hash key of its own.
     pub fn new(auth: &config::Auth, api_key: Option<&Secret>) -> Result<Self, KeyringError> {
         let mut hash_key = [0; blake3::KEY_LEN];
         getrandom::fill(&mut hash_key).map_err(KeyringError::Random)?;
-        let mode = ArcSwap::from_pointee(Mode::new(auth, api_key, &hash_key)?);
+        let mode = ArcSwap::from_pointee(AuthMode::new(auth, api_key, &hash_key)?);
         Ok(Self { mode, hash_key })
     }
 
     /// Holds this from the next [`Self::identify`] on, in place of what it held: a member that is not in it is
     /// out at once. A key that stays keeps its domain. After an error nothing has changed.
     pub fn set(&self, auth: &config::Auth, api_key: Option<&Secret>) -> Result<(), KeyringError> {
-        self.mode.store(Arc::new(Mode::new(auth, api_key, &self.hash_key)?));
+        self.mode.store(Arc::new(AuthMode::new(auth, api_key, &self.hash_key)?));
         Ok(())
     }
 
     /// Whether whoever reaches the gateway uses its key, without bringing one.
-    pub fn lends_its_key(&self) -> bool {
-        matches!(**self.mode.load(), Mode::Sidecar(_))
+    pub fn injects_key(&self) -> bool {
+        matches!(**self.mode.load(), AuthMode::Sidecar(_))
     }
 
     /// The team's members, each with the domain of its key; none in the other modes.
     pub fn members(&self) -> Vec<(Arc<str>, KeyDomain)> {
         match &**self.mode.load() {
-            Mode::Passthrough | Mode::Sidecar(_) => Vec::new(),
-            Mode::Team(members) => members
+            AuthMode::Passthrough | AuthMode::Sidecar(_) => Vec::new(),
+            AuthMode::Team(members) => members
                 .iter()
                 .filter_map(|member| Some((member.identity.member.clone()?, member.identity.domain)))
                 .collect(),
@@ -149,20 +149,20 @@ impl Keyring {
     /// as it is.
     pub fn identify(&self, request: &HeaderMap) -> Result<Option<Identity>, AuthError> {
         match &**self.mode.load() {
-            Mode::Sidecar(identity) => Ok(Some(identity.clone())),
-            Mode::Passthrough => match key(request)? {
+            AuthMode::Sidecar(identity) => Ok(Some(identity.clone())),
+            AuthMode::Passthrough => match authorization_header(request)? {
                 Some(key) if authenticates_connection(key) => Err(AuthError::ConnectionAuth),
-                key => Ok(key.map(|key| identity(&self.hash_key, headers::detached(key)))),
+                key => Ok(key.map(|key| derive_identity(&self.hash_key, headers::copy_value(key)))),
             },
-            Mode::Team(members) => {
-                let token = key(request)?.and_then(bearer).ok_or(AuthError::NoToken)?;
+            AuthMode::Team(members) => {
+                let token = authorization_header(request)?.and_then(bearer).ok_or(AuthError::NoToken)?;
                 member(members, token).map(Some).ok_or(AuthError::UnknownToken)
             }
         }
     }
 }
 
-impl Mode {
+impl AuthMode {
     fn new(
         auth: &config::Auth,
         api_key: Option<&Secret>,
@@ -170,14 +170,14 @@ impl Mode {
     ) -> Result<Self, KeyringError> {
         let with_key = |key: &Secret| {
             let value = HeaderValue::try_from(format!("Bearer {}", key.expose())).ok()?;
-            Some(identity(hash_key, value))
+            Some(derive_identity(hash_key, value))
         };
         match auth {
-            config::Auth::Passthrough => Ok(Mode::Passthrough),
+            config::Auth::Passthrough => Ok(AuthMode::Passthrough),
             config::Auth::Sidecar => {
                 let key = api_key.ok_or(KeyringError::NoApiKey)?;
                 let identity = with_key(key).ok_or(KeyringError::BadApiKey)?;
-                Ok(Mode::Sidecar(Identity { is_lent: true, ..identity }))
+                Ok(AuthMode::Sidecar(Identity { is_lent: true, ..identity }))
             }
             config::Auth::Team(members) => {
                 let member = |member: &config::Member| {
@@ -186,14 +186,14 @@ impl Mode {
                     let identity = Identity { member: Some(member.name.as_str().into()), ..identity };
                     Ok(Member { token: member.token_sha256, identity })
                 };
-                members.iter().map(member).collect::<Result<_, _>>().map(Mode::Team)
+                members.iter().map(member).collect::<Result<_, _>>().map(AuthMode::Team)
             }
         }
     }
 }
 
 /// The one `Authorization` field, if it says anything.
-fn key(headers: &HeaderMap) -> Result<Option<&HeaderValue>, AuthError> {
+fn authorization_header(headers: &HeaderMap) -> Result<Option<&HeaderValue>, AuthError> {
     let mut keys = headers.get_all(AUTHORIZATION).iter();
     match (keys.next(), keys.next()) {
         (_, Some(_)) => Err(AuthError::SeveralKeys),
@@ -231,7 +231,7 @@ fn member(members: &[Member], token: &[u8]) -> Option<Identity> {
     members.get(found).map(|member| member.identity.clone())
 }
 
-fn identity(hash_key: &[u8; blake3::KEY_LEN], mut authorization: HeaderValue) -> Identity {
+fn derive_identity(hash_key: &[u8; blake3::KEY_LEN], mut authorization: HeaderValue) -> Identity {
     authorization.set_sensitive(true);
     let hash = blake3::keyed_hash(hash_key, authorization.as_bytes());
     let mut domain = KeyDomain([0; 16]);
@@ -247,13 +247,13 @@ mod tests {
         keys.iter().map(|key| (AUTHORIZATION, HeaderValue::from_str(key).unwrap())).collect()
     }
 
-    fn domain(keyring: &Keyring, key: &str) -> Option<KeyDomain> {
+    fn domain(keyring: &Authenticator, key: &str) -> Option<KeyDomain> {
         keyring.identify(&headers(&[key])).unwrap().map(|identity| identity.domain)
     }
 
     #[test]
     fn each_key_is_a_domain_of_its_own() {
-        let keyring = Keyring::new(&config::Auth::Passthrough, None).unwrap();
+        let keyring = Authenticator::new(&config::Auth::Passthrough, None).unwrap();
         assert_eq!(domain(&keyring, "Bearer a"), domain(&keyring, "Bearer a"));
         assert_ne!(domain(&keyring, "Bearer a"), domain(&keyring, "Bearer b"));
         assert!(domain(&keyring, "Bearer a").is_some());
@@ -265,7 +265,7 @@ mod tests {
     /// A connection that one client has authenticated would serve the next as that user.
     #[test]
     fn a_scheme_that_authenticates_the_connection_is_refused() {
-        let keyring = Keyring::new(&config::Auth::Passthrough, None).unwrap();
+        let keyring = Authenticator::new(&config::Auth::Passthrough, None).unwrap();
         for field in ["NTLM TlRMTVNT", "ntlm", "Negotiate YII", "NEGOTIATE\tYII", "  Negotiate YII", "NTLM,x"]
         {
             let refused = keyring.identify(&headers(&[field])).unwrap_err();
@@ -279,24 +279,24 @@ mod tests {
             assert!(domain(&keyring, field).is_some(), "{field:?}");
         }
         // The other modes send the gateway's own key, whatever the client's field holds.
-        let sidecar = Keyring::new(&config::Auth::Sidecar, Some(&Secret::new("sk-1"))).unwrap();
+        let sidecar = Authenticator::new(&config::Auth::Sidecar, Some(&Secret::new("sk-1"))).unwrap();
         assert!(domain(&sidecar, "NTLM TlRMTVNT").is_some());
     }
 
     #[test]
     fn two_gateways_name_one_key_differently() {
-        let [one, other] = [(); 2].map(|()| Keyring::new(&config::Auth::Passthrough, None).unwrap());
+        let [one, other] = [(); 2].map(|()| Authenticator::new(&config::Auth::Passthrough, None).unwrap());
         assert_ne!(domain(&one, "Bearer a"), domain(&other, "Bearer a"));
     }
 
     #[test]
     fn in_sidecar_mode_everybody_is_the_gateways_key() {
-        let keyring = Keyring::new(&config::Auth::Sidecar, Some(&Secret::new("sk-1"))).unwrap();
+        let keyring = Authenticator::new(&config::Auth::Sidecar, Some(&Secret::new("sk-1"))).unwrap();
         assert_eq!(domain(&keyring, "Bearer a"), domain(&keyring, "anything"));
         let identity = keyring.identify(&HeaderMap::new()).unwrap().unwrap();
         assert_eq!(identity.authorization, "Bearer sk-1");
         assert!(!format!("{keyring:?}{identity:?}").contains("sk-1"));
-        assert!(matches!(Keyring::new(&config::Auth::Sidecar, None), Err(KeyringError::NoApiKey)));
+        assert!(matches!(Authenticator::new(&config::Auth::Sidecar, None), Err(KeyringError::NoApiKey)));
     }
 
     /// (name, token, upstream key)
@@ -313,7 +313,7 @@ mod tests {
         config::Auth::Team(members.iter().map(member).collect())
     }
 
-    fn name(keyring: &Keyring, field: &str) -> Result<String, AuthError> {
+    fn name(keyring: &Authenticator, field: &str) -> Result<String, AuthError> {
         let identity = keyring.identify(&headers(&[field]))?.unwrap();
         Ok(identity.member.unwrap().to_string())
     }
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_token_is_its_members_upstream_key_whose_domain_the_team_shares() {
-        let keyring = Keyring::new(&team(&[ALICE, BOB, CAROL]), None).unwrap();
+        let keyring = Authenticator::new(&team(&[ALICE, BOB, CAROL]), None).unwrap();
         for (member, token, key) in [ALICE, BOB, CAROL] {
             assert_eq!(name(&keyring, &format!("Bearer {token}")).unwrap(), member);
             let identity = keyring.identify(&headers(&[&format!("bearer  {token} ")])).unwrap().unwrap();
@@ -337,7 +337,7 @@ mod tests {
 
     #[test]
     fn whoever_has_no_members_token_stays_outside() {
-        let keyring = Keyring::new(&team(&[ALICE, BOB]), None).unwrap();
+        let keyring = Authenticator::new(&team(&[ALICE, BOB]), None).unwrap();
         for field in ["", "Bearer", "Bearer ", "Basic cg_a", "cg_a", "Bearer\tcg_a"] {
             assert_eq!(name(&keyring, field), Err(AuthError::NoToken), "{field:?}");
         }
@@ -349,13 +349,13 @@ mod tests {
         }
         let two = headers(&["Bearer cg_a", "Bearer cg_b"]);
         assert_eq!(keyring.identify(&two).unwrap_err(), AuthError::SeveralKeys);
-        let nobody = Keyring::new(&team(&[]), None).unwrap();
+        let nobody = Authenticator::new(&team(&[]), None).unwrap();
         assert_eq!(name(&nobody, "Bearer cg_a"), Err(AuthError::UnknownToken));
     }
 
     #[test]
     fn a_removed_member_is_out_at_once_and_who_stays_keeps_its_domain() {
-        let keyring = Keyring::new(&team(&[ALICE, BOB]), None).unwrap();
+        let keyring = Authenticator::new(&team(&[ALICE, BOB]), None).unwrap();
         let before = domain(&keyring, "Bearer cg_b");
         keyring.set(&team(&[BOB]), None).unwrap();
         assert_eq!(name(&keyring, "Bearer cg_a"), Err(AuthError::UnknownToken));
@@ -369,7 +369,7 @@ mod tests {
 
     #[test]
     fn a_keyring_shows_neither_tokens_nor_hashes_nor_keys() {
-        let keyring = Keyring::new(&team(&[ALICE]), None).unwrap();
+        let keyring = Authenticator::new(&team(&[ALICE]), None).unwrap();
         let shown = format!("{keyring:?}");
         let hash = format!("{:?}", token_sha256(b"cg_a").0);
         assert!(shown.contains("alice"), "{shown}");

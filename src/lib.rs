@@ -98,10 +98,10 @@ mod upstream;
 #[doc(hidden)]
 pub mod testing {
     pub mod admin {
-        pub use crate::admin::{Admin, Readiness, Subject};
+        pub use crate::admin::{Admin, AdminContext, Readiness};
     }
     pub mod auth {
-        pub use crate::auth::{Identity, Keyring, token_sha256};
+        pub use crate::auth::{Authenticator, Identity, token_sha256};
     }
     pub mod cache {
         pub use crate::cache::Cache;
@@ -116,20 +116,20 @@ pub mod testing {
         pub use crate::gateway::Gateway;
     }
     pub mod hub {
-        pub use crate::hub::{Hub, Means, Parked, Wait};
+        pub use crate::hub::{Hub, HubDeps, WaitHandle, WaitRequest};
     }
     pub mod limits {
-        pub use crate::limits::{Limits, Who};
+        pub use crate::limits::{Limits, Subject};
     }
     pub mod protocol {
         pub mod allowed_host {
             pub use crate::protocol::allowed_host::HostPattern;
         }
         pub mod headers {
-            pub use crate::protocol::headers::head;
+            pub use crate::protocol::headers::split_head;
         }
         pub mod request {
-            pub use crate::protocol::request::{Peer, RequestCtx, RequestId, Trail};
+            pub use crate::protocol::request::{ForwardedChain, Peer, RequestCtx, RequestId};
         }
     }
     pub mod secret {

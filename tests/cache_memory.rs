@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cap::Cap;
-use clipgate::core::job::{JobId, JobState, Head, KeyDomain};
-use clipgate::core::job_body::{MAX_NAME_BYTES, Shape};
+use clipgate::core::job::{Head, JobId, JobState, KeyDomain};
+use clipgate::core::job_body::{ListShape, MAX_NAME_BYTES};
 use clipgate::core::route::Route;
 use clipgate::sim::{Options, Sim};
 use clipgate::testing::cache::Cache;
@@ -58,7 +58,7 @@ struct Case {
 /// A finished clip as the simulated API tells it, about 2 kB.
 fn template() -> String {
     let sim = Sim::new(Options::default());
-    sim.put("ID", "completed");
+    sim.set_status("ID", "completed");
     String::from_utf8(sim.body("ID", "completed").to_vec()).expect("JSON is text")
 }
 
@@ -74,7 +74,7 @@ fn head(trace: Option<&str>) -> Head {
             (HeaderName::from_static(name), HeaderValue::from_str(value).expect("it is text"))
         })
         .collect();
-    headers::head(StatusCode::OK, &fields)
+    headers::split_head(StatusCode::OK, &fields)
 }
 
 fn clips(case: &Case, template: &str, usual: &Arc<Head>, n: usize) -> Vec<JobState> {
@@ -134,7 +134,7 @@ fn what_the_cache_allocates_is_what_max_bytes_says() {
         let (before, resident_before) = (ALLOCATOR.allocated(), resident());
         let cache = Cache::new(config, Route::suno().ladder);
         let now = clock::now();
-        cache.accepted(KEY, now);
+        cache.key_accepted(KEY, now);
         // More than there is room for.
         let (mut n, mut stored) = (0, 0);
         while stored < MAX_BYTES + MAX_BYTES / 4 {
@@ -178,14 +178,14 @@ fn what_the_cache_allocates_is_what_max_bytes_says() {
 fn what_is_remembered_of_keys_has_an_end() {
     let _counting = COUNTING.lock();
     for (name, shape, most) in [
-        ("keys", Shape::Bare, 30 << 20),
-        ("keys with lists in the longest name", Shape::Wrapped("n".repeat(MAX_NAME_BYTES)), 80 << 20),
+        ("keys", ListShape::Array, 30 << 20),
+        ("keys with lists in the longest name", ListShape::Wrapped("n".repeat(MAX_NAME_BYTES)), 80 << 20),
     ] {
         let before = ALLOCATOR.allocated();
         let cache = Cache::new(Config::default().cache, Route::suno().ladder);
         let now = clock::now();
         for n in 0..150_000_u128 {
-            cache.accepted(KeyDomain(n.to_le_bytes()), now);
+            cache.key_accepted(KeyDomain(n.to_le_bytes()), now);
             cache.set_shape(KeyDomain(n.to_le_bytes()), &shape);
         }
         let allocated = ALLOCATOR.allocated() - before;

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use clipgate::core::coalescer::{
-    Coalescer, Input, Outcome, Output, PollId, PollSpec, Progress, Rules, WaitId, WaitSpec,
+    Coalescer, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, Timing, WaitId, WaitSpec,
 };
-use clipgate::core::job::{JobId, JobSet, JobState, Head, KeyDomain};
+use clipgate::core::job::{Head, JobId, JobSet, JobState, KeyDomain};
 use clipgate::core::route::{Form, Goal, Route, Rung};
 use clipgate::testing::clock;
 
@@ -38,7 +38,7 @@ impl Crowd {
             lowest: Some(ladder.lowest()),
             open: HashMap::new(),
             goal: Goal::Rung(ladder.highest_askable()),
-            machine: Coalescer::new(Rules {
+            machine: Coalescer::new(Timing {
                 ladder,
                 hold: Duration::from_secs(120),
                 linger: Duration::from_secs(2),
@@ -101,7 +101,7 @@ impl Crowd {
                 if place == 0 { done } else { JobState { rung: self.lowest, ..done } }
             });
             let states = states.collect();
-            self.tell(Input::Landed(*poll, Outcome::Clips(states)));
+            self.tell(Input::Landed(*poll, PollOutcome::Clips(states)));
         }
         polls.len()
     }
@@ -117,7 +117,7 @@ impl Crowd {
         let poll = self.polls.remove(&clip).expect("its waits have opened it");
         self.open.remove(&poll);
         let before = self.settled;
-        self.tell(Input::Landed(poll, Outcome::Clips(vec![self.done(clip)])));
+        self.tell(Input::Landed(poll, PollOutcome::Clips(vec![self.done(clip)])));
         self.settled - before
     }
 
@@ -146,8 +146,8 @@ impl Crowd {
                     let clip = spec.clips.iter().next().expect("a poll asks for a clip").clone();
                     self.polls.insert(clip, poll);
                     self.open.insert(poll, spec);
-                    self.machine.handle(Input::Progress(poll, Progress::Trying), self.now);
-                    self.machine.handle(Input::Progress(poll, Progress::Standing), self.now);
+                    self.machine.handle(Input::Progress(poll, PollProgress::AttemptStarted), self.now);
+                    self.machine.handle(Input::Progress(poll, PollProgress::Held), self.now);
                 }
                 Output::Settle(..) => self.settled += 1,
                 Output::Abort(poll) => drop(self.open.remove(&poll)),

@@ -8,7 +8,7 @@ use clipgate::sim::{Options, Sim};
 use clipgate::testing::clock;
 use clipgate::testing::config::{Config, Listen};
 use clipgate::testing::gateway::Gateway;
-use clipgate::testing::protocol::request::{Peer, RequestCtx, RequestId, Trail};
+use clipgate::testing::protocol::request::{ForwardedChain, Peer, RequestCtx, RequestId};
 use clipgate::testing::server::{Listener, Server, tcp_address};
 use clipgate::testing::telemetry::log;
 use clipgate::testing::telemetry::metrics::Metrics;
@@ -56,7 +56,7 @@ impl House {
             let address = upstream.local_addr().expect("it is bound");
             config.upstream.base_url = format!("http://{address}").parse().expect("it is a URL");
             let sim = Sim::new(Options::default());
-            sim.put(CLIP, "completed");
+            sim.set_status(CLIP, "completed");
             tokio::spawn(sim.serve(upstream, std::future::pending()));
             let (gateway, hub) = Gateway::new(&config, Metrics::new(&mut registry)).expect("a gateway");
             tokio::spawn(hub);
@@ -91,7 +91,7 @@ impl House {
                 .expect("it is well-formed");
             let ctx = RequestCtx {
                 id: RequestId::new(None),
-                trail: Trail::of(Peer::Tcp(SocketAddr::from(([127, 0, 0, 1], 40_000)))),
+                trail: ForwardedChain::of(Peer::Tcp(SocketAddr::from(([127, 0, 0, 1], 40_000)))),
                 is_tls: false,
                 arrived: clock::now(),
             };

@@ -6,22 +6,22 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use super::state::Caps;
+use super::state::ConfiguredLimits;
 use crate::gateway::Gateway;
 
 /// The gateway's own figures.
-pub(super) struct Figures {
+pub(super) struct GatewayCollector {
     pub(super) gateway: Gateway,
-    pub(super) caps: Caps,
+    pub(super) caps: ConfiguredLimits,
 }
 
-impl fmt::Debug for Figures {
+impl fmt::Debug for GatewayCollector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Figures").finish_non_exhaustive()
     }
 }
 
-impl Collector for Figures {
+impl Collector for GatewayCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let (kept, caps) = (self.gateway.cache().size(), self.caps);
         let figures = [

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use super::seats::{Seat, Seated, Seats};
-use super::service::Panel;
+use super::service::AdminService;
 use crate::clock;
 use crate::protocol::request::Peer;
 use crate::server::{Accepted, Listener, Listeners, descriptors};
@@ -44,7 +44,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// Serves until it is dropped, and then cuts all off.
-pub(super) async fn accept_all(listener: Listener, panel: Arc<Panel>) -> Infallible {
+pub(super) async fn accept_all(listener: Listener, panel: Arc<AdminService>) -> Infallible {
     let seats = Arc::new(Seats::new(descriptors::admin_connections()));
     let mut listeners = Listeners::new(vec![listener]);
     let (mut connections, mut warned_at) = (JoinSet::new(), None::<Instant>);
@@ -79,7 +79,12 @@ pub(super) async fn accept_all(listener: Listener, panel: Arc<Panel>) -> Infalli
     }
 }
 
-async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, peer: Peer, panel: Arc<Panel>, seat: Seat) {
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    peer: Peer,
+    panel: Arc<AdminService>,
+    seat: Seat,
+) {
     // Cancel safe: what is cut off here has to go.
     let _ = seat.seated.leave().run_until_cancelled(serve(stream, peer, panel, &seat.seated)).await;
 }
@@ -87,7 +92,7 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, peer: Peer, pan
 async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     peer: Peer,
-    panel: Arc<Panel>,
+    panel: Arc<AdminService>,
     seated: &Arc<Seated>,
 ) {
     let service = service_fn(move |request: Request<Incoming>| {

@@ -9,7 +9,7 @@ use crate::protocol::request::RequestId;
 
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum AdminRefusal {
+pub(super) enum AdminError {
     /// Nothing has this path.
     #[error("there is nothing here")]
     NotFound,
@@ -36,7 +36,7 @@ pub(super) enum AdminRefusal {
     Busy,
 }
 
-impl AdminRefusal {
+impl AdminError {
     fn status(self) -> StatusCode {
         match self {
             Self::NotFound => StatusCode::NOT_FOUND,
@@ -64,7 +64,7 @@ impl AdminRefusal {
 
     /// The answer, but for the fields that every one has.
     pub(super) fn answer(self, id: &RequestId, path: &str) -> Response<Body> {
-        let mut response = error::shaped(self.status(), &self.to_string(), path, id).map(Body::full);
+        let mut response = error::error_response(self.status(), &self.to_string(), path, id).map(Body::full);
         let headers = response.headers_mut();
         match self {
             Self::Method(methods) => {

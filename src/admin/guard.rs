@@ -12,10 +12,10 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, Request};
 use subtle::ConstantTimeEq as _;
 
-use super::error::AdminRefusal;
+use super::error::AdminError;
 use crate::auth::{bearer, token_sha256};
 use crate::protocol::allowed_host::{HostPattern, foreign_host};
-use crate::protocol::headers::{is_for_a_window, is_of_foreign_page};
+use crate::protocol::headers::{is_cross_origin, is_top_level_navigation};
 use crate::protocol::request::Peer;
 use crate::secret::{Secret, TokenHash};
 
@@ -42,16 +42,16 @@ impl Guard {
         request: &Request<B>,
         peer: Peer,
         allowed_hosts: &[HostPattern],
-    ) -> Result<(), AdminRefusal> {
+    ) -> Result<(), AdminError> {
         match self.token {
-            Some(token) if !brings(request.headers(), token) => return Err(AdminRefusal::Unauthorized),
+            Some(token) if !brings(request.headers(), token) => return Err(AdminError::Unauthorized),
             None if peer != Peer::Unix && foreign_host(request, allowed_hosts).is_some() => {
-                return Err(AdminRefusal::ForeignHost);
+                return Err(AdminError::ForeignHost);
             }
             Some(_) | None => {}
         }
-        match is_of_foreign_page(request) && !is_for_a_window(request) {
-            true => Err(AdminRefusal::ForeignSite),
+        match is_cross_origin(request) && !is_top_level_navigation(request) {
+            true => Err(AdminError::ForeignSite),
             false => Ok(()),
         }
     }
@@ -84,7 +84,7 @@ mod tests {
     }
 
     /// From another program on this machine, where nothing is listed.
-    fn check(guard: &Guard, request: &Request<()>) -> Result<(), AdminRefusal> {
+    fn check(guard: &Guard, request: &Request<()>) -> Result<(), AdminError> {
         guard.check(request, Peer::Tcp(([127, 0, 0, 1], 50_000).into()), &[])
     }
 
@@ -94,7 +94,7 @@ mod tests {
         let own = request("GET", &[("host", "127.0.0.1:9090")]);
         assert_eq!(guard.check(&own, peer, &[]), Ok(()));
         let foreign = request("GET", &[("host", "evil.example:9090")]);
-        assert_eq!(guard.check(&foreign, peer, &[]), Err(AdminRefusal::ForeignHost));
+        assert_eq!(guard.check(&foreign, peer, &[]), Err(AdminError::ForeignHost));
         assert_eq!(guard.check(&foreign, peer, &[HostPattern::Name("evil.example".to_owned())]), Ok(()));
         assert_eq!(guard.check(&foreign, Peer::Unix, &[]), Ok(()));
     }

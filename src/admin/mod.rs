@@ -33,13 +33,13 @@ use prometheus_client::registry::Registry;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use self::service::Panel;
+use self::service::AdminService;
 use crate::config::{Config, Listen};
 use crate::gateway::Gateway;
 use crate::server::Listener;
 
 /// What the operator looks at.
-pub struct Subject {
+pub struct AdminContext {
     /// The gateway.
     pub gateway: Gateway,
     /// What it and others count.
@@ -102,8 +102,8 @@ impl Admin {
     /// # Errors
     ///
     /// When none can: why the first cannot.
-    pub async fn start(listen: Vec<Listen>, config: &Config, subject: Subject) -> io::Result<Self> {
-        let panel = Panel::new(config, subject);
+    pub async fn start(listen: Vec<Listen>, config: &Config, subject: AdminContext) -> io::Result<Self> {
+        let panel = AdminService::new(config, subject);
         let stop = CancellationToken::new();
         let (tell, told) = oneshot::channel();
         let stopped = stop.clone();
@@ -134,7 +134,7 @@ impl Drop for Admin {
 
 fn run(
     listen: &[Listen],
-    panel: Panel,
+    panel: AdminService,
     stop: &CancellationToken,
     tell: oneshot::Sender<io::Result<Listen>>,
 ) -> io::Result<()> {
@@ -170,10 +170,10 @@ async fn bind(listen: &[Listen]) -> io::Result<Listener> {
     Err(first.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into()))
 }
 
-async fn serve(listener: Listener, panel: Arc<Panel>) -> Infallible {
+async fn serve(listener: Listener, panel: Arc<AdminService>) -> Infallible {
     tokio::select! {
         // Neither ends.
         never = connection::accept_all(listener, Arc::clone(&panel)) => never,
-        never = panel.sample_for_ever() => never,
+        never = panel.run_sampler() => never,
     }
 }

@@ -20,11 +20,11 @@ const MAX_ANSWER: usize = 1 << 10;
 
 /// What is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Question {
+pub(crate) enum Check {
     /// Whether the process lives.
-    Lives,
+    Liveness,
     /// Whether clients should be sent there.
-    IsReady,
+    Readiness,
 }
 
 /// What came back.
@@ -50,18 +50,18 @@ pub(crate) enum ProbeError {
     Body,
 }
 
-impl Question {
+impl Check {
     fn path(self) -> &'static str {
         match self {
-            Self::Lives => "/healthz",
-            Self::IsReady => "/readyz",
+            Self::Liveness => "/healthz",
+            Self::Readiness => "/readyz",
         }
     }
 }
 
 /// Asks whoever listens there. It takes as long as the other side does. Cancel safe: dropping the future closes the
 /// connection.
-pub(crate) async fn probe(listen: &Listen, question: Question) -> Result<Health, ProbeError> {
+pub(crate) async fn probe(listen: &Listen, question: Check) -> Result<Health, ProbeError> {
     match listen {
         Listen::Tcp(address) => {
             ask(TcpStream::connect(reachable(*address)).await.map_err(ProbeError::Connect)?, question).await
@@ -84,7 +84,7 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
 
 async fn ask(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    question: Question,
+    question: Check,
 ) -> Result<Health, ProbeError> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(ProbeError::Http)?;
     let mut request = Request::new(Empty::<Bytes>::new());

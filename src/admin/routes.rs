@@ -3,12 +3,12 @@
 use percent_encoding::percent_decode_str;
 
 use super::dashboard::File;
-use super::error::AdminRefusal;
+use super::error::AdminError;
 use crate::core::job::JobId;
 
 /// What a path names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Resource {
+pub(super) enum AdminRoute {
     /// The dashboard, or what it is made of.
     Dashboard(File),
     /// Whether the process lives.
@@ -29,9 +29,9 @@ pub(super) enum Resource {
     Clip(JobId),
 }
 
-impl Resource {
+impl AdminRoute {
     /// What the path of a request names.
-    pub(super) fn of(path: &str) -> Result<Self, AdminRefusal> {
+    pub(super) fn of(path: &str) -> Result<Self, AdminError> {
         match path {
             "/healthz" => Ok(Self::Health),
             "/readyz" => Ok(Self::Readiness),
@@ -41,8 +41,8 @@ impl Resource {
             "/api/history" => Ok(Self::History),
             "/api/cache" => Ok(Self::Cache),
             _ => match path.strip_prefix("/api/cache/") {
-                Some(id) => clip(id).map(Self::Clip).ok_or(AdminRefusal::BadId),
-                None => File::at(path).map(Self::Dashboard).ok_or(AdminRefusal::NotFound),
+                Some(id) => clip(id).map(Self::Clip).ok_or(AdminError::BadId),
+                None => File::at(path).map(Self::Dashboard).ok_or(AdminError::NotFound),
             },
         }
     }
@@ -72,17 +72,17 @@ mod tests {
 
     #[test]
     fn a_clips_id_is_the_rest_of_the_path_decoded() {
-        let id = |path: &str| match Resource::of(path) {
-            Ok(Resource::Clip(id)) => Some(id.as_str().to_owned()),
+        let id = |path: &str| match AdminRoute::of(path) {
+            Ok(AdminRoute::Clip(id)) => Some(id.as_str().to_owned()),
             _ => None,
         };
         assert_eq!(id("/api/cache/a-1").as_deref(), Some("a-1"));
         assert_eq!(id("/api/cache/%C3%A9%2Fb").as_deref(), Some("é/b"));
         for bad in ["/api/cache/", "/api/cache/%ff", &format!("/api/cache/{}", "x".repeat(129))] {
-            assert_eq!(Resource::of(bad), Err(AdminRefusal::BadId), "{bad}");
+            assert_eq!(AdminRoute::of(bad), Err(AdminError::BadId), "{bad}");
         }
         for nothing in ["/index.html", "/dashboard/", "/metrics/", "/api", "/API/state", "/api/caches"] {
-            assert_eq!(Resource::of(nothing), Err(AdminRefusal::NotFound), "{nothing}");
+            assert_eq!(AdminRoute::of(nothing), Err(AdminError::NotFound), "{nothing}");
         }
     }
 }

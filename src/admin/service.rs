@@ -15,14 +15,14 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, info};
 
-use super::collector::Figures;
-use super::error::AdminRefusal;
+use super::collector::GatewayCollector;
+use super::error::AdminError;
 use super::events::{Events, event};
 use super::guard::Guard;
 use super::history::{History, STEP};
-use super::routes::Resource;
-use super::state::{About, Caps, state};
-use super::{Phase, Subject};
+use super::routes::AdminRoute;
+use super::state::{ConfiguredLimits, StaticInfo, state};
+use super::{AdminContext, Phase};
 use crate::clock;
 use crate::config::Config;
 use crate::gateway::Gateway;
@@ -40,26 +40,26 @@ const TICK: Duration = Duration::from_secs(1);
 const TICKS_A_STEP: u64 = STEP.as_secs() / TICK.as_secs();
 
 /// What the operator's side is made of.
-pub(super) struct Panel {
+pub(super) struct AdminService {
     gateway: Gateway,
     registry: Registry,
     guard: Guard,
-    about: About,
+    about: StaticInfo,
     history: Mutex<History>,
     /// The newest state, as an event; looked after while somebody reads it.
     states: watch::Sender<Bytes>,
     streams: Arc<Semaphore>,
 }
 
-impl Panel {
-    pub(super) fn new(config: &Config, subject: Subject) -> Self {
-        let Subject { gateway, mut registry, readiness, listen, example } = subject;
-        let caps = Caps::new(config);
-        registry.register_collector(Box::new(Figures { gateway: gateway.clone(), caps }));
+impl AdminService {
+    pub(super) fn new(config: &Config, subject: AdminContext) -> Self {
+        let AdminContext { gateway, mut registry, readiness, listen, example } = subject;
+        let caps = ConfiguredLimits::new(config);
+        registry.register_collector(Box::new(GatewayCollector { gateway: gateway.clone(), caps }));
         Self {
             registry,
             guard: Guard::new(config.admin.token.as_ref()),
-            about: About {
+            about: StaticInfo {
                 readiness,
                 caps,
                 base_url: config.upstream.base_url.to_string(),
@@ -76,7 +76,7 @@ impl Panel {
     }
 
     /// Remembers now and then how it stands, and tells those who read along. Cancel safe.
-    pub(super) async fn sample_for_ever(&self) -> Infallible {
+    pub(super) async fn run_sampler(&self) -> Infallible {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.history.lock().add(&self.gateway);
@@ -132,26 +132,26 @@ impl Panel {
         &self,
         request: &Request<B>,
         peer: Peer,
-    ) -> Result<Response<Body>, AdminRefusal> {
-        let resource = Resource::of(request.uri().path());
-        if !resource.as_ref().is_ok_and(Resource::is_open) {
+    ) -> Result<Response<Body>, AdminError> {
+        let resource = AdminRoute::of(request.uri().path());
+        if !resource.as_ref().is_ok_and(AdminRoute::is_open) {
             self.guard.check(request, peer, &self.gateway.allowed_hosts())?;
         }
         let resource = resource?;
         let methods = resource.methods();
         if !methods.contains(&request.method().as_str()) {
-            return Err(AdminRefusal::Method(methods));
+            return Err(AdminError::Method(methods));
         }
         match resource {
-            Resource::Dashboard(file) => Ok(file.answer(request.headers())),
-            Resource::Health => Ok(text_of(StatusCode::OK, "ok\n")),
-            Resource::Readiness => Ok(self.readiness()),
-            Resource::Metrics => Ok(self.metrics(request.headers())),
-            Resource::State => Ok(json_of(state(&self.gateway, &self.about).await)),
-            Resource::Events => self.events().await,
-            Resource::History => Ok(json_of(self.history.lock().json())),
-            Resource::Cache => Ok(forgotten(self.gateway.cache().forget_all())),
-            Resource::Clip(id) => Ok(forgotten(self.gateway.cache().forget(&id))),
+            AdminRoute::Dashboard(file) => Ok(file.answer(request.headers())),
+            AdminRoute::Health => Ok(text_of(StatusCode::OK, "ok\n")),
+            AdminRoute::Readiness => Ok(self.readiness()),
+            AdminRoute::Metrics => Ok(self.metrics(request.headers())),
+            AdminRoute::State => Ok(json_of(state(&self.gateway, &self.about).await)),
+            AdminRoute::Events => self.events().await,
+            AdminRoute::History => Ok(json_of(self.history.lock().json())),
+            AdminRoute::Cache => Ok(removed_response(self.gateway.cache().forget_all())),
+            AdminRoute::Clip(id) => Ok(removed_response(self.gateway.cache().remove(&id))),
         }
     }
 
@@ -174,8 +174,8 @@ impl Panel {
         content(StatusCode::OK, kind, page)
     }
 
-    async fn events(&self) -> Result<Response<Body>, AdminRefusal> {
-        let place = Arc::clone(&self.streams).try_acquire_owned().map_err(|_| AdminRefusal::Busy)?;
+    async fn events(&self) -> Result<Response<Body>, AdminError> {
+        let place = Arc::clone(&self.streams).try_acquire_owned().map_err(|_| AdminError::Busy)?;
         let events = self.states.subscribe();
         let events = Events::new(&self.event().await, events, place);
         let mut response = Response::new(Body::stream(events));
@@ -195,7 +195,7 @@ fn wants_open_metrics(request: &HeaderMap) -> bool {
         .any(|kind| kind.starts_with("application/openmetrics-text"))
 }
 
-fn forgotten(entries: u64) -> Response<Body> {
+fn removed_response(entries: u64) -> Response<Body> {
     info!(entries, "cache entries forgotten");
     json_of(json!({ "forgotten": entries }).to_string())
 }

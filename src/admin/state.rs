@@ -7,10 +7,10 @@ use serde::Serialize;
 use super::{Phase, Readiness};
 use crate::clock;
 use crate::config::{Config, Listen};
-use crate::core::coalescer::ClipInFlight;
+use crate::core::coalescer::JobStatus;
 use crate::core::route::Ladder;
 use crate::gateway::{Asker, Gateway, Overview};
-use crate::limits::Left;
+use crate::limits::QuotaState;
 use crate::printable::escape_json;
 use crate::telemetry::metrics::{Limit, Totals};
 
@@ -22,14 +22,14 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The most there may be, as configured.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Caps {
+pub(super) struct ConfiguredLimits {
     pub(super) waits: u64,
     pub(super) passthrough: u64,
     pub(super) polls: u64,
     pub(super) cache_bytes: u64,
 }
 
-impl Caps {
+impl ConfiguredLimits {
     pub(super) fn new(config: &Config) -> Self {
         Self {
             waits: config.limits.max_waits as u64,
@@ -41,9 +41,9 @@ impl Caps {
 }
 
 /// What stays the same as long as the gateway runs.
-pub(super) struct About {
+pub(super) struct StaticInfo {
     pub(super) readiness: Readiness,
-    pub(super) caps: Caps,
+    pub(super) caps: ConfiguredLimits,
     pub(super) base_url: String,
     pub(super) listen: Vec<Listen>,
     pub(super) example: String,
@@ -140,7 +140,7 @@ struct Quota {
 }
 
 /// How all stands now. A hub that is busy is not waited for long: what only it knows is left out then.
-pub(super) async fn state(gateway: &Gateway, about: &About) -> Vec<u8> {
+pub(super) async fn state(gateway: &Gateway, about: &StaticInfo) -> Vec<u8> {
     let overview = tokio::time::timeout(PATIENCE, gateway.overview(MOST)).await.ok().flatten();
     let (now, metrics, kept) = (clock::now(), gateway.metrics(), gateway.cache().size());
     let (standing, health) = (metrics.upstream.standing(), metrics.upstream.health());
@@ -189,7 +189,7 @@ fn listed(overview: Overview, ladder: &Ladder, now: Instant) -> (Listed<Clip<'_>
     (Listed { listed: clips, total: clips_in_all }, Listed { listed: keys, total: askers_in_all })
 }
 
-fn clip<'a>(clip: &ClipInFlight, ladder: &'a Ladder, now: Instant) -> Clip<'a> {
+fn clip<'a>(clip: &JobStatus, ladder: &'a Ladder, now: Instant) -> Clip<'a> {
     Clip {
         id: clip.id.to_string(),
         key: clip.domain.to_string(),
@@ -204,7 +204,7 @@ fn clip<'a>(clip: &ClipInFlight, ladder: &'a Ladder, now: Instant) -> Clip<'a> {
 fn key(asker: Asker) -> Key {
     let quota = |limit: Limit| {
         let left = asker.left.iter().find(|left| left.quota == limit)?;
-        let Left { left, burst, rate, more_in, .. } = *left;
+        let QuotaState { left, burst, rate, more_in, .. } = *left;
         Some(Quota { left, burst, per_second: rate, more_in_seconds: more_in })
     };
     Key {

@@ -97,7 +97,7 @@ impl StoredHead {
         let shared = head.shared.iter().map(|(name, value)| (name.clone(), Bytes::copy_from_slice(value)));
         let head = Head { shared: shared.collect(), own: Vec::new(), ..*head };
         let mut fields = HeaderMap::with_capacity(head.shared.len() + 1);
-        headers::write(&head, false, &mut fields);
+        headers::write_stored(&head, false, &mut fields);
         headers::append_via(&mut fields, Version::HTTP_11);
         let fields = fields.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
         Self { head: Arc::new(head), fields, hash }

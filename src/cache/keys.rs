@@ -17,14 +17,14 @@ use moka::policy::EvictionPolicy;
 use parking_lot::Mutex;
 
 use crate::core::job::KeyDomain;
-use crate::core::job_body::Shape;
+use crate::core::job_body::ListShape;
 
 /// The keys that are remembered.
 const MAX_DOMAINS: u64 = 100_000;
 
 /// That the upstream has accepted a key, as far as was known a moment ago.
 #[derive(Clone, Copy, Debug)]
-pub struct Proof {
+pub struct KeyProof {
     pub(super) epoch: u64,
     /// When the newest request began that was accepted; `None`: a 403 came since, hits need a new proof.
     pub(super) accepted_at: Option<Instant>,
@@ -34,7 +34,7 @@ pub struct Proof {
 pub(super) struct Keys {
     domains: moka::sync::Cache<KeyDomain, Domain, RandomState>,
     /// The outer shape of each key's lists. An array, the usual one, is not listed.
-    shapes: moka::sync::Cache<KeyDomain, Arc<Shape>, RandomState>,
+    shapes: moka::sync::Cache<KeyDomain, Arc<ListShape>, RandomState>,
     /// Held while a domain is changed, so that a refusal cannot be undone by an acceptance under way.
     changing: Mutex<()>,
     next_epoch: AtomicU64,
@@ -62,14 +62,14 @@ impl Keys {
     }
 
     /// Returns the proof of a key that the upstream has accepted, and has not answered 401 since.
-    pub(super) fn proof(&self, domain: KeyDomain) -> Option<Proof> {
+    pub(super) fn proof(&self, domain: KeyDomain) -> Option<KeyProof> {
         let Domain { epoch, is_known, accepted_at, .. } = self.domains.get(&domain)?;
-        is_known.then_some(Proof { epoch, accepted_at })
+        is_known.then_some(KeyProof { epoch, accepted_at })
     }
 
     /// Records a success of a request that began at `began`. The upstream checks the key when a request comes: one that
     /// began before a refusal says nothing of the time after it.
-    pub(super) fn accepted(&self, domain: KeyDomain, began: Instant) {
+    pub(super) fn key_accepted(&self, domain: KeyDomain, began: Instant) {
         let _changing = self.changing.lock();
         let known = self.domains.get(&domain);
         if known.is_some_and(|known| known.is_refused_since(began)) {
@@ -85,7 +85,7 @@ impl Keys {
     }
 
     /// Records a 401.
-    pub(super) fn refused(&self, domain: KeyDomain, now: Instant) {
+    pub(super) fn key_rejected(&self, domain: KeyDomain, now: Instant) {
         let _changing = self.changing.lock();
         let epoch = self.new_epoch();
         let refused = Domain { epoch, is_known: false, accepted_at: None, refused_at: Some(now) };
@@ -108,14 +108,14 @@ impl Keys {
     }
 
     /// Returns how the upstream last answered this key with a list; an array before the first one.
-    pub(super) fn shape(&self, domain: KeyDomain) -> Arc<Shape> {
+    pub(super) fn shape(&self, domain: KeyDomain) -> Arc<ListShape> {
         self.shapes.get(&domain).unwrap_or_default()
     }
 
-    pub(super) fn set_shape(&self, domain: KeyDomain, shape: &Shape) {
+    pub(super) fn set_shape(&self, domain: KeyDomain, shape: &ListShape) {
         match (self.shapes.get(&domain), shape) {
-            (None, Shape::Bare) => {}
-            (Some(_), Shape::Bare) => self.shapes.invalidate(&domain),
+            (None, ListShape::Array) => {}
+            (Some(_), ListShape::Array) => self.shapes.invalidate(&domain),
             (Some(known), shape) if *known == *shape => {}
             (_, shape) => self.shapes.insert(domain, Arc::new(shape.clone())),
         }

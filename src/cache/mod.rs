@@ -23,11 +23,11 @@ use moka::Expiry;
 use parking_lot::Mutex;
 
 use self::heads::{Heads, StoredHead};
+pub(crate) use self::keys::KeyProof;
 use self::keys::Keys;
-pub(crate) use self::keys::Proof;
 use crate::config;
 use crate::core::job::{JobId, JobState, KeyDomain};
-use crate::core::job_body::Shape;
+use crate::core::job_body::ListShape;
 use crate::core::route::{Ladder, Rung};
 
 /// The most bytes that are held to know their validator.
@@ -38,7 +38,7 @@ const MAX_VALIDATED: usize = 64 << 10;
 pub struct Cache {
     rules: ArcSwap<config::Cache>,
     ladder: Ladder,
-    clips: moka::sync::Cache<(KeyDomain, JobId), Arc<Kept>, RandomState>,
+    clips: moka::sync::Cache<(KeyDomain, JobId), Arc<CachedJob>, RandomState>,
     keys: Keys,
     heads: Heads,
     /// The last bytes that a validator was made of, and it.
@@ -49,7 +49,7 @@ pub struct Cache {
 #[derive(Clone, Debug)]
 pub struct Hit {
     /// What is kept.
-    pub kept: Arc<Kept>,
+    pub kept: Arc<CachedJob>,
     /// How long it may be answered with from now on.
     pub ttl: Duration,
 }
@@ -63,7 +63,7 @@ impl Hit {
 
 /// A clip's state, and what goes along with it to everybody who is told it.
 #[derive(Debug)]
-pub struct Kept {
+pub struct CachedJob {
     /// The state.
     pub state: JobState,
     /// The strong validator of the state's bytes.
@@ -91,8 +91,8 @@ impl Cache {
     pub fn new(rules: config::Cache, ladder: Ladder) -> Self {
         let clips = moka::sync::Cache::builder()
             .max_capacity(rules.max_bytes)
-            .weigher(|_, kept: &Arc<Kept>| kept.weight)
-            .expire_after(OwnTtl)
+            .weigher(|_, kept: &Arc<CachedJob>| kept.weight)
+            .expire_after(PerEntryExpiry)
             .build_with_hasher(RandomState::default());
         let heads = Heads::new(rules.max_bytes);
         let rules = ArcSwap::from_pointee(rules);
@@ -100,17 +100,17 @@ impl Cache {
     }
 
     /// From now on keeps states for other times; what is kept already stays for its own. Its size does not change.
-    pub fn set_rules(&self, rules: config::Cache) {
+    pub fn reconfigure(&self, rules: config::Cache) {
         self.rules.store(Arc::new(rules));
     }
 
     /// What says that this key is one.
-    pub fn proof(&self, domain: KeyDomain) -> Option<Proof> {
+    pub fn proof(&self, domain: KeyDomain) -> Option<KeyProof> {
         self.keys.proof(domain)
     }
 
     /// Whether the upstream has accepted this key, as far as is remembered.
-    pub fn knows(&self, domain: KeyDomain) -> bool {
+    pub fn is_key_proven(&self, domain: KeyDomain) -> bool {
         self.proof(domain).is_some()
     }
 
@@ -120,7 +120,7 @@ impl Cache {
     }
 
     /// The same for a key whose proof is at hand.
-    pub fn get_proven(&self, proof: Proof, domain: KeyDomain, id: &JobId, now: Instant) -> Option<Hit> {
+    pub fn get_proven(&self, proof: KeyProof, domain: KeyDomain, id: &JobId, now: Instant) -> Option<Hit> {
         if now.saturating_duration_since(proof.accepted_at?) >= self.rules.load().recheck_key {
             return None;
         }
@@ -136,23 +136,18 @@ impl Cache {
 
     /// The upstream answered a request that began at `began` with a success. It looks at the key when a request
     /// comes: one that began before a refusal says nothing of the time after it.
-    pub fn accepted(&self, domain: KeyDomain, began: Instant) {
-        self.keys.accepted(domain, began);
+    pub fn key_accepted(&self, domain: KeyDomain, began: Instant) {
+        self.keys.key_accepted(domain, began);
     }
 
     /// The upstream answered this key with 401 at `now`: nothing that it was told before is told again.
-    pub fn refused(&self, domain: KeyDomain, now: Instant) {
-        self.keys.refused(domain, now);
+    pub fn key_rejected(&self, domain: KeyDomain, now: Instant) {
+        self.keys.key_rejected(domain, now);
     }
 
     /// The upstream answered this key with 403 at `now`, when it asked for these clips: they are removed, and the key
     /// must be proven again before it is told of others.
-    pub fn forbidden<'a>(
-        &self,
-        domain: KeyDomain,
-        asked: impl IntoIterator<Item = &'a JobId>,
-        now: Instant,
-    ) {
+    pub fn forbidden<'a>(&self, domain: KeyDomain, asked: impl IntoIterator<Item = &'a JobId>, now: Instant) {
         self.keys.forbidden(domain, now);
         for id in asked {
             self.clips.invalidate(&(domain, id.clone()));
@@ -161,12 +156,12 @@ impl Cache {
 
     /// Returns the outer shape of the last list that the upstream answered this key with; an array before the first
     /// one. It may hold the name of what the key belongs to, so no other key is told it.
-    pub fn shape(&self, domain: KeyDomain) -> Arc<Shape> {
+    pub fn shape(&self, domain: KeyDomain) -> Arc<ListShape> {
         self.keys.shape(domain)
     }
 
     /// Records the outer shape of a list that the upstream answered this key with.
-    pub fn set_shape(&self, domain: KeyDomain, shape: &Shape) {
+    pub fn set_shape(&self, domain: KeyDomain, shape: &ListShape) {
         self.keys.set_shape(domain, shape);
     }
 
@@ -193,7 +188,7 @@ impl Cache {
         let state = JobState { body, head: Arc::clone(&head.head), ..state.clone() };
         let etag = etag(&state.body);
         let weight = u32::try_from(weight::of(&state, etag.len()) + head_bytes).unwrap_or(u32::MAX);
-        let kept = Kept { state, etag, head, epoch: proof.epoch, expires, ttl, weight };
+        let kept = CachedJob { state, etag, head, epoch: proof.epoch, expires, ttl, weight };
         self.clips.insert(key.clone(), Arc::new(kept));
         // A 403 that came meanwhile has removed the clip before it was stored.
         if self.keys.is_refused_since(domain, began) {
@@ -226,7 +221,7 @@ impl Cache {
     }
 
     /// Forgets what is kept of a clip, whoever's key it is kept for. Says how many entries there were.
-    pub fn forget(&self, id: &JobId) -> u64 {
+    pub fn remove(&self, id: &JobId) -> u64 {
         let keys: Vec<_> = self.clips.iter().map(|(key, _)| key).filter(|key| key.1 == *id).collect();
         keys.iter().filter(|key| self.clips.remove(&***key).is_some()).count() as u64
     }
@@ -268,17 +263,22 @@ fn etag(body: &[u8]) -> HeaderValue {
 
 /// Lets moka free what is over; it counts by a clock of its own.
 #[derive(Debug)]
-struct OwnTtl;
+struct PerEntryExpiry;
 
-impl Expiry<(KeyDomain, JobId), Arc<Kept>> for OwnTtl {
-    fn expire_after_create(&self, _: &(KeyDomain, JobId), kept: &Arc<Kept>, _: Instant) -> Option<Duration> {
+impl Expiry<(KeyDomain, JobId), Arc<CachedJob>> for PerEntryExpiry {
+    fn expire_after_create(
+        &self,
+        _: &(KeyDomain, JobId),
+        kept: &Arc<CachedJob>,
+        _: Instant,
+    ) -> Option<Duration> {
         Some(kept.ttl)
     }
 
     fn expire_after_update(
         &self,
         _: &(KeyDomain, JobId),
-        kept: &Arc<Kept>,
+        kept: &Arc<CachedJob>,
         _: Instant,
         _: Option<Duration>,
     ) -> Option<Duration> {
@@ -332,7 +332,7 @@ mod tests {
             rules.recheck_key = secs(1_000_000);
             let cache = Cache::new(rules, Route::suno().ladder);
             let t0 = clock::now();
-            cache.accepted(ALICE, t0);
+            cache.key_accepted(ALICE, t0);
             cache.store(ALICE, &state("a", word, t0), t0, t0);
             let hit = |after| cache.get(ALICE, &id("a"), t0 + after);
             assert_eq!(hit(secs(0)).map(|hit| hit.ttl), Some(secs(ttl)), "{word}");
@@ -344,10 +344,10 @@ mod tests {
     #[test]
     fn new_rules_are_for_what_is_kept_from_then_on() {
         let (cache, t0) = (cache(), clock::now());
-        cache.accepted(ALICE, t0);
+        cache.key_accepted(ALICE, t0);
         cache.store(ALICE, &state("a", "completed", t0), t0, t0);
         let rules = config::Cache { completed_ttl: secs(5), ..config::Config::default().cache };
-        cache.set_rules(rules);
+        cache.reconfigure(rules);
         cache.store(ALICE, &state("b", "completed", t0), t0, t0);
         let ttl = |name| cache.get(ALICE, &id(name), t0).map(|hit| hit.ttl);
         assert_eq!((ttl("a"), ttl("b")), (Some(secs(24 * 3600)), Some(secs(5))));
@@ -356,7 +356,7 @@ mod tests {
     #[test]
     fn what_is_on_no_ladder_is_not_kept() {
         let (cache, t0) = (cache(), clock::now());
-        cache.accepted(ALICE, t0);
+        cache.key_accepted(ALICE, t0);
         cache.store(ALICE, &state("a", "paused", t0), t0, t0);
         assert!(cache.get(ALICE, &id("a"), t0).is_none());
     }
@@ -364,8 +364,8 @@ mod tests {
     #[test]
     fn an_entry_is_for_its_own_key_only() {
         let (cache, t0) = (cache(), clock::now());
-        cache.accepted(ALICE, t0);
-        cache.accepted(BOB, t0);
+        cache.key_accepted(ALICE, t0);
+        cache.key_accepted(BOB, t0);
         cache.store(ALICE, &state("a", "completed", t0), t0, t0);
         assert!(cache.get(ALICE, &id("a"), t0).is_some());
         assert!(cache.get(BOB, &id("a"), t0).is_none());
@@ -374,25 +374,25 @@ mod tests {
     #[test]
     fn a_key_is_proven_again_before_it_is_told_more() {
         let (cache, t0) = (cache(), clock::now());
-        cache.accepted(ALICE, t0);
+        cache.key_accepted(ALICE, t0);
         cache.store(ALICE, &state("a", "completed", t0), t0, t0);
         assert!(cache.get(ALICE, &id("a"), t0 + secs(599)).is_some());
         assert!(cache.get(ALICE, &id("a"), t0 + secs(600)).is_none());
-        cache.accepted(ALICE, t0 + secs(601));
+        cache.key_accepted(ALICE, t0 + secs(601));
         assert!(cache.get(ALICE, &id("a"), t0 + secs(601)).is_some(), "what was kept is good again");
     }
 
     #[test]
     fn a_refused_key_loses_what_was_kept_for_it_for_good() {
         let (cache, t0) = (cache(), clock::now());
-        cache.accepted(ALICE, t0);
+        cache.key_accepted(ALICE, t0);
         cache.store(ALICE, &state("a", "completed", t0), t0, t0);
-        cache.refused(ALICE, t0);
+        cache.key_rejected(ALICE, t0);
         assert!(cache.get(ALICE, &id("a"), t0).is_none());
-        cache.accepted(ALICE, t0);
+        cache.key_accepted(ALICE, t0);
         cache.store(ALICE, &state("a", "completed", t0), t0, t0);
         assert!(cache.get(ALICE, &id("a"), t0).is_none(), "what began before the refusal proves nothing");
-        cache.accepted(ALICE, t0 + secs(1));
+        cache.key_accepted(ALICE, t0 + secs(1));
         assert!(cache.get(ALICE, &id("a"), t0 + secs(1)).is_none(), "what was kept is gone");
     }
 
@@ -400,40 +400,40 @@ mod tests {
     fn a_403_removes_the_clips_asked_for_and_the_rest_waits_for_a_new_proof() {
         let (cache, t0) = (cache(), clock::now());
         let kept = |name, at| cache.get(ALICE, &id(name), at).is_some();
-        cache.accepted(ALICE, t0);
+        cache.key_accepted(ALICE, t0);
         for name in ["a", "b", "c"] {
             cache.store(ALICE, &state(name, "completed", t0), t0, t0);
         }
         cache.forbidden(ALICE, &[id("b"), id("unknown")], t0 + secs(2));
-        assert!(cache.knows(ALICE), "it still counts for itself");
+        assert!(cache.is_key_proven(ALICE), "it still counts for itself");
         assert_eq!(["a", "b", "c"].map(|name| kept(name, t0 + secs(2))), [false; 3]);
         cache.store(ALICE, &state("b", "completed", t0 + secs(3)), t0 + secs(1), t0 + secs(3));
-        cache.accepted(ALICE, t0 + secs(1));
+        cache.key_accepted(ALICE, t0 + secs(1));
         assert_eq!(["a", "b", "c"].map(|name| kept(name, t0 + secs(3))), [false; 3], "they began before");
-        cache.accepted(ALICE, t0 + secs(4));
+        cache.key_accepted(ALICE, t0 + secs(4));
         assert_eq!(["a", "b", "c"].map(|name| kept(name, t0 + secs(4))), [true, false, true]);
         cache.forbidden(BOB, &[], t0);
-        assert!(!cache.knows(BOB), "a refusal proves nothing");
+        assert!(!cache.is_key_proven(BOB), "a refusal proves nothing");
     }
 
     #[test]
     fn the_shape_of_a_keys_lists_is_its_own_and_the_newest() {
         let cache = cache();
-        let shape = |name: &str| Shape::Wrapped(name.to_owned());
+        let shape = |name: &str| ListShape::Wrapped(name.to_owned());
         for (domain, told) in
-            [(ALICE, shape("a")), (BOB, Shape::ById), (ALICE, shape("b")), (BOB, Shape::Bare)]
+            [(ALICE, shape("a")), (BOB, ListShape::Map), (ALICE, shape("b")), (BOB, ListShape::Array)]
         {
             cache.set_shape(domain, &told);
             assert_eq!(*cache.shape(domain), told);
         }
         assert_eq!(*cache.shape(ALICE), shape("b"));
-        assert_eq!(*cache.shape(KeyDomain([3; 16])), Shape::Bare);
+        assert_eq!(*cache.shape(KeyDomain([3; 16])), ListShape::Array);
     }
 
     #[test]
     fn a_state_that_goes_backwards_is_ignored() {
         let (cache, t0) = (cache(), clock::now());
-        cache.accepted(ALICE, t0);
+        cache.key_accepted(ALICE, t0);
         cache.store(ALICE, &state("a", "completed", t0), t0, t0);
         cache.store(ALICE, &state("a", "streaming", t0), t0, t0);
         assert_eq!(cache.get(ALICE, &id("a"), t0).unwrap().kept.state.body, "a completed");
@@ -443,7 +443,7 @@ mod tests {
     fn a_clip_is_forgotten_for_all_keys_and_all_clips_at_once() {
         let (cache, t0) = (cache(), clock::now());
         for domain in [ALICE, BOB] {
-            cache.accepted(domain, t0);
+            cache.key_accepted(domain, t0);
             for name in ["a", "b"] {
                 cache.store(domain, &state(name, "completed", t0), t0, t0);
             }
@@ -451,12 +451,12 @@ mod tests {
         let kept = |domain, name| cache.get(domain, &id(name), t0).is_some();
         assert_eq!(cache.size().entries, 4);
         assert!(cache.size().bytes > 4 * 512, "{:?}", cache.size());
-        assert_eq!(cache.forget(&id("a")), 2);
+        assert_eq!(cache.remove(&id("a")), 2);
         assert_eq!(
             [kept(ALICE, "a"), kept(BOB, "a"), kept(ALICE, "b"), kept(BOB, "b")],
             [false, false, true, true]
         );
-        assert_eq!(cache.forget(&id("a")), 0);
+        assert_eq!(cache.remove(&id("a")), 0);
         assert_eq!(cache.forget_all(), 2);
         assert_eq!([kept(ALICE, "b"), kept(BOB, "b")], [false; 2]);
         assert_eq!(cache.size(), Size { entries: 0, bytes: 0 });
@@ -468,7 +468,7 @@ mod tests {
     fn bytes_bound_the_cache() {
         let rules = config::Cache { max_bytes: 20_000, ..config::Config::default().cache };
         let (cache, t0) = (Cache::new(rules, Route::suno().ladder), clock::now());
-        cache.accepted(ALICE, t0);
+        cache.key_accepted(ALICE, t0);
         for n in 0..100 {
             let body = Bytes::from(vec![b'x'; 1000]);
             cache.store(ALICE, &JobState { body, ..state(&format!("clip-{n}"), "completed", t0) }, t0, t0);

@@ -2,7 +2,7 @@
 
 use std::mem::size_of;
 
-use super::Kept;
+use super::CachedJob;
 use crate::core::job::JobState;
 
 /// What moka allocates for an entry: the key, the value's cell, its figures, its places in the queues of eviction and
@@ -18,7 +18,7 @@ const COUNTS: usize = 2 * size_of::<usize>();
 /// Returns what moka is told that a clip weighs, its head aside.
 pub(super) fn of(state: &JobState, etag_bytes: usize) -> usize {
     MOKA_BYTES
-        + allocated_arc::<Kept>()
+        + allocated_arc::<CachedJob>()
         + allocated(COUNTS + state.id.as_str().len())
         + allocated(state.body.len())
         + allocated(etag_bytes)

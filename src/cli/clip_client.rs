@@ -33,14 +33,14 @@ pub(super) enum AskError {
 
 /// Asks until the clip is on this rung or the other side's time is over. Cancel safe: dropping the future ends the
 /// request.
-pub(super) async fn ask(
+pub(super) async fn fetch_clip(
     client: &Client,
     route: &Route,
     authorization: Option<&HeaderValue>,
     id: &JobId,
     rung: Rung,
 ) -> Result<Response<Bytes>, AskError> {
-    let target = query::write(route, Form::Single, &JobSet::new([id.clone()]), Goal::Rung(rung));
+    let target = query::build_target(route, Form::Single, &JobSet::new([id.clone()]), Goal::Rung(rung));
     let target = PathAndQuery::try_from(target).map_err(|_| AskError::Target)?;
     let mut request = Request::new(Body::empty());
     *request.uri_mut() = client.uri(&target).map_err(|_| AskError::Target)?;

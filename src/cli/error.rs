@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use crate::config::Faults;
+use crate::config::ConfigErrors;
 use crate::printable::escape_lines;
 
 /// The error of a command. Its chain of causes is printed.
@@ -20,7 +20,7 @@ pub(crate) fn report(error: &CommandError) -> ExitCode {
     if !is_closed_pipe(error) {
         write_stderr(format!("clipgate: {}\n", chain(&**error)));
     }
-    if error.is::<Faults>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+    if error.is::<ConfigErrors>() { ExitCode::from(2) } else { ExitCode::FAILURE }
 }
 
 /// Formats an error and its causes in one text. It may quote text of others, and is safe for a terminal.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use super::error::{CommandError, chain};
-use crate::admin::probe::{Question, probe};
+use crate::admin::probe::{Check, probe};
 use crate::config::{self, Config, Flag, Listen};
 
 const HELP: &str = "\
@@ -45,12 +45,12 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     let listen = match admin(&args)? {
         Some(Listen::Tcp(address)) if address.port() == 0 => {
-            return Ok(nobody("admin.listen leaves the port to the system: name it with --admin"));
+            return Ok(unavailable("admin.listen leaves the port to the system: name it with --admin"));
         }
         Some(listen) => listen,
-        None => return Ok(nobody("admin.listen is off: nobody answers")),
+        None => return Ok(unavailable("admin.listen is off: nobody answers")),
     };
-    let question = if args.live { Question::Lives } else { Question::IsReady };
+    let question = if args.live { Check::Liveness } else { Check::Readiness };
     let health = match tokio::time::timeout(args.timeout, probe(&listen, question)).await {
         Ok(Ok(health)) => health,
         Ok(Err(error)) => return Err(format!("{listen} {}", chain(&error)).into()),
@@ -76,7 +76,7 @@ fn admin(args: &Args) -> Result<Option<Listen>, CommandError> {
     Ok(Config::load_with(path.as_deref(), env, flags)?.admin.listen)
 }
 
-fn nobody(why: &str) -> ExitCode {
+fn unavailable(why: &str) -> ExitCode {
     // Nobody is left to be told where that fails.
     let _ = writeln!(std::io::stderr(), "clipgate: {why}");
     ExitCode::from(2)

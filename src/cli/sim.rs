@@ -90,7 +90,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
         ..Options::default()
     });
     for fault in args.faults {
-        sim.order(fault);
+        sim.inject(fault);
     }
     // Nobody has to read it.
     let _ = writeln!(std::io::stdout(), "clipgate sim listening on {}", listener.local_addr()?);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 /// Where a value was set.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Place {
+pub enum Source {
     /// Nowhere: it is the default.
     Default,
     /// The file as a whole.
@@ -20,60 +20,60 @@ pub enum Place {
     Flag(&'static str),
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Place::Default => f.write_str("the defaults"),
-            Place::File(file) => f.write_str(file),
-            Place::Line(file, line) => write!(f, "{file}:{line}"),
-            Place::Variable(name) => f.write_str(name),
-            Place::Flag(name) => f.write_str(name),
+            Source::Default => f.write_str("the defaults"),
+            Source::File(file) => f.write_str(file),
+            Source::Line(file, line) => write!(f, "{file}:{line}"),
+            Source::Variable(name) => f.write_str(name),
+            Source::Flag(name) => f.write_str(name),
         }
     }
 }
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct ConfigError {
     /// Where it stands.
-    pub place: Place,
+    pub place: Source,
     /// The key, `section.name`; empty if the fault is no key's.
     pub key: String,
     /// What is wrong, continuing "KEY: ".
-    pub wrong: String,
+    pub problem: String,
     /// What to do, several lines where a line of the file is shown.
-    pub fix: String,
+    pub hint: String,
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.place)?;
         if !self.key.is_empty() {
             write!(f, "{}: ", self.key)?;
         }
-        f.write_str(&self.wrong)?;
-        self.fix.lines().try_for_each(|line| write!(f, "\n    {line}"))
+        f.write_str(&self.problem)?;
+        self.hint.lines().try_for_each(|line| write!(f, "\n    {line}"))
     }
 }
 
 /// Everything that is wrong, in the order of the file; never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Faults(Vec<Fault>);
+pub struct ConfigErrors(Vec<ConfigError>);
 
-impl Faults {
+impl ConfigErrors {
     /// Sorts them by place.
-    pub(super) fn new(mut faults: Vec<Fault>) -> Self {
+    pub(super) fn new(mut faults: Vec<ConfigError>) -> Self {
         faults.sort_by(|a, b| a.place.cmp(&b.place));
         Self(faults)
     }
 
     /// One after the other.
-    pub fn iter(&self) -> std::slice::Iter<'_, Fault> {
+    pub fn iter(&self) -> std::slice::Iter<'_, ConfigError> {
         self.0.iter()
     }
 }
 
-impl fmt::Display for Faults {
+impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.len() {
             1 => writeln!(f, "the configuration has a fault")?,
@@ -83,4 +83,4 @@ impl fmt::Display for Faults {
     }
 }
 
-impl std::error::Error for Faults {}
+impl std::error::Error for ConfigErrors {}

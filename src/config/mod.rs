@@ -28,10 +28,10 @@ use std::time::Duration;
 use http::Uri;
 use ipnet::IpNet;
 
-pub use self::error::{Fault, Faults, Place};
+pub use self::error::{ConfigError, ConfigErrors, Source};
 pub use self::path::locate;
 pub use self::team::member_name;
-pub use self::value::{Wrong, base_url, secret};
+pub use self::value::{InvalidValue, base_url, secret};
 use crate::protocol::allowed_host::HostPattern;
 use crate::secret::{Secret, TokenHash};
 
@@ -290,7 +290,7 @@ impl Config {
     pub fn load(
         path: Option<&Path>,
         env: impl IntoIterator<Item = (String, String)>,
-    ) -> Result<Self, Faults> {
+    ) -> Result<Self, ConfigErrors> {
         Self::load_with(path, env, [])
     }
 
@@ -303,19 +303,19 @@ impl Config {
         path: Option<&Path>,
         env: impl IntoIterator<Item = (String, String)>,
         flags: impl IntoIterator<Item = Flag>,
-    ) -> Result<Self, Faults> {
+    ) -> Result<Self, ConfigErrors> {
         let env: BTreeMap<String, String> = env.into_iter().collect();
         let mut faults = Vec::new();
-        let mut entries = source::Entries::default();
+        let mut entries = source::RawConfig::default();
         if let Some(path) = path {
-            entries.file(path, &mut faults).map_err(Faults::new)?;
+            entries.file(path, &mut faults).map_err(ConfigErrors::new)?;
         }
         entries.environment(&env, &mut faults);
         for Flag { flag, key, value } in flags {
             entries.flag(flag, key, &value, &mut faults);
         }
-        let config = schema::understand(&entries, &env, &mut faults);
-        if faults.is_empty() { Ok(config) } else { Err(Faults::new(faults)) }
+        let config = schema::build(&entries, &env, &mut faults);
+        if faults.is_empty() { Ok(config) } else { Err(ConfigErrors::new(faults)) }
     }
 }
 

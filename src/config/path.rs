@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 pub fn locate(explicit: Option<&Path>, env: impl IntoIterator<Item = (String, String)>) -> Option<PathBuf> {
     match explicit {
         Some(path) => Some(path.to_owned()),
-        None => habitual(env).into_iter().find(|path| path.exists()),
+        None => default_paths(env).into_iter().find(|path| path.exists()),
     }
 }
 
 /// The places of habit, the first to be looked at first.
-fn habitual(env: impl IntoIterator<Item = (String, String)>) -> Vec<PathBuf> {
+fn default_paths(env: impl IntoIterator<Item = (String, String)>) -> Vec<PathBuf> {
     let (mut xdg, mut home) = (None, None);
     for (name, value) in env {
         match name.as_str() {
@@ -51,7 +51,7 @@ mod tests {
         ];
         for (env, expected) in cases {
             let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-            assert_eq!(habitual(env), expected.iter().map(PathBuf::from).collect::<Vec<_>>());
+            assert_eq!(default_paths(env), expected.iter().map(PathBuf::from).collect::<Vec<_>>());
         }
         assert_eq!(cases.len(), 5);
     }

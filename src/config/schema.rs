@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tracing::Level;
 
-use super::error::Fault;
-use super::source::Entries;
-use super::value::{Reader, Wrong, base_url, collector, network, path};
+use super::error::ConfigError;
+use super::source::RawConfig;
+use super::value::{InvalidValue, ValueReader, base_url, collector, network, path};
 use super::web::{host_pattern, origin};
 use super::{Auth, Config, Listen, LogFormat, Member, Tls, team};
 
@@ -24,7 +24,7 @@ pub(super) const MILLION: u64 = 1_000_000;
 const LISTEN: &str = "\"127.0.0.1:8080\" or \"unix:/run/clipgate.sock\", or a list of such";
 
 /// A configuration in the making.
-pub(super) struct Draft {
+pub(super) struct ConfigBuilder {
     config: Config,
     mode: Mode,
     members: Vec<Member>,
@@ -41,10 +41,10 @@ enum Mode {
 }
 
 /// Fills its slot of `T`.
-pub(super) type Read<T> = fn(&mut T, &mut Reader<'_>);
+pub(super) type Read<T> = fn(&mut T, &mut ValueReader<'_>);
 
 /// The keys of the sections, as `config.toml` has them.
-const KEYS: &[(&str, Read<Draft>)] = &[
+const KEYS: &[(&str, Read<ConfigBuilder>)] = &[
     ("server.listen", |d, r| r.list(&mut d.config.server.listen, LISTEN, str::parse)),
     ("server.drain_timeout", |d, r| r.duration(&mut d.config.server.drain_timeout, Duration::ZERO..=HOUR)),
     ("server.max_connections", |d, r| r.number(&mut d.config.server.max_connections, 1..=10 * MILLION)),
@@ -174,12 +174,12 @@ pub(super) fn names_a_secret(text: &str) -> bool {
 }
 
 /// What the entries mean, all in all, over the defaults.
-pub(super) fn understand(
-    entries: &Entries,
+pub(super) fn build(
+    entries: &RawConfig,
     env: &BTreeMap<String, String>,
-    faults: &mut Vec<Fault>,
+    faults: &mut Vec<ConfigError>,
 ) -> Config {
-    let mut draft = Draft {
+    let mut draft = ConfigBuilder {
         config: Config::default(),
         mode: Mode::Passthrough,
         members: Vec::new(),
@@ -190,7 +190,7 @@ pub(super) fn understand(
     let before = faults.len();
     for (name, read) in KEYS {
         if let Some(item) = entries.get(name) {
-            read(&mut draft, &mut Reader { key: (*name).to_owned(), item, env, faults });
+            read(&mut draft, &mut ValueReader { key: (*name).to_owned(), item, env, faults });
         }
     }
     // what has a fault already is not blamed for what follows from it
@@ -199,7 +199,7 @@ pub(super) fn understand(
         .map(|fault| fault.key.split(" #").next().unwrap_or_default().to_owned())
         .collect();
     let mut as_a_whole = Vec::new();
-    draft.look_at_the_whole(entries, &mut as_a_whole);
+    draft.cross_check(entries, &mut as_a_whole);
     faults.extend(
         as_a_whole
             .into_iter()
@@ -208,14 +208,14 @@ pub(super) fn understand(
     draft.finish()
 }
 
-impl Draft {
+impl ConfigBuilder {
     /// Faults that no value has alone, each with the keys it follows from.
-    fn look_at_the_whole(&self, entries: &Entries, faults: &mut Vec<(Fault, Vec<&'static str>)>) {
+    fn cross_check(&self, entries: &RawConfig, faults: &mut Vec<(ConfigError, Vec<&'static str>)>) {
         let mut fault = |about: &[&'static str], wrong: &str, fix: &str| {
             let place = entries.place(about);
             let key = about.iter().find(|key| entries.get(key).is_some()).or(about.first()).copied();
             let key = key.unwrap_or_default().to_owned();
-            let fault = Fault { place, key, wrong: wrong.to_owned(), fix: fix.to_owned() };
+            let fault = ConfigError { place, key, problem: wrong.to_owned(), hint: fix.to_owned() };
             faults.push((fault, about.to_vec()));
         };
         let config = &self.config;
@@ -305,6 +305,6 @@ fn takes_a_port(listen: &Listen) -> bool {
     !matches!(listen, Listen::Tcp(addr) if addr.port() == 0)
 }
 
-fn maybe_listen(text: &str) -> Result<Option<Listen>, Wrong> {
+fn maybe_listen(text: &str) -> Result<Option<Listen>, InvalidValue> {
     if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
 }

@@ -17,65 +17,69 @@ use std::sync::Arc;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::error::{Fault, Place};
+use super::error::{ConfigError, Source};
 use super::schema;
 
 /// What every variable that sets a key begins with.
 pub(super) const PREFIX: &str = "CLIPGATE__";
 
 /// A value and where it was set.
-pub(super) struct Item {
-    pub(super) place: Place,
-    pub(super) raw: Raw,
+pub(super) struct LocatedValue {
+    pub(super) place: Source,
+    pub(super) raw: RawValue,
 }
 
 /// A value as TOML has it.
-pub(super) enum Raw {
+pub(super) enum RawValue {
     Text(String),
     /// Text from the environment or the command line, where a number has no other form.
     Bare(String),
     /// Saturating where it is out of all bounds.
     Integer(i128),
-    List(Vec<Item>),
-    Table(BTreeMap<String, Item>),
+    List(Vec<LocatedValue>),
+    Table(BTreeMap<String, LocatedValue>),
     /// What no key is ever written as.
     Other(&'static str),
 }
 
-impl Raw {
+impl RawValue {
     /// What a person would call it.
     pub(super) fn kind(&self) -> &'static str {
         match self {
-            Raw::Text(_) | Raw::Bare(_) => "text",
-            Raw::Integer(_) => "a number",
-            Raw::List(_) => "a list",
-            Raw::Table(_) => "a table",
-            Raw::Other(kind) => kind,
+            RawValue::Text(_) | RawValue::Bare(_) => "text",
+            RawValue::Integer(_) => "a number",
+            RawValue::List(_) => "a list",
+            RawValue::Table(_) => "a table",
+            RawValue::Other(kind) => kind,
         }
     }
 }
 
 /// The values by key; only known keys are in it.
 #[derive(Default)]
-pub(super) struct Entries(BTreeMap<&'static str, Item>);
+pub(super) struct RawConfig(BTreeMap<&'static str, LocatedValue>);
 
-impl Entries {
+impl RawConfig {
     /// The value of a key.
-    pub(super) fn get(&self, key: &str) -> Option<&Item> {
+    pub(super) fn get(&self, key: &str) -> Option<&LocatedValue> {
         self.0.get(key)
     }
 
     /// Where the first of these keys that is set at all was set.
-    pub(super) fn place(&self, keys: &[&str]) -> Place {
-        keys.iter().find_map(|key| self.get(key)).map_or(Place::Default, |item| item.place.clone())
+    pub(super) fn place(&self, keys: &[&str]) -> Source {
+        keys.iter().find_map(|key| self.get(key)).map_or(Source::Default, |item| item.place.clone())
     }
 
     /// Takes in the file; `Err` if it cannot be read as TOML, when nothing else can be judged.
-    pub(super) fn file(&mut self, path: &Path, faults: &mut Vec<Fault>) -> Result<(), Vec<Fault>> {
+    pub(super) fn file(
+        &mut self,
+        path: &Path,
+        faults: &mut Vec<ConfigError>,
+    ) -> Result<(), Vec<ConfigError>> {
         let name: Arc<str> = path.display().to_string().into();
-        let text = read(path).map_err(|wrong| {
-            let fix = "name another file with --config, or mend this one".to_owned();
-            vec![Fault { place: Place::File(name.clone()), key: String::new(), wrong, fix }]
+        let text = read(path).map_err(|problem| {
+            let hint = "name another file with --config, or mend this one".to_owned();
+            vec![ConfigError { place: Source::File(name.clone()), key: String::new(), problem, hint }]
         })?;
         self.document(&text, &name, faults)
     }
@@ -85,13 +89,13 @@ impl Entries {
         &mut self,
         text: &str,
         name: &Arc<str>,
-        faults: &mut Vec<Fault>,
-    ) -> Result<(), Vec<Fault>> {
+        faults: &mut Vec<ConfigError>,
+    ) -> Result<(), Vec<ConfigError>> {
         let (table, errors) = DeTable::parse_recoverable(text);
         if !errors.is_empty() {
             return Err(syntax_faults(text, name, &errors));
         }
-        let place = |offset: usize| Place::Line(name.clone(), line_of(text, offset));
+        let place = |offset: usize| Source::Line(name.clone(), line_of(text, offset));
         for (key, item) in table_items(table.into_inner(), &place) {
             self.put(key, item, faults);
         }
@@ -99,36 +103,36 @@ impl Entries {
     }
 
     /// Takes in what `CLIPGATE__SECTION__KEY` variables say.
-    pub(super) fn environment(&mut self, env: &BTreeMap<String, String>, faults: &mut Vec<Fault>) {
+    pub(super) fn environment(&mut self, env: &BTreeMap<String, String>, faults: &mut Vec<ConfigError>) {
         for (name, value) in env {
             let Some(rest) = name.strip_prefix(PREFIX) else { continue };
             let key = rest.split("__").map(bare_key).collect::<Vec<_>>().join(".");
-            let place = Place::Variable(name.clone());
+            let place = Source::Variable(name.clone());
             self.put(key.to_ascii_lowercase(), outside(place, value), faults);
         }
     }
 
     /// Takes in what a flag of the command line says of a key.
-    pub(super) fn flag(&mut self, flag: &'static str, key: &str, value: &str, faults: &mut Vec<Fault>) {
-        self.put(key.to_owned(), outside(Place::Flag(flag), value), faults);
+    pub(super) fn flag(&mut self, flag: &'static str, key: &str, value: &str, faults: &mut Vec<ConfigError>) {
+        self.put(key.to_owned(), outside(Source::Flag(flag), value), faults);
     }
 
     /// Keeps the value, or goes into it where it is a section.
-    fn put(&mut self, key: String, item: Item, faults: &mut Vec<Fault>) {
+    fn put(&mut self, key: String, item: LocatedValue, faults: &mut Vec<ConfigError>) {
         if let Some(known) = schema::find(&key) {
             self.0.insert(known, item);
             return;
         }
         match item.raw {
-            Raw::Table(inner) if schema::is_section(&key) => {
+            RawValue::Table(inner) if schema::is_section(&key) => {
                 for (name, item) in inner {
                     self.put(format!("{key}.{name}"), item, faults);
                 }
             }
-            _ if schema::is_section(&key) => faults.push(Fault {
-                wrong: format!("is a section, not {}", item.raw.kind()),
-                fix: match &item.place {
-                    Place::Variable(_) => {
+            _ if schema::is_section(&key) => faults.push(ConfigError {
+                problem: format!("is a section, not {}", item.raw.kind()),
+                hint: match &item.place {
+                    Source::Variable(_) => {
                         format!(
                             "set its keys one by one, such as {}",
                             spelt(&item.place, schema::first_of(&key))
@@ -139,19 +143,19 @@ impl Entries {
                 place: item.place,
                 key,
             }),
-            Raw::Table(_) => {
+            RawValue::Table(_) => {
                 let near = nearest(&key, schema::sections());
                 let fix = near.map_or(String::new(), |near| match &item.place {
-                    Place::Variable(_) => {
+                    Source::Variable(_) => {
                         format!("the nearest known key is {}", spelt(&item.place, schema::first_of(near)))
                     }
                     _ => format!("the nearest known section is [{near}]"),
                 });
-                faults.push(Fault {
+                faults.push(ConfigError {
                     place: item.place,
                     key,
-                    wrong: "there is no such section".to_owned(),
-                    fix,
+                    problem: "there is no such section".to_owned(),
+                    hint: fix,
                 });
             }
             _ => faults.push(unknown(item.place, key, schema::names())),
@@ -160,10 +164,10 @@ impl Entries {
 }
 
 /// The fault of a key that does not exist, with the nearest of those that do.
-pub(super) fn unknown<'a>(place: Place, key: String, known: impl Iterator<Item = &'a str>) -> Fault {
+pub(super) fn unknown<'a>(place: Source, key: String, known: impl Iterator<Item = &'a str>) -> ConfigError {
     let near = nearest(&key, known);
     let fix = near.map_or(String::new(), |near| format!("the nearest known key is {}", spelt(&place, near)));
-    Fault { place, key, wrong: "there is no such key".to_owned(), fix }
+    ConfigError { place, key, problem: "there is no such key".to_owned(), hint: fix }
 }
 
 /// The name most like this one; the same name in another section beats a look-alike in this one, and the
@@ -187,9 +191,9 @@ fn nearest<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a st
 }
 
 /// How a key is written where the fault stands.
-fn spelt(place: &Place, key: &str) -> String {
+fn spelt(place: &Source, key: &str) -> String {
     match place {
-        Place::Variable(_) => format!("{PREFIX}{}", key.to_ascii_uppercase().replace('.', "__")),
+        Source::Variable(_) => format!("{PREFIX}{}", key.to_ascii_uppercase().replace('.', "__")),
         _ => match key.rsplit_once('.') {
             Some(("team", name)) => format!("{key}, written [[team.{name}]]"),
             Some((section, name)) => format!("{key}, written `{name} = ...` under [{section}]"),
@@ -200,44 +204,44 @@ fn spelt(place: &Place, key: &str) -> String {
 
 /// A value from outside the file. What begins like a TOML list, table or quoted text is read as one; all else
 /// is text as it stands.
-fn outside(place: Place, value: &str) -> Item {
+fn outside(place: Source, value: &str) -> LocatedValue {
     let parsed = value.starts_with(['[', '{', '"', '\'']).then(|| DeValue::parse(value).ok()).flatten();
     match parsed {
-        Some(parsed) => Item { raw: raw(parsed.into_inner(), &|_| place.clone()), place },
-        None => Item { place, raw: Raw::Bare(value.to_owned()) },
+        Some(parsed) => LocatedValue { raw: raw(parsed.into_inner(), &|_| place.clone()), place },
+        None => LocatedValue { place, raw: RawValue::Bare(value.to_owned()) },
     }
 }
 
-fn raw(value: DeValue<'_>, place: &dyn Fn(usize) -> Place) -> Raw {
+fn raw(value: DeValue<'_>, place: &dyn Fn(usize) -> Source) -> RawValue {
     match value {
-        DeValue::String(text) => Raw::Text(text.into_owned()),
+        DeValue::String(text) => RawValue::Text(text.into_owned()),
         DeValue::Integer(number) => {
             let (text, radix) = (number.as_str(), number.radix());
             let out_of_bounds = if text.starts_with('-') { i128::MIN } else { i128::MAX };
-            Raw::Integer(i128::from_str_radix(text, radix).unwrap_or(out_of_bounds))
+            RawValue::Integer(i128::from_str_radix(text, radix).unwrap_or(out_of_bounds))
         }
-        DeValue::Float(_) => Raw::Other("a number with a point"),
-        DeValue::Boolean(_) => Raw::Other("true or false"),
-        DeValue::Datetime(_) => Raw::Other("a date"),
-        DeValue::Array(values) => Raw::List(
+        DeValue::Float(_) => RawValue::Other("a number with a point"),
+        DeValue::Boolean(_) => RawValue::Other("true or false"),
+        DeValue::Datetime(_) => RawValue::Other("a date"),
+        DeValue::Array(values) => RawValue::List(
             values
                 .into_iter()
-                .map(|value: Spanned<DeValue<'_>>| Item {
+                .map(|value: Spanned<DeValue<'_>>| LocatedValue {
                     place: place(value.span().start),
                     raw: raw(value.into_inner(), place),
                 })
                 .collect(),
         ),
-        DeValue::Table(table) => Raw::Table(table_items(table, place).collect()),
+        DeValue::Table(table) => RawValue::Table(table_items(table, place).collect()),
     }
 }
 
 fn table_items<'a>(
     table: DeTable<'a>,
-    place: &'a dyn Fn(usize) -> Place,
-) -> impl Iterator<Item = (String, Item)> + 'a {
+    place: &'a dyn Fn(usize) -> Source,
+) -> impl Iterator<Item = (String, LocatedValue)> + 'a {
     table.into_iter().map(move |(key, value)| {
-        let item = Item { place: place(key.span().start), raw: raw(value.into_inner(), place) };
+        let item = LocatedValue { place: place(key.span().start), raw: raw(value.into_inner(), place) };
         (bare_key(key.get_ref()), item)
     })
 }
@@ -270,12 +274,12 @@ fn line_of(text: &str, offset: usize) -> usize {
 }
 
 /// What the TOML parser says, the first of each line, the line and a caret below it.
-fn syntax_faults(text: &str, name: &Arc<str>, errors: &[toml::de::Error]) -> Vec<Fault> {
-    let mut faults: Vec<Fault> = Vec::new();
+fn syntax_faults(text: &str, name: &Arc<str>, errors: &[toml::de::Error]) -> Vec<ConfigError> {
+    let mut faults: Vec<ConfigError> = Vec::new();
     for error in errors {
         let start = error.span().map_or(0, |span| span.start).min(text.len());
         let (line, column) = position(text, start);
-        let place = Place::Line(name.clone(), line);
+        let place = Source::Line(name.clone(), line);
         if faults.iter().any(|fault| fault.place == place) {
             continue;
         }
@@ -289,10 +293,10 @@ fn syntax_faults(text: &str, name: &Arc<str>, errors: &[toml::de::Error]) -> Vec
             false => "text stands in quotes (\"...\"), a list is [\"a\", \"b\"], a section is [name]",
         });
         let wrong = format!("column {column}: this is no TOML: {}", error.message().trim_end());
-        faults.push(Fault { place, key: String::new(), wrong, fix });
+        faults.push(ConfigError { place, key: String::new(), problem: wrong, hint: fix });
     }
     if let Some(last) = faults.last_mut() {
-        last.fix.push_str("\nthe values themselves are checked once the file is TOML");
+        last.hint.push_str("\nthe values themselves are checked once the file is TOML");
     }
     faults
 }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::Member;
-use super::error::Place;
+use super::error::Source;
 use super::schema::{MILLION, Read};
-use super::source::{Item, Raw, unknown};
-use super::value::{Reader, Wrong, sha256};
+use super::source::{LocatedValue, RawValue, unknown};
+use super::value::{InvalidValue, ValueReader, sha256};
 use crate::secret::{Secret, TokenHash};
 
 /// The keys of one `[[team.members]]`.
@@ -40,21 +40,21 @@ struct DraftMember {
 }
 
 /// Reads `[[team.members]]`; the second one's faults stand under `team.members #2`.
-pub(super) fn members(slot: &mut Vec<Member>, reader: &mut Reader<'_>) {
+pub(super) fn members(slot: &mut Vec<Member>, reader: &mut ValueReader<'_>) {
     const FIX: &str = "write [[team.members]] above each member's name, token_sha256 and upstream_key";
-    let wrong = |what: String| Wrong { what, fix: FIX.to_owned() };
-    let Raw::List(items) = &reader.item.raw else {
+    let wrong = |what: String| InvalidValue { what, hint: FIX.to_owned() };
+    let RawValue::List(items) = &reader.item.raw else {
         let what = format!("is {} where a list of members belongs", reader.item.raw.kind());
         return reader.fault(reader.item.place.clone(), wrong(what));
     };
     for (n, item) in items.iter().enumerate() {
-        let mut reader = Reader {
+        let mut reader = ValueReader {
             key: format!("team.members #{}", n + 1),
             item,
             env: reader.env,
             faults: &mut *reader.faults,
         };
-        let Raw::Table(table) = &item.raw else {
+        let RawValue::Table(table) = &item.raw else {
             reader.fault(item.place.clone(), wrong(format!("is {} where a member belongs", item.raw.kind())));
             continue;
         };
@@ -65,9 +65,9 @@ pub(super) fn members(slot: &mut Vec<Member>, reader: &mut Reader<'_>) {
 }
 
 fn member(
-    table: &BTreeMap<String, Item>,
-    whole: &Item,
-    reader: &mut Reader<'_>,
+    table: &BTreeMap<String, LocatedValue>,
+    whole: &LocatedValue,
+    reader: &mut ValueReader<'_>,
     others: &[Member],
 ) -> Option<Member> {
     let before = reader.faults.len();
@@ -81,11 +81,11 @@ fn member(
     for (name, read) in MEMBER_KEYS {
         if let Some(item) = table.get(*name) {
             let key = format!("{} {name}", reader.key);
-            read(&mut draft, &mut Reader { key, item, env: reader.env, faults: &mut *reader.faults });
+            read(&mut draft, &mut ValueReader { key, item, env: reader.env, faults: &mut *reader.faults });
         }
     }
-    let mut fault = |place: Place, what: &str, fix: &str| {
-        reader.fault(place, Wrong { what: what.to_owned(), fix: fix.to_owned() });
+    let mut fault = |place: Source, what: &str, fix: &str| {
+        reader.fault(place, InvalidValue { what: what.to_owned(), hint: fix.to_owned() });
     };
     for name in ["name", "token_sha256", "upstream_key"].iter().filter(|name| !table.contains_key(**name)) {
         fault(whole.place.clone(), &format!("has no {name}"), &format!("add {name} = \"...\" below it"));
@@ -114,17 +114,17 @@ fn member(
     })
 }
 
-fn some_rate(slot: &mut Option<u32>, reader: &mut Reader<'_>) {
+fn some_rate(slot: &mut Option<u32>, reader: &mut ValueReader<'_>) {
     let mut rate = 0;
     reader.number(&mut rate, 1..=MILLION);
     *slot = (rate > 0).then_some(rate);
 }
 
 /// A member's name as the configuration takes it.
-pub fn member_name(text: &str) -> Result<String, Wrong> {
+pub fn member_name(text: &str) -> Result<String, InvalidValue> {
     if text.trim().is_empty() || text.len() > 64 || text.chars().any(char::is_control) {
         let what = "is no name: empty, longer than 64 bytes or with control characters".to_owned();
-        return Err(Wrong { what, fix: "write it as \"alice\"".to_owned() });
+        return Err(InvalidValue { what, hint: "write it as \"alice\"".to_owned() });
     }
     Ok(text.to_owned())
 }

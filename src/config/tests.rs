@@ -8,7 +8,7 @@ use super::*;
 const DEFAULT: &str = include_str!("../../config.toml");
 const HASH: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
-fn load(toml: &str, env: &[(&str, &str)]) -> Result<Config, Faults> {
+fn load(toml: &str, env: &[(&str, &str)]) -> Result<Config, ConfigErrors> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("c.toml");
     std::fs::write(&path, toml).unwrap();
@@ -16,9 +16,9 @@ fn load(toml: &str, env: &[(&str, &str)]) -> Result<Config, Faults> {
 }
 
 /// Each fault as `LINE KEY` or `VARIABLE KEY`.
-fn places(faults: &Faults) -> Vec<String> {
-    let of = |fault: &Fault| match &fault.place {
-        Place::Line(_, line) => format!("{line} {}", fault.key),
+fn places(faults: &ConfigErrors) -> Vec<String> {
+    let of = |fault: &ConfigError| match &fault.place {
+        Source::Line(_, line) => format!("{line} {}", fault.key),
         other => format!("{other} {}", fault.key),
     };
     faults.iter().map(of).collect()
@@ -266,7 +266,7 @@ fn a_bad_value_is_told_with_its_line_its_key_and_a_fix() {
         let told = faults.to_string();
         assert!(told.contains(expected), "{line}\n{told}");
         assert!(told.contains("c.toml:2: "), "{line}\n{told}");
-        assert!(faults.iter().all(|fault| !fault.fix.is_empty() && !fault.key.is_empty()), "{line}\n{told}");
+        assert!(faults.iter().all(|fault| !fault.hint.is_empty() && !fault.key.is_empty()), "{line}\n{told}");
         assert_eq!(faults.iter().count(), 1, "{line}\n{told}");
     }
     assert_eq!(cases.len(), 52);
@@ -477,13 +477,13 @@ fn odd_toml_never_panics() {
             for odd in ["", "\"", "[", "]", "=", "\n", "\u{e9}", "{", "'''", "."] {
                 let rest = seed[at..].chars().next().map_or("", |c| &seed[at + c.len_utf8()..]);
                 let toml = format!("{}{odd}{rest}", &seed[..at]);
-                let mut entries = source::Entries::default();
+                let mut entries = source::RawConfig::default();
                 let mut faults = Vec::new();
                 match entries.document(&toml, &"odd".into(), &mut faults) {
-                    Ok(()) => drop(schema::understand(&entries, &BTreeMap::new(), &mut faults)),
+                    Ok(()) => drop(schema::build(&entries, &BTreeMap::new(), &mut faults)),
                     Err(syntax) => faults.extend(syntax),
                 }
-                let _ = Faults::new(faults).to_string();
+                let _ = ConfigErrors::new(faults).to_string();
                 tried += 1;
             }
         }

@@ -18,59 +18,59 @@ use http::Uri;
 use ipnet::IpNet;
 
 use super::Listen;
-use super::error::{Fault, Place};
-use super::source::{Item, Raw};
+use super::error::{ConfigError, Source};
+use super::source::{LocatedValue, RawValue};
 use crate::secret::Secret;
 
 /// What is wrong with a text, and how to mend it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wrong {
+pub struct InvalidValue {
     /// What is wrong, continuing "KEY: ".
     pub what: String,
     /// What to write.
-    pub fix: String,
+    pub hint: String,
 }
 
-impl fmt::Display for Wrong {
+impl fmt::Display for InvalidValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; {}", self.what, self.fix)
+        write!(f, "{}; {}", self.what, self.hint)
     }
 }
 
-impl std::error::Error for Wrong {}
+impl std::error::Error for InvalidValue {}
 
-pub(super) fn wrong<T>(what: impl Into<String>, fix: impl Into<String>) -> Result<T, Wrong> {
-    Err(Wrong { what: what.into(), fix: fix.into() })
+pub(super) fn problem<T>(what: impl Into<String>, fix: impl Into<String>) -> Result<T, InvalidValue> {
+    Err(InvalidValue { what: what.into(), hint: fix.into() })
 }
 
 /// One value under its key.
-pub(super) struct Reader<'a> {
+pub(super) struct ValueReader<'a> {
     pub(super) key: String,
-    pub(super) item: &'a Item,
+    pub(super) item: &'a LocatedValue,
     pub(super) env: &'a BTreeMap<String, String>,
-    pub(super) faults: &'a mut Vec<Fault>,
+    pub(super) faults: &'a mut Vec<ConfigError>,
 }
 
-impl Reader<'_> {
+impl ValueReader<'_> {
     /// A whole number.
     pub(super) fn number<T: TryFrom<u64>>(&mut self, slot: &mut T, range: RangeInclusive<u64>) {
         let fix = format!("write a whole number from {} to {}", range.start(), range.end());
         let number = match &self.item.raw {
-            Raw::Integer(number) => Ok(*number),
-            Raw::Bare(text) => {
-                text.trim().parse().or_else(|_| wrong(format!("{} is no number", quoted(text)), &fix))
+            RawValue::Integer(number) => Ok(*number),
+            RawValue::Bare(text) => {
+                text.trim().parse().or_else(|_| problem(format!("{} is no number", quoted(text)), &fix))
             }
-            Raw::Text(text) if text.parse::<i128>().is_ok() => {
-                wrong("is a number in quotes", "write it without them")
+            RawValue::Text(text) if text.parse::<i128>().is_ok() => {
+                problem("is a number in quotes", "write it without them")
             }
-            other => wrong(format!("is {} where a number belongs", other.kind()), &fix),
+            other => problem(format!("is {} where a number belongs", other.kind()), &fix),
         };
         let read = number.and_then(|number| {
             let within = u64::try_from(number).ok().filter(|number| range.contains(number));
             match within.and_then(|number| T::try_from(number).ok()) {
                 Some(number) => Ok(number),
-                None if number == i128::MAX || number == i128::MIN => wrong("is out of all bounds", &fix),
-                None => wrong(format!("is {number}, which is out of bounds"), &fix),
+                None if number == i128::MAX || number == i128::MIN => problem("is out of all bounds", &fix),
+                None => problem(format!("is {number}, which is out of bounds"), &fix),
             }
         });
         self.fill(slot, read);
@@ -79,7 +79,7 @@ impl Reader<'_> {
     /// A duration, which has a unit.
     pub(super) fn duration(&mut self, slot: &mut Duration, range: RangeInclusive<Duration>) {
         let read = match &self.item.raw {
-            Raw::Integer(number) => wrong(
+            RawValue::Integer(number) => problem(
                 format!("{number} has no unit, so it is no duration"),
                 format!("write \"{number}s\" for seconds, or use ms, m, h or d"),
             ),
@@ -95,15 +95,17 @@ impl Reader<'_> {
     pub(super) fn size(&mut self, slot: &mut u64, range: RangeInclusive<u64>) {
         const FIX: &str = "write it as \"64KiB\", \"256MiB\" or \"1GiB\"";
         let read = match &self.item.raw {
-            Raw::Integer(number) => u64::try_from(*number).or_else(|_| wrong("is out of all bounds", FIX)),
+            RawValue::Integer(number) => {
+                u64::try_from(*number).or_else(|_| problem("is out of all bounds", FIX))
+            }
             raw => self.text(raw, "a size belongs", FIX).and_then(|text| {
                 let size = ByteSize::from_str(text.trim());
-                size.map(|size| size.0).or_else(|_| wrong(format!("{} is no size", quoted(text)), FIX))
+                size.map(|size| size.0).or_else(|_| problem(format!("{} is no size", quoted(text)), FIX))
             }),
         };
         let read = read.and_then(|size| match range.contains(&size) {
             true => Ok(size),
-            false => wrong(
+            false => problem(
                 format!("is {}, which is out of bounds", ByteSize(size).display().iec()),
                 format!("write a size from {} to {}", ByteSize(*range.start()), ByteSize(*range.end())),
             ),
@@ -118,23 +120,33 @@ impl Reader<'_> {
         let read = self.text(&self.item.raw, "a word belongs", &fix).and_then(|text| {
             match words.iter().find(|(word, _)| *word == text) {
                 Some((_, value)) => Ok(value.clone()),
-                None => wrong(format!("{} is not known here", quoted(text)), &fix),
+                None => problem(format!("{} is not known here", quoted(text)), &fix),
             }
         });
         self.fill(slot, read);
     }
 
     /// Text that `parse` understands.
-    pub(super) fn parsed<T>(&mut self, slot: &mut T, example: &str, parse: fn(&str) -> Result<T, Wrong>) {
+    pub(super) fn parsed<T>(
+        &mut self,
+        slot: &mut T,
+        example: &str,
+        parse: fn(&str) -> Result<T, InvalidValue>,
+    ) {
         let fix = format!("write it as {example}");
         let read = self.text(&self.item.raw, "text belongs", &fix).and_then(parse);
         self.fill(slot, read);
     }
 
     /// A list of texts that `parse` understands, or one such text.
-    pub(super) fn list<T>(&mut self, slot: &mut Vec<T>, example: &str, parse: fn(&str) -> Result<T, Wrong>) {
+    pub(super) fn list<T>(
+        &mut self,
+        slot: &mut Vec<T>,
+        example: &str,
+        parse: fn(&str) -> Result<T, InvalidValue>,
+    ) {
         let fix = format!("write it as {example}");
-        if let Raw::Bare(text) = &self.item.raw
+        if let RawValue::Bare(text) = &self.item.raw
             && text.trim().is_empty()
         {
             // so that a variable can empty a list
@@ -142,16 +154,16 @@ impl Reader<'_> {
             return;
         }
         let one = std::slice::from_ref(self.item);
-        let items = if let Raw::List(items) = &self.item.raw { items.as_slice() } else { one };
+        let items = if let RawValue::List(items) = &self.item.raw { items.as_slice() } else { one };
         let mut values = Vec::with_capacity(items.len());
         for item in items {
             let read = self.text(&item.raw, "text belongs", &fix).and_then(parse);
             match (read, &item.raw) {
                 (Ok(value), _) => values.push(value),
-                (Err(_), Raw::Bare(text)) if text.starts_with('[') => {
+                (Err(_), RawValue::Bare(text)) if text.starts_with('[') => {
                     let what = "begins like a list, but is none".to_owned();
                     let fix = "write it as [\"a\", \"b\"], each text in quotes".to_owned();
-                    self.fault(item.place.clone(), Wrong { what, fix });
+                    self.fault(item.place.clone(), InvalidValue { what, hint: fix });
                 }
                 (Err(wrong), _) => self.fault(item.place.clone(), wrong),
             }
@@ -167,18 +179,18 @@ impl Reader<'_> {
     }
 
     /// Notes a fault of this key.
-    pub(super) fn fault(&mut self, place: Place, Wrong { what, fix }: Wrong) {
-        self.faults.push(Fault { place, key: self.key.clone(), wrong: what, fix });
+    pub(super) fn fault(&mut self, place: Source, InvalidValue { what, hint: fix }: InvalidValue) {
+        self.faults.push(ConfigError { place, key: self.key.clone(), problem: what, hint: fix });
     }
 
-    fn text<'r>(&self, raw: &'r Raw, belongs: &str, fix: &str) -> Result<&'r str, Wrong> {
+    fn text<'r>(&self, raw: &'r RawValue, belongs: &str, fix: &str) -> Result<&'r str, InvalidValue> {
         match raw {
-            Raw::Text(text) | Raw::Bare(text) => Ok(text),
-            other => wrong(format!("is {} where {belongs}", other.kind()), fix),
+            RawValue::Text(text) | RawValue::Bare(text) => Ok(text),
+            other => problem(format!("is {} where {belongs}", other.kind()), fix),
         }
     }
 
-    fn fill<T>(&mut self, slot: &mut T, read: Result<T, Wrong>) {
+    fn fill<T>(&mut self, slot: &mut T, read: Result<T, InvalidValue>) {
         match read {
             Ok(value) => *slot = value,
             Err(wrong) => self.fault(self.item.place.clone(), wrong),
@@ -195,25 +207,25 @@ pub(super) fn quoted(text: &str) -> String {
     }
 }
 
-fn duration(text: &str, range: &RangeInclusive<Duration>) -> Result<Duration, Wrong> {
+fn duration(text: &str, range: &RangeInclusive<Duration>) -> Result<Duration, InvalidValue> {
     let text = text.trim();
     let fix = "write it as \"500ms\", \"10s\", \"2m\" or \"1h 30m\"";
     let duration = match humantime::parse_duration(text) {
         // humantime lets a bare 0 pass; a unit is asked for everywhere alike
         Ok(_) | Err(_) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) => {
-            return wrong(
+            return problem(
                 format!("{} has no unit, so it is no duration", quoted(text)),
                 format!("write \"{text}s\" for seconds, or use ms, m, h or d"),
             );
         }
         Ok(duration) => duration,
-        Err(_) => return wrong(format!("{} is no duration", quoted(text)), fix),
+        Err(_) => return problem(format!("{} is no duration", quoted(text)), fix),
     };
     if range.contains(&duration) {
         return Ok(duration);
     }
     let form = humantime::format_duration;
-    wrong(
+    problem(
         format!("is {}, which is out of bounds", form(duration)),
         format!("write a duration from {} to {}", form(*range.start()), form(*range.end())),
     )
@@ -221,13 +233,13 @@ fn duration(text: &str, range: &RangeInclusive<Duration>) -> Result<Duration, Wr
 
 /// A secret: itself, `env:NAME` out of this environment, or `file:PATH`. It must be able to stand in a header, after
 /// `Bearer `.
-pub fn secret(text: &str, env: &BTreeMap<String, String>) -> Result<Secret, Wrong> {
+pub fn secret(text: &str, env: &BTreeMap<String, String>) -> Result<Secret, InvalidValue> {
     let (source, text) = if let Some(name) = text.strip_prefix("env:") {
         // whoever wrote the key itself after `env:` must not find it in a log
         let shown = name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
         let shown = if shown && !name.is_empty() { name } else { "that it names" };
         let Some(text) = env.get(name) else {
-            return wrong(
+            return problem(
                 format!("the environment variable {shown} is not set"),
                 "set it, or name another; after `env:` stands a variable's name, not the secret",
             );
@@ -236,7 +248,7 @@ pub fn secret(text: &str, env: &BTreeMap<String, String>) -> Result<Secret, Wron
     } else if let Some(path) = text.strip_prefix("file:") {
         let shown = if path.starts_with(['/', '.']) { path } else { "that it names" };
         let text = secret_file(path).or_else(|error| {
-            wrong(
+            problem(
                 format!("the file {shown} cannot be read: {error}"),
                 "mend it, or name another; after `file:` stands a path, not the secret",
             )
@@ -246,10 +258,10 @@ pub fn secret(text: &str, env: &BTreeMap<String, String>) -> Result<Secret, Wron
         ("the secret".to_owned(), text.to_owned())
     };
     if text.is_empty() {
-        return wrong(format!("{source} is empty"), "put the secret in, or take the key out");
+        return problem(format!("{source} is empty"), "put the secret in, or take the key out");
     }
     if !text.bytes().all(|b| b.is_ascii_graphic()) {
-        return wrong(
+        return problem(
             format!("{source} has a space, a line break or another character that no key has"),
             "give the key alone, without \"Bearer \" and on one line",
         );
@@ -265,16 +277,16 @@ fn secret_file(path: &str) -> std::io::Result<String> {
 }
 
 impl FromStr for Listen {
-    type Err = Wrong;
+    type Err = InvalidValue;
 
-    fn from_str(text: &str) -> Result<Self, Wrong> {
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
         // the longest that the systems' socket addresses hold, the closing zero included, is 104 bytes
         const MOST: usize = 103;
         if let Some(path) = text.strip_prefix("unix:") {
             return match path.len() {
-                0 => wrong("\"unix:\" names no path", "write it as \"unix:/run/clipgate.sock\""),
+                0 => problem("\"unix:\" names no path", "write it as \"unix:/run/clipgate.sock\""),
                 1..=MOST if !path.contains('\0') => Ok(Listen::Unix(PathBuf::from(path))),
-                _ => wrong(
+                _ => problem(
                     "the socket's path is too long or has a zero byte",
                     format!("keep it to {MOST} bytes"),
                 ),
@@ -296,26 +308,26 @@ impl FromStr for Listen {
                  \"0.0.0.0:{port}\" for all"
             ),
         };
-        wrong(format!("{} is no address to listen on", quoted(text)), fix)
+        problem(format!("{} is no address to listen on", quoted(text)), fix)
     }
 }
 
 /// The API's address: `http` or `https`, an authority without userinfo, perhaps a path prefix.
-pub fn base_url(text: &str) -> Result<Uri, Wrong> {
+pub fn base_url(text: &str) -> Result<Uri, InvalidValue> {
     let text = text.trim();
     let example = "write it as \"https://api.aimlapi.com\", a path after it is fine";
     if text.contains('@') {
-        return wrong(
+        return problem(
             "a name or password stands in the URL",
             "take it out; the key belongs in upstream.api_key",
         );
     }
     if let Some((before, _)) = text.split_once(['?', '#']) {
-        return wrong("has a query or a fragment", format!("write {} alone", quoted(before)));
+        return problem("has a query or a fragment", format!("write {} alone", quoted(before)));
     }
     let url = text.trim_end_matches('/').parse::<Uri>().ok();
     let Some(url) = url.filter(|url| matches!(url.scheme_str(), Some("http" | "https"))) else {
-        return wrong(format!("{} is no http:// or https:// URL", quoted(text)), example);
+        return problem(format!("{} is no http:// or https:// URL", quoted(text)), example);
     };
     let named = url.authority().is_some_and(|authority| {
         let port = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
@@ -325,25 +337,25 @@ pub fn base_url(text: &str) -> Result<Uri, Wrong> {
     if named {
         Ok(url)
     } else {
-        wrong(format!("{} has no host, or a port that is none", quoted(text)), example)
+        problem(format!("{} has no host, or a port that is none", quoted(text)), example)
     }
 }
 
 /// An OTLP collector's address, as one of the API's is written; nothing for none.
-pub(super) fn collector(text: &str) -> Result<Option<Uri>, Wrong> {
+pub(super) fn collector(text: &str) -> Result<Option<Uri>, InvalidValue> {
     const FIX: &str = "write it as \"http://127.0.0.1:4318\", a path after it is fine; a token for the collector \
         belongs in the environment variable OTEL_EXPORTER_OTLP_HEADERS";
     if text.is_empty() {
         return Ok(None);
     }
-    base_url(text).map(Some).map_err(|Wrong { what, .. }| Wrong { what, fix: FIX.to_owned() })
+    base_url(text).map(Some).map_err(|InvalidValue { what, .. }| InvalidValue { what, hint: FIX.to_owned() })
 }
 
 /// A network, or one address.
-pub(super) fn network(text: &str) -> Result<IpNet, Wrong> {
+pub(super) fn network(text: &str) -> Result<IpNet, InvalidValue> {
     let address = |_| text.parse::<IpAddr>().map(IpNet::from);
     text.parse::<IpNet>().or_else(address).or_else(|_| {
-        wrong(
+        problem(
             format!("{} is no network", quoted(text)),
             "write it as \"10.0.0.0/8\", \"192.0.2.7\" or \"fd00::/8\"",
         )
@@ -351,15 +363,15 @@ pub(super) fn network(text: &str) -> Result<IpNet, Wrong> {
 }
 
 /// A file that is opened later.
-pub(super) fn path(text: &str) -> Result<Option<PathBuf>, Wrong> {
+pub(super) fn path(text: &str) -> Result<Option<PathBuf>, InvalidValue> {
     if text.is_empty() || text.contains('\0') {
-        return wrong("names no file", "write a path, or take the key out");
+        return problem("names no file", "write a path, or take the key out");
     }
     Ok(Some(PathBuf::from(text)))
 }
 
 /// A SHA-256 in hexadecimal.
-pub(super) fn sha256(text: &str) -> Result<[u8; 32], Wrong> {
+pub(super) fn sha256(text: &str) -> Result<[u8; 32], InvalidValue> {
     let digits: Option<Vec<u8>> =
         text.chars().map(|c| c.to_digit(16).and_then(|d| d.try_into().ok())).collect();
     let bytes: Option<Vec<u8>> =
@@ -367,7 +379,7 @@ pub(super) fn sha256(text: &str) -> Result<[u8; 32], Wrong> {
     match bytes.filter(|_| text.len() == 64).and_then(|bytes| bytes.try_into().ok()) {
         Some(hash) => Ok(hash),
         // it may be the token itself, so it is not repeated
-        None => wrong(
+        None => problem(
             "is not the SHA-256 of a token, which has 64 hexadecimal digits",
             "write what `printf %s TOKEN | sha256sum` prints; the token itself stays with the member",
         ),

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use super::value::{Wrong, quoted, wrong};
+use super::value::{InvalidValue, problem, quoted};
 use crate::protocol::allowed_host::HostPattern;
 
 /// The longest name of DNS, in bytes.
@@ -13,13 +13,13 @@ const DEFAULT_PORTS: [(&str, u16); 2] = [("http", 80), ("https", 443)];
 
 /// Reads a web origin and writes it as browsers send it (RFC 6454 §6.2): in lower case, without the scheme's default
 /// port. Any scheme will do, as desktop programs and browser extensions have schemes of their own. `*` stays.
-pub(super) fn origin(text: &str) -> Result<String, Wrong> {
+pub(super) fn origin(text: &str) -> Result<String, InvalidValue> {
     if text == "*" {
         return Ok(text.to_owned());
     }
     match normal_origin(&text.to_ascii_lowercase()) {
         Some(origin) => Ok(origin),
-        None => wrong(
+        None => problem(
             // A password may stand before the `@`.
             format!("{} is not a valid origin", quoted(&text.replace('@', "_"))),
             "write it as \"https://app.example.com\" or \"tauri://localhost\", without a path or a slash at its end",
@@ -50,10 +50,10 @@ fn normal_origin(text: &str) -> Option<String> {
 }
 
 /// Reads the name of a host, `.suffix` for a name and all below it, or `*`.
-pub(super) fn host_pattern(text: &str) -> Result<HostPattern, Wrong> {
+pub(super) fn host_pattern(text: &str) -> Result<HostPattern, InvalidValue> {
     const FIX: &str =
         "write the name alone: \"clips.example.com\", or \".example.com\" for it and all names below it";
-    let refuse = |what: &str, fix: &str| wrong(format!("{} {what}", quoted(&text.replace('@', "_"))), fix);
+    let refuse = |what: &str, fix: &str| problem(format!("{} {what}", quoted(&text.replace('@', "_"))), fix);
     let lower = text.to_ascii_lowercase();
     if lower == "*" {
         return Ok(HostPattern::Any);
@@ -159,7 +159,7 @@ mod tests {
         for text in bad {
             let wrong = origin(text).unwrap_err();
             assert!(
-                wrong.what.contains("is not a valid origin") && wrong.fix.contains("tauri://"),
+                wrong.what.contains("is not a valid origin") && wrong.hint.contains("tauri://"),
                 "{text}: {wrong}"
             );
         }
@@ -208,7 +208,7 @@ mod tests {
         ];
         for (text, what, fix) in rows {
             let wrong = host_pattern(text).unwrap_err();
-            assert!(wrong.what.contains(what) && wrong.fix.contains(fix), "{text}: {wrong}");
+            assert!(wrong.what.contains(what) && wrong.hint.contains(fix), "{text}: {wrong}");
         }
     }
 }

@@ -17,21 +17,21 @@ use tracing::info;
 use super::response::X_REQUEST_ID;
 use crate::auth::Identity;
 use crate::clock;
-use crate::core::coalescer::How;
+use crate::core::coalescer::Cost;
 use crate::core::job::{JobId, KeyDomain};
 use crate::core::query::WaitQuery;
 use crate::protocol::request::{Peer, RequestCtx, RequestId, shown};
-use crate::telemetry::metrics::{self, Endpoint, Metrics, Word as _};
+use crate::telemetry::metrics::{self, EndpointLabel, Label as _, Metrics};
 
 /// How a request was dealt with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub(crate) enum Disposition {
     /// Nothing yet: the client hung up.
     Left,
     /// Answered from the cache.
     Hit,
     /// Parked, and how that ended.
-    Waited(How, &'static str),
+    Waited(Cost, &'static str),
     /// A stream of events has begun; a line of its own tells how it ends.
     Streamed,
     /// Passed through.
@@ -42,35 +42,39 @@ pub(crate) enum Outcome {
     Refused(&'static str),
 }
 
-impl Outcome {
+impl Disposition {
     /// What it is counted as.
     pub(crate) fn counted(self) -> metrics::Outcome {
         match self {
-            Outcome::Left => metrics::Outcome::Left,
-            Outcome::Hit => metrics::Outcome::Hit,
-            Outcome::Waited(How::Opened, _) => metrics::Outcome::Opened,
-            Outcome::Waited(How::Leaned, _) => metrics::Outcome::Leaned,
-            Outcome::Streamed => metrics::Outcome::Streamed,
-            Outcome::Passed => metrics::Outcome::Passed,
-            Outcome::Preflight => metrics::Outcome::Preflight,
-            Outcome::Refused(_) => metrics::Outcome::Refused,
+            Disposition::Left => metrics::Outcome::Left,
+            Disposition::Hit => metrics::Outcome::Hit,
+            Disposition::Waited(Cost::Opened, _) => metrics::Outcome::Opened,
+            Disposition::Waited(Cost::Coalesced, _) => metrics::Outcome::Leaned,
+            Disposition::Streamed => metrics::Outcome::Streamed,
+            Disposition::Passed => metrics::Outcome::Passed,
+            Disposition::Preflight => metrics::Outcome::Preflight,
+            Disposition::Refused(_) => metrics::Outcome::Refused,
         }
     }
 
     /// Why, where the word for it does not say.
     pub(crate) fn reason(self) -> Option<&'static str> {
         match self {
-            Outcome::Waited(_, reason) | Outcome::Refused(reason) => Some(reason),
-            Outcome::Left | Outcome::Hit | Outcome::Streamed | Outcome::Passed | Outcome::Preflight => None,
+            Disposition::Waited(_, reason) | Disposition::Refused(reason) => Some(reason),
+            Disposition::Left
+            | Disposition::Hit
+            | Disposition::Streamed
+            | Disposition::Passed
+            | Disposition::Preflight => None,
         }
     }
 }
 
 /// The line. Dropping it writes it, and counts the request.
 #[derive(Debug)]
-pub(crate) struct AccessLine {
+pub(crate) struct AccessLog {
     /// How the request was dealt with, so far.
-    pub outcome: Outcome,
+    pub outcome: Disposition,
     /// Which member of the team asks.
     pub member: Option<Arc<str>>,
     /// The host that the request is refused for.
@@ -85,20 +89,20 @@ pub(crate) struct AccessLine {
     status: Option<u16>,
     body_size: Option<u64>,
     upstream_id: Option<String>,
-    endpoint: Endpoint,
+    endpoint: EndpointLabel,
     metrics: Arc<Metrics>,
 }
 
-impl AccessLine {
+impl AccessLog {
     /// The line of a request that has just arrived.
     pub(crate) fn new<B>(
         request: &Request<B>,
         ctx: RequestCtx,
-        endpoint: Endpoint,
+        endpoint: EndpointLabel,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
-            outcome: Outcome::Left,
+            outcome: Disposition::Left,
             member: None,
             foreign_host: None,
             ctx,
@@ -142,11 +146,11 @@ impl AccessLine {
     }
 }
 
-impl Drop for AccessLine {
+impl Drop for AccessLog {
     fn drop(&mut self) {
         let (outcome, took) =
             (self.outcome.counted(), clock::now().saturating_duration_since(self.ctx.arrived));
-        self.metrics.requests.ended(self.endpoint, outcome, took);
+        self.metrics.requests.finish(self.endpoint, outcome, took);
         let (from, peer) = (self.ctx.trail.peer(), self.ctx.trail.peer().address());
         // Mostly the same, written once.
         let client = self.ctx.trail.client().map(|ip| match from.ip() == Some(ip) {
@@ -160,7 +164,7 @@ impl Drop for AccessLine {
             http.response.status_code = self.status,
             http.response.body.size = self.body_size,
             http.server.request.duration = took.as_secs_f64(),
-            clipgate.outcome = outcome.word(),
+            clipgate.outcome = outcome.as_str(),
             clipgate.reason = self.outcome.reason(),
             clipgate.clips = self.clips.as_deref(),
             clipgate.member = self.member.as_deref(),
@@ -187,10 +191,10 @@ pub(crate) fn refused_head(
     metrics: &Metrics,
 ) {
     let outcome = metrics::Outcome::Refused;
-    metrics.requests.ended(Endpoint::Other, outcome, Duration::ZERO);
+    metrics.requests.finish(EndpointLabel::Other, outcome, Duration::ZERO);
     info!(
         http.response.status_code = status.as_u16(),
-        clipgate.outcome = outcome.word(),
+        clipgate.outcome = outcome.as_str(),
         clipgate.reason = reason,
         network.peer.address = &*peer.address(),
         network.peer.port = peer.port(),

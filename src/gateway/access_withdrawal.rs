@@ -14,7 +14,7 @@ use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use tokio::sync::watch;
 
-use crate::auth::Keyring;
+use crate::auth::Authenticator;
 use crate::clock;
 use crate::config::Config;
 use crate::protocol::headers as fields;
@@ -35,7 +35,7 @@ impl Reload {
 
 /// The credentials that let a client in, kept to check them again after each reload.
 pub(super) struct Access {
-    keyring: Arc<Keyring>,
+    keyring: Arc<Authenticator>,
     reloads: watch::Receiver<Reload>,
     /// The request's `Authorization` fields alone.
     credentials: HeaderMap,
@@ -45,7 +45,7 @@ pub(super) struct Access {
 impl Access {
     /// Keeps the credentials of a request that was let in, in team mode as this member.
     pub(super) fn new(
-        keyring: &Arc<Keyring>,
+        keyring: &Arc<Authenticator>,
         reloads: &watch::Sender<Reload>,
         request: &HeaderMap,
         member: Option<Arc<str>>,
@@ -54,7 +54,7 @@ impl Access {
         Self {
             keyring: Arc::clone(keyring),
             reloads: reloads.subscribe(),
-            credentials: credentials.map(|field| (AUTHORIZATION, fields::detached(field))).collect(),
+            credentials: credentials.map(|field| (AUTHORIZATION, fields::copy_value(field))).collect(),
             member,
         }
     }

@@ -5,42 +5,46 @@
 
 use http::Request;
 
-use super::error::{HttpFault, Refusal};
+use super::error::{GatewayError, HttpFault};
 use super::target::is_plain;
-use super::{Asking, Gateway};
-use crate::limits::Who;
-use crate::protocol::cors::Permission;
+use super::{Gateway, RequestState};
+use crate::limits::Subject;
+use crate::protocol::cors::CorsDecision;
 use crate::protocol::headers as fields;
 use crate::protocol::request::Peer;
 
 impl Gateway {
     /// Refuses a request that must not be read any further.
-    pub(super) fn refuse_early<B>(&self, request: &Request<B>, asking: &mut Asking) -> Result<(), Refusal> {
+    pub(super) fn refuse_early<B>(
+        &self,
+        request: &Request<B>,
+        asking: &mut RequestState,
+    ) -> Result<(), GatewayError> {
         let Err(refusal) = self.check_early(request, asking) else { return Ok(()) };
-        asking.who = asking.line.ctx().trail.client().into();
-        self.0.limits.request(asking.who)?;
+        asking.subject = asking.line.ctx().trail.client().into();
+        self.0.limits.request(asking.subject)?;
         Err(refusal)
     }
 
-    fn check_early<B>(&self, request: &Request<B>, asking: &mut Asking) -> Result<(), Refusal> {
-        if fields::has_passed_here(request.headers()) {
-            return Err(Refusal::Loop);
+    fn check_early<B>(&self, request: &Request<B>, asking: &mut RequestState) -> Result<(), GatewayError> {
+        if fields::is_loop(request.headers()) {
+            return Err(GatewayError::Loop);
         }
         if !is_plain(request.headers()) || !fields::has_one_host(request.version(), request.headers()) {
-            return Err(Refusal::Http(HttpFault::Malformed));
+            return Err(GatewayError::Http(HttpFault::Malformed));
         }
-        if !self.0.keyring.lends_its_key() {
+        if !self.0.keyring.injects_key() {
             return Ok(());
         }
         self.refuse_foreign_host(request, &mut asking.line)?;
-        let is_let_in = asking.permission.as_deref().is_some_and(Permission::is_given);
-        if !is_let_in && fields::is_of_foreign_page(request) { Err(Refusal::ForeignPage) } else { Ok(()) }
+        let is_let_in = asking.permission.as_deref().is_some_and(CorsDecision::is_allowed);
+        if !is_let_in && fields::is_cross_origin(request) { Err(GatewayError::ForeignPage) } else { Ok(()) }
     }
 
     /// Counts a request whose head could not be read. Its connection ends with the refusal, which is written whether the
     /// quota is used up or not.
     pub fn refused_unread(&self, peer: Peer) {
         // What is counted shows in the next request of the address whose key is not proven.
-        let _ = self.0.limits.request(Who::from(peer.ip()));
+        let _ = self.0.limits.request(Subject::from(peer.ip()));
     }
 }

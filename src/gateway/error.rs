@@ -12,22 +12,22 @@ use http::{HeaderValue, Response, StatusCode};
 use serde::Serialize;
 use tracing::debug;
 
-use super::passthrough::{PassError, SlotError};
-use super::response::{ALLOWED_METHODS, cache_status, finish};
+use super::passthrough::{PassthroughError, SlotError};
+use super::response::{ALLOWED_METHODS, add_common_headers, cache_status};
 use crate::auth::AuthError;
 use crate::core::coalescer::Failure;
 use crate::core::query::BadQuery;
 use crate::hub::HubError;
-use crate::limits::Limited;
+use crate::limits::QuotaExceeded;
 use crate::printable::escape_json;
 use crate::protocol::body::Body;
 use crate::protocol::request::RequestId;
-use crate::telemetry::metrics::{Limit, Word as _};
+use crate::telemetry::metrics::{Label as _, Limit};
 use crate::upstream::client::{BadTarget, SendError};
 
 /// Why a request gets an answer of the gateway's own (contract, section 6).
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Refusal {
+pub(crate) enum GatewayError {
     /// The target is no wait that anybody could answer.
     #[error("{0}")]
     Query(#[from] BadQuery),
@@ -39,17 +39,17 @@ pub(crate) enum Refusal {
     Limited {
         /// Which one, and until when.
         #[from]
-        limited: Limited,
+        limited: QuotaExceeded,
     },
     /// The wait could not be parked.
     #[error("the gateway takes no more waits now ({0}); try again")]
     Hub(HubError),
     /// A poll failed, and the upstream wrote nothing to pass on.
-    #[error("{}", sentence(.0))]
+    #[error("{}", failure_message(.0))]
     Poll(Failure),
     /// A request did not go through.
     #[error("{0}")]
-    Pass(#[from] PassError),
+    Pass(#[from] PassthroughError),
     /// There is no room for another passed-through request.
     #[error("{0}")]
     Slot(#[from] SlotError),
@@ -92,113 +92,129 @@ pub(crate) enum HttpFault {
     Head,
 }
 
-fn sentence(failure: &Failure) -> &'static str {
+fn failure_message(failure: &Failure) -> &'static str {
     match failure {
-        Failure::Answered(_) => "the upstream answered with an error",
+        Failure::UpstreamError(_) => "the upstream answered with an error",
         Failure::Unreachable => "the upstream could not be reached",
-        Failure::Garbled(_) => "the upstream's answer could not be read",
-        Failure::Overdue => "the upstream did not answer in time",
-        Failure::KeyRests { .. } => "the upstream asked for a rest of this key; try again",
+        Failure::InvalidResponse(_) => "the upstream's answer could not be read",
+        Failure::Timeout => "the upstream did not answer in time",
+        Failure::KeyRateLimited { .. } => "the upstream asked for a rest of this key; try again",
         Failure::LocalResources => "the gateway has no descriptors left for a connection; try again",
     }
 }
 
-impl Refusal {
+impl GatewayError {
     /// The HTTP status.
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Refusal::Query(_) | Refusal::Auth(AuthError::SeveralKeys | AuthError::ConnectionAuth) => {
+            GatewayError::Query(_)
+            | GatewayError::Auth(AuthError::SeveralKeys | AuthError::ConnectionAuth) => {
                 StatusCode::BAD_REQUEST
             }
-            Refusal::Auth(AuthError::NoToken | AuthError::UnknownToken) => StatusCode::UNAUTHORIZED,
-            Refusal::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Refusal::Hub(HubError::Limited(_) | HubError::FullForKey | HubError::FullForAddress) => {
+            GatewayError::Auth(AuthError::NoToken | AuthError::UnknownToken) => StatusCode::UNAUTHORIZED,
+            GatewayError::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
+            GatewayError::Hub(HubError::Limited(_) | HubError::KeyFull | HubError::FullForAddress) => {
                 StatusCode::TOO_MANY_REQUESTS
             }
-            Refusal::Hub(HubError::Full | HubError::Gone) => StatusCode::SERVICE_UNAVAILABLE,
-            Refusal::Poll(Failure::LocalResources) => StatusCode::SERVICE_UNAVAILABLE,
-            Refusal::Poll(Failure::KeyRests { .. }) => StatusCode::TOO_MANY_REQUESTS,
-            Refusal::Poll(Failure::Overdue) => StatusCode::GATEWAY_TIMEOUT,
+            GatewayError::Hub(HubError::Full | HubError::Closed) => StatusCode::SERVICE_UNAVAILABLE,
+            GatewayError::Poll(Failure::LocalResources) => StatusCode::SERVICE_UNAVAILABLE,
+            GatewayError::Poll(Failure::KeyRateLimited { .. }) => StatusCode::TOO_MANY_REQUESTS,
+            GatewayError::Poll(Failure::Timeout) => StatusCode::GATEWAY_TIMEOUT,
             // Only where its body will not do: else it goes as it was written.
-            Refusal::Poll(Failure::Answered(reply)) => {
+            GatewayError::Poll(Failure::UpstreamError(reply)) => {
                 StatusCode::from_u16(reply.status).unwrap_or(StatusCode::BAD_GATEWAY)
             }
-            Refusal::Poll(Failure::Unreachable | Failure::Garbled(_)) => StatusCode::BAD_GATEWAY,
-            Refusal::Pass(error) => match error {
-                PassError::Connect => StatusCode::NOT_IMPLEMENTED,
-                PassError::Target(BadTarget::TooLong) => StatusCode::URI_TOO_LONG,
-                PassError::Target(BadTarget::NoPath | BadTarget::Climbs) | PassError::Upload(_) => {
-                    StatusCode::BAD_REQUEST
-                }
-                PassError::Misdirected => StatusCode::MISDIRECTED_REQUEST,
-                PassError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-                PassError::Stalled => StatusCode::REQUEST_TIMEOUT,
-                PassError::Overdue => StatusCode::GATEWAY_TIMEOUT,
-                PassError::Send(SendError::LocalResources(_)) => StatusCode::SERVICE_UNAVAILABLE,
-                PassError::Send(_) | PassError::BadAnswer => StatusCode::BAD_GATEWAY,
+            GatewayError::Poll(Failure::Unreachable | Failure::InvalidResponse(_)) => StatusCode::BAD_GATEWAY,
+            GatewayError::Pass(error) => match error {
+                PassthroughError::Connect => StatusCode::NOT_IMPLEMENTED,
+                PassthroughError::Target(BadTarget::TooLong) => StatusCode::URI_TOO_LONG,
+                PassthroughError::Target(BadTarget::NoPath | BadTarget::Climbs)
+                | PassthroughError::Upload(_) => StatusCode::BAD_REQUEST,
+                PassthroughError::Misdirected => StatusCode::MISDIRECTED_REQUEST,
+                PassthroughError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+                PassthroughError::Stalled => StatusCode::REQUEST_TIMEOUT,
+                PassthroughError::Overdue => StatusCode::GATEWAY_TIMEOUT,
+                PassthroughError::Send(SendError::LocalResources(_)) => StatusCode::SERVICE_UNAVAILABLE,
+                PassthroughError::Send(_) | PassthroughError::BadAnswer => StatusCode::BAD_GATEWAY,
             },
-            Refusal::Slot(SlotError::FullForKey) => StatusCode::TOO_MANY_REQUESTS,
-            Refusal::Slot(SlotError::Full) => StatusCode::SERVICE_UNAVAILABLE,
-            Refusal::ForeignPage => StatusCode::FORBIDDEN,
-            Refusal::ForeignHost => StatusCode::MISDIRECTED_REQUEST,
-            Refusal::Loop => StatusCode::LOOP_DETECTED,
-            Refusal::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Refusal::NotCached => StatusCode::GATEWAY_TIMEOUT,
-            Refusal::Http(HttpFault::Malformed) => StatusCode::BAD_REQUEST,
-            Refusal::Http(HttpFault::Target) => StatusCode::URI_TOO_LONG,
-            Refusal::Http(HttpFault::Head) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            GatewayError::Slot(SlotError::FullForKey) => StatusCode::TOO_MANY_REQUESTS,
+            GatewayError::Slot(SlotError::Full) => StatusCode::SERVICE_UNAVAILABLE,
+            GatewayError::ForeignPage => StatusCode::FORBIDDEN,
+            GatewayError::ForeignHost => StatusCode::MISDIRECTED_REQUEST,
+            GatewayError::Loop => StatusCode::LOOP_DETECTED,
+            GatewayError::Method => StatusCode::METHOD_NOT_ALLOWED,
+            GatewayError::NotCached => StatusCode::GATEWAY_TIMEOUT,
+            GatewayError::Http(HttpFault::Malformed) => StatusCode::BAD_REQUEST,
+            GatewayError::Http(HttpFault::Target) => StatusCode::URI_TOO_LONG,
+            GatewayError::Http(HttpFault::Head) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         }
     }
 
     /// The short word for `Cache-Status`, logs and metrics.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
-            Refusal::Query(error) => error.reason(),
-            Refusal::Auth(error) => error.reason(),
-            Refusal::Limited { limited } | Refusal::Hub(HubError::Limited(limited)) => limited.quota.word(),
-            Refusal::Hub(HubError::FullForKey) => "too-many-waits-of-key",
-            Refusal::Hub(HubError::FullForAddress) => "too-many-waits-of-address",
-            Refusal::Hub(HubError::Full) => "too-many-waits",
-            Refusal::Hub(HubError::Gone) => "shutting-down",
-            Refusal::Poll(failure) => failure.reason(),
-            Refusal::Pass(error) => error.reason(),
-            Refusal::Slot(SlotError::FullForKey) => "too-many-passthrough-per-key",
-            Refusal::Slot(SlotError::Full) => "too-many-passthrough",
-            Refusal::ForeignPage => "foreign-page",
-            Refusal::ForeignHost => "foreign-host",
-            Refusal::Loop => "loop",
-            Refusal::Method => "method-not-allowed",
-            Refusal::NotCached => "not-cached",
-            Refusal::Http(HttpFault::Malformed) => "malformed",
-            Refusal::Http(HttpFault::Target) => "long-target",
-            Refusal::Http(HttpFault::Head) => "large-head",
+            GatewayError::Query(error) => error.reason(),
+            GatewayError::Auth(error) => error.reason(),
+            GatewayError::Limited { limited } | GatewayError::Hub(HubError::Limited(limited)) => {
+                limited.quota.as_str()
+            }
+            GatewayError::Hub(HubError::KeyFull) => "too-many-waits-of-key",
+            GatewayError::Hub(HubError::FullForAddress) => "too-many-waits-of-address",
+            GatewayError::Hub(HubError::Full) => "too-many-waits",
+            GatewayError::Hub(HubError::Closed) => "shutting-down",
+            GatewayError::Poll(failure) => failure.reason(),
+            GatewayError::Pass(error) => error.reason(),
+            GatewayError::Slot(SlotError::FullForKey) => "too-many-passthrough-per-key",
+            GatewayError::Slot(SlotError::Full) => "too-many-passthrough",
+            GatewayError::ForeignPage => "foreign-page",
+            GatewayError::ForeignHost => "foreign-host",
+            GatewayError::Loop => "loop",
+            GatewayError::Method => "method-not-allowed",
+            GatewayError::NotCached => "not-cached",
+            GatewayError::Http(HttpFault::Malformed) => "malformed",
+            GatewayError::Http(HttpFault::Target) => "long-target",
+            GatewayError::Http(HttpFault::Head) => "large-head",
         }
     }
 
     /// The limit that it is about, if it is about one.
     pub(crate) fn limit(&self) -> Option<Limit> {
         match self {
-            Refusal::Limited { limited } | Refusal::Hub(HubError::Limited(limited)) => Some(limited.quota),
-            Refusal::Hub(HubError::FullForKey | HubError::FullForAddress) => Some(Limit::WaitsOfKey),
-            Refusal::Hub(HubError::Full) => Some(Limit::Waits),
-            Refusal::Hub(HubError::Gone) | Refusal::Query(_) | Refusal::Auth(_) | Refusal::Poll(_) => None,
-            Refusal::Slot(SlotError::FullForKey) => Some(Limit::PassthroughPerKey),
-            Refusal::Slot(SlotError::Full) => Some(Limit::Passthrough),
-            Refusal::Pass(_) | Refusal::ForeignPage | Refusal::ForeignHost | Refusal::Loop => None,
-            Refusal::Method | Refusal::NotCached | Refusal::Http(_) => None,
+            GatewayError::Limited { limited } | GatewayError::Hub(HubError::Limited(limited)) => {
+                Some(limited.quota)
+            }
+            GatewayError::Hub(HubError::KeyFull | HubError::FullForAddress) => Some(Limit::WaitsOfKey),
+            GatewayError::Hub(HubError::Full) => Some(Limit::Waits),
+            GatewayError::Hub(HubError::Closed)
+            | GatewayError::Query(_)
+            | GatewayError::Auth(_)
+            | GatewayError::Poll(_) => None,
+            GatewayError::Slot(SlotError::FullForKey) => Some(Limit::PassthroughPerKey),
+            GatewayError::Slot(SlotError::Full) => Some(Limit::Passthrough),
+            GatewayError::Pass(_)
+            | GatewayError::ForeignPage
+            | GatewayError::ForeignHost
+            | GatewayError::Loop => None,
+            GatewayError::Method | GatewayError::NotCached | GatewayError::Http(_) => None,
         }
     }
 
     /// When it is worth another try, if that is known.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
-            Refusal::Limited { limited } => Some(limited.retry_after),
-            Refusal::Hub(_) | Refusal::Slot(_) => Some(Duration::from_secs(1)),
-            Refusal::Poll(Failure::KeyRests { retry_after }) => Some(*retry_after),
-            Refusal::Poll(Failure::LocalResources) => Some(Duration::from_secs(1)),
-            Refusal::Query(_) | Refusal::Auth(_) | Refusal::Poll(_) | Refusal::Pass(_) => None,
-            Refusal::ForeignPage | Refusal::ForeignHost | Refusal::Loop | Refusal::Method => None,
-            Refusal::NotCached | Refusal::Http(_) => None,
+            GatewayError::Limited { limited } => Some(limited.retry_after),
+            GatewayError::Hub(_) | GatewayError::Slot(_) => Some(Duration::from_secs(1)),
+            GatewayError::Poll(Failure::KeyRateLimited { retry_after }) => Some(*retry_after),
+            GatewayError::Poll(Failure::LocalResources) => Some(Duration::from_secs(1)),
+            GatewayError::Query(_)
+            | GatewayError::Auth(_)
+            | GatewayError::Poll(_)
+            | GatewayError::Pass(_) => None,
+            GatewayError::ForeignPage
+            | GatewayError::ForeignHost
+            | GatewayError::Loop
+            | GatewayError::Method => None,
+            GatewayError::NotCached | GatewayError::Http(_) => None,
         }
     }
 
@@ -212,27 +228,32 @@ impl Refusal {
         if let Some(cause) = self.source() {
             debug!(clipgate.request_id = %id, clipgate.reason = self.reason(), cause, "refused");
         }
-        let mut response = shaped(self.status(), &self.to_string(), path, id);
+        let mut response = error_response(self.status(), &self.to_string(), path, id);
         let headers = response.headers_mut();
         if let Some(after) = self.retry_after() {
             headers.insert(RETRY_AFTER, whole_seconds(after).into());
         }
-        if let Refusal::Auth(error) = self
+        if let GatewayError::Auth(error) = self
             && let Some(challenge) = error.challenge()
         {
             headers.insert(WWW_AUTHENTICATE, challenge);
         }
-        if matches!(self, Refusal::Method) {
+        if matches!(self, GatewayError::Method) {
             headers.insert(ALLOW, ALLOWED_METHODS);
         }
         cache_status(headers, &format!("detail={}", self.reason()));
-        finish(headers, id);
+        add_common_headers(headers, id);
         response
     }
 }
 
 /// An error in the upstream's shape.
-pub(crate) fn shaped(status: StatusCode, message: &str, path: &str, id: &RequestId) -> Response<Bytes> {
+pub(crate) fn error_response(
+    status: StatusCode,
+    message: &str,
+    path: &str,
+    id: &RequestId,
+) -> Response<Bytes> {
     let shape = Shape {
         message,
         path,
@@ -255,11 +276,11 @@ fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
-impl From<HubError> for Refusal {
+impl From<HubError> for GatewayError {
     fn from(error: HubError) -> Self {
         match error {
             HubError::Limited(limited) => limited.into(),
-            HubError::FullForKey | HubError::FullForAddress | HubError::Full | HubError::Gone => {
+            HubError::KeyFull | HubError::FullForAddress | HubError::Full | HubError::Closed => {
                 Self::Hub(error)
             }
         }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use http::Request;
 
 use super::Gateway;
-use super::access_log::AccessLine;
-use super::error::Refusal;
+use super::access_log::AccessLog;
+use super::error::GatewayError;
 use crate::protocol::allowed_host::{HostPattern, foreign_host};
 use crate::protocol::request::Peer;
 
@@ -22,12 +22,12 @@ impl Gateway {
     pub(super) fn refuse_foreign_host<B>(
         &self,
         request: &Request<B>,
-        line: &mut AccessLine,
-    ) -> Result<(), Refusal> {
+        line: &mut AccessLog,
+    ) -> Result<(), GatewayError> {
         if line.ctx().is_tls || line.ctx().trail.peer() == Peer::Unix {
             return Ok(());
         }
         line.foreign_host = foreign_host(request, &self.0.allowed_hosts.load());
-        if line.foreign_host.is_some() { Err(Refusal::ForeignHost) } else { Ok(()) }
+        if line.foreign_host.is_some() { Err(GatewayError::ForeignHost) } else { Ok(()) }
     }
 }

@@ -8,18 +8,18 @@ use std::sync::Arc;
 
 use super::Gateway;
 use crate::cache::Cache;
-use crate::core::coalescer::ClipInFlight;
+use crate::core::coalescer::JobStatus;
 use crate::core::job::KeyDomain;
 use crate::core::route::Ladder;
 use crate::hub::{self, KeyInFlight};
-use crate::limits::{Left, Who};
+use crate::limits::{QuotaState, Subject};
 use crate::telemetry::metrics::Metrics;
 
 /// What is under way.
 #[derive(Clone, Debug)]
 pub struct Overview {
     /// The oldest clips that waits name or polls ask for.
-    pub clips: Vec<ClipInFlight>,
+    pub clips: Vec<JobStatus>,
     /// How many there are.
     pub clips_in_all: usize,
     /// The members of the team, or else the keys with parked waits; those with the most waits first.
@@ -39,7 +39,7 @@ pub struct Asker {
     pub waits: usize,
     /// What is left of its quotas. None for a client's key that is not proven yet: it
     /// counts for its address.
-    pub left: Vec<Left>,
+    pub left: Vec<QuotaState>,
 }
 
 impl Gateway {
@@ -71,8 +71,8 @@ impl Gateway {
     }
 
     fn key(&self, key: &KeyInFlight) -> Asker {
-        let has_quotas = self.0.keyring.lends_its_key() || self.0.cache.knows(key.domain);
-        let left = if has_quotas { self.0.limits.left(Who::Key(key.domain)) } else { Vec::new() };
+        let has_quotas = self.0.keyring.injects_key() || self.0.cache.is_key_proven(key.domain);
+        let left = if has_quotas { self.0.limits.left(Subject::Key(key.domain)) } else { Vec::new() };
         Asker { name: None, key: key.domain, waits: key.waits, left }
     }
 
@@ -95,7 +95,7 @@ impl Gateway {
         waits.sort_by_key(|(_, waits)| Reverse(*waits));
         waits.truncate(most);
         let askers = waits.into_iter().map(|((name, key), waits)| Asker {
-            left: self.0.limits.left(Who::member(&name)),
+            left: self.0.limits.left(Subject::member(&name)),
             name: Some(name),
             key,
             waits,

@@ -30,47 +30,47 @@ use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Body as HttpBody;
 use tokio::sync::watch;
 
-use self::access_log::{AccessLine, Outcome};
+use self::access_log::{AccessLog, Disposition};
 use self::access_withdrawal::{Access, Reload};
-use self::error::Refusal;
-use self::event_stream::{Ask, LAST_EVENT_ID, Streams};
+use self::error::GatewayError;
+use self::event_stream::{EventStreams, LAST_EVENT_ID, StreamRequest};
 use self::held_body::{Held, Withdrawal};
 pub(crate) use self::inspect::{Asker, Overview};
-use self::passthrough::{Forwarded, Passthrough, Slot, Slots};
-use self::request_options::Wish;
-use self::response::{ClipReply, Source, finish};
-use self::target::{Decision, Target};
-use crate::auth::{AuthError, Identity, Keyring, KeyringError};
-use crate::cache::{Cache, Proof};
+use self::passthrough::{Passthrough, PassthroughResponse, Slot, Slots};
+use self::request_options::RequestOptions;
+use self::response::{ClipResponse, ResponseOrigin, add_common_headers};
+use self::target::{Target, TargetAction};
+use crate::auth::{AuthError, Authenticator, Identity, KeyringError};
+use crate::cache::{Cache, KeyProof};
 use crate::clock;
 use crate::config::{self, Config};
-use crate::core::coalescer::{End, Failure, Settled};
+use crate::core::coalescer::{Failure, WaitOutcome, WaitResult};
 use crate::core::job::{JobState, KeyDomain};
 use crate::core::query::{Query, WaitQuery};
 use crate::core::route::{Form, Goal, Route};
-use crate::hub::{Hub, Means, Parked, Wait};
-use crate::limits::{Limits, Who};
+use crate::hub::{Hub, HubDeps, WaitHandle, WaitRequest};
+use crate::limits::{Limits, Subject};
 use crate::protocol::allowed_host::HostPattern;
 use crate::protocol::body::{Body, BoxError};
-use crate::protocol::cors::{Cors, Permission};
+use crate::protocol::cors::{Cors, CorsDecision};
 use crate::protocol::headers as fields;
 use crate::protocol::request::RequestCtx;
-use crate::telemetry::metrics::{Endpoint, Metrics, Word as _};
-use crate::telemetry::trace::{Answered, RequestSpan, TraceError, Tracer};
+use crate::telemetry::metrics::{EndpointLabel, Label as _, Metrics};
+use crate::telemetry::trace::{RequestSpan, ResponseAttributes, TraceError, Tracer};
 use crate::upstream::client::{Client, ClientError};
 use crate::upstream::poll::Poller;
 
 /// What a request meets on its way. Clones are the same gateway.
 #[derive(Clone)]
-pub struct Gateway(Arc<Parts>);
+pub struct Gateway(Arc<Inner>);
 
-struct Parts {
+struct Inner {
     route: Arc<Route>,
-    keyring: Arc<Keyring>,
+    keyring: Arc<Authenticator>,
     limits: Arc<Limits>,
     cache: Arc<Cache>,
     hub: Hub,
-    streams: Streams,
+    streams: EventStreams,
     passthrough: Passthrough,
     slots: Slots,
     wait: ArcSwap<config::Wait>,
@@ -84,42 +84,42 @@ struct Parts {
 }
 
 /// A request on its way: what its answer and its line in the log are made of, beside what it asks for.
-struct Asking {
+struct RequestState {
     /// For whom it counts.
-    who: Who,
+    subject: Subject,
     /// That its key is one.
-    proof: Option<Proof>,
+    proof: Option<KeyProof>,
     /// Whether the upstream account is the gateway's, not the client's own.
     is_lent: bool,
-    permission: Option<Box<Permission>>,
-    line: AccessLine,
+    permission: Option<Box<CorsDecision>>,
+    line: AccessLog,
     span: RequestSpan,
 }
 
 /// What is to be done with a request.
-enum Step {
+enum Decision {
     /// Nothing more.
     Answer(Response<Body>),
     /// The upstream answers it, whoever asks.
     Pass(Option<Identity>, Slot),
     /// A wait is parked.
-    Park(Waiting),
+    Park(ParkedRequest),
     /// A stream begins.
-    Stream(Box<Ask>),
+    Stream(Box<StreamRequest>),
 }
 
 /// A parked wait, and what its answer will be made of.
-struct Waiting {
-    parked: Parked,
+struct ParkedRequest {
+    parked: WaitHandle,
     domain: KeyDomain,
     asked: WaitQuery,
-    wish: Wish,
+    wish: RequestOptions,
     condition: Option<IfNoneMatch>,
 }
 
 /// Why there is no gateway.
 #[derive(Debug, thiserror::Error)]
-pub enum GatewayError {
+pub enum BuildError {
     /// It has no keys.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
@@ -136,7 +136,7 @@ impl Gateway {
     pub fn new(
         config: &Config,
         metrics: Arc<Metrics>,
-    ) -> Result<(Self, impl Future<Output = ()> + Send + use<>), GatewayError> {
+    ) -> Result<(Self, impl Future<Output = ()> + Send + use<>), BuildError> {
         let route = Arc::new(Route::suno());
         let upstream = &config.upstream;
         let cache = Arc::new(Cache::new(config.cache.clone(), route.ladder.clone()));
@@ -145,7 +145,7 @@ impl Gateway {
         let poller =
             Poller::new(Client::for_polls(upstream)?, Arc::clone(&route), upstream, Arc::clone(&metrics));
         let tracer = Tracer::new(&config.telemetry, &upstream.base_url)?;
-        let means = Means {
+        let means = HubDeps {
             poller,
             cache: Arc::clone(&cache),
             limits: Arc::clone(&limits),
@@ -155,8 +155,8 @@ impl Gateway {
         let (hub, task) = Hub::new(config, &route.ladder, means);
         // Well over a poll's time: long-polls that are not understood go this way too.
         let head_timeout = config.wait.max_timeout.max(2 * upstream.poll_timeout);
-        let parts = Parts {
-            keyring: Arc::new(Keyring::new(&config.auth, upstream.api_key.as_ref())?),
+        let parts = Inner {
+            keyring: Arc::new(Authenticator::new(&config.auth, upstream.api_key.as_ref())?),
             limits,
             passthrough: Passthrough::new(
                 Client::new(upstream)?,
@@ -169,7 +169,7 @@ impl Gateway {
             cors: ArcSwapOption::from_pointee(Cors::new(&config.server.cors_origins)),
             allowed_hosts: ArcSwap::from_pointee(config.server.allowed_hosts.clone()),
             reloads: watch::Sender::new(Reload::of(config)),
-            streams: Streams::new(hub.clone(), Arc::clone(&cache), Arc::clone(&route)),
+            streams: EventStreams::new(hub.clone(), Arc::clone(&cache), Arc::clone(&route)),
             route,
             cache,
             hub,
@@ -186,7 +186,7 @@ impl Gateway {
         self.0.keyring.set(&config.auth, config.upstream.api_key.as_ref())?;
         self.0.limits.set(&config.limits, config.auth.members());
         self.0.metrics.limited.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
-        self.0.cache.set_rules(config.cache.clone());
+        self.0.cache.reconfigure(config.cache.clone());
         self.0.wait.store(Arc::new(config.wait.clone()));
         self.0.cors.store(Cors::new(&config.server.cors_origins).map(Arc::new));
         self.0.allowed_hosts.store(Arc::new(config.server.allowed_hosts.clone()));
@@ -196,7 +196,7 @@ impl Gateway {
     }
 
     /// Forgets what is of no use any more. To be called about once a minute.
-    pub fn tidy(&self) {
+    pub fn purge_idle(&self) {
         self.0.limits.forget_idle();
     }
 
@@ -226,7 +226,7 @@ impl Gateway {
         &self,
         request: Request<B>,
         ctx: RequestCtx,
-    ) -> impl Future<Output = Forwarded> + Send + use<B>
+    ) -> impl Future<Output = PassthroughResponse> + Send + use<B>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
@@ -234,50 +234,52 @@ impl Gateway {
         let identity = self.0.keyring.identify(request.headers());
         let mut asking = self.asking(&request, ctx, identity.as_ref().ok().and_then(Option::as_ref));
         match self.decide(&request, identity, &mut asking) {
-            Ok(Decision::Now(step)) => self.follow(Ok(step), request, asking),
-            Ok(Decision::AfterBody(target)) => Either::Right(self.clone().read_body(request, target, asking)),
+            Ok(TargetAction::Now(step)) => self.follow(Ok(step), request, asking),
+            Ok(TargetAction::AfterBody(target)) => {
+                Either::Right(self.clone().read_body(request, target, asking))
+            }
             Err(refusal) => self.follow(Err(refusal), request, asking),
         }
     }
 
     fn follow<B>(
         &self,
-        step: Result<Step, Refusal>,
+        step: Result<Decision, GatewayError>,
         request: Request<B>,
-        asking: Asking,
-    ) -> Either<Ready<Forwarded>, BoxFuture<'static, Forwarded>>
+        asking: RequestState,
+    ) -> Either<Ready<PassthroughResponse>, BoxFuture<'static, PassthroughResponse>>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
         // Boxed: what only some need is not moved about with every hit.
         match step {
-            Ok(Step::Answer(response)) => Either::Left(ready(self.finish(asking, Ok(response.into())))),
+            Ok(Decision::Answer(response)) => Either::Left(ready(self.finish(asking, Ok(response.into())))),
             Err(refusal) => Either::Left(ready(self.finish(asking, Err(refusal)))),
-            Ok(Step::Park(waiting)) => {
+            Ok(Decision::Park(waiting)) => {
                 Either::Right(self.clone().wait(waiting, request.headers().get(HOST).cloned(), asking))
             }
-            Ok(Step::Stream(ask)) => {
+            Ok(Decision::Stream(ask)) => {
                 let withdrawal = self.withdrawal(request.headers(), &asking);
                 Either::Right(self.clone().stream(*ask, withdrawal, asking))
             }
-            Ok(Step::Pass(identity, slot)) => {
+            Ok(Decision::Pass(identity, slot)) => {
                 Either::Right(self.clone().pass(request, identity, slot, asking))
             }
         }
     }
 
-    fn asking<B>(&self, request: &Request<B>, ctx: RequestCtx, identity: Option<&Identity>) -> Asking {
+    fn asking<B>(&self, request: &Request<B>, ctx: RequestCtx, identity: Option<&Identity>) -> RequestState {
         let path = request.uri().path();
         let form = self.0.route.form(path);
         let proof = identity.and_then(|identity| self.0.cache.proof(identity.domain));
         let (who, span) =
-            (who(identity, proof, &ctx), self.0.tracer.request(request, &ctx, form.map(|_| path)));
+            (quota_subject(identity, proof, &ctx), self.0.tracer.request(request, &ctx, form.map(|_| path)));
         let permission = self.0.cors.load().as_ref().map(|cors| Box::new(cors.permission(request)));
-        let mut line = AccessLine::new(request, ctx, endpoint(form), Arc::clone(&self.0.metrics));
+        let mut line = AccessLog::new(request, ctx, endpoint(form), Arc::clone(&self.0.metrics));
         line.member = identity.and_then(|identity| identity.member.clone());
-        let is_lent = line.member.is_some() || self.0.keyring.lends_its_key();
-        Asking { who, proof, is_lent, permission, line, span }
+        let is_lent = line.member.is_some() || self.0.keyring.injects_key();
+        RequestState { subject: who, proof, is_lent, permission, line, span }
     }
 
     /// The path of a request, up to where something has to be waited for.
@@ -285,28 +287,28 @@ impl Gateway {
         &self,
         request: &Request<B>,
         identity: Result<Option<Identity>, AuthError>,
-        asking: &mut Asking,
-    ) -> Result<Decision, Refusal> {
+        asking: &mut RequestState,
+    ) -> Result<TargetAction, GatewayError> {
         self.refuse_early(request, asking)?;
-        let Asking { who, permission, line, .. } = asking;
+        let RequestState { subject: who, permission, line, .. } = asking;
         self.0.limits.request(*who)?;
         if permission.as_ref().is_some_and(|permission| permission.is_preflight()) {
-            line.outcome = Outcome::Preflight;
-            return Ok(Decision::Now(Step::Answer(response::preflight())));
+            line.outcome = Disposition::Preflight;
+            return Ok(TargetAction::Now(Decision::Answer(response::preflight())));
         }
         if target::is_echo(request.method()) {
-            return Err(Refusal::Method);
+            return Err(GatewayError::Method);
         }
         let identity = identity?;
         if target::ends_here(request) {
-            line.outcome = Outcome::Preflight;
-            return Ok(Decision::Now(Step::Answer(response::options())));
+            line.outcome = Disposition::Preflight;
+            return Ok(TargetAction::Now(Decision::Answer(response::options())));
         }
         let target = self.read(request);
         if target.query != Query::Other && !request.body().is_end_stream() {
-            return Ok(Decision::AfterBody(target));
+            return Ok(TargetAction::AfterBody(target));
         }
-        self.decide_target(request.headers(), target, identity, asking).map(Decision::Now)
+        self.decide_target(request.headers(), target, identity, asking).map(TargetAction::Now)
     }
 
     /// The same for a request without a body, once its head has passed.
@@ -315,42 +317,54 @@ impl Gateway {
         request: &HeaderMap,
         target: Target,
         identity: Option<Identity>,
-        asking: &mut Asking,
-    ) -> Result<Step, Refusal> {
-        let Asking { who, proof, line, span, .. } = asking;
+        asking: &mut RequestState,
+    ) -> Result<Decision, GatewayError> {
+        let RequestState { subject: who, proof, line, span, .. } = asking;
         let asked = match target.query {
             Query::Wait(asked) => asked,
             Query::Bad(bad) => return Err(bad.into()),
             Query::Other => return self.may_pass(*who, identity),
         };
-        let wish = Wish::of(request, &self.0.wait.load());
+        let wish = RequestOptions::of(request, &self.0.wait.load());
         let Some(identity) = identity else {
             // A wait without a key shares nothing with anybody; the upstream may say what it thinks of it.
-            return if wish.only_if_cached { Err(Refusal::NotCached) } else { self.may_pass(*who, None) };
+            return if wish.only_if_cached {
+                Err(GatewayError::NotCached)
+            } else {
+                self.may_pass(*who, None)
+            };
         };
         line.asked(&asked, &identity);
         span.asks(asked.asked.len(), identity.domain);
         let (arrived, links, who) = (line.ctx().arrived, span.links(), *who);
         if wish.events {
-            line.outcome = Outcome::Streamed;
+            line.outcome = Disposition::Streamed;
             let id = line.ctx().id.clone();
             let last_event_id = match request.get(LAST_EVENT_ID) {
                 Some(field) => field.to_str().ok().map(str::to_owned),
                 None => target.last_event_id,
             };
-            let ask = Ask { asked, identity, who, wish, last_event_id, id, arrived, links };
-            return Ok(Step::Stream(Box::new(ask)));
+            let ask =
+                StreamRequest { asked, identity, subject: who, wish, last_event_id, id, arrived, links };
+            return Ok(Decision::Stream(Box::new(ask)));
         }
         let condition = request.typed_get();
-        if let Some((states, source)) = self.known(&asked, *proof, &identity, &wish) {
-            line.outcome = Outcome::Hit;
-            return Ok(Step::Answer(self.clips(identity.domain, &asked, states, source, &wish, condition)));
+        if let Some((states, source)) = self.lookup_cached(&asked, *proof, &identity, &wish) {
+            line.outcome = Disposition::Hit;
+            return Ok(Decision::Answer(self.clips(
+                identity.domain,
+                &asked,
+                states,
+                source,
+                &wish,
+                condition,
+            )));
         }
         if wish.only_if_cached {
-            return Err(Refusal::NotCached);
+            return Err(GatewayError::NotCached);
         }
         let domain = identity.domain;
-        let parked = self.0.hub.join(Wait {
+        let parked = self.0.hub.join(WaitRequest {
             identity,
             who,
             form: asked.form,
@@ -363,17 +377,17 @@ impl Gateway {
             is_patient: false,
             links,
         })?;
-        Ok(Step::Park(Waiting { parked, domain, asked, wish, condition }))
+        Ok(Decision::Park(ParkedRequest { parked, domain, asked, wish, condition }))
     }
 
     /// What is kept of each clip, if that answers the request; in the order asked for.
-    fn known(
+    fn lookup_cached(
         &self,
         asked: &WaitQuery,
-        proof: Option<Proof>,
+        proof: Option<KeyProof>,
         identity: &Identity,
-        wish: &Wish,
-    ) -> Option<(Vec<JobState>, Source)> {
+        wish: &RequestOptions,
+    ) -> Option<(Vec<JobState>, ResponseOrigin)> {
         let (max_age, proof, now) = (wish.max_age?, proof?, clock::now());
         let hits = asked.asked.iter().map(|id| {
             let hit = self.0.cache.get_proven(proof, identity.domain, id, now)?;
@@ -386,35 +400,38 @@ impl Gateway {
         let hits = hits.collect::<Option<Vec<_>>>()?;
         let ttl = hits.iter().map(|hit| hit.ttl).min()?;
         let first = Arc::clone(&hits.first()?.kept);
-        Some((hits.into_iter().map(|hit| hit.kept.state.clone()).collect(), Source::Hit { ttl, first }))
+        Some((
+            hits.into_iter().map(|hit| hit.kept.state.clone()).collect(),
+            ResponseOrigin::Hit { ttl, first },
+        ))
     }
 
     /// `host` is a part of the request's head. It is dropped when hyper has turned to what may come after it: only then
     /// the buffer that the head was read into, the most of what a parked wait would cost, goes with it.
     fn wait(
         self,
-        mut waiting: Waiting,
+        mut waiting: ParkedRequest,
         host: Option<HeaderValue>,
-        mut asking: Asking,
-    ) -> BoxFuture<'static, Forwarded> {
+        mut asking: RequestState,
+    ) -> BoxFuture<'static, PassthroughResponse> {
         Box::pin(async move {
             drop(host);
             let settled = (&mut waiting.parked).await;
-            let Waiting { domain, asked, wish, condition, .. } = waiting;
-            let answer = settled.map_err(Refusal::from).and_then(|Settled { how, direct, end }| {
-                asking.line.outcome = Outcome::Waited(how, end.reason());
+            let ParkedRequest { domain, asked, wish, condition, .. } = waiting;
+            let answer = settled.map_err(GatewayError::from).and_then(|WaitResult { how, direct, end }| {
+                asking.line.outcome = Disposition::Waited(how, end.reason());
                 match end {
-                    End::Reached(mut states) | End::TimedOut(mut states) => {
+                    WaitOutcome::Reached(mut states) | WaitOutcome::TimedOut(mut states) => {
                         states.sort_by_key(|state| asked.asked.iter().position(|id| *id == state.id));
-                        let source = Source::Poll { how, direct };
+                        let source = ResponseOrigin::Poll { how, direct };
                         Ok(self.clips(domain, &asked, states, source, &wish, condition).into())
                     }
-                    End::Whole(reply)
-                    | End::Refused(reply)
-                    | End::Failed(Failure::Answered(reply) | Failure::Garbled(Some(reply))) => {
-                        Ok(response::whole(&reply, how, direct, wish.applied).into())
-                    }
-                    End::Failed(failure) => Err(Refusal::Poll(failure)),
+                    WaitOutcome::Unsplit(reply)
+                    | WaitOutcome::Refused(reply)
+                    | WaitOutcome::Failed(
+                        Failure::UpstreamError(reply) | Failure::InvalidResponse(Some(reply)),
+                    ) => Ok(response::unsplit_response(&reply, how, direct, wish.applied).into()),
+                    WaitOutcome::Failed(failure) => Err(GatewayError::Poll(failure)),
                 }
             });
             self.finish(asking, answer)
@@ -426,16 +443,21 @@ impl Gateway {
         domain: KeyDomain,
         asked: &WaitQuery,
         states: Vec<JobState>,
-        source: Source,
-        wish: &Wish,
+        source: ResponseOrigin,
+        wish: &RequestOptions,
         condition: Option<IfNoneMatch>,
     ) -> Response<Body> {
-        let reply = ClipReply { form: asked.form, states, source, keep: wish.keep, applied: wish.applied };
+        let reply = ClipResponse { form: asked.form, states, source, keep: wish.keep, applied: wish.applied };
         let shape = || self.0.cache.shape(domain);
         reply.answer(&self.0.cache, shape, condition)
     }
 
-    fn stream(self, ask: Ask, withdrawal: Withdrawal, asking: Asking) -> BoxFuture<'static, Forwarded> {
+    fn stream(
+        self,
+        ask: StreamRequest,
+        withdrawal: Withdrawal,
+        asking: RequestState,
+    ) -> BoxFuture<'static, PassthroughResponse> {
         Box::pin(async move {
             let answer = self.0.streams.open(ask).await;
             let guarded = |body| Body::stream(Held { body, withdrawal, _slot: None });
@@ -444,16 +466,20 @@ impl Gateway {
     }
 
     /// Watches whether the client would still be let in.
-    fn withdrawal(&self, request: &HeaderMap, asking: &Asking) -> Withdrawal {
+    fn withdrawal(&self, request: &HeaderMap, asking: &RequestState) -> Withdrawal {
         let member = asking.line.member.clone();
         Access::new(&self.0.keyring, &self.0.reloads, request, member).withdrawal().boxed().shared()
     }
 
     /// Adds what every answer has, and says in the log and the metrics which it is.
-    fn finish(&self, asking: Asking, answer: Result<Forwarded, Refusal>) -> Forwarded {
-        let Asking { who, is_lent, permission, mut line, span, .. } = asking;
+    fn finish(
+        &self,
+        asking: RequestState,
+        answer: Result<PassthroughResponse, GatewayError>,
+    ) -> PassthroughResponse {
+        let RequestState { subject: who, is_lent, permission, mut line, span, .. } = asking;
         let mut forwarded = answer.unwrap_or_else(|refusal| {
-            line.outcome = Outcome::Refused(refusal.reason());
+            line.outcome = Disposition::Refused(refusal.reason());
             if let Some(limit) = refusal.limit() {
                 self.0.metrics.limited.refused(limit, line.member.as_deref());
             }
@@ -469,11 +495,11 @@ impl Gateway {
         if let Some(permission) = permission {
             permission.write(headers);
         }
-        finish(headers, &line.ctx().id);
+        add_common_headers(headers, &line.ctx().id);
         line.answered(&forwarded.response);
-        span.answered(Answered {
+        span.answered(ResponseAttributes {
             status: forwarded.response.status().as_u16(),
-            outcome: line.outcome.counted().word(),
+            outcome: line.outcome.counted().as_str(),
             reason: line.outcome.reason(),
             member: line.member.as_deref(),
         });
@@ -483,18 +509,18 @@ impl Gateway {
 
 /// Whom the request counts for: a member by its name; the gateway's own key always, any other once the upstream has
 /// accepted it, until then its address, so that made-up keys have no quotas of their own.
-fn who(identity: Option<&Identity>, proof: Option<Proof>, ctx: &RequestCtx) -> Who {
+fn quota_subject(identity: Option<&Identity>, proof: Option<KeyProof>, ctx: &RequestCtx) -> Subject {
     match (identity, proof) {
-        (Some(Identity { member: Some(name), .. }), _) => Who::member(name),
-        (Some(identity), proof) if identity.is_lent || proof.is_some() => Who::Key(identity.domain),
+        (Some(Identity { member: Some(name), .. }), _) => Subject::member(name),
+        (Some(identity), proof) if identity.is_lent || proof.is_some() => Subject::Key(identity.domain),
         (Some(_) | None, _) => ctx.trail.client().into(),
     }
 }
 
-fn endpoint(form: Option<Form>) -> Endpoint {
+fn endpoint(form: Option<Form>) -> EndpointLabel {
     match form {
-        Some(Form::Single) => Endpoint::Clip,
-        Some(Form::Multi) => Endpoint::Clips,
-        None => Endpoint::Other,
+        Some(Form::Single) => EndpointLabel::Clip,
+        Some(Form::Multi) => EndpointLabel::Clips,
+        None => EndpointLabel::Other,
     }
 }

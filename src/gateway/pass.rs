@@ -8,20 +8,20 @@ use http::{HeaderMap, Method, Request};
 use http_body::Body as HttpBody;
 use tracing::debug;
 
-use super::access_log::Outcome;
-use super::error::Refusal;
+use super::access_log::Disposition;
+use super::error::GatewayError;
 use super::held_body::{Held, Withdrawal};
-use super::passthrough::{Credential, Forwarded, PassError, Slot, Tunnel};
+use super::passthrough::{Credential, PassthroughError, PassthroughResponse, Slot, Tunnel};
 use super::response::cache_status;
 use super::target::Target;
-use super::{Asking, Gateway, Step, first_frame};
+use super::{Decision, Gateway, RequestState, first_frame};
 use crate::auth::{AuthError, Identity};
 use crate::clock;
 use crate::core::job::{JobId, KeyDomain};
 use crate::core::query;
-use crate::limits::Who;
+use crate::limits::Subject;
 use crate::protocol::body::{Body, BoxError, Stalled};
-use crate::upstream::poll::{KeyWord, key_word};
+use crate::upstream::poll::{KeyVerdict, key_word};
 
 impl Gateway {
     /// Waits for the body's first bytes or its end. The client has the time of any upload for them.
@@ -29,8 +29,8 @@ impl Gateway {
         self,
         request: Request<B>,
         target: Target,
-        mut asking: Asking,
-    ) -> BoxFuture<'static, Forwarded>
+        mut asking: RequestState,
+    ) -> BoxFuture<'static, PassthroughResponse>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
@@ -50,25 +50,31 @@ impl Gateway {
                 Ok(Some(body)) => {
                     let step = self
                         .let_in_again(&head.headers)
-                        .and_then(|identity| self.may_pass(asking.who, identity));
+                        .and_then(|identity| self.may_pass(asking.subject, identity));
                     self.follow(step, Request::from_parts(head, body), asking).await
                 }
-                Err(error) if error.is::<Stalled>() => self.finish(asking, Err(PassError::Stalled.into())),
-                Err(error) => self.finish(asking, Err(PassError::Upload(error).into())),
+                Err(error) if error.is::<Stalled>() => {
+                    self.finish(asking, Err(PassthroughError::Stalled.into()))
+                }
+                Err(error) => self.finish(asking, Err(PassthroughError::Upload(error).into())),
             }
         })
     }
 
     /// A reload may have shut the client out while its body was on its way.
-    fn let_in_again(&self, request: &HeaderMap) -> Result<Option<Identity>, Refusal> {
+    fn let_in_again(&self, request: &HeaderMap) -> Result<Option<Identity>, GatewayError> {
         Ok(self.0.keyring.identify(request)?)
     }
 
     /// Takes a slot for a request to the upstream, and counts it.
-    pub(super) fn may_pass(&self, who: Who, identity: Option<Identity>) -> Result<Step, Refusal> {
+    pub(super) fn may_pass(
+        &self,
+        who: Subject,
+        identity: Option<Identity>,
+    ) -> Result<Decision, GatewayError> {
         let slot = self.0.slots.take(who)?;
         self.0.limits.call(who)?;
-        Ok(Step::Pass(identity, slot))
+        Ok(Decision::Pass(identity, slot))
     }
 
     pub(super) fn pass<B>(
@@ -76,8 +82,8 @@ impl Gateway {
         request: Request<B>,
         identity: Option<Identity>,
         slot: Slot,
-        mut asking: Asking,
-    ) -> BoxFuture<'static, Forwarded>
+        mut asking: RequestState,
+    ) -> BoxFuture<'static, PassthroughResponse>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
@@ -91,7 +97,7 @@ impl Gateway {
                 withdrawal: withdrawal.clone(),
                 _slot: Some(Arc::clone(&slot)),
             });
-            asking.line.outcome = Outcome::Passed;
+            asking.line.outcome = Disposition::Passed;
             let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
             let named = query::named(&self.0.route, request.uri().path(), request.uri().query());
             let authorization = identity.as_ref().map(|identity| identity.authorization.clone());
@@ -102,7 +108,7 @@ impl Gateway {
                 answer = forwarding => answer,
                 () = withdrawal.clone() => return self.finish(asking, Err(AuthError::UnknownToken.into())),
             };
-            let Forwarded { mut response, tunnel } = match answer {
+            let PassthroughResponse { mut response, tunnel } = match answer {
                 Ok(forwarded) => forwarded,
                 Err(error) => return self.finish(asking, Err(error.into())),
             };
@@ -112,7 +118,9 @@ impl Gateway {
             // No fwd-status: the answer's own status is the one that the upstream gave.
             cache_status(response.headers_mut(), fwd);
             let forwarded = match tunnel {
-                Some(tunnel) => Forwarded { response, tunnel: Some(held_tunnel(tunnel, withdrawal, slot)) },
+                Some(tunnel) => {
+                    PassthroughResponse { response, tunnel: Some(held_tunnel(tunnel, withdrawal, slot)) }
+                }
                 None => {
                     response.map(|body| Body::stream(Held { body, withdrawal, _slot: Some(slot) })).into()
                 }
@@ -123,11 +131,11 @@ impl Gateway {
 
     /// Acts on what the upstream said of the key of a passed-through request, whose target named these clips. A success
     /// proves nothing: there are paths that the upstream answers without a look at the key.
-    fn heed(&self, word: Option<KeyWord>, domain: KeyDomain, named: &[JobId]) {
+    fn heed(&self, word: Option<KeyVerdict>, domain: KeyDomain, named: &[JobId]) {
         match word {
-            Some(KeyWord::Refused) => self.0.cache.refused(domain, clock::now()),
-            Some(KeyWord::Forbidden) => self.0.cache.forbidden(domain, named, clock::now()),
-            Some(KeyWord::Accepted) | None => {}
+            Some(KeyVerdict::Refused) => self.0.cache.key_rejected(domain, clock::now()),
+            Some(KeyVerdict::Forbidden) => self.0.cache.forbidden(domain, named, clock::now()),
+            Some(KeyVerdict::Accepted) | None => {}
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::protocol::headers as fields;
 
 /// What a wait's fields ask for.
 #[derive(Clone, Debug)]
-pub(crate) struct Wish {
+pub(crate) struct RequestOptions {
     /// How long it waits.
     pub timeout: Duration,
     /// The preference that was followed (promise 9).
@@ -28,7 +28,7 @@ pub(crate) struct Wish {
     pub events: bool,
 }
 
-impl Wish {
+impl RequestOptions {
     /// What these fields say, and else the configuration.
     pub(crate) fn of(request: &HeaderMap, wait: &config::Wait) -> Self {
         let control = request.typed_get().unwrap_or_else(CacheControl::new);
@@ -124,7 +124,7 @@ mod tests {
             if events {
                 request.insert(ACCEPT, "text/event-stream".parse().unwrap());
             }
-            let wish = Wish::of(&request, &config);
+            let wish = RequestOptions::of(&request, &config);
             let secs = Duration::from_secs;
             assert_eq!((wish.timeout, wish.applied), (secs(timeout), applied.map(secs)), "{prefer:?}");
         }

@@ -10,11 +10,11 @@ use headers::{ETag, HeaderMapExt as _, IfNoneMatch};
 use http::header::{AGE, ALLOW, CACHE_CONTROL, CONTENT_TYPE, ETAG, VARY, VIA};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
 
-use crate::cache::{Cache, Kept};
+use crate::cache::{Cache, CachedJob};
 use crate::clock;
-use crate::core::coalescer::How;
-use crate::core::job::{JobState, Head, Reply};
-use crate::core::job_body::{self, Shape};
+use crate::core::coalescer::Cost;
+use crate::core::job::{Head, JobState, Reply};
+use crate::core::job_body::{self, ListShape};
 use crate::core::route::Form;
 use crate::protocol::body::Body;
 use crate::protocol::headers::{self as fields, PSEUDONYM};
@@ -22,18 +22,18 @@ use crate::protocol::request::RequestId;
 
 /// Where states come from.
 #[derive(Clone, Debug)]
-pub(crate) enum Source {
+pub(crate) enum ResponseOrigin {
     /// The cache.
     Hit {
         /// How long the answer may go on being given.
         ttl: Duration,
         /// What is kept of the first clip.
-        first: Arc<Kept>,
+        first: Arc<CachedJob>,
     },
     /// Polls.
     Poll {
         /// Whether the wait cost a request.
-        how: How,
+        how: Cost,
         /// Whether the upstream's answer is this wait's own.
         direct: bool,
     },
@@ -41,40 +41,42 @@ pub(crate) enum Source {
 
 /// The answer with clips in it.
 #[derive(Clone, Debug)]
-pub(crate) struct ClipReply {
+pub(crate) struct ClipResponse {
     /// Which endpoint was asked.
     pub form: Form,
     /// The clips, in the order asked for; at least one.
     pub states: Vec<JobState>,
     /// Where they come from.
-    pub source: Source,
+    pub source: ResponseOrigin,
     /// Whether anybody may keep the answer.
     pub keep: bool,
     /// The wait that the client preferred and got.
     pub applied: Option<Duration>,
 }
 
-impl ClipReply {
+impl ClipResponse {
     /// The answer, or 304 where the client has it already.
     /// `shape` is asked for the outer shape of a list only.
     pub(crate) fn answer(
         self,
         cache: &Cache,
-        shape: impl FnOnce() -> Arc<Shape>,
+        shape: impl FnOnce() -> Arc<ListShape>,
         condition: Option<IfNoneMatch>,
     ) -> Response<Body> {
         let mut headers = self.head();
         let body = self.body(shape);
         let lifetime = self.lifetime(cache);
         match (lifetime, &self.source) {
-            (None, Source::Hit { .. } | Source::Poll { .. }) => {
+            (None, ResponseOrigin::Hit { .. } | ResponseOrigin::Poll { .. }) => {
                 headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
             }
             (Some(lifetime), source) => {
                 let etag = match (source, self.form) {
-                    (Source::Hit { first, .. }, Form::Single) => first.etag.clone(),
+                    (ResponseOrigin::Hit { first, .. }, Form::Single) => first.etag.clone(),
                     // Its bytes are more than the clip's, even with one clip.
-                    (Source::Hit { .. }, Form::Multi) | (Source::Poll { .. }, _) => cache.etag(&body),
+                    (ResponseOrigin::Hit { .. }, Form::Multi) | (ResponseOrigin::Poll { .. }, _) => {
+                        cache.etag(&body)
+                    }
                 };
                 headers.insert(ETAG, etag);
                 headers.append(VARY, HeaderValue::from_static("authorization, accept"));
@@ -82,18 +84,18 @@ impl ClipReply {
             }
         }
         let age = self.age().as_secs();
-        if matches!(self.source, Source::Hit { .. }) || (lifetime.is_some() && age > 0) {
+        if matches!(self.source, ResponseOrigin::Hit { .. }) || (lifetime.is_some() && age > 0) {
             headers.insert(AGE, with_number("", age));
         }
         match &self.source {
-            Source::Hit { ttl, .. } => hit(&mut headers, *ttl),
-            Source::Poll { how, .. } => {
+            ResponseOrigin::Hit { ttl, .. } => hit(&mut headers, *ttl),
+            ResponseOrigin::Poll { how, .. } => {
                 let stored = if lifetime.is_some() { "; stored" } else { "" };
                 forwarded(&mut headers, *how, self.upstream_status(), stored);
             }
         }
         prefer_applied(&mut headers, self.applied);
-        let mut response = match has_it(condition, &headers) {
+        let mut response = match not_modified(condition, &headers) {
             true => {
                 headers.remove(CONTENT_TYPE);
                 let mut response = Response::new(Body::empty());
@@ -108,14 +110,14 @@ impl ClipReply {
 
     /// What goes along with the first clip.
     fn head(&self) -> HeaderMap {
-        let mut headers = HeaderMap::with_capacity(USUAL_FIELDS);
+        let mut headers = HeaderMap::with_capacity(TYPICAL_HEADERS);
         match &self.source {
-            Source::Hit { first, .. } => {
+            ResponseOrigin::Hit { first, .. } => {
                 for (name, value) in &first.head.fields {
                     headers.append(name, value.clone());
                 }
             }
-            Source::Poll { direct, .. } => {
+            ResponseOrigin::Poll { direct, .. } => {
                 if let Some(first) = self.states.first() {
                     write_head(&first.head, *direct, &mut headers);
                 }
@@ -124,11 +126,11 @@ impl ClipReply {
         headers
     }
 
-    fn body(&self, shape: impl FnOnce() -> Arc<Shape>) -> Bytes {
+    fn body(&self, shape: impl FnOnce() -> Arc<ListShape>) -> Bytes {
         match (self.form, self.states.as_slice()) {
             (Form::Single, [state]) => state.body.clone(),
             (Form::Single | Form::Multi, states) => {
-                job_body::assemble(&shape(), states.iter().map(|state| (&state.id, &state.body)))
+                job_body::join(&shape(), states.iter().map(|state| (&state.id, &state.body)))
             }
         }
     }
@@ -154,7 +156,12 @@ impl ClipReply {
 }
 
 /// What the upstream wrote, as it wrote it.
-pub(crate) fn whole(reply: &Reply, how: How, direct: bool, applied: Option<Duration>) -> Response<Body> {
+pub(crate) fn unsplit_response(
+    reply: &Reply,
+    how: Cost,
+    direct: bool,
+    applied: Option<Duration>,
+) -> Response<Body> {
     let mut response = Response::new(Body::full(reply.body.clone()));
     *response.status_mut() =
         StatusCode::from_u16(reply.status).expect("it was a status when the upstream wrote it");
@@ -168,17 +175,17 @@ pub(crate) fn whole(reply: &Reply, how: How, direct: bool, applied: Option<Durat
 }
 
 /// Says that the upstream was asked; for who caused that, what came of it too.
-fn forwarded(headers: &mut HeaderMap, how: How, status: StatusCode, stored: &str) {
+fn forwarded(headers: &mut HeaderMap, how: Cost, status: StatusCode, stored: &str) {
     match how {
-        How::Opened => {
+        Cost::Opened => {
             append_status(headers, &[PSEUDONYM, "; fwd=miss; fwd-status=", status.as_str(), stored])
         }
-        How::Leaned => append_status(headers, &[PSEUDONYM, "; fwd=miss; collapsed"]),
+        Cost::Coalesced => append_status(headers, &[PSEUDONYM, "; fwd=miss; collapsed"]),
     }
 }
 
 fn write_head(head: &Head, direct: bool, headers: &mut HeaderMap) {
-    fields::write(head, direct, headers);
+    fields::write_stored(head, direct, headers);
     fields::append_via(headers, Version::HTTP_11);
 }
 
@@ -190,7 +197,7 @@ pub(crate) fn prefer_applied(headers: &mut HeaderMap, applied: Option<Duration>)
 }
 
 /// RFC 9110 §13.1.2.
-fn has_it(condition: Option<IfNoneMatch>, answer: &HeaderMap) -> bool {
+fn not_modified(condition: Option<IfNoneMatch>, answer: &HeaderMap) -> bool {
     let Some(condition) = condition else { return false };
     answer.typed_get::<ETag>().is_some_and(|etag| !condition.precondition_passes(&etag))
 }
@@ -241,7 +248,7 @@ pub(crate) const ALLOWED_METHODS: HeaderValue =
     HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 
 /// Adds what every answer carries. An id that the upstream gave its own answer stays.
-pub(crate) fn finish(headers: &mut HeaderMap, id: &RequestId) {
+pub(crate) fn add_common_headers(headers: &mut HeaderMap, id: &RequestId) {
     headers.entry(X_REQUEST_ID).or_insert_with(|| id.value().clone());
     if !headers.contains_key(VIA) {
         fields::append_via(headers, Version::HTTP_11);
@@ -250,7 +257,7 @@ pub(crate) fn finish(headers: &mut HeaderMap, id: &RequestId) {
 
 /// Room for the fields of an answer: as much as a map of 16 places takes before it grows. hyper keeps it, empty, as long
 /// as the connection lasts.
-const USUAL_FIELDS: usize = 12;
+const TYPICAL_HEADERS: usize = 12;
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 /// The name of a request, in requests and answers.

@@ -5,7 +5,7 @@ use http::{HeaderMap, Method, Request, Version};
 use http_body::Body as HttpBody;
 
 use super::request_options::wants_events;
-use super::{Gateway, Step};
+use super::{Decision, Gateway};
 use crate::core::query::{self, Query};
 use crate::protocol::headers as fields;
 
@@ -17,9 +17,9 @@ pub(super) struct Target {
 }
 
 /// How a request goes on once its head is known.
-pub(super) enum Decision {
+pub(super) enum TargetAction {
     /// The request goes on at once.
-    Now(Step),
+    Now(Decision),
     /// The target could be a wait's. The end of the body decides: only a request without a body is a wait.
     AfterBody(Target),
 }
@@ -39,7 +39,7 @@ impl Gateway {
             return Target { query: Query::Other, last_event_id: None };
         }
         let max_clips = self.0.wait.load().max_clips;
-        let read = |query| query::read(&self.0.route, uri.path(), query, max_clips);
+        let read = |query| query::parse(&self.0.route, uri.path(), query, max_clips);
         let query = read(uri.query());
         // The polyfill of `EventSource` for browsers cannot send the header field.
         if query == Query::Other

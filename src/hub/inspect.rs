@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::task::Shell;
-use crate::core::coalescer::ClipInFlight;
+use super::task::HubTask;
+use crate::core::coalescer::JobStatus;
 use crate::core::job::KeyDomain;
 
 /// How many clips and how many keys a look takes in; of more the rest is only counted.
@@ -13,7 +13,7 @@ const LOOKED_AT: usize = 10_000;
 #[derive(Clone, Debug)]
 pub struct Overview {
     /// Clips that waits name or polls ask for, the oldest first; not all of them.
-    pub clips: Vec<ClipInFlight>,
+    pub clips: Vec<JobStatus>,
     /// How many there are.
     pub clips_in_all: usize,
     /// Keys with parked waits, those with the most first; not all of them.
@@ -33,9 +33,9 @@ pub struct KeyInFlight {
     pub members: Vec<(Arc<str>, usize)>,
 }
 
-impl Shell {
+impl HubTask {
     pub(super) fn overview(&self, most: usize) -> Overview {
-        let clips = self.machine.oldest_clips(most, LOOKED_AT);
+        let clips = self.machine.oldest_jobs(most, LOOKED_AT);
         let keys = self.keys.iter().take(LOOKED_AT).map(|(domain, key)| KeyInFlight {
             domain: *domain,
             waits: key.waits,

@@ -24,17 +24,17 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 pub(crate) use self::inspect::{KeyInFlight, Overview};
-use self::task::Shell;
+use self::task::HubTask;
 use crate::auth::Identity;
 use crate::cache::Cache;
 use crate::config::{self, Config};
 use crate::core::backoff::Backoff;
 use crate::core::breaker::BreakerRules;
-use crate::core::coalescer::{Rules, Settled, WaitId};
+use crate::core::coalescer::{Timing, WaitId, WaitResult};
 use crate::core::job::JobSet;
 use crate::core::route::{Form, Goal, Ladder};
 use crate::core::scheduler::SchedulerConfig;
-use crate::limits::{AddressFull, Limited, Limits, UnprovenWait, UnprovenWaits, Who};
+use crate::limits::{AddressFull, Limits, QuotaExceeded, Subject, UnprovenWait, UnprovenWaits};
 use crate::telemetry::metrics::{Fanout, Metrics};
 use crate::telemetry::trace::{Links, Tracer};
 use crate::upstream::poll::Poller;
@@ -47,14 +47,14 @@ const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), cap: Durat
 #[derive(Clone, Debug)]
 pub struct Hub {
     commands: mpsc::Sender<Command>,
-    looks: mpsc::Sender<Look>,
+    looks: mpsc::Sender<InspectRequest>,
     parked: Arc<Semaphore>,
     unproven: UnprovenWaits,
     next: Arc<AtomicU64>,
 }
 
 /// What the hub works with.
-pub struct Means {
+pub struct HubDeps {
     /// Does the polls.
     pub poller: Poller,
     /// Keeps what they learn.
@@ -69,11 +69,11 @@ pub struct Means {
 
 /// One client's wait.
 #[derive(Debug)]
-pub struct Wait {
+pub struct WaitRequest {
     /// Whose key asks.
     pub identity: Identity,
     /// For whom a request that it costs is counted.
-    pub who: Who,
+    pub who: Subject,
     /// Which endpoint was asked.
     pub form: Form,
     /// The clips named.
@@ -99,10 +99,10 @@ pub struct Wait {
 pub enum HubError {
     /// The wait would cost a request, and its quota of calls is used up.
     #[error("{0}")]
-    Limited(Limited),
+    Limited(QuotaExceeded),
     /// Its key has `limits.max_waits_per_key` parked.
     #[error("too many waits of this key")]
-    FullForKey,
+    KeyFull,
     /// Its key is not proven, and such keys have `limits.max_waits_per_key` parked from its address.
     #[error("too many waits from this address with keys that the API has not accepted yet")]
     FullForAddress,
@@ -111,19 +111,19 @@ pub enum HubError {
     Full,
     /// The hub has ended.
     #[error("shutting down")]
-    Gone,
+    Closed,
 }
 
 #[derive(Debug)]
 enum Command {
-    Join(WaitId, Wait, Client),
+    Join(WaitId, WaitRequest, Responder),
     Leave(WaitId),
     Drain(Instant),
 }
 
 /// Somebody wants to see what is under way.
 #[derive(Debug)]
-struct Look {
+struct InspectRequest {
     most: usize,
     tell: oneshot::Sender<Overview>,
 }
@@ -133,20 +133,20 @@ const LOOKS: usize = 4;
 
 /// Who waits, as the hub's task knows it.
 #[derive(Debug)]
-struct Client {
-    answer: oneshot::Sender<Result<Told, HubError>>,
+struct Responder {
+    answer: oneshot::Sender<Result<WaitReply, HubError>>,
     /// Told when the wait is parked, or settled at once; dropped untold where it is refused.
     parked: Option<oneshot::Sender<()>>,
-    place: HeldPlace,
+    place: SharedReservation,
 }
 
 /// What a wait takes up, until it is settled or leaves: whichever is first takes it. So a client that does not take
 /// its answer takes up nothing.
-type HeldPlace = Arc<Mutex<Option<Place>>>;
+type SharedReservation = Arc<Mutex<Option<Reservation>>>;
 
 /// The way out comes first, as it is dropped first: whoever has a permit finds room in the inbox.
 #[derive(Debug)]
-struct Place {
+struct Reservation {
     leave: mpsc::OwnedPermit<Command>,
     /// Its place among the waits of its address, if its key is not proven; the hub's task takes it over.
     unproven: Option<UnprovenWait>,
@@ -155,25 +155,25 @@ struct Place {
 
 /// A wait on its way or parked. Dropping it leaves.
 #[derive(Debug)]
-pub struct Parked {
+pub struct WaitHandle {
     id: WaitId,
-    settled: oneshot::Receiver<Result<Told, HubError>>,
-    place: HeldPlace,
+    settled: oneshot::Receiver<Result<WaitReply, HubError>>,
+    place: SharedReservation,
 }
 
 /// How a wait ended; and the answer that ended it, if one did, until all that it ended have taken theirs.
-type Told = (Settled, Option<Arc<Fanout>>);
+type WaitReply = (WaitResult, Option<Arc<Fanout>>);
 
 impl Hub {
     /// A hub and its task, which ends when all its [`Hub`]s are gone.
-    pub fn new(config: &Config, ladder: &Ladder, means: Means) -> (Self, impl Future<Output = ()> + use<>) {
+    pub fn new(config: &Config, ladder: &Ladder, means: HubDeps) -> (Self, impl Future<Output = ()> + use<>) {
         let caps = &config.limits;
         let max_waits = caps.max_waits.min(Semaphore::MAX_PERMITS / 4);
         // A wait takes two places at most: its Join until that is taken in, and its Leave, held from the start.
         // The last one is for the drain.
         let (commands, inbox) = mpsc::channel(2 * max_waits + 1);
         let (rules, scheduler) = (rules(config, ladder), scheduler_config(&config.upstream));
-        let shell = Shell::new(rules, scheduler, caps.max_waits_per_key, means);
+        let shell = HubTask::new(rules, scheduler, caps.max_waits_per_key, means);
         let (looks, looked) = mpsc::channel(LOOKS);
         let hub = Self {
             commands,
@@ -186,35 +186,35 @@ impl Hub {
     }
 
     /// Waits until there is an answer. Cancel safe: dropping the future leaves, and frees all it held.
-    pub async fn wait(&self, wait: Wait) -> Result<Settled, HubError> {
+    pub async fn wait(&self, wait: WaitRequest) -> Result<WaitResult, HubError> {
         self.join(wait)?.await
     }
 
     /// Sends a wait on its way, without waiting for anything: what comes back will be its answer.
-    pub fn join(&self, wait: Wait) -> Result<Parked, HubError> {
+    pub fn join(&self, wait: WaitRequest) -> Result<WaitHandle, HubError> {
         self.send(wait, None)
     }
 
     /// The same, but comes back when it is parked, or refused. Cancel safe, as [`Hub::wait`] is.
-    pub async fn park(&self, wait: Wait) -> Result<Parked, HubError> {
+    pub async fn park(&self, wait: WaitRequest) -> Result<WaitHandle, HubError> {
         let (parked, is_parked) = oneshot::channel();
         let wait = self.send(wait, Some(parked))?;
         match is_parked.await {
             Ok(()) => Ok(wait),
-            Err(_) => Err(wait.await.err().unwrap_or(HubError::Gone)),
+            Err(_) => Err(wait.await.err().unwrap_or(HubError::Closed)),
         }
     }
 
-    fn send(&self, wait: Wait, parked: Option<oneshot::Sender<()>>) -> Result<Parked, HubError> {
+    fn send(&self, wait: WaitRequest, parked: Option<oneshot::Sender<()>>) -> Result<WaitHandle, HubError> {
         let unproven = self.unproven.park(wait.who).map_err(|AddressFull| HubError::FullForAddress)?;
         let permit = Arc::clone(&self.parked).try_acquire_owned().map_err(|_| HubError::Full)?;
         let id = WaitId(self.next.fetch_add(1, Ordering::Relaxed));
         let leave = self.commands.clone().try_reserve_owned().map_err(|error| refusal(&error))?;
-        let place = Arc::new(Mutex::new(Some(Place { leave, unproven, _permit: permit })));
+        let place = Arc::new(Mutex::new(Some(Reservation { leave, unproven, _permit: permit })));
         let (answer, settled) = oneshot::channel();
-        let client = Client { answer, parked, place: Arc::clone(&place) };
+        let client = Responder { answer, parked, place: Arc::clone(&place) };
         self.commands.try_send(Command::Join(id, wait, client)).map_err(|error| refusal(&error))?;
-        Ok(Parked { id, settled, place })
+        Ok(WaitHandle { id, settled, place })
     }
 
     /// Has every wait told the truth of its clips by `until`, spread over the time that is left.
@@ -227,7 +227,7 @@ impl Hub {
     /// look already, or the hub has ended. It may take as long as the hub is busy. Cancel safe.
     pub async fn overview(&self, most: usize) -> Option<Overview> {
         let (tell, told) = oneshot::channel();
-        self.looks.try_send(Look { most, tell }).ok()?;
+        self.looks.try_send(InspectRequest { most, tell }).ok()?;
         told.await.ok()
     }
 
@@ -237,8 +237,8 @@ impl Hub {
     }
 }
 
-fn rules(config: &Config, ladder: &Ladder) -> Rules {
-    Rules {
+fn rules(config: &Config, ladder: &Ladder) -> Timing {
+    Timing {
         ladder: ladder.clone(),
         hold: config.upstream.poll_timeout,
         linger: config.wait.linger,
@@ -263,20 +263,20 @@ fn scheduler_config(upstream: &config::Upstream) -> SchedulerConfig {
 fn refusal<T>(error: &mpsc::error::TrySendError<T>) -> HubError {
     match error {
         mpsc::error::TrySendError::Full(_) => HubError::Full,
-        mpsc::error::TrySendError::Closed(_) => HubError::Gone,
+        mpsc::error::TrySendError::Closed(_) => HubError::Closed,
     }
 }
 
-impl Future for Parked {
-    type Output = Result<Settled, HubError>;
+impl Future for WaitHandle {
+    type Output = Result<WaitResult, HubError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let told = ready!(Pin::new(&mut self.settled).poll(cx));
-        Poll::Ready(told.unwrap_or(Err(HubError::Gone)).map(|(settled, _fanout)| settled))
+        Poll::Ready(told.unwrap_or(Err(HubError::Closed)).map(|(settled, _fanout)| settled))
     }
 }
 
-impl Drop for Parked {
+impl Drop for WaitHandle {
     fn drop(&mut self) {
         let place = self.place.lock().take();
         if let Some(place) = place {

@@ -9,22 +9,23 @@ use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tracing::{debug, error};
 
 use super::keys::Key;
-use super::{Client, Command, HubError, Look, Means, Told, Wait};
+use super::{Command, HubDeps, HubError, InspectRequest, Responder, WaitReply, WaitRequest};
 use crate::cache::Cache;
 use crate::clock;
 use crate::core::Map;
 use crate::core::coalescer::{
-    Coalescer, End, Failure, Input, Outcome, Output, PollId, PollSpec, Progress, Rules, WaitId, WaitSpec,
+    Coalescer, Failure, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, Timing, WaitId,
+    WaitOutcome, WaitSpec,
 };
 use crate::core::job::KeyDomain;
 use crate::core::route::{Goal, Rung};
 use crate::core::scheduler::{
-    AttemptEnd, PollClass, PollRequest, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput,
+    AttemptResult, PollClass, PollRequest, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput,
 };
-use crate::limits::{Limits, Who};
-use crate::telemetry::metrics::{Fanout, Metrics, Standing, WaitEnd};
+use crate::limits::{Limits, Subject};
+use crate::telemetry::metrics::{Fanout, Metrics, PollCounts, WaitEnd};
 use crate::telemetry::trace::{Links, PollSpan, Tracer};
-use crate::upstream::poll::{KeyWord, Landing, Poller, Tried};
+use crate::upstream::poll::{AttemptOutcome, KeyVerdict, PollLanding, Poller};
 
 /// Commands taken at a time, so that polls that land are not kept waiting.
 const BATCH: usize = 1024;
@@ -35,7 +36,7 @@ const SHORT_WAIT: Duration = Duration::from_secs(5);
 /// Events of polls under way. A poll that finds no room waits a moment; the hub never waits for a poll.
 const EVENTS: usize = 1024;
 
-pub(super) struct Shell {
+pub(super) struct HubTask {
     pub(super) machine: Coalescer,
     /// The rung that every clip has reached.
     pub(super) lowest: Rung,
@@ -46,9 +47,9 @@ pub(super) struct Shell {
     pub(super) metrics: Arc<Metrics>,
     pub(super) tracer: Tracer,
     pub(super) max_waits_per_key: usize,
-    pub(super) parked: Map<WaitId, Parked>,
+    pub(super) parked: Map<WaitId, ParkedWait>,
     pub(super) keys: Map<KeyDomain, Key>,
-    pub(super) polls: Map<PollId, Poll>,
+    pub(super) polls: Map<PollId, PollTask>,
     pub(super) tasks: JoinSet<()>,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) landed: mpsc::Receiver<Event>,
@@ -64,11 +65,11 @@ pub(super) struct Answer {
 
 pub(super) enum Event {
     Standing(PollId),
-    Ended(PollId, Tried),
+    Ended(PollId, AttemptOutcome),
 }
 
-pub(super) struct Parked {
-    pub(super) client: Client,
+pub(super) struct ParkedWait {
+    pub(super) client: Responder,
     pub(super) domain: KeyDomain,
     pub(super) member: Option<Arc<str>>,
     pub(super) since: Instant,
@@ -76,7 +77,7 @@ pub(super) struct Parked {
 }
 
 /// A poll that the machine has opened: in line, being tried, or pausing.
-pub(super) struct Poll {
+pub(super) struct PollTask {
     pub(super) spec: Arc<PollSpec>,
     pub(super) authorization: HeaderValue,
     /// When the newest try began.
@@ -88,14 +89,14 @@ pub(super) struct Poll {
     pub(super) span: PollSpan,
 }
 
-impl Shell {
+impl HubTask {
     pub(super) fn new(
-        rules: Rules,
+        rules: Timing,
         scheduler: SchedulerConfig,
         max_waits_per_key: usize,
-        means: Means,
+        means: HubDeps,
     ) -> Self {
-        let Means { poller, cache, limits, metrics, tracer } = means;
+        let HubDeps { poller, cache, limits, metrics, tracer } = means;
         let (events, landed) = mpsc::channel(EVENTS);
         Self {
             lowest: rules.ladder.lowest(),
@@ -118,7 +119,11 @@ impl Shell {
     }
 
     /// Ends when all [`Hub`](super::Hub)s are gone.
-    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Command>, mut looks: mpsc::Receiver<Look>) {
+    pub(super) async fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<Command>,
+        mut looks: mpsc::Receiver<InspectRequest>,
+    ) {
         let mut commands = Vec::with_capacity(BATCH);
         let mut landed = Vec::with_capacity(BATCH);
         loop {
@@ -149,9 +154,9 @@ impl Shell {
             }
             self.scheduler.handle_timeout(now);
             self.machine.handle_timeout(now); // a part of it: for the rest the loop comes round at once
-            self.act(now);
+            self.drain_outputs(now);
             let open = self.scheduler.open();
-            self.metrics.upstream.stand(Standing {
+            self.metrics.upstream.set_poll_counts(PollCounts {
                 open,
                 waiting: self.polls.len().saturating_sub(open),
                 is_breaker_open: !self.scheduler.is_closed(),
@@ -168,13 +173,13 @@ impl Shell {
             }
             Command::Drain(until) => self.machine.handle(Input::Drain(until), now),
         }
-        self.act(now);
+        self.drain_outputs(now);
     }
 
-    fn join(&mut self, id: WaitId, wait: Wait, mut client: Client, now: Instant) {
+    fn join(&mut self, id: WaitId, wait: WaitRequest, mut client: Responder, now: Instant) {
         let domain = wait.identity.domain;
         if self.keys.get(&domain).is_some_and(|key| key.waits >= self.max_waits_per_key) {
-            client.answer(Err(HubError::FullForKey));
+            client.answer(Err(HubError::KeyFull));
             return;
         }
         let known = match wait.max_age {
@@ -192,12 +197,12 @@ impl Shell {
         key.park(member.clone());
         let unproven = client.place.lock().as_mut().and_then(|place| place.unproven.take());
         if let Some(unproven) = unproven
-            && !self.cache.knows(domain)
+            && !self.cache.is_key_proven(domain)
         {
             key.unproven.insert(id, unproven);
         }
         let parked = client.parked.take();
-        self.parked.insert(id, Parked { client, domain, member, since: now, links: wait.links });
+        self.parked.insert(id, ParkedWait { client, domain, member, since: now, links: wait.links });
         let spec = WaitSpec {
             domain,
             form: wait.form,
@@ -215,7 +220,7 @@ impl Shell {
         if opens > 0
             && let Err(limited) = self.limits.calls(wait.who, opens)
         {
-            self.machine.handle(Input::Refuse(id), now);
+            self.machine.handle(Input::CancelJoin(id), now);
             if let Some(client) = self.unpark(id, None, now) {
                 client.answer(Err(HubError::Limited(limited)));
             }
@@ -230,7 +235,7 @@ impl Shell {
 
     /// Has the polls of a new wait tried that back off: a first attempt each, paid by the wait. One whose quota is
     /// used up waits for the retry.
-    fn try_at_once(&mut self, id: WaitId, who: Who, now: Instant) {
+    fn try_at_once(&mut self, id: WaitId, who: Subject, now: Instant) {
         let polls = self.machine.pausing(id).filter(|poll| self.scheduler.is_pausing(*poll));
         let polls: Vec<PollId> = polls.collect();
         if !polls.is_empty() && self.limits.calls(who, polls.len()).is_ok() {
@@ -242,52 +247,52 @@ impl Shell {
         match event {
             Event::Standing(id) => {
                 self.scheduler.sent(id, now);
-                self.machine.handle(Input::Progress(id, Progress::Standing), now);
+                self.machine.handle(Input::Progress(id, PollProgress::Held), now);
             }
             Event::Ended(id, tried) => self.ended(id, tried, now),
         }
-        self.act(now);
+        self.drain_outputs(now);
         self.answer = None;
     }
 
-    fn ended(&mut self, id: PollId, tried: Tried, now: Instant) {
+    fn ended(&mut self, id: PollId, tried: AttemptOutcome, now: Instant) {
         // An aborted poll's try may have ended all the same, and nothing waits for it any more.
         let Some(poll) = self.polls.get_mut(&id) else { return };
         poll.task = None;
-        poll.has_failed = matches!(tried, Tried::Failed(..));
+        poll.has_failed = matches!(tried, AttemptOutcome::Failed(..));
         match tried {
-            Tried::Landed(landing) => {
-                self.scheduler.ended(id, AttemptEnd::Answered, now);
+            AttemptOutcome::Landed(landing) => {
+                self.scheduler.ended(id, AttemptResult::Answered, now);
                 self.landed(id, landing, now);
             }
-            Tried::Failed(failure, advice) => {
+            AttemptOutcome::Failed(failure, advice) => {
                 debug!(poll = id.0, reason = failure.reason(), ?advice, "attempt failed");
                 poll.span.try_failed(failure.reason());
                 poll.unreadable =
-                    if matches!(failure, Failure::Garbled(_)) { poll.unreadable + 1 } else { 0 };
+                    if matches!(failure, Failure::InvalidResponse(_)) { poll.unreadable + 1 } else { 0 };
                 let is_short = poll.unreadable > 1 && self.machine.time_left(id, now) <= SHORT_WAIT;
                 let advice = if is_short { RetryAdvice::GiveUp } else { advice };
-                self.scheduler.ended(id, AttemptEnd::Failed(failure, advice), now);
+                self.scheduler.ended(id, AttemptResult::Failed(failure, advice), now);
             }
         }
     }
 
-    fn landed(&mut self, id: PollId, landing: Landing, now: Instant) {
-        let Some(Poll { spec, tried_at, span, .. }) = self.polls.remove(&id) else { return };
+    fn landed(&mut self, id: PollId, landing: PollLanding, now: Instant) {
+        let Some(PollTask { spec, tried_at, span, .. }) = self.polls.remove(&id) else { return };
         span.landed(landing.status.as_u16());
         let domain = spec.domain;
         self.answer = Some(Answer { at: landing.answered_at, fanout: None });
         match landing.key {
-            Some(KeyWord::Accepted) => self.accepted(domain, tried_at),
-            Some(KeyWord::Refused) => self.cache.refused(domain, now),
-            Some(KeyWord::Forbidden) => self.cache.forbidden(domain, &spec.clips, now),
+            Some(KeyVerdict::Accepted) => self.accepted(domain, tried_at),
+            Some(KeyVerdict::Refused) => self.cache.key_rejected(domain, now),
+            Some(KeyVerdict::Forbidden) => self.cache.forbidden(domain, &spec.clips, now),
             None => {}
         }
         if let Some(shape) = &landing.shape {
             self.cache.set_shape(domain, shape);
         }
-        if let Outcome::Clips(states) = &landing.outcome
-            && self.machine.keeps(id)
+        if let PollOutcome::Clips(states) = &landing.outcome
+            && self.machine.may_cache(id)
         {
             for state in states {
                 self.cache.store(domain, state, tried_at, now);
@@ -301,17 +306,17 @@ impl Shell {
 
     /// From its first proof on a key's waits count for the key alone.
     fn accepted(&mut self, domain: KeyDomain, began: Instant) {
-        self.cache.accepted(domain, began);
+        self.cache.key_accepted(domain, began);
         if let Some(key) = self.keys.get_mut(&domain)
             && !key.unproven.is_empty()
-            && self.cache.knows(domain)
+            && self.cache.is_key_proven(domain)
         {
             key.unproven = Map::default();
         }
     }
 
     /// Whoever leaned on the poll is answered, or leans on others.
-    fn settle(&mut self, id: PollId, outcome: Outcome, now: Instant) {
+    fn settle(&mut self, id: PollId, outcome: PollOutcome, now: Instant) {
         let waits = self.traced(id);
         self.machine.handle(Input::Landed(id, outcome), now);
         for wait in waits {
@@ -325,19 +330,19 @@ impl Shell {
             return;
         }
         error!(%fault, "a try panicked");
-        let is_its = |poll: &Poll| poll.task.as_ref().is_some_and(|task| task.id() == fault.id());
+        let is_its = |poll: &PollTask| poll.task.as_ref().is_some_and(|task| task.id() == fault.id());
         if let Some(id) = self.polls.iter().find(|(_, poll)| is_its(poll)).map(|(id, _)| *id) {
             let now = clock::now();
-            self.ended(id, Tried::Failed(Failure::Garbled(None), RetryAdvice::BackOff), now);
-            self.act(now);
+            self.ended(id, AttemptOutcome::Failed(Failure::InvalidResponse(None), RetryAdvice::BackOff), now);
+            self.drain_outputs(now);
         }
     }
 
     /// Does what the machines say, without awaiting.
-    fn act(&mut self, now: Instant) {
+    fn drain_outputs(&mut self, now: Instant) {
         loop {
             if let Some(output) = self.machine.poll_output() {
-                self.act_on(output, now);
+                self.apply(output, now);
             } else if let Some(output) = self.scheduler.poll_output() {
                 self.act_on_schedule(output, now);
             } else {
@@ -346,7 +351,7 @@ impl Shell {
         }
     }
 
-    fn act_on(&mut self, output: Output, now: Instant) {
+    fn apply(&mut self, output: Output, now: Instant) {
         match output {
             Output::Open(id, spec) => {
                 let Some(key) = self.keys.get(&spec.domain) else {
@@ -360,7 +365,7 @@ impl Shell {
                 let (spec, tried_at) = (Arc::new(spec), now);
                 let span = self.poll_span(id, &spec);
                 let (has_failed, unreadable, task) = (false, 0, None);
-                let poll = Poll { spec, authorization, tried_at, has_failed, unreadable, task, span };
+                let poll = PollTask { spec, authorization, tried_at, has_failed, unreadable, task, span };
                 self.polls.insert(id, poll);
                 self.scheduler.request(id, PollRequest { domain, jobs, class }, now);
             }
@@ -373,7 +378,7 @@ impl Shell {
             }
             Output::Settle(id, settled) => {
                 if let Some(client) = self.unpark(id, Some(wait_end(&settled.end)), now) {
-                    client.answer(Ok((settled, self.fanout())));
+                    client.answer(Ok((settled, self.fanout_timer())));
                 }
             }
         }
@@ -383,19 +388,19 @@ impl Shell {
         match output {
             SchedulerOutput::Start(id) => self.try_poll(id, now),
             SchedulerOutput::BackOff(id, failure, pause) => {
-                self.machine.handle(Input::Progress(id, Progress::Stalled(failure, pause)), now);
+                self.machine.handle(Input::Progress(id, PollProgress::BackingOff(failure, pause)), now);
                 if self.machine.has_newcomer(id) {
                     self.scheduler.try_now(id, now);
                 }
             }
             SchedulerOutput::Pause(id, failure, pause) => {
-                self.machine.handle(Input::Progress(id, Progress::Rests(failure, pause)), now);
+                self.machine.handle(Input::Progress(id, PollProgress::Paused(failure, pause)), now);
             }
             SchedulerOutput::GiveUp(id, failure) => {
                 if let Some(poll) = self.polls.remove(&id) {
                     poll.span.gave_up(failure.reason());
                 }
-                self.settle(id, Outcome::Failed(failure), now);
+                self.settle(id, PollOutcome::Failed(failure), now);
             }
         }
     }
@@ -410,16 +415,16 @@ impl Shell {
     }
 
     /// What a wait that is settled now shares with the others that the same answer ended.
-    fn fanout(&mut self) -> Option<Arc<Fanout>> {
+    fn fanout_timer(&mut self) -> Option<Arc<Fanout>> {
         let Answer { at, fanout } = self.answer.as_mut()?;
         Some(Arc::clone(fanout.get_or_insert_with(|| Arc::new(self.metrics.waits.fanout(*at)))))
     }
 
     /// `end` is `None` for a wait that was not let stay.
-    fn unpark(&mut self, id: WaitId, end: Option<WaitEnd>, now: Instant) -> Option<Client> {
-        let Parked { client, domain, member, since, .. } = self.parked.remove(&id)?;
+    fn unpark(&mut self, id: WaitId, end: Option<WaitEnd>, now: Instant) -> Option<Responder> {
+        let ParkedWait { client, domain, member, since, .. } = self.parked.remove(&id)?;
         if let Some(end) = end {
-            self.metrics.waits.ended(end, now.saturating_duration_since(since));
+            self.metrics.waits.finish(end, now.saturating_duration_since(since));
         }
         if let Some(key) = self.keys.get_mut(&domain) {
             key.unpark(member.as_ref());
@@ -437,7 +442,7 @@ impl Shell {
         if poll.has_failed {
             self.metrics.upstream.retried();
         }
-        self.machine.handle(Input::Progress(id, Progress::Trying), now);
+        self.machine.handle(Input::Progress(id, PollProgress::AttemptStarted), now);
         let (poller, events) = (Arc::clone(&self.poller), self.events.clone());
         let (spec, authorization) = (Arc::clone(&poll.spec), poll.authorization.clone());
         let trace = poll.span.context().clone();
@@ -450,21 +455,21 @@ impl Shell {
     }
 }
 
-impl Client {
+impl Responder {
     /// The wait is over. A client that has just left is told nothing; its Leave finds nothing to do.
-    fn answer(self, answer: Result<Told, HubError>) {
+    fn answer(self, answer: Result<WaitReply, HubError>) {
         drop(self.place.lock().take());
         let _ = self.answer.send(answer);
     }
 }
 
-fn wait_end(end: &End) -> WaitEnd {
+fn wait_end(end: &WaitOutcome) -> WaitEnd {
     match end {
-        End::Reached(_) => WaitEnd::Reached,
-        End::TimedOut(_) => WaitEnd::TimedOut,
-        End::Whole(_) => WaitEnd::Whole,
-        End::Refused(_) => WaitEnd::Refused,
-        End::Failed(_) => WaitEnd::Failed,
+        WaitOutcome::Reached(_) => WaitEnd::Reached,
+        WaitOutcome::TimedOut(_) => WaitEnd::TimedOut,
+        WaitOutcome::Unsplit(_) => WaitEnd::Whole,
+        WaitOutcome::Refused(_) => WaitEnd::Refused,
+        WaitOutcome::Failed(_) => WaitEnd::Failed,
     }
 }
 

@@ -1,17 +1,18 @@
 //! Links between the spans of waits and those of the polls that they lean on.
 
-use super::task::Shell;
+use super::task::HubTask;
 use crate::core::coalescer::{PollId, PollSpec, WaitId};
-use crate::telemetry::trace::{Asked, PollSpan};
+use crate::telemetry::trace::{PollAttributes, PollSpan};
 
-impl Shell {
+impl HubTask {
     /// The span of a poll that the machine has just opened, linked to by all who lean on it.
     pub(super) fn poll_span(&self, id: PollId, spec: &PollSpec) -> PollSpan {
         if self.tracer.is_off() {
             return PollSpan::default();
         }
-        let leaning = || self.machine.leaning(id).filter_map(|wait| self.parked.get(&wait));
-        let asked = Asked { path: self.poller.path(spec.form), clips: spec.clips.len(), key: spec.domain };
+        let leaning = || self.machine.attached_waits(id).filter_map(|wait| self.parked.get(&wait));
+        let asked =
+            PollAttributes { path: self.poller.path(spec.form), clips: spec.clips.len(), key: spec.domain };
         let span = self.tracer.poll(&asked, leaning().any(|wait| wait.links.is_recorded()));
         for wait in leaning() {
             wait.links.add(&span);
@@ -25,13 +26,13 @@ impl Shell {
             return;
         }
         let Some(wait) = self.parked.get(&id) else { return };
-        for poll in self.machine.leans(id).filter_map(|poll| self.polls.get(&poll)) {
+        for poll in self.machine.attached_polls(id).filter_map(|poll| self.polls.get(&poll)) {
             wait.links.add(&poll.span);
         }
     }
 
     /// Who leans on a poll, to be linked anew after it; nobody where nothing is traced.
     pub(super) fn traced(&self, id: PollId) -> Vec<WaitId> {
-        if self.tracer.is_off() { Vec::new() } else { self.machine.leaning(id).collect() }
+        if self.tracer.is_off() { Vec::new() } else { self.machine.attached_waits(id).collect() }
     }
 }

@@ -18,7 +18,7 @@ use governor::state::StateStore;
 use governor::state::keyed::ShrinkableKeyedStateStore;
 use parking_lot::Mutex;
 
-use super::Who;
+use super::Subject;
 
 /// Shards of a store that many are counted in.
 const SHARDS: usize = 64;
@@ -28,10 +28,10 @@ const MOST: usize = 3584;
 
 /// What one of many asks of its quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Ask {
-    pub(super) who: Who,
+pub(super) struct StoreKey {
+    pub(super) who: Subject,
     /// Whether it is only told what would be.
-    pub(super) is_look: bool,
+    pub(super) is_peek: bool,
 }
 
 /// A state for each of at most 458 752.
@@ -43,8 +43,8 @@ pub(super) struct Store {
 
 #[derive(Debug, Default)]
 struct Shard {
-    young: HashMap<Who, Nanos, RandomState>,
-    old: HashMap<Who, Nanos, RandomState>,
+    young: HashMap<Subject, Nanos, RandomState>,
+    old: HashMap<Subject, Nanos, RandomState>,
 }
 
 impl Store {
@@ -62,23 +62,23 @@ impl Store {
         Self { shards: (0..shards).map(|_| Mutex::default()).collect(), hasher: RandomState::default() }
     }
 
-    fn shard(&self, who: &Who) -> &Mutex<Shard> {
+    fn shard(&self, who: &Subject) -> &Mutex<Shard> {
         let hash = self.hasher.hash_one(who) % self.shards.len() as u64;
         &self.shards[usize::try_from(hash).expect("it is below a length")]
     }
 }
 
 impl StateStore for Store {
-    type Key = Ask;
+    type Key = StoreKey;
 
-    fn measure_and_replace<T, F, E>(&self, ask: &Ask, f: F) -> Result<T, E>
+    fn measure_and_replace<T, F, E>(&self, ask: &StoreKey, f: F) -> Result<T, E>
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
         let mut shard = self.shard(&ask.who).lock();
         let before = shard.get(&ask.who);
         let decided = f(before);
-        if !ask.is_look
+        if !ask.is_peek
             && let Some(state) = decided.as_ref().map_or(before, |(_, after)| Some(*after))
         {
             shard.put(ask.who, state);
@@ -87,7 +87,7 @@ impl StateStore for Store {
     }
 }
 
-impl ShrinkableKeyedStateStore<Ask> for Store {
+impl ShrinkableKeyedStateStore<StoreKey> for Store {
     fn retain_recent(&self, drop_below: Nanos) {
         for shard in &self.shards {
             let Shard { young, old } = &mut *shard.lock();
@@ -119,11 +119,11 @@ impl ShrinkableKeyedStateStore<Ask> for Store {
 }
 
 impl Shard {
-    fn get(&self, who: &Who) -> Option<Nanos> {
+    fn get(&self, who: &Subject) -> Option<Nanos> {
         self.young.get(who).or_else(|| self.old.get(who)).copied()
     }
 
-    fn put(&mut self, who: Who, state: Nanos) {
+    fn put(&mut self, who: Subject, state: Nanos) {
         if let Some(known) = self.young.get_mut(&who) {
             *known = state;
             return;
@@ -140,18 +140,18 @@ impl Shard {
 mod tests {
     use super::*;
 
-    fn key(n: u64) -> Who {
-        Who::member(&n.to_string())
+    fn key(n: u64) -> Subject {
+        Subject::member(&n.to_string())
     }
 
-    fn put(store: &Store, who: Who) {
-        let ask = Ask { who, is_look: false };
+    fn put(store: &Store, who: Subject) {
+        let ask = StoreKey { who, is_peek: false };
         store.measure_and_replace(&ask, |_| Ok::<_, ()>(((), Nanos::new(1)))).unwrap();
     }
 
-    fn get(store: &Store, who: Who) -> Option<u64> {
+    fn get(store: &Store, who: Subject) -> Option<u64> {
         let told = |state: Option<Nanos>| Ok::<_, ()>((state, Nanos::new(2)));
-        store.measure_and_replace(&Ask { who, is_look: true }, told).unwrap().map(Nanos::as_u64)
+        store.measure_and_replace(&StoreKey { who, is_peek: true }, told).unwrap().map(Nanos::as_u64)
     }
 
     #[test]
@@ -184,7 +184,7 @@ mod tests {
         let store = Store::for_one();
         put(&store, key(0));
         for n in 1..3 * MOST as u64 {
-            let ask = Ask { who: key(0), is_look: false };
+            let ask = StoreKey { who: key(0), is_peek: false };
             assert_eq!(store.measure_and_replace(&ask, |_| Err::<((), Nanos), _>(())), Err(()));
             put(&store, key(n));
         }

@@ -17,11 +17,11 @@ use governor::middleware::StateInformationMiddleware;
 use governor::{Quota as Rate, RateLimiter};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use self::bounded_store::{Ask, Store};
+use self::bounded_store::{Store, StoreKey};
 use crate::clock;
 use crate::config::{self, Member};
 use crate::core::job::KeyDomain;
-use crate::telemetry::metrics::{Limit, Word as _};
+use crate::telemetry::metrics::{Label as _, Limit};
 
 pub(crate) use self::unproven::{AddressFull, UnprovenWait, UnprovenWaits};
 
@@ -30,31 +30,31 @@ mod unproven;
 
 /// Whom a quota is counted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Who {
+pub enum Subject {
     /// A key.
     Key(KeyDomain),
     /// A member of the team, whatever its key; by [`Who::member`].
-    Member(NameDigest),
+    Member(MemberId),
     /// An address, while the key is not known or there is none. `None`: unix sockets, which have none.
     Address(Option<IpAddr>),
 }
 
 /// A member's name in as many bytes as any other has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct NameDigest([u8; 16]);
+pub struct MemberId([u8; 16]);
 
-impl Who {
+impl Subject {
     /// The member of this name.
     pub fn member(name: &str) -> Self {
-        let mut digest = NameDigest([0; 16]);
+        let mut digest = MemberId([0; 16]);
         digest.0.copy_from_slice(&blake3::hash(name.as_bytes()).as_bytes()[..16]);
-        Who::Member(digest)
+        Subject::Member(digest)
     }
 }
 
-impl From<Option<IpAddr>> for Who {
+impl From<Option<IpAddr>> for Subject {
     fn from(client: Option<IpAddr>) -> Self {
-        Who::Address(client.map(network))
+        Subject::Address(client.map(network))
     }
 }
 
@@ -74,8 +74,8 @@ pub struct Limits {
 
 #[derive(Debug)]
 struct Rules {
-    requests: Rates,
-    calls: Rates,
+    requests: QuotaGroup,
+    calls: QuotaGroup,
     /// The policy of who has no quota of its own.
     policy: Option<HeaderValue>,
 }
@@ -92,38 +92,38 @@ impl Limits {
     }
 
     /// Counts one request.
-    pub fn request(&self, who: Who) -> Result<(), Limited> {
-        self.rules.load().requests.take(who, NonZeroU32::MIN)
+    pub fn request(&self, who: Subject) -> Result<(), QuotaExceeded> {
+        self.rules.load().requests.check(who, NonZeroU32::MIN)
     }
 
     /// Counts one request to the upstream.
-    pub fn call(&self, who: Who) -> Result<(), Limited> {
+    pub fn call(&self, who: Subject) -> Result<(), QuotaExceeded> {
         self.calls(who, 1)
     }
 
     /// Counts several requests to the upstream, all or none of them.
-    pub fn calls(&self, who: Who, count: usize) -> Result<(), Limited> {
+    pub fn calls(&self, who: Subject, count: usize) -> Result<(), QuotaExceeded> {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
-        NonZeroU32::new(count).map_or(Ok(()), |count| self.rules.load().calls.take(who, count))
+        NonZeroU32::new(count).map_or(Ok(()), |count| self.rules.load().calls.check(who, count))
     }
 
     /// Where it stands with all its quotas now, which takes nothing from them; `None`: it has none.
-    pub fn standing(&self, who: Who) -> Option<Standing> {
+    pub fn standing(&self, who: Subject) -> Option<QuotaHeaders> {
         let rules = self.rules.load();
         let mut now = ArrayString::<MAX_STANDING>::new();
         for quota in rules.of(who) {
             if !now.is_empty() {
                 now.push_str(", ");
             }
-            quota.look(who).write(&mut now);
+            quota.peek(who).write(&mut now);
         }
         let now = HeaderValue::from_str(&now).expect("quotas' names are tokens");
-        Some(Standing { policy: rules.policy(who)?, now })
+        Some(QuotaHeaders { policy: rules.policy(who)?, now })
     }
 
     /// What is left of each of its quotas, which takes nothing from them.
-    pub fn left(&self, who: Who) -> Vec<Left> {
-        self.rules.load().of(who).map(|quota| quota.look(who)).collect()
+    pub fn left(&self, who: Subject) -> Vec<QuotaState> {
+        self.rules.load().of(who).map(|quota| quota.peek(who)).collect()
     }
 
     /// Forgets who has been idle for so long that it makes no difference. To be called now and then.
@@ -135,7 +135,7 @@ impl Limits {
     }
 
     /// How many states the quotas hold.
-    pub fn remembered(&self) -> usize {
+    pub fn tracked_subjects(&self) -> usize {
         self.rules.load().all().map(|quota| quota.limiter.len()).sum()
     }
 }
@@ -144,13 +144,13 @@ impl Rules {
     fn new(limits: &config::Limits, members: &[Member], before: Option<&Self>) -> Self {
         let requests = |m: &Member| (m.requests_per_second, m.burst);
         let calls = |m: &Member| (m.calls_per_second, m.calls_burst);
-        let requests = Rates::new(
+        let requests = QuotaGroup::new(
             Limit::Requests,
             (limits.requests_per_second, limits.burst),
             members.iter().map(|member| (member, requests(member))),
             before.map(|before| &before.requests),
         );
-        let calls = Rates::new(
+        let calls = QuotaGroup::new(
             Limit::Calls,
             (limits.calls_per_second, limits.calls_burst),
             members.iter().map(|member| (member, calls(member))),
@@ -160,11 +160,11 @@ impl Rules {
         Self { policy: policy_of(general), requests, calls }
     }
 
-    fn of(&self, who: Who) -> impl Iterator<Item = &Quota> {
+    fn of(&self, who: Subject) -> impl Iterator<Item = &Quota> {
         [&self.requests, &self.calls].into_iter().filter_map(move |rates| rates.of(who))
     }
 
-    fn policy(&self, who: Who) -> Option<HeaderValue> {
+    fn policy(&self, who: Subject) -> Option<HeaderValue> {
         match [&self.requests, &self.calls].iter().any(|rates| rates.own.contains_key(&who)) {
             false => self.policy.clone(),
             true => policy_of(self.of(who)),
@@ -191,12 +191,12 @@ const MAX_STANDING: usize = 2 * "\"requests\";r=4294967295;t=1844674407370955161
 
 /// Where a client stands with its quotas.
 #[derive(Clone, Debug)]
-pub struct Standing {
+pub struct QuotaHeaders {
     policy: HeaderValue,
     now: HeaderValue,
 }
 
-impl Standing {
+impl QuotaHeaders {
     /// Tells the client, in the fields of draft-ietf-httpapi-ratelimit-headers-10. An upstream that uses the
     /// same fields is left the word.
     pub fn write(self, headers: &mut HeaderMap) {
@@ -209,8 +209,8 @@ impl Standing {
 
 /// A quota that is used up.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("over the quota \"{}\"", .quota.word())]
-pub struct Limited {
+#[error("over the quota \"{}\"", .quota.as_str())]
+pub struct QuotaExceeded {
     /// Which one.
     pub quota: Limit,
     /// When the next request is allowed, from now; whole seconds, at least one.
@@ -219,12 +219,12 @@ pub struct Limited {
 
 /// One kind of quota: the one that all are counted by, and the members' own.
 #[derive(Debug)]
-struct Rates {
+struct QuotaGroup {
     general: Option<Arc<Quota>>,
-    own: HashMap<Who, Arc<Quota>>,
+    own: HashMap<Subject, Arc<Quota>>,
 }
 
-impl Rates {
+impl QuotaGroup {
     /// A pair is a rate and a burst. What a member's own lines leave out is as in the general ones.
     fn new<'m>(
         name: Limit,
@@ -234,7 +234,7 @@ impl Rates {
     ) -> Self {
         let own = members.filter(|(_, own)| *own != (None, None)).filter_map(|(member, (rate, burst))| {
             let pair = (rate.unwrap_or(general.0), burst.unwrap_or(general.1));
-            let who = Who::member(&member.name);
+            let who = Subject::member(&member.name);
             let same = before.and_then(|before| before.own.get(&who));
             Some((who, Quota::same_or_new(same, name, pair, Store::for_one)?))
         });
@@ -242,12 +242,12 @@ impl Rates {
         Self { own: own.collect(), general: Quota::same_or_new(same, name, general, Store::for_many) }
     }
 
-    fn of(&self, who: Who) -> Option<&Quota> {
+    fn of(&self, who: Subject) -> Option<&Quota> {
         self.own.get(&who).or(self.general.as_ref()).map(Arc::as_ref)
     }
 
-    fn take(&self, who: Who, count: NonZeroU32) -> Result<(), Limited> {
-        self.of(who).map_or(Ok(()), |quota| quota.take(who, count))
+    fn check(&self, who: Subject, count: NonZeroU32) -> Result<(), QuotaExceeded> {
+        self.of(who).map_or(Ok(()), |quota| quota.check(who, count))
     }
 }
 
@@ -256,7 +256,7 @@ struct Quota {
     name: Limit,
     pair: (u32, u32),
     policy: String,
-    limiter: RateLimiter<Ask, Store, HouseClock, StateInformationMiddleware>,
+    limiter: RateLimiter<StoreKey, Store, GatewayClock, StateInformationMiddleware>,
 }
 
 impl Quota {
@@ -276,38 +276,38 @@ impl Quota {
         let rate = NonZeroU32::new(pair.0)?;
         let burst = NonZeroU32::new(pair.1).unwrap_or(rate);
         let window = burst.get().div_ceil(rate.get());
-        let policy = format!("\"{}\";q={burst};w={window}", name.word());
-        let limiter = RateLimiter::new(Rate::per_second(rate).allow_burst(burst), store, HouseClock);
+        let policy = format!("\"{}\";q={burst};w={window}", name.as_str());
+        let limiter = RateLimiter::new(Rate::per_second(rate).allow_burst(burst), store, GatewayClock);
         Some(Self { name, pair, policy, limiter })
     }
 
     /// A request that costs more than the quota ever holds costs all of it: else it could never be made.
-    fn take(&self, who: Who, count: NonZeroU32) -> Result<(), Limited> {
+    fn check(&self, who: Subject, count: NonZeroU32) -> Result<(), QuotaExceeded> {
         let most = NonZeroU32::new(self.pair.1).unwrap_or(NonZeroU32::new(self.pair.0).unwrap_or(count));
-        match self.limiter.check_key_n(&Ask { who, is_look: false }, count.min(most)) {
+        match self.limiter.check_key_n(&StoreKey { who, is_peek: false }, count.min(most)) {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(until)) => {
-                let retry_after = Duration::from_secs(seconds(until.wait_time_from(HouseClock.now())));
-                Err(Limited { quota: self.name, retry_after })
+                let retry_after = Duration::from_secs(seconds(until.wait_time_from(GatewayClock.now())));
+                Err(QuotaExceeded { quota: self.name, retry_after })
             }
-            Err(_) => Err(Limited { quota: self.name, retry_after: Duration::from_secs(1) }),
+            Err(_) => Err(QuotaExceeded { quota: self.name, retry_after: Duration::from_secs(1) }),
         }
     }
 
-    fn look(&self, who: Who) -> Left {
-        let (left, more_in) = match self.limiter.check_key(&Ask { who, is_look: true }) {
+    fn peek(&self, who: Subject) -> QuotaState {
+        let (left, more_in) = match self.limiter.check_key(&StoreKey { who, is_peek: true }) {
             // What the look itself would have taken is still there.
             Ok(state) => (state.remaining_burst_capacity() + 1, None),
-            Err(until) => (0, Some(seconds(until.wait_time_from(HouseClock.now())))),
+            Err(until) => (0, Some(seconds(until.wait_time_from(GatewayClock.now())))),
         };
         let (rate, burst) = self.pair;
-        Left { quota: self.name, rate, burst, left, more_in }
+        QuotaState { quota: self.name, rate, burst, left, more_in }
     }
 }
 
 /// What is left of a quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Left {
+pub struct QuotaState {
     /// Which one.
     pub quota: Limit,
     /// What is added to it each second.
@@ -320,11 +320,11 @@ pub struct Left {
     pub more_in: Option<u64>,
 }
 
-impl Left {
+impl QuotaState {
     /// Writes the member of `RateLimit`.
     fn write(&self, out: &mut ArrayString<MAX_STANDING>) {
         out.push('"');
-        out.push_str(self.quota.word());
+        out.push_str(self.quota.as_str());
         out.push_str("\";r=");
         let mut digits = itoa::Buffer::new();
         out.push_str(digits.format(self.left));
@@ -342,9 +342,9 @@ fn seconds(duration: Duration) -> u64 {
 
 /// governor by the one clock, so that paused time holds for it too.
 #[derive(Clone, Copy, Debug, Default)]
-struct HouseClock;
+struct GatewayClock;
 
-impl Clock for HouseClock {
+impl Clock for GatewayClock {
     type Instant = Instant;
 
     fn now(&self) -> Instant {

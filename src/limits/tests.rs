@@ -27,18 +27,18 @@ fn member(name: &str, requests: (Option<u32>, Option<u32>), calls: (Option<u32>,
     }
 }
 
-fn key(number: u32) -> Who {
+fn key(number: u32) -> Subject {
     let mut domain = KeyDomain([0; 16]);
     domain.0[..4].copy_from_slice(&number.to_be_bytes());
-    Who::Key(domain)
+    Subject::Key(domain)
 }
 
 /// How many of 100 requests pass.
-fn requests(limits: &Limits, who: Who) -> usize {
+fn requests(limits: &Limits, who: Subject) -> usize {
     (0..100).filter(|_| limits.request(who).is_ok()).count()
 }
 
-fn fields(limits: &Limits, who: Who) -> (String, String) {
+fn fields(limits: &Limits, who: Subject) -> (String, String) {
     let mut headers = HeaderMap::new();
     limits.standing(who).unwrap().write(&mut headers);
     let text = |name| headers[&name].to_str().unwrap().to_owned();
@@ -66,7 +66,7 @@ async fn the_fields_say_of_both_quotas_what_is_left_and_when_there_is_more() {
     limits.call(key(1)).unwrap();
     assert_eq!(fields(&limits, key(1)), expected("\"requests\";r=0;t=1, \"calls\";r=2"));
     let limited = limits.request(key(1)).unwrap_err();
-    assert_eq!(limited, Limited { quota: Limit::Requests, retry_after: Duration::from_secs(1) });
+    assert_eq!(limited, QuotaExceeded { quota: Limit::Requests, retry_after: Duration::from_secs(1) });
     assert_eq!(fields(&limits, key(1)), expected("\"requests\";r=0;t=1, \"calls\";r=2"));
     tokio::time::advance(Duration::from_secs(1)).await;
     assert_eq!(fields(&limits, key(1)), expected("\"requests\";r=1, \"calls\";r=3"));
@@ -96,12 +96,12 @@ async fn a_member_has_what_its_lines_say_and_else_what_all_have() {
         member("plain", (None, None), (None, None)),
     ];
     let limits = Limits::new(&config((2, 10), (2, 20)), &members);
-    let policy = |name| fields(&limits, Who::member(name)).0;
+    let policy = |name| fields(&limits, Subject::member(name)).0;
     assert_eq!(policy("both"), "\"requests\";q=3;w=3, \"calls\";q=20;w=10");
     assert_eq!(policy("burst"), "\"requests\";q=4;w=2, \"calls\";q=1;w=1");
     assert_eq!(policy("plain"), "\"requests\";q=10;w=5, \"calls\";q=20;w=10");
     for (name, passes) in [("both", 3), ("burst", 4), ("plain", 10)] {
-        assert_eq!(requests(&limits, Who::member(name)), passes, "{name}");
+        assert_eq!(requests(&limits, Subject::member(name)), passes, "{name}");
     }
 }
 
@@ -109,7 +109,7 @@ async fn a_member_has_what_its_lines_say_and_else_what_all_have() {
 async fn new_rules_hold_at_once_and_forget_only_what_they_change() {
     let own = |burst| member("a", (None, Some(burst)), (None, None));
     let limits = Limits::new(&config((1, 5), (1, 5)), &[own(3)]);
-    let a = Who::member("a");
+    let a = Subject::member("a");
     assert_eq!((requests(&limits, a), requests(&limits, key(1))), (3, 5));
 
     limits.set(&config((1, 5), (1, 6)), &[own(3)]);
@@ -130,10 +130,10 @@ async fn idle_keys_are_forgotten() {
         limits.request(key(number)).unwrap();
         limits.call(key(number)).unwrap();
     }
-    assert_eq!(limits.remembered(), 200);
+    assert_eq!(limits.tracked_subjects(), 200);
     tokio::time::advance(Duration::from_secs(60)).await;
     limits.forget_idle();
-    assert_eq!(limits.remembered(), 0);
+    assert_eq!(limits.tracked_subjects(), 0);
 }
 
 /// Run alone with `--nocapture` it tells what that is in memory.
@@ -146,11 +146,11 @@ async fn a_million_keys_end_at_a_bound_and_are_gone_when_idle() {
         limits.call(key(number)).unwrap();
     }
     let full = resident();
-    let remembered = limits.remembered();
+    let remembered = limits.tracked_subjects();
     assert!((400_000..=2 * 458_752).contains(&remembered), "{remembered}");
     tokio::time::advance(Duration::from_secs(60)).await;
     limits.forget_idle();
-    assert_eq!(limits.remembered(), 0);
+    assert_eq!(limits.tracked_subjects(), 0);
     println!("KiB resident: {before} before, {full} with {remembered} states, {} idle", resident());
 }
 
@@ -163,7 +163,7 @@ fn resident() -> u64 {
 
 #[test]
 fn an_ipv6_client_counts_as_its_network() {
-    let who = |text: &str| Who::from(Some(text.parse::<IpAddr>().unwrap()));
+    let who = |text: &str| Subject::from(Some(text.parse::<IpAddr>().unwrap()));
     assert_eq!(who("2001:db8::1"), who("2001:db8::2"));
     assert_ne!(who("2001:db8::1"), who("2001:db8:0:1::1"));
     assert_eq!(who("::ffff:192.0.2.1"), who("192.0.2.1"));

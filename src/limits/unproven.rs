@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::Who;
+use super::Subject;
 use crate::core::Map;
 
 /// How many such waits each address has parked. Clones are the same counts.
@@ -42,8 +42,8 @@ impl UnprovenWaits {
     }
 
     /// Counts a wait for its address; `None` for one that counts for a key or a member.
-    pub(crate) fn park(&self, who: Who) -> Result<Option<UnprovenWait>, AddressFull> {
-        let Who::Address(address) = who else { return Ok(None) };
+    pub(crate) fn park(&self, who: Subject) -> Result<Option<UnprovenWait>, AddressFull> {
+        let Subject::Address(address) = who else { return Ok(None) };
         let mut parked = self.0.parked.lock();
         let waits = parked.entry(address).or_default();
         // It has an entry already if it is full: `max` is at least 1.
@@ -72,8 +72,8 @@ mod tests {
     use super::*;
     use crate::core::job::KeyDomain;
 
-    fn address(text: &str) -> Who {
-        Who::from(Some(text.parse::<IpAddr>().unwrap()))
+    fn address(text: &str) -> Subject {
+        Subject::from(Some(text.parse::<IpAddr>().unwrap()))
     }
 
     #[test]
@@ -83,8 +83,8 @@ mod tests {
         let held = [park(address("2001:db8::1")), park(address("2001:db8::2"))].map(|wait| wait.unwrap());
         assert_eq!(park(address("2001:db8::3")).unwrap_err(), AddressFull);
         let other = park(address("2001:db8:0:1::3")).unwrap();
-        let unix = [park(Who::Address(None)), park(Who::Address(None))];
-        assert_eq!(park(Who::Address(None)).unwrap_err(), AddressFull);
+        let unix = [park(Subject::Address(None)), park(Subject::Address(None))];
+        assert_eq!(park(Subject::Address(None)).unwrap_err(), AddressFull);
         let [first, _second] = held;
         drop(first);
         assert!(park(address("2001:db8::3")).is_ok());
@@ -96,8 +96,8 @@ mod tests {
     fn keys_and_members_are_not_counted_here() {
         let waits = UnprovenWaits::new(1);
         for _ in 0..3 {
-            assert!(waits.park(Who::Key(KeyDomain([1; 16]))).unwrap().is_none());
-            assert!(waits.park(Who::member("ann")).unwrap().is_none());
+            assert!(waits.park(Subject::Key(KeyDomain([1; 16]))).unwrap().is_none());
+            assert!(waits.park(Subject::member("ann")).unwrap().is_none());
         }
         assert!(waits.0.parked.lock().is_empty());
     }

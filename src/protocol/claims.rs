@@ -36,7 +36,7 @@ fn strip(headers: &mut HeaderMap, is_forbidden: impl Fn(&str) -> bool) {
 }
 
 fn is_claim(name: &str) -> bool {
-    CLAIMS.iter().any(|claim| is_read_as(name, claim))
+    SPOOFABLE_HEADERS.iter().any(|claim| is_read_as(name, claim))
         || name.get(..FORWARDED.len()).is_some_and(|start| is_read_as(start, FORWARDED))
 }
 
@@ -51,7 +51,7 @@ fn is_read_as(name: &str, other: &str) -> bool {
 }
 
 /// Claims of proxies about the client, and `Proxy`, which CGI programs take for `HTTP_PROXY` (httpoxy).
-const CLAIMS: [&str; 17] = [
+const SPOOFABLE_HEADERS: [&str; 17] = [
     "cf-connecting-ip",
     "cf-connecting-ipv6",
     "client-ip",
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn all_lists_are_in_lower_case() {
-        for name in CLAIMS.into_iter().chain(own_names()).chain(NO_TRAILERS) {
+        for name in SPOOFABLE_HEADERS.into_iter().chain(own_names()).chain(NO_TRAILERS) {
             assert_eq!(name, name.to_ascii_lowercase());
         }
     }

@@ -26,7 +26,7 @@ pub(crate) struct Cors {
 
 /// What the answer to one request says of who may read it.
 #[derive(Clone, Debug)]
-pub(crate) struct Permission {
+pub(crate) struct CorsDecision {
     /// The asking page's origin, if it may.
     origin: Option<HeaderValue>,
     preflight: Option<Preflight>,
@@ -46,24 +46,24 @@ impl Cors {
     }
 
     /// What the answer to this request shall say.
-    pub(crate) fn permission<B>(&self, request: &Request<B>) -> Permission {
-        let asking = the_one(request.headers(), ORIGIN);
+    pub(crate) fn permission<B>(&self, request: &Request<B>) -> CorsDecision {
+        let asking = single_value(request.headers(), ORIGIN);
         let is_let_in = |asking: &&HeaderValue| {
             self.origins.iter().any(|origin| origin == "*" || is_same(asking, origin))
         };
-        let method = the_one(request.headers(), ACCESS_CONTROL_REQUEST_METHOD)
+        let method = single_value(request.headers(), ACCESS_CONTROL_REQUEST_METHOD)
             .filter(|_| request.method() == Method::OPTIONS && asking.is_some());
         let preflight = method.map(|method| Preflight {
             method: method.clone(),
-            fields: the_one(request.headers(), ACCESS_CONTROL_REQUEST_HEADERS).cloned(),
+            fields: single_value(request.headers(), ACCESS_CONTROL_REQUEST_HEADERS).cloned(),
         });
-        Permission { origin: asking.filter(is_let_in).cloned(), preflight }
+        CorsDecision { origin: asking.filter(is_let_in).cloned(), preflight }
     }
 }
 
-impl Permission {
+impl CorsDecision {
     /// Whether the asking page's origin is one of those that are let in.
-    pub(crate) fn is_given(&self) -> bool {
+    pub(crate) fn is_allowed(&self) -> bool {
         self.origin.is_some()
     }
 
@@ -107,7 +107,7 @@ fn is_same(asking: &HeaderValue, listed: &str) -> bool {
 }
 
 /// The field's value, if there is exactly one.
-fn the_one(headers: &HeaderMap, name: HeaderName) -> Option<&HeaderValue> {
+fn single_value(headers: &HeaderMap, name: HeaderName) -> Option<&HeaderValue> {
     let mut values = headers.get_all(name).into_iter();
     values.next().filter(|_| values.next().is_none())
 }

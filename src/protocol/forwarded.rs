@@ -25,7 +25,7 @@ use crate::protocol::headers;
 
 /// Says where a request comes from, to the gateway itself and to the upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trail {
+pub struct ForwardedChain {
     peer: Peer,
     /// What the peer vouches for; empty where it is not trusted.
     hops: Vec<Hop>,
@@ -43,7 +43,7 @@ struct Hop {
     host: Option<Authority>,
 }
 
-impl Trail {
+impl ForwardedChain {
     /// The trail of a request that only its peer vouches for.
     pub fn of(peer: Peer) -> Self {
         Self { peer, hops: Vec::new(), client: peer.ip(), is_https: None, host: None }
@@ -57,7 +57,7 @@ impl Trail {
         if !is_trusted(alone.client.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))) {
             return alone;
         }
-        let Some(hops) = vouched(headers, &is_trusted) else { return alone };
+        let Some(hops) = trusted_hops(headers, &is_trusted) else { return alone };
         match client(&hops, &is_trusted) {
             Some(Hop { address: Some(ip), is_https, host }) => {
                 let (client, is_https, host) = (Some(*ip), *is_https, host.clone());
@@ -141,9 +141,9 @@ fn proto(is_https: bool) -> &'static str {
 
 /// What the peer says, the client's end first; `None` where it says nothing or nothing certain. A proxy writes one of
 /// the two fields and lets the other pass as its client sent it: where both are there, they have to agree.
-fn vouched(headers: &HeaderMap, is_trusted: &impl Fn(IpAddr) -> bool) -> Option<Vec<Hop>> {
+fn trusted_hops(headers: &HeaderMap, is_trusted: &impl Fn(IpAddr) -> bool) -> Option<Vec<Hop>> {
     let standard = line(headers, &FORWARDED).map(|line| line.and_then(|line| elements(&line)));
-    let usual = line(headers, &X_FORWARDED_FOR).map(|line| usual_hops(headers, &line?));
+    let usual = line(headers, &X_FORWARDED_FOR).map(|line| x_forwarded_hops(headers, &line?));
     match (standard, usual) {
         (Some(standard), None) => standard,
         (None, Some(usual)) => usual,
@@ -169,7 +169,7 @@ fn line(headers: &HeaderMap, name: &HeaderName) -> Option<Option<String>> {
 
 /// The hops of `X-Forwarded-For`, and what `-Proto` and `-Host` say of them: one value is the client's, several are
 /// the hops', one each.
-fn usual_hops(headers: &HeaderMap, line: &str) -> Option<Vec<Hop>> {
+fn x_forwarded_hops(headers: &HeaderMap, line: &str) -> Option<Vec<Hop>> {
     if line.split(',').count() > MAX_HOPS {
         return None;
     }
@@ -326,9 +326,9 @@ mod tests {
         Peer::Tcp(address.parse().unwrap())
     }
 
-    fn trail(peer: Peer, fields: &[(&'static str, &'static str)]) -> Trail {
+    fn trail(peer: Peer, fields: &[(&'static str, &'static str)]) -> ForwardedChain {
         let trusted = ["10.0.0.0/8", "fd00::/8"].map(|network| network.parse().unwrap());
-        Trail::read(&map(fields), peer, &trusted)
+        ForwardedChain::read(&map(fields), peer, &trusted)
     }
 
     fn client(fields: &[(&'static str, &'static str)]) -> String {
@@ -409,7 +409,8 @@ mod tests {
     #[test]
     fn a_unix_socket_is_trusted_where_127_0_0_1_is() {
         let claims = map(&[("x-forwarded-for", "192.0.2.7")]);
-        let read = |trusted: &str| Trail::read(&claims, Peer::Unix, &[trusted.parse().unwrap()]).client();
+        let read =
+            |trusted: &str| ForwardedChain::read(&claims, Peer::Unix, &[trusted.parse().unwrap()]).client();
         assert_eq!(read("127.0.0.0/8"), Some("192.0.2.7".parse().unwrap()));
         assert_eq!(read("10.0.0.0/8"), None);
     }
@@ -419,7 +420,7 @@ mod tests {
         let read = |name: &'static str, text: &str| {
             let trusted = ["10.0.0.0/8".parse().unwrap()];
             let headers = HeaderMap::from_iter([(HeaderName::from_static(name), text.parse().unwrap())]);
-            Trail::read(&headers, tcp(PROXY), &trusted).client().unwrap().to_string()
+            ForwardedChain::read(&headers, tcp(PROXY), &trusted).client().unwrap().to_string()
         };
         let elements = |count| vec!["for=192.0.2.7"; count].join(", ");
         let nodes = |count| vec!["192.0.2.7"; count].join(", ");
@@ -449,14 +450,14 @@ mod tests {
             let fields = [("x-forwarded-for", &*nodes), ("x-forwarded-host", &*host)];
             let headers = fields.map(|(name, text)| (HeaderName::from_static(name), text.parse().unwrap()));
             let trusted = ["10.0.0.0/8".parse().unwrap()];
-            let trail = Trail::read(&HeaderMap::from_iter(headers), tcp(PROXY), &trusted);
+            let trail = ForwardedChain::read(&HeaderMap::from_iter(headers), tcp(PROXY), &trusted);
             let headers = written(&trail, false, Some("gw"));
             assert_eq!(headers["x-forwarded-host"] == host, is_taken);
             assert!(headers["forwarded"].len() < MAX_HOPS * (MAX_HOST_BYTES + 64));
         }
     }
 
-    fn written(trail: &Trail, is_tls: bool, host: Option<&'static str>) -> HeaderMap {
+    fn written(trail: &ForwardedChain, is_tls: bool, host: Option<&'static str>) -> HeaderMap {
         let mut headers = map(&[
             ("accept", "*/*"),
             ("forwarded", "for=1.1.1.1"),

@@ -55,7 +55,7 @@ pub(super) static HOP_BY_HOP: [HeaderName; 9] = [
 ];
 
 /// The same value in memory of its own. A field as it was read keeps the whole head in memory that it was read from.
-pub(crate) fn detached(value: &HeaderValue) -> HeaderValue {
+pub(crate) fn copy_value(value: &HeaderValue) -> HeaderValue {
     let mut own = HeaderValue::from_bytes(value.as_bytes()).expect("it is a value already");
     own.set_sensitive(value.is_sensitive());
     own
@@ -81,7 +81,7 @@ pub(crate) fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iter
 /// - Own: what belongs to one answer (contract, section 1), traces of one request, and CORS fields, which
 ///   depend on the asking request's `Origin`, unless they let everybody in (`*`).
 /// - Shared: the rest. `Vary` too: a client's own cache needs it.
-pub fn head(status: StatusCode, headers: &HeaderMap) -> Head {
+pub fn split_head(status: StatusCode, headers: &HeaderMap) -> Head {
     let mut stripped = headers.clone();
     strip_hop_by_hop(&mut stripped);
     let for_any_origin = stripped
@@ -92,9 +92,9 @@ pub fn head(status: StatusCode, headers: &HeaderMap) -> Head {
     let mut head = Head { status: status.as_u16(), is_whole, ..Head::default() };
     for (name, value) in &stripped {
         let fields = match kind(name.as_str(), for_any_origin) {
-            Kind::Shared => &mut head.shared,
-            Kind::Own => &mut head.own,
-            Kind::LeftOut => continue,
+            Scope::Shared => &mut head.shared,
+            Scope::PerResponse => &mut head.own,
+            Scope::Dropped => continue,
         };
         fields.push((name.as_str().into(), Bytes::copy_from_slice(value.as_bytes())));
     }
@@ -103,7 +103,7 @@ pub fn head(status: StatusCode, headers: &HeaderMap) -> Head {
 
 /// Appends a kept head's fields; those of its own only to who caused the answer. What the gateway sets
 /// itself (`X-Request-Id`, `Cache-Control`…) is inserted afterwards, and so wins.
-pub(crate) fn write(head: &Head, direct: bool, headers: &mut HeaderMap) {
+pub(crate) fn write_stored(head: &Head, direct: bool, headers: &mut HeaderMap) {
     let own = if direct { head.own.as_slice() } else { &[] };
     for (name, value) in head.shared.iter().chain(own) {
         if let (Ok(name), Ok(value)) =
@@ -114,30 +114,30 @@ pub(crate) fn write(head: &Head, direct: bool, headers: &mut HeaderMap) {
     }
 }
 
-enum Kind {
+enum Scope {
     Shared,
-    Own,
-    LeftOut,
+    PerResponse,
+    Dropped,
 }
 
-fn kind(name: &str, for_any_origin: bool) -> Kind {
+fn kind(name: &str, for_any_origin: bool) -> Scope {
     match name {
-        "content-length" | "trailer" | "te" | "accept-ranges" | "content-range" => Kind::LeftOut,
-        "age" | "cache-control" | "expires" | "pragma" | "etag" | "last-modified" => Kind::LeftOut,
-        "via" | "cache-status" | "alt-svc" => Kind::LeftOut,
-        "content-digest" | "repr-digest" | "digest" | "content-md5" => Kind::LeftOut,
-        "signature" | "signature-input" => Kind::LeftOut,
-        "date" | "set-cookie" | "set-cookie2" | "retry-after" => Kind::Own,
-        "www-authenticate" | "authentication-info" => Kind::Own,
-        "x-request-id" | "x-inference-id" | "x-correlation-id" | "x-trace-id" => Kind::Own,
-        "x-amzn-requestid" | "x-amzn-trace-id" | "x-amz-cf-id" | "request-id" | "b3" => Kind::Own,
-        "report-to" | "nel" => Kind::Own,
-        "traceparent" | "tracestate" | "server-timing" | "cf-ray" | "cf-cache-status" => Kind::Own,
+        "content-length" | "trailer" | "te" | "accept-ranges" | "content-range" => Scope::Dropped,
+        "age" | "cache-control" | "expires" | "pragma" | "etag" | "last-modified" => Scope::Dropped,
+        "via" | "cache-status" | "alt-svc" => Scope::Dropped,
+        "content-digest" | "repr-digest" | "digest" | "content-md5" => Scope::Dropped,
+        "signature" | "signature-input" => Scope::Dropped,
+        "date" | "set-cookie" | "set-cookie2" | "retry-after" => Scope::PerResponse,
+        "www-authenticate" | "authentication-info" => Scope::PerResponse,
+        "x-request-id" | "x-inference-id" | "x-correlation-id" | "x-trace-id" => Scope::PerResponse,
+        "x-amzn-requestid" | "x-amzn-trace-id" | "x-amz-cf-id" | "request-id" | "b3" => Scope::PerResponse,
+        "report-to" | "nel" => Scope::PerResponse,
+        "traceparent" | "tracestate" | "server-timing" | "cf-ray" | "cf-cache-status" => Scope::PerResponse,
         _ if ["x-aimlapi-", "ratelimit", "x-ratelimit"].iter().any(|start| name.starts_with(start)) => {
-            Kind::Own
+            Scope::PerResponse
         }
-        _ if name.starts_with("access-control-") && !for_any_origin => Kind::Own,
-        _ => Kind::Shared,
+        _ if name.starts_with("access-control-") && !for_any_origin => Scope::PerResponse,
+        _ => Scope::Shared,
     }
 }
 
@@ -158,7 +158,7 @@ pub(crate) fn via(received: Version) -> &'static str {
 
 /// Whether `Via` names this gateway as a recipient: the request goes in a circle (508). To be asked
 /// before [`strip_hop_by_hop`].
-pub(crate) fn has_passed_here(headers: &HeaderMap) -> bool {
+pub(crate) fn is_loop(headers: &HeaderMap) -> bool {
     headers.get_all(header::VIA).into_iter().any(|line| {
         without_comments(line.as_bytes())
             .split(|byte| *byte == b',')
@@ -219,7 +219,7 @@ pub(crate) fn is_host(authority: &Authority) -> bool {
 /// Whether a page of another origin caused the request, or may have (Fetch Metadata; for browsers without, RFC 6454).
 /// That includes frames and links, and what is fetched ahead of its use: a page may order that, and a browser then says
 /// that it was nobody.
-pub(crate) fn is_of_foreign_page<B>(request: &Request<B>) -> bool {
+pub(crate) fn is_cross_origin<B>(request: &Request<B>) -> bool {
     let headers = request.headers();
     let mut sites = headers.get_all(SEC_FETCH_SITE).into_iter();
     let mut origins = headers.get_all(header::ORIGIN).into_iter();
@@ -238,11 +238,11 @@ fn is_asked<B>(origin: &HeaderValue, request: &Request<B>) -> bool {
         return false;
     };
     let asked = asked_host(request.uri(), request.headers());
-    origin.authority().zip(asked).is_some_and(|(origin, asked)| is_same_place(scheme, origin, &asked))
+    origin.authority().zip(asked).is_some_and(|(origin, asked)| is_same_host_port(scheme, origin, &asked))
 }
 
 /// Whether both are one host and port where this scheme is spoken, the other being a plain one, without a user.
-pub(crate) fn is_same_place(scheme: &Scheme, one: &Authority, other: &Authority) -> bool {
+pub(crate) fn is_same_host_port(scheme: &Scheme, one: &Authority, other: &Authority) -> bool {
     let default = if *scheme == Scheme::HTTPS { 443 } else { 80 };
     one.host().eq_ignore_ascii_case(other.host())
         && one.port_u16().unwrap_or(default) == other.port_u16().unwrap_or(default)
@@ -250,7 +250,7 @@ pub(crate) fn is_same_place(scheme: &Scheme, one: &Authority, other: &Authority)
 }
 
 /// Whether it is to be shown as a page of its own, by a link or a script: whoever sees the answer is not a page.
-pub(crate) fn is_for_a_window<B>(request: &Request<B>) -> bool {
+pub(crate) fn is_top_level_navigation<B>(request: &Request<B>) -> bool {
     let said = |name, value: &str| request.headers().get(name).is_some_and(|said| said == value);
     request.method() == Method::GET && said(SEC_FETCH_MODE, "navigate") && said(SEC_FETCH_DEST, "document")
 }
@@ -316,7 +316,7 @@ mod tests {
     }
 
     fn head(headers: &HeaderMap) -> Head {
-        super::head(StatusCode::OK, headers)
+        super::split_head(StatusCode::OK, headers)
     }
 
     fn names(fields: &[(Box<str>, Bytes)]) -> Vec<&str> {
@@ -452,8 +452,9 @@ mod tests {
 
     #[test]
     fn only_a_200_without_a_range_is_the_whole() {
-        let is_whole =
-            |status, fields: &[_]| super::head(StatusCode::from_u16(status).unwrap(), &map(fields)).is_whole;
+        let is_whole = |status, fields: &[_]| {
+            super::split_head(StatusCode::from_u16(status).unwrap(), &map(fields)).is_whole
+        };
         assert!(is_whole(200, &[]));
         assert!(!is_whole(200, &[("content-range", "bytes 0-1/2")]));
         for status in [201, 202, 203, 204, 205, 206, 207, 208, 226, 299] {
@@ -474,10 +475,10 @@ mod tests {
     fn a_head_is_written_whole_only_to_who_caused_it() {
         let head = head(&map(&[("content-type", "a/b"), ("set-cookie", "a=1"), ("set-cookie", "b=2")]));
         let mut direct = HeaderMap::new();
-        write(&head, true, &mut direct);
+        write_stored(&head, true, &mut direct);
         assert_eq!(direct, map(&[("content-type", "a/b"), ("set-cookie", "a=1"), ("set-cookie", "b=2")]));
         let mut other = HeaderMap::new();
-        write(&head, false, &mut other);
+        write_stored(&head, false, &mut other);
         assert_eq!(other, map(&[("content-type", "a/b")]));
     }
 
@@ -494,7 +495,7 @@ mod tests {
 
     #[test]
     fn a_loop_is_seen_in_any_line_of_via_but_not_in_its_comments() {
-        for (line, is_loop) in [
+        for (line, expected) in [
             ("1.1 clipgate", true),
             ("1.0 fred, HTTP/1.1 ClipGate (v1)", true),
             ("1.1 a (x, (y) z), 2.0\tclipgate", true),
@@ -505,7 +506,7 @@ mod tests {
             ("clipgate", false),
             ("", false),
         ] {
-            assert_eq!(has_passed_here(&map(&[("via", "1.1 edge"), ("via", line)])), is_loop, "{line}");
+            assert_eq!(is_loop(&map(&[("via", "1.1 edge"), ("via", line)])), expected, "{line}");
         }
     }
 

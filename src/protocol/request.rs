@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use http::HeaderValue;
 
-pub use super::forwarded::Trail;
+pub use super::forwarded::ForwardedChain;
 use crate::protocol::headers;
 
 /// The longest request id that is taken over from a client, in bytes.
@@ -24,7 +24,7 @@ impl RequestId {
             (1..=MAX_ID_BYTES).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
         };
         match of_client.filter(fits) {
-            Some(value) => Self(headers::detached(value)),
+            Some(value) => Self(headers::copy_value(value)),
             None => Self::random(),
         }
     }
@@ -113,7 +113,7 @@ pub struct RequestCtx {
     /// Its id.
     pub id: RequestId,
     /// Where it comes from.
-    pub trail: Trail,
+    pub trail: ForwardedChain,
     /// Whether the client's connection is TLS.
     pub is_tls: bool,
     /// When its head was read.

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use super::Server;
-use super::activity::Answers;
+use super::activity::ConnectionActivity;
 use super::listener::{Accepted, Listeners};
-use super::places::{Full, Origin, Place};
+use super::places::{ConnectionOrigin, Full, Place};
 use crate::clock;
 use crate::telemetry::metrics::Closed;
 
@@ -72,7 +72,7 @@ impl Server {
                 }
             }
             if let Some(accepted) = newcomer {
-                let (origin, answers) = (self.origin(accepted), Answers::new());
+                let (origin, answers) = (self.origin(accepted), ConnectionActivity::new());
                 let place = self.place(origin, &answers, &mut warnings).await;
                 match (place, newcomer.take()) {
                     (Some(place), Some(accepted)) => self.begin(accepted, answers, place),
@@ -93,19 +93,19 @@ impl Server {
     }
 
     /// Who the connection counts for. Behind a trusted proxy and a unix socket there may be anybody.
-    fn origin(&self, accepted: &Accepted) -> Option<Origin> {
+    fn origin(&self, accepted: &Accepted) -> Option<ConnectionOrigin> {
         let Accepted::Tcp(_, address) = accepted else { return None };
         let ip = address.ip().to_canonical();
         let is_trusted = self.0.trusted.load().iter().any(|net| net.contains(&ip));
-        (!is_trusted).then(|| Origin::of(ip))
+        (!is_trusted).then(|| ConnectionOrigin::of(ip))
     }
 
     /// Waits for a place. `None`: half of them are taken by connections from there, and none of those is idle. Cancel
     /// safe.
     async fn place(
         &self,
-        origin: Option<Origin>,
-        answers: &Answers,
+        origin: Option<ConnectionOrigin>,
+        answers: &ConnectionActivity,
         warnings: &mut Warnings,
     ) -> Option<Place> {
         let (places, mut has_asked) = (&self.0.places, false);

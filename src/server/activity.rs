@@ -22,7 +22,7 @@ use crate::protocol::body::{Body, BoxError};
 
 /// The service's answers on one connection, as far as their bytes may still be written. Clones are the same.
 #[derive(Clone, Debug)]
-pub(super) struct Answers(Arc<Underway>);
+pub(super) struct ConnectionActivity(Arc<Underway>);
 
 #[derive(Debug)]
 struct Underway {
@@ -58,7 +58,7 @@ const MOST_UNTAKEN: u64 = 256 << 10;
 /// There is something to answer.
 const BUSY: u64 = u64::MAX;
 
-impl Answers {
+impl ConnectionActivity {
     /// None yet, on a new connection.
     pub(super) fn new() -> Self {
         Self(Arc::new(Underway {
@@ -96,29 +96,29 @@ impl Answers {
     }
 
     /// An answer is under way from now until what comes back is dropped, and its last bytes are flushed.
-    pub(super) fn begin(&self) -> Answering {
+    pub(super) fn begin(&self) -> ResponseGuard {
         self.begin_stream(None)
     }
 
     /// The same, where what is taken of it is counted on a stream of its own too.
-    pub(super) fn begin_stream(&self, stream: Option<Arc<Taken>>) -> Answering {
+    pub(super) fn begin_stream(&self, stream: Option<Arc<Taken>>) -> ResponseGuard {
         self.0.begun.fetch_add(1, Ordering::Relaxed);
         self.0.unflushed.store(true, Ordering::Relaxed);
         self.0.has_begun_anew.store(true, Ordering::Relaxed);
         self.0.is_head_begun.store(false, Ordering::Relaxed);
-        Answering { owed: Some(Owed::new(self)), answers: self.clone(), stream }
+        ResponseGuard { owed: Some(PendingGuard::new(self)), answers: self.clone(), stream }
     }
 
     /// The same for a tunnel, which the connection becomes.
-    pub(super) fn begin_tunnel(&self) -> Answering {
+    pub(super) fn begin_tunnel(&self) -> ResponseGuard {
         self.0.is_tunnel.store(true, Ordering::Relaxed);
         self.begin()
     }
 
     /// The body of a request is arriving until what comes back is dropped.
-    pub(super) fn begin_upload(&self) -> Uploading {
+    pub(super) fn begin_upload(&self) -> UploadGuard {
         self.0.uploads.fetch_add(1, Ordering::Relaxed);
-        Uploading { answers: self.clone(), is_whole: false }
+        UploadGuard { answers: self.clone(), is_whole: false }
     }
 
     /// A request is refused before all of it has come.
@@ -132,24 +132,24 @@ impl Answers {
     }
 
     /// Whether the client has said all and waits: if it hangs up now, it does so before its time.
-    pub(super) fn are_awaited(&self) -> bool {
+    pub(super) fn is_request_complete(&self) -> bool {
         let Underway { uploads, is_tunnel, .. } = &*self.0;
-        self.are_begun() && uploads.load(Ordering::Relaxed) == 0 && !is_tunnel.load(Ordering::Relaxed)
+        self.has_pending() && uploads.load(Ordering::Relaxed) == 0 && !is_tunnel.load(Ordering::Relaxed)
     }
 
     /// Whether every byte of them is with the client, or on its way.
-    pub(super) fn are_out(&self) -> bool {
-        !self.are_begun() && !self.0.unflushed.load(Ordering::Relaxed)
+    pub(super) fn is_flushed(&self) -> bool {
+        !self.has_pending() && !self.0.unflushed.load(Ordering::Relaxed)
     }
 
     /// Whether there are any.
-    pub(super) fn are_begun(&self) -> bool {
+    pub(super) fn has_pending(&self) -> bool {
         self.0.begun.load(Ordering::Relaxed) > 0
     }
 
     /// Something has come from the client. While it has nothing to wait for or to take, that is a request's beginning.
-    pub(super) fn heard(&self) {
-        if self.are_out() {
+    pub(super) fn on_bytes_read(&self) {
+        if self.is_flushed() {
             self.0.is_head_begun.store(true, Ordering::Relaxed);
         }
     }
@@ -166,13 +166,13 @@ impl Answers {
 
     /// hyper flushes when it has written all it has.
     pub(super) fn flushed(&self) {
-        if !self.are_begun() {
+        if !self.has_pending() {
             self.0.unflushed.store(false, Ordering::Relaxed);
         }
     }
 
     /// Looks at what the socket said to something that was to be written.
-    pub(super) fn wrote<T>(&self, polled: Poll<T>) -> Poll<T> {
+    pub(super) fn on_write<T>(&self, polled: Poll<T>) -> Poll<T> {
         if self.0.is_full.swap(polled.is_pending(), Ordering::Relaxed) != polled.is_pending() {
             self.moved();
         }
@@ -183,9 +183,9 @@ impl Answers {
     /// long. To be polled as [`Self::refused_for`] is.
     pub(super) async fn given_up(&self, patience: Duration, version: Version) {
         if version < Version::HTTP_2 {
-            return self.refused_for(patience).await;
+            return self.client_stalled(patience).await;
         }
-        let (refused, hoarded) = (pin!(self.refused_for(patience)), pin!(self.hoarded_for(2 * patience)));
+        let (refused, hoarded) = (pin!(self.client_stalled(patience)), pin!(self.hoarded_for(2 * patience)));
         futures_util::future::select(refused, hoarded).await;
     }
 
@@ -201,7 +201,7 @@ impl Answers {
     ///
     /// To be polled after the connection, each time that it is: that wakes nobody by itself, and it is only then that
     /// the clock is looked at, and only while somebody has something to take.
-    pub(super) async fn refused_for(&self, patience: Duration) {
+    pub(super) async fn client_stalled(&self, patience: Duration) {
         loop {
             std::future::poll_fn(|_| if self.wait_for_client() { Poll::Ready(()) } else { Poll::Pending })
                 .await;
@@ -231,22 +231,22 @@ impl Answers {
 
 /// One answer that is under way.
 #[derive(Debug)]
-pub(super) struct Answering {
-    owed: Option<Owed>,
-    answers: Answers,
+pub(super) struct ResponseGuard {
+    owed: Option<PendingGuard>,
+    answers: ConnectionActivity,
     /// Of HTTP/2: what is taken of this one.
     stream: Option<Arc<Taken>>,
 }
 
-impl Answering {
+impl ResponseGuard {
     /// The answer's body, which is under way as long as it lives.
-    pub(super) fn with(mut self, body: Body) -> AnsweringBody {
+    pub(super) fn with(mut self, body: Body) -> TrackedBody {
         self.owed = None;
-        AnsweringBody { body, answering: self }
+        TrackedBody { body, answering: self }
     }
 }
 
-impl Drop for Answering {
+impl Drop for ResponseGuard {
     fn drop(&mut self) {
         self.answers.0.begun.fetch_sub(1, Ordering::Relaxed);
     }
@@ -254,16 +254,16 @@ impl Drop for Answering {
 
 /// That it is the gateway's turn with an answer.
 #[derive(Debug)]
-struct Owed(Answers);
+struct PendingGuard(ConnectionActivity);
 
-impl Owed {
-    fn new(answers: &Answers) -> Self {
+impl PendingGuard {
+    fn new(answers: &ConnectionActivity) -> Self {
         answers.0.owed.fetch_add(1, Ordering::Relaxed);
         Self(answers.clone())
     }
 }
 
-impl Drop for Owed {
+impl Drop for PendingGuard {
     fn drop(&mut self) {
         self.0.0.owed.fetch_sub(1, Ordering::Relaxed);
         self.0.moved();
@@ -272,19 +272,19 @@ impl Drop for Owed {
 
 /// That a request's body is arriving. Where nobody says that it is whole, it is cut off.
 #[derive(Debug)]
-pub(super) struct Uploading {
-    answers: Answers,
+pub(super) struct UploadGuard {
+    answers: ConnectionActivity,
     is_whole: bool,
 }
 
-impl Uploading {
+impl UploadGuard {
     /// All of it has come.
     pub(super) fn end(mut self) {
         self.is_whole = true;
     }
 }
 
-impl Drop for Uploading {
+impl Drop for UploadGuard {
     fn drop(&mut self) {
         self.answers.0.uploads.fetch_sub(1, Ordering::Relaxed);
         if !self.is_whole {
@@ -294,28 +294,29 @@ impl Drop for Uploading {
 }
 
 /// A body that says when hyper is done with it, and whose turn it is.
-pub(super) struct AnsweringBody {
+pub(super) struct TrackedBody {
     body: Body,
-    answering: Answering,
+    answering: ResponseGuard,
 }
 
-impl HttpBody for AnsweringBody {
-    type Data = Piece;
+impl HttpBody for TrackedBody {
+    type Data = TrackedBytes;
     type Error = BoxError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Piece>, BoxError>>> {
-        let Self { body, answering: Answering { owed, answers, stream } } = self.get_mut();
+    ) -> Poll<Option<Result<Frame<TrackedBytes>, BoxError>>> {
+        let Self { body, answering: ResponseGuard { owed, answers, stream } } = self.get_mut();
         match Pin::new(body).poll_frame(cx) {
             Poll::Pending => {
-                owed.get_or_insert_with(|| Owed::new(answers));
+                owed.get_or_insert_with(|| PendingGuard::new(answers));
                 Poll::Pending
             }
             Poll::Ready(frame) => {
                 *owed = None;
-                let piece = |frame: Frame<Bytes>| frame.map_data(|bytes| Piece::new(bytes, answers, stream));
+                let piece =
+                    |frame: Frame<Bytes>| frame.map_data(|bytes| TrackedBytes::new(bytes, answers, stream));
                 Poll::Ready(frame.map(|frame| frame.map(piece)))
             }
         }
@@ -332,14 +333,14 @@ impl HttpBody for AnsweringBody {
 
 /// Bytes of an answer that say when they are gone.
 #[derive(Debug)]
-pub(super) struct Piece {
+pub(super) struct TrackedBytes {
     bytes: Bytes,
-    answers: Answers,
+    answers: ConnectionActivity,
     stream: Option<Arc<Taken>>,
 }
 
-impl Piece {
-    fn new(bytes: Bytes, answers: &Answers, stream: &Option<Arc<Taken>>) -> Self {
+impl TrackedBytes {
+    fn new(bytes: Bytes, answers: &ConnectionActivity, stream: &Option<Arc<Taken>>) -> Self {
         answers.0.taken.give(bytes.len());
         if let Some(stream) = stream {
             stream.give(bytes.len());
@@ -357,7 +358,7 @@ impl Piece {
     }
 }
 
-impl Buf for Piece {
+impl Buf for TrackedBytes {
     fn remaining(&self) -> usize {
         self.bytes.remaining()
     }
@@ -372,7 +373,7 @@ impl Buf for Piece {
     }
 }
 
-impl Drop for Piece {
+impl Drop for TrackedBytes {
     fn drop(&mut self) {
         self.taken(self.bytes.len());
     }
@@ -384,7 +385,7 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
     /// Whether the client is given up within this time from now.
     async fn is_given_up(refused: &mut (impl Future<Output = ()> + Unpin), within: Duration) -> bool {
@@ -392,76 +393,76 @@ mod tests {
     }
 
     /// What hyper is given of a body.
-    async fn piece(body: &mut AnsweringBody) -> Piece {
+    async fn piece(body: &mut TrackedBody) -> TrackedBytes {
         body.frame().await.unwrap().unwrap().into_data().unwrap()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_waits_is_never_given_up() {
-        let answers = Answers::new();
-        let mut refused = Box::pin(answers.refused_for(PATIENCE));
-        assert!(!is_given_up(&mut refused, 10 * PATIENCE).await, "nobody asked for anything");
+        let answers = ConnectionActivity::new();
+        let mut refused = Box::pin(answers.client_stalled(STALL_TIMEOUT));
+        assert!(!is_given_up(&mut refused, 10 * STALL_TIMEOUT).await, "nobody asked for anything");
         let parked = answers.begin();
-        assert!(!is_given_up(&mut refused, 10 * PATIENCE).await);
+        assert!(!is_given_up(&mut refused, 10 * STALL_TIMEOUT).await);
         let (_upstream, silent) = http_body_util::Channel::<Bytes>::new(1);
         let mut body = parked.with(Body::stream(silent));
-        assert!(tokio::time::timeout(10 * PATIENCE, body.frame()).await.is_err());
-        assert!(!is_given_up(&mut refused, 10 * PATIENCE).await);
+        assert!(tokio::time::timeout(10 * STALL_TIMEOUT, body.frame()).await.is_err());
+        assert!(!is_given_up(&mut refused, 10 * STALL_TIMEOUT).await);
         drop(body);
         let _tunnel = answers.begin_tunnel();
-        assert!(!is_given_up(&mut refused, 10 * PATIENCE).await);
+        assert!(!is_given_up(&mut refused, 10 * STALL_TIMEOUT).await);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_nothing_of_an_answer_is_given_up_and_one_that_takes_some_is_not() {
-        let answers = Answers::new();
-        let mut refused = Box::pin(answers.refused_for(PATIENCE));
+        let answers = ConnectionActivity::new();
+        let mut refused = Box::pin(answers.client_stalled(STALL_TIMEOUT));
         let mut body = answers.begin().with(Body::full("twelve bytes"));
         let mut piece = piece(&mut body).await;
         drop(body);
         for _ in 0..5 {
-            assert!(!is_given_up(&mut refused, PATIENCE / 2).await);
+            assert!(!is_given_up(&mut refused, STALL_TIMEOUT / 2).await);
             piece.advance(2);
         }
-        assert!(!is_given_up(&mut refused, PATIENCE - Duration::from_secs(1)).await);
+        assert!(!is_given_up(&mut refused, STALL_TIMEOUT - Duration::from_secs(1)).await);
         assert!(is_given_up(&mut refused, Duration::from_secs(2)).await);
         drop(piece);
-        let mut refused = Box::pin(answers.refused_for(PATIENCE));
-        assert!(!is_given_up(&mut refused, 10 * PATIENCE).await, "it has it all");
+        let mut refused = Box::pin(answers.client_stalled(STALL_TIMEOUT));
+        assert!(!is_given_up(&mut refused, 10 * STALL_TIMEOUT).await, "it has it all");
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_not_taken_does_not_count_while_another_answer_is_owed() {
-        let answers = Answers::new();
-        let mut refused = Box::pin(answers.refused_for(PATIENCE));
+        let answers = ConnectionActivity::new();
+        let mut refused = Box::pin(answers.client_stalled(STALL_TIMEOUT));
         let mut body = answers.begin().with(Body::full("unread"));
         let _piece = piece(&mut body).await;
         let parked = answers.begin();
-        assert!(!is_given_up(&mut refused, 10 * PATIENCE).await);
+        assert!(!is_given_up(&mut refused, 10 * STALL_TIMEOUT).await);
         drop(parked);
-        assert!(!is_given_up(&mut refused, PATIENCE - Duration::from_secs(1)).await, "from then on");
+        assert!(!is_given_up(&mut refused, STALL_TIMEOUT - Duration::from_secs(1)).await, "from then on");
         assert!(is_given_up(&mut refused, Duration::from_secs(2)).await);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_full_socket_counts_from_the_last_byte_it_took() {
-        let answers = Answers::new();
-        let mut refused = Box::pin(answers.refused_for(PATIENCE));
+        let answers = ConnectionActivity::new();
+        let mut refused = Box::pin(answers.client_stalled(STALL_TIMEOUT));
         let _parked = answers.begin();
-        let wrote = |polled: Poll<usize>| assert_eq!(answers.wrote(polled), polled);
+        let wrote = |polled: Poll<usize>| assert_eq!(answers.on_write(polled), polled);
         wrote(Poll::Pending);
         for _ in 0..5 {
-            assert!(!is_given_up(&mut refused, PATIENCE / 2).await);
+            assert!(!is_given_up(&mut refused, STALL_TIMEOUT / 2).await);
             wrote(Poll::Ready(1));
             wrote(Poll::Pending);
         }
         for _ in 0..5 {
-            assert!(!is_given_up(&mut refused, PATIENCE / 6).await);
+            assert!(!is_given_up(&mut refused, STALL_TIMEOUT / 6).await);
             wrote(Poll::Pending); // nothing new
         }
-        assert!(is_given_up(&mut refused, PATIENCE / 5).await);
+        assert!(is_given_up(&mut refused, STALL_TIMEOUT / 5).await);
         wrote(Poll::Ready(1));
-        let mut refused = Box::pin(answers.refused_for(PATIENCE));
-        assert!(!is_given_up(&mut refused, 10 * PATIENCE).await);
+        let mut refused = Box::pin(answers.client_stalled(STALL_TIMEOUT));
+        assert!(!is_given_up(&mut refused, 10 * STALL_TIMEOUT).await);
     }
 }

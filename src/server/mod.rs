@@ -29,22 +29,22 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use self::activity::Answers;
+use self::activity::ConnectionActivity;
 pub(crate) use self::listener::{Accepted, Listeners};
 pub use self::listener::{Listener, tcp_address};
 use self::places::{Place, Places};
-use self::read_ahead::Ahead;
+use self::read_ahead::ReadAhead;
 use self::refusals::Refusals;
 use self::streams::{Streams, Taken};
-use self::timeouts::Silence;
+use self::timeouts::ConnectionTimeouts;
 use self::tls::Tls;
 pub use self::tls::TlsError;
-use self::upload_timeout::Arriving;
+use self::upload_timeout::UploadTimeout;
 use crate::clock;
 use crate::config;
 use crate::gateway::Gateway;
 use crate::gateway::response::X_REQUEST_ID;
-use crate::protocol::request::{Peer, RequestCtx, RequestId, Trail};
+use crate::protocol::request::{ForwardedChain, Peer, RequestCtx, RequestId};
 
 mod accept;
 mod activity;
@@ -70,7 +70,7 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 
 /// How long a client may do nothing in the middle of its upload, or of an answer that it is to take. It is not what
 /// limits a client that waits.
-const PATIENCE: Duration = Duration::from_secs(60);
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long nothing may come from a TCP connection until its other end is probed, and how often and how many times in
 /// vain: a client that vanished does not wait on.
@@ -124,7 +124,7 @@ impl Server {
     ///
     /// When the files of `server.tls` are not what they should be.
     pub fn new(gateway: Gateway, config: &config::Server, stop: CancellationToken) -> Result<Self, TlsError> {
-        Self::with_patience(PATIENCE, gateway, config, stop)
+        Self::with_patience(STALL_TIMEOUT, gateway, config, stop)
     }
 
     /// The same with another patience than a minute, for clients whose turn it is and who do nothing: nothing comes of
@@ -164,13 +164,13 @@ impl Server {
     /// # Errors
     ///
     /// When the files of `server.tls` are not what they should be.
-    pub fn prepare(&self, config: &config::Server) -> Result<Prepared, TlsError> {
+    pub fn prepare_reload(&self, config: &config::Server) -> Result<Prepared, TlsError> {
         let tls = config.tls.as_ref().filter(|_| self.0.tls.is_some()).map(tls::read).transpose()?;
         Ok(Prepared { tls, trusted: config.trusted_proxies.clone() })
     }
 
     /// Takes it over: certificates for connections to come, trusted proxies for requests to come.
-    pub fn take_over(&self, prepared: Prepared) {
+    pub fn apply_reload(&self, prepared: Prepared) {
         if let (Some(tls), Some(config)) = (&self.0.tls, prepared.tls) {
             tls.replace(config);
         }
@@ -189,7 +189,7 @@ impl Server {
         }
         is_stopping.store(true, Ordering::Relaxed);
         for accepted in newcomer.into_iter().chain(listeners.backlog()) {
-            let answers = Answers::new();
+            let answers = ConnectionActivity::new();
             let place = self.0.places.enter_last(&answers);
             self.begin(accepted, answers, place);
         }
@@ -205,11 +205,11 @@ impl Server {
         }
     }
 
-    fn begin(&self, accepted: Accepted, answers: Answers, place: Place) {
+    fn begin(&self, accepted: Accepted, answers: ConnectionActivity, place: Place) {
         self.0.tasks.spawn(self.clone().connection(accepted, answers, Arc::new(place)));
     }
 
-    async fn connection(self, accepted: Accepted, answers: Answers, place: Arc<Place>) {
+    async fn connection(self, accepted: Accepted, answers: ConnectionActivity, place: Arc<Place>) {
         match (accepted, &self.0.tls) {
             (Accepted::Unix(stream), _) => self.serve(stream, Peer::Unix, false, answers, place).await,
             (Accepted::Tcp(stream, address), tls) => {
@@ -226,7 +226,14 @@ impl Server {
         }
     }
 
-    async fn serve_tls(&self, tls: &Tls, stream: TcpStream, peer: Peer, answers: Answers, place: Arc<Place>) {
+    async fn serve_tls(
+        &self,
+        tls: &Tls,
+        stream: TcpStream,
+        peer: Peer,
+        answers: ConnectionActivity,
+        place: Arc<Place>,
+    ) {
         // Boxed: it is large, and gone before the connection's long life begins.
         let handshake = Box::pin(tls.acceptor().accept(stream));
         match self.before_request(&place, handshake).await {
@@ -257,12 +264,18 @@ impl Server {
         self.0.stop.is_cancelled()
     }
 
-    async fn serve<S>(&self, stream: S, peer: Peer, is_tls: bool, answers: Answers, place: Arc<Place>)
-    where
+    async fn serve<S>(
+        &self,
+        stream: S,
+        peer: Peer,
+        is_tls: bool,
+        answers: ConnectionActivity,
+        place: Arc<Place>,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let began = clock::now();
-        let mut stream = Ahead::new(stream, answers.clone());
+        let mut stream = ReadAhead::new(stream, answers.clone());
         let Some(Ok(version)) = self.before_request(&place, pin!(stream.version())).await else {
             debug!(?peer, "nothing was asked");
             return;
@@ -271,7 +284,7 @@ impl Server {
         let service = service_fn(|request: hyper::Request<Incoming>| {
             let ctx = RequestCtx {
                 id: RequestId::new(request.headers().get(X_REQUEST_ID)),
-                trail: Trail::read(request.headers(), peer, &self.0.trusted.load()),
+                trail: ForwardedChain::read(request.headers(), peer, &self.0.trusted.load()),
                 is_tls,
                 arrived: clock::now(),
             };
@@ -282,7 +295,7 @@ impl Server {
                 taken
             });
             let (answering, answers) = (answers.begin_stream(stream), answers.clone());
-            let request = request.map(|body| Arriving::new(body, self.0.patience, &answers));
+            let request = request.map(|body| UploadTimeout::new(body, self.0.patience, &answers));
             server.0.gateway.handle(request, ctx).map(move |forwarded| {
                 if let Some(tunnel) = forwarded.tunnel {
                     let held = (answers.begin_tunnel(), place);
@@ -302,7 +315,7 @@ impl Server {
         });
         let gateway = self.0.gateway.clone();
         let io = TokioIo::new(Refusals::new(stream, peer, answers.clone(), gateway));
-        let life = Life { began, version, answers: &answers, place: &place };
+        let life = ConnectionInfo { began, version, answers: &answers, place: &place };
         let served = match &streams {
             Some(streams) => {
                 // Boxed: only a few have room for many streams.
@@ -325,10 +338,10 @@ impl Server {
         &self,
         mut connection: Pin<&mut C>,
         say_goodbye: fn(Pin<&mut C>),
-        Life { began, version, answers, place }: Life<'_>,
+        ConnectionInfo { began, version, answers, place }: ConnectionInfo<'_>,
     ) -> hyper::Result<()> {
         let Shared { patience, header_timeout, idle_timeout, .. } = &*self.0;
-        let mut silence = Silence { head: *header_timeout, idle: *idle_timeout, version };
+        let mut silence = ConnectionTimeouts { head: *header_timeout, idle: *idle_timeout, version };
         // Cancel safe, all: the connection is polled on below, or dropped where nobody needs it.
         tokio::select! {
             biased; // what the client asks for and takes shows itself while the connection is polled
@@ -341,7 +354,7 @@ impl Server {
             () = answers.given_up(*patience, version) => return Ok(()),
         }
         say_goodbye(connection.as_mut());
-        if place.leave().is_cancelled() && !self.is_stopping() && !answers.are_begun() {
+        if place.leave().is_cancelled() && !self.is_stopping() && !answers.has_pending() {
             // Somebody needs the place now: the goodbye is written as far as the socket takes it.
             return connection.now_or_never().unwrap_or(Ok(()));
         }
@@ -355,10 +368,10 @@ impl Server {
 }
 
 /// What there is to know of a connection as it begins.
-struct Life<'a> {
+struct ConnectionInfo<'a> {
     began: Instant,
     version: Version,
-    answers: &'a Answers,
+    answers: &'a ConnectionActivity,
     place: &'a Place,
 }
 

@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::activity::Answers;
+use super::activity::ConnectionActivity;
 
 /// One pass finds this part of the idle connections, and so many at least.
 const PART: usize = 16;
@@ -33,12 +33,12 @@ const REST: Duration = Duration::from_micros(1);
 
 /// Whose connection it is: an IPv4 address, or the 64 bits of an IPv6 address that name a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Origin {
+pub(super) enum ConnectionOrigin {
     V4(Ipv4Addr),
     V6(u64),
 }
 
-impl Origin {
+impl ConnectionOrigin {
     pub(super) fn of(ip: IpAddr) -> Self {
         match ip.to_canonical() {
             IpAddr::V4(ip) => Self::V4(ip),
@@ -53,10 +53,10 @@ pub(super) enum Full {
     /// All places are taken.
     All,
     /// Connections from this address have half of the places.
-    Origin(Origin),
+    Origin(ConnectionOrigin),
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for ConnectionOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::V4(ip) => ip.fmt(f),
@@ -79,7 +79,7 @@ pub(super) struct Places {
 #[derive(Debug, Default)]
 struct State {
     taken: HashMap<u64, Taken, RandomState>,
-    origins: HashMap<Origin, OfOrigin, RandomState>,
+    origins: HashMap<ConnectionOrigin, OfOrigin, RandomState>,
     idle: Candidates,
     next_id: u64,
 }
@@ -87,8 +87,8 @@ struct State {
 /// A place that is taken.
 #[derive(Debug)]
 struct Taken {
-    origin: Option<Origin>,
-    answers: Answers,
+    origin: Option<ConnectionOrigin>,
+    answers: ConnectionActivity,
     leave: CancellationToken,
 }
 
@@ -151,7 +151,11 @@ impl Places {
     }
 
     /// Takes a place. `None` as origin: a trusted proxy or a unix socket, which many clients may be behind.
-    pub(super) fn enter(self: &Arc<Self>, origin: Option<Origin>, answers: &Answers) -> Result<Place, Full> {
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        origin: Option<ConnectionOrigin>,
+        answers: &ConnectionActivity,
+    ) -> Result<Place, Full> {
         let mut state = self.state.lock();
         if let Some(origin) = origin
             && state.origins.get(&origin).is_some_and(|of_origin| of_origin.count >= self.limit_of_origin)
@@ -165,11 +169,16 @@ impl Places {
     }
 
     /// Takes a place whether or not one is free: for the few that are still accepted when the server stops.
-    pub(super) fn enter_last(self: &Arc<Self>, answers: &Answers) -> Place {
+    pub(super) fn enter_last(self: &Arc<Self>, answers: &ConnectionActivity) -> Place {
         self.take(&mut self.state.lock(), None, answers)
     }
 
-    fn take(self: &Arc<Self>, state: &mut State, origin: Option<Origin>, answers: &Answers) -> Place {
+    fn take(
+        self: &Arc<Self>,
+        state: &mut State,
+        origin: Option<ConnectionOrigin>,
+        answers: &ConnectionActivity,
+    ) -> Place {
         let id = state.next_id;
         state.next_id += 1;
         let leave = self.stop.child_token();
@@ -212,7 +221,11 @@ impl Places {
 
 impl Candidates {
     /// The longest idle, if it still is.
-    fn next(&mut self, taken: &HashMap<u64, Taken, RandomState>, origin: Option<Origin>) -> Option<u64> {
+    fn next(
+        &mut self,
+        taken: &HashMap<u64, Taken, RandomState>,
+        origin: Option<ConnectionOrigin>,
+    ) -> Option<u64> {
         while let Some((since, id)) = self.found.pop() {
             if taken.get(&id).and_then(|taken| taken.idle_since(origin)) == Some(since) {
                 return Some(id);
@@ -221,7 +234,12 @@ impl Candidates {
         None
     }
 
-    fn look(&mut self, taken: &HashMap<u64, Taken, RandomState>, origin: Option<Origin>, now: Instant) {
+    fn look(
+        &mut self,
+        taken: &HashMap<u64, Taken, RandomState>,
+        origin: Option<ConnectionOrigin>,
+        now: Instant,
+    ) {
         if self.next_pass.is_some_and(|next| now < next) {
             return;
         }
@@ -240,7 +258,7 @@ impl Candidates {
 
 impl Taken {
     /// Since when it is idle, where it has not been asked to leave yet and is of this origin or of any.
-    fn idle_since(&self, origin: Option<Origin>) -> Option<Instant> {
+    fn idle_since(&self, origin: Option<ConnectionOrigin>) -> Option<Instant> {
         let is_meant = origin.is_none_or(|origin| self.origin == Some(origin));
         if !is_meant || self.leave.is_cancelled() {
             return None;
@@ -260,13 +278,13 @@ mod tests {
         Arc::new(Places::new(limit, CancellationToken::new()))
     }
 
-    fn origin(ip: &str) -> Option<Origin> {
-        Some(Origin::of(ip.parse().unwrap()))
+    fn origin(ip: &str) -> Option<ConnectionOrigin> {
+        Some(ConnectionOrigin::of(ip.parse().unwrap()))
     }
 
     /// A connection that is idle since so long after `began`.
-    fn idle(began: Instant, since: Duration) -> Answers {
-        let answers = Answers::new();
+    fn idle(began: Instant, since: Duration) -> ConnectionActivity {
+        let answers = ConnectionActivity::new();
         answers.note_idle(true, began + since);
         answers
     }
@@ -274,11 +292,11 @@ mod tests {
     #[test]
     fn the_longest_idle_has_to_leave_and_a_busy_one_never() {
         let (places, began) = (places(4), clock::now());
-        let busy = Answers::new();
+        let busy = ConnectionActivity::new();
         busy.note_idle(false, began);
         let all = [busy.clone(), idle(began, 3 * SECOND), idle(began, 2 * SECOND), idle(began, 4 * SECOND)];
         let mut held: Vec<_> = all.iter().map(|answers| places.enter(None, answers).unwrap()).collect();
-        assert_eq!(places.enter(None, &Answers::new()).unwrap_err(), Full::All);
+        assert_eq!(places.enter(None, &ConnectionActivity::new()).unwrap_err(), Full::All);
         let mut now = began + 10 * SECOND;
         for longest in [2, 1, 3] {
             assert_eq!(places.ask_to_leave(Full::All, now), Some(held[longest].id));
@@ -288,7 +306,7 @@ mod tests {
         assert_eq!(places.ask_to_leave(Full::All, now), None);
         assert!(!held[0].leave().is_cancelled());
         held.remove(2);
-        assert!(places.enter(None, &Answers::new()).is_ok());
+        assert!(places.enter(None, &ConnectionActivity::new()).is_ok());
     }
 
     #[test]
@@ -313,13 +331,14 @@ mod tests {
         let (one, other) = (origin("192.0.2.1"), origin("192.0.2.2"));
         let first = places.enter(other, &idle(began, SECOND)).unwrap();
         let own: Vec<_> = (2..5).map(|n| places.enter(one, &idle(began, n * SECOND)).unwrap()).collect();
-        let full = places.enter(one, &Answers::new()).unwrap_err();
+        let full = places.enter(one, &ConnectionActivity::new()).unwrap_err();
         assert_eq!(full, Full::Origin(one.unwrap()));
         assert_eq!(places.ask_to_leave(full, began + 9 * SECOND), Some(own[0].id), "not the other's");
         drop(own);
-        assert!(places.enter(one, &Answers::new()).is_ok());
+        assert!(places.enter(one, &ConnectionActivity::new()).is_ok());
         assert!(!first.leave().is_cancelled());
-        let proxies: Vec<_> = (0..4).map(|_| places.enter(None, &Answers::new()).unwrap()).collect();
+        let proxies: Vec<_> =
+            (0..4).map(|_| places.enter(None, &ConnectionActivity::new()).unwrap()).collect();
         assert_eq!(proxies.len(), 4, "a trusted proxy may have all");
     }
 
@@ -335,8 +354,10 @@ mod tests {
     #[test]
     fn what_is_given_back_leaves_nothing_behind() {
         let places = places(2);
-        let held =
-            [places.enter(origin("192.0.2.1"), &Answers::new()).unwrap(), places.enter_last(&Answers::new())];
+        let held = [
+            places.enter(origin("192.0.2.1"), &ConnectionActivity::new()).unwrap(),
+            places.enter_last(&ConnectionActivity::new()),
+        ];
         drop(held);
         let state = places.state.lock();
         assert!(state.taken.is_empty() && state.origins.is_empty());
@@ -345,7 +366,7 @@ mod tests {
     #[tokio::test]
     async fn who_waits_for_a_place_is_told_when_it_is_free() {
         let places = places(1);
-        let place = places.enter(None, &Answers::new()).unwrap();
+        let place = places.enter(None, &ConnectionActivity::new()).unwrap();
         let id = place.id;
         let (_, ()) = tokio::join!(places.left(id), async { drop(place) });
         places.left(id).await;

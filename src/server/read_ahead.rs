@@ -24,10 +24,10 @@ use http::Version;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use super::activity::Answers;
+use super::activity::ConnectionActivity;
 
 /// What is read ahead, at most: as much as a socket commonly holds by itself.
-const MOST: usize = 64 << 10;
+const MAX_READ_AHEAD: usize = 64 << 10;
 
 /// What an HTTP/2 client sends first.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -37,21 +37,21 @@ const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 64 << 20;
 
 /// What is read at once.
-const PIECE: usize = 8 << 10;
+const READ_CHUNK: usize = 8 << 10;
 
 /// A client's socket.
 #[derive(Debug)]
-pub(super) struct Ahead<S> {
+pub(super) struct ReadAhead<S> {
     socket: S,
-    answers: Answers,
+    answers: ConnectionActivity,
     /// What was read, and hyper has not had yet.
     kept: BytesMut,
     /// After all has been written: until when what comes is read, and how much more of it.
     lingering: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
-impl<S: AsyncRead + Unpin> Ahead<S> {
-    pub(super) fn new(socket: S, answers: Answers) -> Self {
+impl<S: AsyncRead + Unpin> ReadAhead<S> {
+    pub(super) fn new(socket: S, answers: ConnectionActivity) -> Self {
         Self { socket, answers, kept: BytesMut::new(), lingering: None }
     }
 
@@ -81,7 +81,7 @@ impl<S: AsyncRead + Unpin> Ahead<S> {
 
     /// Reads a piece more into what is kept; 0 at the client's end.
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let mut space = [MaybeUninit::uninit(); PIECE];
+        let mut space = [MaybeUninit::uninit(); READ_CHUNK];
         let mut piece = ReadBuf::uninit(&mut space);
         ready!(Pin::new(&mut self.socket).poll_read(cx, &mut piece))?;
         self.kept.extend_from_slice(piece.filled());
@@ -90,7 +90,7 @@ impl<S: AsyncRead + Unpin> Ahead<S> {
 
     /// Takes what has come. An error is the client's end.
     fn look(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        while self.answers.are_awaited() && self.kept.len() < MOST {
+        while self.answers.is_request_complete() && self.kept.len() < MAX_READ_AHEAD {
             match self.poll_more(cx) {
                 Poll::Pending => break,
                 Poll::Ready(Ok(0)) => {
@@ -108,7 +108,7 @@ impl<S: AsyncRead + Unpin> Ahead<S> {
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some((timer, left)) = &mut self.lingering else { return Poll::Ready(()) };
         while *left > 0 && timer.as_mut().poll(cx).is_pending() {
-            let mut space = [MaybeUninit::uninit(); PIECE];
+            let mut space = [MaybeUninit::uninit(); READ_CHUNK];
             let mut piece = ReadBuf::uninit(&mut space);
             match ready!(Pin::new(&mut self.socket).poll_read(cx, &mut piece)) {
                 Ok(()) if !piece.filled().is_empty() => *left = left.saturating_sub(piece.filled().len()),
@@ -119,7 +119,7 @@ impl<S: AsyncRead + Unpin> Ahead<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Ahead<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
@@ -134,16 +134,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Ahead<S> {
             }
         }
         if buf.filled().len() > before {
-            this.answers.heard();
+            this.answers.on_bytes_read();
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Ahead<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ReadAhead<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.socket).poll_write(cx, buf);
-        self.answers.wrote(polled)
+        self.answers.on_write(polled)
     }
 
     fn poll_write_vectored(
@@ -152,7 +152,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Ahead<S> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
-        self.answers.wrote(polled)
+        self.answers.on_write(polled)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -164,14 +164,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Ahead<S> {
         let this = self.get_mut();
         this.look(cx)?;
         let polled = Pin::new(&mut this.socket).poll_flush(cx);
-        this.answers.wrote(polled)
+        this.answers.on_write(polled)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.lingering.is_none() {
             let polled = Pin::new(&mut this.socket).poll_shutdown(cx);
-            ready!(this.answers.wrote(polled))?;
+            ready!(this.answers.on_write(polled))?;
             let begin = || (Box::pin(tokio::time::sleep(LINGER)), LINGER_BYTES);
             this.lingering = this.answers.is_cut().then(begin);
         }
@@ -188,8 +188,8 @@ mod tests {
     #[tokio::test]
     async fn no_more_is_read_ahead_than_is_bearable_and_nothing_is_lost() {
         let (mut client, server) = tokio::io::duplex(4096);
-        let answers = Answers::new();
-        let mut ahead = Ahead::new(server, answers.clone());
+        let answers = ConnectionActivity::new();
+        let mut ahead = ReadAhead::new(server, answers.clone());
         let sent: Vec<u8> = (0..50_000_u32).flat_map(u32::to_le_bytes).collect();
         let writing = tokio::spawn({
             let sent = sent.clone();
@@ -202,13 +202,21 @@ mod tests {
         poll_fn(|cx| {
             let flushed = Pin::new(&mut ahead).poll_flush(cx);
             // The one that writes has its turn each time that there is room.
-            if ahead.kept.len() < MOST { Poll::Pending } else { flushed }
+            if ahead.kept.len() < MAX_READ_AHEAD { Poll::Pending } else { flushed }
         })
         .await
         .unwrap();
-        assert!((MOST..MOST + PIECE).contains(&ahead.kept.len()), "{}", ahead.kept.len());
+        assert!(
+            (MAX_READ_AHEAD..MAX_READ_AHEAD + READ_CHUNK).contains(&ahead.kept.len()),
+            "{}",
+            ahead.kept.len()
+        );
         ahead.flush().await.unwrap();
-        assert!((MOST..MOST + PIECE).contains(&ahead.kept.len()), "{}", ahead.kept.len());
+        assert!(
+            (MAX_READ_AHEAD..MAX_READ_AHEAD + READ_CHUNK).contains(&ahead.kept.len()),
+            "{}",
+            ahead.kept.len()
+        );
 
         let mut back = vec![0; sent.len()];
         ahead.read_exact(&mut back).await.unwrap();

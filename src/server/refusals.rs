@@ -16,10 +16,10 @@ use http::HeaderValue;
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::activity::Answers;
+use super::activity::ConnectionActivity;
 use crate::gateway::Gateway;
 use crate::gateway::access_log;
-use crate::gateway::error::{HttpFault, Refusal};
+use crate::gateway::error::{GatewayError, HttpFault};
 use crate::protocol::request::{Peer, RequestId};
 use crate::telemetry::metrics::Metrics;
 
@@ -27,7 +27,7 @@ use crate::telemetry::metrics::Metrics;
 pub(super) struct Refusals<S> {
     socket: S,
     peer: Peer,
-    answers: Answers,
+    answers: ConnectionActivity,
     gateway: Gateway,
     /// What hyper wrote last, if that looks like a refusal, or the rest of what replaces it.
     held: Bytes,
@@ -35,7 +35,7 @@ pub(super) struct Refusals<S> {
 }
 
 impl<S: AsyncWrite + Unpin> Refusals<S> {
-    pub(super) fn new(socket: S, peer: Peer, answers: Answers, gateway: Gateway) -> Self {
+    pub(super) fn new(socket: S, peer: Peer, answers: ConnectionActivity, gateway: Gateway) -> Self {
         Self { socket, peer, answers, gateway, held: Bytes::new(), fault: None }
     }
 
@@ -65,7 +65,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Refusals<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         ready!(this.release(cx))?;
-        match fault(buf).filter(|_| this.answers.are_out()) {
+        match fault(buf).filter(|_| this.answers.is_flushed()) {
             Some(fault) => {
                 (this.held, this.fault) = (Bytes::copy_from_slice(buf), Some(fault));
                 Poll::Ready(Ok(buf.len()))
@@ -132,7 +132,7 @@ fn fault(written: &[u8]) -> Option<HttpFault> {
 
 /// The whole refusal as it goes over the wire. Its path is not known, and neither is who asked.
 fn refusal(fault: HttpFault, peer: Peer, metrics: &Metrics) -> Bytes {
-    let (id, refusal) = (RequestId::new(None), Refusal::Http(fault));
+    let (id, refusal) = (RequestId::new(None), GatewayError::Http(fault));
     let status = refusal.status();
     access_log::refused_head(status, refusal.reason(), peer, &id, metrics);
     let (head, body) = refusal.answer_bytes(&id, "").into_parts();

@@ -113,7 +113,7 @@ where
 mod tests {
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
     async fn is_over(stalled: &mut (impl Future<Output = ()> + Unpin), within: Duration) -> bool {
         tokio::time::timeout(within, stalled).await.is_ok()
@@ -122,30 +122,30 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_a_byte_now_and_then_is_waited_for_and_one_that_takes_none_is_not() {
         let taken = Taken::default();
-        let mut stalled = Box::pin(taken.stalled(PATIENCE, 0, 1));
-        assert!(!is_over(&mut stalled, 10 * PATIENCE).await, "there is nothing to take");
+        let mut stalled = Box::pin(taken.stalled(STALL_TIMEOUT, 0, 1));
+        assert!(!is_over(&mut stalled, 10 * STALL_TIMEOUT).await, "there is nothing to take");
         taken.give(10);
         for _ in 0..5 {
-            assert!(!is_over(&mut stalled, PATIENCE / 2).await);
+            assert!(!is_over(&mut stalled, STALL_TIMEOUT / 2).await);
             taken.take(1);
         }
-        assert!(!is_over(&mut stalled, PATIENCE - Duration::from_secs(1)).await);
+        assert!(!is_over(&mut stalled, STALL_TIMEOUT - Duration::from_secs(1)).await);
         assert!(is_over(&mut stalled, Duration::from_secs(2)).await);
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_leaves_much_untaken_has_to_take_much_and_who_leaves_little_need_not() {
         let taken = Taken::default();
-        let mut stalled = Box::pin(taken.stalled(PATIENCE, 100, 50));
+        let mut stalled = Box::pin(taken.stalled(STALL_TIMEOUT, 100, 50));
         taken.give(100);
-        assert!(!is_over(&mut stalled, 10 * PATIENCE).await);
+        assert!(!is_over(&mut stalled, 10 * STALL_TIMEOUT).await);
         taken.give(1000);
         for _ in 0..5 {
-            assert!(!is_over(&mut stalled, PATIENCE / 2).await);
+            assert!(!is_over(&mut stalled, STALL_TIMEOUT / 2).await);
             taken.take(50);
         }
-        assert!(!is_over(&mut stalled, PATIENCE / 2).await);
+        assert!(!is_over(&mut stalled, STALL_TIMEOUT / 2).await);
         taken.take(49);
-        assert!(is_over(&mut stalled, PATIENCE).await);
+        assert!(is_over(&mut stalled, STALL_TIMEOUT).await);
     }
 }

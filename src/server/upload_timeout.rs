@@ -8,27 +8,27 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Sleep;
 
-use super::activity::{Answers, Uploading};
+use super::activity::{ConnectionActivity, UploadGuard};
 use crate::protocol::body::{BoxError, Stalled};
 
 /// A client's body. Ends in [`Stalled`] when nothing comes for `patience` while somebody waits for it; what nobody
 /// reads is no fault of its client's.
-pub(super) struct Arriving<B> {
+pub(super) struct UploadTimeout<B> {
     body: B,
     patience: Duration,
     /// Runs while the client is waited for.
     timer: Option<Pin<Box<Sleep>>>,
-    uploading: Option<Uploading>,
+    uploading: Option<UploadGuard>,
 }
 
-impl<B: HttpBody> Arriving<B> {
-    pub(super) fn new(body: B, patience: Duration, answers: &Answers) -> Self {
+impl<B: HttpBody> UploadTimeout<B> {
+    pub(super) fn new(body: B, patience: Duration, answers: &ConnectionActivity) -> Self {
         let uploading = (!body.is_end_stream()).then(|| answers.begin_upload());
         Self { body, patience, timer: None, uploading }
     }
 }
 
-impl<B> HttpBody for Arriving<B>
+impl<B> HttpBody for UploadTimeout<B>
 where
     B: HttpBody<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,

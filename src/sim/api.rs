@@ -12,25 +12,27 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::json;
 
-use super::faults::{Asked, Fault};
+use super::faults::{Fault, FaultContext};
 use super::job::{Clip, all_reach};
-use super::recorder::{End, Held, Seen, Ticket};
-use super::response::{Broken, PAGE, Refusal, cut, error, refusal, seal, stamp, with_type};
-use super::server::Wire;
-use super::{Shape, Sim, World, body, debug_endpoints, uuid};
+use super::recorder::{End, HoldGuard, RecordedRequest, RequestGuard};
+use super::response::{
+    InjectedFault, PAGE, Refusal, add_headers, cut, error, refusal, track_body, with_type,
+};
+use super::server::ConnectionControl;
+use super::{Shape, Sim, SimState, body, debug_endpoints, uuid};
 use crate::clock;
 use crate::core::route::{Form, Goal, Route, Rung};
 use crate::protocol::body::Body;
 
 /// A request whose head has been read.
-pub(super) struct Call {
+pub(super) struct IncomingRequest {
     pub(super) method: Method,
-    pub(super) seen: Seen,
+    pub(super) seen: RecordedRequest,
     /// The `x-request-id` of its answer.
     pub(super) id: String,
     pub(super) body: Incoming,
     pub(super) upgrade: Option<hyper::upgrade::OnUpgrade>,
-    pub(super) wire: Arc<Wire>,
+    pub(super) wire: Arc<ConnectionControl>,
 }
 
 /// How many clips one request may ask for.
@@ -41,19 +43,19 @@ const MAX_BODY: usize = 32 << 20;
 /// Answers one request, or breaks its connection.
 pub(super) async fn answer(
     sim: Sim,
-    wire: Arc<Wire>,
+    wire: Arc<ConnectionControl>,
     request: Request<Incoming>,
-) -> Result<Response<Body>, Broken> {
+) -> Result<Response<Body>, InjectedFault> {
     let (mut parts, body) = request.into_parts();
     let upgrade = parts.extensions.remove();
     let authorization = parts.headers.remove(AUTHORIZATION);
     let target: Arc<str> =
         parts.uri.path_and_query().map_or_else(|| parts.uri.to_string(), ToString::to_string).into();
     let (key, id) = {
-        let World { keys, rng, .. } = &mut *sim.0.world.lock();
+        let SimState { keys, rng, .. } = &mut *sim.0.world.lock();
         (authorization.and_then(|field| keys.see(field.as_bytes())), uuid(rng))
     };
-    let seen = Seen {
+    let seen = RecordedRequest {
         method: parts.method.clone(),
         target,
         version: parts.version,
@@ -63,29 +65,36 @@ pub(super) async fn answer(
         end: End::Open,
         ended_at: None,
     };
-    let ticket = Ticket::new(&sim, seen.clone());
+    let ticket = RequestGuard::new(&sim, seen.clone());
     let asks = asks_for(&sim.0.route, &parts.method, &seen.target);
     let fault = {
-        let World { faults, rng, .. } = &mut *sim.0.world.lock();
+        let SimState { faults, rng, .. } = &mut *sim.0.world.lock();
         let clips = match &asks {
-            Asks::States(states) => Some(&states.ids[..]),
-            Asks::Make | Asks::Lyric | Asks::Aid | Asks::Nothing => None,
+            Operation::States(states) => Some(&states.ids[..]),
+            Operation::Make | Operation::Lyric | Operation::Aid | Operation::Nothing => None,
         };
-        faults.take(&Asked { target: &seen.target, clips, key }, rng)
+        faults.take(&FaultContext { target: &seen.target, clips, key }, rng)
     };
     if let Some(fault) = &fault {
         ticket.struck(&seen, fault);
     }
 
     let (at, version, number) = (seen.at, parts.version, ticket.number());
-    let call = Call { method: parts.method, seen, id: id.clone(), body, upgrade, wire: Arc::clone(&wire) };
+    let call = IncomingRequest {
+        method: parts.method,
+        seen,
+        id: id.clone(),
+        body,
+        upgrade,
+        wire: Arc::clone(&wire),
+    };
     let shape = match fault {
         Some(Fault::Shape(shape)) => shape,
         _ => sim.0.options.shape,
     };
     let answered = match fault {
-        None | Some(Fault::Shape(_)) => Some(answer_right(&sim, call, asks, shape).await),
-        Some(Fault::Cut) => Some(answer_right(&sim, call, asks, shape).await.map(cut)),
+        None | Some(Fault::Shape(_)) => Some(answer_without_fault(&sim, call, asks, shape).await),
+        Some(Fault::Cut) => Some(answer_without_fault(&sim, call, asks, shape).await.map(cut)),
         Some(Fault::Reset { after }) => tokio::select! {
             // Cancel safe: the call is given up; at zero it is never begun.
             biased;
@@ -95,16 +104,16 @@ pub(super) async fn answer(
                 }
                 None
             }
-            answered = answer_right(&sim, call, asks, shape) => Some(answered),
+            answered = answer_without_fault(&sim, call, asks, shape) => Some(answered),
         },
         Some(Fault::Refuse) => None,
         Some(Fault::Hang) => {
-            let _held = Held::new(&sim);
+            let _held = HoldGuard::new(&sim);
             std::future::pending().await
         }
         Some(Fault::Html) => Some(Ok(with_type(StatusCode::OK, "text/html", PAGE))),
         Some(Fault::Status { status, retry_after, body, after }) => {
-            let held = (!after.is_zero()).then(|| Held::new(&sim));
+            let held = (!after.is_zero()).then(|| HoldGuard::new(&sim));
             pause(at, after).await;
             drop(held);
             Some(Ok(error(&id, call.seen.path(), status, retry_after, body)))
@@ -112,18 +121,18 @@ pub(super) async fn answer(
     };
     match answered {
         Some(Ok(mut response)) => {
-            stamp(&mut response, &id, number);
-            Ok(seal(response, ticket))
+            add_headers(&mut response, &id, number);
+            Ok(track_body(response, ticket))
         }
-        Some(Err(Broken)) | None => {
+        Some(Err(InjectedFault)) | None => {
             ticket.broken();
-            Err(Broken)
+            Err(InjectedFault)
         }
     }
 }
 
 /// What a request asks for.
-enum Asks {
+enum Operation {
     /// Two new clips.
     Make,
     /// Clips' states.
@@ -142,10 +151,10 @@ struct States {
     status: Vec<String>,
 }
 
-fn asks_for(route: &Route, method: &Method, target: &str) -> Asks {
+fn asks_for(route: &Route, method: &Method, target: &str) -> Operation {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     if path.starts_with("/sim/") {
-        return Asks::Aid;
+        return Operation::Aid;
     }
     match (method, route.form(path)) {
         (&Method::GET, Some(form)) => {
@@ -157,11 +166,11 @@ fn asks_for(route: &Route, method: &Method, target: &str) -> Asks {
                     status.push(value.into_owned());
                 }
             }
-            Asks::States(States { form, ids, status })
+            Operation::States(States { form, ids, status })
         }
-        (&Method::POST, Some(Form::Single)) => Asks::Make,
-        (&Method::GET, None) if is_lyric(route, path) => Asks::Lyric,
-        _ => Asks::Nothing,
+        (&Method::POST, Some(Form::Single)) => Operation::Make,
+        (&Method::GET, None) if is_lyric(route, path) => Operation::Lyric,
+        _ => Operation::Nothing,
     }
 }
 
@@ -185,30 +194,35 @@ fn is_lyric(route: &Route, path: &str) -> bool {
 }
 
 /// The answer as it is when nothing goes wrong.
-async fn answer_right(sim: &Sim, call: Call, asks: Asks, shape: Shape) -> Result<Response<Body>, Broken> {
+async fn answer_without_fault(
+    sim: &Sim,
+    call: IncomingRequest,
+    asks: Operation,
+    shape: Shape,
+) -> Result<Response<Body>, InjectedFault> {
     let (id, seen) = (call.id.clone(), call.seen.clone());
     let lets_in = || sim.0.world.lock().keys.accepts(seen.key);
     let answered = match asks {
-        Asks::Aid => debug_endpoints::answer(call).await,
-        Asks::Nothing => Err(not_found(&call)),
-        Asks::Make | Asks::States(_) | Asks::Lyric if !lets_in() => {
+        Operation::Aid => debug_endpoints::answer(call).await,
+        Operation::Nothing => Err(not_found(&call)),
+        Operation::Make | Operation::States(_) | Operation::Lyric if !lets_in() => {
             Err(refusal(StatusCode::UNAUTHORIZED, "The API key is missing or not known"))
         }
-        Asks::Make => match drain(call.body).await? {
+        Operation::Make => match drain(call.body).await? {
             Some(()) => Ok(make(sim)),
             None => Err(refusal(StatusCode::PAYLOAD_TOO_LARGE, "The body is too large")),
         },
-        Asks::States(states) => states_of(sim, call.seen.at, &states, shape).await,
-        Asks::Lyric => lyric(sim, &call),
+        Operation::States(states) => states_of(sim, call.seen.at, &states, shape).await,
+        Operation::Lyric => lyric(sim, &call),
     };
     Ok(answered.unwrap_or_else(|refusal| refusal.answer(&id, seen.path())))
 }
 
 /// Reads a body to its end; `None` if it is too long.
-async fn drain(mut body: Incoming) -> Result<Option<()>, Broken> {
+async fn drain(mut body: Incoming) -> Result<Option<()>, InjectedFault> {
     let mut left = MAX_BODY;
     while let Some(frame) = body.frame().await {
-        let length = frame.map_err(|_| Broken)?.data_ref().map_or(0, Bytes::len);
+        let length = frame.map_err(|_| InjectedFault)?.data_ref().map_or(0, Bytes::len);
         match left.checked_sub(length) {
             Some(rest) => left = rest,
             None => return Ok(None),
@@ -222,7 +236,7 @@ fn make(sim: &Sim) -> Response<Body> {
     with_type(StatusCode::CREATED, "application/json; charset=utf-8", body.to_string())
 }
 
-fn lyric(sim: &Sim, call: &Call) -> Result<Response<Body>, Refusal> {
+fn lyric(sim: &Sim, call: &IncomingRequest) -> Result<Response<Body>, Refusal> {
     let name = blake3::hash(call.seen.target.as_bytes()).to_hex();
     let read = &mut sim.0.world.lock().lyrics_read;
     if read.get(&name).is_some() {
@@ -265,7 +279,7 @@ async fn hold(sim: &Sim, until: Instant, clips: &[Arc<Clip>], goal: Rung) {
     if clips.iter().all(|clip| clip.state(now).has_reached(goal)) {
         return;
     }
-    let _held = Held::new(sim);
+    let _held = HoldGuard::new(sim);
     // Run out of time or not, the answer is the state as it is.
     let _ = tokio::time::timeout_at(until.into(), all_reach(clips, goal)).await;
 }
@@ -321,6 +335,6 @@ async fn pause(at: Instant, after: Duration) {
     }
 }
 
-pub(super) fn not_found(call: &Call) -> Refusal {
+pub(super) fn not_found(call: &IncomingRequest) -> Refusal {
     refusal(StatusCode::NOT_FOUND, format!("Cannot {} {}", call.method, call.seen.path()))
 }

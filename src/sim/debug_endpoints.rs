@@ -25,7 +25,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::time::{Instant, Sleep};
 
-use super::api::{Call, not_found};
+use super::api::{IncomingRequest, not_found};
 use super::response::{Refusal, refusal, with_type};
 use crate::clock;
 use crate::protocol::body::{Body, BoxError};
@@ -33,7 +33,7 @@ use crate::protocol::body::{Body, BoxError};
 /// The most lines of one stream.
 const MAX_LINES: u64 = 1_000_000;
 
-pub(super) async fn answer(call: Call) -> Result<Response<Body>, Refusal> {
+pub(super) async fn answer(call: IncomingRequest) -> Result<Response<Body>, Refusal> {
     let path = call.seen.path().to_owned();
     match path.strip_prefix("/sim/") {
         Some("echo") => echo(call).await,
@@ -51,7 +51,7 @@ pub(super) async fn answer(call: Call) -> Result<Response<Body>, Refusal> {
     }
 }
 
-async fn echo(call: Call) -> Result<Response<Body>, Refusal> {
+async fn echo(call: IncomingRequest) -> Result<Response<Body>, Refusal> {
     let (length, digest) =
         measure(call.body).await.map_err(|_| refusal(StatusCode::BAD_REQUEST, "The body broke off"))?;
     let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
@@ -80,7 +80,7 @@ async fn measure(mut body: Incoming) -> Result<(u64, blake3::Hash), hyper::Error
     Ok((length, hasher.finalize()))
 }
 
-fn mirror(call: Call) -> Response<Body> {
+fn mirror(call: IncomingRequest) -> Response<Body> {
     let mut response = Response::new(Body::stream(call.body));
     if let Some(kind) = call.seen.headers.get(CONTENT_TYPE) {
         response.headers_mut().insert(CONTENT_TYPE, kind.clone());
@@ -88,7 +88,7 @@ fn mirror(call: Call) -> Response<Body> {
     response
 }
 
-fn stream(call: &Call) -> Result<Response<Body>, Refusal> {
+fn stream(call: &IncomingRequest) -> Result<Response<Body>, Refusal> {
     let (mut count, mut every) = (10, Duration::from_millis(100));
     let query = call.seen.target.split_once('?').map_or("", |(_, query)| query);
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
@@ -148,7 +148,7 @@ impl http_body::Body for Lines {
     }
 }
 
-fn upgrade(call: Call) -> Result<Response<Body>, Refusal> {
+fn upgrade(call: IncomingRequest) -> Result<Response<Body>, Refusal> {
     let to = call.seen.headers.get(UPGRADE).cloned();
     let (Some(to), Some(upgrade)) = (to, call.upgrade) else {
         return Err(refusal(StatusCode::UPGRADE_REQUIRED, "Ask with Connection: upgrade and Upgrade"));

@@ -95,7 +95,7 @@ impl Fault {
 
 /// Which requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum On {
+pub enum FaultTarget {
     /// Every one, whatever it asks for.
     Any,
     /// Those that ask for clips' states.
@@ -110,7 +110,7 @@ pub enum On {
 
 /// How many of them.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Often {
+pub enum Frequency {
     /// So many, from now on.
     Next(u32),
     /// A part, 0 to 1, by chance.
@@ -121,23 +121,23 @@ pub enum Often {
 #[derive(Clone, Debug, PartialEq)]
 pub struct FaultSpec {
     /// Which requests.
-    pub on: On,
+    pub on: FaultTarget,
     /// What goes wrong.
     pub fault: Fault,
     /// How many of them.
-    pub often: Often,
+    pub often: Frequency,
 }
 
 /// What a fault is chosen by.
-pub(super) struct Asked<'a> {
+pub(super) struct FaultContext<'a> {
     pub(super) target: &'a str,
     /// `None`: it asks for no clip's state.
     pub(super) clips: Option<&'a [String]>,
     pub(super) key: Option<KeySeen>,
 }
 
-impl On {
-    fn matches(&self, asked: &Asked<'_>) -> bool {
+impl FaultTarget {
+    fn matches(&self, asked: &FaultContext<'_>) -> bool {
         match self {
             Self::Any => true,
             Self::Polls => asked.clips.is_some(),
@@ -153,7 +153,7 @@ impl On {
 pub(super) struct Faults(Vec<FaultSpec>);
 
 impl Faults {
-    pub(super) fn order(&mut self, spec: FaultSpec) {
+    pub(super) fn inject(&mut self, spec: FaultSpec) {
         self.0.push(spec);
     }
 
@@ -163,24 +163,24 @@ impl Faults {
     }
 
     /// What goes wrong with this request.
-    pub(super) fn take(&mut self, asked: &Asked<'_>, rng: &mut Rng) -> Option<Fault> {
+    pub(super) fn take(&mut self, asked: &FaultContext<'_>, rng: &mut Rng) -> Option<Fault> {
         self.take_where(rng, |spec| !spec.is_for_connections() && spec.on.matches(asked))
     }
 
     fn take_where(&mut self, rng: &mut Rng, fits: impl Fn(&FaultSpec) -> bool) -> Option<Fault> {
         let at = self.0.iter().position(|spec| fits(spec) && spec.often.comes(rng))?;
         match &mut self.0[at].often {
-            Often::Next(1) => Some(self.0.remove(at).fault),
-            Often::Next(left) => {
+            Frequency::Next(1) => Some(self.0.remove(at).fault),
+            Frequency::Next(left) => {
                 *left -= 1;
                 Some(self.0[at].fault.clone())
             }
-            Often::Share(_) => Some(self.0[at].fault.clone()),
+            Frequency::Share(_) => Some(self.0[at].fault.clone()),
         }
     }
 }
 
-impl Often {
+impl Frequency {
     fn comes(self, rng: &mut Rng) -> bool {
         match self {
             Self::Next(left) => left > 0,
@@ -191,7 +191,7 @@ impl Often {
 
 impl FaultSpec {
     fn is_for_connections(&self) -> bool {
-        self.on == On::Any && self.fault == Fault::Refuse
+        self.on == FaultTarget::Any && self.fault == Fault::Refuse
     }
 }
 
@@ -231,17 +231,17 @@ impl FromStr for FaultSpec {
             Some((name, argument)) => (name, Some(argument)),
             None => (what, None),
         };
-        Ok(Self { on: On::Any, fault: parse_fault(name, argument)?, often })
+        Ok(Self { on: FaultTarget::Any, fault: parse_fault(name, argument)?, often })
     }
 }
 
-fn parse_often(text: &str) -> Option<Often> {
+fn parse_often(text: &str) -> Option<Frequency> {
     match text.strip_suffix('%') {
         Some(percent) => {
             let percent: f64 = percent.parse().ok()?;
-            (0.0..=100.0).contains(&percent).then_some(Often::Share(percent / 100.0))
+            (0.0..=100.0).contains(&percent).then_some(Frequency::Share(percent / 100.0))
         }
-        None => text.parse().ok().filter(|&times| times > 0).map(Often::Next),
+        None => text.parse().ok().filter(|&times| times > 0).map(Frequency::Next),
     }
 }
 
@@ -279,18 +279,18 @@ mod tests {
     use super::*;
     use crate::sim::keys::Keys;
 
-    fn asked<'a>(target: &'a str, clips: Option<&'a [String]>) -> Asked<'a> {
-        Asked { target, clips, key: None }
+    fn asked<'a>(target: &'a str, clips: Option<&'a [String]>) -> FaultContext<'a> {
+        FaultContext { target, clips, key: None }
     }
 
     #[test]
     fn a_fault_comes_as_often_as_ordered_to_the_requests_it_is_for() {
         let mut faults = Faults::default();
         let mut rng = Rng::with_seed(1);
-        let next = |on, fault, times| FaultSpec { on, fault, often: Often::Next(times) };
-        faults.order(next(On::Clip("a".into()), Fault::Hang, 2));
-        faults.order(next(On::Path("/x".into()), Fault::Cut, 1));
-        faults.order(next(On::Polls, Fault::Html, 1));
+        let next = |on, fault, times| FaultSpec { on, fault, often: Frequency::Next(times) };
+        faults.inject(next(FaultTarget::Clip("a".into()), Fault::Hang, 2));
+        faults.inject(next(FaultTarget::Path("/x".into()), Fault::Cut, 1));
+        faults.inject(next(FaultTarget::Polls, Fault::Html, 1));
         let ids = ["b".to_owned(), "a".to_owned()];
         let mut take = |target, clips| faults.take(&asked(target, clips), &mut rng);
         assert_eq!(take("/", None), None);
@@ -306,9 +306,13 @@ mod tests {
         let mut rng = Rng::with_seed(1);
         let keys = Keys::new(None, &mut rng);
         let mut faults = Faults::default();
-        faults.order(FaultSpec { on: On::Key("a".into()), fault: Fault::Hang, often: Often::Share(1.0) });
+        faults.inject(FaultSpec {
+            on: FaultTarget::Key("a".into()),
+            fault: Fault::Hang,
+            often: Frequency::Share(1.0),
+        });
         let mut take = |authorization: &[u8]| {
-            let asked = Asked { key: keys.see(authorization), ..asked("/", None) };
+            let asked = FaultContext { key: keys.see(authorization), ..asked("/", None) };
             faults.take(&asked, &mut rng)
         };
         assert_eq!(take(b"Bearer a"), Some(Fault::Hang));
@@ -319,7 +323,7 @@ mod tests {
     fn a_share_comes_by_chance_and_never_ends() {
         let mut faults = Faults::default();
         let mut rng = Rng::with_seed(1);
-        faults.order(FaultSpec { on: On::Any, fault: Fault::Hang, often: Often::Share(0.1) });
+        faults.inject(FaultSpec { on: FaultTarget::Any, fault: Fault::Hang, often: Frequency::Share(0.1) });
         let came = (0..10_000).filter(|_| faults.take(&asked("/", None), &mut rng).is_some()).count();
         assert!((800..1200).contains(&came), "{came}");
     }
@@ -328,7 +332,7 @@ mod tests {
     fn refusing_any_is_for_connections_and_not_for_requests() {
         let mut faults = Faults::default();
         let mut rng = Rng::with_seed(1);
-        faults.order("refuse:1".parse().unwrap());
+        faults.inject("refuse:1".parse().unwrap());
         assert_eq!(faults.take(&asked("/", None), &mut rng), None);
         assert!(faults.refuses_connection(&mut rng));
         assert!(!faults.refuses_connection(&mut rng));
@@ -337,20 +341,20 @@ mod tests {
     #[test]
     fn the_command_line_spells_every_fault() {
         let cases = [
-            ("refuse:1%", Fault::Refuse, Often::Share(0.01)),
-            ("reset:50%", Fault::reset(), Often::Share(0.5)),
-            ("reset=10s:3", Fault::reset_after(Duration::from_secs(10)), Often::Next(3)),
-            ("hang:1", Fault::Hang, Often::Next(1)),
-            ("429:100%", Fault::retry_after(429, Duration::from_secs(1)), Often::Share(1.0)),
-            ("503=2s:1", Fault::retry_after(503, Duration::from_secs(2)), Often::Next(1)),
-            ("500:0%", Fault::status(500), Often::Share(0.0)),
-            ("502=html:1", Fault::status_with(502, ErrorBody::Html), Often::Next(1)),
-            ("504=empty:1", Fault::status_with(504, ErrorBody::Empty), Often::Next(1)),
-            ("cut:1", Fault::Cut, Often::Next(1)),
-            ("html:1", Fault::Html, Often::Next(1)),
+            ("refuse:1%", Fault::Refuse, Frequency::Share(0.01)),
+            ("reset:50%", Fault::reset(), Frequency::Share(0.5)),
+            ("reset=10s:3", Fault::reset_after(Duration::from_secs(10)), Frequency::Next(3)),
+            ("hang:1", Fault::Hang, Frequency::Next(1)),
+            ("429:100%", Fault::retry_after(429, Duration::from_secs(1)), Frequency::Share(1.0)),
+            ("503=2s:1", Fault::retry_after(503, Duration::from_secs(2)), Frequency::Next(1)),
+            ("500:0%", Fault::status(500), Frequency::Share(0.0)),
+            ("502=html:1", Fault::status_with(502, ErrorBody::Html), Frequency::Next(1)),
+            ("504=empty:1", Fault::status_with(504, ErrorBody::Empty), Frequency::Next(1)),
+            ("cut:1", Fault::Cut, Frequency::Next(1)),
+            ("html:1", Fault::Html, Frequency::Next(1)),
         ];
         for (text, fault, often) in cases {
-            assert_eq!(text.parse(), Ok(FaultSpec { on: On::Any, fault, often }), "{text}");
+            assert_eq!(text.parse(), Ok(FaultSpec { on: FaultTarget::Any, fault, often }), "{text}");
         }
     }
 

@@ -121,7 +121,7 @@ pub(super) async fn all_reach(clips: &[Arc<Clip>], goal: Rung) {
 }
 
 /// How made clips live.
-pub(super) struct Pace {
+pub(super) struct LifetimeModel {
     pub(super) speed: f64,
     pub(super) error_rate: f64,
     pub(super) seed: u64,
@@ -136,7 +136,7 @@ const FAILED: RangeInclusive<f64> = 2.0..=60.0;
 /// The part of the rungs on the way that is skipped.
 const SKIPPED: f64 = 0.05;
 
-impl Pace {
+impl LifetimeModel {
     /// The lifetime that the id has under this seed, from `now` on.
     pub(super) fn lifetime(&self, ladder: &Ladder, id: &str, now: Instant) -> Timeline {
         let mut rng = Rng::with_seed(self.seed ^ number(id));
@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn lifetimes_end_when_they_do_in_life_and_one_in_fifty_fails() {
         let ladder = Route::suno().ladder;
-        let pace = Pace { speed: 1.0, error_rate: 0.02, seed: 7 };
+        let pace = LifetimeModel { speed: 1.0, error_rate: 0.02, seed: 7 };
         let now = clock::now();
         let (mut failed, mut skipped) = (0, 0);
         for n in 0..2000 {
@@ -210,7 +210,7 @@ mod tests {
         let ladder = Route::suno().ladder;
         let now = clock::now();
         let end = |speed, seed, id: &str| {
-            let timeline = Pace { speed, error_rate: 0.0, seed }.lifetime(&ladder, id, now);
+            let timeline = LifetimeModel { speed, error_rate: 0.0, seed }.lifetime(&ladder, id, now);
             (timeline.steps.last().unwrap().0 - now).as_secs_f64()
         };
         assert_eq!(end(1.0, 1, "a").to_bits(), end(1.0, 1, "a").to_bits());

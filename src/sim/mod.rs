@@ -37,13 +37,13 @@ use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-pub use self::faults::{ErrorBody, Fault, FaultSpec, FaultSpecError, Often, On};
+pub use self::faults::{ErrorBody, Fault, FaultSpec, FaultSpecError, FaultTarget, Frequency};
 pub use self::keys::KeySeen;
-pub use self::recorder::{End, FaultRecord, Observed, Seen};
+pub use self::recorder::{End, FaultRecord, Observation, RecordedRequest};
 
 use self::bounded_map::Recent;
 use self::faults::Faults;
-use self::job::{Clip, Pace, State, Timeline};
+use self::job::{Clip, LifetimeModel, State, Timeline};
 use self::keys::Keys;
 use self::recorder::Journal;
 use crate::clock;
@@ -108,14 +108,14 @@ pub struct Sim(Arc<Shared>);
 struct Shared {
     route: Route,
     options: Options,
-    world: Mutex<World>,
+    world: Mutex<SimState>,
     /// Counts the changes of the world, for [`Sim::until`].
     changes: watch::Sender<u64>,
     /// Counts how often all connections were reset.
     resets: watch::Sender<u64>,
 }
 
-struct World {
+struct SimState {
     clips: Recent<Arc<Clip>>,
     lyrics_read: Recent<()>,
     faults: Faults,
@@ -135,7 +135,7 @@ impl Sim {
     pub fn new(options: Options) -> Self {
         assert!(options.speed.is_finite() && options.speed > 0.0, "the speed is a positive number");
         let mut rng = Rng::with_seed(options.seed);
-        let world = World {
+        let world = SimState {
             clips: Recent::new(options.keep_clips),
             lyrics_read: Recent::new(KEEP_LYRICS),
             faults: Faults::default(),
@@ -162,14 +162,14 @@ impl Sim {
 
     /// Creates the clip, or moves it, to this status now, and wakes its polls. What was planned for it is off.
     /// A word that is on no ladder is taken as it is, and answers every poll.
-    pub fn put(&self, id: &str, word: &str) {
+    pub fn set_status(&self, id: &str, word: &str) {
         let state = State::of(&self.0.route.ladder, word);
         self.set_timeline(id, |_| Timeline::still(state));
     }
 
     /// Lets the clip climb: each step is a status word and when it is reached from now on, not divided by the
     /// speed. Until the first step it stays where it is, a new one on the lowest rung.
-    pub fn plan(&self, id: &str, steps: &[(&str, Duration)]) {
+    pub fn schedule(&self, id: &str, steps: &[(&str, Duration)]) {
         let ladder = &self.0.route.ladder;
         let now = clock::now();
         let steps: Vec<_> =
@@ -180,18 +180,18 @@ impl Sim {
 
     /// Makes the next `times` of these requests fail. Of several faults that fit, the one ordered first comes
     /// first.
-    pub fn fault(&self, on: On, fault: Fault, times: u32) {
-        self.order(FaultSpec { on, fault, often: Often::Next(times) });
+    pub fn fault(&self, on: FaultTarget, fault: Fault, times: u32) {
+        self.inject(FaultSpec { on, fault, often: Frequency::Next(times) });
     }
 
     /// Makes a part of these requests fail, 0 to 1, by chance.
-    pub fn fault_share(&self, on: On, fault: Fault, share: f64) {
-        self.order(FaultSpec { on, fault, often: Often::Share(share) });
+    pub fn fault_share(&self, on: FaultTarget, fault: Fault, share: f64) {
+        self.inject(FaultSpec { on, fault, often: Frequency::Share(share) });
     }
 
     /// Orders a fault.
-    pub fn order(&self, spec: FaultSpec) {
-        self.0.world.lock().faults.order(spec);
+    pub fn inject(&self, spec: FaultSpec) {
+        self.0.world.lock().faults.inject(spec);
     }
 
     /// Takes back every fault that is still ordered.
@@ -212,7 +212,7 @@ impl Sim {
     }
 
     /// Every request so far that is still remembered, the oldest first.
-    pub fn requests(&self) -> Vec<Seen> {
+    pub fn requests(&self) -> Vec<RecordedRequest> {
         self.observed().requests
     }
 
@@ -235,13 +235,13 @@ impl Sim {
     }
 
     /// What can be seen from here now.
-    pub fn observed(&self) -> Observed {
+    pub fn observed(&self) -> Observation {
         self.0.world.lock().journal.observed()
     }
 
     /// Comes back as soon as the condition holds; it is tried now and after each change, so that no test needs
     /// to sleep. Has no time limit of its own. Cancel safe.
-    pub async fn until(&self, mut what: impl FnMut(&Observed) -> bool) {
+    pub async fn wait_until(&self, mut what: impl FnMut(&Observation) -> bool) {
         let mut changes = self.0.changes.subscribe();
         loop {
             changes.borrow_and_update();
@@ -270,7 +270,7 @@ impl Sim {
     /// A clip as a generation request makes it, with the lifetime that its id has under this seed.
     fn make_clip(&self) -> Arc<str> {
         let options = &self.0.options;
-        let pace = Pace { speed: options.speed, error_rate: options.error_rate, seed: options.seed };
+        let pace = LifetimeModel { speed: options.speed, error_rate: options.error_rate, seed: options.seed };
         let mut world = self.0.world.lock();
         let id = uuid(&mut world.rng);
         let clip = Arc::new(Clip::new(&id, pace.lifetime(&self.0.route.ladder, &id, clock::now())));

@@ -15,7 +15,7 @@ use crate::clock;
 
 /// A request that reached the simulated upstream. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct RecordedRequest {
     /// Its method.
     pub method: Method,
     /// Its path and query as they came.
@@ -34,7 +34,7 @@ pub struct Seen {
     pub ended_at: Option<Instant>,
 }
 
-impl Seen {
+impl RecordedRequest {
     /// The path of the target.
     pub fn path(&self) -> &str {
         self.target.split_once('?').map_or(&*self.target, |(path, _)| path)
@@ -72,9 +72,9 @@ pub struct FaultRecord {
 
 /// What can be seen of the simulated upstream at one moment.
 #[derive(Clone, Debug)]
-pub struct Observed {
+pub struct Observation {
     /// The requests that are remembered, the oldest first.
-    pub requests: Vec<Seen>,
+    pub requests: Vec<RecordedRequest>,
     /// The long-polls that are held.
     pub open: usize,
     /// The connections that stand.
@@ -83,7 +83,7 @@ pub struct Observed {
     pub accepted: u64,
 }
 
-impl Observed {
+impl Observation {
     /// How many requests for this path are remembered.
     pub fn count(&self, path: &str) -> usize {
         self.requests.iter().filter(|seen| seen.path() == path).count()
@@ -96,7 +96,7 @@ impl Observed {
 }
 
 pub(super) struct Journal {
-    requests: VecDeque<Seen>,
+    requests: VecDeque<RecordedRequest>,
     /// The number of the first that is remembered.
     first: u64,
     keep: usize,
@@ -129,8 +129,8 @@ impl Journal {
         self.open
     }
 
-    pub(super) fn observed(&self) -> Observed {
-        Observed {
+    pub(super) fn observed(&self) -> Observation {
+        Observation {
             requests: self.requests.iter().cloned().collect(),
             open: self.open,
             connections: self.connections,
@@ -139,7 +139,7 @@ impl Journal {
     }
 
     /// Writes the request down and gives it its number.
-    fn enter(&mut self, seen: Seen) -> u64 {
+    fn enter(&mut self, seen: RecordedRequest) -> u64 {
         let number = self.first + self.requests.len() as u64;
         self.requests.push_back(seen);
         if self.requests.len() > self.keep {
@@ -171,14 +171,14 @@ impl Journal {
 }
 
 /// One request's line in the journal. Dropped before it was told an end, the client has hung up.
-pub(super) struct Ticket {
+pub(super) struct RequestGuard {
     sim: Sim,
     number: u64,
     end: End,
 }
 
-impl Ticket {
-    pub(super) fn new(sim: &Sim, seen: Seen) -> Self {
+impl RequestGuard {
+    pub(super) fn new(sim: &Sim, seen: RecordedRequest) -> Self {
         let number = sim.0.world.lock().journal.enter(seen);
         sim.changed();
         Self { sim: sim.clone(), number, end: End::Abandoned }
@@ -190,8 +190,8 @@ impl Ticket {
     }
 
     /// A fault was ordered for the request.
-    pub(super) fn struck(&self, seen: &Seen, fault: &Fault) {
-        let Seen { target, key, at, .. } = seen;
+    pub(super) fn struck(&self, seen: &RecordedRequest, fault: &Fault) {
+        let RecordedRequest { target, key, at, .. } = seen;
         self.sim.0.world.lock().journal.struck(FaultRecord {
             target: Arc::clone(target),
             key: *key,
@@ -211,7 +211,7 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
         self.sim.0.world.lock().journal.end(self.number, self.end);
         self.sim.changed();
@@ -219,9 +219,9 @@ impl Drop for Ticket {
 }
 
 /// A poll that is held.
-pub(super) struct Held(Sim);
+pub(super) struct HoldGuard(Sim);
 
-impl Held {
+impl HoldGuard {
     pub(super) fn new(sim: &Sim) -> Self {
         sim.0.world.lock().journal.open += 1;
         sim.changed();
@@ -229,7 +229,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HoldGuard {
     fn drop(&mut self) {
         self.0.0.world.lock().journal.open -= 1;
         self.0.changed();

@@ -11,13 +11,13 @@ use http_body::Frame;
 use serde_json::json;
 
 use super::faults::ErrorBody;
-use super::recorder::Ticket;
+use super::recorder::RequestGuard;
 use crate::protocol::body::{Body, BoxError};
 
 /// The request ends without a whole answer, and its connection, or its HTTP/2 stream, with it.
 #[derive(Debug, thiserror::Error)]
 #[error("a fault that was ordered")]
-pub(super) struct Broken;
+pub(super) struct InjectedFault;
 
 /// An error that the upstream itself answers.
 pub(super) struct Refusal {
@@ -88,7 +88,7 @@ pub(super) fn error(
 
 /// Adds what every answer has: fields of its own, which must never be replayed (contract, section 1), and one
 /// that all share. `date` is hyper's.
-pub(super) fn stamp(response: &mut Response<Body>, id: &str, number: u64) {
+pub(super) fn add_headers(response: &mut Response<Body>, id: &str, number: u64) {
     let text = |text: String| HeaderValue::try_from(text).expect("hex digits and ASCII words");
     let headers = response.headers_mut();
     headers.insert(HeaderName::from_static("x-powered-by"), HeaderValue::from_static("Express"));
@@ -100,7 +100,7 @@ pub(super) fn stamp(response: &mut Response<Body>, id: &str, number: u64) {
 }
 
 /// The ticket is given back when the answer is: one at hand now, one that streams at its end.
-pub(super) fn seal(response: Response<Body>, ticket: Ticket) -> Response<Body> {
+pub(super) fn track_body(response: Response<Body>, ticket: RequestGuard) -> Response<Body> {
     let status = response.status();
     let (head, body) = response.into_parts();
     let body = match body {
@@ -119,7 +119,7 @@ pub(super) fn seal(response: Response<Body>, ticket: Ticket) -> Response<Body> {
 struct Sealed {
     inner: Body,
     status: StatusCode,
-    ticket: Option<Ticket>,
+    ticket: Option<RequestGuard>,
 }
 
 impl http_body::Body for Sealed {
@@ -191,6 +191,6 @@ impl http_body::Body for Cut {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        Poll::Ready(Some(Err(Broken.into())))
+        Poll::Ready(Some(Err(InjectedFault.into())))
     }
 }

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::recorder::Connected;
-use super::{Sim, World, api, debug_endpoints};
+use super::{Sim, SimState, api, debug_endpoints};
 
 /// How long to pause when no connection can be accepted: mostly for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -56,7 +56,7 @@ pub(super) async fn serve(sim: Sim, listener: TcpListener, until: impl Future<Ou
 }
 
 fn is_refused(sim: &Sim) -> bool {
-    let World { faults, rng, .. } = &mut *sim.0.world.lock();
+    let SimState { faults, rng, .. } = &mut *sim.0.world.lock();
     faults.refuses_connection(rng)
 }
 
@@ -75,7 +75,7 @@ impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Tasks {
 
 /// Serves a connection until its end, or until all connections are reset.
 async fn until_reset(sim: Sim, stream: TcpStream, tasks: Tasks) {
-    let (mut resets, wire) = (sim.0.resets.subscribe(), Arc::new(Wire::default()));
+    let (mut resets, wire) = (sim.0.resets.subscribe(), Arc::new(ConnectionControl::default()));
     let _connected = Connected::new(&sim);
     let reset = async {
         let _ = resets.changed().await;
@@ -88,7 +88,7 @@ async fn until_reset(sim: Sim, stream: TcpStream, tasks: Tasks) {
     }
 }
 
-async fn connection(sim: Sim, stream: TcpStream, wire: Arc<Wire>, tasks: Tasks) {
+async fn connection(sim: Sim, stream: TcpStream, wire: Arc<ConnectionControl>, tasks: Tasks) {
     // Small answers must not wait for acknowledgements. A socket that is already gone shows itself below.
     let _ = stream.set_nodelay(true);
     let socket = Socket { stream, wire: Arc::clone(&wire) };
@@ -103,12 +103,12 @@ async fn connection(sim: Sim, stream: TcpStream, wire: Arc<Wire>, tasks: Tasks) 
 
 /// What a request may do to its connection.
 #[derive(Default)]
-pub(super) struct Wire {
+pub(super) struct ConnectionControl {
     is_reset: AtomicBool,
     tunnel: Mutex<Option<OnUpgrade>>,
 }
 
-impl Wire {
+impl ConnectionControl {
     /// When the connection ends, it ends with a TCP RST.
     pub(super) fn reset(&self) {
         self.is_reset.store(true, Ordering::Relaxed);
@@ -123,7 +123,7 @@ impl Wire {
 /// The connection's socket, which can be closed rudely.
 struct Socket {
     stream: TcpStream,
-    wire: Arc<Wire>,
+    wire: Arc<ConnectionControl>,
 }
 
 impl Drop for Socket {

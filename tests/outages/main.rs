@@ -206,7 +206,7 @@ impl Run {
 
     /// Lets each key be accepted by the upstream, as it is long before an outage.
     async fn prove_keys(&self) -> Result<(), Failure> {
-        self.sim.put("kept", "submitted");
+        self.sim.set_status("kept", "submitted");
         for (key, client) in self.clients.iter().enumerate() {
             let (status, _) = get(client, self.gateway.address, key, &target("kept", false)).await?;
             if status != StatusCode::OK {
@@ -219,7 +219,7 @@ impl Run {
     /// One wait for each job.
     fn park(&mut self) {
         for job in 0..WAITS {
-            self.sim.put(&name(job), "submitted");
+            self.sim.set_status(&name(job), "submitted");
             let (client, address) = (self.clients[job % KEYS].clone(), self.gateway.address);
             let (tell, right) = (self.tell.clone(), self.sim.body(&name(job), "completed"));
             self.waits.spawn(async move {
@@ -285,7 +285,7 @@ impl Run {
 
     fn finish(&mut self, count: usize) -> Vec<usize> {
         let jobs: Vec<usize> = (self.next..self.next + count).collect();
-        jobs.iter().for_each(|&job| self.sim.put(&name(job), "completed"));
+        jobs.iter().for_each(|&job| self.sim.set_status(&name(job), "completed"));
         self.next += count;
         jobs
     }
@@ -307,7 +307,7 @@ impl Run {
 
     /// Waits until the upstream holds a poll for each job that is not finished; returns when the last of them came.
     async fn until_held(&self) -> Result<Instant, Failure> {
-        let held = self.sim.until(|seen| seen.open >= WAITS - self.next);
+        let held = self.sim.wait_until(|seen| seen.open >= WAITS - self.next);
         in_time("all polls to be held", held).await?;
         let requests = self.sim.requests();
         let last = requests.iter().filter(|seen| seen.end == End::Open).map(|seen| seen.at).max();

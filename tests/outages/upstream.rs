@@ -80,7 +80,7 @@ impl Upstream {
             // It was cancelled: that is no news.
             let _ = serving.await;
         }
-        self.sim.until(|seen| seen.connections == 0).await;
+        self.sim.wait_until(|seen| seen.connections == 0).await;
     }
 
     /// Listens again.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use http::Uri;
 
-use self::probe::{Finding, Grade, Plan};
+use self::probe::{Finding, Plan, Severity};
 use crate::cli::api_key;
 use crate::cli::clip_client::{clip_id, url};
 use crate::cli::error::CommandError;
@@ -82,7 +82,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     }
     let (mut is_good, mut written) = (true, Ok(()));
     let mut tell = |finding: Finding| {
-        is_good &= finding.grade != Grade::Fault;
+        is_good &= finding.grade != Severity::Fault;
         written = std::mem::replace(&mut written, Ok(())).and_then(|()| write_finding(&mut out, &finding));
     };
     probe::run(&config, plan, &mut tell).await;
@@ -92,9 +92,9 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
 
 fn write_finding(out: &mut impl Write, finding: &Finding) -> std::io::Result<()> {
     let grade = match finding.grade {
-        Grade::Good => "",
-        Grade::Warning => "warning: ",
-        Grade::Fault => "FAULT: ",
+        Severity::Good => "",
+        Severity::Warning => "warning: ",
+        Severity::Fault => "FAULT: ",
     };
     writeln!(out, "  {:<8}  {grade}{}", finding.about, escape(&finding.says))
 }

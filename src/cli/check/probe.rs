@@ -9,11 +9,11 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, Uri, Version};
 
 use crate::cli::api_key;
-use crate::cli::clip_client::{AskError, ask, message};
+use crate::cli::clip_client::{AskError, fetch_clip, message};
 use crate::clock;
 use crate::config::{self, Auth, Config};
 use crate::core::job::{JobId, JobSet};
-use crate::core::job_body::{self, Sliced};
+use crate::core::job_body::{self, SplitBody};
 use crate::core::route::{Form, Route, Rung};
 use crate::upstream::client::{Client, SendError};
 
@@ -26,12 +26,12 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// What was found.
 pub(super) struct Finding {
     pub(super) about: &'static str,
-    pub(super) grade: Grade,
+    pub(super) grade: Severity,
     pub(super) says: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Grade {
+pub(super) enum Severity {
     Good,
     /// It works, though not as it is set.
     Warning,
@@ -41,15 +41,15 @@ pub(super) enum Grade {
 
 impl Finding {
     fn good(about: &'static str, says: impl fmt::Display) -> Self {
-        Self { about, grade: Grade::Good, says: says.to_string() }
+        Self { about, grade: Severity::Good, says: says.to_string() }
     }
 
     fn warning(about: &'static str, says: impl fmt::Display) -> Self {
-        Self { about, grade: Grade::Warning, says: says.to_string() }
+        Self { about, grade: Severity::Warning, says: says.to_string() }
     }
 
     fn fault(about: &'static str, says: impl fmt::Display) -> Self {
-        Self { about, grade: Grade::Fault, says: says.to_string() }
+        Self { about, grade: Severity::Fault, says: says.to_string() }
     }
 }
 
@@ -64,7 +64,7 @@ pub(super) struct Plan {
 }
 
 /// One side that is asked.
-struct Side<'a> {
+struct Target<'a> {
     about: &'static str,
     client: Client,
     route: Arc<Route>,
@@ -86,7 +86,7 @@ pub(super) async fn run(config: &Config, plan: Plan, tell: &mut impl FnMut(Findi
     };
     let keys = keys(config, plan.client_key.as_ref());
     let first = keys.first().and_then(|(_, key)| key.clone());
-    let mut side = Side {
+    let mut side = Target {
         about: "hold",
         client,
         route: Arc::clone(&route),
@@ -111,7 +111,7 @@ pub(super) async fn run(config: &Config, plan: Plan, tell: &mut impl FnMut(Findi
     }
     let front = plan.through.and_then(|url| {
         let front = config::Upstream { base_url: url, ..upstream.clone() };
-        Some(Side {
+        Some(Target {
             about: "through",
             client: Client::new(&front).ok()?,
             route,
@@ -169,20 +169,20 @@ fn keys(config: &Config, client_key: Option<&HeaderValue>) -> Vec<(String, Optio
     }
 }
 
-impl Side<'_> {
-    async fn ask(
+impl Target<'_> {
+    async fn fetch_clip(
         &self,
         id: &JobId,
         rung: Rung,
         patience: Duration,
     ) -> Option<Result<Response<Bytes>, AskError>> {
-        let asking = ask(&self.client, &self.route, self.authorization.as_ref(), id, rung);
+        let asking = fetch_clip(&self.client, &self.route, self.authorization.as_ref(), id, rung);
         tokio::time::timeout(patience, asking).await.ok()
     }
 
     async fn ask_at_once(&self) -> Option<Result<Response<Bytes>, AskError>> {
         let id = JobId::new(NO_CLIP).expect("it is a clip's id, if of none");
-        self.ask(&id, self.route.ladder.lowest(), PATIENCE).await
+        self.fetch_clip(&id, self.route.ladder.lowest(), PATIENCE).await
     }
 
     /// Whether there is a connection, with TLS where that is wanted.
@@ -222,7 +222,7 @@ impl Side<'_> {
             Some(Err(error)) => Finding::warning("key", format_args!("{whose} could not be tried: {error}")),
             None => Finding::warning("key", format_args!("{whose}: no answer in {} s", PATIENCE.as_secs())),
         };
-        let is_let_in = finding.grade != Grade::Fault;
+        let is_let_in = finding.grade != Severity::Fault;
         tell(finding);
         is_let_in
     }
@@ -233,7 +233,7 @@ impl Side<'_> {
         let goal = ladder.rungs().filter(|rung| ladder.is_askable(*rung)).last();
         let goal = goal.expect("some rung can be asked for");
         let since = clock::now();
-        let answered = self.ask(id, goal, self.expected.0.mul_f64(1.25) + PATIENCE).await;
+        let answered = self.fetch_clip(id, goal, self.expected.0.mul_f64(1.25) + PATIENCE).await;
         let held = clock::now().saturating_duration_since(since);
         let seconds = format!("{:.1} s", held.as_secs_f64());
         let key = self.expected.1;
@@ -283,9 +283,9 @@ impl Side<'_> {
     }
 
     fn rung(&self, id: &JobId, body: &Bytes) -> Option<Rung> {
-        match job_body::slice(&self.route, Form::Single, &JobSet::new([id.clone()]), body) {
-            Sliced::Clips { clips, .. } => clips.first().and_then(|cut| cut.rung),
-            Sliced::Whole | Sliced::Garbled => None,
+        match job_body::split(&self.route, Form::Single, &JobSet::new([id.clone()]), body) {
+            SplitBody::Clips { clips, .. } => clips.first().and_then(|cut| cut.rung),
+            SplitBody::Unsplit | SplitBody::Invalid => None,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The admin listener of `serve`: where it listens, and what it is told of the gateway.
 
-use crate::admin::{Admin, Subject};
+use crate::admin::{Admin, AdminContext};
 use crate::cli::error::CommandError;
 use crate::config::{Config, Listen};
 use crate::core::route::Route;
@@ -10,7 +10,7 @@ use crate::core::route::Route;
 pub(super) async fn start(
     config: &Config,
     is_simulated: bool,
-    subject: Subject,
+    subject: AdminContext,
 ) -> Result<Option<Admin>, CommandError> {
     let Some(listen) = &config.admin.listen else { return Ok(None) };
     let mut choices = vec![listen.clone()];

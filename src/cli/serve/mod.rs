@@ -12,11 +12,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::reload::Reload;
-use self::signals::{Signals, Told};
-use crate::admin::{Admin, Readiness, Subject};
+use self::signals::{SignalEvent, Signals};
+use crate::admin::{Admin, AdminContext, Readiness};
 use crate::cli::error::CommandError;
 use crate::clock;
-use crate::config::{self, Config, Faults, Flag};
+use crate::config::{self, Config, ConfigErrors, Flag};
 use crate::core::route::Route;
 use crate::gateway::Gateway;
 use crate::server::{Listener, Server, descriptors};
@@ -87,7 +87,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     let server = Server::new(gateway.clone(), &within_descriptors(&config), stop.clone())?;
     let readiness = Readiness::default();
     let listen = listeners.iter().map(Listener::address).collect::<Result<Vec<_>, _>>()?;
-    let subject = Subject {
+    let subject = AdminContext {
         gateway: gateway.clone(),
         registry,
         readiness: readiness.clone(),
@@ -98,7 +98,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     readiness.ready();
     announce(ready_lines(&listeners, admin.as_ref(), simulated.as_ref())?).await;
     info!(upstream = %config.upstream.base_url, version = env!("CARGO_PKG_VERSION"), "started");
-    tell(&[NotifyState::Ready]);
+    report(&[NotifyState::Ready]);
     let watchdog = tokio::spawn(watchdog::watch(gateway.clone()));
 
     let mut serving = tokio::spawn(server.clone().run(listeners));
@@ -107,14 +107,14 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
         // Cancel safe: a signal stays pending until it is taken, the hub's task goes on.
         tokio::select! {
             told = signals.next() => match told {
-                Told::Stop(signal) => {
+                SignalEvent::Stop(signal) => {
                     info!(signal, "stopping");
                     break ExitCode::SUCCESS;
                 }
-                Told::Reload => {
+                SignalEvent::Reload => {
                     tell_of_reload();
                     reload.take_over(load(&args, simulated.as_ref()));
-                    tell(&[NotifyState::Ready]);
+                    report(&[NotifyState::Ready]);
                 }
             },
             ended = &mut hub => {
@@ -123,7 +123,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
             }
         }
     };
-    tell(&[NotifyState::Stopping]);
+    report(&[NotifyState::Stopping]);
     readiness.draining();
     stop.cancel();
     let until = clock::now() + reload.running.server.drain_timeout;
@@ -193,7 +193,7 @@ async fn listeners(config: &Config) -> Result<Vec<Listener>, CommandError> {
 }
 
 /// Tells the service manager, if there is one.
-fn tell(news: &[NotifyState<'_>]) {
+fn report(news: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(news) {
         warn!(%error, "the service manager could not be told");
     }
@@ -202,12 +202,12 @@ fn tell(news: &[NotifyState<'_>]) {
 /// With the time, which `Type=notify-reload` asks for.
 fn tell_of_reload() {
     match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(_) => tell(&[NotifyState::Reloading]),
+        Ok(now) => report(&[NotifyState::Reloading, now]),
+        Err(_) => report(&[NotifyState::Reloading]),
     }
 }
 
-fn load(args: &Args, simulated: Option<&Simulated>) -> Result<Config, Faults> {
+fn load(args: &Args, simulated: Option<&Simulated>) -> Result<Config, ConfigErrors> {
     let env: Vec<_> = config::environment().collect();
     let path = config::locate(args.config.as_deref(), env.iter().cloned());
     let mut flags = Vec::new();
@@ -271,7 +271,7 @@ fn ready_lines(
     if simulated.is_some()
         && let Some(address) = listeners.iter().find_map(crate::server::tcp_address)
     {
-        lines += &what_to_try(&address.to_string());
+        lines += &sample_commands(&address.to_string());
     }
     Ok(lines)
 }
@@ -291,7 +291,7 @@ async fn announce(lines: String) {
     }
 }
 
-fn what_to_try(address: &str) -> String {
+fn sample_commands(address: &str) -> String {
     let Route { single_path, multi_path, single_param, multi_param, status_param, ladder, .. } =
         Route::suno();
     let words: Vec<_> = ladder.askable_words().collect();
@@ -324,6 +324,6 @@ async fn tidy(gateway: Gateway) {
     let mut every = tokio::time::interval(TIDY_EVERY);
     loop {
         every.tick().await;
-        gateway.tidy();
+        gateway.purge_idle();
     }
 }

@@ -5,7 +5,7 @@
 use tracing::{error, info, warn};
 
 use crate::cli::error::CommandError;
-use crate::config::{Config, Faults};
+use crate::config::{Config, ConfigErrors};
 use crate::gateway::Gateway;
 use crate::server::Server;
 use crate::telemetry::log;
@@ -21,13 +21,13 @@ pub(super) struct Reload {
 
 impl Reload {
     /// Takes over what can be, says in the log what takes a restart, or why nothing was taken over.
-    pub(super) fn take_over(&self, read: Result<Config, Faults>) {
+    pub(super) fn take_over(&self, read: Result<Config, ConfigErrors>) {
         let config = match read {
             Ok(config) => config,
             Err(faults) => {
                 for fault in faults.iter() {
                     let (place, key) = (&fault.place, &fault.key);
-                    error!(%place, key, wrong = fault.wrong, fix = fault.fix, "fault in the configuration");
+                    error!(%place, key, wrong = fault.problem, fix = fault.hint, "fault in the configuration");
                 }
                 return error!(faults = faults.iter().count(), "configuration refused, the old one stays");
             }
@@ -49,9 +49,9 @@ impl Reload {
 
     /// What can fail comes first.
     fn take_over_all(&self, config: &Config) -> Result<(), CommandError> {
-        let prepared = self.server.prepare(&config.server)?;
+        let prepared = self.server.prepare_reload(&config.server)?;
         self.gateway.reload(config)?;
-        self.server.take_over(prepared);
+        self.server.apply_reload(prepared);
         Ok(())
     }
 }

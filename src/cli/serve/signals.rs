@@ -12,7 +12,7 @@ pub(super) struct Signals {
 }
 
 /// What a signal asks for.
-pub(super) enum Told {
+pub(super) enum SignalEvent {
     /// To stop, by the signal of this name.
     Stop(&'static str),
     /// To read the configuration again.
@@ -30,18 +30,18 @@ impl Signals {
     }
 
     /// What is asked for next. Cancel safe.
-    pub(super) async fn next(&mut self) -> Told {
+    pub(super) async fn next(&mut self) -> SignalEvent {
         tokio::select! {
-            _ = self.terminate.recv() => Told::Stop("SIGTERM"),
-            _ = self.interrupt.recv() => Told::Stop("SIGINT"),
-            _ = self.hangup.recv() => Told::Reload,
+            _ = self.terminate.recv() => SignalEvent::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => SignalEvent::Stop("SIGINT"),
+            _ = self.hangup.recv() => SignalEvent::Reload,
         }
     }
 
     /// The next SIGTERM or SIGINT; a SIGHUP in between is passed over. Cancel safe.
     pub(super) async fn stop(&mut self) -> &'static str {
         loop {
-            if let Told::Stop(signal) = self.next().await {
+            if let SignalEvent::Stop(signal) = self.next().await {
                 return signal;
             }
         }

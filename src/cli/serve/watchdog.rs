@@ -30,7 +30,7 @@ pub(super) async fn watch(gateway: Gateway) -> Infallible {
                 let gateway = gateway.clone();
                 async move { gateway.overview(0).await.is_some() }
             };
-            give_signs(within / SIGNS, lives, || super::tell(&[NotifyState::Watchdog])).await
+            give_signs(within / SIGNS, lives, || super::report(&[NotifyState::Watchdog])).await
         }
         // Nobody asks for them.
         Some(_) | None => std::future::pending().await,

@@ -9,11 +9,11 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode};
 use tokio::sync::mpsc;
 
-use crate::cli::clip_client::{AskError, ask, message};
+use crate::cli::clip_client::{AskError, fetch_clip, message};
 use crate::clock;
 use crate::core::backoff::Backoff;
 use crate::core::job::{JobId, JobSet};
-use crate::core::job_body::{self, Sliced};
+use crate::core::job_body::{self, SplitBody};
 use crate::core::route::{Form, Route, Rung};
 use crate::protocol::headers::retry_after;
 use crate::upstream::client::Client;
@@ -35,7 +35,7 @@ pub(super) struct Follower {
 
 /// Something happened to a clip.
 #[derive(Debug)]
-pub(super) enum News {
+pub(super) enum Update {
     /// It is on this rung now, and this is its body.
     State(Rung, Bytes),
     /// It could not be asked for, and will be again after so long.
@@ -65,27 +65,27 @@ enum Answer {
 
 impl Follower {
     /// Follows one clip to its end, the last news. Ends early when nobody takes them.
-    pub(super) async fn follow(&self, id: &JobId, nth: usize, tell: &mpsc::Sender<(usize, News)>) {
-        let climb = self.climb(id, nth, tell);
+    pub(super) async fn follow(&self, id: &JobId, nth: usize, tell: &mpsc::Sender<(usize, Update)>) {
+        let climb = self.follow_statuses(id, nth, tell);
         let ending = match tokio::time::timeout_at(self.until.into(), climb).await {
             Ok(ending) => ending,
             Err(_) => Ending::TimedOut,
         };
-        let _ = tell.send((nth, News::Ended(ending))).await;
+        let _ = tell.send((nth, Update::Ended(ending))).await;
     }
 
-    async fn climb(&self, id: &JobId, nth: usize, tell: &mpsc::Sender<(usize, News)>) -> Ending {
+    async fn follow_statuses(&self, id: &JobId, nth: usize, tell: &mpsc::Sender<(usize, Update)>) -> Ending {
         let (mut known, mut failures) = (None, 0);
         loop {
             let wanted = known.map_or(Some(self.route.ladder.lowest()), |rung| self.route.ladder.next(rung));
             let wanted = wanted.map_or(self.goal, |rung| rung.min(self.goal));
             let asked_at = clock::now();
-            match self.ask(id, wanted).await {
+            match self.fetch_clip(id, wanted).await {
                 Answer::State(rung, body) => {
                     failures = 0;
                     if known < Some(rung) {
                         known = Some(rung);
-                        let _ = tell.send((nth, News::State(rung, body))).await;
+                        let _ = tell.send((nth, Update::State(rung, body))).await;
                     }
                     if self.route.ladder.is_failure(rung) {
                         return Ending::Failed;
@@ -100,7 +100,7 @@ impl Follower {
                 Answer::Trouble(why, asked_pause) => {
                     failures += 1;
                     let pause = asked_pause.unwrap_or_else(|| BACKOFF.pause(failures, fastrand::f64()));
-                    let _ = tell.send((nth, News::Trouble(why, pause))).await;
+                    let _ = tell.send((nth, Update::Trouble(why, pause))).await;
                     tokio::time::sleep(pause).await;
                 }
                 Answer::Final(why) => return Ending::Refused(why),
@@ -108,8 +108,8 @@ impl Follower {
         }
     }
 
-    async fn ask(&self, id: &JobId, wanted: Rung) -> Answer {
-        match ask(&self.client, &self.route, self.authorization.as_ref(), id, wanted).await {
+    async fn fetch_clip(&self, id: &JobId, wanted: Rung) -> Answer {
+        match fetch_clip(&self.client, &self.route, self.authorization.as_ref(), id, wanted).await {
             Ok(response) => self.judge(id, response),
             Err(AskError::Target) => Answer::Final(AskError::Target.to_string()),
             Err(error @ (AskError::Send(_) | AskError::CutOff)) => Answer::Trouble(error.to_string(), None),
@@ -128,15 +128,15 @@ impl Follower {
                 false => Answer::Final(why),
             };
         }
-        match job_body::slice(&self.route, Form::Single, &JobSet::new([id.clone()]), &body) {
-            Sliced::Clips { mut clips, .. } => match clips.pop() {
-                Some(job_body::Cut { rung: Some(rung), body, .. }) => Answer::State(rung, body),
+        match job_body::split(&self.route, Form::Single, &JobSet::new([id.clone()]), &body) {
+            SplitBody::Clips { mut clips, .. } => match clips.pop() {
+                Some(job_body::JobSlice { rung: Some(rung), body, .. }) => Answer::State(rung, body),
                 _ => Answer::Final("its status is a word that is not known".to_owned()),
             },
-            Sliced::Whole => {
+            SplitBody::Unsplit => {
                 Answer::Final("the answer is not the clip: is --url that of the API or a gateway?".to_owned())
             }
-            Sliced::Garbled => Answer::Trouble("the answer is no JSON".to_owned(), None),
+            SplitBody::Invalid => Answer::Trouble("the answer is no JSON".to_owned(), None),
         }
     }
 }

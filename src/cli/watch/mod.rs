@@ -15,7 +15,7 @@ use http::Uri;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use self::follow::{Ending, Follower, News};
+use self::follow::{Ending, Follower, Update};
 use self::view::View;
 use crate::cli::api_key;
 use crate::cli::clip_client::{clip_id, url};
@@ -110,7 +110,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     drop(tell);
     let mut code = 0;
     while let Some((nth, news)) = news.recv().await {
-        if let News::Ended(ending) = &news {
+        if let Update::Ended(ending) = &news {
             code = worse(code, ending);
         }
         view.show(nth, &news)?;

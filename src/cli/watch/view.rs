@@ -7,7 +7,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::follow::{Ending, News};
+use super::follow::{Ending, Update};
 use super::steps_to;
 use crate::clock;
 use crate::core::job::JobId;
@@ -65,7 +65,7 @@ impl View {
     }
 
     /// Shows news of the nth clip.
-    pub(super) fn show(&mut self, nth: usize, news: &News) -> std::io::Result<()> {
+    pub(super) fn show(&mut self, nth: usize, news: &Update) -> std::io::Result<()> {
         match &self.form {
             Form::Bars(bars) => {
                 self.draw(&bars[nth], news);
@@ -76,37 +76,37 @@ impl View {
         }
     }
 
-    fn draw(&self, bar: &ProgressBar, news: &News) {
+    fn draw(&self, bar: &ProgressBar, news: &Update) {
         match news {
-            News::State(rung, _) => {
+            Update::State(rung, _) => {
                 bar.set_position(steps_to(&self.ladder, *rung));
                 bar.set_message(self.ladder.name(*rung).to_owned());
             }
-            News::Trouble(why, pause) => bar.set_message(trouble(why, *pause)),
-            News::Ended(Ending::Reached) => bar.finish(),
-            News::Ended(Ending::Failed) => bar.abandon(),
-            News::Ended(Ending::TimedOut) => {
+            Update::Trouble(why, pause) => bar.set_message(trouble(why, *pause)),
+            Update::Ended(Ending::Reached) => bar.finish(),
+            Update::Ended(Ending::Failed) => bar.abandon(),
+            Update::Ended(Ending::TimedOut) => {
                 bar.abandon_with_message(format!("{}, out of time", bar.message()))
             }
-            News::Ended(Ending::Refused(why)) => bar.abandon_with_message(escape(why).into_owned()),
+            Update::Ended(Ending::Refused(why)) => bar.abandon_with_message(escape(why).into_owned()),
         }
     }
 
-    fn line(&self, id: &JobId, news: &News) -> std::io::Result<()> {
+    fn line(&self, id: &JobId, news: &Update) -> std::io::Result<()> {
         let id = shown(id);
         let elapsed = format!("{:7.1}s", self.seconds());
         match news {
-            News::State(rung, _) => {
+            Update::State(rung, _) => {
                 writeln!(std::io::stdout(), "{elapsed}  {id}  {}", self.ladder.name(*rung))
             }
-            News::Ended(Ending::Reached | Ending::Failed) => Ok(()),
-            News::Ended(Ending::TimedOut) => complain(&format!("{elapsed}  {id}  out of time")),
-            News::Ended(Ending::Refused(why)) => complain(&format!("{elapsed}  {id}  {}", escape(why))),
-            News::Trouble(why, pause) => complain(&format!("{elapsed}  {id}  {}", trouble(why, *pause))),
+            Update::Ended(Ending::Reached | Ending::Failed) => Ok(()),
+            Update::Ended(Ending::TimedOut) => complain(&format!("{elapsed}  {id}  out of time")),
+            Update::Ended(Ending::Refused(why)) => complain(&format!("{elapsed}  {id}  {}", escape(why))),
+            Update::Trouble(why, pause) => complain(&format!("{elapsed}  {id}  {}", trouble(why, *pause))),
         }
     }
 
-    fn object(&self, id: &JobId, news: &News) -> std::io::Result<()> {
+    fn object(&self, id: &JobId, news: &Update) -> std::io::Result<()> {
         let object = |status, clip, end, message| Object {
             id: id.as_str(),
             seconds: self.seconds(),
@@ -116,14 +116,14 @@ impl View {
             message,
         };
         let object = match news {
-            News::State(rung, body) => {
+            Update::State(rung, body) => {
                 object(Some(self.ladder.name(*rung)), serde_json::from_slice(body).ok(), None, None)
             }
-            News::Ended(ending) => {
+            Update::Ended(ending) => {
                 let message = if let Ending::Refused(why) = ending { Some(why.as_str()) } else { None };
                 object(None, None, Some(word(ending)), message)
             }
-            News::Trouble(..) => return self.line(id, news),
+            Update::Trouble(..) => return self.line(id, news),
         };
         // Newlines in a clip's own bytes would end the line early, and stdout may be a terminal.
         let line = serde_json::to_string(&object)?.replace(['\n', '\r', '\t'], " ");

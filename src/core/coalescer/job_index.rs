@@ -12,10 +12,10 @@ use crate::core::route::{Goal, Rung};
 
 /// All clips of all key domains. Maps are only looked up, sets are walked: the same inputs give the same outputs.
 #[derive(Debug, Default)]
-pub(super) struct Slots(Map<KeyDomain, Map<JobId, Slot>>);
+pub(super) struct JobIndex(Map<KeyDomain, Map<JobId, JobEntry>>);
 
 #[derive(Debug, Default)]
-struct Slot {
+struct JobEntry {
     /// The highest state seen while anyone cared.
     state: Option<JobState>,
     /// The waits that name the clip.
@@ -25,15 +25,15 @@ struct Slot {
     /// The polls that ask for it.
     polls: BTreeSet<PollId>,
     /// Those of them that it holds, since it is not known to be where they want it; and all that they ask for.
-    holding: BTreeMap<(Goal, PollId), JobSet>,
+    blocked_polls: BTreeMap<(Goal, PollId), JobSet>,
     /// Those of them that nothing else holds.
-    holding_alone: BTreeSet<(Goal, PollId)>,
+    solely_blocked_polls: BTreeSet<(Goal, PollId)>,
     /// Each poll is in one of its clips' slots, the emptiest: whoever names all its clips finds it there.
-    anchored: BTreeSet<PollId>,
+    owned_polls: BTreeSet<PollId>,
 }
 
 /// A clip that anything concerns.
-pub(super) struct Concerned<'b> {
+pub(super) struct IndexedJob<'b> {
     pub(super) domain: KeyDomain,
     pub(super) id: &'b JobId,
     pub(super) state: Option<&'b JobState>,
@@ -41,7 +41,7 @@ pub(super) struct Concerned<'b> {
     pub(super) polls: &'b BTreeSet<PollId>,
 }
 
-impl Slots {
+impl JobIndex {
     /// The highest state seen of a clip while anyone cared.
     pub(super) fn state(&self, domain: KeyDomain, clip: &JobId) -> Option<&JobState> {
         self.slot(domain, clip)?.state.as_ref()
@@ -72,7 +72,7 @@ impl Slots {
         clips: &'a JobSet,
     ) -> impl Iterator<Item = PollId> + 'a {
         let slots = clips.iter().filter_map(move |clip| self.slot(domain, clip));
-        slots.flat_map(|slot| slot.anchored.iter().copied())
+        slots.flat_map(|slot| slot.owned_polls.iter().copied())
     }
 
     /// The polls that ask for the clip.
@@ -89,13 +89,13 @@ impl Slots {
     ) -> impl Iterator<Item = PollId> + '_ {
         let all = (goal, PollId(0))..=(goal, PollId(u64::MAX));
         let slot = self.slot(domain, clip).into_iter();
-        slot.flat_map(move |slot| slot.holding_alone.range(all.clone())).map(|&(_, poll)| poll)
+        slot.flat_map(move |slot| slot.solely_blocked_polls.range(all.clone())).map(|&(_, poll)| poll)
     }
 
     /// Each clip that anything concerns, in no order.
-    pub(super) fn all(&self) -> impl Iterator<Item = Concerned<'_>> {
+    pub(super) fn all(&self) -> impl Iterator<Item = IndexedJob<'_>> {
         self.0.iter().flat_map(|(&domain, slots)| {
-            slots.iter().map(move |(id, slot)| Concerned {
+            slots.iter().map(move |(id, slot)| IndexedJob {
                 domain,
                 id,
                 state: slot.state.as_ref(),
@@ -121,7 +121,7 @@ impl Slots {
     }
 
     /// The wait wants to know of all its clips again, for another goal.
-    pub(super) fn want_anew(
+    pub(super) fn reset_interest(
         &mut self,
         id: WaitId,
         domain: KeyDomain,
@@ -138,7 +138,7 @@ impl Slots {
     }
 
     /// The wait has its answer for this clip.
-    pub(super) fn want_no_more(&mut self, id: WaitId, domain: KeyDomain, clip: &JobId, goal: Goal) {
+    pub(super) fn clear_interest(&mut self, id: WaitId, domain: KeyDomain, clip: &JobId, goal: Goal) {
         if let Some(slot) = self.slot_mut(domain, clip) {
             slot.wanting.remove(&(goal, id));
         }
@@ -160,23 +160,23 @@ impl Slots {
             let slot = slots.entry(clip.clone()).or_default();
             slot.polls.insert(id);
             if !slot.is_at(goal) {
-                slot.holding.insert((goal, id), clips.clone());
+                slot.blocked_polls.insert((goal, id), clips.clone());
             }
         }
-        let anchor = clips.iter().min_by_key(|clip| slots.get(*clip).map(|slot| slot.anchored.len()));
+        let anchor = clips.iter().min_by_key(|clip| slots.get(*clip).map(|slot| slot.owned_polls.len()));
         if let Some(slot) = anchor.and_then(|clip| slots.get_mut(clip)) {
-            slot.anchored.insert(id);
+            slot.owned_polls.insert(id);
         }
-        self.note_holder(domain, id, goal, clips);
+        self.record_sole_blocker(domain, id, goal, clips);
     }
 
     /// The poll is gone.
     pub(super) fn leave_poll(&mut self, id: PollId, spec: &PollSpec) {
         self.leave(spec.domain, &spec.clips, |slot| {
             slot.polls.remove(&id);
-            slot.holding.remove(&(spec.goal, id));
-            slot.holding_alone.remove(&(spec.goal, id));
-            slot.anchored.remove(&id);
+            slot.blocked_polls.remove(&(spec.goal, id));
+            slot.solely_blocked_polls.remove(&(spec.goal, id));
+            slot.owned_polls.remove(&id);
         });
     }
 
@@ -192,21 +192,21 @@ impl Slots {
             none => *none = Some(state),
         }
         let Some(rung) = slot.rung() else { return };
-        let still = slot.holding.split_off(&(Goal::Rung(rung), PollId(u64::MAX)));
-        for ((goal, id), clips) in std::mem::replace(&mut slot.holding, still) {
+        let still = slot.blocked_polls.split_off(&(Goal::Rung(rung), PollId(u64::MAX)));
+        for ((goal, id), clips) in std::mem::replace(&mut slot.blocked_polls, still) {
             if let Some(slot) = self.slot_mut(domain, &clip) {
-                slot.holding_alone.remove(&(goal, id));
+                slot.solely_blocked_polls.remove(&(goal, id));
             }
-            self.note_holder(domain, id, goal, &clips);
+            self.record_sole_blocker(domain, id, goal, &clips);
         }
     }
 
     /// Writes down what holds a poll, if that is one clip only.
-    fn note_holder(&mut self, domain: KeyDomain, id: PollId, goal: Goal, clips: &JobSet) {
+    fn record_sole_blocker(&mut self, domain: KeyDomain, id: PollId, goal: Goal, clips: &JobSet) {
         if let Some(clip) = self.holder(domain, goal, clips)
             && let Some(slot) = self.slot_mut(domain, clip)
         {
-            slot.holding_alone.insert((goal, id));
+            slot.solely_blocked_polls.insert((goal, id));
         }
     }
 
@@ -216,16 +216,16 @@ impl Slots {
         lacking.next().filter(|_| lacking.next().is_none())
     }
 
-    fn slot(&self, domain: KeyDomain, clip: &JobId) -> Option<&Slot> {
+    fn slot(&self, domain: KeyDomain, clip: &JobId) -> Option<&JobEntry> {
         self.0.get(&domain)?.get(clip)
     }
 
-    fn slot_mut(&mut self, domain: KeyDomain, clip: &JobId) -> Option<&mut Slot> {
+    fn slot_mut(&mut self, domain: KeyDomain, clip: &JobId) -> Option<&mut JobEntry> {
         self.0.get_mut(&domain)?.get_mut(clip)
     }
 
     /// Takes somebody out of these clips' slots, and forgets those of the clips that concern nobody any more.
-    fn leave(&mut self, domain: KeyDomain, clips: &JobSet, mut take_out: impl FnMut(&mut Slot)) {
+    fn leave(&mut self, domain: KeyDomain, clips: &JobSet, mut take_out: impl FnMut(&mut JobEntry)) {
         let Some(slots) = self.0.get_mut(&domain) else { return };
         for clip in clips {
             let Some(slot) = slots.get_mut(clip) else { continue };
@@ -245,7 +245,7 @@ impl Slots {
         waits: impl Iterator<Item = (WaitId, KeyDomain, &'a JobSet, Goal)>,
         polls: impl Iterator<Item = (PollId, &'a PollSpec)>,
     ) {
-        let mut all = Map::<(KeyDomain, &JobId), Slot>::default();
+        let mut all = Map::<(KeyDomain, &JobId), JobEntry>::default();
         let mut anchors = Map::<PollId, usize>::default();
         for (id, domain, clips, goal) in waits {
             for clip in clips {
@@ -258,13 +258,13 @@ impl Slots {
             for clip in clips {
                 let slot = all.entry((*domain, clip)).or_default();
                 slot.polls.insert(id);
-                slot.anchored.insert(id);
+                slot.owned_polls.insert(id);
                 if !self.is_at(*domain, clip, *goal) {
-                    slot.holding.insert((*goal, id), clips.clone());
+                    slot.blocked_polls.insert((*goal, id), clips.clone());
                 }
             }
             if let Some(clip) = self.holder(*domain, *goal, clips) {
-                all.entry((*domain, clip)).or_default().holding_alone.insert((*goal, id));
+                all.entry((*domain, clip)).or_default().solely_blocked_polls.insert((*goal, id));
             }
             anchors.insert(id, 0);
         }
@@ -275,16 +275,16 @@ impl Slots {
             assert_eq!(slot.waits, right.waits, "{clip}");
             assert!(slot.wanting.is_subset(&right.wanting), "{clip}");
             assert_eq!(slot.polls, right.polls, "{clip}");
-            assert_eq!(slot.holding, right.holding, "{clip}");
-            assert_eq!(slot.holding_alone, right.holding_alone, "{clip}");
-            assert!(slot.anchored.is_subset(&right.anchored), "{clip}");
-            slot.anchored.iter().for_each(|id| *anchors.entry(*id).or_default() += 1);
+            assert_eq!(slot.blocked_polls, right.blocked_polls, "{clip}");
+            assert_eq!(slot.solely_blocked_polls, right.solely_blocked_polls, "{clip}");
+            assert!(slot.owned_polls.is_subset(&right.owned_polls), "{clip}");
+            slot.owned_polls.iter().for_each(|id| *anchors.entry(*id).or_default() += 1);
         }
         assert!(anchors.values().all(|count| *count == 1), "{anchors:?}");
     }
 }
 
-impl Slot {
+impl JobEntry {
     fn rung(&self) -> Option<Rung> {
         self.state.as_ref()?.rung
     }
@@ -321,8 +321,8 @@ mod tests {
     }
 
     /// A thousand waits and polls, each on a clip of its own and on one that they share.
-    fn crowd() -> Slots {
-        let (mut slots, goal) = (Slots::default(), Goal::Rung(rung("completed")));
+    fn crowd() -> JobIndex {
+        let (mut slots, goal) = (JobIndex::default(), Goal::Rung(rung("completed")));
         for n in 0..1000 {
             let clips = clips(&format!("shared own{n}"));
             slots.enter_wait(WaitId(n), KEY, &clips, goal);
@@ -362,7 +362,7 @@ mod tests {
         assert_eq!(slots.wanting(KEY, &shared).count(), 0);
         slots.learn(KEY, state("shared", "complete"));
         assert_eq!(slots.wanting(KEY, &shared).count(), 1000);
-        (1..1000).for_each(|n| slots.want_no_more(WaitId(n), KEY, &shared, goal));
+        (1..1000).for_each(|n| slots.clear_interest(WaitId(n), KEY, &shared, goal));
         slots.learn(KEY, state("shared", "complete"));
         assert_eq!(slots.wanting(KEY, &shared).collect::<Vec<_>>(), [WaitId(0)]);
     }

@@ -36,13 +36,13 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use self::inspect::ClipInFlight;
+pub use self::inspect::JobStatus;
 use self::poll_result::Landing;
-use self::state::{Board, Phase, Poll, PollPhase, Timer, Tries, Wait};
-pub use self::timing::{Rules, SNAPSHOT_LIMIT};
+use self::state::{AttemptState, Poll, PollPhase, State, Timer, Wait, WaitPhase};
+pub use self::timing::{SNAPSHOT_LIMIT, Timing};
 pub use self::types::{
-    End, Failure, FaultKind, How, Input, Outcome, Output, PollId, PollSpec, Progress, Settled, WaitId,
-    WaitSpec,
+    Cost, Failure, FaultKind, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, WaitId,
+    WaitOutcome, WaitResult, WaitSpec,
 };
 use crate::core::job::JobState;
 use crate::core::route::Goal;
@@ -51,8 +51,8 @@ use crate::core::route::Goal;
 /// take outputs until there are none.
 #[derive(Debug)]
 pub struct Coalescer {
-    rules: Rules,
-    board: Board,
+    rules: Timing,
+    board: State,
     outputs: VecDeque<Output>,
     next_poll: u64,
     /// When the shell ends, once that is known.
@@ -64,11 +64,11 @@ pub struct Coalescer {
 
 impl Coalescer {
     /// A machine with nothing to do.
-    pub fn new(rules: Rules) -> Self {
+    pub fn new(rules: Timing) -> Self {
         assert!(rules.max_clips > 0, "max_clips is validated > 0");
         Self {
             rules,
-            board: Board::default(),
+            board: State::default(),
             outputs: VecDeque::new(),
             next_poll: 0,
             draining: None,
@@ -82,7 +82,7 @@ impl Coalescer {
         match input {
             Input::Join(id, spec) => self.join(id, spec, now),
             Input::Leave(id) => self.leave(id, now),
-            Input::Refuse(id) => self.refuse(id, now),
+            Input::CancelJoin(id) => self.refuse(id, now),
             Input::Drain(until) => self.drain(until, now),
             Input::Progress(id, progress) => self.progress(id, progress, now),
             Input::RetryAfter(id, pause) => self.retry_after(id, pause, now),
@@ -93,7 +93,7 @@ impl Coalescer {
 
     /// Does what is due at `now`, a part of it at a time: where there is more the next deadline is still due.
     pub fn handle_timeout(&mut self, now: Instant) {
-        for _ in 0..MOST_AT_ONCE {
+        for _ in 0..MAX_TIMERS_PER_CALL {
             let Some(timer) = self.board.due(now) else { break };
             match timer {
                 Timer::Wait(id) => self.wait_is_due(id, now),
@@ -114,7 +114,7 @@ impl Coalescer {
     }
 
     /// Whether anyone who leaned on the poll allows its answer to be kept.
-    pub fn keeps(&self, id: PollId) -> bool {
+    pub fn may_cache(&self, id: PollId) -> bool {
         self.board.poll(id).is_some_and(|poll| poll.keep)
     }
 
@@ -137,9 +137,12 @@ impl Coalescer {
     /// wait that has just joined makes the shell try them at once, as its client alone would (contract section 9).
     pub fn pausing(&self, id: WaitId) -> impl Iterator<Item = PollId> {
         let is_pausing = |poll: &Poll| {
-            matches!(poll.tries, Tries::Stalled { .. } | Tries::PutOff { is_of_key: false, .. })
+            matches!(
+                poll.tries,
+                AttemptState::BackingOff { .. } | AttemptState::Paused { is_of_key: false, .. }
+            )
         };
-        self.leans(id).filter(move |poll| self.board.poll(*poll).is_some_and(is_pausing))
+        self.attached_polls(id).filter(move |poll| self.board.poll(*poll).is_some_and(is_pausing))
     }
 
     /// Returns whether a wait came after the newest attempt of a poll had begun: where that failed, its client alone
@@ -161,20 +164,20 @@ impl Coalescer {
         self.shorten_if_draining(&mut spec, now);
         self.board.add_wait(id, spec);
         if !self.settle_if_answered(id, None, now) {
-            self.plan(id, None, now);
+            self.attach_or_open(id, None, now);
         }
     }
 
     fn leave(&mut self, id: WaitId, now: Instant) {
         if let Some(wait) = self.board.remove_wait(id) {
-            self.let_linger(wait.leans, now);
+            self.let_linger(wait.attached_polls, now);
         }
     }
 
     fn refuse(&mut self, id: WaitId, now: Instant) {
         let Some(wait) = self.board.remove_wait(id) else { return };
         let is_its = |poll: &PollId| self.board.poll(*poll).is_some_and(|poll| poll.opener == id);
-        let (own, others): (Vec<PollId>, Vec<PollId>) = wait.leans.into_iter().partition(is_its);
+        let (own, others): (Vec<PollId>, Vec<PollId>) = wait.attached_polls.into_iter().partition(is_its);
         for poll in own {
             self.forget_poll(poll);
             self.take_back_open(poll);
@@ -182,22 +185,23 @@ impl Coalescer {
         self.let_linger(others, now);
     }
 
-    fn progress(&mut self, id: PollId, progress: Progress, now: Instant) {
+    fn progress(&mut self, id: PollId, progress: PollProgress, now: Instant) {
         let Some(poll) = self.board.poll_mut(id) else { return };
         match progress {
-            Progress::Trying => (poll.tried_at, poll.tries) = (now, Tries::Trying),
-            Progress::Standing => poll.tries = Tries::Standing { since: now },
-            Progress::Stalled(failure, pause) => {
-                let waits = self.put_off(id, failure, Tries::Stalled { until: now + pause }, now);
+            PollProgress::AttemptStarted => (poll.tried_at, poll.tries) = (now, AttemptState::Sending),
+            PollProgress::Held => poll.tries = AttemptState::Held { since: now },
+            PollProgress::BackingOff(failure, pause) => {
+                let waits = self.put_off(id, failure, AttemptState::BackingOff { until: now + pause }, now);
                 let is_over =
-                    |id: &WaitId| self.board.wait(*id).is_some_and(|wait| wait.phase != Phase::Waiting);
+                    |id: &WaitId| self.board.wait(*id).is_some_and(|wait| wait.phase != WaitPhase::Waiting);
                 let waits: Vec<WaitId> = waits.into_iter().filter(is_over).collect();
-                self.plan_all(waits, None, now);
+                self.attach_or_open_all(waits, None, now);
             }
-            Progress::Rests(failure, pause) => {
-                let is_of_key = matches!(failure, Failure::KeyRests { .. });
-                let waits = self.put_off(id, failure, Tries::PutOff { until: now + pause, is_of_key }, now);
-                self.plan_all(waits, None, now);
+            PollProgress::Paused(failure, pause) => {
+                let is_of_key = matches!(failure, Failure::KeyRateLimited { .. });
+                let waits =
+                    self.put_off(id, failure, AttemptState::Paused { until: now + pause, is_of_key }, now);
+                self.attach_or_open_all(waits, None, now);
             }
         }
     }
@@ -209,7 +213,13 @@ impl Coalescer {
     }
 
     /// Notes that a poll is not tried for a while; whom that may concern comes back.
-    fn put_off(&mut self, id: PollId, failure: Failure, tries: Tries, now: Instant) -> BTreeSet<WaitId> {
+    fn put_off(
+        &mut self,
+        id: PollId,
+        failure: Failure,
+        tries: AttemptState,
+        now: Instant,
+    ) -> BTreeSet<WaitId> {
         let Some(poll) = self.board.poll_mut(id) else { return BTreeSet::new() };
         (poll.failed, poll.tries) = (Some(failure), tries);
         let waits = poll.waits.clone();
@@ -219,7 +229,7 @@ impl Coalescer {
 
     fn give_up(&mut self, id: WaitId, now: Instant) {
         let Some(wait) = self.board.wait(id) else { return };
-        let (failure, direct) = self.last_failure(id, wait, now).unwrap_or((Failure::Overdue, false));
+        let (failure, direct) = self.last_failure(id, wait, now).unwrap_or((Failure::Timeout, false));
         self.settle_failed(id, failure, direct, now);
     }
 
@@ -227,52 +237,52 @@ impl Coalescer {
     /// cannot wait for the upstream to come back.
     fn settle_failed(&mut self, id: WaitId, failure: Failure, direct: bool, now: Instant) {
         let seen = self.draining.and_then(|_| self.last_seen(self.board.wait(id)?));
-        let end = seen.map_or(End::Failed(failure), End::TimedOut);
+        let end = seen.map_or(WaitOutcome::Failed(failure), WaitOutcome::TimedOut);
         self.settle(id, end, direct, now);
     }
 
     fn wait_is_due(&mut self, id: WaitId, now: Instant) {
         let Some(wait) = self.board.wait(id) else { return };
         match wait.phase {
-            Phase::Waiting => self.end(id, None, now),
-            Phase::Ending { since } => self.look(id, since, None, now),
-            Phase::Looking { .. } => self.give_up(id, now),
+            WaitPhase::Waiting => self.end(id, None, now),
+            WaitPhase::Grace { since } => self.take_snapshot(id, since, None, now),
+            WaitPhase::Snapshot { .. } => self.give_up(id, now),
         }
     }
 
     /// Whether the wait's time is over, by one clock or the other.
     fn is_over(&self, wait: &Wait, now: Instant) -> bool {
-        wait.deadline() <= now + self.rules.skew()
+        wait.deadline() <= now + self.rules.clock_skew()
     }
 
     /// The wait's time is over: it stays for a poll that is about to land, else it gets what can be had.
     fn end(&mut self, id: WaitId, landing: Option<&Landing>, now: Instant) {
         let Some(wait) = self.board.wait(id) else { return };
         let since = match wait.phase {
-            Phase::Waiting => now,
-            Phase::Ending { since } | Phase::Looking { since } => since,
+            WaitPhase::Waiting => now,
+            WaitPhase::Grace { since } | WaitPhase::Snapshot { since } => since,
         };
         // What has just landed was read a moment ago, and is as true as it was then: to who was there.
         let since = landing.map_or(since, |landing| since.min(landing.read_at.max(wait.spec.arrived)));
         if self.is_about_to_be_told(wait, since, now) {
-            let until = self.in_time(wait.deadline() + self.rules.grace());
-            self.board.set_phase(id, Phase::Ending { since }, until);
+            let until = self.cap_at_drain(wait.deadline() + self.rules.grace());
+            self.board.set_phase(id, WaitPhase::Grace { since }, until);
         } else {
-            self.look(id, since, landing, now);
+            self.take_snapshot(id, since, landing, now);
         }
     }
 
     /// Gives the wait the truth (promise 7): from what is proven, and for the rest from one snapshot.
-    fn look(&mut self, id: WaitId, since: Instant, landing: Option<&Landing>, now: Instant) {
+    fn take_snapshot(&mut self, id: WaitId, since: Instant, landing: Option<&Landing>, now: Instant) {
         let Some(wait) = self.board.wait(id) else { return };
-        let truths = wait.spec.clips.iter().filter_map(|clip| self.truth(wait, clip, since, now));
+        let truths = wait.spec.clips.iter().filter_map(|clip| self.deadline_state(wait, clip, since, now));
         let (given, failed) = (truths.cloned().collect(), self.last_failure(id, wait, now));
-        let limit = self.in_time(now + SNAPSHOT_LIMIT);
-        let is_hopeless = self.is_put_off(wait, limit);
-        self.board.set_phase(id, Phase::Looking { since }, limit);
+        let limit = self.cap_at_drain(now + SNAPSHOT_LIMIT);
+        let is_hopeless = self.is_paused_past(wait, limit);
+        self.board.set_phase(id, WaitPhase::Snapshot { since }, limit);
         self.board.want(id, Goal::Rung(self.rules.ladder.lowest()));
         if let Some(wait) = self.board.wait_mut(id) {
-            (wait.given, wait.failed) = (given, failed);
+            (wait.private_states, wait.failed) = (given, failed);
         }
         if self.settle_if_answered(id, landing, now) {
             return;
@@ -280,19 +290,19 @@ impl Coalescer {
         if is_hopeless {
             self.give_up(id, now);
         } else {
-            self.plan(id, None, now);
+            self.attach_or_open(id, None, now);
         }
     }
 
     /// Not later than the shell is there.
-    pub(super) fn in_time(&self, at: Instant) -> Instant {
+    pub(super) fn cap_at_drain(&self, at: Instant) -> Instant {
         self.draining.map_or(at, |until| at.min(until))
     }
 
     fn poll_is_due(&mut self, id: PollId, now: Instant) {
         let Some(poll) = self.board.poll(id) else { return };
         match poll.phase {
-            PollPhase::Resting { .. } => self.release(id, None, now),
+            PollPhase::Throttled { .. } => self.release(id, None, now),
             PollPhase::Open | PollPhase::Lingering { .. } => self.abort(id),
         }
     }
@@ -323,7 +333,7 @@ impl Coalescer {
         for id in polls {
             match self.board.poll(id) {
                 Some(poll) if !poll.waits.is_empty() => {}
-                Some(Poll { phase: PollPhase::Resting { .. }, .. }) => drop(self.forget_poll(id)),
+                Some(Poll { phase: PollPhase::Throttled { .. }, .. }) => drop(self.forget_poll(id)),
                 Some(poll) if poll.is_idle() => self.abort(id),
                 Some(_) => {
                     let until = now + self.rules.linger;
@@ -340,51 +350,51 @@ impl Coalescer {
         // Answers stay: of many clips those before the first one without an answer need not be looked at each time.
         let is_wide = wait.spec.clips.len() > FEW_CLIPS;
         let mut rest = wait.spec.clips.iter().skip(wait.answered);
-        if is_wide && let Some(further) = rest.position(|clip| self.answer(wait, clip).is_none()) {
+        if is_wide && let Some(further) = rest.position(|clip| self.reached_state(wait, clip).is_none()) {
             if let Some(wait) = self.board.wait_mut(id) {
                 wait.answered += further;
             }
             return false;
         }
-        let answers = wait.spec.clips.iter().map(|clip| self.answer(wait, clip).cloned());
+        let answers = wait.spec.clips.iter().map(|clip| self.reached_state(wait, clip).cloned());
         let Some(states) = answers.collect::<Option<Vec<JobState>>>() else { return false };
         let direct = landing.is_some_and(|landing| {
             landing.opener == id && states.iter().all(|state| Arc::ptr_eq(&state.head, &landing.head))
         });
         let reached =
             states.iter().all(|state| state.rung.is_none_or(|rung| self.rules.reaches(rung, wait.spec.goal)));
-        let end = if reached { End::Reached(states) } else { End::TimedOut(states) };
+        let end = if reached { WaitOutcome::Reached(states) } else { WaitOutcome::TimedOut(states) };
         self.settle(id, end, direct, now);
         true
     }
 
-    fn settle(&mut self, id: WaitId, end: End, direct: bool, now: Instant) {
+    fn settle(&mut self, id: WaitId, end: WaitOutcome, direct: bool, now: Instant) {
         let Some(wait) = self.board.remove_wait(id) else { return };
-        let how = if wait.opened { How::Opened } else { How::Leaned };
-        self.outputs.push_back(Output::Settle(id, Settled { how, direct, end }));
-        self.let_linger(wait.leans, now);
+        let how = if wait.opened { Cost::Opened } else { Cost::Coalesced };
+        self.outputs.push_back(Output::Settle(id, WaitResult { how, direct, end }));
+        self.let_linger(wait.attached_polls, now);
     }
 
     /// What must hold after every call; a debug build stops where it does not.
     fn check_invariants(&self) {
-        if cfg!(debug_assertions) && self.waits() + self.polls() <= MOST_CHECKED {
+        if cfg!(debug_assertions) && self.waits() + self.polls() <= MAX_CHECKED {
             self.board.check_links();
             for (id, wait) in self.board.all_waits() {
-                assert!(!wait.leans.is_empty(), "{id:?} leans on nothing");
-                let is_looking = matches!(wait.phase, Phase::Looking { .. });
+                assert!(!wait.attached_polls.is_empty(), "{id:?} leans on nothing");
+                let is_looking = matches!(wait.phase, WaitPhase::Snapshot { .. });
                 let lowest = Goal::Rung(self.rules.ladder.lowest());
-                assert_eq!(wait.wants, if is_looking { lowest } else { wait.spec.goal }, "{id:?}");
+                assert_eq!(wait.current_goal, if is_looking { lowest } else { wait.spec.goal }, "{id:?}");
                 let domain = wait.spec.domain;
-                for clip in wait.spec.clips.iter().filter(|clip| self.answer(wait, clip).is_none()) {
-                    let is_wanting = self.board.slots().is_wanting(domain, clip, wait.wants, id);
+                for clip in wait.spec.clips.iter().filter(|clip| self.reached_state(wait, clip).is_none()) {
+                    let is_wanting = self.board.slots().is_wanting(domain, clip, wait.current_goal, id);
                     assert!(is_wanting, "{id:?} would not hear of {clip}");
                 }
-                let polls = || wait.leans.iter().filter_map(|&poll| self.board.poll(poll));
+                let polls = || wait.attached_polls.iter().filter_map(|&poll| self.board.poll(poll));
                 for poll in polls() {
                     assert_eq!(poll.spec.domain, domain, "{id:?} leans across key domains");
                     assert!(poll.spec.clips.is_subset(&wait.spec.clips), "{id:?} leans on a neighbour");
                     assert!(
-                        self.rules.is_within(poll.spec.goal, wait.wants),
+                        self.rules.is_within(poll.spec.goal, wait.current_goal),
                         "{id:?} leans on a higher rung"
                     );
                 }
@@ -403,10 +413,10 @@ const FEW_CLIPS: usize = 8;
 
 /// How many timers go off in one call, so that thousands of waits whose time is over together do not keep what else
 /// has happened waiting.
-const MOST_AT_ONCE: usize = 256;
+const MAX_TIMERS_PER_CALL: usize = 256;
 
 /// The longest `Retry-After` of an answered poll that is followed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// How many waits and polls there may be for all of them to be checked after each call.
-const MOST_CHECKED: usize = 256;
+const MAX_CHECKED: usize = 256;

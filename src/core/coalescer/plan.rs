@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::Coalescer;
 use super::poll_result::Landing;
-use super::state::{Phase, Poll, Wait};
+use super::state::{Poll, Wait, WaitPhase};
 use super::types::{Output, PollId, PollSpec, WaitId};
 use crate::core::job::{JobId, JobSet};
 use crate::core::route::Goal;
@@ -28,20 +28,20 @@ impl Coalescer {
         let waits = self.forget_poll(id);
         for id in self.in_planning_order(waits.into_iter().map(|(wait, _)| wait)) {
             if !self.is_still_covered(id, &brought, now) {
-                self.plan(id, landing, now);
+                self.attach_or_open(id, landing, now);
             }
         }
     }
 
     /// Plans waits in their order.
-    pub(super) fn plan_all(
+    pub(super) fn attach_or_open_all(
         &mut self,
         waits: impl IntoIterator<Item = WaitId>,
         landing: Option<&Landing>,
         now: Instant,
     ) {
         for id in self.in_planning_order(waits) {
-            self.plan(id, landing, now);
+            self.attach_or_open(id, landing, now);
         }
     }
 
@@ -49,7 +49,7 @@ impl Coalescer {
     fn in_planning_order(&self, waits: impl IntoIterator<Item = WaitId>) -> Vec<WaitId> {
         let mut waits: Vec<(usize, Goal, WaitId)> = waits
             .into_iter()
-            .filter_map(|id| self.board.wait(id).map(|wait| (wait.spec.clips.len(), wait.wants, id)))
+            .filter_map(|id| self.board.wait(id).map(|wait| (wait.spec.clips.len(), wait.current_goal, id)))
             .collect();
         waits.sort_unstable();
         waits.into_iter().map(|(_, _, id)| id).collect()
@@ -60,21 +60,23 @@ impl Coalescer {
     /// nothing has changed. A wait for a thousand clips has two hundred polls, and this costs what one of them asked for.
     fn is_still_covered(&mut self, id: WaitId, brought: &JobSet, now: Instant) -> bool {
         let Some(wait) = self.board.wait(id) else { return true };
-        let is_looking = matches!(wait.phase, Phase::Looking { .. });
-        if wait.alone || wait.leans.is_empty() || (!is_looking && self.is_over(wait, now)) {
+        let is_looking = matches!(wait.phase, WaitPhase::Snapshot { .. });
+        if wait.exact_set_only || wait.attached_polls.is_empty() || (!is_looking && self.is_over(wait, now)) {
             return false;
         }
-        let has_own =
-            wait.leans.iter().any(|&poll| self.board.poll(poll).is_some_and(|poll| poll.opener == id));
+        let has_own = wait
+            .attached_polls
+            .iter()
+            .any(|&poll| self.board.poll(poll).is_some_and(|poll| poll.opener == id));
         let (slots, domain) = (self.board.slots(), wait.spec.domain);
         let (mut more, mut done_with) = (BTreeSet::new(), BTreeSet::new());
         for clip in brought {
             let polls = slots.polls_for(domain, clip);
             let polls = polls.filter_map(|id| self.board.poll(id).map(|poll| (id, poll)));
-            if self.answer(wait, clip).is_some() {
+            if self.reached_state(wait, clip).is_some() {
                 let lacks =
-                    |poll: &Poll| poll.spec.clips.iter().any(|clip| self.answer(wait, clip).is_none());
-                let own = polls.filter(|(id, _)| wait.leans.contains(id));
+                    |poll: &Poll| poll.spec.clips.iter().any(|clip| self.reached_state(wait, clip).is_none());
+                let own = polls.filter(|(id, _)| wait.attached_polls.contains(id));
                 done_with.extend(own.filter(|(_, poll)| !lacks(poll)).map(|(id, _)| id));
             } else {
                 let before = more.len();
@@ -85,32 +87,32 @@ impl Coalescer {
                 }
             }
         }
-        if more.is_empty() && done_with.len() == wait.leans.len() {
+        if more.is_empty() && done_with.len() == wait.attached_polls.len() {
             return false;
         }
         self.board.attach(id, more);
         done_with.iter().for_each(|poll| self.board.detach(id, *poll));
         self.let_linger(done_with, now);
-        if self.board.wait(id).is_some_and(|wait| self.is_hopeless(wait, now)) {
+        if self.board.wait(id).is_some_and(|wait| self.cannot_succeed(wait, now)) {
             self.give_up(id, now);
         }
         true
     }
 
     /// Applies the rule of leaning to a wait that is not answered yet, and gives it up where that is of no use.
-    pub(super) fn plan(&mut self, id: WaitId, landing: Option<&Landing>, now: Instant) {
+    pub(super) fn attach_or_open(&mut self, id: WaitId, landing: Option<&Landing>, now: Instant) {
         #[cfg(test)]
         {
             self.plans += 1;
         }
         let Some(wait) = self.board.wait(id) else { return };
-        let is_looking = matches!(wait.phase, Phase::Looking { .. });
+        let is_looking = matches!(wait.phase, WaitPhase::Snapshot { .. });
         if !is_looking && self.is_over(wait, now) {
             return self.end(id, landing, now);
         }
-        let goal = wait.wants;
-        let cover = |clip: &JobId| match self.answer(wait, clip) {
-            Some(_) if !wait.alone => Cover::Answered,
+        let goal = wait.current_goal;
+        let cover = |clip: &JobId| match self.reached_state(wait, clip) {
+            Some(_) if !wait.exact_set_only => Cover::Answered,
             Some(_) | None => Cover::Nothing,
         };
         // Most waits name one clip.
@@ -123,7 +125,7 @@ impl Coalescer {
             &mut many
         };
         let mut leans = BTreeSet::new();
-        for (poll_id, poll) in self.leanable(wait) {
+        for (poll_id, poll) in self.attachable_polls(wait) {
             let is_sure = poll.spec.goal == goal && self.outlasts(poll, wait);
             for place in poll.spec.clips.iter().filter_map(|clip| wait.spec.clips.place(clip)) {
                 if covers[place] != Cover::Answered {
@@ -137,7 +139,7 @@ impl Coalescer {
         let unsure: Vec<JobId> = unsure.map(|(clip, _)| clip.clone()).collect();
         let has_own = leans.iter().any(|&poll| self.board.poll(poll).is_some_and(|poll| poll.opener == id));
         let (domain, form) = (wait.spec.domain, wait.spec.form);
-        let dropped = self.board.lean(id, leans);
+        let dropped = self.board.set_attached(id, leans);
         if !is_covered && !has_own {
             for clips in unsure.chunks(self.rules.max_clips) {
                 let clips = JobSet::new(clips.iter().cloned());
@@ -145,33 +147,33 @@ impl Coalescer {
             }
         }
         self.let_linger(dropped, now);
-        if self.board.wait(id).is_some_and(|wait| self.is_hopeless(wait, now)) {
+        if self.board.wait(id).is_some_and(|wait| self.cannot_succeed(wait, now)) {
             self.give_up(id, now);
         }
     }
 
     /// The running polls that ask for clips of the wait and cannot make it late (promises 4 and 5).
-    fn leanable(&self, wait: &Wait) -> Vec<(PollId, &Poll)> {
+    fn attachable_polls(&self, wait: &Wait) -> Vec<(PollId, &Poll)> {
         let polls = self.board.slots().polls_within(wait.spec.domain, &wait.spec.clips);
         let polls = polls.filter_map(|id| self.board.poll(id).map(|poll| (id, poll)));
         polls.filter(|(_, poll)| self.is_leanable(poll, wait)).collect()
     }
 
     fn is_leanable(&self, poll: &Poll, wait: &Wait) -> bool {
-        let fits = if wait.alone {
+        let fits = if wait.exact_set_only {
             poll.spec.clips == wait.spec.clips && poll.spec.form == wait.spec.form
         } else {
             poll.spec.clips.is_subset(&wait.spec.clips)
         };
-        let is_foreign = self.is_anothers_pause(poll, wait) || self.is_anothers_rest(poll, wait);
-        fits && self.rules.is_within(poll.spec.goal, wait.wants) && !is_foreign
+        let is_foreign = self.is_foreign_pause(poll, wait) || self.is_anothers_rest(poll, wait);
+        fits && self.rules.is_within(poll.spec.goal, wait.current_goal) && !is_foreign
     }
 
     fn open(&mut self, opener: WaitId, spec: PollSpec, now: Instant) {
         let id = PollId(self.next_poll);
         self.next_poll += 1;
         self.board.add_poll(id, Poll::new(spec.clone(), opener, now));
-        self.board.lean_also(opener, id);
+        self.board.attach_opened(opener, id);
         self.outputs.push_back(Output::Open(id, spec));
     }
 }

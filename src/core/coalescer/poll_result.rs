@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Coalescer;
-use super::state::{Phase, PollPhase, Tries};
-use super::types::{End, Failure, Outcome, PollId, WaitId};
-use crate::core::job::{JobId, JobState, Head, KeyDomain, Reply};
+use super::state::{AttemptState, PollPhase, WaitPhase};
+use super::types::{Failure, PollId, PollOutcome, WaitId, WaitOutcome};
+use crate::core::job::{Head, JobId, JobState, KeyDomain, Reply};
 
 /// Whose poll just landed, and the head of its answer.
 pub(super) struct Landing {
@@ -22,27 +22,27 @@ pub(super) struct Landing {
 const FEW_WAITS: usize = 64;
 
 impl Coalescer {
-    pub(super) fn landed(&mut self, id: PollId, outcome: Outcome, now: Instant) {
+    pub(super) fn landed(&mut self, id: PollId, outcome: PollOutcome, now: Instant) {
         // An aborted poll may land all the same, and nothing waits for it any more.
         let Some(poll) = self.board.poll_mut(id) else { return };
-        poll.tries = Tries::Over;
+        poll.tries = AttemptState::Done;
         match outcome {
-            Outcome::Clips(states) => self.landed_clips(id, states, now),
-            Outcome::Whole(reply) => self.landed_whole(id, &reply, now),
-            Outcome::Refused(reply) => {
+            PollOutcome::Clips(states) => self.landed_clips(id, states, now),
+            PollOutcome::Unsplit(reply) => self.landed_whole(id, &reply, now),
+            PollOutcome::Refused(reply) => {
                 for (wait, direct) in self.forget_poll(id) {
-                    self.settle(wait, End::Refused(Arc::clone(&reply)), direct, now);
+                    self.settle(wait, WaitOutcome::Refused(Arc::clone(&reply)), direct, now);
                 }
             }
-            Outcome::Failed(failure) => self.landed_failed(id, &failure, now),
+            PollOutcome::Failed(failure) => self.landed_failed(id, &failure, now),
         }
     }
 
     fn landed_clips(&mut self, id: PollId, states: Vec<JobState>, now: Instant) {
         let Some(poll) = self.board.poll(id) else { return };
         let (domain, opener) = (poll.spec.domain, poll.opener);
-        let earliest =
-            (poll.opened_at + self.rules.gap()).max(poll.not_before.map_or(now, |(_, until)| until));
+        let earliest = (poll.opened_at + self.rules.min_repoll_interval())
+            .max(poll.not_before.map_or(now, |(_, until)| until));
         let (mut affected, mut newly) = (poll.waits.iter().copied().collect::<Vec<_>>(), Vec::new());
         let landing = states.first().map(|state| Landing {
             opener,
@@ -58,7 +58,7 @@ impl Coalescer {
                 affected.extend(&answered);
                 newly.push((clip, answered));
             } else {
-                self.board.hand_over(id, &state);
+                self.board.deliver_unknown_status(id, &state);
             }
         }
         affected.sort(); // sorted parts
@@ -68,13 +68,13 @@ impl Coalescer {
         }
         // Whoever lacks other clips is not found for this one again.
         for (clip, waits) in newly {
-            waits.into_iter().for_each(|wait| self.board.want_no_more(wait, &clip));
+            waits.into_iter().for_each(|wait| self.board.clear_interest(wait, &clip));
         }
         let Some(poll) = self.board.poll(id) else { return };
         let slots = self.board.slots();
         let is_reached = poll.spec.clips.iter().all(|clip| slots.is_at(domain, clip, poll.spec.goal));
         if !is_reached && !poll.waits.is_empty() && now < earliest {
-            self.board.set_poll_phase(id, PollPhase::Resting { until: earliest });
+            self.board.set_poll_phase(id, PollPhase::Throttled { until: earliest });
         } else {
             self.release(id, landing.as_ref(), now);
         }
@@ -88,13 +88,13 @@ impl Coalescer {
         let is_late = |id: &WaitId| {
             self.board.wait(*id).is_some_and(|wait| {
                 let from = match wait.phase {
-                    Phase::Waiting => wait.spec.arrived,
-                    Phase::Looking { since } => since,
-                    Phase::Ending { .. } => return false, // the landing itself decides
+                    WaitPhase::Waiting => wait.spec.arrived,
+                    WaitPhase::Snapshot { since } => since,
+                    WaitPhase::Grace { .. } => return false, // the landing itself decides
                 };
                 read_at < from
-                    && from <= read_at + self.rules.skew()
-                    && self.answer(wait, &state.id).is_none()
+                    && from <= read_at + self.rules.clock_skew()
+                    && self.reached_state(wait, &state.id).is_none()
             })
         };
         // Numbers are given in the order of arrival. What waits look at past their deadlines is at the lowest rung.
@@ -104,7 +104,7 @@ impl Coalescer {
         let latecomers: Vec<WaitId> = newest.copied().filter(is_late).collect();
         for id in latecomers {
             if let Some(wait) = self.board.wait_mut(id) {
-                wait.given.insert(state.clone());
+                wait.private_states.insert(state.clone());
             }
         }
     }
@@ -114,7 +114,7 @@ impl Coalescer {
         let slots = self.board.slots();
         let seen = slots.state(domain, clip);
         let is_answered = |id: &WaitId| {
-            self.board.wait(*id).is_some_and(|wait| self.answer_among(wait, clip, seen).is_some())
+            self.board.wait(*id).is_some_and(|wait| self.reached_state_with(wait, clip, seen).is_some())
         };
         slots.wanting(domain, clip).filter(is_answered).collect()
     }
@@ -123,29 +123,30 @@ impl Coalescer {
     fn landed_whole(&mut self, id: PollId, reply: &Arc<Reply>, now: Instant) {
         let Some(poll) = self.board.poll(id) else { return };
         let (spec, opened_at) = (poll.spec.clone(), poll.opened_at);
-        let is_held = now + self.rules.skew() >= opened_at + self.rules.hold;
+        let is_held = now + self.rules.clock_skew() >= opened_at + self.rules.hold;
         let mut others = Vec::new();
         for (wait_id, direct) in self.forget_poll(id) {
             let Some(wait) = self.board.wait(wait_id) else { continue };
-            let asked =
-                wait.spec.clips == spec.clips && wait.spec.form == spec.form && wait.wants == spec.goal;
+            let asked = wait.spec.clips == spec.clips
+                && wait.spec.form == spec.form
+                && wait.current_goal == spec.goal;
             // The upstream's time may have ended it, and the wait's own is not over (promise 2).
             let is_cut_short = is_held && !self.is_over(wait, now);
             let is_too_large = wait.spec.clips.len() > self.rules.max_clips;
             if asked && !is_cut_short {
-                self.settle(wait_id, End::Whole(Arc::clone(reply)), direct, now);
+                self.settle(wait_id, WaitOutcome::Unsplit(Arc::clone(reply)), direct, now);
             } else if is_too_large {
-                self.settle_failed(wait_id, Failure::Garbled(None), direct, now);
+                self.settle_failed(wait_id, Failure::InvalidResponse(None), direct, now);
             } else {
                 others.push(wait_id);
             }
         }
         for &id in &others {
             if let Some(wait) = self.board.wait_mut(id) {
-                wait.alone = true;
+                wait.exact_set_only = true;
             }
         }
-        self.plan_all(others, None, now);
+        self.attach_or_open_all(others, None, now);
     }
 
     /// A failure is news only for those who were there when the failed try began; the rest would have made
@@ -161,6 +162,6 @@ impl Coalescer {
                 others.push(wait_id);
             }
         }
-        self.plan_all(others, None, now);
+        self.attach_or_open_all(others, None, now);
     }
 }

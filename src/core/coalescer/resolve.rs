@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use super::Coalescer;
-use super::state::{Phase, Poll, Told, Tries, Wait};
+use super::state::{AttemptState, LastFailure, Poll, Wait, WaitPhase};
 use super::timing::SNAPSHOT_LIMIT;
 use super::types::{Failure, WaitId};
 use crate::core::job::{JobId, JobState, KeyDomain};
@@ -14,19 +14,19 @@ use crate::core::route::Goal;
 impl Coalescer {
     /// The state that this clip of the wait is answered with, if there is one yet. Until its time is over the
     /// goal must be reached, after that the state must be true.
-    pub(super) fn answer<'a>(&'a self, wait: &'a Wait, clip: &JobId) -> Option<&'a JobState> {
-        self.answer_among(wait, clip, self.board.slots().state(wait.spec.domain, clip))
+    pub(super) fn reached_state<'a>(&'a self, wait: &'a Wait, clip: &JobId) -> Option<&'a JobState> {
+        self.reached_state_with(wait, clip, self.board.slots().state(wait.spec.domain, clip))
     }
 
     /// The same where the clip's slot was looked up for many waits at once.
-    pub(super) fn answer_among<'a>(
+    pub(super) fn reached_state_with<'a>(
         &'a self,
         wait: &'a Wait,
         clip: &JobId,
         seen: Option<&'a JobState>,
     ) -> Option<&'a JobState> {
-        let given = wait.given.get(clip);
-        if let Phase::Looking { since } = wait.phase {
+        let given = wait.private_states.get(clip);
+        if let WaitPhase::Snapshot { since } = wait.phase {
             return seen.filter(|state| state.seen_at >= since).or(given);
         }
         let reached =
@@ -36,7 +36,7 @@ impl Coalescer {
 
     /// Where this clip of the wait is known to be at `now` although nothing asks for it (promise 7). What
     /// was seen from `since` on, when the wait's time was over, is known.
-    pub(super) fn truth<'a>(
+    pub(super) fn deadline_state<'a>(
         &'a self,
         wait: &'a Wait,
         clip: &JobId,
@@ -46,8 +46,8 @@ impl Coalescer {
         let is_terminal =
             |state: &JobState| state.rung.is_some_and(|rung| self.rules.ladder.is_terminal(rung));
         let seen = self.board.slots().state(wait.spec.domain, clip);
-        let given = wait.given.get(clip);
-        let is_proven = |state: &&JobState| self.is_proven(wait.spec.domain, state, now);
+        let given = wait.private_states.get(clip);
+        let is_proven = |state: &&JobState| self.is_proven_current(wait.spec.domain, state, now);
         seen.filter(|state| {
             state.seen_at >= since || (is_terminal(state) && state.seen_at >= wait.spec.arrived)
         })
@@ -58,9 +58,9 @@ impl Coalescer {
 
     /// Whether a poll that asks for the next rung, and stands unanswered, proves that the clip is still where
     /// it was seen (promise 7): for long enough, nothing else that it asks for has been what holds it.
-    fn is_proven(&self, domain: KeyDomain, state: &JobState, now: Instant) -> bool {
+    fn is_proven_current(&self, domain: KeyDomain, state: &JobState, now: Instant) -> bool {
         let Some(next) = state.rung.and_then(|rung| self.rules.ladder.next(rung)) else { return false };
-        let is_long_ago = |at: Instant| at + self.rules.proof() <= now;
+        let is_long_ago = |at: Instant| at + self.rules.min_silence() <= now;
         let slots = self.board.slots();
         let is_no_hindrance =
             |clip: &JobId| slots.state(domain, clip).is_some_and(|state| is_long_ago(state.seen_at));
@@ -73,9 +73,10 @@ impl Coalescer {
     /// Whether the upstream is about to end a poll, because its time is over when the wait's is, and that
     /// will tell the wait more than is known.
     pub(super) fn is_about_to_be_told(&self, wait: &Wait, since: Instant, now: Instant) -> bool {
-        let tells =
-            |poll: &Poll| poll.spec.clips.iter().any(|clip| self.truth(wait, clip, since, now).is_none());
-        wait.leans
+        let tells = |poll: &Poll| {
+            poll.spec.clips.iter().any(|clip| self.deadline_state(wait, clip, since, now).is_none())
+        };
+        wait.attached_polls
             .iter()
             .filter_map(|&id| self.board.poll(id))
             .any(|poll| poll.standing().is_some() && self.ends_with(poll, wait) && tells(poll))
@@ -85,23 +86,23 @@ impl Coalescer {
     fn ends_with(&self, poll: &Poll, wait: &Wait) -> bool {
         let (ends, deadline) = (poll.opened_at + self.rules.hold, wait.deadline());
         ends.saturating_duration_since(deadline).max(deadline.saturating_duration_since(ends))
-            <= self.rules.skew()
+            <= self.rules.clock_skew()
     }
 
     /// Whether the upstream holds the poll at least as long as the wait has time.
     pub(super) fn outlasts(&self, poll: &Poll, wait: &Wait) -> bool {
-        poll.opened_at + self.rules.hold + self.rules.skew() >= wait.deadline()
+        poll.opened_at + self.rules.hold + self.rules.clock_skew() >= wait.deadline()
     }
 
     /// How what the wait leans on failed last, if it did: first what the upstream asked a pause with, since no more is
     /// heard of that poll.
-    pub(super) fn last_failure(&self, id: WaitId, wait: &Wait, now: Instant) -> Option<Told> {
-        let polls = || wait.leans.iter().rev().filter_map(|&poll| self.board.poll(poll));
-        let is_paused = |poll: &&Poll| matches!(poll.tries, Tries::PutOff { .. });
+    pub(super) fn last_failure(&self, id: WaitId, wait: &Wait, now: Instant) -> Option<LastFailure> {
+        let polls = || wait.attached_polls.iter().rev().filter_map(|&poll| self.board.poll(poll));
+        let is_paused = |poll: &&Poll| matches!(poll.tries, AttemptState::Paused { .. });
         let told = |poll: &Poll| {
             let failure = match (poll.failed.clone()?, poll.paused_until()) {
-                (Failure::KeyRests { .. }, Some(until)) => {
-                    Failure::KeyRests { retry_after: until.saturating_duration_since(now) }
+                (Failure::KeyRateLimited { .. }, Some(until)) => {
+                    Failure::KeyRateLimited { retry_after: until.saturating_duration_since(now) }
                 }
                 (failure, _) => failure,
             };
@@ -112,28 +113,28 @@ impl Coalescer {
     }
 
     /// Whether something that the wait leans on is not even tried until then.
-    pub(super) fn is_put_off(&self, wait: &Wait, until: Instant) -> bool {
-        let mut polls = wait.leans.iter().filter_map(|&id| self.board.poll(id));
+    pub(super) fn is_paused_past(&self, wait: &Wait, until: Instant) -> bool {
+        let mut polls = wait.attached_polls.iter().filter_map(|&id| self.board.poll(id));
         polls.any(|poll| poll.paused_until().is_some_and(|at| at > until))
     }
 
     /// Whether it is certain that the wait will be told nothing better than how the upstream failed, so that it
     /// may be told at once, as its client alone would be. By the upstream's own wish nothing that it leans on is
     /// tried before its time is over, nor would its look be; and no proof is there that would spare it the look.
-    pub(super) fn is_hopeless(&self, wait: &Wait, now: Instant) -> bool {
-        let mut polls = wait.leans.iter().filter_map(|&id| self.board.poll(id));
+    pub(super) fn cannot_succeed(&self, wait: &Wait, now: Instant) -> bool {
+        let mut polls = wait.attached_polls.iter().filter_map(|&id| self.board.poll(id));
         match wait.phase {
             // A request that is answered at once gets what the upstream says at once, also that.
-            Phase::Waiting if self.is_immediate(wait) => {
-                polls.all(|poll| matches!(poll.tries, Tries::PutOff { .. }))
+            WaitPhase::Waiting if self.is_immediate(wait) => {
+                polls.all(|poll| matches!(poll.tries, AttemptState::Paused { .. }))
             }
-            Phase::Waiting => {
-                let limit = self.in_time(wait.deadline() + SNAPSHOT_LIMIT);
-                polls.all(|poll| matches!(poll.tries, Tries::PutOff { until, .. } if until > limit))
-                    && wait.spec.clips.iter().any(|clip| self.truth(wait, clip, now, now).is_none())
+            WaitPhase::Waiting => {
+                let limit = self.cap_at_drain(wait.deadline() + SNAPSHOT_LIMIT);
+                polls.all(|poll| matches!(poll.tries, AttemptState::Paused { until, .. } if until > limit))
+                    && wait.spec.clips.iter().any(|clip| self.deadline_state(wait, clip, now, now).is_none())
             }
-            Phase::Ending { .. } => false,
-            Phase::Looking { .. } => self.is_put_off(wait, wait.due()),
+            WaitPhase::Grace { .. } => false,
+            WaitPhase::Snapshot { .. } => self.is_paused_past(wait, wait.due()),
         }
     }
 
@@ -144,14 +145,14 @@ impl Coalescer {
 
     /// Whether the upstream asked for the poll's pause before the wait was there, and it would sit it out in vain:
     /// its client alone would ask anew.
-    pub(super) fn is_anothers_pause(&self, poll: &Poll, wait: &Wait) -> bool {
-        let Tries::PutOff { until, is_of_key } = poll.tries else { return false };
+    pub(super) fn is_foreign_pause(&self, poll: &Poll, wait: &Wait) -> bool {
+        let AttemptState::Paused { until, is_of_key } = poll.tries else { return false };
         let came_later = wait.spec.arrived > poll.tried_at;
         match wait.phase {
             // The scheduler lets a plain request ask although its key is paused.
-            Phase::Waiting if wait.spec.goal == Goal::Now => is_of_key || came_later,
-            Phase::Waiting if self.is_immediate(wait) => !is_of_key && came_later,
-            Phase::Waiting | Phase::Ending { .. } | Phase::Looking { .. } => {
+            WaitPhase::Waiting if wait.spec.goal == Goal::Now => is_of_key || came_later,
+            WaitPhase::Waiting if self.is_immediate(wait) => !is_of_key && came_later,
+            WaitPhase::Waiting | WaitPhase::Grace { .. } | WaitPhase::Snapshot { .. } => {
                 !is_of_key && until > wait.due() && came_later
             }
         }
@@ -167,7 +168,7 @@ impl Coalescer {
     pub(super) fn last_seen(&self, wait: &Wait) -> Option<Vec<JobState>> {
         let slots = self.board.slots();
         let seen = |clip: &JobId| {
-            let given = || wait.given.get(clip);
+            let given = || wait.private_states.get(clip);
             slots.state(wait.spec.domain, clip).or_else(given).cloned()
         };
         wait.spec.clips.iter().map(seen).collect()

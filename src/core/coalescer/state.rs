@@ -5,35 +5,35 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use super::job_index::Slots;
+use super::job_index::JobIndex;
 use super::types::{Failure, PollId, PollSpec, WaitId, WaitSpec};
 use crate::core::Map;
 use crate::core::job::{JobId, JobState, KeyDomain};
 use crate::core::route::Goal;
 
 /// A failure, and whether it is the answer to a poll of the wait's own.
-pub(super) type Told = (Failure, bool);
+pub(super) type LastFailure = (Failure, bool);
 
 /// One client's wait.
 #[derive(Debug)]
 pub(super) struct Wait {
     pub(super) spec: WaitSpec,
-    pub(super) phase: Phase,
+    pub(super) phase: WaitPhase,
     /// The polls that will tell it more.
-    pub(super) leans: BTreeSet<PollId>,
+    pub(super) attached_polls: BTreeSet<PollId>,
     /// It made the upstream see a request.
     pub(super) opened: bool,
     /// Answers on its clips could not be taken apart: it needs one on just its set, from its own endpoint.
-    pub(super) alone: bool,
+    pub(super) exact_set_only: bool,
     /// States that are good for this wait only: vouched for at its arrival, on no ladder, or true when its
     /// time was over.
-    pub(super) given: PrivateStates,
+    pub(super) private_states: PrivateStates,
     /// The place in its set of the first clip that had no answer when last looked: those before it have one.
     pub(super) answered: usize,
     /// How the polls that it leaned on until its time was over failed last, if they did.
-    pub(super) failed: Option<Told>,
+    pub(super) failed: Option<LastFailure>,
     /// Its goal; past its deadline no more than to see where its clips are.
-    pub(super) wants: Goal,
+    pub(super) current_goal: Goal,
     due: Instant,
 }
 
@@ -83,13 +83,13 @@ impl Wait {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(super) enum WaitPhase {
     /// Until its deadline.
     Waiting,
     /// Past it since then, while the upstream ends a poll that tells where the clips are.
-    Ending { since: Instant },
+    Grace { since: Instant },
     /// Past it: what is seen from `since` on is the answer, reached or not.
-    Looking { since: Instant },
+    Snapshot { since: Instant },
 }
 
 /// One long-poll.
@@ -106,7 +106,7 @@ pub(super) struct Poll {
     pub(super) opened_at: Instant,
     /// When the newest try began.
     pub(super) tried_at: Instant,
-    pub(super) tries: Tries,
+    pub(super) tries: AttemptState,
     /// How the newest failed try failed.
     pub(super) failed: Option<Failure>,
     /// When the upstream asked that its jobs are not asked about again, and until when.
@@ -123,7 +123,7 @@ impl Poll {
             keep: false,
             opened_at: now,
             tried_at: now,
-            tries: Tries::InLine,
+            tries: AttemptState::Queued,
             failed: None,
             not_before: None,
         }
@@ -132,45 +132,49 @@ impl Poll {
     /// Until when it is not even tried, if that is known.
     pub(super) fn paused_until(&self) -> Option<Instant> {
         match self.tries {
-            Tries::Stalled { until } | Tries::PutOff { until, .. } => Some(until),
-            Tries::InLine | Tries::Trying | Tries::Standing { .. } | Tries::Over => None,
+            AttemptState::BackingOff { until } | AttemptState::Paused { until, .. } => Some(until),
+            AttemptState::Queued | AttemptState::Sending | AttemptState::Held { .. } | AttemptState::Done => {
+                None
+            }
         }
     }
 
     /// Since when its request has stood at the upstream, if it does.
     pub(super) fn standing(&self) -> Option<Instant> {
         match self.tries {
-            Tries::Standing { since } => Some(since),
-            Tries::InLine | Tries::Trying | Tries::Stalled { .. } | Tries::PutOff { .. } | Tries::Over => {
-                None
-            }
+            AttemptState::Held { since } => Some(since),
+            AttemptState::Queued
+            | AttemptState::Sending
+            | AttemptState::BackingOff { .. }
+            | AttemptState::Paused { .. }
+            | AttemptState::Done => None,
         }
     }
 
     /// Whether no try is under way, and another is to come.
     pub(super) fn is_idle(&self) -> bool {
         match self.tries {
-            Tries::InLine | Tries::Stalled { .. } | Tries::PutOff { .. } => true,
-            Tries::Trying | Tries::Standing { .. } | Tries::Over => false,
+            AttemptState::Queued | AttemptState::BackingOff { .. } | AttemptState::Paused { .. } => true,
+            AttemptState::Sending | AttemptState::Held { .. } | AttemptState::Done => false,
         }
     }
 }
 
 /// Where the tries of a poll stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tries {
+pub(super) enum AttemptState {
     /// It waits for its turn.
-    InLine,
+    Queued,
     /// One is under way.
-    Trying,
+    Sending,
     /// Its request has stood at the upstream since then.
-    Standing { since: Instant },
+    Held { since: Instant },
     /// The newest one failed, another is made then.
-    Stalled { until: Instant },
+    BackingOff { until: Instant },
     /// None is made until then, as the upstream asked; of this poll, or of all polls of its key.
-    PutOff { until: Instant, is_of_key: bool },
+    Paused { until: Instant, is_of_key: bool },
     /// It has landed.
-    Over,
+    Done,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,14 +184,14 @@ pub(super) enum PollPhase {
     /// The shell does it, and nobody leans on it.
     Lingering { until: Instant },
     /// It landed too early and is opened again then.
-    Resting { until: Instant },
+    Throttled { until: Instant },
 }
 
 impl PollPhase {
     fn due(self) -> Option<Instant> {
         match self {
             PollPhase::Open => None,
-            PollPhase::Lingering { until } | PollPhase::Resting { until } => Some(until),
+            PollPhase::Lingering { until } | PollPhase::Throttled { until } => Some(until),
         }
     }
 }
@@ -200,14 +204,14 @@ pub(super) enum Timer {
 
 /// All of it. Maps are only looked up, sets are walked: the same inputs give the same outputs.
 #[derive(Debug, Default)]
-pub(super) struct Board {
+pub(super) struct State {
     waits: Map<WaitId, Wait>,
     polls: Map<PollId, Poll>,
-    slots: Slots,
+    slots: JobIndex,
     timers: BTreeSet<(Instant, Timer)>,
 }
 
-impl Board {
+impl State {
     pub(super) fn wait(&self, id: WaitId) -> Option<&Wait> {
         self.waits.get(&id)
     }
@@ -233,7 +237,7 @@ impl Board {
     }
 
     /// What is known of the clips, and whom that concerns.
-    pub(super) fn slots(&self) -> &Slots {
+    pub(super) fn slots(&self) -> &JobIndex {
         &self.slots
     }
 
@@ -252,13 +256,13 @@ impl Board {
         let due = spec.arrived + spec.timeout;
         self.timers.insert((due, Timer::Wait(id)));
         let wait = Wait {
-            wants: spec.goal,
+            current_goal: spec.goal,
             spec,
-            phase: Phase::Waiting,
-            leans: BTreeSet::new(),
+            phase: WaitPhase::Waiting,
+            attached_polls: BTreeSet::new(),
             opened: false,
-            alone: false,
-            given,
+            exact_set_only: false,
+            private_states: given,
             answered: 0,
             failed: None,
             due,
@@ -271,16 +275,16 @@ impl Board {
     pub(super) fn remove_wait(&mut self, id: WaitId) -> Option<Wait> {
         let wait = self.waits.remove(&id)?;
         self.timers.remove(&(wait.due, Timer::Wait(id)));
-        for poll in &wait.leans {
+        for poll in &wait.attached_polls {
             if let Some(poll) = self.polls.get_mut(poll) {
                 poll.waits.remove(&id);
             }
         }
-        self.slots.leave_wait(id, wait.spec.domain, &wait.spec.clips, wait.wants);
+        self.slots.leave_wait(id, wait.spec.domain, &wait.spec.clips, wait.current_goal);
         Some(wait)
     }
 
-    pub(super) fn set_phase(&mut self, id: WaitId, phase: Phase, due: Instant) {
+    pub(super) fn set_phase(&mut self, id: WaitId, phase: WaitPhase, due: Instant) {
         if let Some(wait) = self.waits.get_mut(&id) {
             self.timers.remove(&(wait.due, Timer::Wait(id)));
             self.timers.insert((due, Timer::Wait(id)));
@@ -291,17 +295,18 @@ impl Board {
     /// Ends the wait's time at this moment, if it would not end before.
     pub(super) fn shorten(&mut self, id: WaitId, deadline: Instant) {
         let Some(wait) = self.waits.get_mut(&id) else { return };
-        if wait.phase == Phase::Waiting && deadline < wait.deadline() {
+        if wait.phase == WaitPhase::Waiting && deadline < wait.deadline() {
             wait.spec.timeout = deadline.saturating_duration_since(wait.spec.arrived);
             let due = wait.deadline();
-            self.set_phase(id, Phase::Waiting, due);
+            self.set_phase(id, WaitPhase::Waiting, due);
         }
     }
 
     /// Ends what the wait does past its deadline at this moment, if it would not end before.
     pub(super) fn cap(&mut self, id: WaitId, until: Instant) {
-        if let Some(&Wait { phase: phase @ (Phase::Ending { .. } | Phase::Looking { .. }), due, .. }) =
-            self.waits.get(&id)
+        if let Some(&Wait {
+            phase: phase @ (WaitPhase::Grace { .. } | WaitPhase::Snapshot { .. }), due, ..
+        }) = self.waits.get(&id)
             && until < due
         {
             self.set_phase(id, phase, until);
@@ -321,7 +326,7 @@ impl Board {
         }
         for wait in &poll.waits {
             if let Some(wait) = self.waits.get_mut(wait) {
-                wait.leans.remove(&id);
+                wait.attached_polls.remove(&id);
             }
         }
         self.slots.leave_poll(id, &poll.spec);
@@ -339,10 +344,10 @@ impl Board {
         poll.phase = phase;
     }
 
-    /// Makes a wait lean on just these polls; those it leaned on before come back.
-    pub(super) fn lean(&mut self, id: WaitId, leans: BTreeSet<PollId>) -> Vec<PollId> {
+    /// Attaches a wait to exactly these polls. Returns the polls that it was attached to before.
+    pub(super) fn set_attached(&mut self, id: WaitId, leans: BTreeSet<PollId>) -> Vec<PollId> {
         let Some(wait) = self.waits.get_mut(&id) else { return Vec::new() };
-        let before = std::mem::replace(&mut wait.leans, leans.clone());
+        let before = std::mem::replace(&mut wait.attached_polls, leans.clone());
         let dropped: Vec<PollId> = before.difference(&leans).copied().collect();
         for poll in &dropped {
             if let Some(poll) = self.polls.get_mut(poll) {
@@ -359,7 +364,7 @@ impl Board {
     pub(super) fn attach(&mut self, id: WaitId, polls: impl IntoIterator<Item = PollId>) {
         for poll in polls {
             if let Some(wait) = self.waits.get_mut(&id) {
-                wait.leans.insert(poll);
+                wait.attached_polls.insert(poll);
             }
             self.link(id, poll);
         }
@@ -368,7 +373,7 @@ impl Board {
     /// Makes a wait lean on this poll no more.
     pub(super) fn detach(&mut self, id: WaitId, poll_id: PollId) {
         if let Some(wait) = self.waits.get_mut(&id) {
-            wait.leans.remove(&poll_id);
+            wait.attached_polls.remove(&poll_id);
         }
         if let Some(poll) = self.polls.get_mut(&poll_id) {
             poll.waits.remove(&id);
@@ -376,9 +381,9 @@ impl Board {
     }
 
     /// Makes a wait lean on the poll that it just opened.
-    pub(super) fn lean_also(&mut self, id: WaitId, poll: PollId) {
+    pub(super) fn attach_opened(&mut self, id: WaitId, poll: PollId) {
         if let Some(wait) = self.waits.get_mut(&id) {
-            wait.leans.insert(poll);
+            wait.attached_polls.insert(poll);
             wait.opened = true;
         }
         self.link(id, poll);
@@ -402,23 +407,23 @@ impl Board {
     /// From now on the wait wants to know of all its clips for this goal.
     pub(super) fn want(&mut self, id: WaitId, goal: Goal) {
         let Some(wait) = self.waits.get_mut(&id) else { return };
-        let before = std::mem::replace(&mut wait.wants, goal);
-        self.slots.want_anew(id, wait.spec.domain, &wait.spec.clips, before, goal);
+        let before = std::mem::replace(&mut wait.current_goal, goal);
+        self.slots.reset_interest(id, wait.spec.domain, &wait.spec.clips, before, goal);
     }
 
     /// The wait has its answer for this clip, and keeps it until it wants something else.
-    pub(super) fn want_no_more(&mut self, id: WaitId, clip: &JobId) {
+    pub(super) fn clear_interest(&mut self, id: WaitId, clip: &JobId) {
         if let Some(wait) = self.waits.get(&id) {
-            self.slots.want_no_more(id, wait.spec.domain, clip, wait.wants);
+            self.slots.clear_interest(id, wait.spec.domain, clip, wait.current_goal);
         }
     }
 
     /// Gives a state on no ladder to those who lean on the poll that brought it, and to nobody else.
-    pub(super) fn hand_over(&mut self, poll: PollId, state: &JobState) {
+    pub(super) fn deliver_unknown_status(&mut self, poll: PollId, state: &JobState) {
         let Some(poll) = self.polls.get(&poll) else { return };
         for wait in &poll.waits {
             if let Some(wait) = self.waits.get_mut(wait) {
-                wait.given.insert(state.clone());
+                wait.private_states.insert(state.clone());
             }
         }
     }
@@ -432,18 +437,18 @@ impl Board {
         let mut timers = BTreeSet::new();
         for (&id, wait) in &self.waits {
             timers.insert((wait.due, Timer::Wait(id)));
-            assert!(wait.leans.iter().all(|poll| self.polls[poll].waits.contains(&id)), "{id:?}");
+            assert!(wait.attached_polls.iter().all(|poll| self.polls[poll].waits.contains(&id)), "{id:?}");
         }
         for (&id, poll) in &self.polls {
             timers.extend(poll.phase.due().map(|due| (due, Timer::Poll(id))));
             let is_lingering = matches!(poll.phase, PollPhase::Lingering { .. });
             assert_eq!(poll.waits.is_empty(), is_lingering, "{id:?} {:?}", poll.phase);
             assert!(!is_lingering || !poll.is_idle(), "{id:?} lingers for nothing");
-            assert!(poll.waits.iter().all(|wait| self.waits[wait].leans.contains(&id)), "{id:?}");
+            assert!(poll.waits.iter().all(|wait| self.waits[wait].attached_polls.contains(&id)), "{id:?}");
         }
         assert_eq!(timers, self.timers);
         self.slots.check(
-            self.waits.iter().map(|(&id, wait)| (id, wait.spec.domain, &wait.spec.clips, wait.wants)),
+            self.waits.iter().map(|(&id, wait)| (id, wait.spec.domain, &wait.spec.clips, wait.current_goal)),
             self.polls.iter().map(|(&id, poll)| (id, &poll.spec)),
         );
     }

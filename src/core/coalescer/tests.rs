@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::*;
-use crate::core::job::{JobId, JobSet, Head, KeyDomain, Reply};
+use crate::core::job::{Head, JobId, JobSet, KeyDomain, Reply};
 use crate::core::route::{Form, Ladder, Route};
 
 #[expect(clippy::disallowed_methods, reason = "an arbitrary zero for virtual time")]
@@ -15,7 +15,7 @@ pub(super) fn zero() -> Instant {
 }
 
 /// A machine in virtual time, with clients by number and an upstream played by the test.
-struct Stage {
+struct Scenario {
     machine: Coalescer,
     ladder: Ladder,
     zero: Instant,
@@ -25,7 +25,7 @@ struct Stage {
     /// All that were ever opened.
     opened: usize,
     aborted: usize,
-    told: HashMap<u64, Settled>,
+    told: HashMap<u64, WaitResult>,
     /// Whether a poll stands at the upstream as soon as it is opened.
     stands: bool,
     /// Whether polls wait for their turn, until the test says that they are tried.
@@ -48,14 +48,14 @@ fn reply(status: u16) -> Arc<Reply> {
     Arc::new(Reply { status, head: Arc::new(Head::default()), body: Bytes::new() })
 }
 
-impl Stage {
+impl Scenario {
     fn new() -> Self {
         Self::with(6, secs(2.0))
     }
 
     fn with(max_clips: usize, linger: Duration) -> Self {
         let ladder = Route::suno().ladder;
-        let rules = Rules { ladder: ladder.clone(), hold: secs(120.0), linger, max_clips };
+        let rules = Timing { ladder: ladder.clone(), hold: secs(120.0), linger, max_clips };
         let zero = zero();
         Self {
             machine: Coalescer::new(rules),
@@ -95,10 +95,10 @@ impl Stage {
                     self.open.push((id, format!("{} {goal}", ids.join(" "))));
                     self.opened += 1;
                     if !self.in_line {
-                        self.machine.handle(Input::Progress(id, Progress::Trying), self.now);
+                        self.machine.handle(Input::Progress(id, PollProgress::AttemptStarted), self.now);
                     }
                     if self.stands && !self.in_line {
-                        self.machine.handle(Input::Progress(id, Progress::Standing), self.now);
+                        self.machine.handle(Input::Progress(id, PollProgress::Held), self.now);
                     }
                 }
                 Output::Abort(id) => {
@@ -162,12 +162,12 @@ impl Stage {
         self
     }
 
-    fn progress(&mut self, what: &str, progress: Progress) -> &mut Self {
+    fn progress(&mut self, what: &str, progress: PollProgress) -> &mut Self {
         let id = self.poll(what);
         self.handle(Input::Progress(id, progress))
     }
 
-    fn end(&mut self, what: &str, outcome: Outcome) -> &mut Self {
+    fn end(&mut self, what: &str, outcome: PollOutcome) -> &mut Self {
         let id = self.poll(what);
         self.take(id);
         self.handle(Input::Landed(id, outcome))
@@ -190,7 +190,7 @@ impl Stage {
             let (id, word) = state.split_once('=').unwrap();
             JobState { head: Arc::clone(&head), ..self.state(id, word) }
         });
-        let outcome = Outcome::Clips(states.collect());
+        let outcome = PollOutcome::Clips(states.collect());
         self.end(what, outcome)
     }
 
@@ -207,12 +207,12 @@ impl Stage {
             bodies.collect::<Vec<_>>().join(" ")
         };
         match &settled.end {
-            End::Reached(states) => format!("reached {}", bodies(states)),
-            End::TimedOut(states) => format!("timed out {}", bodies(states)),
-            End::Whole(reply) => format!("whole {}", reply.status),
-            End::Refused(reply) => format!("refused {}", reply.status),
-            End::Failed(Failure::Answered(reply)) => format!("failed {}", reply.status),
-            End::Failed(failure) => format!("failed {failure:?}"),
+            WaitOutcome::Reached(states) => format!("reached {}", bodies(states)),
+            WaitOutcome::TimedOut(states) => format!("timed out {}", bodies(states)),
+            WaitOutcome::Unsplit(reply) => format!("whole {}", reply.status),
+            WaitOutcome::Refused(reply) => format!("refused {}", reply.status),
+            WaitOutcome::Failed(Failure::UpstreamError(reply)) => format!("failed {}", reply.status),
+            WaitOutcome::Failed(failure) => format!("failed {failure:?}"),
         }
     }
 
@@ -239,19 +239,19 @@ impl Stage {
 
 #[test]
 fn identical_waits_share_one_poll_in_any_order_and_at_any_time() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a b", "completed").join(2, "b a", "completed").at(60.0).join(3, "a b", "completed");
     assert_eq!(s.open(), ["a b completed"]);
     s.at(70.0).land("a b completed", "b=complete a=error");
     s.assert_told(&["reached a=error b=complete"; 3]);
-    assert_eq!((s.told[&1].how, s.told[&1].direct), (How::Opened, true));
-    assert_eq!((s.told[&3].how, s.told[&3].direct), (How::Leaned, false));
+    assert_eq!((s.told[&1].how, s.told[&1].direct), (Cost::Opened, true));
+    assert_eq!((s.told[&3].how, s.told[&3].direct), (Cost::Coalesced, false));
     assert!(s.is_idle());
 }
 
 #[test]
 fn a_late_joiner_has_its_own_two_minutes_and_the_poll_is_opened_again_for_it() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").at(60.0).join(2, "a", "completed");
     s.at(120.1).land("a completed", "a=streaming");
     s.assert_told(&["timed out a=streaming", ""]);
@@ -263,7 +263,7 @@ fn a_late_joiner_has_its_own_two_minutes_and_the_poll_is_opened_again_for_it() {
 
 #[test]
 fn a_late_joiner_is_answered_by_the_poll_it_joined() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").at(119.0).join(2, "a", "completed");
     s.at(119.5).land("a completed", "a=complete").assert_told(&["reached a=complete"; 2]);
     assert_eq!(s.opened, 1);
@@ -271,7 +271,7 @@ fn a_late_joiner_is_answered_by_the_poll_it_joined() {
 
 #[test]
 fn a_poll_that_ends_unreached_with_nobody_left_is_not_opened_again() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").join(2, "a", "completed").at(120.05).land("a completed", "a=queued");
     s.assert_told(&["timed out a=queued"; 2]);
     assert_eq!((s.opened, s.is_idle()), (1, true));
@@ -279,17 +279,17 @@ fn a_poll_that_ends_unreached_with_nobody_left_is_not_opened_again() {
 
 #[test]
 fn the_answer_to_a_poll_that_was_opened_again_belongs_to_whom_it_was_opened_for() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").at(60.0).join(2, "a", "completed");
     s.at(120.1).land("a completed", "a=queued").at(130.0).land("a completed", "a=complete");
     for wait in 1..=2 {
-        assert_eq!((s.told[&wait].how, s.told[&wait].direct), (How::Opened, true), "{wait}");
+        assert_eq!((s.told[&wait].how, s.told[&wait].direct), (Cost::Opened, true), "{wait}");
     }
 }
 
 #[test]
 fn a_long_wait_asks_again_each_time_the_upstream_ends_its_poll() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join_for(1, "a", "completed", 600.0);
     for round in 1..5 {
         s.at(120.1 * f64::from(round)).land("a completed", "a=queued");
@@ -301,7 +301,7 @@ fn a_long_wait_asks_again_each_time_the_upstream_ends_its_poll() {
 
 #[test]
 fn a_rung_that_is_skipped_ends_the_waits_for_it() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "queued").join(2, "a", "streaming").at(5.0).land("a queued", "a=complete");
     s.assert_told(&["reached a=complete"; 2]);
     assert!(s.is_idle());
@@ -309,7 +309,7 @@ fn a_rung_that_is_skipped_ends_the_waits_for_it() {
 
 #[test]
 fn ten_thousand_waits_are_one_poll() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     for wait in 0..10_000 {
         s.join(wait, "a", "completed");
     }
@@ -321,7 +321,7 @@ fn ten_thousand_waits_are_one_poll() {
 
 #[test]
 fn an_error_told_to_a_lower_poll_ends_the_waits_for_completed() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").at(1.0).join(2, "a", "streaming");
     assert_eq!(s.open(), ["a completed", "a streaming"]);
     s.at(9.0).land("a streaming", "a=error").assert_told(&["reached a=error"; 2]);
@@ -331,7 +331,7 @@ fn an_error_told_to_a_lower_poll_ends_the_waits_for_completed() {
 
 #[test]
 fn a_wait_leans_on_a_lower_poll_and_asks_for_itself_once_that_is_reached() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "streaming").at(1.0).join(2, "a", "completed");
     assert_eq!(s.open(), ["a streaming"]);
     s.at(9.0).land("a streaming", "a=streaming").assert_told(&["reached a=streaming", ""]);
@@ -342,7 +342,7 @@ fn a_wait_leans_on_a_lower_poll_and_asks_for_itself_once_that_is_reached() {
 
 #[test]
 fn the_lower_of_two_waits_opens_first_when_their_poll_ended_and_the_higher_leans() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "streaming").at(1.0).join(2, "a", "completed").at(60.0).join(3, "a", "streaming");
     s.at(120.1).land("a streaming", "a=queued");
     assert_eq!(s.open(), ["a streaming"]);
@@ -350,7 +350,7 @@ fn the_lower_of_two_waits_opens_first_when_their_poll_ended_and_the_higher_leans
 
 #[test]
 fn a_batch_asks_only_for_what_is_neither_known_nor_asked_for_as_long_as_it_waits() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").at(0.1);
     let known = vec![s.state("c", "complete")];
     s.enter(2, WaitSpec { known, ..s.spec("a b c", "completed") });
@@ -363,7 +363,7 @@ fn a_batch_asks_only_for_what_is_neither_known_nor_asked_for_as_long_as_it_waits
 /// Had the batch asked for `b` only, it would need a third request at 120 s, where clients alone make two.
 #[test]
 fn a_batch_that_must_ask_asks_along_for_clips_whose_poll_ends_before_its_time() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").at(60.0).join(2, "a b", "completed");
     assert_eq!(s.open(), ["a completed", "a b completed"]);
     s.at(61.0).leave(1).at(120.1);
@@ -377,17 +377,17 @@ fn a_batch_that_must_ask_asks_along_for_clips_whose_poll_ends_before_its_time() 
 
 #[test]
 fn a_batch_opens_nothing_while_running_polls_ask_for_all_its_clips() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").at(30.0).join(2, "b", "streaming").at(60.0).join(3, "a b", "completed");
     assert_eq!(s.opened, 2);
     s.at(70.0).land("b streaming", "b=complete").land("a completed", "a=complete");
     s.assert_told(&["reached a=complete", "reached b=complete", "reached a=complete b=complete"]);
-    assert_eq!((s.opened, s.told[&3].how), (2, How::Leaned));
+    assert_eq!((s.opened, s.told[&3].how), (2, Cost::Coalesced));
 }
 
 #[test]
 fn a_batch_that_leaned_makes_up_for_an_ended_poll_with_one_request_for_all() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").at(30.0).join(2, "b", "completed").at(60.0).join(3, "a b", "completed");
     s.at(61.0).leave(1).leave(2).at(120.1).land("a completed", "a=queued");
     assert_eq!(s.open(), ["b completed", "a b completed"]);
@@ -398,15 +398,15 @@ fn a_batch_that_leaned_makes_up_for_an_ended_poll_with_one_request_for_all() {
 /// Leaning on the lower poll alone would have kept the refusal back until that one landed.
 #[test]
 fn a_refused_clip_is_asked_for_at_once_although_a_lower_poll_asks_for_its_neighbour() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "streaming").at(1.0).join(2, "a b", "completed");
     assert_eq!(s.open(), ["a streaming", "a b completed"]);
-    s.end("a b completed", Outcome::Refused(reply(404))).assert_told(&["", "refused 404"]);
+    s.end("a b completed", PollOutcome::Refused(reply(404))).assert_told(&["", "refused 404"]);
 }
 
 #[test]
 fn a_wait_for_more_clips_than_a_poll_may_ask_for_is_split() {
-    let mut s = Stage::with(2, secs(2.0));
+    let mut s = Scenario::with(2, secs(2.0));
     s.join(1, "a b c d e", "completed").at(1.0).join(2, "e d c b a", "completed");
     assert_eq!(s.open(), ["a b completed", "c d completed", "e completed"]);
     s.at(9.0).land("c d completed", "c=complete d=complete");
@@ -420,7 +420,7 @@ fn a_wait_for_more_clips_than_a_poll_may_ask_for_is_split() {
 
 #[test]
 fn a_split_wait_asks_again_once_all_its_polls_have_ended() {
-    let mut s = Stage::with(1, secs(2.0));
+    let mut s = Scenario::with(1, secs(2.0));
     s.join_for(1, "a b", "completed", 240.0).at(120.1).land("a completed", "a=queued");
     assert_eq!(s.open(), ["b completed"]);
     s.at(120.2).land("b completed", "b=queued");
@@ -431,7 +431,7 @@ fn a_split_wait_asks_again_once_all_its_polls_have_ended() {
 #[test]
 fn a_landing_plans_for_a_wide_wait_what_it_brought_and_no_more() {
     let ids: Vec<String> = (0..600).map(|n| format!("c{n:03}")).collect();
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, &ids.join(" "), "completed").join(2, &ids.join(" "), "completed").at(60.0);
     assert_eq!((s.opened, s.machine.plans), (100, 2));
     for what in s.open().iter().map(ToString::to_string).collect::<Vec<_>>() {
@@ -446,7 +446,7 @@ fn a_landing_plans_for_a_wide_wait_what_it_brought_and_no_more() {
 
 #[test]
 fn an_upstream_that_does_not_hold_is_asked_once_a_gap() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").at(0.1).land("a completed", "a=queued");
     assert!(s.open().is_empty());
     s.at(0.5).join(2, "a", "completed").at(1.19);
@@ -459,7 +459,7 @@ fn an_upstream_that_does_not_hold_is_asked_once_a_gap() {
 
 #[test]
 fn a_request_without_a_status_leans_on_its_like_and_on_snapshots_only() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").join(2, "a", "").join(3, "a", "");
     assert_eq!(s.open(), ["a completed", "a now"]);
     s.join(4, "a", "submitted");
@@ -474,16 +474,16 @@ fn a_request_without_a_status_leans_on_its_like_and_on_snapshots_only() {
 
 #[test]
 fn a_single_wait_never_leans_on_a_batch_nor_fails_by_it() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a b", "completed").join(2, "a", "completed");
     assert_eq!(s.open(), ["a b completed", "a completed"]);
-    s.end("a b completed", Outcome::Refused(reply(404))).assert_told(&["refused 404", ""]);
+    s.end("a b completed", PollOutcome::Refused(reply(404))).assert_told(&["refused 404", ""]);
     s.land("a completed", "a=complete").assert_told(&["refused 404", "reached a=complete"]);
 }
 
 #[test]
 fn what_a_batch_learns_of_a_clip_reaches_the_single_wait_on_it() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").at(1.0).join(2, "a b", "streaming");
     s.at(9.0).land("a b streaming", "a=complete b=streaming");
     s.assert_told(&["reached a=complete", "reached a=complete b=streaming"]);
@@ -491,17 +491,18 @@ fn what_a_batch_learns_of_a_clip_reaches_the_single_wait_on_it() {
 
 #[test]
 fn key_domains_never_touch() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed");
     s.enter(2, WaitSpec { domain: domain(1), ..s.spec("a", "completed") });
     assert_eq!((s.open(), s.poll("a completed")), (vec!["a completed", "a completed"], PollId(0)));
     s.land("a completed", "a=complete").assert_told(&["reached a=complete", ""]);
-    s.end("a completed", Outcome::Refused(reply(401))).assert_told(&["reached a=complete", "refused 401"]);
+    s.end("a completed", PollOutcome::Refused(reply(401)))
+        .assert_told(&["reached a=complete", "refused 401"]);
 }
 
 #[test]
 fn a_state_that_went_back_is_ignored() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").join(2, "a", "streaming").at(5.0).land("a streaming", "a=streaming");
     s.at(6.0).join(3, "a", "queued").land("a queued", "a=submitted");
     s.assert_told(&["", "reached a=streaming", "reached a=streaming"]);
@@ -511,7 +512,7 @@ fn a_state_that_went_back_is_ignored() {
 
 #[test]
 fn a_word_on_no_ladder_is_handed_over_at_once_and_not_spread() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").join(2, "a b", "completed");
     s.join(3, "a", "streaming").at(5.0).land("a streaming", "a=paused");
     s.assert_told(&["", "", "reached a=paused"]);
@@ -521,7 +522,7 @@ fn a_word_on_no_ladder_is_handed_over_at_once_and_not_spread() {
 
 #[test]
 fn a_batch_that_was_handed_an_odd_word_asks_on_for_the_rest_only() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a b", "completed").at(5.0).land("a b completed", "a=paused b=queued");
     s.assert_told(&[""]);
     assert_eq!(s.open(), ["b completed"]);
@@ -532,7 +533,7 @@ fn a_batch_that_was_handed_an_odd_word_asks_on_for_the_rest_only() {
 /// was held until its deadline.
 #[test]
 fn a_state_vouched_for_to_one_wait_is_that_waits_only() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").at(0.1).land("a completed", "a=queued").at(1.0);
     let known = vec![s.state("a", "complete")];
     s.enter(2, WaitSpec { known, ..s.spec("a", "completed") }).assert_told(&["", "reached a=complete"]);
@@ -545,7 +546,7 @@ fn a_state_vouched_for_to_one_wait_is_that_waits_only() {
 
 #[test]
 fn the_opener_leaves_and_the_rest_is_served() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").at(1.0).join(2, "a", "completed").at(2.0).leave(1);
     s.at(50.0).land("a completed", "a=complete").assert_told(&["", "reached a=complete"]);
     assert_eq!((s.opened, s.aborted), (1, 0));
@@ -553,7 +554,7 @@ fn the_opener_leaves_and_the_rest_is_served() {
 
 #[test]
 fn the_last_leaver_aborts_the_poll_after_the_linger() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").join(2, "a", "completed").leave(1).at(5.0).leave(2).at(6.9);
     assert_eq!((s.open(), s.aborted, s.machine.waits()), (vec!["a completed"], 0, 0));
     s.at(7.0);
@@ -562,7 +563,7 @@ fn the_last_leaver_aborts_the_poll_after_the_linger() {
 
 #[test]
 fn one_who_comes_back_within_the_linger_finds_the_poll_still_there() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").at(5.0).leave(1).at(6.5).join(2, "a", "completed").at(60.0);
     assert_eq!((s.open(), s.opened, s.aborted), (vec!["a completed"], 1, 0));
     s.land("a completed", "a=complete").assert_told(&["", "reached a=complete"]);
@@ -571,19 +572,19 @@ fn one_who_comes_back_within_the_linger_finds_the_poll_still_there() {
 /// There is nothing at the upstream to be found again, and it would have been given a turn.
 #[test]
 fn a_poll_that_is_not_being_tried_is_forgotten_with_its_last_wait() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.in_line = true;
     s.join(1, "a", "completed").join(2, "a", "completed").at(1.0).leave(1);
     assert_eq!(s.aborted, 0);
     s.leave(2);
     assert!(s.is_idle() && s.aborted == 1, "in line");
 
-    let failing = Progress::Stalled(Failure::Unreachable, secs(5.0));
-    let mut s = Stage::new();
+    let failing = PollProgress::BackingOff(Failure::Unreachable, secs(5.0));
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").progress("a completed", failing.clone()).leave(1);
     assert!(s.is_idle() && s.aborted == 1, "pausing");
 
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").leave(1);
     assert_eq!(s.open(), ["a completed"]);
     s.at(1.0).progress("a completed", failing);
@@ -592,18 +593,18 @@ fn a_poll_that_is_not_being_tried_is_forgotten_with_its_last_wait() {
 
 #[test]
 fn a_poll_that_lands_while_it_lingers_is_forgotten() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").leave(1).at(1.0).land("a completed", "a=queued");
     assert!(s.is_idle() && s.aborted == 0);
 }
 
 #[test]
 fn what_concerns_the_forgotten_changes_nothing() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").leave(1).leave(1).at(3.0);
-    let late = Outcome::Clips(vec![s.state("a", "complete")]);
+    let late = PollOutcome::Clips(vec![s.state("a", "complete")]);
     s.handle(Input::Landed(PollId(0), late));
-    s.handle(Input::Progress(PollId(0), Progress::Standing)).leave(7);
+    s.handle(Input::Progress(PollId(0), PollProgress::Held)).leave(7);
     assert!(s.is_idle() && s.told.is_empty());
 }
 
@@ -611,7 +612,7 @@ fn what_concerns_the_forgotten_changes_nothing() {
 
 #[test]
 fn what_a_pending_poll_proves_at_the_deadline_costs_no_request() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join_for(1, "a", "completed", 60.0).join(2, "a", "streaming");
     s.at(30.0).land("a streaming", "a=streaming").at(60.0).assert_told(&["timed out a=streaming"]);
     assert_eq!(s.opened, 2);
@@ -619,7 +620,7 @@ fn what_a_pending_poll_proves_at_the_deadline_costs_no_request() {
 
 #[test]
 fn what_nothing_proves_at_the_deadline_costs_one_snapshot_for_all_who_look() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join_for(1, "a", "completed", 60.0).join_for(2, "a", "completed", 60.0).at(60.0);
     s.assert_told(&["", ""]);
     assert_eq!(s.open(), ["a completed", "a submitted"]);
@@ -630,7 +631,7 @@ fn what_nothing_proves_at_the_deadline_costs_one_snapshot_for_all_who_look() {
 
 #[test]
 fn a_poll_that_does_not_stand_yet_proves_nothing() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.stands = false;
     s.join_for(1, "a", "completed", 60.0).join(2, "a", "streaming");
     s.at(30.0).land("a streaming", "a=streaming").at(60.0);
@@ -640,7 +641,7 @@ fn a_poll_that_does_not_stand_yet_proves_nothing() {
 /// Its silence may be that of the wire.
 #[test]
 fn a_poll_that_only_just_stands_proves_nothing() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").join(2, "a", "streaming").land("a streaming", "a=streaming");
     s.at(0.4).join_for(3, "a", "completed", 0.0);
     assert_eq!(s.open(), ["a completed", "a submitted"]);
@@ -651,7 +652,7 @@ fn a_poll_that_only_just_stands_proves_nothing() {
 /// Found by the sweep: the batch was silent because `b` held it, until this very moment.
 #[test]
 fn a_batch_whose_other_clip_only_just_got_there_proves_nothing() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a b", "completed").at(10.0).join(2, "a", "streaming").land("a streaming", "a=streaming");
     s.at(60.0).join(3, "b", "completed").at(70.0).land("b completed", "b=complete");
     s.join_for(4, "a", "completed", 0.0);
@@ -663,7 +664,7 @@ fn a_batch_whose_other_clip_only_just_got_there_proves_nothing() {
 
 #[test]
 fn a_batch_whose_other_clip_is_long_there_proves_the_rest() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a b", "completed").at(10.0).join(2, "a", "streaming").land("a streaming", "a=streaming");
     s.at(60.0).join(3, "b", "completed").at(70.0).land("b completed", "b=complete");
     s.at(80.0).join_for(4, "a", "completed", 0.0);
@@ -672,14 +673,14 @@ fn a_batch_whose_other_clip_is_long_there_proves_the_rest() {
 
 #[test]
 fn a_wait_without_time_costs_one_snapshot() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join_for(1, "a", "completed", 0.0);
     assert_eq!((s.open(), s.opened), (vec!["a submitted"], 1));
 }
 
 #[test]
 fn what_was_proven_at_the_deadline_is_not_asked_for_again_when_the_proof_is_aborted() {
-    let mut s = Stage::with(6, Duration::ZERO);
+    let mut s = Scenario::with(6, Duration::ZERO);
     s.join_for(1, "a b", "completed", 60.0).join(2, "a", "completed").join(3, "a", "streaming");
     s.at(10.0).land("a streaming", "a=streaming").at(60.0);
     assert_eq!(s.open(), ["a completed", "b submitted"]);
@@ -690,7 +691,7 @@ fn what_was_proven_at_the_deadline_is_not_asked_for_again_when_the_proof_is_abor
 /// What else happens need not wait for the last of them.
 #[test]
 fn a_crowd_of_deadlines_is_worked_off_in_parts() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     for number in 0..1000 {
         s.join_for(number, &format!("c{number}"), "completed", 60.0);
     }
@@ -700,7 +701,7 @@ fn a_crowd_of_deadlines_is_worked_off_in_parts() {
         let before = s.opened;
         s.machine.handle_timeout(s.now);
         s.act();
-        assert!(s.opened - before <= MOST_AT_ONCE);
+        assert!(s.opened - before <= MAX_TIMERS_PER_CALL);
         calls += 1;
         if calls == 1 {
             s.land("c999 completed", "c999=complete");
@@ -715,7 +716,7 @@ fn a_crowd_of_deadlines_is_worked_off_in_parts() {
 #[test]
 fn a_wait_and_its_poll_that_end_at_the_same_moment_cost_no_extra_request() {
     for ends in [119.8, 119.999, 120.0, 120.001, 120.3, 124.9] {
-        let mut s = Stage::new();
+        let mut s = Scenario::new();
         s.join(1, "a", "completed").at(0.04).join(2, "a", "completed");
         s.at(ends).land("a completed", "a=queued").assert_told(&["timed out a=queued"; 2]);
         assert_eq!((s.opened, s.is_idle()), (1, true), "{ends}");
@@ -725,7 +726,7 @@ fn a_wait_and_its_poll_that_end_at_the_same_moment_cost_no_extra_request() {
 #[test]
 fn a_split_wait_and_its_polls_that_end_at_the_same_moment_cost_no_extra_request() {
     for (first, second) in [(119.9, 120.2), (120.1, 120.2), (119.8, 119.9), (120.0, 120.0)] {
-        let mut s = Stage::with(1, secs(2.0));
+        let mut s = Scenario::with(1, secs(2.0));
         s.join(1, "a b", "completed").at(first).land("a completed", "a=queued");
         s.at(second).land("b completed", "b=queued").assert_told(&["timed out a=queued b=queued"]);
         assert_eq!((s.opened, s.is_idle()), (2, true), "{first} {second}");
@@ -734,7 +735,7 @@ fn a_split_wait_and_its_polls_that_end_at_the_same_moment_cost_no_extra_request(
 
 #[test]
 fn an_upstream_that_overruns_its_time_is_waited_for_no_longer_than_the_grace() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").at(124.9);
     assert_eq!(s.open(), ["a completed"]);
     s.at(125.0);
@@ -745,7 +746,7 @@ fn an_upstream_that_overruns_its_time_is_waited_for_no_longer_than_the_grace() {
 /// It stayed for its own poll, which had another minute to go, until the grace was over.
 #[test]
 fn a_wait_shorter_than_the_upstreams_time_looks_when_its_own_is_over() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join_for(1, "a", "completed", 60.0).at(60.0);
     assert_eq!(s.open(), ["a completed", "a submitted"]);
     s.land("a submitted", "a=queued").assert_told(&["timed out a=queued"]);
@@ -753,7 +754,7 @@ fn a_wait_shorter_than_the_upstreams_time_looks_when_its_own_is_over() {
 
 #[test]
 fn a_wait_of_twice_the_upstreams_time_ends_with_its_second_poll() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join_for(1, "a", "completed", 240.0).at(120.1).land("a completed", "a=queued").at(240.0);
     s.assert_told(&[""]);
     assert_eq!(s.open(), ["a completed"]);
@@ -765,74 +766,74 @@ fn a_wait_of_twice_the_upstreams_time_ends_with_its_second_poll() {
 
 #[test]
 fn a_whole_answer_goes_to_the_waits_on_just_that_set_and_the_others_ask_alone() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a b", "completed").join(2, "a b", "completed").join(3, "a b c", "completed");
     assert_eq!(s.open(), ["a b completed", "c completed"]);
-    s.at(9.0).end("a b completed", Outcome::Whole(reply(200)));
+    s.at(9.0).end("a b completed", PollOutcome::Unsplit(reply(200)));
     s.assert_told(&["whole 200", "whole 200", ""]);
     assert_eq!(s.open(), ["c completed", "a b c completed"]);
-    s.at(12.0).end("a b c completed", Outcome::Whole(reply(200))).assert_told(&["whole 200"; 3]);
+    s.at(12.0).end("a b c completed", PollOutcome::Unsplit(reply(200))).assert_told(&["whole 200"; 3]);
     assert!(s.is_idle());
 }
 
 #[test]
 fn a_whole_answer_to_a_lower_poll_does_not_cut_a_higher_wait_short() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a b", "streaming").join(2, "a b", "completed");
-    s.at(9.0).end("a b streaming", Outcome::Whole(reply(200))).assert_told(&["whole 200", ""]);
+    s.at(9.0).end("a b streaming", PollOutcome::Unsplit(reply(200))).assert_told(&["whole 200", ""]);
     assert_eq!(s.open(), ["a b completed"]);
 }
 
 #[test]
 fn a_whole_answer_at_the_upstreams_time_does_not_cut_a_late_joiner_short() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a b", "completed").at(60.0).join(2, "a b", "completed");
-    s.at(120.1).end("a b completed", Outcome::Whole(reply(200))).assert_told(&["whole 200", ""]);
-    s.at(130.0).end("a b completed", Outcome::Whole(reply(200))).assert_told(&["whole 200"; 2]);
+    s.at(120.1).end("a b completed", PollOutcome::Unsplit(reply(200))).assert_told(&["whole 200", ""]);
+    s.at(130.0).end("a b completed", PollOutcome::Unsplit(reply(200))).assert_told(&["whole 200"; 2]);
 }
 
 #[test]
 fn a_whole_answer_to_a_part_of_a_split_wait_is_no_answer() {
-    let mut s = Stage::with(2, secs(2.0));
-    s.join(1, "a b c", "completed").end("a b completed", Outcome::Whole(reply(200)));
+    let mut s = Scenario::with(2, secs(2.0));
+    s.join(1, "a b c", "completed").end("a b completed", PollOutcome::Unsplit(reply(200)));
     s.assert_told(&["failed Garbled(None)"]);
 }
 
 #[test]
 fn a_refusal_goes_to_every_wait_on_the_poll() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "streaming").at(1.0).join(2, "a", "completed").join(3, "b", "completed");
-    s.end("a streaming", Outcome::Refused(reply(404))).assert_told(&["refused 404", "refused 404", ""]);
+    s.end("a streaming", PollOutcome::Refused(reply(404))).assert_told(&["refused 404", "refused 404", ""]);
     assert_eq!((s.told[&1].direct, s.told[&2].direct), (true, false));
 }
 
 #[test]
 fn a_failure_reaches_only_those_who_were_there_at_the_failed_try() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed")
         .at(1.0)
-        .progress("a completed", Progress::Stalled(Failure::Unreachable, secs(1.0)));
-    s.join(2, "a", "completed").at(2.0).progress("a completed", Progress::Trying);
+        .progress("a completed", PollProgress::BackingOff(Failure::Unreachable, secs(1.0)));
+    s.join(2, "a", "completed").at(2.0).progress("a completed", PollProgress::AttemptStarted);
     s.at(3.0).join(3, "a", "completed").at(4.0);
-    s.end("a completed", Outcome::Failed(Failure::Unreachable));
+    s.end("a completed", PollOutcome::Failed(Failure::Unreachable));
     s.assert_told(&["failed Unreachable", "failed Unreachable", ""]);
     assert_eq!(s.open(), ["a completed"]);
 }
 
 /// The upstream answers with this status, and asks to be left alone for so many seconds.
-fn asked_to_rest(status: u16, pause: f64) -> Progress {
-    Progress::Rests(Failure::Answered(reply(status)), secs(pause))
+fn asked_to_rest(status: u16, pause: f64) -> PollProgress {
+    PollProgress::Paused(Failure::UpstreamError(reply(status)), secs(pause))
 }
 
-fn key_rests(pause: f64) -> Progress {
-    Progress::Rests(Failure::KeyRests { retry_after: secs(pause) }, secs(pause))
+fn key_rests(pause: f64) -> PollProgress {
+    PollProgress::Paused(Failure::KeyRateLimited { retry_after: secs(pause) }, secs(pause))
 }
 
 /// Nobody is kept for an answer that cannot come in time: a client alone would have been told at once.
 #[test]
 fn a_wait_is_told_at_once_of_a_pause_that_outlasts_it() {
     for status in [429, 503] {
-        let mut s = Stage::new();
+        let mut s = Scenario::new();
         s.join(1, "a", "completed").at(0.5).join(2, "a b", "completed").at(1.0);
         s.progress("a completed", asked_to_rest(status, 3600.0));
         s.assert_told(&[&format!("failed {status}"), ""]);
@@ -840,29 +841,29 @@ fn a_wait_is_told_at_once_of_a_pause_that_outlasts_it() {
         s.leave(2).at(10.0);
         assert!(s.is_idle());
     }
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join_for(1, "a", "completed", 0.0).progress("a submitted", asked_to_rest(429, 60.0));
     s.assert_told(&["failed 429"]);
 }
 
 #[test]
 fn a_wait_that_outlasts_the_pause_is_held_through_it() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join_for(1, "a", "completed", 600.0).at(1.0).progress("a completed", asked_to_rest(429, 500.0));
     s.at(501.0).assert_told(&[""]);
-    s.progress("a completed", Progress::Trying).at(502.0).land("a completed", "a=complete");
+    s.progress("a completed", PollProgress::AttemptStarted).at(502.0).land("a completed", "a=complete");
     s.assert_told(&["reached a=complete"]);
 }
 
 /// The other poll may be the one that tells it of a refusal, and what it has to be told then is the same.
 #[test]
 fn a_wait_is_not_told_of_a_pause_while_something_else_may_answer_it() {
-    let mut s = Stage::with(1, secs(2.0));
+    let mut s = Scenario::with(1, secs(2.0));
     s.join(1, "a b", "completed").at(1.0).progress("a completed", asked_to_rest(429, 3600.0)).at(60.0);
     s.assert_told(&[""]);
     s.land("b completed", "b=complete").assert_told(&["failed 429"]);
 
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").join(2, "a", "streaming").at(1.0);
     s.progress("a streaming", asked_to_rest(503, 3600.0)).assert_told(&["", "failed 503"]);
     s.at(2.0).land("a completed", "a=complete").assert_told(&["reached a=complete", "failed 503"]);
@@ -870,7 +871,7 @@ fn a_wait_is_not_told_of_a_pause_while_something_else_may_answer_it() {
 
 #[test]
 fn a_wait_that_has_a_truth_to_tell_is_held_through_a_pause_that_outlasts_it() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a b", "completed").join(2, "a", "streaming").join(3, "b", "completed").at(10.0);
     s.land("a streaming", "a=streaming").land("b completed", "b=complete");
     s.at(20.0).join(4, "a", "completed").at(21.0).progress("a completed", asked_to_rest(429, 3600.0));
@@ -882,7 +883,7 @@ fn a_wait_that_has_a_truth_to_tell_is_held_through_a_pause_that_outlasts_it() {
 /// Its client alone would have asked anew, and may well be let in.
 #[test]
 fn a_pause_that_was_asked_for_before_a_wait_came_is_not_told_to_it() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join_for(1, "a", "completed", 600.0).at(1.0).progress("a completed", asked_to_rest(503, 500.0));
     s.at(2.0).join(2, "a", "completed");
     assert_eq!((s.open(), s.opened), (vec!["a completed"; 2], 2));
@@ -896,7 +897,7 @@ fn a_pause_that_was_asked_for_before_a_wait_came_is_not_told_to_it() {
 
 #[test]
 fn a_wait_that_joined_a_try_under_way_asks_anew_where_that_ends_with_a_pause() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").at(1.0).join(2, "a", "completed").at(2.0);
     s.progress("a completed", asked_to_rest(503, 3600.0)).assert_told(&["failed 503", ""]);
     assert_eq!((s.open(), s.opened), (vec!["a completed"], 2));
@@ -906,7 +907,7 @@ fn a_wait_that_joined_a_try_under_way_asks_anew_where_that_ends_with_a_pause() {
 
 #[test]
 fn the_rest_of_a_key_is_told_at_once_to_those_only_whom_it_outlasts() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.in_line = true;
     s.join(1, "a", "completed").join_for(2, "a", "completed", 30.0).join_for(3, "a b", "completed", 30.0);
     s.progress("a completed", key_rests(60.0));
@@ -915,7 +916,7 @@ fn the_rest_of_a_key_is_told_at_once_to_those_only_whom_it_outlasts() {
     assert_eq!(s.told(3), "failed KeyRests { retry_after: 60s }");
     s.at(40.0).join_for(4, "a", "completed", 5.0);
     assert_eq!(s.told(4), "failed KeyRests { retry_after: 20s }", "whenever it came");
-    s.at(60.0).progress("a completed", Progress::Trying).land("a completed", "a=complete");
+    s.at(60.0).progress("a completed", PollProgress::AttemptStarted).land("a completed", "a=complete");
     assert_eq!(s.told(1), "reached a=complete");
     assert!(s.is_idle());
 }
@@ -923,17 +924,17 @@ fn the_rest_of_a_key_is_told_at_once_to_those_only_whom_it_outlasts() {
 /// An hour is an hour, but a moment later the look at its deadline may tell it the truth.
 #[test]
 fn a_wait_is_not_told_of_a_pause_that_its_look_would_outlast() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join_for(1, "a", "completed", 60.0).at(55.0).progress("a completed", asked_to_rest(429, 10.0)).at(60.0);
     s.assert_told(&[""]);
     assert_eq!(s.open(), ["a submitted"]);
-    s.progress("a submitted", key_rests(5.0)).at(65.0).progress("a submitted", Progress::Trying);
+    s.progress("a submitted", key_rests(5.0)).at(65.0).progress("a submitted", PollProgress::AttemptStarted);
     s.land("a submitted", "a=streaming").assert_told(&["timed out a=streaming"]);
 }
 
 #[test]
 fn a_look_that_would_be_put_off_is_not_waited_for() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join_for(1, "a", "completed", 60.0).at(30.0).join_for(2, "a", "completed", 30.0).at(60.0);
     s.progress("a submitted", key_rests(60.0));
     s.assert_told(&["failed KeyRests { retry_after: 60s }", "failed KeyRests { retry_after: 60s }"]);
@@ -941,37 +942,38 @@ fn a_look_that_would_be_put_off_is_not_waited_for() {
 
 #[test]
 fn a_wait_with_time_left_is_held_through_a_failing_upstream() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").at(1.0);
-    s.progress("a completed", Progress::Stalled(Failure::Answered(reply(500)), secs(89.0)))
+    s.progress("a completed", PollProgress::BackingOff(Failure::UpstreamError(reply(500)), secs(89.0)))
         .at(90.0)
         .assert_told(&[""]);
-    s.progress("a completed", Progress::Trying).progress("a completed", Progress::Standing);
+    s.progress("a completed", PollProgress::AttemptStarted).progress("a completed", PollProgress::Held);
     s.at(100.0).land("a completed", "a=complete").assert_told(&["reached a=complete"]);
 }
 
 #[test]
 fn a_wait_whose_time_is_over_is_told_how_the_upstream_failed_last() {
-    let failing = |status, pause| Progress::Stalled(Failure::Answered(reply(status)), secs(pause));
-    let mut s = Stage::new();
+    let failing =
+        |status, pause| PollProgress::BackingOff(Failure::UpstreamError(reply(status)), secs(pause));
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").at(1.0).progress("a completed", failing(500, 120.0)).at(120.0);
     s.assert_told(&[""]);
     assert_eq!(s.open(), ["a submitted"]);
     s.at(120.1).progress("a submitted", failing(502, 1.0)).at(130.0);
     s.assert_told(&["failed 502"]);
 
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").at(1.0).progress("a completed", failing(500, 120.0)).at(130.0);
     s.assert_told(&["failed 500"]);
     assert!(s.told[&1].direct);
 
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join_for(1, "a", "completed", 60.0).at(70.0).assert_told(&["failed Overdue"]);
 }
 
 #[test]
 fn draining_tells_every_wait_the_truth_within_the_time_and_spread_over_it() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     for (number, id) in ["c", "d", "e"].iter().enumerate() {
         s.join(10 + number as u64, id, "streaming").join(2 + number as u64, id, "completed");
         for n in 1..=200 {
@@ -1003,7 +1005,7 @@ fn draining_tells_every_wait_the_truth_within_the_time_and_spread_over_it() {
 /// Row 1.12.
 #[test]
 fn waits_on_the_same_jobs_are_drained_together_by_one_snapshot_a_job() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     for number in 1..=6 {
         s.join(number, "a", "completed").join(10 + number, "b", "completed");
     }
@@ -1022,7 +1024,7 @@ fn waits_on_the_same_jobs_are_drained_together_by_one_snapshot_a_job() {
 
 #[test]
 fn a_few_waits_are_drained_at_once() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     for (number, id) in ["a", "b", "c"].iter().enumerate() {
         s.join(10 + number as u64, id, "streaming").join(1 + number as u64, id, "completed");
         s.land(&format!("{id} streaming"), &format!("{id}=streaming"));
@@ -1038,13 +1040,13 @@ fn a_few_waits_are_drained_at_once() {
 /// Row 1.6.
 #[test]
 fn a_wait_that_is_drained_while_the_upstream_fails_is_told_where_its_job_was_seen() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "queued").join(2, "a", "completed").land("a queued", "a=queued");
     s.join(3, "b", "completed").at(10.0);
     let until = s.zero + secs(20.0);
     s.handle(Input::Drain(until)).at(19.0);
-    s.end("a submitted", Outcome::Failed(Failure::Unreachable));
-    s.progress("b submitted", Progress::Stalled(Failure::Unreachable, secs(0.1))).at(21.0);
+    s.end("a submitted", PollOutcome::Failed(Failure::Unreachable));
+    s.progress("b submitted", PollProgress::BackingOff(Failure::Unreachable, secs(0.1))).at(21.0);
     assert_eq!(s.told(2), "timed out a=queued");
     assert_eq!(s.told(3), "failed Unreachable", "nothing was seen of it");
 }
@@ -1052,7 +1054,7 @@ fn a_wait_that_is_drained_while_the_upstream_fails_is_told_where_its_job_was_see
 /// Row 2.5: a success with `Retry-After` on a job that is not where it is waited for.
 #[test]
 fn a_retry_after_on_a_success_sets_the_time_of_the_next_poll() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed");
     let poll = s.poll("a completed");
     s.machine.handle(Input::RetryAfter(poll, secs(7.0)), s.now);
@@ -1071,7 +1073,7 @@ fn a_retry_after_on_a_success_sets_the_time_of_the_next_poll() {
 /// Row 1.8.
 #[test]
 fn a_request_that_is_answered_at_once_gets_a_refusal_with_retry_after_at_once() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "").progress("a now", asked_to_rest(429, 60.0)).assert_told(&["failed 429"]);
     s.join(2, "b", "submitted").progress("b submitted", asked_to_rest(503, 60.0));
     assert_eq!(s.told(2), "failed 503");
@@ -1085,7 +1087,7 @@ fn a_request_that_is_answered_at_once_gets_a_refusal_with_retry_after_at_once() 
 /// Sweep seed 26092: a wait opened a poll and was given up within its join, and the poll was opened all the same.
 #[test]
 fn an_opening_that_was_not_taken_yet_is_taken_back_when_its_wait_ends() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.in_line = true;
     s.join_for(1, "a", "completed", 5.0).at(5.0).join(2, "a", "streaming");
     s.progress("a submitted", key_rests(60.0)).at(6.0);
@@ -1097,12 +1099,12 @@ fn an_opening_that_was_not_taken_yet_is_taken_back_when_its_wait_ends() {
 
 #[test]
 fn a_wait_that_is_refused_leaves_no_trace() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     let spec = s.spec("a b", "completed");
     s.join(1, "a", "completed");
     s.machine.handle(Input::Join(WaitId(2), spec), s.now);
     assert_eq!(s.machine.pending_opens(), 1);
-    s.machine.handle(Input::Refuse(WaitId(2)), s.now);
+    s.machine.handle(Input::CancelJoin(WaitId(2)), s.now);
     assert_eq!(s.machine.pending_opens(), 0);
     assert_eq!((s.machine.waits(), s.machine.polls()), (1, 1));
     s.join(3, "b", "completed");
@@ -1111,13 +1113,13 @@ fn a_wait_that_is_refused_leaves_no_trace() {
 
 #[test]
 fn an_answer_that_was_read_earlier_and_comes_later_takes_nothing_back() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").at(1.0).join(2, "a", "streaming");
     s.at(5.0);
     let complete = s.state("a", "complete"); // read now, on its way for a while
     s.at(5.5).join(3, "a b", "streaming");
     s.at(6.0).land("a streaming", "a=streaming");
-    s.at(6.1).end("a completed", Outcome::Clips(vec![complete]));
+    s.at(6.1).end("a completed", PollOutcome::Clips(vec![complete]));
     let open = s.open().iter().find(|what| what.contains('b')).unwrap().to_string();
     s.at(8.0).land(&open, if open.starts_with("a b") { "a=complete b=complete" } else { "b=complete" });
     assert_eq!(s.told(3), "reached a=complete b=complete");
@@ -1126,22 +1128,22 @@ fn an_answer_that_was_read_earlier_and_comes_later_takes_nothing_back() {
 
 #[test]
 fn an_answer_that_was_read_as_a_waits_time_ended_is_the_state_then() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").at(0.1).join(2, "a", "completed").at(120.02);
     let read = s.state("a", "queued");
-    s.at(120.0201).end("a completed", Outcome::Clips(vec![read]));
+    s.at(120.0201).end("a completed", PollOutcome::Clips(vec![read]));
     s.assert_told(&["timed out a=queued", "timed out a=queued"]);
     assert_eq!((s.open(), s.opened), (vec![], 1));
 }
 
 #[test]
 fn an_answer_that_was_read_before_a_wait_came_is_not_its_end() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed").at(119.7);
     let read = s.state("a", "queued");
     s.at(119.8).join_for(2, "a", "completed", 0.3);
     assert_eq!(s.opened, 1);
-    s.at(120.0).end("a completed", Outcome::Clips(vec![read]));
+    s.at(120.0).end("a completed", PollOutcome::Clips(vec![read]));
     s.assert_told(&["timed out a=queued", ""]);
     let open = s.open()[0].to_string();
     s.at(120.1).land(&open, "a=streaming");
@@ -1151,7 +1153,7 @@ fn an_answer_that_was_read_before_a_wait_came_is_not_its_end() {
 /// Each parked wait is answered within `server.drain_timeout` (contract section 9), one that looks already too.
 #[test]
 fn a_stop_ends_in_time_for_a_wait_whose_snapshot_is_not_answered() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join_for(1, "a", "completed", 10.0).at(11.0);
     assert_eq!(s.told(1), "");
     let until = s.zero + secs(13.0);
@@ -1162,7 +1164,7 @@ fn a_stop_ends_in_time_for_a_wait_whose_snapshot_is_not_answered() {
 /// P1: the job was completed before the second client came, who would have been told so at once.
 #[test]
 fn a_client_who_comes_in_the_pause_after_a_success_is_not_late() {
-    let mut s = Stage::new();
+    let mut s = Scenario::new();
     s.join(1, "a", "completed");
     let poll = s.poll("a completed");
     s.machine.handle(Input::RetryAfter(poll, secs(60.0)), s.now);

@@ -11,7 +11,7 @@ pub const SNAPSHOT_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the machine goes by.
 #[derive(Clone, Debug)]
-pub struct Rules {
+pub struct Timing {
     /// The states and their order.
     pub ladder: Ladder,
     /// When the upstream ends a poll unreached.
@@ -22,14 +22,14 @@ pub struct Rules {
     pub max_clips: usize,
 }
 
-impl Rules {
+impl Timing {
     /// Two moments closer than this are one: the upstream and the gateway count the same time by two clocks.
-    pub(super) fn skew(&self) -> Duration {
+    pub(super) fn clock_skew(&self) -> Duration {
         self.hold / 500
     }
 
     /// How long a poll must be silent to prove that its goal is not reached: a way there and back at least.
-    pub(super) fn proof(&self) -> Duration {
+    pub(super) fn min_silence(&self) -> Duration {
         self.hold / 240
     }
 
@@ -39,7 +39,7 @@ impl Rules {
     }
 
     /// How often an upstream that does not hold its polls is asked at most.
-    pub(super) fn gap(&self) -> Duration {
+    pub(super) fn min_repoll_interval(&self) -> Duration {
         self.hold / 100
     }
 

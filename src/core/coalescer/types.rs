@@ -54,24 +54,24 @@ pub struct PollSpec {
 
 /// Where a poll that has not landed stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Progress {
+pub enum PollProgress {
     /// A try begins.
-    Trying,
+    AttemptStarted,
     /// Its request is on a connection: from here on the upstream answers as soon as it can.
-    Standing,
+    Held,
     /// The try failed so, another will come after so long, and may well succeed.
-    Stalled(Failure, Duration),
+    BackingOff(Failure, Duration),
     /// The upstream asked to be left alone for so long, so: it would say the same until then.
-    Rests(Failure, Duration),
+    Paused(Failure, Duration),
 }
 
 /// How a poll ended, for good: tries and their limits are the shell's.
 #[derive(Clone, Debug)]
-pub enum Outcome {
+pub enum PollOutcome {
     /// Each clip asked for, by id.
     Clips(Vec<JobState>),
     /// A success that could not be taken apart by id.
-    Whole(Arc<Reply>),
+    Unsplit(Arc<Reply>),
     /// The upstream's final word, as it wrote it: a redirect or a refusal.
     Refused(Arc<Reply>),
     /// The tries ran out.
@@ -82,15 +82,15 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// With an error that the upstream wrote.
-    Answered(Arc<Reply>),
+    UpstreamError(Arc<Reply>),
     /// No connection, or it broke.
     Unreachable,
     /// With a success that cannot be read as jobs; its bytes, where all of them are there.
-    Garbled(Option<Arc<Reply>>),
+    InvalidResponse(Option<Arc<Reply>>),
     /// No answer within the upstream's limit.
-    Overdue,
+    Timeout,
     /// The upstream asked for a rest of the key, by its answer to another poll.
-    KeyRests {
+    KeyRateLimited {
         /// When it is worth another try.
         retry_after: Duration,
     },
@@ -113,8 +113,10 @@ impl Failure {
     /// Returns whom the failure concerns.
     pub fn kind(&self) -> FaultKind {
         match self {
-            Failure::Unreachable | Failure::Overdue => FaultKind::Transport,
-            Failure::Answered(_) | Failure::Garbled(_) | Failure::KeyRests { .. } => FaultKind::Upstream,
+            Failure::Unreachable | Failure::Timeout => FaultKind::Transport,
+            Failure::UpstreamError(_) | Failure::InvalidResponse(_) | Failure::KeyRateLimited { .. } => {
+                FaultKind::Upstream
+            }
             Failure::LocalResources => FaultKind::Local,
         }
     }
@@ -122,11 +124,11 @@ impl Failure {
     /// The short word for `Cache-Status`, logs and metrics.
     pub fn reason(&self) -> &'static str {
         match self {
-            Failure::Answered(_) => "upstream-error",
+            Failure::UpstreamError(_) => "upstream-error",
             Failure::Unreachable => "unreachable",
-            Failure::Garbled(_) => "garbled",
-            Failure::Overdue => "overdue",
-            Failure::KeyRests { .. } => "key-rests",
+            Failure::InvalidResponse(_) => "garbled",
+            Failure::Timeout => "overdue",
+            Failure::KeyRateLimited { .. } => "key-rests",
             Failure::LocalResources => "local-resources",
         }
     }
@@ -140,15 +142,15 @@ pub enum Input {
     /// It hung up.
     Leave(WaitId),
     /// It may not cost a request after all: the Join just before is taken back, and its outputs with it.
-    Refuse(WaitId),
+    CancelJoin(WaitId),
     /// The shell ends: all waits are told the truth by then, spread over the time that is left.
     Drain(Instant),
     /// A poll got on or fell back.
-    Progress(PollId, Progress),
+    Progress(PollId, PollProgress),
     /// The answer to the poll, which lands next, asks for a pause before its jobs are asked about again.
     RetryAfter(PollId, Duration),
     /// A poll ended.
-    Landed(PollId, Outcome),
+    Landed(PollId, PollOutcome),
 }
 
 /// Something is to be done.
@@ -159,53 +161,53 @@ pub enum Output {
     /// Stop asking; the poll is forgotten.
     Abort(PollId),
     /// Answer the client; the wait is forgotten.
-    Settle(WaitId, Settled),
+    Settle(WaitId, WaitResult),
 }
 
 /// What a client is told.
 #[derive(Clone, Debug)]
-pub struct Settled {
+pub struct WaitResult {
     /// Whether the wait cost an upstream request.
-    pub how: How,
+    pub how: Cost,
     /// Whether the upstream's answer is the one to a poll that this wait opened, so that its own head may go along.
     pub direct: bool,
     /// The answer.
-    pub end: End,
+    pub end: WaitOutcome,
 }
 
 /// Whether a wait made the upstream see a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum How {
+pub enum Cost {
     /// It opened a poll.
     Opened,
     /// It leaned on running polls only.
-    Leaned,
+    Coalesced,
 }
 
 /// Why a wait ended.
 #[derive(Clone, Debug)]
-pub enum End {
+pub enum WaitOutcome {
     /// Every clip is where it was waited for; in the set's order.
     Reached(Vec<JobState>),
     /// Its time is over; the clips as they are, in the set's order.
     TimedOut(Vec<JobState>),
     /// The upstream answered something that has no clips to tell apart.
-    Whole(Arc<Reply>),
+    Unsplit(Arc<Reply>),
     /// The upstream refused.
     Refused(Arc<Reply>),
     /// The upstream failed.
     Failed(Failure),
 }
 
-impl End {
+impl WaitOutcome {
     /// The short word for logs and metrics.
     pub fn reason(&self) -> &'static str {
         match self {
-            End::Reached(_) => "reached",
-            End::TimedOut(_) => "timed-out",
-            End::Whole(_) => "whole",
-            End::Refused(_) => "refused",
-            End::Failed(failure) => failure.reason(),
+            WaitOutcome::Reached(_) => "reached",
+            WaitOutcome::TimedOut(_) => "timed-out",
+            WaitOutcome::Unsplit(_) => "whole",
+            WaitOutcome::Refused(_) => "refused",
+            WaitOutcome::Failed(failure) => failure.reason(),
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::core::route::{Form, Route, Rung};
 
 /// One clip of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cut {
+pub struct JobSlice {
     /// Which clip.
     pub id: JobId,
     /// Where it stands; `None` for a status word that is on no ladder, for a status that is no word and for none.
@@ -39,68 +39,68 @@ pub const MAX_NAME_BYTES: usize = 128;
 
 /// How an answer with several clips holds them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Shape {
+pub enum ListShape {
     /// `[clip, …]`
     #[default]
-    Bare,
+    Array,
     /// `{"NAME": [clip, …]}`, with the member's name, which has [`MAX_NAME_BYTES`] at most.
     Wrapped(String),
     /// `{"ID": clip, …}`
-    ById,
+    Map,
 }
 
 /// What an answer is to those who wait on its clips.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Sliced {
+pub enum SplitBody {
     /// Exactly the clips asked for, each once.
     Clips {
         /// The clips, in the order of the set.
-        clips: Vec<Cut>,
+        clips: Vec<JobSlice>,
         /// What held them; `None` for the answer with one clip, which is the clip itself.
-        shape: Option<Shape>,
+        shape: Option<ListShape>,
     },
     /// JSON, but something else.
-    Whole,
+    Unsplit,
     /// No JSON.
-    Garbled,
+    Invalid,
 }
 
 /// Cuts the body of a 2xx that was asked for these clips.
-pub fn slice(route: &Route, form: Form, asked: &JobSet, body: &Bytes) -> Sliced {
-    let Ok(text) = str::from_utf8(body) else { return Sliced::Garbled };
+pub fn split(route: &Route, form: Form, asked: &JobSet, body: &Bytes) -> SplitBody {
+    let Ok(text) = str::from_utf8(body) else { return SplitBody::Invalid };
     // RFC 8259 §8.1 lets a parser skip a byte order mark. A single clip keeps it: its body is passed on as it came.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let cutter = Cutter { route, asked, body };
+    let cutter = Splitter { route, asked, body };
     let sliced = match form {
         Form::Single => cutter.single(text),
         Form::Multi => cutter.multi(text),
     };
     match sliced {
         Some(sliced) => sliced,
-        None if serde_json::from_str::<IgnoredAny>(text).is_ok() => Sliced::Whole,
-        None => Sliced::Garbled,
+        None if serde_json::from_str::<IgnoredAny>(text).is_ok() => SplitBody::Unsplit,
+        None => SplitBody::Invalid,
     }
 }
 
 /// An answer with several clips: these, in this order, in this shape.
-pub fn assemble<'a>(shape: &Shape, clips: impl IntoIterator<Item = (&'a JobId, &'a Bytes)>) -> Bytes {
+pub fn join<'a>(shape: &ListShape, clips: impl IntoIterator<Item = (&'a JobId, &'a Bytes)>) -> Bytes {
     let mut out = BytesMut::new();
     match shape {
-        Shape::Bare => out.put_u8(b'['),
-        Shape::Wrapped(name) => {
+        ListShape::Array => out.put_u8(b'['),
+        ListShape::Wrapped(name) => {
             out.put_u8(b'{');
             put_text(&mut out, name);
             out.put_slice(b":[");
         }
-        Shape::ById => out.put_u8(b'{'),
+        ListShape::Map => out.put_u8(b'{'),
     }
     for (place, (id, body)) in clips.into_iter().enumerate() {
         if place > 0 {
             out.put_u8(b',');
         }
         match shape {
-            Shape::Bare | Shape::Wrapped(_) => {}
-            Shape::ById => {
+            ListShape::Array | ListShape::Wrapped(_) => {}
+            ListShape::Map => {
                 put_text(&mut out, id.as_str());
                 out.put_u8(b':');
             }
@@ -108,9 +108,9 @@ pub fn assemble<'a>(shape: &Shape, clips: impl IntoIterator<Item = (&'a JobId, &
         out.put_slice(body);
     }
     out.put_slice(match shape {
-        Shape::Bare => b"]",
-        Shape::Wrapped(_) => b"]}",
-        Shape::ById => b"}",
+        ListShape::Array => b"]",
+        ListShape::Wrapped(_) => b"]}",
+        ListShape::Map => b"}",
     });
     out.freeze()
 }
@@ -120,48 +120,48 @@ fn put_text(out: &mut BytesMut, text: &str) {
 }
 
 /// Cuts one answer. `None` where it cannot be cut, JSON or not.
-struct Cutter<'a> {
+struct Splitter<'a> {
     route: &'a Route,
     asked: &'a JobSet,
     body: &'a Bytes,
 }
 
-impl<'a> Cutter<'a> {
-    fn single(&self, text: &'a str) -> Option<Sliced> {
+impl<'a> Splitter<'a> {
+    fn single(&self, text: &'a str) -> Option<SplitBody> {
         let head = self.head(text)?;
         let mut asked = self.asked.iter();
         let id = asked.next().filter(|id| head.id.as_deref() == Some(id.as_str()))?;
         if asked.next().is_some() {
             return None;
         }
-        let cut = Cut { id: id.clone(), rung: head.rung, body: self.body.clone() };
-        Some(Sliced::Clips { clips: vec![cut], shape: None })
+        let cut = JobSlice { id: id.clone(), rung: head.rung, body: self.body.clone() };
+        Some(SplitBody::Clips { clips: vec![cut], shape: None })
     }
 
     /// A wrapped list and a map by id cannot be mistaken for each other, whatever the ids: the values of the one
     /// are a list, those of the other are objects.
-    fn multi(&self, text: &'a str) -> Option<Sliced> {
+    fn multi(&self, text: &'a str) -> Option<SplitBody> {
         let (clips, shape) = match self.outer(text)? {
-            Outer::List(items) => (self.list(&items)?, Shape::Bare),
+            Outer::List(items) => (self.list(&items)?, ListShape::Array),
             Outer::Object(members) => match members.as_slice() {
                 [(name, value)] if value.get().starts_with('[') && name.len() <= MAX_NAME_BYTES => {
                     let Outer::List(items) = self.outer(value.get())? else { return None };
-                    (self.list(&items)?, Shape::Wrapped(name.clone().into_owned()))
+                    (self.list(&items)?, ListShape::Wrapped(name.clone().into_owned()))
                 }
-                _ => (self.map(&members)?, Shape::ById),
+                _ => (self.map(&members)?, ListShape::Map),
             },
         };
-        Some(Sliced::Clips { clips, shape: Some(shape) })
+        Some(SplitBody::Clips { clips, shape: Some(shape) })
     }
 
-    fn list(&self, items: &[&'a RawValue]) -> Option<Vec<Cut>> {
+    fn list(&self, items: &[&'a RawValue]) -> Option<Vec<JobSlice>> {
         self.cut(items.iter().map(|item| {
             let head = self.head(item.get())?;
             Some((head.id?, head.rung, *item))
         }))
     }
 
-    fn map(&self, members: &[(Cow<'a, str>, &'a RawValue)]) -> Option<Vec<Cut>> {
+    fn map(&self, members: &[(Cow<'a, str>, &'a RawValue)]) -> Option<Vec<JobSlice>> {
         self.cut(members.iter().map(|(key, value)| {
             let head = self.head(value.get())?;
             head.id.is_none_or(|id| id == *key).then(|| (key.clone(), head.rung, *value))
@@ -172,14 +172,14 @@ impl<'a> Cutter<'a> {
     fn cut(
         &self,
         found: impl Iterator<Item = Option<(Cow<'a, str>, Option<Rung>, &'a RawValue)>>,
-    ) -> Option<Vec<Cut>> {
-        let mut places: Vec<Option<Cut>> = vec![None; self.asked.len()];
+    ) -> Option<Vec<JobSlice>> {
+        let mut places: Vec<Option<JobSlice>> = vec![None; self.asked.len()];
         for clip in found {
             let (id, rung, raw) = clip?;
             let asked = self.asked.iter().as_slice();
             let place = asked.binary_search_by(|asked| asked.as_str().cmp(&id)).ok()?;
             let body = self.body.slice_ref(raw.get().as_bytes());
-            if places[place].replace(Cut { id: asked[place].clone(), rung, body }).is_some() {
+            if places[place].replace(JobSlice { id: asked[place].clone(), rung, body }).is_some() {
                 return None;
             }
         }

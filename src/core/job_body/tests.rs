@@ -8,22 +8,22 @@ fn set(ids: &[&str]) -> JobSet {
     JobSet::new(ids.iter().map(|text| id(text)))
 }
 
-fn slice_text(form: Form, asked: &[&str], body: &str) -> Sliced {
-    slice(&Route::suno(), form, &set(asked), &Bytes::copy_from_slice(body.as_bytes()))
+fn slice_text(form: Form, asked: &[&str], body: &str) -> SplitBody {
+    split(&Route::suno(), form, &set(asked), &Bytes::copy_from_slice(body.as_bytes()))
 }
 
 /// Clips as (id, status word or "" for none, body).
-fn clips(shape: Option<Shape>, clips: &[(&str, &str, &str)]) -> Sliced {
-    let cut = |&(name, word, body): &(&str, &str, &str)| Cut {
+fn clips(shape: Option<ListShape>, clips: &[(&str, &str, &str)]) -> SplitBody {
+    let cut = |&(name, word, body): &(&str, &str, &str)| JobSlice {
         id: id(name),
         rung: Route::suno().ladder.rung(word),
         body: Bytes::copy_from_slice(body.as_bytes()),
     };
-    Sliced::Clips { clips: clips.iter().map(cut).collect(), shape }
+    SplitBody::Clips { clips: clips.iter().map(cut).collect(), shape }
 }
 
-fn wrapped(name: &str) -> Shape {
-    Shape::Wrapped(name.to_owned())
+fn wrapped(name: &str) -> ListShape {
+    ListShape::Wrapped(name.to_owned())
 }
 
 /// Runs a table and holds it to its size.
@@ -61,15 +61,15 @@ fn a_single_clip_is_the_whole_body_byte_for_byte() {
 #[test]
 fn several_clips_are_cut_by_id_in_every_shape() {
     let cases = vec![
-        (r#"[{"id":"a","status":"queued"},{"id":"b"}]"#, Shape::Bare),
-        (r#"[{"id":"b"},{"id":"a","status":"queued"}]"#, Shape::Bare),
-        ("\n[ {\"id\":\"b\"}\t,\r\n{\"id\":\"a\",\"status\":\"queued\"} ] ", Shape::Bare),
+        (r#"[{"id":"a","status":"queued"},{"id":"b"}]"#, ListShape::Array),
+        (r#"[{"id":"b"},{"id":"a","status":"queued"}]"#, ListShape::Array),
+        ("\n[ {\"id\":\"b\"}\t,\r\n{\"id\":\"a\",\"status\":\"queued\"} ] ", ListShape::Array),
         (r#"{"clips":[{"id":"b"},{"id":"a","status":"queued"}]}"#, wrapped("clips")),
         (r#" { "\u0064ata" : [ {"id":"b"} , {"id":"a","status":"queued"} ] } "#, wrapped("data")),
         (r#"{"a":[{"id":"b"},{"id":"a","status":"queued"}]}"#, wrapped("a")),
         (r#"{"":[{"id":"b"},{"id":"a","status":"queued"}]}"#, wrapped("")),
-        (r#"{"b":{"id":"b"},"a":{"id":"a","status":"queued"}}"#, Shape::ById),
-        (r#" { "\u0061" : {"id":"a","status":"queued"} , "b" : {"id":"b"} } "#, Shape::ById),
+        (r#"{"b":{"id":"b"},"a":{"id":"a","status":"queued"}}"#, ListShape::Map),
+        (r#" { "\u0061" : {"id":"a","status":"queued"} , "b" : {"id":"b"} } "#, ListShape::Map),
     ];
     each(9, cases, |(body, shape)| {
         let expected = clips(
@@ -83,14 +83,14 @@ fn several_clips_are_cut_by_id_in_every_shape() {
 #[test]
 fn a_map_by_id_needs_no_ids_in_its_clips_and_its_names_decide() {
     let cases = vec![
-        (r#"{"a":{"status":"queued"}}"#, "a", "queued", r#"{"status":"queued"}"#, Shape::ById),
-        (r#"{"a":{}}"#, "a", "", "{}", Shape::ById),
+        (r#"{"a":{"status":"queued"}}"#, "a", "queued", r#"{"status":"queued"}"#, ListShape::Map),
+        (r#"{"a":{}}"#, "a", "", "{}", ListShape::Map),
         // an id that reads like the name of a list
-        (r#"{"clips":{"status":"queued"}}"#, "clips", "queued", r#"{"status":"queued"}"#, Shape::ById),
+        (r#"{"clips":{"status":"queued"}}"#, "clips", "queued", r#"{"status":"queued"}"#, ListShape::Map),
         (r#"{"clips":[{"id":"clips"}]}"#, "clips", "", r#"{"id":"clips"}"#, wrapped("clips")),
         // ids that read like the members of a clip
-        (r#"{"id":{"id":"id"}}"#, "id", "", r#"{"id":"id"}"#, Shape::ById),
-        (r#"{"status":{"id":"status"}}"#, "status", "", r#"{"id":"status"}"#, Shape::ById),
+        (r#"{"id":{"id":"id"}}"#, "id", "", r#"{"id":"id"}"#, ListShape::Map),
+        (r#"{"status":{"id":"status"}}"#, "status", "", r#"{"id":"status"}"#, ListShape::Map),
     ];
     each(6, cases, |(body, id, word, clip, shape)| {
         assert_eq!(slice_text(Form::Multi, &[id], body), clips(Some(shape), &[(id, word, clip)]), "{body}");
@@ -124,7 +124,7 @@ fn json_that_is_not_just_the_clips_asked_for_is_whole() {
         "1",
         r#""a""#,
     ];
-    each(23, single, |body| assert_eq!(slice_text(Form::Single, &["a"], body), Sliced::Whole, "{body}"));
+    each(23, single, |body| assert_eq!(slice_text(Form::Single, &["a"], body), SplitBody::Unsplit, "{body}"));
     let multi = vec![
         // a list that is not both, each once
         "[]",
@@ -170,7 +170,9 @@ fn json_that_is_not_just_the_clips_asked_for_is_whole() {
         "0",
         r#""[]""#,
     ];
-    each(38, multi, |body| assert_eq!(slice_text(Form::Multi, &["a", "b"], body), Sliced::Whole, "{body}"));
+    each(38, multi, |body| {
+        assert_eq!(slice_text(Form::Multi, &["a", "b"], body), SplitBody::Unsplit, "{body}")
+    });
 }
 
 #[test]
@@ -209,8 +211,8 @@ fn what_is_no_json_is_garbled() {
     ];
     each(30, cases, |body| {
         for form in [Form::Single, Form::Multi] {
-            let sliced = slice(&Route::suno(), form, &set(&["a"]), &Bytes::copy_from_slice(body));
-            assert_eq!(sliced, Sliced::Garbled, "{form} {}", String::from_utf8_lossy(body));
+            let sliced = split(&Route::suno(), form, &set(&["a"]), &Bytes::copy_from_slice(body));
+            assert_eq!(sliced, SplitBody::Invalid, "{form} {}", String::from_utf8_lossy(body));
         }
     });
 }
@@ -219,27 +221,27 @@ fn what_is_no_json_is_garbled() {
 #[test]
 fn a_byte_order_mark_is_skipped_for_reading_and_stays_in_the_bytes_of_a_single_clip() {
     let body = Bytes::from_static(b"\xef\xbb\xbf{\"id\":\"a\",\"status\":\"complete\"}");
-    let Sliced::Clips { clips, .. } = slice(&Route::suno(), Form::Single, &set(&["a"]), &body) else {
+    let SplitBody::Clips { clips, .. } = split(&Route::suno(), Form::Single, &set(&["a"]), &body) else {
         panic!("it is read")
     };
     assert_eq!(clips[0].body, body);
     assert!(clips[0].rung.is_some());
     let list = Bytes::from_static(b"\xef\xbb\xbf[{\"id\":\"a\"},{\"id\":\"b\"}]");
-    let Sliced::Clips { clips, .. } = slice(&Route::suno(), Form::Multi, &set(&["a", "b"]), &list) else {
+    let SplitBody::Clips { clips, .. } = split(&Route::suno(), Form::Multi, &set(&["a", "b"]), &list) else {
         panic!("it is read")
     };
     assert_eq!(clips[1].body, &b"{\"id\":\"b\"}"[..]);
     let twice = Bytes::from_static(b"\xef\xbb\xbf\xef\xbb\xbf{\"id\":\"a\"}");
-    assert_eq!(slice(&Route::suno(), Form::Single, &set(&["a"]), &twice), Sliced::Garbled);
+    assert_eq!(split(&Route::suno(), Form::Single, &set(&["a"]), &twice), SplitBody::Invalid);
 }
 
 #[test]
 fn an_answer_to_one_clip_is_never_cut_for_several() {
     let body = r#"{"id":"a"}"#;
-    assert_eq!(slice_text(Form::Single, &["a", "b"], body), Sliced::Whole);
-    assert_eq!(slice_text(Form::Single, &[], body), Sliced::Whole);
-    assert_eq!(slice_text(Form::Multi, &[], "[]"), Sliced::Whole);
-    assert_eq!(slice_text(Form::Multi, &[], "{}"), Sliced::Whole);
+    assert_eq!(slice_text(Form::Single, &["a", "b"], body), SplitBody::Unsplit);
+    assert_eq!(slice_text(Form::Single, &[], body), SplitBody::Unsplit);
+    assert_eq!(slice_text(Form::Multi, &[], "[]"), SplitBody::Unsplit);
+    assert_eq!(slice_text(Form::Multi, &[], "{}"), SplitBody::Unsplit);
 }
 
 #[test]
@@ -251,7 +253,7 @@ fn an_id_of_any_letters_is_compared_by_its_value() {
         let clip = format!(r#"{{"id":{spelled}}}"#);
         assert_eq!(slice_text(Form::Single, &[odd], &clip), clips(None, &[(odd, "", &clip)]));
         let map = format!("{{{spelled}:{clip}}}");
-        assert_eq!(slice_text(Form::Multi, &[odd], &map), clips(Some(Shape::ById), &[(odd, "", &clip)]));
+        assert_eq!(slice_text(Form::Multi, &[odd], &map), clips(Some(ListShape::Map), &[(odd, "", &clip)]));
     }
 }
 
@@ -259,7 +261,7 @@ fn an_id_of_any_letters_is_compared_by_its_value() {
 fn a_clip_is_a_slice_of_the_answer_and_not_a_copy() {
     let body = Bytes::from_static(br#"{"clips":[{"id":"b"},{"id":"a"}]}"#);
     let whole = body.as_ptr_range();
-    let Sliced::Clips { clips, .. } = slice(&Route::suno(), Form::Multi, &set(&["a", "b"]), &body) else {
+    let SplitBody::Clips { clips, .. } = split(&Route::suno(), Form::Multi, &set(&["a", "b"]), &body) else {
         panic!("it is two clips")
     };
     assert_eq!(clips.len(), 2);
@@ -277,20 +279,20 @@ fn nesting_of_any_depth_is_walked_over() {
     let clip = format!(r#"{{"x":{open}{open_maps}0{close_maps}{close},"id":"a"}}"#);
     assert_eq!(slice_text(Form::Single, &["a"], &clip), clips(None, &[("a", "", &clip)]));
     for (body, shape) in [
-        (format!("[{clip}]"), Shape::Bare),
+        (format!("[{clip}]"), ListShape::Array),
         (format!(r#"{{"clips":[{clip}]}}"#), wrapped("clips")),
-        (format!(r#"{{"a":{clip}}}"#), Shape::ById),
+        (format!(r#"{{"a":{clip}}}"#), ListShape::Map),
     ] {
         assert_eq!(slice_text(Form::Multi, &["a"], &body), clips(Some(shape), &[("a", "", &clip)]));
     }
     let cases = vec![
-        (format!("{open}{close}"), Sliced::Whole),
-        (format!("{open_maps}0{close_maps}"), Sliced::Whole),
-        (format!(r#"{{"id":{open}{close}}}"#), Sliced::Whole),
-        (format!(r#"[{{"id":{open}{close}}}]"#), Sliced::Whole),
-        (open.clone(), Sliced::Garbled),
-        (open_maps.clone(), Sliced::Garbled),
-        (format!(r#"{{"id":"a","status":{open}"#), Sliced::Garbled),
+        (format!("{open}{close}"), SplitBody::Unsplit),
+        (format!("{open_maps}0{close_maps}"), SplitBody::Unsplit),
+        (format!(r#"{{"id":{open}{close}}}"#), SplitBody::Unsplit),
+        (format!(r#"[{{"id":{open}{close}}}]"#), SplitBody::Unsplit),
+        (open.clone(), SplitBody::Invalid),
+        (open_maps.clone(), SplitBody::Invalid),
+        (format!(r#"{{"id":"a","status":{open}"#), SplitBody::Invalid),
     ];
     each(7, cases, |(body, expected)| {
         for form in [Form::Single, Form::Multi] {
@@ -306,15 +308,15 @@ fn clips_are_put_together_in_the_order_asked_for_and_in_the_upstreams_shape() {
     let [a, b] = [id("a\""), id("b")];
     let [a_body, b_body] = [Bytes::from_static(b"{ \"id\":\"a\\\"\" }"), Bytes::from_static(b"{}")];
     let cases = vec![
-        (Shape::Bare, r#"[{},{ "id":"a\"" }]"#, "[]"),
+        (ListShape::Array, r#"[{},{ "id":"a\"" }]"#, "[]"),
         (wrapped("clips"), r#"{"clips":[{},{ "id":"a\"" }]}"#, r#"{"clips":[]}"#),
         (wrapped("a \"list\"\n"), r#"{"a \"list\"\n":[{},{ "id":"a\"" }]}"#, r#"{"a \"list\"\n":[]}"#),
-        (Shape::ById, r#"{"b":{},"a\"":{ "id":"a\"" }}"#, "{}"),
+        (ListShape::Map, r#"{"b":{},"a\"":{ "id":"a\"" }}"#, "{}"),
     ];
-    assert_eq!(Shape::default(), Shape::Bare);
+    assert_eq!(ListShape::default(), ListShape::Array);
     each(4, cases, |(shape, both, none)| {
-        assert_eq!(assemble(&shape, [(&b, &b_body), (&a, &a_body)]), both);
-        assert_eq!(assemble(&shape, []), none);
+        assert_eq!(join(&shape, [(&b, &b_body), (&a, &a_body)]), both);
+        assert_eq!(join(&shape, []), none);
     });
 }
 
@@ -332,11 +334,11 @@ fn what_is_put_together_is_cut_again_in_every_shape() {
             Bytes::from(format!("{{ \"status\":\"queued\",\"id\" :{text} }}"))
         };
         let bodies: Vec<(JobId, Bytes)> = asked.iter().map(|id| (id.clone(), clip(id))).collect();
-        for shape in [Shape::Bare, Shape::Wrapped(name), Shape::ById] {
+        for shape in [ListShape::Array, ListShape::Wrapped(name), ListShape::Map] {
             let mut order: Vec<_> = bodies.iter().map(|(id, body)| (id, body)).collect();
             fastrand::Rng::with_seed(seed).shuffle(&mut order);
-            let body = assemble(&shape, order);
-            let Sliced::Clips { clips, shape: again } = slice(&route, Form::Multi, &asked, &body) else {
+            let body = join(&shape, order);
+            let SplitBody::Clips { clips, shape: again } = split(&route, Form::Multi, &asked, &body) else {
                 panic!("seed {seed}: {body:?}")
             };
             assert_eq!(again.as_ref(), Some(&shape), "seed {seed}");
@@ -374,10 +376,10 @@ fn a_damaged_answer_is_garbled_just_where_it_is_no_json() {
         let is_json =
             str::from_utf8(&body).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok());
         for (form, asked) in [(Form::Single, set(&["a"])), (Form::Multi, set(&["a", "b"]))] {
-            let sliced = slice(&route, form, &asked, &body);
-            assert_eq!(sliced == Sliced::Garbled, !is_json, "seed {seed}: {body:?}");
+            let sliced = split(&route, form, &asked, &body);
+            assert_eq!(sliced == SplitBody::Invalid, !is_json, "seed {seed}: {body:?}");
             garbled += usize::from(!is_json);
-            if let Sliced::Clips { clips, .. } = sliced {
+            if let SplitBody::Clips { clips, .. } = sliced {
                 assert!(clips.iter().map(|clip| &clip.id).eq(&asked), "seed {seed}");
                 cut += 1;
             }
@@ -394,5 +396,5 @@ fn a_list_wrapped_in_a_name_that_is_too_long_to_remember_is_passed_on_whole() {
     };
     let (longest, shape) = sliced(MAX_NAME_BYTES);
     assert_eq!(longest, clips(Some(shape), &[("a", "", r#"{"id":"a"}"#)]));
-    assert_eq!(sliced(MAX_NAME_BYTES + 1).0, Sliced::Whole);
+    assert_eq!(sliced(MAX_NAME_BYTES + 1).0, SplitBody::Unsplit);
 }

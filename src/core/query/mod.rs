@@ -121,25 +121,25 @@ impl BadQuery {
 
 /// What a GET asks for. `path` and `query` are as they stand in the target; `max_clips` is the most that a request
 /// for several clips may name.
-pub fn read(route: &Route, path: &str, query: Option<&str>, max_clips: usize) -> Query {
+pub fn parse(route: &Route, path: &str, query: Option<&str>, max_clips: usize) -> Query {
     let Some(form) = route.form(path) else { return Query::Other };
-    let mut asked = Asked { ids: Vec::new(), named: 0, spelling: None };
+    let mut asked = IdList { ids: Vec::new(), named: 0, spelling: None };
     let (mut goal, mut has_status) = (Goal::Now, false);
     let mut bad = None;
     // Empty parameters (`&&`, a `&` at the end) say nothing to any reader.
     for parameter in query.unwrap_or_default().split('&').filter(|parameter| !parameter.is_empty()) {
         // One without `=` has an empty value.
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-        let verdict = match Param::read(route, form, name) {
+        let verdict = match Param::parse(route, form, name) {
             Ok(Param::Id(spelling)) => asked.take(route, form, spelling, value, max_clips),
-            Ok(Param::Status) if std::mem::replace(&mut has_status, true) => Err(Doubt::Unknown),
+            Ok(Param::Status) if std::mem::replace(&mut has_status, true) => Err(ParamError::Unknown),
             Ok(Param::Status) => read_goal(route, value).map(|read| goal = read),
             Err(doubt) => Err(doubt),
         };
         match verdict {
             Ok(()) => {}
-            Err(Doubt::Unknown) => return Query::Other,
-            Err(Doubt::Wrong(first)) => drop(bad.get_or_insert(first)),
+            Err(ParamError::Unknown) => return Query::Other,
+            Err(ParamError::Wrong(first)) => drop(bad.get_or_insert(first)),
         }
     }
     if asked.has_repeated_id() {
@@ -160,7 +160,7 @@ pub fn named(route: &Route, path: &str, query: Option<&str>) -> Vec<JobId> {
     let Some(form) = route.form(path) else { return Vec::new() };
     let parameters = query.unwrap_or_default().split('&').filter_map(|parameter| parameter.split_once('='));
     let values = parameters
-        .filter(|(name, _)| matches!(Param::read(route, form, name), Ok(Param::Id(_))))
+        .filter(|(name, _)| matches!(Param::parse(route, form, name), Ok(Param::Id(_))))
         // The upstream may read one id here or several.
         .flat_map(|(_, value)| {
             std::iter::once(value).chain(value.split([',', ';']).skip_while(move |id| *id == value))
@@ -201,7 +201,7 @@ const MAX_VALUE_BYTES: usize = 64 << 10;
 /// (RFC 3986 §3.4): lenient parsers let it pass, strict servers answer 400.
 ///
 /// [`Form::Single`] asks for one clip; `clips` has just that.
-pub fn write(route: &Route, form: Form, clips: &JobSet, goal: Goal) -> String {
+pub fn build_target(route: &Route, form: Form, clips: &JobSet, goal: Goal) -> String {
     debug_assert!(form == Form::Multi || clips.len() == 1, "a single poll asks for one clip");
     let (path, param, brackets) = match form {
         Form::Single => (&route.single_path, &route.single_param, ""),
@@ -233,7 +233,7 @@ const BRACKETS: &str = "%5B%5D";
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Why a parameter is no part of a wait.
-enum Doubt {
+enum ParamError {
     /// It is not understood.
     Unknown,
     /// It is understood, and wrong.
@@ -241,7 +241,7 @@ enum Doubt {
 }
 
 /// The ids so far.
-struct Asked {
+struct IdList {
     ids: Vec<JobId>,
     /// How many parameters named one, the wrong and the superfluous included.
     named: usize,
@@ -249,7 +249,7 @@ struct Asked {
     spelling: Option<Spelling>,
 }
 
-impl Asked {
+impl IdList {
     fn take(
         &mut self,
         route: &Route,
@@ -257,7 +257,7 @@ impl Asked {
         spelling: Spelling,
         value: &str,
         max_clips: usize,
-    ) -> Result<(), Doubt> {
+    ) -> Result<(), ParamError> {
         let goes_on = match (form, self.spelling, spelling) {
             (_, None, _) => true,
             (Form::Single, Some(_), _) => false,
@@ -265,21 +265,24 @@ impl Asked {
             (Form::Multi, Some(last), this) => last == this,
         };
         if !goes_on || value.bytes().any(|byte| AMBIGUOUS.contains(&byte)) {
-            return Err(Doubt::Unknown);
+            return Err(ParamError::Unknown);
         }
         self.spelling = Some(spelling);
         self.named += 1;
         if form == Form::Multi && self.named > max_clips {
-            return Err(Doubt::Wrong(BadQuery::TooManyIds { param: id_param(route, form), most: max_clips }));
+            return Err(ParamError::Wrong(BadQuery::TooManyIds {
+                param: id_param(route, form),
+                most: max_clips,
+            }));
         }
-        let id = decode(value, MAX_ID_BYTES).and_then(|id| JobId::new(&id).map_err(Unread::from));
+        let id = decode(value, MAX_ID_BYTES).and_then(|id| JobId::new(&id).map_err(DecodeError::from));
         self.ids.push(id.map_err(|unread| {
             let param = id_param(route, form);
-            Doubt::Wrong(match unread {
-                Unread::Empty => BadQuery::EmptyId { param },
-                Unread::TooLong => BadQuery::LongId { param },
-                Unread::NotUtf8 => BadQuery::NotUtf8 { param },
-                Unread::Broken => BadQuery::BrokenEscape { param },
+            ParamError::Wrong(match unread {
+                DecodeError::Empty => BadQuery::EmptyId { param },
+                DecodeError::TooLong => BadQuery::LongId { param },
+                DecodeError::NotUtf8 => BadQuery::NotUtf8 { param },
+                DecodeError::Broken => BadQuery::BrokenEscape { param },
             })
         })?);
         Ok(())
@@ -315,24 +318,24 @@ enum Spelling {
 }
 
 impl Param {
-    fn read(route: &Route, form: Form, name: &str) -> Result<Self, Doubt> {
+    fn parse(route: &Route, form: Form, name: &str) -> Result<Self, ParamError> {
         let param = match form {
             Form::Single => &route.single_param,
             Form::Multi => &route.multi_param,
         };
         let name = decode(name, param.len().max(route.status_param.len()) + MAX_INDEX_BYTES);
         let name = name.map_err(|unread| match unread {
-            Unread::Broken => Doubt::Wrong(BadQuery::BrokenName),
-            Unread::Empty | Unread::TooLong | Unread::NotUtf8 => Doubt::Unknown,
+            DecodeError::Broken => ParamError::Wrong(BadQuery::BrokenName),
+            DecodeError::Empty | DecodeError::TooLong | DecodeError::NotUtf8 => ParamError::Unknown,
         })?;
         if *name == route.status_param {
             return Ok(Self::Status);
         }
-        let suffix = name.strip_prefix(param.as_str()).ok_or(Doubt::Unknown)?;
+        let suffix = name.strip_prefix(param.as_str()).ok_or(ParamError::Unknown)?;
         match form {
             Form::Single if suffix.is_empty() => Ok(Self::Id(Spelling::Plain)),
-            Form::Single => Err(Doubt::Unknown),
-            Form::Multi => Spelling::read(suffix).map(Self::Id).ok_or(Doubt::Unknown),
+            Form::Single => Err(ParamError::Unknown),
+            Form::Multi => Spelling::parse(suffix).map(Self::Id).ok_or(ParamError::Unknown),
         }
     }
 }
@@ -341,7 +344,7 @@ impl Param {
 const MAX_INDEX_BYTES: usize = "[4294967295]".len();
 
 impl Spelling {
-    fn read(suffix: &str) -> Option<Self> {
+    fn parse(suffix: &str) -> Option<Self> {
         match suffix {
             "" => Some(Self::Plain),
             "[]" => Some(Self::Brackets),
@@ -356,17 +359,19 @@ impl Spelling {
     }
 }
 
-fn read_goal(route: &Route, value: &str) -> Result<Goal, Doubt> {
+fn read_goal(route: &Route, value: &str) -> Result<Goal, ParamError> {
     let word = decode(value, MAX_STATUS_BYTES).map_err(|unread| match unread {
-        Unread::Broken => Doubt::Wrong(BadQuery::BrokenEscape { param: route.status_param.clone() }),
-        Unread::Empty | Unread::TooLong | Unread::NotUtf8 => Doubt::Unknown,
+        DecodeError::Broken => {
+            ParamError::Wrong(BadQuery::BrokenEscape { param: route.status_param.clone() })
+        }
+        DecodeError::Empty | DecodeError::TooLong | DecodeError::NotUtf8 => ParamError::Unknown,
     })?;
-    let rung = route.ladder.rung(&word).ok_or(Doubt::Unknown)?;
+    let rung = route.ladder.rung(&word).ok_or(ParamError::Unknown)?;
     if route.ladder.is_askable(rung) {
         return Ok(Goal::Rung(rung));
     }
     let words: Vec<_> = route.ladder.askable_words().map(|word| format!("`{word}`")).collect();
-    Err(Doubt::Wrong(BadQuery::NotAskable {
+    Err(ParamError::Wrong(BadQuery::NotAskable {
         param: route.status_param.clone(),
         word: route.ladder.name(rung).to_owned(),
         askable: words.join(" or "),
@@ -385,14 +390,14 @@ fn id_param(route: &Route, form: Form) -> String {
 }
 
 /// Why a text is not read.
-enum Unread {
+enum DecodeError {
     Empty,
     TooLong,
     NotUtf8,
     Broken,
 }
 
-impl From<BadId> for Unread {
+impl From<BadId> for DecodeError {
     fn from(bad: BadId) -> Self {
         match bad {
             BadId::Empty => Self::Empty,
@@ -403,9 +408,9 @@ impl From<BadId> for Unread {
 
 /// Reads percent-escapes and nothing else. What must be longer than `most` bytes is not looked at, so that the work
 /// is bounded; what is read may still be longer.
-fn decode(text: &str, most: usize) -> Result<Cow<'_, str>, Unread> {
+fn decode(text: &str, most: usize) -> Result<Cow<'_, str>, DecodeError> {
     if text.len() > most * "%00".len() {
-        return Err(Unread::TooLong);
+        return Err(DecodeError::TooLong);
     }
     if !text.as_bytes().contains(&b'%') {
         return Ok(Cow::Borrowed(text));
@@ -413,9 +418,9 @@ fn decode(text: &str, most: usize) -> Result<Cow<'_, str>, Unread> {
     let is_escape =
         |rest: &str| rest.as_bytes().get(..2).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit));
     if !text.split('%').skip(1).all(is_escape) {
-        return Err(Unread::Broken);
+        return Err(DecodeError::Broken);
     }
-    percent_decode_str(text).decode_utf8().map_err(|_| Unread::NotUtf8)
+    percent_decode_str(text).decode_utf8().map_err(|_| DecodeError::NotUtf8)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ fn read_target(target: &str) -> Query {
         Some((path, query)) => (path, Some(query)),
         None => (target, None),
     };
-    read(&Route::suno(), path, query, MAX_CLIPS)
+    parse(&Route::suno(), path, query, MAX_CLIPS)
 }
 
 fn id(text: &str) -> JobId {
@@ -305,7 +305,7 @@ fn a_poll_asks_in_the_documented_words_and_in_characters_that_strict_servers_tak
         ),
     ];
     each(5, cases, |(form, clips, goal, target)| {
-        assert_eq!(write(&route, form, &clips, goal), target);
+        assert_eq!(build_target(&route, form, &clips, goal), target);
         let takes = |b: u8| b.is_ascii_alphanumeric() || b"-._~%&=?/".contains(&b);
         assert!(target.bytes().all(takes), "{target}");
     });
@@ -331,7 +331,7 @@ fn what_is_written_is_read_again_for_every_form_and_goal() {
         let multi = JobSet::new((0..MAX_CLIPS).map(|_| any_id()));
         for (form, clips) in [(Form::Single, &single), (Form::Multi, &multi)] {
             for &goal in &goals {
-                let target = write(&route, form, clips, goal);
+                let target = build_target(&route, form, clips, goal);
                 let Query::Wait(again) = read_target(&target) else { panic!("seed {seed}: {target}") };
                 assert_eq!(
                     (again.form, again.clips(), again.goal),

@@ -94,7 +94,11 @@ impl PollScheduler {
     }
 
     pub(super) fn tell_key_pause(&mut self, id: PollId, pause: Duration) {
-        self.outputs.push_back(SchedulerOutput::Pause(id, Failure::KeyRests { retry_after: pause }, pause));
+        self.outputs.push_back(SchedulerOutput::Pause(
+            id,
+            Failure::KeyRateLimited { retry_after: pause },
+            pause,
+        ));
     }
 
     pub(super) fn set_pause(&mut self, domain: KeyDomain, pause: KeyPause, now: Instant) {

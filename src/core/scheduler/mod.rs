@@ -48,7 +48,7 @@ use std::time::{Duration, Instant};
 
 use self::fair_queue::{End, FairQueue, Ticket};
 use self::keys::{Key, KeyPause};
-pub use self::types::{AttemptEnd, PollClass, PollRequest, RetryAdvice, SchedulerConfig, SchedulerOutput};
+pub use self::types::{AttemptResult, PollClass, PollRequest, RetryAdvice, SchedulerConfig, SchedulerOutput};
 use crate::core::Map;
 use crate::core::breaker::Breaker;
 use crate::core::coalescer::{Failure, PollId};
@@ -229,28 +229,28 @@ impl PollScheduler {
     }
 
     /// Records that an attempt ended. One of an unknown poll changes nothing.
-    pub fn ended(&mut self, id: PollId, end: AttemptEnd, now: Instant) {
+    pub fn ended(&mut self, id: PollId, end: AttemptResult, now: Instant) {
         let Some(entry) = self.polls.get_mut(&id) else { return };
         let Phase::Attempt { is_held, .. } = entry.phase else { return };
         let is_first = std::mem::take(&mut entry.is_new);
         match end {
-            AttemptEnd::Answered => {
+            AttemptResult::Answered => {
                 self.succeeded(id, now);
                 self.forget(id, now);
             }
-            AttemptEnd::Failed(failure, RetryAdvice::Reconnect) if is_first && !is_held => {
+            AttemptResult::Failed(failure, RetryAdvice::Reconnect) if is_first && !is_held => {
                 self.reconnect(id, failure, now);
             }
-            AttemptEnd::Failed(failure, RetryAdvice::PausePoll(pause)) if !pause.is_zero() => {
+            AttemptResult::Failed(failure, RetryAdvice::PausePoll(pause)) if !pause.is_zero() => {
                 self.reached(now);
                 self.pause(id, failure, pause, now);
             }
-            AttemptEnd::Failed(failure, RetryAdvice::PauseKey(pause)) if !pause.is_zero() => {
+            AttemptResult::Failed(failure, RetryAdvice::PauseKey(pause)) if !pause.is_zero() => {
                 self.reached(now);
                 self.refused(id, pause, now);
                 self.pause(id, failure, pause, now);
             }
-            AttemptEnd::Failed(failure, advice) => self.failed(id, failure, advice, now),
+            AttemptResult::Failed(failure, advice) => self.failed(id, failure, advice, now),
         }
         self.grant(now);
     }

@@ -96,7 +96,7 @@ impl Scenario {
     }
 
     fn answered(&mut self, id: u64) {
-        self.scheduler.ended(PollId(id), AttemptEnd::Answered, self.now);
+        self.scheduler.ended(PollId(id), AttemptResult::Answered, self.now);
     }
 
     fn sent(&mut self, id: u64) {
@@ -110,16 +110,16 @@ impl Scenario {
 
     /// The upstream answers with an error of its own.
     fn error(&mut self, id: u64) {
-        self.ended(id, Failure::Garbled(None), RetryAdvice::BackOff);
+        self.ended(id, Failure::InvalidResponse(None), RetryAdvice::BackOff);
     }
 
     /// The upstream answers 429 with so many seconds in `Retry-After`.
     fn limited(&mut self, id: u64, secs: u64) {
-        self.ended(id, Failure::Garbled(None), RetryAdvice::PauseKey(Duration::from_secs(secs)));
+        self.ended(id, Failure::InvalidResponse(None), RetryAdvice::PauseKey(Duration::from_secs(secs)));
     }
 
     fn ended(&mut self, id: u64, failure: Failure, advice: RetryAdvice) {
-        self.scheduler.ended(PollId(id), AttemptEnd::Failed(failure, advice), self.now);
+        self.scheduler.ended(PollId(id), AttemptResult::Failed(failure, advice), self.now);
     }
 
     fn pass(&mut self, time: Duration) {
@@ -405,7 +405,7 @@ fn a_probe_of_a_key_that_says_nothing_leaves_it_to_the_next() {
     assert_eq!(s.starts(), [4]);
     s.failed(4);
     assert_eq!(s.starts(), [5]);
-    s.ended(5, Failure::Garbled(None), RetryAdvice::PausePoll(Duration::from_secs(90)));
+    s.ended(5, Failure::InvalidResponse(None), RetryAdvice::PausePoll(Duration::from_secs(90)));
     assert_eq!(s.starts(), [6]);
     s.answered(6);
     assert_eq!(s.sorted_starts(), [1, 2]);
@@ -417,7 +417,7 @@ fn a_503_with_retry_after_pauses_its_own_poll_only() {
     (1..=2).for_each(|id| s.ask(id, A));
     s.starts();
     for id in 1..=2 {
-        s.ended(id, Failure::Garbled(None), RetryAdvice::PausePoll(Duration::from_secs(90)));
+        s.ended(id, Failure::InvalidResponse(None), RetryAdvice::PausePoll(Duration::from_secs(90)));
     }
     s.ask(3, A);
     assert_eq!(s.starts(), [3]);
@@ -545,7 +545,7 @@ fn a_key_whose_polls_the_upstream_fails_delays_no_other_key_and_gets_the_errors(
     let outputs = s.outputs();
     for id in 1..=2 {
         assert!(
-            outputs.contains(&SchedulerOutput::GiveUp(PollId(id), Failure::Garbled(None))),
+            outputs.contains(&SchedulerOutput::GiveUp(PollId(id), Failure::InvalidResponse(None))),
             "{outputs:?}"
         );
     }
@@ -647,7 +647,7 @@ fn a_poll_that_was_held_and_then_cut_has_made_progress() {
         assert_eq!(s.starts(), [1]);
         s.sent(1);
         s.pass(Duration::from_millis(1300));
-        s.ended(1, Failure::Garbled(None), RetryAdvice::BackOffHeld);
+        s.ended(1, Failure::InvalidResponse(None), RetryAdvice::BackOffHeld);
         s.pass(Duration::from_millis(100));
     }
     assert_eq!(s.starts(), [1]);
@@ -758,10 +758,10 @@ fn no_schedule_breaks_the_limit_or_leaves_anything_behind() {
                         match rng.u32(0..10) {
                             0 | 1 => s.failed(id),
                             2 => s.limited(id, rng.u64(0..90)),
-                            3 => s.ended(id, Failure::Garbled(None), RetryAdvice::PausePoll(secs)),
+                            3 => s.ended(id, Failure::InvalidResponse(None), RetryAdvice::PausePoll(secs)),
                             4 => s.ended(id, Failure::Unreachable, RetryAdvice::Reconnect),
                             5 => s.error(id),
-                            6 => s.ended(id, Failure::Garbled(None), RetryAdvice::BackOffHeld),
+                            6 => s.ended(id, Failure::InvalidResponse(None), RetryAdvice::BackOffHeld),
                             7 => s.ended(id, Failure::LocalResources, RetryAdvice::BackOff),
                             _ => {
                                 s.answered(id);

@@ -50,7 +50,7 @@ pub enum PollClass {
 
 /// How an attempt ended.
 #[derive(Clone, Debug)]
-pub enum AttemptEnd {
+pub enum AttemptResult {
     /// With the upstream's final word, whatever that is.
     Answered,
     /// With a fault.

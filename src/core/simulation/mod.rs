@@ -26,12 +26,12 @@ use self::upstream::{Attempt, Said};
 use super::backoff::Backoff;
 use super::breaker::BreakerRules;
 use super::coalescer::{
-    Coalescer, Failure, Input, Outcome, Output, PollId, PollSpec, Progress, Rules, WaitId, WaitSpec,
+    Coalescer, Failure, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, Timing, WaitId, WaitSpec,
 };
 use super::job::{JobId, JobSet, KeyDomain};
 use super::route::{Form, Goal, Route, Rung};
 use super::scheduler::{
-    AttemptEnd, PollClass, PollRequest, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput,
+    AttemptResult, PollClass, PollRequest, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput,
 };
 
 /// How long the upstream holds a poll.
@@ -72,7 +72,7 @@ enum Event {
     /// It reaches the upstream.
     Arrive(PollId, u64),
     /// Its answer is taken in.
-    Land(PollId, u64, Outcome),
+    Land(PollId, u64, PollOutcome),
     /// It failed.
     Fail(PollId, u64, Failure, RetryAdvice),
 }
@@ -107,7 +107,7 @@ impl Run {
         let plan = Plan::new(&mut rng);
         let route = Route::suno();
         let linger = [Duration::ZERO, Duration::from_secs(2)][rng.usize(..2)];
-        let rules = Rules { ladder: route.ladder.clone(), hold: HOLD, linger, max_clips: 6 };
+        let rules = Timing { ladder: route.ladder.clone(), hold: HOLD, linger, max_clips: 6 };
         let config = SchedulerConfig {
             max_polls: 512,
             interval: Duration::ZERO,
@@ -148,7 +148,7 @@ impl Run {
         let (id, now) = (PollId(u64::MAX), self.zero);
         self.scheduler.request(id, request, now);
         assert_eq!(self.scheduler.poll_output(), Some(SchedulerOutput::Start(id)));
-        self.scheduler.ended(id, AttemptEnd::Answered, now);
+        self.scheduler.ended(id, AttemptResult::Answered, now);
     }
 
     fn plan_events(&mut self) {
@@ -260,20 +260,20 @@ impl Run {
             Event::Sent(id, number) if self.is_current(id, number) => {
                 self.attempts.get_mut(&id).unwrap().is_sent = true;
                 self.scheduler.sent(id, now);
-                self.coalescer.handle(Input::Progress(id, Progress::Standing), now);
+                self.coalescer.handle(Input::Progress(id, PollProgress::Held), now);
             }
             Event::Arrive(id, number) if self.is_current(id, number) => self.arrive(id),
             Event::Land(id, number, outcome) if self.is_current(id, number) => {
                 self.trace(|| format!("{id:?} lands: {outcome:?}"));
                 self.attempts.remove(&id);
                 self.specs.remove(&id);
-                self.scheduler.ended(id, AttemptEnd::Answered, now);
+                self.scheduler.ended(id, AttemptResult::Answered, now);
                 self.coalescer.handle(Input::Landed(id, outcome), now);
             }
             Event::Fail(id, number, failure, advice) if self.is_current(id, number) => {
                 self.trace(|| format!("{id:?} fails: {failure:?} {advice:?}"));
                 self.attempts.remove(&id);
-                self.scheduler.ended(id, AttemptEnd::Failed(failure, advice), now);
+                self.scheduler.ended(id, AttemptResult::Failed(failure, advice), now);
             }
             Event::Sent(..) | Event::Arrive(..) | Event::Land(..) | Event::Fail(..) => {}
         }
@@ -336,19 +336,19 @@ impl Run {
                 match output {
                     SchedulerOutput::Start(id) => self.begin(id),
                     SchedulerOutput::BackOff(id, failure, pause) => {
-                        let progress = Progress::Stalled(failure, pause);
+                        let progress = PollProgress::BackingOff(failure, pause);
                         self.coalescer.handle(Input::Progress(id, progress), now);
                         if self.coalescer.has_newcomer(id) {
                             self.scheduler.try_now(id, now);
                         }
                     }
                     SchedulerOutput::Pause(id, failure, pause) => {
-                        self.coalescer.handle(Input::Progress(id, Progress::Rests(failure, pause)), now);
+                        self.coalescer.handle(Input::Progress(id, PollProgress::Paused(failure, pause)), now);
                     }
                     SchedulerOutput::GiveUp(id, failure) => {
                         self.trace(|| format!("{id:?} is given up: {failure:?}"));
                         self.specs.remove(&id);
-                        self.coalescer.handle(Input::Landed(id, Outcome::Failed(failure)), now);
+                        self.coalescer.handle(Input::Landed(id, PollOutcome::Failed(failure)), now);
                     }
                 }
             } else {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::plan::{Client, DRAIN};
 use super::upstream::{Said, Why};
 use super::{BACKOFF, COOLDOWN, Failure, PollId, RETRY_FOR, Run, domain};
-use crate::core::coalescer::{End, SNAPSHOT_LIMIT};
+use crate::core::coalescer::{SNAPSHOT_LIMIT, WaitOutcome};
 use crate::core::job::{JobId, JobState, Reply};
 
 /// Two clocks count the same time.
@@ -43,7 +43,7 @@ impl Run {
         }
     }
 
-    pub(super) fn check_answer(&mut self, number: usize, end: &End) {
+    pub(super) fn check_answer(&mut self, number: usize, end: &WaitOutcome) {
         self.trace(|| format!("client {number} is told {end:?}"));
         let now = self.now;
         let client = &mut self.plan.clients[number];
@@ -52,16 +52,18 @@ impl Run {
         let client = client.clone();
         self.check_latest(&client);
         match end {
-            End::Reached(states) => {
+            WaitOutcome::Reached(states) => {
                 self.check_states(&client, states);
                 self.check_reached(&client, states);
             }
-            End::TimedOut(states) => {
+            WaitOutcome::TimedOut(states) => {
                 self.check_states(&client, states);
                 self.check_deadline_state(&client, states);
             }
-            End::Failed(failure) => self.check_failure(&client, failure),
-            End::Whole(_) | End::Refused(_) => panic!("the upstream says nothing like that"),
+            WaitOutcome::Failed(failure) => self.check_failure(&client, failure),
+            WaitOutcome::Unsplit(_) | WaitOutcome::Refused(_) => {
+                panic!("the upstream says nothing like that")
+            }
         }
     }
 
@@ -131,7 +133,7 @@ impl Run {
     fn check_failure(&self, client: &Client, failure: &Failure) {
         let is_over = self.now + SKEW >= client.deadline();
         match failure {
-            Failure::Unreachable | Failure::Overdue => {
+            Failure::Unreachable | Failure::Timeout => {
                 // Who comes at the very end of a drain finds no time to ask.
                 let is_gone = self.drained_at.is_some_and(|at| self.now + self.lag() >= at + DRAIN);
                 let is_excused = self.outlasts_retry_for(client)
@@ -139,14 +141,14 @@ impl Run {
                     || (is_over || self.drained_at.is_some()) && self.last_fault(client).is_some();
                 assert!(is_excused, "{client:?} fails with {failure:?}");
             }
-            Failure::Answered(reply) => self.check_error(client, reply, is_over),
-            Failure::KeyRests { .. } => {
+            Failure::UpstreamError(reply) => self.check_error(client, reply, is_over),
+            Failure::KeyRateLimited { .. } => {
                 assert!(
                     self.plan.refused_jobs(client.domain) > 1,
                     "{client:?} is told of a pause of its key"
                 );
             }
-            Failure::Garbled(_) | Failure::LocalResources => panic!("nothing says that"),
+            Failure::InvalidResponse(_) | Failure::LocalResources => panic!("nothing says that"),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use super::{JobId, HOLD};
+use super::{HOLD, JobId};
 
 /// The window of a drain.
 pub(super) const DRAIN: Duration = Duration::from_secs(20);

@@ -6,10 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{
-    Event, Failure, Goal, HOLD, Input, Outcome, PollClass, PollId, PollSpec, Progress, RetryAdvice, Run,
-    domain,
+    Event, Failure, Goal, HOLD, Input, PollClass, PollId, PollOutcome, PollProgress, PollSpec, RetryAdvice,
+    Run, domain,
 };
-use crate::core::job::{JobState, Head, Reply};
+use crate::core::job::{Head, JobState, Reply};
 
 /// An attempt of a poll that is under way.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ impl Run {
         self.attempt_count += 1;
         let number = self.attempt_count;
         self.attempts.insert(id, Attempt { number, began: self.now, is_sent: false });
-        self.coalescer.handle(Input::Progress(id, Progress::Trying), now);
+        self.coalescer.handle(Input::Progress(id, PollProgress::AttemptStarted), now);
         let connected = self.now + self.hop();
         self.trace(|| format!("{id:?} starts"));
         if self.plan.is_away(connected) || self.plan.is_away(self.now) {
@@ -81,12 +81,13 @@ impl Run {
             && range.contains(&self.now)
         {
             let reply = self.reply(&spec, began, Why::KeyErrors);
-            return self.at(back, Event::Fail(id, number, Failure::Answered(reply), RetryAdvice::BackOff));
+            return self
+                .at(back, Event::Fail(id, number, Failure::UpstreamError(reply), RetryAdvice::BackOff));
         }
         if let Some(pause) = jobs.iter().filter_map(|&job| self.plan.jobs[job].refused).max() {
             let reply = self.reply(&spec, began, Why::Refused { until: back + pause });
             let advice = RetryAdvice::PauseKey(pause);
-            return self.at(back, Event::Fail(id, number, Failure::Answered(reply), advice));
+            return self.at(back, Event::Fail(id, number, Failure::UpstreamError(reply), advice));
         }
         let goal = self.rungs.iter().position(|&rung| spec.goal == Goal::Rung(rung)).unwrap_or(0);
         let reached = jobs.iter().map(|&n| self.plan.jobs[n].reaches_at(goal)).collect::<Option<Vec<_>>>();
@@ -101,14 +102,15 @@ impl Run {
         {
             let cut = self.now + after + self.hop();
             let reply = self.reply(&spec, began, Why::Cut);
-            return self.at(cut, Event::Fail(id, number, Failure::Answered(reply), RetryAdvice::BackOffHeld));
+            return self
+                .at(cut, Event::Fail(id, number, Failure::UpstreamError(reply), RetryAdvice::BackOffHeld));
         }
         let read = answers + self.hop();
         let mut states: Vec<JobState> =
             jobs.iter().map(|&n| self.state(n, self.plan.jobs[n].rung_at(answers), read)).collect();
         self.rng.shuffle(&mut states);
         let lands = read + self.hop();
-        self.at(lands, Event::Land(id, number, Outcome::Clips(states)));
+        self.at(lands, Event::Land(id, number, PollOutcome::Clips(states)));
     }
 
     /// A state as the upstream tells it; its body says whose, which and where.

@@ -13,7 +13,7 @@ use crate::core::route::{Ladder, Rung};
 
 /// The ids of one request's events.
 #[derive(Clone, Debug)]
-pub(super) struct Marks {
+pub(super) struct PositionCodec {
     digest: String,
     ladder: Ladder,
     clips: usize,
@@ -21,14 +21,14 @@ pub(super) struct Marks {
 
 /// What a client that connects anew has been told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Mark {
+pub(super) enum Position {
     /// The rung of each clip.
     Told(Vec<Option<Rung>>),
     /// That there is no more.
     Over,
 }
 
-impl Marks {
+impl PositionCodec {
     /// For these clips, in this order, until this rung.
     pub(super) fn new(ladder: &Ladder, clips: &[JobId], goal: Rung) -> Self {
         let mut hash = blake3::Hasher::new();
@@ -43,28 +43,28 @@ impl Marks {
     }
 
     /// The id that says so.
-    pub(super) fn write(&self, mark: &Mark) -> String {
+    pub(super) fn write(&self, mark: &Position) -> String {
         let rung = |rung: &Option<Rung>| rung.map_or(NONE, |rung| self.ladder.name(rung));
         match mark {
-            Mark::Told(told) => {
+            Position::Told(told) => {
                 format!("{}:{}", self.digest, told.iter().map(rung).collect::<Vec<_>>().join(","))
             }
-            Mark::Over => format!("{}:{OVER}", self.digest),
+            Position::Over => format!("{}:{OVER}", self.digest),
         }
     }
 
     /// What `Last-Event-ID` says; `None` if that cannot be read, or is of another request.
-    pub(super) fn read(&self, id: &str) -> Option<Mark> {
+    pub(super) fn read(&self, id: &str) -> Option<Position> {
         let told = id.trim().strip_prefix(&self.digest)?.strip_prefix(':')?;
         if told == OVER {
-            return Some(Mark::Over);
+            return Some(Position::Over);
         }
         let rung = |word| match word {
             NONE => Some(None),
             word => self.ladder.rung(word).map(Some),
         };
         let told: Vec<_> = told.split(',').take(self.clips + 1).map(rung).collect::<Option<_>>()?;
-        (told.len() == self.clips).then_some(Mark::Told(told))
+        (told.len() == self.clips).then_some(Position::Told(told))
     }
 }
 
@@ -77,13 +77,13 @@ mod tests {
     use super::*;
     use crate::core::route::Route;
 
-    fn marks(ids: &[&str], goal: &str) -> Marks {
+    fn marks(ids: &[&str], goal: &str) -> PositionCodec {
         let ladder = Route::suno().ladder;
         let clips: Vec<_> = ids.iter().map(|id| JobId::new(id).unwrap()).collect();
-        Marks::new(&ladder, &clips, ladder.rung(goal).unwrap())
+        PositionCodec::new(&ladder, &clips, ladder.rung(goal).unwrap())
     }
 
-    fn read(marks: &Marks, id: &str) -> Option<Mark> {
+    fn read(marks: &PositionCodec, id: &str) -> Option<Position> {
         marks.read(id)
     }
 
@@ -91,18 +91,18 @@ mod tests {
     fn what_is_written_is_read() {
         let marks = marks(&["a", "b", "c"], "completed");
         let ladder = Route::suno().ladder;
-        let told = Mark::Told(vec![ladder.rung("streaming"), None, ladder.rung("error")]);
-        for mark in [told, Mark::Told(vec![None; 3]), Mark::Over] {
+        let told = Position::Told(vec![ladder.rung("streaming"), None, ladder.rung("error")]);
+        for mark in [told, Position::Told(vec![None; 3]), Position::Over] {
             let id = marks.write(&mark);
             assert_eq!(read(&marks, &id), Some(mark), "{id}");
         }
-        assert_eq!(marks.write(&Mark::Told(vec![None; 3]))[DIGEST_DIGITS..], *":-,-,-");
+        assert_eq!(marks.write(&Position::Told(vec![None; 3]))[DIGEST_DIGITS..], *":-,-,-");
     }
 
     #[test]
     fn what_cannot_be_read_counts_as_none() {
         let marks = marks(&["a", "b"], "completed");
-        let good = marks.write(&Mark::Told(vec![None; 2]));
+        let good = marks.write(&Position::Told(vec![None; 2]));
         let digest = &good[..DIGEST_DIGITS];
         let bad =
             ["", "7", digest, ":-,-", &format!("{digest}:"), &format!("{digest}:-"), &format!("{good},-")];
@@ -119,8 +119,8 @@ mod tests {
 
     #[test]
     fn an_id_is_good_for_what_was_asked_for_and_nothing_else() {
-        let id = marks(&["a", "b"], "completed").write(&Mark::Over);
-        assert_eq!(read(&marks(&["a", "b"], "complete"), &id), Some(Mark::Over));
+        let id = marks(&["a", "b"], "completed").write(&Position::Over);
+        assert_eq!(read(&marks(&["a", "b"], "complete"), &id), Some(Position::Over));
         for (ids, goal) in
             [(&["b", "a"][..], "completed"), (&["a", "b"], "streaming"), (&["ab"], "completed")]
         {

@@ -22,39 +22,39 @@ use std::time::Instant;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
-use self::last_event_id::{Mark, Marks};
-use self::stream::{Begun, Climb};
+use self::last_event_id::{Position, PositionCodec};
+use self::stream::{ClipStream, StreamStart};
 use crate::auth::Identity;
 use crate::cache::Cache;
 use crate::core::query::WaitQuery;
 use crate::core::route::{Goal, Route};
-use crate::gateway::error::Refusal;
-use crate::gateway::request_options::Wish;
+use crate::gateway::error::GatewayError;
+use crate::gateway::request_options::RequestOptions;
 use crate::gateway::response::{self, cache_status, prefer_applied};
 use crate::hub::Hub;
-use crate::limits::Who;
+use crate::limits::Subject;
 use crate::protocol::body::Body;
 use crate::protocol::request::RequestId;
 use crate::telemetry::trace::Links;
 
 /// Opens streams. Clones are the same.
 #[derive(Clone)]
-pub(super) struct Streams {
+pub(super) struct EventStreams {
     hub: Hub,
     cache: Arc<Cache>,
     route: Arc<Route>,
 }
 
 /// What a client asks to be told.
-pub(super) struct Ask {
+pub(super) struct StreamRequest {
     /// The clips and the rung; without one it is the highest that may be asked for.
     pub asked: WaitQuery,
     /// Whose key asks.
     pub identity: Identity,
     /// For whom requests are counted.
-    pub who: Who,
+    pub subject: Subject,
     /// How it wants to be served. Its time is the stream's.
-    pub wish: Wish,
+    pub wish: RequestOptions,
     /// The id of the last event that the client has.
     pub last_event_id: Option<String>,
     /// The request's id.
@@ -65,7 +65,7 @@ pub(super) struct Ask {
     pub links: Links,
 }
 
-impl Streams {
+impl EventStreams {
     /// Streams of what this hub and this cache tell.
     pub(super) fn new(hub: Hub, cache: Arc<Cache>, route: Arc<Route>) -> Self {
         Self { hub, cache, route }
@@ -73,19 +73,19 @@ impl Streams {
 
     /// The stream, its head at once; 204 where the client has been told all. What is refused is refused before the
     /// head. Cancel safe: dropping the future, or the answer's body later, leaves.
-    pub(super) async fn open(&self, ask: Ask) -> Result<Response<Body>, Refusal> {
+    pub(super) async fn open(&self, ask: StreamRequest) -> Result<Response<Body>, GatewayError> {
         let goal = match ask.asked.goal {
             Goal::Now => self.route.ladder.highest_askable(),
             Goal::Rung(rung) => rung,
         };
-        let marks = Marks::new(&self.route.ladder, &ask.asked.asked, goal);
+        let marks = PositionCodec::new(&self.route.ladder, &ask.asked.asked, goal);
         let told = match ask.last_event_id.as_deref().and_then(|id| marks.read(id)) {
-            Some(Mark::Over) => return Ok(over()),
-            Some(Mark::Told(told)) => told,
+            Some(Position::Over) => return Ok(over()),
+            Some(Position::Told(told)) => told,
             None => vec![None; ask.asked.asked.len()],
         };
         let applied = ask.wish.applied;
-        let mut climb = Climb::new(self.clone(), ask, goal, marks, told);
+        let mut climb = ClipStream::new(self.clone(), ask, goal, marks, told);
         let begun = climb.begin().await?;
         let mut response = Response::new(Body::stream(climb.into_body()));
         let headers = response.headers_mut();
@@ -94,9 +94,9 @@ impl Streams {
         headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
         prefer_applied(headers, applied);
         match begun {
-            Begun::Asking => cache_status(headers, "fwd=miss"),
-            Begun::Kept { ttl } => response::hit(headers, ttl),
-            Begun::ToldBefore => cache_status(headers, STREAM_OVER),
+            StreamStart::Asking => cache_status(headers, "fwd=miss"),
+            StreamStart::Kept { ttl } => response::hit(headers, ttl),
+            StreamStart::ToldBefore => cache_status(headers, STREAM_OVER),
         }
         Ok(response)
     }

@@ -18,15 +18,15 @@ use http_body_util::StreamBody;
 use serde::de::IgnoredAny;
 use tracing::info;
 
-use super::last_event_id::{Mark, Marks};
-use super::{Ask, Streams};
+use super::last_event_id::{Position, PositionCodec};
+use super::{EventStreams, StreamRequest};
 use crate::clock;
-use crate::core::coalescer::{End, Failure, Settled};
+use crate::core::coalescer::{Failure, WaitOutcome, WaitResult};
 use crate::core::job::{JobId, JobSet, JobState, Reply};
 use crate::core::route::{Form, Goal, Rung};
-use crate::gateway::error::Refusal;
-use crate::hub::{HubError, Wait};
-use crate::limits::Who;
+use crate::gateway::error::GatewayError;
+use crate::hub::{HubError, WaitRequest};
+use crate::limits::Subject;
 use crate::protocol::request::RequestId;
 use crate::protocol::sse::{self, Event};
 
@@ -40,13 +40,13 @@ const STRAY_PAUSE: Duration = Duration::from_secs(2);
 const BUSY_PAUSE: Duration = Duration::from_secs(10);
 
 /// A wait under way, with the clips that it is for.
-type Asked = Pin<Box<dyn Future<Output = (JobSet, Result<Settled, HubError>)> + Send>>;
+type Asked = Pin<Box<dyn Future<Output = (JobSet, Result<WaitResult, HubError>)> + Send>>;
 
-pub(super) struct Climb {
-    streams: Streams,
-    ask: Ask,
+pub(super) struct ClipStream {
+    streams: EventStreams,
+    ask: StreamRequest,
     goal: Rung,
-    marks: Marks,
+    marks: PositionCodec,
     until: Instant,
     /// In the order asked for.
     clips: Vec<Clip>,
@@ -62,11 +62,11 @@ struct Clip {
     /// The highest rung told.
     told: Option<Rung>,
     /// The digest of the state told since then that is on no ladder.
-    stray: Option<blake3::Hash>,
+    unknown_status_digest: Option<blake3::Hash>,
 }
 
 /// What a stream begins with.
-pub(super) enum Begun {
+pub(super) enum StreamStart {
     /// Waits are parked.
     Asking,
     /// All that it will tell was kept, for so much longer.
@@ -75,12 +75,18 @@ pub(super) enum Begun {
     ToldBefore,
 }
 
-impl Climb {
+impl ClipStream {
     /// A stream to a client that has been told these rungs, in the order asked for.
-    pub(super) fn new(streams: Streams, ask: Ask, goal: Rung, marks: Marks, told: Vec<Option<Rung>>) -> Self {
+    pub(super) fn new(
+        streams: EventStreams,
+        ask: StreamRequest,
+        goal: Rung,
+        marks: PositionCodec,
+        told: Vec<Option<Rung>>,
+    ) -> Self {
         let clips = ask.asked.asked.iter().cloned().zip(told);
         Self {
-            clips: clips.map(|(id, told)| Clip { id, told, stray: None }).collect(),
+            clips: clips.map(|(id, told)| Clip { id, told, unknown_status_digest: None }).collect(),
             until: ask.arrived + ask.wish.timeout,
             asked: FuturesUnordered::new(),
             unread: VecDeque::from([sse::greeting()]),
@@ -93,25 +99,25 @@ impl Climb {
     }
 
     /// Takes what is kept, and parks the first waits.
-    pub(super) async fn begin(&mut self) -> Result<Begun, Refusal> {
+    pub(super) async fn begin(&mut self) -> Result<StreamStart, GatewayError> {
         let kept = self.tell_what_is_kept()?;
         self.end_if_done();
         if self.ask.wish.only_if_cached {
             self.log.end.get_or_insert("only-kept");
         }
         if self.log.end.is_some() {
-            return Ok(kept.map_or(Begun::ToldBefore, |ttl| Begun::Kept { ttl }));
+            return Ok(kept.map_or(StreamStart::ToldBefore, |ttl| StreamStart::Kept { ttl }));
         }
         for wait in self.first_waits() {
             let clips = wait.clips.clone();
             let parked = self.streams.hub.park(wait).await?;
             self.asked.push(Box::pin(async move { (clips, parked.await) }));
         }
-        Ok(Begun::Asking)
+        Ok(StreamStart::Asking)
     }
 
     /// Tells what is kept; for how long all of it will be yet.
-    fn tell_what_is_kept(&mut self) -> Result<Option<Duration>, Refusal> {
+    fn tell_what_is_kept(&mut self) -> Result<Option<Duration>, GatewayError> {
         let (domain, now) = (self.ask.identity.domain, clock::now());
         let open: Vec<JobId> = self.open_clips().map(|clip| clip.id.clone()).collect();
         let mut least = None;
@@ -122,7 +128,7 @@ impl Climb {
                     least = Some(least.map_or(hit.ttl, |least: Duration| least.min(hit.ttl)));
                     self.tell(&hit.kept.state);
                 }
-                None if self.ask.wish.only_if_cached => return Err(Refusal::NotCached),
+                None if self.ask.wish.only_if_cached => return Err(GatewayError::NotCached),
                 None => {}
             }
         }
@@ -130,9 +136,9 @@ impl Climb {
     }
 
     /// One for all clips of which nothing is told, and one for each of the others.
-    fn first_waits(&self) -> Vec<Wait> {
+    fn first_waits(&self) -> Vec<WaitRequest> {
         let (new, others): (Vec<&Clip>, Vec<&Clip>) = self.open_clips().partition(|clip| clip.told.is_none());
-        let mut waits: Vec<Wait> = others.into_iter().map(|clip| self.next_wait(clip)).collect();
+        let mut waits: Vec<WaitRequest> = others.into_iter().map(|clip| self.next_wait(clip)).collect();
         if !new.is_empty() {
             let clips = JobSet::new(new.into_iter().map(|clip| clip.id.clone()));
             waits.push(self.wait(clips, self.lowest()));
@@ -170,24 +176,28 @@ impl Climb {
     }
 }
 
-impl Climb {
-    fn settled(&mut self, clips: &JobSet, settled: Result<Settled, HubError>) {
+impl ClipStream {
+    fn settled(&mut self, clips: &JobSet, settled: Result<WaitResult, HubError>) {
         match settled.map(|settled| settled.end) {
-            Ok(End::Reached(states)) => {
+            Ok(WaitOutcome::Reached(states)) => {
                 self.tell_all(&states);
                 self.go_on(clips);
             }
             // The wait's time is all that the stream has; or the gateway stops.
-            Ok(End::TimedOut(states)) => self.tell_all(&states),
+            Ok(WaitOutcome::TimedOut(states)) => self.tell_all(&states),
             // One by one they can be told apart.
-            Ok(End::Whole(_)) if clips.len() > 1 => self.go_on(clips),
-            Ok(End::Whole(_)) => self.fail(&Refusal::Poll(Failure::Garbled(None)), Next::Nothing),
-            Ok(End::Refused(reply)) if reply.status == StatusCode::TOO_MANY_REQUESTS => {
-                self.fail_as_written(reply, Next::After(Some(BUSY_PAUSE)));
+            Ok(WaitOutcome::Unsplit(_)) if clips.len() > 1 => self.go_on(clips),
+            Ok(WaitOutcome::Unsplit(_)) => {
+                self.fail(&GatewayError::Poll(Failure::InvalidResponse(None)), Reconnect::Nothing)
             }
-            Ok(End::Refused(reply)) => self.fail_as_written(reply, Next::Nothing),
-            Ok(End::Failed(Failure::Answered(reply))) => self.fail_as_written(reply, Next::After(None)),
-            Ok(End::Failed(failure)) => self.fail_for_now(&Refusal::Poll(failure)),
+            Ok(WaitOutcome::Refused(reply)) if reply.status == StatusCode::TOO_MANY_REQUESTS => {
+                self.fail_as_written(reply, Reconnect::After(Some(BUSY_PAUSE)));
+            }
+            Ok(WaitOutcome::Refused(reply)) => self.fail_as_written(reply, Reconnect::Nothing),
+            Ok(WaitOutcome::Failed(Failure::UpstreamError(reply))) => {
+                self.fail_as_written(reply, Reconnect::After(None))
+            }
+            Ok(WaitOutcome::Failed(failure)) => self.fail_for_now(&GatewayError::Poll(failure)),
             Err(error) => self.fail_for_now(&error.into()),
         }
         self.end_if_done();
@@ -207,7 +217,7 @@ impl Climb {
         if !clip.take(state) {
             return;
         }
-        let told = Mark::Told(self.clips.iter().map(|clip| clip.told).collect());
+        let told = Position::Told(self.clips.iter().map(|clip| clip.told).collect());
         let id = self.marks.write(&told);
         let event = Event { name: "status", id: Some(&id), retry: None, data: &state.body };
         self.unread.push_back(event.bytes());
@@ -217,7 +227,7 @@ impl Climb {
     /// Asks on for each of these clips that is not where it is wanted, while there is time.
     fn go_on(&mut self, clips: &JobSet) {
         let now = clock::now();
-        let next: Vec<(Wait, Duration)> = self
+        let next: Vec<(WaitRequest, Duration)> = self
             .open_clips()
             .filter(|clip| clips.contains(&clip.id))
             .map(|clip| (self.next_wait(clip), clip.pause()))
@@ -227,7 +237,7 @@ impl Climb {
             let clips = wait.clips.clone();
             if !pause.is_zero() {
                 let (hub, timeout) = (self.streams.hub.clone(), wait.timeout.saturating_sub(pause));
-                let later = Wait { arrived: now + pause, timeout, ..wait };
+                let later = WaitRequest { arrived: now + pause, timeout, ..wait };
                 self.asked.push(Box::pin(async move {
                     tokio::time::sleep(pause).await;
                     (clips, hub.wait(later).await)
@@ -241,18 +251,18 @@ impl Climb {
         }
     }
 
-    fn next_wait(&self, clip: &Clip) -> Wait {
+    fn next_wait(&self, clip: &Clip) -> WaitRequest {
         let ladder = &self.streams.route.ladder;
         let rung = clip.told.map_or(self.lowest(), |told| ladder.next(told).unwrap_or(told).min(self.goal));
         self.wait(JobSet::new([clip.id.clone()]), rung)
     }
 
     /// A wait as a client's that asks now, and has as long as the stream has.
-    fn wait(&self, clips: JobSet, rung: Rung) -> Wait {
+    fn wait(&self, clips: JobSet, rung: Rung) -> WaitRequest {
         let now = clock::now();
-        Wait {
+        WaitRequest {
             identity: self.ask.identity.clone(),
-            who: self.who(),
+            who: self.quota_subject(),
             form: if clips.len() == 1 { Form::Single } else { Form::Multi },
             clips,
             goal: Goal::Rung(rung),
@@ -267,11 +277,11 @@ impl Climb {
     }
 
     /// By its address until the upstream has accepted the key, which the stream's own first wait may bring about.
-    fn who(&self) -> Who {
+    fn quota_subject(&self) -> Subject {
         let domain = self.ask.identity.domain;
-        match self.ask.who {
-            Who::Address(_) if self.streams.cache.knows(domain) => Who::Key(domain),
-            who @ (Who::Key(_) | Who::Member(_) | Who::Address(_)) => who,
+        match self.ask.subject {
+            Subject::Address(_) if self.streams.cache.is_key_proven(domain) => Subject::Key(domain),
+            who @ (Subject::Key(_) | Subject::Member(_) | Subject::Address(_)) => who,
         }
     }
 
@@ -286,17 +296,17 @@ impl Climb {
 
     fn end_if_done(&mut self) {
         if self.log.end.is_none() && self.open_clips().next().is_none() {
-            let id = self.marks.write(&Mark::Over);
+            let id = self.marks.write(&Position::Over);
             // No client is told an event without data.
             self.end(Event { name: "done", id: Some(&id), retry: None, data: b"{}" }, "done");
         }
     }
 
-    fn fail_for_now(&mut self, refusal: &Refusal) {
-        self.fail(refusal, Next::After(refusal.retry_after()));
+    fn fail_for_now(&mut self, refusal: &GatewayError) {
+        self.fail(refusal, Reconnect::After(refusal.retry_after()));
     }
 
-    fn fail(&mut self, refusal: &Refusal, next: Next) {
+    fn fail(&mut self, refusal: &GatewayError, next: Reconnect) {
         let route = &self.streams.route;
         let path = match self.ask.asked.form {
             Form::Single => &route.single_path,
@@ -307,18 +317,18 @@ impl Climb {
     }
 
     /// With the upstream's own error, if that is JSON, so that a client can read the data of every event alike.
-    fn fail_as_written(&mut self, reply: Arc<Reply>, next: Next) {
+    fn fail_as_written(&mut self, reply: Arc<Reply>, next: Reconnect) {
         if serde_json::from_slice::<IgnoredAny>(&reply.body).is_ok() {
             self.end_with_error(&reply.body, next, "refused");
         } else {
-            self.fail(&Refusal::Poll(Failure::Answered(reply)), next);
+            self.fail(&GatewayError::Poll(Failure::UpstreamError(reply)), next);
         }
     }
 
-    fn end_with_error(&mut self, data: &[u8], next: Next, reason: &'static str) {
+    fn end_with_error(&mut self, data: &[u8], next: Reconnect, reason: &'static str) {
         let (id, retry) = match next {
-            Next::Nothing => (Some(self.marks.write(&Mark::Over)), None),
-            Next::After(pause) => (None, pause.map(|pause| pause.max(sse::RETRY))),
+            Reconnect::Nothing => (Some(self.marks.write(&Position::Over)), None),
+            Reconnect::After(pause) => (None, pause.map(|pause| pause.max(sse::RETRY))),
         };
         self.end(Event { name: "error", id: id.as_deref(), retry, data }, reason);
     }
@@ -331,7 +341,7 @@ impl Climb {
 }
 
 /// What comes after an error.
-enum Next {
+enum Reconnect {
     /// Nothing: a client that connects anew is told so.
     Nothing,
     /// Another try, after this pause or the usual one.
@@ -342,21 +352,21 @@ impl Clip {
     /// Takes a state as told, unless the client knows as much.
     fn take(&mut self, state: &JobState) -> bool {
         match state.rung {
-            Some(_) if state.rung > self.told => (self.told, self.stray) = (state.rung, None),
+            Some(_) if state.rung > self.told => (self.told, self.unknown_status_digest) = (state.rung, None),
             Some(_) => return false,
             None => {
                 let digest = Some(blake3::hash(&state.body));
-                if self.stray == digest {
+                if self.unknown_status_digest == digest {
                     return false;
                 }
-                self.stray = digest;
+                self.unknown_status_digest = digest;
             }
         }
         true
     }
 
     fn pause(&self) -> Duration {
-        if self.stray.is_some() { STRAY_PAUSE } else { Duration::ZERO }
+        if self.unknown_status_digest.is_some() { STRAY_PAUSE } else { Duration::ZERO }
     }
 }
 
@@ -370,7 +380,7 @@ struct Log {
 }
 
 impl Log {
-    fn new(ask: &Ask) -> Self {
+    fn new(ask: &StreamRequest) -> Self {
         Self { id: ask.id.clone(), since: ask.arrived, told: 0, end: None }
     }
 }

@@ -35,13 +35,13 @@ use tracing::debug;
 
 use self::download::Download;
 pub(super) use self::slots::{Slot, SlotError, Slots};
-use self::upload::{Fate, Progress, Upload};
+use self::upload::{UploadBody, UploadFailure, UploadProgress};
 use crate::protocol::body::{Body, BoxError};
 use crate::protocol::headers;
 use crate::protocol::request::RequestCtx;
-use crate::telemetry::metrics::{CallFault, CallKind, Code, Metrics};
+use crate::telemetry::metrics::{CallError, CallKind, Code, Metrics};
 use crate::telemetry::trace::RequestSpan;
-use crate::upstream::client::{Answer, BadTarget, Client, SendError};
+use crate::upstream::client::{BadTarget, Client, ResponseBody, SendError};
 
 mod download;
 mod slots;
@@ -70,14 +70,14 @@ pub(super) struct Credential {
 }
 
 /// What came back.
-pub struct Forwarded {
+pub struct PassthroughResponse {
     /// The answer, its body still on its way.
     pub response: Response<Body>,
     /// The connection's further life, after a 101.
     pub tunnel: Option<Tunnel>,
 }
 
-impl From<Response<Body>> for Forwarded {
+impl From<Response<Body>> for PassthroughResponse {
     fn from(response: Response<Body>) -> Self {
         Self { response, tunnel: None }
     }
@@ -85,7 +85,7 @@ impl From<Response<Body>> for Forwarded {
 
 /// Why a request did not go through.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum PassError {
+pub(crate) enum PassthroughError {
     /// `CONNECT`: the gateway is no tunnel to anywhere.
     #[error("the gateway opens no tunnels")]
     Connect,
@@ -115,7 +115,7 @@ pub(crate) enum PassError {
     BadAnswer,
 }
 
-impl PassError {
+impl PassthroughError {
     /// A fixed word for logs, metrics and `Cache-Status`.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
@@ -149,17 +149,17 @@ impl Passthrough {
         ctx: &RequestCtx,
         credential: Credential,
         span: &RequestSpan,
-    ) -> Result<Forwarded, PassError>
+    ) -> Result<PassthroughResponse, PassthroughError>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
         if request.method() == Method::CONNECT {
-            return Err(PassError::Connect);
+            return Err(PassthroughError::Connect);
         }
         let uri = self.client.uri(target(&request)?)?;
         if request.body().size_hint().lower() > self.max_body {
-            return Err(PassError::TooLarge);
+            return Err(PassthroughError::TooLarge);
         }
         let upgrade = wanted_upgrade(&request);
         let downstream = hyper::upgrade::on(&mut request);
@@ -172,12 +172,12 @@ impl Passthrough {
             Some(_) => self.head_in_time(&progress, self.client.send_upgrade(request)).await,
             None => self.head_in_time(&progress, self.client.send(request)).await,
         };
-        call.ended(code(&sent));
+        call.finish(code(&sent));
         let response = sent?;
         match (response.status(), upgrade) {
             (StatusCode::SWITCHING_PROTOCOLS, Some(_)) => Ok(switched(response, downstream, is_lent)),
-            (StatusCode::SWITCHING_PROTOCOLS, None) => Err(PassError::BadAnswer),
-            _ => Ok(Forwarded { response: incoming(response, is_lent), tunnel: None }),
+            (StatusCode::SWITCHING_PROTOCOLS, None) => Err(PassthroughError::BadAnswer),
+            _ => Ok(PassthroughResponse { response: incoming(response, is_lent), tunnel: None }),
         }
     }
 
@@ -189,7 +189,7 @@ impl Passthrough {
         ctx: &RequestCtx,
         credential: Credential,
         upgrade: Option<&HeaderValue>,
-    ) -> (Request<Body>, Arc<Progress>)
+    ) -> (Request<Body>, Arc<UploadProgress>)
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
@@ -218,8 +218,8 @@ impl Passthrough {
             fields.insert(header::UPGRADE, protocols.clone());
         }
 
-        let progress = Arc::new(Progress::new());
-        let upload = Upload { body, left: self.max_body, progress: progress.clone() };
+        let progress = Arc::new(UploadProgress::new());
+        let upload = UploadBody { body, left: self.max_body, progress: progress.clone() };
         let mut request = Request::new(Body::stream(upload)); // without the extensions of the client's connection
         *request.method_mut() = parts.method;
         *request.uri_mut() = uri;
@@ -229,9 +229,9 @@ impl Passthrough {
 
     async fn head_in_time(
         &self,
-        progress: &Progress,
-        sending: impl Future<Output = Result<Response<Answer>, SendError>>,
-    ) -> Result<Response<Answer>, PassError> {
+        progress: &UploadProgress,
+        sending: impl Future<Output = Result<Response<ResponseBody>, SendError>>,
+    ) -> Result<Response<ResponseBody>, PassthroughError> {
         let mut sending = pin!(sending);
         loop {
             let due = progress.moved_at() + self.head_timeout;
@@ -239,54 +239,59 @@ impl Passthrough {
                 if progress.moved_at() + self.head_timeout > due {
                     continue;
                 }
-                return Err(PassError::Overdue);
+                return Err(PassthroughError::Overdue);
             };
             return sent.map_err(|error| match progress.fate() {
-                Fate::Sound => PassError::Send(error),
-                Fate::TooLarge => PassError::TooLarge,
-                Fate::Stalled => PassError::Stalled,
-                Fate::Broke => PassError::Upload(error.into()),
+                UploadFailure::Sound => PassthroughError::Send(error),
+                UploadFailure::TooLarge => PassthroughError::TooLarge,
+                UploadFailure::Stalled => PassthroughError::Stalled,
+                UploadFailure::Broke => PassthroughError::Upload(error.into()),
             });
         }
     }
 }
 
 /// What came of the request at the upstream.
-fn code(sent: &Result<Response<Answer>, PassError>) -> Code {
+fn code(sent: &Result<Response<ResponseBody>, PassthroughError>) -> Code {
     match sent {
         Ok(response) => Code::Status(response.status().as_u16()),
-        Err(PassError::Send(error)) => Code::Fault(error.fault()),
-        Err(PassError::Overdue) => Code::Fault(CallFault::Overdue),
+        Err(PassthroughError::Send(error)) => Code::Fault(error.fault()),
+        Err(PassthroughError::Overdue) => Code::Fault(CallError::Timeout),
         // The client's fault, and what is found before or after it is sent.
-        Err(PassError::Upload(_) | PassError::TooLarge | PassError::Stalled) => Code::Cancelled,
-        Err(PassError::Connect | PassError::Target(_) | PassError::Misdirected | PassError::BadAnswer) => {
+        Err(PassthroughError::Upload(_) | PassthroughError::TooLarge | PassthroughError::Stalled) => {
             Code::Cancelled
         }
+        Err(
+            PassthroughError::Connect
+            | PassthroughError::Target(_)
+            | PassthroughError::Misdirected
+            | PassthroughError::BadAnswer,
+        ) => Code::Cancelled,
     }
 }
 
 /// What is asked for, whatever form says it. An absolute form is taken for what it is, a target that
 /// names its host twice, if the two agree; it never decides where the request goes (RFC 9112 §3.2.2).
-fn target<B>(request: &Request<B>) -> Result<&PathAndQuery, PassError> {
+fn target<B>(request: &Request<B>) -> Result<&PathAndQuery, PassthroughError> {
     let uri = request.uri();
     let target = uri.path_and_query().ok_or(BadTarget::NoPath)?;
     if uri.scheme().is_none() && uri.authority().is_none() {
         return Ok(target);
     }
     let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else {
-        return Err(PassError::Misdirected);
+        return Err(PassthroughError::Misdirected);
     };
     if ![Scheme::HTTP, Scheme::HTTPS].contains(scheme) || authority.as_str().contains('@') {
-        return Err(PassError::Misdirected);
+        return Err(PassthroughError::Misdirected);
     }
     let agrees = |field: &HeaderValue| {
         Authority::try_from(field.as_bytes())
-            .is_ok_and(|host| headers::is_same_place(scheme, authority, &host))
+            .is_ok_and(|host| headers::is_same_host_port(scheme, authority, &host))
     };
     let mut hosts = request.headers().get_all(header::HOST).iter().peekable();
     let needs_host = request.version() == Version::HTTP_11;
     if (needs_host && hosts.peek().is_none()) || !hosts.all(agrees) {
-        return Err(PassError::Misdirected);
+        return Err(PassthroughError::Misdirected);
     }
     Ok(target)
 }
@@ -330,7 +335,7 @@ fn join_cookies(fields: &mut HeaderMap) {
 }
 
 /// The upstream's answer as the client gets it; of its head the gateway removes the account's cookies.
-fn incoming(response: Response<Answer>, is_lent: bool) -> Response<Body> {
+fn incoming(response: Response<ResponseBody>, is_lent: bool) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
     headers::strip_hop_by_hop(&mut parts.headers);
     headers::append_via(&mut parts.headers, parts.version);
@@ -344,7 +349,11 @@ fn incoming(response: Response<Answer>, is_lent: bool) -> Response<Body> {
 }
 
 /// A 101, and the tunnel it opens.
-fn switched(mut response: Response<Answer>, downstream: OnUpgrade, is_lent: bool) -> Forwarded {
+fn switched(
+    mut response: Response<ResponseBody>,
+    downstream: OnUpgrade,
+    is_lent: bool,
+) -> PassthroughResponse {
     let upstream = hyper::upgrade::on(&mut response);
     let protocols = response.headers().get(header::UPGRADE).cloned();
     let mut response = incoming(response, is_lent);
@@ -352,7 +361,7 @@ fn switched(mut response: Response<Answer>, downstream: OnUpgrade, is_lent: bool
     if let Some(protocols) = protocols {
         response.headers_mut().insert(header::UPGRADE, protocols);
     }
-    Forwarded { response, tunnel: Some(Box::pin(tunnel(downstream, upstream))) }
+    PassthroughResponse { response, tunnel: Some(Box::pin(tunnel(downstream, upstream))) }
 }
 
 async fn tunnel(downstream: OnUpgrade, upstream: OnUpgrade) {

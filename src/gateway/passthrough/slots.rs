@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::limits::Who;
+use crate::limits::Subject;
 
 /// The slots. Clones are the same.
 #[derive(Clone, Debug)]
@@ -25,14 +25,14 @@ struct Shared {
 struct Taken {
     all: usize,
     /// Every entry is at least 1.
-    of: HashMap<Who, usize>,
+    of: HashMap<Subject, usize>,
 }
 
 /// One request that is passed through. Dropping it makes room for another.
 #[derive(Debug)]
 pub(crate) struct Slot {
     slots: Slots,
-    who: Who,
+    subject: Subject,
 }
 
 /// Why a request may not be passed through now.
@@ -53,7 +53,7 @@ impl Slots {
     }
 
     /// Takes a slot.
-    pub(crate) fn take(&self, who: Who) -> Result<Slot, SlotError> {
+    pub(crate) fn take(&self, who: Subject) -> Result<Slot, SlotError> {
         let Shared { max, max_per_key, taken } = &*self.0;
         let mut taken = taken.lock();
         let own = taken.of.get(&who).copied().unwrap_or_default();
@@ -65,7 +65,7 @@ impl Slots {
         }
         taken.all += 1;
         taken.of.insert(who, own + 1);
-        Ok(Slot { slots: self.clone(), who })
+        Ok(Slot { slots: self.clone(), subject: who })
     }
 
     /// Returns the number of slots in use.
@@ -78,9 +78,9 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let mut taken = self.slots.0.taken.lock();
         taken.all -= 1;
-        match taken.of.get_mut(&self.who) {
+        match taken.of.get_mut(&self.subject) {
             Some(own) if *own > 1 => *own -= 1,
-            _ => drop(taken.of.remove(&self.who)),
+            _ => drop(taken.of.remove(&self.subject)),
         }
     }
 }
@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn each_key_has_its_share_and_all_together_have_a_bound() {
         let slots = Slots::new(3, 2);
-        let [ann, bob] = ["ann", "bob"].map(Who::member);
+        let [ann, bob] = ["ann", "bob"].map(Subject::member);
         let first = slots.take(ann).unwrap();
         let _second = slots.take(ann).unwrap();
         assert_eq!(slots.take(ann).unwrap_err(), SlotError::FullForKey);
@@ -107,7 +107,8 @@ mod tests {
     #[test]
     fn what_is_given_back_leaves_nothing_behind() {
         let slots = Slots::new(100, 10);
-        let taken: Vec<_> = (0..50).map(|n| slots.take(Who::member(&(n % 5).to_string())).unwrap()).collect();
+        let taken: Vec<_> =
+            (0..50).map(|n| slots.take(Subject::member(&(n % 5).to_string())).unwrap()).collect();
         assert_eq!((slots.taken(), slots.0.taken.lock().of.len()), (50, 5));
         drop(taken);
         assert_eq!((slots.taken(), slots.0.taken.lock().of.len()), (0, 0));

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::*;
 use crate::clock;
 use crate::config::{self, Config};
-use crate::protocol::request::{Peer, RequestId, Trail};
+use crate::protocol::request::{ForwardedChain, Peer, RequestId};
 use crate::upstream::client::tests::tls;
 
 const MAX_BODY: u64 = 64 << 20;
@@ -48,7 +48,7 @@ async fn gateway(passthrough: Passthrough, authorization: Option<&'static str>) 
                     async move {
                         let ctx = RequestCtx {
                             id: RequestId::new(Some(&HeaderValue::from_static("req-1"))),
-                            trail: Trail::of(Peer::Tcp(peer)),
+                            trail: ForwardedChain::of(Peer::Tcp(peer)),
                             is_tls: false,
                             arrived: clock::now(),
                         };
@@ -469,7 +469,7 @@ async fn an_answer_that_does_not_begin_is_overdue_and_its_request_ended() {
 async fn an_upload_that_moves_puts_the_head_timeout_off() {
     // Steps may be late by twice as much, on however busy a machine.
     const STEP: Duration = Duration::from_millis(500);
-    let progress = Progress::new();
+    let progress = UploadProgress::new();
     let (listener, addr) = listen().await;
     let way = passthrough(&format!("http://{addr}"), MAX_BODY, STEP * 3);
     let (answer, waiting) = oneshot::channel::<()>();
@@ -478,7 +478,7 @@ async fn an_upload_that_moves_puts_the_head_timeout_off() {
         let mut steps = tokio::time::interval(STEP);
         while clock::now() < began + STEP * 4 {
             steps.tick().await;
-            progress.moved(Fate::Sound);
+            progress.moved(UploadFailure::Sound);
         }
         answer.send(()).unwrap();
     };
@@ -488,7 +488,7 @@ async fn an_upload_that_moves_puts_the_head_timeout_off() {
         way.client.send(Request::new(Body::empty())).await
     };
     let (outcome, ()) = tokio::join!(way.head_in_time(&progress, sending), moving);
-    assert!(matches!(outcome, Err(PassError::Send(_))), "it was awaited to its end");
+    assert!(matches!(outcome, Err(PassthroughError::Send(_))), "it was awaited to its end");
 }
 
 #[tokio::test]
@@ -653,7 +653,7 @@ async fn an_upstream_that_is_not_there_is_no_fault_of_the_upload() {
     let way = passthrough(&format!("http://{addr}"), MAX_BODY, PATIENCE);
     let ctx = RequestCtx {
         id: RequestId::new(None),
-        trail: Trail::of(Peer::Unix),
+        trail: ForwardedChain::of(Peer::Unix),
         is_tls: false,
         arrived: clock::now(),
     };
@@ -661,7 +661,7 @@ async fn an_upstream_that_is_not_there_is_no_fault_of_the_upload() {
     let Err(error) = way.forward(request, &ctx, Credential::default(), &RequestSpan::default()).await else {
         panic!("nobody is there")
     };
-    assert!(matches!(error, PassError::Send(SendError::Connect(_))), "{error:?}");
+    assert!(matches!(error, PassthroughError::Send(SendError::Connect(_))), "{error:?}");
 }
 
 #[tokio::test]
@@ -670,7 +670,7 @@ async fn a_body_that_breaks_off_is_the_clients_fault() {
     let way = passthrough(&format!("http://{addr}"), MAX_BODY, PATIENCE);
     let ctx = RequestCtx {
         id: RequestId::new(None),
-        trail: Trail::of(Peer::Unix),
+        trail: ForwardedChain::of(Peer::Unix),
         is_tls: false,
         arrived: clock::now(),
     };
@@ -686,7 +686,7 @@ async fn a_body_that_breaks_off_is_the_clients_fault() {
     let span = RequestSpan::default();
     let (outcome, ()) = tokio::join!(way.forward(request, &ctx, Credential::default(), &span), upstream);
     assert!(seen.recv().await.unwrap().contains("\r\nx-forwarded-for: unknown\r\n"));
-    assert!(matches!(outcome, Err(PassError::Upload(_))));
+    assert!(matches!(outcome, Err(PassthroughError::Upload(_))));
 }
 
 /// An upstream that speaks HTTP/2, does this with a request, and a gateway before it.

@@ -15,17 +15,17 @@ use crate::protocol::body::{BoxError, Stalled};
 use crate::protocol::headers;
 
 /// A client's body on its way up. Over the limit, it ends in an error, and the upload with it.
-pub(super) struct Upload<B> {
+pub(super) struct UploadBody<B> {
     pub(super) body: B,
     pub(super) left: u64,
-    pub(super) progress: Arc<Progress>,
+    pub(super) progress: Arc<UploadProgress>,
 }
 
 /// What the waiting side sees of an upload: HTTP/2 does not tell why one failed.
-pub(super) struct Progress(Mutex<(Instant, Fate)>);
+pub(super) struct UploadProgress(Mutex<(Instant, UploadFailure)>);
 
 #[derive(Clone, Copy)]
-pub(super) enum Fate {
+pub(super) enum UploadFailure {
     Sound,
     TooLarge,
     Stalled,
@@ -36,12 +36,12 @@ pub(super) enum Fate {
 #[error("the request's body is larger than limits.max_body")]
 struct OverLimit;
 
-impl Progress {
+impl UploadProgress {
     pub(super) fn new() -> Self {
-        Self(Mutex::new((clock::now(), Fate::Sound)))
+        Self(Mutex::new((clock::now(), UploadFailure::Sound)))
     }
 
-    pub(super) fn moved(&self, fate: Fate) {
+    pub(super) fn moved(&self, fate: UploadFailure) {
         *self.0.lock() = (clock::now(), fate);
     }
 
@@ -49,12 +49,12 @@ impl Progress {
         self.0.lock().0
     }
 
-    pub(super) fn fate(&self) -> Fate {
+    pub(super) fn fate(&self) -> UploadFailure {
         self.0.lock().1
     }
 }
 
-impl<B> HttpBody for Upload<B>
+impl<B> HttpBody for UploadBody<B>
 where
     B: HttpBody<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
@@ -71,24 +71,28 @@ where
             Some(Ok(frame)) => frame,
             Some(Err(error)) => {
                 let error = error.into();
-                this.progress.moved(if error.is::<Stalled>() { Fate::Stalled } else { Fate::Broke });
+                this.progress.moved(if error.is::<Stalled>() {
+                    UploadFailure::Stalled
+                } else {
+                    UploadFailure::Broke
+                });
                 return Poll::Ready(Some(Err(error)));
             }
             None => {
-                this.progress.moved(Fate::Sound);
+                this.progress.moved(UploadFailure::Sound);
                 return Poll::Ready(None);
             }
         };
         let length = frame.data_ref().map_or(0, |data| data.len() as u64);
         let Some(left) = this.left.checked_sub(length) else {
-            this.progress.moved(Fate::TooLarge);
+            this.progress.moved(UploadFailure::TooLarge);
             return Poll::Ready(Some(Err(OverLimit.into())));
         };
         this.left = left;
         if let Some(trailers) = frame.trailers_mut() {
             headers::strip_upload_trailers(trailers);
         }
-        this.progress.moved(Fate::Sound);
+        this.progress.moved(UploadFailure::Sound);
         Poll::Ready(Some(Ok(frame)))
     }
 

@@ -34,7 +34,7 @@ async fn mirror_sends_each_chunk_back_before_the_next_is_there() {
     }
     assert_eq!(rig.sim.requests()[0].end, End::Open);
     stream.write_all(b"0\r\n\r\n").await.unwrap();
-    rig.until(|seen| seen.requests[0].end == End::Answered(StatusCode::OK)).await;
+    rig.wait_until(|seen| seen.requests[0].end == End::Answered(StatusCode::OK)).await;
 }
 
 #[tokio::test]
@@ -52,7 +52,7 @@ async fn a_stream_comes_line_by_line_and_its_client_may_leave() {
     let mut stream = rig.raw("GET /sim/stream?every=60s HTTP/1.1\r\nhost: sim\r\n\r\n").await;
     assert!(stream.read(&mut [0; 64]).await.unwrap() > 0);
     drop(stream);
-    rig.until(|seen| seen.abandoned() == 1).await;
+    rig.wait_until(|seen| seen.abandoned() == 1).await;
 }
 
 #[tokio::test]

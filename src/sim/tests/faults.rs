@@ -5,44 +5,44 @@ use super::*;
 #[tokio::test]
 async fn a_reset_ends_the_connection_with_rst_at_once_or_in_mid_poll() {
     let rig = Rig::patient().await;
-    rig.sim.put("a", "queued");
+    rig.sim.set_status("a", "queued");
     let get =
         format!("GET {} HTTP/1.1\r\nhost: sim\r\nauthorization: Bearer k\r\n\r\n", one("a", "completed"));
     for after in [0, 200] {
         let after = Duration::from_millis(after);
-        rig.sim.fault(On::Clip("a".into()), Fault::reset_after(after), 1);
+        rig.sim.fault(FaultTarget::Clip("a".into()), Fault::reset_after(after), 1);
         let start = clock::now();
         let mut stream = rig.raw(&get).await;
         let error = stream.read(&mut [0; 64]).await.unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
         assert!((after..PATIENCE).contains(&start.elapsed()), "{:?}", start.elapsed());
     }
-    rig.until(|seen| seen.open == 0 && seen.requests.iter().all(|seen| seen.end == End::Broken)).await;
-    rig.sim.put("a", "completed");
+    rig.wait_until(|seen| seen.open == 0 && seen.requests.iter().all(|seen| seen.end == End::Broken)).await;
+    rig.sim.set_status("a", "completed");
     assert_eq!(rig.get(&one("a", "completed")).await.status, 200);
 }
 
 #[tokio::test]
 async fn over_http2_a_reset_ends_only_its_own_stream() {
     let mut rig = Rig::start_with(Options { hold: LONG, ..Options::default() }, true).await;
-    rig.sim.put("a", "queued");
-    rig.sim.put("b", "queued");
+    rig.sim.set_status("a", "queued");
+    rig.sim.set_status("b", "queued");
     let other = rig.beside(&one("b", "completed"));
-    rig.until(|seen| seen.open == 1).await;
-    rig.sim.fault(On::Clip("a".into()), Fault::reset(), 1);
+    rig.wait_until(|seen| seen.open == 1).await;
+    rig.sim.fault(FaultTarget::Clip("a".into()), Fault::reset(), 1);
     assert!(rig.try_get(&one("a", "completed")).await.is_err());
-    rig.sim.put("b", "completed");
+    rig.sim.set_status("b", "completed");
     assert_eq!(other.await.unwrap().unwrap().status, 200);
 }
 
 #[tokio::test]
 async fn a_refused_connection_is_closed_before_and_a_refused_request_without_an_answer() {
     let rig = Rig::patient().await;
-    rig.sim.fault(On::Any, Fault::Refuse, 1);
+    rig.sim.fault(FaultTarget::Any, Fault::Refuse, 1);
     let mut stream = TcpStream::connect(rig.at).await.unwrap();
     assert_eq!(stream.read(&mut [0; 64]).await.unwrap(), 0);
     assert_eq!(rig.sim.observed().accepted, 0);
-    rig.sim.fault(On::Path("/sim/echo".into()), Fault::Refuse, 1);
+    rig.sim.fault(FaultTarget::Path("/sim/echo".into()), Fault::Refuse, 1);
     let mut stream = rig.raw("GET /sim/echo HTTP/1.1\r\nhost: sim\r\n\r\n").await;
     assert_eq!(stream.read(&mut [0; 64]).await.unwrap(), 0);
     assert_eq!(rig.get("/sim/echo").await.status, 200);
@@ -51,10 +51,10 @@ async fn a_refused_connection_is_closed_before_and_a_refused_request_without_an_
 #[tokio::test]
 async fn a_hanging_request_is_never_answered() {
     let mut rig = Rig::hasty(100).await;
-    rig.sim.put("a", "completed");
-    rig.sim.fault(On::Polls, Fault::Hang, 1);
+    rig.sim.set_status("a", "completed");
+    rig.sim.fault(FaultTarget::Polls, Fault::Hang, 1);
     let mut hung = rig.beside(&one("a", "completed"));
-    rig.until(|seen| seen.open == 1).await;
+    rig.wait_until(|seen| seen.open == 1).await;
     assert_eq!(rig.get(&one("a", "completed")).await.status, 200);
     assert!(hung.try_recv().is_err());
     assert_eq!(rig.sim.open(), 1);
@@ -63,8 +63,8 @@ async fn a_hanging_request_is_never_answered() {
 #[tokio::test]
 async fn a_limit_says_when_to_come_back_and_is_then_over() {
     let rig = Rig::patient().await;
-    rig.sim.put("a", "queued");
-    rig.sim.fault(On::Any, Fault::retry_after(429, Duration::from_millis(1500)), 2);
+    rig.sim.set_status("a", "queued");
+    rig.sim.fault(FaultTarget::Any, Fault::retry_after(429, Duration::from_millis(1500)), 2);
     for (status, retry_after) in [(429, Some("2")), (429, Some("2")), (200, None)] {
         let answer = rig.get(&one("a", "queued")).await;
         assert_eq!(answer.status, status);
@@ -75,8 +75,8 @@ async fn a_limit_says_when_to_come_back_and_is_then_over() {
 #[tokio::test]
 async fn an_error_has_the_status_and_the_body_that_were_ordered() {
     let rig = Rig::patient().await;
-    rig.sim.put("a", "queued");
-    let order = |status, body| rig.sim.fault(On::Any, Fault::status_with(status, body), 1);
+    rig.sim.set_status("a", "queued");
+    let order = |status, body| rig.sim.fault(FaultTarget::Any, Fault::status_with(status, body), 1);
     order(500, ErrorBody::Json);
     order(502, ErrorBody::Html);
     order(504, ErrorBody::Empty);
@@ -89,7 +89,7 @@ async fn an_error_has_the_status_and_the_body_that_were_ordered() {
     let after = Duration::from_millis(200);
     let late =
         Fault::Status { status: StatusCode::BAD_GATEWAY, retry_after: None, body: ErrorBody::Html, after };
-    rig.sim.fault(On::Any, late, 1);
+    rig.sim.fault(FaultTarget::Any, late, 1);
     let start = clock::now();
     assert_eq!(rig.get(&one("a", "completed")).await.status, 502);
     assert!((after..PATIENCE).contains(&start.elapsed()));
@@ -98,8 +98,8 @@ async fn an_error_has_the_status_and_the_body_that_were_ordered() {
 #[tokio::test]
 async fn html_comes_as_200_where_json_was_due() {
     let rig = Rig::patient().await;
-    rig.sim.put("a", "queued");
-    rig.sim.fault(On::Any, Fault::Html, 1);
+    rig.sim.set_status("a", "queued");
+    rig.sim.fault(FaultTarget::Any, Fault::Html, 1);
     let answer = rig.get(&one("a", "queued")).await;
     assert_eq!(
         (answer.status, &answer.headers["content-type"]),
@@ -111,8 +111,8 @@ async fn html_comes_as_200_where_json_was_due() {
 #[tokio::test]
 async fn a_cut_answer_promises_more_than_it_sends() {
     let rig = Rig::patient().await;
-    rig.sim.put("a", "completed");
-    rig.sim.fault(On::Clip("a".into()), Fault::Cut, 2);
+    rig.sim.set_status("a", "completed");
+    rig.sim.fault(FaultTarget::Clip("a".into()), Fault::Cut, 2);
     let mut stream = rig
         .raw(&format!("GET {} HTTP/1.1\r\nhost: sim\r\nauthorization: Bearer k\r\n\r\n", one("a", "queued")))
         .await;
@@ -125,15 +125,15 @@ async fn a_cut_answer_promises_more_than_it_sends() {
     assert!(head.contains(&format!("content-length: {}", whole.len())), "{head}");
     assert!(body.len() > 100 && body.len() < whole.len());
     assert!(rig.try_get(&one("a", "queued")).await.is_err());
-    rig.until(|seen| seen.requests.iter().all(|seen| seen.end == End::Broken)).await;
+    rig.wait_until(|seen| seen.requests.iter().all(|seen| seen.end == End::Broken)).await;
     assert_eq!(rig.get(&one("a", "queued")).await.body, whole);
 }
 
 #[tokio::test]
 async fn over_http2_a_cut_answer_ends_in_an_error() {
     let rig = Rig::start_with(Options::default(), true).await;
-    rig.sim.put("a", "completed");
-    rig.sim.fault(On::Clip("a".into()), Fault::Cut, 1);
+    rig.sim.set_status("a", "completed");
+    rig.sim.fault(FaultTarget::Clip("a".into()), Fault::Cut, 1);
     assert!(rig.try_get(&one("a", "queued")).await.is_err());
     assert_eq!(rig.get(&one("a", "queued")).await.status, 200);
 }
@@ -141,7 +141,7 @@ async fn over_http2_a_cut_answer_ends_in_an_error() {
 #[tokio::test]
 async fn faults_that_are_taken_back_do_not_come() {
     let rig = Rig::patient().await;
-    rig.sim.fault_share(On::Any, Fault::status(500), 1.0);
+    rig.sim.fault_share(FaultTarget::Any, Fault::status(500), 1.0);
     assert_eq!([rig.get("/sim/echo").await.status, rig.get("/sim/echo").await.status], [500, 500]);
     rig.sim.clear_faults();
     assert_eq!(rig.get("/sim/echo").await.status, 200);
@@ -151,15 +151,15 @@ async fn faults_that_are_taken_back_do_not_come() {
 async fn all_connections_are_reset_at_one_moment_and_new_ones_are_served() {
     for http2 in [false, true] {
         let mut rig = Rig::start_with(Options { hold: LONG, ..Options::default() }, http2).await;
-        rig.sim.put("a", "queued");
+        rig.sim.set_status("a", "queued");
         let target = format!("{CLIP}?clip_id=a&status=completed");
         let held = [rig.beside(&target), rig.beside(&target), rig.beside(&target)];
-        rig.sim.until(|seen| seen.open == 3).await;
+        rig.sim.wait_until(|seen| seen.open == 3).await;
         rig.sim.reset_connections();
         for held in held {
             assert!(held.await.unwrap().is_err(), "http2 {http2}");
         }
-        rig.sim.until(|seen| seen.open == 0 && seen.connections == 0).await;
+        rig.sim.wait_until(|seen| seen.open == 0 && seen.connections == 0).await;
         assert_eq!(rig.get(&format!("{CLIP}?clip_id=a")).await.status, StatusCode::OK);
     }
 }
@@ -168,12 +168,12 @@ async fn all_connections_are_reset_at_one_moment_and_new_ones_are_served() {
 async fn a_fault_is_remembered_with_its_request_and_its_end() {
     let mut rig = Rig::patient().await;
     let began = clock::now();
-    rig.sim.fault(On::Key("key".to_owned()), Fault::status(500), 1);
+    rig.sim.fault(FaultTarget::Key("key".to_owned()), Fault::status(500), 1);
     assert_eq!(rig.get("/sim/echo?n=1").await.status, StatusCode::INTERNAL_SERVER_ERROR);
     assert_eq!(rig.get("/sim/echo?n=2").await.status, StatusCode::OK);
-    rig.sim.fault(On::Any, Fault::Hang, 1);
+    rig.sim.fault(FaultTarget::Any, Fault::Hang, 1);
     let _hanging = rig.beside("/sim/echo?n=3");
-    rig.sim.until(|seen| seen.open == 1).await;
+    rig.sim.wait_until(|seen| seen.open == 1).await;
 
     let faults = rig.sim.faults_since(began, |_| true);
     let told: Vec<_> =

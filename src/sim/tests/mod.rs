@@ -116,8 +116,8 @@ impl Rig {
         told
     }
 
-    async fn until(&self, what: impl FnMut(&Observed) -> bool) {
-        tokio::time::timeout(PATIENCE, self.sim.until(what)).await.expect("it comes about within 10 s");
+    async fn wait_until(&self, what: impl FnMut(&Observation) -> bool) {
+        tokio::time::timeout(PATIENCE, self.sim.wait_until(what)).await.expect("it comes about within 10 s");
     }
 
     async fn raw(&self, text: &str) -> TcpStream {
@@ -184,12 +184,12 @@ async fn the_same_seed_makes_the_same_clips() {
 #[tokio::test]
 async fn a_poll_is_held_until_its_clip_gets_there_and_has_the_clips_own_bytes() {
     let mut rig = Rig::patient().await;
-    rig.sim.put("a", "queued");
+    rig.sim.set_status("a", "queued");
     let mut poll = rig.beside(&one("a", "streaming"));
-    rig.until(|seen| seen.open == 1).await;
-    rig.sim.put("a", "queued");
+    rig.wait_until(|seen| seen.open == 1).await;
+    rig.sim.set_status("a", "queued");
     assert!(poll.try_recv().is_err());
-    rig.sim.put("a", "streaming");
+    rig.sim.set_status("a", "streaming");
     let answer = poll.await.unwrap().unwrap();
     assert_eq!((answer.status, answer.body), (StatusCode::OK, rig.sim.body("a", "streaming")));
     assert_eq!(rig.sim.open(), 0);
@@ -199,19 +199,19 @@ async fn a_poll_is_held_until_its_clip_gets_there_and_has_the_clips_own_bytes() 
 async fn higher_rungs_answer_at_once_error_included_and_so_does_a_word_on_no_ladder() {
     let rig = Rig::patient().await;
     for word in ["streaming", "completed", "error", "paused"] {
-        rig.sim.put("a", word);
+        rig.sim.set_status("a", word);
         let answer = rig.get(&one("a", "queued")).await;
         assert_eq!((answer.status, answer.body), (StatusCode::OK, rig.sim.body("a", word)), "{word}");
     }
-    rig.sim.put("a", "error");
+    rig.sim.set_status("a", "error");
     assert_eq!(rig.get(&one("a", "completed")).await.json()["status"], "error");
 }
 
 #[tokio::test]
 async fn without_a_status_the_state_comes_at_once() {
     let rig = Rig::patient().await;
-    rig.sim.put("a", "queued");
-    rig.sim.put("b", "submitted");
+    rig.sim.set_status("a", "queued");
+    rig.sim.set_status("b", "submitted");
     assert_eq!(rig.get(&format!("{CLIP}?clip_id=a")).await.json()["status"], "queued");
     let both = rig.get(&format!("{CLIPS}?clip_ids[]=a&clip_ids[]=b")).await.json();
     assert_eq!((&both[0]["status"], &both[1]["status"]), (&"queued".into(), &"submitted".into()));
@@ -220,7 +220,7 @@ async fn without_a_status_the_state_comes_at_once() {
 #[tokio::test]
 async fn when_the_hold_is_over_the_state_comes_as_it_is() {
     let rig = Rig::hasty(300).await;
-    rig.sim.put("a", "queued");
+    rig.sim.set_status("a", "queued");
     let start = clock::now();
     let answer = rig.get(&one("a", "completed")).await;
     assert_eq!((answer.status, answer.body), (StatusCode::OK, rig.sim.body("a", "queued")));
@@ -231,23 +231,23 @@ async fn when_the_hold_is_over_the_state_comes_as_it_is() {
 async fn speed_divides_the_hold() {
     let hold = Duration::from_secs(120);
     let rig = Rig::start(Options { hold, speed: 600.0, ..Options::default() }).await;
-    rig.sim.put("a", "queued");
+    rig.sim.set_status("a", "queued");
     assert_eq!(rig.get(&one("a", "completed")).await.json()["status"], "queued");
 }
 
 #[tokio::test]
 async fn a_poll_for_several_waits_for_every_one_of_them() {
     let mut rig = Rig::patient().await;
-    rig.sim.put("a", "completed");
-    rig.sim.put("b", "queued");
-    rig.sim.put("c", "queued");
+    rig.sim.set_status("a", "completed");
+    rig.sim.set_status("b", "queued");
+    rig.sim.set_status("c", "queued");
     let mut poll = rig.beside(&many(&["c", "a", "b"], "streaming"));
-    rig.until(|seen| seen.open == 1).await;
-    rig.sim.put("b", "error");
+    rig.wait_until(|seen| seen.open == 1).await;
+    rig.sim.set_status("b", "error");
     let other = rig.get(&one("b", "streaming")).await;
     assert_eq!(other.json()["status"], "error");
     assert!(poll.try_recv().is_err());
-    rig.sim.put("c", "streaming");
+    rig.sim.set_status("c", "streaming");
     let expected =
         [rig.sim.body("c", "streaming"), rig.sim.body("a", "complete"), rig.sim.body("b", "error")];
     let expected = [&b"["[..], &expected[0], b",", &expected[1], b",", &expected[2], b"]"].concat();
@@ -258,7 +258,8 @@ async fn a_poll_for_several_waits_for_every_one_of_them() {
 async fn a_plan_is_followed_and_rungs_may_be_skipped() {
     let rig = Rig::patient().await;
     let start = clock::now();
-    rig.sim.plan("a", &[("streaming", Duration::from_millis(150)), ("error", Duration::from_millis(300))]);
+    rig.sim
+        .schedule("a", &[("streaming", Duration::from_millis(150)), ("error", Duration::from_millis(300))]);
     assert_eq!(rig.get(&one("a", "submitted")).await.json()["status"], "submitted");
     assert_eq!(rig.get(&one("a", "queued")).await.json()["status"], "streaming");
     assert_eq!(rig.get(&one("a", "completed")).await.json()["status"], "error");
@@ -268,17 +269,17 @@ async fn a_plan_is_followed_and_rungs_may_be_skipped() {
 #[tokio::test]
 async fn a_plan_starts_where_the_clip_is_and_put_ends_it() {
     let rig = Rig::hasty(300).await;
-    rig.sim.put("a", "queued");
-    rig.sim.plan("a", &[("completed", Duration::from_millis(100))]);
+    rig.sim.set_status("a", "queued");
+    rig.sim.schedule("a", &[("completed", Duration::from_millis(100))]);
     assert_eq!(rig.get(&format!("{CLIP}?clip_id=a")).await.json()["status"], "queued");
-    rig.sim.put("a", "streaming");
+    rig.sim.set_status("a", "streaming");
     assert_eq!(rig.get(&one("a", "completed")).await.json()["status"], "streaming");
 }
 
 #[tokio::test]
 async fn what_cannot_be_asked_for_is_refused_in_the_documented_shape() {
     let rig = Rig::patient().await;
-    rig.sim.put("a", "queued");
+    rig.sim.set_status("a", "queued");
     let seven = many(&["a", "b", "c", "d", "e", "f", "g"], "queued");
     let bad = [
         (one("a", "error"), 400),
@@ -313,8 +314,8 @@ async fn what_cannot_be_asked_for_is_refused_in_the_documented_shape() {
 #[tokio::test]
 async fn ids_are_read_in_the_spellings_that_servers_like_it_read() {
     let rig = Rig::patient().await;
-    rig.sim.put("a b", "queued");
-    rig.sim.put("c", "queued");
+    rig.sim.set_status("a b", "queued");
+    rig.sim.set_status("c", "queued");
     for query in [
         "clip_ids[]=a+b&clip_ids[]=c",
         "clip_ids%5B%5D=a%20b&clip_ids[1]=c&x=1",
@@ -329,7 +330,7 @@ async fn ids_are_read_in_the_spellings_that_servers_like_it_read() {
 #[tokio::test]
 async fn any_key_is_let_in_by_default_but_there_must_be_one() {
     let rig = Rig::patient().await;
-    rig.sim.put("a", "queued");
+    rig.sim.set_status("a", "queued");
     for (field, status) in
         [(Some("Bearer x"), 200), (Some("Bearer "), 401), (Some("Basic x"), 401), (None, 401)]
     {
@@ -347,7 +348,7 @@ async fn any_key_is_let_in_by_default_but_there_must_be_one() {
 #[tokio::test]
 async fn only_listed_keys_are_let_in_and_the_list_can_change() {
     let rig = Rig::start(Options { keys: Some(vec!["other".into()]), ..Options::default() }).await;
-    rig.sim.put("a", "queued");
+    rig.sim.set_status("a", "queued");
     assert_eq!(rig.get(&one("a", "queued")).await.status, 401);
     assert_eq!(rig.call(rig.request(Method::POST, CLIP)).await.unwrap().status, 401);
     rig.sim.accept_keys(Some(&["key".to_owned()]));
@@ -368,7 +369,7 @@ async fn lyrics_can_be_read_once() {
 #[tokio::test]
 async fn no_two_answers_share_the_fields_that_belong_to_one() {
     let rig = Rig::patient().await;
-    rig.sim.put("a", "queued");
+    rig.sim.set_status("a", "queued");
     let (first, second) = (rig.get(&one("a", "queued")).await, rig.get("/nothing").await);
     for name in ["x-request-id", "x-inference-id", "x-aimlapi-request", "set-cookie", "ratelimit-remaining"] {
         assert_ne!(first.headers[name], second.headers[name], "{name}");
@@ -380,16 +381,16 @@ async fn no_two_answers_share_the_fields_that_belong_to_one() {
 #[tokio::test]
 async fn every_shape_tells_the_same_clips() {
     let rig = Rig::start(Options { in_order: false, ..Options::default() }).await;
-    rig.sim.put("a", "queued");
-    rig.sim.put("b", "completed");
+    rig.sim.set_status("a", "queued");
+    rig.sim.set_status("b", "completed");
     let target = many(&["a", "b"], "queued");
     let array = rig.get(&target).await.json();
     assert_eq!((&array[0]["id"], &array[1]["id"]), (&"b".into(), &"a".into()));
     for (shape, pointer) in [(Shape::Object, "/clips/1/id"), (Shape::Map, "/a/id")] {
-        rig.sim.fault(On::Any, Fault::Shape(shape), 1);
+        rig.sim.fault(FaultTarget::Any, Fault::Shape(shape), 1);
         assert_eq!(rig.get(&target).await.json().pointer(pointer).unwrap(), "a", "{shape:?}");
     }
-    rig.sim.fault(On::Any, Fault::Shape(Shape::Summary), 1);
+    rig.sim.fault(FaultTarget::Any, Fault::Shape(Shape::Summary), 1);
     assert_eq!(rig.get(&target).await.json()["summary"]["count"], 2);
     assert!(rig.get(&target).await.json().is_array());
 }
@@ -397,7 +398,7 @@ async fn every_shape_tells_the_same_clips() {
 #[tokio::test]
 async fn a_request_is_seen_with_its_fields_and_its_key_as_a_digest_only() {
     let rig = Rig::patient().await;
-    rig.sim.put("a", "queued");
+    rig.sim.set_status("a", "queued");
     let mut request = rig.request(Method::GET, &one("a", "queued"));
     request.headers_mut().insert("x-mine", "1".parse().unwrap());
     rig.call(request).await.unwrap();
@@ -413,31 +414,31 @@ async fn a_request_is_seen_with_its_fields_and_its_key_as_a_digest_only() {
 #[tokio::test]
 async fn a_poll_whose_client_hangs_up_is_seen_as_abandoned() {
     let rig = Rig::patient().await;
-    rig.sim.put("a", "queued");
+    rig.sim.set_status("a", "queued");
     let stream = rig
         .raw(&format!(
             "GET {} HTTP/1.1\r\nhost: sim\r\nauthorization: Bearer k\r\n\r\n",
             one("a", "completed")
         ))
         .await;
-    rig.until(|seen| seen.open == 1).await;
+    rig.wait_until(|seen| seen.open == 1).await;
     assert_eq!(rig.sim.requests()[0].end, End::Open);
     drop(stream);
-    rig.until(|seen| seen.open == 0 && seen.abandoned() == 1 && seen.connections == 0).await;
+    rig.wait_until(|seen| seen.open == 0 && seen.abandoned() == 1 && seen.connections == 0).await;
 }
 
 #[tokio::test]
 async fn a_stream_that_http2_resets_is_seen_as_abandoned_and_its_connection_stands() {
     let rig = Rig::start_with(Options { hold: LONG, ..Options::default() }, true).await;
-    rig.sim.put("a", "queued");
+    rig.sim.set_status("a", "queued");
     {
         let poll = rig.try_get(&one("a", "completed"));
         tokio::select! {
             _ = poll => panic!("it is held"),
-            () = rig.until(|seen| seen.open == 1) => {}
+            () = rig.wait_until(|seen| seen.open == 1) => {}
         }
     }
-    rig.until(|seen| seen.open == 0 && seen.abandoned() == 1).await;
+    rig.wait_until(|seen| seen.open == 0 && seen.abandoned() == 1).await;
     assert_eq!(rig.get(&one("a", "queued")).await.status, 200);
     assert_eq!(rig.sim.observed().accepted, 1);
     assert_eq!(rig.sim.requests()[1].version, http::Version::HTTP_2);
@@ -456,11 +457,11 @@ async fn a_connection_is_kept_for_the_next_request() {
 async fn stopping_waits_for_no_poll_in_either_protocol() {
     for http2 in [false, true] {
         let mut rig = Rig::start_with(Options { hold: LONG, ..Options::default() }, http2).await;
-        rig.sim.put("a", "queued");
-        rig.sim.fault(On::Path("/hang".into()), Fault::Hang, 1);
+        rig.sim.set_status("a", "queued");
+        rig.sim.fault(FaultTarget::Path("/hang".into()), Fault::Hang, 1);
         let poll = rig.beside(&one("a", "completed"));
         let _hung = rig.beside("/hang");
-        rig.until(|seen| seen.open == 2).await;
+        rig.wait_until(|seen| seen.open == 2).await;
         let sim = rig.sim.clone();
         rig.stopped().await;
         assert!(poll.await.unwrap().is_err());
@@ -471,7 +472,7 @@ async fn stopping_waits_for_no_poll_in_either_protocol() {
 #[tokio::test]
 async fn it_can_be_served_again_after_a_stop() {
     let rig = Rig::patient().await;
-    rig.sim.put("a", "queued");
+    rig.sim.set_status("a", "queued");
     let sim = rig.sim.clone();
     rig.stopped().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -485,7 +486,7 @@ async fn it_can_be_served_again_after_a_stop() {
 #[tokio::test]
 async fn http_1_0_is_answered_and_closed() {
     let rig = Rig::patient().await;
-    rig.sim.put("a", "queued");
+    rig.sim.set_status("a", "queued");
     let mut stream =
         rig.raw(&format!("GET {} HTTP/1.0\r\nauthorization: Bearer k\r\n\r\n", one("a", "queued"))).await;
     let mut all = Vec::new();
@@ -496,8 +497,8 @@ async fn http_1_0_is_answered_and_closed() {
 #[tokio::test]
 async fn the_oldest_clips_and_requests_are_forgotten() {
     let rig = Rig::start(Options { keep_clips: 1, keep_requests: 2, ..Options::default() }).await;
-    rig.sim.put("a", "queued");
-    rig.sim.put("b", "queued");
+    rig.sim.set_status("a", "queued");
+    rig.sim.set_status("b", "queued");
     assert_eq!(rig.get(&one("a", "queued")).await.status, 404);
     assert_eq!(rig.get(&one("b", "queued")).await.status, 200);
     rig.get("/sim/echo").await;
@@ -509,11 +510,11 @@ async fn the_oldest_clips_and_requests_are_forgotten() {
 #[tokio::test]
 async fn two_hundred_polls_are_held_and_answered_together() {
     let mut rig = Rig::start_with(Options { hold: LONG, ..Options::default() }, true).await;
-    rig.sim.put("a", "queued");
+    rig.sim.set_status("a", "queued");
     // HTTP/2 clients are let have 200 streams on one connection; this client has one connection.
     let polls: Vec<_> = (0..200).map(|_| rig.beside(&one("a", "completed"))).collect();
-    rig.until(|seen| seen.open == 200).await;
-    rig.sim.put("a", "completed");
+    rig.wait_until(|seen| seen.open == 200).await;
+    rig.sim.set_status("a", "completed");
     for poll in polls {
         assert_eq!(poll.await.unwrap().unwrap().body, rig.sim.body("a", "completed"));
     }

@@ -14,13 +14,13 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-use super::writer::Sink;
+use super::writer::LogWriter;
 use crate::config::LogFormat;
 use crate::printable;
 
 /// The layer that writes them.
-pub(super) struct Lines {
-    pub(super) sink: Sink,
+pub(super) struct LineLayer {
+    pub(super) sink: LogWriter,
     pub(super) format: LogFormat,
     /// Whether text is in colours.
     pub(super) is_colored: bool,
@@ -34,7 +34,7 @@ thread_local! {
 /// What a thread's buffer keeps between two lines, in bytes.
 const KEPT: usize = 16 << 10;
 
-impl<S: Subscriber> Layer<S> for Lines {
+impl<S: Subscriber> Layer<S> for LineLayer {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let is_urgent = *event.metadata().level() <= Level::WARN;
         let write = |line: &mut Vec<u8>| {

@@ -14,8 +14,8 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
-use self::format::Lines;
-use self::writer::{Flusher, Sink};
+use self::format::LineLayer;
+use self::writer::{FlushGuard, LogWriter};
 use crate::config::Log;
 
 /// Why there is no log.
@@ -38,7 +38,7 @@ pub struct Handle {
     /// `None`: `RUST_LOG` decides, and goes on doing so.
     filter: Option<reload::Handle<EnvFilter, Registry>>,
     dropped: Counter,
-    _flusher: Flusher,
+    _flusher: FlushGuard,
 }
 
 impl Handle {
@@ -70,12 +70,12 @@ pub fn init(log: &Log) -> Result<Handle, TelemetryError> {
     let (filter, handle) = reload::Layer::new(chosen);
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let is_terminal = io::stderr().is_terminal();
-    let (sink, flusher) = Sink::start(io::stderr(), is_terminal).map_err(TelemetryError::Thread)?;
+    let (sink, flusher) = LogWriter::start(io::stderr(), is_terminal).map_err(TelemetryError::Thread)?;
     let dropped = sink.dropped().clone();
     let is_colored = is_terminal && !no_color;
     tracing_subscriber::registry()
         .with(filter)
-        .with(Lines { sink, format: log.format, is_colored })
+        .with(LineLayer { sink, format: log.format, is_colored })
         .try_init()
         .map_err(TelemetryError::Twice)?;
     report_panics_in_log();
@@ -112,15 +112,15 @@ mod tests {
     use crate::config::LogFormat;
 
     #[derive(Clone, Default)]
-    struct Page(Arc<Mutex<Vec<u8>>>);
+    struct Capture(Arc<Mutex<Vec<u8>>>);
 
-    impl Page {
+    impl Capture {
         fn text(&self) -> String {
             String::from_utf8(self.0.lock().clone()).unwrap()
         }
     }
 
-    impl io::Write for Page {
+    impl io::Write for Capture {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
@@ -133,11 +133,11 @@ mod tests {
 
     /// What is written while `act` runs.
     fn written(format: LogFormat, level: Level, act: impl FnOnce(&Handle)) -> String {
-        let page = Page::default();
+        let page = Capture::default();
         let (filter, handle) = reload::Layer::new(filter_for(level));
-        let (sink, flusher) = Sink::start(page.clone(), false).unwrap();
+        let (sink, flusher) = LogWriter::start(page.clone(), false).unwrap();
         let dropped = sink.dropped().clone();
-        let lines = Lines { sink, format, is_colored: false };
+        let lines = LineLayer { sink, format, is_colored: false };
         let subscriber = tracing_subscriber::registry().with(filter).with(lines);
         let handle = Handle { filter: Some(handle), dropped, _flusher: flusher };
         tracing::subscriber::with_default(subscriber, || act(&handle));

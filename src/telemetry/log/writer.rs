@@ -21,7 +21,7 @@ use tracing::warn;
 use crate::clock;
 
 /// How long a line may lie in memory while the file takes what is written to it.
-const LAG: Duration = Duration::from_millis(100);
+const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The bytes in memory that are written without waiting for more.
 const DUE_BYTES: usize = 64 << 10;
@@ -40,7 +40,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
 /// The way to the file. All who have it share it.
 #[derive(Clone)]
-pub(super) struct Sink(Arc<Shared>);
+pub(super) struct LogWriter(Arc<Shared>);
 
 struct Shared {
     pending: Mutex<Pending>,
@@ -64,15 +64,18 @@ struct Pending {
 
 /// Waits until all lines are written when it is dropped, [`FLUSH_TIMEOUT`] at most.
 #[derive(Debug)]
-pub(super) struct Flusher(Sink);
+pub(super) struct FlushGuard(LogWriter);
 
-impl Sink {
+impl LogWriter {
     /// Starts the thread that writes lines to this file: each of them at once where a person watches.
     ///
     /// # Errors
     ///
     /// When the system has no thread left.
-    pub(super) fn start(file: impl Write + Send + 'static, is_direct: bool) -> io::Result<(Self, Flusher)> {
+    pub(super) fn start(
+        file: impl Write + Send + 'static,
+        is_direct: bool,
+    ) -> io::Result<(Self, FlushGuard)> {
         let pending = Pending { lines: Vec::new(), dropped: 0, is_due: false, is_direct, is_writing: false };
         let sink = Self(Arc::new(Shared {
             pending: Mutex::new(pending),
@@ -82,7 +85,7 @@ impl Sink {
         }));
         let writer = sink.clone();
         std::thread::Builder::new().name("log".to_owned()).spawn(move || writer.write_for_ever(file))?;
-        Ok((sink.clone(), Flusher(sink)))
+        Ok((sink.clone(), FlushGuard(sink)))
     }
 
     /// Takes one line, or a few, each with its end. Never waits for the file.
@@ -117,7 +120,7 @@ impl Sink {
                 self.0.idle.notify_all();
                 self.0.news.wait(&mut pending);
             }
-            let until = clock::now() + LAG;
+            let until = clock::now() + FLUSH_INTERVAL;
             while !pending.is_due && !self.0.news.wait_until(&mut pending, until).timed_out() {}
             mem::swap(&mut lines, &mut pending.lines);
             (pending.is_due, pending.is_writing) = (false, true);
@@ -171,13 +174,13 @@ fn write(file: &mut impl Write, lines: &[u8]) -> u64 {
     0
 }
 
-impl std::fmt::Debug for Sink {
+impl std::fmt::Debug for LogWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Sink")
     }
 }
 
-impl Drop for Flusher {
+impl Drop for FlushGuard {
     fn drop(&mut self) {
         // Lines that come later are not waited for, so they are written as soon as can be.
         self.0.0.pending.lock().is_direct = true;
@@ -194,12 +197,12 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(20);
 
     /// Tells of each write, once it may write.
-    struct Page {
+    struct CaptureWriter {
         writes: mpsc::Sender<String>,
         gate: Arc<Mutex<()>>,
     }
 
-    impl Write for Page {
+    impl Write for CaptureWriter {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let _open = self.gate.lock();
             self.writes.send(String::from_utf8(bytes.to_vec()).unwrap()).map_err(io::Error::other)?;
@@ -211,18 +214,18 @@ mod tests {
         }
     }
 
-    struct Desk {
-        sink: Sink,
-        flusher: Flusher,
+    struct SlowWriter {
+        sink: LogWriter,
+        flusher: FlushGuard,
         writes: mpsc::Receiver<String>,
         gate: Arc<Mutex<()>>,
     }
 
-    fn desk(is_direct: bool) -> Desk {
+    fn desk(is_direct: bool) -> SlowWriter {
         let ((sender, writes), gate) = (mpsc::channel(), Arc::new(Mutex::new(())));
         let (sink, flusher) =
-            Sink::start(Page { writes: sender, gate: Arc::clone(&gate) }, is_direct).unwrap();
-        Desk { sink, flusher, writes, gate }
+            LogWriter::start(CaptureWriter { writes: sender, gate: Arc::clone(&gate) }, is_direct).unwrap();
+        SlowWriter { sink, flusher, writes, gate }
     }
 
     /// Reads until this is written.
@@ -298,7 +301,7 @@ mod tests {
 
     #[test]
     fn lines_that_the_file_refuses_are_counted_and_the_next_ones_are_tried() {
-        let Desk { sink, writes, flusher: _flusher, .. } = desk(true);
+        let SlowWriter { sink, writes, flusher: _flusher, .. } = desk(true);
         drop(writes);
         sink.take(b"one\ntwo\n", false);
         sink.flush(PATIENCE);

@@ -4,7 +4,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
-use super::each::{Each, Word as _};
+use super::each::{Each, Label as _};
 use super::labels::Closed;
 
 /// Of all connections.
@@ -21,7 +21,7 @@ impl Connections {
             "Clients' connections closed for want of places",
             counts.clone(),
         );
-        Self { closed: Each::new(|why: Closed| counts.get_or_create_owned(&[("reason", why.word())])) }
+        Self { closed: Each::new(|why: Closed| counts.get_or_create_owned(&[("reason", why.as_str())])) }
     }
 
     /// One was closed.

@@ -5,12 +5,12 @@ use std::marker::PhantomData;
 use serde::{Serialize, Serializer};
 
 /// A closed set of words.
-pub trait Word: Copy + 'static {
+pub trait Label: Copy + 'static {
     /// All of them.
     const ALL: &'static [Self];
 
     /// What logs and metrics call it.
-    fn word(self) -> &'static str;
+    fn as_str(self) -> &'static str;
 
     /// Its place in [`Self::ALL`].
     fn place(self) -> usize;
@@ -23,7 +23,7 @@ pub struct Each<W, T> {
     words: PhantomData<W>,
 }
 
-impl<W: Word, T> Each<W, T> {
+impl<W: Label, T> Each<W, T> {
     /// What `make` makes of each word.
     pub fn new(make: impl FnMut(W) -> T) -> Self {
         Self { values: W::ALL.iter().copied().map(make).collect(), words: PhantomData }
@@ -40,8 +40,8 @@ impl<W: Word, T> Each<W, T> {
     }
 }
 
-impl<W: Word, T: Serialize> Serialize for Each<W, T> {
+impl<W: Label, T: Serialize> Serialize for Each<W, T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.iter().map(|(word, value)| (word.word(), value)))
+        serializer.collect_map(self.iter().map(|(word, value)| (word.as_str(), value)))
     }
 }

@@ -4,11 +4,11 @@ use std::fmt::{self, Write as _};
 
 use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
 
-use super::each::Word;
+use super::each::Label;
 
 /// What a request's path is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Endpoint {
+pub enum EndpointLabel {
     /// The one for one clip.
     Clip,
     /// The one for several.
@@ -17,10 +17,10 @@ pub enum Endpoint {
     Other,
 }
 
-impl Word for Endpoint {
+impl Label for EndpointLabel {
     const ALL: &'static [Self] = &[Self::Clip, Self::Clips, Self::Other];
 
-    fn word(self) -> &'static str {
+    fn as_str(self) -> &'static str {
         match self {
             Self::Clip => "clip",
             Self::Clips => "clips",
@@ -54,7 +54,7 @@ pub enum Outcome {
     Left,
 }
 
-impl Word for Outcome {
+impl Label for Outcome {
     const ALL: &'static [Self] = &[
         Self::Hit,
         Self::Opened,
@@ -66,7 +66,7 @@ impl Word for Outcome {
         Self::Left,
     ];
 
-    fn word(self) -> &'static str {
+    fn as_str(self) -> &'static str {
         match self {
             Self::Hit => "hit",
             Self::Opened => "opened",
@@ -101,11 +101,11 @@ pub enum WaitEnd {
     Left,
 }
 
-impl Word for WaitEnd {
+impl Label for WaitEnd {
     const ALL: &'static [Self] =
         &[Self::Reached, Self::TimedOut, Self::Whole, Self::Refused, Self::Failed, Self::Left];
 
-    fn word(self) -> &'static str {
+    fn as_str(self) -> &'static str {
         match self {
             Self::Reached => "reached",
             Self::TimedOut => "timed-out",
@@ -132,10 +132,10 @@ pub enum CallKind {
     Passthrough,
 }
 
-impl Word for CallKind {
+impl Label for CallKind {
     const ALL: &'static [Self] = &[Self::Poll, Self::Snapshot, Self::Passthrough];
 
-    fn word(self) -> &'static str {
+    fn as_str(self) -> &'static str {
         match self {
             Self::Poll => "poll",
             Self::Snapshot => "snapshot",
@@ -154,14 +154,14 @@ pub enum Code {
     /// An answer with this HTTP status.
     Status(u16),
     /// No answer.
-    Fault(CallFault),
+    Fault(CallError),
     /// The gateway had no more use for it.
     Cancelled,
 }
 
 /// Why the upstream gave no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum CallFault {
+pub enum CallError {
     /// There was no connection.
     Connect,
     /// The connection took too long.
@@ -171,24 +171,24 @@ pub enum CallFault {
     /// The gateway itself has no descriptor or memory for a connection.
     LocalResources,
     /// It broke off.
-    Broke,
+    Reset,
     /// It took too long.
-    Overdue,
+    Timeout,
     /// What came cannot be read.
-    Garbled,
+    Invalid,
 }
 
-impl CallFault {
+impl CallError {
     /// What logs, metrics and `Cache-Status` call it.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Connect => "connect",
             Self::ConnectTimeout => "connect-timeout",
             Self::Tls => "tls",
             Self::LocalResources => "local-resources",
-            Self::Broke => "broke",
-            Self::Overdue => "overdue",
-            Self::Garbled => "garbled",
+            Self::Reset => "broke",
+            Self::Timeout => "overdue",
+            Self::Invalid => "garbled",
         }
     }
 }
@@ -197,7 +197,7 @@ impl Code {
     /// Whether the upstream failed. The gateway's own lack is not its fault.
     pub fn is_fault(self) -> bool {
         match self {
-            Self::Fault(fault) => fault != CallFault::LocalResources,
+            Self::Fault(fault) => fault != CallError::LocalResources,
             Self::Status(status) => status >= 500,
             Self::Cancelled => false,
         }
@@ -215,7 +215,7 @@ impl fmt::Display for Code {
         match self {
             Self::Status(status @ ..600) => status.fmt(f),
             Self::Status(_) => f.write_str("600"),
-            Self::Fault(fault) => f.write_str(fault.word()),
+            Self::Fault(fault) => f.write_str(fault.as_str()),
             Self::Cancelled => f.write_str("cancelled"),
         }
     }
@@ -244,7 +244,7 @@ pub enum Limit {
     Passthrough,
 }
 
-impl Word for Limit {
+impl Label for Limit {
     const ALL: &'static [Self] = &[
         Self::Requests,
         Self::Calls,
@@ -254,7 +254,7 @@ impl Word for Limit {
         Self::Passthrough,
     ];
 
-    fn word(self) -> &'static str {
+    fn as_str(self) -> &'static str {
         match self {
             Self::Requests => "requests",
             Self::Calls => "calls",
@@ -279,10 +279,10 @@ pub enum Closed {
     Refused,
 }
 
-impl Word for Closed {
+impl Label for Closed {
     const ALL: &'static [Self] = &[Self::Idle, Self::Refused];
 
-    fn word(self) -> &'static str {
+    fn as_str(self) -> &'static str {
         match self {
             Self::Idle => "idle",
             Self::Refused => "address",

@@ -6,12 +6,12 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
-use super::each::{Each, Word as _};
+use super::each::{Each, Label as _};
 use super::labels::Limit;
 
 /// Of all refusals over a limit.
 #[derive(Debug)]
-pub struct Limited {
+pub struct RateLimited {
     counts: Family<Labels, Counter>,
     totals: Each<Limit, Counter>,
     members: Mutex<Vec<String>>,
@@ -24,7 +24,7 @@ struct Labels {
     member: String,
 }
 
-impl Limited {
+impl RateLimited {
     pub(super) fn new(registry: &mut Registry) -> Self {
         let counts = Family::default();
         registry.register("rate_limited", "Clients' requests refused over a limit", counts.clone());
@@ -69,6 +69,6 @@ impl Limited {
 
 impl Labels {
     fn new(quota: Limit, member: &str) -> Self {
-        Self { quota: quota.word(), member: member.to_owned() }
+        Self { quota: quota.as_str(), member: member.to_owned() }
     }
 }

@@ -29,12 +29,12 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 pub(crate) use self::connections::Connections;
-pub(crate) use self::each::{Each, Word};
-pub(crate) use self::labels::{CallFault, CallKind, Closed, Code, Endpoint, Limit, Outcome, WaitEnd};
-pub(crate) use self::limited::Limited;
+pub(crate) use self::each::{Each, Label};
+pub(crate) use self::labels::{CallError, CallKind, Closed, Code, EndpointLabel, Limit, Outcome, WaitEnd};
+pub(crate) use self::limited::RateLimited;
 pub(crate) use self::requests::Requests;
 pub(crate) use self::totals::Totals;
-pub(crate) use self::upstream::{Standing, Upstream};
+pub(crate) use self::upstream::{PollCounts, Upstream};
 pub(crate) use self::waits::{Fanout, Waits};
 
 /// Where times of requests and waits are told apart, in seconds. What the API's two minutes end is below 121.
@@ -52,7 +52,7 @@ pub struct Metrics {
     /// What the gateway asks itself.
     pub upstream: Upstream,
     /// What is refused over a limit.
-    pub limited: Limited,
+    pub limited: RateLimited,
     /// Clients' connections.
     pub connections: Connections,
 }
@@ -60,14 +60,14 @@ pub struct Metrics {
 impl Metrics {
     /// All of it at zero, and in the registry, with the process's own figures.
     pub fn new(registry: &mut Registry) -> Arc<Self> {
-        registry.register_collector(Box::new(process::Figures));
+        registry.register_collector(Box::new(process::ProcessCollector));
         let own = registry.sub_registry_with_prefix("clipgate");
         own.register("build", "What runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         Arc::new(Self {
             requests: Requests::new(own),
             waits: Waits::new(own),
             upstream: Upstream::new(own),
-            limited: Limited::new(own),
+            limited: RateLimited::new(own),
             connections: Connections::new(own),
         })
     }
@@ -98,7 +98,7 @@ fn times(registry: &mut Registry, name: &str, help: &str, bounds: &[f64]) -> His
 }
 
 /// The same for each word of the label.
-fn times_by<W: Word>(
+fn times_by<W: Label>(
     registry: &mut Registry,
     name: &str,
     help: &str,
@@ -106,7 +106,7 @@ fn times_by<W: Word>(
     bounds: &'static [f64],
 ) -> Each<W, Histogram> {
     let family = Family::new_with_constructor(|| Histogram::new(bounds.iter().copied()));
-    let each = Each::new(|word: W| family.get_or_create_owned(&[(label, word.word())]));
+    let each = Each::new(|word: W| family.get_or_create_owned(&[(label, word.as_str())]));
     registry.register_with_unit(name, help, Unit::Seconds, family);
     each
 }

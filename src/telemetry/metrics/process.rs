@@ -9,7 +9,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 
 /// What the kernel says of this process; nothing, where it has no `/proc`.
 #[derive(Debug)]
-pub(super) struct Figures;
+pub(super) struct ProcessCollector;
 
 /// As they are now.
 struct Now {
@@ -23,7 +23,7 @@ struct Now {
     max_fds: Option<u64>,
 }
 
-impl Collector for Figures {
+impl Collector for ProcessCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Some(now) = Now::read() else { return Ok(()) };
         let to = &mut encoder;

@@ -7,14 +7,14 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::each::{Each, Word as _};
-use super::labels::{Endpoint, Outcome};
+use super::each::{Each, Label as _};
+use super::labels::{EndpointLabel, Outcome};
 use super::{REQUEST_TIMES, counter, times_by};
 
 /// Of all requests.
 #[derive(Debug)]
 pub struct Requests {
-    counts: Each<Endpoint, Each<Outcome, Counter>>,
+    counts: Each<EndpointLabel, Each<Outcome, Counter>>,
     times: Each<Outcome, Histogram>,
     saved: Counter,
 }
@@ -23,8 +23,8 @@ impl Requests {
     pub(super) fn new(registry: &mut Registry) -> Self {
         let counts = Family::<[(&str, &str); 2], Counter>::default();
         registry.register("requests", "Clients' requests", counts.clone());
-        let count = |endpoint: Endpoint, outcome: Outcome| {
-            counts.get_or_create_owned(&[("route", endpoint.word()), ("outcome", outcome.word())])
+        let count = |endpoint: EndpointLabel, outcome: Outcome| {
+            counts.get_or_create_owned(&[("route", endpoint.as_str()), ("outcome", outcome.as_str())])
         };
         let saved = "Answers to waits that needed no request to the upstream of their own";
         Self {
@@ -41,7 +41,7 @@ impl Requests {
     }
 
     /// One has ended so, after so long.
-    pub fn ended(&self, endpoint: Endpoint, outcome: Outcome, took: Duration) {
+    pub fn finish(&self, endpoint: EndpointLabel, outcome: Outcome, took: Duration) {
         self.counts.of(endpoint).of(outcome).inc();
         self.times.of(outcome).observe(took.as_secs_f64());
         if matches!(outcome, Outcome::Hit | Outcome::Leaned) {

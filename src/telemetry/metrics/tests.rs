@@ -18,17 +18,17 @@ fn value(page: &str, sample: &str) -> Option<f64> {
     page.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' ')?.parse().ok())
 }
 
-fn all<W: Word + PartialEq + std::fmt::Debug>(expected: usize) {
+fn all<W: Label + PartialEq + std::fmt::Debug>(expected: usize) {
     assert_eq!(W::ALL.len(), expected);
     for (n, word) in W::ALL.iter().enumerate() {
         assert_eq!(word.place(), n, "{word:?}");
-        assert_eq!(W::ALL.iter().filter(|other| other.word() == word.word()).count(), 1, "{word:?}");
+        assert_eq!(W::ALL.iter().filter(|other| other.as_str() == word.as_str()).count(), 1, "{word:?}");
     }
 }
 
 #[test]
 fn each_word_has_a_place_of_its_own() {
-    all::<Endpoint>(3);
+    all::<EndpointLabel>(3);
     all::<Outcome>(8);
     all::<WaitEnd>(6);
     all::<CallKind>(3);
@@ -40,14 +40,14 @@ fn each_word_has_a_place_of_its_own() {
 fn what_is_counted_is_on_the_page_by_its_words() {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    metrics.requests.ended(Endpoint::Clip, Outcome::Hit, Duration::from_millis(2));
-    metrics.requests.ended(Endpoint::Clips, Outcome::Hit, Duration::ZERO);
-    metrics.requests.ended(Endpoint::Clip, Outcome::Leaned, Duration::from_secs(120));
-    metrics.requests.ended(Endpoint::Other, Outcome::Passed, Duration::from_secs(1));
+    metrics.requests.finish(EndpointLabel::Clip, Outcome::Hit, Duration::from_millis(2));
+    metrics.requests.finish(EndpointLabel::Clips, Outcome::Hit, Duration::ZERO);
+    metrics.requests.finish(EndpointLabel::Clip, Outcome::Leaned, Duration::from_secs(120));
+    metrics.requests.finish(EndpointLabel::Other, Outcome::Passed, Duration::from_secs(1));
     metrics.upstream.retried();
-    metrics.upstream.stand(Standing { open: 3, waiting: 2, is_breaker_open: true });
-    metrics.waits.ended(WaitEnd::Reached, Duration::from_secs(1));
-    metrics.waits.ended(WaitEnd::Left, Duration::ZERO);
+    metrics.upstream.set_poll_counts(PollCounts { open: 3, waiting: 2, is_breaker_open: true });
+    metrics.waits.finish(WaitEnd::Reached, Duration::from_secs(1));
+    metrics.waits.finish(WaitEnd::Left, Duration::ZERO);
     let page = page(&registry);
     let rows = [
         ("clipgate_requests_total{route=\"clip\",outcome=\"hit\"}", 1.0),
@@ -75,7 +75,7 @@ fn what_is_counted_is_on_the_page_by_its_words() {
     assert_eq!(value(&page, &version), Some(1.0), "{page}");
     assert_eq!(metrics.requests.count(Outcome::Hit), 2);
     assert_eq!(metrics.requests.saved(), 3);
-    let standing = Standing { open: 3, waiting: 2, is_breaker_open: true };
+    let standing = PollCounts { open: 3, waiting: 2, is_breaker_open: true };
     assert_eq!(metrics.upstream.standing(), standing);
 }
 
@@ -88,12 +88,12 @@ fn a_call_is_counted_once_by_what_came_of_it() {
         (Code::Status(404), "404", false),
         (Code::Status(503), "503", true),
         (Code::Status(999), "600", true),
-        (Code::Fault(CallFault::ConnectTimeout), "connect-timeout", true),
-        (Code::Fault(CallFault::LocalResources), "local-resources", false), // the gateway's own
-        (Code::Fault(CallFault::Garbled), "garbled", true),
+        (Code::Fault(CallError::ConnectTimeout), "connect-timeout", true),
+        (Code::Fault(CallError::LocalResources), "local-resources", false), // the gateway's own
+        (Code::Fault(CallError::Invalid), "garbled", true),
     ];
     for (code, _, _) in codes {
-        metrics.upstream.call(CallKind::Poll).ended(code);
+        metrics.upstream.call(CallKind::Poll).finish(code);
     }
     drop(metrics.upstream.call(CallKind::Snapshot));
     let page = page(&registry);
@@ -109,7 +109,7 @@ fn a_call_is_counted_once_by_what_came_of_it() {
     assert_eq!(metrics.upstream.faults(), faults as u64);
     let health = metrics.upstream.health();
     assert!(health.answered_at.is_some());
-    assert_eq!(health.failed.map(|(_, code)| code), Some(Code::Fault(CallFault::Garbled)));
+    assert_eq!(health.failed.map(|(_, code)| code), Some(Code::Fault(CallError::Invalid)));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::each::{Each, Word as _};
+use super::each::{Each, Label as _};
 use super::labels::{CallKind, Code};
 use super::{counter, gauge, times_by};
 use crate::clock;
@@ -51,7 +51,7 @@ pub struct Health {
 
 /// How the polls stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct PollCounts {
     /// Those open at the upstream.
     pub open: usize,
     /// Those that wait for their turn, or for another try.
@@ -65,7 +65,7 @@ impl Upstream {
         let calls = Family::<CallLabels, Counter>::default();
         registry.register("upstream_requests", "Requests to the upstream that have ended", calls.clone());
         for kind in CallKind::ALL {
-            calls.get_or_create_owned(&CallLabels { kind: kind.word(), code: Code::Status(200) });
+            calls.get_or_create_owned(&CallLabels { kind: kind.as_str(), code: Code::Status(200) });
         }
         let times_help = "Requests to the upstream, to the end of a poll's answer or the head of another's";
         let waiting_help = "Polls that wait for their turn at the upstream, or for another try";
@@ -84,8 +84,8 @@ impl Upstream {
     }
 
     /// A request is on its way from now on.
-    pub fn call(&self, kind: CallKind) -> Call<'_> {
-        Call { upstream: self, kind, began: clock::now(), code: Code::Cancelled }
+    pub fn call(&self, kind: CallKind) -> CallTimer<'_> {
+        CallTimer { upstream: self, kind, began: clock::now(), code: Code::Cancelled }
     }
 
     /// A poll is tried once more.
@@ -94,7 +94,7 @@ impl Upstream {
     }
 
     /// The polls stand so from now on.
-    pub fn stand(&self, standing: Standing) {
+    pub fn set_poll_counts(&self, standing: PollCounts) {
         let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
         self.polls.set(number(standing.open));
         self.polls_waiting.set(number(standing.waiting));
@@ -102,9 +102,9 @@ impl Upstream {
     }
 
     /// How the polls stand, as last told.
-    pub fn standing(&self) -> Standing {
+    pub fn standing(&self) -> PollCounts {
         let count = |gauge: &Gauge| usize::try_from(gauge.get()).unwrap_or_default();
-        Standing {
+        PollCounts {
             open: count(&self.polls),
             waiting: count(&self.polls_waiting),
             is_breaker_open: self.breaker_open.get() != 0,
@@ -134,24 +134,24 @@ impl Upstream {
 
 /// One request to the upstream. Dropping it counts it; as cancelled, if nothing else was said.
 #[derive(Debug)]
-pub struct Call<'m> {
+pub struct CallTimer<'m> {
     upstream: &'m Upstream,
     kind: CallKind,
     began: Instant,
     code: Code,
 }
 
-impl Call<'_> {
+impl CallTimer<'_> {
     /// It came to this.
-    pub fn ended(mut self, code: Code) {
+    pub fn finish(mut self, code: Code) {
         self.code = code;
     }
 }
 
-impl Drop for Call<'_> {
+impl Drop for CallTimer<'_> {
     fn drop(&mut self) {
         let Self { upstream, kind, began, code } = *self;
-        upstream.calls.get_or_create_owned(&CallLabels { kind: kind.word(), code }).inc();
+        upstream.calls.get_or_create_owned(&CallLabels { kind: kind.as_str(), code }).inc();
         upstream.counts.of(kind).inc();
         upstream.times.of(kind).observe(clock::now().saturating_duration_since(began).as_secs_f64());
         if code.is_fault() {

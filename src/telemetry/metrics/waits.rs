@@ -31,7 +31,7 @@ impl Waits {
     }
 
     /// One has ended so, after so long.
-    pub fn ended(&self, end: WaitEnd, took: Duration) {
+    pub fn finish(&self, end: WaitEnd, took: Duration) {
         self.times.of(end).observe(took.as_secs_f64());
     }
 

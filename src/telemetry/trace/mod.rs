@@ -30,9 +30,9 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
 pub(crate) use self::context::TraceContext;
 pub(crate) use self::otlp::TraceError;
-use self::processor::Tally;
+use self::processor::SpanCounts;
 pub use self::spans::Links;
-pub(crate) use self::spans::{Answered, Asked, PollSpan, RequestSpan};
+pub(crate) use self::spans::{PollAttributes, PollSpan, RequestSpan, ResponseAttributes};
 use crate::config;
 use crate::protocol::request::RequestCtx;
 
@@ -45,7 +45,7 @@ pub struct Tracer(Option<Arc<Recorder>>);
 struct Recorder {
     tracer: SdkTracer,
     provider: SdkTracerProvider,
-    tally: Arc<Tally>,
+    tally: Arc<SpanCounts>,
     upstream: Uri,
 }
 
@@ -57,7 +57,7 @@ impl Tracer {
     /// When there is no way to the collector at all; whether it answers is not looked at.
     pub fn new(config: &config::Telemetry, upstream: &Uri) -> Result<Self, TraceError> {
         let Some(endpoint) = &config.otlp_endpoint else { return Ok(Self::default()) };
-        let tally = Arc::new(Tally::default());
+        let tally = Arc::new(SpanCounts::default());
         let provider = otlp::provider(endpoint, config.sample_percent, &tally)?;
         let tracer = provider.tracer(env!("CARGO_PKG_NAME"));
         Ok(Self(Some(Arc::new(Recorder { tracer, provider, tally, upstream: upstream.clone() }))))
@@ -78,7 +78,7 @@ impl Tracer {
 
     /// The span of a poll that is opened now. It is recorded if `is_recorded`, which is whether one of those who lean
     /// on it is.
-    pub fn poll(&self, asked: &Asked<'_>, is_recorded: bool) -> PollSpan {
+    pub fn poll(&self, asked: &PollAttributes<'_>, is_recorded: bool) -> PollSpan {
         match &self.0 {
             Some(recorder) if is_recorded => PollSpan::new(&recorder.tracer, &recorder.upstream, asked),
             Some(_) | None => PollSpan::default(),

@@ -25,7 +25,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SamplingResult, SdkTracerProvider, ShouldSample};
 use tokio::runtime::Runtime;
 
-use super::processor::{Queue, Tally};
+use super::processor::{BoundedProcessor, SpanCounts};
 
 /// How long the collector may take for one try, and for all tries of a batch.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -47,11 +47,11 @@ pub enum TraceError {
 pub(super) fn provider(
     endpoint: &Uri,
     percent: u8,
-    tally: &Arc<Tally>,
+    tally: &Arc<SpanCounts>,
 ) -> Result<SdkTracerProvider, TraceError> {
     let otlp = SpanExporter::builder()
         .with_http()
-        .with_http_client(Post::new()?)
+        .with_http_client(OtlpHttpClient::new()?)
         .with_endpoint(format!("{}/v1/traces", endpoint.to_string().trim_end_matches('/')))
         .with_protocol(Protocol::HttpBinary)
         .with_timeout(LIMIT)
@@ -63,20 +63,20 @@ pub(super) fn provider(
         .build();
     let requests = Sampler::TraceIdRatioBased(f64::from(percent) / 100.0);
     Ok(SdkTracerProvider::builder()
-        .with_span_processor(Queue::new(otlp, tally))
+        .with_span_processor(BoundedProcessor::new(otlp, tally))
         .with_resource(resource)
-        .with_sampler(Sampler::ParentBased(Box::new(Roots { requests })))
+        .with_sampler(Sampler::ParentBased(Box::new(RootSampler { requests })))
         .build())
 }
 
 /// Which traces that begin here are recorded: so many of the requests', and each poll's, as polls that no recorded
 /// request leans on have no span at all.
 #[derive(Clone, Debug)]
-struct Roots {
+struct RootSampler {
     requests: Sampler,
 }
 
-impl ShouldSample for Roots {
+impl ShouldSample for RootSampler {
     fn should_sample(
         &self,
         parent: Option<&Context>,
@@ -93,12 +93,12 @@ impl ShouldSample for Roots {
 
 /// Posts batches, a connection each.
 #[derive(Debug)]
-struct Post {
+struct OtlpHttpClient {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     runtime: Runtime,
 }
 
-impl Post {
+impl OtlpHttpClient {
     fn new() -> io::Result<Self> {
         let (new, provider) = (HttpsConnectorBuilder::new, rustls::crypto::ring::default_provider);
         let tls = match new().with_provider_and_native_roots(provider()) {
@@ -115,7 +115,7 @@ impl Post {
 }
 
 #[async_trait]
-impl HttpClient for Post {
+impl HttpClient for OtlpHttpClient {
     /// Blocks, which the thread that calls it is there for.
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let mut request = request.map(Full::new);

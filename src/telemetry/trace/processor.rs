@@ -24,14 +24,14 @@ const EVERY: Duration = Duration::from_secs(2);
 
 /// What became of spans.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
+pub(super) struct SpanCounts {
     waiting: AtomicUsize,
     lost: AtomicU64,
     /// Whether the last batch was lost, or a span since.
     is_losing: AtomicBool,
 }
 
-impl Tally {
+impl SpanCounts {
     fn lose(&self, spans: usize, why: &'static str) {
         self.lost.fetch_add(spans as u64, Ordering::Relaxed);
         if !self.is_losing.swap(true, Ordering::Relaxed) {
@@ -62,25 +62,25 @@ impl Tally {
 
 /// The way in.
 #[derive(Debug)]
-pub(super) struct Queue {
+pub(super) struct BoundedProcessor {
     batches: BatchSpanProcessor,
-    tally: Arc<Tally>,
+    tally: Arc<SpanCounts>,
 }
 
-impl Queue {
+impl BoundedProcessor {
     /// A queue before this way to the collector.
-    pub(super) fn new(otlp: Otlp, tally: &Arc<Tally>) -> Self {
+    pub(super) fn new(otlp: Otlp, tally: &Arc<SpanCounts>) -> Self {
         let config = BatchConfigBuilder::default()
             .with_max_queue_size(ROOM)
             .with_max_export_batch_size(BATCH)
             .with_scheduled_delay(EVERY)
             .build();
-        let batches = BatchSpanProcessor::new(Exit { otlp, tally: Arc::clone(tally) }, config);
+        let batches = BatchSpanProcessor::new(CountingExporter { otlp, tally: Arc::clone(tally) }, config);
         Self { batches, tally: Arc::clone(tally) }
     }
 }
 
-impl SpanProcessor for Queue {
+impl SpanProcessor for BoundedProcessor {
     fn on_start(&self, _span: &mut Span, _cx: &Context) {}
 
     fn on_end(&self, span: SpanData) {
@@ -107,12 +107,12 @@ impl SpanProcessor for Queue {
 
 /// The way out, on the SDK's thread.
 #[derive(Debug)]
-struct Exit {
+struct CountingExporter {
     otlp: Otlp,
-    tally: Arc<Tally>,
+    tally: Arc<SpanCounts>,
 }
 
-impl SpanExporter for Exit {
+impl SpanExporter for CountingExporter {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len();
         let told = self.otlp.export(batch).await;

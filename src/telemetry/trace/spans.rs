@@ -27,17 +27,17 @@ const ERROR: &str = "error.type";
 
 /// A client's request. Without tracing it is nothing. Dropping it ends it: its client has left.
 #[derive(Debug, Default)]
-pub struct RequestSpan(Option<Arc<Mutex<Open>>>);
+pub struct RequestSpan(Option<Arc<Mutex<OpenSpan>>>);
 
 #[derive(Debug)]
-struct Open {
+struct OpenSpan {
     span: Span,
     linked: Vec<SpanId>,
 }
 
 /// How a request was answered.
 #[derive(Clone, Copy, Debug)]
-pub struct Answered<'a> {
+pub struct ResponseAttributes<'a> {
     /// The answer's status.
     pub status: u16,
     /// What the log calls it.
@@ -69,7 +69,7 @@ impl RequestSpan {
         if span.is_recording() {
             span.set_attributes(asked(request, ctx, route));
         }
-        Self(Some(Arc::new(Mutex::new(Open { span, linked: Vec::new() }))))
+        Self(Some(Arc::new(Mutex::new(OpenSpan { span, linked: Vec::new() }))))
     }
 
     /// It is a wait for so many clips, by this key.
@@ -98,7 +98,7 @@ impl RequestSpan {
     }
 
     /// It is answered, and ends.
-    pub fn answered(self, Answered { status, outcome, reason, member }: Answered<'_>) {
+    pub fn answered(self, ResponseAttributes { status, outcome, reason, member }: ResponseAttributes<'_>) {
         let Some(open) = &self.0 else { return };
         let span = &mut open.lock().span;
         if span.is_recording() {
@@ -128,7 +128,7 @@ impl Drop for RequestSpan {
 
 /// What links a request's span to polls.
 #[derive(Clone, Debug, Default)]
-pub struct Links(Option<Arc<Mutex<Open>>>);
+pub struct Links(Option<Arc<Mutex<OpenSpan>>>);
 
 impl Links {
     /// The request leans on this poll.
@@ -150,7 +150,7 @@ impl Links {
 
 /// What a poll asks for.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked<'a> {
+pub struct PollAttributes<'a> {
     /// The endpoint's path.
     pub path: &'a str,
     /// How many clips.
@@ -175,7 +175,7 @@ impl Default for PollSpan {
 }
 
 impl PollSpan {
-    pub(super) fn new(tracer: &SdkTracer, upstream: &Uri, asked: &Asked<'_>) -> Self {
+    pub(super) fn new(tracer: &SdkTracer, upstream: &Uri, asked: &PollAttributes<'_>) -> Self {
         let name = format!("GET {}", asked.path);
         let builder = SpanBuilder::from_name(name).with_kind(SpanKind::Client);
         let mut span = tracer.build_with_context(builder, &Context::new());

@@ -11,7 +11,7 @@ use super::http2::Http2Body;
 
 /// An upstream answer's body as it arrives. Dropping it early ends the request.
 #[derive(Debug)]
-pub struct Answer(Inner);
+pub struct ResponseBody(Inner);
 
 #[derive(Debug)]
 enum Inner {
@@ -30,7 +30,7 @@ pub enum AnswerError {
     Http2(#[from] h2::Error),
 }
 
-impl Answer {
+impl ResponseBody {
     pub(super) fn http1(body: Http1Body) -> Self {
         Self(Inner::Http1(body))
     }
@@ -40,7 +40,7 @@ impl Answer {
     }
 }
 
-impl HttpBody for Answer {
+impl HttpBody for ResponseBody {
     type Data = Bytes;
     type Error = AnswerError;
 

@@ -28,7 +28,7 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::time::Sleep;
 
-use super::answer::Answer;
+use super::answer::ResponseBody;
 use super::connect::Stream;
 use super::link::{Link, Notice, Watched};
 use super::pool::Pool;
@@ -133,7 +133,7 @@ impl Lease {
         mut request: Request<Body>,
         host: &HeaderValue,
         notice: Option<Notice>,
-    ) -> Result<Response<Answer>, Http1Failure> {
+    ) -> Result<Response<ResponseBody>, Http1Failure> {
         let http1 = self.http1.take().expect("a lease is used once");
         let uri = to_origin_form(&mut request);
         let adds_host = !request.headers().contains_key(HOST);
@@ -167,7 +167,7 @@ impl Lease {
         };
         let mut error = match sending.await {
             Ok(response) => {
-                let body = |incoming| Answer::http1(Http1Body::new(incoming, http1, answer));
+                let body = |incoming| ResponseBody::http1(Http1Body::new(incoming, http1, answer));
                 return Ok(response.map(body));
             }
             Err(error) => error,

@@ -34,13 +34,13 @@ use http::{Request, Response, Uri};
 use hyper_rustls::ConfigBuilderExt;
 use tokio::sync::oneshot;
 
-pub(crate) use self::answer::Answer;
+pub(crate) use self::answer::ResponseBody;
 use self::connect::{Connector, Protocols};
 use self::pool::Pool;
 use self::target::Base;
 use crate::config;
 use crate::protocol::body::Body;
-use crate::telemetry::metrics::CallFault;
+use crate::telemetry::metrics::CallError;
 
 /// How often a silent connection is probed, by TCP and by HTTP/2 pings.
 const PROBE_EVERY: Duration = Duration::from_secs(20);
@@ -120,20 +120,20 @@ pub enum SendError {
 
 impl SendError {
     /// The same, for what is counted.
-    pub fn fault(&self) -> CallFault {
+    pub fn fault(&self) -> CallError {
         match self {
-            Self::Connect(_) => CallFault::Connect,
-            Self::ConnectTimeout(_) => CallFault::ConnectTimeout,
-            Self::Tls(_) => CallFault::Tls,
-            Self::LocalResources(_) => CallFault::LocalResources,
-            Self::Closed(_) | Self::Broke(_) => CallFault::Broke,
-            Self::TooManyInterim => CallFault::Garbled,
+            Self::Connect(_) => CallError::Connect,
+            Self::ConnectTimeout(_) => CallError::ConnectTimeout,
+            Self::Tls(_) => CallError::Tls,
+            Self::LocalResources(_) => CallError::LocalResources,
+            Self::Closed(_) | Self::Broke(_) => CallError::Reset,
+            Self::TooManyInterim => CallError::Invalid,
         }
     }
 
     /// A fixed word for logs, metrics and `Cache-Status`.
     pub fn reason(&self) -> &'static str {
-        self.fault().word()
+        self.fault().as_str()
     }
 
     /// Whether the upstream may have seen some of the request.
@@ -150,27 +150,27 @@ impl SendError {
 ///
 /// Both futures are `Unpin` and cancel safe to poll by reference in a `select!`. Dropping `response` ends
 /// the request.
-pub struct Started {
+pub struct PendingRequest {
     /// Ends once the request is on its way: HTTP/1.1 has written a first byte of it; HTTP/2 has handed on its HEADERS,
     /// which do not wait behind the peer's limit on streams. Never ends if that never happens.
     pub on_connection: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// Ends with the answer's head.
-    pub response: Pin<Box<dyn Future<Output = Result<Response<Answer>, SendError>> + Send>>,
+    pub response: Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, SendError>> + Send>>,
 }
 
 impl Client {
     /// The client of this upstream. Reads the platform's root certificates; where there are none, Mozilla's
     /// are used, which are built in.
     pub fn new(config: &config::Upstream) -> Result<Self, ClientError> {
-        Self::trusting_roots(config, Resend::Unsent)
+        Self::trusting_roots(config, ResendPolicy::Unsent)
     }
 
     /// The same for polls: what it starts stands on one connection or fails.
     pub fn for_polls(config: &config::Upstream) -> Result<Self, ClientError> {
-        Self::trusting_roots(config, Resend::Nothing)
+        Self::trusting_roots(config, ResendPolicy::Nothing)
     }
 
-    fn trusting_roots(config: &config::Upstream, resend: Resend) -> Result<Self, ClientError> {
+    fn trusting_roots(config: &config::Upstream, resend: ResendPolicy) -> Result<Self, ClientError> {
         let builder = || {
             rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
                 .with_safe_default_protocol_versions()
@@ -195,13 +195,13 @@ impl Client {
         config: &config::Upstream,
         tls: rustls::ClientConfig,
     ) -> Result<Self, ClientError> {
-        Self::build(config, tls, Resend::Unsent)
+        Self::build(config, tls, ResendPolicy::Unsent)
     }
 
     fn build(
         config: &config::Upstream,
         tls: rustls::ClientConfig,
-        resend: Resend,
+        resend: ResendPolicy,
     ) -> Result<Self, ClientError> {
         let base = Arc::new(Base::new(&config.base_url).ok_or(ClientError::BaseUrl)?);
         let pool = |protocols| {
@@ -221,20 +221,20 @@ impl Client {
     /// Sends a request whose URI is one of [`Client::uri`]'s. Adds `Host` over HTTP/1.1, so the request must
     /// have none. Cancel safe: dropping the future, or the answer's body later, ends the request at the
     /// upstream.
-    pub async fn send(&self, request: Request<Body>) -> Result<Response<Answer>, SendError> {
+    pub async fn send(&self, request: Request<Body>) -> Result<Response<ResponseBody>, SendError> {
         self.pool.send(request, None).await
     }
 
     /// The same over HTTP/1.1 whatever else the upstream speaks, so that the connection can be taken over.
-    pub async fn send_upgrade(&self, request: Request<Body>) -> Result<Response<Answer>, SendError> {
+    pub async fn send_upgrade(&self, request: Request<Body>) -> Result<Response<ResponseBody>, SendError> {
         self.tunnels.send(request, None).await
     }
 
     /// The same as [`Client::send`], and tells when the request is on its way.
-    pub fn start(&self, request: Request<Body>) -> Started {
+    pub fn start(&self, request: Request<Body>) -> PendingRequest {
         let (notice, sent) = oneshot::channel();
         let pool = Arc::clone(&self.pool);
-        Started {
+        PendingRequest {
             on_connection: Box::pin(async move {
                 if sent.await.is_err() {
                     pending::<()>().await; // the request is gone without having been sent
@@ -247,7 +247,7 @@ impl Client {
 
 /// What is sent again that no upstream has looked at.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Resend {
+enum ResendPolicy {
     Unsent,
     Nothing,
 }

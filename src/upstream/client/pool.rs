@@ -24,13 +24,13 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
-use super::answer::Answer;
+use super::answer::ResponseBody;
 use super::connect::{Connector, timed_out};
 use super::http1::{Http1, Http1Failure, Lease};
 use super::http2::{self, Driven, Http2, Http2Failure, MAX_STREAMS, StreamSlot};
 use super::link::Notice;
 use super::target::Base;
-use super::{Resend, SendError};
+use super::{ResendPolicy, SendError};
 use crate::clock;
 use crate::protocol::body::Body;
 
@@ -48,7 +48,7 @@ pub(super) struct Pool {
     base: Arc<Base>,
     connector: Connector,
     max_age: Duration,
-    resend: Resend,
+    resend: ResendPolicy,
     tasks: TaskTracker,
     state: Mutex<PoolState>,
     myself: Weak<Self>,
@@ -98,7 +98,12 @@ type Handed = Vec<(oneshot::Sender<Result<Connection, SendError>>, Result<Connec
 
 impl Pool {
     /// `max_age`: how old a connection may become before it takes no more requests.
-    pub(super) fn new(base: Arc<Base>, connector: Connector, max_age: Duration, resend: Resend) -> Arc<Self> {
+    pub(super) fn new(
+        base: Arc<Base>,
+        connector: Connector,
+        max_age: Duration,
+        resend: ResendPolicy,
+    ) -> Arc<Self> {
         let expected = if connector.may_speak_http2() { usize::MAX } else { 1 };
         let state = PoolState {
             idle: VecDeque::new(),
@@ -126,7 +131,7 @@ impl Pool {
         &self,
         mut request: Request<Body>,
         mut notice: Option<Notice>,
-    ) -> Result<Response<Answer>, SendError> {
+    ) -> Result<Response<ResponseBody>, SendError> {
         let mut resends = 0;
         loop {
             let (unsent, error) = match self.connection().await? {
@@ -164,7 +169,7 @@ impl Pool {
                     }
                 }
             };
-            if self.resend == Resend::Nothing {
+            if self.resend == ResendPolicy::Nothing {
                 return Err(error);
             }
             tracing::trace!(%error, "sending a request again that nobody has seen");

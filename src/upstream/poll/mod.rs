@@ -15,17 +15,17 @@ use tracing::debug;
 
 use crate::clock;
 use crate::config;
-use crate::core::coalescer::{Failure, Outcome, PollSpec};
+use crate::core::coalescer::{Failure, PollOutcome, PollSpec};
 use crate::core::job::{JobState, Reply};
-use crate::core::job_body::{self, Shape, Sliced};
+use crate::core::job_body::{self, ListShape, SplitBody};
 use crate::core::query;
 use crate::core::route::{Form, Goal, Route};
 use crate::core::scheduler::RetryAdvice;
 use crate::protocol::body::Body;
 use crate::protocol::headers;
-use crate::telemetry::metrics::{CallFault, CallKind, Code, Metrics};
+use crate::telemetry::metrics::{CallError, CallKind, Code, Metrics};
 use crate::telemetry::trace::TraceContext;
-use crate::upstream::client::{Answer, Client, SendError};
+use crate::upstream::client::{Client, ResponseBody, SendError};
 
 /// The largest answer to a poll that is read. Real ones have some kB a clip.
 const MAX_ANSWER: usize = 8 << 20;
@@ -43,13 +43,13 @@ pub struct Poller {
 
 /// What a poll came to, and what it says of the upstream and the key.
 #[derive(Debug)]
-pub struct Landing {
+pub struct PollLanding {
     /// What the waits are told.
-    pub outcome: Outcome,
+    pub outcome: PollOutcome,
     /// How the upstream holds several clips, if this showed it.
-    pub shape: Option<Shape>,
+    pub shape: Option<ListShape>,
     /// Whether the upstream let the key in; `None` where it did not say.
-    pub key: Option<KeyWord>,
+    pub key: Option<KeyVerdict>,
     /// The answer's status.
     pub status: StatusCode,
     /// The pause that a success asks for before its jobs are asked about again.
@@ -60,7 +60,7 @@ pub struct Landing {
 
 /// The upstream's word on a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeyWord {
+pub enum KeyVerdict {
     /// A success.
     Accepted,
     /// 401: the key is not valid.
@@ -70,20 +70,20 @@ pub enum KeyWord {
 }
 
 /// The upstream's word on the key of a request that it answered so.
-pub(crate) fn key_word(status: StatusCode) -> Option<KeyWord> {
+pub(crate) fn key_word(status: StatusCode) -> Option<KeyVerdict> {
     match status {
-        StatusCode::UNAUTHORIZED => Some(KeyWord::Refused),
-        StatusCode::FORBIDDEN => Some(KeyWord::Forbidden),
-        _ if status.is_success() => Some(KeyWord::Accepted),
+        StatusCode::UNAUTHORIZED => Some(KeyVerdict::Refused),
+        StatusCode::FORBIDDEN => Some(KeyVerdict::Forbidden),
+        _ if status.is_success() => Some(KeyVerdict::Accepted),
         _ => None,
     }
 }
 
 /// How a try ended.
 #[derive(Debug)]
-pub enum Tried {
+pub enum AttemptOutcome {
     /// With the upstream's final word.
-    Landed(Landing),
+    Landed(PollLanding),
     /// With a fault, and what that says of another try.
     Failed(Failure, RetryAdvice),
 }
@@ -108,9 +108,9 @@ impl Poller {
         authorization: &HeaderValue,
         trace: &TraceContext,
         standing: impl Future<Output = ()>,
-    ) -> Tried {
+    ) -> AttemptOutcome {
         let Some(request) = self.request(spec, authorization, trace) else {
-            return Tried::Failed(Failure::Garbled(None), RetryAdvice::BackOff);
+            return AttemptOutcome::Failed(Failure::InvalidResponse(None), RetryAdvice::BackOff);
         };
         let call = self.metrics.upstream.call(self.kind(spec.goal));
         let mut started = self.client.start(request);
@@ -134,14 +134,16 @@ impl Poller {
             }
         };
         let in_time = tokio::time::timeout(self.connect + self.limit, asking).await;
-        let (code, tried) = match in_time.unwrap_or(Err((CallFault::Overdue, RetryAdvice::BackOff))) {
-            Err((fault, advice)) => (Code::Fault(fault), Tried::Failed(failure(fault), advice)),
-            Ok((status, headers, body)) => match self.judge(spec, status, &headers, body) {
-                unread @ Tried::Failed(Failure::Garbled(_), _) => (Code::Fault(CallFault::Garbled), unread),
+        let (code, tried) = match in_time.unwrap_or(Err((CallError::Timeout, RetryAdvice::BackOff))) {
+            Err((fault, advice)) => (Code::Fault(fault), AttemptOutcome::Failed(failure(fault), advice)),
+            Ok((status, headers, body)) => match self.classify(spec, status, &headers, body) {
+                unread @ AttemptOutcome::Failed(Failure::InvalidResponse(_), _) => {
+                    (Code::Fault(CallError::Invalid), unread)
+                }
                 tried => (Code::Status(status.as_u16()), tried),
             },
         };
-        call.ended(code);
+        call.finish(code);
         tried
     }
 
@@ -167,7 +169,7 @@ impl Poller {
         authorization: &HeaderValue,
         trace: &TraceContext,
     ) -> Option<Request<Body>> {
-        let target = query::write(&self.route, spec.form, &spec.clips, spec.goal);
+        let target = query::build_target(&self.route, spec.form, &spec.clips, spec.goal);
         let uri = self.client.uri(&PathAndQuery::try_from(target).ok()?).ok()?;
         let mut request = Request::new(Body::empty());
         *request.method_mut() = Method::GET;
@@ -184,28 +186,36 @@ impl Poller {
         Some(request)
     }
 
-    fn judge(&self, spec: &PollSpec, status: StatusCode, headers: &HeaderMap, body: Bytes) -> Tried {
-        let head = Arc::new(headers::head(status, headers));
+    fn classify(
+        &self,
+        spec: &PollSpec,
+        status: StatusCode,
+        headers: &HeaderMap,
+        body: Bytes,
+    ) -> AttemptOutcome {
+        let head = Arc::new(headers::split_head(status, headers));
         let reply = |body| Arc::new(Reply { status: status.as_u16(), head: Arc::clone(&head), body });
         let key = key_word(status);
         let answered_at = clock::now();
         let asked_pause = headers::retry_after(headers, SystemTime::now());
         let retry_after = asked_pause.filter(|_| status.is_success());
-        let landed =
-            |outcome, shape| Tried::Landed(Landing { outcome, shape, key, status, retry_after, answered_at });
-        let unreadable = |body| Tried::Failed(Failure::Garbled(Some(reply(body))), RetryAdvice::BackOff);
+        let landed = |outcome, shape| {
+            AttemptOutcome::Landed(PollLanding { outcome, shape, key, status, retry_after, answered_at })
+        };
+        let unreadable =
+            |body| AttemptOutcome::Failed(Failure::InvalidResponse(Some(reply(body))), RetryAdvice::BackOff);
         if status.is_informational() {
             debug!("upstream switched protocols without being asked");
-            Tried::Failed(Failure::Garbled(None), RetryAdvice::BackOff)
+            AttemptOutcome::Failed(Failure::InvalidResponse(None), RetryAdvice::BackOff)
         } else if status.is_success() && body.is_empty() {
             // A 204, or a 202 that says nothing yet: an answer to whoever asked for just these jobs.
-            landed(Outcome::Whole(reply(body)), None)
-        } else if status.is_success() && is_coded(headers) {
+            landed(PollOutcome::Unsplit(reply(body)), None)
+        } else if status.is_success() && is_compressed(headers) {
             debug!("answer is in a coding that was not asked for");
             unreadable(body)
         } else if status.is_success() {
-            match job_body::slice(&self.route, spec.form, &spec.clips, &body) {
-                Sliced::Clips { clips, shape } => {
+            match job_body::split(&self.route, spec.form, &spec.clips, &body) {
+                SplitBody::Clips { clips, shape } => {
                     let states = clips.into_iter().map(|cut| JobState {
                         id: cut.id,
                         rung: cut.rung,
@@ -213,10 +223,10 @@ impl Poller {
                         head: Arc::clone(&head),
                         seen_at: answered_at,
                     });
-                    landed(Outcome::Clips(states.collect()), shape)
+                    landed(PollOutcome::Clips(states.collect()), shape)
                 }
-                Sliced::Whole => landed(Outcome::Whole(reply(body)), None),
-                Sliced::Garbled => unreadable(body),
+                SplitBody::Unsplit => landed(PollOutcome::Unsplit(reply(body)), None),
+                SplitBody::Invalid => unreadable(body),
             }
         } else {
             let advice = match (status, asked_pause) {
@@ -229,15 +239,15 @@ impl Poller {
                 (status, _) => status.is_server_error().then_some(RetryAdvice::BackOff),
             };
             match advice {
-                Some(advice) => Tried::Failed(Failure::Answered(reply(body)), advice),
-                None => landed(Outcome::Refused(reply(body)), None),
+                Some(advice) => AttemptOutcome::Failed(Failure::UpstreamError(reply(body)), advice),
+                None => landed(PollOutcome::Refused(reply(body)), None),
             }
         }
     }
 }
 
 /// Whether the body is compressed, so that nobody here can read it.
-fn is_coded(headers: &HeaderMap) -> bool {
+fn is_compressed(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(CONTENT_ENCODING).iter();
     codings.any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"))
 }
@@ -245,28 +255,28 @@ fn is_coded(headers: &HeaderMap) -> bool {
 const USER_AGENT_NAME: &str = concat!("clipgate/", env!("CARGO_PKG_VERSION"));
 
 /// What the waits are told of it.
-fn failure(fault: CallFault) -> Failure {
+fn failure(fault: CallError) -> Failure {
     match fault {
-        CallFault::Connect | CallFault::ConnectTimeout | CallFault::Tls | CallFault::Broke => {
+        CallError::Connect | CallError::ConnectTimeout | CallError::Tls | CallError::Reset => {
             Failure::Unreachable
         }
-        CallFault::LocalResources => Failure::LocalResources,
-        CallFault::Overdue => Failure::Overdue,
-        CallFault::Garbled => Failure::Garbled(None),
+        CallError::LocalResources => Failure::LocalResources,
+        CallError::Timeout => Failure::Timeout,
+        CallError::Invalid => Failure::InvalidResponse(None),
     }
 }
 
-async fn read(response: Response<Answer>) -> Result<(StatusCode, HeaderMap, Bytes), CallFault> {
+async fn read(response: Response<ResponseBody>) -> Result<(StatusCode, HeaderMap, Bytes), CallError> {
     let (parts, body) = response.into_parts();
     match Limited::new(body, MAX_ANSWER).collect().await {
         Ok(body) => Ok((parts.status, parts.headers, body.to_bytes())),
         Err(error) if error.is::<LengthLimitError>() => {
             debug!(limit = MAX_ANSWER, "poll's answer is too large");
-            Err(CallFault::Garbled)
+            Err(CallError::Invalid)
         }
         Err(error) => {
             debug!(%error, "poll's answer was cut off");
-            Err(CallFault::Broke)
+            Err(CallError::Reset)
         }
     }
 }

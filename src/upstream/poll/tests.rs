@@ -7,12 +7,12 @@ use crate::core::job::{JobId, JobSet, KeyDomain};
 use crate::core::route::{Form, Goal};
 
 /// An upstream played by the test, byte for byte, and who polls it.
-struct Stage {
+struct Fixture {
     listener: TcpListener,
     poller: Poller,
 }
 
-impl Stage {
+impl Fixture {
     async fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base_url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
@@ -29,7 +29,7 @@ impl Stage {
         }
     }
 
-    async fn try_poll(&self) -> Tried {
+    async fn try_poll(&self) -> AttemptOutcome {
         let clips = JobSet::new([JobId::new("a").unwrap()]);
         let spec = PollSpec { domain: KeyDomain([0; 16]), form: Form::Single, clips, goal: Goal::Now };
         let trace = TraceContext::unrecorded();
@@ -37,7 +37,7 @@ impl Stage {
     }
 
     /// One try that is answered with these fields and a clip; how it ended, and the request.
-    async fn answered_with(&self, fields: &str) -> (Tried, String) {
+    async fn answered_with(&self, fields: &str) -> (AttemptOutcome, String) {
         let answering = async {
             let (mut socket, _) = self.listener.accept().await.unwrap();
             let request = read_head(&mut socket).await;
@@ -51,7 +51,7 @@ impl Stage {
     }
 
     /// One try that is answered with this head.
-    async fn answered(&self, head: &str) -> Tried {
+    async fn answered(&self, head: &str) -> AttemptOutcome {
         let answering = async {
             let (mut socket, _) = self.listener.accept().await.unwrap();
             read_head(&mut socket).await;
@@ -64,7 +64,7 @@ impl Stage {
 /// hyper would send it again, on a connection that may take seconds to make, when its standing has been told already.
 #[tokio::test]
 async fn a_poll_on_a_kept_connection_that_is_dead_is_not_sent_again_unseen() {
-    let stage = Stage::new().await;
+    let stage = Fixture::new().await;
     let answering = async {
         let (mut socket, _) = stage.listener.accept().await.unwrap();
         read_head(&mut socket).await;
@@ -74,14 +74,17 @@ async fn a_poll_on_a_kept_connection_that_is_dead_is_not_sent_again_unseen() {
         socket
     };
     let (tried, socket) = tokio::join!(stage.try_poll(), answering);
-    assert!(matches!(tried, Tried::Landed(_)), "{tried:?}");
+    assert!(matches!(tried, AttemptOutcome::Landed(_)), "{tried:?}");
     drop(socket);
     tokio::task::yield_now().await; // it is seen that there is something to read, and not yet what
     let tried = tokio::select! {
         tried = stage.try_poll() => tried,
         _ = stage.listener.accept() => panic!("it is sent again"),
     };
-    assert!(matches!(tried, Tried::Failed(Failure::Unreachable, RetryAdvice::Reconnect)), "{tried:?}");
+    assert!(
+        matches!(tried, AttemptOutcome::Failed(Failure::Unreachable, RetryAdvice::Reconnect)),
+        "{tried:?}"
+    );
 }
 
 async fn read_head(socket: &mut TcpStream) -> String {
@@ -94,19 +97,21 @@ async fn read_head(socket: &mut TcpStream) -> String {
 
 #[tokio::test]
 async fn a_poll_asks_for_bytes_in_no_coding() {
-    let (tried, request) = Stage::new().await.answered_with("Content-Encoding: identity\r\n").await;
+    let (tried, request) = Fixture::new().await.answered_with("Content-Encoding: identity\r\n").await;
     assert!(request.contains("accept-encoding: identity\r\n"), "{request}");
-    let Tried::Landed(Landing { outcome: Outcome::Clips(states), .. }) = tried else { panic!("{tried:?}") };
+    let AttemptOutcome::Landed(PollLanding { outcome: PollOutcome::Clips(states), .. }) = tried else {
+        panic!("{tried:?}")
+    };
     assert_eq!(states.len(), 1);
 }
 
 #[tokio::test]
 async fn an_answer_in_a_coding_is_never_taken_for_clips() {
     for coding in ["gzip", "identity, br", "GZIP"] {
-        let stage = Stage::new().await;
+        let stage = Fixture::new().await;
         let (tried, _) = stage.answered_with(&format!("Content-Encoding: {coding}\r\n")).await;
         assert!(
-            matches!(tried, Tried::Failed(Failure::Garbled(_), RetryAdvice::BackOff)),
+            matches!(tried, AttemptOutcome::Failed(Failure::InvalidResponse(_), RetryAdvice::BackOff)),
             "{coding}: {tried:?}"
         );
     }
@@ -115,6 +120,9 @@ async fn an_answer_in_a_coding_is_never_taken_for_clips() {
 #[tokio::test]
 async fn a_switch_of_protocols_that_nobody_asked_for_is_no_answer() {
     let head = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n";
-    let tried = Stage::new().await.answered(head).await;
-    assert!(matches!(tried, Tried::Failed(Failure::Garbled(_), RetryAdvice::BackOff)), "{tried:?}");
+    let tried = Fixture::new().await.answered(head).await;
+    assert!(
+        matches!(tried, AttemptOutcome::Failed(Failure::InvalidResponse(_), RetryAdvice::BackOff)),
+        "{tried:?}"
+    );
 }

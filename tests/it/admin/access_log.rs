@@ -13,8 +13,8 @@ async fn log_of(format: &str, heads: &[String]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream = format!("http://{}", listener.local_addr().unwrap());
     let sim = Sim::new(Options::default());
-    sim.put("a", "completed");
-    sim.put("b", "completed");
+    sim.set_status("a", "completed");
+    sim.set_status("b", "completed");
     let _serving = tokio::spawn(sim.clone().serve(listener, std::future::pending()));
     let env = [("CLIPGATE__LOG__FORMAT", format)];
     let mut gateway = Process::start(&["serve", "--listen", "127.0.0.1:0", "--upstream", &upstream], &env);

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use clipgate::sim::{Fault, On};
+use clipgate::sim::{Fault, FaultTarget};
 use http::Response;
 use serde_json::{Value, json};
 use tokio_util::task::AbortOnDropHandle;
@@ -15,7 +15,7 @@ use crate::harness::admin_client::Operator;
 use crate::harness::browser::{Browser, DESK, Look};
 use crate::harness::command::{Process, run};
 use crate::harness::gateway::{multi, single};
-use crate::harness::process::{Client, Gateway, Ground, clip};
+use crate::harness::process::{Client, Gateway, TestEnv, clip};
 use crate::harness::raw_http::CLIP;
 
 const WALL: Look = Look { width: 1920, height: 1080, is_dark: true };
@@ -23,7 +23,7 @@ const PHONE: Look = Look { width: 360, height: 740, is_dark: false };
 
 /// A gateway of a process of its own with its admin listener, before a simulated upstream that does as it is told.
 struct Site {
-    ground: Ground,
+    ground: TestEnv,
     gateway: Gateway,
     address: SocketAddr,
     page: String,
@@ -31,7 +31,7 @@ struct Site {
 
 impl Site {
     async fn new(env: &[(&str, &str)]) -> Self {
-        let ground = Ground::new().await;
+        let ground = TestEnv::new().await;
         ground.configure("");
         let (gateway, address, page) = start(&ground, "127.0.0.1:0", env).await;
         Self { ground, gateway, address, page }
@@ -53,7 +53,7 @@ impl Site {
     }
 }
 
-async fn start(ground: &Ground, admin: &str, env: &[(&str, &str)]) -> (Gateway, SocketAddr, String) {
+async fn start(ground: &TestEnv, admin: &str, env: &[(&str, &str)]) -> (Gateway, SocketAddr, String) {
     let mut command = ground.command();
     command.env("CLIPGATE__ADMIN__LISTEN", admin).envs(env.iter().copied());
     let mut gateway = Gateway::spawn(command);
@@ -167,7 +167,7 @@ async fn clips_and_keys_have_rows_and_what_comes_from_outside_is_text() {
     let encoded: String = EVIL.bytes().map(|byte| format!("%{byte:02X}")).collect();
     let site = Site::new(&[]).await;
     for id in [EVIL, "b"] {
-        site.ground.sim.put(id, "queued");
+        site.ground.sim.set_status(id, "queued");
     }
     let mut browser = Browser::start();
     browser.open(&site.page, DESK, None).await;
@@ -202,7 +202,7 @@ async fn clips_and_keys_have_rows_and_what_comes_from_outside_is_text() {
     let known: Vec<_> = keys.iter().filter(|row| row[1] != "–").collect();
     assert!(known.len() == 1 && known[0][1].ends_with(" of 400"), "one is proven: {keys:?}");
 
-    site.ground.sim.put(EVIL, "complete");
+    site.ground.sim.set_status(EVIL, "complete");
     browser.until("document.querySelectorAll('#clips tbody tr').length === 1").await;
     browser.until_tile(1, "2").await;
     let requests = browser.in_all("requests").await;
@@ -231,10 +231,10 @@ async fn an_api_that_cannot_be_reached_is_told_of_once_and_in_words() {
         document.querySelector('#notice'), { childList: true, characterData: true, subtree: true }); null";
     browser.eval(told).await;
 
-    site.ground.sim.put("kept", "completed");
+    site.ground.sim.set_status("kept", "completed");
     assert_eq!(site.get(&clip("kept")).await.status(), 200);
-    site.ground.sim.put("a", "queued");
-    site.ground.sim.fault(On::Polls, Fault::reset(), 1);
+    site.ground.sim.set_status("a", "queued");
+    site.ground.sim.fault(FaultTarget::Polls, Fault::reset(), 1);
     assert_eq!(site.get(&clip("a")).await.status(), 502);
     browser.until_tile(4, "✕ unreachable").await;
     let notice = browser.text("#notice").await;
@@ -362,7 +362,7 @@ async fn busy(site: &Site) -> (Vec<AbortOnDropHandle<Response<Bytes>>>, usize) {
     let (sim, uuid) = (&site.ground.sim, |n: u32| format!("18aaba72-1ea9-4e4c-8c22-86c72e27e4{n:02x}"));
     let mut ended = 0;
     for n in 0..4 {
-        sim.put(&uuid(n), "complete");
+        sim.set_status(&uuid(n), "complete");
         for _ in 0..=3 * n {
             assert_eq!(site.get(&clip(&uuid(n))).await.status(), 200);
             ended += 1;
@@ -376,7 +376,7 @@ async fn busy(site: &Site) -> (Vec<AbortOnDropHandle<Response<Bytes>>>, usize) {
     for (n, (word, waiting)) in (0..).zip([("submitted", 1), ("queued", 4), ("streaming", 2), ("queued", 3)])
     {
         let (id, key) = (uuid(0x10 + n), if n % 2 == 0 { "demo" } else { "other" });
-        sim.put(&id, word);
+        sim.set_status(&id, word);
         waits.extend((0..waiting).map(|_| site.wait(&clip(&id), key)));
         assert_eq!(site.wait(&single(&id, word), key).await.unwrap().status(), 200);
         ended += 1;

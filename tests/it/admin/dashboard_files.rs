@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use crate::harness::admin_client::{Operator, field, text};
-use crate::harness::gateway::Stage;
+use crate::harness::gateway::TestGateway;
 
 #[tokio::test]
 async fn each_of_its_files_is_served_for_what_it_is_and_only_once() {
-    let mut stage = Stage::new().await;
+    let mut stage = TestGateway::new().await;
     let operator = Operator::of(&mut stage).await;
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/admin/dashboard");
     let files = ["", "uplot"].iter().flat_map(|dir| std::fs::read_dir(root.join(dir)).unwrap());
@@ -51,7 +51,7 @@ async fn each_of_its_files_is_served_for_what_it_is_and_only_once() {
 
 #[tokio::test]
 async fn the_page_has_no_script_style_or_address_but_its_own_files() {
-    let mut stage = Stage::new().await;
+    let mut stage = TestGateway::new().await;
     let operator = Operator::of(&mut stage).await;
     let page = operator.get("/").await;
     let page = text(&page);

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::clients::team::member;
 use crate::harness::admin_client::{Operator, field, json, text};
-use crate::harness::gateway::{Stage, all, multi, put_all, set_hold, single, within};
+use crate::harness::gateway::{TestGateway, all, multi, put_all, set_hold, single, within};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -30,7 +30,7 @@ fn assert_refused(answer: &Response<Bytes>, status: u16, path: &str) {
 
 #[tokio::test]
 async fn each_resource_takes_its_methods_and_no_others() {
-    let mut stage = Stage::new().await;
+    let mut stage = TestGateway::new().await;
     let operator = Operator::of(&mut stage).await;
     let rows = [
         ("/healthz", "GET, HEAD", "text/plain; charset=utf-8"),
@@ -69,12 +69,12 @@ async fn each_resource_takes_its_methods_and_no_others() {
     assert_refused(&operator.ask("DELETE", "/api/cache/", &[]).await, 400, "/api/cache/");
     let answer = operator.ask("GET", "/healthz", &[("x-request-id", "mine-1")]).await;
     assert_eq!(field(&answer, "x-request-id"), "mine-1");
-    assert_eq!(stage.asked().len(), 0, "nothing reaches the upstream");
+    assert_eq!(stage.upstream_requests().len(), 0, "nothing reaches the upstream");
 }
 
 #[tokio::test]
 async fn readiness_follows_the_gateway_and_health_does_not() {
-    let mut stage = Stage::new().await;
+    let mut stage = TestGateway::new().await;
     let operator = Operator::of(&mut stage).await;
     let of = async |path: &str| {
         let answer = operator.get(path).await;
@@ -91,7 +91,7 @@ async fn readiness_follows_the_gateway_and_health_does_not() {
 #[tokio::test]
 async fn with_a_token_all_but_health_ask_for_it() {
     let token = "cg-admin-recognise-me";
-    let mut stage = Stage::with(|config, _| config.admin.token = Some(Secret::new(token))).await;
+    let mut stage = TestGateway::with(|config, _| config.admin.token = Some(Secret::new(token))).await;
     let operator = Operator::of(&mut stage).await;
     let bearer = format!("Bearer {token}");
     // ops:cg-admin-recognise-me
@@ -124,9 +124,9 @@ async fn with_a_token_all_but_health_ask_for_it() {
 
 #[tokio::test]
 async fn without_a_token_no_other_sites_page_gets_through() {
-    let mut stage = Stage::new().await;
+    let mut stage = TestGateway::new().await;
     let operator = Operator::of(&mut stage).await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     stage.get(&single("a", "completed"), &[]).await;
     let own = format!("http://{}", operator.address);
     let rebound = [("host", "evil.example")];
@@ -149,7 +149,7 @@ async fn without_a_token_no_other_sites_page_gets_through() {
 
 #[tokio::test]
 async fn what_is_forgotten_is_asked_for_again() {
-    let mut stage = Stage::new().await;
+    let mut stage = TestGateway::new().await;
     let operator = Operator::of(&mut stage).await;
     put_all(&stage, &["a", "b", "c/d"], "completed");
     let keys = ["Bearer one", "Bearer two"];
@@ -185,7 +185,7 @@ async fn what_is_forgotten_is_asked_for_again() {
 
 #[tokio::test]
 async fn the_state_says_what_is_under_way() {
-    let mut stage = Stage::holding(LONG).await;
+    let mut stage = TestGateway::holding(LONG).await;
     let operator = Operator::of(&mut stage).await;
     let state = operator.state().await;
     assert_eq!(state["version"], env!("CARGO_PKG_VERSION"));
@@ -230,13 +230,13 @@ async fn the_state_says_what_is_under_way() {
     let opened = requests["opened"].as_u64().unwrap();
     assert_eq!(opened + requests["leaned"].as_u64().unwrap(), 4, "{requests}");
     assert_eq!(state["totals"]["saved"], requests["leaned"]);
-    assert_eq!(state["totals"]["calls"]["poll"].as_u64().unwrap() as usize, stage.asked().len());
+    assert_eq!(state["totals"]["calls"]["poll"].as_u64().unwrap() as usize, stage.upstream_requests().len());
     assert!(state["upstream"]["answered_at"].is_string());
 }
 
 #[tokio::test]
 async fn members_are_listed_by_name_with_what_they_have_left() {
-    let mut stage = Stage::with(|config, options| {
+    let mut stage = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
         config.auth = Auth::Team(vec![
             member(("alice", "cg_recognise-a", "sk-recognise")),
@@ -248,7 +248,7 @@ async fn members_are_listed_by_name_with_what_they_have_left() {
     })
     .await;
     let operator = Operator::of(&mut stage).await;
-    stage.sim.put("a", "queued");
+    stage.sim.set_status("a", "queued");
     let ask = |token: &str| {
         let authorization = format!("Bearer {token}");
         stage.spawn_get(&single("a", "completed"), &[("authorization", authorization.as_str())])
@@ -273,11 +273,11 @@ async fn members_are_listed_by_name_with_what_they_have_left() {
 
 #[tokio::test]
 async fn events_bring_the_state_each_second_and_the_history_what_was_before() {
-    let mut stage = Stage::holding(LONG).await;
+    let mut stage = TestGateway::holding(LONG).await;
     let operator = Operator::of(&mut stage).await;
     let mut stream = Stream::open(&operator, "/api/events").await;
     assert_eq!(stream.state().await["waits"]["parked"], 0);
-    stage.sim.put("a", "queued");
+    stage.sim.set_status("a", "queued");
     let _wait = stage.spawn_get(&single("a", "completed"), &[]);
     stage.until_parked(1).await;
     within(20, async { while stream.state().await["waits"]["parked"] != 1 {} }).await;
@@ -293,7 +293,7 @@ async fn events_bring_the_state_each_second_and_the_history_what_was_before() {
 
 #[tokio::test]
 async fn event_streams_are_few_and_make_room_when_they_end() {
-    let mut stage = Stage::new().await;
+    let mut stage = TestGateway::new().await;
     let operator = Operator::of(&mut stage).await;
     let mut streams = Vec::new();
     for _ in 0..32 {
@@ -314,9 +314,9 @@ fn a_data_path_that_is_stuck_keeps_no_health_check_waiting() {
     let data_path = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async move {
-            let mut stage = Stage::new().await;
+            let mut stage = TestGateway::new().await;
             let operator = Operator::of(&mut stage).await;
-            stage.sim.put("a", "completed");
+            stage.sim.set_status("a", "completed");
             stage.get(&single("a", "completed"), &[]).await;
             tell.send(operator.address).unwrap();
             // From here on nothing of the gateway moves.

@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 use crate::harness::admin_client::{Operator, text};
 use crate::harness::command::Process;
 use crate::harness::gateway::single;
-use crate::harness::process::{Client, Gateway, Ground, clip, get, soon};
+use crate::harness::process::{Client, Gateway, TestEnv, clip, get, within_timeout};
 use crate::harness::raw_http::raw;
 
 const ANY_PORT: (&str, &str) = ("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
@@ -52,7 +52,7 @@ async fn it_listens_on_unix_sockets_too_and_not_at_all_if_it_is_not_to() {
 async fn an_address_that_is_taken_is_an_error_that_names_its_key() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap();
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("");
     let mut command = ground.command();
     command.env("CLIPGATE__ADMIN__LISTEN", address.to_string());
@@ -81,9 +81,9 @@ async fn try_outs_beside_each_other_do_not_quarrel_about_the_usual_address() {
 
 #[tokio::test]
 async fn it_answers_until_the_last_wait_has_and_says_that_nobody_should_come() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("drain_timeout = \"1h\"");
-    ground.sim.put("a", "queued");
+    ground.sim.set_status("a", "queued");
     let mut command = ground.command();
     command.env(ANY_PORT.0, ANY_PORT.1);
     let mut gateway = Gateway::spawn(command);
@@ -94,7 +94,7 @@ async fn it_answers_until_the_last_wait_has_and_says_that_nobody_should_come() {
     let mut client = Client::connect(address).await;
     let target = format!("{}&x=1", clip("a"));
     let waiting = tokio::spawn(async move { client.ask(get(&target, &[])).await });
-    ground.sim.until(|seen| seen.open == 1).await;
+    ground.sim.wait_until(|seen| seen.open == 1).await;
     assert_eq!(operator.get("/readyz").await.status(), 200);
 
     gateway.signal("TERM");
@@ -104,10 +104,10 @@ async fn it_answers_until_the_last_wait_has_and_says_that_nobody_should_come() {
             tokio::task::yield_now().await;
         }
     };
-    soon("not to be ready", not_ready).await;
+    within_timeout("not to be ready", not_ready).await;
     assert_eq!(operator.get("/healthz").await.status(), 200);
     assert_eq!(operator.state().await["phase"], "draining");
-    ground.sim.put("a", "complete");
+    ground.sim.set_status("a", "complete");
     assert_eq!(waiting.await.unwrap().unwrap().status(), 200);
     assert_eq!(gateway.ended().await.code(), Some(0));
 }
@@ -120,8 +120,8 @@ async fn no_key_and_no_token_is_in_anything_that_it_says() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream = format!("http://{}", listener.local_addr().unwrap());
     let sim = Sim::new(Options { keys: Some(vec![KEY.to_owned()]), ..Options::default() });
-    sim.put("a", "completed");
-    sim.put("b", "queued");
+    sim.set_status("a", "completed");
+    sim.set_status("b", "queued");
     let _serving = tokio::spawn(sim.clone().serve(listener, std::future::pending()));
     let hash =
         clipgate::testing::auth::token_sha256(TOKEN.as_bytes()).0.map(|byte| format!("{byte:02x}")).concat();
@@ -148,7 +148,7 @@ async fn no_key_and_no_token_is_in_anything_that_it_says() {
     let parked = tokio::spawn(async move {
         raw(address, ask(single("b", "completed"), TOKEN).as_bytes()).await;
     });
-    sim.until(|seen| seen.open == 1).await;
+    sim.wait_until(|seen| seen.open == 1).await;
 
     let bearer = format!("Bearer {ADMIN}");
     let mut said = String::new();
@@ -186,7 +186,7 @@ fn check_says_where_it_will_be() {
 }
 
 /// A gateway with an admin listener, with this token if any; and its admin address.
-async fn start_admin(ground: &Ground, token: &str) -> (Gateway, SocketAddr) {
+async fn start_admin(ground: &TestEnv, token: &str) -> (Gateway, SocketAddr) {
     ground.configure("");
     let mut command = ground.command();
     command.env(ANY_PORT.0, ANY_PORT.1);
@@ -202,7 +202,7 @@ async fn start_admin(ground: &Ground, token: &str) -> (Gateway, SocketAddr) {
 
 #[tokio::test]
 async fn a_health_check_is_answered_whatever_300_other_connections_do() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     let (_gateway, address) = start_admin(&ground, "").await;
     let asked_again_and_again =
         "GET /dashboard/uplot/uPlot.iife.min.js HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(200);
@@ -211,19 +211,23 @@ async fn a_health_check_is_answered_whatever_300_other_connections_do() {
         // Those who take no answer would have their places for a quarter of an hour.
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
-        let mut other = soon("a connection", socket.connect(address)).await.unwrap();
+        let mut other = within_timeout("a connection", socket.connect(address)).await.unwrap();
         let said = if n < 20 { "GET /healthz HTTP/1.1\r\nhost" } else { &asked_again_and_again };
         other.write_all(said.as_bytes()).await.unwrap();
         others.push(other);
     }
     for path in ["/healthz", "/readyz"] {
-        assert_eq!(soon("an answer", Operator::at(address).get(path)).await.status(), 200, "{path}");
+        assert_eq!(
+            within_timeout("an answer", Operator::at(address).get(path)).await.status(),
+            200,
+            "{path}"
+        );
     }
 }
 
 #[tokio::test]
 async fn who_does_not_bring_the_token_is_told_to_go_and_takes_no_place_from_who_has_brought_it() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     let (_gateway, address) = start_admin(&ground, "s3cret").await;
     let ask = |path: &str, token: &str| {
         let request = http::Request::get(path).header("host", "x").header("authorization", token);
@@ -240,9 +244,9 @@ async fn who_does_not_bring_the_token_is_told_to_go_and_takes_no_place_from_who_
     }
     let mut strangers = Vec::new();
     for _ in 0..300 {
-        strangers.push(soon("a connection", TcpStream::connect(address)).await.unwrap());
+        strangers.push(within_timeout("a connection", TcpStream::connect(address)).await.unwrap());
     }
-    assert_eq!(soon("an answer", Operator::at(address).get("/healthz")).await.status(), 200);
+    assert_eq!(within_timeout("an answer", Operator::at(address).get("/healthz")).await.status(), 200);
     let answer = kept.ask(ask("/metrics", "Bearer s3cret")).await.unwrap();
     assert_eq!(answer.status(), 200);
     assert!(!answer.headers().contains_key("connection"));

@@ -2,27 +2,27 @@
 
 use std::time::Duration;
 
-use clipgate::sim::{Fault, On};
+use clipgate::sim::{Fault, FaultTarget};
 use clipgate::testing::config::Auth;
 use http::Request;
 
 use crate::harness::admin_client::{Operator, field, text};
-use crate::harness::gateway::{Stage, all, multi, set_hold, single};
+use crate::harness::gateway::{TestGateway, all, multi, set_hold, single};
 
 const REQUESTS: &str = "clipgate_requests_total";
 const CALLS: &str = "clipgate_upstream_requests_total";
 
 #[tokio::test]
 async fn each_way_of_answering_is_counted_apart() {
-    let mut stage = Stage::with(|config, options| {
+    let mut stage = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
         config.server.cors_origins = vec!["https://app.example".to_owned()];
     })
     .await;
     let operator = Operator::of(&mut stage).await;
-    stage.sim.put("a", "queued");
-    stage.sim.put("b", "completed");
-    stage.sim.put("d", "queued");
+    stage.sim.set_status("a", "queued");
+    stage.sim.set_status("b", "completed");
+    stage.sim.set_status("d", "queued");
 
     // 1 opens, 4 lean
     let waits: Vec<_> = (0..5).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
@@ -30,7 +30,7 @@ async fn each_way_of_answering_is_counted_apart() {
     stage.until(|seen| seen.open == 1).await;
     let page = operator.metrics().await;
     assert_eq!((page.sum("clipgate_waits", &[]), page.sum("clipgate_upstream_polls", &[])), (5.0, 1.0));
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     all(waits).await;
     // 3 hits, of these 1 of several clips; 1 opens
     for target in [single("b", "completed"), single("a", "completed"), single("b", "queued")] {
@@ -85,14 +85,14 @@ async fn each_way_of_answering_is_counted_apart() {
 
 #[tokio::test]
 async fn calls_are_counted_by_kind_and_by_what_came_of_them_as_the_upstream_saw_them() {
-    let mut stage = Stage::with(|config, options| {
+    let mut stage = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
         config.wait.linger = Duration::ZERO;
         config.upstream.retries = 2;
     })
     .await;
     let operator = Operator::of(&mut stage).await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     stage.get(&single("a", "completed"), &[]).await;
     // a look at what is there already
     stage.get(&single("a", ""), &[("cache-control", "no-cache")]).await;
@@ -100,7 +100,7 @@ async fn calls_are_counted_by_kind_and_by_what_came_of_them_as_the_upstream_saw_
     stage.get(&single("nowhere", "completed"), &[]).await;
     // fails, and is tried again
     stage.sim.fault(
-        On::Path("/v2/generate/audio/suno-ai/clip".to_owned()),
+        FaultTarget::Path("/v2/generate/audio/suno-ai/clip".to_owned()),
         Fault::Reset { after: Duration::ZERO },
         1,
     );
@@ -110,7 +110,7 @@ async fn calls_are_counted_by_kind_and_by_what_came_of_them_as_the_upstream_saw_
     stage.get("/sim/status/503", &[]).await;
     stage.get("/sim/status/204", &[]).await;
     // cancelled
-    stage.sim.put("b", "queued");
+    stage.sim.set_status("b", "queued");
     let left = stage.spawn_get(&single("b", "completed"), &[]);
     stage.until(|seen| seen.open == 1).await;
     drop(left);
@@ -138,16 +138,16 @@ async fn calls_are_counted_by_kind_and_by_what_came_of_them_as_the_upstream_saw_
 
 #[tokio::test]
 async fn an_open_breaker_shows_and_so_does_what_failed() {
-    let mut stage = Stage::with(|config, _| {
+    let mut stage = TestGateway::with(|config, _| {
         config.upstream.breaker_failures = 2;
         config.upstream.breaker_cooldown = Duration::from_secs(600);
         config.upstream.retry_for = Duration::from_secs(1);
     })
     .await;
     let operator = Operator::of(&mut stage).await;
-    stage.sim.put("good", "completed");
+    stage.sim.set_status("good", "completed");
     assert_eq!(stage.get(&single("good", "completed"), &[]).await.status, 200);
-    stage.sim.fault(On::Polls, Fault::reset(), u32::MAX);
+    stage.sim.fault(FaultTarget::Polls, Fault::reset(), u32::MAX);
     let answer = stage.get(&single("a", "completed"), &[]).await;
     assert_eq!(answer.field("cache-status"), "clipgate; detail=unreachable");
     let page = operator.metrics().await;
@@ -163,7 +163,7 @@ async fn an_open_breaker_shows_and_so_does_what_failed() {
 
 #[tokio::test]
 async fn refusals_over_a_limit_are_counted_by_limit_and_by_member() {
-    let mut stage = Stage::with(|config, options| {
+    let mut stage = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
         config.auth = Auth::Team(vec![
             crate::clients::team::member(("alice", "cg_a", "sk-one")),
@@ -183,7 +183,7 @@ async fn refusals_over_a_limit_are_counted_by_limit_and_by_member() {
         refused += i32::from(stage.get(&single("", "completed"), &alice).await.status == 429);
     }
     assert!(refused >= 10, "{refused}");
-    stage.sim.put("a", "queued");
+    stage.sim.set_status("a", "queued");
     let bob = [("authorization", "Bearer cg_b")];
     let _parked = stage.spawn_get(&single("a", "completed"), &bob);
     stage.until_parked(1).await;
@@ -200,7 +200,7 @@ async fn refusals_over_a_limit_are_counted_by_limit_and_by_member() {
 
 #[tokio::test]
 async fn broken_heads_are_counted_too() {
-    let mut stage = Stage::new().await;
+    let mut stage = TestGateway::new().await;
     let operator = Operator::of(&mut stage).await;
     let answer = crate::harness::raw_http::raw(stage.address, b"GET / HTTP/1.1\r\nx : y\r\n\r\n").await;
     assert!(answer.starts_with(b"HTTP/1.1 400 "));
@@ -210,7 +210,7 @@ async fn broken_heads_are_counted_too() {
 
 #[tokio::test]
 async fn open_metrics_is_there_for_who_asks_for_it() {
-    let mut stage = Stage::new().await;
+    let mut stage = TestGateway::new().await;
     let operator = Operator::of(&mut stage).await;
     let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
     let answer = operator.ask("GET", "/metrics", &[("accept", accept)]).await;

@@ -14,8 +14,8 @@ use tokio::net::TcpListener;
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::clients::event_clients::tools;
-use crate::harness::gateway::{Stage, all, multi, put_all, single};
-use crate::harness::process::{self, Ground, soon};
+use crate::harness::gateway::{TestGateway, all, multi, put_all, single};
+use crate::harness::process::{self, TestEnv, within_timeout};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const PARENT: &str = "b7ad6b7169203331";
@@ -41,7 +41,7 @@ fn parts(fields: &HeaderMap) -> [String; 3] {
 }
 
 /// What the upstream was told with its newest request.
-fn last_seen(stage: &Stage) -> HeaderMap {
+fn last_seen(stage: &TestGateway) -> HeaderMap {
     HeaderMap::clone(&stage.sim.requests().last().expect("it was asked").headers)
 }
 
@@ -61,7 +61,7 @@ impl Collector {
         command.arg(script).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().expect("there is python3");
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let port = soon("the collector", lines.next_line()).await.unwrap();
+        let port = within_timeout("the collector", lines.next_line()).await.unwrap();
         let port = port.expect("python3 has the module opentelemetry-proto: see .ci/tools").parse().unwrap();
         Self { lines, port, _child: child }
     }
@@ -71,7 +71,8 @@ impl Collector {
     }
 
     async fn batch(&mut self) -> Value {
-        let line = soon("spans", self.lines.next_line()).await.unwrap().expect("the collector runs");
+        let line =
+            within_timeout("spans", self.lines.next_line()).await.unwrap().expect("the collector runs");
         serde_json::from_str(&line).unwrap()
     }
 
@@ -100,7 +101,7 @@ async fn nowhere() -> String {
 
 #[tokio::test]
 async fn without_a_collector_a_clients_trace_goes_through_untouched_and_a_missing_one_begins() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     let known = [("traceparent", &*traceparent()), ("tracestate", "a=1,b=2")];
     stage.get("/v1/models", &known).await;
     let seen = last_seen(&stage);
@@ -123,7 +124,7 @@ async fn without_a_collector_a_clients_trace_goes_through_untouched_and_a_missin
 #[tokio::test]
 async fn with_a_collector_a_clients_trace_goes_on_with_the_requests_own_span() {
     let collector = nowhere().await;
-    let stage = Stage::with(|config, _| traced(config, &collector)).await;
+    let stage = TestGateway::with(|config, _| traced(config, &collector)).await;
     let mut spans = vec![PARENT.to_owned()];
     for flags in ["01", "00"] {
         let parent = format!("00-{TRACE}-{PARENT}-{flags}");
@@ -147,7 +148,7 @@ async fn with_a_collector_a_clients_trace_goes_on_with_the_requests_own_span() {
 #[tokio::test]
 async fn what_is_no_traceparent_is_replaced_with_its_tracestate() {
     let collector = nowhere().await;
-    for stage in [Stage::new().await, Stage::with(|config, _| traced(config, &collector)).await] {
+    for stage in [TestGateway::new().await, TestGateway::with(|config, _| traced(config, &collector)).await] {
         let bad = [
             format!("00-{TRACE}-{PARENT}"),
             format!("ff-{TRACE}-{PARENT}-01"),
@@ -169,7 +170,7 @@ async fn what_is_no_traceparent_is_replaced_with_its_tracestate() {
 #[tokio::test]
 async fn the_collector_gets_a_span_for_each_request_and_poll_and_a_link_for_each_lean() {
     let mut collector = Collector::start().await;
-    let stage = Stage::with(|config, _| traced(config, &collector.url())).await;
+    let stage = TestGateway::with(|config, _| traced(config, &collector.url())).await;
     put_all(&stage, &["a", "b"], "streaming");
     let key = ("authorization", KEY);
     let parent = traceparent();
@@ -257,7 +258,7 @@ async fn the_collector_gets_a_span_for_each_request_and_poll_and_a_link_for_each
 #[tokio::test]
 async fn a_poll_that_fails_says_so_and_a_client_that_leaves_ends_its_span() {
     let mut collector = Collector::start().await;
-    let stage = Stage::without_upstream(|config, _| {
+    let stage = TestGateway::without_upstream(|config, _| {
         traced(config, &collector.url());
         config.upstream.retries = 1;
         config.wait.linger = Duration::ZERO;
@@ -292,7 +293,7 @@ async fn a_poll_that_fails_says_so_and_a_client_that_leaves_ends_its_span() {
 #[tokio::test]
 async fn a_traces_own_decision_and_the_percentage_say_what_is_recorded() {
     let mut collector = Collector::start().await;
-    let stage = Stage::with(|config, _| {
+    let stage = TestGateway::with(|config, _| {
         traced(config, &collector.url());
         config.telemetry.sample_percent = 0;
     })
@@ -316,13 +317,13 @@ async fn a_traces_own_decision_and_the_percentage_say_what_is_recorded() {
 #[tokio::test]
 async fn a_stop_tells_the_collector_what_it_has_not_been_told_with_the_headers_of_the_environment() {
     let mut collector = Collector::start().await;
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure(&format!("[telemetry]\notlp_endpoint = \"{}/\"", collector.url()));
     let mut command = ground.command();
     command.env("OTEL_EXPORTER_OTLP_HEADERS", "x-token=for-the-collector");
     let mut gateway = process::Gateway::spawn(command);
     let mut client = process::Client::connect(gateway.address().await).await;
-    ground.sim.put("a", "completed");
+    ground.sim.set_status("a", "completed");
     assert_eq!(client.get(&process::clip("a"), &[]).await.status(), 200);
     drop(client);
     gateway.signal("TERM");
@@ -336,11 +337,11 @@ async fn a_stop_tells_the_collector_what_it_has_not_been_told_with_the_headers_o
 
 #[tokio::test]
 async fn a_dead_collector_is_one_warning_and_the_loss_is_told_at_the_end() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure(&format!("{UNLIMITED}[telemetry]\notlp_endpoint = \"{}\"", nowhere().await));
     let mut gateway = ground.start();
     let mut client = process::Client::connect(gateway.address().await).await;
-    ground.sim.put("a", "completed");
+    ground.sim.set_status("a", "completed");
     assert_eq!(client.get(&process::clip("a"), &[]).await.status(), 200);
     gateway.logged("spans are lost").await;
     for _ in 0..1200 {
@@ -359,21 +360,21 @@ async fn a_dead_collector_is_one_warning_and_the_loss_is_told_at_the_end() {
 async fn a_collector_that_never_answers_delays_nobody() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure(&format!("drain_timeout = \"1s\"\n{UNLIMITED}[telemetry]\notlp_endpoint = \"{url}\""));
     let mut gateway = ground.start();
     let mut client = process::Client::connect(gateway.address().await).await;
-    ground.sim.put("a", "completed");
+    ground.sim.set_status("a", "completed");
     assert_eq!(client.get(&process::clip("a"), &[]).await.status(), 200);
-    let (mut held, _) = soon("a batch", listener.accept()).await.unwrap();
-    soon("its first byte", held.read_u8()).await.unwrap();
+    let (mut held, _) = within_timeout("a batch", listener.accept()).await.unwrap();
+    within_timeout("its first byte", held.read_u8()).await.unwrap();
     // The exporter is stuck, and more spans come than the queue has room for.
     let asking = async {
         for _ in 0..5000 {
             assert_eq!(client.get(&process::clip("a"), &[]).await.status(), 200);
         }
     };
-    soon("5000 hits", asking).await;
+    within_timeout("5000 hits", asking).await;
     gateway.logged("spans are lost").await;
     drop(client);
     gateway.signal("TERM");

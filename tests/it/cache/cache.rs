@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use clipgate::sim::{Fault, On, Shape};
+use clipgate::sim::{Fault, FaultTarget, Shape};
 use clipgate::testing::clock;
 
-use crate::harness::gateway::{Answer, Stage, multi, single};
+use crate::harness::gateway::{Answer, TestGateway, multi, single};
 use crate::harness::raw_http::{CLIP, assert_refusal, calls, field, request};
 
 const KEY: (&str, &str) = ("authorization", "Bearer demo");
@@ -20,15 +20,15 @@ fn is_hit(answer: &Answer) -> bool {
 
 #[tokio::test]
 async fn cache_status_says_what_the_gateway_did() {
-    let stage = Stage::new().await;
-    stage.sim.put("made", "completed");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("made", "completed");
     let target = single("made", "completed");
     assert_eq!(told(&stage.get(&target, &[]).await), "clipgate; fwd=miss; fwd-status=200; stored");
     let hit = stage.get(&target, &[]).await;
     let ttl: u64 = told(&hit).strip_prefix("clipgate; hit; ttl=").unwrap().parse().unwrap();
     assert!((86_380..=86_400).contains(&ttl), "{ttl}");
 
-    stage.sim.put("new", "streaming");
+    stage.sim.set_status("new", "streaming");
     assert_eq!(told(&stage.get(&single("new", "queued"), &[]).await), "clipgate; fwd=miss; fwd-status=200");
     assert_eq!(
         told(&stage.get(&single("nowhere", "queued"), &[]).await),
@@ -43,11 +43,11 @@ async fn cache_status_says_what_the_gateway_did() {
 
 #[tokio::test]
 async fn a_wait_that_leans_says_collapsed_and_carries_nothing_of_the_openers_own() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "queued");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "queued");
     let waits: Vec<_> = (0..5).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
     stage.until_parked(5).await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let (mut opened, mut collapsed) = (0, 0);
     for wait in waits {
         let answer = wait.await.unwrap();
@@ -75,8 +75,8 @@ fn assert_own_fields_are_missing(answer: &Answer) {
 
 #[tokio::test]
 async fn what_belongs_to_one_answer_is_never_replayed() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "completed");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "completed");
     let fresh = stage.get(&single("a", "completed"), &[]).await;
     for name in ["x-inference-id", "x-aimlapi-request", "set-cookie", "ratelimit-remaining", "date"] {
         assert!(fresh.headers.contains_key(name), "{name}");
@@ -91,8 +91,8 @@ async fn what_belongs_to_one_answer_is_never_replayed() {
 
 #[tokio::test]
 async fn a_hit_has_its_age_and_a_fresh_answer_has_none() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "completed");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "completed");
     let began = clock::now();
     assert_eq!(field(&stage.get(&single("a", "completed"), &[]).await, "age"), "");
     let age = async || -> u64 {
@@ -108,9 +108,9 @@ async fn a_hit_has_its_age_and_a_fresh_answer_has_none() {
 
 #[tokio::test]
 async fn a_client_that_has_it_gets_304_from_the_cache_and_from_the_upstream() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "completed");
-    stage.sim.put("b", "error");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "completed");
+    stage.sim.set_status("b", "error");
     for target in [single("a", "completed"), multi(&["b", "a"], "completed"), multi(&["a"], "streaming")] {
         let first = stage.get(&target, &[("cache-control", "no-cache")]).await;
         let etag = field(&first, "etag");
@@ -138,9 +138,9 @@ async fn a_client_that_has_it_gets_304_from_the_cache_and_from_the_upstream() {
 
 #[tokio::test]
 async fn only_terminal_answers_may_be_kept_by_the_client_and_only_for_so_long() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     for (id, word) in [("made", "completed"), ("failed", "error"), ("begun", "streaming")] {
-        stage.sim.put(id, word);
+        stage.sim.set_status(id, word);
     }
     let rows = [
         (single("made", "completed"), "private, max-age=86400"),
@@ -160,8 +160,8 @@ async fn only_terminal_answers_may_be_kept_by_the_client_and_only_for_so_long() 
 
 #[tokio::test]
 async fn no_cache_asks_again_and_what_comes_is_kept() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "completed");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "completed");
     for asked in 1..=2 {
         let answer = stage.get(&single("a", "completed"), &[("cache-control", "no-cache")]).await;
         assert_eq!((told(&answer), calls(&stage)), ("clipgate; fwd=miss; fwd-status=200; stored", asked));
@@ -171,8 +171,8 @@ async fn no_cache_asks_again_and_what_comes_is_kept() {
 
 #[tokio::test]
 async fn no_store_asks_again_and_keeps_nothing() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "completed");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "completed");
     for asked in 1..=2 {
         let answer = stage.get(&single("a", "completed"), &[("cache-control", "no-store")]).await;
         assert_eq!((told(&answer), calls(&stage)), ("clipgate; fwd=miss; fwd-status=200", asked));
@@ -184,8 +184,8 @@ async fn no_store_asks_again_and_keeps_nothing() {
 
 #[tokio::test]
 async fn only_if_cached_never_asks() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "completed");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "completed");
     let only = [("cache-control", "only-if-cached")];
     assert_refusal(&stage.get(&single("a", "completed"), &only).await, 504, "not-cached");
     assert_eq!(calls(&stage), 0);
@@ -197,8 +197,8 @@ async fn only_if_cached_never_asks() {
 
 #[tokio::test]
 async fn max_age_says_how_old_a_hit_may_be() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "completed");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "completed");
     stage.get(&single("a", "completed"), &[]).await;
     assert!(is_hit(&stage.get(&single("a", "completed"), &[("cache-control", "max-age=60")]).await));
     let answer = stage.get(&single("a", "completed"), &[("cache-control", "max-age=0")]).await;
@@ -207,8 +207,8 @@ async fn max_age_says_how_old_a_hit_may_be() {
 
 #[tokio::test]
 async fn reading_often_costs_one_call_for_each_live_ttl() {
-    let stage = Stage::with(|config, _| config.cache.live_ttl = Duration::from_secs(60)).await;
-    stage.sim.put("a", "streaming");
+    let stage = TestGateway::with(|config, _| config.cache.live_ttl = Duration::from_secs(60)).await;
+    stage.sim.set_status("a", "streaming");
     let now = format!("{CLIP}?clip_id=a");
     for n in 0..5 {
         let answer = stage.get(&now, &[]).await;
@@ -222,8 +222,8 @@ async fn reading_often_costs_one_call_for_each_live_ttl() {
 
 #[tokio::test]
 async fn a_live_ttl_of_zero_asks_each_time() {
-    let stage = Stage::with(|config, _| config.cache.live_ttl = Duration::ZERO).await;
-    stage.sim.put("a", "streaming");
+    let stage = TestGateway::with(|config, _| config.cache.live_ttl = Duration::ZERO).await;
+    stage.sim.set_status("a", "streaming");
     for n in 1..=5 {
         let answer = stage.get(&format!("{CLIP}?clip_id=a"), &[]).await;
         assert_eq!((told(&answer), calls(&stage)), ("clipgate; fwd=miss; fwd-status=200", n));
@@ -232,13 +232,13 @@ async fn a_live_ttl_of_zero_asks_each_time() {
 
 #[tokio::test]
 async fn a_state_that_goes_backwards_is_ignored() {
-    let stage = Stage::with(|config, _| config.cache.live_ttl = Duration::from_secs(60)).await;
+    let stage = TestGateway::with(|config, _| config.cache.live_ttl = Duration::from_secs(60)).await;
     for (later, earlier) in [("completed", "streaming"), ("streaming", "queued")] {
         let id = format!("{later}-{earlier}");
         let now = format!("{CLIP}?clip_id={id}");
-        stage.sim.put(&id, later);
+        stage.sim.set_status(&id, later);
         stage.get(&now, &[]).await;
-        stage.sim.put(&id, earlier);
+        stage.sim.set_status(&id, earlier);
         let asked = calls(&stage);
         stage.get(&now, &[("cache-control", "no-cache")]).await;
         assert_eq!(calls(&stage), asked + 1);
@@ -250,9 +250,9 @@ async fn a_state_that_goes_backwards_is_ignored() {
 
 #[tokio::test]
 async fn a_key_that_the_upstream_refuses_loses_its_entries() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "completed");
-    stage.sim.put("b", "completed");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "completed");
+    stage.sim.set_status("b", "completed");
     let only = [("cache-control", "only-if-cached")];
     let revoke = || stage.sim.accept_keys(Some(&["other".to_owned()]));
     for target in [single("b", "completed"), format!("{CLIP}?clip_id=b&unknown=1")] {
@@ -271,8 +271,8 @@ async fn a_key_that_the_upstream_refuses_loses_its_entries() {
 async fn a_key_is_proven_again_once_in_a_while() {
     // A thousand times what a hit takes: none is late by itself.
     let recheck = Duration::from_secs(3);
-    let stage = Stage::with(|config, _| config.cache.recheck_key = recheck).await;
-    stage.sim.put("a", "completed");
+    let stage = TestGateway::with(|config, _| config.cache.recheck_key = recheck).await;
+    stage.sim.set_status("a", "completed");
     stage.get(&single("a", "completed"), &[]).await;
     assert!(is_hit(&stage.get(&single("a", "completed"), &[]).await));
     tokio::time::sleep(recheck).await; // the proof grows old
@@ -285,11 +285,11 @@ async fn a_key_is_proven_again_once_in_a_while() {
 
 #[tokio::test]
 async fn failures_and_what_is_not_understood_are_not_kept() {
-    let stage = Stage::with(|config, _| config.cache.live_ttl = Duration::from_secs(60)).await;
-    stage.sim.put("a", "completed");
-    stage.sim.put("b", "completed");
-    stage.sim.put("odd", "remixing");
-    let id = |id: &str| On::Clip(id.to_owned());
+    let stage = TestGateway::with(|config, _| config.cache.live_ttl = Duration::from_secs(60)).await;
+    stage.sim.set_status("a", "completed");
+    stage.sim.set_status("b", "completed");
+    stage.sim.set_status("odd", "remixing");
+    let id = |id: &str| FaultTarget::Clip(id.to_owned());
     stage.sim.fault(id("a"), Fault::status(404), 1);
     assert_eq!(stage.get(&single("a", "completed"), &[]).await.status, 404);
     let answer = stage.get(&single("a", "completed"), &[]).await;
@@ -304,7 +304,7 @@ async fn failures_and_what_is_not_understood_are_not_kept() {
 
     stage.sim.fault(id("b"), Fault::Shape(Shape::Summary), 2);
     let both = multi(&["b", "c"], "completed");
-    stage.sim.put("c", "completed");
+    stage.sim.set_status("c", "completed");
     for asked in 5..=6 {
         let summary = stage.get(&both, &[]).await;
         assert_eq!((told(&summary), calls(&stage)), ("clipgate; fwd=miss; fwd-status=200", asked));
@@ -315,9 +315,9 @@ async fn failures_and_what_is_not_understood_are_not_kept() {
 
 #[tokio::test]
 async fn clips_of_a_multi_answer_are_kept_one_by_one() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "completed");
-    stage.sim.put("b", "completed");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "completed");
+    stage.sim.set_status("b", "completed");
     stage.get(&multi(&["a", "b"], "completed"), &[]).await;
     let one = stage.get(&single("a", "completed"), &[]).await;
     assert!(is_hit(&one));

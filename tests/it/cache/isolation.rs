@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::harness::gateway::{Answer, Stage, multi, single};
+use crate::harness::gateway::{Answer, TestGateway, multi, single};
 use crate::harness::raw_http::{CLIP, assert_refusal, field, request};
 
 /// An upstream that answers each request with what a function makes of its head, on a connection of its own.
@@ -51,9 +51,9 @@ impl Scripted {
         self.heads.lock().len()
     }
 
-    async fn stage(&self) -> Stage {
+    async fn stage(&self) -> TestGateway {
         let url = self.url.clone();
-        Stage::without_upstream(|config, _| config.upstream.base_url = url).await
+        TestGateway::without_upstream(|config, _| config.upstream.base_url = url).await
     }
 }
 
@@ -203,16 +203,20 @@ async fn a_403_removes_what_was_asked_for_and_makes_the_key_prove_itself_again()
 
 #[tokio::test]
 async fn a_poll_that_began_before_a_403_neither_proves_its_key_nor_is_kept() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "streaming");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "streaming");
     let wait = stage.spawn_get(&single("a", "completed"), &[]);
     stage.until(|seen| seen.open == 1).await;
-    stage.sim.fault(clipgate::sim::On::Path("/v1/models".to_owned()), clipgate::sim::Fault::status(403), 1);
+    stage.sim.fault(
+        clipgate::sim::FaultTarget::Path("/v1/models".to_owned()),
+        clipgate::sim::Fault::status(403),
+        1,
+    );
     assert_eq!(stage.get("/v1/models", &[]).await.status, 403);
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     assert_eq!(wait.await.unwrap().status, 200);
     assert_refusal(&stage.get(&single("a", "completed"), &[ONLY_CACHED]).await, 504, "not-cached");
-    stage.sim.put("b", "completed");
+    stage.sim.set_status("b", "completed");
     stage.get(&single("b", "completed"), &[]).await;
     assert!(stage.get(&single("b", "completed"), &[ONLY_CACHED]).await.hit(), "the key is proven again");
     assert_refusal(&stage.get(&single("a", "completed"), &[ONLY_CACHED]).await, 504, "not-cached");

@@ -7,7 +7,7 @@ use clipgate::testing::secret::Secret;
 use tokio::net::TcpListener;
 
 use crate::harness::command::Process;
-use crate::harness::gateway::{Stage, single, within};
+use crate::harness::gateway::{TestGateway, single, within};
 use crate::harness::raw_http::{CLIP, assert_refusal, calls, field, raw, request};
 
 const ONLY: (&str, &str) = ("cache-control", "only-if-cached");
@@ -16,12 +16,12 @@ const BOB: (&str, &str) = ("authorization", "Bearer bob");
 
 #[tokio::test]
 async fn two_keys_have_two_polls_and_two_entries_for_one_clip() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "queued");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "queued");
     let target = single("a", "completed");
     let waits = [stage.spawn_get(&target, &[ANN]), stage.spawn_get(&target, &[BOB])];
-    within(10, stage.sim.until(|seen| seen.open == 2)).await;
-    stage.sim.put("a", "completed");
+    within(10, stage.sim.wait_until(|seen| seen.open == 2)).await;
+    stage.sim.set_status("a", "completed");
     for wait in waits {
         let answer = wait.await.unwrap();
         assert_eq!(field(&answer, "cache-status"), "clipgate; fwd=miss; fwd-status=200; stored");
@@ -37,8 +37,8 @@ async fn two_keys_have_two_polls_and_two_entries_for_one_clip() {
 
 #[tokio::test]
 async fn a_key_that_is_revoked_takes_no_other_with_it() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "completed");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "completed");
     let target = single("a", "completed");
     for key in [ANN, BOB] {
         assert_eq!(stage.get(&target, &[key]).await.status, 200);
@@ -53,14 +53,14 @@ async fn a_key_that_is_revoked_takes_no_other_with_it() {
 
 #[tokio::test]
 async fn sidecar_mode_replaces_any_key_and_needs_none() {
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         config.auth = Auth::Sidecar;
         config.upstream.api_key = Some(Secret::new("of-the-gateway"));
         options.keys = Some(vec!["of-the-gateway".to_owned()]);
     })
     .await;
-    stage.sim.put("a", "completed");
-    stage.sim.put("b", "completed");
+    stage.sim.set_status("a", "completed");
+    stage.sim.set_status("b", "completed");
     for (n, fields) in [&[][..], &[ANN], &[ANN, BOB]].into_iter().enumerate() {
         let wait = stage.send(request("GET", &single("b", "completed"), fields, "")).await;
         assert_eq!(wait.status, 200);
@@ -89,11 +89,11 @@ fn lend_the_key(config: &mut Config) {
 
 #[tokio::test]
 async fn a_page_spends_the_gateways_own_key_only_where_its_origin_is_listed() {
-    let stage = Stage::with(|config, _| {
+    let stage = TestGateway::with(|config, _| {
         lend_the_key(config);
     })
     .await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let (cross, same) = (("sec-fetch-site", "cross-site"), ("sec-fetch-site", "same-origin"));
     let host = ("host", "gw.example");
     let (evil, app) = (("origin", "https://evil.example"), ("origin", "https://app.example"));
@@ -134,12 +134,12 @@ async fn a_page_spends_the_gateways_own_key_only_where_its_origin_is_listed() {
 
 #[tokio::test]
 async fn what_foreign_pages_ask_is_not_taken_from_the_programs_quota() {
-    let stage = Stage::with(|config, _| {
+    let stage = TestGateway::with(|config, _| {
         lend_the_key(config);
         (config.limits.requests_per_second, config.limits.burst) = (1, 3);
     })
     .await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let preflight = [("origin", "https://evil.example"), ("access-control-request-method", "POST")];
     for _ in 0..10 {
         for answer in [
@@ -158,16 +158,16 @@ async fn what_foreign_pages_ask_is_not_taken_from_the_programs_quota() {
 
 #[tokio::test]
 async fn a_key_that_a_page_brings_is_its_own() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "completed");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "completed");
     let fields = [ANN, ("sec-fetch-site", "cross-site"), ("origin", "https://page.example")];
     assert_eq!(stage.get(&single("a", "completed"), &fields).await.status, 200);
 }
 
 #[tokio::test]
 async fn a_wait_without_a_key_gets_the_upstreams_own_401() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "completed");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "completed");
     stage.get(&single("a", "completed"), &[]).await;
     for fields in [&[][..], &[("authorization", "")]] {
         let answer = stage.send(request("GET", &single("a", "completed"), fields, "")).await;
@@ -182,7 +182,7 @@ async fn a_wait_without_a_key_gets_the_upstreams_own_401() {
 
 #[tokio::test]
 async fn two_authorization_fields_are_refused_whatever_is_asked() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     for (method, target) in [("GET", single("a", "completed")), ("POST", CLIP.into()), ("GET", "/x".into())] {
         for second in [BOB, ANN] {
             let answer = stage.send(request(method, &target, &[ANN, second], "")).await;
@@ -195,7 +195,7 @@ async fn two_authorization_fields_are_refused_whatever_is_asked() {
 /// Connections to the upstream are shared: one that NTLM has authenticated would serve the next client as that user.
 #[tokio::test]
 async fn credentials_that_authenticate_a_connection_are_refused_and_count_against_the_quota() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     for (method, target) in [("GET", single("a", "completed")), ("POST", CLIP.into()), ("GET", "/x".into())] {
         for key in ["NTLM TlRMTVNTUAABAAAA", "negotiate YIIJvwYGKwYBBQUCoIIJ"] {
             let answer = stage.send(request(method, &target, &[("authorization", key)], "")).await;
@@ -213,7 +213,7 @@ async fn no_key_is_ever_in_the_log_or_in_an_answer() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let upstream = format!("http://{}", listener.local_addr().unwrap());
     let sim = Sim::new(Options { keys: Some(vec![KEY.to_owned()]), ..Options::default() });
-    sim.put("a", "completed");
+    sim.set_status("a", "completed");
     let _serving = tokio::spawn(sim.clone().serve(listener, std::future::pending()));
     let front = ["serve", "--listen", "127.0.0.1:0", "--upstream", &upstream];
     for format in ["text", "json"] {
@@ -264,14 +264,14 @@ async fn no_key_is_ever_in_the_log_or_in_an_answer() {
 
 #[tokio::test]
 async fn a_poll_that_began_before_its_key_was_refused_does_not_prove_it_again() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "streaming");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "streaming");
     let wait = stage.spawn_get(&single("a", "completed"), &[]);
     stage.until(|seen| seen.open == 1).await;
     stage.sim.accept_keys(Some(&["other".to_owned()]));
     let refused = stage.get(&format!("{}&x=1", single("a", "queued")), &[]).await;
     assert_eq!(refused.status, 401);
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     assert_eq!(wait.await.unwrap().status, 200);
     assert_eq!(stage.get(&single("a", "completed"), &[]).await.status, 401, "the upstream is asked");
 }

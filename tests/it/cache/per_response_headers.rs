@@ -2,22 +2,22 @@
 
 use std::time::Duration;
 
-use clipgate::sim::{ErrorBody, Fault, On};
+use clipgate::sim::{ErrorBody, Fault, FaultTarget};
 use http::StatusCode;
 
-use crate::harness::gateway::{Answer, Stage, all, single};
+use crate::harness::gateway::{Answer, TestGateway, all, single};
 
 const OWN: [&str; 5] =
     ["set-cookie", "x-inference-id", "x-aimlapi-request", "ratelimit-remaining", "x-request-id"];
 
 #[tokio::test]
 async fn the_upstreams_own_fields_reach_the_opener_and_nobody_else() {
-    let stage = Stage::holding(Duration::from_secs(60)).await;
-    stage.sim.put("a", "submitted");
+    let stage = TestGateway::holding(Duration::from_secs(60)).await;
+    stage.sim.set_status("a", "submitted");
     let waits: Vec<_> = (0..10).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
     stage.until_parked(10).await;
     stage.until(|seen| seen.open == 1).await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let (openers, mut others): (Vec<_>, Vec<_>) = all(waits).await.into_iter().partition(Answer::opened);
     others.push(stage.get(&single("a", "completed"), &[]).await);
     others.push(stage.get(&single("a", "streaming"), &[]).await);
@@ -35,20 +35,20 @@ async fn the_upstreams_own_fields_reach_the_opener_and_nobody_else() {
             assert_eq!(other.field(name), "", "{name} {}", other.field("cache-status"));
         }
     }
-    assert_eq!(stage.asked().len(), 1);
+    assert_eq!(stage.upstream_requests().len(), 1);
 }
 
 #[tokio::test]
 async fn who_leans_on_an_error_sees_no_field_of_its_opener() {
-    let stage = Stage::holding(Duration::from_secs(60)).await;
-    stage.sim.put("a", "submitted");
+    let stage = TestGateway::holding(Duration::from_secs(60)).await;
+    stage.sim.set_status("a", "submitted");
     let fault = Fault::Status {
         status: StatusCode::FORBIDDEN,
         retry_after: None,
         body: ErrorBody::Json,
         after: Duration::from_secs(1),
     };
-    stage.sim.fault(On::Polls, fault, 1);
+    stage.sim.fault(FaultTarget::Polls, fault, 1);
     let waits: Vec<_> = (0..5).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
     stage.until_parked(5).await;
     let answers = all(waits).await;
@@ -57,5 +57,5 @@ async fn who_leans_on_an_error_sees_no_field_of_its_opener() {
         let having = answers.iter().filter(|answer| answer.headers.contains_key(*name)).count();
         assert_eq!(having, 1, "{name}");
     }
-    assert_eq!(stage.asked().len(), 1);
+    assert_eq!(stage.upstream_requests().len(), 1);
 }

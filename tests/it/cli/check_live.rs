@@ -3,28 +3,28 @@
 use std::process::Output;
 use std::time::Duration;
 
-use clipgate::sim::{Fault, On, Options};
+use clipgate::sim::{Fault, FaultTarget, Options};
 use tokio::process::Command;
 
-use crate::harness::process::{Ground, soon};
+use crate::harness::process::{TestEnv, within_timeout};
 
 const KEY: &str = "sk-of-check";
 
-async fn ground(hold: u64) -> Ground {
-    let ground = Ground::before(Options { hold: Duration::from_millis(hold), ..Options::default() }).await;
-    ground.sim.put("a", "queued");
+async fn ground(hold: u64) -> TestEnv {
+    let ground = TestEnv::before(Options { hold: Duration::from_millis(hold), ..Options::default() }).await;
+    ground.sim.set_status("a", "queued");
     ground
 }
 
 /// Checks with these lines of configuration, which the upstream's address comes first of.
-async fn check(ground: &Ground, lines: &str, args: &[&str]) -> Output {
+async fn check(ground: &TestEnv, lines: &str, args: &[&str]) -> Output {
     let text = format!("upstream.base_url = \"{}\"\n{lines}\n", ground.upstream_url());
     std::fs::write(ground.path("check.toml"), text).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_clipgate"));
     command.args(["check", "--live", "--config"]).arg(ground.path("check.toml")).args(args);
     ground.confine(&mut command);
     command.env("AIMLAPI_KEY", KEY);
-    soon("the end of check", command.output()).await.unwrap()
+    within_timeout("the end of check", command.output()).await.unwrap()
 }
 
 /// What it says about this, in so many lines.
@@ -83,7 +83,7 @@ async fn what_cannot_be_reached_is_a_fault_that_says_why() {
         let mut command = Command::new(env!("CARGO_BIN_EXE_clipgate"));
         command.args(["check", "--live", "--config"]).arg(ground.path("check.toml"));
         ground.confine(&mut command);
-        let output = soon("the end of check", command.output()).await.unwrap();
+        let output = within_timeout("the end of check", command.output()).await.unwrap();
         assert_eq!(output.status.code(), Some(2), "{output:?}");
         assert!(says(&output, about)[0].starts_with(told), "{output:?}");
     }
@@ -107,13 +107,13 @@ async fn how_long_a_poll_is_held_is_measured_and_compared() {
 async fn what_cuts_a_long_request_is_named_on_either_side() {
     let ground = ground(2000).await;
     let cut = Fault::reset_after(Duration::from_millis(300));
-    ground.sim.fault(On::Clip("a".to_owned()), cut, 1);
+    ground.sim.fault(FaultTarget::Clip("a".to_owned()), cut, 1);
     let behind = check(&ground, "upstream.poll_timeout = \"2s\"", &["--clip", "a"]).await;
     assert_eq!(behind.status.code(), Some(2), "{behind:?}");
     assert!(says(&behind, "hold")[0].starts_with("FAULT: cut off after "), "{behind:?}");
 
     let front = self::ground(2000).await;
-    front.sim.fault(On::Clip("a".to_owned()), Fault::status(504), 1);
+    front.sim.fault(FaultTarget::Clip("a".to_owned()), Fault::status(504), 1);
     let args = ["--clip", "a", "--through", &front.upstream_url()];
     let lines = "upstream.poll_timeout = \"2s\"\nwait.timeout = \"2s\"";
     let output = check(&ground, lines, &args).await;

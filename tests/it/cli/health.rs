@@ -2,11 +2,11 @@
 
 use std::process::{Command, Output};
 
-use clipgate::sim::{Fault, On};
+use clipgate::sim::{Fault, FaultTarget};
 use tokio::net::TcpListener;
 
 use crate::harness::command::Process;
-use crate::harness::process::{Client, Gateway, Ground, get, soon};
+use crate::harness::process::{Client, Gateway, TestEnv, get, within_timeout};
 
 /// Asks, with this in the environment and nothing else.
 fn health(args: &[&str], env: &[(&str, &str)]) -> Output {
@@ -69,9 +69,9 @@ fn it_asks_a_unix_socket_too() {
 
 #[tokio::test]
 async fn one_that_drains_lives_but_is_not_ready() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("drain_timeout = \"1h\"");
-    ground.sim.fault(On::Path("/held".to_owned()), Fault::Hang, 1);
+    ground.sim.fault(FaultTarget::Path("/held".to_owned()), Fault::Hang, 1);
     let mut command = ground.command();
     command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
     let mut gateway = Gateway::spawn(command);
@@ -79,7 +79,7 @@ async fn one_that_drains_lives_but_is_not_ready() {
     let admin = gateway.line().await;
     let admin = admin.strip_prefix("clipgate admin listening on ").unwrap();
     let held = tokio::spawn(async move { client.ask(get("/held", &[])).await });
-    ground.sim.until(|seen| seen.requests.len() == 1).await;
+    ground.sim.wait_until(|seen| seen.requests.len() == 1).await;
     gateway.signal("TERM");
     gateway.logged("stopping").await;
     let ask = |args: &'static [&str]| said(&health(&[&["--admin", admin], args].concat(), &[]));
@@ -88,7 +88,7 @@ async fn one_that_drains_lives_but_is_not_ready() {
             tokio::task::yield_now().await;
         }
     };
-    soon("it to drain", draining).await;
+    within_timeout("it to drain", draining).await;
     assert_eq!(ask(&[]), (Some(1), format!("clipgate: {admin} says draining (503)\n")));
     assert_eq!(ask(&["--live"]).0, Some(0));
     gateway.signal("TERM");
@@ -103,10 +103,10 @@ async fn who_takes_the_connection_and_says_nothing_or_something_else_is_not_well
     let output = health(&["--admin", &address, "--timeout", "100ms"], &[]);
     assert_eq!(said(&output), (Some(1), format!("clipgate: {address} did not answer in 100ms\n")));
 
-    let other = Ground::new().await.upstream_url();
+    let other = TestEnv::new().await.upstream_url();
     let address = other.strip_prefix("http://").unwrap().to_owned();
     let asked = tokio::task::spawn_blocking(move || said(&health(&["--admin", &address], &[])));
-    let (code, text) = soon("the answer", asked).await.unwrap();
+    let (code, text) = within_timeout("the answer", asked).await.unwrap();
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains(" says ") && text.ends_with("(404)\n"), "{text}");
 }

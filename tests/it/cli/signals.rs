@@ -2,18 +2,18 @@
 
 use std::time::Duration;
 
-use clipgate::sim::{Fault, On};
+use clipgate::sim::{Fault, FaultTarget};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::task::JoinSet;
 
 use crate::harness::admin_client::Operator;
-use crate::harness::process::{Client, Gateway, Ground, clip, get, soon};
+use crate::harness::process::{Client, Gateway, TestEnv, clip, get, within_timeout};
 
 #[tokio::test]
 async fn sigterm_and_sigint_end_it_with_0_though_an_idle_connection_stands() {
     for signal in ["TERM", "INT"] {
-        let ground = Ground::new().await;
+        let ground = TestEnv::new().await;
         ground.configure("drain_timeout = \"1h\"");
         let mut gateway = ground.start();
         let mut client = Client::connect(gateway.address().await).await;
@@ -26,18 +26,18 @@ async fn sigterm_and_sigint_end_it_with_0_though_an_idle_connection_stands() {
 
 #[tokio::test]
 async fn sigterm_tells_each_of_500_parked_waits_its_clips_state_and_cuts_none_off() {
-    tell_500(Ground::command).await;
+    tell_500(TestEnv::command).await;
 }
 
 #[tokio::test]
 async fn sigterm_tells_each_of_500_parked_waits_its_clips_state_on_one_core_too() {
-    tell_500(Ground::command_on_one_core).await;
+    tell_500(TestEnv::command_on_one_core).await;
 }
 
-async fn tell_500(command: fn(&Ground) -> Command) {
+async fn tell_500(command: fn(&TestEnv) -> Command) {
     let ids = ["a", "b", "c", "d", "e"];
-    let ground = Ground::new().await;
-    ids.iter().for_each(|id| ground.sim.put(id, "streaming"));
+    let ground = TestEnv::new().await;
+    ids.iter().for_each(|id| ground.sim.set_status(id, "streaming"));
     // The last answers have a tenth of it: a thousand times what they take.
     ground.configure("drain_timeout = \"10s\"\n[limits]\nburst = 10000\ncalls_burst = 10000");
     let mut command = command(&ground);
@@ -68,11 +68,11 @@ async fn tell_500(command: fn(&Ground) -> Command) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    soon("500 waits to be parked", parked).await;
+    within_timeout("500 waits to be parked", parked).await;
 
     gateway.signal("TERM");
     // Nobody reads a log of so many lines but us, and it must not wait.
-    let (answers, log) = tokio::join!(soon("the answers", waits.join_all()), gateway.rest_of_log());
+    let (answers, log) = tokio::join!(within_timeout("the answers", waits.join_all()), gateway.rest_of_log());
     assert_eq!(answers.len(), 500);
     for (id, answer) in answers {
         let answer = answer.expect("it is not cut off");
@@ -88,7 +88,7 @@ async fn tell_500(command: fn(&Ground) -> Command) {
 /// P7, and no wait is cut off: the simulated upstream is asked for the state until the drain is over.
 #[tokio::test]
 async fn sigterm_tells_each_parked_wait_of_a_simulated_upstream_its_clips_state() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     let mut command = Command::new(env!("CARGO_BIN_EXE_clipgate"));
     command.args(["serve", "--sim", "--listen", "127.0.0.1:0"]);
     ground.confine(&mut command);
@@ -122,10 +122,10 @@ async fn sigterm_tells_each_parked_wait_of_a_simulated_upstream_its_clips_state(
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    soon("3 waits to be parked", parked).await;
+    within_timeout("3 waits to be parked", parked).await;
 
     gateway.signal("TERM");
-    for (id, answer) in soon("the answers", waits.join_all()).await {
+    for (id, answer) in within_timeout("the answers", waits.join_all()).await {
         let answer = answer.expect("it is not cut off");
         assert_eq!(answer.status(), 200, "{answer:?}");
         let told: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
@@ -136,13 +136,13 @@ async fn sigterm_tells_each_parked_wait_of_a_simulated_upstream_its_clips_state(
 
 #[tokio::test]
 async fn a_second_signal_ends_it_at_once() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("drain_timeout = \"1h\"");
-    ground.sim.fault(On::Path("/held".to_owned()), Fault::Hang, 1);
+    ground.sim.fault(FaultTarget::Path("/held".to_owned()), Fault::Hang, 1);
     let mut gateway = ground.start();
     let mut client = Client::connect(gateway.address().await).await;
     let waiting = tokio::spawn(async move { client.ask(get("/held", &[])).await });
-    ground.sim.until(|seen| seen.requests.len() == 1).await;
+    ground.sim.wait_until(|seen| seen.requests.len() == 1).await;
     gateway.signal("TERM");
     gateway.logged("stopping").await;
     gateway.signal("INT");
@@ -152,7 +152,7 @@ async fn a_second_signal_ends_it_at_once() {
 
 #[tokio::test]
 async fn sighup_takes_over_what_can_be_and_names_what_takes_a_restart() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("cors_origins = [\"https://old.example\"]");
     let mut gateway = ground.start();
     let address = gateway.address().await;
@@ -161,9 +161,9 @@ async fn sighup_takes_over_what_can_be_and_names_what_takes_a_restart() {
     let answer = client.get("/x", &[origin]).await;
     assert!(!answer.headers().contains_key("access-control-allow-origin"));
     let two = "/v2/generate/audio/suno-ai/clips?clip_ids[]=a&clip_ids[]=b&status=completed";
-    ground.sim.put("a", "queued");
+    ground.sim.set_status("a", "queued");
     let waiting = tokio::spawn(async move { parked.ask(get(&clip("a"), &[])).await });
-    ground.sim.until(|seen| seen.open == 1).await;
+    ground.sim.wait_until(|seen| seen.open == 1).await;
 
     ground.configure(
         "cors_origins = [\"https://app.example\"]\nmax_connections = 7\ntrusted_proxies = [\"127.0.0.1\"]\n\
@@ -181,13 +181,13 @@ async fn sighup_takes_over_what_can_be_and_names_what_takes_a_restart() {
     assert_eq!(client.get(two, &[]).await.status(), 400, "one clip is the most now");
     gateway.logged(" DEBUG ").await;
 
-    ground.sim.put("a", "complete");
+    ground.sim.set_status("a", "complete");
     assert_eq!(waiting.await.unwrap().unwrap().status(), 200, "no wait was dropped");
 }
 
 #[tokio::test]
 async fn a_bad_configuration_is_refused_with_all_its_faults_and_the_old_one_stays() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("cors_origins = [\"https://app.example\"]");
     let mut gateway = ground.start();
     let mut client = Client::connect(gateway.address().await).await;
@@ -205,11 +205,11 @@ async fn a_bad_configuration_is_refused_with_all_its_faults_and_the_old_one_stay
 
 #[tokio::test]
 async fn sigterm_resets_nobody_who_has_connected_already_and_closes_each_once_it_is_answered() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     let path = ground.path("gw.sock");
     let listen = format!("listen = [\"127.0.0.1:0\", {:?}]", format!("unix:{}", path.display()));
     ground.configure(&format!("{listen}\ndrain_timeout = \"1h\"\n[limits]\nburst = 10000"));
-    ground.sim.put("a", "completed");
+    ground.sim.set_status("a", "completed");
     let mut gateway = ground.start();
     let address = gateway.address().await;
     assert_eq!(Client::connect(address).await.get(&clip("a"), &[]).await.status(), 200);
@@ -238,7 +238,7 @@ async fn sigterm_resets_nobody_who_has_connected_already_and_closes_each_once_it
     }
     gateway.signal("TERM");
     gateway.signal("CONT");
-    for (n, answer) in soon("the answers", asking.join_all()).await {
+    for (n, answer) in within_timeout("the answers", asking.join_all()).await {
         assert_eq!(answer.status(), 200, "{n}");
     }
     assert_eq!(gateway.ended().await.code(), Some(0));
@@ -248,7 +248,7 @@ async fn sigterm_resets_nobody_who_has_connected_already_and_closes_each_once_it
 async fn two_thousand_clients_connect_while_the_gateway_accepts_nobody() {
     let most: usize =
         std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     let path = ground.path("gw.sock");
     ground.configure(&format!("listen = [\"127.0.0.1:0\", {:?}]", format!("unix:{}", path.display())));
     let mut gateway = ground.start();
@@ -256,8 +256,8 @@ async fn two_thousand_clients_connect_while_the_gateway_accepts_nobody() {
     gateway.signal("STOP");
     let mut clients = (Vec::new(), Vec::new());
     for _ in 0..most.min(2000) {
-        clients.0.push(soon("a connection", TcpStream::connect(address)).await.unwrap());
-        clients.1.push(soon("a connection", tokio::net::UnixStream::connect(&path)).await.unwrap());
+        clients.0.push(within_timeout("a connection", TcpStream::connect(address)).await.unwrap());
+        clients.1.push(within_timeout("a connection", tokio::net::UnixStream::connect(&path)).await.unwrap());
     }
     gateway.signal("CONT");
     let mut last = Client::h1(clients.0.pop().unwrap()).await;

@@ -6,12 +6,12 @@ use std::process::Stdio;
 use tokio::process::{Child, Command};
 
 use crate::harness::admin_client::{Operator, text};
-use crate::harness::process::{Client, Gateway, Ground, soon};
+use crate::harness::process::{Client, Gateway, TestEnv, within_timeout};
 
 const DROPPED: &str = "clipgate_log_lines_dropped_total";
 
 /// A gateway with an admin listener, whose log nobody reads yet.
-async fn start(ground: &Ground) -> (Gateway, SocketAddr, Operator) {
+async fn start(ground: &TestEnv) -> (Gateway, SocketAddr, Operator) {
     ground.configure("");
     let mut command = ground.command();
     command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
@@ -41,7 +41,7 @@ async fn flood(client: &mut Client, operator: &Operator) {
 
 #[tokio::test]
 async fn a_log_that_nobody_reads_holds_up_no_answer_and_what_it_lost_is_told_once_it_is_read() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     let (mut gateway, address, operator) = start(&ground).await;
     let mut client = Client::connect(address).await;
     flood(&mut client, &operator).await;
@@ -57,7 +57,7 @@ async fn a_log_that_nobody_reads_holds_up_no_answer_and_what_it_lost_is_told_onc
 
 #[tokio::test]
 async fn sigterm_ends_it_with_0_though_nobody_reads_its_log() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     let (mut gateway, address, operator) = start(&ground).await;
     let mut client = Client::connect(address).await;
     flood(&mut client, &operator).await;
@@ -67,7 +67,7 @@ async fn sigterm_ends_it_with_0_though_nobody_reads_its_log() {
 }
 
 /// The gateway at an address of its own choice, found by asking: nothing is to be had from its stdout.
-async fn serves(ground: &Ground, mut command: Command) -> Child {
+async fn serves(ground: &TestEnv, mut command: Command) -> Child {
     let path = ground.path("gw.sock");
     let child = command.spawn().unwrap();
     let served = async {
@@ -78,19 +78,19 @@ async fn serves(ground: &Ground, mut command: Command) -> Child {
             tokio::task::yield_now().await;
         }
     };
-    assert_eq!(soon("an answer", served).await, 404);
+    assert_eq!(within_timeout("an answer", served).await, 404);
     child
 }
 
 async fn terminate(mut child: Child) {
     let pid = child.id().unwrap().to_string();
     assert!(Command::new("kill").args(["-TERM", &pid]).status().await.unwrap().success());
-    assert_eq!(soon("its end", child.wait()).await.unwrap().code(), Some(0));
+    assert_eq!(within_timeout("its end", child.wait()).await.unwrap().code(), Some(0));
 }
 
 #[tokio::test]
 async fn stdout_that_is_full_closed_or_read_by_nobody_does_not_end_it() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure(&format!("listen = {:?}", format!("unix:{}", ground.path("gw.sock").display())));
     // A full disk.
     let mut command = ground.command();

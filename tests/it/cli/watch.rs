@@ -3,16 +3,16 @@
 use std::process::Output;
 use std::time::Duration;
 
-use clipgate::sim::{Fault, On};
+use clipgate::sim::{Fault, FaultTarget};
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::harness::process::{Ground, soon};
+use crate::harness::process::{TestEnv, within_timeout};
 
 const KEY: &str = "sk-of-watch";
 
 /// The command that follows these clips.
-fn command(ground: &Ground, url: &str, args: &[&str]) -> Command {
+fn command(ground: &TestEnv, url: &str, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_clipgate"));
     command.arg("watch").args(["--url", url]).args(args);
     ground.confine(&mut command);
@@ -20,8 +20,8 @@ fn command(ground: &Ground, url: &str, args: &[&str]) -> Command {
     command
 }
 
-async fn watch(ground: &Ground, url: &str, args: &[&str]) -> Output {
-    soon("the end of watch", command(ground, url, args).output()).await.unwrap()
+async fn watch(ground: &TestEnv, url: &str, args: &[&str]) -> Output {
+    within_timeout("the end of watch", command(ground, url, args).output()).await.unwrap()
 }
 
 fn text(bytes: &[u8]) -> &str {
@@ -35,26 +35,28 @@ fn lines(bytes: &[u8]) -> Vec<Vec<&str>> {
 }
 
 /// A clip that is on its second rung, and climbs on as soon as it is asked for the third.
-fn climb(ground: &Ground, id: &'static str, last: &'static str) {
-    ground.sim.put(id, "queued");
+fn climb(ground: &TestEnv, id: &'static str, last: &'static str) {
+    ground.sim.set_status(id, "queued");
     let sim = ground.sim.clone();
     tokio::spawn(async move {
         let asks = |word: &str| format!("clip_id={id}&status={word}");
-        sim.until(|seen| seen.requests.iter().any(|seen| seen.target.contains(&asks("streaming")))).await;
-        sim.put(id, "streaming");
-        sim.until(|seen| seen.requests.iter().any(|seen| seen.target.contains(&asks("completed")))).await;
-        sim.put(id, last);
+        sim.wait_until(|seen| seen.requests.iter().any(|seen| seen.target.contains(&asks("streaming"))))
+            .await;
+        sim.set_status(id, "streaming");
+        sim.wait_until(|seen| seen.requests.iter().any(|seen| seen.target.contains(&asks("completed"))))
+            .await;
+        sim.set_status(id, last);
     });
 }
 
 #[tokio::test]
 async fn each_state_is_a_line_once_through_a_gateway() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("");
     let mut gateway = ground.start();
     let url = format!("http://{}", gateway.address().await);
     climb(&ground, "a", "completed");
-    ground.sim.put("b", "completed");
+    ground.sim.set_status("b", "completed");
     let output = watch(&ground, &url, &["a", "b", "a"]).await;
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let of = |id: &str| -> Vec<String> {
@@ -74,7 +76,7 @@ async fn each_state_is_a_line_once_through_a_gateway() {
 
 #[tokio::test]
 async fn json_has_each_clips_own_bytes_and_a_failed_clip_is_exit_code_3() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     climb(&ground, "a", "error");
     let output = watch(&ground, &ground.upstream_url(), &["a", "--json"]).await;
     assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
@@ -90,8 +92,8 @@ async fn json_has_each_clips_own_bytes_and_a_failed_clip_is_exit_code_3() {
 
 #[tokio::test]
 async fn until_ends_it_on_the_way_and_the_time_limit_is_exit_code_4() {
-    let ground = Ground::new().await;
-    ground.sim.put("a", "queued");
+    let ground = TestEnv::new().await;
+    ground.sim.set_status("a", "queued");
     let url = ground.upstream_url();
     let reached = watch(&ground, &url, &["a", "--until", "queued"]).await;
     assert_eq!((reached.status.code(), lines(&reached.stdout)), (Some(0), vec![vec!["a", "queued"]]));
@@ -102,8 +104,8 @@ async fn until_ends_it_on_the_way_and_the_time_limit_is_exit_code_4() {
 
 #[tokio::test]
 async fn what_is_refused_is_told_with_the_upstreams_own_words_and_is_exit_code_1() {
-    let ground = Ground::new().await;
-    ground.sim.put("a", "completed");
+    let ground = TestEnv::new().await;
+    ground.sim.set_status("a", "completed");
     let output = watch(&ground, &ground.upstream_url(), &["a", "nosuchclip"]).await;
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(lines(&output.stdout), vec![vec!["a", "completed"]]);
@@ -116,10 +118,10 @@ async fn what_is_refused_is_told_with_the_upstreams_own_words_and_is_exit_code_1
 
 #[tokio::test]
 async fn a_connection_that_breaks_is_made_again() {
-    let ground = Ground::new().await;
-    ground.sim.put("a", "completed");
-    ground.sim.fault(On::Polls, Fault::reset(), 1);
-    ground.sim.fault(On::Polls, Fault::retry_after(503, Duration::from_secs(1)), 1);
+    let ground = TestEnv::new().await;
+    ground.sim.set_status("a", "completed");
+    ground.sim.fault(FaultTarget::Polls, Fault::reset(), 1);
+    ground.sim.fault(FaultTarget::Polls, Fault::retry_after(503, Duration::from_secs(1)), 1);
     let output = watch(&ground, &ground.upstream_url(), &["a"]).await;
     assert_eq!((output.status.code(), lines(&output.stdout)), (Some(0), vec![vec!["a", "completed"]]));
     let troubles = text(&output.stderr);
@@ -132,9 +134,9 @@ async fn a_connection_that_breaks_is_made_again() {
 
 #[tokio::test]
 async fn a_terminal_gets_a_bar_for_each_clip_in_color_unless_no_color_is_set() {
-    let ground = Ground::new().await;
-    ground.sim.put("a", "completed");
-    ground.sim.put("b", "error");
+    let ground = TestEnv::new().await;
+    ground.sim.set_status("a", "completed");
+    ground.sim.set_status("b", "error");
     for (no_color, has_color) in [(false, true), (true, false)] {
         let line = format!("{} watch --url {} a b", env!("CARGO_BIN_EXE_clipgate"), ground.upstream_url());
         let mut script = Command::new("script"); // a terminal of its own, from util-linux
@@ -144,7 +146,7 @@ async fn a_terminal_gets_a_bar_for_each_clip_in_color_unless_no_color_is_set() {
         if no_color {
             script.env("NO_COLOR", "1");
         }
-        let output = soon("the end of watch", script.output()).await.unwrap();
+        let output = within_timeout("the end of watch", script.output()).await.unwrap();
         assert_eq!(output.status.code(), Some(3));
         let shown = text(&output.stdout);
         assert!(shown.contains("a  ") && shown.contains("━━━━") && shown.contains("completed"), "{shown}");
@@ -154,7 +156,7 @@ async fn a_terminal_gets_a_bar_for_each_clip_in_color_unless_no_color_is_set() {
 
 #[tokio::test]
 async fn a_bad_line_is_exit_code_2_and_names_what_to_give() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     let rows = [
         (&["--until", "error", "a"][..], "submitted, queued, streaming, completed"),
         (&["--url", "ftp://x", "a"], "http://"),
@@ -166,7 +168,7 @@ async fn a_bad_line_is_exit_code_2_and_names_what_to_give() {
         let mut command = Command::new(env!("CARGO_BIN_EXE_clipgate"));
         command.arg("watch").args(args);
         ground.confine(&mut command);
-        let output = soon("the end of watch", command.output()).await.unwrap();
+        let output = within_timeout("the end of watch", command.output()).await.unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(text(&output.stderr).contains(told), "{args:?}: {}", text(&output.stderr));
     }
@@ -179,8 +181,8 @@ async fn a_bad_line_is_exit_code_2_and_names_what_to_give() {
 #[tokio::test]
 async fn nothing_that_comes_from_elsewhere_acts_on_the_terminal() {
     let odd = "a\u{9b}2J\u{202e}\u{7f}";
-    let ground = Ground::new().await;
-    ground.sim.put(odd, "completed");
+    let ground = TestEnv::new().await;
+    ground.sim.set_status(odd, "completed");
     let is_plain =
         |text: &str| text.chars().all(|shown| shown == '\n' || !(shown.is_control() || shown == '\u{202e}'));
     for args in [&[odd][..], &["--json", odd]] {
@@ -196,7 +198,7 @@ async fn nothing_that_comes_from_elsewhere_acts_on_the_terminal() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_clipgate"));
     command.args(["check", "--config", "odd.toml"]);
     ground.confine(&mut command);
-    let output = soon("the end of check", command.output()).await.unwrap();
+    let output = within_timeout("the end of check", command.output()).await.unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(is_plain(text(&output.stderr)), "{:?}", text(&output.stderr));
 }

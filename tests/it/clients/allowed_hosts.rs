@@ -9,8 +9,8 @@ use tokio::process::Command;
 
 use crate::clients::tls::{Authority, TLS};
 use crate::harness::admin_client::Operator;
-use crate::harness::gateway::{Stage, single};
-use crate::harness::process::{Client, Gateway, Ground, clip, get, quoted};
+use crate::harness::gateway::{TestGateway, single};
+use crate::harness::process::{Client, Gateway, TestEnv, clip, get, quoted};
 use crate::harness::raw_http::{CLIP, assert_refusal, calls, parse, raw, request};
 
 /// Names that a web site can point at this machine.
@@ -37,7 +37,7 @@ const OWN: [&str; 9] = [
 ];
 
 /// The command of a sidecar that is configured like this.
-fn sidecar(ground: &Ground, lines: &str) -> Command {
+fn sidecar(ground: &TestEnv, lines: &str) -> Command {
     ground.configure(lines);
     let mut command = ground.command();
     command.env("CLIPGATE__AUTH__MODE", "sidecar").env("CLIPGATE__UPSTREAM__API_KEY", "of-the-gateway");
@@ -59,8 +59,8 @@ fn is_refused<B>(answer: &Response<B>) -> bool {
 
 #[tokio::test]
 async fn a_name_that_a_web_site_can_choose_spends_no_key_whatever_is_asked() {
-    let stage = Stage::with(|config, _| lend_the_key(config)).await;
-    stage.sim.put("a", "completed");
+    let stage = TestGateway::with(|config, _| lend_the_key(config)).await;
+    stage.sim.set_status("a", "completed");
     let same = ("sec-fetch-site", "same-origin");
     let (origin, method) = (("origin", "https://app.example"), ("access-control-request-method", "POST"));
     for host in FOREIGN {
@@ -89,8 +89,8 @@ async fn a_name_that_a_web_site_can_choose_spends_no_key_whatever_is_asked() {
 
 #[tokio::test]
 async fn a_sidecar_is_asked_by_address_as_localhost_or_by_a_name_without_a_dot() {
-    let stage = Stage::with(|config, _| lend_the_key(config)).await;
-    stage.sim.put("a", "completed");
+    let stage = TestGateway::with(|config, _| lend_the_key(config)).await;
+    stage.sim.set_status("a", "completed");
     for host in OWN {
         let answer = stage.send(request("GET", &single("a", "completed"), &[("host", host)], "")).await;
         assert_eq!(answer.status, 200, "{host}");
@@ -107,12 +107,12 @@ async fn a_sidecar_is_asked_by_address_as_localhost_or_by_a_name_without_a_dot()
 
 #[tokio::test]
 async fn what_is_asked_under_a_foreign_name_is_not_taken_from_the_programs_quota() {
-    let stage = Stage::with(|config, _| {
+    let stage = TestGateway::with(|config, _| {
         lend_the_key(config);
         (config.limits.requests_per_second, config.limits.burst) = (1, 3);
     })
     .await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let ask = async |host| stage.send(request("GET", &single("a", "completed"), &[("host", host)], "")).await;
     assert_eq!(ask("localhost").await.status, 200, "the upstream accepts the key");
     for _ in 0..10 {
@@ -123,12 +123,12 @@ async fn what_is_asked_under_a_foreign_name_is_not_taken_from_the_programs_quota
 
 #[tokio::test]
 async fn http_2_is_judged_by_its_authority_and_by_host_where_that_is_there_too() {
-    let stage = Stage::with(|config, _| {
+    let stage = TestGateway::with(|config, _| {
         lend_the_key(config);
         config.server.allowed_hosts = vec![HostPattern::Suffix("example.com".to_owned())];
     })
     .await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let mut client = Client::h2(TcpStream::connect(stage.address).await.unwrap()).await;
     let target = single("a", "completed");
     let mut ask = async |authority: &str, fields: &[(&str, &str)]| {
@@ -150,8 +150,8 @@ async fn http_2_is_judged_by_its_authority_and_by_host_where_that_is_there_too()
 
 #[tokio::test]
 async fn who_brings_a_key_may_ask_under_any_name() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "completed");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "completed");
     for host in FOREIGN {
         assert_eq!(stage.get(&single("a", "completed"), &[("host", host)]).await.status, 200, "{host}");
     }
@@ -159,12 +159,12 @@ async fn who_brings_a_key_may_ask_under_any_name() {
 
 #[tokio::test]
 async fn a_unix_socket_and_a_listener_with_tls_may_be_asked_under_any_name() {
-    let (ground, authority) = (Ground::new().await, Authority::new());
+    let (ground, authority) = (TestEnv::new().await, Authority::new());
     authority.equip(&ground, "gw.example");
     let path = ground.path("gw.sock");
     let unix = quoted(format!("unix:{}", path.display()).as_ref());
     let command = sidecar(&ground, &format!("listen = [\"127.0.0.1:0\", {unix}]\n{TLS}"));
-    ground.sim.put("a", "complete");
+    ground.sim.set_status("a", "complete");
     let mut gateway = Gateway::spawn(command);
     let address = gateway.address().await;
     gateway.listens_on().await;
@@ -177,8 +177,8 @@ async fn a_unix_socket_and_a_listener_with_tls_may_be_asked_under_any_name() {
 
 #[tokio::test]
 async fn a_reload_adds_names_and_takes_them_away_for_clients_and_the_operator() {
-    let ground = Ground::new().await;
-    ground.sim.put("a", "complete");
+    let ground = TestEnv::new().await;
+    ground.sim.set_status("a", "complete");
     let mut command = sidecar(&ground, "allowed_hosts = []");
     command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
     let mut gateway = Gateway::spawn(command);
@@ -208,9 +208,9 @@ async fn a_reload_adds_names_and_takes_them_away_for_clients_and_the_operator() 
 
 #[tokio::test]
 async fn every_name_is_let_in_by_a_star_which_is_warned_of() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     let command = sidecar(&ground, "allowed_hosts = [\"*\"]");
-    ground.sim.put("a", "complete");
+    ground.sim.set_status("a", "complete");
     let mut gateway = Gateway::spawn(command);
     let mut client = Client::connect(gateway.address().await).await;
     let line = gateway.logged("server.allowed_hosts is").await;
@@ -220,7 +220,7 @@ async fn every_name_is_let_in_by_a_star_which_is_warned_of() {
 
 #[tokio::test]
 async fn the_operators_unix_socket_may_be_asked_under_any_name() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("");
     let path = ground.path("admin.sock");
     let mut command = ground.command();

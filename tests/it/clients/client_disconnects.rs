@@ -7,7 +7,7 @@ use clipgate::sim::End;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::harness::gateway::{Stage, single, within};
+use crate::harness::gateway::{TestGateway, single, within};
 use crate::harness::raw_http::{parse, read_until};
 
 /// A request as it goes over the wire.
@@ -34,9 +34,9 @@ async fn a_client_that_hangs_up_is_forgotten_at_once_whatever_followed_its_wait(
     for (what, rest) in &rests {
         for is_at_once in [true, false] {
             for is_half_closed in [true, false] {
-                let stage = Stage::holding(Duration::from_secs(60)).await;
-                stage.sim.put("a", "queued");
-                stage.sim.put("b", "queued");
+                let stage = TestGateway::holding(Duration::from_secs(60)).await;
+                stage.sim.set_status("a", "queued");
+                stage.sim.set_status("b", "queued");
                 let mut stream = TcpStream::connect(stage.address).await.unwrap();
                 let wait = head(&single("a", "completed")).into_bytes();
                 if is_at_once {
@@ -61,7 +61,7 @@ async fn a_client_that_hangs_up_is_forgotten_at_once_whatever_followed_its_wait(
                 // Left alone the wait is held for a minute.
                 let came = tokio::time::timeout(Duration::from_secs(30), gone).await;
                 assert!(came.is_ok(), "{shown}");
-                assert_eq!(stage.asked(), [single("a", "completed")], "{shown}");
+                assert_eq!(stage.upstream_requests(), [single("a", "completed")], "{shown}");
             }
         }
     }
@@ -70,21 +70,21 @@ async fn a_client_that_hangs_up_is_forgotten_at_once_whatever_followed_its_wait(
 
 #[tokio::test]
 async fn a_client_that_hangs_up_ends_its_stream_whatever_it_has_sent_meanwhile() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
     stream.write_all(head("/sim/stream?n=2&every=60s").as_bytes()).await.unwrap();
     read_until(&mut stream, |back| back.ends_with(b"0\n\r\n")).await;
     stream.write_all(head("/sim/echo").as_bytes()).await.unwrap();
     assert_eq!(stage.sim.requests()[0].end, End::Open);
     drop(stream);
-    within(30, stage.sim.until(|seen| seen.abandoned() == 1)).await;
+    within(30, stage.sim.wait_until(|seen| seen.abandoned() == 1)).await;
 }
 
 #[tokio::test]
 async fn requests_that_follow_a_wait_are_answered_after_it_in_their_order() {
-    let stage = Stage::holding(Duration::from_secs(60)).await;
-    stage.sim.put("a", "queued");
-    stage.sim.put("b", "completed");
+    let stage = TestGateway::holding(Duration::from_secs(60)).await;
+    stage.sim.set_status("a", "queued");
+    stage.sim.set_status("b", "completed");
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
     stream.write_all(head(&single("a", "completed")).as_bytes()).await.unwrap();
     stage.until(|seen| seen.open == 1).await;
@@ -102,8 +102,8 @@ async fn requests_that_follow_a_wait_are_answered_after_it_in_their_order() {
     });
     // As much as fits is on its way now, and nothing of it has been answered out of turn.
     tokio::task::yield_now().await;
-    assert_eq!(stage.asked(), [single("a", "completed")]);
-    stage.sim.put("a", "completed");
+    assert_eq!(stage.upstream_requests(), [single("a", "completed")]);
+    stage.sim.set_status("a", "completed");
 
     let mut back = Vec::new();
     let mut answers = Vec::new();
@@ -133,7 +133,8 @@ async fn requests_that_follow_a_wait_are_answered_after_it_in_their_order() {
 async fn a_tunnel_whose_client_has_said_all_still_brings_the_rest() {
     let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", upstream.local_addr().unwrap());
-    let stage = Stage::without_upstream(|config, _| config.upstream.base_url = url.parse().unwrap()).await;
+    let stage =
+        TestGateway::without_upstream(|config, _| config.upstream.base_url = url.parse().unwrap()).await;
     let mut client = TcpStream::connect(stage.address).await.unwrap();
     let upgrade = "connection: upgrade\r\nupgrade: websocket\r\n\r\n";
     client.write_all(format!("GET / HTTP/1.1\r\nhost: x\r\n{upgrade}").as_bytes()).await.unwrap();
@@ -170,8 +171,8 @@ fn timer(from: SocketAddr, to: SocketAddr) -> (u8, u64) {
 
 #[tokio::test]
 async fn a_silent_connection_is_probed_after_a_minute_to_find_out_whether_its_client_vanished() {
-    let stage = Stage::holding(Duration::from_secs(60)).await;
-    stage.sim.put("a", "queued");
+    let stage = TestGateway::holding(Duration::from_secs(60)).await;
+    stage.sim.set_status("a", "queued");
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
     stream.write_all(head(&single("a", "completed")).as_bytes()).await.unwrap();
     stage.until(|seen| seen.open == 1).await;

@@ -7,7 +7,7 @@ use tokio::process::Command;
 use tokio::task::JoinHandle;
 
 use crate::harness::admin_client::{Operator, text};
-use crate::harness::process::{Client, Gateway, Ground, clip, get, soon};
+use crate::harness::process::{Client, Gateway, TestEnv, clip, get, within_timeout};
 
 /// A connection from this address of this machine.
 async fn from(ip: &str, to: SocketAddr) -> Client {
@@ -24,18 +24,18 @@ const ONE: &str = "127.0.0.1";
 const OTHER: &str = "127.0.0.2";
 
 /// A wait that is parked on this connection until its clip is complete; the status of its answer.
-async fn park(ground: &Ground, mut client: Client, id: &str) -> JoinHandle<u16> {
+async fn park(ground: &TestEnv, mut client: Client, id: &str) -> JoinHandle<u16> {
     let before = ground.sim.requests().len();
-    ground.sim.put(id, "queued");
+    ground.sim.set_status(id, "queued");
     let target = clip(id);
     let waiting = tokio::spawn(async move { client.ask(get(&target, &[])).await.unwrap().status().as_u16() });
-    ground.sim.until(|seen| seen.requests.len() > before).await;
+    ground.sim.wait_until(|seen| seen.requests.len() > before).await;
     waiting
 }
 
 #[tokio::test]
 async fn idle_connections_of_one_client_keep_nobody_out_and_its_longest_idle_has_to_go() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("max_connections = 4\nidle_timeout = \"1h\"");
     let mut gateway = ground.start();
     let address = gateway.address().await;
@@ -58,7 +58,7 @@ async fn idle_connections_of_one_client_keep_nobody_out_and_its_longest_idle_has
 
 #[tokio::test]
 async fn a_parked_wait_is_never_closed_for_a_newcomer_and_an_idle_connection_of_http2_is() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("max_connections = 2\nidle_timeout = \"1h\"");
     let mut gateway = ground.start();
     let address = gateway.address().await;
@@ -69,13 +69,13 @@ async fn a_parked_wait_is_never_closed_for_a_newcomer_and_an_idle_connection_of_
         assert_eq!(from("127.0.0.3", address).await.get("/x", &[]).await.status(), 404);
     }
     idle.closed().await;
-    ground.sim.put("a", "completed");
+    ground.sim.set_status("a", "completed");
     assert_eq!(parked.await.unwrap(), 200);
 }
 
 #[tokio::test]
 async fn a_newcomer_waits_while_all_are_busy_and_takes_the_place_of_the_first_that_is_idle() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("max_connections = 1\nidle_timeout = \"1h\"");
     let mut gateway = ground.start();
     let address = gateway.address().await;
@@ -83,7 +83,7 @@ async fn a_newcomer_waits_while_all_are_busy_and_takes_the_place_of_the_first_th
     let mut late = from(OTHER, address).await;
     let waiting = tokio::spawn(async move { late.ask(get("/x", &[("x-request-id", "late")])).await });
     gateway.logged("all connections are busy").await;
-    ground.sim.put("a", "completed");
+    ground.sim.set_status("a", "completed");
     assert_eq!(parked.await.unwrap(), 200);
     assert_eq!(waiting.await.unwrap().unwrap().status(), 404);
     let (first, second) = (gateway.logged("outcome=").await, gateway.logged("outcome=").await);
@@ -92,7 +92,7 @@ async fn a_newcomer_waits_while_all_are_busy_and_takes_the_place_of_the_first_th
 
 #[tokio::test]
 async fn busy_connections_of_one_client_take_half_of_the_places_and_no_more() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("max_connections = 4");
     let mut gateway = ground.start();
     let address = gateway.address().await;
@@ -106,7 +106,7 @@ async fn busy_connections_of_one_client_take_half_of_the_places_and_no_more() {
     }
     let line = gateway.logged("half of all connections").await;
     assert!(line.contains("address=127.0.0.1"), "{line}");
-    ["a", "b"].iter().for_each(|id| ground.sim.put(id, "completed"));
+    ["a", "b"].iter().for_each(|id| ground.sim.set_status(id, "completed"));
     for parked in parked {
         assert_eq!(parked.await.unwrap(), 200);
     }
@@ -114,7 +114,7 @@ async fn busy_connections_of_one_client_take_half_of_the_places_and_no_more() {
 
 #[tokio::test]
 async fn a_trusted_proxy_and_a_unix_socket_may_have_all_places() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     let path = ground.path("gw.sock");
     let listen = format!("listen = [\"127.0.0.1:0\", {:?}]", format!("unix:{}", path.display()));
     ground.configure(&format!("{listen}\nmax_connections = 4\ntrusted_proxies = [\"127.0.0.0/8\"]"));
@@ -124,7 +124,7 @@ async fn a_trusted_proxy_and_a_unix_socket_may_have_all_places() {
     for id in ["a", "b", "c", "d"] {
         parked.push(park(&ground, from(ONE, address).await, id).await);
     }
-    ["a", "b", "c", "d"].iter().for_each(|id| ground.sim.put(id, "completed"));
+    ["a", "b", "c", "d"].iter().for_each(|id| ground.sim.set_status(id, "completed"));
     for parked in parked.drain(..) {
         assert_eq!(parked.await.unwrap(), 200);
     }
@@ -132,14 +132,14 @@ async fn a_trusted_proxy_and_a_unix_socket_may_have_all_places() {
         let client = Client::h1(UnixStream::connect(&path).await.unwrap()).await;
         parked.push(park(&ground, client, id).await);
     }
-    ["e", "f", "g", "h"].iter().for_each(|id| ground.sim.put(id, "completed"));
+    ["e", "f", "g", "h"].iter().for_each(|id| ground.sim.set_status(id, "completed"));
     for parked in parked {
         assert_eq!(parked.await.unwrap(), 200);
     }
 }
 
 /// The gateway under this limit of open files, as the shell's `ulimit` takes it.
-fn start_within(ground: &Ground, limit: &str) -> Gateway {
+fn start_within(ground: &TestEnv, limit: &str) -> Gateway {
     let mut command = Command::new("sh");
     let script = format!("ulimit {limit} && exec \"$0\" serve --config config.toml");
     command.args(["-c", &script, env!("CARGO_BIN_EXE_clipgate")]);
@@ -155,7 +155,7 @@ async fn operator(gateway: &mut Gateway) -> Operator {
 
 #[tokio::test]
 async fn idle_connections_leave_descriptors_for_polls_and_for_the_operator() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("idle_timeout = \"1h\"");
     let mut gateway = start_within(&ground, "-n 64");
     let address = gateway.address().await;
@@ -168,7 +168,7 @@ async fn idle_connections_leave_descriptors_for_polls_and_for_the_operator() {
         idle.push(client);
     }
     for id in ["a", "b", "c"] {
-        ground.sim.put(id, "completed");
+        ground.sim.set_status(id, "completed");
         assert_eq!(from(OTHER, address).await.get(&clip(id), &[]).await.status(), 200);
     }
     assert_eq!(operator.get("/readyz").await.status(), 200);
@@ -176,20 +176,20 @@ async fn idle_connections_leave_descriptors_for_polls_and_for_the_operator() {
 
 #[tokio::test]
 async fn the_soft_limit_of_open_files_is_raised_to_the_hard_one() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("");
     let mut gateway = start_within(&ground, "-n 1000 && ulimit -S -n 256");
     gateway.address().await;
-    let page = soon("the metrics", operator(&mut gateway).await.get("/metrics")).await;
+    let page = within_timeout("the metrics", operator(&mut gateway).await.get("/metrics")).await;
     let page = text(&page);
     assert!(page.contains("process_max_fds 1000\n"), "{page}");
 }
 
 #[tokio::test]
 async fn when_descriptors_run_out_all_the_same_idle_connections_make_room_and_the_log_is_not_flooded() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("idle_timeout = \"1h\"");
-    ground.sim.put("a", "completed");
+    ground.sim.set_status("a", "completed");
     let mut gateway = ground.start();
     let address = gateway.address().await;
     let mut kept = Vec::new();

@@ -3,7 +3,7 @@
 use http::{HeaderMap, Request};
 use http_body_util::Empty;
 
-use crate::harness::process::{Client, Gateway, Ground, clip};
+use crate::harness::process::{Client, Gateway, TestEnv, clip};
 
 const APP: (&str, &str) = ("origin", "https://app.example");
 
@@ -23,9 +23,9 @@ fn preflight(target: &str, origin: &str) -> Request<Empty<bytes::Bytes>> {
 
 #[tokio::test]
 async fn hits_misses_refusals_and_what_is_passed_through_may_be_read_by_a_listed_origin() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("cors_origins = [\"https://app.example\"]");
-    ground.sim.put("a", "complete");
+    ground.sim.set_status("a", "complete");
     let mut gateway = ground.start();
     let mut client = Client::connect(gateway.address().await).await;
     let rows = [
@@ -55,7 +55,7 @@ async fn hits_misses_refusals_and_what_is_passed_through_may_be_read_by_a_listed
 
 #[tokio::test]
 async fn origins_of_desktop_programs_and_with_default_ports_are_those_that_browsers_send() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure(
         "cors_origins = [\"tauri://localhost\", \"app://obsidian.md\", \"chrome-extension://abcdefghijklmnop\", \
          \"https://app.example:443\", \"http://app.example:80\", \"https://other.example:8443\"]",
@@ -93,7 +93,7 @@ async fn origins_of_desktop_programs_and_with_default_ports_are_those_that_brows
 
 #[tokio::test]
 async fn a_preflight_is_answered_without_the_upstream_and_without_a_key() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("cors_origins = [\"https://app.example\"]");
     let mut gateway = ground.start();
     let mut client = Client::connect(gateway.address().await).await;
@@ -110,7 +110,7 @@ async fn a_preflight_is_answered_without_the_upstream_and_without_a_key() {
 
 #[tokio::test]
 async fn without_origins_preflights_are_the_upstreams() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("");
     let mut gateway = ground.start();
     let mut client = Client::connect(gateway.address().await).await;

@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::harness::gateway::{Answer, Stage, single};
+use crate::harness::gateway::{Answer, TestGateway, single};
 use crate::harness::raw_http::{assert_refusal, calls, parse, raw, read_until};
 use crate::harness::scripted_upstream::Scripted;
 
@@ -28,27 +28,27 @@ fn head(target: &str, rest: &str) -> String {
     format!("GET {target} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer demo\r\nconnection: close\r\n{rest}")
 }
 
-async fn ask(stage: &Stage, rest: &str) -> Answer {
+async fn ask(stage: &TestGateway, rest: &str) -> Answer {
     let back = raw(stage.address, head(&single("a", "completed"), rest).as_bytes()).await;
     parse(&back).unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&back))).0
 }
 
 #[tokio::test]
 async fn a_get_with_a_content_length_of_0_or_an_empty_chunked_body_is_a_wait() {
-    let stage = Stage::holding(Duration::from_secs(60)).await;
-    stage.sim.put("a", "queued");
+    let stage = TestGateway::holding(Duration::from_secs(60)).await;
+    stage.sim.set_status("a", "queued");
     let asks = EMPTY.map(|rest| {
         let (address, head) = (stage.address, head(&single("a", "completed"), rest));
         AbortOnDropHandle::new(tokio::spawn(async move { raw(address, head.as_bytes()).await }))
     });
     stage.until_parked(EMPTY.len()).await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     for ask in asks {
         let back = ask.await.unwrap();
         let (answer, _) = parse(&back).unwrap();
         assert_eq!((answer.status.as_u16(), answer.body), (200, stage.sim.body("a", "completed")));
     }
-    assert_eq!(stage.asked(), [single("a", "completed")], "one poll for all");
+    assert_eq!(stage.upstream_requests(), [single("a", "completed")], "one poll for all");
     for rest in EMPTY {
         assert!(ask(&stage, rest).await.hit(), "{rest:?}");
     }
@@ -56,8 +56,8 @@ async fn a_get_with_a_content_length_of_0_or_an_empty_chunked_body_is_a_wait() {
 
 #[tokio::test]
 async fn an_http2_stream_that_ends_after_its_head_without_a_byte_is_a_wait() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "completed");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "completed");
     assert!(ask(&stage, EMPTY[0]).await.opened());
     let socket = TokioIo::new(TcpStream::connect(stage.address).await.unwrap());
     let (mut streams, connection) = http2::handshake(TokioExecutor::new(), socket).await.unwrap();
@@ -93,7 +93,7 @@ async fn a_get_with_a_body_is_passed_through_with_every_byte_of_it() {
         let answer = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
         let mut upstream = Scripted::after(body, answer).await;
         let url = upstream.url.clone();
-        let stage = Stage::without_upstream(|config, _| config.upstream.base_url = url).await;
+        let stage = TestGateway::without_upstream(|config, _| config.upstream.base_url = url).await;
         let answer = ask(&stage, &rest).await;
         assert_eq!(answer.field("cache-status"), "clipgate; fwd=bypass", "{rest:?}");
         let seen = upstream.asked().await;
@@ -106,8 +106,8 @@ async fn a_get_with_a_body_is_passed_through_with_every_byte_of_it() {
 
 #[tokio::test]
 async fn a_client_that_owes_the_end_of_its_body_holds_no_wait_and_has_the_time_of_an_upload() {
-    let stage = Stage::impatient(Duration::from_secs(1)).await;
-    stage.sim.put("a", "queued");
+    let stage = TestGateway::impatient(Duration::from_secs(1)).await;
+    stage.sim.set_status("a", "queued");
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
     let head = head(&single("a", "completed"), "transfer-encoding: chunked\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -119,8 +119,8 @@ async fn a_client_that_owes_the_end_of_its_body_holds_no_wait_and_has_the_time_o
 
 #[tokio::test]
 async fn a_body_that_breaks_off_before_its_first_byte_reaches_nobody() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "queued");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "queued");
     let answer = ask(&stage, "transfer-encoding: chunked\r\n\r\nno-number\r\n").await;
     assert_refusal(&answer, 400, "body-broke");
     assert_eq!(calls(&stage), 0);
@@ -128,8 +128,8 @@ async fn a_body_that_breaks_off_before_its_first_byte_reaches_nobody() {
 
 #[tokio::test]
 async fn a_client_that_hangs_up_after_an_empty_body_ends_its_wait() {
-    let stage = Stage::holding(Duration::from_secs(60)).await;
-    stage.sim.put("a", "queued");
+    let stage = TestGateway::holding(Duration::from_secs(60)).await;
+    stage.sim.set_status("a", "queued");
     for rest in EMPTY {
         let mut stream = TcpStream::connect(stage.address).await.unwrap();
         stream.write_all(head(&single("a", "completed"), rest).as_bytes()).await.unwrap();
@@ -142,8 +142,8 @@ async fn a_client_that_hangs_up_after_an_empty_body_ends_its_wait() {
 /// The body's end is awaited with what was known of the key when the head came. A 401 that came meanwhile voids that.
 #[tokio::test]
 async fn a_key_that_is_revoked_while_a_body_is_awaited_is_told_nothing_that_is_kept() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "completed");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "completed");
     assert!(ask(&stage, EMPTY[0]).await.opened());
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
     let rest = "expect: 100-continue\r\ntransfer-encoding: chunked\r\n\r\n";

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::harness::gateway::{Stage, multi, set_hold, single, within};
+use crate::harness::gateway::{TestGateway, multi, set_hold, single, within};
 
 /// Where `.ci/tools` puts what the system has not.
 pub(crate) fn tools(path: &str) -> String {
@@ -35,8 +35,8 @@ fn lines(output: &str) -> Vec<Value> {
 }
 
 /// Holds for long; streams end after a second, so that clients connect anew, and find no poll of theirs there.
-async fn impatient_stage() -> Stage {
-    Stage::with(|config, options| {
+async fn impatient_stage() -> TestGateway {
+    TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
         config.wait.max_timeout = Duration::from_secs(1);
         config.wait.linger = Duration::ZERO;
@@ -45,17 +45,17 @@ async fn impatient_stage() -> Stage {
 }
 
 /// Comes back when a client has connected for the second time, and waits for this rung again.
-async fn until_anew(stage: &Stage, rung: &str) {
+async fn until_anew(stage: &TestGateway, rung: &str) {
     let asks = |target: &str| target.ends_with(rung);
     stage.until(|seen| seen.requests.iter().filter(|seen| asks(&seen.target)).count() == 2).await;
 }
 
 #[tokio::test]
 async fn curl_prints_the_events_in_each_version_of_http_it_speaks() {
-    let stage = Stage::holding(Duration::from_secs(60)).await;
+    let stage = TestGateway::holding(Duration::from_secs(60)).await;
     for flag in ["--http1.0", "--http1.1", "--http2-prior-knowledge"] {
         let id = flag.trim_start_matches('-');
-        stage.sim.put(id, "streaming");
+        stage.sim.set_status(id, "streaming");
         let url = format!("http://{}{}", stage.address, single(id, "completed"));
         let accept = ["--header", "Accept: text/event-stream", "--header", "Authorization: Bearer demo"];
         let curl = spawn(
@@ -63,7 +63,7 @@ async fn curl_prints_the_events_in_each_version_of_http_it_speaks() {
             &[&["--silent", "--show-error", "--no-buffer", flag], &accept[..], &[&url]].concat(),
         );
         stage.until(|seen| seen.open == 1).await;
-        stage.sim.put(id, "completed");
+        stage.sim.set_status(id, "completed");
         let output = curl.await.unwrap();
         let mut expected = "retry: 2000\n".to_owned();
         let digest = output.split_once("id: ").unwrap().1.split_once(':').unwrap().0;
@@ -96,11 +96,11 @@ async fn nodes_eventsource_connects_anew_and_stops_when_it_is_told_to() {
         });
     ";
     let stage = impatient_stage().await;
-    stage.sim.put("a", "queued");
+    stage.sim.set_status("a", "queued");
     let url = format!("http://{}{}", stage.address, single("a", "completed"));
     let node = spawn("node", &["--eval", SCRIPT, &tools("node/node_modules/eventsource"), &url]);
     until_anew(&stage, "streaming").await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let told = lines(&node.await.unwrap());
     let status = |word: &str| json!(["status", word]);
     let Some((closed, told)) = told.split_last() else { panic!("it tells nothing") };
@@ -126,17 +126,17 @@ with httpx.Client(headers={'Authorization': 'Bearer demo'}, timeout=60, trust_en
                 print(json.dumps([event.event, told.get('id'), told.get('status')]))
 ";
     let stage = impatient_stage().await;
-    stage.sim.put("a", "queued");
-    stage.sim.put("b", "streaming");
+    stage.sim.set_status("a", "queued");
+    stage.sim.set_status("b", "streaming");
     let url = format!("http://{}{}", stage.address, multi(&["b", "a"], "completed"));
     let own = tools("python/bin/python3");
     let program = if Path::new(&own).exists() { own.as_str() } else { "python3" };
     let python = spawn(program, &["-c", SCRIPT, &url]);
     // Two clips that climb, connected for at least the second time.
     stage.until(|seen| seen.requests.len() >= 5 && seen.open == 2).await;
-    stage.sim.put("b", "error");
+    stage.sim.set_status("b", "error");
     stage.until(|seen| seen.open == 1).await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let told = lines(&python.await.unwrap());
     let status = |id: &str, word: &str| json!(["status", id, word]);
     let all =

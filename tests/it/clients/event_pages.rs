@@ -8,14 +8,14 @@ use clipgate::testing::secret::Secret;
 use serde_json::json;
 
 use crate::harness::browser::{Browser, DESK};
-use crate::harness::gateway::{Stage, multi, set_hold};
-use crate::harness::raw_upstream::{Rogue, Then};
+use crate::harness::gateway::{TestGateway, multi, set_hold};
+use crate::harness::raw_upstream::{RawUpstream, Then};
 
 /// A web page of an origin of its own.
-async fn app() -> (Rogue, String) {
+async fn app() -> (RawUpstream, String) {
     let head = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\nconnection: close\r\n\r\n";
     let page = "<!doctype html><title>app</title><link rel=icon href=data:,>";
-    let app = Rogue::start(head, Then::Bytes(Bytes::from_static(page.as_bytes()))).await;
+    let app = RawUpstream::start(head, Then::Bytes(Bytes::from_static(page.as_bytes()))).await;
     let origin = app.url.to_string().trim_end_matches('/').to_owned();
     (app, origin)
 }
@@ -35,7 +35,7 @@ fn follow(url: &str) -> String {
 async fn a_listed_origins_page_is_told_each_rung_and_stopped_after_the_last() {
     let (_app, origin) = app().await;
     let (_other, stranger) = app().await;
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
         config.server.cors_origins = vec![origin.clone()];
         config.auth = Auth::Sidecar;
@@ -43,18 +43,18 @@ async fn a_listed_origins_page_is_told_each_rung_and_stopped_after_the_last() {
     })
     .await;
     for id in ["a", "b"] {
-        stage.sim.put(id, "queued");
+        stage.sim.set_status(id, "queued");
     }
     let url = format!("http://{}{}", stage.address, multi(&["a", "b"], "completed"));
     let mut browser = Browser::start();
     assert_eq!(browser.open(&origin, DESK, None).await, 200);
     browser.eval(&follow(&url)).await;
     browser.until("told.length === 2").await;
-    stage.sim.put("a", "streaming");
+    stage.sim.set_status("a", "streaming");
     browser.until("told.length === 3").await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     browser.until("told.length === 4").await;
-    stage.sim.put("b", "completed");
+    stage.sim.set_status("b", "completed");
     // The stream ends; it connects anew by itself, and is answered 204.
     browser.until("source.readyState === EventSource.CLOSED").await;
     let told = browser.eval("told").await;

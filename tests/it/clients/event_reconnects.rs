@@ -5,15 +5,15 @@ use std::time::Duration;
 use http::StatusCode;
 
 use crate::harness::event_client::Events;
-use crate::harness::gateway::{Stage, single};
+use crate::harness::gateway::{TestGateway, single};
 use crate::harness::raw_http::calls;
 
-async fn stage() -> Stage {
-    Stage::holding(Duration::from_secs(60)).await
+async fn stage() -> TestGateway {
+    TestGateway::holding(Duration::from_secs(60)).await
 }
 
 /// The id of the last event of a stream, told once the clip is there.
-async fn first_id(stage: &Stage, target: &str, status: &str) -> String {
+async fn first_id(stage: &TestGateway, target: &str, status: &str) -> String {
     let mut events = Events::open(stage, target, &[]).await;
     events.status(&stage.sim.body("a", status)).await.id.unwrap()
 }
@@ -25,7 +25,7 @@ fn encoded(id: &str) -> String {
 #[tokio::test]
 async fn a_last_event_id_in_the_query_is_taken_up_as_the_field_is_and_never_goes_upstream() {
     let stage = stage().await;
-    stage.sim.put("a", "queued");
+    stage.sim.set_status("a", "queued");
     let target = single("a", "completed");
     let id = first_id(&stage, &target, "queued").await;
     stage.until_parked(0).await;
@@ -34,28 +34,28 @@ async fn a_last_event_id_in_the_query_is_taken_up_as_the_field_is_and_never_goes
         format!("{target}&lastEventId={id}"),
         target.replace('?', &format!("?last%45ventId={}&", encoded(&id))),
     ] {
-        stage.sim.put("a", "queued");
+        stage.sim.set_status("a", "queued");
         let mut events = Events::open(&stage, &again, &[]).await;
         assert_eq!(events.head.status, StatusCode::OK, "{again}");
         assert_eq!(events.field("content-type"), "text/event-stream", "{again}");
         stage.until_parked(1).await;
-        stage.sim.put("a", "streaming");
+        stage.sim.set_status("a", "streaming");
         let body = stage.sim.body("a", "streaming");
         events.status(&body).await; // the first event: `queued` is not told twice
         drop(events);
         stage.until_parked(0).await;
     }
     assert!(
-        stage.asked().iter().all(|target| !target.to_lowercase().contains("event")),
+        stage.upstream_requests().iter().all(|target| !target.to_lowercase().contains("event")),
         "{:?}",
-        stage.asked()
+        stage.upstream_requests()
     );
 }
 
 #[tokio::test]
 async fn a_client_that_was_told_all_is_told_so_by_the_query_too() {
     let stage = stage().await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let target = single("a", "completed");
     let mut events = Events::open(&stage, &target, &[]).await;
     events.status(&stage.sim.body("a", "completed")).await;
@@ -67,7 +67,7 @@ async fn a_client_that_was_told_all_is_told_so_by_the_query_too() {
 #[tokio::test]
 async fn the_field_outweighs_the_query() {
     let stage = stage().await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let target = single("a", "completed");
     let mut events = Events::open(&stage, &target, &[]).await;
     let told = events.status(&stage.sim.body("a", "completed")).await.id.unwrap();
@@ -81,7 +81,7 @@ async fn the_field_outweighs_the_query() {
 #[tokio::test]
 async fn elsewhere_the_parameter_is_one_that_is_not_understood() {
     let stage = stage().await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let target = single("a", "completed");
     stage.get(&target, &[]).await;
     let events = ("accept", "text/event-stream");
@@ -94,6 +94,6 @@ async fn elsewhere_the_parameter_is_one_that_is_not_understood() {
         let before = calls(&stage);
         let answer = stage.get(&target, fields).await;
         assert_eq!(answer.field("cache-status"), "clipgate; fwd=bypass", "{target}");
-        assert_eq!(stage.asked()[before..], [&*target]);
+        assert_eq!(stage.upstream_requests()[before..], [&*target]);
     }
 }

@@ -2,21 +2,21 @@
 
 use std::time::Duration;
 
-use clipgate::sim::{ErrorBody, Fault, On, Shape};
+use clipgate::sim::{ErrorBody, Fault, FaultTarget, Shape};
 use clipgate::testing::clock;
 use http::StatusCode;
 use serde_json::Value;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::harness::event_client::{ACCEPT, Event, Events};
-use crate::harness::gateway::{Stage, all, multi, set_hold, single, within};
+use crate::harness::gateway::{TestGateway, all, multi, set_hold, single, within};
 use crate::harness::raw_http::{assert_refusal, calls, request};
 
 const LONG: Duration = Duration::from_secs(60);
 const RUNGS: [&str; 4] = ["submitted", "queued", "streaming", "completed"];
 
-async fn long_stage() -> Stage {
-    Stage::holding(LONG).await
+async fn long_stage() -> TestGateway {
+    TestGateway::holding(LONG).await
 }
 
 /// What an event's id says has been told, without the digest before it.
@@ -33,7 +33,7 @@ fn error(event: &Event) -> Value {
 #[tokio::test]
 async fn a_climb_is_told_rung_by_rung_in_these_bytes() {
     let stage = long_stage().await;
-    stage.sim.put("a", "submitted");
+    stage.sim.set_status("a", "submitted");
     let mut events = Events::open(&stage, &single("a", "completed"), &[("x-request-id", "mine")]).await;
     assert_eq!(events.head.status, StatusCode::OK);
     let fields = [
@@ -52,7 +52,7 @@ async fn a_climb_is_told_rung_by_rung_in_these_bytes() {
     assert_eq!(events.line().await.unwrap(), "retry: 2000");
     let mut digest = String::new();
     for rung in RUNGS {
-        stage.sim.put("a", rung);
+        stage.sim.set_status("a", rung);
         let mut lines = Vec::new();
         for _ in 0..4 {
             lines.push(within(30, events.line()).await.unwrap());
@@ -68,7 +68,7 @@ async fn a_climb_is_told_rung_by_rung_in_these_bytes() {
     }
     assert_eq!(events.rest().await, format!("event: done\nid: {digest}:over\ndata: {{}}\n\n"));
     assert_eq!(digest.len(), 8);
-    assert_eq!(stage.asked(), RUNGS.map(|rung| single("a", rung)));
+    assert_eq!(stage.upstream_requests(), RUNGS.map(|rung| single("a", rung)));
     stage.until_parked(0).await;
 }
 
@@ -76,40 +76,40 @@ async fn a_climb_is_told_rung_by_rung_in_these_bytes() {
 async fn rungs_may_be_skipped_and_an_error_is_the_end_too() {
     let stage = long_stage().await;
     for last in ["completed", "error"] {
-        stage.sim.put(last, "queued");
+        stage.sim.set_status(last, "queued");
         let mut events = Events::open(&stage, &single(last, ""), &[]).await;
         assert_eq!(told(&events.status(&stage.sim.body(last, "queued")).await), "queued");
         stage.until(|seen| seen.open == 1).await;
-        stage.sim.put(last, last);
+        stage.sim.set_status(last, last);
         assert_eq!(told(&events.status(&stage.sim.body(last, last)).await), last);
         assert_eq!(events.names().await, ["done"]);
     }
     let asked = ["completed", "error"].map(|id| [single(id, "submitted"), single(id, "streaming")]);
-    assert_eq!(stage.asked(), asked.concat());
+    assert_eq!(stage.upstream_requests(), asked.concat());
 }
 
 #[tokio::test]
 async fn a_stream_is_done_at_the_status_asked_for() {
     let stage = long_stage().await;
-    stage.sim.put("a", "queued");
+    stage.sim.set_status("a", "queued");
     let mut events = Events::open(&stage, &single("a", "streaming"), &[]).await;
     events.status(&stage.sim.body("a", "queued")).await;
     stage.until(|seen| seen.open == 1).await;
-    stage.sim.put("a", "streaming");
+    stage.sim.set_status("a", "streaming");
     events.status(&stage.sim.body("a", "streaming")).await;
     assert_eq!(events.names().await, ["done"]);
-    assert_eq!(stage.asked(), [single("a", "submitted"), single("a", "streaming")]);
+    assert_eq!(stage.upstream_requests(), [single("a", "submitted"), single("a", "streaming")]);
 }
 
 #[tokio::test]
 async fn twenty_streams_and_waits_beside_them_cost_what_one_client_costs_that_climbs() {
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
         // Who opens a stream a moment later takes the first state from there.
         config.cache.live_ttl = LONG;
     })
     .await;
-    stage.sim.put("a", "submitted");
+    stage.sim.set_status("a", "submitted");
     let mut streams = Vec::new();
     for _ in 0..20 {
         streams.push(Events::open(&stage, &single("a", "completed"), &[]).await);
@@ -122,7 +122,7 @@ async fn twenty_streams_and_waits_beside_them_cost_what_one_client_costs_that_cl
     for rung in &RUNGS[1..] {
         stage.until_parked(25).await;
         stage.until(|seen| seen.open >= 1).await;
-        stage.sim.put("a", rung);
+        stage.sim.set_status("a", rung);
         for stream in &mut streams {
             stream.status(&stage.sim.body("a", rung)).await;
         }
@@ -131,7 +131,7 @@ async fn twenty_streams_and_waits_beside_them_cost_what_one_client_costs_that_cl
         assert_eq!(stream.names().await, ["done"]);
     }
     assert!(all(waits).await.iter().all(|wait| wait.body == stage.sim.body("a", "completed")));
-    let mut asked = stage.asked();
+    let mut asked = stage.upstream_requests();
     asked.sort();
     let mut climbed = RUNGS.map(|rung| single("a", rung));
     climbed.sort();
@@ -141,21 +141,21 @@ async fn twenty_streams_and_waits_beside_them_cost_what_one_client_costs_that_cl
 #[tokio::test]
 async fn a_slow_clip_holds_back_nothing_that_a_fast_one_has_to_tell() {
     let stage = long_stage().await;
-    stage.sim.put("fast", "submitted");
-    stage.sim.put("slow", "submitted");
+    stage.sim.set_status("fast", "submitted");
+    stage.sim.set_status("slow", "submitted");
     let mut events = Events::open(&stage, &multi(&["slow", "fast"], "completed"), &[]).await;
     assert_eq!(told(&events.status(&stage.sim.body("slow", "submitted")).await), "submitted,-");
     assert_eq!(told(&events.status(&stage.sim.body("fast", "submitted")).await), "submitted,submitted");
     for rung in &RUNGS[1..] {
         stage.until(|seen| seen.open == 2).await;
-        stage.sim.put("fast", rung);
+        stage.sim.set_status("fast", rung);
         assert_eq!(told(&events.status(&stage.sim.body("fast", rung)).await), format!("submitted,{rung}"));
     }
     stage.until(|seen| seen.open == 1).await;
-    stage.sim.put("slow", "error");
+    stage.sim.set_status("slow", "error");
     assert_eq!(told(&events.status(&stage.sim.body("slow", "error")).await), "error,completed");
     assert_eq!(events.names().await, ["done"]);
-    let mut asked = stage.asked();
+    let mut asked = stage.upstream_requests();
     assert_eq!(asked.remove(0), multi(&["fast", "slow"], "submitted"));
     asked.sort();
     let ladder = [("fast", "completed"), ("fast", "queued"), ("fast", "streaming"), ("slow", "queued")];
@@ -166,7 +166,7 @@ async fn a_slow_clip_holds_back_nothing_that_a_fast_one_has_to_tell() {
 async fn who_connects_anew_is_told_what_it_missed_and_nothing_twice() {
     let stage = long_stage().await;
     let ids = ["a", "b", "c"];
-    ids.iter().for_each(|id| stage.sim.put(id, "queued"));
+    ids.iter().for_each(|id| stage.sim.set_status(id, "queued"));
     let target = multi(&ids, "completed");
     let mut events = Events::open(&stage, &target, &[]).await;
     events.status(&stage.sim.body("a", "queued")).await;
@@ -175,7 +175,7 @@ async fn who_connects_anew_is_told_what_it_missed_and_nothing_twice() {
     drop(events);
     stage.until_parked(0).await;
 
-    stage.sim.put("b", "streaming");
+    stage.sim.set_status("b", "streaming");
     let mut events = Events::open(&stage, &target, &[("last-event-id", &last)]).await;
     assert_eq!(told(&events.status(&stage.sim.body("b", "streaming")).await), "queued,streaming,queued");
     stage.until_parked(3).await;
@@ -184,7 +184,7 @@ async fn who_connects_anew_is_told_what_it_missed_and_nothing_twice() {
     assert_eq!(stage.asked_until("submitted"), 1, "what it was told is not asked for again");
 
     for id in ids {
-        stage.sim.put(id, "completed");
+        stage.sim.set_status(id, "completed");
     }
     let mut events = Events::open(&stage, &target, &[("last-event-id", &half)]).await;
     let mut told = Vec::new();
@@ -202,8 +202,8 @@ async fn who_connects_anew_is_told_what_it_missed_and_nothing_twice() {
 #[tokio::test]
 async fn an_id_that_is_no_id_of_this_stream_counts_as_none() {
     let stage = long_stage().await;
-    stage.sim.put("a", "completed");
-    stage.sim.put("b", "completed");
+    stage.sim.set_status("a", "completed");
+    stage.sim.set_status("b", "completed");
     let mut events = Events::open(&stage, &single("a", "completed"), &[]).await;
     let of_a = events.status(&stage.sim.body("a", "completed")).await.id.unwrap();
     let over = events.next().await.unwrap().id.unwrap();
@@ -221,7 +221,7 @@ async fn an_id_that_is_no_id_of_this_stream_counts_as_none() {
 #[tokio::test]
 async fn after_the_end_there_is_nothing() {
     let stage = long_stage().await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let mut events = Events::open(&stage, &single("a", "completed"), &[]).await;
     events.status(&stage.sim.body("a", "completed")).await;
     let over = events.next().await.unwrap();
@@ -239,12 +239,12 @@ async fn after_the_end_there_is_nothing() {
 #[tokio::test]
 async fn a_silent_stream_says_every_fifteen_seconds_that_it_lives() {
     let day = Duration::from_secs(24 * 3600);
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         set_hold(day, config, options);
         config.wait.max_timeout = day;
     })
     .await;
-    stage.sim.put("a", "queued");
+    stage.sim.set_status("a", "queued");
     let mut events = Events::open(&stage, &single("a", "completed"), &[]).await;
     events.status(&stage.sim.body("a", "queued")).await;
     stage.until(|seen| seen.open == 1).await;
@@ -256,7 +256,7 @@ async fn a_silent_stream_says_every_fifteen_seconds_that_it_lives() {
         let silence = clock::now() - silent_since;
         assert!((14..=16).contains(&silence.as_secs()), "{silence:?}");
     }
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     loop {
         match events.line().await.unwrap().as_str() {
             ":" => {}
@@ -267,13 +267,13 @@ async fn a_silent_stream_says_every_fifteen_seconds_that_it_lives() {
 
 #[tokio::test]
 async fn what_cannot_be_begun_is_refused_as_any_wait_is() {
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
         config.limits.max_waits_per_key = 1;
         config.limits.max_waits = 2;
     })
     .await;
-    stage.sim.put("a", "queued");
+    stage.sim.set_status("a", "queued");
     let accepting = |target: &str, fields: &[(&str, &str)]| {
         let fields = [&[ACCEPT, ("authorization", "Bearer one")], fields].concat();
         request("GET", target, &fields, "")
@@ -301,7 +301,7 @@ async fn what_cannot_be_begun_is_refused_as_any_wait_is() {
 
 #[tokio::test]
 async fn a_stream_over_the_quota_of_calls_is_refused_before_it_begins() {
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
         config.limits.calls_per_second = 1;
         config.limits.calls_burst = 2;
@@ -310,7 +310,7 @@ async fn a_stream_over_the_quota_of_calls_is_refused_before_it_begins() {
     let mut streams = Vec::new();
     for n in 0..20 {
         let id = format!("clip-{n}");
-        stage.sim.put(&id, "queued");
+        stage.sim.set_status(&id, "queued");
         let stream = Events::open(&stage, &single(&id, "completed"), &[]).await;
         if stream.head.status == 429 {
             assert_eq!(stream.field("cache-status"), "clipgate; detail=calls");
@@ -327,17 +327,17 @@ async fn a_stream_over_the_quota_of_calls_is_refused_before_it_begins() {
 
 #[tokio::test]
 async fn a_stream_that_runs_over_its_quota_says_so_and_when_to_come_back() {
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
         config.limits.calls_per_second = 1;
         config.limits.calls_burst = 1;
     })
     .await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     // Its key is known from here on, and has a quota of its own.
     let mut events = Events::open(&stage, &single("a", ""), &[("authorization", "Bearer one")]).await;
     assert_eq!(events.names().await, ["status", "done"]);
-    stage.sim.put("b", "queued");
+    stage.sim.set_status("b", "queued");
     let mut events = Events::open(&stage, &single("b", ""), &[("authorization", "Bearer one")]).await;
     events.status(&stage.sim.body("b", "queued")).await;
     let event = events.next().await.unwrap();
@@ -354,7 +354,7 @@ async fn a_stream_that_runs_over_its_quota_says_so_and_when_to_come_back() {
 #[tokio::test]
 async fn the_upstreams_refusal_is_told_as_it_wrote_it_and_is_the_end() {
     let stage = long_stage().await;
-    stage.sim.put("a", "queued");
+    stage.sim.set_status("a", "queued");
     let mut ghost = Events::open(&stage, &multi(&["a", "ghost"], "completed"), &[]).await;
     assert_eq!(ghost.head.status, StatusCode::OK);
     let event = ghost.next().await.unwrap();
@@ -369,8 +369,8 @@ async fn the_upstreams_refusal_is_told_as_it_wrote_it_and_is_the_end() {
     let mut events = Events::open(&stage, &single("a", "completed"), &[]).await;
     events.status(&stage.sim.body("a", "queued")).await;
     stage.until(|seen| seen.open == 1).await;
-    stage.sim.fault(On::Path(single("a", "completed")), Fault::status_with(403, ErrorBody::Html), 1);
-    stage.sim.put("a", "streaming");
+    stage.sim.fault(FaultTarget::Path(single("a", "completed")), Fault::status_with(403, ErrorBody::Html), 1);
+    stage.sim.set_status("a", "streaming");
     events.status(&stage.sim.body("a", "streaming")).await;
     let event = events.next().await.unwrap();
     let error = error(&event);
@@ -383,8 +383,8 @@ async fn the_upstreams_refusal_is_told_as_it_wrote_it_and_is_the_end() {
 #[tokio::test]
 async fn an_upstream_without_time_is_left_alone_for_a_while_and_not_for_good() {
     let stage = long_stage().await;
-    stage.sim.put("a", "queued");
-    stage.sim.fault(On::Polls, Fault::status(429), 1);
+    stage.sim.set_status("a", "queued");
+    stage.sim.fault(FaultTarget::Polls, Fault::status(429), 1);
     let mut events = Events::open(&stage, &single("a", "completed"), &[]).await;
     let event = events.next().await.unwrap();
     assert_eq!((event.id.as_deref(), event.retry), (None, Some(10_000)));
@@ -394,18 +394,18 @@ async fn an_upstream_without_time_is_left_alone_for_a_while_and_not_for_good() {
 
 #[tokio::test]
 async fn faults_within_the_retries_are_not_told_and_others_are_told_once() {
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
         config.upstream.retry_for = Duration::from_millis(300);
     })
     .await;
-    stage.sim.put("a", "queued");
-    stage.sim.fault(On::Polls, Fault::status(500), 1);
+    stage.sim.set_status("a", "queued");
+    stage.sim.fault(FaultTarget::Polls, Fault::status(500), 1);
     let mut events = Events::open(&stage, &single("a", "completed"), &[]).await;
     let queued = events.status(&stage.sim.body("a", "queued")).await;
     stage.until(|seen| seen.open == 1).await;
-    stage.sim.fault(On::Path(single("a", "completed")), Fault::reset(), u32::MAX);
-    stage.sim.put("a", "streaming");
+    stage.sim.fault(FaultTarget::Path(single("a", "completed")), Fault::reset(), u32::MAX);
+    stage.sim.set_status("a", "streaming");
     let streaming = events.status(&stage.sim.body("a", "streaming")).await;
     assert_ne!(queued.id, streaming.id);
     let event = events.next().await.unwrap();
@@ -417,36 +417,36 @@ async fn faults_within_the_retries_are_not_told_and_others_are_told_once() {
     let last = streaming.id.unwrap();
     let mut events = Events::open(&stage, &single("a", "completed"), &[("last-event-id", &last)]).await;
     stage.until(|seen| seen.open == 1).await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     events.status(&stage.sim.body("a", "completed")).await;
     assert_eq!(events.names().await, ["done"]);
 }
 
 #[tokio::test]
 async fn a_stream_is_held_through_a_pause_that_the_upstream_asks_for_at_its_start() {
-    let stage = Stage::with(|config, options| set_hold(LONG, config, options)).await;
-    stage.sim.put("a", "queued");
+    let stage = TestGateway::with(|config, options| set_hold(LONG, config, options)).await;
+    stage.sim.set_status("a", "queued");
     for status in [503, 429] {
-        stage.sim.fault(On::Polls, Fault::retry_after(status, Duration::from_secs(1)), 1);
+        stage.sim.fault(FaultTarget::Polls, Fault::retry_after(status, Duration::from_secs(1)), 1);
     }
     let mut events = Events::open(&stage, &single("a", "completed"), &[]).await;
     events.status(&stage.sim.body("a", "queued")).await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     events.status(&stage.sim.body("a", "completed")).await;
     assert_eq!(events.names().await, ["done"]);
 }
 
 #[tokio::test]
 async fn a_stop_tells_what_is_known_and_ends_streams_without_an_end() {
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
         config.server.drain_timeout = Duration::from_secs(4);
     })
     .await;
-    stage.sim.put("a", "queued");
-    stage.sim.put("b", "queued");
+    stage.sim.set_status("a", "queued");
+    stage.sim.set_status("b", "queued");
     // What b reaches is not told before the look that the stop has to take.
-    stage.sim.fault(On::Path(single("b", "streaming")), Fault::Hang, 1);
+    stage.sim.fault(FaultTarget::Path(single("b", "streaming")), Fault::Hang, 1);
     let mut streams = Vec::new();
     for id in ["a", "b"] {
         let mut events = Events::open(&stage, &single(id, "completed"), &[]).await;
@@ -455,7 +455,7 @@ async fn a_stop_tells_what_is_known_and_ends_streams_without_an_end() {
     }
     stage.until(|seen| seen.requests.len() == 4).await;
     stage.until_parked(2).await;
-    stage.sim.put("b", "streaming");
+    stage.sim.set_status("b", "streaming");
     stage.stop();
     // In time, as their own is much longer.
     assert_eq!(streams[0].next().await, None);
@@ -466,8 +466,8 @@ async fn a_stop_tells_what_is_known_and_ends_streams_without_an_end() {
 #[tokio::test]
 async fn who_hangs_up_takes_its_waits_along() {
     let stage = long_stage().await;
-    stage.sim.put("a", "queued");
-    stage.sim.put("b", "queued");
+    stage.sim.set_status("a", "queued");
+    stage.sim.set_status("b", "queued");
     let mut events = Events::open(&stage, &multi(&["a", "b"], "completed"), &[]).await;
     events.status(&stage.sim.body("a", "queued")).await;
     events.status(&stage.sim.body("b", "queued")).await;
@@ -481,22 +481,22 @@ async fn who_hangs_up_takes_its_waits_along() {
 #[tokio::test]
 async fn a_stream_outlives_polls_and_waits_and_ends_with_its_own_time() {
     let hold = Duration::from_secs(1);
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         set_hold(hold, config, options);
         config.wait.max_timeout = 4 * hold;
     })
     .await;
-    stage.sim.put("a", "submitted");
+    stage.sim.set_status("a", "submitted");
     let began = clock::now();
     let mut events = Events::open(&stage, &single("a", "completed"), &[]).await;
     events.status(&stage.sim.body("a", "submitted")).await;
     stage.until(|seen| seen.requests.len() >= 3).await;
-    stage.sim.put("a", "queued");
+    stage.sim.set_status("a", "queued");
     let queued = events.status(&stage.sim.body("a", "queued")).await;
     assert_eq!(events.next().await, None, "nothing is told twice, and it is not done");
     assert!(began.elapsed() >= 4 * hold, "{:?}", began.elapsed());
     let last = queued.id.unwrap();
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let mut events = Events::open(&stage, &single("a", "completed"), &[("last-event-id", &last)]).await;
     events.status(&stage.sim.body("a", "completed")).await;
     assert_eq!(events.names().await, ["done"]);
@@ -505,7 +505,7 @@ async fn a_stream_outlives_polls_and_waits_and_ends_with_its_own_time() {
 #[tokio::test]
 async fn a_client_may_prefer_a_shorter_stream() {
     let stage = long_stage().await;
-    stage.sim.put("a", "queued");
+    stage.sim.set_status("a", "queued");
     for (prefer, applied, least) in [("wait=0", "wait=0", 0), ("wait=1", "wait=1", 1)] {
         let began = clock::now();
         let mut events = Events::open(&stage, &single("a", "completed"), &[("prefer", prefer)]).await;
@@ -521,9 +521,9 @@ async fn a_client_may_prefer_a_shorter_stream() {
 #[tokio::test]
 async fn what_is_kept_is_told_at_once_and_costs_nothing() {
     let stage = long_stage().await;
-    stage.sim.put("made", "completed");
-    stage.sim.put("failed", "error");
-    stage.sim.put("new", "queued");
+    stage.sim.set_status("made", "completed");
+    stage.sim.set_status("failed", "error");
+    stage.sim.set_status("new", "queued");
     for id in ["made", "failed"] {
         stage.get(&single(id, ""), &[]).await;
     }
@@ -538,18 +538,18 @@ async fn what_is_kept_is_told_at_once_and_costs_nothing() {
     assert_eq!(calls(&stage), asked);
 
     // A clip that the upstream does not tell of holds back none that is kept.
-    stage.sim.fault(On::Clip("new".into()), Fault::Hang, 1);
+    stage.sim.fault(FaultTarget::Clip("new".into()), Fault::Hang, 1);
     let mut events = Events::open(&stage, &multi(&["new", "made"], ""), &[]).await;
     assert_eq!(told(&events.status(&stage.sim.body("made", "completed")).await), "-,completed");
     stage.until(|seen| seen.requests.len() == asked + 1).await;
-    assert_eq!(stage.asked()[asked], single("new", "submitted"));
+    assert_eq!(stage.upstream_requests()[asked], single("new", "submitted"));
 }
 
 #[tokio::test]
 async fn a_requests_cache_control_counts_for_streams_too() {
     let stage = long_stage().await;
-    stage.sim.put("a", "completed");
-    stage.sim.put("b", "queued");
+    stage.sim.set_status("a", "completed");
+    stage.sim.set_status("b", "queued");
     stage.get(&single("a", ""), &[]).await;
     let mut kept = Events::open(&stage, &single("a", ""), &[("cache-control", "only-if-cached")]).await;
     assert_eq!(kept.names().await, ["status", "done"]);
@@ -563,7 +563,7 @@ async fn a_requests_cache_control_counts_for_streams_too() {
     }
     let mut unkept = Events::open(&stage, &single("b", "queued"), &[("cache-control", "no-store")]).await;
     assert_eq!(unkept.names().await, ["status", "done"]);
-    stage.sim.put("b", "completed");
+    stage.sim.set_status("b", "completed");
     let mut unkept = Events::open(&stage, &single("b", ""), &[("cache-control", "no-store")]).await;
     assert_eq!(unkept.names().await, ["status", "done"]);
     assert!(!stage.get(&single("b", ""), &[]).await.hit(), "it was not kept");
@@ -572,30 +572,33 @@ async fn a_requests_cache_control_counts_for_streams_too() {
 #[tokio::test]
 async fn a_status_on_no_ladder_is_told_once_and_asked_for_again_without_haste() {
     let stage = long_stage().await;
-    stage.sim.put("a", "queued");
+    stage.sim.set_status("a", "queued");
     let mut events = Events::open(&stage, &single("a", "completed"), &[]).await;
     events.status(&stage.sim.body("a", "queued")).await;
     stage.until(|seen| seen.open == 1).await;
-    stage.sim.put("a", "paused");
+    stage.sim.set_status("a", "paused");
     assert_eq!(told(&events.status(&stage.sim.body("a", "paused")).await), "queued");
     let began = clock::now();
     stage.until(|seen| seen.requests.len() == 3).await;
     assert!(began.elapsed() >= Duration::from_millis(1500), "{:?}", began.elapsed());
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     events.status(&stage.sim.body("a", "completed")).await;
     assert_eq!(events.names().await, ["done"]);
-    assert_eq!(stage.asked()[1..], vec![single("a", "streaming"); stage.asked().len() - 1]);
+    assert_eq!(
+        stage.upstream_requests()[1..],
+        vec![single("a", "streaming"); stage.upstream_requests().len() - 1]
+    );
 }
 
 #[tokio::test]
 async fn where_an_answer_cannot_be_cut_clips_are_asked_for_one_by_one() {
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
         options.shape = Shape::Summary;
     })
     .await;
     for id in ["a", "b"] {
-        stage.sim.put(id, "completed");
+        stage.sim.set_status(id, "completed");
     }
     let mut events = Events::open(&stage, &multi(&["a", "b"], "completed"), &[]).await;
     let mut told = [events.next().await.unwrap().data, events.next().await.unwrap().data];
@@ -603,13 +606,13 @@ async fn where_an_answer_cannot_be_cut_clips_are_asked_for_one_by_one() {
     assert_eq!(told, ["a", "b"].map(|id| stage.sim.body(id, "completed")));
     assert_eq!(events.names().await, ["done"]);
     let asked = [multi(&["a", "b"], "submitted"), single("a", "submitted"), single("b", "submitted")];
-    assert_eq!(stage.asked(), asked);
+    assert_eq!(stage.upstream_requests(), asked);
 }
 
 #[tokio::test]
 async fn only_a_get_with_a_key_that_names_events_is_a_stream() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "completed");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "completed");
     let target = single("a", "completed");
     for accept in ["*/*", "application/json", "text/*"] {
         let answer = stage.get(&target, &[("accept", accept)]).await;
@@ -633,7 +636,7 @@ async fn only_a_get_with_a_key_that_names_events_is_a_stream() {
 #[tokio::test]
 async fn streams_of_different_keys_share_nothing() {
     let stage = long_stage().await;
-    stage.sim.put("a", "queued");
+    stage.sim.set_status("a", "queued");
     let mut streams = Vec::new();
     for key in ["Bearer one", "Bearer two"] {
         let mut events = Events::open(&stage, &single("a", ""), &[("authorization", key)]).await;
@@ -641,12 +644,12 @@ async fn streams_of_different_keys_share_nothing() {
         streams.push(events);
     }
     stage.until(|seen| seen.open == 2).await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     for events in &mut streams {
         events.status(&stage.sim.body("a", "completed")).await;
     }
     let asked = [single("a", "submitted"), single("a", "streaming")];
-    let mut seen = stage.asked();
+    let mut seen = stage.upstream_requests();
     seen.sort();
     assert_eq!(seen, [&asked[1], &asked[1], &asked[0], &asked[0]].map(String::as_str));
 }
@@ -660,7 +663,7 @@ mod http2 {
 
     use super::*;
 
-    async fn connect(stage: &Stage, window: u32) -> (SendRequest<Empty<Bytes>>, AbortOnDropHandle<()>) {
+    async fn connect(stage: &TestGateway, window: u32) -> (SendRequest<Empty<Bytes>>, AbortOnDropHandle<()>) {
         let socket = TcpStream::connect(stage.address).await.unwrap();
         let (sender, connection) = Builder::new(TokioExecutor::new())
             .initial_stream_window_size(window)
@@ -670,7 +673,7 @@ mod http2 {
         (sender, AbortOnDropHandle::new(tokio::spawn(async { drop(connection.await) })))
     }
 
-    fn ask(stage: &Stage, fields: &[(&str, &str)]) -> http::Request<Empty<Bytes>> {
+    fn ask(stage: &TestGateway, fields: &[(&str, &str)]) -> http::Request<Empty<Bytes>> {
         let target = format!("http://{}{}", stage.address, single("a", "completed"));
         let mut request = crate::harness::event_client::request(&target, fields);
         request.headers_mut().remove("host");
@@ -680,7 +683,7 @@ mod http2 {
     #[tokio::test]
     async fn one_connection_carries_many_streams() {
         let stage = long_stage().await;
-        stage.sim.put("a", "queued");
+        stage.sim.set_status("a", "queued");
         let (mut sender, _connection) = connect(&stage, 1 << 16).await;
         let mut streams = Vec::new();
         for _ in 0..10 {
@@ -694,7 +697,7 @@ mod http2 {
         drop(streams.pop());
         stage.until_parked(9).await;
         stage.until(|seen| seen.open == 1).await;
-        stage.sim.put("a", "completed");
+        stage.sim.set_status("a", "completed");
         for events in &mut streams {
             events.status(&stage.sim.body("a", "completed")).await;
             assert_eq!(events.names().await, ["done"]);
@@ -704,7 +707,7 @@ mod http2 {
     #[tokio::test]
     async fn a_client_that_never_reads_holds_no_place_beyond_its_time() {
         let stage = long_stage().await;
-        stage.sim.put("a", "queued");
+        stage.sim.set_status("a", "queued");
         let (mut sender, _connection) = connect(&stage, 0).await;
         let mut unread = Vec::new();
         for _ in 0..10 {

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use clipgate::sim::{Fault, On};
+use clipgate::sim::{Fault, FaultTarget};
 use http::Version;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use crate::harness::gateway::{Answer, Stage, multi, single, within};
+use crate::harness::gateway::{Answer, TestGateway, multi, single, within};
 use crate::harness::raw_http::{CLIP, assert_refusal, calls, field, parse, raw, read_until, request};
 
 const KEY: (&str, &str) = ("authorization", "Bearer demo");
@@ -26,7 +26,7 @@ fn assert_refused(bytes: &[u8], status: u16, reason: &str) {
 
 #[tokio::test]
 async fn each_fault_of_a_query_is_named() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     let long = "x".repeat(129);
     let seven: Vec<_> = (0..7).map(|n| format!("id-{n}")).collect();
     let seven: Vec<&str> = seven.iter().map(String::as_str).collect();
@@ -56,7 +56,7 @@ async fn each_fault_of_a_query_is_named() {
 
 #[tokio::test]
 async fn a_body_that_is_too_large_is_refused_announced_or_not() {
-    let stage = Stage::with(|config, _| config.limits.max_body = 1000).await;
+    let stage = TestGateway::with(|config, _| config.limits.max_body = 1000).await;
     let fits = stage.send(request("POST", "/sim/mirror", &[KEY], vec![b'x'; 1000])).await;
     assert_eq!((fits.status.as_u16(), fits.body.len()), (200, 1000));
     let asked = calls(&stage);
@@ -72,7 +72,7 @@ async fn a_body_that_is_too_large_is_refused_announced_or_not() {
 
 #[tokio::test]
 async fn a_target_or_a_head_that_is_too_large_is_refused() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     let target = format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "x".repeat(70_000));
     assert_refused(&raw(stage.address, target.as_bytes()).await, 414, "long-target");
     let field = format!("GET / HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "x".repeat(200_000));
@@ -84,32 +84,32 @@ async fn a_target_or_a_head_that_is_too_large_is_refused() {
 
 #[tokio::test]
 async fn what_the_upstream_does_not_answer_is_502() {
-    let stage = Stage::with(|config, _| config.upstream.retry_for = Duration::ZERO).await;
-    stage.sim.fault(On::Any, Fault::Refuse, 100);
+    let stage = TestGateway::with(|config, _| config.upstream.retry_for = Duration::ZERO).await;
+    stage.sim.fault(FaultTarget::Any, Fault::Refuse, 100);
     assert_refusal(&stage.get(&single("a", "completed"), &[]).await, 502, "unreachable");
     let post = stage.send(request("POST", CLIP, &[KEY], "{}")).await;
     assert_refusal(&post, 502, "broke");
     stage.sim.clear_faults();
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
 }
 
 #[tokio::test]
 async fn too_many_waits_are_503_with_retry_after() {
-    let stage = Stage::with(|config, _| config.limits.max_waits = 1).await;
-    stage.sim.put("a", "queued");
+    let stage = TestGateway::with(|config, _| config.limits.max_waits = 1).await;
+    stage.sim.set_status("a", "queued");
     let parked = stage.spawn_get(&single("a", "completed"), &[]);
-    within(10, stage.sim.until(|seen| seen.open == 1)).await;
+    within(10, stage.sim.wait_until(|seen| seen.open == 1)).await;
     let answer = stage.get(&single("a", "completed"), &[]).await;
     assert_refusal(&answer, 503, "too-many-waits");
     assert_eq!(field(&answer, "retry-after"), "1");
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     assert_eq!(parked.await.unwrap().status, 200);
     assert_eq!(stage.get(&single("a", "completed"), &[]).await.status, 200);
 }
 
 #[tokio::test]
 async fn a_request_that_was_here_before_is_508() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     for via in ["1.1 clipgate", "1.0 fred, 2.0 CLIPGATE (x)"] {
         for target in [single("a", "completed"), "/v1/models".to_owned()] {
             assert_refusal(&stage.get(&target, &[("via", via)]).await, 508, "loop");
@@ -121,7 +121,7 @@ async fn a_request_that_was_here_before_is_508() {
 
 #[tokio::test]
 async fn connect_is_501() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     let head = b"CONNECT example.org:443 HTTP/1.1\r\nhost: example.org:443\r\nconnection: close\r\n\r\n";
     assert_refused(&raw(stage.address, head).await, 501, "no-tunnel");
     assert_eq!(calls(&stage), 0);
@@ -129,8 +129,8 @@ async fn connect_is_501() {
 
 #[tokio::test]
 async fn a_clients_request_id_is_taken_over_if_it_is_fit() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "completed");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "completed");
     stage.get(&single("a", "completed"), &[]).await;
     let long = "x".repeat(129);
     for (id, is_fit) in
@@ -153,8 +153,8 @@ async fn a_clients_request_id_is_taken_over_if_it_is_fit() {
 
 #[tokio::test]
 async fn a_head_refused_after_a_good_answer_on_its_connection_is_refused_in_shape() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "completed");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "completed");
     let good =
         format!("GET {} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer demo\r\n\r\n", single("a", "completed"));
     let passed = "GET /sim/status/404 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer demo\r\n\r\n";
@@ -181,7 +181,7 @@ async fn a_head_refused_after_a_good_answer_on_its_connection_is_refused_in_shap
 
 #[tokio::test]
 async fn a_body_that_looks_like_a_bare_refusal_arrives_as_it_is() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     let answer = stage.send(request("POST", "/sim/mirror", &[KEY], BARE)).await;
     assert_eq!(answer.body, BARE);
     assert_eq!(answer.headers.get("cache-status").unwrap(), "clipgate; fwd=method");
@@ -210,8 +210,8 @@ async fn a_body_that_looks_like_a_bare_refusal_arrives_as_it_is() {
 
 #[tokio::test]
 async fn every_answer_has_an_id_a_via_and_a_cache_status() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "completed");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "completed");
     let answers: Vec<Answer> = vec![
         stage.get(&single("a", "completed"), &[]).await,
         stage.get(&single("a", "completed"), &[]).await,

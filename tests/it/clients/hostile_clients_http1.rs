@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::harness::gateway::{Stage, single, within};
+use crate::harness::gateway::{TestGateway, single, within};
 use crate::harness::raw_http::{assert_refusal, calls, field, parse, raw};
 
 /// Within which another client's hit is served, in the median: a thousand times what it takes where nothing is in its
@@ -23,8 +23,12 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 const LOOKS: usize = 9;
 
 /// Lets an attack go on while another client asks for what is kept, each time on a new connection.
-pub(crate) async fn besieged<T>(stage: &Stage, name: &str, attack: impl Future<Output = T>) -> T {
-    stage.sim.put("kept", "completed");
+pub(crate) async fn while_under_attack<T>(
+    stage: &TestGateway,
+    name: &str,
+    attack: impl Future<Output = T>,
+) -> T {
+    stage.sim.set_status("kept", "completed");
     stage.get(&single("kept", "completed"), &[]).await;
     let mut took = Vec::new();
     let look = async |took: &mut Vec<Duration>| {
@@ -100,18 +104,18 @@ const MALFORMED: [(&str, &[u8]); 31] = [
 
 #[tokio::test]
 async fn a_head_that_cannot_be_read_with_certainty_is_400_and_never_reaches_the_upstream() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     let mut count = 0;
     for (name, head) in MALFORMED {
         // The same for a wait, which would be answered here.
         let text = String::from_utf8_lossy(head).into_owned();
         let wait = text.replacen("/sim/echo", &single("kept", "completed"), 1);
         for head in [head, wait.as_bytes()] {
-            let back = besieged(&stage, name, raw(stage.address, head)).await;
+            let back = while_under_attack(&stage, name, raw(stage.address, head)).await;
             let (answer, rest) = parse(&back).unwrap_or_else(|| panic!("{name}: {back:?}"));
             assert_refusal(&answer, 400, "malformed");
             assert!(rest.is_empty(), "{name}: {:?}", String::from_utf8_lossy(rest));
-            assert_eq!(stage.asked(), [single("kept", "completed")], "{name}");
+            assert_eq!(stage.upstream_requests(), [single("kept", "completed")], "{name}");
             count += 1;
         }
     }
@@ -120,7 +124,7 @@ async fn a_head_that_cannot_be_read_with_certainty_is_400_and_never_reaches_the_
 
 #[tokio::test]
 async fn a_body_that_is_coded_otherwise_than_in_chunks_never_reaches_the_upstream() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     let rows = [
         "transfer-encoding: gzip, chunked",
         "transfer-encoding: chunked, chunked",
@@ -143,7 +147,7 @@ async fn a_body_that_is_coded_otherwise_than_in_chunks_never_reaches_the_upstrea
 async fn a_length_beside_chunks_smuggles_nothing() {
     let (length, chunked) = ("content-length: 5\r\n", "transfer-encoding: chunked\r\n");
     for fields in [[length, chunked], [chunked, length]] {
-        let stage = Stage::new().await;
+        let stage = TestGateway::new().await;
         let head = format!("POST /sim/echo HTTP/1.1\r\nhost: x\r\n{}\r\n", fields.concat());
         let rest = "0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n";
         // RFC 9112, section 6.3: the chunks count, the length goes no further, the connection ends.
@@ -170,10 +174,10 @@ const BROKEN_BODIES: [(&str, &str); 7] = [
 #[tokio::test]
 async fn a_body_that_breaks_http_is_400_and_smuggles_nothing() {
     for (name, body) in BROKEN_BODIES {
-        let stage = Stage::new().await;
+        let stage = TestGateway::new().await;
         let head = "POST /sim/echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
         let wire = format!("{head}{body}GET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n");
-        let back = besieged(&stage, name, raw(stage.address, wire.as_bytes())).await;
+        let back = while_under_attack(&stage, name, raw(stage.address, wire.as_bytes())).await;
         let (answer, rest) = parse(&back).unwrap_or_else(|| panic!("{name}: {back:?}"));
         assert_refusal(&answer, 400, "body-broke");
         assert!(rest.is_empty(), "{name}: {:?}", String::from_utf8_lossy(rest));
@@ -185,7 +189,7 @@ async fn a_body_that_breaks_http_is_400_and_smuggles_nothing() {
 }
 
 /// Sends this for ever, until the other side has had enough; what came back, and how many bytes it took.
-async fn endless(stage: &Stage, start: &str, piece: &str) -> (Vec<u8>, usize) {
+async fn endless(stage: &TestGateway, start: &str, piece: &str) -> (Vec<u8>, usize) {
     let (mut read, mut write) = TcpStream::connect(stage.address).await.unwrap().into_split();
     let piece = piece.repeat(1000);
     let start = start.to_owned();
@@ -219,10 +223,10 @@ async fn what_has_no_end_is_cut_off_at_its_bound() {
         ("trailers", format!("{chunked}0\r\n"), "x: y\r\n", 400),
         ("a body", chunked.to_owned(), body, 413),
     ];
-    let stage = Stage::with(|config, _| config.limits.max_body = 1 << 20).await;
+    let stage = TestGateway::with(|config, _| config.limits.max_body = 1 << 20).await;
     let mut count = 0;
     for (name, start, piece, status) in rows {
-        let (back, sent) = besieged(&stage, name, endless(&stage, &start, piece)).await;
+        let (back, sent) = while_under_attack(&stage, name, endless(&stage, &start, piece)).await;
         let (answer, rest) = parse(&back).unwrap_or_else(|| panic!("{name}: {back:?} after {sent}"));
         assert_eq!((answer.status.as_u16(), rest.len()), (status, 0), "{name}");
         assert!(field(&answer, "cache-status").starts_with("clipgate; detail="), "{name}");
@@ -235,7 +239,7 @@ async fn what_has_no_end_is_cut_off_at_its_bound() {
 
 /// Opens so many connections and sends this on each, then nothing; how long it took until all of them were closed, and
 /// what came back on them.
-async fn slow(stage: &Stage, count: usize, start: &'static str) -> (Duration, Vec<Vec<u8>>) {
+async fn slow(stage: &TestGateway, count: usize, start: &'static str) -> (Duration, Vec<Vec<u8>>) {
     let began = clock::now();
     let mut clients = JoinSet::new();
     for _ in 0..count {
@@ -254,7 +258,7 @@ async fn slow(stage: &Stage, count: usize, start: &'static str) -> (Duration, Ve
 #[tokio::test]
 async fn slow_clients_are_gone_after_their_time() {
     let patience = Duration::from_secs(1);
-    let stage = Stage::impatient(patience).await;
+    let stage = TestGateway::impatient(patience).await;
     let rows = [
         ("nothing", ""),
         ("half a head", "GET / HTTP/1.1\r\nhost: x\r\nx: "),
@@ -264,7 +268,7 @@ async fn slow_clients_are_gone_after_their_time() {
     ];
     let mut count = 0;
     for (name, start) in rows {
-        let (took, backs) = besieged(&stage, name, slow(&stage, 200, start)).await;
+        let (took, backs) = while_under_attack(&stage, name, slow(&stage, 200, start)).await;
         // Two hundred connections may take a while; another time-out of the gateway's is longer still.
         assert!((patience..10 * patience).contains(&took), "{name}: {took:?}");
         let is_upload = start.starts_with("POST");
@@ -290,7 +294,7 @@ async fn who_is_refused_in_the_middle_of_a_request_may_finish_it_and_read_why() 
         ("a head", format!("GET / HTTP/1.1\r\nhost: x\r\nx: {}", "y".repeat(200_000)), 431),
     ];
     for (name, start, status) in rows {
-        let stage = Stage::new().await;
+        let stage = TestGateway::new().await;
         let mut stream = TcpStream::connect(stage.address).await.unwrap();
         stream.write_all(start.as_bytes()).await.unwrap();
         // The refusal is out: from now on nobody needs what comes, but a connection that is reset takes it back.
@@ -306,7 +310,7 @@ async fn who_is_refused_in_the_middle_of_a_request_may_finish_it_and_read_why() 
 
 #[tokio::test]
 async fn who_is_refused_and_goes_on_for_ever_is_not_listened_to_for_ever() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     let start = "POST /sim/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999\r\n\r\n";
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
     stream.write_all(start.as_bytes()).await.unwrap();
@@ -315,5 +319,5 @@ async fn who_is_refused_and_goes_on_for_ever_is_not_listened_to_for_ever() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    besieged(&stage, "a body that trickles after its refusal", trickle).await;
+    while_under_attack(&stage, "a body that trickles after its refusal", trickle).await;
 }

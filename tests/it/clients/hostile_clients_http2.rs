@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::clients::hostile_clients_http1::besieged;
-use crate::harness::gateway::{Stage, multi, set_hold, single, within};
+use crate::clients::hostile_clients_http1::while_under_attack;
+use crate::harness::gateway::{TestGateway, multi, set_hold, single, within};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -118,7 +118,7 @@ impl Back {
 
 /// Sends the preface, settings, and then what `next` makes, until it makes nothing more or the gateway has had enough.
 /// What came back, and how many bytes went out.
-async fn flood(stage: &Stage, mut next: impl FnMut(u32) -> Option<Vec<u8>>) -> (Back, usize) {
+async fn flood(stage: &TestGateway, mut next: impl FnMut(u32) -> Option<Vec<u8>>) -> (Back, usize) {
     let (mut read, mut write) = TcpStream::connect(stage.address).await.unwrap().into_split();
     let reading = async {
         let mut back = Back::default();
@@ -204,11 +204,11 @@ async fn a_request_that_is_none_is_reset_or_refused_and_never_reaches_the_upstre
             Reset,
         ),
     ];
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     let mut count = 0;
     for (name, fields, fate) in rows {
         let mut once = Some(frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(&fields)));
-        let (back, _) = besieged(&stage, name, flood(&stage, |_| once.take())).await;
+        let (back, _) = while_under_attack(&stage, name, flood(&stage, |_| once.take())).await;
         let came = match (&back.resets[..], &back.answers[..], back.code) {
             ([PROTOCOL_ERROR], [], Some(NO_ERROR)) => Reset,
             ([], [], Some(PROTOCOL_ERROR)) => Closed,
@@ -216,7 +216,7 @@ async fn a_request_that_is_none_is_reset_or_refused_and_never_reaches_the_upstre
             _ => panic!("{name}: {back:?}"),
         };
         assert_eq!(came, fate, "{name}");
-        assert_eq!(stage.asked(), [single("kept", "completed")], "{name}");
+        assert_eq!(stage.upstream_requests(), [single("kept", "completed")], "{name}");
         count += 1;
     }
     assert_eq!(count, 37);
@@ -293,14 +293,15 @@ async fn a_flood_is_answered_with_the_end_of_its_connection_or_harms_nobody() {
     ];
     let mut count = 0;
     for (name, frames, code) in rows {
-        let stage = Stage::with(|config, options| set_hold(Duration::from_secs(60), config, options)).await;
-        stage.sim.put("a", "queued");
-        let (back, sent) = besieged(&stage, name, flood(&stage, frames)).await;
+        let stage =
+            TestGateway::with(|config, options| set_hold(Duration::from_secs(60), config, options)).await;
+        stage.sim.set_status("a", "queued");
+        let (back, sent) = while_under_attack(&stage, name, flood(&stage, frames)).await;
         assert_eq!(back.code, Some(code), "{name}: {sent} bytes");
         assert!(back.answers.is_empty(), "{name}: {:?}", back.answers);
         stage.until_parked(0).await;
         // Waits that were begun share one poll; an upload's head goes through.
-        let asked = stage.asked();
+        let asked = stage.upstream_requests();
         assert!(asked.len() <= 2 && asked.iter().all(|target| !target.contains("/x")), "{name}: {asked:?}");
         count += 1;
     }
@@ -309,8 +310,8 @@ async fn a_flood_is_answered_with_the_end_of_its_connection_or_harms_nobody() {
 
 #[tokio::test]
 async fn a_wait_outlives_999_streams_that_its_client_resets_before_they_were_looked_at() {
-    let stage = Stage::with(|config, options| set_hold(Duration::from_secs(60), config, options)).await;
-    stage.sim.put("a", "queued");
+    let stage = TestGateway::with(|config, options| set_hold(Duration::from_secs(60), config, options)).await;
+    stage.sim.set_status("a", "queued");
     let (mut read, mut write) = TcpStream::connect(stage.address).await.unwrap().into_split();
     let wait = get(stream(0), &single("a", "completed"));
     write.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[]), &wait].concat()).await.unwrap();
@@ -326,7 +327,7 @@ async fn a_wait_outlives_999_streams_that_its_client_resets_before_they_were_loo
         }
     };
     within(60, storm).await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let answer = async {
         while back.answers.is_empty() {
             assert!(back.more(&mut read).await, "{:?}", back.code);
@@ -338,8 +339,8 @@ async fn a_wait_outlives_999_streams_that_its_client_resets_before_they_were_loo
 
 #[tokio::test]
 async fn streams_that_are_reset_once_they_are_served_cost_the_upstream_one_poll() {
-    let stage = Stage::with(|config, options| set_hold(Duration::from_secs(60), config, options)).await;
-    stage.sim.put("a", "queued");
+    let stage = TestGateway::with(|config, options| set_hold(Duration::from_secs(60), config, options)).await;
+    stage.sim.set_status("a", "queued");
     let (mut read, mut write) = TcpStream::connect(stage.address).await.unwrap().into_split();
     write.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await.unwrap();
     let attack = async {
@@ -360,15 +361,15 @@ async fn streams_that_are_reset_once_they_are_served_cost_the_upstream_one_poll(
             }
         }
     };
-    besieged(&stage, "streams reset when they are served", attack).await;
+    while_under_attack(&stage, "streams reset when they are served", attack).await;
     stage.until_parked(0).await;
-    let asked = stage.asked();
+    let asked = stage.upstream_requests();
     assert!((2..20).contains(&asked.len()), "a poll that lingers, or some: {}", asked.len());
 }
 
 #[tokio::test]
 async fn who_floods_and_reads_nothing_is_gone_after_the_patience() {
-    let stage = Stage::impatient(Duration::from_secs(1)).await;
+    let stage = TestGateway::impatient(Duration::from_secs(1)).await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut stream = socket.connect(stage.address).await.unwrap();
@@ -378,7 +379,7 @@ async fn who_floods_and_reads_nothing_is_gone_after_the_patience() {
         let _ = stream.write_all(&frame(SETTINGS, 0, 0, &[])).await;
         while stream.write_all(&pings).await.is_ok() {}
     };
-    besieged(&stage, "pings whose answers nobody reads", within(30, attack)).await;
+    while_under_attack(&stage, "pings whose answers nobody reads", within(30, attack)).await;
 }
 
 /// Settings that give each stream a window of so many bytes for its answer.
@@ -388,9 +389,9 @@ fn windows_of(bytes: u32) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_stream_whose_client_takes_nothing_is_reset_and_a_wait_beside_it_is_answered() {
-    let stage = Stage::impatient(Duration::from_secs(1)).await;
-    stage.sim.put("kept", "completed");
-    stage.sim.put("a", "queued");
+    let stage = TestGateway::impatient(Duration::from_secs(1)).await;
+    stage.sim.set_status("kept", "completed");
+    stage.sim.set_status("a", "queued");
     assert_eq!(stage.get(&single("kept", "completed"), &[]).await.status, 200);
     let (mut read, mut write) = TcpStream::connect(stage.address).await.unwrap().into_split();
     let hits = (1..=20).flat_map(|n| get(stream(n), &single("kept", "completed"))).collect();
@@ -405,7 +406,7 @@ async fn a_stream_whose_client_takes_nothing_is_reset_and_a_wait_beside_it_is_an
     within(60, resets).await;
     assert_eq!((&back.resets[..], &back.answers[..]), (&[CANCEL; 20][..], &[STATUS_200; 20][..]));
     stage.until_parked(1).await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let answer = async {
         while back.answers.len() < 21 {
             assert!(back.more(&mut read).await, "{back:?}");
@@ -417,10 +418,10 @@ async fn a_stream_whose_client_takes_nothing_is_reset_and_a_wait_beside_it_is_an
 
 #[tokio::test]
 async fn who_leaves_answers_lie_in_their_hundreds_loses_the_connection_whatever_it_waits_for() {
-    let stage = Stage::impatient(Duration::from_millis(500)).await;
+    let stage = TestGateway::impatient(Duration::from_millis(500)).await;
     let ids = ["b", "c", "d", "e", "f", "g"];
-    ids.iter().for_each(|id| stage.sim.put(id, "completed"));
-    stage.sim.put("a", "queued");
+    ids.iter().for_each(|id| stage.sim.set_status(id, "completed"));
+    stage.sim.set_status("a", "queued");
     assert_eq!(stage.get(&multi(&ids, "completed"), &[]).await.status, 200);
     let (mut read, mut write) = TcpStream::connect(stage.address).await.unwrap().into_split();
     // A window of one byte takes a whole answer from hyper.

@@ -4,7 +4,7 @@ use clipgate::testing::clock;
 use clipgate::testing::config::{Auth, Config};
 use clipgate::testing::secret::Secret;
 
-use crate::harness::gateway::{Answer, Stage, all, single};
+use crate::harness::gateway::{Answer, TestGateway, all, single};
 use crate::harness::raw_http::{CLIP, assert_refusal, calls, field, parse, raw, request};
 
 fn ten(config: &mut Config) {
@@ -12,8 +12,8 @@ fn ten(config: &mut Config) {
     config.limits.burst = 10;
 }
 
-async fn made(stage: &Stage) {
-    stage.sim.put("a", "completed");
+async fn made(stage: &TestGateway) {
+    stage.sim.set_status("a", "completed");
     assert_eq!(stage.get(&single("a", "completed"), &[]).await.status, 200);
 }
 
@@ -23,7 +23,7 @@ fn is_limited(answer: &Answer) -> bool {
 
 #[tokio::test]
 async fn a_burst_of_ten_lets_ten_of_fifteen_through_and_then_recovers() {
-    let stage = Stage::with(|config, _| ten(config)).await;
+    let stage = TestGateway::with(|config, _| ten(config)).await;
     made(&stage).await; // from here on the key is known, and counts for itself
     let since = clock::now();
     let burst: Vec<_> = (0..15).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
@@ -56,7 +56,7 @@ async fn a_burst_of_ten_lets_ten_of_fifteen_through_and_then_recovers() {
 
 #[tokio::test]
 async fn every_answer_says_where_its_key_stands() {
-    let stage = Stage::with(|config, _| {
+    let stage = TestGateway::with(|config, _| {
         config.limits.requests_per_second = 1;
         config.limits.burst = 1000;
     })
@@ -82,7 +82,7 @@ async fn every_answer_says_where_its_key_stands() {
 
 #[tokio::test]
 async fn made_up_keys_count_for_their_address() {
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         ten(config);
         options.keys = Some(vec!["demo".to_owned()]);
     })
@@ -103,7 +103,7 @@ async fn made_up_keys_count_for_their_address() {
 
 #[tokio::test]
 async fn what_is_passed_through_takes_a_call_each_and_a_hit_none() {
-    let stage = Stage::with(|config, _| {
+    let stage = TestGateway::with(|config, _| {
         config.limits.calls_per_second = 1;
         config.limits.calls_burst = 3;
     })
@@ -127,17 +127,17 @@ async fn what_is_passed_through_takes_a_call_each_and_a_hit_none() {
 
 #[tokio::test]
 async fn fifty_merged_waits_and_fifty_hits_cost_one_call() {
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         crate::harness::gateway::set_hold(std::time::Duration::from_secs(20), config, options);
         config.limits.calls_per_second = 1;
         config.limits.calls_burst = 3;
     })
     .await;
     made(&stage).await; // costs one of the address, and proves the key
-    stage.sim.put("b", "streaming");
+    stage.sim.set_status("b", "streaming");
     let waits: Vec<_> = (0..50).map(|_| stage.spawn_get(&single("b", "completed"), &[])).collect();
     stage.until_parked(50).await;
-    stage.sim.put("b", "completed");
+    stage.sim.set_status("b", "completed");
     let answers = all(waits).await;
     assert!(answers.iter().all(|answer| answer.status == 200));
     for _ in 0..50 {
@@ -151,14 +151,14 @@ async fn fifty_merged_waits_and_fifty_hits_cost_one_call() {
 
 #[tokio::test]
 async fn a_wait_that_would_open_a_poll_over_the_quota_of_calls_is_refused_and_leaves_no_trace() {
-    let stage = Stage::with(|config, _| {
+    let stage = TestGateway::with(|config, _| {
         config.limits.calls_per_second = 1;
         config.limits.calls_burst = 2;
     })
     .await;
     made(&stage).await;
     let ids: Vec<String> = (0..6).map(|n| format!("clip-{n}")).collect();
-    ids.iter().for_each(|id| stage.sim.put(id, "completed"));
+    ids.iter().for_each(|id| stage.sim.set_status(id, "completed"));
     let since = clock::now();
     let waits = ids.iter().map(|id| stage.spawn_get(&single(id, "completed"), &[])).collect();
     let answers = all(waits).await;
@@ -177,16 +177,16 @@ async fn a_wait_that_would_open_a_poll_over_the_quota_of_calls_is_refused_and_le
 
 #[tokio::test]
 async fn one_keys_waits_are_bounded_and_no_others() {
-    let stage = Stage::with(|config, _| config.limits.max_waits_per_key = 3).await;
+    let stage = TestGateway::with(|config, _| config.limits.max_waits_per_key = 3).await;
     made(&stage).await; // from here on the key is known, and counts for itself
-    stage.sim.put("b", "streaming");
+    stage.sim.set_status("b", "streaming");
     let waits: Vec<_> = (0..3).map(|_| stage.spawn_get(&single("b", "completed"), &[])).collect();
     stage.until_parked(3).await;
     let fourth = stage.get(&single("b", "completed"), &[]).await;
     assert_refusal(&fourth, 429, "too-many-waits-of-key");
     let other = stage.spawn_get(&single("b", "completed"), &[("authorization", "Bearer other")]);
     stage.until_parked(4).await;
-    stage.sim.put("b", "completed");
+    stage.sim.set_status("b", "completed");
     assert!(all(waits).await.iter().all(|answer| answer.status == 200));
     assert_eq!(other.await.unwrap().status, 200);
 }
@@ -219,7 +219,7 @@ fn left(answer: &Answer) -> u64 {
 async fn what_is_refused_before_its_key_is_looked_at_counts_for_its_address() {
     let mut count = 0;
     for (reason, request, status) in refused_early() {
-        let stage = Stage::with(|config, _| {
+        let stage = TestGateway::with(|config, _| {
             if reason == "foreign-page" {
                 config.auth = Auth::Sidecar;
                 config.upstream.api_key = Some(Secret::new("demo"));
@@ -250,7 +250,7 @@ async fn what_is_refused_before_its_key_is_looked_at_counts_for_its_address() {
 
 #[tokio::test]
 async fn a_head_that_cannot_be_read_counts_for_its_address() {
-    let stage = Stage::with(|config, _| {
+    let stage = TestGateway::with(|config, _| {
         config.limits.requests_per_second = 1;
         config.limits.burst = 1000;
     })
@@ -273,13 +273,13 @@ async fn a_head_that_cannot_be_read_counts_for_its_address() {
 
 #[tokio::test]
 async fn a_sidecars_key_counts_for_itself_from_its_first_request_on() {
-    let stage = Stage::with(|config, _| {
+    let stage = TestGateway::with(|config, _| {
         config.auth = Auth::Sidecar;
         config.upstream.api_key = Some(Secret::new("demo"));
         ten(config);
     })
     .await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let bad = raw(stage.address, refused_early()[0].1.as_bytes()).await;
     assert_eq!(left(&parse(&bad).unwrap().0), 9, "of the address");
     let first = stage.get(&single("a", "completed"), &[]).await;
@@ -293,14 +293,14 @@ async fn made_up_keys_fill_the_waits_of_their_address_and_nobody_elses() {
     for (own, network, other) in
         [("198.51.100.7", "198.51.100.7", "198.51.100.8"), ("2001:db8::1", "2001:db8::2", "2001:db8:0:1::1")]
     {
-        let stage = Stage::with(|config, options| {
+        let stage = TestGateway::with(|config, options| {
             crate::harness::gateway::set_hold(std::time::Duration::from_secs(60), config, options);
             config.server.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
             (config.limits.max_waits, config.limits.max_waits_per_key) = (100, 20);
         })
         .await;
-        stage.sim.put("a", "completed");
-        stage.sim.put("b", "streaming");
+        stage.sim.set_status("a", "completed");
+        stage.sim.set_status("b", "streaming");
         let wait = single("b", "completed");
         let known = [("authorization", "Bearer known"), ("x-forwarded-for", own)];
         assert_eq!(stage.get(&single("a", "completed"), &known).await.status, 200);
@@ -324,7 +324,7 @@ async fn made_up_keys_fill_the_waits_of_their_address_and_nobody_elses() {
             parked.extend((0..20).map(|_| stage.spawn_get(&wait, fields)));
         }
         stage.until_parked(60).await;
-        stage.sim.put("b", "completed");
+        stage.sim.set_status("b", "completed");
         assert!(all(parked).await.iter().all(|answer| answer.status == 200));
         stage.until_parked(0).await;
     }
@@ -332,7 +332,7 @@ async fn made_up_keys_fill_the_waits_of_their_address_and_nobody_elses() {
 
 #[tokio::test]
 async fn waits_count_for_their_key_from_its_first_proof_on_and_what_they_took_up_is_free_again() {
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         crate::harness::gateway::set_hold(std::time::Duration::from_secs(60), config, options);
         config.limits.max_waits_per_key = 3;
     })
@@ -346,7 +346,7 @@ async fn waits_count_for_their_key_from_its_first_proof_on_and_what_they_took_up
     let mut waits = vec![wait("c", ann), wait("d", bob)];
     stage.until_parked(3).await;
     assert_refusal(&stage.get(&single("e", "completed"), &[bob]).await, 429, FULL);
-    stage.sim.put("b", "completed");
+    stage.sim.set_status("b", "completed");
     assert_eq!(proof.await.unwrap().status, 200);
 
     // The wait for c is the proven key's now: there are two places.

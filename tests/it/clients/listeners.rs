@@ -2,22 +2,22 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
-use clipgate::sim::{Fault, On};
+use clipgate::sim::{Fault, FaultTarget};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::process::Command;
 
-use crate::harness::process::{Client, Gateway, Ground, clip, get, quoted, soon};
+use crate::harness::process::{Client, Gateway, TestEnv, clip, get, quoted, within_timeout};
 
 #[tokio::test]
 async fn several_listeners_serve_the_same_gateway_and_a_unix_socket_is_the_groups() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     let path = ground.path("gw.sock");
     ground.configure(&format!(
         "listen = [\"127.0.0.1:0\", {}, \"[::1]:0\"]",
         quoted(format!("unix:{}", path.display()).as_ref())
     ));
-    ground.sim.put("a", "complete");
+    ground.sim.set_status("a", "complete");
     let mut gateway = ground.start();
     let v4 = gateway.address().await;
     assert_eq!(gateway.listens_on().await, format!("unix:{}", path.display()));
@@ -40,7 +40,7 @@ async fn several_listeners_serve_the_same_gateway_and_a_unix_socket_is_the_group
 
 #[tokio::test]
 async fn a_stale_socket_is_replaced_but_a_file_is_not() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     let path = ground.path("gw.sock");
     ground.configure(&format!("listen = {}", quoted(format!("unix:{}", path.display()).as_ref())));
     std::fs::write(&path, "precious").unwrap();
@@ -74,7 +74,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 #[tokio::test]
 async fn sockets_that_are_handed_over_replace_those_of_the_configuration() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("listen = \"unix:not-bound.sock\"");
     let mut command = Command::new("python3");
     command.args(["-c", HAND_OVER, env!("CARGO_BIN_EXE_clipgate"), "serve", "--config", "config.toml"]);
@@ -95,7 +95,7 @@ async fn sockets_that_are_handed_over_replace_those_of_the_configuration() {
 
 #[tokio::test]
 async fn the_service_manager_is_told() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("");
     let manager = tokio::net::UnixDatagram::bind(ground.path("notify")).unwrap();
     let mut command = ground.command();
@@ -114,16 +114,16 @@ async fn the_service_manager_is_told() {
 
 #[tokio::test]
 async fn a_service_manager_that_watches_is_given_signs_of_life_to_the_end_of_the_drain() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("drain_timeout = \"1h\"");
-    ground.sim.fault(On::Path("/held".to_owned()), Fault::Hang, 1);
+    ground.sim.fault(FaultTarget::Path("/held".to_owned()), Fault::Hang, 1);
     let manager = tokio::net::UnixDatagram::bind(ground.path("notify")).unwrap();
     let mut command = ground.command();
     command.env("NOTIFY_SOCKET", ground.path("notify")).env("WATCHDOG_USEC", "200000");
     let mut gateway = Gateway::spawn(command);
     let mut client = Client::connect(gateway.address().await).await;
     let held = tokio::spawn(async move { client.ask(get("/held", &[])).await });
-    ground.sim.until(|seen| seen.requests.len() == 1).await;
+    ground.sim.wait_until(|seen| seen.requests.len() == 1).await;
     assert_eq!(told(&manager).await, "READY=1\n");
     for _ in 0..3 {
         assert_eq!(told(&manager).await, "WATCHDOG=1\n");
@@ -140,7 +140,7 @@ async fn a_service_manager_that_watches_is_given_signs_of_life_to_the_end_of_the
 
 #[tokio::test]
 async fn no_sign_is_given_to_who_watches_another_process() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("");
     let manager = tokio::net::UnixDatagram::bind(ground.path("notify")).unwrap();
     let mut command = ground.command();
@@ -162,13 +162,13 @@ async fn no_sign_is_given_to_who_watches_another_process() {
 
 async fn told(manager: &tokio::net::UnixDatagram) -> String {
     let mut text = [0; 256];
-    let length = soon("news", manager.recv(&mut text)).await.unwrap();
+    let length = within_timeout("news", manager.recv(&mut text)).await.unwrap();
     String::from_utf8(text[..length].to_vec()).unwrap()
 }
 
 #[tokio::test]
 async fn a_connection_that_asks_for_nothing_is_closed_in_header_timeout_and_gives_its_place_back() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("max_connections = 1\nheader_timeout = \"1s\"");
     let mut gateway = ground.start();
     let address = gateway.address().await;
@@ -176,15 +176,15 @@ async fn a_connection_that_asks_for_nothing_is_closed_in_header_timeout_and_give
         let mut silent = TcpStream::connect(address).await.unwrap();
         silent.write_all(start).await.unwrap();
         let mut rest = Vec::new();
-        soon("its end", silent.read_to_end(&mut rest)).await.unwrap();
+        within_timeout("its end", silent.read_to_end(&mut rest)).await.unwrap();
     }
     assert_eq!(Client::connect(address).await.get("/x", &[]).await.status(), 404);
 }
 
 #[tokio::test]
 async fn a_kept_connection_is_closed_in_idle_timeout_and_not_in_that_of_a_head() {
-    let ground = Ground::new().await;
-    ground.sim.put("a", "queued");
+    let ground = TestEnv::new().await;
+    ground.sim.set_status("a", "queued");
     // A thousand times what it takes to send a head.
     ground.configure("max_connections = 1\nheader_timeout = \"1s\"\nidle_timeout = \"1h\"");
     let mut gateway = ground.start();
@@ -198,9 +198,9 @@ async fn a_kept_connection_is_closed_in_idle_timeout_and_not_in_that_of_a_head()
     let mut late = TcpStream::connect(address).await.unwrap();
     late.write_all(b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     let mut piece = [0; 4096];
-    assert_ne!(soon("an answer", late.read(&mut piece)).await.unwrap(), 0);
+    assert_ne!(within_timeout("an answer", late.read(&mut piece)).await.unwrap(), 0);
     late.write_all(b"GET /x HTTP/1.1\r\nhost").await.unwrap();
-    soon("its end", late.read_to_end(&mut Vec::new())).await.unwrap();
+    within_timeout("its end", late.read_to_end(&mut Vec::new())).await.unwrap();
     assert_eq!(Client::connect(address).await.get("/x", &[]).await.status(), 404);
 
     ground.configure("header_timeout = \"1h\"\nidle_timeout = \"300ms\"");
@@ -210,6 +210,6 @@ async fn a_kept_connection_is_closed_in_idle_timeout_and_not_in_that_of_a_head()
     for mut client in [Client::h1(stream().await).await, Client::h2(stream().await).await] {
         let answer = client.get(&clip("a"), &[("prefer", "wait=1")]).await;
         assert_eq!(answer.status(), 200, "who waits is not idle");
-        soon("its end", client.closed()).await;
+        within_timeout("its end", client.closed()).await;
     }
 }

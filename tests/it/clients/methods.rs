@@ -5,13 +5,13 @@ use clipgate::testing::config::Auth;
 use clipgate::testing::secret::Secret;
 
 use crate::clients::team;
-use crate::harness::gateway::Stage;
+use crate::harness::gateway::TestGateway;
 use crate::harness::raw_http::{assert_refusal, calls, field, parse, raw, request};
 
 const TOKEN: (&str, &str) = ("authorization", "Bearer cg_token");
 
 /// A gateway in each mode. In all of them `TOKEN` lets a client in.
-async fn stages() -> [Stage; 3] {
+async fn stages() -> [TestGateway; 3] {
     let team = Auth::Team(vec![team::member(("alice", "cg_token", "sk-account"))]);
     let modes = [Auth::Passthrough, Auth::Sidecar, team];
     let mut stages = Vec::new();
@@ -20,7 +20,7 @@ async fn stages() -> [Stage; 3] {
             config.auth = auth;
             config.upstream.api_key = Some(Secret::new("sk-account"));
         };
-        stages.push(Stage::with(configure).await);
+        stages.push(TestGateway::with(configure).await);
     }
     stages.try_into().unwrap_or_else(|_| panic!("three modes"))
 }
@@ -44,7 +44,7 @@ async fn methods_that_repeat_the_request_are_refused_in_every_mode_and_never_rea
 
 #[tokio::test]
 async fn refused_methods_count_against_the_quota_of_requests() {
-    let stage = Stage::with(|config, _| {
+    let stage = TestGateway::with(|config, _| {
         config.limits.requests_per_second = 1;
         config.limits.burst = 1;
     })
@@ -77,7 +77,7 @@ async fn an_options_request_that_may_not_be_forwarded_is_answered_by_the_gateway
 
 #[tokio::test]
 async fn max_forwards_is_counted_down_for_options_and_left_alone_elsewhere() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     for (method, said, seen) in [
         ("OPTIONS", "7", "6"),
         ("OPTIONS", "1", "0"),

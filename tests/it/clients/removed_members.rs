@@ -15,7 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::clients::team::{Row, member};
 use crate::harness::event_client::Events;
-use crate::harness::gateway::{Stage, set_hold, single, within};
+use crate::harness::gateway::{TestGateway, set_hold, single, within};
 use crate::harness::raw_http::{assert_refusal, parse, read_until};
 use crate::upstream::tunnels::{assert_alive, closed, open};
 
@@ -32,8 +32,8 @@ fn config(rows: &[Row], max_timeout: Duration) -> Config {
     config
 }
 
-async fn stage() -> Stage {
-    Stage::with(|given, options| {
+async fn stage() -> TestGateway {
+    TestGateway::with(|given, options| {
         set_hold(HOUR, given, options);
         given.auth = config(&[ALICE, BOB], HOUR).auth;
         given.wait.max_timeout = HOUR;
@@ -45,12 +45,12 @@ fn bearer((_, token, _): Row) -> String {
     format!("Bearer {token}")
 }
 
-async fn tunnel(stage: &Stage, row: Row) -> TcpStream {
+async fn tunnel(stage: &TestGateway, row: Row) -> TcpStream {
     open(stage.address, &bearer(row)).await
 }
 
 /// An exchange of this head and what comes back of it first, on a connection of its own.
-async fn begin(stage: &Stage, row: Row, line: &str, fields: &str) -> TcpStream {
+async fn begin(stage: &TestGateway, row: Row, line: &str, fields: &str) -> TcpStream {
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
     let head = format!("{line} HTTP/1.1\r\nhost: x\r\nauthorization: {}\r\n{fields}\r\n", bearer(row));
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -103,7 +103,7 @@ async fn a_removed_members_passed_through_answer_breaks_off() {
 #[tokio::test]
 async fn a_removed_members_request_that_waits_for_its_answer_is_401() {
     let stage = stage().await;
-    stage.sim.put("a", "queued");
+    stage.sim.set_status("a", "queued");
     let mut stream = begin(&stage, ALICE, &format!("GET {}&x=1", single("a", "completed")), "").await;
     stage.until(|seen| seen.open == 1).await;
     stage.reconfigure(&config(&[BOB], MOMENT));
@@ -127,7 +127,7 @@ async fn a_removed_members_upload_that_never_ends_is_ended() {
 #[tokio::test]
 async fn a_removed_members_event_stream_ends() {
     let stage = stage().await;
-    stage.sim.put("a", "queued");
+    stage.sim.set_status("a", "queued");
     let fields = [("authorization", &*bearer(ALICE))];
     let mut events = Events::open(&stage, &single("a", "completed"), &fields).await;
     events.status(&stage.sim.body("a", "queued")).await;
@@ -139,7 +139,7 @@ async fn a_removed_members_event_stream_ends() {
 #[tokio::test]
 async fn a_member_that_is_removed_while_its_body_is_awaited_is_401() {
     let stage = stage().await;
-    stage.sim.put("a", "queued");
+    stage.sim.set_status("a", "queued");
     let fields = "transfer-encoding: chunked\r\nexpect: 100-continue\r\n";
     for rest in ["0\r\n\r\n", "3\r\nabc\r\n0\r\n\r\n"] {
         let target = format!("GET {}", single("a", "completed"));
@@ -152,12 +152,12 @@ async fn a_member_that_is_removed_while_its_body_is_awaited_is_401() {
         assert_refusal(&parse(&back).unwrap().0, 401, "unknown-token");
         stage.reconfigure(&config(&[ALICE, BOB], HOUR));
     }
-    assert!(stage.asked().is_empty());
+    assert!(stage.upstream_requests().is_empty());
 }
 
 #[tokio::test]
 async fn a_change_of_mode_ends_what_the_new_one_would_not_let_in() {
-    let stage = Stage::holding(HOUR).await;
+    let stage = TestGateway::holding(HOUR).await;
     let mut own = open(stage.address, "Bearer own").await;
     let mut reloaded = Config::default();
     reloaded.wait.max_timeout = MOMENT;
@@ -173,7 +173,7 @@ async fn a_change_of_mode_ends_what_the_new_one_would_not_let_in() {
 async fn a_removed_members_upload_that_goes_on_after_its_answer_is_ended() {
     let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", upstream.local_addr().unwrap()).parse().unwrap();
-    let stage = Stage::without_upstream(|given, _| {
+    let stage = TestGateway::without_upstream(|given, _| {
         given.auth = config(&[ALICE, BOB], HOUR).auth;
         given.upstream.base_url = url;
     })

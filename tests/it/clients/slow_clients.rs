@@ -14,9 +14,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::harness::gateway::{Answer, Stage, single, within};
+use crate::harness::gateway::{Answer, TestGateway, single, within};
 use crate::harness::raw_http::{assert_refusal, parse, raw, read_until};
-use crate::harness::raw_upstream::{Rogue, Then};
+use crate::harness::raw_upstream::{RawUpstream, Then};
 
 /// Short for a test, and long for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -26,7 +26,7 @@ const CHUNKED: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
 type Streams = http2::SendRequest<BoxBody<Bytes, std::convert::Infallible>>;
 
 /// An HTTP/2 connection whose streams have the protocol's own windows of 64 KiB; and its end.
-async fn connect(stage: &Stage) -> (Streams, AbortOnDropHandle<()>) {
+async fn connect(stage: &TestGateway) -> (Streams, AbortOnDropHandle<()>) {
     let socket = TcpStream::connect(stage.address).await.unwrap();
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder.initial_stream_window_size(65_535).initial_connection_window_size(1 << 20);
@@ -34,7 +34,7 @@ async fn connect(stage: &Stage) -> (Streams, AbortOnDropHandle<()>) {
     (streams, AbortOnDropHandle::new(tokio::spawn(async move { drop(connection.await) })))
 }
 
-fn request(stage: &Stage, target: &str) -> http::request::Builder {
+fn request(stage: &TestGateway, target: &str) -> http::request::Builder {
     Request::builder()
         .uri(format!("http://{}{target}", stage.address))
         .version(Version::HTTP_2)
@@ -49,7 +49,7 @@ async fn a_body_of_which_nothing_comes_is_408_and_ends_its_connection() {
         "transfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n",
     ];
     for rest in rows {
-        let stage = Stage::impatient(PATIENCE).await;
+        let stage = TestGateway::impatient(PATIENCE).await;
         let began = clock::now();
         let back =
             raw(stage.address, format!("POST /sim/echo HTTP/1.1\r\nhost: x\r\n{rest}").as_bytes()).await;
@@ -63,7 +63,7 @@ async fn a_body_of_which_nothing_comes_is_408_and_ends_its_connection() {
 
 #[tokio::test]
 async fn a_stream_on_which_nothing_comes_is_408_and_the_others_stay() {
-    let stage = Stage::impatient(PATIENCE).await;
+    let stage = TestGateway::impatient(PATIENCE).await;
     let (mut streams, connection) = connect(&stage).await;
     let (mut upload, body) = Channel::<Bytes>::new(1);
     upload.send_data(Bytes::from_static(b"half")).await.unwrap();
@@ -80,7 +80,7 @@ async fn a_stream_on_which_nothing_comes_is_408_and_the_others_stay() {
 
 #[tokio::test]
 async fn a_body_that_trickles_and_one_that_is_late_but_not_too_late_arrive() {
-    let stage = Stage::impatient(PATIENCE).await;
+    let stage = TestGateway::impatient(PATIENCE).await;
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
     stream.write_all(b"POST /sim/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 15\r\n\r\n").await.unwrap();
     for _ in 0..15 {
@@ -95,7 +95,7 @@ async fn a_body_that_trickles_and_one_that_is_late_but_not_too_late_arrive() {
 
 #[tokio::test]
 async fn a_body_that_stalls_after_its_answer_has_begun_ends_both() {
-    let stage = Stage::impatient(PATIENCE).await;
+    let stage = TestGateway::impatient(PATIENCE).await;
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
     let head = "POST /sim/mirror HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -114,8 +114,8 @@ fn chunk() -> Bytes {
 
 #[tokio::test]
 async fn an_answer_that_nobody_reads_ends_its_connection_and_is_taken_from_the_upstream_no_more() {
-    let rogue = Rogue::start(CHUNKED, Then::Endless(chunk())).await;
-    let stage = Stage::impatient_before(PATIENCE, &rogue.url).await;
+    let rogue = RawUpstream::start(CHUNKED, Then::Endless(chunk())).await;
+    let stage = TestGateway::impatient_before(PATIENCE, &rogue.url).await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut stream = socket.connect(stage.address).await.unwrap();
@@ -130,8 +130,8 @@ async fn an_answer_that_nobody_reads_ends_its_connection_and_is_taken_from_the_u
 
 #[tokio::test]
 async fn a_stream_that_nobody_reads_is_cut_off_and_taken_from_the_upstream_no_more() {
-    let rogue = Rogue::start(CHUNKED, Then::Endless(chunk())).await;
-    let stage = Stage::impatient_before(PATIENCE, &rogue.url).await;
+    let rogue = RawUpstream::start(CHUNKED, Then::Endless(chunk())).await;
+    let stage = TestGateway::impatient_before(PATIENCE, &rogue.url).await;
     let (mut streams, connection) = connect(&stage).await;
     let unread = streams.send_request(request(&stage, "/big").body(Empty::new().boxed()).unwrap());
     let unread = within(10, unread).await.unwrap();
@@ -144,8 +144,8 @@ async fn a_stream_that_nobody_reads_is_cut_off_and_taken_from_the_upstream_no_mo
 
 #[tokio::test]
 async fn a_wait_is_answered_though_its_connection_has_a_stream_that_nobody_reads_which_is_reset() {
-    let stage = Stage::impatient(PATIENCE).await;
-    stage.sim.put("a", "queued");
+    let stage = TestGateway::impatient(PATIENCE).await;
+    stage.sim.set_status("a", "queued");
     let (mut streams, connection) = connect(&stage).await;
     let (mut upload, body) = Channel::<Bytes>::new(1);
     let unread =
@@ -159,7 +159,7 @@ async fn a_wait_is_answered_though_its_connection_has_a_stream_that_nobody_reads
     stage.until_parked(1).await;
     tokio::time::sleep(3 * PATIENCE).await; // it outlasts the patience
     stage.until_parked(1).await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     assert_eq!(within(10, waiting).await.unwrap().unwrap().status(), 200);
     assert!(within(10, unread.into_body().collect()).await.is_err(), "it is cut off");
     let next = streams.send_request(request(&stage, "/sim/echo").body(Empty::new().boxed()).unwrap());
@@ -169,8 +169,8 @@ async fn a_wait_is_answered_though_its_connection_has_a_stream_that_nobody_reads
 
 #[tokio::test]
 async fn who_waits_for_the_upstream_is_never_given_up() {
-    let stage = Stage::impatient(PATIENCE).await;
-    stage.sim.put("a", "queued");
+    let stage = TestGateway::impatient(PATIENCE).await;
+    stage.sim.set_status("a", "queued");
     let wait = stage.spawn_get(&single("a", "completed"), &[("prefer", "wait=60")]);
     let passed = stage.spawn_get(&format!("{}&unknown=1", single("a", "completed")), &[]);
     stage.until(|seen| seen.open == 2).await;
@@ -186,7 +186,7 @@ async fn who_waits_for_the_upstream_is_never_given_up() {
     read_until(&mut events, |back| back.ends_with(b"1\n\r\n0\r\n\r\n")).await; // three times the patience
     tunnel.write_all(b"still here").await.unwrap();
     read_until(&mut tunnel, |back| back == b"still here").await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     assert_eq!(wait.await.unwrap().status, 200);
     assert_eq!(passed.await.unwrap().status, 200);
 }

@@ -3,7 +3,7 @@
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use crate::harness::gateway::Stage;
+use crate::harness::gateway::TestGateway;
 use crate::harness::raw_http::{read_until, request};
 use crate::harness::scripted_upstream::Scripted;
 
@@ -11,7 +11,7 @@ const NO_CONTENT: &str = "HTTP/1.1 204 No Content\r\n\r\n";
 
 #[tokio::test]
 async fn a_claim_is_dropped_however_its_name_is_spelled() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     let claims = [
         "X_Forwarded_For",
         "x-forwarded_for",
@@ -52,7 +52,7 @@ async fn a_claim_is_dropped_however_its_name_is_spelled() {
 async fn the_trailers_of_an_upload_bring_no_claim_and_no_credential_to_the_upstream() {
     let mut upstream = Scripted::after("x-sum: 1\r\n\r\n", NO_CONTENT).await;
     let url = upstream.url.clone();
-    let stage = Stage::without_upstream(|config, _| config.upstream.base_url = url).await;
+    let stage = TestGateway::without_upstream(|config, _| config.upstream.base_url = url).await;
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
     let trailers = [
         "X-Forwarded-For",

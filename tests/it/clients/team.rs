@@ -15,7 +15,7 @@ use hyper_util::rt::TokioExecutor;
 use tokio::net::TcpListener;
 
 use crate::harness::command::Process;
-use crate::harness::gateway::{Answer, Stage, single, within};
+use crate::harness::gateway::{Answer, TestGateway, single, within};
 
 /// (name, token, upstream key)
 pub(crate) type Row = (&'static str, &'static str, &'static str);
@@ -41,12 +41,12 @@ fn team(rows: &[Row]) -> Auth {
     Auth::Team(rows.iter().copied().map(member).collect())
 }
 
-async fn stage() -> Stage {
+async fn stage() -> TestGateway {
     stage_of(team(&TEAM)).await
 }
 
-async fn stage_of(auth: Auth) -> Stage {
-    Stage::with(|config, options| {
+async fn stage_of(auth: Auth) -> TestGateway {
+    TestGateway::with(|config, options| {
         config.auth = auth;
         options.keys = Some(vec!["sk-one".to_owned(), "sk-two".to_owned()]);
     })
@@ -57,7 +57,7 @@ fn bearer((_, token, _): Row) -> String {
     format!("Bearer {token}")
 }
 
-async fn get(stage: &Stage, target: &str, row: Row) -> Answer {
+async fn get(stage: &TestGateway, target: &str, row: Row) -> Answer {
     stage.get(target, &[("authorization", &bearer(row))]).await
 }
 
@@ -69,14 +69,14 @@ fn request(method: &str, target: &str, fields: &[(&str, &str)]) -> Request<Full<
     request.body(Full::default()).expect("the test asks for something sensible")
 }
 
-fn has_key(stage: &Stage, nth: usize, key: &str) -> bool {
+fn has_key(stage: &TestGateway, nth: usize, key: &str) -> bool {
     stage.sim.requests()[nth].key.is_some_and(|seen| seen.is(key))
 }
 
 #[tokio::test]
 async fn a_token_works_and_reaches_the_upstream_as_its_members_key() {
     let stage = stage().await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let wait = get(&stage, &single("a", "completed"), ALICE).await;
     assert_eq!(wait.status, 200, "{wait:?}");
     assert_eq!(wait.body, stage.sim.body("a", "completed"));
@@ -100,12 +100,12 @@ async fn a_token_works_and_reaches_the_upstream_as_its_members_key() {
 #[tokio::test]
 async fn members_with_one_upstream_key_share_a_poll_and_what_is_kept() {
     let stage = stage().await;
-    stage.sim.put("a", "queued");
+    stage.sim.set_status("a", "queued");
     let target = single("a", "completed");
     let asks = TEAM.map(|row| stage.spawn_get(&target, &[("authorization", &bearer(row))]));
     stage.until_parked(3).await;
     stage.until(|seen| seen.open == 2).await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let mut answers = Vec::new();
     for ask in asks {
         answers.push(ask.await.unwrap());
@@ -118,7 +118,7 @@ async fn members_with_one_upstream_key_share_a_poll_and_what_is_kept() {
     for row in TEAM {
         assert!(get(&stage, &target, row).await.hit());
     }
-    stage.sim.put("b", "completed");
+    stage.sim.set_status("b", "completed");
     let kept = single("b", "completed");
     assert!(get(&stage, &kept, ALICE).await.opened());
     assert!(get(&stage, &kept, BOB).await.hit());
@@ -128,9 +128,9 @@ async fn members_with_one_upstream_key_share_a_poll_and_what_is_kept() {
 #[tokio::test]
 async fn whoever_has_no_members_token_is_refused_with_401() {
     let stage = stage().await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     assert_eq!(get(&stage, &single("a", "completed"), ALICE).await.status, 200);
-    let asked = stage.asked().len();
+    let asked = stage.upstream_requests().len();
 
     let rows: [(&[(&str, &str)], &str); 6] = [
         (&[], "no-token"),
@@ -164,14 +164,14 @@ async fn whoever_has_no_members_token_is_refused_with_401() {
     }
     let two = [("authorization", "Bearer cg_token-of-alice"), ("authorization", "Bearer x")];
     assert_eq!(stage.send(request("GET", "/sim/echo", &two)).await.status, 400);
-    assert_eq!(stage.asked().len(), asked, "none of them reached the upstream");
+    assert_eq!(stage.upstream_requests().len(), asked, "none of them reached the upstream");
 }
 
 #[tokio::test]
 async fn a_removed_member_is_out_at_once_and_what_it_parked_is_answered() {
     let stage = stage().await;
-    stage.sim.put("a", "completed");
-    stage.sim.put("b", "queued");
+    stage.sim.set_status("a", "completed");
+    stage.sim.set_status("b", "queued");
     let target = single("a", "completed");
     assert_eq!(get(&stage, &target, ALICE).await.status, 200);
     let parked = stage.spawn_get(&single("b", "completed"), &[("authorization", &bearer(ALICE))]);
@@ -181,7 +181,7 @@ async fn a_removed_member_is_out_at_once_and_what_it_parked_is_answered() {
     assert_eq!(get(&stage, &target, ALICE).await.status, 401, "though it is kept");
     assert_eq!(get(&stage, "/sim/echo", ALICE).await.status, 401);
     assert!(get(&stage, &target, BOB).await.hit(), "the others keep what they share");
-    stage.sim.put("b", "completed");
+    stage.sim.set_status("b", "completed");
     assert_eq!(parked.await.unwrap().status, 200);
 
     stage.reconfigure(&Config { auth: team(&TEAM), ..Config::default() });
@@ -193,7 +193,7 @@ async fn each_member_has_a_quota_and_some_have_their_own() {
     let own = Member { requests_per_second: Some(1), burst: Some(3), ..member(ALICE) };
     let calls = Member { calls_per_second: Some(1), calls_burst: Some(2), ..member(CAROL) };
     let stage = stage_of(Auth::Team(vec![own, member(BOB), calls])).await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let target = single("a", "completed");
     let mut limited = Vec::new();
     for _ in 0..8 {
@@ -229,7 +229,7 @@ async fn log_of(more: (&str, &str), is_http2: bool) -> String {
     let socket = TcpListener::bind(("127.0.0.1", 0)).await.expect("there are ports left");
     let upstream = format!("http://{}", socket.local_addr().expect("it is bound"));
     let sim = Sim::new(Options::default());
-    sim.put("a", "completed");
+    sim.set_status("a", "completed");
     let serving = tokio::spawn(sim.clone().serve(socket, std::future::pending()));
 
     let dir = tempfile::tempdir().expect("there is room");
@@ -341,12 +341,12 @@ fn clipgate_token_writes_lines_that_let_its_token_in_and_the_token_apart_from_th
 
 #[tokio::test]
 async fn the_upstreams_word_on_a_members_key_is_passed_on() {
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         config.auth = team(&[ALICE]);
         options.keys = Some(vec!["other".to_owned()]);
     })
     .await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let answer = within(30, get(&stage, &single("a", "completed"), ALICE)).await;
     assert_eq!(answer.status, 401);
     assert!(answer.field("cache-status").starts_with("clipgate; fwd=miss"), "{answer:?}");

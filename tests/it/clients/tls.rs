@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::harness::process::{Client, Ground, get, soon};
+use crate::harness::process::{Client, TestEnv, get, within_timeout};
 
 /// An authority, which signs certificates.
 pub(crate) struct Authority {
@@ -33,7 +33,7 @@ impl Authority {
     }
 
     /// Puts a certificate of the gateway's where the configuration says.
-    pub(crate) fn equip(&self, ground: &Ground, name: &str) {
+    pub(crate) fn equip(&self, ground: &TestEnv, name: &str) {
         let (certificate, key) = self.sign(name);
         std::fs::write(ground.path("cert.pem"), certificate.pem()).unwrap();
         std::fs::write(ground.path("key.pem"), key.serialize_pem()).unwrap();
@@ -63,7 +63,7 @@ impl Authority {
         config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
         let stream = TcpStream::connect(address).await.unwrap();
         let name = ServerName::try_from("gw.example").unwrap();
-        soon("a handshake", TlsConnector::from(Arc::new(config)).connect(name, stream)).await
+        within_timeout("a handshake", TlsConnector::from(Arc::new(config)).connect(name, stream)).await
     }
 }
 
@@ -75,7 +75,7 @@ fn shown(stream: &TlsStream<TcpStream>) -> CertificateDer<'static> {
 
 #[tokio::test]
 async fn both_http_versions_are_spoken_over_tls_as_the_client_chooses() {
-    let (ground, authority) = (Ground::new().await, Authority::new());
+    let (ground, authority) = (TestEnv::new().await, Authority::new());
     authority.equip(&ground, "gw.example");
     ground.configure(TLS);
     let mut gateway = ground.start();
@@ -93,7 +93,7 @@ async fn both_http_versions_are_spoken_over_tls_as_the_client_chooses() {
 
 #[tokio::test]
 async fn a_client_certificate_is_required_where_an_authority_is_named() {
-    let (ground, authority, stranger) = (Ground::new().await, Authority::new(), Authority::new());
+    let (ground, authority, stranger) = (TestEnv::new().await, Authority::new(), Authority::new());
     authority.equip(&ground, "gw.example");
     ground.configure("tls = { cert = \"cert.pem\", key = \"key.pem\", client_ca = \"ca.pem\" }");
     let mut gateway = ground.start();
@@ -113,14 +113,14 @@ async fn a_client_certificate_is_required_where_an_authority_is_named() {
 
 #[tokio::test]
 async fn a_handshake_that_does_not_come_is_not_waited_for() {
-    let (ground, authority) = (Ground::new().await, Authority::new());
+    let (ground, authority) = (TestEnv::new().await, Authority::new());
     authority.equip(&ground, "gw.example");
     ground.configure(&format!("{TLS}\nheader_timeout = \"300ms\"\nmax_connections = 1"));
     let mut gateway = ground.start();
     let address = gateway.address().await;
     let mut silent = TcpStream::connect(address).await.unwrap();
     let mut rest = Vec::new();
-    soon("its end", tokio::io::AsyncReadExt::read_to_end(&mut silent, &mut rest)).await.unwrap();
+    within_timeout("its end", tokio::io::AsyncReadExt::read_to_end(&mut silent, &mut rest)).await.unwrap();
     let stream = authority.connect(address, "http/1.1", None).await.unwrap();
     let shown = shown(&stream);
     assert_eq!(Client::h1(stream).await.get("/x", &[]).await.status(), 404);
@@ -129,7 +129,7 @@ async fn a_handshake_that_does_not_come_is_not_waited_for() {
 
 #[tokio::test]
 async fn a_certificate_that_cannot_be_read_is_named_at_the_start() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure(TLS);
     let mut gateway = ground.start();
     let log = gateway.rest_of_log().await.join("\n");
@@ -139,7 +139,7 @@ async fn a_certificate_that_cannot_be_read_is_named_at_the_start() {
 
 #[tokio::test]
 async fn sighup_replaces_the_certificate_and_drops_no_connection() {
-    let (ground, authority) = (Ground::new().await, Authority::new());
+    let (ground, authority) = (TestEnv::new().await, Authority::new());
     authority.equip(&ground, "gw.example");
     ground.configure(TLS);
     let mut gateway = ground.start();

@@ -1,9 +1,9 @@
 //! Whose word on the client is taken, and what the upstream is told of it.
 
-use clipgate::sim::Seen;
+use clipgate::sim::RecordedRequest;
 use tokio::net::UnixStream;
 
-use crate::harness::process::{Client, Ground, quoted};
+use crate::harness::process::{Client, TestEnv, quoted};
 
 const SAID: [(&str, &str); 3] = [
     ("x-forwarded-for", "1.1.1.1, 192.0.2.7"),
@@ -11,13 +11,13 @@ const SAID: [(&str, &str); 3] = [
     ("x-forwarded-host", "public.example"),
 ];
 
-fn field<'a>(seen: &'a Seen, name: &str) -> &'a str {
+fn field<'a>(seen: &'a RecordedRequest, name: &str) -> &'a str {
     seen.headers[name].to_str().unwrap()
 }
 
 #[tokio::test]
 async fn a_trusted_proxys_chain_goes_up_with_the_proxy_appended() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("trusted_proxies = [\"127.0.0.1\"]");
     let mut gateway = ground.start();
     let mut client = Client::connect(gateway.address().await).await;
@@ -36,7 +36,7 @@ async fn a_trusted_proxys_chain_goes_up_with_the_proxy_appended() {
 
 #[tokio::test]
 async fn from_anybody_else_all_of_it_is_dropped() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("trusted_proxies = [\"192.0.2.0/24\"]");
     let mut gateway = ground.start();
     let mut client = Client::connect(gateway.address().await).await;
@@ -51,7 +51,7 @@ async fn from_anybody_else_all_of_it_is_dropped() {
 
 #[tokio::test]
 async fn a_chain_longer_than_any_real_one_counts_for_nothing_and_does_not_go_up() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("trusted_proxies = [\"127.0.0.1\"]");
     let mut gateway = ground.start();
     let mut client = Client::connect(gateway.address().await).await;
@@ -73,7 +73,7 @@ async fn a_chain_longer_than_any_real_one_counts_for_nothing_and_does_not_go_up(
 
 #[tokio::test]
 async fn a_unix_socket_is_this_machine() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     let path = ground.path("gw.sock");
     let listen = quoted(format!("unix:{}", path.display()).as_ref());
     ground.configure(&format!("listen = {listen}\ntrusted_proxies = [\"127.0.0.0/8\"]"));
@@ -91,7 +91,7 @@ async fn a_unix_socket_is_this_machine() {
 
 #[tokio::test]
 async fn clients_behind_one_proxy_have_a_quota_each() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("trusted_proxies = [\"127.0.0.1\"]\n[limits]\nrequests_per_second = 1\nburst = 1");
     let mut gateway = ground.start();
     let mut client = Client::connect(gateway.address().await).await;

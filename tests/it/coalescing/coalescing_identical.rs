@@ -6,35 +6,35 @@ use clipgate::sim::End;
 use clipgate::testing::clock;
 use http::{Request, StatusCode};
 
-use crate::harness::gateway::{Answer, Stage, all, multi, set_hold, single};
+use crate::harness::gateway::{Answer, TestGateway, all, multi, set_hold, single};
 
 const LONG: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn three_hundred_identical_waits_make_one_request_and_get_the_same_bytes() {
-    let stage = Stage::holding(LONG).await;
-    stage.sim.put("a", "submitted");
+    let stage = TestGateway::holding(LONG).await;
+    stage.sim.set_status("a", "submitted");
     let ask = |_| stage.spawn_get(&single("a", "completed"), &[]);
     let mut waits: Vec<_> = (0..150).map(ask).collect();
     stage.until_parked(150).await;
     stage.until(|seen| seen.open == 1).await;
     waits.extend((0..150).map(ask)); // they join a poll that has long been open
     stage.until_parked(300).await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
 
     let answers = all(waits).await;
     let body = stage.sim.body("a", "completed");
     assert!(answers.iter().all(|answer| answer.status == StatusCode::OK && answer.body == body));
     assert_eq!(answers.iter().filter(|answer| answer.opened()).count(), 1);
     assert_eq!(answers.iter().filter(|answer| answer.leaned()).count(), 299);
-    assert_eq!(stage.asked(), [single("a", "completed")]);
+    assert_eq!(stage.upstream_requests(), [single("a", "completed")]);
 }
 
 #[tokio::test]
 async fn waits_spelled_in_different_ways_are_identical() {
-    let stage = Stage::holding(LONG).await;
-    stage.sim.put("a", "submitted");
-    stage.sim.put("b", "completed");
+    let stage = TestGateway::holding(LONG).await;
+    stage.sim.set_status("a", "submitted");
+    stage.sim.set_status("b", "completed");
     let clips = "/v2/generate/audio/suno-ai/clips";
     let targets = [
         multi(&["a", "b"], "completed"),
@@ -47,20 +47,20 @@ async fn waits_spelled_in_different_ways_are_identical() {
     let waits: Vec<_> = targets.iter().map(|target| stage.spawn_get(target, &[])).collect();
     stage.until_parked(targets.len()).await;
     stage.until(|seen| seen.open == 1).await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let answers = all(waits).await;
     assert!(answers.iter().all(|answer| answer.status == StatusCode::OK));
-    assert_eq!(stage.asked(), [multi(&["a", "b"], "completed")]);
+    assert_eq!(stage.upstream_requests(), [multi(&["a", "b"], "completed")]);
 }
 
 #[tokio::test]
 async fn keys_do_not_share() {
-    let stage = Stage::holding(LONG).await;
-    stage.sim.put("a", "submitted");
+    let stage = TestGateway::holding(LONG).await;
+    stage.sim.set_status("a", "submitted");
     let waits = ["Bearer one", "Bearer two"]
         .map(|key| stage.spawn_get(&single("a", "completed"), &[("authorization", key)]));
     stage.until(|seen| seen.open == 2).await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let answers = all(waits.into()).await;
     assert!(answers.iter().all(Answer::opened));
     let requests = stage.sim.requests();
@@ -70,15 +70,15 @@ async fn keys_do_not_share() {
 
 #[tokio::test]
 async fn the_opener_hangs_up_and_the_rest_is_served_by_its_request() {
-    let stage = Stage::holding(LONG).await;
-    stage.sim.put("a", "submitted");
+    let stage = TestGateway::holding(LONG).await;
+    stage.sim.set_status("a", "submitted");
     let opener = stage.spawn_get(&single("a", "completed"), &[]);
     stage.until(|seen| seen.open == 1).await;
     let rest: Vec<_> = (0..5).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
     stage.until_parked(6).await;
     drop(opener);
     stage.until_parked(5).await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let body = stage.sim.body("a", "completed");
     assert!(all(rest).await.iter().all(|answer| answer.body == body && answer.leaned()));
     let requests = stage.sim.requests();
@@ -88,8 +88,8 @@ async fn the_opener_hangs_up_and_the_rest_is_served_by_its_request() {
 
 #[tokio::test]
 async fn when_all_hang_up_the_poll_is_cancelled_at_the_upstream_after_linger() {
-    let stage = Stage::holding(LONG).await;
-    stage.sim.put("a", "submitted");
+    let stage = TestGateway::holding(LONG).await;
+    stage.sim.set_status("a", "submitted");
     let waits: Vec<_> = (0..3).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
     stage.until_parked(3).await;
     stage.until(|seen| seen.open == 1).await;
@@ -105,28 +105,28 @@ async fn when_all_hang_up_the_poll_is_cancelled_at_the_upstream_after_linger() {
 
 #[tokio::test]
 async fn a_wait_that_comes_back_within_linger_finds_its_poll() {
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
         config.wait.linger = LONG;
     })
     .await;
-    stage.sim.put("a", "submitted");
+    stage.sim.set_status("a", "submitted");
     let first = stage.spawn_get(&single("a", "completed"), &[]);
     stage.until(|seen| seen.open == 1).await;
     drop(first);
     stage.until_parked(0).await;
     let again = stage.spawn_get(&single("a", "completed"), &[]);
     stage.until_parked(1).await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let answer = again.await.unwrap();
     assert_eq!(answer.body, stage.sim.body("a", "completed"));
     assert!(answer.leaned(), "{answer:?}");
-    assert_eq!(stage.asked(), [single("a", "completed")]);
+    assert_eq!(stage.upstream_requests(), [single("a", "completed")]);
 }
 
 #[tokio::test]
 async fn identical_requests_that_are_no_waits_share_nothing() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     let target = "/v2/generate/audio/suno-ai/clip";
     let make = || {
         let request = Request::post(target).header("authorization", "Bearer demo");
@@ -135,5 +135,5 @@ async fn identical_requests_that_are_no_waits_share_nothing() {
     let (one, other) = tokio::join!(make(), make());
     assert_eq!([one.status, other.status], [StatusCode::CREATED; 2]);
     assert_ne!(one.body, other.body);
-    assert_eq!(stage.asked(), [target; 2]);
+    assert_eq!(stage.upstream_requests(), [target; 2]);
 }

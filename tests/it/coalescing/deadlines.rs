@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::harness::gateway::{Stage, all, multi, set_hold, single};
+use crate::harness::gateway::{TestGateway, all, multi, set_hold, single};
 
 #[tokio::test]
 async fn a_late_joiner_keeps_its_own_time_and_is_told_what_is_reached_in_it() {
     let hold = Duration::from_secs(3);
-    let stage = Stage::holding(hold).await;
-    stage.sim.put("a", "submitted");
+    let stage = TestGateway::holding(hold).await;
+    stage.sim.set_status("a", "submitted");
     let first = stage.spawn_get(&single("a", "completed"), &[]);
     stage.until(|seen| seen.open == 1).await;
     tokio::time::sleep(hold / 2).await;
@@ -24,7 +24,7 @@ async fn a_late_joiner_keeps_its_own_time_and_is_told_what_is_reached_in_it() {
     assert!(first.took >= hold, "{:?}", first.took);
 
     stage.until(|seen| seen.open == 1 && seen.requests.len() >= 2).await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let late = late.await.unwrap();
     assert_eq!(late.body, stage.sim.body("a", "completed"));
     assert_eq!(stage.asked_until("completed"), 2);
@@ -34,8 +34,8 @@ async fn a_late_joiner_keeps_its_own_time_and_is_told_what_is_reached_in_it() {
 #[tokio::test]
 async fn a_late_joiner_is_told_the_true_state_at_its_own_deadline() {
     let hold = Duration::from_secs(2);
-    let stage = Stage::holding(hold).await;
-    stage.sim.put("a", "submitted");
+    let stage = TestGateway::holding(hold).await;
+    stage.sim.set_status("a", "submitted");
     let first = stage.spawn_get(&single("a", "completed"), &[]);
     stage.until(|seen| seen.open == 1).await;
     tokio::time::sleep(hold / 2).await;
@@ -46,7 +46,7 @@ async fn a_late_joiner_is_told_the_true_state_at_its_own_deadline() {
     // The poll that the upstream ended is open again, and nothing tells of this before the deadline.
     stage.until(|seen| seen.open == 1 && seen.requests.len() >= 2).await;
     let looks = stage.asked_until("submitted");
-    stage.sim.put("a", "queued");
+    stage.sim.set_status("a", "queued");
     let late = late.await.unwrap();
     assert_eq!(late.status, StatusCode::OK);
     assert_eq!(late.body, stage.sim.body("a", "queued"));
@@ -59,8 +59,8 @@ async fn a_late_joiner_is_told_the_true_state_at_its_own_deadline() {
 #[tokio::test]
 async fn a_deadline_costs_no_request_where_a_pending_poll_proves_the_state() {
     let hold = Duration::from_secs(2);
-    let stage = Stage::holding(hold).await;
-    stage.sim.put("a", "streaming");
+    let stage = TestGateway::holding(hold).await;
+    stage.sim.set_status("a", "streaming");
     let first = stage.spawn_get(&single("a", "completed"), &[]);
     stage.until(|seen| seen.open == 1).await;
     tokio::time::sleep(hold / 2).await;
@@ -77,36 +77,36 @@ async fn a_deadline_costs_no_request_where_a_pending_poll_proves_the_state() {
 
 #[tokio::test]
 async fn a_client_may_wait_for_a_shorter_time() {
-    let stage = Stage::holding(Duration::from_secs(60)).await;
-    stage.sim.put("a", "queued");
+    let stage = TestGateway::holding(Duration::from_secs(60)).await;
+    stage.sim.set_status("a", "queued");
     let answer = stage.get(&single("a", "completed"), &[("prefer", "wait=1")]).await;
     assert_eq!(answer.status, StatusCode::OK);
     assert_eq!(answer.body, stage.sim.body("a", "queued"));
     assert_eq!(answer.field("preference-applied"), "wait=1");
     assert!(answer.took >= Duration::from_secs(1), "{:?}", answer.took);
-    assert_eq!(stage.asked(), [single("a", "completed"), single("a", "submitted")]);
+    assert_eq!(stage.upstream_requests(), [single("a", "completed"), single("a", "submitted")]);
     stage.until(|seen| seen.abandoned() == 1).await;
 }
 
 #[tokio::test]
 async fn a_client_may_wait_for_a_longer_time() {
     let hold = Duration::from_secs(1);
-    let stage = Stage::holding(hold).await;
-    stage.sim.put("a", "submitted");
+    let stage = TestGateway::holding(hold).await;
+    stage.sim.set_status("a", "submitted");
     let wait = stage.spawn_get(&single("a", "completed"), &[("prefer", "respond-async, wait=25")]);
     stage.until(|seen| seen.open == 1 && seen.requests.len() == 3).await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let answer = wait.await.unwrap();
     assert_eq!(answer.body, stage.sim.body("a", "completed"));
     assert_eq!(answer.field("preference-applied"), "wait=25");
     assert!(answer.took >= 2 * hold, "{:?}", answer.took);
-    assert_eq!(stage.asked(), vec![single("a", "completed"); 3]);
+    assert_eq!(stage.upstream_requests(), vec![single("a", "completed"); 3]);
 }
 
 #[tokio::test]
 async fn whatever_the_answer_is_it_says_which_preference_was_followed() {
-    let stage = Stage::holding(Duration::from_secs(60)).await;
-    stage.sim.put("a", "completed");
+    let stage = TestGateway::holding(Duration::from_secs(60)).await;
+    stage.sim.set_status("a", "completed");
     let prefer = ("prefer", "wait=7");
     let opened = stage.get(&single("a", "completed"), &[prefer]).await;
     let etag = opened.field("etag").to_owned();
@@ -123,12 +123,12 @@ async fn whatever_the_answer_is_it_says_which_preference_was_followed() {
 #[tokio::test]
 async fn no_wait_is_longer_than_max_timeout() {
     let max = Duration::from_secs(1);
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
         config.wait.max_timeout = max;
     })
     .await;
-    stage.sim.put("a", "queued");
+    stage.sim.set_status("a", "queued");
     let answer = stage.get(&single("a", "completed"), &[("prefer", "wait=500")]).await;
     assert_eq!(answer.body, stage.sim.body("a", "queued"));
     assert_eq!(answer.field("preference-applied"), "wait=1");
@@ -137,19 +137,19 @@ async fn no_wait_is_longer_than_max_timeout() {
 
 #[tokio::test]
 async fn a_wait_of_no_time_is_told_the_true_state_at_once() {
-    let stage = Stage::holding(Duration::from_secs(60)).await;
-    stage.sim.put("a", "streaming");
+    let stage = TestGateway::holding(Duration::from_secs(60)).await;
+    stage.sim.set_status("a", "streaming");
     let answer = stage.get(&single("a", "completed"), &[("prefer", "wait=0")]).await;
     assert_eq!(answer.status, StatusCode::OK);
     assert_eq!(answer.body, stage.sim.body("a", "streaming"));
     assert_eq!(answer.field("preference-applied"), "wait=0");
-    assert_eq!(stage.asked(), [single("a", "submitted")]);
+    assert_eq!(stage.upstream_requests(), [single("a", "submitted")]);
 }
 
 #[tokio::test]
 async fn a_wait_without_a_preference_is_told_of_none() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "completed");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "completed");
     let answer = stage.get(&single("a", "completed"), &[]).await;
     assert!(!answer.headers.contains_key("preference-applied"));
 }
@@ -157,13 +157,13 @@ async fn a_wait_without_a_preference_is_told_of_none() {
 #[tokio::test]
 async fn an_upstream_that_does_not_hold_its_polls_is_not_hammered() {
     let wait = Duration::from_secs(2);
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         options.hold = Duration::from_millis(1);
         config.upstream.poll_timeout = Duration::from_secs(20);
         config.wait.timeout = wait;
     })
     .await;
-    stage.sim.put("a", "queued");
+    stage.sim.set_status("a", "queued");
     let waits: Vec<_> = (0..20).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
     let answers = all(waits).await;
     let body = stage.sim.body("a", "queued");
@@ -177,41 +177,41 @@ async fn an_upstream_that_does_not_hold_its_polls_is_not_hammered() {
 
 #[tokio::test]
 async fn waits_of_different_lengths_share_one_poll_and_end_one_by_one() {
-    let stage = Stage::holding(Duration::from_secs(60)).await;
-    stage.sim.put("a", "queued");
+    let stage = TestGateway::holding(Duration::from_secs(60)).await;
+    stage.sim.set_status("a", "queued");
     let long = stage.spawn_get(&single("a", "completed"), &[]);
     stage.until(|seen| seen.open == 1).await;
     let short = stage.get(&single("a", "completed"), &[("prefer", "wait=1")]).await;
     assert_eq!(short.body, stage.sim.body("a", "queued"));
     stage.until_parked(1).await;
     assert_eq!(stage.sim.open(), 1);
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let long = long.await.unwrap();
     assert_eq!(long.body, stage.sim.body("a", "completed"));
-    assert_eq!(stage.asked(), [single("a", "completed"), single("a", "submitted")]);
+    assert_eq!(stage.upstream_requests(), [single("a", "completed"), single("a", "submitted")]);
 }
 
 #[tokio::test]
 async fn what_another_poll_taught_is_enough_for_a_deadline_while_the_next_rung_is_asked_for() {
-    let stage = Stage::holding(Duration::from_secs(60)).await;
-    stage.sim.put("a", "submitted");
+    let stage = TestGateway::holding(Duration::from_secs(60)).await;
+    stage.sim.set_status("a", "submitted");
     let streaming = stage.spawn_get(&single("a", "streaming"), &[]);
     stage.until(|seen| seen.open == 1).await;
     let completed = stage.spawn_get(&single("a", "completed"), &[("prefer", "wait=3")]);
     stage.until_parked(2).await;
-    stage.sim.put("a", "streaming");
+    stage.sim.set_status("a", "streaming");
     streaming.await.unwrap();
     let completed = completed.await.unwrap();
     assert_eq!(completed.body, stage.sim.body("a", "streaming"));
     assert!(completed.took >= Duration::from_secs(3), "{:?}", completed.took);
-    assert_eq!(stage.asked(), [single("a", "streaming"), single("a", "completed")]);
+    assert_eq!(stage.upstream_requests(), [single("a", "streaming"), single("a", "completed")]);
 }
 
 #[tokio::test]
 async fn at_its_deadline_a_multi_wait_looks_only_for_what_is_not_known() {
-    let stage = Stage::holding(Duration::from_secs(60)).await;
-    stage.sim.put("made", "completed");
-    stage.sim.put("queued", "queued");
+    let stage = TestGateway::holding(Duration::from_secs(60)).await;
+    stage.sim.set_status("made", "completed");
+    stage.sim.set_status("queued", "queued");
     stage.get(&single("made", "completed"), &[]).await;
     let wait = stage.get(&multi(&["queued", "made"], "completed"), &[("prefer", "wait=1")]).await;
     let bodies = [stage.sim.body("queued", "queued"), stage.sim.body("made", "completed")];
@@ -219,5 +219,5 @@ async fn at_its_deadline_a_multi_wait_looks_only_for_what_is_not_known() {
     assert_eq!(wait.field("cache-control"), "no-store");
     let asked =
         [single("made", "completed"), multi(&["queued"], "completed"), multi(&["queued"], "submitted")];
-    assert_eq!(stage.asked(), asked);
+    assert_eq!(stage.upstream_requests(), asked);
 }

@@ -8,12 +8,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::harness::gateway::{Stage, put_all, set_hold, single, within};
+use crate::harness::gateway::{TestGateway, put_all, set_hold, single, within};
 use crate::harness::raw_http::parse;
 
 #[tokio::test]
 async fn five_hundred_parked_waits_are_all_told_the_state_known_within_the_window() {
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
         config.server.drain_timeout = Duration::from_secs(6);
     })
@@ -39,12 +39,16 @@ async fn five_hundred_parked_waits_are_all_told_the_state_known_within_the_windo
     let spread = *times.iter().max().unwrap() - *times.iter().min().unwrap();
     assert!(spread > Duration::from_secs(2), "they are spread over the window, not a herd: {spread:?}");
     // A poll and a look a clip, and on a slow machine another look for who came too late for the first.
-    assert!(stage.asked().len() <= 3 * ids.len(), "no herd of looks: {:?}", stage.asked());
+    assert!(
+        stage.upstream_requests().len() <= 3 * ids.len(),
+        "no herd of looks: {:?}",
+        stage.upstream_requests()
+    );
 }
 
 #[tokio::test]
 async fn a_passed_through_request_gets_the_window_to_end() {
-    let stage = Stage::with(|config, _| config.server.drain_timeout = Duration::from_secs(20)).await;
+    let stage = TestGateway::with(|config, _| config.server.drain_timeout = Duration::from_secs(20)).await;
     let slow = stage.spawn_get("/sim/stream?n=5&every=100ms", &[]);
     stage.until(|seen| seen.count("/sim/stream") == 1).await;
     stage.stop();
@@ -53,7 +57,7 @@ async fn a_passed_through_request_gets_the_window_to_end() {
 
 #[tokio::test]
 async fn a_client_that_has_just_connected_at_the_stop_is_answered_and_told_to_go() {
-    let stage = Stage::with(|config, _| config.server.drain_timeout = Duration::from_secs(60)).await;
+    let stage = TestGateway::with(|config, _| config.server.drain_timeout = Duration::from_secs(60)).await;
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
     stream.write_all(b"GET /sim/echo HTTP/1.1\r\n").await.unwrap();
     stage.stop();

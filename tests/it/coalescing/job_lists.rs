@@ -6,12 +6,12 @@ use std::time::Duration;
 use clipgate::sim::Shape;
 use http::StatusCode;
 
-use crate::harness::gateway::{Stage, all, multi, put_all, set_hold, single};
+use crate::harness::gateway::{TestGateway, all, multi, put_all, set_hold, single};
 
 const LONG: Duration = Duration::from_secs(60);
 
 /// The answer that has these clips, completed, in this order and shape.
-fn holds(stage: &Stage, shape: Shape, ids: &[&str]) -> String {
+fn holds(stage: &TestGateway, shape: Shape, ids: &[&str]) -> String {
     let text = |id: &&str| String::from_utf8(stage.sim.body(id, "completed").to_vec()).expect("it is text");
     let list = || ids.iter().map(text).collect::<Vec<_>>().join(",");
     match shape {
@@ -29,7 +29,7 @@ fn holds(stage: &Stage, shape: Shape, ids: &[&str]) -> String {
 async fn clips_come_in_the_order_asked_for_in_the_upstreams_own_shape() {
     for shape in [Shape::Array, Shape::Object, Shape::Map] {
         for in_order in [true, false] {
-            let stage = Stage::with(|config, options| {
+            let stage = TestGateway::with(|config, options| {
                 set_hold(LONG, config, options);
                 (options.shape, options.in_order) = (shape, in_order);
             })
@@ -49,14 +49,14 @@ async fn clips_come_in_the_order_asked_for_in_the_upstreams_own_shape() {
             let one = stage.get(&single("b", "completed"), &[]).await;
             assert!(one.hit());
             assert_eq!(one.body, stage.sim.body("b", "completed"));
-            assert_eq!(stage.asked(), [multi(&["a", "b", "c"], "completed")]);
+            assert_eq!(stage.upstream_requests(), [multi(&["a", "b", "c"], "completed")]);
         }
     }
 }
 
 #[tokio::test]
 async fn an_answer_that_cannot_be_cut_goes_whole_to_the_waits_on_just_its_clips_and_is_not_kept() {
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
         options.shape = Shape::Summary;
     })
@@ -79,17 +79,17 @@ async fn an_answer_that_cannot_be_cut_goes_whole_to_the_waits_on_just_its_clips_
     // What the others got is no answer to this one, so it asks for its own.
     let three = three.await.unwrap();
     assert!(three.body.starts_with(b"{\"summary\":{\"count\":3,"), "{three:?}");
-    assert_eq!(stage.asked().last(), Some(&multi(&["a", "b", "c"], "completed")));
+    assert_eq!(stage.upstream_requests().last(), Some(&multi(&["a", "b", "c"], "completed")));
 
-    let asked = stage.asked().len();
+    let asked = stage.upstream_requests().len();
     let again = stage.get(&multi(&["a", "b"], "completed"), &[]).await;
     assert!(again.opened() && again.body == answers[0].body, "{again:?}");
-    assert_eq!(stage.asked()[asked..], [multi(&["a", "b"], "completed")]);
+    assert_eq!(stage.upstream_requests()[asked..], [multi(&["a", "b"], "completed")]);
 }
 
 #[tokio::test]
 async fn more_clips_than_one_poll_may_ask_for_are_split_over_several() {
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
         config.wait.max_clips = 14;
     })
@@ -106,7 +106,7 @@ async fn more_clips_than_one_poll_may_ask_for_are_split_over_several() {
     for (ids, answer) in orders.iter().zip(all(waits).await) {
         assert_eq!(answer.body, holds(&stage, Shape::Array, ids));
     }
-    let asked = stage.asked();
+    let asked = stage.upstream_requests();
     let polls: Vec<BTreeSet<&str>> =
         asked.iter().map(|target| ids.iter().copied().filter(|id| target.contains(id)).collect()).collect();
     assert_eq!(polls.len(), 3);
@@ -117,7 +117,7 @@ async fn more_clips_than_one_poll_may_ask_for_are_split_over_several() {
 
 #[tokio::test]
 async fn a_wait_that_is_split_is_refused_as_one() {
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
         config.wait.max_clips = 14;
     })
@@ -134,18 +134,18 @@ async fn a_wait_that_is_split_is_refused_as_one() {
 
 #[tokio::test]
 async fn a_single_wait_gets_no_answer_that_cannot_be_cut() {
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
         options.shape = Shape::Summary;
     })
     .await;
-    stage.sim.put("a", "submitted");
+    stage.sim.set_status("a", "submitted");
     let list = stage.spawn_get(&multi(&["a"], "completed"), &[]);
     stage.until(|seen| seen.open == 1).await;
     let one = stage.spawn_get(&single("a", "completed"), &[]);
     stage.until_parked(2).await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     assert!(list.await.unwrap().body.starts_with(b"{\"summary\":"));
     assert_eq!(one.await.unwrap().body, stage.sim.body("a", "completed"));
-    assert_eq!(stage.asked(), [multi(&["a"], "completed"), single("a", "completed")]);
+    assert_eq!(stage.upstream_requests(), [multi(&["a"], "completed"), single("a", "completed")]);
 }

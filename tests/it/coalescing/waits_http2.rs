@@ -11,12 +11,12 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::harness::gateway::{Stage, single};
+use crate::harness::gateway::{TestGateway, single};
 
 type Streams = SendRequest<Empty<Bytes>>;
 
 /// One connection; it stands as long as the handle.
-async fn connect(stage: &Stage) -> (Streams, AbortOnDropHandle<()>) {
+async fn connect(stage: &TestGateway) -> (Streams, AbortOnDropHandle<()>) {
     let socket = TcpStream::connect(stage.address).await.expect("the gateway listens");
     let io = TokioIo::new(socket);
     let (streams, connection) =
@@ -26,7 +26,7 @@ async fn connect(stage: &Stage) -> (Streams, AbortOnDropHandle<()>) {
 }
 
 /// A wait on a stream of its own. Dropping the handle resets the stream.
-fn wait(stage: &Stage, streams: &Streams) -> AbortOnDropHandle<(StatusCode, Bytes)> {
+fn wait(stage: &TestGateway, streams: &Streams) -> AbortOnDropHandle<(StatusCode, Bytes)> {
     let mut streams = streams.clone();
     let request = Request::get(format!("http://{}{}", stage.address, single("a", "completed")))
         .version(Version::HTTP_2)
@@ -42,8 +42,8 @@ fn wait(stage: &Stage, streams: &Streams) -> AbortOnDropHandle<(StatusCode, Byte
 
 #[tokio::test]
 async fn streams_of_one_connection_hang_up_one_by_one_and_the_others_are_served() {
-    let stage = Stage::holding(Duration::from_secs(60)).await;
-    stage.sim.put("a", "submitted");
+    let stage = TestGateway::holding(Duration::from_secs(60)).await;
+    stage.sim.set_status("a", "submitted");
     let (streams, connection) = connect(&stage).await;
     let opener = wait(&stage, &streams);
     stage.until(|seen| seen.open == 1).await;
@@ -52,19 +52,19 @@ async fn streams_of_one_connection_hang_up_one_by_one_and_the_others_are_served(
     drop(opener);
     drop(waits.pop());
     stage.until_parked(98).await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let body = stage.sim.body("a", "completed");
     for wait in waits {
         assert_eq!(wait.await.unwrap(), (StatusCode::OK, body.clone()));
     }
     assert!(!connection.is_finished());
-    assert_eq!(stage.asked(), [single("a", "completed")]);
+    assert_eq!(stage.upstream_requests(), [single("a", "completed")]);
 }
 
 #[tokio::test]
 async fn when_the_last_stream_is_reset_the_poll_is_cancelled_and_the_connection_stands() {
-    let stage = Stage::holding(Duration::from_secs(60)).await;
-    stage.sim.put("a", "submitted");
+    let stage = TestGateway::holding(Duration::from_secs(60)).await;
+    stage.sim.set_status("a", "submitted");
     let (streams, connection) = connect(&stage).await;
     let waits: Vec<_> = (0..3).map(|_| wait(&stage, &streams)).collect();
     stage.until_parked(3).await;
@@ -72,9 +72,9 @@ async fn when_the_last_stream_is_reset_the_poll_is_cancelled_and_the_connection_
     drop(waits);
     stage.until(|seen| seen.abandoned() == 1).await;
     assert_eq!(stage.sim.requests()[0].end, End::Abandoned);
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let (status, body) = wait(&stage, &streams).await.unwrap();
     assert_eq!((status, body), (StatusCode::OK, stage.sim.body("a", "completed")));
     assert!(!connection.is_finished());
-    assert_eq!(stage.asked().len(), 2);
+    assert_eq!(stage.upstream_requests().len(), 2);
 }

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use crate::harness::admin_client::{Operator, Page};
-use crate::harness::gateway::{Stage, single};
+use crate::harness::gateway::{TestGateway, single};
 
 pub(crate) fn deploy(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name)
@@ -43,9 +43,9 @@ fn promtool(args: &[&str], input: &str) -> String {
 
 /// The page of a gateway that has seen something of all.
 async fn page() -> Page {
-    let mut stage = Stage::new().await;
+    let mut stage = TestGateway::new().await;
     let operator = Operator::of(&mut stage).await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     for target in [single("a", "completed"), single("a", "completed"), "/x".to_owned(), single("", "queued")]
     {
         stage.get(&target, &[]).await;

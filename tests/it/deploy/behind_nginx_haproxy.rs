@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::deploy::alerts_and_dashboards::read;
-use crate::harness::process::{Gateway, Ground, clip, soon};
+use crate::harness::process::{Gateway, TestEnv, clip, within_timeout};
 
 /// How much faster than in life all goes.
 const FASTER: u32 = 30;
@@ -75,7 +75,7 @@ fn put(text: &mut String, from: &str, to: &str) {
 
 /// A proxy before a gateway before a simulated upstream.
 struct Front {
-    ground: Ground,
+    ground: TestEnv,
     gateway: Gateway,
     /// An address of its own, so that no other test's port is in the way.
     host: String,
@@ -89,7 +89,7 @@ impl Front {
 
     /// Like `new`, with these variables in the gateway's environment.
     async fn with(kind: Kind, example: &str, env: &[(&str, &str)]) -> Self {
-        let ground = Ground::new().await;
+        let ground = TestEnv::new().await;
         ground.configure("trusted_proxies = [\"127.0.0.1\"]\n[wait]\ntimeout = \"4s\"\nlinger = \"50ms\"");
         let mut command = ground.command();
         command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0").env("CLIPGATE__UPSTREAM__POLL_TIMEOUT", "4s");
@@ -108,7 +108,7 @@ impl Front {
             Kind::Haproxy => haproxy(&ground, text, &host, admin),
         };
         let mut front = Self { ground, gateway, host, proxy };
-        soon("the proxy to listen, and to know that the gateway is there", front.listens()).await;
+        within_timeout("the proxy to listen, and to know that the gateway is there", front.listens()).await;
         front
     }
 
@@ -145,7 +145,7 @@ impl Front {
 }
 
 /// Writes a certificate, its key, and both in one file.
-fn certify(ground: &Ground) {
+fn certify(ground: &TestEnv) {
     let made = rcgen::generate_simple_self_signed(["clips.example".to_owned()]).unwrap();
     let (cert, key) = (made.cert.pem(), made.signing_key.serialize_pem());
     std::fs::write(ground.path("cert.pem"), &cert).unwrap();
@@ -153,7 +153,7 @@ fn certify(ground: &Ground) {
     std::fs::write(ground.path("both.pem"), cert + &key).unwrap();
 }
 
-fn nginx(ground: &Ground, mut text: String, host: &str) -> Child {
+fn nginx(ground: &TestEnv, mut text: String, host: &str) -> Child {
     let dir = ground.dir.path().display();
     put(&mut text, "listen 443 ", &format!("listen {host}:8443 "));
     put(&mut text, "/etc/ssl/clips.example/fullchain.pem", &format!("{dir}/cert.pem"));
@@ -170,7 +170,7 @@ fn nginx(ground: &Ground, mut text: String, host: &str) -> Child {
     start(ground, "nginx", &["-e", "stderr", "-p", &dir.to_string(), "-c", path.to_str().unwrap()])
 }
 
-fn haproxy(ground: &Ground, mut text: String, host: &str, admin_port: &str) -> Child {
+fn haproxy(ground: &TestEnv, mut text: String, host: &str, admin_port: &str) -> Child {
     put(&mut text, "bind :443 ", &format!("bind {host}:8443 "));
     put(&mut text, "/etc/haproxy/clips.example.pem", ground.path("both.pem").to_str().unwrap());
     put(&mut text, "port 9090", &format!("port {admin_port}"));
@@ -180,7 +180,7 @@ fn haproxy(ground: &Ground, mut text: String, host: &str, admin_port: &str) -> C
     start(ground, "haproxy", &["-db", "-f", path.to_str().unwrap()])
 }
 
-fn start(ground: &Ground, program: &str, args: &[&str]) -> Child {
+fn start(ground: &TestEnv, program: &str, args: &[&str]) -> Child {
     // Where Debian has them, which is not in everybody's PATH.
     let places = std::env::var("PATH").unwrap_or_default() + ":/usr/local/sbin:/usr/sbin:/sbin";
     let found = std::env::split_paths(&places).map(|dir| dir.join(program)).find(|path| path.is_file());
@@ -202,14 +202,15 @@ async fn event(lines: &mut Lines<BufReader<ChildStdout>>) -> String {
             }
         }
     };
-    soon("an event", next).await
+    within_timeout("an event", next).await
 }
 
 async fn waited(front: &Front) -> (String, String, Duration) {
-    front.ground.sim.put("a", "streaming");
+    front.ground.sim.set_status("a", "streaming");
     let since = clock::now();
-    let output =
-        soon("the wait", front.curl(&clip("a")).args(["-w", "\n%{http_code}"]).output()).await.unwrap();
+    let output = within_timeout("the wait", front.curl(&clip("a")).args(["-w", "\n%{http_code}"]).output())
+        .await
+        .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let (body, status) = text.rsplit_once('\n').unwrap();
     (status.to_owned(), body.to_owned(), clock::now() - since)
@@ -239,12 +240,12 @@ async fn events_come_through_as_they_happen() {
     for kind in Kind::ALL {
         let front = Front::new(kind, &kind.example()).await;
         let sim = &front.ground.sim;
-        sim.put("a", "submitted");
+        sim.set_status("a", "submitted");
         let mut client = front.curl(&clip("a")).args(["-H", "Accept: text/event-stream"]).spawn().unwrap();
         let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
         for next in ["queued", "streaming", "completed"] {
             assert_eq!(event(&mut lines).await, "status", "{kind:?}");
-            sim.put("a", next);
+            sim.set_status("a", next);
         }
         assert_eq!(event(&mut lines).await, "status", "{kind:?}");
         assert_eq!(event(&mut lines).await, "done", "{kind:?}");
@@ -255,12 +256,12 @@ async fn events_come_through_as_they_happen() {
 async fn who_hangs_up_is_gone_and_who_lies_about_himself_is_not_believed() {
     for kind in Kind::ALL {
         let mut front = Front::new(kind, &kind.example()).await;
-        front.ground.sim.put("a", "streaming");
+        front.ground.sim.set_status("a", "streaming");
         let mut client = front.curl(&clip("a")).args(LIES).spawn().unwrap();
-        front.ground.sim.until(|seen| seen.open == 1).await;
+        front.ground.sim.wait_until(|seen| seen.open == 1).await;
         client.kill().await.unwrap();
         // Left alone the poll is held for as long as the upstream holds, twice this time.
-        soon("the poll to end", front.ground.sim.until(|seen| seen.open == 0)).await;
+        within_timeout("the poll to end", front.ground.sim.wait_until(|seen| seen.open == 0)).await;
         let line = front.gateway.logged("outcome=left").await;
         assert!(line.contains("client.address=127.0.0.9 "), "{kind:?}: {line}");
         assert!(line.contains("network.peer.address=127.0.0.1 "), "{kind:?}: {line}");
@@ -282,7 +283,7 @@ async fn a_sidecar_behind_the_examples_answers_under_the_name_that_they_say_is_t
         assert_eq!(unlisted.status("/up").await, "421", "{kind:?} passes the name on");
         let listed = ("CLIPGATE__SERVER__ALLOWED_HOSTS", names_to_list(&example));
         let front = Front::with(kind, &example, &[&sidecar[..], &[listed]].concat()).await;
-        front.ground.sim.put("a", "complete");
+        front.ground.sim.set_status("a", "complete");
         assert_eq!(front.status(&clip("a")).await, "200", "{kind:?}");
     }
     assert_eq!(names_to_list(&read("proxies/envoy.yaml")), names_to_list(&Kind::Nginx.example()));

@@ -10,7 +10,7 @@ use http::{Request, Response};
 use http_body_util::Empty;
 use serde_json::Value;
 
-use crate::harness::gateway::Stage;
+use crate::harness::gateway::TestGateway;
 use crate::harness::process::Client;
 
 /// The admin listener of a gateway.
@@ -22,7 +22,7 @@ pub(crate) struct Operator {
 
 impl Operator {
     /// Opens the stage's.
-    pub(crate) async fn of(stage: &mut Stage) -> Self {
+    pub(crate) async fn of(stage: &mut TestGateway) -> Self {
         let readiness = Readiness::default();
         readiness.ready();
         let admin = stage.open_admin(&readiness).await;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-use crate::harness::process::soon;
+use crate::harness::process::within_timeout;
 
 /// Headless Chromium with one page. It is killed when it is dropped.
 pub(crate) struct Browser {
@@ -118,7 +118,7 @@ impl Browser {
     async fn ask(&mut self, command: Value) -> Value {
         let line = format!("{command}\n");
         self.to.write_all(line.as_bytes()).await.expect("the driver reads");
-        let answer = soon("the browser", self.from.next_line()).await.unwrap();
+        let answer = within_timeout("the browser", self.from.next_line()).await.unwrap();
         let answer = answer.unwrap_or_else(|| panic!("the driver ended at {command}"));
         let mut answer: Value = serde_json::from_str(&answer).unwrap();
         if let Some(error) = answer["error"].as_str() {

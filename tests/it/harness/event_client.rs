@@ -9,7 +9,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::harness::gateway::{Stage, within};
+use crate::harness::gateway::{TestGateway, within};
 
 /// Nothing here takes so long, on however busy a machine.
 const PATIENCE: u64 = 30;
@@ -36,7 +36,7 @@ pub(crate) struct Event {
 
 impl Events {
     /// Opens one, with `Authorization: Bearer demo` if no other is given.
-    pub(crate) async fn open(stage: &Stage, target: &str, fields: &[(&str, &str)]) -> Self {
+    pub(crate) async fn open(stage: &TestGateway, target: &str, fields: &[(&str, &str)]) -> Self {
         let socket = TcpStream::connect(stage.address).await.unwrap();
         let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await.unwrap();
         let connection = AbortOnDropHandle::new(tokio::spawn(async { drop(connection.await) }));

@@ -11,8 +11,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use clipgate::sim::{Observed, Options, Sim};
-use clipgate::testing::admin::{Admin, Readiness, Subject};
+use clipgate::sim::{Observation, Options, Sim};
+use clipgate::testing::admin::{Admin, AdminContext, Readiness};
 use clipgate::testing::clock;
 use clipgate::testing::config::{self, Config, Listen};
 use clipgate::testing::gateway::Gateway;
@@ -37,7 +37,7 @@ const PATIENCE: u64 = 30;
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// A gateway before a simulated upstream.
-pub(crate) struct Stage {
+pub(crate) struct TestGateway {
     /// The upstream.
     pub(crate) sim: Sim,
     /// Where the gateway listens.
@@ -65,7 +65,7 @@ pub(crate) struct Answer {
     pub(crate) took: Duration,
 }
 
-impl Stage {
+impl TestGateway {
     /// The upstream holds polls for 2 s, waits wait for 2 s, polls linger for 200 ms; live states are not kept
     /// and limits are far away.
     pub(crate) async fn new() -> Self {
@@ -180,7 +180,7 @@ impl Stage {
 
     /// Opens the operator's side, on a port of its own.
     pub(crate) async fn open_admin(&mut self, readiness: &Readiness) -> Admin {
-        let subject = Subject {
+        let subject = AdminContext {
             gateway: self.gateway.clone(),
             registry: self.registry.take().expect("it is opened once"),
             readiness: readiness.clone(),
@@ -217,9 +217,9 @@ impl Stage {
     }
 
     /// Comes back when this holds at the upstream; [`Sim::until`] with a limit.
-    pub(crate) async fn until(&self, what: impl FnMut(&Observed) -> bool) {
-        let came = tokio::time::timeout(Duration::from_secs(PATIENCE), self.sim.until(what)).await;
-        assert!(came.is_ok(), "it did not come about within {PATIENCE} s: {:#?}", self.asked());
+    pub(crate) async fn until(&self, what: impl FnMut(&Observation) -> bool) {
+        let came = tokio::time::timeout(Duration::from_secs(PATIENCE), self.sim.wait_until(what)).await;
+        assert!(came.is_ok(), "it did not come about within {PATIENCE} s: {:#?}", self.upstream_requests());
     }
 
     /// Comes back when so many waits are parked.
@@ -234,13 +234,13 @@ impl Stage {
     }
 
     /// The targets that the upstream was asked for so far, in order.
-    pub(crate) fn asked(&self) -> Vec<String> {
+    pub(crate) fn upstream_requests(&self) -> Vec<String> {
         self.sim.requests().iter().map(|seen| seen.target.to_string()).collect()
     }
 
     /// How many requests the upstream has seen with this status so far.
     pub(crate) fn asked_until(&self, status: &str) -> usize {
-        self.asked().iter().filter(|target| target.ends_with(&format!("status={status}"))).count()
+        self.upstream_requests().iter().filter(|target| target.ends_with(&format!("status={status}"))).count()
     }
 }
 
@@ -325,8 +325,8 @@ pub(crate) async fn all(handles: Vec<AbortOnDropHandle<Answer>>) -> Vec<Answer> 
 }
 
 /// Moves clips to this status now.
-pub(crate) fn put_all(stage: &Stage, ids: &[&str], status: &str) {
+pub(crate) fn put_all(stage: &TestGateway, ids: &[&str], status: &str) {
     for id in ids {
-        stage.sim.put(id, status);
+        stage.sim.set_status(id, status);
     }
 }

@@ -19,18 +19,18 @@ use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// In time, or the test fails.
-pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn within_timeout<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what}: waited too long"))
 }
 
 /// Where a gateway is to be started: a directory for its files, and what its upstream is.
-pub(crate) struct Ground {
+pub(crate) struct TestEnv {
     pub(crate) dir: TempDir,
     pub(crate) sim: Sim,
     upstream: SocketAddr,
 }
 
-impl Ground {
+impl TestEnv {
     pub(crate) async fn new() -> Self {
         Self::before(Options::default()).await
     }
@@ -112,7 +112,7 @@ impl Gateway {
 
     /// What the next ready line says it listens on.
     pub(crate) async fn listens_on(&mut self) -> String {
-        match soon("a ready line", self.out.next_line()).await.unwrap() {
+        match within_timeout("a ready line", self.out.next_line()).await.unwrap() {
             Some(line) => line.strip_prefix("clipgate listening on ").expect("a ready line").to_owned(),
             None => panic!("it ended without a ready line: {:?}", self.rest_of_log().await),
         }
@@ -120,7 +120,7 @@ impl Gateway {
 
     /// The next line of stdout.
     pub(crate) async fn line(&mut self) -> String {
-        soon("a line", self.out.next_line()).await.unwrap().expect("it goes on")
+        within_timeout("a line", self.out.next_line()).await.unwrap().expect("it goes on")
     }
 
     pub(crate) async fn address(&mut self) -> SocketAddr {
@@ -130,7 +130,7 @@ impl Gateway {
     /// Reads the log up to a line with this in it.
     pub(crate) async fn logged(&mut self, what: &str) -> String {
         let mut seen = Vec::new();
-        while let Some(line) = soon(what, self.err.next_line()).await.unwrap() {
+        while let Some(line) = within_timeout(what, self.err.next_line()).await.unwrap() {
             if line.contains(what) {
                 return line;
             }
@@ -142,7 +142,7 @@ impl Gateway {
     /// The lines that are still to come.
     pub(crate) async fn rest_of_log(&mut self) -> Vec<String> {
         let mut lines = Vec::new();
-        while let Some(line) = soon("the end of the log", self.err.next_line()).await.unwrap() {
+        while let Some(line) = within_timeout("the end of the log", self.err.next_line()).await.unwrap() {
             lines.push(line);
         }
         lines
@@ -168,7 +168,7 @@ impl Gateway {
     }
 
     pub(crate) async fn ended(&mut self) -> ExitStatus {
-        soon("the end of the process", self.child.wait()).await.unwrap()
+        within_timeout("the end of the process", self.child.wait()).await.unwrap()
     }
 }
 
@@ -205,7 +205,7 @@ impl Client {
             let (head, body) = answer.into_parts();
             Ok(Response::from_parts(head, body.collect().await?.to_bytes()))
         };
-        soon("an answer", answer).await
+        within_timeout("an answer", answer).await
     }
 
     pub(crate) async fn get(&mut self, target: &str, fields: &[(&str, &str)]) -> Response<Bytes> {
@@ -228,7 +228,7 @@ impl Client {
                 }
             }
         };
-        soon("the connection to be closed", closed).await;
+        within_timeout("the connection to be closed", closed).await;
     }
 }
 

@@ -8,7 +8,7 @@ use http_body_util::Full;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::harness::gateway::{Answer, Stage, within};
+use crate::harness::gateway::{Answer, TestGateway, within};
 
 /// The path that tells one clip's state, and takes orders for new ones.
 pub(crate) const CLIP: &str = "/v2/generate/audio/suno-ai/clip";
@@ -97,6 +97,6 @@ pub(crate) fn assert_refusal(answer: &Answer, status: u16, reason: &str) -> Stri
 }
 
 /// How many requests the upstream has seen.
-pub(crate) fn calls(stage: &Stage) -> usize {
+pub(crate) fn calls(stage: &TestGateway) -> usize {
     stage.sim.requests().len()
 }

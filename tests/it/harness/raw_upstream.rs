@@ -15,7 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::harness::gateway::within;
 
 /// Takes any number of connections and answers the first request on each in the same way, be it what it may.
-pub(crate) struct Rogue {
+pub(crate) struct RawUpstream {
     pub(crate) url: Uri,
     counts: Arc<Counts>,
     _task: AbortOnDropHandle<()>,
@@ -45,7 +45,7 @@ pub(crate) enum Then {
     Endless(Bytes),
 }
 
-impl Rogue {
+impl RawUpstream {
     /// `head` is written as it is; nothing at all is no answer.
     pub(crate) async fn start(head: &str, then: Then) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

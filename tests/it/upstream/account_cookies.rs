@@ -6,7 +6,7 @@ use clipgate::testing::secret::Secret;
 use http::Uri;
 
 use crate::clients::team;
-use crate::harness::gateway::{Stage, single};
+use crate::harness::gateway::{TestGateway, single};
 use crate::harness::raw_http::raw;
 use crate::harness::scripted_upstream::Scripted;
 
@@ -17,14 +17,14 @@ fn modes() -> [Auth; 3] {
     [Auth::Passthrough, Auth::Sidecar, team]
 }
 
-async fn stage(auth: Auth, upstream: &Uri) -> Stage {
+async fn stage(auth: Auth, upstream: &Uri) -> TestGateway {
     let url = upstream.clone();
     let configure = |config: &mut Config, _: &mut Options| {
         config.auth = auth;
         config.upstream.api_key = Some(Secret::new("sk-account"));
         config.upstream.base_url = url;
     };
-    Stage::without_upstream(configure).await
+    TestGateway::without_upstream(configure).await
 }
 
 fn head(line: &str, fields: &str) -> String {

@@ -8,11 +8,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::clients::hostile_clients_http1::besieged;
-use crate::harness::gateway::{Stage, set_hold, single, within};
-use crate::harness::process::Ground;
+use crate::clients::hostile_clients_http1::while_under_attack;
+use crate::harness::gateway::{TestGateway, set_hold, single, within};
+use crate::harness::process::TestEnv;
 use crate::harness::raw_http::assert_refusal;
-use crate::harness::raw_upstream::{Rogue, Then};
+use crate::harness::raw_upstream::{RawUpstream, Then};
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n";
 const CHUNKED: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
@@ -25,8 +25,8 @@ const CLIP: &str = "{\"id\":\"a\",\"status\":\"complete\",\"x\":";
 const LIMIT: Duration = Duration::from_secs(2);
 
 /// A gateway before this upstream: the upstream holds polls for a second, and each is tried twice.
-async fn before(rogue: &Rogue) -> Stage {
-    Stage::without_upstream(|config, options| {
+async fn before(rogue: &RawUpstream) -> TestGateway {
+    TestGateway::without_upstream(|config, options| {
         set_hold(Duration::from_secs(1), config, options);
         config.upstream.base_url = rogue.url.clone();
         config.upstream.connect_timeout = Duration::from_secs(1);
@@ -67,10 +67,10 @@ async fn an_answer_that_is_no_http_is_502() {
     ];
     let mut count = 0;
     for (name, head, then) in rows {
-        let rogue = Rogue::start(&head, then).await;
+        let rogue = RawUpstream::start(&head, then).await;
         let stage = before(&rogue).await;
-        let waited = besieged(&stage, name, stage.get(&single("a", "completed"), &[])).await;
-        let passed = besieged(&stage, name, stage.get("/other", &[])).await;
+        let waited = while_under_attack(&stage, name, stage.get(&single("a", "completed"), &[])).await;
+        let passed = while_under_attack(&stage, name, stage.get("/other", &[])).await;
         let (of_wait, of_passed, asked) = match name {
             "a switch unasked" => ("garbled", "bad-answer", 3),
             _ => ("unreachable", "broke", 2),
@@ -109,9 +109,9 @@ async fn a_wait_whose_answer_has_no_end_or_breaks_is_502_and_little_is_read_of_i
     ];
     let mut count = 0;
     for (name, head, then, reason) in rows {
-        let rogue = Rogue::start(&head, then).await;
+        let rogue = RawUpstream::start(&head, then).await;
         let stage = before(&rogue).await;
-        let answer = besieged(&stage, name, stage.get(&single("a", "completed"), &[])).await;
+        let answer = while_under_attack(&stage, name, stage.get(&single("a", "completed"), &[])).await;
         assert_refusal(&answer, 502, reason);
         // 8 MiB an attempt, and what is on its way.
         let attempts = if reason == "garbled" { 2 } else { 1 };
@@ -129,9 +129,9 @@ async fn a_wait_whose_answer_has_no_end_or_breaks_is_502_and_little_is_read_of_i
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn json_that_breaks_off_arrives_as_it_is() {
     let body = format!("{CLIP}{}", "[".repeat(100_000));
-    let rogue = Rogue::start(&format!("{OK}\r\n"), Then::Bytes(body.clone().into())).await;
+    let rogue = RawUpstream::start(&format!("{OK}\r\n"), Then::Bytes(body.clone().into())).await;
     let stage = before(&rogue).await;
-    let answer = besieged(&stage, "depth", stage.get(&single("a", "completed"), &[])).await;
+    let answer = while_under_attack(&stage, "depth", stage.get(&single("a", "completed"), &[])).await;
     assert!(answer.status == 200 && answer.body == body, "{}", answer.status);
     assert_eq!(rogue.asked(), 2);
 }
@@ -140,10 +140,10 @@ async fn json_that_breaks_off_arrives_as_it_is() {
 async fn json_of_any_depth_arrives_as_it_is() {
     for (open, close) in [("[", "]"), ("{\"id\":", "}"), ("[{\"status\":", "}]")] {
         let body = format!("{CLIP}{}1{}}}", open.repeat(100_000), close.repeat(100_000));
-        let rogue = Rogue::start(&format!("{OK}\r\n"), Then::Bytes(body.clone().into())).await;
+        let rogue = RawUpstream::start(&format!("{OK}\r\n"), Then::Bytes(body.clone().into())).await;
         let stage = before(&rogue).await;
         for _ in 0..2 {
-            let answer = besieged(&stage, "depth", stage.get(&single("a", "completed"), &[])).await;
+            let answer = while_under_attack(&stage, "depth", stage.get(&single("a", "completed"), &[])).await;
             assert_eq!(answer.status, 200);
             assert!(answer.body == body);
         }
@@ -163,15 +163,15 @@ async fn an_upstream_that_never_answers_is_504_after_its_limit() {
     let mut cases = JoinSet::new();
     for (name, head, then) in rows {
         cases.spawn(async move {
-            let rogue = Rogue::start(&head, then).await;
+            let rogue = RawUpstream::start(&head, then).await;
             let stage = before(&rogue).await;
-            let answer = besieged(&stage, name, stage.get(&single("a", "completed"), &[])).await;
+            let answer = while_under_attack(&stage, name, stage.get(&single("a", "completed"), &[])).await;
             assert_refusal(&answer, 504, "overdue");
             assert!(answer.took >= LIMIT, "{name}: {:?}", answer.took);
             assert!(rogue.asked() <= 4, "{name}: two tries, two looks at the deadline: {}", rogue.asked());
             // What has a head streams, for as long as it likes.
             if !head.contains("\r\n\r\n") {
-                let answer = besieged(&stage, name, stage.get("/other", &[])).await;
+                let answer = while_under_attack(&stage, name, stage.get("/other", &[])).await;
                 assert_refusal(&answer, 504, "overdue");
                 assert!(answer.took >= LIMIT, "{name}: {:?}", answer.took);
             }
@@ -184,10 +184,10 @@ async fn an_upstream_that_never_answers_is_504_after_its_limit() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn interim_responses_without_end_are_502_at_once() {
     for interim in ["HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n"] {
-        let rogue = Rogue::start("", Then::Endless(interim.repeat(10).into())).await;
+        let rogue = RawUpstream::start("", Then::Endless(interim.repeat(10).into())).await;
         let stage = before(&rogue).await;
         for target in [single("a", "completed"), "/other".to_owned()] {
-            let answer = besieged(&stage, interim, stage.get(&target, &[])).await;
+            let answer = while_under_attack(&stage, interim, stage.get(&target, &[])).await;
             assert_refusal(&answer, 502, "garbled");
         }
     }
@@ -197,7 +197,7 @@ async fn interim_responses_without_end_are_502_at_once() {
 async fn an_answer_that_nobody_asked_for_is_nobodys() {
     let two =
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\npoison";
-    let rogue = Rogue::start(two, Then::Silence).await;
+    let rogue = RawUpstream::start(two, Then::Silence).await;
     let stage = before(&rogue).await;
     for asked in 1..=20 {
         let answer = stage.get("/other", &[]).await;
@@ -209,7 +209,7 @@ async fn an_answer_that_nobody_asked_for_is_nobodys() {
 async fn a_gateway_that_is_its_own_upstream_says_508() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let stage = Stage::without_upstream(|config, options| {
+    let stage = TestGateway::without_upstream(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
         config.upstream.base_url = url.parse().unwrap();
         config.upstream.retries = 1;
@@ -239,8 +239,8 @@ const MORE: u64 = 40_000;
 #[tokio::test]
 async fn a_body_without_end_streams_and_memory_stays_what_it_was() {
     let chunk = [b"10000\r\n", &[b'x'; 0x10000][..], b"\r\n"].concat();
-    let rogue = Rogue::start(CHUNKED, Then::Endless(chunk.into())).await;
-    let ground = Ground::new().await;
+    let rogue = RawUpstream::start(CHUNKED, Then::Endless(chunk.into())).await;
+    let ground = TestEnv::new().await;
     ground.configure("");
     let mut command = ground.command();
     command.env("CLIPGATE__UPSTREAM__BASE_URL", rogue.url.to_string());

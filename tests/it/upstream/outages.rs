@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clipgate::sim::{ErrorBody, Fault, Observed, On, Options};
+use clipgate::sim::{ErrorBody, Fault, FaultTarget, Observation, Options};
 use clipgate::testing::config::Config;
 use http::StatusCode;
 use serde_json::Value;
@@ -19,8 +19,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::harness::admin_client::Operator;
-use crate::harness::gateway::{Answer, Stage, all, multi, put_all, set_hold, single, within};
-use crate::harness::process::{Client, Gateway, Ground, clip, soon};
+use crate::harness::gateway::{Answer, TestGateway, all, multi, put_all, set_hold, single, within};
+use crate::harness::process::{Client, Gateway, TestEnv, clip, within_timeout};
 use crate::harness::raw_http::field;
 
 pub(crate) const MINUTE: Duration = Duration::from_secs(60);
@@ -29,13 +29,13 @@ const HOUR: Duration = Duration::from_secs(3600);
 const OTHER: &[(&str, &str)] = &[("authorization", "Bearer other")];
 
 /// A stage whose upstream holds polls for a minute and has answered once.
-pub(crate) async fn proven(configure: impl FnOnce(&mut Config, &mut Options)) -> Stage {
-    let stage = Stage::with(|config, options| {
+pub(crate) async fn proven(configure: impl FnOnce(&mut Config, &mut Options)) -> TestGateway {
+    let stage = TestGateway::with(|config, options| {
         set_hold(MINUTE, config, options);
         configure(config, options);
     })
     .await;
-    stage.sim.put("kept", "completed");
+    stage.sim.set_status("kept", "completed");
     assert_eq!(stage.get(&single("kept", "completed"), &[]).await.status, StatusCode::OK);
     stage
 }
@@ -45,12 +45,12 @@ fn names(count: usize) -> Vec<String> {
 }
 
 /// One wait on each of these jobs.
-fn wait_for(stage: &Stage, ids: &[&str]) -> Vec<AbortOnDropHandle<Answer>> {
+fn wait_for(stage: &TestGateway, ids: &[&str]) -> Vec<AbortOnDropHandle<Answer>> {
     ids.iter().map(|id| stage.spawn_get(&single(id, "completed"), &[])).collect()
 }
 
 /// Completes the jobs; each wait is told so.
-async fn are_told(stage: &Stage, ids: &[&str], waits: Vec<AbortOnDropHandle<Answer>>) {
+async fn are_told(stage: &TestGateway, ids: &[&str], waits: Vec<AbortOnDropHandle<Answer>>) {
     put_all(stage, ids, "completed");
     for (id, answer) in ids.iter().zip(all(waits).await) {
         assert_eq!(answer.status, StatusCode::OK, "{id}: {answer:?}");
@@ -64,7 +64,7 @@ async fn a_reset_of_all_connections_is_survived(count: usize) {
     let ids = names(count);
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     put_all(&stage, &ids, "submitted");
-    stage.sim.put("new", "completed");
+    stage.sim.set_status("new", "completed");
     let waits = wait_for(&stage, &ids);
     stage.until(|seen| seen.open == count).await;
     stage.sim.reset_connections();
@@ -90,7 +90,7 @@ async fn twenty_held_polls_that_are_reset_at_one_moment_are_all_repeated() {
 /// Row 1.2: on one HTTP/2 connection over TLS.
 #[tokio::test]
 async fn twenty_polls_on_one_connection_that_is_lost_are_all_repeated() {
-    let ground = Ground::before(Options { hold: MINUTE, ..Options::default() }).await;
+    let ground = TestEnv::before(Options { hold: MINUTE, ..Options::default() }).await;
     let edge = Edge::before(&ground).await;
     ground.configure("");
     let text = std::fs::read_to_string(ground.path("config.toml")).unwrap();
@@ -108,17 +108,21 @@ async fn twenty_polls_on_one_connection_that_is_lost_are_all_repeated() {
         ))
     };
 
-    ground.sim.put("kept", "completed");
+    ground.sim.set_status("kept", "completed");
     assert_eq!(get("kept").await.unwrap().status(), 200);
     let ids = names(20);
-    ids.iter().for_each(|id| ground.sim.put(id, "submitted"));
+    ids.iter().for_each(|id| ground.sim.set_status(id, "submitted"));
     let waits: Vec<_> = ids.iter().map(|id| get(id)).collect();
-    soon("twenty polls", ground.sim.until(|seen| seen.open == 20)).await;
+    within_timeout("twenty polls", ground.sim.wait_until(|seen| seen.open == 20)).await;
     assert_eq!(ground.sim.observed().connections, 1);
 
     ground.sim.reset_connections();
-    soon("each poll again", ground.sim.until(|seen| seen.open == 20 && seen.requests.len() == 41)).await;
-    ids.iter().for_each(|id| ground.sim.put(id, "completed"));
+    within_timeout(
+        "each poll again",
+        ground.sim.wait_until(|seen| seen.open == 20 && seen.requests.len() == 41),
+    )
+    .await;
+    ids.iter().for_each(|id| ground.sim.set_status(id, "completed"));
     for (id, wait) in ids.iter().zip(waits) {
         let answer = wait.await.unwrap();
         assert_eq!(answer.status(), 200, "{id}: {answer:?}");
@@ -135,7 +139,7 @@ struct Edge {
 
 impl Edge {
     /// Puts its certificate into the ground's directory, as `edge.pem`.
-    async fn before(ground: &Ground) -> Self {
+    async fn before(ground: &TestEnv) -> Self {
         let rcgen::CertifiedKey { cert, signing_key } =
             rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         std::fs::write(ground.path("edge.pem"), cert.pem()).unwrap();
@@ -174,7 +178,7 @@ async fn an_absence_is_survived(away: Duration, count: usize) {
     let ids = names(count);
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     put_all(&stage, &ids, "submitted");
-    stage.sim.put("new", "completed");
+    stage.sim.set_status("new", "completed");
     let waits = wait_for(&stage, &ids);
     stage.until(|seen| seen.open == count).await;
     stage.lower_upstream().await;
@@ -215,7 +219,7 @@ async fn one_wait_alone_is_held_while_the_upstream_is_away_for_five_seconds() {
 async fn a_wait_that_comes_while_the_upstream_is_away_is_held_as_well() {
     let mut stage = proven(|_, _| {}).await;
     stage.lower_upstream().await;
-    stage.sim.put("a", "completed");
+    stage.sim.set_status("a", "completed");
     let wait = stage.spawn_get(&single("a", "completed"), &[]);
     stage.until_parked(1).await;
     tokio::time::sleep(Duration::from_secs(2)).await; // so long it is away
@@ -238,7 +242,7 @@ async fn a_newcomer_is_asked_for_at_once_though_the_breaker_is_open_and_frees_al
     stage.lower_upstream().await;
     until_retries_are_held_back(&operator).await;
     stage.raise_upstream();
-    stage.sim.put("new", "completed");
+    stage.sim.set_status("new", "completed");
     let newcomer = stage.get(&single("new", "completed"), OTHER).await;
     assert_eq!(newcomer.body, stage.sim.body("new", "completed"));
     stage.until(|seen| seen.open == 2).await;
@@ -259,9 +263,9 @@ async fn a_job_that_always_fails_harms_no_other_key() {
     })
     .await;
     let good: Vec<String> = (0..14).map(|n| format!("good-{n}")).collect();
-    good.iter().for_each(|id| stage.sim.put(id, "completed"));
-    stage.sim.put("bad", "submitted");
-    stage.sim.fault(On::Clip("bad".to_owned()), Fault::status(500), u32::MAX);
+    good.iter().for_each(|id| stage.sim.set_status(id, "completed"));
+    stage.sim.set_status("bad", "submitted");
+    stage.sim.fault(FaultTarget::Clip("bad".to_owned()), Fault::status(500), u32::MAX);
     let bad = single("bad", "completed");
     let told = RefCell::new(Vec::new());
     let again = async {
@@ -273,7 +277,7 @@ async fn a_job_that_always_fails_harms_no_other_key() {
     let others = async {
         for (n, id) in good.iter().enumerate() {
             // Before each of them the bad job fails twice.
-            let failed = |seen: &Observed| seen.requests.iter().filter(|seen| *seen.target == bad).count();
+            let failed = |seen: &Observation| seen.requests.iter().filter(|seen| *seen.target == bad).count();
             stage.until(|seen| failed(seen) > 2 * n + 2).await;
             let answer = stage.get(&single(id, "completed"), OTHER).await;
             assert_eq!(answer.body, stage.sim.body(id, "completed"), "{id}: {answer:?}");
@@ -299,12 +303,12 @@ async fn a_job_that_always_fails_harms_no_other_key() {
 async fn a_stop_while_the_upstream_fails_tells_a_wait_the_state_that_was_seen() {
     let is_told = async |fault: Fault| {
         let stage = proven(|config, _| config.server.drain_timeout = Duration::from_secs(4)).await;
-        stage.sim.put("a", "queued");
+        stage.sim.set_status("a", "queued");
         let wait = stage.spawn_get(&single("a", "completed"), &[]);
         stage.until(|seen| seen.open == 1).await;
         let seen = stage.get(&single("a", ""), &[]).await;
         assert_eq!(seen.body, stage.sim.body("a", "queued"));
-        stage.sim.fault(On::Polls, fault.clone(), u32::MAX);
+        stage.sim.fault(FaultTarget::Polls, fault.clone(), u32::MAX);
         stage.sim.reset_connections();
         stage.until(|seen| seen.requests.len() > 3).await;
         stage.stop();
@@ -320,19 +324,20 @@ async fn a_stop_while_the_upstream_fails_tells_a_wait_the_state_that_was_seen() 
 async fn an_edge_that_cuts_each_poll_after_a_while_is_asked_until_the_waits_own_time_is_over() {
     let held = Duration::from_millis(1500);
     let stage = proven(|config, _| config.upstream.retries = 1).await;
-    stage.sim.put("a", "queued");
+    stage.sim.set_status("a", "queued");
     let cut = Fault::Status {
         status: StatusCode::GATEWAY_TIMEOUT,
         retry_after: None,
         body: ErrorBody::Html,
         after: held,
     };
-    stage.sim.fault(On::Path(single("a", "completed")), cut, u32::MAX);
+    stage.sim.fault(FaultTarget::Path(single("a", "completed")), cut, u32::MAX);
     let answer = stage.get(&single("a", "completed"), &[("prefer", "wait=7")]).await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     assert_eq!(answer.body, stage.sim.body("a", "queued"));
     assert!(answer.took >= Duration::from_secs(7), "{:?}", answer.took);
-    let polls = stage.asked().iter().filter(|target| **target == single("a", "completed")).count();
+    let polls =
+        stage.upstream_requests().iter().filter(|target| **target == single("a", "completed")).count();
     let most = answer.took.as_millis() / held.as_millis() + 1;
     assert!(polls > 2 && polls as u128 <= most, "{polls} polls, at most {most} are right");
     assert_eq!(stage.asked_until("submitted"), 1);
@@ -341,7 +346,7 @@ async fn an_edge_that_cuts_each_poll_after_a_while_is_asked_until_the_waits_own_
 /// Row 1.12.
 #[tokio::test]
 async fn a_stop_looks_once_a_job_however_many_waits_share_it() {
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         set_hold(MINUTE, config, options);
         config.server.drain_timeout = Duration::from_secs(4);
     })
@@ -365,7 +370,7 @@ fn calls_left(answer: &Answer) -> u32 {
 }
 
 /// A stage where retries are held back for an hour, and a wait on 60 jobs, each with a poll that is held back.
-async fn held_back(calls: u32) -> (Stage, AbortOnDropHandle<Answer>, String) {
+async fn held_back(calls: u32) -> (TestGateway, AbortOnDropHandle<Answer>, String) {
     let mut stage = proven(|config, _| {
         config.upstream.max_clips = 1;
         config.wait.max_clips = 60;
@@ -379,7 +384,7 @@ async fn held_back(calls: u32) -> (Stage, AbortOnDropHandle<Answer>, String) {
     let ids = names(60);
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     put_all(&stage, &ids, "completed");
-    stage.sim.fault(On::Polls, Fault::reset(), 60);
+    stage.sim.fault(FaultTarget::Polls, Fault::reset(), 60);
     let target = multi(&ids, "completed");
     let first = stage.spawn_get(&target, &[]);
     stage.until(|seen| seen.requests.len() >= 61).await;
@@ -396,7 +401,7 @@ async fn a_new_wait_has_the_polls_tried_at_once_that_back_off_and_pays_for_them(
     let answer = stage.get(&target, &[]).await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     assert_eq!(first.await.unwrap().body, answer.body);
-    assert_eq!(stage.asked().len(), 1 + 60 + 60);
+    assert_eq!(stage.upstream_requests().len(), 1 + 60 + 60);
     // The first wait paid 60 of 200, and so did the second. Each second adds one.
     let left = calls_left(&answer);
     assert!((80..120).contains(&left), "{left}");
@@ -408,14 +413,14 @@ async fn a_new_wait_without_quota_waits_for_the_retry_and_is_told() {
     let (stage, first, target) = held_back(60).await;
     let second = stage.spawn_get(&target, &[]);
     stage.until_parked(2).await;
-    assert_eq!(stage.asked().len(), 1 + 60, "the quota is used up");
-    stage.sim.put("new", "completed");
+    assert_eq!(stage.upstream_requests().len(), 1 + 60, "the quota is used up");
+    stage.sim.set_status("new", "completed");
     let newcomer = stage.get(&single("new", "completed"), OTHER).await;
     assert_eq!(newcomer.status, StatusCode::OK, "{newcomer:?}");
     for answer in all(vec![first, second]).await {
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     }
-    assert_eq!(stage.asked().len(), 1 + 60 + 1 + 60);
+    assert_eq!(stage.upstream_requests().len(), 1 + 60 + 1 + 60);
 }
 
 /// Row 3.10.
@@ -432,7 +437,7 @@ async fn a_wait_that_opens_many_polls_costs_as_many_calls() {
     put_all(&stage, &ids, "completed");
     let answer = stage.get(&multi(&ids, "completed"), &[]).await;
     assert_eq!(answer.status, StatusCode::OK, "{:?}", answer.headers);
-    assert_eq!(stage.asked().len(), 1 + 167);
+    assert_eq!(stage.upstream_requests().len(), 1 + 167);
     let left = calls_left(&answer);
     assert!((833..833 + 60).contains(&left), "{left} of 1000, and each second adds one");
 }
@@ -440,16 +445,16 @@ async fn a_wait_that_opens_many_polls_costs_as_many_calls() {
 /// Contract section 9: `retry_for` is for an upstream that has answered before.
 #[tokio::test]
 async fn a_wrong_address_is_a_502_after_as_many_attempts_as_upstream_retries_allows() {
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         set_hold(MINUTE, config, options);
         config.upstream.retries = 2;
         config.upstream.retry_for = HOUR;
     })
     .await;
-    stage.sim.put("a", "completed");
-    stage.sim.fault(On::Polls, Fault::reset(), u32::MAX);
+    stage.sim.set_status("a", "completed");
+    stage.sim.fault(FaultTarget::Polls, Fault::reset(), u32::MAX);
     let answer = stage.get(&single("a", "completed"), &[]).await;
     assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
     assert_eq!(answer.field("cache-status"), "clipgate; detail=unreachable");
-    assert_eq!(stage.asked().len(), 3);
+    assert_eq!(stage.upstream_requests().len(), 3);
 }

@@ -4,12 +4,12 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use bytes::Bytes;
-use clipgate::sim::{End, Fault, On};
+use clipgate::sim::{End, Fault, FaultTarget};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use crate::harness::gateway::{Answer, Stage, single, within};
+use crate::harness::gateway::{Answer, TestGateway, single, within};
 use crate::harness::raw_http::{CLIP, assert_refusal, calls, field, raw, read_until, request};
 
 const KEY: (&str, &str) = ("authorization", "Bearer demo");
@@ -20,7 +20,7 @@ fn body(answer: &Answer) -> Value {
 
 #[tokio::test]
 async fn each_order_goes_through_and_makes_clips_of_its_own() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     let mut ids = Vec::new();
     for asked in 1..=2 {
         let answer = stage.send(request("POST", CLIP, &[KEY], "{\"prompt\":\"x\"}")).await;
@@ -36,7 +36,7 @@ async fn each_order_goes_through_and_makes_clips_of_its_own() {
 
 #[tokio::test]
 async fn lyrics_are_read_once_and_never_again() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     let lyric = "/v2/generate/audio/suno-ai/lyric?id=1";
     let first = stage.get(lyric, &[]).await;
     assert_eq!((first.status.as_u16(), field(&first, "cache-status")), (200, "clipgate; fwd=bypass"));
@@ -46,8 +46,8 @@ async fn lyrics_are_read_once_and_never_again() {
 
 #[tokio::test]
 async fn a_wait_that_is_not_understood_is_the_upstreams_to_judge() {
-    let stage = Stage::new().await;
-    stage.sim.put("a", "completed");
+    let stage = TestGateway::new().await;
+    stage.sim.set_status("a", "completed");
     stage.get(&single("a", "completed"), &[]).await;
     let rows = [
         (format!("{CLIP}?clip_id=a&status=completed&quality=high"), 200),
@@ -79,7 +79,7 @@ async fn a_wait_that_is_not_understood_is_the_upstreams_to_judge() {
 
 #[tokio::test]
 async fn method_target_fields_and_body_arrive_as_they_were_sent() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     let target = "/sim/echo?a=%20&b[]=+&c=%2F..%2f&&d='\"|{}";
     let fields = [KEY, ("x-two", "one"), ("x-two", "two"), ("accept-encoding", "gzip"), ("cookie", "a=b")];
     for method in ["POST", "PATCH", "DELETE", "PURGE"] {
@@ -113,7 +113,7 @@ async fn method_target_fields_and_body_arrive_as_they_were_sent() {
 
 #[tokio::test]
 async fn a_body_of_some_megabytes_goes_up_and_comes_down_whole() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     let sent: Bytes = (0..4 << 20).map(|n: u32| n.to_le_bytes()[(n % 4) as usize]).collect();
     let answer = stage.send(request("PUT", "/sim/mirror", &[KEY], sent.clone())).await;
     assert!(answer.body == sent);
@@ -121,7 +121,7 @@ async fn a_body_of_some_megabytes_goes_up_and_comes_down_whole() {
 
 #[tokio::test]
 async fn a_request_that_breaks_is_never_sent_again() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     let faults = [
         ("POST", CLIP, Fault::reset()),
         ("POST", CLIP, Fault::Refuse),
@@ -134,7 +134,7 @@ async fn a_request_that_breaks_is_never_sent_again() {
         for _ in 0..2 {
             stage.get("/sim/echo", &[]).await;
             let before = calls(&stage);
-            stage.sim.fault(On::Path("/v".to_owned()), fault.clone(), 1);
+            stage.sim.fault(FaultTarget::Path("/v".to_owned()), fault.clone(), 1);
             let body = if method == "GET" { "" } else { "{}" };
             let answer = stage.send(request(method, target, &[KEY], body)).await;
             assert_refusal(&answer, 502, "broke");
@@ -143,7 +143,7 @@ async fn a_request_that_breaks_is_never_sent_again() {
     }
     for status in [429, 503] {
         let before = calls(&stage);
-        stage.sim.fault(On::Any, Fault::retry_after(status, Duration::from_secs(1)), 1);
+        stage.sim.fault(FaultTarget::Any, Fault::retry_after(status, Duration::from_secs(1)), 1);
         let answer = stage.send(request("POST", CLIP, &[KEY], "{}")).await;
         assert_eq!((answer.status.as_u16(), field(&answer, "retry-after")), (status, "1"));
         assert_eq!(calls(&stage), before + 1);
@@ -152,7 +152,7 @@ async fn a_request_that_breaks_is_never_sent_again() {
 
 #[tokio::test]
 async fn events_pass_as_they_come_and_a_client_that_hangs_up_ends_them() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
     let head = "GET /sim/stream?n=2&every=60s HTTP/1.1\r\nhost: x\r\nauthorization: Bearer demo\r\n\
         accept: text/event-stream\r\n\r\n";
@@ -163,25 +163,25 @@ async fn events_pass_as_they_come_and_a_client_that_hangs_up_ends_them() {
     assert!(back.contains("cache-status: clipgate; fwd=bypass\r\n"), "{back}");
     assert_eq!(stage.sim.requests()[0].end, End::Open);
     drop(stream);
-    within(10, stage.sim.until(|seen| seen.abandoned() == 1)).await;
+    within(10, stage.sim.wait_until(|seen| seen.abandoned() == 1)).await;
 }
 
 #[tokio::test]
 async fn a_client_that_hangs_up_before_the_answer_ends_its_request() {
-    let stage = Stage::holding(Duration::from_secs(60)).await;
-    stage.sim.put("a", "queued");
+    let stage = TestGateway::holding(Duration::from_secs(60)).await;
+    stage.sim.set_status("a", "queued");
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
     let target = format!("{}&unknown=1", single("a", "completed"));
     let head = format!("GET {target} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer demo\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
-    within(10, stage.sim.until(|seen| seen.open == 1)).await;
+    within(10, stage.sim.wait_until(|seen| seen.open == 1)).await;
     drop(stream);
-    within(30, stage.sim.until(|seen| seen.abandoned() == 1)).await;
+    within(30, stage.sim.wait_until(|seen| seen.abandoned() == 1)).await;
 }
 
 #[tokio::test]
 async fn each_piece_of_an_upload_comes_back_before_the_next_is_sent() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
     let head =
         "POST /sim/mirror HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n";
@@ -199,7 +199,7 @@ async fn each_piece_of_an_upload_comes_back_before_the_next_is_sent() {
 
 #[tokio::test]
 async fn an_upgraded_connection_is_a_tunnel_through_the_whole_server() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
     let head = "GET /sim/upgrade HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -231,7 +231,7 @@ async fn an_upgraded_connection_is_a_tunnel_through_the_whole_server() {
 
 #[tokio::test]
 async fn no_target_leads_to_another_host() {
-    let stage = Stage::new().await;
+    let stage = TestGateway::new().await;
     let trap = TcpListener::bind("127.0.0.1:0").unwrap();
     trap.set_nonblocking(true).unwrap();
     let evil = trap.local_addr().unwrap().to_string();

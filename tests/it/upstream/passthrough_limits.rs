@@ -1,18 +1,18 @@
 //! How many requests are passed through at once: `limits.max_passthrough_per_key` and `limits.max_passthrough`.
 
-use clipgate::sim::{Fault, On};
+use clipgate::sim::{Fault, FaultTarget};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 use crate::harness::admin_client::Operator;
-use crate::harness::gateway::{Answer, Stage, single, within};
+use crate::harness::gateway::{Answer, TestGateway, single, within};
 use crate::harness::raw_http::{assert_refusal, field, read_until};
 
 /// An answer that goes on until it is hung up.
 const ENDLESS: &str = "/sim/stream?n=2&every=1h";
 
-async fn stage(per_key: usize, all: usize) -> Stage {
-    Stage::with(|config, _| {
+async fn stage(per_key: usize, all: usize) -> TestGateway {
+    TestGateway::with(|config, _| {
         config.limits.max_passthrough_per_key = per_key;
         config.limits.max_passthrough = all;
     })
@@ -20,7 +20,7 @@ async fn stage(per_key: usize, all: usize) -> Stage {
 }
 
 /// Opens an endless answer, or a tunnel, on a connection of its own.
-async fn open(stage: &Stage, target: &str, key: &str, fields: &str) -> TcpStream {
+async fn open(stage: &TestGateway, target: &str, key: &str, fields: &str) -> TcpStream {
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
     let head = format!("GET {target} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n{fields}\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -29,18 +29,18 @@ async fn open(stage: &Stage, target: &str, key: &str, fields: &str) -> TcpStream
     stream
 }
 
-async fn get(stage: &Stage, key: &str) -> Answer {
+async fn get(stage: &TestGateway, key: &str) -> Answer {
     stage.get("/sim/echo", &[("authorization", &format!("Bearer {key}"))]).await
 }
 
 /// Comes back when there is room again.
-async fn until_room(stage: &Stage, key: &str) {
+async fn until_room(stage: &TestGateway, key: &str) {
     within(30, async { while get(stage, key).await.status != 200 {} }).await;
 }
 
 /// Has the upstream accept this key, which counts for itself from then on.
-async fn prove(stage: &Stage, key: &str) {
-    stage.sim.put("proof", "completed");
+async fn prove(stage: &TestGateway, key: &str) {
+    stage.sim.set_status("proof", "completed");
     let fields = [("authorization", &*format!("Bearer {key}"))];
     assert_eq!(stage.get(&single("proof", "completed"), &fields).await.status, 200);
 }
@@ -74,14 +74,14 @@ async fn keys_that_nobody_has_proven_share_what_their_address_has() {
 #[tokio::test]
 async fn waits_that_are_not_understood_hold_no_more_requests_than_their_share() {
     let stage = stage(4, 100).await;
-    stage.sim.put("a", "queued");
+    stage.sim.set_status("a", "queued");
     let target = format!("{}&x=1", single("a", "completed"));
     let held: Vec<_> = (0..4).map(|_| stage.spawn_get(&target, &[])).collect();
     stage.until(|seen| seen.open == 4).await;
     for _ in 0..36 {
         assert_refusal(&stage.get(&target, &[]).await, 429, "too-many-passthrough-per-key");
     }
-    assert_eq!(stage.asked().len(), 4);
+    assert_eq!(stage.upstream_requests().len(), 4);
     drop(held);
     stage.until(|seen| seen.open == 0).await;
 }
@@ -127,7 +127,7 @@ async fn what_ends_by_itself_or_breaks_gives_its_slot_back() {
     let stage = stage(1, 1).await;
     for n in 0..8 {
         if n % 2 == 1 {
-            stage.sim.fault(On::Path("/sim/echo".to_owned()), Fault::reset(), 1);
+            stage.sim.fault(FaultTarget::Path("/sim/echo".to_owned()), Fault::reset(), 1);
         }
         let status = get(&stage, "ann").await.status.as_u16();
         assert_eq!(status, if n % 2 == 1 { 502 } else { 200 });

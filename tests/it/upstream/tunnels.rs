@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::harness::process::{Ground, soon};
+use crate::harness::process::{TestEnv, within_timeout};
 use crate::harness::raw_http::read_until;
 
 /// A tunnel to an upstream that sends each byte back.
@@ -31,12 +31,12 @@ pub(crate) async fn assert_alive(tunnel: &mut TcpStream) {
 pub(crate) async fn closed(mut stream: TcpStream) {
     let mut rest = Vec::new();
     // A reset is an end as well.
-    let _ = soon("the end of a connection", stream.read_to_end(&mut rest)).await;
+    let _ = within_timeout("the end of a connection", stream.read_to_end(&mut rest)).await;
 }
 
 #[tokio::test]
 async fn an_open_tunnel_outlives_sigterm_and_the_gateway_ends_with_it() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("drain_timeout = \"1h\"");
     let mut gateway = ground.start();
     let mut tunnel = open(gateway.address().await, "Bearer demo").await;
@@ -53,7 +53,7 @@ async fn an_open_tunnel_outlives_sigterm_and_the_gateway_ends_with_it() {
 
 #[tokio::test]
 async fn a_tunnel_that_outlasts_drain_timeout_is_closed() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     ground.configure("drain_timeout = \"500ms\"");
     let mut gateway = ground.start();
     let mut tunnel = open(gateway.address().await, "Bearer demo").await;

@@ -3,19 +3,19 @@
 
 use std::time::Duration;
 
-use clipgate::sim::{ErrorBody, Fault, On};
+use clipgate::sim::{ErrorBody, Fault, FaultTarget};
 use clipgate::testing::clock;
 use http::StatusCode;
 
-use crate::harness::gateway::{Stage, set_hold, single};
-use crate::harness::raw_upstream::{Rogue, Then};
+use crate::harness::gateway::{TestGateway, set_hold, single};
+use crate::harness::raw_upstream::{RawUpstream, Then};
 use crate::upstream::outages::{MINUTE, proven};
 
 /// A stage before an upstream that answers every poll with this head and body.
-async fn before(head: &str, body: &'static [u8]) -> (Stage, Rogue) {
+async fn before(head: &str, body: &'static [u8]) -> (TestGateway, RawUpstream) {
     let head = format!("HTTP/1.1 {head}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
-    let rogue = Rogue::start(&head, Then::Bytes(body.into())).await;
-    let stage = Stage::without_upstream(|config, options| {
+    let rogue = RawUpstream::start(&head, Then::Bytes(body.into())).await;
+    let stage = TestGateway::without_upstream(|config, options| {
         set_hold(MINUTE, config, options);
         config.upstream.base_url = rogue.url.clone();
         config.upstream.retries = 2;
@@ -54,19 +54,19 @@ async fn an_unfinished_job_is_not_asked_about_before_its_retry_after_but_at_the_
 async fn a_success_without_a_body_is_handed_over_at_once_and_not_kept() {
     for status in [StatusCode::NO_CONTENT, StatusCode::ACCEPTED, StatusCode::OK] {
         let stage = proven(|_, _| {}).await;
-        stage.sim.put("a", "completed");
+        stage.sim.set_status("a", "completed");
         let empty = Fault::Status {
             status,
             retry_after: Some(Duration::from_secs(7)),
             body: ErrorBody::Empty,
             after: Duration::ZERO,
         };
-        stage.sim.fault(On::Polls, empty, 1);
+        stage.sim.fault(FaultTarget::Polls, empty, 1);
         let answer = stage.get(&single("a", "completed"), &[]).await;
         assert_eq!((answer.status, &answer.body[..]), (status, &b""[..]));
         assert_eq!(answer.field("retry-after"), "7", "{answer:?}");
         assert!(!answer.field("cache-status").contains("stored"), "{answer:?}");
-        assert_eq!(stage.asked().len(), 2, "it is asked once");
+        assert_eq!(stage.upstream_requests().len(), 2, "it is asked once");
         let next = stage.get(&single("a", "completed"), &[]).await;
         assert_eq!(next.body, stage.sim.body("a", "completed"));
         assert!(next.opened(), "{next:?}");
@@ -77,14 +77,14 @@ async fn a_success_without_a_body_is_handed_over_at_once_and_not_kept() {
 #[tokio::test]
 async fn the_retry_after_of_an_empty_success_goes_to_the_wait_that_opened_the_poll_alone() {
     let stage = proven(|_, _| {}).await;
-    stage.sim.put("a", "queued");
+    stage.sim.set_status("a", "queued");
     let empty = Fault::Status {
         status: StatusCode::ACCEPTED,
         retry_after: Some(Duration::from_secs(7)),
         body: ErrorBody::Empty,
         after: Duration::from_millis(1500), // both waits are there by then
     };
-    stage.sim.fault(On::Polls, empty, 1);
+    stage.sim.fault(FaultTarget::Polls, empty, 1);
     let opener = stage.spawn_get(&single("a", "completed"), &[]);
     stage.until(|seen| seen.open == 1).await;
     let joiner = stage.spawn_get(&single("a", "completed"), &[]);
@@ -92,7 +92,7 @@ async fn the_retry_after_of_an_empty_success_goes_to_the_wait_that_opened_the_po
     let (opener, joiner) = (opener.await.unwrap(), joiner.await.unwrap());
     assert_eq!((opener.status, joiner.status), (StatusCode::ACCEPTED, StatusCode::ACCEPTED));
     assert_eq!((opener.field("retry-after"), joiner.field("retry-after")), ("7", ""));
-    assert_eq!(stage.asked().len(), 2);
+    assert_eq!(stage.upstream_requests().len(), 2);
 }
 
 /// Row 2.6.

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use crate::harness::process::{Client, Gateway, Ground, clip, soon};
+use crate::harness::process::{Client, Gateway, TestEnv, clip, within_timeout};
 
 /// Holds each question for a status until it is let go, and answers the others at once.
 struct Upstream {
@@ -29,7 +29,7 @@ struct Upstream {
 
 impl Upstream {
     /// `streams`: what its SETTINGS allow on a connection. Its certificate is written for the gateway to trust.
-    async fn start(ground: &Ground, streams: u32) -> Self {
+    async fn start(ground: &TestEnv, streams: u32) -> Self {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         std::fs::write(ground.path("roots.pem"), made.cert.pem()).unwrap();
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
@@ -66,7 +66,7 @@ impl Upstream {
 
     async fn until_held(&mut self, count: usize) {
         for _ in 0..count {
-            soon("a poll", self.held.recv()).await.unwrap();
+            within_timeout("a poll", self.held.recv()).await.unwrap();
         }
     }
 
@@ -93,7 +93,7 @@ async fn answer(
     Ok(Response::builder().header("content-type", "application/json").body(body.into()).unwrap())
 }
 
-async fn gateway(ground: &Ground, upstream: &Upstream) -> Gateway {
+async fn gateway(ground: &TestEnv, upstream: &Upstream) -> Gateway {
     let text = format!(
         "admin.listen = \"\"\nserver.listen = \"127.0.0.1:0\"\nupstream.base_url = \"https://localhost:{}\"\n\
          [limits]\nrequests_per_second = 1000\nburst = 1000\ncalls_per_second = 1000\ncalls_burst = 1000\n",
@@ -109,7 +109,7 @@ async fn gateway(ground: &Ground, upstream: &Upstream) -> Gateway {
 /// burst on a cold gateway made a handshake for each wait.
 #[tokio::test]
 async fn more_waits_than_the_upstream_allows_on_a_connection_hold_nobody_up() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     let mut upstream = Upstream::start(&ground, 10).await;
     let mut gateway = gateway(&ground, &upstream).await;
     let address = gateway.address().await;
@@ -137,7 +137,7 @@ async fn more_waits_than_the_upstream_allows_on_a_connection_hold_nobody_up() {
 
 #[tokio::test]
 async fn sixty_waits_at_once_on_a_cold_gateway_make_one_handshake() {
-    let ground = Ground::new().await;
+    let ground = TestEnv::new().await;
     let mut upstream = Upstream::start(&ground, 100).await;
     let mut gateway = gateway(&ground, &upstream).await;
     let address = gateway.address().await;

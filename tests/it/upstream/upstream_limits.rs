@@ -4,15 +4,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use clipgate::core::route::Route;
-use clipgate::sim::{Fault, On};
+use clipgate::sim::{Fault, FaultTarget};
 use http::StatusCode;
 
 use crate::harness::admin_client::Operator;
-use crate::harness::gateway::{Stage, all, put_all, set_hold, single, within};
+use crate::harness::gateway::{TestGateway, all, put_all, set_hold, single, within};
 
 #[tokio::test]
 async fn never_more_than_max_polls_are_open_and_every_wait_is_right() {
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(4), config, options);
         config.upstream.max_polls = 3;
     })
@@ -23,12 +23,12 @@ async fn never_more_than_max_polls_are_open_and_every_wait_is_right() {
     let waits: Vec<_> = names.iter().map(|id| stage.spawn_get(&single(id, "completed"), &[])).collect();
     stage.until_parked(12).await;
     let most = AtomicUsize::new(0);
-    let watch = stage.sim.until(|seen| {
+    let watch = stage.sim.wait_until(|seen| {
         most.fetch_max(seen.open, Ordering::Relaxed);
         false
     });
     for id in &names[..6] {
-        stage.sim.plan(id, &[("completed", Duration::from_millis(500))]);
+        stage.sim.schedule(id, &[("completed", Duration::from_millis(500))]);
     }
     let answers = tokio::select! {
         answers = all(waits) => answers,
@@ -47,45 +47,54 @@ async fn never_more_than_max_polls_are_open_and_every_wait_is_right() {
 
 #[tokio::test]
 async fn two_429s_pause_the_whole_key_once_and_its_waits_are_held_through_it() {
-    let stage = Stage::with(|config, options| set_hold(Duration::from_secs(20), config, options)).await;
+    let stage = TestGateway::with(|config, options| set_hold(Duration::from_secs(20), config, options)).await;
     put_all(&stage, &["a", "b", "c", "d"], "completed");
     for id in ["a", "b"] {
-        stage.sim.fault(On::Clip(id.to_owned()), Fault::retry_after(429, Duration::from_secs(2)), 1);
+        stage.sim.fault(FaultTarget::Clip(id.to_owned()), Fault::retry_after(429, Duration::from_secs(2)), 1);
     }
     let refused = ["a", "b"].map(|id| stage.spawn_get(&single(id, "completed"), &[]));
     stage.until(|seen| seen.requests.len() == 2 && seen.open == 0).await;
     stage.until_parked(2).await;
     let others = ["c", "d"].map(|id| stage.spawn_get(&single(id, "completed"), &[]));
     stage.until_parked(4).await;
-    assert_eq!(stage.asked().len(), 2, "nobody asks in the pause");
+    assert_eq!(stage.upstream_requests().len(), 2, "nobody asks in the pause");
     for answer in all(refused.into_iter().chain(others).collect()).await {
         assert_eq!(answer.status, StatusCode::OK);
     }
-    assert_eq!(stage.asked().len(), 6);
+    assert_eq!(stage.upstream_requests().len(), 6);
 }
 
 /// Row 1.7: the first 429 pauses the poll that got it.
 #[tokio::test]
 async fn a_job_that_is_always_refused_delays_no_other_job_of_its_key() {
-    let stage = Stage::with(|config, options| set_hold(Duration::from_secs(60), config, options)).await;
+    let stage = TestGateway::with(|config, options| set_hold(Duration::from_secs(60), config, options)).await;
     put_all(&stage, &["bad", "good"], "submitted");
-    stage.sim.fault(On::Clip("bad".to_owned()), Fault::retry_after(429, Duration::from_secs(3)), u32::MAX);
+    stage.sim.fault(
+        FaultTarget::Clip("bad".to_owned()),
+        Fault::retry_after(429, Duration::from_secs(3)),
+        u32::MAX,
+    );
     let _bad = stage.spawn_get(&single("bad", "completed"), &[]);
     stage.until(|seen| seen.requests.len() == 1 && seen.open == 0).await;
     let good = stage.spawn_get(&single("good", "completed"), &[]);
     stage.until(|seen| seen.open == 1).await;
-    stage.sim.put("good", "completed");
+    stage.sim.set_status("good", "completed");
     assert_eq!(good.await.unwrap().body, stage.sim.body("good", "completed"));
-    assert_eq!(stage.asked().len(), 2, "`bad` had one attempt meanwhile");
+    assert_eq!(stage.upstream_requests().len(), 2, "`bad` had one attempt meanwhile");
 }
 
 /// Row 1.8: a request without a status is answered at once, so it is not held through a pause of its key.
 #[tokio::test]
 async fn a_request_that_is_answered_at_once_is_asked_although_its_key_is_paused() {
-    let stage = Stage::with(|config, options| set_hold(Duration::from_secs(120), config, options)).await;
+    let stage =
+        TestGateway::with(|config, options| set_hold(Duration::from_secs(120), config, options)).await;
     put_all(&stage, &["a", "b", "c"], "queued");
     for id in ["a", "b"] {
-        stage.sim.fault(On::Clip(id.to_owned()), Fault::retry_after(429, Duration::from_secs(60)), 1);
+        stage.sim.fault(
+            FaultTarget::Clip(id.to_owned()),
+            Fault::retry_after(429, Duration::from_secs(60)),
+            1,
+        );
     }
     let _waits = ["a", "b"].map(|id| stage.spawn_get(&single(id, "completed"), &[]));
     stage.until(|seen| seen.requests.len() == 2 && seen.open == 0).await;
@@ -93,14 +102,14 @@ async fn a_request_that_is_answered_at_once_is_asked_although_its_key_is_paused(
     let plain = format!("{}?clip_id=c", Route::suno().single_path);
     let asked = stage.get(&plain, &[]).await;
     assert_eq!(asked.body, stage.sim.body("c", "queued"));
-    stage.sim.fault(On::Clip("c".to_owned()), Fault::retry_after(429, Duration::from_secs(60)), 1);
+    stage.sim.fault(FaultTarget::Clip("c".to_owned()), Fault::retry_after(429, Duration::from_secs(60)), 1);
     let told = stage.get(&plain, &[("cache-control", "no-cache")]).await;
     assert_eq!((told.status, told.field("retry-after")), (StatusCode::TOO_MANY_REQUESTS, "60"));
 }
 
 #[tokio::test]
 async fn a_dead_upstream_is_asked_once_a_wait_and_then_only_by_probes() {
-    let mut stage = Stage::with(|config, options| {
+    let mut stage = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
         config.upstream.breaker_failures = 4;
         config.upstream.breaker_cooldown = Duration::from_secs(1);
@@ -109,7 +118,7 @@ async fn a_dead_upstream_is_asked_once_a_wait_and_then_only_by_probes() {
     let operator = Operator::of(&mut stage).await;
     put_all(&stage, &["kept"], "completed");
     assert_eq!(stage.get(&single("kept", "completed"), &[]).await.status, StatusCode::OK);
-    stage.sim.fault(On::Polls, Fault::reset(), u32::MAX);
+    stage.sim.fault(FaultTarget::Polls, Fault::reset(), u32::MAX);
     let ids: Vec<String> = (0..40).map(|n| format!("clip-{n}")).collect();
     let names: Vec<&str> = ids.iter().map(String::as_str).collect();
     put_all(&stage, &names, "completed");
@@ -123,7 +132,7 @@ async fn a_dead_upstream_is_asked_once_a_wait_and_then_only_by_probes() {
     let hit = stage.get(&single("kept", "completed"), &[]).await;
     assert!(hit.hit(), "what is kept goes on being served");
     // The time between two probes doubles from 250 ms to the second that is configured.
-    stage.sim.until(|seen| seen.requests.len() >= from + 4).await;
+    stage.sim.wait_until(|seen| seen.requests.len() >= from + 4).await;
     let probes = stage.sim.requests()[from..].iter().map(|request| request.at).collect::<Vec<_>>();
     let gaps = probes.windows(2).map(|two| two[1] - two[0]).collect::<Vec<_>>();
     assert!(gaps.iter().all(|gap| *gap >= Duration::from_millis(240)), "{gaps:?}");
@@ -137,7 +146,7 @@ async fn a_dead_upstream_is_asked_once_a_wait_and_then_only_by_probes() {
 
 #[tokio::test]
 async fn a_poll_whose_client_left_before_its_turn_is_never_made() {
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(20), config, options);
         config.upstream.max_polls = 1;
         config.wait.linger = Duration::from_secs(20);
@@ -154,17 +163,17 @@ async fn a_poll_whose_client_left_before_its_turn_is_never_made() {
     stage.until_parked(2).await;
     put_all(&stage, &["a", "c"], "completed");
     all(vec![first, last]).await;
-    assert_eq!(stage.asked(), ["a", "c"].map(|id| single(id, "completed")));
+    assert_eq!(stage.upstream_requests(), ["a", "c"].map(|id| single(id, "completed")));
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
 
 #[tokio::test]
 async fn two_429s_for_an_hour_are_told_at_once_and_pause_their_key_for_a_minute_at_most() {
-    let stage = Stage::with(|config, options| set_hold(Duration::from_secs(20), config, options)).await;
+    let stage = TestGateway::with(|config, options| set_hold(Duration::from_secs(20), config, options)).await;
     put_all(&stage, &["a", "b", "c"], "completed");
     for id in ["a", "c"] {
-        stage.sim.fault(On::Clip(id.to_owned()), Fault::retry_after(429, HOUR), 1);
+        stage.sim.fault(FaultTarget::Clip(id.to_owned()), Fault::retry_after(429, HOUR), 1);
         let told = stage.get(&single(id, "completed"), &[]).await;
         assert_eq!((told.status, told.field("retry-after")), (StatusCode::TOO_MANY_REQUESTS, "3600"));
         assert_eq!(told.field("cache-status"), "clipgate; fwd=miss; fwd-status=429");
@@ -175,7 +184,7 @@ async fn two_429s_for_an_hour_are_told_at_once_and_pause_their_key_for_a_minute_
     assert_eq!(other.field("cache-status"), "clipgate; detail=key-rests");
     let retry_after: u64 = other.field("retry-after").parse().expect("it is seconds");
     assert!((40..=60).contains(&retry_after), "{retry_after}");
-    assert_eq!(stage.asked().len(), 2, "nobody asks in the pause");
+    assert_eq!(stage.upstream_requests().len(), 2, "nobody asks in the pause");
 
     let stranger = stage.get(&single("b", "completed"), &[("authorization", "Bearer other")]).await;
     assert_eq!(stranger.status, StatusCode::OK);
@@ -183,9 +192,9 @@ async fn two_429s_for_an_hour_are_told_at_once_and_pause_their_key_for_a_minute_
 
 #[tokio::test]
 async fn a_503_for_an_hour_is_told_at_once_and_rests_nothing_else() {
-    let stage = Stage::with(|config, options| set_hold(Duration::from_secs(20), config, options)).await;
+    let stage = TestGateway::with(|config, options| set_hold(Duration::from_secs(20), config, options)).await;
     put_all(&stage, &["a", "b"], "completed");
-    stage.sim.fault(On::Clip("a".to_owned()), Fault::retry_after(503, HOUR), 1);
+    stage.sim.fault(FaultTarget::Clip("a".to_owned()), Fault::retry_after(503, HOUR), 1);
     let told = stage.get(&single("a", "completed"), &[]).await;
     assert_eq!((told.status, told.field("retry-after")), (StatusCode::SERVICE_UNAVAILABLE, "3600"));
     for id in ["b", "a"] {
@@ -195,14 +204,14 @@ async fn a_503_for_an_hour_is_told_at_once_and_rests_nothing_else() {
 
 #[tokio::test]
 async fn one_keys_thousand_clips_do_not_starve_anothers_one() {
-    let stage = Stage::with(|config, options| {
+    let stage = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
         config.upstream.max_polls = 20;
     })
     .await;
     let ids: Vec<String> = (0..200).map(|n| format!("clip-{n}")).collect();
     for id in &ids {
-        stage.sim.put(id, "streaming");
+        stage.sim.set_status(id, "streaming");
     }
     let crowd: Vec<_> = ids.iter().map(|id| stage.spawn_get(&single(id, "completed"), &[])).collect();
     stage.until_parked(200).await;

@@ -154,7 +154,7 @@ impl Clips {
         }
         let words: Vec<_> = plan.iter().map(|&(state, after)| (WORDS[state], after)).collect();
         let before = clock::now();
-        self.sim.plan(&id, &words);
+        self.sim.schedule(&id, &words);
         let now = clock::now();
         let first = (before, now, 0);
         let steps = plan.into_iter().map(|(state, after)| (before + after, now + after, state));

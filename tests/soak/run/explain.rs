@@ -211,7 +211,7 @@ fn retry_after(fault: &Fault) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use clipgate::sim::{ErrorBody, On, Options, Sim};
+    use clipgate::sim::{ErrorBody, FaultTarget, Options, Sim};
     use clipgate::testing::clock;
     use fastrand::Rng;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -252,7 +252,7 @@ mod tests {
 
         /// A request of this key that this fault is for.
         async fn strike(&self, query: &str, key: Key, fault: Fault) {
-            self.sim.fault(On::Any, fault, 1);
+            self.sim.fault(FaultTarget::Any, fault, 1);
             let mut stream = TcpStream::connect(self.upstream.address()).await.unwrap();
             let key = key.text();
             let head = format!(

@@ -14,7 +14,7 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use clipgate::sim::{ErrorBody, Fault, FaultSpec, Often, On, Shape, Sim};
+use clipgate::sim::{ErrorBody, Fault, FaultSpec, FaultTarget, Frequency, Shape, Sim};
 use clipgate::testing::clock;
 use fastrand::Rng;
 use http::StatusCode;
@@ -126,25 +126,25 @@ pub(crate) enum Scenario {
 
 impl Scenario {
     fn new(kind: ScenarioKind, rng: &mut Rng) -> Self {
-        let always = |on, fault| vec![FaultSpec { on, fault, often: Often::Share(1.0) }];
+        let always = |on, fault| vec![FaultSpec { on, fault, often: Frequency::Share(1.0) }];
         match kind {
             ScenarioKind::Away(_) => Self::Away,
             ScenarioKind::Reset => Self::Reset,
             ScenarioKind::Mixed => {
                 Self::Faults { faults: (0..rng.usize(2..=5)).map(|_| fault(rng)).collect() }
             }
-            ScenarioKind::Refused => Self::Faults { faults: always(On::Any, Fault::Refuse) },
+            ScenarioKind::Refused => Self::Faults { faults: always(FaultTarget::Any, Fault::Refuse) },
             ScenarioKind::Errors => {
-                Self::Faults { faults: always(On::Any, Fault::status_with(502, ErrorBody::Html)) }
+                Self::Faults { faults: always(FaultTarget::Any, Fault::status_with(502, ErrorBody::Html)) }
             }
             ScenarioKind::KeyErrors => {
                 let key = Key::Good(rng.u8(..KEYS));
-                Self::KeyErrors { key, faults: always(On::Key(key.text()), server_error(rng)) }
+                Self::KeyErrors { key, faults: always(FaultTarget::Key(key.text()), server_error(rng)) }
             }
             ScenarioKind::JobThrottled => {
                 let job = format!("throttled-{:016x}", rng.u64(..));
                 let throttled = Fault::retry_after(429, THROTTLED_FOR);
-                Self::JobThrottled { faults: always(On::Clip(job.clone()), throttled), job }
+                Self::JobThrottled { faults: always(FaultTarget::Clip(job.clone()), throttled), job }
             }
         }
     }
@@ -163,7 +163,7 @@ impl Scenario {
         match self {
             Self::Away | Self::Reset => true,
             Self::Faults { faults, .. } => {
-                faults.iter().any(|spec| spec.on == On::Any && spec.fault == Fault::Refuse)
+                faults.iter().any(|spec| spec.on == FaultTarget::Any && spec.fault == Fault::Refuse)
             }
             Self::KeyErrors { .. } | Self::JobThrottled { .. } => false,
         }
@@ -300,7 +300,7 @@ impl FaultSchedule {
         for period in &self.periods {
             tokio::time::sleep_until((self.begun + period.from).into()).await;
             for spec in period.scenario.faults() {
-                sim.order(spec.clone());
+                sim.inject(spec.clone());
             }
             match period.scenario {
                 Scenario::Away => upstream.go_away().await,
@@ -367,12 +367,12 @@ fn fault(rng: &mut Rng) -> FaultSpec {
         _ => Fault::Shape(Shape::Summary),
     };
     let on = match rng.u8(..6) {
-        0 => On::Path("/sim/".to_owned()),
-        1 => On::Any,
-        _ => On::Polls,
+        0 => FaultTarget::Path("/sim/".to_owned()),
+        1 => FaultTarget::Any,
+        _ => FaultTarget::Polls,
     };
     let most = if matches!(fault, Fault::Hang) { 0.05 } else { 0.4 };
-    FaultSpec { on, fault, often: Often::Share(rng.f64() * most) }
+    FaultSpec { on, fault, often: Frequency::Share(rng.f64() * most) }
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clipgate::sim::{Options, Sim};
-use clipgate::testing::admin::{Admin, Readiness, Subject};
+use clipgate::testing::admin::{Admin, AdminContext, Readiness};
 use clipgate::testing::clock;
 use clipgate::testing::config::{Config, Listen};
 use clipgate::testing::gateway::Gateway;
@@ -206,7 +206,7 @@ impl Stage {
         let server = AbortOnDropHandle::new(tokio::spawn(server.run(vec![listener])));
 
         let readiness = Readiness::default();
-        let subject = Subject {
+        let subject = AdminContext {
             gateway: gateway.clone(),
             registry,
             readiness: readiness.clone(),
@@ -356,7 +356,7 @@ impl Stage {
         let longest = self.oracle.longest(Some(self.setting.hold * 2)) + Duration::from_secs(30);
         report.expect("requests are still under way", true, within(longest, running.wait()).await);
         report.expect("waits are left", 0, self.gateway.waits());
-        let is_idle = self.sim.until(|seen| seen.open == 0);
+        let is_idle = self.sim.wait_until(|seen| seen.open == 0);
         let limit = self.config.wait.linger + Duration::from_secs(5);
         report.expect("polls are left", true, within(limit, is_idle).await);
     }
@@ -405,7 +405,7 @@ impl Stage {
         drop((clients, oracle, server, admin));
         report.expect("waits are left at the end", 0, gateway.waits());
         drop(gateway);
-        let is_gone = sim.until(|seen| seen.connections == 0 && seen.open == 0);
+        let is_gone = sim.wait_until(|seen| seen.connections == 0 && seen.open == 0);
         report.expect("connections to the upstream are left", true, within(CLEARED_WITHIN, is_gone).await);
         let is_over = within(CLEARED_WITHIN, async { drop(others.join_next().await) });
         report.expect("the hub does not end with its gateway", true, is_over.await);

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clipgate::sim::Seen;
+use clipgate::sim::RecordedRequest;
 use clipgate::testing::clock;
 use clipgate::testing::config::{self, Config};
 use clipgate::testing::gateway::Gateway;
@@ -71,7 +71,7 @@ pub(crate) async fn reload(gateway: Gateway, first: Config, ledger: Arc<Ledger>,
         // Before: what is let through by the new ones is in the ledger by then.
         ledger.change(&config.limits);
         gateway.reload(&config).expect("the configuration is good");
-        gateway.tidy();
+        gateway.purge_idle();
     }
 }
 
@@ -177,7 +177,7 @@ fn compare(oracle: &Oracle, clips: &Clips, tally: &Tally, seen_by: &mut Instant)
     }
 }
 
-fn key_of(seen: &Seen) -> Option<Key> {
+fn key_of(seen: &RecordedRequest) -> Option<Key> {
     let key = seen.key?;
     Key::accepted().find(|accepted| key.is(&accepted.text()))
 }

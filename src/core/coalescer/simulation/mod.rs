@@ -50,7 +50,7 @@ use bytes::Bytes;
 
 use super::tests::zero;
 use super::*;
-use crate::core::job::{JobId, JobSet, Head, KeyDomain, Reply};
+use crate::core::job::{Head, JobId, JobSet, KeyDomain, Reply};
 use crate::core::route::{Form, Ladder, Route, Rung};
 
 const HOLD: Duration = Duration::from_secs(120);
@@ -169,8 +169,8 @@ enum Event {
     Try(PollId),
     Stand(PollId),
     Arrive(PollId),
-    Fall(PollId, Progress),
-    Land(PollId, Outcome),
+    Fall(PollId, PollProgress),
+    Land(PollId, PollOutcome),
 }
 
 #[derive(Debug)]
@@ -229,7 +229,7 @@ impl World {
         let ladder = Route::suno().ladder;
         let max_clips = rng.usize(1..=6);
         let linger = [Duration::ZERO, Duration::from_secs(2), Duration::from_secs(30)][rng.usize(..3)];
-        let rules = Rules { ladder: ladder.clone(), hold: HOLD, linger, max_clips };
+        let rules = Timing { ladder: ladder.clone(), hold: HOLD, linger, max_clips };
         let mut world = Self {
             hop: Duration::from_millis([0, 5, 50][rng.usize(..3)]),
             rungs: ladder.rungs().collect(),
@@ -419,7 +419,7 @@ impl World {
                     self.note(&format!("client {number} is refused"));
                     let client = &mut self.clients[number];
                     (client.refused, client.left, client.leaves) = (true, true, Some(self.now));
-                    self.machine.handle(Input::Refuse(WaitId(number as u64)), now);
+                    self.machine.handle(Input::CancelJoin(WaitId(number as u64)), now);
                     assert!(self.machine.pending_opens() == 0, "a refused wait asks");
                 }
             }
@@ -435,7 +435,7 @@ impl World {
             Event::Try(id) => self.begin(id),
             Event::Stand(id) => {
                 if self.running.contains_key(&id) {
-                    self.machine.handle(Input::Progress(id, Progress::Standing), now);
+                    self.machine.handle(Input::Progress(id, PollProgress::Held), now);
                 }
             }
             Event::Arrive(id) => self.arrive(id),
@@ -461,7 +461,7 @@ impl World {
         let Some(poll) = self.running.get_mut(&id) else { return };
         poll.tried_at = now;
         let spec = poll.spec.clone();
-        self.machine.handle(Input::Progress(id, Progress::Trying), self.zero + now);
+        self.machine.handle(Input::Progress(id, PollProgress::AttemptStarted), self.zero + now);
         let is_slow = self.mode == Mode::Faulty && self.rng.u8(..6) == 0;
         let stands = now + self.hop() + if is_slow { self.some(20) } else { Duration::ZERO };
         self.plan(stands, Event::Stand(id));
@@ -469,17 +469,17 @@ impl World {
             let fails = stands + self.hop() + self.some(30);
             if self.rng.u8(..3) == 0 {
                 let reply = self.reply(&spec, now, true);
-                self.plan(fails, Event::Land(id, Outcome::Failed(Failure::Answered(reply))));
+                self.plan(fails, Event::Land(id, PollOutcome::Failed(Failure::UpstreamError(reply))));
             } else {
-                let failure = Failure::Answered(self.reply(&spec, now, false));
+                let failure = Failure::UpstreamError(self.reply(&spec, now, false));
                 let progress = if self.rng.bool() {
-                    Progress::Stalled(failure, self.some(60))
+                    PollProgress::BackingOff(failure, self.some(60))
                 } else {
                     let pause = self.some(300);
                     self.said.last_mut().expect("it was just said").rests_until = fails + pause;
-                    Progress::Rests(failure, pause)
+                    PollProgress::Paused(failure, pause)
                 };
-                let (Progress::Stalled(_, pause) | Progress::Rests(_, pause)) = progress else {
+                let (PollProgress::BackingOff(_, pause) | PollProgress::Paused(_, pause)) = progress else {
                     unreachable!()
                 };
                 self.plan(fails, Event::Fall(id, progress));
@@ -508,7 +508,7 @@ impl World {
         if clips.iter().any(|&n| self.clips[n].refused) || (is_faulty && self.rng.u8(..20) == 0) {
             let reply = self.reply(&spec, tried_at, true);
             let lands = self.now + self.hop();
-            return self.plan(lands, Event::Land(id, Outcome::Refused(reply)));
+            return self.plan(lands, Event::Land(id, PollOutcome::Refused(reply)));
         }
         let goal = self.rungs.iter().position(|&rung| spec.goal == Goal::Rung(rung)).unwrap_or(0);
         let reached = clips.iter().map(|&n| self.clips[n].reaches_at(goal)).collect::<Option<Vec<_>>>();
@@ -520,7 +520,7 @@ impl World {
             Some(_) | None => self.now + self.hold,
         };
         let outcome = if is_faulty && self.rng.u8(..6) == 0 {
-            Outcome::Whole(self.reply(&spec, tried_at, true))
+            PollOutcome::Unsplit(self.reply(&spec, tried_at, true))
         } else {
             let weird = is_faulty && self.rng.u8(..10) == 0;
             let back = if is_faulty && self.rng.u8(..6) == 0 { self.some(60) } else { Duration::ZERO };
@@ -532,11 +532,11 @@ impl World {
                 states.push(JobState { head: Arc::clone(&head), ..self.state(n, rung) });
             }
             self.rng.shuffle(&mut states);
-            Outcome::Clips(states)
+            PollOutcome::Clips(states)
         };
         let read = answers + self.hop();
         let outcome = match outcome {
-            Outcome::Clips(states) => Outcome::Clips(
+            PollOutcome::Clips(states) => PollOutcome::Clips(
                 states.into_iter().map(|state| JobState { seen_at: self.zero + read, ..state }).collect(),
             ),
             other => other,
@@ -596,7 +596,8 @@ impl World {
                     2 if self.mode == Mode::Faulty => {
                         let retry_after = self.some(60);
                         let turn = self.now + retry_after + self.some(2);
-                        let rests = Progress::Rests(Failure::KeyRests { retry_after }, retry_after);
+                        let rests =
+                            PollProgress::Paused(Failure::KeyRateLimited { retry_after }, retry_after);
                         self.plan(self.now, Event::Fall(id, rests));
                         self.plan(turn, Event::Try(id));
                     }
@@ -629,7 +630,7 @@ impl World {
         client.clips.iter().any(|&clip| self.clips[clip].refused)
     }
 
-    fn check_answer(&self, client: &Client, end: &End) {
+    fn check_answer(&self, client: &Client, end: &WaitOutcome) {
         let (now, lag, deadline) = (self.now, self.lag(), client.deadline());
         let is_faulty = self.mode == Mode::Faulty;
         let latest = match self.mode {
@@ -639,10 +640,10 @@ impl World {
         };
         assert!(now <= latest, "{client:?} is answered {:?} late", now - latest);
         if !is_faulty {
-            assert_eq!(matches!(end, End::Refused(_)), self.is_refused(client), "{client:?}");
+            assert_eq!(matches!(end, WaitOutcome::Refused(_)), self.is_refused(client), "{client:?}");
         }
         match end {
-            End::Reached(states) => {
+            WaitOutcome::Reached(states) => {
                 self.check_states(client, states);
                 for (state, &clip) in states.iter().zip(&self.sorted(client)) {
                     let Some(rung) = self.number(state) else { continue };
@@ -656,7 +657,7 @@ impl World {
                     assert!(now <= alone + self.late(), "{client:?} is late by {:?}", now - alone);
                 }
             }
-            End::TimedOut(states) => {
+            WaitOutcome::TimedOut(states) => {
                 assert!(now + SKEW >= deadline, "{client:?} is cut short");
                 self.check_states(client, states);
                 let from = now.min(deadline).saturating_sub(SKEW + lag * 2);
@@ -669,11 +670,11 @@ impl World {
                     assert!(alone + self.late() >= now, "{client:?} is not told, since {alone:?}");
                 }
             }
-            End::Refused(reply) => {
+            WaitOutcome::Refused(reply) => {
                 self.check_origin(client, reply);
                 assert!(is_faulty || now <= client.arrives + lag * 3, "{client:?} is refused late");
             }
-            End::Whole(reply) => {
+            WaitOutcome::Unsplit(reply) => {
                 assert!(is_faulty);
                 let said = self.check_origin(client, reply);
                 assert_eq!(said.spec.clips.len(), client.clips.len(), "{client:?} is told of {said:?}");
@@ -681,7 +682,7 @@ impl World {
                 let is_over = now + SKEW >= deadline;
                 assert!(said.spec.goal == goal || is_over, "{client:?} is told of {said:?}");
             }
-            End::Failed(Failure::Answered(reply)) => {
+            WaitOutcome::Failed(Failure::UpstreamError(reply)) => {
                 assert!(is_faulty);
                 let said = self.check_origin(client, reply);
                 let is_certain = said.is_final || said.rests_until > deadline + SNAPSHOT_LIMIT;
@@ -689,7 +690,7 @@ impl World {
                 let is_there = is_certain && said.tried_at >= client.arrives;
                 assert!(is_there || now + SKEW >= deadline, "{client:?} is told of {said:?}");
             }
-            End::Failed(Failure::KeyRests { retry_after }) => {
+            WaitOutcome::Failed(Failure::KeyRateLimited { retry_after }) => {
                 assert!(
                     is_faulty
                         && (client.is_immediate()
@@ -698,11 +699,15 @@ impl World {
                     "{client:?}"
                 );
             }
-            End::Failed(Failure::Overdue) => {
+            WaitOutcome::Failed(Failure::Timeout) => {
                 assert!(is_faulty && now + SKEW >= deadline + SNAPSHOT_LIMIT, "{client:?}");
             }
-            End::Failed(Failure::Garbled(_)) => assert!(is_faulty && client.clips.len() > self.max_clips),
-            End::Failed(Failure::Unreachable | Failure::LocalResources) => panic!("nothing says that"),
+            WaitOutcome::Failed(Failure::InvalidResponse(_)) => {
+                assert!(is_faulty && client.clips.len() > self.max_clips)
+            }
+            WaitOutcome::Failed(Failure::Unreachable | Failure::LocalResources) => {
+                panic!("nothing says that")
+            }
         }
     }
 
@@ -814,9 +819,11 @@ impl World {
     }
 }
 
-fn brief(outcome: &Outcome) -> String {
+fn brief(outcome: &PollOutcome) -> String {
     match outcome {
-        Outcome::Clips(states) => format!("{:?}", states.iter().map(|state| &state.body).collect::<Vec<_>>()),
+        PollOutcome::Clips(states) => {
+            format!("{:?}", states.iter().map(|state| &state.body).collect::<Vec<_>>())
+        }
         other => format!("{other:?}"),
     }
 }

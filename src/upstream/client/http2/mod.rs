@@ -36,7 +36,7 @@ use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 use self::probe::{Found, Probe};
-use super::answer::Answer;
+use super::answer::ResponseBody;
 use super::connect::Stream;
 use super::link::{Link, Notice, Watched};
 use super::pool::Pool;
@@ -241,7 +241,7 @@ pub(super) async fn send(
     body: Body,
     notice: Option<Notice>,
     tasks: &TaskTracker,
-) -> Result<Response<Answer>, Http2Failure> {
+) -> Result<Response<ResponseBody>, Http2Failure> {
     head.version = Version::HTTP_2;
     strip(&mut head.headers);
     if let Some(length) = body.size_hint().exact()
@@ -280,7 +280,7 @@ pub(super) async fn send(
         Ok(response) => {
             let (head, stream) = response.into_parts();
             let body = Http2Body::new(&head.headers, stream, slot, upload);
-            Ok(Response::from_parts(head, Answer::http2(body)))
+            Ok(Response::from_parts(head, ResponseBody::http2(body)))
         }
         Err(Unanswered::Flooded) => {
             // It may well go on, until the peer is told.

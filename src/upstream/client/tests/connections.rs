@@ -23,11 +23,11 @@ pub(super) fn raw(streams: u32, change: impl Fn(&mut config::Upstream)) -> (RawH
     let mut config = config(&format!("https://localhost:{}", upstream.address.port()));
     change(&mut config);
     let client = Client::with_tls(&config, trusting.clone()).unwrap();
-    let polls = Client::build(&config, trusting, Resend::Nothing).unwrap();
+    let polls = Client::build(&config, trusting, ResendPolicy::Nothing).unwrap();
     (upstream, client, polls)
 }
 
-type Sent = JoinSet<Result<Response<Answer>, SendError>>;
+type Sent = JoinSet<Result<Response<ResponseBody>, SendError>>;
 
 /// Sends so many requests at once.
 fn burst(client: &Client, count: usize) -> Sent {
@@ -41,7 +41,7 @@ fn burst(client: &Client, count: usize) -> Sent {
 
 /// Starts a poll, which goes on by itself, and returns once it is on its way.
 async fn hold(polls: &Client, sent: &mut Sent) {
-    let Started { on_connection, response } = polls.start(get(polls, "/"));
+    let PendingRequest { on_connection, response } = polls.start(get(polls, "/"));
     sent.spawn(response);
     on_connection.await;
 }
