@@ -1,4 +1,4 @@
-//! What do a join, a leave and a landing cost as waits and clips grow? Flat is the goal, a logarithm is allowed.
+//! What do a join, a leave and a landing cost as waits and jobs grow? Flat is the goal, a logarithm is allowed.
 //!
 //! `cargo bench --bench coalescer`; `benches/compare coalescer` draws it.
 
@@ -34,26 +34,26 @@ impl Drop for Joined<'_> {
 }
 
 #[divan::bench(args = WAITS, sample_size = AT_ONCE)]
-fn join_on_one_clip(bencher: Bencher<'_, '_>, waits: u64) {
+fn join_on_one_job(bencher: Bencher<'_, '_>, waits: u64) {
     join(bencher, waits, 1);
 }
 
 #[divan::bench(args = WAITS, sample_size = AT_ONCE)]
-fn join_where_each_has_its_clip(bencher: Bencher<'_, '_>, waits: u64) {
+fn join_where_each_has_its_job(bencher: Bencher<'_, '_>, waits: u64) {
     join(bencher, waits, waits);
 }
 
 #[divan::bench(args = WAITS, sample_size = AT_ONCE)]
-fn leave_on_one_clip(bencher: Bencher<'_, '_>, waits: u64) {
+fn leave_on_one_job(bencher: Bencher<'_, '_>, waits: u64) {
     leave(bencher, waits, 1);
 }
 
 #[divan::bench(args = WAITS, sample_size = AT_ONCE)]
-fn leave_where_each_has_its_clip(bencher: Bencher<'_, '_>, waits: u64) {
+fn leave_where_each_has_its_job(bencher: Bencher<'_, '_>, waits: u64) {
     leave(bencher, waits, waits);
 }
 
-/// Of the one clip that all are on: by the wait it is to cost the same.
+/// Of the one job that all are on: by the wait it is to cost the same.
 #[divan::bench(args = WAITS, sample_count = 5, sample_size = 1)]
 fn landing_for_each_wait(bencher: Bencher<'_, '_>, waits: u64) {
     bencher
@@ -62,53 +62,53 @@ fn landing_for_each_wait(bencher: Bencher<'_, '_>, waits: u64) {
         .bench_local_refs(|crowd| assert_eq!(crowd.land(WaitId(0)), waits));
 }
 
-/// Of a clip that one wait is on, or two, beside so many others.
+/// Of a job that one wait is on, or two, beside so many others.
 #[divan::bench(args = WAITS, sample_size = AT_ONCE)]
-fn landing_of_one_clip_of_many(bencher: Bencher<'_, '_>, waits: u64) {
+fn landing_of_one_job_of_many(bencher: Bencher<'_, '_>, waits: u64) {
     let crowd = RefCell::new(Crowd::new(waits, waits));
     bencher
         .with_inputs(|| crowd.borrow_mut().join())
         .bench_local_values(|wait| assert_ne!(crowd.borrow_mut().land(wait), 0));
 }
 
-/// How many clips each of ten waits names.
-const CLIPS: [u64; 3] = [10, 100, 1_000];
+/// How many jobs each of ten waits names.
+const JOBS: [u64; 3] = [10, 100, 1_000];
 
-/// Ten waits for so many clips each come.
-#[divan::bench(args = CLIPS, sample_count = 5, sample_size = 1)]
-fn join_of_ten_wide_waits_for_each_clip(bencher: Bencher<'_, '_>, clips: u64) {
-    let counter = ItemsCount::new(10 * clips);
+/// Ten waits for so many jobs each come.
+#[divan::bench(args = JOBS, sample_count = 5, sample_size = 1)]
+fn join_of_ten_wide_waits_for_each_job(bencher: Bencher<'_, '_>, jobs: u64) {
+    let counter = ItemsCount::new(10 * jobs);
     bencher
         .counter(counter)
         .with_inputs(|| Crowd::new(0, 1))
-        .bench_local_refs(|crowd| crowd.join_wide(10, clips));
+        .bench_local_refs(|crowd| crowd.join_wide(10, jobs));
 }
 
-/// All polls of ten waits for so many clips each land, and bring one clip to its goal.
-#[divan::bench(args = CLIPS, sample_count = 5, sample_size = 1)]
-fn landings_of_ten_wide_waits_for_each_clip(bencher: Bencher<'_, '_>, clips: u64) {
+/// All polls of ten waits for so many jobs each land, and bring one job to its goal.
+#[divan::bench(args = JOBS, sample_count = 5, sample_size = 1)]
+fn landings_of_ten_wide_waits_for_each_job(bencher: Bencher<'_, '_>, jobs: u64) {
     let wide = || {
         let mut crowd = Crowd::new(0, 1);
-        crowd.join_wide(10, clips);
+        crowd.join_wide(10, jobs);
         crowd
     };
-    let counter = ItemsCount::new(10 * clips);
+    let counter = ItemsCount::new(10 * jobs);
     bencher
         .counter(counter)
         .with_inputs(wide)
         .bench_local_refs(|crowd| assert_ne!(crowd.land_all_partly(), 0));
 }
 
-fn join(bencher: Bencher<'_, '_>, waits: u64, clips: u64) {
-    let crowd = RefCell::new(Crowd::new(waits, clips));
+fn join(bencher: Bencher<'_, '_>, waits: u64, jobs: u64) {
+    let crowd = RefCell::new(Crowd::new(waits, jobs));
     bencher.bench_local(|| {
         let wait = crowd.borrow_mut().join();
         Joined(wait, &crowd)
     });
 }
 
-fn leave(bencher: Bencher<'_, '_>, waits: u64, clips: u64) {
-    let crowd = RefCell::new(Crowd::new(waits, clips));
+fn leave(bencher: Bencher<'_, '_>, waits: u64, jobs: u64) {
+    let crowd = RefCell::new(Crowd::new(waits, jobs));
     bencher
         .with_inputs(|| crowd.borrow_mut().join())
         .bench_local_values(|wait| crowd.borrow_mut().leave(wait));

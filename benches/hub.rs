@@ -70,7 +70,7 @@ impl Yard {
         let mut config = Config::default();
         (config.limits.max_waits, config.limits.max_waits_per_key) = (2 * WAITS, 2 * WAITS);
         let sim = Sim::new(Options::default());
-        sim.set_status(CLIP, "streaming");
+        sim.set_status(JOB, "streaming");
         let hub = runtime.block_on(async {
             let upstream = TcpListener::bind(("127.0.0.1", 0)).await.expect("a socket");
             let address = upstream.local_addr().expect("it is bound");
@@ -105,7 +105,7 @@ impl Yard {
 
     fn land(&self, parked: Vec<WaitHandle>) {
         self.runtime.block_on(async {
-            self.sim.set_status(CLIP, "completed");
+            self.sim.set_status(JOB, "completed");
             for wait in parked {
                 wait.await.expect("it is answered");
             }
@@ -117,7 +117,7 @@ impl Yard {
             identity: self.identity.clone(),
             who: Subject::Key(self.identity.domain),
             form: Form::Single,
-            clips: JobSet::new([JobId::new(CLIP).expect("it is short")]),
+            jobs: JobSet::new([JobId::new(JOB).expect("it is short")]),
             goal: self.goal,
             arrived: clock::now(),
             timeout: Duration::from_secs(120),
@@ -129,7 +129,7 @@ impl Yard {
     }
 }
 
-const CLIP: &str = "9d1f3c52-4a55-4c1e-a6f0-5d7d0f3b7f11";
+const JOB: &str = "9d1f3c52-4a55-4c1e-a6f0-5d7d0f3b7f11";
 
 /// Joins that come together, at most: as many as are read from sockets in one turn of the runtime.
 const BURST: usize = 64;

@@ -24,7 +24,7 @@
 //!                 ▼           ▼
 //!              upstream::client ─▶ the configured host, and no other
 //!
-//!  the way back: reply writes what clips come as, error what the gateway refuses, access the line in the log
+//!  the way back: reply writes what jobs come as, error what the gateway refuses, access the line in the log
 //! ```
 //!
 //! # The layers
@@ -36,9 +36,9 @@
 //! | --- | --- | --- |
 //! | 0 | [`model`] | what is decided, pure: no IO, no clock, no HTTP library; time is an argument |
 //! | | [`model::route`] | one endpoint as data: paths, parameters, and the ladder of states |
-//! | | [`model::clip`] | ids, sets of ids, states |
+//! | | [`model::job`] | ids, sets of ids, states |
 //! | | [`model::query`] | a request's target, read in every spelling and written in one |
-//! | | [`model::answer`] | bodies cut into clips by id, and put together byte for byte |
+//! | | [`model::answer`] | bodies cut into jobs by id, and put together byte for byte |
 //! | | [`model::coalesce`] | who leans on which poll, what to open and abort, whom to answer and when |
 //! | | [`model::backoff`] | the pause before another try |
 //! | 1 | [`clock`] | the one clock |

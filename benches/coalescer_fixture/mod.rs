@@ -22,8 +22,8 @@ pub struct Crowd {
     now: Instant,
     /// Joined so far, those that are gone included.
     joined: u64,
-    clips: Vec<JobId>,
-    /// By the clip that each asks for.
+    jobs: Vec<JobId>,
+    /// By the job that each asks for.
     polls: HashMap<JobId, PollId>,
     open: HashMap<PollId, PollSpec>,
     lowest: Option<Rung>,
@@ -31,8 +31,8 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    /// So many waits, each on one clip, spread evenly over so many clips of one key.
-    pub fn new(waits: u64, clips: u64) -> Self {
+    /// So many waits, each on one job, spread evenly over so many jobs of one key.
+    pub fn new(waits: u64, jobs: u64) -> Self {
         let ladder = Route::suno().ladder;
         let mut crowd = Self {
             lowest: Some(ladder.lowest()),
@@ -42,11 +42,11 @@ impl Crowd {
                 ladder,
                 hold: Duration::from_secs(120),
                 linger: Duration::from_secs(2),
-                max_clips: 6,
+                max_jobs: 6,
             }),
             now: clock::now(),
             joined: 0,
-            clips: (0..clips).map(clip).collect(),
+            jobs: (0..jobs).map(job).collect(),
             polls: HashMap::new(),
             settled: 0,
         };
@@ -56,7 +56,7 @@ impl Crowd {
         crowd
     }
 
-    /// One wait more, on the clip whose turn it is.
+    /// One wait more, on the job whose turn it is.
     pub fn join(&mut self) -> WaitId {
         let id = WaitId(self.joined);
         self.joined += 1;
@@ -69,7 +69,7 @@ impl Crowd {
         WaitSpec {
             domain: KeyDomain([7; 16]),
             form: Form::Single,
-            clips: JobSet::new([self.clip_of(id)]),
+            jobs: JobSet::new([self.job_of(id)]),
             goal: self.goal,
             arrived: self.now,
             timeout: Duration::from_secs(120),
@@ -79,29 +79,29 @@ impl Crowd {
         }
     }
 
-    /// So many waits more, each on the same clips at both ends and on its own between, all of them on `clips` clips.
-    pub fn join_wide(&mut self, waits: u64, clips: u64) {
+    /// So many waits more, each on the same jobs at both ends and on its own between, all of them on `jobs` jobs.
+    pub fn join_wide(&mut self, waits: u64, jobs: u64) {
         for wait in 0..waits {
-            let ids = (0..clips)
-                .map(|number| clip(if number % 2 == 0 { number } else { (wait + 1) * clips + number }));
-            let spec = WaitSpec { form: Form::Multi, clips: JobSet::new(ids), ..self.spec(WaitId(0)) };
+            let ids = (0..jobs)
+                .map(|number| job(if number % 2 == 0 { number } else { (wait + 1) * jobs + number }));
+            let spec = WaitSpec { form: Form::Multi, jobs: JobSet::new(ids), ..self.spec(WaitId(0)) };
             let id = WaitId(self.joined);
             self.joined += 1;
             self.tell(Input::Join(id, spec));
         }
     }
 
-    /// A minute later every poll lands unreached, but for one of its clips; how many that were.
+    /// A minute later every poll lands unreached, but for one of its jobs; how many that were.
     pub fn land_all_partly(&mut self) -> usize {
         self.now += Duration::from_secs(60);
         let polls: Vec<(PollId, PollSpec)> = self.open.drain().collect();
         for (poll, spec) in &polls {
-            let states = spec.clips.iter().enumerate().map(|(place, id)| {
+            let states = spec.jobs.iter().enumerate().map(|(place, id)| {
                 let done = self.done(id.clone());
                 if place == 0 { done } else { JobState { rung: self.lowest, ..done } }
             });
             let states = states.collect();
-            self.tell(Input::Landed(*poll, PollOutcome::Clips(states)));
+            self.tell(Input::Landed(*poll, PollOutcome::Jobs(states)));
         }
         polls.len()
     }
@@ -111,18 +111,18 @@ impl Crowd {
         self.tell(Input::Leave(wait));
     }
 
-    /// The poll of the wait's clip lands, and settles each wait on it; how many those are.
+    /// The poll of the wait's job lands, and settles each wait on it; how many those are.
     pub fn land(&mut self, wait: WaitId) -> u64 {
-        let clip = self.clip_of(wait);
-        let poll = self.polls.remove(&clip).expect("its waits have opened it");
+        let job = self.job_of(wait);
+        let poll = self.polls.remove(&job).expect("its waits have opened it");
         self.open.remove(&poll);
         let before = self.settled;
-        self.tell(Input::Landed(poll, PollOutcome::Clips(vec![self.done(clip)])));
+        self.tell(Input::Landed(poll, PollOutcome::Jobs(vec![self.done(job)])));
         self.settled - before
     }
 
-    fn clip_of(&self, WaitId(number): WaitId) -> JobId {
-        self.clips[usize::try_from(number).expect("it fits") % self.clips.len()].clone()
+    fn job_of(&self, WaitId(number): WaitId) -> JobId {
+        self.jobs[usize::try_from(number).expect("it fits") % self.jobs.len()].clone()
     }
 
     fn done(&self, id: JobId) -> JobState {
@@ -143,8 +143,8 @@ impl Crowd {
         while let Some(output) = self.machine.poll_output() {
             match output {
                 Output::Open(poll, spec) => {
-                    let clip = spec.clips.iter().next().expect("a poll asks for a clip").clone();
-                    self.polls.insert(clip, poll);
+                    let job = spec.jobs.iter().next().expect("a poll asks for a clip").clone();
+                    self.polls.insert(job, poll);
                     self.open.insert(poll, spec);
                     self.machine.handle(Input::Progress(poll, PollProgress::AttemptStarted), self.now);
                     self.machine.handle(Input::Progress(poll, PollProgress::Held), self.now);
@@ -157,6 +157,6 @@ impl Crowd {
     }
 }
 
-fn clip(number: u64) -> JobId {
+fn job(number: u64) -> JobId {
     JobId::new(&format!("{number:08x}-0000-4000-8000-000000000000")).expect("it is short")
 }

@@ -1,4 +1,4 @@
-//! A gateway as `clipgate serve` puts it together, on one thread, with one clip in its cache.
+//! A gateway as `clipgate serve` puts it together, on one thread, with one job in its cache.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
-const CLIP: &str = "9d1f3c52-4a55-4c1e-a6f0-5d7d0f3b7f11";
+const JOB: &str = "9d1f3c52-4a55-4c1e-a6f0-5d7d0f3b7f11";
 const TARGET: &str = concat!(
     "/v2/generate/audio/suno-ai/clip?clip_id=",
     "9d1f3c52-4a55-4c1e-a6f0-5d7d0f3b7f11",
@@ -33,7 +33,7 @@ pub struct House {
     runtime: Runtime,
     gateway: Gateway,
     client: TcpStream,
-    /// The clip's bytes, with which an answer ends.
+    /// The job's bytes, with which an answer ends.
     body: Bytes,
     /// Room for an answer.
     answer: Vec<u8>,
@@ -42,7 +42,7 @@ pub struct House {
 }
 
 impl House {
-    /// With the clip asked for once through the gateway and often enough over the connection that nothing happens
+    /// With the job asked for once through the gateway and often enough over the connection that nothing happens
     /// for the first time any more.
     pub fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -56,7 +56,7 @@ impl House {
             let address = upstream.local_addr().expect("it is bound");
             config.upstream.base_url = format!("http://{address}").parse().expect("it is a URL");
             let sim = Sim::new(Options::default());
-            sim.set_status(CLIP, "completed");
+            sim.set_status(JOB, "completed");
             tokio::spawn(sim.serve(upstream, std::future::pending()));
             let (gateway, hub) = Gateway::new(&config, Metrics::new(&mut registry)).expect("a gateway");
             tokio::spawn(hub);
@@ -81,7 +81,7 @@ impl House {
         house
     }
 
-    /// One request through [`Gateway::handle`]; the clip's bytes.
+    /// One request through [`Gateway::handle`]; the job's bytes.
     pub fn hit(&mut self) -> Bytes {
         self.runtime.block_on(async {
             let request = Request::get(TARGET)

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use arbitrary::Arbitrary;
 use bytes::Bytes;
 use clipgate::testing::clock;
-use clipgate::core::job::{ClipId, ClipSet, ClipState, Head, KeyDomain, Reply};
+use clipgate::core::job::{JobId, JobSet, JobState, Head, KeyDomain, Reply};
 use clipgate::core::coalescer::{
     Coalescer, End, Failure, Input, Outcome, Output, PollId, PollSpec, Progress, Rules, SNAPSHOT_LIMIT,
     Settled, WaitId, WaitSpec,
@@ -28,7 +28,7 @@ const SKEW: Duration = HOLD.checked_div(500).expect("it is not zero");
 const GRACE: Duration = HOLD.checked_div(24).expect("it is not zero");
 /// How late the shell is at most.
 const MAX_LATE: Duration = Duration::from_millis(255);
-const CLIPS: u8 = 5;
+const JOBS: u8 = 5;
 /// A schedule has no more waits, so that each of its steps is checked.
 const MOST_WAITS: usize = 40;
 
@@ -37,7 +37,7 @@ static ZERO: LazyLock<Instant> = LazyLock::new(clock::now);
 
 #[derive(Arbitrary, Debug)]
 struct Schedule {
-    max_clips: u8,
+    max_jobs: u8,
     linger_secs: u8,
     steps: Vec<Step>,
 }
@@ -85,8 +85,8 @@ enum Step {
 #[derive(Arbitrary, Debug)]
 struct Join {
     domain: bool,
-    /// Which clips, a bit each.
-    clips: u8,
+    /// Which jobs, a bit each.
+    jobs: u8,
     is_single: bool,
     /// Its place on the ladder; beyond it: no status.
     goal: u8,
@@ -94,7 +94,7 @@ struct Join {
     /// How long ago it came, in milliseconds.
     since: u8,
     keep: bool,
-    /// Which of its clips are known, a bit each, and where.
+    /// Which of its jobs are known, a bit each, and where.
     known: u8,
     rung: u8,
     /// It may not cost a request.
@@ -118,8 +118,8 @@ enum Why {
 
 #[derive(Arbitrary, Debug)]
 enum How {
-    /// Where each clip is, by its number; beyond the ladder: a word that is on none.
-    Clips([u8; CLIPS as usize]),
+    /// Where each job is, by its number; beyond the ladder: a word that is on none.
+    Jobs([u8; JOBS as usize]),
     Reached,
     Whole,
     Refused,
@@ -145,7 +145,7 @@ struct Shell {
     machine: Coalescer,
     ladder: Ladder,
     rungs: Vec<Rung>,
-    max_clips: usize,
+    max_jobs: usize,
     now: Duration,
     late: Duration,
     waits: BTreeMap<WaitId, Wait>,
@@ -159,7 +159,7 @@ struct Shell {
 
 struct Wait {
     domain: KeyDomain,
-    clips: ClipSet,
+    jobs: JobSet,
     goal: Goal,
     arrived: Duration,
     deadline: Duration,
@@ -168,14 +168,14 @@ struct Wait {
 impl Shell {
     fn new(schedule: &Schedule) -> Self {
         let ladder = Route::suno().ladder;
-        let max_clips = usize::from(schedule.max_clips % CLIPS) + 1;
+        let max_jobs = usize::from(schedule.max_jobs % JOBS) + 1;
         let linger = Duration::from_secs(schedule.linger_secs.into());
-        let rules = Rules { ladder: ladder.clone(), hold: HOLD, linger, max_clips };
+        let rules = Rules { ladder: ladder.clone(), hold: HOLD, linger, max_jobs };
         Self {
             machine: Coalescer::new(rules),
             rungs: ladder.rungs().collect(),
             ladder,
-            max_clips,
+            max_jobs,
             // A wait may have come before the first step.
             now: Duration::from_secs(1),
             late: Duration::ZERO,
@@ -255,7 +255,7 @@ impl Shell {
         if self.waits.len() == MOST_WAITS {
             return;
         }
-        let mut numbers: Vec<u8> = (0..CLIPS).filter(|bit| join.clips & 1 << bit != 0).collect();
+        let mut numbers: Vec<u8> = (0..JOBS).filter(|bit| join.jobs & 1 << bit != 0).collect();
         if numbers.is_empty() {
             numbers.push(0);
         }
@@ -276,7 +276,7 @@ impl Shell {
         let known = numbers.iter().filter(is_known).map(|&number| self.state(domain, number, join.rung));
         let wait = Wait {
             domain,
-            clips: ClipSet::new(numbers.iter().map(|&number| clip(number))),
+            jobs: JobSet::new(numbers.iter().map(|&number| job(number))),
             goal: askable.map_or(Goal::Now, |&rung| Goal::Rung(rung)),
             arrived,
             deadline: arrived + timeout,
@@ -284,7 +284,7 @@ impl Shell {
         let spec = WaitSpec {
             domain,
             form: if join.is_single { Form::Single } else { Form::Multi },
-            clips: wait.clips.clone(),
+            jobs: wait.jobs.clone(),
             goal: wait.goal,
             arrived: self.at(arrived),
             timeout,
@@ -319,11 +319,11 @@ impl Shell {
 
     fn land(&mut self, id: PollId, spec: &PollSpec, how: &How) {
         let states = |place: &dyn Fn(u8) -> u8| {
-            let named = (0..CLIPS).filter(|&number| spec.clips.contains(&clip(number)));
-            Outcome::Clips(named.map(|number| self.state(spec.domain, number, place(number))).collect())
+            let named = (0..JOBS).filter(|&number| spec.jobs.contains(&job(number)));
+            Outcome::Jobs(named.map(|number| self.state(spec.domain, number, place(number))).collect())
         };
         let outcome = match how {
-            How::Clips(places) => states(&|number| places[usize::from(number)]),
+            How::Jobs(places) => states(&|number| places[usize::from(number)]),
             How::Reached => {
                 let asked = |rung: &&Rung| spec.goal == Goal::Rung(**rung);
                 let place = self.rungs.iter().take_while(|rung| !asked(rung)).count() % self.rungs.len();
@@ -341,9 +341,9 @@ impl Shell {
     }
 
     /// A state as it is seen now; its body says whose and which. A place beyond the ladder is a word on none.
-    fn state(&self, domain: KeyDomain, number: u8, place: u8) -> ClipState {
-        let id = clip(number);
-        ClipState {
+    fn state(&self, domain: KeyDomain, number: u8, place: u8) -> JobState {
+        let id = job(number);
+        JobState {
             rung: self.rungs.get(usize::from(place)).copied(),
             body: tag(domain, &id),
             id,
@@ -384,8 +384,8 @@ impl Shell {
             match output {
                 Output::Open(id, spec) => {
                     assert!(self.opened.insert(id, spec.clone()).is_none(), "{id:?} opens twice");
-                    assert!((1..=self.max_clips).contains(&spec.clips.len()), "{spec:?}");
-                    assert!(spec.form == Form::Multi || spec.clips.len() == 1, "{spec:?}");
+                    assert!((1..=self.max_jobs).contains(&spec.jobs.len()), "{spec:?}");
+                    assert!(spec.form == Form::Multi || spec.jobs.len() == 1, "{spec:?}");
                     self.running.insert(id, spec);
                 }
                 Output::Abort(id) => {
@@ -407,7 +407,7 @@ impl Shell {
     fn latest(&self, wait: &Wait) -> Duration {
         let latest = wait.deadline.max(wait.arrived) + GRACE + SNAPSHOT_LIMIT;
         let latest = match self.draining {
-            // Who looks at its clips already is given the time that it has.
+            // Who looks at its jobs already is given the time that it has.
             Some((since, until)) if wait.deadline > since + SKEW => latest.min(until.max(wait.arrived)),
             Some(_) | None => latest,
         };
@@ -453,11 +453,11 @@ impl Shell {
         }
     }
 
-    /// Its clips, in the set's order, as its key domain was told them, and since it came: an answer that was read just
+    /// Its jobs, in the set's order, as its key domain was told them, and since it came: an answer that was read just
     /// before and not yet taken in counts. When its time is over, an older state may be proven, or all that is known at
     /// a stop that finds the upstream failing.
-    fn check_states(&self, wait: &Wait, states: &[ClipState], may_be_old: bool) {
-        assert!(states.iter().map(|state| &state.id).eq(&wait.clips), "{states:?}");
+    fn check_states(&self, wait: &Wait, states: &[JobState], may_be_old: bool) {
+        assert!(states.iter().map(|state| &state.id).eq(&wait.jobs), "{states:?}");
         for state in states {
             assert_eq!(state.body, tag(wait.domain, &state.id));
             let is_old = state.seen_at + SKEW < self.at(wait.arrived);
@@ -469,7 +469,7 @@ impl Shell {
         let text = str::from_utf8(&reply.body).expect("it is a number");
         let spec = &self.opened[&PollId(text.parse().expect("it is a number"))];
         assert_eq!(spec.domain, wait.domain);
-        assert!(spec.clips.is_subset(&wait.clips), "told of {spec:?}");
+        assert!(spec.jobs.is_subset(&wait.jobs), "told of {spec:?}");
     }
 
     /// When nothing happens any more each wait is answered, and each poll forgotten.
@@ -487,10 +487,10 @@ fn pick<K: Copy + Ord, V>(from: &BTreeMap<K, V>, place: u8) -> Option<K> {
     from.keys().nth(usize::from(place) % from.len().max(1)).copied()
 }
 
-fn clip(number: u8) -> ClipId {
-    ClipId::new(&format!("c{number}")).expect("it has a length")
+fn job(number: u8) -> JobId {
+    JobId::new(&format!("c{number}")).expect("it has a length")
 }
 
-fn tag(domain: KeyDomain, id: &ClipId) -> Bytes {
+fn tag(domain: KeyDomain, id: &JobId) -> Bytes {
     Bytes::from(format!("{domain} {id}"))
 }

@@ -1,4 +1,4 @@
-//! Any answer: cutting it never panics, however deep it is, and clips are slices of it that can be put together
+//! Any answer: cutting it never panics, however deep it is, and jobs are slices of it that can be put together
 //! again.
 
 #![no_main]
@@ -8,7 +8,7 @@ use std::ops::Range;
 use arbitrary::Arbitrary;
 use bytes::Bytes;
 use clipgate::core::job_body::{self, Cut, Shape, Sliced};
-use clipgate::core::job::{ClipId, ClipSet};
+use clipgate::core::job::{JobId, JobSet};
 use clipgate::core::route::{Form, Route};
 use libfuzzer_sys::fuzz_target;
 use serde::de::IgnoredAny;
@@ -34,14 +34,14 @@ struct Input<'a> {
 enum Outer {
     /// Themselves.
     Bytes,
-    /// Clips, a member of one each, in this shape.
+    /// Jobs, a member of one each, in this shape.
     Alone,
     List,
     Wrapped,
     Map,
 }
 
-/// The members of clips. The empty one ends a clip.
+/// The members of jobs. The empty one ends a job.
 const MEMBERS: [&str; 16] = [
     "",
     "\"id\":\"a\"",
@@ -65,14 +65,14 @@ impl Outer {
     fn make(self, bytes: &[u8]) -> Vec<u8> {
         let members: Vec<&str> =
             bytes.iter().map(|&byte| MEMBERS[usize::from(byte) % MEMBERS.len()]).collect();
-        let clips = members.split(|member| member.is_empty());
-        let clips: Vec<String> = clips.map(|members| format!("{{{}}}", members.join(","))).collect();
-        let named = || clips.iter().zip(IDS.iter().cycle()).map(|(clip, id)| format!("{id:?}:{clip}"));
+        let jobs = members.split(|member| member.is_empty());
+        let jobs: Vec<String> = jobs.map(|members| format!("{{{}}}", members.join(","))).collect();
+        let named = || jobs.iter().zip(IDS.iter().cycle()).map(|(job, id)| format!("{id:?}:{job}"));
         let text = match self {
             Outer::Bytes => return bytes.to_vec(),
-            Outer::Alone => clips.join("\n"),
-            Outer::List => format!("[{}]", clips.join(", ")),
-            Outer::Wrapped => format!("{{\"clips\":[{}]}}", clips.join(",")),
+            Outer::Alone => jobs.join("\n"),
+            Outer::List => format!("[{}]", jobs.join(", ")),
+            Outer::Wrapped => format!("{{\"clips\":[{}]}}", jobs.join(",")),
             Outer::Map => format!("{{{}}}", named().collect::<Vec<_>>().join(",")),
         };
         text.into_bytes()
@@ -83,9 +83,9 @@ fuzz_target!(|input: Input<'_>| {
     let route = Route::suno();
     let form = if input.is_single { Form::Single } else { Form::Multi };
     let ids = IDS.iter().enumerate().filter(|(bit, _)| input.asked & 1 << bit != 0).map(|(_, id)| id);
-    let mut asked = ClipSet::new(ids.map(|id| ClipId::new(id).expect("it has a length")));
+    let mut asked = JobSet::new(ids.map(|id| JobId::new(id).expect("it has a length")));
     if asked.is_empty() || input.is_single {
-        asked = ClipSet::new(asked.iter().next().cloned().or_else(|| ClipId::new(IDS[0]).ok()));
+        asked = JobSet::new(asked.iter().next().cloned().or_else(|| JobId::new(IDS[0]).ok()));
     }
     let body = input.outer.make(input.body);
     if input.is_deep == 0 {
@@ -97,21 +97,21 @@ fuzz_target!(|input: Input<'_>| {
     check(&route, form, &asked, &Bytes::from(body));
 });
 
-/// The text with lists around it, alone and as a member of a clip.
+/// The text with lists around it, alone and as a member of a job.
 fn deep(depth: u16, text: &[u8]) -> [Vec<u8>; 2] {
     let (open, close) = (b"[".repeat(depth.into()), b"]".repeat(depth.into()));
     let list = [&open, text, &close].concat();
     [[br#"{"id":"a","x":"#, &list[..], br#","status":"queued"}"#].concat(), list]
 }
 
-fn check(route: &Route, form: Form, asked: &ClipSet, body: &Bytes) {
+fn check(route: &Route, form: Form, asked: &JobSet, body: &Bytes) {
     let is_json = serde_json::from_slice::<IgnoredAny>(body).is_ok() && str::from_utf8(body).is_ok();
     match answer::slice(route, form, asked, body) {
-        Sliced::Clips { clips, shape } => {
+        Sliced::Jobs { jobs, shape } => {
             assert!(is_json && shape.is_some() == (form == Form::Multi));
-            assert!(clips.iter().map(|cut| &cut.id).eq(asked), "{clips:?}");
+            assert!(jobs.iter().map(|cut| &cut.id).eq(asked), "{jobs:?}");
             let within = body.as_ptr_range();
-            for cut in &clips {
+            for cut in &jobs {
                 is_slice(cut, &within);
                 is_what_others_read(route, cut);
             }
@@ -122,7 +122,7 @@ fn check(route: &Route, form: Form, asked: &ClipSet, body: &Bytes) {
                 Shape::Wrapped("a".to_owned()),
             ]);
             for shape in shapes {
-                is_cut_again(route, asked, &clips, shape);
+                is_cut_again(route, asked, &jobs, shape);
             }
         }
         Sliced::Whole => assert!(is_json),
@@ -135,7 +135,7 @@ fn is_slice(cut: &Cut, within: &Range<*const u8>) {
     assert!(within.start <= own.start && own.end <= within.end, "a copy: {cut:?}");
 }
 
-/// Of a clip that a plain reader can read.
+/// Of a job that a plain reader can read.
 fn is_what_others_read(route: &Route, cut: &Cut) {
     // It reads no number that is out of bounds, no half of a pair and nothing deep.
     let Ok(value) = serde_json::from_slice::<Value>(&cut.body) else { return };
@@ -144,25 +144,25 @@ fn is_what_others_read(route: &Route, cut: &Cut) {
     assert_eq!(cut.rung, rung, "{cut:?}");
 }
 
-/// Put together, the clips are JSON, and cut again they are the same.
-fn is_cut_again(route: &Route, asked: &ClipSet, clips: &[Cut], shape: Shape) {
-    let all = answer::assemble(&shape, clips.iter().map(|cut| (&cut.id, &cut.body)));
+/// Put together, the jobs are JSON, and cut again they are the same.
+fn is_cut_again(route: &Route, asked: &JobSet, jobs: &[Cut], shape: Shape) {
+    let all = answer::assemble(&shape, jobs.iter().map(|cut| (&cut.id, &cut.body)));
     assert!(serde_json::from_slice::<IgnoredAny>(&all).is_ok(), "{all:?}");
-    let has_ids = clips.iter().all(|cut| {
+    let has_ids = jobs.iter().all(|cut| {
         let head = serde_json::from_slice::<Value>(&cut.body);
         head.is_ok_and(|head| head.get("id").is_some())
     });
     match answer::slice(route, Form::Multi, asked, &all) {
-        Sliced::Clips { clips: again, shape: again_in } => {
+        Sliced::Jobs { jobs: again, shape: again_in } => {
             assert_eq!(again_in, Some(shape));
-            for (cut, again) in clips.iter().zip(&again) {
+            for (cut, again) in jobs.iter().zip(&again) {
                 assert_eq!(
                     (&cut.id, cut.rung, cut.body.trim_ascii()),
                     (&again.id, again.rung, &again.body[..])
                 );
             }
         }
-        // A map's clips need no ids of their own; a list's do.
+        // A map's jobs need no ids of their own; a list's do.
         other => assert!(!has_ids && shape != Shape::ById, "{other:?} of {all:?}"),
     }
 }

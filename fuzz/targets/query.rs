@@ -6,12 +6,12 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use clipgate::core::job::{ClipId, ClipSet, MAX_ID_BYTES};
+use clipgate::core::job::{JobId, JobSet, MAX_ID_BYTES};
 use clipgate::core::query::{self, BadQuery, Query, WaitQuery};
 use clipgate::core::route::{Form, Goal, Route};
 use libfuzzer_sys::fuzz_target;
 
-/// The most clips that a request may name.
+/// The most jobs that a request may name.
 const MOST: usize = 6;
 
 #[derive(Arbitrary, Debug)]
@@ -42,7 +42,7 @@ fn read(route: &Route, form: Form, query: &str) {
     match query::read(route, path, Some(query), MOST) {
         Query::Wait(wait) => {
             assert_eq!(wait.form, form);
-            assert!(wait.asked.iter().map(ClipId::as_str).eq(&others.ids), "others read {others:?}");
+            assert!(wait.asked.iter().map(JobId::as_str).eq(&others.ids), "others read {others:?}");
             assert_eq!(others.unknown, 0, "others read {others:?}");
             match (wait.goal, &others.status[..]) {
                 (Goal::Now, []) => {}
@@ -114,29 +114,29 @@ fn is_possible(wait: &WaitQuery) {
         Form::Multi => MOST,
     };
     assert!((1..=most).contains(&wait.asked.len()), "{wait:?}");
-    assert_eq!(wait.clips().len(), wait.asked.len(), "an id twice: {wait:?}");
+    assert_eq!(wait.jobs().len(), wait.asked.len(), "an id twice: {wait:?}");
     assert!(wait.asked.iter().all(|id| (1..=MAX_ID_BYTES).contains(&id.as_str().len())), "{wait:?}");
 }
 
 /// What a poll asks for a wait is read as the same wait, and written the same again.
 fn is_read_again(route: &Route, wait: &WaitQuery) {
-    let target = query::write(route, wait.form, &wait.clips(), wait.goal);
+    let target = query::write(route, wait.form, &wait.jobs(), wait.goal);
     assert!(target.is_ascii(), "{target}");
     let (path, query) = target.split_once('?').expect("a poll has a query");
     let Query::Wait(again) = query::read(route, path, Some(query), wait.asked.len()) else {
         panic!("{target} is no wait");
     };
-    assert_eq!((again.form, again.goal, again.clips()), (wait.form, wait.goal, wait.clips()));
-    assert_eq!(query::write(route, again.form, &again.clips(), again.goal), target);
+    assert_eq!((again.form, again.goal, again.jobs()), (wait.form, wait.goal, wait.jobs()));
+    assert_eq!(query::write(route, again.form, &again.jobs(), again.goal), target);
 }
 
 fn write(route: &Route, goal: u8, ids: &[&str]) {
     let askable: Vec<_> = route.ladder.rungs().filter(|&rung| route.ladder.is_askable(rung)).collect();
     let goal = askable.get(usize::from(goal)).map_or(Goal::Now, |&rung| Goal::Rung(rung));
-    let clips = ClipSet::new(ids.iter().filter_map(|id| ClipId::new(id).ok()));
+    let jobs = JobSet::new(ids.iter().filter_map(|id| JobId::new(id).ok()));
     for form in [Form::Single, Form::Multi] {
-        if !clips.is_empty() && (form == Form::Multi || clips.len() == 1) {
-            is_read_again(route, &WaitQuery { form, asked: clips.iter().cloned().collect(), goal });
+        if !jobs.is_empty() && (form == Form::Multi || jobs.len() == 1) {
+            is_read_again(route, &WaitQuery { form, asked: jobs.iter().cloned().collect(), goal });
         }
     }
 }

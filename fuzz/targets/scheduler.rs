@@ -14,7 +14,7 @@ use bytes::Bytes;
 use clipgate::testing::clock;
 use clipgate::core::backoff::Backoff;
 use clipgate::core::breaker::BreakerRules;
-use clipgate::core::job::{ClipId, ClipSet, Head, KeyDomain, Reply};
+use clipgate::core::job::{JobId, JobSet, Head, KeyDomain, Reply};
 use clipgate::core::coalescer::{Failure, FaultKind, PollId};
 use clipgate::core::scheduler::{
     AttemptEnd, PollClass, PollRequest, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput,
@@ -242,7 +242,7 @@ impl Shell {
             1 => PollClass::Snapshot,
             _ => PollClass::Plain,
         };
-        let jobs = ClipSet::new((0..4).filter(|bit| (jobs | 1) & 1 << bit != 0).map(job));
+        let jobs = JobSet::new((0..4).filter(|bit| (jobs | 1) & 1 << bit != 0).map(job));
         let poll = Poll {
             domain,
             class,
@@ -475,8 +475,8 @@ fn millis_of(millis: u32) -> Duration {
     Duration::from_millis(millis.into())
 }
 
-fn job(number: u8) -> ClipId {
-    ClipId::new(&format!("job-{number}")).expect("it has a length")
+fn job(number: u8) -> JobId {
+    JobId::new(&format!("job-{number}")).expect("it has a length")
 }
 
 fn reply() -> Arc<Reply> {

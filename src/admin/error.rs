@@ -16,7 +16,7 @@ pub(super) enum AdminError {
     /// It is there, but not for this method.
     #[error("this takes nothing but {}", .0.join(" and "))]
     Method(&'static [&'static str]),
-    /// The path names no clip.
+    /// The path names no job.
     #[error("the path names no clip: an id has 1 to 128 bytes of UTF-8")]
     BadId,
     /// There is no token, or not the right one.

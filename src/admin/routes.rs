@@ -25,8 +25,8 @@ pub(super) enum AdminRoute {
     History,
     /// All that is kept.
     Cache,
-    /// What is kept of one clip.
-    Clip(JobId),
+    /// What is kept of one job.
+    Job(JobId),
 }
 
 impl AdminRoute {
@@ -41,7 +41,7 @@ impl AdminRoute {
             "/api/history" => Ok(Self::History),
             "/api/cache" => Ok(Self::Cache),
             _ => match path.strip_prefix("/api/cache/") {
-                Some(id) => clip(id).map(Self::Clip).ok_or(AdminError::BadId),
+                Some(id) => job(id).map(Self::Job).ok_or(AdminError::BadId),
                 None => File::at(path).map(Self::Dashboard).ok_or(AdminError::NotFound),
             },
         }
@@ -57,12 +57,12 @@ impl AdminRoute {
         match self {
             Self::Dashboard(_) | Self::Health | Self::Readiness | Self::Metrics => &["GET", "HEAD"],
             Self::State | Self::Events | Self::History => &["GET", "HEAD"],
-            Self::Cache | Self::Clip(_) => &["DELETE"],
+            Self::Cache | Self::Job(_) => &["DELETE"],
         }
     }
 }
 
-fn clip(segment: &str) -> Option<JobId> {
+fn job(segment: &str) -> Option<JobId> {
     JobId::new(&percent_decode_str(segment).decode_utf8().ok()?).ok()
 }
 
@@ -71,9 +71,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clips_id_is_the_rest_of_the_path_decoded() {
+    fn a_jobs_id_is_the_rest_of_the_path_decoded() {
         let id = |path: &str| match AdminRoute::of(path) {
-            Ok(AdminRoute::Clip(id)) => Some(id.as_str().to_owned()),
+            Ok(AdminRoute::Job(id)) => Some(id.as_str().to_owned()),
             _ => None,
         };
         assert_eq!(id("/api/cache/a-1").as_deref(), Some("a-1"));

@@ -151,7 +151,7 @@ impl AdminService {
             AdminRoute::Events => self.events().await,
             AdminRoute::History => Ok(json_of(self.history.lock().json())),
             AdminRoute::Cache => Ok(removed_response(self.gateway.cache().forget_all())),
-            AdminRoute::Clip(id) => Ok(removed_response(self.gateway.cache().remove(&id))),
+            AdminRoute::Job(id) => Ok(removed_response(self.gateway.cache().remove(&id))),
         }
     }
 

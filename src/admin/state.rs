@@ -14,7 +14,7 @@ use crate::limits::QuotaState;
 use crate::printable::escape_json;
 use crate::telemetry::metrics::{Limit, Totals};
 
-/// Clips and keys that are listed.
+/// Jobs and keys that are listed.
 const MOST: usize = 200;
 
 /// How long the hub may take to tell what is under way.
@@ -67,7 +67,7 @@ struct State<'a> {
     totals: Totals,
     ladder: Vec<&'a str>,
     hub_answered: bool,
-    clips: Listed<Clip<'a>>,
+    jobs: Listed<Job<'a>>,
     keys: Listed<Key>,
 }
 
@@ -112,7 +112,7 @@ struct Listed<T> {
 }
 
 #[derive(Serialize)]
-struct Clip<'a> {
+struct Job<'a> {
     id: String,
     key: String,
     rung: Option<&'a str>,
@@ -145,7 +145,7 @@ pub(super) async fn state(gateway: &Gateway, about: &StaticInfo) -> Vec<u8> {
     let (now, metrics, kept) = (clock::now(), gateway.metrics(), gateway.cache().size());
     let (standing, health) = (metrics.upstream.standing(), metrics.upstream.health());
     let hub_answered = overview.is_some();
-    let (clips, keys) = overview.map_or_else(nothing, |overview| listed(overview, gateway.ladder(), now));
+    let (jobs, keys) = overview.map_or_else(nothing, |overview| listed(overview, gateway.ladder(), now));
     let state = State {
         version: env!("CARGO_PKG_VERSION"),
         now: rfc3339(SystemTime::now()),
@@ -170,7 +170,7 @@ pub(super) async fn state(gateway: &Gateway, about: &StaticInfo) -> Vec<u8> {
         totals: metrics.totals(),
         ladder: gateway.ladder().askable_words().collect(),
         hub_answered,
-        clips,
+        jobs,
         keys,
     };
     let json = serde_json::to_string(&state).expect("texts and numbers are JSON");
@@ -178,26 +178,26 @@ pub(super) async fn state(gateway: &Gateway, about: &StaticInfo) -> Vec<u8> {
     escape_json(&json).into_owned().into_bytes()
 }
 
-fn nothing<'a>() -> (Listed<Clip<'a>>, Listed<Key>) {
+fn nothing<'a>() -> (Listed<Job<'a>>, Listed<Key>) {
     (Listed { listed: Vec::new(), total: 0 }, Listed { listed: Vec::new(), total: 0 })
 }
 
-fn listed(overview: Overview, ladder: &Ladder, now: Instant) -> (Listed<Clip<'_>>, Listed<Key>) {
-    let Overview { clips, clips_in_all, askers, askers_in_all } = overview;
-    let clips = clips.iter().map(|clip| self::clip(clip, ladder, now)).collect();
+fn listed(overview: Overview, ladder: &Ladder, now: Instant) -> (Listed<Job<'_>>, Listed<Key>) {
+    let Overview { jobs, jobs_in_all, askers, askers_in_all } = overview;
+    let jobs = jobs.iter().map(|job| self::job(job, ladder, now)).collect();
     let keys = askers.into_iter().map(key).collect();
-    (Listed { listed: clips, total: clips_in_all }, Listed { listed: keys, total: askers_in_all })
+    (Listed { listed: jobs, total: jobs_in_all }, Listed { listed: keys, total: askers_in_all })
 }
 
-fn clip<'a>(clip: &JobStatus, ladder: &'a Ladder, now: Instant) -> Clip<'a> {
-    Clip {
-        id: clip.id.to_string(),
-        key: clip.domain.to_string(),
-        rung: clip.rung.map(|rung| ladder.name(rung)),
-        asked: clip.asked.iter().map(|rung| ladder.name(*rung)).collect(),
-        waits: clip.waits,
-        polls: clip.polls,
-        age_seconds: clip.since.map_or(0.0, |since| seconds(now, since)),
+fn job<'a>(job: &JobStatus, ladder: &'a Ladder, now: Instant) -> Job<'a> {
+    Job {
+        id: job.id.to_string(),
+        key: job.domain.to_string(),
+        rung: job.rung.map(|rung| ladder.name(rung)),
+        asked: job.asked.iter().map(|rung| ladder.name(*rung)).collect(),
+        waits: job.waits,
+        polls: job.polls,
+        age_seconds: job.since.map_or(0.0, |since| seconds(now, since)),
     }
 }
 

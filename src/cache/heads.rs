@@ -1,7 +1,7 @@
-//! The heads that clips are kept with. Most answers of an upstream have the same fields: equal ones are kept once.
+//! The heads that jobs are kept with. Most answers of an upstream have the same fields: equal ones are kept once.
 //!
-//! A head that many clips share weighs nothing beside them, as there is a bound on all such heads together; any other
-//! weighs with its clip.
+//! A head that many jobs share weighs nothing beside them, as there is a bound on all such heads together; any other
+//! weighs with its job.
 
 use std::hash::BuildHasher as _;
 use std::mem::size_of;
@@ -19,7 +19,7 @@ use crate::protocol::headers;
 /// The most heads that are shared: each store looks through them.
 const MAX_SHARED: usize = 64;
 
-/// What part of `cache.max_bytes` shared heads may take up beside the clips.
+/// What part of `cache.max_bytes` shared heads may take up beside the jobs.
 const SHARED_PART: u64 = 64;
 
 /// A head as hits need it.
@@ -52,7 +52,7 @@ impl Heads {
         Self { shared: Mutex::default(), hasher: RandomState::default(), max_bytes }
     }
 
-    /// Returns the head to keep a clip with, and what it weighs with this clip.
+    /// Returns the head to keep a job with, and what it weighs with this job.
     pub(super) fn store(&self, head: &Head) -> (Arc<StoredHead>, usize) {
         let hash = self.hasher.hash_one(&head.shared);
         let shared = &mut *self.shared.lock();
@@ -79,7 +79,7 @@ impl Heads {
 }
 
 impl Shared {
-    /// Removes the heads that no clip is kept with any more.
+    /// Removes the heads that no job is kept with any more.
     fn remove_unused(&mut self) {
         self.heads.retain(|head| {
             let is_used = Arc::strong_count(head) > 1;
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_heads_weigh_nothing_and_those_of_no_clip_make_room() {
+    fn only_so_many_heads_weigh_nothing_and_those_of_no_job_make_room() {
         let heads = Heads::new(1 << 30);
         let mut kept: Vec<_> = (0..MAX_SHARED).map(|n| heads.store(&head(&n.to_string()))).collect();
         assert!(kept.iter().all(|(_, weight)| *weight == 0));

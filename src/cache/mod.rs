@@ -1,11 +1,11 @@
-//! What is known without asking: terminal clips, and live states for a moment, each by key domain.
+//! What is known without asking: terminal jobs, and live states for a moment, each by key domain.
 //!
 //! moka keeps and evicts; when an entry is over, and for whom it may be read at all, is decided here by the
 //! one clock. Any task reads; what one read sees is whole. The hub writes.
 //!
 //! ```text
 //!   keys:  KeyDomain ─▶ epoch, accepted at        a 401 ends the epoch, and with it all entries that were
-//!   clips: (KeyDomain, ClipId) ─▶ epoch, state    stored under it; a 403 removes the clips asked for
+//!   jobs: (KeyDomain, JobId) ─▶ epoch, state    stored under it; a 403 removes the jobs asked for
 //! ```
 
 mod heads;
@@ -38,14 +38,14 @@ const MAX_VALIDATED: usize = 64 << 10;
 pub struct Cache {
     rules: ArcSwap<config::Cache>,
     ladder: Ladder,
-    clips: moka::sync::Cache<(KeyDomain, JobId), Arc<CachedJob>, RandomState>,
+    jobs: moka::sync::Cache<(KeyDomain, JobId), Arc<CachedJob>, RandomState>,
     keys: Keys,
     heads: Heads,
     /// The last bytes that a validator was made of, and it.
     validated: Mutex<Option<(Bytes, HeaderValue)>>,
 }
 
-/// A clip's state that may be answered with.
+/// A job's state that may be answered with.
 #[derive(Clone, Debug)]
 pub struct Hit {
     /// What is kept.
@@ -61,7 +61,7 @@ impl Hit {
     }
 }
 
-/// A clip's state, and what goes along with it to everybody who is told it.
+/// A job's state, and what goes along with it to everybody who is told it.
 #[derive(Debug)]
 pub struct CachedJob {
     /// The state.
@@ -80,7 +80,7 @@ pub struct CachedJob {
 /// What is kept, all keys together; entries of a refused key count until they are over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
-    /// Clips.
+    /// Jobs.
     pub entries: u64,
     /// What they weigh.
     pub bytes: u64,
@@ -89,14 +89,14 @@ pub struct Size {
 impl Cache {
     /// An empty cache.
     pub fn new(rules: config::Cache, ladder: Ladder) -> Self {
-        let clips = moka::sync::Cache::builder()
+        let jobs = moka::sync::Cache::builder()
             .max_capacity(rules.max_bytes)
             .weigher(|_, kept: &Arc<CachedJob>| kept.weight)
             .expire_after(PerEntryExpiry)
             .build_with_hasher(RandomState::default());
         let heads = Heads::new(rules.max_bytes);
         let rules = ArcSwap::from_pointee(rules);
-        Self { rules, ladder, clips, keys: Keys::new(), heads, validated: Mutex::new(None) }
+        Self { rules, ladder, jobs, keys: Keys::new(), heads, validated: Mutex::new(None) }
     }
 
     /// From now on keeps states for other times; what is kept already stays for its own. Its size does not change.
@@ -114,7 +114,7 @@ impl Cache {
         self.proof(domain).is_some()
     }
 
-    /// The state kept of a clip, if this key may be told it at `now`.
+    /// The state kept of a job, if this key may be told it at `now`.
     pub fn get(&self, domain: KeyDomain, id: &JobId, now: Instant) -> Option<Hit> {
         self.get_proven(self.proof(domain)?, domain, id, now)
     }
@@ -124,12 +124,12 @@ impl Cache {
         if now.saturating_duration_since(proof.accepted_at?) >= self.rules.load().recheck_key {
             return None;
         }
-        let kept = self.clips.get(&(domain, id.clone()))?;
+        let kept = self.jobs.get(&(domain, id.clone()))?;
         let ttl = kept.expires.saturating_duration_since(now);
         (kept.epoch == proof.epoch && !ttl.is_zero()).then_some(Hit { kept, ttl })
     }
 
-    /// The state kept of a clip, if this key may be told it, and it was seen no longer than `max_age` ago.
+    /// The state kept of a job, if this key may be told it, and it was seen no longer than `max_age` ago.
     pub fn get_within(&self, domain: KeyDomain, id: &JobId, max_age: Duration, now: Instant) -> Option<Hit> {
         self.get(domain, id, now).filter(|hit| hit.is_within(max_age, now))
     }
@@ -145,12 +145,12 @@ impl Cache {
         self.keys.key_rejected(domain, now);
     }
 
-    /// The upstream answered this key with 403 at `now`, when it asked for these clips: they are removed, and the key
+    /// The upstream answered this key with 403 at `now`, when it asked for these jobs: they are removed, and the key
     /// must be proven again before it is told of others.
     pub fn forbidden<'a>(&self, domain: KeyDomain, asked: impl IntoIterator<Item = &'a JobId>, now: Instant) {
         self.keys.forbidden(domain, now);
         for id in asked {
-            self.clips.invalidate(&(domain, id.clone()));
+            self.jobs.invalidate(&(domain, id.clone()));
         }
     }
 
@@ -167,7 +167,7 @@ impl Cache {
 
     /// Keeps a state that the upstream told this key in answer to a request that began at `began`. Needs
     /// [`Self::accepted`] before. Not kept are a state behind one that is known, what is not the whole representation, and
-    /// what was asked for before a refusal, which may have been about this very clip.
+    /// what was asked for before a refusal, which may have been about this very job.
     pub fn store(&self, domain: KeyDomain, state: &JobState, began: Instant, now: Instant) {
         if !state.head.is_whole || self.keys.is_refused_since(domain, began) {
             return;
@@ -176,7 +176,7 @@ impl Cache {
         let Some(proof) = self.proof(domain) else { return };
         let expires = state.seen_at + ttl;
         let key = (domain, state.id.clone());
-        let is_behind = self.clips.get(&key).is_some_and(|kept| {
+        let is_behind = self.jobs.get(&key).is_some_and(|kept| {
             kept.epoch == proof.epoch && now < kept.expires && kept.state.rung > state.rung
         });
         if now >= expires || is_behind {
@@ -189,10 +189,10 @@ impl Cache {
         let etag = etag(&state.body);
         let weight = u32::try_from(weight::of(&state, etag.len()) + head_bytes).unwrap_or(u32::MAX);
         let kept = CachedJob { state, etag, head, epoch: proof.epoch, expires, ttl, weight };
-        self.clips.insert(key.clone(), Arc::new(kept));
-        // A 403 that came meanwhile has removed the clip before it was stored.
+        self.jobs.insert(key.clone(), Arc::new(kept));
+        // A 403 that came meanwhile has removed the job before it was stored.
         if self.keys.is_refused_since(domain, began) {
-            self.clips.invalidate(&key);
+            self.jobs.invalidate(&key);
         }
     }
 
@@ -216,24 +216,24 @@ impl Cache {
 
     /// How much is kept.
     pub fn size(&self) -> Size {
-        self.clips.run_pending_tasks();
-        Size { entries: self.clips.entry_count(), bytes: self.clips.weighted_size() }
+        self.jobs.run_pending_tasks();
+        Size { entries: self.jobs.entry_count(), bytes: self.jobs.weighted_size() }
     }
 
-    /// Forgets what is kept of a clip, whoever's key it is kept for. Says how many entries there were.
+    /// Forgets what is kept of a job, whoever's key it is kept for. Says how many entries there were.
     pub fn remove(&self, id: &JobId) -> u64 {
-        let keys: Vec<_> = self.clips.iter().map(|(key, _)| key).filter(|key| key.1 == *id).collect();
-        keys.iter().filter(|key| self.clips.remove(&***key).is_some()).count() as u64
+        let keys: Vec<_> = self.jobs.iter().map(|(key, _)| key).filter(|key| key.1 == *id).collect();
+        keys.iter().filter(|key| self.jobs.remove(&***key).is_some()).count() as u64
     }
 
-    /// Forgets all clips; keys stay proven. Says how many entries there were.
+    /// Forgets all jobs; keys stay proven. Says how many entries there were.
     pub fn forget_all(&self) -> u64 {
         let size = self.size();
-        self.clips.invalidate_all();
+        self.jobs.invalidate_all();
         size.entries
     }
 
-    /// How long a state on this rung is kept, if it is the clip's last.
+    /// How long a state on this rung is kept, if it is the job's last.
     pub fn terminal_ttl(&self, rung: Rung) -> Option<Duration> {
         self.ladder.is_terminal(rung).then(|| self.ttl(rung))
     }
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn a_403_removes_the_clips_asked_for_and_the_rest_waits_for_a_new_proof() {
+    fn a_403_removes_the_jobs_asked_for_and_the_rest_waits_for_a_new_proof() {
         let (cache, t0) = (cache(), clock::now());
         let kept = |name, at| cache.get(ALICE, &id(name), at).is_some();
         cache.key_accepted(ALICE, t0);
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clip_is_forgotten_for_all_keys_and_all_clips_at_once() {
+    fn a_job_is_forgotten_for_all_keys_and_all_jobs_at_once() {
         let (cache, t0) = (cache(), clock::now());
         for domain in [ALICE, BOB] {
             cache.key_accepted(domain, t0);
@@ -473,9 +473,9 @@ mod tests {
             let body = Bytes::from(vec![b'x'; 1000]);
             cache.store(ALICE, &JobState { body, ..state(&format!("clip-{n}"), "completed", t0) }, t0, t0);
         }
-        cache.clips.run_pending_tasks();
-        assert!(cache.clips.weighted_size() <= 20_000, "{}", cache.clips.weighted_size());
-        assert!(cache.clips.entry_count() >= 10, "{}", cache.clips.entry_count());
+        cache.jobs.run_pending_tasks();
+        assert!(cache.jobs.weighted_size() <= 20_000, "{}", cache.jobs.weighted_size());
+        assert!(cache.jobs.entry_count() >= 10, "{}", cache.jobs.entry_count());
     }
 
     #[test]

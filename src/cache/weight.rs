@@ -1,4 +1,4 @@
-//! What a kept clip takes up in memory: every allocation, as large as jemalloc makes it.
+//! What a kept job takes up in memory: every allocation, as large as jemalloc makes it.
 
 use std::mem::size_of;
 
@@ -15,7 +15,7 @@ pub(super) const SHARED_BYTES: usize = 32;
 /// The counts of an `Arc`.
 const COUNTS: usize = 2 * size_of::<usize>();
 
-/// Returns what moka is told that a clip weighs, its head aside.
+/// Returns what moka is told that a job weighs, its head aside.
 pub(super) fn of(state: &JobState, etag_bytes: usize) -> usize {
     MOKA_BYTES
         + allocated_arc::<CachedJob>()

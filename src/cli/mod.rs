@@ -2,10 +2,10 @@
 
 mod api_key;
 mod check;
-mod clip_client;
 mod completions;
 pub(crate) mod error;
 mod health;
+mod job_client;
 mod man;
 mod serve;
 mod sim;
@@ -29,7 +29,7 @@ Examples:
   clipgate --config config.toml          with a file of your own
   clipgate --listen 127.0.0.1:9000       on another port
   clipgate check --config config.toml    say what is wrong with the file, and where
-  clipgate watch ID                      follow a clip until it is made
+  clipgate watch ID                      follow a job until it is made
   clipgate token alice                   let alice into the team: a token, and the lines that list it
   clipgate health                        is it ready? For containers and probes
 
@@ -46,7 +46,7 @@ a stop that a second signal cut short included.";
 
 /// A caching reverse proxy that merges identical long-polls of a job API into one.
 ///
-/// Clients wait for a clip as they would at the API itself; the gateway holds one long-poll for all that wait
+/// Clients wait for a job as they would at the API itself; the gateway holds one long-poll for all that wait
 /// for the same, and answers from its cache what is finished. Plain `clipgate` is `clipgate serve`.
 #[derive(Debug, Parser)]
 #[command(name = "clipgate", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
@@ -65,7 +65,7 @@ enum Command {
     Sim(sim::Args),
     /// Read the configuration and say what is wrong and where
     Check(check::Args),
-    /// Follow clips in the terminal until they are made
+    /// Follow jobs in the terminal until they are made
     Watch(watch::Args),
     /// Make a team token and the config lines that list it
     Token(token::Args),

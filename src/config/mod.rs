@@ -132,8 +132,8 @@ pub struct Upstream {
     pub connect_timeout: Duration,
     /// How old a connection may become before it takes no more requests.
     pub connection_max_age: Duration,
-    /// Clips one poll may ask for.
-    pub max_clips: usize,
+    /// Jobs one poll may ask for.
+    pub max_jobs: usize,
     /// Polls open at once.
     pub max_polls: usize,
     /// Upstream requests a second; 0 is no limit.
@@ -197,18 +197,18 @@ pub struct Wait {
     pub max_timeout: Duration,
     /// How long a poll stays open without a wait.
     pub linger: Duration,
-    /// Clips one wait may name.
-    pub max_clips: usize,
+    /// Jobs one wait may name.
+    pub max_jobs: usize,
 }
 
 /// `[cache]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cache {
-    /// The most the kept clips may weigh, in bytes.
+    /// The most the kept jobs may weigh, in bytes.
     pub max_bytes: u64,
-    /// How long a completed clip is kept.
+    /// How long a completed job is kept.
     pub completed_ttl: Duration,
-    /// How long a failed clip is kept.
+    /// How long a failed job is kept.
     pub error_ttl: Duration,
     /// How long a state that is not terminal may be answered again; zero: never.
     pub live_ttl: Duration,
@@ -357,7 +357,7 @@ impl Default for Config {
                 poll_timeout: secs(120),
                 connect_timeout: secs(5),
                 connection_max_age: secs(300),
-                max_clips: 6,
+                max_jobs: 6,
                 max_polls: 512,
                 requests_per_second: 0,
                 retries: 4,
@@ -366,7 +366,7 @@ impl Default for Config {
                 breaker_cooldown: secs(5),
             },
             auth: Auth::Passthrough,
-            wait: Wait { timeout: secs(120), max_timeout: secs(600), linger: secs(2), max_clips: 6 },
+            wait: Wait { timeout: secs(120), max_timeout: secs(600), linger: secs(2), max_jobs: 6 },
             cache: Cache {
                 max_bytes: 256 << 20,
                 completed_ttl: secs(24 * 3600),

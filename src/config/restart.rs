@@ -18,7 +18,7 @@ const RESTART: &[Row] = &[
     ("upstream.poll_timeout", |a, b| a.upstream.poll_timeout != b.upstream.poll_timeout),
     ("upstream.connect_timeout", |a, b| a.upstream.connect_timeout != b.upstream.connect_timeout),
     ("upstream.connection_max_age", |a, b| a.upstream.connection_max_age != b.upstream.connection_max_age),
-    ("upstream.max_clips", |a, b| a.upstream.max_clips != b.upstream.max_clips),
+    ("upstream.max_clips", |a, b| a.upstream.max_jobs != b.upstream.max_jobs),
     ("upstream.max_polls", |a, b| a.upstream.max_polls != b.upstream.max_polls),
     ("upstream.requests_per_second", |a, b| a.upstream.requests_per_second != b.upstream.requests_per_second),
     ("upstream.retries", |a, b| a.upstream.retries != b.upstream.retries),
@@ -96,7 +96,7 @@ mod tests {
         changed.server.max_connections = 1;
         changed.server.cors_origins.push("*".to_owned());
         changed.upstream.retries = 0;
-        changed.wait.max_clips = 7;
+        changed.wait.max_jobs = 7;
         assert_eq!(changed.needs_restart(&running), ["server.max_connections", "upstream.retries"]);
     }
 }

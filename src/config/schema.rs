@@ -16,7 +16,7 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// Far more than anyone keeps a clip, and still far from where adding to an `Instant` overflows.
+/// Far more than anyone keeps a job, and still far from where adding to an `Instant` overflows.
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 const TIB: u64 = 1 << 40;
 pub(super) const MILLION: u64 = 1_000_000;
@@ -77,7 +77,7 @@ const KEYS: &[(&str, Read<ConfigBuilder>)] = &[
     ("upstream.connection_max_age", |d, r| {
         r.duration(&mut d.config.upstream.connection_max_age, SECOND..=DAY)
     }),
-    ("upstream.max_clips", |d, r| r.number(&mut d.config.upstream.max_clips, 1..=100)),
+    ("upstream.max_clips", |d, r| r.number(&mut d.config.upstream.max_jobs, 1..=100)),
     ("upstream.max_polls", |d, r| r.number(&mut d.config.upstream.max_polls, 1..=MILLION)),
     ("upstream.requests_per_second", |d, r| {
         r.number(&mut d.config.upstream.requests_per_second, 0..=MILLION)
@@ -96,7 +96,7 @@ const KEYS: &[(&str, Read<ConfigBuilder>)] = &[
     ("wait.timeout", |d, r| r.duration(&mut d.config.wait.timeout, MILLISECOND..=DAY)),
     ("wait.max_timeout", |d, r| r.duration(&mut d.config.wait.max_timeout, MILLISECOND..=DAY)),
     ("wait.linger", |d, r| r.duration(&mut d.config.wait.linger, Duration::ZERO..=HOUR)),
-    ("wait.max_clips", |d, r| r.number(&mut d.config.wait.max_clips, 1..=1000)),
+    ("wait.max_clips", |d, r| r.number(&mut d.config.wait.max_jobs, 1..=1000)),
     ("cache.max_bytes", |d, r| r.size(&mut d.config.cache.max_bytes, 0..=TIB)),
     ("cache.completed_ttl", |d, r| r.duration(&mut d.config.cache.completed_ttl, Duration::ZERO..=YEAR)),
     ("cache.error_ttl", |d, r| r.duration(&mut d.config.cache.error_ttl, Duration::ZERO..=YEAR)),

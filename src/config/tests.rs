@@ -199,7 +199,7 @@ fn the_command_line_outdoes_the_environment_and_that_the_file() {
     let flag = |value: &str| Flag { flag: "--clips", key: "wait.max_clips", value: value.to_owned() };
     let wait = Config::load_with(Some(&path), env.clone(), [flag("3")]).unwrap().wait;
     let secs = Duration::from_secs;
-    assert_eq!((wait.timeout, wait.linger, wait.max_clips), (secs(1), secs(2), 3));
+    assert_eq!((wait.timeout, wait.linger, wait.max_jobs), (secs(1), secs(2), 3));
     let faults = Config::load_with(Some(&path), env, [flag("x")]).unwrap_err();
     assert_eq!(places(&faults), ["--clips wait.max_clips"]);
 }

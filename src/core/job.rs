@@ -1,4 +1,4 @@
-//! A clip: its name, sets of names, and its state as the upstream last told it.
+//! A job: its name, sets of names, and its state as the upstream last told it.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -12,11 +12,11 @@ use crate::core::route::Rung;
 /// The longest id that is taken, in bytes (contract, section 6).
 pub const MAX_ID_BYTES: usize = 128;
 
-/// A clip's id as the upstream spells it: 1 to 128 bytes of UTF-8, otherwise opaque.
+/// A job's id as the upstream spells it: 1 to 128 bytes of UTF-8, otherwise opaque.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId(Arc<str>);
 
-/// Why a text is no clip id.
+/// Why a text is no job id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadId {
     /// It has no bytes.
@@ -55,7 +55,7 @@ impl fmt::Debug for JobId {
     }
 }
 
-/// Different clips, in one order whatever order they were named in. Cheap to clone.
+/// Different jobs, in one order whatever order they were named in. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobSet(Arc<[JobId]>);
 
@@ -167,14 +167,14 @@ impl Default for Head {
     }
 }
 
-/// What the upstream said of one clip. Cheap to clone.
+/// What the upstream said of one job. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobState {
-    /// Which clip.
+    /// Which job.
     pub id: JobId,
     /// Where it stands; `None` for a status word that is on no ladder.
     pub rung: Option<Rung>,
-    /// The clip's own bytes, as they came.
+    /// The job's own bytes, as they came.
     pub body: Bytes,
     /// The head of the answer they came in.
     pub head: Arc<Head>,

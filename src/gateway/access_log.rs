@@ -2,7 +2,7 @@
 //! before.
 //!
 //! Its fields are named by OpenTelemetry's semantic conventions for HTTP where these have a name, else `clipgate.…`;
-//! README.md lists them. Ids of clips and members' names are in it, keys and tokens are not: a query is shown only
+//! README.md lists them. Ids of jobs and members' names are in it, keys and tokens are not: a query is shown only
 //! where it is understood, for elsewhere it may hold anything.
 
 use std::borrow::Cow;
@@ -85,7 +85,7 @@ pub(crate) struct AccessLog {
     version: Version,
     user_agent: Option<Box<str>>,
     key: Option<KeyDomain>,
-    clips: Option<Box<str>>,
+    jobs: Option<Box<str>>,
     status: Option<u16>,
     body_size: Option<u64>,
     upstream_id: Option<String>,
@@ -112,7 +112,7 @@ impl AccessLog {
             version: request.version(),
             user_agent: request.headers().get(USER_AGENT).map(|value| readable(value).into()),
             key: None,
-            clips: None,
+            jobs: None,
             status: None,
             body_size: None,
             upstream_id: None,
@@ -131,9 +131,9 @@ impl AccessLog {
         &self.path
     }
 
-    /// It is a wait for these clips, by this key.
+    /// It is a wait for these jobs, by this key.
     pub(crate) fn asked(&mut self, asked: &WaitQuery, identity: &Identity) {
-        self.clips = Some(joined(&asked.asked));
+        self.jobs = Some(joined(&asked.asked));
         self.key = Some(identity.domain);
     }
 
@@ -166,7 +166,7 @@ impl Drop for AccessLog {
             http.server.request.duration = took.as_secs_f64(),
             clipgate.outcome = outcome.as_str(),
             clipgate.reason = self.outcome.reason(),
-            clipgate.clips = self.clips.as_deref(),
+            clipgate.jobs = self.jobs.as_deref(),
             clipgate.member = self.member.as_deref(),
             clipgate.key = self.key.as_ref().map(KeyDomain::short),
             client.address = client.as_deref(),

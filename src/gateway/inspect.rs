@@ -18,10 +18,10 @@ use crate::telemetry::metrics::Metrics;
 /// What is under way.
 #[derive(Clone, Debug)]
 pub struct Overview {
-    /// The oldest clips that waits name or polls ask for.
-    pub clips: Vec<JobStatus>,
+    /// The oldest jobs that waits name or polls ask for.
+    pub jobs: Vec<JobStatus>,
     /// How many there are.
-    pub clips_in_all: usize,
+    pub jobs_in_all: usize,
     /// The members of the team, or else the keys with parked waits; those with the most waits first.
     pub askers: Vec<Asker>,
     /// How many there are.
@@ -58,16 +58,16 @@ impl Gateway {
         &self.0.route.ladder
     }
 
-    /// What is under way, at most `most` clips and `most` askers of it. `None` if too many look already or the hub has
+    /// What is under way, at most `most` jobs and `most` askers of it. `None` if too many look already or the hub has
     /// ended; it may take as long as the hub is busy. Cancel safe.
     pub async fn overview(&self, most: usize) -> Option<Overview> {
-        let hub::Overview { clips, clips_in_all, keys, keys_in_all } = self.0.hub.overview(most).await?;
+        let hub::Overview { jobs, jobs_in_all, keys, keys_in_all } = self.0.hub.overview(most).await?;
         let members = self.0.keyring.members();
         let (askers, askers_in_all) = match members.is_empty() {
             true => (keys.iter().map(|key| self.key(key)).collect(), keys_in_all),
             false => self.members(members, &keys, most),
         };
-        Some(Overview { clips, clips_in_all, askers, askers_in_all })
+        Some(Overview { jobs, jobs_in_all, askers, askers_in_all })
     }
 
     fn key(&self, key: &KeyInFlight) -> Asker {

@@ -38,7 +38,7 @@ use self::held_body::{Held, Withdrawal};
 pub(crate) use self::inspect::{Asker, Overview};
 use self::passthrough::{Passthrough, PassthroughResponse, Slot, Slots};
 use self::request_options::RequestOptions;
-use self::response::{ClipResponse, ResponseOrigin, add_common_headers};
+use self::response::{JobResponse, ResponseOrigin, add_common_headers};
 use self::target::{Target, TargetAction};
 use crate::auth::{AuthError, Authenticator, Identity, KeyringError};
 use crate::cache::{Cache, KeyProof};
@@ -351,7 +351,7 @@ impl Gateway {
         let condition = request.typed_get();
         if let Some((states, source)) = self.lookup_cached(&asked, *proof, &identity, &wish) {
             line.outcome = Disposition::Hit;
-            return Ok(Decision::Answer(self.clips(
+            return Ok(Decision::Answer(self.jobs(
                 identity.domain,
                 &asked,
                 states,
@@ -368,7 +368,7 @@ impl Gateway {
             identity,
             who,
             form: asked.form,
-            clips: asked.clips(),
+            jobs: asked.jobs(),
             goal: asked.goal,
             arrived,
             timeout: wish.timeout,
@@ -380,7 +380,7 @@ impl Gateway {
         Ok(Decision::Park(ParkedRequest { parked, domain, asked, wish, condition }))
     }
 
-    /// What is kept of each clip, if that answers the request; in the order asked for.
+    /// What is kept of each job, if that answers the request; in the order asked for.
     fn lookup_cached(
         &self,
         asked: &WaitQuery,
@@ -424,7 +424,7 @@ impl Gateway {
                     WaitOutcome::Reached(mut states) | WaitOutcome::TimedOut(mut states) => {
                         states.sort_by_key(|state| asked.asked.iter().position(|id| *id == state.id));
                         let source = ResponseOrigin::Poll { how, direct };
-                        Ok(self.clips(domain, &asked, states, source, &wish, condition).into())
+                        Ok(self.jobs(domain, &asked, states, source, &wish, condition).into())
                     }
                     WaitOutcome::Unsplit(reply)
                     | WaitOutcome::Refused(reply)
@@ -438,7 +438,7 @@ impl Gateway {
         })
     }
 
-    fn clips(
+    fn jobs(
         &self,
         domain: KeyDomain,
         asked: &WaitQuery,
@@ -447,7 +447,7 @@ impl Gateway {
         wish: &RequestOptions,
         condition: Option<IfNoneMatch>,
     ) -> Response<Body> {
-        let reply = ClipResponse { form: asked.form, states, source, keep: wish.keep, applied: wish.applied };
+        let reply = JobResponse { form: asked.form, states, source, keep: wish.keep, applied: wish.applied };
         let shape = || self.0.cache.shape(domain);
         reply.answer(&self.0.cache, shape, condition)
     }
@@ -519,8 +519,8 @@ fn quota_subject(identity: Option<&Identity>, proof: Option<KeyProof>, ctx: &Req
 
 fn endpoint(form: Option<Form>) -> EndpointLabel {
     match form {
-        Some(Form::Single) => EndpointLabel::Clip,
-        Some(Form::Multi) => EndpointLabel::Clips,
+        Some(Form::Single) => EndpointLabel::Job,
+        Some(Form::Multi) => EndpointLabel::Jobs,
         None => EndpointLabel::Other,
     }
 }

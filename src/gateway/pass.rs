@@ -129,7 +129,7 @@ impl Gateway {
         })
     }
 
-    /// Acts on what the upstream said of the key of a passed-through request, whose target named these clips. A success
+    /// Acts on what the upstream said of the key of a passed-through request, whose target named these jobs. A success
     /// proves nothing: there are paths that the upstream answers without a look at the key.
     fn heed(&self, word: Option<KeyVerdict>, domain: KeyDomain, named: &[JobId]) {
         match word {

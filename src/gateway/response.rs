@@ -1,4 +1,4 @@
-//! The answer to a wait: a clip's or several clips' bytes, with the fields that go along.
+//! The answer to a wait: a job's or several jobs' bytes, with the fields that go along.
 //!
 //! It must never know how the states were come by beyond their [`Source`].
 
@@ -27,7 +27,7 @@ pub(crate) enum ResponseOrigin {
     Hit {
         /// How long the answer may go on being given.
         ttl: Duration,
-        /// What is kept of the first clip.
+        /// What is kept of the first job.
         first: Arc<CachedJob>,
     },
     /// Polls.
@@ -39,12 +39,12 @@ pub(crate) enum ResponseOrigin {
     },
 }
 
-/// The answer with clips in it.
+/// The answer with jobs in it.
 #[derive(Clone, Debug)]
-pub(crate) struct ClipResponse {
+pub(crate) struct JobResponse {
     /// Which endpoint was asked.
     pub form: Form,
-    /// The clips, in the order asked for; at least one.
+    /// The jobs, in the order asked for; at least one.
     pub states: Vec<JobState>,
     /// Where they come from.
     pub source: ResponseOrigin,
@@ -54,7 +54,7 @@ pub(crate) struct ClipResponse {
     pub applied: Option<Duration>,
 }
 
-impl ClipResponse {
+impl JobResponse {
     /// The answer, or 304 where the client has it already.
     /// `shape` is asked for the outer shape of a list only.
     pub(crate) fn answer(
@@ -73,7 +73,7 @@ impl ClipResponse {
             (Some(lifetime), source) => {
                 let etag = match (source, self.form) {
                     (ResponseOrigin::Hit { first, .. }, Form::Single) => first.etag.clone(),
-                    // Its bytes are more than the clip's, even with one clip.
+                    // Its bytes are more than the job's, even with one job.
                     (ResponseOrigin::Hit { .. }, Form::Multi) | (ResponseOrigin::Poll { .. }, _) => {
                         cache.etag(&body)
                     }
@@ -108,7 +108,7 @@ impl ClipResponse {
         response
     }
 
-    /// What goes along with the first clip.
+    /// What goes along with the first job.
     fn head(&self) -> HeaderMap {
         let mut headers = HeaderMap::with_capacity(TYPICAL_HEADERS);
         match &self.source {
@@ -143,7 +143,7 @@ impl ClipResponse {
     }
 
     /// The status that the upstream answered with. The client gets a 200 whichever 2xx that is: the answer to a wait is the
-    /// clip, however it was come by.
+    /// job, however it was come by.
     fn upstream_status(&self) -> StatusCode {
         let status = self.states.first().and_then(|first| StatusCode::from_u16(first.head.status).ok());
         status.unwrap_or_default()

@@ -38,8 +38,8 @@ impl Gateway {
         {
             return Target { query: Query::Other, last_event_id: None };
         }
-        let max_clips = self.0.wait.load().max_clips;
-        let read = |query| query::parse(&self.0.route, uri.path(), query, max_clips);
+        let max_jobs = self.0.wait.load().max_jobs;
+        let read = |query| query::parse(&self.0.route, uri.path(), query, max_jobs);
         let query = read(uri.query());
         // The polyfill of `EventSource` for browsers cannot send the header field.
         if query == Query::Other

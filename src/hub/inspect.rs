@@ -6,16 +6,16 @@ use super::task::HubTask;
 use crate::core::coalescer::JobStatus;
 use crate::core::job::KeyDomain;
 
-/// How many clips and how many keys a look takes in; of more the rest is only counted.
+/// How many jobs and how many keys a look takes in; of more the rest is only counted.
 const LOOKED_AT: usize = 10_000;
 
 /// What is under way.
 #[derive(Clone, Debug)]
 pub struct Overview {
-    /// Clips that waits name or polls ask for, the oldest first; not all of them.
-    pub clips: Vec<JobStatus>,
+    /// Jobs that waits name or polls ask for, the oldest first; not all of them.
+    pub jobs: Vec<JobStatus>,
     /// How many there are.
-    pub clips_in_all: usize,
+    pub jobs_in_all: usize,
     /// Keys with parked waits, those with the most first; not all of them.
     pub keys: Vec<KeyInFlight>,
     /// How many there are.
@@ -35,7 +35,7 @@ pub struct KeyInFlight {
 
 impl HubTask {
     pub(super) fn overview(&self, most: usize) -> Overview {
-        let clips = self.machine.oldest_jobs(most, LOOKED_AT);
+        let jobs = self.machine.oldest_jobs(most, LOOKED_AT);
         let keys = self.keys.iter().take(LOOKED_AT).map(|(domain, key)| KeyInFlight {
             domain: *domain,
             waits: key.waits,
@@ -44,6 +44,6 @@ impl HubTask {
         let mut keys: Vec<_> = keys.collect();
         keys.sort_unstable_by_key(|key| (std::cmp::Reverse(key.waits), key.domain));
         keys.truncate(most);
-        Overview { clips, clips_in_all: self.machine.clips(), keys, keys_in_all: self.keys.len() }
+        Overview { jobs, jobs_in_all: self.machine.jobs(), keys, keys_in_all: self.keys.len() }
     }
 }

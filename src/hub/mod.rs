@@ -76,8 +76,8 @@ pub struct WaitRequest {
     pub who: Subject,
     /// Which endpoint was asked.
     pub form: Form,
-    /// The clips named.
-    pub clips: JobSet,
+    /// The jobs named.
+    pub jobs: JobSet,
     /// What must be reached.
     pub goal: Goal,
     /// When the request came.
@@ -217,13 +217,13 @@ impl Hub {
         Ok(WaitHandle { id, settled, place })
     }
 
-    /// Has every wait told the truth of its clips by `until`, spread over the time that is left.
+    /// Has every wait told the truth of its jobs by `until`, spread over the time that is left.
     pub async fn drain(&self, until: Instant) {
         // Fails only when the hub has ended, and no wait is left.
         let _ = self.commands.send(Command::Drain(until)).await;
     }
 
-    /// What is under way, the oldest `most` clips of it and the `most` keys with the most waits. `None`: too many
+    /// What is under way, the oldest `most` jobs of it and the `most` keys with the most waits. `None`: too many
     /// look already, or the hub has ended. It may take as long as the hub is busy. Cancel safe.
     pub async fn overview(&self, most: usize) -> Option<Overview> {
         let (tell, told) = oneshot::channel();
@@ -242,7 +242,7 @@ fn rules(config: &Config, ladder: &Ladder) -> Timing {
         ladder: ladder.clone(),
         hold: config.upstream.poll_timeout,
         linger: config.wait.linger,
-        max_clips: config.upstream.max_clips,
+        max_jobs: config.upstream.max_jobs,
     }
 }
 

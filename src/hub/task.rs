@@ -38,7 +38,7 @@ const EVENTS: usize = 1024;
 
 pub(super) struct HubTask {
     pub(super) machine: Coalescer,
-    /// The rung that every clip has reached.
+    /// The rung that every job has reached.
     pub(super) lowest: Rung,
     pub(super) scheduler: PollScheduler,
     pub(super) poller: Arc<Poller>,
@@ -186,9 +186,9 @@ impl HubTask {
             None => Vec::new(),
             // Once more: what landed since the gateway looked was told to nobody who was not here yet.
             Some(max_age) => wait
-                .clips
+                .jobs
                 .iter()
-                .filter_map(|clip| self.cache.get_within(domain, clip, max_age, now))
+                .filter_map(|job| self.cache.get_within(domain, job, max_age, now))
                 .map(|hit| hit.kept.state.clone())
                 .collect(),
         };
@@ -206,7 +206,7 @@ impl HubTask {
         let spec = WaitSpec {
             domain,
             form: wait.form,
-            clips: wait.clips,
+            jobs: wait.jobs,
             goal: wait.goal,
             arrived: wait.arrived,
             timeout: wait.timeout,
@@ -285,13 +285,13 @@ impl HubTask {
         match landing.key {
             Some(KeyVerdict::Accepted) => self.accepted(domain, tried_at),
             Some(KeyVerdict::Refused) => self.cache.key_rejected(domain, now),
-            Some(KeyVerdict::Forbidden) => self.cache.forbidden(domain, &spec.clips, now),
+            Some(KeyVerdict::Forbidden) => self.cache.forbidden(domain, &spec.jobs, now),
             None => {}
         }
         if let Some(shape) = &landing.shape {
             self.cache.set_shape(domain, shape);
         }
-        if let PollOutcome::Clips(states) = &landing.outcome
+        if let PollOutcome::Jobs(states) = &landing.outcome
             && self.machine.may_cache(id)
         {
             for state in states {
@@ -359,8 +359,8 @@ impl HubTask {
                     debug_assert!(false, "{id:?} has no key");
                     return;
                 };
-                debug!(poll = id.0, key = %spec.domain, clips = spec.clips.len(), goal = ?spec.goal, "poll opened");
-                let (domain, jobs, class) = (spec.domain, spec.clips.clone(), self.class(spec.goal));
+                debug!(poll = id.0, key = %spec.domain, jobs = spec.jobs.len(), goal = ?spec.goal, "poll opened");
+                let (domain, jobs, class) = (spec.domain, spec.jobs.clone(), self.class(spec.goal));
                 let authorization = key.authorization.clone();
                 let (spec, tried_at) = (Arc::new(spec), now);
                 let span = self.poll_span(id, &spec);

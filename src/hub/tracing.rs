@@ -12,7 +12,7 @@ impl HubTask {
         }
         let leaning = || self.machine.attached_waits(id).filter_map(|wait| self.parked.get(&wait));
         let asked =
-            PollAttributes { path: self.poller.path(spec.form), clips: spec.clips.len(), key: spec.domain };
+            PollAttributes { path: self.poller.path(spec.form), jobs: spec.jobs.len(), key: spec.domain };
         let span = self.tracer.poll(&asked, leaning().any(|wait| wait.links.is_recorded()));
         for wait in leaning() {
             wait.links.add(&span);

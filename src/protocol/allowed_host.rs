@@ -24,7 +24,7 @@ use crate::protocol::headers::is_host;
 pub enum HostPattern {
     /// `*`: every name.
     Any,
-    /// `clips.example.com`: this name.
+    /// `jobs.example.com`: this name.
     Name(String),
     /// `.example.com`: this name and all below it. Holds the name without its first dot.
     Suffix(String),

@@ -5,7 +5,7 @@
 //! ```text
 //! request:   strip_hop_by_hop → Trail::write (strip_claims) → append_via → upstream
 //! answer:    upstream → strip_hop_by_hop → append_via → client          (passed through)
-//!            upstream → head → Head { shared, own } → write → client    (a clip's, now or from the cache)
+//!            upstream → head → Head { shared, own } → write → client    (a job's, now or from the cache)
 //! ```
 
 use std::time::{Duration, SystemTime};
@@ -72,10 +72,10 @@ pub(crate) fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iter
         .filter(|token| !token.is_empty())
 }
 
-/// The head of an upstream answer, as clips keep it.
+/// The head of an upstream answer, as jobs keep it.
 ///
 /// - Left out: hop-by-hop fields; what describes this message's bytes (`Content-Length`, `Trailer`,
-///   ranges); what the gateway says itself of clips (`Age`, `Cache-Control`, `Expires`, `Pragma`, `ETag`,
+///   ranges); what the gateway says itself of jobs (`Age`, `Cache-Control`, `Expires`, `Pragma`, `ETag`,
 ///   `Last-Modified`, since it answers no other conditions than its own `ETag`; `Via`, `Cache-Status`); and
 ///   `Alt-Svc`, which would lead clients around the gateway.
 /// - Own: what belongs to one answer (contract, section 1), traces of one request, and CORS fields, which

@@ -8,8 +8,8 @@ use http::Uri;
 
 use self::probe::{Finding, Plan, Severity};
 use crate::cli::api_key;
-use crate::cli::clip_client::{clip_id, url};
 use crate::cli::error::CommandError;
+use crate::cli::job_client::{job_id, url};
 use crate::config::{self, Auth, Config};
 use crate::core::job::JobId;
 use crate::printable::{escape, escape_lines};
@@ -20,14 +20,14 @@ const HELP: &str = "\
 Without --config it reads $XDG_CONFIG_HOME/clipgate/config.toml (~/.config where that is not set) or \
 /etc/clipgate/config.toml, else the defaults stand. CLIPGATE__SECTION__KEY variables are read in any case.
 
-With --live it looks the upstream's name up, connects, and tries each key on the id of no clip, which costs nothing. \
-With --clip it also holds a poll on that clip, which takes upstream.poll_timeout, and tells whether something on the \
+With --live it looks the upstream's name up, connects, and tries each key on the id of no job, which costs nothing. \
+With --job it also holds a poll on that job, which takes upstream.poll_timeout, and tells whether something on the \
 way cuts long requests; with --through it does the same on the way that clients take.
 
 Examples:
   clipgate check --config config.toml
   clipgate check --live
-  clipgate check --live --clip ID --through https://clips.example
+  clipgate check --live --job ID --through https://jobs.example
 
 Exit code: 0 if all is good, 2 if not; warnings do not count.";
 
@@ -43,9 +43,9 @@ pub(super) struct Args {
     /// Try the upstream too: name, TLS, keys
     #[arg(long)]
     pub live: bool,
-    /// A clip that is still being made: try how long it is waited for
-    #[arg(long, value_name = "ID", requires = "live", value_parser = clip_id)]
-    pub clip: Option<JobId>,
+    /// A job that is still being made: try how long it is waited for
+    #[arg(long, value_name = "ID", requires = "live", value_parser = job_id)]
+    pub job: Option<JobId>,
     /// Where clients connect, to try the whole way: what is in front included
     #[arg(long, value_name = "URL", requires = "clip", value_parser = url)]
     pub through: Option<Uri>,
@@ -73,10 +73,10 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     }
     let plan = Plan {
         client_key: api_key::authorization(args.key.as_deref())?,
-        clip: args.clip,
+        job: args.job,
         through: args.through,
     };
-    if plan.clip.is_some() {
+    if plan.job.is_some() {
         let longest = humantime::format_duration(config.upstream.poll_timeout);
         let _ = writeln!(err, "holding a poll takes up to {longest}");
     }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, Uri, Version};
 
 use crate::cli::api_key;
-use crate::cli::clip_client::{AskError, fetch_clip, message};
+use crate::cli::job_client::{AskError, fetch_job, message};
 use crate::clock;
 use crate::config::{self, Auth, Config};
 use crate::core::job::{JobId, JobSet};
@@ -17,8 +17,8 @@ use crate::core::job_body::{self, SplitBody};
 use crate::core::route::{Form, Route, Rung};
 use crate::upstream::client::{Client, SendError};
 
-/// The id of no clip: it asks who may ask, and costs nothing.
-const NO_CLIP: &str = "00000000-0000-0000-0000-000000000000";
+/// The id of no job: it asks who may ask, and costs nothing.
+const NO_JOB: &str = "00000000-0000-0000-0000-000000000000";
 
 /// How long a question that is answered at once may take.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -57,8 +57,8 @@ impl Finding {
 pub(super) struct Plan {
     /// The key that a client sends.
     pub(super) client_key: Option<HeaderValue>,
-    /// A clip that is still being made, to hold a poll on.
-    pub(super) clip: Option<JobId>,
+    /// A job that is still being made, to hold a poll on.
+    pub(super) job: Option<JobId>,
     /// Where clients connect.
     pub(super) through: Option<Uri>,
 }
@@ -102,7 +102,7 @@ pub(super) async fn run(config: &Config, plan: Plan, tell: &mut impl FnMut(Findi
         is_let_in &= side.try_key(&whose, tell).await;
     }
     side.authorization = first;
-    let Some(clip) = plan.clip else {
+    let Some(job) = plan.job else {
         tell(Finding::good("hold", "not tried: --clip ID names a clip that is still being made"));
         return;
     };
@@ -121,11 +121,11 @@ pub(super) async fn run(config: &Config, plan: Plan, tell: &mut impl FnMut(Findi
     });
     let through = async {
         match &front {
-            Some(front) => Some(front.hold(&clip).await),
+            Some(front) => Some(front.hold(&job).await),
             None => None,
         }
     };
-    let (behind, through) = tokio::join!(side.hold(&clip), through);
+    let (behind, through) = tokio::join!(side.hold(&job), through);
     tell(behind);
     through.into_iter().for_each(tell);
 }
@@ -170,19 +170,19 @@ fn keys(config: &Config, client_key: Option<&HeaderValue>) -> Vec<(String, Optio
 }
 
 impl Target<'_> {
-    async fn fetch_clip(
+    async fn fetch_job(
         &self,
         id: &JobId,
         rung: Rung,
         patience: Duration,
     ) -> Option<Result<Response<Bytes>, AskError>> {
-        let asking = fetch_clip(&self.client, &self.route, self.authorization.as_ref(), id, rung);
+        let asking = fetch_job(&self.client, &self.route, self.authorization.as_ref(), id, rung);
         tokio::time::timeout(patience, asking).await.ok()
     }
 
     async fn ask_at_once(&self) -> Option<Result<Response<Bytes>, AskError>> {
-        let id = JobId::new(NO_CLIP).expect("it is a clip's id, if of none");
-        self.fetch_clip(&id, self.route.ladder.lowest(), PATIENCE).await
+        let id = JobId::new(NO_JOB).expect("it is a clip's id, if of none");
+        self.fetch_job(&id, self.route.ladder.lowest(), PATIENCE).await
     }
 
     /// Whether there is a connection, with TLS where that is wanted.
@@ -233,7 +233,7 @@ impl Target<'_> {
         let goal = ladder.rungs().filter(|rung| ladder.is_askable(*rung)).last();
         let goal = goal.expect("some rung can be asked for");
         let since = clock::now();
-        let answered = self.fetch_clip(id, goal, self.expected.0.mul_f64(1.25) + PATIENCE).await;
+        let answered = self.fetch_job(id, goal, self.expected.0.mul_f64(1.25) + PATIENCE).await;
         let held = clock::now().saturating_duration_since(since);
         let seconds = format!("{:.1} s", held.as_secs_f64());
         let key = self.expected.1;
@@ -272,7 +272,7 @@ impl Target<'_> {
         let expected_text = humantime::format_duration(expected);
         if is_reached {
             let says =
-                format!("the clip was made after {seconds}, so it holds that long at least; try a newer one");
+                format!("the job was made after {seconds}, so it holds that long at least; try a newer one");
             Finding::good(self.about, says)
         } else if held < expected.mul_f64(0.9) {
             let says = format!("held for {seconds} only, while {key} is {expected_text}: make that so");
@@ -284,7 +284,7 @@ impl Target<'_> {
 
     fn rung(&self, id: &JobId, body: &Bytes) -> Option<Rung> {
         match job_body::split(&self.route, Form::Single, &JobSet::new([id.clone()]), body) {
-            SplitBody::Clips { clips, .. } => clips.first().and_then(|cut| cut.rung),
+            SplitBody::Jobs { jobs, .. } => jobs.first().and_then(|cut| cut.rung),
             SplitBody::Unsplit | SplitBody::Invalid => None,
         }
     }

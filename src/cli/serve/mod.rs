@@ -54,7 +54,7 @@ pub(super) struct Args {
     /// Put the gateway before a simulated upstream of its own: needs no key and no network
     #[arg(long)]
     pub sim: bool,
-    /// How many times faster than life the simulated clips are made
+    /// How many times faster than life the simulated jobs are made
     #[arg(long, value_name = "X", requires = "sim", default_value_t = 1.0, value_parser = speed)]
     pub speed: f64,
 }
@@ -239,7 +239,7 @@ impl Simulated {
     async fn start(args: &Args) -> Result<Self, CommandError> {
         let socket = socket::listen(([127, 0, 0, 1], 0).into())?;
         let url = format!("http://{}", socket.local_addr()?);
-        // A new seed, so that a client that kept clips of an earlier run does not meet their ids again.
+        // A new seed, so that a client that kept jobs of an earlier run does not meet their ids again.
         let options =
             Options { speed: args.speed, seed: fastrand::u64(..), keep_requests: 0, ..Options::default() };
         let hold = Duration::from_millis((options.hold.as_secs_f64() * 1000.0 / args.speed) as u64);

@@ -1,4 +1,4 @@
-//! One clip, followed up its ladder: asked for its next rung, again and again.
+//! One job, followed up its ladder: asked for its next rung, again and again.
 //!
 //! It knows nothing of who watches.
 
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode};
 use tokio::sync::mpsc;
 
-use crate::cli::clip_client::{AskError, fetch_clip, message};
+use crate::cli::job_client::{AskError, fetch_job, message};
 use crate::clock;
 use crate::core::backoff::Backoff;
 use crate::core::job::{JobId, JobSet};
@@ -24,7 +24,7 @@ const BACKOFF: Backoff = Backoff { first: Duration::from_secs(1), cap: Duration:
 /// The least time between two requests where the first was answered too early.
 const GAP: Duration = Duration::from_secs(1);
 
-/// What is the same for all clips that are followed.
+/// What is the same for all jobs that are followed.
 pub(super) struct Follower {
     pub(super) client: Client,
     pub(super) route: Arc<Route>,
@@ -33,7 +33,7 @@ pub(super) struct Follower {
     pub(super) until: Instant,
 }
 
-/// Something happened to a clip.
+/// Something happened to a job.
 #[derive(Debug)]
 pub(super) enum Update {
     /// It is on this rung now, and this is its body.
@@ -44,12 +44,12 @@ pub(super) enum Update {
     Ended(Ending),
 }
 
-/// How following a clip ended.
+/// How following a job ended.
 #[derive(Debug)]
 pub(super) enum Ending {
     /// It is where it was wanted.
     Reached,
-    /// It is on a rung where clips fail.
+    /// It is on a rung where jobs fail.
     Failed,
     /// The time is over.
     TimedOut,
@@ -64,7 +64,7 @@ enum Answer {
 }
 
 impl Follower {
-    /// Follows one clip to its end, the last news. Ends early when nobody takes them.
+    /// Follows one job to its end, the last news. Ends early when nobody takes them.
     pub(super) async fn follow(&self, id: &JobId, nth: usize, tell: &mpsc::Sender<(usize, Update)>) {
         let climb = self.follow_statuses(id, nth, tell);
         let ending = match tokio::time::timeout_at(self.until.into(), climb).await {
@@ -80,7 +80,7 @@ impl Follower {
             let wanted = known.map_or(Some(self.route.ladder.lowest()), |rung| self.route.ladder.next(rung));
             let wanted = wanted.map_or(self.goal, |rung| rung.min(self.goal));
             let asked_at = clock::now();
-            match self.fetch_clip(id, wanted).await {
+            match self.fetch_job(id, wanted).await {
                 Answer::State(rung, body) => {
                     failures = 0;
                     if known < Some(rung) {
@@ -108,8 +108,8 @@ impl Follower {
         }
     }
 
-    async fn fetch_clip(&self, id: &JobId, wanted: Rung) -> Answer {
-        match fetch_clip(&self.client, &self.route, self.authorization.as_ref(), id, wanted).await {
+    async fn fetch_job(&self, id: &JobId, wanted: Rung) -> Answer {
+        match fetch_job(&self.client, &self.route, self.authorization.as_ref(), id, wanted).await {
             Ok(response) => self.judge(id, response),
             Err(AskError::Target) => Answer::Final(AskError::Target.to_string()),
             Err(error @ (AskError::Send(_) | AskError::CutOff)) => Answer::Trouble(error.to_string(), None),
@@ -129,7 +129,7 @@ impl Follower {
             };
         }
         match job_body::split(&self.route, Form::Single, &JobSet::new([id.clone()]), &body) {
-            SplitBody::Clips { mut clips, .. } => match clips.pop() {
+            SplitBody::Jobs { mut jobs, .. } => match jobs.pop() {
                 Some(job_body::JobSlice { rung: Some(rung), body, .. }) => Answer::State(rung, body),
                 _ => Answer::Final("its status is a word that is not known".to_owned()),
             },

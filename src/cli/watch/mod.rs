@@ -1,7 +1,7 @@
-//! `clipgate watch`: follows clips in the terminal until each is where it is wanted.
+//! `clipgate watch`: follows jobs in the terminal until each is where it is wanted.
 //!
 //! ```text
-//!   follow, one a clip ── News ──▶ run ──▶ view: bars, lines or JSON
+//!   follow, one a job ── News ──▶ run ──▶ view: bars, lines or JSON
 //! ```
 //!
 //! It asks as any client would, rung by rung, so it works before a gateway and before the API itself.
@@ -18,8 +18,8 @@ use tokio::task::JoinSet;
 use self::follow::{Ending, Follower, Update};
 use self::view::View;
 use crate::cli::api_key;
-use crate::cli::clip_client::{clip_id, url};
 use crate::cli::error::CommandError;
+use crate::cli::job_client::{job_id, url};
 use crate::clock;
 use crate::config;
 use crate::core::job::JobId;
@@ -29,32 +29,32 @@ use crate::upstream::client::Client;
 mod follow;
 mod view;
 
-/// Clips followed at once.
-const MAX_CLIPS: usize = 100;
+/// Jobs followed at once.
+const MAX_JOBS: usize = 100;
 
 /// News that wait to be shown.
 const NEWS: usize = 64;
 
 const HELP: &str = "\
-Each clip has a bar that climbs its ladder. Where stdout is no terminal there is a plain line for each state, with \
+Each job has a bar that climbs its ladder. Where stdout is no terminal there is a plain line for each state, with \
 --json a JSON object. Connections that break are made again until --timeout is over.
 
 Examples:
   clipgate watch ID                                 before a gateway on this machine
-  clipgate watch ID ID --url https://clips.example  before a team's gateway
+  clipgate watch ID ID --url https://jobs.example  before a team's gateway
   clipgate watch ID --json | jq -r .status          for scripts
 
 The key is that of the environment variable AIMLAPI_KEY, where it is set; a gateway in sidecar mode needs none.
 
-Exit code: 0 when every clip got there, 3 when one ended in error, 4 when one ran out of time, 1 when one could not be \
+Exit code: 0 when every job got there, 3 when one ended in error, 4 when one ran out of time, 1 when one could not be \
 followed, 2 for a bad command line.";
 
 /// How `watch` is called.
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub(super) struct Args {
-    /// The clips to follow
-    #[arg(value_name = "ID", required = true, num_args = 1..=MAX_CLIPS, value_parser = clip_id)]
+    /// The jobs to follow
+    #[arg(value_name = "ID", required = true, num_args = 1..=MAX_JOBS, value_parser = job_id)]
     ids: Vec<JobId>,
     /// Where to ask: a gateway, or the API itself
     #[arg(long, value_name = "URL", env = "CLIPGATE_URL", default_value = "http://127.0.0.1:8080", value_parser = url)]
@@ -81,7 +81,7 @@ fn goal(word: &str) -> Result<Rung, String> {
     }
 }
 
-/// Follows the clips to their ends.
+/// Follows the jobs to their ends.
 pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     let route = Arc::new(Route::suno());
     let last = || route.ladder.rungs().filter(|rung| route.ladder.is_askable(*rung)).last();
@@ -121,7 +121,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     Ok(ExitCode::from(code))
 }
 
-/// The exit code, once a clip more has ended so.
+/// The exit code, once a job more has ended so.
 fn worse(code: u8, ending: &Ending) -> u8 {
     let its = match ending {
         Ending::Reached => 0,

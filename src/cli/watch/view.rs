@@ -1,4 +1,4 @@
-//! What is seen of clips that are followed: a bar each, a line a state, or JSON.
+//! What is seen of jobs that are followed: a bar each, a line a state, or JSON.
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -64,7 +64,7 @@ impl View {
         Self { ids: ids.to_vec(), ladder, since: clock::now(), form }
     }
 
-    /// Shows news of the nth clip.
+    /// Shows news of the nth job.
     pub(super) fn show(&mut self, nth: usize, news: &Update) -> std::io::Result<()> {
         match &self.form {
             Form::Bars(bars) => {
@@ -107,11 +107,11 @@ impl View {
     }
 
     fn object(&self, id: &JobId, news: &Update) -> std::io::Result<()> {
-        let object = |status, clip, end, message| Object {
+        let object = |status, job, end, message| Object {
             id: id.as_str(),
             seconds: self.seconds(),
             status,
-            clip,
+            job,
             end,
             message,
         };
@@ -125,7 +125,7 @@ impl View {
             }
             Update::Trouble(..) => return self.line(id, news),
         };
-        // Newlines in a clip's own bytes would end the line early, and stdout may be a terminal.
+        // Newlines in a job's own bytes would end the line early, and stdout may be a terminal.
         let line = serde_json::to_string(&object)?.replace(['\n', '\r', '\t'], " ");
         writeln!(std::io::stdout(), "{}", escape_json(&line))
     }
@@ -143,7 +143,7 @@ struct Object<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    clip: Option<&'a RawValue>,
+    job: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
     end: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]

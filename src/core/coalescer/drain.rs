@@ -1,4 +1,4 @@
-//! The end of all waits: each is told the truth of its clips before the gateway goes, one after the other.
+//! The end of all waits: each is told the truth of its jobs before the gateway goes, one after the other.
 //!
 //! To the client that is the upstream's own time-out answer, and it asks again. Nothing here answers: a drained
 //! wait is one whose time is over sooner.
@@ -41,8 +41,8 @@ impl Coalescer {
         let mut groups = DisjointSets((0..waits.len()).collect());
         let mut first = Map::<(KeyDomain, &JobId), usize>::default();
         for (place, (_, _, wait)) in waits.iter().enumerate() {
-            for clip in &wait.spec.clips {
-                let other = *first.entry((wait.spec.domain, clip)).or_insert(place);
+            for job in &wait.spec.jobs {
+                let other = *first.entry((wait.spec.domain, job)).or_insert(place);
                 groups.unite(place, other);
             }
         }

@@ -8,10 +8,10 @@ use super::{Coalescer, PollId, WaitId};
 use crate::core::job::{JobId, KeyDomain};
 use crate::core::route::{Goal, Rung};
 
-/// Waits of one clip whose goals are looked at.
+/// Waits of one job whose goals are looked at.
 const MOST_GOALS: usize = 64;
 
-/// A clip that waits name or polls ask for.
+/// A job that waits name or polls ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobStatus {
     /// With whose key.
@@ -31,18 +31,18 @@ pub struct JobStatus {
 }
 
 impl Coalescer {
-    /// How many clips are under way.
-    pub fn clips(&self) -> usize {
+    /// How many jobs are under way.
+    pub fn jobs(&self) -> usize {
         self.board.slots().count()
     }
 
     /// The oldest of them, the oldest first; `most` at most, of as many as `looked_at`.
     pub fn oldest_jobs(&self, most: usize, looked_at: usize) -> Vec<JobStatus> {
-        let clips = self.board.slots().all().take(looked_at);
-        let mut clips: Vec<_> = clips.map(|clip| (self.since(&clip), clip)).collect();
-        clips.sort_unstable_by_key(|(since, clip)| (*since, clip.domain, clip.id));
-        clips.truncate(most);
-        clips.into_iter().map(|(since, clip)| self.in_flight(since, &clip)).collect()
+        let jobs = self.board.slots().all().take(looked_at);
+        let mut jobs: Vec<_> = jobs.map(|job| (self.since(&job), job)).collect();
+        jobs.sort_unstable_by_key(|(since, job)| (*since, job.domain, job.id));
+        jobs.truncate(most);
+        jobs.into_iter().map(|(since, job)| self.in_flight(since, &job)).collect()
     }
 
     /// What a wait leans on now.
@@ -55,26 +55,26 @@ impl Coalescer {
         self.board.poll(id).into_iter().flat_map(|poll| poll.waits.iter().copied())
     }
 
-    fn since(&self, clip: &IndexedJob<'_>) -> Option<Instant> {
+    fn since(&self, job: &IndexedJob<'_>) -> Option<Instant> {
         // Numbers are given in order.
-        let wait = clip.waits.first().and_then(|wait| self.board.wait(*wait));
-        let poll = clip.polls.first().and_then(|poll| self.board.poll(*poll));
+        let wait = job.waits.first().and_then(|wait| self.board.wait(*wait));
+        let poll = job.polls.first().and_then(|poll| self.board.poll(*poll));
         wait.map(|wait| wait.spec.arrived).into_iter().chain(poll.map(|poll| poll.opened_at)).min()
     }
 
-    fn in_flight(&self, since: Option<Instant>, clip: &IndexedJob<'_>) -> JobStatus {
-        let waits = clip.waits.iter().take(MOST_GOALS).filter_map(|wait| self.board.wait(*wait));
+    fn in_flight(&self, since: Option<Instant>, job: &IndexedJob<'_>) -> JobStatus {
+        let waits = job.waits.iter().take(MOST_GOALS).filter_map(|wait| self.board.wait(*wait));
         let asked = waits.filter_map(|wait| match wait.spec.goal {
             Goal::Now => None,
             Goal::Rung(rung) => Some(rung),
         });
         JobStatus {
-            domain: clip.domain,
-            id: clip.id.clone(),
-            rung: clip.state.and_then(|state| state.rung),
+            domain: job.domain,
+            id: job.id.clone(),
+            rung: job.state.and_then(|state| state.rung),
             asked: asked.collect(),
-            waits: clip.waits.len(),
-            polls: clip.polls.len(),
+            waits: job.waits.len(),
+            polls: job.polls.len(),
             since,
         }
     }

@@ -1,7 +1,7 @@
-//! What concerns one clip, while anything does: where it was seen, who wants to know, which polls ask for it.
+//! What concerns one job, while anything does: where it was seen, who wants to know, which polls ask for it.
 //!
 //! An index over the board's waits and polls, cut so that a step costs what it changes and not what there is:
-//! thousands of different batches may share a clip. It must never know why anything is looked up.
+//! thousands of different batches may share a job. It must never know why anything is looked up.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use crate::core::Map;
 use crate::core::job::{JobId, JobSet, JobState, KeyDomain};
 use crate::core::route::{Goal, Rung};
 
-/// All clips of all key domains. Maps are only looked up, sets are walked: the same inputs give the same outputs.
+/// All jobs of all key domains. Maps are only looked up, sets are walked: the same inputs give the same outputs.
 #[derive(Debug, Default)]
 pub(super) struct JobIndex(Map<KeyDomain, Map<JobId, JobEntry>>);
 
@@ -18,7 +18,7 @@ pub(super) struct JobIndex(Map<KeyDomain, Map<JobId, JobEntry>>);
 struct JobEntry {
     /// The highest state seen while anyone cared.
     state: Option<JobState>,
-    /// The waits that name the clip.
+    /// The waits that name the job.
     waits: BTreeSet<WaitId>,
     /// Those of them that may have no answer for it yet, by what they ask for.
     wanting: BTreeSet<(Goal, WaitId)>,
@@ -28,11 +28,11 @@ struct JobEntry {
     blocked_polls: BTreeMap<(Goal, PollId), JobSet>,
     /// Those of them that nothing else holds.
     solely_blocked_polls: BTreeSet<(Goal, PollId)>,
-    /// Each poll is in one of its clips' slots, the emptiest: whoever names all its clips finds it there.
+    /// Each poll is in one of its jobs' slots, the emptiest: whoever names all its jobs finds it there.
     owned_polls: BTreeSet<PollId>,
 }
 
-/// A clip that anything concerns.
+/// A job that anything concerns.
 pub(super) struct IndexedJob<'b> {
     pub(super) domain: KeyDomain,
     pub(super) id: &'b JobId,
@@ -42,57 +42,57 @@ pub(super) struct IndexedJob<'b> {
 }
 
 impl JobIndex {
-    /// The highest state seen of a clip while anyone cared.
-    pub(super) fn state(&self, domain: KeyDomain, clip: &JobId) -> Option<&JobState> {
-        self.slot(domain, clip)?.state.as_ref()
+    /// The highest state seen of a job while anyone cared.
+    pub(super) fn state(&self, domain: KeyDomain, job: &JobId) -> Option<&JobState> {
+        self.slot(domain, job)?.state.as_ref()
     }
 
-    /// Whether the clip was seen at the goal.
-    pub(super) fn is_at(&self, domain: KeyDomain, clip: &JobId, goal: Goal) -> bool {
-        self.slot(domain, clip).is_some_and(|slot| slot.is_at(goal))
+    /// Whether the job was seen at the goal.
+    pub(super) fn is_at(&self, domain: KeyDomain, job: &JobId, goal: Goal) -> bool {
+        self.slot(domain, job).is_some_and(|slot| slot.is_at(goal))
     }
 
-    /// The waits that may want the clip's state as it was last seen, and have no answer for it yet.
-    pub(super) fn wanting(&self, domain: KeyDomain, clip: &JobId) -> impl Iterator<Item = WaitId> + '_ {
-        let slot = self.slot(domain, clip).and_then(|slot| Some((slot, slot.rung()?)));
+    /// The waits that may want the job's state as it was last seen, and have no answer for it yet.
+    pub(super) fn wanting(&self, domain: KeyDomain, job: &JobId) -> impl Iterator<Item = WaitId> + '_ {
+        let slot = self.slot(domain, job).and_then(|slot| Some((slot, slot.rung()?)));
         slot.into_iter()
             .flat_map(|(slot, rung)| slot.wanting.range(..=(Goal::Rung(rung), WaitId(u64::MAX))))
             .map(|&(_, wait)| wait)
     }
 
-    /// Whether the wait is among those that may have no answer for the clip.
-    pub(super) fn is_wanting(&self, domain: KeyDomain, clip: &JobId, goal: Goal, wait: WaitId) -> bool {
-        self.slot(domain, clip).is_some_and(|slot| slot.wanting.contains(&(goal, wait)))
+    /// Whether the wait is among those that may have no answer for the job.
+    pub(super) fn is_wanting(&self, domain: KeyDomain, job: &JobId, goal: Goal, wait: WaitId) -> bool {
+        self.slot(domain, job).is_some_and(|slot| slot.wanting.contains(&(goal, wait)))
     }
 
-    /// Polls that may ask for some of these clips and for no others: each that does so is among them, once.
+    /// Polls that may ask for some of these jobs and for no others: each that does so is among them, once.
     pub(super) fn polls_within<'a>(
         &'a self,
         domain: KeyDomain,
-        clips: &'a JobSet,
+        jobs: &'a JobSet,
     ) -> impl Iterator<Item = PollId> + 'a {
-        let slots = clips.iter().filter_map(move |clip| self.slot(domain, clip));
+        let slots = jobs.iter().filter_map(move |job| self.slot(domain, job));
         slots.flat_map(|slot| slot.owned_polls.iter().copied())
     }
 
-    /// The polls that ask for the clip.
-    pub(super) fn polls_for(&self, domain: KeyDomain, clip: &JobId) -> impl Iterator<Item = PollId> + '_ {
-        self.slot(domain, clip).into_iter().flat_map(|slot| slot.polls.iter().copied())
+    /// The polls that ask for the job.
+    pub(super) fn polls_for(&self, domain: KeyDomain, job: &JobId) -> impl Iterator<Item = PollId> + '_ {
+        self.slot(domain, job).into_iter().flat_map(|slot| slot.polls.iter().copied())
     }
 
-    /// The polls at this goal that nothing but this clip holds.
+    /// The polls at this goal that nothing but this job holds.
     pub(super) fn held_by(
         &self,
         domain: KeyDomain,
-        clip: &JobId,
+        job: &JobId,
         goal: Goal,
     ) -> impl Iterator<Item = PollId> + '_ {
         let all = (goal, PollId(0))..=(goal, PollId(u64::MAX));
-        let slot = self.slot(domain, clip).into_iter();
+        let slot = self.slot(domain, job).into_iter();
         slot.flat_map(move |slot| slot.solely_blocked_polls.range(all.clone())).map(|&(_, poll)| poll)
     }
 
-    /// Each clip that anything concerns, in no order.
+    /// Each job that anything concerns, in no order.
     pub(super) fn all(&self) -> impl Iterator<Item = IndexedJob<'_>> {
         self.0.iter().flat_map(|(&domain, slots)| {
             slots.iter().map(move |(id, slot)| IndexedJob {
@@ -110,69 +110,69 @@ impl JobIndex {
         self.0.values().map(Map::len).sum()
     }
 
-    /// A wait names these clips.
-    pub(super) fn enter_wait(&mut self, id: WaitId, domain: KeyDomain, clips: &JobSet, goal: Goal) {
+    /// A wait names these jobs.
+    pub(super) fn enter_wait(&mut self, id: WaitId, domain: KeyDomain, jobs: &JobSet, goal: Goal) {
         let slots = self.0.entry(domain).or_default();
-        for clip in clips {
-            let slot = slots.entry(clip.clone()).or_default();
+        for job in jobs {
+            let slot = slots.entry(job.clone()).or_default();
             slot.waits.insert(id);
             slot.wanting.insert((goal, id));
         }
     }
 
-    /// The wait wants to know of all its clips again, for another goal.
+    /// The wait wants to know of all its jobs again, for another goal.
     pub(super) fn reset_interest(
         &mut self,
         id: WaitId,
         domain: KeyDomain,
-        clips: &JobSet,
+        jobs: &JobSet,
         before: Goal,
         goal: Goal,
     ) {
-        for clip in clips {
-            if let Some(slot) = self.slot_mut(domain, clip) {
+        for job in jobs {
+            if let Some(slot) = self.slot_mut(domain, job) {
                 slot.wanting.remove(&(before, id));
                 slot.wanting.insert((goal, id));
             }
         }
     }
 
-    /// The wait has its answer for this clip.
-    pub(super) fn clear_interest(&mut self, id: WaitId, domain: KeyDomain, clip: &JobId, goal: Goal) {
-        if let Some(slot) = self.slot_mut(domain, clip) {
+    /// The wait has its answer for this job.
+    pub(super) fn clear_interest(&mut self, id: WaitId, domain: KeyDomain, job: &JobId, goal: Goal) {
+        if let Some(slot) = self.slot_mut(domain, job) {
             slot.wanting.remove(&(goal, id));
         }
     }
 
     /// The wait is gone.
-    pub(super) fn leave_wait(&mut self, id: WaitId, domain: KeyDomain, clips: &JobSet, goal: Goal) {
-        self.leave(domain, clips, |slot| {
+    pub(super) fn leave_wait(&mut self, id: WaitId, domain: KeyDomain, jobs: &JobSet, goal: Goal) {
+        self.leave(domain, jobs, |slot| {
             slot.waits.remove(&id);
             slot.wanting.remove(&(goal, id));
         });
     }
 
-    /// A poll asks for these clips.
+    /// A poll asks for these jobs.
     pub(super) fn enter_poll(&mut self, id: PollId, spec: &PollSpec) {
-        let PollSpec { domain, ref clips, goal, .. } = *spec;
+        let PollSpec { domain, ref jobs, goal, .. } = *spec;
         let slots = self.0.entry(domain).or_default();
-        for clip in clips {
-            let slot = slots.entry(clip.clone()).or_default();
+        for job in jobs {
+            let slot = slots.entry(job.clone()).or_default();
             slot.polls.insert(id);
             if !slot.is_at(goal) {
-                slot.blocked_polls.insert((goal, id), clips.clone());
+                slot.blocked_polls.insert((goal, id), jobs.clone());
             }
         }
-        let anchor = clips.iter().min_by_key(|clip| slots.get(*clip).map(|slot| slot.owned_polls.len()));
-        if let Some(slot) = anchor.and_then(|clip| slots.get_mut(clip)) {
+        let anchor = jobs.iter().min_by_key(|job| slots.get(*job).map(|slot| slot.owned_polls.len()));
+        if let Some(slot) = anchor.and_then(|job| slots.get_mut(job)) {
             slot.owned_polls.insert(id);
         }
-        self.record_sole_blocker(domain, id, goal, clips);
+        self.record_sole_blocker(domain, id, goal, jobs);
     }
 
     /// The poll is gone.
     pub(super) fn leave_poll(&mut self, id: PollId, spec: &PollSpec) {
-        self.leave(spec.domain, &spec.clips, |slot| {
+        self.leave(spec.domain, &spec.jobs, |slot| {
             slot.polls.remove(&id);
             slot.blocked_polls.remove(&(spec.goal, id));
             slot.solely_blocked_polls.remove(&(spec.goal, id));
@@ -182,8 +182,8 @@ impl JobIndex {
 
     /// Remembers a state, unless it goes back behind what is known, which only confirms that.
     pub(super) fn learn(&mut self, domain: KeyDomain, state: JobState) {
-        let clip = state.id.clone();
-        let Some(slot) = self.slot_mut(domain, &clip) else { return };
+        let job = state.id.clone();
+        let Some(slot) = self.slot_mut(domain, &job) else { return };
         match &mut slot.state {
             Some(known) if state.rung < known.rung => known.seen_at = known.seen_at.max(state.seen_at),
             Some(known) if state.rung == known.rung && state.seen_at < known.seen_at => {}
@@ -193,45 +193,45 @@ impl JobIndex {
         }
         let Some(rung) = slot.rung() else { return };
         let still = slot.blocked_polls.split_off(&(Goal::Rung(rung), PollId(u64::MAX)));
-        for ((goal, id), clips) in std::mem::replace(&mut slot.blocked_polls, still) {
-            if let Some(slot) = self.slot_mut(domain, &clip) {
+        for ((goal, id), jobs) in std::mem::replace(&mut slot.blocked_polls, still) {
+            if let Some(slot) = self.slot_mut(domain, &job) {
                 slot.solely_blocked_polls.remove(&(goal, id));
             }
-            self.record_sole_blocker(domain, id, goal, &clips);
+            self.record_sole_blocker(domain, id, goal, &jobs);
         }
     }
 
-    /// Writes down what holds a poll, if that is one clip only.
-    fn record_sole_blocker(&mut self, domain: KeyDomain, id: PollId, goal: Goal, clips: &JobSet) {
-        if let Some(clip) = self.holder(domain, goal, clips)
-            && let Some(slot) = self.slot_mut(domain, clip)
+    /// Writes down what holds a poll, if that is one job only.
+    fn record_sole_blocker(&mut self, domain: KeyDomain, id: PollId, goal: Goal, jobs: &JobSet) {
+        if let Some(job) = self.holder(domain, goal, jobs)
+            && let Some(slot) = self.slot_mut(domain, job)
         {
             slot.solely_blocked_polls.insert((goal, id));
         }
     }
 
-    /// The only one of these clips that is not known to be at the goal.
-    fn holder<'a>(&self, domain: KeyDomain, goal: Goal, clips: &'a JobSet) -> Option<&'a JobId> {
-        let mut lacking = clips.iter().filter(|clip| !self.is_at(domain, clip, goal));
+    /// The only one of these jobs that is not known to be at the goal.
+    fn holder<'a>(&self, domain: KeyDomain, goal: Goal, jobs: &'a JobSet) -> Option<&'a JobId> {
+        let mut lacking = jobs.iter().filter(|job| !self.is_at(domain, job, goal));
         lacking.next().filter(|_| lacking.next().is_none())
     }
 
-    fn slot(&self, domain: KeyDomain, clip: &JobId) -> Option<&JobEntry> {
-        self.0.get(&domain)?.get(clip)
+    fn slot(&self, domain: KeyDomain, job: &JobId) -> Option<&JobEntry> {
+        self.0.get(&domain)?.get(job)
     }
 
-    fn slot_mut(&mut self, domain: KeyDomain, clip: &JobId) -> Option<&mut JobEntry> {
-        self.0.get_mut(&domain)?.get_mut(clip)
+    fn slot_mut(&mut self, domain: KeyDomain, job: &JobId) -> Option<&mut JobEntry> {
+        self.0.get_mut(&domain)?.get_mut(job)
     }
 
-    /// Takes somebody out of these clips' slots, and forgets those of the clips that concern nobody any more.
-    fn leave(&mut self, domain: KeyDomain, clips: &JobSet, mut take_out: impl FnMut(&mut JobEntry)) {
+    /// Takes somebody out of these jobs' slots, and forgets those of the jobs that concern nobody any more.
+    fn leave(&mut self, domain: KeyDomain, jobs: &JobSet, mut take_out: impl FnMut(&mut JobEntry)) {
         let Some(slots) = self.0.get_mut(&domain) else { return };
-        for clip in clips {
-            let Some(slot) = slots.get_mut(clip) else { continue };
+        for job in jobs {
+            let Some(slot) = slots.get_mut(job) else { continue };
             take_out(slot);
             if slot.waits.is_empty() && slot.polls.is_empty() {
-                slots.remove(clip);
+                slots.remove(job);
             }
         }
         if slots.is_empty() {
@@ -247,37 +247,37 @@ impl JobIndex {
     ) {
         let mut all = Map::<(KeyDomain, &JobId), JobEntry>::default();
         let mut anchors = Map::<PollId, usize>::default();
-        for (id, domain, clips, goal) in waits {
-            for clip in clips {
-                let slot = all.entry((domain, clip)).or_default();
+        for (id, domain, jobs, goal) in waits {
+            for job in jobs {
+                let slot = all.entry((domain, job)).or_default();
                 slot.waits.insert(id);
                 slot.wanting.insert((goal, id));
             }
         }
-        for (id, PollSpec { domain, clips, goal, .. }) in polls {
-            for clip in clips {
-                let slot = all.entry((*domain, clip)).or_default();
+        for (id, PollSpec { domain, jobs, goal, .. }) in polls {
+            for job in jobs {
+                let slot = all.entry((*domain, job)).or_default();
                 slot.polls.insert(id);
                 slot.owned_polls.insert(id);
-                if !self.is_at(*domain, clip, *goal) {
-                    slot.blocked_polls.insert((*goal, id), clips.clone());
+                if !self.is_at(*domain, job, *goal) {
+                    slot.blocked_polls.insert((*goal, id), jobs.clone());
                 }
             }
-            if let Some(clip) = self.holder(*domain, *goal, clips) {
-                all.entry((*domain, clip)).or_default().solely_blocked_polls.insert((*goal, id));
+            if let Some(job) = self.holder(*domain, *goal, jobs) {
+                all.entry((*domain, job)).or_default().solely_blocked_polls.insert((*goal, id));
             }
             anchors.insert(id, 0);
         }
         assert!(self.0.values().all(|slots| !slots.is_empty()));
         assert_eq!(self.count(), all.len());
-        for ((domain, clip), right) in all {
-            let slot = self.slot(domain, clip).expect("it concerns somebody");
-            assert_eq!(slot.waits, right.waits, "{clip}");
-            assert!(slot.wanting.is_subset(&right.wanting), "{clip}");
-            assert_eq!(slot.polls, right.polls, "{clip}");
-            assert_eq!(slot.blocked_polls, right.blocked_polls, "{clip}");
-            assert_eq!(slot.solely_blocked_polls, right.solely_blocked_polls, "{clip}");
-            assert!(slot.owned_polls.is_subset(&right.owned_polls), "{clip}");
+        for ((domain, job), right) in all {
+            let slot = self.slot(domain, job).expect("it concerns somebody");
+            assert_eq!(slot.waits, right.waits, "{job}");
+            assert!(slot.wanting.is_subset(&right.wanting), "{job}");
+            assert_eq!(slot.polls, right.polls, "{job}");
+            assert_eq!(slot.blocked_polls, right.blocked_polls, "{job}");
+            assert_eq!(slot.solely_blocked_polls, right.solely_blocked_polls, "{job}");
+            assert!(slot.owned_polls.is_subset(&right.owned_polls), "{job}");
             slot.owned_polls.iter().for_each(|id| *anchors.entry(*id).or_default() += 1);
         }
         assert!(anchors.values().all(|count| *count == 1), "{anchors:?}");
@@ -307,7 +307,7 @@ mod tests {
 
     const KEY: KeyDomain = KeyDomain([0; 16]);
 
-    fn clips(ids: &str) -> JobSet {
+    fn jobs(ids: &str) -> JobSet {
         JobSet::new(ids.split(' ').map(|id| JobId::new(id).unwrap()))
     }
 
@@ -320,28 +320,28 @@ mod tests {
         JobState { id, rung: Some(rung(word)), body: Bytes::new(), head, seen_at }
     }
 
-    /// A thousand waits and polls, each on a clip of its own and on one that they share.
+    /// A thousand waits and polls, each on a job of its own and on one that they share.
     fn crowd() -> JobIndex {
         let (mut slots, goal) = (JobIndex::default(), Goal::Rung(rung("completed")));
         for n in 0..1000 {
-            let clips = clips(&format!("shared own{n}"));
-            slots.enter_wait(WaitId(n), KEY, &clips, goal);
-            slots.enter_poll(PollId(n), &PollSpec { domain: KEY, form: Form::Multi, clips, goal });
+            let jobs = jobs(&format!("shared own{n}"));
+            slots.enter_wait(WaitId(n), KEY, &jobs, goal);
+            slots.enter_poll(PollId(n), &PollSpec { domain: KEY, form: Form::Multi, jobs, goal });
         }
         slots
     }
 
     #[test]
-    fn a_batch_finds_its_poll_without_walking_those_of_all_who_share_a_clip() {
+    fn a_batch_finds_its_poll_without_walking_those_of_all_who_share_a_job() {
         let slots = crowd();
         for n in [0, 7, 999] {
-            let found: Vec<PollId> = slots.polls_within(KEY, &clips(&format!("shared own{n}"))).collect();
+            let found: Vec<PollId> = slots.polls_within(KEY, &jobs(&format!("shared own{n}"))).collect();
             assert!(found.contains(&PollId(n)) && found.len() <= 2, "{n}: {found:?}");
         }
     }
 
     #[test]
-    fn only_the_polls_that_a_clip_alone_holds_can_prove_where_it_is() {
+    fn only_the_polls_that_a_job_alone_holds_can_prove_where_it_is() {
         let (mut slots, goal) = (crowd(), Goal::Rung(rung("completed")));
         let shared = JobId::new("shared").unwrap();
         slots.learn(KEY, state("shared", "streaming"));

@@ -11,8 +11,8 @@
 //!         Progress Landed               Open Abort
 //! ```
 //!
-//! The rule of leaning: a wait leans on every running poll whose clips are a subset of its own, at its own
-//! goal or a lower one. While these ask for each clip that it lacks, it opens nothing. Else it opens one poll
+//! The rule of leaning: a wait leans on every running poll whose jobs are a subset of its own, at its own
+//! goal or a lower one. While these ask for each job that it lacks, it opens nothing. Else it opens one poll
 //! of its own, for all that no poll at its own goal will answer before its time is over: as it has to ask
 //! anyway, asking for those too costs nothing, and spares the request that it would need when the upstream
 //! ends the older poll. When a poll lands, whoever leaned on it and is not answered is planned anew. So the
@@ -65,7 +65,7 @@ pub struct Coalescer {
 impl Coalescer {
     /// A machine with nothing to do.
     pub fn new(rules: Timing) -> Self {
-        assert!(rules.max_clips > 0, "max_clips is validated > 0");
+        assert!(rules.max_jobs > 0, "max_clips is validated > 0");
         Self {
             rules,
             board: State::default(),
@@ -275,7 +275,7 @@ impl Coalescer {
     /// Gives the wait the truth (promise 7): from what is proven, and for the rest from one snapshot.
     fn take_snapshot(&mut self, id: WaitId, since: Instant, landing: Option<&Landing>, now: Instant) {
         let Some(wait) = self.board.wait(id) else { return };
-        let truths = wait.spec.clips.iter().filter_map(|clip| self.deadline_state(wait, clip, since, now));
+        let truths = wait.spec.jobs.iter().filter_map(|job| self.deadline_state(wait, job, since, now));
         let (given, failed) = (truths.cloned().collect(), self.last_failure(id, wait, now));
         let limit = self.cap_at_drain(now + SNAPSHOT_LIMIT);
         let is_hopeless = self.is_paused_past(wait, limit);
@@ -344,19 +344,19 @@ impl Coalescer {
         }
     }
 
-    /// Answers the wait if each of its clips has an answer.
+    /// Answers the wait if each of its jobs has an answer.
     fn settle_if_answered(&mut self, id: WaitId, landing: Option<&Landing>, now: Instant) -> bool {
         let Some(wait) = self.board.wait(id) else { return false };
-        // Answers stay: of many clips those before the first one without an answer need not be looked at each time.
-        let is_wide = wait.spec.clips.len() > FEW_CLIPS;
-        let mut rest = wait.spec.clips.iter().skip(wait.answered);
-        if is_wide && let Some(further) = rest.position(|clip| self.reached_state(wait, clip).is_none()) {
+        // Answers stay: of many jobs those before the first one without an answer need not be looked at each time.
+        let is_wide = wait.spec.jobs.len() > FEW_JOBS;
+        let mut rest = wait.spec.jobs.iter().skip(wait.answered);
+        if is_wide && let Some(further) = rest.position(|job| self.reached_state(wait, job).is_none()) {
             if let Some(wait) = self.board.wait_mut(id) {
                 wait.answered += further;
             }
             return false;
         }
-        let answers = wait.spec.clips.iter().map(|clip| self.reached_state(wait, clip).cloned());
+        let answers = wait.spec.jobs.iter().map(|job| self.reached_state(wait, job).cloned());
         let Some(states) = answers.collect::<Option<Vec<JobState>>>() else { return false };
         let direct = landing.is_some_and(|landing| {
             landing.opener == id && states.iter().all(|state| Arc::ptr_eq(&state.head, &landing.head))
@@ -385,31 +385,28 @@ impl Coalescer {
                 let lowest = Goal::Rung(self.rules.ladder.lowest());
                 assert_eq!(wait.current_goal, if is_looking { lowest } else { wait.spec.goal }, "{id:?}");
                 let domain = wait.spec.domain;
-                for clip in wait.spec.clips.iter().filter(|clip| self.reached_state(wait, clip).is_none()) {
-                    let is_wanting = self.board.slots().is_wanting(domain, clip, wait.current_goal, id);
-                    assert!(is_wanting, "{id:?} would not hear of {clip}");
+                for job in wait.spec.jobs.iter().filter(|job| self.reached_state(wait, job).is_none()) {
+                    let is_wanting = self.board.slots().is_wanting(domain, job, wait.current_goal, id);
+                    assert!(is_wanting, "{id:?} would not hear of {job}");
                 }
                 let polls = || wait.attached_polls.iter().filter_map(|&poll| self.board.poll(poll));
                 for poll in polls() {
                     assert_eq!(poll.spec.domain, domain, "{id:?} leans across key domains");
-                    assert!(poll.spec.clips.is_subset(&wait.spec.clips), "{id:?} leans on a neighbour");
+                    assert!(poll.spec.jobs.is_subset(&wait.spec.jobs), "{id:?} leans on a neighbour");
                     assert!(
                         self.rules.is_within(poll.spec.goal, wait.current_goal),
                         "{id:?} leans on a higher rung"
                     );
                 }
                 let own = polls().filter(|poll| poll.opener == id).count();
-                assert!(
-                    own <= wait.spec.clips.len().div_ceil(self.rules.max_clips),
-                    "{id:?} has {own} polls"
-                );
+                assert!(own <= wait.spec.jobs.len().div_ceil(self.rules.max_jobs), "{id:?} has {own} polls");
             }
         }
     }
 }
 
-/// Up to so many clips of a wait are looked at without a thought.
-const FEW_CLIPS: usize = 8;
+/// Up to so many jobs of a wait are looked at without a thought.
+const FEW_JOBS: usize = 8;
 
 /// How many timers go off in one call, so that thousands of waits whose time is over together do not keep what else
 /// has happened waiting.

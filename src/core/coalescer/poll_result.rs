@@ -27,7 +27,7 @@ impl Coalescer {
         let Some(poll) = self.board.poll_mut(id) else { return };
         poll.tries = AttemptState::Done;
         match outcome {
-            PollOutcome::Clips(states) => self.landed_clips(id, states, now),
+            PollOutcome::Jobs(states) => self.landed_jobs(id, states, now),
             PollOutcome::Unsplit(reply) => self.landed_whole(id, &reply, now),
             PollOutcome::Refused(reply) => {
                 for (wait, direct) in self.forget_poll(id) {
@@ -38,7 +38,7 @@ impl Coalescer {
         }
     }
 
-    fn landed_clips(&mut self, id: PollId, states: Vec<JobState>, now: Instant) {
+    fn landed_jobs(&mut self, id: PollId, states: Vec<JobState>, now: Instant) {
         let Some(poll) = self.board.poll(id) else { return };
         let (domain, opener) = (poll.spec.domain, poll.opener);
         let earliest = (poll.opened_at + self.rules.min_repoll_interval())
@@ -51,12 +51,12 @@ impl Coalescer {
         });
         for state in states {
             if state.rung.is_some() {
-                let clip = state.id.clone();
+                let job = state.id.clone();
                 self.give_to_latecomers(id, &state);
                 self.board.learn(domain, state);
-                let answered = self.newly_answered(domain, &clip);
+                let answered = self.newly_answered(domain, &job);
                 affected.extend(&answered);
-                newly.push((clip, answered));
+                newly.push((job, answered));
             } else {
                 self.board.deliver_unknown_status(id, &state);
             }
@@ -66,13 +66,13 @@ impl Coalescer {
         for wait in affected {
             self.settle_if_answered(wait, landing.as_ref(), now);
         }
-        // Whoever lacks other clips is not found for this one again.
-        for (clip, waits) in newly {
-            waits.into_iter().for_each(|wait| self.board.clear_interest(wait, &clip));
+        // Whoever lacks other jobs is not found for this one again.
+        for (job, waits) in newly {
+            waits.into_iter().for_each(|wait| self.board.clear_interest(wait, &job));
         }
         let Some(poll) = self.board.poll(id) else { return };
         let slots = self.board.slots();
-        let is_reached = poll.spec.clips.iter().all(|clip| slots.is_at(domain, clip, poll.spec.goal));
+        let is_reached = poll.spec.jobs.iter().all(|job| slots.is_at(domain, job, poll.spec.goal));
         if !is_reached && !poll.waits.is_empty() && now < earliest {
             self.board.set_poll_phase(id, PollPhase::Throttled { until: earliest });
         } else {
@@ -109,17 +109,17 @@ impl Coalescer {
         }
     }
 
-    /// The waits that by what was just learnt have their answer for this clip.
-    fn newly_answered(&self, domain: KeyDomain, clip: &JobId) -> Vec<WaitId> {
+    /// The waits that by what was just learnt have their answer for this job.
+    fn newly_answered(&self, domain: KeyDomain, job: &JobId) -> Vec<WaitId> {
         let slots = self.board.slots();
-        let seen = slots.state(domain, clip);
+        let seen = slots.state(domain, job);
         let is_answered = |id: &WaitId| {
-            self.board.wait(*id).is_some_and(|wait| self.reached_state_with(wait, clip, seen).is_some())
+            self.board.wait(*id).is_some_and(|wait| self.reached_state_with(wait, job, seen).is_some())
         };
-        slots.wanting(domain, clip).filter(is_answered).collect()
+        slots.wanting(domain, job).filter(is_answered).collect()
     }
 
-    /// An answer that has no clips to tell apart is one for the waits on just these, at just this goal.
+    /// An answer that has no jobs to tell apart is one for the waits on just these, at just this goal.
     fn landed_whole(&mut self, id: PollId, reply: &Arc<Reply>, now: Instant) {
         let Some(poll) = self.board.poll(id) else { return };
         let (spec, opened_at) = (poll.spec.clone(), poll.opened_at);
@@ -127,12 +127,11 @@ impl Coalescer {
         let mut others = Vec::new();
         for (wait_id, direct) in self.forget_poll(id) {
             let Some(wait) = self.board.wait(wait_id) else { continue };
-            let asked = wait.spec.clips == spec.clips
-                && wait.spec.form == spec.form
-                && wait.current_goal == spec.goal;
+            let asked =
+                wait.spec.jobs == spec.jobs && wait.spec.form == spec.form && wait.current_goal == spec.goal;
             // The upstream's time may have ended it, and the wait's own is not over (promise 2).
             let is_cut_short = is_held && !self.is_over(wait, now);
-            let is_too_large = wait.spec.clips.len() > self.rules.max_clips;
+            let is_too_large = wait.spec.jobs.len() > self.rules.max_jobs;
             if asked && !is_cut_short {
                 self.settle(wait_id, WaitOutcome::Unsplit(Arc::clone(reply)), direct, now);
             } else if is_too_large {

@@ -1,4 +1,4 @@
-//! What a wait may be told: of a clip that got where it was waited for, and of one at the wait's deadline.
+//! What a wait may be told: of a job that got where it was waited for, and of one at the wait's deadline.
 //!
 //! It reads the board and changes nothing.
 
@@ -12,20 +12,20 @@ use crate::core::job::{JobId, JobState, KeyDomain};
 use crate::core::route::Goal;
 
 impl Coalescer {
-    /// The state that this clip of the wait is answered with, if there is one yet. Until its time is over the
+    /// The state that this job of the wait is answered with, if there is one yet. Until its time is over the
     /// goal must be reached, after that the state must be true.
-    pub(super) fn reached_state<'a>(&'a self, wait: &'a Wait, clip: &JobId) -> Option<&'a JobState> {
-        self.reached_state_with(wait, clip, self.board.slots().state(wait.spec.domain, clip))
+    pub(super) fn reached_state<'a>(&'a self, wait: &'a Wait, job: &JobId) -> Option<&'a JobState> {
+        self.reached_state_with(wait, job, self.board.slots().state(wait.spec.domain, job))
     }
 
-    /// The same where the clip's slot was looked up for many waits at once.
+    /// The same where the job's slot was looked up for many waits at once.
     pub(super) fn reached_state_with<'a>(
         &'a self,
         wait: &'a Wait,
-        clip: &JobId,
+        job: &JobId,
         seen: Option<&'a JobState>,
     ) -> Option<&'a JobState> {
-        let given = wait.private_states.get(clip);
+        let given = wait.private_states.get(job);
         if let WaitPhase::Snapshot { since } = wait.phase {
             return seen.filter(|state| state.seen_at >= since).or(given);
         }
@@ -34,19 +34,19 @@ impl Coalescer {
         seen.filter(|state| state.seen_at >= wait.spec.arrived).filter(reached).or(given.filter(reached))
     }
 
-    /// Where this clip of the wait is known to be at `now` although nothing asks for it (promise 7). What
+    /// Where this job of the wait is known to be at `now` although nothing asks for it (promise 7). What
     /// was seen from `since` on, when the wait's time was over, is known.
     pub(super) fn deadline_state<'a>(
         &'a self,
         wait: &'a Wait,
-        clip: &JobId,
+        job: &JobId,
         since: Instant,
         now: Instant,
     ) -> Option<&'a JobState> {
         let is_terminal =
             |state: &JobState| state.rung.is_some_and(|rung| self.rules.ladder.is_terminal(rung));
-        let seen = self.board.slots().state(wait.spec.domain, clip);
-        let given = wait.private_states.get(clip);
+        let seen = self.board.slots().state(wait.spec.domain, job);
+        let given = wait.private_states.get(job);
         let is_proven = |state: &&JobState| self.is_proven_current(wait.spec.domain, state, now);
         seen.filter(|state| {
             state.seen_at >= since || (is_terminal(state) && state.seen_at >= wait.spec.arrived)
@@ -56,17 +56,17 @@ impl Coalescer {
         .or(given.filter(is_proven))
     }
 
-    /// Whether a poll that asks for the next rung, and stands unanswered, proves that the clip is still where
+    /// Whether a poll that asks for the next rung, and stands unanswered, proves that the job is still where
     /// it was seen (promise 7): for long enough, nothing else that it asks for has been what holds it.
     fn is_proven_current(&self, domain: KeyDomain, state: &JobState, now: Instant) -> bool {
         let Some(next) = state.rung.and_then(|rung| self.rules.ladder.next(rung)) else { return false };
         let is_long_ago = |at: Instant| at + self.rules.min_silence() <= now;
         let slots = self.board.slots();
         let is_no_hindrance =
-            |clip: &JobId| slots.state(domain, clip).is_some_and(|state| is_long_ago(state.seen_at));
+            |job: &JobId| slots.state(domain, job).is_some_and(|state| is_long_ago(state.seen_at));
         slots.held_by(domain, &state.id, Goal::Rung(next)).filter_map(|id| self.board.poll(id)).any(|poll| {
             poll.standing().is_some_and(is_long_ago)
-                && poll.spec.clips.iter().all(|clip| *clip == state.id || is_no_hindrance(clip))
+                && poll.spec.jobs.iter().all(|job| *job == state.id || is_no_hindrance(job))
         })
     }
 
@@ -74,7 +74,7 @@ impl Coalescer {
     /// will tell the wait more than is known.
     pub(super) fn is_about_to_be_told(&self, wait: &Wait, since: Instant, now: Instant) -> bool {
         let tells = |poll: &Poll| {
-            poll.spec.clips.iter().any(|clip| self.deadline_state(wait, clip, since, now).is_none())
+            poll.spec.jobs.iter().any(|job| self.deadline_state(wait, job, since, now).is_none())
         };
         wait.attached_polls
             .iter()
@@ -131,7 +131,7 @@ impl Coalescer {
             WaitPhase::Waiting => {
                 let limit = self.cap_at_drain(wait.deadline() + SNAPSHOT_LIMIT);
                 polls.all(|poll| matches!(poll.tries, AttemptState::Paused { until, .. } if until > limit))
-                    && wait.spec.clips.iter().any(|clip| self.deadline_state(wait, clip, now, now).is_none())
+                    && wait.spec.jobs.iter().any(|job| self.deadline_state(wait, job, now, now).is_none())
             }
             WaitPhase::Grace { .. } => false,
             WaitPhase::Snapshot { .. } => self.is_paused_past(wait, wait.due()),
@@ -167,10 +167,10 @@ impl Coalescer {
     /// Returns where each job of the wait was last seen, if all of them were.
     pub(super) fn last_seen(&self, wait: &Wait) -> Option<Vec<JobState>> {
         let slots = self.board.slots();
-        let seen = |clip: &JobId| {
-            let given = || wait.private_states.get(clip);
-            slots.state(wait.spec.domain, clip).or_else(given).cloned()
+        let seen = |job: &JobId| {
+            let given = || wait.private_states.get(job);
+            slots.state(wait.spec.domain, job).or_else(given).cloned()
         };
-        wait.spec.clips.iter().map(seen).collect()
+        wait.spec.jobs.iter().map(seen).collect()
     }
 }

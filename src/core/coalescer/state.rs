@@ -1,4 +1,4 @@
-//! What the Coalescer remembers: waits, polls, what is known of clips, and who is due when.
+//! What the Coalescer remembers: waits, polls, what is known of jobs, and who is due when.
 //!
 //! It keeps the links between them whole, and decides nothing.
 
@@ -23,27 +23,27 @@ pub(super) struct Wait {
     pub(super) attached_polls: BTreeSet<PollId>,
     /// It made the upstream see a request.
     pub(super) opened: bool,
-    /// Answers on its clips could not be taken apart: it needs one on just its set, from its own endpoint.
+    /// Answers on its jobs could not be taken apart: it needs one on just its set, from its own endpoint.
     pub(super) exact_set_only: bool,
     /// States that are good for this wait only: vouched for at its arrival, on no ladder, or true when its
     /// time was over.
     pub(super) private_states: PrivateStates,
-    /// The place in its set of the first clip that had no answer when last looked: those before it have one.
+    /// The place in its set of the first job that had no answer when last looked: those before it have one.
     pub(super) answered: usize,
     /// How the polls that it leaned on until its time was over failed last, if they did.
     pub(super) failed: Option<LastFailure>,
-    /// Its goal; past its deadline no more than to see where its clips are.
+    /// Its goal; past its deadline no more than to see where its jobs are.
     pub(super) current_goal: Goal,
     due: Instant,
 }
 
-/// States that one wait knows, by the clip's id. A wait may name a thousand clips.
+/// States that one wait knows, by the job's id. A wait may name a thousand jobs.
 #[derive(Debug, Default)]
 pub(super) struct PrivateStates(Vec<JobState>);
 
 impl PrivateStates {
-    pub(super) fn get(&self, clip: &JobId) -> Option<&JobState> {
-        self.place(clip).ok().map(|place| &self.0[place])
+    pub(super) fn get(&self, job: &JobId) -> Option<&JobState> {
+        self.place(job).ok().map(|place| &self.0[place])
     }
 
     pub(super) fn insert(&mut self, state: JobState) {
@@ -53,8 +53,8 @@ impl PrivateStates {
         }
     }
 
-    fn place(&self, clip: &JobId) -> Result<usize, usize> {
-        self.0.binary_search_by(|state| state.id.cmp(clip))
+    fn place(&self, job: &JobId) -> Result<usize, usize> {
+        self.0.binary_search_by(|state| state.id.cmp(job))
     }
 }
 
@@ -86,7 +86,7 @@ impl Wait {
 pub(super) enum WaitPhase {
     /// Until its deadline.
     Waiting,
-    /// Past it since then, while the upstream ends a poll that tells where the clips are.
+    /// Past it since then, while the upstream ends a poll that tells where the jobs are.
     Grace { since: Instant },
     /// Past it: what is seen from `since` on is the answer, reached or not.
     Snapshot { since: Instant },
@@ -236,7 +236,7 @@ impl State {
         self.polls.len()
     }
 
-    /// What is known of the clips, and whom that concerns.
+    /// What is known of the jobs, and whom that concerns.
     pub(super) fn slots(&self) -> &JobIndex {
         &self.slots
     }
@@ -252,7 +252,7 @@ impl State {
 
     pub(super) fn add_wait(&mut self, id: WaitId, mut spec: WaitSpec) {
         let given = std::mem::take(&mut spec.known).into_iter().collect();
-        self.slots.enter_wait(id, spec.domain, &spec.clips, spec.goal);
+        self.slots.enter_wait(id, spec.domain, &spec.jobs, spec.goal);
         let due = spec.arrived + spec.timeout;
         self.timers.insert((due, Timer::Wait(id)));
         let wait = Wait {
@@ -280,7 +280,7 @@ impl State {
                 poll.waits.remove(&id);
             }
         }
-        self.slots.leave_wait(id, wait.spec.domain, &wait.spec.clips, wait.current_goal);
+        self.slots.leave_wait(id, wait.spec.domain, &wait.spec.jobs, wait.current_goal);
         Some(wait)
     }
 
@@ -404,17 +404,17 @@ impl State {
         self.slots.learn(domain, state);
     }
 
-    /// From now on the wait wants to know of all its clips for this goal.
+    /// From now on the wait wants to know of all its jobs for this goal.
     pub(super) fn want(&mut self, id: WaitId, goal: Goal) {
         let Some(wait) = self.waits.get_mut(&id) else { return };
         let before = std::mem::replace(&mut wait.current_goal, goal);
-        self.slots.reset_interest(id, wait.spec.domain, &wait.spec.clips, before, goal);
+        self.slots.reset_interest(id, wait.spec.domain, &wait.spec.jobs, before, goal);
     }
 
-    /// The wait has its answer for this clip, and keeps it until it wants something else.
-    pub(super) fn clear_interest(&mut self, id: WaitId, clip: &JobId) {
+    /// The wait has its answer for this job, and keeps it until it wants something else.
+    pub(super) fn clear_interest(&mut self, id: WaitId, job: &JobId) {
         if let Some(wait) = self.waits.get(&id) {
-            self.slots.clear_interest(id, wait.spec.domain, clip, wait.current_goal);
+            self.slots.clear_interest(id, wait.spec.domain, job, wait.current_goal);
         }
     }
 
@@ -448,7 +448,7 @@ impl State {
         }
         assert_eq!(timers, self.timers);
         self.slots.check(
-            self.waits.iter().map(|(&id, wait)| (id, wait.spec.domain, &wait.spec.clips, wait.current_goal)),
+            self.waits.iter().map(|(&id, wait)| (id, wait.spec.domain, &wait.spec.jobs, wait.current_goal)),
             self.polls.iter().map(|(&id, poll)| (id, &poll.spec)),
         );
     }

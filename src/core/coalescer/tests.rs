@@ -20,7 +20,7 @@ struct Scenario {
     ladder: Ladder,
     zero: Instant,
     now: Instant,
-    /// The polls that are open, as `clips goal` in the order they were opened.
+    /// The polls that are open, as `jobs goal` in the order they were opened.
     open: Vec<(PollId, String)>,
     /// All that were ever opened.
     opened: usize,
@@ -40,7 +40,7 @@ fn secs(secs: f64) -> Duration {
     Duration::from_secs_f64(secs)
 }
 
-fn clips(ids: &str) -> JobSet {
+fn jobs(ids: &str) -> JobSet {
     JobSet::new(ids.split(' ').map(|id| JobId::new(id).unwrap()))
 }
 
@@ -53,9 +53,9 @@ impl Scenario {
         Self::with(6, secs(2.0))
     }
 
-    fn with(max_clips: usize, linger: Duration) -> Self {
+    fn with(max_jobs: usize, linger: Duration) -> Self {
         let ladder = Route::suno().ladder;
-        let rules = Timing { ladder: ladder.clone(), hold: secs(120.0), linger, max_clips };
+        let rules = Timing { ladder: ladder.clone(), hold: secs(120.0), linger, max_jobs };
         let zero = zero();
         Self {
             machine: Coalescer::new(rules),
@@ -87,7 +87,7 @@ impl Scenario {
         while let Some(output) = self.machine.poll_output() {
             match output {
                 Output::Open(id, spec) => {
-                    let ids: Vec<_> = spec.clips.iter().map(JobId::as_str).collect();
+                    let ids: Vec<_> = spec.jobs.iter().map(JobId::as_str).collect();
                     let goal = match spec.goal {
                         Goal::Now => "now",
                         Goal::Rung(rung) => self.ladder.name(rung),
@@ -123,11 +123,11 @@ impl Scenario {
     }
 
     fn spec(&self, ids: &str, word: &str) -> WaitSpec {
-        let clips = clips(ids);
+        let jobs = jobs(ids);
         WaitSpec {
             domain: domain(0),
-            form: if clips.len() == 1 { Form::Single } else { Form::Multi },
-            clips,
+            form: if jobs.len() == 1 { Form::Single } else { Form::Multi },
+            jobs,
             goal: self.ladder.rung(word).map_or(Goal::Now, Goal::Rung),
             arrived: self.now,
             timeout: secs(120.0),
@@ -141,7 +141,7 @@ impl Scenario {
         self.handle(Input::Join(WaitId(number), spec))
     }
 
-    /// A client waits its 2 minutes for these clips to be where the word says.
+    /// A client waits its 2 minutes for these jobs to be where the word says.
     fn join(&mut self, number: u64, ids: &str, word: &str) -> &mut Self {
         let spec = self.spec(ids, word);
         self.enter(number, spec)
@@ -183,14 +183,14 @@ impl Scenario {
         }
     }
 
-    /// The poll comes back with clips where they are: `a=queued b=completed`.
+    /// The poll comes back with jobs where they are: `a=queued b=completed`.
     fn land(&mut self, what: &str, states: &str) -> &mut Self {
         let head = Arc::new(Head::default());
         let states = states.split(' ').map(|state| {
             let (id, word) = state.split_once('=').unwrap();
             JobState { head: Arc::clone(&head), ..self.state(id, word) }
         });
-        let outcome = PollOutcome::Clips(states.collect());
+        let outcome = PollOutcome::Jobs(states.collect());
         self.end(what, outcome)
     }
 
@@ -362,7 +362,7 @@ fn a_batch_asks_only_for_what_is_neither_known_nor_asked_for_as_long_as_it_waits
 
 /// Had the batch asked for `b` only, it would need a third request at 120 s, where clients alone make two.
 #[test]
-fn a_batch_that_must_ask_asks_along_for_clips_whose_poll_ends_before_its_time() {
+fn a_batch_that_must_ask_asks_along_for_jobs_whose_poll_ends_before_its_time() {
     let mut s = Scenario::new();
     s.join(1, "a", "completed").at(60.0).join(2, "a b", "completed");
     assert_eq!(s.open(), ["a completed", "a b completed"]);
@@ -376,7 +376,7 @@ fn a_batch_that_must_ask_asks_along_for_clips_whose_poll_ends_before_its_time() 
 }
 
 #[test]
-fn a_batch_opens_nothing_while_running_polls_ask_for_all_its_clips() {
+fn a_batch_opens_nothing_while_running_polls_ask_for_all_its_jobs() {
     let mut s = Scenario::new();
     s.join(1, "a", "completed").at(30.0).join(2, "b", "streaming").at(60.0).join(3, "a b", "completed");
     assert_eq!(s.opened, 2);
@@ -397,7 +397,7 @@ fn a_batch_that_leaned_makes_up_for_an_ended_poll_with_one_request_for_all() {
 
 /// Leaning on the lower poll alone would have kept the refusal back until that one landed.
 #[test]
-fn a_refused_clip_is_asked_for_at_once_although_a_lower_poll_asks_for_its_neighbour() {
+fn a_refused_job_is_asked_for_at_once_although_a_lower_poll_asks_for_its_neighbour() {
     let mut s = Scenario::new();
     s.join(1, "a", "streaming").at(1.0).join(2, "a b", "completed");
     assert_eq!(s.open(), ["a streaming", "a b completed"]);
@@ -405,7 +405,7 @@ fn a_refused_clip_is_asked_for_at_once_although_a_lower_poll_asks_for_its_neighb
 }
 
 #[test]
-fn a_wait_for_more_clips_than_a_poll_may_ask_for_is_split() {
+fn a_wait_for_more_jobs_than_a_poll_may_ask_for_is_split() {
     let mut s = Scenario::with(2, secs(2.0));
     s.join(1, "a b c d e", "completed").at(1.0).join(2, "e d c b a", "completed");
     assert_eq!(s.open(), ["a b completed", "c d completed", "e completed"]);
@@ -427,7 +427,7 @@ fn a_split_wait_asks_again_once_all_its_polls_have_ended() {
     assert_eq!(s.open(), ["a completed", "b completed"]);
 }
 
-/// Row 3.7: each landing of one of its polls used to plan a wait for a thousand clips as a whole.
+/// Row 3.7: each landing of one of its polls used to plan a wait for a thousand jobs as a whole.
 #[test]
 fn a_landing_plans_for_a_wide_wait_what_it_brought_and_no_more() {
     let ids: Vec<String> = (0..600).map(|n| format!("c{n:03}")).collect();
@@ -482,7 +482,7 @@ fn a_single_wait_never_leans_on_a_batch_nor_fails_by_it() {
 }
 
 #[test]
-fn what_a_batch_learns_of_a_clip_reaches_the_single_wait_on_it() {
+fn what_a_batch_learns_of_a_job_reaches_the_single_wait_on_it() {
     let mut s = Scenario::new();
     s.join(1, "a", "completed").at(1.0).join(2, "a b", "streaming");
     s.at(9.0).land("a b streaming", "a=complete b=streaming");
@@ -602,7 +602,7 @@ fn a_poll_that_lands_while_it_lingers_is_forgotten() {
 fn what_concerns_the_forgotten_changes_nothing() {
     let mut s = Scenario::new();
     s.join(1, "a", "completed").leave(1).leave(1).at(3.0);
-    let late = PollOutcome::Clips(vec![s.state("a", "complete")]);
+    let late = PollOutcome::Jobs(vec![s.state("a", "complete")]);
     s.handle(Input::Landed(PollId(0), late));
     s.handle(Input::Progress(PollId(0), PollProgress::Held)).leave(7);
     assert!(s.is_idle() && s.told.is_empty());
@@ -651,7 +651,7 @@ fn a_poll_that_only_just_stands_proves_nothing() {
 
 /// Found by the sweep: the batch was silent because `b` held it, until this very moment.
 #[test]
-fn a_batch_whose_other_clip_only_just_got_there_proves_nothing() {
+fn a_batch_whose_other_job_only_just_got_there_proves_nothing() {
     let mut s = Scenario::new();
     s.join(1, "a b", "completed").at(10.0).join(2, "a", "streaming").land("a streaming", "a=streaming");
     s.at(60.0).join(3, "b", "completed").at(70.0).land("b completed", "b=complete");
@@ -663,7 +663,7 @@ fn a_batch_whose_other_clip_only_just_got_there_proves_nothing() {
 }
 
 #[test]
-fn a_batch_whose_other_clip_is_long_there_proves_the_rest() {
+fn a_batch_whose_other_job_is_long_there_proves_the_rest() {
     let mut s = Scenario::new();
     s.join(1, "a b", "completed").at(10.0).join(2, "a", "streaming").land("a streaming", "a=streaming");
     s.at(60.0).join(3, "b", "completed").at(70.0).land("b completed", "b=complete");
@@ -762,7 +762,7 @@ fn a_wait_of_twice_the_upstreams_time_ends_with_its_second_poll() {
     assert_eq!(s.opened, 2);
 }
 
-// Answers that are no clips.
+// Answers that are no jobs.
 
 #[test]
 fn a_whole_answer_goes_to_the_waits_on_just_that_set_and_the_others_ask_alone() {
@@ -1119,7 +1119,7 @@ fn an_answer_that_was_read_earlier_and_comes_later_takes_nothing_back() {
     let complete = s.state("a", "complete"); // read now, on its way for a while
     s.at(5.5).join(3, "a b", "streaming");
     s.at(6.0).land("a streaming", "a=streaming");
-    s.at(6.1).end("a completed", PollOutcome::Clips(vec![complete]));
+    s.at(6.1).end("a completed", PollOutcome::Jobs(vec![complete]));
     let open = s.open().iter().find(|what| what.contains('b')).unwrap().to_string();
     s.at(8.0).land(&open, if open.starts_with("a b") { "a=complete b=complete" } else { "b=complete" });
     assert_eq!(s.told(3), "reached a=complete b=complete");
@@ -1131,7 +1131,7 @@ fn an_answer_that_was_read_as_a_waits_time_ended_is_the_state_then() {
     let mut s = Scenario::new();
     s.join(1, "a", "completed").at(0.1).join(2, "a", "completed").at(120.02);
     let read = s.state("a", "queued");
-    s.at(120.0201).end("a completed", PollOutcome::Clips(vec![read]));
+    s.at(120.0201).end("a completed", PollOutcome::Jobs(vec![read]));
     s.assert_told(&["timed out a=queued", "timed out a=queued"]);
     assert_eq!((s.open(), s.opened), (vec![], 1));
 }
@@ -1143,7 +1143,7 @@ fn an_answer_that_was_read_before_a_wait_came_is_not_its_end() {
     let read = s.state("a", "queued");
     s.at(119.8).join_for(2, "a", "completed", 0.3);
     assert_eq!(s.opened, 1);
-    s.at(120.0).end("a completed", PollOutcome::Clips(vec![read]));
+    s.at(120.0).end("a completed", PollOutcome::Jobs(vec![read]));
     s.assert_told(&["timed out a=queued", ""]);
     let open = s.open()[0].to_string();
     s.at(120.1).land(&open, "a=streaming");

@@ -18,8 +18,8 @@ pub struct Timing {
     pub hold: Duration,
     /// How long a poll stays open without a wait.
     pub linger: Duration,
-    /// Clips one poll may ask for, at least one.
-    pub max_clips: usize,
+    /// Jobs one poll may ask for, at least one.
+    pub max_jobs: usize,
 }
 
 impl Timing {

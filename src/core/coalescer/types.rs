@@ -23,8 +23,8 @@ pub struct WaitSpec {
     pub domain: KeyDomain,
     /// Which endpoint was asked.
     pub form: Form,
-    /// The clips named, at least one.
-    pub clips: JobSet,
+    /// The jobs named, at least one.
+    pub jobs: JobSet,
     /// What must be reached.
     pub goal: Goal,
     /// When the request came.
@@ -35,7 +35,7 @@ pub struct WaitSpec {
     pub keep: bool,
     /// Whether its client expects to be held although its goal may be reached at once, as that of an event stream does.
     pub is_patient: bool,
-    /// States of its clips that the shell vouches for. Of all else only what is seen from `arrived` on counts.
+    /// States of its jobs that the shell vouches for. Of all else only what is seen from `arrived` on counts.
     pub known: Vec<JobState>,
 }
 
@@ -46,8 +46,8 @@ pub struct PollSpec {
     pub domain: KeyDomain,
     /// At which endpoint.
     pub form: Form,
-    /// For which clips.
-    pub clips: JobSet,
+    /// For which jobs.
+    pub jobs: JobSet,
     /// Until what is reached.
     pub goal: Goal,
 }
@@ -68,8 +68,8 @@ pub enum PollProgress {
 /// How a poll ended, for good: tries and their limits are the shell's.
 #[derive(Clone, Debug)]
 pub enum PollOutcome {
-    /// Each clip asked for, by id.
-    Clips(Vec<JobState>),
+    /// Each job asked for, by id.
+    Jobs(Vec<JobState>),
     /// A success that could not be taken apart by id.
     Unsplit(Arc<Reply>),
     /// The upstream's final word, as it wrote it: a redirect or a refusal.
@@ -187,11 +187,11 @@ pub enum Cost {
 /// Why a wait ended.
 #[derive(Clone, Debug)]
 pub enum WaitOutcome {
-    /// Every clip is where it was waited for; in the set's order.
+    /// Every job is where it was waited for; in the set's order.
     Reached(Vec<JobState>),
-    /// Its time is over; the clips as they are, in the set's order.
+    /// Its time is over; the jobs as they are, in the set's order.
     TimedOut(Vec<JobState>),
-    /// The upstream answered something that has no clips to tell apart.
+    /// The upstream answered something that has no jobs to tell apart.
     Unsplit(Arc<Reply>),
     /// The upstream refused.
     Refused(Arc<Reply>),

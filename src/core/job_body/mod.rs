@@ -1,15 +1,15 @@
-//! Upstream answers cut into clips by id, and put together again byte for byte.
+//! Upstream answers cut into jobs by id, and put together again byte for byte.
 //!
 //! ```text
-//!               ┌ Clips    each clip's own bytes, a slice of the answer's
-//! body ─ slice ─┤ Whole    JSON, but not just the clips asked for: to be passed on as it came, not kept
+//!               ┌ Jobs    each job's own bytes, a slice of the answer's
+//! body ─ slice ─┤ Whole    JSON, but not just the jobs asked for: to be passed on as it came, not kept
 //!               └ Garbled  no JSON: no answer
 //!
-//! clips ─ assemble ─► body   in the order asked for, in the outer shape that the upstream used
+//! jobs ─ assemble ─► body   in the order asked for, in the outer shape that the upstream used
 //! ```
 //!
-//! Clips are told by id, never by place. No body is built anew from values: what a client gets of a clip are the
-//! bytes that came. Of the JSON only the outer shape and each clip's id and status are read; what lies deeper is
+//! Jobs are told by id, never by place. No body is built anew from values: what a client gets of a job are the
+//! bytes that came. Of the JSON only the outer shape and each job's id and status are read; what lies deeper is
 //! walked over without recursion, however deep it is. Knows nothing of HTTP, and keeps no state.
 
 use std::borrow::Cow;
@@ -22,10 +22,10 @@ use serde_json::value::RawValue;
 use crate::core::job::{JobId, JobSet};
 use crate::core::route::{Form, Route, Rung};
 
-/// One clip of an answer.
+/// One job of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobSlice {
-    /// Which clip.
+    /// Which job.
     pub id: JobId,
     /// Where it stands; `None` for a status word that is on no ladder, for a status that is no word and for none.
     pub rung: Option<Rung>,
@@ -37,26 +37,26 @@ pub struct JobSlice {
 /// one is passed on whole.
 pub const MAX_NAME_BYTES: usize = 128;
 
-/// How an answer with several clips holds them.
+/// How an answer with several jobs holds them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ListShape {
-    /// `[clip, …]`
+    /// `[job, …]`
     #[default]
     Array,
-    /// `{"NAME": [clip, …]}`, with the member's name, which has [`MAX_NAME_BYTES`] at most.
+    /// `{"NAME": [job, …]}`, with the member's name, which has [`MAX_NAME_BYTES`] at most.
     Wrapped(String),
-    /// `{"ID": clip, …}`
+    /// `{"ID": job, …}`
     Map,
 }
 
-/// What an answer is to those who wait on its clips.
+/// What an answer is to those who wait on its jobs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SplitBody {
-    /// Exactly the clips asked for, each once.
-    Clips {
-        /// The clips, in the order of the set.
-        clips: Vec<JobSlice>,
-        /// What held them; `None` for the answer with one clip, which is the clip itself.
+    /// Exactly the jobs asked for, each once.
+    Jobs {
+        /// The jobs, in the order of the set.
+        jobs: Vec<JobSlice>,
+        /// What held them; `None` for the answer with one job, which is the job itself.
         shape: Option<ListShape>,
     },
     /// JSON, but something else.
@@ -65,10 +65,10 @@ pub enum SplitBody {
     Invalid,
 }
 
-/// Cuts the body of a 2xx that was asked for these clips.
+/// Cuts the body of a 2xx that was asked for these jobs.
 pub fn split(route: &Route, form: Form, asked: &JobSet, body: &Bytes) -> SplitBody {
     let Ok(text) = str::from_utf8(body) else { return SplitBody::Invalid };
-    // RFC 8259 §8.1 lets a parser skip a byte order mark. A single clip keeps it: its body is passed on as it came.
+    // RFC 8259 §8.1 lets a parser skip a byte order mark. A single job keeps it: its body is passed on as it came.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let cutter = Splitter { route, asked, body };
     let sliced = match form {
@@ -82,8 +82,8 @@ pub fn split(route: &Route, form: Form, asked: &JobSet, body: &Bytes) -> SplitBo
     }
 }
 
-/// An answer with several clips: these, in this order, in this shape.
-pub fn join<'a>(shape: &ListShape, clips: impl IntoIterator<Item = (&'a JobId, &'a Bytes)>) -> Bytes {
+/// An answer with several jobs: these, in this order, in this shape.
+pub fn join<'a>(shape: &ListShape, jobs: impl IntoIterator<Item = (&'a JobId, &'a Bytes)>) -> Bytes {
     let mut out = BytesMut::new();
     match shape {
         ListShape::Array => out.put_u8(b'['),
@@ -94,7 +94,7 @@ pub fn join<'a>(shape: &ListShape, clips: impl IntoIterator<Item = (&'a JobId, &
         }
         ListShape::Map => out.put_u8(b'{'),
     }
-    for (place, (id, body)) in clips.into_iter().enumerate() {
+    for (place, (id, body)) in jobs.into_iter().enumerate() {
         if place > 0 {
             out.put_u8(b',');
         }
@@ -135,13 +135,13 @@ impl<'a> Splitter<'a> {
             return None;
         }
         let cut = JobSlice { id: id.clone(), rung: head.rung, body: self.body.clone() };
-        Some(SplitBody::Clips { clips: vec![cut], shape: None })
+        Some(SplitBody::Jobs { jobs: vec![cut], shape: None })
     }
 
     /// A wrapped list and a map by id cannot be mistaken for each other, whatever the ids: the values of the one
     /// are a list, those of the other are objects.
     fn multi(&self, text: &'a str) -> Option<SplitBody> {
-        let (clips, shape) = match self.outer(text)? {
+        let (jobs, shape) = match self.outer(text)? {
             Outer::List(items) => (self.list(&items)?, ListShape::Array),
             Outer::Object(members) => match members.as_slice() {
                 [(name, value)] if value.get().starts_with('[') && name.len() <= MAX_NAME_BYTES => {
@@ -151,7 +151,7 @@ impl<'a> Splitter<'a> {
                 _ => (self.map(&members)?, ListShape::Map),
             },
         };
-        Some(SplitBody::Clips { clips, shape: Some(shape) })
+        Some(SplitBody::Jobs { jobs, shape: Some(shape) })
     }
 
     fn list(&self, items: &[&'a RawValue]) -> Option<Vec<JobSlice>> {
@@ -168,14 +168,14 @@ impl<'a> Splitter<'a> {
         }))
     }
 
-    /// The clips, if they are exactly those asked for.
+    /// The jobs, if they are exactly those asked for.
     fn cut(
         &self,
         found: impl Iterator<Item = Option<(Cow<'a, str>, Option<Rung>, &'a RawValue)>>,
     ) -> Option<Vec<JobSlice>> {
         let mut places: Vec<Option<JobSlice>> = vec![None; self.asked.len()];
-        for clip in found {
-            let (id, rung, raw) = clip?;
+        for job in found {
+            let (id, rung, raw) = job?;
             let asked = self.asked.iter().as_slice();
             let place = asked.binary_search_by(|asked| asked.as_str().cmp(&id)).ok()?;
             let body = self.body.slice_ref(raw.get().as_bytes());
@@ -183,7 +183,7 @@ impl<'a> Splitter<'a> {
                 return None;
             }
         }
-        places.into_iter().collect::<Option<Vec<_>>>().filter(|clips| !clips.is_empty())
+        places.into_iter().collect::<Option<Vec<_>>>().filter(|jobs| !jobs.is_empty())
     }
 
     fn outer(&self, text: &'a str) -> Option<Outer<'a>> {
@@ -202,7 +202,7 @@ fn parse<'a, S: DeserializeSeed<'a>>(seed: S, text: &'a str) -> Option<S::Value>
     Some(value)
 }
 
-/// What holds the clips, its items not yet looked at.
+/// What holds the jobs, its items not yet looked at.
 enum Outer<'a> {
     List(Vec<&'a RawValue>),
     Object(Vec<(Cow<'a, str>, &'a RawValue)>),
@@ -251,7 +251,7 @@ impl<'de> Visitor<'de> for OuterSeed {
     }
 }
 
-/// What is read of a clip.
+/// What is read of a job.
 struct Head<'a> {
     id: Option<Cow<'a, str>>,
     rung: Option<Rung>,

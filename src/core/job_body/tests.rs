@@ -12,14 +12,14 @@ fn slice_text(form: Form, asked: &[&str], body: &str) -> SplitBody {
     split(&Route::suno(), form, &set(asked), &Bytes::copy_from_slice(body.as_bytes()))
 }
 
-/// Clips as (id, status word or "" for none, body).
-fn clips(shape: Option<ListShape>, clips: &[(&str, &str, &str)]) -> SplitBody {
+/// Jobs as (id, status word or "" for none, body).
+fn jobs(shape: Option<ListShape>, jobs: &[(&str, &str, &str)]) -> SplitBody {
     let cut = |&(name, word, body): &(&str, &str, &str)| JobSlice {
         id: id(name),
         rung: Route::suno().ladder.rung(word),
         body: Bytes::copy_from_slice(body.as_bytes()),
     };
-    SplitBody::Clips { clips: clips.iter().map(cut).collect(), shape }
+    SplitBody::Jobs { jobs: jobs.iter().map(cut).collect(), shape }
 }
 
 fn wrapped(name: &str) -> ListShape {
@@ -33,7 +33,7 @@ fn each<T>(count: usize, cases: Vec<T>, check: impl Fn(T)) {
 }
 
 #[test]
-fn a_single_clip_is_the_whole_body_byte_for_byte() {
+fn a_single_job_is_the_whole_body_byte_for_byte() {
     let cases = vec![
         (r#"{"id":"a","status":"streaming"}"#, "streaming"),
         ("\r\n {\"status\" : \"queued\",\t\"id\":\"a\" , \"title\":\"\\u00e9\"}\n\n", "queued"),
@@ -54,12 +54,12 @@ fn a_single_clip_is_the_whole_body_byte_for_byte() {
         (r#"{"x":"\ud800","id":"a"}"#, ""),
     ];
     each(15, cases, |(body, word)| {
-        assert_eq!(slice_text(Form::Single, &["a"], body), clips(None, &[("a", word, body)]), "{body}");
+        assert_eq!(slice_text(Form::Single, &["a"], body), jobs(None, &[("a", word, body)]), "{body}");
     });
 }
 
 #[test]
-fn several_clips_are_cut_by_id_in_every_shape() {
+fn several_jobs_are_cut_by_id_in_every_shape() {
     let cases = vec![
         (r#"[{"id":"a","status":"queued"},{"id":"b"}]"#, ListShape::Array),
         (r#"[{"id":"b"},{"id":"a","status":"queued"}]"#, ListShape::Array),
@@ -72,7 +72,7 @@ fn several_clips_are_cut_by_id_in_every_shape() {
         (r#" { "\u0061" : {"id":"a","status":"queued"} , "b" : {"id":"b"} } "#, ListShape::Map),
     ];
     each(9, cases, |(body, shape)| {
-        let expected = clips(
+        let expected = jobs(
             Some(shape),
             &[("a", "queued", r#"{"id":"a","status":"queued"}"#), ("b", "", r#"{"id":"b"}"#)],
         );
@@ -81,24 +81,24 @@ fn several_clips_are_cut_by_id_in_every_shape() {
 }
 
 #[test]
-fn a_map_by_id_needs_no_ids_in_its_clips_and_its_names_decide() {
+fn a_map_by_id_needs_no_ids_in_its_jobs_and_its_names_decide() {
     let cases = vec![
         (r#"{"a":{"status":"queued"}}"#, "a", "queued", r#"{"status":"queued"}"#, ListShape::Map),
         (r#"{"a":{}}"#, "a", "", "{}", ListShape::Map),
         // an id that reads like the name of a list
         (r#"{"clips":{"status":"queued"}}"#, "clips", "queued", r#"{"status":"queued"}"#, ListShape::Map),
         (r#"{"clips":[{"id":"clips"}]}"#, "clips", "", r#"{"id":"clips"}"#, wrapped("clips")),
-        // ids that read like the members of a clip
+        // ids that read like the members of a job
         (r#"{"id":{"id":"id"}}"#, "id", "", r#"{"id":"id"}"#, ListShape::Map),
         (r#"{"status":{"id":"status"}}"#, "status", "", r#"{"id":"status"}"#, ListShape::Map),
     ];
-    each(6, cases, |(body, id, word, clip, shape)| {
-        assert_eq!(slice_text(Form::Multi, &[id], body), clips(Some(shape), &[(id, word, clip)]), "{body}");
+    each(6, cases, |(body, id, word, job, shape)| {
+        assert_eq!(slice_text(Form::Multi, &[id], body), jobs(Some(shape), &[(id, word, job)]), "{body}");
     });
 }
 
 #[test]
-fn json_that_is_not_just_the_clips_asked_for_is_whole() {
+fn json_that_is_not_just_the_jobs_asked_for_is_whole() {
     let single = vec![
         r#"{"id":"b","status":"queued"}"#,
         r#"{"id":"A"}"#,
@@ -134,7 +134,7 @@ fn json_that_is_not_just_the_clips_asked_for_is_whole() {
         r#"[{"id":"a"},{"id":"b"},{"id":"c"}]"#,
         r#"[{"id":"a"},{"id":"c"}]"#,
         r#"[{"id":"a"},{"id":"b"},null]"#,
-        // an item that is no clip
+        // an item that is no job
         r#"[{"id":"a"},"b"]"#,
         r#"[{"id":"a"},null]"#,
         r#"[{"id":"a"},[{"id":"b"}]]"#,
@@ -219,24 +219,24 @@ fn what_is_no_json_is_garbled() {
 
 /// Row 2.6.
 #[test]
-fn a_byte_order_mark_is_skipped_for_reading_and_stays_in_the_bytes_of_a_single_clip() {
+fn a_byte_order_mark_is_skipped_for_reading_and_stays_in_the_bytes_of_a_single_job() {
     let body = Bytes::from_static(b"\xef\xbb\xbf{\"id\":\"a\",\"status\":\"complete\"}");
-    let SplitBody::Clips { clips, .. } = split(&Route::suno(), Form::Single, &set(&["a"]), &body) else {
+    let SplitBody::Jobs { jobs, .. } = split(&Route::suno(), Form::Single, &set(&["a"]), &body) else {
         panic!("it is read")
     };
-    assert_eq!(clips[0].body, body);
-    assert!(clips[0].rung.is_some());
+    assert_eq!(jobs[0].body, body);
+    assert!(jobs[0].rung.is_some());
     let list = Bytes::from_static(b"\xef\xbb\xbf[{\"id\":\"a\"},{\"id\":\"b\"}]");
-    let SplitBody::Clips { clips, .. } = split(&Route::suno(), Form::Multi, &set(&["a", "b"]), &list) else {
+    let SplitBody::Jobs { jobs, .. } = split(&Route::suno(), Form::Multi, &set(&["a", "b"]), &list) else {
         panic!("it is read")
     };
-    assert_eq!(clips[1].body, &b"{\"id\":\"b\"}"[..]);
+    assert_eq!(jobs[1].body, &b"{\"id\":\"b\"}"[..]);
     let twice = Bytes::from_static(b"\xef\xbb\xbf\xef\xbb\xbf{\"id\":\"a\"}");
     assert_eq!(split(&Route::suno(), Form::Single, &set(&["a"]), &twice), SplitBody::Invalid);
 }
 
 #[test]
-fn an_answer_to_one_clip_is_never_cut_for_several() {
+fn an_answer_to_one_job_is_never_cut_for_several() {
     let body = r#"{"id":"a"}"#;
     assert_eq!(slice_text(Form::Single, &["a", "b"], body), SplitBody::Unsplit);
     assert_eq!(slice_text(Form::Single, &[], body), SplitBody::Unsplit);
@@ -250,23 +250,23 @@ fn an_id_of_any_letters_is_compared_by_its_value() {
     let text = serde_json::to_string(odd).unwrap();
     let escaped = r#""\u0022\u005C\u002f\b\u0000\u00E9\uD83D\uDE00""#;
     for spelled in [text.as_str(), escaped] {
-        let clip = format!(r#"{{"id":{spelled}}}"#);
-        assert_eq!(slice_text(Form::Single, &[odd], &clip), clips(None, &[(odd, "", &clip)]));
-        let map = format!("{{{spelled}:{clip}}}");
-        assert_eq!(slice_text(Form::Multi, &[odd], &map), clips(Some(ListShape::Map), &[(odd, "", &clip)]));
+        let job = format!(r#"{{"id":{spelled}}}"#);
+        assert_eq!(slice_text(Form::Single, &[odd], &job), jobs(None, &[(odd, "", &job)]));
+        let map = format!("{{{spelled}:{job}}}");
+        assert_eq!(slice_text(Form::Multi, &[odd], &map), jobs(Some(ListShape::Map), &[(odd, "", &job)]));
     }
 }
 
 #[test]
-fn a_clip_is_a_slice_of_the_answer_and_not_a_copy() {
+fn a_job_is_a_slice_of_the_answer_and_not_a_copy() {
     let body = Bytes::from_static(br#"{"clips":[{"id":"b"},{"id":"a"}]}"#);
     let whole = body.as_ptr_range();
-    let SplitBody::Clips { clips, .. } = split(&Route::suno(), Form::Multi, &set(&["a", "b"]), &body) else {
+    let SplitBody::Jobs { jobs, .. } = split(&Route::suno(), Form::Multi, &set(&["a", "b"]), &body) else {
         panic!("it is two clips")
     };
-    assert_eq!(clips.len(), 2);
-    for clip in clips {
-        let part = clip.body.as_ptr_range();
+    assert_eq!(jobs.len(), 2);
+    for job in jobs {
+        let part = job.body.as_ptr_range();
         assert!(whole.start < part.start && part.end < whole.end);
     }
 }
@@ -276,14 +276,14 @@ fn nesting_of_any_depth_is_walked_over() {
     let depth = 100_000;
     let (open, close) = ("[".repeat(depth), "]".repeat(depth));
     let (open_maps, close_maps) = (r#"{"x":"#.repeat(depth), "}".repeat(depth));
-    let clip = format!(r#"{{"x":{open}{open_maps}0{close_maps}{close},"id":"a"}}"#);
-    assert_eq!(slice_text(Form::Single, &["a"], &clip), clips(None, &[("a", "", &clip)]));
+    let job = format!(r#"{{"x":{open}{open_maps}0{close_maps}{close},"id":"a"}}"#);
+    assert_eq!(slice_text(Form::Single, &["a"], &job), jobs(None, &[("a", "", &job)]));
     for (body, shape) in [
-        (format!("[{clip}]"), ListShape::Array),
-        (format!(r#"{{"clips":[{clip}]}}"#), wrapped("clips")),
-        (format!(r#"{{"a":{clip}}}"#), ListShape::Map),
+        (format!("[{job}]"), ListShape::Array),
+        (format!(r#"{{"clips":[{job}]}}"#), wrapped("clips")),
+        (format!(r#"{{"a":{job}}}"#), ListShape::Map),
     ] {
-        assert_eq!(slice_text(Form::Multi, &["a"], &body), clips(Some(shape), &[("a", "", &clip)]));
+        assert_eq!(slice_text(Form::Multi, &["a"], &body), jobs(Some(shape), &[("a", "", &job)]));
     }
     let cases = vec![
         (format!("{open}{close}"), SplitBody::Unsplit),
@@ -300,11 +300,11 @@ fn nesting_of_any_depth_is_walked_over() {
         }
     });
     let status = format!(r#"{{"id":"a","status":{open}{close}}}"#);
-    assert_eq!(slice_text(Form::Single, &["a"], &status), clips(None, &[("a", "", &status)]));
+    assert_eq!(slice_text(Form::Single, &["a"], &status), jobs(None, &[("a", "", &status)]));
 }
 
 #[test]
-fn clips_are_put_together_in_the_order_asked_for_and_in_the_upstreams_shape() {
+fn jobs_are_put_together_in_the_order_asked_for_and_in_the_upstreams_shape() {
     let [a, b] = [id("a\""), id("b")];
     let [a_body, b_body] = [Bytes::from_static(b"{ \"id\":\"a\\\"\" }"), Bytes::from_static(b"{}")];
     let cases = vec![
@@ -329,20 +329,20 @@ fn what_is_put_together_is_cut_again_in_every_shape() {
         let mut any_text = || (0..random.usize(1..=20)).map(|_| random.char(..)).collect::<String>();
         let name = any_text();
         let asked = JobSet::new((0..6).map(|_| id(&any_text())));
-        let clip = |id: &JobId| {
+        let job = |id: &JobId| {
             let text = serde_json::to_string(id.as_str()).unwrap();
             Bytes::from(format!("{{ \"status\":\"queued\",\"id\" :{text} }}"))
         };
-        let bodies: Vec<(JobId, Bytes)> = asked.iter().map(|id| (id.clone(), clip(id))).collect();
+        let bodies: Vec<(JobId, Bytes)> = asked.iter().map(|id| (id.clone(), job(id))).collect();
         for shape in [ListShape::Array, ListShape::Wrapped(name), ListShape::Map] {
             let mut order: Vec<_> = bodies.iter().map(|(id, body)| (id, body)).collect();
             fastrand::Rng::with_seed(seed).shuffle(&mut order);
             let body = join(&shape, order);
-            let SplitBody::Clips { clips, shape: again } = split(&route, Form::Multi, &asked, &body) else {
+            let SplitBody::Jobs { jobs, shape: again } = split(&route, Form::Multi, &asked, &body) else {
                 panic!("seed {seed}: {body:?}")
             };
             assert_eq!(again.as_ref(), Some(&shape), "seed {seed}");
-            let cut: Vec<_> = clips.into_iter().map(|cut| (cut.id, cut.body)).collect();
+            let cut: Vec<_> = jobs.into_iter().map(|cut| (cut.id, cut.body)).collect();
             assert_eq!(cut, bodies, "seed {seed}");
             found += 1;
         }
@@ -379,8 +379,8 @@ fn a_damaged_answer_is_garbled_just_where_it_is_no_json() {
             let sliced = split(&route, form, &asked, &body);
             assert_eq!(sliced == SplitBody::Invalid, !is_json, "seed {seed}: {body:?}");
             garbled += usize::from(!is_json);
-            if let SplitBody::Clips { clips, .. } = sliced {
-                assert!(clips.iter().map(|clip| &clip.id).eq(&asked), "seed {seed}");
+            if let SplitBody::Jobs { jobs, .. } = sliced {
+                assert!(jobs.iter().map(|job| &job.id).eq(&asked), "seed {seed}");
                 cut += 1;
             }
         }
@@ -395,6 +395,6 @@ fn a_list_wrapped_in_a_name_that_is_too_long_to_remember_is_passed_on_whole() {
         (slice_text(Form::Multi, &["a"], &format!(r#"{{"{name}":[{{"id":"a"}}]}}"#)), wrapped(&name))
     };
     let (longest, shape) = sliced(MAX_NAME_BYTES);
-    assert_eq!(longest, clips(Some(shape), &[("a", "", r#"{"id":"a"}"#)]));
+    assert_eq!(longest, jobs(Some(shape), &[("a", "", r#"{"id":"a"}"#)]));
     assert_eq!(sliced(MAX_NAME_BYTES + 1).0, SplitBody::Unsplit);
 }

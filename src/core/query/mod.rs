@@ -20,7 +20,7 @@ use crate::core::route::{Form, Goal, Route};
 /// What the target of a GET is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Query {
-    /// A wait on clips.
+    /// A wait on jobs.
     Wait(WaitQuery),
     /// No wait, or none that is fully understood: to be passed through.
     Other,
@@ -33,15 +33,15 @@ pub enum Query {
 pub struct WaitQuery {
     /// At which of the two endpoints.
     pub form: Form,
-    /// Different clips, at least one, in the order asked for.
+    /// Different jobs, at least one, in the order asked for.
     pub asked: Vec<JobId>,
     /// Until when.
     pub goal: Goal,
 }
 
 impl WaitQuery {
-    /// The clips, whatever their order.
-    pub fn clips(&self) -> JobSet {
+    /// The jobs, whatever their order.
+    pub fn jobs(&self) -> JobSet {
         JobSet::new(self.asked.iter().cloned())
     }
 }
@@ -49,7 +49,7 @@ impl WaitQuery {
 /// What is wrong with a wait; displayed, it is the sentence that a client sees. None of its words are the client's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadQuery {
-    /// No clip is named.
+    /// No job is named.
     #[error("`{param}` is missing: name a clip, as in `{param}=ID`")]
     NoId {
         /// The parameter of the ids.
@@ -73,12 +73,12 @@ pub enum BadQuery {
         /// The parameter of the ids.
         param: String,
     },
-    /// More clips are named than a request may ask for.
+    /// More jobs are named than a request may ask for.
     #[error("`{param}` is given more than {most} times: ask for the other clips in another request")]
     TooManyIds {
         /// The parameter of the ids.
         param: String,
-        /// How many clips a request may ask for.
+        /// How many jobs a request may ask for.
         most: usize,
     },
     /// The status is of the ladder, but cannot be waited for.
@@ -119,9 +119,9 @@ impl BadQuery {
     }
 }
 
-/// What a GET asks for. `path` and `query` are as they stand in the target; `max_clips` is the most that a request
-/// for several clips may name.
-pub fn parse(route: &Route, path: &str, query: Option<&str>, max_clips: usize) -> Query {
+/// What a GET asks for. `path` and `query` are as they stand in the target; `max_jobs` is the most that a request
+/// for several jobs may name.
+pub fn parse(route: &Route, path: &str, query: Option<&str>, max_jobs: usize) -> Query {
     let Some(form) = route.form(path) else { return Query::Other };
     let mut asked = IdList { ids: Vec::new(), named: 0, spelling: None };
     let (mut goal, mut has_status) = (Goal::Now, false);
@@ -131,7 +131,7 @@ pub fn parse(route: &Route, path: &str, query: Option<&str>, max_clips: usize) -
         // One without `=` has an empty value.
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
         let verdict = match Param::parse(route, form, name) {
-            Ok(Param::Id(spelling)) => asked.take(route, form, spelling, value, max_clips),
+            Ok(Param::Id(spelling)) => asked.take(route, form, spelling, value, max_jobs),
             Ok(Param::Status) if std::mem::replace(&mut has_status, true) => Err(ParamError::Unknown),
             Ok(Param::Status) => read_goal(route, value).map(|read| goal = read),
             Err(doubt) => Err(doubt),
@@ -154,8 +154,8 @@ pub fn parse(route: &Route, path: &str, query: Option<&str>, max_clips: usize) -
     }
 }
 
-/// Returns the clips that a target names, whatever else it asks for and whether or not it is a wait; at most as many as
-/// `wait.max_clips` can be. None where the path is not one that clips are asked for at.
+/// Returns the jobs that a target names, whatever else it asks for and whether or not it is a wait; at most as many as
+/// `wait.max_jobs` can be. None where the path is not one that jobs are asked for at.
 pub fn named(route: &Route, path: &str, query: Option<&str>) -> Vec<JobId> {
     let Some(form) = route.form(path) else { return Vec::new() };
     let parameters = query.unwrap_or_default().split('&').filter_map(|parameter| parameter.split_once('='));
@@ -169,7 +169,7 @@ pub fn named(route: &Route, path: &str, query: Option<&str>) -> Vec<JobId> {
     ids.take(MAX_NAMED).collect()
 }
 
-/// The largest `wait.max_clips`.
+/// The largest `wait.max_jobs`.
 const MAX_NAMED: usize = 1000;
 /// Takes the parameter of this name out of a query. Returns the rest as it stands and the decoded value; `None` if the
 /// parameter is missing, repeated or cannot be decoded.
@@ -200,14 +200,14 @@ const MAX_VALUE_BYTES: usize = 64 << 10;
 /// send them. That is the same name to every reader of queries, while a bare `[` is no query character
 /// (RFC 3986 §3.4): lenient parsers let it pass, strict servers answer 400.
 ///
-/// [`Form::Single`] asks for one clip; `clips` has just that.
-pub fn build_target(route: &Route, form: Form, clips: &JobSet, goal: Goal) -> String {
-    debug_assert!(form == Form::Multi || clips.len() == 1, "a single poll asks for one clip");
+/// [`Form::Single`] asks for one job; `jobs` has just that.
+pub fn build_target(route: &Route, form: Form, jobs: &JobSet, goal: Goal) -> String {
+    debug_assert!(form == Form::Multi || jobs.len() == 1, "a single poll asks for one clip");
     let (path, param, brackets) = match form {
         Form::Single => (&route.single_path, &route.single_param, ""),
         Form::Multi => (&route.multi_path, &route.multi_param, BRACKETS),
     };
-    let mut target = String::with_capacity(path.len() + 32 + clips.len() * (param.len() + 48));
+    let mut target = String::with_capacity(path.len() + 32 + jobs.len() * (param.len() + 48));
     target.push_str(path);
     let mut parameter = |name: &str, brackets: &str, value: &str| {
         target.push(if target.len() == path.len() { '?' } else { '&' });
@@ -216,7 +216,7 @@ pub fn build_target(route: &Route, form: Form, clips: &JobSet, goal: Goal) -> St
         target.push('=');
         target.extend(utf8_percent_encode(value, RESERVED));
     };
-    for id in clips {
+    for id in jobs {
         parameter(param, brackets, id.as_str());
     }
     match goal {
@@ -256,7 +256,7 @@ impl IdList {
         form: Form,
         spelling: Spelling,
         value: &str,
-        max_clips: usize,
+        max_jobs: usize,
     ) -> Result<(), ParamError> {
         let goes_on = match (form, self.spelling, spelling) {
             (_, None, _) => true,
@@ -269,10 +269,10 @@ impl IdList {
         }
         self.spelling = Some(spelling);
         self.named += 1;
-        if form == Form::Multi && self.named > max_clips {
+        if form == Form::Multi && self.named > max_jobs {
             return Err(ParamError::Wrong(BadQuery::TooManyIds {
                 param: id_param(route, form),
-                most: max_clips,
+                most: max_jobs,
             }));
         }
         let id = decode(value, MAX_ID_BYTES).and_then(|id| JobId::new(&id).map_err(DecodeError::from));

@@ -2,14 +2,14 @@ use super::*;
 
 const SINGLE: &str = "/v2/generate/audio/suno-ai/clip";
 const MULTI: &str = "/v2/generate/audio/suno-ai/clips";
-const MAX_CLIPS: usize = 6;
+const MAX_JOBS: usize = 6;
 
 fn read_target(target: &str) -> Query {
     let (path, query) = match target.split_once('?') {
         Some((path, query)) => (path, Some(query)),
         None => (target, None),
     };
-    parse(&Route::suno(), path, query, MAX_CLIPS)
+    parse(&Route::suno(), path, query, MAX_JOBS)
 }
 
 fn id(text: &str) -> JobId {
@@ -31,7 +31,7 @@ fn each<T>(count: usize, cases: Vec<T>, check: impl Fn(T)) {
 }
 
 #[test]
-fn one_clip_is_read_in_every_spelling() {
+fn one_job_is_read_in_every_spelling() {
     let cases = vec![
         ("clip_id=a", "a", Goal::Now),
         ("clip_id=a&status=streaming", "a", goal("streaming")),
@@ -57,7 +57,7 @@ fn one_clip_is_read_in_every_spelling() {
 }
 
 #[test]
-fn several_clips_are_read_in_every_spelling_and_in_the_order_asked_for() {
+fn several_jobs_are_read_in_every_spelling_and_in_the_order_asked_for() {
     let cases = vec![
         ("clip_ids[]=b", &["b"] as &[_], Goal::Now),
         ("clip_ids[]=b&clip_ids[]=a&status=streaming", &["b", "a"], goal("streaming")),
@@ -275,12 +275,12 @@ fn a_query_of_enormous_length_keeps_no_more_ids_than_may_be_asked_for() {
 }
 
 #[test]
-fn the_clips_of_a_wait_are_a_set() {
+fn the_jobs_of_a_wait_are_a_set() {
     let Query::Wait(one) = read_target(&format!("{MULTI}?clip_ids[]=b&clip_ids[]=a")) else {
         panic!("it is a wait")
     };
     assert_eq!(one.asked, [id("b"), id("a")]);
-    assert_eq!(one.clips(), JobSet::new([id("a"), id("b")]));
+    assert_eq!(one.jobs(), JobSet::new([id("a"), id("b")]));
 }
 
 #[test]
@@ -304,8 +304,8 @@ fn a_poll_asks_in_the_documented_words_and_in_characters_that_strict_servers_tak
             format!("{SINGLE}?clip_id=a%2Bb%20%26%3D%25%C3%A9%23%3F"),
         ),
     ];
-    each(5, cases, |(form, clips, goal, target)| {
-        assert_eq!(build_target(&route, form, &clips, goal), target);
+    each(5, cases, |(form, jobs, goal, target)| {
+        assert_eq!(build_target(&route, form, &jobs, goal), target);
         let takes = |b: u8| b.is_ascii_alphanumeric() || b"-._~%&=?/".contains(&b);
         assert!(target.bytes().all(takes), "{target}");
     });
@@ -328,16 +328,12 @@ fn what_is_written_is_read_again_for_every_form_and_goal() {
             id(&(0..length).map(any).collect::<String>())
         };
         let single = JobSet::new([any_id()]);
-        let multi = JobSet::new((0..MAX_CLIPS).map(|_| any_id()));
-        for (form, clips) in [(Form::Single, &single), (Form::Multi, &multi)] {
+        let multi = JobSet::new((0..MAX_JOBS).map(|_| any_id()));
+        for (form, jobs) in [(Form::Single, &single), (Form::Multi, &multi)] {
             for &goal in &goals {
-                let target = build_target(&route, form, clips, goal);
+                let target = build_target(&route, form, jobs, goal);
                 let Query::Wait(again) = read_target(&target) else { panic!("seed {seed}: {target}") };
-                assert_eq!(
-                    (again.form, again.clips(), again.goal),
-                    (form, clips.clone(), goal),
-                    "seed {seed}"
-                );
+                assert_eq!((again.form, again.jobs(), again.goal), (form, jobs.clone(), goal), "seed {seed}");
                 found += 1;
             }
         }
@@ -346,7 +342,7 @@ fn what_is_written_is_read_again_for_every_form_and_goal() {
 }
 
 #[test]
-fn the_clips_that_a_target_names_are_read_whatever_else_it_asks_for() {
+fn the_jobs_that_a_target_names_are_read_whatever_else_it_asks_for() {
     let cases = vec![
         (SINGLE, "clip_id=a&status=completed", vec!["a"]),
         (SINGLE, "x=1&clip%5Fid=%61&clip_id=b&clip_id=", vec!["a", "b"]),

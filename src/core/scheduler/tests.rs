@@ -233,7 +233,7 @@ fn before_the_first_answer_a_poll_is_given_up_after_its_retries() {
 
 /// Turns alone would not do: the places are held for minutes.
 #[test]
-fn a_key_with_a_thousand_clips_leaves_places_to_those_who_come_later() {
+fn a_key_with_a_thousand_jobs_leaves_places_to_those_who_come_later() {
     let mut s = Scenario::new(config(512));
     (0..1000).for_each(|id| s.ask(id, A));
     assert_eq!(s.starts().len(), 481, "of 511");

@@ -107,7 +107,7 @@ impl Run {
         let plan = Plan::new(&mut rng);
         let route = Route::suno();
         let linger = [Duration::ZERO, Duration::from_secs(2)][rng.usize(..2)];
-        let rules = Timing { ladder: route.ladder.clone(), hold: HOLD, linger, max_clips: 6 };
+        let rules = Timing { ladder: route.ladder.clone(), hold: HOLD, linger, max_jobs: 6 };
         let config = SchedulerConfig {
             max_polls: 512,
             interval: Duration::ZERO,
@@ -286,7 +286,7 @@ impl Run {
         let spec = WaitSpec {
             domain: domain(client.domain),
             form: if client.jobs.len() == 1 { Form::Single } else { Form::Multi },
-            clips: JobSet::new(client.jobs.iter().map(|&job| self.plan.jobs[job].id.clone())),
+            jobs: JobSet::new(client.jobs.iter().map(|&job| self.plan.jobs[job].id.clone())),
             goal: client.goal.map_or(Goal::Now, |goal| Goal::Rung(self.rungs[goal])),
             arrived: now,
             timeout: client.timeout,
@@ -313,8 +313,8 @@ impl Run {
             if let Some(output) = self.coalescer.poll_output() {
                 match output {
                     Output::Open(id, spec) => {
-                        self.trace(|| format!("{id:?} opens for {:?} at {:?}", spec.clips, spec.goal));
-                        let (domain, jobs, class) = (spec.domain, spec.clips.clone(), self.class(&spec));
+                        self.trace(|| format!("{id:?} opens for {:?} at {:?}", spec.jobs, spec.goal));
+                        let (domain, jobs, class) = (spec.domain, spec.jobs.clone(), self.class(&spec));
                         let request = PollRequest { domain, jobs, class };
                         self.specs.insert(id, Arc::new(spec));
                         self.scheduler.request(id, request, now);

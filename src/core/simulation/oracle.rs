@@ -157,7 +157,7 @@ impl Run {
         let Said { spec, began, why } = &self.said[number];
         assert_eq!(spec.domain, domain(client.domain), "{client:?} is told of another key's error");
         let names = |id: &JobId| client.jobs.iter().any(|&job| self.plan.jobs[job].id == *id);
-        assert!(spec.clips.iter().all(names), "{client:?} is told of a neighbour's error");
+        assert!(spec.jobs.iter().all(names), "{client:?} is told of a neighbour's error");
         let is_over = is_over || self.drained_at.is_some();
         let is_own = match *why {
             Why::KeyErrors => *began >= client.arrives || is_over,

@@ -72,7 +72,7 @@ impl Run {
         let jobs: Vec<usize> = (0..self.plan.jobs.len())
             .filter(|&n| {
                 let job = &self.plan.jobs[n];
-                domain(job.domain) == spec.domain && spec.clips.contains(&job.id)
+                domain(job.domain) == spec.domain && spec.jobs.contains(&job.id)
             })
             .collect();
         let back = self.now + self.hop();
@@ -110,7 +110,7 @@ impl Run {
             jobs.iter().map(|&n| self.state(n, self.plan.jobs[n].rung_at(answers), read)).collect();
         self.rng.shuffle(&mut states);
         let lands = read + self.hop();
-        self.at(lands, Event::Land(id, number, PollOutcome::Clips(states)));
+        self.at(lands, Event::Land(id, number, PollOutcome::Jobs(states)));
     }
 
     /// A state as the upstream tells it; its body says whose, which and where.

@@ -1,7 +1,7 @@
 //! What a client has been told, as its events' ids say and `Last-Event-ID` gives back.
 //!
 //! ```text
-//! 5d1c29f0:streaming,queued,-     the rung told of each clip, in the order asked for; `-`: none yet
+//! 5d1c29f0:streaming,queued,-     the rung told of each job, in the order asked for; `-`: none yet
 //! 5d1c29f0:over                   nothing is left to tell
 //! ```
 //!
@@ -16,30 +16,30 @@ use crate::core::route::{Ladder, Rung};
 pub(super) struct PositionCodec {
     digest: String,
     ladder: Ladder,
-    clips: usize,
+    jobs: usize,
 }
 
 /// What a client that connects anew has been told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Position {
-    /// The rung of each clip.
+    /// The rung of each job.
     Told(Vec<Option<Rung>>),
     /// That there is no more.
     Over,
 }
 
 impl PositionCodec {
-    /// For these clips, in this order, until this rung.
-    pub(super) fn new(ladder: &Ladder, clips: &[JobId], goal: Rung) -> Self {
+    /// For these jobs, in this order, until this rung.
+    pub(super) fn new(ladder: &Ladder, jobs: &[JobId], goal: Rung) -> Self {
         let mut hash = blake3::Hasher::new();
         hash.update(ladder.name(goal).as_bytes());
-        for clip in clips {
+        for job in jobs {
             // Neither a status word nor an id is empty or can be taken for two.
-            hash.update(&clip.as_str().len().to_le_bytes());
-            hash.update(clip.as_str().as_bytes());
+            hash.update(&job.as_str().len().to_le_bytes());
+            hash.update(job.as_str().as_bytes());
         }
         let digest = hash.finalize().to_hex()[..DIGEST_DIGITS].to_owned();
-        Self { digest, ladder: ladder.clone(), clips: clips.len() }
+        Self { digest, ladder: ladder.clone(), jobs: jobs.len() }
     }
 
     /// The id that says so.
@@ -63,8 +63,8 @@ impl PositionCodec {
             NONE => Some(None),
             word => self.ladder.rung(word).map(Some),
         };
-        let told: Vec<_> = told.split(',').take(self.clips + 1).map(rung).collect::<Option<_>>()?;
-        (told.len() == self.clips).then_some(Position::Told(told))
+        let told: Vec<_> = told.split(',').take(self.jobs + 1).map(rung).collect::<Option<_>>()?;
+        (told.len() == self.jobs).then_some(Position::Told(told))
     }
 }
 
@@ -79,8 +79,8 @@ mod tests {
 
     fn marks(ids: &[&str], goal: &str) -> PositionCodec {
         let ladder = Route::suno().ladder;
-        let clips: Vec<_> = ids.iter().map(|id| JobId::new(id).unwrap()).collect();
-        PositionCodec::new(&ladder, &clips, ladder.rung(goal).unwrap())
+        let jobs: Vec<_> = ids.iter().map(|id| JobId::new(id).unwrap()).collect();
+        PositionCodec::new(&ladder, &jobs, ladder.rung(goal).unwrap())
     }
 
     fn read(marks: &PositionCodec, id: &str) -> Option<Position> {

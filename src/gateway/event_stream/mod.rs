@@ -3,15 +3,15 @@
 //! ```text
 //!   gateway ── Ask ──▶ Streams::open ── what is kept, first waits ──▶ or a refusal, as any wait's
 //!                           │
-//!                           ▼                ┌─ a wait on the next rung of each clip ──▶ hub
+//!                           ▼                ┌─ a wait on the next rung of each job ──▶ hub
 //!   client ◀── events ── Climb, polled as ───┤
 //!                        the client reads    └─ settled ◀──────────────────────────────── hub
 //! ```
 //!
 //! A stream is a sequence of ordinary waits, with all that holds for them: leaning, quotas, bounds, the cache. Each
-//! clip has its own, as a slow neighbour must hold nobody's news; so a stream costs the upstream no more than a
+//! job has its own, as a slow neighbour must hold nobody's news; so a stream costs the upstream no more than a
 //! client that asks for one rung after the other. The body is the stream: nothing runs beside it, a client that does
-//! not read holds no more than an answer a clip, and dropping it leaves. It must never know how a wait is answered.
+//! not read holds no more than an answer a job, and dropping it leaves. It must never know how a wait is answered.
 
 mod last_event_id;
 mod stream;
@@ -23,7 +23,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use self::last_event_id::{Position, PositionCodec};
-use self::stream::{ClipStream, StreamStart};
+use self::stream::{JobStream, StreamStart};
 use crate::auth::Identity;
 use crate::cache::Cache;
 use crate::core::query::WaitQuery;
@@ -47,7 +47,7 @@ pub(super) struct EventStreams {
 
 /// What a client asks to be told.
 pub(super) struct StreamRequest {
-    /// The clips and the rung; without one it is the highest that may be asked for.
+    /// The jobs and the rung; without one it is the highest that may be asked for.
     pub asked: WaitQuery,
     /// Whose key asks.
     pub identity: Identity,
@@ -85,7 +85,7 @@ impl EventStreams {
             None => vec![None; ask.asked.asked.len()],
         };
         let applied = ask.wish.applied;
-        let mut climb = ClipStream::new(self.clone(), ask, goal, marks, told);
+        let mut climb = JobStream::new(self.clone(), ask, goal, marks, told);
         let begun = climb.begin().await?;
         let mut response = Response::new(Body::stream(climb.into_body()));
         let headers = response.headers_mut();

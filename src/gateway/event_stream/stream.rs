@@ -1,6 +1,6 @@
-//! One client's stream: what it has been told of each clip, and the waits that will tell it more.
+//! One client's stream: what it has been told of each job, and the waits that will tell it more.
 //!
-//! A clip waits for the rung after the one told, then for the next, until it is where the client wants it. When each
+//! A job waits for the rung after the one told, then for the next, until it is where the client wants it. When each
 //! is, the stream is done; when the client's time is over before, or the gateway stops, it just ends: the client
 //! connects anew, says what it was told last, and goes on.
 
@@ -33,31 +33,31 @@ use crate::protocol::sse::{self, Event};
 /// How long a stream is silent at most (contract, section 7).
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
-/// The pause before a clip on no ladder is asked for again: that is answered at once, whatever is asked for.
+/// The pause before a job on no ladder is asked for again: that is answered at once, whatever is asked for.
 const STRAY_PAUSE: Duration = Duration::from_secs(2);
 
 /// The pause before a client connects anew that the upstream has no time for, where it does not say how long.
 const BUSY_PAUSE: Duration = Duration::from_secs(10);
 
-/// A wait under way, with the clips that it is for.
+/// A wait under way, with the jobs that it is for.
 type Asked = Pin<Box<dyn Future<Output = (JobSet, Result<WaitResult, HubError>)> + Send>>;
 
-pub(super) struct ClipStream {
+pub(super) struct JobStream {
     streams: EventStreams,
     ask: StreamRequest,
     goal: Rung,
     marks: PositionCodec,
     until: Instant,
     /// In the order asked for.
-    clips: Vec<Clip>,
-    /// One for each clip at most.
+    jobs: Vec<Job>,
+    /// One for each job at most.
     asked: FuturesUnordered<Asked>,
-    /// What the client has not read: an event for each clip and one for the end, at most.
+    /// What the client has not read: an event for each job and one for the end, at most.
     unread: VecDeque<Bytes>,
     log: Log,
 }
 
-struct Clip {
+struct Job {
     id: JobId,
     /// The highest rung told.
     told: Option<Rung>,
@@ -75,7 +75,7 @@ pub(super) enum StreamStart {
     ToldBefore,
 }
 
-impl ClipStream {
+impl JobStream {
     /// A stream to a client that has been told these rungs, in the order asked for.
     pub(super) fn new(
         streams: EventStreams,
@@ -84,9 +84,9 @@ impl ClipStream {
         marks: PositionCodec,
         told: Vec<Option<Rung>>,
     ) -> Self {
-        let clips = ask.asked.asked.iter().cloned().zip(told);
+        let jobs = ask.asked.asked.iter().cloned().zip(told);
         Self {
-            clips: clips.map(|(id, told)| Clip { id, told, unknown_status_digest: None }).collect(),
+            jobs: jobs.map(|(id, told)| Job { id, told, unknown_status_digest: None }).collect(),
             until: ask.arrived + ask.wish.timeout,
             asked: FuturesUnordered::new(),
             unread: VecDeque::from([sse::greeting()]),
@@ -109,9 +109,9 @@ impl ClipStream {
             return Ok(kept.map_or(StreamStart::ToldBefore, |ttl| StreamStart::Kept { ttl }));
         }
         for wait in self.first_waits() {
-            let clips = wait.clips.clone();
+            let jobs = wait.jobs.clone();
             let parked = self.streams.hub.park(wait).await?;
-            self.asked.push(Box::pin(async move { (clips, parked.await) }));
+            self.asked.push(Box::pin(async move { (jobs, parked.await) }));
         }
         Ok(StreamStart::Asking)
     }
@@ -119,7 +119,7 @@ impl ClipStream {
     /// Tells what is kept; for how long all of it will be yet.
     fn tell_what_is_kept(&mut self) -> Result<Option<Duration>, GatewayError> {
         let (domain, now) = (self.ask.identity.domain, clock::now());
-        let open: Vec<JobId> = self.open_clips().map(|clip| clip.id.clone()).collect();
+        let open: Vec<JobId> = self.open_jobs().map(|job| job.id.clone()).collect();
         let mut least = None;
         for id in open {
             let max_age = self.ask.wish.max_age;
@@ -135,13 +135,13 @@ impl ClipStream {
         Ok(least)
     }
 
-    /// One for all clips of which nothing is told, and one for each of the others.
+    /// One for all jobs of which nothing is told, and one for each of the others.
     fn first_waits(&self) -> Vec<WaitRequest> {
-        let (new, others): (Vec<&Clip>, Vec<&Clip>) = self.open_clips().partition(|clip| clip.told.is_none());
-        let mut waits: Vec<WaitRequest> = others.into_iter().map(|clip| self.next_wait(clip)).collect();
+        let (new, others): (Vec<&Job>, Vec<&Job>) = self.open_jobs().partition(|job| job.told.is_none());
+        let mut waits: Vec<WaitRequest> = others.into_iter().map(|job| self.next_wait(job)).collect();
         if !new.is_empty() {
-            let clips = JobSet::new(new.into_iter().map(|clip| clip.id.clone()));
-            waits.push(self.wait(clips, self.lowest()));
+            let jobs = JobSet::new(new.into_iter().map(|job| job.id.clone()));
+            waits.push(self.wait(jobs, self.lowest()));
         }
         waits
     }
@@ -164,7 +164,7 @@ impl ClipStream {
             tokio::select! {
                 // Cancel safe: a wait that is not taken stays in the set.
                 settled = self.asked.next() => match settled {
-                    Some((clips, settled)) => self.settled(&clips, settled),
+                    Some((jobs, settled)) => self.settled(&jobs, settled),
                     None => {
                         self.log.end.get_or_insert("timed-out");
                         return None;
@@ -176,17 +176,17 @@ impl ClipStream {
     }
 }
 
-impl ClipStream {
-    fn settled(&mut self, clips: &JobSet, settled: Result<WaitResult, HubError>) {
+impl JobStream {
+    fn settled(&mut self, jobs: &JobSet, settled: Result<WaitResult, HubError>) {
         match settled.map(|settled| settled.end) {
             Ok(WaitOutcome::Reached(states)) => {
                 self.tell_all(&states);
-                self.go_on(clips);
+                self.go_on(jobs);
             }
             // The wait's time is all that the stream has; or the gateway stops.
             Ok(WaitOutcome::TimedOut(states)) => self.tell_all(&states),
             // One by one they can be told apart.
-            Ok(WaitOutcome::Unsplit(_)) if clips.len() > 1 => self.go_on(clips),
+            Ok(WaitOutcome::Unsplit(_)) if jobs.len() > 1 => self.go_on(jobs),
             Ok(WaitOutcome::Unsplit(_)) => {
                 self.fail(&GatewayError::Poll(Failure::InvalidResponse(None)), Reconnect::Nothing)
             }
@@ -204,8 +204,8 @@ impl ClipStream {
     }
 
     fn tell_all(&mut self, states: &[JobState]) {
-        for at in 0..self.clips.len() {
-            if let Some(state) = states.iter().find(|state| state.id == self.clips[at].id) {
+        for at in 0..self.jobs.len() {
+            if let Some(state) = states.iter().find(|state| state.id == self.jobs[at].id) {
                 self.tell(state);
             }
         }
@@ -213,58 +213,58 @@ impl ClipStream {
 
     /// Tells a state, if it is news.
     fn tell(&mut self, state: &JobState) {
-        let Some(clip) = self.clips.iter_mut().find(|clip| clip.id == state.id) else { return };
-        if !clip.take(state) {
+        let Some(job) = self.jobs.iter_mut().find(|job| job.id == state.id) else { return };
+        if !job.take(state) {
             return;
         }
-        let told = Position::Told(self.clips.iter().map(|clip| clip.told).collect());
+        let told = Position::Told(self.jobs.iter().map(|job| job.told).collect());
         let id = self.marks.write(&told);
         let event = Event { name: "status", id: Some(&id), retry: None, data: &state.body };
         self.unread.push_back(event.bytes());
         self.log.told += 1;
     }
 
-    /// Asks on for each of these clips that is not where it is wanted, while there is time.
-    fn go_on(&mut self, clips: &JobSet) {
+    /// Asks on for each of these jobs that is not where it is wanted, while there is time.
+    fn go_on(&mut self, jobs: &JobSet) {
         let now = clock::now();
         let next: Vec<(WaitRequest, Duration)> = self
-            .open_clips()
-            .filter(|clip| clips.contains(&clip.id))
-            .map(|clip| (self.next_wait(clip), clip.pause()))
+            .open_jobs()
+            .filter(|job| jobs.contains(&job.id))
+            .map(|job| (self.next_wait(job), job.pause()))
             .filter(|(_, pause)| now + *pause < self.until)
             .collect();
         for (wait, pause) in next {
-            let clips = wait.clips.clone();
+            let jobs = wait.jobs.clone();
             if !pause.is_zero() {
                 let (hub, timeout) = (self.streams.hub.clone(), wait.timeout.saturating_sub(pause));
                 let later = WaitRequest { arrived: now + pause, timeout, ..wait };
                 self.asked.push(Box::pin(async move {
                     tokio::time::sleep(pause).await;
-                    (clips, hub.wait(later).await)
+                    (jobs, hub.wait(later).await)
                 }));
                 continue;
             }
             match self.streams.hub.join(wait) {
-                Ok(parked) => self.asked.push(Box::pin(async move { (clips, parked.await) })),
+                Ok(parked) => self.asked.push(Box::pin(async move { (jobs, parked.await) })),
                 Err(error) => return self.fail_for_now(&error.into()),
             }
         }
     }
 
-    fn next_wait(&self, clip: &Clip) -> WaitRequest {
+    fn next_wait(&self, job: &Job) -> WaitRequest {
         let ladder = &self.streams.route.ladder;
-        let rung = clip.told.map_or(self.lowest(), |told| ladder.next(told).unwrap_or(told).min(self.goal));
-        self.wait(JobSet::new([clip.id.clone()]), rung)
+        let rung = job.told.map_or(self.lowest(), |told| ladder.next(told).unwrap_or(told).min(self.goal));
+        self.wait(JobSet::new([job.id.clone()]), rung)
     }
 
     /// A wait as a client's that asks now, and has as long as the stream has.
-    fn wait(&self, clips: JobSet, rung: Rung) -> WaitRequest {
+    fn wait(&self, jobs: JobSet, rung: Rung) -> WaitRequest {
         let now = clock::now();
         WaitRequest {
             identity: self.ask.identity.clone(),
             who: self.quota_subject(),
-            form: if clips.len() == 1 { Form::Single } else { Form::Multi },
-            clips,
+            form: if jobs.len() == 1 { Form::Single } else { Form::Multi },
+            jobs,
             goal: Goal::Rung(rung),
             arrived: now,
             timeout: self.until.saturating_duration_since(now),
@@ -289,13 +289,13 @@ impl ClipStream {
         self.streams.route.ladder.lowest()
     }
 
-    /// The clips that are not where they are wanted.
-    fn open_clips(&self) -> impl Iterator<Item = &Clip> {
-        self.clips.iter().filter(|clip| clip.told < Some(self.goal))
+    /// The jobs that are not where they are wanted.
+    fn open_jobs(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.iter().filter(|job| job.told < Some(self.goal))
     }
 
     fn end_if_done(&mut self) {
-        if self.log.end.is_none() && self.open_clips().next().is_none() {
+        if self.log.end.is_none() && self.open_jobs().next().is_none() {
             let id = self.marks.write(&Position::Over);
             // No client is told an event without data.
             self.end(Event { name: "done", id: Some(&id), retry: None, data: b"{}" }, "done");
@@ -348,7 +348,7 @@ enum Reconnect {
     After(Option<Duration>),
 }
 
-impl Clip {
+impl Job {
     /// Takes a state as told, unless the client knows as much.
     fn take(&mut self, state: &JobState) -> bool {
         match state.rung {

@@ -9,21 +9,21 @@ use super::each::Label;
 /// What a request's path is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndpointLabel {
-    /// The one for one clip.
-    Clip,
+    /// The one for one job.
+    Job,
     /// The one for several.
-    Clips,
+    Jobs,
     /// Any other.
     Other,
 }
 
 impl Label for EndpointLabel {
-    const ALL: &'static [Self] = &[Self::Clip, Self::Clips, Self::Other];
+    const ALL: &'static [Self] = &[Self::Job, Self::Jobs, Self::Other];
 
     fn as_str(self) -> &'static str {
         match self {
-            Self::Clip => "clip",
-            Self::Clips => "clips",
+            Self::Job => "clip",
+            Self::Jobs => "clips",
             Self::Other => "other",
         }
     }
@@ -89,7 +89,7 @@ impl Label for Outcome {
 pub enum WaitEnd {
     /// What was waited for came.
     Reached,
-    /// Its time was over, and it was told where its clips are.
+    /// Its time was over, and it was told where its jobs are.
     TimedOut,
     /// The upstream's answer could not be taken apart, and was handed over whole.
     Whole,
@@ -126,7 +126,7 @@ impl Label for WaitEnd {
 pub enum CallKind {
     /// A poll that waits for something; each try is one.
     Poll,
-    /// A look at where clips are: what is asked for has been reached by all there are.
+    /// A look at where jobs are: what is asked for has been reached by all there are.
     Snapshot,
     /// A request that is passed through.
     Passthrough,

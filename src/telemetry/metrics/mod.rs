@@ -1,6 +1,6 @@
 //! What is counted, for Prometheus and for the operator's own look.
 //!
-//! It knows closed sets of words and numbers, and nothing of requests, keys or clips. Who counts holds an
+//! It knows closed sets of words and numbers, and nothing of requests, keys or jobs. Who counts holds an
 //! `Arc<Metrics>`; the [`Registry`] belongs to who serves it. What is counted with each request has its place found
 //! at start: no search, no allocation.
 //!

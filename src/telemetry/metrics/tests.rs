@@ -40,9 +40,9 @@ fn each_word_has_a_place_of_its_own() {
 fn what_is_counted_is_on_the_page_by_its_words() {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    metrics.requests.finish(EndpointLabel::Clip, Outcome::Hit, Duration::from_millis(2));
-    metrics.requests.finish(EndpointLabel::Clips, Outcome::Hit, Duration::ZERO);
-    metrics.requests.finish(EndpointLabel::Clip, Outcome::Leaned, Duration::from_secs(120));
+    metrics.requests.finish(EndpointLabel::Job, Outcome::Hit, Duration::from_millis(2));
+    metrics.requests.finish(EndpointLabel::Jobs, Outcome::Hit, Duration::ZERO);
+    metrics.requests.finish(EndpointLabel::Job, Outcome::Leaned, Duration::from_secs(120));
     metrics.requests.finish(EndpointLabel::Other, Outcome::Passed, Duration::from_secs(1));
     metrics.upstream.retried();
     metrics.upstream.set_poll_counts(PollCounts { open: 3, waiting: 2, is_breaker_open: true });

@@ -72,11 +72,11 @@ impl RequestSpan {
         Self(Some(Arc::new(Mutex::new(OpenSpan { span, linked: Vec::new() }))))
     }
 
-    /// It is a wait for so many clips, by this key.
-    pub fn asks(&self, clips: usize, key: KeyDomain) {
+    /// It is a wait for so many jobs, by this key.
+    pub fn asks(&self, jobs: usize, key: KeyDomain) {
         if let Some(open) = &self.0 {
             let mut open = open.lock();
-            open.span.set_attribute(KeyValue::new("clipgate.clips", clips as i64));
+            open.span.set_attribute(KeyValue::new("clipgate.clips", jobs as i64));
             open.span.set_attribute(KeyValue::new("clipgate.key", key.to_string()));
         }
     }
@@ -153,8 +153,8 @@ impl Links {
 pub struct PollAttributes<'a> {
     /// The endpoint's path.
     pub path: &'a str,
-    /// How many clips.
-    pub clips: usize,
+    /// How many jobs.
+    pub jobs: usize,
     /// With which key.
     pub key: KeyDomain,
 }
@@ -188,7 +188,7 @@ impl PollSpan {
             KeyValue::new("url.scheme", upstream.scheme_str().unwrap_or_default().to_owned()),
             KeyValue::new("url.path", format!("{prefix}{}", asked.path)),
             KeyValue::new("server.address", upstream.host().unwrap_or_default().to_owned()),
-            KeyValue::new("clipgate.clips", asked.clips as i64),
+            KeyValue::new("clipgate.clips", asked.jobs as i64),
             KeyValue::new("clipgate.key", asked.key.to_string()),
         ]);
         let port =

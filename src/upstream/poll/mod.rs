@@ -27,7 +27,7 @@ use crate::telemetry::metrics::{CallError, CallKind, Code, Metrics};
 use crate::telemetry::trace::TraceContext;
 use crate::upstream::client::{Client, ResponseBody, SendError};
 
-/// The largest answer to a poll that is read. Real ones have some kB a clip.
+/// The largest answer to a poll that is read. Real ones have some kB a job.
 const MAX_ANSWER: usize = 8 << 20;
 
 /// Does polls.
@@ -46,7 +46,7 @@ pub struct Poller {
 pub struct PollLanding {
     /// What the waits are told.
     pub outcome: PollOutcome,
-    /// How the upstream holds several clips, if this showed it.
+    /// How the upstream holds several jobs, if this showed it.
     pub shape: Option<ListShape>,
     /// Whether the upstream let the key in; `None` where it did not say.
     pub key: Option<KeyVerdict>,
@@ -169,7 +169,7 @@ impl Poller {
         authorization: &HeaderValue,
         trace: &TraceContext,
     ) -> Option<Request<Body>> {
-        let target = query::build_target(&self.route, spec.form, &spec.clips, spec.goal);
+        let target = query::build_target(&self.route, spec.form, &spec.jobs, spec.goal);
         let uri = self.client.uri(&PathAndQuery::try_from(target).ok()?).ok()?;
         let mut request = Request::new(Body::empty());
         *request.method_mut() = Method::GET;
@@ -214,16 +214,16 @@ impl Poller {
             debug!("answer is in a coding that was not asked for");
             unreadable(body)
         } else if status.is_success() {
-            match job_body::split(&self.route, spec.form, &spec.clips, &body) {
-                SplitBody::Clips { clips, shape } => {
-                    let states = clips.into_iter().map(|cut| JobState {
+            match job_body::split(&self.route, spec.form, &spec.jobs, &body) {
+                SplitBody::Jobs { jobs, shape } => {
+                    let states = jobs.into_iter().map(|cut| JobState {
                         id: cut.id,
                         rung: cut.rung,
                         body: cut.body,
                         head: Arc::clone(&head),
                         seen_at: answered_at,
                     });
-                    landed(PollOutcome::Clips(states.collect()), shape)
+                    landed(PollOutcome::Jobs(states.collect()), shape)
                 }
                 SplitBody::Unsplit => landed(PollOutcome::Unsplit(reply(body)), None),
                 SplitBody::Invalid => unreadable(body),

@@ -30,13 +30,13 @@ impl Fixture {
     }
 
     async fn try_poll(&self) -> AttemptOutcome {
-        let clips = JobSet::new([JobId::new("a").unwrap()]);
-        let spec = PollSpec { domain: KeyDomain([0; 16]), form: Form::Single, clips, goal: Goal::Now };
+        let jobs = JobSet::new([JobId::new("a").unwrap()]);
+        let spec = PollSpec { domain: KeyDomain([0; 16]), form: Form::Single, jobs, goal: Goal::Now };
         let trace = TraceContext::unrecorded();
         self.poller.run(&spec, &HeaderValue::from_static("Bearer k"), &trace, async {}).await
     }
 
-    /// One try that is answered with these fields and a clip; how it ended, and the request.
+    /// One try that is answered with these fields and a job; how it ended, and the request.
     async fn answered_with(&self, fields: &str) -> (AttemptOutcome, String) {
         let answering = async {
             let (mut socket, _) = self.listener.accept().await.unwrap();
@@ -99,14 +99,14 @@ async fn read_head(socket: &mut TcpStream) -> String {
 async fn a_poll_asks_for_bytes_in_no_coding() {
     let (tried, request) = Fixture::new().await.answered_with("Content-Encoding: identity\r\n").await;
     assert!(request.contains("accept-encoding: identity\r\n"), "{request}");
-    let AttemptOutcome::Landed(PollLanding { outcome: PollOutcome::Clips(states), .. }) = tried else {
+    let AttemptOutcome::Landed(PollLanding { outcome: PollOutcome::Jobs(states), .. }) = tried else {
         panic!("{tried:?}")
     };
     assert_eq!(states.len(), 1);
 }
 
 #[tokio::test]
-async fn an_answer_in_a_coding_is_never_taken_for_clips() {
+async fn an_answer_in_a_coding_is_never_taken_for_jobs() {
     for coding in ["gzip", "identity, br", "GZIP"] {
         let stage = Fixture::new().await;
         let (tried, _) = stage.answered_with(&format!("Content-Encoding: {coding}\r\n")).await;

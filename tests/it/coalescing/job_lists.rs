@@ -91,7 +91,7 @@ async fn an_answer_that_cannot_be_cut_goes_whole_to_the_waits_on_just_its_clips_
 async fn more_clips_than_one_poll_may_ask_for_are_split_over_several() {
     let stage = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
-        config.wait.max_clips = 14;
+        config.wait.max_jobs = 14;
     })
     .await;
     let names: Vec<_> = (0..14).rev().map(|n| format!("clip-{n:02}")).collect();
@@ -119,7 +119,7 @@ async fn more_clips_than_one_poll_may_ask_for_are_split_over_several() {
 async fn a_wait_that_is_split_is_refused_as_one() {
     let stage = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
-        config.wait.max_clips = 14;
+        config.wait.max_jobs = 14;
     })
     .await;
     let names: Vec<_> = (0..13).map(|n| format!("clip-{n:02}")).collect();

@@ -372,8 +372,8 @@ fn calls_left(answer: &Answer) -> u32 {
 /// A stage where retries are held back for an hour, and a wait on 60 jobs, each with a poll that is held back.
 async fn held_back(calls: u32) -> (TestGateway, AbortOnDropHandle<Answer>, String) {
     let mut stage = proven(|config, _| {
-        config.upstream.max_clips = 1;
-        config.wait.max_clips = 60;
+        config.upstream.max_jobs = 1;
+        config.wait.max_jobs = 60;
         config.upstream.breaker_failures = 1;
         config.upstream.breaker_cooldown = HOUR;
         config.limits.calls_per_second = 1;
@@ -427,7 +427,7 @@ async fn a_new_wait_without_quota_waits_for_the_retry_and_is_told() {
 #[tokio::test]
 async fn a_wait_that_opens_many_polls_costs_as_many_calls() {
     let stage = proven(|config, _| {
-        config.wait.max_clips = 1000;
+        config.wait.max_jobs = 1000;
         config.limits.calls_per_second = 1;
         config.limits.calls_burst = 1000;
     })

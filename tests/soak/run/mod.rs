@@ -105,7 +105,7 @@ fn config(setting: &Setting) -> Config {
     config.upstream.breaker_cooldown = Duration::from_secs(1);
     config.wait.timeout = setting.hold;
     config.wait.linger = setting.hold / 8;
-    config.wait.max_clips = 8;
+    config.wait.max_jobs = 8;
     // So small that the oldest clips are thrown out.
     config.cache.max_bytes = 4 << 20;
     // Through an outage all who ask wait.

@@ -1,6 +1,6 @@
 //! Random schedules of the Coalescer against the simplest oracle there is: each client calling the upstream alone.
 //!
-//! Everything happens in virtual time and follows from a seed. The oracle knows the clips' true timelines and
+//! Everything happens in virtual time and follows from a seed. The oracle knows the jobs' true timelines and
 //! the clients' plans, and nothing of the Coalescer.
 //!
 //! `lag` is the longest that a request takes there and back: reaching a connection, the way there, the way back, being
@@ -8,7 +8,7 @@
 //! asserted of each wait, before an upstream that answers (`Mode::Clean`, `Slow`, `Short`, `Eager`):
 //!
 //! * it is answered once, and never after it left;
-//! * it is refused if and only if one of its clips is, by its arrival + 3 lags;
+//! * it is refused if and only if one of its jobs is, by its arrival + 3 lags;
 //! * where a client alone reaches its goal at T, it is told so by T + 2 lags (`LATE`: it may have to ask
 //!   anew when what it leaned on lands, or to look when its deadline is nearer than skew; and a gap more before
 //!   an upstream that does not hold), unless its deadline is nearer to T than that;
@@ -16,23 +16,23 @@
 //!   skew + 2 lags after it (`Slow`: the grace more, since the upstream breaks its word);
 //! * a state told at the deadline was the true one at a moment no longer ago than skew + 2 lags; a state told
 //!   for a goal that is reached is at the goal, was true since the wait arrived (less a lag), and for a wait
-//!   on one clip is no older than 2 lags;
-//! * bodies are its own key domain's, one a clip, in the set's order.
+//!   on one job is no older than 2 lags;
+//! * bodies are its own key domain's, one a job, in the set's order.
 //!
-//! Where no client names more clips than a poll may, no poll is opened that is open already.
+//! Where no client names more jobs than a poll may, no poll is opened that is open already.
 //!
 //! Of the whole, for each key domain and goal: no more polls are opened than the clients alone make requests.
-//! A client is counted as asking once at its arrival for each `max_clips` of its clips, and again each time
+//! A client is counted as asking once at its arrival for each `max_jobs` of its jobs, and again each time
 //! the upstream's hold is over while its goal is not reached, its deadline not there and it has not left.
-//! Polls at the lowest goal may be more by one snapshot (per `max_clips`) a wait that came to its deadline.
+//! Polls at the lowest goal may be more by one snapshot (per `max_jobs`) a wait that came to its deadline.
 //! Where all wait for `completed` from one moment on, as long as the upstream holds, there is no snapshot.
-//! Where the upstream ends its polls early (`Short`, `Eager`), a wait may open one poll more for each clip but
+//! Where the upstream ends its polls early (`Short`, `Eager`), a wait may open one poll more for each job but
 //! one; where it does not hold at all (`Eager`), the gap stands for the hold.
 //!
 //! Before an upstream with faults (`Mode::Faulty`: tries that fail or take long, refusals, answers that cannot
 //! be taken apart, words on no ladder, states gone back): answered by deadline + grace + snapshot limit + 2
 //! lags, not told that its time is over before its time, and each failure, refusal and whole answer stems
-//! from a poll on clips that the wait named, in its key domain; a failure from a try that began after it
+//! from a poll on jobs that the wait named, in its key domain; a failure from a try that began after it
 //! arrived, and is either the last or to be followed by none until even the look at the deadline would be over, as
 //! the upstream asked, or it is told at its deadline; that its key rests is told if it does for so long; a whole
 //! answer stems from a poll on just its set.
@@ -71,7 +71,7 @@ fn no_client_is_worse_off_than_alone() {
 }
 
 /// Seeds that found a fault. 6199, 27998: a wait that attached to a poll between the reading of its answer and its landing
-/// asked once more than its client alone. 20059: it then heard of a clip no more. 26092: a poll was opened for a wait that was
+/// asked once more than its client alone. 20059: it then heard of a job no more. 26092: a poll was opened for a wait that was
 /// refused in its join.
 const FOUND: [u64; 4] = [6199, 20059, 26092, 27998];
 
@@ -109,16 +109,16 @@ enum Mode {
     Faulty,
 }
 
-/// A clip as it truly is: its rungs by number, and since when.
+/// A job as it truly is: its rungs by number, and since when.
 #[derive(Debug)]
-struct Clip {
+struct Job {
     domain: u8,
     id: JobId,
     steps: Vec<(Duration, usize)>,
     refused: bool,
 }
 
-impl Clip {
+impl Job {
     fn rung_at(&self, at: Duration) -> usize {
         self.steps.iter().rev().find(|(since, _)| *since <= at).map_or(self.steps[0].1, |step| step.1)
     }
@@ -136,7 +136,7 @@ impl Clip {
 #[derive(Debug)]
 struct Client {
     domain: u8,
-    clips: Vec<usize>,
+    jobs: Vec<usize>,
     form: Form,
     /// Its goal by number; `None` asks for the state as it is.
     goal: Option<usize>,
@@ -195,10 +195,10 @@ struct World {
     mode: Mode,
     hop: Duration,
     hold: Duration,
-    max_clips: usize,
+    max_jobs: usize,
     ladder: Ladder,
     rungs: Vec<Rung>,
-    clips: Vec<Clip>,
+    jobs: Vec<Job>,
     clients: Vec<Client>,
     machine: Coalescer,
     zero: Instant,
@@ -227,9 +227,9 @@ impl World {
             Mode::Eager => Duration::ZERO,
         };
         let ladder = Route::suno().ladder;
-        let max_clips = rng.usize(1..=6);
+        let max_jobs = rng.usize(1..=6);
         let linger = [Duration::ZERO, Duration::from_secs(2), Duration::from_secs(30)][rng.usize(..3)];
-        let rules = Timing { ladder: ladder.clone(), hold: HOLD, linger, max_clips };
+        let rules = Timing { ladder: ladder.clone(), hold: HOLD, linger, max_jobs };
         let mut world = Self {
             hop: Duration::from_millis([0, 5, 50][rng.usize(..3)]),
             rungs: ladder.rungs().collect(),
@@ -241,13 +241,13 @@ impl World {
             used: HashSet::new(),
             said: Vec::new(),
             opens: BTreeMap::new(),
-            clips: Vec::new(),
+            jobs: Vec::new(),
             clients: Vec::new(),
             rng,
             trace,
             mode,
             hold,
-            max_clips,
+            max_jobs,
             ladder,
         };
         world.invent();
@@ -258,12 +258,12 @@ impl World {
         self.hop * 5 + Duration::from_nanos(1)
     }
 
-    /// Makes up the clips and the clients, many of them at moments that mean something to others.
+    /// Makes up the jobs and the clients, many of them at moments that mean something to others.
     fn invent(&mut self) {
         let mut moments = vec![Duration::ZERO, HOLD, HOLD * 2];
-        let (domains, clips) = (self.rng.u8(1..=2), self.rng.usize(1..=5));
+        let (domains, jobs) = (self.rng.u8(1..=2), self.rng.usize(1..=5));
         for number in 0..domains {
-            for clip in 0..clips {
+            for job in 0..jobs {
                 let mut at = Duration::ZERO;
                 let highest = [0, 1, 4][self.rng.usize(..3)];
                 let mut steps = vec![(at, self.rng.usize(0..=highest))];
@@ -275,8 +275,8 @@ impl World {
                     steps.push((at, to));
                 }
                 let refused = self.rng.u8(..12) == 0;
-                let id = JobId::new(&format!("c{clip}")).unwrap();
-                self.clips.push(Clip { domain: number, id, steps, refused });
+                let id = JobId::new(&format!("c{job}")).unwrap();
+                self.jobs.push(Job { domain: number, id, steps, refused });
             }
         }
         // A page that loads: all come at once, and so run out of time together with their polls.
@@ -284,11 +284,11 @@ impl World {
         let most = [3, 8, 25][self.rng.usize(..3)];
         for client in 0..self.rng.usize(1..=most) {
             let number = self.rng.u8(..domains);
-            let mut named: Vec<usize> = (0..clips).collect();
+            let mut named: Vec<usize> = (0..jobs).collect();
             self.rng.shuffle(&mut named);
             let is_single = self.rng.bool();
-            named.truncate(if is_single { 1 } else { self.rng.usize(1..=clips) });
-            named.iter_mut().for_each(|clip| *clip += usize::from(number) * clips);
+            named.truncate(if is_single { 1 } else { self.rng.usize(1..=jobs) });
+            named.iter_mut().for_each(|job| *job += usize::from(number) * jobs);
             let arrives = match burst {
                 Some((at, _)) => at + SKEW.mul_f64(self.rng.f64()),
                 None => self.moment(&moments),
@@ -306,13 +306,13 @@ impl World {
             let goal = burst.map_or(goal, |(_, goal)| Some(goal));
             let leaves = (self.rng.u8(..3) == 0).then(|| arrives.max(self.moment(&moments)));
             let known = named.iter().filter(|_| self.rng.u8(..6) == 0).copied().collect::<Vec<_>>();
-            let known = known.into_iter().filter(|&clip| !self.clips[clip].refused);
-            let known = known.map(|clip| (clip, self.clips[clip].rung_at(arrives))).collect();
+            let known = known.into_iter().filter(|&job| !self.jobs[job].refused);
+            let known = known.map(|job| (job, self.jobs[job].rung_at(arrives))).collect();
             moments.extend([arrives, arrives + timeout, arrives + self.hold]);
             moments.extend(leaves);
             self.clients.push(Client {
                 domain: number,
-                clips: named,
+                jobs: named,
                 form: if is_single { Form::Single } else { Form::Multi },
                 goal,
                 arrives,
@@ -363,8 +363,8 @@ impl World {
 
     fn run(&mut self) {
         if self.trace {
-            println!("{:?}, a hop is {:?}, {} clips a poll", self.mode, self.hop, self.max_clips);
-            self.clips.iter().for_each(|clip| println!("{clip:?}"));
+            println!("{:?}, a hop is {:?}, {} clips a poll", self.mode, self.hop, self.max_jobs);
+            self.jobs.iter().for_each(|job| println!("{job:?}"));
             self.clients.iter().enumerate().for_each(|(n, client)| println!("{n}: {client:?}"));
         }
         let mut late = Duration::ZERO;
@@ -399,13 +399,13 @@ impl World {
         match event {
             Event::Join(number) => {
                 let known = self.clients[number].known.clone();
-                let known = known.into_iter().map(|(clip, rung)| self.state(clip, Some(rung))).collect();
+                let known = known.into_iter().map(|(job, rung)| self.state(job, Some(rung))).collect();
                 let client = &mut self.clients[number];
                 client.joined = true;
                 let spec = WaitSpec {
                     domain: domain(client.domain),
                     form: client.form,
-                    clips: JobSet::new(client.clips.iter().map(|&clip| self.clips[clip].id.clone())),
+                    jobs: JobSet::new(client.jobs.iter().map(|&job| self.jobs[job].id.clone())),
                     goal: client.goal.map_or(Goal::Now, |goal| Goal::Rung(self.rungs[goal])),
                     arrived: now,
                     timeout: client.timeout,
@@ -499,19 +499,17 @@ impl World {
     fn arrive(&mut self, id: PollId) {
         let Some(poll) = self.running.get(&id) else { return };
         let (spec, tried_at) = (poll.spec.clone(), poll.tried_at);
-        let clips: Vec<usize> = (0..self.clips.len())
-            .filter(|&n| {
-                domain(self.clips[n].domain) == spec.domain && spec.clips.contains(&self.clips[n].id)
-            })
+        let jobs: Vec<usize> = (0..self.jobs.len())
+            .filter(|&n| domain(self.jobs[n].domain) == spec.domain && spec.jobs.contains(&self.jobs[n].id))
             .collect();
         let is_faulty = self.mode == Mode::Faulty;
-        if clips.iter().any(|&n| self.clips[n].refused) || (is_faulty && self.rng.u8(..20) == 0) {
+        if jobs.iter().any(|&n| self.jobs[n].refused) || (is_faulty && self.rng.u8(..20) == 0) {
             let reply = self.reply(&spec, tried_at, true);
             let lands = self.now + self.hop();
             return self.plan(lands, Event::Land(id, PollOutcome::Refused(reply)));
         }
         let goal = self.rungs.iter().position(|&rung| spec.goal == Goal::Rung(rung)).unwrap_or(0);
-        let reached = clips.iter().map(|&n| self.clips[n].reaches_at(goal)).collect::<Option<Vec<_>>>();
+        let reached = jobs.iter().map(|&n| self.jobs[n].reaches_at(goal)).collect::<Option<Vec<_>>>();
         let reached = reached.map(|all| all.into_iter().fold(self.now, Duration::max));
         let answers = match reached {
             _ if spec.goal == Goal::Now => self.now,
@@ -526,17 +524,17 @@ impl World {
             let back = if is_faulty && self.rng.u8(..6) == 0 { self.some(60) } else { Duration::ZERO };
             let mut states = Vec::new();
             let head = Arc::new(Head::default());
-            for (place, &n) in clips.iter().enumerate() {
-                let rung = self.clips[n].rung_at(answers.saturating_sub(back));
+            for (place, &n) in jobs.iter().enumerate() {
+                let rung = self.jobs[n].rung_at(answers.saturating_sub(back));
                 let rung = (!weird || place > 0).then_some(rung);
                 states.push(JobState { head: Arc::clone(&head), ..self.state(n, rung) });
             }
             self.rng.shuffle(&mut states);
-            PollOutcome::Clips(states)
+            PollOutcome::Jobs(states)
         };
         let read = answers + self.hop();
         let outcome = match outcome {
-            PollOutcome::Clips(states) => PollOutcome::Clips(
+            PollOutcome::Jobs(states) => PollOutcome::Jobs(
                 states.into_iter().map(|state| JobState { seen_at: self.zero + read, ..state }).collect(),
             ),
             other => other,
@@ -547,8 +545,8 @@ impl World {
     }
 
     /// A state as the upstream tells it now; its body says whose, which and where.
-    fn state(&self, clip: usize, rung: Option<usize>) -> JobState {
-        let Clip { domain, id, .. } = &self.clips[clip];
+    fn state(&self, job: usize, rung: Option<usize>) -> JobState {
+        let Job { domain, id, .. } = &self.jobs[job];
         let word = rung.map_or("odd", |rung| self.ladder.name(self.rungs[rung]));
         JobState {
             id: id.clone(),
@@ -574,14 +572,14 @@ impl World {
     fn act(&mut self, output: Output) {
         match output {
             Output::Open(id, spec) => {
-                self.note(&format!("{id:?} opens for {:?} at {:?}", spec.clips, spec.goal));
+                self.note(&format!("{id:?} opens for {:?} at {:?}", spec.jobs, spec.goal));
                 assert!(self.used.insert(id), "a number opens once");
-                assert!((1..=self.max_clips).contains(&spec.clips.len()), "{spec:?}");
-                assert!(spec.form == Form::Multi || spec.clips.len() == 1, "{spec:?}");
-                let is_split = self.clients.iter().any(|client| client.clips.len() > self.max_clips);
+                assert!((1..=self.max_jobs).contains(&spec.jobs.len()), "{spec:?}");
+                assert!(spec.form == Form::Multi || spec.jobs.len() == 1, "{spec:?}");
+                let is_split = self.clients.iter().any(|client| client.jobs.len() > self.max_jobs);
                 let is_same = |other: &Running| {
                     let other = &other.spec;
-                    (other.domain, &other.clips, other.goal) == (spec.domain, &spec.clips, spec.goal)
+                    (other.domain, &other.jobs, other.goal) == (spec.domain, &spec.jobs, spec.goal)
                 };
                 let is_shared = is_split || self.mode == Mode::Faulty || !self.running.values().any(is_same);
                 assert!(is_shared, "{spec:?} is open already");
@@ -621,13 +619,13 @@ impl World {
     /// When a client alone has its answer, were it not for its deadline; it may never come.
     fn alone(&self, client: &Client) -> Option<Duration> {
         let goal = client.goal.unwrap_or(0);
-        let each = client.clips.iter().map(|&clip| self.clips[clip].reaches_at(goal));
+        let each = client.jobs.iter().map(|&job| self.jobs[job].reaches_at(goal));
         let all = each.collect::<Option<Vec<_>>>()?;
         Some(all.into_iter().fold(client.arrives, Duration::max))
     }
 
     fn is_refused(&self, client: &Client) -> bool {
-        client.clips.iter().any(|&clip| self.clips[clip].refused)
+        client.jobs.iter().any(|&job| self.jobs[job].refused)
     }
 
     fn check_answer(&self, client: &Client, end: &WaitOutcome) {
@@ -645,12 +643,12 @@ impl World {
         match end {
             WaitOutcome::Reached(states) => {
                 self.check_states(client, states);
-                for (state, &clip) in states.iter().zip(&self.sorted(client)) {
+                for (state, &job) in states.iter().zip(&self.sorted(client)) {
                     let Some(rung) = self.number(state) else { continue };
                     assert!(rung >= client.goal.unwrap_or(0), "{client:?} is told {state:?}");
-                    let age = if client.clips.len() == 1 { lag * 2 } else { now - client.arrives + lag };
+                    let age = if client.jobs.len() == 1 { lag * 2 } else { now - client.arrives + lag };
                     let age = if is_faulty { now } else { age };
-                    assert!(self.clips[clip].was_at(rung, now.saturating_sub(age), now), "{state:?}");
+                    assert!(self.jobs[job].was_at(rung, now.saturating_sub(age), now), "{state:?}");
                 }
                 if !is_faulty {
                     let alone = self.alone(client).expect("it reaches the goal");
@@ -661,10 +659,10 @@ impl World {
                 assert!(now + SKEW >= deadline, "{client:?} is cut short");
                 self.check_states(client, states);
                 let from = now.min(deadline).saturating_sub(SKEW + lag * 2);
-                for (state, &clip) in states.iter().zip(&self.sorted(client)) {
+                for (state, &job) in states.iter().zip(&self.sorted(client)) {
                     let Some(rung) = self.number(state) else { continue };
                     let from = if is_faulty { Duration::ZERO } else { from };
-                    assert!(self.clips[clip].was_at(rung, from, now), "{client:?} is told {state:?}");
+                    assert!(self.jobs[job].was_at(rung, from, now), "{client:?} is told {state:?}");
                 }
                 if let (false, Some(alone)) = (is_faulty, self.alone(client)) {
                     assert!(alone + self.late() >= now, "{client:?} is not told, since {alone:?}");
@@ -677,7 +675,7 @@ impl World {
             WaitOutcome::Unsplit(reply) => {
                 assert!(is_faulty);
                 let said = self.check_origin(client, reply);
-                assert_eq!(said.spec.clips.len(), client.clips.len(), "{client:?} is told of {said:?}");
+                assert_eq!(said.spec.jobs.len(), client.jobs.len(), "{client:?} is told of {said:?}");
                 let goal = client.goal.map_or(Goal::Now, |goal| Goal::Rung(self.rungs[goal]));
                 let is_over = now + SKEW >= deadline;
                 assert!(said.spec.goal == goal || is_over, "{client:?} is told of {said:?}");
@@ -703,7 +701,7 @@ impl World {
                 assert!(is_faulty && now + SKEW >= deadline + SNAPSHOT_LIMIT, "{client:?}");
             }
             WaitOutcome::Failed(Failure::InvalidResponse(_)) => {
-                assert!(is_faulty && client.clips.len() > self.max_clips)
+                assert!(is_faulty && client.jobs.len() > self.max_jobs)
             }
             WaitOutcome::Failed(Failure::Unreachable | Failure::LocalResources) => {
                 panic!("nothing says that")
@@ -719,29 +717,29 @@ impl World {
     fn check_origin(&self, client: &Client, reply: &Reply) -> &Said {
         let said = self.said(reply);
         assert_eq!(said.spec.domain, domain(client.domain), "{client:?} is told of {said:?}");
-        let ids: Vec<_> = client.clips.iter().map(|&clip| &self.clips[clip].id).collect();
-        assert!(said.spec.clips.iter().all(|id| ids.contains(&id)), "{client:?} is told of {said:?}");
+        let ids: Vec<_> = client.jobs.iter().map(|&job| &self.jobs[job].id).collect();
+        assert!(said.spec.jobs.iter().all(|id| ids.contains(&id)), "{client:?} is told of {said:?}");
         said
     }
 
     fn check_states(&self, client: &Client, states: &[JobState]) {
-        let clips = self.sorted(client);
-        assert_eq!(states.len(), clips.len());
-        for (state, clip) in states.iter().zip(clips) {
+        let jobs = self.sorted(client);
+        assert_eq!(states.len(), jobs.len());
+        for (state, job) in states.iter().zip(jobs) {
             let told = JobState {
                 head: Arc::clone(&state.head),
                 seen_at: state.seen_at,
-                ..self.state(clip, self.number(state))
+                ..self.state(job, self.number(state))
             };
             assert_eq!(*state, told, "{client:?}");
         }
     }
 
-    /// The client's clips in the order of their ids.
+    /// The client's jobs in the order of their ids.
     fn sorted(&self, client: &Client) -> Vec<usize> {
-        let mut clips = client.clips.clone();
-        clips.sort_by_key(|&clip| &self.clips[clip].id);
-        clips
+        let mut jobs = client.jobs.clone();
+        jobs.sort_by_key(|&job| &self.jobs[job].id);
+        jobs
     }
 
     fn number(&self, state: &JobState) -> Option<usize> {
@@ -753,7 +751,7 @@ impl World {
         if client.refused {
             return 0;
         }
-        let chunks = client.clips.len().div_ceil(self.max_clips);
+        let chunks = client.jobs.len().div_ceil(self.max_jobs);
         let again = match self.mode {
             Mode::Eager => GAP,
             _ => self.hold,
@@ -773,7 +771,7 @@ impl World {
             requests += 1;
             at += again;
         }
-        let more = if matches!(self.mode, Mode::Short | Mode::Eager) { client.clips.len() - 1 } else { 0 };
+        let more = if matches!(self.mode, Mode::Short | Mode::Eager) { client.jobs.len() - 1 } else { 0 };
         (requests * chunks + more) as u64
     }
 
@@ -811,7 +809,7 @@ impl World {
                 let end = client.settled.or(client.leaves).unwrap();
                 let may_look = end + SKEW >= client.deadline() && !self.is_burst(number);
                 if goal == Goal::Rung(self.rungs[0]) && may_look && !client.refused {
-                    alone += client.clips.len().div_ceil(self.max_clips) as u64;
+                    alone += client.jobs.len().div_ceil(self.max_jobs) as u64;
                 }
             }
             assert!(opens <= alone, "domain {number}, {goal:?}: {opens} opened, {alone} alone");
@@ -821,7 +819,7 @@ impl World {
 
 fn brief(outcome: &PollOutcome) -> String {
     match outcome {
-        PollOutcome::Clips(states) => {
+        PollOutcome::Jobs(states) => {
             format!("{:?}", states.iter().map(|state| &state.body).collect::<Vec<_>>())
         }
         other => format!("{other:?}"),

@@ -1,4 +1,4 @@
-//! One question for one clip's state, as a client asks it; and how the command line says what to ask where.
+//! One question for one job's state, as a client asks it; and how the command line says what to ask where.
 
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, USER_AGENT};
@@ -31,9 +31,9 @@ pub(super) enum AskError {
     CutOff,
 }
 
-/// Asks until the clip is on this rung or the other side's time is over. Cancel safe: dropping the future ends the
+/// Asks until the job is on this rung or the other side's time is over. Cancel safe: dropping the future ends the
 /// request.
-pub(super) async fn fetch_clip(
+pub(super) async fn fetch_job(
     client: &Client,
     route: &Route,
     authorization: Option<&HeaderValue>,
@@ -55,8 +55,8 @@ pub(super) async fn fetch_clip(
     Ok(Response::from_parts(head, body.to_bytes()))
 }
 
-/// A clip on the command line.
-pub(super) fn clip_id(text: &str) -> Result<JobId, String> {
+/// A job on the command line.
+pub(super) fn job_id(text: &str) -> Result<JobId, String> {
     JobId::new(text).map_err(|bad| bad.to_string())
 }
 
