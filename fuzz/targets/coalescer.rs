@@ -15,8 +15,8 @@ use bytes::Bytes;
 use clipgate::testing::clock;
 use clipgate::core::job::{JobId, JobSet, JobState, Head, KeyDomain, Reply};
 use clipgate::core::coalescer::{
-    Coalescer, End, Failure, Input, Outcome, Output, PollId, PollSpec, Progress, Rules, SNAPSHOT_LIMIT,
-    Settled, WaitId, WaitSpec,
+    Coalescer, WaitOutcome, Failure, Input, PollOutcome, Output, PollId, PollSpec, PollProgress, Timing, SNAPSHOT_LIMIT,
+    WaitResult, WaitId, WaitSpec,
 };
 use clipgate::core::route::{Form, Goal, Ladder, Route, Rung};
 use libfuzzer_sys::fuzz_target;
@@ -24,9 +24,9 @@ use libfuzzer_sys::fuzz_target;
 const HOLD: Duration = Duration::from_secs(120);
 /// Two moments that are closer are one.
 const SKEW: Duration = HOLD.checked_div(500).expect("it is not zero");
-/// How long after its deadline a wait stays for a poll that is about to end.
+/// Cost long after its deadline a wait stays for a poll that is about to end.
 const GRACE: Duration = HOLD.checked_div(24).expect("it is not zero");
-/// How late the shell is at most.
+/// Cost late the shell is at most.
 const MAX_LATE: Duration = Duration::from_millis(255);
 const JOBS: u8 = 5;
 /// A schedule has no more waits, so that each of its steps is checked.
@@ -57,7 +57,7 @@ enum Step {
     },
     Land {
         poll: u8,
-        how: How,
+        how: Cost,
     },
     /// The answer that lands next asks for a pause.
     RetryAfter {
@@ -67,7 +67,7 @@ enum Step {
     /// An aborted poll lands all the same.
     LandLate {
         poll: u8,
-        how: How,
+        how: Cost,
     },
     /// Time passes, and what is due is done by `late` milliseconds too late.
     Pass {
@@ -91,7 +91,7 @@ struct Join {
     /// Its place on the ladder; beyond it: no status.
     goal: u8,
     timeout: Timeout,
-    /// How long ago it came, in milliseconds.
+    /// Cost long ago it came, in milliseconds.
     since: u8,
     keep: bool,
     /// Which of its jobs are known, a bit each, and where.
@@ -117,7 +117,7 @@ enum Why {
 }
 
 #[derive(Arbitrary, Debug)]
-enum How {
+enum Cost {
     /// Where each job is, by its number; beyond the ladder: a word that is on none.
     Jobs([u8; JOBS as usize]),
     Reached,
@@ -170,7 +170,7 @@ impl Shell {
         let ladder = Route::suno().ladder;
         let max_jobs = usize::from(schedule.max_jobs % JOBS) + 1;
         let linger = Duration::from_secs(schedule.linger_secs.into());
-        let rules = Rules { ladder: ladder.clone(), hold: HOLD, linger, max_jobs };
+        let rules = Timing { ladder: ladder.clone(), hold: HOLD, linger, max_jobs };
         Self {
             machine: Coalescer::new(rules),
             rungs: ladder.rungs().collect(),
@@ -197,14 +197,14 @@ impl Shell {
                     self.handle(Input::Leave(id));
                 }
             }
-            Step::Try(place) => self.progress(*place, Progress::Trying),
-            Step::Stand(place) => self.progress(*place, Progress::Standing),
+            Step::Try(place) => self.progress(*place, PollProgress::AttemptStarted),
+            Step::Stand(place) => self.progress(*place, PollProgress::Held),
             Step::Stall { poll, pause_millis, why } => {
                 let pause = Duration::from_millis((*pause_millis).into());
                 let progress = match why {
-                    Why::Fault => Progress::Stalled(self.failure_of(*poll), pause),
-                    Why::Asked => Progress::Rests(self.failure_of(*poll), pause),
-                    Why::AskedOfKey => Progress::Rests(Failure::KeyRests { retry_after: pause }, pause),
+                    Why::Fault => PollProgress::BackingOff(self.failure_of(*poll), pause),
+                    Why::Asked => PollProgress::Paused(self.failure_of(*poll), pause),
+                    Why::AskedOfKey => PollProgress::Paused(Failure::KeyRateLimited { retry_after: pause }, pause),
                 };
                 self.progress(*poll, progress);
             }
@@ -294,17 +294,17 @@ impl Shell {
         };
         self.handle(Input::Join(id, spec));
         if join.is_refused && self.machine.pending_opens() > 0 {
-            self.handle(Input::Refuse(id));
+            self.handle(Input::CancelJoin(id));
             assert_eq!(self.machine.pending_opens(), 0, "a refused wait asks");
         } else {
             self.waits.insert(id, wait);
         }
         // What backs off may be tried at once for it, and is a poll that the shell knows.
-        let mut backing_off = self.machine.backing_off(id);
+        let mut backing_off = self.machine.pausing(id);
         assert!(backing_off.all(|poll| self.running.contains_key(&poll)));
     }
 
-    fn progress(&mut self, place: u8, progress: Progress) {
+    fn progress(&mut self, place: u8, progress: PollProgress) {
         if let Some(id) = pick(&self.running, place) {
             self.handle(Input::Progress(id, progress));
         }
@@ -312,30 +312,30 @@ impl Shell {
 
     fn failure_of(&self, place: u8) -> Failure {
         match pick(&self.running, place) {
-            Some(id) => Failure::Answered(self.reply(id)),
+            Some(id) => Failure::UpstreamError(self.reply(id)),
             None => Failure::Unreachable,
         }
     }
 
-    fn land(&mut self, id: PollId, spec: &PollSpec, how: &How) {
+    fn land(&mut self, id: PollId, spec: &PollSpec, how: &Cost) {
         let states = |place: &dyn Fn(u8) -> u8| {
             let named = (0..JOBS).filter(|&number| spec.jobs.contains(&job(number)));
-            Outcome::Jobs(named.map(|number| self.state(spec.domain, number, place(number))).collect())
+            PollOutcome::Jobs(named.map(|number| self.state(spec.domain, number, place(number))).collect())
         };
         let outcome = match how {
-            How::Jobs(places) => states(&|number| places[usize::from(number)]),
-            How::Reached => {
+            Cost::Jobs(places) => states(&|number| places[usize::from(number)]),
+            Cost::Reached => {
                 let asked = |rung: &&Rung| spec.goal == Goal::Rung(**rung);
                 let place = self.rungs.iter().take_while(|rung| !asked(rung)).count() % self.rungs.len();
                 states(&|_| u8::try_from(place).expect("the ladder is short"))
             }
-            How::Whole => Outcome::Whole(self.reply(id)),
-            How::Refused => Outcome::Refused(self.reply(id)),
-            How::Answered => Outcome::Failed(Failure::Answered(self.reply(id))),
-            How::Unreachable => Outcome::Failed(Failure::Unreachable),
-            How::Unreadable => Outcome::Failed(Failure::Garbled(Some(self.reply(id)))),
-            How::Lost => Outcome::Failed(Failure::Garbled(None)),
-            How::Local => Outcome::Failed(Failure::LocalResources),
+            Cost::Whole => PollOutcome::Unsplit(self.reply(id)),
+            Cost::Refused => PollOutcome::Refused(self.reply(id)),
+            Cost::Answered => PollOutcome::Failed(Failure::UpstreamError(self.reply(id))),
+            Cost::Unreachable => PollOutcome::Failed(Failure::Unreachable),
+            Cost::Unreadable => PollOutcome::Failed(Failure::InvalidResponse(Some(self.reply(id)))),
+            Cost::Lost => PollOutcome::Failed(Failure::InvalidResponse(None)),
+            Cost::Local => PollOutcome::Failed(Failure::LocalResources),
         };
         self.handle(Input::Landed(id, outcome));
     }
@@ -414,14 +414,14 @@ impl Shell {
         latest + MAX_LATE * 4
     }
 
-    fn check(&self, id: WaitId, wait: &Wait, settled: &Settled) {
+    fn check(&self, id: WaitId, wait: &Wait, settled: &WaitResult) {
         let deadline = match self.draining {
             Some((since, _)) => wait.deadline.min(since),
             None => wait.deadline,
         };
         let is_over = self.now + SKEW >= deadline;
         match &settled.end {
-            End::Reached(states) => {
+            WaitOutcome::Reached(states) => {
                 self.check_states(wait, states, is_over);
                 let reaches = |rung: Rung| match wait.goal {
                     Goal::Now => true,
@@ -429,17 +429,17 @@ impl Shell {
                 };
                 assert!(states.iter().all(|state| state.rung.is_none_or(reaches)), "{id:?} {states:?}");
             }
-            End::TimedOut(states) => {
+            WaitOutcome::TimedOut(states) => {
                 self.check_states(wait, states, is_over);
                 assert!(is_over, "{id:?} is cut short");
             }
-            End::Whole(reply)
-            | End::Refused(reply)
-            | End::Failed(Failure::Answered(reply) | Failure::Garbled(Some(reply))) => {
+            WaitOutcome::Unsplit(reply)
+            | WaitOutcome::Refused(reply)
+            | WaitOutcome::Failed(Failure::UpstreamError(reply) | Failure::InvalidResponse(Some(reply))) => {
                 self.check_origin(wait, reply);
             }
-            End::Failed(Failure::Overdue) => assert!(is_over, "{id:?} is given up"),
-            End::Failed(Failure::KeyRests { retry_after }) => {
+            WaitOutcome::Failed(Failure::Timeout) => assert!(is_over, "{id:?} is given up"),
+            WaitOutcome::Failed(Failure::KeyRateLimited { retry_after }) => {
                 let is_immediate = match wait.goal {
                     Goal::Now => true,
                     Goal::Rung(rung) => rung == self.ladder.lowest(),
@@ -449,7 +449,7 @@ impl Shell {
                     "{id:?} is told of a rest that it outlasts"
                 );
             }
-            End::Failed(Failure::Unreachable | Failure::Garbled(None) | Failure::LocalResources) => {}
+            WaitOutcome::Failed(Failure::Unreachable | Failure::InvalidResponse(None) | Failure::LocalResources) => {}
         }
     }
 

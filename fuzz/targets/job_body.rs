@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use arbitrary::Arbitrary;
 use bytes::Bytes;
-use clipgate::core::job_body::{self, Cut, Shape, Sliced};
+use clipgate::core::job_body::{self, JobSlice, ListShape, SplitBody};
 use clipgate::core::job::{JobId, JobSet};
 use clipgate::core::route::{Form, Route};
 use libfuzzer_sys::fuzz_target;
@@ -91,7 +91,7 @@ fuzz_target!(|input: Input<'_>| {
     if input.is_deep == 0 {
         for body in deep(input.depth, &body) {
             // Not put together again, which is slow and no deeper.
-            let _ = answer::slice(&route, form, &asked, &Bytes::from(body));
+            let _ = job_body::split(&route, form, &asked, &Bytes::from(body));
         }
     }
     check(&route, form, &asked, &Bytes::from(body));
@@ -106,8 +106,8 @@ fn deep(depth: u16, text: &[u8]) -> [Vec<u8>; 2] {
 
 fn check(route: &Route, form: Form, asked: &JobSet, body: &Bytes) {
     let is_json = serde_json::from_slice::<IgnoredAny>(body).is_ok() && str::from_utf8(body).is_ok();
-    match answer::slice(route, form, asked, body) {
-        Sliced::Jobs { jobs, shape } => {
+    match job_body::split(route, form, asked, body) {
+        SplitBody::Jobs { jobs, shape } => {
             assert!(is_json && shape.is_some() == (form == Form::Multi));
             assert!(jobs.iter().map(|cut| &cut.id).eq(asked), "{jobs:?}");
             let within = body.as_ptr_range();
@@ -116,27 +116,27 @@ fn check(route: &Route, form: Form, asked: &JobSet, body: &Bytes) {
                 is_what_others_read(route, cut);
             }
             let shapes = shape.into_iter().chain([
-                Shape::Bare,
-                Shape::ById,
-                Shape::Wrapped("clips".to_owned()),
-                Shape::Wrapped("a".to_owned()),
+                ListShape::Array,
+                ListShape::Map,
+                ListShape::Wrapped("clips".to_owned()),
+                ListShape::Wrapped("a".to_owned()),
             ]);
             for shape in shapes {
                 is_cut_again(route, asked, &jobs, shape);
             }
         }
-        Sliced::Whole => assert!(is_json),
-        Sliced::Garbled => assert!(!is_json),
+        SplitBody::Unsplit => assert!(is_json),
+        SplitBody::Invalid => assert!(!is_json),
     }
 }
 
-fn is_slice(cut: &Cut, within: &Range<*const u8>) {
+fn is_slice(cut: &JobSlice, within: &Range<*const u8>) {
     let own = cut.body.as_ptr_range();
     assert!(within.start <= own.start && own.end <= within.end, "a copy: {cut:?}");
 }
 
 /// Of a job that a plain reader can read.
-fn is_what_others_read(route: &Route, cut: &Cut) {
+fn is_what_others_read(route: &Route, cut: &JobSlice) {
     // It reads no number that is out of bounds, no half of a pair and nothing deep.
     let Ok(value) = serde_json::from_slice::<Value>(&cut.body) else { return };
     assert!(value.get("id").is_none_or(|id| id == cut.id.as_str()), "{cut:?}");
@@ -145,15 +145,15 @@ fn is_what_others_read(route: &Route, cut: &Cut) {
 }
 
 /// Put together, the jobs are JSON, and cut again they are the same.
-fn is_cut_again(route: &Route, asked: &JobSet, jobs: &[Cut], shape: Shape) {
-    let all = answer::assemble(&shape, jobs.iter().map(|cut| (&cut.id, &cut.body)));
+fn is_cut_again(route: &Route, asked: &JobSet, jobs: &[JobSlice], shape: ListShape) {
+    let all = job_body::join(&shape, jobs.iter().map(|cut| (&cut.id, &cut.body)));
     assert!(serde_json::from_slice::<IgnoredAny>(&all).is_ok(), "{all:?}");
     let has_ids = jobs.iter().all(|cut| {
         let head = serde_json::from_slice::<Value>(&cut.body);
         head.is_ok_and(|head| head.get("id").is_some())
     });
-    match answer::slice(route, Form::Multi, asked, &all) {
-        Sliced::Jobs { jobs: again, shape: again_in } => {
+    match job_body::split(route, Form::Multi, asked, &all) {
+        SplitBody::Jobs { jobs: again, shape: again_in } => {
             assert_eq!(again_in, Some(shape));
             for (cut, again) in jobs.iter().zip(&again) {
                 assert_eq!(
@@ -163,6 +163,6 @@ fn is_cut_again(route: &Route, asked: &JobSet, jobs: &[Cut], shape: Shape) {
             }
         }
         // A map's jobs need no ids of their own; a list's do.
-        other => assert!(!has_ids && shape != Shape::ById, "{other:?} of {all:?}"),
+        other => assert!(!has_ids && shape != ListShape::Map, "{other:?} of {all:?}"),
     }
 }

@@ -39,7 +39,7 @@ fn read(route: &Route, form: Form, query: &str) {
         Form::Multi => &route.multi_path,
     };
     let others = Others::read(route, form, query);
-    match query::read(route, path, Some(query), MOST) {
+    match query::parse(route, path, Some(query), MOST) {
         Query::Wait(wait) => {
             assert_eq!(wait.form, form);
             assert!(wait.asked.iter().map(JobId::as_str).eq(&others.ids), "others read {others:?}");
@@ -120,14 +120,14 @@ fn is_possible(wait: &WaitQuery) {
 
 /// What a poll asks for a wait is read as the same wait, and written the same again.
 fn is_read_again(route: &Route, wait: &WaitQuery) {
-    let target = query::write(route, wait.form, &wait.jobs(), wait.goal);
+    let target = query::build_target(route, wait.form, &wait.jobs(), wait.goal);
     assert!(target.is_ascii(), "{target}");
     let (path, query) = target.split_once('?').expect("a poll has a query");
-    let Query::Wait(again) = query::read(route, path, Some(query), wait.asked.len()) else {
+    let Query::Wait(again) = query::parse(route, path, Some(query), wait.asked.len()) else {
         panic!("{target} is no wait");
     };
     assert_eq!((again.form, again.goal, again.jobs()), (wait.form, wait.goal, wait.jobs()));
-    assert_eq!(query::write(route, again.form, &again.jobs(), again.goal), target);
+    assert_eq!(query::build_target(route, again.form, &again.jobs(), again.goal), target);
 }
 
 fn write(route: &Route, goal: u8, ids: &[&str]) {

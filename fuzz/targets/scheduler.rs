@@ -17,7 +17,7 @@ use clipgate::core::breaker::BreakerRules;
 use clipgate::core::job::{JobId, JobSet, Head, KeyDomain, Reply};
 use clipgate::core::coalescer::{Failure, FaultKind, PollId};
 use clipgate::core::scheduler::{
-    AttemptEnd, PollClass, PollRequest, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput,
+    AttemptResult, PollClass, PollRequest, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -25,7 +25,7 @@ const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), cap: Durat
 const MOST_POLLS: usize = 100;
 /// So many polls may a key hold for each place that stays free. The schedules have fewer places.
 const PLACES_PER_FREE_ONE: usize = 16;
-/// How long a poll is held until it counts as a success.
+/// Cost long a poll is held until it counts as a success.
 const HELD: Duration = Duration::from_secs(1);
 
 /// So that durations are all there is.
@@ -207,7 +207,7 @@ impl Shell {
                     self.polls.remove(&id);
                     self.probe.take_if(|probe| *probe == id);
                     self.has_succeeded = true;
-                    self.scheduler.ended(id, AttemptEnd::Answered, self.at());
+                    self.scheduler.ended(id, AttemptResult::Answered, self.at());
                 }
             }
             Step::Fail { poll, why, advice } => {
@@ -263,9 +263,9 @@ impl Shell {
     fn fail(&mut self, id: PollId, why: Why, advice: Advice) {
         let failure = match why {
             Why::Unreachable => Failure::Unreachable,
-            Why::Overdue => Failure::Overdue,
-            Why::Written => Failure::Answered(reply()),
-            Why::Unreadable => Failure::Garbled(Some(reply())),
+            Why::Overdue => Failure::Timeout,
+            Why::Written => Failure::UpstreamError(reply()),
+            Why::Unreadable => Failure::InvalidResponse(Some(reply())),
             Why::Local => Failure::LocalResources,
         };
         // What only an answer can ask for comes with one.
@@ -320,7 +320,7 @@ impl Shell {
                 }
             }
         }
-        self.scheduler.ended(id, AttemptEnd::Failed(failure, advice), self.at());
+        self.scheduler.ended(id, AttemptResult::Failed(failure, advice), self.at());
     }
 
     /// One of the polls of which this is so.
@@ -371,7 +371,7 @@ impl Shell {
                 SchedulerOutput::Pause(id, failure, _) => {
                     let poll = self.polls.get_mut(&id).expect("only what is there pauses");
                     assert!(poll.attempt.is_none(), "{id:?} pauses while it is attempted");
-                    if let Failure::KeyRests { .. } = failure {
+                    if let Failure::KeyRateLimited { .. } = failure {
                         assert!(self.refused_keys.contains(&poll.domain), "nobody asked for a pause");
                         assert!(poll.class != PollClass::Plain, "{id:?} is to be answered at once");
                     }
@@ -460,7 +460,7 @@ impl Shell {
                 self.polls.remove(&id);
                 self.probe.take_if(|probe| *probe == id);
                 self.has_succeeded = true;
-                self.scheduler.ended(id, AttemptEnd::Answered, self.at());
+                self.scheduler.ended(id, AttemptResult::Answered, self.at());
                 self.act();
             }
             let Some(due) = self.due() else { break };
