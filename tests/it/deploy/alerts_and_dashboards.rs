@@ -114,7 +114,7 @@ fn the_dashboards_queries_are_promql() {
 async fn each_metric_that_alerts_and_the_dashboard_name_is_there() {
     let page = page().await;
     let texts = [read("alerts.yml"), dashboard_queries().join("\n")];
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let observability = document("observability.md");
     for text in &texts {
         assert!(names(text).len() > 10, "{:?}", names(text));
         for name in names(text) {
@@ -123,7 +123,8 @@ async fn each_metric_that_alerts_and_the_dashboard_name_is_there() {
     }
     for line in page.text.lines().filter_map(|line| line.strip_prefix("# TYPE clipgate_")) {
         let name = line.split(' ').next().unwrap();
-        assert!(readme.contains(&format!("`clipgate_{name}`")), "README.md does not know clipgate_{name}");
+        let is_described = observability.contains(&format!("`clipgate_{name}`"));
+        assert!(is_described, "docs/observability.md does not describe clipgate_{name}");
     }
 }
 
@@ -137,6 +138,11 @@ async fn the_metric_that_replicas_go_by_is_there() {
     assert!(page.has(&name), "there is no {name}");
     assert!(adapter.contains(&format!("as: {name}\n")), "nobody makes {name} known to the cluster");
     assert!(names(&adapter).into_iter().all(|name| page.has(name)), "{:?}", names(&adapter));
+}
+
+/// Returns a page of `docs/`.
+fn document(name: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name)).unwrap()
 }
 
 /// The rows of a Markdown table under this heading, cell by cell.
@@ -155,20 +161,22 @@ fn spans(cell: &str) -> impl Iterator<Item = &str> {
 }
 
 #[test]
-fn the_operating_guide_knows_each_alert_and_each_refusal() {
-    let guide = read("README.md");
+fn the_documents_describe_each_alert_and_each_error_of_the_gateway() {
+    let observability = document("observability.md");
     let rules = read("alerts.yml");
     let alerts: BTreeSet<&str> =
         rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
-    let told: BTreeSet<&str> = rows(&guide, "What to watch").iter().flat_map(|row| spans(row[0])).collect();
-    assert_eq!(told, alerts);
+    let described: BTreeSet<&str> =
+        rows(&observability, "Alerts").iter().flat_map(|row| spans(row[0])).collect();
+    assert_eq!(described, alerts);
 
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
-    let reasons = |text| -> BTreeSet<String> {
-        let rows = rows(text, "Refusals");
+    let reasons = |text, heading| -> BTreeSet<String> {
+        let rows = rows(text, heading);
         let of_gateway = rows.iter().filter(|row| row[0].starts_with(|c: char| c.is_ascii_digit()));
         of_gateway.flat_map(|row| spans(row[1])).map(str::to_owned).collect()
     };
-    assert!(reasons(&readme).len() > 30, "{:?}", reasons(&readme));
-    assert_eq!(reasons(&guide), reasons(&readme));
+    let (reference, operations) = (document("http-reference.md"), document("operations.md"));
+    let for_clients = reasons(&reference, "Errors");
+    assert!(for_clients.len() > 30, "{for_clients:?}");
+    assert_eq!(reasons(&operations, "Refusals"), for_clients);
 }
