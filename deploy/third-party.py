@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Writes the notices of all that a build of clipgate has in it and others have written: crates, Rust's standard library,
-the dashboard's plots. Their licences let it be given away with these notices, and not without.
+"""Writes the third-party notices of a build of clipgate: crates, Rust's standard library, the dashboard's plots. Their
+licences require these notices in every distribution.
 
     deploy/third-party.py DIRECTORY [--target TRIPLE]
 
-DIRECTORY gets THIRD-PARTY.txt and COPYRIGHT-rust-std.html. It is made where an image or a package is built, from
-Cargo.lock and the sources that are compiled there, and is not kept in the repository: a copy there would be out of date
-with the next change of Cargo.lock. Needs cargo and python3, and no module of others.
+Writes THIRD-PARTY.txt and COPYRIGHT-rust-std.html to DIRECTORY. The image and the package run it during their build, on
+Cargo.lock and the sources that are compiled. The files are not in the repository, because every change of Cargo.lock would
+make them stale. Needs cargo and python3 without further modules.
 """
 
 import argparse
@@ -17,13 +17,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# What the repository has of others beside crates.
+# Third-party code in the repository.
 UPLOT = ROOT / "src/admin/dashboard/uplot"
 UPLOT_HEAD = re.compile(r"/\*! (?P<home>\S+) \(v(?P<version>\S+)\) \*/")
 LICENCE_FILE = re.compile(r"(licen[cs]e|copying|copyright|notice|unlicense)([-._].*)?", re.IGNORECASE)
-# Ends of names that are sources and no texts.
+# Suffixes of source files, which are not licence texts.
 NO_TEXT = {".rs", ".py", ".js", ".toml", ".json", ".html", ".sh"}
-# For crates whose archive has no file of their licence, which is then that of Cargo.toml.
+# For crates without a licence file: the text of the licence that their Cargo.toml names.
 MIT = """Copyright (c) {authors}
 
 Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated documentation
@@ -52,7 +52,7 @@ def host():
 
 
 def linked(target):
-    """Returns the packages that are linked: neither what only builds need, nor macros, nor what only tests need."""
+    """Returns the linked packages, without build dependencies, proc macros and test dependencies."""
     metadata = run("cargo", "metadata", "--locked", "--format-version", "1", "--filter-platform", target)
     packages = {(p["name"], p["version"]): p for p in json.loads(metadata)["packages"]}
     edges = ["--edges", "normal,no-proc-macro", "--prefix", "none", "--format", "{p}"]
@@ -63,7 +63,7 @@ def linked(target):
 
 
 def licence_texts(package):
-    """Returns the licence files of a crate by their names in it."""
+    """Returns the texts of the licence files of a crate by path."""
     root = Path(package["manifest_path"]).parent
     named = [root / package["license_file"]] if package["license_file"] else []
     files = [path for path in root.rglob("*") if LICENCE_FILE.fullmatch(path.name) and path.suffix not in NO_TEXT]
@@ -72,17 +72,17 @@ def licence_texts(package):
 
 
 def standard_text(package, apache):
-    """Returns the text of a licence whose file is not in the crate; None for one that is not known here."""
+    """Returns the standard text of the licence of a crate without a licence file, or None for an unknown licence."""
     authors = ", ".join(author.split(" <")[0] for author in package["authors"]) or f"the authors of {package['name']}"
     return {"MIT": MIT.format(authors=authors), "Apache-2.0": apache}.get(package["license"])
 
 
 def notices(target):
-    """Returns rows of (component, licence, home), and each text with who has it, in one order however often it is made."""
+    """Returns rows of (component, licence, home), and each text with its components, in a stable order."""
     rows, texts = [], {}
 
     def add(component, name, text):
-        # The same text may be wrapped in another way.
+        # Ignores line wrapping: the same text occurs with different line breaks.
         of_text = texts.setdefault(" ".join(text.split()), (text.strip("\n"), []))
         of_text[1].append(f"{component} ({name})")
 
@@ -114,8 +114,8 @@ def notices(target):
 def page(target, rows, texts):
     version = json.loads(run("cargo", "metadata", "--locked", "--no-deps", "--format-version", "1"))["packages"][0]["version"]
     lines = [
-        f"clipgate {version} ({target}) has in it the work of others, under these licences. Its own is in LICENSE, and what",
-        "Rust's standard library has in it in COPYRIGHT-rust-std.html.",
+        f"clipgate {version} ({target}) contains third-party work under these licences. The licence of clipgate is in",
+        "LICENSE, the notices of Rust's standard library are in COPYRIGHT-rust-std.html.",
         "",
     ]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
@@ -128,15 +128,15 @@ def page(target, rows, texts):
 def main():
     arguments = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     arguments.add_argument("directory", type=Path)
-    arguments.add_argument("--target", metavar="TRIPLE", help="what the build is for; this machine's own where it is not given")
-    asked = arguments.parse_args()
-    target = asked.target or host()
-    of_std = Path(run("rustc", "--print", "sysroot").strip()) / "share/doc/rust/COPYRIGHT-library.html"
-    if not of_std.is_file():
-        sys.exit(f"{of_std} is missing: the toolchain has no notices of its standard library; take one of rustup's")
-    asked.directory.mkdir(parents=True, exist_ok=True)
-    (asked.directory / "COPYRIGHT-rust-std.html").write_bytes(of_std.read_bytes())
-    (asked.directory / "THIRD-PARTY.txt").write_text(page(target, *notices(target)), encoding="utf-8")
+    arguments.add_argument("--target", metavar="TRIPLE", help="target of the build (default: this machine)")
+    options = arguments.parse_args()
+    target = options.target or host()
+    std_notices = Path(run("rustc", "--print", "sysroot").strip()) / "share/doc/rust/COPYRIGHT-library.html"
+    if not std_notices.is_file():
+        sys.exit(f"{std_notices} is missing: the toolchain lacks the notices of its standard library; install a toolchain with rustup")
+    options.directory.mkdir(parents=True, exist_ok=True)
+    (options.directory / "COPYRIGHT-rust-std.html").write_bytes(std_notices.read_bytes())
+    (options.directory / "THIRD-PARTY.txt").write_text(page(target, *notices(target)), encoding="utf-8")
 
 
 main()

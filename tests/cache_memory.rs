@@ -113,7 +113,7 @@ fn resident() -> u64 {
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) << 10
 }
 
-/// Run with `--nocapture` it tells the figures of README and `deploy/README.md`.
+/// Run with `--nocapture` it tells the figures of `docs/deployment.md`.
 #[test]
 fn what_the_cache_allocates_is_what_max_bytes_says() {
     let real = |n: usize| 1500 + n * 37 % 1000;

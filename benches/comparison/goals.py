@@ -1,4 +1,4 @@
-"""What the gateway is to reach, each goal beside its figure."""
+"""Goals of the gateway, each with its measured figure."""
 
 import statistics
 
@@ -17,7 +17,7 @@ def row(what, limit, measured, is_met):
 
 
 def ratio(what, key, beside, scene, most, **wanted):
-    """What it has by what another has, in pairs of one round."""
+    """Returns the row of a ratio of two servers within a round."""
 
     def read(figures):
         found = figures.ratio(key, OURS, beside, scene, **wanted)
@@ -27,7 +27,7 @@ def ratio(what, key, beside, scene, most, **wanted):
 
 
 def median(what, key, scene, most=None, least=None, unit=1, digits=0, **wanted):
-    """The median of what it has, in units of so much."""
+    """Returns the row of a median in the given unit."""
 
     def read(figures):
         found = figures.median(key, scene, **wanted)
@@ -41,24 +41,24 @@ def median(what, key, scene, most=None, least=None, unit=1, digits=0, **wanted):
 
 
 def crowd(figures):
-    """CPU, since the rate is that of whoever has least of it."""
+    """Compares CPU, because the rate is limited by the slowest part."""
     cpu = lambda rounds: statistics.median(seen["cpu_us"] for seen in rounds)
     shares = sorted(cpu(record["alone"]) / cpu(record["beside"]) for record in figures.of("crowd"))
     if not shares:
         return None
     middle = statistics.median(shares)
-    what = "hits a CPU second beside 100,000 parked waits, by those without"
+    what = "hits per CPU second with 100,000 parked waits, relative to none"
     return row(what, "> 0.90×", spread((middle, shares[0], shares[-1])), middle > 0.9)
 
 
 def late(figures):
-    """As the real API gives up; after an error the gateway has a failed poll, and looks, too."""
+    """Uses the runs in which the upstream ends a poll with 200, as the API does."""
     found = figures.of("late", peer=OURS, unreached=200)
     if not found:
         return None
     calls, max_open, cut = (found[-1][key] for key in ("calls", "max_open", "cut"))
-    measured = f"{calls} calls, {max_open} open at once, {cut} cut short"
-    return row("late joiners", "2 calls, 1 open at once, 0 cut short", measured, (calls, max_open, cut) == (2, 1, 0))
+    measured = f"{calls} upstream requests, {max_open} open at once, {cut} cut short"
+    return row("late joiners", "2 upstream requests, 1 open at once, 0 cut short", measured, (calls, max_open, cut) == (2, 1, 0))
 
 
 def bodies(figures):
@@ -73,28 +73,28 @@ def bodies(figures):
 TEN_THOUSAND = dict(scene="waits", waits=10_000)
 
 GOALS = [
-    ratio("a hit over HTTP/1.1: CPU, by bare hyper's", "cpu_us", "hyper", "hits", most=1.15, http=1),
-    ratio("… by nginx's", "cpu_us", "nginx", "hits", most=0.6, http=1),
-    ratio("a hit over HTTP/2: CPU, by bare hyper's", "cpu_us", "hyper", "hits", most=1.2, http=2),
-    median("10,000 identical waits: upstream calls", "calls", most=1, peer=OURS, **TEN_THOUSAND),
-    ratio("… the last answer (p99), by the minimal merge's", "p99_ms", "merge", most=1.1, **TEN_THOUSAND),
-    ratio("… by nginx's", "p99_ms", "nginx", most=0.7, **TEN_THOUSAND),
-    median("… CPU a waiter, µs", "cpu_us", most=85, peer=OURS, **TEN_THOUSAND),
+    ratio("cache hit over HTTP/1.1: CPU, relative to bare hyper", "cpu_us", "hyper", "hits", most=1.15, http=1),
+    ratio("… relative to nginx", "cpu_us", "nginx", "hits", most=0.6, http=1),
+    ratio("cache hit over HTTP/2: CPU, relative to bare hyper", "cpu_us", "hyper", "hits", most=1.2, http=2),
+    median("10,000 identical waits: upstream requests", "calls", most=1, peer=OURS, **TEN_THOUSAND),
+    ratio("… last response (p99), relative to minimal coalescing", "p99_ms", "merge", most=1.1, **TEN_THOUSAND),
+    ratio("… relative to nginx", "p99_ms", "nginx", most=0.7, **TEN_THOUSAND),
+    median("… CPU per wait, µs", "cpu_us", most=85, peer=OURS, **TEN_THOUSAND),
     median(
-        "100 identical waits: the last answer (p99), ms", "p99_ms", "waits", most=10, digits=1, peer=OURS, waits=100
+        "100 identical waits: last response (p99), ms", "p99_ms", "waits", most=10, digits=1, peer=OURS, waits=100
     ),
-    median("a parked wait over HTTP/1.1, kB", "bytes", most=9, unit=1000, digits=1, peer=OURS, **TEN_THOUSAND),
-    median("a parked wait as an HTTP/2 stream, kB", "bytes", "streams", most=3, unit=1000, digits=1, peer=OURS),
+    median("parked wait over HTTP/1.1, kB", "bytes", most=9, unit=1000, digits=1, peer=OURS, **TEN_THOUSAND),
+    median("parked wait as an HTTP/2 stream, kB", "bytes", "streams", most=3, unit=1000, digits=1, peer=OURS),
     crowd,
     median(
-        "joins a second through the hub, on one core with its clients",
+        "joins per second through the hub, on one core with its clients",
         "items_per_second",
         "hub",
         least=50_000,
         bench="joins",
     ),
     late,
-    ratio("pass-through: CPU, by nginx's", "cpu_us", "nginx", "passing", most=1.1),
+    ratio("pass-through: CPU, relative to nginx", "cpu_us", "nginx", "passing", most=1.1),
     bodies,
     median("from start to ready, ms", "ready_ms", "starts", most=100, peer=OURS),
     median("resident when idle, MB", "idle", "starts", most=15, unit=1e6, digits=1, peer=OURS),

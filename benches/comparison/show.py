@@ -1,4 +1,4 @@
-"""benches/README.md's figures: the goals, the tables and the plots, made of what was measured."""
+"""The figures of docs/benchmarks.md: writes goals, tables and plots from the measured data."""
 
 import re
 
@@ -6,14 +6,14 @@ from . import goals, plot
 from .figures import Figures, number, spread, table
 from .peers import ROOT
 
-README = ROOT / "benches" / "README.md"
+PAGE = ROOT / "docs" / "benchmarks.md"
 NAMES = dict(
     clipgate="clipgate",
     hyper="bare hyper, fixed body",
     logic="bare hyper + parse, hash, quota, lookup",
-    told="bare hyper + that, a hit's fields, a log line",
+    told="bare hyper + lookup, header fields, log line",
     proxy="bare hyper, client and server",
-    merge="minimal merge on bare hyper",
+    merge="minimal coalescing on bare hyper",
     nginx="nginx",
     haproxy="HAProxy",
     varnish="Varnish",
@@ -25,7 +25,7 @@ NAMES = dict(
 def write(run):
     figures = Figures(run)
     parts = dict(goals=goals.rows(figures), tables=tables(figures))
-    text = README.read_text()
+    text = PAGE.read_text()
     for name, part in parts.items():
         text = re.sub(
             rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)",
@@ -34,8 +34,8 @@ def write(run):
             flags=re.S,
         )
         print(part)
-    README.write_text(text)
-    plot.draw(figures, ROOT / "benches")
+    PAGE.write_text(text)
+    plot.draw(figures, PAGE.parent)
 
 
 def tables(figures):
@@ -75,7 +75,7 @@ def loaded(figures, title, scene, base, http):
         ]
         for peer in sorted(peers, key=cpu.get)
     ]
-    head = ["server", "CPU µs a request", f"by {NAMES[base]}", "requests a second", "p99 ms"]
+    head = ["server", "CPU µs per request", f"relative to {NAMES[base]}", "requests per second", "p99 ms"]
     return f"{title} ({figures.rounds(scene, http=http)} rounds):\n\n{table(head, rows)}"
 
 
@@ -96,14 +96,14 @@ def waits(figures):
     ]
     head = [
         "identical waits",
-        "calls at 100",
+        "requests at 100",
         "at 1k",
         "at 10k",
         "p99 ms at 100",
         "at 1k",
         "at 10k",
-        "CPU µs a waiter",
-        "bytes a parked wait",
+        "CPU µs per wait",
+        "bytes per parked wait",
     ]
     return f"Identical waits over HTTP/1.1 ({figures.rounds('waits')} rounds):\n\n{table(head, rows)}"
 
@@ -116,7 +116,7 @@ def streams(figures):
         ]
         for peer in figures.peers("streams")
     ]
-    head = ["10,000 waits as HTTP/2 streams", "calls", "p99 ms", "CPU µs a waiter", "bytes a parked wait"]
+    head = ["10,000 waits as HTTP/2 streams", "upstream requests", "p99 ms", "CPU µs per wait", "bytes per parked wait"]
     return table(head, rows) if rows else None
 
 
@@ -131,11 +131,11 @@ def late(figures):
     ]
     head = [
         "late joiners",
-        "given up with",
-        "calls",
+        "upstream ends polls with",
+        "upstream requests",
         "open at once",
-        "told of the end",
-        "own time ran out",
+        "answered with the end",
+        "own deadline passed",
         "cut short",
     ]
     return table(head, rows) if rows else None

@@ -114,7 +114,8 @@ fn the_dashboards_queries_are_promql() {
 async fn each_metric_that_alerts_and_the_dashboard_name_is_there() {
     let page = page().await;
     let texts = [read("alerts.yml"), dashboard_queries().join("\n")];
-    let observability = document("observability.md");
+    let rows = rows(&page_of_docs("observability"), "Metrics");
+    let documented: BTreeSet<&str> = rows.iter().flat_map(|row| spans(&row[0])).collect();
     for text in &texts {
         assert!(names(text).len() > 10, "{:?}", names(text));
         for name in names(text) {
@@ -123,8 +124,8 @@ async fn each_metric_that_alerts_and_the_dashboard_name_is_there() {
     }
     for line in page.text.lines().filter_map(|line| line.strip_prefix("# TYPE clipgate_")) {
         let name = line.split(' ').next().unwrap();
-        let is_described = observability.contains(&format!("`clipgate_{name}`"));
-        assert!(is_described, "docs/observability.md does not describe clipgate_{name}");
+        let name = format!("clipgate_{name}");
+        assert!(documented.contains(name.as_str()), "docs/observability.md has no row for {name}");
     }
 }
 
@@ -140,43 +141,41 @@ async fn the_metric_that_replicas_go_by_is_there() {
     assert!(names(&adapter).into_iter().all(|name| page.has(name)), "{:?}", names(&adapter));
 }
 
-/// Returns a page of `docs/`.
-fn document(name: &str) -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name)).unwrap()
+/// Reads a page of `docs/`.
+fn page_of_docs(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name).with_extension("md");
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The rows of a Markdown table under this heading, cell by cell.
-fn rows<'a>(text: &'a str, heading: &str) -> Vec<Vec<&'a str>> {
-    let section = text.split_once(&format!("\n## {heading}\n")).unwrap().1.split("\n## ").next().unwrap();
-    section
-        .lines()
-        .filter_map(|line| line.strip_prefix("| "))
-        .map(|line| line.split(" | ").collect())
-        .collect()
+/// Returns the rows of the Markdown tables under this heading, cell by cell.
+fn rows(text: &str, heading: &str) -> Vec<Vec<String>> {
+    let section = text.split_once(&format!("\n## {heading}\n"));
+    let section = section.unwrap_or_else(|| panic!("there is no heading {heading}")).1;
+    let lines = section.split("\n## ").next().unwrap().lines();
+    let rows = lines.filter_map(|line| line.strip_prefix("| "));
+    rows.map(|row| row.split(" | ").map(str::to_owned).collect()).collect()
 }
 
-/// What stands in code spans.
+/// Returns the texts of code spans.
 fn spans(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
 }
 
 #[test]
 fn the_documents_describe_each_alert_and_each_error_of_the_gateway() {
-    let observability = document("observability.md");
     let rules = read("alerts.yml");
     let alerts: BTreeSet<&str> =
         rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
-    let described: BTreeSet<&str> =
-        rows(&observability, "Alerts").iter().flat_map(|row| spans(row[0])).collect();
-    assert_eq!(described, alerts);
+    let alert_rows = rows(&page_of_docs("observability"), "Alerts");
+    let documented: BTreeSet<&str> = alert_rows.iter().flat_map(|row| spans(&row[0])).collect();
+    assert_eq!(documented, alerts);
 
-    let reasons = |text, heading| -> BTreeSet<String> {
-        let rows = rows(text, heading);
+    let reasons = |page: &str| -> BTreeSet<String> {
+        let rows = rows(&page_of_docs(page), "Errors");
         let of_gateway = rows.iter().filter(|row| row[0].starts_with(|c: char| c.is_ascii_digit()));
-        of_gateway.flat_map(|row| spans(row[1])).map(str::to_owned).collect()
+        of_gateway.flat_map(|row| spans(&row[1])).map(str::to_owned).collect()
     };
-    let (reference, operations) = (document("http-reference.md"), document("operations.md"));
-    let for_clients = reasons(&reference, "Errors");
+    let for_clients = reasons("http-reference");
     assert!(for_clients.len() > 30, "{for_clients:?}");
-    assert_eq!(reasons(&operations, "Refusals"), for_clients);
+    assert_eq!(reasons("operations"), for_clients);
 }
