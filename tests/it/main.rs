@@ -43,6 +43,7 @@ mod http2;
 mod in_front;
 mod isolation;
 mod keys;
+mod language;
 mod leaning;
 mod limits;
 mod listeners;
