@@ -10,4 +10,5 @@ mod clients;
 mod coalescing;
 mod deploy;
 mod harness;
+mod language;
 mod upstream;
