@@ -52,7 +52,7 @@ impl AuthError {
     /// The short word for headers, logs and metrics.
     pub fn reason(self) -> &'static str {
         match self {
-            AuthError::SeveralKeys => "several-keys",
+            AuthError::SeveralKeys => "multiple-authorization",
             AuthError::ConnectionAuth => "connection-auth",
             AuthError::NoToken => "no-token",
             AuthError::UnknownToken => "unknown-token",

@@ -197,7 +197,7 @@ fn wants_open_metrics(request: &HeaderMap) -> bool {
 
 fn removed_response(entries: u64) -> Response<Body> {
     info!(entries, "cache entries forgotten");
-    json_of(json!({ "forgotten": entries }).to_string())
+    json_of(json!({ "removed": entries }).to_string())
 }
 
 fn json_of(body: impl Into<Bytes>) -> Response<Body> {

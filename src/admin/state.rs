@@ -66,7 +66,7 @@ struct State<'a> {
     upstream: Upstream<'a>,
     totals: Totals,
     ladder: Vec<&'a str>,
-    hub_answered: bool,
+    complete: bool,
     jobs: Listed<Job<'a>>,
     keys: Listed<Key>,
 }
@@ -107,7 +107,7 @@ struct Failed {
 
 #[derive(Serialize)]
 struct Listed<T> {
-    listed: Vec<T>,
+    items: Vec<T>,
     total: usize,
 }
 
@@ -136,7 +136,7 @@ struct Quota {
     left: u32,
     burst: u32,
     per_second: u32,
-    more_in_seconds: Option<u64>,
+    resets_in_seconds: Option<u64>,
 }
 
 /// How all stands now. A hub that is busy is not waited for long: what only it knows is left out then.
@@ -144,7 +144,7 @@ pub(super) async fn state(gateway: &Gateway, about: &StaticInfo) -> Vec<u8> {
     let overview = tokio::time::timeout(PATIENCE, gateway.overview(MOST)).await.ok().flatten();
     let (now, metrics, kept) = (clock::now(), gateway.metrics(), gateway.cache().size());
     let (standing, health) = (metrics.upstream.standing(), metrics.upstream.health());
-    let hub_answered = overview.is_some();
+    let is_complete = overview.is_some();
     let (jobs, keys) = overview.map_or_else(nothing, |overview| listed(overview, gateway.ladder(), now));
     let state = State {
         version: env!("CARGO_PKG_VERSION"),
@@ -169,7 +169,7 @@ pub(super) async fn state(gateway: &Gateway, about: &StaticInfo) -> Vec<u8> {
         },
         totals: metrics.totals(),
         ladder: gateway.ladder().askable_words().collect(),
-        hub_answered,
+        complete: is_complete,
         jobs,
         keys,
     };
@@ -179,14 +179,14 @@ pub(super) async fn state(gateway: &Gateway, about: &StaticInfo) -> Vec<u8> {
 }
 
 fn nothing<'a>() -> (Listed<Job<'a>>, Listed<Key>) {
-    (Listed { listed: Vec::new(), total: 0 }, Listed { listed: Vec::new(), total: 0 })
+    (Listed { items: Vec::new(), total: 0 }, Listed { items: Vec::new(), total: 0 })
 }
 
 fn listed(overview: Overview, ladder: &Ladder, now: Instant) -> (Listed<Job<'_>>, Listed<Key>) {
     let Overview { jobs, jobs_in_all, askers, askers_in_all } = overview;
     let jobs = jobs.iter().map(|job| self::job(job, ladder, now)).collect();
     let keys = askers.into_iter().map(key).collect();
-    (Listed { listed: jobs, total: jobs_in_all }, Listed { listed: keys, total: askers_in_all })
+    (Listed { items: jobs, total: jobs_in_all }, Listed { items: keys, total: askers_in_all })
 }
 
 fn job<'a>(job: &JobStatus, ladder: &'a Ladder, now: Instant) -> Job<'a> {
@@ -205,7 +205,7 @@ fn key(asker: Asker) -> Key {
     let quota = |limit: Limit| {
         let left = asker.left.iter().find(|left| left.quota == limit)?;
         let QuotaState { left, burst, rate, more_in, .. } = *left;
-        Some(Quota { left, burst, per_second: rate, more_in_seconds: more_in })
+        Some(Quota { left, burst, per_second: rate, resets_in_seconds: more_in })
     };
     Key {
         requests: quota(Limit::Requests),

@@ -121,7 +121,7 @@ impl Cache {
 
     /// The same for a key whose proof is at hand.
     pub fn get_proven(&self, proof: KeyProof, domain: KeyDomain, id: &JobId, now: Instant) -> Option<Hit> {
-        if now.saturating_duration_since(proof.accepted_at?) >= self.rules.load().recheck_key {
+        if now.saturating_duration_since(proof.accepted_at?) >= self.rules.load().key_recheck_interval {
             return None;
         }
         let kept = self.jobs.get(&(domain, id.clone()))?;
@@ -329,7 +329,7 @@ mod tests {
         ];
         for (word, ttl) in rows {
             let mut rules = config::Config::default().cache;
-            rules.recheck_key = secs(1_000_000);
+            rules.key_recheck_interval = secs(1_000_000);
             let cache = Cache::new(rules, Route::suno().ladder);
             let t0 = clock::now();
             cache.key_accepted(ALICE, t0);

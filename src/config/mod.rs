@@ -213,7 +213,7 @@ pub struct Cache {
     /// How long a state that is not terminal may be answered again; zero: never.
     pub live_ttl: Duration,
     /// How long a key that the upstream accepted is served hits without proof.
-    pub recheck_key: Duration,
+    pub key_recheck_interval: Duration,
 }
 
 /// `[limits]`
@@ -372,7 +372,7 @@ impl Default for Config {
                 completed_ttl: secs(24 * 3600),
                 error_ttl: secs(600),
                 live_ttl: secs(1),
-                recheck_key: secs(600),
+                key_recheck_interval: secs(600),
             },
             limits: Limits {
                 requests_per_second: 200,

@@ -77,7 +77,7 @@ const KEYS: &[(&str, Read<ConfigBuilder>)] = &[
     ("upstream.connection_max_age", |d, r| {
         r.duration(&mut d.config.upstream.connection_max_age, SECOND..=DAY)
     }),
-    ("upstream.max_clips", |d, r| r.number(&mut d.config.upstream.max_jobs, 1..=100)),
+    ("upstream.max_jobs", |d, r| r.number(&mut d.config.upstream.max_jobs, 1..=100)),
     ("upstream.max_polls", |d, r| r.number(&mut d.config.upstream.max_polls, 1..=MILLION)),
     ("upstream.requests_per_second", |d, r| {
         r.number(&mut d.config.upstream.requests_per_second, 0..=MILLION)
@@ -96,12 +96,14 @@ const KEYS: &[(&str, Read<ConfigBuilder>)] = &[
     ("wait.timeout", |d, r| r.duration(&mut d.config.wait.timeout, MILLISECOND..=DAY)),
     ("wait.max_timeout", |d, r| r.duration(&mut d.config.wait.max_timeout, MILLISECOND..=DAY)),
     ("wait.linger", |d, r| r.duration(&mut d.config.wait.linger, Duration::ZERO..=HOUR)),
-    ("wait.max_clips", |d, r| r.number(&mut d.config.wait.max_jobs, 1..=1000)),
+    ("wait.max_jobs", |d, r| r.number(&mut d.config.wait.max_jobs, 1..=1000)),
     ("cache.max_bytes", |d, r| r.size(&mut d.config.cache.max_bytes, 0..=TIB)),
     ("cache.completed_ttl", |d, r| r.duration(&mut d.config.cache.completed_ttl, Duration::ZERO..=YEAR)),
     ("cache.error_ttl", |d, r| r.duration(&mut d.config.cache.error_ttl, Duration::ZERO..=YEAR)),
     ("cache.live_ttl", |d, r| r.duration(&mut d.config.cache.live_ttl, Duration::ZERO..=HOUR)),
-    ("cache.recheck_key", |d, r| r.duration(&mut d.config.cache.recheck_key, Duration::ZERO..=YEAR)),
+    ("cache.key_recheck_interval", |d, r| {
+        r.duration(&mut d.config.cache.key_recheck_interval, Duration::ZERO..=YEAR)
+    }),
     ("limits.requests_per_second", |d, r| r.number(&mut d.config.limits.requests_per_second, 1..=MILLION)),
     ("limits.burst", |d, r| r.number(&mut d.config.limits.burst, 1..=MILLION)),
     ("limits.calls_per_second", |d, r| r.number(&mut d.config.limits.calls_per_second, 1..=MILLION)),

@@ -135,7 +135,7 @@ fn each_key_sets_its_own_field_from_the_file_and_from_the_environment() {
         ("upstream.poll_timeout", r#""11s""#, "11s"),
         ("upstream.connect_timeout", r#""11s""#, "11s"),
         ("upstream.connection_max_age", r#""11s""#, "11s"),
-        ("upstream.max_clips", "11", "11"),
+        ("upstream.max_jobs", "11", "11"),
         ("upstream.max_polls", "11", "11"),
         ("upstream.requests_per_second", "11", "11"),
         ("upstream.retries", "11", "11"),
@@ -145,12 +145,12 @@ fn each_key_sets_its_own_field_from_the_file_and_from_the_environment() {
         ("wait.timeout", r#""11s""#, "11s"),
         ("wait.max_timeout", r#""1h""#, "1h"),
         ("wait.linger", r#""0s""#, "0s"),
-        ("wait.max_clips", "11", "11"),
+        ("wait.max_jobs", "11", "11"),
         ("cache.max_bytes", r#""1KiB""#, "1024"),
         ("cache.completed_ttl", r#""1h 30m""#, "5400s"),
         ("cache.error_ttl", r#""11s""#, "11s"),
         ("cache.live_ttl", r#""250ms""#, "250ms"),
-        ("cache.recheck_key", r#""11s""#, "11s"),
+        ("cache.key_recheck_interval", r#""11s""#, "11s"),
         ("limits.requests_per_second", "11", "11"),
         ("limits.burst", "11", "11"),
         ("limits.calls_per_second", "11", "11"),
@@ -193,15 +193,15 @@ fn each_key_sets_its_own_field_from_the_file_and_from_the_environment() {
 fn the_command_line_outdoes_the_environment_and_that_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("c.toml");
-    std::fs::write(&path, "[wait]\ntimeout = \"1s\"\nlinger = \"1s\"\nmax_clips = 1\n").unwrap();
+    std::fs::write(&path, "[wait]\ntimeout = \"1s\"\nlinger = \"1s\"\nmax_jobs = 1\n").unwrap();
     let env = [("CLIPGATE__WAIT__LINGER", "2s"), ("CLIPGATE__WAIT__MAX_CLIPS", "2")];
     let env = env.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let flag = |value: &str| Flag { flag: "--clips", key: "wait.max_clips", value: value.to_owned() };
+    let flag = |value: &str| Flag { flag: "--clips", key: "wait.max_jobs", value: value.to_owned() };
     let wait = Config::load_with(Some(&path), env.clone(), [flag("3")]).unwrap().wait;
     let secs = Duration::from_secs;
     assert_eq!((wait.timeout, wait.linger, wait.max_jobs), (secs(1), secs(2), 3));
     let faults = Config::load_with(Some(&path), env, [flag("x")]).unwrap_err();
-    assert_eq!(places(&faults), ["--clips wait.max_clips"]);
+    assert_eq!(places(&faults), ["--clips wait.max_jobs"]);
 }
 
 #[test]
@@ -246,7 +246,7 @@ fn a_bad_value_is_told_with_its_line_its_key_and_a_fix() {
         ("upstream", "api_key = \"\"", "the secret is empty"),
         ("upstream", "api_key = \"env:NOT_SET\"", "the environment variable NOT_SET is not set"),
         ("upstream", "api_key = \"file:/no/such\"", "the file /no/such cannot be read"),
-        ("upstream", "max_clips = 0", "from 1 to 100"),
+        ("upstream", "max_jobs = 0", "from 1 to 100"),
         ("upstream", "requests_per_second = -1", "is -1, which is out of bounds"),
         ("auth", "mode = \"teem\"", "write one of \"passthrough\", \"sidecar\", \"team\""),
         ("auth", "mode = \"sidecar\"", "set upstream.api_key"),

@@ -158,22 +158,22 @@ impl GatewayError {
             GatewayError::Limited { limited } | GatewayError::Hub(HubError::Limited(limited)) => {
                 limited.quota.as_str()
             }
-            GatewayError::Hub(HubError::KeyFull) => "too-many-waits-of-key",
-            GatewayError::Hub(HubError::FullForAddress) => "too-many-waits-of-address",
+            GatewayError::Hub(HubError::KeyFull) => "too-many-waits-per-key",
+            GatewayError::Hub(HubError::FullForAddress) => "too-many-waits-per-address",
             GatewayError::Hub(HubError::Full) => "too-many-waits",
             GatewayError::Hub(HubError::Closed) => "shutting-down",
             GatewayError::Poll(failure) => failure.reason(),
             GatewayError::Pass(error) => error.reason(),
             GatewayError::Slot(SlotError::FullForKey) => "too-many-passthrough-per-key",
             GatewayError::Slot(SlotError::Full) => "too-many-passthrough",
-            GatewayError::ForeignPage => "foreign-page",
+            GatewayError::ForeignPage => "cross-origin",
             GatewayError::ForeignHost => "foreign-host",
             GatewayError::Loop => "loop",
             GatewayError::Method => "method-not-allowed",
             GatewayError::NotCached => "not-cached",
-            GatewayError::Http(HttpFault::Malformed) => "malformed",
-            GatewayError::Http(HttpFault::Target) => "long-target",
-            GatewayError::Http(HttpFault::Head) => "large-head",
+            GatewayError::Http(HttpFault::Malformed) => "bad-request",
+            GatewayError::Http(HttpFault::Target) => "uri-too-long",
+            GatewayError::Http(HttpFault::Head) => "headers-too-large",
         }
     }
 
@@ -226,7 +226,7 @@ impl GatewayError {
     /// The same with its body at hand.
     pub(crate) fn answer_bytes(&self, id: &RequestId, path: &str) -> Response<Bytes> {
         if let Some(cause) = self.source() {
-            debug!(clipgate.request_id = %id, clipgate.reason = self.reason(), cause, "refused");
+            debug!(clipgate.request_id = %id, clipgate.reason = self.reason(), cause, "request rejected");
         }
         let mut response = error_response(self.status(), &self.to_string(), path, id);
         let headers = response.headers_mut();

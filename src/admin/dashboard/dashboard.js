@@ -1,6 +1,6 @@
 // The dashboard: takes the gateway's state, each second, to the panels.
 
-import { Clips } from "./clips.js";
+import { Jobs } from "./jobs.js";
 import { showSaved, Tiles } from "./figures.js";
 import { CALLS, gathered, History, REQUESTS } from "./history.js";
 import { Keys } from "./keys.js";
@@ -10,7 +10,7 @@ import { Stream } from "./stream.js";
 import { clock, count, span } from "./words.js";
 
 const tiles = new Tiles(element("tiles"));
-const clips = new Clips(element("clips"));
+const jobs = new Jobs(element("jobs"));
 const keys = new Keys(element("keys"));
 const requests = { series: REQUESTS, history: new History(REQUESTS), plot: plot("requests", REQUESTS) };
 const calls = { series: CALLS, history: new History(CALLS), plot: plot("calls", CALLS) };
@@ -28,13 +28,13 @@ function show(state) {
   setText(element("about"), about(state));
   const { totals } = state;
   const made = Object.values(totals.calls).reduce((sum, number) => sum + number, 0);
-  showSaved({ made, saved: totals.saved, failed: totals.faults, retried: totals.retries });
+  showSaved({ made, saved: totals.saved, failed: totals.errors, retried: totals.retries });
   tiles.show(state, now);
   draw(requests, now, totals.requests);
   draw(calls, now, { ...totals.calls, saved: totals.saved });
   // Else the gateway is too busy to tell what is under way.
-  if (state.hub_answered) {
-    clips.show(state.clips, state.ladder);
+  if (state.complete) {
+    jobs.show(state.jobs, state.ladder);
     keys.show(state.keys);
   }
   showNotice(state.upstream);

@@ -59,7 +59,7 @@ export class Tiles {
   constructor(parent) {
     this.#waits = new Tile(parent, "Waits parked", true);
     this.#polls = new Tile(parent, "Polls open", true);
-    this.#cache = new Tile(parent, "Clips kept", true);
+    this.#cache = new Tile(parent, "Cached jobs", true);
     this.#upstream = new Tile(parent, "The API", false);
   }
 

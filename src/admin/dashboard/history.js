@@ -3,18 +3,18 @@
 /** The series of the plot of requests, from the ground up: what they are called, and the outcomes in them. */
 export const REQUESTS = [
   { name: "hit", label: "From the cache", of: ["hit"] },
-  { name: "leaned", label: "On others' polls", of: ["leaned"] },
-  { name: "stream", label: "Event streams", of: ["stream"] },
-  { name: "opened", label: "On their own poll", of: ["opened"] },
-  { name: "passed", label: "Passed through", of: ["passed"] },
-  { name: "other", label: "Hung up, preflights", of: ["left", "preflight"] },
-  { name: "refused", label: "Refused here", of: ["refused"] },
+  { name: "coalesced", label: "Coalesced", of: ["coalesced"] },
+  { name: "stream", label: "Event streams", of: ["event_stream"] },
+  { name: "opened", label: "Opened a poll", of: ["opened"] },
+  { name: "passed", label: "Passed through", of: ["passthrough"] },
+  { name: "other", label: "Client closed, preflights", of: ["client_closed", "preflight"] },
+  { name: "rejected", label: "Rejected", of: ["rejected"] },
 ];
 
 /** The same of the plot of calls to the API. */
 export const CALLS = [
   { name: "opened", label: "Polls", of: ["poll"] },
-  { name: "stream", label: "Looks at a deadline", of: ["snapshot"] },
+  { name: "stream", label: "Snapshots at a deadline", of: ["snapshot"] },
   { name: "passed", label: "Passed through", of: ["passthrough"] },
   { name: "saved", label: "Saved", of: ["saved"] },
 ];

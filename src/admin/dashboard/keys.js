@@ -13,9 +13,9 @@ export class Keys {
     this.#rows = new Rows(table.tBodies[0], create, fill);
   }
 
-  show({ listed, total }) {
-    this.#rows.show(listed, ({ name, key }) => `${key} ${name}`);
-    const more = total > listed.length ? `${count(listed.length)} of ${count(total)}` : count(total);
+  show({ items, total }) {
+    this.#rows.show(items, ({ name, key }) => `${key} ${name}`);
+    const more = total > items.length ? `${count(items.length)} of ${count(total)}` : count(total);
     setText(element("keys-count"), total ? more : "");
     element("keys-none").hidden = total > 0;
   }

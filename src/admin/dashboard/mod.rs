@@ -45,7 +45,7 @@ const FILES: [File; 20] = [
     file("/dashboard/figures.js", JS, include_str!("figures.js")),
     file("/dashboard/history.js", JS, include_str!("history.js")),
     file("/dashboard/plot.js", JS, include_str!("plot.js")),
-    file("/dashboard/clips.js", JS, include_str!("clips.js")),
+    file("/dashboard/jobs.js", JS, include_str!("jobs.js")),
     file("/dashboard/keys.js", JS, include_str!("keys.js")),
     file("/dashboard/page.js", JS, include_str!("page.js")),
     file("/dashboard/words.js", JS, include_str!("words.js")),

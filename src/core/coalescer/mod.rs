@@ -65,7 +65,7 @@ pub struct Coalescer {
 impl Coalescer {
     /// A machine with nothing to do.
     pub fn new(rules: Timing) -> Self {
-        assert!(rules.max_jobs > 0, "max_clips is validated > 0");
+        assert!(rules.max_jobs > 0, "max_jobs is validated > 0");
         Self {
             rules,
             board: State::default(),

@@ -126,9 +126,9 @@ impl Failure {
         match self {
             Failure::UpstreamError(_) => "upstream-error",
             Failure::Unreachable => "unreachable",
-            Failure::InvalidResponse(_) => "garbled",
-            Failure::Timeout => "overdue",
-            Failure::KeyRateLimited { .. } => "key-rests",
+            Failure::InvalidResponse(_) => "invalid-upstream-response",
+            Failure::Timeout => "upstream-timeout",
+            Failure::KeyRateLimited { .. } => "key-rate-limited",
             Failure::LocalResources => "local-resources",
         }
     }
@@ -205,8 +205,8 @@ impl WaitOutcome {
         match self {
             WaitOutcome::Reached(_) => "reached",
             WaitOutcome::TimedOut(_) => "timed-out",
-            WaitOutcome::Unsplit(_) => "whole",
-            WaitOutcome::Refused(_) => "refused",
+            WaitOutcome::Unsplit(_) => "unsplit",
+            WaitOutcome::Refused(_) => "upstream_rejected",
             WaitOutcome::Failed(failure) => failure.reason(),
         }
     }

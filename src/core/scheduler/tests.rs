@@ -281,7 +281,7 @@ fn one_429_pauses_the_poll_that_got_it_and_no_other_of_the_key() {
     s.ask(1, A);
     s.starts();
     s.limited(1, 3);
-    assert_eq!(s.pauses(), [(1, "garbled", 3)]);
+    assert_eq!(s.pauses(), [(1, "invalid-upstream-response", 3)]);
     s.pass(Duration::from_millis(200));
     s.ask(2, A);
     assert_eq!(s.starts(), [2]);
@@ -301,7 +301,14 @@ fn a_429_to_a_second_job_within_the_time_of_the_first_pauses_the_key() {
     s.limited(1, 3);
     s.limited(2, 2);
     s.ask(3, A);
-    assert_eq!(s.pauses(), [(1, "garbled", 3), (2, "garbled", 2), (3, "key-rests", 3)]);
+    assert_eq!(
+        s.pauses(),
+        [
+            (1, "invalid-upstream-response", 3),
+            (2, "invalid-upstream-response", 2),
+            (3, "key-rate-limited", 3)
+        ]
+    );
     s.ask(10, B);
     assert_eq!(s.starts(), [10], "another key is not concerned");
     s.pass(Duration::from_millis(2999));
@@ -341,7 +348,7 @@ fn a_poll_that_was_queued_when_its_key_was_paused_goes_before_those_that_were_re
     s.limited(11, 3);
     assert_eq!(s.starts(), [12]);
     s.limited(12, 3);
-    assert_eq!(s.pauses(), [(13, "key-rests", 3), (12, "garbled", 3)]);
+    assert_eq!(s.pauses(), [(13, "key-rate-limited", 3), (12, "invalid-upstream-response", 3)]);
     s.pass(Duration::from_secs(3));
     assert_eq!(s.starts(), [13]);
     s.answered(13);
@@ -365,7 +372,11 @@ fn a_probe_of_a_key_that_is_refused_again_lets_another_job_probe() {
     s.ask(4, A);
     assert_eq!(s.starts(), [0; 0]);
     s.limited(3, 20);
-    assert_eq!(s.pauses(), [(4, "key-rests", 20), (3, "garbled", 20)], "a third job: it is the key");
+    assert_eq!(
+        s.pauses(),
+        [(4, "key-rate-limited", 20), (3, "invalid-upstream-response", 20)],
+        "a third job: it is the key"
+    );
     s.pass(Duration::from_secs(20));
     assert_eq!(s.starts(), [4]);
 }
@@ -449,7 +460,7 @@ fn a_plain_request_is_made_although_its_key_is_paused_and_is_told_429_at_once() 
     s.request(4, A, PollClass::Plain);
     assert_eq!(s.starts(), [4]);
     s.limited(4, 60);
-    assert_eq!(s.given_up(), [(4, "garbled")]);
+    assert_eq!(s.given_up(), [(4, "invalid-upstream-response")]);
     s.request(5, A, PollClass::Plain);
     assert_eq!(s.starts(), [5]);
     s.answered(5);
@@ -669,7 +680,7 @@ fn an_error_of_the_job_itself_is_no_progress_however_long_the_poll_was_held() {
         s.error(1);
         s.pass(SECOND);
     }
-    assert_eq!(s.given_up(), [(1, "garbled")]);
+    assert_eq!(s.given_up(), [(1, "invalid-upstream-response")]);
 }
 
 #[test]

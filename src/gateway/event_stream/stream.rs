@@ -319,7 +319,7 @@ impl JobStream {
     /// With the upstream's own error, if that is JSON, so that a client can read the data of every event alike.
     fn fail_as_written(&mut self, reply: Arc<Reply>, next: Reconnect) {
         if serde_json::from_slice::<IgnoredAny>(&reply.body).is_ok() {
-            self.end_with_error(&reply.body, next, "refused");
+            self.end_with_error(&reply.body, next, "upstream_rejected");
         } else {
             self.fail(&GatewayError::Poll(Failure::UpstreamError(reply)), next);
         }
@@ -388,7 +388,7 @@ impl Log {
 impl Drop for Log {
     fn drop(&mut self) {
         info!(
-            reason = self.end.unwrap_or("left"),
+            reason = self.end.unwrap_or("client_closed"),
             states = self.told,
             seconds = clock::now().saturating_duration_since(self.since).as_secs_f64(),
             request_id = %self.id,

@@ -119,15 +119,20 @@ impl PassthroughError {
     /// A fixed word for logs, metrics and `Cache-Status`.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
-            Self::Connect => "no-tunnel",
+            Self::Connect => "connect-unsupported",
             Self::Target(_) => "bad-target",
             Self::Misdirected => "misdirected",
             Self::TooLarge => "body-too-large",
             Self::Stalled => "body-stalled",
-            Self::Upload(_) => "body-broke",
-            Self::Overdue => "overdue",
-            Self::Send(error) => error.reason(),
-            Self::BadAnswer => "bad-answer",
+            Self::Upload(_) => "body-incomplete",
+            Self::Overdue => "upstream-timeout",
+            Self::Send(error) => match error.fault() {
+                CallError::Reset => "upstream-reset",
+                CallError::Timeout => "upstream-timeout",
+                CallError::Invalid => "invalid-upstream-response",
+                cause => cause.as_str(),
+            },
+            Self::BadAnswer => "invalid-upstream-response",
         }
     }
 }

@@ -236,7 +236,7 @@ async fn an_absolute_form_never_chooses_the_host() {
 async fn what_is_no_request_to_this_server_is_refused_and_reaches_nobody() {
     let (listener, gateway) = by_hand().await;
     for (request, reason) in [
-        ("CONNECT evil:443 HTTP/1.1\r\nHost: evil:443", "no-tunnel"),
+        ("CONNECT evil:443 HTTP/1.1\r\nHost: evil:443", "connect-unsupported"),
         ("GET http://evil/ HTTP/1.1\r\nHost: gw", "misdirected"),
         ("GET http://evil:81/ HTTP/1.1\r\nHost: evil", "misdirected"),
         ("GET http://gw/ HTTP/1.1\r\nX-No: host", "misdirected"),
@@ -461,7 +461,7 @@ async fn an_answer_that_does_not_begin_is_overdue_and_its_request_ended() {
     let mut upstream = accept(&listener).await;
     read_head(&mut upstream).await;
     read_head(&mut client).await;
-    read_exact(&mut client, "overdue").await;
+    read_exact(&mut client, "upstream-timeout").await;
     gone(&mut upstream).await;
 }
 
@@ -505,7 +505,7 @@ async fn a_request_that_may_have_been_sent_is_not_sent_again() {
     read_head(&mut upstream).await;
     drop(upstream);
     assert!(read_head(&mut client).await.starts_with("HTTP/1.1 599"));
-    read_exact(&mut client, "broke").await;
+    read_exact(&mut client, "upstream-reset").await;
     nobody_came(listener);
 }
 

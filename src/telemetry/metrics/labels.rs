@@ -70,12 +70,12 @@ impl Label for Outcome {
         match self {
             Self::Hit => "hit",
             Self::Opened => "opened",
-            Self::Leaned => "leaned",
-            Self::Passed => "passed",
-            Self::Refused => "refused",
+            Self::Leaned => "coalesced",
+            Self::Passed => "passthrough",
+            Self::Refused => "rejected",
             Self::Preflight => "preflight",
-            Self::Streamed => "stream",
-            Self::Left => "left",
+            Self::Streamed => "event_stream",
+            Self::Left => "client_closed",
         }
     }
 
@@ -109,10 +109,10 @@ impl Label for WaitEnd {
         match self {
             Self::Reached => "reached",
             Self::TimedOut => "timed-out",
-            Self::Whole => "whole",
-            Self::Refused => "refused",
+            Self::Whole => "unsplit",
+            Self::Refused => "upstream_rejected",
             Self::Failed => "failed",
-            Self::Left => "left",
+            Self::Left => "client_closed",
         }
     }
 
@@ -186,9 +186,9 @@ impl CallError {
             Self::ConnectTimeout => "connect-timeout",
             Self::Tls => "tls",
             Self::LocalResources => "local-resources",
-            Self::Reset => "broke",
-            Self::Timeout => "overdue",
-            Self::Invalid => "garbled",
+            Self::Reset => "reset",
+            Self::Timeout => "timeout",
+            Self::Invalid => "invalid",
         }
     }
 }
@@ -258,7 +258,7 @@ impl Label for Limit {
         match self {
             Self::Requests => "requests",
             Self::Calls => "calls",
-            Self::WaitsOfKey => "waits-of-key",
+            Self::WaitsOfKey => "waits-per-key",
             Self::Waits => "waits",
             Self::PassthroughPerKey => "passthrough-per-key",
             Self::Passthrough => "passthrough",

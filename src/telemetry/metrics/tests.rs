@@ -90,7 +90,7 @@ fn a_call_is_counted_once_by_what_came_of_it() {
         (Code::Status(999), "600", true),
         (Code::Fault(CallError::ConnectTimeout), "connect-timeout", true),
         (Code::Fault(CallError::LocalResources), "local-resources", false), // the gateway's own
-        (Code::Fault(CallError::Invalid), "garbled", true),
+        (Code::Fault(CallError::Invalid), "invalid", true),
     ];
     for (code, _, _) in codes {
         metrics.upstream.call(CallKind::Poll).finish(code);
@@ -146,7 +146,7 @@ fn members_are_those_of_the_configuration_and_no_others() {
 
     limited.set_members(["bob", "carol"]);
     assert_eq!(count("calls", "bob"), Some(1.0), "who stays is not forgotten");
-    assert_eq!(count("waits-of-key", "carol"), Some(0.0));
+    assert_eq!(count("waits-per-key", "carol"), Some(0.0));
     assert!(!page(&registry).contains("member=\"ann"));
 }
 

@@ -12,7 +12,7 @@ pub struct Totals {
     /// Requests to the upstream that have ended, by kind.
     pub calls: Each<CallKind, u64>,
     /// Those that failed there.
-    pub faults: u64,
+    pub errors: u64,
     /// Tries of polls after one that failed.
     pub retries: u64,
     /// Answers to waits that needed no request of their own.
@@ -27,7 +27,7 @@ impl Metrics {
         Totals {
             requests: Each::new(|outcome| self.requests.count(outcome)),
             calls: Each::new(|kind| self.upstream.count(kind)),
-            faults: self.upstream.faults(),
+            errors: self.upstream.faults(),
             retries: self.upstream.retries(),
             saved: self.requests.saved(),
             limited: Each::new(|limit| self.limited.count(limit)),

@@ -76,7 +76,7 @@ impl RequestSpan {
     pub fn asks(&self, jobs: usize, key: KeyDomain) {
         if let Some(open) = &self.0 {
             let mut open = open.lock();
-            open.span.set_attribute(KeyValue::new("clipgate.clips", jobs as i64));
+            open.span.set_attribute(KeyValue::new("clipgate.jobs", jobs as i64));
             open.span.set_attribute(KeyValue::new("clipgate.key", key.to_string()));
         }
     }
@@ -120,7 +120,7 @@ impl Drop for RequestSpan {
         if let Some(open) = &self.0 {
             let span = &mut open.lock().span;
             // An ended one does not change any more.
-            span.set_attribute(KeyValue::new(OUTCOME, "left"));
+            span.set_attribute(KeyValue::new(OUTCOME, "client_closed"));
             span.end();
         }
     }
@@ -188,7 +188,7 @@ impl PollSpan {
             KeyValue::new("url.scheme", upstream.scheme_str().unwrap_or_default().to_owned()),
             KeyValue::new("url.path", format!("{prefix}{}", asked.path)),
             KeyValue::new("server.address", upstream.host().unwrap_or_default().to_owned()),
-            KeyValue::new("clipgate.clips", asked.jobs as i64),
+            KeyValue::new("clipgate.jobs", asked.jobs as i64),
             KeyValue::new("clipgate.key", asked.key.to_string()),
         ]);
         let port =

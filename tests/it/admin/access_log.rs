@@ -55,10 +55,10 @@ async fn json_is_one_flat_object_a_line_with_the_names_of_opentelemetry() {
         ("GET", CLIP, 200, "opened", "reached"),
         ("GET", CLIP, 200, "hit", ""),
         ("GET", &format!("{CLIP}s"), 200, "opened", "reached"),
-        ("GET", "/sim/echo", 200, "passed", ""),
-        ("POST", "/v1/x%22y", 404, "passed", ""),
-        ("GET", CLIP, 400, "refused", "empty-id"),
-        ("GET", CLIP, 404, "opened", "refused"),
+        ("GET", "/sim/echo", 200, "passthrough", ""),
+        ("POST", "/v1/x%22y", 404, "passthrough", ""),
+        ("GET", CLIP, 400, "rejected", "empty-id"),
+        ("GET", CLIP, 404, "opened", "upstream_rejected"),
     ];
     for (line, (method, path, status, outcome, reason)) in requests.iter().zip(rows) {
         assert_eq!(line["http.request.method"], method, "{line}");
@@ -80,20 +80,20 @@ async fn json_is_one_flat_object_a_line_with_the_names_of_opentelemetry() {
         );
     }
     assert_eq!(requests[0]["user_agent.original"], "curl/8 \"x\"\\");
-    assert_eq!(requests[0]["clipgate.clips"], "a");
+    assert_eq!(requests[0]["clipgate.jobs"], "a");
     assert_eq!(requests[0]["clipgate.key"].as_str().unwrap().len(), 8);
     assert_eq!(requests[0]["network.protocol.version"], "1.1");
     assert_eq!(requests[1]["clipgate.request_id"], "mine-1");
     assert!(requests[1].get("user_agent.original").is_none() && requests[1].get("clipgate.reason").is_none());
-    assert_eq!(requests[2]["clipgate.clips"], "a,b");
+    assert_eq!(requests[2]["clipgate.jobs"], "a,b");
     assert!(requests[3]["user_agent.original"].as_str().unwrap().len() <= 300, "no more than its beginning");
     assert_eq!(requests[4]["network.protocol.version"], "1.0");
     assert!(requests[4]["clipgate.upstream_request_id"].is_string());
-    assert_eq!(requests[6]["clipgate.clips"], "\"\n\u{1b},", "as it is");
+    assert_eq!(requests[6]["clipgate.jobs"], "\"\n\u{1b},", "as it is");
     assert_eq!(requests[7]["http.response.status_code"], 400);
     assert_eq!(
         (&requests[7]["clipgate.outcome"], &requests[7]["clipgate.reason"]),
-        (&"refused".into(), &"malformed".into())
+        (&"rejected".into(), &"bad-request".into())
     );
     assert!(!log.contains("secret") && !log.contains("Bearer"), "{log}");
 }
@@ -105,11 +105,11 @@ async fn text_has_the_same_on_one_line_and_nothing_that_moves_a_cursor() {
     assert_eq!(requests.len(), heads().len(), "{log}");
     let starts = format!("http.request.method=GET url.path={CLIP} http.response.status_code=200 ");
     assert!(requests[0].contains(&starts), "{}", requests[0]);
-    for field in ["clipgate.outcome=opened", "clipgate.reason=reached", "clipgate.clips=a"] {
+    for field in ["clipgate.outcome=opened", "clipgate.reason=reached", "clipgate.jobs=a"] {
         assert!(requests[0].contains(field), "{field} in {}", requests[0]);
     }
     assert!(requests[0].contains(r#"user_agent.original="curl/8 \"x\"\\""#), "{}", requests[0]);
-    assert!(requests[6].contains(r#"clipgate.clips="\"\n\u{1b},""#), "{}", requests[6]);
+    assert!(requests[6].contains(r#"clipgate.jobs="\"\n\u{1b},""#), "{}", requests[6]);
     assert!(!log.contains('\u{1b}') && !log.contains("secret"), "{log}");
 }
 
@@ -131,5 +131,5 @@ async fn ids_paths_and_programs_names_cannot_act_on_a_terminal_in_either_form() 
     }
     let log = log_of("json", &heads[..1]).await;
     let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    assert!(lines.into_iter().any(|line| line["clipgate.clips"] == odd), "JSON says the same: {log}");
+    assert!(lines.into_iter().any(|line| line["clipgate.jobs"] == odd), "JSON says the same: {log}");
 }

@@ -140,8 +140,8 @@ async fn the_page_agrees_with_what_was_sent_and_follows_without_a_reload() {
 
     browser.until_text("#requests-table tfoot td:last-child", "8").await;
     let requests = json!({
-        "From the cache": hits, "On others' polls": leaned, "On their own poll": opened,
-        "Passed through": passed, "Refused here": 1, "Event streams": 0, "Hung up, preflights": 0,
+        "From the cache": hits, "Coalesced": leaned, "Opened a poll": opened,
+        "Passed through": passed, "Rejected": 1, "Event streams": 0, "Client closed, preflights": 0,
     });
     assert_eq!(browser.in_all("requests").await, requests);
     let calls =
@@ -206,7 +206,7 @@ async fn clips_and_keys_have_rows_and_what_comes_from_outside_is_text() {
     browser.until("document.querySelectorAll('#clips tbody tr').length === 1").await;
     browser.until_tile(1, "2").await;
     let requests = browser.in_all("requests").await;
-    assert_eq!((&requests["On others' polls"], &requests["On their own poll"]), (&json!(1), &json!(2)));
+    assert_eq!((&requests["Coalesced"], &requests["Opened a poll"]), (&json!(1), &json!(2)));
     assert_eq!(
         (browser.text("#saved-count").await, browser.text("#made-count").await),
         ("1".into(), "2".into())

@@ -164,7 +164,7 @@ async fn what_is_forgotten_is_asked_for_again() {
             assert!(ask(id, key).await);
         }
     }
-    let forget = async |path: &str| json(&operator.ask("DELETE", path, &[]).await)["forgotten"].clone();
+    let forget = async |path: &str| json(&operator.ask("DELETE", path, &[]).await)["removed"].clone();
     assert_eq!(forget("/api/cache/a").await, 2);
     assert_eq!(forget("/api/cache/a").await, 0);
     assert_eq!(forget("/api/cache/c%2Fd").await, 2);
@@ -191,7 +191,7 @@ async fn the_state_says_what_is_under_way() {
     assert_eq!(state["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(state["listen"], serde_json::json!([stage.address.to_string()]));
     assert_eq!(state["ladder"], serde_json::json!(["submitted", "queued", "streaming", "completed"]));
-    assert_eq!(state["clips"], serde_json::json!({ "listed": [], "total": 0 }));
+    assert_eq!(state["jobs"], serde_json::json!({ "items": [], "total": 0 }));
     assert!(state["upstream"]["answered_at"].is_null() && state["upstream"]["failed"].is_null());
 
     put_all(&stage, &["a", "b"], "queued");
@@ -205,31 +205,31 @@ async fn the_state_says_what_is_under_way() {
     stage.until(|seen| seen.open == 2).await;
 
     let state = operator.state().await;
-    assert_eq!(state["hub_answered"], true);
+    assert_eq!(state["complete"], true);
     assert_eq!(state["waits"]["parked"], 4);
     assert_eq!((&state["polls"]["open"], &state["polls"]["waiting"]), (&2.into(), &0.into()));
-    assert_eq!(state["clips"]["total"], 2);
-    let clips = state["clips"]["listed"].as_array().unwrap();
+    assert_eq!(state["jobs"]["total"], 2);
+    let clips = state["jobs"]["items"].as_array().unwrap();
     let of = |id: &str| clips.iter().find(|clip| clip["id"] == id).unwrap();
     assert_eq!(clips[0]["id"], "a", "the oldest comes first");
     assert_eq!((&of("a")["waits"], &of("b")["waits"]), (&4.into(), &1.into()));
     assert_eq!(of("a")["asked"], serde_json::json!(["streaming", "completed"]));
     assert!(of("a")["polls"].as_u64().unwrap() >= 1 && of("a")["rung"].is_null());
     assert!(of("a")["age_seconds"].as_f64().unwrap() >= of("b")["age_seconds"].as_f64().unwrap());
-    assert_eq!((&state["keys"]["total"], &state["keys"]["listed"][0]["waits"]), (&1.into(), &4.into()));
-    let name = state["keys"]["listed"][0]["name"].as_str().unwrap();
+    assert_eq!((&state["keys"]["total"], &state["keys"]["items"][0]["waits"]), (&1.into(), &4.into()));
+    let name = state["keys"]["items"][0]["name"].as_str().unwrap();
     assert!(name.len() == 8 && name.bytes().all(|byte| byte.is_ascii_hexdigit()), "a short digest: {name}");
     assert!(!state.to_string().contains("recognise"), "{state}");
 
     put_all(&stage, &["a", "b"], "completed");
     all(waits).await;
     let state = operator.state().await;
-    assert_eq!((&state["waits"]["parked"], &state["clips"]["total"]), (&0.into(), &0.into()));
+    assert_eq!((&state["waits"]["parked"], &state["jobs"]["total"]), (&0.into(), &0.into()));
     assert_eq!(state["keys"]["total"], 0);
     let requests = &state["totals"]["requests"];
     let opened = requests["opened"].as_u64().unwrap();
-    assert_eq!(opened + requests["leaned"].as_u64().unwrap(), 4, "{requests}");
-    assert_eq!(state["totals"]["saved"], requests["leaned"]);
+    assert_eq!(opened + requests["coalesced"].as_u64().unwrap(), 4, "{requests}");
+    assert_eq!(state["totals"]["saved"], requests["coalesced"]);
     assert_eq!(state["totals"]["calls"]["poll"].as_u64().unwrap() as usize, stage.upstream_requests().len());
     assert!(state["upstream"]["answered_at"].is_string());
 }
@@ -256,7 +256,7 @@ async fn members_are_listed_by_name_with_what_they_have_left() {
     let _waits = [ask("cg_recognise-b"), ask("cg_recognise-b"), ask("cg_recognise-a")];
     stage.until_parked(3).await;
     let state = operator.state().await;
-    let keys = state["keys"]["listed"].as_array().unwrap();
+    let keys = state["keys"]["items"].as_array().unwrap();
     let names: Vec<_> = keys.iter().map(|key| key["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["bob", "alice", "carol"], "those with the most waits first");
     let waits: Vec<_> = keys.iter().map(|key| key["waits"].as_u64().unwrap()).collect();
@@ -334,11 +334,11 @@ fn a_data_path_that_is_stuck_keeps_no_health_check_waiting() {
         // More than may wait for the hub at a time.
         for _ in 0..6 {
             let state = operator.state().await;
-            assert_eq!(state["hub_answered"], false);
+            assert_eq!(state["complete"], false);
             assert_eq!(state["totals"]["requests"]["opened"], 1, "what is counted is there");
         }
         let forgotten = operator.ask("DELETE", "/api/cache", &[]).await;
-        assert_eq!(json(&forgotten)["forgotten"], 1);
+        assert_eq!(json(&forgotten)["removed"], 1);
     }));
     drop(free);
     data_path.join().unwrap();

@@ -58,12 +58,12 @@ async fn each_way_of_answering_is_counted_apart() {
         ("clip", "hit", 2),
         ("clips", "hit", 1),
         ("clip", "opened", 2),
-        ("clip", "leaned", 4),
-        ("other", "passed", 1),
-        ("clip", "passed", 1),
-        ("clip", "refused", 2),
+        ("clip", "coalesced", 4),
+        ("other", "passthrough", 1),
+        ("clip", "passthrough", 1),
+        ("clip", "rejected", 2),
         ("other", "preflight", 1),
-        ("clip", "left", 1),
+        ("clip", "client_closed", 1),
     ];
     for (route, outcome, count) in rows {
         let labels = [("route", route), ("outcome", outcome)];
@@ -73,7 +73,7 @@ async fn each_way_of_answering_is_counted_apart() {
     assert_eq!(page.sum(REQUESTS, &[]), in_all, "and nothing else");
     assert_eq!(page.sum("clipgate_request_seconds_count", &[]), in_all);
     assert_eq!(page.sum("clipgate_upstream_calls_saved_total", &[]), 3.0 + 4.0);
-    for (end, count) in [("reached", 6), ("left", 1), ("timed-out", 0), ("failed", 0)] {
+    for (end, count) in [("reached", 6), ("client_closed", 1), ("timed-out", 0), ("failed", 0)] {
         assert_eq!(page.sum("clipgate_wait_seconds_count", &[("end", end)]), f64::from(count), "{end}");
     }
     assert_eq!(page.sum("clipgate_fanout_seconds_count", &[]), 2.0, "two answers ended waits");
@@ -120,7 +120,7 @@ async fn calls_are_counted_by_kind_and_by_what_came_of_them_as_the_upstream_saw_
     let rows = [
         ("poll", "200", 2),
         ("poll", "404", 1),
-        ("poll", "broke", 1),
+        ("poll", "reset", 1),
         ("poll", "cancelled", 1),
         ("snapshot", "200", 1),
         ("passthrough", "503", 1),
@@ -152,13 +152,13 @@ async fn an_open_breaker_shows_and_so_does_what_failed() {
     assert_eq!(answer.field("cache-status"), "clipgate; detail=unreachable");
     let page = operator.metrics().await;
     assert_eq!(page.sum("clipgate_breaker_open", &[]), 1.0);
-    let broken = page.sum(CALLS, &[("kind", "poll"), ("code", "broke")]);
+    let broken = page.sum(CALLS, &[("kind", "poll"), ("code", "reset")]);
     assert!((2.0..20.0).contains(&broken), "a first attempt, retries and probes: {broken}");
-    assert_eq!(page.sum(REQUESTS, &[("outcome", "refused")]), 1.0, "what the upstream did not answer");
+    assert_eq!(page.sum(REQUESTS, &[("outcome", "rejected")]), 1.0, "what the upstream did not answer");
     let state = operator.state().await;
     assert_eq!(state["upstream"]["breaker_open"], true);
-    assert_eq!(state["upstream"]["failed"]["code"], "broke");
-    assert_eq!(state["totals"]["faults"].as_f64(), Some(broken));
+    assert_eq!(state["upstream"]["failed"]["code"], "reset");
+    assert_eq!(state["totals"]["errors"].as_f64(), Some(broken));
 }
 
 #[tokio::test]
@@ -194,7 +194,7 @@ async fn refusals_over_a_limit_are_counted_by_limit_and_by_member() {
         page.sum("clipgate_rate_limited_total", &[("quota", quota), ("member", member)])
     };
     assert_eq!(count("requests", "alice"), f64::from(refused));
-    assert_eq!(count("waits-of-key", "bob"), 1.0);
+    assert_eq!(count("waits-per-key", "bob"), 1.0);
     assert_eq!((count("calls", "bob"), count("requests", "bob"), count("requests", "")), (0.0, 0.0, 0.0));
 }
 
@@ -205,7 +205,7 @@ async fn broken_heads_are_counted_too() {
     let answer = crate::harness::raw_http::raw(stage.address, b"GET / HTTP/1.1\r\nx : y\r\n\r\n").await;
     assert!(answer.starts_with(b"HTTP/1.1 400 "));
     let page = operator.metrics().await;
-    assert_eq!(page.sum(REQUESTS, &[("route", "other"), ("outcome", "refused")]), 1.0);
+    assert_eq!(page.sum(REQUESTS, &[("route", "other"), ("outcome", "rejected")]), 1.0);
 }
 
 #[tokio::test]

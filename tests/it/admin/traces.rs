@@ -216,7 +216,7 @@ async fn the_collector_gets_a_span_for_each_request_and_poll_and_a_link_for_each
         let attributes = &client["attributes"];
         assert_eq!(attributes["clipgate.outcome"], "landed");
         assert_eq!(
-            (&attributes["http.response.status_code"], &attributes["clipgate.clips"]),
+            (&attributes["http.response.status_code"], &attributes["clipgate.jobs"]),
             (&200.into(), &1.into())
         );
         assert_eq!(
@@ -232,7 +232,7 @@ async fn the_collector_gets_a_span_for_each_request_and_poll_and_a_link_for_each
     };
     let opened = links("opened");
     assert!(opened.len() == 2 && polls.iter().all(|poll| opened.contains(&serde_json::json!([link(poll)]))));
-    let [one, other, both] = &links("leaned")[..] else { panic!("{spans:#?}") };
+    let [one, other, both] = &links("coalesced")[..] else { panic!("{spans:#?}") };
     assert_eq!((one, other), (&serde_json::json!([link(&polls[0])]), &serde_json::json!([link(&polls[0])])));
     assert!(
         both.as_array().unwrap().len() == 2
@@ -248,7 +248,7 @@ async fn the_collector_gets_a_span_for_each_request_and_poll_and_a_link_for_each
     assert_eq!(continued["attributes"]["http.route"], "/v2/generate/audio/suno-ai/clip");
     let [through] = of("url.path", "/v1/models")[..] else { panic!("{spans:#?}") };
     assert_eq!((&through["trace"], &through["id"]), (&passed[0].as_str().into(), &passed[1].as_str().into()));
-    let [refused] = of("clipgate.outcome", "refused")[..] else { panic!("{spans:#?}") };
+    let [refused] = of("clipgate.outcome", "rejected")[..] else { panic!("{spans:#?}") };
     assert_eq!(
         (&refused["attributes"]["http.response.status_code"], &refused["is_error"]),
         (&400.into(), &false.into())
@@ -286,7 +286,7 @@ async fn a_poll_that_fails_says_so_and_a_client_that_leaves_ends_its_span() {
     };
     assert_eq!(
         (outcomes("SPAN_KIND_SERVER"), outcomes("SPAN_KIND_CLIENT")),
-        ("left".into(), "cancelled".into())
+        ("client_closed".into(), "cancelled".into())
     );
 }
 
@@ -311,7 +311,7 @@ async fn a_traces_own_decision_and_the_percentage_say_what_is_recorded() {
     assert_eq!(parts(&last_seen(&stage))[2], "01");
     let (_, spans) = collector.spans(2).await;
     assert_eq!(spans.iter().filter(|span| span["trace"] == TRACE).count(), 1);
-    assert!(spans.iter().all(|span| span["attributes"]["clipgate.outcome"] != "passed"));
+    assert!(spans.iter().all(|span| span["attributes"]["clipgate.outcome"] != "passthrough"));
 }
 
 #[tokio::test]

@@ -271,7 +271,7 @@ async fn a_key_that_the_upstream_refuses_loses_its_entries() {
 async fn a_key_is_proven_again_once_in_a_while() {
     // A thousand times what a hit takes: none is late by itself.
     let recheck = Duration::from_secs(3);
-    let stage = TestGateway::with(|config, _| config.cache.recheck_key = recheck).await;
+    let stage = TestGateway::with(|config, _| config.cache.key_recheck_interval = recheck).await;
     stage.sim.set_status("a", "completed");
     stage.get(&single("a", "completed"), &[]).await;
     assert!(is_hit(&stage.get(&single("a", "completed"), &[]).await));

@@ -114,7 +114,7 @@ async fn a_page_spends_the_gateways_own_key_only_where_its_origin_is_listed() {
     for fields in foreign {
         for (method, target) in [("POST", CLIP.to_owned()), ("GET", single("a", "completed"))] {
             let answer = stage.send(request(method, &target, fields, "")).await;
-            let message = assert_refusal(&answer, 403, "foreign-page");
+            let message = assert_refusal(&answer, 403, "cross-origin");
             assert!(message.contains("server.cors_origins"), "{message}");
         }
     }
@@ -149,7 +149,7 @@ async fn what_foreign_pages_ask_is_not_taken_from_the_programs_quota() {
             // The quota that counts them is the address's.
             match answer.status.as_u16() {
                 429 => assert_refusal(&answer, 429, "requests"),
-                _ => assert_refusal(&answer, 403, "foreign-page"),
+                _ => assert_refusal(&answer, 403, "cross-origin"),
             };
         }
     }
@@ -186,7 +186,7 @@ async fn two_authorization_fields_are_refused_whatever_is_asked() {
     for (method, target) in [("GET", single("a", "completed")), ("POST", CLIP.into()), ("GET", "/x".into())] {
         for second in [BOB, ANN] {
             let answer = stage.send(request(method, &target, &[ANN, second], "")).await;
-            assert_refusal(&answer, 400, "several-keys");
+            assert_refusal(&answer, 400, "multiple-authorization");
         }
     }
     assert_eq!(calls(&stage), 0);

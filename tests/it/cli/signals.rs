@@ -167,7 +167,7 @@ async fn sighup_takes_over_what_can_be_and_names_what_takes_a_restart() {
 
     ground.configure(
         "cors_origins = [\"https://app.example\"]\nmax_connections = 7\ntrusted_proxies = [\"127.0.0.1\"]\n\
-         [wait]\nmax_clips = 1\nlinger = \"3s\"\n[log]\nlevel = \"debug\"",
+         [wait]\nmax_jobs = 1\nlinger = \"3s\"\n[log]\nlevel = \"debug\"",
     );
     gateway.signal("HUP");
     let line = gateway.logged("takes a restart").await;

@@ -122,7 +122,7 @@ async fn a_body_that_breaks_off_before_its_first_byte_reaches_nobody() {
     let stage = TestGateway::new().await;
     stage.sim.set_status("a", "queued");
     let answer = ask(&stage, "transfer-encoding: chunked\r\n\r\nno-number\r\n").await;
-    assert_refusal(&answer, 400, "body-broke");
+    assert_refusal(&answer, 400, "body-incomplete");
     assert_eq!(calls(&stage), 0);
 }
 

@@ -290,7 +290,7 @@ async fn what_cannot_be_begun_is_refused_as_any_wait_is() {
     let mut one = Events::open(&stage, &single("a", ""), &[("authorization", "Bearer one")]).await;
     one.status(&stage.sim.body("a", "queued")).await;
     stage.until_parked(1).await;
-    assert_refusal(&ask(&single("b", "completed"), &[]).await, 429, "too-many-waits-of-key");
+    assert_refusal(&ask(&single("b", "completed"), &[]).await, 429, "too-many-waits-per-key");
     let two = Events::open(&stage, &single("a", "streaming"), &[("authorization", "Bearer two")]).await;
     stage.until_parked(2).await;
     let three = stage.send(request("GET", &single("a", ""), &[ACCEPT, ("authorization", "Bearer 3")], ""));

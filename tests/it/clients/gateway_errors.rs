@@ -74,11 +74,11 @@ async fn a_body_that_is_too_large_is_refused_announced_or_not() {
 async fn a_target_or_a_head_that_is_too_large_is_refused() {
     let stage = TestGateway::new().await;
     let target = format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "x".repeat(70_000));
-    assert_refused(&raw(stage.address, target.as_bytes()).await, 414, "long-target");
+    assert_refused(&raw(stage.address, target.as_bytes()).await, 414, "uri-too-long");
     let field = format!("GET / HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "x".repeat(200_000));
-    assert_refused(&raw(stage.address, field.as_bytes()).await, 431, "large-head");
+    assert_refused(&raw(stage.address, field.as_bytes()).await, 431, "headers-too-large");
     let fields = format!("GET / HTTP/1.1\r\nhost: x\r\n{}\r\n", "x: y\r\n".repeat(500));
-    assert_refused(&raw(stage.address, fields.as_bytes()).await, 431, "large-head");
+    assert_refused(&raw(stage.address, fields.as_bytes()).await, 431, "headers-too-large");
     assert_eq!(calls(&stage), 0);
 }
 
@@ -88,7 +88,7 @@ async fn what_the_upstream_does_not_answer_is_502() {
     stage.sim.fault(FaultTarget::Any, Fault::Refuse, 100);
     assert_refusal(&stage.get(&single("a", "completed"), &[]).await, 502, "unreachable");
     let post = stage.send(request("POST", CLIP, &[KEY], "{}")).await;
-    assert_refusal(&post, 502, "broke");
+    assert_refusal(&post, 502, "upstream-reset");
     stage.sim.clear_faults();
     stage.sim.set_status("a", "completed");
 }
@@ -123,7 +123,7 @@ async fn a_request_that_was_here_before_is_508() {
 async fn connect_is_501() {
     let stage = TestGateway::new().await;
     let head = b"CONNECT example.org:443 HTTP/1.1\r\nhost: example.org:443\r\nconnection: close\r\n\r\n";
-    assert_refused(&raw(stage.address, head).await, 501, "no-tunnel");
+    assert_refused(&raw(stage.address, head).await, 501, "connect-unsupported");
     assert_eq!(calls(&stage), 0);
 }
 
@@ -167,14 +167,14 @@ async fn a_head_refused_after_a_good_answer_on_its_connection_is_refused_in_shap
             read_until(&mut stream, |back| parse(back).is_some()).await;
             stream.write_all(bad).await.unwrap();
             let back = read_until(&mut stream, |back| parse(back).is_some()).await;
-            assert_refused(&back, 400, "malformed");
+            assert_refused(&back, 400, "bad-request");
 
             // Both at once, and two good ones before.
             let back = raw(stage.address, &[good, good, bad].concat()).await;
             let (first, rest) = parse(&back).unwrap();
             let (second, rest) = parse(rest).unwrap();
             assert_eq!(first.status, second.status);
-            assert_refused(rest, 400, "malformed");
+            assert_refused(rest, 400, "bad-request");
         }
     }
 }

@@ -113,7 +113,7 @@ async fn a_head_that_cannot_be_read_with_certainty_is_400_and_never_reaches_the_
         for head in [head, wait.as_bytes()] {
             let back = while_under_attack(&stage, name, raw(stage.address, head)).await;
             let (answer, rest) = parse(&back).unwrap_or_else(|| panic!("{name}: {back:?}"));
-            assert_refusal(&answer, 400, "malformed");
+            assert_refusal(&answer, 400, "bad-request");
             assert!(rest.is_empty(), "{name}: {:?}", String::from_utf8_lossy(rest));
             assert_eq!(stage.upstream_requests(), [single("kept", "completed")], "{name}");
             count += 1;
@@ -137,7 +137,7 @@ async fn a_body_that_is_coded_otherwise_than_in_chunks_never_reaches_the_upstrea
             format!("POST /sim/echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{field}\r\n\r\n0\r\n\r\n");
         let back = raw(stage.address, head.as_bytes()).await;
         let (answer, rest) = parse(&back).unwrap();
-        assert_refusal(&answer, 400, "malformed");
+        assert_refusal(&answer, 400, "bad-request");
         assert!(rest.is_empty(), "{field}");
         assert_eq!(calls(&stage), 0, "{field}");
     }
@@ -179,7 +179,7 @@ async fn a_body_that_breaks_http_is_400_and_smuggles_nothing() {
         let wire = format!("{head}{body}GET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n");
         let back = while_under_attack(&stage, name, raw(stage.address, wire.as_bytes())).await;
         let (answer, rest) = parse(&back).unwrap_or_else(|| panic!("{name}: {back:?}"));
-        assert_refusal(&answer, 400, "body-broke");
+        assert_refusal(&answer, 400, "body-incomplete");
         assert!(rest.is_empty(), "{name}: {:?}", String::from_utf8_lossy(rest));
         stage.until(|seen| seen.requests.iter().all(|seen| seen.end != End::Open)).await;
         let passed: Vec<_> = stage.sim.requests().into_iter().filter(|seen| seen.method == "POST").collect();

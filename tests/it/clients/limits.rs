@@ -183,7 +183,7 @@ async fn one_keys_waits_are_bounded_and_no_others() {
     let waits: Vec<_> = (0..3).map(|_| stage.spawn_get(&single("b", "completed"), &[])).collect();
     stage.until_parked(3).await;
     let fourth = stage.get(&single("b", "completed"), &[]).await;
-    assert_refusal(&fourth, 429, "too-many-waits-of-key");
+    assert_refusal(&fourth, 429, "too-many-waits-per-key");
     let other = stage.spawn_get(&single("b", "completed"), &[("authorization", "Bearer other")]);
     stage.until_parked(4).await;
     stage.sim.set_status("b", "completed");
@@ -201,11 +201,11 @@ fn refused_early() -> [(&'static str, String, u16); 6] {
     };
     [
         ("loop", head("host: x\r\nvia: 1.1 clipgate\r\n"), 508),
-        ("malformed", head("host: x\r\nhost: y\r\n"), 400),
-        ("malformed", head(""), 400),
-        ("malformed", head("host: a b\r\n"), 400),
-        ("malformed", head("host: x\r\ntransfer-encoding: gzip, chunked\r\n"), 400),
-        ("foreign-page", head("host: x\r\nsec-fetch-site: cross-site\r\n"), 403),
+        ("bad-request", head("host: x\r\nhost: y\r\n"), 400),
+        ("bad-request", head(""), 400),
+        ("bad-request", head("host: a b\r\n"), 400),
+        ("bad-request", head("host: x\r\ntransfer-encoding: gzip, chunked\r\n"), 400),
+        ("cross-origin", head("host: x\r\nsec-fetch-site: cross-site\r\n"), 403),
     ]
 }
 
@@ -220,7 +220,7 @@ async fn what_is_refused_before_its_key_is_looked_at_counts_for_its_address() {
     let mut count = 0;
     for (reason, request, status) in refused_early() {
         let stage = TestGateway::with(|config, _| {
-            if reason == "foreign-page" {
+            if reason == "cross-origin" {
                 config.auth = Auth::Sidecar;
                 config.upstream.api_key = Some(Secret::new("demo"));
             }
@@ -286,7 +286,7 @@ async fn a_sidecars_key_counts_for_itself_from_its_first_request_on() {
     assert_eq!((first.status.as_u16(), left(&first)), (200, 9), "of the key");
 }
 
-const FULL: &str = "too-many-waits-of-address";
+const FULL: &str = "too-many-waits-per-address";
 
 #[tokio::test]
 async fn made_up_keys_fill_the_waits_of_their_address_and_nobody_elses() {

@@ -72,8 +72,8 @@ async fn an_answer_that_is_no_http_is_502() {
         let waited = while_under_attack(&stage, name, stage.get(&single("a", "completed"), &[])).await;
         let passed = while_under_attack(&stage, name, stage.get("/other", &[])).await;
         let (of_wait, of_passed, asked) = match name {
-            "a switch unasked" => ("garbled", "bad-answer", 3),
-            _ => ("unreachable", "broke", 2),
+            "a switch unasked" => ("invalid-upstream-response", "invalid-upstream-response", 3),
+            _ => ("unreachable", "upstream-reset", 2),
         };
         assert_refusal(&waited, 502, of_wait);
         assert_refusal(&passed, 502, of_passed);
@@ -86,12 +86,17 @@ async fn an_answer_that_is_no_http_is_502() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wait_whose_answer_has_no_end_or_breaks_is_502_and_little_is_read_of_it() {
     let rows: [(&str, String, Then, &str); 5] = [
-        ("no end", format!("{OK}\r\n"), Then::Endless("y".repeat(65_536).into()), "garbled"),
+        (
+            "no end",
+            format!("{OK}\r\n"),
+            Then::Endless("y".repeat(65_536).into()),
+            "invalid-upstream-response",
+        ),
         (
             "JSON without end",
             format!("{OK}\r\n{CLIP}\""),
             Then::Endless("y".repeat(65_536).into()),
-            "garbled",
+            "invalid-upstream-response",
         ),
         ("a chunk's size that is none", format!("{CHUNKED}zz\r\n"), Then::Silence, "unreachable"),
         (
@@ -114,7 +119,7 @@ async fn a_wait_whose_answer_has_no_end_or_breaks_is_502_and_little_is_read_of_i
         let answer = while_under_attack(&stage, name, stage.get(&single("a", "completed"), &[])).await;
         assert_refusal(&answer, 502, reason);
         // 8 MiB an attempt, and what is on its way.
-        let attempts = if reason == "garbled" { 2 } else { 1 };
+        let attempts = if reason == "invalid-upstream-response" { 2 } else { 1 };
         assert!(
             rogue.asked() == attempts && rogue.sent() < 64 << 20,
             "{name}: {} {}",
@@ -166,13 +171,13 @@ async fn an_upstream_that_never_answers_is_504_after_its_limit() {
             let rogue = RawUpstream::start(&head, then).await;
             let stage = before(&rogue).await;
             let answer = while_under_attack(&stage, name, stage.get(&single("a", "completed"), &[])).await;
-            assert_refusal(&answer, 504, "overdue");
+            assert_refusal(&answer, 504, "upstream-timeout");
             assert!(answer.took >= LIMIT, "{name}: {:?}", answer.took);
             assert!(rogue.asked() <= 4, "{name}: two tries, two looks at the deadline: {}", rogue.asked());
             // What has a head streams, for as long as it likes.
             if !head.contains("\r\n\r\n") {
                 let answer = while_under_attack(&stage, name, stage.get("/other", &[])).await;
-                assert_refusal(&answer, 504, "overdue");
+                assert_refusal(&answer, 504, "upstream-timeout");
                 assert!(answer.took >= LIMIT, "{name}: {:?}", answer.took);
             }
         });
@@ -188,7 +193,7 @@ async fn interim_responses_without_end_are_502_at_once() {
         let stage = before(&rogue).await;
         for target in [single("a", "completed"), "/other".to_owned()] {
             let answer = while_under_attack(&stage, interim, stage.get(&target, &[])).await;
-            assert_refusal(&answer, 502, "garbled");
+            assert_refusal(&answer, 502, "invalid-upstream-response");
         }
     }
 }

@@ -137,7 +137,7 @@ async fn a_request_that_breaks_is_never_sent_again() {
             stage.sim.fault(FaultTarget::Path("/v".to_owned()), fault.clone(), 1);
             let body = if method == "GET" { "" } else { "{}" };
             let answer = stage.send(request(method, target, &[KEY], body)).await;
-            assert_refusal(&answer, 502, "broke");
+            assert_refusal(&answer, 502, "upstream-reset");
             assert_eq!(calls(&stage), before + 1, "{method} {target} {fault:?}");
         }
     }

@@ -181,7 +181,7 @@ async fn two_429s_for_an_hour_are_told_at_once_and_pause_their_key_for_a_minute_
 
     let other = stage.get(&single("b", "completed"), &[]).await;
     assert_eq!(other.status, StatusCode::TOO_MANY_REQUESTS);
-    assert_eq!(other.field("cache-status"), "clipgate; detail=key-rests");
+    assert_eq!(other.field("cache-status"), "clipgate; detail=key-rate-limited");
     let retry_after: u64 = other.field("retry-after").parse().expect("it is seconds");
     assert!((40..=60).contains(&retry_after), "{retry_after}");
     assert_eq!(stage.upstream_requests().len(), 2, "nobody asks in the pause");

@@ -41,14 +41,14 @@ impl Outcome {
     const ALL: [(Outcome, &'static str); 10] = [
         (Outcome::Hit, "hit"),
         (Outcome::Opened, "opened"),
-        (Outcome::Leaned, "leaned"),
-        (Outcome::Passed, "passed"),
+        (Outcome::Leaned, "coalesced"),
+        (Outcome::Passed, "passthrough"),
         (Outcome::Unchanged, "304"),
         (Outcome::Limited, "limited"),
-        (Outcome::Refused, "refused"),
+        (Outcome::Refused, "rejected"),
         (Outcome::Failed, "failed"),
         (Outcome::Followed, "followed"),
-        (Outcome::Left, "left"),
+        (Outcome::Left, "client_closed"),
     ];
 }
 

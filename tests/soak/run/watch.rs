@@ -67,7 +67,7 @@ pub(crate) async fn reload(gateway: Gateway, first: Config, ledger: Arc<Ledger>,
             config.wait.timeout = config.wait.timeout * 3 / 4;
         }
         config.cache.live_ttl = first.cache.live_ttl.mul_f64(rng.f64());
-        config.cache.recheck_key = Duration::from_secs(rng.u64(2..60));
+        config.cache.key_recheck_interval = Duration::from_secs(rng.u64(2..60));
         // Before: what is let through by the new ones is in the ledger by then.
         ledger.change(&config.limits);
         gateway.reload(&config).expect("the configuration is good");

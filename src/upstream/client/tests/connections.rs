@@ -503,7 +503,7 @@ async fn interim_responses_without_end_fail_the_request_and_no_other() {
     upstream.write(connection, early_hints(stream).repeat(MAX_INTERIM + 1));
     let error = sent.join_next().await.unwrap().unwrap().unwrap_err();
     assert!(matches!(error, SendError::TooManyInterim), "{error:?}");
-    assert_eq!((error.reason(), error.may_have_been_sent()), ("garbled", true));
+    assert_eq!((error.reason(), error.may_have_been_sent()), ("invalid", true));
     upstream.until(Seen::Reset { connection, stream }).await;
 
     let sent = burst(&client, 1);

@@ -1,9 +1,9 @@
-// Clips in flight, a row each.
+// Jobs in flight, a row each.
 
 import { age, count } from "./words.js";
 import { element, make, Rows, setData, setText } from "./page.js";
 
-export class Clips {
+export class Jobs {
   #rows;
 
   constructor(table) {
@@ -11,14 +11,14 @@ export class Clips {
   }
 
   /** `total` counts those too that are not listed; `ladder` names the rungs that may be asked for, the lowest first. */
-  show({ listed, total }, ladder) {
+  show({ items, total }, ladder) {
     this.#rows.show(
-      listed.map((clip) => ({ ...clip, ladder })),
-      (clip) => `${clip.key} ${clip.id}`,
+      items.map((job) => ({ ...job, ladder })),
+      (job) => `${job.key} ${job.id}`,
     );
-    const more = total > listed.length ? `${count(listed.length)} of ${count(total)}` : count(total);
-    setText(element("clips-count"), total ? more : "");
-    element("clips-none").hidden = total > 0;
+    const more = total > items.length ? `${count(items.length)} of ${count(total)}` : count(total);
+    setText(element("jobs-count"), total ? more : "");
+    element("jobs-none").hidden = total > 0;
   }
 }
 
