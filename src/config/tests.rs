@@ -194,14 +194,14 @@ fn the_command_line_outdoes_the_environment_and_that_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("c.toml");
     std::fs::write(&path, "[wait]\ntimeout = \"1s\"\nlinger = \"1s\"\nmax_jobs = 1\n").unwrap();
-    let env = [("CLIPGATE__WAIT__LINGER", "2s"), ("CLIPGATE__WAIT__MAX_CLIPS", "2")];
+    let env = [("CLIPGATE__WAIT__LINGER", "2s"), ("CLIPGATE__WAIT__MAX_JOBS", "2")];
     let env = env.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let flag = |value: &str| Flag { flag: "--clips", key: "wait.max_jobs", value: value.to_owned() };
+    let flag = |value: &str| Flag { flag: "--jobs", key: "wait.max_jobs", value: value.to_owned() };
     let wait = Config::load_with(Some(&path), env.clone(), [flag("3")]).unwrap().wait;
     let secs = Duration::from_secs;
     assert_eq!((wait.timeout, wait.linger, wait.max_jobs), (secs(1), secs(2), 3));
     let faults = Config::load_with(Some(&path), env, [flag("x")]).unwrap_err();
-    assert_eq!(places(&faults), ["--clips wait.max_jobs"]);
+    assert_eq!(places(&faults), ["--jobs wait.max_jobs"]);
 }
 
 #[test]

@@ -47,7 +47,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "ID", requires = "live", value_parser = job_id)]
     pub job: Option<JobId>,
     /// Where clients connect, to try the whole way: what is in front included
-    #[arg(long, value_name = "URL", requires = "clip", value_parser = url)]
+    #[arg(long, value_name = "URL", requires = "job", value_parser = url)]
     pub through: Option<Uri>,
     /// Where the key is that a client sends: env:NAME or file:PATH (AIMLAPI_KEY, where that is set)
     #[arg(long, value_name = "SOURCE", requires = "live")]

@@ -103,7 +103,7 @@ pub(super) async fn run(config: &Config, plan: Plan, tell: &mut impl FnMut(Findi
     }
     side.authorization = first;
     let Some(job) = plan.job else {
-        tell(Finding::good("hold", "not tried: --clip ID names a clip that is still being made"));
+        tell(Finding::good("hold", "not tried: --job ID names a job that is still being made"));
         return;
     };
     if !is_let_in {
@@ -248,10 +248,7 @@ impl Target<'_> {
             }
             Some(Ok(response)) if !response.status().is_success() => {
                 let why = message(response.status(), response.body());
-                Finding::fault(
-                    self.about,
-                    format_args!("{why}; --clip names a clip that is still being made"),
-                )
+                Finding::fault(self.about, format_args!("{why}; --job names a job that is still being made"))
             }
             Some(Ok(response)) => match self.rung(id, response.body()) {
                 Some(rung) => self.held(held, rung >= goal),

@@ -209,7 +209,7 @@ impl Scenario {
         match &settled.end {
             WaitOutcome::Reached(states) => format!("reached {}", bodies(states)),
             WaitOutcome::TimedOut(states) => format!("timed out {}", bodies(states)),
-            WaitOutcome::Unsplit(reply) => format!("whole {}", reply.status),
+            WaitOutcome::Unsplit(reply) => format!("unsplit {}", reply.status),
             WaitOutcome::Refused(reply) => format!("refused {}", reply.status),
             WaitOutcome::Failed(Failure::UpstreamError(reply)) => format!("failed {}", reply.status),
             WaitOutcome::Failed(failure) => format!("failed {failure:?}"),
@@ -770,9 +770,9 @@ fn a_whole_answer_goes_to_the_waits_on_just_that_set_and_the_others_ask_alone() 
     s.join(1, "a b", "completed").join(2, "a b", "completed").join(3, "a b c", "completed");
     assert_eq!(s.open(), ["a b completed", "c completed"]);
     s.at(9.0).end("a b completed", PollOutcome::Unsplit(reply(200)));
-    s.assert_told(&["whole 200", "whole 200", ""]);
+    s.assert_told(&["unsplit 200", "unsplit 200", ""]);
     assert_eq!(s.open(), ["c completed", "a b c completed"]);
-    s.at(12.0).end("a b c completed", PollOutcome::Unsplit(reply(200))).assert_told(&["whole 200"; 3]);
+    s.at(12.0).end("a b c completed", PollOutcome::Unsplit(reply(200))).assert_told(&["unsplit 200"; 3]);
     assert!(s.is_idle());
 }
 
@@ -780,7 +780,7 @@ fn a_whole_answer_goes_to_the_waits_on_just_that_set_and_the_others_ask_alone() 
 fn a_whole_answer_to_a_lower_poll_does_not_cut_a_higher_wait_short() {
     let mut s = Scenario::new();
     s.join(1, "a b", "streaming").join(2, "a b", "completed");
-    s.at(9.0).end("a b streaming", PollOutcome::Unsplit(reply(200))).assert_told(&["whole 200", ""]);
+    s.at(9.0).end("a b streaming", PollOutcome::Unsplit(reply(200))).assert_told(&["unsplit 200", ""]);
     assert_eq!(s.open(), ["a b completed"]);
 }
 
@@ -788,15 +788,15 @@ fn a_whole_answer_to_a_lower_poll_does_not_cut_a_higher_wait_short() {
 fn a_whole_answer_at_the_upstreams_time_does_not_cut_a_late_joiner_short() {
     let mut s = Scenario::new();
     s.join(1, "a b", "completed").at(60.0).join(2, "a b", "completed");
-    s.at(120.1).end("a b completed", PollOutcome::Unsplit(reply(200))).assert_told(&["whole 200", ""]);
-    s.at(130.0).end("a b completed", PollOutcome::Unsplit(reply(200))).assert_told(&["whole 200"; 2]);
+    s.at(120.1).end("a b completed", PollOutcome::Unsplit(reply(200))).assert_told(&["unsplit 200", ""]);
+    s.at(130.0).end("a b completed", PollOutcome::Unsplit(reply(200))).assert_told(&["unsplit 200"; 2]);
 }
 
 #[test]
 fn a_whole_answer_to_a_part_of_a_split_wait_is_no_answer() {
     let mut s = Scenario::with(2, secs(2.0));
     s.join(1, "a b c", "completed").end("a b completed", PollOutcome::Unsplit(reply(200)));
-    s.assert_told(&["failed Garbled(None)"]);
+    s.assert_told(&["failed InvalidResponse(None)"]);
 }
 
 #[test]
@@ -911,11 +911,11 @@ fn the_rest_of_a_key_is_told_at_once_to_those_only_whom_it_outlasts() {
     s.in_line = true;
     s.join(1, "a", "completed").join_for(2, "a", "completed", 30.0).join_for(3, "a b", "completed", 30.0);
     s.progress("a completed", key_rests(60.0));
-    s.assert_told(&["", "failed KeyRests { retry_after: 60s }", ""]);
+    s.assert_told(&["", "failed KeyRateLimited { retry_after: 60s }", ""]);
     s.progress("b completed", key_rests(60.0));
-    assert_eq!(s.told(3), "failed KeyRests { retry_after: 60s }");
+    assert_eq!(s.told(3), "failed KeyRateLimited { retry_after: 60s }");
     s.at(40.0).join_for(4, "a", "completed", 5.0);
-    assert_eq!(s.told(4), "failed KeyRests { retry_after: 20s }", "whenever it came");
+    assert_eq!(s.told(4), "failed KeyRateLimited { retry_after: 20s }", "whenever it came");
     s.at(60.0).progress("a completed", PollProgress::AttemptStarted).land("a completed", "a=complete");
     assert_eq!(s.told(1), "reached a=complete");
     assert!(s.is_idle());
@@ -937,7 +937,10 @@ fn a_look_that_would_be_put_off_is_not_waited_for() {
     let mut s = Scenario::new();
     s.join_for(1, "a", "completed", 60.0).at(30.0).join_for(2, "a", "completed", 30.0).at(60.0);
     s.progress("a submitted", key_rests(60.0));
-    s.assert_told(&["failed KeyRests { retry_after: 60s }", "failed KeyRests { retry_after: 60s }"]);
+    s.assert_told(&[
+        "failed KeyRateLimited { retry_after: 60s }",
+        "failed KeyRateLimited { retry_after: 60s }",
+    ]);
 }
 
 #[test]
@@ -968,7 +971,7 @@ fn a_wait_whose_time_is_over_is_told_how_the_upstream_failed_last() {
     assert!(s.told[&1].direct);
 
     let mut s = Scenario::new();
-    s.join_for(1, "a", "completed", 60.0).at(70.0).assert_told(&["failed Overdue"]);
+    s.join_for(1, "a", "completed", 60.0).at(70.0).assert_told(&["failed Timeout"]);
 }
 
 #[test]
@@ -1081,7 +1084,7 @@ fn a_request_that_is_answered_at_once_gets_a_refusal_with_retry_after_at_once() 
     s.enter(4, patient).progress("d submitted", asked_to_rest(503, 60.0));
     assert_eq!(s.told(4), "", "an event stream is held");
     s.join(3, "c", "submitted").progress("c submitted", key_rests(60.0));
-    assert!(s.told(3).starts_with("failed KeyRests"), "{}", s.told(3));
+    assert!(s.told(3).starts_with("failed KeyRateLimited"), "{}", s.told(3));
 }
 
 /// Sweep seed 26092: a wait opened a poll and was given up within its join, and the poll was opened all the same.
@@ -1094,7 +1097,7 @@ fn an_opening_that_was_not_taken_yet_is_taken_back_when_its_wait_ends() {
     let spec = WaitSpec { timeout: Duration::ZERO, ..s.spec("a b", "completed") };
     s.machine.handle(Input::Join(WaitId(3), spec), s.now);
     assert_eq!(s.machine.pending_opens(), 0);
-    assert!(s.act_and_tell(3).starts_with("failed KeyRests"));
+    assert!(s.act_and_tell(3).starts_with("failed KeyRateLimited"));
 }
 
 #[test]

@@ -145,7 +145,7 @@ async fn the_page_agrees_with_what_was_sent_and_follows_without_a_reload() {
     });
     assert_eq!(browser.in_all("requests").await, requests);
     let calls =
-        json!({ "Polls": opened, "Looks at a deadline": 0, "Passed through": passed, "Saved": saved });
+        json!({ "Polls": opened, "Snapshots at a deadline": 0, "Passed through": passed, "Saved": saved });
     assert_eq!(browser.in_all("calls").await, calls);
     assert_eq!(browser.text("#saved-count").await, saved.to_string());
     assert_eq!(browser.text("#made-count").await, (opened + passed).to_string());
@@ -180,21 +180,20 @@ async fn clips_and_keys_have_rows_and_what_comes_from_outside_is_text() {
     browser.until_tile(2, "3").await;
     // A poll that is answered is what tells on which rung the clip is.
     assert_eq!(site.wait(&single(&encoded, "queued"), "key-1").await.unwrap().status(), 200);
-    browser.until("document.querySelectorAll('#clips tbody tr').length === 2").await;
-    browser.until("document.querySelector('#clips').textContent.includes('queued')").await;
+    browser.until("document.querySelectorAll('#jobs tbody tr').length === 2").await;
+    browser.until("document.querySelector('#jobs').textContent.includes('queued')").await;
 
-    let rows = browser.rows("clips").await;
+    let rows = browser.rows("jobs").await;
     let evil = rows.iter().position(|row| row[0].contains(EVIL)).expect("it is shown as it is");
     assert_eq!(rows[evil][1..4], ["queued", "2", "1"]);
     assert_eq!(rows[1 - evil][1..4], ["not known", "2", "2"]);
     let steps = "(row) => [...row.querySelectorAll('.ladder > *')].map((step) => step.dataset.step)";
-    let steps =
-        browser.eval(&format!("[...document.querySelectorAll('#clips tbody tr')].map({steps})")).await;
+    let steps = browser.eval(&format!("[...document.querySelectorAll('#jobs tbody tr')].map({steps})")).await;
     assert_eq!(steps[evil], json!(["reached", "reached", "ahead", "asked"]));
     assert_eq!(steps[1 - evil], json!(["ahead", "ahead", "asked", "asked"]));
     assert_eq!(browser.eval("document.querySelectorAll('main img').length").await, 0);
     assert_ne!(browser.eval("document.title").await, "gotcha");
-    assert_eq!(browser.text("#clips-count").await, "2");
+    assert_eq!(browser.text("#jobs-count").await, "2");
 
     let keys = browser.rows("keys").await;
     assert_eq!(keys.len(), 2);
@@ -203,7 +202,7 @@ async fn clips_and_keys_have_rows_and_what_comes_from_outside_is_text() {
     assert!(known.len() == 1 && known[0][1].ends_with(" of 400"), "one is proven: {keys:?}");
 
     site.ground.sim.set_status(EVIL, "complete");
-    browser.until("document.querySelectorAll('#clips tbody tr').length === 1").await;
+    browser.until("document.querySelectorAll('#jobs tbody tr').length === 1").await;
     browser.until_tile(1, "2").await;
     let requests = browser.in_all("requests").await;
     assert_eq!((&requests["Coalesced"], &requests["Opened a poll"]), (&json!(1), &json!(2)));
@@ -348,7 +347,7 @@ async fn landmarks_headings_and_tables_have_names_and_the_keyboard_gets_to_what_
         }
     }
     let links = ["metrics", "state as JSON", "health", "readiness", "uPlot, MIT"];
-    assert_eq!(reached, [&["Table of clips", "Table of keys"][..], &links].concat());
+    assert_eq!(reached, [&["Table of jobs", "Table of keys"][..], &links].concat());
 
     browser.point("#requests-plot .u-over").await;
     browser

@@ -42,7 +42,7 @@ async fn name_connection_and_key_are_told_and_no_clip_is_touched() {
     assert!(says(&output, "name")[0].starts_with("127.0.0.1 is 127.0.0.1 ("), "{output:?}");
     assert!(says(&output, "connect")[0].starts_with("it answers, in HTTP/1.1 ("), "{output:?}");
     assert_eq!(says(&output, "key"), ["the client's key is let in"]);
-    assert!(says(&output, "hold")[0].starts_with("not tried: --clip ID"), "{output:?}");
+    assert!(says(&output, "hold")[0].starts_with("not tried: --job ID"), "{output:?}");
     assert!(ground.sim.requests().iter().all(|seen| seen.target.contains("=00000000-")));
 }
 
@@ -56,7 +56,7 @@ async fn each_members_key_is_tried_and_one_that_is_refused_is_exit_code_2() {
     };
     let lines =
         format!("auth.mode = \"team\"\n{}{}", member("alice", "sk-good", 'a'), member("bob", "sk-gone", 'b'));
-    let output = check(&ground, &lines, &["--clip", "a"]).await;
+    let output = check(&ground, &lines, &["--job", "a"]).await;
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let keys = says(&output, "key");
     assert_eq!(keys[0], "the key of alice is let in");
@@ -93,10 +93,10 @@ async fn what_cannot_be_reached_is_a_fault_that_says_why() {
 #[tokio::test]
 async fn how_long_a_poll_is_held_is_measured_and_compared() {
     let ground = ground(600).await;
-    let held = check(&ground, "upstream.poll_timeout = \"600ms\"", &["--clip", "a"]).await;
+    let held = check(&ground, "upstream.poll_timeout = \"600ms\"", &["--job", "a"]).await;
     let told = says(&held, "hold")[0];
     assert!(told.starts_with("held for ") && told.ends_with(" s, as upstream.poll_timeout says"), "{held:?}");
-    let short = check(&ground, "upstream.poll_timeout = \"5s\"", &["--clip", "a"]).await;
+    let short = check(&ground, "upstream.poll_timeout = \"5s\"", &["--job", "a"]).await;
     let told = says(&short, "hold")[0];
     assert!(told.starts_with("warning: held for "), "{short:?}");
     assert!(told.contains(" s only, while upstream.poll_timeout is 5s"), "{short:?}");
@@ -108,13 +108,13 @@ async fn what_cuts_a_long_request_is_named_on_either_side() {
     let ground = ground(2000).await;
     let cut = Fault::reset_after(Duration::from_millis(300));
     ground.sim.fault(FaultTarget::Clip("a".to_owned()), cut, 1);
-    let behind = check(&ground, "upstream.poll_timeout = \"2s\"", &["--clip", "a"]).await;
+    let behind = check(&ground, "upstream.poll_timeout = \"2s\"", &["--job", "a"]).await;
     assert_eq!(behind.status.code(), Some(2), "{behind:?}");
     assert!(says(&behind, "hold")[0].starts_with("FAULT: cut off after "), "{behind:?}");
 
     let front = self::ground(2000).await;
     front.sim.fault(FaultTarget::Clip("a".to_owned()), Fault::status(504), 1);
-    let args = ["--clip", "a", "--through", &front.upstream_url()];
+    let args = ["--job", "a", "--through", &front.upstream_url()];
     let lines = "upstream.poll_timeout = \"2s\"\nwait.timeout = \"2s\"";
     let output = check(&ground, lines, &args).await;
     assert_eq!(output.status.code(), Some(2), "{output:?}");

@@ -85,7 +85,7 @@ async fn json_has_each_clips_own_bytes_and_a_failed_clip_is_exit_code_3() {
     let states: Vec<&str> = objects.iter().filter_map(|object| object["status"].as_str()).collect();
     assert_eq!(states, ["queued", "streaming", "error"]);
     let clip: Value = serde_json::from_slice(&ground.sim.body("a", "error")).unwrap();
-    assert_eq!(objects[2]["clip"], clip);
+    assert_eq!(objects[2]["job"], clip);
     assert_eq!((&objects[3]["id"], &objects[3]["end"]), (&"a".into(), &"failed".into()));
     assert_eq!(objects.len(), 4);
 }
@@ -192,7 +192,7 @@ async fn nothing_that_comes_from_elsewhere_acts_on_the_terminal() {
     }
     let output = watch(&ground, &ground.upstream_url(), &["--json", odd]).await;
     let line: Value = serde_json::from_str(text(&output.stdout).lines().next().unwrap()).unwrap();
-    assert_eq!((&line["id"], &line["clip"]["id"]), (&odd.into(), &odd.into()));
+    assert_eq!((&line["id"], &line["job"]["id"]), (&odd.into(), &odd.into()));
     // An error quotes the line of the file that is wrong.
     std::fs::write(ground.path("odd.toml"), "[server]\nlisten = \"a\u{9b}2J\u{202e}\"\n").unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_clipgate"));

@@ -87,7 +87,7 @@ async fn a_newcomer_waits_while_all_are_busy_and_takes_the_place_of_the_first_th
     assert_eq!(parked.await.unwrap(), 200);
     assert_eq!(waiting.await.unwrap().unwrap().status(), 404);
     let (first, second) = (gateway.logged("outcome=").await, gateway.logged("outcome=").await);
-    assert!(first.contains("clips=a") && second.contains("request_id=late"), "{first}\n{second}");
+    assert!(first.contains("jobs=a") && second.contains("request_id=late"), "{first}\n{second}");
 }
 
 #[tokio::test]

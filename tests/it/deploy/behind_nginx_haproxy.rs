@@ -262,7 +262,7 @@ async fn who_hangs_up_is_gone_and_who_lies_about_himself_is_not_believed() {
         client.kill().await.unwrap();
         // Left alone the poll is held for as long as the upstream holds, twice this time.
         within_timeout("the poll to end", front.ground.sim.wait_until(|seen| seen.open == 0)).await;
-        let line = front.gateway.logged("outcome=left").await;
+        let line = front.gateway.logged("outcome=client_closed").await;
         assert!(line.contains("client.address=127.0.0.9 "), "{kind:?}: {line}");
         assert!(line.contains("network.peer.address=127.0.0.1 "), "{kind:?}: {line}");
     }
