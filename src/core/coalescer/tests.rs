@@ -55,10 +55,10 @@ impl Scenario {
 
     fn with(max_jobs: usize, linger: Duration) -> Self {
         let ladder = Route::suno().ladder;
-        let rules = Timing { ladder: ladder.clone(), hold: secs(120.0), linger, max_jobs };
+        let timing = Timing { ladder: ladder.clone(), hold: secs(120.0), linger, max_jobs };
         let zero = zero();
         Self {
-            machine: Coalescer::new(rules),
+            machine: Coalescer::new(timing),
             ladder,
             zero,
             now: zero,

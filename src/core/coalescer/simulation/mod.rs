@@ -229,11 +229,11 @@ impl World {
         let ladder = Route::suno().ladder;
         let max_jobs = rng.usize(1..=6);
         let linger = [Duration::ZERO, Duration::from_secs(2), Duration::from_secs(30)][rng.usize(..3)];
-        let rules = Timing { ladder: ladder.clone(), hold: HOLD, linger, max_jobs };
+        let timing = Timing { ladder: ladder.clone(), hold: HOLD, linger, max_jobs };
         let mut world = Self {
             hop: Duration::from_millis([0, 5, 50][rng.usize(..3)]),
             rungs: ladder.rungs().collect(),
-            machine: Coalescer::new(rules),
+            machine: Coalescer::new(timing),
             zero: zero(),
             now: Duration::ZERO,
             queue: BTreeMap::new(),
