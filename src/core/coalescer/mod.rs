@@ -1,6 +1,6 @@
 //! Coalescer: decides which wait attaches to which poll, which polls to open or abort, and how each wait ends.
 //!
-//! [`Coalescer`] has the calling protocol, the state tables and the attach rule. Who owns what:
+//! [`Coalescer`] has the calling protocol, the state tables and the attach rule.
 //!
 //! | file | content |
 //! | --- | --- |
@@ -359,14 +359,14 @@ impl Coalescer {
         let since = landing.map_or(since, |landing| since.min(landing.read_at.max(wait.spec.arrived)));
         if self.expects_landing(wait, since, now) {
             let until = self.cap_at_drain(wait.deadline() + self.timing.grace());
-            self.state.set_phase(id, WaitPhase::Grace { since }, until); // P4: no snapshot for what is on its way
+            self.state.set_phase(id, WaitPhase::Grace { since }, until); // P4: that landing spares a snapshot
         } else {
             self.take_snapshot(id, since, landing, now);
         }
     }
 
-    /// Answers the wait with the state of its jobs at the deadline (P7): from what is known or proven, and with one
-    /// snapshot for the rest.
+    /// Answers the wait with the state of its jobs at the deadline (P7): known or proven states, and one snapshot for
+    /// the rest.
     fn take_snapshot(&mut self, id: WaitId, since: Instant, landing: Option<&Landing>, now: Instant) {
         let Some(wait) = self.state.wait(id) else { return };
         let known = wait.spec.jobs.iter().filter_map(|job| self.deadline_state(wait, job, since, now));

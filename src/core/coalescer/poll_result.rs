@@ -18,7 +18,7 @@ pub(super) struct Landing {
     pub(super) read_at: Instant,
 }
 
-/// Up to this number of waits on a poll all are examined, whatever their order.
+/// Polls with no more waits than this have all of them examined, in any order.
 const FEW_WAITS: usize = 64;
 
 impl Coalescer {

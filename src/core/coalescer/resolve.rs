@@ -1,4 +1,4 @@
-//! Answers for a wait from what is known: a state that reached its goal, or the true state at its deadline.
+//! Answers for a wait from known states: one that reached its goal, or the true state at its deadline.
 //!
 //! Everything here reads the state and changes nothing.
 

@@ -33,7 +33,7 @@ pub struct WaitSpec {
     pub keep: bool,
     /// Whether the client expects to be held even if the upstream answers its goal at once. True for event streams.
     pub is_patient: bool,
-    /// Cached states that the caller vouches for. Other states count only if seen after `arrived`.
+    /// Cached states that are still valid. Other states count only if seen after `arrived`.
     pub known: Vec<JobState>,
 }
 
