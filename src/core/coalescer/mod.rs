@@ -91,7 +91,7 @@ use crate::core::route::Goal;
 /// | --- | --- | --- |
 /// | | `Join`, cached states answer every job | settled: `Reached` |
 /// | | `Join` | `Waiting`, attached by the rule |
-/// | `Waiting` | every job was seen at the goal | settled: `Reached` |
+/// | `Waiting`, `Grace` | every job was seen at the goal | settled: `Reached` |
 /// | `Waiting` | deadline, and the upstream is about to end a held poll that asks for an unknown state | `Grace` until the deadline + hold / 24 |
 /// | `Waiting` | any other deadline | `Snapshot` |
 /// | `Waiting` | pauses of the upstream outlast the wait and its snapshot | settled: `Failed` |
