@@ -12,9 +12,11 @@
 //! | `poll_result` | the landing of a poll |
 //! | `drain` | the end of all waits when the gateway stops |
 //! | `inspect` | the view for people |
+//! | `invariants` | the checks of debug builds |
 
 mod drain;
 mod inspect;
+mod invariants;
 mod job_index;
 mod plan;
 mod poll_result;
@@ -463,34 +465,6 @@ impl Coalescer {
         self.outputs.push_back(Output::Settle(id, WaitResult { how, direct, end }));
         self.let_linger(wait.attached_polls, now);
     }
-
-    /// Asserts the invariants, in debug builds and while there are few waits and polls.
-    fn check_invariants(&self) {
-        if !cfg!(debug_assertions) || self.waits() + self.polls() > MAX_CHECKED {
-            return;
-        }
-        self.state.check_links();
-        for (id, wait) in self.state.all_waits() {
-            assert!(!wait.attached_polls.is_empty(), "{id:?} is attached to no poll");
-            let lowest = Goal::Rung(self.timing.ladder.lowest());
-            let goal = if wait.is_in_snapshot() { lowest } else { wait.spec.goal };
-            assert_eq!(wait.current_goal, goal, "{id:?}");
-            let domain = wait.spec.domain;
-            for job in wait.spec.jobs.iter().filter(|job| self.reached_state(wait, job).is_none()) {
-                let is_interested = self.state.job_index().is_interested(domain, job, wait.current_goal, id);
-                assert!(is_interested, "{id:?} would not hear of {job}");
-            }
-            let polls = || wait.attached_polls.iter().filter_map(|&poll| self.state.poll(poll));
-            for poll in polls() {
-                assert_eq!(poll.spec.domain, domain, "P11: {id:?} is attached across key domains");
-                assert!(poll.spec.jobs.is_subset(&wait.spec.jobs), "P5: {id:?} depends on another job");
-                let is_within = self.timing.is_within(poll.spec.goal, wait.current_goal);
-                assert!(is_within, "P1: {id:?} is attached to a poll for a higher rung");
-            }
-            let own = polls().filter(|poll| poll.opener == id).count();
-            assert!(own <= wait.spec.jobs.len().div_ceil(self.timing.max_jobs), "P4: {id:?} has {own} polls");
-        }
-    }
 }
 
 /// Waits for more jobs than this remember how many of them are answered.
@@ -501,6 +475,3 @@ const MAX_TIMERS_PER_CALL: usize = 256;
 
 /// Longest `Retry-After` of a success that is followed (P1).
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
-
-/// Most waits and polls for which the invariants are checked after each call.
-const MAX_CHECKED: usize = 256;
