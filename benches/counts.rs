@@ -30,7 +30,7 @@ mod counted {
     /// A hundred hits over an HTTP/1.1 connection.
     pub(crate) const HITS_OVER_THE_WIRE: u64 = 5_110_000;
     /// A hundred joins to 10 waits, and to 10,000.
-    pub(crate) const JOINS: [u64; 2] = [735_000, 814_000];
+    pub(crate) const JOINS: [u64; 2] = [646_000, 720_000];
     /// A hundred of 110 waits leave, and of 10,100.
     pub(crate) const LEAVES: [u64; 2] = [281_000, 406_000];
     /// A landing that settles 1,000 waits, and 10,000.

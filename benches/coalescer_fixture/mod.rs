@@ -1,4 +1,4 @@
-//! A Coalescer with a crowd of waits on it, whose outputs are taken as the hub takes them.
+//! A Coalescer with many waits. The fixture takes the outputs as the hub does.
 
 #![allow(dead_code, reason = "each bench uses a part of it")]
 
@@ -15,15 +15,15 @@ use clipgate::core::job::{Head, JobId, JobSet, JobState, KeyDomain};
 use clipgate::core::route::{Form, Goal, Route, Rung};
 use clipgate::testing::clock;
 
-/// The machine, and what its shell knows of it.
+/// The machine, its waits, and the polls that it has opened.
 pub struct Crowd {
     machine: Coalescer,
     goal: Goal,
     now: Instant,
-    /// Joined so far, those that are gone included.
+    /// Number of waits joined so far.
     joined: u64,
     jobs: Vec<JobId>,
-    /// By the job that each asks for.
+    /// Polls by the first job that each asks for.
     polls: HashMap<JobId, PollId>,
     open: HashMap<PollId, PollSpec>,
     lowest: Option<Rung>,
@@ -31,7 +31,7 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    /// So many waits, each on one job, spread evenly over so many jobs of one key.
+    /// Joins waits on one job each, spread evenly over this number of jobs of one key.
     pub fn new(waits: u64, jobs: u64) -> Self {
         let ladder = Route::suno().ladder;
         let mut crowd = Self {
@@ -56,12 +56,12 @@ impl Crowd {
         crowd
     }
 
-    /// One wait more, on the job whose turn it is.
+    /// Joins one more wait, on the next job in turn.
     pub fn join(&mut self) -> WaitId {
         let id = WaitId(self.joined);
         self.joined += 1;
         let spec = self.spec(id);
-        self.tell(Input::Join(id, spec));
+        self.handle(Input::Join(id, spec));
         id
     }
 
@@ -79,7 +79,7 @@ impl Crowd {
         }
     }
 
-    /// So many waits more, each on the same jobs at both ends and on its own between, all of them on `jobs` jobs.
+    /// Joins waits for `jobs` jobs each. Every second job is shared by all of them, the others are a wait's own.
     pub fn join_wide(&mut self, waits: u64, jobs: u64) {
         for wait in 0..waits {
             let ids = (0..jobs)
@@ -87,46 +87,46 @@ impl Crowd {
             let spec = WaitSpec { form: Form::Multi, jobs: JobSet::new(ids), ..self.spec(WaitId(0)) };
             let id = WaitId(self.joined);
             self.joined += 1;
-            self.tell(Input::Join(id, spec));
+            self.handle(Input::Join(id, spec));
         }
     }
 
-    /// A minute later every poll lands unreached, but for one of its jobs; how many that were.
+    /// Lands all polls a minute later, each with its first job at the goal and the others below. Returns their number.
     pub fn land_all_partly(&mut self) -> usize {
         self.now += Duration::from_secs(60);
         let polls: Vec<(PollId, PollSpec)> = self.open.drain().collect();
         for (poll, spec) in &polls {
-            let states = spec.jobs.iter().enumerate().map(|(place, id)| {
+            let states = spec.jobs.iter().enumerate().map(|(index, id)| {
                 let done = self.done(id.clone());
-                if place == 0 { done } else { JobState { rung: self.lowest, ..done } }
+                if index == 0 { done } else { JobState { rung: self.lowest, ..done } }
             });
             let states = states.collect();
-            self.tell(Input::Landed(*poll, PollOutcome::Jobs(states)));
+            self.handle(Input::Landed(*poll, PollOutcome::Jobs(states)));
         }
         polls.len()
     }
 
-    /// The wait's client hangs up.
+    /// Disconnects the wait's client.
     pub fn leave(&mut self, wait: WaitId) {
-        self.tell(Input::Leave(wait));
+        self.handle(Input::Leave(wait));
     }
 
-    /// The poll of the wait's job lands, and settles each wait on it; how many those are.
+    /// Lands the poll of the wait's job. Returns the number of waits that this settles.
     pub fn land(&mut self, wait: WaitId) -> u64 {
         let job = self.job_of(wait);
-        let poll = self.polls.remove(&job).expect("its waits have opened it");
+        let poll = self.polls.remove(&job).expect("a wait on the job has opened a poll");
         self.open.remove(&poll);
         let before = self.settled;
-        self.tell(Input::Landed(poll, PollOutcome::Jobs(vec![self.done(job)])));
+        self.handle(Input::Landed(poll, PollOutcome::Jobs(vec![self.done(job)])));
         self.settled - before
     }
 
     fn job_of(&self, WaitId(number): WaitId) -> JobId {
-        self.jobs[usize::try_from(number).expect("it fits") % self.jobs.len()].clone()
+        self.jobs[usize::try_from(number).expect("a u64 fits a usize") % self.jobs.len()].clone()
     }
 
     fn done(&self, id: JobId) -> JobState {
-        let Goal::Rung(rung) = self.goal else { unreachable!("it is a rung") };
+        let Goal::Rung(rung) = self.goal else { unreachable!("the goal is a rung") };
         JobState {
             id,
             rung: Some(rung),
@@ -136,14 +136,14 @@ impl Crowd {
         }
     }
 
-    /// A microsecond passes with each input, as no two are at the same time.
-    fn tell(&mut self, input: Input) {
+    /// Handles an input one microsecond after the last one, and takes the outputs.
+    fn handle(&mut self, input: Input) {
         self.now += Duration::from_micros(1);
         self.machine.handle(input, self.now);
         while let Some(output) = self.machine.poll_output() {
             match output {
                 Output::Open(poll, spec) => {
-                    let job = spec.jobs.iter().next().expect("a poll asks for a clip").clone();
+                    let job = spec.jobs.iter().next().expect("a poll asks for a job").clone();
                     self.polls.insert(job, poll);
                     self.open.insert(poll, spec);
                     self.machine.handle(Input::Progress(poll, PollProgress::AttemptStarted), self.now);
@@ -158,5 +158,5 @@ impl Crowd {
 }
 
 fn job(number: u64) -> JobId {
-    JobId::new(&format!("{number:08x}-0000-4000-8000-000000000000")).expect("it is short")
+    JobId::new(&format!("{number:08x}-0000-4000-8000-000000000000")).expect("the id is short")
 }

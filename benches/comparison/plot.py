@@ -125,12 +125,12 @@ class Painter:
     def coalescer(self, figures, path):
         """What one input costs, by how many are parked."""
         lines = [
-            ("a join, all on one clip", "join_on_one_clip", self.colours["ours"], "-"),
-            ("a join, each on its own clip", "join_where_each_has_its_clip", self.colours["ours"], "--"),
-            ("a leave, all on one clip", "leave_on_one_clip", self.colours["bare"], "-"),
-            ("a leave, each on its own clip", "leave_where_each_has_its_clip", self.colours["bare"], "--"),
+            ("a join, all on one job", "join_on_one_job", self.colours["ours"], "-"),
+            ("a join, each on its own job", "join_on_a_job_of_its_own", self.colours["ours"], "--"),
+            ("a leave, all on one job", "leave_on_one_job", self.colours["bare"], "-"),
+            ("a leave, each on its own job", "leave_on_a_job_of_its_own", self.colours["bare"], "--"),
             ("a landing, for each of its waits", "landing_for_each_wait", self.colours["ink"], "-"),
-            ("a landing of one clip of so many", "landing_of_one_clip_of_many", self.colours["ink"], "--"),
+            ("a landing of one job of so many", "landing_of_one_job_of_many", self.colours["ink"], "--"),
         ]
         if not figures.of("coalescer"):
             return

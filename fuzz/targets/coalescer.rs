@@ -1,8 +1,8 @@
-//! Any schedule: the Coalescer's own invariants hold, and each wait that stays is answered, once, in time, and with
-//! nothing that is not its own.
+//! Any schedule of the Coalescer: its invariants hold, and each wait that stays is answered once, in time, with states and
+//! replies of its own jobs and key.
 //!
-//! Everything happens in virtual time. The shell is this file: it may be late with what is due, by `MAX_LATE`; it
-//! tells of a poll only what can happen to it.
+//! Time is virtual. The caller of the machine is this file. Its timers may be late by `MAX_LATE`, and it reports only
+//! events that can happen to a poll.
 
 #![no_main]
 
@@ -12,27 +12,27 @@ use std::time::{Duration, Instant};
 
 use arbitrary::Arbitrary;
 use bytes::Bytes;
-use clipgate::testing::clock;
-use clipgate::core::job::{JobId, JobSet, JobState, Head, KeyDomain, Reply};
 use clipgate::core::coalescer::{
-    Coalescer, WaitOutcome, Failure, Input, PollOutcome, Output, PollId, PollSpec, PollProgress, Timing, SNAPSHOT_LIMIT,
-    WaitResult, WaitId, WaitSpec,
+    Coalescer, Failure, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, SNAPSHOT_LIMIT, Timing,
+    WaitId, WaitOutcome, WaitResult, WaitSpec,
 };
+use clipgate::core::job::{Head, JobId, JobSet, JobState, KeyDomain, Reply};
 use clipgate::core::route::{Form, Goal, Ladder, Route, Rung};
+use clipgate::testing::clock;
 use libfuzzer_sys::fuzz_target;
 
 const HOLD: Duration = Duration::from_secs(120);
-/// Two moments that are closer are one.
-const SKEW: Duration = HOLD.checked_div(500).expect("it is not zero");
-/// Cost long after its deadline a wait stays for a poll that is about to end.
-const GRACE: Duration = HOLD.checked_div(24).expect("it is not zero");
-/// Cost late the shell is at most.
+/// Distance below which two moments count as one.
+const SKEW: Duration = HOLD.checked_div(500).expect("the divisor is not zero");
+/// Time that a wait may stay past its deadline for a poll that is about to end.
+const GRACE: Duration = HOLD.checked_div(24).expect("the divisor is not zero");
+/// Longest delay of the caller's timers.
 const MAX_LATE: Duration = Duration::from_millis(255);
 const JOBS: u8 = 5;
-/// A schedule has no more waits, so that each of its steps is checked.
-const MOST_WAITS: usize = 40;
+/// Most waits at once: few enough for the machine to check its invariants after each step.
+const MAX_WAITS: usize = 40;
 
-/// So that durations are all there is.
+/// Start of the virtual time, so that all else is a duration.
 static ZERO: LazyLock<Instant> = LazyLock::new(clock::now);
 
 #[derive(Arbitrary, Debug)]
@@ -45,21 +45,21 @@ struct Schedule {
 #[derive(Arbitrary, Debug)]
 enum Step {
     Join(Join),
-    /// Which of the waits that are there.
+    /// Number of a wait among those that wait.
     Leave(u8),
-    /// Which of the polls that run.
-    Try(u8),
-    Stand(u8),
-    Stall {
+    /// Number of a poll among the open ones.
+    StartAttempt(u8),
+    Hold(u8),
+    Suspend {
         poll: u8,
         pause_millis: u16,
-        why: Why,
+        reason: SuspendReason,
     },
     Land {
         poll: u8,
-        how: Cost,
+        result: PollResult,
     },
-    /// The answer that lands next asks for a pause.
+    /// The success that lands next asks for a pause.
     RetryAfter {
         poll: u8,
         millis: u32,
@@ -67,9 +67,9 @@ enum Step {
     /// An aborted poll lands all the same.
     LandLate {
         poll: u8,
-        how: Cost,
+        result: PollResult,
     },
-    /// Time passes, and what is due is done by `late` milliseconds too late.
+    /// Time passes, and timers fire `late` milliseconds late.
     Pass {
         millis: u16,
         late: u8,
@@ -85,20 +85,21 @@ enum Step {
 #[derive(Arbitrary, Debug)]
 struct Join {
     domain: bool,
-    /// Which jobs, a bit each.
+    /// Jobs, one bit each.
     jobs: u8,
     is_single: bool,
-    /// Its place on the ladder; beyond it: no status.
+    /// Number of the rung; beyond the ladder: no status.
     goal: u8,
     timeout: Timeout,
-    /// Cost long ago it came, in milliseconds.
+    /// Time since its arrival in milliseconds.
     since: u8,
     keep: bool,
-    /// Which of its jobs are known, a bit each, and where.
+    /// Jobs with a cached state, one bit each.
     known: u8,
+    /// Number of the rung of the cached states.
     rung: u8,
-    /// It may not cost a request.
-    is_refused: bool,
+    /// Whether the join is cancelled if it costs a request.
+    is_cancelled: bool,
 }
 
 #[derive(Arbitrary, Debug)]
@@ -110,38 +111,39 @@ enum Timeout {
 }
 
 #[derive(Arbitrary, Debug)]
-enum Why {
-    Fault,
-    Asked,
-    AskedOfKey,
+enum SuspendReason {
+    BackingOff,
+    Paused,
+    KeyPaused,
 }
 
 #[derive(Arbitrary, Debug)]
-enum Cost {
-    /// Where each job is, by its number; beyond the ladder: a word that is on none.
+enum PollResult {
+    /// Number of the rung of each job; beyond the ladder: an unknown status.
     Jobs([u8; JOBS as usize]),
     Reached,
-    Whole,
+    Unsplit,
     Refused,
-    Answered,
-    /// It cannot be read; its bytes are there.
-    Unreadable,
-    /// It cannot be read, and its bytes are not there.
-    Lost,
+    UpstreamError,
+    /// Cannot be read as jobs; all bytes arrived.
+    Invalid,
+    /// Cannot be read as jobs, and its bytes are lost.
+    InvalidWithoutBytes,
     Unreachable,
-    Local,
+    LocalResources,
 }
 
 fuzz_target!(|schedule: Schedule| {
-    let mut shell = Shell::new(&schedule);
+    let mut driver = Driver::new(&schedule);
     for step in &schedule.steps {
-        shell.step(step);
-        shell.act();
+        driver.step(step);
+        driver.take_outputs();
     }
-    shell.finish();
+    driver.finish();
 });
 
-struct Shell {
+/// The caller of the machine, with the waits and polls that it knows.
+struct Driver {
     machine: Coalescer,
     ladder: Ladder,
     rungs: Vec<Rung>,
@@ -150,10 +152,10 @@ struct Shell {
     late: Duration,
     waits: BTreeMap<WaitId, Wait>,
     next_wait: u64,
-    running: BTreeMap<PollId, PollSpec>,
+    open: BTreeMap<PollId, PollSpec>,
     aborted: BTreeMap<PollId, PollSpec>,
     opened: BTreeMap<PollId, PollSpec>,
-    /// Since when, and until when.
+    /// Begin and end of the drain.
     draining: Option<(Duration, Duration)>,
 }
 
@@ -165,23 +167,23 @@ struct Wait {
     deadline: Duration,
 }
 
-impl Shell {
+impl Driver {
     fn new(schedule: &Schedule) -> Self {
         let ladder = Route::suno().ladder;
         let max_jobs = usize::from(schedule.max_jobs % JOBS) + 1;
         let linger = Duration::from_secs(schedule.linger_secs.into());
-        let rules = Timing { ladder: ladder.clone(), hold: HOLD, linger, max_jobs };
+        let timing = Timing { ladder: ladder.clone(), hold: HOLD, linger, max_jobs };
         Self {
-            machine: Coalescer::new(rules),
+            machine: Coalescer::new(timing),
             rungs: ladder.rungs().collect(),
             ladder,
             max_jobs,
-            // A wait may have come before the first step.
+            // A wait may have arrived before the first step.
             now: Duration::from_secs(1),
             late: Duration::ZERO,
             waits: BTreeMap::new(),
             next_wait: 0,
-            running: BTreeMap::new(),
+            open: BTreeMap::new(),
             aborted: BTreeMap::new(),
             opened: BTreeMap::new(),
             draining: None,
@@ -191,40 +193,40 @@ impl Shell {
     fn step(&mut self, step: &Step) {
         match step {
             Step::Join(join) => self.join(join),
-            Step::Leave(place) => {
-                if let Some(id) = pick(&self.waits, *place) {
+            Step::Leave(number) => {
+                if let Some(id) = pick(&self.waits, *number) {
                     self.waits.remove(&id);
                     self.handle(Input::Leave(id));
                 }
             }
-            Step::Try(place) => self.progress(*place, PollProgress::AttemptStarted),
-            Step::Stand(place) => self.progress(*place, PollProgress::Held),
-            Step::Stall { poll, pause_millis, why } => {
+            Step::StartAttempt(number) => self.progress(*number, PollProgress::AttemptStarted),
+            Step::Hold(number) => self.progress(*number, PollProgress::Held),
+            Step::Suspend { poll, pause_millis, reason } => {
                 let pause = Duration::from_millis((*pause_millis).into());
-                let progress = match why {
-                    Why::Fault => PollProgress::BackingOff(self.failure_of(*poll), pause),
-                    Why::Asked => PollProgress::Paused(self.failure_of(*poll), pause),
-                    Why::AskedOfKey => PollProgress::Paused(Failure::KeyRateLimited { retry_after: pause }, pause),
+                let progress = match reason {
+                    SuspendReason::BackingOff => PollProgress::BackingOff(self.failure_of(*poll), pause),
+                    SuspendReason::Paused => PollProgress::Paused(self.failure_of(*poll), pause),
+                    SuspendReason::KeyPaused => {
+                        PollProgress::Paused(Failure::KeyRateLimited { retry_after: pause }, pause)
+                    }
                 };
                 self.progress(*poll, progress);
             }
-            Step::Land { poll, how } => {
-                if let Some((id, spec)) =
-                    pick(&self.running, *poll).and_then(|id| self.running.remove_entry(&id))
-                {
-                    self.land(id, &spec, how);
+            Step::Land { poll, result } => {
+                if let Some((id, spec)) = pick(&self.open, *poll).and_then(|id| self.open.remove_entry(&id)) {
+                    self.land(id, &spec, result);
                 }
             }
             Step::RetryAfter { poll, millis } => {
-                if let Some(id) = pick(&self.running, *poll) {
+                if let Some(id) = pick(&self.open, *poll) {
                     self.handle(Input::RetryAfter(id, Duration::from_millis((*millis).into())));
                 }
             }
-            Step::LandLate { poll, how } => {
+            Step::LandLate { poll, result } => {
                 if let Some((id, spec)) =
                     pick(&self.aborted, *poll).and_then(|id| self.aborted.remove_entry(&id))
                 {
-                    self.land(id, &spec, how);
+                    self.land(id, &spec, result);
                 }
             }
             Step::Pass { millis, late } => {
@@ -252,7 +254,7 @@ impl Shell {
     }
 
     fn join(&mut self, join: &Join) {
-        if self.waits.len() == MOST_WAITS {
+        if self.waits.len() == MAX_WAITS {
             return;
         }
         let mut numbers: Vec<u8> = (0..JOBS).filter(|bit| join.jobs & 1 << bit != 0).collect();
@@ -293,58 +295,58 @@ impl Shell {
             known: known.collect(),
         };
         self.handle(Input::Join(id, spec));
-        if join.is_refused && self.machine.pending_opens() > 0 {
+        if join.is_cancelled && self.machine.pending_opens() > 0 {
             self.handle(Input::CancelJoin(id));
-            assert_eq!(self.machine.pending_opens(), 0, "a refused wait asks");
+            assert_eq!(self.machine.pending_opens(), 0, "a cancelled wait costs a request");
         } else {
             self.waits.insert(id, wait);
         }
-        // What backs off may be tried at once for it, and is a poll that the shell knows.
-        let mut backing_off = self.machine.pausing(id);
-        assert!(backing_off.all(|poll| self.running.contains_key(&poll)));
+        // The caller starts attempts of these polls at once, so it must know them.
+        let mut pausing = self.machine.pausing(id);
+        assert!(pausing.all(|poll| self.open.contains_key(&poll)));
     }
 
-    fn progress(&mut self, place: u8, progress: PollProgress) {
-        if let Some(id) = pick(&self.running, place) {
+    fn progress(&mut self, number: u8, progress: PollProgress) {
+        if let Some(id) = pick(&self.open, number) {
             self.handle(Input::Progress(id, progress));
         }
     }
 
-    fn failure_of(&self, place: u8) -> Failure {
-        match pick(&self.running, place) {
+    fn failure_of(&self, number: u8) -> Failure {
+        match pick(&self.open, number) {
             Some(id) => Failure::UpstreamError(self.reply(id)),
             None => Failure::Unreachable,
         }
     }
 
-    fn land(&mut self, id: PollId, spec: &PollSpec, how: &Cost) {
-        let states = |place: &dyn Fn(u8) -> u8| {
+    fn land(&mut self, id: PollId, spec: &PollSpec, result: &PollResult) {
+        let states = |rung: &dyn Fn(u8) -> u8| {
             let named = (0..JOBS).filter(|&number| spec.jobs.contains(&job(number)));
-            PollOutcome::Jobs(named.map(|number| self.state(spec.domain, number, place(number))).collect())
+            PollOutcome::Jobs(named.map(|number| self.state(spec.domain, number, rung(number))).collect())
         };
-        let outcome = match how {
-            Cost::Jobs(places) => states(&|number| places[usize::from(number)]),
-            Cost::Reached => {
+        let outcome = match result {
+            PollResult::Jobs(rungs) => states(&|number| rungs[usize::from(number)]),
+            PollResult::Reached => {
                 let asked = |rung: &&Rung| spec.goal == Goal::Rung(**rung);
-                let place = self.rungs.iter().take_while(|rung| !asked(rung)).count() % self.rungs.len();
-                states(&|_| u8::try_from(place).expect("the ladder is short"))
+                let rung = self.rungs.iter().take_while(|rung| !asked(rung)).count() % self.rungs.len();
+                states(&|_| u8::try_from(rung).expect("the ladder is short"))
             }
-            Cost::Whole => PollOutcome::Unsplit(self.reply(id)),
-            Cost::Refused => PollOutcome::Refused(self.reply(id)),
-            Cost::Answered => PollOutcome::Failed(Failure::UpstreamError(self.reply(id))),
-            Cost::Unreachable => PollOutcome::Failed(Failure::Unreachable),
-            Cost::Unreadable => PollOutcome::Failed(Failure::InvalidResponse(Some(self.reply(id)))),
-            Cost::Lost => PollOutcome::Failed(Failure::InvalidResponse(None)),
-            Cost::Local => PollOutcome::Failed(Failure::LocalResources),
+            PollResult::Unsplit => PollOutcome::Unsplit(self.reply(id)),
+            PollResult::Refused => PollOutcome::Refused(self.reply(id)),
+            PollResult::UpstreamError => PollOutcome::Failed(Failure::UpstreamError(self.reply(id))),
+            PollResult::Unreachable => PollOutcome::Failed(Failure::Unreachable),
+            PollResult::Invalid => PollOutcome::Failed(Failure::InvalidResponse(Some(self.reply(id)))),
+            PollResult::InvalidWithoutBytes => PollOutcome::Failed(Failure::InvalidResponse(None)),
+            PollResult::LocalResources => PollOutcome::Failed(Failure::LocalResources),
         };
         self.handle(Input::Landed(id, outcome));
     }
 
-    /// A state as it is seen now; its body says whose and which. A place beyond the ladder is a word on none.
-    fn state(&self, domain: KeyDomain, number: u8, place: u8) -> JobState {
+    /// Returns a state as of now. Its body names the key domain and the job. A rung beyond the ladder is an unknown status.
+    fn state(&self, domain: KeyDomain, number: u8, rung: u8) -> JobState {
         let id = job(number);
         JobState {
-            rung: self.rungs.get(usize::from(place)).copied(),
+            rung: self.rungs.get(usize::from(rung)).copied(),
             body: tag(domain, &id),
             id,
             head: Arc::new(Head::default()),
@@ -352,13 +354,13 @@ impl Shell {
         }
     }
 
-    /// A reply to this poll; its body says to which.
+    /// Returns a reply whose body is the number of the poll.
     fn reply(&self, id: PollId) -> Arc<Reply> {
         let body = Bytes::from(id.0.to_string());
         Arc::new(Reply { status: 418, head: Arc::new(Head::default()), body })
     }
 
-    /// Time passes, from one thing that is due to the next.
+    /// Moves time on, from timer to timer.
     fn pass(&mut self, by: Duration) {
         let end = self.now + by;
         while let Some(due) = self.due().map(|at| at + self.late).filter(|at| *at <= end) {
@@ -376,25 +378,25 @@ impl Shell {
         let now = self.at(self.now);
         self.machine.handle_timeout(now);
         assert!(self.machine.poll_timeout().is_none_or(|at| at > now), "still due");
-        self.act();
+        self.take_outputs();
     }
 
-    fn act(&mut self) {
+    fn take_outputs(&mut self) {
         while let Some(output) = self.machine.poll_output() {
             match output {
                 Output::Open(id, spec) => {
                     assert!(self.opened.insert(id, spec.clone()).is_none(), "{id:?} opens twice");
                     assert!((1..=self.max_jobs).contains(&spec.jobs.len()), "{spec:?}");
                     assert!(spec.form == Form::Multi || spec.jobs.len() == 1, "{spec:?}");
-                    self.running.insert(id, spec);
+                    self.open.insert(id, spec);
                 }
                 Output::Abort(id) => {
-                    let spec = self.running.remove(&id).expect("only what runs is aborted");
+                    let spec = self.open.remove(&id).expect("only an open poll is aborted");
                     self.aborted.insert(id, spec);
                 }
-                Output::Settle(id, settled) => {
-                    let wait = self.waits.remove(&id).expect("only a wait that is there is answered");
-                    self.check(id, &wait, &settled);
+                Output::Settle(id, result) => {
+                    let wait = self.waits.remove(&id).expect("only a wait that has not ended is answered");
+                    self.check(id, &wait, &result);
                 }
             }
         }
@@ -403,24 +405,24 @@ impl Shell {
         assert_eq!(self.machine.waits(), self.waits.len());
     }
 
-    /// When a wait is answered at the latest: being late comes three times, for each of its ways to be due.
+    /// Returns the latest moment for the answer to a wait. Timers may be late for each of its phases.
     fn latest(&self, wait: &Wait) -> Duration {
         let latest = wait.deadline.max(wait.arrived) + GRACE + SNAPSHOT_LIMIT;
         let latest = match self.draining {
-            // Who looks at its jobs already is given the time that it has.
+            // A wait whose snapshot has begun keeps its time.
             Some((since, until)) if wait.deadline > since + SKEW => latest.min(until.max(wait.arrived)),
             Some(_) | None => latest,
         };
         latest + MAX_LATE * 4
     }
 
-    fn check(&self, id: WaitId, wait: &Wait, settled: &WaitResult) {
+    fn check(&self, id: WaitId, wait: &Wait, result: &WaitResult) {
         let deadline = match self.draining {
             Some((since, _)) => wait.deadline.min(since),
             None => wait.deadline,
         };
         let is_over = self.now + SKEW >= deadline;
-        match &settled.end {
+        match &result.end {
             WaitOutcome::Reached(states) => {
                 self.check_states(wait, states, is_over);
                 let reaches = |rung: Rung| match wait.goal {
@@ -446,16 +448,18 @@ impl Shell {
                 };
                 assert!(
                     is_over || is_immediate || self.now + *retry_after > deadline + SNAPSHOT_LIMIT,
-                    "{id:?} is told of a rest that it outlasts"
+                    "{id:?} fails by a pause that it outlasts"
                 );
             }
-            WaitOutcome::Failed(Failure::Unreachable | Failure::InvalidResponse(None) | Failure::LocalResources) => {}
+            WaitOutcome::Failed(
+                Failure::Unreachable | Failure::InvalidResponse(None) | Failure::LocalResources,
+            ) => {}
         }
     }
 
-    /// Its jobs, in the set's order, as its key domain was told them, and since it came: an answer that was read just
-    /// before and not yet taken in counts. When its time is over, an older state may be proven, or all that is known at
-    /// a stop that finds the upstream failing.
+    /// Checks that these are the states of the wait's jobs in the order of the set, from its own key domain, and seen since
+    /// its arrival. An answer read just before the arrival and landed after it counts. At the deadline an older state may be
+    /// proven, or be the last one seen when a drain finds the upstream failing.
     fn check_states(&self, wait: &Wait, states: &[JobState], may_be_old: bool) {
         assert!(states.iter().map(|state| &state.id).eq(&wait.jobs), "{states:?}");
         for state in states {
@@ -466,29 +470,29 @@ impl Shell {
     }
 
     fn check_origin(&self, wait: &Wait, reply: &Reply) {
-        let text = str::from_utf8(&reply.body).expect("it is a number");
-        let spec = &self.opened[&PollId(text.parse().expect("it is a number"))];
+        let text = str::from_utf8(&reply.body).expect("the body is a number");
+        let spec = &self.opened[&PollId(text.parse().expect("the body is a number"))];
         assert_eq!(spec.domain, wait.domain);
-        assert!(spec.jobs.is_subset(&wait.jobs), "told of {spec:?}");
+        assert!(spec.jobs.is_subset(&wait.jobs), "answered by {spec:?}");
     }
 
-    /// When nothing happens any more each wait is answered, and each poll forgotten.
+    /// Checks that an hour without events answers every wait and forgets every poll.
     fn finish(&mut self) {
         self.late = Duration::ZERO;
         self.pass(Duration::from_secs(3600));
         assert!(self.waits.is_empty(), "{} waits are forgotten", self.waits.len());
         assert_eq!((self.machine.waits(), self.machine.polls(), self.due()), (0, 0, None));
-        assert!(self.running.is_empty(), "{:?}", self.running);
+        assert!(self.open.is_empty(), "{:?}", self.open);
     }
 }
 
-/// The one at this place, if there are any.
-fn pick<K: Copy + Ord, V>(from: &BTreeMap<K, V>, place: u8) -> Option<K> {
-    from.keys().nth(usize::from(place) % from.len().max(1)).copied()
+/// Returns the key with this number, modulo their count.
+fn pick<K: Copy + Ord, V>(from: &BTreeMap<K, V>, number: u8) -> Option<K> {
+    from.keys().nth(usize::from(number) % from.len().max(1)).copied()
 }
 
 fn job(number: u8) -> JobId {
-    JobId::new(&format!("c{number}")).expect("it has a length")
+    JobId::new(&format!("c{number}")).expect("the id is short")
 }
 
 fn tag(domain: KeyDomain, id: &JobId) -> Bytes {

@@ -1,7 +1,7 @@
-//! The end of all waits: each is told the truth of its jobs before the gateway goes, one after the other.
+//! Drain: every wait gets the current state of its jobs before the gateway exits.
 //!
-//! To the client that is the upstream's own time-out answer, and it asks again. Nothing here answers: a drained
-//! wait is one whose time is over sooner.
+//! A drained wait is one whose deadline comes sooner: nothing here answers. For the client the answer looks like the
+//! upstream's own time-out, and it asks again (P2).
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -12,52 +12,57 @@ use crate::core::Map;
 use crate::core::job::{JobId, KeyDomain};
 
 impl Coalescer {
-    /// Spreads the deadlines of all waits over the first part of the time that is left; the rest of it is for
-    /// what the last ones still have to ask. Waits that share jobs end together, so that one snapshot answers them.
+    /// Spreads the deadlines of all waits over the first three quarters of the remaining time. The last quarter is left
+    /// for the snapshots of the last waits. Waits that share jobs end together, so that one snapshot answers them.
     pub(super) fn drain(&mut self, until: Instant, now: Instant) {
         self.draining = Some(until);
         let window = until.saturating_duration_since(now);
-        let spread = window - window / SHARE_FOR_LOOKS;
+        let spread = window - window / SNAPSHOT_SHARE;
         let groups = self.groups_by_deadline();
         let count = u32::try_from(groups.len()).unwrap_or(u32::MAX).max(1);
-        let mut before = 0;
-        for (place, group) in (0..count).zip(groups) {
-            // A few waits need no spread: nobody stops for longer than it takes.
-            let at = now + (spread / count * place).min(TIME_A_WAIT.saturating_mul(before));
-            before = before.saturating_add(u32::try_from(group.len()).unwrap_or(u32::MAX));
+        let mut waits_before = 0;
+        for (index, group) in (0..count).zip(groups) {
+            // A gateway with few waits stops at once: 10 ms a wait bound the spread.
+            let at = now + (spread / count * index).min(MAX_TIME_PER_WAIT.saturating_mul(waits_before));
+            waits_before = waits_before.saturating_add(u32::try_from(group.len()).unwrap_or(u32::MAX));
             for id in group {
-                self.board.shorten(id, at);
-                self.board.cap(id, until);
+                self.state.shorten(id, at);
+                self.state.cap(id, until);
             }
         }
     }
 
-    /// Returns all waits, those that share jobs, directly or by way of others, in one group; groups by their earliest
-    /// deadline.
+    /// Returns all waits in groups that share jobs, directly or through other waits. The group with the earliest
+    /// deadline comes first.
     fn groups_by_deadline(&self) -> Vec<Vec<WaitId>> {
         let mut waits: Vec<_> =
-            self.board.all_waits().map(|(id, wait)| (wait.deadline(), id, wait)).collect();
+            self.state.all_waits().map(|(id, wait)| (wait.deadline(), id, wait)).collect();
         waits.sort_unstable_by_key(|&(deadline, id, _)| (deadline, id));
         let mut groups = DisjointSets((0..waits.len()).collect());
-        let mut first = Map::<(KeyDomain, &JobId), usize>::default();
-        for (place, (_, _, wait)) in waits.iter().enumerate() {
+        let mut first_with_job = Map::<(KeyDomain, &JobId), usize>::default();
+        for (index, (_, _, wait)) in waits.iter().enumerate() {
             for job in &wait.spec.jobs {
-                let other = *first.entry((wait.spec.domain, job)).or_insert(place);
-                groups.unite(place, other);
+                let other = *first_with_job.entry((wait.spec.domain, job)).or_insert(index);
+                groups.unite(index, other);
             }
         }
         let mut members = BTreeMap::<usize, Vec<WaitId>>::new();
-        for (place, &(_, id, _)) in waits.iter().enumerate() {
-            members.entry(groups.root(place)).or_default().push(id);
+        for (index, &(_, id, _)) in waits.iter().enumerate() {
+            members.entry(groups.root(index)).or_default().push(id);
         }
         members.into_values().collect()
     }
 
-    /// A wait that comes while draining is told at once.
+    /// Ends the time of a wait that arrives during the drain at once.
     pub(super) fn shorten_if_draining(&self, spec: &mut WaitSpec, now: Instant) {
         if self.draining.is_some() {
             spec.timeout = spec.timeout.min(now.saturating_duration_since(spec.arrived));
         }
+    }
+
+    /// Returns `at`, or the end of the drain if that is earlier.
+    pub(super) fn cap_at_drain(&self, at: Instant) -> Instant {
+        self.draining.map_or(at, |until| at.min(until))
     }
 }
 
@@ -79,8 +84,8 @@ impl DisjointSets {
     }
 }
 
-/// The time that the end of one wait takes up at most.
-const TIME_A_WAIT: Duration = Duration::from_millis(10);
+/// Most time of the spread that one wait may take.
+const MAX_TIME_PER_WAIT: Duration = Duration::from_millis(10);
 
-/// What part of the time is kept for looks.
-const SHARE_FOR_LOOKS: u32 = 4;
+/// One part in so many of the time is kept for the last snapshots.
+const SNAPSHOT_SHARE: u32 = 4;

@@ -1,4 +1,4 @@
-//! What is under way, for people to look at. It changes nothing.
+//! Read-only view of the jobs under way, for the dashboard, `/api/state` and traces.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -8,62 +8,63 @@ use super::{Coalescer, PollId, WaitId};
 use crate::core::job::{JobId, KeyDomain};
 use crate::core::route::{Goal, Rung};
 
-/// Waits of one job whose goals are looked at.
-const MOST_GOALS: usize = 64;
+/// Most waits of one job whose goals are collected.
+const MAX_GOALS: usize = 64;
 
 /// A job that waits name or polls ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobStatus {
-    /// With whose key.
+    /// Key domain of its waits and polls.
     pub domain: KeyDomain,
-    /// Which one.
+    /// Id of the job.
     pub id: JobId,
-    /// The highest rung that it was seen on since anybody cared.
+    /// Highest rung seen while the job had waits or polls.
     pub rung: Option<Rung>,
-    /// The rungs that it is waited for to reach, of its oldest waits at least.
+    /// Goals of its oldest waits.
     pub asked: BTreeSet<Rung>,
-    /// How many waits name it.
+    /// Number of waits that name it.
     pub waits: usize,
-    /// How many polls ask for it.
+    /// Number of polls that ask for it.
     pub polls: usize,
-    /// Since when: its oldest wait's arrival, or its oldest poll's opening.
+    /// Arrival of its oldest wait or opening of its oldest poll, whichever is earlier.
     pub since: Option<Instant>,
 }
 
 impl Coalescer {
-    /// How many jobs are under way.
+    /// Returns the number of jobs under way.
     pub fn jobs(&self) -> usize {
-        self.board.slots().count()
+        self.state.job_index().count()
     }
 
-    /// The oldest of them, the oldest first; `most` at most, of as many as `looked_at`.
-    pub fn oldest_jobs(&self, most: usize, looked_at: usize) -> Vec<JobStatus> {
-        let jobs = self.board.slots().all().take(looked_at);
+    /// Returns the oldest jobs under way, the oldest first: at most `limit`, chosen from the first `looked_at` in no
+    /// order.
+    pub fn oldest_jobs(&self, limit: usize, looked_at: usize) -> Vec<JobStatus> {
+        let jobs = self.state.job_index().all().take(looked_at);
         let mut jobs: Vec<_> = jobs.map(|job| (self.since(&job), job)).collect();
         jobs.sort_unstable_by_key(|(since, job)| (*since, job.domain, job.id));
-        jobs.truncate(most);
-        jobs.into_iter().map(|(since, job)| self.in_flight(since, &job)).collect()
+        jobs.truncate(limit);
+        jobs.into_iter().map(|(since, job)| self.job_status(since, &job)).collect()
     }
 
-    /// What a wait leans on now.
+    /// Returns the polls that a wait is attached to.
     pub fn attached_polls(&self, id: WaitId) -> impl Iterator<Item = PollId> {
-        self.board.wait(id).into_iter().flat_map(|wait| wait.attached_polls.iter().copied())
+        self.state.wait(id).into_iter().flat_map(|wait| wait.attached_polls.iter().copied())
     }
 
-    /// Who leans on a poll now.
+    /// Returns the waits that are attached to a poll.
     pub fn attached_waits(&self, id: PollId) -> impl Iterator<Item = WaitId> {
-        self.board.poll(id).into_iter().flat_map(|poll| poll.waits.iter().copied())
+        self.state.poll(id).into_iter().flat_map(|poll| poll.waits.iter().copied())
     }
 
     fn since(&self, job: &IndexedJob<'_>) -> Option<Instant> {
-        // Numbers are given in order.
-        let wait = job.waits.first().and_then(|wait| self.board.wait(*wait));
-        let poll = job.polls.first().and_then(|poll| self.board.poll(*poll));
+        // Ids are given in order, so the first is the oldest.
+        let wait = job.waits.first().and_then(|wait| self.state.wait(*wait));
+        let poll = job.polls.first().and_then(|poll| self.state.poll(*poll));
         wait.map(|wait| wait.spec.arrived).into_iter().chain(poll.map(|poll| poll.opened_at)).min()
     }
 
-    fn in_flight(&self, since: Option<Instant>, job: &IndexedJob<'_>) -> JobStatus {
-        let waits = job.waits.iter().take(MOST_GOALS).filter_map(|wait| self.board.wait(*wait));
+    fn job_status(&self, since: Option<Instant>, job: &IndexedJob<'_>) -> JobStatus {
+        let waits = job.waits.iter().take(MAX_GOALS).filter_map(|wait| self.state.wait(*wait));
         let asked = waits.filter_map(|wait| match wait.spec.goal {
             Goal::Now => None,
             Goal::Rung(rung) => Some(rung),

@@ -1,25 +1,22 @@
-//! The Coalescer: which wait leans on which poll, what to open, what to abort, whom to answer and when.
+//! Coalescer: decides which wait attaches to which poll, which polls to open or abort, and how each wait ends.
 //!
-//! A state machine with no IO and no clock: inputs go in with `now`, outputs come out. It must never know
-//! HTTP, the cache, or how a poll is done. The hub owns the one value of it.
+//! [`Coalescer`] has the calling protocol, the state tables and the attach rule.
 //!
-//! ```text
-//!            Join Leave                 Settle
-//!   waits ───────────────▶ ┌─────────┐ ────────▶ waits
-//!                          │  Board  │
-//!   polls ───────────────▶ └─────────┘ ────────▶ polls
-//!         Progress Landed               Open Abort
-//! ```
-//!
-//! The rule of leaning: a wait leans on every running poll whose jobs are a subset of its own, at its own
-//! goal or a lower one. While these ask for each job that it lacks, it opens nothing. Else it opens one poll
-//! of its own, for all that no poll at its own goal will answer before its time is over: as it has to ask
-//! anyway, asking for those too costs nothing, and spares the request that it would need when the upstream
-//! ends the older poll. When a poll lands, whoever leaned on it and is not answered is planned anew. So the
-//! polls that one wait opens are apart by the upstream's whole time, as those of a client alone are.
+//! | file | content |
+//! | --- | --- |
+//! | `types` | inputs and outputs |
+//! | `timing` | the settings, and the tolerances that follow from them |
+//! | `state`, `job_index` | the memory: waits, polls, links, timers; decides nothing |
+//! | `plan` | the attach rule |
+//! | `resolve` | the states that answer a wait, at its goal or at its deadline |
+//! | `poll_result` | the landing of a poll |
+//! | `drain` | the end of all waits when the gateway stops |
+//! | `inspect` | the view for people |
+//! | `invariants` | the checks of debug builds |
 
 mod drain;
 mod inspect;
+mod invariants;
 mod job_index;
 mod plan;
 mod poll_result;
@@ -38,7 +35,7 @@ use std::time::{Duration, Instant};
 
 pub use self::inspect::JobStatus;
 use self::poll_result::Landing;
-use self::state::{AttemptState, Poll, PollPhase, State, Timer, Wait, WaitPhase};
+use self::state::{AttemptState, CoalescerState, Poll, PollPhase, TimerOwner, Wait, WaitPhase};
 pub use self::timing::{SNAPSHOT_LIMIT, Timing};
 pub use self::types::{
     Cost, Failure, FaultKind, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, WaitId,
@@ -47,28 +44,116 @@ pub use self::types::{
 use crate::core::job::JobState;
 use crate::core::route::Goal;
 
-/// The machine. After each call of [`handle`](Self::handle) or [`handle_timeout`](Self::handle_timeout)
-/// take outputs until there are none.
+/// A state machine that lets many waits share few polls.
+///
+/// It does no IO, reads no clock, spawns nothing, logs nothing and never fails. It knows neither HTTP nor the cache nor
+/// retries: a poll with all its attempts is one poll here. One task owns the machine (the hub) and is called the caller
+/// below.
+///
+/// ```text
+///       Join Leave CancelJoin             Settle
+///   ─────────────────────────▶ ┌───────┐ ────────▶ clients
+///                              │ state │
+///   ─────────────────────────▶ └───────┘ ────────▶ polls
+///  Progress RetryAfter Landed            Open Abort
+/// ```
+///
+/// # Calling protocol
+///
+/// 1. [`handle`](Self::handle) each event as it happens, with the current time.
+/// 2. Call [`handle_timeout`](Self::handle_timeout) when [`poll_timeout`](Self::poll_timeout) is due.
+/// 3. After either, call [`poll_output`](Self::poll_output) until it returns `None`, and carry out each output.
+/// 4. Sleep until the next event, or until [`poll_timeout`](Self::poll_timeout), which any call may have changed.
+///
+/// The caller owes:
+///
+/// * Times that never go back. A late `handle_timeout` makes answers late by as much and has no other effect.
+/// * Fresh [`WaitId`]s, in order of arrival. Poll numbers come from the machine.
+/// * For each [`Output::Open`] one [`Input::Landed`], however often it retries, unless [`Output::Abort`] came first. An
+///   event of an aborted poll or of a settled wait is ignored.
+/// * [`Input::Progress`] for each attempt: without [`PollProgress::Held`] no poll proves a state, and each deadline costs a
+///   snapshot.
+/// * [`Input::CancelJoin`], if at all, directly after its `Join` and before the outputs are taken.
+///   [`pending_opens`](Self::pending_opens) then says how many upstream requests the join costs.
+/// * [`Input::RetryAfter`] directly before the `Landed` that it belongs to.
+/// * A new attempt at once for each of the [`pausing`](Self::pausing) polls of a wait that has just joined (P12).
+///
+/// # Attach rule
+///
+/// A wait attaches to each open poll whose jobs are a subset of its own, at its own rung or a lower one. If these polls
+/// do not ask for every job that it still needs, it opens one poll. That poll also asks for the jobs whose open poll ends
+/// before the wait does. A wait for more jobs than a poll may ask for opens several at once.
+///
+/// When a poll lands, each of its waits without an answer is planned again. So the polls that one wait opens are apart by
+/// the upstream's whole hold, like the calls of a client alone (P4). `plan` is the rule, and a table of cases.
+///
+/// # States of a wait
+///
+/// | phase | event | next |
+/// | --- | --- | --- |
+/// | | `Join`, cached states answer every job | settled: `Reached` |
+/// | | `Join` | `Waiting`, attached by the rule |
+/// | `Waiting`, `Grace` | every job was seen at the goal | settled: `Reached` |
+/// | `Waiting` | deadline, and the upstream is about to end a held poll that asks for an unknown state | `Grace` until the deadline + hold / 24 |
+/// | `Waiting` | any other deadline | `Snapshot` |
+/// | `Waiting` | pauses of the upstream outlast the wait and its snapshot | settled: `Failed` |
+/// | `Grace` | that poll lands, or the grace ends | `Snapshot` |
+/// | `Snapshot` | on entry: every state is known or proven (P7) | settled: `Reached` or `TimedOut` |
+/// | `Snapshot` | on entry: a state is unknown | attached by the rule to a poll at the lowest rung |
+/// | `Snapshot` | every job was seen since the deadline | settled: `Reached` or `TimedOut` |
+/// | `Snapshot` | [`SNAPSHOT_LIMIT`] is over, or the poll is paused past it | settled: `Failed` |
+/// | any | a poll lands `Refused` | settled: `Refused` |
+/// | any | a poll lands `Unsplit` | on exactly this wait's jobs: settled. Otherwise attached by the rule to polls on exactly its jobs |
+/// | any | a poll lands `Failed` | arrived before the failed attempt: settled. Otherwise attached by the rule |
+/// | any | `Leave`, `CancelJoin` | forgotten without an output |
+/// | any | `Drain` | deadline, or end of the phase, moved ahead. `Failed` becomes `TimedOut` where every job was seen |
+///
+/// # States of a poll
+///
+/// | phase | event | next |
+/// | --- | --- | --- |
+/// | | a plan opens it | `Open` |
+/// | `Open` | its last wait ends; the upstream has the request | `Lingering` for [`Timing::linger`] |
+/// | `Open` | its last wait ends; the attempt is `Queued`, `BackingOff` or `Paused` | forgotten, `Abort` |
+/// | `Lingering` | a wait attaches | `Open` |
+/// | `Lingering` | the linger is over, or the attempt fails | forgotten, `Abort` |
+/// | `Open` | lands with jobs below its goal, sooner than hold / 100 after it was opened or within a `Retry-After` | `Throttled` until then |
+/// | `Throttled` | the time is over | forgotten; its waits open the next one |
+/// | `Throttled` | its last wait ends | forgotten |
+/// | `Open`, `Lingering` | any other landing | forgotten; its waits are settled or attached by the rule |
+///
+/// | attempt | event | next |
+/// | --- | --- | --- |
+/// | `Queued`, `BackingOff`, `Paused` | `AttemptStarted` | `Sending` |
+/// | `Sending` | `Held` | `Held`: from now on its silence can prove a state |
+/// | any | `BackingOff` | `BackingOff` |
+/// | any | `Paused` | `Paused`, of the poll or of its key |
+/// | any | `Landed` | `Done` |
+///
+/// # Guarantees
+///
+/// `// P2` at a line means that the line decides this guarantee of `docs/guarantees.md`.
+/// `check_invariants` runs after every call in debug builds.
 #[derive(Debug)]
 pub struct Coalescer {
-    rules: Timing,
-    board: State,
+    timing: Timing,
+    state: CoalescerState,
     outputs: VecDeque<Output>,
     next_poll: u64,
-    /// When the shell ends, once that is known.
+    /// End of the drain, once it has begun.
     draining: Option<Instant>,
-    /// How many whole plans were made.
+    /// Number of waits planned as a whole.
     #[cfg(test)]
     plans: usize,
 }
 
 impl Coalescer {
-    /// A machine with nothing to do.
-    pub fn new(rules: Timing) -> Self {
-        assert!(rules.max_jobs > 0, "max_jobs is validated > 0");
+    /// Creates a machine without waits and polls.
+    pub fn new(timing: Timing) -> Self {
+        assert!(timing.max_jobs > 0, "max_jobs is validated > 0");
         Self {
-            rules,
-            board: State::default(),
+            timing,
+            state: CoalescerState::default(),
             outputs: VecDeque::new(),
             next_poll: 0,
             draining: None,
@@ -77,12 +162,12 @@ impl Coalescer {
         }
     }
 
-    /// Takes in what happened at `now`. What concerns a wait or poll that is forgotten changes nothing.
+    /// Takes in an event that happened at `now`. An event of an unknown wait or poll changes nothing.
     pub fn handle(&mut self, input: Input, now: Instant) {
         match input {
             Input::Join(id, spec) => self.join(id, spec, now),
             Input::Leave(id) => self.leave(id, now),
-            Input::CancelJoin(id) => self.refuse(id, now),
+            Input::CancelJoin(id) => self.cancel_join(id, now),
             Input::Drain(until) => self.drain(until, now),
             Input::Progress(id, progress) => self.progress(id, progress, now),
             Input::RetryAfter(id, pause) => self.retry_after(id, pause, now),
@@ -91,93 +176,98 @@ impl Coalescer {
         self.check_invariants();
     }
 
-    /// Does what is due at `now`, a part of it at a time: where there is more the next deadline is still due.
+    /// Handles up to 256 of the timers that are due at `now`. If more are due, [`poll_timeout`](Self::poll_timeout)
+    /// still returns a moment in the past.
     pub fn handle_timeout(&mut self, now: Instant) {
         for _ in 0..MAX_TIMERS_PER_CALL {
-            let Some(timer) = self.board.due(now) else { break };
-            match timer {
-                Timer::Wait(id) => self.wait_is_due(id, now),
-                Timer::Poll(id) => self.poll_is_due(id, now),
+            let Some(owner) = self.state.due(now) else { break };
+            match owner {
+                TimerOwner::Wait(id) => self.wait_is_due(id, now),
+                TimerOwner::Poll(id) => self.poll_is_due(id, now),
             }
         }
         self.check_invariants();
     }
 
-    /// The earliest moment at which [`handle_timeout`](Self::handle_timeout) has something to do.
+    /// Returns when to call [`handle_timeout`](Self::handle_timeout) next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.board.next_due()
+        self.state.next_due()
     }
 
-    /// The next thing to be done, in order.
+    /// Returns the next command, in order.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
 
-    /// Whether anyone who leaned on the poll allows its answer to be kept.
+    /// Returns whether the answer to the poll may be cached: a wait that allows it was attached.
     pub fn may_cache(&self, id: PollId) -> bool {
-        self.board.poll(id).is_some_and(|poll| poll.keep)
+        self.state.poll(id).is_some_and(|poll| poll.may_cache)
     }
 
-    /// Waits that are parked now.
+    /// Returns the number of waits.
     pub fn waits(&self) -> usize {
-        self.board.wait_count()
+        self.state.wait_count()
     }
 
-    /// Polls that are open, resting or lingering now.
+    /// Returns the number of polls in any phase.
     pub fn polls(&self) -> usize {
-        self.board.poll_count()
+        self.state.poll_count()
     }
 
-    /// Returns how many polls the outputs not yet taken open.
+    /// Returns the number of [`Output::Open`] that were not taken yet.
     pub fn pending_opens(&self) -> usize {
         self.outputs.iter().filter(|output| matches!(output, Output::Open(..))).count()
     }
 
-    /// Returns the polls of a wait whose newest attempt failed or was refused, and which are not tried at the moment. A
-    /// wait that has just joined makes the shell try them at once, as its client alone would (contract section 9).
+    /// Returns the polls of a wait that are backing off or paused by themselves, not with their key.
+    ///
+    /// The caller starts an attempt of each at once when the wait has just joined: its client alone would make a request
+    /// now (P12).
     pub fn pausing(&self, id: WaitId) -> impl Iterator<Item = PollId> {
         let is_pausing = |poll: &Poll| {
             matches!(
-                poll.tries,
+                poll.attempt,
                 AttemptState::BackingOff { .. } | AttemptState::Paused { is_of_key: false, .. }
             )
         };
-        self.attached_polls(id).filter(move |poll| self.board.poll(*poll).is_some_and(is_pausing))
+        self.attached_polls(id).filter(move |poll| self.state.poll(*poll).is_some_and(is_pausing))
     }
 
-    /// Returns whether a wait came after the newest attempt of a poll had begun: where that failed, its client alone
-    /// would have made one of its own since, so the shell makes another one at once.
+    /// Returns whether a wait arrived after the newest attempt of the poll had begun.
+    ///
+    /// If that attempt fails, the caller makes the next one at once: the client of that wait alone would have made a
+    /// request of its own since then (P12).
     pub fn has_newcomer(&self, id: PollId) -> bool {
-        let Some(poll) = self.board.poll(id) else { return false };
-        let arrived = |wait: &WaitId| self.board.wait(*wait).map(|wait| wait.spec.arrived);
-        poll.waits.iter().next_back().and_then(arrived).is_some_and(|arrived| arrived > poll.tried_at)
+        let Some(poll) = self.state.poll(id) else { return false };
+        let arrived = |wait: &WaitId| self.state.wait(*wait).map(|wait| wait.spec.arrived);
+        poll.waits.iter().next_back().and_then(arrived).is_some_and(|arrived| arrived > poll.attempted_at)
     }
 
-    /// Returns how much time the waits on a poll have left, at most.
+    /// Returns the time until the last deadline among the waits on a poll.
     pub fn time_left(&self, id: PollId, now: Instant) -> Duration {
-        let waits = self.board.poll(id).into_iter().flat_map(|poll| &poll.waits);
-        let deadlines = waits.filter_map(|wait| self.board.wait(*wait)).map(Wait::deadline);
+        let waits = self.state.poll(id).into_iter().flat_map(|poll| &poll.waits);
+        let deadlines = waits.filter_map(|wait| self.state.wait(*wait)).map(Wait::deadline);
         deadlines.max().map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(now))
     }
 
     fn join(&mut self, id: WaitId, mut spec: WaitSpec, now: Instant) {
         self.shorten_if_draining(&mut spec, now);
-        self.board.add_wait(id, spec);
+        self.state.add_wait(id, spec);
         if !self.settle_if_answered(id, None, now) {
             self.attach_or_open(id, None, now);
         }
     }
 
     fn leave(&mut self, id: WaitId, now: Instant) {
-        if let Some(wait) = self.board.remove_wait(id) {
-            self.let_linger(wait.attached_polls, now);
+        if let Some(wait) = self.state.remove_wait(id) {
+            self.let_linger(wait.attached_polls, now); // P6: the polls stay, also those that it opened
         }
     }
 
-    fn refuse(&mut self, id: WaitId, now: Instant) {
-        let Some(wait) = self.board.remove_wait(id) else { return };
-        let is_its = |poll: &PollId| self.board.poll(*poll).is_some_and(|poll| poll.opener == id);
-        let (own, others): (Vec<PollId>, Vec<PollId>) = wait.attached_polls.into_iter().partition(is_its);
+    fn cancel_join(&mut self, id: WaitId, now: Instant) {
+        let Some(wait) = self.state.remove_wait(id) else { return };
+        let is_opener = |poll: &PollId| self.state.poll(*poll).is_some_and(|poll| poll.opener == id);
+        let (own, others): (Vec<PollId>, Vec<PollId>) = wait.attached_polls.into_iter().partition(is_opener);
         for poll in own {
             self.forget_poll(poll);
             self.take_back_open(poll);
@@ -186,63 +276,67 @@ impl Coalescer {
     }
 
     fn progress(&mut self, id: PollId, progress: PollProgress, now: Instant) {
-        let Some(poll) = self.board.poll_mut(id) else { return };
+        let Some(poll) = self.state.poll_mut(id) else { return };
         match progress {
-            PollProgress::AttemptStarted => (poll.tried_at, poll.tries) = (now, AttemptState::Sending),
-            PollProgress::Held => poll.tries = AttemptState::Held { since: now },
+            PollProgress::AttemptStarted => {
+                (poll.attempted_at, poll.attempt) = (now, AttemptState::Sending);
+            }
+            PollProgress::Held => poll.attempt = AttemptState::Held { since: now },
             PollProgress::BackingOff(failure, pause) => {
-                let waits = self.put_off(id, failure, AttemptState::BackingOff { until: now + pause }, now);
-                let is_over =
-                    |id: &WaitId| self.board.wait(*id).is_some_and(|wait| wait.phase != WaitPhase::Waiting);
-                let waits: Vec<WaitId> = waits.into_iter().filter(is_over).collect();
+                let attempt = AttemptState::BackingOff { until: now + pause };
+                let waits = self.suspend(id, failure, attempt, now);
+                // P12: waits with time left are held through the failure.
+                let is_past_deadline =
+                    |id: &WaitId| self.state.wait(*id).is_some_and(|wait| wait.phase != WaitPhase::Waiting);
+                let waits: Vec<WaitId> = waits.into_iter().filter(is_past_deadline).collect();
                 self.attach_or_open_all(waits, None, now);
             }
             PollProgress::Paused(failure, pause) => {
                 let is_of_key = matches!(failure, Failure::KeyRateLimited { .. });
-                let waits =
-                    self.put_off(id, failure, AttemptState::Paused { until: now + pause, is_of_key }, now);
+                let attempt = AttemptState::Paused { until: now + pause, is_of_key };
+                let waits = self.suspend(id, failure, attempt, now);
                 self.attach_or_open_all(waits, None, now);
             }
         }
     }
 
     fn retry_after(&mut self, id: PollId, pause: Duration, now: Instant) {
-        if let Some(poll) = self.board.poll_mut(id) {
-            poll.not_before = Some((now, now + pause.min(MAX_RETRY_AFTER)));
+        if let Some(poll) = self.state.poll_mut(id) {
+            poll.retry_after = Some((now, now + pause.min(MAX_RETRY_AFTER)));
         }
     }
 
-    /// Notes that a poll is not tried for a while; whom that may concern comes back.
-    fn put_off(
+    /// Records a failed attempt whose successor is still to come. Returns the waits on the poll.
+    fn suspend(
         &mut self,
         id: PollId,
         failure: Failure,
-        tries: AttemptState,
+        attempt: AttemptState,
         now: Instant,
     ) -> BTreeSet<WaitId> {
-        let Some(poll) = self.board.poll_mut(id) else { return BTreeSet::new() };
-        (poll.failed, poll.tries) = (Some(failure), tries);
+        let Some(poll) = self.state.poll_mut(id) else { return BTreeSet::new() };
+        (poll.last_failure, poll.attempt) = (Some(failure), attempt);
         let waits = poll.waits.clone();
         self.let_linger([id], now);
         waits
     }
 
     fn give_up(&mut self, id: WaitId, now: Instant) {
-        let Some(wait) = self.board.wait(id) else { return };
+        let Some(wait) = self.state.wait(id) else { return };
         let (failure, direct) = self.last_failure(id, wait, now).unwrap_or((Failure::Timeout, false));
         self.settle_failed(id, failure, direct, now);
     }
 
-    /// Ends a wait with a failure. While draining, a wait on jobs that were all seen is told where they were seen: it
-    /// cannot wait for the upstream to come back.
+    /// Ends a wait with a failure. During a drain it ends with the states that were last seen, if every job was seen: the
+    /// wait cannot hold until the upstream comes back (P7).
     fn settle_failed(&mut self, id: WaitId, failure: Failure, direct: bool, now: Instant) {
-        let seen = self.draining.and_then(|_| self.last_seen(self.board.wait(id)?));
+        let seen = self.draining.and_then(|_| self.last_seen(self.state.wait(id)?));
         let end = seen.map_or(WaitOutcome::Failed(failure), WaitOutcome::TimedOut);
         self.settle(id, end, direct, now);
     }
 
     fn wait_is_due(&mut self, id: WaitId, now: Instant) {
-        let Some(wait) = self.board.wait(id) else { return };
+        let Some(wait) = self.state.wait(id) else { return };
         match wait.phase {
             WaitPhase::Waiting => self.end(id, None, now),
             WaitPhase::Grace { since } => self.take_snapshot(id, since, None, now),
@@ -250,39 +344,41 @@ impl Coalescer {
         }
     }
 
-    /// Whether the wait's time is over, by one clock or the other.
-    fn is_over(&self, wait: &Wait, now: Instant) -> bool {
-        wait.deadline() <= now + self.rules.clock_skew()
+    /// Returns whether the wait's deadline has come, by the clock of the gateway or of the upstream.
+    fn is_past_deadline(&self, wait: &Wait, now: Instant) -> bool {
+        wait.deadline() <= now + self.timing.clock_skew()
     }
 
-    /// The wait's time is over: it stays for a poll that is about to land, else it gets what can be had.
+    /// Handles the deadline of a wait: it stays for a poll that is about to land, otherwise it takes a snapshot.
     fn end(&mut self, id: WaitId, landing: Option<&Landing>, now: Instant) {
-        let Some(wait) = self.board.wait(id) else { return };
+        let Some(wait) = self.state.wait(id) else { return };
         let since = match wait.phase {
             WaitPhase::Waiting => now,
             WaitPhase::Grace { since } | WaitPhase::Snapshot { since } => since,
         };
-        // What has just landed was read a moment ago, and is as true as it was then: to who was there.
+        // An answer that lands now was read slightly before. It is the state at the deadline, unless the wait arrived
+        // later than that.
         let since = landing.map_or(since, |landing| since.min(landing.read_at.max(wait.spec.arrived)));
-        if self.is_about_to_be_told(wait, since, now) {
-            let until = self.cap_at_drain(wait.deadline() + self.rules.grace());
-            self.board.set_phase(id, WaitPhase::Grace { since }, until);
+        if self.expects_landing(wait, since, now) {
+            let until = self.cap_at_drain(wait.deadline() + self.timing.grace());
+            self.state.set_phase(id, WaitPhase::Grace { since }, until); // P4: that landing spares a snapshot
         } else {
             self.take_snapshot(id, since, landing, now);
         }
     }
 
-    /// Gives the wait the truth (promise 7): from what is proven, and for the rest from one snapshot.
+    /// Answers the wait with the state of its jobs at the deadline (P7): known or proven states, and one snapshot for
+    /// the rest.
     fn take_snapshot(&mut self, id: WaitId, since: Instant, landing: Option<&Landing>, now: Instant) {
-        let Some(wait) = self.board.wait(id) else { return };
-        let truths = wait.spec.jobs.iter().filter_map(|job| self.deadline_state(wait, job, since, now));
-        let (given, failed) = (truths.cloned().collect(), self.last_failure(id, wait, now));
+        let Some(wait) = self.state.wait(id) else { return };
+        let known = wait.spec.jobs.iter().filter_map(|job| self.deadline_state(wait, job, since, now));
+        let (known, last_failure) = (known.cloned().collect(), self.last_failure(id, wait, now));
         let limit = self.cap_at_drain(now + SNAPSHOT_LIMIT);
         let is_hopeless = self.is_paused_past(wait, limit);
-        self.board.set_phase(id, WaitPhase::Snapshot { since }, limit);
-        self.board.want(id, Goal::Rung(self.rules.ladder.lowest()));
-        if let Some(wait) = self.board.wait_mut(id) {
-            (wait.private_states, wait.failed) = (given, failed);
+        self.state.set_phase(id, WaitPhase::Snapshot { since }, limit);
+        self.state.set_goal(id, Goal::Rung(self.timing.ladder.lowest()));
+        if let Some(wait) = self.state.wait_mut(id) {
+            (wait.private_states, wait.last_failure) = (known, last_failure);
         }
         if self.settle_if_answered(id, landing, now) {
             return;
@@ -294,16 +390,11 @@ impl Coalescer {
         }
     }
 
-    /// Not later than the shell is there.
-    pub(super) fn cap_at_drain(&self, at: Instant) -> Instant {
-        self.draining.map_or(at, |until| at.min(until))
-    }
-
     fn poll_is_due(&mut self, id: PollId, now: Instant) {
-        let Some(poll) = self.board.poll(id) else { return };
+        let Some(poll) = self.state.poll(id) else { return };
         match poll.phase {
             PollPhase::Throttled { .. } => self.release(id, None, now),
-            PollPhase::Open | PollPhase::Lingering { .. } => self.abort(id),
+            PollPhase::Open | PollPhase::Lingering { .. } => self.abort(id), // P6
         }
     }
 
@@ -314,44 +405,43 @@ impl Coalescer {
         }
     }
 
-    /// Takes the opening of a poll back, if the shell does not know of it yet.
+    /// Removes the opening of a poll from the outputs. Returns false if the caller has taken it already.
     fn take_back_open(&mut self, id: PollId) -> bool {
         let before = self.outputs.len();
         self.outputs.retain(|output| !matches!(output, Output::Open(opened, _) if *opened == id));
         self.outputs.len() < before
     }
 
-    /// Forgets a poll; its waits come back, each with whether it opened the poll.
+    /// Forgets a poll. Returns its waits, each with whether it opened the poll.
     fn forget_poll(&mut self, id: PollId) -> Vec<(WaitId, bool)> {
-        let Some(poll) = self.board.remove_poll(id) else { return Vec::new() };
+        let Some(poll) = self.state.remove_poll(id) else { return Vec::new() };
         poll.waits.into_iter().map(|wait| (wait, wait == poll.opener)).collect()
     }
 
-    /// Polls that a wait leaned on until now: those without a wait linger, or are forgotten if the upstream does
-    /// not know of them.
+    /// Lets those of the polls linger that have no waits left. Polls unknown to the upstream are forgotten at once (P6).
     fn let_linger(&mut self, polls: impl IntoIterator<Item = PollId>, now: Instant) {
         for id in polls {
-            match self.board.poll(id) {
+            match self.state.poll(id) {
                 Some(poll) if !poll.waits.is_empty() => {}
                 Some(Poll { phase: PollPhase::Throttled { .. }, .. }) => drop(self.forget_poll(id)),
                 Some(poll) if poll.is_idle() => self.abort(id),
                 Some(_) => {
-                    let until = now + self.rules.linger;
-                    self.board.set_poll_phase(id, PollPhase::Lingering { until });
+                    let until = now + self.timing.linger;
+                    self.state.set_poll_phase(id, PollPhase::Lingering { until });
                 }
                 None => {}
             }
         }
     }
 
-    /// Answers the wait if each of its jobs has an answer.
+    /// Settles the wait if each of its jobs has an answer. Returns whether it did.
     fn settle_if_answered(&mut self, id: WaitId, landing: Option<&Landing>, now: Instant) -> bool {
-        let Some(wait) = self.board.wait(id) else { return false };
-        // Answers stay: of many jobs those before the first one without an answer need not be looked at each time.
+        let Some(wait) = self.state.wait(id) else { return false };
+        // Answers stay. A wait for many jobs resumes at its first job without one.
         let is_wide = wait.spec.jobs.len() > FEW_JOBS;
         let mut rest = wait.spec.jobs.iter().skip(wait.answered);
         if is_wide && let Some(further) = rest.position(|job| self.reached_state(wait, job).is_none()) {
-            if let Some(wait) = self.board.wait_mut(id) {
+            if let Some(wait) = self.state.wait_mut(id) {
                 wait.answered += further;
             }
             return false;
@@ -361,59 +451,27 @@ impl Coalescer {
         let direct = landing.is_some_and(|landing| {
             landing.opener == id && states.iter().all(|state| Arc::ptr_eq(&state.head, &landing.head))
         });
-        let reached =
-            states.iter().all(|state| state.rung.is_none_or(|rung| self.rules.reaches(rung, wait.spec.goal)));
+        let reached = states
+            .iter()
+            .all(|state| state.rung.is_none_or(|rung| self.timing.reaches(rung, wait.spec.goal)));
         let end = if reached { WaitOutcome::Reached(states) } else { WaitOutcome::TimedOut(states) };
         self.settle(id, end, direct, now);
         true
     }
 
     fn settle(&mut self, id: WaitId, end: WaitOutcome, direct: bool, now: Instant) {
-        let Some(wait) = self.board.remove_wait(id) else { return };
+        let Some(wait) = self.state.remove_wait(id) else { return };
         let how = if wait.opened { Cost::Opened } else { Cost::Coalesced };
         self.outputs.push_back(Output::Settle(id, WaitResult { how, direct, end }));
         self.let_linger(wait.attached_polls, now);
     }
-
-    /// What must hold after every call; a debug build stops where it does not.
-    fn check_invariants(&self) {
-        if cfg!(debug_assertions) && self.waits() + self.polls() <= MAX_CHECKED {
-            self.board.check_links();
-            for (id, wait) in self.board.all_waits() {
-                assert!(!wait.attached_polls.is_empty(), "{id:?} leans on nothing");
-                let is_looking = matches!(wait.phase, WaitPhase::Snapshot { .. });
-                let lowest = Goal::Rung(self.rules.ladder.lowest());
-                assert_eq!(wait.current_goal, if is_looking { lowest } else { wait.spec.goal }, "{id:?}");
-                let domain = wait.spec.domain;
-                for job in wait.spec.jobs.iter().filter(|job| self.reached_state(wait, job).is_none()) {
-                    let is_wanting = self.board.slots().is_wanting(domain, job, wait.current_goal, id);
-                    assert!(is_wanting, "{id:?} would not hear of {job}");
-                }
-                let polls = || wait.attached_polls.iter().filter_map(|&poll| self.board.poll(poll));
-                for poll in polls() {
-                    assert_eq!(poll.spec.domain, domain, "{id:?} leans across key domains");
-                    assert!(poll.spec.jobs.is_subset(&wait.spec.jobs), "{id:?} leans on a neighbour");
-                    assert!(
-                        self.rules.is_within(poll.spec.goal, wait.current_goal),
-                        "{id:?} leans on a higher rung"
-                    );
-                }
-                let own = polls().filter(|poll| poll.opener == id).count();
-                assert!(own <= wait.spec.jobs.len().div_ceil(self.rules.max_jobs), "{id:?} has {own} polls");
-            }
-        }
-    }
 }
 
-/// Up to so many jobs of a wait are looked at without a thought.
+/// Waits for more jobs than this remember how many of them are answered.
 const FEW_JOBS: usize = 8;
 
-/// How many timers go off in one call, so that thousands of waits whose time is over together do not keep what else
-/// has happened waiting.
+/// Most timers handled in one call, so that thousands of deadlines at one moment do not delay other events.
 const MAX_TIMERS_PER_CALL: usize = 256;
 
-/// The longest `Retry-After` of an answered poll that is followed.
+/// Longest `Retry-After` of a success that is followed (P1).
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
-
-/// How many waits and polls there may be for all of them to be checked after each call.
-const MAX_CHECKED: usize = 256;

@@ -1,59 +1,59 @@
-//! What the Coalescer remembers: waits, polls, what is known of jobs, and who is due when.
+//! State of the [`Coalescer`](super::Coalescer): waits, polls, the links between both, the job index, the timers.
 //!
-//! It keeps the links between them whole, and decides nothing.
+//! Each method keeps all of them consistent. No method decides anything.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::job_index::JobIndex;
+use super::timing::Timing;
 use super::types::{Failure, PollId, PollSpec, WaitId, WaitSpec};
 use crate::core::Map;
 use crate::core::job::{JobId, JobState, KeyDomain};
 use crate::core::route::Goal;
 
-/// A failure, and whether it is the answer to a poll of the wait's own.
+/// A failure, and whether it is the answer to a poll that the wait opened itself.
 pub(super) type LastFailure = (Failure, bool);
 
-/// One client's wait.
 #[derive(Debug)]
 pub(super) struct Wait {
     pub(super) spec: WaitSpec,
     pub(super) phase: WaitPhase,
-    /// The polls that will tell it more.
     pub(super) attached_polls: BTreeSet<PollId>,
-    /// It made the upstream see a request.
+    /// Whether the wait has opened a poll.
     pub(super) opened: bool,
-    /// Answers on its jobs could not be taken apart: it needs one on just its set, from its own endpoint.
+    /// Whether an answer on its jobs could not be split. From then on only a poll for exactly its set, at its own
+    /// endpoint, can answer it.
     pub(super) exact_set_only: bool,
-    /// States that are good for this wait only: vouched for at its arrival, on no ladder, or true when its
-    /// time was over.
+    /// States that count for this wait only.
     pub(super) private_states: PrivateStates,
-    /// The place in its set of the first job that had no answer when last looked: those before it have one.
+    /// Number of jobs, from the first on, that had an answer at the last look.
     pub(super) answered: usize,
-    /// How the polls that it leaned on until its time was over failed last, if they did.
-    pub(super) failed: Option<LastFailure>,
-    /// Its goal; past its deadline no more than to see where its jobs are.
+    /// Last failure of the polls that the wait was attached to at its deadline.
+    pub(super) last_failure: Option<LastFailure>,
+    /// The goal of `spec`. In [`WaitPhase::Snapshot`] the lowest rung.
     pub(super) current_goal: Goal,
     due: Instant,
 }
 
-/// States that one wait knows, by the job's id. A wait may name a thousand jobs.
+/// States of one wait, sorted by job: cached ones, ones with an unknown status, and those of its deadline. A wait may
+/// name a thousand jobs.
 #[derive(Debug, Default)]
 pub(super) struct PrivateStates(Vec<JobState>);
 
 impl PrivateStates {
     pub(super) fn get(&self, job: &JobId) -> Option<&JobState> {
-        self.place(job).ok().map(|place| &self.0[place])
+        self.position(job).ok().map(|at| &self.0[at])
     }
 
     pub(super) fn insert(&mut self, state: JobState) {
-        match self.place(&state.id) {
-            Ok(place) => self.0[place] = state,
-            Err(place) => self.0.insert(place, state),
+        match self.position(&state.id) {
+            Ok(at) => self.0[at] = state,
+            Err(at) => self.0.insert(at, state),
         }
     }
 
-    fn place(&self, job: &JobId) -> Result<usize, usize> {
+    fn position(&self, job: &JobId) -> Result<usize, usize> {
         self.0.binary_search_by(|state| state.id.cmp(job))
     }
 }
@@ -71,46 +71,71 @@ impl FromIterator<JobState> for PrivateStates {
 }
 
 impl Wait {
-    /// When it is looked at next.
+    pub(super) fn new(mut spec: WaitSpec) -> Self {
+        let known = std::mem::take(&mut spec.known).into_iter().collect();
+        let due = spec.arrived + spec.timeout;
+        Wait {
+            current_goal: spec.goal,
+            spec,
+            phase: WaitPhase::Waiting,
+            attached_polls: BTreeSet::new(),
+            opened: false,
+            exact_set_only: false,
+            private_states: known,
+            answered: 0,
+            last_failure: None,
+            due,
+        }
+    }
+
+    /// Returns when the phase of the wait ends.
     pub(super) fn due(&self) -> Instant {
         self.due
     }
 
-    /// When its time is over.
     pub(super) fn deadline(&self) -> Instant {
-        self.spec.arrived + self.spec.timeout
+        self.spec.arrived + self.spec.timeout // P2: from the wait's own arrival
+    }
+
+    /// Returns whether the client expects an answer at once.
+    pub(super) fn is_immediate(&self, timing: &Timing) -> bool {
+        !self.spec.is_patient && timing.is_immediate(self.spec.goal)
+    }
+
+    pub(super) fn is_in_snapshot(&self) -> bool {
+        matches!(self.phase, WaitPhase::Snapshot { .. })
     }
 }
 
+/// Phase of a wait. The page of [`Coalescer`](super::Coalescer) has the table of transitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WaitPhase {
-    /// Until its deadline.
+    /// Before its deadline: held until its jobs reach its goal.
     Waiting,
-    /// Past it since then, while the upstream ends a poll that tells where the jobs are.
+    /// Past its deadline since then: held for the answer to a poll that the upstream ends at the same moment.
     Grace { since: Instant },
-    /// Past it: what is seen from `since` on is the answer, reached or not.
+    /// Past its deadline: answered by any state seen from `since` on.
     Snapshot { since: Instant },
 }
 
-/// One long-poll.
 #[derive(Debug)]
 pub(super) struct Poll {
     pub(super) spec: PollSpec,
     pub(super) phase: PollPhase,
-    /// Who lean on it.
+    pub(super) attempt: AttemptState,
+    /// Waits that are attached.
     pub(super) waits: BTreeSet<WaitId>,
-    /// The wait that caused it, which may be gone.
+    /// Wait that opened the poll. It may have ended.
     pub(super) opener: WaitId,
-    /// Anyone who leaned on it allows its answer to be kept.
-    pub(super) keep: bool,
+    /// Whether a wait was attached whose answer may be cached.
+    pub(super) may_cache: bool,
     pub(super) opened_at: Instant,
-    /// When the newest try began.
-    pub(super) tried_at: Instant,
-    pub(super) tries: AttemptState,
-    /// How the newest failed try failed.
-    pub(super) failed: Option<Failure>,
-    /// When the upstream asked that its jobs are not asked about again, and until when.
-    pub(super) not_before: Option<(Instant, Instant)>,
+    /// Start of the newest attempt.
+    pub(super) attempted_at: Instant,
+    /// Failure of the newest attempt that failed.
+    pub(super) last_failure: Option<Failure>,
+    /// A `Retry-After` on a success: when it came, and the end of the pause.
+    pub(super) retry_after: Option<(Instant, Instant)>,
 }
 
 impl Poll {
@@ -118,20 +143,20 @@ impl Poll {
         Self {
             spec,
             phase: PollPhase::Open,
+            attempt: AttemptState::Queued,
             waits: BTreeSet::new(),
             opener,
-            keep: false,
+            may_cache: false,
             opened_at: now,
-            tried_at: now,
-            tries: AttemptState::Queued,
-            failed: None,
-            not_before: None,
+            attempted_at: now,
+            last_failure: None,
+            retry_after: None,
         }
     }
 
-    /// Until when it is not even tried, if that is known.
-    pub(super) fn paused_until(&self) -> Option<Instant> {
-        match self.tries {
+    /// Returns the moment before which no attempt is made, if one is known.
+    pub(super) fn suspended_until(&self) -> Option<Instant> {
+        match self.attempt {
             AttemptState::BackingOff { until } | AttemptState::Paused { until, .. } => Some(until),
             AttemptState::Queued | AttemptState::Sending | AttemptState::Held { .. } | AttemptState::Done => {
                 None
@@ -139,9 +164,9 @@ impl Poll {
         }
     }
 
-    /// Since when its request has stood at the upstream, if it does.
-    pub(super) fn standing(&self) -> Option<Instant> {
-        match self.tries {
+    /// Returns since when the upstream has held the request, if it does.
+    pub(super) fn held_since(&self) -> Option<Instant> {
+        match self.attempt {
             AttemptState::Held { since } => Some(since),
             AttemptState::Queued
             | AttemptState::Sending
@@ -151,39 +176,40 @@ impl Poll {
         }
     }
 
-    /// Whether no try is under way, and another is to come.
+    /// Returns whether the upstream knows nothing of the poll: an attempt is still to come and none is under way.
     pub(super) fn is_idle(&self) -> bool {
-        match self.tries {
+        match self.attempt {
             AttemptState::Queued | AttemptState::BackingOff { .. } | AttemptState::Paused { .. } => true,
             AttemptState::Sending | AttemptState::Held { .. } | AttemptState::Done => false,
         }
     }
 }
 
-/// Where the tries of a poll stand.
+/// State of a poll's attempts, as the caller reported it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AttemptState {
-    /// It waits for its turn.
+    /// Waits for its turn; no attempt so far.
     Queued,
-    /// One is under way.
+    /// An attempt is on its way.
     Sending,
-    /// Its request has stood at the upstream since then.
+    /// The upstream has held the request since then.
     Held { since: Instant },
-    /// The newest one failed, another is made then.
+    /// The newest attempt failed; the next one starts then.
     BackingOff { until: Instant },
-    /// None is made until then, as the upstream asked; of this poll, or of all polls of its key.
+    /// The upstream asked for a pause, of this poll or of its whole key.
     Paused { until: Instant, is_of_key: bool },
-    /// It has landed.
+    /// The poll has landed.
     Done,
 }
 
+/// Phase of a poll. The page of [`Coalescer`](super::Coalescer) has the table of transitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PollPhase {
-    /// The shell does it.
+    /// Under way, with waits attached.
     Open,
-    /// The shell does it, and nobody leans on it.
+    /// Under way without waits; aborted then.
     Lingering { until: Instant },
-    /// It landed too early and is opened again then.
+    /// Landed too early without reaching its goal; its waits ask again then.
     Throttled { until: Instant },
 }
 
@@ -196,22 +222,25 @@ impl PollPhase {
     }
 }
 
+/// Owner of a timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Timer {
+pub(super) enum TimerOwner {
     Wait(WaitId),
     Poll(PollId),
 }
 
-/// All of it. Maps are only looked up, sets are walked: the same inputs give the same outputs.
+/// Everything that the machine remembers of waits and polls.
+///
+/// Maps are only looked up, sets are iterated, so the same inputs give the same outputs.
 #[derive(Debug, Default)]
-pub(super) struct State {
+pub(super) struct CoalescerState {
     waits: Map<WaitId, Wait>,
     polls: Map<PollId, Poll>,
-    slots: JobIndex,
-    timers: BTreeSet<(Instant, Timer)>,
+    job_index: JobIndex,
+    timers: BTreeSet<(Instant, TimerOwner)>,
 }
 
-impl State {
+impl CoalescerState {
     pub(super) fn wait(&self, id: WaitId) -> Option<&Wait> {
         self.waits.get(&id)
     }
@@ -236,63 +265,50 @@ impl State {
         self.polls.len()
     }
 
-    /// What is known of the jobs, and whom that concerns.
-    pub(super) fn slots(&self) -> &JobIndex {
-        &self.slots
+    pub(super) fn job_index(&self) -> &JobIndex {
+        &self.job_index
     }
 
-    /// Who is due first, if that is by now.
-    pub(super) fn due(&self, now: Instant) -> Option<Timer> {
-        self.timers.first().filter(|(at, _)| *at <= now).map(|&(_, timer)| timer)
+    /// Returns the owner of the first timer that is due by now.
+    pub(super) fn due(&self, now: Instant) -> Option<TimerOwner> {
+        self.timers.first().filter(|(at, _)| *at <= now).map(|&(_, owner)| owner)
     }
 
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.timers.first().map(|&(at, _)| at)
     }
 
-    pub(super) fn add_wait(&mut self, id: WaitId, mut spec: WaitSpec) {
-        let given = std::mem::take(&mut spec.known).into_iter().collect();
-        self.slots.enter_wait(id, spec.domain, &spec.jobs, spec.goal);
-        let due = spec.arrived + spec.timeout;
-        self.timers.insert((due, Timer::Wait(id)));
-        let wait = Wait {
-            current_goal: spec.goal,
-            spec,
-            phase: WaitPhase::Waiting,
-            attached_polls: BTreeSet::new(),
-            opened: false,
-            exact_set_only: false,
-            private_states: given,
-            answered: 0,
-            failed: None,
-            due,
-        };
+    pub(super) fn add_wait(&mut self, id: WaitId, spec: WaitSpec) {
+        let wait = Wait::new(spec);
+        self.job_index.add_wait(id, wait.spec.domain, &wait.spec.jobs, wait.spec.goal);
+        self.timers.insert((wait.due, TimerOwner::Wait(id)));
         let before = self.waits.insert(id, wait);
         debug_assert!(before.is_none(), "{id:?} joined twice");
     }
 
-    /// Takes a wait out. Its polls no longer count it; they are in `leans` for the caller to look after.
+    /// Removes a wait and detaches it from its polls. They are still in its `attached_polls`, so that the caller can let
+    /// them linger.
     pub(super) fn remove_wait(&mut self, id: WaitId) -> Option<Wait> {
         let wait = self.waits.remove(&id)?;
-        self.timers.remove(&(wait.due, Timer::Wait(id)));
+        self.timers.remove(&(wait.due, TimerOwner::Wait(id)));
         for poll in &wait.attached_polls {
             if let Some(poll) = self.polls.get_mut(poll) {
                 poll.waits.remove(&id);
             }
         }
-        self.slots.leave_wait(id, wait.spec.domain, &wait.spec.jobs, wait.current_goal);
+        self.job_index.remove_wait(id, wait.spec.domain, &wait.spec.jobs, wait.current_goal);
         Some(wait)
     }
 
     pub(super) fn set_phase(&mut self, id: WaitId, phase: WaitPhase, due: Instant) {
         if let Some(wait) = self.waits.get_mut(&id) {
-            self.timers.remove(&(wait.due, Timer::Wait(id)));
-            self.timers.insert((due, Timer::Wait(id)));
+            self.timers.remove(&(wait.due, TimerOwner::Wait(id)));
+            self.timers.insert((due, TimerOwner::Wait(id)));
             (wait.phase, wait.due, wait.answered) = (phase, due, 0);
         }
     }
 
-    /// Ends the wait's time at this moment, if it would not end before.
+    /// Moves the deadline of a wait to this moment if that is earlier.
     pub(super) fn shorten(&mut self, id: WaitId, deadline: Instant) {
         let Some(wait) = self.waits.get_mut(&id) else { return };
         if wait.phase == WaitPhase::Waiting && deadline < wait.deadline() {
@@ -302,7 +318,7 @@ impl State {
         }
     }
 
-    /// Ends what the wait does past its deadline at this moment, if it would not end before.
+    /// Moves the end of a wait's grace or snapshot to this moment if that is earlier.
     pub(super) fn cap(&mut self, id: WaitId, until: Instant) {
         if let Some(&Wait {
             phase: phase @ (WaitPhase::Grace { .. } | WaitPhase::Snapshot { .. }), due, ..
@@ -314,53 +330,53 @@ impl State {
     }
 
     pub(super) fn add_poll(&mut self, id: PollId, poll: Poll) {
-        self.slots.enter_poll(id, &poll.spec);
+        self.job_index.add_poll(id, &poll.spec);
         self.polls.insert(id, poll);
     }
 
-    /// Takes a poll out; its waits no longer lean on it.
+    /// Removes a poll and detaches its waits. They are still in its `waits`.
     pub(super) fn remove_poll(&mut self, id: PollId) -> Option<Poll> {
         let poll = self.polls.remove(&id)?;
         if let Some(due) = poll.phase.due() {
-            self.timers.remove(&(due, Timer::Poll(id)));
+            self.timers.remove(&(due, TimerOwner::Poll(id)));
         }
         for wait in &poll.waits {
             if let Some(wait) = self.waits.get_mut(wait) {
                 wait.attached_polls.remove(&id);
             }
         }
-        self.slots.leave_poll(id, &poll.spec);
+        self.job_index.remove_poll(id, &poll.spec);
         Some(poll)
     }
 
     pub(super) fn set_poll_phase(&mut self, id: PollId, phase: PollPhase) {
         let Some(poll) = self.polls.get_mut(&id) else { return };
         if let Some(due) = poll.phase.due() {
-            self.timers.remove(&(due, Timer::Poll(id)));
+            self.timers.remove(&(due, TimerOwner::Poll(id)));
         }
         if let Some(due) = phase.due() {
-            self.timers.insert((due, Timer::Poll(id)));
+            self.timers.insert((due, TimerOwner::Poll(id)));
         }
         poll.phase = phase;
     }
 
-    /// Attaches a wait to exactly these polls. Returns the polls that it was attached to before.
-    pub(super) fn set_attached(&mut self, id: WaitId, leans: BTreeSet<PollId>) -> Vec<PollId> {
+    /// Attaches a wait to exactly these polls. Returns the polls that it is detached from.
+    pub(super) fn set_attached(&mut self, id: WaitId, polls: BTreeSet<PollId>) -> Vec<PollId> {
         let Some(wait) = self.waits.get_mut(&id) else { return Vec::new() };
-        let before = std::mem::replace(&mut wait.attached_polls, leans.clone());
-        let dropped: Vec<PollId> = before.difference(&leans).copied().collect();
-        for poll in &dropped {
+        let before = std::mem::replace(&mut wait.attached_polls, polls.clone());
+        let detached: Vec<PollId> = before.difference(&polls).copied().collect();
+        for poll in &detached {
             if let Some(poll) = self.polls.get_mut(poll) {
                 poll.waits.remove(&id);
             }
         }
-        for poll in leans {
+        for poll in polls {
             self.link(id, poll);
         }
-        dropped
+        detached
     }
 
-    /// Makes a wait lean on further polls.
+    /// Attaches a wait to further polls.
     pub(super) fn attach(&mut self, id: WaitId, polls: impl IntoIterator<Item = PollId>) {
         for poll in polls {
             if let Some(wait) = self.waits.get_mut(&id) {
@@ -370,7 +386,6 @@ impl State {
         }
     }
 
-    /// Makes a wait lean on this poll no more.
     pub(super) fn detach(&mut self, id: WaitId, poll_id: PollId) {
         if let Some(wait) = self.waits.get_mut(&id) {
             wait.attached_polls.remove(&poll_id);
@@ -380,7 +395,7 @@ impl State {
         }
     }
 
-    /// Makes a wait lean on the poll that it just opened.
+    /// Attaches a wait to the poll that it just opened.
     pub(super) fn attach_opened(&mut self, id: WaitId, poll: PollId) {
         if let Some(wait) = self.waits.get_mut(&id) {
             wait.attached_polls.insert(poll);
@@ -390,35 +405,34 @@ impl State {
     }
 
     fn link(&mut self, wait: WaitId, poll_id: PollId) {
-        let keep = self.waits.get(&wait).is_some_and(|wait| wait.spec.keep);
+        let may_cache = self.waits.get(&wait).is_some_and(|wait| wait.spec.keep);
         let Some(poll) = self.polls.get_mut(&poll_id) else { return };
         poll.waits.insert(wait);
-        poll.keep |= keep;
+        poll.may_cache |= may_cache;
         if let PollPhase::Lingering { .. } = poll.phase {
             self.set_poll_phase(poll_id, PollPhase::Open);
         }
     }
 
-    /// Remembers a state, unless it goes back behind what is known, which only confirms that.
     pub(super) fn learn(&mut self, domain: KeyDomain, state: JobState) {
-        self.slots.learn(domain, state);
+        self.job_index.learn(domain, state);
     }
 
-    /// From now on the wait wants to know of all its jobs for this goal.
-    pub(super) fn want(&mut self, id: WaitId, goal: Goal) {
+    /// Sets the current goal of a wait, which then needs an answer for each of its jobs again.
+    pub(super) fn set_goal(&mut self, id: WaitId, goal: Goal) {
         let Some(wait) = self.waits.get_mut(&id) else { return };
         let before = std::mem::replace(&mut wait.current_goal, goal);
-        self.slots.reset_interest(id, wait.spec.domain, &wait.spec.jobs, before, goal);
+        self.job_index.reset_interest(id, wait.spec.domain, &wait.spec.jobs, before, goal);
     }
 
-    /// The wait has its answer for this job, and keeps it until it wants something else.
+    /// Records that the wait has its answer for this job, until its goal changes.
     pub(super) fn clear_interest(&mut self, id: WaitId, job: &JobId) {
         if let Some(wait) = self.waits.get(&id) {
-            self.slots.clear_interest(id, wait.spec.domain, job, wait.current_goal);
+            self.job_index.clear_interest(id, wait.spec.domain, job, wait.current_goal);
         }
     }
 
-    /// Gives a state on no ladder to those who lean on the poll that brought it, and to nobody else.
+    /// Gives a state with an unknown status to the waits on the poll that brought it, and to no other wait.
     pub(super) fn deliver_unknown_status(&mut self, poll: PollId, state: &JobState) {
         let Some(poll) = self.polls.get(&poll) else { return };
         for wait in &poll.waits {
@@ -432,22 +446,22 @@ impl State {
         self.waits.iter().map(|(&id, wait)| (id, wait))
     }
 
-    /// Every link has its other end, and every timer its owner.
+    /// Asserts that each link has its other end and each timer its owner.
     pub(super) fn check_links(&self) {
         let mut timers = BTreeSet::new();
         for (&id, wait) in &self.waits {
-            timers.insert((wait.due, Timer::Wait(id)));
+            timers.insert((wait.due, TimerOwner::Wait(id)));
             assert!(wait.attached_polls.iter().all(|poll| self.polls[poll].waits.contains(&id)), "{id:?}");
         }
         for (&id, poll) in &self.polls {
-            timers.extend(poll.phase.due().map(|due| (due, Timer::Poll(id))));
+            timers.extend(poll.phase.due().map(|due| (due, TimerOwner::Poll(id))));
             let is_lingering = matches!(poll.phase, PollPhase::Lingering { .. });
             assert_eq!(poll.waits.is_empty(), is_lingering, "{id:?} {:?}", poll.phase);
-            assert!(!is_lingering || !poll.is_idle(), "{id:?} lingers for nothing");
+            assert!(!is_lingering || !poll.is_idle(), "{id:?} lingers but the upstream does not know it");
             assert!(poll.waits.iter().all(|wait| self.waits[wait].attached_polls.contains(&id)), "{id:?}");
         }
         assert_eq!(timers, self.timers);
-        self.slots.check(
+        self.job_index.check(
             self.waits.iter().map(|(&id, wait)| (id, wait.spec.domain, &wait.spec.jobs, wait.current_goal)),
             self.polls.iter().map(|(&id, poll)| (id, &poll.spec)),
         );

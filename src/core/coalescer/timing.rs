@@ -1,49 +1,48 @@
-//! What the Coalescer goes by: the ladder, the upstream's time, and the small times that follow from it.
-//!
-//! It must never know a wait or a poll.
+//! Timing rules: the ladder, the upstream's hold, and the tolerances that follow from the hold.
 
 use std::time::Duration;
 
 use crate::core::route::{Goal, Ladder, Rung};
 
-/// How long the look at a deadline may take before the wait is given up, which only a failing upstream needs.
+/// Longest time for the snapshot at a deadline. Only a failing upstream needs all of it.
 pub const SNAPSHOT_LIMIT: Duration = Duration::from_secs(10);
 
-/// What the machine goes by.
+/// Settings of the machine.
 #[derive(Clone, Debug)]
 pub struct Timing {
-    /// The states and their order.
+    /// Rungs in their order.
     pub ladder: Ladder,
-    /// When the upstream ends a poll unreached.
+    /// Time after which the upstream ends a poll whose goal is not reached.
     pub hold: Duration,
-    /// How long a poll stays open without a wait.
+    /// Time that a poll without waits stays open.
     pub linger: Duration,
-    /// Jobs one poll may ask for, at least one.
+    /// Most jobs that one poll may ask for, at least one.
     pub max_jobs: usize,
 }
 
 impl Timing {
-    /// Two moments closer than this are one: the upstream and the gateway count the same time by two clocks.
+    /// Returns the distance below which two moments count as one. Gateway and upstream measure the hold by two clocks.
     pub(super) fn clock_skew(&self) -> Duration {
         self.hold / 500
     }
 
-    /// How long a poll must be silent to prove that its goal is not reached: a way there and back at least.
+    /// Returns the time that a poll must be held in silence to prove that its goal is not reached: at least one round
+    /// trip (P7).
     pub(super) fn min_silence(&self) -> Duration {
         self.hold / 240
     }
 
-    /// How long after its deadline a wait stays for a poll that the upstream is about to end.
+    /// Returns the time that a wait may stay past its deadline for a poll that the upstream is about to end (P7).
     pub(super) fn grace(&self) -> Duration {
         self.hold / 24
     }
 
-    /// How often an upstream that does not hold its polls is asked at most.
+    /// Returns the shortest interval between two polls of an upstream that does not hold them (P1, P4).
     pub(super) fn min_repoll_interval(&self) -> Duration {
         self.hold / 100
     }
 
-    /// Returns whether the upstream answers a request for this goal at once: its client expects no wait.
+    /// Returns whether the upstream answers a request for this goal at once. Its client does not expect to be held.
     pub(super) fn is_immediate(&self, goal: Goal) -> bool {
         match goal {
             Goal::Now => true,
@@ -58,8 +57,10 @@ impl Timing {
         }
     }
 
-    /// Whether a poll for `poll` is at or below the goal `wait`, so that leaning on it makes nobody late.
-    /// A request without a status is only believed to be answered at once: no other leans on it.
+    /// Returns whether a poll at goal `poll` ends no later than one at goal `wait` would.
+    ///
+    /// Only other waits without a status attach to a poll without a status: the upstream's documents do not promise
+    /// that it answers one at once.
     pub(super) fn is_within(&self, poll: Goal, wait: Goal) -> bool {
         match (poll, wait) {
             (Goal::Now, Goal::Now) => true,

@@ -1,6 +1,4 @@
-//! The words of the Coalescer: what it is told and what it says.
-//!
-//! Plain values. It must never know who decides what by them.
+//! Inputs and outputs of the [`Coalescer`](super::Coalescer): plain values without behaviour.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,109 +6,109 @@ use std::time::{Duration, Instant};
 use crate::core::job::{JobSet, JobState, KeyDomain, Reply};
 use crate::core::route::{Form, Goal};
 
-/// One client's request. The shell chooses the number and never uses it twice.
+/// Number of a wait. The caller chooses it, in order of arrival, and never uses it twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WaitId(pub u64);
 
-/// One long-poll held at the upstream. A number opens once and lands at most once.
+/// Number of a poll. Each opens once and lands at most once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PollId(pub u64);
 
-/// What a client waits for.
+/// A wait as its client asked for it.
 #[derive(Clone, Debug)]
 pub struct WaitSpec {
-    /// Whose answers it may share.
+    /// Key domain: waits and polls of another one never share anything with this wait (P11).
     pub domain: KeyDomain,
-    /// Which endpoint was asked.
+    /// Endpoint of the request: for one job or for several.
     pub form: Form,
-    /// The jobs named, at least one.
+    /// Jobs named, at least one.
     pub jobs: JobSet,
-    /// What must be reached.
+    /// Rung that each job has to reach.
     pub goal: Goal,
-    /// When the request came.
+    /// Arrival of the request.
     pub arrived: Instant,
-    /// How long it waits from then on.
+    /// Time that the wait has from its arrival on (P2, P9).
     pub timeout: Duration,
-    /// Whether the answer may be kept for others.
+    /// Whether answers to this wait may be cached.
     pub keep: bool,
-    /// Whether its client expects to be held although its goal may be reached at once, as that of an event stream does.
+    /// Whether the client expects to be held even if the upstream answers its goal at once. True for event streams.
     pub is_patient: bool,
-    /// States of its jobs that the shell vouches for. Of all else only what is seen from `arrived` on counts.
+    /// Cached states that are still valid. Other states count only if seen after `arrived`.
     pub known: Vec<JobState>,
 }
 
-/// What to ask the upstream.
+/// A poll as the upstream is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PollSpec {
-    /// With whose key.
+    /// Key domain: the credential of the request.
     pub domain: KeyDomain,
-    /// At which endpoint.
+    /// Endpoint: for one job or for several.
     pub form: Form,
-    /// For which jobs.
+    /// Jobs asked for, at least one.
     pub jobs: JobSet,
-    /// Until what is reached.
+    /// Rung at which the upstream answers.
     pub goal: Goal,
 }
 
-/// Where a poll that has not landed stands.
+/// Progress of a poll that has not landed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PollProgress {
-    /// A try begins.
+    /// An attempt begins.
     AttemptStarted,
-    /// Its request is on a connection: from here on the upstream answers as soon as it can.
+    /// The request is on a connection: from now on the upstream answers as soon as it can.
     Held,
-    /// The try failed so, another will come after so long, and may well succeed.
+    /// The attempt failed. The next one follows after this time and may well succeed.
     BackingOff(Failure, Duration),
-    /// The upstream asked to be left alone for so long, so: it would say the same until then.
+    /// The upstream asked for a pause of this length. Until then it would repeat its answer.
     Paused(Failure, Duration),
 }
 
-/// How a poll ended, for good: tries and their limits are the shell's.
+/// Final result of a poll, after the retries of the caller.
 #[derive(Clone, Debug)]
 pub enum PollOutcome {
-    /// Each job asked for, by id.
+    /// State of each job that the poll asked for.
     Jobs(Vec<JobState>),
-    /// A success that could not be taken apart by id.
+    /// A success that cannot be split by job.
     Unsplit(Arc<Reply>),
-    /// The upstream's final word, as it wrote it: a redirect or a refusal.
+    /// A redirect or a 4xx, as the upstream wrote it.
     Refused(Arc<Reply>),
-    /// The tries ran out.
+    /// The last attempt failed.
     Failed(Failure),
 }
 
-/// Why a poll failed.
+/// Cause of a failed attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// With an error that the upstream wrote.
+    /// The upstream wrote an error.
     UpstreamError(Arc<Reply>),
-    /// No connection, or it broke.
+    /// No connection, or the connection was lost.
     Unreachable,
-    /// With a success that cannot be read as jobs; its bytes, where all of them are there.
+    /// A success that cannot be read as jobs, with its bytes if all of them arrived.
     InvalidResponse(Option<Arc<Reply>>),
     /// No answer within the upstream's limit.
     Timeout,
-    /// The upstream asked for a rest of the key, by its answer to another poll.
+    /// The upstream paused the whole key by its answer to another poll.
     KeyRateLimited {
-        /// When it is worth another try.
+        /// Time until the next attempt makes sense.
         retry_after: Duration,
     },
-    /// The gateway itself lacks descriptors or memory for a connection.
+    /// The gateway itself lacks file descriptors or memory for a connection.
     LocalResources,
 }
 
-/// Whom a failure concerns.
+/// Scope of a [`Failure`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultKind {
-    /// The way to the upstream, and so every poll.
+    /// The path to the upstream, and so every poll.
     Transport,
-    /// That poll: the upstream can be reached, and wrote this.
+    /// One poll: the upstream can be reached and wrote this answer.
     Upstream,
     /// The gateway itself.
     Local,
 }
 
 impl Failure {
-    /// Returns whom the failure concerns.
+    /// Returns the scope of the failure.
     pub fn kind(&self) -> FaultKind {
         match self {
             Failure::Unreachable | Failure::Timeout => FaultKind::Transport,
@@ -121,7 +119,7 @@ impl Failure {
         }
     }
 
-    /// The short word for `Cache-Status`, logs and metrics.
+    /// Returns the short word for `Cache-Status`, logs and metrics.
     pub fn reason(&self) -> &'static str {
         match self {
             Failure::UpstreamError(_) => "upstream-error",
@@ -134,73 +132,74 @@ impl Failure {
     }
 }
 
-/// Something happened.
+/// An event for the machine.
 #[derive(Debug)]
 pub enum Input {
     /// A client waits.
     Join(WaitId, WaitSpec),
-    /// It hung up.
+    /// The client of a wait disconnected.
     Leave(WaitId),
-    /// It may not cost a request after all: the Join just before is taken back, and its outputs with it.
+    /// Takes back the `Join` just before, with its outputs: the client's quota allows no upstream request.
     CancelJoin(WaitId),
-    /// The shell ends: all waits are told the truth by then, spread over the time that is left.
+    /// The gateway stops: every wait ends by this moment, spread over the time until then.
     Drain(Instant),
-    /// A poll got on or fell back.
+    /// An attempt of a poll moved on or failed.
     Progress(PollId, PollProgress),
-    /// The answer to the poll, which lands next, asks for a pause before its jobs are asked about again.
+    /// The success that lands next asks for a pause before its jobs are asked for again.
     RetryAfter(PollId, Duration),
     /// A poll ended.
     Landed(PollId, PollOutcome),
 }
 
-/// Something is to be done.
+/// A command for the caller.
 #[derive(Debug)]
 pub enum Output {
-    /// Ask the upstream. A poll that it ended unreached is opened again under a new number.
+    /// Asks the upstream.
     Open(PollId, PollSpec),
-    /// Stop asking; the poll is forgotten.
+    /// Cancels the poll. The machine has forgotten it.
     Abort(PollId),
-    /// Answer the client; the wait is forgotten.
+    /// Answers the client. The machine has forgotten the wait.
     Settle(WaitId, WaitResult),
 }
 
-/// What a client is told.
+/// Answer to a wait.
 #[derive(Clone, Debug)]
 pub struct WaitResult {
     /// Whether the wait cost an upstream request.
     pub how: Cost,
-    /// Whether the upstream's answer is the one to a poll that this wait opened, so that its own head may go along.
+    /// Whether this is the answer to a poll that the wait opened itself. Then the per-response headers belong to its
+    /// client.
     pub direct: bool,
-    /// The answer.
+    /// The answer itself.
     pub end: WaitOutcome,
 }
 
-/// Whether a wait made the upstream see a request.
+/// Cost of a wait to the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cost {
-    /// It opened a poll.
+    /// The wait opened a poll.
     Opened,
-    /// It leaned on running polls only.
+    /// The wait only attached to open polls.
     Coalesced,
 }
 
-/// Why a wait ended.
+/// Reason for the end of a wait.
 #[derive(Clone, Debug)]
 pub enum WaitOutcome {
-    /// Every job is where it was waited for; in the set's order.
+    /// Every job reached its goal. States in the order of the set.
     Reached(Vec<JobState>),
-    /// Its time is over; the jobs as they are, in the set's order.
+    /// The wait's time is over. Current states in the order of the set.
     TimedOut(Vec<JobState>),
-    /// The upstream answered something that has no jobs to tell apart.
+    /// The upstream's success cannot be split by job.
     Unsplit(Arc<Reply>),
-    /// The upstream refused.
+    /// The upstream answered with a redirect or a 4xx.
     Refused(Arc<Reply>),
     /// The upstream failed.
     Failed(Failure),
 }
 
 impl WaitOutcome {
-    /// The short word for logs and metrics.
+    /// Returns the short word for logs and metrics.
     pub fn reason(&self) -> &'static str {
         match self {
             WaitOutcome::Reached(_) => "reached",

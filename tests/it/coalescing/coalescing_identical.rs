@@ -1,4 +1,4 @@
-//! Many waits, one poll: who shares it, who may leave it, and when it ends (promises 3 and 6).
+//! Identical waits share one poll (P3), and clients come and go (P6).
 
 use std::time::Duration;
 
@@ -11,30 +11,30 @@ use crate::harness::gateway::{Answer, TestGateway, all, multi, set_hold, single}
 const LONG: Duration = Duration::from_secs(60);
 
 #[tokio::test]
-async fn three_hundred_identical_waits_make_one_request_and_get_the_same_bytes() {
-    let stage = TestGateway::holding(LONG).await;
-    stage.sim.set_status("a", "submitted");
-    let ask = |_| stage.spawn_get(&single("a", "completed"), &[]);
-    let mut waits: Vec<_> = (0..150).map(ask).collect();
-    stage.until_parked(150).await;
-    stage.until(|seen| seen.open == 1).await;
-    waits.extend((0..150).map(ask)); // they join a poll that has long been open
-    stage.until_parked(300).await;
-    stage.sim.set_status("a", "completed");
+async fn three_hundred_identical_waits_cost_one_upstream_request_and_get_the_same_bytes() {
+    let gateway = TestGateway::holding(LONG).await;
+    gateway.sim.set_status("a", "submitted");
+    let join = |_| gateway.spawn_get(&single("a", "completed"), &[]);
+    let mut waits: Vec<_> = (0..150).map(join).collect();
+    gateway.until_parked(150).await;
+    gateway.until(|seen| seen.open == 1).await;
+    waits.extend((0..150).map(join)); // late joiners
+    gateway.until_parked(300).await;
+    gateway.sim.set_status("a", "completed");
 
     let answers = all(waits).await;
-    let body = stage.sim.body("a", "completed");
+    let body = gateway.sim.body("a", "completed");
     assert!(answers.iter().all(|answer| answer.status == StatusCode::OK && answer.body == body));
     assert_eq!(answers.iter().filter(|answer| answer.opened()).count(), 1);
     assert_eq!(answers.iter().filter(|answer| answer.leaned()).count(), 299);
-    assert_eq!(stage.upstream_requests(), [single("a", "completed")]);
+    assert_eq!(gateway.upstream_requests(), [single("a", "completed")]);
 }
 
 #[tokio::test]
-async fn waits_spelled_in_different_ways_are_identical() {
-    let stage = TestGateway::holding(LONG).await;
-    stage.sim.set_status("a", "submitted");
-    stage.sim.set_status("b", "completed");
+async fn waits_with_differently_spelled_queries_are_identical() {
+    let gateway = TestGateway::holding(LONG).await;
+    gateway.sim.set_status("a", "submitted");
+    gateway.sim.set_status("b", "completed");
     let clips = "/v2/generate/audio/suno-ai/clips";
     let targets = [
         multi(&["a", "b"], "completed"),
@@ -44,59 +44,59 @@ async fn waits_spelled_in_different_ways_are_identical() {
         format!("{clips}?clip_ids[0]=b&clip_ids[1]=a&status=completed"),
         format!("{clips}?clip_ids=a&status=complete&clip_ids=b"),
     ];
-    let waits: Vec<_> = targets.iter().map(|target| stage.spawn_get(target, &[])).collect();
-    stage.until_parked(targets.len()).await;
-    stage.until(|seen| seen.open == 1).await;
-    stage.sim.set_status("a", "completed");
+    let waits: Vec<_> = targets.iter().map(|target| gateway.spawn_get(target, &[])).collect();
+    gateway.until_parked(targets.len()).await;
+    gateway.until(|seen| seen.open == 1).await;
+    gateway.sim.set_status("a", "completed");
     let answers = all(waits).await;
     assert!(answers.iter().all(|answer| answer.status == StatusCode::OK));
-    assert_eq!(stage.upstream_requests(), [multi(&["a", "b"], "completed")]);
+    assert_eq!(gateway.upstream_requests(), [multi(&["a", "b"], "completed")]);
 }
 
 #[tokio::test]
-async fn keys_do_not_share() {
-    let stage = TestGateway::holding(LONG).await;
-    stage.sim.set_status("a", "submitted");
+async fn identical_waits_of_two_keys_share_nothing() {
+    let gateway = TestGateway::holding(LONG).await;
+    gateway.sim.set_status("a", "submitted");
     let waits = ["Bearer one", "Bearer two"]
-        .map(|key| stage.spawn_get(&single("a", "completed"), &[("authorization", key)]));
-    stage.until(|seen| seen.open == 2).await;
-    stage.sim.set_status("a", "completed");
+        .map(|key| gateway.spawn_get(&single("a", "completed"), &[("authorization", key)]));
+    gateway.until(|seen| seen.open == 2).await;
+    gateway.sim.set_status("a", "completed");
     let answers = all(waits.into()).await;
     assert!(answers.iter().all(Answer::opened));
-    let requests = stage.sim.requests();
+    let requests = gateway.sim.requests();
     assert_eq!(requests.len(), 2);
     assert_ne!(requests[0].key, requests[1].key);
 }
 
 #[tokio::test]
-async fn the_opener_hangs_up_and_the_rest_is_served_by_its_request() {
-    let stage = TestGateway::holding(LONG).await;
-    stage.sim.set_status("a", "submitted");
-    let opener = stage.spawn_get(&single("a", "completed"), &[]);
-    stage.until(|seen| seen.open == 1).await;
-    let rest: Vec<_> = (0..5).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
-    stage.until_parked(6).await;
+async fn the_other_waits_are_answered_by_the_poll_of_a_client_that_disconnected() {
+    let gateway = TestGateway::holding(LONG).await;
+    gateway.sim.set_status("a", "submitted");
+    let opener = gateway.spawn_get(&single("a", "completed"), &[]);
+    gateway.until(|seen| seen.open == 1).await;
+    let rest: Vec<_> = (0..5).map(|_| gateway.spawn_get(&single("a", "completed"), &[])).collect();
+    gateway.until_parked(6).await;
     drop(opener);
-    stage.until_parked(5).await;
-    stage.sim.set_status("a", "completed");
-    let body = stage.sim.body("a", "completed");
+    gateway.until_parked(5).await;
+    gateway.sim.set_status("a", "completed");
+    let body = gateway.sim.body("a", "completed");
     assert!(all(rest).await.iter().all(|answer| answer.body == body && answer.leaned()));
-    let requests = stage.sim.requests();
+    let requests = gateway.sim.requests();
     assert_eq!(requests.len(), 1);
     assert_eq!(requests[0].end, End::Answered(StatusCode::OK));
 }
 
 #[tokio::test]
-async fn when_all_hang_up_the_poll_is_cancelled_at_the_upstream_after_linger() {
-    let stage = TestGateway::holding(LONG).await;
-    stage.sim.set_status("a", "submitted");
-    let waits: Vec<_> = (0..3).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
-    stage.until_parked(3).await;
-    stage.until(|seen| seen.open == 1).await;
+async fn a_poll_is_cancelled_at_the_upstream_after_the_linger_when_all_clients_disconnect() {
+    let gateway = TestGateway::holding(LONG).await;
+    gateway.sim.set_status("a", "submitted");
+    let waits: Vec<_> = (0..3).map(|_| gateway.spawn_get(&single("a", "completed"), &[])).collect();
+    gateway.until_parked(3).await;
+    gateway.until(|seen| seen.open == 1).await;
     let left = clock::now();
     drop(waits);
-    stage.until(|seen| seen.abandoned() == 1 && seen.open == 0).await;
-    let requests = stage.sim.requests();
+    gateway.until(|seen| seen.abandoned() == 1 && seen.open == 0).await;
+    let requests = gateway.sim.requests();
     assert_eq!(requests.len(), 1);
     assert_eq!(requests[0].end, End::Abandoned);
     let ended = requests[0].ended_at.unwrap();
@@ -104,36 +104,36 @@ async fn when_all_hang_up_the_poll_is_cancelled_at_the_upstream_after_linger() {
 }
 
 #[tokio::test]
-async fn a_wait_that_comes_back_within_linger_finds_its_poll() {
-    let stage = TestGateway::with(|config, options| {
+async fn a_client_that_comes_back_within_the_linger_finds_its_poll() {
+    let gateway = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
         config.wait.linger = LONG;
     })
     .await;
-    stage.sim.set_status("a", "submitted");
-    let first = stage.spawn_get(&single("a", "completed"), &[]);
-    stage.until(|seen| seen.open == 1).await;
+    gateway.sim.set_status("a", "submitted");
+    let first = gateway.spawn_get(&single("a", "completed"), &[]);
+    gateway.until(|seen| seen.open == 1).await;
     drop(first);
-    stage.until_parked(0).await;
-    let again = stage.spawn_get(&single("a", "completed"), &[]);
-    stage.until_parked(1).await;
-    stage.sim.set_status("a", "completed");
+    gateway.until_parked(0).await;
+    let again = gateway.spawn_get(&single("a", "completed"), &[]);
+    gateway.until_parked(1).await;
+    gateway.sim.set_status("a", "completed");
     let answer = again.await.unwrap();
-    assert_eq!(answer.body, stage.sim.body("a", "completed"));
+    assert_eq!(answer.body, gateway.sim.body("a", "completed"));
     assert!(answer.leaned(), "{answer:?}");
-    assert_eq!(stage.upstream_requests(), [single("a", "completed")]);
+    assert_eq!(gateway.upstream_requests(), [single("a", "completed")]);
 }
 
 #[tokio::test]
-async fn identical_requests_that_are_no_waits_share_nothing() {
-    let stage = TestGateway::new().await;
+async fn identical_passed_through_requests_share_nothing() {
+    let gateway = TestGateway::new().await;
     let target = "/v2/generate/audio/suno-ai/clip";
     let make = || {
         let request = Request::post(target).header("authorization", "Bearer demo");
-        stage.send(request.body("{\"prompt\":\"night drive\"}".into()).unwrap())
+        gateway.send(request.body("{\"prompt\":\"night drive\"}".into()).unwrap())
     };
     let (one, other) = tokio::join!(make(), make());
     assert_eq!([one.status, other.status], [StatusCode::CREATED; 2]);
     assert_ne!(one.body, other.body);
-    assert_eq!(stage.upstream_requests(), [target; 2]);
+    assert_eq!(gateway.upstream_requests(), [target; 2]);
 }

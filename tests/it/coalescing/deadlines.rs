@@ -1,8 +1,8 @@
-//! Each wait has its own time, and at its end the truth (promises 2, 7 and 9).
+//! Each wait keeps its own time (P2, P9) and gets the true state at its end (P7).
 //!
-//! Where a test lets time pass, that is the scenario: an upstream's time and a wait's own are over at different
-//! moments. Whether the first wait needs a look of its own when both are over at the same moment depends on how
-//! busy the machine is, so that looks are counted from there on.
+//! A test sleeps only where the passing of time is the scenario: the upstream's hold and the time of a wait end at
+//! different moments. Where both end together, a busy machine decides whether the wait needs a snapshot, so snapshots are
+//! counted from then on.
 
 use std::time::Duration;
 
@@ -11,108 +11,108 @@ use http::StatusCode;
 use crate::harness::gateway::{TestGateway, all, multi, set_hold, single};
 
 #[tokio::test]
-async fn a_late_joiner_keeps_its_own_time_and_is_told_what_is_reached_in_it() {
+async fn a_late_joiner_keeps_its_own_time_and_gets_a_rung_reached_in_it() {
     let hold = Duration::from_secs(3);
-    let stage = TestGateway::holding(hold).await;
-    stage.sim.set_status("a", "submitted");
-    let first = stage.spawn_get(&single("a", "completed"), &[]);
-    stage.until(|seen| seen.open == 1).await;
+    let gateway = TestGateway::holding(hold).await;
+    gateway.sim.set_status("a", "submitted");
+    let first = gateway.spawn_get(&single("a", "completed"), &[]);
+    gateway.until(|seen| seen.open == 1).await;
     tokio::time::sleep(hold / 2).await;
-    let late = stage.spawn_get(&single("a", "completed"), &[]);
+    let late = gateway.spawn_get(&single("a", "completed"), &[]);
     let first = first.await.unwrap();
-    assert_eq!(first.body, stage.sim.body("a", "submitted"));
+    assert_eq!(first.body, gateway.sim.body("a", "submitted"));
     assert!(first.took >= hold, "{:?}", first.took);
 
-    stage.until(|seen| seen.open == 1 && seen.requests.len() >= 2).await;
-    stage.sim.set_status("a", "completed");
+    gateway.until(|seen| seen.open == 1 && seen.requests.len() >= 2).await;
+    gateway.sim.set_status("a", "completed");
     let late = late.await.unwrap();
-    assert_eq!(late.body, stage.sim.body("a", "completed"));
-    assert_eq!(stage.asked_until("completed"), 2);
-    assert!(stage.asked_until("submitted") <= 1);
+    assert_eq!(late.body, gateway.sim.body("a", "completed"));
+    assert_eq!(gateway.asked_until("completed"), 2);
+    assert!(gateway.asked_until("submitted") <= 1);
 }
 
 #[tokio::test]
-async fn a_late_joiner_is_told_the_true_state_at_its_own_deadline() {
+async fn a_late_joiner_gets_the_true_state_at_its_own_deadline() {
     let hold = Duration::from_secs(2);
-    let stage = TestGateway::holding(hold).await;
-    stage.sim.set_status("a", "submitted");
-    let first = stage.spawn_get(&single("a", "completed"), &[]);
-    stage.until(|seen| seen.open == 1).await;
+    let gateway = TestGateway::holding(hold).await;
+    gateway.sim.set_status("a", "submitted");
+    let first = gateway.spawn_get(&single("a", "completed"), &[]);
+    gateway.until(|seen| seen.open == 1).await;
     tokio::time::sleep(hold / 2).await;
-    let late = stage.spawn_get(&single("a", "completed"), &[]);
+    let late = gateway.spawn_get(&single("a", "completed"), &[]);
     let first = first.await.unwrap();
-    assert_eq!(first.body, stage.sim.body("a", "submitted"));
+    assert_eq!(first.body, gateway.sim.body("a", "submitted"));
 
-    // The poll that the upstream ended is open again, and nothing tells of this before the deadline.
-    stage.until(|seen| seen.open == 1 && seen.requests.len() >= 2).await;
-    let looks = stage.asked_until("submitted");
-    stage.sim.set_status("a", "queued");
+    // The second poll is open, and `queued` ends no poll before the deadline.
+    gateway.until(|seen| seen.open == 1 && seen.requests.len() >= 2).await;
+    let snapshots = gateway.asked_until("submitted");
+    gateway.sim.set_status("a", "queued");
     let late = late.await.unwrap();
     assert_eq!(late.status, StatusCode::OK);
-    assert_eq!(late.body, stage.sim.body("a", "queued"));
+    assert_eq!(late.body, gateway.sim.body("a", "queued"));
     assert_eq!(late.field("cache-control"), "no-store");
     assert!(late.took >= hold, "{:?}", late.took);
-    assert_eq!(stage.asked_until("completed"), 2);
-    assert_eq!(stage.asked_until("submitted"), looks + 1);
+    assert_eq!(gateway.asked_until("completed"), 2);
+    assert_eq!(gateway.asked_until("submitted"), snapshots + 1);
 }
 
 #[tokio::test]
-async fn a_deadline_costs_no_request_where_a_pending_poll_proves_the_state() {
+async fn a_deadline_costs_no_request_where_a_held_poll_proves_the_state() {
     let hold = Duration::from_secs(2);
-    let stage = TestGateway::holding(hold).await;
-    stage.sim.set_status("a", "streaming");
-    let first = stage.spawn_get(&single("a", "completed"), &[]);
-    stage.until(|seen| seen.open == 1).await;
+    let gateway = TestGateway::holding(hold).await;
+    gateway.sim.set_status("a", "streaming");
+    let first = gateway.spawn_get(&single("a", "completed"), &[]);
+    gateway.until(|seen| seen.open == 1).await;
     tokio::time::sleep(hold / 2).await;
-    let late = stage.spawn_get(&single("a", "completed"), &[]);
+    let late = gateway.spawn_get(&single("a", "completed"), &[]);
     first.await.unwrap();
-    stage.until(|seen| seen.open == 1 && seen.requests.len() >= 2).await;
-    let looks = stage.asked_until("submitted");
+    gateway.until(|seen| seen.open == 1 && seen.requests.len() >= 2).await;
+    let snapshots = gateway.asked_until("submitted");
     let late = late.await.unwrap();
-    assert_eq!(late.body, stage.sim.body("a", "streaming"));
+    assert_eq!(late.body, gateway.sim.body("a", "streaming"));
     assert!(late.took >= hold, "{:?}", late.took);
-    assert_eq!(stage.asked_until("completed"), 2);
-    assert_eq!(stage.asked_until("submitted"), looks);
+    assert_eq!(gateway.asked_until("completed"), 2);
+    assert_eq!(gateway.asked_until("submitted"), snapshots);
 }
 
 #[tokio::test]
-async fn a_client_may_wait_for_a_shorter_time() {
-    let stage = TestGateway::holding(Duration::from_secs(60)).await;
-    stage.sim.set_status("a", "queued");
-    let answer = stage.get(&single("a", "completed"), &[("prefer", "wait=1")]).await;
+async fn a_client_can_ask_for_a_shorter_wait() {
+    let gateway = TestGateway::holding(Duration::from_secs(60)).await;
+    gateway.sim.set_status("a", "queued");
+    let answer = gateway.get(&single("a", "completed"), &[("prefer", "wait=1")]).await;
     assert_eq!(answer.status, StatusCode::OK);
-    assert_eq!(answer.body, stage.sim.body("a", "queued"));
+    assert_eq!(answer.body, gateway.sim.body("a", "queued"));
     assert_eq!(answer.field("preference-applied"), "wait=1");
     assert!(answer.took >= Duration::from_secs(1), "{:?}", answer.took);
-    assert_eq!(stage.upstream_requests(), [single("a", "completed"), single("a", "submitted")]);
-    stage.until(|seen| seen.abandoned() == 1).await;
+    assert_eq!(gateway.upstream_requests(), [single("a", "completed"), single("a", "submitted")]);
+    gateway.until(|seen| seen.abandoned() == 1).await;
 }
 
 #[tokio::test]
-async fn a_client_may_wait_for_a_longer_time() {
+async fn a_client_can_ask_for_a_longer_wait() {
     let hold = Duration::from_secs(1);
-    let stage = TestGateway::holding(hold).await;
-    stage.sim.set_status("a", "submitted");
-    let wait = stage.spawn_get(&single("a", "completed"), &[("prefer", "respond-async, wait=25")]);
-    stage.until(|seen| seen.open == 1 && seen.requests.len() == 3).await;
-    stage.sim.set_status("a", "completed");
+    let gateway = TestGateway::holding(hold).await;
+    gateway.sim.set_status("a", "submitted");
+    let wait = gateway.spawn_get(&single("a", "completed"), &[("prefer", "respond-async, wait=25")]);
+    gateway.until(|seen| seen.open == 1 && seen.requests.len() == 3).await;
+    gateway.sim.set_status("a", "completed");
     let answer = wait.await.unwrap();
-    assert_eq!(answer.body, stage.sim.body("a", "completed"));
+    assert_eq!(answer.body, gateway.sim.body("a", "completed"));
     assert_eq!(answer.field("preference-applied"), "wait=25");
     assert!(answer.took >= 2 * hold, "{:?}", answer.took);
-    assert_eq!(stage.upstream_requests(), vec![single("a", "completed"); 3]);
+    assert_eq!(gateway.upstream_requests(), vec![single("a", "completed"); 3]);
 }
 
 #[tokio::test]
-async fn whatever_the_answer_is_it_says_which_preference_was_followed() {
-    let stage = TestGateway::holding(Duration::from_secs(60)).await;
-    stage.sim.set_status("a", "completed");
+async fn every_answer_to_a_wait_names_the_preference_that_was_applied() {
+    let gateway = TestGateway::holding(Duration::from_secs(60)).await;
+    gateway.sim.set_status("a", "completed");
     let prefer = ("prefer", "wait=7");
-    let opened = stage.get(&single("a", "completed"), &[prefer]).await;
+    let opened = gateway.get(&single("a", "completed"), &[prefer]).await;
     let etag = opened.field("etag").to_owned();
-    let hit = stage.get(&multi(&["a"], "completed"), &[prefer]).await;
-    let unchanged = stage.get(&single("a", "completed"), &[prefer, ("if-none-match", &etag)]).await;
-    let refused = stage.get(&single("ghost", "completed"), &[prefer]).await;
+    let hit = gateway.get(&multi(&["a"], "completed"), &[prefer]).await;
+    let unchanged = gateway.get(&single("a", "completed"), &[prefer, ("if-none-match", &etag)]).await;
+    let refused = gateway.get(&single("ghost", "completed"), &[prefer]).await;
     let answers = [(opened, 200), (hit, 200), (unchanged, 304), (refused, 404)];
     for (answer, status) in &answers {
         assert_eq!((answer.status.as_u16(), answer.field("preference-applied")), (*status, "wait=7"));
@@ -121,103 +121,103 @@ async fn whatever_the_answer_is_it_says_which_preference_was_followed() {
 }
 
 #[tokio::test]
-async fn no_wait_is_longer_than_max_timeout() {
+async fn max_timeout_bounds_a_preferred_wait() {
     let max = Duration::from_secs(1);
-    let stage = TestGateway::with(|config, options| {
+    let gateway = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
         config.wait.max_timeout = max;
     })
     .await;
-    stage.sim.set_status("a", "queued");
-    let answer = stage.get(&single("a", "completed"), &[("prefer", "wait=500")]).await;
-    assert_eq!(answer.body, stage.sim.body("a", "queued"));
+    gateway.sim.set_status("a", "queued");
+    let answer = gateway.get(&single("a", "completed"), &[("prefer", "wait=500")]).await;
+    assert_eq!(answer.body, gateway.sim.body("a", "queued"));
     assert_eq!(answer.field("preference-applied"), "wait=1");
     assert!(answer.took >= max, "{:?}", answer.took);
 }
 
 #[tokio::test]
-async fn a_wait_of_no_time_is_told_the_true_state_at_once() {
-    let stage = TestGateway::holding(Duration::from_secs(60)).await;
-    stage.sim.set_status("a", "streaming");
-    let answer = stage.get(&single("a", "completed"), &[("prefer", "wait=0")]).await;
+async fn a_wait_of_zero_seconds_gets_the_true_state_at_once() {
+    let gateway = TestGateway::holding(Duration::from_secs(60)).await;
+    gateway.sim.set_status("a", "streaming");
+    let answer = gateway.get(&single("a", "completed"), &[("prefer", "wait=0")]).await;
     assert_eq!(answer.status, StatusCode::OK);
-    assert_eq!(answer.body, stage.sim.body("a", "streaming"));
+    assert_eq!(answer.body, gateway.sim.body("a", "streaming"));
     assert_eq!(answer.field("preference-applied"), "wait=0");
-    assert_eq!(stage.upstream_requests(), [single("a", "submitted")]);
+    assert_eq!(gateway.upstream_requests(), [single("a", "submitted")]);
 }
 
 #[tokio::test]
-async fn a_wait_without_a_preference_is_told_of_none() {
-    let stage = TestGateway::new().await;
-    stage.sim.set_status("a", "completed");
-    let answer = stage.get(&single("a", "completed"), &[]).await;
+async fn an_answer_to_a_wait_without_a_preference_names_none() {
+    let gateway = TestGateway::new().await;
+    gateway.sim.set_status("a", "completed");
+    let answer = gateway.get(&single("a", "completed"), &[]).await;
     assert!(!answer.headers.contains_key("preference-applied"));
 }
 
 #[tokio::test]
-async fn an_upstream_that_does_not_hold_its_polls_is_not_hammered() {
+async fn an_upstream_that_does_not_hold_its_polls_gets_one_an_interval() {
     let wait = Duration::from_secs(2);
-    let stage = TestGateway::with(|config, options| {
+    let gateway = TestGateway::with(|config, options| {
         options.hold = Duration::from_millis(1);
         config.upstream.poll_timeout = Duration::from_secs(20);
         config.wait.timeout = wait;
     })
     .await;
-    stage.sim.set_status("a", "queued");
-    let waits: Vec<_> = (0..20).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
+    gateway.sim.set_status("a", "queued");
+    let waits: Vec<_> = (0..20).map(|_| gateway.spawn_get(&single("a", "completed"), &[])).collect();
     let answers = all(waits).await;
-    let body = stage.sim.body("a", "queued");
+    let body = gateway.sim.body("a", "queued");
     assert!(answers.iter().all(|answer| answer.body == body && answer.took >= wait));
-    // Once in a hundredth of the time that it was said to hold.
+    // P1: at most one poll each `poll_timeout / 100`, here 200 ms.
     let longest = answers.iter().map(|answer| answer.took).max().unwrap();
-    let most = longest.as_millis() / 200 + 1;
-    let asked = stage.asked_until("completed");
-    assert!(asked >= 2 && asked as u128 <= most, "{asked} requests, at most {most} are right");
+    let limit = longest.as_millis() / 200 + 1;
+    let asked = gateway.asked_until("completed");
+    assert!(asked >= 2 && asked as u128 <= limit, "{asked} requests, at most {limit} are right");
 }
 
 #[tokio::test]
 async fn waits_of_different_lengths_share_one_poll_and_end_one_by_one() {
-    let stage = TestGateway::holding(Duration::from_secs(60)).await;
-    stage.sim.set_status("a", "queued");
-    let long = stage.spawn_get(&single("a", "completed"), &[]);
-    stage.until(|seen| seen.open == 1).await;
-    let short = stage.get(&single("a", "completed"), &[("prefer", "wait=1")]).await;
-    assert_eq!(short.body, stage.sim.body("a", "queued"));
-    stage.until_parked(1).await;
-    assert_eq!(stage.sim.open(), 1);
-    stage.sim.set_status("a", "completed");
+    let gateway = TestGateway::holding(Duration::from_secs(60)).await;
+    gateway.sim.set_status("a", "queued");
+    let long = gateway.spawn_get(&single("a", "completed"), &[]);
+    gateway.until(|seen| seen.open == 1).await;
+    let short = gateway.get(&single("a", "completed"), &[("prefer", "wait=1")]).await;
+    assert_eq!(short.body, gateway.sim.body("a", "queued"));
+    gateway.until_parked(1).await;
+    assert_eq!(gateway.sim.open(), 1);
+    gateway.sim.set_status("a", "completed");
     let long = long.await.unwrap();
-    assert_eq!(long.body, stage.sim.body("a", "completed"));
-    assert_eq!(stage.upstream_requests(), [single("a", "completed"), single("a", "submitted")]);
+    assert_eq!(long.body, gateway.sim.body("a", "completed"));
+    assert_eq!(gateway.upstream_requests(), [single("a", "completed"), single("a", "submitted")]);
 }
 
 #[tokio::test]
-async fn what_another_poll_taught_is_enough_for_a_deadline_while_the_next_rung_is_asked_for() {
-    let stage = TestGateway::holding(Duration::from_secs(60)).await;
-    stage.sim.set_status("a", "submitted");
-    let streaming = stage.spawn_get(&single("a", "streaming"), &[]);
-    stage.until(|seen| seen.open == 1).await;
-    let completed = stage.spawn_get(&single("a", "completed"), &[("prefer", "wait=3")]);
-    stage.until_parked(2).await;
-    stage.sim.set_status("a", "streaming");
+async fn a_state_from_another_poll_answers_a_deadline_while_a_poll_for_the_next_rung_is_held() {
+    let gateway = TestGateway::holding(Duration::from_secs(60)).await;
+    gateway.sim.set_status("a", "submitted");
+    let streaming = gateway.spawn_get(&single("a", "streaming"), &[]);
+    gateway.until(|seen| seen.open == 1).await;
+    let completed = gateway.spawn_get(&single("a", "completed"), &[("prefer", "wait=3")]);
+    gateway.until_parked(2).await;
+    gateway.sim.set_status("a", "streaming");
     streaming.await.unwrap();
     let completed = completed.await.unwrap();
-    assert_eq!(completed.body, stage.sim.body("a", "streaming"));
+    assert_eq!(completed.body, gateway.sim.body("a", "streaming"));
     assert!(completed.took >= Duration::from_secs(3), "{:?}", completed.took);
-    assert_eq!(stage.upstream_requests(), [single("a", "streaming"), single("a", "completed")]);
+    assert_eq!(gateway.upstream_requests(), [single("a", "streaming"), single("a", "completed")]);
 }
 
 #[tokio::test]
-async fn at_its_deadline_a_multi_wait_looks_only_for_what_is_not_known() {
-    let stage = TestGateway::holding(Duration::from_secs(60)).await;
-    stage.sim.set_status("made", "completed");
-    stage.sim.set_status("queued", "queued");
-    stage.get(&single("made", "completed"), &[]).await;
-    let wait = stage.get(&multi(&["queued", "made"], "completed"), &[("prefer", "wait=1")]).await;
-    let bodies = [stage.sim.body("queued", "queued"), stage.sim.body("made", "completed")];
+async fn at_the_deadline_a_wait_takes_a_snapshot_of_the_clips_without_a_known_state_only() {
+    let gateway = TestGateway::holding(Duration::from_secs(60)).await;
+    gateway.sim.set_status("made", "completed");
+    gateway.sim.set_status("queued", "queued");
+    gateway.get(&single("made", "completed"), &[]).await;
+    let wait = gateway.get(&multi(&["queued", "made"], "completed"), &[("prefer", "wait=1")]).await;
+    let bodies = [gateway.sim.body("queued", "queued"), gateway.sim.body("made", "completed")];
     assert_eq!(wait.body, [b"[", &bodies[0][..], b",", &bodies[1][..], b"]"].concat());
     assert_eq!(wait.field("cache-control"), "no-store");
     let asked =
         [single("made", "completed"), multi(&["queued"], "completed"), multi(&["queued"], "submitted")];
-    assert_eq!(stage.upstream_requests(), asked);
+    assert_eq!(gateway.upstream_requests(), asked);
 }

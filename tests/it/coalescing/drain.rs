@@ -1,4 +1,4 @@
-//! How the gateway ends: nobody is cut off (contract, section 8).
+//! Drain: every parked wait is answered, and passed-through requests have the same time (P2).
 
 use std::time::Duration;
 
@@ -12,55 +12,55 @@ use crate::harness::gateway::{TestGateway, put_all, set_hold, single, within};
 use crate::harness::raw_http::parse;
 
 #[tokio::test]
-async fn five_hundred_parked_waits_are_all_told_the_state_known_within_the_window() {
-    let stage = TestGateway::with(|config, options| {
+async fn a_drain_answers_five_hundred_parked_waits_with_the_current_state_within_its_time() {
+    let gateway = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
         config.server.drain_timeout = Duration::from_secs(6);
     })
     .await;
     let ids = ["a", "b", "c", "d", "e"];
-    put_all(&stage, &ids, "streaming");
+    put_all(&gateway, &ids, "streaming");
     let mut waits = JoinSet::new();
     for n in 0..500 {
-        let wait = stage.spawn_get(&single(ids[n % ids.len()], "completed"), &[]);
+        let wait = gateway.spawn_get(&single(ids[n % ids.len()], "completed"), &[]);
         waits.spawn(async move { (n, wait.await.expect("it does not panic"), clock::now()) });
     }
-    stage.until_parked(500).await;
+    gateway.until_parked(500).await;
 
-    stage.stop();
+    gateway.stop();
     let answers = within(30, waits.join_all()).await;
     assert_eq!(answers.len(), 500);
     let mut times = Vec::new();
-    for (n, answer, told_at) in answers {
+    for (n, answer, answered_at) in answers {
         assert_eq!(answer.status, StatusCode::OK);
-        assert_eq!(answer.body, stage.sim.body(ids[n % ids.len()], "streaming"));
-        times.push(told_at);
+        assert_eq!(answer.body, gateway.sim.body(ids[n % ids.len()], "streaming"));
+        times.push(answered_at);
     }
     let spread = *times.iter().max().unwrap() - *times.iter().min().unwrap();
-    assert!(spread > Duration::from_secs(2), "they are spread over the window, not a herd: {spread:?}");
-    // A poll and a look a clip, and on a slow machine another look for who came too late for the first.
+    assert!(spread > Duration::from_secs(2), "the answers are spread over the time: {spread:?}");
+    // For each clip a poll and a snapshot, and on a slow machine a second snapshot for waits that missed the first.
     assert!(
-        stage.upstream_requests().len() <= 3 * ids.len(),
-        "no herd of looks: {:?}",
-        stage.upstream_requests()
+        gateway.upstream_requests().len() <= 3 * ids.len(),
+        "waits share their snapshots: {:?}",
+        gateway.upstream_requests()
     );
 }
 
 #[tokio::test]
-async fn a_passed_through_request_gets_the_window_to_end() {
-    let stage = TestGateway::with(|config, _| config.server.drain_timeout = Duration::from_secs(20)).await;
-    let slow = stage.spawn_get("/sim/stream?n=5&every=100ms", &[]);
-    stage.until(|seen| seen.count("/sim/stream") == 1).await;
-    stage.stop();
+async fn a_passed_through_request_has_the_drain_timeout_to_end() {
+    let gateway = TestGateway::with(|config, _| config.server.drain_timeout = Duration::from_secs(20)).await;
+    let slow = gateway.spawn_get("/sim/stream?n=5&every=100ms", &[]);
+    gateway.until(|seen| seen.count("/sim/stream") == 1).await;
+    gateway.stop();
     assert_eq!(slow.await.unwrap().status, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn a_client_that_has_just_connected_at_the_stop_is_answered_and_told_to_go() {
-    let stage = TestGateway::with(|config, _| config.server.drain_timeout = Duration::from_secs(60)).await;
-    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+async fn a_client_that_has_just_connected_at_the_stop_is_answered_and_disconnected() {
+    let gateway = TestGateway::with(|config, _| config.server.drain_timeout = Duration::from_secs(60)).await;
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     stream.write_all(b"GET /sim/echo HTTP/1.1\r\n").await.unwrap();
-    stage.stop();
+    gateway.stop();
     stream.write_all(b"host: x\r\n\r\n").await.unwrap();
     let mut back = Vec::new();
     within(30, stream.read_to_end(&mut back)).await.unwrap();

@@ -1,4 +1,4 @@
-//! Answers for several clips: whose bytes, in which order and shape, and what cannot be cut (promise 8).
+//! Answers for several clips: bytes, order and outer form (P8), and answers that cannot be split.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,9 +10,10 @@ use crate::harness::gateway::{TestGateway, all, multi, put_all, set_hold, single
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// The answer that has these clips, completed, in this order and shape.
-fn holds(stage: &TestGateway, shape: Shape, ids: &[&str]) -> String {
-    let text = |id: &&str| String::from_utf8(stage.sim.body(id, "completed").to_vec()).expect("it is text");
+/// Returns the body with these clips, completed, in this order and form.
+fn list_body(gateway: &TestGateway, shape: Shape, ids: &[&str]) -> String {
+    let text =
+        |id: &&str| String::from_utf8(gateway.sim.body(id, "completed").to_vec()).expect("bodies are text");
     let list = || ids.iter().map(text).collect::<Vec<_>>().join(",");
     match shape {
         Shape::Array => format!("[{}]", list()),
@@ -21,53 +22,53 @@ fn holds(stage: &TestGateway, shape: Shape, ids: &[&str]) -> String {
             let members: Vec<_> = ids.iter().map(|id| format!("\"{id}\":{}", text(id))).collect();
             format!("{{{}}}", members.join(","))
         }
-        Shape::Summary => unreachable!("it has no clips"),
+        Shape::Summary => unreachable!("a summary has no clips"),
     }
 }
 
 #[tokio::test]
-async fn clips_come_in_the_order_asked_for_in_the_upstreams_own_shape() {
+async fn a_client_gets_its_clips_in_the_order_it_asked_for_and_in_the_upstreams_form() {
     for shape in [Shape::Array, Shape::Object, Shape::Map] {
         for in_order in [true, false] {
-            let stage = TestGateway::with(|config, options| {
+            let gateway = TestGateway::with(|config, options| {
                 set_hold(LONG, config, options);
                 (options.shape, options.in_order) = (shape, in_order);
             })
             .await;
             let orders = [["c", "a", "b"], ["a", "b", "c"], ["b", "c", "a"]];
-            put_all(&stage, &["a", "b", "c"], "submitted");
-            let waits = orders.map(|ids| stage.spawn_get(&multi(&ids, "completed"), &[]));
-            stage.until_parked(3).await;
-            stage.until(|seen| seen.open == 1).await;
-            put_all(&stage, &["a", "b", "c"], "completed");
+            put_all(&gateway, &["a", "b", "c"], "submitted");
+            let waits = orders.map(|ids| gateway.spawn_get(&multi(&ids, "completed"), &[]));
+            gateway.until_parked(3).await;
+            gateway.until(|seen| seen.open == 1).await;
+            put_all(&gateway, &["a", "b", "c"], "completed");
             for (ids, answer) in orders.iter().zip(all(waits.into()).await) {
-                assert_eq!(answer.body, holds(&stage, shape, ids), "{shape:?} {in_order} {ids:?}");
+                assert_eq!(answer.body, list_body(&gateway, shape, ids), "{shape:?} {in_order} {ids:?}");
             }
-            let hit = stage.get(&multi(&["c", "b", "a"], "completed"), &[]).await;
+            let hit = gateway.get(&multi(&["c", "b", "a"], "completed"), &[]).await;
             assert!(hit.hit());
-            assert_eq!(hit.body, holds(&stage, shape, &["c", "b", "a"]), "{shape:?} {in_order}");
-            let one = stage.get(&single("b", "completed"), &[]).await;
+            assert_eq!(hit.body, list_body(&gateway, shape, &["c", "b", "a"]), "{shape:?} {in_order}");
+            let one = gateway.get(&single("b", "completed"), &[]).await;
             assert!(one.hit());
-            assert_eq!(one.body, stage.sim.body("b", "completed"));
-            assert_eq!(stage.upstream_requests(), [multi(&["a", "b", "c"], "completed")]);
+            assert_eq!(one.body, gateway.sim.body("b", "completed"));
+            assert_eq!(gateway.upstream_requests(), [multi(&["a", "b", "c"], "completed")]);
         }
     }
 }
 
 #[tokio::test]
-async fn an_answer_that_cannot_be_cut_goes_whole_to_the_waits_on_just_its_clips_and_is_not_kept() {
-    let stage = TestGateway::with(|config, options| {
+async fn an_unsplit_answer_goes_to_the_waits_on_exactly_its_clips_and_is_not_cached() {
+    let gateway = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
         options.shape = Shape::Summary;
     })
     .await;
-    put_all(&stage, &["a", "b", "c"], "submitted");
-    let waits = [["a", "b"], ["b", "a"]].map(|ids| stage.spawn_get(&multi(&ids, "completed"), &[]));
-    stage.until_parked(2).await;
-    stage.until(|seen| seen.open == 1).await;
-    let three = stage.spawn_get(&multi(&["a", "b", "c"], "completed"), &[("prefer", "wait=40")]);
-    stage.until(|seen| seen.open == 2).await;
-    put_all(&stage, &["a", "b", "c"], "completed");
+    put_all(&gateway, &["a", "b", "c"], "submitted");
+    let waits = [["a", "b"], ["b", "a"]].map(|ids| gateway.spawn_get(&multi(&ids, "completed"), &[]));
+    gateway.until_parked(2).await;
+    gateway.until(|seen| seen.open == 1).await;
+    let three = gateway.spawn_get(&multi(&["a", "b", "c"], "completed"), &[("prefer", "wait=40")]);
+    gateway.until(|seen| seen.open == 2).await;
+    put_all(&gateway, &["a", "b", "c"], "completed");
 
     let answers = all(waits.into()).await;
     for answer in &answers {
@@ -76,37 +77,37 @@ async fn an_answer_that_cannot_be_cut_goes_whole_to_the_waits_on_just_its_clips_
         assert!(answer.body.starts_with(b"{\"summary\":{\"count\":2,"), "{answer:?}");
         assert_eq!(answer.body, answers[0].body);
     }
-    // What the others got is no answer to this one, so it asks for its own.
+    // P3: the answer to two clips does not answer a wait on three, which opens its own poll.
     let three = three.await.unwrap();
     assert!(three.body.starts_with(b"{\"summary\":{\"count\":3,"), "{three:?}");
-    assert_eq!(stage.upstream_requests().last(), Some(&multi(&["a", "b", "c"], "completed")));
+    assert_eq!(gateway.upstream_requests().last(), Some(&multi(&["a", "b", "c"], "completed")));
 
-    let asked = stage.upstream_requests().len();
-    let again = stage.get(&multi(&["a", "b"], "completed"), &[]).await;
+    let asked = gateway.upstream_requests().len();
+    let again = gateway.get(&multi(&["a", "b"], "completed"), &[]).await;
     assert!(again.opened() && again.body == answers[0].body, "{again:?}");
-    assert_eq!(stage.upstream_requests()[asked..], [multi(&["a", "b"], "completed")]);
+    assert_eq!(gateway.upstream_requests()[asked..], [multi(&["a", "b"], "completed")]);
 }
 
 #[tokio::test]
-async fn more_clips_than_one_poll_may_ask_for_are_split_over_several() {
-    let stage = TestGateway::with(|config, options| {
+async fn a_wait_for_more_clips_than_one_poll_may_ask_for_opens_several_polls() {
+    let gateway = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
         config.wait.max_jobs = 14;
     })
     .await;
     let names: Vec<_> = (0..14).rev().map(|n| format!("clip-{n:02}")).collect();
     let ids: Vec<_> = names.iter().map(String::as_str).collect();
-    put_all(&stage, &ids, "submitted");
+    put_all(&gateway, &ids, "submitted");
     let sorted: Vec<_> = ids.iter().copied().rev().collect();
     let orders = [&ids, &sorted, &ids];
-    let waits: Vec<_> = orders.iter().map(|ids| stage.spawn_get(&multi(ids, "completed"), &[])).collect();
-    stage.until_parked(3).await;
-    stage.until(|seen| seen.open == 3).await;
-    put_all(&stage, &ids, "completed");
+    let waits: Vec<_> = orders.iter().map(|ids| gateway.spawn_get(&multi(ids, "completed"), &[])).collect();
+    gateway.until_parked(3).await;
+    gateway.until(|seen| seen.open == 3).await;
+    put_all(&gateway, &ids, "completed");
     for (ids, answer) in orders.iter().zip(all(waits).await) {
-        assert_eq!(answer.body, holds(&stage, Shape::Array, ids));
+        assert_eq!(answer.body, list_body(&gateway, Shape::Array, ids));
     }
-    let asked = stage.upstream_requests();
+    let asked = gateway.upstream_requests();
     let polls: Vec<BTreeSet<&str>> =
         asked.iter().map(|target| ids.iter().copied().filter(|id| target.contains(id)).collect()).collect();
     assert_eq!(polls.len(), 3);
@@ -116,36 +117,36 @@ async fn more_clips_than_one_poll_may_ask_for_are_split_over_several() {
 }
 
 #[tokio::test]
-async fn a_wait_that_is_split_is_refused_as_one() {
-    let stage = TestGateway::with(|config, options| {
+async fn a_wait_with_several_polls_is_refused_when_one_of_them_is() {
+    let gateway = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
         config.wait.max_jobs = 14;
     })
     .await;
     let names: Vec<_> = (0..13).map(|n| format!("clip-{n:02}")).collect();
     let mut ids: Vec<_> = names.iter().map(String::as_str).collect();
-    put_all(&stage, &ids, "submitted");
+    put_all(&gateway, &ids, "submitted");
     ids.push("ghost");
-    let answer = stage.get(&multi(&ids, "completed"), &[]).await;
+    let answer = gateway.get(&multi(&ids, "completed"), &[]).await;
     assert_eq!(answer.status, StatusCode::NOT_FOUND);
-    stage.until(|seen| seen.requests.len() == 3 && seen.open == 0).await;
-    assert_eq!(stage.sim.observed().abandoned(), 2);
+    gateway.until(|seen| seen.requests.len() == 3 && seen.open == 0).await;
+    assert_eq!(gateway.sim.observed().abandoned(), 2);
 }
 
 #[tokio::test]
-async fn a_single_wait_gets_no_answer_that_cannot_be_cut() {
-    let stage = TestGateway::with(|config, options| {
+async fn a_wait_for_one_clip_does_not_get_an_unsplit_answer_of_the_list_endpoint() {
+    let gateway = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
         options.shape = Shape::Summary;
     })
     .await;
-    stage.sim.set_status("a", "submitted");
-    let list = stage.spawn_get(&multi(&["a"], "completed"), &[]);
-    stage.until(|seen| seen.open == 1).await;
-    let one = stage.spawn_get(&single("a", "completed"), &[]);
-    stage.until_parked(2).await;
-    stage.sim.set_status("a", "completed");
+    gateway.sim.set_status("a", "submitted");
+    let list = gateway.spawn_get(&multi(&["a"], "completed"), &[]);
+    gateway.until(|seen| seen.open == 1).await;
+    let one = gateway.spawn_get(&single("a", "completed"), &[]);
+    gateway.until_parked(2).await;
+    gateway.sim.set_status("a", "completed");
     assert!(list.await.unwrap().body.starts_with(b"{\"summary\":"));
-    assert_eq!(one.await.unwrap().body, stage.sim.body("a", "completed"));
-    assert_eq!(stage.upstream_requests(), [multi(&["a"], "completed"), single("a", "completed")]);
+    assert_eq!(one.await.unwrap().body, gateway.sim.body("a", "completed"));
+    assert_eq!(gateway.upstream_requests(), [multi(&["a"], "completed"), single("a", "completed")]);
 }

@@ -1,4 +1,4 @@
-//! Many waits on one HTTP/2 connection, with prior knowledge: a stream comes and goes like a client.
+//! Many waits on one HTTP/2 connection with prior knowledge: each stream comes and goes like a client (P6).
 
 use std::time::Duration;
 
@@ -15,9 +15,9 @@ use crate::harness::gateway::{TestGateway, single};
 
 type Streams = SendRequest<Empty<Bytes>>;
 
-/// One connection; it stands as long as the handle.
-async fn connect(stage: &TestGateway) -> (Streams, AbortOnDropHandle<()>) {
-    let socket = TcpStream::connect(stage.address).await.expect("the gateway listens");
+/// Opens one connection. Dropping the handle closes it.
+async fn connect(gateway: &TestGateway) -> (Streams, AbortOnDropHandle<()>) {
+    let socket = TcpStream::connect(gateway.address).await.expect("the gateway listens");
     let io = TokioIo::new(socket);
     let (streams, connection) =
         http2::handshake(TokioExecutor::new(), io).await.expect("the gateway speaks HTTP/2");
@@ -25,56 +25,56 @@ async fn connect(stage: &TestGateway) -> (Streams, AbortOnDropHandle<()>) {
     (streams, AbortOnDropHandle::new(connection))
 }
 
-/// A wait on a stream of its own. Dropping the handle resets the stream.
-fn wait(stage: &TestGateway, streams: &Streams) -> AbortOnDropHandle<(StatusCode, Bytes)> {
+/// Sends a wait on a stream of its own. Dropping the handle resets the stream.
+fn wait(gateway: &TestGateway, streams: &Streams) -> AbortOnDropHandle<(StatusCode, Bytes)> {
     let mut streams = streams.clone();
-    let request = Request::get(format!("http://{}{}", stage.address, single("a", "completed")))
+    let request = Request::get(format!("http://{}{}", gateway.address, single("a", "completed")))
         .version(Version::HTTP_2)
         .header("authorization", "Bearer demo")
         .body(Empty::new())
-        .expect("it is a request");
+        .expect("a valid request");
     AbortOnDropHandle::new(tokio::spawn(async move {
-        let response = streams.send_request(request).await.expect("there is an answer");
+        let response = streams.send_request(request).await.expect("an answer");
         let status = response.status();
-        (status, response.into_body().collect().await.expect("it is whole").to_bytes())
+        (status, response.into_body().collect().await.expect("a complete body").to_bytes())
     }))
 }
 
 #[tokio::test]
-async fn streams_of_one_connection_hang_up_one_by_one_and_the_others_are_served() {
-    let stage = TestGateway::holding(Duration::from_secs(60)).await;
-    stage.sim.set_status("a", "submitted");
-    let (streams, connection) = connect(&stage).await;
-    let opener = wait(&stage, &streams);
-    stage.until(|seen| seen.open == 1).await;
-    let mut waits: Vec<_> = (0..99).map(|_| wait(&stage, &streams)).collect();
-    stage.until_parked(100).await;
+async fn the_other_streams_of_a_connection_are_answered_after_some_were_reset() {
+    let gateway = TestGateway::holding(Duration::from_secs(60)).await;
+    gateway.sim.set_status("a", "submitted");
+    let (streams, connection) = connect(&gateway).await;
+    let opener = wait(&gateway, &streams);
+    gateway.until(|seen| seen.open == 1).await;
+    let mut waits: Vec<_> = (0..99).map(|_| wait(&gateway, &streams)).collect();
+    gateway.until_parked(100).await;
     drop(opener);
     drop(waits.pop());
-    stage.until_parked(98).await;
-    stage.sim.set_status("a", "completed");
-    let body = stage.sim.body("a", "completed");
+    gateway.until_parked(98).await;
+    gateway.sim.set_status("a", "completed");
+    let body = gateway.sim.body("a", "completed");
     for wait in waits {
         assert_eq!(wait.await.unwrap(), (StatusCode::OK, body.clone()));
     }
     assert!(!connection.is_finished());
-    assert_eq!(stage.upstream_requests(), [single("a", "completed")]);
+    assert_eq!(gateway.upstream_requests(), [single("a", "completed")]);
 }
 
 #[tokio::test]
-async fn when_the_last_stream_is_reset_the_poll_is_cancelled_and_the_connection_stands() {
-    let stage = TestGateway::holding(Duration::from_secs(60)).await;
-    stage.sim.set_status("a", "submitted");
-    let (streams, connection) = connect(&stage).await;
-    let waits: Vec<_> = (0..3).map(|_| wait(&stage, &streams)).collect();
-    stage.until_parked(3).await;
-    stage.until(|seen| seen.open == 1).await;
+async fn the_poll_is_cancelled_when_the_last_stream_is_reset_and_the_connection_stays_open() {
+    let gateway = TestGateway::holding(Duration::from_secs(60)).await;
+    gateway.sim.set_status("a", "submitted");
+    let (streams, connection) = connect(&gateway).await;
+    let waits: Vec<_> = (0..3).map(|_| wait(&gateway, &streams)).collect();
+    gateway.until_parked(3).await;
+    gateway.until(|seen| seen.open == 1).await;
     drop(waits);
-    stage.until(|seen| seen.abandoned() == 1).await;
-    assert_eq!(stage.sim.requests()[0].end, End::Abandoned);
-    stage.sim.set_status("a", "completed");
-    let (status, body) = wait(&stage, &streams).await.unwrap();
-    assert_eq!((status, body), (StatusCode::OK, stage.sim.body("a", "completed")));
+    gateway.until(|seen| seen.abandoned() == 1).await;
+    assert_eq!(gateway.sim.requests()[0].end, End::Abandoned);
+    gateway.sim.set_status("a", "completed");
+    let (status, body) = wait(&gateway, &streams).await.unwrap();
+    assert_eq!((status, body), (StatusCode::OK, gateway.sim.body("a", "completed")));
     assert!(!connection.is_finished());
-    assert_eq!(stage.upstream_requests().len(), 2);
+    assert_eq!(gateway.upstream_requests().len(), 2);
 }
