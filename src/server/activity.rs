@@ -7,12 +7,12 @@
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
-use http::Version;
+use http::{StatusCode, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tracing::debug;
 
@@ -33,8 +33,10 @@ struct Underway {
     taken: Taken,
     /// Requests whose bodies are still arriving.
     uploads: AtomicUsize,
-    /// The client may be sending what nobody reads any more.
+    /// The gateway rejected a request before all of it arrived. The client may still be sending the rest.
     is_cut: AtomicBool,
+    /// Status of hyper's own response to a malformed head, 0 while there is none.
+    rejected_head: AtomicU16,
     /// Some ended since the last flush: hyper may hold their last bytes.
     unflushed: AtomicBool,
     /// One has begun since that was last looked at.
@@ -67,6 +69,7 @@ impl ConnectionActivity {
             taken: Taken::default(),
             uploads: AtomicUsize::new(0),
             is_cut: AtomicBool::new(false),
+            rejected_head: AtomicU16::new(0),
             unflushed: AtomicBool::new(false),
             has_begun_anew: AtomicBool::new(false),
             is_head_begun: AtomicBool::new(false),
@@ -129,6 +132,17 @@ impl ConnectionActivity {
     /// Whether one was.
     pub(super) fn is_cut(&self) -> bool {
         self.0.is_cut.load(Ordering::Relaxed)
+    }
+
+    /// Records that hyper answers a malformed head with this status. The rest of the request may still arrive.
+    pub(super) fn reject_head(&self, status: StatusCode) {
+        self.0.rejected_head.store(status.as_u16(), Ordering::Relaxed);
+        self.cut();
+    }
+
+    /// Returns the status of hyper's own response to a malformed head. Such a response is the last of a connection.
+    pub(super) fn rejected_head(&self) -> Option<StatusCode> {
+        StatusCode::from_u16(self.0.rejected_head.load(Ordering::Relaxed)).ok()
     }
 
     /// Whether the client has said all and waits: if it hangs up now, it does so before its time.

@@ -1,7 +1,7 @@
 //! Connections: from an accepted socket to the gateway's answer.
 //!
 //! ```text
-//! listener ── accept ── a place (max_connections) ──► TLS? ──► Ahead ──► Refusals ──► hyper ──► gateway
+//! listener ── accept ── a place (max_connections) ──► TLS? ──► ReadAhead ──► hyper ──► gateway
 //! ```
 //!
 //! It owns the tasks of the connections and of their tunnels. It must never know what is asked for.
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
 use http::header::CONNECTION;
-use http::{HeaderValue, Version};
+use http::{HeaderValue, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -34,7 +34,6 @@ pub(crate) use self::listener::{Accepted, Listeners};
 pub use self::listener::{Listener, tcp_address};
 use self::places::{Place, Places};
 use self::read_ahead::ReadAhead;
-use self::refusals::Refusals;
 use self::streams::{Streams, Taken};
 use self::timeouts::ConnectionTimeouts;
 use self::tls::Tls;
@@ -42,8 +41,9 @@ pub use self::tls::TlsError;
 use self::upload_timeout::UploadTimeout;
 use crate::clock;
 use crate::config;
-use crate::gateway::Gateway;
+use crate::gateway::error::{GatewayError, HttpFault};
 use crate::gateway::response::X_REQUEST_ID;
+use crate::gateway::{Gateway, access_log};
 use crate::protocol::request::{ForwardedChain, Peer, RequestCtx, RequestId};
 
 mod accept;
@@ -52,7 +52,6 @@ pub(crate) mod descriptors;
 mod listener;
 mod places;
 mod read_ahead;
-mod refusals;
 mod streams;
 mod timeouts;
 mod tls;
@@ -313,8 +312,7 @@ impl Server {
                 Ok::<_, Infallible>(response)
             })
         });
-        let gateway = self.0.gateway.clone();
-        let io = TokioIo::new(Refusals::new(stream, peer, answers.clone(), gateway));
+        let io = TokioIo::new(stream);
         let life = ConnectionInfo { began, version, answers: &answers, place: &place };
         let served = match &streams {
             Some(streams) => {
@@ -328,9 +326,24 @@ impl Server {
                 self.drive(connection, http1::UpgradeableConnection::graceful_shutdown, life).await
             }
         };
+        if let Some(status) = answers.rejected_head() {
+            self.record_rejected_head(status, peer);
+        }
         if let Err(error) = served {
             debug!(%error, "connection ended");
         }
+    }
+
+    /// Writes the access line of a head that hyper could not parse and answered itself, and counts the request.
+    fn record_rejected_head(&self, status: StatusCode, peer: Peer) {
+        let gateway = &self.0.gateway;
+        let error = GatewayError::Http(match status {
+            StatusCode::URI_TOO_LONG => HttpFault::Target,
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => HttpFault::Head,
+            _ => HttpFault::Malformed,
+        });
+        gateway.refused_unread(peer);
+        access_log::refused_head(status, error.reason(), peer, &RequestId::new(None), gateway.metrics());
     }
 
     /// Until it ends by itself, or it is time to say goodbye, or its client does nothing.

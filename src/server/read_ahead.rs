@@ -20,7 +20,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
-use http::Version;
+use http::{StatusCode, Version};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
@@ -119,6 +119,25 @@ impl<S: AsyncRead + Unpin> ReadAhead<S> {
     }
 }
 
+impl<S> ReadAhead<S> {
+    /// Notes a response that hyper writes on its own, which it does to a malformed head only: a response head that
+    /// begins while no response of the gateway is under way. hyper reports the error after the connection's end, too
+    /// late to read the rest of the request.
+    fn note_own_response(&self, start: &[u8]) {
+        if self.answers.is_flushed()
+            && let Some(status) = response_status(start)
+        {
+            self.answers.reject_head(status);
+        }
+    }
+}
+
+/// Returns the status of a response head of HTTP/1.
+fn response_status(start: &[u8]) -> Option<StatusCode> {
+    let rest = start.strip_prefix(b"HTTP/1.1 ").or_else(|| start.strip_prefix(b"HTTP/1.0 "))?;
+    StatusCode::from_bytes(rest.get(..3)?).ok()
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
@@ -142,6 +161,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ReadAhead<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.note_own_response(buf);
         let polled = Pin::new(&mut self.socket).poll_write(cx, buf);
         self.answers.on_write(polled)
     }
@@ -151,6 +171,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ReadAhead<S> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let Some(first) = bufs.iter().find(|buf| !buf.is_empty()) {
+            self.note_own_response(first);
+        }
         let polled = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
         self.answers.on_write(polled)
     }
@@ -164,7 +187,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ReadAhead<S> {
         let this = self.get_mut();
         this.look(cx)?;
         let polled = Pin::new(&mut this.socket).poll_flush(cx);
-        this.answers.on_write(polled)
+        ready!(this.answers.on_write(polled))?;
+        this.answers.flushed();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
