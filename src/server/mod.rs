@@ -198,7 +198,7 @@ impl Server {
         let margin = (*drain_timeout / 10).max(MIN_FLUSH_TIME).min(*drain_timeout / 2);
         gateway.drain(until - margin).await;
         if tokio::time::timeout_at(until.into(), tasks.wait()).await.is_err() {
-            warn!(connections = tasks.len(), "drain timeout is over, closing open connections");
+            warn!(connections = tasks.len(), "drain timeout is over, open connections are cut off");
             abort.cancel();
         }
     }
