@@ -12,13 +12,13 @@ use super::raw_http2::{Http2Event, RawHttp2, data, go_away, head, ok, refuse, se
 use super::*;
 
 /// An upstream, and the streams that it has not answered.
-struct Peer {
+struct RandomPeer {
     upstream: RawHttp2,
     open: Vec<(usize, u32)>,
     last: BTreeMap<usize, u32>,
 }
 
-impl Peer {
+impl RandomPeer {
     fn look(&mut self) {
         while let Some(seen) = self.upstream.try_event() {
             self.note(seen);
@@ -79,7 +79,7 @@ async fn run(seed: u64) {
     let age = [0, 20, 300_000][rng.usize(..3)];
     let (upstream, client, polls) =
         raw_upstream(rng.u32(1..5), |config| config.connection_max_age = Duration::from_millis(age));
-    let mut peer = Peer { upstream, open: Vec::new(), last: BTreeMap::new() };
+    let mut peer = RandomPeer { upstream, open: Vec::new(), last: BTreeMap::new() };
     let mut sent = JoinSet::new();
     let mut handles: Vec<AbortHandle> = Vec::new();
     for _ in 0..300 {
