@@ -372,7 +372,10 @@ fn calls_left(answer: &Answer) -> u32 {
     left.split(';').next().unwrap().parse().unwrap()
 }
 
-/// Returns a gateway whose retries are held back for an hour, a wait for 60 jobs with one held-back poll each, and
+/// Failed probes after which the next one is 4 s away: they come after 250 ms, and then after twice the time each.
+const PROBES: usize = 4;
+
+/// Returns a gateway whose retries are held back but for probes, a wait for 60 jobs with one held-back poll each, and
 /// its target.
 async fn held_back(calls: u32) -> (TestGateway, AbortOnDropHandle<Answer>, String) {
     let mut gateway = gateway_with_answered_upstream(|config, _| {
@@ -388,10 +391,10 @@ async fn held_back(calls: u32) -> (TestGateway, AbortOnDropHandle<Answer>, Strin
     let ids = names(60);
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     put_all(&gateway, &ids, "completed");
-    gateway.sim.fault(FaultTarget::Polls, Fault::reset(), 60);
+    gateway.sim.fault(FaultTarget::Polls, Fault::reset(), 60 + u32::try_from(PROBES).unwrap());
     let target = multi(&ids, "completed");
     let first = gateway.spawn_get(&target, &[]);
-    gateway.until(|seen| seen.requests.len() >= 61).await;
+    gateway.until(|seen| seen.requests.len() >= 61 + PROBES).await;
     until_retries_are_held_back(&operator).await;
     let drained = async { while operator.state().await["polls"]["open"] != 0 {} };
     within(30, drained).await;
@@ -405,7 +408,7 @@ async fn a_new_wait_retries_backing_off_polls_at_once_and_pays_for_them() {
     let answer = gateway.get(&target, &[]).await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     assert_eq!(first.await.unwrap().body, answer.body);
-    assert_eq!(gateway.upstream_requests().len(), 1 + 60 + 60);
+    assert_eq!(gateway.upstream_requests().len(), 1 + 60 + PROBES + 60);
     // The first wait paid for 60 of 200 calls, and so did the second. Each second adds one.
     let left = calls_left(&answer);
     assert!((80..120).contains(&left), "{left}");
@@ -417,14 +420,14 @@ async fn a_new_wait_without_quota_gets_the_answer_of_the_retry() {
     let (gateway, first, target) = held_back(60).await;
     let second = gateway.spawn_get(&target, &[]);
     gateway.until_parked(2).await;
-    assert_eq!(gateway.upstream_requests().len(), 1 + 60, "the quota is used up");
+    assert_eq!(gateway.upstream_requests().len(), 1 + 60 + PROBES, "the quota is used up");
     gateway.sim.set_status("new", "completed");
     let newcomer = gateway.get(&single("new", "completed"), OTHER).await;
     assert_eq!(newcomer.status, StatusCode::OK, "{newcomer:?}");
     for answer in all(vec![first, second]).await {
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     }
-    assert_eq!(gateway.upstream_requests().len(), 1 + 60 + 1 + 60);
+    assert_eq!(gateway.upstream_requests().len(), 1 + 60 + PROBES + 1 + 60);
 }
 
 /// P4: a client alone would make as many calls.
