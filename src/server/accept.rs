@@ -82,8 +82,8 @@ impl Server {
                         if is_due(&mut warnings.rejected) {
                             warn!(
                                 address = origin.map(tracing::field::display),
-                                "one address holds half of all connections, all busy; closing new ones from it; if it is a proxy, \
-                                 list it in server.trusted_proxies"
+                                "one address holds half of all connections, all busy; closing new ones from it; \
+                                 list a proxy in server.trusted_proxies"
                             );
                         }
                     }

@@ -383,8 +383,8 @@ impl Pool {
 
     /// Number of slots taken on HTTP/2 connections.
     #[cfg(test)]
-    pub(super) fn taken(&self) -> usize {
-        self.state.lock().shared.iter().map(|http2| http2.taken()).sum()
+    pub(super) fn slots_taken(&self) -> usize {
+        self.state.lock().shared.iter().map(|http2| http2.slots_taken()).sum()
     }
 }
 

@@ -71,7 +71,7 @@ struct Http2State {
     /// Streams that the peer allows, or [`UNKNOWN`].
     limit: AtomicUsize,
     /// Slots taken now. Taken under the lock of the pool, released without it.
-    taken: AtomicUsize,
+    slots_taken: AtomicUsize,
     /// Slots taken so far.
     served: AtomicU64,
     /// Whether the connection takes no more requests.
@@ -107,7 +107,7 @@ impl Http2 {
             .map_err(|error| SendError::Connect(Arc::new(error)))?;
         let shared = Arc::new(Http2State {
             limit: AtomicUsize::new(UNKNOWN),
-            taken: AtomicUsize::new(0),
+            slots_taken: AtomicUsize::new(0),
             served: AtomicU64::new(0),
             is_closing: AtomicBool::new(false),
             notices: Mutex::default(),
@@ -146,13 +146,13 @@ impl Http2 {
             UNKNOWN => EARLY_STREAMS,
             limit => limit.min(MAX_STREAMS),
         };
-        self.shared.taken.load(Ordering::Relaxed) < limit
+        self.shared.slots_taken.load(Ordering::Relaxed) < limit
     }
 
     /// Returns the number of slots taken now.
     #[cfg(test)]
-    pub(super) fn taken(&self) -> usize {
-        self.shared.taken.load(Ordering::Relaxed)
+    pub(super) fn slots_taken(&self) -> usize {
+        self.shared.slots_taken.load(Ordering::Relaxed)
     }
 
     /// Returns whether the status belongs to this connection.
@@ -164,7 +164,7 @@ impl Http2 {
 impl Http2State {
     /// Uses the held-back notices once h2 holds no request back.
     fn release_held_back(&self) {
-        if self.taken.load(Ordering::Acquire) <= self.limit.load(Ordering::Relaxed) {
+        if self.slots_taken.load(Ordering::Acquire) <= self.limit.load(Ordering::Relaxed) {
             for notice in std::mem::take(&mut *self.held_back.lock()) {
                 let _ = notice.send(()); // the caller may have been cancelled
             }
@@ -205,7 +205,7 @@ impl std::fmt::Debug for StreamSlot {
 
 impl StreamSlot {
     pub(super) fn take(http2: &Arc<Http2>, pool: Weak<Pool>) -> Self {
-        http2.shared.taken.fetch_add(1, Ordering::Relaxed);
+        http2.shared.slots_taken.fetch_add(1, Ordering::Relaxed);
         http2.shared.served.fetch_add(1, Ordering::Relaxed);
         Self { http2: Some(Arc::clone(http2)), pool }
     }
@@ -214,7 +214,7 @@ impl StreamSlot {
 impl Drop for StreamSlot {
     fn drop(&mut self) {
         if let Some(http2) = self.http2.take() {
-            http2.shared.taken.fetch_sub(1, Ordering::AcqRel);
+            http2.shared.slots_taken.fetch_sub(1, Ordering::AcqRel);
             http2.shared.release_held_back();
         }
         if let Some(pool) = self.pool.upgrade() {

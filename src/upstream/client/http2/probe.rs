@@ -58,7 +58,7 @@ impl Probe {
                 self.set_quiet(shared);
             }
             ready!(self.sleep.as_mut().poll(cx));
-            let is_in_use = shared.taken.load(Ordering::Relaxed) > 0;
+            let is_in_use = shared.slots_taken.load(Ordering::Relaxed) > 0;
             match self.state {
                 ProbeState::AwaitingSettings if shared.limit.load(Ordering::Relaxed) == UNKNOWN => {
                     return Poll::Ready(ProbeFinding::Dead);

@@ -192,7 +192,7 @@ async fn unread_responses_do_not_stall_the_others() {
 }
 
 async fn until_no_slot_is_taken(client: &Client) {
-    while client.pool.taken() > 0 {
+    while client.pool.slots_taken() > 0 {
         tokio::task::yield_now().await;
     }
 }

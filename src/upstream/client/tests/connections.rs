@@ -102,7 +102,7 @@ async fn a_burst_over_a_small_stream_limit_opens_enough_connections() {
         upstream.answer(request);
     }
     all_ok(sent).await;
-    assert_eq!(client.pool.taken(), 0);
+    assert_eq!(client.pool.slots_taken(), 0);
 }
 
 #[tokio::test]
@@ -487,7 +487,7 @@ async fn dropping_a_request_or_its_response_resets_the_stream() {
     assert_eq!(answer.body_mut().frame().await.unwrap().unwrap().into_data().unwrap(), "some");
     drop(answer);
     upstream.until(Http2Event::Reset { connection, stream }).await;
-    assert_eq!(client.pool.taken(), 0);
+    assert_eq!(client.pool.slots_taken(), 0);
 }
 
 /// `tests/it/upstream/hostile_upstream.rs` tests it over HTTP/1.1.

@@ -247,7 +247,7 @@ async fn more_long_polls_than_one_http_2_connection_carries_are_all_held_at_once
     while let Some(status) = polls.join_next().await {
         assert_eq!(status.unwrap(), 200);
     }
-    assert_eq!(client.pool.taken(), 0);
+    assert_eq!(client.pool.slots_taken(), 0);
 }
 
 #[tokio::test]

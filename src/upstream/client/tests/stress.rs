@@ -120,12 +120,12 @@ async fn run(seed: u64) {
                 seen = peer.upstream.event() => peer.note(seen),
             }
         }
-        while client.pool.taken() + polls.pool.taken() > 0 {
+        while client.pool.slots_taken() + polls.pool.slots_taken() > 0 {
             tokio::task::yield_now().await;
         }
     };
     let has_ended = tokio::time::timeout(Duration::from_secs(8), end).await.is_ok();
-    let state = |client: &Client| (client.pool.waiting(), client.pool.taken(), client.pool.usable());
+    let state = |client: &Client| (client.pool.waiting(), client.pool.slots_taken(), client.pool.usable());
     assert!(has_ended, "seed {seed}: {:?} {:?} {} left", state(&client), state(&polls), sent.len());
     assert_eq!((client.pool.waiting(), polls.pool.waiting()), (0, 0), "seed {seed}");
 }
