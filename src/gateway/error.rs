@@ -128,7 +128,7 @@ impl GatewayError {
             GatewayError::Pass(error) => match error {
                 PassthroughError::Connect => StatusCode::NOT_IMPLEMENTED,
                 PassthroughError::Target(BadTarget::TooLong) => StatusCode::URI_TOO_LONG,
-                PassthroughError::Target(BadTarget::NoPath | BadTarget::Climbs)
+                PassthroughError::Target(BadTarget::NoPath | BadTarget::DotSegment)
                 | PassthroughError::Upload(_) => StatusCode::BAD_REQUEST,
                 PassthroughError::Misdirected => StatusCode::MISDIRECTED_REQUEST,
                 PassthroughError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,

@@ -21,7 +21,7 @@ use crate::core::job::{JobId, KeyDomain};
 use crate::core::query;
 use crate::limits::Subject;
 use crate::protocol::body::{Body, BoxError, Stalled};
-use crate::upstream::poll::{KeyVerdict, key_word};
+use crate::upstream::poll::{KeyVerdict, key_verdict};
 
 impl Gateway {
     /// Waits for the body's first bytes or its end. The client has the time of any upload for them.
@@ -113,7 +113,7 @@ impl Gateway {
                 Err(error) => return self.finish(asking, Err(error.into())),
             };
             if let Some(identity) = identity {
-                self.heed(key_word(response.status()), identity.domain, &named);
+                self.heed(key_verdict(response.status()), identity.domain, &named);
             }
             // No fwd-status: the answer's own status is the one that the upstream gave.
             cache_status(response.headers_mut(), fwd);

@@ -1,4 +1,4 @@
-//! Accepting: each connection gets a place, or has to wait for one, or is closed.
+//! Accept loop: each connection gets a permit, waits for one, or is closed.
 
 use std::convert::Infallible;
 use std::io;
@@ -8,35 +8,35 @@ use tracing::warn;
 
 use super::Server;
 use super::activity::ConnectionActivity;
+use super::connection_limit::{ConnectionOrigin, ConnectionPermit, LimitReached};
 use super::listener::{Accepted, Listeners};
-use super::places::{ConnectionOrigin, Full, Place};
 use crate::clock;
 use crate::telemetry::metrics::Closed;
 
-/// The pause after a failed accept, which mostly means that descriptors have run out.
+/// Pause after a failed accept. The usual cause is a lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long one newcomer waits for one that was asked to leave, before another is asked.
-const LEAVE_TIMEOUT: Duration = Duration::from_millis(50);
+/// Time that a new connection waits for an idle one to close, before another is requested to.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// How long a newcomer waits where all are busy, before idle connections are looked for again.
+/// Time that a new connection waits while all others are busy, before idle ones are looked for again.
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
-/// How often a warning is worth repeating.
-const WARN_EVERY: Duration = Duration::from_secs(60);
+/// Interval of repeated warnings.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
-/// When each was written last.
+/// Times of the last warnings.
 #[derive(Debug, Default)]
-struct Warnings {
+struct AcceptWarnings {
     failed: Option<Instant>,
     busy: Option<Instant>,
-    refused: Option<Instant>,
+    rejected: Option<Instant>,
 }
 
-/// Whether it is time for the warning again; then it counts as written.
+/// Returns whether the warning is due, and records it as written.
 fn is_due(last: &mut Option<Instant>) -> bool {
     let now = clock::now();
-    let is_due = last.is_none_or(|last| now.saturating_duration_since(last) >= WARN_EVERY);
+    let is_due = last.is_none_or(|last| now.saturating_duration_since(last) >= WARN_INTERVAL);
     if is_due {
         *last = Some(now);
     }
@@ -44,46 +44,46 @@ fn is_due(last: &mut Option<Instant>) -> bool {
 }
 
 impl Server {
-    /// Accepts connections one after the other. The one that waits for a place is `newcomer`, those behind it wait in
-    /// the system's queue. Cancel safe.
+    /// Accepts connections one after the other. `pending` is the one that waits for a permit; those behind it wait in
+    /// the queue of the system. Cancel safe.
     pub(super) async fn accept_all(
         &self,
         listeners: &mut Listeners,
-        newcomer: &mut Option<Accepted>,
+        pending: &mut Option<Accepted>,
     ) -> Infallible {
-        let mut warnings = Warnings::default();
+        let mut warnings = AcceptWarnings::default();
         loop {
-            if newcomer.is_none() {
+            if pending.is_none() {
                 match listeners.accept().await {
-                    Ok(accepted) => *newcomer = Some(accepted),
-                    // It has gone before its turn came.
+                    Ok(accepted) => *pending = Some(accepted),
+                    // The client closed the connection in the queue.
                     Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                     Err(error) => {
                         if is_due(&mut warnings.failed) {
-                            warn!(%error, "accept failed, the longest idle connections have to go");
+                            warn!(%error, "accept failed, closing the longest idle connections");
                         }
-                        match self.make_room(Full::All) {
-                            Some(id) => {
-                                drop(tokio::time::timeout(ACCEPT_PAUSE, self.0.places.left(id)).await)
-                            }
+                        match self.make_room(LimitReached::All) {
+                            Some(id) => drop(
+                                tokio::time::timeout(ACCEPT_PAUSE, self.0.connection_limit.closed(id)).await,
+                            ),
                             None => tokio::time::sleep(ACCEPT_PAUSE).await,
                         }
                     }
                 }
             }
-            if let Some(accepted) = newcomer {
-                let (origin, answers) = (self.origin(accepted), ConnectionActivity::new());
-                let place = self.place(origin, &answers, &mut warnings).await;
-                match (place, newcomer.take()) {
-                    (Some(place), Some(accepted)) => self.begin(accepted, answers, place),
-                    (_, refused) => {
-                        drop(refused);
+            if let Some(accepted) = pending {
+                let (origin, activity) = (self.origin(accepted), ConnectionActivity::new());
+                let permit = self.acquire_permit(origin, &activity, &mut warnings).await;
+                match (permit, pending.take()) {
+                    (Some(permit), Some(accepted)) => self.begin(accepted, activity, permit),
+                    (_, rejected) => {
+                        drop(rejected);
                         self.0.gateway.metrics().connections.closed(Closed::Refused);
-                        if is_due(&mut warnings.refused) {
+                        if is_due(&mut warnings.rejected) {
                             warn!(
                                 address = origin.map(tracing::field::display),
-                                "half of all connections are busy ones from one address, new ones from there are \
-                                 closed; a proxy belongs into server.trusted_proxies"
+                                "one address holds half of all connections, all busy; closing new ones from it; \
+                                 list a proxy in server.trusted_proxies"
                             );
                         }
                     }
@@ -92,7 +92,8 @@ impl Server {
         }
     }
 
-    /// Who the connection counts for. Behind a trusted proxy and a unix socket there may be anybody.
+    /// Returns the origin that the connection counts for. A trusted proxy and a unix socket carry many clients, so
+    /// they have none.
     fn origin(&self, accepted: &Accepted) -> Option<ConnectionOrigin> {
         let Accepted::Tcp(_, address) = accepted else { return None };
         let ip = address.ip().to_canonical();
@@ -100,45 +101,45 @@ impl Server {
         (!is_trusted).then(|| ConnectionOrigin::of(ip))
     }
 
-    /// Waits for a place. `None`: half of them are taken by connections from there, and none of those is idle. Cancel
-    /// safe.
-    async fn place(
+    /// Waits for a permit. Returns `None` if connections of this origin hold half of all permits and all of them are
+    /// busy. Cancel safe.
+    async fn acquire_permit(
         &self,
         origin: Option<ConnectionOrigin>,
-        answers: &ConnectionActivity,
-        warnings: &mut Warnings,
-    ) -> Option<Place> {
-        let (places, mut has_asked) = (&self.0.places, false);
+        activity: &ConnectionActivity,
+        warnings: &mut AcceptWarnings,
+    ) -> Option<ConnectionPermit> {
+        let (connection_limit, mut has_requested_close) = (&self.0.connection_limit, false);
         loop {
-            let full = match places.enter(origin, answers) {
-                Ok(place) => return Some(place),
-                Err(full) => full,
+            let reached = match connection_limit.acquire(origin, activity) {
+                Ok(permit) => return Some(permit),
+                Err(reached) => reached,
             };
-            let leaving = match full {
-                // Nobody else waits for an address that has as many as it may.
-                Full::Origin(_) if has_asked => None,
-                Full::All | Full::Origin(_) => self.make_room(full),
+            let closing = match reached {
+                // One request to close per new connection is enough: no other connection waits for this origin.
+                LimitReached::Origin(_) if has_requested_close => None,
+                LimitReached::All | LimitReached::Origin(_) => self.make_room(reached),
             };
-            has_asked = matches!(full, Full::Origin(_));
-            let wait = match (leaving, full) {
-                (Some(id), _) => tokio::time::timeout(LEAVE_TIMEOUT, places.left(id)).await,
-                (None, Full::All) => {
+            has_requested_close = matches!(reached, LimitReached::Origin(_));
+            let wait = match (closing, reached) {
+                (Some(id), _) => tokio::time::timeout(CLOSE_TIMEOUT, connection_limit.closed(id)).await,
+                (None, LimitReached::All) => {
                     if is_due(&mut warnings.busy) {
-                        warn!("all connections are busy, newcomers have to wait");
+                        warn!("all connections are busy, new ones have to wait");
                     }
-                    tokio::time::timeout(BUSY_PAUSE, places.freed()).await
+                    tokio::time::timeout(BUSY_PAUSE, connection_limit.released()).await
                 }
-                (None, Full::Origin(_)) => return None,
+                (None, LimitReached::Origin(_)) => return None,
             };
-            // Whether it was in time or not, another attempt shows.
+            // The next attempt shows whether a permit was released in time.
             drop(wait);
         }
     }
 
-    /// Asks the longest idle connection that stands in the way to leave.
-    fn make_room(&self, full: Full) -> Option<u64> {
-        let leaving = self.0.places.ask_to_leave(full, clock::now())?;
+    /// Requests the longest idle connection to close, of those that count for the limit.
+    fn make_room(&self, reached: LimitReached) -> Option<u64> {
+        let closing = self.0.connection_limit.request_close(reached, clock::now())?;
         self.0.gateway.metrics().connections.closed(Closed::Idle);
-        Some(leaving)
+        Some(closing)
     }
 }

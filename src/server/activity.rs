@@ -1,302 +1,318 @@
-//! The answers that are under way on a connection: what stands between hyper and the socket must know whether there
-//! are any, and for how long their client has taken nothing of them, since hyper does not say.
+//! Activity of one client connection: which responses are under way, and how long the client has not read from them.
+//!
+//! hyper does not report either, so the body of each response and the socket below hyper report them here.
 //!
 //! ```text
-//! gateway ── AnsweringBody ── Piece ──► hyper (HTTP/2: the stream's window) ──► Ahead ── is the socket full? ──► client
+//! gateway ──► TrackedBody ──► TrackedBytes ──► hyper (HTTP/2: stream window) ──► ReadAhead (socket full?) ──► client
 //! ```
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
-use http::Version;
+use http::{StatusCode, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tracing::debug;
 
-use super::streams::Taken;
+use super::stream_executor::DeliveryProgress;
 use crate::clock;
 use crate::protocol::body::{Body, BoxError};
 
-/// The service's answers on one connection, as far as their bytes may still be written. Clones are the same.
+/// Activity of one connection. Clones share it.
 #[derive(Clone, Debug)]
-pub(super) struct ConnectionActivity(Arc<Underway>);
+pub(super) struct ConnectionActivity(Arc<ActivityState>);
 
 #[derive(Debug)]
-struct Underway {
-    begun: AtomicUsize,
-    /// Those of them that the gateway has to go on with, not the client.
-    owed: AtomicUsize,
-    /// What hyper has had of bodies, and what the socket has had of that.
-    taken: Taken,
+struct ActivityState {
+    responses: AtomicUsize,
+    /// Responses of which the gateway, not the client, has to provide the next step.
+    pending: AtomicUsize,
+    /// Bytes of bodies that hyper has received, and how many of them the socket has taken.
+    delivery: DeliveryProgress,
     /// Requests whose bodies are still arriving.
     uploads: AtomicUsize,
-    /// The client may be sending what nobody reads any more.
-    is_cut: AtomicBool,
-    /// Some ended since the last flush: hyper may hold their last bytes.
+    /// The gateway rejected a request before all of it arrived. The client may still be sending the rest.
+    is_incomplete: AtomicBool,
+    /// Status of hyper's own response to a malformed head, 0 while there is none.
+    rejected_head: AtomicU16,
+    /// A response has ended since the last flush: hyper may still hold its last bytes.
     unflushed: AtomicBool,
-    /// One has begun since that was last looked at.
-    has_begun_anew: AtomicBool,
-    /// Something has come since the last of them was out.
+    /// A response has begun since the last call of `take_has_begun`.
+    has_begun: AtomicBool,
+    /// Bytes have arrived since the last response was flushed.
     is_head_begun: AtomicBool,
-    /// The connection is no HTTP any more.
+    /// The connection has become a tunnel.
     is_tunnel: AtomicBool,
-    /// The socket takes no more for now.
+    /// The socket takes no more bytes for now.
     is_full: AtomicBool,
-    /// The client has taken something, or could begin to, since that was last looked at.
-    has_moved: AtomicBool,
-    born: Instant,
-    /// Since when there is nothing to answer, in nanoseconds after `born`; [`BUSY`] while there is.
+    /// The client has read bytes, or new bytes have become available to it, since the flag was last cleared.
+    has_progressed: AtomicBool,
+    opened_at: Instant,
+    /// Start of the idle time in nanoseconds after `opened_at`, or [`BUSY`].
     idle_since: AtomicU64,
 }
 
-/// What a client may leave untaken for long, in bytes: the ends of some answers that it has lost interest in.
-const MOST_UNTAKEN: u64 = 256 << 10;
+/// Bytes that a client may leave unread for long: the ends of some responses that it no longer needs.
+const MAX_UNDELIVERED: u64 = 256 << 10;
 
-/// There is something to answer.
+/// Value of `idle_since` while a response is under way.
 const BUSY: u64 = u64::MAX;
 
 impl ConnectionActivity {
-    /// None yet, on a new connection.
     pub(super) fn new() -> Self {
-        Self(Arc::new(Underway {
-            begun: AtomicUsize::new(0),
-            owed: AtomicUsize::new(0),
-            taken: Taken::default(),
+        Self(Arc::new(ActivityState {
+            responses: AtomicUsize::new(0),
+            pending: AtomicUsize::new(0),
+            delivery: DeliveryProgress::default(),
             uploads: AtomicUsize::new(0),
-            is_cut: AtomicBool::new(false),
+            is_incomplete: AtomicBool::new(false),
+            rejected_head: AtomicU16::new(0),
             unflushed: AtomicBool::new(false),
-            has_begun_anew: AtomicBool::new(false),
+            has_begun: AtomicBool::new(false),
             is_head_begun: AtomicBool::new(false),
             is_tunnel: AtomicBool::new(false),
             is_full: AtomicBool::new(false),
-            has_moved: AtomicBool::new(false),
-            born: clock::now(),
+            has_progressed: AtomicBool::new(false),
+            opened_at: clock::now(),
             idle_since: AtomicU64::new(0),
         }))
     }
 
-    /// From now on the connection is idle, or busy.
-    pub(super) fn note_idle(&self, is_idle: bool, now: Instant) {
+    pub(super) fn set_idle(&self, is_idle: bool, now: Instant) {
         let since = match is_idle {
-            true => now.saturating_duration_since(self.0.born).as_nanos() as u64, // 584 years
+            true => now.saturating_duration_since(self.0.opened_at).as_nanos() as u64, // overflows after 584 years
             false => BUSY,
         };
         self.0.idle_since.store(since, Ordering::Relaxed);
     }
 
-    /// Since when the connection is idle, if it is.
     pub(super) fn idle_since(&self) -> Option<Instant> {
         match self.0.idle_since.load(Ordering::Relaxed) {
             BUSY => None,
-            since => Some(self.0.born + Duration::from_nanos(since)),
+            since => Some(self.0.opened_at + Duration::from_nanos(since)),
         }
     }
 
-    /// An answer is under way from now until what comes back is dropped, and its last bytes are flushed.
+    /// Begins a response. It is under way until the guard is dropped and its last bytes are flushed.
     pub(super) fn begin(&self) -> ResponseGuard {
-        self.begin_stream(None)
+        self.begin_on_stream(None)
     }
 
-    /// The same, where what is taken of it is counted on a stream of its own too.
-    pub(super) fn begin_stream(&self, stream: Option<Arc<Taken>>) -> ResponseGuard {
-        self.0.begun.fetch_add(1, Ordering::Relaxed);
+    /// Like [`Self::begin`], and also counts the delivered bytes for one HTTP/2 stream.
+    pub(super) fn begin_on_stream(&self, stream: Option<Arc<DeliveryProgress>>) -> ResponseGuard {
+        self.0.responses.fetch_add(1, Ordering::Relaxed);
         self.0.unflushed.store(true, Ordering::Relaxed);
-        self.0.has_begun_anew.store(true, Ordering::Relaxed);
+        self.0.has_begun.store(true, Ordering::Relaxed);
         self.0.is_head_begun.store(false, Ordering::Relaxed);
-        ResponseGuard { owed: Some(PendingGuard::new(self)), answers: self.clone(), stream }
+        ResponseGuard { pending: Some(PendingGuard::new(self)), activity: self.clone(), stream }
     }
 
-    /// The same for a tunnel, which the connection becomes.
+    /// Like [`Self::begin`], for a tunnel that the connection becomes.
     pub(super) fn begin_tunnel(&self) -> ResponseGuard {
         self.0.is_tunnel.store(true, Ordering::Relaxed);
         self.begin()
     }
 
-    /// The body of a request is arriving until what comes back is dropped.
+    /// Begins an upload: the body of a request arrives until the guard is dropped.
     pub(super) fn begin_upload(&self) -> UploadGuard {
         self.0.uploads.fetch_add(1, Ordering::Relaxed);
-        UploadGuard { answers: self.clone(), is_whole: false }
+        UploadGuard { activity: self.clone(), is_complete: false }
     }
 
-    /// A request is refused before all of it has come.
-    pub(super) fn cut(&self) {
-        self.0.is_cut.store(true, Ordering::Relaxed);
+    /// Records that a request was rejected before all of it arrived.
+    pub(super) fn mark_incomplete(&self) {
+        self.0.is_incomplete.store(true, Ordering::Relaxed);
     }
 
-    /// Whether one was.
-    pub(super) fn is_cut(&self) -> bool {
-        self.0.is_cut.load(Ordering::Relaxed)
+    pub(super) fn is_incomplete(&self) -> bool {
+        self.0.is_incomplete.load(Ordering::Relaxed)
     }
 
-    /// Whether the client has said all and waits: if it hangs up now, it does so before its time.
+    /// Records that hyper answers a malformed head with this status. The rest of the request may still arrive.
+    pub(super) fn reject_head(&self, status: StatusCode) {
+        self.0.rejected_head.store(status.as_u16(), Ordering::Relaxed);
+        self.mark_incomplete();
+    }
+
+    /// Returns the status of hyper's own response to a malformed head. Such a response is the last of a connection.
+    pub(super) fn rejected_head(&self) -> Option<StatusCode> {
+        StatusCode::from_u16(self.0.rejected_head.load(Ordering::Relaxed)).ok()
+    }
+
+    /// Returns whether the client has sent its whole request and waits. If it closes the connection now, it leaves
+    /// early.
     pub(super) fn is_request_complete(&self) -> bool {
-        let Underway { uploads, is_tunnel, .. } = &*self.0;
-        self.has_pending() && uploads.load(Ordering::Relaxed) == 0 && !is_tunnel.load(Ordering::Relaxed)
+        let ActivityState { uploads, is_tunnel, .. } = &*self.0;
+        self.is_responding() && uploads.load(Ordering::Relaxed) == 0 && !is_tunnel.load(Ordering::Relaxed)
     }
 
-    /// Whether every byte of them is with the client, or on its way.
+    /// Returns whether every byte of every response is on its way to the client.
     pub(super) fn is_flushed(&self) -> bool {
-        !self.has_pending() && !self.0.unflushed.load(Ordering::Relaxed)
+        !self.is_responding() && !self.0.unflushed.load(Ordering::Relaxed)
     }
 
-    /// Whether there are any.
-    pub(super) fn has_pending(&self) -> bool {
-        self.0.begun.load(Ordering::Relaxed) > 0
+    /// Returns whether responses are under way.
+    pub(super) fn is_responding(&self) -> bool {
+        self.0.responses.load(Ordering::Relaxed) > 0
     }
 
-    /// Something has come from the client. While it has nothing to wait for or to take, that is a request's beginning.
+    /// Records that bytes have arrived. They begin a request if no response is under way.
     pub(super) fn on_bytes_read(&self) {
         if self.is_flushed() {
             self.0.is_head_begun.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Whether a request has begun to come, and is not here yet.
+    /// Returns whether a request has begun to arrive and is not complete.
     pub(super) fn is_head_begun(&self) -> bool {
         self.0.is_head_begun.load(Ordering::Relaxed)
     }
 
-    /// Whether one has begun since this was last asked.
-    pub(super) fn have_begun_anew(&self) -> bool {
-        self.0.has_begun_anew.swap(false, Ordering::Relaxed)
+    /// Returns whether a response has begun since the last call.
+    pub(super) fn take_has_begun(&self) -> bool {
+        self.0.has_begun.swap(false, Ordering::Relaxed)
     }
 
-    /// hyper flushes when it has written all it has.
+    /// Records that hyper has flushed, which it does after it has written all of its buffer.
     pub(super) fn flushed(&self) {
-        if !self.has_pending() {
+        if !self.is_responding() {
             self.0.unflushed.store(false, Ordering::Relaxed);
         }
     }
 
-    /// Looks at what the socket said to something that was to be written.
+    /// Records the result of a write to the socket.
     pub(super) fn on_write<T>(&self, polled: Poll<T>) -> Poll<T> {
         if self.0.is_full.swap(polled.is_pending(), Ordering::Relaxed) != polled.is_pending() {
-            self.moved();
+            self.note_progress();
         }
         polled
     }
 
-    /// Ends when the client is to be given up: it has refused all for so long, or, of HTTP/2, has hoarded for twice as
-    /// long. To be polled as [`Self::refused_for`] is.
-    pub(super) async fn given_up(&self, patience: Duration, version: Version) {
+    /// Resolves when the client has read nothing for `stall_timeout`, or, over HTTP/2, too little for twice as long.
+    /// Poll it as [`Self::client_stalled`].
+    pub(super) async fn stalled(&self, stall_timeout: Duration, version: Version) {
         if version < Version::HTTP_2 {
-            return self.client_stalled(patience).await;
+            return self.client_stalled(stall_timeout).await;
         }
-        let (refused, hoarded) = (pin!(self.client_stalled(patience)), pin!(self.hoarded_for(2 * patience)));
-        futures_util::future::select(refused, hoarded).await;
+        let (stalled, undelivered) =
+            (pin!(self.client_stalled(stall_timeout)), pin!(self.undelivered_for(2 * stall_timeout)));
+        futures_util::future::select(stalled, undelivered).await;
     }
 
-    /// Ends when the client has left much untaken for so long, whatever it waits for beside. What it refuses stream by
-    /// stream is reset before; but a stream whose window takes a byte hands its whole answer over, and cannot be.
-    async fn hoarded_for(&self, time: Duration) {
-        self.0.taken.stalled(time, MOST_UNTAKEN, MOST_UNTAKEN).await;
-        debug!("much of the answers is not taken, connection closed");
+    /// Resolves when much has been left unread for this time, even if the client also waits for other responses. A
+    /// stream that is not read at all is reset before. A stream that takes a single byte hands its whole response
+    /// over to h2, and cannot be reset.
+    async fn undelivered_for(&self, time: Duration) {
+        self.0.delivery.stalled(time, MAX_UNDELIVERED, MAX_UNDELIVERED).await;
+        debug!("client left too many bytes unread, closing connection");
     }
 
-    /// Ends when the client has taken nothing for so long although there was something to take. Never does so while
-    /// the gateway owes it an answer, or the rest of one, that it may be waiting for beside.
+    /// Resolves when the client has read nothing for `stall_timeout` although bytes were available. Never resolves
+    /// while the gateway has to provide a response, or the rest of one, that the client may be waiting for.
     ///
-    /// To be polled after the connection, each time that it is: that wakes nobody by itself, and it is only then that
-    /// the clock is looked at, and only while somebody has something to take.
-    pub(super) async fn client_stalled(&self, patience: Duration) {
+    /// Poll it after the connection, each time: it registers no waker for activity. The timer runs only while the
+    /// client has bytes to read.
+    pub(super) async fn client_stalled(&self, stall_timeout: Duration) {
         loop {
-            std::future::poll_fn(|_| if self.wait_for_client() { Poll::Ready(()) } else { Poll::Pending })
+            std::future::poll_fn(|_| if self.awaits_client() { Poll::Ready(()) } else { Poll::Pending })
                 .await;
-            self.0.has_moved.store(false, Ordering::Relaxed);
-            let mut sleep = std::pin::pin!(tokio::time::sleep(patience));
-            let is_over = std::future::poll_fn(|cx| match self.0.has_moved.swap(false, Ordering::Relaxed) {
-                true => Poll::Ready(false),
-                false => sleep.as_mut().poll(cx).map(|()| true),
-            });
-            if is_over.await && self.wait_for_client() {
-                debug!("nobody takes the answers, connection closed");
+            self.0.has_progressed.store(false, Ordering::Relaxed);
+            let mut sleep = std::pin::pin!(tokio::time::sleep(stall_timeout));
+            let is_stalled =
+                std::future::poll_fn(|cx| match self.0.has_progressed.swap(false, Ordering::Relaxed) {
+                    true => Poll::Ready(false),
+                    false => sleep.as_mut().poll(cx).map(|()| true),
+                });
+            if is_stalled.await && self.awaits_client() {
+                debug!("client stopped reading, closing connection");
                 return;
             }
         }
     }
 
-    fn wait_for_client(&self) -> bool {
-        let Underway { owed, taken, is_full, .. } = &*self.0;
-        // A full window of an HTTP/2 stream is its own affair while others go on; a full socket is everybody's.
-        is_full.load(Ordering::Relaxed) || (taken.rest() > 0 && owed.load(Ordering::Relaxed) == 0)
+    fn awaits_client(&self) -> bool {
+        let ActivityState { pending, delivery, is_full, .. } = &*self.0;
+        // A full window blocks one HTTP/2 stream; a full socket blocks all of them.
+        is_full.load(Ordering::Relaxed)
+            || (delivery.undelivered() > 0 && pending.load(Ordering::Relaxed) == 0)
     }
 
-    fn moved(&self) {
-        self.0.has_moved.store(true, Ordering::Relaxed);
+    fn note_progress(&self) {
+        self.0.has_progressed.store(true, Ordering::Relaxed);
     }
 }
 
-/// One answer that is under way.
+/// A response that is under way.
 #[derive(Debug)]
 pub(super) struct ResponseGuard {
-    owed: Option<PendingGuard>,
-    answers: ConnectionActivity,
-    /// Of HTTP/2: what is taken of this one.
-    stream: Option<Arc<Taken>>,
+    pending: Option<PendingGuard>,
+    activity: ConnectionActivity,
+    /// Bytes delivered on this HTTP/2 stream.
+    stream: Option<Arc<DeliveryProgress>>,
 }
 
 impl ResponseGuard {
-    /// The answer's body, which is under way as long as it lives.
+    /// Attaches the body. The response is under way as long as the body lives.
     pub(super) fn with(mut self, body: Body) -> TrackedBody {
-        self.owed = None;
-        TrackedBody { body, answering: self }
+        self.pending = None;
+        TrackedBody { body, guard: self }
     }
 }
 
 impl Drop for ResponseGuard {
     fn drop(&mut self) {
-        self.answers.0.begun.fetch_sub(1, Ordering::Relaxed);
+        self.activity.0.responses.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// That it is the gateway's turn with an answer.
+/// Marks a response of which the gateway has to provide the next step.
 #[derive(Debug)]
 struct PendingGuard(ConnectionActivity);
 
 impl PendingGuard {
-    fn new(answers: &ConnectionActivity) -> Self {
-        answers.0.owed.fetch_add(1, Ordering::Relaxed);
-        Self(answers.clone())
+    fn new(activity: &ConnectionActivity) -> Self {
+        activity.0.pending.fetch_add(1, Ordering::Relaxed);
+        Self(activity.clone())
     }
 }
 
 impl Drop for PendingGuard {
     fn drop(&mut self) {
-        self.0.0.owed.fetch_sub(1, Ordering::Relaxed);
-        self.0.moved();
+        self.0.0.pending.fetch_sub(1, Ordering::Relaxed);
+        self.0.note_progress();
     }
 }
 
-/// That a request's body is arriving. Where nobody says that it is whole, it is cut off.
+/// Marks a request body that is arriving. Records the request as incomplete unless [`Self::end`] is called.
 #[derive(Debug)]
 pub(super) struct UploadGuard {
-    answers: ConnectionActivity,
-    is_whole: bool,
+    activity: ConnectionActivity,
+    is_complete: bool,
 }
 
 impl UploadGuard {
-    /// All of it has come.
+    /// Records that the whole body has arrived.
     pub(super) fn end(mut self) {
-        self.is_whole = true;
+        self.is_complete = true;
     }
 }
 
 impl Drop for UploadGuard {
     fn drop(&mut self) {
-        self.answers.0.uploads.fetch_sub(1, Ordering::Relaxed);
-        if !self.is_whole {
-            self.answers.cut();
+        self.activity.0.uploads.fetch_sub(1, Ordering::Relaxed);
+        if !self.is_complete {
+            self.activity.mark_incomplete();
         }
     }
 }
 
-/// A body that says when hyper is done with it, and whose turn it is.
+/// The body of a response. Reports when hyper is done with it, and whether it waits for the gateway.
 pub(super) struct TrackedBody {
     body: Body,
-    answering: ResponseGuard,
+    guard: ResponseGuard,
 }
 
 impl HttpBody for TrackedBody {
@@ -307,17 +323,17 @@ impl HttpBody for TrackedBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<TrackedBytes>, BoxError>>> {
-        let Self { body, answering: ResponseGuard { owed, answers, stream } } = self.get_mut();
+        let Self { body, guard: ResponseGuard { pending, activity, stream } } = self.get_mut();
         match Pin::new(body).poll_frame(cx) {
             Poll::Pending => {
-                owed.get_or_insert_with(|| PendingGuard::new(answers));
+                pending.get_or_insert_with(|| PendingGuard::new(activity));
                 Poll::Pending
             }
             Poll::Ready(frame) => {
-                *owed = None;
-                let piece =
-                    |frame: Frame<Bytes>| frame.map_data(|bytes| TrackedBytes::new(bytes, answers, stream));
-                Poll::Ready(frame.map(|frame| frame.map(piece)))
+                *pending = None;
+                let bytes =
+                    |frame: Frame<Bytes>| frame.map_data(|bytes| TrackedBytes::new(bytes, activity, stream));
+                Poll::Ready(frame.map(|frame| frame.map(bytes)))
             }
         }
     }
@@ -331,30 +347,30 @@ impl HttpBody for TrackedBody {
     }
 }
 
-/// Bytes of an answer that say when they are gone.
+/// Bytes of a response. They report when hyper has written them.
 #[derive(Debug)]
 pub(super) struct TrackedBytes {
     bytes: Bytes,
-    answers: ConnectionActivity,
-    stream: Option<Arc<Taken>>,
+    activity: ConnectionActivity,
+    stream: Option<Arc<DeliveryProgress>>,
 }
 
 impl TrackedBytes {
-    fn new(bytes: Bytes, answers: &ConnectionActivity, stream: &Option<Arc<Taken>>) -> Self {
-        answers.0.taken.give(bytes.len());
+    fn new(bytes: Bytes, activity: &ConnectionActivity, stream: &Option<Arc<DeliveryProgress>>) -> Self {
+        activity.0.delivery.queue(bytes.len());
         if let Some(stream) = stream {
-            stream.give(bytes.len());
+            stream.queue(bytes.len());
         }
-        answers.moved();
-        Self { bytes, answers: answers.clone(), stream: stream.clone() }
+        activity.note_progress();
+        Self { bytes, activity: activity.clone(), stream: stream.clone() }
     }
 
-    fn taken(&self, count: usize) {
-        self.answers.0.taken.take(count);
+    fn on_delivered(&self, count: usize) {
+        self.activity.0.delivery.deliver(count);
         if let Some(stream) = &self.stream {
-            stream.take(count);
+            stream.deliver(count);
         }
-        self.answers.moved();
+        self.activity.note_progress();
     }
 }
 
@@ -369,13 +385,13 @@ impl Buf for TrackedBytes {
 
     fn advance(&mut self, count: usize) {
         self.bytes.advance(count);
-        self.taken(count);
+        self.on_delivered(count);
     }
 }
 
 impl Drop for TrackedBytes {
     fn drop(&mut self) {
-        self.taken(self.bytes.len());
+        self.on_delivered(self.bytes.len());
     }
 }
 
@@ -387,82 +403,85 @@ mod tests {
 
     const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-    /// Whether the client is given up within this time from now.
-    async fn is_given_up(refused: &mut (impl Future<Output = ()> + Unpin), within: Duration) -> bool {
-        tokio::time::timeout(within, refused).await.is_ok()
+    /// Returns whether the client counts as stalled within this time from now.
+    async fn is_stalled(stalled: &mut (impl Future<Output = ()> + Unpin), within: Duration) -> bool {
+        tokio::time::timeout(within, stalled).await.is_ok()
     }
 
-    /// What hyper is given of a body.
-    async fn piece(body: &mut TrackedBody) -> TrackedBytes {
+    /// Returns the next bytes of the body, as hyper receives them.
+    async fn bytes(body: &mut TrackedBody) -> TrackedBytes {
         body.frame().await.unwrap().unwrap().into_data().unwrap()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_waits_is_never_given_up() {
-        let answers = ConnectionActivity::new();
-        let mut refused = Box::pin(answers.client_stalled(STALL_TIMEOUT));
-        assert!(!is_given_up(&mut refused, 10 * STALL_TIMEOUT).await, "nobody asked for anything");
-        let parked = answers.begin();
-        assert!(!is_given_up(&mut refused, 10 * STALL_TIMEOUT).await);
+    async fn a_waiting_client_never_counts_as_stalled() {
+        let activity = ConnectionActivity::new();
+        let mut stalled = Box::pin(activity.client_stalled(STALL_TIMEOUT));
+        assert!(!is_stalled(&mut stalled, 10 * STALL_TIMEOUT).await, "no request");
+        let parked = activity.begin();
+        assert!(!is_stalled(&mut stalled, 10 * STALL_TIMEOUT).await);
         let (_upstream, silent) = http_body_util::Channel::<Bytes>::new(1);
         let mut body = parked.with(Body::stream(silent));
         assert!(tokio::time::timeout(10 * STALL_TIMEOUT, body.frame()).await.is_err());
-        assert!(!is_given_up(&mut refused, 10 * STALL_TIMEOUT).await);
+        assert!(!is_stalled(&mut stalled, 10 * STALL_TIMEOUT).await);
         drop(body);
-        let _tunnel = answers.begin_tunnel();
-        assert!(!is_given_up(&mut refused, 10 * STALL_TIMEOUT).await);
+        let _tunnel = activity.begin_tunnel();
+        assert!(!is_stalled(&mut stalled, 10 * STALL_TIMEOUT).await);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_takes_nothing_of_an_answer_is_given_up_and_one_that_takes_some_is_not() {
-        let answers = ConnectionActivity::new();
-        let mut refused = Box::pin(answers.client_stalled(STALL_TIMEOUT));
-        let mut body = answers.begin().with(Body::full("twelve bytes"));
-        let mut piece = piece(&mut body).await;
+    async fn a_client_that_takes_nothing_of_an_answer_is_stalled_and_one_that_takes_some_is_not() {
+        let activity = ConnectionActivity::new();
+        let mut stalled = Box::pin(activity.client_stalled(STALL_TIMEOUT));
+        let mut body = activity.begin().with(Body::full("twelve bytes"));
+        let mut bytes = bytes(&mut body).await;
         drop(body);
         for _ in 0..5 {
-            assert!(!is_given_up(&mut refused, STALL_TIMEOUT / 2).await);
-            piece.advance(2);
+            assert!(!is_stalled(&mut stalled, STALL_TIMEOUT / 2).await);
+            bytes.advance(2);
         }
-        assert!(!is_given_up(&mut refused, STALL_TIMEOUT - Duration::from_secs(1)).await);
-        assert!(is_given_up(&mut refused, Duration::from_secs(2)).await);
-        drop(piece);
-        let mut refused = Box::pin(answers.client_stalled(STALL_TIMEOUT));
-        assert!(!is_given_up(&mut refused, 10 * STALL_TIMEOUT).await, "it has it all");
+        assert!(!is_stalled(&mut stalled, STALL_TIMEOUT - Duration::from_secs(1)).await);
+        assert!(is_stalled(&mut stalled, Duration::from_secs(2)).await);
+        drop(bytes);
+        let mut stalled = Box::pin(activity.client_stalled(STALL_TIMEOUT));
+        assert!(!is_stalled(&mut stalled, 10 * STALL_TIMEOUT).await, "all bytes are delivered");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_not_taken_does_not_count_while_another_answer_is_owed() {
-        let answers = ConnectionActivity::new();
-        let mut refused = Box::pin(answers.client_stalled(STALL_TIMEOUT));
-        let mut body = answers.begin().with(Body::full("unread"));
-        let _piece = piece(&mut body).await;
-        let parked = answers.begin();
-        assert!(!is_given_up(&mut refused, 10 * STALL_TIMEOUT).await);
+    async fn a_client_with_unread_bytes_does_not_stall_while_another_response_is_pending() {
+        let activity = ConnectionActivity::new();
+        let mut stalled = Box::pin(activity.client_stalled(STALL_TIMEOUT));
+        let mut body = activity.begin().with(Body::full("unread"));
+        let _piece = bytes(&mut body).await;
+        let parked = activity.begin();
+        assert!(!is_stalled(&mut stalled, 10 * STALL_TIMEOUT).await);
         drop(parked);
-        assert!(!is_given_up(&mut refused, STALL_TIMEOUT - Duration::from_secs(1)).await, "from then on");
-        assert!(is_given_up(&mut refused, Duration::from_secs(2)).await);
+        assert!(
+            !is_stalled(&mut stalled, STALL_TIMEOUT - Duration::from_secs(1)).await,
+            "counted from the end of the pending response"
+        );
+        assert!(is_stalled(&mut stalled, Duration::from_secs(2)).await);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_full_socket_counts_from_the_last_byte_it_took() {
-        let answers = ConnectionActivity::new();
-        let mut refused = Box::pin(answers.client_stalled(STALL_TIMEOUT));
-        let _parked = answers.begin();
-        let wrote = |polled: Poll<usize>| assert_eq!(answers.on_write(polled), polled);
+    async fn a_client_with_a_full_socket_stalls_after_the_last_byte_that_the_socket_took() {
+        let activity = ConnectionActivity::new();
+        let mut stalled = Box::pin(activity.client_stalled(STALL_TIMEOUT));
+        let _parked = activity.begin();
+        let wrote = |polled: Poll<usize>| assert_eq!(activity.on_write(polled), polled);
         wrote(Poll::Pending);
         for _ in 0..5 {
-            assert!(!is_given_up(&mut refused, STALL_TIMEOUT / 2).await);
+            assert!(!is_stalled(&mut stalled, STALL_TIMEOUT / 2).await);
             wrote(Poll::Ready(1));
             wrote(Poll::Pending);
         }
         for _ in 0..5 {
-            assert!(!is_given_up(&mut refused, STALL_TIMEOUT / 6).await);
+            assert!(!is_stalled(&mut stalled, STALL_TIMEOUT / 6).await);
             wrote(Poll::Pending); // nothing new
         }
-        assert!(is_given_up(&mut refused, STALL_TIMEOUT / 5).await);
+        assert!(is_stalled(&mut stalled, STALL_TIMEOUT / 5).await);
         wrote(Poll::Ready(1));
-        let mut refused = Box::pin(answers.client_stalled(STALL_TIMEOUT));
-        assert!(!is_given_up(&mut refused, 10 * STALL_TIMEOUT).await);
+        let mut stalled = Box::pin(activity.client_stalled(STALL_TIMEOUT));
+        assert!(!is_stalled(&mut stalled, 10 * STALL_TIMEOUT).await);
     }
 }

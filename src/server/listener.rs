@@ -1,7 +1,7 @@
-//! The sockets that clients connect to: bound here, or handed over by the service manager.
+//! Sockets that clients connect to: bound by the gateway, or passed by the service manager.
 //!
-//! It knows addresses and files, and nothing of what is said on a connection. A unix socket's file belongs to its
-//! [`Listener`], which removes it; one that was handed over belongs to who made it.
+//! This module knows addresses and files, not the bytes of a connection. A [`Listener`] owns the file of a unix
+//! socket that it bound, and removes it. The file of a passed socket belongs to the service manager.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -17,28 +17,28 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
 use crate::config::Listen;
 use crate::socket::{self, BACKLOG};
 
-/// Who may connect to a unix socket: the gateway's user and group.
+/// Mode of a unix socket: the user and the group of the gateway may connect.
 const SOCKET_MODE: u32 = 0o660;
 
-/// A socket that clients can connect to.
+/// Socket that clients can connect to.
 #[derive(Debug)]
 pub struct Listener {
-    socket: Socket,
+    socket: ListenerSocket,
 }
 
 #[derive(Debug)]
-enum Socket {
+enum ListenerSocket {
     Tcp(TcpListener),
-    /// `None`: the file is somebody else's.
+    /// `None`: another process owns the file.
     Unix(UnixListener, Option<SocketFile>),
 }
 
 impl Listener {
-    /// Binds an address. A unix socket that nobody listens on any more is replaced, any other file is not. The new
-    /// one has mode 0660, whatever the umask.
+    /// Binds an address. Replaces the file of a unix socket on which no process listens any more, and no other file.
+    /// The new file has mode 0660 under any umask.
     pub async fn bind(listen: &Listen) -> io::Result<Self> {
         let socket = match listen {
-            Listen::Tcp(address) => Socket::Tcp(socket::listen(*address)?),
+            Listen::Tcp(address) => ListenerSocket::Tcp(socket::listen(*address)?),
             Listen::Unix(path) => {
                 let (socket, file) = match bind_unix(path) {
                     Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path).await => {
@@ -47,56 +47,56 @@ impl Listener {
                     }
                     bound => bound?,
                 };
-                Socket::Unix(socket, Some(file))
+                ListenerSocket::Unix(socket, Some(file))
             }
         };
         Ok(Self { socket })
     }
 
-    /// The sockets that the service manager hands over (`LISTEN_FDS`); none, mostly. To be asked once, before
-    /// anything else reads the environment: what says so is taken out of it.
+    /// Returns the sockets that the service manager passes (`LISTEN_FDS`), mostly none. Call it once, before other
+    /// code reads the environment: it removes these variables.
     pub fn activated() -> io::Result<Vec<Self>> {
         let mut passed = ListenFd::from_env();
-        (0..passed.len()).map(|place| Self::take(&mut passed, place)).collect()
+        (0..passed.len()).map(|index| Self::take(&mut passed, index)).collect()
     }
 
-    fn take(passed: &mut ListenFd, place: usize) -> io::Result<Self> {
-        let gone = || io::Error::other("the socket was taken twice");
-        // Only trying tells of which kind it is.
-        let socket = if let Ok(socket) = passed.take_tcp_listener(place) {
+    fn take(passed: &mut ListenFd, index: usize) -> io::Result<Self> {
+        let gone = || io::Error::other("passed socket was already taken");
+        // The type of a passed socket shows only when it is used.
+        let socket = if let Ok(socket) = passed.take_tcp_listener(index) {
             let socket = socket.ok_or_else(gone)?;
             socket.set_nonblocking(true)?;
-            Socket::Tcp(TcpListener::from_std(socket)?)
+            ListenerSocket::Tcp(TcpListener::from_std(socket)?)
         } else {
-            let socket = passed.take_unix_listener(place)?.ok_or_else(gone)?;
+            let socket = passed.take_unix_listener(index)?.ok_or_else(gone)?;
             socket.set_nonblocking(true)?;
-            Socket::Unix(UnixListener::from_std(socket)?, None)
+            ListenerSocket::Unix(UnixListener::from_std(socket)?, None)
         };
         Ok(Self { socket })
     }
 
-    /// Where it listens, with the real port.
+    /// Returns the address, with the real port.
     pub fn address(&self) -> io::Result<Listen> {
         match &self.socket {
-            Socket::Tcp(socket) => socket.local_addr().map(Listen::Tcp),
-            Socket::Unix(_, Some(file)) => Ok(Listen::Unix(file.path.clone())),
-            Socket::Unix(socket, None) => {
+            ListenerSocket::Tcp(socket) => socket.local_addr().map(Listen::Tcp),
+            ListenerSocket::Unix(_, Some(file)) => Ok(Listen::Unix(file.path.clone())),
+            ListenerSocket::Unix(socket, None) => {
                 let address = socket.local_addr()?;
                 Ok(Listen::Unix(address.as_pathname().unwrap_or(Path::new("unnamed")).to_owned()))
             }
         }
     }
 
-    /// Accepts what stands in the system's queue at this moment, whether or not the runtime has heard of it yet; `None`
-    /// where nothing does.
+    /// Accepts a connection from the queue of the system, even if the runtime has not been notified of it yet.
+    /// Returns `None` if the queue is empty.
     fn accept_waiting(&self) -> io::Result<Option<Accepted>> {
         let accepted = match &self.socket {
-            Socket::Tcp(socket) => SockRef::from(socket).accept().and_then(|(stream, address)| {
+            ListenerSocket::Tcp(socket) => SockRef::from(socket).accept().and_then(|(stream, address)| {
                 stream.set_nonblocking(true)?;
                 let address = address.as_socket().ok_or(io::ErrorKind::InvalidData)?;
                 Ok(Accepted::Tcp(TcpStream::from_std(stream.into())?, address))
             }),
-            Socket::Unix(socket, _) => SockRef::from(socket).accept().and_then(|(stream, _)| {
+            ListenerSocket::Unix(socket, _) => SockRef::from(socket).accept().and_then(|(stream, _)| {
                 stream.set_nonblocking(true)?;
                 Ok(Accepted::Unix(UnixStream::from_std(stream.into())?))
             }),
@@ -110,17 +110,17 @@ impl Listener {
 
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
         match &self.socket {
-            Socket::Tcp(socket) => socket
+            ListenerSocket::Tcp(socket) => socket
                 .poll_accept(cx)
                 .map(|accepted| accepted.map(|(stream, address)| Accepted::Tcp(stream, address))),
-            Socket::Unix(socket, _) => {
+            ListenerSocket::Unix(socket, _) => {
                 socket.poll_accept(cx).map(|accepted| accepted.map(|(stream, _)| Accepted::Unix(stream)))
             }
         }
     }
 }
 
-/// The address of a TCP listener, for those who asked for port 0.
+/// Returns the address of a TCP listener, for callers that bound port 0.
 pub fn tcp_address(listener: &Listener) -> Option<SocketAddr> {
     match listener.address() {
         Ok(Listen::Tcp(address)) => Some(address),
@@ -128,13 +128,13 @@ pub fn tcp_address(listener: &Listener) -> Option<SocketAddr> {
     }
 }
 
-/// A client's connection.
+/// Connection of a client.
 pub(crate) enum Accepted {
     Tcp(TcpStream, SocketAddr),
     Unix(UnixStream),
 }
 
-/// Several listeners, each of which has its turn.
+/// Several listeners that take turns.
 pub(crate) struct Listeners {
     all: Vec<Listener>,
     first: usize,
@@ -145,13 +145,14 @@ impl Listeners {
         Self { all, first: 0 }
     }
 
-    /// The next connection on any of them. Cancel safe: a connection that is not returned stays in the queue.
+    /// Returns the next connection of any listener. Cancel safe: a connection that is not returned stays in the
+    /// queue.
     pub(crate) async fn accept(&mut self) -> io::Result<Accepted> {
         std::future::poll_fn(|cx| {
             for n in 0..self.all.len() {
-                let place = (self.first + n) % self.all.len();
-                if let Poll::Ready(accepted) = self.all[place].poll_accept(cx) {
-                    self.first = place + 1;
+                let index = (self.first + n) % self.all.len();
+                if let Poll::Ready(accepted) = self.all[index].poll_accept(cx) {
+                    self.first = index + 1;
                     return Poll::Ready(accepted);
                 }
             }
@@ -160,8 +161,8 @@ impl Listeners {
         .await
     }
 
-    /// All connections that stand in the system's queues at this moment, [`BACKLOG`] of each listener at most. What
-    /// fails with one ends the listener's turn: the others go on.
+    /// Returns all connections in the queues of the system, at most [`BACKLOG`] for each listener. An error ends the
+    /// turn of that listener only.
     pub(crate) fn backlog(&self) -> impl Iterator<Item = Accepted> {
         self.all.iter().flat_map(|listener| {
             let waiting = std::iter::from_fn(move || listener.accept_waiting().ok().flatten());
@@ -174,19 +175,19 @@ fn bind_unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     let socket = UnixSocket::new_stream()?;
     socket.bind(path)?;
     let file = SocketFile::new(path)?;
-    // Before it listens, nobody can connect: so no client slips in under a wider mode.
+    // The socket does not listen yet, so no client can connect while the mode is wider.
     fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE))?;
     Ok((socket.listen(BACKLOG)?, file))
 }
 
 async fn is_stale(path: &Path) -> bool {
-    // Other files refuse connections too.
+    // Connecting to other files is refused, too.
     let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
     let refused = UnixStream::connect(path).await.err();
     is_socket && refused.is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
-/// A unix socket's file. Dropping it removes the file, unless another has taken its place.
+/// File of a unix socket. Dropping it removes the file, unless another file has replaced it.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
@@ -215,15 +216,15 @@ fn file_id(path: &Path) -> io::Result<(u64, u64)> {
 mod tests {
     use super::*;
 
-    fn place() -> (tempfile::TempDir, Listen, PathBuf) {
+    fn socket_in_temp_dir() -> (tempfile::TempDir, Listen, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("gw.sock");
         (dir, Listen::Unix(path.clone()), path)
     }
 
     #[tokio::test]
-    async fn a_unix_socket_is_for_its_user_and_group_and_goes_with_its_listener() {
-        let (_dir, listen, path) = place();
+    async fn a_unix_socket_admits_its_user_and_group_and_is_removed_with_its_listener() {
+        let (_dir, listen, path) = socket_in_temp_dir();
         let listener = Listener::bind(&listen).await.unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o660);
         assert_eq!(listener.address().unwrap(), listen);
@@ -232,16 +233,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stale_socket_is_replaced() {
-        let (_dir, listen, path) = place();
+    async fn a_listener_replaces_a_stale_socket() {
+        let (_dir, listen, path) = socket_in_temp_dir();
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         Listener::bind(&listen).await.unwrap();
     }
 
     #[tokio::test]
-    async fn a_socket_that_somebody_listens_on_is_left_alone() {
-        let (_dir, listen, path) = place();
+    async fn a_listener_does_not_replace_a_socket_that_another_process_listens_on() {
+        let (_dir, listen, path) = socket_in_temp_dir();
         let first = Listener::bind(&listen).await.unwrap();
         assert_eq!(Listener::bind(&listen).await.unwrap_err().kind(), io::ErrorKind::AddrInUse);
         assert!(path.exists());
@@ -249,16 +250,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_is_no_socket_is_left_alone() {
-        let (_dir, listen, path) = place();
+    async fn a_listener_does_not_replace_an_ordinary_file() {
+        let (_dir, listen, path) = socket_in_temp_dir();
         fs::write(&path, "precious").unwrap();
         assert_eq!(Listener::bind(&listen).await.unwrap_err().kind(), io::ErrorKind::AddrInUse);
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
 
     #[tokio::test]
-    async fn a_file_that_took_the_sockets_place_stays() {
-        let (_dir, listen, path) = place();
+    async fn a_listener_does_not_remove_a_file_that_replaced_its_socket() {
+        let (_dir, listen, path) = socket_in_temp_dir();
         let old = Listener::bind(&listen).await.unwrap();
         fs::remove_file(&path).unwrap();
         let new = Listener::bind(&listen).await.unwrap();
@@ -268,8 +269,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_stands_in_the_queues_is_accepted_though_the_runtime_has_not_heard_of_it() {
-        let (_dir, unix, path) = place();
+    async fn backlog_accepts_connections_before_the_runtime_is_notified_of_them() {
+        let (_dir, unix, path) = socket_in_temp_dir();
         let tcp = Listener::bind(&Listen::Tcp(([127, 0, 0, 1], 0).into())).await.unwrap();
         let address = tcp_address(&tcp).unwrap();
         let listeners = Listeners::new(vec![tcp, Listener::bind(&unix).await.unwrap()]);
@@ -284,8 +285,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_listener_is_accepted_from() {
-        let (_dir, unix, path) = place();
+    async fn a_busy_listener_does_not_delay_another() {
+        let (_dir, unix, path) = socket_in_temp_dir();
         let tcp = Listener::bind(&Listen::Tcp(([127, 0, 0, 1], 0).into())).await.unwrap();
         let address = tcp_address(&tcp).unwrap();
         let mut listeners = Listeners::new(vec![tcp, Listener::bind(&unix).await.unwrap()]);
@@ -295,6 +296,6 @@ mod tests {
         for _ in 0..3 {
             kinds.push(matches!(listeners.accept().await.unwrap(), Accepted::Tcp(..)));
         }
-        assert_eq!(kinds, [true, false, true], "the busy one does not keep the other from its turn");
+        assert_eq!(kinds, [true, false, true], "listeners take turns");
     }
 }

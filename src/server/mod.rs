@@ -1,10 +1,10 @@
-//! Connections: from an accepted socket to the gateway's answer.
+//! Client connections: from an accepted socket to the response of the gateway.
 //!
 //! ```text
-//! listener ── accept ── a place (max_connections) ──► TLS? ──► Ahead ──► Refusals ──► hyper ──► gateway
+//! listener ──► accept ──► permit (max_connections) ──► TLS? ──► ReadAhead ──► hyper ──► gateway
 //! ```
 //!
-//! It owns the tasks of the connections and of their tunnels. It must never know what is asked for.
+//! The server owns the tasks of the connections and of their tunnels. It does not know the meaning of a request.
 
 use std::convert::Infallible;
 use std::io;
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
 use http::header::CONNECTION;
-use http::{HeaderValue, Version};
+use http::{HeaderValue, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -30,196 +30,199 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use self::activity::ConnectionActivity;
+use self::connection_limit::{ConnectionLimit, ConnectionPermit};
 pub(crate) use self::listener::{Accepted, Listeners};
 pub use self::listener::{Listener, tcp_address};
-use self::places::{Place, Places};
 use self::read_ahead::ReadAhead;
-use self::refusals::Refusals;
-use self::streams::{Streams, Taken};
+use self::stream_executor::{DeliveryProgress, StreamExecutor};
 use self::timeouts::ConnectionTimeouts;
-use self::tls::Tls;
+use self::tls::ReloadableTls;
 pub use self::tls::TlsError;
 use self::upload_timeout::UploadTimeout;
 use crate::clock;
 use crate::config;
-use crate::gateway::Gateway;
+use crate::gateway::error::{GatewayError, HttpFault};
 use crate::gateway::response::X_REQUEST_ID;
+use crate::gateway::{Gateway, access_log};
 use crate::protocol::request::{ForwardedChain, Peer, RequestCtx, RequestId};
 
 mod accept;
 mod activity;
+mod connection_limit;
 pub(crate) mod descriptors;
 mod listener;
-mod places;
 mod read_ahead;
-mod refusals;
-mod streams;
+mod stream_executor;
 mod timeouts;
 mod tls;
 mod upload_timeout;
 
-/// The largest request head, in bytes. A target alone may have half of it; hyper says 414 and 431.
+/// Largest request head in bytes. The target alone may have half of it; hyper answers 414 and 431.
 const MAX_HEAD: usize = 128 << 10;
 
-/// Requests at once on one HTTP/2 connection, most of them parked. A client may reset them all before any was looked at,
-/// as one does whose user closes a page; with hyper's own bound of 20 its other waits would end with them.
+/// Concurrent requests on one HTTP/2 connection, most of them parked. A client may reset them all before the gateway
+/// reads one, for example when its user closes a page. With hyper's default bound of 20 pending resets, the
+/// connection would end, and all other waits on it.
 const MAX_STREAMS: u32 = 1000;
 
-/// How often a silent HTTP/2 connection is pinged, so that a client that vanished does not wait on.
-const PING_EVERY: Duration = Duration::from_secs(30);
+/// Interval of pings on a silent HTTP/2 connection. They find vanished clients.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How long a client may do nothing in the middle of its upload, or of an answer that it is to take. It is not what
-/// limits a client that waits.
+/// Longest pause of a client in the middle of its upload, or in reading a response. Does not limit a client that
+/// waits for the gateway.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long nothing may come from a TCP connection until its other end is probed, and how often and how many times in
-/// vain: a client that vanished does not wait on.
-const PROBE: TcpKeepalive = TcpKeepalive::new()
+/// TCP keep-alive. It finds vanished clients 90 s after their last byte.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_secs(60))
     .with_interval(Duration::from_secs(10))
     .with_retries(3);
 
-/// How long a client that has connected has for its first request once the server stops.
-const LAST_HEAD: Duration = Duration::from_secs(1);
+/// Time for the first request of a connected client once the server stops.
+const FINAL_HEAD_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The least that is kept for the last answers when the server stops.
-const ANSWER_TIME: Duration = Duration::from_millis(100);
+/// Least time that stays for the last responses when the server stops.
+const MIN_FLUSH_TIME: Duration = Duration::from_millis(100);
 
-/// Serves clients. Clones are the same server.
+/// Serves clients. Clones share one server.
 #[derive(Clone)]
-pub struct Server(Arc<Shared>);
+pub struct Server(Arc<ServerInner>);
 
-/// What a [`Server`] is to take over.
+/// Settings that [`Server::apply_reload`] applies.
 #[derive(Debug)]
-pub struct Prepared {
+pub struct PreparedReload {
     tls: Option<Arc<rustls::ServerConfig>>,
     trusted: Vec<IpNet>,
 }
 
-struct Shared {
+struct ServerInner {
     gateway: Gateway,
     http1: http1::Builder,
     header_timeout: Duration,
     idle_timeout: Duration,
     drain_timeout: Duration,
-    patience: Duration,
-    /// TCP listeners speak TLS with it; who reaches a unix socket is on this machine already.
-    tls: Option<Tls>,
-    /// The proxies that are believed.
+    stall_timeout: Duration,
+    /// For TCP listeners. Clients of a unix socket are on this machine already.
+    tls: Option<ReloadableTls>,
+    /// Proxies whose `Forwarded` and `X-Forwarded-*` headers count.
     trusted: ArcSwap<Vec<IpNet>>,
-    /// One for each connection that may be open.
-    places: Arc<Places>,
+    connection_limit: Arc<ConnectionLimit>,
     tasks: TaskTracker,
     stop: CancellationToken,
-    /// The time for the drain is over.
-    cut: CancellationToken,
-    /// The server stops: `stop`, for those who ask with each request.
+    /// Cancelled when `drain_timeout` is over.
+    abort: CancellationToken,
+    /// Set when `stop` is cancelled. Every request reads it.
     is_stopping: AtomicBool,
 }
 
 impl Server {
-    /// A server for this gateway, until `stop` is cancelled.
+    /// Returns a server that runs until `stop` is cancelled.
     ///
     /// # Errors
     ///
-    /// When the files of `server.tls` are not what they should be.
+    /// If a file of `server.tls` is missing or invalid.
     pub fn new(gateway: Gateway, config: &config::Server, stop: CancellationToken) -> Result<Self, TlsError> {
-        Self::with_patience(STALL_TIMEOUT, gateway, config, stop)
+        Self::with_stall_timeout(STALL_TIMEOUT, gateway, config, stop)
     }
 
-    /// The same with another patience than a minute, for clients whose turn it is and who do nothing: nothing comes of
-    /// a request's body, or nothing is taken of an answer.
+    /// Like [`Server::new`] with another time than 60 s for clients that stall: in their upload, or in reading a
+    /// response.
     ///
     /// # Errors
     ///
-    /// When the files of `server.tls` are not what they should be.
-    pub fn with_patience(
-        patience: Duration,
+    /// If a file of `server.tls` is missing or invalid.
+    pub fn with_stall_timeout(
+        stall_timeout: Duration,
         gateway: Gateway,
         config: &config::Server,
         stop: CancellationToken,
     ) -> Result<Self, TlsError> {
         let mut http1 = http1::Builder::new();
-        // Its own limit would count an idle connection's time as well, and set a timer anew for each request.
+        // hyper's timeout would also count the time of an idle connection, and sets a timer for each request.
         http1.header_read_timeout(None).max_buf_size(MAX_HEAD);
-        Ok(Self(Arc::new(Shared {
+        Ok(Self(Arc::new(ServerInner {
             gateway,
             http1,
             header_timeout: config.header_timeout,
             idle_timeout: config.idle_timeout,
             drain_timeout: config.drain_timeout,
-            patience,
-            tls: config.tls.as_ref().map(Tls::new).transpose()?,
+            stall_timeout,
+            tls: config.tls.as_ref().map(ReloadableTls::new).transpose()?,
             trusted: ArcSwap::from_pointee(config.trusted_proxies.clone()),
-            places: Arc::new(Places::new(config.max_connections, stop.clone())),
+            connection_limit: Arc::new(ConnectionLimit::new(config.max_connections, stop.clone())),
             tasks: TaskTracker::new(),
             stop,
-            cut: CancellationToken::new(),
+            abort: CancellationToken::new(),
             is_stopping: AtomicBool::new(false),
         })))
     }
 
-    /// Reads what may change while it serves. Whether there is TLS at all does not.
+    /// Loads the settings that may change while the server runs. TLS itself cannot be switched on or off.
     ///
     /// # Errors
     ///
-    /// When the files of `server.tls` are not what they should be.
-    pub fn prepare_reload(&self, config: &config::Server) -> Result<Prepared, TlsError> {
-        let tls = config.tls.as_ref().filter(|_| self.0.tls.is_some()).map(tls::read).transpose()?;
-        Ok(Prepared { tls, trusted: config.trusted_proxies.clone() })
+    /// If a file of `server.tls` is missing or invalid.
+    pub fn prepare_reload(&self, config: &config::Server) -> Result<PreparedReload, TlsError> {
+        let tls = config.tls.as_ref().filter(|_| self.0.tls.is_some()).map(tls::load).transpose()?;
+        Ok(PreparedReload { tls, trusted: config.trusted_proxies.clone() })
     }
 
-    /// Takes it over: certificates for connections to come, trusted proxies for requests to come.
-    pub fn apply_reload(&self, prepared: Prepared) {
+    /// Applies new certificates to new connections, and new trusted proxies to new requests.
+    pub fn apply_reload(&self, prepared: PreparedReload) {
         if let (Some(tls), Some(config)) = (&self.0.tls, prepared.tls) {
             tls.replace(config);
         }
         self.0.trusted.store(Arc::new(prepared.trusted));
     }
 
-    /// Serves until `stop`; then takes who has connected already and nobody else, has parked waits answered and lets
-    /// requests and tunnels end within `drain_timeout`, and returns.
+    /// Serves until `stop`. Then serves the connections that wait in the backlog, answers parked waits, and returns
+    /// when all requests and tunnels have ended, at the latest after `drain_timeout`.
     pub async fn run(self, listeners: Vec<Listener>) {
-        let Shared { gateway, stop, cut, tasks, drain_timeout, is_stopping, .. } = &*self.0;
-        let (mut listeners, mut newcomer) = (Listeners::new(listeners), None);
+        let ServerInner { gateway, stop, abort, tasks, drain_timeout, is_stopping, .. } = &*self.0;
+        let (mut listeners, mut pending) = (Listeners::new(listeners), None);
         tokio::select! {
-            // Cancel safe: a connection is in a listener's queue, or `newcomer`, or a task of its own.
-            _ = self.accept_all(&mut listeners, &mut newcomer) => {}
+            // Cancel safe: a connection is in the queue of a listener, in `pending`, or has a task.
+            _ = self.accept_all(&mut listeners, &mut pending) => {}
             () = stop.cancelled() => {}
         }
         is_stopping.store(true, Ordering::Relaxed);
-        for accepted in newcomer.into_iter().chain(listeners.backlog()) {
-            let answers = ConnectionActivity::new();
-            let place = self.0.places.enter_last(&answers);
-            self.begin(accepted, answers, place);
+        for accepted in pending.into_iter().chain(listeners.backlog()) {
+            let activity = ConnectionActivity::new();
+            let permit = self.0.connection_limit.acquire_over_limit(&activity);
+            self.begin(accepted, activity, permit);
         }
         drop(listeners);
         tasks.close();
         let until = clock::now() + *drain_timeout;
-        // The last answers still have to get out.
-        let margin = (*drain_timeout / 10).max(ANSWER_TIME).min(*drain_timeout / 2);
+        // Time to send the last responses.
+        let margin = (*drain_timeout / 10).max(MIN_FLUSH_TIME).min(*drain_timeout / 2);
         gateway.drain(until - margin).await;
         if tokio::time::timeout_at(until.into(), tasks.wait()).await.is_err() {
-            warn!(connections = tasks.len(), "drain_timeout is over, connections are cut off");
-            cut.cancel();
+            warn!(connections = tasks.len(), "drain timeout is over, open connections are cut off");
+            abort.cancel();
         }
     }
 
-    fn begin(&self, accepted: Accepted, answers: ConnectionActivity, place: Place) {
-        self.0.tasks.spawn(self.clone().connection(accepted, answers, Arc::new(place)));
+    fn begin(&self, accepted: Accepted, activity: ConnectionActivity, permit: ConnectionPermit) {
+        self.0.tasks.spawn(self.clone().connection(accepted, activity, Arc::new(permit)));
     }
 
-    async fn connection(self, accepted: Accepted, answers: ConnectionActivity, place: Arc<Place>) {
+    async fn connection(
+        self,
+        accepted: Accepted,
+        activity: ConnectionActivity,
+        permit: Arc<ConnectionPermit>,
+    ) {
         match (accepted, &self.0.tls) {
-            (Accepted::Unix(stream), _) => self.serve(stream, Peer::Unix, false, answers, place).await,
+            (Accepted::Unix(stream), _) => self.serve(stream, Peer::Unix, false, activity, permit).await,
             (Accepted::Tcp(stream, address), tls) => {
-                // A socket that is already gone shows itself below.
-                let _ = prepare(&stream);
+                // A failure means that the socket is gone already; the first read reports it.
+                let _ = set_socket_options(&stream);
                 match tls {
-                    None => self.serve(stream, Peer::Tcp(address), false, answers, place).await,
-                    // Boxed: it is large, and most connections have none of it.
+                    None => self.serve(stream, Peer::Tcp(address), false, activity, permit).await,
+                    // Boxed: the future is large, and most connections do not use TLS.
                     Some(tls) => {
-                        Box::pin(self.serve_tls(tls, stream, Peer::Tcp(address), answers, place)).await
+                        Box::pin(self.serve_tls(tls, stream, Peer::Tcp(address), activity, permit)).await
                     }
                 }
             }
@@ -228,38 +231,42 @@ impl Server {
 
     async fn serve_tls(
         &self,
-        tls: &Tls,
+        tls: &ReloadableTls,
         stream: TcpStream,
         peer: Peer,
-        answers: ConnectionActivity,
-        place: Arc<Place>,
+        activity: ConnectionActivity,
+        permit: Arc<ConnectionPermit>,
     ) {
-        // Boxed: it is large, and gone before the connection's long life begins.
+        // Boxed: the future is large, and is dropped before the long part of the connection's life.
         let handshake = Box::pin(tls.acceptor().accept(stream));
-        match self.before_request(&place, handshake).await {
-            Some(Ok(stream)) => self.serve(stream, peer, true, answers, place).await,
-            Some(Err(error)) => debug!(?peer, %error, "handshake failed"),
-            None => debug!(?peer, "handshake took too long"),
+        match self.within_header_timeout(&permit, handshake).await {
+            Some(Ok(stream)) => self.serve(stream, peer, true, activity, permit).await,
+            Some(Err(error)) => debug!(?peer, %error, "TLS handshake failed"),
+            None => debug!(?peer, "TLS handshake timed out"),
         }
     }
 
-    /// Does what comes before a connection's first request, in `header_timeout`; in less once the server stops, and not
-    /// at all where its place is needed.
-    async fn before_request<T>(&self, place: &Place, step: impl Future<Output = T> + Unpin) -> Option<T> {
+    /// Runs a step that precedes the first request, for at most `header_timeout`. Stops waiting early when the server
+    /// stops, and at once when the permit is needed for another connection.
+    async fn within_header_timeout<T>(
+        &self,
+        permit: &ConnectionPermit,
+        step: impl Future<Output = T> + Unpin,
+    ) -> Option<T> {
         let mut step = step;
-        // Cancel safe, both: the step is polled on below, or dropped where nobody needs it.
+        // Cancel safe: `step` is polled on below, or dropped with the connection.
         tokio::select! {
             biased;
             done = tokio::time::timeout(self.0.header_timeout, &mut step) => return done.ok(),
-            () = place.leave().cancelled() => {}
+            () = permit.close_requested().cancelled() => {}
         }
         match self.is_stopping() {
-            true => tokio::time::timeout(LAST_HEAD, step).await.ok(),
+            true => tokio::time::timeout(FINAL_HEAD_TIMEOUT, step).await.ok(),
             false => None,
         }
     }
 
-    /// Whether a place's token was cancelled because the server stops: that happens before the flag is there.
+    /// Returns whether the server stops. The token is cancelled before the flag `is_stopping` is set.
     fn is_stopping(&self) -> bool {
         self.0.stop.is_cancelled()
     }
@@ -269,18 +276,18 @@ impl Server {
         stream: S,
         peer: Peer,
         is_tls: bool,
-        answers: ConnectionActivity,
-        place: Arc<Place>,
+        activity: ConnectionActivity,
+        permit: Arc<ConnectionPermit>,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let began = clock::now();
-        let mut stream = ReadAhead::new(stream, answers.clone());
-        let Some(Ok(version)) = self.before_request(&place, pin!(stream.version())).await else {
-            debug!(?peer, "nothing was asked");
+        let opened_at = clock::now();
+        let mut stream = ReadAhead::new(stream, activity.clone());
+        let Some(Ok(version)) = self.within_header_timeout(&permit, pin!(stream.version())).await else {
+            debug!(?peer, "connection ended before its first request");
             return;
         };
-        let streams = (version >= Version::HTTP_2).then(|| Streams::new(self.0.patience));
+        let streams = (version >= Version::HTTP_2).then(|| StreamExecutor::new(self.0.stall_timeout));
         let service = service_fn(|request: hyper::Request<Incoming>| {
             let ctx = RequestCtx {
                 id: RequestId::new(request.headers().get(X_REQUEST_ID)),
@@ -288,96 +295,111 @@ impl Server {
                 is_tls,
                 arrived: clock::now(),
             };
-            let (server, place) = (self.clone(), Arc::clone(&place));
+            let (server, permit) = (self.clone(), Arc::clone(&permit));
             let stream = streams.as_ref().map(|streams| {
-                let taken = Arc::<Taken>::default();
-                streams.announce(Arc::clone(&taken));
-                taken
+                let delivery = Arc::<DeliveryProgress>::default();
+                streams.announce(Arc::clone(&delivery));
+                delivery
             });
-            let (answering, answers) = (answers.begin_stream(stream), answers.clone());
-            let request = request.map(|body| UploadTimeout::new(body, self.0.patience, &answers));
+            let (guard, activity) = (activity.begin_on_stream(stream), activity.clone());
+            let request = request.map(|body| UploadTimeout::new(body, self.0.stall_timeout, &activity));
             server.0.gateway.handle(request, ctx).map(move |forwarded| {
                 if let Some(tunnel) = forwarded.tunnel {
-                    let held = (answers.begin_tunnel(), place);
+                    let guards = (activity.begin_tunnel(), permit);
                     let tunnel = async move {
                         tunnel.await;
-                        drop(held);
+                        drop(guards);
                     };
-                    server.0.tasks.spawn(server.0.cut.clone().run_until_cancelled_owned(tunnel));
+                    server.0.tasks.spawn(server.0.abort.clone().run_until_cancelled_owned(tunnel));
                 }
-                let mut response = forwarded.response.map(|body| answering.with(body));
+                let mut response = forwarded.response.map(|body| guard.with(body));
                 if version < Version::HTTP_2 && server.0.is_stopping.load(Ordering::Relaxed) {
-                    // Its client is not to find out by a request that fails.
+                    // Otherwise the client would send its next request into a closing connection.
                     response.headers_mut().entry(CONNECTION).or_insert(HeaderValue::from_static("close"));
                 }
                 Ok::<_, Infallible>(response)
             })
         });
-        let gateway = self.0.gateway.clone();
-        let io = TokioIo::new(Refusals::new(stream, peer, answers.clone(), gateway));
-        let life = ConnectionInfo { began, version, answers: &answers, place: &place };
+        let io = TokioIo::new(stream);
+        let info = ConnectionInfo { opened_at, version, activity: &activity, permit: &permit };
         let served = match &streams {
             Some(streams) => {
-                // Boxed: only a few have room for many streams.
+                // Boxed: only HTTP/2 connections need the space.
                 let mut connection = Box::pin(http2(streams.clone()).serve_connection(io, service));
-                self.drive(connection.as_mut(), http2::Connection::graceful_shutdown, life).await
+                self.drive(connection.as_mut(), http2::Connection::graceful_shutdown, info).await
             }
             None => {
                 let connection = with_fresh_buffer(|| self.0.http1.serve_connection(io, service));
                 let connection = std::pin::pin!(connection.with_upgrades());
-                self.drive(connection, http1::UpgradeableConnection::graceful_shutdown, life).await
+                self.drive(connection, http1::UpgradeableConnection::graceful_shutdown, info).await
             }
         };
+        if let Some(status) = activity.rejected_head() {
+            self.record_rejected_head(status, peer);
+        }
         if let Err(error) = served {
             debug!(%error, "connection ended");
         }
     }
 
-    /// Until it ends by itself, or it is time to say goodbye, or its client does nothing.
+    /// Writes the access line of a head that hyper could not parse and answered itself, and counts the request.
+    fn record_rejected_head(&self, status: StatusCode, peer: Peer) {
+        let gateway = &self.0.gateway;
+        let error = GatewayError::Http(match status {
+            StatusCode::URI_TOO_LONG => HttpFault::Target,
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => HttpFault::Head,
+            _ => HttpFault::Malformed,
+        });
+        gateway.refused_unread(peer);
+        access_log::refused_head(status, error.reason(), peer, &RequestId::new(None), gateway.metrics());
+    }
+
+    /// Polls the connection until it ends, has to close, or its client stalls.
     async fn drive<C: Future<Output = hyper::Result<()>>>(
         &self,
         mut connection: Pin<&mut C>,
-        say_goodbye: fn(Pin<&mut C>),
-        ConnectionInfo { began, version, answers, place }: ConnectionInfo<'_>,
+        graceful_shutdown: fn(Pin<&mut C>),
+        ConnectionInfo { opened_at, version, activity, permit }: ConnectionInfo<'_>,
     ) -> hyper::Result<()> {
-        let Shared { patience, header_timeout, idle_timeout, .. } = &*self.0;
-        let mut silence = ConnectionTimeouts { head: *header_timeout, idle: *idle_timeout, version };
-        // Cancel safe, all: the connection is polled on below, or dropped where nobody needs it.
+        let ServerInner { stall_timeout, header_timeout, idle_timeout, .. } = &*self.0;
+        let mut timeouts = ConnectionTimeouts { head: *header_timeout, idle: *idle_timeout, version };
+        // Cancel safe: the connection is polled on below, or dropped.
         tokio::select! {
-            biased; // what the client asks for and takes shows itself while the connection is polled
+            biased; // the other branches read state that polling the connection updates
             served = connection.as_mut() => return served,
-            () = place.leave().cancelled() => {}
-            () = silence.is_over(answers, began) => if version < Version::HTTP_2 {
-                // Only what is late with a head does not end at the goodbye; HTTP/2 waits for the client's own.
-                silence.head = Duration::ZERO;
+            () = permit.close_requested().cancelled() => {}
+            () = timeouts.expired(activity, opened_at) => if version < Version::HTTP_2 {
+                // Graceful shutdown does not end a connection in the middle of a head. HTTP/2 waits for the client's
+                // GOAWAY.
+                timeouts.head = Duration::ZERO;
             },
-            () = answers.given_up(*patience, version) => return Ok(()),
+            () = activity.stalled(*stall_timeout, version) => return Ok(()),
         }
-        say_goodbye(connection.as_mut());
-        if place.leave().is_cancelled() && !self.is_stopping() && !answers.has_pending() {
-            // Somebody needs the place now: the goodbye is written as far as the socket takes it.
+        graceful_shutdown(connection.as_mut());
+        if permit.close_requested().is_cancelled() && !self.is_stopping() && !activity.is_responding() {
+            // Another connection needs the permit: writes as much of the shutdown as the socket takes at once.
             return connection.now_or_never().unwrap_or(Ok(()));
         }
         tokio::select! {
             biased;
             served = connection => served,
-            () = silence.is_over(answers, clock::now()) => Ok(()),
-            () = answers.given_up(*patience, version) => Ok(()),
+            () = timeouts.expired(activity, clock::now()) => Ok(()),
+            () = activity.stalled(*stall_timeout, version) => Ok(()),
         }
     }
 }
 
-/// What there is to know of a connection as it begins.
+/// State of a connection that [`Server::drive`] needs.
 struct ConnectionInfo<'a> {
-    began: Instant,
+    opened_at: Instant,
     version: Version,
-    answers: &'a ConnectionActivity,
-    place: &'a Place,
+    activity: &'a ConnectionActivity,
+    permit: &'a ConnectionPermit,
 }
 
-/// Makes a connection whose buffer for answers, unlike the one for requests, is not what another connection's request
-/// was in last: allocators hand out first what they took back last. What it does not write to, a parked connection's
-/// buffer for answers, costs no memory then. hyper allocates it at once, and as large as it reads.
+/// Makes a connection whose write buffer is not the recycled read buffer of another connection: allocators hand out
+/// the most recently freed memory first. hyper allocates the write buffer at once, as large as the read buffer. A
+/// parked connection never writes to it, so fresh memory costs no pages.
 fn with_fresh_buffer<C>(serve: impl FnOnce() -> C) -> C {
     let recycled = std::hint::black_box(Vec::<u8>::with_capacity(HYPER_BUFFER));
     let connection = serve();
@@ -385,22 +407,22 @@ fn with_fresh_buffer<C>(serve: impl FnOnce() -> C) -> C {
     connection
 }
 
-/// What hyper's two buffers of an HTTP/1 connection have at first, in bytes.
+/// Initial size of both buffers of an HTTP/1 connection in hyper, in bytes.
 const HYPER_BUFFER: usize = 8 << 10;
 
-fn http2(streams: Streams) -> http2::Builder<Streams> {
+fn http2(streams: StreamExecutor) -> http2::Builder<StreamExecutor> {
     let mut http2 = http2::Builder::new(streams);
     http2
         .timer(TokioTimer::new())
-        .keep_alive_interval(PING_EVERY)
+        .keep_alive_interval(PING_INTERVAL)
         .max_concurrent_streams(MAX_STREAMS)
         .max_pending_accept_reset_streams(MAX_STREAMS as usize)
-        .max_header_list_size(u32::try_from(MAX_HEAD).expect("it is small"));
+        .max_header_list_size(u32::try_from(MAX_HEAD).expect("128 KiB fits"));
     http2
 }
 
-/// Small answers must not wait for acknowledgements, and vanished clients are to be noticed.
-fn prepare(stream: &TcpStream) -> io::Result<()> {
+/// Sets `TCP_NODELAY`, so that small responses do not wait for acknowledgements, and keep-alive.
+fn set_socket_options(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    SockRef::from(stream).set_tcp_keepalive(&PROBE)
+    SockRef::from(stream).set_tcp_keepalive(&KEEPALIVE)
 }

@@ -1,16 +1,16 @@
-//! Reads what hyper does not: ahead of it while an answer is under way, so that it shows when the client has hung up
-//! (contract, promise 6); and after it what a client still sends of a request that was refused.
+//! Client socket that reads where hyper does not. Ahead of hyper, while a response is under way, to notice that the
+//! client has closed the connection (P6). After hyper, to drain the rest of a rejected request.
 //!
-//! hyper looks for that too, but not on an HTTP/1 connection where anything has come after the request that it is
-//! answering: a stray line break, or the next request. Then it reads no more until it has answered, and a parked wait
-//! would stay until its deadline. Here such bytes are taken from the socket and kept for hyper, up to a bound; beyond
-//! it the client is held back.
+//! hyper also watches for the client's end. But on an HTTP/1 connection it stops reading once bytes follow the
+//! current request, such as a lone line break or the next request. A parked wait would then stay until its deadline.
+//! `ReadAhead` takes such bytes from the socket and keeps them for hyper, up to a bound; beyond it TCP flow control
+//! holds the client back.
 //!
-//! The end of what a client sends is its hanging up, also where it could still read: hyper takes it so where nothing
-//! follows a request, and nginx does.
+//! A client that closes its sending side counts as gone, even if it could still read. hyper decides the same where no
+//! bytes follow a request, and so does nginx.
 //!
-//! A connection that is closed while there is something unread on it is reset by the system, and the reset can overtake
-//! the refusal, or make the client fail before it reads it. So it is read on for a while (RFC 9112 §9.6).
+//! If a connection is closed while unread bytes are left on it, the system resets it. The reset can overtake the
+//! response, or make the client fail before it reads it. So the socket is drained for a while (RFC 9112 section 9.6).
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -20,45 +20,44 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
-use http::Version;
+use http::{StatusCode, Version};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use super::activity::ConnectionActivity;
 
-/// What is read ahead, at most: as much as a socket commonly holds by itself.
+/// Most bytes that are read ahead: as many as a socket commonly buffers.
 const MAX_READ_AHEAD: usize = 64 << 10;
 
-/// What an HTTP/2 client sends first.
+/// First bytes of an HTTP/2 client.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// How long, and how much of, what comes after a refusal is read, at most.
+/// Time and bytes for which the rest of a rejected request is drained.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 64 << 20;
 
-/// What is read at once.
+/// Bytes of one read.
 const READ_CHUNK: usize = 8 << 10;
 
-/// A client's socket.
 #[derive(Debug)]
 pub(super) struct ReadAhead<S> {
     socket: S,
-    answers: ConnectionActivity,
-    /// What was read, and hyper has not had yet.
-    kept: BytesMut,
-    /// After all has been written: until when what comes is read, and how much more of it.
+    activity: ConnectionActivity,
+    /// Bytes that hyper has not read yet.
+    buffered: BytesMut,
+    /// Deadline of the drain, and the bytes that it may still discard. Set after the write side is closed.
     lingering: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
 impl<S: AsyncRead + Unpin> ReadAhead<S> {
-    pub(super) fn new(socket: S, answers: ConnectionActivity) -> Self {
-        Self { socket, answers, kept: BytesMut::new(), lingering: None }
+    pub(super) fn new(socket: S, activity: ConnectionActivity) -> Self {
+        Self { socket, activity, buffered: BytesMut::new(), lingering: None }
     }
 
-    /// The version of HTTP that its client speaks, HTTP/2 or an older one, which its first bytes tell (RFC 9113 §3.4).
-    /// They stay to be read.
+    /// Returns the HTTP version of the client, HTTP/2 or older, from its first bytes (RFC 9113 section 3.4). They
+    /// stay to be read.
     ///
-    /// hyper-util's own look at them reads the first 24 bytes apart from the rest of a head, and makes hyper's buffer
+    /// hyper-util's detection reads the first 24 bytes apart from the rest of a head, which makes hyper's buffer
     /// twice as large.
     pub(super) async fn version(&mut self) -> io::Result<Version> {
         poll_fn(|cx| self.poll_version(cx)).await
@@ -66,11 +65,11 @@ impl<S: AsyncRead + Unpin> ReadAhead<S> {
 
     fn poll_version(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Version>> {
         loop {
-            let seen = self.kept.len().min(PREFACE.len());
-            if self.kept[..seen] != PREFACE[..seen] {
+            let length = self.buffered.len().min(PREFACE.len());
+            if self.buffered[..length] != PREFACE[..length] {
                 return Poll::Ready(Ok(Version::HTTP_11));
             }
-            if seen == PREFACE.len() {
+            if length == PREFACE.len() {
                 return Poll::Ready(Ok(Version::HTTP_2));
             }
             if ready!(self.poll_more(cx))? == 0 {
@@ -79,39 +78,43 @@ impl<S: AsyncRead + Unpin> ReadAhead<S> {
         }
     }
 
-    /// Reads a piece more into what is kept; 0 at the client's end.
+    /// Reads one chunk into `buffered`. Returns 0 at the end of the client's stream.
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut space = [MaybeUninit::uninit(); READ_CHUNK];
-        let mut piece = ReadBuf::uninit(&mut space);
-        ready!(Pin::new(&mut self.socket).poll_read(cx, &mut piece))?;
-        self.kept.extend_from_slice(piece.filled());
-        Poll::Ready(Ok(piece.filled().len()))
+        let mut chunk = ReadBuf::uninit(&mut space);
+        ready!(Pin::new(&mut self.socket).poll_read(cx, &mut chunk))?;
+        self.buffered.extend_from_slice(chunk.filled());
+        Poll::Ready(Ok(chunk.filled().len()))
     }
 
-    /// Takes what has come. An error is the client's end.
-    fn look(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        while self.answers.is_request_complete() && self.kept.len() < MAX_READ_AHEAD {
+    /// Reads ahead the bytes that have arrived. Fails if the client has closed the connection.
+    fn read_ahead(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        while self.activity.is_request_complete() && self.buffered.len() < MAX_READ_AHEAD {
             match self.poll_more(cx) {
                 Poll::Pending => break,
+                // P6: ends the wait of a client that has gone.
                 Poll::Ready(Ok(0)) => {
-                    return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the client has hung up"));
+                    return Err(io::Error::new(
+                        io::ErrorKind::ConnectionAborted,
+                        "client closed the connection",
+                    ));
                 }
                 Poll::Ready(read) => read?,
             };
-            // hyper may have asked for it a moment before it came.
+            // hyper may have tried to read a moment before the bytes came.
             cx.waker().wake_by_ref();
         }
         Ok(())
     }
 
-    /// Throws away what comes, until nothing does any more or it has been long enough.
+    /// Discards incoming bytes until the client closes the connection or a bound is reached.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some((timer, left)) = &mut self.lingering else { return Poll::Ready(()) };
         while *left > 0 && timer.as_mut().poll(cx).is_pending() {
             let mut space = [MaybeUninit::uninit(); READ_CHUNK];
-            let mut piece = ReadBuf::uninit(&mut space);
-            match ready!(Pin::new(&mut self.socket).poll_read(cx, &mut piece)) {
-                Ok(()) if !piece.filled().is_empty() => *left = left.saturating_sub(piece.filled().len()),
+            let mut chunk = ReadBuf::uninit(&mut space);
+            match ready!(Pin::new(&mut self.socket).poll_read(cx, &mut chunk)) {
+                Ok(()) if !chunk.filled().is_empty() => *left = left.saturating_sub(chunk.filled().len()),
                 Ok(()) | Err(_) => break,
             }
         }
@@ -119,22 +122,40 @@ impl<S: AsyncRead + Unpin> ReadAhead<S> {
     }
 }
 
+impl<S> ReadAhead<S> {
+    /// Notes hyper's own response to a malformed head: a response head that begins while no response of the gateway
+    /// is under way. hyper returns the error only after the shutdown, too late to drain the rest of the request.
+    fn note_own_response(&self, start: &[u8]) {
+        if self.activity.is_flushed()
+            && let Some(status) = response_status(start)
+        {
+            self.activity.reject_head(status);
+        }
+    }
+}
+
+/// Returns the status of an HTTP/1 response head.
+fn response_status(start: &[u8]) -> Option<StatusCode> {
+    let rest = start.strip_prefix(b"HTTP/1.1 ").or_else(|| start.strip_prefix(b"HTTP/1.0 "))?;
+    StatusCode::from_bytes(rest.get(..3)?).ok()
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        if this.kept.is_empty() {
+        if this.buffered.is_empty() {
             ready!(Pin::new(&mut this.socket).poll_read(cx, buf))?;
         } else {
-            let piece = this.kept.len().min(buf.remaining());
-            buf.put_slice(&this.kept[..piece]);
-            this.kept.advance(piece);
-            if this.kept.is_empty() {
-                this.kept = BytesMut::new(); // whose memory is given back
+            let chunk = this.buffered.len().min(buf.remaining());
+            buf.put_slice(&this.buffered[..chunk]);
+            this.buffered.advance(chunk);
+            if this.buffered.is_empty() {
+                this.buffered = BytesMut::new(); // frees its memory
             }
         }
         if buf.filled().len() > before {
-            this.answers.on_bytes_read();
+            this.activity.on_bytes_read();
         }
         Poll::Ready(Ok(()))
     }
@@ -142,8 +163,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ReadAhead<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.note_own_response(buf);
         let polled = Pin::new(&mut self.socket).poll_write(cx, buf);
-        self.answers.on_write(polled)
+        self.activity.on_write(polled)
     }
 
     fn poll_write_vectored(
@@ -151,29 +173,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ReadAhead<S> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let Some(first) = bufs.iter().find(|buf| !buf.is_empty()) {
+            self.note_own_response(first);
+        }
         let polled = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
-        self.answers.on_write(polled)
+        self.activity.on_write(polled)
     }
 
     fn is_write_vectored(&self) -> bool {
         self.socket.is_write_vectored()
     }
 
-    /// The one thing that hyper does each time that it does anything, and so the moment to look.
+    /// Also reads ahead: hyper flushes each time it is polled.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        this.look(cx)?;
+        this.read_ahead(cx)?;
         let polled = Pin::new(&mut this.socket).poll_flush(cx);
-        this.answers.on_write(polled)
+        ready!(this.activity.on_write(polled))?;
+        this.activity.flushed();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.lingering.is_none() {
             let polled = Pin::new(&mut this.socket).poll_shutdown(cx);
-            ready!(this.answers.on_write(polled))?;
+            ready!(this.activity.on_write(polled))?;
             let begin = || (Box::pin(tokio::time::sleep(LINGER)), LINGER_BYTES);
-            this.lingering = this.answers.is_cut().then(begin);
+            this.lingering = this.activity.is_incomplete().then(begin);
         }
         this.poll_linger(cx).map(Ok)
     }
@@ -186,47 +213,47 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn no_more_is_read_ahead_than_is_bearable_and_nothing_is_lost() {
+    async fn the_socket_reads_no_more_ahead_than_its_bound_and_loses_no_byte() {
         let (mut client, server) = tokio::io::duplex(4096);
-        let answers = ConnectionActivity::new();
-        let mut ahead = ReadAhead::new(server, answers.clone());
+        let activity = ConnectionActivity::new();
+        let mut socket = ReadAhead::new(server, activity.clone());
         let sent: Vec<u8> = (0..50_000_u32).flat_map(u32::to_le_bytes).collect();
         let writing = tokio::spawn({
             let sent = sent.clone();
             async move { client.write_all(&sent).await.map(|()| client) }
         });
-        ahead.flush().await.unwrap();
-        assert!(ahead.kept.is_empty(), "nobody waits for an answer");
+        socket.flush().await.unwrap();
+        assert!(socket.buffered.is_empty(), "no response is under way");
 
-        let answering = answers.begin();
+        let guard = activity.begin();
         poll_fn(|cx| {
-            let flushed = Pin::new(&mut ahead).poll_flush(cx);
-            // The one that writes has its turn each time that there is room.
-            if ahead.kept.len() < MAX_READ_AHEAD { Poll::Pending } else { flushed }
+            let flushed = Pin::new(&mut socket).poll_flush(cx);
+            // The writer runs each time that there is room.
+            if socket.buffered.len() < MAX_READ_AHEAD { Poll::Pending } else { flushed }
         })
         .await
         .unwrap();
         assert!(
-            (MAX_READ_AHEAD..MAX_READ_AHEAD + READ_CHUNK).contains(&ahead.kept.len()),
+            (MAX_READ_AHEAD..MAX_READ_AHEAD + READ_CHUNK).contains(&socket.buffered.len()),
             "{}",
-            ahead.kept.len()
+            socket.buffered.len()
         );
-        ahead.flush().await.unwrap();
+        socket.flush().await.unwrap();
         assert!(
-            (MAX_READ_AHEAD..MAX_READ_AHEAD + READ_CHUNK).contains(&ahead.kept.len()),
+            (MAX_READ_AHEAD..MAX_READ_AHEAD + READ_CHUNK).contains(&socket.buffered.len()),
             "{}",
-            ahead.kept.len()
+            socket.buffered.len()
         );
 
         let mut back = vec![0; sent.len()];
-        ahead.read_exact(&mut back).await.unwrap();
+        socket.read_exact(&mut back).await.unwrap();
         assert!(back == sent);
-        assert_eq!(ahead.kept.capacity(), 0, "its memory is given back");
+        assert_eq!(socket.buffered.capacity(), 0, "its memory is freed");
 
-        ahead.flush().await.unwrap();
+        socket.flush().await.unwrap();
         drop(writing.await.unwrap().unwrap());
-        assert_eq!(ahead.flush().await.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
-        drop(answering);
-        ahead.flush().await.unwrap();
+        assert_eq!(socket.flush().await.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        drop(guard);
+        socket.flush().await.unwrap();
     }
 }

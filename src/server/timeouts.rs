@@ -1,4 +1,4 @@
-//! For how long a client may have a connection and ask for nothing on it.
+//! Time-outs of a client connection on which no request is under way.
 
 use std::future::poll_fn;
 use std::task::{Poll, ready};
@@ -9,61 +9,59 @@ use http::Version;
 use super::activity::ConnectionActivity;
 use crate::clock;
 
-/// The limits of one connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ConnectionTimeouts {
-    /// For a head, from its first byte on; for the connection's first from the beginning, so that nobody keeps a
-    /// place who never asks.
+    /// For a head, from its first byte. For the first head, from the start of the connection, so that a silent client
+    /// does not keep its permit.
     pub(super) head: Duration,
-    /// From the end of the last answer on.
+    /// From the end of the last response.
     pub(super) idle: Duration,
     pub(super) version: Version,
 }
 
-/// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum State {
-    /// It is the gateway's turn, or the client's to take what it asked for.
-    Answering,
-    /// A head is to come, whole.
-    Head,
-    /// It may be asked for something, or not.
+enum ConnectionPhase {
+    /// The gateway works on a response, or the client reads one.
+    Responding,
+    /// A head has to arrive completely.
+    ReadingHead,
+    /// A request may come.
     Idle,
 }
 
 impl ConnectionTimeouts {
-    /// Ends when it has lasted too long, where the connection's first head may come from `since` on.
+    /// Resolves when the current phase has lasted too long. The phase of the first head starts at `since`.
     ///
-    /// To be polled after the connection, each time that it is: that wakes nobody by itself. There is one timer, and
-    /// it is not set anew for each request: when it has run down, it is set to what is left.
+    /// Poll it after the connection, each time: it registers no waker for activity. There is one timer. It is not
+    /// reset for each request: when it fires, it is set to the rest of the time.
     ///
-    /// Cancel safe: what begins anew begins with a first head.
-    pub(super) async fn is_over(self, answers: &ConnectionActivity, since: Instant) {
-        let limit = |state| match state {
-            State::Head => self.head,
-            // One that answers is looked at again: HTTP/2's may end while nobody polls the connection.
-            State::Answering | State::Idle => self.idle,
+    /// Cancel safe: a new call starts with the phase of a first head.
+    pub(super) async fn expired(self, activity: &ConnectionActivity, since: Instant) {
+        let limit = |phase| match phase {
+            ConnectionPhase::ReadingHead => self.head,
+            // Checked again then: HTTP/2 may end a response while the connection is not polled.
+            ConnectionPhase::Responding | ConnectionPhase::Idle => self.idle,
         };
-        let (mut has_asked, mut last, mut end) = (false, State::Head, since + self.head);
+        let (mut has_requested, mut last, mut end) = (false, ConnectionPhase::ReadingHead, since + self.head);
         let mut timer = std::pin::pin!(tokio::time::sleep_until(end.into()));
         poll_fn(|cx| {
             loop {
-                let asked_anew = answers.have_begun_anew();
-                has_asked |= asked_anew;
-                let state = self.state(answers, has_asked);
-                if asked_anew || state != last {
+                let has_begun = activity.take_has_begun();
+                has_requested |= has_begun;
+                let phase = self.phase(activity, has_requested);
+                if has_begun || phase != last {
                     let now = clock::now();
-                    (last, end) = (state, now + limit(state));
-                    answers.note_idle(state != State::Answering, now);
+                    (last, end) = (phase, now + limit(phase));
+                    activity.set_idle(phase != ConnectionPhase::Responding, now);
                 }
                 if timer.deadline().into_std() > end {
                     timer.as_mut().reset(end.into());
                 }
                 ready!(timer.as_mut().poll(cx));
                 let now = clock::now();
-                match (now >= end, state) {
-                    (true, State::Head | State::Idle) => return Poll::Ready(()),
-                    (true, State::Answering) => end = now + limit(state),
+                match (now >= end, phase) {
+                    (true, ConnectionPhase::ReadingHead | ConnectionPhase::Idle) => return Poll::Ready(()),
+                    (true, ConnectionPhase::Responding) => end = now + limit(phase),
                     (false, _) => {}
                 }
                 timer.as_mut().reset(end.into());
@@ -72,14 +70,16 @@ impl ConnectionTimeouts {
         .await;
     }
 
-    fn state(&self, answers: &ConnectionActivity, has_asked: bool) -> State {
+    fn phase(&self, activity: &ConnectionActivity, has_requested: bool) -> ConnectionPhase {
         let is_http2 = self.version >= Version::HTTP_2;
         match () {
-            // In HTTP/2 no one flush has an answer's end.
-            () if answers.has_pending() || !(is_http2 || answers.is_flushed()) => State::Answering,
-            // And not all that comes belongs to a head.
-            () if !has_asked || (answers.is_head_begun() && !is_http2) => State::Head,
-            () => State::Idle,
+            // In HTTP/2 a flush does not mark the end of a response,
+            () if activity.is_responding() || !(is_http2 || activity.is_flushed()) => {
+                ConnectionPhase::Responding
+            }
+            // and incoming bytes need not belong to a head.
+            () if !has_requested || (activity.is_head_begun() && !is_http2) => ConnectionPhase::ReadingHead,
+            () => ConnectionPhase::Idle,
         }
     }
 }
@@ -93,92 +93,92 @@ mod tests {
     const IDLE: Duration = Duration::from_secs(200);
     const MOMENT: Duration = Duration::from_millis(2);
 
-    fn silence(version: Version) -> ConnectionTimeouts {
+    fn timeouts(version: Version) -> ConnectionTimeouts {
         ConnectionTimeouts { head: HEAD, idle: IDLE, version }
     }
 
-    /// Looks at it as a connection does that something has just happened to, and then for so long.
-    async fn is_over(silence: &mut (impl Future<Output = ()> + Unpin), within: Duration) -> bool {
-        tokio::time::timeout(within, silence).await.is_ok()
+    /// Polls the timeout, as a connection does after activity, and then waits for this time.
+    async fn has_expired(timeout: &mut (impl Future<Output = ()> + Unpin), within: Duration) -> bool {
+        tokio::time::timeout(within, timeout).await.is_ok()
     }
 
-    /// It is over after this time from now, and no sooner.
-    async fn is_over_after(silence: &mut (impl Future<Output = ()> + Unpin), time: Duration) -> bool {
-        !is_over(silence, time - MOMENT).await && is_over(silence, 2 * MOMENT).await
+    /// Returns whether the timeout resolves after this time from now, and no sooner.
+    async fn expires_after(timeout: &mut (impl Future<Output = ()> + Unpin), time: Duration) -> bool {
+        !has_expired(timeout, time - MOMENT).await && has_expired(timeout, 2 * MOMENT).await
     }
 
-    /// A request is answered at once.
-    fn exchange(answers: &ConnectionActivity) {
-        answers.on_bytes_read();
-        drop(answers.begin().with(Body::empty()));
-        answers.flushed();
+    /// Records a request that is answered at once.
+    fn exchange(activity: &ConnectionActivity) {
+        activity.on_bytes_read();
+        drop(activity.begin().with(Body::empty()));
+        activity.flushed();
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_never_asks_has_the_time_of_a_head_from_the_beginning() {
+    async fn a_client_that_never_sends_a_request_has_the_time_of_a_head_from_the_start() {
         for version in [Version::HTTP_11, Version::HTTP_2] {
-            let answers = ConnectionActivity::new();
-            let mut silence = Box::pin(silence(version).is_over(&answers, clock::now()));
-            assert!(!is_over(&mut silence, HEAD / 2).await);
-            answers.on_bytes_read(); // a piece of a head, or a frame, buys no time
-            assert!(is_over_after(&mut silence, HEAD / 2).await);
+            let activity = ConnectionActivity::new();
+            let mut timeout = Box::pin(timeouts(version).expired(&activity, clock::now()));
+            assert!(!has_expired(&mut timeout, HEAD / 2).await);
+            activity.on_bytes_read(); // a part of a head, or a frame, extends no deadline
+            assert!(expires_after(&mut timeout, HEAD / 2).await);
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_kept_connection_is_idle_from_its_last_answer_on() {
+    async fn a_kept_connection_is_idle_from_the_end_of_its_last_response() {
         for version in [Version::HTTP_11, Version::HTTP_2] {
-            let answers = ConnectionActivity::new();
-            let mut silence = Box::pin(silence(version).is_over(&answers, clock::now()));
+            let activity = ConnectionActivity::new();
+            let mut timeout = Box::pin(timeouts(version).expired(&activity, clock::now()));
             for _ in 0..3 {
-                exchange(&answers);
-                assert!(!is_over(&mut silence, IDLE - MOMENT).await);
+                exchange(&activity);
+                assert!(!has_expired(&mut timeout, IDLE - MOMENT).await);
             }
-            exchange(&answers);
-            assert!(is_over_after(&mut silence, IDLE).await);
+            exchange(&activity);
+            assert!(expires_after(&mut timeout, IDLE).await);
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_waits_for_an_answer_or_takes_one_has_all_the_time() {
-        let answers = ConnectionActivity::new();
-        let mut silence = Box::pin(silence(Version::HTTP_11).is_over(&answers, clock::now()));
-        answers.on_bytes_read();
-        let parked = answers.begin();
-        assert!(!is_over(&mut silence, 3 * IDLE).await);
+    async fn a_client_that_waits_for_a_response_or_reads_one_has_no_deadline() {
+        let activity = ConnectionActivity::new();
+        let mut timeout = Box::pin(timeouts(Version::HTTP_11).expired(&activity, clock::now()));
+        activity.on_bytes_read();
+        let parked = activity.begin();
+        assert!(!has_expired(&mut timeout, 3 * IDLE).await);
         drop(parked.with(Body::empty()));
-        assert!(!is_over(&mut silence, 3 * IDLE).await, "its last bytes are not flushed");
-        answers.flushed();
-        assert!(is_over_after(&mut silence, IDLE).await);
+        assert!(!has_expired(&mut timeout, 3 * IDLE).await, "the last bytes are not flushed");
+        activity.flushed();
+        assert!(expires_after(&mut timeout, IDLE).await);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_head_of_a_later_request_counts_from_its_first_byte_on() {
-        let answers = ConnectionActivity::new();
-        let mut silence = Box::pin(silence(Version::HTTP_11).is_over(&answers, clock::now()));
-        exchange(&answers);
-        assert!(!is_over(&mut silence, IDLE / 2).await);
-        answers.on_bytes_read();
-        assert!(!is_over(&mut silence, HEAD / 2).await);
-        answers.on_bytes_read();
-        assert!(is_over_after(&mut silence, HEAD / 2).await);
+    async fn the_head_of_a_later_request_has_its_time_from_the_first_byte() {
+        let activity = ConnectionActivity::new();
+        let mut timeout = Box::pin(timeouts(Version::HTTP_11).expired(&activity, clock::now()));
+        exchange(&activity);
+        assert!(!has_expired(&mut timeout, IDLE / 2).await);
+        activity.on_bytes_read();
+        assert!(!has_expired(&mut timeout, HEAD / 2).await);
+        activity.on_bytes_read();
+        assert!(expires_after(&mut timeout, HEAD / 2).await);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_comes_of_an_upload_or_of_http2s_own_is_no_head() {
-        let answers = ConnectionActivity::new();
-        let mut one = Box::pin(silence(Version::HTTP_11).is_over(&answers, clock::now()));
-        let uploading = answers.begin();
-        answers.on_bytes_read();
-        drop(uploading);
-        answers.flushed();
-        assert!(!is_over(&mut one, IDLE - MOMENT).await);
+    async fn bytes_of_an_upload_and_frames_of_http2_do_not_begin_a_head() {
+        let activity = ConnectionActivity::new();
+        let mut one = Box::pin(timeouts(Version::HTTP_11).expired(&activity, clock::now()));
+        let upload = activity.begin();
+        activity.on_bytes_read();
+        drop(upload);
+        activity.flushed();
+        assert!(!has_expired(&mut one, IDLE - MOMENT).await);
 
-        let answers = ConnectionActivity::new();
-        let mut two = Box::pin(silence(Version::HTTP_2).is_over(&answers, clock::now()));
-        exchange(&answers);
-        assert!(!is_over(&mut two, IDLE / 2).await);
-        answers.on_bytes_read(); // such as a ping
-        assert!(is_over_after(&mut two, IDLE / 2).await, "which does not make it busy either");
+        let activity = ConnectionActivity::new();
+        let mut two = Box::pin(timeouts(Version::HTTP_2).expired(&activity, clock::now()));
+        exchange(&activity);
+        assert!(!has_expired(&mut two, IDLE / 2).await);
+        activity.on_bytes_read(); // such as a ping
+        assert!(expires_after(&mut two, IDLE / 2).await, "a frame does not make the connection busy");
     }
 }

@@ -1,6 +1,6 @@
-//! TLS from clients: certificates read from files, and read again while the gateway runs.
+//! TLS of clients: certificates from files, loaded again at a reload.
 //!
-//! A handshake takes what is current when it begins; a connection keeps what it began with.
+//! A handshake uses the certificates that are current at its start. An open connection keeps its own.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,57 +14,54 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::config;
 
-/// Why there is no TLS.
+/// Reason why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file cannot be read, or is no PEM.
+    /// The file cannot be read, or is not PEM.
     #[error("server.tls.{key}: {path} cannot be read as PEM")]
     File {
-        /// Which of the keys names it.
+        /// Key of the configuration that names the file.
         key: &'static str,
-        /// The file.
         path: PathBuf,
-        /// What is wrong with it.
         source: pem::Error,
     },
-    /// A file that should have certificates has none.
+    /// The file contains no certificate.
     #[error("server.tls.{key}: {path} holds no certificate")]
     NoCertificate {
-        /// Which of the keys names it.
+        /// Key of the configuration that names the file.
         key: &'static str,
-        /// The file.
         path: PathBuf,
     },
-    /// `client_ca` cannot be checked against.
-    #[error("server.tls.client_ca: these certificates cannot vouch for clients")]
+    /// `client_ca` cannot be used to verify clients.
+    #[error("server.tls.client_ca: these certificates cannot be used to verify clients")]
     ClientCa(#[source] VerifierBuilderError),
-    /// Certificate and key are no pair, or of a kind that is not known.
-    #[error("server.tls: the certificate and its key cannot be used")]
+    /// The certificate and the key do not match, or are of an unsupported type.
+    #[error("server.tls: the certificate and its key cannot be used together")]
     Pair(#[source] rustls::Error),
 }
 
-/// What handshakes are made with.
+/// TLS settings that a reload replaces.
 #[derive(Debug)]
-pub(super) struct Tls(ArcSwap<ServerConfig>);
+pub(super) struct ReloadableTls(ArcSwap<ServerConfig>);
 
-impl Tls {
+impl ReloadableTls {
     pub(super) fn new(config: &config::Tls) -> Result<Self, TlsError> {
-        Ok(Self(ArcSwap::new(read(config)?)))
+        Ok(Self(ArcSwap::new(load(config)?)))
     }
 
-    /// For one handshake, with what is current.
+    /// Returns an acceptor for one handshake, with the current settings.
     pub(super) fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(self.0.load_full())
     }
 
-    /// For handshakes from now on.
+    /// Sets the settings of all later handshakes.
     pub(super) fn replace(&self, config: Arc<ServerConfig>) {
         self.0.store(config);
     }
 }
 
-/// What the files say now.
-pub(super) fn read(config: &config::Tls) -> Result<Arc<ServerConfig>, TlsError> {
+/// Loads the files.
+pub(super) fn load(config: &config::Tls) -> Result<Arc<ServerConfig>, TlsError> {
     let chain = certificates("cert", &config.cert)?;
     let key = PrivateKeyDer::from_pem_file(&config.key).map_err(|source| TlsError::File {
         key: "key",
@@ -105,17 +102,17 @@ fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'st
 mod tests {
     use super::*;
 
-    /// Certificate and key of a server, in files.
+    /// Writes a certificate and its key to files.
     fn pair(dir: &Path, name: &str) -> config::Tls {
-        let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        let generated = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
         let (cert, key) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
-        std::fs::write(&cert, made.cert.pem()).unwrap();
-        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+        std::fs::write(&cert, generated.cert.pem()).unwrap();
+        std::fs::write(&key, generated.signing_key.serialize_pem()).unwrap();
         config::Tls { cert, key, client_ca: None }
     }
 
     #[test]
-    fn a_bad_file_is_named() {
+    fn an_error_names_the_key_of_the_invalid_file() {
         let dir = tempfile::tempdir().unwrap();
         let (good, other) = (pair(dir.path(), "good"), pair(dir.path(), "other"));
         let empty = dir.path().join("empty.pem");
@@ -133,10 +130,10 @@ mod tests {
             (config::Tls { client_ca: Some(missing), ..good.clone() }, "server.tls.client_ca: "),
         ];
         for (config, start) in &rows {
-            let error = read(config).unwrap_err().to_string();
+            let error = load(config).unwrap_err().to_string();
             assert!(error.starts_with(start), "{error}");
         }
         assert_eq!(rows.len(), 6);
-        assert!(read(&good).is_ok() && read(&other).is_ok());
+        assert!(load(&good).is_ok() && load(&other).is_ok());
     }
 }

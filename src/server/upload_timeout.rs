@@ -1,4 +1,4 @@
-//! The body of a request as it arrives, which must not stand still for too long.
+//! Time-out of a request body that stops arriving.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -11,20 +11,20 @@ use tokio::time::Sleep;
 use super::activity::{ConnectionActivity, UploadGuard};
 use crate::protocol::body::{BoxError, Stalled};
 
-/// A client's body. Ends in [`Stalled`] when nothing comes for `patience` while somebody waits for it; what nobody
-/// reads is no fault of its client's.
+/// Body of a request. Fails with [`Stalled`] when no byte arrives for `stall_timeout` while the gateway waits for
+/// one. The time in which the gateway does not read does not count.
 pub(super) struct UploadTimeout<B> {
     body: B,
-    patience: Duration,
-    /// Runs while the client is waited for.
+    stall_timeout: Duration,
+    /// Runs while the gateway waits for the client.
     timer: Option<Pin<Box<Sleep>>>,
-    uploading: Option<UploadGuard>,
+    upload: Option<UploadGuard>,
 }
 
 impl<B: HttpBody> UploadTimeout<B> {
-    pub(super) fn new(body: B, patience: Duration, answers: &ConnectionActivity) -> Self {
-        let uploading = (!body.is_end_stream()).then(|| answers.begin_upload());
-        Self { body, patience, timer: None, uploading }
+    pub(super) fn new(body: B, stall_timeout: Duration, activity: &ConnectionActivity) -> Self {
+        let upload = (!body.is_end_stream()).then(|| activity.begin_upload());
+        Self { body, stall_timeout, timer: None, upload }
     }
 }
 
@@ -42,15 +42,15 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
         let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
-            let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(this.patience)));
+            let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(this.stall_timeout)));
             ready!(timer.as_mut().poll(cx));
             return Poll::Ready(Some(Err(Stalled.into())));
         };
         this.timer = None;
         if (frame.is_none() || this.body.is_end_stream())
-            && let Some(uploading) = this.uploading.take()
+            && let Some(upload) = this.upload.take()
         {
-            uploading.end();
+            upload.end();
         }
         Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }

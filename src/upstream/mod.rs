@@ -1,4 +1,4 @@
-//! The upstream's side: the client, and one poll from its first try to its final outcome.
+//! Upstream side: the HTTP client, and single attempts of polls.
 
 pub(crate) mod client;
 pub(crate) mod poll;

@@ -1,7 +1,6 @@
-//! Opens connections to the upstream: its name's addresses, TCP, TLS.
+//! Opens connections to the upstream: DNS, TCP, TLS, all within `upstream.connect_timeout`.
 //!
-//! All of it has `upstream.connect_timeout`. What went wrong is told by [`SendError`], so that a lack of the
-//! gateway's own is not taken for a fault of the upstream.
+//! The [`SendError`] separates a lack of descriptors in the gateway from a fault of the upstream (P12).
 
 use std::error::Error as StdError;
 use std::fs::File;
@@ -20,22 +19,21 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tower_service::Service as _;
 
-use super::target::Base;
-use super::{ClientError, PROBE_EVERY, PROBE_TIMEOUT, SendError};
+use super::target::BaseUrl;
+use super::{ClientError, PROBE_INTERVAL, PROBE_TIMEOUT, SendError};
 
-/// The names of HTTP/2 and HTTP/1.1 in TLS (RFC 7301).
+/// ALPN names (RFC 7301).
 const HTTP2: &[u8] = b"h2";
 const HTTP1: &[u8] = b"http/1.1";
 
-/// What may be spoken on a TLS connection. Without TLS it is HTTP/1.1.
+/// HTTP versions that the client offers over TLS. Without TLS it speaks HTTP/1.1.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Protocols {
-    /// HTTP/2 where the upstream offers it.
+    /// HTTP/2 if the upstream offers it.
     Any,
     Http1,
 }
 
-/// Opens connections to one upstream.
 pub(super) struct Connector {
     tcp: HttpConnector,
     tls: Option<(TlsConnector, ServerName<'static>)>,
@@ -43,7 +41,7 @@ pub(super) struct Connector {
     timeout: Duration,
 }
 
-/// A connection that is open, TLS included.
+/// Open connection, TLS included.
 pub(super) struct Dialed {
     pub(super) stream: Stream,
     pub(super) is_http2: bool,
@@ -51,7 +49,7 @@ pub(super) struct Dialed {
 
 impl Connector {
     pub(super) fn new(
-        base: &Base,
+        base: &BaseUrl,
         mut tls: rustls::ClientConfig,
         protocols: Protocols,
         timeout: Duration,
@@ -69,10 +67,10 @@ impl Connector {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
-        tcp.set_keepalive(Some(PROBE_EVERY));
+        tcp.set_keepalive(Some(PROBE_INTERVAL));
         tcp.set_keepalive_interval(Some(PROBE_TIMEOUT));
         tcp.set_keepalive_retries(Some(3));
-        tcp.set_connect_timeout(Some(timeout)); // shared out among a name's addresses
+        tcp.set_connect_timeout(Some(timeout)); // divided among the addresses of the name
         let origin = base.origin().ok_or(ClientError::BaseUrl)?;
         Ok(Self { tcp, tls, origin, timeout })
     }
@@ -81,20 +79,20 @@ impl Connector {
         self.timeout
     }
 
-    /// Whether it may open an HTTP/2 connection.
+    /// Returns whether connections may use HTTP/2.
     pub(super) fn may_speak_http2(&self) -> bool {
         self.tls.as_ref().is_some_and(|(tls, _)| tls.config().alpn_protocols.iter().any(|name| name == HTTP2))
     }
 
-    /// Opens a connection. Cancel safe: dropping the future gives it up.
+    /// Opens a connection. Cancel safe: dropping the future abandons it.
     pub(super) async fn connect(&self) -> Result<Dialed, SendError> {
-        match tokio::time::timeout(self.timeout, self.connect_at_leisure()).await {
+        match tokio::time::timeout(self.timeout, self.connect_without_timeout()).await {
             Ok(connected) => connected.map_err(connect_error),
             Err(_) => Err(timed_out()),
         }
     }
 
-    async fn connect_at_leisure(&self) -> Result<Dialed, Box<dyn StdError + Send + Sync>> {
+    async fn connect_without_timeout(&self) -> Result<Dialed, Box<dyn StdError + Send + Sync>> {
         let mut connector = self.tcp.clone();
         let tcp = connector.call(self.origin.clone()).await?.into_inner();
         let Some((tls, name)) = &self.tls else {
@@ -106,7 +104,7 @@ impl Connector {
     }
 }
 
-/// The error of whoever waited for a connection for as long as one may take.
+/// Returns the error of a request that has waited for a connection for `upstream.connect_timeout`.
 pub(super) fn timed_out() -> SendError {
     SendError::ConnectTimeout(Arc::new(io::Error::from(io::ErrorKind::TimedOut)))
 }
@@ -119,7 +117,7 @@ fn connect_error(error: Box<dyn StdError + Send + Sync>) -> SendError {
         Some(ConnectFault::Tls) => SendError::Tls(error),
         Some(ConnectFault::LocalResources) => SendError::LocalResources(error),
         Some(ConnectFault::Network) => SendError::Connect(error),
-        // A name is looked up by the C library, which may not say that it could open no socket.
+        // The C library resolves names. It may not report that it could not open a socket.
         None if is_out_of_descriptors() => SendError::LocalResources(error),
         None => SendError::Connect(error),
     }
@@ -130,17 +128,17 @@ enum ConnectFault {
     TimedOut,
     Tls,
     LocalResources,
-    /// Whatever else the system told.
+    /// Any other error of the system.
     Network,
 }
 
-/// Looks down the chain of sources. `io::Error` skips the error it wraps there, so that one is opened.
+/// Searches the chain of sources. `io::Error::source` skips the error it wraps, so that one is unwrapped.
 fn cause(error: &(dyn StdError + 'static)) -> Option<ConnectFault> {
     if error.is::<rustls::Error>() {
         return Some(ConnectFault::Tls);
     }
     if let Some(io) = error.downcast_ref::<io::Error>() {
-        if is_own_lack(io) {
+        if is_resource_exhaustion(io) {
             return Some(ConnectFault::LocalResources);
         }
         if io.kind() == io::ErrorKind::TimedOut {
@@ -156,9 +154,9 @@ fn cause(error: &(dyn StdError + 'static)) -> Option<ConnectFault> {
     error.source().and_then(cause)
 }
 
-/// Whether the error says that this process or this machine has run out of descriptors or memory.
-fn is_own_lack(error: &io::Error) -> bool {
-    /// ENFILE, EMFILE: the same number on Linux, macOS and the BSDs.
+/// Returns whether this process or machine has no more descriptors or memory.
+fn is_resource_exhaustion(error: &io::Error) -> bool {
+    /// ENFILE, EMFILE: the same numbers on Linux, macOS and the BSDs.
     const NO_DESCRIPTORS: [i32; 2] = [23, 24];
     /// "No buffer space available".
     const ENOBUFS: i32 = if cfg!(target_os = "linux") { 105 } else { 55 };
@@ -166,12 +164,11 @@ fn is_own_lack(error: &io::Error) -> bool {
         || error.raw_os_error().is_some_and(|code| code == ENOBUFS || NO_DESCRIPTORS.contains(&code))
 }
 
-/// Whether no file can be opened now for lack of descriptors.
+/// Returns whether no file can be opened now for lack of descriptors.
 fn is_out_of_descriptors() -> bool {
-    File::open("/dev/null").is_err_and(|error| is_own_lack(&error))
+    File::open("/dev/null").is_err_and(|error| is_resource_exhaustion(&error))
 }
 
-/// The bytes of a connection.
 #[derive(Debug)]
 pub(super) enum Stream {
     Plain(TcpStream),
@@ -179,10 +176,10 @@ pub(super) enum Stream {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, into),
-            Self::Tls(tls) => Pin::new(tls).poll_read(cx, into),
+            Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
         }
     }
 }
@@ -198,11 +195,11 @@ impl AsyncWrite for Stream {
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
+        bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, pieces),
-            Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, pieces),
+            Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -232,26 +229,26 @@ impl AsyncWrite for Stream {
 mod tests {
     use super::*;
 
-    fn of(error: io::Error) -> SendError {
+    fn classified(error: io::Error) -> SendError {
         connect_error(Box::new(error))
     }
 
     #[test]
-    fn a_lack_of_descriptors_or_memory_is_told_from_a_fault_of_the_upstream() {
+    fn a_lack_of_descriptors_or_memory_is_not_a_fault_of_the_upstream() {
         for code in [23, 24, 12] {
-            let error = of(io::Error::from_raw_os_error(code));
+            let error = classified(io::Error::from_raw_os_error(code));
             assert!(matches!(error, SendError::LocalResources(_)), "{code}: {error:?}");
             assert_eq!((error.reason(), error.may_have_been_sent()), ("local-resources", false));
             // as hyper-util's connector and TLS wrap it
-            let wrapped = of(io::Error::other(io::Error::from_raw_os_error(code)));
+            let wrapped = classified(io::Error::other(io::Error::from_raw_os_error(code)));
             assert!(matches!(wrapped, SendError::LocalResources(_)), "{code}: {wrapped:?}");
         }
         for code in [111, 113, 104] {
-            let error = of(io::Error::from_raw_os_error(code));
+            let error = classified(io::Error::from_raw_os_error(code));
             assert!(matches!(error, SendError::Connect(_)), "{code}: {error:?}");
         }
-        assert!(matches!(of(io::ErrorKind::TimedOut.into()), SendError::ConnectTimeout(_)));
-        assert!(matches!(of(io::Error::other(rustls::Error::DecryptError)), SendError::Tls(_)));
-        assert!(matches!(of(io::Error::other("name not known")), SendError::Connect(_)));
+        assert!(matches!(classified(io::ErrorKind::TimedOut.into()), SendError::ConnectTimeout(_)));
+        assert!(matches!(classified(io::Error::other(rustls::Error::DecryptError)), SendError::Tls(_)));
+        assert!(matches!(classified(io::Error::other("name not known")), SendError::Connect(_)));
     }
 }

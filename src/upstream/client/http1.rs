@@ -1,14 +1,14 @@
-//! A connection of HTTP/1.1: one request after the other.
+//! HTTP/1.1 connection of the upstream: one request after the other.
 //!
 //! ```text
-//! Pool ── lease ──▶ Http1 ── request ──▶ driver: hyper's codec over a Watched stream
+//! Pool ── lease ──► Http1 ── request ──► driver: hyper's codec over an ObservedStream
 //!   ▲                                     │
 //!   └────────── idle again ───────────────┘
 //! ```
 //!
-//! The driver is the connection's own task. It gives the connection back to the pool once the codec wants the next
-//! request, so that no request has to watch for that. The codec is named in this file only: [`Lease::send`] and
-//! the driver are all that another one would have to offer.
+//! The driver is the task of the connection. It returns the connection to the pool once the codec is ready for the
+//! next request, so requests need not watch for that. Only this file names the codec: another one would have to offer
+//! [`Lease::send`] and the driver.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,94 +28,97 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::time::Sleep;
 
-use super::answer::ResponseBody;
 use super::connect::Stream;
-use super::link::{Link, Notice, Watched};
+use super::observed_stream::{IoActivity, ObservedStream, SentNotice};
 use super::pool::Pool;
-use super::{SendError, UNWANTED_AFTER};
+use super::response_body::ResponseBody;
+use super::{SendError, UNREAD_UPLOAD_TIMEOUT};
 use crate::protocol::body::Body;
 
-/// A connection, whoever uses it.
+/// HTTP/1.1 connection, shared by the pool, its lease and its driver.
 pub(super) struct Http1 {
-    /// Held while the codec runs and while a request is handed to it. The codec finds its queue empty and then says that
-    /// it wants a request, in two steps: a request that came between them would make a busy connection look idle.
-    handing: Mutex<()>,
+    /// Held while the codec runs and while a request is passed to it. The codec finds its queue empty and then
+    /// reports that it is ready, in two steps. A request passed between them would make a busy connection look idle.
+    codec_lock: Mutex<()>,
     sender: Mutex<Sender>,
-    /// Wakes the driver when what is known of the answer has changed.
+    /// Wakes the driver when the state of the response has changed.
     driver: AtomicWaker,
-    link: Arc<Link>,
-    /// Whether it has been given back before.
+    activity: Arc<IoActivity>,
+    /// Set once the connection has been returned to the pool.
     is_kept: AtomicBool,
-    /// When it becomes too old for another request.
+    /// Age limit: no more requests after this time.
     retire_at: Instant,
 }
 
 struct Sender {
     /// `None` once the connection is to close.
     requests: Option<SendRequest<Body>>,
-    /// Whether it is lent out.
+    /// Whether a lease is out.
     is_busy: bool,
-    /// The answer to the request that it is lent out for.
-    answer: Arc<AnswerState>,
+    /// Response to the current request.
+    response: Arc<ResponseState>,
 }
 
-/// How an answer ended, for the codec: that goes on sending the request's body whatever becomes of the answer.
+/// End of a response. The codec needs it, because it goes on sending the request body after the
+/// response has ended.
 #[derive(Debug, Default)]
-struct AnswerState {
-    /// It was dropped before its end.
+struct ResponseState {
+    /// The response was dropped before its end.
     is_dropped: AtomicBool,
-    /// All of it was read.
-    is_over: AtomicBool,
+    /// The whole response was read.
+    is_complete: AtomicBool,
 }
 
-/// What was not answered.
+/// Reason why a request got no response.
 pub(super) enum Http1Failure {
-    /// Not a byte was sent: here it is again, as it was.
+    /// No byte was sent. Contains the request as it was.
     Unsent(Box<Request<Body>>, SendError),
-    /// Nor is it known to be unsent, or it cannot be had back.
+    /// The request may have been sent, or cannot be recovered.
     Final(SendError),
 }
 
 struct Http1Driver<C> {
     connection: C,
     http1: Arc<Http1>,
-    /// Runs while the answer is over and the request's body is not.
-    unwanted: Option<Pin<Box<Sleep>>>,
+    /// Runs while the response has ended and the request body has not.
+    upload_timer: Option<Pin<Box<Sleep>>>,
     pool: Weak<Pool>,
 }
 
 impl Http1 {
-    /// Speaks HTTP/1.1 on the stream. The second is its driver, which has to be spawned and ends with the connection.
+    /// Performs the handshake. The caller has to spawn the second value, the driver, which ends with the connection.
     pub(super) async fn handshake(
         stream: Stream,
         retire_at: Instant,
         pool: Weak<Pool>,
     ) -> Result<(Arc<Self>, impl Future<Output = ()> + Send + use<>), SendError> {
-        let link = Arc::new(Link::default());
-        let io = TokioIo::new(Watched::new(stream, Arc::clone(&link)));
+        let activity = Arc::new(IoActivity::default());
+        let io = TokioIo::new(ObservedStream::new(stream, Arc::clone(&activity)));
         let (requests, connection) =
             http1::Builder::new().handshake(io).await.map_err(|error| SendError::Connect(Arc::new(error)))?;
-        let sender = Mutex::new(Sender { requests: Some(requests), is_busy: false, answer: Arc::default() });
-        let (handing, is_kept) = (Mutex::default(), AtomicBool::new(false));
-        let http1 = Arc::new(Self { handing, sender, driver: AtomicWaker::new(), link, is_kept, retire_at });
+        let sender =
+            Mutex::new(Sender { requests: Some(requests), is_busy: false, response: Arc::default() });
+        let (codec_lock, is_kept) = (Mutex::default(), AtomicBool::new(false));
+        let http1 =
+            Arc::new(Self { codec_lock, sender, driver: AtomicWaker::new(), activity, is_kept, retire_at });
         let connection = connection.with_upgrades();
-        Ok((Arc::clone(&http1), Http1Driver { connection, http1, unwanted: None, pool }))
+        Ok((Arc::clone(&http1), Http1Driver { connection, http1, upload_timer: None, pool }))
     }
 
-    /// Whether it may be given another request.
+    /// Returns whether the connection may carry another request.
     pub(super) fn is_usable(&self, now: Instant) -> bool {
         let is_open = self.sender.lock().requests.as_ref().is_some_and(|requests| !requests.is_closed());
-        // A new one carries one request, however young connections have to be.
+        // A new connection carries one request, however low the age limit.
         is_open && (now < self.retire_at || !self.is_kept.load(Ordering::Relaxed))
     }
 
-    /// Closes it, unless it is lent out.
+    /// Closes the connection unless a lease is out.
     pub(super) fn close(&self) {
         self.sender.lock().requests = None;
     }
 }
 
-/// A connection that is lent to one request. Dropped unused, it goes back to the pool.
+/// Connection that is lent to one request. Dropping it unused returns it to the pool.
 pub(super) struct Lease {
     http1: Option<Arc<Http1>>,
     pool: Weak<Pool>,
@@ -126,13 +129,13 @@ impl Lease {
         Self { http1: Some(http1), pool }
     }
 
-    /// Sends the request, whose URI is absolute. Cancel safe: dropping the future closes the connection, and so does
-    /// dropping the answer before its end.
+    /// Sends a request with an absolute URI. Cancel safe: dropping the future, or the response before its end, closes
+    /// the connection.
     pub(super) async fn send(
         mut self,
         mut request: Request<Body>,
         host: &HeaderValue,
-        notice: Option<Notice>,
+        notice: Option<SentNotice>,
     ) -> Result<Response<ResponseBody>, Http1Failure> {
         let http1 = self.http1.take().expect("a lease is used once");
         let uri = to_origin_form(&mut request);
@@ -140,9 +143,9 @@ impl Lease {
         if adds_host {
             request.headers_mut().insert(HOST, host.clone());
         }
-        let link = Arc::clone(&http1.link);
-        hyper::ext::on_informational(&mut request, move |_| link.interim());
-        let as_it_was = move |mut request: Request<Body>| {
+        let activity = Arc::clone(&http1.activity);
+        hyper::ext::on_informational(&mut request, move |_| activity.count_interim());
+        let restore = move |mut request: Request<Body>| {
             *request.uri_mut() = uri;
             if adds_host {
                 request.headers_mut().remove(HOST);
@@ -151,23 +154,23 @@ impl Lease {
         };
 
         let is_kept = http1.is_kept.load(Ordering::Relaxed);
-        let closed = |error| if is_kept { SendError::Closed(error) } else { SendError::Broke(error) };
-        let answer = Arc::<AnswerState>::default();
+        let closed = |error| if is_kept { SendError::Closed(error) } else { SendError::Reset(error) };
+        let response_state = Arc::<ResponseState>::default();
         let sending = {
-            let _handing = http1.handing.lock();
+            let _codec = http1.codec_lock.lock();
             let mut sender = http1.sender.lock();
-            let Sender { requests, is_busy, answer: current } = &mut *sender;
+            let Sender { requests, is_busy, response: current } = &mut *sender;
             let Some(requests) = requests else {
                 let error = SendError::Closed(Arc::new(ClosedByPool));
-                return Err(Http1Failure::Unsent(as_it_was(request), error));
+                return Err(Http1Failure::Unsent(restore(request), error));
             };
-            http1.link.begin(notice);
-            (*is_busy, *current) = (true, Arc::clone(&answer));
+            http1.activity.begin(notice);
+            (*is_busy, *current) = (true, Arc::clone(&response_state));
             requests.try_send_request(request)
         };
         let mut error = match sending.await {
             Ok(response) => {
-                let body = |incoming| ResponseBody::http1(Http1Body::new(incoming, http1, answer));
+                let body = |incoming| ResponseBody::http1(Http1Body::new(incoming, http1, response_state));
                 return Ok(response.map(body));
             }
             Err(error) => error,
@@ -175,14 +178,14 @@ impl Lease {
         let request = error.take_message();
         let error = Arc::new(error.into_error());
         Err(match request {
-            Some(request) => Http1Failure::Unsent(as_it_was(request), closed(error)),
-            None if http1.link.is_flooded() => Http1Failure::Final(SendError::TooManyInterim),
-            None if http1.link.has_written() => Http1Failure::Final(SendError::Broke(error)),
+            Some(request) => Http1Failure::Unsent(restore(request), closed(error)),
+            None if http1.activity.is_flooded() => Http1Failure::Final(SendError::TooManyInterim),
+            None if http1.activity.has_written() => Http1Failure::Final(SendError::Reset(error)),
             None => Http1Failure::Final(closed(error)),
         })
     }
 
-    /// Whether the connection has carried a request before.
+    /// Returns whether the connection has carried a request before.
     pub(super) fn is_kept(&self) -> bool {
         self.http1.as_ref().is_some_and(|http1| http1.is_kept.load(Ordering::Relaxed))
     }
@@ -196,33 +199,33 @@ impl Drop for Lease {
     }
 }
 
-/// Why a connection that the pool has just lent out has no codec any more.
+/// Error of a lease whose connection the pool closed at the same moment.
 #[derive(Debug, thiserror::Error)]
 #[error("the pool closed the connection")]
 struct ClosedByPool;
 
-/// Leaves the path and query, as HTTP/1.1 sends them to an origin, and returns the URI as it was.
+/// Reduces the URI to path and query, as HTTP/1.1 sends them to an origin. Returns the original URI.
 fn to_origin_form(request: &mut Request<Body>) -> Uri {
     let target = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     std::mem::replace(request.uri_mut(), Uri::from(target))
 }
 
-/// An answer's body. Its connection closes if it is dropped before its end.
+/// Response body. Dropping it before its end closes the connection.
 #[derive(Debug)]
 pub(super) struct Http1Body {
     incoming: Incoming,
-    /// `None` once it is over.
-    open: Option<OpenAnswer>,
+    /// `None` once the body has ended.
+    open: Option<OpenResponse>,
 }
 
-struct OpenAnswer {
+struct OpenResponse {
     http1: Arc<Http1>,
-    state: Arc<AnswerState>,
+    state: Arc<ResponseState>,
 }
 
 impl Http1Body {
-    fn new(incoming: Incoming, http1: Arc<Http1>, state: Arc<AnswerState>) -> Self {
-        let mut body = Self { incoming, open: Some(OpenAnswer { http1, state }) };
+    fn new(incoming: Incoming, http1: Arc<Http1>, state: Arc<ResponseState>) -> Self {
+        let mut body = Self { incoming, open: Some(OpenResponse { http1, state }) };
         if body.incoming.is_end_stream() {
             body.end();
         }
@@ -242,7 +245,7 @@ impl Http1Body {
 
     fn end(&mut self) {
         if let Some(open) = self.open.take() {
-            open.state.is_over.store(true, Ordering::Release);
+            open.state.is_complete.store(true, Ordering::Release);
             open.http1.driver.wake();
         }
     }
@@ -256,15 +259,15 @@ impl Http1Body {
     }
 }
 
-impl std::fmt::Debug for OpenAnswer {
+impl std::fmt::Debug for OpenResponse {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("OpenAnswer")
+        f.write_str("OpenResponse")
     }
 }
 
-impl Drop for OpenAnswer {
+impl Drop for OpenResponse {
     fn drop(&mut self) {
-        if !self.state.is_over.load(Ordering::Acquire) {
+        if !self.state.is_complete.load(Ordering::Acquire) {
             self.state.is_dropped.store(true, Ordering::Release);
             self.http1.driver.wake();
         }
@@ -280,9 +283,9 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         this.http1.driver.register(cx.waker());
-        let handing = this.http1.handing.lock();
+        let codec_lock = this.http1.codec_lock.lock();
         let polled = Pin::new(&mut this.connection).poll(cx);
-        drop(handing);
+        drop(codec_lock);
         match polled {
             Poll::Ready(ended) => {
                 if let Err(error) = ended {
@@ -293,12 +296,10 @@ where
             }
             Poll::Pending => {
                 this.give_back();
-                if this.is_given_up(cx) {
-                    tracing::debug!(
-                        "answer was dropped, or its peer takes nothing more, closing the connection"
-                    );
+                if this.is_abandoned(cx) {
+                    tracing::debug!("response dropped or upload stalled, closing upstream connection");
                     this.http1.close();
-                    return Poll::Ready(()); // the request's body ends with it
+                    return Poll::Ready(()); // aborts the request body
                 }
                 Poll::Pending
             }
@@ -307,34 +308,34 @@ where
 }
 
 impl<C> Http1Driver<C> {
-    /// Whether nobody wants the rest of the exchange: the answer was dropped before its end, or it is over and its peer has
-    /// taken nothing of the request's body for [`UNWANTED_AFTER`].
-    fn is_given_up(&mut self, cx: &mut Context<'_>) -> bool {
-        let (is_dropped, is_over) = {
-            let Sender { is_busy, answer, .. } = &*self.http1.sender.lock();
+    /// Returns whether the rest of the exchange is not needed: the response was dropped before its end, or it has
+    /// ended and the peer has read nothing of the request body for [`UNREAD_UPLOAD_TIMEOUT`].
+    fn is_abandoned(&mut self, cx: &mut Context<'_>) -> bool {
+        let (is_dropped, is_complete) = {
+            let Sender { is_busy, response, .. } = &*self.http1.sender.lock();
             let is = |flag: &AtomicBool| *is_busy && flag.load(Ordering::Acquire);
-            (is(&answer.is_dropped), is(&answer.is_over))
+            (is(&response.is_dropped), is(&response.is_complete))
         };
-        if !is_over {
-            self.unwanted = None;
+        if !is_complete {
+            self.upload_timer = None;
             return is_dropped;
         }
         loop {
             let begin = || {
-                self.http1.link.take_has_moved();
-                Box::pin(tokio::time::sleep(UNWANTED_AFTER))
+                self.http1.activity.take_has_written();
+                Box::pin(tokio::time::sleep(UNREAD_UPLOAD_TIMEOUT))
             };
-            if self.unwanted.get_or_insert_with(begin).as_mut().poll(cx).is_pending() {
+            if self.upload_timer.get_or_insert_with(begin).as_mut().poll(cx).is_pending() {
                 return false;
             }
-            self.unwanted = None;
-            if !self.http1.link.take_has_moved() {
+            self.upload_timer = None;
+            if !self.http1.activity.take_has_written() {
                 return true;
             }
         }
     }
 
-    /// Gives the connection back once the codec wants another request.
+    /// Returns the connection to the pool once the codec is ready for another request.
     fn give_back(&self) {
         let mut sender = self.http1.sender.lock();
         let is_idle = sender.is_busy && sender.requests.as_ref().is_some_and(SendRequest::is_ready);

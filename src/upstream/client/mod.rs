@@ -1,25 +1,38 @@
-//! The HTTP client that reaches the upstream and nothing else.
+//! HTTP client of the upstream, with a connection pool of its own.
 //!
-//! Whatever a request's target is, it goes to the configured scheme and authority: [`Client::uri`] is the
-//! only way to one. The client must never know what a request is for. Its pool owns the connections.
+//! hyper-util's pool was used first. It cannot do four things that the guarantees need:
+//!
+//! - It keeps one HTTP/2 connection and does not know how many streams the peer allows. At a limit of 10 the eleventh
+//!   long-poll waited for another's end (P1). Here `http2` counts streams, and the pool opens further connections.
+//! - It does not report when a request has left, so a waiting poll counted as held by the upstream (P7). Here
+//!   [`PendingRequest::on_connection`] does.
+//! - It dials once for each request of a burst: 60 requests on a cold pool made 60 TLS handshakes and used one. Here
+//!   dials belong to the pool and serve many requests.
+//! - It never retires a connection by age, so a changed DNS name was not followed while the old host lived. Here
+//!   `upstream.connection_max_age` limits it.
+//!
+//! It also reads interim responses without end, and reports a lack of descriptors as a fault of the upstream.
 //!
 //! ```text
-//! Client ─┬─ pool ────┬─ connect: name, TCP, TLS
-//!         │           ├─ http1: one request a connection at a time
+//! Client ─┬─ pool ────┬─ connect: DNS, TCP, TLS
+//!         │           ├─ http1: one request at a time on a connection
 //!         │           └─ http2: as many as the peer allows
-//!         └─ tunnels: another pool, HTTP/1.1 only, which upgrades need
+//!         └─ tunnels: another pool, HTTP/1.1 only, for upgrades
 //! ```
 //!
-//! A request is sent again in two cases only: a kept connection turned out to be closed before any byte of
-//! the request was written to it, or an HTTP/2 peer says that it has not looked at the request. Polls are not even
-//! then: who was told that one stands must be able to believe it.
+//! Every request goes to the configured scheme and authority: [`Client::uri`] is the only source of URIs. The client
+//! does not know the purpose of a request.
+//!
+//! The client resends a request in two cases only: a kept connection was closed before any byte of the request was
+//! written to it, or an HTTP/2 peer reports that it has not processed the request. It never resends a poll: the
+//! caller was notified that the poll is on a connection.
 
-mod answer;
 mod connect;
 mod http1;
 mod http2;
-mod link;
+mod observed_stream;
 mod pool;
+mod response_body;
 mod target;
 mod upload;
 
@@ -34,140 +47,143 @@ use http::{Request, Response, Uri};
 use hyper_rustls::ConfigBuilderExt;
 use tokio::sync::oneshot;
 
-pub(crate) use self::answer::ResponseBody;
 use self::connect::{Connector, Protocols};
 use self::pool::Pool;
-use self::target::Base;
+pub(crate) use self::response_body::ResponseBody;
+use self::target::BaseUrl;
 use crate::config;
 use crate::protocol::body::Body;
 use crate::telemetry::metrics::CallError;
 
-/// How often a silent connection is probed, by TCP and by HTTP/2 pings.
-const PROBE_EVERY: Duration = Duration::from_secs(20);
-/// How long a probe's answer may take.
+/// Interval of probes on a silent connection: TCP keep-alive and HTTP/2 pings.
+const PROBE_INTERVAL: Duration = Duration::from_secs(20);
+/// Time for the answer to a probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a peer that has answered all may take nothing of the rest of a request's body.
-const UNWANTED_AFTER: Duration = if cfg!(test) { Duration::from_secs(1) } else { Duration::from_secs(60) };
-/// Interim responses (1xx) to one request. Go's client took five for years, so that servers send few.
+/// Time that an upload may stall after the peer has sent its whole response.
+const UNREAD_UPLOAD_TIMEOUT: Duration =
+    if cfg!(test) { Duration::from_secs(1) } else { Duration::from_secs(60) };
+/// Most interim responses (1xx) to one request. Go's client accepted five for years, so servers send few.
 const MAX_INTERIM: usize = 32;
 
-/// A way to the upstream. Clones share their connections.
+/// Client of the upstream. Clones share their connections.
 ///
-/// Polls and passed-through requests each get a client of their own, so that neither takes the
-/// other's places.
+/// Polls and passed-through requests have separate clients, so that neither takes the connections of the other.
 #[derive(Clone)]
 pub struct Client {
-    base: Arc<Base>,
+    base: Arc<BaseUrl>,
     pool: Arc<Pool>,
     tunnels: Arc<Pool>,
 }
 
-/// Why there is no client.
+/// Reason why a client cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// `upstream.base_url` is no absolute `http` or `https` URL without userinfo and query.
-    #[error("upstream.base_url is no usable URL")]
+    /// `upstream.base_url` is not an absolute `http` or `https` URL, or has userinfo or a query.
+    #[error(
+        "`upstream.base_url` is not a valid upstream URL; use http://HOST or https://HOST, without userinfo and query"
+    )]
     BaseUrl,
-    /// The TLS library has no common ground with its own crypto provider.
-    #[error("TLS cannot be set up")]
+    /// rustls and its crypto provider have no TLS version in common.
+    #[error("could not set up TLS for the upstream")]
     Tls(#[from] rustls::Error),
 }
 
-/// Why a target cannot be asked for at the upstream.
+/// Reason why a target cannot be requested from the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadTarget {
-    /// It does not begin with a slash, as `*` does not.
-    #[error("the target is no path")]
+    /// The target does not begin with a slash, such as `*`.
+    #[error("the target is not a path")]
     NoPath,
-    /// It may lead out of the path prefix of `upstream.base_url`.
-    #[error("the target's path climbs")]
-    Climbs,
-    /// It is too long to be a URI together with the prefix.
+    /// The target may lead out of the path prefix of `upstream.base_url`.
+    #[error("the path of the target has a dot segment")]
+    DotSegment,
+    /// The target and the prefix together are too long for a URI.
     #[error("the target is too long")]
     TooLong,
 }
 
-/// What is behind a [`SendError`]. Shared, as a connection that cannot be opened may fail many requests.
+/// Cause of a [`SendError`]. Shared, because one failed connection may fail many requests.
 pub(crate) type Cause = Arc<dyn StdError + Send + Sync>;
 
-/// Why a request got no answer.
+/// Reason why a request got no response.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum SendError {
-    /// There is no connection, so no byte was sent.
+    /// No connection could be opened. No byte was sent.
     #[error("could not connect to the upstream")]
     Connect(#[source] Cause),
-    /// The connection, TLS included, was not there within `upstream.connect_timeout`. No byte was sent.
+    /// No connection, TLS included, was open within `upstream.connect_timeout`. No byte was sent.
     #[error("the upstream did not accept a connection in time")]
     ConnectTimeout(#[source] Cause),
-    /// The TLS handshake failed: an untrusted or wrong certificate, mostly. No byte was sent.
-    #[error("no secure connection to the upstream")]
+    /// The TLS handshake failed, mostly for an untrusted or wrong certificate. No byte was sent.
+    #[error("the TLS handshake with the upstream failed")]
     Tls(#[source] Cause),
-    /// The gateway itself has no descriptor or no memory for a connection. No byte was sent, and the upstream has no
-    /// part in it.
-    #[error("the gateway has run out of descriptors or memory for connections to the upstream")]
+    /// The gateway has no descriptor or memory for a connection. No byte was sent. P12: not counted against the
+    /// upstream.
+    #[error("the gateway has no descriptor or memory for a connection to the upstream")]
     LocalResources(#[source] Cause),
-    /// The kept connection that it was given turned out to be closed, or the upstream says that it has not looked at
+    /// A kept connection was closed before the request was sent, or the upstream reports that it has not processed
     /// the request.
     #[error("the upstream had closed the connection")]
     Closed(#[source] Cause),
-    /// The connection ended before an answer came. The upstream may have seen the request.
-    #[error("the upstream broke off before it answered")]
-    Broke(#[source] Cause),
-    /// Interim responses (1xx) came without end. The upstream has seen the request.
-    #[error("the upstream sent interim responses without end")]
+    /// The connection ended before a response. The upstream may have received the request.
+    #[error("the upstream closed the connection before it responded")]
+    Reset(#[source] Cause),
+    /// The upstream sent too many interim responses (1xx). It has received the request.
+    #[error("the upstream sent too many interim responses")]
     TooManyInterim,
 }
 
 impl SendError {
-    /// The same, for what is counted.
+    /// Returns the error under which metrics count it.
     pub fn fault(&self) -> CallError {
         match self {
             Self::Connect(_) => CallError::Connect,
             Self::ConnectTimeout(_) => CallError::ConnectTimeout,
             Self::Tls(_) => CallError::Tls,
             Self::LocalResources(_) => CallError::LocalResources,
-            Self::Closed(_) | Self::Broke(_) => CallError::Reset,
+            Self::Closed(_) | Self::Reset(_) => CallError::Reset,
             Self::TooManyInterim => CallError::Invalid,
         }
     }
 
-    /// A fixed word for logs, metrics and `Cache-Status`.
+    /// Returns the fixed word for logs, metrics and `Cache-Status`.
     pub fn reason(&self) -> &'static str {
         self.fault().as_str()
     }
 
-    /// Whether the upstream may have seen some of the request.
+    /// Returns whether the upstream may have received a part of the request.
     pub fn may_have_been_sent(&self) -> bool {
         match self {
-            Self::Broke(_) | Self::TooManyInterim => true,
+            Self::Reset(_) | Self::TooManyInterim => true,
             Self::Connect(_) | Self::ConnectTimeout(_) | Self::Tls(_) => false,
             Self::LocalResources(_) | Self::Closed(_) => false,
         }
     }
 }
 
-/// A request on its way, for a caller that needs to know when it stands on a connection.
+/// Request whose caller needs to know when it is on a connection.
 ///
-/// Both futures are `Unpin` and cancel safe to poll by reference in a `select!`. Dropping `response` ends
-/// the request.
+/// Both futures are `Unpin`, and cancel safe to poll by reference in a `select!`. Dropping `response` cancels the
+/// request.
 pub struct PendingRequest {
-    /// Ends once the request is on its way: HTTP/1.1 has written a first byte of it; HTTP/2 has handed on its HEADERS,
-    /// which do not wait behind the peer's limit on streams. Never ends if that never happens.
+    /// Resolves once the request is on a connection. Over HTTP/1.1 its first byte has been written. Over HTTP/2 its
+    /// HEADERS have been passed to h2, and do not wait for the peer's stream limit. Never resolves if the request
+    /// fails before.
     pub on_connection: Pin<Box<dyn Future<Output = ()> + Send>>,
-    /// Ends with the answer's head.
+    /// Resolves with the head of the response.
     pub response: Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, SendError>> + Send>>,
 }
 
 impl Client {
-    /// The client of this upstream. Reads the platform's root certificates; where there are none, Mozilla's
-    /// are used, which are built in.
+    /// Returns a client that trusts the root certificates of the platform, or the built-in ones of Mozilla if it has
+    /// none.
     pub fn new(config: &config::Upstream) -> Result<Self, ClientError> {
         Self::trusting_roots(config, ResendPolicy::Unsent)
     }
 
-    /// The same for polls: what it starts stands on one connection or fails.
+    /// Like [`Client::new`], for polls: never resends a request.
     pub fn for_polls(config: &config::Upstream) -> Result<Self, ClientError> {
-        Self::trusting_roots(config, ResendPolicy::Nothing)
+        Self::trusting_roots(config, ResendPolicy::Never)
     }
 
     fn trusting_roots(config: &config::Upstream, resend: ResendPolicy) -> Result<Self, ClientError> {
@@ -179,7 +195,7 @@ impl Client {
             match builder()?.with_native_roots() {
                 Ok(trusting) => trusting,
                 Err(error) => {
-                    tracing::warn!(%error, "no platform root certificates, built-in ones are used");
+                    tracing::warn!(%error, "no platform root certificates, using built-in ones");
                     builder()?.with_webpki_roots()
                 }
             }
@@ -189,7 +205,7 @@ impl Client {
         Self::build(config, trusting.with_no_client_auth(), resend)
     }
 
-    /// The same as [`Client::new`] with other trust.
+    /// Like [`Client::new`] with these TLS settings.
     #[cfg(test)]
     pub(crate) fn with_tls(
         config: &config::Upstream,
@@ -203,7 +219,7 @@ impl Client {
         tls: rustls::ClientConfig,
         resend: ResendPolicy,
     ) -> Result<Self, ClientError> {
-        let base = Arc::new(Base::new(&config.base_url).ok_or(ClientError::BaseUrl)?);
+        let base = Arc::new(BaseUrl::new(&config.base_url).ok_or(ClientError::BaseUrl)?);
         let pool = |protocols| {
             let connector = Connector::new(&base, tls.clone(), protocols, config.connect_timeout)?;
             Ok::<_, ClientError>(Pool::new(Arc::clone(&base), connector, config.connection_max_age, resend))
@@ -211,33 +227,32 @@ impl Client {
         Ok(Self { pool: pool(Protocols::Any)?, tunnels: pool(Protocols::Http1)?, base: Arc::clone(&base) })
     }
 
-    /// The URI of an origin-form target at the upstream: scheme and authority are always the configured
-    /// ones, the path prefix comes first, and then the target, byte for byte. Where there is a prefix, a
-    /// target with a `.` or `..` segment in any disguise is refused, since it could lead out of it.
+    /// Returns the URI of an origin-form target: the configured scheme, authority and path prefix, then the target
+    /// byte for byte. With a prefix, rejects a target with a `.` or `..` segment in any encoding, because it could
+    /// lead out of the prefix.
     pub fn uri(&self, target: &PathAndQuery) -> Result<Uri, BadTarget> {
         self.base.uri(target)
     }
 
-    /// Sends a request whose URI is one of [`Client::uri`]'s. Adds `Host` over HTTP/1.1, so the request must
-    /// have none. Cancel safe: dropping the future, or the answer's body later, ends the request at the
-    /// upstream.
+    /// Sends a request whose URI comes from [`Client::uri`]. Adds `Host` over HTTP/1.1, so the request must have
+    /// none. Cancel safe: dropping the future, or later the response body, cancels the request at the upstream.
     pub async fn send(&self, request: Request<Body>) -> Result<Response<ResponseBody>, SendError> {
         self.pool.send(request, None).await
     }
 
-    /// The same over HTTP/1.1 whatever else the upstream speaks, so that the connection can be taken over.
+    /// Like [`Client::send`], always over HTTP/1.1, so that the connection can be upgraded.
     pub async fn send_upgrade(&self, request: Request<Body>) -> Result<Response<ResponseBody>, SendError> {
         self.tunnels.send(request, None).await
     }
 
-    /// The same as [`Client::send`], and tells when the request is on its way.
+    /// Like [`Client::send`], and reports when the request is on a connection.
     pub fn start(&self, request: Request<Body>) -> PendingRequest {
         let (notice, sent) = oneshot::channel();
         let pool = Arc::clone(&self.pool);
         PendingRequest {
             on_connection: Box::pin(async move {
                 if sent.await.is_err() {
-                    pending::<()>().await; // the request is gone without having been sent
+                    pending::<()>().await; // the request failed before it was sent
                 }
             }),
             response: Box::pin(async move { pool.send(request, Some(notice)).await }),
@@ -245,11 +260,11 @@ impl Client {
     }
 }
 
-/// What is sent again that no upstream has looked at.
+/// Requests that the client resends if the upstream has not processed them.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ResendPolicy {
     Unsent,
-    Nothing,
+    Never,
 }
 
 #[cfg(test)]

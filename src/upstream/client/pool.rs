@@ -1,18 +1,18 @@
-//! The connections to the upstream: which one a request gets, when another is opened, when one is let go.
+//! Connection pool of one upstream: which connection a request gets, when another is dialed, when one is closed.
 //!
 //! ```text
-//! request ─▶ take: a slot on an HTTP/2 connection, else an unused HTTP/1.1 one
-//!            └─ none ─▶ wait, first come, first served ◀─ given back, or room again
-//!                         │                            ◀─ a dial's connection
-//!                         └─ too few on their way ─▶ dial, a task of the pool's
+//! request ──► take: a slot on an HTTP/2 connection, else an idle HTTP/1.1 connection
+//!             └─ none ──► wait in order of arrival ◄── a connection returned, or a slot released
+//!                          │                       ◄── a new connection
+//!                          └─ too few dials ──► dial, in a task of the pool
 //! ```
 //!
-//! Dials belong to the pool: who asked for one may go, and the others still get it. A dial stands for as many
-//! waiting requests as its connection will probably carry: one over HTTP/1.1; the peer's limit over HTTP/2; all of
-//! them until it is known which is spoken. So a burst on a cold pool makes one handshake. A dial that fails fails
-//! those for whom it stood, if they came before it began; the others get another one.
+//! The pool owns the dials. If the request that caused a dial is cancelled, others use its connection. A dial serves
+//! as many waiting requests as its connection will probably carry: one over HTTP/1.1, the peer's limit over HTTP/2,
+//! and all of them until the version is known. So a burst on a cold pool makes one TLS handshake. A failed dial fails
+//! the requests that it was to serve, if they waited before it began. The others get another dial.
 //!
-//! The pool knows no request. What it hands out ([`Lease`], [`StreamSlot`]) gives itself back.
+//! The pool does not look at requests. Its connections ([`Lease`], [`StreamSlot`]) return themselves when dropped.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -24,28 +24,27 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
-use super::answer::ResponseBody;
 use super::connect::{Connector, timed_out};
 use super::http1::{Http1, Http1Failure, Lease};
-use super::http2::{self, Driven, Http2, Http2Failure, MAX_STREAMS, StreamSlot};
-use super::link::Notice;
-use super::target::Base;
+use super::http2::{self, Http2, Http2Failure, Http2Status, MAX_STREAMS, StreamSlot};
+use super::observed_stream::SentNotice;
+use super::response_body::ResponseBody;
+use super::target::BaseUrl;
 use super::{ResendPolicy, SendError};
 use crate::clock;
 use crate::protocol::body::Body;
 
-/// How long an unused HTTP/1.1 connection stays open; servers commonly close theirs after 60 s or more.
+/// Time that an idle HTTP/1.1 connection stays open. Servers commonly close theirs after 60 s or more.
 const MAX_UNUSED: Duration = Duration::from_secs(30);
-/// How often those that have been unused for too long are looked for.
-const REAP_EVERY: Duration = Duration::from_secs(10);
-/// Unused HTTP/1.1 connections that are kept.
+/// Interval of the search for connections that have been idle for too long.
+const REAP_INTERVAL: Duration = Duration::from_secs(10);
+/// Most idle HTTP/1.1 connections.
 const MAX_IDLE: usize = 64;
-/// How often a request is sent again that no upstream has looked at.
+/// Most resends of a request that no upstream has processed.
 const MAX_RESENDS: u32 = 3;
 
-/// The connections to one upstream.
 pub(super) struct Pool {
-    base: Arc<Base>,
+    base: Arc<BaseUrl>,
     connector: Connector,
     max_age: Duration,
     resend: ResendPolicy,
@@ -55,51 +54,52 @@ pub(super) struct Pool {
 }
 
 struct PoolState {
-    /// HTTP/1.1, the one used last at the end.
-    idle: VecDeque<Idle>,
+    /// HTTP/1.1, the most recently used last.
+    idle: VecDeque<IdleHttp1>,
     /// HTTP/2, those that take requests.
     shared: Vec<Arc<Http2>>,
-    /// In the order of their coming.
-    waiting: BTreeMap<u64, oneshot::Sender<Result<Connection, SendError>>>,
-    /// Dials on their way.
+    /// In order of arrival.
+    waiting: BTreeMap<u64, oneshot::Sender<Result<PooledConnection, SendError>>>,
+    /// Dials in progress.
     dials: usize,
-    /// Numbers waiting requests and the beginnings of dials.
+    /// Numbers waiting requests, and dials when they begin.
     next: u64,
-    /// How many requests the next connection will carry at once.
+    /// Expected concurrent requests on the next connection.
     expected: usize,
     is_reaping: bool,
 }
 
-struct Idle {
+struct IdleHttp1 {
     http1: Arc<Http1>,
     since: Instant,
 }
 
-/// What a request is sent on.
-enum Connection {
+/// Connection, or a part of one, for a single request.
+enum PooledConnection {
     Http1(Lease),
     Http2(StreamSlot),
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("the upstream closed the connection before it told how many requests it may carry")]
+#[error("the upstream closed the connection before it sent its stream limit")]
 struct NoSettings;
 
 #[derive(Debug, thiserror::Error)]
-#[error("the upstream allows no request on a new connection")]
+#[error("the upstream allows no stream on a new connection")]
 struct NoStreams;
 
 #[derive(Debug, thiserror::Error)]
-#[error("the upstream closed one connection after the other before a request was sent")]
-struct Refused;
+#[error("the upstream closed several connections before the request was sent")]
+struct ClosedBeforeSending;
 
-/// Connections for requests that waited, to be handed over without the lock.
-type Handed = Vec<(oneshot::Sender<Result<Connection, SendError>>, Result<Connection, SendError>)>;
+/// Connections for waiting requests. They are sent after the lock is released.
+type Handover =
+    Vec<(oneshot::Sender<Result<PooledConnection, SendError>>, Result<PooledConnection, SendError>)>;
 
 impl Pool {
-    /// `max_age`: how old a connection may become before it takes no more requests.
+    /// `max_age`: age at which a connection takes no more requests.
     pub(super) fn new(
-        base: Arc<Base>,
+        base: Arc<BaseUrl>,
         connector: Connector,
         max_age: Duration,
         resend: ResendPolicy,
@@ -125,17 +125,17 @@ impl Pool {
         })
     }
 
-    /// Sends the request, whose URI is absolute, and tells the notice when it is on its way. Cancel safe: dropping
-    /// the future, or the answer before its end, ends the request.
+    /// Sends a request with an absolute URI. Uses the notice when the request is on a connection. Cancel safe:
+    /// dropping the future, or the response before its end, cancels the request.
     pub(super) async fn send(
         &self,
         mut request: Request<Body>,
-        mut notice: Option<Notice>,
+        mut notice: Option<SentNotice>,
     ) -> Result<Response<ResponseBody>, SendError> {
         let mut resends = 0;
         loop {
             let (unsent, error) = match self.connection().await? {
-                Connection::Http1(lease) => {
+                PooledConnection::Http1(lease) => {
                     let is_kept = lease.is_kept();
                     match lease.send(request, self.base.host(), notice.take()).await {
                         Ok(response) => return Ok(response),
@@ -145,22 +145,24 @@ impl Pool {
                         }
                     }
                 }
-                Connection::Http2(slot) => {
+                PooledConnection::Http2(slot) => {
                     let (spare, body) = request.into_parts();
-                    let is_whole = body.is_end_stream();
+                    let has_no_body = body.is_end_stream();
                     resends += 1;
                     match http2::send(slot, spare.clone(), body, notice.take(), &self.tasks).await {
                         Ok(response) => return Ok(response),
-                        // Nothing was sent, and nobody was told that it was: that goes for polls too.
-                        Err(Http2Failure::Refused(body, unused)) if resends <= MAX_RESENDS => {
+                        // No byte was sent and no notice used, so this resend is safe for polls, too.
+                        Err(Http2Failure::NotAccepted(body, unused)) if resends <= MAX_RESENDS => {
                             request = Request::from_parts(spare, body);
                             notice = unused;
                             continue;
                         }
-                        Err(Http2Failure::Refused(..)) => return Err(SendError::Closed(Arc::new(Refused))),
+                        Err(Http2Failure::NotAccepted(..)) => {
+                            return Err(SendError::Closed(Arc::new(ClosedBeforeSending)));
+                        }
                         Err(Http2Failure::Unprocessed(error)) => {
                             let error = SendError::Closed(Arc::new(error));
-                            if !is_whole || resends > MAX_RESENDS {
+                            if !has_no_body || resends > MAX_RESENDS {
                                 return Err(error);
                             }
                             (Request::from_parts(spare, Body::empty()), error)
@@ -169,33 +171,33 @@ impl Pool {
                     }
                 }
             };
-            if self.resend == ResendPolicy::Nothing {
+            if self.resend == ResendPolicy::Never {
                 return Err(error);
             }
-            tracing::trace!(%error, "sending a request again that nobody has seen");
+            tracing::trace!(%error, "resending a request that the upstream has not processed");
             request = unsent;
         }
     }
 
-    /// Returns a connection that is open and has room, unless others wait for one; else waits, as long as opening one
-    /// may take.
-    async fn connection(&self) -> Result<Connection, SendError> {
-        let (given, ticket, dials) = {
+    /// Returns an open connection with room, unless other requests wait for one. Else waits for one, at most as long
+    /// as a dial may take.
+    async fn connection(&self) -> Result<PooledConnection, SendError> {
+        let (receiver, ticket, dials) = {
             let mut state = self.state.lock();
             if state.waiting.is_empty()
                 && let Some(connection) = state.take(&self.myself, clock::now())
             {
                 return Ok(connection);
             }
-            let (give, given) = oneshot::channel();
-            let ticket = state.number();
-            state.waiting.insert(ticket, give);
-            (given, ticket, state.start_dials())
+            let (sender, receiver) = oneshot::channel();
+            let ticket = state.next_number();
+            state.waiting.insert(ticket, sender);
+            (receiver, ticket, state.count_needed_dials())
         };
         let _waiting = QueuedRequest { pool: self, ticket };
         self.dial(dials);
-        match tokio::time::timeout(self.connector.timeout(), given).await {
-            Ok(Ok(given)) => given,
+        match tokio::time::timeout(self.connector.timeout(), receiver).await {
+            Ok(Ok(connection)) => connection,
             Ok(Err(_)) | Err(_) => Err(timed_out()),
         }
     }
@@ -209,125 +211,126 @@ impl Pool {
     }
 
     async fn dial_once(&self) {
-        let number = self.state.lock().number();
+        let number = self.state.lock().next_number();
         let opened = self.open(number).await;
-        let (handed, dials) = {
+        let (handover, dials) = {
             let mut state = self.state.lock();
             state.dials -= 1;
-            let handed = match opened {
-                Ok(Opened::Http1(http1)) => {
+            let handover = match opened {
+                Ok(NewConnection::Http1(http1)) => {
                     state.expected = 1;
-                    state.idle.push_back(Idle { http1, since: clock::now() });
+                    state.idle.push_back(IdleHttp1 { http1, since: clock::now() });
                     self.hand_out(&mut state)
                 }
-                Ok(Opened::Http2(http2)) => {
+                Ok(NewConnection::Http2(http2)) => {
                     state.expected = state.expected.min(MAX_STREAMS);
                     state.shared.push(http2);
                     self.hand_out(&mut state)
                 }
-                Err(error) => state.fail(number, &error),
+                Err(error) => state.fail_waiting(number, &error),
             };
-            (handed, state.start_dials())
+            (handover, state.count_needed_dials())
         };
-        hand_over(handed);
+        hand_over(handover);
         self.dial(dials);
         self.reap_later();
     }
 
-    async fn open(&self, number: u64) -> Result<Opened, SendError> {
+    async fn open(&self, number: u64) -> Result<NewConnection, SendError> {
         let connected = self.connector.connect().await?;
-        // Jittered, so that connections opened together do not end together.
+        // Jitter keeps connections that were opened together from ending together.
         let age = self.max_age.mul_f64(0.9 + 0.2 * fastrand::f64());
         let (retire_at, pool) = (clock::now() + age, self.myself.clone());
         if connected.is_http2 {
-            let patience = self.connector.timeout();
+            let settings_timeout = self.connector.timeout();
             let (http2, driver) =
-                Http2::handshake(connected.stream, retire_at, number, patience, pool).await?;
+                Http2::handshake(connected.stream, retire_at, number, settings_timeout, pool).await?;
             self.tasks.spawn(driver);
-            Ok(Opened::Http2(http2))
+            Ok(NewConnection::Http2(http2))
         } else {
             let (http1, driver) = Http1::handshake(connected.stream, retire_at, pool).await?;
             self.tasks.spawn(driver);
-            Ok(Opened::Http1(http1))
+            Ok(NewConnection::Http1(http1))
         }
     }
 
-    /// Takes back an HTTP/1.1 connection that wants the next request.
+    /// Takes back an HTTP/1.1 connection that is ready for the next request.
     pub(super) fn put_back(&self, http1: Arc<Http1>) {
         let now = clock::now();
-        let handed = {
+        let handover = {
             let mut state = self.state.lock();
             if !http1.is_usable(now) || (state.idle.len() >= MAX_IDLE && state.waiting.is_empty()) {
                 http1.close();
                 return;
             }
-            state.idle.push_back(Idle { http1, since: now });
+            state.idle.push_back(IdleHttp1 { http1, since: now });
             self.hand_out(&mut state)
         };
-        hand_over(handed);
+        hand_over(handover);
         self.reap_later();
     }
 
-    /// There may be room on an HTTP/2 connection again.
-    pub(super) fn has_room(&self) {
-        let handed = {
+    /// Serves waiting requests after a slot on an HTTP/2 connection may have become free.
+    pub(super) fn on_room(&self) {
+        let handover = {
             let mut state = self.state.lock();
             self.hand_out(&mut state)
         };
-        hand_over(handed);
+        hand_over(handover);
     }
 
-    /// The peer of an HTTP/2 connection has changed its limit. The first one may be none at all.
-    pub(super) fn limit_changed(&self, driven: &Driven, is_first: bool) {
-        let (handed, dials) = {
+    /// Applies a changed stream limit of an HTTP/2 peer. The first limit may be 0, which fails the dial.
+    pub(super) fn limit_changed(&self, status: &Http2Status, is_first: bool) {
+        let (handover, dials) = {
             let mut state = self.state.lock();
-            state.expected = driven.streams().max(1);
-            let handed = if is_first && driven.streams() == 0 {
-                state.shared.retain(|http2| !http2.is(driven));
-                state.fail(driven.dial(), &SendError::Connect(Arc::new(NoStreams)))
+            state.expected = status.streams().max(1);
+            let handover = if is_first && status.streams() == 0 {
+                state.shared.retain(|http2| !http2.is(status));
+                state.fail_waiting(status.dial(), &SendError::Connect(Arc::new(NoStreams)))
             } else {
                 self.hand_out(&mut state)
             };
-            (handed, state.start_dials())
+            (handover, state.count_needed_dials())
         };
-        hand_over(handed);
+        hand_over(handover);
         self.dial(dials);
     }
 
-    /// An HTTP/2 connection takes no more requests. One that has never told its limit is a dial that failed.
-    pub(super) fn forget(&self, driven: &Driven) {
-        let (handed, dials) = {
+    /// Removes an HTTP/2 connection that takes no more requests. If its limit was never received, the dial has
+    /// failed.
+    pub(super) fn remove(&self, status: &Http2Status) {
+        let (handover, dials) = {
             let mut state = self.state.lock();
             let before = state.shared.len();
-            state.shared.retain(|http2| !http2.is(driven));
-            let handed = if state.shared.len() < before && !driven.is_ready() {
-                state.fail(driven.dial(), &SendError::Connect(Arc::new(NoSettings)))
+            state.shared.retain(|http2| !http2.is(status));
+            let handover = if state.shared.len() < before && !status.is_ready() {
+                state.fail_waiting(status.dial(), &SendError::Connect(Arc::new(NoSettings)))
             } else {
-                Handed::new()
+                Handover::new()
             };
-            (handed, state.start_dials())
+            (handover, state.count_needed_dials())
         };
-        hand_over(handed);
+        hand_over(handover);
         self.dial(dials);
     }
 
-    /// Finds connections for those that wait.
-    fn hand_out(&self, state: &mut PoolState) -> Handed {
-        let mut handed = Handed::new();
+    /// Finds connections for waiting requests.
+    fn hand_out(&self, state: &mut PoolState) -> Handover {
+        let mut handover = Handover::new();
         if state.waiting.is_empty() {
-            return handed;
+            return handover;
         }
         let now = clock::now();
         while !state.waiting.is_empty()
             && let Some(connection) = state.take(&self.myself, now)
             && let Some((_, waiting)) = state.waiting.pop_first()
         {
-            handed.push((waiting, Ok(connection)));
+            handover.push((waiting, Ok(connection)));
         }
-        handed
+        handover
     }
 
-    /// Sees to it that unused HTTP/1.1 connections do not stay for ever.
+    /// Closes idle HTTP/1.1 connections after their time.
     fn reap_later(&self) {
         {
             let mut state = self.state.lock();
@@ -339,7 +342,7 @@ impl Pool {
         let pool = self.myself.clone();
         self.tasks.spawn(async move {
             loop {
-                tokio::time::sleep(REAP_EVERY).await;
+                tokio::time::sleep(REAP_INTERVAL).await;
                 match pool.upgrade() {
                     Some(pool) if pool.reap() => {}
                     Some(_) | None => return,
@@ -348,7 +351,7 @@ impl Pool {
         });
     }
 
-    /// Returns whether some are left.
+    /// Closes those that are idle for too long. Returns whether some are left.
     fn reap(&self) -> bool {
         let mut state = self.state.lock();
         let now = clock::now();
@@ -363,13 +366,13 @@ impl Pool {
         state.is_reaping
     }
 
-    /// Requests that wait for a connection.
+    /// Number of requests that wait for a connection.
     #[cfg(test)]
     pub(super) fn waiting(&self) -> usize {
         self.state.lock().waiting.len()
     }
 
-    /// Connections that take requests, or have just been unused.
+    /// Number of connections that take requests or are idle.
     #[cfg(test)]
     pub(super) fn usable(&self) -> usize {
         let mut state = self.state.lock();
@@ -378,10 +381,10 @@ impl Pool {
         state.shared.len() + state.idle.len()
     }
 
-    /// Slots taken on HTTP/2 connections.
+    /// Number of slots taken on HTTP/2 connections.
     #[cfg(test)]
-    pub(super) fn taken(&self) -> usize {
-        self.state.lock().shared.iter().map(|http2| http2.taken()).sum()
+    pub(super) fn slots_taken(&self) -> usize {
+        self.state.lock().shared.iter().map(|http2| http2.slots_taken()).sum()
     }
 }
 
@@ -391,55 +394,57 @@ impl Drop for Pool {
     }
 }
 
-impl Idle {
+impl IdleHttp1 {
     fn is_usable(&self, now: Instant) -> bool {
         self.http1.is_usable(now) && now.saturating_duration_since(self.since) < MAX_UNUSED
     }
 }
 
-/// A connection of a dial's.
-enum Opened {
+/// Connection that a dial has opened.
+enum NewConnection {
     Http1(Arc<Http1>),
     Http2(Arc<Http2>),
 }
 
 impl PoolState {
-    fn number(&mut self) -> u64 {
+    fn next_number(&mut self) -> u64 {
         self.next += 1;
         self.next
     }
 
-    fn take(&mut self, pool: &Weak<Pool>, now: Instant) -> Option<Connection> {
+    fn take(&mut self, pool: &Weak<Pool>, now: Instant) -> Option<PooledConnection> {
         self.shared.retain(|http2| http2.is_usable(now));
         if let Some(http2) = self.shared.iter().find(|http2| http2.has_room()) {
-            return Some(Connection::Http2(StreamSlot::take(http2, pool.clone())));
+            return Some(PooledConnection::Http2(StreamSlot::take(http2, pool.clone())));
         }
         while let Some(idle) = self.idle.pop_back() {
             if idle.is_usable(now) {
-                return Some(Connection::Http1(Lease::new(Arc::clone(&idle.http1), pool.clone())));
+                return Some(PooledConnection::Http1(Lease::new(Arc::clone(&idle.http1), pool.clone())));
             }
             idle.http1.close();
         }
         None
     }
 
-    /// Waiting requests that dials on their way, and connections whose limit is not known yet, will probably serve.
-    fn coming(&self) -> usize {
+    /// Returns how many waiting requests the current dials, and connections whose limit is unknown, will probably
+    /// serve.
+    fn expected_capacity(&self) -> usize {
         let unready = self.shared.iter().filter(|http2| !http2.is_ready()).count();
         self.expected.saturating_mul(self.dials + unready)
     }
 
-    /// Counts the dials that those who wait need beside those on their way; they have to be begun.
-    fn start_dials(&mut self) -> usize {
-        let dials = self.waiting.len().saturating_sub(self.coming()).div_ceil(self.expected);
+    /// Returns how many more dials the waiting requests need, and counts them as in progress. The caller has to begin
+    /// them.
+    fn count_needed_dials(&mut self) -> usize {
+        let dials = self.waiting.len().saturating_sub(self.expected_capacity()).div_ceil(self.expected);
         self.dials += dials;
         dials
     }
 
-    /// Those for whom the dial of this number stood get its error, if they were there when it began: the last of them,
-    /// as what is still coming goes to the first.
-    fn fail(&mut self, number: u64, error: &SendError) -> Handed {
-        let count = self.waiting.len().saturating_sub(self.coming());
+    /// Fails the requests that the dial with this number was to serve, if they waited before it began. Takes the last
+    /// of them, because connections that still come go to the first.
+    fn fail_waiting(&mut self, number: u64, error: &SendError) -> Handover {
+        let count = self.waiting.len().saturating_sub(self.expected_capacity());
         let failed: Vec<u64> =
             self.waiting.range(..number).rev().map(|(ticket, _)| *ticket).take(count).collect();
         let failed = failed.iter().filter_map(|ticket| self.waiting.remove(ticket));
@@ -447,7 +452,7 @@ impl PoolState {
     }
 }
 
-/// A request that waits. Dropped, it waits no more.
+/// A waiting request. Dropping it leaves the queue.
 struct QueuedRequest<'p> {
     pool: &'p Pool,
     ticket: u64,
@@ -459,9 +464,9 @@ impl Drop for QueuedRequest<'_> {
     }
 }
 
-/// What nobody takes any more gives itself back.
-fn hand_over(handed: Handed) {
-    for (waiting, connection) in handed {
+/// Sends connections to requests. A connection whose request was cancelled returns itself to the pool.
+fn hand_over(handover: Handover) {
+    for (waiting, connection) in handover {
         drop(waiting.send(connection));
     }
 }

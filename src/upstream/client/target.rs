@@ -1,28 +1,28 @@
-//! The upstream's address, and the URIs that may be asked for there.
+//! Base URL of the upstream, and the URIs that may be requested there.
 //!
-//! Whatever a request's target is, it goes to the configured scheme and authority. Where `upstream.base_url` has a
-//! path, a target that some server could read as leading out of it is refused ([`has_dot_segment`]).
+//! Every request goes to the configured scheme and authority. If `upstream.base_url` has a path, a target is rejected
+//! that any server could read as leading out of it ([`has_dot_segment`]).
 
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Uri};
 
 use super::BadTarget;
 
-/// How often an encoding may be encoded again. A target that is still not plain after so many rounds is refused.
+/// Most layers of encoding. A target that has more is rejected.
 const MAX_ROUNDS: usize = 8;
 
-/// `upstream.base_url`, taken apart.
+/// Parts of `upstream.base_url`.
 #[derive(Debug)]
-pub(super) struct Base {
+pub(super) struct BaseUrl {
     scheme: Scheme,
     authority: Authority,
-    /// The `Host` field of HTTP/1.1: without the port where that is the scheme's own.
+    /// `Host` header of HTTP/1.1, without the default port of the scheme.
     host: HeaderValue,
-    /// Without a slash at its end; empty for none.
+    /// Without a trailing slash; may be empty.
     prefix: String,
 }
 
-impl Base {
+impl BaseUrl {
     /// Returns `None` unless the URL is `http` or `https`, without userinfo and query.
     pub(super) fn new(url: &Uri) -> Option<Self> {
         let scheme = url.scheme().filter(|scheme| [Scheme::HTTP, Scheme::HTTPS].contains(scheme))?;
@@ -30,9 +30,9 @@ impl Base {
         if url.query().is_some() {
             return None;
         }
-        let usual_port = if *scheme == Scheme::HTTPS { 443 } else { 80 };
+        let default_port = if *scheme == Scheme::HTTPS { 443 } else { 80 };
         let host = match authority.port_u16() {
-            Some(port) if port != usual_port => authority.as_str(),
+            Some(port) if port != default_port => authority.as_str(),
             Some(_) | None => authority.host(),
         };
         Some(Self {
@@ -51,12 +51,12 @@ impl Base {
         &self.host
     }
 
-    /// The name or address to connect to, without the brackets of IPv6.
+    /// Returns the name or address to connect to, without the brackets of IPv6.
     pub(super) fn host_name(&self) -> &str {
         self.authority.host().trim_matches(['[', ']'])
     }
 
-    /// The upstream itself, for a connector.
+    /// Returns scheme and authority as a URI, for the connector.
     pub(super) fn origin(&self) -> Option<Uri> {
         let target = PathAndQuery::from_static("/");
         Uri::builder()
@@ -76,7 +76,7 @@ impl Base {
         let target = if prefix.is_empty() {
             target.clone()
         } else if has_dot_segment(target.path()) {
-            return Err(BadTarget::Climbs);
+            return Err(BadTarget::DotSegment);
         } else {
             PathAndQuery::try_from(format!("{prefix}{target}")).map_err(|_| BadTarget::TooLong)?
         };
@@ -87,9 +87,10 @@ impl Base {
 
 /// Returns whether some server could read a segment of the path as `.` or `..`.
 ///
-/// Servers differ in what they undo before they look: percent-encoding, more than once; `%uXXXX`; UTF-8 in more
-/// bytes than it needs; characters that are normalised to a dot or a slash. They differ in what ends a segment too:
-/// a backslash; and what ends a name in it: a semicolon, a question mark, a control character, a space. All of these are undone here.
+/// Servers decode different things before they resolve dots: percent-encoding, more than once; `%uXXXX`; overlong
+/// UTF-8; characters that normalise to a dot or a slash. They also differ in the end of a segment (a backslash) and
+/// in the end of a name within it (a semicolon, a question mark, a control character, a space). This function undoes
+/// all of these.
 fn has_dot_segment(path: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'%' | b'\\');
     if path.bytes().all(is_plain) && !path.contains("/.") {
@@ -98,15 +99,15 @@ fn has_dot_segment(path: &str) -> bool {
     let mut plain = path.as_bytes().to_vec();
     let mut rounds = 0;
     loop {
-        let decoded = decoded_once(&plain);
-        if decoded == plain {
+        let decoded_again = decoded_once(&plain);
+        if decoded_again == plain {
             break;
         }
         if rounds == MAX_ROUNDS {
             return true;
         }
         rounds += 1;
-        plain = decoded;
+        plain = decoded_again;
     }
     plain.split(|byte| matches!(byte, b'/' | b'\\')).any(is_dot_segment)
 }
@@ -115,41 +116,41 @@ fn is_dot_segment(segment: &[u8]) -> bool {
     let ends_name = |byte: &u8| matches!(byte, b';' | b'?' | b'#');
     let is_blank = |byte: &u8| byte.is_ascii_control() || *byte == b' ';
     let is_dots = |name: &[u8]| name == b"." || name == b"..";
-    // `..;x` and `..%00x` are `..` to some, as `.%09.` is to others.
+    // Some servers read `..;x` and `..%00x` as `..`, others `.%09.`.
     let name = segment.split(|byte| ends_name(byte) || is_blank(byte)).find(|name| !name.is_empty());
     let squeezed: Vec<u8> =
         segment.iter().copied().take_while(|byte| !ends_name(byte)).filter(|byte| !is_blank(byte)).collect();
     name.is_some_and(is_dots) || is_dots(&squeezed)
 }
 
-/// Undoes one layer of encodings, and writes what stands for a dot or a slash as that.
+/// Undoes one layer of encoding, and replaces characters that stand for a dot or a slash.
 fn decoded_once(path: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(path.len());
     let mut rest = path;
     while let Some(first) = rest.first() {
-        let (length, meant) = percent_encoded(rest)
+        let (length, decoded) = percent_encoded(rest)
             .or_else(|| overlong(rest))
             .or_else(|| look_alike(rest))
-            .unwrap_or((1, Meant::Byte(*first)));
-        match meant {
-            Meant::Byte(byte) => plain.push(byte),
-            Meant::Char(char) => plain.extend_from_slice(char.encode_utf8(&mut [0; 4]).as_bytes()),
-            Meant::Text(text) => plain.extend_from_slice(text.as_bytes()),
+            .unwrap_or((1, Decoded::Byte(*first)));
+        match decoded {
+            Decoded::Byte(byte) => plain.push(byte),
+            Decoded::Char(char) => plain.extend_from_slice(char.encode_utf8(&mut [0; 4]).as_bytes()),
+            Decoded::Text(text) => plain.extend_from_slice(text.as_bytes()),
         }
         rest = rest.get(length..).unwrap_or_default();
     }
     plain
 }
 
-/// What a sequence of bytes stands for.
-enum Meant {
+/// Meaning of a sequence of bytes.
+enum Decoded {
     Byte(u8),
     Char(char),
     Text(&'static str),
 }
 
-/// `%2e`, and `%u002e` as IIS reads it.
-fn percent_encoded(rest: &[u8]) -> Option<(usize, Meant)> {
+/// Decodes `%2e`, and `%u002e` as IIS reads it.
+fn percent_encoded(rest: &[u8]) -> Option<(usize, Decoded)> {
     let number = |digits: &[u8]| {
         let digits = std::str::from_utf8(digits).ok().filter(|digits| !digits.starts_with('+'))?;
         u32::from_str_radix(digits, 16).ok()
@@ -157,15 +158,16 @@ fn percent_encoded(rest: &[u8]) -> Option<(usize, Meant)> {
     match rest {
         [b'%', b'u' | b'U', code @ ..] => {
             let char = char::from_u32(number(code.get(..4)?)?)?;
-            Some((6, Meant::Char(char)))
+            Some((6, Decoded::Char(char)))
         }
-        [b'%', code @ ..] => Some((3, Meant::Byte(u8::try_from(number(code.get(..2)?)?).ok()?))),
+        [b'%', code @ ..] => Some((3, Decoded::Byte(u8::try_from(number(code.get(..2)?)?).ok()?))),
         _ => None,
     }
 }
 
-/// ASCII written in two to six bytes of UTF-8, as lax decoders read it: they look at no continuation byte's mark.
-fn overlong(rest: &[u8]) -> Option<(usize, Meant)> {
+/// Decodes ASCII in two to six bytes of UTF-8. Lax decoders accept it, and do not check the mark of continuation
+/// bytes.
+fn overlong(rest: &[u8]) -> Option<(usize, Decoded)> {
     let (length, high) = match *rest.first()? {
         lead @ 0xc0..=0xdf => (2, lead & 0x1f),
         lead @ 0xe0..=0xef => (3, lead & 0x0f),
@@ -177,19 +179,19 @@ fn overlong(rest: &[u8]) -> Option<(usize, Meant)> {
     let code =
         rest.get(1..length)?.iter().fold(u32::from(high), |code, byte| code << 6 | u32::from(byte & 0x3f));
     let byte = u8::try_from(code).ok().filter(u8::is_ascii)?;
-    Some((length, Meant::Byte(byte)))
+    Some((length, Decoded::Byte(byte)))
 }
 
 /// Characters that normalisation (NFKC, IDNA) or a best-fit table turns into dots and slashes.
-fn look_alike(rest: &[u8]) -> Option<(usize, Meant)> {
+fn look_alike(rest: &[u8]) -> Option<(usize, Decoded)> {
     const LOOK_ALIKE: [(char, &str); 17] = [
         ('\u{ff0e}', "."),   // fullwidth full stop
         ('\u{2024}', "."),   // one dot leader
         ('\u{fe52}', "."),   // small full stop
         ('\u{3002}', "."),   // ideographic full stop
-        ('\u{ff61}', "."),   // its halfwidth form
+        ('\u{ff61}', "."),   // halfwidth ideographic full stop
         ('\u{2025}', ".."),  // two dot leader
-        ('\u{fe30}', ".."),  // its vertical form
+        ('\u{fe30}', ".."),  // vertical two dot leader
         ('\u{2026}', "..."), // ellipsis
         ('\u{ff0f}', "/"),   // fullwidth solidus
         ('\u{2044}', "/"),   // fraction slash
@@ -207,7 +209,7 @@ fn look_alike(rest: &[u8]) -> Option<(usize, Meant)> {
     LOOK_ALIKE.iter().find_map(|(char, text)| {
         let mut bytes = [0; 4];
         let bytes = char.encode_utf8(&mut bytes).as_bytes();
-        rest.starts_with(bytes).then_some((bytes.len(), Meant::Text(text)))
+        rest.starts_with(bytes).then_some((bytes.len(), Decoded::Text(text)))
     })
 }
 
@@ -215,12 +217,12 @@ fn look_alike(rest: &[u8]) -> Option<(usize, Meant)> {
 mod tests {
     use super::*;
 
-    fn base(url: &str) -> Base {
-        Base::new(&url.parse().unwrap()).unwrap()
+    fn base(url: &str) -> BaseUrl {
+        BaseUrl::new(&url.parse().unwrap()).unwrap()
     }
 
     #[test]
-    fn the_host_field_has_the_port_only_where_it_is_not_the_schemes_own() {
+    fn the_host_header_has_the_port_unless_it_is_the_default_of_the_scheme() {
         for (url, host) in [
             ("http://up.example", "up.example"),
             ("http://up.example:80", "up.example"),
@@ -234,9 +236,9 @@ mod tests {
         assert_eq!(base("https://[::1]").host_name(), "::1");
     }
 
-    /// Each in turn was sent on to an upstream that would have read it as going up.
+    /// Without this check each of them was forwarded to an upstream that reads it as going up.
     #[test]
-    fn a_dot_segment_in_any_disguise_cannot_leave_the_path_prefix() {
+    fn base_url_rejects_a_dot_segment_in_any_encoding_that_could_leave_the_path_prefix() {
         let base = base("http://up.example/api/v1");
         for climbing in [
             "/..",
@@ -247,7 +249,7 @@ mod tests {
             "/a/..\\b",
             "/..%5cb",
             "/..;x=y/b",
-            // overlong UTF-8, in two to six bytes, and with continuation bytes that are none
+            // overlong UTF-8 in two to six bytes, also with invalid continuation bytes
             "/%c0%ae%c0%ae/x",
             "/%C0%AE./x",
             "/%e0%80%ae%e0%80%ae/x",
@@ -259,7 +261,7 @@ mod tests {
             "/..%c1%9cx",
             "/..%c1%1cx",
             "/..%e0%80%afx",
-            // control characters and spaces, which some end a name at and others leave out
+            // control characters and spaces, which end a name for some servers and are skipped by others
             "/..%00/x",
             "/..%00x/y",
             "/.%00./x",
@@ -268,18 +270,18 @@ mod tests {
             "/.%7f./x",
             "/..%20/x",
             "/..%c0%80/x",
-            // what ends a path once it is decoded
+            // characters that end a path once they are decoded
             "/..%3fx",
             "/a/..%23x",
             "/..%3bx/y",
-            // encoded again and again
+            // several layers of encoding
             "/%252e%252e/x",
             "/%25252e%25252e/x",
             "/%2525252525252525252525252e%2e/x",
             "/%%32%65%%32%65/x",
             "/%25%32%65%25%32%65/x",
             "/%252525c0%252525ae./x",
-            // UTF-16 as IIS writes it, and characters that are normalised to a dot or a slash
+            // UTF-16 as IIS writes it, and characters that normalise to a dot or a slash
             "/%u002e%u002e/x",
             "/%U002E./x",
             "/..%u002fx",
@@ -296,12 +298,12 @@ mod tests {
             "/%e2%80%a4%e2%80%a4/x",
             "/%25u002e%25u002e/x",
         ] {
-            assert_eq!(base.uri(&climbing.parse().unwrap()), Err(BadTarget::Climbs), "{climbing}");
+            assert_eq!(base.uri(&climbing.parse().unwrap()), Err(BadTarget::DotSegment), "{climbing}");
         }
     }
 
     #[test]
-    fn what_only_looks_alike_goes_through_as_it_is_written() {
+    fn base_url_forwards_a_harmless_target_byte_for_byte() {
         let base = base("http://up.example/api/v1");
         for target in [
             "/",

@@ -1,6 +1,6 @@
-//! A request's body on its way over HTTP/2.
+//! Request bodies over HTTP/2.
 //!
-//! A task of its own where it is not at hand at once: it goes on while nobody reads the answer.
+//! A body that is not available at once gets its own task, so that it is sent even while the response is not read.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -14,24 +14,24 @@ use http_body::{Body as HttpBody, Frame};
 use tokio::task::AbortHandle;
 use tokio_util::task::TaskTracker;
 
-use super::UNWANTED_AFTER;
+use super::UNREAD_UPLOAD_TIMEOUT;
 use super::http2::StreamSlot;
 use crate::protocol::body::Body;
 
-/// What is claimed of the connection's window at once. All that is handed to h2 has been claimed, so that it does
-/// not stay there behind a window that the peer does not open.
-const CLAIM: usize = 64 << 10;
+/// Bytes of the connection window that are claimed at once. h2 gets only claimed bytes, so it never buffers a body
+/// behind a closed window of the peer.
+const WINDOW_CLAIM: usize = 64 << 10;
 
-/// A body on its way. Dropping it ends it, and resets its stream unless that is over.
+/// Upload in progress. Dropping it aborts the upload and resets its stream unless that has ended.
 #[derive(Debug)]
 pub(super) struct Http2Upload {
     task: Option<AbortHandle>,
-    /// Whether all of the answer is there.
+    /// Set once the whole response has arrived.
     is_answered: Arc<AtomicBool>,
 }
 
 impl Http2Upload {
-    /// Sends the body. Returns `None` if all of it has gone already.
+    /// Sends the body. Returns `None` if all of it has been sent already.
     pub(super) async fn start(
         body: Body,
         stream: SendStream<Bytes>,
@@ -50,7 +50,7 @@ impl Http2Upload {
         first.is_pending().then(|| Self { task: Some(tasks.spawn(sending).abort_handle()), is_answered })
     }
 
-    /// Lets it go on by itself, as the answer is over: until it ends, or the peer takes nothing of it for too long.
+    /// Lets the upload go on after the response has ended, until it ends or stalls for [`UNREAD_UPLOAD_TIMEOUT`].
     pub(super) fn detach(mut self) {
         self.is_answered.store(true, Ordering::Relaxed);
         self.task = None;
@@ -79,8 +79,8 @@ async fn send(mut body: Body, mut stream: SendStream<Bytes>, is_answered: &Atomi
                 let _ = stream.send_data(Bytes::new(), true); // fails on a stream that has ended
                 return;
             }
-            NextFrame::Broke => return stream.send_reset(Reason::INTERNAL_ERROR),
-            NextFrame::Unwanted => return,
+            NextFrame::Failed => return stream.send_reset(Reason::INTERNAL_ERROR),
+            NextFrame::Reset => return,
         }
     }
 }
@@ -88,21 +88,21 @@ async fn send(mut body: Body, mut stream: SendStream<Bytes>, is_answered: &Atomi
 enum NextFrame {
     Frame(Frame<Bytes>),
     End,
-    Broke,
+    Failed,
     /// The peer has reset the stream.
-    Unwanted,
+    Reset,
 }
 
 async fn next(body: &mut Body, stream: &mut SendStream<Bytes>) -> NextFrame {
     poll_fn(|cx| {
         if stream.poll_reset(cx).is_ready() {
-            return Poll::Ready(NextFrame::Unwanted);
+            return Poll::Ready(NextFrame::Reset);
         }
         Pin::new(&mut *body).poll_frame(cx).map(|frame| match frame {
             Some(Ok(frame)) => NextFrame::Frame(frame),
             Some(Err(error)) => {
-                tracing::debug!(error, "a request's body broke off");
-                NextFrame::Broke
+                tracing::debug!(error, "request body failed");
+                NextFrame::Failed
             }
             None => NextFrame::End,
         })
@@ -110,7 +110,7 @@ async fn next(body: &mut Body, stream: &mut SendStream<Bytes>) -> NextFrame {
     .await
 }
 
-/// Returns whether there may be more.
+/// Returns whether more frames may follow.
 async fn send_frame(
     frame: Frame<Bytes>,
     is_last: bool,
@@ -130,15 +130,15 @@ async fn send_frame(
         return Ok(false);
     }
     while !data.is_empty() {
-        stream.reserve_capacity(data.len().min(CLAIM));
+        stream.reserve_capacity(data.len().min(WINDOW_CLAIM));
         let claimed = claimed(stream, is_answered).await?;
-        let piece = data.split_to(claimed.min(data.len()));
-        stream.send_data(piece, is_last && data.is_empty())?;
+        let chunk = data.split_to(claimed.min(data.len()));
+        stream.send_data(chunk, is_last && data.is_empty())?;
     }
     Ok(!is_last)
 }
 
-/// Waits for a part of what was claimed. Fails where the peer does not want it.
+/// Waits for a part of the claimed window. Fails if the peer resets the stream, or stalls after its response.
 async fn claimed(stream: &mut SendStream<Bytes>, is_answered: &AtomicBool) -> Result<usize, h2::Error> {
     let mut timer = None;
     poll_fn(|cx| {
@@ -152,7 +152,7 @@ async fn claimed(stream: &mut SendStream<Bytes>, is_answered: &AtomicBool) -> Re
                     Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
                     Poll::Ready(None) => return Poll::Ready(Err(Reason::CANCEL.into())),
                     Poll::Pending => {
-                        let sleep = || Box::pin(tokio::time::sleep(UNWANTED_AFTER));
+                        let sleep = || Box::pin(tokio::time::sleep(UNREAD_UPLOAD_TIMEOUT));
                         ready!(timer.get_or_insert_with(sleep).as_mut().poll(cx));
                         if is_answered.load(Ordering::Relaxed) {
                             return Poll::Ready(Err(Reason::CANCEL.into()));

@@ -1,7 +1,7 @@
-//! One try of a poll: what is asked, and what the answer means (contract, section 8).
+//! One attempt of a poll: the request, and the meaning of its response.
 //!
-//! It must never know who waits for it, nor whether there will be another try: the hub owns the task that runs
-//! it, and drops it to cancel.
+//! The poller does not know which waits need the poll, or whether another attempt follows. The hub owns the task that
+//! runs it, and drops it to cancel.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -27,50 +27,49 @@ use crate::telemetry::metrics::{CallError, CallKind, Code, Metrics};
 use crate::telemetry::trace::TraceContext;
 use crate::upstream::client::{Client, ResponseBody, SendError};
 
-/// The largest answer to a poll that is read. Real ones have some kB a job.
-const MAX_ANSWER: usize = 8 << 20;
+/// Largest response to a poll. Real ones have a few kB for each job.
+const MAX_RESPONSE: usize = 8 << 20;
 
-/// Does polls.
+/// Runs attempts of polls.
 #[derive(Clone)]
 pub struct Poller {
     client: Client,
     route: Arc<Route>,
-    /// How long an answer may take, from the moment the request stands on a connection.
-    limit: Duration,
-    connect: Duration,
+    /// Time for a response, from the moment the request is on a connection.
+    response_timeout: Duration,
+    connect_timeout: Duration,
     metrics: Arc<Metrics>,
 }
 
-/// What a poll came to, and what it says of the upstream and the key.
+/// Result of a poll that got a final response.
 #[derive(Debug)]
 pub struct PollLanding {
-    /// What the waits are told.
+    /// Result for the waits.
     pub outcome: PollOutcome,
-    /// How the upstream holds several jobs, if this showed it.
+    /// Form in which the upstream lists several jobs, if the response shows it.
     pub shape: Option<ListShape>,
-    /// Whether the upstream let the key in; `None` where it did not say.
+    /// Verdict of the upstream on the key; `None` if the status implies none.
     pub key: Option<KeyVerdict>,
-    /// The answer's status.
     pub status: StatusCode,
-    /// The pause that a success asks for before its jobs are asked about again.
+    /// `Retry-After` of a success: pause before its jobs are polled again.
     pub retry_after: Option<Duration>,
-    /// When all of the answer was there.
+    /// Time at which the response was complete.
     pub answered_at: Instant,
 }
 
-/// The upstream's word on a key.
+/// Verdict of the upstream on a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyVerdict {
     /// A success.
     Accepted,
     /// 401: the key is not valid.
     Refused,
-    /// 403: the key may not have what was asked for.
+    /// 403: the key may not access the requested jobs.
     Forbidden,
 }
 
-/// The upstream's word on the key of a request that it answered so.
-pub(crate) fn key_word(status: StatusCode) -> Option<KeyVerdict> {
+/// Returns the verdict that a response status implies.
+pub(crate) fn key_verdict(status: StatusCode) -> Option<KeyVerdict> {
     match status {
         StatusCode::UNAUTHORIZED => Some(KeyVerdict::Refused),
         StatusCode::FORBIDDEN => Some(KeyVerdict::Forbidden),
@@ -79,72 +78,71 @@ pub(crate) fn key_word(status: StatusCode) -> Option<KeyVerdict> {
     }
 }
 
-/// How a try ended.
+/// Result of an attempt.
 #[derive(Debug)]
 pub enum AttemptOutcome {
-    /// With the upstream's final word.
+    /// The response is final.
     Landed(PollLanding),
-    /// With a fault, and what that says of another try.
+    /// The attempt failed. The advice says how another one should follow.
     Failed(Failure, RetryAdvice),
 }
 
 impl Poller {
-    /// A poller on this client.
     pub fn new(client: Client, route: Arc<Route>, config: &config::Upstream, metrics: Arc<Metrics>) -> Self {
         Self {
             client,
             route,
-            limit: config.poll_timeout + config.poll_timeout / 12,
-            connect: config.connect_timeout,
+            response_timeout: config.poll_timeout + config.poll_timeout / 12,
+            connect_timeout: config.connect_timeout,
             metrics,
         }
     }
 
-    /// Asks once. `standing` is awaited as soon as the request stands on a connection, and must be quick.
-    /// Cancel safe: dropping the future ends the request at the upstream.
+    /// Runs one attempt. Awaits `on_held`, which must be quick, once the request is on a connection. Cancel safe:
+    /// dropping the future cancels the request at the upstream.
     pub async fn run(
         &self,
         spec: &PollSpec,
         authorization: &HeaderValue,
         trace: &TraceContext,
-        standing: impl Future<Output = ()>,
+        on_held: impl Future<Output = ()>,
     ) -> AttemptOutcome {
         let Some(request) = self.request(spec, authorization, trace) else {
             return AttemptOutcome::Failed(Failure::InvalidResponse(None), RetryAdvice::BackOff);
         };
         let call = self.metrics.upstream.call(self.kind(spec.goal));
-        let mut started = self.client.start(request);
-        let asking = async {
+        let mut pending = self.client.start(request);
+        let attempt = async {
             let response = tokio::select! {
                 biased; // cancel safe: the response is polled by reference and goes on below
-                response = &mut started.response => response,
-                () = &mut started.on_connection => {
-                    standing.await;
-                    started.response.await
+                response = &mut pending.response => response,
+                () = &mut pending.on_connection => {
+                    on_held.await;
+                    pending.response.await
                 }
             };
             match response {
                 Ok(response) => read(response).await.map_err(|fault| (fault, RetryAdvice::BackOff)),
                 Err(error) => {
-                    debug!(reason = error.reason(), error = &error as &dyn std::error::Error, "poll broke");
+                    debug!(reason = error.reason(), error = &error as &dyn std::error::Error, "poll failed");
                     let is_closed = matches!(error, SendError::Closed(_));
                     let advice = if is_closed { RetryAdvice::Reconnect } else { RetryAdvice::BackOff };
                     Err((error.fault(), advice))
                 }
             }
         };
-        let in_time = tokio::time::timeout(self.connect + self.limit, asking).await;
-        let (code, tried) = match in_time.unwrap_or(Err((CallError::Timeout, RetryAdvice::BackOff))) {
+        let result = tokio::time::timeout(self.connect_timeout + self.response_timeout, attempt).await;
+        let (code, outcome) = match result.unwrap_or(Err((CallError::Timeout, RetryAdvice::BackOff))) {
             Err((fault, advice)) => (Code::Fault(fault), AttemptOutcome::Failed(failure(fault), advice)),
             Ok((status, headers, body)) => match self.classify(spec, status, &headers, body) {
-                unread @ AttemptOutcome::Failed(Failure::InvalidResponse(_), _) => {
-                    (Code::Fault(CallError::Invalid), unread)
+                invalid @ AttemptOutcome::Failed(Failure::InvalidResponse(_), _) => {
+                    (Code::Fault(CallError::Invalid), invalid)
                 }
-                tried => (Code::Status(status.as_u16()), tried),
+                outcome => (Code::Status(status.as_u16()), outcome),
             },
         };
         call.finish(code);
-        tried
+        outcome
     }
 
     fn kind(&self, goal: Goal) -> CallKind {
@@ -155,7 +153,7 @@ impl Poller {
         }
     }
 
-    /// The path of this endpoint.
+    /// Returns the path of this endpoint.
     pub fn path(&self, form: Form) -> &str {
         match form {
             Form::Single => &self.route.single_path,
@@ -176,8 +174,8 @@ impl Poller {
         *request.uri_mut() = uri;
         let fields = request.headers_mut();
         fields.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        // The bytes are cut up, and shared with clients that accept no coding. Without the field any would do
-        // (RFC 9110 §12.5.3).
+        // P8: the body is split and shared with clients that accept no encoding. Without this header the upstream may
+        // use any (RFC 9110 section 12.5.3).
         fields.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         fields.insert(AUTHORIZATION, authorization.clone());
         fields.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_NAME));
@@ -195,24 +193,24 @@ impl Poller {
     ) -> AttemptOutcome {
         let head = Arc::new(headers::split_head(status, headers));
         let reply = |body| Arc::new(Reply { status: status.as_u16(), head: Arc::clone(&head), body });
-        let key = key_word(status);
+        let key = key_verdict(status);
         let answered_at = clock::now();
-        let asked_pause = headers::retry_after(headers, SystemTime::now());
-        let retry_after = asked_pause.filter(|_| status.is_success());
+        let requested_pause = headers::retry_after(headers, SystemTime::now());
+        let retry_after = requested_pause.filter(|_| status.is_success());
         let landed = |outcome, shape| {
             AttemptOutcome::Landed(PollLanding { outcome, shape, key, status, retry_after, answered_at })
         };
-        let unreadable =
+        let invalid =
             |body| AttemptOutcome::Failed(Failure::InvalidResponse(Some(reply(body))), RetryAdvice::BackOff);
         if status.is_informational() {
-            debug!("upstream switched protocols without being asked");
+            debug!("upstream switched protocols without a request to upgrade");
             AttemptOutcome::Failed(Failure::InvalidResponse(None), RetryAdvice::BackOff)
         } else if status.is_success() && body.is_empty() {
-            // A 204, or a 202 that says nothing yet: an answer to whoever asked for just these jobs.
+            // A 204, or an empty 202, answers only the waits on exactly these jobs.
             landed(PollOutcome::Unsplit(reply(body)), None)
         } else if status.is_success() && is_compressed(headers) {
-            debug!("answer is in a coding that was not asked for");
-            unreadable(body)
+            debug!("poll response has a content encoding that was not requested");
+            invalid(body)
         } else if status.is_success() {
             match job_body::split(&self.route, spec.form, &spec.jobs, &body) {
                 SplitBody::Jobs { jobs, shape } => {
@@ -226,10 +224,10 @@ impl Poller {
                     landed(PollOutcome::Jobs(states.collect()), shape)
                 }
                 SplitBody::Unsplit => landed(PollOutcome::Unsplit(reply(body)), None),
-                SplitBody::Invalid => unreadable(body),
+                SplitBody::Invalid => invalid(body),
             }
         } else {
-            let advice = match (status, asked_pause) {
+            let advice = match (status, requested_pause) {
                 (StatusCode::TOO_MANY_REQUESTS, Some(pause)) => Some(RetryAdvice::PauseKey(pause)),
                 (StatusCode::SERVICE_UNAVAILABLE, Some(pause)) => Some(RetryAdvice::PausePoll(pause)),
                 (
@@ -246,7 +244,7 @@ impl Poller {
     }
 }
 
-/// Whether the body is compressed, so that nobody here can read it.
+/// Returns whether the body is compressed. The gateway does not decompress.
 fn is_compressed(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(CONTENT_ENCODING).iter();
     codings.any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"))
@@ -254,7 +252,7 @@ fn is_compressed(headers: &HeaderMap) -> bool {
 
 const USER_AGENT_NAME: &str = concat!("clipgate/", env!("CARGO_PKG_VERSION"));
 
-/// What the waits are told of it.
+/// Maps an error of the call to the failure that the waits get.
 fn failure(fault: CallError) -> Failure {
     match fault {
         CallError::Connect | CallError::ConnectTimeout | CallError::Tls | CallError::Reset => {
@@ -268,14 +266,14 @@ fn failure(fault: CallError) -> Failure {
 
 async fn read(response: Response<ResponseBody>) -> Result<(StatusCode, HeaderMap, Bytes), CallError> {
     let (parts, body) = response.into_parts();
-    match Limited::new(body, MAX_ANSWER).collect().await {
+    match Limited::new(body, MAX_RESPONSE).collect().await {
         Ok(body) => Ok((parts.status, parts.headers, body.to_bytes())),
         Err(error) if error.is::<LengthLimitError>() => {
-            debug!(limit = MAX_ANSWER, "poll's answer is too large");
+            debug!(limit = MAX_RESPONSE, "poll response is too large");
             Err(CallError::Invalid)
         }
         Err(error) => {
-            debug!(%error, "poll's answer was cut off");
+            debug!(%error, "poll response ended early");
             Err(CallError::Reset)
         }
     }

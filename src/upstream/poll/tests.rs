@@ -6,7 +6,7 @@ use super::*;
 use crate::core::job::{JobId, JobSet, KeyDomain};
 use crate::core::route::{Form, Goal};
 
-/// An upstream played by the test, byte for byte, and who polls it.
+/// Poller and the socket of its upstream, which the test writes byte by byte.
 struct Fixture {
     listener: TcpListener,
     poller: Poller,
@@ -36,7 +36,7 @@ impl Fixture {
         self.poller.run(&spec, &HeaderValue::from_static("Bearer k"), &trace, async {}).await
     }
 
-    /// One try that is answered with these fields and a job; how it ended, and the request.
+    /// Runs an attempt that is answered with these headers and a job. Returns its outcome and the request.
     async fn answered_with(&self, fields: &str) -> (AttemptOutcome, String) {
         let answering = async {
             let (mut socket, _) = self.listener.accept().await.unwrap();
@@ -50,7 +50,7 @@ impl Fixture {
         tokio::join!(self.try_poll(), answering)
     }
 
-    /// One try that is answered with this head.
+    /// Runs an attempt that is answered with this head.
     async fn answered(&self, head: &str) -> AttemptOutcome {
         let answering = async {
             let (mut socket, _) = self.listener.accept().await.unwrap();
@@ -61,29 +61,30 @@ impl Fixture {
     }
 }
 
-/// hyper would send it again, on a connection that may take seconds to make, when its standing has been told already.
+/// hyper would resend it on a new connection, which may take seconds, after the hub was notified that the poll is
+/// held.
 #[tokio::test]
-async fn a_poll_on_a_kept_connection_that_is_dead_is_not_sent_again_unseen() {
-    let stage = Fixture::new().await;
+async fn the_client_does_not_resend_a_poll_from_a_dead_kept_connection() {
+    let fixture = Fixture::new().await;
     let answering = async {
-        let (mut socket, _) = stage.listener.accept().await.unwrap();
+        let (mut socket, _) = fixture.listener.accept().await.unwrap();
         read_head(&mut socket).await;
         let body = r#"{"id":"a","status":"queued"}"#;
         let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
         socket.write_all(answer.as_bytes()).await.unwrap();
         socket
     };
-    let (tried, socket) = tokio::join!(stage.try_poll(), answering);
-    assert!(matches!(tried, AttemptOutcome::Landed(_)), "{tried:?}");
+    let (outcome, socket) = tokio::join!(fixture.try_poll(), answering);
+    assert!(matches!(outcome, AttemptOutcome::Landed(_)), "{outcome:?}");
     drop(socket);
-    tokio::task::yield_now().await; // it is seen that there is something to read, and not yet what
-    let tried = tokio::select! {
-        tried = stage.try_poll() => tried,
-        _ = stage.listener.accept() => panic!("it is sent again"),
+    tokio::task::yield_now().await; // the client sees that the socket is readable, and has not read its end yet
+    let outcome = tokio::select! {
+        outcome = fixture.try_poll() => outcome,
+        _ = fixture.listener.accept() => panic!("the poll was sent again"),
     };
     assert!(
-        matches!(tried, AttemptOutcome::Failed(Failure::Unreachable, RetryAdvice::Reconnect)),
-        "{tried:?}"
+        matches!(outcome, AttemptOutcome::Failed(Failure::Unreachable, RetryAdvice::Reconnect)),
+        "{outcome:?}"
     );
 }
 
@@ -96,33 +97,33 @@ async fn read_head(socket: &mut TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn a_poll_asks_for_bytes_in_no_coding() {
-    let (tried, request) = Fixture::new().await.answered_with("Content-Encoding: identity\r\n").await;
+async fn a_poll_requests_an_unencoded_body() {
+    let (outcome, request) = Fixture::new().await.answered_with("Content-Encoding: identity\r\n").await;
     assert!(request.contains("accept-encoding: identity\r\n"), "{request}");
-    let AttemptOutcome::Landed(PollLanding { outcome: PollOutcome::Jobs(states), .. }) = tried else {
-        panic!("{tried:?}")
+    let AttemptOutcome::Landed(PollLanding { outcome: PollOutcome::Jobs(states), .. }) = outcome else {
+        panic!("{outcome:?}")
     };
     assert_eq!(states.len(), 1);
 }
 
 #[tokio::test]
-async fn an_answer_in_a_coding_is_never_taken_for_jobs() {
+async fn the_poller_never_splits_an_encoded_body() {
     for coding in ["gzip", "identity, br", "GZIP"] {
-        let stage = Fixture::new().await;
-        let (tried, _) = stage.answered_with(&format!("Content-Encoding: {coding}\r\n")).await;
+        let fixture = Fixture::new().await;
+        let (outcome, _) = fixture.answered_with(&format!("Content-Encoding: {coding}\r\n")).await;
         assert!(
-            matches!(tried, AttemptOutcome::Failed(Failure::InvalidResponse(_), RetryAdvice::BackOff)),
-            "{coding}: {tried:?}"
+            matches!(outcome, AttemptOutcome::Failed(Failure::InvalidResponse(_), RetryAdvice::BackOff)),
+            "{coding}: {outcome:?}"
         );
     }
 }
 
 #[tokio::test]
-async fn a_switch_of_protocols_that_nobody_asked_for_is_no_answer() {
+async fn the_poller_rejects_a_switch_of_protocols() {
     let head = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n";
-    let tried = Fixture::new().await.answered(head).await;
+    let outcome = Fixture::new().await.answered(head).await;
     assert!(
-        matches!(tried, AttemptOutcome::Failed(Failure::InvalidResponse(_), RetryAdvice::BackOff)),
-        "{tried:?}"
+        matches!(outcome, AttemptOutcome::Failed(Failure::InvalidResponse(_), RetryAdvice::BackOff)),
+        "{outcome:?}"
     );
 }

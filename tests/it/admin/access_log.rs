@@ -38,6 +38,8 @@ fn heads() -> Vec<String> {
         format!("{}{KEY}", get(&single("", "completed"))),
         format!("{}{KEY}", get(&single("%22%0a%1b%2C", "completed"))),
         "GET /x HTTP/1.1\r\nx : y\r\n".to_owned(),
+        get(&format!("/{}", "x".repeat(70_000))),
+        format!("{}{}", get("/x"), "x: y\r\n".repeat(500)),
     ]
 }
 
@@ -90,11 +92,15 @@ async fn json_is_one_flat_object_a_line_with_the_names_of_opentelemetry() {
     assert_eq!(requests[4]["network.protocol.version"], "1.0");
     assert!(requests[4]["clipgate.upstream_request_id"].is_string());
     assert_eq!(requests[6]["clipgate.jobs"], "\"\n\u{1b},", "as it is");
-    assert_eq!(requests[7]["http.response.status_code"], 400);
-    assert_eq!(
-        (&requests[7]["clipgate.outcome"], &requests[7]["clipgate.reason"]),
-        (&"rejected".into(), &"bad-request".into())
-    );
+    let malformed = [(400, "bad-request"), (414, "uri-too-long"), (431, "headers-too-large")];
+    for (line, (status, reason)) in requests[7..].iter().zip(malformed) {
+        assert_eq!(line["http.response.status_code"], status, "{line}");
+        assert_eq!(line["clipgate.outcome"], "rejected", "{line}");
+        assert_eq!(line["clipgate.reason"], reason, "{line}");
+        assert_eq!(line["network.peer.address"], "127.0.0.1", "{line}");
+        assert!(line["network.peer.port"].as_u64().is_some_and(|port| port > 0), "{line}");
+        assert!(line["clipgate.request_id"].is_string(), "{line}");
+    }
     assert!(!log.contains("secret") && !log.contains("Bearer"), "{log}");
 }
 

@@ -8,6 +8,7 @@ use http::Request;
 
 use crate::harness::admin_client::{Operator, field, text};
 use crate::harness::gateway::{TestGateway, all, multi, set_hold, single};
+use crate::harness::raw_http::{assert_bare_rejection, raw};
 
 const REQUESTS: &str = "clipgate_requests_total";
 const CALLS: &str = "clipgate_upstream_requests_total";
@@ -199,11 +200,12 @@ async fn refusals_over_a_limit_are_counted_by_limit_and_by_member() {
 }
 
 #[tokio::test]
-async fn broken_heads_are_counted_too() {
+async fn a_malformed_head_is_counted_as_rejected() {
     let mut stage = TestGateway::new().await;
     let operator = Operator::of(&mut stage).await;
-    let answer = crate::harness::raw_http::raw(stage.address, b"GET / HTTP/1.1\r\nx : y\r\n\r\n").await;
-    assert!(answer.starts_with(b"HTTP/1.1 400 "));
+    let bytes = raw(stage.address, b"GET / HTTP/1.1\r\nx : y\r\n\r\n").await;
+    assert_bare_rejection(&bytes, 400);
+    operator.assert_rejected(1).await;
     let page = operator.metrics().await;
     assert_eq!(page.sum(REQUESTS, &[("route", "other"), ("outcome", "rejected")]), 1.0);
 }

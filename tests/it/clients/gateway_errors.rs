@@ -1,20 +1,23 @@
-//! Answers of the gateway's own: each is in section 6's shape, whatever it is that is refused.
+//! Errors of the gateway: each has the documented JSON body. hyper answers a malformed head itself, without a body.
 
 use std::time::Duration;
 
 use clipgate::sim::{Fault, FaultTarget};
 use http::Version;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::harness::admin_client::Operator;
 use crate::harness::gateway::{Answer, TestGateway, multi, single, within};
-use crate::harness::raw_http::{CLIP, assert_refusal, calls, field, parse, raw, read_until, request};
+use crate::harness::raw_http::{
+    CLIP, assert_bare_rejection, assert_refusal, calls, field, parse, raw, read_until, request,
+};
 
 const KEY: (&str, &str) = ("authorization", "Bearer demo");
-/// What hyper itself writes to a head that it cannot read.
+/// The start of hyper's own response to a malformed head.
 const BARE: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
 
-/// Heads that hyper itself refuses; `hostile.rs` has more.
+/// Heads that hyper rejects; `hostile_clients_http1.rs` has more.
 const MALFORMED: [&[u8]; 2] =
     [b"GET /sim/echo HTTP/1.1\r\nhost : x\r\n\r\n", b"GET /sim/echo HTTP/1.1\r\nhost: x\r\nx: a\rb\r\n\r\n"];
 
@@ -71,15 +74,17 @@ async fn a_body_that_is_too_large_is_refused_announced_or_not() {
 }
 
 #[tokio::test]
-async fn a_target_or_a_head_that_is_too_large_is_refused() {
-    let stage = TestGateway::new().await;
+async fn a_target_or_a_head_that_is_too_large_gets_a_bare_414_or_431_and_is_counted() {
+    let mut stage = TestGateway::new().await;
+    let operator = Operator::of(&mut stage).await;
     let target = format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "x".repeat(70_000));
-    assert_refused(&raw(stage.address, target.as_bytes()).await, 414, "uri-too-long");
+    assert_bare_rejection(&raw(stage.address, target.as_bytes()).await, 414);
     let field = format!("GET / HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "x".repeat(200_000));
-    assert_refused(&raw(stage.address, field.as_bytes()).await, 431, "headers-too-large");
+    assert_bare_rejection(&raw(stage.address, field.as_bytes()).await, 431);
     let fields = format!("GET / HTTP/1.1\r\nhost: x\r\n{}\r\n", "x: y\r\n".repeat(500));
-    assert_refused(&raw(stage.address, fields.as_bytes()).await, 431, "headers-too-large");
+    assert_bare_rejection(&raw(stage.address, fields.as_bytes()).await, 431);
     assert_eq!(calls(&stage), 0);
+    operator.assert_rejected(3).await;
 }
 
 #[tokio::test]
@@ -152,13 +157,15 @@ async fn a_clients_request_id_is_taken_over_if_it_is_fit() {
 }
 
 #[tokio::test]
-async fn a_head_refused_after_a_good_answer_on_its_connection_is_refused_in_shape() {
-    let stage = TestGateway::new().await;
+async fn a_malformed_head_after_good_requests_gets_its_bare_400_after_their_answers() {
+    let mut stage = TestGateway::new().await;
+    let operator = Operator::of(&mut stage).await;
     stage.sim.set_status("a", "completed");
     let good =
         format!("GET {} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer demo\r\n\r\n", single("a", "completed"));
     let passed = "GET /sim/status/404 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer demo\r\n\r\n";
     stage.get(&single("a", "completed"), &[]).await;
+    let mut malformed = 0;
     for good in [good.as_bytes(), passed.as_bytes()] {
         for bad in MALFORMED {
             // One after the other.
@@ -166,22 +173,48 @@ async fn a_head_refused_after_a_good_answer_on_its_connection_is_refused_in_shap
             stream.write_all(good).await.unwrap();
             read_until(&mut stream, |back| parse(back).is_some()).await;
             stream.write_all(bad).await.unwrap();
-            let back = read_until(&mut stream, |back| parse(back).is_some()).await;
-            assert_refused(&back, 400, "bad-request");
+            let mut back = Vec::new();
+            within(10, stream.read_to_end(&mut back)).await.unwrap();
+            assert_bare_rejection(&back, 400);
+            drop(stream);
 
-            // Both at once, and two good ones before.
+            // In one write, after two good requests.
             let back = raw(stage.address, &[good, good, bad].concat()).await;
             let (first, rest) = parse(&back).unwrap();
             let (second, rest) = parse(rest).unwrap();
             assert_eq!(first.status, second.status);
-            assert_refused(rest, 400, "bad-request");
+            assert_bare_rejection(rest, 400);
+            malformed += 2;
         }
     }
+    assert_eq!(malformed, 8);
+    operator.assert_rejected(malformed).await;
 }
 
 #[tokio::test]
-async fn a_body_that_looks_like_a_bare_refusal_arrives_as_it_is() {
-    let stage = TestGateway::new().await;
+async fn a_malformed_head_behind_a_parked_wait_is_answered_after_the_wait() {
+    let mut stage = TestGateway::new().await;
+    let operator = Operator::of(&mut stage).await;
+    stage.sim.set_status("a", "queued");
+    let wait =
+        format!("GET {} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer demo\r\n\r\n", single("a", "completed"));
+    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+    stream.write_all(&[wait.as_bytes(), MALFORMED[0]].concat()).await.unwrap();
+    stage.until_parked(1).await;
+    stage.sim.set_status("a", "completed");
+    let mut back = Vec::new();
+    within(10, stream.read_to_end(&mut back)).await.unwrap();
+    drop(stream);
+    let (answer, rest) = parse(&back).unwrap();
+    assert_eq!(answer.status, 200);
+    assert_bare_rejection(rest, 400);
+    operator.assert_rejected(1).await;
+}
+
+#[tokio::test]
+async fn a_body_that_looks_like_hypers_own_response_arrives_unchanged_and_is_not_counted_as_rejected() {
+    let mut stage = TestGateway::new().await;
+    let operator = Operator::of(&mut stage).await;
     let answer = stage.send(request("POST", "/sim/mirror", &[KEY], BARE)).await;
     assert_eq!(answer.body, BARE);
     assert_eq!(answer.headers.get("cache-status").unwrap(), "clipgate; fwd=method");
@@ -203,9 +236,10 @@ async fn a_body_that_looks_like_a_bare_refusal_arrives_as_it_is() {
         };
         stream.write_all(&piece).await.unwrap();
         let mut back = Vec::new();
-        within(10, tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut back)).await.unwrap();
+        within(10, stream.read_to_end(&mut back)).await.unwrap();
         assert_eq!(String::from_utf8_lossy(&back), String::from_utf8_lossy(&piece));
     }
+    operator.assert_rejected(0).await;
 }
 
 #[tokio::test]

@@ -4,8 +4,11 @@ use clipgate::testing::clock;
 use clipgate::testing::config::{Auth, Config};
 use clipgate::testing::secret::Secret;
 
+use crate::harness::admin_client::Operator;
 use crate::harness::gateway::{Answer, TestGateway, all, single};
-use crate::harness::raw_http::{CLIP, assert_refusal, calls, field, parse, raw, request};
+use crate::harness::raw_http::{
+    CLIP, assert_bare_rejection, assert_refusal, calls, field, parse, raw, request,
+};
 
 fn ten(config: &mut Config) {
     config.limits.requests_per_second = 1;
@@ -249,23 +252,25 @@ async fn what_is_refused_before_its_key_is_looked_at_counts_for_its_address() {
 }
 
 #[tokio::test]
-async fn a_head_that_cannot_be_read_counts_for_its_address() {
-    let stage = TestGateway::with(|config, _| {
+async fn a_malformed_head_counts_for_its_address() {
+    let mut stage = TestGateway::with(|config, _| {
         config.limits.requests_per_second = 1;
         config.limits.burst = 1000;
     })
     .await;
+    let operator = Operator::of(&mut stage).await;
     let keyless = || stage.send(request("GET", "/v1/models", &[], ""));
     let since = clock::now();
     let before = left(&keyless().await);
-    for bad in [
-        "GET / HTTP/1.1\r\nx : y\r\n\r\n".to_owned(),
-        format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "x".repeat(200_000)),
+    for (bad, status) in [
+        ("GET / HTTP/1.1\r\nx : y\r\n\r\n".to_owned(), 400),
+        (format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "x".repeat(200_000)), 431),
     ] {
         for _ in 0..10 {
-            assert!(raw(stage.address, bad.as_bytes()).await.starts_with(b"HTTP/1.1 4"));
+            assert_bare_rejection(&raw(stage.address, bad.as_bytes()).await, status);
         }
     }
+    operator.assert_rejected(20).await;
     let after = left(&keyless().await);
     // Each second adds one.
     assert!(after + 21 <= before + since.elapsed().as_secs() + 1, "{before}, then {after}");

@@ -1,6 +1,6 @@
-//! What stands in `deploy/` fits what the gateway says; Prometheus' own tool is the judge.
+//! Alerts and dashboards in `deploy/` match the metrics of the gateway. promtool checks both.
 //!
-//! Needs promtool (`.ci/tools` sees to it). Without it the tests fail.
+//! Needs promtool (`.ci/tools` installs it). The tests fail without it.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -22,7 +22,7 @@ pub(crate) fn read(name: &str) -> String {
     fs::read_to_string(deploy(name)).unwrap()
 }
 
-/// Runs promtool with this on its stdin. What it says, if it is content.
+/// Runs promtool with this input. Returns its output, and fails unless it succeeds.
 fn promtool(args: &[&str], input: &str) -> String {
     let mut child = Command::new("promtool")
         .args(args)
@@ -41,26 +41,26 @@ fn promtool(args: &[&str], input: &str) -> String {
     said
 }
 
-/// The page of a gateway that has seen something of all.
+/// Returns the metrics of a gateway that has handled a request of each kind.
 async fn page() -> Page {
-    let mut stage = TestGateway::new().await;
-    let operator = Operator::of(&mut stage).await;
-    stage.sim.set_status("a", "completed");
+    let mut gateway = TestGateway::new().await;
+    let operator = Operator::of(&mut gateway).await;
+    gateway.sim.set_status("a", "completed");
     for target in [single("a", "completed"), single("a", "completed"), "/x".to_owned(), single("", "queued")]
     {
-        stage.get(&target, &[]).await;
+        gateway.get(&target, &[]).await;
     }
     operator.metrics().await
 }
 
-/// The names of metrics in a text.
+/// Returns the names of metrics in a text.
 fn names(text: &str) -> BTreeSet<&str> {
     text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
         .filter(|word| word.starts_with("clipgate_") || word.starts_with("process_"))
         .collect()
 }
 
-/// All PromQL of the dashboard, its variables set to something.
+/// Returns all PromQL expressions of the dashboard, with values for its variables.
 fn dashboard_queries() -> Vec<String> {
     let dashboard: Value = serde_json::from_str(&read("grafana.json")).unwrap();
     let panels = dashboard["panels"].as_array().unwrap();
@@ -70,13 +70,13 @@ fn dashboard_queries() -> Vec<String> {
 }
 
 #[tokio::test]
-async fn promtool_has_nothing_to_say_against_the_metrics() {
+async fn promtool_accepts_the_metrics() {
     let page = page().await;
     assert_eq!(promtool(&["check", "metrics"], &page.text), "");
 }
 
 #[test]
-fn the_alerts_are_sound_and_each_fires_when_it_should_and_only_then() {
+fn promtool_accepts_the_alerts_and_each_fires_only_in_its_case() {
     let rules = deploy("alerts.yml");
     let said = promtool(&["check", "rules", rules.to_str().unwrap()], "");
     assert!(said.contains("SUCCESS: 12 rules found"), "{said}");
@@ -92,7 +92,7 @@ fn the_alerts_are_sound_and_each_fires_when_it_should_and_only_then() {
 }
 
 #[test]
-fn the_dashboards_queries_are_promql() {
+fn the_dashboard_queries_are_valid_promql() {
     let queries = dashboard_queries();
     assert!(queries.len() > 20, "{}", queries.len());
     let mut rules = "groups:\n- name: dashboard\n  rules:\n".to_owned();
@@ -111,7 +111,7 @@ fn the_dashboards_queries_are_promql() {
 }
 
 #[tokio::test]
-async fn each_metric_that_alerts_and_the_dashboard_name_is_there() {
+async fn the_gateway_has_each_metric_of_the_alerts_and_the_dashboard() {
     let page = page().await;
     let texts = [read("alerts.yml"), dashboard_queries().join("\n")];
     let rows = rows(&page_of_docs("observability"), "Metrics");
@@ -130,14 +130,14 @@ async fn each_metric_that_alerts_and_the_dashboard_name_is_there() {
 }
 
 #[tokio::test]
-async fn the_metric_that_replicas_go_by_is_there() {
+async fn the_gateway_has_the_metric_of_the_autoscaler() {
     let page = page().await;
     let adapter = read("kubernetes/prometheus-adapter.yaml");
     let team = read("kubernetes/team.yaml");
     let goes_by = team.lines().find_map(|line| line.trim().strip_prefix("name: clipgate_")).unwrap();
     let name = format!("clipgate_{goes_by}");
     assert!(page.has(&name), "there is no {name}");
-    assert!(adapter.contains(&format!("as: {name}\n")), "nobody makes {name} known to the cluster");
+    assert!(adapter.contains(&format!("as: {name}\n")), "the adapter does not expose {name}");
     assert!(names(&adapter).into_iter().all(|name| page.has(name)), "{:?}", names(&adapter));
 }
 

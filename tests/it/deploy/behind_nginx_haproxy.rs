@@ -1,8 +1,8 @@
-//! nginx and HAProxy in front of a gateway, as `deploy/proxies/` sets them: a wait lives through them, an event comes when
-//! it happens, and who hangs up is gone.
+//! nginx and HAProxy in front of a gateway, configured as in `deploy/proxies/`: waits last, events arrive at once,
+//! and closed connections end waits.
 //!
-//! Needs nginx, HAProxy and curl (`.ci/tools` sees to it). Without them the tests fail. Times are a thirtieth of what they are in life, the
-//! proxies' included.
+//! Needs nginx, HAProxy and curl (`.ci/tools` installs them). The tests fail without them. All times, also those of
+//! the proxies, are divided by 30.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -17,11 +17,11 @@ use tokio::process::{Child, ChildStdout, Command};
 use crate::deploy::alerts_and_dashboards::read;
 use crate::harness::process::{Gateway, TestEnv, clip, within_timeout};
 
-/// How much faster than in life all goes.
+/// Divisor of all times.
 const FASTER: u32 = 30;
-/// What the proxy has to say.
+/// Log of the proxy.
 const LOG: &str = "proxy.log";
-/// What is said of itself by a client that lies.
+/// Forged headers about the client's address.
 const LIES: [&str; 4] =
     ["-H", "X-Forwarded-For: 192.0.2.1", "-H", "Forwarded: for=192.0.2.1;proto=http;host=evil.example"];
 
@@ -39,8 +39,8 @@ impl Kind {
         read(&format!("proxies/{name}"))
     }
 
-    /// The example with the silence that the proxy allows where nothing is set: nginx' own default, and that of the
-    /// configuration that HAProxy comes with.
+    /// Returns the example with a default timeout instead of its own: that of nginx, or that of HAProxy's sample
+    /// configuration.
     fn untuned(self) -> String {
         let usual = if self == Self::Nginx { " 60s" } else { " 50s" };
         let untuned = self.example().replace(" 150s", usual);
@@ -49,7 +49,7 @@ impl Kind {
     }
 }
 
-/// Times of half a minute and more, made shorter; comments aside.
+/// Divides times of half a minute and more, except in comments.
 fn scaled(text: &str) -> String {
     let shorter = |word: &str| {
         let end = if word.ends_with(';') { ";" } else { "" };
@@ -67,17 +67,17 @@ fn scaled(text: &str) -> String {
     text.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// Replaces what has to be there.
+/// Replaces text that must be present.
 fn put(text: &mut String, from: &str, to: &str) {
     assert!(text.contains(from), "no {from:?} in {text}");
     *text = text.replace(from, to);
 }
 
-/// A proxy before a gateway before a simulated upstream.
+/// A proxy in front of a gateway in front of a simulated upstream.
 struct Front {
     ground: TestEnv,
     gateway: Gateway,
-    /// An address of its own, so that no other test's port is in the way.
+    /// Address for this test alone, so that no other test uses the port.
     host: String,
     proxy: Child,
 }
@@ -87,7 +87,7 @@ impl Front {
         Self::with(kind, example, &[]).await
     }
 
-    /// Like `new`, with these variables in the gateway's environment.
+    /// Like `new`, with these variables in the environment of the gateway.
     async fn with(kind: Kind, example: &str, env: &[(&str, &str)]) -> Self {
         let ground = TestEnv::new().await;
         ground.configure("trusted_proxies = [\"127.0.0.1\"]\n[wait]\ntimeout = \"4s\"\nlinger = \"50ms\"");
@@ -114,7 +114,7 @@ impl Front {
 
     async fn listens(&mut self) {
         while TcpStream::connect((self.host.as_str(), 8443)).await.is_err()
-            // From the upstream or from the gateway, but from no proxy that has no gateway yet.
+            // From the upstream or the gateway, not from a proxy without a gateway.
             || !["404", "421"].contains(&self.status("/up").await.as_str())
         {
             if let Some(ended) = self.proxy.try_wait().unwrap() {
@@ -130,7 +130,7 @@ impl Front {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// A client, with TLS and HTTP/2, from an address that is neither the proxy's nor the gateway's.
+    /// Returns a client with TLS and HTTP/2. Its address differs from those of the proxy and the gateway.
     fn curl(&self, target: &str) -> Command {
         let mut command = Command::new("curl");
         command
@@ -181,7 +181,7 @@ fn haproxy(ground: &TestEnv, mut text: String, host: &str, admin_port: &str) -> 
 }
 
 fn start(ground: &TestEnv, program: &str, args: &[&str]) -> Child {
-    // Where Debian has them, which is not in everybody's PATH.
+    // Debian installs them here, which not every PATH contains.
     let places = std::env::var("PATH").unwrap_or_default() + ":/usr/local/sbin:/usr/sbin:/sbin";
     let found = std::env::split_paths(&places).map(|dir| dir.join(program)).find(|path| path.is_file());
     let found: PathBuf =
@@ -192,7 +192,7 @@ fn start(ground: &TestEnv, program: &str, args: &[&str]) -> Child {
     command.kill_on_drop(true).spawn().unwrap()
 }
 
-/// The next event, and how long it took.
+/// Returns the next event, and the time it took.
 async fn event(lines: &mut Lines<BufReader<ChildStdout>>) -> String {
     let next = async {
         loop {
@@ -217,8 +217,7 @@ async fn waited(front: &Front) -> (String, String, Duration) {
 }
 
 #[tokio::test]
-async fn a_wait_of_two_minutes_lives_through_the_examples_but_not_through_what_the_proxies_do_by_themselves()
-{
+async fn a_wait_of_two_minutes_survives_the_example_proxies_but_not_their_default_timeouts() {
     let rows = Kind::ALL.map(|kind| async move {
         let tuned = Front::new(kind, &kind.example()).await;
         let (status, body, held) = waited(&tuned).await;
@@ -227,7 +226,7 @@ async fn a_wait_of_two_minutes_lives_through_the_examples_but_not_through_what_t
         assert!(held >= Duration::from_secs(4), "{kind:?} held it for {held:?}");
 
         let untuned = Front::new(kind, &kind.untuned()).await;
-        // The proxy's own words: the gateway would say 200.
+        // The body is the proxy's: the gateway would answer 200.
         let (status, ..) = waited(&untuned).await;
         assert_eq!(status, "504", "{kind:?}");
     });
@@ -236,7 +235,7 @@ async fn a_wait_of_two_minutes_lives_through_the_examples_but_not_through_what_t
 }
 
 #[tokio::test]
-async fn events_come_through_as_they_happen() {
+async fn the_proxies_forward_events_at_once() {
     for kind in Kind::ALL {
         let front = Front::new(kind, &kind.example()).await;
         let sim = &front.ground.sim;
@@ -253,14 +252,14 @@ async fn events_come_through_as_they_happen() {
 }
 
 #[tokio::test]
-async fn who_hangs_up_is_gone_and_who_lies_about_himself_is_not_believed() {
+async fn the_proxies_forward_a_disconnect_and_drop_forged_client_addresses() {
     for kind in Kind::ALL {
         let mut front = Front::new(kind, &kind.example()).await;
         front.ground.sim.set_status("a", "streaming");
         let mut client = front.curl(&clip("a")).args(LIES).spawn().unwrap();
         front.ground.sim.wait_until(|seen| seen.open == 1).await;
         client.kill().await.unwrap();
-        // Left alone the poll is held for as long as the upstream holds, twice this time.
+        // Without a disconnect the upstream holds the poll for twice this time.
         within_timeout("the poll to end", front.ground.sim.wait_until(|seen| seen.open == 0)).await;
         let line = front.gateway.logged("outcome=client_closed").await;
         assert!(line.contains("client.address=127.0.0.9 "), "{kind:?}: {line}");
@@ -268,14 +267,14 @@ async fn who_hangs_up_is_gone_and_who_lies_about_himself_is_not_believed() {
     }
 }
 
-/// What an example says of the names that a sidecar's configuration has to list.
+/// Returns the comment of an example about the host names that a sidecar has to list.
 fn names_to_list(example: &str) -> &str {
     let line = example.lines().find_map(|line| line.strip_prefix("#   server.allowed_hosts = "));
-    line.expect("the example says what to list")
+    line.expect("the example names the hosts")
 }
 
 #[tokio::test]
-async fn a_sidecar_behind_the_examples_answers_under_the_name_that_they_say_is_to_be_listed() {
+async fn a_sidecar_behind_the_example_proxies_accepts_the_documented_host_name() {
     let sidecar = [("CLIPGATE__AUTH__MODE", "sidecar"), ("CLIPGATE__UPSTREAM__API_KEY", "of-the-gateway")];
     for kind in Kind::ALL {
         let example = kind.example();
@@ -290,7 +289,7 @@ async fn a_sidecar_behind_the_examples_answers_under_the_name_that_they_say_is_t
 }
 
 #[test]
-fn the_examples_allow_more_silence_than_a_wait_needs() {
+fn the_example_proxies_allow_longer_silence_than_a_wait_needs() {
     let needed = Config::default().wait.timeout + Duration::from_secs(20);
     let names = [
         (Kind::Nginx, &["proxy_read_timeout", "proxy_send_timeout"][..]),

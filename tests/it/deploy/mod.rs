@@ -1,4 +1,4 @@
-//! The files in `deploy/`, put before the tools of their fields.
+//! Files in `deploy/`, checked by the tools of their formats.
 
 pub(crate) mod alerts_and_dashboards;
 pub(crate) mod behind_nginx_haproxy;

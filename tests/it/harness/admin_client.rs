@@ -60,6 +60,22 @@ impl Operator {
         assert_eq!(answer.status(), 200);
         Page::read(text(&answer))
     }
+
+    /// Waits until the gateway has counted this many rejected requests, and asserts that it has not counted more. A
+    /// malformed head is counted when its connection ends.
+    pub(crate) async fn assert_rejected(&self, count: usize) {
+        let counted = async {
+            loop {
+                let rejected =
+                    self.metrics().await.sum("clipgate_requests_total", &[("outcome", "rejected")]) as usize;
+                if rejected >= count {
+                    return rejected;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        assert_eq!(super::gateway::within(10, counted).await, count);
+    }
 }
 
 /// What Prometheus reads, sample by sample.

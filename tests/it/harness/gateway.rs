@@ -273,7 +273,7 @@ impl<F: FnOnce(Gateway, &config::Server, CancellationToken) -> Result<Server, Tl
 
 fn impatiently(patience: Duration) -> impl Serve {
     move |gateway: Gateway, config: &config::Server, stop: CancellationToken| {
-        Server::with_patience(patience, gateway, config, stop)
+        Server::with_stall_timeout(patience, gateway, config, stop)
     }
 }
 

@@ -1,4 +1,5 @@
-//! The cookies of an upstream account that is not the client's own stay between the gateway and the upstream.
+//! Cookies of the upstream account stay between the gateway and the upstream, unless the client owns the account
+//! (P11).
 
 use clipgate::sim::Options;
 use clipgate::testing::config::{Auth, Config};
@@ -17,7 +18,7 @@ fn modes() -> [Auth; 3] {
     [Auth::Passthrough, Auth::Sidecar, team]
 }
 
-async fn stage(auth: Auth, upstream: &Uri) -> TestGateway {
+async fn gateway(auth: Auth, upstream: &Uri) -> TestGateway {
     let url = upstream.clone();
     let configure = |config: &mut Config, _: &mut Options| {
         config.auth = auth;
@@ -33,13 +34,13 @@ fn head(line: &str, fields: &str) -> String {
     )
 }
 
-/// What a client sends up and gets back, in each mode.
+/// Sends the request in each mode of `auth`. Returns the upstream's request and the client's response.
 async fn exchange(request: &str, answer: &'static str) -> Vec<(String, String)> {
     let mut seen = Vec::new();
     for auth in modes() {
         let mut upstream = Scripted::answering(answer).await;
-        let stage = stage(auth, &upstream.url).await;
-        let back = raw(stage.address, request.as_bytes()).await;
+        let gateway = gateway(auth, &upstream.url).await;
+        let back = raw(gateway.address, request.as_bytes()).await;
         seen.push((upstream.asked().await, String::from_utf8(back).unwrap()));
     }
     seen
@@ -55,7 +56,7 @@ fn assert_kept_apart(seen: Vec<(String, String)>, mark: &str) {
 }
 
 #[tokio::test]
-async fn a_passed_through_answer_brings_the_accounts_cookies_only_to_their_owner() {
+async fn a_passed_through_response_has_the_accounts_cookies_only_for_their_owner() {
     let answer = "HTTP/1.1 200 OK\r\nSet-Cookie: a=account-session\r\nset-cookie: b=account-session\r\n\
         Set-Cookie2: c=account-session\r\nx-mark: here\r\ncontent-length: 2\r\n\r\n{}";
     let request = head("GET /x", "connection: close\r\n");
@@ -65,7 +66,7 @@ async fn a_passed_through_answer_brings_the_accounts_cookies_only_to_their_owner
 }
 
 #[tokio::test]
-async fn a_wait_is_not_told_the_accounts_cookies_though_its_poll_was_its_own() {
+async fn a_wait_gets_no_cookie_of_the_account_even_from_its_own_poll() {
     let answer = "HTTP/1.1 200 OK\r\nset-cookie: a=account-session\r\nx-mark: here\r\n\
         content-type: application/json\r\ncontent-length: 32\r\n\r\n{\"id\":\"a\",\"status\":\"completed\"}\n";
     let request = head(&format!("GET {}", single("a", "completed")), "connection: close\r\n");
@@ -76,13 +77,13 @@ async fn a_wait_is_not_told_the_accounts_cookies_though_its_poll_was_its_own() {
 }
 
 #[tokio::test]
-async fn an_upgrade_brings_no_cookie_of_the_account() {
+async fn an_upgrade_response_has_no_cookie_of_the_account() {
     let answer = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\
         set-cookie: a=account-session\r\nx-mark: here\r\n\r\n";
     for (auth, is_lent) in modes().into_iter().zip(LENT) {
         let upstream = Scripted::answering(answer).await;
-        let stage = stage(auth, &upstream.url).await;
-        let mut stream = tokio::net::TcpStream::connect(stage.address).await.unwrap();
+        let gateway = gateway(auth, &upstream.url).await;
+        let mut stream = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
         let request = head("GET /x", "connection: upgrade\r\nupgrade: echo\r\n");
         tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes()).await.unwrap();
         let back =
@@ -94,7 +95,7 @@ async fn an_upgrade_brings_no_cookie_of_the_account() {
 }
 
 #[tokio::test]
-async fn trailers_bring_no_cookie_of_the_account() {
+async fn trailers_have_no_cookie_of_the_account() {
     let answer = "HTTP/1.1 200 OK\r\ntrailer: x-mark, x-cookie, set-cookie2\r\ntransfer-encoding: chunked\r\n\r\n\
         2\r\n{}\r\n0\r\nset-cookie2: a=account-session\r\nx-mark: here\r\n\r\n";
     let request = head("GET /x", "te: trailers\r\nconnection: te, close\r\n");

@@ -1,5 +1,5 @@
-//! A hostile upstream: its clients get a clear answer, the gateway's memory stays what it was, and while it goes on
-//! another client's hit is served at once.
+//! Hostile upstream. Clients get a clear error, the gateway's memory does not grow, and other clients' hits are
+//! served at once meanwhile.
 
 use std::time::Duration;
 
@@ -17,18 +17,18 @@ use crate::harness::raw_upstream::{RawUpstream, Then};
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n";
 const CHUNKED: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
 
-/// What a clip's body begins with.
+/// Start of a job's body.
 const CLIP: &str = "{\"id\":\"a\",\"status\":\"complete\",\"x\":";
 
-/// How long an upstream has at least for a poll, or for the head of what is passed through. [`besieged`] bounds the time
-/// from above, by a minute.
+/// Least time that the gateway gives a poll, or the head of a passed-through response. [`while_under_attack`] bounds
+/// the time from above, by a minute.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// A gateway before this upstream: the upstream holds polls for a second, and each is tried twice.
-async fn before(rogue: &RawUpstream) -> TestGateway {
+/// Returns a gateway in front of this upstream. Polls are held for a second and attempted twice.
+async fn gateway_with(raw_upstream: &RawUpstream) -> TestGateway {
     TestGateway::without_upstream(|config, options| {
         set_hold(Duration::from_secs(1), config, options);
-        config.upstream.base_url = rogue.url.clone();
+        config.upstream.base_url = raw_upstream.url.clone();
         config.upstream.connect_timeout = Duration::from_secs(1);
         config.upstream.retries = 1;
         config.upstream.retry_for = Duration::ZERO;
@@ -38,7 +38,7 @@ async fn before(rogue: &RawUpstream) -> TestGateway {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_that_is_no_http_is_502() {
+async fn a_response_that_is_not_http_is_502() {
     let ok = |rest: &str| format!("{OK}{rest}");
     let rows: [(&str, String, Then); 15] = [
         ("no HTTP", "\0\x01\x02SSH-2.0\r\n\r\n".to_owned(), Then::Silence),
@@ -67,24 +67,28 @@ async fn an_answer_that_is_no_http_is_502() {
     ];
     let mut count = 0;
     for (name, head, then) in rows {
-        let rogue = RawUpstream::start(&head, then).await;
-        let stage = before(&rogue).await;
-        let waited = while_under_attack(&stage, name, stage.get(&single("a", "completed"), &[])).await;
-        let passed = while_under_attack(&stage, name, stage.get("/other", &[])).await;
+        let raw_upstream = RawUpstream::start(&head, then).await;
+        let gateway = gateway_with(&raw_upstream).await;
+        let waited = while_under_attack(&gateway, name, gateway.get(&single("a", "completed"), &[])).await;
+        let passed = while_under_attack(&gateway, name, gateway.get("/other", &[])).await;
         let (of_wait, of_passed, asked) = match name {
             "a switch unasked" => ("invalid-upstream-response", "invalid-upstream-response", 3),
             _ => ("unreachable", "upstream-reset", 2),
         };
         assert_refusal(&waited, 502, of_wait);
         assert_refusal(&passed, 502, of_passed);
-        assert_eq!(rogue.asked(), asked, "{name}: an error is asked for twice, all else goes out once");
+        assert_eq!(
+            raw_upstream.asked(),
+            asked,
+            "{name}: an error is asked for twice, all else goes out once"
+        );
         count += 1;
     }
     assert_eq!(count, 15);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_wait_whose_answer_has_no_end_or_breaks_is_502_and_little_is_read_of_it() {
+async fn an_endless_or_broken_response_to_a_poll_is_502_and_the_gateway_reads_little_of_it() {
     let rows: [(&str, String, Then, &str); 5] = [
         (
             "no end",
@@ -114,17 +118,17 @@ async fn a_wait_whose_answer_has_no_end_or_breaks_is_502_and_little_is_read_of_i
     ];
     let mut count = 0;
     for (name, head, then, reason) in rows {
-        let rogue = RawUpstream::start(&head, then).await;
-        let stage = before(&rogue).await;
-        let answer = while_under_attack(&stage, name, stage.get(&single("a", "completed"), &[])).await;
+        let raw_upstream = RawUpstream::start(&head, then).await;
+        let gateway = gateway_with(&raw_upstream).await;
+        let answer = while_under_attack(&gateway, name, gateway.get(&single("a", "completed"), &[])).await;
         assert_refusal(&answer, 502, reason);
-        // 8 MiB an attempt, and what is on its way.
+        // 8 MiB for each attempt, and bytes in transit.
         let attempts = if reason == "invalid-upstream-response" { 2 } else { 1 };
         assert!(
-            rogue.asked() == attempts && rogue.sent() < 64 << 20,
+            raw_upstream.asked() == attempts && raw_upstream.sent() < 64 << 20,
             "{name}: {} {}",
-            rogue.asked(),
-            rogue.sent()
+            raw_upstream.asked(),
+            raw_upstream.sent()
         );
         count += 1;
     }
@@ -132,32 +136,33 @@ async fn a_wait_whose_answer_has_no_end_or_breaks_is_502_and_little_is_read_of_i
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn json_that_breaks_off_arrives_as_it_is() {
+async fn truncated_json_reaches_the_client_unchanged() {
     let body = format!("{CLIP}{}", "[".repeat(100_000));
-    let rogue = RawUpstream::start(&format!("{OK}\r\n"), Then::Bytes(body.clone().into())).await;
-    let stage = before(&rogue).await;
-    let answer = while_under_attack(&stage, "depth", stage.get(&single("a", "completed"), &[])).await;
+    let raw_upstream = RawUpstream::start(&format!("{OK}\r\n"), Then::Bytes(body.clone().into())).await;
+    let gateway = gateway_with(&raw_upstream).await;
+    let answer = while_under_attack(&gateway, "depth", gateway.get(&single("a", "completed"), &[])).await;
     assert!(answer.status == 200 && answer.body == body, "{}", answer.status);
-    assert_eq!(rogue.asked(), 2);
+    assert_eq!(raw_upstream.asked(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn json_of_any_depth_arrives_as_it_is() {
+async fn json_of_any_depth_reaches_the_client_unchanged() {
     for (open, close) in [("[", "]"), ("{\"id\":", "}"), ("[{\"status\":", "}]")] {
         let body = format!("{CLIP}{}1{}}}", open.repeat(100_000), close.repeat(100_000));
-        let rogue = RawUpstream::start(&format!("{OK}\r\n"), Then::Bytes(body.clone().into())).await;
-        let stage = before(&rogue).await;
+        let raw_upstream = RawUpstream::start(&format!("{OK}\r\n"), Then::Bytes(body.clone().into())).await;
+        let gateway = gateway_with(&raw_upstream).await;
         for _ in 0..2 {
-            let answer = while_under_attack(&stage, "depth", stage.get(&single("a", "completed"), &[])).await;
+            let answer =
+                while_under_attack(&gateway, "depth", gateway.get(&single("a", "completed"), &[])).await;
             assert_eq!(answer.status, 200);
             assert!(answer.body == body);
         }
-        assert_eq!(rogue.asked(), 1, "the second one was a hit");
+        assert_eq!(raw_upstream.asked(), 1, "the second one was a hit");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_upstream_that_never_answers_is_504_after_its_limit() {
+async fn an_upstream_that_never_answers_is_504_after_the_time_limit() {
     let rows: [(&str, String, Then); 5] = [
         ("nothing", String::new(), Then::Silence),
         ("half a head", OK.to_owned(), Then::Silence),
@@ -168,15 +173,20 @@ async fn an_upstream_that_never_answers_is_504_after_its_limit() {
     let mut cases = JoinSet::new();
     for (name, head, then) in rows {
         cases.spawn(async move {
-            let rogue = RawUpstream::start(&head, then).await;
-            let stage = before(&rogue).await;
-            let answer = while_under_attack(&stage, name, stage.get(&single("a", "completed"), &[])).await;
+            let raw_upstream = RawUpstream::start(&head, then).await;
+            let gateway = gateway_with(&raw_upstream).await;
+            let answer =
+                while_under_attack(&gateway, name, gateway.get(&single("a", "completed"), &[])).await;
             assert_refusal(&answer, 504, "upstream-timeout");
             assert!(answer.took >= LIMIT, "{name}: {:?}", answer.took);
-            assert!(rogue.asked() <= 4, "{name}: two tries, two looks at the deadline: {}", rogue.asked());
-            // What has a head streams, for as long as it likes.
+            assert!(
+                raw_upstream.asked() <= 4,
+                "{name}: two tries, two looks at the deadline: {}",
+                raw_upstream.asked()
+            );
+            // A response with a head streams for as long as the upstream likes.
             if !head.contains("\r\n\r\n") {
-                let answer = while_under_attack(&stage, name, stage.get("/other", &[])).await;
+                let answer = while_under_attack(&gateway, name, gateway.get("/other", &[])).await;
                 assert_refusal(&answer, 504, "upstream-timeout");
                 assert!(answer.took >= LIMIT, "{name}: {:?}", answer.took);
             }
@@ -185,42 +195,45 @@ async fn an_upstream_that_never_answers_is_504_after_its_limit() {
     assert_eq!(cases.join_all().await.len(), 5);
 }
 
-/// The codec would read them until the time limit, and nothing else beside them.
+/// hyper would read them until the time limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn interim_responses_without_end_are_502_at_once() {
+async fn endless_interim_responses_are_502_at_once() {
     for interim in ["HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n"] {
-        let rogue = RawUpstream::start("", Then::Endless(interim.repeat(10).into())).await;
-        let stage = before(&rogue).await;
+        let raw_upstream = RawUpstream::start("", Then::Endless(interim.repeat(10).into())).await;
+        let gateway = gateway_with(&raw_upstream).await;
         for target in [single("a", "completed"), "/other".to_owned()] {
-            let answer = while_under_attack(&stage, interim, stage.get(&target, &[])).await;
+            let answer = while_under_attack(&gateway, interim, gateway.get(&target, &[])).await;
             assert_refusal(&answer, 502, "invalid-upstream-response");
         }
     }
 }
 
 #[tokio::test]
-async fn an_answer_that_nobody_asked_for_is_nobodys() {
+async fn a_response_without_a_request_reaches_no_client() {
     let two =
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\npoison";
-    let rogue = RawUpstream::start(two, Then::Silence).await;
-    let stage = before(&rogue).await;
+    let raw_upstream = RawUpstream::start(two, Then::Silence).await;
+    let gateway = gateway_with(&raw_upstream).await;
     for asked in 1..=20 {
-        let answer = stage.get("/other", &[]).await;
-        assert_eq!((answer.status.as_u16(), &answer.body[..], rogue.asked()), (200, &b"{}"[..], asked));
+        let answer = gateway.get("/other", &[]).await;
+        assert_eq!(
+            (answer.status.as_u16(), &answer.body[..], raw_upstream.asked()),
+            (200, &b"{}"[..], asked)
+        );
     }
 }
 
 #[tokio::test]
-async fn a_gateway_that_is_its_own_upstream_says_508() {
+async fn a_gateway_that_is_its_own_upstream_answers_508() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let stage = TestGateway::without_upstream(|config, options| {
+    let gateway = TestGateway::without_upstream(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
         config.upstream.base_url = url.parse().unwrap();
         config.upstream.retries = 1;
     })
     .await;
-    let address = stage.address;
+    let address = gateway.address;
     let _round = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
         loop {
             let (mut there, _) = listener.accept().await.unwrap();
@@ -229,7 +242,7 @@ async fn a_gateway_that_is_its_own_upstream_says_508() {
         }
     }));
     for target in ["/other".to_owned(), single("a", "completed")] {
-        let answer = stage.get(&target, &[]).await;
+        let answer = gateway.get(&target, &[]).await;
         assert_eq!(answer.status, 508, "{answer:?}");
         assert!(
             String::from_utf8_lossy(&answer.body).contains("the request came from this gateway"),
@@ -238,17 +251,17 @@ async fn a_gateway_that_is_its_own_upstream_says_508() {
     }
 }
 
-/// How much memory may come and go, in kB: some buffers for each of 21 connections.
+/// Memory that may come and go, in kB: some buffers for each of 21 connections.
 const MORE: u64 = 40_000;
 
 #[tokio::test]
-async fn a_body_without_end_streams_and_memory_stays_what_it_was() {
+async fn an_endless_body_streams_in_constant_memory() {
     let chunk = [b"10000\r\n", &[b'x'; 0x10000][..], b"\r\n"].concat();
-    let rogue = RawUpstream::start(CHUNKED, Then::Endless(chunk.into())).await;
-    let ground = TestEnv::new().await;
-    ground.configure("");
-    let mut command = ground.command();
-    command.env("CLIPGATE__UPSTREAM__BASE_URL", rogue.url.to_string());
+    let raw_upstream = RawUpstream::start(CHUNKED, Then::Endless(chunk.into())).await;
+    let env = TestEnv::new().await;
+    env.configure("");
+    let mut command = env.command();
+    command.env("CLIPGATE__UPSTREAM__BASE_URL", raw_upstream.url.to_string());
     let mut gateway = crate::harness::process::Gateway::spawn(command);
     let address = gateway.address().await;
     let ask = async || {
@@ -273,14 +286,14 @@ async fn a_body_without_end_streams_and_memory_stays_what_it_was() {
     for _ in 0..20 {
         unread.push(ask().await);
     }
-    rogue.until_asked(21).await;
-    // Until all that can be held on the way is held.
+    raw_upstream.until_asked(21).await;
+    // Until all buffers on the way are full.
     let mut sent = 0;
-    while sent != rogue.sent() {
-        sent = rogue.sent();
+    while sent != raw_upstream.sent() {
+        sent = raw_upstream.sent();
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
     assert!(gateway.resident() < before + MORE, "{} kB after {before}", gateway.resident());
     drop((read, unread));
-    rogue.until_gone(21).await;
+    raw_upstream.until_gone(21).await;
 }

@@ -1,4 +1,4 @@
-//! The upstream: faults, limits, and what is passed through.
+//! Upstream side: faults, limits, outages and passed-through requests.
 
 pub(crate) mod account_cookies;
 pub(crate) mod hostile_upstream;

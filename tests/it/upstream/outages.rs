@@ -1,8 +1,7 @@
-//! An outage, a bad job or a hostile neighbour makes nothing worse (P12, contract section 9).
+//! Outages, failing jobs and failing keys make nothing worse (P12).
 //!
-//! Where a test lets time pass, the length of the outage is the scenario. No test bounds how fast the machine is: what
-//! must happen is waited for, and what must not happen would keep a test from its end, as pauses that have no business
-//! there are an hour long.
+//! The sleeps in these tests are the lengths of outages. No test bounds the speed of the machine: it waits for each
+//! expected event. An unexpected pause would last an hour, longer than the test may run.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -28,77 +27,79 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 const OTHER: &[(&str, &str)] = &[("authorization", "Bearer other")];
 
-/// A stage whose upstream holds polls for a minute and has answered once.
-pub(crate) async fn proven(configure: impl FnOnce(&mut Config, &mut Options)) -> TestGateway {
-    let stage = TestGateway::with(|config, options| {
+/// Returns a gateway whose upstream holds polls for a minute and has answered once.
+pub(crate) async fn gateway_with_answered_upstream(
+    configure: impl FnOnce(&mut Config, &mut Options),
+) -> TestGateway {
+    let gateway = TestGateway::with(|config, options| {
         set_hold(MINUTE, config, options);
         configure(config, options);
     })
     .await;
-    stage.sim.set_status("kept", "completed");
-    assert_eq!(stage.get(&single("kept", "completed"), &[]).await.status, StatusCode::OK);
-    stage
+    gateway.sim.set_status("kept", "completed");
+    assert_eq!(gateway.get(&single("kept", "completed"), &[]).await.status, StatusCode::OK);
+    gateway
 }
 
 fn names(count: usize) -> Vec<String> {
     (0..count).map(|n| format!("clip-{n}")).collect()
 }
 
-/// One wait on each of these jobs.
-fn wait_for(stage: &TestGateway, ids: &[&str]) -> Vec<AbortOnDropHandle<Answer>> {
-    ids.iter().map(|id| stage.spawn_get(&single(id, "completed"), &[])).collect()
+/// Starts one wait for each of these jobs.
+fn wait_for(gateway: &TestGateway, ids: &[&str]) -> Vec<AbortOnDropHandle<Answer>> {
+    ids.iter().map(|id| gateway.spawn_get(&single(id, "completed"), &[])).collect()
 }
 
-/// Completes the jobs; each wait is told so.
-async fn are_told(stage: &TestGateway, ids: &[&str], waits: Vec<AbortOnDropHandle<Answer>>) {
-    put_all(stage, ids, "completed");
+/// Completes the jobs, and asserts that each wait gets its answer.
+async fn assert_answered(gateway: &TestGateway, ids: &[&str], waits: Vec<AbortOnDropHandle<Answer>>) {
+    put_all(gateway, ids, "completed");
     for (id, answer) in ids.iter().zip(all(waits).await) {
         assert_eq!(answer.status, StatusCode::OK, "{id}: {answer:?}");
-        assert_eq!(answer.body, stage.sim.body(id, "completed"), "{id}");
+        assert_eq!(answer.body, gateway.sim.body(id, "completed"), "{id}");
     }
 }
 
-async fn a_reset_of_all_connections_is_survived(count: usize) {
-    // A breaker that opened would stay so for longer than the test.
-    let stage = proven(|config, _| config.upstream.breaker_cooldown = HOUR).await;
+async fn assert_waits_survive_a_reset(count: usize) {
+    // A breaker that opens would stay open for longer than the test.
+    let gateway = gateway_with_answered_upstream(|config, _| config.upstream.breaker_cooldown = HOUR).await;
     let ids = names(count);
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-    put_all(&stage, &ids, "submitted");
-    stage.sim.set_status("new", "completed");
-    let waits = wait_for(&stage, &ids);
-    stage.until(|seen| seen.open == count).await;
-    stage.sim.reset_connections();
-    let newcomer = stage.get(&single("new", "completed"), &[]).await;
-    assert_eq!(newcomer.body, stage.sim.body("new", "completed"));
-    stage.until(|seen| seen.open == count).await;
-    assert_eq!(stage.asked_until("completed"), 2 + 2 * count, "each poll is repeated once");
-    are_told(&stage, &ids, waits).await;
+    put_all(&gateway, &ids, "submitted");
+    gateway.sim.set_status("new", "completed");
+    let waits = wait_for(&gateway, &ids);
+    gateway.until(|seen| seen.open == count).await;
+    gateway.sim.reset_connections();
+    let newcomer = gateway.get(&single("new", "completed"), &[]).await;
+    assert_eq!(newcomer.body, gateway.sim.body("new", "completed"));
+    gateway.until(|seen| seen.open == count).await;
+    assert_eq!(gateway.asked_until("completed"), 2 + 2 * count, "each poll is repeated once");
+    assert_answered(&gateway, &ids, waits).await;
 }
 
-/// Row 1.1.
+/// P12
 #[tokio::test]
-async fn eight_held_polls_that_are_reset_at_one_moment_are_all_repeated() {
-    a_reset_of_all_connections_is_survived(8).await;
+async fn the_gateway_repeats_eight_held_polls_that_are_reset_at_once() {
+    assert_waits_survive_a_reset(8).await;
 }
 
-/// Row 1.1.
+/// P12
 #[tokio::test]
-async fn twenty_held_polls_that_are_reset_at_one_moment_are_all_repeated() {
-    a_reset_of_all_connections_is_survived(20).await;
+async fn the_gateway_repeats_twenty_held_polls_that_are_reset_at_once() {
+    assert_waits_survive_a_reset(20).await;
 }
 
-/// Row 1.2: on one HTTP/2 connection over TLS.
+/// P12, on one HTTP/2 connection over TLS
 #[tokio::test]
-async fn twenty_polls_on_one_connection_that_is_lost_are_all_repeated() {
-    let ground = TestEnv::before(Options { hold: MINUTE, ..Options::default() }).await;
-    let edge = Edge::before(&ground).await;
-    ground.configure("");
-    let text = std::fs::read_to_string(ground.path("config.toml")).unwrap();
-    let text = text.replace(&ground.upstream_url(), &format!("https://localhost:{}", edge.address.port()));
+async fn the_gateway_repeats_twenty_polls_of_a_lost_connection() {
+    let env = TestEnv::before(Options { hold: MINUTE, ..Options::default() }).await;
+    let edge = Edge::before(&env).await;
+    env.configure("");
+    let text = std::fs::read_to_string(env.path("config.toml")).unwrap();
+    let text = text.replace(&env.upstream_url(), &format!("https://localhost:{}", edge.address.port()));
     let text = format!("upstream.breaker_cooldown = \"1h\"\n{text}");
-    std::fs::write(ground.path("config.toml"), text).unwrap();
-    let mut command = ground.command();
-    command.env("SSL_CERT_FILE", ground.path("edge.pem"));
+    std::fs::write(env.path("config.toml"), text).unwrap();
+    let mut command = env.command();
+    command.env("SSL_CERT_FILE", env.path("edge.pem"));
     let mut gateway = Gateway::spawn(command);
     let address = gateway.address().await;
     let get = |id: &str| {
@@ -108,41 +109,41 @@ async fn twenty_polls_on_one_connection_that_is_lost_are_all_repeated() {
         ))
     };
 
-    ground.sim.set_status("kept", "completed");
+    env.sim.set_status("kept", "completed");
     assert_eq!(get("kept").await.unwrap().status(), 200);
     let ids = names(20);
-    ids.iter().for_each(|id| ground.sim.set_status(id, "submitted"));
+    ids.iter().for_each(|id| env.sim.set_status(id, "submitted"));
     let waits: Vec<_> = ids.iter().map(|id| get(id)).collect();
-    within_timeout("twenty polls", ground.sim.wait_until(|seen| seen.open == 20)).await;
-    assert_eq!(ground.sim.observed().connections, 1);
+    within_timeout("twenty polls", env.sim.wait_until(|seen| seen.open == 20)).await;
+    assert_eq!(env.sim.observed().connections, 1);
 
-    ground.sim.reset_connections();
+    env.sim.reset_connections();
     within_timeout(
         "each poll again",
-        ground.sim.wait_until(|seen| seen.open == 20 && seen.requests.len() == 41),
+        env.sim.wait_until(|seen| seen.open == 20 && seen.requests.len() == 41),
     )
     .await;
-    ids.iter().for_each(|id| ground.sim.set_status(id, "completed"));
+    ids.iter().for_each(|id| env.sim.set_status(id, "completed"));
     for (id, wait) in ids.iter().zip(waits) {
         let answer = wait.await.unwrap();
         assert_eq!(answer.status(), 200, "{id}: {answer:?}");
-        assert_eq!(*answer.body(), ground.sim.body(id, "completed"));
+        assert_eq!(*answer.body(), env.sim.body(id, "completed"));
     }
 }
 
-/// Ends TLS before the simulated upstream, which speaks HTTP/2 without it. A connection of one side is one of the
-/// other, and ends with it.
+/// Terminates TLS in front of the simulated upstream, which speaks HTTP/2 without TLS. Each client connection has one
+/// upstream connection, and both end together.
 struct Edge {
     address: SocketAddr,
     _serving: AbortOnDropHandle<()>,
 }
 
 impl Edge {
-    /// Puts its certificate into the ground's directory, as `edge.pem`.
-    async fn before(ground: &TestEnv) -> Self {
+    /// Starts it, and writes its certificate to `edge.pem` in the directory of the environment.
+    async fn before(env: &TestEnv) -> Self {
         let rcgen::CertifiedKey { cert, signing_key } =
             rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        std::fs::write(ground.path("edge.pem"), cert.pem()).unwrap();
+        std::fs::write(env.path("edge.pem"), cert.pem()).unwrap();
         let key = rustls::pki_types::PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
@@ -156,7 +157,7 @@ impl Edge {
 
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let upstream = ground.upstream_url().replace("http://", "");
+        let upstream = env.upstream_url().replace("http://", "");
         let serving = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
@@ -172,125 +173,125 @@ impl Edge {
     }
 }
 
-/// The upstream is away for a while, its port closed, with this many waits on a job each.
-async fn an_absence_is_survived(away: Duration, count: usize) {
-    let mut stage = proven(|_, _| {}).await;
+/// Closes the port of the upstream for a while, with one wait for each of this many jobs.
+async fn assert_waits_survive_an_outage(away: Duration, count: usize) {
+    let mut gateway = gateway_with_answered_upstream(|_, _| {}).await;
     let ids = names(count);
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-    put_all(&stage, &ids, "submitted");
-    stage.sim.set_status("new", "completed");
-    let waits = wait_for(&stage, &ids);
-    stage.until(|seen| seen.open == count).await;
-    stage.lower_upstream().await;
-    tokio::time::sleep(away).await; // so long it is away
-    stage.raise_upstream();
-    let newcomer = stage.get(&single("new", "completed"), &[]).await;
-    assert_eq!(newcomer.body, stage.sim.body("new", "completed"));
-    stage.until(|seen| seen.open == count).await;
-    are_told(&stage, &ids, waits).await;
+    put_all(&gateway, &ids, "submitted");
+    gateway.sim.set_status("new", "completed");
+    let waits = wait_for(&gateway, &ids);
+    gateway.until(|seen| seen.open == count).await;
+    gateway.lower_upstream().await;
+    tokio::time::sleep(away).await; // length of the outage
+    gateway.raise_upstream();
+    let newcomer = gateway.get(&single("new", "completed"), &[]).await;
+    assert_eq!(newcomer.body, gateway.sim.body("new", "completed"));
+    gateway.until(|seen| seen.open == count).await;
+    assert_answered(&gateway, &ids, waits).await;
 }
 
-/// Row 1.3.
+/// P12
 #[tokio::test]
-async fn twenty_waits_are_held_while_the_upstream_is_away_for_a_moment() {
-    an_absence_is_survived(Duration::from_millis(300), 20).await;
+async fn twenty_waits_outlast_an_outage_of_a_moment() {
+    assert_waits_survive_an_outage(Duration::from_millis(300), 20).await;
 }
 
-/// Row 1.3.
+/// P12
 #[tokio::test]
-async fn twenty_waits_are_held_while_the_upstream_is_away_for_five_seconds() {
-    an_absence_is_survived(Duration::from_secs(5), 20).await;
+async fn twenty_waits_outlast_an_outage_of_five_seconds() {
+    assert_waits_survive_an_outage(Duration::from_secs(5), 20).await;
 }
 
-/// Row 1.3.
+/// P12
 #[tokio::test]
-async fn one_wait_alone_is_held_while_the_upstream_is_away_for_a_moment() {
-    an_absence_is_survived(Duration::from_millis(300), 1).await;
+async fn a_single_wait_outlasts_an_outage_of_a_moment() {
+    assert_waits_survive_an_outage(Duration::from_millis(300), 1).await;
 }
 
-/// Row 1.3.
+/// P12
 #[tokio::test]
-async fn one_wait_alone_is_held_while_the_upstream_is_away_for_five_seconds() {
-    an_absence_is_survived(Duration::from_secs(5), 1).await;
+async fn a_single_wait_outlasts_an_outage_of_five_seconds() {
+    assert_waits_survive_an_outage(Duration::from_secs(5), 1).await;
 }
 
-/// Row 1.3.
+/// P12
 #[tokio::test]
-async fn a_wait_that_comes_while_the_upstream_is_away_is_held_as_well() {
-    let mut stage = proven(|_, _| {}).await;
-    stage.lower_upstream().await;
-    stage.sim.set_status("a", "completed");
-    let wait = stage.spawn_get(&single("a", "completed"), &[]);
-    stage.until_parked(1).await;
-    tokio::time::sleep(Duration::from_secs(2)).await; // so long it is away
-    stage.raise_upstream();
-    assert_eq!(wait.await.unwrap().body, stage.sim.body("a", "completed"));
+async fn a_wait_that_arrives_during_an_outage_outlasts_it() {
+    let mut gateway = gateway_with_answered_upstream(|_, _| {}).await;
+    gateway.lower_upstream().await;
+    gateway.sim.set_status("a", "completed");
+    let wait = gateway.spawn_get(&single("a", "completed"), &[]);
+    gateway.until_parked(1).await;
+    tokio::time::sleep(Duration::from_secs(2)).await; // length of the outage
+    gateway.raise_upstream();
+    assert_eq!(wait.await.unwrap().body, gateway.sim.body("a", "completed"));
 }
 
-/// Row 1.3: the breaker is open for an hour, unless somebody's first attempt succeeds.
+/// P12: without a successful first attempt the breaker stays open for an hour.
 #[tokio::test]
-async fn a_newcomer_is_asked_for_at_once_though_the_breaker_is_open_and_frees_all_others() {
-    let mut stage = proven(|config, _| {
+async fn the_first_attempt_of_a_new_wait_closes_an_open_breaker_for_all_others() {
+    let mut gateway = gateway_with_answered_upstream(|config, _| {
         config.upstream.breaker_failures = 1;
         config.upstream.breaker_cooldown = HOUR;
     })
     .await;
-    let operator = Operator::of(&mut stage).await;
-    put_all(&stage, &["a", "b"], "submitted");
-    let waits = wait_for(&stage, &["a", "b"]);
-    stage.until(|seen| seen.open == 2).await;
-    stage.lower_upstream().await;
+    let operator = Operator::of(&mut gateway).await;
+    put_all(&gateway, &["a", "b"], "submitted");
+    let waits = wait_for(&gateway, &["a", "b"]);
+    gateway.until(|seen| seen.open == 2).await;
+    gateway.lower_upstream().await;
     until_retries_are_held_back(&operator).await;
-    stage.raise_upstream();
-    stage.sim.set_status("new", "completed");
-    let newcomer = stage.get(&single("new", "completed"), OTHER).await;
-    assert_eq!(newcomer.body, stage.sim.body("new", "completed"));
-    stage.until(|seen| seen.open == 2).await;
-    are_told(&stage, &["a", "b"], waits).await;
+    gateway.raise_upstream();
+    gateway.sim.set_status("new", "completed");
+    let newcomer = gateway.get(&single("new", "completed"), OTHER).await;
+    assert_eq!(newcomer.body, gateway.sim.body("new", "completed"));
+    gateway.until(|seen| seen.open == 2).await;
+    assert_answered(&gateway, &["a", "b"], waits).await;
 }
 
 async fn until_retries_are_held_back(operator: &Operator) {
     within(30, async { while operator.state().await["upstream"]["breaker_open"] != true {} }).await;
 }
 
-/// Row 1.4.
+/// P11, P12
 #[tokio::test]
 async fn a_job_that_always_fails_harms_no_other_key() {
-    let stage = proven(|config, _| {
+    let gateway = gateway_with_answered_upstream(|config, _| {
         config.upstream.retries = 1;
         config.upstream.breaker_failures = 2;
         config.upstream.breaker_cooldown = HOUR;
     })
     .await;
     let good: Vec<String> = (0..14).map(|n| format!("good-{n}")).collect();
-    good.iter().for_each(|id| stage.sim.set_status(id, "completed"));
-    stage.sim.set_status("bad", "submitted");
-    stage.sim.fault(FaultTarget::Clip("bad".to_owned()), Fault::status(500), u32::MAX);
+    good.iter().for_each(|id| gateway.sim.set_status(id, "completed"));
+    gateway.sim.set_status("bad", "submitted");
+    gateway.sim.fault(FaultTarget::Clip("bad".to_owned()), Fault::status(500), u32::MAX);
     let bad = single("bad", "completed");
-    let told = RefCell::new(Vec::new());
+    let answers = RefCell::new(Vec::new());
     let again = async {
         loop {
-            let answer = stage.get(&bad, &[]).await;
-            told.borrow_mut().push(answer);
+            let answer = gateway.get(&bad, &[]).await;
+            answers.borrow_mut().push(answer);
         }
     };
     let others = async {
         for (n, id) in good.iter().enumerate() {
-            // Before each of them the bad job fails twice.
+            // The bad job fails twice before each of them.
             let failed = |seen: &Observation| seen.requests.iter().filter(|seen| *seen.target == bad).count();
-            stage.until(|seen| failed(seen) > 2 * n + 2).await;
-            let answer = stage.get(&single(id, "completed"), OTHER).await;
-            assert_eq!(answer.body, stage.sim.body(id, "completed"), "{id}: {answer:?}");
+            gateway.until(|seen| failed(seen) > 2 * n + 2).await;
+            let answer = gateway.get(&single(id, "completed"), OTHER).await;
+            assert_eq!(answer.body, gateway.sim.body(id, "completed"), "{id}: {answer:?}");
         }
     };
-    // Cancel safe: what is dropped is a client that hangs up.
+    // Cancel safe: the dropped future is a client that closes its connection.
     tokio::select! {
         () = others => {}
-        () = again => unreachable!("it asks for ever"),
+        () = again => unreachable!("this client never stops"),
     }
-    let told = told.into_inner();
-    assert!(!told.is_empty());
-    for answer in &told {
+    let answers = answers.into_inner();
+    assert!(!answers.is_empty());
+    for answer in &answers {
         assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
         let error: Value = serde_json::from_slice(&answer.body).unwrap();
         assert_eq!(error["statusCode"], 500, "the upstream wrote it");
@@ -298,80 +299,86 @@ async fn a_job_that_always_fails_harms_no_other_key() {
     }
 }
 
-/// Row 1.6.
+/// P7: the gateway stops
 #[tokio::test]
-async fn a_stop_while_the_upstream_fails_tells_a_wait_the_state_that_was_seen() {
+async fn a_wait_gets_the_last_seen_state_when_the_gateway_stops_during_an_outage() {
     let is_told = async |fault: Fault| {
-        let stage = proven(|config, _| config.server.drain_timeout = Duration::from_secs(4)).await;
-        stage.sim.set_status("a", "queued");
-        let wait = stage.spawn_get(&single("a", "completed"), &[]);
-        stage.until(|seen| seen.open == 1).await;
-        let seen = stage.get(&single("a", ""), &[]).await;
-        assert_eq!(seen.body, stage.sim.body("a", "queued"));
-        stage.sim.fault(FaultTarget::Polls, fault.clone(), u32::MAX);
-        stage.sim.reset_connections();
-        stage.until(|seen| seen.requests.len() > 3).await;
-        stage.stop();
+        let gateway =
+            gateway_with_answered_upstream(|config, _| config.server.drain_timeout = Duration::from_secs(4))
+                .await;
+        gateway.sim.set_status("a", "queued");
+        let wait = gateway.spawn_get(&single("a", "completed"), &[]);
+        gateway.until(|seen| seen.open == 1).await;
+        let seen = gateway.get(&single("a", ""), &[]).await;
+        assert_eq!(seen.body, gateway.sim.body("a", "queued"));
+        gateway.sim.fault(FaultTarget::Polls, fault.clone(), u32::MAX);
+        gateway.sim.reset_connections();
+        gateway.until(|seen| seen.requests.len() > 3).await;
+        gateway.stop();
         let answer = wait.await.unwrap();
         assert_eq!(answer.status, StatusCode::OK, "{fault:?}: {answer:?}");
-        assert_eq!(answer.body, stage.sim.body("a", "queued"), "{fault:?}");
+        assert_eq!(answer.body, gateway.sim.body("a", "queued"), "{fault:?}");
     };
     tokio::join!(is_told(Fault::reset()), is_told(Fault::status(500)), is_told(Fault::Hang));
 }
 
-/// Row 1.10: a poll that was held for a second has made progress, however it ends.
+/// P2, P12: a poll that was held for a second has made progress, however it ends.
 #[tokio::test]
-async fn an_edge_that_cuts_each_poll_after_a_while_is_asked_until_the_waits_own_time_is_over() {
+async fn the_gateway_polls_until_the_deadline_through_an_edge_that_resets_each_poll() {
     let held = Duration::from_millis(1500);
-    let stage = proven(|config, _| config.upstream.retries = 1).await;
-    stage.sim.set_status("a", "queued");
+    let gateway = gateway_with_answered_upstream(|config, _| config.upstream.retries = 1).await;
+    gateway.sim.set_status("a", "queued");
     let cut = Fault::Status {
         status: StatusCode::GATEWAY_TIMEOUT,
         retry_after: None,
         body: ErrorBody::Html,
         after: held,
     };
-    stage.sim.fault(FaultTarget::Path(single("a", "completed")), cut, u32::MAX);
-    let answer = stage.get(&single("a", "completed"), &[("prefer", "wait=7")]).await;
+    gateway.sim.fault(FaultTarget::Path(single("a", "completed")), cut, u32::MAX);
+    let answer = gateway.get(&single("a", "completed"), &[("prefer", "wait=7")]).await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
-    assert_eq!(answer.body, stage.sim.body("a", "queued"));
+    assert_eq!(answer.body, gateway.sim.body("a", "queued"));
     assert!(answer.took >= Duration::from_secs(7), "{:?}", answer.took);
     let polls =
-        stage.upstream_requests().iter().filter(|target| **target == single("a", "completed")).count();
-    let most = answer.took.as_millis() / held.as_millis() + 1;
-    assert!(polls > 2 && polls as u128 <= most, "{polls} polls, at most {most} are right");
-    assert_eq!(stage.asked_until("submitted"), 1);
+        gateway.upstream_requests().iter().filter(|target| **target == single("a", "completed")).count();
+    let limit = answer.took.as_millis() / held.as_millis() + 1;
+    assert!(polls > 2 && polls as u128 <= limit, "{polls} polls, at most {limit} are right");
+    assert_eq!(gateway.asked_until("submitted"), 1);
 }
 
-/// Row 1.12.
+/// P2: the gateway stops
 #[tokio::test]
-async fn a_stop_looks_once_a_job_however_many_waits_share_it() {
-    let stage = TestGateway::with(|config, options| {
+async fn a_stopping_gateway_takes_one_snapshot_for_each_job() {
+    let gateway = TestGateway::with(|config, options| {
         set_hold(MINUTE, config, options);
         config.server.drain_timeout = Duration::from_secs(4);
     })
     .await;
-    put_all(&stage, &["a", "b"], "queued");
+    put_all(&gateway, &["a", "b"], "queued");
     let ids: Vec<&str> = ["a", "b"].repeat(6);
-    let waits = wait_for(&stage, &ids);
-    stage.until_parked(12).await;
-    stage.until(|seen| seen.open == 2).await;
-    stage.stop();
+    let waits = wait_for(&gateway, &ids);
+    gateway.until_parked(12).await;
+    gateway.until(|seen| seen.open == 2).await;
+    gateway.stop();
     for (id, answer) in ids.iter().zip(all(waits).await) {
-        assert_eq!(answer.body, stage.sim.body(id, "queued"));
+        assert_eq!(answer.body, gateway.sim.body(id, "queued"));
     }
-    assert_eq!((stage.asked_until("completed"), stage.asked_until("submitted")), (2, 2));
+    assert_eq!((gateway.asked_until("completed"), gateway.asked_until("submitted")), (2, 2));
 }
 
-/// What is left of the quota of calls, as the answer says.
+/// Returns the rest of the quota of calls.
 fn calls_left(answer: &Answer) -> u32 {
     let (_, left) = field(answer, "ratelimit").rsplit_once("\"calls\";r=").unwrap();
     left.split(';').next().unwrap().parse().unwrap()
 }
 
-/// A stage where retries are held back for an hour, and a wait on 60 jobs, each with a poll that is held back.
+/// Failed probes after which the next one is 4 s away: they come after 250 ms, and then after twice the time each.
+const PROBES: usize = 4;
+
+/// Returns a gateway whose retries are held back but for probes, a wait for 60 jobs with one held-back poll each, and
+/// its target.
 async fn held_back(calls: u32) -> (TestGateway, AbortOnDropHandle<Answer>, String) {
-    let mut stage = proven(|config, _| {
+    let mut gateway = gateway_with_answered_upstream(|config, _| {
         config.upstream.max_jobs = 1;
         config.wait.max_jobs = 60;
         config.upstream.breaker_failures = 1;
@@ -380,53 +387,53 @@ async fn held_back(calls: u32) -> (TestGateway, AbortOnDropHandle<Answer>, Strin
         config.limits.calls_burst = calls;
     })
     .await;
-    let operator = Operator::of(&mut stage).await;
+    let operator = Operator::of(&mut gateway).await;
     let ids = names(60);
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-    put_all(&stage, &ids, "completed");
-    stage.sim.fault(FaultTarget::Polls, Fault::reset(), 60);
+    put_all(&gateway, &ids, "completed");
+    gateway.sim.fault(FaultTarget::Polls, Fault::reset(), 60 + u32::try_from(PROBES).unwrap());
     let target = multi(&ids, "completed");
-    let first = stage.spawn_get(&target, &[]);
-    stage.until(|seen| seen.requests.len() >= 61).await;
+    let first = gateway.spawn_get(&target, &[]);
+    gateway.until(|seen| seen.requests.len() >= 61 + PROBES).await;
     until_retries_are_held_back(&operator).await;
-    let is_over = async { while operator.state().await["polls"]["open"] != 0 {} };
-    within(30, is_over).await;
-    (stage, first, target)
+    let drained = async { while operator.state().await["polls"]["open"] != 0 {} };
+    within(30, drained).await;
+    (gateway, first, target)
 }
 
-/// Contract section 9: its client alone would ask now, and would pay for it.
+/// P12: a new wait is a first attempt. Its client alone would also call now, and pay for it.
 #[tokio::test]
-async fn a_new_wait_has_the_polls_tried_at_once_that_back_off_and_pays_for_them() {
-    let (stage, first, target) = held_back(200).await;
-    let answer = stage.get(&target, &[]).await;
+async fn a_new_wait_retries_backing_off_polls_at_once_and_pays_for_them() {
+    let (gateway, first, target) = held_back(200).await;
+    let answer = gateway.get(&target, &[]).await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     assert_eq!(first.await.unwrap().body, answer.body);
-    assert_eq!(stage.upstream_requests().len(), 1 + 60 + 60);
-    // The first wait paid 60 of 200, and so did the second. Each second adds one.
+    assert_eq!(gateway.upstream_requests().len(), 1 + 60 + PROBES + 60);
+    // The first wait paid for 60 of 200 calls, and so did the second. Each second adds one.
     let left = calls_left(&answer);
     assert!((80..120).contains(&left), "{left}");
 }
 
-/// Contract section 9.
+/// P12
 #[tokio::test]
-async fn a_new_wait_without_quota_waits_for_the_retry_and_is_told() {
-    let (stage, first, target) = held_back(60).await;
-    let second = stage.spawn_get(&target, &[]);
-    stage.until_parked(2).await;
-    assert_eq!(stage.upstream_requests().len(), 1 + 60, "the quota is used up");
-    stage.sim.set_status("new", "completed");
-    let newcomer = stage.get(&single("new", "completed"), OTHER).await;
+async fn a_new_wait_without_quota_gets_the_answer_of_the_retry() {
+    let (gateway, first, target) = held_back(60).await;
+    let second = gateway.spawn_get(&target, &[]);
+    gateway.until_parked(2).await;
+    assert_eq!(gateway.upstream_requests().len(), 1 + 60 + PROBES, "the quota is used up");
+    gateway.sim.set_status("new", "completed");
+    let newcomer = gateway.get(&single("new", "completed"), OTHER).await;
     assert_eq!(newcomer.status, StatusCode::OK, "{newcomer:?}");
     for answer in all(vec![first, second]).await {
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     }
-    assert_eq!(stage.upstream_requests().len(), 1 + 60 + 1 + 60);
+    assert_eq!(gateway.upstream_requests().len(), 1 + 60 + PROBES + 1 + 60);
 }
 
-/// Row 3.10.
+/// P4: a client alone would make as many calls.
 #[tokio::test]
-async fn a_wait_that_opens_many_polls_costs_as_many_calls() {
-    let stage = proven(|config, _| {
+async fn a_wait_that_opens_many_polls_pays_for_as_many_calls() {
+    let gateway = gateway_with_answered_upstream(|config, _| {
         config.wait.max_jobs = 1000;
         config.limits.calls_per_second = 1;
         config.limits.calls_burst = 1000;
@@ -434,27 +441,27 @@ async fn a_wait_that_opens_many_polls_costs_as_many_calls() {
     .await;
     let ids = names(1000);
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-    put_all(&stage, &ids, "completed");
-    let answer = stage.get(&multi(&ids, "completed"), &[]).await;
+    put_all(&gateway, &ids, "completed");
+    let answer = gateway.get(&multi(&ids, "completed"), &[]).await;
     assert_eq!(answer.status, StatusCode::OK, "{:?}", answer.headers);
-    assert_eq!(stage.upstream_requests().len(), 1 + 167);
+    assert_eq!(gateway.upstream_requests().len(), 1 + 167);
     let left = calls_left(&answer);
     assert!((833..833 + 60).contains(&left), "{left} of 1000, and each second adds one");
 }
 
-/// Contract section 9: `retry_for` is for an upstream that has answered before.
+/// P12: `retry_for` applies to an upstream that has answered before.
 #[tokio::test]
-async fn a_wrong_address_is_a_502_after_as_many_attempts_as_upstream_retries_allows() {
-    let stage = TestGateway::with(|config, options| {
+async fn an_upstream_that_never_answered_is_502_after_upstream_retries_attempts() {
+    let gateway = TestGateway::with(|config, options| {
         set_hold(MINUTE, config, options);
         config.upstream.retries = 2;
         config.upstream.retry_for = HOUR;
     })
     .await;
-    stage.sim.set_status("a", "completed");
-    stage.sim.fault(FaultTarget::Polls, Fault::reset(), u32::MAX);
-    let answer = stage.get(&single("a", "completed"), &[]).await;
+    gateway.sim.set_status("a", "completed");
+    gateway.sim.fault(FaultTarget::Polls, Fault::reset(), u32::MAX);
+    let answer = gateway.get(&single("a", "completed"), &[]).await;
     assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
     assert_eq!(answer.field("cache-status"), "clipgate; detail=unreachable");
-    assert_eq!(stage.upstream_requests().len(), 3);
+    assert_eq!(gateway.upstream_requests().len(), 3);
 }

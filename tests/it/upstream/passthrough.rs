@@ -1,4 +1,4 @@
-//! What is no wait goes through untouched, once, and to the upstream only (contract, section 2).
+//! Passed-through requests reach the upstream unchanged, once, and no other host.
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -19,36 +19,36 @@ fn body(answer: &Answer) -> Value {
 }
 
 #[tokio::test]
-async fn each_order_goes_through_and_makes_clips_of_its_own() {
-    let stage = TestGateway::new().await;
+async fn each_order_reaches_the_upstream_and_makes_jobs_of_its_own() {
+    let gateway = TestGateway::new().await;
     let mut ids = Vec::new();
     for asked in 1..=2 {
-        let answer = stage.send(request("POST", CLIP, &[KEY], "{\"prompt\":\"x\"}")).await;
-        assert_eq!((answer.status.as_u16(), calls(&stage)), (201, asked));
+        let answer = gateway.send(request("POST", CLIP, &[KEY], "{\"prompt\":\"x\"}")).await;
+        assert_eq!((answer.status.as_u16(), calls(&gateway)), (201, asked));
         ids.extend(body(&answer)["clip_ids"].as_array().unwrap().clone());
     }
     ids.sort_by_key(Value::to_string);
     ids.dedup();
     assert_eq!(ids.len(), 4);
-    let seen = stage.sim.requests();
+    let seen = gateway.sim.requests();
     assert!(seen.iter().all(|seen| seen.method == "POST" && &*seen.target == CLIP));
 }
 
 #[tokio::test]
-async fn lyrics_are_read_once_and_never_again() {
-    let stage = TestGateway::new().await;
+async fn the_gateway_does_not_cache_lyrics() {
+    let gateway = TestGateway::new().await;
     let lyric = "/v2/generate/audio/suno-ai/lyric?id=1";
-    let first = stage.get(lyric, &[]).await;
+    let first = gateway.get(lyric, &[]).await;
     assert_eq!((first.status.as_u16(), field(&first, "cache-status")), (200, "clipgate; fwd=bypass"));
-    assert_eq!(stage.get(lyric, &[]).await.status, 404, "the upstream's word, nothing kept");
-    assert_eq!(calls(&stage), 2);
+    assert_eq!(gateway.get(lyric, &[]).await.status, 404, "from the upstream, not from the cache");
+    assert_eq!(calls(&gateway), 2);
 }
 
 #[tokio::test]
-async fn a_wait_that_is_not_understood_is_the_upstreams_to_judge() {
-    let stage = TestGateway::new().await;
-    stage.sim.set_status("a", "completed");
-    stage.get(&single("a", "completed"), &[]).await;
+async fn the_gateway_passes_through_a_wait_that_it_does_not_understand() {
+    let gateway = TestGateway::new().await;
+    gateway.sim.set_status("a", "completed");
+    gateway.get(&single("a", "completed"), &[]).await;
     let rows = [
         (format!("{CLIP}?clip_id=a&status=completed&quality=high"), 200),
         (format!("{CLIP}?clip_id=a&status=done"), 400),
@@ -60,32 +60,32 @@ async fn a_wait_that_is_not_understood_is_the_upstreams_to_judge() {
     ];
     for (target, status) in &rows {
         for _ in 0..2 {
-            let before = calls(&stage);
-            let answer = stage.get(target, &[]).await;
+            let before = calls(&gateway);
+            let answer = gateway.get(target, &[]).await;
             assert_eq!(answer.status, *status, "{target}");
             assert_eq!(field(&answer, "cache-status"), "clipgate; fwd=bypass");
-            let seen = stage.sim.requests();
+            let seen = gateway.sim.requests();
             assert_eq!((seen.len(), &*seen[before].target), (before + 1, &**target));
         }
     }
     for method in ["HEAD", "OPTIONS", "DELETE", "PUT"] {
-        let before = calls(&stage);
-        let answer = stage.send(request(method, &single("a", "completed"), &[KEY], "")).await;
+        let before = calls(&gateway);
+        let answer = gateway.send(request(method, &single("a", "completed"), &[KEY], "")).await;
         assert_eq!(field(&answer, "cache-status"), "clipgate; fwd=method", "{method}");
-        let seen = stage.sim.requests();
+        let seen = gateway.sim.requests();
         assert_eq!((seen.len(), seen[before].method.as_str()), (before + 1, method));
     }
 }
 
 #[tokio::test]
-async fn method_target_fields_and_body_arrive_as_they_were_sent() {
-    let stage = TestGateway::new().await;
+async fn method_target_headers_and_body_reach_the_upstream_unchanged() {
+    let gateway = TestGateway::new().await;
     let target = "/sim/echo?a=%20&b[]=+&c=%2F..%2f&&d='\"|{}";
     let fields = [KEY, ("x-two", "one"), ("x-two", "two"), ("accept-encoding", "gzip"), ("cookie", "a=b")];
     for method in ["POST", "PATCH", "DELETE", "PURGE"] {
         let sent = vec![b'7'; 300_000];
         let raw_target = target.replace(['"', '|', '{', '}'], "x");
-        let answer = stage.send(request(method, &raw_target, &fields, sent.clone())).await;
+        let answer = gateway.send(request(method, &raw_target, &fields, sent.clone())).await;
         let echo = body(&answer);
         assert_eq!((&echo["method"], &echo["target"]), (&json!(method), &json!(raw_target)));
         assert_eq!(echo["body_bytes"], sent.len());
@@ -103,25 +103,25 @@ async fn method_target_fields_and_body_arrive_as_they_were_sent() {
         assert_eq!((one("via"), one("content-length")), (json!("1.1 clipgate"), json!("300000")));
         assert_eq!(
             (one("x-forwarded-for"), one("x-forwarded-host")),
-            (json!("127.0.0.1"), json!(stage.address.to_string()))
+            (json!("127.0.0.1"), json!(gateway.address.to_string()))
         );
-        assert_ne!(one("host"), json!(stage.address.to_string()), "the upstream's own name");
+        assert_ne!(one("host"), json!(gateway.address.to_string()), "the upstream's own name");
         assert_eq!(echo["has_key"], true);
     }
-    assert_eq!(calls(&stage), 4);
+    assert_eq!(calls(&gateway), 4);
 }
 
 #[tokio::test]
-async fn a_body_of_some_megabytes_goes_up_and_comes_down_whole() {
-    let stage = TestGateway::new().await;
+async fn a_body_of_some_megabytes_passes_both_ways_complete() {
+    let gateway = TestGateway::new().await;
     let sent: Bytes = (0..4 << 20).map(|n: u32| n.to_le_bytes()[(n % 4) as usize]).collect();
-    let answer = stage.send(request("PUT", "/sim/mirror", &[KEY], sent.clone())).await;
+    let answer = gateway.send(request("PUT", "/sim/mirror", &[KEY], sent.clone())).await;
     assert!(answer.body == sent);
 }
 
 #[tokio::test]
-async fn a_request_that_breaks_is_never_sent_again() {
-    let stage = TestGateway::new().await;
+async fn the_gateway_never_resends_a_failed_request() {
+    let gateway = TestGateway::new().await;
     let faults = [
         ("POST", CLIP, Fault::reset()),
         ("POST", CLIP, Fault::Refuse),
@@ -130,30 +130,30 @@ async fn a_request_that_breaks_is_never_sent_again() {
         ("GET", "/v1/models", Fault::Refuse),
     ];
     for (method, target, fault) in faults {
-        // Over a connection that was used before, too: there a client is tempted most.
+        // Also over a reused connection, where HTTP clients like to resend.
         for _ in 0..2 {
-            stage.get("/sim/echo", &[]).await;
-            let before = calls(&stage);
-            stage.sim.fault(FaultTarget::Path("/v".to_owned()), fault.clone(), 1);
+            gateway.get("/sim/echo", &[]).await;
+            let before = calls(&gateway);
+            gateway.sim.fault(FaultTarget::Path("/v".to_owned()), fault.clone(), 1);
             let body = if method == "GET" { "" } else { "{}" };
-            let answer = stage.send(request(method, target, &[KEY], body)).await;
+            let answer = gateway.send(request(method, target, &[KEY], body)).await;
             assert_refusal(&answer, 502, "upstream-reset");
-            assert_eq!(calls(&stage), before + 1, "{method} {target} {fault:?}");
+            assert_eq!(calls(&gateway), before + 1, "{method} {target} {fault:?}");
         }
     }
     for status in [429, 503] {
-        let before = calls(&stage);
-        stage.sim.fault(FaultTarget::Any, Fault::retry_after(status, Duration::from_secs(1)), 1);
-        let answer = stage.send(request("POST", CLIP, &[KEY], "{}")).await;
+        let before = calls(&gateway);
+        gateway.sim.fault(FaultTarget::Any, Fault::retry_after(status, Duration::from_secs(1)), 1);
+        let answer = gateway.send(request("POST", CLIP, &[KEY], "{}")).await;
         assert_eq!((answer.status.as_u16(), field(&answer, "retry-after")), (status, "1"));
-        assert_eq!(calls(&stage), before + 1);
+        assert_eq!(calls(&gateway), before + 1);
     }
 }
 
 #[tokio::test]
-async fn events_pass_as_they_come_and_a_client_that_hangs_up_ends_them() {
-    let stage = TestGateway::new().await;
-    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+async fn events_pass_at_once_until_the_client_closes_the_connection() {
+    let gateway = TestGateway::new().await;
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     let head = "GET /sim/stream?n=2&every=60s HTTP/1.1\r\nhost: x\r\nauthorization: Bearer demo\r\n\
         accept: text/event-stream\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -161,28 +161,28 @@ async fn events_pass_as_they_come_and_a_client_that_hangs_up_ends_them() {
     let back = String::from_utf8(back).unwrap();
     assert!(back.contains("content-type: text/event-stream\r\n"), "{back}");
     assert!(back.contains("cache-status: clipgate; fwd=bypass\r\n"), "{back}");
-    assert_eq!(stage.sim.requests()[0].end, End::Open);
+    assert_eq!(gateway.sim.requests()[0].end, End::Open);
     drop(stream);
-    within(10, stage.sim.wait_until(|seen| seen.abandoned() == 1)).await;
+    within(10, gateway.sim.wait_until(|seen| seen.abandoned() == 1)).await;
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_before_the_answer_ends_its_request() {
-    let stage = TestGateway::holding(Duration::from_secs(60)).await;
-    stage.sim.set_status("a", "queued");
-    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+async fn a_client_that_disconnects_before_the_response_cancels_its_request() {
+    let gateway = TestGateway::holding(Duration::from_secs(60)).await;
+    gateway.sim.set_status("a", "queued");
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     let target = format!("{}&unknown=1", single("a", "completed"));
     let head = format!("GET {target} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer demo\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
-    within(10, stage.sim.wait_until(|seen| seen.open == 1)).await;
+    within(10, gateway.sim.wait_until(|seen| seen.open == 1)).await;
     drop(stream);
-    within(30, stage.sim.wait_until(|seen| seen.abandoned() == 1)).await;
+    within(30, gateway.sim.wait_until(|seen| seen.abandoned() == 1)).await;
 }
 
 #[tokio::test]
-async fn each_piece_of_an_upload_comes_back_before_the_next_is_sent() {
-    let stage = TestGateway::new().await;
-    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+async fn an_echoed_upload_returns_each_chunk_before_the_next_is_sent() {
+    let gateway = TestGateway::new().await;
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     let head =
         "POST /sim/mirror HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -192,15 +192,15 @@ async fn each_piece_of_an_upload_comes_back_before_the_next_is_sent() {
         stream.write_all(chunk.as_bytes()).await.unwrap();
         read_until(&mut stream, |back| back == chunk.as_bytes()).await;
     }
-    assert_eq!(stage.sim.requests()[0].end, End::Open);
+    assert_eq!(gateway.sim.requests()[0].end, End::Open);
     stream.write_all(b"0\r\n\r\n").await.unwrap();
     read_until(&mut stream, |back| back == b"0\r\n\r\n").await;
 }
 
 #[tokio::test]
-async fn an_upgraded_connection_is_a_tunnel_through_the_whole_server() {
-    let stage = TestGateway::new().await;
-    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+async fn an_upgraded_connection_is_a_tunnel_through_the_server() {
+    let gateway = TestGateway::new().await;
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     let head = "GET /sim/upgrade HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
     let back = read_until(&mut stream, |back| back.ends_with(b"\r\n\r\n")).await;
@@ -210,7 +210,7 @@ async fn an_upgraded_connection_is_a_tunnel_through_the_whole_server() {
         back.contains("cache-status: clipgate; fwd=bypass\r\n") && back.contains("x-request-id: "),
         "{back}"
     );
-    // Bytes are bytes in there, those included that look like hyper's own refusal.
+    // The tunnel forwards any bytes, also those that look like hyper's own response to a malformed head.
     for piece in [&b"\x81\x02hi"[..], b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n", &[0; 100_000]]
     {
         let (mut read, mut write) = stream.split();
@@ -231,11 +231,11 @@ async fn an_upgraded_connection_is_a_tunnel_through_the_whole_server() {
 
 #[tokio::test]
 async fn no_target_leads_to_another_host() {
-    let stage = TestGateway::new().await;
+    let gateway = TestGateway::new().await;
     let trap = TcpListener::bind("127.0.0.1:0").unwrap();
     trap.set_nonblocking(true).unwrap();
     let evil = trap.local_addr().unwrap().to_string();
-    let other = stage.address.to_string();
+    let other = gateway.address.to_string();
     let rows = [
         (format!("GET http://{evil}/sim/echo"), &evil, 200),
         (format!("GET http://{evil}/sim/echo"), &other, 421),
@@ -261,11 +261,11 @@ async fn no_target_leads_to_another_host() {
         let head = format!(
             "{line} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer demo\r\nconnection: close\r\n\r\n"
         );
-        let back = raw(stage.address, head.as_bytes()).await;
+        let back = raw(gateway.address, head.as_bytes()).await;
         let text = String::from_utf8_lossy(&back);
         assert!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{line}, host {host}: {text}");
         assert!(!text.contains(&format!("[\"host\",\"{evil}\"]")), "{text}");
     }
     assert_eq!(trap.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "somebody came by");
-    assert!(stage.sim.requests().iter().all(|seen| seen.headers["host"] != *evil));
+    assert!(gateway.sim.requests().iter().all(|seen| seen.headers["host"] != *evil));
 }

@@ -1,4 +1,4 @@
-//! How many requests are passed through at once: `limits.max_passthrough_per_key` and `limits.max_passthrough`.
+//! Limits of concurrent passed-through requests: `limits.max_passthrough_per_key` and `limits.max_passthrough`.
 
 use clipgate::sim::{Fault, FaultTarget};
 use tokio::io::AsyncWriteExt as _;
@@ -8,10 +8,10 @@ use crate::harness::admin_client::Operator;
 use crate::harness::gateway::{Answer, TestGateway, single, within};
 use crate::harness::raw_http::{assert_refusal, field, read_until};
 
-/// An answer that goes on until it is hung up.
+/// Response that goes on until the client closes the connection.
 const ENDLESS: &str = "/sim/stream?n=2&every=1h";
 
-async fn stage(per_key: usize, all: usize) -> TestGateway {
+async fn gateway(per_key: usize, all: usize) -> TestGateway {
     TestGateway::with(|config, _| {
         config.limits.max_passthrough_per_key = per_key;
         config.limits.max_passthrough = all;
@@ -19,9 +19,9 @@ async fn stage(per_key: usize, all: usize) -> TestGateway {
     .await
 }
 
-/// Opens an endless answer, or a tunnel, on a connection of its own.
-async fn open(stage: &TestGateway, target: &str, key: &str, fields: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+/// Opens an endless response, or a tunnel, on a new connection.
+async fn open(gateway: &TestGateway, target: &str, key: &str, fields: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     let head = format!("GET {target} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n{fields}\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
     let back = read_until(&mut stream, |back| back.windows(4).any(|four| four == b"\r\n\r\n")).await;
@@ -29,78 +29,78 @@ async fn open(stage: &TestGateway, target: &str, key: &str, fields: &str) -> Tcp
     stream
 }
 
-async fn get(stage: &TestGateway, key: &str) -> Answer {
-    stage.get("/sim/echo", &[("authorization", &format!("Bearer {key}"))]).await
+async fn get(gateway: &TestGateway, key: &str) -> Answer {
+    gateway.get("/sim/echo", &[("authorization", &format!("Bearer {key}"))]).await
 }
 
-/// Comes back when there is room again.
-async fn until_room(stage: &TestGateway, key: &str) {
-    within(30, async { while get(stage, key).await.status != 200 {} }).await;
+/// Returns once a passed-through request is admitted again.
+async fn until_room(gateway: &TestGateway, key: &str) {
+    within(30, async { while get(gateway, key).await.status != 200 {} }).await;
 }
 
-/// Has the upstream accept this key, which counts for itself from then on.
-async fn prove(stage: &TestGateway, key: &str) {
-    stage.sim.set_status("proof", "completed");
+/// Makes the upstream accept this key. Its requests then count for the key.
+async fn prove(gateway: &TestGateway, key: &str) {
+    gateway.sim.set_status("proof", "completed");
     let fields = [("authorization", &*format!("Bearer {key}"))];
-    assert_eq!(stage.get(&single("proof", "completed"), &fields).await.status, 200);
+    assert_eq!(gateway.get(&single("proof", "completed"), &fields).await.status, 200);
 }
 
 #[tokio::test]
-async fn a_key_with_its_share_of_passed_through_requests_gets_429_until_one_has_ended() {
-    let stage = stage(2, 100).await;
+async fn a_key_with_its_share_of_passed_through_requests_gets_429_until_one_ends() {
+    let gateway = gateway(2, 100).await;
     for key in ["ann", "bob"] {
-        prove(&stage, key).await;
+        prove(&gateway, key).await;
     }
-    let first = open(&stage, ENDLESS, "ann", "").await;
-    let _second = open(&stage, ENDLESS, "ann", "").await;
+    let first = open(&gateway, ENDLESS, "ann", "").await;
+    let _second = open(&gateway, ENDLESS, "ann", "").await;
     for _ in 0..3 {
-        let answer = get(&stage, "ann").await;
+        let answer = get(&gateway, "ann").await;
         assert_refusal(&answer, 429, "too-many-passthrough-per-key");
         assert_eq!(field(&answer, "retry-after"), "1");
     }
-    assert_eq!(get(&stage, "bob").await.status, 200, "another key has a share of its own");
-    assert!(stage.get(&single("proof", "completed"), &[("authorization", "Bearer ann")]).await.hit());
+    assert_eq!(get(&gateway, "bob").await.status, 200, "another key has a share of its own");
+    assert!(gateway.get(&single("proof", "completed"), &[("authorization", "Bearer ann")]).await.hit());
     drop(first);
-    until_room(&stage, "ann").await;
+    until_room(&gateway, "ann").await;
 }
 
 #[tokio::test]
-async fn keys_that_nobody_has_proven_share_what_their_address_has() {
-    let stage = stage(2, 100).await;
-    let _open = [open(&stage, ENDLESS, "made", "").await, open(&stage, ENDLESS, "up", "").await];
-    assert_refusal(&get(&stage, "another").await, 429, "too-many-passthrough-per-key");
+async fn unproven_keys_share_the_limit_of_their_address() {
+    let gateway = gateway(2, 100).await;
+    let _open = [open(&gateway, ENDLESS, "made", "").await, open(&gateway, ENDLESS, "up", "").await];
+    assert_refusal(&get(&gateway, "another").await, 429, "too-many-passthrough-per-key");
 }
 
 #[tokio::test]
-async fn waits_that_are_not_understood_hold_no_more_requests_than_their_share() {
-    let stage = stage(4, 100).await;
-    stage.sim.set_status("a", "queued");
+async fn waits_that_the_gateway_does_not_understand_count_for_the_passthrough_limit() {
+    let gateway = gateway(4, 100).await;
+    gateway.sim.set_status("a", "queued");
     let target = format!("{}&x=1", single("a", "completed"));
-    let held: Vec<_> = (0..4).map(|_| stage.spawn_get(&target, &[])).collect();
-    stage.until(|seen| seen.open == 4).await;
+    let held: Vec<_> = (0..4).map(|_| gateway.spawn_get(&target, &[])).collect();
+    gateway.until(|seen| seen.open == 4).await;
     for _ in 0..36 {
-        assert_refusal(&stage.get(&target, &[]).await, 429, "too-many-passthrough-per-key");
+        assert_refusal(&gateway.get(&target, &[]).await, 429, "too-many-passthrough-per-key");
     }
-    assert_eq!(stage.upstream_requests().len(), 4);
+    assert_eq!(gateway.upstream_requests().len(), 4);
     drop(held);
-    stage.until(|seen| seen.open == 0).await;
+    gateway.until(|seen| seen.open == 0).await;
 }
 
 #[tokio::test]
-async fn all_keys_together_have_a_bound_and_the_operator_sees_it() {
-    let mut stage = stage(2, 3).await;
+async fn all_keys_together_have_a_limit_that_the_operator_sees() {
+    let mut gateway = gateway(2, 3).await;
     for key in ["ann", "bob", "cid"] {
-        prove(&stage, key).await;
+        prove(&gateway, key).await;
     }
-    let operator = Operator::of(&mut stage).await;
+    let operator = Operator::of(&mut gateway).await;
     let mut open_now = Vec::new();
     for key in ["ann", "ann", "bob"] {
-        open_now.push(open(&stage, ENDLESS, key, "").await);
+        open_now.push(open(&gateway, ENDLESS, key, "").await);
     }
-    let answer = get(&stage, "cid").await;
+    let answer = get(&gateway, "cid").await;
     assert_refusal(&answer, 503, "too-many-passthrough");
     assert_eq!(field(&answer, "retry-after"), "1");
-    assert_refusal(&get(&stage, "ann").await, 429, "too-many-passthrough-per-key");
+    assert_refusal(&get(&gateway, "ann").await, 429, "too-many-passthrough-per-key");
     let page = operator.metrics().await;
     for (name, value) in [("clipgate_passthrough_requests", 3.0), ("clipgate_max_passthrough_requests", 3.0)]
     {
@@ -110,26 +110,26 @@ async fn all_keys_together_have_a_bound_and_the_operator_sees_it() {
         assert_eq!(page.sum("clipgate_rate_limited_total", &[("quota", quota)]), 1.0, "{quota}");
     }
     open_now.pop();
-    until_room(&stage, "cid").await;
+    until_room(&gateway, "cid").await;
 }
 
 #[tokio::test]
-async fn a_tunnel_has_its_slot_until_it_ends() {
-    let stage = stage(1, 100).await;
-    let tunnel = open(&stage, "/sim/upgrade", "ann", "connection: upgrade\r\nupgrade: echo\r\n").await;
-    assert_refusal(&get(&stage, "ann").await, 429, "too-many-passthrough-per-key");
+async fn a_tunnel_keeps_its_slot_until_it_ends() {
+    let gateway = gateway(1, 100).await;
+    let tunnel = open(&gateway, "/sim/upgrade", "ann", "connection: upgrade\r\nupgrade: echo\r\n").await;
+    assert_refusal(&get(&gateway, "ann").await, 429, "too-many-passthrough-per-key");
     drop(tunnel);
-    until_room(&stage, "ann").await;
+    until_room(&gateway, "ann").await;
 }
 
 #[tokio::test]
-async fn what_ends_by_itself_or_breaks_gives_its_slot_back() {
-    let stage = stage(1, 1).await;
+async fn a_completed_or_broken_request_releases_its_slot() {
+    let gateway = gateway(1, 1).await;
     for n in 0..8 {
         if n % 2 == 1 {
-            stage.sim.fault(FaultTarget::Path("/sim/echo".to_owned()), Fault::reset(), 1);
+            gateway.sim.fault(FaultTarget::Path("/sim/echo".to_owned()), Fault::reset(), 1);
         }
-        let status = get(&stage, "ann").await.status.as_u16();
+        let status = get(&gateway, "ann").await.status.as_u16();
         assert_eq!(status, if n % 2 == 1 { 502 } else { 200 });
     }
 }

@@ -1,4 +1,4 @@
-//! Upgraded connections, as WebSockets are, when the gateway stops.
+//! Upgraded connections, such as WebSockets, when the gateway stops.
 
 use std::net::SocketAddr;
 
@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use crate::harness::process::{TestEnv, within_timeout};
 use crate::harness::raw_http::read_until;
 
-/// A tunnel to an upstream that sends each byte back.
+/// Opens a tunnel to an upstream that echoes each byte.
 pub(crate) async fn open(address: SocketAddr, authorization: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let head = format!(
@@ -21,24 +21,24 @@ pub(crate) async fn open(address: SocketAddr, authorization: &str) -> TcpStream 
     stream
 }
 
-/// Has bytes go up and come back.
+/// Asserts that the tunnel echoes bytes.
 pub(crate) async fn assert_alive(tunnel: &mut TcpStream) {
     tunnel.write_all(b"message").await.unwrap();
     read_until(tunnel, |back| back == b"message").await;
 }
 
-/// Comes back when the other side has ended it.
+/// Returns once the peer has ended the connection.
 pub(crate) async fn closed(mut stream: TcpStream) {
     let mut rest = Vec::new();
-    // A reset is an end as well.
+    // A reset is an end, too.
     let _ = within_timeout("the end of a connection", stream.read_to_end(&mut rest)).await;
 }
 
 #[tokio::test]
-async fn an_open_tunnel_outlives_sigterm_and_the_gateway_ends_with_it() {
-    let ground = TestEnv::new().await;
-    ground.configure("drain_timeout = \"1h\"");
-    let mut gateway = ground.start();
+async fn an_open_tunnel_outlives_sigterm_and_the_gateway_exits_with_it() {
+    let env = TestEnv::new().await;
+    env.configure("drain_timeout = \"1h\"");
+    let mut gateway = env.start();
     let mut tunnel = open(gateway.address().await, "Bearer demo").await;
     tunnel.write_all(b"mess").await.unwrap();
     gateway.signal("TERM");
@@ -52,10 +52,10 @@ async fn an_open_tunnel_outlives_sigterm_and_the_gateway_ends_with_it() {
 }
 
 #[tokio::test]
-async fn a_tunnel_that_outlasts_drain_timeout_is_closed() {
-    let ground = TestEnv::new().await;
-    ground.configure("drain_timeout = \"500ms\"");
-    let mut gateway = ground.start();
+async fn the_gateway_closes_a_tunnel_at_drain_timeout() {
+    let env = TestEnv::new().await;
+    env.configure("drain_timeout = \"500ms\"");
+    let mut gateway = env.start();
     let mut tunnel = open(gateway.address().await, "Bearer demo").await;
     assert_alive(&mut tunnel).await;
     gateway.signal("TERM");

@@ -1,5 +1,4 @@
-//! Successes that say nothing of the job, or not all: with `Retry-After`, without a body, or unreadable (contract
-//! section 9).
+//! Successful responses that lack the state of a job: with `Retry-After`, with an empty body, or unreadable.
 
 use std::time::Duration;
 
@@ -9,115 +8,115 @@ use http::StatusCode;
 
 use crate::harness::gateway::{TestGateway, set_hold, single};
 use crate::harness::raw_upstream::{RawUpstream, Then};
-use crate::upstream::outages::{MINUTE, proven};
+use crate::upstream::outages::{MINUTE, gateway_with_answered_upstream};
 
-/// A stage before an upstream that answers every poll with this head and body.
-async fn before(head: &str, body: &'static [u8]) -> (TestGateway, RawUpstream) {
+/// Returns a gateway in front of an upstream that answers every poll with this head and body.
+async fn gateway_with(head: &str, body: &'static [u8]) -> (TestGateway, RawUpstream) {
     let head = format!("HTTP/1.1 {head}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
-    let rogue = RawUpstream::start(&head, Then::Bytes(body.into())).await;
-    let stage = TestGateway::without_upstream(|config, options| {
+    let raw_upstream = RawUpstream::start(&head, Then::Bytes(body.into())).await;
+    let gateway = TestGateway::without_upstream(|config, options| {
         set_hold(MINUTE, config, options);
-        config.upstream.base_url = rogue.url.clone();
+        config.upstream.base_url = raw_upstream.url.clone();
         config.upstream.retries = 2;
     })
     .await;
-    (stage, rogue)
+    (gateway, raw_upstream)
 }
 
 const UNFINISHED: &[u8] = br#"{"id":"a","status":"queued"}"#;
 
-/// Row 2.5.
+/// P1: the upstream's `Retry-After` is the only delay.
 #[tokio::test]
-async fn an_unfinished_job_is_asked_about_again_when_its_retry_after_is_over() {
-    let (stage, rogue) = before("202 Accepted\r\nretry-after: 1", UNFINISHED).await;
+async fn the_gateway_polls_an_unfinished_job_again_after_its_retry_after() {
+    let (gateway, raw_upstream) = gateway_with("202 Accepted\r\nretry-after: 1", UNFINISHED).await;
     let began = clock::now();
-    let _wait = stage.spawn_get(&single("a", "completed"), &[]);
-    rogue.until_asked(1).await;
-    rogue.until_asked(2).await;
+    let _wait = gateway.spawn_get(&single("a", "completed"), &[]);
+    raw_upstream.until_asked(1).await;
+    raw_upstream.until_asked(2).await;
     assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
-    rogue.until_asked(3).await;
+    raw_upstream.until_asked(3).await;
     assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
 }
 
-/// Row 2.5: the upstream asks for a minute, and the wait has two seconds.
+/// P7: the upstream asks for a minute, and the wait has two seconds.
 #[tokio::test]
-async fn an_unfinished_job_is_not_asked_about_before_its_retry_after_but_at_the_deadline() {
-    let (stage, rogue) = before("202 Accepted\r\nretry-after: 60", UNFINISHED).await;
-    let answer = stage.get(&single("a", "completed"), &[("prefer", "wait=2")]).await;
+async fn the_gateway_polls_no_job_before_its_retry_after_except_at_the_deadline() {
+    let (gateway, raw_upstream) = gateway_with("202 Accepted\r\nretry-after: 60", UNFINISHED).await;
+    let answer = gateway.get(&single("a", "completed"), &[("prefer", "wait=2")]).await;
     assert_eq!(answer.body, UNFINISHED);
     assert!(answer.took >= Duration::from_secs(2), "{:?}", answer.took);
-    assert!(rogue.asked() <= 2, "a poll and a snapshot: {}", rogue.asked());
+    assert!(raw_upstream.asked() <= 2, "a poll and a snapshot: {}", raw_upstream.asked());
 }
 
-/// Row 2.6.
+/// P3: an answer that cannot be split by job
 #[tokio::test]
-async fn a_success_without_a_body_is_handed_over_at_once_and_not_kept() {
+async fn the_gateway_passes_on_an_empty_success_at_once_and_does_not_cache_it() {
     for status in [StatusCode::NO_CONTENT, StatusCode::ACCEPTED, StatusCode::OK] {
-        let stage = proven(|_, _| {}).await;
-        stage.sim.set_status("a", "completed");
+        let gateway = gateway_with_answered_upstream(|_, _| {}).await;
+        gateway.sim.set_status("a", "completed");
         let empty = Fault::Status {
             status,
             retry_after: Some(Duration::from_secs(7)),
             body: ErrorBody::Empty,
             after: Duration::ZERO,
         };
-        stage.sim.fault(FaultTarget::Polls, empty, 1);
-        let answer = stage.get(&single("a", "completed"), &[]).await;
+        gateway.sim.fault(FaultTarget::Polls, empty, 1);
+        let answer = gateway.get(&single("a", "completed"), &[]).await;
         assert_eq!((answer.status, &answer.body[..]), (status, &b""[..]));
         assert_eq!(answer.field("retry-after"), "7", "{answer:?}");
         assert!(!answer.field("cache-status").contains("stored"), "{answer:?}");
-        assert_eq!(stage.upstream_requests().len(), 2, "it is asked once");
-        let next = stage.get(&single("a", "completed"), &[]).await;
-        assert_eq!(next.body, stage.sim.body("a", "completed"));
+        assert_eq!(gateway.upstream_requests().len(), 2, "one poll");
+        let next = gateway.get(&single("a", "completed"), &[]).await;
+        assert_eq!(next.body, gateway.sim.body("a", "completed"));
         assert!(next.opened(), "{next:?}");
     }
 }
 
-/// Row 2.6: `Retry-After` belongs to one response (contract section 2).
+/// P8: `Retry-After` belongs to one response.
 #[tokio::test]
-async fn the_retry_after_of_an_empty_success_goes_to_the_wait_that_opened_the_poll_alone() {
-    let stage = proven(|_, _| {}).await;
-    stage.sim.set_status("a", "queued");
+async fn only_the_wait_that_opened_the_poll_gets_the_retry_after_of_an_empty_success() {
+    let gateway = gateway_with_answered_upstream(|_, _| {}).await;
+    gateway.sim.set_status("a", "queued");
     let empty = Fault::Status {
         status: StatusCode::ACCEPTED,
         retry_after: Some(Duration::from_secs(7)),
         body: ErrorBody::Empty,
-        after: Duration::from_millis(1500), // both waits are there by then
+        after: Duration::from_millis(1500), // both waits have arrived by then
     };
-    stage.sim.fault(FaultTarget::Polls, empty, 1);
-    let opener = stage.spawn_get(&single("a", "completed"), &[]);
-    stage.until(|seen| seen.open == 1).await;
-    let joiner = stage.spawn_get(&single("a", "completed"), &[]);
-    stage.until_parked(2).await;
+    gateway.sim.fault(FaultTarget::Polls, empty, 1);
+    let opener = gateway.spawn_get(&single("a", "completed"), &[]);
+    gateway.until(|seen| seen.open == 1).await;
+    let joiner = gateway.spawn_get(&single("a", "completed"), &[]);
+    gateway.until_parked(2).await;
     let (opener, joiner) = (opener.await.unwrap(), joiner.await.unwrap());
     assert_eq!((opener.status, joiner.status), (StatusCode::ACCEPTED, StatusCode::ACCEPTED));
     assert_eq!((opener.field("retry-after"), joiner.field("retry-after")), ("7", ""));
-    assert_eq!(stage.upstream_requests().len(), 2);
+    assert_eq!(gateway.upstream_requests().len(), 2);
 }
 
-/// Row 2.6.
+/// P8
 #[tokio::test]
-async fn a_byte_order_mark_is_kept_in_the_bytes_and_the_job_is_understood() {
+async fn the_gateway_keeps_a_byte_order_mark_and_understands_the_job() {
     let body = b"\xEF\xBB\xBF{\"id\":\"a\",\"status\":\"complete\"}";
-    let (stage, rogue) = before("200 OK\r\ncontent-type: application/json", body).await;
-    let answer = stage.get(&single("a", "completed"), &[]).await;
+    let (gateway, raw_upstream) = gateway_with("200 OK\r\ncontent-type: application/json", body).await;
+    let answer = gateway.get(&single("a", "completed"), &[]).await;
     assert_eq!((answer.status, &answer.body[..]), (StatusCode::OK, &body[..]));
-    let hit = stage.get(&single("a", "completed"), &[]).await;
+    let hit = gateway.get(&single("a", "completed"), &[]).await;
     assert!(hit.hit(), "{hit:?}");
     assert_eq!(hit.body, &body[..]);
-    assert_eq!(rogue.asked(), 1);
+    assert_eq!(raw_upstream.asked(), 1);
 }
 
-/// Row 2.6.
+/// P8, P12
 #[tokio::test]
-async fn a_letter_that_is_cut_in_the_middle_is_handed_over_as_it_came_after_the_retries() {
+async fn the_gateway_passes_on_invalid_utf8_unchanged_after_the_retries() {
     let body = b"{\"id\":\"a\",\"status\":\"complete\",\"title\":\"\xE2\x82\"}";
-    let (stage, rogue) = before("200 OK\r\ncontent-type: application/json", body).await;
+    let (gateway, raw_upstream) = gateway_with("200 OK\r\ncontent-type: application/json", body).await;
     for round in 1..=2 {
-        let answer = stage.get(&single("a", "completed"), &[]).await;
+        let answer = gateway.get(&single("a", "completed"), &[]).await;
         assert_eq!((answer.status, &answer.body[..]), (StatusCode::OK, &body[..]));
         assert_eq!(answer.field("content-type"), "application/json");
         assert!(!answer.hit() && !answer.field("cache-status").contains("stored"), "{answer:?}");
-        assert_eq!(rogue.asked(), 3 * round, "one attempt and two retries, nothing is kept");
+        assert_eq!(raw_upstream.asked(), 3 * round, "one attempt and two retries, not cached");
     }
 }

@@ -1,4 +1,4 @@
-//! An upstream that speaks HTTP/2 over TLS, and what its limits come to for clients.
+//! Upstream that speaks HTTP/2 over TLS, and the effect of its stream limit on waits.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -18,20 +18,20 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::harness::process::{Client, Gateway, TestEnv, clip, within_timeout};
 
-/// Holds each question for a status until it is let go, and answers the others at once.
+/// Upstream that holds each poll for a status until it is released, and answers other requests at once.
 struct Upstream {
     port: u16,
-    /// One for each question that is held.
+    /// Receives one value for each poll that is held.
     held: mpsc::UnboundedReceiver<()>,
     let_go: watch::Sender<bool>,
     handshakes: Arc<AtomicUsize>,
 }
 
 impl Upstream {
-    /// `streams`: what its SETTINGS allow on a connection. Its certificate is written for the gateway to trust.
-    async fn start(ground: &TestEnv, streams: u32) -> Self {
+    /// `streams`: stream limit in the SETTINGS of each connection. Writes the certificate for the gateway to trust.
+    async fn start(env: &TestEnv, streams: u32) -> Self {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        std::fs::write(ground.path("roots.pem"), made.cert.pem()).unwrap();
+        std::fs::write(env.path("roots.pem"), made.cert.pem()).unwrap();
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut tls = rustls::ServerConfig::builder_with_provider(provider)
@@ -93,25 +93,25 @@ async fn answer(
     Ok(Response::builder().header("content-type", "application/json").body(body.into()).unwrap())
 }
 
-async fn gateway(ground: &TestEnv, upstream: &Upstream) -> Gateway {
+async fn gateway(env: &TestEnv, upstream: &Upstream) -> Gateway {
     let text = format!(
         "admin.listen = \"\"\nserver.listen = \"127.0.0.1:0\"\nupstream.base_url = \"https://localhost:{}\"\n\
          [limits]\nrequests_per_second = 1000\nburst = 1000\ncalls_per_second = 1000\ncalls_burst = 1000\n",
         upstream.port
     );
-    std::fs::write(ground.path("config.toml"), text).unwrap();
-    let mut command = ground.command();
-    command.env("SSL_CERT_FILE", ground.path("roots.pem"));
+    std::fs::write(env.path("config.toml"), text).unwrap();
+    let mut command = env.command();
+    command.env("SSL_CERT_FILE", env.path("roots.pem"));
     Gateway::spawn(command)
 }
 
-/// The eleventh and twelfth poll waited behind the others, and so did every later one; and a
-/// burst on a cold gateway made a handshake for each wait.
+/// With one connection and a limit of 10 the eleventh poll waited behind the others, and so did every later one. A
+/// burst on a cold gateway made one handshake for each wait.
 #[tokio::test]
-async fn more_waits_than_the_upstream_allows_on_a_connection_hold_nobody_up() {
-    let ground = TestEnv::new().await;
-    let mut upstream = Upstream::start(&ground, 10).await;
-    let mut gateway = gateway(&ground, &upstream).await;
+async fn more_waits_than_the_upstream_allows_on_a_connection_delay_no_client() {
+    let env = TestEnv::new().await;
+    let mut upstream = Upstream::start(&env, 10).await;
+    let mut gateway = gateway(&env, &upstream).await;
     let address = gateway.address().await;
     let mut waits = JoinSet::new();
     for n in 0..12 {
@@ -137,9 +137,9 @@ async fn more_waits_than_the_upstream_allows_on_a_connection_hold_nobody_up() {
 
 #[tokio::test]
 async fn sixty_waits_at_once_on_a_cold_gateway_make_one_handshake() {
-    let ground = TestEnv::new().await;
-    let mut upstream = Upstream::start(&ground, 100).await;
-    let mut gateway = gateway(&ground, &upstream).await;
+    let env = TestEnv::new().await;
+    let mut upstream = Upstream::start(&env, 100).await;
+    let mut gateway = gateway(&env, &upstream).await;
     let address = gateway.address().await;
     let mut waits = JoinSet::new();
     for n in 0..60 {

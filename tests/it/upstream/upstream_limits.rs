@@ -1,4 +1,4 @@
-//! The upstream's limits: how many polls it sees at once, and when it is not asked (contract, sections 5 and 8).
+//! Limits of the upstream: the number of open polls, and the times at which the gateway sends none.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -11,24 +11,24 @@ use crate::harness::admin_client::Operator;
 use crate::harness::gateway::{TestGateway, all, put_all, set_hold, single, within};
 
 #[tokio::test]
-async fn never_more_than_max_polls_are_open_and_every_wait_is_right() {
-    let stage = TestGateway::with(|config, options| {
+async fn the_gateway_opens_at_most_max_polls_and_answers_every_wait() {
+    let gateway = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(4), config, options);
         config.upstream.max_polls = 3;
     })
     .await;
     let ids: Vec<String> = (0..12).map(|n| format!("clip-{n}")).collect();
     let names: Vec<&str> = ids.iter().map(String::as_str).collect();
-    put_all(&stage, &names, "streaming");
-    let waits: Vec<_> = names.iter().map(|id| stage.spawn_get(&single(id, "completed"), &[])).collect();
-    stage.until_parked(12).await;
+    put_all(&gateway, &names, "streaming");
+    let waits: Vec<_> = names.iter().map(|id| gateway.spawn_get(&single(id, "completed"), &[])).collect();
+    gateway.until_parked(12).await;
     let most = AtomicUsize::new(0);
-    let watch = stage.sim.wait_until(|seen| {
+    let watch = gateway.sim.wait_until(|seen| {
         most.fetch_max(seen.open, Ordering::Relaxed);
         false
     });
     for id in &names[..6] {
-        stage.sim.schedule(id, &[("completed", Duration::from_millis(500))]);
+        gateway.sim.schedule(id, &[("completed", Duration::from_millis(500))]);
     }
     let answers = tokio::select! {
         answers = all(waits) => answers,
@@ -37,187 +37,195 @@ async fn never_more_than_max_polls_are_open_and_every_wait_is_right() {
     assert!(most.load(Ordering::Relaxed) <= 3, "{most:?} polls at once");
     for (id, answer) in names.iter().zip(&answers) {
         assert_eq!(answer.status, StatusCode::OK);
-        let states = ["streaming", "completed"].map(|word| stage.sim.body(id, word));
+        let states = ["streaming", "completed"].map(|word| gateway.sim.body(id, word));
         assert!(states.contains(&answer.body), "{id}");
     }
     for (id, answer) in names[6..].iter().zip(&answers[6..]) {
-        assert_eq!(answer.body, stage.sim.body(id, "streaming"), "{id} is true at its deadline");
+        assert_eq!(answer.body, gateway.sim.body(id, "streaming"), "{id} is true at its deadline");
     }
 }
 
 #[tokio::test]
-async fn two_429s_pause_the_whole_key_once_and_its_waits_are_held_through_it() {
-    let stage = TestGateway::with(|config, options| set_hold(Duration::from_secs(20), config, options)).await;
-    put_all(&stage, &["a", "b", "c", "d"], "completed");
+async fn two_429s_pause_their_key_once_and_its_waits_outlast_the_pause() {
+    let gateway =
+        TestGateway::with(|config, options| set_hold(Duration::from_secs(20), config, options)).await;
+    put_all(&gateway, &["a", "b", "c", "d"], "completed");
     for id in ["a", "b"] {
-        stage.sim.fault(FaultTarget::Clip(id.to_owned()), Fault::retry_after(429, Duration::from_secs(2)), 1);
+        gateway.sim.fault(
+            FaultTarget::Clip(id.to_owned()),
+            Fault::retry_after(429, Duration::from_secs(2)),
+            1,
+        );
     }
-    let refused = ["a", "b"].map(|id| stage.spawn_get(&single(id, "completed"), &[]));
-    stage.until(|seen| seen.requests.len() == 2 && seen.open == 0).await;
-    stage.until_parked(2).await;
-    let others = ["c", "d"].map(|id| stage.spawn_get(&single(id, "completed"), &[]));
-    stage.until_parked(4).await;
-    assert_eq!(stage.upstream_requests().len(), 2, "nobody asks in the pause");
+    let refused = ["a", "b"].map(|id| gateway.spawn_get(&single(id, "completed"), &[]));
+    gateway.until(|seen| seen.requests.len() == 2 && seen.open == 0).await;
+    gateway.until_parked(2).await;
+    let others = ["c", "d"].map(|id| gateway.spawn_get(&single(id, "completed"), &[]));
+    gateway.until_parked(4).await;
+    assert_eq!(gateway.upstream_requests().len(), 2, "no poll during the pause");
     for answer in all(refused.into_iter().chain(others).collect()).await {
         assert_eq!(answer.status, StatusCode::OK);
     }
-    assert_eq!(stage.upstream_requests().len(), 6);
+    assert_eq!(gateway.upstream_requests().len(), 6);
 }
 
-/// Row 1.7: the first 429 pauses the poll that got it.
+/// P12: the first 429 pauses its own poll only.
 #[tokio::test]
-async fn a_job_that_is_always_refused_delays_no_other_job_of_its_key() {
-    let stage = TestGateway::with(|config, options| set_hold(Duration::from_secs(60), config, options)).await;
-    put_all(&stage, &["bad", "good"], "submitted");
-    stage.sim.fault(
+async fn a_job_that_is_always_answered_429_delays_no_other_job_of_its_key() {
+    let gateway =
+        TestGateway::with(|config, options| set_hold(Duration::from_secs(60), config, options)).await;
+    put_all(&gateway, &["bad", "good"], "submitted");
+    gateway.sim.fault(
         FaultTarget::Clip("bad".to_owned()),
         Fault::retry_after(429, Duration::from_secs(3)),
         u32::MAX,
     );
-    let _bad = stage.spawn_get(&single("bad", "completed"), &[]);
-    stage.until(|seen| seen.requests.len() == 1 && seen.open == 0).await;
-    let good = stage.spawn_get(&single("good", "completed"), &[]);
-    stage.until(|seen| seen.open == 1).await;
-    stage.sim.set_status("good", "completed");
-    assert_eq!(good.await.unwrap().body, stage.sim.body("good", "completed"));
-    assert_eq!(stage.upstream_requests().len(), 2, "`bad` had one attempt meanwhile");
+    let _bad = gateway.spawn_get(&single("bad", "completed"), &[]);
+    gateway.until(|seen| seen.requests.len() == 1 && seen.open == 0).await;
+    let good = gateway.spawn_get(&single("good", "completed"), &[]);
+    gateway.until(|seen| seen.open == 1).await;
+    gateway.sim.set_status("good", "completed");
+    assert_eq!(good.await.unwrap().body, gateway.sim.body("good", "completed"));
+    assert_eq!(gateway.upstream_requests().len(), 2, "`bad` had one attempt meanwhile");
 }
 
-/// Row 1.8: a request without a status is answered at once, so it is not held through a pause of its key.
+/// P2: a request without a status is answered at once, so a pause of its key does not delay it.
 #[tokio::test]
-async fn a_request_that_is_answered_at_once_is_asked_although_its_key_is_paused() {
-    let stage =
+async fn the_gateway_polls_for_a_request_without_status_while_its_key_is_paused() {
+    let gateway =
         TestGateway::with(|config, options| set_hold(Duration::from_secs(120), config, options)).await;
-    put_all(&stage, &["a", "b", "c"], "queued");
+    put_all(&gateway, &["a", "b", "c"], "queued");
     for id in ["a", "b"] {
-        stage.sim.fault(
+        gateway.sim.fault(
             FaultTarget::Clip(id.to_owned()),
             Fault::retry_after(429, Duration::from_secs(60)),
             1,
         );
     }
-    let _waits = ["a", "b"].map(|id| stage.spawn_get(&single(id, "completed"), &[]));
-    stage.until(|seen| seen.requests.len() == 2 && seen.open == 0).await;
-    stage.until_parked(2).await;
+    let _waits = ["a", "b"].map(|id| gateway.spawn_get(&single(id, "completed"), &[]));
+    gateway.until(|seen| seen.requests.len() == 2 && seen.open == 0).await;
+    gateway.until_parked(2).await;
     let plain = format!("{}?clip_id=c", Route::suno().single_path);
-    let asked = stage.get(&plain, &[]).await;
-    assert_eq!(asked.body, stage.sim.body("c", "queued"));
-    stage.sim.fault(FaultTarget::Clip("c".to_owned()), Fault::retry_after(429, Duration::from_secs(60)), 1);
-    let told = stage.get(&plain, &[("cache-control", "no-cache")]).await;
-    assert_eq!((told.status, told.field("retry-after")), (StatusCode::TOO_MANY_REQUESTS, "60"));
+    let asked = gateway.get(&plain, &[]).await;
+    assert_eq!(asked.body, gateway.sim.body("c", "queued"));
+    gateway.sim.fault(FaultTarget::Clip("c".to_owned()), Fault::retry_after(429, Duration::from_secs(60)), 1);
+    let answer = gateway.get(&plain, &[("cache-control", "no-cache")]).await;
+    assert_eq!((answer.status, answer.field("retry-after")), (StatusCode::TOO_MANY_REQUESTS, "60"));
 }
 
 #[tokio::test]
-async fn a_dead_upstream_is_asked_once_a_wait_and_then_only_by_probes() {
-    let mut stage = TestGateway::with(|config, options| {
+async fn a_dead_upstream_gets_one_attempt_for_each_wait_and_then_only_probes() {
+    let mut gateway = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
         config.upstream.breaker_failures = 4;
         config.upstream.breaker_cooldown = Duration::from_secs(1);
     })
     .await;
-    let operator = Operator::of(&mut stage).await;
-    put_all(&stage, &["kept"], "completed");
-    assert_eq!(stage.get(&single("kept", "completed"), &[]).await.status, StatusCode::OK);
-    stage.sim.fault(FaultTarget::Polls, Fault::reset(), u32::MAX);
+    let operator = Operator::of(&mut gateway).await;
+    put_all(&gateway, &["kept"], "completed");
+    assert_eq!(gateway.get(&single("kept", "completed"), &[]).await.status, StatusCode::OK);
+    gateway.sim.fault(FaultTarget::Polls, Fault::reset(), u32::MAX);
     let ids: Vec<String> = (0..40).map(|n| format!("clip-{n}")).collect();
     let names: Vec<&str> = ids.iter().map(String::as_str).collect();
-    put_all(&stage, &names, "completed");
-    let waits: Vec<_> = names.iter().map(|id| stage.spawn_get(&single(id, "completed"), &[])).collect();
-    stage.until_parked(40).await;
+    put_all(&gateway, &names, "completed");
+    let waits: Vec<_> = names.iter().map(|id| gateway.spawn_get(&single(id, "completed"), &[])).collect();
+    gateway.until_parked(40).await;
     within(30, async { while operator.state().await["upstream"]["breaker_open"] != true {} }).await;
-    // Every poll has had its first attempt, and the retries until the breaker opened.
-    let from = stage.sim.requests().len();
+    // Every poll has had its first attempt, and retries until the breaker opened.
+    let from = gateway.sim.requests().len();
     assert!((41..=41 + 40 * 4).contains(&from), "{from} calls");
-    stage.until_parked(40).await; // nobody is told of the outage
-    let hit = stage.get(&single("kept", "completed"), &[]).await;
-    assert!(hit.hit(), "what is kept goes on being served");
-    // The time between two probes doubles from 250 ms to the second that is configured.
-    stage.sim.wait_until(|seen| seen.requests.len() >= from + 4).await;
-    let probes = stage.sim.requests()[from..].iter().map(|request| request.at).collect::<Vec<_>>();
+    gateway.until_parked(40).await; // no client gets an error from the outage
+    let hit = gateway.get(&single("kept", "completed"), &[]).await;
+    assert!(hit.hit(), "the cache goes on serving hits");
+    // The time between two probes doubles from 250 ms to the configured second.
+    gateway.sim.wait_until(|seen| seen.requests.len() >= from + 4).await;
+    let probes = gateway.sim.requests()[from..].iter().map(|request| request.at).collect::<Vec<_>>();
     let gaps = probes.windows(2).map(|two| two[1] - two[0]).collect::<Vec<_>>();
     assert!(gaps.iter().all(|gap| *gap >= Duration::from_millis(240)), "{gaps:?}");
     assert!(gaps.last().is_some_and(|gap| *gap >= Duration::from_millis(900)), "{gaps:?}");
 
-    stage.sim.clear_faults();
+    gateway.sim.clear_faults();
     for (id, answer) in names.iter().zip(all(waits).await) {
-        assert_eq!(answer.body, stage.sim.body(id, "completed"));
+        assert_eq!(answer.body, gateway.sim.body(id, "completed"));
     }
 }
 
 #[tokio::test]
-async fn a_poll_whose_client_left_before_its_turn_is_never_made() {
-    let stage = TestGateway::with(|config, options| {
+async fn the_gateway_never_sends_a_queued_poll_whose_client_has_left() {
+    let gateway = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(20), config, options);
         config.upstream.max_polls = 1;
         config.wait.linger = Duration::from_secs(20);
     })
     .await;
-    put_all(&stage, &["a", "b", "c"], "streaming");
-    let first = stage.spawn_get(&single("a", "completed"), &[]);
-    stage.until(|seen| seen.open == 1).await;
-    let gone = stage.spawn_get(&single("b", "completed"), &[]);
-    stage.until_parked(2).await;
+    put_all(&gateway, &["a", "b", "c"], "streaming");
+    let first = gateway.spawn_get(&single("a", "completed"), &[]);
+    gateway.until(|seen| seen.open == 1).await;
+    let gone = gateway.spawn_get(&single("b", "completed"), &[]);
+    gateway.until_parked(2).await;
     drop(gone);
-    stage.until_parked(1).await;
-    let last = stage.spawn_get(&single("c", "completed"), &[]);
-    stage.until_parked(2).await;
-    put_all(&stage, &["a", "c"], "completed");
+    gateway.until_parked(1).await;
+    let last = gateway.spawn_get(&single("c", "completed"), &[]);
+    gateway.until_parked(2).await;
+    put_all(&gateway, &["a", "c"], "completed");
     all(vec![first, last]).await;
-    assert_eq!(stage.upstream_requests(), ["a", "c"].map(|id| single(id, "completed")));
+    assert_eq!(gateway.upstream_requests(), ["a", "c"].map(|id| single(id, "completed")));
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
 
 #[tokio::test]
-async fn two_429s_for_an_hour_are_told_at_once_and_pause_their_key_for_a_minute_at_most() {
-    let stage = TestGateway::with(|config, options| set_hold(Duration::from_secs(20), config, options)).await;
-    put_all(&stage, &["a", "b", "c"], "completed");
+async fn waits_get_a_429_of_an_hour_at_once_and_two_of_them_pause_their_key_for_a_minute() {
+    let gateway =
+        TestGateway::with(|config, options| set_hold(Duration::from_secs(20), config, options)).await;
+    put_all(&gateway, &["a", "b", "c"], "completed");
     for id in ["a", "c"] {
-        stage.sim.fault(FaultTarget::Clip(id.to_owned()), Fault::retry_after(429, HOUR), 1);
-        let told = stage.get(&single(id, "completed"), &[]).await;
-        assert_eq!((told.status, told.field("retry-after")), (StatusCode::TOO_MANY_REQUESTS, "3600"));
-        assert_eq!(told.field("cache-status"), "clipgate; fwd=miss; fwd-status=429");
+        gateway.sim.fault(FaultTarget::Clip(id.to_owned()), Fault::retry_after(429, HOUR), 1);
+        let answer = gateway.get(&single(id, "completed"), &[]).await;
+        assert_eq!((answer.status, answer.field("retry-after")), (StatusCode::TOO_MANY_REQUESTS, "3600"));
+        assert_eq!(answer.field("cache-status"), "clipgate; fwd=miss; fwd-status=429");
     }
 
-    let other = stage.get(&single("b", "completed"), &[]).await;
+    let other = gateway.get(&single("b", "completed"), &[]).await;
     assert_eq!(other.status, StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(other.field("cache-status"), "clipgate; detail=key-rate-limited");
-    let retry_after: u64 = other.field("retry-after").parse().expect("it is seconds");
+    let retry_after: u64 = other.field("retry-after").parse().expect("seconds");
     assert!((40..=60).contains(&retry_after), "{retry_after}");
-    assert_eq!(stage.upstream_requests().len(), 2, "nobody asks in the pause");
+    assert_eq!(gateway.upstream_requests().len(), 2, "no poll during the pause");
 
-    let stranger = stage.get(&single("b", "completed"), &[("authorization", "Bearer other")]).await;
+    let stranger = gateway.get(&single("b", "completed"), &[("authorization", "Bearer other")]).await;
     assert_eq!(stranger.status, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn a_503_for_an_hour_is_told_at_once_and_rests_nothing_else() {
-    let stage = TestGateway::with(|config, options| set_hold(Duration::from_secs(20), config, options)).await;
-    put_all(&stage, &["a", "b"], "completed");
-    stage.sim.fault(FaultTarget::Clip("a".to_owned()), Fault::retry_after(503, HOUR), 1);
-    let told = stage.get(&single("a", "completed"), &[]).await;
-    assert_eq!((told.status, told.field("retry-after")), (StatusCode::SERVICE_UNAVAILABLE, "3600"));
+async fn a_wait_gets_a_503_of_an_hour_at_once_and_no_other_poll_is_paused() {
+    let gateway =
+        TestGateway::with(|config, options| set_hold(Duration::from_secs(20), config, options)).await;
+    put_all(&gateway, &["a", "b"], "completed");
+    gateway.sim.fault(FaultTarget::Clip("a".to_owned()), Fault::retry_after(503, HOUR), 1);
+    let answer = gateway.get(&single("a", "completed"), &[]).await;
+    assert_eq!((answer.status, answer.field("retry-after")), (StatusCode::SERVICE_UNAVAILABLE, "3600"));
     for id in ["b", "a"] {
-        assert_eq!(stage.get(&single(id, "completed"), &[]).await.status, StatusCode::OK, "{id}");
+        assert_eq!(gateway.get(&single(id, "completed"), &[]).await.status, StatusCode::OK, "{id}");
     }
 }
 
 #[tokio::test]
-async fn one_keys_thousand_clips_do_not_starve_anothers_one() {
-    let stage = TestGateway::with(|config, options| {
+async fn a_thousand_jobs_of_one_key_do_not_starve_one_job_of_another() {
+    let gateway = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
         config.upstream.max_polls = 20;
     })
     .await;
     let ids: Vec<String> = (0..200).map(|n| format!("clip-{n}")).collect();
     for id in &ids {
-        stage.sim.set_status(id, "streaming");
+        gateway.sim.set_status(id, "streaming");
     }
-    let crowd: Vec<_> = ids.iter().map(|id| stage.spawn_get(&single(id, "completed"), &[])).collect();
-    stage.until_parked(200).await;
-    stage.until(|seen| seen.open == 17).await;
-    put_all(&stage, &["one"], "completed");
-    let one = stage.get(&single("one", "completed"), &[("authorization", "Bearer other")]).await;
+    let crowd: Vec<_> = ids.iter().map(|id| gateway.spawn_get(&single(id, "completed"), &[])).collect();
+    gateway.until_parked(200).await;
+    gateway.until(|seen| seen.open == 17).await;
+    put_all(&gateway, &["one"], "completed");
+    let one = gateway.get(&single("one", "completed"), &[("authorization", "Bearer other")]).await;
     assert_eq!(one.status, StatusCode::OK);
     drop(crowd);
 }

@@ -1,18 +1,18 @@
-//! A connection of HTTP/2: many requests at once, as many as its peer allows.
+//! HTTP/2 connection of the upstream: as many concurrent requests as the peer allows.
 //!
 //! ```text
-//! Pool ── slot ──▶ Http2 ── request ──▶ driver: h2's connection over a Watched stream
+//! Pool ── slot ──► Http2 ── request ──► driver: h2's connection over an ObservedStream
 //!   ▲                                     │
-//!   └── the peer's limit, GOAWAY, end ────┘
+//!   └── peer's limit, GOAWAY, end ────────┘
 //! ```
 //!
-//! h2 is driven here without hyper, whose connection tells neither the peer's limit on streams in time nor whether a
-//! request's HEADERS have left or wait behind that limit. A request takes a slot before it is sent, and gives it
-//! back after both its bodies have ended, never before h2 itself takes the stream for closed. So as long as the
-//! slots taken are within the limit, h2 holds no request back.
+//! This file drives h2 without hyper. hyper reports neither the peer's stream limit in time, nor whether the HEADERS
+//! of a request have left or wait for that limit. A request takes a slot before it is sent. It releases the slot
+//! after both its bodies have ended, and never before h2 counts the stream as closed. So while the slots taken are
+//! within the limit, h2 holds no request back.
 //!
-//! Windows are cut so that all slots' answers unread cannot use up the connection's: one that is not read never
-//! stalls the others.
+//! Windows are sized so that the unread responses of all slots cannot fill the window of the connection: an unread
+//! response never stalls the others.
 
 mod probe;
 
@@ -35,79 +35,79 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
-use self::probe::{Found, Probe};
-use super::answer::ResponseBody;
+use self::probe::{Probe, ProbeFinding};
 use super::connect::Stream;
-use super::link::{Link, Notice, Watched};
+use super::observed_stream::{IoActivity, ObservedStream, SentNotice};
 use super::pool::Pool;
+use super::response_body::ResponseBody;
 use super::upload::Http2Upload;
 use super::{MAX_INTERIM, SendError};
 use crate::protocol::body::Body;
 
-/// Requests at once on a connection, however many more its peer allows. Servers allow 100 at least, mostly
-/// (RFC 9113 §6.5.2).
+/// Most concurrent requests on a connection, even if its peer allows more. Most servers allow at least 100 (RFC 9113
+/// section 6.5.2).
 pub(super) const MAX_STREAMS: usize = 90;
-/// Requests before the peer has told its limit.
+/// Concurrent requests before the peer's limit is known.
 const EARLY_STREAMS: usize = 1;
-/// What one unread answer may hold back.
+/// Bytes that one unread response may hold back.
 const STREAM_WINDOW: u32 = 256 << 10;
-/// What all of a connection's hold back, and one stream more.
+/// Bytes that all unread responses of a connection may hold back, and one more stream.
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * (MAX_STREAMS as u32 + 1);
-/// The largest head of an answer, in bytes.
+/// Largest response head in bytes.
 const MAX_HEAD: u32 = 64 << 10;
-/// What is not known yet. A peer's own limit has 32 bits, and none at all is `usize::MAX` to h2.
+/// Placeholder for an unknown limit. A peer's limit has 32 bits; h2 reports `usize::MAX` for an unlimited peer.
 const UNKNOWN: usize = usize::MAX - 1;
 
-/// A connection, whoever uses it. Once it is dropped, the connection closes behind its last request.
+/// HTTP/2 connection. Dropping it closes the connection after its last request.
 pub(super) struct Http2 {
     requests: SendRequest<Bytes>,
     shared: Arc<Http2State>,
-    /// Ends with this, which the driver watches.
-    _held: oneshot::Sender<Infallible>,
+    /// Dropping it wakes the driver.
+    _alive: oneshot::Sender<Infallible>,
 }
 
-/// What requests, pool and driver know of a connection.
+/// State that requests, pool and driver share.
 struct Http2State {
     /// Streams that the peer allows, or [`UNKNOWN`].
     limit: AtomicUsize,
-    /// Slots taken. Changed under the pool's lock, but for what is given back.
-    taken: AtomicUsize,
-    /// Slots ever taken.
+    /// Slots taken now. Taken under the lock of the pool, released without it.
+    slots_taken: AtomicUsize,
+    /// Slots taken so far.
     served: AtomicU64,
-    /// Whether it takes no more requests.
+    /// Whether the connection takes no more requests.
     is_closing: AtomicBool,
-    /// For requests that h2 has and has not sent yet.
-    notices: Mutex<Vec<Notice>>,
-    /// For those that h2 holds back, since the limit was lowered in the very moment in which they were handed to it.
-    held_back: Mutex<Vec<Notice>>,
-    /// When it becomes too old for another request.
+    /// Notices of requests that h2 has not written yet.
+    notices: Mutex<Vec<SentNotice>>,
+    /// Notices of requests that h2 holds back, because the limit was lowered at the moment they were passed to it.
+    held_back: Mutex<Vec<SentNotice>>,
+    /// Age limit: no more requests after this time.
     retire_at: Instant,
-    /// The number of the dial that made it: who waited before can blame it.
+    /// Number of the dial that opened the connection. If the dial fails, it fails requests that waited before it.
     dial: u64,
 }
 
 impl Http2 {
-    /// Speaks HTTP/2 on the stream. The driver has to be spawned.
+    /// Performs the handshake. The caller has to spawn the driver.
     pub(super) async fn handshake(
         stream: Stream,
         retire_at: Instant,
         dial: u64,
-        patience: Duration,
+        settings_timeout: Duration,
         pool: Weak<Pool>,
     ) -> Result<(Arc<Self>, Http2Driver), SendError> {
-        let link = Arc::new(Link::default());
+        let activity = Arc::new(IoActivity::default());
         let (requests, mut connection) = h2::client::Builder::new()
             .initial_max_send_streams(UNKNOWN)
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(MAX_HEAD)
             .enable_push(false)
-            .handshake(Watched::new(stream, Arc::clone(&link)))
+            .handshake(ObservedStream::new(stream, Arc::clone(&activity)))
             .await
             .map_err(|error| SendError::Connect(Arc::new(error)))?;
         let shared = Arc::new(Http2State {
             limit: AtomicUsize::new(UNKNOWN),
-            taken: AtomicUsize::new(0),
+            slots_taken: AtomicUsize::new(0),
             served: AtomicU64::new(0),
             is_closing: AtomicBool::new(false),
             notices: Mutex::default(),
@@ -115,9 +115,9 @@ impl Http2 {
             retire_at,
             dial,
         });
-        let (held, dropped) = oneshot::channel();
+        let (alive, dropped) = oneshot::channel();
         let driver = Http2Driver {
-            probe: connection.ping_pong().map(|ping| Probe::new(ping, link, patience)),
+            probe: connection.ping_pong().map(|ping| Probe::new(ping, activity, settings_timeout)),
             connection,
             requests: Some(requests.clone()),
             dropped,
@@ -125,74 +125,73 @@ impl Http2 {
             is_retired: false,
             pool,
         };
-        Ok((Arc::new(Self { requests, shared, _held: held }), driver))
+        Ok((Arc::new(Self { requests, shared, _alive: alive }), driver))
     }
 
-    /// Whether the peer has told its limit.
+    /// Returns whether the peer's limit is known.
     pub(super) fn is_ready(&self) -> bool {
         self.shared.limit.load(Ordering::Relaxed) != UNKNOWN
     }
 
-    /// Whether it may be given requests, now or later.
+    /// Returns whether the connection may carry requests, now or later.
     pub(super) fn is_usable(&self, now: Instant) -> bool {
-        // A new one carries one request, however young connections have to be.
+        // A new connection carries one request, however low the age limit.
         let is_young = now < self.shared.retire_at || self.shared.served.load(Ordering::Relaxed) == 0;
         is_young && !self.shared.is_closing.load(Ordering::Relaxed)
     }
 
-    /// Whether there is a slot. To be asked under the pool's lock, and followed by [`StreamSlot::take`] under the same.
+    /// Returns whether a slot is free. Call it, and then [`StreamSlot::take`], under one lock of the pool.
     pub(super) fn has_room(&self) -> bool {
         let limit = match self.shared.limit.load(Ordering::Relaxed) {
             UNKNOWN => EARLY_STREAMS,
             limit => limit.min(MAX_STREAMS),
         };
-        self.shared.taken.load(Ordering::Relaxed) < limit
+        self.shared.slots_taken.load(Ordering::Relaxed) < limit
     }
 
-    /// Slots taken.
+    /// Returns the number of slots taken now.
     #[cfg(test)]
-    pub(super) fn taken(&self) -> usize {
-        self.shared.taken.load(Ordering::Relaxed)
+    pub(super) fn slots_taken(&self) -> usize {
+        self.shared.slots_taken.load(Ordering::Relaxed)
     }
 
-    /// Whether this is the connection that the driver has.
-    pub(super) fn is(&self, driven: &Driven) -> bool {
-        Arc::ptr_eq(&self.shared, &driven.0)
+    /// Returns whether the status belongs to this connection.
+    pub(super) fn is(&self, status: &Http2Status) -> bool {
+        Arc::ptr_eq(&self.shared, &status.0)
     }
 }
 
 impl Http2State {
-    /// Tells requests that they are on their way, if h2 holds none back.
-    fn let_go_on(&self) {
-        if self.taken.load(Ordering::Acquire) <= self.limit.load(Ordering::Relaxed) {
+    /// Uses the held-back notices once h2 holds no request back.
+    fn release_held_back(&self) {
+        if self.slots_taken.load(Ordering::Acquire) <= self.limit.load(Ordering::Relaxed) {
             for notice in std::mem::take(&mut *self.held_back.lock()) {
-                let _ = notice.send(()); // its caller may have gone
+                let _ = notice.send(()); // the caller may have been cancelled
             }
         }
     }
 }
 
-/// A connection as its driver names it.
-pub(super) struct Driven(Arc<Http2State>);
+/// State of a connection as its driver passes it to the pool.
+pub(super) struct Http2Status(Arc<Http2State>);
 
-impl Driven {
-    /// The peer's limit, as far as it is used.
+impl Http2Status {
+    /// Returns the number of streams in use at most.
     pub(super) fn streams(&self) -> usize {
         self.0.limit.load(Ordering::Relaxed).min(MAX_STREAMS)
     }
 
-    /// Whether the peer has told its limit.
+    /// Returns whether the peer's limit is known.
     pub(super) fn is_ready(&self) -> bool {
         self.0.limit.load(Ordering::Relaxed) != UNKNOWN
     }
 
-    /// The number of the dial that made it.
     pub(super) fn dial(&self) -> u64 {
         self.0.dial
     }
 }
 
-/// A slot on a connection, from a request's start to the end of both its bodies.
+/// Slot on a connection, from the start of a request to the end of both its bodies.
 pub(super) struct StreamSlot {
     http2: Option<Arc<Http2>>,
     pool: Weak<Pool>,
@@ -206,7 +205,7 @@ impl std::fmt::Debug for StreamSlot {
 
 impl StreamSlot {
     pub(super) fn take(http2: &Arc<Http2>, pool: Weak<Pool>) -> Self {
-        http2.shared.taken.fetch_add(1, Ordering::Relaxed);
+        http2.shared.slots_taken.fetch_add(1, Ordering::Relaxed);
         http2.shared.served.fetch_add(1, Ordering::Relaxed);
         Self { http2: Some(Arc::clone(http2)), pool }
     }
@@ -215,31 +214,31 @@ impl StreamSlot {
 impl Drop for StreamSlot {
     fn drop(&mut self) {
         if let Some(http2) = self.http2.take() {
-            http2.shared.taken.fetch_sub(1, Ordering::AcqRel);
-            http2.shared.let_go_on();
+            http2.shared.slots_taken.fetch_sub(1, Ordering::AcqRel);
+            http2.shared.release_held_back();
         }
         if let Some(pool) = self.pool.upgrade() {
-            pool.has_room();
+            pool.on_room();
         }
     }
 }
 
-/// What was not answered.
+/// Reason why a request got no response.
 pub(super) enum Http2Failure {
-    /// The connection took no request any more. Nothing was sent, and nobody was told so.
-    Refused(Body, Option<Notice>),
-    /// The peer says that it has not looked at the request (RFC 9113 §8.7).
+    /// The connection takes no more requests. No byte was sent and the notice is unused.
+    NotAccepted(Body, Option<SentNotice>),
+    /// The peer reports that it has not processed the request (RFC 9113 section 8.7).
     Unprocessed(h2::Error),
     Final(SendError),
 }
 
-/// Sends the request, whose URI is absolute. Cancel safe: dropping the future, or the answer before its end, resets the
+/// Sends a request with an absolute URI. Cancel safe: dropping the future, or the response before its end, resets the
 /// stream.
 pub(super) async fn send(
     slot: StreamSlot,
     mut head: Parts,
     body: Body,
-    notice: Option<Notice>,
+    notice: Option<SentNotice>,
     tasks: &TaskTracker,
 ) -> Result<Response<ResponseBody>, Http2Failure> {
     head.version = Version::HTTP_2;
@@ -249,61 +248,61 @@ pub(super) async fn send(
     {
         head.headers.entry(CONTENT_LENGTH).or_insert(length.into());
     }
-    let is_whole = body.is_end_stream();
+    let has_no_body = body.is_end_stream();
     let http2 = slot.http2.as_ref().expect("a slot has its connection until it is dropped");
     let shared = Arc::clone(&http2.shared);
     let (response, stream) = {
         let mut requests = http2.requests.clone();
-        // Held, so that the driver takes no notice whose HEADERS h2 has not got.
+        // Locked until h2 has the request: the driver must not take its notice before.
         let mut notices = shared.notices.lock();
-        match requests.send_request(Request::from_parts(head, ()), is_whole) {
+        match requests.send_request(Request::from_parts(head, ()), has_no_body) {
             Ok(sent) => {
                 notices.extend(notice);
                 sent
             }
             Err(error) if error.is_io() || error.is_go_away() => {
                 shared.is_closing.store(true, Ordering::Relaxed);
-                return Err(Http2Failure::Refused(body, notice));
+                return Err(Http2Failure::NotAccepted(body, notice));
             }
-            // It cannot be sent at all.
-            Err(error) => return Err(Http2Failure::Final(SendError::Broke(Arc::new(error)))),
+            // The request itself is invalid.
+            Err(error) => return Err(Http2Failure::Final(SendError::Reset(Arc::new(error)))),
         }
     };
     let slot = Arc::new(slot);
-    let upload = if is_whole {
+    let upload = if has_no_body {
         drop(stream);
         None
     } else {
         Http2Upload::start(body, stream, Arc::clone(&slot), tasks).await
     };
-    match answered(response).await {
+    match response_head(response).await {
         Ok(response) => {
             let (head, stream) = response.into_parts();
             let body = Http2Body::new(&head.headers, stream, slot, upload);
             Ok(Response::from_parts(head, ResponseBody::http2(body)))
         }
-        Err(Unanswered::Flooded) => {
-            // It may well go on, until the peer is told.
+        Err(ResponseFailure::TooManyInterim) => {
+            // The peer may send more interim responses until the stream is reset.
             shared.is_closing.store(true, Ordering::Relaxed);
             Err(Http2Failure::Final(SendError::TooManyInterim))
         }
-        Err(Unanswered::Broke(error)) => Err(match is_unprocessed(&error) {
+        Err(ResponseFailure::Http2(error)) => Err(match is_unprocessed(&error) {
             true => Http2Failure::Unprocessed(error),
-            false => Http2Failure::Final(SendError::Broke(Arc::new(error))),
+            false => Http2Failure::Final(SendError::Reset(Arc::new(error))),
         }),
     }
 }
 
-/// Takes out what has no place in HTTP/2 (RFC 9113 §8.2.2).
+/// Removes headers that HTTP/2 forbids (RFC 9113 section 8.2.2).
 fn strip(headers: &mut HeaderMap) {
-    const OF_CONNECTION: [HeaderName; 5] = [
+    const CONNECTION_HEADERS: [HeaderName; 5] = [
         CONNECTION,
         TRANSFER_ENCODING,
         UPGRADE,
         HeaderName::from_static("keep-alive"),
         HeaderName::from_static("proxy-connection"),
     ];
-    for name in OF_CONNECTION {
+    for name in CONNECTION_HEADERS {
         headers.remove(name);
     }
     if headers.get(TE).is_some_and(|te| te != "trailers") {
@@ -311,34 +310,33 @@ fn strip(headers: &mut HeaderMap) {
     }
 }
 
-enum Unanswered {
-    Flooded,
-    Broke(h2::Error),
+enum ResponseFailure {
+    TooManyInterim,
+    Http2(h2::Error),
 }
 
-/// The answer's head, after so many interim responses at most.
-async fn answered(mut response: ResponseFuture) -> Result<Response<RecvStream>, Unanswered> {
+/// Returns the response head. Fails after [`MAX_INTERIM`] interim responses.
+async fn response_head(mut response: ResponseFuture) -> Result<Response<RecvStream>, ResponseFailure> {
     let mut interim = 0;
     poll_fn(move |cx| {
         while let Poll::Ready(Some(Ok(_))) = response.poll_informational(cx) {
             interim += 1;
             if interim > MAX_INTERIM {
-                return Poll::Ready(Err(Unanswered::Flooded));
+                return Poll::Ready(Err(ResponseFailure::TooManyInterim));
             }
         }
-        Pin::new(&mut response).poll(cx).map_err(Unanswered::Broke)
+        Pin::new(&mut response).poll(cx).map_err(ResponseFailure::Http2)
     })
     .await
 }
 
-/// Whether the peer says that it has not looked at the request: it refused the stream, or closes the connection and
-/// counts the stream among those that it will not see.
+/// Returns whether the peer has not processed the request: it refused the stream, or its GOAWAY excludes the stream.
 fn is_unprocessed(error: &h2::Error) -> bool {
     let is_refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
     error.is_remote() && (is_refused || error.is_go_away())
 }
 
-/// An answer's body. Its stream is reset if it is dropped before its end, and the request's body with it.
+/// Response body. Dropping it before its end resets the stream, which aborts the request body, too.
 #[derive(Debug)]
 pub(super) struct Http2Body {
     stream: RecvStream,
@@ -350,10 +348,10 @@ pub(super) struct Http2Body {
 
 impl Http2Body {
     fn new(head: &HeaderMap, stream: RecvStream, slot: Arc<StreamSlot>, upload: Option<Http2Upload>) -> Self {
-        let told = head.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        let length = told.or(stream.is_end_stream().then_some(0));
+        let declared = head.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let length = declared.or(stream.is_end_stream().then_some(0));
         let mut body = Self { stream, length, is_data_over: false, upload, _slot: slot };
-        body.let_upload_go_on();
+        body.detach_finished_upload();
         body
     }
 
@@ -366,27 +364,28 @@ impl Http2Body {
                 Some(Ok(data)) => {
                     let _ = self.stream.flow_control().release_capacity(data.len()); // fails on a closed stream
                     self.length = self.length.map(|length| length.saturating_sub(data.len() as u64));
-                    self.let_upload_go_on();
+                    self.detach_finished_upload();
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
                 Some(Err(error)) => return Poll::Ready(self.ended_by(error)),
                 None => self.is_data_over = true,
             }
         }
-        self.let_upload_go_on();
+        self.detach_finished_upload();
         match ready!(self.stream.poll_trailers(cx)) {
             Ok(trailers) => Poll::Ready(trailers.map(Frame::trailers).map(Ok)),
             Err(error) => Poll::Ready(self.ended_by(error)),
         }
     }
 
-    /// A peer that has answered all and wants no more of the request says so by NO_ERROR (RFC 9113 §8.1).
+    /// After a complete response the peer sends NO_ERROR if it does not need the rest of the request (RFC 9113
+    /// section 8.1).
     fn ended_by(&self, error: h2::Error) -> Option<Result<Frame<Bytes>, h2::Error>> {
         (error.reason() != Some(Reason::NO_ERROR)).then_some(Err(error))
     }
 
-    /// The request's body outlives an answer that has ended.
-    fn let_upload_go_on(&mut self) {
+    /// Detaches the upload once the response has ended: the request body may outlive it.
+    fn detach_finished_upload(&mut self) {
         if (self.is_data_over || self.stream.is_end_stream())
             && let Some(upload) = self.upload.take()
         {
@@ -403,10 +402,10 @@ impl Http2Body {
     }
 }
 
-/// The task of a connection. It ends with the connection.
+/// Task of a connection. It ends with the connection.
 pub(super) struct Http2Driver {
-    connection: Connection<Watched, Bytes>,
-    /// To see by whether the connection takes requests; `None` once nobody holds it.
+    connection: Connection<ObservedStream, Bytes>,
+    /// Shows whether the connection takes requests. `None` once the pool and all requests have dropped it.
     requests: Option<SendRequest<Bytes>>,
     dropped: oneshot::Receiver<Infallible>,
     probe: Option<Probe>,
@@ -421,18 +420,18 @@ impl Future for Http2Driver {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         if this.requests.is_some() && Pin::new(&mut this.dropped).poll(cx).is_ready() {
-            this.requests = None; // h2 closes a connection without requests and handles
+            this.requests = None; // h2 closes a connection that has no streams and no handles
         }
         match this.probe.as_mut().map(|probe| probe.poll(cx, &this.shared)) {
-            Some(Poll::Ready(Found::Dead)) => {
-                tracing::debug!("upstream connection is silent, closing it");
+            Some(Poll::Ready(ProbeFinding::Dead)) => {
+                tracing::debug!("upstream connection is silent, closing connection");
                 this.retire();
-                return Poll::Ready(()); // its requests end with it
+                return Poll::Ready(()); // fails its requests
             }
-            Some(Poll::Ready(Found::Unused)) => this.retire(),
+            Some(Poll::Ready(ProbeFinding::Unused)) => this.retire(),
             Some(Poll::Pending) | None => {}
         }
-        // Whoever is in it is known to h2 before h2 is let write.
+        // Taken before h2 runs: h2 then has the HEADERS of all of these requests.
         let notices = std::mem::take(&mut *this.shared.notices.lock());
         match Pin::new(&mut this.connection).poll(cx) {
             Poll::Ready(ended) => {
@@ -443,7 +442,7 @@ impl Future for Http2Driver {
                 Poll::Ready(())
             }
             Poll::Pending => {
-                this.look_at_limit(notices);
+                this.update_limit(notices);
                 if this.requests.as_mut().is_some_and(|requests| has_ended(requests, cx)) {
                     this.retire();
                 }
@@ -458,25 +457,25 @@ fn has_ended(requests: &mut SendRequest<Bytes>, cx: &mut Context<'_>) -> bool {
 }
 
 impl Http2Driver {
-    /// Tells the pool of a limit that has changed, and requests that they are on their way.
-    fn look_at_limit(&mut self, notices: Vec<Notice>) {
+    /// Passes a changed limit to the pool, and uses the notices of requests that have left.
+    fn update_limit(&mut self, notices: Vec<SentNotice>) {
         let limit = self.connection.max_concurrent_send_streams();
         let before = self.shared.limit.swap(limit, Ordering::Relaxed);
         self.shared.held_back.lock().extend(notices);
-        self.shared.let_go_on();
+        self.shared.release_held_back();
         if limit != before
             && let Some(pool) = self.pool.upgrade()
         {
-            pool.limit_changed(&Driven(Arc::clone(&self.shared)), before == UNKNOWN);
+            pool.limit_changed(&Http2Status(Arc::clone(&self.shared)), before == UNKNOWN);
         }
     }
 
-    /// No more requests go to it.
+    /// Stops new requests on the connection.
     fn retire(&mut self) {
         self.shared.is_closing.store(true, Ordering::Relaxed);
         let was_retired = std::mem::replace(&mut self.is_retired, true);
         if !was_retired && let Some(pool) = self.pool.upgrade() {
-            pool.forget(&Driven(Arc::clone(&self.shared)));
+            pool.remove(&Http2Status(Arc::clone(&self.shared)));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Whether an HTTP/2 connection is alive and of any use: its timer, and its pings.
+//! Liveness of an HTTP/2 connection: its timer and its pings.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,80 +9,85 @@ use std::time::Duration;
 use h2::{Ping, PingPong};
 use tokio::time::Sleep;
 
-use super::super::link::Link;
-use super::super::{PROBE_EVERY, PROBE_TIMEOUT};
+use super::super::observed_stream::IoActivity;
+use super::super::{PROBE_INTERVAL, PROBE_TIMEOUT};
 use super::{Http2State, UNKNOWN};
 use crate::clock;
 
-/// Sees whether a connection is alive, of any use, and not too old.
+/// Finds out that a connection is dead or unused.
 pub(super) struct Probe {
     ping: PingPong,
-    link: Arc<Link>,
+    activity: Arc<IoActivity>,
     sleep: Pin<Box<Sleep>>,
     state: ProbeState,
 }
 
 #[derive(Clone, Copy)]
 enum ProbeState {
-    /// The peer owes its SETTINGS.
-    Begins,
-    /// Nothing is owed. So many requests had been served at the last look.
-    Rests(u64),
-    /// The peer owes the answer to a ping.
-    Asks,
+    /// Waits for the SETTINGS of the peer.
+    AwaitingSettings,
+    /// Waits for the next check. Contains the number of requests served at the last check.
+    Quiet(u64),
+    /// Waits for the answer to a ping.
+    AwaitingPong,
 }
 
-/// Why a connection should be given no more requests.
-pub(super) enum Found {
+/// Reason why the connection should get no more requests.
+pub(super) enum ProbeFinding {
     /// The peer does not answer.
     Dead,
-    /// There was none for a while.
+    /// No request since the last check.
     Unused,
 }
 
 impl Probe {
-    /// The peer has so long to send its SETTINGS.
-    pub(super) fn new(ping: PingPong, link: Arc<Link>, patience: Duration) -> Self {
-        Self { ping, link, sleep: Box::pin(tokio::time::sleep(patience)), state: ProbeState::Begins }
+    /// `settings_timeout`: time for the SETTINGS of the peer.
+    pub(super) fn new(ping: PingPong, activity: Arc<IoActivity>, settings_timeout: Duration) -> Self {
+        Self {
+            ping,
+            activity,
+            sleep: Box::pin(tokio::time::sleep(settings_timeout)),
+            state: ProbeState::AwaitingSettings,
+        }
     }
 
-    /// Ready once no more requests should go to the connection.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, shared: &Http2State) -> Poll<Found> {
+    /// Ready once the connection should get no more requests.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, shared: &Http2State) -> Poll<ProbeFinding> {
         loop {
-            if matches!(self.state, ProbeState::Asks) && self.ping.poll_pong(cx).is_ready() {
-                self.rest(shared);
+            if matches!(self.state, ProbeState::AwaitingPong) && self.ping.poll_pong(cx).is_ready() {
+                self.set_quiet(shared);
             }
             ready!(self.sleep.as_mut().poll(cx));
-            let is_in_use = shared.taken.load(Ordering::Relaxed) > 0;
+            let is_in_use = shared.slots_taken.load(Ordering::Relaxed) > 0;
             match self.state {
-                ProbeState::Begins if shared.limit.load(Ordering::Relaxed) == UNKNOWN => {
-                    return Poll::Ready(Found::Dead);
+                ProbeState::AwaitingSettings if shared.limit.load(Ordering::Relaxed) == UNKNOWN => {
+                    return Poll::Ready(ProbeFinding::Dead);
                 }
-                ProbeState::Begins => self.rest(shared),
-                ProbeState::Rests(served)
+                ProbeState::AwaitingSettings => self.set_quiet(shared),
+                ProbeState::Quiet(served)
                     if !is_in_use && served == shared.served.load(Ordering::Relaxed) =>
                 {
-                    self.rest(shared); // somebody may be about to take a place
-                    return Poll::Ready(Found::Unused);
+                    self.set_quiet(shared); // a request may be about to take a slot
+                    return Poll::Ready(ProbeFinding::Unused);
                 }
-                ProbeState::Rests(_) if !is_in_use => self.rest(shared),
-                ProbeState::Rests(_) => {
-                    self.link.take_has_read();
+                ProbeState::Quiet(_) if !is_in_use => self.set_quiet(shared),
+                ProbeState::Quiet(_) => {
+                    self.activity.take_has_read();
                     if self.ping.send_ping(Ping::opaque()).is_ok() {
-                        self.state = ProbeState::Asks;
+                        self.state = ProbeState::AwaitingPong;
                     }
                     self.wake_in(PROBE_TIMEOUT);
                 }
-                // Its answer waits behind what comes.
-                ProbeState::Asks if self.link.take_has_read() => self.wake_in(PROBE_TIMEOUT),
-                ProbeState::Asks => return Poll::Ready(Found::Dead),
+                // Bytes arrive: the answer may be queued behind them.
+                ProbeState::AwaitingPong if self.activity.take_has_read() => self.wake_in(PROBE_TIMEOUT),
+                ProbeState::AwaitingPong => return Poll::Ready(ProbeFinding::Dead),
             }
         }
     }
 
-    fn rest(&mut self, shared: &Http2State) {
-        self.state = ProbeState::Rests(shared.served.load(Ordering::Relaxed));
-        self.wake_in(PROBE_EVERY);
+    fn set_quiet(&mut self, shared: &Http2State) {
+        self.state = ProbeState::Quiet(shared.served.load(Ordering::Relaxed));
+        self.wake_in(PROBE_INTERVAL);
     }
 
     fn wake_in(&mut self, time: Duration) {

@@ -1,4 +1,4 @@
-//! Which connection a request gets, how many are opened, and which end.
+//! Choice of the connection for a request, number of connections, and their end.
 
 use std::future::poll_fn;
 use std::io::Write as _;
@@ -12,24 +12,27 @@ use tokio::task::JoinSet;
 use super::super::connect::Stream;
 use super::super::http2::{self, Http2, StreamSlot};
 
-use super::raw_http2::{RawHttp2, Seen, data, early_hints, go_away, head, ok, refuse, settings};
+use super::raw_http2::{Http2Event, RawHttp2, data, early_hints, go_away, head, ok, refuse, settings};
 use super::*;
 
-/// An upstream whose SETTINGS allow so many streams, and two clients of it: one for passed-through requests and one
-/// for polls.
-pub(super) fn raw(streams: u32, change: impl Fn(&mut config::Upstream)) -> (RawHttp2, Client, Client) {
+/// Returns an upstream whose SETTINGS allow this many streams, and two clients of it: one for passed-through requests
+/// and one for polls.
+pub(super) fn raw_upstream(
+    streams: u32,
+    change: impl Fn(&mut config::Upstream),
+) -> (RawHttp2, Client, Client) {
     let (acceptor, trusting) = tls(&["h2"]);
     let upstream = RawHttp2::start(acceptor, streams);
     let mut config = config(&format!("https://localhost:{}", upstream.address.port()));
     change(&mut config);
     let client = Client::with_tls(&config, trusting.clone()).unwrap();
-    let polls = Client::build(&config, trusting, ResendPolicy::Nothing).unwrap();
+    let polls = Client::build(&config, trusting, ResendPolicy::Never).unwrap();
     (upstream, client, polls)
 }
 
 type Sent = JoinSet<Result<Response<ResponseBody>, SendError>>;
 
-/// Sends so many requests at once.
+/// Sends this many requests at once.
 fn burst(client: &Client, count: usize) -> Sent {
     let mut sent = JoinSet::new();
     for _ in 0..count {
@@ -39,7 +42,7 @@ fn burst(client: &Client, count: usize) -> Sent {
     sent
 }
 
-/// Starts a poll, which goes on by itself, and returns once it is on its way.
+/// Starts a poll in the background. Returns once it is on a connection.
 async fn hold(polls: &Client, sent: &mut Sent) {
     let PendingRequest { on_connection, response } = polls.start(get(polls, "/"));
     sent.spawn(response);
@@ -52,17 +55,17 @@ async fn all_ok(sent: Sent) {
     }
 }
 
-/// The eleventh poll waited behind the first ten, and counted as held.
+/// The eleventh poll once waited behind the first ten, and counted as held.
 #[tokio::test]
-async fn what_a_peer_does_not_allow_on_one_connection_goes_out_on_another() {
-    let (mut upstream, client, polls) = raw(10, |_| {});
+async fn requests_over_the_peers_stream_limit_get_another_connection() {
+    let (mut upstream, client, polls) = raw_upstream(10, |_| {});
     let mut held = Sent::new();
     for _ in 0..12 {
         hold(&polls, &mut held).await;
     }
-    let mut standing = upstream.requests(12).await;
-    assert!(standing[..10].iter().all(|(connection, _)| *connection == 0), "{standing:?}");
-    assert!(standing[10..].iter().all(|(connection, _)| *connection == 1), "{standing:?}");
+    let mut open_requests = upstream.requests(12).await;
+    assert!(open_requests[..10].iter().all(|(connection, _)| *connection == 0), "{open_requests:?}");
+    assert!(open_requests[10..].iter().all(|(connection, _)| *connection == 1), "{open_requests:?}");
 
     let mut short = Sent::new();
     hold(&polls, &mut short).await;
@@ -71,18 +74,18 @@ async fn what_a_peer_does_not_allow_on_one_connection_goes_out_on_another() {
     upstream.answer(request);
     all_ok(short).await;
 
-    // An answer makes room on the first one again, and other clients' requests have connections of their own.
-    upstream.answer(standing.remove(3));
+    // A response makes room on the first connection. The other client has connections of its own.
+    upstream.answer(open_requests.remove(3));
     assert_eq!(held.join_next().await.unwrap().unwrap().unwrap().status(), 200);
     hold(&polls, &mut held).await;
-    standing.push(upstream.requests(1).await[0]);
-    assert_eq!(standing.last().unwrap().0, 0);
+    open_requests.push(upstream.requests(1).await[0]);
+    assert_eq!(open_requests.last().unwrap().0, 0);
     let passed = burst(&client, 1);
     let request = upstream.requests(1).await[0];
     assert_eq!(request.0, 2);
     upstream.answer(request);
     all_ok(passed).await;
-    for request in standing {
+    for request in open_requests {
         upstream.answer(request);
     }
     all_ok(held).await;
@@ -90,42 +93,42 @@ async fn what_a_peer_does_not_allow_on_one_connection_goes_out_on_another() {
 }
 
 #[tokio::test]
-async fn a_burst_over_a_small_limit_opens_as_many_connections_as_it_takes() {
-    let (mut upstream, client, _) = raw(10, |_| {});
+async fn a_burst_over_a_small_stream_limit_opens_enough_connections() {
+    let (mut upstream, client, _) = raw_upstream(10, |_| {});
     let sent = burst(&client, 35);
-    let requests = upstream.requests(35).await; // hangs if one waits for another's end
+    let requests = upstream.requests(35).await; // hangs if a request waits for another's end
     assert_eq!(upstream.handshakes(), 4);
     for request in requests {
         upstream.answer(request);
     }
     all_ok(sent).await;
-    assert_eq!(client.pool.taken(), 0);
+    assert_eq!(client.pool.slots_taken(), 0);
 }
 
 #[tokio::test]
-async fn a_limit_that_is_lowered_or_raised_later_holds_from_then_on() {
-    let (mut upstream, _, polls) = raw(10, |_| {});
+async fn the_pool_follows_a_changed_stream_limit() {
+    let (mut upstream, _, polls) = raw_upstream(10, |_| {});
     let mut held = Sent::new();
     for _ in 0..5 {
         hold(&polls, &mut held).await;
     }
-    let mut standing = upstream.requests(5).await;
+    let mut open_requests = upstream.requests(5).await;
     for (limit, connection) in [(5, 1), (2, 1), (6, 0)] {
         upstream.write(0, settings(limit));
-        upstream.until(Seen::Acknowledged { connection: 0 }).await;
+        upstream.until(Http2Event::Acknowledged { connection: 0 }).await;
         hold(&polls, &mut held).await;
-        standing.push(upstream.requests(1).await[0]);
-        assert_eq!(standing.last().unwrap().0, connection, "at a limit of {limit}");
+        open_requests.push(upstream.requests(1).await[0]);
+        assert_eq!(open_requests.last().unwrap().0, connection, "at a limit of {limit}");
     }
-    for request in standing {
+    for request in open_requests {
         upstream.answer(request);
     }
     all_ok(held).await;
 }
 
-/// The limit is lowered in the very moment in which a poll is handed to h2: it waits there, and is not said to stand.
+/// The peer lowers its limit at the moment a poll is passed to h2, so h2 holds it back.
 #[tokio::test]
-async fn a_poll_behind_a_limit_does_not_stand_until_its_headers_are_sent() {
+async fn a_poll_behind_a_stream_limit_does_not_count_as_held_until_its_headers_are_sent() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let (lower, lowers) = std::sync::mpsc::channel();
@@ -152,8 +155,8 @@ async fn a_poll_behind_a_limit_does_not_stand_until_its_headers_are_sent() {
     let start = || {
         let (notice, sent) = oneshot::channel();
         let (head, body) = Request::get("http://up.example/").body(Body::empty()).unwrap().into_parts();
-        let place = StreamSlot::take(&http2, forever.clone());
-        (Box::pin(http2::send(place, head, body, Some(notice), &tasks)), sent)
+        let slot = StreamSlot::take(&http2, forever.clone());
+        (Box::pin(http2::send(slot, head, body, Some(notice), &tasks)), sent)
     };
     poll_fn(|cx| {
         assert!(Pin::new(&mut driver).poll(cx).is_pending());
@@ -164,39 +167,39 @@ async fn a_poll_behind_a_limit_does_not_stand_until_its_headers_are_sent() {
     assert!((&mut first).now_or_never().is_none());
     tokio::select! {
         sent = &mut first_sent => sent.unwrap(),
-        () = &mut driver => panic!("the connection stands"),
+        () = &mut driver => panic!("the connection ended"),
     }
 
     lower.send(()).unwrap();
-    beside.read_exact(&mut [0]).await.unwrap(); // the SETTINGS are in the other socket
+    beside.read_exact(&mut [0]).await.unwrap(); // the SETTINGS have arrived at the other socket
     let (mut second, mut second_sent) = start();
     assert!((&mut second).now_or_never().is_none());
     assert!((&mut driver).now_or_never().is_none());
     assert!(!http2.has_room());
-    assert!(second_sent.try_recv().is_err(), "it is not on its way");
+    assert!(second_sent.try_recv().is_err(), "the second poll has not left");
 
     answer.send(()).unwrap();
     let answered = tokio::select! {
         answered = &mut first => answered.ok().unwrap(),
-        () = &mut driver => panic!("the connection stands"),
+        () = &mut driver => panic!("the connection ended"),
     };
-    assert!(second_sent.try_recv().is_err(), "the first one's place is taken until its body has ended");
+    assert!(second_sent.try_recv().is_err(), "the first request keeps its slot until its body has ended");
     drop(answered);
     second_sent.try_recv().unwrap();
     drop(upstream.join().unwrap());
 }
 
 #[tokio::test]
-async fn a_poll_that_waits_for_a_connection_does_not_stand() {
-    let (mut upstream, _, polls) = raw(1, |_| {});
+async fn a_poll_that_waits_for_a_connection_does_not_count_as_held() {
+    let (mut upstream, _, polls) = raw_upstream(1, |_| {});
     let mut held = Sent::new();
     hold(&polls, &mut held).await;
     let first = upstream.requests(1).await[0];
-    upstream.let_in(false);
+    upstream.accept_handshakes(false);
     let mut second = polls.start(get(&polls, "/"));
     assert!((&mut second.response).now_or_never().is_none());
     assert!((&mut second.on_connection).now_or_never().is_none());
-    upstream.let_in(true);
+    upstream.accept_handshakes(true);
     let answered = tokio::spawn(second.response);
     second.on_connection.await;
     let request = upstream.requests(1).await[0];
@@ -209,7 +212,7 @@ async fn a_poll_that_waits_for_a_connection_does_not_stand() {
 
 #[tokio::test]
 async fn an_upstream_that_allows_no_stream_fails_requests_at_once() {
-    let (mut upstream, client, _) = raw(0, |_| {});
+    let (mut upstream, client, _) = raw_upstream(0, |_| {});
     let mut failing = std::pin::pin!(burst(&client, 5).join_all());
     let answers = loop {
         tokio::select! {
@@ -225,10 +228,10 @@ async fn an_upstream_that_allows_no_stream_fails_requests_at_once() {
     assert_eq!(client.pool.waiting(), 0);
 }
 
-/// It made 60 handshakes, and used one.
+/// A pool that dials for each request generated 60 handshakes here, and used one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_makes_one_handshake_when_cold_after_goaway_and_after_a_loss() {
-    let (mut upstream, client, polls) = raw(100, |_| {});
+    let (mut upstream, client, polls) = raw_upstream(100, |_| {});
     let sent = burst(&client, 60);
     for request in upstream.requests(60).await {
         assert_eq!(request.0, 0);
@@ -237,7 +240,7 @@ async fn a_burst_makes_one_handshake_when_cold_after_goaway_and_after_a_loss() {
     all_ok(sent).await;
     assert_eq!(upstream.handshakes(), 1);
 
-    // A request that is held while the upstream says that it goes away ends where it is.
+    // A request that is held during a GOAWAY ends on its connection.
     let held = burst(&client, 1);
     let old = upstream.requests(1).await[0];
     upstream.write(0, go_away(old.1));
@@ -250,14 +253,14 @@ async fn a_burst_makes_one_handshake_when_cold_after_goaway_and_after_a_loss() {
     all_ok(sent).await;
     upstream.answer(old);
     all_ok(held).await;
-    upstream.until(Seen::Closed { connection: 0 }).await;
+    upstream.until(Http2Event::Closed { connection: 0 }).await;
     assert_eq!(upstream.handshakes(), 2);
 
     let lost = burst(&client, 1);
     upstream.requests(1).await;
     upstream.close(1);
     for answer in lost.join_all().await {
-        assert!(matches!(answer, Err(SendError::Broke(_))));
+        assert!(matches!(answer, Err(SendError::Reset(_))));
     }
     until_retired(&client).await;
     let sent = burst(&client, 60);
@@ -269,7 +272,7 @@ async fn a_burst_makes_one_handshake_when_cold_after_goaway_and_after_a_loss() {
     drop(polls);
 }
 
-/// Until no connection takes requests.
+/// Waits until no connection takes requests.
 async fn until_retired(client: &Client) {
     while client.pool.usable() > 0 {
         tokio::task::yield_now().await;
@@ -277,9 +280,9 @@ async fn until_retired(client: &Client) {
 }
 
 #[tokio::test]
-async fn whoever_began_a_handshake_may_go_and_the_others_get_it() {
-    let (mut upstream, client, _) = raw(100, |_| {});
-    upstream.let_in(false);
+async fn a_cancelled_request_leaves_its_handshake_to_the_others() {
+    let (mut upstream, client, _) = raw_upstream(100, |_| {});
+    upstream.accept_handshakes(false);
     let mut first = client.start(get(&client, "/"));
     assert!((&mut first.response).now_or_never().is_none());
     let mut others: Vec<_> = (0..3).map(|_| client.start(get(&client, "/"))).collect();
@@ -287,7 +290,7 @@ async fn whoever_began_a_handshake_may_go_and_the_others_get_it() {
         assert!((&mut other.response).now_or_never().is_none());
     }
     drop(first);
-    upstream.let_in(true);
+    upstream.accept_handshakes(true);
     let answers = tokio::spawn(join_all(others.into_iter().map(|other| other.response)));
     for request in upstream.requests(3).await {
         upstream.answer(request);
@@ -299,7 +302,7 @@ async fn whoever_began_a_handshake_may_go_and_the_others_get_it() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_fails_fails_all_that_wait_for_it() {
+async fn a_failed_handshake_fails_all_requests_that_wait_for_it() {
     let (listener, addr) = listen().await;
     let (_, trusting) = tls(&["h2"]);
     let client = Client::with_tls(&config(&format!("https://localhost:{}", addr.port())), trusting).unwrap();
@@ -323,10 +326,9 @@ async fn a_handshake_that_fails_fails_all_that_wait_for_it() {
     assert_eq!(client.pool.waiting(), 0);
 }
 
-/// 120 requests are more than one connection carries. The second one is refused, which is no concern of those that
-/// the first one can take.
+/// A connection carries fewer than 120 requests. The upstream closes the second one, and the first serves the rest.
 #[tokio::test]
-async fn a_handshake_that_fails_does_not_fail_those_that_another_connection_can_take() {
+async fn a_failed_handshake_does_not_fail_requests_that_another_connection_can_carry() {
     let (acceptor, trusting) = tls(&["h2"]);
     let mut upstream = RawHttp2::start(acceptor, 100);
     let (listener, addr) = listen().await;
@@ -350,7 +352,7 @@ async fn a_handshake_that_fails_does_not_fail_those_that_another_connection_can_
 }
 
 #[tokio::test]
-async fn over_http_1_each_of_a_burst_has_a_connection_of_its_own_and_later_ones_use_them_again() {
+async fn over_http_1_each_request_of_a_burst_gets_its_own_connection() {
     let (listener, addr) = listen().await;
     let (acceptor, trusting) = tls(&["http/1.1"]);
     let (go, wait) = watch::channel(false);
@@ -358,7 +360,7 @@ async fn over_http_1_each_of_a_burst_has_a_connection_of_its_own_and_later_ones_
     let client = Client::with_tls(&config(&format!("https://localhost:{}", addr.port())), trusting).unwrap();
     let sent = burst(&client, 20);
     for _ in 0..20 {
-        requests.recv().await.unwrap(); // hangs if one waits for another's end
+        requests.recv().await.unwrap(); // hangs if a request waits for another's end
     }
     go.send(true).unwrap();
     for answer in sent.join_all().await {
@@ -368,26 +370,26 @@ async fn over_http_1_each_of_a_burst_has_a_connection_of_its_own_and_later_ones_
 }
 
 #[tokio::test]
-async fn a_connection_that_is_too_old_takes_no_more_requests_and_ends_those_it_has() {
-    let (mut upstream, _, polls) = raw(100, |config| config.connection_max_age = Duration::ZERO);
+async fn a_connection_over_its_maximum_age_takes_no_more_requests_and_finishes_its_own() {
+    let (mut upstream, _, polls) = raw_upstream(100, |config| config.connection_max_age = Duration::ZERO);
     let mut held = Sent::new();
-    let mut standing = Vec::new();
+    let mut open_requests = Vec::new();
     for connection in 0..3 {
         hold(&polls, &mut held).await;
-        standing.push(upstream.requests(1).await[0]);
-        assert_eq!(standing[connection].0, connection);
+        open_requests.push(upstream.requests(1).await[0]);
+        assert_eq!(open_requests[connection].0, connection);
     }
-    for (connection, request) in standing.into_iter().enumerate() {
+    for (connection, request) in open_requests.into_iter().enumerate() {
         upstream.answer(request);
         assert_eq!(held.join_next().await.unwrap().unwrap().unwrap().status(), 200);
         if connection < 2 {
-            upstream.until(Seen::Closed { connection }).await;
+            upstream.until(Http2Event::Closed { connection }).await;
         }
     }
 }
 
 #[tokio::test]
-async fn an_http_1_connection_is_used_again_until_it_is_too_old() {
+async fn the_pool_reuses_an_http_1_connection_until_its_maximum_age() {
     for (max_age, connections) in [(Duration::from_secs(300), 1), (Duration::ZERO, 3)] {
         let (listener, addr) = listen().await;
         let mut config = config(&format!("http://{addr}"));
@@ -426,7 +428,7 @@ async fn an_http_1_connection_is_used_again_until_it_is_too_old() {
             let answer = client.send(get(&client, target)).await.unwrap();
             assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "ok");
             while target != "/last" && !max_age.is_zero() && client.pool.usable() == 0 {
-                tokio::task::yield_now().await; // until it is given back
+                tokio::task::yield_now().await; // until the connection is returned
             }
         }
         assert_eq!(accepted.await.unwrap(), connections, "{max_age:?}");
@@ -434,15 +436,15 @@ async fn an_http_1_connection_is_used_again_until_it_is_too_old() {
 }
 
 #[tokio::test]
-async fn a_request_that_the_peer_has_not_looked_at_is_sent_again_but_no_poll_is() {
-    let (mut upstream, client, polls) = raw(100, |_| {});
+async fn the_client_resends_a_request_that_the_peer_has_not_processed_but_never_a_poll() {
+    let (mut upstream, client, polls) = raw_upstream(100, |_| {});
     let refused = burst(&client, 1);
     let (connection, stream) = upstream.requests(1).await[0];
     upstream.write(connection, refuse(stream));
     let again = upstream.requests(1).await[0];
     upstream.write(again.0, go_away(stream));
     let third = upstream.requests(1).await[0];
-    assert_ne!(third.0, connection, "the first one takes no more requests");
+    assert_ne!(third.0, connection, "the first connection takes no more requests");
     upstream.answer(third);
     all_ok(refused).await;
 
@@ -456,8 +458,8 @@ async fn a_request_that_the_peer_has_not_looked_at_is_sent_again_but_no_poll_is(
 }
 
 #[tokio::test]
-async fn an_upload_is_never_sent_again_once_it_has_begun() {
-    let (mut upstream, client, _) = raw(100, |_| {});
+async fn the_client_never_resends_an_upload_that_has_begun() {
+    let (mut upstream, client, _) = raw_upstream(100, |_| {});
     let uri = client.uri(&PathAndQuery::from_static("/")).unwrap();
     let request = Request::post(uri).body(Body::full("x")).unwrap();
     let sending = client.send(request);
@@ -470,13 +472,13 @@ async fn an_upload_is_never_sent_again_once_it_has_begun() {
 }
 
 #[tokio::test]
-async fn dropping_a_request_or_its_answer_resets_the_stream() {
-    let (mut upstream, client, _) = raw(100, |_| {});
+async fn dropping_a_request_or_its_response_resets_the_stream() {
+    let (mut upstream, client, _) = raw_upstream(100, |_| {});
     let mut sent = burst(&client, 1);
     let (connection, stream) = upstream.requests(1).await[0];
     sent.abort_all();
     while sent.join_next().await.is_some() {}
-    upstream.until(Seen::Reset { connection, stream }).await;
+    upstream.until(Http2Event::Reset { connection, stream }).await;
 
     let mut sent = burst(&client, 1);
     let (connection, stream) = upstream.requests(1).await[0];
@@ -484,27 +486,27 @@ async fn dropping_a_request_or_its_answer_resets_the_stream() {
     let mut answer = sent.join_next().await.unwrap().unwrap().unwrap();
     assert_eq!(answer.body_mut().frame().await.unwrap().unwrap().into_data().unwrap(), "some");
     drop(answer);
-    upstream.until(Seen::Reset { connection, stream }).await;
-    assert_eq!(client.pool.taken(), 0);
+    upstream.until(Http2Event::Reset { connection, stream }).await;
+    assert_eq!(client.pool.slots_taken(), 0);
 }
 
-/// Over HTTP/1.1 it is in `tests/it/treason.rs`.
+/// `tests/it/upstream/hostile_upstream.rs` tests it over HTTP/1.1.
 #[tokio::test]
-async fn interim_responses_without_end_fail_the_request_and_no_other() {
-    let (mut upstream, client, _) = raw(100, |_| {});
+async fn endless_interim_responses_fail_their_request_only() {
+    let (mut upstream, client, _) = raw_upstream(100, |_| {});
     let mut sent = burst(&client, 2);
     let mut requests = upstream.requests(2).await;
     let (connection, stream) = requests.remove(0);
     upstream.write(connection, early_hints(stream).repeat(MAX_INTERIM));
     upstream.write(connection, ok(stream));
-    assert_eq!(sent.join_next().await.unwrap().unwrap().unwrap().status(), 200, "so many are fine");
+    assert_eq!(sent.join_next().await.unwrap().unwrap().unwrap().status(), 200, "within the limit");
 
     let (connection, stream) = requests.remove(0);
     upstream.write(connection, early_hints(stream).repeat(MAX_INTERIM + 1));
     let error = sent.join_next().await.unwrap().unwrap().unwrap_err();
     assert!(matches!(error, SendError::TooManyInterim), "{error:?}");
     assert_eq!((error.reason(), error.may_have_been_sent()), ("invalid", true));
-    upstream.until(Seen::Reset { connection, stream }).await;
+    upstream.until(Http2Event::Reset { connection, stream }).await;
 
     let sent = burst(&client, 1);
     let request = upstream.requests(1).await[0];
@@ -514,7 +516,7 @@ async fn interim_responses_without_end_fail_the_request_and_no_other() {
 }
 
 #[tokio::test]
-async fn so_many_interim_responses_of_http_1_are_fine_and_one_more_is_not() {
+async fn over_http_1_the_client_accepts_interim_responses_up_to_the_limit() {
     for (interim, is_fine) in [(MAX_INTERIM, true), (4 * MAX_INTERIM, false)] {
         let (listener, addr) = listen().await;
         let client = Client::new(&config(&format!("http://{addr}"))).unwrap();
@@ -525,14 +527,14 @@ async fn so_many_interim_responses_of_http_1_are_fine_and_one_more_is_not() {
                 assert!(socket.read_buf(&mut request).await.unwrap() > 0);
             }
             for _ in 0..interim {
-                // One by one, so that the last is in no buffer with the answer.
+                // One by one, so that the last one is not buffered together with the response.
                 if socket.write_all(b"HTTP/1.1 103 Early Hints\r\n\r\n").await.is_err() {
                     return;
                 }
                 tokio::task::yield_now().await;
             }
             let _ = socket.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await;
-            // until the client has gone, or got its answer
+            // until the client has closed the connection, or read the response
             let mut rest = Vec::new();
             if !is_fine {
                 let _ = socket.read_to_end(&mut rest).await;
@@ -546,11 +548,11 @@ async fn so_many_interim_responses_of_http_1_are_fine_and_one_more_is_not() {
     }
 }
 
-/// Takes all descriptors, so it runs in a process of its own.
+/// Takes all descriptors, so it runs in its own process.
 #[test]
-fn a_lack_of_descriptors_is_told_as_the_gateways_own() {
+fn a_lack_of_descriptors_is_reported_as_local_resources() {
     const NAME: &str =
-        "upstream::client::tests::connections::a_lack_of_descriptors_is_told_as_the_gateways_own";
+        "upstream::client::tests::connections::a_lack_of_descriptors_is_reported_as_local_resources";
     const IS_CHILD: &str = "CLIPGATE_TEST_TAKES_DESCRIPTORS";
     if std::env::var_os(IS_CHILD).is_none() {
         let this = std::env::current_exe().unwrap();

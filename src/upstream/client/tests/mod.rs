@@ -1,6 +1,6 @@
 mod bodies;
 mod connections;
-mod lending;
+mod http1_connection;
 mod raw_http2;
 mod stress;
 
@@ -35,11 +35,11 @@ async fn listen() -> (TcpListener, SocketAddr) {
     (listener, addr)
 }
 
-/// A self-signed certificate for `localhost`: the server's side of it, and a client's that trusts it.
+/// Returns a self-signed certificate for `localhost`, as an acceptor and as settings of a client that trusts it.
 pub(crate) fn tls(alpn: &[&str]) -> (TlsAcceptor, rustls::ClientConfig) {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let cert = made.cert.der().clone();
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    let generated = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let cert = generated.cert.der().clone();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(generated.signing_key.serialize_der()));
     let ring = || Arc::new(rustls::crypto::ring::default_provider());
     let mut server = rustls::ServerConfig::builder_with_provider(ring())
         .with_safe_default_protocol_versions()
@@ -58,7 +58,7 @@ pub(crate) fn tls(alpn: &[&str]) -> (TlsAcceptor, rustls::ClientConfig) {
     (TlsAcceptor::from(Arc::new(server)), client)
 }
 
-/// A TLS server that tells of each request (its version and Host) and answers once it is let go.
+/// Runs a TLS server that reports the version and `Host` of each request, and answers once `go` is true.
 fn serve(
     listener: TcpListener,
     acceptor: TlsAcceptor,
@@ -90,7 +90,7 @@ fn serve(
 }
 
 #[test]
-fn a_target_only_ever_leads_to_the_configured_host() {
+fn every_target_leads_to_the_configured_host() {
     let client = Client::new(&config("http://up.example:81")).unwrap();
     for target in [
         "/",
@@ -117,7 +117,7 @@ fn a_target_only_ever_leads_to_the_configured_host() {
 }
 
 #[test]
-fn a_target_that_is_no_path_leads_nowhere() {
+fn the_client_rejects_a_target_that_is_not_a_path() {
     let client = Client::new(&config("http://up.example")).unwrap();
     assert_eq!(client.uri(&PathAndQuery::from_static("*")), Err(BadTarget::NoPath));
     if let Ok(query) = PathAndQuery::try_from("?a=b") {
@@ -126,19 +126,19 @@ fn a_target_that_is_no_path_leads_nowhere() {
 }
 
 #[test]
-fn the_path_prefix_comes_first_and_cannot_be_left() {
+fn every_uri_begins_with_the_path_prefix_of_the_base_url() {
     for base in ["http://up.example/api/v1", "http://up.example/api/v1/"] {
         let client = Client::new(&config(base)).unwrap();
         let uri = |target: &str| client.uri(&target.parse().unwrap());
         assert_eq!(uri("/x?q=..").unwrap(), "http://up.example/api/v1/x?q=..");
         assert_eq!(uri("//x").unwrap(), "http://up.example/api/v1//x");
         assert_eq!(uri("/...").unwrap(), "http://up.example/api/v1/...");
-        assert_eq!(uri("/a/../../b"), Err(BadTarget::Climbs)); // and in disguise: target.rs
+        assert_eq!(uri("/a/../../b"), Err(BadTarget::DotSegment)); // target.rs tests encoded segments
     }
 }
 
 #[test]
-fn a_base_url_that_is_no_place_is_refused() {
+fn the_client_rejects_an_invalid_base_url() {
     for bad in ["/path", "ftp://up.example", "http://user@up.example", "http://up.example/?q"] {
         assert!(matches!(Client::new(&config(bad)), Err(ClientError::BaseUrl)), "{bad}");
     }
@@ -146,7 +146,7 @@ fn a_base_url_that_is_no_place_is_refused() {
 }
 
 #[tokio::test]
-async fn a_self_signed_server_is_refused_as_a_tls_fault() {
+async fn a_self_signed_server_fails_as_a_tls_error() {
     let (listener, addr) = listen().await;
     let (acceptor, _) = tls(&["h2"]);
     let (_go, wait) = watch::channel(true);
@@ -158,7 +158,7 @@ async fn a_self_signed_server_is_refused_as_a_tls_fault() {
 }
 
 #[tokio::test]
-async fn a_certificate_for_another_name_is_refused_as_a_tls_fault() {
+async fn a_certificate_for_another_name_fails_as_a_tls_error() {
     let (listener, addr) = listen().await;
     let (acceptor, trusting) = tls(&["h2"]);
     let (_go, wait) = watch::channel(true);
@@ -170,7 +170,7 @@ async fn a_certificate_for_another_name_is_refused_as_a_tls_fault() {
 
 #[tokio::test]
 async fn the_connect_timeout_covers_a_tls_server_that_never_speaks() {
-    let (_listener, addr) = listen().await; // the kernel accepts, nobody answers the handshake
+    let (_listener, addr) = listen().await; // the kernel accepts, no server answers the handshake
     let (_, trusting) = tls(&[]);
     let mut config = config(&format!("https://localhost:{}", addr.port()));
     config.connect_timeout = Duration::from_millis(50);
@@ -181,17 +181,17 @@ async fn the_connect_timeout_covers_a_tls_server_that_never_speaks() {
 }
 
 #[tokio::test]
-async fn a_refused_connection_is_told_from_one_that_broke_off() {
+async fn a_refused_connection_and_a_reset_one_are_different_errors() {
     let (listener, addr) = listen().await;
     let client = Client::new(&config(&format!("http://{addr}"))).unwrap();
     let breaking = async {
         let (socket, _) = listener.accept().await.unwrap();
-        socket.readable().await.unwrap(); // the request is there
+        socket.readable().await.unwrap(); // the request has arrived
         drop(socket);
     };
     let (answer, ()) = tokio::join!(client.send(get(&client, "/")), breaking);
     let error = answer.unwrap_err();
-    assert!(matches!(error, SendError::Broke(_)), "{error:?}");
+    assert!(matches!(error, SendError::Reset(_)), "{error:?}");
     assert!(error.may_have_been_sent());
     drop(listener);
     let error = client.send(get(&client, "/")).await.unwrap_err();
@@ -200,7 +200,7 @@ async fn a_refused_connection_is_told_from_one_that_broke_off() {
 }
 
 #[tokio::test]
-async fn http_2_is_spoken_where_offered_but_not_for_an_upgrade() {
+async fn the_client_uses_http_2_where_offered_but_not_for_an_upgrade() {
     let (listener, addr) = listen().await;
     let (acceptor, trusting) = tls(&["h2", "http/1.1"]);
     let (_go, wait) = watch::channel(true);
@@ -217,7 +217,7 @@ async fn http_2_is_spoken_where_offered_but_not_for_an_upgrade() {
 }
 
 #[tokio::test]
-async fn http_1_is_spoken_where_http_2_is_not_offered() {
+async fn the_client_uses_http_1_where_http_2_is_not_offered() {
     let (listener, addr) = listen().await;
     let (acceptor, trusting) = tls(&[]);
     let (_go, wait) = watch::channel(true);
@@ -229,7 +229,7 @@ async fn http_1_is_spoken_where_http_2_is_not_offered() {
 }
 
 #[tokio::test]
-async fn more_long_polls_than_one_http_2_connection_may_carry_all_stand_at_once() {
+async fn more_long_polls_than_one_http_2_connection_carries_are_all_held_at_once() {
     let (listener, addr) = listen().await;
     let (acceptor, trusting) = tls(&["h2"]);
     let (go, wait) = watch::channel(false);
@@ -241,23 +241,23 @@ async fn more_long_polls_than_one_http_2_connection_may_carry_all_stand_at_once(
         polls.spawn(async move { client.send(get(&client, "/")).await.unwrap().status() });
     }
     for _ in 0..250 {
-        requests.recv().await.unwrap(); // hangs if one waits for another's end
+        requests.recv().await.unwrap(); // hangs if a request waits for another's end
     }
     go.send(true).unwrap();
     while let Some(status) = polls.join_next().await {
         assert_eq!(status.unwrap(), 200);
     }
-    assert_eq!(client.pool.taken(), 0);
+    assert_eq!(client.pool.slots_taken(), 0);
 }
 
 #[tokio::test]
-async fn a_started_request_tells_when_it_stands_on_a_connection() {
+async fn a_pending_request_reports_when_it_is_on_a_connection() {
     let (listener, addr) = listen().await;
     let client = Client::new(&config(&format!("http://{addr}"))).unwrap();
     let mut started = client.start(get(&client, "/"));
     tokio::select! {
         () = &mut started.on_connection => {}
-        answer = &mut started.response => panic!("nobody answers: {:?}", answer.map(|_| ())),
+        answer = &mut started.response => panic!("no server answers: {:?}", answer.map(|_| ())),
     }
     let (mut socket, _) = listener.accept().await.unwrap();
     let answering = async {
@@ -269,7 +269,7 @@ async fn a_started_request_tells_when_it_stands_on_a_connection() {
 }
 
 #[tokio::test]
-async fn a_started_request_without_a_connection_never_tells_of_one() {
+async fn a_pending_request_without_a_connection_never_reports_one() {
     let (listener, addr) = listen().await;
     drop(listener);
     let client = Client::new(&config(&format!("http://{addr}"))).unwrap();

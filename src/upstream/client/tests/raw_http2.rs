@@ -1,6 +1,6 @@
-//! An upstream that speaks HTTP/2 over TLS frame by frame, so that a test can say what no server library would.
+//! Upstream that speaks HTTP/2 over TLS frame by frame. It sends sequences that no server library would send.
 //!
-//! It has a thread of its own: a test may block on it while nothing of the client's moves.
+//! It runs on a separate thread, so a test may block on it while no task of the client runs.
 
 use std::net::SocketAddr;
 use std::sync::mpsc as blocking;
@@ -18,40 +18,40 @@ const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 
-/// What the upstream sees, and on which connection.
+/// Event on a connection of the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
+pub(super) enum Http2Event {
     /// A request's HEADERS.
     Request { connection: usize, stream: u32 },
-    /// The last SETTINGS were acknowledged.
+    /// The client has acknowledged the last SETTINGS.
     Acknowledged { connection: usize },
     /// RST_STREAM.
     Reset { connection: usize, stream: u32 },
-    /// The end of a connection.
+    /// End of a connection.
     Closed { connection: usize },
 }
 
-/// What a connection is told to do.
-enum Order {
+/// Command for a connection.
+enum ConnectionCommand {
     Write(Vec<u8>, blocking::Sender<()>),
     Close,
 }
 
-/// The upstream. Its connections are numbered from 0 in the order of their TLS handshakes.
+/// The upstream. It numbers its connections from 0 in the command of their TLS handshakes.
 pub(super) struct RawHttp2 {
     pub(super) address: SocketAddr,
-    seen: mpsc::UnboundedReceiver<Seen>,
-    opened: mpsc::UnboundedReceiver<mpsc::UnboundedSender<Order>>,
-    connections: Vec<mpsc::UnboundedSender<Order>>,
-    lets_in: watch::Sender<bool>,
+    seen: mpsc::UnboundedReceiver<Http2Event>,
+    opened: mpsc::UnboundedReceiver<mpsc::UnboundedSender<ConnectionCommand>>,
+    connections: Vec<mpsc::UnboundedSender<ConnectionCommand>>,
+    accepts: watch::Sender<bool>,
 }
 
 impl RawHttp2 {
-    /// `streams`: what the SETTINGS of each connection allow.
+    /// `streams`: stream limit in the SETTINGS of each connection.
     pub(super) fn start(acceptor: TlsAcceptor, streams: u32) -> Self {
         let (saw, seen) = mpsc::unbounded_channel();
         let (opens, opened) = mpsc::unbounded_channel();
-        let (lets_in, gate) = watch::channel(true);
+        let (accepts, gate) = watch::channel(true);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -59,35 +59,35 @@ impl RawHttp2 {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(accept(listener, acceptor, streams, gate, saw, opens));
         });
-        Self { address, seen, opened, connections: Vec::new(), lets_in }
+        Self { address, seen, opened, connections: Vec::new(), accepts }
     }
 
-    /// Whether TLS handshakes go on.
-    pub(super) fn let_in(&self, lets_in: bool) {
-        self.lets_in.send(lets_in).unwrap();
+    /// Sets whether TLS handshakes continue.
+    pub(super) fn accept_handshakes(&self, accepts: bool) {
+        self.accepts.send(accepts).unwrap();
     }
 
-    pub(super) async fn see(&mut self) -> Seen {
+    pub(super) async fn event(&mut self) -> Http2Event {
         self.seen.recv().await.unwrap()
     }
 
-    /// The next so many requests, each by its connection and stream.
+    /// Returns the next requests, each as connection and stream.
     pub(super) async fn requests(&mut self, count: usize) -> Vec<(usize, u32)> {
         let mut requests = Vec::new();
         while requests.len() < count {
-            if let Seen::Request { connection, stream } = self.see().await {
+            if let Http2Event::Request { connection, stream } = self.event().await {
                 requests.push((connection, stream));
             }
         }
         requests
     }
 
-    /// Waits until it sees this, and forgets all before.
-    pub(super) async fn until(&mut self, awaited: Seen) {
-        while self.see().await != awaited {}
+    /// Waits for this event, and discards earlier ones.
+    pub(super) async fn until(&mut self, awaited: Http2Event) {
+        while self.event().await != awaited {}
     }
 
-    /// TLS handshakes so far.
+    /// Returns the number of TLS handshakes so far.
     pub(super) fn handshakes(&mut self) -> usize {
         while let Ok(connection) = self.opened.try_recv() {
             self.connections.push(connection);
@@ -95,32 +95,32 @@ impl RawHttp2 {
         self.connections.len()
     }
 
-    /// Writes frames, and returns once they are in the client's socket.
+    /// Writes frames. Returns once they are in the socket of the client.
     pub(super) fn write(&mut self, connection: usize, frames: Vec<u8>) {
         self.handshakes();
         let (done, wrote) = blocking::channel();
-        self.connections[connection].send(Order::Write(frames, done)).ok().unwrap();
+        self.connections[connection].send(ConnectionCommand::Write(frames, done)).ok().unwrap();
         wrote.recv().unwrap();
     }
 
-    /// Returns what it has seen already.
-    pub(super) fn try_see(&mut self) -> Option<Seen> {
+    /// Returns the next event if there is one.
+    pub(super) fn try_event(&mut self) -> Option<Http2Event> {
         self.seen.try_recv().ok()
     }
 
-    /// Like [`RawHttp2::write`], but waits for nothing, and the connection may have ended.
+    /// Like [`RawHttp2::write`], without waiting. Ignores a connection that has ended.
     pub(super) fn try_write(&mut self, connection: usize, frames: Vec<u8>) {
         self.handshakes();
         if let Some(connection) = self.connections.get(connection) {
-            let _ = connection.send(Order::Write(frames, blocking::channel().0));
+            let _ = connection.send(ConnectionCommand::Write(frames, blocking::channel().0));
         }
     }
 
-    /// Like [`RawHttp2::close`], but the connection may have ended.
+    /// Like [`RawHttp2::close`]. Ignores a connection that has ended.
     pub(super) fn try_close(&mut self, connection: usize) {
         self.handshakes();
         if let Some(connection) = self.connections.get(connection) {
-            let _ = connection.send(Order::Close);
+            let _ = connection.send(ConnectionCommand::Close);
         }
     }
 
@@ -131,7 +131,7 @@ impl RawHttp2 {
 
     pub(super) fn close(&mut self, connection: usize) {
         self.handshakes();
-        self.connections[connection].send(Order::Close).ok().unwrap();
+        self.connections[connection].send(ConnectionCommand::Close).ok().unwrap();
     }
 }
 
@@ -150,7 +150,7 @@ pub(super) fn early_hints(stream: u32) -> Vec<u8> {
     frame(HEADERS, 0x04, stream, b"\x08\x03103")
 }
 
-/// The head of an answer whose body is still to come.
+/// Head of a response whose body follows.
 pub(super) fn head(stream: u32) -> Vec<u8> {
     frame(HEADERS, 0x04, stream, &[0x88])
 }
@@ -178,8 +178,8 @@ async fn accept(
     acceptor: TlsAcceptor,
     streams: u32,
     gate: watch::Receiver<bool>,
-    saw: mpsc::UnboundedSender<Seen>,
-    opens: mpsc::UnboundedSender<mpsc::UnboundedSender<Order>>,
+    saw: mpsc::UnboundedSender<Http2Event>,
+    opens: mpsc::UnboundedSender<mpsc::UnboundedSender<ConnectionCommand>>,
 ) {
     let listener = TcpListener::from_std(listener).unwrap();
     let opened = std::rc::Rc::new(std::cell::Cell::new(0));
@@ -188,20 +188,20 @@ async fn accept(
         .run_until(async {
             loop {
                 let (socket, _) = tokio::select! {
-                    () = saw.closed() => return, // the test is over
+                    () = saw.closed() => return, // the test has ended
                     accepted = listener.accept() => accepted.unwrap(),
                 };
                 let (acceptor, saw, opens, mut gate) =
                     (acceptor.clone(), saw.clone(), opens.clone(), gate.clone());
                 let opened = std::rc::Rc::clone(&opened);
                 tokio::task::spawn_local(async move {
-                    let _ = gate.wait_for(|lets_in| *lets_in).await;
+                    let _ = gate.wait_for(|accepts| *accepts).await;
                     let Ok(mut tls) = acceptor.accept(socket).await else { return };
                     let number = opened.replace(opened.get() + 1);
-                    let (order, orders) = mpsc::unbounded_channel();
-                    let _ = opens.send(order);
-                    let _ = serve(&mut tls, streams, number, orders, &saw).await;
-                    let _ = saw.send(Seen::Closed { connection: number });
+                    let (command, commands) = mpsc::unbounded_channel();
+                    let _ = opens.send(command);
+                    let _ = serve(&mut tls, streams, number, commands, &saw).await;
+                    let _ = saw.send(Http2Event::Closed { connection: number });
                 });
             }
         })
@@ -212,8 +212,8 @@ async fn serve(
     tls: &mut TlsStream<TcpStream>,
     streams: u32,
     connection: usize,
-    mut orders: mpsc::UnboundedReceiver<Order>,
-    saw: &mpsc::UnboundedSender<Seen>,
+    mut commands: mpsc::UnboundedReceiver<ConnectionCommand>,
+    saw: &mpsc::UnboundedSender<Http2Event>,
 ) -> std::io::Result<()> {
     let mut preface = [0; 24];
     tls.read_exact(&mut preface).await?;
@@ -222,21 +222,21 @@ async fn serve(
     let mut read = Vec::new();
     loop {
         tokio::select! {
-            order = orders.recv() => match order {
-                Some(Order::Write(frames, done)) => {
+            command = commands.recv() => match command {
+                Some(ConnectionCommand::Write(frames, done)) => {
                     tls.write_all(&frames).await?;
                     tls.flush().await?;
                     let _ = done.send(());
                 }
-                Some(Order::Close) | None => return Ok(()),
+                Some(ConnectionCommand::Close) | None => return Ok(()),
             },
             length = tls.read_buf(&mut read) => if length? == 0 { return Ok(()) },
         }
         while let Some((kind, flags, stream, payload)) = take_frame(&mut read) {
             let seen = match kind {
-                HEADERS => Seen::Request { connection, stream },
-                RST_STREAM => Seen::Reset { connection, stream },
-                SETTINGS if flags & 1 == 1 => Seen::Acknowledged { connection },
+                HEADERS => Http2Event::Request { connection, stream },
+                RST_STREAM => Http2Event::Reset { connection, stream },
+                SETTINGS if flags & 1 == 1 => Http2Event::Acknowledged { connection },
                 SETTINGS => {
                     tls.write_all(&frame(SETTINGS, 1, 0, &[])).await?;
                     continue;

@@ -1,4 +1,4 @@
-//! Peers and clients that do whatever they may at any moment.
+//! Random sequences of actions of peers and clients, each of which HTTP permits at any moment.
 
 use std::collections::BTreeMap;
 
@@ -7,36 +7,38 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::connections::raw;
-use super::raw_http2::{RawHttp2, Seen, data, go_away, head, ok, refuse, settings};
+use super::connections::raw_upstream;
+use super::raw_http2::{Http2Event, RawHttp2, data, go_away, head, ok, refuse, settings};
 use super::*;
 
 /// An upstream, and the streams that it has not answered.
-struct Peer {
+struct RandomPeer {
     upstream: RawHttp2,
     open: Vec<(usize, u32)>,
     last: BTreeMap<usize, u32>,
 }
 
-impl Peer {
+impl RandomPeer {
     fn look(&mut self) {
-        while let Some(seen) = self.upstream.try_see() {
+        while let Some(seen) = self.upstream.try_event() {
             self.note(seen);
         }
     }
 
-    fn note(&mut self, seen: Seen) {
+    fn note(&mut self, seen: Http2Event) {
         match seen {
-            Seen::Request { connection, stream } => {
+            Http2Event::Request { connection, stream } => {
                 self.open.push((connection, stream));
                 self.last.insert(connection, stream);
             }
-            Seen::Reset { connection, stream } => self.open.retain(|open| *open != (connection, stream)),
-            Seen::Closed { connection } => {
+            Http2Event::Reset { connection, stream } => {
+                self.open.retain(|open| *open != (connection, stream))
+            }
+            Http2Event::Closed { connection } => {
                 self.open.retain(|open| open.0 != connection);
                 self.last.remove(&connection);
             }
-            Seen::Acknowledged { .. } => {}
+            Http2Event::Acknowledged { .. } => {}
         }
     }
 
@@ -76,8 +78,8 @@ async fn run(seed: u64) {
     let mut rng = Rng::with_seed(seed);
     let age = [0, 20, 300_000][rng.usize(..3)];
     let (upstream, client, polls) =
-        raw(rng.u32(1..5), |config| config.connection_max_age = Duration::from_millis(age));
-    let mut peer = Peer { upstream, open: Vec::new(), last: BTreeMap::new() };
+        raw_upstream(rng.u32(1..5), |config| config.connection_max_age = Duration::from_millis(age));
+    let mut peer = RandomPeer { upstream, open: Vec::new(), last: BTreeMap::new() };
     let mut sent = JoinSet::new();
     let mut handles: Vec<AbortHandle> = Vec::new();
     for _ in 0..300 {
@@ -103,7 +105,7 @@ async fn run(seed: u64) {
         while sent.try_join_next().is_some() {}
     }
     let end = async {
-        // All are let go, however little their connections allowed.
+        // Raises all limits, so that every request is answered.
         let mut raised = 0;
         while !sent.is_empty() {
             while raised < peer.upstream.handshakes() {
@@ -115,27 +117,27 @@ async fn run(seed: u64) {
             }
             tokio::select! {
                 _ = sent.join_next() => {}
-                seen = peer.upstream.see() => peer.note(seen),
+                seen = peer.upstream.event() => peer.note(seen),
             }
         }
-        while client.pool.taken() + polls.pool.taken() > 0 {
+        while client.pool.slots_taken() + polls.pool.slots_taken() > 0 {
             tokio::task::yield_now().await;
         }
     };
-    let is_over = tokio::time::timeout(Duration::from_secs(8), end).await.is_ok();
-    let state = |client: &Client| (client.pool.waiting(), client.pool.taken(), client.pool.usable());
-    assert!(is_over, "seed {seed}: {:?} {:?} {} left", state(&client), state(&polls), sent.len());
+    let has_ended = tokio::time::timeout(Duration::from_secs(8), end).await.is_ok();
+    let state = |client: &Client| (client.pool.waiting(), client.pool.slots_taken(), client.pool.usable());
+    assert!(has_ended, "seed {seed}: {:?} {:?} {} left", state(&client), state(&polls), sent.len());
     assert_eq!((client.pool.waiting(), polls.pool.waiting()), (0, 0), "seed {seed}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_peers_and_clients_do_no_request_waits_for_ever_and_no_slot_is_lost() {
+async fn under_random_actions_no_request_waits_for_ever_and_no_slot_is_lost() {
     for _ in 0..8 {
         run(fastrand::u64(..)).await;
     }
 }
 
-/// Answers each request with its target, and breaks off or says too much now and then.
+/// Answers each request with its target. Sometimes closes early, or sends too much.
 async fn serve_http1(mut socket: TcpStream, mut rng: Rng) -> std::io::Result<()> {
     let mut read = Vec::new();
     loop {
@@ -221,13 +223,13 @@ async fn run_http1(seed: u64) {
             );
         }
     };
-    let is_over = tokio::time::timeout(Duration::from_secs(8), end).await.is_ok();
-    assert!(is_over && client.pool.waiting() == 0, "seed {seed}: {} left", sent.len());
+    let has_ended = tokio::time::timeout(Duration::from_secs(8), end).await.is_ok();
+    assert!(has_ended && client.pool.waiting() == 0, "seed {seed}: {} left", sent.len());
     serving.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn over_http_1_no_request_gets_the_answer_of_another_or_waits_for_ever() {
+async fn over_http_1_no_request_gets_the_response_of_another_or_waits_for_ever() {
     for _ in 0..8 {
         run_http1(fastrand::u64(..)).await;
     }

@@ -1,4 +1,5 @@
-//! The bytes of a connection, watched: what the codec above them does not tell.
+//! Connection stream that records its activity. The HTTP codecs above it do not report when bytes are written or
+//! read.
 
 use std::io;
 use std::pin::Pin;
@@ -13,112 +14,111 @@ use tokio::sync::oneshot;
 use super::MAX_INTERIM;
 use super::connect::Stream;
 
-/// Resolves when a request is on its way. Dropped unsent where it never was.
-pub(super) type Notice = oneshot::Sender<()>;
+/// Sender that is used when a request is on a connection. Dropped unused if the request fails before.
+pub(super) type SentNotice = oneshot::Sender<()>;
 
-/// What is seen of one connection. Shared by its requests and the stream they go over.
+/// Activity on one connection, shared by its requests and its stream.
 #[derive(Debug, Default)]
-pub(super) struct Link {
+pub(super) struct IoActivity {
     has_read: AtomicBool,
     has_written: AtomicBool,
-    has_moved: AtomicBool,
-    /// Interim responses to the request at hand (HTTP/1.1).
+    wrote_since: AtomicBool,
+    /// Interim responses to the current request (HTTP/1.1).
     interim: AtomicUsize,
-    /// For the first byte that is written (HTTP/1.1).
-    notice: Mutex<Option<Notice>>,
+    /// Used when the first byte is written (HTTP/1.1).
+    notice: Mutex<Option<SentNotice>>,
 }
 
-impl Link {
-    /// A request of HTTP/1.1 is handed to the codec next.
-    pub(super) fn begin(&self, notice: Option<Notice>) {
+impl IoActivity {
+    /// Begins the next HTTP/1.1 request, before the codec receives it.
+    pub(super) fn begin(&self, notice: Option<SentNotice>) {
         self.interim.store(0, Ordering::Relaxed);
         *self.notice.lock() = notice;
         self.has_written.store(false, Ordering::Release);
     }
 
-    /// Whether a byte of the request was taken by the stream.
+    /// Returns whether the stream has taken a byte of the request.
     pub(super) fn has_written(&self) -> bool {
         self.has_written.load(Ordering::Acquire)
     }
 
-    /// Counts an interim response.
-    pub(super) fn interim(&self) {
+    pub(super) fn count_interim(&self) {
         self.interim.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether there were too many of them.
+    /// Returns whether there were too many interim responses.
     pub(super) fn is_flooded(&self) -> bool {
         self.interim.load(Ordering::Relaxed) > MAX_INTERIM
     }
 
-    /// Whether anything was read since the last call.
+    /// Returns whether bytes were read since the last call.
     pub(super) fn take_has_read(&self) -> bool {
         self.has_read.swap(false, Ordering::Relaxed)
     }
 
-    /// Whether anything was written since the last call.
-    pub(super) fn take_has_moved(&self) -> bool {
-        self.has_moved.swap(false, Ordering::Relaxed)
+    /// Returns whether bytes were written since the last call.
+    pub(super) fn take_has_written(&self) -> bool {
+        self.wrote_since.swap(false, Ordering::Relaxed)
     }
 
     fn wrote(&self, written: usize) {
         if written > 0 {
-            self.has_moved.store(true, Ordering::Relaxed);
+            self.wrote_since.store(true, Ordering::Relaxed);
         }
         if written > 0 && !self.has_written.load(Ordering::Relaxed) {
             self.has_written.store(true, Ordering::Release);
             if let Some(notice) = self.notice.lock().take() {
-                let _ = notice.send(()); // its caller may have gone
+                let _ = notice.send(()); // the caller may have been cancelled
             }
         }
     }
 }
 
-/// A stream whose [`Link`] is kept up to date. It breaks off once it has carried too many interim responses: the
-/// codec would go on reading them for ever.
+/// Stream that keeps its [`IoActivity`] up to date. Fails after too many interim responses: hyper would go on reading
+/// them.
 #[derive(Debug)]
-pub(super) struct Watched {
+pub(super) struct ObservedStream {
     stream: Stream,
-    link: Arc<Link>,
+    activity: Arc<IoActivity>,
 }
 
-impl Watched {
-    pub(super) fn new(stream: Stream, link: Arc<Link>) -> Self {
-        Self { stream, link }
+impl ObservedStream {
+    pub(super) fn new(stream: Stream, activity: Arc<IoActivity>) -> Self {
+        Self { stream, activity }
     }
 }
 
-impl AsyncRead for Watched {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+impl AsyncRead for ObservedStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.link.is_flooded() {
+        if this.activity.is_flooded() {
             return Poll::Ready(Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "too many interim responses",
             )));
         }
-        ready!(Pin::new(&mut this.stream).poll_read(cx, into))?;
-        this.link.has_read.store(true, Ordering::Relaxed);
+        ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+        this.activity.has_read.store(true, Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Watched {
+impl AsyncWrite for ObservedStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = ready!(Pin::new(&mut this.stream).poll_write(cx, bytes))?;
-        this.link.wrote(written);
+        this.activity.wrote(written);
         Poll::Ready(Ok(written))
     }
 
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
+        bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, pieces))?;
-        this.link.wrote(written);
+        let written = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, bufs))?;
+        this.activity.wrote(written);
         Poll::Ready(Ok(written))
     }
 

@@ -1,4 +1,4 @@
-//! What an HTTP/1.1 connection is while it carries a request: never idle, and not kept for an upload that nobody wants.
+//! State of an HTTP/1.1 connection during a request: not idle, and closed when its upload stalls after the response.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,10 +11,10 @@ use super::super::http1::{Http1, Lease};
 use super::*;
 use crate::clock;
 
-/// The driver looks for a request, finds none, and says that it wants one: in between, one was handed to it. Its
-/// connection was then lent to a second request, which waited behind the first.
+/// The codec looks for a request, finds none, and then reports that it is ready. A request passed between the two
+/// steps once generated the connection look idle, and a second request waited behind the first.
 #[tokio::test]
-async fn a_connection_that_has_just_been_lent_is_not_idle_however_its_driver_is_polled() {
+async fn a_connection_with_a_new_request_never_looks_idle_to_its_driver() {
     let (listener, addr) = listen().await;
     let client = Client::new(&config(&format!("http://{addr}"))).unwrap();
     let host = HeaderValue::from_static("localhost");
@@ -46,11 +46,11 @@ async fn a_connection_that_has_just_been_lent_is_not_idle_however_its_driver_is_
     }
 }
 
-/// `ends`: whether the peer's answer has an end. The peer reads nothing of the body, and keeps its connection.
-async fn is_upload_given_up(ends: bool) -> bool {
+/// `ends`: whether the response ends. The peer reads nothing of the request body, and keeps the connection open.
+async fn is_upload_aborted(ends: bool) -> bool {
     let (listener, addr) = listen().await;
     let client = Client::new(&config(&format!("http://{addr}"))).unwrap();
-    let (mut pieces, body) =
+    let (mut chunks, body) =
         http_body_util::channel::Channel::<Bytes, crate::protocol::body::BoxError>::new(1);
     let uri = client.uri(&PathAndQuery::from_static("/")).unwrap();
     let request = Request::post(uri).body(Body::stream(body)).unwrap();
@@ -61,11 +61,11 @@ async fn is_upload_given_up(ends: bool) -> bool {
     let (mut peer, _) = listener.accept().await.unwrap();
     let mut byte = [0];
     tokio::io::AsyncReadExt::read_exact(&mut peer, &mut byte).await.unwrap();
-    let piece = Bytes::from(vec![0; 1 << 20]);
+    let chunk = Bytes::from(vec![0; 1 << 20]);
     while let Ok(sent) =
-        tokio::time::timeout(Duration::from_millis(300), pieces.send_data(piece.clone())).await
+        tokio::time::timeout(Duration::from_millis(300), chunks.send_data(chunk.clone())).await
     {
-        sent.unwrap(); // until nothing more goes
+        sent.unwrap(); // until the socket is full
     }
     let length = if ends { 4 } else { 100 };
     let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\nsome");
@@ -73,16 +73,16 @@ async fn is_upload_given_up(ends: bool) -> bool {
     let mut answer = sent.await.unwrap().unwrap().into_body();
     assert_eq!(answer.frame().await.unwrap().unwrap().into_data().unwrap(), "some");
     drop(answer);
-    let given_up = async { while pieces.send_data(piece.clone()).await.is_ok() {} };
-    tokio::time::timeout(Duration::from_secs(20), given_up).await.is_ok()
+    let aborted = async { while chunks.send_data(chunk.clone()).await.is_ok() {} };
+    tokio::time::timeout(Duration::from_secs(20), aborted).await.is_ok()
 }
 
 #[tokio::test]
-async fn dropping_an_answer_of_http_1_ends_its_upload_though_the_peer_reads_nothing() {
-    assert!(is_upload_given_up(false).await);
+async fn over_http_1_dropping_a_response_aborts_an_upload_that_the_peer_does_not_read() {
+    assert!(is_upload_aborted(false).await);
 }
 
 #[tokio::test]
-async fn an_upload_over_http_1_of_which_a_peer_that_has_answered_takes_nothing_is_given_up() {
-    assert!(is_upload_given_up(true).await);
+async fn over_http_1_the_client_aborts_an_upload_that_stalls_after_the_response() {
+    assert!(is_upload_aborted(true).await);
 }
