@@ -22,7 +22,7 @@ const MAX_MESSAGE: usize = 200;
 
 /// Why there is no whole answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum AskError {
+pub(super) enum JobRequestError {
     #[error("its id fits into no URL")]
     Target,
     #[error(transparent)]
@@ -39,11 +39,11 @@ pub(super) async fn fetch_job(
     authorization: Option<&HeaderValue>,
     id: &JobId,
     rung: Rung,
-) -> Result<Response<Bytes>, AskError> {
+) -> Result<Response<Bytes>, JobRequestError> {
     let target = query::build_target(route, Form::Single, &JobSet::new([id.clone()]), Goal::Rung(rung));
-    let target = PathAndQuery::try_from(target).map_err(|_| AskError::Target)?;
+    let target = PathAndQuery::try_from(target).map_err(|_| JobRequestError::Target)?;
     let mut request = Request::new(Body::empty());
-    *request.uri_mut() = client.uri(&target).map_err(|_| AskError::Target)?;
+    *request.uri_mut() = client.uri(&target).map_err(|_| JobRequestError::Target)?;
     let fields = request.headers_mut();
     fields.insert(ACCEPT, HeaderValue::from_static("application/json"));
     fields.insert(USER_AGENT, HeaderValue::from_static(concat!("clipgate/", env!("CARGO_PKG_VERSION"))));
@@ -51,7 +51,7 @@ pub(super) async fn fetch_job(
         fields.insert(AUTHORIZATION, authorization.clone());
     }
     let (head, body) = client.send(request).await?.into_parts();
-    let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|_| AskError::CutOff)?;
+    let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|_| JobRequestError::CutOff)?;
     Ok(Response::from_parts(head, body.to_bytes()))
 }
 

@@ -52,13 +52,13 @@ a stop that a second signal cut short included.";
 #[command(name = "clipgate", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<CliCommand>,
     #[command(flatten)]
     serve: serve::Args,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum CliCommand {
     /// Run the gateway (what plain `clipgate` does)
     Serve(serve::Args),
     /// Run the simulated upstream alone
@@ -84,15 +84,15 @@ pub fn main() -> ExitCode {
 
 impl Cli {
     fn run(self) -> Result<ExitCode, CommandError> {
-        match self.command.unwrap_or(Command::Serve(self.serve)) {
-            Command::Serve(args) => block_on(serve::run(args)),
-            Command::Sim(args) => block_on(sim::run(args)),
-            Command::Check(args) => block_on(check::run(args)),
-            Command::Watch(args) => block_on(watch::run(args)),
-            Command::Token(args) => token::run(&args),
-            Command::Health(args) => block_on(health::run(args)),
-            Command::Completions(args) => completions::run(&args, Self::command()),
-            Command::Man(args) => man::run(&args, Self::command()),
+        match self.command.unwrap_or(CliCommand::Serve(self.serve)) {
+            CliCommand::Serve(args) => block_on(serve::run(args)),
+            CliCommand::Sim(args) => block_on(sim::run(args)),
+            CliCommand::Check(args) => block_on(check::run(args)),
+            CliCommand::Watch(args) => block_on(watch::run(args)),
+            CliCommand::Token(args) => token::run(&args),
+            CliCommand::Health(args) => block_on(health::run(args)),
+            CliCommand::Completions(args) => completions::run(&args, Self::command()),
+            CliCommand::Man(args) => man::run(&args, Self::command()),
         }
     }
 }
@@ -131,7 +131,7 @@ mod tests {
             ["", "--sim", "--sim --speed 20", "--config F", "--listen 127.0.0.1:0 --upstream http://u"];
         for line in flags {
             let plain = parse(&format!("clipgate {line}")).unwrap();
-            let Some(Command::Serve(named)) = parse(&format!("clipgate serve {line}")).unwrap().command
+            let Some(CliCommand::Serve(named)) = parse(&format!("clipgate serve {line}")).unwrap().command
             else {
                 panic!("serve {line} is not serve");
             };

@@ -127,13 +127,13 @@ mod tests {
     use clap::Parser;
 
     #[derive(Debug, Parser)]
-    struct Line {
+    struct SimCommandLine {
         #[command(flatten)]
         args: Args,
     }
 
     fn parse(line: &[&str]) -> Result<Args, String> {
-        let line = Line::try_parse_from(["sim"].iter().chain(line));
+        let line = SimCommandLine::try_parse_from(["sim"].iter().chain(line));
         line.map(|line| line.args).map_err(|error| error.to_string())
     }
 

@@ -75,7 +75,7 @@ fn lines(name: &str, token: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Auth, Config};
+    use crate::config::{AuthConfig, Config};
 
     #[test]
     fn the_lines_are_read_back_as_the_member_of_that_token_whatever_its_name() {
@@ -88,7 +88,7 @@ mod tests {
         }
         std::fs::write(&path, &text).unwrap();
         let key = ("AIMLAPI_KEY".to_owned(), "sk-1".to_owned());
-        let Auth::Team(members) = Config::load(Some(&path), [key]).unwrap().auth else {
+        let AuthConfig::Team(members) = Config::load(Some(&path), [key]).unwrap().auth else {
             panic!("no team: {text}");
         };
         assert_eq!(members.iter().map(|member| member.name.as_str()).collect::<Vec<_>>(), names);

@@ -36,7 +36,7 @@ impl fmt::Display for Source {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     /// Where it stands.
-    pub place: Source,
+    pub source: Source,
     /// The key, `section.name`; empty if the fault is no key's.
     pub key: String,
     /// What is wrong, continuing "KEY: ".
@@ -47,7 +47,7 @@ pub struct ConfigError {
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.place)?;
+        write!(f, "{}: ", self.source)?;
         if !self.key.is_empty() {
             write!(f, "{}: ", self.key)?;
         }
@@ -63,7 +63,7 @@ pub struct ConfigErrors(Vec<ConfigError>);
 impl ConfigErrors {
     /// Sorts them by place.
     pub(super) fn new(mut faults: Vec<ConfigError>) -> Self {
-        faults.sort_by(|a, b| a.place.cmp(&b.place));
+        faults.sort_by(|a, b| a.source.cmp(&b.source));
         Self(faults)
     }
 

@@ -39,23 +39,23 @@ use crate::secret::{Secret, TokenHash};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The clients' side.
-    pub server: Server,
+    pub server: ServerConfig,
     /// The operator's side.
-    pub admin: Admin,
+    pub admin: AdminConfig,
     /// The API's side.
-    pub upstream: Upstream,
+    pub upstream: UpstreamConfig,
     /// Whose key the upstream sees.
-    pub auth: Auth,
+    pub auth: AuthConfig,
     /// How long waits wait.
-    pub wait: Wait,
+    pub wait: WaitConfig,
     /// What is kept, and how long.
-    pub cache: Cache,
+    pub cache: CacheConfig,
     /// What one key may do.
-    pub limits: Limits,
+    pub limits: LimitsConfig,
     /// What is written of all that.
-    pub log: Log,
+    pub log: LogConfig,
     /// Whom else it is told.
-    pub telemetry: Telemetry,
+    pub telemetry: TelemetryConfig,
 }
 
 /// An address to listen on.
@@ -78,7 +78,7 @@ impl fmt::Display for Listen {
 
 /// `[server]`
 #[derive(Clone, Debug, PartialEq)]
-pub struct Server {
+pub struct ServerConfig {
     /// Where clients connect; never empty.
     pub listen: Vec<Listen>,
     /// How long parked waits and running requests have to end after SIGTERM.
@@ -90,7 +90,7 @@ pub struct Server {
     /// How long a connection may be kept without a request.
     pub idle_timeout: Duration,
     /// Certificates, where the listeners speak TLS.
-    pub tls: Option<Tls>,
+    pub tls: Option<TlsConfig>,
     /// The web origins that CORS is answered for.
     pub cors_origins: Vec<String>,
     /// By which further names a sidecar, and an admin listener without a token, may be reached.
@@ -101,7 +101,7 @@ pub struct Server {
 
 /// `server.tls`
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tls {
+pub struct TlsConfig {
     /// The certificate chain, PEM.
     pub cert: PathBuf,
     /// Its private key, PEM.
@@ -112,7 +112,7 @@ pub struct Tls {
 
 /// `[admin]`
 #[derive(Clone, Debug, PartialEq)]
-pub struct Admin {
+pub struct AdminConfig {
     /// Where health, metrics and the dashboard are; `None` turns them off.
     pub listen: Option<Listen>,
     /// What the admin routes but the health checks ask for.
@@ -121,7 +121,7 @@ pub struct Admin {
 
 /// `[upstream]`
 #[derive(Clone, Debug, PartialEq)]
-pub struct Upstream {
+pub struct UpstreamConfig {
     /// `http` or `https`, an authority without userinfo, perhaps a path prefix; no query.
     pub base_url: Uri,
     /// The key of sidecar mode.
@@ -150,28 +150,28 @@ pub struct Upstream {
 
 /// `[auth]`
 #[derive(Clone, Debug, PartialEq)]
-pub enum Auth {
+pub enum AuthConfig {
     /// Each client brings its own upstream key.
     Passthrough,
     /// Every request goes with `upstream.api_key`.
     Sidecar,
     /// Clients bring tokens of the gateway's own.
-    Team(Vec<Member>),
+    Team(Vec<TeamMember>),
 }
 
-impl Auth {
+impl AuthConfig {
     /// The team; empty in the other modes.
-    pub fn members(&self) -> &[Member] {
+    pub fn members(&self) -> &[TeamMember] {
         match self {
-            Auth::Passthrough | Auth::Sidecar => &[],
-            Auth::Team(members) => members,
+            AuthConfig::Passthrough | AuthConfig::Sidecar => &[],
+            AuthConfig::Team(members) => members,
         }
     }
 }
 
 /// `[[team.members]]`
 #[derive(Clone, Debug, PartialEq)]
-pub struct Member {
+pub struct TeamMember {
     /// What logs and metrics call the member.
     pub name: String,
     /// The SHA-256 of the member's token.
@@ -190,7 +190,7 @@ pub struct Member {
 
 /// `[wait]`
 #[derive(Clone, Debug, PartialEq)]
-pub struct Wait {
+pub struct WaitConfig {
     /// How long a wait waits from its own arrival.
     pub timeout: Duration,
     /// The longest that a client may ask for.
@@ -203,7 +203,7 @@ pub struct Wait {
 
 /// `[cache]`
 #[derive(Clone, Debug, PartialEq)]
-pub struct Cache {
+pub struct CacheConfig {
     /// The most the kept jobs may weigh, in bytes.
     pub max_bytes: u64,
     /// How long a completed job is kept.
@@ -218,7 +218,7 @@ pub struct Cache {
 
 /// `[limits]`
 #[derive(Clone, Debug, PartialEq)]
-pub struct Limits {
+pub struct LimitsConfig {
     /// The `requests` quota's rate, per key.
     pub requests_per_second: u32,
     /// The `requests` quota's burst.
@@ -241,7 +241,7 @@ pub struct Limits {
 
 /// `[log]`
 #[derive(Clone, Debug, PartialEq)]
-pub struct Log {
+pub struct LogConfig {
     /// How a line looks.
     pub format: LogFormat,
     /// The least severe lines that are written: `error`, `warn`, `info`, `debug` or `trace`.
@@ -259,7 +259,7 @@ pub enum LogFormat {
 
 /// `[telemetry]`
 #[derive(Clone, Debug, PartialEq)]
-pub struct Telemetry {
+pub struct TelemetryConfig {
     /// The collector that spans are sent to, over OTLP; `None`: there are no spans.
     pub otlp_endpoint: Option<Uri>,
     /// How many of a hundred traces that begin here are recorded.
@@ -339,7 +339,7 @@ impl Default for Config {
     fn default() -> Self {
         let secs = Duration::from_secs;
         Self {
-            server: Server {
+            server: ServerConfig {
                 listen: vec![Listen::Tcp(([127, 0, 0, 1], 8080).into())],
                 drain_timeout: secs(10),
                 max_connections: 100_000,
@@ -350,8 +350,8 @@ impl Default for Config {
                 allowed_hosts: Vec::new(),
                 trusted_proxies: Vec::new(),
             },
-            admin: Admin { listen: Some(Listen::Tcp(([127, 0, 0, 1], 9090).into())), token: None },
-            upstream: Upstream {
+            admin: AdminConfig { listen: Some(Listen::Tcp(([127, 0, 0, 1], 9090).into())), token: None },
+            upstream: UpstreamConfig {
                 base_url: Uri::from_static("https://api.aimlapi.com"),
                 api_key: None,
                 poll_timeout: secs(120),
@@ -365,16 +365,16 @@ impl Default for Config {
                 breaker_failures: 8,
                 breaker_cooldown: secs(5),
             },
-            auth: Auth::Passthrough,
-            wait: Wait { timeout: secs(120), max_timeout: secs(600), linger: secs(2), max_jobs: 6 },
-            cache: Cache {
+            auth: AuthConfig::Passthrough,
+            wait: WaitConfig { timeout: secs(120), max_timeout: secs(600), linger: secs(2), max_jobs: 6 },
+            cache: CacheConfig {
                 max_bytes: 256 << 20,
                 completed_ttl: secs(24 * 3600),
                 error_ttl: secs(600),
                 live_ttl: secs(1),
                 key_recheck_interval: secs(600),
             },
-            limits: Limits {
+            limits: LimitsConfig {
                 requests_per_second: 200,
                 burst: 400,
                 calls_per_second: 20,
@@ -385,8 +385,8 @@ impl Default for Config {
                 max_passthrough: 4096,
                 max_body: 32 << 20,
             },
-            log: Log { format: LogFormat::Text, level: tracing::Level::INFO },
-            telemetry: Telemetry { otlp_endpoint: None, sample_percent: 100 },
+            log: LogConfig { format: LogFormat::Text, level: tracing::Level::INFO },
+            telemetry: TelemetryConfig { otlp_endpoint: None, sample_percent: 100 },
         }
     }
 }

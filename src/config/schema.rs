@@ -10,7 +10,7 @@ use super::error::ConfigError;
 use super::source::RawConfig;
 use super::value::{InvalidValue, ValueReader, base_url, collector, network, path};
 use super::web::{host_pattern, origin};
-use super::{Auth, Config, Listen, LogFormat, Member, Tls, team};
+use super::{AuthConfig, Config, Listen, LogFormat, TeamMember, TlsConfig, team};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -26,15 +26,15 @@ const LISTEN: &str = "\"127.0.0.1:8080\" or \"unix:/run/clipgate.sock\", or a li
 /// A configuration in the making.
 pub(super) struct ConfigBuilder {
     config: Config,
-    mode: Mode,
-    members: Vec<Member>,
+    mode: AuthModeName,
+    members: Vec<TeamMember>,
     cert: Option<PathBuf>,
     cert_key: Option<PathBuf>,
     client_ca: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
+enum AuthModeName {
     Passthrough,
     Sidecar,
     Team,
@@ -89,7 +89,11 @@ const KEYS: &[(&str, Read<ConfigBuilder>)] = &[
         r.duration(&mut d.config.upstream.breaker_cooldown, MILLISECOND..=HOUR)
     }),
     ("auth.mode", |d, r| {
-        let words = [("passthrough", Mode::Passthrough), ("sidecar", Mode::Sidecar), ("team", Mode::Team)];
+        let words = [
+            ("passthrough", AuthModeName::Passthrough),
+            ("sidecar", AuthModeName::Sidecar),
+            ("team", AuthModeName::Team),
+        ];
         r.choice(&mut d.mode, &words);
     }),
     ("team.members", |d, r| team::members(&mut d.members, r)),
@@ -183,7 +187,7 @@ pub(super) fn build(
 ) -> Config {
     let mut draft = ConfigBuilder {
         config: Config::default(),
-        mode: Mode::Passthrough,
+        mode: AuthModeName::Passthrough,
         members: Vec::new(),
         cert: None,
         cert_key: None,
@@ -217,7 +221,7 @@ impl ConfigBuilder {
             let place = entries.place(about);
             let key = about.iter().find(|key| entries.get(key).is_some()).or(about.first()).copied();
             let key = key.unwrap_or_default().to_owned();
-            let fault = ConfigError { place, key, problem: wrong.to_owned(), hint: fix.to_owned() };
+            let fault = ConfigError { source: place, key, problem: wrong.to_owned(), hint: fix.to_owned() };
             faults.push((fault, about.to_vec()));
         };
         let config = &self.config;
@@ -268,35 +272,35 @@ impl ConfigBuilder {
             );
         }
         match self.mode {
-            Mode::Sidecar if config.upstream.api_key.is_none() => fault(
+            AuthModeName::Sidecar if config.upstream.api_key.is_none() => fault(
                 &["auth.mode", "upstream.api_key"],
                 "\"sidecar\" sends the gateway's own key, and there is none",
                 "set upstream.api_key, for example to \"env:AIMLAPI_KEY\"",
             ),
-            Mode::Team if self.members.is_empty() => fault(
+            AuthModeName::Team if self.members.is_empty() => fault(
                 &["auth.mode", "team.members"],
                 "\"team\" lets in only members, and there is none",
                 "add a [[team.members]] with name, token_sha256 and upstream_key",
             ),
-            Mode::Passthrough | Mode::Sidecar if !self.members.is_empty() => fault(
+            AuthModeName::Passthrough | AuthModeName::Sidecar if !self.members.is_empty() => fault(
                 &["team.members", "auth.mode"],
                 "members are listed, but auth.mode does not ask for their tokens",
                 "set auth.mode to \"team\", or take the members out",
             ),
-            Mode::Passthrough | Mode::Sidecar | Mode::Team => {}
+            AuthModeName::Passthrough | AuthModeName::Sidecar | AuthModeName::Team => {}
         }
     }
 
     fn finish(self) -> Config {
         let mut config = self.config;
         config.server.tls = match (self.cert, self.cert_key) {
-            (Some(cert), Some(key)) => Some(Tls { cert, key, client_ca: self.client_ca }),
+            (Some(cert), Some(key)) => Some(TlsConfig { cert, key, client_ca: self.client_ca }),
             _ => None,
         };
         config.auth = match self.mode {
-            Mode::Passthrough => Auth::Passthrough,
-            Mode::Sidecar => Auth::Sidecar,
-            Mode::Team => Auth::Team(self.members),
+            AuthModeName::Passthrough => AuthConfig::Passthrough,
+            AuthModeName::Sidecar => AuthConfig::Sidecar,
+            AuthModeName::Team => AuthConfig::Team(self.members),
         };
         config
     }

@@ -25,7 +25,7 @@ pub(super) const PREFIX: &str = "CLIPGATE__";
 
 /// A value and where it was set.
 pub(super) struct LocatedValue {
-    pub(super) place: Source,
+    pub(super) source: Source,
     pub(super) raw: RawValue,
 }
 
@@ -67,7 +67,7 @@ impl RawConfig {
 
     /// Where the first of these keys that is set at all was set.
     pub(super) fn place(&self, keys: &[&str]) -> Source {
-        keys.iter().find_map(|key| self.get(key)).map_or(Source::Default, |item| item.place.clone())
+        keys.iter().find_map(|key| self.get(key)).map_or(Source::Default, |item| item.source.clone())
     }
 
     /// Takes in the file; `Err` if it cannot be read as TOML, when nothing else can be judged.
@@ -79,7 +79,7 @@ impl RawConfig {
         let name: Arc<str> = path.display().to_string().into();
         let text = read(path).map_err(|problem| {
             let hint = "name another file with --config, or mend this one".to_owned();
-            vec![ConfigError { place: Source::File(name.clone()), key: String::new(), problem, hint }]
+            vec![ConfigError { source: Source::File(name.clone()), key: String::new(), problem, hint }]
         })?;
         self.document(&text, &name, faults)
     }
@@ -131,34 +131,34 @@ impl RawConfig {
             }
             _ if schema::is_section(&key) => faults.push(ConfigError {
                 problem: format!("is a section, not {}", item.raw.kind()),
-                hint: match &item.place {
+                hint: match &item.source {
                     Source::Variable(_) => {
                         format!(
                             "set its keys one by one, such as {}",
-                            spelt(&item.place, schema::first_of(&key))
+                            spelt(&item.source, schema::first_of(&key))
                         )
                     }
                     _ => format!("write [{key}] on a line of its own, and its keys below"),
                 },
-                place: item.place,
+                source: item.source,
                 key,
             }),
             RawValue::Table(_) => {
                 let near = nearest(&key, schema::sections());
-                let fix = near.map_or(String::new(), |near| match &item.place {
+                let fix = near.map_or(String::new(), |near| match &item.source {
                     Source::Variable(_) => {
-                        format!("the nearest known key is {}", spelt(&item.place, schema::first_of(near)))
+                        format!("the nearest known key is {}", spelt(&item.source, schema::first_of(near)))
                     }
                     _ => format!("the nearest known section is [{near}]"),
                 });
                 faults.push(ConfigError {
-                    place: item.place,
+                    source: item.source,
                     key,
                     problem: "there is no such section".to_owned(),
                     hint: fix,
                 });
             }
-            _ => faults.push(unknown(item.place, key, schema::names())),
+            _ => faults.push(unknown(item.source, key, schema::names())),
         }
     }
 }
@@ -167,7 +167,7 @@ impl RawConfig {
 pub(super) fn unknown<'a>(place: Source, key: String, known: impl Iterator<Item = &'a str>) -> ConfigError {
     let near = nearest(&key, known);
     let fix = near.map_or(String::new(), |near| format!("the nearest known key is {}", spelt(&place, near)));
-    ConfigError { place, key, problem: "there is no such key".to_owned(), hint: fix }
+    ConfigError { source: place, key, problem: "there is no such key".to_owned(), hint: fix }
 }
 
 /// The name most like this one; the same name in another section beats a look-alike in this one, and the
@@ -207,8 +207,8 @@ fn spelt(place: &Source, key: &str) -> String {
 fn outside(place: Source, value: &str) -> LocatedValue {
     let parsed = value.starts_with(['[', '{', '"', '\'']).then(|| DeValue::parse(value).ok()).flatten();
     match parsed {
-        Some(parsed) => LocatedValue { raw: raw(parsed.into_inner(), &|_| place.clone()), place },
-        None => LocatedValue { place, raw: RawValue::Bare(value.to_owned()) },
+        Some(parsed) => LocatedValue { raw: raw(parsed.into_inner(), &|_| place.clone()), source: place },
+        None => LocatedValue { source: place, raw: RawValue::Bare(value.to_owned()) },
     }
 }
 
@@ -227,7 +227,7 @@ fn raw(value: DeValue<'_>, place: &dyn Fn(usize) -> Source) -> RawValue {
             values
                 .into_iter()
                 .map(|value: Spanned<DeValue<'_>>| LocatedValue {
-                    place: place(value.span().start),
+                    source: place(value.span().start),
                     raw: raw(value.into_inner(), place),
                 })
                 .collect(),
@@ -241,7 +241,7 @@ fn table_items<'a>(
     place: &'a dyn Fn(usize) -> Source,
 ) -> impl Iterator<Item = (String, LocatedValue)> + 'a {
     table.into_iter().map(move |(key, value)| {
-        let item = LocatedValue { place: place(key.span().start), raw: raw(value.into_inner(), place) };
+        let item = LocatedValue { source: place(key.span().start), raw: raw(value.into_inner(), place) };
         (bare_key(key.get_ref()), item)
     })
 }
@@ -280,7 +280,7 @@ fn syntax_faults(text: &str, name: &Arc<str>, errors: &[toml::de::Error]) -> Vec
         let start = error.span().map_or(0, |span| span.start).min(text.len());
         let (line, column) = position(text, start);
         let place = Source::Line(name.clone(), line);
-        if faults.iter().any(|fault| fault.place == place) {
+        if faults.iter().any(|fault| fault.source == place) {
             continue;
         }
         let mut fix = String::new();
@@ -293,7 +293,7 @@ fn syntax_faults(text: &str, name: &Arc<str>, errors: &[toml::de::Error]) -> Vec
             false => "text stands in quotes (\"...\"), a list is [\"a\", \"b\"], a section is [name]",
         });
         let wrong = format!("column {column}: this is no TOML: {}", error.message().trim_end());
-        faults.push(ConfigError { place, key: String::new(), problem: wrong, hint: fix });
+        faults.push(ConfigError { source: place, key: String::new(), problem: wrong, hint: fix });
     }
     if let Some(last) = faults.last_mut() {
         last.hint.push_str("\nthe values themselves are checked once the file is TOML");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Member;
+use super::TeamMember;
 use super::error::Source;
 use super::schema::{MILLION, Read};
 use super::source::{LocatedValue, RawValue, unknown};
@@ -10,7 +10,7 @@ use super::value::{InvalidValue, ValueReader, sha256};
 use crate::secret::{Secret, TokenHash};
 
 /// The keys of one `[[team.members]]`.
-const MEMBER_KEYS: &[(&str, Read<DraftMember>)] = &[
+const MEMBER_KEYS: &[(&str, Read<TeamMemberBuilder>)] = &[
     ("name", |m, r| r.parsed(&mut m.name, "\"alice\"", member_name)),
     ("token_sha256", |m, r| {
         r.parsed(&mut m.token_sha256, "64 hexadecimal digits", |text| sha256(text).map(TokenHash).map(Some))
@@ -29,7 +29,7 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
 }
 
 #[derive(Default)]
-struct DraftMember {
+struct TeamMemberBuilder {
     name: String,
     token_sha256: Option<TokenHash>,
     upstream_key: Option<Secret>,
@@ -40,12 +40,12 @@ struct DraftMember {
 }
 
 /// Reads `[[team.members]]`; the second one's faults stand under `team.members #2`.
-pub(super) fn members(slot: &mut Vec<Member>, reader: &mut ValueReader<'_>) {
+pub(super) fn members(slot: &mut Vec<TeamMember>, reader: &mut ValueReader<'_>) {
     const FIX: &str = "write [[team.members]] above each member's name, token_sha256 and upstream_key";
-    let wrong = |what: String| InvalidValue { what, hint: FIX.to_owned() };
+    let wrong = |what: String| InvalidValue { problem: what, hint: FIX.to_owned() };
     let RawValue::List(items) = &reader.item.raw else {
         let what = format!("is {} where a list of members belongs", reader.item.raw.kind());
-        return reader.fault(reader.item.place.clone(), wrong(what));
+        return reader.fault(reader.item.source.clone(), wrong(what));
     };
     for (n, item) in items.iter().enumerate() {
         let mut reader = ValueReader {
@@ -55,7 +55,8 @@ pub(super) fn members(slot: &mut Vec<Member>, reader: &mut ValueReader<'_>) {
             faults: &mut *reader.faults,
         };
         let RawValue::Table(table) = &item.raw else {
-            reader.fault(item.place.clone(), wrong(format!("is {} where a member belongs", item.raw.kind())));
+            reader
+                .fault(item.source.clone(), wrong(format!("is {} where a member belongs", item.raw.kind())));
             continue;
         };
         if let Some(member) = member(table, item, &mut reader, slot) {
@@ -68,11 +69,11 @@ fn member(
     table: &BTreeMap<String, LocatedValue>,
     whole: &LocatedValue,
     reader: &mut ValueReader<'_>,
-    others: &[Member],
-) -> Option<Member> {
+    others: &[TeamMember],
+) -> Option<TeamMember> {
     let before = reader.faults.len();
-    let mut draft = DraftMember::default();
-    let place_of = |key: &str| table.get(key).map_or(&whole.place, |item| &item.place).clone();
+    let mut draft = TeamMemberBuilder::default();
+    let place_of = |key: &str| table.get(key).map_or(&whole.source, |item| &item.source).clone();
     for key in table.keys().filter(|key| MEMBER_KEYS.iter().all(|(name, _)| name != key)) {
         let mut fault = unknown(place_of(key), key.clone(), MEMBER_KEYS.iter().map(|(name, _)| *name));
         fault.key = format!("{} {key}", reader.key);
@@ -85,10 +86,10 @@ fn member(
         }
     }
     let mut fault = |place: Source, what: &str, fix: &str| {
-        reader.fault(place, InvalidValue { what: what.to_owned(), hint: fix.to_owned() });
+        reader.fault(place, InvalidValue { problem: what.to_owned(), hint: fix.to_owned() });
     };
     for name in ["name", "token_sha256", "upstream_key"].iter().filter(|name| !table.contains_key(**name)) {
-        fault(whole.place.clone(), &format!("has no {name}"), &format!("add {name} = \"...\" below it"));
+        fault(whole.source.clone(), &format!("has no {name}"), &format!("add {name} = \"...\" below it"));
     }
     if others.iter().any(|other| other.name == draft.name) {
         fault(place_of("name"), "has the name of a member above", "give each member a name of its own");
@@ -103,7 +104,7 @@ fn member(
     if reader.faults.len() > before {
         return None;
     }
-    Some(Member {
+    Some(TeamMember {
         name: draft.name,
         token_sha256: draft.token_sha256?,
         upstream_key: draft.upstream_key?,
@@ -124,7 +125,7 @@ fn some_rate(slot: &mut Option<u32>, reader: &mut ValueReader<'_>) {
 pub fn member_name(text: &str) -> Result<String, InvalidValue> {
     if text.trim().is_empty() || text.len() > 64 || text.chars().any(char::is_control) {
         let what = "is no name: empty, longer than 64 bytes or with control characters".to_owned();
-        return Err(InvalidValue { what, hint: "write it as \"alice\"".to_owned() });
+        return Err(InvalidValue { problem: what, hint: "write it as \"alice\"".to_owned() });
     }
     Ok(text.to_owned())
 }

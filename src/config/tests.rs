@@ -17,7 +17,7 @@ fn load(toml: &str, env: &[(&str, &str)]) -> Result<Config, ConfigErrors> {
 
 /// Each fault as `LINE KEY` or `VARIABLE KEY`.
 fn places(faults: &ConfigErrors) -> Vec<String> {
-    let of = |fault: &ConfigError| match &fault.place {
+    let of = |fault: &ConfigError| match &fault.source {
         Source::Line(_, line) => format!("{line} {}", fault.key),
         other => format!("{other} {}", fault.key),
     };
@@ -29,14 +29,14 @@ fn told(toml: &str) -> String {
 }
 
 /// A line of `config.toml` that sets a key, in force or behind a `#`.
-struct Line {
+struct ReferenceLine {
     key: String,
     set: bool,
     about: String,
 }
 
 /// The keys of `config.toml` with the comment above each; a member's keys are not told apart.
-fn lines() -> Vec<Line> {
+fn lines() -> Vec<ReferenceLine> {
     let (mut section, mut about, mut found) = (String::new(), String::new(), Vec::new());
     for line in DEFAULT.lines() {
         let (text, set) = match line.strip_prefix("# ") {
@@ -48,12 +48,16 @@ fn lines() -> Vec<Line> {
             && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_' || b == b'2' || b.is_ascii_digit());
         if text.starts_with("[[team.members]]") {
             "team.members".clone_into(&mut section);
-            found.push(Line { key: section.clone(), set, about: std::mem::take(&mut about) });
+            found.push(ReferenceLine { key: section.clone(), set, about: std::mem::take(&mut about) });
         } else if set && text.starts_with('[') {
             text.trim_matches(['[', ']']).clone_into(&mut section);
             about.clear();
         } else if is_key && !section.is_empty() {
-            found.push(Line { key: format!("{section}.{name}"), set, about: std::mem::take(&mut about) });
+            found.push(ReferenceLine {
+                key: format!("{section}.{name}"),
+                set,
+                about: std::mem::take(&mut about),
+            });
         } else if text.is_empty() {
             about.clear();
         } else {
@@ -110,7 +114,7 @@ fn what_stands_behind_a_hash_works_without_it() {
     let env = [("CLIPGATE_ADMIN_TOKEN", "a"), ("AIMLAPI_KEY", "b"), ("ALICE_AIMLAPI_KEY", "c")];
     let config = load(&live, &env).unwrap();
     assert!(config.server.tls.is_some() && config.admin.token.is_some() && config.upstream.api_key.is_some());
-    let Auth::Team(members) = &config.auth else { panic!("{:?}", config.auth) };
+    let AuthConfig::Team(members) = &config.auth else { panic!("{:?}", config.auth) };
     assert_eq!(members[0].upstream_key.expose(), "c");
     assert_eq!(members[0].burst, Some(400));
 }
@@ -414,7 +418,7 @@ fn a_team_is_read_and_its_members_told_apart() {
     };
     let mode = "[auth]\nmode = \"team\"\n";
     let config = load(&format!("{mode}{}{}burst = 3\n", member("a", '0'), member("b", 'F')), &[]).unwrap();
-    let Auth::Team(members) = config.auth else { panic!("no team") };
+    let AuthConfig::Team(members) = config.auth else { panic!("no team") };
     assert_eq!(members[1].token_sha256, TokenHash([0xff; 32]));
     let shown = format!("{members:?}");
     assert!(!shown.contains("255, 255") && !shown.contains("\"k\""), "{shown}");
@@ -438,7 +442,7 @@ fn a_team_is_read_and_its_members_told_apart() {
     assert_eq!(cases.len(), 6);
     let list = format!(r#"[{{ name = "a", token_sha256 = "{HASH}", upstream_key = "env:K" }}]"#);
     let env = [("CLIPGATE__TEAM__MEMBERS", list.as_str()), ("CLIPGATE__AUTH__MODE", "team"), ("K", "k")];
-    assert!(matches!(load("", &env).unwrap().auth, Auth::Team(members) if members.len() == 1));
+    assert!(matches!(load("", &env).unwrap().auth, AuthConfig::Team(members) if members.len() == 1));
 }
 
 #[test]

@@ -26,21 +26,21 @@ use crate::secret::Secret;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidValue {
     /// What is wrong, continuing "KEY: ".
-    pub what: String,
+    pub problem: String,
     /// What to write.
     pub hint: String,
 }
 
 impl fmt::Display for InvalidValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; {}", self.what, self.hint)
+        write!(f, "{}; {}", self.problem, self.hint)
     }
 }
 
 impl std::error::Error for InvalidValue {}
 
-pub(super) fn problem<T>(what: impl Into<String>, fix: impl Into<String>) -> Result<T, InvalidValue> {
-    Err(InvalidValue { what: what.into(), hint: fix.into() })
+pub(super) fn invalid<T>(what: impl Into<String>, fix: impl Into<String>) -> Result<T, InvalidValue> {
+    Err(InvalidValue { problem: what.into(), hint: fix.into() })
 }
 
 /// One value under its key.
@@ -58,19 +58,19 @@ impl ValueReader<'_> {
         let number = match &self.item.raw {
             RawValue::Integer(number) => Ok(*number),
             RawValue::Bare(text) => {
-                text.trim().parse().or_else(|_| problem(format!("{} is no number", quoted(text)), &fix))
+                text.trim().parse().or_else(|_| invalid(format!("{} is no number", quoted(text)), &fix))
             }
             RawValue::Text(text) if text.parse::<i128>().is_ok() => {
-                problem("is a number in quotes", "write it without them")
+                invalid("is a number in quotes", "write it without them")
             }
-            other => problem(format!("is {} where a number belongs", other.kind()), &fix),
+            other => invalid(format!("is {} where a number belongs", other.kind()), &fix),
         };
         let read = number.and_then(|number| {
             let within = u64::try_from(number).ok().filter(|number| range.contains(number));
             match within.and_then(|number| T::try_from(number).ok()) {
                 Some(number) => Ok(number),
-                None if number == i128::MAX || number == i128::MIN => problem("is out of all bounds", &fix),
-                None => problem(format!("is {number}, which is out of bounds"), &fix),
+                None if number == i128::MAX || number == i128::MIN => invalid("is out of all bounds", &fix),
+                None => invalid(format!("is {number}, which is out of bounds"), &fix),
             }
         });
         self.fill(slot, read);
@@ -79,7 +79,7 @@ impl ValueReader<'_> {
     /// A duration, which has a unit.
     pub(super) fn duration(&mut self, slot: &mut Duration, range: RangeInclusive<Duration>) {
         let read = match &self.item.raw {
-            RawValue::Integer(number) => problem(
+            RawValue::Integer(number) => invalid(
                 format!("{number} has no unit, so it is no duration"),
                 format!("write \"{number}s\" for seconds, or use ms, m, h or d"),
             ),
@@ -96,16 +96,16 @@ impl ValueReader<'_> {
         const FIX: &str = "write it as \"64KiB\", \"256MiB\" or \"1GiB\"";
         let read = match &self.item.raw {
             RawValue::Integer(number) => {
-                u64::try_from(*number).or_else(|_| problem("is out of all bounds", FIX))
+                u64::try_from(*number).or_else(|_| invalid("is out of all bounds", FIX))
             }
             raw => self.text(raw, "a size belongs", FIX).and_then(|text| {
                 let size = ByteSize::from_str(text.trim());
-                size.map(|size| size.0).or_else(|_| problem(format!("{} is no size", quoted(text)), FIX))
+                size.map(|size| size.0).or_else(|_| invalid(format!("{} is no size", quoted(text)), FIX))
             }),
         };
         let read = read.and_then(|size| match range.contains(&size) {
             true => Ok(size),
-            false => problem(
+            false => invalid(
                 format!("is {}, which is out of bounds", ByteSize(size).display().iec()),
                 format!("write a size from {} to {}", ByteSize(*range.start()), ByteSize(*range.end())),
             ),
@@ -120,7 +120,7 @@ impl ValueReader<'_> {
         let read = self.text(&self.item.raw, "a word belongs", &fix).and_then(|text| {
             match words.iter().find(|(word, _)| *word == text) {
                 Some((_, value)) => Ok(value.clone()),
-                None => problem(format!("{} is not known here", quoted(text)), &fix),
+                None => invalid(format!("{} is not known here", quoted(text)), &fix),
             }
         });
         self.fill(slot, read);
@@ -163,9 +163,9 @@ impl ValueReader<'_> {
                 (Err(_), RawValue::Bare(text)) if text.starts_with('[') => {
                     let what = "begins like a list, but is none".to_owned();
                     let fix = "write it as [\"a\", \"b\"], each text in quotes".to_owned();
-                    self.fault(item.place.clone(), InvalidValue { what, hint: fix });
+                    self.fault(item.source.clone(), InvalidValue { problem: what, hint: fix });
                 }
-                (Err(wrong), _) => self.fault(item.place.clone(), wrong),
+                (Err(wrong), _) => self.fault(item.source.clone(), wrong),
             }
         }
         *slot = values;
@@ -179,21 +179,21 @@ impl ValueReader<'_> {
     }
 
     /// Notes a fault of this key.
-    pub(super) fn fault(&mut self, place: Source, InvalidValue { what, hint: fix }: InvalidValue) {
-        self.faults.push(ConfigError { place, key: self.key.clone(), problem: what, hint: fix });
+    pub(super) fn fault(&mut self, place: Source, InvalidValue { problem: what, hint: fix }: InvalidValue) {
+        self.faults.push(ConfigError { source: place, key: self.key.clone(), problem: what, hint: fix });
     }
 
     fn text<'r>(&self, raw: &'r RawValue, belongs: &str, fix: &str) -> Result<&'r str, InvalidValue> {
         match raw {
             RawValue::Text(text) | RawValue::Bare(text) => Ok(text),
-            other => problem(format!("is {} where {belongs}", other.kind()), fix),
+            other => invalid(format!("is {} where {belongs}", other.kind()), fix),
         }
     }
 
     fn fill<T>(&mut self, slot: &mut T, read: Result<T, InvalidValue>) {
         match read {
             Ok(value) => *slot = value,
-            Err(wrong) => self.fault(self.item.place.clone(), wrong),
+            Err(wrong) => self.fault(self.item.source.clone(), wrong),
         }
     }
 }
@@ -213,19 +213,19 @@ fn duration(text: &str, range: &RangeInclusive<Duration>) -> Result<Duration, In
     let duration = match humantime::parse_duration(text) {
         // humantime lets a bare 0 pass; a unit is asked for everywhere alike
         Ok(_) | Err(_) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) => {
-            return problem(
+            return invalid(
                 format!("{} has no unit, so it is no duration", quoted(text)),
                 format!("write \"{text}s\" for seconds, or use ms, m, h or d"),
             );
         }
         Ok(duration) => duration,
-        Err(_) => return problem(format!("{} is no duration", quoted(text)), fix),
+        Err(_) => return invalid(format!("{} is no duration", quoted(text)), fix),
     };
     if range.contains(&duration) {
         return Ok(duration);
     }
     let form = humantime::format_duration;
-    problem(
+    invalid(
         format!("is {}, which is out of bounds", form(duration)),
         format!("write a duration from {} to {}", form(*range.start()), form(*range.end())),
     )
@@ -239,7 +239,7 @@ pub fn secret(text: &str, env: &BTreeMap<String, String>) -> Result<Secret, Inva
         let shown = name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
         let shown = if shown && !name.is_empty() { name } else { "that it names" };
         let Some(text) = env.get(name) else {
-            return problem(
+            return invalid(
                 format!("the environment variable {shown} is not set"),
                 "set it, or name another; after `env:` stands a variable's name, not the secret",
             );
@@ -248,7 +248,7 @@ pub fn secret(text: &str, env: &BTreeMap<String, String>) -> Result<Secret, Inva
     } else if let Some(path) = text.strip_prefix("file:") {
         let shown = if path.starts_with(['/', '.']) { path } else { "that it names" };
         let text = secret_file(path).or_else(|error| {
-            problem(
+            invalid(
                 format!("the file {shown} cannot be read: {error}"),
                 "mend it, or name another; after `file:` stands a path, not the secret",
             )
@@ -258,10 +258,10 @@ pub fn secret(text: &str, env: &BTreeMap<String, String>) -> Result<Secret, Inva
         ("the secret".to_owned(), text.to_owned())
     };
     if text.is_empty() {
-        return problem(format!("{source} is empty"), "put the secret in, or take the key out");
+        return invalid(format!("{source} is empty"), "put the secret in, or take the key out");
     }
     if !text.bytes().all(|b| b.is_ascii_graphic()) {
-        return problem(
+        return invalid(
             format!("{source} has a space, a line break or another character that no key has"),
             "give the key alone, without \"Bearer \" and on one line",
         );
@@ -284,9 +284,9 @@ impl FromStr for Listen {
         const MOST: usize = 103;
         if let Some(path) = text.strip_prefix("unix:") {
             return match path.len() {
-                0 => problem("\"unix:\" names no path", "write it as \"unix:/run/clipgate.sock\""),
+                0 => invalid("\"unix:\" names no path", "write it as \"unix:/run/clipgate.sock\""),
                 1..=MOST if !path.contains('\0') => Ok(Listen::Unix(PathBuf::from(path))),
-                _ => problem(
+                _ => invalid(
                     "the socket's path is too long or has a zero byte",
                     format!("keep it to {MOST} bytes"),
                 ),
@@ -308,7 +308,7 @@ impl FromStr for Listen {
                  \"0.0.0.0:{port}\" for all"
             ),
         };
-        problem(format!("{} is no address to listen on", quoted(text)), fix)
+        invalid(format!("{} is no address to listen on", quoted(text)), fix)
     }
 }
 
@@ -317,17 +317,17 @@ pub fn base_url(text: &str) -> Result<Uri, InvalidValue> {
     let text = text.trim();
     let example = "write it as \"https://api.aimlapi.com\", a path after it is fine";
     if text.contains('@') {
-        return problem(
+        return invalid(
             "a name or password stands in the URL",
             "take it out; the key belongs in upstream.api_key",
         );
     }
     if let Some((before, _)) = text.split_once(['?', '#']) {
-        return problem("has a query or a fragment", format!("write {} alone", quoted(before)));
+        return invalid("has a query or a fragment", format!("write {} alone", quoted(before)));
     }
     let url = text.trim_end_matches('/').parse::<Uri>().ok();
     let Some(url) = url.filter(|url| matches!(url.scheme_str(), Some("http" | "https"))) else {
-        return problem(format!("{} is no http:// or https:// URL", quoted(text)), example);
+        return invalid(format!("{} is no http:// or https:// URL", quoted(text)), example);
     };
     let named = url.authority().is_some_and(|authority| {
         let port = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
@@ -337,7 +337,7 @@ pub fn base_url(text: &str) -> Result<Uri, InvalidValue> {
     if named {
         Ok(url)
     } else {
-        problem(format!("{} has no host, or a port that is none", quoted(text)), example)
+        invalid(format!("{} has no host, or a port that is none", quoted(text)), example)
     }
 }
 
@@ -348,14 +348,16 @@ pub(super) fn collector(text: &str) -> Result<Option<Uri>, InvalidValue> {
     if text.is_empty() {
         return Ok(None);
     }
-    base_url(text).map(Some).map_err(|InvalidValue { what, .. }| InvalidValue { what, hint: FIX.to_owned() })
+    base_url(text)
+        .map(Some)
+        .map_err(|InvalidValue { problem: what, .. }| InvalidValue { problem: what, hint: FIX.to_owned() })
 }
 
 /// A network, or one address.
 pub(super) fn network(text: &str) -> Result<IpNet, InvalidValue> {
     let address = |_| text.parse::<IpAddr>().map(IpNet::from);
     text.parse::<IpNet>().or_else(address).or_else(|_| {
-        problem(
+        invalid(
             format!("{} is no network", quoted(text)),
             "write it as \"10.0.0.0/8\", \"192.0.2.7\" or \"fd00::/8\"",
         )
@@ -365,7 +367,7 @@ pub(super) fn network(text: &str) -> Result<IpNet, InvalidValue> {
 /// A file that is opened later.
 pub(super) fn path(text: &str) -> Result<Option<PathBuf>, InvalidValue> {
     if text.is_empty() || text.contains('\0') {
-        return problem("names no file", "write a path, or take the key out");
+        return invalid("names no file", "write a path, or take the key out");
     }
     Ok(Some(PathBuf::from(text)))
 }
@@ -379,7 +381,7 @@ pub(super) fn sha256(text: &str) -> Result<[u8; 32], InvalidValue> {
     match bytes.filter(|_| text.len() == 64).and_then(|bytes| bytes.try_into().ok()) {
         Some(hash) => Ok(hash),
         // it may be the token itself, so it is not repeated
-        None => problem(
+        None => invalid(
             "is not the SHA-256 of a token, which has 64 hexadecimal digits",
             "write what `printf %s TOKEN | sha256sum` prints; the token itself stays with the member",
         ),

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Auth, Config, Listen};
+use super::{AuthConfig, Config, Listen};
 use crate::protocol::allowed_host::HostPattern;
 use crate::secret::Secret;
 
@@ -10,7 +10,7 @@ impl Config {
     /// A sentence for each thing that works but may surprise, the gravest first.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        if matches!(self.auth, Auth::Sidecar) {
+        if matches!(self.auth, AuthConfig::Sidecar) {
             for at in self.server.listen.iter().filter(|at| is_open(at)) {
                 warnings.push(format!(
                     "auth.mode is \"sidecar\" and {at} is open to other machines: whoever reaches it spends \
@@ -46,7 +46,7 @@ impl Config {
                  write https:// if the API speaks it"
             ));
         }
-        if self.upstream.api_key.is_some() && !matches!(self.auth, Auth::Sidecar) {
+        if self.upstream.api_key.is_some() && !matches!(self.auth, AuthConfig::Sidecar) {
             warnings.push(
                 "upstream.api_key is set but not used: only auth.mode = \"sidecar\" sends it".to_owned(),
             );
@@ -66,7 +66,7 @@ impl Config {
     /// What a page may do that reaches a listener under a name of its own, if there is such a listener.
     fn lent_by_name(&self) -> Option<&'static str> {
         let is_tcp = |at: &Listen| matches!(at, Listen::Tcp(_));
-        if matches!(self.auth, Auth::Sidecar) && self.server.tls.is_none() {
+        if matches!(self.auth, AuthConfig::Sidecar) && self.server.tls.is_none() {
             Some("spend upstream.api_key")
         } else if self.admin.token.is_none() && self.admin.listen.as_ref().is_some_and(is_tcp) {
             Some("see the dashboard and empty the cache")

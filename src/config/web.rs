@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use super::value::{InvalidValue, problem, quoted};
+use super::value::{InvalidValue, invalid, quoted};
 use crate::protocol::allowed_host::HostPattern;
 
 /// The longest name of DNS, in bytes.
@@ -19,7 +19,7 @@ pub(super) fn origin(text: &str) -> Result<String, InvalidValue> {
     }
     match normal_origin(&text.to_ascii_lowercase()) {
         Some(origin) => Ok(origin),
-        None => problem(
+        None => invalid(
             // A password may stand before the `@`.
             format!("{} is not a valid origin", quoted(&text.replace('@', "_"))),
             "write it as \"https://app.example.com\" or \"tauri://localhost\", without a path or a slash at its end",
@@ -53,7 +53,7 @@ fn normal_origin(text: &str) -> Option<String> {
 pub(super) fn host_pattern(text: &str) -> Result<HostPattern, InvalidValue> {
     const FIX: &str =
         "write the name alone: \"clips.example.com\", or \".example.com\" for it and all names below it";
-    let refuse = |what: &str, fix: &str| problem(format!("{} {what}", quoted(&text.replace('@', "_"))), fix);
+    let refuse = |what: &str, fix: &str| invalid(format!("{} {what}", quoted(&text.replace('@', "_"))), fix);
     let lower = text.to_ascii_lowercase();
     if lower == "*" {
         return Ok(HostPattern::Any);
@@ -159,7 +159,7 @@ mod tests {
         for text in bad {
             let wrong = origin(text).unwrap_err();
             assert!(
-                wrong.what.contains("is not a valid origin") && wrong.hint.contains("tauri://"),
+                wrong.problem.contains("is not a valid origin") && wrong.hint.contains("tauri://"),
                 "{text}: {wrong}"
             );
         }
@@ -208,7 +208,7 @@ mod tests {
         ];
         for (text, what, fix) in rows {
             let wrong = host_pattern(text).unwrap_err();
-            assert!(wrong.what.contains(what) && wrong.hint.contains(fix), "{text}: {wrong}");
+            assert!(wrong.problem.contains(what) && wrong.hint.contains(fix), "{text}: {wrong}");
         }
     }
 }

@@ -123,7 +123,11 @@ impl Server {
     /// # Errors
     ///
     /// When the files of `server.tls` are not what they should be.
-    pub fn new(gateway: Gateway, config: &config::Server, stop: CancellationToken) -> Result<Self, TlsError> {
+    pub fn new(
+        gateway: Gateway,
+        config: &config::ServerConfig,
+        stop: CancellationToken,
+    ) -> Result<Self, TlsError> {
         Self::with_patience(STALL_TIMEOUT, gateway, config, stop)
     }
 
@@ -136,7 +140,7 @@ impl Server {
     pub fn with_patience(
         patience: Duration,
         gateway: Gateway,
-        config: &config::Server,
+        config: &config::ServerConfig,
         stop: CancellationToken,
     ) -> Result<Self, TlsError> {
         let mut http1 = http1::Builder::new();
@@ -164,7 +168,7 @@ impl Server {
     /// # Errors
     ///
     /// When the files of `server.tls` are not what they should be.
-    pub fn prepare_reload(&self, config: &config::Server) -> Result<Prepared, TlsError> {
+    pub fn prepare_reload(&self, config: &config::ServerConfig) -> Result<Prepared, TlsError> {
         let tls = config.tls.as_ref().filter(|_| self.0.tls.is_some()).map(tls::read).transpose()?;
         Ok(Prepared { tls, trusted: config.trusted_proxies.clone() })
     }

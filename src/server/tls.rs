@@ -48,7 +48,7 @@ pub enum TlsError {
 pub(super) struct Tls(ArcSwap<ServerConfig>);
 
 impl Tls {
-    pub(super) fn new(config: &config::Tls) -> Result<Self, TlsError> {
+    pub(super) fn new(config: &config::TlsConfig) -> Result<Self, TlsError> {
         Ok(Self(ArcSwap::new(read(config)?)))
     }
 
@@ -64,7 +64,7 @@ impl Tls {
 }
 
 /// What the files say now.
-pub(super) fn read(config: &config::Tls) -> Result<Arc<ServerConfig>, TlsError> {
+pub(super) fn read(config: &config::TlsConfig) -> Result<Arc<ServerConfig>, TlsError> {
     let chain = certificates("cert", &config.cert)?;
     let key = PrivateKeyDer::from_pem_file(&config.key).map_err(|source| TlsError::File {
         key: "key",
@@ -106,12 +106,12 @@ mod tests {
     use super::*;
 
     /// Certificate and key of a server, in files.
-    fn pair(dir: &Path, name: &str) -> config::Tls {
+    fn pair(dir: &Path, name: &str) -> config::TlsConfig {
         let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
         let (cert, key) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
         std::fs::write(&cert, made.cert.pem()).unwrap();
         std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-        config::Tls { cert, key, client_ca: None }
+        config::TlsConfig { cert, key, client_ca: None }
     }
 
     #[test]
@@ -122,15 +122,15 @@ mod tests {
         std::fs::write(&empty, "").unwrap();
         let missing = dir.path().join("missing.pem");
         let rows = [
-            (config::Tls { cert: missing.clone(), ..good.clone() }, "server.tls.cert: "),
-            (config::Tls { cert: empty.clone(), ..good.clone() }, "server.tls.cert: "),
-            (config::Tls { key: empty.clone(), ..good.clone() }, "server.tls.key: "),
+            (config::TlsConfig { cert: missing.clone(), ..good.clone() }, "server.tls.cert: "),
+            (config::TlsConfig { cert: empty.clone(), ..good.clone() }, "server.tls.cert: "),
+            (config::TlsConfig { key: empty.clone(), ..good.clone() }, "server.tls.key: "),
             (
-                config::Tls { key: other.key.clone(), ..good.clone() },
+                config::TlsConfig { key: other.key.clone(), ..good.clone() },
                 "server.tls: the certificate and its key",
             ),
-            (config::Tls { client_ca: Some(empty), ..good.clone() }, "server.tls.client_ca: "),
-            (config::Tls { client_ca: Some(missing), ..good.clone() }, "server.tls.client_ca: "),
+            (config::TlsConfig { client_ca: Some(empty), ..good.clone() }, "server.tls.client_ca: "),
+            (config::TlsConfig { client_ca: Some(missing), ..good.clone() }, "server.tls.client_ca: "),
         ];
         for (config, start) in &rows {
             let error = read(config).unwrap_err().to_string();

@@ -6,11 +6,11 @@ use std::process::ExitCode;
 
 use http::Uri;
 
-use self::probe::{Finding, Plan, Severity};
+use self::probe::{Finding, ProbePlan, Severity};
 use crate::cli::api_key;
 use crate::cli::error::CommandError;
 use crate::cli::job_client::{job_id, url};
-use crate::config::{self, Auth, Config};
+use crate::config::{self, AuthConfig, Config};
 use crate::core::job::JobId;
 use crate::printable::{escape, escape_lines};
 
@@ -71,7 +71,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     if !args.live {
         return Ok(ExitCode::SUCCESS);
     }
-    let plan = Plan {
+    let plan = ProbePlan {
         client_key: api_key::authorization(args.key.as_deref())?,
         job: args.job,
         through: args.through,
@@ -82,7 +82,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     }
     let (mut is_good, mut written) = (true, Ok(()));
     let mut tell = |finding: Finding| {
-        is_good &= finding.grade != Severity::Fault;
+        is_good &= finding.severity != Severity::Error;
         written = std::mem::replace(&mut written, Ok(())).and_then(|()| write_finding(&mut out, &finding));
     };
     probe::run(&config, plan, &mut tell).await;
@@ -91,20 +91,20 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
 }
 
 fn write_finding(out: &mut impl Write, finding: &Finding) -> std::io::Result<()> {
-    let grade = match finding.grade {
+    let grade = match finding.severity {
         Severity::Good => "",
         Severity::Warning => "warning: ",
-        Severity::Fault => "FAULT: ",
+        Severity::Error => "FAULT: ",
     };
-    writeln!(out, "  {:<8}  {grade}{}", finding.about, escape(&finding.says))
+    writeln!(out, "  {:<8}  {grade}{}", finding.about, escape(&finding.message))
 }
 
 fn summarize(out: &mut impl Write, config: &Config, path: Option<&Path>) -> std::io::Result<()> {
     let file = path.map_or("none, the defaults stand".to_owned(), |path| path.display().to_string());
     let mode = match &config.auth {
-        Auth::Passthrough => "passthrough".to_owned(),
-        Auth::Sidecar => "sidecar".to_owned(),
-        Auth::Team(members) => format!("team of {}", members.len()),
+        AuthConfig::Passthrough => "passthrough".to_owned(),
+        AuthConfig::Sidecar => "sidecar".to_owned(),
+        AuthConfig::Team(members) => format!("team of {}", members.len()),
     };
     let listen = config.server.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let admin = config.admin.listen.as_ref().map_or("off".to_owned(), ToString::to_string);

@@ -9,9 +9,9 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, Uri, Version};
 
 use crate::cli::api_key;
-use crate::cli::job_client::{AskError, fetch_job, message};
+use crate::cli::job_client::{JobRequestError, fetch_job, message};
 use crate::clock;
-use crate::config::{self, Auth, Config};
+use crate::config::{self, AuthConfig, Config};
 use crate::core::job::{JobId, JobSet};
 use crate::core::job_body::{self, SplitBody};
 use crate::core::route::{Form, Route, Rung};
@@ -26,8 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// What was found.
 pub(super) struct Finding {
     pub(super) about: &'static str,
-    pub(super) grade: Severity,
-    pub(super) says: String,
+    pub(super) severity: Severity,
+    pub(super) message: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,25 +36,25 @@ pub(super) enum Severity {
     /// It works, though not as it is set.
     Warning,
     /// It does not.
-    Fault,
+    Error,
 }
 
 impl Finding {
     fn good(about: &'static str, says: impl fmt::Display) -> Self {
-        Self { about, grade: Severity::Good, says: says.to_string() }
+        Self { about, severity: Severity::Good, message: says.to_string() }
     }
 
     fn warning(about: &'static str, says: impl fmt::Display) -> Self {
-        Self { about, grade: Severity::Warning, says: says.to_string() }
+        Self { about, severity: Severity::Warning, message: says.to_string() }
     }
 
     fn fault(about: &'static str, says: impl fmt::Display) -> Self {
-        Self { about, grade: Severity::Fault, says: says.to_string() }
+        Self { about, severity: Severity::Error, message: says.to_string() }
     }
 }
 
 /// What is tried beside name, TLS and keys.
-pub(super) struct Plan {
+pub(super) struct ProbePlan {
     /// The key that a client sends.
     pub(super) client_key: Option<HeaderValue>,
     /// A job that is still being made, to hold a poll on.
@@ -64,7 +64,7 @@ pub(super) struct Plan {
 }
 
 /// One side that is asked.
-struct Target<'a> {
+struct ProbeTarget<'a> {
     about: &'static str,
     client: Client,
     route: Arc<Route>,
@@ -74,7 +74,7 @@ struct Target<'a> {
 }
 
 /// Tries all that there is to try, and tells what was found as it comes.
-pub(super) async fn run(config: &Config, plan: Plan, tell: &mut impl FnMut(Finding)) {
+pub(super) async fn run(config: &Config, plan: ProbePlan, tell: &mut impl FnMut(Finding)) {
     let route = Arc::new(Route::suno());
     let upstream = &config.upstream;
     if !name(&upstream.base_url, tell).await {
@@ -86,7 +86,7 @@ pub(super) async fn run(config: &Config, plan: Plan, tell: &mut impl FnMut(Findi
     };
     let keys = keys(config, plan.client_key.as_ref());
     let first = keys.first().and_then(|(_, key)| key.clone());
-    let mut side = Target {
+    let mut side = ProbeTarget {
         about: "hold",
         client,
         route: Arc::clone(&route),
@@ -110,8 +110,8 @@ pub(super) async fn run(config: &Config, plan: Plan, tell: &mut impl FnMut(Findi
         return;
     }
     let front = plan.through.and_then(|url| {
-        let front = config::Upstream { base_url: url, ..upstream.clone() };
-        Some(Target {
+        let front = config::UpstreamConfig { base_url: url, ..upstream.clone() };
+        Some(ProbeTarget {
             about: "through",
             client: Client::new(&front).ok()?,
             route,
@@ -156,12 +156,12 @@ async fn name(url: &Uri, tell: &mut impl FnMut(Finding)) -> bool {
 /// Each key that the upstream is asked with, and whose it is.
 fn keys(config: &Config, client_key: Option<&HeaderValue>) -> Vec<(String, Option<HeaderValue>)> {
     match &config.auth {
-        Auth::Passthrough => vec![("the client's key".to_owned(), client_key.cloned())],
-        Auth::Sidecar => {
+        AuthConfig::Passthrough => vec![("the client's key".to_owned(), client_key.cloned())],
+        AuthConfig::Sidecar => {
             vec![("upstream.api_key".to_owned(), config.upstream.api_key.as_ref().map(api_key::bearer))]
         }
-        Auth::Team(members) => {
-            let key = |member: &config::Member| {
+        AuthConfig::Team(members) => {
+            let key = |member: &config::TeamMember| {
                 (format!("the key of {}", member.name), Some(api_key::bearer(&member.upstream_key)))
             };
             members.iter().map(key).collect()
@@ -169,18 +169,18 @@ fn keys(config: &Config, client_key: Option<&HeaderValue>) -> Vec<(String, Optio
     }
 }
 
-impl Target<'_> {
+impl ProbeTarget<'_> {
     async fn fetch_job(
         &self,
         id: &JobId,
         rung: Rung,
         patience: Duration,
-    ) -> Option<Result<Response<Bytes>, AskError>> {
+    ) -> Option<Result<Response<Bytes>, JobRequestError>> {
         let asking = fetch_job(&self.client, &self.route, self.authorization.as_ref(), id, rung);
         tokio::time::timeout(patience, asking).await.ok()
     }
 
-    async fn ask_at_once(&self) -> Option<Result<Response<Bytes>, AskError>> {
+    async fn ask_at_once(&self) -> Option<Result<Response<Bytes>, JobRequestError>> {
         let id = JobId::new(NO_JOB).expect("it is a clip's id, if of none");
         self.fetch_job(&id, self.route.ladder.lowest(), PATIENCE).await
     }
@@ -194,7 +194,7 @@ impl Target<'_> {
                 tell(Finding::good("connect", format_args!("it answers, in {speaks} ({})", took(since))));
                 return true;
             }
-            Some(Err(AskError::Send(error @ SendError::Tls(_)))) => {
+            Some(Err(JobRequestError::Send(error @ SendError::Tls(_)))) => {
                 format!("{error}: {}; is it the right host, and are its roots installed?", root_cause(&error))
             }
             Some(Err(error)) => format!("{error}: {}", root_cause(&error)),
@@ -222,7 +222,7 @@ impl Target<'_> {
             Some(Err(error)) => Finding::warning("key", format_args!("{whose} could not be tried: {error}")),
             None => Finding::warning("key", format_args!("{whose}: no answer in {} s", PATIENCE.as_secs())),
         };
-        let is_let_in = finding.grade != Severity::Fault;
+        let is_let_in = finding.severity != Severity::Error;
         tell(finding);
         is_let_in
     }

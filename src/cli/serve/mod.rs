@@ -11,7 +11,7 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use self::reload::Reload;
+use self::reload::ConfigReloader;
 use self::signals::{SignalEvent, Signals};
 use crate::admin::{Admin, AdminContext, Readiness};
 use crate::cli::error::CommandError;
@@ -102,7 +102,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     let watchdog = tokio::spawn(watchdog::watch(gateway.clone()));
 
     let mut serving = tokio::spawn(server.clone().run(listeners));
-    let reload = Reload { running: config, gateway, server, log };
+    let reload = ConfigReloader { running: config, gateway, server, log };
     let code = loop {
         // Cancel safe: a signal stays pending until it is taken, the hub's task goes on.
         tokio::select! {
@@ -138,7 +138,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     watchdog.abort();
     drop(admin);
     // The log is there until the end.
-    let Reload { gateway, server, log: _log, .. } = reload;
+    let ConfigReloader { gateway, server, log: _log, .. } = reload;
     drop(server);
     flush(gateway, hub, until).await?;
     if let Some(simulated) = simulated {
@@ -164,7 +164,7 @@ async fn flush(gateway: Gateway, hub: JoinHandle<()>, until: Instant) -> Result<
 }
 
 /// What the server is to do, with no more connections than there are descriptors for.
-fn within_descriptors(config: &Config) -> config::Server {
+fn within_descriptors(config: &Config) -> config::ServerConfig {
     let max_connections = descriptors::client_connections(config);
     if max_connections < config.server.max_connections {
         info!(
@@ -172,7 +172,7 @@ fn within_descriptors(config: &Config) -> config::Server {
             "the limit of open files (ulimit -n) allows fewer connections than configured"
         );
     }
-    config::Server { max_connections, ..config.server.clone() }
+    config::ServerConfig { max_connections, ..config.server.clone() }
 }
 
 /// Those that the service manager hands over, else those of the configuration.

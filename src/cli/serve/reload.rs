@@ -11,7 +11,7 @@ use crate::server::Server;
 use crate::telemetry::log;
 
 /// What a configuration that was read again goes to.
-pub(super) struct Reload {
+pub(super) struct ConfigReloader {
     /// What the gateway was started with, and what holds until a restart.
     pub(super) running: Config,
     pub(super) gateway: Gateway,
@@ -19,14 +19,14 @@ pub(super) struct Reload {
     pub(super) log: log::Handle,
 }
 
-impl Reload {
+impl ConfigReloader {
     /// Takes over what can be, says in the log what takes a restart, or why nothing was taken over.
     pub(super) fn take_over(&self, read: Result<Config, ConfigErrors>) {
         let config = match read {
             Ok(config) => config,
             Err(faults) => {
                 for fault in faults.iter() {
-                    let (place, key) = (&fault.place, &fault.key);
+                    let (place, key) = (&fault.source, &fault.key);
                     error!(%place, key, wrong = fault.problem, fix = fault.hint, "fault in the configuration");
                 }
                 return error!(faults = faults.iter().count(), "configuration refused, the old one stays");

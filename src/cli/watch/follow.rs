@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode};
 use tokio::sync::mpsc;
 
-use crate::cli::job_client::{AskError, fetch_job, message};
+use crate::cli::job_client::{JobRequestError, fetch_job, message};
 use crate::clock;
 use crate::core::backoff::Backoff;
 use crate::core::job::{JobId, JobSet};
@@ -57,7 +57,7 @@ pub(super) enum Ending {
     Refused(String),
 }
 
-enum Answer {
+enum FetchedJob {
     State(Rung, Bytes),
     Trouble(String, Option<Duration>),
     Final(String),
@@ -81,7 +81,7 @@ impl Follower {
             let wanted = wanted.map_or(self.goal, |rung| rung.min(self.goal));
             let asked_at = clock::now();
             match self.fetch_job(id, wanted).await {
-                Answer::State(rung, body) => {
+                FetchedJob::State(rung, body) => {
                     failures = 0;
                     if known < Some(rung) {
                         known = Some(rung);
@@ -97,26 +97,28 @@ impl Follower {
                         tokio::time::sleep_until((asked_at + GAP).into()).await;
                     }
                 }
-                Answer::Trouble(why, asked_pause) => {
+                FetchedJob::Trouble(why, asked_pause) => {
                     failures += 1;
                     let pause = asked_pause.unwrap_or_else(|| BACKOFF.pause(failures, fastrand::f64()));
                     let _ = tell.send((nth, Update::Trouble(why, pause))).await;
                     tokio::time::sleep(pause).await;
                 }
-                Answer::Final(why) => return Ending::Refused(why),
+                FetchedJob::Final(why) => return Ending::Refused(why),
             }
         }
     }
 
-    async fn fetch_job(&self, id: &JobId, wanted: Rung) -> Answer {
+    async fn fetch_job(&self, id: &JobId, wanted: Rung) -> FetchedJob {
         match fetch_job(&self.client, &self.route, self.authorization.as_ref(), id, wanted).await {
             Ok(response) => self.judge(id, response),
-            Err(AskError::Target) => Answer::Final(AskError::Target.to_string()),
-            Err(error @ (AskError::Send(_) | AskError::CutOff)) => Answer::Trouble(error.to_string(), None),
+            Err(JobRequestError::Target) => FetchedJob::Final(JobRequestError::Target.to_string()),
+            Err(error @ (JobRequestError::Send(_) | JobRequestError::CutOff)) => {
+                FetchedJob::Trouble(error.to_string(), None)
+            }
         }
     }
 
-    fn judge(&self, id: &JobId, response: Response<Bytes>) -> Answer {
+    fn judge(&self, id: &JobId, response: Response<Bytes>) -> FetchedJob {
         let (head, body) = response.into_parts();
         let status = head.status;
         if !status.is_success() {
@@ -124,19 +126,19 @@ impl Follower {
             let is_passing = status.is_server_error()
                 || [StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT].contains(&status);
             return match is_passing {
-                true => Answer::Trouble(why, retry_after(&head.headers, SystemTime::now())),
-                false => Answer::Final(why),
+                true => FetchedJob::Trouble(why, retry_after(&head.headers, SystemTime::now())),
+                false => FetchedJob::Final(why),
             };
         }
         match job_body::split(&self.route, Form::Single, &JobSet::new([id.clone()]), &body) {
             SplitBody::Jobs { mut jobs, .. } => match jobs.pop() {
-                Some(job_body::JobSlice { rung: Some(rung), body, .. }) => Answer::State(rung, body),
-                _ => Answer::Final("its status is a word that is not known".to_owned()),
+                Some(job_body::JobSlice { rung: Some(rung), body, .. }) => FetchedJob::State(rung, body),
+                _ => FetchedJob::Final("its status is a word that is not known".to_owned()),
             },
-            SplitBody::Unsplit => {
-                Answer::Final("the answer is not the clip: is --url that of the API or a gateway?".to_owned())
-            }
-            SplitBody::Invalid => Answer::Trouble("the answer is no JSON".to_owned(), None),
+            SplitBody::Unsplit => FetchedJob::Final(
+                "the answer is not the clip: is --url that of the API or a gateway?".to_owned(),
+            ),
+            SplitBody::Invalid => FetchedJob::Trouble("the answer is no JSON".to_owned(), None),
         }
     }
 }

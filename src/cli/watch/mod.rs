@@ -87,7 +87,8 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     let last = || route.ladder.rungs().filter(|rung| route.ladder.is_askable(*rung)).last();
     let goal = args.until.or_else(last).expect("some rung can be asked for");
     let authorization = api_key::authorization(args.key.as_deref())?;
-    let upstream = config::Upstream { base_url: args.url.clone(), ..config::Config::default().upstream };
+    let upstream =
+        config::UpstreamConfig { base_url: args.url.clone(), ..config::Config::default().upstream };
     let follower = Arc::new(Follower {
         client: Client::new(&upstream)?,
         authorization,

@@ -22,10 +22,10 @@ pub(super) struct View {
     ids: Vec<JobId>,
     ladder: Ladder,
     since: Instant,
-    form: Form,
+    form: ViewStyle,
 }
 
-enum Form {
+enum ViewStyle {
     Bars(Vec<ProgressBar>),
     Lines,
     Json,
@@ -47,32 +47,32 @@ impl View {
             bar
         };
         let bars = ids.iter().map(bar).collect();
-        Self::new(ids, ladder, Form::Bars(bars))
+        Self::new(ids, ladder, ViewStyle::Bars(bars))
     }
 
     /// A line for each state on stdout, troubles on stderr.
     pub(super) fn lines(ids: &[JobId], ladder: Ladder) -> Self {
-        Self::new(ids, ladder, Form::Lines)
+        Self::new(ids, ladder, ViewStyle::Lines)
     }
 
     /// A JSON object for each state and each end on stdout, troubles on stderr.
     pub(super) fn json(ids: &[JobId], ladder: Ladder) -> Self {
-        Self::new(ids, ladder, Form::Json)
+        Self::new(ids, ladder, ViewStyle::Json)
     }
 
-    fn new(ids: &[JobId], ladder: Ladder, form: Form) -> Self {
+    fn new(ids: &[JobId], ladder: Ladder, form: ViewStyle) -> Self {
         Self { ids: ids.to_vec(), ladder, since: clock::now(), form }
     }
 
     /// Shows news of the nth job.
     pub(super) fn show(&mut self, nth: usize, news: &Update) -> std::io::Result<()> {
         match &self.form {
-            Form::Bars(bars) => {
+            ViewStyle::Bars(bars) => {
                 self.draw(&bars[nth], news);
                 Ok(())
             }
-            Form::Lines => self.line(&self.ids[nth], news),
-            Form::Json => self.object(&self.ids[nth], news),
+            ViewStyle::Lines => self.line(&self.ids[nth], news),
+            ViewStyle::Json => self.object(&self.ids[nth], news),
         }
     }
 
@@ -107,7 +107,7 @@ impl View {
     }
 
     fn object(&self, id: &JobId, news: &Update) -> std::io::Result<()> {
-        let object = |status, job, end, message| Object {
+        let object = |status, job, end, message| JsonLine {
             id: id.as_str(),
             seconds: self.seconds(),
             status,
@@ -137,7 +137,7 @@ impl View {
 }
 
 #[derive(Serialize)]
-struct Object<'a> {
+struct JsonLine<'a> {
     id: &'a str,
     seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -161,16 +161,16 @@ pub struct PendingRequest {
 impl Client {
     /// The client of this upstream. Reads the platform's root certificates; where there are none, Mozilla's
     /// are used, which are built in.
-    pub fn new(config: &config::Upstream) -> Result<Self, ClientError> {
+    pub fn new(config: &config::UpstreamConfig) -> Result<Self, ClientError> {
         Self::trusting_roots(config, ResendPolicy::Unsent)
     }
 
     /// The same for polls: what it starts stands on one connection or fails.
-    pub fn for_polls(config: &config::Upstream) -> Result<Self, ClientError> {
+    pub fn for_polls(config: &config::UpstreamConfig) -> Result<Self, ClientError> {
         Self::trusting_roots(config, ResendPolicy::Nothing)
     }
 
-    fn trusting_roots(config: &config::Upstream, resend: ResendPolicy) -> Result<Self, ClientError> {
+    fn trusting_roots(config: &config::UpstreamConfig, resend: ResendPolicy) -> Result<Self, ClientError> {
         let builder = || {
             rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
                 .with_safe_default_protocol_versions()
@@ -192,14 +192,14 @@ impl Client {
     /// The same as [`Client::new`] with other trust.
     #[cfg(test)]
     pub(crate) fn with_tls(
-        config: &config::Upstream,
+        config: &config::UpstreamConfig,
         tls: rustls::ClientConfig,
     ) -> Result<Self, ClientError> {
         Self::build(config, tls, ResendPolicy::Unsent)
     }
 
     fn build(
-        config: &config::Upstream,
+        config: &config::UpstreamConfig,
         tls: rustls::ClientConfig,
         resend: ResendPolicy,
     ) -> Result<Self, ClientError> {

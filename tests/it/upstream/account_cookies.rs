@@ -1,7 +1,7 @@
 //! The cookies of an upstream account that is not the client's own stay between the gateway and the upstream.
 
 use clipgate::sim::Options;
-use clipgate::testing::config::{Auth, Config};
+use clipgate::testing::config::{AuthConfig, Config};
 use clipgate::testing::secret::Secret;
 use http::Uri;
 
@@ -12,12 +12,12 @@ use crate::harness::scripted_upstream::Scripted;
 
 const LENT: [bool; 3] = [false, true, true];
 
-fn modes() -> [Auth; 3] {
-    let team = Auth::Team(vec![team::member(("alice", "cg_token", "sk-account"))]);
-    [Auth::Passthrough, Auth::Sidecar, team]
+fn modes() -> [AuthConfig; 3] {
+    let team = AuthConfig::Team(vec![team::member(("alice", "cg_token", "sk-account"))]);
+    [AuthConfig::Passthrough, AuthConfig::Sidecar, team]
 }
 
-async fn stage(auth: Auth, upstream: &Uri) -> TestGateway {
+async fn stage(auth: AuthConfig, upstream: &Uri) -> TestGateway {
     let url = upstream.clone();
     let configure = |config: &mut Config, _: &mut Options| {
         config.auth = auth;

@@ -17,7 +17,7 @@ use super::*;
 
 /// An upstream whose SETTINGS allow so many streams, and two clients of it: one for passed-through requests and one
 /// for polls.
-pub(super) fn raw(streams: u32, change: impl Fn(&mut config::Upstream)) -> (RawHttp2, Client, Client) {
+pub(super) fn raw(streams: u32, change: impl Fn(&mut config::UpstreamConfig)) -> (RawHttp2, Client, Client) {
     let (acceptor, trusting) = tls(&["h2"]);
     let upstream = RawHttp2::start(acceptor, streams);
     let mut config = config(&format!("https://localhost:{}", upstream.address.port()));
