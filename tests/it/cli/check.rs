@@ -1,4 +1,4 @@
-//! `clipgate check`, as a process.
+//! `clipgate check`: valid and invalid files.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -24,7 +24,7 @@ fn a_valid_file_exits_with_0_and_a_summary_on_stdout() {
     let dir = tempfile::tempdir().unwrap();
     let output = check(dir.path(), &["--config", default]);
     assert_eq!(output.status.code(), Some(0));
-    assert!(text(&output.stdout).starts_with("config is good\n"));
+    assert!(text(&output.stdout).starts_with("the configuration is valid\n"));
     assert_eq!(text(&output.stderr), "");
 }
 
