@@ -75,14 +75,15 @@ impl fmt::Display for AllowedValues {
 fn duration_text(duration: Duration) -> String {
     const UNITS: [(&str, u128); 4] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)];
     let millis = duration.as_millis();
-    let unit = UNITS.into_iter().find(|(unit, size)| millis % size == 0 && (millis > 0 || *unit == "s"));
+    let unit =
+        UNITS.into_iter().find(|(unit, size)| millis.is_multiple_of(*size) && (millis > 0 || *unit == "s"));
     unit.map_or_else(|| format!("{millis}ms"), |(name, size)| format!("{}{name}", millis / size))
 }
 
 /// Formats a size with one unit.
 fn size_text(bytes: u64) -> String {
     const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-    let unit = UNITS.into_iter().find(|(_, size)| bytes >= *size && bytes % size == 0);
+    let unit = UNITS.into_iter().find(|(_, size)| bytes >= *size && bytes.is_multiple_of(*size));
     unit.map_or_else(|| format!("{bytes}B"), |(name, size)| format!("{}{name}", bytes / size))
 }
 

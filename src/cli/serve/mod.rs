@@ -15,7 +15,7 @@
 //!
 //! # Ownership
 //!
-//! [`Running`] owns all parts. The hub task owns the polls. The server's task owns the client connections and ends when
+//! [`RunningGateway`] owns all parts. The hub task owns the polls. The server's task owns the client connections and ends when
 //! `stop` is cancelled and the last connection is closed. [`Admin`] owns a thread and stops it when it is dropped.
 //!
 //! # Stop
@@ -96,13 +96,13 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     for warning in config.warnings() {
         warn!("{warning}");
     }
-    let mut running = Running::start(args, config, log, simulated).await?;
+    let mut running = RunningGateway::start(args, config, log, simulated).await?;
     let code = running.supervise(&mut signals).await;
     running.shut_down(code, &mut signals).await
 }
 
 /// The parts of a gateway that accepts connections.
-struct Running {
+struct RunningGateway {
     args: Args,
     stop: CancellationToken,
     readiness: Readiness,
@@ -115,7 +115,7 @@ struct Running {
     simulated: Option<Simulated>,
 }
 
-impl Running {
+impl RunningGateway {
     async fn start(
         args: Args,
         config: Config,

@@ -5,8 +5,8 @@ use std::time::Duration;
 use tracing::Level;
 
 use super::builder::{AuthModeName, ConfigBuilder};
-use super::row::Key;
-use super::row::Reload::{Applied, AppliedUnless, Restart};
+use super::row::ConfigKey;
+use super::row::ReloadEffect::{Applied, AppliedUnless, Restart};
 use super::team::read_members;
 use crate::config::parse::{base_url, collector, network, optional_listen, path};
 use crate::config::types::LogFormat;
@@ -37,8 +37,8 @@ const LOG_LEVELS: &[(&str, Level)] = &[
     ("trace", Level::TRACE),
 ];
 
-pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
-    Key {
+pub(in crate::config) const KEYS: &[ConfigKey<ConfigBuilder>] = &[
+    ConfigKey {
         name: "server.listen",
         default: Some(r#""127.0.0.1:8080""#),
         allowed: Described("\"ADDRESS:PORT\", \"unix:PATH\", or a list of these"),
@@ -46,7 +46,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.list(&mut b.config.server.listen, str::parse),
         doc: "listeners for clients. Port 0: the system chooses. A unix socket has mode 0660. Sockets passed by systemd replace these listeners",
     },
-    Key {
+    ConfigKey {
         name: "server.drain_timeout",
         default: Some(r#""10s""#),
         allowed: Time(Duration::ZERO..=HOUR),
@@ -54,7 +54,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.duration(&mut b.config.server.drain_timeout),
         doc: "time after SIGTERM in which parked waits are answered and requests may end",
     },
-    Key {
+    ConfigKey {
         name: "server.max_connections",
         default: Some("100000"),
         allowed: Number(1..=10_000_000),
@@ -62,7 +62,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.number(&mut b.config.server.max_connections),
         doc: "client connections at once, half of them from one address",
     },
-    Key {
+    ConfigKey {
         name: "server.header_timeout",
         default: Some(r#""10s""#),
         allowed: Time(MILLISECOND..=HOUR),
@@ -70,7 +70,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.duration(&mut b.config.server.header_timeout),
         doc: "time for a request head, and for a TLS handshake",
     },
-    Key {
+    ConfigKey {
         name: "server.idle_timeout",
         default: Some(r#""200s""#),
         allowed: Time(MILLISECOND..=HOUR),
@@ -78,7 +78,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.duration(&mut b.config.server.idle_timeout),
         doc: "time that a connection may stay open without a request; must be longer than that of a proxy in front",
     },
-    Key {
+    ConfigKey {
         name: "server.tls.cert",
         default: None,
         allowed: Described("a path"),
@@ -86,7 +86,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.parsed(&mut b.cert, path),
         doc: "PEM file with the certificate chain of the TCP listeners. Turning TLS on or off needs a restart",
     },
-    Key {
+    ConfigKey {
         name: "server.tls.key",
         default: None,
         allowed: Described("a path"),
@@ -94,7 +94,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.parsed(&mut b.cert_key, path),
         doc: "PEM file with the private key",
     },
-    Key {
+    ConfigKey {
         name: "server.tls.client_ca",
         default: None,
         allowed: Described("a path"),
@@ -102,7 +102,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.parsed(&mut b.client_ca, path),
         doc: "PEM file; only clients with a certificate from this authority may connect",
     },
-    Key {
+    ConfigKey {
         name: "server.cors_origins",
         default: Some("[]"),
         allowed: Described(
@@ -112,7 +112,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.list(&mut b.config.server.cors_origins, origin),
         doc: "web origins whose pages may read responses and use a sidecar",
     },
-    Key {
+    ConfigKey {
         name: "server.allowed_hosts",
         default: Some("[]"),
         allowed: Described("a list of names such as \"jobs.example.com\" or \".example.com\"; \"*\" is any"),
@@ -120,7 +120,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.list(&mut b.config.server.allowed_hosts, host_pattern),
         doc: "further host names for a sidecar without TLS and for an admin listener without a token",
     },
-    Key {
+    ConfigKey {
         name: "server.trusted_proxies",
         default: Some("[]"),
         allowed: Described("a list of networks such as \"10.0.0.0/8\""),
@@ -128,7 +128,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.list(&mut b.config.server.trusted_proxies, network),
         doc: "proxies whose `Forwarded` and `X-Forwarded-For` are trusted",
     },
-    Key {
+    ConfigKey {
         name: "admin.listen",
         default: Some(r#""127.0.0.1:9090""#),
         allowed: Described("\"ADDRESS:PORT\", \"unix:PATH\", or \"\" for none"),
@@ -136,7 +136,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.parsed(&mut b.config.admin.listen, optional_listen),
         doc: "admin listener: health, metrics, dashboard, state",
     },
-    Key {
+    ConfigKey {
         name: "admin.token",
         default: None,
         allowed: Secret,
@@ -144,7 +144,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.secret(&mut b.config.admin.token),
         doc: "token for every admin route except the health checks",
     },
-    Key {
+    ConfigKey {
         name: "upstream.base_url",
         default: Some(r#""https://api.aimlapi.com""#),
         allowed: Described("an http or https URL, with an optional path"),
@@ -152,7 +152,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.parsed(&mut b.config.upstream.base_url, base_url),
         doc: "address of the API",
     },
-    Key {
+    ConfigKey {
         name: "upstream.api_key",
         default: None,
         allowed: Secret,
@@ -160,7 +160,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.secret(&mut b.config.upstream.api_key),
         doc: "API key of sidecar mode",
     },
-    Key {
+    ConfigKey {
         name: "upstream.poll_timeout",
         default: Some(r#""120s""#),
         allowed: Time(MILLISECOND..=DAY),
@@ -168,7 +168,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.duration(&mut b.config.upstream.poll_timeout),
         doc: "time after which the upstream answers a long-poll that has not reached its status",
     },
-    Key {
+    ConfigKey {
         name: "upstream.connect_timeout",
         default: Some(r#""5s""#),
         allowed: Time(MILLISECOND..=HOUR),
@@ -176,7 +176,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.duration(&mut b.config.upstream.connect_timeout),
         doc: "time to connect, TLS included",
     },
-    Key {
+    ConfigKey {
         name: "upstream.connection_max_age",
         default: Some(r#""5m""#),
         allowed: Time(SECOND..=DAY),
@@ -184,7 +184,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.duration(&mut b.config.upstream.connection_max_age),
         doc: "age, ± 10 %, after which a connection takes no more requests",
     },
-    Key {
+    ConfigKey {
         name: "upstream.max_jobs",
         default: Some("6"),
         allowed: Number(1..=100),
@@ -192,7 +192,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.number(&mut b.config.upstream.max_jobs),
         doc: "jobs in one poll",
     },
-    Key {
+    ConfigKey {
         name: "upstream.max_polls",
         default: Some("512"),
         allowed: Number(1..=1_000_000),
@@ -200,7 +200,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.number(&mut b.config.upstream.max_polls),
         doc: "polls open at once. With 2 or more the last slot is for snapshots at deadlines",
     },
-    Key {
+    ConfigKey {
         name: "upstream.requests_per_second",
         default: Some("0"),
         allowed: Number(0..=1_000_000),
@@ -208,7 +208,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.number(&mut b.config.upstream.requests_per_second),
         doc: "polls started per second; 0: no limit",
     },
-    Key {
+    ConfigKey {
         name: "upstream.retries",
         default: Some("4"),
         allowed: Number(0..=100),
@@ -216,7 +216,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.number(&mut b.config.upstream.retries),
         doc: "retries after an error that the upstream wrote, and of any poll until the upstream has answered once",
     },
-    Key {
+    ConfigKey {
         name: "upstream.retry_for",
         default: Some(r#""30s""#),
         allowed: Time(Duration::ZERO..=HOUR),
@@ -224,7 +224,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.duration(&mut b.config.upstream.retry_for),
         doc: "time for which a poll is retried after its first failed connection; 0s: never",
     },
-    Key {
+    ConfigKey {
         name: "upstream.breaker_failures",
         default: Some("8"),
         allowed: Number(1..=1_000_000),
@@ -232,7 +232,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.number(&mut b.config.upstream.breaker_failures),
         doc: "consecutive failed connections that open the breaker",
     },
-    Key {
+    ConfigKey {
         name: "upstream.breaker_cooldown",
         default: Some(r#""5s""#),
         allowed: Time(MILLISECOND..=HOUR),
@@ -240,7 +240,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.duration(&mut b.config.upstream.breaker_cooldown),
         doc: "longest pause between retries while the breaker is open",
     },
-    Key {
+    ConfigKey {
         name: "auth.mode",
         default: Some(r#""passthrough""#),
         allowed: Described("\"passthrough\", \"sidecar\" or \"team\""),
@@ -248,7 +248,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.choice(&mut b.mode, AUTH_MODES),
         doc: "origin of the credentials that the upstream receives",
     },
-    Key {
+    ConfigKey {
         name: "team.members",
         default: None,
         allowed: Described("a list of [[team.members]]"),
@@ -256,7 +256,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| read_members(&mut b.members, r),
         doc: "members of a team; required in team mode, an error in the others",
     },
-    Key {
+    ConfigKey {
         name: "wait.timeout",
         default: Some(r#""120s""#),
         allowed: Time(MILLISECOND..=DAY),
@@ -264,7 +264,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.duration(&mut b.config.wait.timeout),
         doc: "time that a client waits, from its own arrival",
     },
-    Key {
+    ConfigKey {
         name: "wait.max_timeout",
         default: Some(r#""600s""#),
         allowed: Time(MILLISECOND..=DAY),
@@ -272,7 +272,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.duration(&mut b.config.wait.max_timeout),
         doc: "longest wait that `Prefer: wait=SECONDS` gets, and lifetime of an event stream; at least `wait.timeout`",
     },
-    Key {
+    ConfigKey {
         name: "wait.linger",
         default: Some(r#""2s""#),
         allowed: Time(Duration::ZERO..=HOUR),
@@ -280,7 +280,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.duration(&mut b.config.wait.linger),
         doc: "time that a poll stays open without a client",
     },
-    Key {
+    ConfigKey {
         name: "wait.max_jobs",
         default: Some("6"),
         allowed: Number(1..=1000),
@@ -288,7 +288,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.number(&mut b.config.wait.max_jobs),
         doc: "jobs in one client request. More than `upstream.max_jobs` are split over several polls",
     },
-    Key {
+    ConfigKey {
         name: "cache.max_bytes",
         default: Some(r#""256MiB""#),
         allowed: Size(0..=TIB),
@@ -296,7 +296,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.size(&mut b.config.cache.max_bytes),
         doc: "memory for all cached jobs",
     },
-    Key {
+    ConfigKey {
         name: "cache.completed_ttl",
         default: Some(r#""24h""#),
         allowed: Time(Duration::ZERO..=YEAR),
@@ -304,7 +304,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.duration(&mut b.config.cache.completed_ttl),
         doc: "lifetime of a completed job; 0s: not cached",
     },
-    Key {
+    ConfigKey {
         name: "cache.error_ttl",
         default: Some(r#""10m""#),
         allowed: Time(Duration::ZERO..=YEAR),
@@ -312,7 +312,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.duration(&mut b.config.cache.error_ttl),
         doc: "lifetime of a failed job; 0s: not cached",
     },
-    Key {
+    ConfigKey {
         name: "cache.live_ttl",
         default: Some(r#""1s""#),
         allowed: Time(Duration::ZERO..=HOUR),
@@ -320,7 +320,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.duration(&mut b.config.cache.live_ttl),
         doc: "lifetime of the state of an unfinished job; 0s: not cached",
     },
-    Key {
+    ConfigKey {
         name: "cache.key_recheck_interval",
         default: Some(r#""10m""#),
         allowed: Time(Duration::ZERO..=YEAR),
@@ -328,7 +328,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.duration(&mut b.config.cache.key_recheck_interval),
         doc: "time for which an accepted key gets hits before the upstream must accept it again",
     },
-    Key {
+    ConfigKey {
         name: "limits.requests_per_second",
         default: Some("200"),
         allowed: Number(1..=1_000_000),
@@ -336,7 +336,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.number(&mut b.config.limits.requests_per_second),
         doc: "requests of one key, of any kind",
     },
-    Key {
+    ConfigKey {
         name: "limits.burst",
         default: Some("400"),
         allowed: Number(1..=1_000_000),
@@ -344,7 +344,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.number(&mut b.config.limits.burst),
         doc: "requests of one key that may arrive at once",
     },
-    Key {
+    ConfigKey {
         name: "limits.calls_per_second",
         default: Some("20"),
         allowed: Number(1..=1_000_000),
@@ -352,7 +352,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.number(&mut b.config.limits.calls_per_second),
         doc: "requests of one key that cause an upstream request; hits and coalesced waits are free",
     },
-    Key {
+    ConfigKey {
         name: "limits.calls_burst",
         default: Some("40"),
         allowed: Number(1..=1_000_000),
@@ -360,7 +360,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.number(&mut b.config.limits.calls_burst),
         doc: "such requests that may arrive at once",
     },
-    Key {
+    ConfigKey {
         name: "limits.max_waits_per_key",
         default: Some("1000"),
         allowed: Number(1..=10_000_000),
@@ -368,7 +368,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.number(&mut b.config.limits.max_waits_per_key),
         doc: "parked waits of one key, or of one address with keys that the upstream has not accepted",
     },
-    Key {
+    ConfigKey {
         name: "limits.max_waits",
         default: Some("100000"),
         allowed: Number(1..=10_000_000),
@@ -376,7 +376,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.number(&mut b.config.limits.max_waits),
         doc: "parked waits of all keys",
     },
-    Key {
+    ConfigKey {
         name: "limits.max_passthrough_per_key",
         default: Some("256"),
         allowed: Number(1..=10_000_000),
@@ -384,7 +384,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.number(&mut b.config.limits.max_passthrough_per_key),
         doc: "passed-through requests at once of one key, member or address, tunnels included",
     },
-    Key {
+    ConfigKey {
         name: "limits.max_passthrough",
         default: Some("4096"),
         allowed: Number(1..=10_000_000),
@@ -392,7 +392,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.number(&mut b.config.limits.max_passthrough),
         doc: "passed-through requests at once of all clients",
     },
-    Key {
+    ConfigKey {
         name: "limits.max_body",
         default: Some(r#""32MiB""#),
         allowed: Size(1..=TIB),
@@ -400,7 +400,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.size(&mut b.config.limits.max_body),
         doc: "largest request body",
     },
-    Key {
+    ConfigKey {
         name: "log.format",
         default: Some(r#""text""#),
         allowed: Described("\"text\" or \"json\""),
@@ -408,7 +408,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.choice(&mut b.config.log.format, LOG_FORMATS),
         doc: "format of the lines on stderr; JSON has one object per line",
     },
-    Key {
+    ConfigKey {
         name: "log.level",
         default: Some(r#""info""#),
         allowed: Described("\"error\", \"warn\", \"info\", \"debug\" or \"trace\""),
@@ -416,7 +416,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.choice(&mut b.config.log.level, LOG_LEVELS),
         doc: "lowest level that is written; `RUST_LOG` overrides it",
     },
-    Key {
+    ConfigKey {
         name: "telemetry.otlp_endpoint",
         default: Some(r#""""#),
         allowed: Described("an http or https URL, or \"\" for none"),
@@ -424,7 +424,7 @@ pub(in crate::config) const KEYS: &[Key<ConfigBuilder>] = &[
         read: |b, r| r.parsed(&mut b.config.telemetry.otlp_endpoint, collector),
         doc: "OpenTelemetry collector for traces",
     },
-    Key {
+    ConfigKey {
         name: "telemetry.sample_percent",
         default: Some("100"),
         allowed: Number(0..=100),

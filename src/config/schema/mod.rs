@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, HashSet};
 use self::builder::ConfigBuilder;
 pub(super) use self::keys::KEYS;
 #[cfg(test)]
-pub(super) use self::row::{Key, Reload};
+pub(super) use self::row::{ConfigKey, ReloadEffect};
 #[cfg(test)]
 pub(super) use self::team::MEMBER_KEYS;
 use super::error::ConfigError;

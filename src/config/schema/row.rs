@@ -6,7 +6,7 @@ use crate::config::value::{AllowedValues, ValueReader};
 /// All facts about a key. Tests compare docs/configuration.md and config.toml with them.
 ///
 /// `T` is the struct that the key is read into.
-pub(in crate::config) struct Key<T> {
+pub(in crate::config) struct ConfigKey<T> {
     /// `section.name`; for a key of a member its name alone.
     pub(in crate::config) name: &'static str,
     /// The default as TOML.
@@ -16,7 +16,7 @@ pub(in crate::config) struct Key<T> {
     )]
     pub(in crate::config) default: Option<&'static str>,
     pub(in crate::config) allowed: AllowedValues,
-    pub(in crate::config) reload: Reload,
+    pub(in crate::config) reload: ReloadEffect,
     pub(in crate::config) read: fn(&mut T, &mut ValueReader<'_>),
     #[cfg_attr(not(test), expect(dead_code, reason = "tests compare the documentation with it"))]
     pub(in crate::config) doc: &'static str,
@@ -26,7 +26,7 @@ pub(in crate::config) struct Key<T> {
 type Differs = fn(&Config, &Config) -> bool;
 
 /// Effect of a new value at a reload.
-pub(in crate::config) enum Reload {
+pub(in crate::config) enum ReloadEffect {
     Applied,
     /// Applied, except between configurations that differ in this.
     AppliedUnless(Differs),
@@ -34,11 +34,11 @@ pub(in crate::config) enum Reload {
     Restart(Differs),
 }
 
-impl Reload {
+impl ReloadEffect {
     pub(super) fn needs_restart(&self, old: &Config, new: &Config) -> bool {
         match self {
-            Reload::Applied => false,
-            Reload::AppliedUnless(differs) | Reload::Restart(differs) => differs(old, new),
+            ReloadEffect::Applied => false,
+            ReloadEffect::AppliedUnless(differs) | ReloadEffect::Restart(differs) => differs(old, new),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::row::{Key, Reload};
+use super::row::{ConfigKey, ReloadEffect};
 use crate::config::error::{InvalidValue, Source};
 use crate::config::parse::{member_name, token_hash};
 use crate::config::source::unknown_key;
@@ -13,60 +13,60 @@ use crate::secret::{Secret, TokenHash};
 const RATE: AllowedValues = AllowedValues::Number(1..=1_000_000);
 
 /// The keys of one member.
-pub(in crate::config) const MEMBER_KEYS: &[Key<TeamMemberBuilder>] = &[
-    Key {
+pub(in crate::config) const MEMBER_KEYS: &[ConfigKey<TeamMemberBuilder>] = &[
+    ConfigKey {
         name: "name",
         default: None,
         allowed: AllowedValues::Described("a name such as \"alice\""),
-        reload: Reload::Applied,
+        reload: ReloadEffect::Applied,
         read: |b, r| r.parsed(&mut b.name, member_name),
         doc: "required; name in logs and metrics, at most 64 bytes",
     },
-    Key {
+    ConfigKey {
         name: "token_sha256",
         default: None,
         allowed: AllowedValues::Described("64 hexadecimal digits"),
-        reload: Reload::Applied,
+        reload: ReloadEffect::Applied,
         read: |b, r| r.parsed(&mut b.token_sha256, token_hash),
         doc: "required; SHA-256 of the token",
     },
-    Key {
+    ConfigKey {
         name: "upstream_key",
         default: None,
         allowed: AllowedValues::Secret,
-        reload: Reload::Applied,
+        reload: ReloadEffect::Applied,
         read: |b, r| r.secret(&mut b.upstream_key),
         doc: "required; API key for the member's requests. Members with the same key share polls and cache",
     },
-    Key {
+    ConfigKey {
         name: "requests_per_second",
         default: None,
         allowed: RATE,
-        reload: Reload::Applied,
+        reload: ReloadEffect::Applied,
         read: |b, r| optional_number(&mut b.requests_per_second, r),
         doc: "replaces `limits.requests_per_second` for the member",
     },
-    Key {
+    ConfigKey {
         name: "burst",
         default: None,
         allowed: RATE,
-        reload: Reload::Applied,
+        reload: ReloadEffect::Applied,
         read: |b, r| optional_number(&mut b.burst, r),
         doc: "replaces `limits.burst`",
     },
-    Key {
+    ConfigKey {
         name: "calls_per_second",
         default: None,
         allowed: RATE,
-        reload: Reload::Applied,
+        reload: ReloadEffect::Applied,
         read: |b, r| optional_number(&mut b.calls_per_second, r),
         doc: "replaces `limits.calls_per_second`",
     },
-    Key {
+    ConfigKey {
         name: "calls_burst",
         default: None,
         allowed: RATE,
-        reload: Reload::Applied,
+        reload: ReloadEffect::Applied,
         read: |b, r| optional_number(&mut b.calls_burst, r),
         doc: "replaces `limits.calls_burst`",
     },
@@ -129,7 +129,7 @@ fn read_member(
         error.key = format!("{} {name}", reader.key);
         reader.errors.push(error);
     }
-    for Key { name, allowed, read, .. } in MEMBER_KEYS {
+    for ConfigKey { name, allowed, read, .. } in MEMBER_KEYS {
         if let Some(value) = table.get(*name) {
             let key = format!("{} {name}", reader.key);
             read(

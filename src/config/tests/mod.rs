@@ -104,8 +104,8 @@ fn each_key_sets_its_own_field_from_the_file_and_from_the_environment() {
             .find(|row| row.name == key || row.name.starts_with(&format!("{key}.")))
             .unwrap();
         let restart = match row.reload {
-            schema::Reload::Applied => vec![],
-            schema::Reload::AppliedUnless(_) | schema::Reload::Restart(_) => vec![row.name],
+            schema::ReloadEffect::Applied => vec![],
+            schema::ReloadEffect::AppliedUnless(_) | schema::ReloadEffect::Restart(_) => vec![row.name],
         };
         assert_eq!(from_file.needs_restart(&Config::default()), restart, "{key}");
         seen.push(from_file);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::*;
-use crate::config::schema::{KEYS, Key, MEMBER_KEYS, Reload};
+use crate::config::schema::{ConfigKey, KEYS, MEMBER_KEYS, ReloadEffect};
 use crate::config::value::AllowedValues;
 
 const DOCUMENTATION: &str = include_str!("../../../docs/configuration.md");
@@ -19,14 +19,14 @@ struct DocumentedKey {
 }
 
 fn documented_keys() -> Vec<DocumentedKey> {
-    fn document<T>(prefix: &str, key: &Key<T>) -> DocumentedKey {
+    fn document<T>(prefix: &str, key: &ConfigKey<T>) -> DocumentedKey {
         DocumentedKey {
             name: format!("{prefix}{}", key.name),
             default: key.default,
             allowed: key.allowed.to_string(),
             reload: match key.reload {
-                Reload::Applied | Reload::AppliedUnless(_) => "yes",
-                Reload::Restart(_) => "no",
+                ReloadEffect::Applied | ReloadEffect::AppliedUnless(_) => "yes",
+                ReloadEffect::Restart(_) => "no",
             },
             doc: key.doc,
         }
