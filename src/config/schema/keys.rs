@@ -302,7 +302,7 @@ pub(in crate::config) const KEYS: &[ConfigKey<ConfigBuilder>] = &[
         allowed: Time(Duration::ZERO..=YEAR),
         reload: Applied,
         read: |b, r| r.duration(&mut b.config.cache.completed_ttl),
-        doc: "lifetime of a completed job; 0s: not cached",
+        doc: "lifetime of a successful job; 0s: not cached",
     },
     ConfigKey {
         name: "cache.error_ttl",
