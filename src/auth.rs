@@ -115,7 +115,7 @@ pub enum KeyringError {
 
 impl Authenticator {
     /// A keyring with a hash key of its own.
-    pub fn new(auth: &config::Auth, api_key: Option<&Secret>) -> Result<Self, KeyringError> {
+    pub fn new(auth: &config::AuthConfig, api_key: Option<&Secret>) -> Result<Self, KeyringError> {
         let mut hash_key = [0; blake3::KEY_LEN];
         getrandom::fill(&mut hash_key).map_err(KeyringError::Random)?;
         let mode = ArcSwap::from_pointee(AuthMode::new(auth, api_key, &hash_key)?);
@@ -124,7 +124,7 @@ impl Authenticator {
 
     /// Holds this from the next [`Self::identify`] on, in place of what it held: a member that is not in it is
     /// out at once. A key that stays keeps its domain. After an error nothing has changed.
-    pub fn set(&self, auth: &config::Auth, api_key: Option<&Secret>) -> Result<(), KeyringError> {
+    pub fn set(&self, auth: &config::AuthConfig, api_key: Option<&Secret>) -> Result<(), KeyringError> {
         self.mode.store(Arc::new(AuthMode::new(auth, api_key, &self.hash_key)?));
         Ok(())
     }
@@ -164,7 +164,7 @@ impl Authenticator {
 
 impl AuthMode {
     fn new(
-        auth: &config::Auth,
+        auth: &config::AuthConfig,
         api_key: Option<&Secret>,
         hash_key: &[u8; blake3::KEY_LEN],
     ) -> Result<Self, KeyringError> {
@@ -173,14 +173,14 @@ impl AuthMode {
             Some(derive_identity(hash_key, value))
         };
         match auth {
-            config::Auth::Passthrough => Ok(AuthMode::Passthrough),
-            config::Auth::Sidecar => {
+            config::AuthConfig::Passthrough => Ok(AuthMode::Passthrough),
+            config::AuthConfig::Sidecar => {
                 let key = api_key.ok_or(KeyringError::NoApiKey)?;
                 let identity = with_key(key).ok_or(KeyringError::BadApiKey)?;
                 Ok(AuthMode::Sidecar(Identity { is_lent: true, ..identity }))
             }
-            config::Auth::Team(members) => {
-                let member = |member: &config::Member| {
+            config::AuthConfig::Team(members) => {
+                let member = |member: &config::TeamMember| {
                     let identity = with_key(&member.upstream_key)
                         .ok_or_else(|| KeyringError::BadMemberKey(member.name.clone()))?;
                     let identity = Identity { member: Some(member.name.as_str().into()), ..identity };
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn each_key_is_a_domain_of_its_own() {
-        let keyring = Authenticator::new(&config::Auth::Passthrough, None).unwrap();
+        let keyring = Authenticator::new(&config::AuthConfig::Passthrough, None).unwrap();
         assert_eq!(domain(&keyring, "Bearer a"), domain(&keyring, "Bearer a"));
         assert_ne!(domain(&keyring, "Bearer a"), domain(&keyring, "Bearer b"));
         assert!(domain(&keyring, "Bearer a").is_some());
@@ -265,7 +265,7 @@ mod tests {
     /// A connection that one client has authenticated would serve the next as that user.
     #[test]
     fn a_scheme_that_authenticates_the_connection_is_refused() {
-        let keyring = Authenticator::new(&config::Auth::Passthrough, None).unwrap();
+        let keyring = Authenticator::new(&config::AuthConfig::Passthrough, None).unwrap();
         for field in ["NTLM TlRMTVNT", "ntlm", "Negotiate YII", "NEGOTIATE\tYII", "  Negotiate YII", "NTLM,x"]
         {
             let refused = keyring.identify(&headers(&[field])).unwrap_err();
@@ -279,29 +279,33 @@ mod tests {
             assert!(domain(&keyring, field).is_some(), "{field:?}");
         }
         // The other modes send the gateway's own key, whatever the client's field holds.
-        let sidecar = Authenticator::new(&config::Auth::Sidecar, Some(&Secret::new("sk-1"))).unwrap();
+        let sidecar = Authenticator::new(&config::AuthConfig::Sidecar, Some(&Secret::new("sk-1"))).unwrap();
         assert!(domain(&sidecar, "NTLM TlRMTVNT").is_some());
     }
 
     #[test]
     fn two_gateways_name_one_key_differently() {
-        let [one, other] = [(); 2].map(|()| Authenticator::new(&config::Auth::Passthrough, None).unwrap());
+        let [one, other] =
+            [(); 2].map(|()| Authenticator::new(&config::AuthConfig::Passthrough, None).unwrap());
         assert_ne!(domain(&one, "Bearer a"), domain(&other, "Bearer a"));
     }
 
     #[test]
     fn in_sidecar_mode_everybody_is_the_gateways_key() {
-        let keyring = Authenticator::new(&config::Auth::Sidecar, Some(&Secret::new("sk-1"))).unwrap();
+        let keyring = Authenticator::new(&config::AuthConfig::Sidecar, Some(&Secret::new("sk-1"))).unwrap();
         assert_eq!(domain(&keyring, "Bearer a"), domain(&keyring, "anything"));
         let identity = keyring.identify(&HeaderMap::new()).unwrap().unwrap();
         assert_eq!(identity.authorization, "Bearer sk-1");
         assert!(!format!("{keyring:?}{identity:?}").contains("sk-1"));
-        assert!(matches!(Authenticator::new(&config::Auth::Sidecar, None), Err(KeyringError::NoApiKey)));
+        assert!(matches!(
+            Authenticator::new(&config::AuthConfig::Sidecar, None),
+            Err(KeyringError::NoApiKey)
+        ));
     }
 
     /// (name, token, upstream key)
-    fn team(members: &[(&str, &str, &str)]) -> config::Auth {
-        let member = |(name, token, key): &(&str, &str, &str)| config::Member {
+    fn team(members: &[(&str, &str, &str)]) -> config::AuthConfig {
+        let member = |(name, token, key): &(&str, &str, &str)| config::TeamMember {
             name: (*name).to_owned(),
             token_sha256: token_sha256(token.as_bytes()),
             upstream_key: Secret::new(*key),
@@ -310,7 +314,7 @@ mod tests {
             calls_per_second: None,
             calls_burst: None,
         };
-        config::Auth::Team(members.iter().map(member).collect())
+        config::AuthConfig::Team(members.iter().map(member).collect())
     }
 
     fn name(keyring: &Authenticator, field: &str) -> Result<String, AuthError> {

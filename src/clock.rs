@@ -1,9 +1,9 @@
-//! The one clock: tokio's, so that tests may pause it.
+//! The clock of the gateway: that of tokio, which tests can pause.
 
 use std::time::Instant;
 
-/// The time, to measure and to compare with; it never goes back.
-#[allow(clippy::disallowed_methods, reason = "this is the place that the ban points to")]
+/// Returns the monotonic time.
+#[allow(clippy::disallowed_methods, reason = "all other code uses this function")]
 pub fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }

@@ -1,11 +1,11 @@
-//! Text that somebody else has written, made safe for a terminal: an id or a message must not move its cursor, change
-//! its colours or turn the order of its letters round.
+//! Escapes text of clients and upstreams for a terminal: an id or a message must not move the cursor, change colours or
+//! reverse the order of characters.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Whether a terminal may act on the character in place of showing it: controls (C0, DEL, C1), line separators, and
-/// what turns the direction of writing (Unicode TR 9, "Trojan Source").
+/// Returns whether a terminal may act on the character: controls (C0, DEL, C1), line separators, and changes of the
+/// writing direction (Unicode TR 9, "Trojan Source").
 pub(crate) fn is_hidden(character: char) -> bool {
     character.is_control()
         || matches!(
@@ -14,22 +14,22 @@ pub(crate) fn is_hidden(character: char) -> bool {
         )
 }
 
-/// Writes hidden characters as Rust does, `\u{9b}` for example. Lines stay lines.
+/// Escapes hidden characters except line feeds as in Rust, such as `\u{9b}`.
 pub(crate) fn escape_lines(text: &str) -> Cow<'_, str> {
     let is_escaped = |character| character != '\n' && is_hidden(character);
     replace(text, is_escaped, |text, character| text.extend(character.escape_unicode()))
 }
 
-/// Writes hidden characters as Rust does, line breaks too.
+/// Escapes hidden characters as in Rust, line breaks included.
 pub(crate) fn escape(text: &str) -> Cow<'_, str> {
     replace(text, is_hidden, |text, character| text.extend(character.escape_debug()))
 }
 
-/// Writes the hidden characters of a JSON text, which stand in its strings, as JSON does: `\u009b` for example.
+/// Escapes the hidden characters of a JSON text as in JSON, such as `\u009b`. They occur in strings only.
 pub(crate) fn escape_json(json: &str) -> Cow<'_, str> {
     replace(json, is_hidden, |text, character| {
         for unit in character.encode_utf16(&mut [0; 2]) {
-            // Writing into memory cannot fail.
+            // Writing to a String does not fail.
             let _ = write!(text, "\\u{unit:04x}");
         }
     })
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn controls_and_characters_that_turn_the_direction_are_escaped_and_nothing_else() {
+    fn controls_and_direction_changes_are_escaped_and_nothing_else() {
         let hidden = "\0\u{1b}\u{7f}\u{80}\u{9b}\u{9f}\u{61c}\u{200e}\u{200f}\u{2028}\u{2029}\u{202a}\u{202e}\u{2066}\u{2069}";
         for character in hidden.chars() {
             let text = format!("a{character}b");
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn json_says_the_same_after_it_was_escaped() {
+    fn escaped_json_has_the_same_value() {
         let json = serde_json::json!({ "id": "\u{9b}2J\u{202e}\u{7f}" });
         let escaped = escape_json(&json.to_string()).into_owned();
         assert!(escaped.is_ascii(), "{escaped}");

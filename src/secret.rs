@@ -1,18 +1,17 @@
-//! What must not be seen: it has no `Display`, its `Debug` shows nothing.
+//! Secrets: they have no `Display`, and `Debug` does not show them.
 
 use std::fmt;
 
-/// A key or token. Only [`Secret::expose`] lets it out.
+/// A key or a token. Only [`Secret::expose`] returns its text.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Box<str>);
 
 impl Secret {
-    /// Takes the text in.
     pub fn new(text: impl Into<Box<str>>) -> Self {
         Self(text.into())
     }
 
-    /// The text itself, for the one place that sends it.
+    /// Returns the text, for the code that sends or compares it.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -24,7 +23,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The SHA-256 of a member's token. Tokens cannot be had from it, but it tells who has got hold of one.
+/// SHA-256 of a member's token. Not shown either: it identifies the owner of a leaked token.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct TokenHash(pub [u8; 32]);
 
@@ -39,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_cannot_be_printed() {
+    fn debug_output_does_not_show_a_secret() {
         assert_eq!(format!("{:?}", Secret::new("sk-abc")), "[secret]");
         assert_eq!(format!("{:?}", TokenHash([7; 32])), "[token hash]");
     }

@@ -130,7 +130,7 @@ fn what_the_cache_allocates_is_what_max_bytes_says() {
     let mut count = 0;
     for case in &cases {
         let config = Config::default().cache;
-        let config = clipgate::testing::config::Cache { max_bytes: MAX_BYTES, ..config };
+        let config = clipgate::testing::config::CacheConfig { max_bytes: MAX_BYTES, ..config };
         let (before, resident_before) = (ALLOCATOR.allocated(), resident());
         let cache = Cache::new(config, Route::suno().ladder);
         let now = clock::now();

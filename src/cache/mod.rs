@@ -36,7 +36,7 @@ const MAX_VALIDATED: usize = 64 << 10;
 /// The cache.
 #[derive(Debug)]
 pub struct Cache {
-    rules: ArcSwap<config::Cache>,
+    rules: ArcSwap<config::CacheConfig>,
     ladder: Ladder,
     jobs: moka::sync::Cache<(KeyDomain, JobId), Arc<CachedJob>, RandomState>,
     keys: Keys,
@@ -88,7 +88,7 @@ pub struct Size {
 
 impl Cache {
     /// An empty cache.
-    pub fn new(rules: config::Cache, ladder: Ladder) -> Self {
+    pub fn new(rules: config::CacheConfig, ladder: Ladder) -> Self {
         let jobs = moka::sync::Cache::builder()
             .max_capacity(rules.max_bytes)
             .weigher(|_, kept: &Arc<CachedJob>| kept.weight)
@@ -100,7 +100,7 @@ impl Cache {
     }
 
     /// From now on keeps states for other times; what is kept already stays for its own. Its size does not change.
-    pub fn reconfigure(&self, rules: config::Cache) {
+    pub fn reconfigure(&self, rules: config::CacheConfig) {
         self.rules.store(Arc::new(rules));
     }
 
@@ -346,7 +346,7 @@ mod tests {
         let (cache, t0) = (cache(), clock::now());
         cache.key_accepted(ALICE, t0);
         cache.store(ALICE, &state("a", "completed", t0), t0, t0);
-        let rules = config::Cache { completed_ttl: secs(5), ..config::Config::default().cache };
+        let rules = config::CacheConfig { completed_ttl: secs(5), ..config::Config::default().cache };
         cache.reconfigure(rules);
         cache.store(ALICE, &state("b", "completed", t0), t0, t0);
         let ttl = |name| cache.get(ALICE, &id(name), t0).map(|hit| hit.ttl);
@@ -466,7 +466,7 @@ mod tests {
 
     #[test]
     fn bytes_bound_the_cache() {
-        let rules = config::Cache { max_bytes: 20_000, ..config::Config::default().cache };
+        let rules = config::CacheConfig { max_bytes: 20_000, ..config::Config::default().cache };
         let (cache, t0) = (Cache::new(rules, Route::suno().ladder), clock::now());
         cache.key_accepted(ALICE, t0);
         for n in 0..100 {

@@ -1,4 +1,4 @@
-//! `clipgate completions`: what a shell needs to complete the command line, made from its definition.
+//! `clipgate completions`: completion scripts, generated from the definition of the command line.
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -13,13 +13,12 @@ Examples:
   zsh    clipgate completions zsh > ~/.zfunc/_clipgate      with fpath+=~/.zfunc before compinit in ~/.zshrc
   fish   clipgate completions fish > ~/.config/fish/completions/clipgate.fish
 
-The Debian package brings all three.";
+The Debian package installs all three.";
 
-/// How `completions` is called.
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub(super) struct Args {
-    /// The shell
+    /// Shell
     #[arg(value_name = "SHELL")]
     pub shell: Shell,
 }

@@ -12,10 +12,10 @@ use crate::printable::escape_lines;
 /// The error of a command. Its chain of causes is printed.
 pub(crate) type CommandError = Box<dyn std::error::Error + Send + Sync>;
 
-/// How long the end of the process waits for a pipe that accepts no bytes.
-const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest delay of the end of the process by a full pipe on stderr.
+const STDERR_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Prints the error and returns its exit code: 2 for a wrong command line or configuration, 1 for all else.
+/// Prints the error and returns its exit code: 2 for an invalid configuration, 1 for other errors.
 pub(crate) fn report(error: &CommandError) -> ExitCode {
     if !is_closed_pipe(error) {
         write_stderr(format!("clipgate: {}\n", chain(&**error)));
@@ -23,7 +23,7 @@ pub(crate) fn report(error: &CommandError) -> ExitCode {
     if error.is::<ConfigErrors>() { ExitCode::from(2) } else { ExitCode::FAILURE }
 }
 
-/// Formats an error and its causes in one text. It may quote text of others, and is safe for a terminal.
+/// Formats an error and its causes in one text. The text is safe for a terminal, also if it quotes an upstream.
 pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     let chain = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
@@ -35,7 +35,7 @@ fn is_closed_pipe(error: &CommandError) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Writes to stderr from a thread of its own: a pipe without a reader must not keep the process from its end.
+/// Writes to stderr from a thread of its own: a pipe without a reader must not delay the end of the process.
 fn write_stderr(text: String) {
     let (done, written) = mpsc::channel();
     let writer = thread::Builder::new().spawn(move || {
@@ -44,6 +44,6 @@ fn write_stderr(text: String) {
         let _ = done.send(());
     });
     if writer.is_ok() {
-        let _ = written.recv_timeout(LAST_WORDS_TIMEOUT);
+        let _ = written.recv_timeout(STDERR_TIMEOUT);
     }
 }

@@ -1,4 +1,4 @@
-//! The command line.
+//! The command line: a file or folder for each subcommand.
 
 mod api_key;
 mod check;
@@ -24,56 +24,55 @@ use self::error::CommandError;
 
 const EXAMPLES: &str = "\
 Examples:
-  clipgate --sim                         try it: a simulated API, no key, no network
-  clipgate                               before https://api.aimlapi.com, on 127.0.0.1:8080
-  clipgate --config config.toml          with a file of your own
+  clipgate --sim                         a simulated API: needs no key and no network
+  clipgate                               in front of https://api.aimlapi.com, on 127.0.0.1:8080
+  clipgate --config config.toml          with a configuration file
   clipgate --listen 127.0.0.1:9000       on another port
-  clipgate check --config config.toml    say what is wrong with the file, and where
-  clipgate watch ID                      follow a job until it is made
-  clipgate token alice                   let alice into the team: a token, and the lines that list it
-  clipgate health                        is it ready? For containers and probes
+  clipgate check --config config.toml    report the errors of a configuration file
+  clipgate watch ID                      follow a job until it is done
+  clipgate token alice                   create a team token for alice and its configuration lines
+  clipgate health                        check if the gateway is ready, for containers and probes
 
-Then point the client at http://127.0.0.1:8080 in place of the API.
+Clients use http://127.0.0.1:8080 as their base URL in place of the API.
 
-Every key of the file can be set by an environment variable too: \
-CLIPGATE__WAIT__TIMEOUT=60s sets `timeout` under [wait].
+Environment variables set the keys of the configuration too: CLIPGATE__WAIT__TIMEOUT=60s sets `timeout` under [wait].
 
-Signals: SIGTERM and SIGINT stop it within server.drain_timeout, a second one at once;
-SIGHUP reads the configuration and the certificates again.
+Signals: SIGTERM and SIGINT stop the gateway within server.drain_timeout, a second one at once. SIGHUP reads the \
+configuration and the certificates again.
 
-Exit code: 0 when all went well, 2 for a bad command line or configuration, 1 for any other failure, \
-a stop that a second signal cut short included.";
+Exit code: 0 after a stop, 2 for an invalid command line or configuration, 1 for any other failure and after a second \
+stop signal.";
 
-/// A caching reverse proxy that merges identical long-polls of a job API into one.
+/// A caching reverse proxy that coalesces identical long-polls of a job API into one
 ///
-/// Clients wait for a job as they would at the API itself; the gateway holds one long-poll for all that wait
-/// for the same, and answers from its cache what is finished. Plain `clipgate` is `clipgate serve`.
+/// Clients send the same requests as to the API. The gateway holds one long-poll for all clients that wait for the same
+/// job, and answers requests for finished jobs from its cache. `clipgate` without a subcommand is `clipgate serve`.
 #[derive(Debug, Parser)]
 #[command(name = "clipgate", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<CliCommand>,
     #[command(flatten)]
     serve: serve::Args,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
-    /// Run the gateway (what plain `clipgate` does)
+enum CliCommand {
+    /// Run the gateway (the default)
     Serve(serve::Args),
     /// Run the simulated upstream alone
     Sim(sim::Args),
-    /// Read the configuration and say what is wrong and where
+    /// Check the configuration and report its errors
     Check(check::Args),
-    /// Follow jobs in the terminal until they are made
+    /// Follow jobs in the terminal until they are done
     Watch(watch::Args),
-    /// Make a team token and the config lines that list it
+    /// Create a team token and its configuration lines
     Token(token::Args),
-    /// Ask a gateway on this machine whether it is ready
+    /// Check if a gateway on this machine is ready
     Health(health::Args),
-    /// Write what a shell needs to complete the command line
+    /// Print a completion script for a shell
     Completions(completions::Args),
-    /// Write the manual pages
+    /// Print or write the manual pages
     Man(man::Args),
 }
 
@@ -84,15 +83,15 @@ pub fn main() -> ExitCode {
 
 impl Cli {
     fn run(self) -> Result<ExitCode, CommandError> {
-        match self.command.unwrap_or(Command::Serve(self.serve)) {
-            Command::Serve(args) => block_on(serve::run(args)),
-            Command::Sim(args) => block_on(sim::run(args)),
-            Command::Check(args) => block_on(check::run(args)),
-            Command::Watch(args) => block_on(watch::run(args)),
-            Command::Token(args) => token::run(&args),
-            Command::Health(args) => block_on(health::run(args)),
-            Command::Completions(args) => completions::run(&args, Self::command()),
-            Command::Man(args) => man::run(&args, Self::command()),
+        match self.command.unwrap_or(CliCommand::Serve(self.serve)) {
+            CliCommand::Serve(args) => block_on(serve::run(args)),
+            CliCommand::Sim(args) => block_on(sim::run(args)),
+            CliCommand::Check(args) => block_on(check::run(args)),
+            CliCommand::Watch(args) => block_on(watch::run(args)),
+            CliCommand::Token(args) => token::run(&args),
+            CliCommand::Health(args) => block_on(health::run(args)),
+            CliCommand::Completions(args) => completions::run(&args, Self::command()),
+            CliCommand::Man(args) => man::run(&args, Self::command()),
         }
     }
 }
@@ -100,13 +99,14 @@ impl Cli {
 fn block_on(command: impl Future<Output = Result<ExitCode, CommandError>>) -> Result<ExitCode, CommandError> {
     let runtime = runtime(available_parallelism().map_or(1, NonZero::get))?;
     let code = runtime.block_on(command);
-    // What still runs is not waited for, a name that is looked up for example.
+    // A name lookup blocks its thread. The process must not wait for it.
     runtime.shutdown_background();
     code
 }
 
-/// On one core, threads that share the work only cost, and the answers of a large fan-out come last: tokio puts what
-/// does not fit into a thread's own queue behind what comes later, such as the hang-ups of who has been answered.
+/// Builds the runtime. On one core it has no worker threads: they would cost time, and would delay the responses of a
+/// large fan-out. tokio puts tasks that do not fit into a worker's own queue behind later ones, such as the disconnects of
+/// clients that have their response.
 fn runtime(cores: usize) -> io::Result<Runtime> {
     let mut builder = if cores == 1 { Builder::new_current_thread() } else { Builder::new_multi_thread() };
     builder.enable_all().build()
@@ -121,19 +121,19 @@ mod tests {
     }
 
     #[test]
-    fn the_definition_is_sound() {
+    fn the_command_line_definition_is_valid() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn plain_clipgate_takes_what_serve_takes() {
+    fn clipgate_without_a_subcommand_has_the_flags_of_serve() {
         let flags =
             ["", "--sim", "--sim --speed 20", "--config F", "--listen 127.0.0.1:0 --upstream http://u"];
         for line in flags {
             let plain = parse(&format!("clipgate {line}")).unwrap();
-            let Some(Command::Serve(named)) = parse(&format!("clipgate serve {line}")).unwrap().command
+            let Some(CliCommand::Serve(named)) = parse(&format!("clipgate serve {line}")).unwrap().command
             else {
-                panic!("serve {line} is not serve");
+                panic!("serve {line} is parsed as another command");
             };
             assert_eq!(format!("{:?}", plain.serve), format!("{named:?}"), "{line}");
             assert!(plain.command.is_none());
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_usage_exits_with_2() {
+    fn an_invalid_command_line_exits_with_2() {
         let lines = [
             "clipgate frobnicate",
             "clipgate --config",

@@ -1,4 +1,4 @@
-//! `clipgate sim`: the simulated upstream alone.
+//! `clipgate sim`: runs the simulated upstream alone.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -13,49 +13,47 @@ use crate::server::descriptors;
 use crate::sim::{FaultSpec, Options, Shape, Sim};
 use crate::socket;
 
-/// How `sim` is called.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = try_it())]
 pub(super) struct Args {
-    /// Where it listens; port 0 takes any that is free
+    /// Listener; with port 0 the system chooses a port
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8081")]
     pub listen: SocketAddr,
-    /// How many times faster than life clips are made and polls run out
+    /// Speed of clips and polls: 10 is ten times real time
     ///
-    /// In life a clip can be heard after about 30 s and is done after 60 to 120 s.
+    /// In real time a clip can be heard after about 30 s and is done after 60 to 120 s.
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = parse_speed)]
     pub speed: f64,
-    /// How long a poll is held before it is answered unreached; divided by the speed
+    /// Longest time that a poll is held, divided by the speed
     #[arg(long, value_name = "TIME", default_value = "120s", value_parser = parse_time)]
     pub hold: Duration,
-    /// What ids, lifetimes and chance come from: the same seed gives the same [default: random]
+    /// Seed of ids, lifetimes and faults [default: random]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// The part of the clips that ends in error: 0 to 1, or as 2%
+    /// Share of the clips that end in an error: 0 to 1, or a percentage such as 2%
     #[arg(long, value_name = "P", default_value = "2%", value_parser = parse_share)]
     pub error_rate: f64,
-    /// How answers for several clips look
+    /// JSON form of responses for several clips
     #[arg(long, value_enum, default_value_t = Shape::Array)]
     pub shape: Shape,
-    /// A fault and how often: FAULT:5% of all requests, or FAULT:3 for the next three; may be repeated
+    /// Fault and its frequency: FAULT:5% of all requests, or FAULT:3 for the next three; may be repeated
     ///
-    /// refuse        the connection is closed as soon as it is accepted
-    /// reset         the connection is reset (TCP RST) at once
-    /// reset=10s     or so long after the request, if it is unanswered by then
-    /// hang          the request is never answered
-    /// cut           the answer breaks off in the middle
-    /// html          a page of HTML comes as 200
-    /// 429, 429=3s   429 with Retry-After, 1 s or as said; 503=3s and so on too
+    /// refuse        close the connection after accepting it
+    /// reset         reset the connection (TCP RST) at once
+    /// reset=10s     reset it 10 s after a request that has no response yet
+    /// hang          never respond
+    /// cut           end the response in the middle
+    /// html          respond with 200 and a page of HTML
+    /// 429, 429=3s   429 with Retry-After, 1 s or the given time; also 503=3s and other statuses
     /// 500           any status from 400 to 599, with the documented JSON
-    /// 502=html      the same with a page of HTML
-    /// 504=empty     or with no body
+    /// 502=html      a status with a page of HTML
+    /// 504=empty     a status without a body
     ///
-    /// Times in faults are as written, whatever the speed.
+    /// The speed does not change times in faults.
     #[arg(long = "fault", value_name = "FAULT:OFTEN", verbatim_doc_comment)]
     pub faults: Vec<FaultSpec>,
 }
 
-/// What `--help` ends with.
 fn try_it() -> String {
     let route = Route::suno();
     let (path, id, status) = (&route.single_path, &route.single_param, &route.status_param);
@@ -68,12 +66,12 @@ fn try_it() -> String {
   curl -H 'Authorization: Bearer any' \\
     'localhost:8081{path}?{id}=ID&{status}={last}'
 
-Beside the real API there are aids under /sim/:
+Besides the API there are debug endpoints under /sim/:
   echo, mirror, stream?n=10&every=100ms, upgrade, status/CODE"
     )
 }
 
-/// Runs the simulated upstream until it is told to stop.
+/// Runs the simulated upstream until SIGTERM or SIGINT.
 pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     descriptors::raise_limit();
     let listener =
@@ -85,40 +83,42 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
         seed: args.seed.unwrap_or_else(|| fastrand::u64(..)),
         shape: args.shape,
         error_rate: args.error_rate,
-        // Nobody can ask for the record here.
+        // The command has no access to the recorded requests.
         keep_requests: 0,
         ..Options::default()
     });
     for fault in args.faults {
         sim.inject(fault);
     }
-    // Nobody has to read it.
+    // A closed stdout does not end the simulation.
     let _ = writeln!(std::io::stdout(), "clipgate sim listening on {}", listener.local_addr()?);
-    let told_to_stop = async {
-        // Cancel safe: a signal that is lost with this future has no one to stop.
+    let stop = async {
+        // Cancel safe: the future is dropped only at the end of the process.
         tokio::select! {
             _ = tokio::signal::ctrl_c() => {}
             _ = terminate.recv() => {}
         }
     };
-    sim.serve(listener, told_to_stop).await;
+    sim.serve(listener, stop).await;
     Ok(ExitCode::SUCCESS)
 }
 
 fn parse_speed(text: &str) -> Result<f64, &'static str> {
     let speed = text.parse().ok().filter(|speed: &f64| (0.001..=1_000_000.0).contains(speed));
-    speed.ok_or("write how many times faster than life, 0.001 to 1000000, as in 10")
+    speed.ok_or("use a number from 0.001 to 1000000; 10 is ten times real time")
 }
 
 fn parse_time(text: &str) -> Result<Duration, &'static str> {
     let time = humantime::parse_duration(text).ok().filter(|time| *time <= Duration::from_secs(86_400));
-    time.ok_or("write a time up to a day, as in 120s or 2min")
+    time.ok_or("use a duration up to a day, such as 120s or 2min")
 }
 
 fn parse_share(text: &str) -> Result<f64, &'static str> {
-    let (number, whole) = text.strip_suffix('%').map_or((text, 1.0), |percent| (percent, 100.0));
-    let share = number.parse().ok().map(|number: f64| number / whole);
-    share.filter(|share| (0.0..=1.0).contains(share)).ok_or("write a part, 0 to 1, or as in 2%")
+    let (number, divisor) = text.strip_suffix('%').map_or((text, 1.0), |percent| (percent, 100.0));
+    let share = number.parse().ok().map(|number: f64| number / divisor);
+    share
+        .filter(|share| (0.0..=1.0).contains(share))
+        .ok_or("use a share from 0 to 1, or a percentage such as 2%")
 }
 
 #[cfg(test)]
@@ -127,18 +127,18 @@ mod tests {
     use clap::Parser;
 
     #[derive(Debug, Parser)]
-    struct Line {
+    struct SimCommandLine {
         #[command(flatten)]
         args: Args,
     }
 
     fn parse(line: &[&str]) -> Result<Args, String> {
-        let line = Line::try_parse_from(["sim"].iter().chain(line));
+        let line = SimCommandLine::try_parse_from(["sim"].iter().chain(line));
         line.map(|line| line.args).map_err(|error| error.to_string())
     }
 
     #[test]
-    fn the_line_says_what_the_upstream_is_like() {
+    fn flags_set_the_options_of_the_simulation() {
         let line = ["--speed", "20", "--hold", "2min", "--error-rate", "0.5", "--shape", "map", "--fault"];
         let args = parse(&[&line[..], &["reset:5%", "--fault", "429=3s:2"]].concat()).unwrap();
         assert_eq!(args.hold, Duration::from_secs(120));
@@ -149,11 +149,11 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_value_is_told_what_would_be_right() {
+    fn an_invalid_value_is_rejected_with_a_hint() {
         let cases = [
             (["--speed", "0"], "0.001 to 1000000"),
-            (["--speed", "NaN"], "how many times faster"),
-            (["--hold", "120"], "as in 120s"),
+            (["--speed", "NaN"], "ten times real time"),
+            (["--hold", "120"], "such as 120s"),
             (["--hold", "100years"], "up to a day"),
             (["--error-rate", "2"], "0 to 1"),
             (["--fault", "rest:1%"], "there are refuse, reset"),

@@ -1,16 +1,14 @@
-//! What is wrong with a configuration: where, which key, what, and how to mend it.
+//! Errors of a configuration: place, key, problem and hint.
 //!
-//! Everything in here is shown to people, so no value of a secret may ever come in.
+//! All of it is shown to operators, so the value of a secret must never be in it.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// Where a value was set.
+/// Place where a value was set. The order of the variants is the order in which errors are reported.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
-    /// Nowhere: it is the default.
     Default,
-    /// The file as a whole.
     File(Arc<str>),
     /// A line of the file, counted from 1.
     Line(Arc<str>, usize),
@@ -32,22 +30,40 @@ impl fmt::Display for Source {
     }
 }
 
-/// One thing that is wrong.
+/// Error of one value, without its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidValue {
+    pub problem: String,
+    /// Advice on a valid value, as sentences.
+    pub hint: String,
+}
+
+impl fmt::Display for InvalidValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}. {}", self.problem, self.hint)
+    }
+}
+
+impl std::error::Error for InvalidValue {}
+
+pub(super) fn invalid<T>(problem: impl Into<String>, hint: impl Into<String>) -> Result<T, InvalidValue> {
+    Err(InvalidValue { problem: problem.into(), hint: hint.into() })
+}
+
+/// One error of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    /// Where it stands.
-    pub place: Source,
-    /// The key, `section.name`; empty if the fault is no key's.
+    pub source: Source,
+    /// The key, `section.name`; empty for an error of the whole file.
     pub key: String,
-    /// What is wrong, continuing "KEY: ".
     pub problem: String,
-    /// What to do, several lines where a line of the file is shown.
+    /// Advice, with several lines if it shows a line of the file.
     pub hint: String,
 }
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.place)?;
+        write!(f, "{}: ", self.source)?;
         if !self.key.is_empty() {
             write!(f, "{}: ", self.key)?;
         }
@@ -56,18 +72,16 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// Everything that is wrong, in the order of the file; never empty.
+/// All errors of a configuration in the order of the file; never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigErrors(Vec<ConfigError>);
 
 impl ConfigErrors {
-    /// Sorts them by place.
-    pub(super) fn new(mut faults: Vec<ConfigError>) -> Self {
-        faults.sort_by(|a, b| a.place.cmp(&b.place));
-        Self(faults)
+    pub(super) fn new(mut errors: Vec<ConfigError>) -> Self {
+        errors.sort_by(|a, b| a.source.cmp(&b.source));
+        Self(errors)
     }
 
-    /// One after the other.
     pub fn iter(&self) -> std::slice::Iter<'_, ConfigError> {
         self.0.iter()
     }
@@ -76,10 +90,10 @@ impl ConfigErrors {
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.len() {
-            1 => writeln!(f, "the configuration has a fault")?,
-            n => writeln!(f, "the configuration has {n} faults")?,
+            1 => writeln!(f, "the configuration has 1 error")?,
+            n => writeln!(f, "the configuration has {n} errors")?,
         }
-        self.0.iter().try_for_each(|fault| write!(f, "\n{fault}"))
+        self.0.iter().try_for_each(|error| write!(f, "\n{error}"))
     }
 }
 

@@ -1,292 +1,69 @@
-//! What the operator decides. The real form: durations are durations, secrets are read, all is validated.
+//! Configuration: read from a file, the environment and the command line, and validated.
 //!
 //! ```text
-//! file, environment, flags ──► raw ──► keys (a row each, read by reader) ──► Config
-//!                                └──────────┴──► Faults, all at once
+//! file, environment, flags ──► source: raw values by key ──► schema: a row a key ──► types: Config
+//!                                     └───────────────────────────┴──► all errors at once
 //! ```
 //!
-//! It knows no other modules but `secret` and `allowed_host`; whoever runs the gateway owns it.
+//! A new key is a row in `schema/keys.rs`, a field and its default in `types.rs`, and its lines in `config.toml` and
+//! `docs/configuration.md`. The tests compare these.
+//!
+//! Each module imports earlier ones of this list only:
+//!
+//! | module | content |
+//! | --- | --- |
+//! | `error` | errors with place, key, problem and hint |
+//! | `types` | the validated configuration and its defaults |
+//! | `parse`, `web` | parsers of single values |
+//! | `value` | raw values, and the reader that checks them |
+//! | `source` | file, environment and flags to raw values |
+//! | `path` | the path of the file |
+//! | `schema` | all keys, and the checks between them |
+//! | `warnings` | valid settings that may surprise |
 
 mod error;
+mod parse;
 mod path;
-mod restart;
 mod schema;
 mod source;
-mod team;
 #[cfg(test)]
 mod tests;
+mod types;
 mod value;
 mod warnings;
 mod web;
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
-use http::Uri;
-use ipnet::IpNet;
-
-pub use self::error::{ConfigError, ConfigErrors, Source};
+pub use self::error::{ConfigError, ConfigErrors, InvalidValue, Source};
+pub use self::parse::{base_url, member_name, secret};
 pub use self::path::locate;
-pub use self::team::member_name;
-pub use self::value::{InvalidValue, base_url, secret};
-use crate::protocol::allowed_host::HostPattern;
-use crate::secret::{Secret, TokenHash};
+pub use self::types::{
+    AdminConfig, AuthConfig, CacheConfig, Config, LimitsConfig, Listen, LogConfig, LogFormat, ServerConfig,
+    TeamMember, TelemetryConfig, TlsConfig, UpstreamConfig, WaitConfig,
+};
 
-/// Everything (contract, section 9).
-#[derive(Clone, Debug, PartialEq)]
-pub struct Config {
-    /// The clients' side.
-    pub server: Server,
-    /// The operator's side.
-    pub admin: Admin,
-    /// The API's side.
-    pub upstream: Upstream,
-    /// Whose key the upstream sees.
-    pub auth: Auth,
-    /// How long waits wait.
-    pub wait: Wait,
-    /// What is kept, and how long.
-    pub cache: Cache,
-    /// What one key may do.
-    pub limits: Limits,
-    /// What is written of all that.
-    pub log: Log,
-    /// Whom else it is told.
-    pub telemetry: Telemetry,
-}
-
-/// An address to listen on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Listen {
-    /// `HOST:PORT`
-    Tcp(SocketAddr),
-    /// `unix:PATH`
-    Unix(PathBuf),
-}
-
-impl fmt::Display for Listen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Listen::Tcp(addr) => addr.fmt(f),
-            Listen::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
-
-/// `[server]`
-#[derive(Clone, Debug, PartialEq)]
-pub struct Server {
-    /// Where clients connect; never empty.
-    pub listen: Vec<Listen>,
-    /// How long parked waits and running requests have to end after SIGTERM.
-    pub drain_timeout: Duration,
-    /// Client connections at once.
-    pub max_connections: usize,
-    /// How long a request's head may take to arrive.
-    pub header_timeout: Duration,
-    /// How long a connection may be kept without a request.
-    pub idle_timeout: Duration,
-    /// Certificates, where the listeners speak TLS.
-    pub tls: Option<Tls>,
-    /// The web origins that CORS is answered for.
-    pub cors_origins: Vec<String>,
-    /// By which further names a sidecar, and an admin listener without a token, may be reached.
-    pub allowed_hosts: Vec<HostPattern>,
-    /// Whose `Forwarded` and `X-Forwarded-For` are believed.
-    pub trusted_proxies: Vec<IpNet>,
-}
-
-/// `server.tls`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tls {
-    /// The certificate chain, PEM.
-    pub cert: PathBuf,
-    /// Its private key, PEM.
-    pub key: PathBuf,
-    /// Whose client certificates are asked for, PEM.
-    pub client_ca: Option<PathBuf>,
-}
-
-/// `[admin]`
-#[derive(Clone, Debug, PartialEq)]
-pub struct Admin {
-    /// Where health, metrics and the dashboard are; `None` turns them off.
-    pub listen: Option<Listen>,
-    /// What the admin routes but the health checks ask for.
-    pub token: Option<Secret>,
-}
-
-/// `[upstream]`
-#[derive(Clone, Debug, PartialEq)]
-pub struct Upstream {
-    /// `http` or `https`, an authority without userinfo, perhaps a path prefix; no query.
-    pub base_url: Uri,
-    /// The key of sidecar mode.
-    pub api_key: Option<Secret>,
-    /// When the upstream answers a poll unreached.
-    pub poll_timeout: Duration,
-    /// How long a connection, TLS included, may take.
-    pub connect_timeout: Duration,
-    /// How old a connection may become before it takes no more requests.
-    pub connection_max_age: Duration,
-    /// Jobs one poll may ask for.
-    pub max_jobs: usize,
-    /// Polls open at once.
-    pub max_polls: usize,
-    /// Upstream requests a second; 0 is no limit.
-    pub requests_per_second: u32,
-    /// Tries in a row after a poll's first.
-    pub retries: u32,
-    /// How long after its first transport fault a poll is given up.
-    pub retry_for: Duration,
-    /// Failures in a row that open the breaker.
-    pub breaker_failures: u32,
-    /// How long an open breaker lets no poll through.
-    pub breaker_cooldown: Duration,
-}
-
-/// `[auth]`
-#[derive(Clone, Debug, PartialEq)]
-pub enum Auth {
-    /// Each client brings its own upstream key.
-    Passthrough,
-    /// Every request goes with `upstream.api_key`.
-    Sidecar,
-    /// Clients bring tokens of the gateway's own.
-    Team(Vec<Member>),
-}
-
-impl Auth {
-    /// The team; empty in the other modes.
-    pub fn members(&self) -> &[Member] {
-        match self {
-            Auth::Passthrough | Auth::Sidecar => &[],
-            Auth::Team(members) => members,
-        }
-    }
-}
-
-/// `[[team.members]]`
-#[derive(Clone, Debug, PartialEq)]
-pub struct Member {
-    /// What logs and metrics call the member.
-    pub name: String,
-    /// The SHA-256 of the member's token.
-    pub token_sha256: TokenHash,
-    /// The upstream key the member's requests go with.
-    pub upstream_key: Secret,
-    /// The member's own `limits.requests_per_second`.
-    pub requests_per_second: Option<u32>,
-    /// The member's own `limits.burst`.
-    pub burst: Option<u32>,
-    /// The member's own `limits.calls_per_second`.
-    pub calls_per_second: Option<u32>,
-    /// The member's own `limits.calls_burst`.
-    pub calls_burst: Option<u32>,
-}
-
-/// `[wait]`
-#[derive(Clone, Debug, PartialEq)]
-pub struct Wait {
-    /// How long a wait waits from its own arrival.
-    pub timeout: Duration,
-    /// The longest that a client may ask for.
-    pub max_timeout: Duration,
-    /// How long a poll stays open without a wait.
-    pub linger: Duration,
-    /// Jobs one wait may name.
-    pub max_jobs: usize,
-}
-
-/// `[cache]`
-#[derive(Clone, Debug, PartialEq)]
-pub struct Cache {
-    /// The most the kept jobs may weigh, in bytes.
-    pub max_bytes: u64,
-    /// How long a completed job is kept.
-    pub completed_ttl: Duration,
-    /// How long a failed job is kept.
-    pub error_ttl: Duration,
-    /// How long a state that is not terminal may be answered again; zero: never.
-    pub live_ttl: Duration,
-    /// How long a key that the upstream accepted is served hits without proof.
-    pub key_recheck_interval: Duration,
-}
-
-/// `[limits]`
-#[derive(Clone, Debug, PartialEq)]
-pub struct Limits {
-    /// The `requests` quota's rate, per key.
-    pub requests_per_second: u32,
-    /// The `requests` quota's burst.
-    pub burst: u32,
-    /// The `calls` quota's rate, per key.
-    pub calls_per_second: u32,
-    /// The `calls` quota's burst.
-    pub calls_burst: u32,
-    /// Parked waits of one key.
-    pub max_waits_per_key: usize,
-    /// Parked waits of all.
-    pub max_waits: usize,
-    /// Passed-through requests of one key, member or address at once.
-    pub max_passthrough_per_key: usize,
-    /// Passed-through requests of all at once.
-    pub max_passthrough: usize,
-    /// The largest request body, in bytes.
-    pub max_body: u64,
-}
-
-/// `[log]`
-#[derive(Clone, Debug, PartialEq)]
-pub struct Log {
-    /// How a line looks.
-    pub format: LogFormat,
-    /// The least severe lines that are written: `error`, `warn`, `info`, `debug` or `trace`.
-    pub level: tracing::Level,
-}
-
-/// `log.format`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// For machines, one object a line.
-    Json,
-}
-
-/// `[telemetry]`
-#[derive(Clone, Debug, PartialEq)]
-pub struct Telemetry {
-    /// The collector that spans are sent to, over OTLP; `None`: there are no spans.
-    pub otlp_endpoint: Option<Uri>,
-    /// How many of a hundred traces that begin here are recorded.
-    pub sample_percent: u8,
-}
-
-/// What a flag of the command line says of a key; it outdoes the environment, which outdoes the file.
+/// Value of a key from the command line. It overrides the environment, which overrides the file.
 #[derive(Clone, Debug)]
 pub struct Flag {
-    /// The flag, as faults name it: `--listen`.
+    /// Name of the flag in errors, such as `--listen`.
     pub flag: &'static str,
-    /// The key it stands for: `server.listen`.
+    /// Name of the key, such as `server.listen`.
     pub key: &'static str,
-    /// What it was given.
     pub value: String,
 }
 
 impl Config {
-    /// The defaults, over them the file if there is one, over that each `CLIPGATE__SECTION__KEY` of the
-    /// environment, which `env:NAME` secrets come from too.
+    /// Loads the defaults, the file over them, and the `CLIPGATE__SECTION__KEY` variables over both. The environment
+    /// is also that of `env:NAME` secrets.
     ///
-    /// A value from the environment is text as it stands (`120s`, `6`, `team`). A list is written as in TOML,
-    /// `["10.0.0.0/8", "::1"]`, or is the one text; empty text is the empty list.
+    /// The value of a variable is the text itself (`120s`, `6`, `team`). A list is written as in TOML,
+    /// `["10.0.0.0/8", "::1"]`, or is one element; empty text is the empty list.
     ///
     /// # Errors
     ///
-    /// Everything that is wrong. Only if the file is no TOML at all, that alone.
+    /// All errors of the configuration. If the file is not valid TOML, its syntax errors alone.
     pub fn load(
         path: Option<&Path>,
         env: impl IntoIterator<Item = (String, String)>,
@@ -294,7 +71,7 @@ impl Config {
         Self::load_with(path, env, [])
     }
 
-    /// As [`Config::load`], and flags over all.
+    /// Loads like [`Config::load`], with flags over all.
     ///
     /// # Errors
     ///
@@ -305,22 +82,22 @@ impl Config {
         flags: impl IntoIterator<Item = Flag>,
     ) -> Result<Self, ConfigErrors> {
         let env: BTreeMap<String, String> = env.into_iter().collect();
-        let mut faults = Vec::new();
-        let mut entries = source::RawConfig::default();
+        let mut errors = Vec::new();
+        let mut raw = source::RawConfig::new(schema::known_keys());
         if let Some(path) = path {
-            entries.file(path, &mut faults).map_err(ConfigErrors::new)?;
+            raw.add_file(path, &mut errors).map_err(ConfigErrors::new)?;
         }
-        entries.environment(&env, &mut faults);
+        raw.add_environment(&env, &mut errors);
         for Flag { flag, key, value } in flags {
-            entries.flag(flag, key, &value, &mut faults);
+            raw.add_flag(flag, key, &value, &mut errors);
         }
-        let config = schema::build(&entries, &env, &mut faults);
-        if faults.is_empty() { Ok(config) } else { Err(ConfigErrors::new(faults)) }
+        let config = schema::build(&raw, &env, &mut errors);
+        if errors.is_empty() { Ok(config) } else { Err(ConfigErrors::new(errors)) }
     }
 }
 
-/// The process's environment as [`Config::load`] takes it. A value that is not Unicode is left out, unless it
-/// sets a key: then it comes with replacement characters, which the key refuses.
+/// Returns the environment of the process. A variable whose value is not Unicode is left out. If it sets a key, it is
+/// returned with replacement characters, so that the key reports an error.
 pub fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(|(name, value)| {
         let name = name.into_string().ok()?;
@@ -332,61 +109,4 @@ pub fn environment() -> impl Iterator<Item = (String, String)> {
             Err(_) => None,
         }
     })
-}
-
-impl Default for Config {
-    /// The values of `config.toml`, which a test holds to these.
-    fn default() -> Self {
-        let secs = Duration::from_secs;
-        Self {
-            server: Server {
-                listen: vec![Listen::Tcp(([127, 0, 0, 1], 8080).into())],
-                drain_timeout: secs(10),
-                max_connections: 100_000,
-                header_timeout: secs(10),
-                idle_timeout: secs(200),
-                tls: None,
-                cors_origins: Vec::new(),
-                allowed_hosts: Vec::new(),
-                trusted_proxies: Vec::new(),
-            },
-            admin: Admin { listen: Some(Listen::Tcp(([127, 0, 0, 1], 9090).into())), token: None },
-            upstream: Upstream {
-                base_url: Uri::from_static("https://api.aimlapi.com"),
-                api_key: None,
-                poll_timeout: secs(120),
-                connect_timeout: secs(5),
-                connection_max_age: secs(300),
-                max_jobs: 6,
-                max_polls: 512,
-                requests_per_second: 0,
-                retries: 4,
-                retry_for: secs(30),
-                breaker_failures: 8,
-                breaker_cooldown: secs(5),
-            },
-            auth: Auth::Passthrough,
-            wait: Wait { timeout: secs(120), max_timeout: secs(600), linger: secs(2), max_jobs: 6 },
-            cache: Cache {
-                max_bytes: 256 << 20,
-                completed_ttl: secs(24 * 3600),
-                error_ttl: secs(600),
-                live_ttl: secs(1),
-                key_recheck_interval: secs(600),
-            },
-            limits: Limits {
-                requests_per_second: 200,
-                burst: 400,
-                calls_per_second: 20,
-                calls_burst: 40,
-                max_waits_per_key: 1000,
-                max_waits: 100_000,
-                max_passthrough_per_key: 256,
-                max_passthrough: 4096,
-                max_body: 32 << 20,
-            },
-            log: Log { format: LogFormat::Text, level: tracing::Level::INFO },
-            telemetry: Telemetry { otlp_endpoint: None, sample_percent: 100 },
-        }
-    }
 }

@@ -1,12 +1,12 @@
-//! Which file is read where none is named.
+//! Path of the configuration file if the command line names none.
 
 use std::path::{Path, PathBuf};
 
-/// The file that was named, else the first that is there of `$XDG_CONFIG_HOME/clipgate/config.toml`
-/// (`~/.config` without that variable) and `/etc/clipgate/config.toml`. `None`: the defaults hold.
+/// Returns the named file, else the first that exists of `$XDG_CONFIG_HOME/clipgate/config.toml` (`~/.config` without
+/// that variable) and `/etc/clipgate/config.toml`. `None`: the defaults apply.
 ///
-/// A `config.toml` in the working directory is never read unasked: who starts the gateway somewhere else must
-/// not get another gateway.
+/// A `config.toml` in the working directory is never read unless it is named: the configuration must not depend on
+/// the directory in which the gateway is started.
 pub fn locate(explicit: Option<&Path>, env: impl IntoIterator<Item = (String, String)>) -> Option<PathBuf> {
     match explicit {
         Some(path) => Some(path.to_owned()),
@@ -14,7 +14,7 @@ pub fn locate(explicit: Option<&Path>, env: impl IntoIterator<Item = (String, St
     }
 }
 
-/// The places of habit, the first to be looked at first.
+/// Returns the default paths, the first to try first.
 fn default_paths(env: impl IntoIterator<Item = (String, String)>) -> Vec<PathBuf> {
     let (mut xdg, mut home) = (None, None);
     for (name, value) in env {
@@ -24,9 +24,9 @@ fn default_paths(env: impl IntoIterator<Item = (String, String)>) -> Vec<PathBuf
             _ => {}
         }
     }
-    // a path that is not absolute is to be ignored (XDG Base Directory Specification)
-    let own = xdg.filter(|path| path.is_absolute()).or(home.filter(|path| path.is_absolute()));
-    own.into_iter().chain([PathBuf::from("/etc")]).map(|dir| dir.join("clipgate/config.toml")).collect()
+    // The XDG Base Directory Specification requires that relative paths are ignored.
+    let user = xdg.filter(|path| path.is_absolute()).or(home.filter(|path| path.is_absolute()));
+    user.into_iter().chain([PathBuf::from("/etc")]).map(|dir| dir.join("clipgate/config.toml")).collect()
 }
 
 #[cfg(test)]
@@ -34,9 +34,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_users_own_file_comes_before_the_machines() {
-        type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
-        let cases: &[Case<'_>] = &[
+    fn the_users_file_precedes_that_of_the_machine() {
+        type PathCase<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
+        let cases: &[PathCase<'_>] = &[
             (&[], &["/etc/clipgate/config.toml"]),
             (&[("HOME", "/h")], &["/h/.config/clipgate/config.toml", "/etc/clipgate/config.toml"]),
             (
@@ -57,13 +57,13 @@ mod tests {
     }
 
     #[test]
-    fn a_named_file_is_taken_even_if_it_is_not_there() {
+    fn a_named_file_is_used_even_if_it_does_not_exist() {
         let named = Path::new("/no/such/file.toml");
         assert_eq!(locate(Some(named), []), Some(named.to_owned()));
     }
 
     #[test]
-    fn the_file_of_habit_is_found_where_it_is() {
+    fn a_default_file_is_used_if_it_exists() {
         let dir = tempfile::tempdir().unwrap();
         let env = || [("XDG_CONFIG_HOME".to_owned(), dir.path().display().to_string())];
         let path = dir.path().join("clipgate/config.toml");

@@ -1,12 +1,12 @@
-//! The raw form: what the file, the environment and the command line say, key by key, not yet understood.
+//! Raw values by key, from the file, the environment and the command line.
 //!
 //! ```text
 //! file ──┐
-//! env ───┼──► Entries: "server.listen" ──► Item { place, raw } ──► keys ──► Config
-//! flags ─┘    the later one wins
+//! env ───┼──► RawConfig: "server.listen" ──► LocatedValue { source, raw } ──► schema ──► Config
+//! flags ─┘    a later source replaces the value of an earlier one
 //! ```
 //!
-//! It knows which keys there are, not what they mean. A raw value may be a secret, so nothing here has `Debug`.
+//! The schema passes the names of the keys in. Their meaning is unknown here.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,181 +18,249 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::error::{ConfigError, Source};
-use super::schema;
+use super::value::{LocatedValue, RawValue};
 
-/// What every variable that sets a key begins with.
+/// Prefix of the variables that set a key.
 pub(super) const PREFIX: &str = "CLIPGATE__";
 
-/// A value and where it was set.
-pub(super) struct LocatedValue {
-    pub(super) place: Source,
-    pub(super) raw: RawValue,
+/// Names of the keys that exist.
+pub(super) struct KnownKeys {
+    /// Full names such as `server.tls.cert`, in the order of `config.toml`.
+    pub(super) names: Vec<&'static str>,
+    /// Last parts of the names of keys whose values must not be shown.
+    pub(super) secrets: Vec<&'static str>,
 }
 
-/// A value as TOML has it.
-pub(super) enum RawValue {
-    Text(String),
-    /// Text from the environment or the command line, where a number has no other form.
-    Bare(String),
-    /// Saturating where it is out of all bounds.
-    Integer(i128),
-    List(Vec<LocatedValue>),
-    Table(BTreeMap<String, LocatedValue>),
-    /// What no key is ever written as.
-    Other(&'static str),
-}
+impl KnownKeys {
+    fn find(&self, key: &str) -> Option<&'static str> {
+        self.names.iter().copied().find(|name| *name == key)
+    }
 
-impl RawValue {
-    /// What a person would call it.
-    pub(super) fn kind(&self) -> &'static str {
-        match self {
-            RawValue::Text(_) | RawValue::Bare(_) => "text",
-            RawValue::Integer(_) => "a number",
-            RawValue::List(_) => "a list",
-            RawValue::Table(_) => "a table",
-            RawValue::Other(kind) => kind,
-        }
+    fn is_section(&self, key: &str) -> bool {
+        self.names.iter().any(|name| name.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
+    }
+
+    /// Returns the section of each key, with repetitions.
+    fn sections(&self) -> impl Iterator<Item = &'static str> {
+        self.names.iter().filter_map(|name| name.rsplit_once('.')).map(|(section, _)| section)
+    }
+
+    fn first_of(&self, section: &str) -> &'static str {
+        self.names.iter().find(|name| name.starts_with(section)).unwrap_or(&self.names[0])
+    }
+
+    /// Returns whether a line that sets this key, named without its section, may be shown.
+    fn is_harmless(&self, key: &str) -> bool {
+        let is_known = self.names.iter().filter_map(|name| name.split_once('.')).any(|(_, name)| name == key);
+        is_known && !self.names_a_secret(key)
+    }
+
+    /// Returns whether the text contains the name of a key with a secret.
+    fn names_a_secret(&self, text: &str) -> bool {
+        self.secrets.iter().any(|secret| text.contains(secret))
     }
 }
 
-/// The values by key; only known keys are in it.
-#[derive(Default)]
-pub(super) struct RawConfig(BTreeMap<&'static str, LocatedValue>);
+/// Values by key. Unknown keys become errors when they are added.
+pub(super) struct RawConfig {
+    known: KnownKeys,
+    values: BTreeMap<&'static str, LocatedValue>,
+}
 
 impl RawConfig {
-    /// The value of a key.
+    pub(super) fn new(known: KnownKeys) -> Self {
+        Self { known, values: BTreeMap::new() }
+    }
+
     pub(super) fn get(&self, key: &str) -> Option<&LocatedValue> {
-        self.0.get(key)
+        self.values.get(key)
     }
 
-    /// Where the first of these keys that is set at all was set.
-    pub(super) fn place(&self, keys: &[&str]) -> Source {
-        keys.iter().find_map(|key| self.get(key)).map_or(Source::Default, |item| item.place.clone())
+    /// Returns the place of the first of these keys that is set.
+    pub(super) fn source(&self, keys: &[&str]) -> Source {
+        keys.iter().find_map(|key| self.get(key)).map_or(Source::Default, |item| item.source.clone())
     }
 
-    /// Takes in the file; `Err` if it cannot be read as TOML, when nothing else can be judged.
-    pub(super) fn file(
+    /// Adds a file. Returns `Err` if the file is not TOML: then no key can be checked.
+    pub(super) fn add_file(
         &mut self,
         path: &Path,
-        faults: &mut Vec<ConfigError>,
+        errors: &mut Vec<ConfigError>,
     ) -> Result<(), Vec<ConfigError>> {
         let name: Arc<str> = path.display().to_string().into();
         let text = read(path).map_err(|problem| {
-            let hint = "name another file with --config, or mend this one".to_owned();
-            vec![ConfigError { place: Source::File(name.clone()), key: String::new(), problem, hint }]
+            let hint = "Correct this file or name another one with --config.".to_owned();
+            vec![ConfigError { source: Source::File(name.clone()), key: String::new(), problem, hint }]
         })?;
-        self.document(&text, &name, faults)
+        self.add_document(&text, &name, errors)
     }
 
-    /// Takes in a TOML document that is called `name`.
-    pub(super) fn document(
+    /// Adds a TOML document from a file of this name.
+    pub(super) fn add_document(
         &mut self,
         text: &str,
         name: &Arc<str>,
-        faults: &mut Vec<ConfigError>,
+        errors: &mut Vec<ConfigError>,
     ) -> Result<(), Vec<ConfigError>> {
-        let (table, errors) = DeTable::parse_recoverable(text);
-        if !errors.is_empty() {
-            return Err(syntax_faults(text, name, &errors));
+        let (table, syntax_errors) = DeTable::parse_recoverable(text);
+        if !syntax_errors.is_empty() {
+            return Err(self.describe_syntax_errors(text, name, &syntax_errors));
         }
-        let place = |offset: usize| Source::Line(name.clone(), line_of(text, offset));
-        for (key, item) in table_items(table.into_inner(), &place) {
-            self.put(key, item, faults);
+        let source = |offset: usize| Source::Line(name.clone(), line_of(text, offset));
+        for (key, value) in table_values(table.into_inner(), &source) {
+            self.add(key, value, errors);
         }
         Ok(())
     }
 
-    /// Takes in what `CLIPGATE__SECTION__KEY` variables say.
-    pub(super) fn environment(&mut self, env: &BTreeMap<String, String>, faults: &mut Vec<ConfigError>) {
+    /// Adds the `CLIPGATE__SECTION__KEY` variables.
+    pub(super) fn add_environment(&mut self, env: &BTreeMap<String, String>, errors: &mut Vec<ConfigError>) {
         for (name, value) in env {
             let Some(rest) = name.strip_prefix(PREFIX) else { continue };
-            let key = rest.split("__").map(bare_key).collect::<Vec<_>>().join(".");
-            let place = Source::Variable(name.clone());
-            self.put(key.to_ascii_lowercase(), outside(place, value), faults);
+            let key = rest.split("__").map(quote_key).collect::<Vec<_>>().join(".");
+            let source = Source::Variable(name.clone());
+            self.add(key.to_ascii_lowercase(), from_text(source, value), errors);
         }
     }
 
-    /// Takes in what a flag of the command line says of a key.
-    pub(super) fn flag(&mut self, flag: &'static str, key: &str, value: &str, faults: &mut Vec<ConfigError>) {
-        self.put(key.to_owned(), outside(Source::Flag(flag), value), faults);
+    pub(super) fn add_flag(
+        &mut self,
+        flag: &'static str,
+        key: &str,
+        value: &str,
+        errors: &mut Vec<ConfigError>,
+    ) {
+        self.add(key.to_owned(), from_text(Source::Flag(flag), value), errors);
     }
 
-    /// Keeps the value, or goes into it where it is a section.
-    fn put(&mut self, key: String, item: LocatedValue, faults: &mut Vec<ConfigError>) {
-        if let Some(known) = schema::find(&key) {
-            self.0.insert(known, item);
+    /// Stores the value of a key, or the values of a section's keys.
+    fn add(&mut self, key: String, value: LocatedValue, errors: &mut Vec<ConfigError>) {
+        if let Some(known) = self.known.find(&key) {
+            self.values.insert(known, value);
             return;
         }
-        match item.raw {
-            RawValue::Table(inner) if schema::is_section(&key) => {
-                for (name, item) in inner {
-                    self.put(format!("{key}.{name}"), item, faults);
+        match value.raw {
+            RawValue::Table(inner) if self.known.is_section(&key) => {
+                for (name, value) in inner {
+                    self.add(format!("{key}.{name}"), value, errors);
                 }
             }
-            _ if schema::is_section(&key) => faults.push(ConfigError {
-                problem: format!("is a section, not {}", item.raw.kind()),
-                hint: match &item.place {
-                    Source::Variable(_) => {
-                        format!(
-                            "set its keys one by one, such as {}",
-                            spelt(&item.place, schema::first_of(&key))
-                        )
-                    }
-                    _ => format!("write [{key}] on a line of its own, and its keys below"),
+            _ if self.known.is_section(&key) => errors.push(ConfigError {
+                problem: format!("expected a section, found {}", value.raw.kind()),
+                hint: match &value.source {
+                    Source::Variable(_) => format!(
+                        "Set each key of the section, such as {}.",
+                        spelling(&value.source, self.known.first_of(&key))
+                    ),
+                    _ => format!("Write [{key}] on its own line and the keys below."),
                 },
-                place: item.place,
+                source: value.source,
                 key,
             }),
             RawValue::Table(_) => {
-                let near = nearest(&key, schema::sections());
-                let fix = near.map_or(String::new(), |near| match &item.place {
-                    Source::Variable(_) => {
-                        format!("the nearest known key is {}", spelt(&item.place, schema::first_of(near)))
-                    }
-                    _ => format!("the nearest known section is [{near}]"),
+                let nearest = nearest(&key, self.known.sections());
+                let hint = nearest.map_or(String::new(), |nearest| match &value.source {
+                    Source::Variable(_) => format!(
+                        "The nearest known key is {}.",
+                        spelling(&value.source, self.known.first_of(nearest))
+                    ),
+                    _ => format!("The nearest known section is [{nearest}]."),
                 });
-                faults.push(ConfigError {
-                    place: item.place,
+                errors.push(ConfigError {
+                    source: value.source,
                     key,
-                    problem: "there is no such section".to_owned(),
-                    hint: fix,
+                    problem: "unknown section".to_owned(),
+                    hint,
                 });
             }
-            _ => faults.push(unknown(item.place, key, schema::names())),
+            _ => errors.push(unknown_key(value.source, key, self.known.names.iter().copied())),
         }
+    }
+
+    /// Converts the parser's errors, the first of each line, and shows each line with a caret below it.
+    fn describe_syntax_errors(
+        &self,
+        text: &str,
+        name: &Arc<str>,
+        syntax_errors: &[toml::de::Error],
+    ) -> Vec<ConfigError> {
+        let mut errors: Vec<ConfigError> = Vec::new();
+        for error in syntax_errors {
+            let start = error.span().map_or(0, |span| span.start).min(text.len());
+            let (line, column) = position(text, start);
+            let source = Source::Line(name.clone(), line);
+            if errors.iter().any(|error| error.source == source) {
+                continue;
+            }
+            let mut hint = String::new();
+            let shown = self.redact_line(text.lines().nth(line - 1).unwrap_or_default());
+            let margin = line.to_string();
+            let _ = writeln!(hint, "{margin} | {shown}");
+            let _ = writeln!(hint, "{:1$} | {2:>3$}", "", margin.len(), "^", column);
+            hint.push_str(match error.message().contains("duplicate") {
+                true => "Each key and each [section] may occur once. Remove the duplicate.",
+                false => "Text needs quotes (\"...\"), a list is [\"a\", \"b\"], a section is [name].",
+            });
+            let problem = format!("column {column}: invalid TOML: {}", error.message().trim_end());
+            errors.push(ConfigError { source, key: String::new(), problem, hint });
+        }
+        if let Some(last) = errors.last_mut() {
+            last.hint.push_str("\nThe values are checked once the file is valid TOML.");
+        }
+        errors
+    }
+
+    /// Hides letters and digits of a line that may hold a secret. Shown in full are the head of a section and a known
+    /// key without a secret. Anywhere else a file that is not TOML may have its secrets.
+    fn redact_line(&self, line: &str) -> String {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | ' ' | '[' | ']');
+        let is_head = line.trim_start().starts_with('[') && line.chars().all(is_plain);
+        let name = line.split('=').next().unwrap_or_default();
+        let has_harmless_key = self.known.is_harmless(name.trim());
+        if is_head || (has_harmless_key && !line.contains('@') && !self.known.names_a_secret(line)) {
+            return line.replace('\t', " ");
+        }
+        let has_known_key = line.contains('=') && (self.known.names_a_secret(name) || has_harmless_key);
+        let (shown, hidden) = line.split_at(if has_known_key { name.len() } else { 0 });
+        let hide = |c: char| if c.is_alphanumeric() || !c.is_ascii() { '*' } else { c };
+        shown.chars().chain(hidden.chars().map(hide)).collect::<String>().replace('\t', " ")
     }
 }
 
-/// The fault of a key that does not exist, with the nearest of those that do.
-pub(super) fn unknown<'a>(place: Source, key: String, known: impl Iterator<Item = &'a str>) -> ConfigError {
-    let near = nearest(&key, known);
-    let fix = near.map_or(String::new(), |near| format!("the nearest known key is {}", spelt(&place, near)));
-    ConfigError { place, key, problem: "there is no such key".to_owned(), hint: fix }
+/// Returns the error of an unknown key, with the nearest known one as the hint.
+pub(super) fn unknown_key<'a>(
+    source: Source,
+    key: String,
+    known: impl Iterator<Item = &'a str>,
+) -> ConfigError {
+    let hint = nearest(&key, known)
+        .map_or(String::new(), |nearest| format!("The nearest known key is {}.", spelling(&source, nearest)));
+    ConfigError { source, key, problem: "unknown key".to_owned(), hint }
 }
 
-/// The name most like this one; the same name in another section beats a look-alike in this one, and the
-/// earlier of two beats the later.
+/// Returns the most similar name. An equal last part in another section beats any similarity; of two equal
+/// similarities the earlier name wins.
 fn nearest<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
     let score = |name: &str| {
-        let likeness = match key.contains('.') {
+        let similarity = match key.contains('.') {
             true => strsim::normalized_damerau_levenshtein(name, key),
             false => strsim::normalized_damerau_levenshtein(&last(name), key),
         };
-        (last(name) == last(key), likeness)
+        (last(name) == last(key), similarity)
     };
     let mut best: Option<((bool, f64), &str)> = None;
     for name in known {
-        if best.is_none_or(|(most, _)| score(name) > most) {
+        if best.is_none_or(|(highest, _)| score(name) > highest) {
             best = Some((score(name), name));
         }
     }
     best.map(|(_, name)| name)
 }
 
-/// How a key is written where the fault stands.
-fn spelt(place: &Source, key: &str) -> String {
-    match place {
+/// Returns how a key is written in this source.
+fn spelling(source: &Source, key: &str) -> String {
+    match source {
         Source::Variable(_) => format!("{PREFIX}{}", key.to_ascii_uppercase().replace('.', "__")),
         _ => match key.rsplit_once('.') {
             Some(("team", name)) => format!("{key}, written [[team.{name}]]"),
@@ -202,23 +270,23 @@ fn spelt(place: &Source, key: &str) -> String {
     }
 }
 
-/// A value from outside the file. What begins like a TOML list, table or quoted text is read as one; all else
-/// is text as it stands.
-fn outside(place: Source, value: &str) -> LocatedValue {
+/// Converts the value of a variable or a flag. Text that starts like a TOML list, table or string is parsed as TOML;
+/// other text is the value itself.
+fn from_text(source: Source, value: &str) -> LocatedValue {
     let parsed = value.starts_with(['[', '{', '"', '\'']).then(|| DeValue::parse(value).ok()).flatten();
     match parsed {
-        Some(parsed) => LocatedValue { raw: raw(parsed.into_inner(), &|_| place.clone()), place },
-        None => LocatedValue { place, raw: RawValue::Bare(value.to_owned()) },
+        Some(parsed) => LocatedValue { raw: raw(parsed.into_inner(), &|_| source.clone()), source },
+        None => LocatedValue { source, raw: RawValue::Bare(value.to_owned()) },
     }
 }
 
-fn raw(value: DeValue<'_>, place: &dyn Fn(usize) -> Source) -> RawValue {
+fn raw(value: DeValue<'_>, source: &dyn Fn(usize) -> Source) -> RawValue {
     match value {
         DeValue::String(text) => RawValue::Text(text.into_owned()),
         DeValue::Integer(number) => {
             let (text, radix) = (number.as_str(), number.radix());
-            let out_of_bounds = if text.starts_with('-') { i128::MIN } else { i128::MAX };
-            RawValue::Integer(i128::from_str_radix(text, radix).unwrap_or(out_of_bounds))
+            let out_of_range = if text.starts_with('-') { i128::MIN } else { i128::MAX };
+            RawValue::Integer(i128::from_str_radix(text, radix).unwrap_or(out_of_range))
         }
         DeValue::Float(_) => RawValue::Other("a number with a point"),
         DeValue::Boolean(_) => RawValue::Other("true or false"),
@@ -227,45 +295,44 @@ fn raw(value: DeValue<'_>, place: &dyn Fn(usize) -> Source) -> RawValue {
             values
                 .into_iter()
                 .map(|value: Spanned<DeValue<'_>>| LocatedValue {
-                    place: place(value.span().start),
-                    raw: raw(value.into_inner(), place),
+                    source: source(value.span().start),
+                    raw: raw(value.into_inner(), source),
                 })
                 .collect(),
         ),
-        DeValue::Table(table) => RawValue::Table(table_items(table, place).collect()),
+        DeValue::Table(table) => RawValue::Table(table_values(table, source).collect()),
     }
 }
 
-fn table_items<'a>(
+fn table_values<'a>(
     table: DeTable<'a>,
-    place: &'a dyn Fn(usize) -> Source,
+    source: &'a dyn Fn(usize) -> Source,
 ) -> impl Iterator<Item = (String, LocatedValue)> + 'a {
     table.into_iter().map(move |(key, value)| {
-        let item = LocatedValue { place: place(key.span().start), raw: raw(value.into_inner(), place) };
-        (bare_key(key.get_ref()), item)
+        let value = LocatedValue { source: source(key.span().start), raw: raw(value.into_inner(), source) };
+        (quote_key(key.get_ref()), value)
     })
 }
 
-/// A key that would need quotes is shown in them; so a dot in a name is no section's.
-fn bare_key(key: &str) -> String {
-    let bare = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-    if bare { key.to_owned() } else { format!("{key:?}") }
+/// Quotes a key that is not a bare key of TOML, so that a dot in it does not separate a section.
+fn quote_key(key: &str) -> String {
+    let is_bare = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    if is_bare { key.to_owned() } else { format!("{key:?}") }
 }
 
-/// The whole file, within reason.
 fn read(path: &Path) -> Result<String, String> {
-    const MOST: u64 = 1 << 20;
+    const MAX_BYTES: u64 = 1 << 20;
     let mut bytes = Vec::new();
     std::fs::File::open(path)
-        .and_then(|file| file.take(MOST + 1).read_to_end(&mut bytes))
-        .map_err(|error| format!("cannot be read: {error}"))?;
-    if bytes.len() as u64 > MOST {
-        return Err("is larger than 1 MiB, which no configuration is".to_owned());
+        .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(|error| format!("cannot read the file: {error}"))?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err("the file is larger than 1 MiB".to_owned());
     }
     String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let line = 1 + error.as_bytes().iter().take(valid).filter(|b| **b == b'\n').count();
-        format!("is not UTF-8 text (line {line})")
+        format!("the file is not UTF-8 text (line {line})")
     })
 }
 
@@ -273,54 +340,9 @@ fn line_of(text: &str, offset: usize) -> usize {
     1 + text.bytes().take(offset).filter(|b| *b == b'\n').count()
 }
 
-/// What the TOML parser says, the first of each line, the line and a caret below it.
-fn syntax_faults(text: &str, name: &Arc<str>, errors: &[toml::de::Error]) -> Vec<ConfigError> {
-    let mut faults: Vec<ConfigError> = Vec::new();
-    for error in errors {
-        let start = error.span().map_or(0, |span| span.start).min(text.len());
-        let (line, column) = position(text, start);
-        let place = Source::Line(name.clone(), line);
-        if faults.iter().any(|fault| fault.place == place) {
-            continue;
-        }
-        let mut fix = String::new();
-        let shown = shown_line(text.lines().nth(line - 1).unwrap_or_default());
-        let margin = line.to_string();
-        let _ = writeln!(fix, "{margin} | {shown}");
-        let _ = writeln!(fix, "{:1$} | {2:>3$}", "", margin.len(), "^", column);
-        fix.push_str(match error.message().contains("duplicate") {
-            true => "each key and each [section] stands in the file once; take one out",
-            false => "text stands in quotes (\"...\"), a list is [\"a\", \"b\"], a section is [name]",
-        });
-        let wrong = format!("column {column}: this is no TOML: {}", error.message().trim_end());
-        faults.push(ConfigError { place, key: String::new(), problem: wrong, hint: fix });
-    }
-    if let Some(last) = faults.last_mut() {
-        last.hint.push_str("\nthe values themselves are checked once the file is TOML");
-    }
-    faults
-}
-
-/// Line and column of a byte, both from 1; the column counts characters.
+/// Returns the line and the column of a byte, both from 1. The column counts characters.
 fn position(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
     let start = before.rfind('\n').map_or(0, |at| at + 1);
     (line_of(text, offset), 1 + before[start..].chars().count())
-}
-
-/// The line, if it can hold no secret: a section's head or a known key that is none. Else its letters are
-/// hidden, for a file that is no TOML may have its secrets anywhere.
-fn shown_line(line: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | ' ' | '[' | ']');
-    let head = line.trim_start().starts_with('[') && line.chars().all(plain);
-    let name = line.split('=').next().unwrap_or_default();
-    let harmless = schema::is_harmless(name.trim()) && !line.contains('@') && !schema::names_a_secret(line);
-    if head || harmless {
-        return line.replace('\t', " ");
-    }
-    let known = line.contains('=') && (schema::names_a_secret(name) || schema::is_harmless(name.trim()));
-    let kept = if known { name.len() } else { 0 };
-    let (kept, hidden) = line.split_at(kept);
-    let hide = |c: char| if c.is_alphanumeric() || !c.is_ascii() { '*' } else { c };
-    kept.chars().chain(hidden.chars().map(hide)).collect::<String>().replace('\t', " ")
 }

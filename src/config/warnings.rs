@@ -1,72 +1,72 @@
-//! What works, but may surprise.
+//! Warnings: valid settings that may surprise.
 
 use std::net::IpAddr;
 
-use super::{Auth, Config, Listen};
+use super::types::{AuthConfig, Config, Listen};
 use crate::protocol::allowed_host::HostPattern;
 use crate::secret::Secret;
 
 impl Config {
-    /// A sentence for each thing that works but may surprise, the gravest first.
+    /// Returns the warnings, the most serious first.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        if matches!(self.auth, Auth::Sidecar) {
+        if matches!(self.auth, AuthConfig::Sidecar) {
             for at in self.server.listen.iter().filter(|at| is_open(at)) {
                 warnings.push(format!(
-                    "auth.mode is \"sidecar\" and {at} is open to other machines: whoever reaches it spends \
-                     upstream.api_key; listen on 127.0.0.1 or a unix socket, or keep strangers out in another way"
+                    "auth.mode is \"sidecar\" and {at} is open to other machines: every client there can spend \
+                     upstream.api_key. Listen on 127.0.0.1 or a unix socket, or restrict access in another way."
                 ));
             }
             if self.server.cors_origins.iter().any(|origin| origin == "*") {
                 warnings.push(
-                    "auth.mode is \"sidecar\" and server.cors_origins is \"*\": any page that a browser here has open \
-                     spends upstream.api_key; name the origins of your own pages"
+                    "auth.mode is \"sidecar\" and server.cors_origins is \"*\": any page that a browser on this \
+                     machine opens can spend upstream.api_key. List the origins of your own pages."
                         .to_owned(),
                 );
             }
         }
         if let Some(at) = self.admin.listen.as_ref().filter(|at| is_open(at) && self.admin.token.is_none()) {
             warnings.push(format!(
-                "admin.listen is {at}, open to other machines, and admin.token is not set: whoever reaches it \
-                 sees the dashboard and can empty the cache"
+                "admin.listen is {at}, open to other machines, and admin.token is not set: every client there can \
+                 see the dashboard and empty the cache. Set admin.token."
             ));
         }
         if self.server.allowed_hosts.contains(&HostPattern::Any)
-            && let Some(what) = self.lent_by_name()
+            && let Some(harm) = self.rebinding_harm()
         {
             warnings.push(format!(
-                "server.allowed_hosts is \"*\": any web site that a browser here visits can point its own name at this \
-                 gateway and {what}; list the names that are yours"
+                "server.allowed_hosts is \"*\": any web site that a browser on this machine visits can point its \
+                 own name at this gateway and {harm}. List your own names."
             ));
         }
         let url = &self.upstream.base_url;
         if url.scheme_str() == Some("http") && !url.host().is_some_and(is_this_machine) {
             warnings.push(format!(
-                "upstream.base_url is {url}, plain http to another machine: keys go over the network in clear; \
-                 write https:// if the API speaks it"
+                "upstream.base_url is {url}, plain http to another machine: API keys are sent unencrypted. Use \
+                 https:// if the API supports it."
             ));
         }
-        if self.upstream.api_key.is_some() && !matches!(self.auth, Auth::Sidecar) {
+        if self.upstream.api_key.is_some() && !matches!(self.auth, AuthConfig::Sidecar) {
             warnings.push(
-                "upstream.api_key is set but not used: only auth.mode = \"sidecar\" sends it".to_owned(),
+                "upstream.api_key is set but not used: only auth.mode = \"sidecar\" sends it.".to_owned(),
             );
         }
         let keys = [("upstream.api_key", &self.upstream.api_key), ("admin.token", &self.admin.token)];
         let keys = keys.into_iter().filter_map(|(key, secret)| Some((key.to_owned(), secret.as_ref()?)));
         let members = (1..).zip(self.auth.members());
         let members = members.map(|(n, m)| (format!("team.members #{n} upstream_key"), &m.upstream_key));
-        for (key, _) in keys.chain(members).filter(|(_, secret)| has_a_dollar(secret)) {
+        for (key, _) in keys.chain(members).filter(|(_, secret)| starts_with_dollar(secret)) {
             warnings.push(format!(
-                "{key} begins with a `$`, which is taken as it stands; a variable is \"env:NAME\""
+                "{key} begins with a `$`, which has no special meaning. Use \"env:NAME\" for a variable."
             ));
         }
         warnings
     }
 
-    /// What a page may do that reaches a listener under a name of its own, if there is such a listener.
-    fn lent_by_name(&self) -> Option<&'static str> {
+    /// Returns the harm that a page can do with a name of its own for a listener (DNS rebinding), if there is one.
+    fn rebinding_harm(&self) -> Option<&'static str> {
         let is_tcp = |at: &Listen| matches!(at, Listen::Tcp(_));
-        if matches!(self.auth, Auth::Sidecar) && self.server.tls.is_none() {
+        if matches!(self.auth, AuthConfig::Sidecar) && self.server.tls.is_none() {
             Some("spend upstream.api_key")
         } else if self.admin.token.is_none() && self.admin.listen.as_ref().is_some_and(is_tcp) {
             Some("see the dashboard and empty the cache")
@@ -85,7 +85,7 @@ fn is_this_machine(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
-fn has_a_dollar(secret: &Secret) -> bool {
+fn starts_with_dollar(secret: &Secret) -> bool {
     secret.expose().starts_with('$')
 }
 
@@ -102,17 +102,17 @@ mod tests {
         token_sha256 = \"0000000000000000000000000000000000000000000000000000000000000000\" }]";
 
     #[test]
-    fn the_defaults_warn_of_nothing() {
+    fn the_defaults_have_no_warnings() {
         assert_eq!(warnings(&[]), [""; 0]);
     }
 
     #[test]
-    fn what_works_but_surprises_is_warned_of() {
+    fn each_surprising_setting_has_a_warning() {
         let sidecar = [("AUTH__MODE", "sidecar"), ("UPSTREAM__API_KEY", "k")];
         let with = |more: &[(&'static str, &'static str)]| [&sidecar[..], more].concat();
-        // (what is set, how each warning begins)
-        type Case<'a> = (Vec<(&'a str, &'a str)>, &'a [&'a str]);
-        let cases: &[Case<'_>] = &[
+        // (variables, start of each warning)
+        type WarningCase<'a> = (Vec<(&'a str, &'a str)>, &'a [&'a str]);
+        let cases: &[WarningCase<'_>] = &[
             (with(&[]), &[]),
             (with(&[("SERVER__LISTEN", "[::1]:1")]), &[]),
             (with(&[("SERVER__LISTEN", "unix:a")]), &[]),

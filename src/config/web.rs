@@ -1,8 +1,9 @@
-//! Reads how web browsers name things: origins (`server.cors_origins`) and hosts (`server.allowed_hosts`).
+//! Parsers of names as web browsers send them: origins (`server.cors_origins`) and hosts (`server.allowed_hosts`).
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use super::value::{InvalidValue, problem, quoted};
+use super::error::{InvalidValue, invalid};
+use super::parse::quoted;
 use crate::protocol::allowed_host::HostPattern;
 
 /// The longest name of DNS, in bytes.
@@ -11,18 +12,19 @@ const MAX_NAME: usize = 253;
 /// The default ports, which browsers leave out of an origin.
 const DEFAULT_PORTS: [(&str, u16); 2] = [("http", 80), ("https", 443)];
 
-/// Reads a web origin and writes it as browsers send it (RFC 6454 §6.2): in lower case, without the scheme's default
-/// port. Any scheme will do, as desktop programs and browser extensions have schemes of their own. `*` stays.
+/// Parses a web origin and normalizes it to the form that browsers send (RFC 6454 section 6.2): in lower case, without
+/// the default port of the scheme. Any scheme is accepted, because desktop programs and browser extensions have their
+/// own. `*` stays.
 pub(super) fn origin(text: &str) -> Result<String, InvalidValue> {
     if text == "*" {
         return Ok(text.to_owned());
     }
     match normal_origin(&text.to_ascii_lowercase()) {
         Some(origin) => Ok(origin),
-        None => problem(
+        None => invalid(
             // A password may stand before the `@`.
-            format!("{} is not a valid origin", quoted(&text.replace('@', "_"))),
-            "write it as \"https://app.example.com\" or \"tauri://localhost\", without a path or a slash at its end",
+            format!("not a valid origin: {}", quoted(&text.replace('@', "_"))),
+            "Use the form \"https://app.example.com\" or \"tauri://localhost\", without a path or a final slash.",
         ),
     }
 }
@@ -33,13 +35,13 @@ fn normal_origin(text: &str) -> Option<String> {
     if !scheme.starts_with(|c: char| c.is_ascii_lowercase()) || !scheme.bytes().all(is_scheme_byte) {
         return None;
     }
-    // Colons before the bracket are the address's.
+    // Colons inside the brackets belong to an IPv6 address.
     let (host, port) = match authority.rfind(':') {
         Some(at) if !authority.ends_with(']') => (&authority[..at], &authority[at + 1..]),
         Some(_) | None => (authority, ""),
     };
     let host = match host.strip_prefix('[') {
-        // As browsers shorten it.
+        // Browsers send the shortest form.
         Some(rest) => format!("[{}]", rest.strip_suffix(']')?.parse::<Ipv6Addr>().ok()?),
         None => Some(host).filter(|host| is_name(host.strip_suffix('.').unwrap_or(host)))?.to_owned(),
     };
@@ -49,36 +51,40 @@ fn normal_origin(text: &str) -> Option<String> {
     Some(port.map_or_else(|| format!("{scheme}://{host}"), |port| format!("{scheme}://{host}:{port}")))
 }
 
-/// Reads the name of a host, `.suffix` for a name and all below it, or `*`.
+/// Parses the name of a host, `.suffix` for a name and its subdomains, or `*`.
 pub(super) fn host_pattern(text: &str) -> Result<HostPattern, InvalidValue> {
-    const FIX: &str =
-        "write the name alone: \"clips.example.com\", or \".example.com\" for it and all names below it";
-    let refuse = |what: &str, fix: &str| problem(format!("{} {what}", quoted(&text.replace('@', "_"))), fix);
+    const HINT: &str =
+        "Use the name alone: \"jobs.example.com\", or \".example.com\" for a name and its subdomains.";
+    let reject =
+        |problem: &str, hint: &str| invalid(format!("{problem}: {}", quoted(&text.replace('@', "_"))), hint);
     let lower = text.to_ascii_lowercase();
     if lower == "*" {
         return Ok(HostPattern::Any);
     }
     if lower.contains("://") {
-        return refuse("has a scheme", FIX);
+        return reject("the host name has a scheme", HINT);
     }
     if lower.contains(['/', '?', '#']) {
-        return refuse("has a path", FIX);
+        return reject("the host name has a path", HINT);
     }
     if let Some(rest) = lower.strip_prefix("*.") {
-        return refuse("has a wildcard", &format!("write \".{rest}\" for this name and all names below it"));
+        return reject(
+            "the host name has a wildcard",
+            &format!("Use \".{rest}\" for a name and its subdomains."),
+        );
     }
-    // Addresses are let in anyhow; to list one does no harm.
+    // Addresses are always accepted, so an entry with one changes nothing.
     let address = lower.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(&lower);
     if let Ok(address) = address.parse::<IpAddr>() {
         return Ok(HostPattern::Name(address.to_string()));
     }
     if lower.contains(':') {
-        return refuse("has a port", FIX);
+        return reject("the host name has a port", HINT);
     }
     if !lower.is_ascii() {
-        return refuse(
-            "is not ASCII",
-            "write the name as browsers send it, each label in Punycode (\"xn--…\")",
+        return reject(
+            "the host name is not ASCII",
+            "Use the name as browsers send it, with each label in Punycode (\"xn--…\").",
         );
     }
     let (is_suffix, name) = lower.strip_prefix('.').map_or((false, lower.as_str()), |rest| (true, rest));
@@ -86,11 +92,11 @@ pub(super) fn host_pattern(text: &str) -> Result<HostPattern, InvalidValue> {
     match is_name(name) {
         true if is_suffix => Ok(HostPattern::Suffix(name.to_owned())),
         true => Ok(HostPattern::Name(name.to_owned())),
-        false => refuse("is not a valid host name", FIX),
+        false => reject("not a valid host name", HINT),
     }
 }
 
-/// Whether it is labels with dots between them. Underscores occur in names of containers and of extensions.
+/// Returns whether the text is labels with dots between them. Names of containers and extensions have underscores.
 fn is_name(text: &str) -> bool {
     let is_label = |label: &str| {
         !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
@@ -103,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_origin_is_kept_as_browsers_send_it() {
+    fn an_origin_is_normalized_to_the_form_of_browsers() {
         let rows = [
             ("*", "*"),
             ("https://app.example.com", "https://app.example.com"),
@@ -132,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_browser_sends_as_an_origin_is_refused_with_an_example() {
+    fn an_origin_that_no_browser_sends_is_rejected_with_an_example() {
         let bad = [
             "",
             "a.example",
@@ -157,10 +163,10 @@ mod tests {
             "a_b://a",
         ];
         for text in bad {
-            let wrong = origin(text).unwrap_err();
+            let error = origin(text).unwrap_err();
             assert!(
-                wrong.what.contains("is not a valid origin") && wrong.hint.contains("tauri://"),
-                "{text}: {wrong}"
+                error.problem.starts_with("not a valid origin: ") && error.hint.contains("tauri://"),
+                "{text}: {error}"
             );
         }
         assert!(!origin("https://user:hush@a").unwrap_err().to_string().contains('@'));
@@ -172,8 +178,8 @@ mod tests {
         let suffix = |name: &str| HostPattern::Suffix(name.to_owned());
         let rows = [
             ("*", HostPattern::Any),
-            ("clips.example.com", name("clips.example.com")),
-            ("Clips.Example.COM.", name("clips.example.com")),
+            ("jobs.example.com", name("jobs.example.com")),
+            ("Jobs.Example.COM.", name("jobs.example.com")),
             ("box", name("box")),
             ("a_b.internal", name("a_b.internal")),
             (".example.com", suffix("example.com")),
@@ -188,27 +194,27 @@ mod tests {
     }
 
     #[test]
-    fn what_is_more_or_less_than_a_name_is_refused_with_what_to_write() {
+    fn an_invalid_host_is_rejected_with_its_problem_and_a_hint() {
         let long = "a.".repeat(127) + "a";
         let rows = [
             ("https://a.example", "has a scheme", "the name alone"),
             ("a.example/x", "has a path", "the name alone"),
             ("a.example:8080", "has a port", "the name alone"),
             ("[::1]:8080", "has a port", "the name alone"),
-            ("*.example.com", "has a wildcard", "write \".example.com\""),
-            ("a.*.example", "is not a valid host name", "the name alone"),
+            ("*.example.com", "has a wildcard", "Use \".example.com\""),
+            ("a.*.example", "not a valid host name", "the name alone"),
             ("bücher.example", "is not ASCII", "xn--"),
-            ("", "is not a valid host name", "the name alone"),
-            (".", "is not a valid host name", "the name alone"),
-            ("..example", "is not a valid host name", "the name alone"),
-            ("a..example", "is not a valid host name", "the name alone"),
-            ("a b", "is not a valid host name", "the name alone"),
-            ("user@a", "is not a valid host name", "the name alone"),
-            (&long, "is not a valid host name", "the name alone"),
+            ("", "not a valid host name", "the name alone"),
+            (".", "not a valid host name", "the name alone"),
+            ("..example", "not a valid host name", "the name alone"),
+            ("a..example", "not a valid host name", "the name alone"),
+            ("a b", "not a valid host name", "the name alone"),
+            ("user@a", "not a valid host name", "the name alone"),
+            (&long, "not a valid host name", "the name alone"),
         ];
-        for (text, what, fix) in rows {
-            let wrong = host_pattern(text).unwrap_err();
-            assert!(wrong.what.contains(what) && wrong.hint.contains(fix), "{text}: {wrong}");
+        for (text, problem, hint) in rows {
+            let error = host_pattern(text).unwrap_err();
+            assert!(error.problem.contains(problem) && error.hint.contains(hint), "{text}: {error}");
         }
     }
 }

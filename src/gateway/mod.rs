@@ -73,7 +73,7 @@ struct Inner {
     streams: EventStreams,
     passthrough: Passthrough,
     slots: Slots,
-    wait: ArcSwap<config::Wait>,
+    wait: ArcSwap<config::WaitConfig>,
     /// `None`: the upstream answers browsers' questions itself.
     cors: ArcSwapOption<Cors>,
     /// The admin listener goes by it too.

@@ -30,7 +30,7 @@ pub(crate) struct RequestOptions {
 
 impl RequestOptions {
     /// What these fields say, and else the configuration.
-    pub(crate) fn of(request: &HeaderMap, wait: &config::Wait) -> Self {
+    pub(crate) fn of(request: &HeaderMap, wait: &config::WaitConfig) -> Self {
         let control = request.typed_get().unwrap_or_else(CacheControl::new);
         let applied = fields::preferred_wait(request).map(|asked| asked.min(wait.max_timeout));
         let wants_new = control.no_cache() || control.no_store();

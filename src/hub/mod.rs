@@ -246,7 +246,7 @@ fn rules(config: &Config, ladder: &Ladder) -> Timing {
     }
 }
 
-fn scheduler_config(upstream: &config::Upstream) -> SchedulerConfig {
+fn scheduler_config(upstream: &config::UpstreamConfig) -> SchedulerConfig {
     SchedulerConfig {
         max_polls: upstream.max_polls,
         interval: match upstream.requests_per_second {

@@ -19,7 +19,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use self::bounded_store::{Store, StoreKey};
 use crate::clock;
-use crate::config::{self, Member};
+use crate::config::{self, TeamMember};
 use crate::core::job::KeyDomain;
 use crate::telemetry::metrics::{Label as _, Limit};
 
@@ -82,12 +82,12 @@ struct Rules {
 
 impl Limits {
     /// The quotas as configured, `members` with their own; a rate of 0 is no quota.
-    pub fn new(limits: &config::Limits, members: &[Member]) -> Self {
+    pub fn new(limits: &config::LimitsConfig, members: &[TeamMember]) -> Self {
         Self { rules: ArcSwap::from_pointee(Rules::new(limits, members, None)) }
     }
 
     /// Counts by these from now on. Who was counted by a rate that stays is not forgotten.
-    pub fn set(&self, limits: &config::Limits, members: &[Member]) {
+    pub fn set(&self, limits: &config::LimitsConfig, members: &[TeamMember]) {
         self.rules.rcu(|before| Rules::new(limits, members, Some(before)));
     }
 
@@ -141,9 +141,9 @@ impl Limits {
 }
 
 impl Rules {
-    fn new(limits: &config::Limits, members: &[Member], before: Option<&Self>) -> Self {
-        let requests = |m: &Member| (m.requests_per_second, m.burst);
-        let calls = |m: &Member| (m.calls_per_second, m.calls_burst);
+    fn new(limits: &config::LimitsConfig, members: &[TeamMember], before: Option<&Self>) -> Self {
+        let requests = |m: &TeamMember| (m.requests_per_second, m.burst);
+        let calls = |m: &TeamMember| (m.calls_per_second, m.calls_burst);
         let requests = QuotaGroup::new(
             Limit::Requests,
             (limits.requests_per_second, limits.burst),
@@ -229,7 +229,7 @@ impl QuotaGroup {
     fn new<'m>(
         name: Limit,
         general: (u32, u32),
-        members: impl Iterator<Item = (&'m Member, (Option<u32>, Option<u32>))>,
+        members: impl Iterator<Item = (&'m TeamMember, (Option<u32>, Option<u32>))>,
         before: Option<&Self>,
     ) -> Self {
         let own = members.filter(|(_, own)| *own != (None, None)).filter_map(|(member, (rate, burst))| {

@@ -1,8 +1,8 @@
 use super::*;
 use crate::secret::{Secret, TokenHash};
 
-fn config(requests: (u32, u32), calls: (u32, u32)) -> config::Limits {
-    config::Limits {
+fn config(requests: (u32, u32), calls: (u32, u32)) -> config::LimitsConfig {
+    config::LimitsConfig {
         requests_per_second: requests.0,
         burst: requests.1,
         calls_per_second: calls.0,
@@ -15,8 +15,8 @@ fn limits(requests: (u32, u32), calls: (u32, u32)) -> Limits {
     Limits::new(&config(requests, calls), &[])
 }
 
-fn member(name: &str, requests: (Option<u32>, Option<u32>), calls: (Option<u32>, Option<u32>)) -> Member {
-    Member {
+fn member(name: &str, requests: (Option<u32>, Option<u32>), calls: (Option<u32>, Option<u32>)) -> TeamMember {
+    TeamMember {
         name: name.to_owned(),
         token_sha256: TokenHash([0; 32]),
         upstream_key: Secret::new("k"),

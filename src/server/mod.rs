@@ -134,7 +134,7 @@ impl Server {
     pub fn with_stall_timeout(
         stall_timeout: Duration,
         gateway: Gateway,
-        config: &config::Server,
+        config: &config::ServerConfig,
         stop: CancellationToken,
     ) -> Result<Self, TlsError> {
         let mut http1 = http1::Builder::new();

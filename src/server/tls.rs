@@ -119,15 +119,15 @@ mod tests {
         std::fs::write(&empty, "").unwrap();
         let missing = dir.path().join("missing.pem");
         let rows = [
-            (config::Tls { cert: missing.clone(), ..good.clone() }, "server.tls.cert: "),
-            (config::Tls { cert: empty.clone(), ..good.clone() }, "server.tls.cert: "),
-            (config::Tls { key: empty.clone(), ..good.clone() }, "server.tls.key: "),
+            (config::TlsConfig { cert: missing.clone(), ..good.clone() }, "server.tls.cert: "),
+            (config::TlsConfig { cert: empty.clone(), ..good.clone() }, "server.tls.cert: "),
+            (config::TlsConfig { key: empty.clone(), ..good.clone() }, "server.tls.key: "),
             (
-                config::Tls { key: other.key.clone(), ..good.clone() },
+                config::TlsConfig { key: other.key.clone(), ..good.clone() },
                 "server.tls: the certificate and its key",
             ),
-            (config::Tls { client_ca: Some(empty), ..good.clone() }, "server.tls.client_ca: "),
-            (config::Tls { client_ca: Some(missing), ..good.clone() }, "server.tls.client_ca: "),
+            (config::TlsConfig { client_ca: Some(empty), ..good.clone() }, "server.tls.client_ca: "),
+            (config::TlsConfig { client_ca: Some(missing), ..good.clone() }, "server.tls.client_ca: "),
         ];
         for (config, start) in &rows {
             let error = load(config).unwrap_err().to_string();

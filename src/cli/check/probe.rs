@@ -1,5 +1,5 @@
-//! The live part of `check`: name, TLS, key, and how long a poll is really held, tried on the upstream itself and on
-//! the way that clients take.
+//! The tests of `check --live`: name, connection, keys, and how long a poll is held, at the upstream and on the clients'
+//! way.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,110 +9,99 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, Uri, Version};
 
 use crate::cli::api_key;
-use crate::cli::job_client::{AskError, fetch_job, message};
+use crate::cli::job_client::{JobRequestError, fetch_job, message};
 use crate::clock;
-use crate::config::{self, Auth, Config};
+use crate::config::{self, AuthConfig, Config};
 use crate::core::job::{JobId, JobSet};
 use crate::core::job_body::{self, SplitBody};
 use crate::core::route::{Form, Route, Rung};
 use crate::upstream::client::{Client, SendError};
 
-/// The id of no job: it asks who may ask, and costs nothing.
+/// Id of a job that does not exist. The upstream checks the key of a request for it at no cost.
 const NO_JOB: &str = "00000000-0000-0000-0000-000000000000";
 
-/// How long a question that is answered at once may take.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// Longest time for a response that the upstream does not hold.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What was found.
+/// Result of one test.
 pub(super) struct Finding {
-    pub(super) about: &'static str,
-    pub(super) grade: Severity,
-    pub(super) says: String,
+    pub(super) subject: &'static str,
+    pub(super) severity: Severity,
+    pub(super) message: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Severity {
     Good,
-    /// It works, though not as it is set.
+    /// Works, but not as configured.
     Warning,
-    /// It does not.
-    Fault,
+    Error,
 }
 
 impl Finding {
-    fn good(about: &'static str, says: impl fmt::Display) -> Self {
-        Self { about, grade: Severity::Good, says: says.to_string() }
+    fn good(subject: &'static str, message: impl fmt::Display) -> Self {
+        Self { subject, severity: Severity::Good, message: message.to_string() }
     }
 
-    fn warning(about: &'static str, says: impl fmt::Display) -> Self {
-        Self { about, grade: Severity::Warning, says: says.to_string() }
+    fn warning(subject: &'static str, message: impl fmt::Display) -> Self {
+        Self { subject, severity: Severity::Warning, message: message.to_string() }
     }
 
-    fn fault(about: &'static str, says: impl fmt::Display) -> Self {
-        Self { about, grade: Severity::Fault, says: says.to_string() }
+    fn error(subject: &'static str, message: impl fmt::Display) -> Self {
+        Self { subject, severity: Severity::Error, message: message.to_string() }
     }
 }
 
-/// What is tried beside name, TLS and keys.
-pub(super) struct Plan {
-    /// The key that a client sends.
+/// Inputs of the tests beyond the configuration.
+pub(super) struct ProbePlan {
+    /// `Authorization` of a client.
     pub(super) client_key: Option<HeaderValue>,
-    /// A job that is still being made, to hold a poll on.
+    /// An unfinished job, to hold a poll for.
     pub(super) job: Option<JobId>,
-    /// Where clients connect.
+    /// Address that clients use.
     pub(super) through: Option<Uri>,
 }
 
-/// One side that is asked.
-struct Target<'a> {
-    about: &'static str,
-    client: Client,
-    route: Arc<Route>,
-    authorization: Option<HeaderValue>,
-    /// How long it should hold, and the configuration's name for that.
-    expected: (Duration, &'a str),
-}
-
-/// Tries all that there is to try, and tells what was found as it comes.
-pub(super) async fn run(config: &Config, plan: Plan, tell: &mut impl FnMut(Finding)) {
+/// Runs all tests and reports each finding as soon as it is known.
+pub(super) async fn run(config: &Config, plan: ProbePlan, report: &mut impl FnMut(Finding)) {
     let route = Arc::new(Route::suno());
     let upstream = &config.upstream;
-    if !name(&upstream.base_url, tell).await {
+    if !resolve_name(&upstream.base_url, report).await {
         return;
     }
     let Ok(client) = Client::new(upstream) else {
-        tell(Finding::fault("upstream", "upstream.base_url is no usable URL"));
+        report(Finding::error("upstream", "upstream.base_url is not a usable URL"));
         return;
     };
     let keys = keys(config, plan.client_key.as_ref());
-    let first = keys.first().and_then(|(_, key)| key.clone());
-    let mut side = Target {
-        about: "hold",
+    let first_key = keys.first().and_then(|(_, key)| key.clone());
+    let mut target = ProbeTarget {
+        subject: "hold",
         client,
         route: Arc::clone(&route),
         authorization: None,
         expected: (upstream.poll_timeout, "upstream.poll_timeout"),
     };
-    if !side.connect(tell).await {
+    if !target.connect(report).await {
         return;
     }
-    let mut is_let_in = true;
-    for (whose, key) in keys {
-        side.authorization = key;
-        is_let_in &= side.try_key(&whose, tell).await;
+    let mut all_accepted = true;
+    for (name, key) in keys {
+        target.authorization = key;
+        all_accepted &= target.try_key(&name, report).await;
     }
-    side.authorization = first;
+    target.authorization = first_key;
     let Some(job) = plan.job else {
-        tell(Finding::good("hold", "not tried: --job ID names a job that is still being made"));
+        report(Finding::good("hold", "not tested: needs --job ID with an unfinished job"));
         return;
     };
-    if !is_let_in {
+    if !all_accepted {
         return;
     }
     let front = plan.through.and_then(|url| {
-        let front = config::Upstream { base_url: url, ..upstream.clone() };
-        Some(Target {
-            about: "through",
+        let front = config::UpstreamConfig { base_url: url, ..upstream.clone() };
+        Some(ProbeTarget {
+            subject: "through",
             client: Client::new(&front).ok()?,
             route,
             authorization: plan.client_key,
@@ -125,43 +114,45 @@ pub(super) async fn run(config: &Config, plan: Plan, tell: &mut impl FnMut(Findi
             None => None,
         }
     };
-    let (behind, through) = tokio::join!(side.hold(&job), through);
-    tell(behind);
-    through.into_iter().for_each(tell);
+    let (direct, through) = tokio::join!(target.hold(&job), through);
+    report(direct);
+    through.into_iter().for_each(report);
 }
 
-/// Whether the upstream's name leads somewhere.
-async fn name(url: &Uri, tell: &mut impl FnMut(Finding)) -> bool {
+/// Resolves the name of the upstream. Returns whether it has an address.
+async fn resolve_name(url: &Uri, report: &mut impl FnMut(Finding)) -> bool {
     let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
     let port = url.port_u16().unwrap_or(if url.scheme_str() == Some("https") { 443 } else { 80 });
     let since = clock::now();
-    match tokio::time::timeout(PATIENCE, tokio::net::lookup_host((host, port))).await {
+    match tokio::time::timeout(RESPONSE_TIMEOUT, tokio::net::lookup_host((host, port))).await {
         Ok(Ok(found)) => {
             let mut addresses: Vec<String> = found.map(|address| address.ip().to_string()).collect();
             addresses.dedup();
-            tell(Finding::good("name", format_args!("{host} is {} ({})", addresses.join(", "), took(since))));
+            let list = addresses.join(", ");
+            report(Finding::good("name", format_args!("{host} resolves to {list} ({})", elapsed(since))));
             !addresses.is_empty()
         }
         Ok(Err(error)) => {
-            tell(Finding::fault("name", format_args!("{host} is not known: {error}")));
+            report(Finding::error("name", format_args!("{host} does not resolve: {error}")));
             false
         }
         Err(_) => {
-            tell(Finding::fault("name", format_args!("{host} was not found in {} s", PATIENCE.as_secs())));
+            let seconds = RESPONSE_TIMEOUT.as_secs();
+            report(Finding::error("name", format_args!("{host} did not resolve within {seconds} s")));
             false
         }
     }
 }
 
-/// Each key that the upstream is asked with, and whose it is.
+/// Returns each key that the upstream receives, with a name for reports.
 fn keys(config: &Config, client_key: Option<&HeaderValue>) -> Vec<(String, Option<HeaderValue>)> {
     match &config.auth {
-        Auth::Passthrough => vec![("the client's key".to_owned(), client_key.cloned())],
-        Auth::Sidecar => {
+        AuthConfig::Passthrough => vec![("the client's key".to_owned(), client_key.cloned())],
+        AuthConfig::Sidecar => {
             vec![("upstream.api_key".to_owned(), config.upstream.api_key.as_ref().map(api_key::bearer))]
         }
-        Auth::Team(members) => {
-            let key = |member: &config::Member| {
+        AuthConfig::Team(members) => {
+            let key = |member: &config::TeamMember| {
                 (format!("the key of {}", member.name), Some(api_key::bearer(&member.upstream_key)))
             };
             members.iter().map(key).collect()
@@ -169,138 +160,155 @@ fn keys(config: &Config, client_key: Option<&HeaderValue>) -> Vec<(String, Optio
     }
 }
 
-impl Target<'_> {
+/// A server that is tested: the upstream, or the address of clients.
+struct ProbeTarget<'a> {
+    /// Subject of its findings.
+    subject: &'static str,
+    client: Client,
+    route: Arc<Route>,
+    authorization: Option<HeaderValue>,
+    /// Time for which it should hold a poll, and the key of the configuration with that time.
+    expected: (Duration, &'a str),
+}
+
+impl ProbeTarget<'_> {
     async fn fetch_job(
         &self,
         id: &JobId,
         rung: Rung,
-        patience: Duration,
-    ) -> Option<Result<Response<Bytes>, AskError>> {
-        let asking = fetch_job(&self.client, &self.route, self.authorization.as_ref(), id, rung);
-        tokio::time::timeout(patience, asking).await.ok()
+        timeout: Duration,
+    ) -> Option<Result<Response<Bytes>, JobRequestError>> {
+        let response = fetch_job(&self.client, &self.route, self.authorization.as_ref(), id, rung);
+        tokio::time::timeout(timeout, response).await.ok()
     }
 
-    async fn ask_at_once(&self) -> Option<Result<Response<Bytes>, AskError>> {
-        let id = JobId::new(NO_JOB).expect("it is a clip's id, if of none");
-        self.fetch_job(&id, self.route.ladder.lowest(), PATIENCE).await
+    /// Sends a request that the server does not hold.
+    async fn fetch_no_job(&self) -> Option<Result<Response<Bytes>, JobRequestError>> {
+        let id = JobId::new(NO_JOB).expect("the id is valid");
+        self.fetch_job(&id, self.route.ladder.lowest(), RESPONSE_TIMEOUT).await
     }
 
-    /// Whether there is a connection, with TLS where that is wanted.
-    async fn connect(&self, tell: &mut impl FnMut(Finding)) -> bool {
+    async fn connect(&self, report: &mut impl FnMut(Finding)) -> bool {
         let since = clock::now();
-        let fault = match self.ask_at_once().await {
+        let problem = match self.fetch_no_job().await {
             Some(Ok(response)) => {
-                let speaks = if response.version() == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" };
-                tell(Finding::good("connect", format_args!("it answers, in {speaks} ({})", took(since))));
+                let version = if response.version() == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" };
+                let message = format_args!("the upstream responds with {version} ({})", elapsed(since));
+                report(Finding::good("connect", message));
                 return true;
             }
-            Some(Err(AskError::Send(error @ SendError::Tls(_)))) => {
-                format!("{error}: {}; is it the right host, and are its roots installed?", root_cause(&error))
+            Some(Err(JobRequestError::Send(error @ SendError::Tls(_)))) => {
+                format!(
+                    "{error}: {}. Check the host name and the installed root certificates.",
+                    root_cause(&error)
+                )
             }
             Some(Err(error)) => format!("{error}: {}", root_cause(&error)),
-            None => format!("no answer in {} s", PATIENCE.as_secs()),
+            None => format!("no response within {} s", RESPONSE_TIMEOUT.as_secs()),
         };
-        tell(Finding::fault("connect", fault));
+        report(Finding::error("connect", problem));
         false
     }
 
-    /// Whether the upstream lets the key in.
-    async fn try_key(&self, whose: &str, tell: &mut impl FnMut(Finding)) -> bool {
+    /// Returns `false` if the upstream rejects the key.
+    async fn try_key(&self, name: &str, report: &mut impl FnMut(Finding)) -> bool {
         if self.authorization.is_none() {
-            tell(Finding::good("key", "not tried: there is none in AIMLAPI_KEY, and --key names none"));
+            report(Finding::good("key", "not tested: neither --key nor AIMLAPI_KEY is set"));
             return true;
         }
-        let finding = match self.ask_at_once().await {
-            Some(Ok(response)) if is_refusal(response.status()) => {
-                let why = message(response.status(), response.body());
-                Finding::fault("key", format_args!("{whose} is refused: {why}"))
+        let finding = match self.fetch_no_job().await {
+            Some(Ok(response)) if is_key_rejection(response.status()) => {
+                let reason = message(response.status(), response.body());
+                Finding::error("key", format_args!("{name} is rejected: {reason}"))
             }
             Some(Ok(response)) if response.status().is_server_error() => {
-                Finding::warning("key", format_args!("{whose} could not be tried: {}", response.status()))
+                Finding::warning("key", format_args!("{name} could not be tested: {}", response.status()))
             }
-            Some(Ok(_)) => Finding::good("key", format_args!("{whose} is let in")),
-            Some(Err(error)) => Finding::warning("key", format_args!("{whose} could not be tried: {error}")),
-            None => Finding::warning("key", format_args!("{whose}: no answer in {} s", PATIENCE.as_secs())),
+            Some(Ok(_)) => Finding::good("key", format_args!("{name} is accepted")),
+            Some(Err(error)) => Finding::warning("key", format_args!("{name} could not be tested: {error}")),
+            None => {
+                let seconds = RESPONSE_TIMEOUT.as_secs();
+                Finding::warning("key", format_args!("{name}: no response within {seconds} s"))
+            }
         };
-        let is_let_in = finding.grade != Severity::Fault;
-        tell(finding);
-        is_let_in
+        let is_accepted = finding.severity != Severity::Error;
+        report(finding);
+        is_accepted
     }
 
-    /// Holds a poll for the last rung, and tells how long it was held.
+    /// Holds a poll for the last rung and measures for how long.
     async fn hold(&self, id: &JobId) -> Finding {
         let ladder = &self.route.ladder;
         let goal = ladder.rungs().filter(|rung| ladder.is_askable(*rung)).last();
-        let goal = goal.expect("some rung can be asked for");
+        let goal = goal.expect("a ladder has a state that clients can wait for");
         let since = clock::now();
-        let answered = self.fetch_job(id, goal, self.expected.0.mul_f64(1.25) + PATIENCE).await;
+        let response = self.fetch_job(id, goal, self.expected.0.mul_f64(1.25) + RESPONSE_TIMEOUT).await;
         let held = clock::now().saturating_duration_since(since);
         let seconds = format!("{:.1} s", held.as_secs_f64());
         let key = self.expected.1;
-        match answered {
+        match response {
             None => Finding::warning(
-                self.about,
-                format_args!("still held after {seconds}: {key} should say how long it really is"),
+                self.subject,
+                format_args!("still held after {seconds}: {key} is shorter than the real time"),
             ),
             Some(Err(error)) => self.cut_off(&seconds, &error.to_string()),
-            Some(Ok(response)) if is_cut(response.status()) => {
+            Some(Ok(response)) if is_proxy_timeout(response.status()) => {
                 self.cut_off(&seconds, &response.status().to_string())
             }
             Some(Ok(response)) if !response.status().is_success() => {
-                let why = message(response.status(), response.body());
-                Finding::fault(self.about, format_args!("{why}; --job names a job that is still being made"))
+                let reason = message(response.status(), response.body());
+                Finding::error(self.subject, format_args!("{reason}. --job needs an unfinished job."))
             }
             Some(Ok(response)) => match self.rung(id, response.body()) {
-                Some(rung) => self.held(held, rung >= goal),
-                None => Finding::fault(self.about, "the answer is not the clip"),
+                Some(rung) => self.compare(held, rung >= goal),
+                None => Finding::error(self.subject, "the response is not the job"),
             },
         }
     }
 
-    fn cut_off(&self, seconds: &str, why: &str) -> Finding {
-        let says = "something on the way ends long requests; give proxies and load balancers there a read time-out \
-            of 150 s";
-        Finding::fault(self.about, format_args!("cut off after {seconds} ({why}): {says}"))
+    fn cut_off(&self, seconds: &str, reason: &str) -> Finding {
+        let advice = "A proxy or load balancer on the way ends long requests: set its read timeout to 150 s.";
+        Finding::error(self.subject, format_args!("cut off after {seconds} ({reason}). {advice}"))
     }
 
-    fn held(&self, held: Duration, is_reached: bool) -> Finding {
+    fn compare(&self, held: Duration, is_goal_reached: bool) -> Finding {
         let (expected, key) = self.expected;
         let seconds = format!("{:.1} s", held.as_secs_f64());
         let expected_text = humantime::format_duration(expected);
-        if is_reached {
-            let says =
-                format!("the job was made after {seconds}, so it holds that long at least; try a newer one");
-            Finding::good(self.about, says)
+        if is_goal_reached {
+            let message = format!("held for {seconds} at least, until the job was done. Try a newer job.");
+            Finding::good(self.subject, message)
         } else if held < expected.mul_f64(0.9) {
-            let says = format!("held for {seconds} only, while {key} is {expected_text}: make that so");
-            Finding::warning(self.about, says)
+            let message =
+                format!("held for {seconds} only, but {key} is {expected_text}: set it to the measured time");
+            Finding::warning(self.subject, message)
         } else {
-            Finding::good(self.about, format_args!("held for {seconds}, as {key} says"))
+            Finding::good(self.subject, format_args!("held for {seconds}, as set by {key}"))
         }
     }
 
     fn rung(&self, id: &JobId, body: &Bytes) -> Option<Rung> {
         match job_body::split(&self.route, Form::Single, &JobSet::new([id.clone()]), body) {
-            SplitBody::Jobs { jobs, .. } => jobs.first().and_then(|cut| cut.rung),
+            SplitBody::Jobs { jobs, .. } => jobs.first().and_then(|job| job.rung),
             SplitBody::Unsplit | SplitBody::Invalid => None,
         }
     }
 }
 
-/// Whether a proxy says so when it gives up.
-fn is_cut(status: StatusCode) -> bool {
+/// Returns whether proxies send this status after their own timeout.
+fn is_proxy_timeout(status: StatusCode) -> bool {
     [StatusCode::BAD_GATEWAY, StatusCode::GATEWAY_TIMEOUT, StatusCode::REQUEST_TIMEOUT].contains(&status)
 }
 
-fn is_refusal(status: StatusCode) -> bool {
+fn is_key_rejection(status: StatusCode) -> bool {
     [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&status)
 }
 
-fn took(since: Instant) -> String {
+fn elapsed(since: Instant) -> String {
     format!("{} ms", clock::now().saturating_duration_since(since).as_millis())
 }
 
-/// The last of the chain, which says most.
+/// Returns the last error of the chain, which is the most specific.
 fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {

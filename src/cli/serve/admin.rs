@@ -1,23 +1,23 @@
-//! The admin listener of `serve`: where it listens, and what it is told of the gateway.
+//! The admin listener of `serve`.
 
 use crate::admin::{Admin, AdminContext};
 use crate::cli::error::CommandError;
 use crate::config::{Config, Listen};
 use crate::core::route::Route;
 
-/// Starts it, where the configuration has one. Before a simulated upstream, where the usual address is taken, any
-/// other will do: nobody scrapes a try-out.
+/// Starts the admin listener, if the configuration has one. With a simulated upstream, any free port replaces the default
+/// address if that is taken: Prometheus does not scrape a demonstration.
 pub(super) async fn start(
     config: &Config,
     is_simulated: bool,
-    subject: AdminContext,
+    context: AdminContext,
 ) -> Result<Option<Admin>, CommandError> {
     let Some(listen) = &config.admin.listen else { return Ok(None) };
     let mut choices = vec![listen.clone()];
     if is_simulated && Config::default().admin.listen.as_ref() == Some(listen) {
         choices.push(Listen::Tcp(([127, 0, 0, 1], 0).into()));
     }
-    match Admin::start(choices, config, subject).await {
+    match Admin::start(choices, config, context).await {
         Ok(admin) => Ok(Some(admin)),
         Err(error) => Err(format!(
             "cannot listen on {listen}: {error}\nset admin.listen to another address, or to \"\" for none"
@@ -26,7 +26,7 @@ pub(super) async fn start(
     }
 }
 
-/// A command that makes a first request.
+/// Returns a command for a first request, for the dashboard.
 pub(super) fn example(listen: &[Listen], is_simulated: bool) -> String {
     let Route { single_path, single_param, status_param, ladder, .. } = Route::suno();
     let tcp = listen.iter().find_map(|listen| match listen {
@@ -37,15 +37,15 @@ pub(super) fn example(listen: &[Listen], is_simulated: bool) -> String {
         Listen::Tcp(_) => None,
         Listen::Unix(path) => Some(format!("--unix-socket {} http://localhost", path.display())),
     });
-    let to = tcp.or(unix).unwrap_or_default();
+    let base = tcp.or(unix).unwrap_or_default();
     let last = ladder.askable_words().last().unwrap_or_default();
     match is_simulated {
         true => format!(
-            "curl -s {to}{single_path} -H 'Authorization: Bearer demo' \\\n     \
+            "curl -s {base}{single_path} -H 'Authorization: Bearer demo' \\\n     \
              -H 'Content-Type: application/json' -d '{{\"prompt\":\"night drive\"}}'"
         ),
         false => format!(
-            "curl -sg {to}{single_path}'?{single_param}=ID&{status_param}={last}' \\\n     \
+            "curl -sg {base}{single_path}'?{single_param}=ID&{status_param}={last}' \\\n     \
              -H \"Authorization: Bearer $AIMLAPI_KEY\""
         ),
     }

@@ -1,6 +1,29 @@
-//! `clipgate serve`: the gateway.
+//! `clipgate serve`: runs the gateway.
+//!
+//! # Start
+//!
+//! Each step needs the ones before it:
+//!
+//! 1. signal handlers, so that no later signal ends the process by itself
+//! 2. the simulated upstream (`--sim`), whose address is part of the configuration
+//! 3. configuration, then log
+//! 4. client listeners: a taken address ends the start before any task runs
+//! 5. gateway, hub task, server
+//! 6. admin listener
+//! 7. ready lines on stdout, READY for the service manager
+//! 8. watchdog, and the server's task, which accepts connections
+//!
+//! # Ownership
+//!
+//! [`RunningGateway`] owns all parts. The hub task owns the polls. The server's task owns the client connections and ends when
+//! `stop` is cancelled and the last connection is closed. [`Admin`] owns a thread and stops it when it is dropped.
+//!
+//! # Stop
+//!
+//! SIGTERM, SIGINT or the end of the hub task cancel `stop`. The server answers parked waits and lets requests end within
+//! `server.drain_timeout` (P7). Then the admin listener closes, spans are flushed and the simulated upstream stops. The
+//! log is dropped last. A second signal skips all of this: exit code 1.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -11,50 +34,47 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use self::reload::Reload;
+use self::reload::ConfigReloader;
 use self::signals::{SignalEvent, Signals};
+use self::simulated::Simulated;
 use crate::admin::{Admin, AdminContext, Readiness};
 use crate::cli::error::CommandError;
 use crate::clock;
 use crate::config::{self, Config, ConfigErrors, Flag};
-use crate::core::route::Route;
 use crate::gateway::Gateway;
 use crate::server::{Listener, Server, descriptors};
-use crate::sim::{Options, Sim};
-use crate::socket;
 use crate::telemetry::log;
 use crate::telemetry::metrics::{self, Metrics};
 
 mod admin;
+mod ready_lines;
 mod reload;
+mod service_manager;
 mod signals;
+mod simulated;
 mod watchdog;
 
-/// How often what is of no use any more is forgotten.
-const TIDY_EVERY: Duration = Duration::from_secs(60);
+/// Time between two removals of idle quotas and expired entries.
+const PURGE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How long the collector has at least, also when the drain has taken all its time.
-const FLUSH: Duration = Duration::from_secs(1);
+/// Shortest time for the flush of spans, even if the drain took all of its time.
+const MIN_FLUSH_TIME: Duration = Duration::from_secs(1);
 
-/// How long the start waits for somebody to read the ready lines.
-const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// How `serve` is called.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The configuration file
+    /// Configuration file
     #[arg(long, value_name = "FILE", env = "CLIPGATE_CONFIG")]
     pub config: Option<PathBuf>,
-    /// Where clients connect, in place of server.listen (HOST:PORT or unix:PATH)
+    /// Listener for clients, replaces server.listen (HOST:PORT or unix:PATH)
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<String>,
-    /// The API's address, in place of upstream.base_url
+    /// Address of the API, replaces upstream.base_url
     #[arg(long, value_name = "URL", conflicts_with = "sim")]
     pub upstream: Option<String>,
-    /// Put the gateway before a simulated upstream of its own: needs no key and no network
+    /// Run a simulated upstream behind the gateway: needs no key and no network
     #[arg(long)]
     pub sim: bool,
-    /// How many times faster than life the simulated jobs are made
+    /// Speed of the simulated jobs: 10 is ten times real time
     #[arg(long, value_name = "X", requires = "sim", default_value_t = 1.0, value_parser = speed)]
     pub speed: f64,
 }
@@ -62,109 +82,144 @@ pub(super) struct Args {
 fn speed(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(speed) if (0.01..=1000.0).contains(&speed) => Ok(speed),
-        _ => Err("give a number from 0.01 to 1000".to_owned()),
+        _ => Err("use a number from 0.01 to 1000".to_owned()),
     }
 }
 
-/// Runs the gateway until it is told to stop. Told again, it ends at once, with exit code 1.
+/// Runs the gateway until a signal stops it, or the hub ends.
 pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     descriptors::raise_limit();
     let mut signals = Signals::listen()?;
-    let stop = CancellationToken::new();
-    let simulated = if args.sim { Some(Simulated::start(&args).await?) } else { None };
+    let simulated = if args.sim { Some(Simulated::start(args.speed).await?) } else { None };
     let config = load(&args, simulated.as_ref())?;
     let log = log::init(&config.log)?;
     for warning in config.warnings() {
         warn!("{warning}");
     }
-
-    let listeners = listeners(&config).await?;
-    let mut registry = Registry::default();
-    metrics::register_dropped_log_lines(&mut registry, log.dropped_lines());
-    let (gateway, hub) = Gateway::new(&config, Metrics::new(&mut registry))?;
-    let mut hub = tokio::spawn(hub);
-    let tidy = tokio::spawn(tidy(gateway.clone()));
-    let server = Server::new(gateway.clone(), &within_descriptors(&config), stop.clone())?;
-    let readiness = Readiness::default();
-    let listen = listeners.iter().map(Listener::address).collect::<Result<Vec<_>, _>>()?;
-    let subject = AdminContext {
-        gateway: gateway.clone(),
-        registry,
-        readiness: readiness.clone(),
-        example: admin::example(&listen, args.sim),
-        listen,
-    };
-    let admin = admin::start(&config, args.sim, subject).await?;
-    readiness.ready();
-    announce(ready_lines(&listeners, admin.as_ref(), simulated.as_ref())?).await;
-    info!(upstream = %config.upstream.base_url, version = env!("CARGO_PKG_VERSION"), "started");
-    report(&[NotifyState::Ready]);
-    let watchdog = tokio::spawn(watchdog::watch(gateway.clone()));
-
-    let mut serving = tokio::spawn(server.clone().run(listeners));
-    let reload = Reload { running: config, gateway, server, log };
-    let code = loop {
-        // Cancel safe: a signal stays pending until it is taken, the hub's task goes on.
-        tokio::select! {
-            told = signals.next() => match told {
-                SignalEvent::Stop(signal) => {
-                    info!(signal, "stopping");
-                    break ExitCode::SUCCESS;
-                }
-                SignalEvent::Reload => {
-                    tell_of_reload();
-                    reload.take_over(load(&args, simulated.as_ref()));
-                    report(&[NotifyState::Ready]);
-                }
-            },
-            ended = &mut hub => {
-                error!(panicked = ended.is_err(), "the hub has ended");
-                break ExitCode::FAILURE;
-            }
-        }
-    };
-    report(&[NotifyState::Stopping]);
-    readiness.draining();
-    stop.cancel();
-    let until = clock::now() + reload.running.server.drain_timeout;
-    tokio::select! {
-        ended = &mut serving => ended?,
-        signal = signals.stop() => {
-            warn!(signal, "told to stop again, connections are cut off");
-            return Ok(ExitCode::FAILURE);
-        }
-    }
-    tidy.abort();
-    watchdog.abort();
-    drop(admin);
-    // The log is there until the end.
-    let Reload { gateway, server, log: _log, .. } = reload;
-    drop(server);
-    flush(gateway, hub, until).await?;
-    if let Some(simulated) = simulated {
-        simulated.stop().await?;
-    }
-    info!("stopped");
-    Ok(code)
+    let mut running = RunningGateway::start(args, config, log, simulated).await?;
+    let code = running.supervise(&mut signals).await;
+    running.shut_down(code, &mut signals).await
 }
 
-/// Lets the hub end, and with it the spans of its polls, and has all spans told in what is left of the drain's time.
-async fn flush(gateway: Gateway, hub: JoinHandle<()>, until: Instant) -> Result<(), JoinError> {
+/// The parts of a gateway that accepts connections.
+struct RunningGateway {
+    args: Args,
+    stop: CancellationToken,
+    readiness: Readiness,
+    reloader: ConfigReloader,
+    hub: JoinHandle<()>,
+    server_task: JoinHandle<()>,
+    admin: Option<Admin>,
+    purge: JoinHandle<()>,
+    watchdog: JoinHandle<std::convert::Infallible>,
+    simulated: Option<Simulated>,
+}
+
+impl RunningGateway {
+    async fn start(
+        args: Args,
+        config: Config,
+        log: log::Handle,
+        simulated: Option<Simulated>,
+    ) -> Result<Self, CommandError> {
+        let listeners = bind_listeners(&config).await?;
+        let mut registry = Registry::default();
+        metrics::register_dropped_log_lines(&mut registry, log.dropped_lines());
+        let (gateway, hub) = Gateway::new(&config, Metrics::new(&mut registry))?;
+        let hub = tokio::spawn(hub);
+        let purge = tokio::spawn(purge(gateway.clone()));
+        let stop = CancellationToken::new();
+        let server = Server::new(gateway.clone(), &within_descriptor_limit(&config), stop.clone())?;
+        let readiness = Readiness::default();
+        let listen = listeners.iter().map(Listener::address).collect::<Result<Vec<_>, _>>()?;
+        let context = AdminContext {
+            gateway: gateway.clone(),
+            registry,
+            readiness: readiness.clone(),
+            example: admin::example(&listen, args.sim),
+            listen,
+        };
+        let admin = admin::start(&config, args.sim, context).await?;
+        readiness.ready();
+        ready_lines::write(ready_lines::format(&listeners, admin.as_ref(), args.sim)?).await;
+        info!(upstream = %config.upstream.base_url, version = env!("CARGO_PKG_VERSION"), "started");
+        service_manager::notify(&[NotifyState::Ready]);
+        let watchdog = tokio::spawn(watchdog::run(gateway.clone()));
+        let server_task = tokio::spawn(server.clone().run(listeners));
+        let reloader = ConfigReloader { running: config, gateway, server, log };
+        Ok(Self { args, stop, readiness, reloader, hub, server_task, admin, purge, watchdog, simulated })
+    }
+
+    /// Reloads the configuration on SIGHUP. Returns the exit code once the gateway has to stop.
+    async fn supervise(&mut self, signals: &mut Signals) -> ExitCode {
+        loop {
+            // Cancel safe: a signal stays pending until it is received, and the hub task goes on.
+            tokio::select! {
+                event = signals.next() => match event {
+                    SignalEvent::Stop(signal) => {
+                        info!(signal, "stopping");
+                        return ExitCode::SUCCESS;
+                    }
+                    SignalEvent::Reload => {
+                        service_manager::notify_reload();
+                        self.reloader.reload(load(&self.args, self.simulated.as_ref()));
+                        service_manager::notify(&[NotifyState::Ready]);
+                    }
+                },
+                ended = &mut self.hub => {
+                    error!(panicked = ended.is_err(), "the hub has ended");
+                    return ExitCode::FAILURE;
+                }
+            }
+        }
+    }
+
+    /// Drains the connections and ends all parts. Returns the exit code: the given one, or that of a second signal.
+    async fn shut_down(mut self, code: ExitCode, signals: &mut Signals) -> Result<ExitCode, CommandError> {
+        service_manager::notify(&[NotifyState::Stopping]);
+        self.readiness.draining();
+        self.stop.cancel();
+        let drained_by = clock::now() + self.reloader.running.server.drain_timeout;
+        // Cancel safe: after a second signal the process ends.
+        tokio::select! {
+            ended = &mut self.server_task => ended?,
+            signal = signals.stop() => {
+                warn!(signal, "second stop signal, connections are cut off");
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        self.purge.abort();
+        self.watchdog.abort();
+        drop(self.admin);
+        // The log writes until this function returns.
+        let ConfigReloader { gateway, server, log: _log, .. } = self.reloader;
+        drop(server);
+        flush_spans(gateway, self.hub, drained_by).await?;
+        if let Some(simulated) = self.simulated {
+            simulated.stop().await?;
+        }
+        info!("stopped");
+        Ok(code)
+    }
+}
+
+/// Waits for the end of the hub and of the spans of its polls, then sends all spans in the rest of the drain's time.
+async fn flush_spans(gateway: Gateway, hub: JoinHandle<()>, drained_by: Instant) -> Result<(), JoinError> {
     let tracer = gateway.tracer().clone();
     if tracer.is_off() {
         return Ok(());
     }
     drop(gateway);
-    let left = move || until.saturating_duration_since(clock::now()).max(FLUSH);
-    // It does not end where a connection outlives the drain.
+    let remaining = move || drained_by.saturating_duration_since(clock::now()).max(MIN_FLUSH_TIME);
+    // The hub does not end if a connection outlives the drain.
     if !hub.is_finished() {
-        let _ = tokio::time::timeout(left() / 2, hub).await;
+        let _ = tokio::time::timeout(remaining() / 2, hub).await;
     }
-    tokio::task::spawn_blocking(move || tracer.flush(left())).await
+    tokio::task::spawn_blocking(move || tracer.flush(remaining())).await
 }
 
-/// What the server is to do, with no more connections than there are descriptors for.
-fn within_descriptors(config: &Config) -> config::Server {
+/// Returns the configuration of the server, with at most as many connections as file descriptors allow.
+fn within_descriptor_limit(config: &Config) -> config::ServerConfig {
     let max_connections = descriptors::client_connections(config);
     if max_connections < config.server.max_connections {
         info!(
@@ -172,39 +227,27 @@ fn within_descriptors(config: &Config) -> config::Server {
             "the limit of open files (ulimit -n) allows fewer connections than configured"
         );
     }
-    config::Server { max_connections, ..config.server.clone() }
+    config::ServerConfig { max_connections, ..config.server.clone() }
 }
 
-/// Those that the service manager hands over, else those of the configuration.
-async fn listeners(config: &Config) -> Result<Vec<Listener>, CommandError> {
+/// Returns the listeners that the service manager passes, else those of the configuration.
+async fn bind_listeners(config: &Config) -> Result<Vec<Listener>, CommandError> {
     let activated = Listener::activated()
         .map_err(|error| format!("cannot listen on the sockets of LISTEN_FDS: {error}"))?;
     if !activated.is_empty() {
-        info!(sockets = activated.len(), "sockets were handed over, server.listen is not used");
+        info!(
+            sockets = activated.len(),
+            "listening on the sockets of the service manager instead of server.listen"
+        );
         return Ok(activated);
     }
     let mut listeners = Vec::new();
     for listen in &config.server.listen {
-        let bound =
+        let listener =
             Listener::bind(listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
-        listeners.push(bound);
+        listeners.push(listener);
     }
     Ok(listeners)
-}
-
-/// Tells the service manager, if there is one.
-fn report(news: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(news) {
-        warn!(%error, "the service manager could not be told");
-    }
-}
-
-/// With the time, which `Type=notify-reload` asks for.
-fn tell_of_reload() {
-    match NotifyState::monotonic_usec_now() {
-        Ok(now) => report(&[NotifyState::Reloading, now]),
-        Err(_) => report(&[NotifyState::Reloading]),
-    }
 }
 
 fn load(args: &Args, simulated: Option<&Simulated>) -> Result<Config, ConfigErrors> {
@@ -226,104 +269,10 @@ fn load(args: &Args, simulated: Option<&Simulated>) -> Result<Config, ConfigErro
     Config::load_with(path.as_deref(), env, flags)
 }
 
-/// The upstream of `--sim`. It has a stop of its own: the gateway needs its upstream to the end of the drain.
-struct Simulated {
-    url: String,
-    /// Its hold, as the configuration spells times.
-    hold: String,
-    stop: CancellationToken,
-    task: JoinHandle<()>,
-}
-
-impl Simulated {
-    async fn start(args: &Args) -> Result<Self, CommandError> {
-        let socket = socket::listen(([127, 0, 0, 1], 0).into())?;
-        let url = format!("http://{}", socket.local_addr()?);
-        // A new seed, so that a client that kept jobs of an earlier run does not meet their ids again.
-        let options =
-            Options { speed: args.speed, seed: fastrand::u64(..), keep_requests: 0, ..Options::default() };
-        let hold = Duration::from_millis((options.hold.as_secs_f64() * 1000.0 / args.speed) as u64);
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(Sim::new(options).serve(socket, stop.clone().cancelled_owned()));
-        Ok(Self { url, hold: humantime::format_duration(hold).to_string(), stop, task })
-    }
-
-    /// Closes its connections and waits for the end of its task.
-    async fn stop(self) -> Result<(), JoinError> {
-        self.stop.cancel();
-        self.task.await
-    }
-}
-
-/// The ready lines, and with `--sim` what to try.
-fn ready_lines(
-    listeners: &[Listener],
-    admin: Option<&Admin>,
-    simulated: Option<&Simulated>,
-) -> Result<String, CommandError> {
-    let mut lines = String::new();
-    for listener in listeners {
-        lines += &format!("clipgate listening on {}\n", listener.address()?);
-    }
-    if let Some(admin) = admin {
-        lines += &format!("clipgate admin listening on {}\n", admin.address());
-    }
-    if simulated.is_some()
-        && let Some(address) = listeners.iter().find_map(crate::server::tcp_address)
-    {
-        lines += &sample_commands(&address.to_string());
-    }
-    Ok(lines)
-}
-
-/// Writes to stdout. Clients are served whether somebody reads that or not, so no failure ends the gateway, and a pipe
-/// that takes nothing holds it up for [`ANNOUNCE_TIMEOUT`].
-async fn announce(lines: String) {
-    let writing = tokio::task::spawn_blocking(move || {
-        let mut out = std::io::stdout().lock();
-        out.write_all(lines.as_bytes()).and_then(|()| out.flush())
-    });
-    match tokio::time::timeout(ANNOUNCE_TIMEOUT, writing).await {
-        Ok(Ok(Ok(()))) => {}
-        Ok(Ok(Err(error))) => warn!(%error, "the ready lines could not be written to stdout"),
-        Ok(Err(error)) => warn!(%error, "the ready lines were not written to stdout"),
-        Err(_) => warn!("nobody reads stdout, the ready lines wait"),
-    }
-}
-
-fn sample_commands(address: &str) -> String {
-    let Route { single_path, multi_path, single_param, multi_param, status_param, ladder, .. } =
-        Route::suno();
-    let words: Vec<_> = ladder.askable_words().collect();
-    let (&last, before) = words.split_last().expect("there is something to wait for");
-    let first = before.last().unwrap_or(&last);
-    let auth = "-H 'Authorization: Bearer demo'";
-    format!(
-        r#"
-The upstream is simulated: no key, no network, any text is a key. Try, in another shell:
-
-  # make two clips; the answer names their ids
-  curl -s http://{address}{single_path} {auth} \
-       -H 'Content-Type: application/json' -d '{{"prompt":"night drive"}}' | tee clips.json
-  ID1=$(grep -oE '[0-9a-f-]{{36}}' clips.json | sed -n 1p)
-  ID2=$(grep -oE '[0-9a-f-]{{36}}' clips.json | sed -n 2p)
-
-  # wait until the first one can be heard, then until it is done
-  curl -si "http://{address}{single_path}?{single_param}=$ID1&{status_param}={first}" {auth}
-  curl -si "http://{address}{single_path}?{single_param}=$ID1&{status_param}={last}" {auth}
-
-  # wait for both at once; run it in several shells: the upstream sees one request
-  curl -sig "http://{address}{multi_path}?{multi_param}[]=$ID1&{multi_param}[]=$ID2&{status_param}={last}" \
-       {auth}
-
-"#
-    )
-}
-
-async fn tidy(gateway: Gateway) {
-    let mut every = tokio::time::interval(TIDY_EVERY);
+async fn purge(gateway: Gateway) {
+    let mut ticks = tokio::time::interval(PURGE_INTERVAL);
     loop {
-        every.tick().await;
+        ticks.tick().await;
         gateway.purge_idle();
     }
 }

@@ -1,6 +1,6 @@
-//! The configuration, read again while the gateway runs.
+//! Reload of the configuration while the gateway runs.
 //!
-//! All of it or nothing: what can fail comes first, and on a fault all stays as it was. No connection is dropped.
+//! All or nothing: the steps that can fail come first, and after an error nothing has changed. No connection is dropped.
 
 use tracing::{error, info, warn};
 
@@ -10,31 +10,33 @@ use crate::gateway::Gateway;
 use crate::server::Server;
 use crate::telemetry::log;
 
-/// What a configuration that was read again goes to.
-pub(super) struct Reload {
-    /// What the gateway was started with, and what holds until a restart.
+/// The parts that a new configuration is applied to.
+pub(super) struct ConfigReloader {
+    /// The configuration of the start, in force until a restart.
     pub(super) running: Config,
     pub(super) gateway: Gateway,
     pub(super) server: Server,
     pub(super) log: log::Handle,
 }
 
-impl Reload {
-    /// Takes over what can be, says in the log what takes a restart, or why nothing was taken over.
-    pub(super) fn take_over(&self, read: Result<Config, ConfigErrors>) {
-        let config = match read {
+impl ConfigReloader {
+    /// Applies a new configuration. Logs the keys that need a restart, or the errors that prevent the reload.
+    pub(super) fn reload(&self, loaded: Result<Config, ConfigErrors>) {
+        let config = match loaded {
             Ok(config) => config,
-            Err(faults) => {
-                for fault in faults.iter() {
-                    let (place, key) = (&fault.place, &fault.key);
-                    error!(%place, key, wrong = fault.problem, fix = fault.hint, "fault in the configuration");
+            Err(errors) => {
+                for invalid in errors.iter() {
+                    let (source, key) = (&invalid.source, &invalid.key);
+                    let (problem, hint) = (&invalid.problem, &invalid.hint);
+                    error!(%source, key, problem, hint, "invalid configuration");
                 }
-                return error!(faults = faults.iter().count(), "configuration refused, the old one stays");
+                let errors = errors.iter().count();
+                return error!(errors, "configuration rejected, the previous one stays in use");
             }
         };
-        if let Err(error) = self.take_over_all(&config) {
+        if let Err(error) = self.apply(&config) {
             let cause = error.source().map(tracing::field::display);
-            return error!(%error, cause, "configuration refused, the old one stays");
+            return error!(%error, cause, "configuration rejected, the previous one stays in use");
         }
         self.log.set_level(config.log.level);
         for warning in config.warnings() {
@@ -42,13 +44,12 @@ impl Reload {
         }
         let restart = config.needs_restart(&self.running);
         if !restart.is_empty() {
-            warn!(keys = restart.join(", "), "what these keys say now takes a restart");
+            warn!(keys = restart.join(", "), "changed keys need a restart");
         }
         info!("configuration reloaded");
     }
 
-    /// What can fail comes first.
-    fn take_over_all(&self, config: &Config) -> Result<(), CommandError> {
+    fn apply(&self, config: &Config) -> Result<(), CommandError> {
         let prepared = self.server.prepare_reload(&config.server)?;
         self.gateway.reload(config)?;
         self.server.apply_reload(prepared);

@@ -1,26 +1,25 @@
-//! What the operator tells the process by signals.
+//! Signals of the operator.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals that are listened to. One that comes while nobody asks is kept.
+/// Handlers of SIGTERM, SIGINT and SIGHUP. A signal stays pending until it is received.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
 }
 
-/// What a signal asks for.
 pub(super) enum SignalEvent {
-    /// To stop, by the signal of this name.
+    /// Stop, with the name of the signal.
     Stop(&'static str),
-    /// To read the configuration again.
+    /// Read the configuration again.
     Reload,
 }
 
 impl Signals {
-    /// From now on none of them ends the process by itself.
+    /// Installs the handlers. From now on none of the signals ends the process by itself.
     pub(super) fn listen() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -29,7 +28,7 @@ impl Signals {
         })
     }
 
-    /// What is asked for next. Cancel safe.
+    /// Receives the next signal. Cancel safe.
     pub(super) async fn next(&mut self) -> SignalEvent {
         tokio::select! {
             _ = self.terminate.recv() => SignalEvent::Stop("SIGTERM"),
@@ -38,7 +37,7 @@ impl Signals {
         }
     }
 
-    /// The next SIGTERM or SIGINT; a SIGHUP in between is passed over. Cancel safe.
+    /// Receives the next SIGTERM or SIGINT and ignores SIGHUP. Cancel safe.
     pub(super) async fn stop(&mut self) -> &'static str {
         loop {
             if let SignalEvent::Stop(signal) = self.next().await {

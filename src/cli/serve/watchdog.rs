@@ -1,11 +1,11 @@
-//! Signs of life for a service manager that asks for them (systemd's `WatchdogSec=`).
+//! Watchdog notifications for a service manager (systemd's `WatchdogSec=`).
 //!
 //! ```text
-//!   four times in WATCHDOG_USEC:  a worker ── a look ──▶ hub ── told ──▶ WATCHDOG=1
+//!   four times per WATCHDOG_USEC:  task ── inspect ──▶ hub ── response ──▶ WATCHDOG=1
 //! ```
 //!
-//! A sign is given only when the hub has answered: so the workers run, and the one task that every wait needs is not
-//! stuck. Where that fails nothing is said, and the service manager starts the gateway anew.
+//! A notification needs a response of the hub. It proves that the runtime's workers run and that the task of all waits
+//! is not stuck. Without notifications the service manager restarts the gateway.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -13,40 +13,45 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::time::MissedTickBehavior;
 
+use super::service_manager;
 use crate::gateway::Gateway;
 
-/// The shortest time that is taken for one; systemd's own unit is the second.
-const MIN_WITHIN: Duration = Duration::from_millis(10);
+/// Shorter intervals are treated as none. The unit of systemd is the second.
+const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Signs in the time in which one has to be given: a hub that is busy may miss some.
-const SIGNS: u32 = 4;
+/// Notifications per interval, so that a busy hub may miss some.
+const NOTIFICATIONS_PER_INTERVAL: u32 = 4;
 
-/// Gives signs for as long as the gateway lives; never comes back. For a task of its own: only that proves that the
-/// runtime's workers take turns. Cancel safe.
-pub(super) async fn watch(gateway: Gateway) -> Infallible {
+/// Sends notifications for the life of the gateway. The caller gives it a task of its own: only that proves that the
+/// runtime schedules tasks. Cancel safe.
+pub(super) async fn run(gateway: Gateway) -> Infallible {
     match sd_notify::watchdog_enabled() {
-        Some(within) if within >= MIN_WITHIN => {
-            let lives = || {
+        Some(interval) if interval >= MIN_INTERVAL => {
+            let is_alive = || {
                 let gateway = gateway.clone();
                 async move { gateway.overview(0).await.is_some() }
             };
-            give_signs(within / SIGNS, lives, || super::report(&[NotifyState::Watchdog])).await
+            let notify = || service_manager::notify(&[NotifyState::Watchdog]);
+            notify_while_alive(interval / NOTIFICATIONS_PER_INTERVAL, is_alive, notify).await
         }
-        // Nobody asks for them.
         Some(_) | None => std::future::pending().await,
     }
 }
 
-async fn give_signs<F>(every: Duration, lives: impl Fn() -> F, mut sign: impl FnMut()) -> Infallible
+async fn notify_while_alive<F>(
+    period: Duration,
+    is_alive: impl Fn() -> F,
+    mut notify: impl FnMut(),
+) -> Infallible
 where
     F: Future<Output = bool>,
 {
-    let mut ticks = tokio::time::interval(every);
+    let mut ticks = tokio::time::interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if lives().await {
-            sign();
+        if is_alive().await {
+            notify();
         }
     }
 }
@@ -57,34 +62,34 @@ mod tests {
 
     use super::*;
 
-    const EVERY: Duration = Duration::from_secs(5);
+    const PERIOD: Duration = Duration::from_secs(5);
 
     #[tokio::test(start_paused = true)]
-    async fn a_sign_is_given_each_time_that_the_hub_answers() {
-        let signs = Cell::new(0);
-        let giving = give_signs(EVERY, || async { true }, || signs.set(signs.get() + 1));
-        assert!(tokio::time::timeout(EVERY * 4 - EVERY / 2, giving).await.is_err());
-        assert_eq!(signs.get(), 4, "at once, and three times more");
+    async fn a_notification_is_sent_for_each_response_of_the_hub() {
+        let sent = Cell::new(0);
+        let run = notify_while_alive(PERIOD, || async { true }, || sent.set(sent.get() + 1));
+        assert!(tokio::time::timeout(PERIOD * 4 - PERIOD / 2, run).await.is_err());
+        assert_eq!(sent.get(), 4, "one at once and three more");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn none_is_given_while_the_hub_is_stuck_or_gone() {
-        let give = async |lives: &dyn Fn() -> bool, is_stuck: bool| {
-            let signs = Cell::new(0);
-            let answer = || async {
+    async fn no_notification_is_sent_while_the_hub_is_stuck_or_gone() {
+        let count = async |is_alive: &dyn Fn() -> bool, is_stuck: bool| {
+            let sent = Cell::new(0);
+            let check = || async {
                 match is_stuck {
                     true => std::future::pending().await,
-                    false => lives(),
+                    false => is_alive(),
                 }
             };
-            let giving = give_signs(EVERY, answer, || signs.set(signs.get() + 1));
-            assert!(tokio::time::timeout(EVERY * 10, giving).await.is_err());
-            signs.get()
+            let run = notify_while_alive(PERIOD, check, || sent.set(sent.get() + 1));
+            assert!(tokio::time::timeout(PERIOD * 10, run).await.is_err());
+            sent.get()
         };
-        assert_eq!(give(&|| true, true).await, 0);
-        assert_eq!(give(&|| false, false).await, 0);
-        let looks = Cell::new(0);
-        let at_last = || looks.replace(looks.get() + 1) >= 7;
-        assert_eq!(give(&at_last, false).await, looks.get() - 7, "it goes on when the hub is back");
+        assert_eq!(count(&|| true, true).await, 0);
+        assert_eq!(count(&|| false, false).await, 0);
+        let checks = Cell::new(0);
+        let after_seven = || checks.replace(checks.get() + 1) >= 7;
+        assert_eq!(count(&after_seven, false).await, checks.get() - 7, "notifications resume with the hub");
     }
 }

@@ -1,6 +1,4 @@
-//! One job, followed up its ladder: asked for its next rung, again and again.
-//!
-//! It knows nothing of who watches.
+//! Follows one job: requests its next rung until it reaches the goal, and sends updates to a channel.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -9,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode};
 use tokio::sync::mpsc;
 
-use crate::cli::job_client::{AskError, fetch_job, message};
+use crate::cli::job_client::{JobRequestError, fetch_job, message};
 use crate::clock;
 use crate::core::backoff::Backoff;
 use crate::core::job::{JobId, JobSet};
@@ -18,74 +16,77 @@ use crate::core::route::{Form, Route, Rung};
 use crate::protocol::headers::retry_after;
 use crate::upstream::client::Client;
 
-/// The pauses between tries.
+/// Pauses between retries.
 const BACKOFF: Backoff = Backoff { first: Duration::from_secs(1), cap: Duration::from_secs(15) };
 
-/// The least time between two requests where the first was answered too early.
-const GAP: Duration = Duration::from_secs(1);
+/// Shortest time between two requests if the first response came before the requested rung.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What is the same for all jobs that are followed.
+/// Settings that all jobs share.
 pub(super) struct Follower {
     pub(super) client: Client,
     pub(super) route: Arc<Route>,
     pub(super) authorization: Option<HeaderValue>,
     pub(super) goal: Rung,
-    pub(super) until: Instant,
+    pub(super) deadline: Instant,
 }
 
-/// Something happened to a job.
+/// News of one job.
 #[derive(Debug)]
 pub(super) enum Update {
-    /// It is on this rung now, and this is its body.
+    /// The job reached this rung; with its body.
     State(Rung, Bytes),
-    /// It could not be asked for, and will be again after so long.
-    Trouble(String, Duration),
-    /// No more is to come.
+    /// A request failed and is retried after this pause.
+    Retrying(String, Duration),
+    /// The last update.
     Ended(Ending),
 }
 
-/// How following a job ended.
 #[derive(Debug)]
 pub(super) enum Ending {
-    /// It is where it was wanted.
     Reached,
-    /// It is on a rung where jobs fail.
+    /// The job reached a rung for failed jobs.
     Failed,
-    /// The time is over.
     TimedOut,
-    /// The answer is final, and no state.
-    Refused(String),
+    /// A response without a state that a retry would not change.
+    Rejected(String),
 }
 
-enum Answer {
+enum FetchedJob {
     State(Rung, Bytes),
-    Trouble(String, Option<Duration>),
+    /// Worth a retry, after this pause if the server requested one.
+    Retryable(String, Option<Duration>),
     Final(String),
 }
 
 impl Follower {
-    /// Follows one job to its end, the last news. Ends early when nobody takes them.
-    pub(super) async fn follow(&self, id: &JobId, nth: usize, tell: &mpsc::Sender<(usize, Update)>) {
-        let climb = self.follow_statuses(id, nth, tell);
-        let ending = match tokio::time::timeout_at(self.until.into(), climb).await {
+    /// Follows one job to its end. `nth` identifies the job in the channel.
+    pub(super) async fn follow(&self, id: &JobId, nth: usize, updates: &mpsc::Sender<(usize, Update)>) {
+        let following = self.follow_statuses(id, nth, updates);
+        let ending = match tokio::time::timeout_at(self.deadline.into(), following).await {
             Ok(ending) => ending,
             Err(_) => Ending::TimedOut,
         };
-        let _ = tell.send((nth, Update::Ended(ending))).await;
+        let _ = updates.send((nth, Update::Ended(ending))).await;
     }
 
-    async fn follow_statuses(&self, id: &JobId, nth: usize, tell: &mpsc::Sender<(usize, Update)>) -> Ending {
+    async fn follow_statuses(
+        &self,
+        id: &JobId,
+        nth: usize,
+        updates: &mpsc::Sender<(usize, Update)>,
+    ) -> Ending {
         let (mut known, mut failures) = (None, 0);
         loop {
             let wanted = known.map_or(Some(self.route.ladder.lowest()), |rung| self.route.ladder.next(rung));
             let wanted = wanted.map_or(self.goal, |rung| rung.min(self.goal));
-            let asked_at = clock::now();
+            let sent_at = clock::now();
             match self.fetch_job(id, wanted).await {
-                Answer::State(rung, body) => {
+                FetchedJob::State(rung, body) => {
                     failures = 0;
                     if known < Some(rung) {
                         known = Some(rung);
-                        let _ = tell.send((nth, Update::State(rung, body))).await;
+                        let _ = updates.send((nth, Update::State(rung, body))).await;
                     }
                     if self.route.ladder.is_failure(rung) {
                         return Ending::Failed;
@@ -94,49 +95,51 @@ impl Follower {
                         return Ending::Reached;
                     }
                     if rung < wanted {
-                        tokio::time::sleep_until((asked_at + GAP).into()).await;
+                        tokio::time::sleep_until((sent_at + MIN_INTERVAL).into()).await;
                     }
                 }
-                Answer::Trouble(why, asked_pause) => {
+                FetchedJob::Retryable(reason, requested_pause) => {
                     failures += 1;
-                    let pause = asked_pause.unwrap_or_else(|| BACKOFF.pause(failures, fastrand::f64()));
-                    let _ = tell.send((nth, Update::Trouble(why, pause))).await;
+                    let pause = requested_pause.unwrap_or_else(|| BACKOFF.pause(failures, fastrand::f64()));
+                    let _ = updates.send((nth, Update::Retrying(reason, pause))).await;
                     tokio::time::sleep(pause).await;
                 }
-                Answer::Final(why) => return Ending::Refused(why),
+                FetchedJob::Final(reason) => return Ending::Rejected(reason),
             }
         }
     }
 
-    async fn fetch_job(&self, id: &JobId, wanted: Rung) -> Answer {
+    async fn fetch_job(&self, id: &JobId, wanted: Rung) -> FetchedJob {
         match fetch_job(&self.client, &self.route, self.authorization.as_ref(), id, wanted).await {
-            Ok(response) => self.judge(id, response),
-            Err(AskError::Target) => Answer::Final(AskError::Target.to_string()),
-            Err(error @ (AskError::Send(_) | AskError::CutOff)) => Answer::Trouble(error.to_string(), None),
+            Ok(response) => self.classify(id, response),
+            Err(JobRequestError::Target) => FetchedJob::Final(JobRequestError::Target.to_string()),
+            Err(error @ (JobRequestError::Send(_) | JobRequestError::CutOff)) => {
+                FetchedJob::Retryable(error.to_string(), None)
+            }
         }
     }
 
-    fn judge(&self, id: &JobId, response: Response<Bytes>) -> Answer {
+    fn classify(&self, id: &JobId, response: Response<Bytes>) -> FetchedJob {
         let (head, body) = response.into_parts();
         let status = head.status;
         if !status.is_success() {
-            let why = message(status, &body);
-            let is_passing = status.is_server_error()
+            let reason = message(status, &body);
+            let is_temporary = status.is_server_error()
                 || [StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT].contains(&status);
-            return match is_passing {
-                true => Answer::Trouble(why, retry_after(&head.headers, SystemTime::now())),
-                false => Answer::Final(why),
+            return match is_temporary {
+                true => FetchedJob::Retryable(reason, retry_after(&head.headers, SystemTime::now())),
+                false => FetchedJob::Final(reason),
             };
         }
         match job_body::split(&self.route, Form::Single, &JobSet::new([id.clone()]), &body) {
             SplitBody::Jobs { mut jobs, .. } => match jobs.pop() {
-                Some(job_body::JobSlice { rung: Some(rung), body, .. }) => Answer::State(rung, body),
-                _ => Answer::Final("its status is a word that is not known".to_owned()),
+                Some(job_body::JobSlice { rung: Some(rung), body, .. }) => FetchedJob::State(rung, body),
+                _ => FetchedJob::Final("the status of the job is unknown".to_owned()),
             },
-            SplitBody::Unsplit => {
-                Answer::Final("the answer is not the clip: is --url that of the API or a gateway?".to_owned())
-            }
-            SplitBody::Invalid => Answer::Trouble("the answer is no JSON".to_owned(), None),
+            SplitBody::Unsplit => FetchedJob::Final(
+                "the response is not the job. Is --url the address of the API or of a gateway?".to_owned(),
+            ),
+            SplitBody::Invalid => FetchedJob::Retryable("the response is not JSON".to_owned(), None),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What is seen of jobs that are followed: a bar each, a line a state, or JSON.
+//! Output of `watch`: a bar for each job, a line for each state, or JSON.
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -14,100 +14,103 @@ use crate::core::job::JobId;
 use crate::core::route::{Ladder, Rung};
 use crate::printable::{escape, escape_json};
 
-/// How often the elapsed time is drawn anew.
+/// Interval at which bars show the elapsed time.
 const TICK: Duration = Duration::from_millis(200);
 
-/// One way to look at them.
 pub(super) struct View {
     ids: Vec<JobId>,
     ladder: Ladder,
     since: Instant,
-    form: Form,
+    style: ViewStyle,
 }
 
-enum Form {
+enum ViewStyle {
     Bars(Vec<ProgressBar>),
     Lines,
     Json,
 }
 
 impl View {
-    /// Bars, drawn on a terminal that is stdout.
+    /// Returns a view with a bar for each job; stdout must be a terminal.
     pub(super) fn bars(ids: &[JobId], ladder: Ladder, goal: Rung) -> Self {
         let all = MultiProgress::with_draw_target(ProgressDrawTarget::stdout());
         let style = ProgressStyle::with_template("{prefix}  {bar:20.cyan/dim}  {elapsed:>4}  {msg}")
-            .expect("the template is well formed")
+            .expect("the template is valid")
             .progress_chars("━━─");
         let bar = |id: &JobId| {
             let bar = all.add(ProgressBar::new(steps_to(&ladder, goal)));
             bar.set_style(style.clone());
-            bar.set_prefix(shown(id));
-            bar.set_message("asking");
+            bar.set_prefix(escape_id(id));
+            bar.set_message("requesting");
             bar.enable_steady_tick(TICK);
             bar
         };
         let bars = ids.iter().map(bar).collect();
-        Self::new(ids, ladder, Form::Bars(bars))
+        Self::new(ids, ladder, ViewStyle::Bars(bars))
     }
 
-    /// A line for each state on stdout, troubles on stderr.
+    /// Returns a view with a line for each state on stdout and failures on stderr.
     pub(super) fn lines(ids: &[JobId], ladder: Ladder) -> Self {
-        Self::new(ids, ladder, Form::Lines)
+        Self::new(ids, ladder, ViewStyle::Lines)
     }
 
-    /// A JSON object for each state and each end on stdout, troubles on stderr.
+    /// Returns a view with a JSON object for each state and each ending on stdout and retries on stderr.
     pub(super) fn json(ids: &[JobId], ladder: Ladder) -> Self {
-        Self::new(ids, ladder, Form::Json)
+        Self::new(ids, ladder, ViewStyle::Json)
     }
 
-    fn new(ids: &[JobId], ladder: Ladder, form: Form) -> Self {
-        Self { ids: ids.to_vec(), ladder, since: clock::now(), form }
+    fn new(ids: &[JobId], ladder: Ladder, style: ViewStyle) -> Self {
+        Self { ids: ids.to_vec(), ladder, since: clock::now(), style }
     }
 
-    /// Shows news of the nth job.
-    pub(super) fn show(&mut self, nth: usize, news: &Update) -> std::io::Result<()> {
-        match &self.form {
-            Form::Bars(bars) => {
-                self.draw(&bars[nth], news);
+    /// Shows an update of the nth job.
+    pub(super) fn show(&mut self, nth: usize, update: &Update) -> std::io::Result<()> {
+        match &self.style {
+            ViewStyle::Bars(bars) => {
+                self.draw(&bars[nth], update);
                 Ok(())
             }
-            Form::Lines => self.line(&self.ids[nth], news),
-            Form::Json => self.object(&self.ids[nth], news),
+            ViewStyle::Lines => self.line(&self.ids[nth], update),
+            ViewStyle::Json => self.object(&self.ids[nth], update),
         }
     }
 
-    fn draw(&self, bar: &ProgressBar, news: &Update) {
-        match news {
+    fn draw(&self, bar: &ProgressBar, update: &Update) {
+        match update {
             Update::State(rung, _) => {
                 bar.set_position(steps_to(&self.ladder, *rung));
                 bar.set_message(self.ladder.name(*rung).to_owned());
             }
-            Update::Trouble(why, pause) => bar.set_message(trouble(why, *pause)),
+            Update::Retrying(reason, pause) => bar.set_message(retry_text(reason, *pause)),
             Update::Ended(Ending::Reached) => bar.finish(),
             Update::Ended(Ending::Failed) => bar.abandon(),
             Update::Ended(Ending::TimedOut) => {
                 bar.abandon_with_message(format!("{}, out of time", bar.message()))
             }
-            Update::Ended(Ending::Refused(why)) => bar.abandon_with_message(escape(why).into_owned()),
+            Update::Ended(Ending::Rejected(reason)) => bar.abandon_with_message(escape(reason).into_owned()),
         }
     }
 
-    fn line(&self, id: &JobId, news: &Update) -> std::io::Result<()> {
-        let id = shown(id);
+    fn line(&self, id: &JobId, update: &Update) -> std::io::Result<()> {
+        let id = escape_id(id);
         let elapsed = format!("{:7.1}s", self.seconds());
-        match news {
+        match update {
             Update::State(rung, _) => {
                 writeln!(std::io::stdout(), "{elapsed}  {id}  {}", self.ladder.name(*rung))
             }
             Update::Ended(Ending::Reached | Ending::Failed) => Ok(()),
-            Update::Ended(Ending::TimedOut) => complain(&format!("{elapsed}  {id}  out of time")),
-            Update::Ended(Ending::Refused(why)) => complain(&format!("{elapsed}  {id}  {}", escape(why))),
-            Update::Trouble(why, pause) => complain(&format!("{elapsed}  {id}  {}", trouble(why, *pause))),
+            Update::Ended(Ending::TimedOut) => write_stderr(&format!("{elapsed}  {id}  out of time")),
+            Update::Ended(Ending::Rejected(reason)) => {
+                write_stderr(&format!("{elapsed}  {id}  {}", escape(reason)))
+            }
+            Update::Retrying(reason, pause) => {
+                write_stderr(&format!("{elapsed}  {id}  {}", retry_text(reason, *pause)))
+            }
         }
     }
 
-    fn object(&self, id: &JobId, news: &Update) -> std::io::Result<()> {
-        let object = |status, job, end, message| Object {
+    fn object(&self, id: &JobId, update: &Update) -> std::io::Result<()> {
+        let object = |status, job, end, message| JsonLine {
             id: id.as_str(),
             seconds: self.seconds(),
             status,
@@ -115,17 +118,18 @@ impl View {
             end,
             message,
         };
-        let object = match news {
+        let object = match update {
             Update::State(rung, body) => {
                 object(Some(self.ladder.name(*rung)), serde_json::from_slice(body).ok(), None, None)
             }
             Update::Ended(ending) => {
-                let message = if let Ending::Refused(why) = ending { Some(why.as_str()) } else { None };
+                let message =
+                    if let Ending::Rejected(reason) = ending { Some(reason.as_str()) } else { None };
                 object(None, None, Some(word(ending)), message)
             }
-            Update::Trouble(..) => return self.line(id, news),
+            Update::Retrying(..) => return self.line(id, update),
         };
-        // Newlines in a job's own bytes would end the line early, and stdout may be a terminal.
+        // A newline in the job's own bytes would end the line. stdout may be a terminal.
         let line = serde_json::to_string(&object)?.replace(['\n', '\r', '\t'], " ");
         writeln!(std::io::stdout(), "{}", escape_json(&line))
     }
@@ -137,7 +141,7 @@ impl View {
 }
 
 #[derive(Serialize)]
-struct Object<'a> {
+struct JsonLine<'a> {
     id: &'a str,
     seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -155,22 +159,21 @@ fn word(ending: &Ending) -> &'static str {
         Ending::Reached => "reached",
         Ending::Failed => "failed",
         Ending::TimedOut => "timed-out",
-        Ending::Refused(_) => "refused",
+        Ending::Rejected(_) => "refused",
     }
 }
 
-/// Writes to stderr. Following goes on where nobody takes it.
-fn complain(line: &str) -> std::io::Result<()> {
+/// Writes to stderr and ignores errors: a closed stderr does not end the command.
+fn write_stderr(line: &str) -> std::io::Result<()> {
     let _ = writeln!(std::io::stderr(), "{line}");
     Ok(())
 }
 
-fn trouble(why: &str, pause: Duration) -> String {
-    let why = escape(why);
-    format!("{why}; asking again in {:.1} s", pause.as_secs_f64())
+fn retry_text(reason: &str, pause: Duration) -> String {
+    format!("{}; retrying in {:.1} s", escape(reason), pause.as_secs_f64())
 }
 
-/// An id cannot move the cursor.
-fn shown(id: &JobId) -> String {
+/// Escapes characters that a terminal would act on.
+fn escape_id(id: &JobId) -> String {
     id.as_str().escape_debug().to_string()
 }

@@ -32,7 +32,8 @@ fn uncounted() -> Arc<Metrics> {
 }
 
 fn passthrough(base_url: &str, max_body: u64, head_timeout: Duration) -> Passthrough {
-    let upstream = config::Upstream { base_url: base_url.parse().unwrap(), ..Config::default().upstream };
+    let upstream =
+        config::UpstreamConfig { base_url: base_url.parse().unwrap(), ..Config::default().upstream };
     Passthrough::new(Client::new(&upstream).unwrap(), max_body, head_timeout, uncounted())
 }
 
@@ -705,7 +706,7 @@ where
         let _ = builder.serve_connection(stream, service).await;
     });
     let base_url = format!("https://localhost:{}", addr.port()).parse().unwrap();
-    let upstream = config::Upstream { base_url, ..Config::default().upstream };
+    let upstream = config::UpstreamConfig { base_url, ..Config::default().upstream };
     let client = Client::with_tls(&upstream, trusting).unwrap();
     gateway(Passthrough::new(client, max_body, PATIENCE, uncounted()), None).await
 }

@@ -16,7 +16,7 @@ use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use self::format::LineLayer;
 use self::writer::{FlushGuard, LogWriter};
-use crate::config::Log;
+use crate::config::LogConfig;
 
 /// Why there is no log.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +61,7 @@ impl Handle {
 /// # Errors
 ///
 /// When `RUST_LOG` is set to what is no filter, or the log was started before.
-pub fn init(log: &Log) -> Result<Handle, TelemetryError> {
+pub fn init(log: &LogConfig) -> Result<Handle, TelemetryError> {
     let rust_log = std::env::var("RUST_LOG").ok().filter(|text| !text.trim().is_empty());
     let chosen = match &rust_log {
         Some(text) => EnvFilter::try_new(text).map_err(TelemetryError::RustLog)?,

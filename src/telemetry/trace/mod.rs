@@ -55,7 +55,7 @@ impl Tracer {
     /// # Errors
     ///
     /// When there is no way to the collector at all; whether it answers is not looked at.
-    pub fn new(config: &config::Telemetry, upstream: &Uri) -> Result<Self, TraceError> {
+    pub fn new(config: &config::TelemetryConfig, upstream: &Uri) -> Result<Self, TraceError> {
         let Some(endpoint) = &config.otlp_endpoint else { return Ok(Self::default()) };
         let tally = Arc::new(SpanCounts::default());
         let provider = otlp::provider(endpoint, config.sample_percent, &tally)?;

@@ -186,7 +186,7 @@ impl Client {
         Self::trusting_roots(config, ResendPolicy::Never)
     }
 
-    fn trusting_roots(config: &config::Upstream, resend: ResendPolicy) -> Result<Self, ClientError> {
+    fn trusting_roots(config: &config::UpstreamConfig, resend: ResendPolicy) -> Result<Self, ClientError> {
         let builder = || {
             rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
                 .with_safe_default_protocol_versions()
@@ -208,14 +208,14 @@ impl Client {
     /// Like [`Client::new`] with these TLS settings.
     #[cfg(test)]
     pub(crate) fn with_tls(
-        config: &config::Upstream,
+        config: &config::UpstreamConfig,
         tls: rustls::ClientConfig,
     ) -> Result<Self, ClientError> {
         Self::build(config, tls, ResendPolicy::Unsent)
     }
 
     fn build(
-        config: &config::Upstream,
+        config: &config::UpstreamConfig,
         tls: rustls::ClientConfig,
         resend: ResendPolicy,
     ) -> Result<Self, ClientError> {

@@ -16,7 +16,7 @@ impl Fixture {
     async fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base_url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
-        let config = config::Upstream { base_url, ..config::Config::default().upstream };
+        let config = config::UpstreamConfig { base_url, ..config::Config::default().upstream };
         let client = Client::for_polls(&config).unwrap();
         Self {
             listener,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use clipgate::testing::config::Auth;
+use clipgate::testing::config::AuthConfig;
 use clipgate::testing::secret::Secret;
 use http::Response;
 use http_body_util::{BodyExt as _, Empty};
@@ -238,7 +238,7 @@ async fn the_state_says_what_is_under_way() {
 async fn members_are_listed_by_name_with_what_they_have_left() {
     let mut stage = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
-        config.auth = Auth::Team(vec![
+        config.auth = AuthConfig::Team(vec![
             member(("alice", "cg_recognise-a", "sk-recognise")),
             member(("bob", "cg_recognise-b", "sk-recognise")),
             member(("carol", "cg_recognise-c", "sk-recognise-too")),

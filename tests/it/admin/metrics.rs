@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clipgate::sim::{Fault, FaultTarget};
-use clipgate::testing::config::Auth;
+use clipgate::testing::config::AuthConfig;
 use http::Request;
 
 use crate::harness::admin_client::{Operator, field, text};
@@ -166,7 +166,7 @@ async fn an_open_breaker_shows_and_so_does_what_failed() {
 async fn refusals_over_a_limit_are_counted_by_limit_and_by_member() {
     let mut stage = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
-        config.auth = Auth::Team(vec![
+        config.auth = AuthConfig::Team(vec![
             crate::clients::team::member(("alice", "cg_a", "sk-one")),
             crate::clients::team::member(("bob", "cg_b", "sk-two")),
         ]);

@@ -1,7 +1,7 @@
 //! Whose key is whose, and that none of them is ever shown (contract, section 4).
 
 use clipgate::sim::{Options, Sim};
-use clipgate::testing::config::{Auth, Config};
+use clipgate::testing::config::{AuthConfig, Config};
 use clipgate::testing::protocol::allowed_host::HostPattern;
 use clipgate::testing::secret::Secret;
 use tokio::net::TcpListener;
@@ -54,7 +54,7 @@ async fn a_key_that_is_revoked_takes_no_other_with_it() {
 #[tokio::test]
 async fn sidecar_mode_replaces_any_key_and_needs_none() {
     let stage = TestGateway::with(|config, options| {
-        config.auth = Auth::Sidecar;
+        config.auth = AuthConfig::Sidecar;
         config.upstream.api_key = Some(Secret::new("of-the-gateway"));
         options.keys = Some(vec!["of-the-gateway".to_owned()]);
     })
@@ -81,7 +81,7 @@ async fn sidecar_mode_replaces_any_key_and_needs_none() {
 
 /// A sidecar's, which the pages of one origin may ask.
 fn lend_the_key(config: &mut Config) {
-    config.auth = Auth::Sidecar;
+    config.auth = AuthConfig::Sidecar;
     config.upstream.api_key = Some(Secret::new("of-the-gateway"));
     config.server.cors_origins = vec!["https://app.example".to_owned()];
     config.server.allowed_hosts = vec![HostPattern::Name("gw.example".to_owned())];

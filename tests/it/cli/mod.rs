@@ -1,4 +1,4 @@
-//! The commands, as processes.
+//! The command line, with each command as a process.
 
 pub(crate) mod check;
 pub(crate) mod check_live;

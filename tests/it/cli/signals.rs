@@ -1,4 +1,4 @@
-//! What the process does when it is told something.
+//! Signals: stop, second stop, reload, and connections around a stop.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use crate::harness::admin_client::Operator;
 use crate::harness::process::{Client, Gateway, TestEnv, clip, get, within_timeout};
 
 #[tokio::test]
-async fn sigterm_and_sigint_end_it_with_0_though_an_idle_connection_stands() {
+async fn sigterm_and_sigint_exit_with_0_and_close_idle_connections() {
     for signal in ["TERM", "INT"] {
-        let ground = TestEnv::new().await;
-        ground.configure("drain_timeout = \"1h\"");
-        let mut gateway = ground.start();
+        let env = TestEnv::new().await;
+        env.configure("drain_timeout = \"1h\"");
+        let mut gateway = env.start();
         let mut client = Client::connect(gateway.address().await).await;
         client.get("/x", &[]).await;
         gateway.signal(signal);
@@ -25,31 +25,31 @@ async fn sigterm_and_sigint_end_it_with_0_though_an_idle_connection_stands() {
 }
 
 #[tokio::test]
-async fn sigterm_tells_each_of_500_parked_waits_its_clips_state_and_cuts_none_off() {
-    tell_500(TestEnv::command).await;
+async fn sigterm_answers_each_of_500_parked_waits_with_its_clips_state() {
+    drain_500_waits(TestEnv::command).await;
 }
 
 #[tokio::test]
-async fn sigterm_tells_each_of_500_parked_waits_its_clips_state_on_one_core_too() {
-    tell_500(TestEnv::command_on_one_core).await;
+async fn sigterm_answers_each_of_500_parked_waits_on_one_core() {
+    drain_500_waits(TestEnv::command_on_one_core).await;
 }
 
-async fn tell_500(command: fn(&TestEnv) -> Command) {
+async fn drain_500_waits(command: fn(&TestEnv) -> Command) {
     let ids = ["a", "b", "c", "d", "e"];
-    let ground = TestEnv::new().await;
-    ids.iter().for_each(|id| ground.sim.set_status(id, "streaming"));
-    // The last answers have a tenth of it: a thousand times what they take.
-    ground.configure("drain_timeout = \"10s\"\n[limits]\nburst = 10000\ncalls_burst = 10000");
-    let mut command = command(&ground);
+    let env = TestEnv::new().await;
+    ids.iter().for_each(|id| env.sim.set_status(id, "streaming"));
+    // The last responses get a tenth of this time: a thousand times more than they need.
+    env.configure("drain_timeout = \"10s\"\n[limits]\nburst = 10000\ncalls_burst = 10000");
+    let mut command = command(&env);
     command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
     let mut gateway = Gateway::spawn(command);
     let address = gateway.address().await;
     let admin = gateway.line().await;
     let operator = Operator::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
 
-    // A connection each, and a hundred on one.
+    // 400 waits have their own connection, 100 share one.
     let streams = Client::h2(TcpStream::connect(address).await.unwrap()).await;
-    let Client::H2(streams) = streams else { panic!("it speaks HTTP/2") };
+    let Client::H2(streams) = streams else { panic!("not an HTTP/2 client") };
     let mut waits = JoinSet::new();
     for n in 0..500 {
         let mut client = match n % 5 {
@@ -68,30 +68,31 @@ async fn tell_500(command: fn(&TestEnv) -> Command) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    within_timeout("500 waits to be parked", parked).await;
+    within_timeout("500 parked waits", parked).await;
 
     gateway.signal("TERM");
-    // Nobody reads a log of so many lines but us, and it must not wait.
-    let (answers, log) = tokio::join!(within_timeout("the answers", waits.join_all()), gateway.rest_of_log());
-    assert_eq!(answers.len(), 500);
-    for (id, answer) in answers {
-        let answer = answer.expect("it is not cut off");
-        assert_eq!(answer.status(), 200, "{answer:?}");
-        assert_eq!(*answer.body(), ground.sim.body(id, "streaming"));
+    // The log is read meanwhile, so that a full pipe drops no line.
+    let (responses, log) =
+        tokio::join!(within_timeout("the responses", waits.join_all()), gateway.rest_of_log());
+    assert_eq!(responses.len(), 500);
+    for (id, response) in responses {
+        let response = response.expect("the response is complete");
+        assert_eq!(response.status(), 200, "{response:?}");
+        assert_eq!(*response.body(), env.sim.body(id, "streaming"));
     }
     assert_eq!(gateway.ended().await.code(), Some(0));
-    // It says so where anybody is not told within the time.
+    // The log would report connections that are cut off at the end of the drain.
     assert!(log.iter().any(|line| line.contains("stopped")), "{log:?}");
     assert!(!log.iter().any(|line| line.contains("cut off")), "{log:?}");
 }
 
-/// P7, and no wait is cut off: the simulated upstream is asked for the state until the drain is over.
+/// P7: the simulated upstream answers snapshots until the end of the drain.
 #[tokio::test]
-async fn sigterm_tells_each_parked_wait_of_a_simulated_upstream_its_clips_state() {
-    let ground = TestEnv::new().await;
+async fn sigterm_answers_each_parked_wait_on_a_simulated_upstream() {
+    let env = TestEnv::new().await;
     let mut command = Command::new(env!("CARGO_BIN_EXE_clipgate"));
     command.args(["serve", "--sim", "--listen", "127.0.0.1:0"]);
-    ground.confine(&mut command);
+    env.confine(&mut command);
     command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0").env("CLIPGATE__SERVER__DRAIN_TIMEOUT", "4s");
     let mut gateway = Gateway::spawn(command);
     let address = gateway.address().await;
@@ -113,8 +114,8 @@ async fn sigterm_tells_each_parked_wait_of_a_simulated_upstream_its_clips_state(
     for id in ids {
         let mut client = Client::connect(address).await;
         waits.spawn(async move {
-            let answer = client.ask(get(&clip(&id), &[])).await;
-            (id, answer)
+            let response = client.ask(get(&clip(&id), &[])).await;
+            (id, response)
         });
     }
     let parked = async {
@@ -122,27 +123,27 @@ async fn sigterm_tells_each_parked_wait_of_a_simulated_upstream_its_clips_state(
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    within_timeout("3 waits to be parked", parked).await;
+    within_timeout("3 parked waits", parked).await;
 
     gateway.signal("TERM");
-    for (id, answer) in within_timeout("the answers", waits.join_all()).await {
-        let answer = answer.expect("it is not cut off");
-        assert_eq!(answer.status(), 200, "{answer:?}");
-        let told: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
-        assert_eq!(told["id"], id);
+    for (id, response) in within_timeout("the responses", waits.join_all()).await {
+        let response = response.expect("the response is complete");
+        assert_eq!(response.status(), 200, "{response:?}");
+        let state: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+        assert_eq!(state["id"], id);
     }
     assert_eq!(gateway.ended().await.code(), Some(0));
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_it_at_once() {
-    let ground = TestEnv::new().await;
-    ground.configure("drain_timeout = \"1h\"");
-    ground.sim.fault(FaultTarget::Path("/held".to_owned()), Fault::Hang, 1);
-    let mut gateway = ground.start();
+async fn a_second_signal_ends_the_process_at_once() {
+    let env = TestEnv::new().await;
+    env.configure("drain_timeout = \"1h\"");
+    env.sim.fault(FaultTarget::Path("/held".to_owned()), Fault::Hang, 1);
+    let mut gateway = env.start();
     let mut client = Client::connect(gateway.address().await).await;
     let waiting = tokio::spawn(async move { client.ask(get("/held", &[])).await });
-    ground.sim.wait_until(|seen| seen.requests.len() == 1).await;
+    env.sim.wait_until(|seen| seen.requests.len() == 1).await;
     gateway.signal("TERM");
     gateway.logged("stopping").await;
     gateway.signal("INT");
@@ -151,71 +152,71 @@ async fn a_second_signal_ends_it_at_once() {
 }
 
 #[tokio::test]
-async fn sighup_takes_over_what_can_be_and_names_what_takes_a_restart() {
-    let ground = TestEnv::new().await;
-    ground.configure("cors_origins = [\"https://old.example\"]");
-    let mut gateway = ground.start();
+async fn sighup_applies_keys_and_names_those_that_need_a_restart() {
+    let env = TestEnv::new().await;
+    env.configure("cors_origins = [\"https://old.example\"]");
+    let mut gateway = env.start();
     let address = gateway.address().await;
     let (mut client, mut parked) = (Client::connect(address).await, Client::connect(address).await);
     let origin = ("origin", "https://app.example");
-    let answer = client.get("/x", &[origin]).await;
-    assert!(!answer.headers().contains_key("access-control-allow-origin"));
+    let response = client.get("/x", &[origin]).await;
+    assert!(!response.headers().contains_key("access-control-allow-origin"));
     let two = "/v2/generate/audio/suno-ai/clips?clip_ids[]=a&clip_ids[]=b&status=completed";
-    ground.sim.set_status("a", "queued");
+    env.sim.set_status("a", "queued");
     let waiting = tokio::spawn(async move { parked.ask(get(&clip("a"), &[])).await });
-    ground.sim.wait_until(|seen| seen.open == 1).await;
+    env.sim.wait_until(|seen| seen.open == 1).await;
 
-    ground.configure(
+    env.configure(
         "cors_origins = [\"https://app.example\"]\nmax_connections = 7\ntrusted_proxies = [\"127.0.0.1\"]\n\
          [wait]\nmax_jobs = 1\nlinger = \"3s\"\n[log]\nlevel = \"debug\"",
     );
     gateway.signal("HUP");
-    let line = gateway.logged("takes a restart").await;
+    let line = gateway.logged("changed keys need a restart").await;
     assert!(line.contains("server.max_connections, wait.linger\""), "{line}");
     gateway.logged("configuration reloaded").await;
 
-    let answer = client.get("/x", &[origin, ("x-forwarded-for", "192.0.2.7")]).await;
-    assert_eq!(answer.headers()["access-control-allow-origin"], "https://app.example");
+    let response = client.get("/x", &[origin, ("x-forwarded-for", "192.0.2.7")]).await;
+    assert_eq!(response.headers()["access-control-allow-origin"], "https://app.example");
     let line = gateway.logged("request_id=").await;
     assert!(line.contains("client.address=192.0.2.7 "), "{line}");
-    assert_eq!(client.get(two, &[]).await.status(), 400, "one clip is the most now");
+    assert_eq!(client.get(two, &[]).await.status(), 400, "the new limit is one clip");
     gateway.logged(" DEBUG ").await;
 
-    ground.sim.set_status("a", "complete");
+    env.sim.set_status("a", "complete");
     assert_eq!(waiting.await.unwrap().unwrap().status(), 200, "no wait was dropped");
 }
 
 #[tokio::test]
-async fn a_bad_configuration_is_refused_with_all_its_faults_and_the_old_one_stays() {
-    let ground = TestEnv::new().await;
-    ground.configure("cors_origins = [\"https://app.example\"]");
-    let mut gateway = ground.start();
+async fn an_invalid_configuration_is_rejected_with_all_errors_and_the_old_one_stays() {
+    let env = TestEnv::new().await;
+    env.configure("cors_origins = [\"https://app.example\"]");
+    let mut gateway = env.start();
     let mut client = Client::connect(gateway.address().await).await;
-    ground.configure("cors_origins = []\nheader_timeout = 3\nmax_conections = 1");
+    env.configure("cors_origins = []\nheader_timeout = 3\nmax_conections = 1");
     gateway.signal("HUP");
     for key in ["server.header_timeout", "server.max_conections"] {
-        let line = gateway.logged("fault in the configuration").await;
+        let line = gateway.logged("invalid configuration").await;
         assert!(line.contains(&format!("key={key} ")), "{line}");
     }
-    let line = gateway.logged("the old one stays").await;
-    assert!(line.contains("ERROR") && line.contains("faults=2"), "{line}");
-    let answer = client.get("/x", &[("origin", "https://app.example")]).await;
-    assert_eq!(answer.headers()["access-control-allow-origin"], "https://app.example");
+    let line = gateway.logged("the previous one stays in use").await;
+    assert!(line.contains("ERROR") && line.contains("errors=2"), "{line}");
+    let response = client.get("/x", &[("origin", "https://app.example")]).await;
+    assert_eq!(response.headers()["access-control-allow-origin"], "https://app.example");
 }
 
 #[tokio::test]
-async fn sigterm_resets_nobody_who_has_connected_already_and_closes_each_once_it_is_answered() {
-    let ground = TestEnv::new().await;
-    let path = ground.path("gw.sock");
+async fn sigterm_answers_connected_clients_without_a_reset_and_then_closes() {
+    let env = TestEnv::new().await;
+    let path = env.path("gw.sock");
     let listen = format!("listen = [\"127.0.0.1:0\", {:?}]", format!("unix:{}", path.display()));
-    ground.configure(&format!("{listen}\ndrain_timeout = \"1h\"\n[limits]\nburst = 10000"));
-    ground.sim.set_status("a", "completed");
-    let mut gateway = ground.start();
+    env.configure(&format!("{listen}\ndrain_timeout = \"1h\"\n[limits]\nburst = 10000"));
+    env.sim.set_status("a", "completed");
+    let mut gateway = env.start();
     let address = gateway.address().await;
     assert_eq!(Client::connect(address).await.get(&clip("a"), &[]).await.status(), 200);
-    // While it stands still, clients connect and ask: more than it accepts in one go.
+    // While the process is stopped, more clients connect than it accepts in one turn.
     gateway.signal("STOP");
-    let mut asking = JoinSet::new();
+    let mut requests = JoinSet::new();
     for n in 0..600 {
         let mut client = match n % 3 {
             0 => Client::connect(address).await,
@@ -226,36 +227,36 @@ async fn sigterm_resets_nobody_who_has_connected_already_and_closes_each_once_it
             2 => format!("http://{address}{}", clip("a")),
             _ => clip("a"),
         };
-        asking.spawn(async move {
-            let answer = client.ask(get(&target, &[])).await.expect("it is not reset");
+        requests.spawn(async move {
+            let response = client.ask(get(&target, &[])).await.expect("the connection is not reset");
             client.closed().await;
-            (n, answer)
+            (n, response)
         });
     }
-    // Once each has had some turns, its request is on its way.
+    // After some turns of each task, its request is in the socket.
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
     gateway.signal("TERM");
     gateway.signal("CONT");
-    for (n, answer) in within_timeout("the answers", asking.join_all()).await {
-        assert_eq!(answer.status(), 200, "{n}");
+    for (n, response) in within_timeout("the responses", requests.join_all()).await {
+        assert_eq!(response.status(), 200, "{n}");
     }
     assert_eq!(gateway.ended().await.code(), Some(0));
 }
 
 #[tokio::test]
-async fn two_thousand_clients_connect_while_the_gateway_accepts_nobody() {
-    let most: usize =
+async fn two_thousand_clients_connect_while_the_gateway_accepts_none() {
+    let somaxconn: usize =
         std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
-    let ground = TestEnv::new().await;
-    let path = ground.path("gw.sock");
-    ground.configure(&format!("listen = [\"127.0.0.1:0\", {:?}]", format!("unix:{}", path.display())));
-    let mut gateway = ground.start();
+    let env = TestEnv::new().await;
+    let path = env.path("gw.sock");
+    env.configure(&format!("listen = [\"127.0.0.1:0\", {:?}]", format!("unix:{}", path.display())));
+    let mut gateway = env.start();
     let address = gateway.address().await;
     gateway.signal("STOP");
     let mut clients = (Vec::new(), Vec::new());
-    for _ in 0..most.min(2000) {
+    for _ in 0..somaxconn.min(2000) {
         clients.0.push(within_timeout("a connection", TcpStream::connect(address)).await.unwrap());
         clients.1.push(within_timeout("a connection", tokio::net::UnixStream::connect(&path)).await.unwrap());
     }

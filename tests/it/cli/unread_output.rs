@@ -1,4 +1,4 @@
-//! Nobody reads what the process writes, or it cannot be written: the gateway goes on all the same.
+//! Unread or failing stdout and stderr: the gateway keeps serving.
 
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -10,10 +10,10 @@ use crate::harness::process::{Client, Gateway, TestEnv, within_timeout};
 
 const DROPPED: &str = "clipgate_log_lines_dropped_total";
 
-/// A gateway with an admin listener, whose log nobody reads yet.
-async fn start(ground: &TestEnv) -> (Gateway, SocketAddr, Operator) {
-    ground.configure("");
-    let mut command = ground.command();
+/// Starts a gateway with an admin listener. Its log is not read yet.
+async fn start(env: &TestEnv) -> (Gateway, SocketAddr, Operator) {
+    env.configure("");
+    let mut command = env.command();
     command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
     let mut gateway = Gateway::spawn(command);
     let address = gateway.address().await;
@@ -22,14 +22,14 @@ async fn start(ground: &TestEnv) -> (Gateway, SocketAddr, Operator) {
     (gateway, address, operator)
 }
 
-/// How many lines have been dropped.
+/// Returns the number of dropped lines.
 async fn dropped(operator: &Operator) -> u64 {
     let page = operator.get("/metrics").await;
-    let value = text(&page).lines().find_map(|line| line.strip_prefix(DROPPED)).expect("it is on the page");
+    let value = text(&page).lines().find_map(|line| line.strip_prefix(DROPPED)).expect("the metric exists");
     value.trim().parse().unwrap()
 }
 
-/// Makes requests whose lines fill the pipe and all that the gateway keeps for it; each is answered.
+/// Sends requests until their log lines fill the pipe and the buffer of the gateway. Each gets a response.
 async fn flood(client: &mut Client, operator: &Operator) {
     let target = format!("/{}", "x".repeat(60_000));
     while dropped(operator).await == 0 {
@@ -40,9 +40,9 @@ async fn flood(client: &mut Client, operator: &Operator) {
 }
 
 #[tokio::test]
-async fn a_log_that_nobody_reads_holds_up_no_answer_and_what_it_lost_is_told_once_it_is_read() {
-    let ground = TestEnv::new().await;
-    let (mut gateway, address, operator) = start(&ground).await;
+async fn an_unread_log_delays_no_response_and_reports_dropped_lines_once_it_is_read() {
+    let env = TestEnv::new().await;
+    let (mut gateway, address, operator) = start(&env).await;
     let mut client = Client::connect(address).await;
     flood(&mut client, &operator).await;
     let lost = dropped(&operator).await;
@@ -56,9 +56,9 @@ async fn a_log_that_nobody_reads_holds_up_no_answer_and_what_it_lost_is_told_onc
 }
 
 #[tokio::test]
-async fn sigterm_ends_it_with_0_though_nobody_reads_its_log() {
-    let ground = TestEnv::new().await;
-    let (mut gateway, address, operator) = start(&ground).await;
+async fn sigterm_exits_with_0_with_an_unread_log() {
+    let env = TestEnv::new().await;
+    let (mut gateway, address, operator) = start(&env).await;
     let mut client = Client::connect(address).await;
     flood(&mut client, &operator).await;
     gateway.signal("TERM");
@@ -66,9 +66,9 @@ async fn sigterm_ends_it_with_0_though_nobody_reads_its_log() {
     assert_eq!(gateway.ended().await.code(), Some(0));
 }
 
-/// The gateway at an address of its own choice, found by asking: nothing is to be had from its stdout.
-async fn serves(ground: &TestEnv, mut command: Command) -> Child {
-    let path = ground.path("gw.sock");
+/// Starts a gateway whose stdout is not usable, and waits until it serves on its unix socket.
+async fn spawn_and_wait(env: &TestEnv, mut command: Command) -> Child {
+    let path = env.path("gw.sock");
     let child = command.spawn().unwrap();
     let served = async {
         loop {
@@ -78,49 +78,49 @@ async fn serves(ground: &TestEnv, mut command: Command) -> Child {
             tokio::task::yield_now().await;
         }
     };
-    assert_eq!(within_timeout("an answer", served).await, 404);
+    assert_eq!(within_timeout("a response", served).await, 404);
     child
 }
 
 async fn terminate(mut child: Child) {
     let pid = child.id().unwrap().to_string();
     assert!(Command::new("kill").args(["-TERM", &pid]).status().await.unwrap().success());
-    assert_eq!(within_timeout("its end", child.wait()).await.unwrap().code(), Some(0));
+    assert_eq!(within_timeout("the end of the process", child.wait()).await.unwrap().code(), Some(0));
 }
 
 #[tokio::test]
-async fn stdout_that_is_full_closed_or_read_by_nobody_does_not_end_it() {
-    let ground = TestEnv::new().await;
-    ground.configure(&format!("listen = {:?}", format!("unix:{}", ground.path("gw.sock").display())));
+async fn a_full_closed_or_unread_stdout_does_not_end_the_gateway() {
+    let env = TestEnv::new().await;
+    env.configure(&format!("listen = {:?}", format!("unix:{}", env.path("gw.sock").display())));
     // A full disk.
-    let mut command = ground.command();
+    let mut command = env.command();
     command.stdout(std::fs::File::options().write(true).open("/dev/full").unwrap()).stderr(Stdio::null());
-    terminate(serves(&ground, command).await).await;
-    // A pipe whose reader has gone, as `head` does.
+    terminate(spawn_and_wait(&env, command).await).await;
+    // A pipe whose reader has closed it, as `head` does.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let mut command = ground.command();
+    let mut command = env.command();
     command.stdout(writer).stderr(Stdio::null());
-    terminate(serves(&ground, command).await).await;
-    // A pipe that is full, and that nobody reads.
+    terminate(spawn_and_wait(&env, command).await).await;
+    // A full pipe that is not read.
     let (reader, mut writer) = std::io::pipe().unwrap();
     let full = writer.try_clone().unwrap();
     let filling = std::thread::spawn(move || std::io::Write::write_all(&mut writer, &vec![b'x'; 1 << 20]));
-    let mut command = ground.command();
+    let mut command = env.command();
     command.stdout(full).stderr(Stdio::null());
-    terminate(serves(&ground, command).await).await;
+    terminate(spawn_and_wait(&env, command).await).await;
     drop(reader);
     assert!(filling.join().unwrap().is_err());
-    // None at all.
+    // No stdout.
     let mut command = Command::new("sh");
     command.args(["-c", "exec \"$0\" serve --config config.toml >&-", env!("CARGO_BIN_EXE_clipgate")]);
-    ground.confine(&mut command);
+    env.confine(&mut command);
     command.stderr(Stdio::null());
-    terminate(serves(&ground, command).await).await;
+    terminate(spawn_and_wait(&env, command).await).await;
 }
 
 #[test]
-fn a_reader_that_has_had_enough_is_nothing_to_complain_about() {
+fn a_closed_pipe_is_not_reported_as_an_error() {
     for args in [&["completions", "bash"][..], &["check"]] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);

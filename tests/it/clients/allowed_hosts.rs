@@ -1,6 +1,6 @@
 //! The Host rule: what asks for no credentials is answered only under names that no web site can point at it.
 
-use clipgate::testing::config::{Auth, Config};
+use clipgate::testing::config::{AuthConfig, Config};
 use clipgate::testing::protocol::allowed_host::HostPattern;
 use clipgate::testing::secret::Secret;
 use http::{Response, Version};
@@ -45,7 +45,7 @@ fn sidecar(ground: &TestEnv, lines: &str) -> Command {
 }
 
 fn lend_the_key(config: &mut Config) {
-    config.auth = Auth::Sidecar;
+    config.auth = AuthConfig::Sidecar;
     config.upstream.api_key = Some(Secret::new("of-the-gateway"));
     config.server.cors_origins = vec!["https://app.example".to_owned()];
 }

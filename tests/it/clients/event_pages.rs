@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use clipgate::testing::config::Auth;
+use clipgate::testing::config::AuthConfig;
 use clipgate::testing::secret::Secret;
 use serde_json::json;
 
@@ -38,7 +38,7 @@ async fn a_listed_origins_page_is_told_each_rung_and_stopped_after_the_last() {
     let stage = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
         config.server.cors_origins = vec![origin.clone()];
-        config.auth = Auth::Sidecar;
+        config.auth = AuthConfig::Sidecar;
         config.upstream.api_key = Some(Secret::new("key-1"));
     })
     .await;

@@ -1,7 +1,7 @@
 //! The quota of one key, and who counts as one (contract, section 5).
 
 use clipgate::testing::clock;
-use clipgate::testing::config::{Auth, Config};
+use clipgate::testing::config::{AuthConfig, Config};
 use clipgate::testing::secret::Secret;
 
 use crate::harness::admin_client::Operator;
@@ -224,7 +224,7 @@ async fn what_is_refused_before_its_key_is_looked_at_counts_for_its_address() {
     for (reason, request, status) in refused_early() {
         let stage = TestGateway::with(|config, _| {
             if reason == "cross-origin" {
-                config.auth = Auth::Sidecar;
+                config.auth = AuthConfig::Sidecar;
                 config.upstream.api_key = Some(Secret::new("demo"));
             }
             ten(config);
@@ -279,7 +279,7 @@ async fn a_malformed_head_counts_for_its_address() {
 #[tokio::test]
 async fn a_sidecars_key_counts_for_itself_from_its_first_request_on() {
     let stage = TestGateway::with(|config, _| {
-        config.auth = Auth::Sidecar;
+        config.auth = AuthConfig::Sidecar;
         config.upstream.api_key = Some(Secret::new("demo"));
         ten(config);
     })

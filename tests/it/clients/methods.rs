@@ -1,7 +1,7 @@
 //! Methods that the gateway answers itself, in every mode.
 
 use clipgate::sim::Options;
-use clipgate::testing::config::Auth;
+use clipgate::testing::config::AuthConfig;
 use clipgate::testing::secret::Secret;
 
 use crate::clients::team;
@@ -12,8 +12,8 @@ const TOKEN: (&str, &str) = ("authorization", "Bearer cg_token");
 
 /// A gateway in each mode. In all of them `TOKEN` lets a client in.
 async fn stages() -> [TestGateway; 3] {
-    let team = Auth::Team(vec![team::member(("alice", "cg_token", "sk-account"))]);
-    let modes = [Auth::Passthrough, Auth::Sidecar, team];
+    let team = AuthConfig::Team(vec![team::member(("alice", "cg_token", "sk-account"))]);
+    let modes = [AuthConfig::Passthrough, AuthConfig::Sidecar, team];
     let mut stages = Vec::new();
     for auth in modes {
         let configure = |config: &mut clipgate::testing::config::Config, _: &mut Options| {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use clipgate::testing::config::{Auth, Config};
+use clipgate::testing::config::{AuthConfig, Config};
 use http::Request;
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Channel};
@@ -27,7 +27,7 @@ const MOMENT: Duration = Duration::from_millis(50);
 
 fn config(rows: &[Row], max_timeout: Duration) -> Config {
     let mut config =
-        Config { auth: Auth::Team(rows.iter().copied().map(member).collect()), ..Config::default() };
+        Config { auth: AuthConfig::Team(rows.iter().copied().map(member).collect()), ..Config::default() };
     config.wait.max_timeout = max_timeout;
     config
 }

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use clipgate::sim::{Options, Sim};
 use clipgate::testing::auth::token_sha256;
-use clipgate::testing::config::{Auth, Config, Member};
+use clipgate::testing::config::{AuthConfig, Config, TeamMember};
 use clipgate::testing::secret::Secret;
 use http::header::AUTHORIZATION;
 use http::{Request, StatusCode};
@@ -25,8 +25,8 @@ const BOB: Row = ("bob", "cg_token-of-bob", "sk-one");
 const CAROL: Row = ("carol", "cg_token-of-carol", "sk-two");
 const TEAM: [Row; 3] = [ALICE, BOB, CAROL];
 
-pub(crate) fn member((name, token, key): Row) -> Member {
-    Member {
+pub(crate) fn member((name, token, key): Row) -> TeamMember {
+    TeamMember {
         name: name.to_owned(),
         token_sha256: token_sha256(token.as_bytes()),
         upstream_key: Secret::new(key),
@@ -37,15 +37,15 @@ pub(crate) fn member((name, token, key): Row) -> Member {
     }
 }
 
-fn team(rows: &[Row]) -> Auth {
-    Auth::Team(rows.iter().copied().map(member).collect())
+fn team(rows: &[Row]) -> AuthConfig {
+    AuthConfig::Team(rows.iter().copied().map(member).collect())
 }
 
 async fn stage() -> TestGateway {
     stage_of(team(&TEAM)).await
 }
 
-async fn stage_of(auth: Auth) -> TestGateway {
+async fn stage_of(auth: AuthConfig) -> TestGateway {
     TestGateway::with(|config, options| {
         config.auth = auth;
         options.keys = Some(vec!["sk-one".to_owned(), "sk-two".to_owned()]);
@@ -190,9 +190,9 @@ async fn a_removed_member_is_out_at_once_and_what_it_parked_is_answered() {
 
 #[tokio::test]
 async fn each_member_has_a_quota_and_some_have_their_own() {
-    let own = Member { requests_per_second: Some(1), burst: Some(3), ..member(ALICE) };
-    let calls = Member { calls_per_second: Some(1), calls_burst: Some(2), ..member(CAROL) };
-    let stage = stage_of(Auth::Team(vec![own, member(BOB), calls])).await;
+    let own = TeamMember { requests_per_second: Some(1), burst: Some(3), ..member(ALICE) };
+    let calls = TeamMember { calls_per_second: Some(1), calls_burst: Some(2), ..member(CAROL) };
+    let stage = stage_of(AuthConfig::Team(vec![own, member(BOB), calls])).await;
     stage.sim.set_status("a", "completed");
     let target = single("a", "completed");
     let mut limited = Vec::new();

@@ -30,7 +30,7 @@ fn each_example_configuration_is_valid_without_warnings() {
         let output = check.output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(
-            output.status.success() && said.starts_with("config is good\n"),
+            output.status.success() && said.starts_with("the configuration is valid\n"),
             "{}: {said}",
             path.display()
         );

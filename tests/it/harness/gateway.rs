@@ -267,9 +267,9 @@ impl Answer {
 }
 
 /// What makes a server of a gateway.
-trait Serve: FnOnce(Gateway, &config::Server, CancellationToken) -> Result<Server, TlsError> {}
+trait Serve: FnOnce(Gateway, &config::ServerConfig, CancellationToken) -> Result<Server, TlsError> {}
 
-impl<F: FnOnce(Gateway, &config::Server, CancellationToken) -> Result<Server, TlsError>> Serve for F {}
+impl<F: FnOnce(Gateway, &config::ServerConfig, CancellationToken) -> Result<Server, TlsError>> Serve for F {}
 
 fn impatiently(patience: Duration) -> impl Serve {
     move |gateway: Gateway, config: &config::Server, stop: CancellationToken| {

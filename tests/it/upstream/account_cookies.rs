@@ -2,7 +2,7 @@
 //! (P11).
 
 use clipgate::sim::Options;
-use clipgate::testing::config::{Auth, Config};
+use clipgate::testing::config::{AuthConfig, Config};
 use clipgate::testing::secret::Secret;
 use http::Uri;
 
@@ -13,9 +13,9 @@ use crate::harness::scripted_upstream::Scripted;
 
 const LENT: [bool; 3] = [false, true, true];
 
-fn modes() -> [Auth; 3] {
-    let team = Auth::Team(vec![team::member(("alice", "cg_token", "sk-account"))]);
-    [Auth::Passthrough, Auth::Sidecar, team]
+fn modes() -> [AuthConfig; 3] {
+    let team = AuthConfig::Team(vec![team::member(("alice", "cg_token", "sk-account"))]);
+    [AuthConfig::Passthrough, AuthConfig::Sidecar, team]
 }
 
 async fn gateway(auth: Auth, upstream: &Uri) -> TestGateway {

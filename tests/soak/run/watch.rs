@@ -31,13 +31,13 @@ struct Account {
 }
 
 impl Ledger {
-    pub(crate) fn new(limits: &config::Limits) -> Self {
+    pub(crate) fn new(limits: &config::LimitsConfig) -> Self {
         let (rate, most) = (limits.requests_per_second, f64::from(limits.burst));
         Self(Mutex::new(Account { since: clock::now(), rate, most }))
     }
 
     /// New quotas hold from now on; with other rates, all begin with a whole burst.
-    fn change(&self, limits: &config::Limits) {
+    fn change(&self, limits: &config::LimitsConfig) {
         let now = clock::now();
         let mut account = self.0.lock();
         account.most += f64::from(account.rate) * (now - account.since).as_secs_f64();

@@ -20,8 +20,8 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 
-fn config(base_url: &str) -> config::Upstream {
-    config::Upstream { base_url: base_url.parse().unwrap(), ..config::Config::default().upstream }
+fn config(base_url: &str) -> config::UpstreamConfig {
+    config::UpstreamConfig { base_url: base_url.parse().unwrap(), ..config::Config::default().upstream }
 }
 
 fn get(client: &Client, target: &'static str) -> Request<Body> {

@@ -1,0 +1,38 @@
+//! The simulated upstream of `--sim`.
+
+use std::time::Duration;
+
+use tokio::task::{JoinError, JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::error::CommandError;
+use crate::sim::{Options, Sim};
+use crate::socket;
+
+/// A running simulated upstream. It has its own stop: the gateway needs its upstream until the end of the drain.
+pub(super) struct Simulated {
+    pub(super) url: String,
+    /// Time for which it holds a poll, as a duration of the configuration.
+    pub(super) hold: String,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Simulated {
+    pub(super) async fn start(speed: f64) -> Result<Self, CommandError> {
+        let listener = socket::listen(([127, 0, 0, 1], 0).into())?;
+        let url = format!("http://{}", listener.local_addr()?);
+        // A random seed: ids must differ from those of an earlier run, which a client may have kept.
+        let options = Options { speed, seed: fastrand::u64(..), keep_requests: 0, ..Options::default() };
+        let hold = Duration::from_millis((options.hold.as_secs_f64() * 1000.0 / speed) as u64);
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(Sim::new(options).serve(listener, stop.clone().cancelled_owned()));
+        Ok(Self { url, hold: humantime::format_duration(hold).to_string(), stop, task })
+    }
+
+    /// Closes its connections and waits for the end of its task.
+    pub(super) async fn stop(self) -> Result<(), JoinError> {
+        self.stop.cancel();
+        self.task.await
+    }
+}

@@ -1,0 +1,144 @@
+//! The configuration while its keys are read, and the checks between keys.
+
+use std::path::PathBuf;
+
+use crate::config::error::ConfigError;
+use crate::config::source::RawConfig;
+use crate::config::types::{AuthConfig, Config, Listen, TeamMember, TlsConfig};
+
+pub(in crate::config) struct ConfigBuilder {
+    pub(super) config: Config,
+    pub(super) mode: AuthModeName,
+    pub(super) members: Vec<TeamMember>,
+    pub(super) cert: Option<PathBuf>,
+    pub(super) cert_key: Option<PathBuf>,
+    pub(super) client_ca: Option<PathBuf>,
+}
+
+/// Value of `auth.mode`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum AuthModeName {
+    Passthrough,
+    Sidecar,
+    Team,
+}
+
+/// An error between keys, with the keys that cause it.
+type CrossError = (ConfigError, &'static [&'static str]);
+
+impl ConfigBuilder {
+    pub(super) fn new() -> Self {
+        Self {
+            config: Config::default(),
+            mode: AuthModeName::Passthrough,
+            members: Vec::new(),
+            cert: None,
+            cert_key: None,
+            client_ca: None,
+        }
+    }
+
+    pub(super) fn cross_check(&self, raw: &RawConfig) -> Vec<CrossError> {
+        let mut errors = Vec::new();
+        let mut error = |keys: &'static [&'static str], problem: &str, hint: &str| {
+            let source = raw.source(keys);
+            let key = keys.iter().find(|key| raw.get(key).is_some()).or(keys.first()).copied();
+            let key = key.unwrap_or_default().to_owned();
+            errors.push((
+                ConfigError { source, key, problem: problem.to_owned(), hint: hint.to_owned() },
+                keys,
+            ));
+        };
+        let config = &self.config;
+        let time = humantime::format_duration;
+
+        let listen = &config.server.listen;
+        if listen.is_empty() {
+            error(
+                &["server.listen"],
+                "the list is empty, so no client can connect",
+                "Set at least one address.",
+            );
+        }
+        if let Some(duplicate) =
+            listen.iter().enumerate().find(|(n, at)| is_exclusive(at) && listen[..*n].contains(at))
+        {
+            error(&["server.listen"], &format!("{} is listed twice", duplicate.1), "Remove one of them.");
+        }
+        if let Some(at) = config.admin.listen.as_ref().filter(|at| is_exclusive(at) && listen.contains(at)) {
+            error(
+                &["admin.listen", "server.listen"],
+                &format!("{at} is the address of both server.listen and admin.listen"),
+                "Use different addresses for server.listen and admin.listen.",
+            );
+        }
+        match (&self.cert, &self.cert_key, &self.client_ca) {
+            (Some(_), None, _) => error(
+                &["server.tls.cert", "server.tls.key"],
+                "the certificate has no private key",
+                "Set server.tls.key too.",
+            ),
+            (None, Some(_), _) => error(
+                &["server.tls.key", "server.tls.cert"],
+                "the private key has no certificate",
+                "Set server.tls.cert too.",
+            ),
+            (None, None, Some(_)) => error(
+                &["server.tls.client_ca", "server.tls.cert", "server.tls.key"],
+                "client certificates need TLS",
+                "Set server.tls.cert and server.tls.key too.",
+            ),
+            (Some(_), Some(_), _) | (None, None, None) => {}
+        }
+        if config.wait.max_timeout < config.wait.timeout {
+            let problem = format!(
+                "the longest wait ({}) is shorter than the default wait ({})",
+                time(config.wait.max_timeout),
+                time(config.wait.timeout)
+            );
+            error(
+                &["wait.max_timeout", "wait.timeout"],
+                &problem,
+                "Set wait.max_timeout to at least wait.timeout.",
+            );
+        }
+        match self.mode {
+            AuthModeName::Sidecar if config.upstream.api_key.is_none() => error(
+                &["auth.mode", "upstream.api_key"],
+                "\"sidecar\" needs an API key for the upstream",
+                "Set upstream.api_key, for example to \"env:AIMLAPI_KEY\".",
+            ),
+            AuthModeName::Team if self.members.is_empty() => error(
+                &["auth.mode", "team.members"],
+                "\"team\" needs at least one member",
+                "Add a [[team.members]] with name, token_sha256 and upstream_key.",
+            ),
+            AuthModeName::Passthrough | AuthModeName::Sidecar if !self.members.is_empty() => error(
+                &["team.members", "auth.mode"],
+                "members are listed, but auth.mode is not \"team\"",
+                "Set auth.mode to \"team\" or remove the members.",
+            ),
+            AuthModeName::Passthrough | AuthModeName::Sidecar | AuthModeName::Team => {}
+        }
+        errors
+    }
+
+    pub(super) fn finish(self) -> Config {
+        let mut config = self.config;
+        config.server.tls = match (self.cert, self.cert_key) {
+            (Some(cert), Some(key)) => Some(TlsConfig { cert, key, client_ca: self.client_ca }),
+            _ => None,
+        };
+        config.auth = match self.mode {
+            AuthModeName::Passthrough => AuthConfig::Passthrough,
+            AuthModeName::Sidecar => AuthConfig::Sidecar,
+            AuthModeName::Team => AuthConfig::Team(self.members),
+        };
+        config
+    }
+}
+
+/// Returns whether only one listener can have this address. Port 0 is another port each time.
+fn is_exclusive(listen: &Listen) -> bool {
+    !matches!(listen, Listen::Tcp(addr) if addr.port() == 0)
+}

@@ -1,0 +1,73 @@
+//! All keys, a row each, and the way from raw values to a [`Config`].
+//!
+//! ```text
+//! RawConfig ──► rows of KEYS and MEMBER_KEYS ──► ConfigBuilder ──► cross_check ──► Config
+//!                        └── errors of a value        └── errors between values
+//! ```
+//!
+//! Order of imports: `row`, `builder`, `team`, `keys`, this file.
+
+mod builder;
+mod keys;
+mod row;
+mod team;
+
+use std::collections::{BTreeMap, HashSet};
+
+use self::builder::ConfigBuilder;
+pub(super) use self::keys::KEYS;
+#[cfg(test)]
+pub(super) use self::row::{ConfigKey, ReloadEffect};
+#[cfg(test)]
+pub(super) use self::team::MEMBER_KEYS;
+use super::error::ConfigError;
+use super::source::{KnownKeys, RawConfig};
+use super::types::Config;
+use super::value::{AllowedValues, ValueReader};
+
+/// Returns the names of all keys of the sections.
+pub(super) fn known_keys() -> KnownKeys {
+    let sections = KEYS.iter().map(|key| (key.name, &key.allowed));
+    let members = team::MEMBER_KEYS.iter().map(|key| (key.name, &key.allowed));
+    let secrets = sections.chain(members).filter(|(_, allowed)| matches!(allowed, AllowedValues::Secret));
+    KnownKeys {
+        names: KEYS.iter().map(|key| key.name).collect(),
+        secrets: secrets.filter_map(|(name, _)| name.rsplit('.').next()).collect(),
+    }
+}
+
+/// Builds the configuration from the raw values over the defaults. After an error the result is not valid.
+pub(super) fn build(
+    raw: &RawConfig,
+    env: &BTreeMap<String, String>,
+    errors: &mut Vec<ConfigError>,
+) -> Config {
+    let mut builder = ConfigBuilder::new();
+    let earlier = errors.len();
+    for key in KEYS {
+        if let Some(value) = raw.get(key.name) {
+            let name = key.name.to_owned();
+            (key.read)(
+                &mut builder,
+                &mut ValueReader { key: name, value, allowed: &key.allowed, env, errors },
+            );
+        }
+    }
+    // An error between keys is reported only if none of these keys has an error of its own.
+    let invalid: HashSet<String> = errors[earlier..]
+        .iter()
+        .map(|error| error.key.split(" #").next().unwrap_or_default().to_owned())
+        .collect();
+    let cross_errors = builder.cross_check(raw);
+    let independent =
+        cross_errors.into_iter().filter(|(_, keys)| keys.iter().all(|key| !invalid.contains(*key)));
+    errors.extend(independent.map(|(error, _)| error));
+    builder.finish()
+}
+
+impl Config {
+    /// Returns the keys whose new value needs a restart, compared with the configuration of the start.
+    pub(crate) fn needs_restart(&self, running: &Self) -> Vec<&'static str> {
+        KEYS.iter().filter(|key| key.reload.needs_restart(running, self)).map(|key| key.name).collect()
+    }
+}
