@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clipgate::core::job::{JobId, JobSet};
 use clipgate::core::route::{Form, Goal, Route};
-use clipgate::sim::{Options, Sim};
+use clipgate::sim::{Sim, SimOptions};
 use clipgate::testing::auth::{Authenticator, Identity};
 use clipgate::testing::cache::Cache;
 use clipgate::testing::clock;
@@ -69,7 +69,7 @@ impl Yard {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let mut config = Config::default();
         (config.limits.max_waits, config.limits.max_waits_per_key) = (2 * WAITS, 2 * WAITS);
-        let sim = Sim::new(Options::default());
+        let sim = Sim::new(SimOptions::default());
         sim.set_status(JOB, "streaming");
         let hub = runtime.block_on(async {
             let upstream = TcpListener::bind(("127.0.0.1", 0)).await.expect("a socket");
@@ -115,14 +115,14 @@ impl Yard {
     fn wait(&self) -> WaitRequest {
         WaitRequest {
             identity: self.identity.clone(),
-            who: Subject::Key(self.identity.domain),
+            quota_subject: Subject::Key(self.identity.domain),
             form: Form::Single,
             jobs: JobSet::new([JobId::new(JOB).expect("it is short")]),
             goal: self.goal,
             arrived: clock::now(),
             timeout: Duration::from_secs(120),
             max_age: None,
-            keep: true,
+            may_store: true,
             is_patient: false,
             links: Links::default(),
         }

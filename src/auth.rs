@@ -26,7 +26,7 @@ pub struct Identity {
     /// The member's name, in team mode.
     pub member: Option<Arc<str>>,
     /// Whether the key is the gateway's own, which nobody can have made up.
-    pub is_lent: bool,
+    pub is_gateway_key: bool,
 }
 
 /// Why a request is not let in.
@@ -34,7 +34,7 @@ pub struct Identity {
 pub enum AuthError {
     /// Which of several keys would count is anybody's guess.
     #[error("the request has more than one Authorization field; send one")]
-    SeveralKeys,
+    MultipleAuthorization,
     /// The scheme proves who uses a connection, and those to the upstream are everybody's.
     #[error(
         "NTLM and Negotiate authenticate a connection, and this gateway shares its connections; use another scheme"
@@ -52,7 +52,7 @@ impl AuthError {
     /// The short word for headers, logs and metrics.
     pub fn reason(self) -> &'static str {
         match self {
-            AuthError::SeveralKeys => "multiple-authorization",
+            AuthError::MultipleAuthorization => "multiple-authorization",
             AuthError::ConnectionAuth => "connection-auth",
             AuthError::NoToken => "no-token",
             AuthError::UnknownToken => "unknown-token",
@@ -62,7 +62,7 @@ impl AuthError {
     /// The `WWW-Authenticate` of a 401 (RFC 6750 §3); `None` where it is no 401.
     pub fn challenge(self) -> Option<HeaderValue> {
         match self {
-            AuthError::SeveralKeys | AuthError::ConnectionAuth => None,
+            AuthError::MultipleAuthorization | AuthError::ConnectionAuth => None,
             AuthError::NoToken => Some(HeaderValue::from_static("Bearer realm=\"clipgate\"")),
             AuthError::UnknownToken => {
                 Some(HeaderValue::from_static("Bearer realm=\"clipgate\", error=\"invalid_token\""))
@@ -87,18 +87,18 @@ pub struct Authenticator {
 enum AuthMode {
     Passthrough,
     Sidecar(Identity),
-    Team(Vec<Member>),
+    Team(Vec<MemberToken>),
 }
 
 #[derive(Debug)]
-struct Member {
+struct MemberToken {
     token: TokenHash,
     identity: Identity,
 }
 
 /// Why no [`Keyring`] could be made.
 #[derive(Debug, thiserror::Error)]
-pub enum KeyringError {
+pub enum AuthenticatorError {
     /// The system has no random bytes.
     #[error("no random bytes for the key hash: {0}")]
     Random(getrandom::Error),
@@ -115,16 +115,20 @@ pub enum KeyringError {
 
 impl Authenticator {
     /// A keyring with a hash key of its own.
-    pub fn new(auth: &config::Auth, api_key: Option<&Secret>) -> Result<Self, KeyringError> {
+    pub fn new(auth: &config::Auth, api_key: Option<&Secret>) -> Result<Self, AuthenticatorError> {
         let mut hash_key = [0; blake3::KEY_LEN];
-        getrandom::fill(&mut hash_key).map_err(KeyringError::Random)?;
+        getrandom::fill(&mut hash_key).map_err(AuthenticatorError::Random)?;
         let mode = ArcSwap::from_pointee(AuthMode::new(auth, api_key, &hash_key)?);
         Ok(Self { mode, hash_key })
     }
 
     /// Holds this from the next [`Self::identify`] on, in place of what it held: a member that is not in it is
     /// out at once. A key that stays keeps its domain. After an error nothing has changed.
-    pub fn set(&self, auth: &config::Auth, api_key: Option<&Secret>) -> Result<(), KeyringError> {
+    pub fn reconfigure(
+        &self,
+        auth: &config::Auth,
+        api_key: Option<&Secret>,
+    ) -> Result<(), AuthenticatorError> {
         self.mode.store(Arc::new(AuthMode::new(auth, api_key, &self.hash_key)?));
         Ok(())
     }
@@ -155,8 +159,9 @@ impl Authenticator {
                 key => Ok(key.map(|key| derive_identity(&self.hash_key, headers::copy_value(key)))),
             },
             AuthMode::Team(members) => {
-                let token = authorization_header(request)?.and_then(bearer).ok_or(AuthError::NoToken)?;
-                member(members, token).map(Some).ok_or(AuthError::UnknownToken)
+                let token =
+                    authorization_header(request)?.and_then(bearer_token).ok_or(AuthError::NoToken)?;
+                find_member(members, token).map(Some).ok_or(AuthError::UnknownToken)
             }
         }
     }
@@ -167,7 +172,7 @@ impl AuthMode {
         auth: &config::Auth,
         api_key: Option<&Secret>,
         hash_key: &[u8; blake3::KEY_LEN],
-    ) -> Result<Self, KeyringError> {
+    ) -> Result<Self, AuthenticatorError> {
         let with_key = |key: &Secret| {
             let value = HeaderValue::try_from(format!("Bearer {}", key.expose())).ok()?;
             Some(derive_identity(hash_key, value))
@@ -175,16 +180,16 @@ impl AuthMode {
         match auth {
             config::Auth::Passthrough => Ok(AuthMode::Passthrough),
             config::Auth::Sidecar => {
-                let key = api_key.ok_or(KeyringError::NoApiKey)?;
-                let identity = with_key(key).ok_or(KeyringError::BadApiKey)?;
-                Ok(AuthMode::Sidecar(Identity { is_lent: true, ..identity }))
+                let key = api_key.ok_or(AuthenticatorError::NoApiKey)?;
+                let identity = with_key(key).ok_or(AuthenticatorError::BadApiKey)?;
+                Ok(AuthMode::Sidecar(Identity { is_gateway_key: true, ..identity }))
             }
             config::Auth::Team(members) => {
                 let member = |member: &config::Member| {
                     let identity = with_key(&member.upstream_key)
-                        .ok_or_else(|| KeyringError::BadMemberKey(member.name.clone()))?;
+                        .ok_or_else(|| AuthenticatorError::BadMemberKey(member.name.clone()))?;
                     let identity = Identity { member: Some(member.name.as_str().into()), ..identity };
-                    Ok(Member { token: member.token_sha256, identity })
+                    Ok(MemberToken { token: member.token_sha256, identity })
                 };
                 members.iter().map(member).collect::<Result<_, _>>().map(AuthMode::Team)
             }
@@ -196,7 +201,7 @@ impl AuthMode {
 fn authorization_header(headers: &HeaderMap) -> Result<Option<&HeaderValue>, AuthError> {
     let mut keys = headers.get_all(AUTHORIZATION).iter();
     match (keys.next(), keys.next()) {
-        (_, Some(_)) => Err(AuthError::SeveralKeys),
+        (_, Some(_)) => Err(AuthError::MultipleAuthorization),
         (key, None) => Ok(key.filter(|key| !key.is_empty())),
     }
 }
@@ -214,14 +219,14 @@ fn authenticates_connection(field: &HeaderValue) -> bool {
 }
 
 /// The token of a Bearer field (RFC 6750 §2.1).
-pub(crate) fn bearer(field: &HeaderValue) -> Option<&[u8]> {
+pub(crate) fn bearer_token(field: &HeaderValue) -> Option<&[u8]> {
     let (scheme, token) = field.as_bytes().split_at_checked("Bearer ".len())?;
     let token = token.trim_ascii();
     (scheme.eq_ignore_ascii_case(b"Bearer ") && !token.is_empty()).then_some(token)
 }
 
 /// Whose token it is. Takes the same time whoever's it is, and whether it is anybody's.
-fn member(members: &[Member], token: &[u8]) -> Option<Identity> {
+fn find_member(members: &[MemberToken], token: &[u8]) -> Option<Identity> {
     let hash = token_sha256(token);
     let mut found = u64::MAX;
     for (n, member) in (0_u64..).zip(members) {
@@ -236,7 +241,7 @@ fn derive_identity(hash_key: &[u8; blake3::KEY_LEN], mut authorization: HeaderVa
     let hash = blake3::keyed_hash(hash_key, authorization.as_bytes());
     let mut domain = KeyDomain([0; 16]);
     domain.0.copy_from_slice(&hash.as_bytes()[..16]);
-    Identity { domain, authorization, member: None, is_lent: false }
+    Identity { domain, authorization, member: None, is_gateway_key: false }
 }
 
 #[cfg(test)]
@@ -259,7 +264,10 @@ mod tests {
         assert!(domain(&keyring, "Bearer a").is_some());
         assert_eq!(domain(&keyring, ""), None);
         assert!(keyring.identify(&headers(&[])).unwrap().is_none());
-        assert!(matches!(keyring.identify(&headers(&["Bearer a", "Bearer a"])), Err(AuthError::SeveralKeys)));
+        assert!(matches!(
+            keyring.identify(&headers(&["Bearer a", "Bearer a"])),
+            Err(AuthError::MultipleAuthorization)
+        ));
     }
 
     /// A connection that one client has authenticated would serve the next as that user.
@@ -296,7 +304,10 @@ mod tests {
         let identity = keyring.identify(&HeaderMap::new()).unwrap().unwrap();
         assert_eq!(identity.authorization, "Bearer sk-1");
         assert!(!format!("{keyring:?}{identity:?}").contains("sk-1"));
-        assert!(matches!(Authenticator::new(&config::Auth::Sidecar, None), Err(KeyringError::NoApiKey)));
+        assert!(matches!(
+            Authenticator::new(&config::Auth::Sidecar, None),
+            Err(AuthenticatorError::NoApiKey)
+        ));
     }
 
     /// (name, token, upstream key)
@@ -348,7 +359,7 @@ mod tests {
             assert_eq!(name(&keyring, &field), Err(AuthError::UnknownToken), "{token:?}");
         }
         let two = headers(&["Bearer cg_a", "Bearer cg_b"]);
-        assert_eq!(keyring.identify(&two).unwrap_err(), AuthError::SeveralKeys);
+        assert_eq!(keyring.identify(&two).unwrap_err(), AuthError::MultipleAuthorization);
         let nobody = Authenticator::new(&team(&[]), None).unwrap();
         assert_eq!(name(&nobody, "Bearer cg_a"), Err(AuthError::UnknownToken));
     }
@@ -357,12 +368,12 @@ mod tests {
     fn a_removed_member_is_out_at_once_and_who_stays_keeps_its_domain() {
         let keyring = Authenticator::new(&team(&[ALICE, BOB]), None).unwrap();
         let before = domain(&keyring, "Bearer cg_b");
-        keyring.set(&team(&[BOB]), None).unwrap();
+        keyring.reconfigure(&team(&[BOB]), None).unwrap();
         assert_eq!(name(&keyring, "Bearer cg_a"), Err(AuthError::UnknownToken));
         assert_eq!(domain(&keyring, "Bearer cg_b"), before);
 
-        let refused = keyring.set(&team(&[ALICE, ("dave", "cg_d", "sk\n")]), None);
-        assert!(matches!(refused, Err(KeyringError::BadMemberKey(name)) if name == "dave"));
+        let refused = keyring.reconfigure(&team(&[ALICE, ("dave", "cg_d", "sk\n")]), None);
+        assert!(matches!(refused, Err(AuthenticatorError::BadMemberKey(name)) if name == "dave"));
         assert_eq!(name(&keyring, "Bearer cg_a"), Err(AuthError::UnknownToken), "nothing has changed");
         assert_eq!(name(&keyring, "Bearer cg_b").unwrap(), "bob");
     }

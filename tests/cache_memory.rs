@@ -7,7 +7,7 @@ use cap::Cap;
 use clipgate::core::job::{Head, JobId, JobState, KeyDomain};
 use clipgate::core::job_body::{ListShape, MAX_NAME_BYTES};
 use clipgate::core::route::Route;
-use clipgate::sim::{Options, Sim};
+use clipgate::sim::{Sim, SimOptions};
 use clipgate::testing::cache::Cache;
 use clipgate::testing::clock;
 use clipgate::testing::config::Config;
@@ -57,7 +57,7 @@ struct Case {
 
 /// A finished clip as the simulated API tells it, about 2 kB.
 fn template() -> String {
-    let sim = Sim::new(Options::default());
+    let sim = Sim::new(SimOptions::default());
     sim.set_status("ID", "completed");
     String::from_utf8(sim.body("ID", "completed").to_vec()).expect("JSON is text")
 }
@@ -143,7 +143,7 @@ fn what_the_cache_allocates_is_what_max_bytes_says() {
                 cache.store(KEY, &state, now, now);
                 // Each is read once: the first clone of bytes allocates.
                 let hit = cache.get(KEY, &state.id, now);
-                drop(hit.map(|hit| (hit.kept.state.clone(), hit.kept.etag.clone())));
+                drop(hit.map(|hit| (hit.entry.state.clone(), hit.entry.etag.clone())));
                 n += 1;
             }
         }
@@ -186,7 +186,7 @@ fn what_is_remembered_of_keys_has_an_end() {
         let now = clock::now();
         for n in 0..150_000_u128 {
             cache.key_accepted(KeyDomain(n.to_le_bytes()), now);
-            cache.set_shape(KeyDomain(n.to_le_bytes()), &shape);
+            cache.set_list_shape(KeyDomain(n.to_le_bytes()), &shape);
         }
         let allocated = ALLOCATOR.allocated() - before;
         println!("100 000 {name}: {allocated} allocated");

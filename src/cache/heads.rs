@@ -20,7 +20,7 @@ use crate::protocol::headers;
 const MAX_SHARED: usize = 64;
 
 /// What part of `cache.max_bytes` shared heads may take up beside the jobs.
-const SHARED_PART: u64 = 64;
+const MAX_SHARED_FRACTION: u64 = 64;
 
 /// A head as hits need it.
 #[derive(Debug)]
@@ -33,27 +33,27 @@ pub struct StoredHead {
 }
 
 #[derive(Debug)]
-pub(super) struct Heads {
-    shared: Mutex<Shared>,
+pub(super) struct HeadInterner {
+    shared: Mutex<InternedHeads>,
     hasher: RandomState,
     max_bytes: usize,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct InternedHeads {
     heads: Vec<Arc<StoredHead>>,
     bytes: usize,
 }
 
-impl Heads {
+impl HeadInterner {
     /// Returns the heads of a cache of this size.
     pub(super) fn new(max_bytes: u64) -> Self {
-        let max_bytes = usize::try_from(max_bytes / SHARED_PART).unwrap_or(usize::MAX);
+        let max_bytes = usize::try_from(max_bytes / MAX_SHARED_FRACTION).unwrap_or(usize::MAX);
         Self { shared: Mutex::default(), hasher: RandomState::default(), max_bytes }
     }
 
     /// Returns the head to keep a job with, and what it weighs with this job.
-    pub(super) fn store(&self, head: &Head) -> (Arc<StoredHead>, usize) {
+    pub(super) fn intern(&self, head: &Head) -> (Arc<StoredHead>, usize) {
         let hash = self.hasher.hash_one(&head.shared);
         let shared = &mut *self.shared.lock();
         let is_it = |known: &&Arc<StoredHead>| known.hash == hash && known.head.shared == head.shared;
@@ -73,12 +73,12 @@ impl Heads {
         (stored, 0)
     }
 
-    fn has_room(&self, shared: &Shared, bytes: usize) -> bool {
+    fn has_room(&self, shared: &InternedHeads, bytes: usize) -> bool {
         shared.heads.len() < MAX_SHARED && shared.bytes + bytes <= self.max_bytes
     }
 }
 
-impl Shared {
+impl InternedHeads {
     /// Removes the heads that no job is kept with any more.
     fn remove_unused(&mut self) {
         self.heads.retain(|head| {
@@ -129,12 +129,12 @@ mod tests {
 
     #[test]
     fn equal_heads_are_kept_once_and_without_what_is_one_answers_own() {
-        let heads = Heads::new(1 << 20);
-        let (first, weight) = heads.store(&head("a"));
+        let heads = HeadInterner::new(1 << 20);
+        let (first, weight) = heads.intern(&head("a"));
         assert_eq!(weight, 0);
-        let (again, weight) = heads.store(&Head { own: Vec::new(), ..head("a") });
+        let (again, weight) = heads.intern(&Head { own: Vec::new(), ..head("a") });
         assert!(Arc::ptr_eq(&first, &again) && weight == 0);
-        let (other, _) = heads.store(&head("b"));
+        let (other, _) = heads.intern(&head("b"));
         assert!(!Arc::ptr_eq(&first, &other));
         assert_eq!((first.head.shared.clone(), first.head.own.len()), (head("a").shared, 0));
         let names: Vec<_> = first.fields.iter().map(|(name, _)| name.as_str()).collect();
@@ -143,26 +143,26 @@ mod tests {
 
     #[test]
     fn only_so_many_heads_weigh_nothing_and_those_of_no_job_make_room() {
-        let heads = Heads::new(1 << 30);
-        let mut kept: Vec<_> = (0..MAX_SHARED).map(|n| heads.store(&head(&n.to_string()))).collect();
+        let heads = HeadInterner::new(1 << 30);
+        let mut kept: Vec<_> = (0..MAX_SHARED).map(|n| heads.intern(&head(&n.to_string()))).collect();
         assert!(kept.iter().all(|(_, weight)| *weight == 0));
         for _ in 0..2 {
-            let (_, weight) = heads.store(&head("one more"));
+            let (_, weight) = heads.intern(&head("one more"));
             assert!((500..1500).contains(&weight), "{weight}");
         }
         kept.pop();
-        assert_eq!(heads.store(&head("one more")).1, 0);
+        assert_eq!(heads.intern(&head("one more")).1, 0);
         assert_eq!(heads.shared.lock().heads.len(), MAX_SHARED);
     }
 
     #[test]
     fn all_that_weighs_nothing_is_a_small_part_of_the_cache() {
-        let heads = Heads::new(64 * 10_000);
-        let kept: Vec<_> = (0..MAX_SHARED).map(|n| heads.store(&head(&n.to_string()))).collect();
+        let heads = HeadInterner::new(64 * 10_000);
+        let kept: Vec<_> = (0..MAX_SHARED).map(|n| heads.intern(&head(&n.to_string()))).collect();
         let free = kept.iter().filter(|(_, weight)| *weight == 0);
         let bytes: usize = free.map(|(head, _)| head.bytes()).sum();
         assert!((8_000..=10_000).contains(&bytes), "{bytes}");
         assert_eq!(heads.shared.lock().bytes, bytes);
-        assert!(heads.store(&head(&"x".repeat(20_000))).1 > 20_000);
+        assert!(heads.intern(&head(&"x".repeat(20_000))).1 > 20_000);
     }
 }

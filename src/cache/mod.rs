@@ -22,34 +22,34 @@ use http::HeaderValue;
 use moka::Expiry;
 use parking_lot::Mutex;
 
-use self::heads::{Heads, StoredHead};
+use self::heads::{HeadInterner, StoredHead};
 pub(crate) use self::keys::KeyProof;
-use self::keys::Keys;
+use self::keys::KeyTable;
 use crate::config;
 use crate::core::job::{JobId, JobState, KeyDomain};
 use crate::core::job_body::ListShape;
 use crate::core::route::{Ladder, Rung};
 
 /// The most bytes that are held to know their validator.
-const MAX_VALIDATED: usize = 64 << 10;
+const MAX_REMEMBERED_BODY: usize = 64 << 10;
 
 /// The cache.
 #[derive(Debug)]
 pub struct Cache {
-    rules: ArcSwap<config::Cache>,
+    config: ArcSwap<config::Cache>,
     ladder: Ladder,
     jobs: moka::sync::Cache<(KeyDomain, JobId), Arc<CachedJob>, RandomState>,
-    keys: Keys,
-    heads: Heads,
+    keys: KeyTable,
+    heads: HeadInterner,
     /// The last bytes that a validator was made of, and it.
-    validated: Mutex<Option<(Bytes, HeaderValue)>>,
+    last_etag: Mutex<Option<(Bytes, HeaderValue)>>,
 }
 
 /// A job's state that may be answered with.
 #[derive(Clone, Debug)]
 pub struct Hit {
     /// What is kept.
-    pub kept: Arc<CachedJob>,
+    pub entry: Arc<CachedJob>,
     /// How long it may be answered with from now on.
     pub ttl: Duration,
 }
@@ -57,7 +57,7 @@ pub struct Hit {
 impl Hit {
     /// Whether it was seen no longer than so long ago.
     pub fn is_within(&self, max_age: Duration, now: Instant) -> bool {
-        now.saturating_duration_since(self.kept.state.seen_at) <= max_age
+        now.saturating_duration_since(self.entry.state.seen_at) <= max_age
     }
 }
 
@@ -71,7 +71,7 @@ pub struct CachedJob {
     /// The head that it came with.
     pub head: Arc<StoredHead>,
     epoch: u64,
-    expires: Instant,
+    expires_at: Instant,
     ttl: Duration,
     /// What it takes up in memory.
     weight: u32,
@@ -79,7 +79,7 @@ pub struct CachedJob {
 
 /// What is kept, all keys together; entries of a refused key count until they are over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size {
+pub struct CacheSize {
     /// Jobs.
     pub entries: u64,
     /// What they weigh.
@@ -94,14 +94,14 @@ impl Cache {
             .weigher(|_, kept: &Arc<CachedJob>| kept.weight)
             .expire_after(PerEntryExpiry)
             .build_with_hasher(RandomState::default());
-        let heads = Heads::new(rules.max_bytes);
+        let heads = HeadInterner::new(rules.max_bytes);
         let rules = ArcSwap::from_pointee(rules);
-        Self { rules, ladder, jobs, keys: Keys::new(), heads, validated: Mutex::new(None) }
+        Self { config: rules, ladder, jobs, keys: KeyTable::new(), heads, last_etag: Mutex::new(None) }
     }
 
     /// From now on keeps states for other times; what is kept already stays for its own. Its size does not change.
     pub fn reconfigure(&self, rules: config::Cache) {
-        self.rules.store(Arc::new(rules));
+        self.config.store(Arc::new(rules));
     }
 
     /// What says that this key is one.
@@ -121,12 +121,12 @@ impl Cache {
 
     /// The same for a key whose proof is at hand.
     pub fn get_proven(&self, proof: KeyProof, domain: KeyDomain, id: &JobId, now: Instant) -> Option<Hit> {
-        if now.saturating_duration_since(proof.accepted_at?) >= self.rules.load().key_recheck_interval {
+        if now.saturating_duration_since(proof.accepted_at?) >= self.config.load().key_recheck_interval {
             return None;
         }
         let kept = self.jobs.get(&(domain, id.clone()))?;
-        let ttl = kept.expires.saturating_duration_since(now);
-        (kept.epoch == proof.epoch && !ttl.is_zero()).then_some(Hit { kept, ttl })
+        let ttl = kept.expires_at.saturating_duration_since(now);
+        (kept.epoch == proof.epoch && !ttl.is_zero()).then_some(Hit { entry: kept, ttl })
     }
 
     /// The state kept of a job, if this key may be told it, and it was seen no longer than `max_age` ago.
@@ -147,8 +147,13 @@ impl Cache {
 
     /// The upstream answered this key with 403 at `now`, when it asked for these jobs: they are removed, and the key
     /// must be proven again before it is told of others.
-    pub fn forbidden<'a>(&self, domain: KeyDomain, asked: impl IntoIterator<Item = &'a JobId>, now: Instant) {
-        self.keys.forbidden(domain, now);
+    pub fn key_forbidden<'a>(
+        &self,
+        domain: KeyDomain,
+        asked: impl IntoIterator<Item = &'a JobId>,
+        now: Instant,
+    ) {
+        self.keys.key_forbidden(domain, now);
         for id in asked {
             self.jobs.invalidate(&(domain, id.clone()));
         }
@@ -156,20 +161,20 @@ impl Cache {
 
     /// Returns the outer shape of the last list that the upstream answered this key with; an array before the first
     /// one. It may hold the name of what the key belongs to, so no other key is told it.
-    pub fn shape(&self, domain: KeyDomain) -> Arc<ListShape> {
-        self.keys.shape(domain)
+    pub fn list_shape(&self, domain: KeyDomain) -> Arc<ListShape> {
+        self.keys.list_shape(domain)
     }
 
     /// Records the outer shape of a list that the upstream answered this key with.
-    pub fn set_shape(&self, domain: KeyDomain, shape: &ListShape) {
-        self.keys.set_shape(domain, shape);
+    pub fn set_list_shape(&self, domain: KeyDomain, shape: &ListShape) {
+        self.keys.set_list_shape(domain, shape);
     }
 
     /// Keeps a state that the upstream told this key in answer to a request that began at `began`. Needs
     /// [`Self::accepted`] before. Not kept are a state behind one that is known, what is not the whole representation, and
     /// what was asked for before a refusal, which may have been about this very job.
     pub fn store(&self, domain: KeyDomain, state: &JobState, began: Instant, now: Instant) {
-        if !state.head.is_whole || self.keys.is_refused_since(domain, began) {
+        if !state.head.is_whole || self.keys.is_rejected_since(domain, began) {
             return;
         }
         let Some(ttl) = state.rung.map(|rung| self.ttl(rung)) else { return };
@@ -177,21 +182,21 @@ impl Cache {
         let expires = state.seen_at + ttl;
         let key = (domain, state.id.clone());
         let is_behind = self.jobs.get(&key).is_some_and(|kept| {
-            kept.epoch == proof.epoch && now < kept.expires && kept.state.rung > state.rung
+            kept.epoch == proof.epoch && now < kept.expires_at && kept.state.rung > state.rung
         });
         if now >= expires || is_behind {
             return;
         }
-        let (head, head_bytes) = self.heads.store(&state.head);
+        let (head, head_bytes) = self.heads.intern(&state.head);
         // The bytes may be a part of a larger answer, which would stay in memory with them.
         let body = Bytes::copy_from_slice(&state.body);
         let state = JobState { body, head: Arc::clone(&head.head), ..state.clone() };
         let etag = etag(&state.body);
         let weight = u32::try_from(weight::of(&state, etag.len()) + head_bytes).unwrap_or(u32::MAX);
-        let kept = CachedJob { state, etag, head, epoch: proof.epoch, expires, ttl, weight };
+        let kept = CachedJob { state, etag, head, epoch: proof.epoch, expires_at: expires, ttl, weight };
         self.jobs.insert(key.clone(), Arc::new(kept));
         // A 403 that came meanwhile has removed the job before it was stored.
-        if self.keys.is_refused_since(domain, began) {
+        if self.keys.is_rejected_since(domain, began) {
             self.jobs.invalidate(&key);
         }
     }
@@ -199,10 +204,10 @@ impl Cache {
     /// The strong validator of these bytes. Of the same bytes in memory, as all have them who waited for one answer, it is
     /// made once.
     pub fn etag(&self, body: &Bytes) -> HeaderValue {
-        if body.len() > MAX_VALIDATED {
+        if body.len() > MAX_REMEMBERED_BODY {
             return etag(body);
         }
-        let mut validated = self.validated.lock();
+        let mut validated = self.last_etag.lock();
         match &*validated {
             // While it is held here, no other bytes can be where it is.
             Some((last, etag)) if last.as_ptr() == body.as_ptr() && last.len() == body.len() => etag.clone(),
@@ -215,9 +220,9 @@ impl Cache {
     }
 
     /// How much is kept.
-    pub fn size(&self) -> Size {
+    pub fn size(&self) -> CacheSize {
         self.jobs.run_pending_tasks();
-        Size { entries: self.jobs.entry_count(), bytes: self.jobs.weighted_size() }
+        CacheSize { entries: self.jobs.entry_count(), bytes: self.jobs.weighted_size() }
     }
 
     /// Forgets what is kept of a job, whoever's key it is kept for. Says how many entries there were.
@@ -227,7 +232,7 @@ impl Cache {
     }
 
     /// Forgets all jobs; keys stay proven. Says how many entries there were.
-    pub fn forget_all(&self) -> u64 {
+    pub fn remove_all(&self) -> u64 {
         let size = self.size();
         self.jobs.invalidate_all();
         size.entries
@@ -239,7 +244,7 @@ impl Cache {
     }
 
     fn ttl(&self, rung: Rung) -> Duration {
-        let rules = self.rules.load();
+        let rules = self.config.load();
         if !self.ladder.is_terminal(rung) {
             rules.live_ttl
         } else if self.ladder.is_failure(rung) {
@@ -404,7 +409,7 @@ mod tests {
         for name in ["a", "b", "c"] {
             cache.store(ALICE, &state(name, "completed", t0), t0, t0);
         }
-        cache.forbidden(ALICE, &[id("b"), id("unknown")], t0 + secs(2));
+        cache.key_forbidden(ALICE, &[id("b"), id("unknown")], t0 + secs(2));
         assert!(cache.is_key_proven(ALICE), "it still counts for itself");
         assert_eq!(["a", "b", "c"].map(|name| kept(name, t0 + secs(2))), [false; 3]);
         cache.store(ALICE, &state("b", "completed", t0 + secs(3)), t0 + secs(1), t0 + secs(3));
@@ -412,7 +417,7 @@ mod tests {
         assert_eq!(["a", "b", "c"].map(|name| kept(name, t0 + secs(3))), [false; 3], "they began before");
         cache.key_accepted(ALICE, t0 + secs(4));
         assert_eq!(["a", "b", "c"].map(|name| kept(name, t0 + secs(4))), [true, false, true]);
-        cache.forbidden(BOB, &[], t0);
+        cache.key_forbidden(BOB, &[], t0);
         assert!(!cache.is_key_proven(BOB), "a refusal proves nothing");
     }
 
@@ -423,11 +428,11 @@ mod tests {
         for (domain, told) in
             [(ALICE, shape("a")), (BOB, ListShape::Map), (ALICE, shape("b")), (BOB, ListShape::Array)]
         {
-            cache.set_shape(domain, &told);
-            assert_eq!(*cache.shape(domain), told);
+            cache.set_list_shape(domain, &told);
+            assert_eq!(*cache.list_shape(domain), told);
         }
-        assert_eq!(*cache.shape(ALICE), shape("b"));
-        assert_eq!(*cache.shape(KeyDomain([3; 16])), ListShape::Array);
+        assert_eq!(*cache.list_shape(ALICE), shape("b"));
+        assert_eq!(*cache.list_shape(KeyDomain([3; 16])), ListShape::Array);
     }
 
     #[test]
@@ -436,7 +441,7 @@ mod tests {
         cache.key_accepted(ALICE, t0);
         cache.store(ALICE, &state("a", "completed", t0), t0, t0);
         cache.store(ALICE, &state("a", "streaming", t0), t0, t0);
-        assert_eq!(cache.get(ALICE, &id("a"), t0).unwrap().kept.state.body, "a completed");
+        assert_eq!(cache.get(ALICE, &id("a"), t0).unwrap().entry.state.body, "a completed");
     }
 
     #[test]
@@ -457,9 +462,9 @@ mod tests {
             [false, false, true, true]
         );
         assert_eq!(cache.remove(&id("a")), 0);
-        assert_eq!(cache.forget_all(), 2);
+        assert_eq!(cache.remove_all(), 2);
         assert_eq!([kept(ALICE, "b"), kept(BOB, "b")], [false; 2]);
-        assert_eq!(cache.size(), Size { entries: 0, bytes: 0 });
+        assert_eq!(cache.size(), CacheSize { entries: 0, bytes: 0 });
         cache.store(ALICE, &state("a", "completed", t0), t0, t0);
         assert!(kept(ALICE, "a"), "keys stay proven, and what comes later is kept");
     }

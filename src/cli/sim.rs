@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::error::CommandError;
 use crate::core::route::Route;
 use crate::server::descriptors;
-use crate::sim::{FaultSpec, Options, Shape, Sim};
+use crate::sim::{FaultSpec, ListFormat, Sim, SimOptions};
 use crate::socket;
 
 /// How `sim` is called.
@@ -35,8 +35,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "P", default_value = "2%", value_parser = parse_share)]
     pub error_rate: f64,
     /// How answers for several clips look
-    #[arg(long, value_enum, default_value_t = Shape::Array)]
-    pub shape: Shape,
+    #[arg(long, value_enum, default_value_t = ListFormat::Array)]
+    pub shape: ListFormat,
     /// A fault and how often: FAULT:5% of all requests, or FAULT:3 for the next three; may be repeated
     ///
     /// refuse        the connection is closed as soon as it is accepted
@@ -79,15 +79,15 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     let listener =
         socket::listen(args.listen).map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let sim = Sim::new(Options {
+    let sim = Sim::new(SimOptions {
         hold: args.hold,
         speed: args.speed,
         seed: args.seed.unwrap_or_else(|| fastrand::u64(..)),
-        shape: args.shape,
+        list_format: args.shape,
         error_rate: args.error_rate,
         // Nobody can ask for the record here.
-        keep_requests: 0,
-        ..Options::default()
+        max_requests: 0,
+        ..SimOptions::default()
     });
     for fault in args.faults {
         sim.inject(fault);
@@ -143,7 +143,7 @@ mod tests {
         let args = parse(&[&line[..], &["reset:5%", "--fault", "429=3s:2"]].concat()).unwrap();
         assert_eq!(args.hold, Duration::from_secs(120));
         assert!((args.speed - 20.0).abs() < f64::EPSILON && (args.error_rate - 0.5).abs() < f64::EPSILON);
-        assert_eq!((args.shape, args.faults.len()), (Shape::Map, 2));
+        assert_eq!((args.shape, args.faults.len()), (ListFormat::Map, 2));
         let plain = parse(&[]).unwrap();
         assert!((plain.error_rate - 0.02).abs() < f64::EPSILON && plain.faults.is_empty());
     }

@@ -7,19 +7,19 @@ use crate::core::coalescer::JobStatus;
 use crate::core::job::KeyDomain;
 
 /// How many jobs and how many keys a look takes in; of more the rest is only counted.
-const LOOKED_AT: usize = 10_000;
+const MAX_INSPECTED: usize = 10_000;
 
 /// What is under way.
 #[derive(Clone, Debug)]
-pub struct Overview {
+pub struct HubOverview {
     /// Jobs that waits name or polls ask for, the oldest first; not all of them.
     pub jobs: Vec<JobStatus>,
     /// How many there are.
-    pub jobs_in_all: usize,
+    pub total_jobs: usize,
     /// Keys with parked waits, those with the most first; not all of them.
     pub keys: Vec<KeyInFlight>,
     /// How many there are.
-    pub keys_in_all: usize,
+    pub total_keys: usize,
 }
 
 /// A key with parked waits.
@@ -34,9 +34,9 @@ pub struct KeyInFlight {
 }
 
 impl HubTask {
-    pub(super) fn overview(&self, most: usize) -> Overview {
-        let jobs = self.machine.oldest_jobs(most, LOOKED_AT);
-        let keys = self.keys.iter().take(LOOKED_AT).map(|(domain, key)| KeyInFlight {
+    pub(super) fn overview(&self, most: usize) -> HubOverview {
+        let jobs = self.coalescer.oldest_jobs(most, MAX_INSPECTED);
+        let keys = self.keys.iter().take(MAX_INSPECTED).map(|(domain, key)| KeyInFlight {
             domain: *domain,
             waits: key.waits,
             members: key.members.iter().map(|(name, waits)| (Arc::clone(name), *waits)).collect(),
@@ -44,6 +44,6 @@ impl HubTask {
         let mut keys: Vec<_> = keys.collect();
         keys.sort_unstable_by_key(|key| (std::cmp::Reverse(key.waits), key.domain));
         keys.truncate(most);
-        Overview { jobs, jobs_in_all: self.machine.jobs(), keys, keys_in_all: self.keys.len() }
+        HubOverview { jobs, total_jobs: self.coalescer.jobs(), keys, total_keys: self.keys.len() }
     }
 }

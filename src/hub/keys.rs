@@ -9,18 +9,18 @@ use crate::core::coalescer::WaitId;
 use crate::limits::UnprovenWait;
 
 /// A key, while a wait needs it: what its polls are made with, and who waits.
-pub(super) struct Key {
+pub(super) struct ParkedKey {
     pub(super) authorization: HeaderValue,
     pub(super) waits: usize,
     /// Those of them that count for their address, until the key is proven.
-    pub(super) unproven: Map<WaitId, UnprovenWait>,
+    pub(super) unproven_waits: Map<WaitId, UnprovenWait>,
     /// How many of them are whose, in team mode.
     pub(super) members: Map<Arc<str>, usize>,
 }
 
-impl Key {
+impl ParkedKey {
     pub(super) fn new(authorization: HeaderValue) -> Self {
-        Self { authorization, waits: 0, unproven: Map::default(), members: Map::default() }
+        Self { authorization, waits: 0, unproven_waits: Map::default(), members: Map::default() }
     }
 
     pub(super) fn park(&mut self, member: Option<Arc<str>>) {

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-pub(crate) use self::inspect::{KeyInFlight, Overview};
+pub(crate) use self::inspect::{HubOverview, KeyInFlight};
 use self::task::HubTask;
 use crate::auth::Identity;
 use crate::cache::Cache;
@@ -46,8 +46,8 @@ const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), cap: Durat
 /// The waits' side of the hub. Clones are the same hub.
 #[derive(Clone, Debug)]
 pub struct Hub {
-    commands: mpsc::Sender<Command>,
-    looks: mpsc::Sender<InspectRequest>,
+    commands: mpsc::Sender<HubCommand>,
+    inspections: mpsc::Sender<InspectRequest>,
     parked: Arc<Semaphore>,
     unproven: UnprovenWaits,
     next: Arc<AtomicU64>,
@@ -73,7 +73,7 @@ pub struct WaitRequest {
     /// Whose key asks.
     pub identity: Identity,
     /// For whom a request that it costs is counted.
-    pub who: Subject,
+    pub quota_subject: Subject,
     /// Which endpoint was asked.
     pub form: Form,
     /// The jobs named.
@@ -87,7 +87,7 @@ pub struct WaitRequest {
     /// Whether what is kept may be part of the answer, if it is no older than this.
     pub max_age: Option<Duration>,
     /// Whether the answer may be kept for others.
-    pub keep: bool,
+    pub may_store: bool,
     /// Whether its client expects to be held although its goal may be reached at once.
     pub is_patient: bool,
     /// Links the request to the polls that the wait leans on.
@@ -105,7 +105,7 @@ pub enum HubError {
     KeyFull,
     /// Its key is not proven, and such keys have `limits.max_waits_per_key` parked from its address.
     #[error("too many waits from this address with keys that the API has not accepted yet")]
-    FullForAddress,
+    AddressFull,
     /// `limits.max_waits` are parked.
     #[error("too many waits")]
     Full,
@@ -115,7 +115,7 @@ pub enum HubError {
 }
 
 #[derive(Debug)]
-enum Command {
+enum HubCommand {
     Join(WaitId, WaitRequest, Responder),
     Leave(WaitId),
     Drain(Instant),
@@ -124,12 +124,12 @@ enum Command {
 /// Somebody wants to see what is under way.
 #[derive(Debug)]
 struct InspectRequest {
-    most: usize,
-    tell: oneshot::Sender<Overview>,
+    limit: usize,
+    reply_to: oneshot::Sender<HubOverview>,
 }
 
 /// Who may look at a time: each look costs the hub up to some milliseconds.
-const LOOKS: usize = 4;
+const MAX_INSPECTIONS: usize = 4;
 
 /// Who waits, as the hub's task knows it.
 #[derive(Debug)]
@@ -137,7 +137,7 @@ struct Responder {
     answer: oneshot::Sender<Result<WaitReply, HubError>>,
     /// Told when the wait is parked, or settled at once; dropped untold where it is refused.
     parked: Option<oneshot::Sender<()>>,
-    place: SharedReservation,
+    reservation: SharedReservation,
 }
 
 /// What a wait takes up, until it is settled or leaves: whichever is first takes it. So a client that does not take
@@ -147,7 +147,7 @@ type SharedReservation = Arc<Mutex<Option<Reservation>>>;
 /// The way out comes first, as it is dropped first: whoever has a permit finds room in the inbox.
 #[derive(Debug)]
 struct Reservation {
-    leave: mpsc::OwnedPermit<Command>,
+    leave: mpsc::OwnedPermit<HubCommand>,
     /// Its place among the waits of its address, if its key is not proven; the hub's task takes it over.
     unproven: Option<UnprovenWait>,
     _permit: OwnedSemaphorePermit,
@@ -172,12 +172,12 @@ impl Hub {
         // A wait takes two places at most: its Join until that is taken in, and its Leave, held from the start.
         // The last one is for the drain.
         let (commands, inbox) = mpsc::channel(2 * max_waits + 1);
-        let (rules, scheduler) = (rules(config, ladder), scheduler_config(&config.upstream));
+        let (rules, scheduler) = (coalescer_timing(config, ladder), scheduler_config(&config.upstream));
         let shell = HubTask::new(rules, scheduler, caps.max_waits_per_key, means);
-        let (looks, looked) = mpsc::channel(LOOKS);
+        let (looks, looked) = mpsc::channel(MAX_INSPECTIONS);
         let hub = Self {
             commands,
-            looks,
+            inspections: looks,
             parked: Arc::new(Semaphore::new(max_waits)),
             unproven: UnprovenWaits::new(caps.max_waits_per_key),
             next: Arc::new(AtomicU64::new(0)),
@@ -206,28 +206,28 @@ impl Hub {
     }
 
     fn send(&self, wait: WaitRequest, parked: Option<oneshot::Sender<()>>) -> Result<WaitHandle, HubError> {
-        let unproven = self.unproven.park(wait.who).map_err(|AddressFull| HubError::FullForAddress)?;
+        let unproven = self.unproven.park(wait.quota_subject).map_err(|AddressFull| HubError::AddressFull)?;
         let permit = Arc::clone(&self.parked).try_acquire_owned().map_err(|_| HubError::Full)?;
         let id = WaitId(self.next.fetch_add(1, Ordering::Relaxed));
-        let leave = self.commands.clone().try_reserve_owned().map_err(|error| refusal(&error))?;
+        let leave = self.commands.clone().try_reserve_owned().map_err(|error| send_error(&error))?;
         let place = Arc::new(Mutex::new(Some(Reservation { leave, unproven, _permit: permit })));
         let (answer, settled) = oneshot::channel();
-        let client = Responder { answer, parked, place: Arc::clone(&place) };
-        self.commands.try_send(Command::Join(id, wait, client)).map_err(|error| refusal(&error))?;
+        let client = Responder { answer, parked, reservation: Arc::clone(&place) };
+        self.commands.try_send(HubCommand::Join(id, wait, client)).map_err(|error| send_error(&error))?;
         Ok(WaitHandle { id, settled, place })
     }
 
     /// Has every wait told the truth of its jobs by `until`, spread over the time that is left.
     pub async fn drain(&self, until: Instant) {
         // Fails only when the hub has ended, and no wait is left.
-        let _ = self.commands.send(Command::Drain(until)).await;
+        let _ = self.commands.send(HubCommand::Drain(until)).await;
     }
 
     /// What is under way, the oldest `most` jobs of it and the `most` keys with the most waits. `None`: too many
     /// look already, or the hub has ended. It may take as long as the hub is busy. Cancel safe.
-    pub async fn overview(&self, most: usize) -> Option<Overview> {
+    pub async fn inspect(&self, most: usize) -> Option<HubOverview> {
         let (tell, told) = oneshot::channel();
-        self.looks.try_send(InspectRequest { most, tell }).ok()?;
+        self.inspections.try_send(InspectRequest { limit: most, reply_to: tell }).ok()?;
         told.await.ok()
     }
 
@@ -237,7 +237,7 @@ impl Hub {
     }
 }
 
-fn rules(config: &Config, ladder: &Ladder) -> Timing {
+fn coalescer_timing(config: &Config, ladder: &Ladder) -> Timing {
     Timing {
         ladder: ladder.clone(),
         hold: config.upstream.poll_timeout,
@@ -260,7 +260,7 @@ fn scheduler_config(upstream: &config::Upstream) -> SchedulerConfig {
     }
 }
 
-fn refusal<T>(error: &mpsc::error::TrySendError<T>) -> HubError {
+fn send_error<T>(error: &mpsc::error::TrySendError<T>) -> HubError {
     match error {
         mpsc::error::TrySendError::Full(_) => HubError::Full,
         mpsc::error::TrySendError::Closed(_) => HubError::Closed,
@@ -280,7 +280,7 @@ impl Drop for WaitHandle {
     fn drop(&mut self) {
         let place = self.place.lock().take();
         if let Some(place) = place {
-            place.leave.send(Command::Leave(self.id));
+            place.leave.send(HubCommand::Leave(self.id));
         }
     }
 }

@@ -8,8 +8,8 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tracing::{debug, error};
 
-use super::keys::Key;
-use super::{Command, HubDeps, HubError, InspectRequest, Responder, WaitReply, WaitRequest};
+use super::keys::ParkedKey;
+use super::{HubCommand, HubDeps, HubError, InspectRequest, Responder, WaitReply, WaitRequest};
 use crate::cache::Cache;
 use crate::clock;
 use crate::core::Map;
@@ -28,16 +28,16 @@ use crate::telemetry::trace::{Links, PollSpan, Tracer};
 use crate::upstream::poll::{AttemptOutcome, KeyVerdict, PollLanding, Poller};
 
 /// Commands taken at a time, so that polls that land are not kept waiting.
-const BATCH: usize = 1024;
+const MAX_BATCH: usize = 1024;
 
 /// A wait with less time left gets an answer that cannot be read after one retry.
 const SHORT_WAIT: Duration = Duration::from_secs(5);
 
 /// Events of polls under way. A poll that finds no room waits a moment; the hub never waits for a poll.
-const EVENTS: usize = 1024;
+const EVENT_CAPACITY: usize = 1024;
 
 pub(super) struct HubTask {
-    pub(super) machine: Coalescer,
+    pub(super) coalescer: Coalescer,
     /// The rung that every job has reached.
     pub(super) lowest: Rung,
     pub(super) scheduler: PollScheduler,
@@ -48,24 +48,24 @@ pub(super) struct HubTask {
     pub(super) tracer: Tracer,
     pub(super) max_waits_per_key: usize,
     pub(super) parked: Map<WaitId, ParkedWait>,
-    pub(super) keys: Map<KeyDomain, Key>,
+    pub(super) keys: Map<KeyDomain, ParkedKey>,
     pub(super) polls: Map<PollId, PollTask>,
     pub(super) tasks: JoinSet<()>,
-    pub(super) events: mpsc::Sender<Event>,
-    pub(super) landed: mpsc::Receiver<Event>,
+    pub(super) event_sender: mpsc::Sender<PollEvent>,
+    pub(super) event_receiver: mpsc::Receiver<PollEvent>,
     /// The answer that is being acted on.
-    pub(super) answer: Option<Answer>,
+    pub(super) current_answer: Option<UpstreamAnswer>,
 }
 
 /// An answer of the upstream's: when it came, and what the waits share that it ends.
-pub(super) struct Answer {
+pub(super) struct UpstreamAnswer {
     at: Instant,
     fanout: Option<Arc<Fanout>>,
 }
 
-pub(super) enum Event {
-    Standing(PollId),
-    Ended(PollId, AttemptOutcome),
+pub(super) enum PollEvent {
+    Held(PollId),
+    AttemptEnded(PollId, AttemptOutcome),
 }
 
 pub(super) struct ParkedWait {
@@ -81,10 +81,10 @@ pub(super) struct PollTask {
     pub(super) spec: Arc<PollSpec>,
     pub(super) authorization: HeaderValue,
     /// When the newest try began.
-    pub(super) tried_at: Instant,
+    pub(super) attempt_started_at: Instant,
     pub(super) has_failed: bool,
     /// Answers in a row that could not be read.
-    pub(super) unreadable: u32,
+    pub(super) invalid_responses: u32,
     pub(super) task: Option<AbortHandle>,
     pub(super) span: PollSpan,
 }
@@ -97,10 +97,10 @@ impl HubTask {
         means: HubDeps,
     ) -> Self {
         let HubDeps { poller, cache, limits, metrics, tracer } = means;
-        let (events, landed) = mpsc::channel(EVENTS);
+        let (events, landed) = mpsc::channel(EVENT_CAPACITY);
         Self {
             lowest: rules.ladder.lowest(),
-            machine: Coalescer::new(rules),
+            coalescer: Coalescer::new(rules),
             scheduler: PollScheduler::new(scheduler, fastrand::u64(..)),
             poller: Arc::new(poller),
             cache,
@@ -112,48 +112,48 @@ impl HubTask {
             keys: Map::default(),
             polls: Map::default(),
             tasks: JoinSet::new(),
-            events,
-            landed,
-            answer: None,
+            event_sender: events,
+            event_receiver: landed,
+            current_answer: None,
         }
     }
 
     /// Ends when all [`Hub`](super::Hub)s are gone.
     pub(super) async fn run(
         mut self,
-        mut inbox: mpsc::Receiver<Command>,
+        mut inbox: mpsc::Receiver<HubCommand>,
         mut looks: mpsc::Receiver<InspectRequest>,
     ) {
-        let mut commands = Vec::with_capacity(BATCH);
-        let mut landed = Vec::with_capacity(BATCH);
+        let mut commands = Vec::with_capacity(MAX_BATCH);
+        let mut landed = Vec::with_capacity(MAX_BATCH);
         loop {
             let due =
-                [self.machine.poll_timeout(), self.scheduler.poll_timeout()].into_iter().flatten().min();
+                [self.coalescer.poll_timeout(), self.scheduler.poll_timeout()].into_iter().flatten().min();
             // Cancel safe: the channels lose nothing, and join_next leaves a task in its set.
             tokio::select! {
-                taken = inbox.recv_many(&mut commands, BATCH) => {
+                taken = inbox.recv_many(&mut commands, MAX_BATCH) => {
                     if taken == 0 {
                         return;
                     }
                 }
-                _ = self.landed.recv_many(&mut landed, BATCH) => {}
+                _ = self.event_receiver.recv_many(&mut landed, MAX_BATCH) => {}
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => self.task_ended(ended),
                 // Who has hung up meanwhile is told nothing.
-                Some(look) = looks.recv() => drop(look.tell.send(self.overview(look.most))),
+                Some(look) = looks.recv() => drop(look.reply_to.send(self.overview(look.limit))),
                 () = sleep_until(due) => {}
             }
             let now = clock::now();
             for command in commands.drain(..) {
-                self.command(command, now);
+                self.handle_command(command, now);
             }
             for event in landed.drain(..) {
-                self.event(event, now);
+                self.handle_event(event, now);
             }
             while let Some(ended) = self.tasks.try_join_next() {
                 self.task_ended(ended);
             }
             self.scheduler.handle_timeout(now);
-            self.machine.handle_timeout(now); // a part of it: for the rest the loop comes round at once
+            self.coalescer.handle_timeout(now); // a part of it: for the rest the loop comes round at once
             self.drain_outputs(now);
             let open = self.scheduler.open();
             self.metrics.upstream.set_poll_counts(PollCounts {
@@ -164,14 +164,14 @@ impl HubTask {
         }
     }
 
-    fn command(&mut self, command: Command, now: Instant) {
+    fn handle_command(&mut self, command: HubCommand, now: Instant) {
         match command {
-            Command::Join(id, wait, client) => self.join(id, wait, client, now),
-            Command::Leave(id) => {
-                self.machine.handle(Input::Leave(id), now);
+            HubCommand::Join(id, wait, client) => self.join(id, wait, client, now),
+            HubCommand::Leave(id) => {
+                self.coalescer.handle(Input::Leave(id), now);
                 self.unpark(id, Some(WaitEnd::Left), now);
             }
-            Command::Drain(until) => self.machine.handle(Input::Drain(until), now),
+            HubCommand::Drain(until) => self.coalescer.handle(Input::Drain(until), now),
         }
         self.drain_outputs(now);
     }
@@ -189,17 +189,17 @@ impl HubTask {
                 .jobs
                 .iter()
                 .filter_map(|job| self.cache.get_within(domain, job, max_age, now))
-                .map(|hit| hit.kept.state.clone())
+                .map(|hit| hit.entry.state.clone())
                 .collect(),
         };
         let member = wait.identity.member.clone();
-        let key = self.keys.entry(domain).or_insert_with(|| Key::new(wait.identity.authorization));
+        let key = self.keys.entry(domain).or_insert_with(|| ParkedKey::new(wait.identity.authorization));
         key.park(member.clone());
-        let unproven = client.place.lock().as_mut().and_then(|place| place.unproven.take());
+        let unproven = client.reservation.lock().as_mut().and_then(|place| place.unproven.take());
         if let Some(unproven) = unproven
             && !self.cache.is_key_proven(domain)
         {
-            key.unproven.insert(id, unproven);
+            key.unproven_waits.insert(id, unproven);
         }
         let parked = client.parked.take();
         self.parked.insert(id, ParkedWait { client, domain, member, since: now, links: wait.links });
@@ -210,23 +210,23 @@ impl HubTask {
             goal: wait.goal,
             arrived: wait.arrived,
             timeout: wait.timeout,
-            keep: wait.keep,
+            keep: wait.may_store,
             is_patient: wait.is_patient,
             known,
         };
-        self.machine.handle(Input::Join(id, spec), now);
-        self.link(id);
-        let opens = self.machine.pending_opens();
+        self.coalescer.handle(Input::Join(id, spec), now);
+        self.link_to_polls(id);
+        let opens = self.coalescer.pending_opens();
         if opens > 0
-            && let Err(limited) = self.limits.calls(wait.who, opens)
+            && let Err(limited) = self.limits.check_calls(wait.quota_subject, opens)
         {
-            self.machine.handle(Input::CancelJoin(id), now);
+            self.coalescer.handle(Input::CancelJoin(id), now);
             if let Some(client) = self.unpark(id, None, now) {
                 client.answer(Err(HubError::Limited(limited)));
             }
             return;
         }
-        self.try_at_once(id, wait.who, now);
+        self.retry_backed_off_polls(id, wait.quota_subject, now);
         if let Some(parked) = parked {
             // Fails where the client has just left.
             let _ = parked.send(());
@@ -235,27 +235,27 @@ impl HubTask {
 
     /// Has the polls of a new wait tried that back off: a first attempt each, paid by the wait. One whose quota is
     /// used up waits for the retry.
-    fn try_at_once(&mut self, id: WaitId, who: Subject, now: Instant) {
-        let polls = self.machine.pausing(id).filter(|poll| self.scheduler.is_pausing(*poll));
+    fn retry_backed_off_polls(&mut self, id: WaitId, who: Subject, now: Instant) {
+        let polls = self.coalescer.pausing(id).filter(|poll| self.scheduler.is_pausing(*poll));
         let polls: Vec<PollId> = polls.collect();
-        if !polls.is_empty() && self.limits.calls(who, polls.len()).is_ok() {
+        if !polls.is_empty() && self.limits.check_calls(who, polls.len()).is_ok() {
             polls.into_iter().for_each(|poll| self.scheduler.try_now(poll, now));
         }
     }
 
-    fn event(&mut self, event: Event, now: Instant) {
+    fn handle_event(&mut self, event: PollEvent, now: Instant) {
         match event {
-            Event::Standing(id) => {
+            PollEvent::Held(id) => {
                 self.scheduler.sent(id, now);
-                self.machine.handle(Input::Progress(id, PollProgress::Held), now);
+                self.coalescer.handle(Input::Progress(id, PollProgress::Held), now);
             }
-            Event::Ended(id, tried) => self.ended(id, tried, now),
+            PollEvent::AttemptEnded(id, tried) => self.attempt_ended(id, tried, now),
         }
         self.drain_outputs(now);
-        self.answer = None;
+        self.current_answer = None;
     }
 
-    fn ended(&mut self, id: PollId, tried: AttemptOutcome, now: Instant) {
+    fn attempt_ended(&mut self, id: PollId, tried: AttemptOutcome, now: Instant) {
         // An aborted poll's try may have ended all the same, and nothing waits for it any more.
         let Some(poll) = self.polls.get_mut(&id) else { return };
         poll.task = None;
@@ -263,64 +263,69 @@ impl HubTask {
         match tried {
             AttemptOutcome::Landed(landing) => {
                 self.scheduler.ended(id, AttemptResult::Answered, now);
-                self.landed(id, landing, now);
+                self.poll_landed(id, landing, now);
             }
             AttemptOutcome::Failed(failure, advice) => {
                 debug!(poll = id.0, reason = failure.reason(), ?advice, "attempt failed");
                 poll.span.try_failed(failure.reason());
-                poll.unreadable =
-                    if matches!(failure, Failure::InvalidResponse(_)) { poll.unreadable + 1 } else { 0 };
-                let is_short = poll.unreadable > 1 && self.machine.time_left(id, now) <= SHORT_WAIT;
+                poll.invalid_responses = if matches!(failure, Failure::InvalidResponse(_)) {
+                    poll.invalid_responses + 1
+                } else {
+                    0
+                };
+                let is_short = poll.invalid_responses > 1 && self.coalescer.time_left(id, now) <= SHORT_WAIT;
                 let advice = if is_short { RetryAdvice::GiveUp } else { advice };
                 self.scheduler.ended(id, AttemptResult::Failed(failure, advice), now);
             }
         }
     }
 
-    fn landed(&mut self, id: PollId, landing: PollLanding, now: Instant) {
-        let Some(PollTask { spec, tried_at, span, .. }) = self.polls.remove(&id) else { return };
+    fn poll_landed(&mut self, id: PollId, landing: PollLanding, now: Instant) {
+        let Some(PollTask { spec, attempt_started_at: tried_at, span, .. }) = self.polls.remove(&id) else {
+            return;
+        };
         span.landed(landing.status.as_u16());
         let domain = spec.domain;
-        self.answer = Some(Answer { at: landing.answered_at, fanout: None });
+        self.current_answer = Some(UpstreamAnswer { at: landing.answered_at, fanout: None });
         match landing.key {
-            Some(KeyVerdict::Accepted) => self.accepted(domain, tried_at),
+            Some(KeyVerdict::Accepted) => self.key_accepted(domain, tried_at),
             Some(KeyVerdict::Refused) => self.cache.key_rejected(domain, now),
-            Some(KeyVerdict::Forbidden) => self.cache.forbidden(domain, &spec.jobs, now),
+            Some(KeyVerdict::Forbidden) => self.cache.key_forbidden(domain, &spec.jobs, now),
             None => {}
         }
         if let Some(shape) = &landing.shape {
-            self.cache.set_shape(domain, shape);
+            self.cache.set_list_shape(domain, shape);
         }
         if let PollOutcome::Jobs(states) = &landing.outcome
-            && self.machine.may_cache(id)
+            && self.coalescer.may_cache(id)
         {
             for state in states {
                 self.cache.store(domain, state, tried_at, now);
             }
         }
         if let Some(pause) = landing.retry_after {
-            self.machine.handle(Input::RetryAfter(id, pause), now);
+            self.coalescer.handle(Input::RetryAfter(id, pause), now);
         }
         self.settle(id, landing.outcome, now);
     }
 
     /// From its first proof on a key's waits count for the key alone.
-    fn accepted(&mut self, domain: KeyDomain, began: Instant) {
+    fn key_accepted(&mut self, domain: KeyDomain, began: Instant) {
         self.cache.key_accepted(domain, began);
         if let Some(key) = self.keys.get_mut(&domain)
-            && !key.unproven.is_empty()
+            && !key.unproven_waits.is_empty()
             && self.cache.is_key_proven(domain)
         {
-            key.unproven = Map::default();
+            key.unproven_waits = Map::default();
         }
     }
 
     /// Whoever leaned on the poll is answered, or leans on others.
     fn settle(&mut self, id: PollId, outcome: PollOutcome, now: Instant) {
-        let waits = self.traced(id);
-        self.machine.handle(Input::Landed(id, outcome), now);
+        let waits = self.waits_to_relink(id);
+        self.coalescer.handle(Input::Landed(id, outcome), now);
         for wait in waits {
-            self.link(wait);
+            self.link_to_polls(wait);
         }
     }
 
@@ -333,7 +338,11 @@ impl HubTask {
         let is_its = |poll: &PollTask| poll.task.as_ref().is_some_and(|task| task.id() == fault.id());
         if let Some(id) = self.polls.iter().find(|(_, poll)| is_its(poll)).map(|(id, _)| *id) {
             let now = clock::now();
-            self.ended(id, AttemptOutcome::Failed(Failure::InvalidResponse(None), RetryAdvice::BackOff), now);
+            self.attempt_ended(
+                id,
+                AttemptOutcome::Failed(Failure::InvalidResponse(None), RetryAdvice::BackOff),
+                now,
+            );
             self.drain_outputs(now);
         }
     }
@@ -341,10 +350,10 @@ impl HubTask {
     /// Does what the machines say, without awaiting.
     fn drain_outputs(&mut self, now: Instant) {
         loop {
-            if let Some(output) = self.machine.poll_output() {
+            if let Some(output) = self.coalescer.poll_output() {
                 self.apply(output, now);
             } else if let Some(output) = self.scheduler.poll_output() {
-                self.act_on_schedule(output, now);
+                self.apply_schedule(output, now);
             } else {
                 return;
             }
@@ -365,7 +374,15 @@ impl HubTask {
                 let (spec, tried_at) = (Arc::new(spec), now);
                 let span = self.poll_span(id, &spec);
                 let (has_failed, unreadable, task) = (false, 0, None);
-                let poll = PollTask { spec, authorization, tried_at, has_failed, unreadable, task, span };
+                let poll = PollTask {
+                    spec,
+                    authorization,
+                    attempt_started_at: tried_at,
+                    has_failed,
+                    invalid_responses: unreadable,
+                    task,
+                    span,
+                };
                 self.polls.insert(id, poll);
                 self.scheduler.request(id, PollRequest { domain, jobs, class }, now);
             }
@@ -384,17 +401,17 @@ impl HubTask {
         }
     }
 
-    fn act_on_schedule(&mut self, output: SchedulerOutput, now: Instant) {
+    fn apply_schedule(&mut self, output: SchedulerOutput, now: Instant) {
         match output {
-            SchedulerOutput::Start(id) => self.try_poll(id, now),
+            SchedulerOutput::Start(id) => self.start_attempt(id, now),
             SchedulerOutput::BackOff(id, failure, pause) => {
-                self.machine.handle(Input::Progress(id, PollProgress::BackingOff(failure, pause)), now);
-                if self.machine.has_newcomer(id) {
+                self.coalescer.handle(Input::Progress(id, PollProgress::BackingOff(failure, pause)), now);
+                if self.coalescer.has_newcomer(id) {
                     self.scheduler.try_now(id, now);
                 }
             }
             SchedulerOutput::Pause(id, failure, pause) => {
-                self.machine.handle(Input::Progress(id, PollProgress::Paused(failure, pause)), now);
+                self.coalescer.handle(Input::Progress(id, PollProgress::Paused(failure, pause)), now);
             }
             SchedulerOutput::GiveUp(id, failure) => {
                 if let Some(poll) = self.polls.remove(&id) {
@@ -416,7 +433,7 @@ impl HubTask {
 
     /// What a wait that is settled now shares with the others that the same answer ended.
     fn fanout_timer(&mut self) -> Option<Arc<Fanout>> {
-        let Answer { at, fanout } = self.answer.as_mut()?;
+        let UpstreamAnswer { at, fanout } = self.current_answer.as_mut()?;
         Some(Arc::clone(fanout.get_or_insert_with(|| Arc::new(self.metrics.waits.fanout(*at)))))
     }
 
@@ -428,7 +445,7 @@ impl HubTask {
         }
         if let Some(key) = self.keys.get_mut(&domain) {
             key.unpark(member.as_ref());
-            key.unproven.remove(&id);
+            key.unproven_waits.remove(&id);
             if key.waits == 0 {
                 self.keys.remove(&domain);
             }
@@ -436,21 +453,21 @@ impl HubTask {
         Some(client)
     }
 
-    fn try_poll(&mut self, id: PollId, now: Instant) {
+    fn start_attempt(&mut self, id: PollId, now: Instant) {
         let Some(poll) = self.polls.get_mut(&id) else { return };
-        poll.tried_at = now;
+        poll.attempt_started_at = now;
         if poll.has_failed {
             self.metrics.upstream.retried();
         }
-        self.machine.handle(Input::Progress(id, PollProgress::AttemptStarted), now);
-        let (poller, events) = (Arc::clone(&self.poller), self.events.clone());
+        self.coalescer.handle(Input::Progress(id, PollProgress::AttemptStarted), now);
+        let (poller, events) = (Arc::clone(&self.poller), self.event_sender.clone());
         let (spec, authorization) = (Arc::clone(&poll.spec), poll.authorization.clone());
         let trace = poll.span.context().clone();
         poll.task = Some(self.tasks.spawn(async move {
             // Sending fails only when the hub has ended.
-            let standing = async { drop(events.send(Event::Standing(id)).await) };
+            let standing = async { drop(events.send(PollEvent::Held(id)).await) };
             let tried = poller.run(&spec, &authorization, &trace, standing).await;
-            let _ = events.send(Event::Ended(id, tried)).await;
+            let _ = events.send(PollEvent::AttemptEnded(id, tried)).await;
         }));
     }
 }
@@ -458,7 +475,7 @@ impl HubTask {
 impl Responder {
     /// The wait is over. A client that has just left is told nothing; its Leave finds nothing to do.
     fn answer(self, answer: Result<WaitReply, HubError>) {
-        drop(self.place.lock().take());
+        drop(self.reservation.lock().take());
         let _ = self.answer.send(answer);
     }
 }

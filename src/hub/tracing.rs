@@ -10,7 +10,7 @@ impl HubTask {
         if self.tracer.is_off() {
             return PollSpan::default();
         }
-        let leaning = || self.machine.attached_waits(id).filter_map(|wait| self.parked.get(&wait));
+        let leaning = || self.coalescer.attached_waits(id).filter_map(|wait| self.parked.get(&wait));
         let asked =
             PollAttributes { path: self.poller.path(spec.form), jobs: spec.jobs.len(), key: spec.domain };
         let span = self.tracer.poll(&asked, leaning().any(|wait| wait.links.is_recorded()));
@@ -21,18 +21,18 @@ impl HubTask {
     }
 
     /// Links a wait to the polls under way that it leans on.
-    pub(super) fn link(&self, id: WaitId) {
+    pub(super) fn link_to_polls(&self, id: WaitId) {
         if self.tracer.is_off() {
             return;
         }
         let Some(wait) = self.parked.get(&id) else { return };
-        for poll in self.machine.attached_polls(id).filter_map(|poll| self.polls.get(&poll)) {
+        for poll in self.coalescer.attached_polls(id).filter_map(|poll| self.polls.get(&poll)) {
             wait.links.add(&poll.span);
         }
     }
 
     /// Who leans on a poll, to be linked anew after it; nobody where nothing is traced.
-    pub(super) fn traced(&self, id: PollId) -> Vec<WaitId> {
-        if self.tracer.is_off() { Vec::new() } else { self.machine.attached_waits(id).collect() }
+    pub(super) fn waits_to_relink(&self, id: PollId) -> Vec<WaitId> {
+        if self.tracer.is_off() { Vec::new() } else { self.coalescer.attached_waits(id).collect() }
     }
 }

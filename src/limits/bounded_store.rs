@@ -24,37 +24,37 @@ use super::Subject;
 const SHARDS: usize = 64;
 
 /// Keys of one generation of a shard: what fills a table of 4096 places.
-const MOST: usize = 3584;
+const GENERATION_SIZE: usize = 3584;
 
 /// What one of many asks of its quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct StoreKey {
-    pub(super) who: Subject,
+    pub(super) subject: Subject,
     /// Whether it is only told what would be.
     pub(super) is_peek: bool,
 }
 
 /// A state for each of at most 458 752.
 #[derive(Debug)]
-pub(super) struct Store {
+pub(super) struct BoundedStore {
     shards: Box<[Mutex<Shard>]>,
     hasher: RandomState,
 }
 
 #[derive(Debug, Default)]
 struct Shard {
-    young: HashMap<Subject, Nanos, RandomState>,
-    old: HashMap<Subject, Nanos, RandomState>,
+    recent: HashMap<Subject, Nanos, RandomState>,
+    previous: HashMap<Subject, Nanos, RandomState>,
 }
 
-impl Store {
+impl BoundedStore {
     /// For anybody who comes.
-    pub(super) fn for_many() -> Self {
+    pub(super) fn sharded() -> Self {
         Self::with_shards(SHARDS)
     }
 
     /// For one, or few.
-    pub(super) fn for_one() -> Self {
+    pub(super) fn single_shard() -> Self {
         Self::with_shards(1)
     }
 
@@ -68,29 +68,29 @@ impl Store {
     }
 }
 
-impl StateStore for Store {
+impl StateStore for BoundedStore {
     type Key = StoreKey;
 
     fn measure_and_replace<T, F, E>(&self, ask: &StoreKey, f: F) -> Result<T, E>
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
-        let mut shard = self.shard(&ask.who).lock();
-        let before = shard.get(&ask.who);
+        let mut shard = self.shard(&ask.subject).lock();
+        let before = shard.get(&ask.subject);
         let decided = f(before);
         if !ask.is_peek
             && let Some(state) = decided.as_ref().map_or(before, |(_, after)| Some(*after))
         {
-            shard.put(ask.who, state);
+            shard.put(ask.subject, state);
         }
         decided.map(|(told, _)| told)
     }
 }
 
-impl ShrinkableKeyedStateStore<StoreKey> for Store {
+impl ShrinkableKeyedStateStore<StoreKey> for BoundedStore {
     fn retain_recent(&self, drop_below: Nanos) {
         for shard in &self.shards {
-            let Shard { young, old } = &mut *shard.lock();
+            let Shard { recent: young, previous: old } = &mut *shard.lock();
             for generation in [young, old] {
                 generation.retain(|_, state| *state > drop_below);
             }
@@ -99,7 +99,7 @@ impl ShrinkableKeyedStateStore<StoreKey> for Store {
 
     fn shrink_to_fit(&self) {
         for shard in &self.shards {
-            let Shard { young, old } = &mut *shard.lock();
+            let Shard { recent: young, previous: old } = &mut *shard.lock();
             young.shrink_to_fit();
             old.shrink_to_fit();
         }
@@ -108,7 +108,7 @@ impl ShrinkableKeyedStateStore<StoreKey> for Store {
     fn len(&self) -> usize {
         let len = |shard: &Mutex<Shard>| {
             let shard = shard.lock();
-            shard.young.len() + shard.old.len()
+            shard.recent.len() + shard.previous.len()
         };
         self.shards.iter().map(len).sum()
     }
@@ -120,19 +120,19 @@ impl ShrinkableKeyedStateStore<StoreKey> for Store {
 
 impl Shard {
     fn get(&self, who: &Subject) -> Option<Nanos> {
-        self.young.get(who).or_else(|| self.old.get(who)).copied()
+        self.recent.get(who).or_else(|| self.previous.get(who)).copied()
     }
 
     fn put(&mut self, who: Subject, state: Nanos) {
-        if let Some(known) = self.young.get_mut(&who) {
+        if let Some(known) = self.recent.get_mut(&who) {
             *known = state;
             return;
         }
-        self.old.remove(&who);
-        if self.young.len() >= MOST {
-            self.old = std::mem::take(&mut self.young);
+        self.previous.remove(&who);
+        if self.recent.len() >= GENERATION_SIZE {
+            self.previous = std::mem::take(&mut self.recent);
         }
-        self.young.insert(who, state);
+        self.recent.insert(who, state);
     }
 }
 
@@ -144,24 +144,24 @@ mod tests {
         Subject::member(&n.to_string())
     }
 
-    fn put(store: &Store, who: Subject) {
-        let ask = StoreKey { who, is_peek: false };
+    fn put(store: &BoundedStore, who: Subject) {
+        let ask = StoreKey { subject: who, is_peek: false };
         store.measure_and_replace(&ask, |_| Ok::<_, ()>(((), Nanos::new(1)))).unwrap();
     }
 
-    fn get(store: &Store, who: Subject) -> Option<u64> {
+    fn get(store: &BoundedStore, who: Subject) -> Option<u64> {
         let told = |state: Option<Nanos>| Ok::<_, ()>((state, Nanos::new(2)));
-        store.measure_and_replace(&StoreKey { who, is_peek: true }, told).unwrap().map(Nanos::as_u64)
+        store.measure_and_replace(&StoreKey { subject: who, is_peek: true }, told).unwrap().map(Nanos::as_u64)
     }
 
     #[test]
     fn a_flood_of_keys_ends_at_the_bound_and_forgets_nobody_who_goes_on_asking() {
-        let store = Store::for_one();
-        let flood = 5 * MOST as u64;
+        let store = BoundedStore::single_shard();
+        let flood = 5 * GENERATION_SIZE as u64;
         for n in 1..flood {
             put(&store, key(0));
             put(&store, key(n));
-            assert!(store.len() <= 2 * MOST, "{}", store.len());
+            assert!(store.len() <= 2 * GENERATION_SIZE, "{}", store.len());
         }
         assert_eq!(get(&store, key(0)), Some(1));
         assert_eq!(get(&store, key(flood - 1)), Some(1));
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_look_changes_nothing() {
-        let store = Store::for_many();
+        let store = BoundedStore::sharded();
         assert_eq!(get(&store, key(1)), None);
         assert!(store.is_empty());
         put(&store, key(1));
@@ -181,10 +181,10 @@ mod tests {
 
     #[test]
     fn who_is_over_its_quota_is_no_less_remembered() {
-        let store = Store::for_one();
+        let store = BoundedStore::single_shard();
         put(&store, key(0));
-        for n in 1..3 * MOST as u64 {
-            let ask = StoreKey { who: key(0), is_peek: false };
+        for n in 1..3 * GENERATION_SIZE as u64 {
+            let ask = StoreKey { subject: key(0), is_peek: false };
             assert_eq!(store.measure_and_replace(&ask, |_| Err::<((), Nanos), _>(())), Err(()));
             put(&store, key(n));
         }

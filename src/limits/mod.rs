@@ -17,7 +17,7 @@ use governor::middleware::StateInformationMiddleware;
 use governor::{Quota as Rate, RateLimiter};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use self::bounded_store::{Store, StoreKey};
+use self::bounded_store::{BoundedStore, StoreKey};
 use crate::clock;
 use crate::config::{self, Member};
 use crate::core::job::KeyDomain;
@@ -54,12 +54,12 @@ impl Subject {
 
 impl From<Option<IpAddr>> for Subject {
     fn from(client: Option<IpAddr>) -> Self {
-        Subject::Address(client.map(network))
+        Subject::Address(client.map(address_or_network))
     }
 }
 
 /// Whoever holds one IPv6 address holds its /64.
-fn network(ip: IpAddr) -> IpAddr {
+fn address_or_network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & !u128::from(u64::MAX)).into()),
         v4 => v4,
@@ -69,11 +69,11 @@ fn network(ip: IpAddr) -> IpAddr {
 /// The quotas of section 5 of the contract.
 #[derive(Debug)]
 pub struct Limits {
-    rules: ArcSwap<Rules>,
+    quotas: ArcSwap<QuotaSet>,
 }
 
 #[derive(Debug)]
-struct Rules {
+struct QuotaSet {
     requests: QuotaGroup,
     calls: QuotaGroup,
     /// The policy of who has no quota of its own.
@@ -83,34 +83,34 @@ struct Rules {
 impl Limits {
     /// The quotas as configured, `members` with their own; a rate of 0 is no quota.
     pub fn new(limits: &config::Limits, members: &[Member]) -> Self {
-        Self { rules: ArcSwap::from_pointee(Rules::new(limits, members, None)) }
+        Self { quotas: ArcSwap::from_pointee(QuotaSet::new(limits, members, None)) }
     }
 
     /// Counts by these from now on. Who was counted by a rate that stays is not forgotten.
-    pub fn set(&self, limits: &config::Limits, members: &[Member]) {
-        self.rules.rcu(|before| Rules::new(limits, members, Some(before)));
+    pub fn reconfigure(&self, limits: &config::Limits, members: &[Member]) {
+        self.quotas.rcu(|before| QuotaSet::new(limits, members, Some(before)));
     }
 
     /// Counts one request.
-    pub fn request(&self, who: Subject) -> Result<(), QuotaExceeded> {
-        self.rules.load().requests.check(who, NonZeroU32::MIN)
+    pub fn check_request(&self, who: Subject) -> Result<(), QuotaExceeded> {
+        self.quotas.load().requests.check(who, NonZeroU32::MIN)
     }
 
     /// Counts one request to the upstream.
-    pub fn call(&self, who: Subject) -> Result<(), QuotaExceeded> {
-        self.calls(who, 1)
+    pub fn check_call(&self, who: Subject) -> Result<(), QuotaExceeded> {
+        self.check_calls(who, 1)
     }
 
     /// Counts several requests to the upstream, all or none of them.
-    pub fn calls(&self, who: Subject, count: usize) -> Result<(), QuotaExceeded> {
+    pub fn check_calls(&self, who: Subject, count: usize) -> Result<(), QuotaExceeded> {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
-        NonZeroU32::new(count).map_or(Ok(()), |count| self.rules.load().calls.check(who, count))
+        NonZeroU32::new(count).map_or(Ok(()), |count| self.quotas.load().calls.check(who, count))
     }
 
     /// Where it stands with all its quotas now, which takes nothing from them; `None`: it has none.
-    pub fn standing(&self, who: Subject) -> Option<QuotaHeaders> {
-        let rules = self.rules.load();
-        let mut now = ArrayString::<MAX_STANDING>::new();
+    pub fn quota_headers(&self, who: Subject) -> Option<QuotaHeaders> {
+        let rules = self.quotas.load();
+        let mut now = ArrayString::<MAX_HEADER_LEN>::new();
         for quota in rules.of(who) {
             if !now.is_empty() {
                 now.push_str(", ");
@@ -122,13 +122,13 @@ impl Limits {
     }
 
     /// What is left of each of its quotas, which takes nothing from them.
-    pub fn left(&self, who: Subject) -> Vec<QuotaState> {
-        self.rules.load().of(who).map(|quota| quota.peek(who)).collect()
+    pub fn quota_states(&self, who: Subject) -> Vec<QuotaState> {
+        self.quotas.load().of(who).map(|quota| quota.peek(who)).collect()
     }
 
     /// Forgets who has been idle for so long that it makes no difference. To be called now and then.
-    pub fn forget_idle(&self) {
-        for quota in self.rules.load().all() {
+    pub fn purge_idle(&self) {
+        for quota in self.quotas.load().all() {
             quota.limiter.retain_recent();
             quota.limiter.shrink_to_fit();
         }
@@ -136,11 +136,11 @@ impl Limits {
 
     /// How many states the quotas hold.
     pub fn tracked_subjects(&self) -> usize {
-        self.rules.load().all().map(|quota| quota.limiter.len()).sum()
+        self.quotas.load().all().map(|quota| quota.limiter.len()).sum()
     }
 }
 
-impl Rules {
+impl QuotaSet {
     fn new(limits: &config::Limits, members: &[Member], before: Option<&Self>) -> Self {
         let requests = |m: &Member| (m.requests_per_second, m.burst);
         let calls = |m: &Member| (m.calls_per_second, m.calls_burst);
@@ -156,38 +156,38 @@ impl Rules {
             members.iter().map(|member| (member, calls(member))),
             before.map(|before| &before.calls),
         );
-        let general = [&requests, &calls].into_iter().filter_map(|rates| rates.general.as_deref());
+        let general = [&requests, &calls].into_iter().filter_map(|rates| rates.default.as_deref());
         Self { policy: policy_of(general), requests, calls }
     }
 
-    fn of(&self, who: Subject) -> impl Iterator<Item = &Quota> {
+    fn of(&self, who: Subject) -> impl Iterator<Item = &RateQuota> {
         [&self.requests, &self.calls].into_iter().filter_map(move |rates| rates.of(who))
     }
 
     fn policy(&self, who: Subject) -> Option<HeaderValue> {
-        match [&self.requests, &self.calls].iter().any(|rates| rates.own.contains_key(&who)) {
+        match [&self.requests, &self.calls].iter().any(|rates| rates.per_member.contains_key(&who)) {
             false => self.policy.clone(),
             true => policy_of(self.of(who)),
         }
     }
 
-    fn all(&self) -> impl Iterator<Item = &Quota> {
+    fn all(&self) -> impl Iterator<Item = &RateQuota> {
         [&self.requests, &self.calls]
             .into_iter()
-            .flat_map(|rates| rates.general.iter().chain(rates.own.values()))
+            .flat_map(|rates| rates.default.iter().chain(rates.per_member.values()))
             .map(Arc::as_ref)
     }
 }
 
 /// `RateLimit-Policy`; `None`: there is no quota.
-fn policy_of<'q>(quotas: impl Iterator<Item = &'q Quota>) -> Option<HeaderValue> {
+fn policy_of<'q>(quotas: impl Iterator<Item = &'q RateQuota>) -> Option<HeaderValue> {
     let policies: Vec<&str> = quotas.map(|quota| quota.policy.as_str()).collect();
     let value = || HeaderValue::try_from(policies.join(", ")).expect("quotas' names are tokens");
     (!policies.is_empty()).then(value)
 }
 
 /// Room for two quotas, each with the longest name and the largest numbers.
-const MAX_STANDING: usize = 2 * "\"requests\";r=4294967295;t=18446744073709551615, ".len();
+const MAX_HEADER_LEN: usize = 2 * "\"requests\";r=4294967295;t=18446744073709551615, ".len();
 
 /// Where a client stands with its quotas.
 #[derive(Clone, Debug)]
@@ -220,8 +220,8 @@ pub struct QuotaExceeded {
 /// One kind of quota: the one that all are counted by, and the members' own.
 #[derive(Debug)]
 struct QuotaGroup {
-    general: Option<Arc<Quota>>,
-    own: HashMap<Subject, Arc<Quota>>,
+    default: Option<Arc<RateQuota>>,
+    per_member: HashMap<Subject, Arc<RateQuota>>,
 }
 
 impl QuotaGroup {
@@ -235,15 +235,18 @@ impl QuotaGroup {
         let own = members.filter(|(_, own)| *own != (None, None)).filter_map(|(member, (rate, burst))| {
             let pair = (rate.unwrap_or(general.0), burst.unwrap_or(general.1));
             let who = Subject::member(&member.name);
-            let same = before.and_then(|before| before.own.get(&who));
-            Some((who, Quota::same_or_new(same, name, pair, Store::for_one)?))
+            let same = before.and_then(|before| before.per_member.get(&who));
+            Some((who, RateQuota::same_or_new(same, name, pair, BoundedStore::single_shard)?))
         });
-        let same = before.and_then(|before| before.general.as_ref());
-        Self { own: own.collect(), general: Quota::same_or_new(same, name, general, Store::for_many) }
+        let same = before.and_then(|before| before.default.as_ref());
+        Self {
+            per_member: own.collect(),
+            default: RateQuota::same_or_new(same, name, general, BoundedStore::sharded),
+        }
     }
 
-    fn of(&self, who: Subject) -> Option<&Quota> {
-        self.own.get(&who).or(self.general.as_ref()).map(Arc::as_ref)
+    fn of(&self, who: Subject) -> Option<&RateQuota> {
+        self.per_member.get(&who).or(self.default.as_ref()).map(Arc::as_ref)
     }
 
     fn check(&self, who: Subject, count: NonZeroU32) -> Result<(), QuotaExceeded> {
@@ -252,39 +255,40 @@ impl QuotaGroup {
 }
 
 #[derive(Debug)]
-struct Quota {
+struct RateQuota {
     name: Limit,
-    pair: (u32, u32),
+    rate_and_burst: (u32, u32),
     policy: String,
-    limiter: RateLimiter<StoreKey, Store, GatewayClock, StateInformationMiddleware>,
+    limiter: RateLimiter<StoreKey, BoundedStore, GatewayClock, StateInformationMiddleware>,
 }
 
-impl Quota {
+impl RateQuota {
     fn same_or_new(
         before: Option<&Arc<Self>>,
         name: Limit,
         pair: (u32, u32),
-        store: fn() -> Store,
+        store: fn() -> BoundedStore,
     ) -> Option<Arc<Self>> {
-        match before.filter(|before| before.pair == pair) {
+        match before.filter(|before| before.rate_and_burst == pair) {
             Some(before) => Some(Arc::clone(before)),
             None => Self::new(name, pair, store()).map(Arc::new),
         }
     }
 
-    fn new(name: Limit, pair: (u32, u32), store: Store) -> Option<Self> {
+    fn new(name: Limit, pair: (u32, u32), store: BoundedStore) -> Option<Self> {
         let rate = NonZeroU32::new(pair.0)?;
         let burst = NonZeroU32::new(pair.1).unwrap_or(rate);
         let window = burst.get().div_ceil(rate.get());
         let policy = format!("\"{}\";q={burst};w={window}", name.as_str());
         let limiter = RateLimiter::new(Rate::per_second(rate).allow_burst(burst), store, GatewayClock);
-        Some(Self { name, pair, policy, limiter })
+        Some(Self { name, rate_and_burst: pair, policy, limiter })
     }
 
     /// A request that costs more than the quota ever holds costs all of it: else it could never be made.
     fn check(&self, who: Subject, count: NonZeroU32) -> Result<(), QuotaExceeded> {
-        let most = NonZeroU32::new(self.pair.1).unwrap_or(NonZeroU32::new(self.pair.0).unwrap_or(count));
-        match self.limiter.check_key_n(&StoreKey { who, is_peek: false }, count.min(most)) {
+        let most = NonZeroU32::new(self.rate_and_burst.1)
+            .unwrap_or(NonZeroU32::new(self.rate_and_burst.0).unwrap_or(count));
+        match self.limiter.check_key_n(&StoreKey { subject: who, is_peek: false }, count.min(most)) {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(until)) => {
                 let retry_after = Duration::from_secs(seconds(until.wait_time_from(GatewayClock.now())));
@@ -295,13 +299,13 @@ impl Quota {
     }
 
     fn peek(&self, who: Subject) -> QuotaState {
-        let (left, more_in) = match self.limiter.check_key(&StoreKey { who, is_peek: true }) {
+        let (left, more_in) = match self.limiter.check_key(&StoreKey { subject: who, is_peek: true }) {
             // What the look itself would have taken is still there.
             Ok(state) => (state.remaining_burst_capacity() + 1, None),
             Err(until) => (0, Some(seconds(until.wait_time_from(GatewayClock.now())))),
         };
-        let (rate, burst) = self.pair;
-        QuotaState { quota: self.name, rate, burst, left, more_in }
+        let (rate, burst) = self.rate_and_burst;
+        QuotaState { quota: self.name, rate, burst, remaining: left, resets_in: more_in }
     }
 }
 
@@ -315,20 +319,20 @@ pub struct QuotaState {
     /// The most that it can be.
     pub burst: u32,
     /// What it is.
-    pub left: u32,
+    pub remaining: u32,
     /// Where that is nothing, in how many seconds there is more.
-    pub more_in: Option<u64>,
+    pub resets_in: Option<u64>,
 }
 
 impl QuotaState {
     /// Writes the member of `RateLimit`.
-    fn write(&self, out: &mut ArrayString<MAX_STANDING>) {
+    fn write(&self, out: &mut ArrayString<MAX_HEADER_LEN>) {
         out.push('"');
         out.push_str(self.quota.as_str());
         out.push_str("\";r=");
         let mut digits = itoa::Buffer::new();
-        out.push_str(digits.format(self.left));
-        if let Some(seconds) = self.more_in {
+        out.push_str(digits.format(self.remaining));
+        if let Some(seconds) = self.resets_in {
             out.push_str(";t=");
             out.push_str(digits.format(seconds));
         }

@@ -35,12 +35,12 @@ fn key(number: u32) -> Subject {
 
 /// How many of 100 requests pass.
 fn requests(limits: &Limits, who: Subject) -> usize {
-    (0..100).filter(|_| limits.request(who).is_ok()).count()
+    (0..100).filter(|_| limits.check_request(who).is_ok()).count()
 }
 
 fn fields(limits: &Limits, who: Subject) -> (String, String) {
     let mut headers = HeaderMap::new();
-    limits.standing(who).unwrap().write(&mut headers);
+    limits.quota_headers(who).unwrap().write(&mut headers);
     let text = |name| headers[&name].to_str().unwrap().to_owned();
     (text(RATELIMIT_POLICY), text(RATELIMIT))
 }
@@ -49,7 +49,7 @@ fn fields(limits: &Limits, who: Subject) -> (String, String) {
 async fn a_burst_passes_then_each_key_recovers_at_its_own_rate() {
     let limits = limits((2, 10), (0, 0));
     assert_eq!(requests(&limits, key(1)), 10);
-    assert!(limits.request(key(2)).is_ok(), "another key is not touched");
+    assert!(limits.check_request(key(2)).is_ok(), "another key is not touched");
     tokio::time::advance(Duration::from_secs(1)).await;
     assert_eq!(requests(&limits, key(1)), 2);
 }
@@ -60,12 +60,12 @@ async fn the_fields_say_of_both_quotas_what_is_left_and_when_there_is_more() {
     let policy = "\"requests\";q=2;w=2, \"calls\";q=3;w=3";
     let expected = |now: &str| (policy.to_owned(), now.to_owned());
     assert_eq!(fields(&limits, key(1)), expected("\"requests\";r=2, \"calls\";r=3"));
-    limits.request(key(1)).unwrap();
+    limits.check_request(key(1)).unwrap();
     assert_eq!(fields(&limits, key(1)), expected("\"requests\";r=1, \"calls\";r=3"));
-    limits.request(key(1)).unwrap();
-    limits.call(key(1)).unwrap();
+    limits.check_request(key(1)).unwrap();
+    limits.check_call(key(1)).unwrap();
     assert_eq!(fields(&limits, key(1)), expected("\"requests\";r=0;t=1, \"calls\";r=2"));
-    let limited = limits.request(key(1)).unwrap_err();
+    let limited = limits.check_request(key(1)).unwrap_err();
     assert_eq!(limited, QuotaExceeded { quota: Limit::Requests, retry_after: Duration::from_secs(1) });
     assert_eq!(fields(&limits, key(1)), expected("\"requests\";r=0;t=1, \"calls\";r=2"));
     tokio::time::advance(Duration::from_secs(1)).await;
@@ -75,17 +75,17 @@ async fn the_fields_say_of_both_quotas_what_is_left_and_when_there_is_more() {
 #[tokio::test(start_paused = true)]
 async fn calls_are_counted_apart_from_requests() {
     let limits = limits((1, 100), (1, 2));
-    assert!(limits.call(key(1)).is_ok() && limits.call(key(1)).is_ok());
-    assert_eq!(limits.call(key(1)).unwrap_err().quota, Limit::Calls);
-    assert!(limits.request(key(1)).is_ok());
-    assert!(limits.call(key(2)).is_ok());
+    assert!(limits.check_call(key(1)).is_ok() && limits.check_call(key(1)).is_ok());
+    assert_eq!(limits.check_call(key(1)).unwrap_err().quota, Limit::Calls);
+    assert!(limits.check_request(key(1)).is_ok());
+    assert!(limits.check_call(key(2)).is_ok());
 }
 
 #[test]
 fn a_rate_of_zero_is_no_quota() {
     let limits = limits((0, 0), (0, 0));
     assert_eq!(requests(&limits, key(1)), 100);
-    assert!(limits.standing(key(1)).is_none());
+    assert!(limits.quota_headers(key(1)).is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -112,14 +112,14 @@ async fn new_rules_hold_at_once_and_forget_only_what_they_change() {
     let a = Subject::member("a");
     assert_eq!((requests(&limits, a), requests(&limits, key(1))), (3, 5));
 
-    limits.set(&config((1, 5), (1, 6)), &[own(3)]);
+    limits.reconfigure(&config((1, 5), (1, 6)), &[own(3)]);
     assert_eq!((requests(&limits, a), requests(&limits, key(1))), (0, 0), "these have not changed");
     assert_eq!(fields(&limits, a).0, "\"requests\";q=3;w=3, \"calls\";q=6;w=6");
 
-    limits.set(&config((1, 5), (1, 6)), &[own(4)]);
+    limits.reconfigure(&config((1, 5), (1, 6)), &[own(4)]);
     assert_eq!((requests(&limits, a), requests(&limits, key(1))), (4, 0));
 
-    limits.set(&config((1, 7), (1, 6)), &[]);
+    limits.reconfigure(&config((1, 7), (1, 6)), &[]);
     assert_eq!((requests(&limits, a), requests(&limits, key(1))), (7, 7));
 }
 
@@ -127,12 +127,12 @@ async fn new_rules_hold_at_once_and_forget_only_what_they_change() {
 async fn idle_keys_are_forgotten() {
     let limits = limits((10, 10), (10, 10));
     for number in 0..100 {
-        limits.request(key(number)).unwrap();
-        limits.call(key(number)).unwrap();
+        limits.check_request(key(number)).unwrap();
+        limits.check_call(key(number)).unwrap();
     }
     assert_eq!(limits.tracked_subjects(), 200);
     tokio::time::advance(Duration::from_secs(60)).await;
-    limits.forget_idle();
+    limits.purge_idle();
     assert_eq!(limits.tracked_subjects(), 0);
 }
 
@@ -142,14 +142,14 @@ async fn a_million_keys_end_at_a_bound_and_are_gone_when_idle() {
     let limits = limits((200, 400), (20, 40));
     let before = resident();
     for number in 0..1_000_000 {
-        limits.request(key(number)).unwrap();
-        limits.call(key(number)).unwrap();
+        limits.check_request(key(number)).unwrap();
+        limits.check_call(key(number)).unwrap();
     }
     let full = resident();
     let remembered = limits.tracked_subjects();
     assert!((400_000..=2 * 458_752).contains(&remembered), "{remembered}");
     tokio::time::advance(Duration::from_secs(60)).await;
-    limits.forget_idle();
+    limits.purge_idle();
     assert_eq!(limits.tracked_subjects(), 0);
     println!("KiB resident: {before} before, {full} with {remembered} states, {} idle", resident());
 }

@@ -14,12 +14,13 @@ use serde_json::json;
 
 use super::faults::{Fault, FaultContext};
 use super::job::{Clip, all_reach};
-use super::recorder::{End, HoldGuard, RecordedRequest, RequestGuard};
+use super::recorder::{HoldGuard, RecordedRequest, RequestEnd, RequestGuard};
 use super::response::{
-    InjectedFault, PAGE, Refusal, add_headers, cut, error, refusal, track_body, with_type,
+    ApiError, HTML_PAGE, InjectedFault, add_headers, api_error, error_response, track_body, truncate,
+    with_content_type,
 };
 use super::server::ConnectionControl;
-use super::{Shape, Sim, SimState, body, debug_endpoints, uuid};
+use super::{ListFormat, Sim, SimState, body, debug_endpoints, uuid};
 use crate::clock;
 use crate::core::route::{Form, Goal, Route, Rung};
 use crate::protocol::body::Body;
@@ -52,8 +53,8 @@ pub(super) async fn answer(
     let target: Arc<str> =
         parts.uri.path_and_query().map_or_else(|| parts.uri.to_string(), ToString::to_string).into();
     let (key, id) = {
-        let SimState { keys, rng, .. } = &mut *sim.0.world.lock();
-        (authorization.and_then(|field| keys.see(field.as_bytes())), uuid(rng))
+        let SimState { keys, rng, .. } = &mut *sim.0.state.lock();
+        (authorization.and_then(|field| keys.record(field.as_bytes())), uuid(rng))
     };
     let seen = RecordedRequest {
         method: parts.method.clone(),
@@ -62,21 +63,21 @@ pub(super) async fn answer(
         headers: Arc::new(parts.headers),
         key,
         at: clock::now(),
-        end: End::Open,
+        end: RequestEnd::Open,
         ended_at: None,
     };
     let ticket = RequestGuard::new(&sim, seen.clone());
-    let asks = asks_for(&sim.0.route, &parts.method, &seen.target);
+    let asks = parse_operation(&sim.0.route, &parts.method, &seen.target);
     let fault = {
-        let SimState { faults, rng, .. } = &mut *sim.0.world.lock();
+        let SimState { faults, rng, .. } = &mut *sim.0.state.lock();
         let clips = match &asks {
             Operation::States(states) => Some(&states.ids[..]),
-            Operation::Make | Operation::Lyric | Operation::Aid | Operation::Nothing => None,
+            Operation::Generate | Operation::Lyrics | Operation::Debug | Operation::Unknown => None,
         };
         faults.take(&FaultContext { target: &seen.target, clips, key }, rng)
     };
     if let Some(fault) = &fault {
-        ticket.struck(&seen, fault);
+        ticket.fault_injected(&seen, fault);
     }
 
     let (at, version, number) = (seen.at, parts.version, ticket.number());
@@ -90,11 +91,11 @@ pub(super) async fn answer(
     };
     let shape = match fault {
         Some(Fault::Shape(shape)) => shape,
-        _ => sim.0.options.shape,
+        _ => sim.0.options.list_format,
     };
     let answered = match fault {
         None | Some(Fault::Shape(_)) => Some(answer_without_fault(&sim, call, asks, shape).await),
-        Some(Fault::Cut) => Some(answer_without_fault(&sim, call, asks, shape).await.map(cut)),
+        Some(Fault::Cut) => Some(answer_without_fault(&sim, call, asks, shape).await.map(truncate)),
         Some(Fault::Reset { after }) => tokio::select! {
             // Cancel safe: the call is given up; at zero it is never begun.
             biased;
@@ -111,12 +112,12 @@ pub(super) async fn answer(
             let _held = HoldGuard::new(&sim);
             std::future::pending().await
         }
-        Some(Fault::Html) => Some(Ok(with_type(StatusCode::OK, "text/html", PAGE))),
+        Some(Fault::Html) => Some(Ok(with_content_type(StatusCode::OK, "text/html", HTML_PAGE))),
         Some(Fault::Status { status, retry_after, body, after }) => {
             let held = (!after.is_zero()).then(|| HoldGuard::new(&sim));
             pause(at, after).await;
             drop(held);
-            Some(Ok(error(&id, call.seen.path(), status, retry_after, body)))
+            Some(Ok(error_response(&id, call.seen.path(), status, retry_after, body)))
         }
     };
     match answered {
@@ -134,27 +135,27 @@ pub(super) async fn answer(
 /// What a request asks for.
 enum Operation {
     /// Two new clips.
-    Make,
+    Generate,
     /// Clips' states.
-    States(States),
+    States(StateQuery),
     /// Lyrics.
-    Lyric,
+    Lyrics,
     /// One of the aids under `/sim/`.
-    Aid,
+    Debug,
     /// Nothing that there is.
-    Nothing,
+    Unknown,
 }
 
-struct States {
+struct StateQuery {
     form: Form,
     ids: Vec<String>,
     status: Vec<String>,
 }
 
-fn asks_for(route: &Route, method: &Method, target: &str) -> Operation {
+fn parse_operation(route: &Route, method: &Method, target: &str) -> Operation {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     if path.starts_with("/sim/") {
-        return Operation::Aid;
+        return Operation::Debug;
     }
     match (method, route.form(path)) {
         (&Method::GET, Some(form)) => {
@@ -166,11 +167,11 @@ fn asks_for(route: &Route, method: &Method, target: &str) -> Operation {
                     status.push(value.into_owned());
                 }
             }
-            Operation::States(States { form, ids, status })
+            Operation::States(StateQuery { form, ids, status })
         }
-        (&Method::POST, Some(Form::Single)) => Operation::Make,
-        (&Method::GET, None) if is_lyric(route, path) => Operation::Lyric,
-        _ => Operation::Nothing,
+        (&Method::POST, Some(Form::Single)) => Operation::Generate,
+        (&Method::GET, None) if is_lyric(route, path) => Operation::Lyrics,
+        _ => Operation::Unknown,
     }
 }
 
@@ -198,24 +199,24 @@ async fn answer_without_fault(
     sim: &Sim,
     call: IncomingRequest,
     asks: Operation,
-    shape: Shape,
+    shape: ListFormat,
 ) -> Result<Response<Body>, InjectedFault> {
     let (id, seen) = (call.id.clone(), call.seen.clone());
-    let lets_in = || sim.0.world.lock().keys.accepts(seen.key);
+    let lets_in = || sim.0.state.lock().keys.accepts(seen.key);
     let answered = match asks {
-        Operation::Aid => debug_endpoints::answer(call).await,
-        Operation::Nothing => Err(not_found(&call)),
-        Operation::Make | Operation::States(_) | Operation::Lyric if !lets_in() => {
-            Err(refusal(StatusCode::UNAUTHORIZED, "The API key is missing or not known"))
+        Operation::Debug => debug_endpoints::answer(call).await,
+        Operation::Unknown => Err(not_found(&call)),
+        Operation::Generate | Operation::States(_) | Operation::Lyrics if !lets_in() => {
+            Err(api_error(StatusCode::UNAUTHORIZED, "The API key is missing or not known"))
         }
-        Operation::Make => match drain(call.body).await? {
+        Operation::Generate => match drain(call.body).await? {
             Some(()) => Ok(make(sim)),
-            None => Err(refusal(StatusCode::PAYLOAD_TOO_LARGE, "The body is too large")),
+            None => Err(api_error(StatusCode::PAYLOAD_TOO_LARGE, "The body is too large")),
         },
         Operation::States(states) => states_of(sim, call.seen.at, &states, shape).await,
-        Operation::Lyric => lyric(sim, &call),
+        Operation::Lyrics => lyric(sim, &call),
     };
-    Ok(answered.unwrap_or_else(|refusal| refusal.answer(&id, seen.path())))
+    Ok(answered.unwrap_or_else(|refusal| refusal.into_response(&id, seen.path())))
 }
 
 /// Reads a body to its end; `None` if it is too long.
@@ -233,27 +234,27 @@ async fn drain(mut body: Incoming) -> Result<Option<()>, InjectedFault> {
 
 fn make(sim: &Sim) -> Response<Body> {
     let body = json!({ "clip_ids": [&*sim.make_clip(), &*sim.make_clip()] });
-    with_type(StatusCode::CREATED, "application/json; charset=utf-8", body.to_string())
+    with_content_type(StatusCode::CREATED, "application/json; charset=utf-8", body.to_string())
 }
 
-fn lyric(sim: &Sim, call: &IncomingRequest) -> Result<Response<Body>, Refusal> {
+fn lyric(sim: &Sim, call: &IncomingRequest) -> Result<Response<Body>, ApiError> {
     let name = blake3::hash(call.seen.target.as_bytes()).to_hex();
-    let read = &mut sim.0.world.lock().lyrics_read;
+    let read = &mut sim.0.state.lock().lyrics_read;
     if read.get(&name).is_some() {
-        return Err(refusal(StatusCode::NOT_FOUND, "The lyrics have been read or never were"));
+        return Err(api_error(StatusCode::NOT_FOUND, "The lyrics have been read or never were"));
     }
     read.insert(&name, ());
     let body = json!({ "title": "Night drive", "text": "[Verse]\nHeadlights paint the empty road" });
-    Ok(with_type(StatusCode::OK, "application/json; charset=utf-8", body.to_string()))
+    Ok(with_content_type(StatusCode::OK, "application/json; charset=utf-8", body.to_string()))
 }
 
 /// Holds the request until every clip is where it is asked for, but not longer than the hold.
 async fn states_of(
     sim: &Sim,
     asked_at: Instant,
-    states: &States,
-    shape: Shape,
-) -> Result<Response<Body>, Refusal> {
+    states: &StateQuery,
+    shape: ListFormat,
+) -> Result<Response<Body>, ApiError> {
     let goal = states.goal(&sim.0.route)?;
     let clips = states.clips(sim)?;
     if let Goal::Rung(goal) = goal {
@@ -271,7 +272,7 @@ async fn states_of(
         Form::Single => bodies.swap_remove(0).1,
         Form::Multi => body::clips(shape, &bodies),
     };
-    Ok(with_type(StatusCode::OK, "application/json; charset=utf-8", whole))
+    Ok(with_content_type(StatusCode::OK, "application/json; charset=utf-8", whole))
 }
 
 async fn hold(sim: &Sim, until: Instant, clips: &[Arc<Clip>], goal: Rung) {
@@ -284,8 +285,8 @@ async fn hold(sim: &Sim, until: Instant, clips: &[Arc<Clip>], goal: Rung) {
     let _ = tokio::time::timeout_at(until.into(), all_reach(clips, goal)).await;
 }
 
-impl States {
-    fn goal(&self, route: &Route) -> Result<Goal, Refusal> {
+impl StateQuery {
+    fn goal(&self, route: &Route) -> Result<Goal, ApiError> {
         let ladder = &route.ladder;
         match &self.status[..] {
             [] => Ok(Goal::Now),
@@ -296,14 +297,14 @@ impl States {
                 .ok_or_else(|| {
                     let words: Vec<_> = ladder.askable_words().collect();
                     let message = format!("{} must be one of {}", route.status_param, words.join(", "));
-                    refusal(StatusCode::BAD_REQUEST, message)
+                    api_error(StatusCode::BAD_REQUEST, message)
                 }),
-            _ => Err(refusal(StatusCode::BAD_REQUEST, format!("{} must be one word", route.status_param))),
+            _ => Err(api_error(StatusCode::BAD_REQUEST, format!("{} must be one word", route.status_param))),
         }
     }
 
     /// The clips, each once, in the order they are first named.
-    fn clips(&self, sim: &Sim) -> Result<Vec<Arc<Clip>>, Refusal> {
+    fn clips(&self, sim: &Sim) -> Result<Vec<Arc<Clip>>, ApiError> {
         let route = &sim.0.route;
         let most = match self.form {
             Form::Single => 1,
@@ -314,12 +315,13 @@ impl States {
                 Form::Single => format!("{} must be one id", route.single_param),
                 Form::Multi => format!("{} must be 1 to {MAX_CLIPS} ids", route.multi_param),
             };
-            return Err(refusal(StatusCode::BAD_REQUEST, message));
+            return Err(api_error(StatusCode::BAD_REQUEST, message));
         }
-        let world = sim.0.world.lock();
+        let world = sim.0.state.lock();
         let mut clips: Vec<Arc<Clip>> = Vec::new();
         for id in &self.ids {
-            let clip = world.clips.get(id).ok_or_else(|| refusal(StatusCode::NOT_FOUND, "Clip not found"))?;
+            let clip =
+                world.clips.get(id).ok_or_else(|| api_error(StatusCode::NOT_FOUND, "Clip not found"))?;
             if !clips.iter().any(|known| known.id() == clip.id()) {
                 clips.push(Arc::clone(clip));
             }
@@ -335,6 +337,6 @@ async fn pause(at: Instant, after: Duration) {
     }
 }
 
-pub(super) fn not_found(call: &IncomingRequest) -> Refusal {
-    refusal(StatusCode::NOT_FOUND, format!("Cannot {} {}", call.method, call.seen.path()))
+pub(super) fn not_found(call: &IncomingRequest) -> ApiError {
+    api_error(StatusCode::NOT_FOUND, format!("Cannot {} {}", call.method, call.seen.path()))
 }

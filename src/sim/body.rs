@@ -10,13 +10,13 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use fastrand::Rng;
 use serde::Serialize;
 
-use super::Shape;
-use super::job::{State, number};
+use super::ListFormat;
+use super::job::{ClipState, id_seed};
 use crate::core::route::Ladder;
 
 /// What there is of a clip, whatever its status is called.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum Detail {
     /// Nothing yet.
     Waiting,
     /// It can be listened to while it is made.
@@ -27,8 +27,8 @@ enum Stage {
     Failed,
 }
 
-impl Stage {
-    fn of(ladder: &Ladder, state: &State) -> Self {
+impl Detail {
+    fn of(ladder: &Ladder, state: &ClipState) -> Self {
         let Some(rung) = state.rung else { return Self::Waiting };
         match (ladder.is_terminal(rung), ladder.is_askable(rung)) {
             (true, true) => Self::Made,
@@ -104,31 +104,31 @@ const LINES: [&str; 6] = [
 const LINE_COUNT: usize = 18;
 
 /// One clip's object.
-pub(super) fn clip(ladder: &Ladder, id: &str, state: &State) -> Bytes {
-    let stage = Stage::of(ladder, state);
-    let mut rng = Rng::with_seed(number(id));
+pub(super) fn clip(ladder: &Ladder, id: &str, state: &ClipState) -> Bytes {
+    let stage = Detail::of(ladder, state);
+    let mut rng = Rng::with_seed(id_seed(id));
     let (title, tags) = (TITLES[rng.usize(..TITLES.len())], TAGS[rng.usize(..TAGS.len())]);
     let is_continued = rng.u8(..4) == 0;
     let duration = 120.0 + f64::from(rng.u32(..600)) / 10.0;
     let created = SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600 + rng.u64(..31_536_000));
-    let has_sound = matches!(stage, Stage::Playable | Stage::Made);
+    let has_sound = matches!(stage, Detail::Playable | Detail::Made);
     let image = |size: &str| has_sound.then(|| format!("https://cdn2.suno.ai/image{size}_{id}.jpeg"));
 
     let body = ClipBody {
         id,
-        video_url: if stage == Stage::Made {
+        video_url: if stage == Detail::Made {
             format!("https://cdn1.suno.ai/{id}.mp4")
         } else {
             String::new()
         },
         audio_url: match stage {
-            Stage::Waiting | Stage::Failed => String::new(),
-            Stage::Playable => format!("https://audiopipe.suno.ai/?item_id={id}"),
-            Stage::Made => format!("https://cdn1.suno.ai/{id}.mp3"),
+            Detail::Waiting | Detail::Failed => String::new(),
+            Detail::Playable => format!("https://audiopipe.suno.ai/?item_id={id}"),
+            Detail::Made => format!("https://cdn1.suno.ai/{id}.mp3"),
         },
         image_url: image(""),
         image_large_url: image("_large"),
-        is_video_pending: stage == Stage::Playable,
+        is_video_pending: stage == Detail::Playable,
         major_model_version: "v3",
         model_name: "chirp-v3",
         metadata: Metadata {
@@ -143,11 +143,12 @@ pub(super) fn clip(ladder: &Ladder, id: &str, state: &State) -> Bytes {
             }]),
             concat_history: None,
             kind: "gen",
-            duration: (stage == Stage::Made).then_some(duration),
-            refund_credits: stage == Stage::Failed,
+            duration: (stage == Detail::Made).then_some(duration),
+            refund_credits: stage == Detail::Failed,
             stream: true,
-            error_type: (stage == Stage::Failed).then_some("generation_failed"),
-            error_message: (stage == Stage::Failed).then_some("The song could not be made; try other words."),
+            error_type: (stage == Detail::Failed).then_some("generation_failed"),
+            error_message: (stage == Detail::Failed)
+                .then_some("The song could not be made; try other words."),
         },
         is_liked: false,
         user_id: "87e9ed35-1a4b-4a2d-9f0e-2b1f7b0a1a11",
@@ -167,7 +168,7 @@ pub(super) fn clip(ladder: &Ladder, id: &str, state: &State) -> Bytes {
 }
 
 /// The answer for several clips, given by their ids and their own bytes.
-pub(super) fn clips(shape: Shape, clips: &[(&str, Bytes)]) -> Bytes {
+pub(super) fn clips(shape: ListFormat, clips: &[(&str, Bytes)]) -> Bytes {
     let mut all = BytesMut::new();
     let list = |all: &mut BytesMut, before: &[u8], after: &[u8], is_named: bool| {
         all.put_slice(before);
@@ -184,10 +185,10 @@ pub(super) fn clips(shape: Shape, clips: &[(&str, Bytes)]) -> Bytes {
         all.put_slice(after);
     };
     match shape {
-        Shape::Array => list(&mut all, b"[", b"]", false),
-        Shape::Object => list(&mut all, b"{\"clips\":[", b"]}", false),
-        Shape::Map => list(&mut all, b"{", b"}", true),
-        Shape::Summary => {
+        ListFormat::Array => list(&mut all, b"[", b"]", false),
+        ListFormat::Object => list(&mut all, b"{\"clips\":[", b"]}", false),
+        ListFormat::Map => list(&mut all, b"{", b"}", true),
+        ListFormat::Summary => {
             let bytes: usize = clips.iter().map(|(_, body)| body.len()).sum();
             all.put_slice(
                 format!("{{\"summary\":{{\"count\":{},\"bytes\":{bytes}}}}}", clips.len()).as_bytes(),
@@ -214,7 +215,7 @@ mod tests {
 
     fn body(id: &str, word: &str) -> Value {
         let ladder = Route::suno().ladder;
-        serde_json::from_slice(&clip(&ladder, id, &State::of(&ladder, word))).unwrap()
+        serde_json::from_slice(&clip(&ladder, id, &ClipState::of(&ladder, word))).unwrap()
     }
 
     #[test]
@@ -243,7 +244,7 @@ mod tests {
     #[test]
     fn the_same_id_and_status_give_the_same_bytes_of_about_2_kilobytes() {
         let ladder = Route::suno().ladder;
-        let made = State::of(&ladder, "completed");
+        let made = ClipState::of(&ladder, "completed");
         for n in 0..100 {
             let id = format!("clip-{n}");
             let bytes = clip(&ladder, &id, &made);
@@ -256,9 +257,9 @@ mod tests {
     #[test]
     fn every_shape_is_json_around_the_clips_own_bytes() {
         let parts = [("a", Bytes::from_static(b"{\"id\":\"a\"}")), ("b\"", Bytes::from_static(b"{}"))];
-        assert_eq!(clips(Shape::Array, &parts), "[{\"id\":\"a\"},{}]");
-        assert_eq!(clips(Shape::Object, &parts), "{\"clips\":[{\"id\":\"a\"},{}]}");
-        assert_eq!(clips(Shape::Map, &parts), "{\"a\":{\"id\":\"a\"},\"b\\\"\":{}}");
-        assert_eq!(clips(Shape::Summary, &parts), "{\"summary\":{\"count\":2,\"bytes\":12}}");
+        assert_eq!(clips(ListFormat::Array, &parts), "[{\"id\":\"a\"},{}]");
+        assert_eq!(clips(ListFormat::Object, &parts), "{\"clips\":[{\"id\":\"a\"},{}]}");
+        assert_eq!(clips(ListFormat::Map, &parts), "{\"a\":{\"id\":\"a\"},\"b\\\"\":{}}");
+        assert_eq!(clips(ListFormat::Summary, &parts), "{\"summary\":{\"count\":2,\"bytes\":12}}");
     }
 }

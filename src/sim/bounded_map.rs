@@ -4,14 +4,14 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 /// Values by name, at most `keep`.
-pub(super) struct Recent<V> {
+pub(super) struct BoundedMap<V> {
     by_name: HashMap<Arc<str>, V>,
     /// The names, the oldest first.
     order: VecDeque<Arc<str>>,
     keep: usize,
 }
 
-impl<V> Recent<V> {
+impl<V> BoundedMap<V> {
     pub(super) fn new(keep: usize) -> Self {
         Self { by_name: HashMap::new(), order: VecDeque::new(), keep: keep.max(1) }
     }
@@ -43,7 +43,7 @@ mod tests {
 
     #[test]
     fn the_oldest_name_is_forgotten_first() {
-        let mut recent = Recent::new(2);
+        let mut recent = BoundedMap::new(2);
         for name in ["a", "b", "a", "c"] {
             recent.insert(name, ());
         }

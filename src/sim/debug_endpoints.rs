@@ -26,14 +26,14 @@ use serde_json::json;
 use tokio::time::{Instant, Sleep};
 
 use super::api::{IncomingRequest, not_found};
-use super::response::{Refusal, refusal, with_type};
+use super::response::{ApiError, api_error, with_content_type};
 use crate::clock;
 use crate::protocol::body::{Body, BoxError};
 
 /// The most lines of one stream.
 const MAX_LINES: u64 = 1_000_000;
 
-pub(super) async fn answer(call: IncomingRequest) -> Result<Response<Body>, Refusal> {
+pub(super) async fn answer(call: IncomingRequest) -> Result<Response<Body>, ApiError> {
     let path = call.seen.path().to_owned();
     match path.strip_prefix("/sim/") {
         Some("echo") => echo(call).await,
@@ -43,7 +43,7 @@ pub(super) async fn answer(call: IncomingRequest) -> Result<Response<Body>, Refu
         Some(rest) => match rest.strip_prefix("status/").and_then(|code| code.parse().ok()) {
             Some(code @ 200..=599) => {
                 let status = StatusCode::from_u16(code).map_err(|_| not_found(&call))?;
-                Err(refusal(status, "As you asked"))
+                Err(api_error(status, "As you asked"))
             }
             _ => Err(not_found(&call)),
         },
@@ -51,9 +51,9 @@ pub(super) async fn answer(call: IncomingRequest) -> Result<Response<Body>, Refu
     }
 }
 
-async fn echo(call: IncomingRequest) -> Result<Response<Body>, Refusal> {
+async fn echo(call: IncomingRequest) -> Result<Response<Body>, ApiError> {
     let (length, digest) =
-        measure(call.body).await.map_err(|_| refusal(StatusCode::BAD_REQUEST, "The body broke off"))?;
+        measure(call.body).await.map_err(|_| api_error(StatusCode::BAD_REQUEST, "The body broke off"))?;
     let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     let headers: Vec<_> =
         call.seen.headers.iter().map(|(name, value)| json!([name.as_str(), text(value)])).collect();
@@ -66,7 +66,7 @@ async fn echo(call: IncomingRequest) -> Result<Response<Body>, Refusal> {
         "body_bytes": length,
         "body_blake3": digest.to_hex().as_str(),
     });
-    Ok(with_type(StatusCode::OK, "application/json; charset=utf-8", body.to_string()))
+    Ok(with_content_type(StatusCode::OK, "application/json; charset=utf-8", body.to_string()))
 }
 
 async fn measure(mut body: Incoming) -> Result<(u64, blake3::Hash), hyper::Error> {
@@ -88,11 +88,11 @@ fn mirror(call: IncomingRequest) -> Response<Body> {
     response
 }
 
-fn stream(call: &IncomingRequest) -> Result<Response<Body>, Refusal> {
+fn stream(call: &IncomingRequest) -> Result<Response<Body>, ApiError> {
     let (mut count, mut every) = (10, Duration::from_millis(100));
     let query = call.seen.target.split_once('?').map_or("", |(_, query)| query);
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-        let bad = |hint: &str| refusal(StatusCode::BAD_REQUEST, format!("{name} must be {hint}"));
+        let bad = |hint: &str| api_error(StatusCode::BAD_REQUEST, format!("{name} must be {hint}"));
         match &*name {
             "n" => {
                 let number = value.parse().ok().filter(|&number| number <= MAX_LINES);
@@ -104,7 +104,7 @@ fn stream(call: &IncomingRequest) -> Result<Response<Body>, Refusal> {
     }
     let accepts = call.seen.headers.get(ACCEPT).map_or(&b""[..], HeaderValue::as_bytes);
     let is_events = accepts.starts_with(b"text/event-stream");
-    let lines = Lines {
+    let lines = LineStream {
         next: 0,
         count,
         every,
@@ -119,7 +119,7 @@ fn stream(call: &IncomingRequest) -> Result<Response<Body>, Refusal> {
 }
 
 /// Numbered lines, the first at once, then one each `every`.
-struct Lines {
+struct LineStream {
     next: u64,
     count: u64,
     every: Duration,
@@ -127,7 +127,7 @@ struct Lines {
     due: Pin<Box<Sleep>>,
 }
 
-impl http_body::Body for Lines {
+impl http_body::Body for LineStream {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -148,10 +148,10 @@ impl http_body::Body for Lines {
     }
 }
 
-fn upgrade(call: IncomingRequest) -> Result<Response<Body>, Refusal> {
+fn upgrade(call: IncomingRequest) -> Result<Response<Body>, ApiError> {
     let to = call.seen.headers.get(UPGRADE).cloned();
     let (Some(to), Some(upgrade)) = (to, call.upgrade) else {
-        return Err(refusal(StatusCode::UPGRADE_REQUIRED, "Ask with Connection: upgrade and Upgrade"));
+        return Err(api_error(StatusCode::UPGRADE_REQUIRED, "Ask with Connection: upgrade and Upgrade"));
     };
     call.wire.tunnel(upgrade);
     let mut response = Response::new(Body::empty());

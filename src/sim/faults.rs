@@ -8,8 +8,8 @@ use std::time::Duration;
 use fastrand::Rng;
 use http::StatusCode;
 
-use super::Shape;
-use super::keys::KeySeen;
+use super::ListFormat;
+use super::keys::RecordedKey;
 
 /// What goes wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub enum Fault {
     /// A page of HTML comes at once, as 200.
     Html,
     /// The right answer, if it is for several clips, has this shape.
-    Shape(Shape),
+    Shape(ListFormat),
 }
 
 /// What an error's body is.
@@ -121,11 +121,11 @@ pub enum Frequency {
 #[derive(Clone, Debug, PartialEq)]
 pub struct FaultSpec {
     /// Which requests.
-    pub on: FaultTarget,
+    pub target: FaultTarget,
     /// What goes wrong.
     pub fault: Fault,
     /// How many of them.
-    pub often: Frequency,
+    pub frequency: Frequency,
 }
 
 /// What a fault is chosen by.
@@ -133,7 +133,7 @@ pub(super) struct FaultContext<'a> {
     pub(super) target: &'a str,
     /// `None`: it asks for no clip's state.
     pub(super) clips: Option<&'a [String]>,
-    pub(super) key: Option<KeySeen>,
+    pub(super) key: Option<RecordedKey>,
 }
 
 impl FaultTarget {
@@ -143,16 +143,16 @@ impl FaultTarget {
             Self::Polls => asked.clips.is_some(),
             Self::Clip(id) => asked.clips.is_some_and(|ids| ids.contains(id)),
             Self::Path(prefix) => asked.target.starts_with(prefix.as_str()),
-            Self::Key(key) => asked.key.is_some_and(|seen| seen.is(key)),
+            Self::Key(key) => asked.key.is_some_and(|seen| seen.matches(key)),
         }
     }
 }
 
 /// The faults on order, the earliest first.
 #[derive(Default)]
-pub(super) struct Faults(Vec<FaultSpec>);
+pub(super) struct FaultQueue(Vec<FaultSpec>);
 
-impl Faults {
+impl FaultQueue {
     pub(super) fn inject(&mut self, spec: FaultSpec) {
         self.0.push(spec);
     }
@@ -164,12 +164,12 @@ impl Faults {
 
     /// What goes wrong with this request.
     pub(super) fn take(&mut self, asked: &FaultContext<'_>, rng: &mut Rng) -> Option<Fault> {
-        self.take_where(rng, |spec| !spec.is_for_connections() && spec.on.matches(asked))
+        self.take_where(rng, |spec| !spec.is_for_connections() && spec.target.matches(asked))
     }
 
     fn take_where(&mut self, rng: &mut Rng, fits: impl Fn(&FaultSpec) -> bool) -> Option<Fault> {
-        let at = self.0.iter().position(|spec| fits(spec) && spec.often.comes(rng))?;
-        match &mut self.0[at].often {
+        let at = self.0.iter().position(|spec| fits(spec) && spec.frequency.occurs(rng))?;
+        match &mut self.0[at].frequency {
             Frequency::Next(1) => Some(self.0.remove(at).fault),
             Frequency::Next(left) => {
                 *left -= 1;
@@ -181,7 +181,7 @@ impl Faults {
 }
 
 impl Frequency {
-    fn comes(self, rng: &mut Rng) -> bool {
+    fn occurs(self, rng: &mut Rng) -> bool {
         match self {
             Self::Next(left) => left > 0,
             Self::Share(share) => rng.f64() < share,
@@ -191,7 +191,7 @@ impl Frequency {
 
 impl FaultSpec {
     fn is_for_connections(&self) -> bool {
-        self.on == FaultTarget::Any && self.fault == Fault::Refuse
+        self.target == FaultTarget::Any && self.fault == Fault::Refuse
     }
 }
 
@@ -200,10 +200,10 @@ impl FaultSpec {
 pub enum FaultSpecError {
     /// It does not say how often.
     #[error("say how often after a colon, as in reset:5% (of all) or reset:3 (the next three)")]
-    NoShare,
+    MissingFrequency,
     /// What stands there is no number and no share.
     #[error("`{0}` is not how often: write a share, 0% to 100%, or a count, as in reset:5% or reset:3")]
-    BadShare(String),
+    InvalidFrequency(String),
     /// No fault has this name.
     #[error("`{0}` is no fault: there are refuse, reset, hang, cut, html, and any status 400 to 599")]
     UnknownFault(String),
@@ -212,7 +212,7 @@ pub enum FaultSpecError {
         "`{fault}={argument}`: reset takes a time (reset=10s), a status a time for Retry-After (429=3s) or html \
          or empty for its body (502=html), the others nothing"
     )]
-    BadArgument {
+    InvalidArgument {
         /// The fault.
         fault: String,
         /// What follows.
@@ -225,17 +225,18 @@ impl FromStr for FaultSpec {
 
     /// Reads `FAULT[=ARGUMENT]:SHARE`.
     fn from_str(text: &str) -> Result<Self, FaultSpecError> {
-        let (what, often) = text.rsplit_once(':').ok_or(FaultSpecError::NoShare)?;
-        let often = parse_often(often).ok_or_else(|| FaultSpecError::BadShare(often.to_owned()))?;
+        let (what, often) = text.rsplit_once(':').ok_or(FaultSpecError::MissingFrequency)?;
+        let often =
+            parse_frequency(often).ok_or_else(|| FaultSpecError::InvalidFrequency(often.to_owned()))?;
         let (name, argument) = match what.split_once('=') {
             Some((name, argument)) => (name, Some(argument)),
             None => (what, None),
         };
-        Ok(Self { on: FaultTarget::Any, fault: parse_fault(name, argument)?, often })
+        Ok(Self { target: FaultTarget::Any, fault: parse_fault(name, argument)?, frequency: often })
     }
 }
 
-fn parse_often(text: &str) -> Option<Frequency> {
+fn parse_frequency(text: &str) -> Option<Frequency> {
     match text.strip_suffix('%') {
         Some(percent) => {
             let percent: f64 = percent.parse().ok()?;
@@ -246,7 +247,7 @@ fn parse_often(text: &str) -> Option<Frequency> {
 }
 
 fn parse_fault(name: &str, argument: Option<&str>) -> Result<Fault, FaultSpecError> {
-    let bad = |argument: &str| FaultSpecError::BadArgument {
+    let bad = |argument: &str| FaultSpecError::InvalidArgument {
         fault: name.to_owned(),
         argument: argument.to_owned(),
     };
@@ -277,7 +278,7 @@ fn parse_fault(name: &str, argument: Option<&str>) -> Result<Fault, FaultSpecErr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sim::keys::Keys;
+    use crate::sim::keys::AcceptedKeys;
 
     fn asked<'a>(target: &'a str, clips: Option<&'a [String]>) -> FaultContext<'a> {
         FaultContext { target, clips, key: None }
@@ -285,9 +286,9 @@ mod tests {
 
     #[test]
     fn a_fault_comes_as_often_as_ordered_to_the_requests_it_is_for() {
-        let mut faults = Faults::default();
+        let mut faults = FaultQueue::default();
         let mut rng = Rng::with_seed(1);
-        let next = |on, fault, times| FaultSpec { on, fault, often: Frequency::Next(times) };
+        let next = |on, fault, times| FaultSpec { target: on, fault, frequency: Frequency::Next(times) };
         faults.inject(next(FaultTarget::Clip("a".into()), Fault::Hang, 2));
         faults.inject(next(FaultTarget::Path("/x".into()), Fault::Cut, 1));
         faults.inject(next(FaultTarget::Polls, Fault::Html, 1));
@@ -304,15 +305,15 @@ mod tests {
     #[test]
     fn a_fault_of_one_key_concerns_no_other() {
         let mut rng = Rng::with_seed(1);
-        let keys = Keys::new(None, &mut rng);
-        let mut faults = Faults::default();
+        let keys = AcceptedKeys::new(None, &mut rng);
+        let mut faults = FaultQueue::default();
         faults.inject(FaultSpec {
-            on: FaultTarget::Key("a".into()),
+            target: FaultTarget::Key("a".into()),
             fault: Fault::Hang,
-            often: Frequency::Share(1.0),
+            frequency: Frequency::Share(1.0),
         });
         let mut take = |authorization: &[u8]| {
-            let asked = FaultContext { key: keys.see(authorization), ..asked("/", None) };
+            let asked = FaultContext { key: keys.record(authorization), ..asked("/", None) };
             faults.take(&asked, &mut rng)
         };
         assert_eq!(take(b"Bearer a"), Some(Fault::Hang));
@@ -321,16 +322,20 @@ mod tests {
 
     #[test]
     fn a_share_comes_by_chance_and_never_ends() {
-        let mut faults = Faults::default();
+        let mut faults = FaultQueue::default();
         let mut rng = Rng::with_seed(1);
-        faults.inject(FaultSpec { on: FaultTarget::Any, fault: Fault::Hang, often: Frequency::Share(0.1) });
+        faults.inject(FaultSpec {
+            target: FaultTarget::Any,
+            fault: Fault::Hang,
+            frequency: Frequency::Share(0.1),
+        });
         let came = (0..10_000).filter(|_| faults.take(&asked("/", None), &mut rng).is_some()).count();
         assert!((800..1200).contains(&came), "{came}");
     }
 
     #[test]
     fn refusing_any_is_for_connections_and_not_for_requests() {
-        let mut faults = Faults::default();
+        let mut faults = FaultQueue::default();
         let mut rng = Rng::with_seed(1);
         faults.inject("refuse:1".parse().unwrap());
         assert_eq!(faults.take(&asked("/", None), &mut rng), None);
@@ -354,7 +359,11 @@ mod tests {
             ("html:1", Fault::Html, Frequency::Next(1)),
         ];
         for (text, fault, often) in cases {
-            assert_eq!(text.parse(), Ok(FaultSpec { on: FaultTarget::Any, fault, often }), "{text}");
+            assert_eq!(
+                text.parse(),
+                Ok(FaultSpec { target: FaultTarget::Any, fault, frequency: often }),
+                "{text}"
+            );
         }
     }
 

@@ -14,14 +14,14 @@ use crate::core::route::{Ladder, Rung};
 
 /// Where a clip stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct State {
+pub(super) struct ClipState {
     /// `None`: its word is on no ladder.
     pub(super) rung: Option<Rung>,
     /// The word in its body.
     pub(super) word: Arc<str>,
 }
 
-impl State {
+impl ClipState {
     /// The state of a word of the query or of a body.
     pub(super) fn of(ladder: &Ladder, word: &str) -> Self {
         let rung = ladder.rung(word);
@@ -37,23 +37,23 @@ impl State {
 /// The states of one clip over time.
 #[derive(Clone, Debug)]
 pub(super) struct Timeline {
-    start: State,
+    start: ClipState,
     /// When each later state is reached, the earliest first.
-    steps: Vec<(Instant, State)>,
+    steps: Vec<(Instant, ClipState)>,
 }
 
 impl Timeline {
-    pub(super) fn new(start: State, mut steps: Vec<(Instant, State)>) -> Self {
+    pub(super) fn new(start: ClipState, mut steps: Vec<(Instant, ClipState)>) -> Self {
         steps.sort_by_key(|&(at, _)| at);
         Self { start, steps }
     }
 
     /// No change planned.
-    pub(super) fn still(state: State) -> Self {
+    pub(super) fn still(state: ClipState) -> Self {
         Self::new(state, Vec::new())
     }
 
-    fn at(&self, now: Instant) -> &State {
+    fn at(&self, now: Instant) -> &ClipState {
         self.steps.iter().rev().find(|&&(at, _)| at <= now).map_or(&self.start, |(_, state)| state)
     }
 
@@ -78,7 +78,7 @@ impl Clip {
         &self.id
     }
 
-    pub(super) fn state(&self, now: Instant) -> State {
+    pub(super) fn state(&self, now: Instant) -> ClipState {
         self.timeline.borrow().at(now).clone()
     }
 
@@ -87,7 +87,7 @@ impl Clip {
     }
 
     /// Comes back once the clip is on this rung or a higher one, never if it does not get there. Cancel safe.
-    async fn reaches(&self, goal: Rung) {
+    async fn reached(&self, goal: Rung) {
         let mut changes = self.timeline.subscribe();
         loop {
             let next = {
@@ -116,7 +116,7 @@ impl Clip {
 /// Comes back once every clip is on this rung or a higher one, all at the same time. Cancel safe.
 pub(super) async fn all_reach(clips: &[Arc<Clip>], goal: Rung) {
     while let Some(behind) = clips.iter().find(|clip| !clip.state(clock::now()).has_reached(goal)) {
-        behind.reaches(goal).await;
+        behind.reached(goal).await;
     }
 }
 
@@ -128,31 +128,32 @@ pub(super) struct LifetimeModel {
 }
 
 /// When the rungs between the first and the last are reached, in seconds.
-const ON_THE_WAY: [RangeInclusive<f64>; 2] = [1.0..=3.0, 25.0..=35.0];
+const INTERMEDIATE_SECONDS: [RangeInclusive<f64>; 2] = [1.0..=3.0, 25.0..=35.0];
 /// When a clip is done, in seconds.
-const DONE: RangeInclusive<f64> = 60.0..=120.0;
+const COMPLETED_SECONDS: RangeInclusive<f64> = 60.0..=120.0;
 /// When one that fails does so, in seconds.
-const FAILED: RangeInclusive<f64> = 2.0..=60.0;
+const FAILED_SECONDS: RangeInclusive<f64> = 2.0..=60.0;
 /// The part of the rungs on the way that is skipped.
-const SKIPPED: f64 = 0.05;
+const SKIP_RATE: f64 = 0.05;
 
 impl LifetimeModel {
     /// The lifetime that the id has under this seed, from `now` on.
     pub(super) fn lifetime(&self, ladder: &Ladder, id: &str, now: Instant) -> Timeline {
-        let mut rng = Rng::with_seed(self.seed ^ number(id));
-        let state = |rung| State::of(ladder, ladder.name(rung));
+        let mut rng = Rng::with_seed(self.seed ^ id_seed(id));
+        let state = |rung| ClipState::of(ladder, ladder.name(rung));
         let mut within =
             |range: &RangeInclusive<f64>| range.start() + rng.f64() * (range.end() - range.start());
         let at = |seconds: f64| now + Duration::from_secs_f64(seconds / self.speed);
 
         let fails = within(&(0.0..=1.0)) < self.error_rate;
-        let (end, range) = if fails { (failure(ladder), FAILED) } else { (success(ladder), DONE) };
+        let (end, range) =
+            if fails { (failure(ladder), FAILED_SECONDS) } else { (success(ladder), COMPLETED_SECONDS) };
         let end_at = within(&range);
         let on_the_way = ladder.rungs().skip(1).filter(|&rung| !ladder.is_terminal(rung));
         let mut steps = Vec::new();
-        for (rung, range) in on_the_way.zip(&ON_THE_WAY) {
+        for (rung, range) in on_the_way.zip(&INTERMEDIATE_SECONDS) {
             let seconds = within(range);
-            if seconds < end_at && within(&(0.0..=1.0)) >= SKIPPED {
+            if seconds < end_at && within(&(0.0..=1.0)) >= SKIP_RATE {
                 steps.push((at(seconds), state(rung)));
             }
         }
@@ -172,7 +173,7 @@ fn failure(ladder: &Ladder) -> Option<Rung> {
 }
 
 /// A number that stands for the id, evenly spread.
-pub(super) fn number(id: &str) -> u64 {
+pub(super) fn id_seed(id: &str) -> u64 {
     let digest = blake3::hash(id.as_bytes());
     digest.as_bytes()[..8].iter().fold(0, |number, &byte| number << 8 | u64::from(byte))
 }

@@ -4,32 +4,32 @@ use fastrand::Rng;
 
 /// A key that came with a request: a digest that can only be compared.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct KeySeen {
+pub struct RecordedKey {
     salt: [u8; 32],
     digest: blake3::Hash,
 }
 
-impl KeySeen {
+impl RecordedKey {
     /// Whether this is the key.
-    pub fn is(&self, key: &str) -> bool {
+    pub fn matches(&self, key: &str) -> bool {
         self.digest == blake3::keyed_hash(&self.salt, key.as_bytes())
     }
 }
 
-impl std::fmt::Debug for KeySeen {
+impl std::fmt::Debug for RecordedKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.digest.to_hex()[..8])
     }
 }
 
 /// The keys that are let in.
-pub(super) struct Keys {
+pub(super) struct AcceptedKeys {
     salt: [u8; 32],
     /// `None`: any that is not empty.
     accepted: Option<Vec<blake3::Hash>>,
 }
 
-impl Keys {
+impl AcceptedKeys {
     pub(super) fn new(accepted: Option<&[String]>, rng: &mut Rng) -> Self {
         let mut salt = [0; 32];
         rng.fill(&mut salt);
@@ -38,14 +38,14 @@ impl Keys {
     }
 
     /// The key of an `Authorization` field, if it is a Bearer one.
-    pub(super) fn see(&self, authorization: &[u8]) -> Option<KeySeen> {
+    pub(super) fn record(&self, authorization: &[u8]) -> Option<RecordedKey> {
         let (scheme, key) = authorization.split_at_checked("Bearer ".len())?;
         let key = key.trim_ascii();
         (scheme.eq_ignore_ascii_case(b"Bearer ") && !key.is_empty())
-            .then(|| KeySeen { salt: self.salt, digest: blake3::keyed_hash(&self.salt, key) })
+            .then(|| RecordedKey { salt: self.salt, digest: blake3::keyed_hash(&self.salt, key) })
     }
 
-    pub(super) fn accepts(&self, key: Option<KeySeen>) -> bool {
+    pub(super) fn accepts(&self, key: Option<RecordedKey>) -> bool {
         match (&self.accepted, key) {
             (_, None) => false,
             (None, Some(_)) => true,
@@ -60,19 +60,19 @@ mod tests {
 
     #[test]
     fn a_key_that_was_seen_can_be_compared_but_not_read() {
-        let keys = Keys::new(None, &mut Rng::with_seed(1));
-        let seen = keys.see(b"Bearer sk-abc").unwrap();
-        assert!(seen.is("sk-abc") && !seen.is("sk-abd"));
+        let keys = AcceptedKeys::new(None, &mut Rng::with_seed(1));
+        let seen = keys.record(b"Bearer sk-abc").unwrap();
+        assert!(seen.matches("sk-abc") && !seen.matches("sk-abd"));
         assert!(!format!("{seen:?}").contains("sk-"));
         assert!(keys.accepts(Some(seen)) && !keys.accepts(None));
     }
 
     #[test]
     fn only_a_bearer_key_is_a_key() {
-        let keys = Keys::new(None, &mut Rng::with_seed(1));
+        let keys = AcceptedKeys::new(None, &mut Rng::with_seed(1));
         for bad in [&b"Bearer "[..], b"Bearer", b"Basic abc", b"", b"Bearer    "] {
-            assert!(keys.see(bad).is_none(), "{bad:?}");
+            assert!(keys.record(bad).is_none(), "{bad:?}");
         }
-        assert!(keys.see(b"bearer k").unwrap().is("k"));
+        assert!(keys.record(b"bearer k").unwrap().matches("k"));
     }
 }

@@ -38,20 +38,20 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 pub use self::faults::{ErrorBody, Fault, FaultSpec, FaultSpecError, FaultTarget, Frequency};
-pub use self::keys::KeySeen;
-pub use self::recorder::{End, FaultRecord, Observation, RecordedRequest};
+pub use self::keys::RecordedKey;
+pub use self::recorder::{FaultRecord, Observation, RecordedRequest, RequestEnd};
 
-use self::bounded_map::Recent;
-use self::faults::Faults;
-use self::job::{Clip, LifetimeModel, State, Timeline};
-use self::keys::Keys;
-use self::recorder::Journal;
+use self::bounded_map::BoundedMap;
+use self::faults::FaultQueue;
+use self::job::{Clip, ClipState, LifetimeModel, Timeline};
+use self::keys::AcceptedKeys;
+use self::recorder::RequestRecorder;
 use crate::clock;
 use crate::core::route::Route;
 
 /// What the simulated upstream is like. The default is the real one, as far as it is known.
 #[derive(Clone)]
-pub struct Options {
+pub struct SimOptions {
     /// How long a poll is held before it is answered with the state as it is; divided by the speed.
     pub hold: Duration,
     /// How many times faster than life clips are made and polls run out. Not what a test scripts itself.
@@ -61,36 +61,36 @@ pub struct Options {
     /// The keys that are let in; `None`: any that is not empty.
     pub keys: Option<Vec<String>>,
     /// How answers for several clips look.
-    pub shape: Shape,
+    pub list_format: ListFormat,
     /// Whether such an answer has the clips in the order asked for; else it is reversed.
     pub in_order: bool,
     /// The part of the made clips that ends in error, 0 to 1.
     pub error_rate: f64,
     /// How many clips are remembered; the oldest is forgotten first.
-    pub keep_clips: usize,
+    pub max_clips: usize,
     /// How many requests are remembered, and as many faults; the oldest is forgotten first. 0 turns the record off.
-    pub keep_requests: usize,
+    pub max_requests: usize,
 }
 
-impl Default for Options {
+impl Default for SimOptions {
     fn default() -> Self {
         Self {
             hold: Duration::from_secs(120),
             speed: 1.0,
             seed: 1,
             keys: None,
-            shape: Shape::Array,
+            list_format: ListFormat::Array,
             in_order: true,
             error_rate: 0.02,
-            keep_clips: 100_000,
-            keep_requests: 10_000,
+            max_clips: 100_000,
+            max_requests: 10_000,
         }
     }
 }
 
 /// The outer shape of an answer for several clips.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Shape {
+pub enum ListFormat {
     /// `[{…},{…}]`
     Array,
     /// `{"clips":[{…},{…}]}`
@@ -103,12 +103,12 @@ pub enum Shape {
 
 /// A simulated upstream: the server, and a test's handle on it. Cheap to clone; all clones are one upstream.
 #[derive(Clone)]
-pub struct Sim(Arc<Shared>);
+pub struct Sim(Arc<SimShared>);
 
-struct Shared {
+struct SimShared {
     route: Route,
-    options: Options,
-    world: Mutex<SimState>,
+    options: SimOptions,
+    state: Mutex<SimState>,
     /// Counts the changes of the world, for [`Sim::until`].
     changes: watch::Sender<u64>,
     /// Counts how often all connections were reset.
@@ -116,11 +116,11 @@ struct Shared {
 }
 
 struct SimState {
-    clips: Recent<Arc<Clip>>,
-    lyrics_read: Recent<()>,
-    faults: Faults,
-    keys: Keys,
-    journal: Journal,
+    clips: BoundedMap<Arc<Clip>>,
+    lyrics_read: BoundedMap<()>,
+    faults: FaultQueue,
+    keys: AcceptedKeys,
+    recorder: RequestRecorder,
     rng: Rng,
 }
 
@@ -132,21 +132,21 @@ impl Sim {
     ///
     /// # Panics
     /// When the speed is not a positive number.
-    pub fn new(options: Options) -> Self {
+    pub fn new(options: SimOptions) -> Self {
         assert!(options.speed.is_finite() && options.speed > 0.0, "the speed is a positive number");
         let mut rng = Rng::with_seed(options.seed);
         let world = SimState {
-            clips: Recent::new(options.keep_clips),
-            lyrics_read: Recent::new(KEEP_LYRICS),
-            faults: Faults::default(),
-            keys: Keys::new(options.keys.as_deref(), &mut rng),
-            journal: Journal::new(options.keep_requests),
+            clips: BoundedMap::new(options.max_clips),
+            lyrics_read: BoundedMap::new(KEEP_LYRICS),
+            faults: FaultQueue::default(),
+            keys: AcceptedKeys::new(options.keys.as_deref(), &mut rng),
+            recorder: RequestRecorder::new(options.max_requests),
             rng,
         };
-        Self(Arc::new(Shared {
+        Self(Arc::new(SimShared {
             route: Route::suno(),
             options,
-            world: Mutex::new(world),
+            state: Mutex::new(world),
             changes: watch::Sender::new(0),
             resets: watch::Sender::new(0),
         }))
@@ -163,7 +163,7 @@ impl Sim {
     /// Creates the clip, or moves it, to this status now, and wakes its polls. What was planned for it is off.
     /// A word that is on no ladder is taken as it is, and answers every poll.
     pub fn set_status(&self, id: &str, word: &str) {
-        let state = State::of(&self.0.route.ladder, word);
+        let state = ClipState::of(&self.0.route.ladder, word);
         self.set_timeline(id, |_| Timeline::still(state));
     }
 
@@ -173,30 +173,30 @@ impl Sim {
         let ladder = &self.0.route.ladder;
         let now = clock::now();
         let steps: Vec<_> =
-            steps.iter().map(|&(word, after)| (now + after, State::of(ladder, word))).collect();
-        let lowest = State::of(ladder, ladder.name(ladder.lowest()));
+            steps.iter().map(|&(word, after)| (now + after, ClipState::of(ladder, word))).collect();
+        let lowest = ClipState::of(ladder, ladder.name(ladder.lowest()));
         self.set_timeline(id, |here| Timeline::new(here.unwrap_or(lowest), steps));
     }
 
     /// Makes the next `times` of these requests fail. Of several faults that fit, the one ordered first comes
     /// first.
     pub fn fault(&self, on: FaultTarget, fault: Fault, times: u32) {
-        self.inject(FaultSpec { on, fault, often: Frequency::Next(times) });
+        self.inject(FaultSpec { target: on, fault, frequency: Frequency::Next(times) });
     }
 
     /// Makes a part of these requests fail, 0 to 1, by chance.
     pub fn fault_share(&self, on: FaultTarget, fault: Fault, share: f64) {
-        self.inject(FaultSpec { on, fault, often: Frequency::Share(share) });
+        self.inject(FaultSpec { target: on, fault, frequency: Frequency::Share(share) });
     }
 
     /// Orders a fault.
     pub fn inject(&self, spec: FaultSpec) {
-        self.0.world.lock().faults.inject(spec);
+        self.0.state.lock().faults.inject(spec);
     }
 
     /// Takes back every fault that is still ordered.
     pub fn clear_faults(&self) {
-        self.0.world.lock().faults = Faults::default();
+        self.0.state.lock().faults = FaultQueue::default();
     }
 
     /// Resets (TCP RST) all connections that stand now, whatever is under way on them. New ones are served as before.
@@ -206,14 +206,14 @@ impl Sim {
 
     /// From now on lets only these keys in; `None`: any that is not empty.
     pub fn accept_keys(&self, keys: Option<&[String]>) {
-        let mut world = self.0.world.lock();
+        let mut world = self.0.state.lock();
         let world = &mut *world;
-        world.keys = Keys::new(keys, &mut world.rng);
+        world.keys = AcceptedKeys::new(keys, &mut world.rng);
     }
 
     /// Every request so far that is still remembered, the oldest first.
     pub fn requests(&self) -> Vec<RecordedRequest> {
-        self.observed().requests
+        self.observe().requests
     }
 
     /// The faults since then, of those that are remembered, for which this holds; the newest first. It is called
@@ -223,20 +223,20 @@ impl Sim {
         since: Instant,
         mut fits: impl FnMut(&FaultRecord) -> bool,
     ) -> Vec<FaultRecord> {
-        let world = self.0.world.lock();
+        let world = self.0.state.lock();
         // One that struck before and is not over yet counts too: so the whole record is looked through.
         let recent = |record: &&FaultRecord| record.ended_at.is_none_or(|ended_at| ended_at >= since);
-        world.journal.faults().filter(recent).filter(|record| fits(record)).cloned().collect()
+        world.recorder.faults().filter(recent).filter(|record| fits(record)).cloned().collect()
     }
 
     /// How many long-polls are held now.
     pub fn open(&self) -> usize {
-        self.0.world.lock().journal.open()
+        self.0.state.lock().recorder.open()
     }
 
     /// What can be seen from here now.
-    pub fn observed(&self) -> Observation {
-        self.0.world.lock().journal.observed()
+    pub fn observe(&self) -> Observation {
+        self.0.state.lock().recorder.observed()
     }
 
     /// Comes back as soon as the condition holds; it is tried now and after each change, so that no test needs
@@ -245,7 +245,7 @@ impl Sim {
         let mut changes = self.0.changes.subscribe();
         loop {
             changes.borrow_and_update();
-            if what(&self.observed()) {
+            if what(&self.observe()) {
                 return;
             }
             changes.changed().await.expect("the sender is in self");
@@ -254,11 +254,11 @@ impl Sim {
 
     /// The bytes that tell this clip in this state: what a poll for it alone is answered with.
     pub fn body(&self, id: &str, word: &str) -> Bytes {
-        body::clip(&self.0.route.ladder, id, &State::of(&self.0.route.ladder, word))
+        body::clip(&self.0.route.ladder, id, &ClipState::of(&self.0.route.ladder, word))
     }
 
-    fn set_timeline(&self, id: &str, timeline: impl FnOnce(Option<State>) -> Timeline) {
-        let mut world = self.0.world.lock();
+    fn set_timeline(&self, id: &str, timeline: impl FnOnce(Option<ClipState>) -> Timeline) {
+        let mut world = self.0.state.lock();
         match world.clips.get(id) {
             Some(clip) => clip.replace(timeline(Some(clip.state(clock::now())))),
             None => world.clips.insert(id, Arc::new(Clip::new(id, timeline(None)))),
@@ -271,7 +271,7 @@ impl Sim {
     fn make_clip(&self) -> Arc<str> {
         let options = &self.0.options;
         let pace = LifetimeModel { speed: options.speed, error_rate: options.error_rate, seed: options.seed };
-        let mut world = self.0.world.lock();
+        let mut world = self.0.state.lock();
         let id = uuid(&mut world.rng);
         let clip = Arc::new(Clip::new(&id, pace.lifetime(&self.0.route.ladder, &id, clock::now())));
         let id = Arc::clone(clip.id());

@@ -10,7 +10,7 @@ use http::{HeaderMap, Method, StatusCode, Version};
 
 use super::Sim;
 use super::faults::Fault;
-use super::keys::KeySeen;
+use super::keys::RecordedKey;
 use crate::clock;
 
 /// A request that reached the simulated upstream. Cheap to clone.
@@ -25,11 +25,11 @@ pub struct RecordedRequest {
     /// Its header fields, but `authorization`: that is `key`.
     pub headers: Arc<HeaderMap>,
     /// The key it came with, if it was a Bearer one.
-    pub key: Option<KeySeen>,
+    pub key: Option<RecordedKey>,
     /// When its head was read.
     pub at: Instant,
     /// How it ended.
-    pub end: End,
+    pub end: RequestEnd,
     /// When that was.
     pub ended_at: Option<Instant>,
 }
@@ -43,7 +43,7 @@ impl RecordedRequest {
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum RequestEnd {
     /// It has not yet.
     Open,
     /// With an answer; one that streams has been taken whole.
@@ -60,7 +60,7 @@ pub struct FaultRecord {
     /// The request's path and query as they came.
     pub target: Arc<str>,
     /// The key it came with, if it was a Bearer one.
-    pub key: Option<KeySeen>,
+    pub key: Option<RecordedKey>,
     /// When its head was read.
     pub at: Instant,
     /// The fault.
@@ -91,11 +91,11 @@ impl Observation {
 
     /// How many requests were abandoned.
     pub fn abandoned(&self) -> usize {
-        self.requests.iter().filter(|seen| seen.end == End::Abandoned).count()
+        self.requests.iter().filter(|seen| seen.end == RequestEnd::Abandoned).count()
     }
 }
 
-pub(super) struct Journal {
+pub(super) struct RequestRecorder {
     requests: VecDeque<RecordedRequest>,
     /// The number of the first that is remembered.
     first: u64,
@@ -107,7 +107,7 @@ pub(super) struct Journal {
     accepted: u64,
 }
 
-impl Journal {
+impl RequestRecorder {
     pub(super) fn new(keep: usize) -> Self {
         Self {
             requests: VecDeque::new(),
@@ -158,7 +158,7 @@ impl Journal {
         }
     }
 
-    fn end(&mut self, number: u64, end: End) {
+    fn end(&mut self, number: u64, end: RequestEnd) {
         if let Ok(place) = self.faults.binary_search_by_key(&number, |record| record.number) {
             self.faults[place].ended_at = Some(clock::now());
         }
@@ -174,14 +174,14 @@ impl Journal {
 pub(super) struct RequestGuard {
     sim: Sim,
     number: u64,
-    end: End,
+    end: RequestEnd,
 }
 
 impl RequestGuard {
     pub(super) fn new(sim: &Sim, seen: RecordedRequest) -> Self {
-        let number = sim.0.world.lock().journal.enter(seen);
+        let number = sim.0.state.lock().recorder.enter(seen);
         sim.changed();
-        Self { sim: sim.clone(), number, end: End::Abandoned }
+        Self { sim: sim.clone(), number, end: RequestEnd::Abandoned }
     }
 
     /// The request's number, the first is 0.
@@ -190,9 +190,9 @@ impl RequestGuard {
     }
 
     /// A fault was ordered for the request.
-    pub(super) fn struck(&self, seen: &RecordedRequest, fault: &Fault) {
+    pub(super) fn fault_injected(&self, seen: &RecordedRequest, fault: &Fault) {
         let RecordedRequest { target, key, at, .. } = seen;
-        self.sim.0.world.lock().journal.struck(FaultRecord {
+        self.sim.0.state.lock().recorder.struck(FaultRecord {
             target: Arc::clone(target),
             key: *key,
             at: *at,
@@ -203,17 +203,17 @@ impl RequestGuard {
     }
 
     pub(super) fn answered(mut self, status: StatusCode) {
-        self.end = End::Answered(status);
+        self.end = RequestEnd::Answered(status);
     }
 
     pub(super) fn broken(mut self) {
-        self.end = End::Broken;
+        self.end = RequestEnd::Broken;
     }
 }
 
 impl Drop for RequestGuard {
     fn drop(&mut self) {
-        self.sim.0.world.lock().journal.end(self.number, self.end);
+        self.sim.0.state.lock().recorder.end(self.number, self.end);
         self.sim.changed();
     }
 }
@@ -223,7 +223,7 @@ pub(super) struct HoldGuard(Sim);
 
 impl HoldGuard {
     pub(super) fn new(sim: &Sim) -> Self {
-        sim.0.world.lock().journal.open += 1;
+        sim.0.state.lock().recorder.open += 1;
         sim.changed();
         Self(sim.clone())
     }
@@ -231,18 +231,18 @@ impl HoldGuard {
 
 impl Drop for HoldGuard {
     fn drop(&mut self) {
-        self.0.0.world.lock().journal.open -= 1;
+        self.0.0.state.lock().recorder.open -= 1;
         self.0.changed();
     }
 }
 
 /// A connection that stands.
-pub(super) struct Connected(Sim);
+pub(super) struct ConnectionGuard(Sim);
 
-impl Connected {
+impl ConnectionGuard {
     pub(super) fn new(sim: &Sim) -> Self {
         {
-            let journal = &mut sim.0.world.lock().journal;
+            let journal = &mut sim.0.state.lock().recorder;
             journal.connections += 1;
             journal.accepted += 1;
         }
@@ -251,9 +251,9 @@ impl Connected {
     }
 }
 
-impl Drop for Connected {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        self.0.0.world.lock().journal.connections -= 1;
+        self.0.0.state.lock().recorder.connections -= 1;
         self.0.changed();
     }
 }

@@ -20,14 +20,14 @@ use crate::protocol::body::{Body, BoxError};
 pub(super) struct InjectedFault;
 
 /// An error that the upstream itself answers.
-pub(super) struct Refusal {
+pub(super) struct ApiError {
     status: StatusCode,
     message: String,
 }
 
-impl Refusal {
+impl ApiError {
     /// The answer to the request `id` for `path`.
-    pub(super) fn answer(self, id: &str, path: &str) -> Response<Body> {
+    pub(super) fn into_response(self, id: &str, path: &str) -> Response<Body> {
         let mut response = json_error(id, path, self.status, &self.message);
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -37,14 +37,18 @@ impl Refusal {
 }
 
 /// What a proxy on the way answers with when there is trouble.
-pub(super) const PAGE: &str = "<!DOCTYPE html>\n<html><head><title>Just a moment...</title></head>\
+pub(super) const HTML_PAGE: &str = "<!DOCTYPE html>\n<html><head><title>Just a moment...</title></head>\
     <body><h1>We'll be right back</h1><p>{\"status\":\"maintenance\"}</p></body></html>\n";
 
-pub(super) fn refusal(status: StatusCode, message: impl Into<String>) -> Refusal {
-    Refusal { status, message: message.into() }
+pub(super) fn api_error(status: StatusCode, message: impl Into<String>) -> ApiError {
+    ApiError { status, message: message.into() }
 }
 
-pub(super) fn with_type(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+pub(super) fn with_content_type(
+    status: StatusCode,
+    kind: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<Body> {
     let mut response = Response::new(Body::full(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -60,10 +64,10 @@ fn json_error(id: &str, path: &str, status: StatusCode, message: &str) -> Respon
         "statusCode": status.as_u16(),
         "timestamp": humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
     });
-    with_type(status, "application/json; charset=utf-8", body.to_string())
+    with_content_type(status, "application/json; charset=utf-8", body.to_string())
 }
 
-pub(super) fn error(
+pub(super) fn error_response(
     id: &str,
     path: &str,
     status: StatusCode,
@@ -72,7 +76,7 @@ pub(super) fn error(
 ) -> Response<Body> {
     let mut response = match body {
         ErrorBody::Json => json_error(id, path, status, status.canonical_reason().unwrap_or("Unknown error")),
-        ErrorBody::Html => with_type(status, "text/html", PAGE),
+        ErrorBody::Html => with_content_type(status, "text/html", HTML_PAGE),
         ErrorBody::Empty => {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = status;
@@ -109,20 +113,20 @@ pub(super) fn track_body(response: Response<Body>, ticket: RequestGuard) -> Resp
             Body::Full(full)
         }
         Body::Stream(inner) => {
-            Body::stream(Sealed { inner: Body::Stream(inner), status, ticket: Some(ticket) })
+            Body::stream(TrackedStream { inner: Body::Stream(inner), status, ticket: Some(ticket) })
         }
     };
     Response::from_parts(head, body)
 }
 
 /// A stream that tells the journal how it ended.
-struct Sealed {
+struct TrackedStream {
     inner: Body,
     status: StatusCode,
     ticket: Option<RequestGuard>,
 }
 
-impl http_body::Body for Sealed {
+impl http_body::Body for TrackedStream {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -150,16 +154,19 @@ impl http_body::Body for Sealed {
 }
 
 /// The answer with half its body, which then breaks off; its `Content-Length` tells of the whole.
-pub(super) fn cut(response: Response<Body>) -> Response<Body> {
+pub(super) fn truncate(response: Response<Body>) -> Response<Body> {
     let (mut head, body) = response.into_parts();
     let length = http_body::Body::size_hint(&body).exact().unwrap_or(0);
     if length > 0 {
         head.headers.insert(CONTENT_LENGTH, length.into());
     }
-    Response::from_parts(head, Body::stream(Cut { inner: body, left: length / 2, has_flushed: false }))
+    Response::from_parts(
+        head,
+        Body::stream(TruncatedStream { inner: body, left: length / 2, has_flushed: false }),
+    )
 }
 
-struct Cut {
+struct TruncatedStream {
     inner: Body,
     /// How many bytes are still let through.
     left: u64,
@@ -167,7 +174,7 @@ struct Cut {
     has_flushed: bool,
 }
 
-impl http_body::Body for Cut {
+impl http_body::Body for TruncatedStream {
     type Data = Bytes;
     type Error = BoxError;
 

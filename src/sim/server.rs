@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::recorder::Connected;
+use super::recorder::ConnectionGuard;
 use super::{Sim, SimState, api, debug_endpoints};
 
 /// How long to pause when no connection can be accepted: mostly for want of file descriptors.
@@ -56,7 +56,7 @@ pub(super) async fn serve(sim: Sim, listener: TcpListener, until: impl Future<Ou
 }
 
 fn is_refused(sim: &Sim) -> bool {
-    let SimState { faults, rng, .. } = &mut *sim.0.world.lock();
+    let SimState { faults, rng, .. } = &mut *sim.0.state.lock();
     faults.refuses_connection(rng)
 }
 
@@ -76,7 +76,7 @@ impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Tasks {
 /// Serves a connection until its end, or until all connections are reset.
 async fn until_reset(sim: Sim, stream: TcpStream, tasks: Tasks) {
     let (mut resets, wire) = (sim.0.resets.subscribe(), Arc::new(ConnectionControl::default()));
-    let _connected = Connected::new(&sim);
+    let _connected = ConnectionGuard::new(&sim);
     let reset = async {
         let _ = resets.changed().await;
         wire.reset();
@@ -91,7 +91,7 @@ async fn until_reset(sim: Sim, stream: TcpStream, tasks: Tasks) {
 async fn connection(sim: Sim, stream: TcpStream, wire: Arc<ConnectionControl>, tasks: Tasks) {
     // Small answers must not wait for acknowledgements. A socket that is already gone shows itself below.
     let _ = stream.set_nodelay(true);
-    let socket = Socket { stream, wire: Arc::clone(&wire) };
+    let socket = ResettableSocket { stream, wire: Arc::clone(&wire) };
     let service = service_fn(|request| api::answer(sim.clone(), Arc::clone(&wire), request));
     // A client that goes away or breaks the protocol ends its own connection; nobody needs to be told.
     let _ = auto::Builder::new(tasks).serve_connection_with_upgrades(TokioIo::new(socket), service).await;
@@ -121,12 +121,12 @@ impl ConnectionControl {
 }
 
 /// The connection's socket, which can be closed rudely.
-struct Socket {
+struct ResettableSocket {
     stream: TcpStream,
     wire: Arc<ConnectionControl>,
 }
 
-impl Drop for Socket {
+impl Drop for ResettableSocket {
     fn drop(&mut self) {
         if self.wire.is_reset.load(Ordering::Relaxed) {
             // If it fails, the connection is closed all the same, only more politely.
@@ -135,7 +135,7 @@ impl Drop for Socket {
     }
 }
 
-impl AsyncRead for Socket {
+impl AsyncRead for ResettableSocket {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -145,7 +145,7 @@ impl AsyncRead for Socket {
     }
 }
 
-impl AsyncWrite for Socket {
+impl AsyncWrite for ResettableSocket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }

@@ -20,7 +20,7 @@ use crate::config::{self, Config, ConfigErrors, Flag};
 use crate::core::route::Route;
 use crate::gateway::Gateway;
 use crate::server::{Listener, Server, descriptors};
-use crate::sim::{Options, Sim};
+use crate::sim::{Sim, SimOptions};
 use crate::socket;
 use crate::telemetry::log;
 use crate::telemetry::metrics::{self, Metrics};
@@ -240,8 +240,12 @@ impl Simulated {
         let socket = socket::listen(([127, 0, 0, 1], 0).into())?;
         let url = format!("http://{}", socket.local_addr()?);
         // A new seed, so that a client that kept jobs of an earlier run does not meet their ids again.
-        let options =
-            Options { speed: args.speed, seed: fastrand::u64(..), keep_requests: 0, ..Options::default() };
+        let options = SimOptions {
+            speed: args.speed,
+            seed: fastrand::u64(..),
+            max_requests: 0,
+            ..SimOptions::default()
+        };
         let hold = Duration::from_millis((options.hold.as_secs_f64() * 1000.0 / args.speed) as u64);
         let stop = CancellationToken::new();
         let task = tokio::spawn(Sim::new(options).serve(socket, stop.clone().cancelled_owned()));

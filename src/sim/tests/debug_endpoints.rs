@@ -32,9 +32,9 @@ async fn mirror_sends_each_chunk_back_before_the_next_is_there() {
             assert!(count > 0);
         }
     }
-    assert_eq!(rig.sim.requests()[0].end, End::Open);
+    assert_eq!(rig.sim.requests()[0].end, RequestEnd::Open);
     stream.write_all(b"0\r\n\r\n").await.unwrap();
-    rig.wait_until(|seen| seen.requests[0].end == End::Answered(StatusCode::OK)).await;
+    rig.wait_until(|seen| seen.requests[0].end == RequestEnd::Answered(StatusCode::OK)).await;
 }
 
 #[tokio::test]

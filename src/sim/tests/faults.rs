@@ -17,14 +17,15 @@ async fn a_reset_ends_the_connection_with_rst_at_once_or_in_mid_poll() {
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
         assert!((after..PATIENCE).contains(&start.elapsed()), "{:?}", start.elapsed());
     }
-    rig.wait_until(|seen| seen.open == 0 && seen.requests.iter().all(|seen| seen.end == End::Broken)).await;
+    rig.wait_until(|seen| seen.open == 0 && seen.requests.iter().all(|seen| seen.end == RequestEnd::Broken))
+        .await;
     rig.sim.set_status("a", "completed");
     assert_eq!(rig.get(&one("a", "completed")).await.status, 200);
 }
 
 #[tokio::test]
 async fn over_http2_a_reset_ends_only_its_own_stream() {
-    let mut rig = Rig::start_with(Options { hold: LONG, ..Options::default() }, true).await;
+    let mut rig = Rig::start_with(SimOptions { hold: LONG, ..SimOptions::default() }, true).await;
     rig.sim.set_status("a", "queued");
     rig.sim.set_status("b", "queued");
     let other = rig.beside(&one("b", "completed"));
@@ -41,7 +42,7 @@ async fn a_refused_connection_is_closed_before_and_a_refused_request_without_an_
     rig.sim.fault(FaultTarget::Any, Fault::Refuse, 1);
     let mut stream = TcpStream::connect(rig.at).await.unwrap();
     assert_eq!(stream.read(&mut [0; 64]).await.unwrap(), 0);
-    assert_eq!(rig.sim.observed().accepted, 0);
+    assert_eq!(rig.sim.observe().accepted, 0);
     rig.sim.fault(FaultTarget::Path("/sim/echo".into()), Fault::Refuse, 1);
     let mut stream = rig.raw("GET /sim/echo HTTP/1.1\r\nhost: sim\r\n\r\n").await;
     assert_eq!(stream.read(&mut [0; 64]).await.unwrap(), 0);
@@ -125,13 +126,13 @@ async fn a_cut_answer_promises_more_than_it_sends() {
     assert!(head.contains(&format!("content-length: {}", whole.len())), "{head}");
     assert!(body.len() > 100 && body.len() < whole.len());
     assert!(rig.try_get(&one("a", "queued")).await.is_err());
-    rig.wait_until(|seen| seen.requests.iter().all(|seen| seen.end == End::Broken)).await;
+    rig.wait_until(|seen| seen.requests.iter().all(|seen| seen.end == RequestEnd::Broken)).await;
     assert_eq!(rig.get(&one("a", "queued")).await.body, whole);
 }
 
 #[tokio::test]
 async fn over_http2_a_cut_answer_ends_in_an_error() {
-    let rig = Rig::start_with(Options::default(), true).await;
+    let rig = Rig::start_with(SimOptions::default(), true).await;
     rig.sim.set_status("a", "completed");
     rig.sim.fault(FaultTarget::Clip("a".into()), Fault::Cut, 1);
     assert!(rig.try_get(&one("a", "queued")).await.is_err());
@@ -150,7 +151,7 @@ async fn faults_that_are_taken_back_do_not_come() {
 #[tokio::test]
 async fn all_connections_are_reset_at_one_moment_and_new_ones_are_served() {
     for http2 in [false, true] {
-        let mut rig = Rig::start_with(Options { hold: LONG, ..Options::default() }, http2).await;
+        let mut rig = Rig::start_with(SimOptions { hold: LONG, ..SimOptions::default() }, http2).await;
         rig.sim.set_status("a", "queued");
         let target = format!("{CLIP}?clip_id=a&status=completed");
         let held = [rig.beside(&target), rig.beside(&target), rig.beside(&target)];
@@ -179,7 +180,7 @@ async fn a_fault_is_remembered_with_its_request_and_its_end() {
     let told: Vec<_> =
         faults.iter().map(|record| (&*record.target, &record.fault, record.ended_at.is_some())).collect();
     assert_eq!(told, [("/sim/echo?n=3", &Fault::Hang, false), ("/sim/echo?n=1", &Fault::status(500), true)]);
-    assert!(faults.iter().all(|record| record.key.unwrap().is("key")));
+    assert!(faults.iter().all(|record| record.key.unwrap().matches("key")));
     let later = rig.sim.faults_since(clock::now() + LONG, |_| true);
     assert_eq!(later.len(), 1, "what is not over is recent");
     assert!(rig.sim.faults_since(began, |record| record.target.ends_with("n=2")).is_empty());

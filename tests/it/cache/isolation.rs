@@ -8,17 +8,17 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::harness::gateway::{Answer, TestGateway, multi, single};
-use crate::harness::raw_http::{CLIP, assert_refusal, field, request};
+use crate::harness::gateway::{Answer, TestGateway, clip_target, clips_target};
+use crate::harness::raw_http::{CLIP, assert_gateway_error, field, request};
 
 /// An upstream that answers each request with what a function makes of its head, on a connection of its own.
-struct Scripted {
+struct FunctionUpstream {
     url: Uri,
     heads: Arc<Mutex<Vec<String>>>,
     _task: AbortOnDropHandle<()>,
 }
 
-impl Scripted {
+impl FunctionUpstream {
     async fn start(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
@@ -96,9 +96,9 @@ fn text(answer: &Answer) -> &str {
 
 #[tokio::test]
 async fn a_list_comes_in_the_outer_shape_that_the_upstream_uses_for_its_own_key() {
-    let upstream = Scripted::start(shaped_by_key).await;
+    let upstream = FunctionUpstream::start(shaped_by_key).await;
     let stage = upstream.stage().await;
-    let both = multi(&["a", "b"], "completed");
+    let both = clips_target(&["a", "b"], "completed");
     let (a, b) = (clip("a"), clip("b"));
     let rows = [
         (ANN, format!("{{\"workspace of ann\":[{a},{b}]}}")),
@@ -112,7 +112,7 @@ async fn a_list_comes_in_the_outer_shape_that_the_upstream_uses_for_its_own_key(
     for round in 0..2 {
         for (key, expected) in &rows {
             let hit = stage.get(&both, &[*key]).await;
-            assert!(hit.hit(), "{hit:?}");
+            assert!(hit.is_hit(), "{hit:?}");
             assert_eq!(text(&hit), expected, "kept, round {round}");
         }
         for (key, expected) in rows.iter().rev() {
@@ -123,14 +123,14 @@ async fn a_list_comes_in_the_outer_shape_that_the_upstream_uses_for_its_own_key(
 
 #[tokio::test]
 async fn a_key_that_was_answered_no_list_yet_gets_an_array_whatever_others_get() {
-    let upstream = Scripted::start(shaped_by_key).await;
+    let upstream = FunctionUpstream::start(shaped_by_key).await;
     let stage = upstream.stage().await;
-    stage.get(&multi(&["a", "b"], "completed"), &[ANN]).await;
+    stage.get(&clips_target(&["a", "b"], "completed"), &[ANN]).await;
     for id in ["a", "b"] {
-        stage.get(&single(id, "completed"), &[CAT]).await;
+        stage.get(&clip_target(id, "completed"), &[CAT]).await;
     }
-    let hit = stage.get(&multi(&["b", "a"], "completed"), &[CAT]).await;
-    assert!(hit.hit(), "{hit:?}");
+    let hit = stage.get(&clips_target(&["b", "a"], "completed"), &[CAT]).await;
+    assert!(hit.is_hit(), "{hit:?}");
     assert_eq!(text(&hit), format!("[{},{}]", clip("b"), clip("a")));
 }
 
@@ -141,12 +141,12 @@ async fn a_403_removes_what_was_asked_for_and_makes_the_key_prove_itself_again()
         |method: &'static str, target: String, fields: &'static [(&str, &str)]| (method, target, fields);
     let fresh: &[_] = &[("cache-control", "no-cache")];
     let rows = [
-        (asks("GET", single("b", "completed"), fresh), true),
-        (asks("GET", multi(&["b", "c"], "completed"), fresh), true),
+        (asks("GET", clip_target("b", "completed"), fresh), true),
+        (asks("GET", clips_target(&["b", "c"], "completed"), fresh), true),
         (
             asks(
                 "GET",
-                single("b", "completed"),
+                clip_target("b", "completed"),
                 &[("cache-control", "no-cache"), ("accept", "text/event-stream")],
             ),
             true,
@@ -154,14 +154,14 @@ async fn a_403_removes_what_was_asked_for_and_makes_the_key_prove_itself_again()
         (asks("GET", format!("{CLIP}?clip_id=b&unknown=1"), &[]), true),
         (asks("GET", format!("{CLIP}s?unknown=1&clip_ids%5B%5D=b"), &[]), true),
         (asks("GET", format!("{CLIP}s?clip_ids=c,b"), &[]), true),
-        (asks("GET", single("b", "completed"), &[("range", "bytes=0-1")]), true),
-        (asks("HEAD", single("b", "completed"), &[]), true),
+        (asks("GET", clip_target("b", "completed"), &[("range", "bytes=0-1")]), true),
+        (asks("HEAD", clip_target("b", "completed"), &[]), true),
         (asks("GET", "/v1/models".to_owned(), &[]), false),
         (asks("POST", CLIP.to_owned(), &[]), false),
         (asks("GET", format!("{CLIP}/lyric?clip_id=b"), &[]), false),
     ];
     let is_forbidding = Arc::new(Mutex::new(false));
-    let upstream = Scripted::start({
+    let upstream = FunctionUpstream::start({
         let is_forbidding = Arc::clone(&is_forbidding);
         move |head| {
             let id = ["a", "b", "c", "d"].into_iter().find(|id| head.contains(&format!("clip_id={id}&")));
@@ -177,9 +177,9 @@ async fn a_403_removes_what_was_asked_for_and_makes_the_key_prove_itself_again()
     for ((method, target, fields), names_b) in rows {
         let shown = format!("{method} {target}");
         for id in ["a", "b"] {
-            stage.get(&single(id, "completed"), &[ANN]).await;
-            stage.get(&single(id, "completed"), &[BOB]).await;
-            assert!(stage.get(&single(id, "completed"), &[ANN, ONLY_CACHED]).await.hit(), "{shown}");
+            stage.get(&clip_target(id, "completed"), &[ANN]).await;
+            stage.get(&clip_target(id, "completed"), &[BOB]).await;
+            assert!(stage.get(&clip_target(id, "completed"), &[ANN, ONLY_CACHED]).await.is_hit(), "{shown}");
         }
         *is_forbidding.lock() = true;
         let fields: Vec<_> = fields.iter().copied().chain([ANN]).collect();
@@ -188,14 +188,17 @@ async fn a_403_removes_what_was_asked_for_and_makes_the_key_prove_itself_again()
         assert!(answer.status == 403 || is_stream, "{shown}: {answer:?}");
         *is_forbidding.lock() = false;
 
-        let unproven = stage.get(&single("a", "completed"), &[ANN, ONLY_CACHED]).await;
-        assert_refusal(&unproven, 504, "not-cached");
-        stage.get(&single("d", "completed"), &[ANN, ("cache-control", "no-store")]).await;
-        let a = stage.get(&single("a", "completed"), &[ANN, ONLY_CACHED]).await;
-        assert!(a.hit(), "{shown}: what was not asked for is kept: {a:?}");
-        let b = stage.get(&single("b", "completed"), &[ANN, ONLY_CACHED]).await;
-        assert_eq!(b.hit(), !names_b, "{shown}: {b:?}");
-        assert!(stage.get(&single("b", "completed"), &[BOB, ONLY_CACHED]).await.hit(), "another key's");
+        let unproven = stage.get(&clip_target("a", "completed"), &[ANN, ONLY_CACHED]).await;
+        assert_gateway_error(&unproven, 504, "not-cached");
+        stage.get(&clip_target("d", "completed"), &[ANN, ("cache-control", "no-store")]).await;
+        let a = stage.get(&clip_target("a", "completed"), &[ANN, ONLY_CACHED]).await;
+        assert!(a.is_hit(), "{shown}: what was not asked for is kept: {a:?}");
+        let b = stage.get(&clip_target("b", "completed"), &[ANN, ONLY_CACHED]).await;
+        assert_eq!(b.is_hit(), !names_b, "{shown}: {b:?}");
+        assert!(
+            stage.get(&clip_target("b", "completed"), &[BOB, ONLY_CACHED]).await.is_hit(),
+            "another key's"
+        );
         count += 1;
     }
     assert_eq!(count, 11);
@@ -205,8 +208,8 @@ async fn a_403_removes_what_was_asked_for_and_makes_the_key_prove_itself_again()
 async fn a_poll_that_began_before_a_403_neither_proves_its_key_nor_is_kept() {
     let stage = TestGateway::new().await;
     stage.sim.set_status("a", "streaming");
-    let wait = stage.spawn_get(&single("a", "completed"), &[]);
-    stage.until(|seen| seen.open == 1).await;
+    let wait = stage.spawn_get(&clip_target("a", "completed"), &[]);
+    stage.wait_until(|seen| seen.open == 1).await;
     stage.sim.fault(
         clipgate::sim::FaultTarget::Path("/v1/models".to_owned()),
         clipgate::sim::Fault::status(403),
@@ -215,11 +218,14 @@ async fn a_poll_that_began_before_a_403_neither_proves_its_key_nor_is_kept() {
     assert_eq!(stage.get("/v1/models", &[]).await.status, 403);
     stage.sim.set_status("a", "completed");
     assert_eq!(wait.await.unwrap().status, 200);
-    assert_refusal(&stage.get(&single("a", "completed"), &[ONLY_CACHED]).await, 504, "not-cached");
+    assert_gateway_error(&stage.get(&clip_target("a", "completed"), &[ONLY_CACHED]).await, 504, "not-cached");
     stage.sim.set_status("b", "completed");
-    stage.get(&single("b", "completed"), &[]).await;
-    assert!(stage.get(&single("b", "completed"), &[ONLY_CACHED]).await.hit(), "the key is proven again");
-    assert_refusal(&stage.get(&single("a", "completed"), &[ONLY_CACHED]).await, 504, "not-cached");
+    stage.get(&clip_target("b", "completed"), &[]).await;
+    assert!(
+        stage.get(&clip_target("b", "completed"), &[ONLY_CACHED]).await.is_hit(),
+        "the key is proven again"
+    );
+    assert_gateway_error(&stage.get(&clip_target("a", "completed"), &[ONLY_CACHED]).await, 504, "not-cached");
 }
 
 #[tokio::test]
@@ -237,15 +243,15 @@ async fn only_a_200_with_the_whole_job_is_kept() {
     ];
     let mut count = 0;
     for (status, fields, code, is_kept) in rows {
-        let upstream = Scripted::start(move |head| {
+        let upstream = FunctionUpstream::start(move |head| {
             let list = format!("[{},{}]", clip("a"), clip("b"));
             json(status, fields, &if head.contains("/clips?") { list } else { clip("a") })
         })
         .await;
         let stage = upstream.stage().await;
         let targets = [
-            (multi(&["a", "b"], "completed"), format!("[{},{}]", clip("a"), clip("b"))),
-            (single("a", "completed"), clip("a")),
+            (clips_target(&["a", "b"], "completed"), format!("[{},{}]", clip("a"), clip("b"))),
+            (clip_target("a", "completed"), clip("a")),
         ];
         let mut asked = 0;
         for (target, body) in &targets {
@@ -261,7 +267,7 @@ async fn only_a_200_with_the_whole_job_is_kept() {
             assert_eq!(field(&answer, "content-range"), "", "{shown}: it is no answer to a range");
             let again = stage.get(target, &[]).await;
             asked += usize::from(!is_kept);
-            assert_eq!((again.hit(), text(&again)), (is_kept, body.as_str()), "{shown}");
+            assert_eq!((again.is_hit(), text(&again)), (is_kept, body.as_str()), "{shown}");
             assert_eq!(upstream.asked(), asked, "{shown}");
         }
         count += 1;

@@ -5,22 +5,23 @@ use std::time::Duration;
 use clipgate::sim::{ErrorBody, Fault, FaultTarget};
 use http::StatusCode;
 
-use crate::harness::gateway::{Answer, TestGateway, all, single};
+use crate::harness::gateway::{Answer, TestGateway, clip_target, join_all};
 
 const OWN: [&str; 5] =
     ["set-cookie", "x-inference-id", "x-aimlapi-request", "ratelimit-remaining", "x-request-id"];
 
 #[tokio::test]
 async fn the_upstreams_own_fields_reach_the_opener_and_nobody_else() {
-    let stage = TestGateway::holding(Duration::from_secs(60)).await;
+    let stage = TestGateway::with_hold(Duration::from_secs(60)).await;
     stage.sim.set_status("a", "submitted");
-    let waits: Vec<_> = (0..10).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
-    stage.until_parked(10).await;
-    stage.until(|seen| seen.open == 1).await;
+    let waits: Vec<_> = (0..10).map(|_| stage.spawn_get(&clip_target("a", "completed"), &[])).collect();
+    stage.wait_until_parked(10).await;
+    stage.wait_until(|seen| seen.open == 1).await;
     stage.sim.set_status("a", "completed");
-    let (openers, mut others): (Vec<_>, Vec<_>) = all(waits).await.into_iter().partition(Answer::opened);
-    others.push(stage.get(&single("a", "completed"), &[]).await);
-    others.push(stage.get(&single("a", "streaming"), &[]).await);
+    let (openers, mut others): (Vec<_>, Vec<_>) =
+        join_all(waits).await.into_iter().partition(Answer::is_opener);
+    others.push(stage.get(&clip_target("a", "completed"), &[]).await);
+    others.push(stage.get(&clip_target("a", "streaming"), &[]).await);
 
     let [opener] = openers.as_slice() else { panic!("{} waits opened a poll", openers.len()) };
     for name in OWN {
@@ -40,7 +41,7 @@ async fn the_upstreams_own_fields_reach_the_opener_and_nobody_else() {
 
 #[tokio::test]
 async fn who_leans_on_an_error_sees_no_field_of_its_opener() {
-    let stage = TestGateway::holding(Duration::from_secs(60)).await;
+    let stage = TestGateway::with_hold(Duration::from_secs(60)).await;
     stage.sim.set_status("a", "submitted");
     let fault = Fault::Status {
         status: StatusCode::FORBIDDEN,
@@ -49,9 +50,9 @@ async fn who_leans_on_an_error_sees_no_field_of_its_opener() {
         after: Duration::from_secs(1),
     };
     stage.sim.fault(FaultTarget::Polls, fault, 1);
-    let waits: Vec<_> = (0..5).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
-    stage.until_parked(5).await;
-    let answers = all(waits).await;
+    let waits: Vec<_> = (0..5).map(|_| stage.spawn_get(&clip_target("a", "completed"), &[])).collect();
+    stage.wait_until_parked(5).await;
+    let answers = join_all(waits).await;
     assert!(answers.iter().all(|answer| answer.status == StatusCode::FORBIDDEN));
     for name in &OWN[..4] {
         let having = answers.iter().filter(|answer| answer.headers.contains_key(*name)).count();

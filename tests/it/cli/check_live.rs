@@ -3,7 +3,7 @@
 use std::process::Output;
 use std::time::Duration;
 
-use clipgate::sim::{Fault, FaultTarget, Options};
+use clipgate::sim::{Fault, FaultTarget, SimOptions};
 use tokio::process::Command;
 
 use crate::harness::process::{TestEnv, within_timeout};
@@ -11,7 +11,9 @@ use crate::harness::process::{TestEnv, within_timeout};
 const KEY: &str = "sk-of-check";
 
 async fn ground(hold: u64) -> TestEnv {
-    let ground = TestEnv::before(Options { hold: Duration::from_millis(hold), ..Options::default() }).await;
+    let ground =
+        TestEnv::with_options(SimOptions { hold: Duration::from_millis(hold), ..SimOptions::default() })
+            .await;
     ground.sim.set_status("a", "queued");
     ground
 }

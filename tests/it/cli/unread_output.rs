@@ -5,32 +5,33 @@ use std::process::Stdio;
 
 use tokio::process::{Child, Command};
 
-use crate::harness::admin_client::{Operator, text};
-use crate::harness::process::{Client, Gateway, TestEnv, within_timeout};
+use crate::harness::admin_client::{AdminClient, text};
+use crate::harness::process::{GatewayProcess, TestClient, TestEnv, within_timeout};
 
 const DROPPED: &str = "clipgate_log_lines_dropped_total";
 
 /// A gateway with an admin listener, whose log nobody reads yet.
-async fn start(ground: &TestEnv) -> (Gateway, SocketAddr, Operator) {
+async fn start(ground: &TestEnv) -> (GatewayProcess, SocketAddr, AdminClient) {
     ground.configure("");
     let mut command = ground.command();
     command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
-    let mut gateway = Gateway::spawn(command);
+    let mut gateway = GatewayProcess::spawn(command);
     let address = gateway.address().await;
-    let admin = gateway.line().await;
-    let operator = Operator::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
+    let admin = gateway.next_line().await;
+    let operator =
+        AdminClient::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
     (gateway, address, operator)
 }
 
 /// How many lines have been dropped.
-async fn dropped(operator: &Operator) -> u64 {
+async fn dropped(operator: &AdminClient) -> u64 {
     let page = operator.get("/metrics").await;
     let value = text(&page).lines().find_map(|line| line.strip_prefix(DROPPED)).expect("it is on the page");
     value.trim().parse().unwrap()
 }
 
 /// Makes requests whose lines fill the pipe and all that the gateway keeps for it; each is answered.
-async fn flood(client: &mut Client, operator: &Operator) {
+async fn flood(client: &mut TestClient, operator: &AdminClient) {
     let target = format!("/{}", "x".repeat(60_000));
     while dropped(operator).await == 0 {
         for _ in 0..20 {
@@ -43,15 +44,15 @@ async fn flood(client: &mut Client, operator: &Operator) {
 async fn a_log_that_nobody_reads_holds_up_no_answer_and_what_it_lost_is_told_once_it_is_read() {
     let ground = TestEnv::new().await;
     let (mut gateway, address, operator) = start(&ground).await;
-    let mut client = Client::connect(address).await;
+    let mut client = TestClient::connect(address).await;
     flood(&mut client, &operator).await;
     let lost = dropped(&operator).await;
     assert_eq!(operator.get("/healthz").await.status(), 200);
 
-    let line = gateway.logged("log lines were dropped").await;
+    let line = gateway.wait_for_log("log lines were dropped").await;
     assert!(line.contains(" WARN ") && line.contains(&format!(" lines={lost}")), "{line}");
     client.get("/x", &[("x-request-id", "read-again")]).await;
-    gateway.logged("request_id=read-again").await;
+    gateway.wait_for_log("request_id=read-again").await;
     assert_eq!(dropped(&operator).await, lost);
 }
 
@@ -59,11 +60,11 @@ async fn a_log_that_nobody_reads_holds_up_no_answer_and_what_it_lost_is_told_onc
 async fn sigterm_ends_it_with_0_though_nobody_reads_its_log() {
     let ground = TestEnv::new().await;
     let (mut gateway, address, operator) = start(&ground).await;
-    let mut client = Client::connect(address).await;
+    let mut client = TestClient::connect(address).await;
     flood(&mut client, &operator).await;
     gateway.signal("TERM");
-    client.closed().await;
-    assert_eq!(gateway.ended().await.code(), Some(0));
+    client.wait_until_closed().await;
+    assert_eq!(gateway.wait_for_exit().await.code(), Some(0));
 }
 
 /// The gateway at an address of its own choice, found by asking: nothing is to be had from its stdout.
@@ -73,7 +74,7 @@ async fn serves(ground: &TestEnv, mut command: Command) -> Child {
     let served = async {
         loop {
             if let Ok(stream) = tokio::net::UnixStream::connect(&path).await {
-                return Client::h1(stream).await.get("/x", &[]).await.status();
+                return TestClient::h1(stream).await.get("/x", &[]).await.status();
             }
             tokio::task::yield_now().await;
         }

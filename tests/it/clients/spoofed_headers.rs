@@ -5,7 +5,7 @@ use tokio::net::TcpStream;
 
 use crate::harness::gateway::TestGateway;
 use crate::harness::raw_http::{read_until, request};
-use crate::harness::scripted_upstream::Scripted;
+use crate::harness::scripted_upstream::ScriptedUpstream;
 
 const NO_CONTENT: &str = "HTTP/1.1 204 No Content\r\n\r\n";
 
@@ -50,7 +50,7 @@ async fn a_claim_is_dropped_however_its_name_is_spelled() {
 
 #[tokio::test]
 async fn the_trailers_of_an_upload_bring_no_claim_and_no_credential_to_the_upstream() {
-    let mut upstream = Scripted::after("x-sum: 1\r\n\r\n", NO_CONTENT).await;
+    let mut upstream = ScriptedUpstream::answering_after("x-sum: 1\r\n\r\n", NO_CONTENT).await;
     let url = upstream.url.clone();
     let stage = TestGateway::without_upstream(|config, _| config.upstream.base_url = url).await;
     let mut stream = TcpStream::connect(stage.address).await.unwrap();

@@ -2,67 +2,67 @@
 
 use std::time::Duration;
 
-use clipgate::sim::End;
+use clipgate::sim::RequestEnd;
 use clipgate::testing::clock;
 use http::{Request, StatusCode};
 
-use crate::harness::gateway::{Answer, TestGateway, all, multi, set_hold, single};
+use crate::harness::gateway::{Answer, TestGateway, clip_target, clips_target, join_all, set_hold};
 
 const LONG: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn three_hundred_identical_waits_make_one_request_and_get_the_same_bytes() {
-    let stage = TestGateway::holding(LONG).await;
+    let stage = TestGateway::with_hold(LONG).await;
     stage.sim.set_status("a", "submitted");
-    let ask = |_| stage.spawn_get(&single("a", "completed"), &[]);
+    let ask = |_| stage.spawn_get(&clip_target("a", "completed"), &[]);
     let mut waits: Vec<_> = (0..150).map(ask).collect();
-    stage.until_parked(150).await;
-    stage.until(|seen| seen.open == 1).await;
+    stage.wait_until_parked(150).await;
+    stage.wait_until(|seen| seen.open == 1).await;
     waits.extend((0..150).map(ask)); // they join a poll that has long been open
-    stage.until_parked(300).await;
+    stage.wait_until_parked(300).await;
     stage.sim.set_status("a", "completed");
 
-    let answers = all(waits).await;
+    let answers = join_all(waits).await;
     let body = stage.sim.body("a", "completed");
     assert!(answers.iter().all(|answer| answer.status == StatusCode::OK && answer.body == body));
-    assert_eq!(answers.iter().filter(|answer| answer.opened()).count(), 1);
-    assert_eq!(answers.iter().filter(|answer| answer.leaned()).count(), 299);
-    assert_eq!(stage.upstream_requests(), [single("a", "completed")]);
+    assert_eq!(answers.iter().filter(|answer| answer.is_opener()).count(), 1);
+    assert_eq!(answers.iter().filter(|answer| answer.is_coalesced()).count(), 299);
+    assert_eq!(stage.upstream_requests(), [clip_target("a", "completed")]);
 }
 
 #[tokio::test]
 async fn waits_spelled_in_different_ways_are_identical() {
-    let stage = TestGateway::holding(LONG).await;
+    let stage = TestGateway::with_hold(LONG).await;
     stage.sim.set_status("a", "submitted");
     stage.sim.set_status("b", "completed");
     let clips = "/v2/generate/audio/suno-ai/clips";
     let targets = [
-        multi(&["a", "b"], "completed"),
-        multi(&["b", "a"], "completed"),
-        multi(&["a", "b"], "complete"),
+        clips_target(&["a", "b"], "completed"),
+        clips_target(&["b", "a"], "completed"),
+        clips_target(&["a", "b"], "complete"),
         format!("{clips}?status=completed&clip_ids[]=a&clip_ids[]=b"),
         format!("{clips}?clip_ids[0]=b&clip_ids[1]=a&status=completed"),
         format!("{clips}?clip_ids=a&status=complete&clip_ids=b"),
     ];
     let waits: Vec<_> = targets.iter().map(|target| stage.spawn_get(target, &[])).collect();
-    stage.until_parked(targets.len()).await;
-    stage.until(|seen| seen.open == 1).await;
+    stage.wait_until_parked(targets.len()).await;
+    stage.wait_until(|seen| seen.open == 1).await;
     stage.sim.set_status("a", "completed");
-    let answers = all(waits).await;
+    let answers = join_all(waits).await;
     assert!(answers.iter().all(|answer| answer.status == StatusCode::OK));
-    assert_eq!(stage.upstream_requests(), [multi(&["a", "b"], "completed")]);
+    assert_eq!(stage.upstream_requests(), [clips_target(&["a", "b"], "completed")]);
 }
 
 #[tokio::test]
 async fn keys_do_not_share() {
-    let stage = TestGateway::holding(LONG).await;
+    let stage = TestGateway::with_hold(LONG).await;
     stage.sim.set_status("a", "submitted");
     let waits = ["Bearer one", "Bearer two"]
-        .map(|key| stage.spawn_get(&single("a", "completed"), &[("authorization", key)]));
-    stage.until(|seen| seen.open == 2).await;
+        .map(|key| stage.spawn_get(&clip_target("a", "completed"), &[("authorization", key)]));
+    stage.wait_until(|seen| seen.open == 2).await;
     stage.sim.set_status("a", "completed");
-    let answers = all(waits.into()).await;
-    assert!(answers.iter().all(Answer::opened));
+    let answers = join_all(waits.into()).await;
+    assert!(answers.iter().all(Answer::is_opener));
     let requests = stage.sim.requests();
     assert_eq!(requests.len(), 2);
     assert_ne!(requests[0].key, requests[1].key);
@@ -70,35 +70,35 @@ async fn keys_do_not_share() {
 
 #[tokio::test]
 async fn the_opener_hangs_up_and_the_rest_is_served_by_its_request() {
-    let stage = TestGateway::holding(LONG).await;
+    let stage = TestGateway::with_hold(LONG).await;
     stage.sim.set_status("a", "submitted");
-    let opener = stage.spawn_get(&single("a", "completed"), &[]);
-    stage.until(|seen| seen.open == 1).await;
-    let rest: Vec<_> = (0..5).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
-    stage.until_parked(6).await;
+    let opener = stage.spawn_get(&clip_target("a", "completed"), &[]);
+    stage.wait_until(|seen| seen.open == 1).await;
+    let rest: Vec<_> = (0..5).map(|_| stage.spawn_get(&clip_target("a", "completed"), &[])).collect();
+    stage.wait_until_parked(6).await;
     drop(opener);
-    stage.until_parked(5).await;
+    stage.wait_until_parked(5).await;
     stage.sim.set_status("a", "completed");
     let body = stage.sim.body("a", "completed");
-    assert!(all(rest).await.iter().all(|answer| answer.body == body && answer.leaned()));
+    assert!(join_all(rest).await.iter().all(|answer| answer.body == body && answer.is_coalesced()));
     let requests = stage.sim.requests();
     assert_eq!(requests.len(), 1);
-    assert_eq!(requests[0].end, End::Answered(StatusCode::OK));
+    assert_eq!(requests[0].end, RequestEnd::Answered(StatusCode::OK));
 }
 
 #[tokio::test]
 async fn when_all_hang_up_the_poll_is_cancelled_at_the_upstream_after_linger() {
-    let stage = TestGateway::holding(LONG).await;
+    let stage = TestGateway::with_hold(LONG).await;
     stage.sim.set_status("a", "submitted");
-    let waits: Vec<_> = (0..3).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
-    stage.until_parked(3).await;
-    stage.until(|seen| seen.open == 1).await;
+    let waits: Vec<_> = (0..3).map(|_| stage.spawn_get(&clip_target("a", "completed"), &[])).collect();
+    stage.wait_until_parked(3).await;
+    stage.wait_until(|seen| seen.open == 1).await;
     let left = clock::now();
     drop(waits);
-    stage.until(|seen| seen.abandoned() == 1 && seen.open == 0).await;
+    stage.wait_until(|seen| seen.abandoned() == 1 && seen.open == 0).await;
     let requests = stage.sim.requests();
     assert_eq!(requests.len(), 1);
-    assert_eq!(requests[0].end, End::Abandoned);
+    assert_eq!(requests[0].end, RequestEnd::Abandoned);
     let ended = requests[0].ended_at.unwrap();
     assert!(ended - left >= Duration::from_millis(200), "{:?}", ended - left);
 }
@@ -111,17 +111,17 @@ async fn a_wait_that_comes_back_within_linger_finds_its_poll() {
     })
     .await;
     stage.sim.set_status("a", "submitted");
-    let first = stage.spawn_get(&single("a", "completed"), &[]);
-    stage.until(|seen| seen.open == 1).await;
+    let first = stage.spawn_get(&clip_target("a", "completed"), &[]);
+    stage.wait_until(|seen| seen.open == 1).await;
     drop(first);
-    stage.until_parked(0).await;
-    let again = stage.spawn_get(&single("a", "completed"), &[]);
-    stage.until_parked(1).await;
+    stage.wait_until_parked(0).await;
+    let again = stage.spawn_get(&clip_target("a", "completed"), &[]);
+    stage.wait_until_parked(1).await;
     stage.sim.set_status("a", "completed");
     let answer = again.await.unwrap();
     assert_eq!(answer.body, stage.sim.body("a", "completed"));
-    assert!(answer.leaned(), "{answer:?}");
-    assert_eq!(stage.upstream_requests(), [single("a", "completed")]);
+    assert!(answer.is_coalesced(), "{answer:?}");
+    assert_eq!(stage.upstream_requests(), [clip_target("a", "completed")]);
 }
 
 #[tokio::test]

@@ -8,8 +8,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::harness::gateway::{TestGateway, put_all, set_hold, single, within};
-use crate::harness::raw_http::parse;
+use crate::harness::gateway::{TestGateway, clip_target, set_hold, set_status_of_all, within_secs};
+use crate::harness::raw_http::parse_response;
 
 #[tokio::test]
 async fn five_hundred_parked_waits_are_all_told_the_state_known_within_the_window() {
@@ -19,16 +19,16 @@ async fn five_hundred_parked_waits_are_all_told_the_state_known_within_the_windo
     })
     .await;
     let ids = ["a", "b", "c", "d", "e"];
-    put_all(&stage, &ids, "streaming");
+    set_status_of_all(&stage, &ids, "streaming");
     let mut waits = JoinSet::new();
     for n in 0..500 {
-        let wait = stage.spawn_get(&single(ids[n % ids.len()], "completed"), &[]);
+        let wait = stage.spawn_get(&clip_target(ids[n % ids.len()], "completed"), &[]);
         waits.spawn(async move { (n, wait.await.expect("it does not panic"), clock::now()) });
     }
-    stage.until_parked(500).await;
+    stage.wait_until_parked(500).await;
 
     stage.stop();
-    let answers = within(30, waits.join_all()).await;
+    let answers = within_secs(30, waits.join_all()).await;
     assert_eq!(answers.len(), 500);
     let mut times = Vec::new();
     for (n, answer, told_at) in answers {
@@ -50,7 +50,7 @@ async fn five_hundred_parked_waits_are_all_told_the_state_known_within_the_windo
 async fn a_passed_through_request_gets_the_window_to_end() {
     let stage = TestGateway::with(|config, _| config.server.drain_timeout = Duration::from_secs(20)).await;
     let slow = stage.spawn_get("/sim/stream?n=5&every=100ms", &[]);
-    stage.until(|seen| seen.count("/sim/stream") == 1).await;
+    stage.wait_until(|seen| seen.count("/sim/stream") == 1).await;
     stage.stop();
     assert_eq!(slow.await.unwrap().status, StatusCode::OK);
 }
@@ -63,8 +63,9 @@ async fn a_client_that_has_just_connected_at_the_stop_is_answered_and_told_to_go
     stage.stop();
     stream.write_all(b"host: x\r\n\r\n").await.unwrap();
     let mut back = Vec::new();
-    within(30, stream.read_to_end(&mut back)).await.unwrap();
-    let (answer, rest) = parse(&back).unwrap_or_else(|| panic!("{:?}", String::from_utf8_lossy(&back)));
+    within_secs(30, stream.read_to_end(&mut back)).await.unwrap();
+    let (answer, rest) =
+        parse_response(&back).unwrap_or_else(|| panic!("{:?}", String::from_utf8_lossy(&back)));
     assert_eq!((answer.status, rest.len()), (StatusCode::OK, 0));
     assert_eq!(answer.headers["connection"], "close");
 }

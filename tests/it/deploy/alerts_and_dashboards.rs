@@ -11,8 +11,8 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::harness::admin_client::{Operator, Page};
-use crate::harness::gateway::{TestGateway, single};
+use crate::harness::admin_client::{AdminClient, MetricsPage};
+use crate::harness::gateway::{TestGateway, clip_target};
 
 pub(crate) fn deploy(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name)
@@ -42,12 +42,16 @@ fn promtool(args: &[&str], input: &str) -> String {
 }
 
 /// The page of a gateway that has seen something of all.
-async fn page() -> Page {
+async fn page() -> MetricsPage {
     let mut stage = TestGateway::new().await;
-    let operator = Operator::of(&mut stage).await;
+    let operator = AdminClient::open(&mut stage).await;
     stage.sim.set_status("a", "completed");
-    for target in [single("a", "completed"), single("a", "completed"), "/x".to_owned(), single("", "queued")]
-    {
+    for target in [
+        clip_target("a", "completed"),
+        clip_target("a", "completed"),
+        "/x".to_owned(),
+        clip_target("", "queued"),
+    ] {
         stage.get(&target, &[]).await;
     }
     operator.metrics().await

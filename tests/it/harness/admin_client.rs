@@ -11,18 +11,18 @@ use http_body_util::Empty;
 use serde_json::Value;
 
 use crate::harness::gateway::TestGateway;
-use crate::harness::process::Client;
+use crate::harness::process::TestClient;
 
 /// The admin listener of a gateway.
-pub(crate) struct Operator {
+pub(crate) struct AdminClient {
     pub(crate) address: SocketAddr,
     pub(crate) readiness: Readiness,
     _admin: Option<Admin>,
 }
 
-impl Operator {
+impl AdminClient {
     /// Opens the stage's.
-    pub(crate) async fn of(stage: &mut TestGateway) -> Self {
+    pub(crate) async fn open(stage: &mut TestGateway) -> Self {
         let readiness = Readiness::default();
         readiness.ready();
         let admin = stage.open_admin(&readiness).await;
@@ -35,7 +35,7 @@ impl Operator {
         Self { address, readiness: Readiness::default(), _admin: None }
     }
 
-    pub(crate) async fn ask(&self, method: &str, path: &str, fields: &[(&str, &str)]) -> Response<Bytes> {
+    pub(crate) async fn send(&self, method: &str, path: &str, fields: &[(&str, &str)]) -> Response<Bytes> {
         let mut request = Request::builder().method(method).uri(path);
         if !fields.iter().any(|(name, _)| *name == "host") {
             request = request.header("host", self.address.to_string());
@@ -43,11 +43,11 @@ impl Operator {
         for (name, value) in fields {
             request = request.header(*name, *value);
         }
-        Client::connect(self.address).await.ask(request.body(Empty::new()).unwrap()).await.unwrap()
+        TestClient::connect(self.address).await.send(request.body(Empty::new()).unwrap()).await.unwrap()
     }
 
     pub(crate) async fn get(&self, path: &str) -> Response<Bytes> {
-        self.ask("GET", path, &[]).await
+        self.send("GET", path, &[]).await
     }
 
     pub(crate) async fn state(&self) -> Value {
@@ -55,20 +55,20 @@ impl Operator {
     }
 
     /// What `/metrics` says now.
-    pub(crate) async fn metrics(&self) -> Page {
+    pub(crate) async fn metrics(&self) -> MetricsPage {
         let answer = self.get("/metrics").await;
         assert_eq!(answer.status(), 200);
-        Page::read(text(&answer))
+        MetricsPage::read(text(&answer))
     }
 }
 
 /// What Prometheus reads, sample by sample.
-pub(crate) struct Page {
+pub(crate) struct MetricsPage {
     pub(crate) text: String,
     samples: Vec<(String, BTreeMap<String, String>, f64)>,
 }
 
-impl Page {
+impl MetricsPage {
     fn read(text: &str) -> Self {
         let lines = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
         let samples = lines.map(|line| sample(line).unwrap_or_else(|| panic!("no sample: {line}")));

@@ -18,14 +18,14 @@ pub(crate) struct Browser {
 
 /// What the page is looked at with.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Look {
+pub(crate) struct Viewport {
     pub(crate) width: u32,
     pub(crate) height: u32,
     pub(crate) is_dark: bool,
 }
 
 /// A desk's.
-pub(crate) const DESK: Look = Look { width: 1280, height: 900, is_dark: false };
+pub(crate) const DESKTOP: Viewport = Viewport { width: 1280, height: 900, is_dark: false };
 
 impl Browser {
     /// Starts it.
@@ -47,8 +47,8 @@ impl Browser {
     }
 
     /// Opens this page afresh, with a name and a password for who asks for them; the status of its answer.
-    pub(crate) async fn open(&mut self, url: &str, look: Look, login: Option<[&str; 2]>) -> u64 {
-        let Look { width, height, is_dark } = look;
+    pub(crate) async fn open(&mut self, url: &str, look: Viewport, login: Option<[&str; 2]>) -> u64 {
+        let Viewport { width, height, is_dark } = look;
         let open = json!({
             "do": "open", "url": url, "width": width, "height": height, "dark": is_dark, "login": login,
         });
@@ -56,8 +56,8 @@ impl Browser {
     }
 
     /// Looks at the same page in another way.
-    pub(crate) async fn look(&mut self, look: Look, is_reduced: bool) {
-        let Look { width, height, is_dark } = look;
+    pub(crate) async fn set_viewport(&mut self, look: Viewport, is_reduced: bool) {
+        let Viewport { width, height, is_dark } = look;
         let look = json!({
             "do": "look", "width": width, "height": height, "dark": is_dark, "reduced": is_reduced,
         });
@@ -70,14 +70,14 @@ impl Browser {
     }
 
     /// Waits until the script comes to something true.
-    pub(crate) async fn until(&mut self, js: &str) {
+    pub(crate) async fn wait_until(&mut self, js: &str) {
         self.ask(json!({ "do": "until", "js": js })).await;
     }
 
     /// Waits until the text of what the selector finds is this.
-    pub(crate) async fn until_text(&mut self, selector: &str, text: &str) {
+    pub(crate) async fn wait_until_text(&mut self, selector: &str, text: &str) {
         let [of, is] = [selector, text].map(|text| json!(text));
-        self.until(&format!("document.querySelector({of})?.textContent.trim() === {is}")).await;
+        self.wait_until(&format!("document.querySelector({of})?.textContent.trim() === {is}")).await;
     }
 
     /// The text of what the selector finds.
@@ -93,7 +93,7 @@ impl Browser {
     }
 
     /// Moves the mouse over what the selector finds.
-    pub(crate) async fn point(&mut self, selector: &str) {
+    pub(crate) async fn hover(&mut self, selector: &str) {
         self.ask(json!({ "do": "point", "at": selector })).await;
     }
 
@@ -104,12 +104,12 @@ impl Browser {
     }
 
     /// What the page has complained of, and whom else it has asked, since it was opened.
-    pub(crate) async fn faults(&mut self) -> Vec<String> {
+    pub(crate) async fn errors(&mut self) -> Vec<String> {
         texts(&self.ask(json!({ "do": "faults" })).await)
     }
 
     /// Takes a picture of the whole page, into `target/dashboard/`.
-    pub(crate) async fn picture(&mut self, name: &str) -> PathBuf {
+    pub(crate) async fn screenshot(&mut self, name: &str) -> PathBuf {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("target/dashboard/{name}.png"));
         self.ask(json!({ "do": "shot", "file": file })).await;
         file

@@ -10,14 +10,14 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A gateway. It is killed when it is dropped.
-pub(crate) struct Process {
+pub(crate) struct ClipgateProcess {
     child: Child,
     /// Stdout; it ends when the process does.
     lines: Receiver<String>,
     log: std::fs::File,
 }
 
-impl Process {
+impl ClipgateProcess {
     /// Starts it with these arguments, and of the environment with this alone; without an admin listener, unless
     /// that has one.
     pub(crate) fn start(args: &[&str], env: &[(&str, &str)]) -> Self {
@@ -86,7 +86,7 @@ impl Process {
     }
 }
 
-impl Drop for Process {
+impl Drop for ClipgateProcess {
     fn drop(&mut self) {
         // Fails where it has ended by itself.
         let _ = self.child.kill();

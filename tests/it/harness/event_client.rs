@@ -9,16 +9,16 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::harness::gateway::{TestGateway, within};
+use crate::harness::gateway::{TestGateway, within_secs};
 
 /// Nothing here takes so long, on however busy a machine.
 const PATIENCE: u64 = 30;
 
 /// What makes a wait a stream.
-pub(crate) const ACCEPT: (&str, &str) = ("accept", "text/event-stream");
+pub(crate) const ACCEPT_EVENTS: (&str, &str) = ("accept", "text/event-stream");
 
 /// A stream that is being read, on a connection of its own. Dropping it hangs up.
-pub(crate) struct Events {
+pub(crate) struct EventClient {
     pub(crate) head: response::Parts,
     body: Incoming,
     unread: String,
@@ -34,19 +34,19 @@ pub(crate) struct Event {
     pub(crate) data: String,
 }
 
-impl Events {
+impl EventClient {
     /// Opens one, with `Authorization: Bearer demo` if no other is given.
     pub(crate) async fn open(stage: &TestGateway, target: &str, fields: &[(&str, &str)]) -> Self {
         let socket = TcpStream::connect(stage.address).await.unwrap();
         let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await.unwrap();
         let connection = AbortOnDropHandle::new(tokio::spawn(async { drop(connection.await) }));
         let request = request(target, fields);
-        let answer = within(PATIENCE, sender.send_request(request)).await.unwrap();
-        Self { _connection: Some(connection), ..Self::of(answer) }
+        let answer = within_secs(PATIENCE, sender.send_request(request)).await.unwrap();
+        Self { _connection: Some(connection), ..Self::from_response(answer) }
     }
 
     /// The one that this answer is.
-    pub(crate) fn of(answer: http::Response<Incoming>) -> Self {
+    pub(crate) fn from_response(answer: http::Response<Incoming>) -> Self {
         let (head, body) = answer.into_parts();
         Self { head, body, unread: String::new(), _connection: None }
     }
@@ -89,11 +89,11 @@ impl Events {
                 }
             }
         };
-        within(PATIENCE, next).await
+        within_secs(PATIENCE, next).await
     }
 
     /// The next event, which tells this state.
-    pub(crate) async fn status(&mut self, body: &Bytes) -> Event {
+    pub(crate) async fn expect_status(&mut self, body: &Bytes) -> Event {
         let event = self.next().await.expect("it goes on");
         assert_eq!((event.name.as_str(), event.data.as_bytes()), ("status", &body[..]));
         event
@@ -109,8 +109,8 @@ impl Events {
     }
 
     /// All the bytes to the end.
-    pub(crate) async fn rest(mut self) -> String {
-        within(PATIENCE, async { while self.read().await {} }).await;
+    pub(crate) async fn read_to_end(mut self) -> String {
+        within_secs(PATIENCE, async { while self.read().await {} }).await;
         self.unread
     }
 }
@@ -119,7 +119,7 @@ impl Events {
 pub(crate) fn request(target: &str, fields: &[(&str, &str)]) -> Request<Empty<Bytes>> {
     let mut request = Request::get(target);
     let given = |name: &str| fields.iter().any(|(given, _)| *given == name);
-    let defaults = [ACCEPT, ("authorization", "Bearer demo"), ("host", "gw.example")];
+    let defaults = [ACCEPT_EVENTS, ("authorization", "Bearer demo"), ("host", "gw.example")];
     for (name, value) in defaults.iter().filter(|(name, _)| !given(name)).chain(fields) {
         request = request.header(*name, *value);
     }

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use clipgate::sim::{Observation, Options, Sim};
+use clipgate::sim::{Observation, Sim, SimOptions};
 use clipgate::testing::admin::{Admin, AdminContext, Readiness};
 use clipgate::testing::clock;
 use clipgate::testing::config::{self, Config, Listen};
@@ -73,39 +73,42 @@ impl TestGateway {
     }
 
     /// The same, but the upstream holds and waits wait for so long.
-    pub(crate) async fn holding(hold: Duration) -> Self {
+    pub(crate) async fn with_hold(hold: Duration) -> Self {
         Self::with(|config, options| set_hold(hold, config, options)).await
     }
 
     /// The same as [`Stage::new`], changed.
-    pub(crate) async fn with(configure: impl FnOnce(&mut Config, &mut Options)) -> Self {
+    pub(crate) async fn with(configure: impl FnOnce(&mut Config, &mut SimOptions)) -> Self {
         let mut stage = Self::without_upstream(configure).await;
-        stage.raise_upstream();
+        stage.start_upstream();
         stage
     }
 
     /// The same, but connections to the upstream are refused until [`Stage::raise_upstream`].
-    pub(crate) async fn without_upstream(configure: impl FnOnce(&mut Config, &mut Options)) -> Self {
+    pub(crate) async fn without_upstream(configure: impl FnOnce(&mut Config, &mut SimOptions)) -> Self {
         Self::served_by(Server::new, configure).await
     }
 
     /// The same as [`Stage::new`], but clients who do nothing when it is their turn are given up after so long, those
     /// who owe the rest of a head among them.
-    pub(crate) async fn impatient(patience: Duration) -> Self {
-        let configure = |config: &mut Config, _: &mut Options| config.server.header_timeout = patience;
+    pub(crate) async fn with_stall_timeout(patience: Duration) -> Self {
+        let configure = |config: &mut Config, _: &mut SimOptions| config.server.header_timeout = patience;
         let mut stage = Self::served_by(impatiently(patience), configure).await;
-        stage.raise_upstream();
+        stage.start_upstream();
         stage
     }
 
     /// The same, before another upstream.
-    pub(crate) async fn impatient_before(patience: Duration, upstream: &Uri) -> Self {
-        let configure = |config: &mut Config, _: &mut Options| config.upstream.base_url = upstream.clone();
+    pub(crate) async fn with_stall_timeout_and_upstream(patience: Duration, upstream: &Uri) -> Self {
+        let configure = |config: &mut Config, _: &mut SimOptions| config.upstream.base_url = upstream.clone();
         Self::served_by(impatiently(patience), configure).await
     }
 
-    async fn served_by(serve: impl Serve, configure: impl FnOnce(&mut Config, &mut Options)) -> Self {
-        let (mut config, mut options) = (Config::default(), Options::default());
+    async fn served_by(
+        serve: impl BuildServer,
+        configure: impl FnOnce(&mut Config, &mut SimOptions),
+    ) -> Self {
+        let (mut config, mut options) = (Config::default(), SimOptions::default());
         set_hold(Duration::from_secs(2), &mut config, &mut options);
         config.wait.linger = Duration::from_millis(200);
         config.cache.live_ttl = Duration::ZERO;
@@ -138,7 +141,7 @@ impl TestGateway {
     }
 
     /// From now on the upstream accepts connections.
-    pub(crate) fn raise_upstream(&mut self) {
+    pub(crate) fn start_upstream(&mut self) {
         let closed = self.closed.take().expect("the upstream is away");
         let listener = closed.listen(1024).expect("the port is its own");
         let end = CancellationToken::new();
@@ -147,10 +150,10 @@ impl TestGateway {
     }
 
     /// Drops all connections of the upstream; until [`Stage::raise_upstream`] its port refuses new ones.
-    pub(crate) async fn lower_upstream(&mut self) {
+    pub(crate) async fn stop_upstream(&mut self) {
         let (end, serving) = self.upstream.take().expect("the upstream is there");
         end.cancel();
-        within(PATIENCE, serving).await.expect("the upstream does not panic");
+        within_secs(PATIENCE, serving).await.expect("the upstream does not panic");
         let upstream = &self.config.upstream.base_url;
         let address =
             upstream.authority().expect("it has a port").as_str().parse().expect("it is an address");
@@ -212,18 +215,18 @@ impl TestGateway {
                 let body = body.collect().await.expect("the answer is whole").to_bytes();
                 Answer { status: head.status, headers: head.headers, body, took: began.elapsed() }
             };
-            within(PATIENCE, answer).await
+            within_secs(PATIENCE, answer).await
         }))
     }
 
     /// Comes back when this holds at the upstream; [`Sim::until`] with a limit.
-    pub(crate) async fn until(&self, what: impl FnMut(&Observation) -> bool) {
+    pub(crate) async fn wait_until(&self, what: impl FnMut(&Observation) -> bool) {
         let came = tokio::time::timeout(Duration::from_secs(PATIENCE), self.sim.wait_until(what)).await;
         assert!(came.is_ok(), "it did not come about within {PATIENCE} s: {:#?}", self.upstream_requests());
     }
 
     /// Comes back when so many waits are parked.
-    pub(crate) async fn until_parked(&self, waits: usize) {
+    pub(crate) async fn wait_until_parked(&self, waits: usize) {
         let parked = async {
             while self.gateway.waits() != waits {
                 tokio::time::sleep(LOOK_EVERY).await;
@@ -239,7 +242,7 @@ impl TestGateway {
     }
 
     /// How many requests the upstream has seen with this status so far.
-    pub(crate) fn asked_until(&self, status: &str) -> usize {
+    pub(crate) fn upstream_requests_for_status(&self, status: &str) -> usize {
         self.upstream_requests().iter().filter(|target| target.ends_with(&format!("status={status}"))).count()
     }
 }
@@ -251,27 +254,27 @@ impl Answer {
     }
 
     /// Whether this answer, and no other, cost an upstream request.
-    pub(crate) fn opened(&self) -> bool {
+    pub(crate) fn is_opener(&self) -> bool {
         self.field("cache-status").starts_with("clipgate; fwd=miss; fwd-status=")
     }
 
     /// Whether it was had by leaning on what others asked for.
-    pub(crate) fn leaned(&self) -> bool {
+    pub(crate) fn is_coalesced(&self) -> bool {
         self.field("cache-status") == "clipgate; fwd=miss; collapsed"
     }
 
     /// Whether it was known.
-    pub(crate) fn hit(&self) -> bool {
+    pub(crate) fn is_hit(&self) -> bool {
         self.field("cache-status").starts_with("clipgate; hit; ")
     }
 }
 
 /// What makes a server of a gateway.
-trait Serve: FnOnce(Gateway, &config::Server, CancellationToken) -> Result<Server, TlsError> {}
+trait BuildServer: FnOnce(Gateway, &config::Server, CancellationToken) -> Result<Server, TlsError> {}
 
-impl<F: FnOnce(Gateway, &config::Server, CancellationToken) -> Result<Server, TlsError>> Serve for F {}
+impl<F: FnOnce(Gateway, &config::Server, CancellationToken) -> Result<Server, TlsError>> BuildServer for F {}
 
-fn impatiently(patience: Duration) -> impl Serve {
+fn impatiently(patience: Duration) -> impl BuildServer {
     move |gateway: Gateway, config: &config::Server, stop: CancellationToken| {
         Server::with_patience(patience, gateway, config, stop)
     }
@@ -286,19 +289,19 @@ fn bound(address: SocketAddr) -> TcpSocket {
 }
 
 /// The upstream holds polls and waits wait for so long.
-pub(crate) fn set_hold(hold: Duration, config: &mut Config, options: &mut Options) {
+pub(crate) fn set_hold(hold: Duration, config: &mut Config, options: &mut SimOptions) {
     options.hold = hold;
     config.upstream.poll_timeout = hold;
     config.wait.timeout = hold;
 }
 
 /// The target that asks for one clip. An empty status is none.
-pub(crate) fn single(id: &str, status: &str) -> String {
+pub(crate) fn clip_target(id: &str, status: &str) -> String {
     with_status(format!("/v2/generate/audio/suno-ai/clip?clip_id={id}"), status)
 }
 
 /// The target that asks for several clips, spelled as polls are. An empty status is none.
-pub(crate) fn multi(ids: &[&str], status: &str) -> String {
+pub(crate) fn clips_target(ids: &[&str], status: &str) -> String {
     let ids: Vec<_> = ids.iter().map(|id| format!("clip_ids%5B%5D={id}")).collect();
     with_status(format!("/v2/generate/audio/suno-ai/clips?{}", ids.join("&")), status)
 }
@@ -308,7 +311,7 @@ fn with_status(target: String, status: &str) -> String {
 }
 
 /// Waits for what must come within so many seconds.
-pub(crate) async fn within<T>(secs: u64, future: impl Future<Output = T>) -> T {
+pub(crate) async fn within_secs<T>(secs: u64, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(Duration::from_secs(secs), future).await {
         Ok(value) => value,
         Err(_) => panic!("it took longer than {secs} s"),
@@ -316,7 +319,7 @@ pub(crate) async fn within<T>(secs: u64, future: impl Future<Output = T>) -> T {
 }
 
 /// All that they answer.
-pub(crate) async fn all(handles: Vec<AbortOnDropHandle<Answer>>) -> Vec<Answer> {
+pub(crate) async fn join_all(handles: Vec<AbortOnDropHandle<Answer>>) -> Vec<Answer> {
     let mut answers = Vec::new();
     for handle in handles {
         answers.push(handle.await.expect("the request does not panic"));
@@ -325,7 +328,7 @@ pub(crate) async fn all(handles: Vec<AbortOnDropHandle<Answer>>) -> Vec<Answer> 
 }
 
 /// Moves clips to this status now.
-pub(crate) fn put_all(stage: &TestGateway, ids: &[&str], status: &str) {
+pub(crate) fn set_status_of_all(stage: &TestGateway, ids: &[&str], status: &str) {
     for id in ids {
         stage.sim.set_status(id, status);
     }

@@ -5,7 +5,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use bytes::Bytes;
-use clipgate::sim::{Options, Sim};
+use clipgate::sim::{Sim, SimOptions};
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::{http1, http2};
@@ -32,11 +32,11 @@ pub(crate) struct TestEnv {
 
 impl TestEnv {
     pub(crate) async fn new() -> Self {
-        Self::before(Options::default()).await
+        Self::with_options(SimOptions::default()).await
     }
 
     /// Before an upstream like this.
-    pub(crate) async fn before(options: Options) -> Self {
+    pub(crate) async fn with_options(options: SimOptions) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let upstream = listener.local_addr().unwrap();
         let sim = Sim::new(options);
@@ -90,19 +90,19 @@ impl TestEnv {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     }
 
-    pub(crate) fn start(&self) -> Gateway {
-        Gateway::spawn(self.command())
+    pub(crate) fn start(&self) -> GatewayProcess {
+        GatewayProcess::spawn(self.command())
     }
 }
 
 /// The process.
-pub(crate) struct Gateway {
+pub(crate) struct GatewayProcess {
     child: Child,
     out: Lines<BufReader<ChildStdout>>,
     err: Lines<BufReader<ChildStderr>>,
 }
 
-impl Gateway {
+impl GatewayProcess {
     pub(crate) fn spawn(mut command: Command) -> Self {
         let mut child = command.spawn().unwrap();
         let out = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -119,7 +119,7 @@ impl Gateway {
     }
 
     /// The next line of stdout.
-    pub(crate) async fn line(&mut self) -> String {
+    pub(crate) async fn next_line(&mut self) -> String {
         within_timeout("a line", self.out.next_line()).await.unwrap().expect("it goes on")
     }
 
@@ -128,7 +128,7 @@ impl Gateway {
     }
 
     /// Reads the log up to a line with this in it.
-    pub(crate) async fn logged(&mut self, what: &str) -> String {
+    pub(crate) async fn wait_for_log(&mut self, what: &str) -> String {
         let mut seen = Vec::new();
         while let Some(line) = within_timeout(what, self.err.next_line()).await.unwrap() {
             if line.contains(what) {
@@ -167,18 +167,18 @@ impl Gateway {
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
-    pub(crate) async fn ended(&mut self) -> ExitStatus {
+    pub(crate) async fn wait_for_exit(&mut self) -> ExitStatus {
         within_timeout("the end of the process", self.child.wait()).await.unwrap()
     }
 }
 
 /// A client's connection.
-pub(crate) enum Client {
+pub(crate) enum TestClient {
     H1(http1::SendRequest<Empty<Bytes>>),
     H2(http2::SendRequest<Empty<Bytes>>),
 }
 
-impl Client {
+impl TestClient {
     pub(crate) async fn connect(address: SocketAddr) -> Self {
         Self::h1(TcpStream::connect(address).await.unwrap()).await
     }
@@ -196,7 +196,7 @@ impl Client {
         Self::H2(sender)
     }
 
-    pub(crate) async fn ask(&mut self, request: Request<Empty<Bytes>>) -> hyper::Result<Response<Bytes>> {
+    pub(crate) async fn send(&mut self, request: Request<Empty<Bytes>>) -> hyper::Result<Response<Bytes>> {
         let answer = async {
             let answer = match self {
                 Self::H1(sender) => sender.send_request(request).await?,
@@ -209,11 +209,11 @@ impl Client {
     }
 
     pub(crate) async fn get(&mut self, target: &str, fields: &[(&str, &str)]) -> Response<Bytes> {
-        self.ask(get(target, fields)).await.unwrap()
+        self.send(get(target, fields)).await.unwrap()
     }
 
     /// When the other side has closed the connection, or is about to and takes no more requests.
-    pub(crate) async fn closed(&mut self) {
+    pub(crate) async fn wait_until_closed(&mut self) {
         let closed = async {
             match self {
                 Self::H1(sender) => {
@@ -245,7 +245,7 @@ pub(crate) fn get(target: &str, fields: &[(&str, &str)]) -> Request<Empty<Bytes>
 }
 
 /// The target of a wait for this clip.
-pub(crate) fn clip(id: &str) -> String {
+pub(crate) fn completed_target(id: &str) -> String {
     format!("/v2/generate/audio/suno-ai/clip?clip_id={id}&status=completed")
 }
 

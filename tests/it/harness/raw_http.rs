@@ -8,7 +8,7 @@ use http_body_util::Full;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::harness::gateway::{Answer, TestGateway, within};
+use crate::harness::gateway::{Answer, TestGateway, within_secs};
 
 /// The path that tells one clip's state, and takes orders for new ones.
 pub(crate) const CLIP: &str = "/v2/generate/audio/suno-ai/clip";
@@ -37,7 +37,7 @@ pub(crate) fn request(
 }
 
 /// Sends bytes as they are and reads all that comes back until the connection ends.
-pub(crate) async fn raw(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+pub(crate) async fn send_raw(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let (mut read, mut write) = TcpStream::connect(address).await.unwrap().into_split();
     let bytes = bytes.to_vec();
     // Beside the reading, and without a word if it fails: a refusal may come before all is sent.
@@ -46,7 +46,7 @@ pub(crate) async fn raw(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
         write
     });
     let mut back = Vec::new();
-    let _ = within(10, read.read_to_end(&mut back)).await;
+    let _ = within_secs(10, read.read_to_end(&mut back)).await;
     drop(writing.await);
     back
 }
@@ -55,14 +55,14 @@ pub(crate) async fn raw(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
 pub(crate) async fn read_until(stream: &mut TcpStream, mut is_enough: impl FnMut(&[u8]) -> bool) -> Vec<u8> {
     let mut back = Vec::new();
     while !is_enough(&back) {
-        let count = within(10, stream.read_buf(&mut back)).await.unwrap();
+        let count = within_secs(10, stream.read_buf(&mut back)).await.unwrap();
         assert!(count > 0, "the connection ended after {:?}", String::from_utf8_lossy(&back));
     }
     back
 }
 
 /// One HTTP/1 answer with a `Content-Length`, and what comes after it.
-pub(crate) fn parse(bytes: &[u8]) -> Option<(Answer, &[u8])> {
+pub(crate) fn parse_response(bytes: &[u8]) -> Option<(Answer, &[u8])> {
     let at = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
     let head = std::str::from_utf8(&bytes[..at]).unwrap();
     let mut lines = head.split("\r\n");
@@ -79,7 +79,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<(Answer, &[u8])> {
 }
 
 /// Holds an answer of the gateway's own to section 6 of the contract, and gives its message.
-pub(crate) fn assert_refusal(answer: &Answer, status: u16, reason: &str) -> String {
+pub(crate) fn assert_gateway_error(answer: &Answer, status: u16, reason: &str) -> String {
     let shown = format!("{answer:?}");
     assert_eq!(answer.status, status, "{shown}");
     assert_eq!(field(answer, "cache-status"), format!("clipgate; detail={reason}"), "{shown}");
@@ -97,6 +97,6 @@ pub(crate) fn assert_refusal(answer: &Answer, status: u16, reason: &str) -> Stri
 }
 
 /// How many requests the upstream has seen.
-pub(crate) fn calls(stage: &TestGateway) -> usize {
+pub(crate) fn upstream_request_count(stage: &TestGateway) -> usize {
     stage.sim.requests().len()
 }

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::harness::gateway::within;
+use crate::harness::gateway::within_secs;
 
 /// Takes any number of connections and answers the first request on each in the same way, be it what it may.
 pub(crate) struct RawUpstream {
@@ -36,7 +36,7 @@ const GOOD: &str = "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{\"id\":\"kept\"
 
 /// What comes after an answer's head.
 #[derive(Clone)]
-pub(crate) enum Then {
+pub(crate) enum AfterHead {
     /// Nothing, and the connection stays.
     Silence,
     /// These bytes, and the connection ends.
@@ -47,7 +47,7 @@ pub(crate) enum Then {
 
 impl RawUpstream {
     /// `head` is written as it is; nothing at all is no answer.
-    pub(crate) async fn start(head: &str, then: Then) -> Self {
+    pub(crate) async fn start(head: &str, then: AfterHead) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         let counts = Arc::new(Counts::default());
@@ -68,22 +68,22 @@ impl RawUpstream {
     }
 
     /// How many requests for anything but the clip `kept` have come.
-    pub(crate) fn asked(&self) -> u64 {
+    pub(crate) fn request_count(&self) -> u64 {
         self.counts.asked.load(Ordering::Relaxed)
     }
 
     /// How many bytes of bodies were taken from it.
-    pub(crate) fn sent(&self) -> u64 {
+    pub(crate) fn body_bytes_sent(&self) -> u64 {
         self.counts.sent.load(Ordering::Relaxed)
     }
 
     /// Comes back when this holds of the connections that have ended.
-    pub(crate) async fn until_gone(&self, count: u64) {
+    pub(crate) async fn wait_until_closed(&self, count: u64) {
         self.until(|counts| counts.gone.load(Ordering::Relaxed) == count).await;
     }
 
     /// Comes back when so many requests have come.
-    pub(crate) async fn until_asked(&self, count: u64) {
+    pub(crate) async fn wait_until_requests(&self, count: u64) {
         self.until(|counts| counts.asked.load(Ordering::Relaxed) == count).await;
     }
 
@@ -93,12 +93,12 @@ impl RawUpstream {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        within(30, came).await;
+        within_secs(30, came).await;
     }
 }
 
 impl Counts {
-    async fn serve(&self, mut socket: TcpStream, head: &str, then: Then) -> std::io::Result<()> {
+    async fn serve(&self, mut socket: TcpStream, head: &str, then: AfterHead) -> std::io::Result<()> {
         let mut seen = Vec::new();
         while !seen.windows(4).any(|four| four == b"\r\n\r\n") {
             if socket.read_buf(&mut seen).await? == 0 {
@@ -113,9 +113,9 @@ impl Counts {
         let answering = async {
             write.write_all(head.as_bytes()).await?;
             match then {
-                Then::Silence => std::future::pending().await,
-                Then::Bytes(bytes) => write.write_all(&bytes).await,
-                Then::Endless(piece) => loop {
+                AfterHead::Silence => std::future::pending().await,
+                AfterHead::Bytes(bytes) => write.write_all(&bytes).await,
+                AfterHead::Endless(piece) => loop {
                     write.write_all(&piece).await?;
                     self.sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
                 },

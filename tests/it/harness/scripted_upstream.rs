@@ -6,24 +6,24 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::harness::gateway::within;
+use crate::harness::gateway::within_secs;
 
 /// It ends with the handle.
-pub(crate) struct Scripted {
+pub(crate) struct ScriptedUpstream {
     /// Its `upstream.base_url`.
     pub(crate) url: Uri,
-    asked: mpsc::UnboundedReceiver<String>,
+    next_request: mpsc::UnboundedReceiver<String>,
     _task: AbortOnDropHandle<()>,
 }
 
-impl Scripted {
+impl ScriptedUpstream {
     /// An upstream that takes a request's head for the whole of it.
     pub(crate) async fn answering(answer: &'static str) -> Self {
-        Self::after("\r\n\r\n", answer).await
+        Self::answering_after("\r\n\r\n", answer).await
     }
 
     /// An upstream that answers once what it was asked ends with these bytes.
-    pub(crate) async fn after(end: &'static str, answer: &'static str) -> Self {
+    pub(crate) async fn answering_after(end: &'static str, answer: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         let (tell, asked) = mpsc::unbounded_channel();
@@ -32,12 +32,12 @@ impl Scripted {
                 tokio::spawn(serve(socket, end, answer, tell.clone()));
             }
         });
-        Self { url, asked, _task: AbortOnDropHandle::new(task) }
+        Self { url, next_request: asked, _task: AbortOnDropHandle::new(task) }
     }
 
     /// The next request.
     pub(crate) async fn asked(&mut self) -> String {
-        within(30, self.asked.recv()).await.unwrap()
+        within_secs(30, self.next_request.recv()).await.unwrap()
     }
 }
 

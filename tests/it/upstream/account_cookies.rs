@@ -1,14 +1,14 @@
 //! The cookies of an upstream account that is not the client's own stay between the gateway and the upstream.
 
-use clipgate::sim::Options;
+use clipgate::sim::SimOptions;
 use clipgate::testing::config::{Auth, Config};
 use clipgate::testing::secret::Secret;
 use http::Uri;
 
 use crate::clients::team;
-use crate::harness::gateway::{TestGateway, single};
-use crate::harness::raw_http::raw;
-use crate::harness::scripted_upstream::Scripted;
+use crate::harness::gateway::{TestGateway, clip_target};
+use crate::harness::raw_http::send_raw;
+use crate::harness::scripted_upstream::ScriptedUpstream;
 
 const LENT: [bool; 3] = [false, true, true];
 
@@ -19,7 +19,7 @@ fn modes() -> [Auth; 3] {
 
 async fn stage(auth: Auth, upstream: &Uri) -> TestGateway {
     let url = upstream.clone();
-    let configure = |config: &mut Config, _: &mut Options| {
+    let configure = |config: &mut Config, _: &mut SimOptions| {
         config.auth = auth;
         config.upstream.api_key = Some(Secret::new("sk-account"));
         config.upstream.base_url = url;
@@ -37,9 +37,9 @@ fn head(line: &str, fields: &str) -> String {
 async fn exchange(request: &str, answer: &'static str) -> Vec<(String, String)> {
     let mut seen = Vec::new();
     for auth in modes() {
-        let mut upstream = Scripted::answering(answer).await;
+        let mut upstream = ScriptedUpstream::answering(answer).await;
         let stage = stage(auth, &upstream.url).await;
-        let back = raw(stage.address, request.as_bytes()).await;
+        let back = send_raw(stage.address, request.as_bytes()).await;
         seen.push((upstream.asked().await, String::from_utf8(back).unwrap()));
     }
     seen
@@ -68,7 +68,7 @@ async fn a_passed_through_answer_brings_the_accounts_cookies_only_to_their_owner
 async fn a_wait_is_not_told_the_accounts_cookies_though_its_poll_was_its_own() {
     let answer = "HTTP/1.1 200 OK\r\nset-cookie: a=account-session\r\nx-mark: here\r\n\
         content-type: application/json\r\ncontent-length: 32\r\n\r\n{\"id\":\"a\",\"status\":\"completed\"}\n";
-    let request = head(&format!("GET {}", single("a", "completed")), "connection: close\r\n");
+    let request = head(&format!("GET {}", clip_target("a", "completed")), "connection: close\r\n");
     assert_kept_apart(exchange(&request, answer).await, "x-mark: here");
     let error = "HTTP/1.1 404 Not Found\r\nset-cookie: a=account-session\r\nx-mark: here\r\n\
         content-length: 2\r\n\r\n{}";
@@ -80,7 +80,7 @@ async fn an_upgrade_brings_no_cookie_of_the_account() {
     let answer = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\
         set-cookie: a=account-session\r\nx-mark: here\r\n\r\n";
     for (auth, is_lent) in modes().into_iter().zip(LENT) {
-        let upstream = Scripted::answering(answer).await;
+        let upstream = ScriptedUpstream::answering(answer).await;
         let stage = stage(auth, &upstream.url).await;
         let mut stream = tokio::net::TcpStream::connect(stage.address).await.unwrap();
         let request = head("GET /x", "connection: upgrade\r\nupgrade: echo\r\n");

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clipgate::sim::{ErrorBody, Fault, FaultTarget, Observation, Options};
+use clipgate::sim::{ErrorBody, Fault, FaultTarget, Observation, SimOptions};
 use clipgate::testing::config::Config;
 use http::StatusCode;
 use serde_json::Value;
@@ -18,9 +18,11 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::harness::admin_client::Operator;
-use crate::harness::gateway::{Answer, TestGateway, all, multi, put_all, set_hold, single, within};
-use crate::harness::process::{Client, Gateway, TestEnv, clip, within_timeout};
+use crate::harness::admin_client::AdminClient;
+use crate::harness::gateway::{
+    Answer, TestGateway, clip_target, clips_target, join_all, set_hold, set_status_of_all, within_secs,
+};
+use crate::harness::process::{GatewayProcess, TestClient, TestEnv, completed_target, within_timeout};
 use crate::harness::raw_http::field;
 
 pub(crate) const MINUTE: Duration = Duration::from_secs(60);
@@ -29,14 +31,14 @@ const HOUR: Duration = Duration::from_secs(3600);
 const OTHER: &[(&str, &str)] = &[("authorization", "Bearer other")];
 
 /// A stage whose upstream holds polls for a minute and has answered once.
-pub(crate) async fn proven(configure: impl FnOnce(&mut Config, &mut Options)) -> TestGateway {
+pub(crate) async fn proven(configure: impl FnOnce(&mut Config, &mut SimOptions)) -> TestGateway {
     let stage = TestGateway::with(|config, options| {
         set_hold(MINUTE, config, options);
         configure(config, options);
     })
     .await;
     stage.sim.set_status("kept", "completed");
-    assert_eq!(stage.get(&single("kept", "completed"), &[]).await.status, StatusCode::OK);
+    assert_eq!(stage.get(&clip_target("kept", "completed"), &[]).await.status, StatusCode::OK);
     stage
 }
 
@@ -46,13 +48,13 @@ fn names(count: usize) -> Vec<String> {
 
 /// One wait on each of these jobs.
 fn wait_for(stage: &TestGateway, ids: &[&str]) -> Vec<AbortOnDropHandle<Answer>> {
-    ids.iter().map(|id| stage.spawn_get(&single(id, "completed"), &[])).collect()
+    ids.iter().map(|id| stage.spawn_get(&clip_target(id, "completed"), &[])).collect()
 }
 
 /// Completes the jobs; each wait is told so.
 async fn are_told(stage: &TestGateway, ids: &[&str], waits: Vec<AbortOnDropHandle<Answer>>) {
-    put_all(stage, ids, "completed");
-    for (id, answer) in ids.iter().zip(all(waits).await) {
+    set_status_of_all(stage, ids, "completed");
+    for (id, answer) in ids.iter().zip(join_all(waits).await) {
         assert_eq!(answer.status, StatusCode::OK, "{id}: {answer:?}");
         assert_eq!(answer.body, stage.sim.body(id, "completed"), "{id}");
     }
@@ -63,15 +65,15 @@ async fn a_reset_of_all_connections_is_survived(count: usize) {
     let stage = proven(|config, _| config.upstream.breaker_cooldown = HOUR).await;
     let ids = names(count);
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-    put_all(&stage, &ids, "submitted");
+    set_status_of_all(&stage, &ids, "submitted");
     stage.sim.set_status("new", "completed");
     let waits = wait_for(&stage, &ids);
-    stage.until(|seen| seen.open == count).await;
+    stage.wait_until(|seen| seen.open == count).await;
     stage.sim.reset_connections();
-    let newcomer = stage.get(&single("new", "completed"), &[]).await;
+    let newcomer = stage.get(&clip_target("new", "completed"), &[]).await;
     assert_eq!(newcomer.body, stage.sim.body("new", "completed"));
-    stage.until(|seen| seen.open == count).await;
-    assert_eq!(stage.asked_until("completed"), 2 + 2 * count, "each poll is repeated once");
+    stage.wait_until(|seen| seen.open == count).await;
+    assert_eq!(stage.upstream_requests_for_status("completed"), 2 + 2 * count, "each poll is repeated once");
     are_told(&stage, &ids, waits).await;
 }
 
@@ -90,7 +92,7 @@ async fn twenty_held_polls_that_are_reset_at_one_moment_are_all_repeated() {
 /// Row 1.2: on one HTTP/2 connection over TLS.
 #[tokio::test]
 async fn twenty_polls_on_one_connection_that_is_lost_are_all_repeated() {
-    let ground = TestEnv::before(Options { hold: MINUTE, ..Options::default() }).await;
+    let ground = TestEnv::with_options(SimOptions { hold: MINUTE, ..SimOptions::default() }).await;
     let edge = Edge::before(&ground).await;
     ground.configure("");
     let text = std::fs::read_to_string(ground.path("config.toml")).unwrap();
@@ -99,13 +101,13 @@ async fn twenty_polls_on_one_connection_that_is_lost_are_all_repeated() {
     std::fs::write(ground.path("config.toml"), text).unwrap();
     let mut command = ground.command();
     command.env("SSL_CERT_FILE", ground.path("edge.pem"));
-    let mut gateway = Gateway::spawn(command);
+    let mut gateway = GatewayProcess::spawn(command);
     let address = gateway.address().await;
     let get = |id: &str| {
-        let target = clip(id);
-        AbortOnDropHandle::new(tokio::spawn(
-            async move { Client::connect(address).await.get(&target, &[]).await },
-        ))
+        let target = completed_target(id);
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            TestClient::connect(address).await.get(&target, &[]).await
+        }))
     };
 
     ground.sim.set_status("kept", "completed");
@@ -114,7 +116,7 @@ async fn twenty_polls_on_one_connection_that_is_lost_are_all_repeated() {
     ids.iter().for_each(|id| ground.sim.set_status(id, "submitted"));
     let waits: Vec<_> = ids.iter().map(|id| get(id)).collect();
     within_timeout("twenty polls", ground.sim.wait_until(|seen| seen.open == 20)).await;
-    assert_eq!(ground.sim.observed().connections, 1);
+    assert_eq!(ground.sim.observe().connections, 1);
 
     ground.sim.reset_connections();
     within_timeout(
@@ -177,16 +179,16 @@ async fn an_absence_is_survived(away: Duration, count: usize) {
     let mut stage = proven(|_, _| {}).await;
     let ids = names(count);
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-    put_all(&stage, &ids, "submitted");
+    set_status_of_all(&stage, &ids, "submitted");
     stage.sim.set_status("new", "completed");
     let waits = wait_for(&stage, &ids);
-    stage.until(|seen| seen.open == count).await;
-    stage.lower_upstream().await;
+    stage.wait_until(|seen| seen.open == count).await;
+    stage.stop_upstream().await;
     tokio::time::sleep(away).await; // so long it is away
-    stage.raise_upstream();
-    let newcomer = stage.get(&single("new", "completed"), &[]).await;
+    stage.start_upstream();
+    let newcomer = stage.get(&clip_target("new", "completed"), &[]).await;
     assert_eq!(newcomer.body, stage.sim.body("new", "completed"));
-    stage.until(|seen| seen.open == count).await;
+    stage.wait_until(|seen| seen.open == count).await;
     are_told(&stage, &ids, waits).await;
 }
 
@@ -218,12 +220,12 @@ async fn one_wait_alone_is_held_while_the_upstream_is_away_for_five_seconds() {
 #[tokio::test]
 async fn a_wait_that_comes_while_the_upstream_is_away_is_held_as_well() {
     let mut stage = proven(|_, _| {}).await;
-    stage.lower_upstream().await;
+    stage.stop_upstream().await;
     stage.sim.set_status("a", "completed");
-    let wait = stage.spawn_get(&single("a", "completed"), &[]);
-    stage.until_parked(1).await;
+    let wait = stage.spawn_get(&clip_target("a", "completed"), &[]);
+    stage.wait_until_parked(1).await;
     tokio::time::sleep(Duration::from_secs(2)).await; // so long it is away
-    stage.raise_upstream();
+    stage.start_upstream();
     assert_eq!(wait.await.unwrap().body, stage.sim.body("a", "completed"));
 }
 
@@ -235,22 +237,22 @@ async fn a_newcomer_is_asked_for_at_once_though_the_breaker_is_open_and_frees_al
         config.upstream.breaker_cooldown = HOUR;
     })
     .await;
-    let operator = Operator::of(&mut stage).await;
-    put_all(&stage, &["a", "b"], "submitted");
+    let operator = AdminClient::open(&mut stage).await;
+    set_status_of_all(&stage, &["a", "b"], "submitted");
     let waits = wait_for(&stage, &["a", "b"]);
-    stage.until(|seen| seen.open == 2).await;
-    stage.lower_upstream().await;
+    stage.wait_until(|seen| seen.open == 2).await;
+    stage.stop_upstream().await;
     until_retries_are_held_back(&operator).await;
-    stage.raise_upstream();
+    stage.start_upstream();
     stage.sim.set_status("new", "completed");
-    let newcomer = stage.get(&single("new", "completed"), OTHER).await;
+    let newcomer = stage.get(&clip_target("new", "completed"), OTHER).await;
     assert_eq!(newcomer.body, stage.sim.body("new", "completed"));
-    stage.until(|seen| seen.open == 2).await;
+    stage.wait_until(|seen| seen.open == 2).await;
     are_told(&stage, &["a", "b"], waits).await;
 }
 
-async fn until_retries_are_held_back(operator: &Operator) {
-    within(30, async { while operator.state().await["upstream"]["breaker_open"] != true {} }).await;
+async fn until_retries_are_held_back(operator: &AdminClient) {
+    within_secs(30, async { while operator.state().await["upstream"]["breaker_open"] != true {} }).await;
 }
 
 /// Row 1.4.
@@ -266,7 +268,7 @@ async fn a_job_that_always_fails_harms_no_other_key() {
     good.iter().for_each(|id| stage.sim.set_status(id, "completed"));
     stage.sim.set_status("bad", "submitted");
     stage.sim.fault(FaultTarget::Clip("bad".to_owned()), Fault::status(500), u32::MAX);
-    let bad = single("bad", "completed");
+    let bad = clip_target("bad", "completed");
     let told = RefCell::new(Vec::new());
     let again = async {
         loop {
@@ -278,8 +280,8 @@ async fn a_job_that_always_fails_harms_no_other_key() {
         for (n, id) in good.iter().enumerate() {
             // Before each of them the bad job fails twice.
             let failed = |seen: &Observation| seen.requests.iter().filter(|seen| *seen.target == bad).count();
-            stage.until(|seen| failed(seen) > 2 * n + 2).await;
-            let answer = stage.get(&single(id, "completed"), OTHER).await;
+            stage.wait_until(|seen| failed(seen) > 2 * n + 2).await;
+            let answer = stage.get(&clip_target(id, "completed"), OTHER).await;
             assert_eq!(answer.body, stage.sim.body(id, "completed"), "{id}: {answer:?}");
         }
     };
@@ -304,13 +306,13 @@ async fn a_stop_while_the_upstream_fails_tells_a_wait_the_state_that_was_seen() 
     let is_told = async |fault: Fault| {
         let stage = proven(|config, _| config.server.drain_timeout = Duration::from_secs(4)).await;
         stage.sim.set_status("a", "queued");
-        let wait = stage.spawn_get(&single("a", "completed"), &[]);
-        stage.until(|seen| seen.open == 1).await;
-        let seen = stage.get(&single("a", ""), &[]).await;
+        let wait = stage.spawn_get(&clip_target("a", "completed"), &[]);
+        stage.wait_until(|seen| seen.open == 1).await;
+        let seen = stage.get(&clip_target("a", ""), &[]).await;
         assert_eq!(seen.body, stage.sim.body("a", "queued"));
         stage.sim.fault(FaultTarget::Polls, fault.clone(), u32::MAX);
         stage.sim.reset_connections();
-        stage.until(|seen| seen.requests.len() > 3).await;
+        stage.wait_until(|seen| seen.requests.len() > 3).await;
         stage.stop();
         let answer = wait.await.unwrap();
         assert_eq!(answer.status, StatusCode::OK, "{fault:?}: {answer:?}");
@@ -331,16 +333,16 @@ async fn an_edge_that_cuts_each_poll_after_a_while_is_asked_until_the_waits_own_
         body: ErrorBody::Html,
         after: held,
     };
-    stage.sim.fault(FaultTarget::Path(single("a", "completed")), cut, u32::MAX);
-    let answer = stage.get(&single("a", "completed"), &[("prefer", "wait=7")]).await;
+    stage.sim.fault(FaultTarget::Path(clip_target("a", "completed")), cut, u32::MAX);
+    let answer = stage.get(&clip_target("a", "completed"), &[("prefer", "wait=7")]).await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     assert_eq!(answer.body, stage.sim.body("a", "queued"));
     assert!(answer.took >= Duration::from_secs(7), "{:?}", answer.took);
     let polls =
-        stage.upstream_requests().iter().filter(|target| **target == single("a", "completed")).count();
+        stage.upstream_requests().iter().filter(|target| **target == clip_target("a", "completed")).count();
     let most = answer.took.as_millis() / held.as_millis() + 1;
     assert!(polls > 2 && polls as u128 <= most, "{polls} polls, at most {most} are right");
-    assert_eq!(stage.asked_until("submitted"), 1);
+    assert_eq!(stage.upstream_requests_for_status("submitted"), 1);
 }
 
 /// Row 1.12.
@@ -351,16 +353,19 @@ async fn a_stop_looks_once_a_job_however_many_waits_share_it() {
         config.server.drain_timeout = Duration::from_secs(4);
     })
     .await;
-    put_all(&stage, &["a", "b"], "queued");
+    set_status_of_all(&stage, &["a", "b"], "queued");
     let ids: Vec<&str> = ["a", "b"].repeat(6);
     let waits = wait_for(&stage, &ids);
-    stage.until_parked(12).await;
-    stage.until(|seen| seen.open == 2).await;
+    stage.wait_until_parked(12).await;
+    stage.wait_until(|seen| seen.open == 2).await;
     stage.stop();
-    for (id, answer) in ids.iter().zip(all(waits).await) {
+    for (id, answer) in ids.iter().zip(join_all(waits).await) {
         assert_eq!(answer.body, stage.sim.body(id, "queued"));
     }
-    assert_eq!((stage.asked_until("completed"), stage.asked_until("submitted")), (2, 2));
+    assert_eq!(
+        (stage.upstream_requests_for_status("completed"), stage.upstream_requests_for_status("submitted")),
+        (2, 2)
+    );
 }
 
 /// What is left of the quota of calls, as the answer says.
@@ -380,17 +385,17 @@ async fn held_back(calls: u32) -> (TestGateway, AbortOnDropHandle<Answer>, Strin
         config.limits.calls_burst = calls;
     })
     .await;
-    let operator = Operator::of(&mut stage).await;
+    let operator = AdminClient::open(&mut stage).await;
     let ids = names(60);
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-    put_all(&stage, &ids, "completed");
+    set_status_of_all(&stage, &ids, "completed");
     stage.sim.fault(FaultTarget::Polls, Fault::reset(), 60);
-    let target = multi(&ids, "completed");
+    let target = clips_target(&ids, "completed");
     let first = stage.spawn_get(&target, &[]);
-    stage.until(|seen| seen.requests.len() >= 61).await;
+    stage.wait_until(|seen| seen.requests.len() >= 61).await;
     until_retries_are_held_back(&operator).await;
     let is_over = async { while operator.state().await["polls"]["open"] != 0 {} };
-    within(30, is_over).await;
+    within_secs(30, is_over).await;
     (stage, first, target)
 }
 
@@ -412,12 +417,12 @@ async fn a_new_wait_has_the_polls_tried_at_once_that_back_off_and_pays_for_them(
 async fn a_new_wait_without_quota_waits_for_the_retry_and_is_told() {
     let (stage, first, target) = held_back(60).await;
     let second = stage.spawn_get(&target, &[]);
-    stage.until_parked(2).await;
+    stage.wait_until_parked(2).await;
     assert_eq!(stage.upstream_requests().len(), 1 + 60, "the quota is used up");
     stage.sim.set_status("new", "completed");
-    let newcomer = stage.get(&single("new", "completed"), OTHER).await;
+    let newcomer = stage.get(&clip_target("new", "completed"), OTHER).await;
     assert_eq!(newcomer.status, StatusCode::OK, "{newcomer:?}");
-    for answer in all(vec![first, second]).await {
+    for answer in join_all(vec![first, second]).await {
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     }
     assert_eq!(stage.upstream_requests().len(), 1 + 60 + 1 + 60);
@@ -434,8 +439,8 @@ async fn a_wait_that_opens_many_polls_costs_as_many_calls() {
     .await;
     let ids = names(1000);
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-    put_all(&stage, &ids, "completed");
-    let answer = stage.get(&multi(&ids, "completed"), &[]).await;
+    set_status_of_all(&stage, &ids, "completed");
+    let answer = stage.get(&clips_target(&ids, "completed"), &[]).await;
     assert_eq!(answer.status, StatusCode::OK, "{:?}", answer.headers);
     assert_eq!(stage.upstream_requests().len(), 1 + 167);
     let left = calls_left(&answer);
@@ -453,7 +458,7 @@ async fn a_wrong_address_is_a_502_after_as_many_attempts_as_upstream_retries_all
     .await;
     stage.sim.set_status("a", "completed");
     stage.sim.fault(FaultTarget::Polls, Fault::reset(), u32::MAX);
-    let answer = stage.get(&single("a", "completed"), &[]).await;
+    let answer = stage.get(&clip_target("a", "completed"), &[]).await;
     assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
     assert_eq!(answer.field("cache-status"), "clipgate; detail=unreachable");
     assert_eq!(stage.upstream_requests().len(), 3);

@@ -4,13 +4,15 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use bytes::Bytes;
-use clipgate::sim::{End, Fault, FaultTarget};
+use clipgate::sim::{Fault, FaultTarget, RequestEnd};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use crate::harness::gateway::{Answer, TestGateway, single, within};
-use crate::harness::raw_http::{CLIP, assert_refusal, calls, field, raw, read_until, request};
+use crate::harness::gateway::{Answer, TestGateway, clip_target, within_secs};
+use crate::harness::raw_http::{
+    CLIP, assert_gateway_error, field, read_until, request, send_raw, upstream_request_count,
+};
 
 const KEY: (&str, &str) = ("authorization", "Bearer demo");
 
@@ -24,7 +26,7 @@ async fn each_order_goes_through_and_makes_clips_of_its_own() {
     let mut ids = Vec::new();
     for asked in 1..=2 {
         let answer = stage.send(request("POST", CLIP, &[KEY], "{\"prompt\":\"x\"}")).await;
-        assert_eq!((answer.status.as_u16(), calls(&stage)), (201, asked));
+        assert_eq!((answer.status.as_u16(), upstream_request_count(&stage)), (201, asked));
         ids.extend(body(&answer)["clip_ids"].as_array().unwrap().clone());
     }
     ids.sort_by_key(Value::to_string);
@@ -41,14 +43,14 @@ async fn lyrics_are_read_once_and_never_again() {
     let first = stage.get(lyric, &[]).await;
     assert_eq!((first.status.as_u16(), field(&first, "cache-status")), (200, "clipgate; fwd=bypass"));
     assert_eq!(stage.get(lyric, &[]).await.status, 404, "the upstream's word, nothing kept");
-    assert_eq!(calls(&stage), 2);
+    assert_eq!(upstream_request_count(&stage), 2);
 }
 
 #[tokio::test]
 async fn a_wait_that_is_not_understood_is_the_upstreams_to_judge() {
     let stage = TestGateway::new().await;
     stage.sim.set_status("a", "completed");
-    stage.get(&single("a", "completed"), &[]).await;
+    stage.get(&clip_target("a", "completed"), &[]).await;
     let rows = [
         (format!("{CLIP}?clip_id=a&status=completed&quality=high"), 200),
         (format!("{CLIP}?clip_id=a&status=done"), 400),
@@ -60,7 +62,7 @@ async fn a_wait_that_is_not_understood_is_the_upstreams_to_judge() {
     ];
     for (target, status) in &rows {
         for _ in 0..2 {
-            let before = calls(&stage);
+            let before = upstream_request_count(&stage);
             let answer = stage.get(target, &[]).await;
             assert_eq!(answer.status, *status, "{target}");
             assert_eq!(field(&answer, "cache-status"), "clipgate; fwd=bypass");
@@ -69,8 +71,8 @@ async fn a_wait_that_is_not_understood_is_the_upstreams_to_judge() {
         }
     }
     for method in ["HEAD", "OPTIONS", "DELETE", "PUT"] {
-        let before = calls(&stage);
-        let answer = stage.send(request(method, &single("a", "completed"), &[KEY], "")).await;
+        let before = upstream_request_count(&stage);
+        let answer = stage.send(request(method, &clip_target("a", "completed"), &[KEY], "")).await;
         assert_eq!(field(&answer, "cache-status"), "clipgate; fwd=method", "{method}");
         let seen = stage.sim.requests();
         assert_eq!((seen.len(), seen[before].method.as_str()), (before + 1, method));
@@ -108,7 +110,7 @@ async fn method_target_fields_and_body_arrive_as_they_were_sent() {
         assert_ne!(one("host"), json!(stage.address.to_string()), "the upstream's own name");
         assert_eq!(echo["has_key"], true);
     }
-    assert_eq!(calls(&stage), 4);
+    assert_eq!(upstream_request_count(&stage), 4);
 }
 
 #[tokio::test]
@@ -133,20 +135,20 @@ async fn a_request_that_breaks_is_never_sent_again() {
         // Over a connection that was used before, too: there a client is tempted most.
         for _ in 0..2 {
             stage.get("/sim/echo", &[]).await;
-            let before = calls(&stage);
+            let before = upstream_request_count(&stage);
             stage.sim.fault(FaultTarget::Path("/v".to_owned()), fault.clone(), 1);
             let body = if method == "GET" { "" } else { "{}" };
             let answer = stage.send(request(method, target, &[KEY], body)).await;
-            assert_refusal(&answer, 502, "upstream-reset");
-            assert_eq!(calls(&stage), before + 1, "{method} {target} {fault:?}");
+            assert_gateway_error(&answer, 502, "upstream-reset");
+            assert_eq!(upstream_request_count(&stage), before + 1, "{method} {target} {fault:?}");
         }
     }
     for status in [429, 503] {
-        let before = calls(&stage);
+        let before = upstream_request_count(&stage);
         stage.sim.fault(FaultTarget::Any, Fault::retry_after(status, Duration::from_secs(1)), 1);
         let answer = stage.send(request("POST", CLIP, &[KEY], "{}")).await;
         assert_eq!((answer.status.as_u16(), field(&answer, "retry-after")), (status, "1"));
-        assert_eq!(calls(&stage), before + 1);
+        assert_eq!(upstream_request_count(&stage), before + 1);
     }
 }
 
@@ -161,22 +163,22 @@ async fn events_pass_as_they_come_and_a_client_that_hangs_up_ends_them() {
     let back = String::from_utf8(back).unwrap();
     assert!(back.contains("content-type: text/event-stream\r\n"), "{back}");
     assert!(back.contains("cache-status: clipgate; fwd=bypass\r\n"), "{back}");
-    assert_eq!(stage.sim.requests()[0].end, End::Open);
+    assert_eq!(stage.sim.requests()[0].end, RequestEnd::Open);
     drop(stream);
-    within(10, stage.sim.wait_until(|seen| seen.abandoned() == 1)).await;
+    within_secs(10, stage.sim.wait_until(|seen| seen.abandoned() == 1)).await;
 }
 
 #[tokio::test]
 async fn a_client_that_hangs_up_before_the_answer_ends_its_request() {
-    let stage = TestGateway::holding(Duration::from_secs(60)).await;
+    let stage = TestGateway::with_hold(Duration::from_secs(60)).await;
     stage.sim.set_status("a", "queued");
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
-    let target = format!("{}&unknown=1", single("a", "completed"));
+    let target = format!("{}&unknown=1", clip_target("a", "completed"));
     let head = format!("GET {target} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer demo\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
-    within(10, stage.sim.wait_until(|seen| seen.open == 1)).await;
+    within_secs(10, stage.sim.wait_until(|seen| seen.open == 1)).await;
     drop(stream);
-    within(30, stage.sim.wait_until(|seen| seen.abandoned() == 1)).await;
+    within_secs(30, stage.sim.wait_until(|seen| seen.abandoned() == 1)).await;
 }
 
 #[tokio::test]
@@ -192,7 +194,7 @@ async fn each_piece_of_an_upload_comes_back_before_the_next_is_sent() {
         stream.write_all(chunk.as_bytes()).await.unwrap();
         read_until(&mut stream, |back| back == chunk.as_bytes()).await;
     }
-    assert_eq!(stage.sim.requests()[0].end, End::Open);
+    assert_eq!(stage.sim.requests()[0].end, RequestEnd::Open);
     stream.write_all(b"0\r\n\r\n").await.unwrap();
     read_until(&mut stream, |back| back == b"0\r\n\r\n").await;
 }
@@ -217,7 +219,7 @@ async fn an_upgraded_connection_is_a_tunnel_through_the_whole_server() {
         let mut back = vec![0; piece.len()];
         let (sent, came) = tokio::join!(
             write.write_all(piece),
-            within(10, tokio::io::AsyncReadExt::read_exact(&mut read, &mut back))
+            within_secs(10, tokio::io::AsyncReadExt::read_exact(&mut read, &mut back))
         );
         sent.unwrap();
         came.unwrap();
@@ -225,7 +227,7 @@ async fn an_upgraded_connection_is_a_tunnel_through_the_whole_server() {
     }
     stream.shutdown().await.unwrap();
     let mut rest = Vec::new();
-    within(10, tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest)).await.unwrap();
+    within_secs(10, tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest)).await.unwrap();
     assert!(rest.is_empty());
 }
 
@@ -261,7 +263,7 @@ async fn no_target_leads_to_another_host() {
         let head = format!(
             "{line} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer demo\r\nconnection: close\r\n\r\n"
         );
-        let back = raw(stage.address, head.as_bytes()).await;
+        let back = send_raw(stage.address, head.as_bytes()).await;
         let text = String::from_utf8_lossy(&back);
         assert!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{line}, host {host}: {text}");
         assert!(!text.contains(&format!("[\"host\",\"{evil}\"]")), "{text}");

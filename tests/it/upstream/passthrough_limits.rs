@@ -4,9 +4,9 @@ use clipgate::sim::{Fault, FaultTarget};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use crate::harness::admin_client::Operator;
-use crate::harness::gateway::{Answer, TestGateway, single, within};
-use crate::harness::raw_http::{assert_refusal, field, read_until};
+use crate::harness::admin_client::AdminClient;
+use crate::harness::gateway::{Answer, TestGateway, clip_target, within_secs};
+use crate::harness::raw_http::{assert_gateway_error, field, read_until};
 
 /// An answer that goes on until it is hung up.
 const ENDLESS: &str = "/sim/stream?n=2&every=1h";
@@ -35,14 +35,14 @@ async fn get(stage: &TestGateway, key: &str) -> Answer {
 
 /// Comes back when there is room again.
 async fn until_room(stage: &TestGateway, key: &str) {
-    within(30, async { while get(stage, key).await.status != 200 {} }).await;
+    within_secs(30, async { while get(stage, key).await.status != 200 {} }).await;
 }
 
 /// Has the upstream accept this key, which counts for itself from then on.
 async fn prove(stage: &TestGateway, key: &str) {
     stage.sim.set_status("proof", "completed");
     let fields = [("authorization", &*format!("Bearer {key}"))];
-    assert_eq!(stage.get(&single("proof", "completed"), &fields).await.status, 200);
+    assert_eq!(stage.get(&clip_target("proof", "completed"), &fields).await.status, 200);
 }
 
 #[tokio::test]
@@ -55,11 +55,11 @@ async fn a_key_with_its_share_of_passed_through_requests_gets_429_until_one_has_
     let _second = open(&stage, ENDLESS, "ann", "").await;
     for _ in 0..3 {
         let answer = get(&stage, "ann").await;
-        assert_refusal(&answer, 429, "too-many-passthrough-per-key");
+        assert_gateway_error(&answer, 429, "too-many-passthrough-per-key");
         assert_eq!(field(&answer, "retry-after"), "1");
     }
     assert_eq!(get(&stage, "bob").await.status, 200, "another key has a share of its own");
-    assert!(stage.get(&single("proof", "completed"), &[("authorization", "Bearer ann")]).await.hit());
+    assert!(stage.get(&clip_target("proof", "completed"), &[("authorization", "Bearer ann")]).await.is_hit());
     drop(first);
     until_room(&stage, "ann").await;
 }
@@ -68,22 +68,22 @@ async fn a_key_with_its_share_of_passed_through_requests_gets_429_until_one_has_
 async fn keys_that_nobody_has_proven_share_what_their_address_has() {
     let stage = stage(2, 100).await;
     let _open = [open(&stage, ENDLESS, "made", "").await, open(&stage, ENDLESS, "up", "").await];
-    assert_refusal(&get(&stage, "another").await, 429, "too-many-passthrough-per-key");
+    assert_gateway_error(&get(&stage, "another").await, 429, "too-many-passthrough-per-key");
 }
 
 #[tokio::test]
 async fn waits_that_are_not_understood_hold_no_more_requests_than_their_share() {
     let stage = stage(4, 100).await;
     stage.sim.set_status("a", "queued");
-    let target = format!("{}&x=1", single("a", "completed"));
+    let target = format!("{}&x=1", clip_target("a", "completed"));
     let held: Vec<_> = (0..4).map(|_| stage.spawn_get(&target, &[])).collect();
-    stage.until(|seen| seen.open == 4).await;
+    stage.wait_until(|seen| seen.open == 4).await;
     for _ in 0..36 {
-        assert_refusal(&stage.get(&target, &[]).await, 429, "too-many-passthrough-per-key");
+        assert_gateway_error(&stage.get(&target, &[]).await, 429, "too-many-passthrough-per-key");
     }
     assert_eq!(stage.upstream_requests().len(), 4);
     drop(held);
-    stage.until(|seen| seen.open == 0).await;
+    stage.wait_until(|seen| seen.open == 0).await;
 }
 
 #[tokio::test]
@@ -92,15 +92,15 @@ async fn all_keys_together_have_a_bound_and_the_operator_sees_it() {
     for key in ["ann", "bob", "cid"] {
         prove(&stage, key).await;
     }
-    let operator = Operator::of(&mut stage).await;
+    let operator = AdminClient::open(&mut stage).await;
     let mut open_now = Vec::new();
     for key in ["ann", "ann", "bob"] {
         open_now.push(open(&stage, ENDLESS, key, "").await);
     }
     let answer = get(&stage, "cid").await;
-    assert_refusal(&answer, 503, "too-many-passthrough");
+    assert_gateway_error(&answer, 503, "too-many-passthrough");
     assert_eq!(field(&answer, "retry-after"), "1");
-    assert_refusal(&get(&stage, "ann").await, 429, "too-many-passthrough-per-key");
+    assert_gateway_error(&get(&stage, "ann").await, 429, "too-many-passthrough-per-key");
     let page = operator.metrics().await;
     for (name, value) in [("clipgate_passthrough_requests", 3.0), ("clipgate_max_passthrough_requests", 3.0)]
     {
@@ -117,7 +117,7 @@ async fn all_keys_together_have_a_bound_and_the_operator_sees_it() {
 async fn a_tunnel_has_its_slot_until_it_ends() {
     let stage = stage(1, 100).await;
     let tunnel = open(&stage, "/sim/upgrade", "ann", "connection: upgrade\r\nupgrade: echo\r\n").await;
-    assert_refusal(&get(&stage, "ann").await, 429, "too-many-passthrough-per-key");
+    assert_gateway_error(&get(&stage, "ann").await, 429, "too-many-passthrough-per-key");
     drop(tunnel);
     until_room(&stage, "ann").await;
 }

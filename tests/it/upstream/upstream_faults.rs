@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use clipgate::sim::{End, ErrorBody, Fault, FaultTarget};
+use clipgate::sim::{ErrorBody, Fault, FaultTarget, RequestEnd};
 use http::StatusCode;
 use serde_json::Value;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::harness::gateway::{Answer, TestGateway, all, set_hold, single};
+use crate::harness::gateway::{Answer, TestGateway, clip_target, join_all, set_hold};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -32,8 +32,8 @@ async fn with_parked_waits_and_retry_for(
     .await;
     stage.sim.set_status("a", "submitted");
     stage.sim.fault(FaultTarget::Polls, fault, times);
-    let waits = (0..20).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
-    stage.until_parked(20).await;
+    let waits = (0..20).map(|_| stage.spawn_get(&clip_target("a", "completed"), &[])).collect();
+    stage.wait_until_parked(20).await;
     (stage, waits)
 }
 
@@ -45,7 +45,7 @@ fn status_in_the_middle(status: u16, body: ErrorBody) -> Fault {
 /// The fault comes once, and nobody but the upstream notices.
 async fn goes_unnoticed(fault: Fault) -> TestGateway {
     let (stage, waits) = with_parked_waits(fault, 1).await;
-    stage.until(|seen| seen.open == 1 && seen.requests.len() == 2).await;
+    stage.wait_until(|seen| seen.open == 1 && seen.requests.len() == 2).await;
     stage.sim.set_status("a", "completed");
     are_right(&stage, waits).await;
     stage
@@ -53,17 +53,17 @@ async fn goes_unnoticed(fault: Fault) -> TestGateway {
 
 async fn are_right(stage: &TestGateway, waits: Vec<AbortOnDropHandle<Answer>>) {
     let body = stage.sim.body("a", "completed");
-    let answers = all(waits).await;
+    let answers = join_all(waits).await;
     assert_eq!(answers.len(), 20);
     assert!(answers.iter().all(|answer| answer.status == StatusCode::OK && answer.body == body));
-    assert_eq!(answers.iter().filter(|answer| answer.opened()).count(), 1);
-    assert_eq!(stage.upstream_requests(), vec![single("a", "completed"); 2]);
+    assert_eq!(answers.iter().filter(|answer| answer.is_opener()).count(), 1);
+    assert_eq!(stage.upstream_requests(), vec![clip_target("a", "completed"); 2]);
 }
 
 #[tokio::test]
 async fn a_poll_that_is_reset_in_mid_wait_is_asked_once_more_for_all() {
     let stage = goes_unnoticed(Fault::reset_after(MIDDLE)).await;
-    assert_eq!(stage.sim.requests()[0].end, End::Broken);
+    assert_eq!(stage.sim.requests()[0].end, RequestEnd::Broken);
 }
 
 #[tokio::test]
@@ -89,10 +89,10 @@ async fn a_poll_whose_connection_is_closed_without_a_byte_is_asked_once_more_for
 #[tokio::test]
 async fn a_poll_whose_answer_is_cut_off_is_asked_once_more_for_all() {
     let (stage, waits) = with_parked_waits(Fault::Cut, 1).await;
-    stage.until(|seen| seen.open == 1).await;
+    stage.wait_until(|seen| seen.open == 1).await;
     stage.sim.set_status("a", "completed");
     are_right(&stage, waits).await;
-    assert_eq!(stage.sim.requests()[0].end, End::Broken);
+    assert_eq!(stage.sim.requests()[0].end, RequestEnd::Broken);
 }
 
 #[tokio::test]
@@ -125,17 +125,17 @@ async fn a_redirect_is_passed_on() {
 
 async fn is_final(status: u16) {
     let (stage, waits) = with_parked_waits(status_in_the_middle(status, ErrorBody::Json), 1).await;
-    let answers = all(waits).await;
+    let answers = join_all(waits).await;
     for answer in &answers {
         assert_eq!(answer.status, status);
         assert_eq!(answer.body, answers[0].body);
     }
     let error: Value = serde_json::from_slice(&answers[0].body).expect("the upstream wrote JSON");
     assert_eq!(error["statusCode"], status);
-    assert_eq!(stage.upstream_requests(), [single("a", "completed")]);
+    assert_eq!(stage.upstream_requests(), [clip_target("a", "completed")]);
     // Nothing of it stays.
     stage.sim.set_status("a", "completed");
-    let next = stage.get(&single("a", "completed"), &[]).await;
+    let next = stage.get(&clip_target("a", "completed"), &[]).await;
     assert_eq!(next.body, stage.sim.body("a", "completed"));
 }
 
@@ -148,15 +148,15 @@ async fn a_failure_is_none_of_those_who_came_after_its_try_began() {
     .await;
     stage.sim.set_status("a", "submitted");
     stage.sim.fault(FaultTarget::Polls, status_in_the_middle(500, ErrorBody::Json), 1);
-    let first = stage.spawn_get(&single("a", "completed"), &[]);
-    stage.until(|seen| seen.open == 1).await;
-    let later = stage.spawn_get(&single("a", "completed"), &[]);
-    stage.until_parked(2).await;
+    let first = stage.spawn_get(&clip_target("a", "completed"), &[]);
+    stage.wait_until(|seen| seen.open == 1).await;
+    let later = stage.spawn_get(&clip_target("a", "completed"), &[]);
+    stage.wait_until_parked(2).await;
     assert_eq!(first.await.unwrap().status, StatusCode::INTERNAL_SERVER_ERROR);
-    stage.until(|seen| seen.open == 1 && seen.requests.len() == 2).await;
+    stage.wait_until(|seen| seen.open == 1 && seen.requests.len() == 2).await;
     stage.sim.set_status("a", "completed");
     assert_eq!(later.await.unwrap().body, stage.sim.body("a", "completed"));
-    assert_eq!(stage.upstream_requests(), vec![single("a", "completed"); 2]);
+    assert_eq!(stage.upstream_requests(), vec![clip_target("a", "completed"); 2]);
 }
 
 #[tokio::test]
@@ -169,11 +169,11 @@ async fn a_poll_that_is_never_answered_does_not_keep_the_deadline_from_its_true_
     })
     .await;
     stage.sim.set_status("a", "queued");
-    stage.sim.fault(FaultTarget::Path(single("a", "completed")), Fault::Hang, 1);
-    let answer = stage.get(&single("a", "completed"), &[]).await;
+    stage.sim.fault(FaultTarget::Path(clip_target("a", "completed")), Fault::Hang, 1);
+    let answer = stage.get(&clip_target("a", "completed"), &[]).await;
     assert_eq!(answer.body, stage.sim.body("a", "queued"));
     assert!(answer.took >= hold, "{:?}", answer.took);
-    assert_eq!(stage.upstream_requests(), [single("a", "completed"), single("a", "submitted")]);
+    assert_eq!(stage.upstream_requests(), [clip_target("a", "completed"), clip_target("a", "submitted")]);
 }
 
 #[tokio::test]
@@ -181,14 +181,14 @@ async fn when_tries_run_out_the_upstreams_own_500_goes_to_all_as_it_wrote_it() {
     let (stage, waits) = with_parked_waits(status_in_the_middle(500, ErrorBody::Html), 1).await;
     stage.sim.fault(FaultTarget::Polls, Fault::status_with(500, ErrorBody::Json), 1);
     stage.sim.fault(FaultTarget::Polls, Fault::status_with(500, ErrorBody::Html), 1);
-    let answers = all(waits).await;
+    let answers = join_all(waits).await;
     for answer in &answers {
         assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(answer.field("content-type"), "text/html");
         assert!(answer.body.starts_with(b"<!DOCTYPE html>"), "{answer:?}");
         assert_eq!(answer.field("cache-control"), "no-store");
     }
-    assert_eq!(stage.upstream_requests(), vec![single("a", "completed"); 3]);
+    assert_eq!(stage.upstream_requests(), vec![clip_target("a", "completed"); 3]);
 }
 
 #[tokio::test]
@@ -196,7 +196,7 @@ async fn when_retry_for_is_over_all_get_the_gateways_502() {
     let second = Duration::from_secs(1);
     let (stage, waits) = with_parked_waits_and_retry_for(second, Fault::reset_after(MIDDLE), 1).await;
     stage.sim.fault(FaultTarget::Polls, Fault::reset(), u32::MAX);
-    for answer in all(waits).await {
+    for answer in join_all(waits).await {
         assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
         assert_eq!(answer.field("cache-status"), "clipgate; detail=unreachable");
         let error: Value = serde_json::from_slice(&answer.body).unwrap();
@@ -213,13 +213,13 @@ async fn when_retry_for_is_over_all_get_the_gateways_502() {
 async fn an_answer_that_cannot_be_read_is_handed_over_as_it_came_when_the_retries_are_used_up() {
     let (stage, waits) = with_parked_waits(Fault::reset_after(MIDDLE), 1).await;
     stage.sim.fault(FaultTarget::Polls, Fault::Html, 3);
-    for answer in all(waits).await {
+    for answer in join_all(waits).await {
         assert_eq!(answer.status, StatusCode::OK);
         assert_eq!(answer.field("content-type"), "text/html");
         assert!(answer.body.starts_with(b"<!DOCTYPE html>"), "{answer:?}");
         assert!(!answer.field("cache-status").contains("stored"), "{answer:?}");
     }
-    assert_eq!(stage.upstream_requests(), vec![single("a", "completed"); 4]);
+    assert_eq!(stage.upstream_requests(), vec![clip_target("a", "completed"); 4]);
 }
 
 /// Row 2.6: with 5 s or less left there is one retry.
@@ -228,9 +228,9 @@ async fn a_short_wait_gets_an_answer_that_cannot_be_read_after_one_retry() {
     let stage = TestGateway::new().await;
     stage.sim.set_status("a", "submitted");
     stage.sim.fault(FaultTarget::Polls, Fault::Html, 100);
-    let answer = stage.get(&single("a", "completed"), &[("prefer", "wait=5")]).await;
+    let answer = stage.get(&clip_target("a", "completed"), &[("prefer", "wait=5")]).await;
     assert!(answer.body.starts_with(b"<!DOCTYPE html>"), "{answer:?}");
-    assert_eq!(stage.upstream_requests(), vec![single("a", "completed"); 2]);
+    assert_eq!(stage.upstream_requests(), vec![clip_target("a", "completed"); 2]);
 }
 
 #[tokio::test]
@@ -241,21 +241,21 @@ async fn waits_outlast_an_upstream_that_is_down_for_a_while() {
     })
     .await;
     stage.sim.set_status("a", "submitted");
-    let waits: Vec<_> = (0..20).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
-    stage.until_parked(20).await;
+    let waits: Vec<_> = (0..20).map(|_| stage.spawn_get(&clip_target("a", "completed"), &[])).collect();
+    stage.wait_until_parked(20).await;
     tokio::time::sleep(Duration::from_millis(500)).await; // so long it is down
-    stage.raise_upstream();
-    stage.until(|seen| seen.open == 1).await;
+    stage.start_upstream();
+    stage.wait_until(|seen| seen.open == 1).await;
     stage.sim.set_status("a", "completed");
     let body = stage.sim.body("a", "completed");
-    assert!(all(waits).await.iter().all(|answer| answer.body == body));
-    assert_eq!(stage.upstream_requests(), [single("a", "completed")]);
+    assert!(join_all(waits).await.iter().all(|answer| answer.body == body));
+    assert_eq!(stage.upstream_requests(), [clip_target("a", "completed")]);
 }
 
 #[tokio::test]
 async fn an_upstream_that_stays_down_is_a_502() {
     let stage = TestGateway::without_upstream(|config, _| config.upstream.retries = 1).await;
-    let answer = stage.get(&single("a", "completed"), &[]).await;
+    let answer = stage.get(&clip_target("a", "completed"), &[]).await;
     assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
     assert_eq!(answer.field("cache-status"), "clipgate; detail=unreachable");
 }
