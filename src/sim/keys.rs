@@ -1,8 +1,8 @@
-//! Which keys are let in, and how a key that was seen is remembered: never as itself.
+//! Accepted API keys, and digests in place of the keys of recorded requests.
 
 use fastrand::Rng;
 
-/// A key that came with a request: a digest that can only be compared.
+/// The key of a recorded request, as a salted digest. It can be compared, but not read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct RecordedKey {
     salt: [u8; 32],
@@ -10,7 +10,7 @@ pub struct RecordedKey {
 }
 
 impl RecordedKey {
-    /// Whether this is the key.
+    /// Returns whether the request was sent with this key.
     pub fn matches(&self, key: &str) -> bool {
         self.digest == blake3::keyed_hash(&self.salt, key.as_bytes())
     }
@@ -22,10 +22,9 @@ impl std::fmt::Debug for RecordedKey {
     }
 }
 
-/// The keys that are let in.
 pub(super) struct AcceptedKeys {
     salt: [u8; 32],
-    /// `None`: any that is not empty.
+    /// `None`: any key that is not empty.
     accepted: Option<Vec<blake3::Hash>>,
 }
 
@@ -37,7 +36,7 @@ impl AcceptedKeys {
         Self { salt, accepted: accepted.map(|keys| keys.iter().map(digest).collect()) }
     }
 
-    /// The key of an `Authorization` field, if it is a Bearer one.
+    /// Returns the digest of the Bearer key in an `Authorization` field.
     pub(super) fn record(&self, authorization: &[u8]) -> Option<RecordedKey> {
         let (scheme, key) = authorization.split_at_checked("Bearer ".len())?;
         let key = key.trim_ascii();
@@ -59,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_that_was_seen_can_be_compared_but_not_read() {
+    fn a_recorded_key_can_be_compared_but_not_read() {
         let keys = AcceptedKeys::new(None, &mut Rng::with_seed(1));
         let seen = keys.record(b"Bearer sk-abc").unwrap();
         assert!(seen.matches("sk-abc") && !seen.matches("sk-abd"));
@@ -68,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_bearer_key_is_a_key() {
+    fn only_bearer_keys_are_accepted() {
         let keys = AcceptedKeys::new(None, &mut Rng::with_seed(1));
         for bad in [&b"Bearer "[..], b"Bearer", b"Basic abc", b"", b"Bearer    "] {
             assert!(keys.record(bad).is_none(), "{bad:?}");
