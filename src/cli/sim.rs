@@ -156,8 +156,8 @@ mod tests {
             (["--hold", "120"], "as in 120s"),
             (["--hold", "100years"], "up to a day"),
             (["--error-rate", "2"], "0 to 1"),
-            (["--fault", "rest:1%"], "there are refuse, reset"),
-            (["--fault", "reset"], "how often"),
+            (["--fault", "rest:1%"], "use refuse, reset"),
+            (["--fault", "reset"], "the frequency is missing"),
             (["--shape", "list"], "array"),
         ];
         for (line, hint) in cases {
