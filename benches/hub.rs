@@ -140,14 +140,14 @@ fn hub(config: &Config) -> Hub {
     let metrics = Metrics::new(&mut Registry::default());
     let client = Client::for_polls(upstream).expect("a client");
     let ladder = route.ladder.clone();
-    let means = HubDeps {
+    let deps = HubDeps {
         cache: Arc::new(Cache::new(config.cache.clone(), ladder.clone())),
         poller: Poller::new(client, route, upstream, Arc::clone(&metrics)),
         limits: Arc::new(Limits::new(&config.limits, &[])),
         metrics,
         tracer: Tracer::new(&config.telemetry, &upstream.base_url).expect("it is off"),
     };
-    let (hub, task) = Hub::new(config, &ladder, means);
+    let (hub, task) = Hub::new(config, &ladder, deps);
     tokio::spawn(task);
     hub
 }

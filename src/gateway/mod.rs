@@ -145,14 +145,14 @@ impl Gateway {
         let poller =
             Poller::new(Client::for_polls(upstream)?, Arc::clone(&route), upstream, Arc::clone(&metrics));
         let tracer = Tracer::new(&config.telemetry, &upstream.base_url)?;
-        let means = HubDeps {
+        let deps = HubDeps {
             poller,
             cache: Arc::clone(&cache),
             limits: Arc::clone(&limits),
             metrics: Arc::clone(&metrics),
             tracer: tracer.clone(),
         };
-        let (hub, task) = Hub::new(config, &route.ladder, means);
+        let (hub, task) = Hub::new(config, &route.ladder, deps);
         // Well over a poll's time: long-polls that are not understood go this way too.
         let head_timeout = config.wait.max_timeout.max(2 * upstream.poll_timeout);
         let parts = Inner {

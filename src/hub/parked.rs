@@ -1,20 +1,35 @@
-//! What the hub's task remembers of a key with parked waits.
+//! Parked waits and their keys, as the hub's task stores them.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::HeaderValue;
 
+use super::Responder;
 use crate::core::Map;
 use crate::core::coalescer::WaitId;
+use crate::core::job::KeyDomain;
 use crate::limits::UnprovenWait;
+use crate::telemetry::trace::Links;
 
-/// A key, while a wait needs it: what its polls are made with, and who waits.
+pub(super) struct ParkedWait {
+    pub(super) responder: Responder,
+    pub(super) domain: KeyDomain,
+    /// Name of the client, in team mode.
+    pub(super) member: Option<Arc<str>>,
+    pub(super) since: Instant,
+    pub(super) links: Links,
+}
+
+/// A key with at least one parked wait. It is removed with its last wait, and the key's clear text with it.
 pub(super) struct ParkedKey {
+    /// Credential of the key's polls.
     pub(super) authorization: HeaderValue,
+    /// Number of parked waits.
     pub(super) waits: usize,
-    /// Those of them that count for their address, until the key is proven.
+    /// The waits that count for their address until the upstream accepts the key.
     pub(super) unproven_waits: Map<WaitId, UnprovenWait>,
-    /// How many of them are whose, in team mode.
+    /// Number of parked waits of each member, in team mode.
     pub(super) members: Map<Arc<str>, usize>,
 }
 
