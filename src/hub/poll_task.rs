@@ -54,9 +54,9 @@ impl HubTask {
         let trace = poll.span.context().clone();
         poll.task = Some(self.tasks.spawn(async move {
             // Sending fails only if the hub's task has ended.
-            let standing = async { drop(events.send(PollEvent::Held(id)).await) };
-            let tried = poller.run(&spec, &authorization, &trace, standing).await;
-            let _ = events.send(PollEvent::AttemptEnded(id, tried)).await;
+            let on_held = async { drop(events.send(PollEvent::Held(id)).await) };
+            let outcome = poller.run(&spec, &authorization, &trace, on_held).await;
+            let _ = events.send(PollEvent::AttemptEnded(id, outcome)).await;
         }));
     }
 
