@@ -100,7 +100,7 @@ async fn the_page_agrees_with_what_was_sent_and_follows_without_a_reload() {
     let args = ["serve", "--sim", "--speed", "40", "--listen", "127.0.0.1:0"];
     let mut gateway = ClipgateProcess::start(&args, &[("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0")]);
     let base = format!("http://{}", gateway.ready());
-    let admin = gateway.line();
+    let admin = gateway.next_line();
     let page = format!("http://{}/", admin.strip_prefix("clipgate admin listening on ").unwrap());
     let mut browser = Browser::start();
     assert_eq!(browser.open(&page, DESKTOP, None).await, 200);

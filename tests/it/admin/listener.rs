@@ -45,7 +45,7 @@ async fn it_listens_on_unix_sockets_too_and_not_at_all_if_it_is_not_to() {
 
     let mut gateway = ClipgateProcess::start(&SIM, &[("CLIPGATE__ADMIN__LISTEN", "")]);
     gateway.ready();
-    assert_eq!(gateway.line(), "", "what to try comes next");
+    assert_eq!(gateway.next_line(), "", "what to try comes next");
 }
 
 #[tokio::test]

@@ -98,7 +98,7 @@ async fn a_get_with_a_body_is_passed_through_with_every_byte_of_it() {
         let stage = TestGateway::without_upstream(|config, _| config.upstream.base_url = url).await;
         let answer = ask(&stage, &rest).await;
         assert_eq!(answer.field("cache-status"), "clipgate; fwd=bypass", "{rest:?}");
-        let seen = upstream.asked().await;
+        let seen = upstream.next_request().await;
         assert!(
             seen.starts_with(&format!("GET {} ", clip_target("a", "completed"))) && seen.ends_with(body),
             "{seen}"

@@ -73,7 +73,7 @@ async fn the_trailers_of_an_upload_bring_no_claim_and_no_credential_to_the_upstr
         trailers.map(|name| format!("{name}: evil\r\n")).concat()
     );
     stream.write_all(upload.as_bytes()).await.unwrap();
-    let seen = upstream.asked().await;
+    let seen = upstream.next_request().await;
     assert!(seen.ends_with("\r\n\r\n3\r\nabc\r\n0\r\nx-sum: 1\r\n\r\n"), "{seen}");
     assert!(!seen.contains("evil"), "{seen}");
     read_until(&mut stream, |back| back.ends_with(b"\r\n\r\n")).await;

@@ -31,7 +31,7 @@ fn the_curl_lines_that_sim_prints_work_as_they_stand() {
     let mut script = vec!["set -euo pipefail".to_owned()];
     let mut calls = 0;
     loop {
-        let line = gateway.line();
+        let line = gateway.next_line();
         let is_command = line.starts_with("  ") && !line.trim_start().starts_with('#');
         calls += usize::from(is_command && line.trim_start().starts_with("curl "));
         let is_last = calls == 4 && !line.ends_with('\\');

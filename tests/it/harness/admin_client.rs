@@ -1,4 +1,4 @@
-//! The operator: asks the admin listener of a stage, and reads what it says.
+//! A client of a gateway's admin listener, and a parser of its metrics.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -13,7 +13,6 @@ use serde_json::Value;
 use crate::harness::gateway::TestGateway;
 use crate::harness::process::TestClient;
 
-/// The admin listener of a gateway.
 pub(crate) struct AdminClient {
     pub(crate) address: SocketAddr,
     pub(crate) readiness: Readiness,
@@ -21,16 +20,16 @@ pub(crate) struct AdminClient {
 }
 
 impl AdminClient {
-    /// Opens the stage's.
-    pub(crate) async fn open(stage: &mut TestGateway) -> Self {
+    /// Opens the admin listener of a test gateway.
+    pub(crate) async fn open(gateway: &mut TestGateway) -> Self {
         let readiness = Readiness::default();
         readiness.ready();
-        let admin = stage.open_admin(&readiness).await;
+        let admin = gateway.open_admin(&readiness).await;
         let Listen::Tcp(address) = *admin.address() else { panic!("{admin:?}") };
         Self { address, readiness, _admin: Some(admin) }
     }
 
-    /// One that listens already.
+    /// Uses an admin listener that is open already.
     pub(crate) fn at(address: SocketAddr) -> Self {
         Self { address, readiness: Readiness::default(), _admin: None }
     }
@@ -54,7 +53,7 @@ impl AdminClient {
         json(&self.get("/api/state").await)
     }
 
-    /// What `/metrics` says now.
+    /// Reads `/metrics`.
     pub(crate) async fn metrics(&self) -> MetricsPage {
         let answer = self.get("/metrics").await;
         assert_eq!(answer.status(), 200);
@@ -62,7 +61,7 @@ impl AdminClient {
     }
 }
 
-/// What Prometheus reads, sample by sample.
+/// The samples of one scrape.
 pub(crate) struct MetricsPage {
     pub(crate) text: String,
     samples: Vec<(String, BTreeMap<String, String>, f64)>,
@@ -71,28 +70,28 @@ pub(crate) struct MetricsPage {
 impl MetricsPage {
     fn read(text: &str) -> Self {
         let lines = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
-        let samples = lines.map(|line| sample(line).unwrap_or_else(|| panic!("no sample: {line}")));
+        let samples = lines.map(|line| sample(line).unwrap_or_else(|| panic!("not a sample: {line}")));
         Self { samples: samples.collect(), text: text.to_owned() }
     }
 
-    /// The sum of a metric's samples that have these labels.
+    /// Returns the sum of the metric's samples with these labels.
     pub(crate) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        let has = |of: &BTreeMap<String, String>| {
-            labels.iter().all(|(name, value)| of.get(*name).is_some_and(|is| is == value))
+        let has = |sample: &BTreeMap<String, String>| {
+            labels.iter().all(|(name, value)| sample.get(*name).is_some_and(|actual| actual == value))
         };
         let found: Vec<f64> = self
             .samples
             .iter()
-            .filter(|(is, of, _)| is == name && has(of))
+            .filter(|(sample, labels, _)| sample == name && has(labels))
             .map(|(_, _, value)| *value)
             .collect();
-        assert!(!found.is_empty(), "there is no {name} {labels:?} in\n{}", self.text);
+        assert!(!found.is_empty(), "{name} {labels:?} is not in\n{}", self.text);
         found.iter().sum()
     }
 
-    /// Whether a metric of this name is there, or a histogram's part.
+    /// Returns whether there is a sample with this name.
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.samples.iter().any(|(is, _, _)| is == name)
+        self.samples.iter().any(|(sample, _, _)| sample == name)
     }
 }
 
@@ -102,7 +101,7 @@ fn sample(line: &str) -> Option<(String, BTreeMap<String, String>, f64)> {
         None => (left, ""),
         Some((name, labels)) => (name, labels.strip_suffix('}')?),
     };
-    // No value of ours has a comma in it.
+    // The gateway's label values contain no commas.
     let pair = |pair: &str| {
         let (name, value) = pair.split_once('=')?;
         Some((name.to_owned(), value.strip_prefix('"')?.strip_suffix('"')?.to_owned()))

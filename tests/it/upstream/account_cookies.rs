@@ -40,7 +40,7 @@ async fn exchange(request: &str, answer: &'static str) -> Vec<(String, String)> 
         let mut upstream = ScriptedUpstream::answering(answer).await;
         let stage = stage(auth, &upstream.url).await;
         let back = send_raw(stage.address, request.as_bytes()).await;
-        seen.push((upstream.asked().await, String::from_utf8(back).unwrap()));
+        seen.push((upstream.next_request().await, String::from_utf8(back).unwrap()));
     }
     seen
 }
