@@ -70,8 +70,8 @@ impl KeyTable {
 
     /// Returns the proof of an accepted or suspended key.
     pub(super) fn proof(&self, domain: KeyDomain) -> Option<KeyProof> {
-        let KeyRecord { epoch, is_proven: is_known, accepted_at, .. } = self.records.get(&domain)?;
-        is_known.then_some(KeyProof { epoch, accepted_at })
+        let KeyRecord { epoch, is_proven, accepted_at, .. } = self.records.get(&domain)?;
+        is_proven.then_some(KeyProof { epoch, accepted_at })
     }
 
     /// Records a 2xx to a request that started at `began`. The upstream checks the key when a request arrives. A request
@@ -102,14 +102,12 @@ impl KeyTable {
     /// Records a 403.
     pub(super) fn key_forbidden(&self, domain: KeyDomain, now: Instant) {
         let _guard = self.write_lock.lock();
-        let (epoch, is_known) = match self.records.get(&domain) {
+        let (epoch, is_proven) = match self.records.get(&domain) {
             Some(known) => (known.epoch, known.is_proven),
             None => (self.new_epoch(), false),
         };
-        self.records.insert(
-            domain,
-            KeyRecord { epoch, is_proven: is_known, accepted_at: None, rejected_at: Some(now) },
-        );
+        self.records
+            .insert(domain, KeyRecord { epoch, is_proven, accepted_at: None, rejected_at: Some(now) });
     }
 
     /// Returns whether the upstream answered 401 or 403 at `began` or later.

@@ -186,12 +186,12 @@ impl Cache {
         }
         let Some(ttl) = state.rung.map(|rung| self.ttl(rung)) else { return };
         let Some(proof) = self.proof(domain) else { return };
-        let expires = state.seen_at + ttl;
+        let expires_at = state.seen_at + ttl;
         let key = (domain, state.id.clone());
         let is_behind = self.jobs.get(&key).is_some_and(|entry| {
             entry.epoch == proof.epoch && now < entry.expires_at && entry.state.rung > state.rung
         });
-        if now >= expires || is_behind {
+        if now >= expires_at || is_behind {
             return;
         }
         let (head, head_bytes) = self.heads.intern(&state.head);
@@ -200,7 +200,7 @@ impl Cache {
         let state = JobState { body, head: Arc::clone(&head.head), ..state.clone() };
         let etag = etag(&state.body);
         let weight = u32::try_from(weight::of_job(&state, etag.len()) + head_bytes).unwrap_or(u32::MAX);
-        let entry = CachedJob { state, etag, head, epoch: proof.epoch, expires_at: expires, ttl, weight };
+        let entry = CachedJob { state, etag, head, epoch: proof.epoch, expires_at, ttl, weight };
         self.jobs.insert(key.clone(), Arc::new(entry));
         // A rejection since the check above may have removed the job before this insert.
         if self.keys.is_rejected_since(domain, began) {

@@ -267,7 +267,7 @@ impl HubTask {
     }
 
     fn poll_landed(&mut self, id: PollId, landing: PollLanding, now: Instant) {
-        let Some(PollTask { spec, attempt_started_at: tried_at, span, .. }) = self.polls.remove(&id) else {
+        let Some(PollTask { spec, attempt_started_at: began, span, .. }) = self.polls.remove(&id) else {
             return;
         };
         span.landed(landing.status.as_u16());
@@ -275,7 +275,7 @@ impl HubTask {
         self.current_answer = Some(UpstreamAnswer { at: landing.answered_at, fanout: None });
         // P11: the verdict on the key comes before its states enter the cache.
         match landing.key {
-            Some(KeyVerdict::Accepted) => self.key_accepted(domain, tried_at),
+            Some(KeyVerdict::Accepted) => self.key_accepted(domain, began),
             Some(KeyVerdict::Refused) => self.cache.key_rejected(domain, now),
             Some(KeyVerdict::Forbidden) => self.cache.key_forbidden(domain, &spec.jobs, now),
             None => {}
@@ -287,7 +287,7 @@ impl HubTask {
             && self.coalescer.may_cache(id)
         {
             for state in states {
-                self.cache.store(domain, state, tried_at, now);
+                self.cache.store(domain, state, began, now);
             }
         }
         if let Some(pause) = landing.retry_after {
@@ -341,16 +341,14 @@ impl HubTask {
                 debug!(poll = id.0, key = %spec.domain, jobs = spec.jobs.len(), goal = ?spec.goal, "poll opened");
                 let (domain, jobs, class) = (spec.domain, spec.jobs.clone(), self.class(spec.goal));
                 let authorization = key.authorization.clone();
-                let (spec, tried_at) = (Arc::new(spec), now);
                 let span = self.poll_span(id, &spec);
-                let (has_failed, unreadable, task) = (false, 0, None);
                 let poll = PollTask {
-                    spec,
+                    spec: Arc::new(spec),
                     authorization,
-                    attempt_started_at: tried_at,
-                    has_failed,
-                    invalid_responses: unreadable,
-                    task,
+                    attempt_started_at: now,
+                    has_failed: false,
+                    invalid_responses: 0,
+                    task: None,
                     span,
                 };
                 self.polls.insert(id, poll);

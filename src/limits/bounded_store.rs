@@ -91,8 +91,8 @@ impl StateStore for BoundedStore {
 impl ShrinkableKeyedStateStore<StoreKey> for BoundedStore {
     fn retain_recent(&self, drop_below: Nanos) {
         for shard in &self.shards {
-            let Shard { recent: young, previous: old } = &mut *shard.lock();
-            for generation in [young, old] {
+            let Shard { recent, previous } = &mut *shard.lock();
+            for generation in [recent, previous] {
                 generation.retain(|_, state| *state > drop_below);
             }
         }
@@ -100,9 +100,9 @@ impl ShrinkableKeyedStateStore<StoreKey> for BoundedStore {
 
     fn shrink_to_fit(&self) {
         for shard in &self.shards {
-            let Shard { recent: young, previous: old } = &mut *shard.lock();
-            young.shrink_to_fit();
-            old.shrink_to_fit();
+            let Shard { recent, previous } = &mut *shard.lock();
+            recent.shrink_to_fit();
+            previous.shrink_to_fit();
         }
     }
 

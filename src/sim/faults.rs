@@ -290,7 +290,7 @@ mod tests {
     fn a_fault_hits_matching_requests_as_often_as_its_frequency() {
         let mut faults = FaultQueue::default();
         let mut rng = Rng::with_seed(1);
-        let next = |on, fault, times| FaultSpec { target: on, fault, frequency: Frequency::Next(times) };
+        let next = |target, fault, times| FaultSpec { target, fault, frequency: Frequency::Next(times) };
         faults.inject(next(FaultTarget::Clip("a".into()), Fault::Hang, 2));
         faults.inject(next(FaultTarget::Path("/x".into()), Fault::Cut, 1));
         faults.inject(next(FaultTarget::Polls, Fault::Html, 1));

@@ -15,7 +15,7 @@
 //!
 //! # Order of the files
 //!
-//! A file imports only files of the rows above its own:
+//! A file imports only files that come before it in this table:
 //!
 //! | row | files |
 //! | --- | --- |

@@ -46,8 +46,8 @@ impl Browser {
 
     /// Opens a page in a new context, with user name and password if the server asks for them. Returns the status of
     /// the response.
-    pub(crate) async fn open(&mut self, url: &str, look: Viewport, login: Option<[&str; 2]>) -> u64 {
-        let Viewport { width, height, is_dark } = look;
+    pub(crate) async fn open(&mut self, url: &str, viewport: Viewport, login: Option<[&str; 2]>) -> u64 {
+        let Viewport { width, height, is_dark } = viewport;
         let open = json!({
             "do": "open", "url": url, "width": width, "height": height, "dark": is_dark, "login": login,
         });
@@ -55,12 +55,12 @@ impl Browser {
     }
 
     /// Changes the viewport of the open page.
-    pub(crate) async fn set_viewport(&mut self, look: Viewport, is_reduced: bool) {
-        let Viewport { width, height, is_dark } = look;
-        let look = json!({
+    pub(crate) async fn set_viewport(&mut self, viewport: Viewport, is_reduced: bool) {
+        let Viewport { width, height, is_dark } = viewport;
+        let command = json!({
             "do": "look", "width": width, "height": height, "dark": is_dark, "reduced": is_reduced,
         });
-        self.command(look).await;
+        self.command(command).await;
     }
 
     /// Runs a script in the page and returns its value.
