@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clipgate::core::job::{JobId, JobSet};
 use clipgate::core::route::{Form, Goal, Route};
-use clipgate::sim::{Options, Sim};
+use clipgate::sim::{Sim, SimOptions};
 use clipgate::testing::auth::{Authenticator, Identity};
 use clipgate::testing::cache::Cache;
 use clipgate::testing::clock;
@@ -69,7 +69,7 @@ impl Yard {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let mut config = Config::default();
         (config.limits.max_waits, config.limits.max_waits_per_key) = (2 * WAITS, 2 * WAITS);
-        let sim = Sim::new(Options::default());
+        let sim = Sim::new(SimOptions::default());
         sim.set_status(JOB, "streaming");
         let hub = runtime.block_on(async {
             let upstream = TcpListener::bind(("127.0.0.1", 0)).await.expect("a socket");
@@ -115,14 +115,14 @@ impl Yard {
     fn wait(&self) -> WaitRequest {
         WaitRequest {
             identity: self.identity.clone(),
-            who: Subject::Key(self.identity.domain),
+            quota_subject: Subject::Key(self.identity.domain),
             form: Form::Single,
             jobs: JobSet::new([JobId::new(JOB).expect("it is short")]),
             goal: self.goal,
             arrived: clock::now(),
             timeout: Duration::from_secs(120),
             max_age: None,
-            keep: true,
+            may_store: true,
             is_patient: false,
             links: Links::default(),
         }
@@ -140,14 +140,14 @@ fn hub(config: &Config) -> Hub {
     let metrics = Metrics::new(&mut Registry::default());
     let client = Client::for_polls(upstream).expect("a client");
     let ladder = route.ladder.clone();
-    let means = HubDeps {
+    let deps = HubDeps {
         cache: Arc::new(Cache::new(config.cache.clone(), ladder.clone())),
         poller: Poller::new(client, route, upstream, Arc::clone(&metrics)),
         limits: Arc::new(Limits::new(&config.limits, &[])),
         metrics,
         tracer: Tracer::new(&config.telemetry, &upstream.base_url).expect("it is off"),
     };
-    let (hub, task) = Hub::new(config, &ladder, means);
+    let (hub, task) = Hub::new(config, &ladder, deps);
     tokio::spawn(task);
     hub
 }

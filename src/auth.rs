@@ -1,7 +1,14 @@
-//! Who asks, and with which key the upstream is asked.
+//! Authentication: derives from a request's headers its credential at the upstream and its key domain (P11).
 //!
-//! It must never know what is asked for. The hash key is made at start and leaves the process in no form, so
-//! that a key domain says nothing about its key. What the keyring holds can be changed while requests ask it.
+//! | `auth.mode` | client sends | upstream gets | key domain |
+//! | --- | --- | --- | --- |
+//! | `passthrough` | its API key | the client's `Authorization` value | of that value |
+//! | `sidecar` | anything | `upstream.api_key` | one for all clients |
+//! | `team` | a token | the member's `upstream_key` | of that key |
+//!
+//! [`hash_credential`] makes key domains from keys. The hash key is random, made at start, and never leaves the process.
+//! A key domain in a log therefore reveals nothing about its key. A reload can replace members and keys while requests
+//! are served. This file does not know methods, paths and bodies.
 
 use std::sync::Arc;
 
@@ -16,53 +23,53 @@ use crate::core::job::KeyDomain;
 use crate::protocol::headers;
 use crate::secret::{Secret, TokenHash};
 
-/// With whose key a request reaches the upstream.
+/// The credential of a request at the upstream.
 #[derive(Clone, Debug)]
 pub struct Identity {
-    /// Whose answers it may share.
+    /// The request shares polls and cached jobs with the requests of this domain, and no others (P11).
     pub domain: KeyDomain,
-    /// What the upstream is sent, in place of what the client sent; marked sensitive, so that it has no `Debug`.
+    /// The `Authorization` value for the upstream. Marked as sensitive, so `Debug` does not print it.
     pub authorization: HeaderValue,
-    /// The member's name, in team mode.
+    /// Name of the member, in team mode.
     pub member: Option<Arc<str>>,
-    /// Whether the key is the gateway's own, which nobody can have made up.
-    pub is_lent: bool,
+    /// Whether the key is the sidecar's own. Clients cannot invent it, so it needs no proof.
+    pub is_gateway_key: bool,
 }
 
-/// Why a request is not let in.
+/// Why a request is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
-    /// Which of several keys would count is anybody's guess.
+    /// Gateway and upstream could use different ones of several keys.
     #[error("the request has more than one Authorization field; send one")]
-    SeveralKeys,
-    /// The scheme proves who uses a connection, and those to the upstream are everybody's.
+    MultipleAuthorization,
+    /// The scheme authenticates a connection, and clients share the connections to the upstream.
     #[error(
         "NTLM and Negotiate authenticate a connection, and this gateway shares its connections; use another scheme"
     )]
     ConnectionAuth,
-    /// Team mode, and no token.
+    /// Team mode: the request has no Bearer token.
     #[error("the request has no token; send one of this gateway's as `Authorization: Bearer TOKEN`")]
     NoToken,
-    /// Team mode, and a token that is no member's.
+    /// Team mode: the token belongs to no member.
     #[error("the token is not known to this gateway")]
     UnknownToken,
 }
 
 impl AuthError {
-    /// The short word for headers, logs and metrics.
+    /// Returns the reason as `Cache-Status`, logs and metrics name it.
     pub fn reason(self) -> &'static str {
         match self {
-            AuthError::SeveralKeys => "multiple-authorization",
+            AuthError::MultipleAuthorization => "multiple-authorization",
             AuthError::ConnectionAuth => "connection-auth",
             AuthError::NoToken => "no-token",
             AuthError::UnknownToken => "unknown-token",
         }
     }
 
-    /// The `WWW-Authenticate` of a 401 (RFC 6750 §3); `None` where it is no 401.
+    /// Returns the `WWW-Authenticate` field of a 401 (RFC 6750 section 3). `None` for errors with another status.
     pub fn challenge(self) -> Option<HeaderValue> {
         match self {
-            AuthError::SeveralKeys | AuthError::ConnectionAuth => None,
+            AuthError::MultipleAuthorization | AuthError::ConnectionAuth => None,
             AuthError::NoToken => Some(HeaderValue::from_static("Bearer realm=\"clipgate\"")),
             AuthError::UnknownToken => {
                 Some(HeaderValue::from_static("Bearer realm=\"clipgate\", error=\"invalid_token\""))
@@ -71,12 +78,12 @@ impl AuthError {
     }
 }
 
-/// What a team's list has in place of a token.
+/// Returns the hash of a token, which the configuration stores in place of the token.
 pub fn token_sha256(token: &[u8]) -> TokenHash {
     TokenHash(Sha256::digest(token).into())
 }
 
-/// Turns a request's fields into an [`Identity`].
+/// Derives an [`Identity`] from the headers of a request.
 #[derive(Debug)]
 pub struct Authenticator {
     mode: ArcSwap<AuthMode>,
@@ -87,54 +94,56 @@ pub struct Authenticator {
 enum AuthMode {
     Passthrough,
     Sidecar(Identity),
-    Team(Vec<Member>),
+    Team(Vec<MemberToken>),
 }
 
 #[derive(Debug)]
-struct Member {
+struct MemberToken {
     token: TokenHash,
     identity: Identity,
 }
 
-/// Why no [`Keyring`] could be made.
+/// Why an [`Authenticator`] could not be created or reconfigured.
 #[derive(Debug, thiserror::Error)]
-pub enum KeyringError {
-    /// The system has no random bytes.
-    #[error("no random bytes for the key hash: {0}")]
+pub enum AuthenticatorError {
+    #[error("cannot read random bytes for the key hash: {0}")]
     Random(getrandom::Error),
-    /// `upstream.api_key` is missing.
-    #[error("auth.mode is \"sidecar\": set upstream.api_key")]
+    #[error("auth.mode is \"sidecar\", but upstream.api_key is missing; set it")]
     NoApiKey,
-    /// `upstream.api_key` cannot be sent in a header field.
-    #[error("upstream.api_key holds characters that no header field may carry")]
+    #[error("upstream.api_key contains characters that are not valid in a header field; remove them")]
     BadApiKey,
-    /// A member's `upstream_key` cannot be sent in a header field.
-    #[error("team.members \"{0}\": upstream_key holds characters that no header field may carry")]
+    #[error(
+        "team.members \"{0}\": upstream_key contains characters that are not valid in a header field; remove them"
+    )]
     BadMemberKey(String),
 }
 
 impl Authenticator {
-    /// A keyring with a hash key of its own.
-    pub fn new(auth: &config::AuthConfig, api_key: Option<&Secret>) -> Result<Self, KeyringError> {
+    /// Returns an authenticator with a new random hash key.
+    pub fn new(auth: &config::Auth, api_key: Option<&Secret>) -> Result<Self, AuthenticatorError> {
         let mut hash_key = [0; blake3::KEY_LEN];
-        getrandom::fill(&mut hash_key).map_err(KeyringError::Random)?;
+        getrandom::fill(&mut hash_key).map_err(AuthenticatorError::Random)?;
         let mode = ArcSwap::from_pointee(AuthMode::new(auth, api_key, &hash_key)?);
         Ok(Self { mode, hash_key })
     }
 
-    /// Holds this from the next [`Self::identify`] on, in place of what it held: a member that is not in it is
-    /// out at once. A key that stays keeps its domain. After an error nothing has changed.
-    pub fn set(&self, auth: &config::AuthConfig, api_key: Option<&Secret>) -> Result<(), KeyringError> {
+    /// Replaces mode, members and keys for all later calls of [`Self::identify`]. A removed member is rejected at once.
+    /// An unchanged key keeps its domain. An error changes nothing.
+    pub fn reconfigure(
+        &self,
+        auth: &config::Auth,
+        api_key: Option<&Secret>,
+    ) -> Result<(), AuthenticatorError> {
         self.mode.store(Arc::new(AuthMode::new(auth, api_key, &self.hash_key)?));
         Ok(())
     }
 
-    /// Whether whoever reaches the gateway uses its key, without bringing one.
+    /// Returns whether the gateway adds its own key to requests without a credential.
     pub fn injects_key(&self) -> bool {
         matches!(**self.mode.load(), AuthMode::Sidecar(_))
     }
 
-    /// The team's members, each with the domain of its key; none in the other modes.
+    /// Returns the members and the domains of their keys. Empty in the other modes.
     pub fn members(&self) -> Vec<(Arc<str>, KeyDomain)> {
         match &**self.mode.load() {
             AuthMode::Passthrough | AuthMode::Sidecar(_) => Vec::new(),
@@ -145,8 +154,8 @@ impl Authenticator {
         }
     }
 
-    /// Who sent these fields; `None` for a request without a key, which shares nothing with anybody and goes up
-    /// as it is.
+    /// Returns the identity of a request. `None` for a passthrough request without a key, which the gateway forwards
+    /// unchanged and never coalesces.
     pub fn identify(&self, request: &HeaderMap) -> Result<Option<Identity>, AuthError> {
         match &**self.mode.load() {
             AuthMode::Sidecar(identity) => Ok(Some(identity.clone())),
@@ -155,8 +164,9 @@ impl Authenticator {
                 key => Ok(key.map(|key| derive_identity(&self.hash_key, headers::copy_value(key)))),
             },
             AuthMode::Team(members) => {
-                let token = authorization_header(request)?.and_then(bearer).ok_or(AuthError::NoToken)?;
-                member(members, token).map(Some).ok_or(AuthError::UnknownToken)
+                let token =
+                    authorization_header(request)?.and_then(bearer_token).ok_or(AuthError::NoToken)?;
+                find_member(members, token).map(Some).ok_or(AuthError::UnknownToken)
             }
         }
     }
@@ -167,24 +177,24 @@ impl AuthMode {
         auth: &config::AuthConfig,
         api_key: Option<&Secret>,
         hash_key: &[u8; blake3::KEY_LEN],
-    ) -> Result<Self, KeyringError> {
+    ) -> Result<Self, AuthenticatorError> {
         let with_key = |key: &Secret| {
             let value = HeaderValue::try_from(format!("Bearer {}", key.expose())).ok()?;
             Some(derive_identity(hash_key, value))
         };
         match auth {
-            config::AuthConfig::Passthrough => Ok(AuthMode::Passthrough),
-            config::AuthConfig::Sidecar => {
-                let key = api_key.ok_or(KeyringError::NoApiKey)?;
-                let identity = with_key(key).ok_or(KeyringError::BadApiKey)?;
-                Ok(AuthMode::Sidecar(Identity { is_lent: true, ..identity }))
+            config::Auth::Passthrough => Ok(AuthMode::Passthrough),
+            config::Auth::Sidecar => {
+                let key = api_key.ok_or(AuthenticatorError::NoApiKey)?;
+                let identity = with_key(key).ok_or(AuthenticatorError::BadApiKey)?;
+                Ok(AuthMode::Sidecar(Identity { is_gateway_key: true, ..identity }))
             }
             config::AuthConfig::Team(members) => {
                 let member = |member: &config::TeamMember| {
                     let identity = with_key(&member.upstream_key)
-                        .ok_or_else(|| KeyringError::BadMemberKey(member.name.clone()))?;
+                        .ok_or_else(|| AuthenticatorError::BadMemberKey(member.name.clone()))?;
                     let identity = Identity { member: Some(member.name.as_str().into()), ..identity };
-                    Ok(Member { token: member.token_sha256, identity })
+                    Ok(MemberToken { token: member.token_sha256, identity })
                 };
                 members.iter().map(member).collect::<Result<_, _>>().map(AuthMode::Team)
             }
@@ -192,36 +202,37 @@ impl AuthMode {
     }
 }
 
-/// The one `Authorization` field, if it says anything.
+/// Returns the `Authorization` value, if it is not empty.
 fn authorization_header(headers: &HeaderMap) -> Result<Option<&HeaderValue>, AuthError> {
     let mut keys = headers.get_all(AUTHORIZATION).iter();
     match (keys.next(), keys.next()) {
-        (_, Some(_)) => Err(AuthError::SeveralKeys),
+        (_, Some(_)) => Err(AuthError::MultipleAuthorization),
         (key, None) => Ok(key.filter(|key| !key.is_empty())),
     }
 }
 
-/// Returns whether the scheme proves who uses the connection, rather than who sent the request: NTLM, and
-/// Negotiate, which may be NTLM (RFC 4559 §6). A pooled connection would serve the next client as that user.
+/// Returns whether the scheme authenticates the connection instead of the request: NTLM, and Negotiate, which may be
+/// NTLM (RFC 4559 section 6). A pooled connection would serve the next client as that user.
 fn authenticates_connection(field: &HeaderValue) -> bool {
     let field = field.as_bytes().trim_ascii_start();
     let is_scheme = |scheme: &[u8]| {
         let begins = field.get(..scheme.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(scheme));
         begins && !field.get(scheme.len()).is_some_and(|next| next.is_ascii_alphanumeric() || *next == b'-')
     };
-    // Most fields are told by their first letter.
+    // The first letter excludes most values.
     matches!(field.first(), Some(b'N' | b'n')) && (is_scheme(b"NTLM") || is_scheme(b"Negotiate"))
 }
 
-/// The token of a Bearer field (RFC 6750 §2.1).
-pub(crate) fn bearer(field: &HeaderValue) -> Option<&[u8]> {
+/// Returns the token of a Bearer field (RFC 6750 section 2.1).
+pub(crate) fn bearer_token(field: &HeaderValue) -> Option<&[u8]> {
     let (scheme, token) = field.as_bytes().split_at_checked("Bearer ".len())?;
     let token = token.trim_ascii();
     (scheme.eq_ignore_ascii_case(b"Bearer ") && !token.is_empty()).then_some(token)
 }
 
-/// Whose token it is. Takes the same time whoever's it is, and whether it is anybody's.
-fn member(members: &[Member], token: &[u8]) -> Option<Identity> {
+/// Returns the identity of the member with this token. Compares all hashes in constant time, so the duration reveals
+/// neither the member nor whether there is one.
+fn find_member(members: &[MemberToken], token: &[u8]) -> Option<Identity> {
     let hash = token_sha256(token);
     let mut found = u64::MAX;
     for (n, member) in (0_u64..).zip(members) {
@@ -233,10 +244,18 @@ fn member(members: &[Member], token: &[u8]) -> Option<Identity> {
 
 fn derive_identity(hash_key: &[u8; blake3::KEY_LEN], mut authorization: HeaderValue) -> Identity {
     authorization.set_sensitive(true);
+    let domain = hash_credential(hash_key, &authorization);
+    Identity { domain, authorization, member: None, is_gateway_key: false }
+}
+
+/// Hashes an API key: returns the key domain of an `Authorization` value (P11). It is the first half of the BLAKE3 hash
+/// of the whole value, keyed with random bytes of this process. Nothing else identifies a key outside of requests to the
+/// upstream.
+fn hash_credential(hash_key: &[u8; blake3::KEY_LEN], authorization: &HeaderValue) -> KeyDomain {
     let hash = blake3::keyed_hash(hash_key, authorization.as_bytes());
     let mut domain = KeyDomain([0; 16]);
     domain.0.copy_from_slice(&hash.as_bytes()[..16]);
-    Identity { domain, authorization, member: None, is_lent: false }
+    domain
 }
 
 #[cfg(test)]
@@ -247,59 +266,61 @@ mod tests {
         keys.iter().map(|key| (AUTHORIZATION, HeaderValue::from_str(key).unwrap())).collect()
     }
 
-    fn domain(keyring: &Authenticator, key: &str) -> Option<KeyDomain> {
-        keyring.identify(&headers(&[key])).unwrap().map(|identity| identity.domain)
+    fn domain(authenticator: &Authenticator, key: &str) -> Option<KeyDomain> {
+        authenticator.identify(&headers(&[key])).unwrap().map(|identity| identity.domain)
     }
 
     #[test]
-    fn each_key_is_a_domain_of_its_own() {
-        let keyring = Authenticator::new(&config::AuthConfig::Passthrough, None).unwrap();
-        assert_eq!(domain(&keyring, "Bearer a"), domain(&keyring, "Bearer a"));
-        assert_ne!(domain(&keyring, "Bearer a"), domain(&keyring, "Bearer b"));
-        assert!(domain(&keyring, "Bearer a").is_some());
-        assert_eq!(domain(&keyring, ""), None);
-        assert!(keyring.identify(&headers(&[])).unwrap().is_none());
-        assert!(matches!(keyring.identify(&headers(&["Bearer a", "Bearer a"])), Err(AuthError::SeveralKeys)));
+    fn each_key_has_its_own_domain() {
+        let authenticator = Authenticator::new(&config::Auth::Passthrough, None).unwrap();
+        assert_eq!(domain(&authenticator, "Bearer a"), domain(&authenticator, "Bearer a"));
+        assert_ne!(domain(&authenticator, "Bearer a"), domain(&authenticator, "Bearer b"));
+        assert!(domain(&authenticator, "Bearer a").is_some());
+        assert_eq!(domain(&authenticator, ""), None);
+        assert!(authenticator.identify(&headers(&[])).unwrap().is_none());
+        assert!(matches!(
+            authenticator.identify(&headers(&["Bearer a", "Bearer a"])),
+            Err(AuthError::MultipleAuthorization)
+        ));
     }
 
-    /// A connection that one client has authenticated would serve the next as that user.
+    /// A connection that one client has authenticated would serve the next client as that user.
     #[test]
-    fn a_scheme_that_authenticates_the_connection_is_refused() {
-        let keyring = Authenticator::new(&config::AuthConfig::Passthrough, None).unwrap();
+    fn a_scheme_that_authenticates_the_connection_is_rejected() {
+        let authenticator = Authenticator::new(&config::Auth::Passthrough, None).unwrap();
         for field in ["NTLM TlRMTVNT", "ntlm", "Negotiate YII", "NEGOTIATE\tYII", "  Negotiate YII", "NTLM,x"]
         {
-            let refused = keyring.identify(&headers(&[field])).unwrap_err();
-            assert_eq!(refused, AuthError::ConnectionAuth, "{field:?}");
-            assert_eq!(refused.reason(), "connection-auth");
-            assert!(refused.challenge().is_none());
+            let rejected = authenticator.identify(&headers(&[field])).unwrap_err();
+            assert_eq!(rejected, AuthError::ConnectionAuth, "{field:?}");
+            assert_eq!(rejected.reason(), "connection-auth");
+            assert!(rejected.challenge().is_none());
         }
         for field in
             ["Bearer NTLM", "Basic TlRMTVNT", "NTLMv3 x", "Negotiated x", "N", "Digest username=\"x\""]
         {
-            assert!(domain(&keyring, field).is_some(), "{field:?}");
+            assert!(domain(&authenticator, field).is_some(), "{field:?}");
         }
-        // The other modes send the gateway's own key, whatever the client's field holds.
-        let sidecar = Authenticator::new(&config::AuthConfig::Sidecar, Some(&Secret::new("sk-1"))).unwrap();
+        // The other modes replace the client's value with the gateway's own key.
+        let sidecar = Authenticator::new(&config::Auth::Sidecar, Some(&Secret::new("sk-1"))).unwrap();
         assert!(domain(&sidecar, "NTLM TlRMTVNT").is_some());
     }
 
     #[test]
-    fn two_gateways_name_one_key_differently() {
-        let [one, other] =
-            [(); 2].map(|()| Authenticator::new(&config::AuthConfig::Passthrough, None).unwrap());
+    fn two_gateways_derive_different_domains_from_one_key() {
+        let [one, other] = [(); 2].map(|()| Authenticator::new(&config::Auth::Passthrough, None).unwrap());
         assert_ne!(domain(&one, "Bearer a"), domain(&other, "Bearer a"));
     }
 
     #[test]
-    fn in_sidecar_mode_everybody_is_the_gateways_key() {
-        let keyring = Authenticator::new(&config::AuthConfig::Sidecar, Some(&Secret::new("sk-1"))).unwrap();
-        assert_eq!(domain(&keyring, "Bearer a"), domain(&keyring, "anything"));
-        let identity = keyring.identify(&HeaderMap::new()).unwrap().unwrap();
+    fn in_sidecar_mode_all_clients_have_the_identity_of_the_gateways_key() {
+        let authenticator = Authenticator::new(&config::Auth::Sidecar, Some(&Secret::new("sk-1"))).unwrap();
+        assert_eq!(domain(&authenticator, "Bearer a"), domain(&authenticator, "anything"));
+        let identity = authenticator.identify(&HeaderMap::new()).unwrap().unwrap();
         assert_eq!(identity.authorization, "Bearer sk-1");
-        assert!(!format!("{keyring:?}{identity:?}").contains("sk-1"));
+        assert!(!format!("{authenticator:?}{identity:?}").contains("sk-1"));
         assert!(matches!(
-            Authenticator::new(&config::AuthConfig::Sidecar, None),
-            Err(KeyringError::NoApiKey)
+            Authenticator::new(&config::Auth::Sidecar, None),
+            Err(AuthenticatorError::NoApiKey)
         ));
     }
 
@@ -317,8 +338,8 @@ mod tests {
         config::AuthConfig::Team(members.iter().map(member).collect())
     }
 
-    fn name(keyring: &Authenticator, field: &str) -> Result<String, AuthError> {
-        let identity = keyring.identify(&headers(&[field]))?.unwrap();
+    fn name(authenticator: &Authenticator, field: &str) -> Result<String, AuthError> {
+        let identity = authenticator.identify(&headers(&[field]))?.unwrap();
         Ok(identity.member.unwrap().to_string())
     }
 
@@ -327,54 +348,55 @@ mod tests {
     const CAROL: (&str, &str, &str) = ("carol", "cg_c", "sk-2");
 
     #[test]
-    fn a_token_is_its_members_upstream_key_whose_domain_the_team_shares() {
-        let keyring = Authenticator::new(&team(&[ALICE, BOB, CAROL]), None).unwrap();
+    fn a_token_is_replaced_by_the_members_upstream_key_and_members_with_one_key_share_its_domain() {
+        let authenticator = Authenticator::new(&team(&[ALICE, BOB, CAROL]), None).unwrap();
         for (member, token, key) in [ALICE, BOB, CAROL] {
-            assert_eq!(name(&keyring, &format!("Bearer {token}")).unwrap(), member);
-            let identity = keyring.identify(&headers(&[&format!("bearer  {token} ")])).unwrap().unwrap();
+            assert_eq!(name(&authenticator, &format!("Bearer {token}")).unwrap(), member);
+            let identity =
+                authenticator.identify(&headers(&[&format!("bearer  {token} ")])).unwrap().unwrap();
             assert_eq!(identity.authorization, format!("Bearer {key}"));
             assert!(identity.authorization.is_sensitive());
         }
-        assert_eq!(domain(&keyring, "Bearer cg_a"), domain(&keyring, "Bearer cg_b"));
-        assert_ne!(domain(&keyring, "Bearer cg_a"), domain(&keyring, "Bearer cg_c"));
+        assert_eq!(domain(&authenticator, "Bearer cg_a"), domain(&authenticator, "Bearer cg_b"));
+        assert_ne!(domain(&authenticator, "Bearer cg_a"), domain(&authenticator, "Bearer cg_c"));
     }
 
     #[test]
-    fn whoever_has_no_members_token_stays_outside() {
-        let keyring = Authenticator::new(&team(&[ALICE, BOB]), None).unwrap();
+    fn a_request_without_a_members_token_is_rejected() {
+        let authenticator = Authenticator::new(&team(&[ALICE, BOB]), None).unwrap();
         for field in ["", "Bearer", "Bearer ", "Basic cg_a", "cg_a", "Bearer\tcg_a"] {
-            assert_eq!(name(&keyring, field), Err(AuthError::NoToken), "{field:?}");
+            assert_eq!(name(&authenticator, field), Err(AuthError::NoToken), "{field:?}");
         }
-        assert_eq!(keyring.identify(&HeaderMap::new()).unwrap_err(), AuthError::NoToken);
+        assert_eq!(authenticator.identify(&HeaderMap::new()).unwrap_err(), AuthError::NoToken);
         let hash = token_sha256(b"cg_a").0.map(|byte| format!("{byte:02x}")).concat();
         for token in ["cg_", "cg_aa", "CG_A", "sk-1", "alice", &hash, "cg_a,"] {
             let field = format!("Bearer {token}");
-            assert_eq!(name(&keyring, &field), Err(AuthError::UnknownToken), "{token:?}");
+            assert_eq!(name(&authenticator, &field), Err(AuthError::UnknownToken), "{token:?}");
         }
         let two = headers(&["Bearer cg_a", "Bearer cg_b"]);
-        assert_eq!(keyring.identify(&two).unwrap_err(), AuthError::SeveralKeys);
-        let nobody = Authenticator::new(&team(&[]), None).unwrap();
-        assert_eq!(name(&nobody, "Bearer cg_a"), Err(AuthError::UnknownToken));
+        assert_eq!(authenticator.identify(&two).unwrap_err(), AuthError::MultipleAuthorization);
+        let empty_team = Authenticator::new(&team(&[]), None).unwrap();
+        assert_eq!(name(&empty_team, "Bearer cg_a"), Err(AuthError::UnknownToken));
     }
 
     #[test]
-    fn a_removed_member_is_out_at_once_and_who_stays_keeps_its_domain() {
-        let keyring = Authenticator::new(&team(&[ALICE, BOB]), None).unwrap();
-        let before = domain(&keyring, "Bearer cg_b");
-        keyring.set(&team(&[BOB]), None).unwrap();
-        assert_eq!(name(&keyring, "Bearer cg_a"), Err(AuthError::UnknownToken));
-        assert_eq!(domain(&keyring, "Bearer cg_b"), before);
+    fn a_removed_member_is_rejected_at_once_and_the_others_keep_their_domains() {
+        let authenticator = Authenticator::new(&team(&[ALICE, BOB]), None).unwrap();
+        let before = domain(&authenticator, "Bearer cg_b");
+        authenticator.reconfigure(&team(&[BOB]), None).unwrap();
+        assert_eq!(name(&authenticator, "Bearer cg_a"), Err(AuthError::UnknownToken));
+        assert_eq!(domain(&authenticator, "Bearer cg_b"), before);
 
-        let refused = keyring.set(&team(&[ALICE, ("dave", "cg_d", "sk\n")]), None);
-        assert!(matches!(refused, Err(KeyringError::BadMemberKey(name)) if name == "dave"));
-        assert_eq!(name(&keyring, "Bearer cg_a"), Err(AuthError::UnknownToken), "nothing has changed");
-        assert_eq!(name(&keyring, "Bearer cg_b").unwrap(), "bob");
+        let rejected = authenticator.reconfigure(&team(&[ALICE, ("dave", "cg_d", "sk\n")]), None);
+        assert!(matches!(rejected, Err(AuthenticatorError::BadMemberKey(name)) if name == "dave"));
+        assert_eq!(name(&authenticator, "Bearer cg_a"), Err(AuthError::UnknownToken), "nothing has changed");
+        assert_eq!(name(&authenticator, "Bearer cg_b").unwrap(), "bob");
     }
 
     #[test]
-    fn a_keyring_shows_neither_tokens_nor_hashes_nor_keys() {
-        let keyring = Authenticator::new(&team(&[ALICE]), None).unwrap();
-        let shown = format!("{keyring:?}");
+    fn the_debug_output_contains_no_tokens_hashes_or_keys() {
+        let authenticator = Authenticator::new(&team(&[ALICE]), None).unwrap();
+        let shown = format!("{authenticator:?}");
         let hash = format!("{:?}", token_sha256(b"cg_a").0);
         assert!(shown.contains("alice"), "{shown}");
         for secret in ["cg_a", "sk-1", &hash] {

@@ -1,4 +1,4 @@
-//! `cache.max_bytes` is what the cache allocates. A test program of its own, for its allocator counts.
+//! The cache allocates at most `cache.max_bytes`. A separate test program, because its allocator counts bytes.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use cap::Cap;
 use clipgate::core::job::{Head, JobId, JobState, KeyDomain};
 use clipgate::core::job_body::{ListShape, MAX_NAME_BYTES};
 use clipgate::core::route::Route;
-use clipgate::sim::{Options, Sim};
+use clipgate::sim::{Sim, SimOptions};
 use clipgate::testing::cache::Cache;
 use clipgate::testing::clock;
 use clipgate::testing::config::Config;
@@ -16,17 +16,17 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use parking_lot::Mutex;
 use tikv_jemallocator::Jemalloc;
 
-/// As the program's own, and it counts.
+/// The allocator of the `clipgate` program, with a counter.
 #[global_allocator]
 static ALLOCATOR: Cap<Jemalloc> = Cap::new(Jemalloc, usize::MAX);
 
-/// Held by the test that counts.
+/// Serialises the tests, which share the counter.
 static COUNTING: Mutex<()> = Mutex::new(());
 
 const MAX_BYTES: u64 = 40 << 20;
 const KEY: KeyDomain = KeyDomain([7; 16]);
 
-/// The fields of an answer that went through a CDN.
+/// Headers of a response that passed a CDN.
 const FIELDS: [(&str, &str); 14] = [
     ("content-type", "application/json; charset=utf-8"),
     ("vary", "Origin, Accept-Encoding"),
@@ -44,20 +44,20 @@ const FIELDS: [(&str, &str); 14] = [
     ("connection", "keep-alive"),
 ];
 
-/// One kind of clips.
+/// A kind of cached clips.
 struct Case {
     name: &'static str,
-    /// How many bytes the body of the nth clip has.
+    /// Length of the nth clip's body in bytes.
     body: fn(usize) -> usize,
-    /// How many clips come in one answer.
+    /// Number of clips in each response.
     listed: usize,
-    /// Whether the head of each answer is different.
+    /// Whether each response has different headers.
     is_head_own: bool,
 }
 
-/// A finished clip as the simulated API tells it, about 2 kB.
+/// Returns a completed clip of the simulated API, about 2 kB.
 fn template() -> String {
-    let sim = Sim::new(Options::default());
+    let sim = Sim::new(SimOptions::default());
     sim.set_status("ID", "completed");
     String::from_utf8(sim.body("ID", "completed").to_vec()).expect("JSON is text")
 }
@@ -66,12 +66,12 @@ fn id(n: usize) -> String {
     format!("9d1f3c52-4a55-4c1e-a6f0-{n:012x}")
 }
 
-/// The usual head, and with a trace one that no other answer has.
+/// Returns the usual head. With a trace, the head is different from all others.
 fn head(trace: Option<&str>) -> Head {
     let fields = FIELDS.into_iter().chain(trace.map(|trace| ("x-backend-trace", trace)));
     let fields: HeaderMap = fields
         .map(|(name, value)| {
-            (HeaderName::from_static(name), HeaderValue::from_str(value).expect("it is text"))
+            (HeaderName::from_static(name), HeaderValue::from_str(value).expect("the value is text"))
         })
         .collect();
     headers::split_head(StatusCode::OK, &fields)
@@ -96,7 +96,7 @@ fn clips(case: &Case, template: &str, usual: &Arc<Head>, n: usize) -> Vec<JobSta
         let body = answer.slice(at..at + text.len());
         at += text.len() + 1;
         JobState {
-            id: JobId::new(&id(n + k)).expect("it is short"),
+            id: JobId::new(&id(n + k)).expect("the id is short"),
             rung: Route::suno().ladder.rung("completed"),
             body,
             head: Arc::clone(&head),
@@ -106,16 +106,16 @@ fn clips(case: &Case, template: &str, usual: &Arc<Head>, n: usize) -> Vec<JobSta
     texts.iter().enumerate().map(state).collect()
 }
 
-/// What the system has given the process, in bytes; 0 where it does not tell.
+/// Returns the resident memory in bytes. 0 if the system does not report it.
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) << 10
 }
 
-/// Run with `--nocapture` it tells the figures of `docs/deployment.md`.
+/// Prints the figures of `docs/deployment.md` with `--nocapture`.
 #[test]
-fn what_the_cache_allocates_is_what_max_bytes_says() {
+fn the_cache_allocates_at_most_max_bytes() {
     let real = |n: usize| 1500 + n * 37 % 1000;
     let cases = [
         Case { name: "clips of 2 kB", body: real, listed: 1, is_head_own: false },
@@ -124,7 +124,7 @@ fn what_the_cache_allocates_is_what_max_bytes_says() {
         Case { name: "tiny clips", body: |_| 40, listed: 1, is_head_own: false },
         Case { name: "clips of 100 kB", body: |_| 100_000, listed: 1, is_head_own: false },
     ];
-    let _counting = COUNTING.lock();
+    let _guard = COUNTING.lock();
     let (template, usual) = (template(), Arc::new(head(None)));
     println!("{} bytes a clip of the simulated API", template.len());
     let mut count = 0;
@@ -135,19 +135,19 @@ fn what_the_cache_allocates_is_what_max_bytes_says() {
         let cache = Cache::new(config, Route::suno().ladder);
         let now = clock::now();
         cache.key_accepted(KEY, now);
-        // More than there is room for.
+        // Stores more than fits.
         let (mut n, mut stored) = (0, 0);
         while stored < MAX_BYTES + MAX_BYTES / 4 {
             for state in clips(case, &template, &usual, n) {
                 stored += 700 + state.body.len() as u64;
                 cache.store(KEY, &state, now, now);
-                // Each is read once: the first clone of bytes allocates.
+                // Reads each once, because the first clone of `Bytes` allocates.
                 let hit = cache.get(KEY, &state.id, now);
-                drop(hit.map(|hit| (hit.kept.state.clone(), hit.kept.etag.clone())));
+                drop(hit.map(|hit| (hit.entry.state.clone(), hit.entry.etag.clone())));
                 n += 1;
             }
         }
-        // Each look does a part of what is to be evicted.
+        // Each call of `size` evicts a part.
         let size = loop {
             let size = cache.size();
             if size.bytes <= MAX_BYTES && size == cache.size() {
@@ -165,9 +165,9 @@ fn what_the_cache_allocates_is_what_max_bytes_says() {
             resident as f64 / MAX_BYTES as f64,
             allocated / size.entries,
         );
-        assert!(size.bytes > MAX_BYTES - MAX_BYTES / 20, "{}: it is not full: {size:?}", case.name);
-        assert!(allocated <= MAX_BYTES + MAX_BYTES / 10, "{}: {allocated} are allocated", case.name);
-        assert!(allocated >= MAX_BYTES * 3 / 4, "{}: room for {allocated} only", case.name);
+        assert!(size.bytes > MAX_BYTES - MAX_BYTES / 20, "{}: the cache is not full: {size:?}", case.name);
+        assert!(allocated <= MAX_BYTES + MAX_BYTES / 10, "{}: allocated {allocated}", case.name);
+        assert!(allocated >= MAX_BYTES * 3 / 4, "{}: allocated only {allocated}", case.name);
         count += 1;
         drop(cache);
     }
@@ -175,9 +175,9 @@ fn what_the_cache_allocates_is_what_max_bytes_says() {
 }
 
 #[test]
-fn what_is_remembered_of_keys_has_an_end() {
-    let _counting = COUNTING.lock();
-    for (name, shape, most) in [
+fn the_memory_of_keys_is_bounded() {
+    let _guard = COUNTING.lock();
+    for (name, shape, limit) in [
         ("keys", ListShape::Array, 30 << 20),
         ("keys with lists in the longest name", ListShape::Wrapped("n".repeat(MAX_NAME_BYTES)), 80 << 20),
     ] {
@@ -186,10 +186,10 @@ fn what_is_remembered_of_keys_has_an_end() {
         let now = clock::now();
         for n in 0..150_000_u128 {
             cache.key_accepted(KeyDomain(n.to_le_bytes()), now);
-            cache.set_shape(KeyDomain(n.to_le_bytes()), &shape);
+            cache.set_list_shape(KeyDomain(n.to_le_bytes()), &shape);
         }
         let allocated = ALLOCATOR.allocated() - before;
         println!("100 000 {name}: {allocated} allocated");
-        assert!((10 << 20..most).contains(&allocated), "{name}: {allocated}");
+        assert!((10 << 20..limit).contains(&allocated), "{name}: {allocated}");
     }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use clipgate::sim::{Options, Sim};
+use clipgate::sim::{Sim, SimOptions};
 use clipgate::testing::clock;
 use clipgate::testing::config::{Config, Listen};
 use clipgate::testing::gateway::Gateway;
@@ -55,7 +55,7 @@ impl House {
             let upstream = TcpListener::bind(("127.0.0.1", 0)).await.expect("a socket");
             let address = upstream.local_addr().expect("it is bound");
             config.upstream.base_url = format!("http://{address}").parse().expect("it is a URL");
-            let sim = Sim::new(Options::default());
+            let sim = Sim::new(SimOptions::default());
             sim.set_status(JOB, "completed");
             tokio::spawn(sim.serve(upstream, std::future::pending()));
             let (gateway, hub) = Gateway::new(&config, Metrics::new(&mut registry)).expect("a gateway");

@@ -13,7 +13,7 @@ use http::{HeaderMap, Request};
 use subtle::ConstantTimeEq as _;
 
 use super::error::AdminError;
-use crate::auth::{bearer, token_sha256};
+use crate::auth::{bearer_token, token_sha256};
 use crate::protocol::allowed_host::{HostPattern, foreign_host};
 use crate::protocol::headers::{is_cross_origin, is_top_level_navigation};
 use crate::protocol::request::Peer;
@@ -61,7 +61,7 @@ impl Guard {
 fn brings(headers: &HeaderMap, token: TokenHash) -> bool {
     let mut fields = headers.get_all(AUTHORIZATION).iter();
     let (Some(field), None) = (fields.next(), fields.next()) else { return false };
-    let brought = match bearer(field) {
+    let brought = match bearer_token(field) {
         Some(brought) => token_sha256(brought),
         None => match headers.typed_get::<Authorization<Basic>>() {
             Some(basic) => token_sha256(basic.password().as_bytes()),

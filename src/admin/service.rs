@@ -150,7 +150,7 @@ impl AdminService {
             AdminRoute::State => Ok(json_of(state(&self.gateway, &self.about).await)),
             AdminRoute::Events => self.events().await,
             AdminRoute::History => Ok(json_of(self.history.lock().json())),
-            AdminRoute::Cache => Ok(removed_response(self.gateway.cache().forget_all())),
+            AdminRoute::Cache => Ok(removed_response(self.gateway.cache().remove_all())),
             AdminRoute::Job(id) => Ok(removed_response(self.gateway.cache().remove(&id))),
         }
     }

@@ -204,7 +204,7 @@ fn job<'a>(job: &JobStatus, ladder: &'a Ladder, now: Instant) -> Job<'a> {
 fn key(asker: Asker) -> Key {
     let quota = |limit: Limit| {
         let left = asker.left.iter().find(|left| left.quota == limit)?;
-        let QuotaState { left, burst, rate, more_in, .. } = *left;
+        let QuotaState { remaining: left, burst, rate, resets_in: more_in, .. } = *left;
         Some(Quota { left, burst, per_second: rate, resets_in_seconds: more_in })
     };
     Key {

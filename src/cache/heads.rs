@@ -1,7 +1,7 @@
-//! The heads that jobs are kept with. Most answers of an upstream have the same fields: equal ones are kept once.
+//! Interned response heads of cached jobs. Most responses of an upstream have equal headers, which are stored once.
 //!
-//! A head that many jobs share weighs nothing beside them, as there is a bound on all such heads together; any other
-//! weighs with its job.
+//! An interned head has no weight, because a bound limits all of them together. Any other head counts to the weight of
+//! its job.
 
 use std::hash::BuildHasher as _;
 use std::mem::size_of;
@@ -16,48 +16,48 @@ use super::weight::{SHARED_BYTES, allocated, allocated_arc};
 use crate::core::job::Head;
 use crate::protocol::headers;
 
-/// The most heads that are shared: each store looks through them.
+/// The most interned heads. Each store compares with all of them.
 const MAX_SHARED: usize = 64;
 
-/// What part of `cache.max_bytes` shared heads may take up beside the jobs.
-const SHARED_PART: u64 = 64;
+/// Interned heads may use `cache.max_bytes` divided by this, beside the jobs.
+const MAX_SHARED_FRACTION: u64 = 64;
 
-/// A head as hits need it.
+/// The response head of a cached job, ready for cache hits.
 #[derive(Debug)]
 pub struct StoredHead {
-    /// The fields that all may see.
+    /// Headers that all clients may see. Per-response headers are removed (P8).
     pub(super) head: Arc<Head>,
-    /// The same, and `Via`, as answers take them.
+    /// These headers and `Via`, in the form that responses use.
     pub fields: Box<[(HeaderName, HeaderValue)]>,
     hash: u64,
 }
 
 #[derive(Debug)]
-pub(super) struct Heads {
-    shared: Mutex<Shared>,
+pub(super) struct HeadInterner {
+    shared: Mutex<InternedHeads>,
     hasher: RandomState,
     max_bytes: usize,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct InternedHeads {
     heads: Vec<Arc<StoredHead>>,
     bytes: usize,
 }
 
-impl Heads {
-    /// Returns the heads of a cache of this size.
+impl HeadInterner {
+    /// Returns an empty interner for a cache of this size.
     pub(super) fn new(max_bytes: u64) -> Self {
-        let max_bytes = usize::try_from(max_bytes / SHARED_PART).unwrap_or(usize::MAX);
+        let max_bytes = usize::try_from(max_bytes / MAX_SHARED_FRACTION).unwrap_or(usize::MAX);
         Self { shared: Mutex::default(), hasher: RandomState::default(), max_bytes }
     }
 
-    /// Returns the head to keep a job with, and what it weighs with this job.
-    pub(super) fn store(&self, head: &Head) -> (Arc<StoredHead>, usize) {
+    /// Returns the stored form of a head, and its share of the job's weight: 0 if it is interned.
+    pub(super) fn intern(&self, head: &Head) -> (Arc<StoredHead>, usize) {
         let hash = self.hasher.hash_one(&head.shared);
         let shared = &mut *self.shared.lock();
-        let is_it = |known: &&Arc<StoredHead>| known.hash == hash && known.head.shared == head.shared;
-        if let Some(known) = shared.heads.iter().find(is_it) {
+        let is_equal = |known: &&Arc<StoredHead>| known.hash == hash && known.head.shared == head.shared;
+        if let Some(known) = shared.heads.iter().find(is_equal) {
             return (Arc::clone(known), 0);
         }
         let stored = Arc::new(StoredHead::new(head, hash));
@@ -73,13 +73,13 @@ impl Heads {
         (stored, 0)
     }
 
-    fn has_room(&self, shared: &Shared, bytes: usize) -> bool {
+    fn has_room(&self, shared: &InternedHeads, bytes: usize) -> bool {
         shared.heads.len() < MAX_SHARED && shared.bytes + bytes <= self.max_bytes
     }
 }
 
-impl Shared {
-    /// Removes the heads that no job is kept with any more.
+impl InternedHeads {
+    /// Removes the heads that no cached job uses.
     fn remove_unused(&mut self) {
         self.heads.retain(|head| {
             let is_used = Arc::strong_count(head) > 1;
@@ -93,7 +93,7 @@ impl Shared {
 
 impl StoredHead {
     fn new(head: &Head, hash: u64) -> Self {
-        // Cut to size, and without what belongs to one answer.
+        // Exact copies instead of slices of a larger response, without per-response headers (P8).
         let shared = head.shared.iter().map(|(name, value)| (name.clone(), Bytes::copy_from_slice(value)));
         let head = Head { shared: shared.collect(), own: Vec::new(), ..*head };
         let mut fields = HeaderMap::with_capacity(head.shared.len() + 1);
@@ -103,10 +103,10 @@ impl StoredHead {
         Self { head: Arc::new(head), fields, hash }
     }
 
-    /// Returns what it takes up in memory.
+    /// Returns the allocated bytes.
     fn bytes(&self) -> usize {
         let field = |(name, value): &(Box<str>, Bytes)| {
-            // A name of no standard is kept a second time, by the field of the answer.
+            // `HeaderName` stores a second copy of a non-standard name.
             2 * allocated(name.len()) + allocated(value.len()) + SHARED_BYTES
         };
         allocated_arc::<Self>()
@@ -128,13 +128,13 @@ mod tests {
     }
 
     #[test]
-    fn equal_heads_are_kept_once_and_without_what_is_one_answers_own() {
-        let heads = Heads::new(1 << 20);
-        let (first, weight) = heads.store(&head("a"));
+    fn equal_heads_are_stored_once_and_without_per_response_headers() {
+        let heads = HeadInterner::new(1 << 20);
+        let (first, weight) = heads.intern(&head("a"));
         assert_eq!(weight, 0);
-        let (again, weight) = heads.store(&Head { own: Vec::new(), ..head("a") });
+        let (again, weight) = heads.intern(&Head { own: Vec::new(), ..head("a") });
         assert!(Arc::ptr_eq(&first, &again) && weight == 0);
-        let (other, _) = heads.store(&head("b"));
+        let (other, _) = heads.intern(&head("b"));
         assert!(!Arc::ptr_eq(&first, &other));
         assert_eq!((first.head.shared.clone(), first.head.own.len()), (head("a").shared, 0));
         let names: Vec<_> = first.fields.iter().map(|(name, _)| name.as_str()).collect();
@@ -142,27 +142,27 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_heads_weigh_nothing_and_those_of_no_job_make_room() {
-        let heads = Heads::new(1 << 30);
-        let mut kept: Vec<_> = (0..MAX_SHARED).map(|n| heads.store(&head(&n.to_string()))).collect();
-        assert!(kept.iter().all(|(_, weight)| *weight == 0));
+    fn the_number_of_interned_heads_is_bounded_and_unused_heads_make_room() {
+        let heads = HeadInterner::new(1 << 30);
+        let mut stored: Vec<_> = (0..MAX_SHARED).map(|n| heads.intern(&head(&n.to_string()))).collect();
+        assert!(stored.iter().all(|(_, weight)| *weight == 0));
         for _ in 0..2 {
-            let (_, weight) = heads.store(&head("one more"));
+            let (_, weight) = heads.intern(&head("one more"));
             assert!((500..1500).contains(&weight), "{weight}");
         }
-        kept.pop();
-        assert_eq!(heads.store(&head("one more")).1, 0);
+        stored.pop();
+        assert_eq!(heads.intern(&head("one more")).1, 0);
         assert_eq!(heads.shared.lock().heads.len(), MAX_SHARED);
     }
 
     #[test]
-    fn all_that_weighs_nothing_is_a_small_part_of_the_cache() {
-        let heads = Heads::new(64 * 10_000);
-        let kept: Vec<_> = (0..MAX_SHARED).map(|n| heads.store(&head(&n.to_string()))).collect();
-        let free = kept.iter().filter(|(_, weight)| *weight == 0);
-        let bytes: usize = free.map(|(head, _)| head.bytes()).sum();
+    fn interned_heads_use_a_small_fraction_of_the_cache() {
+        let heads = HeadInterner::new(64 * 10_000);
+        let stored: Vec<_> = (0..MAX_SHARED).map(|n| heads.intern(&head(&n.to_string()))).collect();
+        let interned = stored.iter().filter(|(_, weight)| *weight == 0);
+        let bytes: usize = interned.map(|(head, _)| head.bytes()).sum();
         assert!((8_000..=10_000).contains(&bytes), "{bytes}");
         assert_eq!(heads.shared.lock().bytes, bytes);
-        assert!(heads.store(&head(&"x".repeat(20_000))).1 > 20_000);
+        assert!(heads.intern(&head(&"x".repeat(20_000))).1 > 20_000);
     }
 }

@@ -1,12 +1,19 @@
-//! The keys that the upstream has accepted or refused, and how it answers each of them with a list.
+//! Proof of keys: which key domains the upstream has accepted (P11), and the list format of each.
 //!
 //! ```text
-//!   KeyDomain ─▶ unknown ── 2xx ──▶ accepted ── 403 ──▶ doubted ── 2xx to a later request ──▶ accepted
-//!                   ▲                   │                  │
-//!                   └─────── 401 ───────┴──────────────────┘   the epoch ends: all stored under it is void
+//!                2xx                 403                 2xx to a later request
+//!  unknown ────────────▶ accepted ────────▶ suspended ──────────────────────────▶ accepted
+//!     ▲                     │                   │
+//!     └──────── 401 ────────┴───────────────────┘   a 401 ends the epoch: entries stored under it become invalid
 //! ```
 //!
-//! Bounded; the longest unused key is forgotten, and has to be proven again.
+//! | state | cache hits | waits count for |
+//! | --- | --- | --- |
+//! | unknown | no | the address |
+//! | accepted | until `cache.key_recheck_interval` has passed | the key |
+//! | suspended | no | the key |
+//!
+//! Bounded: the least recently used key is removed, and the upstream must accept it again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,105 +26,106 @@ use parking_lot::Mutex;
 use crate::core::job::KeyDomain;
 use crate::core::job_body::ListShape;
 
-/// The keys that are remembered.
-const MAX_DOMAINS: u64 = 100_000;
+/// The most keys in memory. `tests/cache_memory.rs` measures their memory.
+const MAX_KEYS: u64 = 100_000;
 
-/// That the upstream has accepted a key, as far as was known a moment ago.
+/// Proof that the upstream has accepted a key. A copy of the state at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct KeyProof {
     pub(super) epoch: u64,
-    /// When the newest request began that was accepted; `None`: a 403 came since, hits need a new proof.
+    /// Start of the newest accepted request. `None`: a 403 came later, and the key is suspended.
     pub(super) accepted_at: Option<Instant>,
 }
 
 #[derive(Debug)]
-pub(super) struct Keys {
-    domains: moka::sync::Cache<KeyDomain, Domain, RandomState>,
-    /// The outer shape of each key's lists. An array, the usual one, is not listed.
-    shapes: moka::sync::Cache<KeyDomain, Arc<ListShape>, RandomState>,
-    /// Held while a domain is changed, so that a refusal cannot be undone by an acceptance under way.
-    changing: Mutex<()>,
+pub(super) struct KeyTable {
+    records: moka::sync::Cache<KeyDomain, KeyRecord, RandomState>,
+    /// The list format of each key. Arrays, the most common format, are not stored.
+    list_shapes: moka::sync::Cache<KeyDomain, Arc<ListShape>, RandomState>,
+    /// Serialises changes, so that an acceptance in progress cannot undo a rejection.
+    write_lock: Mutex<()>,
     next_epoch: AtomicU64,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Domain {
+struct KeyRecord {
     epoch: u64,
-    /// Whether the upstream has accepted the key, and has not answered 401 since.
-    is_known: bool,
-    /// When the newest request began that the upstream accepted the key of; `None` after a refusal.
+    /// Whether the upstream has accepted the key and has not answered 401 since.
+    is_proven: bool,
+    /// Start of the newest accepted request. `None` after a rejection.
     accepted_at: Option<Instant>,
-    /// When the upstream last answered 401 or 403.
-    refused_at: Option<Instant>,
+    /// Time of the last 401 or 403.
+    rejected_at: Option<Instant>,
 }
 
-impl Keys {
+impl KeyTable {
     pub(super) fn new() -> Self {
         Self {
-            domains: by_domain(),
-            shapes: by_domain(),
-            changing: Mutex::new(()),
+            records: by_domain(),
+            list_shapes: by_domain(),
+            write_lock: Mutex::new(()),
             next_epoch: AtomicU64::new(0),
         }
     }
 
-    /// Returns the proof of a key that the upstream has accepted, and has not answered 401 since.
+    /// Returns the proof of an accepted or suspended key.
     pub(super) fn proof(&self, domain: KeyDomain) -> Option<KeyProof> {
-        let Domain { epoch, is_known, accepted_at, .. } = self.domains.get(&domain)?;
-        is_known.then_some(KeyProof { epoch, accepted_at })
+        let KeyRecord { epoch, is_proven, accepted_at, .. } = self.records.get(&domain)?;
+        is_proven.then_some(KeyProof { epoch, accepted_at })
     }
 
-    /// Records a success of a request that began at `began`. The upstream checks the key when a request comes: one that
-    /// began before a refusal says nothing of the time after it.
+    /// Records a 2xx to a request that started at `began`. The upstream checks the key when a request arrives. A request
+    /// that started before a rejection therefore proves nothing about the time after it.
     pub(super) fn key_accepted(&self, domain: KeyDomain, began: Instant) {
-        let _changing = self.changing.lock();
-        let known = self.domains.get(&domain);
-        if known.is_some_and(|known| known.is_refused_since(began)) {
+        let _guard = self.write_lock.lock();
+        let known = self.records.get(&domain);
+        if known.is_some_and(|known| known.is_rejected_since(began)) {
             return;
         }
         let epoch = match known {
-            Some(known) if known.is_known => known.epoch,
+            Some(known) if known.is_proven => known.epoch,
             Some(_) | None => self.new_epoch(),
         };
         let accepted_at = known.and_then(|known| known.accepted_at).max(Some(began));
-        let refused_at = known.and_then(|known| known.refused_at);
-        self.domains.insert(domain, Domain { epoch, is_known: true, accepted_at, refused_at });
+        let rejected_at = known.and_then(|known| known.rejected_at);
+        self.records.insert(domain, KeyRecord { epoch, is_proven: true, accepted_at, rejected_at });
     }
 
     /// Records a 401.
     pub(super) fn key_rejected(&self, domain: KeyDomain, now: Instant) {
-        let _changing = self.changing.lock();
+        let _guard = self.write_lock.lock();
         let epoch = self.new_epoch();
-        let refused = Domain { epoch, is_known: false, accepted_at: None, refused_at: Some(now) };
-        self.domains.insert(domain, refused);
+        let rejected = KeyRecord { epoch, is_proven: false, accepted_at: None, rejected_at: Some(now) };
+        self.records.insert(domain, rejected);
     }
 
     /// Records a 403.
-    pub(super) fn forbidden(&self, domain: KeyDomain, now: Instant) {
-        let _changing = self.changing.lock();
-        let (epoch, is_known) = match self.domains.get(&domain) {
-            Some(known) => (known.epoch, known.is_known),
+    pub(super) fn key_forbidden(&self, domain: KeyDomain, now: Instant) {
+        let _guard = self.write_lock.lock();
+        let (epoch, is_proven) = match self.records.get(&domain) {
+            Some(known) => (known.epoch, known.is_proven),
             None => (self.new_epoch(), false),
         };
-        self.domains.insert(domain, Domain { epoch, is_known, accepted_at: None, refused_at: Some(now) });
+        self.records
+            .insert(domain, KeyRecord { epoch, is_proven, accepted_at: None, rejected_at: Some(now) });
     }
 
-    /// Whether the upstream has answered 401 or 403 at `began` or later.
-    pub(super) fn is_refused_since(&self, domain: KeyDomain, began: Instant) -> bool {
-        self.domains.get(&domain).is_some_and(|known| known.is_refused_since(began))
+    /// Returns whether the upstream answered 401 or 403 at `began` or later.
+    pub(super) fn is_rejected_since(&self, domain: KeyDomain, began: Instant) -> bool {
+        self.records.get(&domain).is_some_and(|known| known.is_rejected_since(began))
     }
 
-    /// Returns how the upstream last answered this key with a list; an array before the first one.
-    pub(super) fn shape(&self, domain: KeyDomain) -> Arc<ListShape> {
-        self.shapes.get(&domain).unwrap_or_default()
+    /// Returns the format of the upstream's last list for this key. An array before the first list.
+    pub(super) fn list_shape(&self, domain: KeyDomain) -> Arc<ListShape> {
+        self.list_shapes.get(&domain).unwrap_or_default()
     }
 
-    pub(super) fn set_shape(&self, domain: KeyDomain, shape: &ListShape) {
-        match (self.shapes.get(&domain), shape) {
+    pub(super) fn set_list_shape(&self, domain: KeyDomain, shape: &ListShape) {
+        match (self.list_shapes.get(&domain), shape) {
             (None, ListShape::Array) => {}
-            (Some(_), ListShape::Array) => self.shapes.invalidate(&domain),
+            (Some(_), ListShape::Array) => self.list_shapes.invalidate(&domain),
             (Some(known), shape) if *known == *shape => {}
-            (_, shape) => self.shapes.insert(domain, Arc::new(shape.clone())),
+            (_, shape) => self.list_shapes.insert(domain, Arc::new(shape.clone())),
         }
     }
 
@@ -126,15 +134,15 @@ impl Keys {
     }
 }
 
-impl Domain {
-    fn is_refused_since(&self, began: Instant) -> bool {
-        self.refused_at.is_some_and(|refused_at| refused_at >= began)
+impl KeyRecord {
+    fn is_rejected_since(&self, began: Instant) -> bool {
+        self.rejected_at.is_some_and(|rejected_at| rejected_at >= began)
     }
 }
 
 fn by_domain<V: Clone + Send + Sync + 'static>() -> moka::sync::Cache<KeyDomain, V, RandomState> {
     moka::sync::Cache::builder()
-        .max_capacity(MAX_DOMAINS)
+        .max_capacity(MAX_KEYS)
         .eviction_policy(EvictionPolicy::lru())
         .build_with_hasher(RandomState::default())
 }

@@ -1,12 +1,20 @@
-//! What is known without asking: terminal jobs, and live states for a moment, each by key domain.
+//! The cache: states of jobs by key domain. The hub stores jobs, the hub and pass-through requests record verdicts on
+//! keys, and any task reads.
 //!
-//! moka keeps and evicts; when an entry is over, and for whom it may be read at all, is decided here by the
-//! one clock. Any task reads; what one read sees is whole. The hub writes.
+//! | stored | for |
+//! | --- | --- |
+//! | terminal state of a job | `cache.completed_ttl` or `cache.error_ttl` |
+//! | state of an unfinished job | `cache.live_ttl` |
+//! | key proof and list format of a key domain | until eviction; see `keys` |
 //!
 //! ```text
-//!   keys:  KeyDomain ─▶ epoch, accepted at        a 401 ends the epoch, and with it all entries that were
-//!   jobs: (KeyDomain, JobId) ─▶ epoch, state    stored under it; a 403 removes the jobs asked for
+//!   keys:  KeyDomain          ─▶ epoch, accepted_at    a 401 starts a new epoch: all entries of the old one are invalid
+//!   jobs: (KeyDomain, JobId) ─▶ epoch, state           a 403 removes the jobs that the request named
 //! ```
+//!
+//! A hit needs three things (P11): an entry of the same key domain, the current epoch, and a key that the upstream has
+//! accepted within `cache.key_recheck_interval`. moka stores and evicts; expiry is decided here with the gateway's clock.
+//! `cache.max_bytes` bounds the jobs by their allocated bytes (`weight`).
 
 mod heads;
 mod keys;
@@ -22,189 +30,193 @@ use http::HeaderValue;
 use moka::Expiry;
 use parking_lot::Mutex;
 
-use self::heads::{Heads, StoredHead};
+use self::heads::{HeadInterner, StoredHead};
 pub(crate) use self::keys::KeyProof;
-use self::keys::Keys;
+use self::keys::KeyTable;
 use crate::config;
 use crate::core::job::{JobId, JobState, KeyDomain};
 use crate::core::job_body::ListShape;
 use crate::core::route::{Ladder, Rung};
 
-/// The most bytes that are held to know their validator.
-const MAX_VALIDATED: usize = 64 << 10;
+/// The longest body that [`Cache::etag`] remembers, in bytes.
+const MAX_REMEMBERED_BODY: usize = 64 << 10;
 
-/// The cache.
 #[derive(Debug)]
 pub struct Cache {
-    rules: ArcSwap<config::CacheConfig>,
+    config: ArcSwap<config::Cache>,
     ladder: Ladder,
     jobs: moka::sync::Cache<(KeyDomain, JobId), Arc<CachedJob>, RandomState>,
-    keys: Keys,
-    heads: Heads,
-    /// The last bytes that a validator was made of, and it.
-    validated: Mutex<Option<(Bytes, HeaderValue)>>,
+    keys: KeyTable,
+    heads: HeadInterner,
+    /// The last body that [`Self::etag`] hashed, and its validator.
+    last_etag: Mutex<Option<(Bytes, HeaderValue)>>,
 }
 
-/// A job's state that may be answered with.
+/// A cached state that may be served.
 #[derive(Clone, Debug)]
 pub struct Hit {
-    /// What is kept.
-    pub kept: Arc<CachedJob>,
-    /// How long it may be answered with from now on.
+    pub entry: Arc<CachedJob>,
+    /// Remaining lifetime of the entry.
     pub ttl: Duration,
 }
 
 impl Hit {
-    /// Whether it was seen no longer than so long ago.
+    /// Returns whether the state is at most `max_age` old.
     pub fn is_within(&self, max_age: Duration, now: Instant) -> bool {
-        now.saturating_duration_since(self.kept.state.seen_at) <= max_age
+        now.saturating_duration_since(self.entry.state.seen_at) <= max_age
     }
 }
 
-/// A job's state, and what goes along with it to everybody who is told it.
+/// A cached state with the headers of its responses.
 #[derive(Debug)]
 pub struct CachedJob {
-    /// The state.
     pub state: JobState,
-    /// The strong validator of the state's bytes.
+    /// Strong validator of the state's body.
     pub etag: HeaderValue,
-    /// The head that it came with.
     pub head: Arc<StoredHead>,
+    /// Epoch of the key when the state was stored.
     epoch: u64,
-    expires: Instant,
+    expires_at: Instant,
     ttl: Duration,
-    /// What it takes up in memory.
+    /// Allocated bytes.
     weight: u32,
 }
 
-/// What is kept, all keys together; entries of a refused key count until they are over.
+/// Size of the cache over all keys. Entries of a rejected key count until they expire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size {
-    /// Jobs.
+pub struct CacheSize {
     pub entries: u64,
-    /// What they weigh.
+    /// Sum of the weights.
     pub bytes: u64,
 }
 
 impl Cache {
-    /// An empty cache.
-    pub fn new(rules: config::CacheConfig, ladder: Ladder) -> Self {
+    /// Returns an empty cache.
+    pub fn new(config: config::Cache, ladder: Ladder) -> Self {
         let jobs = moka::sync::Cache::builder()
-            .max_capacity(rules.max_bytes)
-            .weigher(|_, kept: &Arc<CachedJob>| kept.weight)
+            .max_capacity(config.max_bytes)
+            .weigher(|_, entry: &Arc<CachedJob>| entry.weight)
             .expire_after(PerEntryExpiry)
             .build_with_hasher(RandomState::default());
-        let heads = Heads::new(rules.max_bytes);
-        let rules = ArcSwap::from_pointee(rules);
-        Self { rules, ladder, jobs, keys: Keys::new(), heads, validated: Mutex::new(None) }
+        let heads = HeadInterner::new(config.max_bytes);
+        let config = ArcSwap::from_pointee(config);
+        Self { config, ladder, jobs, keys: KeyTable::new(), heads, last_etag: Mutex::new(None) }
     }
 
-    /// From now on keeps states for other times; what is kept already stays for its own. Its size does not change.
-    pub fn reconfigure(&self, rules: config::CacheConfig) {
-        self.rules.store(Arc::new(rules));
+    /// Uses these lifetimes for entries that are stored from now on. Existing entries keep theirs. `max_bytes` does not
+    /// change.
+    pub fn reconfigure(&self, config: config::Cache) {
+        self.config.store(Arc::new(config));
     }
 
-    /// What says that this key is one.
+    /// Returns the proof that the upstream has accepted this key.
     pub fn proof(&self, domain: KeyDomain) -> Option<KeyProof> {
         self.keys.proof(domain)
     }
 
-    /// Whether the upstream has accepted this key, as far as is remembered.
+    /// Returns whether the upstream has accepted this key and has not answered 401 since.
     pub fn is_key_proven(&self, domain: KeyDomain) -> bool {
         self.proof(domain).is_some()
     }
 
-    /// The state kept of a job, if this key may be told it at `now`.
+    /// Returns the cached state of a job, if this key may have it at `now` (P11).
     pub fn get(&self, domain: KeyDomain, id: &JobId, now: Instant) -> Option<Hit> {
         self.get_proven(self.proof(domain)?, domain, id, now)
     }
 
-    /// The same for a key whose proof is at hand.
+    /// Like [`Self::get`], for a caller that already has the key's proof.
     pub fn get_proven(&self, proof: KeyProof, domain: KeyDomain, id: &JobId, now: Instant) -> Option<Hit> {
-        if now.saturating_duration_since(proof.accepted_at?) >= self.rules.load().key_recheck_interval {
+        if now.saturating_duration_since(proof.accepted_at?) >= self.config.load().key_recheck_interval {
             return None;
         }
-        let kept = self.jobs.get(&(domain, id.clone()))?;
-        let ttl = kept.expires.saturating_duration_since(now);
-        (kept.epoch == proof.epoch && !ttl.is_zero()).then_some(Hit { kept, ttl })
+        let entry = self.jobs.get(&(domain, id.clone()))?;
+        let ttl = entry.expires_at.saturating_duration_since(now);
+        (entry.epoch == proof.epoch && !ttl.is_zero()).then_some(Hit { entry, ttl })
     }
 
-    /// The state kept of a job, if this key may be told it, and it was seen no longer than `max_age` ago.
+    /// Like [`Self::get`], but only for a state that is at most `max_age` old.
     pub fn get_within(&self, domain: KeyDomain, id: &JobId, max_age: Duration, now: Instant) -> Option<Hit> {
         self.get(domain, id, now).filter(|hit| hit.is_within(max_age, now))
     }
 
-    /// The upstream answered a request that began at `began` with a success. It looks at the key when a request
-    /// comes: one that began before a refusal says nothing of the time after it.
+    /// Records a 2xx to a request of this key that started at `began`. Ignored if a rejection came after `began`.
     pub fn key_accepted(&self, domain: KeyDomain, began: Instant) {
         self.keys.key_accepted(domain, began);
     }
 
-    /// The upstream answered this key with 401 at `now`: nothing that it was told before is told again.
+    /// Records a 401 at `now`: all entries of the key become invalid (P11).
     pub fn key_rejected(&self, domain: KeyDomain, now: Instant) {
         self.keys.key_rejected(domain, now);
     }
 
-    /// The upstream answered this key with 403 at `now`, when it asked for these jobs: they are removed, and the key
-    /// must be proven again before it is told of others.
-    pub fn forbidden<'a>(&self, domain: KeyDomain, asked: impl IntoIterator<Item = &'a JobId>, now: Instant) {
-        self.keys.forbidden(domain, now);
-        for id in asked {
+    /// Records a 403 at `now` to a request for these jobs: removes them, and suspends hits of the key until the upstream
+    /// accepts it again (P11).
+    pub fn key_forbidden<'a>(
+        &self,
+        domain: KeyDomain,
+        jobs: impl IntoIterator<Item = &'a JobId>,
+        now: Instant,
+    ) {
+        self.keys.key_forbidden(domain, now);
+        for id in jobs {
             self.jobs.invalidate(&(domain, id.clone()));
         }
     }
 
-    /// Returns the outer shape of the last list that the upstream answered this key with; an array before the first
-    /// one. It may hold the name of what the key belongs to, so no other key is told it.
-    pub fn shape(&self, domain: KeyDomain) -> Arc<ListShape> {
-        self.keys.shape(domain)
+    /// Returns the format of the upstream's last list for this key. An array before the first list. A format can contain
+    /// names of the key's account, so keys do not share it (P11).
+    pub fn list_shape(&self, domain: KeyDomain) -> Arc<ListShape> {
+        self.keys.list_shape(domain)
     }
 
-    /// Records the outer shape of a list that the upstream answered this key with.
-    pub fn set_shape(&self, domain: KeyDomain, shape: &ListShape) {
-        self.keys.set_shape(domain, shape);
+    /// Records the format of a list that the upstream sent to this key.
+    pub fn set_list_shape(&self, domain: KeyDomain, shape: &ListShape) {
+        self.keys.set_list_shape(domain, shape);
     }
 
-    /// Keeps a state that the upstream told this key in answer to a request that began at `began`. Needs
-    /// [`Self::accepted`] before. Not kept are a state behind one that is known, what is not the whole representation, and
-    /// what was asked for before a refusal, which may have been about this very job.
+    /// Stores a state from the response to a request of this key that started at `began`. Call [`Self::key_accepted`]
+    /// first. Does not store:
+    ///
+    /// - a state that is behind the cached one;
+    /// - a response that is not the complete representation;
+    /// - the response to a request that started before a rejection, which may have been about this job (P11).
     pub fn store(&self, domain: KeyDomain, state: &JobState, began: Instant, now: Instant) {
-        if !state.head.is_whole || self.keys.is_refused_since(domain, began) {
+        if !state.head.is_whole || self.keys.is_rejected_since(domain, began) {
             return;
         }
         let Some(ttl) = state.rung.map(|rung| self.ttl(rung)) else { return };
         let Some(proof) = self.proof(domain) else { return };
-        let expires = state.seen_at + ttl;
+        let expires_at = state.seen_at + ttl;
         let key = (domain, state.id.clone());
-        let is_behind = self.jobs.get(&key).is_some_and(|kept| {
-            kept.epoch == proof.epoch && now < kept.expires && kept.state.rung > state.rung
+        let is_behind = self.jobs.get(&key).is_some_and(|entry| {
+            entry.epoch == proof.epoch && now < entry.expires_at && entry.state.rung > state.rung
         });
-        if now >= expires || is_behind {
+        if now >= expires_at || is_behind {
             return;
         }
-        let (head, head_bytes) = self.heads.store(&state.head);
-        // The bytes may be a part of a larger answer, which would stay in memory with them.
+        let (head, head_bytes) = self.heads.intern(&state.head);
+        // A copy, because a slice would keep the whole response in memory.
         let body = Bytes::copy_from_slice(&state.body);
         let state = JobState { body, head: Arc::clone(&head.head), ..state.clone() };
         let etag = etag(&state.body);
-        let weight = u32::try_from(weight::of(&state, etag.len()) + head_bytes).unwrap_or(u32::MAX);
-        let kept = CachedJob { state, etag, head, epoch: proof.epoch, expires, ttl, weight };
-        self.jobs.insert(key.clone(), Arc::new(kept));
-        // A 403 that came meanwhile has removed the job before it was stored.
-        if self.keys.is_refused_since(domain, began) {
+        let weight = u32::try_from(weight::of_job(&state, etag.len()) + head_bytes).unwrap_or(u32::MAX);
+        let entry = CachedJob { state, etag, head, epoch: proof.epoch, expires_at, ttl, weight };
+        self.jobs.insert(key.clone(), Arc::new(entry));
+        // A rejection since the check above may have removed the job before this insert.
+        if self.keys.is_rejected_since(domain, began) {
             self.jobs.invalidate(&key);
         }
     }
 
-    /// The strong validator of these bytes. Of the same bytes in memory, as all have them who waited for one answer, it is
-    /// made once.
+    /// Returns the strong validator of a body. All waits that one response settles share its bytes, so the last result is
+    /// reused for the same memory.
     pub fn etag(&self, body: &Bytes) -> HeaderValue {
-        if body.len() > MAX_VALIDATED {
+        if body.len() > MAX_REMEMBERED_BODY {
             return etag(body);
         }
-        let mut validated = self.validated.lock();
+        let mut validated = self.last_etag.lock();
         match &*validated {
-            // While it is held here, no other bytes can be where it is.
+            // `last` keeps its memory alive, so equal pointers mean equal bytes.
             Some((last, etag)) if last.as_ptr() == body.as_ptr() && last.len() == body.len() => etag.clone(),
             Some(_) | None => {
                 let etag = etag(body);
@@ -214,46 +226,46 @@ impl Cache {
         }
     }
 
-    /// How much is kept.
-    pub fn size(&self) -> Size {
+    /// Returns the number and weight of the entries.
+    pub fn size(&self) -> CacheSize {
         self.jobs.run_pending_tasks();
-        Size { entries: self.jobs.entry_count(), bytes: self.jobs.weighted_size() }
+        CacheSize { entries: self.jobs.entry_count(), bytes: self.jobs.weighted_size() }
     }
 
-    /// Forgets what is kept of a job, whoever's key it is kept for. Says how many entries there were.
+    /// Removes a job for all keys, and returns the number of removed entries.
     pub fn remove(&self, id: &JobId) -> u64 {
         let keys: Vec<_> = self.jobs.iter().map(|(key, _)| key).filter(|key| key.1 == *id).collect();
         keys.iter().filter(|key| self.jobs.remove(&***key).is_some()).count() as u64
     }
 
-    /// Forgets all jobs; keys stay proven. Says how many entries there were.
-    pub fn forget_all(&self) -> u64 {
+    /// Removes all jobs and returns their number. Keys stay proven.
+    pub fn remove_all(&self) -> u64 {
         let size = self.size();
         self.jobs.invalidate_all();
         size.entries
     }
 
-    /// How long a state on this rung is kept, if it is the job's last.
+    /// Returns the lifetime of a terminal rung. `None` for other rungs.
     pub fn terminal_ttl(&self, rung: Rung) -> Option<Duration> {
         self.ladder.is_terminal(rung).then(|| self.ttl(rung))
     }
 
     fn ttl(&self, rung: Rung) -> Duration {
-        let rules = self.rules.load();
+        let config = self.config.load();
         if !self.ladder.is_terminal(rung) {
-            rules.live_ttl
+            config.live_ttl
         } else if self.ladder.is_failure(rung) {
-            rules.error_ttl
+            config.error_ttl
         } else {
-            rules.completed_ttl
+            config.completed_ttl
         }
     }
 }
 
-/// Half of a hash, in quotes.
+/// Length of a validator: half of a hash in hex digits, and quotes.
 const ETAG_BYTES: usize = 34;
 
-/// The strong validator of these bytes (RFC 9110 §8.8.3).
+/// Returns a strong validator (RFC 9110 section 8.8.3).
 fn etag(body: &[u8]) -> HeaderValue {
     let hash = blake3::hash(body).to_hex();
     let mut quoted = [b'"'; ETAG_BYTES];
@@ -261,7 +273,7 @@ fn etag(body: &[u8]) -> HeaderValue {
     HeaderValue::from_bytes(&quoted).expect("hex digits are a header value")
 }
 
-/// Lets moka free what is over; it counts by a clock of its own.
+/// Lets moka free expired entries. moka uses its own clock, so [`Cache::get`] checks the expiry again.
 #[derive(Debug)]
 struct PerEntryExpiry;
 
@@ -269,20 +281,20 @@ impl Expiry<(KeyDomain, JobId), Arc<CachedJob>> for PerEntryExpiry {
     fn expire_after_create(
         &self,
         _: &(KeyDomain, JobId),
-        kept: &Arc<CachedJob>,
+        entry: &Arc<CachedJob>,
         _: Instant,
     ) -> Option<Duration> {
-        Some(kept.ttl)
+        Some(entry.ttl)
     }
 
     fn expire_after_update(
         &self,
         _: &(KeyDomain, JobId),
-        kept: &Arc<CachedJob>,
+        entry: &Arc<CachedJob>,
         _: Instant,
         _: Option<Duration>,
     ) -> Option<Duration> {
-        Some(kept.ttl)
+        Some(entry.ttl)
     }
 }
 
@@ -319,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_state_is_kept_for_its_own_time() {
+    fn each_kind_of_state_has_its_own_lifetime() {
         let rows = [
             ("completed", 24 * 3600),
             ("complete", 24 * 3600),
@@ -328,9 +340,9 @@ mod tests {
             ("queued", 1),
         ];
         for (word, ttl) in rows {
-            let mut rules = config::Config::default().cache;
-            rules.key_recheck_interval = secs(1_000_000);
-            let cache = Cache::new(rules, Route::suno().ladder);
+            let mut config = config::Config::default().cache;
+            config.key_recheck_interval = secs(1_000_000);
+            let cache = Cache::new(config, Route::suno().ladder);
             let t0 = clock::now();
             cache.key_accepted(ALICE, t0);
             cache.store(ALICE, &state("a", word, t0), t0, t0);
@@ -342,19 +354,19 @@ mod tests {
     }
 
     #[test]
-    fn new_rules_are_for_what_is_kept_from_then_on() {
+    fn a_reload_changes_the_lifetimes_of_new_entries_only() {
         let (cache, t0) = (cache(), clock::now());
         cache.key_accepted(ALICE, t0);
         cache.store(ALICE, &state("a", "completed", t0), t0, t0);
-        let rules = config::CacheConfig { completed_ttl: secs(5), ..config::Config::default().cache };
-        cache.reconfigure(rules);
+        let config = config::Cache { completed_ttl: secs(5), ..config::Config::default().cache };
+        cache.reconfigure(config);
         cache.store(ALICE, &state("b", "completed", t0), t0, t0);
         let ttl = |name| cache.get(ALICE, &id(name), t0).map(|hit| hit.ttl);
         assert_eq!((ttl("a"), ttl("b")), (Some(secs(24 * 3600)), Some(secs(5))));
     }
 
     #[test]
-    fn what_is_on_no_ladder_is_not_kept() {
+    fn a_status_outside_the_ladder_is_not_stored() {
         let (cache, t0) = (cache(), clock::now());
         cache.key_accepted(ALICE, t0);
         cache.store(ALICE, &state("a", "paused", t0), t0, t0);
@@ -362,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_for_its_own_key_only() {
+    fn only_the_key_that_stored_an_entry_gets_it() {
         let (cache, t0) = (cache(), clock::now());
         cache.key_accepted(ALICE, t0);
         cache.key_accepted(BOB, t0);
@@ -372,18 +384,18 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_proven_again_before_it_is_told_more() {
+    fn a_key_gets_no_hits_after_the_recheck_interval_until_the_upstream_accepts_it_again() {
         let (cache, t0) = (cache(), clock::now());
         cache.key_accepted(ALICE, t0);
         cache.store(ALICE, &state("a", "completed", t0), t0, t0);
         assert!(cache.get(ALICE, &id("a"), t0 + secs(599)).is_some());
         assert!(cache.get(ALICE, &id("a"), t0 + secs(600)).is_none());
         cache.key_accepted(ALICE, t0 + secs(601));
-        assert!(cache.get(ALICE, &id("a"), t0 + secs(601)).is_some(), "what was kept is good again");
+        assert!(cache.get(ALICE, &id("a"), t0 + secs(601)).is_some(), "the entry is valid again");
     }
 
     #[test]
-    fn a_refused_key_loses_what_was_kept_for_it_for_good() {
+    fn a_401_invalidates_all_entries_of_the_key() {
         let (cache, t0) = (cache(), clock::now());
         cache.key_accepted(ALICE, t0);
         cache.store(ALICE, &state("a", "completed", t0), t0, t0);
@@ -391,56 +403,60 @@ mod tests {
         assert!(cache.get(ALICE, &id("a"), t0).is_none());
         cache.key_accepted(ALICE, t0);
         cache.store(ALICE, &state("a", "completed", t0), t0, t0);
-        assert!(cache.get(ALICE, &id("a"), t0).is_none(), "what began before the refusal proves nothing");
+        assert!(cache.get(ALICE, &id("a"), t0).is_none(), "a request from before the 401 proves nothing");
         cache.key_accepted(ALICE, t0 + secs(1));
-        assert!(cache.get(ALICE, &id("a"), t0 + secs(1)).is_none(), "what was kept is gone");
+        assert!(cache.get(ALICE, &id("a"), t0 + secs(1)).is_none(), "the entry stays invalid");
     }
 
     #[test]
-    fn a_403_removes_the_jobs_asked_for_and_the_rest_waits_for_a_new_proof() {
+    fn a_403_removes_the_named_jobs_and_suspends_hits_until_the_upstream_accepts_the_key_again() {
         let (cache, t0) = (cache(), clock::now());
-        let kept = |name, at| cache.get(ALICE, &id(name), at).is_some();
+        let is_cached = |name, at| cache.get(ALICE, &id(name), at).is_some();
         cache.key_accepted(ALICE, t0);
         for name in ["a", "b", "c"] {
             cache.store(ALICE, &state(name, "completed", t0), t0, t0);
         }
-        cache.forbidden(ALICE, &[id("b"), id("unknown")], t0 + secs(2));
-        assert!(cache.is_key_proven(ALICE), "it still counts for itself");
-        assert_eq!(["a", "b", "c"].map(|name| kept(name, t0 + secs(2))), [false; 3]);
+        cache.key_forbidden(ALICE, &[id("b"), id("unknown")], t0 + secs(2));
+        assert!(cache.is_key_proven(ALICE), "its waits still count for the key");
+        assert_eq!(["a", "b", "c"].map(|name| is_cached(name, t0 + secs(2))), [false; 3]);
         cache.store(ALICE, &state("b", "completed", t0 + secs(3)), t0 + secs(1), t0 + secs(3));
         cache.key_accepted(ALICE, t0 + secs(1));
-        assert_eq!(["a", "b", "c"].map(|name| kept(name, t0 + secs(3))), [false; 3], "they began before");
+        assert_eq!(
+            ["a", "b", "c"].map(|name| is_cached(name, t0 + secs(3))),
+            [false; 3],
+            "both requests started before the 403"
+        );
         cache.key_accepted(ALICE, t0 + secs(4));
-        assert_eq!(["a", "b", "c"].map(|name| kept(name, t0 + secs(4))), [true, false, true]);
-        cache.forbidden(BOB, &[], t0);
-        assert!(!cache.is_key_proven(BOB), "a refusal proves nothing");
+        assert_eq!(["a", "b", "c"].map(|name| is_cached(name, t0 + secs(4))), [true, false, true]);
+        cache.key_forbidden(BOB, &[], t0);
+        assert!(!cache.is_key_proven(BOB), "a rejection is not a proof");
     }
 
     #[test]
-    fn the_shape_of_a_keys_lists_is_its_own_and_the_newest() {
+    fn each_key_has_the_format_of_its_newest_list() {
         let cache = cache();
         let shape = |name: &str| ListShape::Wrapped(name.to_owned());
-        for (domain, told) in
+        for (domain, newest) in
             [(ALICE, shape("a")), (BOB, ListShape::Map), (ALICE, shape("b")), (BOB, ListShape::Array)]
         {
-            cache.set_shape(domain, &told);
-            assert_eq!(*cache.shape(domain), told);
+            cache.set_list_shape(domain, &newest);
+            assert_eq!(*cache.list_shape(domain), newest);
         }
-        assert_eq!(*cache.shape(ALICE), shape("b"));
-        assert_eq!(*cache.shape(KeyDomain([3; 16])), ListShape::Array);
+        assert_eq!(*cache.list_shape(ALICE), shape("b"));
+        assert_eq!(*cache.list_shape(KeyDomain([3; 16])), ListShape::Array);
     }
 
     #[test]
-    fn a_state_that_goes_backwards_is_ignored() {
+    fn a_state_behind_the_cached_one_is_ignored() {
         let (cache, t0) = (cache(), clock::now());
         cache.key_accepted(ALICE, t0);
         cache.store(ALICE, &state("a", "completed", t0), t0, t0);
         cache.store(ALICE, &state("a", "streaming", t0), t0, t0);
-        assert_eq!(cache.get(ALICE, &id("a"), t0).unwrap().kept.state.body, "a completed");
+        assert_eq!(cache.get(ALICE, &id("a"), t0).unwrap().entry.state.body, "a completed");
     }
 
     #[test]
-    fn a_job_is_forgotten_for_all_keys_and_all_jobs_at_once() {
+    fn an_operator_can_remove_one_job_for_all_keys_or_all_jobs() {
         let (cache, t0) = (cache(), clock::now());
         for domain in [ALICE, BOB] {
             cache.key_accepted(domain, t0);
@@ -448,26 +464,26 @@ mod tests {
                 cache.store(domain, &state(name, "completed", t0), t0, t0);
             }
         }
-        let kept = |domain, name| cache.get(domain, &id(name), t0).is_some();
+        let is_cached = |domain, name| cache.get(domain, &id(name), t0).is_some();
         assert_eq!(cache.size().entries, 4);
         assert!(cache.size().bytes > 4 * 512, "{:?}", cache.size());
         assert_eq!(cache.remove(&id("a")), 2);
         assert_eq!(
-            [kept(ALICE, "a"), kept(BOB, "a"), kept(ALICE, "b"), kept(BOB, "b")],
+            [is_cached(ALICE, "a"), is_cached(BOB, "a"), is_cached(ALICE, "b"), is_cached(BOB, "b")],
             [false, false, true, true]
         );
         assert_eq!(cache.remove(&id("a")), 0);
-        assert_eq!(cache.forget_all(), 2);
-        assert_eq!([kept(ALICE, "b"), kept(BOB, "b")], [false; 2]);
-        assert_eq!(cache.size(), Size { entries: 0, bytes: 0 });
+        assert_eq!(cache.remove_all(), 2);
+        assert_eq!([is_cached(ALICE, "b"), is_cached(BOB, "b")], [false; 2]);
+        assert_eq!(cache.size(), CacheSize { entries: 0, bytes: 0 });
         cache.store(ALICE, &state("a", "completed", t0), t0, t0);
-        assert!(kept(ALICE, "a"), "keys stay proven, and what comes later is kept");
+        assert!(is_cached(ALICE, "a"), "the key stays proven, and new entries are stored");
     }
 
     #[test]
-    fn bytes_bound_the_cache() {
-        let rules = config::CacheConfig { max_bytes: 20_000, ..config::Config::default().cache };
-        let (cache, t0) = (Cache::new(rules, Route::suno().ladder), clock::now());
+    fn max_bytes_bounds_the_cache() {
+        let config = config::Cache { max_bytes: 20_000, ..config::Config::default().cache };
+        let (cache, t0) = (Cache::new(config, Route::suno().ladder), clock::now());
         cache.key_accepted(ALICE, t0);
         for n in 0..100 {
             let body = Bytes::from(vec![b'x'; 1000]);
@@ -479,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn the_validator_follows_the_bytes() {
+    fn different_bodies_have_different_validators() {
         assert_eq!(etag(b"a"), etag(b"a"));
         assert_ne!(etag(b"a"), etag(b"b"));
         assert_eq!(etag(b"a").len(), 34);

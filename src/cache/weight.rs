@@ -1,22 +1,22 @@
-//! What a kept job takes up in memory: every allocation, as large as jemalloc makes it.
+//! Weight of a cached job: the sizes of all its allocations, as jemalloc rounds them.
 
 use std::mem::size_of;
 
 use super::CachedJob;
 use crate::core::job::JobState;
 
-/// What moka allocates for an entry: the key, the value's cell, its figures, its places in the queues of eviction and
-/// expiry, and in the table. `tests/cache_memory.rs` holds it to the truth.
+/// Bytes that moka allocates for an entry: key, value cell, counters, nodes in the eviction and expiry queues, and table
+/// slot. `tests/cache_memory.rs` checks the sum against the allocator.
 const MOKA_BYTES: usize = 352;
 
-/// What `Bytes` allocate beside the bytes when they are first cloned.
+/// Bytes that `bytes::Bytes` allocates at its first clone, beside the data.
 pub(super) const SHARED_BYTES: usize = 32;
 
-/// The counts of an `Arc`.
+/// Reference counts of an `Arc`.
 const COUNTS: usize = 2 * size_of::<usize>();
 
-/// Returns what moka is told that a job weighs, its head aside.
-pub(super) fn of(state: &JobState, etag_bytes: usize) -> usize {
+/// Returns the weight of a cached job without its head.
+pub(super) fn of_job(state: &JobState, etag_bytes: usize) -> usize {
     MOKA_BYTES
         + allocated_arc::<CachedJob>()
         + allocated(COUNTS + state.id.as_str().len())
@@ -25,13 +25,13 @@ pub(super) fn of(state: &JobState, etag_bytes: usize) -> usize {
         + 2 * SHARED_BYTES
 }
 
-/// Returns what an `Arc` of this type takes up.
+/// Returns the bytes that an `Arc` of this type allocates.
 pub(super) fn allocated_arc<T>() -> usize {
     allocated(COUNTS + size_of::<T>())
 }
 
-/// Returns what jemalloc sets aside for so many bytes: up to 128 a multiple of 16, above that one of four sizes between
-/// each power of two and the next.
+/// Returns jemalloc's size class for an allocation: up to 128 bytes a multiple of 16, above that one of four sizes between
+/// two powers of two.
 pub(super) fn allocated(bytes: usize) -> usize {
     match bytes {
         0..=128 => bytes.next_multiple_of(16),
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_allocation_is_as_large_as_jemallocs_next_size() {
+    fn an_allocation_has_the_next_size_class_of_jemalloc() {
         let rows = [
             (0, 0),
             (1, 16),
@@ -61,8 +61,8 @@ mod tests {
             (14_337, 16_384),
             (16_385, 20_480),
         ];
-        for (asked, given) in rows {
-            assert_eq!(allocated(asked), given, "{asked}");
+        for (requested, expected) in rows {
+            assert_eq!(allocated(requested), expected, "{requested}");
         }
         assert_eq!(rows.len(), 14);
     }

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::error::CommandError;
 use crate::core::route::Route;
 use crate::server::descriptors;
-use crate::sim::{FaultSpec, Options, Shape, Sim};
+use crate::sim::{FaultSpec, ListFormat, Sim, SimOptions};
 use crate::socket;
 
 #[derive(Debug, clap::Args)]
@@ -77,11 +77,11 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     let listener =
         socket::listen(args.listen).map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let sim = Sim::new(Options {
+    let sim = Sim::new(SimOptions {
         hold: args.hold,
         speed: args.speed,
         seed: args.seed.unwrap_or_else(|| fastrand::u64(..)),
-        shape: args.shape,
+        list_format: args.shape,
         error_rate: args.error_rate,
         // The command has no access to the recorded requests.
         keep_requests: 0,
@@ -143,7 +143,7 @@ mod tests {
         let args = parse(&[&line[..], &["reset:5%", "--fault", "429=3s:2"]].concat()).unwrap();
         assert_eq!(args.hold, Duration::from_secs(120));
         assert!((args.speed - 20.0).abs() < f64::EPSILON && (args.error_rate - 0.5).abs() < f64::EPSILON);
-        assert_eq!((args.shape, args.faults.len()), (Shape::Map, 2));
+        assert_eq!((args.shape, args.faults.len()), (ListFormat::Map, 2));
         let plain = parse(&[]).unwrap();
         assert!((plain.error_rate - 0.02).abs() < f64::EPSILON && plain.faults.is_empty());
     }
@@ -156,8 +156,8 @@ mod tests {
             (["--hold", "120"], "such as 120s"),
             (["--hold", "100years"], "up to a day"),
             (["--error-rate", "2"], "0 to 1"),
-            (["--fault", "rest:1%"], "there are refuse, reset"),
-            (["--fault", "reset"], "how often"),
+            (["--fault", "rest:1%"], "use refuse, reset"),
+            (["--fault", "reset"], "the frequency is missing"),
             (["--shape", "list"], "array"),
         ];
         for (line, hint) in cases {

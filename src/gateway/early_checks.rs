@@ -22,7 +22,7 @@ impl Gateway {
     ) -> Result<(), GatewayError> {
         let Err(refusal) = self.check_early(request, asking) else { return Ok(()) };
         asking.subject = asking.line.ctx().trail.client().into();
-        self.0.limits.request(asking.subject)?;
+        self.0.limits.check_request(asking.subject)?;
         Err(refusal)
     }
 
@@ -45,6 +45,6 @@ impl Gateway {
     /// quota is used up or not.
     pub fn refused_unread(&self, peer: Peer) {
         // What is counted shows in the next request of the address whose key is not proven.
-        let _ = self.0.limits.request(Subject::from(peer.ip()));
+        let _ = self.0.limits.check_request(Subject::from(peer.ip()));
     }
 }

@@ -108,12 +108,12 @@ impl GatewayError {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             GatewayError::Query(_)
-            | GatewayError::Auth(AuthError::SeveralKeys | AuthError::ConnectionAuth) => {
+            | GatewayError::Auth(AuthError::MultipleAuthorization | AuthError::ConnectionAuth) => {
                 StatusCode::BAD_REQUEST
             }
             GatewayError::Auth(AuthError::NoToken | AuthError::UnknownToken) => StatusCode::UNAUTHORIZED,
             GatewayError::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
-            GatewayError::Hub(HubError::Limited(_) | HubError::KeyFull | HubError::FullForAddress) => {
+            GatewayError::Hub(HubError::Limited(_) | HubError::KeyFull | HubError::AddressFull) => {
                 StatusCode::TOO_MANY_REQUESTS
             }
             GatewayError::Hub(HubError::Full | HubError::Closed) => StatusCode::SERVICE_UNAVAILABLE,
@@ -159,7 +159,7 @@ impl GatewayError {
                 limited.quota.as_str()
             }
             GatewayError::Hub(HubError::KeyFull) => "too-many-waits-per-key",
-            GatewayError::Hub(HubError::FullForAddress) => "too-many-waits-per-address",
+            GatewayError::Hub(HubError::AddressFull) => "too-many-waits-per-address",
             GatewayError::Hub(HubError::Full) => "too-many-waits",
             GatewayError::Hub(HubError::Closed) => "shutting-down",
             GatewayError::Poll(failure) => failure.reason(),
@@ -183,7 +183,7 @@ impl GatewayError {
             GatewayError::Limited { limited } | GatewayError::Hub(HubError::Limited(limited)) => {
                 Some(limited.quota)
             }
-            GatewayError::Hub(HubError::KeyFull | HubError::FullForAddress) => Some(Limit::WaitsOfKey),
+            GatewayError::Hub(HubError::KeyFull | HubError::AddressFull) => Some(Limit::WaitsOfKey),
             GatewayError::Hub(HubError::Full) => Some(Limit::Waits),
             GatewayError::Hub(HubError::Closed)
             | GatewayError::Query(_)
@@ -280,9 +280,7 @@ impl From<HubError> for GatewayError {
     fn from(error: HubError) -> Self {
         match error {
             HubError::Limited(limited) => limited.into(),
-            HubError::KeyFull | HubError::FullForAddress | HubError::Full | HubError::Closed => {
-                Self::Hub(error)
-            }
+            HubError::KeyFull | HubError::AddressFull | HubError::Full | HubError::Closed => Self::Hub(error),
         }
     }
 }

@@ -61,7 +61,8 @@ impl Gateway {
     /// What is under way, at most `most` jobs and `most` askers of it. `None` if too many look already or the hub has
     /// ended; it may take as long as the hub is busy. Cancel safe.
     pub async fn overview(&self, most: usize) -> Option<Overview> {
-        let hub::Overview { jobs, jobs_in_all, keys, keys_in_all } = self.0.hub.overview(most).await?;
+        let hub::HubOverview { jobs, total_jobs: jobs_in_all, keys, total_keys: keys_in_all } =
+            self.0.hub.inspect(most).await?;
         let members = self.0.keyring.members();
         let (askers, askers_in_all) = match members.is_empty() {
             true => (keys.iter().map(|key| self.key(key)).collect(), keys_in_all),
@@ -72,7 +73,7 @@ impl Gateway {
 
     fn key(&self, key: &KeyInFlight) -> Asker {
         let has_quotas = self.0.keyring.injects_key() || self.0.cache.is_key_proven(key.domain);
-        let left = if has_quotas { self.0.limits.left(Subject::Key(key.domain)) } else { Vec::new() };
+        let left = if has_quotas { self.0.limits.quota_states(Subject::Key(key.domain)) } else { Vec::new() };
         Asker { name: None, key: key.domain, waits: key.waits, left }
     }
 
@@ -95,7 +96,7 @@ impl Gateway {
         waits.sort_by_key(|(_, waits)| Reverse(*waits));
         waits.truncate(most);
         let askers = waits.into_iter().map(|((name, key), waits)| Asker {
-            left: self.0.limits.left(Subject::member(&name)),
+            left: self.0.limits.quota_states(Subject::member(&name)),
             name: Some(name),
             key,
             waits,

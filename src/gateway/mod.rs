@@ -40,7 +40,7 @@ use self::passthrough::{Passthrough, PassthroughResponse, Slot, Slots};
 use self::request_options::RequestOptions;
 use self::response::{JobResponse, ResponseOrigin, add_common_headers};
 use self::target::{Target, TargetAction};
-use crate::auth::{AuthError, Authenticator, Identity, KeyringError};
+use crate::auth::{AuthError, Authenticator, AuthenticatorError, Identity};
 use crate::cache::{Cache, KeyProof};
 use crate::clock;
 use crate::config::{self, Config};
@@ -122,7 +122,7 @@ struct ParkedRequest {
 pub enum BuildError {
     /// It has no keys.
     #[error(transparent)]
-    Keyring(#[from] KeyringError),
+    Keyring(#[from] AuthenticatorError),
     /// It cannot reach the upstream at all.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -145,14 +145,14 @@ impl Gateway {
         let poller =
             Poller::new(Client::for_polls(upstream)?, Arc::clone(&route), upstream, Arc::clone(&metrics));
         let tracer = Tracer::new(&config.telemetry, &upstream.base_url)?;
-        let means = HubDeps {
+        let deps = HubDeps {
             poller,
             cache: Arc::clone(&cache),
             limits: Arc::clone(&limits),
             metrics: Arc::clone(&metrics),
             tracer: tracer.clone(),
         };
-        let (hub, task) = Hub::new(config, &route.ladder, means);
+        let (hub, task) = Hub::new(config, &route.ladder, deps);
         // Well over a poll's time: long-polls that are not understood go this way too.
         let head_timeout = config.wait.max_timeout.max(2 * upstream.poll_timeout);
         let parts = Inner {
@@ -182,9 +182,9 @@ impl Gateway {
     /// Takes over, for requests to come, what may change while it runs; [`Config::needs_restart`] names the rest. A
     /// member that is gone is out with its next request; what it has parked is still answered, and what else it has
     /// open ends within `wait.max_timeout`. After an error nothing has changed.
-    pub fn reload(&self, config: &Config) -> Result<(), KeyringError> {
-        self.0.keyring.set(&config.auth, config.upstream.api_key.as_ref())?;
-        self.0.limits.set(&config.limits, config.auth.members());
+    pub fn reload(&self, config: &Config) -> Result<(), AuthenticatorError> {
+        self.0.keyring.reconfigure(&config.auth, config.upstream.api_key.as_ref())?;
+        self.0.limits.reconfigure(&config.limits, config.auth.members());
         self.0.metrics.limited.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
         self.0.cache.reconfigure(config.cache.clone());
         self.0.wait.store(Arc::new(config.wait.clone()));
@@ -197,7 +197,7 @@ impl Gateway {
 
     /// Forgets what is of no use any more. To be called about once a minute.
     pub fn purge_idle(&self) {
-        self.0.limits.forget_idle();
+        self.0.limits.purge_idle();
     }
 
     /// Has every parked wait answered by `until`, as the upstream's own time-out would answer it.
@@ -291,7 +291,7 @@ impl Gateway {
     ) -> Result<TargetAction, GatewayError> {
         self.refuse_early(request, asking)?;
         let RequestState { subject: who, permission, line, .. } = asking;
-        self.0.limits.request(*who)?;
+        self.0.limits.check_request(*who)?;
         if permission.as_ref().is_some_and(|permission| permission.is_preflight()) {
             line.outcome = Disposition::Preflight;
             return Ok(TargetAction::Now(Decision::Answer(response::preflight())));
@@ -366,14 +366,14 @@ impl Gateway {
         let domain = identity.domain;
         let parked = self.0.hub.join(WaitRequest {
             identity,
-            who,
+            quota_subject: who,
             form: asked.form,
             jobs: asked.jobs(),
             goal: asked.goal,
             arrived,
             timeout: wish.timeout,
             max_age: wish.max_age,
-            keep: wish.keep,
+            may_store: wish.keep,
             is_patient: false,
             links,
         })?;
@@ -393,15 +393,15 @@ impl Gateway {
             let hit = self.0.cache.get_proven(proof, identity.domain, id, now)?;
             let is_there = match asked.goal {
                 Goal::Now => true,
-                Goal::Rung(goal) => hit.kept.state.rung >= Some(goal),
+                Goal::Rung(goal) => hit.entry.state.rung >= Some(goal),
             };
             (is_there && hit.is_within(max_age, now)).then_some(hit)
         });
         let hits = hits.collect::<Option<Vec<_>>>()?;
         let ttl = hits.iter().map(|hit| hit.ttl).min()?;
-        let first = Arc::clone(&hits.first()?.kept);
+        let first = Arc::clone(&hits.first()?.entry);
         Some((
-            hits.into_iter().map(|hit| hit.kept.state.clone()).collect(),
+            hits.into_iter().map(|hit| hit.entry.state.clone()).collect(),
             ResponseOrigin::Hit { ttl, first },
         ))
     }
@@ -448,7 +448,7 @@ impl Gateway {
         condition: Option<IfNoneMatch>,
     ) -> Response<Body> {
         let reply = JobResponse { form: asked.form, states, source, keep: wish.keep, applied: wish.applied };
-        let shape = || self.0.cache.shape(domain);
+        let shape = || self.0.cache.list_shape(domain);
         reply.answer(&self.0.cache, shape, condition)
     }
 
@@ -489,7 +489,7 @@ impl Gateway {
         if is_lent {
             fields::strip_set_cookie(headers);
         }
-        if let Some(standing) = self.0.limits.standing(who) {
+        if let Some(standing) = self.0.limits.quota_headers(who) {
             standing.write(headers);
         }
         if let Some(permission) = permission {
@@ -512,7 +512,9 @@ impl Gateway {
 fn quota_subject(identity: Option<&Identity>, proof: Option<KeyProof>, ctx: &RequestCtx) -> Subject {
     match (identity, proof) {
         (Some(Identity { member: Some(name), .. }), _) => Subject::member(name),
-        (Some(identity), proof) if identity.is_lent || proof.is_some() => Subject::Key(identity.domain),
+        (Some(identity), proof) if identity.is_gateway_key || proof.is_some() => {
+            Subject::Key(identity.domain)
+        }
         (Some(_) | None, _) => ctx.trail.client().into(),
     }
 }

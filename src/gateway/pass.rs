@@ -73,7 +73,7 @@ impl Gateway {
         identity: Option<Identity>,
     ) -> Result<Decision, GatewayError> {
         let slot = self.0.slots.take(who)?;
-        self.0.limits.call(who)?;
+        self.0.limits.check_call(who)?;
         Ok(Decision::Pass(identity, slot))
     }
 
@@ -134,7 +134,7 @@ impl Gateway {
     fn heed(&self, word: Option<KeyVerdict>, domain: KeyDomain, named: &[JobId]) {
         match word {
             Some(KeyVerdict::Refused) => self.0.cache.key_rejected(domain, clock::now()),
-            Some(KeyVerdict::Forbidden) => self.0.cache.forbidden(domain, named, clock::now()),
+            Some(KeyVerdict::Forbidden) => self.0.cache.key_forbidden(domain, named, clock::now()),
             Some(KeyVerdict::Accepted) | None => {}
         }
     }

@@ -1,49 +1,50 @@
-//! What is under way in the hub, for people to look at.
+//! Read-only view of the hub for `/api/state` and the dashboard.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::task::HubTask;
 use crate::core::coalescer::JobStatus;
 use crate::core::job::KeyDomain;
 
-/// How many jobs and how many keys a look takes in; of more the rest is only counted.
-const LOOKED_AT: usize = 10_000;
+/// The most jobs, and the most keys, that one inspection reads. It bounds the time that the hub's task spends on it.
+const MAX_INSPECTED: usize = 10_000;
 
-/// What is under way.
+/// Jobs and keys of the parked waits.
 #[derive(Clone, Debug)]
-pub struct Overview {
-    /// Jobs that waits name or polls ask for, the oldest first; not all of them.
+pub struct HubOverview {
+    /// Jobs of waits and polls, the oldest first. At most the requested number.
     pub jobs: Vec<JobStatus>,
-    /// How many there are.
-    pub jobs_in_all: usize,
-    /// Keys with parked waits, those with the most first; not all of them.
+    /// Number of all jobs.
+    pub total_jobs: usize,
+    /// Keys with parked waits, those with the most waits first. At most the requested number.
     pub keys: Vec<KeyInFlight>,
-    /// How many there are.
-    pub keys_in_all: usize,
+    /// Number of all keys with parked waits.
+    pub total_keys: usize,
 }
 
 /// A key with parked waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyInFlight {
-    /// Whose answers it shares.
+    /// Key domain of the waits.
     pub domain: KeyDomain,
-    /// Its parked waits.
+    /// Number of parked waits.
     pub waits: usize,
-    /// How many of these are whose, in team mode.
+    /// Number of parked waits of each member, in team mode.
     pub members: Vec<(Arc<str>, usize)>,
 }
 
 impl HubTask {
-    pub(super) fn overview(&self, most: usize) -> Overview {
-        let jobs = self.machine.oldest_jobs(most, LOOKED_AT);
-        let keys = self.keys.iter().take(LOOKED_AT).map(|(domain, key)| KeyInFlight {
+    pub(super) fn overview(&self, limit: usize) -> HubOverview {
+        let jobs = self.coalescer.oldest_jobs(limit, MAX_INSPECTED);
+        let keys = self.keys.iter().take(MAX_INSPECTED).map(|(domain, key)| KeyInFlight {
             domain: *domain,
             waits: key.waits,
             members: key.members.iter().map(|(name, waits)| (Arc::clone(name), *waits)).collect(),
         });
         let mut keys: Vec<_> = keys.collect();
-        keys.sort_unstable_by_key(|key| (std::cmp::Reverse(key.waits), key.domain));
-        keys.truncate(most);
-        Overview { jobs, jobs_in_all: self.machine.jobs(), keys, keys_in_all: self.keys.len() }
+        keys.sort_unstable_by_key(|key| (Reverse(key.waits), key.domain));
+        keys.truncate(limit);
+        HubOverview { jobs, total_jobs: self.coalescer.jobs(), keys, total_keys: self.keys.len() }
     }
 }

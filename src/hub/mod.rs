@@ -1,16 +1,25 @@
-//! The Coalescer's shell: one task, which owns the polls.
+//! The hub: one task that runs the coalescer and the poll scheduler, and owns all polls.
 //!
 //! ```text
-//!   gateway ── Join, Leave ──▶ ┌─────────────────────┐ ── Open, Abort ──▶ poll tasks (JoinSet)
-//!           ◀── Settled ────── │  Turns   · one now  │ ◀── Standing, Ended ──
-//!                              └─────────────────────┘
+//!            Join, Leave, Drain   ┌────────── HubTask ──────────┐   spawn, abort
+//!  gateway ─────────────────────▶ │ Coalescer      which polls  │ ────────────────▶ poll tasks ──▶ upstream
+//!   (Hub)  ◀───────────────────── │ PollScheduler  when to send │ ◀────────────────   (JoinSet)
+//!               WaitReply         └─────────────────────────────┘  Held, AttemptEnded
 //! ```
 //!
-//! Clients hold a [`Hub`] and wait; dropping the wait leaves. The task decides nothing: it takes all there is,
-//! asks the clock once, feeds the machine and does what comes out without awaiting. It must never know HTTP.
+//! | owner | owns |
+//! | --- | --- |
+//! | client's request | its [`WaitHandle`]. Dropping it sends `Leave` and cancels no poll (P6) |
+//! | hub's task | coalescer, scheduler, polls and their tasks, the [`Responder`] of each wait |
+//! | both | the [`Reservation`] of a wait: the first of answer and disconnect takes it |
+//! | poll task | one attempt. The hub aborts it when the coalescer cancels the poll |
+//!
+//! The core decides, the task acts. In each round the task takes all pending commands and events, reads the clock once,
+//! feeds both state machines, and applies their outputs without awaiting. It does not know HTTP.
 
 mod inspect;
-mod keys;
+mod parked;
+mod poll_task;
 mod task;
 mod tracing;
 
@@ -23,7 +32,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-pub(crate) use self::inspect::{KeyInFlight, Overview};
+pub(crate) use self::inspect::{HubOverview, KeyInFlight};
 use self::task::HubTask;
 use crate::auth::Identity;
 use crate::cache::Cache;
@@ -39,163 +48,161 @@ use crate::telemetry::metrics::{Fanout, Metrics};
 use crate::telemetry::trace::{Links, Tracer};
 use crate::upstream::poll::Poller;
 
-/// The pauses between the attempts of a poll. Two seconds at most: nobody waits longer than that for an upstream that
-/// is back, unless the breaker is open.
+/// Pauses between the attempts of a poll. The cap of 2 s bounds the wait for an upstream that is back, unless the
+/// breaker is open (P12).
 const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), cap: Duration::from_secs(2) };
 
-/// The waits' side of the hub. Clones are the same hub.
+/// A handle of the hub. Clones share one hub.
 #[derive(Clone, Debug)]
 pub struct Hub {
-    commands: mpsc::Sender<Command>,
-    looks: mpsc::Sender<InspectRequest>,
+    commands: mpsc::Sender<HubCommand>,
+    inspections: mpsc::Sender<InspectRequest>,
+    /// One permit for each wait up to `limits.max_waits`.
     parked: Arc<Semaphore>,
     unproven: UnprovenWaits,
-    next: Arc<AtomicU64>,
+    next_wait: Arc<AtomicU64>,
 }
 
-/// What the hub works with.
+/// Dependencies of the hub.
 pub struct HubDeps {
-    /// Does the polls.
     pub poller: Poller,
-    /// Keeps what they learn.
     pub cache: Arc<Cache>,
-    /// Counts whom they cost a call.
     pub limits: Arc<Limits>,
-    /// Counts all of it.
     pub metrics: Arc<Metrics>,
-    /// Tells of polls.
     pub tracer: Tracer,
 }
 
 /// One client's wait.
 #[derive(Debug)]
 pub struct WaitRequest {
-    /// Whose key asks.
     pub identity: Identity,
-    /// For whom a request that it costs is counted.
-    pub who: Subject,
-    /// Which endpoint was asked.
+    /// The upstream requests of this wait count against this subject's quota.
+    pub quota_subject: Subject,
+    /// Endpoint of the request.
     pub form: Form,
-    /// The jobs named.
     pub jobs: JobSet,
-    /// What must be reached.
+    /// The state that all jobs must reach.
     pub goal: Goal,
-    /// When the request came.
+    /// When the gateway received the request. The wait's time starts here, also if it attaches to an older poll (P2).
     pub arrived: Instant,
-    /// How long it waits from then on.
+    /// Time of the wait, from `arrived` on.
     pub timeout: Duration,
-    /// Whether what is kept may be part of the answer, if it is no older than this.
+    /// The greatest age of a cached state that may be part of the response. `None`: no cached state.
     pub max_age: Option<Duration>,
-    /// Whether the answer may be kept for others.
-    pub keep: bool,
-    /// Whether its client expects to be held although its goal may be reached at once.
+    /// Whether the cache may store the response.
+    pub may_store: bool,
+    /// Whether the client expects to be held although the goal may be reached already.
     pub is_patient: bool,
-    /// Links the request to the polls that the wait leans on.
+    /// Links from the request's span to the polls that the wait attaches to.
     pub links: Links,
 }
 
 /// Why a wait could not be parked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HubError {
-    /// The wait would cost a request, and its quota of calls is used up.
+    /// The wait needs an upstream request, and its quota `calls` is used up.
     #[error("{0}")]
     Limited(QuotaExceeded),
-    /// Its key has `limits.max_waits_per_key` parked.
+    /// The key has `limits.max_waits_per_key` parked waits.
     #[error("too many waits of this key")]
     KeyFull,
-    /// Its key is not proven, and such keys have `limits.max_waits_per_key` parked from its address.
+    /// The upstream has not accepted the key, and the address has `limits.max_waits_per_key` waits of such keys.
     #[error("too many waits from this address with keys that the API has not accepted yet")]
-    FullForAddress,
-    /// `limits.max_waits` are parked.
+    AddressFull,
+    /// `limits.max_waits` waits are parked.
     #[error("too many waits")]
     Full,
-    /// The hub has ended.
+    /// The hub's task has ended.
     #[error("shutting down")]
     Closed,
 }
 
 #[derive(Debug)]
-enum Command {
+enum HubCommand {
     Join(WaitId, WaitRequest, Responder),
     Leave(WaitId),
     Drain(Instant),
 }
 
-/// Somebody wants to see what is under way.
+/// A request for a [`HubOverview`] with at most `limit` jobs and keys.
 #[derive(Debug)]
 struct InspectRequest {
-    most: usize,
-    tell: oneshot::Sender<Overview>,
+    limit: usize,
+    reply_to: oneshot::Sender<HubOverview>,
 }
 
-/// Who may look at a time: each look costs the hub up to some milliseconds.
-const LOOKS: usize = 4;
+/// Inspections that may be pending. Each takes up to some milliseconds of the hub's task.
+const MAX_INSPECTIONS: usize = 4;
 
-/// Who waits, as the hub's task knows it.
+/// The hub's end of a wait: the channel to its client.
 #[derive(Debug)]
 struct Responder {
     answer: oneshot::Sender<Result<WaitReply, HubError>>,
-    /// Told when the wait is parked, or settled at once; dropped untold where it is refused.
+    /// Notified when the wait is parked or settled at once. Dropped without a message if the hub rejects the wait.
     parked: Option<oneshot::Sender<()>>,
-    place: SharedReservation,
+    reservation: SharedReservation,
 }
 
-/// What a wait takes up, until it is settled or leaves: whichever is first takes it. So a client that does not take
-/// its answer takes up nothing.
+/// The capacity that a wait uses until it is settled or its client leaves; the first of both takes it. So a client that
+/// is slow to take its answer uses no capacity.
 type SharedReservation = Arc<Mutex<Option<Reservation>>>;
 
-/// The way out comes first, as it is dropped first: whoever has a permit finds room in the inbox.
+/// Capacity for one wait. `leave` is dropped before the permit: a wait with a permit always finds room in the channel.
 #[derive(Debug)]
 struct Reservation {
-    leave: mpsc::OwnedPermit<Command>,
-    /// Its place among the waits of its address, if its key is not proven; the hub's task takes it over.
+    leave: mpsc::OwnedPermit<HubCommand>,
+    /// The wait's slot among the waits of its address, if the upstream has not accepted its key. The hub's task moves it
+    /// to the key when it parks the wait.
     unproven: Option<UnprovenWait>,
     _permit: OwnedSemaphorePermit,
 }
 
-/// A wait on its way or parked. Dropping it leaves.
+/// A wait that has been sent to the hub. It resolves to the wait's result; dropping it sends `Leave` (P6).
 #[derive(Debug)]
 pub struct WaitHandle {
     id: WaitId,
     settled: oneshot::Receiver<Result<WaitReply, HubError>>,
-    place: SharedReservation,
+    reservation: SharedReservation,
 }
 
-/// How a wait ended; and the answer that ended it, if one did, until all that it ended have taken theirs.
+/// The result of a wait, and the timer of the upstream answer that settled it. All waits of one answer share the timer;
+/// it stops when the last of them has taken its reply.
 type WaitReply = (WaitResult, Option<Arc<Fanout>>);
 
 impl Hub {
-    /// A hub and its task, which ends when all its [`Hub`]s are gone.
-    pub fn new(config: &Config, ladder: &Ladder, means: HubDeps) -> (Self, impl Future<Output = ()> + use<>) {
+    /// Returns a hub and its task. The task ends when the last clone of the [`Hub`] is dropped.
+    pub fn new(config: &Config, ladder: &Ladder, deps: HubDeps) -> (Self, impl Future<Output = ()> + use<>) {
         let caps = &config.limits;
         let max_waits = caps.max_waits.min(Semaphore::MAX_PERMITS / 4);
-        // A wait takes two places at most: its Join until that is taken in, and its Leave, held from the start.
-        // The last one is for the drain.
+        // A wait uses at most two slots: one for its Join until the task takes it, one reserved for its Leave. The last
+        // slot is for Drain.
         let (commands, inbox) = mpsc::channel(2 * max_waits + 1);
-        let (rules, scheduler) = (rules(config, ladder), scheduler_config(&config.upstream));
-        let shell = HubTask::new(rules, scheduler, caps.max_waits_per_key, means);
-        let (looks, looked) = mpsc::channel(LOOKS);
+        let (timing, scheduler) = (coalescer_timing(config, ladder), scheduler_config(&config.upstream));
+        let task = HubTask::new(timing, scheduler, caps.max_waits_per_key, deps);
+        let (inspections, inspect_inbox) = mpsc::channel(MAX_INSPECTIONS);
         let hub = Self {
             commands,
-            looks,
+            inspections,
             parked: Arc::new(Semaphore::new(max_waits)),
             unproven: UnprovenWaits::new(caps.max_waits_per_key),
-            next: Arc::new(AtomicU64::new(0)),
+            next_wait: Arc::new(AtomicU64::new(0)),
         };
-        (hub, shell.run(inbox, looked))
+        (hub, task.run(inbox, inspect_inbox))
     }
 
-    /// Waits until there is an answer. Cancel safe: dropping the future leaves, and frees all it held.
+    /// Parks a wait and returns its result. Cancel safe: dropping the future sends `Leave` and frees the wait's
+    /// capacity.
     pub async fn wait(&self, wait: WaitRequest) -> Result<WaitResult, HubError> {
         self.join(wait)?.await
     }
 
-    /// Sends a wait on its way, without waiting for anything: what comes back will be its answer.
+    /// Sends a wait to the hub and returns its handle at once. Errors of the hub's task come through the handle.
     pub fn join(&self, wait: WaitRequest) -> Result<WaitHandle, HubError> {
         self.send(wait, None)
     }
 
-    /// The same, but comes back when it is parked, or refused. Cancel safe, as [`Hub::wait`] is.
+    /// Like [`Self::join`], but resolves once the wait is parked, settled or rejected. Cancel safe, like
+    /// [`Self::wait`].
     pub async fn park(&self, wait: WaitRequest) -> Result<WaitHandle, HubError> {
         let (parked, is_parked) = oneshot::channel();
         let wait = self.send(wait, Some(parked))?;
@@ -206,38 +213,39 @@ impl Hub {
     }
 
     fn send(&self, wait: WaitRequest, parked: Option<oneshot::Sender<()>>) -> Result<WaitHandle, HubError> {
-        let unproven = self.unproven.park(wait.who).map_err(|AddressFull| HubError::FullForAddress)?;
+        let unproven = self.unproven.park(wait.quota_subject).map_err(|AddressFull| HubError::AddressFull)?;
         let permit = Arc::clone(&self.parked).try_acquire_owned().map_err(|_| HubError::Full)?;
-        let id = WaitId(self.next.fetch_add(1, Ordering::Relaxed));
-        let leave = self.commands.clone().try_reserve_owned().map_err(|error| refusal(&error))?;
-        let place = Arc::new(Mutex::new(Some(Reservation { leave, unproven, _permit: permit })));
+        let id = WaitId(self.next_wait.fetch_add(1, Ordering::Relaxed));
+        let leave = self.commands.clone().try_reserve_owned().map_err(|error| send_error(&error))?;
+        let reservation = Arc::new(Mutex::new(Some(Reservation { leave, unproven, _permit: permit })));
         let (answer, settled) = oneshot::channel();
-        let client = Responder { answer, parked, place: Arc::clone(&place) };
-        self.commands.try_send(Command::Join(id, wait, client)).map_err(|error| refusal(&error))?;
-        Ok(WaitHandle { id, settled, place })
+        let responder = Responder { answer, parked, reservation: Arc::clone(&reservation) };
+        self.commands.try_send(HubCommand::Join(id, wait, responder)).map_err(|error| send_error(&error))?;
+        Ok(WaitHandle { id, settled, reservation })
     }
 
-    /// Has every wait told the truth of its jobs by `until`, spread over the time that is left.
+    /// Starts the drain: the hub settles every wait with the current state of its jobs by `until`, spread over the time
+    /// that is left (P2).
     pub async fn drain(&self, until: Instant) {
-        // Fails only when the hub has ended, and no wait is left.
-        let _ = self.commands.send(Command::Drain(until)).await;
+        // Fails only if the hub's task has ended, and then no wait is left.
+        let _ = self.commands.send(HubCommand::Drain(until)).await;
     }
 
-    /// What is under way, the oldest `most` jobs of it and the `most` keys with the most waits. `None`: too many
-    /// look already, or the hub has ended. It may take as long as the hub is busy. Cancel safe.
-    pub async fn overview(&self, most: usize) -> Option<Overview> {
-        let (tell, told) = oneshot::channel();
-        self.looks.try_send(InspectRequest { most, tell }).ok()?;
-        told.await.ok()
+    /// Returns the `limit` oldest jobs and the `limit` keys with the most waits. `None`: too many inspections are
+    /// pending, or the hub's task has ended. Takes as long as the task is busy. Cancel safe.
+    pub async fn inspect(&self, limit: usize) -> Option<HubOverview> {
+        let (reply_to, reply) = oneshot::channel();
+        self.inspections.try_send(InspectRequest { limit, reply_to }).ok()?;
+        reply.await.ok()
     }
 
-    /// Waits that are parked now.
+    /// Returns the number of parked waits.
     pub fn waits(&self) -> usize {
         self.commands.max_capacity() / 2 - self.parked.available_permits()
     }
 }
 
-fn rules(config: &Config, ladder: &Ladder) -> Timing {
+fn coalescer_timing(config: &Config, ladder: &Ladder) -> Timing {
     Timing {
         ladder: ladder.clone(),
         hold: config.upstream.poll_timeout,
@@ -260,7 +268,7 @@ fn scheduler_config(upstream: &config::UpstreamConfig) -> SchedulerConfig {
     }
 }
 
-fn refusal<T>(error: &mpsc::error::TrySendError<T>) -> HubError {
+fn send_error<T>(error: &mpsc::error::TrySendError<T>) -> HubError {
     match error {
         mpsc::error::TrySendError::Full(_) => HubError::Full,
         mpsc::error::TrySendError::Closed(_) => HubError::Closed,
@@ -271,16 +279,17 @@ impl Future for WaitHandle {
     type Output = Result<WaitResult, HubError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let told = ready!(Pin::new(&mut self.settled).poll(cx));
-        Poll::Ready(told.unwrap_or(Err(HubError::Closed)).map(|(settled, _fanout)| settled))
+        let reply = ready!(Pin::new(&mut self.settled).poll(cx));
+        Poll::Ready(reply.unwrap_or(Err(HubError::Closed)).map(|(settled, _fanout)| settled))
     }
 }
 
 impl Drop for WaitHandle {
     fn drop(&mut self) {
-        let place = self.place.lock().take();
-        if let Some(place) = place {
-            place.leave.send(Command::Leave(self.id));
+        let reservation = self.reservation.lock().take();
+        if let Some(reservation) = reservation {
+            // P6: a disconnect ends this wait only.
+            reservation.leave.send(HubCommand::Leave(self.id));
         }
     }
 }

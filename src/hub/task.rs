@@ -1,21 +1,31 @@
-//! The hub's task: it feeds the machines and does what they say.
+//! The hub's task: feeds the coalescer and the scheduler, and applies their outputs.
+//!
+//! ```text
+//!  command or event ──▶ Coalescer ── Open ──▶ PollScheduler ── Start ──▶ poll task ── AttemptEnded ──▶ event
+//!                           │ Settle                │ BackOff, Pause, GiveUp ──▶ Coalescer
+//!                           ▼
+//!                       Responder
+//! ```
+//!
+//! One answer of the upstream passes through here once: it proves or rejects the key, enters the cache, and settles the
+//! attached waits.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::HeaderValue;
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, JoinError, JoinSet};
-use tracing::{debug, error};
+use tokio::task::JoinSet;
+use tracing::debug;
 
-use super::keys::Key;
-use super::{Command, HubDeps, HubError, InspectRequest, Responder, WaitReply, WaitRequest};
+use super::parked::{ParkedKey, ParkedWait};
+use super::poll_task::{EVENT_CAPACITY, PollEvent, PollTask};
+use super::{HubCommand, HubDeps, HubError, InspectRequest, Responder, WaitReply, WaitRequest};
 use crate::cache::Cache;
 use crate::clock;
 use crate::core::Map;
 use crate::core::coalescer::{
-    Coalescer, Failure, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, Timing, WaitId,
-    WaitOutcome, WaitSpec,
+    Coalescer, Failure, Input, Output, PollId, PollOutcome, PollProgress, Timing, WaitId, WaitOutcome,
+    WaitSpec,
 };
 use crate::core::job::KeyDomain;
 use crate::core::route::{Goal, Rung};
@@ -24,21 +34,18 @@ use crate::core::scheduler::{
 };
 use crate::limits::{Limits, Subject};
 use crate::telemetry::metrics::{Fanout, Metrics, PollCounts, WaitEnd};
-use crate::telemetry::trace::{Links, PollSpan, Tracer};
+use crate::telemetry::trace::Tracer;
 use crate::upstream::poll::{AttemptOutcome, KeyVerdict, PollLanding, Poller};
 
-/// Commands taken at a time, so that polls that land are not kept waiting.
-const BATCH: usize = 1024;
+/// The most commands, and the most events, of one round. The bound keeps a flood of commands from delaying answers.
+const MAX_BATCH: usize = 1024;
 
-/// A wait with less time left gets an answer that cannot be read after one retry.
+/// A poll whose waits have less time left gets one retry after an invalid response. Then the wait gets that response.
 const SHORT_WAIT: Duration = Duration::from_secs(5);
 
-/// Events of polls under way. A poll that finds no room waits a moment; the hub never waits for a poll.
-const EVENTS: usize = 1024;
-
 pub(super) struct HubTask {
-    pub(super) machine: Coalescer,
-    /// The rung that every job has reached.
+    pub(super) coalescer: Coalescer,
+    /// The lowest rung, which every job has reached.
     pub(super) lowest: Rung,
     pub(super) scheduler: PollScheduler,
     pub(super) poller: Arc<Poller>,
@@ -48,59 +55,34 @@ pub(super) struct HubTask {
     pub(super) tracer: Tracer,
     pub(super) max_waits_per_key: usize,
     pub(super) parked: Map<WaitId, ParkedWait>,
-    pub(super) keys: Map<KeyDomain, Key>,
+    pub(super) keys: Map<KeyDomain, ParkedKey>,
     pub(super) polls: Map<PollId, PollTask>,
+    /// The attempts that are being made. All end with the hub's task.
     pub(super) tasks: JoinSet<()>,
-    pub(super) events: mpsc::Sender<Event>,
-    pub(super) landed: mpsc::Receiver<Event>,
-    /// The answer that is being acted on.
-    pub(super) answer: Option<Answer>,
+    pub(super) event_sender: mpsc::Sender<PollEvent>,
+    pub(super) event_receiver: mpsc::Receiver<PollEvent>,
+    /// The answer that is being applied. `None` outside of [`Self::handle_event`].
+    pub(super) current_answer: Option<UpstreamAnswer>,
 }
 
-/// An answer of the upstream's: when it came, and what the waits share that it ends.
-pub(super) struct Answer {
+pub(super) struct UpstreamAnswer {
     at: Instant,
+    /// Shared by all waits that this answer settles.
     fanout: Option<Arc<Fanout>>,
-}
-
-pub(super) enum Event {
-    Standing(PollId),
-    Ended(PollId, AttemptOutcome),
-}
-
-pub(super) struct ParkedWait {
-    pub(super) client: Responder,
-    pub(super) domain: KeyDomain,
-    pub(super) member: Option<Arc<str>>,
-    pub(super) since: Instant,
-    pub(super) links: Links,
-}
-
-/// A poll that the machine has opened: in line, being tried, or pausing.
-pub(super) struct PollTask {
-    pub(super) spec: Arc<PollSpec>,
-    pub(super) authorization: HeaderValue,
-    /// When the newest try began.
-    pub(super) tried_at: Instant,
-    pub(super) has_failed: bool,
-    /// Answers in a row that could not be read.
-    pub(super) unreadable: u32,
-    pub(super) task: Option<AbortHandle>,
-    pub(super) span: PollSpan,
 }
 
 impl HubTask {
     pub(super) fn new(
-        rules: Timing,
+        timing: Timing,
         scheduler: SchedulerConfig,
         max_waits_per_key: usize,
-        means: HubDeps,
+        deps: HubDeps,
     ) -> Self {
-        let HubDeps { poller, cache, limits, metrics, tracer } = means;
-        let (events, landed) = mpsc::channel(EVENTS);
+        let HubDeps { poller, cache, limits, metrics, tracer } = deps;
+        let (event_sender, event_receiver) = mpsc::channel(EVENT_CAPACITY);
         Self {
-            lowest: rules.ladder.lowest(),
-            machine: Coalescer::new(rules),
+            lowest: timing.ladder.lowest(),
+            coalescer: Coalescer::new(timing),
             scheduler: PollScheduler::new(scheduler, fastrand::u64(..)),
             poller: Arc::new(poller),
             cache,
@@ -112,48 +94,51 @@ impl HubTask {
             keys: Map::default(),
             polls: Map::default(),
             tasks: JoinSet::new(),
-            events,
-            landed,
-            answer: None,
+            event_sender,
+            event_receiver,
+            current_answer: None,
         }
     }
 
-    /// Ends when all [`Hub`](super::Hub)s are gone.
+    /// Runs until the last [`Hub`](super::Hub) is dropped.
     pub(super) async fn run(
         mut self,
-        mut inbox: mpsc::Receiver<Command>,
-        mut looks: mpsc::Receiver<InspectRequest>,
+        mut inbox: mpsc::Receiver<HubCommand>,
+        mut inspections: mpsc::Receiver<InspectRequest>,
     ) {
-        let mut commands = Vec::with_capacity(BATCH);
-        let mut landed = Vec::with_capacity(BATCH);
+        let mut commands = Vec::with_capacity(MAX_BATCH);
+        let mut events = Vec::with_capacity(MAX_BATCH);
         loop {
             let due =
-                [self.machine.poll_timeout(), self.scheduler.poll_timeout()].into_iter().flatten().min();
-            // Cancel safe: the channels lose nothing, and join_next leaves a task in its set.
+                [self.coalescer.poll_timeout(), self.scheduler.poll_timeout()].into_iter().flatten().min();
+            // Cancel safe: `recv`, `recv_many` and `join_next` lose nothing when another branch completes.
             tokio::select! {
-                taken = inbox.recv_many(&mut commands, BATCH) => {
+                taken = inbox.recv_many(&mut commands, MAX_BATCH) => {
                     if taken == 0 {
                         return;
                     }
                 }
-                _ = self.landed.recv_many(&mut landed, BATCH) => {}
+                _ = self.event_receiver.recv_many(&mut events, MAX_BATCH) => {}
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => self.task_ended(ended),
-                // Who has hung up meanwhile is told nothing.
-                Some(look) = looks.recv() => drop(look.tell.send(self.overview(look.most))),
+                // Sending fails if the requester has left.
+                Some(request) = inspections.recv() => {
+                    drop(request.reply_to.send(self.overview(request.limit)));
+                }
                 () = sleep_until(due) => {}
             }
             let now = clock::now();
             for command in commands.drain(..) {
-                self.command(command, now);
+                self.handle_command(command, now);
             }
-            for event in landed.drain(..) {
-                self.event(event, now);
+            for event in events.drain(..) {
+                self.handle_event(event, now);
             }
             while let Some(ended) = self.tasks.try_join_next() {
                 self.task_ended(ended);
             }
             self.scheduler.handle_timeout(now);
-            self.machine.handle_timeout(now); // a part of it: for the rest the loop comes round at once
+            // Handles a bounded number of timers. With more due, `poll_timeout` is in the past and the loop runs again.
+            self.coalescer.handle_timeout(now);
             self.drain_outputs(now);
             let open = self.scheduler.open();
             self.metrics.upstream.set_poll_counts(PollCounts {
@@ -164,45 +149,46 @@ impl HubTask {
         }
     }
 
-    fn command(&mut self, command: Command, now: Instant) {
+    fn handle_command(&mut self, command: HubCommand, now: Instant) {
         match command {
-            Command::Join(id, wait, client) => self.join(id, wait, client, now),
-            Command::Leave(id) => {
-                self.machine.handle(Input::Leave(id), now);
+            HubCommand::Join(id, wait, responder) => self.join(id, wait, responder, now),
+            HubCommand::Leave(id) => {
+                // P6: this ends the wait only. The coalescer lets its polls linger.
+                self.coalescer.handle(Input::Leave(id), now);
                 self.unpark(id, Some(WaitEnd::Left), now);
             }
-            Command::Drain(until) => self.machine.handle(Input::Drain(until), now),
+            HubCommand::Drain(until) => self.coalescer.handle(Input::Drain(until), now),
         }
         self.drain_outputs(now);
     }
 
-    fn join(&mut self, id: WaitId, wait: WaitRequest, mut client: Responder, now: Instant) {
+    fn join(&mut self, id: WaitId, wait: WaitRequest, mut responder: Responder, now: Instant) {
         let domain = wait.identity.domain;
         if self.keys.get(&domain).is_some_and(|key| key.waits >= self.max_waits_per_key) {
-            client.answer(Err(HubError::KeyFull));
+            responder.answer(Err(HubError::KeyFull));
             return;
         }
         let known = match wait.max_age {
             None => Vec::new(),
-            // Once more: what landed since the gateway looked was told to nobody who was not here yet.
+            // A second lookup after the gateway's: an answer that came in between did not settle this wait.
             Some(max_age) => wait
                 .jobs
                 .iter()
                 .filter_map(|job| self.cache.get_within(domain, job, max_age, now))
-                .map(|hit| hit.kept.state.clone())
+                .map(|hit| hit.entry.state.clone())
                 .collect(),
         };
         let member = wait.identity.member.clone();
-        let key = self.keys.entry(domain).or_insert_with(|| Key::new(wait.identity.authorization));
+        let key = self.keys.entry(domain).or_insert_with(|| ParkedKey::new(wait.identity.authorization));
         key.park(member.clone());
-        let unproven = client.place.lock().as_mut().and_then(|place| place.unproven.take());
+        let unproven = responder.reservation.lock().as_mut().and_then(|reserved| reserved.unproven.take());
         if let Some(unproven) = unproven
             && !self.cache.is_key_proven(domain)
         {
-            key.unproven.insert(id, unproven);
+            key.unproven_waits.insert(id, unproven);
         }
-        let parked = client.parked.take();
-        self.parked.insert(id, ParkedWait { client, domain, member, since: now, links: wait.links });
+        let parked = responder.parked.take();
+        self.parked.insert(id, ParkedWait { responder, domain, member, since: now, links: wait.links });
         let spec = WaitSpec {
             domain,
             form: wait.form,
@@ -210,141 +196,134 @@ impl HubTask {
             goal: wait.goal,
             arrived: wait.arrived,
             timeout: wait.timeout,
-            keep: wait.keep,
+            keep: wait.may_store,
             is_patient: wait.is_patient,
             known,
         };
-        self.machine.handle(Input::Join(id, spec), now);
-        self.link(id);
-        let opens = self.machine.pending_opens();
+        self.coalescer.handle(Input::Join(id, spec), now);
+        self.link_to_polls(id);
+        let opens = self.coalescer.pending_opens();
         if opens > 0
-            && let Err(limited) = self.limits.calls(wait.who, opens)
+            && let Err(limited) = self.limits.check_calls(wait.quota_subject, opens)
         {
-            self.machine.handle(Input::CancelJoin(id), now);
-            if let Some(client) = self.unpark(id, None, now) {
-                client.answer(Err(HubError::Limited(limited)));
+            self.coalescer.handle(Input::CancelJoin(id), now);
+            if let Some(responder) = self.unpark(id, None, now) {
+                responder.answer(Err(HubError::Limited(limited)));
             }
             return;
         }
-        self.try_at_once(id, wait.who, now);
+        self.retry_backed_off_polls(id, wait.quota_subject, now);
         if let Some(parked) = parked {
-            // Fails where the client has just left.
+            // Fails if the client has just left.
             let _ = parked.send(());
         }
     }
 
-    /// Has the polls of a new wait tried that back off: a first attempt each, paid by the wait. One whose quota is
-    /// used up waits for the retry.
-    fn try_at_once(&mut self, id: WaitId, who: Subject, now: Instant) {
-        let polls = self.machine.pausing(id).filter(|poll| self.scheduler.is_pausing(*poll));
+    /// Starts an attempt of each poll of a new wait that is backing off. It is the wait's first attempt (P12) and counts
+    /// against its quota. Without quota the wait gets the next retry.
+    fn retry_backed_off_polls(&mut self, id: WaitId, subject: Subject, now: Instant) {
+        let polls = self.coalescer.pausing(id).filter(|poll| self.scheduler.is_pausing(*poll));
         let polls: Vec<PollId> = polls.collect();
-        if !polls.is_empty() && self.limits.calls(who, polls.len()).is_ok() {
+        if !polls.is_empty() && self.limits.check_calls(subject, polls.len()).is_ok() {
             polls.into_iter().for_each(|poll| self.scheduler.try_now(poll, now));
         }
     }
 
-    fn event(&mut self, event: Event, now: Instant) {
+    fn handle_event(&mut self, event: PollEvent, now: Instant) {
         match event {
-            Event::Standing(id) => {
+            PollEvent::Held(id) => {
                 self.scheduler.sent(id, now);
-                self.machine.handle(Input::Progress(id, PollProgress::Held), now);
+                self.coalescer.handle(Input::Progress(id, PollProgress::Held), now);
             }
-            Event::Ended(id, tried) => self.ended(id, tried, now),
+            PollEvent::AttemptEnded(id, outcome) => self.attempt_ended(id, outcome, now),
         }
         self.drain_outputs(now);
-        self.answer = None;
+        self.current_answer = None;
     }
 
-    fn ended(&mut self, id: PollId, tried: AttemptOutcome, now: Instant) {
-        // An aborted poll's try may have ended all the same, and nothing waits for it any more.
+    pub(super) fn attempt_ended(&mut self, id: PollId, outcome: AttemptOutcome, now: Instant) {
+        // The attempt of a cancelled poll may have ended before the abort. No wait needs it.
         let Some(poll) = self.polls.get_mut(&id) else { return };
         poll.task = None;
-        poll.has_failed = matches!(tried, AttemptOutcome::Failed(..));
-        match tried {
+        poll.has_failed = matches!(outcome, AttemptOutcome::Failed(..));
+        match outcome {
             AttemptOutcome::Landed(landing) => {
                 self.scheduler.ended(id, AttemptResult::Answered, now);
-                self.landed(id, landing, now);
+                self.poll_landed(id, landing, now);
             }
             AttemptOutcome::Failed(failure, advice) => {
                 debug!(poll = id.0, reason = failure.reason(), ?advice, "attempt failed");
                 poll.span.try_failed(failure.reason());
-                poll.unreadable =
-                    if matches!(failure, Failure::InvalidResponse(_)) { poll.unreadable + 1 } else { 0 };
-                let is_short = poll.unreadable > 1 && self.machine.time_left(id, now) <= SHORT_WAIT;
+                poll.invalid_responses = if matches!(failure, Failure::InvalidResponse(_)) {
+                    poll.invalid_responses + 1
+                } else {
+                    0
+                };
+                let is_short = poll.invalid_responses > 1 && self.coalescer.time_left(id, now) <= SHORT_WAIT;
                 let advice = if is_short { RetryAdvice::GiveUp } else { advice };
                 self.scheduler.ended(id, AttemptResult::Failed(failure, advice), now);
             }
         }
     }
 
-    fn landed(&mut self, id: PollId, landing: PollLanding, now: Instant) {
-        let Some(PollTask { spec, tried_at, span, .. }) = self.polls.remove(&id) else { return };
+    fn poll_landed(&mut self, id: PollId, landing: PollLanding, now: Instant) {
+        let Some(PollTask { spec, attempt_started_at: began, span, .. }) = self.polls.remove(&id) else {
+            return;
+        };
         span.landed(landing.status.as_u16());
         let domain = spec.domain;
-        self.answer = Some(Answer { at: landing.answered_at, fanout: None });
+        self.current_answer = Some(UpstreamAnswer { at: landing.answered_at, fanout: None });
+        // P11: the verdict on the key comes before its states enter the cache.
         match landing.key {
-            Some(KeyVerdict::Accepted) => self.accepted(domain, tried_at),
+            Some(KeyVerdict::Accepted) => self.key_accepted(domain, began),
             Some(KeyVerdict::Refused) => self.cache.key_rejected(domain, now),
-            Some(KeyVerdict::Forbidden) => self.cache.forbidden(domain, &spec.jobs, now),
+            Some(KeyVerdict::Forbidden) => self.cache.key_forbidden(domain, &spec.jobs, now),
             None => {}
         }
         if let Some(shape) = &landing.shape {
-            self.cache.set_shape(domain, shape);
+            self.cache.set_list_shape(domain, shape);
         }
         if let PollOutcome::Jobs(states) = &landing.outcome
-            && self.machine.may_cache(id)
+            && self.coalescer.may_cache(id)
         {
             for state in states {
-                self.cache.store(domain, state, tried_at, now);
+                self.cache.store(domain, state, began, now);
             }
         }
         if let Some(pause) = landing.retry_after {
-            self.machine.handle(Input::RetryAfter(id, pause), now);
+            self.coalescer.handle(Input::RetryAfter(id, pause), now);
         }
         self.settle(id, landing.outcome, now);
     }
 
-    /// From its first proof on a key's waits count for the key alone.
-    fn accepted(&mut self, domain: KeyDomain, began: Instant) {
+    /// Records that the upstream accepted the key. From then on its waits count for the key, no longer for their
+    /// addresses.
+    fn key_accepted(&mut self, domain: KeyDomain, began: Instant) {
         self.cache.key_accepted(domain, began);
         if let Some(key) = self.keys.get_mut(&domain)
-            && !key.unproven.is_empty()
+            && !key.unproven_waits.is_empty()
             && self.cache.is_key_proven(domain)
         {
-            key.unproven = Map::default();
+            key.unproven_waits = Map::default();
         }
     }
 
-    /// Whoever leaned on the poll is answered, or leans on others.
+    /// Passes the outcome of a poll to the coalescer, which settles each attached wait or attaches it to other polls.
     fn settle(&mut self, id: PollId, outcome: PollOutcome, now: Instant) {
-        let waits = self.traced(id);
-        self.machine.handle(Input::Landed(id, outcome), now);
+        let waits = self.waits_to_relink(id);
+        self.coalescer.handle(Input::Landed(id, outcome), now);
         for wait in waits {
-            self.link(wait);
+            self.link_to_polls(wait);
         }
     }
 
-    fn task_ended(&mut self, ended: Result<(), JoinError>) {
-        let Err(fault) = ended else { return };
-        if fault.is_cancelled() {
-            return;
-        }
-        error!(%fault, "a try panicked");
-        let is_its = |poll: &PollTask| poll.task.as_ref().is_some_and(|task| task.id() == fault.id());
-        if let Some(id) = self.polls.iter().find(|(_, poll)| is_its(poll)).map(|(id, _)| *id) {
-            let now = clock::now();
-            self.ended(id, AttemptOutcome::Failed(Failure::InvalidResponse(None), RetryAdvice::BackOff), now);
-            self.drain_outputs(now);
-        }
-    }
-
-    /// Does what the machines say, without awaiting.
-    fn drain_outputs(&mut self, now: Instant) {
+    /// Applies the outputs of both state machines, without awaiting.
+    pub(super) fn drain_outputs(&mut self, now: Instant) {
         loop {
-            if let Some(output) = self.machine.poll_output() {
+            if let Some(output) = self.coalescer.poll_output() {
                 self.apply(output, now);
             } else if let Some(output) = self.scheduler.poll_output() {
-                self.act_on_schedule(output, now);
+                self.apply_schedule(output, now);
             } else {
                 return;
             }
@@ -355,17 +334,23 @@ impl HubTask {
         match output {
             Output::Open(id, spec) => {
                 let Some(key) = self.keys.get(&spec.domain) else {
-                    // The machine opens polls for waits only, and each has its key here.
+                    // The coalescer opens polls only for parked waits, whose keys are stored here.
                     debug_assert!(false, "{id:?} has no key");
                     return;
                 };
                 debug!(poll = id.0, key = %spec.domain, jobs = spec.jobs.len(), goal = ?spec.goal, "poll opened");
                 let (domain, jobs, class) = (spec.domain, spec.jobs.clone(), self.class(spec.goal));
                 let authorization = key.authorization.clone();
-                let (spec, tried_at) = (Arc::new(spec), now);
                 let span = self.poll_span(id, &spec);
-                let (has_failed, unreadable, task) = (false, 0, None);
-                let poll = PollTask { spec, authorization, tried_at, has_failed, unreadable, task, span };
+                let poll = PollTask {
+                    spec: Arc::new(spec),
+                    authorization,
+                    attempt_started_at: now,
+                    has_failed: false,
+                    invalid_responses: 0,
+                    task: None,
+                    span,
+                };
                 self.polls.insert(id, poll);
                 self.scheduler.request(id, PollRequest { domain, jobs, class }, now);
             }
@@ -377,24 +362,24 @@ impl HubTask {
                 debug!(poll = id.0, "poll cancelled");
             }
             Output::Settle(id, settled) => {
-                if let Some(client) = self.unpark(id, Some(wait_end(&settled.end)), now) {
-                    client.answer(Ok((settled, self.fanout_timer())));
+                if let Some(responder) = self.unpark(id, Some(wait_end(&settled.end)), now) {
+                    responder.answer(Ok((settled, self.fanout_timer())));
                 }
             }
         }
     }
 
-    fn act_on_schedule(&mut self, output: SchedulerOutput, now: Instant) {
+    fn apply_schedule(&mut self, output: SchedulerOutput, now: Instant) {
         match output {
-            SchedulerOutput::Start(id) => self.try_poll(id, now),
+            SchedulerOutput::Start(id) => self.start_attempt(id, now),
             SchedulerOutput::BackOff(id, failure, pause) => {
-                self.machine.handle(Input::Progress(id, PollProgress::BackingOff(failure, pause)), now);
-                if self.machine.has_newcomer(id) {
+                self.coalescer.handle(Input::Progress(id, PollProgress::BackingOff(failure, pause)), now);
+                if self.coalescer.has_newcomer(id) {
                     self.scheduler.try_now(id, now);
                 }
             }
             SchedulerOutput::Pause(id, failure, pause) => {
-                self.machine.handle(Input::Progress(id, PollProgress::Paused(failure, pause)), now);
+                self.coalescer.handle(Input::Progress(id, PollProgress::Paused(failure, pause)), now);
             }
             SchedulerOutput::GiveUp(id, failure) => {
                 if let Some(poll) = self.polls.remove(&id) {
@@ -405,7 +390,7 @@ impl HubTask {
         }
     }
 
-    /// Every job has reached the lowest rung, so a poll for it is answered at once.
+    /// Returns the class of a poll. Every job has reached the lowest rung, so the upstream answers a poll for it at once.
     fn class(&self, goal: Goal) -> PollClass {
         match goal {
             Goal::Now => PollClass::Plain,
@@ -414,51 +399,34 @@ impl HubTask {
         }
     }
 
-    /// What a wait that is settled now shares with the others that the same answer ended.
+    /// Returns the fan-out timer of the current answer, which all waits share that this answer settles.
     fn fanout_timer(&mut self) -> Option<Arc<Fanout>> {
-        let Answer { at, fanout } = self.answer.as_mut()?;
+        let UpstreamAnswer { at, fanout } = self.current_answer.as_mut()?;
         Some(Arc::clone(fanout.get_or_insert_with(|| Arc::new(self.metrics.waits.fanout(*at)))))
     }
 
-    /// `end` is `None` for a wait that was not let stay.
+    /// Removes a wait. `end` is `None` for a wait that the hub rejects.
     fn unpark(&mut self, id: WaitId, end: Option<WaitEnd>, now: Instant) -> Option<Responder> {
-        let ParkedWait { client, domain, member, since, .. } = self.parked.remove(&id)?;
+        let ParkedWait { responder, domain, member, since, .. } = self.parked.remove(&id)?;
         if let Some(end) = end {
             self.metrics.waits.finish(end, now.saturating_duration_since(since));
         }
         if let Some(key) = self.keys.get_mut(&domain) {
             key.unpark(member.as_ref());
-            key.unproven.remove(&id);
+            key.unproven_waits.remove(&id);
             if key.waits == 0 {
                 self.keys.remove(&domain);
             }
         }
-        Some(client)
-    }
-
-    fn try_poll(&mut self, id: PollId, now: Instant) {
-        let Some(poll) = self.polls.get_mut(&id) else { return };
-        poll.tried_at = now;
-        if poll.has_failed {
-            self.metrics.upstream.retried();
-        }
-        self.machine.handle(Input::Progress(id, PollProgress::AttemptStarted), now);
-        let (poller, events) = (Arc::clone(&self.poller), self.events.clone());
-        let (spec, authorization) = (Arc::clone(&poll.spec), poll.authorization.clone());
-        let trace = poll.span.context().clone();
-        poll.task = Some(self.tasks.spawn(async move {
-            // Sending fails only when the hub has ended.
-            let standing = async { drop(events.send(Event::Standing(id)).await) };
-            let tried = poller.run(&spec, &authorization, &trace, standing).await;
-            let _ = events.send(Event::Ended(id, tried)).await;
-        }));
+        Some(responder)
     }
 }
 
 impl Responder {
-    /// The wait is over. A client that has just left is told nothing; its Leave finds nothing to do.
+    /// Ends the wait: frees its capacity and sends the answer. Sending fails if the client has just left; the coalescer
+    /// then ignores its `Leave`.
     fn answer(self, answer: Result<WaitReply, HubError>) {
-        drop(self.place.lock().take());
+        drop(self.reservation.lock().take());
         let _ = self.answer.send(answer);
     }
 }

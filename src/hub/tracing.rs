@@ -1,38 +1,39 @@
-//! Links between the spans of waits and those of the polls that they lean on.
+//! Links from the spans of waits to the spans of the polls that they are attached to.
 
 use super::task::HubTask;
 use crate::core::coalescer::{PollId, PollSpec, WaitId};
 use crate::telemetry::trace::{PollAttributes, PollSpan};
 
 impl HubTask {
-    /// The span of a poll that the machine has just opened, linked to by all who lean on it.
+    /// Starts the span of a new poll, and links the attached waits to it.
     pub(super) fn poll_span(&self, id: PollId, spec: &PollSpec) -> PollSpan {
         if self.tracer.is_off() {
             return PollSpan::default();
         }
-        let leaning = || self.machine.attached_waits(id).filter_map(|wait| self.parked.get(&wait));
-        let asked =
+        let attached = || self.coalescer.attached_waits(id).filter_map(|wait| self.parked.get(&wait));
+        let attributes =
             PollAttributes { path: self.poller.path(spec.form), jobs: spec.jobs.len(), key: spec.domain };
-        let span = self.tracer.poll(&asked, leaning().any(|wait| wait.links.is_recorded()));
-        for wait in leaning() {
+        let span = self.tracer.poll(&attributes, attached().any(|wait| wait.links.is_recorded()));
+        for wait in attached() {
             wait.links.add(&span);
         }
         span
     }
 
-    /// Links a wait to the polls under way that it leans on.
-    pub(super) fn link(&self, id: WaitId) {
+    /// Links a wait to the open polls that it is attached to.
+    pub(super) fn link_to_polls(&self, id: WaitId) {
         if self.tracer.is_off() {
             return;
         }
         let Some(wait) = self.parked.get(&id) else { return };
-        for poll in self.machine.attached_polls(id).filter_map(|poll| self.polls.get(&poll)) {
+        for poll in self.coalescer.attached_polls(id).filter_map(|poll| self.polls.get(&poll)) {
             wait.links.add(&poll.span);
         }
     }
 
-    /// Who leans on a poll, to be linked anew after it; nobody where nothing is traced.
-    pub(super) fn traced(&self, id: PollId) -> Vec<WaitId> {
-        if self.tracer.is_off() { Vec::new() } else { self.machine.attached_waits(id).collect() }
+    /// Returns the waits that are attached to a poll, which need new links after it has landed. Empty if tracing is
+    /// off.
+    pub(super) fn waits_to_relink(&self, id: PollId) -> Vec<WaitId> {
+        if self.tracer.is_off() { Vec::new() } else { self.coalescer.attached_waits(id).collect() }
     }
 }

@@ -1,13 +1,13 @@
-//! Who has been seen lately: governor's memory, which cannot grow without bound.
+//! A store of bounded size for governor's counts. governor's own stores grow with the number of keys.
 //!
 //! ```text
-//!   take ──▶ young ── full ──▶ old ── the next time ──▶ forgotten
-//!              ▲                │
-//!              └─── seen again ─┘
+//!   check ──▶ recent ── full ──▶ previous ── full again ──▶ removed
+//!               ▲                   │
+//!               └── counted again ──┘
 //! ```
 //!
-//! To be forgotten early is to have a whole burst again, no more; so a flood of made-up keys buys its sender
-//! nothing, and takes the memory of nobody who has asked since.
+//! A removed subject has its whole burst again, nothing more. So a flood of invented keys gains nothing, and removes no
+//! subject that keeps sending requests.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher as _;
@@ -20,41 +20,41 @@ use parking_lot::Mutex;
 
 use super::Subject;
 
-/// Shards of a store that many are counted in.
+/// Shards of the store for all subjects without their own quota.
 const SHARDS: usize = 64;
 
-/// Keys of one generation of a shard: what fills a table of 4096 places.
-const MOST: usize = 3584;
+/// The most subjects in one generation of a shard. They fill a hash table of 4096 slots.
+const GENERATION_SIZE: usize = 3584;
 
-/// What one of many asks of its quota.
+/// A check of one subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct StoreKey {
-    pub(super) who: Subject,
-    /// Whether it is only told what would be.
+    pub(super) subject: Subject,
+    /// Whether the check leaves the count unchanged.
     pub(super) is_peek: bool,
 }
 
-/// A state for each of at most 458 752.
+/// Counts by subject, at most 458,752 (two generations in 64 shards).
 #[derive(Debug)]
-pub(super) struct Store {
+pub(super) struct BoundedStore {
     shards: Box<[Mutex<Shard>]>,
     hasher: RandomState,
 }
 
 #[derive(Debug, Default)]
 struct Shard {
-    young: HashMap<Subject, Nanos, RandomState>,
-    old: HashMap<Subject, Nanos, RandomState>,
+    recent: HashMap<Subject, Nanos, RandomState>,
+    previous: HashMap<Subject, Nanos, RandomState>,
 }
 
-impl Store {
-    /// For anybody who comes.
-    pub(super) fn for_many() -> Self {
+impl BoundedStore {
+    /// Returns a store for many subjects.
+    pub(super) fn sharded() -> Self {
         Self::with_shards(SHARDS)
     }
 
-    /// For one, or few.
-    pub(super) fn for_one() -> Self {
+    /// Returns a store for one subject, or few.
+    pub(super) fn single_shard() -> Self {
         Self::with_shards(1)
     }
 
@@ -62,36 +62,37 @@ impl Store {
         Self { shards: (0..shards).map(|_| Mutex::default()).collect(), hasher: RandomState::default() }
     }
 
-    fn shard(&self, who: &Subject) -> &Mutex<Shard> {
-        let hash = self.hasher.hash_one(who) % self.shards.len() as u64;
+    fn shard(&self, subject: &Subject) -> &Mutex<Shard> {
+        let hash = self.hasher.hash_one(subject) % self.shards.len() as u64;
         &self.shards[usize::try_from(hash).expect("it is below a length")]
     }
 }
 
-impl StateStore for Store {
+impl StateStore for BoundedStore {
     type Key = StoreKey;
 
-    fn measure_and_replace<T, F, E>(&self, ask: &StoreKey, f: F) -> Result<T, E>
+    fn measure_and_replace<T, F, E>(&self, key: &StoreKey, f: F) -> Result<T, E>
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
-        let mut shard = self.shard(&ask.who).lock();
-        let before = shard.get(&ask.who);
+        let mut shard = self.shard(&key.subject).lock();
+        let before = shard.get(&key.subject);
         let decided = f(before);
-        if !ask.is_peek
+        // A rejected check puts the old count again, so that the subject stays in the recent generation.
+        if !key.is_peek
             && let Some(state) = decided.as_ref().map_or(before, |(_, after)| Some(*after))
         {
-            shard.put(ask.who, state);
+            shard.put(key.subject, state);
         }
-        decided.map(|(told, _)| told)
+        decided.map(|(decision, _)| decision)
     }
 }
 
-impl ShrinkableKeyedStateStore<StoreKey> for Store {
+impl ShrinkableKeyedStateStore<StoreKey> for BoundedStore {
     fn retain_recent(&self, drop_below: Nanos) {
         for shard in &self.shards {
-            let Shard { young, old } = &mut *shard.lock();
-            for generation in [young, old] {
+            let Shard { recent, previous } = &mut *shard.lock();
+            for generation in [recent, previous] {
                 generation.retain(|_, state| *state > drop_below);
             }
         }
@@ -99,16 +100,16 @@ impl ShrinkableKeyedStateStore<StoreKey> for Store {
 
     fn shrink_to_fit(&self) {
         for shard in &self.shards {
-            let Shard { young, old } = &mut *shard.lock();
-            young.shrink_to_fit();
-            old.shrink_to_fit();
+            let Shard { recent, previous } = &mut *shard.lock();
+            recent.shrink_to_fit();
+            previous.shrink_to_fit();
         }
     }
 
     fn len(&self) -> usize {
         let len = |shard: &Mutex<Shard>| {
             let shard = shard.lock();
-            shard.young.len() + shard.old.len()
+            shard.recent.len() + shard.previous.len()
         };
         self.shards.iter().map(len).sum()
     }
@@ -119,20 +120,20 @@ impl ShrinkableKeyedStateStore<StoreKey> for Store {
 }
 
 impl Shard {
-    fn get(&self, who: &Subject) -> Option<Nanos> {
-        self.young.get(who).or_else(|| self.old.get(who)).copied()
+    fn get(&self, subject: &Subject) -> Option<Nanos> {
+        self.recent.get(subject).or_else(|| self.previous.get(subject)).copied()
     }
 
-    fn put(&mut self, who: Subject, state: Nanos) {
-        if let Some(known) = self.young.get_mut(&who) {
+    fn put(&mut self, subject: Subject, state: Nanos) {
+        if let Some(known) = self.recent.get_mut(&subject) {
             *known = state;
             return;
         }
-        self.old.remove(&who);
-        if self.young.len() >= MOST {
-            self.old = std::mem::take(&mut self.young);
+        self.previous.remove(&subject);
+        if self.recent.len() >= GENERATION_SIZE {
+            self.previous = std::mem::take(&mut self.recent);
         }
-        self.young.insert(who, state);
+        self.recent.insert(subject, state);
     }
 }
 
@@ -144,24 +145,24 @@ mod tests {
         Subject::member(&n.to_string())
     }
 
-    fn put(store: &Store, who: Subject) {
-        let ask = StoreKey { who, is_peek: false };
-        store.measure_and_replace(&ask, |_| Ok::<_, ()>(((), Nanos::new(1)))).unwrap();
+    fn put(store: &BoundedStore, subject: Subject) {
+        let check = StoreKey { subject, is_peek: false };
+        store.measure_and_replace(&check, |_| Ok::<_, ()>(((), Nanos::new(1)))).unwrap();
     }
 
-    fn get(store: &Store, who: Subject) -> Option<u64> {
-        let told = |state: Option<Nanos>| Ok::<_, ()>((state, Nanos::new(2)));
-        store.measure_and_replace(&StoreKey { who, is_peek: true }, told).unwrap().map(Nanos::as_u64)
+    fn get(store: &BoundedStore, subject: Subject) -> Option<u64> {
+        let peek = |state: Option<Nanos>| Ok::<_, ()>((state, Nanos::new(2)));
+        store.measure_and_replace(&StoreKey { subject, is_peek: true }, peek).unwrap().map(Nanos::as_u64)
     }
 
     #[test]
-    fn a_flood_of_keys_ends_at_the_bound_and_forgets_nobody_who_goes_on_asking() {
-        let store = Store::for_one();
-        let flood = 5 * MOST as u64;
+    fn a_flood_of_keys_ends_at_the_bound_and_spares_a_subject_that_keeps_sending() {
+        let store = BoundedStore::single_shard();
+        let flood = 5 * GENERATION_SIZE as u64;
         for n in 1..flood {
             put(&store, key(0));
             put(&store, key(n));
-            assert!(store.len() <= 2 * MOST, "{}", store.len());
+            assert!(store.len() <= 2 * GENERATION_SIZE, "{}", store.len());
         }
         assert_eq!(get(&store, key(0)), Some(1));
         assert_eq!(get(&store, key(flood - 1)), Some(1));
@@ -169,8 +170,8 @@ mod tests {
     }
 
     #[test]
-    fn a_look_changes_nothing() {
-        let store = Store::for_many();
+    fn a_peek_changes_nothing() {
+        let store = BoundedStore::sharded();
         assert_eq!(get(&store, key(1)), None);
         assert!(store.is_empty());
         put(&store, key(1));
@@ -180,12 +181,12 @@ mod tests {
     }
 
     #[test]
-    fn who_is_over_its_quota_is_no_less_remembered() {
-        let store = Store::for_one();
+    fn a_subject_over_its_quota_is_not_removed_earlier() {
+        let store = BoundedStore::single_shard();
         put(&store, key(0));
-        for n in 1..3 * MOST as u64 {
-            let ask = StoreKey { who: key(0), is_peek: false };
-            assert_eq!(store.measure_and_replace(&ask, |_| Err::<((), Nanos), _>(())), Err(()));
+        for n in 1..3 * GENERATION_SIZE as u64 {
+            let check = StoreKey { subject: key(0), is_peek: false };
+            assert_eq!(store.measure_and_replace(&check, |_| Err::<((), Nanos), _>(())), Err(()));
             put(&store, key(n));
         }
         assert_eq!(get(&store, key(0)), Some(1));

@@ -1,8 +1,12 @@
-//! What one key may do: governor's quotas, and what the client is told of them.
+//! Quotas of keys, members and addresses, and the `RateLimit` headers that report them.
 //!
-//! It knows keys, members' names and addresses, never requests. There are two quotas: `requests`, which
-//! everything counts against, and `calls`, which only what makes an upstream request counts against. What is
-//! counted, and by whose rate, can be changed while requests are counted.
+//! | quota | counts |
+//! | --- | --- |
+//! | `requests` | every request |
+//! | `calls` | requests that need an upstream request |
+//!
+//! governor counts, with a store of bounded size (`bounded_store`). A reload replaces rates while requests are counted.
+//! This file does not know requests. `unproven` bounds the waits of keys that the upstream has not accepted.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -17,7 +21,7 @@ use governor::middleware::StateInformationMiddleware;
 use governor::{Quota as Rate, RateLimiter};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use self::bounded_store::{Store, StoreKey};
+use self::bounded_store::{BoundedStore, StoreKey};
 use crate::clock;
 use crate::config::{self, TeamMember};
 use crate::core::job::KeyDomain;
@@ -28,23 +32,23 @@ pub(crate) use self::unproven::{AddressFull, UnprovenWait, UnprovenWaits};
 mod bounded_store;
 mod unproven;
 
-/// Whom a quota is counted for.
+/// The owner of a quota. All requests of one subject count together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Subject {
-    /// A key.
     Key(KeyDomain),
-    /// A member of the team, whatever its key; by [`Who::member`].
+    /// A member of the team, with any key. See [`Subject::member`].
     Member(MemberId),
-    /// An address, while the key is not known or there is none. `None`: unix sockets, which have none.
+    /// A client address, for requests without a key or with a key that the upstream has not accepted. `None` stands for
+    /// all unix sockets.
     Address(Option<IpAddr>),
 }
 
-/// A member's name in as many bytes as any other has.
+/// Hash of a member's name, so that all subjects have the same size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MemberId([u8; 16]);
 
 impl Subject {
-    /// The member of this name.
+    /// Returns the subject of the member with this name.
     pub fn member(name: &str) -> Self {
         let mut digest = MemberId([0; 16]);
         digest.0.copy_from_slice(&blake3::hash(name.as_bytes()).as_bytes()[..16]);
@@ -54,96 +58,96 @@ impl Subject {
 
 impl From<Option<IpAddr>> for Subject {
     fn from(client: Option<IpAddr>) -> Self {
-        Subject::Address(client.map(network))
+        Subject::Address(client.map(address_or_network))
     }
 }
 
-/// Whoever holds one IPv6 address holds its /64.
-fn network(ip: IpAddr) -> IpAddr {
+/// Returns the address, or the /64 network of an IPv6 address, because one host commonly has a whole /64.
+fn address_or_network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & !u128::from(u64::MAX)).into()),
         v4 => v4,
     }
 }
 
-/// The quotas of section 5 of the contract.
+/// The quotas `requests` and `calls` of all subjects.
 #[derive(Debug)]
 pub struct Limits {
-    rules: ArcSwap<Rules>,
+    quotas: ArcSwap<QuotaSet>,
 }
 
 #[derive(Debug)]
-struct Rules {
+struct QuotaSet {
     requests: QuotaGroup,
     calls: QuotaGroup,
-    /// The policy of who has no quota of its own.
+    /// `RateLimit-Policy` of subjects with the default quotas.
     policy: Option<HeaderValue>,
 }
 
 impl Limits {
-    /// The quotas as configured, `members` with their own; a rate of 0 is no quota.
-    pub fn new(limits: &config::LimitsConfig, members: &[TeamMember]) -> Self {
-        Self { rules: ArcSwap::from_pointee(Rules::new(limits, members, None)) }
+    /// Returns the configured quotas. Members may have their own. A rate of 0 disables a quota.
+    pub fn new(limits: &config::Limits, members: &[Member]) -> Self {
+        Self { quotas: ArcSwap::from_pointee(QuotaSet::new(limits, members, None)) }
     }
 
-    /// Counts by these from now on. Who was counted by a rate that stays is not forgotten.
-    pub fn set(&self, limits: &config::LimitsConfig, members: &[TeamMember]) {
-        self.rules.rcu(|before| Rules::new(limits, members, Some(before)));
+    /// Replaces the rates. Counts of unchanged rates are kept.
+    pub fn reconfigure(&self, limits: &config::Limits, members: &[Member]) {
+        self.quotas.rcu(|before| QuotaSet::new(limits, members, Some(before)));
     }
 
-    /// Counts one request.
-    pub fn request(&self, who: Subject) -> Result<(), QuotaExceeded> {
-        self.rules.load().requests.check(who, NonZeroU32::MIN)
+    /// Counts one request against the quota `requests`.
+    pub fn check_request(&self, subject: Subject) -> Result<(), QuotaExceeded> {
+        self.quotas.load().requests.check(subject, NonZeroU32::MIN)
     }
 
-    /// Counts one request to the upstream.
-    pub fn call(&self, who: Subject) -> Result<(), QuotaExceeded> {
-        self.calls(who, 1)
+    /// Counts one upstream request against the quota `calls`.
+    pub fn check_call(&self, subject: Subject) -> Result<(), QuotaExceeded> {
+        self.check_calls(subject, 1)
     }
 
-    /// Counts several requests to the upstream, all or none of them.
-    pub fn calls(&self, who: Subject, count: usize) -> Result<(), QuotaExceeded> {
+    /// Counts several upstream requests: all of them, or none if the quota is too small.
+    pub fn check_calls(&self, subject: Subject, count: usize) -> Result<(), QuotaExceeded> {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
-        NonZeroU32::new(count).map_or(Ok(()), |count| self.rules.load().calls.check(who, count))
+        NonZeroU32::new(count).map_or(Ok(()), |count| self.quotas.load().calls.check(subject, count))
     }
 
-    /// Where it stands with all its quotas now, which takes nothing from them; `None`: it has none.
-    pub fn standing(&self, who: Subject) -> Option<QuotaHeaders> {
-        let rules = self.rules.load();
-        let mut now = ArrayString::<MAX_STANDING>::new();
-        for quota in rules.of(who) {
+    /// Returns the `RateLimit` headers of a subject, without counting a request. `None`: the subject has no quota.
+    pub fn quota_headers(&self, subject: Subject) -> Option<QuotaHeaders> {
+        let rules = self.quotas.load();
+        let mut now = ArrayString::<MAX_HEADER_LEN>::new();
+        for quota in rules.of(subject) {
             if !now.is_empty() {
                 now.push_str(", ");
             }
-            quota.peek(who).write(&mut now);
+            quota.peek(subject).write(&mut now);
         }
         let now = HeaderValue::from_str(&now).expect("quotas' names are tokens");
-        Some(QuotaHeaders { policy: rules.policy(who)?, now })
+        Some(QuotaHeaders { policy: rules.policy(subject)?, now })
     }
 
-    /// What is left of each of its quotas, which takes nothing from them.
-    pub fn left(&self, who: Subject) -> Vec<QuotaState> {
-        self.rules.load().of(who).map(|quota| quota.peek(who)).collect()
+    /// Returns the state of each quota of a subject, without counting a request.
+    pub fn quota_states(&self, subject: Subject) -> Vec<QuotaState> {
+        self.quotas.load().of(subject).map(|quota| quota.peek(subject)).collect()
     }
 
-    /// Forgets who has been idle for so long that it makes no difference. To be called now and then.
-    pub fn forget_idle(&self) {
-        for quota in self.rules.load().all() {
+    /// Removes the subjects whose quotas are full again. Call it from time to time.
+    pub fn purge_idle(&self) {
+        for quota in self.quotas.load().all() {
             quota.limiter.retain_recent();
             quota.limiter.shrink_to_fit();
         }
     }
 
-    /// How many states the quotas hold.
+    /// Returns the number of stored counts, of both quotas.
     pub fn tracked_subjects(&self) -> usize {
-        self.rules.load().all().map(|quota| quota.limiter.len()).sum()
+        self.quotas.load().all().map(|quota| quota.limiter.len()).sum()
     }
 }
 
-impl Rules {
-    fn new(limits: &config::LimitsConfig, members: &[TeamMember], before: Option<&Self>) -> Self {
-        let requests = |m: &TeamMember| (m.requests_per_second, m.burst);
-        let calls = |m: &TeamMember| (m.calls_per_second, m.calls_burst);
+impl QuotaSet {
+    fn new(limits: &config::Limits, members: &[Member], before: Option<&Self>) -> Self {
+        let requests = |m: &Member| (m.requests_per_second, m.burst);
+        let calls = |m: &Member| (m.calls_per_second, m.calls_burst);
         let requests = QuotaGroup::new(
             Limit::Requests,
             (limits.requests_per_second, limits.burst),
@@ -156,40 +160,40 @@ impl Rules {
             members.iter().map(|member| (member, calls(member))),
             before.map(|before| &before.calls),
         );
-        let general = [&requests, &calls].into_iter().filter_map(|rates| rates.general.as_deref());
-        Self { policy: policy_of(general), requests, calls }
+        let defaults = [&requests, &calls].into_iter().filter_map(|group| group.default.as_deref());
+        Self { policy: policy_of(defaults), requests, calls }
     }
 
-    fn of(&self, who: Subject) -> impl Iterator<Item = &Quota> {
-        [&self.requests, &self.calls].into_iter().filter_map(move |rates| rates.of(who))
+    fn of(&self, subject: Subject) -> impl Iterator<Item = &RateQuota> {
+        [&self.requests, &self.calls].into_iter().filter_map(move |group| group.of(subject))
     }
 
-    fn policy(&self, who: Subject) -> Option<HeaderValue> {
-        match [&self.requests, &self.calls].iter().any(|rates| rates.own.contains_key(&who)) {
+    fn policy(&self, subject: Subject) -> Option<HeaderValue> {
+        match [&self.requests, &self.calls].iter().any(|group| group.per_member.contains_key(&subject)) {
             false => self.policy.clone(),
-            true => policy_of(self.of(who)),
+            true => policy_of(self.of(subject)),
         }
     }
 
-    fn all(&self) -> impl Iterator<Item = &Quota> {
+    fn all(&self) -> impl Iterator<Item = &RateQuota> {
         [&self.requests, &self.calls]
             .into_iter()
-            .flat_map(|rates| rates.general.iter().chain(rates.own.values()))
+            .flat_map(|group| group.default.iter().chain(group.per_member.values()))
             .map(Arc::as_ref)
     }
 }
 
-/// `RateLimit-Policy`; `None`: there is no quota.
-fn policy_of<'q>(quotas: impl Iterator<Item = &'q Quota>) -> Option<HeaderValue> {
+/// Returns the value of `RateLimit-Policy`. `None`: no quota.
+fn policy_of<'q>(quotas: impl Iterator<Item = &'q RateQuota>) -> Option<HeaderValue> {
     let policies: Vec<&str> = quotas.map(|quota| quota.policy.as_str()).collect();
     let value = || HeaderValue::try_from(policies.join(", ")).expect("quotas' names are tokens");
     (!policies.is_empty()).then(value)
 }
 
-/// Room for two quotas, each with the longest name and the largest numbers.
-const MAX_STANDING: usize = 2 * "\"requests\";r=4294967295;t=18446744073709551615, ".len();
+/// Length of `RateLimit` for two quotas with the longest name and the largest numbers.
+const MAX_HEADER_LEN: usize = 2 * "\"requests\";r=4294967295;t=18446744073709551615, ".len();
 
-/// Where a client stands with its quotas.
+/// The `RateLimit` headers of a subject at one moment.
 #[derive(Clone, Debug)]
 pub struct QuotaHeaders {
     policy: HeaderValue,
@@ -197,8 +201,7 @@ pub struct QuotaHeaders {
 }
 
 impl QuotaHeaders {
-    /// Tells the client, in the fields of draft-ietf-httpapi-ratelimit-headers-10. An upstream that uses the
-    /// same fields is left the word.
+    /// Adds the fields of draft-ietf-httpapi-ratelimit-headers-10, unless the upstream's response has them already.
     pub fn write(self, headers: &mut HeaderMap) {
         if !headers.contains_key(RATELIMIT) && !headers.contains_key(RATELIMIT_POLICY) {
             headers.insert(RATELIMIT_POLICY, self.policy);
@@ -211,80 +214,85 @@ impl QuotaHeaders {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("over the quota \"{}\"", .quota.as_str())]
 pub struct QuotaExceeded {
-    /// Which one.
     pub quota: Limit,
-    /// When the next request is allowed, from now; whole seconds, at least one.
+    /// Time until the next request is allowed, in whole seconds and at least one.
     pub retry_after: Duration,
 }
 
-/// One kind of quota: the one that all are counted by, and the members' own.
+/// One kind of quota: the default, and those of members with their own rate or burst.
 #[derive(Debug)]
 struct QuotaGroup {
-    general: Option<Arc<Quota>>,
-    own: HashMap<Subject, Arc<Quota>>,
+    default: Option<Arc<RateQuota>>,
+    per_member: HashMap<Subject, Arc<RateQuota>>,
 }
 
 impl QuotaGroup {
-    /// A pair is a rate and a burst. What a member's own lines leave out is as in the general ones.
+    /// Each pair is a rate and a burst. A member's missing value is that of the default quota.
     fn new<'m>(
         name: Limit,
-        general: (u32, u32),
-        members: impl Iterator<Item = (&'m TeamMember, (Option<u32>, Option<u32>))>,
+        default: (u32, u32),
+        members: impl Iterator<Item = (&'m Member, (Option<u32>, Option<u32>))>,
         before: Option<&Self>,
     ) -> Self {
-        let own = members.filter(|(_, own)| *own != (None, None)).filter_map(|(member, (rate, burst))| {
-            let pair = (rate.unwrap_or(general.0), burst.unwrap_or(general.1));
-            let who = Subject::member(&member.name);
-            let same = before.and_then(|before| before.own.get(&who));
-            Some((who, Quota::same_or_new(same, name, pair, Store::for_one)?))
-        });
-        let same = before.and_then(|before| before.general.as_ref());
-        Self { own: own.collect(), general: Quota::same_or_new(same, name, general, Store::for_many) }
+        let per_member =
+            members.filter(|(_, own)| *own != (None, None)).filter_map(|(member, (rate, burst))| {
+                let pair = (rate.unwrap_or(default.0), burst.unwrap_or(default.1));
+                let subject = Subject::member(&member.name);
+                let previous = before.and_then(|before| before.per_member.get(&subject));
+                Some((subject, RateQuota::reuse_or_new(previous, name, pair, BoundedStore::single_shard)?))
+            });
+        let previous = before.and_then(|before| before.default.as_ref());
+        Self {
+            per_member: per_member.collect(),
+            default: RateQuota::reuse_or_new(previous, name, default, BoundedStore::sharded),
+        }
     }
 
-    fn of(&self, who: Subject) -> Option<&Quota> {
-        self.own.get(&who).or(self.general.as_ref()).map(Arc::as_ref)
+    fn of(&self, subject: Subject) -> Option<&RateQuota> {
+        self.per_member.get(&subject).or(self.default.as_ref()).map(Arc::as_ref)
     }
 
-    fn check(&self, who: Subject, count: NonZeroU32) -> Result<(), QuotaExceeded> {
-        self.of(who).map_or(Ok(()), |quota| quota.check(who, count))
+    fn check(&self, subject: Subject, count: NonZeroU32) -> Result<(), QuotaExceeded> {
+        self.of(subject).map_or(Ok(()), |quota| quota.check(subject, count))
     }
 }
 
 #[derive(Debug)]
-struct Quota {
+struct RateQuota {
     name: Limit,
-    pair: (u32, u32),
+    rate_and_burst: (u32, u32),
     policy: String,
-    limiter: RateLimiter<StoreKey, Store, GatewayClock, StateInformationMiddleware>,
+    limiter: RateLimiter<StoreKey, BoundedStore, GatewayClock, StateInformationMiddleware>,
 }
 
-impl Quota {
-    fn same_or_new(
+impl RateQuota {
+    /// Returns the previous quota with its counts if its rate and burst are unchanged, else a new one.
+    fn reuse_or_new(
         before: Option<&Arc<Self>>,
         name: Limit,
         pair: (u32, u32),
-        store: fn() -> Store,
+        store: fn() -> BoundedStore,
     ) -> Option<Arc<Self>> {
-        match before.filter(|before| before.pair == pair) {
+        match before.filter(|before| before.rate_and_burst == pair) {
             Some(before) => Some(Arc::clone(before)),
             None => Self::new(name, pair, store()).map(Arc::new),
         }
     }
 
-    fn new(name: Limit, pair: (u32, u32), store: Store) -> Option<Self> {
+    fn new(name: Limit, pair: (u32, u32), store: BoundedStore) -> Option<Self> {
         let rate = NonZeroU32::new(pair.0)?;
         let burst = NonZeroU32::new(pair.1).unwrap_or(rate);
         let window = burst.get().div_ceil(rate.get());
         let policy = format!("\"{}\";q={burst};w={window}", name.as_str());
         let limiter = RateLimiter::new(Rate::per_second(rate).allow_burst(burst), store, GatewayClock);
-        Some(Self { name, pair, policy, limiter })
+        Some(Self { name, rate_and_burst: pair, policy, limiter })
     }
 
-    /// A request that costs more than the quota ever holds costs all of it: else it could never be made.
-    fn check(&self, who: Subject, count: NonZeroU32) -> Result<(), QuotaExceeded> {
-        let most = NonZeroU32::new(self.pair.1).unwrap_or(NonZeroU32::new(self.pair.0).unwrap_or(count));
-        match self.limiter.check_key_n(&StoreKey { who, is_peek: false }, count.min(most)) {
+    /// Counts `count` requests. A count above the burst uses the whole burst; otherwise such a request could never pass.
+    fn check(&self, subject: Subject, count: NonZeroU32) -> Result<(), QuotaExceeded> {
+        let (rate, burst) = self.rate_and_burst;
+        let limit = NonZeroU32::new(burst).or(NonZeroU32::new(rate)).unwrap_or(count);
+        match self.limiter.check_key_n(&StoreKey { subject, is_peek: false }, count.min(limit)) {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(until)) => {
                 let retry_after = Duration::from_secs(seconds(until.wait_time_from(GatewayClock.now())));
@@ -294,53 +302,53 @@ impl Quota {
         }
     }
 
-    fn peek(&self, who: Subject) -> QuotaState {
-        let (left, more_in) = match self.limiter.check_key(&StoreKey { who, is_peek: true }) {
-            // What the look itself would have taken is still there.
+    /// Returns the state of the quota without counting a request.
+    fn peek(&self, subject: Subject) -> QuotaState {
+        let (remaining, resets_in) = match self.limiter.check_key(&StoreKey { subject, is_peek: true }) {
+            // governor subtracts this check itself, which the store does not save.
             Ok(state) => (state.remaining_burst_capacity() + 1, None),
             Err(until) => (0, Some(seconds(until.wait_time_from(GatewayClock.now())))),
         };
-        let (rate, burst) = self.pair;
-        QuotaState { quota: self.name, rate, burst, left, more_in }
+        let (rate, burst) = self.rate_and_burst;
+        QuotaState { quota: self.name, rate, burst, remaining, resets_in }
     }
 }
 
-/// What is left of a quota.
+/// State of one quota of a subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QuotaState {
-    /// Which one.
     pub quota: Limit,
-    /// What is added to it each second.
+    /// Requests that are added each second.
     pub rate: u32,
-    /// The most that it can be.
+    /// The most requests that can be saved up.
     pub burst: u32,
-    /// What it is.
-    pub left: u32,
-    /// Where that is nothing, in how many seconds there is more.
-    pub more_in: Option<u64>,
+    /// Requests that are allowed now.
+    pub remaining: u32,
+    /// Seconds until the next request is allowed, if none remains.
+    pub resets_in: Option<u64>,
 }
 
 impl QuotaState {
-    /// Writes the member of `RateLimit`.
-    fn write(&self, out: &mut ArrayString<MAX_STANDING>) {
+    /// Appends the quota's list member of `RateLimit`.
+    fn write(&self, out: &mut ArrayString<MAX_HEADER_LEN>) {
         out.push('"');
         out.push_str(self.quota.as_str());
         out.push_str("\";r=");
         let mut digits = itoa::Buffer::new();
-        out.push_str(digits.format(self.left));
-        if let Some(seconds) = self.more_in {
+        out.push_str(digits.format(self.remaining));
+        if let Some(seconds) = self.resets_in {
             out.push_str(";t=");
             out.push_str(digits.format(seconds));
         }
     }
 }
 
-/// Whole seconds that are not too few.
+/// Returns the duration in seconds, rounded up and at least 1.
 fn seconds(duration: Duration) -> u64 {
     (duration.as_secs() + u64::from(duration.subsec_nanos() > 0)).max(1)
 }
 
-/// governor by the one clock, so that paused time holds for it too.
+/// The gateway's clock for governor, so that tests can pause it.
 #[derive(Clone, Copy, Debug, Default)]
 struct GatewayClock;
 

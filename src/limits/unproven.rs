@@ -1,8 +1,8 @@
-//! Parked waits of keys that the upstream has not accepted yet. They count for their address, so that made-up keys
-//! cannot fill `limits.max_waits`.
+//! Parked waits of keys that the upstream has not accepted yet. They count for their client's address, so that invented
+//! keys cannot fill `limits.max_waits`.
 //!
 //! ```text
-//!   park ─▶ UnprovenWait ── dropped: the wait is over, or its key is proven and counts for itself ─▶ free
+//!   park ──▶ UnprovenWait ── dropped when the wait ends, or when the upstream accepts the key ──▶ slot is free
 //! ```
 
 use std::net::IpAddr;
@@ -13,40 +13,40 @@ use parking_lot::Mutex;
 use super::Subject;
 use crate::core::Map;
 
-/// How many such waits each address has parked. Clones are the same counts.
+/// Numbers of such waits by address. Clones share the numbers.
 #[derive(Clone, Debug)]
 pub(crate) struct UnprovenWaits(Arc<Counts>);
 
 #[derive(Debug)]
 struct Counts {
     max: usize,
-    /// Addresses with at least one: no more than there are waits.
+    /// Contains only addresses with at least one wait, so the number of waits bounds it.
     parked: Mutex<Map<Option<IpAddr>, usize>>,
 }
 
-/// One parked wait. Dropping it frees its place.
+/// The slot of one parked wait. Dropping it frees the slot.
 #[derive(Debug)]
 pub(crate) struct UnprovenWait {
     counts: Arc<Counts>,
     address: Option<IpAddr>,
 }
 
-/// An address has as many parked as it may have.
+/// Error: the address has its maximum of parked waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AddressFull;
 
 impl UnprovenWaits {
-    /// Returns counts that end at `max` for each address.
+    /// Returns counts with a bound of `max` for each address.
     pub(crate) fn new(max: usize) -> Self {
         Self(Arc::new(Counts { max, parked: Mutex::default() }))
     }
 
-    /// Counts a wait for its address; `None` for one that counts for a key or a member.
-    pub(crate) fn park(&self, who: Subject) -> Result<Option<UnprovenWait>, AddressFull> {
-        let Subject::Address(address) = who else { return Ok(None) };
+    /// Counts a wait for its address. Returns `None` for the wait of a key or member, which counts there.
+    pub(crate) fn park(&self, subject: Subject) -> Result<Option<UnprovenWait>, AddressFull> {
+        let Subject::Address(address) = subject else { return Ok(None) };
         let mut parked = self.0.parked.lock();
         let waits = parked.entry(address).or_default();
-        // It has an entry already if it is full: `max` is at least 1.
+        // This leaves no empty entry behind: `max` is at least 1, so a full address has waits.
         if *waits >= self.0.max {
             return Err(AddressFull);
         }
@@ -77,9 +77,9 @@ mod tests {
     }
 
     #[test]
-    fn each_address_has_so_many_and_each_network_of_ipv6_is_one() {
+    fn each_address_and_each_ipv6_network_has_its_maximum() {
         let waits = UnprovenWaits::new(2);
-        let park = |who| waits.park(who);
+        let park = |subject| waits.park(subject);
         let held = [park(address("2001:db8::1")), park(address("2001:db8::2"))].map(|wait| wait.unwrap());
         assert_eq!(park(address("2001:db8::3")).unwrap_err(), AddressFull);
         let other = park(address("2001:db8:0:1::3")).unwrap();
@@ -89,11 +89,11 @@ mod tests {
         drop(first);
         assert!(park(address("2001:db8::3")).is_ok());
         drop((other, unix));
-        assert_eq!(waits.0.parked.lock().len(), 1, "who has none is not remembered");
+        assert_eq!(waits.0.parked.lock().len(), 1, "addresses without waits are removed");
     }
 
     #[test]
-    fn keys_and_members_are_not_counted_here() {
+    fn waits_of_keys_and_members_count_for_no_address() {
         let waits = UnprovenWaits::new(1);
         for _ in 0..3 {
             assert!(waits.park(Subject::Key(KeyDomain([1; 16]))).unwrap().is_none());

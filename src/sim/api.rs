@@ -1,9 +1,10 @@
-//! One request: what it asks for, whether a fault is on order for it, and its answer (contract, section 1).
+//! Handles one request: records it, chooses its fault and writes its response.
 //!
-//! It reads the target by itself, with nothing of the gateway's.
+//! The target is parsed here, without the gateway's parser, so that a mistake there cannot hide in both ends of a
+//! test.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::AUTHORIZATION;
@@ -12,38 +13,32 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::json;
 
+use super::connection::ConnectionControl;
 use super::faults::{Fault, FaultContext};
-use super::job::{Clip, all_reach};
-use super::recorder::{End, HoldGuard, RecordedRequest, RequestGuard};
+use super::job::{Clip, all_reached};
+use super::options::ListFormat;
+use super::recorder::{HoldGuard, RecordedRequest, RequestEnd, RequestGuard};
+use super::request::IncomingRequest;
 use super::response::{
-    InjectedFault, PAGE, Refusal, add_headers, cut, error, refusal, track_body, with_type,
+    ApiError, HTML_PAGE, InjectedFault, add_headers, api_error, error_response, not_found, track_body,
+    truncate, with_content_type,
 };
-use super::server::ConnectionControl;
-use super::{Shape, Sim, SimState, body, debug_endpoints, uuid};
+use super::state::{SimShared, SimState, uuid};
+use super::{body, debug_endpoints};
 use crate::clock;
 use crate::core::route::{Form, Goal, Route, Rung};
 use crate::protocol::body::Body;
 
-/// A request whose head has been read.
-pub(super) struct IncomingRequest {
-    pub(super) method: Method,
-    pub(super) seen: RecordedRequest,
-    /// The `x-request-id` of its answer.
-    pub(super) id: String,
-    pub(super) body: Incoming,
-    pub(super) upgrade: Option<hyper::upgrade::OnUpgrade>,
-    pub(super) wire: Arc<ConnectionControl>,
-}
-
-/// How many clips one request may ask for.
+/// The most clips of one request (`upstream.max_jobs` has the same default).
 const MAX_CLIPS: usize = 6;
-/// The longest body of a generation request, in bytes; it is read and thrown away.
+/// The longest body of a generation request, in bytes. It is read and discarded.
 const MAX_BODY: usize = 32 << 20;
+const JSON: &str = "application/json; charset=utf-8";
 
 /// Answers one request, or breaks its connection.
 pub(super) async fn answer(
-    sim: Sim,
-    wire: Arc<ConnectionControl>,
+    sim: Arc<SimShared>,
+    connection: Arc<ConnectionControl>,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, InjectedFault> {
     let (mut parts, body) = request.into_parts();
@@ -52,130 +47,129 @@ pub(super) async fn answer(
     let target: Arc<str> =
         parts.uri.path_and_query().map_or_else(|| parts.uri.to_string(), ToString::to_string).into();
     let (key, id) = {
-        let SimState { keys, rng, .. } = &mut *sim.0.world.lock();
-        (authorization.and_then(|field| keys.see(field.as_bytes())), uuid(rng))
+        let SimState { keys, rng, .. } = &mut *sim.state.lock();
+        (authorization.and_then(|field| keys.record(field.as_bytes())), uuid(rng))
     };
-    let seen = RecordedRequest {
+    let record = RecordedRequest {
         method: parts.method.clone(),
         target,
         version: parts.version,
         headers: Arc::new(parts.headers),
         key,
         at: clock::now(),
-        end: End::Open,
+        end: RequestEnd::Open,
         ended_at: None,
     };
-    let ticket = RequestGuard::new(&sim, seen.clone());
-    let asks = asks_for(&sim.0.route, &parts.method, &seen.target);
+    let guard = RequestGuard::new(&sim.recorder, record.clone());
+    let operation = parse_operation(&sim.route, &parts.method, &record.target);
     let fault = {
-        let SimState { faults, rng, .. } = &mut *sim.0.world.lock();
-        let clips = match &asks {
-            Operation::States(states) => Some(&states.ids[..]),
-            Operation::Make | Operation::Lyric | Operation::Aid | Operation::Nothing => None,
+        let SimState { faults, rng, .. } = &mut *sim.state.lock();
+        let clips = match &operation {
+            Operation::States(query) => Some(&query.ids[..]),
+            Operation::Generate | Operation::Lyrics | Operation::Debug | Operation::Unknown => None,
         };
-        faults.take(&FaultContext { target: &seen.target, clips, key }, rng)
+        faults.take(&FaultContext { target: &record.target, clips, key }, rng)
     };
     if let Some(fault) = &fault {
-        ticket.struck(&seen, fault);
+        guard.fault_injected(&record, fault);
     }
 
-    let (at, version, number) = (seen.at, parts.version, ticket.number());
-    let call = IncomingRequest {
+    let (at, version, number) = (record.at, parts.version, guard.number());
+    let request = IncomingRequest {
         method: parts.method,
-        seen,
+        record,
         id: id.clone(),
         body,
         upgrade,
-        wire: Arc::clone(&wire),
+        connection: Arc::clone(&connection),
     };
-    let shape = match fault {
-        Some(Fault::Shape(shape)) => shape,
-        _ => sim.0.options.shape,
+    let format = match fault {
+        Some(Fault::Shape(format)) => format,
+        _ => sim.options.list_format,
     };
     let answered = match fault {
-        None | Some(Fault::Shape(_)) => Some(answer_without_fault(&sim, call, asks, shape).await),
-        Some(Fault::Cut) => Some(answer_without_fault(&sim, call, asks, shape).await.map(cut)),
+        None | Some(Fault::Shape(_)) => Some(answer_without_fault(&sim, request, operation, format).await),
+        Some(Fault::Cut) => Some(answer_without_fault(&sim, request, operation, format).await.map(truncate)),
         Some(Fault::Reset { after }) => tokio::select! {
-            // Cancel safe: the call is given up; at zero it is never begun.
+            // Cancel safe: the request is dropped. With a delay of zero it is never started.
             biased;
-            () = pause(at, after) => {
+            () = sleep_until(at + after) => {
                 if version < Version::HTTP_2 {
-                    wire.reset();
+                    connection.reset();
                 }
                 None
             }
-            answered = answer_without_fault(&sim, call, asks, shape) => Some(answered),
+            answered = answer_without_fault(&sim, request, operation, format) => Some(answered),
         },
         Some(Fault::Refuse) => None,
         Some(Fault::Hang) => {
-            let _held = HoldGuard::new(&sim);
+            let _held = HoldGuard::new(&sim.recorder);
             std::future::pending().await
         }
-        Some(Fault::Html) => Some(Ok(with_type(StatusCode::OK, "text/html", PAGE))),
+        Some(Fault::Html) => Some(Ok(with_content_type(StatusCode::OK, "text/html", HTML_PAGE))),
         Some(Fault::Status { status, retry_after, body, after }) => {
-            let held = (!after.is_zero()).then(|| HoldGuard::new(&sim));
-            pause(at, after).await;
+            let held = (!after.is_zero()).then(|| HoldGuard::new(&sim.recorder));
+            sleep_until(at + after).await;
             drop(held);
-            Some(Ok(error(&id, call.seen.path(), status, retry_after, body)))
+            Some(Ok(error_response(&id, request.record.path(), status, retry_after, body)))
         }
     };
     match answered {
         Some(Ok(mut response)) => {
             add_headers(&mut response, &id, number);
-            Ok(track_body(response, ticket))
+            Ok(track_body(response, guard))
         }
         Some(Err(InjectedFault)) | None => {
-            ticket.broken();
+            guard.broken();
             Err(InjectedFault)
         }
     }
 }
 
-/// What a request asks for.
+/// The operation that a request's method and target name.
 enum Operation {
-    /// Two new clips.
-    Make,
-    /// Clips' states.
-    States(States),
-    /// Lyrics.
-    Lyric,
-    /// One of the aids under `/sim/`.
-    Aid,
-    /// Nothing that there is.
-    Nothing,
+    /// Generates two clips.
+    Generate,
+    /// Returns the states of clips.
+    States(StateQuery),
+    /// Returns lyrics.
+    Lyrics,
+    /// A debug endpoint under `/sim/`.
+    Debug,
+    Unknown,
 }
 
-struct States {
+struct StateQuery {
     form: Form,
     ids: Vec<String>,
     status: Vec<String>,
 }
 
-fn asks_for(route: &Route, method: &Method, target: &str) -> Operation {
+fn parse_operation(route: &Route, method: &Method, target: &str) -> Operation {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     if path.starts_with("/sim/") {
-        return Operation::Aid;
+        return Operation::Debug;
     }
     match (method, route.form(path)) {
         (&Method::GET, Some(form)) => {
             let (mut ids, mut status) = (Vec::new(), Vec::new());
             for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-                if is_id(route, form, &name) {
+                if is_id_param(route, form, &name) {
                     ids.push(value.into_owned());
                 } else if name == route.status_param {
                     status.push(value.into_owned());
                 }
             }
-            Operation::States(States { form, ids, status })
+            Operation::States(StateQuery { form, ids, status })
         }
-        (&Method::POST, Some(Form::Single)) => Operation::Make,
-        (&Method::GET, None) if is_lyric(route, path) => Operation::Lyric,
-        _ => Operation::Nothing,
+        (&Method::POST, Some(Form::Single)) => Operation::Generate,
+        (&Method::GET, None) if is_lyrics_path(route, path) => Operation::Lyrics,
+        _ => Operation::Unknown,
     }
 }
 
-/// Whether a parameter of this name has an id; of several ids it is `clip_ids`, `clip_ids[]` or `clip_ids[0]`.
-fn is_id(route: &Route, form: Form, name: &str) -> bool {
+/// Returns whether a parameter holds an id. Of a list it is `clip_ids`, `clip_ids[]` or `clip_ids[0]`.
+fn is_id_param(route: &Route, form: Form, name: &str) -> bool {
     match form {
         Form::Single => name == route.single_param,
         Form::Multi => name.strip_prefix(&route.multi_param).is_some_and(|index| {
@@ -185,40 +179,39 @@ fn is_id(route: &Route, form: Form, name: &str) -> bool {
     }
 }
 
-/// Lyrics stand beside the clips.
-fn is_lyric(route: &Route, path: &str) -> bool {
-    let beside = route.single_path.rsplit_once('/').map(|(parent, _)| parent);
-    beside
+/// Returns whether the path is `lyric` in the directory of the clips.
+fn is_lyrics_path(route: &Route, path: &str) -> bool {
+    let directory = route.single_path.rsplit_once('/').map(|(parent, _)| parent);
+    directory
         .zip(path.rsplit_once('/'))
-        .is_some_and(|(beside, (parent, name))| parent == beside && name == "lyric")
+        .is_some_and(|(directory, (parent, name))| parent == directory && name == "lyric")
 }
 
-/// The answer as it is when nothing goes wrong.
 async fn answer_without_fault(
-    sim: &Sim,
-    call: IncomingRequest,
-    asks: Operation,
-    shape: Shape,
+    sim: &SimShared,
+    request: IncomingRequest,
+    operation: Operation,
+    format: ListFormat,
 ) -> Result<Response<Body>, InjectedFault> {
-    let (id, seen) = (call.id.clone(), call.seen.clone());
-    let lets_in = || sim.0.world.lock().keys.accepts(seen.key);
-    let answered = match asks {
-        Operation::Aid => debug_endpoints::answer(call).await,
-        Operation::Nothing => Err(not_found(&call)),
-        Operation::Make | Operation::States(_) | Operation::Lyric if !lets_in() => {
-            Err(refusal(StatusCode::UNAUTHORIZED, "The API key is missing or not known"))
+    let (id, record) = (request.id.clone(), request.record.clone());
+    let is_accepted = || sim.state.lock().keys.accepts(record.key);
+    let answered = match operation {
+        Operation::Debug => debug_endpoints::answer(request).await,
+        Operation::Unknown => Err(not_found(&request)),
+        Operation::Generate | Operation::States(_) | Operation::Lyrics if !is_accepted() => {
+            Err(api_error(StatusCode::UNAUTHORIZED, "The API key is missing or not known"))
         }
-        Operation::Make => match drain(call.body).await? {
-            Some(()) => Ok(make(sim)),
-            None => Err(refusal(StatusCode::PAYLOAD_TOO_LARGE, "The body is too large")),
+        Operation::Generate => match drain(request.body).await? {
+            Some(()) => Ok(generate(sim)),
+            None => Err(api_error(StatusCode::PAYLOAD_TOO_LARGE, "The body is too large")),
         },
-        Operation::States(states) => states_of(sim, call.seen.at, &states, shape).await,
-        Operation::Lyric => lyric(sim, &call),
+        Operation::States(query) => clip_states(sim, request.record.at, &query, format).await,
+        Operation::Lyrics => lyrics(sim, &request),
     };
-    Ok(answered.unwrap_or_else(|refusal| refusal.answer(&id, seen.path())))
+    Ok(answered.unwrap_or_else(|error| error.into_response(&id, record.path())))
 }
 
-/// Reads a body to its end; `None` if it is too long.
+/// Reads a body to its end. Returns `None` if it is longer than [`MAX_BODY`].
 async fn drain(mut body: Incoming) -> Result<Option<()>, InjectedFault> {
     let mut left = MAX_BODY;
     while let Some(frame) = body.frame().await {
@@ -231,61 +224,62 @@ async fn drain(mut body: Incoming) -> Result<Option<()>, InjectedFault> {
     Ok(Some(()))
 }
 
-fn make(sim: &Sim) -> Response<Body> {
-    let body = json!({ "clip_ids": [&*sim.make_clip(), &*sim.make_clip()] });
-    with_type(StatusCode::CREATED, "application/json; charset=utf-8", body.to_string())
+fn generate(sim: &SimShared) -> Response<Body> {
+    let body = json!({ "clip_ids": [&*sim.generate_clip(), &*sim.generate_clip()] });
+    with_content_type(StatusCode::CREATED, JSON, body.to_string())
 }
 
-fn lyric(sim: &Sim, call: &IncomingRequest) -> Result<Response<Body>, Refusal> {
-    let name = blake3::hash(call.seen.target.as_bytes()).to_hex();
-    let read = &mut sim.0.world.lock().lyrics_read;
+/// Returns the lyrics of each target once; a second request gets 404.
+fn lyrics(sim: &SimShared, request: &IncomingRequest) -> Result<Response<Body>, ApiError> {
+    let name = blake3::hash(request.record.target.as_bytes()).to_hex();
+    let read = &mut sim.state.lock().read_lyrics;
     if read.get(&name).is_some() {
-        return Err(refusal(StatusCode::NOT_FOUND, "The lyrics have been read or never were"));
+        return Err(api_error(StatusCode::NOT_FOUND, "The lyrics have been read or never were"));
     }
     read.insert(&name, ());
     let body = json!({ "title": "Night drive", "text": "[Verse]\nHeadlights paint the empty road" });
-    Ok(with_type(StatusCode::OK, "application/json; charset=utf-8", body.to_string()))
+    Ok(with_content_type(StatusCode::OK, JSON, body.to_string()))
 }
 
-/// Holds the request until every clip is where it is asked for, but not longer than the hold.
-async fn states_of(
-    sim: &Sim,
-    asked_at: Instant,
-    states: &States,
-    shape: Shape,
-) -> Result<Response<Body>, Refusal> {
-    let goal = states.goal(&sim.0.route)?;
-    let clips = states.clips(sim)?;
+/// Holds the request until every clip has reached the requested status, at most for the hold.
+async fn clip_states(
+    sim: &SimShared,
+    requested_at: Instant,
+    query: &StateQuery,
+    format: ListFormat,
+) -> Result<Response<Body>, ApiError> {
+    let goal = query.goal(&sim.route)?;
+    let clips = query.clips(sim)?;
     if let Goal::Rung(goal) = goal {
-        hold(sim, asked_at + sim.hold(), &clips, goal).await;
+        hold(sim, requested_at + sim.hold(), &clips, goal).await;
     }
     let now = clock::now();
     let mut bodies: Vec<_> = clips
         .iter()
-        .map(|clip| (&**clip.id(), body::clip(&sim.0.route.ladder, clip.id(), &clip.state(now))))
+        .map(|clip| (&**clip.id(), body::clip(&sim.route.ladder, clip.id(), &clip.state(now))))
         .collect();
-    if !sim.0.options.in_order {
+    if !sim.options.in_order {
         bodies.reverse();
     }
-    let whole = match states.form {
+    let body = match query.form {
         Form::Single => bodies.swap_remove(0).1,
-        Form::Multi => body::clips(shape, &bodies),
+        Form::Multi => body::clips(format, &bodies),
     };
-    Ok(with_type(StatusCode::OK, "application/json; charset=utf-8", whole))
+    Ok(with_content_type(StatusCode::OK, JSON, body))
 }
 
-async fn hold(sim: &Sim, until: Instant, clips: &[Arc<Clip>], goal: Rung) {
+async fn hold(sim: &SimShared, until: Instant, clips: &[Arc<Clip>], goal: Rung) {
     let now = clock::now();
     if clips.iter().all(|clip| clip.state(now).has_reached(goal)) {
         return;
     }
-    let _held = HoldGuard::new(sim);
-    // Run out of time or not, the answer is the state as it is.
-    let _ = tokio::time::timeout_at(until.into(), all_reach(clips, goal)).await;
+    let _held = HoldGuard::new(&sim.recorder);
+    // The response is the current state, with and without a timeout.
+    let _ = tokio::time::timeout_at(until.into(), all_reached(clips, goal)).await;
 }
 
-impl States {
-    fn goal(&self, route: &Route) -> Result<Goal, Refusal> {
+impl StateQuery {
+    fn goal(&self, route: &Route) -> Result<Goal, ApiError> {
         let ladder = &route.ladder;
         match &self.status[..] {
             [] => Ok(Goal::Now),
@@ -296,30 +290,31 @@ impl States {
                 .ok_or_else(|| {
                     let words: Vec<_> = ladder.askable_words().collect();
                     let message = format!("{} must be one of {}", route.status_param, words.join(", "));
-                    refusal(StatusCode::BAD_REQUEST, message)
+                    api_error(StatusCode::BAD_REQUEST, message)
                 }),
-            _ => Err(refusal(StatusCode::BAD_REQUEST, format!("{} must be one word", route.status_param))),
+            _ => Err(api_error(StatusCode::BAD_REQUEST, format!("{} must be one word", route.status_param))),
         }
     }
 
-    /// The clips, each once, in the order they are first named.
-    fn clips(&self, sim: &Sim) -> Result<Vec<Arc<Clip>>, Refusal> {
-        let route = &sim.0.route;
-        let most = match self.form {
+    /// Returns the clips without duplicates, in the order of their first mention.
+    fn clips(&self, sim: &SimShared) -> Result<Vec<Arc<Clip>>, ApiError> {
+        let route = &sim.route;
+        let limit = match self.form {
             Form::Single => 1,
             Form::Multi => MAX_CLIPS,
         };
-        if self.ids.is_empty() || self.ids.len() > most || self.ids.iter().any(String::is_empty) {
+        if self.ids.is_empty() || self.ids.len() > limit || self.ids.iter().any(String::is_empty) {
             let message = match self.form {
                 Form::Single => format!("{} must be one id", route.single_param),
                 Form::Multi => format!("{} must be 1 to {MAX_CLIPS} ids", route.multi_param),
             };
-            return Err(refusal(StatusCode::BAD_REQUEST, message));
+            return Err(api_error(StatusCode::BAD_REQUEST, message));
         }
-        let world = sim.0.world.lock();
+        let state = sim.state.lock();
         let mut clips: Vec<Arc<Clip>> = Vec::new();
         for id in &self.ids {
-            let clip = world.clips.get(id).ok_or_else(|| refusal(StatusCode::NOT_FOUND, "Clip not found"))?;
+            let clip =
+                state.clips.get(id).ok_or_else(|| api_error(StatusCode::NOT_FOUND, "Clip not found"))?;
             if !clips.iter().any(|known| known.id() == clip.id()) {
                 clips.push(Arc::clone(clip));
             }
@@ -328,13 +323,9 @@ impl States {
     }
 }
 
-/// Comes back at `at` + `after`, and without ever waiting if that has passed.
-async fn pause(at: Instant, after: Duration) {
-    if at + after > clock::now() {
-        tokio::time::sleep_until((at + after).into()).await;
+/// Sleeps until `at`. Does not yield if that time has passed.
+async fn sleep_until(at: Instant) {
+    if at > clock::now() {
+        tokio::time::sleep_until(at.into()).await;
     }
-}
-
-pub(super) fn not_found(call: &IncomingRequest) -> Refusal {
-    refusal(StatusCode::NOT_FOUND, format!("Cannot {} {}", call.method, call.seen.path()))
 }

@@ -1,7 +1,7 @@
-//! The JSON of clips, as the upstream writes it: it grows with the status, about 2 kB when the clip is made.
+//! The JSON of clips. It grows with the status, to about 2 kB for a completed clip.
 //!
-//! The same id and status give the same bytes, always. It is made to be hard on whoever cuts it up: `status`
-//! comes late, other clips' ids and status words stand inside, and the texts are full of quotes and braces.
+//! Equal ids and statuses give equal bytes. The JSON is hard to split on purpose: `status` comes late, it contains ids
+//! and status words of other clips, and its texts are full of quotes and braces.
 
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
@@ -10,25 +10,25 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use fastrand::Rng;
 use serde::Serialize;
 
-use super::Shape;
-use super::job::{State, number};
+use super::job::{ClipState, id_seed};
+use super::options::ListFormat;
 use crate::core::route::Ladder;
 
-/// What there is of a clip, whatever its status is called.
+/// The fields that a clip's JSON has at its status.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// Nothing yet.
+enum Detail {
+    /// No media yet.
     Waiting,
-    /// It can be listened to while it is made.
+    /// Streaming audio, while the clip is generated.
     Playable,
-    /// All.
+    /// All fields.
     Made,
-    /// A reason why not.
+    /// An error message.
     Failed,
 }
 
-impl Stage {
-    fn of(ladder: &Ladder, state: &State) -> Self {
+impl Detail {
+    fn of_state(ladder: &Ladder, state: &ClipState) -> Self {
         let Some(rung) = state.rung else { return Self::Waiting };
         match (ladder.is_terminal(rung), ladder.is_askable(rung)) {
             (true, true) => Self::Made,
@@ -82,7 +82,7 @@ struct Metadata<'a> {
     error_message: Option<&'a str>,
 }
 
-/// The clip that this one continues.
+/// The clip that a continued clip begins with.
 #[derive(Serialize)]
 struct Ancestor<'a> {
     id: &'a str,
@@ -100,35 +100,35 @@ const LINES: [&str; 6] = [
     "Backslash rain \\ on the glass, a slash of light / along the wall",
     "Où vont les nuits ? Nobody knows — ночь длинна, the night is slow",
 ];
-/// How many of the lines a clip's lyrics have.
+/// Lines of a clip's lyrics.
 const LINE_COUNT: usize = 18;
 
-/// One clip's object.
-pub(super) fn clip(ladder: &Ladder, id: &str, state: &State) -> Bytes {
-    let stage = Stage::of(ladder, state);
-    let mut rng = Rng::with_seed(number(id));
+/// Returns the JSON object of one clip.
+pub(super) fn clip(ladder: &Ladder, id: &str, state: &ClipState) -> Bytes {
+    let detail = Detail::of_state(ladder, state);
+    let mut rng = Rng::with_seed(id_seed(id));
     let (title, tags) = (TITLES[rng.usize(..TITLES.len())], TAGS[rng.usize(..TAGS.len())]);
     let is_continued = rng.u8(..4) == 0;
     let duration = 120.0 + f64::from(rng.u32(..600)) / 10.0;
     let created = SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600 + rng.u64(..31_536_000));
-    let has_sound = matches!(stage, Stage::Playable | Stage::Made);
+    let has_sound = matches!(detail, Detail::Playable | Detail::Made);
     let image = |size: &str| has_sound.then(|| format!("https://cdn2.suno.ai/image{size}_{id}.jpeg"));
 
     let body = ClipBody {
         id,
-        video_url: if stage == Stage::Made {
+        video_url: if detail == Detail::Made {
             format!("https://cdn1.suno.ai/{id}.mp4")
         } else {
             String::new()
         },
-        audio_url: match stage {
-            Stage::Waiting | Stage::Failed => String::new(),
-            Stage::Playable => format!("https://audiopipe.suno.ai/?item_id={id}"),
-            Stage::Made => format!("https://cdn1.suno.ai/{id}.mp3"),
+        audio_url: match detail {
+            Detail::Waiting | Detail::Failed => String::new(),
+            Detail::Playable => format!("https://audiopipe.suno.ai/?item_id={id}"),
+            Detail::Made => format!("https://cdn1.suno.ai/{id}.mp3"),
         },
         image_url: image(""),
         image_large_url: image("_large"),
-        is_video_pending: stage == Stage::Playable,
+        is_video_pending: detail == Detail::Playable,
         major_model_version: "v3",
         model_name: "chirp-v3",
         metadata: Metadata {
@@ -143,11 +143,12 @@ pub(super) fn clip(ladder: &Ladder, id: &str, state: &State) -> Bytes {
             }]),
             concat_history: None,
             kind: "gen",
-            duration: (stage == Stage::Made).then_some(duration),
-            refund_credits: stage == Stage::Failed,
+            duration: (detail == Detail::Made).then_some(duration),
+            refund_credits: detail == Detail::Failed,
             stream: true,
-            error_type: (stage == Stage::Failed).then_some("generation_failed"),
-            error_message: (stage == Stage::Failed).then_some("The song could not be made; try other words."),
+            error_type: (detail == Detail::Failed).then_some("generation_failed"),
+            error_message: (detail == Detail::Failed)
+                .then_some("The song could not be made; try other words."),
         },
         is_liked: false,
         user_id: "87e9ed35-1a4b-4a2d-9f0e-2b1f7b0a1a11",
@@ -166,16 +167,16 @@ pub(super) fn clip(ladder: &Ladder, id: &str, state: &State) -> Bytes {
     serde_json::to_vec(&body).expect("texts, numbers and lists are JSON").into()
 }
 
-/// The answer for several clips, given by their ids and their own bytes.
-pub(super) fn clips(shape: Shape, clips: &[(&str, Bytes)]) -> Bytes {
+/// Returns the body for several clips, from their ids and bytes.
+pub(super) fn clips(format: ListFormat, clips: &[(&str, Bytes)]) -> Bytes {
     let mut all = BytesMut::new();
-    let list = |all: &mut BytesMut, before: &[u8], after: &[u8], is_named: bool| {
+    let list = |all: &mut BytesMut, before: &[u8], after: &[u8], with_ids: bool| {
         all.put_slice(before);
         for (n, (id, body)) in clips.iter().enumerate() {
             if n > 0 {
                 all.put_u8(b',');
             }
-            if is_named {
+            if with_ids {
                 all.put_slice(&serde_json::to_vec(id).expect("a text is JSON"));
                 all.put_u8(b':');
             }
@@ -183,11 +184,11 @@ pub(super) fn clips(shape: Shape, clips: &[(&str, Bytes)]) -> Bytes {
         }
         all.put_slice(after);
     };
-    match shape {
-        Shape::Array => list(&mut all, b"[", b"]", false),
-        Shape::Object => list(&mut all, b"{\"clips\":[", b"]}", false),
-        Shape::Map => list(&mut all, b"{", b"}", true),
-        Shape::Summary => {
+    match format {
+        ListFormat::Array => list(&mut all, b"[", b"]", false),
+        ListFormat::Object => list(&mut all, b"{\"clips\":[", b"]}", false),
+        ListFormat::Map => list(&mut all, b"{", b"}", true),
+        ListFormat::Summary => {
             let bytes: usize = clips.iter().map(|(_, body)| body.len()).sum();
             all.put_slice(
                 format!("{{\"summary\":{{\"count\":{},\"bytes\":{bytes}}}}}", clips.len()).as_bytes(),
@@ -214,11 +215,11 @@ mod tests {
 
     fn body(id: &str, word: &str) -> Value {
         let ladder = Route::suno().ladder;
-        serde_json::from_slice(&clip(&ladder, id, &State::of(&ladder, word))).unwrap()
+        serde_json::from_slice(&clip(&ladder, id, &ClipState::from_word(&ladder, word))).unwrap()
     }
 
     #[test]
-    fn a_body_grows_with_the_status() {
+    fn a_clip_has_more_fields_at_later_statuses() {
         let (queued, streaming) = (body("a", "queued"), body("a", "streaming"));
         let (made, failed) = (body("a", "completed"), body("a", "error"));
         assert_eq!([&queued["audio_url"], &queued["video_url"], &streaming["video_url"]], ["", "", ""]);
@@ -233,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_made_clip_says_complete_as_the_real_ones_do() {
+    fn a_completed_clip_has_the_status_complete_as_in_the_real_api() {
         assert_eq!(body("a", "completed")["status"], "complete");
         assert_eq!(body("a", "complete"), body("a", "completed"));
         assert_eq!(body("a", "streaming")["status"], "streaming");
@@ -241,9 +242,9 @@ mod tests {
     }
 
     #[test]
-    fn the_same_id_and_status_give_the_same_bytes_of_about_2_kilobytes() {
+    fn equal_ids_and_statuses_give_equal_bytes_of_about_2_kilobytes() {
         let ladder = Route::suno().ladder;
-        let made = State::of(&ladder, "completed");
+        let made = ClipState::from_word(&ladder, "completed");
         for n in 0..100 {
             let id = format!("clip-{n}");
             let bytes = clip(&ladder, &id, &made);
@@ -254,11 +255,11 @@ mod tests {
     }
 
     #[test]
-    fn every_shape_is_json_around_the_clips_own_bytes() {
+    fn every_list_format_is_json_around_the_bytes_of_the_clips() {
         let parts = [("a", Bytes::from_static(b"{\"id\":\"a\"}")), ("b\"", Bytes::from_static(b"{}"))];
-        assert_eq!(clips(Shape::Array, &parts), "[{\"id\":\"a\"},{}]");
-        assert_eq!(clips(Shape::Object, &parts), "{\"clips\":[{\"id\":\"a\"},{}]}");
-        assert_eq!(clips(Shape::Map, &parts), "{\"a\":{\"id\":\"a\"},\"b\\\"\":{}}");
-        assert_eq!(clips(Shape::Summary, &parts), "{\"summary\":{\"count\":2,\"bytes\":12}}");
+        assert_eq!(clips(ListFormat::Array, &parts), "[{\"id\":\"a\"},{}]");
+        assert_eq!(clips(ListFormat::Object, &parts), "{\"clips\":[{\"id\":\"a\"},{}]}");
+        assert_eq!(clips(ListFormat::Map, &parts), "{\"a\":{\"id\":\"a\"},\"b\\\"\":{}}");
+        assert_eq!(clips(ListFormat::Summary, &parts), "{\"summary\":{\"count\":2,\"bytes\":12}}");
     }
 }

@@ -1,32 +1,32 @@
-//! A map that forgets its oldest names, so that a simulation that runs for weeks keeps its size.
+//! A map with a bound that removes its oldest names, so that a simulation of weeks keeps its size.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-/// Values by name, at most `keep`.
-pub(super) struct Recent<V> {
+/// At most `max` values by name.
+pub(super) struct BoundedMap<V> {
     by_name: HashMap<Arc<str>, V>,
     /// The names, the oldest first.
     order: VecDeque<Arc<str>>,
-    keep: usize,
+    max: usize,
 }
 
-impl<V> Recent<V> {
-    pub(super) fn new(keep: usize) -> Self {
-        Self { by_name: HashMap::new(), order: VecDeque::new(), keep: keep.max(1) }
+impl<V> BoundedMap<V> {
+    pub(super) fn new(max: usize) -> Self {
+        Self { by_name: HashMap::new(), order: VecDeque::new(), max: max.max(1) }
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&V> {
         self.by_name.get(name)
     }
 
-    /// A name that is known keeps its age.
+    /// Inserts or replaces a value. A replaced value keeps the age of its name.
     pub(super) fn insert(&mut self, name: &str, value: V) {
         if let Some(known) = self.by_name.get_mut(name) {
             *known = value;
             return;
         }
-        if self.order.len() == self.keep
+        if self.order.len() == self.max
             && let Some(oldest) = self.order.pop_front()
         {
             self.by_name.remove(&oldest);
@@ -42,11 +42,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_name_is_forgotten_first() {
-        let mut recent = Recent::new(2);
+    fn the_oldest_name_is_removed_first() {
+        let mut map = BoundedMap::new(2);
         for name in ["a", "b", "a", "c"] {
-            recent.insert(name, ());
+            map.insert(name, ());
         }
-        assert_eq!(["a", "b", "c"].map(|name| recent.get(name).is_some()), [false, true, true]);
+        assert_eq!(["a", "b", "c"].map(|name| map.get(name).is_some()), [false, true, true]);
     }
 }

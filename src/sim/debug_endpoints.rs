@@ -1,14 +1,14 @@
-//! What is no part of the real upstream: aids under `/sim/`, to see from outside how a request was passed on.
+//! Debug endpoints under `/sim/`, which the real API does not have. They show how a request arrived at the upstream.
 //!
-//! | path | answers |
+//! | path | response |
 //! | --- | --- |
 //! | `/sim/echo` | JSON of the method, target, protocol, header fields, and the body's length and digest |
-//! | `/sim/mirror` | the body, as it comes |
-//! | `/sim/stream?n=10&every=100ms` | lines one by one; as server-sent events where those are accepted |
+//! | `/sim/mirror` | the request body, frame by frame |
+//! | `/sim/stream?n=10&every=100ms` | numbered lines; server-sent events if `Accept` names them first |
 //! | `/sim/upgrade` | 101, then each byte back |
-//! | `/sim/status/CODE` | that status, with an error's body |
+//! | `/sim/status/CODE` | that status with an error body |
 //!
-//! No body is collected: they are counted, mirrored or made frame by frame.
+//! No body is buffered: each is counted, mirrored or generated frame by frame.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -25,48 +25,48 @@ use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::time::{Instant, Sleep};
 
-use super::api::{IncomingRequest, not_found};
-use super::response::{Refusal, refusal, with_type};
+use super::request::IncomingRequest;
+use super::response::{ApiError, api_error, not_found, with_content_type};
 use crate::clock;
 use crate::protocol::body::{Body, BoxError};
 
 /// The most lines of one stream.
 const MAX_LINES: u64 = 1_000_000;
 
-pub(super) async fn answer(call: IncomingRequest) -> Result<Response<Body>, Refusal> {
-    let path = call.seen.path().to_owned();
+pub(super) async fn answer(request: IncomingRequest) -> Result<Response<Body>, ApiError> {
+    let path = request.record.path().to_owned();
     match path.strip_prefix("/sim/") {
-        Some("echo") => echo(call).await,
-        Some("mirror") => Ok(mirror(call)),
-        Some("stream") => stream(&call),
-        Some("upgrade") => upgrade(call),
+        Some("echo") => echo(request).await,
+        Some("mirror") => Ok(mirror(request)),
+        Some("stream") => stream(&request),
+        Some("upgrade") => upgrade(request),
         Some(rest) => match rest.strip_prefix("status/").and_then(|code| code.parse().ok()) {
             Some(code @ 200..=599) => {
-                let status = StatusCode::from_u16(code).map_err(|_| not_found(&call))?;
-                Err(refusal(status, "As you asked"))
+                let status = StatusCode::from_u16(code).map_err(|_| not_found(&request))?;
+                Err(api_error(status, "As requested"))
             }
-            _ => Err(not_found(&call)),
+            _ => Err(not_found(&request)),
         },
-        None => Err(not_found(&call)),
+        None => Err(not_found(&request)),
     }
 }
 
-async fn echo(call: IncomingRequest) -> Result<Response<Body>, Refusal> {
+async fn echo(request: IncomingRequest) -> Result<Response<Body>, ApiError> {
     let (length, digest) =
-        measure(call.body).await.map_err(|_| refusal(StatusCode::BAD_REQUEST, "The body broke off"))?;
+        measure(request.body).await.map_err(|_| api_error(StatusCode::BAD_REQUEST, "The body broke off"))?;
     let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     let headers: Vec<_> =
-        call.seen.headers.iter().map(|(name, value)| json!([name.as_str(), text(value)])).collect();
+        request.record.headers.iter().map(|(name, value)| json!([name.as_str(), text(value)])).collect();
     let body = json!({
-        "method": call.method.as_str(),
-        "target": &*call.seen.target,
-        "version": format!("{:?}", call.seen.version),
-        "has_key": call.seen.key.is_some(),
+        "method": request.method.as_str(),
+        "target": &*request.record.target,
+        "version": format!("{:?}", request.record.version),
+        "has_key": request.record.key.is_some(),
         "headers": headers,
         "body_bytes": length,
         "body_blake3": digest.to_hex().as_str(),
     });
-    Ok(with_type(StatusCode::OK, "application/json; charset=utf-8", body.to_string()))
+    Ok(with_content_type(StatusCode::OK, "application/json; charset=utf-8", body.to_string()))
 }
 
 async fn measure(mut body: Incoming) -> Result<(u64, blake3::Hash), hyper::Error> {
@@ -80,19 +80,19 @@ async fn measure(mut body: Incoming) -> Result<(u64, blake3::Hash), hyper::Error
     Ok((length, hasher.finalize()))
 }
 
-fn mirror(call: IncomingRequest) -> Response<Body> {
-    let mut response = Response::new(Body::stream(call.body));
-    if let Some(kind) = call.seen.headers.get(CONTENT_TYPE) {
+fn mirror(request: IncomingRequest) -> Response<Body> {
+    let mut response = Response::new(Body::stream(request.body));
+    if let Some(kind) = request.record.headers.get(CONTENT_TYPE) {
         response.headers_mut().insert(CONTENT_TYPE, kind.clone());
     }
     response
 }
 
-fn stream(call: &IncomingRequest) -> Result<Response<Body>, Refusal> {
+fn stream(request: &IncomingRequest) -> Result<Response<Body>, ApiError> {
     let (mut count, mut every) = (10, Duration::from_millis(100));
-    let query = call.seen.target.split_once('?').map_or("", |(_, query)| query);
+    let query = request.record.target.split_once('?').map_or("", |(_, query)| query);
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-        let bad = |hint: &str| refusal(StatusCode::BAD_REQUEST, format!("{name} must be {hint}"));
+        let bad = |hint: &str| api_error(StatusCode::BAD_REQUEST, format!("{name} must be {hint}"));
         match &*name {
             "n" => {
                 let number = value.parse().ok().filter(|&number| number <= MAX_LINES);
@@ -102,9 +102,9 @@ fn stream(call: &IncomingRequest) -> Result<Response<Body>, Refusal> {
             _ => {}
         }
     }
-    let accepts = call.seen.headers.get(ACCEPT).map_or(&b""[..], HeaderValue::as_bytes);
+    let accepts = request.record.headers.get(ACCEPT).map_or(&b""[..], HeaderValue::as_bytes);
     let is_events = accepts.starts_with(b"text/event-stream");
-    let lines = Lines {
+    let lines = LineStream {
         next: 0,
         count,
         every,
@@ -118,8 +118,8 @@ fn stream(call: &IncomingRequest) -> Result<Response<Body>, Refusal> {
     Ok(response)
 }
 
-/// Numbered lines, the first at once, then one each `every`.
-struct Lines {
+/// A body of numbered lines: the first at once, the next ones after `every` each.
+struct LineStream {
     next: u64,
     count: u64,
     every: Duration,
@@ -127,7 +127,7 @@ struct Lines {
     due: Pin<Box<Sleep>>,
 }
 
-impl http_body::Body for Lines {
+impl http_body::Body for LineStream {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -148,12 +148,12 @@ impl http_body::Body for Lines {
     }
 }
 
-fn upgrade(call: IncomingRequest) -> Result<Response<Body>, Refusal> {
-    let to = call.seen.headers.get(UPGRADE).cloned();
-    let (Some(to), Some(upgrade)) = (to, call.upgrade) else {
-        return Err(refusal(StatusCode::UPGRADE_REQUIRED, "Ask with Connection: upgrade and Upgrade"));
+fn upgrade(request: IncomingRequest) -> Result<Response<Body>, ApiError> {
+    let to = request.record.headers.get(UPGRADE).cloned();
+    let (Some(to), Some(upgrade)) = (to, request.upgrade) else {
+        return Err(api_error(StatusCode::UPGRADE_REQUIRED, "Send Connection: upgrade and Upgrade"));
     };
-    call.wire.tunnel(upgrade);
+    request.connection.set_tunnel(upgrade);
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -161,7 +161,7 @@ fn upgrade(call: IncomingRequest) -> Result<Response<Body>, Refusal> {
     Ok(response)
 }
 
-/// Sends each byte back until the client is done.
+/// Sends each byte back until the client closes its sending side.
 pub(super) async fn echo_tunnel(upgrade: OnUpgrade) -> Result<(), BoxError> {
     let (mut read, mut write) = tokio::io::split(TokioIo::new(upgrade.await?));
     tokio::io::copy(&mut read, &mut write).await?;

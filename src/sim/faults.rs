@@ -1,6 +1,6 @@
-//! Faults on order: what goes wrong, for which requests, how often; and their spelling on the command line.
+//! Faults that a test injects: kind, matching requests and frequency, and their syntax on the command line.
 //!
-//! It only decides; `api` and `server` carry out.
+//! This file only chooses faults. `api` and `server` carry them out.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,168 +8,168 @@ use std::time::Duration;
 use fastrand::Rng;
 use http::StatusCode;
 
-use super::Shape;
-use super::keys::KeySeen;
+use super::keys::RecordedKey;
+use super::options::ListFormat;
 
-/// What goes wrong.
+/// The kind of a fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The connection is closed without a byte. With [`On::Any`] as soon as it is accepted, before any request
-    /// is read; else once the request is. Over HTTP/2 a request's own stream is reset in its place.
+    /// Closes the connection without a response. With [`FaultTarget::Any`] when the connection is accepted, else
+    /// after the request is read. Over HTTP/2 the request's stream is reset instead.
     Refuse,
-    /// The connection is reset (TCP RST) so long after the request came, if it stands unanswered by then; at
-    /// zero always. Over HTTP/2 the stream is.
+    /// Resets the connection (TCP RST) if the request has no response after this time; at zero always. Over HTTP/2
+    /// the request's stream is reset instead.
     Reset {
-        /// How long after.
+        /// Time from the request to the reset.
         after: Duration,
     },
-    /// It is never answered.
+    /// Never answers.
     Hang,
-    /// An answer of this status in place of the right one, so long after the request came.
+    /// Answers with this status instead of the correct response.
     Status {
-        /// The status.
+        /// Status of the response.
         status: StatusCode,
-        /// What `Retry-After` says, in whole seconds; `None`: it is not there.
+        /// Value of `Retry-After`, rounded up to seconds. `None`: no such field.
         retry_after: Option<Duration>,
-        /// The body.
+        /// Body of the response.
         body: ErrorBody,
-        /// How long after.
+        /// Time from the request to the response.
         after: Duration,
     },
-    /// The right answer breaks off in the middle of its body.
+    /// Breaks the correct response off in the middle of its body.
     Cut,
-    /// A page of HTML comes at once, as 200.
+    /// Answers 200 with an HTML page at once.
     Html,
-    /// The right answer, if it is for several clips, has this shape.
-    Shape(Shape),
+    /// Gives the correct response for several clips this outer form.
+    Shape(ListFormat),
 }
 
-/// What an error's body is.
+/// The body of an injected error response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorBody {
-    /// The documented JSON.
+    /// JSON as the API documents it.
     Json,
-    /// A page, as a proxy on the way would write it.
+    /// An HTML page, as a proxy between gateway and API would write it.
     Html,
-    /// Nothing.
+    /// No body.
     Empty,
 }
 
 impl Fault {
-    /// The connection is reset at once.
+    /// Returns a connection reset at once.
     pub fn reset() -> Self {
         Self::reset_after(Duration::ZERO)
     }
 
-    /// The connection is reset in mid-poll.
+    /// Returns a connection reset in the middle of a poll.
     pub fn reset_after(after: Duration) -> Self {
         Self::Reset { after }
     }
 
-    /// This status at once, with a body of the documented shape.
+    /// Returns a response with this status at once, with the documented JSON.
     ///
     /// # Panics
-    /// When the number is no status, 100 to 999.
+    /// When the number is not from 100 to 999.
     pub fn status(status: u16) -> Self {
         Self::status_with(status, ErrorBody::Json)
     }
 
-    /// This status at once, with this body.
+    /// Returns a response with this status and body at once.
     ///
     /// # Panics
-    /// When the number is no status, 100 to 999.
+    /// When the number is not from 100 to 999.
     pub fn status_with(status: u16, body: ErrorBody) -> Self {
         let status = StatusCode::from_u16(status).expect("the caller names a status");
         Self::Status { status, retry_after: None, body, after: Duration::ZERO }
     }
 
-    /// This status at once, with `Retry-After`.
+    /// Returns a response with this status and `Retry-After` at once.
     ///
     /// # Panics
-    /// When the number is no status, 100 to 999.
+    /// When the number is not from 100 to 999.
     pub fn retry_after(status: u16, retry_after: Duration) -> Self {
         let status = StatusCode::from_u16(status).expect("the caller names a status");
         Self::Status { status, retry_after: Some(retry_after), body: ErrorBody::Json, after: Duration::ZERO }
     }
 }
 
-/// Which requests.
+/// The requests that a fault matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FaultTarget {
-    /// Every one, whatever it asks for.
+    /// All requests.
     Any,
-    /// Those that ask for clips' states.
+    /// Requests for the states of clips.
     Polls,
-    /// Those of them that name this clip.
+    /// Requests for the state of this clip, alone or among others.
     Clip(String),
-    /// Those whose target begins so.
+    /// Requests whose target starts with this text.
     Path(String),
-    /// Those with this key.
+    /// Requests with this API key.
     Key(String),
 }
 
-/// How many of them.
+/// The number or share of matching requests that fail.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Frequency {
-    /// So many, from now on.
+    /// This number of requests, from now on.
     Next(u32),
-    /// A part, 0 to 1, by chance.
+    /// A random share, 0 to 1.
     Share(f64),
 }
 
-/// A fault on order.
+/// An injected fault.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FaultSpec {
-    /// Which requests.
-    pub on: FaultTarget,
-    /// What goes wrong.
+    /// The matching requests.
+    pub target: FaultTarget,
+    /// The kind of the fault.
     pub fault: Fault,
-    /// How many of them.
-    pub often: Frequency,
+    /// The number or share of matching requests that fail.
+    pub frequency: Frequency,
 }
 
-/// What a fault is chosen by.
+/// The properties of a request that select its fault.
 pub(super) struct FaultContext<'a> {
     pub(super) target: &'a str,
-    /// `None`: it asks for no clip's state.
+    /// The requested clips. `None`: not a request for states.
     pub(super) clips: Option<&'a [String]>,
-    pub(super) key: Option<KeySeen>,
+    pub(super) key: Option<RecordedKey>,
 }
 
 impl FaultTarget {
-    fn matches(&self, asked: &FaultContext<'_>) -> bool {
+    fn matches(&self, request: &FaultContext<'_>) -> bool {
         match self {
             Self::Any => true,
-            Self::Polls => asked.clips.is_some(),
-            Self::Clip(id) => asked.clips.is_some_and(|ids| ids.contains(id)),
-            Self::Path(prefix) => asked.target.starts_with(prefix.as_str()),
-            Self::Key(key) => asked.key.is_some_and(|seen| seen.is(key)),
+            Self::Polls => request.clips.is_some(),
+            Self::Clip(id) => request.clips.is_some_and(|ids| ids.contains(id)),
+            Self::Path(prefix) => request.target.starts_with(prefix.as_str()),
+            Self::Key(key) => request.key.is_some_and(|seen| seen.matches(key)),
         }
     }
 }
 
-/// The faults on order, the earliest first.
+/// The pending faults, the earliest first.
 #[derive(Default)]
-pub(super) struct Faults(Vec<FaultSpec>);
+pub(super) struct FaultQueue(Vec<FaultSpec>);
 
-impl Faults {
+impl FaultQueue {
     pub(super) fn inject(&mut self, spec: FaultSpec) {
         self.0.push(spec);
     }
 
-    /// Whether a connection just accepted is closed.
+    /// Takes a fault for a connection that was just accepted, and returns whether to close it.
     pub(super) fn refuses_connection(&mut self, rng: &mut Rng) -> bool {
         self.take_where(rng, FaultSpec::is_for_connections).is_some()
     }
 
-    /// What goes wrong with this request.
-    pub(super) fn take(&mut self, asked: &FaultContext<'_>, rng: &mut Rng) -> Option<Fault> {
-        self.take_where(rng, |spec| !spec.is_for_connections() && spec.on.matches(asked))
+    /// Takes the first fault that matches the request.
+    pub(super) fn take(&mut self, request: &FaultContext<'_>, rng: &mut Rng) -> Option<Fault> {
+        self.take_where(rng, |spec| !spec.is_for_connections() && spec.target.matches(request))
     }
 
     fn take_where(&mut self, rng: &mut Rng, fits: impl Fn(&FaultSpec) -> bool) -> Option<Fault> {
-        let at = self.0.iter().position(|spec| fits(spec) && spec.often.comes(rng))?;
-        match &mut self.0[at].often {
+        let at = self.0.iter().position(|spec| fits(spec) && spec.frequency.occurs(rng))?;
+        match &mut self.0[at].frequency {
             Frequency::Next(1) => Some(self.0.remove(at).fault),
             Frequency::Next(left) => {
                 *left -= 1;
@@ -181,7 +181,7 @@ impl Faults {
 }
 
 impl Frequency {
-    fn comes(self, rng: &mut Rng) -> bool {
+    fn occurs(self, rng: &mut Rng) -> bool {
         match self {
             Self::Next(left) => left > 0,
             Self::Share(share) => rng.f64() < share,
@@ -191,31 +191,33 @@ impl Frequency {
 
 impl FaultSpec {
     fn is_for_connections(&self) -> bool {
-        self.on == FaultTarget::Any && self.fault == Fault::Refuse
+        self.target == FaultTarget::Any && self.fault == Fault::Refuse
     }
 }
 
-/// Why a text orders no fault.
+/// Why a text is not a valid fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FaultSpecError {
-    /// It does not say how often.
-    #[error("say how often after a colon, as in reset:5% (of all) or reset:3 (the next three)")]
-    NoShare,
-    /// What stands there is no number and no share.
-    #[error("`{0}` is not how often: write a share, 0% to 100%, or a count, as in reset:5% or reset:3")]
-    BadShare(String),
-    /// No fault has this name.
-    #[error("`{0}` is no fault: there are refuse, reset, hang, cut, html, and any status 400 to 599")]
-    UnknownFault(String),
-    /// The fault takes nothing like what follows the `=`.
+    /// The text has no frequency.
     #[error(
-        "`{fault}={argument}`: reset takes a time (reset=10s), a status a time for Retry-After (429=3s) or html \
-         or empty for its body (502=html), the others nothing"
+        "the frequency is missing; add it after a colon: reset:5% (of all requests) or reset:3 (the next three)"
     )]
-    BadArgument {
-        /// The fault.
+    MissingFrequency,
+    /// The frequency is neither a share nor a count.
+    #[error("`{0}` is not a valid frequency; use a share from 0% to 100%, or a count: reset:5% or reset:3")]
+    InvalidFrequency(String),
+    /// No fault has this name.
+    #[error("`{0}` is not a known fault; use refuse, reset, hang, cut, html, or a status from 400 to 599")]
+    UnknownFault(String),
+    /// The fault has no such argument.
+    #[error(
+        "`{fault}={argument}` is not valid: reset takes a time (reset=10s), a status takes a time for Retry-After \
+         (429=3s) or html or empty for its body (502=html), the other faults take no argument"
+    )]
+    InvalidArgument {
+        /// Name of the fault.
         fault: String,
-        /// What follows.
+        /// Argument after the `=`.
         argument: String,
     },
 }
@@ -223,19 +225,20 @@ pub enum FaultSpecError {
 impl FromStr for FaultSpec {
     type Err = FaultSpecError;
 
-    /// Reads `FAULT[=ARGUMENT]:SHARE`.
+    /// Parses `FAULT[=ARGUMENT]:FREQUENCY`.
     fn from_str(text: &str) -> Result<Self, FaultSpecError> {
-        let (what, often) = text.rsplit_once(':').ok_or(FaultSpecError::NoShare)?;
-        let often = parse_often(often).ok_or_else(|| FaultSpecError::BadShare(often.to_owned()))?;
-        let (name, argument) = match what.split_once('=') {
+        let (fault, frequency) = text.rsplit_once(':').ok_or(FaultSpecError::MissingFrequency)?;
+        let frequency = parse_frequency(frequency)
+            .ok_or_else(|| FaultSpecError::InvalidFrequency(frequency.to_owned()))?;
+        let (name, argument) = match fault.split_once('=') {
             Some((name, argument)) => (name, Some(argument)),
-            None => (what, None),
+            None => (fault, None),
         };
-        Ok(Self { on: FaultTarget::Any, fault: parse_fault(name, argument)?, often })
+        Ok(Self { target: FaultTarget::Any, fault: parse_fault(name, argument)?, frequency })
     }
 }
 
-fn parse_often(text: &str) -> Option<Frequency> {
+fn parse_frequency(text: &str) -> Option<Frequency> {
     match text.strip_suffix('%') {
         Some(percent) => {
             let percent: f64 = percent.parse().ok()?;
@@ -246,7 +249,7 @@ fn parse_often(text: &str) -> Option<Frequency> {
 }
 
 fn parse_fault(name: &str, argument: Option<&str>) -> Result<Fault, FaultSpecError> {
-    let bad = |argument: &str| FaultSpecError::BadArgument {
+    let bad = |argument: &str| FaultSpecError::InvalidArgument {
         fault: name.to_owned(),
         argument: argument.to_owned(),
     };
@@ -277,22 +280,22 @@ fn parse_fault(name: &str, argument: Option<&str>) -> Result<Fault, FaultSpecErr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sim::keys::Keys;
+    use crate::sim::keys::AcceptedKeys;
 
-    fn asked<'a>(target: &'a str, clips: Option<&'a [String]>) -> FaultContext<'a> {
+    fn context<'a>(target: &'a str, clips: Option<&'a [String]>) -> FaultContext<'a> {
         FaultContext { target, clips, key: None }
     }
 
     #[test]
-    fn a_fault_comes_as_often_as_ordered_to_the_requests_it_is_for() {
-        let mut faults = Faults::default();
+    fn a_fault_hits_matching_requests_as_often_as_its_frequency() {
+        let mut faults = FaultQueue::default();
         let mut rng = Rng::with_seed(1);
-        let next = |on, fault, times| FaultSpec { on, fault, often: Frequency::Next(times) };
+        let next = |target, fault, times| FaultSpec { target, fault, frequency: Frequency::Next(times) };
         faults.inject(next(FaultTarget::Clip("a".into()), Fault::Hang, 2));
         faults.inject(next(FaultTarget::Path("/x".into()), Fault::Cut, 1));
         faults.inject(next(FaultTarget::Polls, Fault::Html, 1));
         let ids = ["b".to_owned(), "a".to_owned()];
-        let mut take = |target, clips| faults.take(&asked(target, clips), &mut rng);
+        let mut take = |target, clips| faults.take(&context(target, clips), &mut rng);
         assert_eq!(take("/", None), None);
         assert_eq!(take("/x?y", None), Some(Fault::Cut));
         assert_eq!(take("/x", None), None);
@@ -302,44 +305,48 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_of_one_key_concerns_no_other() {
+    fn a_fault_for_one_key_spares_the_requests_of_other_keys() {
         let mut rng = Rng::with_seed(1);
-        let keys = Keys::new(None, &mut rng);
-        let mut faults = Faults::default();
+        let keys = AcceptedKeys::new(None, &mut rng);
+        let mut faults = FaultQueue::default();
         faults.inject(FaultSpec {
-            on: FaultTarget::Key("a".into()),
+            target: FaultTarget::Key("a".into()),
             fault: Fault::Hang,
-            often: Frequency::Share(1.0),
+            frequency: Frequency::Share(1.0),
         });
         let mut take = |authorization: &[u8]| {
-            let asked = FaultContext { key: keys.see(authorization), ..asked("/", None) };
-            faults.take(&asked, &mut rng)
+            let context = FaultContext { key: keys.record(authorization), ..context("/", None) };
+            faults.take(&context, &mut rng)
         };
         assert_eq!(take(b"Bearer a"), Some(Fault::Hang));
         assert_eq!((take(b"Bearer b"), take(b"")), (None, None));
     }
 
     #[test]
-    fn a_share_comes_by_chance_and_never_ends() {
-        let mut faults = Faults::default();
+    fn a_fault_with_a_share_hits_that_part_of_the_requests_without_end() {
+        let mut faults = FaultQueue::default();
         let mut rng = Rng::with_seed(1);
-        faults.inject(FaultSpec { on: FaultTarget::Any, fault: Fault::Hang, often: Frequency::Share(0.1) });
-        let came = (0..10_000).filter(|_| faults.take(&asked("/", None), &mut rng).is_some()).count();
-        assert!((800..1200).contains(&came), "{came}");
+        faults.inject(FaultSpec {
+            target: FaultTarget::Any,
+            fault: Fault::Hang,
+            frequency: Frequency::Share(0.1),
+        });
+        let hits = (0..10_000).filter(|_| faults.take(&context("/", None), &mut rng).is_some()).count();
+        assert!((800..1200).contains(&hits), "{hits}");
     }
 
     #[test]
-    fn refusing_any_is_for_connections_and_not_for_requests() {
-        let mut faults = Faults::default();
+    fn a_refuse_fault_for_any_target_hits_connections_not_requests() {
+        let mut faults = FaultQueue::default();
         let mut rng = Rng::with_seed(1);
         faults.inject("refuse:1".parse().unwrap());
-        assert_eq!(faults.take(&asked("/", None), &mut rng), None);
+        assert_eq!(faults.take(&context("/", None), &mut rng), None);
         assert!(faults.refuses_connection(&mut rng));
         assert!(!faults.refuses_connection(&mut rng));
     }
 
     #[test]
-    fn the_command_line_spells_every_fault() {
+    fn the_command_line_can_name_every_fault() {
         let cases = [
             ("refuse:1%", Fault::Refuse, Frequency::Share(0.01)),
             ("reset:50%", Fault::reset(), Frequency::Share(0.5)),
@@ -353,22 +360,22 @@ mod tests {
             ("cut:1", Fault::Cut, Frequency::Next(1)),
             ("html:1", Fault::Html, Frequency::Next(1)),
         ];
-        for (text, fault, often) in cases {
-            assert_eq!(text.parse(), Ok(FaultSpec { on: FaultTarget::Any, fault, often }), "{text}");
+        for (text, fault, frequency) in cases {
+            assert_eq!(text.parse(), Ok(FaultSpec { target: FaultTarget::Any, fault, frequency }), "{text}");
         }
     }
 
     #[test]
-    fn a_text_that_orders_nothing_is_told_what_would() {
+    fn an_invalid_fault_gets_an_error_that_names_the_valid_ones() {
         let cases = [
-            ("reset", "say how often after a colon"),
-            ("reset:", "`` is not how often"),
-            ("reset:0", "`0` is not how often"),
-            ("reset:101%", "`101%` is not how often"),
-            ("reset:NaN%", "`NaN%` is not how often"),
-            ("rest:1%", "`rest` is no fault"),
-            ("200:1%", "`200` is no fault"),
-            ("reset=soon:1%", "`reset=soon`: reset takes a time"),
+            ("reset", "the frequency is missing; add it after a colon"),
+            ("reset:", "`` is not a valid frequency"),
+            ("reset:0", "`0` is not a valid frequency"),
+            ("reset:101%", "`101%` is not a valid frequency"),
+            ("reset:NaN%", "`NaN%` is not a valid frequency"),
+            ("rest:1%", "`rest` is not a known fault"),
+            ("200:1%", "`200` is not a known fault"),
+            ("reset=soon:1%", "`reset=soon` is not valid: reset takes a time"),
             ("hang=1s:1%", "`hang=1s`"),
         ];
         for (text, start) in cases {

@@ -1,6 +1,6 @@
-//! A simulated clip: where it stands, where it goes and when, and waiting for it.
+//! A simulated clip: its timeline of states, and futures that resolve when it reaches a state.
 //!
-//! It knows no HTTP. Its timeline is replaced whole, through a `watch`, which is what wakes the polls.
+//! This file does not know HTTP. A `watch` channel holds each timeline. Replacing the timeline wakes the polls.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -12,23 +12,22 @@ use tokio::sync::watch;
 use crate::clock;
 use crate::core::route::{Ladder, Rung};
 
-/// Where a clip stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct State {
-    /// `None`: its word is on no ladder.
+pub(super) struct ClipState {
+    /// `None` for a word outside the ladder.
     pub(super) rung: Option<Rung>,
-    /// The word in its body.
+    /// The status word in the clip's JSON.
     pub(super) word: Arc<str>,
 }
 
-impl State {
-    /// The state of a word of the query or of a body.
-    pub(super) fn of(ladder: &Ladder, word: &str) -> Self {
+impl ClipState {
+    /// Returns the state of a status word, as a query or a body spells it.
+    pub(super) fn from_word(ladder: &Ladder, word: &str) -> Self {
         let rung = ladder.rung(word);
         Self { rung, word: rung.map_or(word, |rung| ladder.body_word(rung)).into() }
     }
 
-    /// Whether a poll for this rung is answered.
+    /// Returns whether the upstream answers a poll for this rung.
     pub(super) fn has_reached(&self, goal: Rung) -> bool {
         self.rung.is_none_or(|rung| rung >= goal)
     }
@@ -37,33 +36,33 @@ impl State {
 /// The states of one clip over time.
 #[derive(Clone, Debug)]
 pub(super) struct Timeline {
-    start: State,
-    /// When each later state is reached, the earliest first.
-    steps: Vec<(Instant, State)>,
+    start: ClipState,
+    /// The later states and their times, the earliest first.
+    steps: Vec<(Instant, ClipState)>,
 }
 
 impl Timeline {
-    pub(super) fn new(start: State, mut steps: Vec<(Instant, State)>) -> Self {
+    pub(super) fn new(start: ClipState, mut steps: Vec<(Instant, ClipState)>) -> Self {
         steps.sort_by_key(|&(at, _)| at);
         Self { start, steps }
     }
 
-    /// No change planned.
-    pub(super) fn still(state: State) -> Self {
+    /// Returns a timeline without changes.
+    pub(super) fn constant(state: ClipState) -> Self {
         Self::new(state, Vec::new())
     }
 
-    fn at(&self, now: Instant) -> &State {
+    fn at(&self, now: Instant) -> &ClipState {
         self.steps.iter().rev().find(|&&(at, _)| at <= now).map_or(&self.start, |(_, state)| state)
     }
 
-    /// When a poll for the goal is answered, if it is not already at `now`.
+    /// Returns when a poll for the goal will be answered, if that is after `now`.
     fn next_reach(&self, goal: Rung, now: Instant) -> Option<Instant> {
         self.steps.iter().find(|(at, state)| *at > now && state.has_reached(goal)).map(|&(at, _)| at)
     }
 }
 
-/// One clip. Nobody owns it but the sim; a poll shares it.
+/// One clip. The simulated upstream owns it; held polls share it.
 pub(super) struct Clip {
     id: Arc<str>,
     timeline: watch::Sender<Timeline>,
@@ -78,7 +77,7 @@ impl Clip {
         &self.id
     }
 
-    pub(super) fn state(&self, now: Instant) -> State {
+    pub(super) fn state(&self, now: Instant) -> ClipState {
         self.timeline.borrow().at(now).clone()
     }
 
@@ -86,8 +85,8 @@ impl Clip {
         self.timeline.send_replace(timeline);
     }
 
-    /// Comes back once the clip is on this rung or a higher one, never if it does not get there. Cancel safe.
-    async fn reaches(&self, goal: Rung) {
+    /// Resolves once the clip is on this rung or a higher one. Never resolves if it does not get there. Cancel safe.
+    async fn reached(&self, goal: Rung) {
         let mut changes = self.timeline.subscribe();
         loop {
             let next = {
@@ -104,7 +103,7 @@ impl Clip {
                     None => std::future::pending().await,
                 }
             };
-            // Both are cancel safe; whatever comes first, the timeline is read again.
+            // Cancel safe: both branches only wake the loop, which reads the timeline again.
             tokio::select! {
                 () = due => {}
                 changed = changes.changed() => changed.expect("the sender is in self"),
@@ -113,14 +112,14 @@ impl Clip {
     }
 }
 
-/// Comes back once every clip is on this rung or a higher one, all at the same time. Cancel safe.
-pub(super) async fn all_reach(clips: &[Arc<Clip>], goal: Rung) {
+/// Resolves once all clips are on this rung or a higher one at the same time. Cancel safe.
+pub(super) async fn all_reached(clips: &[Arc<Clip>], goal: Rung) {
     while let Some(behind) = clips.iter().find(|clip| !clip.state(clock::now()).has_reached(goal)) {
-        behind.reaches(goal).await;
+        behind.reached(goal).await;
     }
 }
 
-/// How made clips live.
+/// Parameters of the lifetimes of generated clips.
 pub(super) struct LifetimeModel {
     pub(super) speed: f64,
     pub(super) error_rate: f64,
@@ -128,31 +127,32 @@ pub(super) struct LifetimeModel {
 }
 
 /// When the rungs between the first and the last are reached, in seconds.
-const ON_THE_WAY: [RangeInclusive<f64>; 2] = [1.0..=3.0, 25.0..=35.0];
-/// When a clip is done, in seconds.
-const DONE: RangeInclusive<f64> = 60.0..=120.0;
-/// When one that fails does so, in seconds.
-const FAILED: RangeInclusive<f64> = 2.0..=60.0;
-/// The part of the rungs on the way that is skipped.
-const SKIPPED: f64 = 0.05;
+const INTERMEDIATE_SECONDS: [RangeInclusive<f64>; 2] = [1.0..=3.0, 25.0..=35.0];
+/// When a clip is completed, in seconds.
+const COMPLETED_SECONDS: RangeInclusive<f64> = 60.0..=120.0;
+/// When a failing clip fails, in seconds.
+const FAILED_SECONDS: RangeInclusive<f64> = 2.0..=60.0;
+/// The share of intermediate rungs that a clip skips.
+const SKIP_RATE: f64 = 0.05;
 
 impl LifetimeModel {
-    /// The lifetime that the id has under this seed, from `now` on.
+    /// Returns the lifetime of a clip from `now` on. The id and the seed decide it.
     pub(super) fn lifetime(&self, ladder: &Ladder, id: &str, now: Instant) -> Timeline {
-        let mut rng = Rng::with_seed(self.seed ^ number(id));
-        let state = |rung| State::of(ladder, ladder.name(rung));
+        let mut rng = Rng::with_seed(self.seed ^ id_seed(id));
+        let state = |rung| ClipState::from_word(ladder, ladder.name(rung));
         let mut within =
             |range: &RangeInclusive<f64>| range.start() + rng.f64() * (range.end() - range.start());
         let at = |seconds: f64| now + Duration::from_secs_f64(seconds / self.speed);
 
         let fails = within(&(0.0..=1.0)) < self.error_rate;
-        let (end, range) = if fails { (failure(ladder), FAILED) } else { (success(ladder), DONE) };
+        let (end, range) =
+            if fails { (failure(ladder), FAILED_SECONDS) } else { (success(ladder), COMPLETED_SECONDS) };
         let end_at = within(&range);
-        let on_the_way = ladder.rungs().skip(1).filter(|&rung| !ladder.is_terminal(rung));
+        let intermediate = ladder.rungs().skip(1).filter(|&rung| !ladder.is_terminal(rung));
         let mut steps = Vec::new();
-        for (rung, range) in on_the_way.zip(&ON_THE_WAY) {
+        for (rung, range) in intermediate.zip(&INTERMEDIATE_SECONDS) {
             let seconds = within(range);
-            if seconds < end_at && within(&(0.0..=1.0)) >= SKIPPED {
+            if seconds < end_at && within(&(0.0..=1.0)) >= SKIP_RATE {
                 steps.push((at(seconds), state(rung)));
             }
         }
@@ -161,18 +161,18 @@ impl LifetimeModel {
     }
 }
 
-/// The end that can be asked for.
+/// Returns the terminal rung that a request can name.
 fn success(ladder: &Ladder) -> Option<Rung> {
     ladder.rungs().find(|&rung| ladder.is_terminal(rung) && ladder.is_askable(rung))
 }
 
-/// The end that cannot.
+/// Returns the terminal rung that no request can name.
 fn failure(ladder: &Ladder) -> Option<Rung> {
     ladder.rungs().find(|&rung| ladder.is_terminal(rung) && !ladder.is_askable(rung))
 }
 
-/// A number that stands for the id, evenly spread.
-pub(super) fn number(id: &str) -> u64 {
+/// Returns a seed from the id, evenly distributed.
+pub(super) fn id_seed(id: &str) -> u64 {
     let digest = blake3::hash(id.as_bytes());
     digest.as_bytes()[..8].iter().fold(0, |number, &byte| number << 8 | u64::from(byte))
 }
@@ -183,13 +183,13 @@ mod tests {
     use crate::core::route::Route;
 
     #[test]
-    fn lifetimes_end_when_they_do_in_life_and_one_in_fifty_fails() {
+    fn a_clip_completes_within_60_to_120_seconds_and_one_in_fifty_fails() {
         let ladder = Route::suno().ladder;
-        let pace = LifetimeModel { speed: 1.0, error_rate: 0.02, seed: 7 };
+        let model = LifetimeModel { speed: 1.0, error_rate: 0.02, seed: 7 };
         let now = clock::now();
         let (mut failed, mut skipped) = (0, 0);
         for n in 0..2000 {
-            let timeline = pace.lifetime(&ladder, &format!("clip-{n}"), now);
+            let timeline = model.lifetime(&ladder, &format!("clip-{n}"), now);
             let after = |seconds| timeline.at(now + Duration::from_secs(seconds)).rung.unwrap();
             assert_eq!(after(0), ladder.lowest());
             assert!(ladder.is_terminal(after(120)));
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn the_seed_and_the_id_decide_the_lifetime_and_speed_divides_it() {
+    fn the_seed_and_the_id_decide_a_lifetime_and_the_speed_divides_it() {
         let ladder = Route::suno().ladder;
         let now = clock::now();
         let end = |speed, seed, id: &str| {

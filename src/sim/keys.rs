@@ -1,35 +1,34 @@
-//! Which keys are let in, and how a key that was seen is remembered: never as itself.
+//! Accepted API keys, and digests in place of the keys of recorded requests.
 
 use fastrand::Rng;
 
-/// A key that came with a request: a digest that can only be compared.
+/// The key of a recorded request, as a salted digest. It can be compared, but not read.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct KeySeen {
+pub struct RecordedKey {
     salt: [u8; 32],
     digest: blake3::Hash,
 }
 
-impl KeySeen {
-    /// Whether this is the key.
-    pub fn is(&self, key: &str) -> bool {
+impl RecordedKey {
+    /// Returns whether the request was sent with this key.
+    pub fn matches(&self, key: &str) -> bool {
         self.digest == blake3::keyed_hash(&self.salt, key.as_bytes())
     }
 }
 
-impl std::fmt::Debug for KeySeen {
+impl std::fmt::Debug for RecordedKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.digest.to_hex()[..8])
     }
 }
 
-/// The keys that are let in.
-pub(super) struct Keys {
+pub(super) struct AcceptedKeys {
     salt: [u8; 32],
-    /// `None`: any that is not empty.
+    /// `None`: any key that is not empty.
     accepted: Option<Vec<blake3::Hash>>,
 }
 
-impl Keys {
+impl AcceptedKeys {
     pub(super) fn new(accepted: Option<&[String]>, rng: &mut Rng) -> Self {
         let mut salt = [0; 32];
         rng.fill(&mut salt);
@@ -37,15 +36,15 @@ impl Keys {
         Self { salt, accepted: accepted.map(|keys| keys.iter().map(digest).collect()) }
     }
 
-    /// The key of an `Authorization` field, if it is a Bearer one.
-    pub(super) fn see(&self, authorization: &[u8]) -> Option<KeySeen> {
+    /// Returns the digest of the Bearer key in an `Authorization` field.
+    pub(super) fn record(&self, authorization: &[u8]) -> Option<RecordedKey> {
         let (scheme, key) = authorization.split_at_checked("Bearer ".len())?;
         let key = key.trim_ascii();
         (scheme.eq_ignore_ascii_case(b"Bearer ") && !key.is_empty())
-            .then(|| KeySeen { salt: self.salt, digest: blake3::keyed_hash(&self.salt, key) })
+            .then(|| RecordedKey { salt: self.salt, digest: blake3::keyed_hash(&self.salt, key) })
     }
 
-    pub(super) fn accepts(&self, key: Option<KeySeen>) -> bool {
+    pub(super) fn accepts(&self, key: Option<RecordedKey>) -> bool {
         match (&self.accepted, key) {
             (_, None) => false,
             (None, Some(_)) => true,
@@ -59,20 +58,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_that_was_seen_can_be_compared_but_not_read() {
-        let keys = Keys::new(None, &mut Rng::with_seed(1));
-        let seen = keys.see(b"Bearer sk-abc").unwrap();
-        assert!(seen.is("sk-abc") && !seen.is("sk-abd"));
+    fn a_recorded_key_can_be_compared_but_not_read() {
+        let keys = AcceptedKeys::new(None, &mut Rng::with_seed(1));
+        let seen = keys.record(b"Bearer sk-abc").unwrap();
+        assert!(seen.matches("sk-abc") && !seen.matches("sk-abd"));
         assert!(!format!("{seen:?}").contains("sk-"));
         assert!(keys.accepts(Some(seen)) && !keys.accepts(None));
     }
 
     #[test]
-    fn only_a_bearer_key_is_a_key() {
-        let keys = Keys::new(None, &mut Rng::with_seed(1));
+    fn only_bearer_keys_are_accepted() {
+        let keys = AcceptedKeys::new(None, &mut Rng::with_seed(1));
         for bad in [&b"Bearer "[..], b"Bearer", b"Basic abc", b"", b"Bearer    "] {
-            assert!(keys.see(bad).is_none(), "{bad:?}");
+            assert!(keys.record(bad).is_none(), "{bad:?}");
         }
-        assert!(keys.see(b"bearer k").unwrap().is("k"));
+        assert!(keys.record(b"bearer k").unwrap().matches("k"));
     }
 }

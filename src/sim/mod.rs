@@ -1,30 +1,48 @@
-//! The simulated upstream: section 1 of the contract as a server, with faults on order.
+//! A simulated upstream: the documented behaviour of the Suno API as an HTTP server, with faults that tests inject.
 //!
-//! What `clipgate sim` and `serve --sim` run, and what tests and benches put behind the gateway. It must never
-//! know the gateway's own parsers and limits: of its code it uses the ladder and the paths ([`Route`]), nothing
-//! else, so that a mistake there cannot hide in both ends at once.
+//! `clipgate sim` and `serve --sim` run it; tests and benches put it behind the gateway. It uses the paths and the
+//! ladder of [`Route`](crate::core::route::Route) and the plain body type, but none of the gateway's parsers and
+//! limits. A mistake in those cannot hide in both ends of a test at once.
 //!
 //! ```text
-//!  connections (server) ──► one request (api) ──► fault? ──► clips: held until reached ──► body
-//!                                │ aids under /sim/            ▲
-//!                                ▼                             │ put, plan, fault
-//!                             journal ──► requests, until ── Sim, a test's handle
+//!  server ── connections ──▶ api ── fault? ──▶ job: held until the clips reach the status ──▶ body ──▶ response
+//!                             │ /sim/…            ▲
+//!                             ▼                   │ set_status, schedule, inject
+//!                       debug_endpoints          Sim, a test's handle ── requests, wait_until ──▶ recorder
 //! ```
 //!
-//! [`Sim`] owns all state behind one lock of a few lines; a held poll keeps none of it, it watches its clips.
+//! [`Sim`] and all connections share one `state::SimShared`.
+//!
+//! # Order of the files
+//!
+//! A file imports only files that come before it in this table:
+//!
+//! | row | files |
+//! | --- | --- |
+//! | values | `options`, `bounded_map`, `keys`, `job`, `connection` |
+//! | rules | `faults`, `body` (JSON of clips) |
+//! | record | `recorder` |
+//! | shared | `state`, `request`, `response` |
+//! | handlers | `debug_endpoints`, then `api` |
+//! | connections | `server` |
+//! | handle | `mod` |
 
 #![warn(missing_docs)]
 
 mod api;
 mod body;
 mod bounded_map;
+mod connection;
 mod debug_endpoints;
 mod faults;
 mod job;
 mod keys;
+mod options;
 mod recorder;
+mod request;
 mod response;
 mod server;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -32,273 +50,133 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use fastrand::Rng;
-use parking_lot::Mutex;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 
 pub use self::faults::{ErrorBody, Fault, FaultSpec, FaultSpecError, FaultTarget, Frequency};
-pub use self::keys::KeySeen;
-pub use self::recorder::{End, FaultRecord, Observation, RecordedRequest};
+pub use self::keys::RecordedKey;
+pub use self::options::{ListFormat, SimOptions};
+pub use self::recorder::{FaultRecord, Observation, RecordedRequest, RequestEnd};
 
-use self::bounded_map::Recent;
-use self::faults::Faults;
-use self::job::{Clip, LifetimeModel, State, Timeline};
-use self::keys::Keys;
-use self::recorder::Journal;
+use self::faults::FaultQueue;
+use self::job::{ClipState, Timeline};
+use self::keys::AcceptedKeys;
+use self::state::SimShared;
 use crate::clock;
-use crate::core::route::Route;
 
-/// What the simulated upstream is like. The default is the real one, as far as it is known.
+/// A simulated upstream: its server, and the handle of a test. Clones share one upstream and are cheap.
 #[derive(Clone)]
-pub struct Options {
-    /// How long a poll is held before it is answered with the state as it is; divided by the speed.
-    pub hold: Duration,
-    /// How many times faster than life clips are made and polls run out. Not what a test scripts itself.
-    pub speed: f64,
-    /// What ids, lifetimes and chance come from: with the same seed they are the same.
-    pub seed: u64,
-    /// The keys that are let in; `None`: any that is not empty.
-    pub keys: Option<Vec<String>>,
-    /// How answers for several clips look.
-    pub shape: Shape,
-    /// Whether such an answer has the clips in the order asked for; else it is reversed.
-    pub in_order: bool,
-    /// The part of the made clips that ends in error, 0 to 1.
-    pub error_rate: f64,
-    /// How many clips are remembered; the oldest is forgotten first.
-    pub keep_clips: usize,
-    /// How many requests are remembered, and as many faults; the oldest is forgotten first. 0 turns the record off.
-    pub keep_requests: usize,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            hold: Duration::from_secs(120),
-            speed: 1.0,
-            seed: 1,
-            keys: None,
-            shape: Shape::Array,
-            in_order: true,
-            error_rate: 0.02,
-            keep_clips: 100_000,
-            keep_requests: 10_000,
-        }
-    }
-}
-
-/// The outer shape of an answer for several clips.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Shape {
-    /// `[{…},{…}]`
-    Array,
-    /// `{"clips":[{…},{…}]}`
-    Object,
-    /// `{"ID":{…},"ID":{…}}`
-    Map,
-    /// A summary, that cannot be cut into clips
-    Summary,
-}
-
-/// A simulated upstream: the server, and a test's handle on it. Cheap to clone; all clones are one upstream.
-#[derive(Clone)]
-pub struct Sim(Arc<Shared>);
-
-struct Shared {
-    route: Route,
-    options: Options,
-    world: Mutex<SimState>,
-    /// Counts the changes of the world, for [`Sim::until`].
-    changes: watch::Sender<u64>,
-    /// Counts how often all connections were reset.
-    resets: watch::Sender<u64>,
-}
-
-struct SimState {
-    clips: Recent<Arc<Clip>>,
-    lyrics_read: Recent<()>,
-    faults: Faults,
-    keys: Keys,
-    journal: Journal,
-    rng: Rng,
-}
-
-/// How many lyrics are remembered as read: only so many ids, each a request's own, are worth their memory.
-const KEEP_LYRICS: usize = 10_000;
+pub struct Sim(Arc<SimShared>);
 
 impl Sim {
-    /// A simulated upstream without clips.
+    /// Returns a simulated upstream without clips.
     ///
     /// # Panics
     /// When the speed is not a positive number.
-    pub fn new(options: Options) -> Self {
-        assert!(options.speed.is_finite() && options.speed > 0.0, "the speed is a positive number");
-        let mut rng = Rng::with_seed(options.seed);
-        let world = SimState {
-            clips: Recent::new(options.keep_clips),
-            lyrics_read: Recent::new(KEEP_LYRICS),
-            faults: Faults::default(),
-            keys: Keys::new(options.keys.as_deref(), &mut rng),
-            journal: Journal::new(options.keep_requests),
-            rng,
-        };
-        Self(Arc::new(Shared {
-            route: Route::suno(),
-            options,
-            world: Mutex::new(world),
-            changes: watch::Sender::new(0),
-            resets: watch::Sender::new(0),
-        }))
+    pub fn new(options: SimOptions) -> Self {
+        Self(Arc::new(SimShared::new(options)))
     }
 
-    /// Answers on the listener, in HTTP/1 and in HTTP/2 with prior knowledge, until `until` is done; then it
-    /// drops every connection and returns, polls held or not. May be called again, with another listener.
+    /// Serves HTTP/1 and HTTP/2 (with prior knowledge) on the listener until `shutdown` resolves. Then drops all
+    /// connections, also those with held polls, and returns. It may be called again with another listener.
     ///
-    /// Cancel safe: dropped, it stops just so, but without waiting for the connections' tasks.
-    pub async fn serve(self, listener: TcpListener, until: impl Future<Output = ()>) {
-        server::serve(self, listener, until).await;
+    /// Cancel safe: dropping the future ends the connections as well, without waiting for their tasks.
+    pub async fn serve(self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+        server::serve(self.0, listener, shutdown).await;
     }
 
-    /// Creates the clip, or moves it, to this status now, and wakes its polls. What was planned for it is off.
-    /// A word that is on no ladder is taken as it is, and answers every poll.
+    /// Sets the status of a clip now, creates the clip if it is missing, and wakes its polls. Replaces an earlier
+    /// [`Self::schedule`]. A word outside the ladder is used as it is and answers every poll.
     pub fn set_status(&self, id: &str, word: &str) {
-        let state = State::of(&self.0.route.ladder, word);
-        self.set_timeline(id, |_| Timeline::still(state));
+        let state = ClipState::from_word(&self.0.route.ladder, word);
+        self.0.set_timeline(id, |_| Timeline::constant(state));
     }
 
-    /// Lets the clip climb: each step is a status word and when it is reached from now on, not divided by the
-    /// speed. Until the first step it stays where it is, a new one on the lowest rung.
+    /// Schedules the statuses of a clip. Each step is a status word and its time from now, which the speed does not
+    /// divide. Until the first step an existing clip keeps its status; a new clip has the lowest one.
     pub fn schedule(&self, id: &str, steps: &[(&str, Duration)]) {
         let ladder = &self.0.route.ladder;
         let now = clock::now();
         let steps: Vec<_> =
-            steps.iter().map(|&(word, after)| (now + after, State::of(ladder, word))).collect();
-        let lowest = State::of(ladder, ladder.name(ladder.lowest()));
-        self.set_timeline(id, |here| Timeline::new(here.unwrap_or(lowest), steps));
+            steps.iter().map(|&(word, after)| (now + after, ClipState::from_word(ladder, word))).collect();
+        let lowest = ClipState::from_word(ladder, ladder.name(ladder.lowest()));
+        self.0.set_timeline(id, |current| Timeline::new(current.unwrap_or(lowest), steps));
     }
 
-    /// Makes the next `times` of these requests fail. Of several faults that fit, the one ordered first comes
-    /// first.
-    pub fn fault(&self, on: FaultTarget, fault: Fault, times: u32) {
-        self.inject(FaultSpec { on, fault, often: Frequency::Next(times) });
+    /// Injects a fault into the next `times` matching requests. If several faults match, the earliest is used.
+    pub fn fault(&self, target: FaultTarget, fault: Fault, times: u32) {
+        self.inject(FaultSpec { target, fault, frequency: Frequency::Next(times) });
     }
 
-    /// Makes a part of these requests fail, 0 to 1, by chance.
-    pub fn fault_share(&self, on: FaultTarget, fault: Fault, share: f64) {
-        self.inject(FaultSpec { on, fault, often: Frequency::Share(share) });
+    /// Injects a fault into a random share, 0 to 1, of the matching requests.
+    pub fn fault_share(&self, target: FaultTarget, fault: Fault, share: f64) {
+        self.inject(FaultSpec { target, fault, frequency: Frequency::Share(share) });
     }
 
-    /// Orders a fault.
+    /// Injects a fault into the requests that `spec` describes.
     pub fn inject(&self, spec: FaultSpec) {
-        self.0.world.lock().faults.inject(spec);
+        self.0.state.lock().faults.inject(spec);
     }
 
-    /// Takes back every fault that is still ordered.
+    /// Removes all faults that are still pending.
     pub fn clear_faults(&self) {
-        self.0.world.lock().faults = Faults::default();
+        self.0.state.lock().faults = FaultQueue::default();
     }
 
-    /// Resets (TCP RST) all connections that stand now, whatever is under way on them. New ones are served as before.
+    /// Resets (TCP RST) all open connections with all their requests. New connections are served as before.
     pub fn reset_connections(&self) {
         self.0.resets.send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    /// From now on lets only these keys in; `None`: any that is not empty.
+    /// Accepts only these API keys from now on. `None` accepts any key that is not empty.
     pub fn accept_keys(&self, keys: Option<&[String]>) {
-        let mut world = self.0.world.lock();
-        let world = &mut *world;
-        world.keys = Keys::new(keys, &mut world.rng);
+        let mut state = self.0.state.lock();
+        let state = &mut *state;
+        state.keys = AcceptedKeys::new(keys, &mut state.rng);
     }
 
-    /// Every request so far that is still remembered, the oldest first.
+    /// Returns the recorded requests, the oldest first.
     pub fn requests(&self) -> Vec<RecordedRequest> {
-        self.observed().requests
+        self.observe().requests
     }
 
-    /// The faults since then, of those that are remembered, for which this holds; the newest first. It is called
-    /// with the simulated upstream locked, and must be quick.
+    /// Returns the recorded faults that match and had not ended before `since`, the newest first. `matches` runs
+    /// under a lock of the simulated upstream and must be quick.
     pub fn faults_since(
         &self,
         since: Instant,
-        mut fits: impl FnMut(&FaultRecord) -> bool,
+        mut matches: impl FnMut(&FaultRecord) -> bool,
     ) -> Vec<FaultRecord> {
-        let world = self.0.world.lock();
-        // One that struck before and is not over yet counts too: so the whole record is looked through.
-        let recent = |record: &&FaultRecord| record.ended_at.is_none_or(|ended_at| ended_at >= since);
-        world.journal.faults().filter(recent).filter(|record| fits(record)).cloned().collect()
+        // A fault that began earlier and has not ended counts too. So the whole record is searched.
+        let is_recent = |record: &FaultRecord| record.ended_at.is_none_or(|ended_at| ended_at >= since);
+        self.0.recorder.faults(|record| is_recent(record) && matches(record))
     }
 
-    /// How many long-polls are held now.
+    /// Returns the number of held long-polls and hanging requests.
     pub fn open(&self) -> usize {
-        self.0.world.lock().journal.open()
+        self.0.recorder.open()
     }
 
-    /// What can be seen from here now.
-    pub fn observed(&self) -> Observation {
-        self.0.world.lock().journal.observed()
+    /// Returns the current state of the upstream.
+    pub fn observe(&self) -> Observation {
+        self.0.recorder.observe()
     }
 
-    /// Comes back as soon as the condition holds; it is tried now and after each change, so that no test needs
-    /// to sleep. Has no time limit of its own. Cancel safe.
-    pub async fn wait_until(&self, mut what: impl FnMut(&Observation) -> bool) {
-        let mut changes = self.0.changes.subscribe();
+    /// Waits until the condition holds. It is checked now and after each change, so tests need no sleeps. There is no
+    /// timeout. Cancel safe.
+    pub async fn wait_until(&self, mut condition: impl FnMut(&Observation) -> bool) {
+        let mut changes = self.0.recorder.subscribe();
         loop {
             changes.borrow_and_update();
-            if what(&self.observed()) {
+            if condition(&self.observe()) {
                 return;
             }
             changes.changed().await.expect("the sender is in self");
         }
     }
 
-    /// The bytes that tell this clip in this state: what a poll for it alone is answered with.
+    /// Returns the bytes of a clip in this state: the body of the response to a poll for it alone.
     pub fn body(&self, id: &str, word: &str) -> Bytes {
-        body::clip(&self.0.route.ladder, id, &State::of(&self.0.route.ladder, word))
+        let ladder = &self.0.route.ladder;
+        body::clip(ladder, id, &ClipState::from_word(ladder, word))
     }
-
-    fn set_timeline(&self, id: &str, timeline: impl FnOnce(Option<State>) -> Timeline) {
-        let mut world = self.0.world.lock();
-        match world.clips.get(id) {
-            Some(clip) => clip.replace(timeline(Some(clip.state(clock::now())))),
-            None => world.clips.insert(id, Arc::new(Clip::new(id, timeline(None)))),
-        }
-        drop(world);
-        self.changed();
-    }
-
-    /// A clip as a generation request makes it, with the lifetime that its id has under this seed.
-    fn make_clip(&self) -> Arc<str> {
-        let options = &self.0.options;
-        let pace = LifetimeModel { speed: options.speed, error_rate: options.error_rate, seed: options.seed };
-        let mut world = self.0.world.lock();
-        let id = uuid(&mut world.rng);
-        let clip = Arc::new(Clip::new(&id, pace.lifetime(&self.0.route.ladder, &id, clock::now())));
-        let id = Arc::clone(clip.id());
-        world.clips.insert(&id, clip);
-        drop(world);
-        self.changed();
-        id
-    }
-
-    fn hold(&self) -> Duration {
-        self.0.options.hold.div_f64(self.0.options.speed)
-    }
-
-    fn changed(&self) {
-        self.0.changes.send_modify(|count| *count = count.wrapping_add(1));
-    }
-}
-
-/// An id that looks like the upstream's, a random UUID.
-fn uuid(rng: &mut Rng) -> String {
-    let (high, low) = (rng.u64(..), rng.u64(..));
-    format!(
-        "{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}",
-        high >> 32,
-        (high >> 16) & 0xffff,
-        high & 0xfff,
-        0x8000 | ((low >> 48) & 0x3fff),
-        low & 0xffff_ffff_ffff
-    )
 }

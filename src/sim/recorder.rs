@@ -1,198 +1,226 @@
-//! What came in and how it ended: the record that tests ask.
+//! Record of the requests that the simulated upstream has received, and of how each ended. Tests read it.
 //!
-//! A request holds a [`Ticket`], a poll that is held also a [`Held`]; dropped, they say so here.
+//! Guards own the entries: a [`RequestGuard`] for each request, a [`HoldGuard`] for each held poll and a
+//! [`ConnectionGuard`] for each connection. Dropping a guard records the end. The recorder has a lock of its own, so
+//! that a guard needs no other state.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
 use http::{HeaderMap, Method, StatusCode, Version};
+use parking_lot::Mutex;
+use tokio::sync::watch;
 
-use super::Sim;
 use super::faults::Fault;
-use super::keys::KeySeen;
+use super::keys::RecordedKey;
 use crate::clock;
 
 /// A request that reached the simulated upstream. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct RecordedRequest {
-    /// Its method.
+    /// Method of the request.
     pub method: Method,
-    /// Its path and query as they came.
+    /// Path and query as received.
     pub target: Arc<str>,
-    /// The protocol it came in.
+    /// HTTP version of the request.
     pub version: Version,
-    /// Its header fields, but `authorization`: that is `key`.
+    /// Header fields without `authorization`; see `key`.
     pub headers: Arc<HeaderMap>,
-    /// The key it came with, if it was a Bearer one.
-    pub key: Option<KeySeen>,
-    /// When its head was read.
+    /// The Bearer key of the request.
+    pub key: Option<RecordedKey>,
+    /// When the head was read.
     pub at: Instant,
-    /// How it ended.
-    pub end: End,
-    /// When that was.
+    /// The end of the request.
+    pub end: RequestEnd,
+    /// When the request ended.
     pub ended_at: Option<Instant>,
 }
 
 impl RecordedRequest {
-    /// The path of the target.
+    /// Returns the path of the target.
     pub fn path(&self) -> &str {
         self.target.split_once('?').map_or(&*self.target, |(path, _)| path)
     }
 }
 
-/// How a request ended.
+/// The end of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// It has not yet.
+pub enum RequestEnd {
+    /// The request has not ended.
     Open,
-    /// With an answer; one that streams has been taken whole.
+    /// A response was sent. A streamed body was taken to its end.
     Answered(StatusCode),
-    /// Its client hung up, or the upstream was stopped.
+    /// The client disconnected, or the upstream was stopped.
     Abandoned,
-    /// A fault ended it without a whole answer.
+    /// A fault ended the request without a complete response.
     Broken,
 }
 
-/// A request that a fault was ordered for. Cheap to clone.
+/// A fault that was injected into a request. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct FaultRecord {
-    /// The request's path and query as they came.
+    /// Path and query of the request as received.
     pub target: Arc<str>,
-    /// The key it came with, if it was a Bearer one.
-    pub key: Option<KeySeen>,
-    /// When its head was read.
+    /// The Bearer key of the request.
+    pub key: Option<RecordedKey>,
+    /// When the head of the request was read.
     pub at: Instant,
-    /// The fault.
+    /// The injected fault.
     pub fault: Fault,
-    /// When the request ended; `None`: it has not yet.
+    /// When the request ended. `None`: it has not ended.
     pub ended_at: Option<Instant>,
     number: u64,
 }
 
-/// What can be seen of the simulated upstream at one moment.
+/// State of a simulated upstream at one moment.
 #[derive(Clone, Debug)]
 pub struct Observation {
-    /// The requests that are remembered, the oldest first.
+    /// The recorded requests, the oldest first.
     pub requests: Vec<RecordedRequest>,
-    /// The long-polls that are held.
+    /// Number of held long-polls and hanging requests.
     pub open: usize,
-    /// The connections that stand.
+    /// Number of open connections.
     pub connections: usize,
-    /// The connections that were ever accepted.
+    /// Number of connections accepted since the start.
     pub accepted: u64,
 }
 
 impl Observation {
-    /// How many requests for this path are remembered.
+    /// Returns the number of recorded requests for this path.
     pub fn count(&self, path: &str) -> usize {
         self.requests.iter().filter(|seen| seen.path() == path).count()
     }
 
-    /// How many requests were abandoned.
+    /// Returns the number of abandoned requests.
     pub fn abandoned(&self) -> usize {
-        self.requests.iter().filter(|seen| seen.end == End::Abandoned).count()
+        self.requests.iter().filter(|seen| seen.end == RequestEnd::Abandoned).count()
     }
 }
 
-pub(super) struct Journal {
+pub(super) struct RequestRecorder {
+    records: Mutex<Records>,
+    /// Counts the changes of the record and of clips.
+    changes: watch::Sender<u64>,
+}
+
+struct Records {
     requests: VecDeque<RecordedRequest>,
-    /// The number of the first that is remembered.
+    /// Number of the first request in `requests`.
     first: u64,
-    keep: usize,
-    /// As many as requests at most, by number. They outlast their requests, of which most have no fault.
+    max_requests: usize,
+    /// At most `max_requests`, sorted by request number. A fault outlives the record of its request, as few requests
+    /// have one.
     faults: VecDeque<FaultRecord>,
     open: usize,
     connections: usize,
     accepted: u64,
 }
 
-impl Journal {
-    pub(super) fn new(keep: usize) -> Self {
-        Self {
+impl RequestRecorder {
+    pub(super) fn new(max_requests: usize) -> Self {
+        let records = Records {
             requests: VecDeque::new(),
             first: 0,
-            keep,
+            max_requests,
             faults: VecDeque::new(),
             open: 0,
             connections: 0,
             accepted: 0,
-        }
+        };
+        Self { records: Mutex::new(records), changes: watch::Sender::new(0) }
     }
 
-    /// The faults that are remembered, the newest first.
-    pub(super) fn faults(&self) -> impl Iterator<Item = &FaultRecord> {
-        self.faults.iter().rev()
+    /// Returns the recorded faults that match, the newest first. `matches` runs under the recorder's lock.
+    pub(super) fn faults(&self, matches: impl FnMut(&&FaultRecord) -> bool) -> Vec<FaultRecord> {
+        self.records.lock().faults.iter().rev().filter(matches).cloned().collect()
     }
 
     pub(super) fn open(&self) -> usize {
-        self.open
+        self.records.lock().open
     }
 
-    pub(super) fn observed(&self) -> Observation {
+    pub(super) fn observe(&self) -> Observation {
+        let records = self.records.lock();
         Observation {
-            requests: self.requests.iter().cloned().collect(),
-            open: self.open,
-            connections: self.connections,
-            accepted: self.accepted,
+            requests: records.requests.iter().cloned().collect(),
+            open: records.open,
+            connections: records.connections,
+            accepted: records.accepted,
         }
     }
 
-    /// Writes the request down and gives it its number.
-    fn enter(&mut self, seen: RecordedRequest) -> u64 {
+    /// Returns a receiver that sees each change of the record and each [`Self::notify`].
+    pub(super) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    pub(super) fn notify(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    fn update<T>(&self, change: impl FnOnce(&mut Records) -> T) -> T {
+        let value = change(&mut self.records.lock());
+        self.notify();
+        value
+    }
+}
+
+impl Records {
+    /// Adds a request and returns its number.
+    fn add(&mut self, request: RecordedRequest) -> u64 {
         let number = self.first + self.requests.len() as u64;
-        self.requests.push_back(seen);
-        if self.requests.len() > self.keep {
+        self.requests.push_back(request);
+        if self.requests.len() > self.max_requests {
             self.requests.pop_front();
             self.first += 1;
         }
         number
     }
 
-    fn struck(&mut self, record: FaultRecord) {
-        // Two requests may be given their numbers in one order and their faults in the other.
-        let place = self.faults.partition_point(|known| known.number < record.number);
-        self.faults.insert(place, record);
-        if self.faults.len() > self.keep {
+    fn add_fault(&mut self, record: FaultRecord) {
+        // Faults may be added in another order than their requests.
+        let index = self.faults.partition_point(|known| known.number < record.number);
+        self.faults.insert(index, record);
+        if self.faults.len() > self.max_requests {
             self.faults.pop_front();
         }
     }
 
-    fn end(&mut self, number: u64, end: End) {
-        if let Ok(place) = self.faults.binary_search_by_key(&number, |record| record.number) {
-            self.faults[place].ended_at = Some(clock::now());
+    fn end(&mut self, number: u64, end: RequestEnd) {
+        if let Ok(index) = self.faults.binary_search_by_key(&number, |record| record.number) {
+            self.faults[index].ended_at = Some(clock::now());
         }
-        let at = number.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
-        if let Some(seen) = at.and_then(|at| self.requests.get_mut(at)) {
-            seen.end = end;
-            seen.ended_at = Some(clock::now());
+        let index = number.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
+        if let Some(request) = index.and_then(|index| self.requests.get_mut(index)) {
+            request.end = end;
+            request.ended_at = Some(clock::now());
         }
     }
 }
 
-/// One request's line in the journal. Dropped before it was told an end, the client has hung up.
+/// The record of one request. Dropping it without an end records that the client disconnected.
 pub(super) struct RequestGuard {
-    sim: Sim,
+    recorder: Arc<RequestRecorder>,
     number: u64,
-    end: End,
+    end: RequestEnd,
 }
 
 impl RequestGuard {
-    pub(super) fn new(sim: &Sim, seen: RecordedRequest) -> Self {
-        let number = sim.0.world.lock().journal.enter(seen);
-        sim.changed();
-        Self { sim: sim.clone(), number, end: End::Abandoned }
+    pub(super) fn new(recorder: &Arc<RequestRecorder>, request: RecordedRequest) -> Self {
+        let number = recorder.update(|records| records.add(request));
+        Self { recorder: Arc::clone(recorder), number, end: RequestEnd::Abandoned }
     }
 
-    /// The request's number, the first is 0.
+    /// Returns the number of the request. The first request has number 0.
     pub(super) fn number(&self) -> u64 {
         self.number
     }
 
-    /// A fault was ordered for the request.
-    pub(super) fn struck(&self, seen: &RecordedRequest, fault: &Fault) {
-        let RecordedRequest { target, key, at, .. } = seen;
-        self.sim.0.world.lock().journal.struck(FaultRecord {
+    /// Records a fault that is injected into the request.
+    pub(super) fn fault_injected(&self, request: &RecordedRequest, fault: &Fault) {
+        let RecordedRequest { target, key, at, .. } = request;
+        self.recorder.records.lock().add_fault(FaultRecord {
             target: Arc::clone(target),
             key: *key,
             at: *at,
@@ -203,57 +231,51 @@ impl RequestGuard {
     }
 
     pub(super) fn answered(mut self, status: StatusCode) {
-        self.end = End::Answered(status);
+        self.end = RequestEnd::Answered(status);
     }
 
     pub(super) fn broken(mut self) {
-        self.end = End::Broken;
+        self.end = RequestEnd::Broken;
     }
 }
 
 impl Drop for RequestGuard {
     fn drop(&mut self) {
-        self.sim.0.world.lock().journal.end(self.number, self.end);
-        self.sim.changed();
+        self.recorder.update(|records| records.end(self.number, self.end));
     }
 }
 
-/// A poll that is held.
-pub(super) struct HoldGuard(Sim);
+/// Counts a held poll or a hanging request.
+pub(super) struct HoldGuard(Arc<RequestRecorder>);
 
 impl HoldGuard {
-    pub(super) fn new(sim: &Sim) -> Self {
-        sim.0.world.lock().journal.open += 1;
-        sim.changed();
-        Self(sim.clone())
+    pub(super) fn new(recorder: &Arc<RequestRecorder>) -> Self {
+        recorder.update(|records| records.open += 1);
+        Self(Arc::clone(recorder))
     }
 }
 
 impl Drop for HoldGuard {
     fn drop(&mut self) {
-        self.0.0.world.lock().journal.open -= 1;
-        self.0.changed();
+        self.0.update(|records| records.open -= 1);
     }
 }
 
-/// A connection that stands.
-pub(super) struct Connected(Sim);
+/// Counts an open connection.
+pub(super) struct ConnectionGuard(Arc<RequestRecorder>);
 
-impl Connected {
-    pub(super) fn new(sim: &Sim) -> Self {
-        {
-            let journal = &mut sim.0.world.lock().journal;
-            journal.connections += 1;
-            journal.accepted += 1;
-        }
-        sim.changed();
-        Self(sim.clone())
+impl ConnectionGuard {
+    pub(super) fn new(recorder: &Arc<RequestRecorder>) -> Self {
+        recorder.update(|records| {
+            records.connections += 1;
+            records.accepted += 1;
+        });
+        Self(Arc::clone(recorder))
     }
 }
 
-impl Drop for Connected {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        self.0.0.world.lock().journal.connections -= 1;
-        self.0.changed();
+        self.0.update(|records| records.connections -= 1);
     }
 }

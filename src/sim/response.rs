@@ -1,4 +1,5 @@
-//! Answers: how they are written, what each of them carries, and how one that streams, or breaks off, ends.
+//! Responses of the simulated upstream: errors, the headers of every response, and bodies that record their end or
+//! break off.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -12,22 +13,23 @@ use serde_json::json;
 
 use super::faults::ErrorBody;
 use super::recorder::RequestGuard;
+use super::request::IncomingRequest;
 use crate::protocol::body::{Body, BoxError};
 
-/// The request ends without a whole answer, and its connection, or its HTTP/2 stream, with it.
+/// Ends a request without a complete response, and its connection or its HTTP/2 stream with it.
 #[derive(Debug, thiserror::Error)]
-#[error("a fault that was ordered")]
+#[error("injected fault")]
 pub(super) struct InjectedFault;
 
-/// An error that the upstream itself answers.
-pub(super) struct Refusal {
+/// An error response in the form that the API documents.
+pub(super) struct ApiError {
     status: StatusCode,
     message: String,
 }
 
-impl Refusal {
-    /// The answer to the request `id` for `path`.
-    pub(super) fn answer(self, id: &str, path: &str) -> Response<Body> {
+impl ApiError {
+    /// Returns the response to the request `id` for `path`.
+    pub(super) fn into_response(self, id: &str, path: &str) -> Response<Body> {
         let mut response = json_error(id, path, self.status, &self.message);
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -36,22 +38,30 @@ impl Refusal {
     }
 }
 
-/// What a proxy on the way answers with when there is trouble.
-pub(super) const PAGE: &str = "<!DOCTYPE html>\n<html><head><title>Just a moment...</title></head>\
+/// An error page as a proxy between gateway and API would write it.
+pub(super) const HTML_PAGE: &str = "<!DOCTYPE html>\n<html><head><title>Just a moment...</title></head>\
     <body><h1>We'll be right back</h1><p>{\"status\":\"maintenance\"}</p></body></html>\n";
 
-pub(super) fn refusal(status: StatusCode, message: impl Into<String>) -> Refusal {
-    Refusal { status, message: message.into() }
+pub(super) fn api_error(status: StatusCode, message: impl Into<String>) -> ApiError {
+    ApiError { status, message: message.into() }
 }
 
-pub(super) fn with_type(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+pub(super) fn with_content_type(
+    status: StatusCode,
+    kind: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<Body> {
     let mut response = Response::new(Body::full(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }
 
-/// An error in the documented shape.
+pub(super) fn not_found(request: &IncomingRequest) -> ApiError {
+    api_error(StatusCode::NOT_FOUND, format!("Cannot {} {}", request.method, request.record.path()))
+}
+
+/// Returns an error in the documented JSON form.
 fn json_error(id: &str, path: &str, status: StatusCode, message: &str) -> Response<Body> {
     let body = json!({
         "message": message,
@@ -60,10 +70,10 @@ fn json_error(id: &str, path: &str, status: StatusCode, message: &str) -> Respon
         "statusCode": status.as_u16(),
         "timestamp": humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
     });
-    with_type(status, "application/json; charset=utf-8", body.to_string())
+    with_content_type(status, "application/json; charset=utf-8", body.to_string())
 }
 
-pub(super) fn error(
+pub(super) fn error_response(
     id: &str,
     path: &str,
     status: StatusCode,
@@ -72,7 +82,7 @@ pub(super) fn error(
 ) -> Response<Body> {
     let mut response = match body {
         ErrorBody::Json => json_error(id, path, status, status.canonical_reason().unwrap_or("Unknown error")),
-        ErrorBody::Html => with_type(status, "text/html", PAGE),
+        ErrorBody::Html => with_content_type(status, "text/html", HTML_PAGE),
         ErrorBody::Empty => {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = status;
@@ -86,8 +96,8 @@ pub(super) fn error(
     response
 }
 
-/// Adds what every answer has: fields of its own, which must never be replayed (contract, section 1), and one
-/// that all share. `date` is hyper's.
+/// Adds the headers of every response: those of this response alone, which a gateway must never replay to another
+/// client (P8), and `x-powered-by`, which all responses share. hyper adds `date`.
 pub(super) fn add_headers(response: &mut Response<Body>, id: &str, number: u64) {
     let text = |text: String| HeaderValue::try_from(text).expect("hex digits and ASCII words");
     let headers = response.headers_mut();
@@ -99,30 +109,30 @@ pub(super) fn add_headers(response: &mut Response<Body>, id: &str, number: u64) 
     headers.insert(SET_COOKIE, text(format!("sim={number}; Path=/; HttpOnly")));
 }
 
-/// The ticket is given back when the answer is: one at hand now, one that streams at its end.
-pub(super) fn track_body(response: Response<Body>, ticket: RequestGuard) -> Response<Body> {
+/// Records the end of the request: now for a complete body, at its end for a streamed one.
+pub(super) fn track_body(response: Response<Body>, guard: RequestGuard) -> Response<Body> {
     let status = response.status();
     let (head, body) = response.into_parts();
     let body = match body {
         Body::Full(full) => {
-            ticket.answered(status);
+            guard.answered(status);
             Body::Full(full)
         }
         Body::Stream(inner) => {
-            Body::stream(Sealed { inner: Body::Stream(inner), status, ticket: Some(ticket) })
+            Body::stream(TrackedStream { inner: Body::Stream(inner), status, guard: Some(guard) })
         }
     };
     Response::from_parts(head, body)
 }
 
-/// A stream that tells the journal how it ended.
-struct Sealed {
+/// A streamed body that records the end of its request.
+struct TrackedStream {
     inner: Body,
     status: StatusCode,
-    ticket: Option<RequestGuard>,
+    guard: Option<RequestGuard>,
 }
 
-impl http_body::Body for Sealed {
+impl http_body::Body for TrackedStream {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -134,13 +144,13 @@ impl http_body::Body for Sealed {
         let polled = Pin::new(&mut this.inner).poll_frame(cx);
         match &polled {
             Poll::Ready(None) => {
-                if let Some(ticket) = this.ticket.take() {
-                    ticket.answered(this.status);
+                if let Some(guard) = this.guard.take() {
+                    guard.answered(this.status);
                 }
             }
             Poll::Ready(Some(Err(_))) => {
-                if let Some(ticket) = this.ticket.take() {
-                    ticket.broken();
+                if let Some(guard) = this.guard.take() {
+                    guard.broken();
                 }
             }
             Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
@@ -149,25 +159,28 @@ impl http_body::Body for Sealed {
     }
 }
 
-/// The answer with half its body, which then breaks off; its `Content-Length` tells of the whole.
-pub(super) fn cut(response: Response<Body>) -> Response<Body> {
+/// Returns the response with the `Content-Length` of its whole body. The body breaks off after half of its bytes.
+pub(super) fn truncate(response: Response<Body>) -> Response<Body> {
     let (mut head, body) = response.into_parts();
     let length = http_body::Body::size_hint(&body).exact().unwrap_or(0);
     if length > 0 {
         head.headers.insert(CONTENT_LENGTH, length.into());
     }
-    Response::from_parts(head, Body::stream(Cut { inner: body, left: length / 2, has_flushed: false }))
+    Response::from_parts(
+        head,
+        Body::stream(TruncatedStream { inner: body, left: length / 2, has_flushed: false }),
+    )
 }
 
-struct Cut {
+struct TruncatedStream {
     inner: Body,
-    /// How many bytes are still let through.
+    /// Bytes to pass on before the end.
     left: u64,
-    /// The bytes before it are on the wire.
+    /// Whether hyper has written the passed bytes to the socket.
     has_flushed: bool,
 }
 
-impl http_body::Body for Cut {
+impl http_body::Body for TruncatedStream {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -185,7 +198,7 @@ impl http_body::Body for Cut {
                 return Poll::Ready(Some(Ok(Frame::data(data))));
             }
         }
-        // hyper writes out what it has when a body has nothing for it, but not when it fails.
+        // hyper flushes when a body is pending, but not when it fails.
         if !this.has_flushed {
             this.has_flushed = true;
             cx.waker().wake_by_ref();

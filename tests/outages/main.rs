@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use clap::Parser;
 use clipgate::core::route::Route;
-use clipgate::sim::{End, Options, Sim};
+use clipgate::sim::{RequestEnd, Sim, SimOptions};
 use clipgate::testing::clock;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
@@ -79,7 +79,7 @@ async fn main() -> Result<ExitCode, Failure> {
     let away = outages(&args)?;
     let directory = tempfile::tempdir()?;
     // Every request is remembered: the table counts them.
-    let sim = Sim::new(Options { keep_requests: 1_000_000, ..Options::default() });
+    let sim = Sim::new(SimOptions { max_requests: 1_000_000, ..SimOptions::default() });
     let roots = directory.path().join("roots.pem");
     let upstream = Upstream::start(sim.clone(), &roots).await?;
     let gateway = Gateway::start(&args, directory.path(), &roots, upstream.port()).await?;
@@ -310,7 +310,7 @@ impl Run {
         let held = self.sim.wait_until(|seen| seen.open >= WAITS - self.next);
         in_time("all polls to be held", held).await?;
         let requests = self.sim.requests();
-        let last = requests.iter().filter(|seen| seen.end == End::Open).map(|seen| seen.at).max();
+        let last = requests.iter().filter(|seen| seen.end == RequestEnd::Open).map(|seen| seen.at).max();
         Ok(last.unwrap_or_else(clock::now))
     }
 

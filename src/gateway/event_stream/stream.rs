@@ -126,7 +126,7 @@ impl JobStream {
             match max_age.and_then(|max_age| self.streams.cache.get_within(domain, &id, max_age, now)) {
                 Some(hit) => {
                     least = Some(least.map_or(hit.ttl, |least: Duration| least.min(hit.ttl)));
-                    self.tell(&hit.kept.state);
+                    self.tell(&hit.entry.state);
                 }
                 None if self.ask.wish.only_if_cached => return Err(GatewayError::NotCached),
                 None => {}
@@ -262,7 +262,7 @@ impl JobStream {
         let now = clock::now();
         WaitRequest {
             identity: self.ask.identity.clone(),
-            who: self.quota_subject(),
+            quota_subject: self.quota_subject(),
             form: if jobs.len() == 1 { Form::Single } else { Form::Multi },
             jobs,
             goal: Goal::Rung(rung),
@@ -270,7 +270,7 @@ impl JobStream {
             timeout: self.until.saturating_duration_since(now),
             // Who wants nothing that is kept takes what has been seen since it asked.
             max_age: self.ask.wish.max_age.or(Some(now.saturating_duration_since(self.ask.arrived))),
-            keep: self.ask.wish.keep,
+            may_store: self.ask.wish.keep,
             is_patient: true,
             links: self.ask.links.clone(),
         }

@@ -1,12 +1,12 @@
-//! The aids under `/sim/`.
+//! The debug endpoints under `/sim/`.
 
 use std::collections::HashSet;
 
 use super::*;
 
 #[tokio::test]
-async fn echo_tells_how_a_request_arrived() {
-    let rig = Rig::patient().await;
+async fn echo_describes_the_request() {
+    let rig = Rig::with_long_hold().await;
     let mut request = rig.request(Method::PATCH, "/sim/echo?a=%20");
     request.headers_mut().insert("x-mine", "1".parse().unwrap());
     *request.body_mut() = Full::new(Bytes::from(vec![7; 100_000]));
@@ -20,26 +20,26 @@ async fn echo_tells_how_a_request_arrived() {
 }
 
 #[tokio::test]
-async fn mirror_sends_each_chunk_back_before_the_next_is_there() {
-    let rig = Rig::patient().await;
+async fn mirror_sends_each_chunk_back_before_the_next_arrives() {
+    let rig = Rig::with_long_hold().await;
     let mut stream =
         rig.raw("POST /sim/mirror HTTP/1.1\r\nhost: sim\r\ntransfer-encoding: chunked\r\n\r\n").await;
     let mut all = Vec::new();
     for part in ["one", "two", "three"] {
         stream.write_all(format!("{:x}\r\n{part}\r\n", part.len()).as_bytes()).await.unwrap();
         while !String::from_utf8_lossy(&all).contains(part) {
-            let count = tokio::time::timeout(PATIENCE, stream.read_buf(&mut all)).await.unwrap().unwrap();
+            let count = tokio::time::timeout(TIMEOUT, stream.read_buf(&mut all)).await.unwrap().unwrap();
             assert!(count > 0);
         }
     }
-    assert_eq!(rig.sim.requests()[0].end, End::Open);
+    assert_eq!(rig.sim.requests()[0].end, RequestEnd::Open);
     stream.write_all(b"0\r\n\r\n").await.unwrap();
-    rig.wait_until(|seen| seen.requests[0].end == End::Answered(StatusCode::OK)).await;
+    rig.wait_until(|seen| seen.requests[0].end == RequestEnd::Answered(StatusCode::OK)).await;
 }
 
 #[tokio::test]
-async fn a_stream_comes_line_by_line_and_its_client_may_leave() {
-    let rig = Rig::patient().await;
+async fn stream_sends_line_by_line_and_its_client_can_disconnect() {
+    let rig = Rig::with_long_hold().await;
     let lines = rig.get("/sim/stream?n=3&every=10ms").await;
     assert_eq!(
         (&*lines.body, &lines.headers["content-type"]),
@@ -56,8 +56,8 @@ async fn a_stream_comes_line_by_line_and_its_client_may_leave() {
 }
 
 #[tokio::test]
-async fn an_upgrade_becomes_a_tunnel_that_gives_each_byte_back() {
-    let rig = Rig::patient().await;
+async fn upgrade_opens_a_tunnel_that_echoes_each_byte() {
+    let rig = Rig::with_long_hold().await;
     assert_eq!(rig.get("/sim/upgrade").await.status, StatusCode::UPGRADE_REQUIRED);
     let mut stream = rig
         .raw("GET /sim/upgrade HTTP/1.1\r\nhost: sim\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n")

@@ -1,4 +1,4 @@
-//! The simulated upstream over real sockets: a sentence of the contract's section 1, or a fault, each.
+//! Tests of the simulated upstream over real sockets: the documented API, its debug endpoints and its faults.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -20,8 +20,8 @@ use super::*;
 mod debug_endpoints;
 mod faults;
 
-/// Nothing here takes so long.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Longer than any step of a test takes.
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// Long enough that a request is still held while another one is answered.
 const LONG: Duration = Duration::from_secs(60);
 const CLIP: &str = "/v2/generate/audio/suno-ai/clip";
@@ -51,11 +51,11 @@ impl Answer {
 type Answered = Result<Answer, Box<dyn std::error::Error + Send + Sync>>;
 
 impl Rig {
-    async fn start(options: Options) -> Self {
+    async fn start(options: SimOptions) -> Self {
         Self::start_with(options, false).await
     }
 
-    async fn start_with(options: Options, http2: bool) -> Self {
+    async fn start_with(options: SimOptions, http2: bool) -> Self {
         let sim = Sim::new(options);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
@@ -71,19 +71,19 @@ impl Rig {
         Self { sim, at, client, tasks, stop: Some(stop) }
     }
 
-    /// One whose polls are held as good as forever.
-    async fn patient() -> Self {
-        Self::start(Options { hold: LONG, ..Options::default() }).await
+    /// Holds polls longer than any test runs.
+    async fn with_long_hold() -> Self {
+        Self::start(SimOptions { hold: LONG, ..SimOptions::default() }).await
     }
 
-    async fn hasty(hold: u64) -> Self {
-        Self::start(Options { hold: Duration::from_millis(hold), ..Options::default() }).await
+    async fn with_hold_ms(hold: u64) -> Self {
+        Self::start(SimOptions { hold: Duration::from_millis(hold), ..SimOptions::default() }).await
     }
 
     fn call(&self, request: Request<Full<Bytes>>) -> impl Future<Output = Answered> + Send + 'static {
         let client = self.client.clone();
         async move {
-            tokio::time::timeout(PATIENCE, async {
+            tokio::time::timeout(TIMEOUT, async {
                 let (head, body) = client.request(request).await?.into_parts();
                 let body = body.collect().await?.to_bytes();
                 Ok(Answer { status: head.status, headers: head.headers, body })
@@ -106,18 +106,20 @@ impl Rig {
         self.try_get(target).await.unwrap()
     }
 
-    /// A request that goes on beside the test.
-    fn beside(&mut self, target: &str) -> oneshot::Receiver<Answered> {
-        let (tell, told) = oneshot::channel();
+    /// Sends a request in a task of its own.
+    fn spawn_get(&mut self, target: &str) -> oneshot::Receiver<Answered> {
+        let (reply_to, reply) = oneshot::channel();
         let answered = self.try_get(target);
         self.tasks.spawn(async move {
-            let _ = tell.send(answered.await);
+            let _ = reply_to.send(answered.await);
         });
-        told
+        reply
     }
 
-    async fn wait_until(&self, what: impl FnMut(&Observation) -> bool) {
-        tokio::time::timeout(PATIENCE, self.sim.wait_until(what)).await.expect("it comes about within 10 s");
+    async fn wait_until(&self, condition: impl FnMut(&Observation) -> bool) {
+        tokio::time::timeout(TIMEOUT, self.sim.wait_until(condition))
+            .await
+            .expect("the condition holds within 10 s");
     }
 
     async fn raw(&self, text: &str) -> TcpStream {
@@ -126,11 +128,11 @@ impl Rig {
         stream
     }
 
-    async fn stopped(mut self) {
+    async fn stop(mut self) {
         let _ = self.stop.take().unwrap().send(());
-        tokio::time::timeout(PATIENCE, async { while self.tasks.join_next().await.is_some() {} })
+        tokio::time::timeout(TIMEOUT, async { while self.tasks.join_next().await.is_some() {} })
             .await
-            .expect("it stops within 10 s");
+            .expect("the upstream stops within 10 s");
     }
 }
 
@@ -144,8 +146,8 @@ fn many(ids: &[&str], word: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_generation_request_makes_two_clips_that_start_on_the_lowest_rung() {
-    let rig = Rig::patient().await;
+async fn a_generation_request_creates_two_clips_on_the_lowest_rung() {
+    let rig = Rig::with_long_hold().await;
     let made = rig.call(rig.request(Method::POST, CLIP)).await.unwrap();
     assert_eq!(made.status, StatusCode::CREATED);
     let ids: Vec<_> = made.json()["clip_ids"].as_array().unwrap().clone();
@@ -161,20 +163,21 @@ async fn a_generation_request_makes_two_clips_that_start_on_the_lowest_rung() {
 }
 
 #[tokio::test]
-async fn a_made_clip_lives_through_its_ladder_at_the_speed_it_is_given() {
+async fn a_generated_clip_completes_at_the_configured_speed() {
     let rig =
-        Rig::start(Options { speed: 200.0, error_rate: 0.0, hold: LONG * 100, ..Options::default() }).await;
+        Rig::start(SimOptions { speed: 200.0, error_rate: 0.0, hold: LONG * 100, ..SimOptions::default() })
+            .await;
     let made = rig.call(rig.request(Method::POST, CLIP)).await.unwrap().json();
     let start = clock::now();
     let done = rig.get(&one(made["clip_ids"][0].as_str().unwrap(), "completed")).await;
     assert_eq!(done.json()["status"], "complete");
-    assert!((Duration::from_millis(250)..PATIENCE).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!((Duration::from_millis(250)..TIMEOUT).contains(&start.elapsed()), "{:?}", start.elapsed());
 }
 
 #[tokio::test]
-async fn the_same_seed_makes_the_same_clips() {
+async fn equal_seeds_generate_equal_clips() {
     let ids = async |seed| {
-        let rig = Rig::start(Options { seed, ..Options::default() }).await;
+        let rig = Rig::start(SimOptions { seed, ..SimOptions::default() }).await;
         rig.call(rig.request(Method::POST, CLIP)).await.unwrap().json()["clip_ids"].clone()
     };
     assert_eq!(ids(5).await, ids(5).await);
@@ -183,9 +186,9 @@ async fn the_same_seed_makes_the_same_clips() {
 
 #[tokio::test]
 async fn a_poll_is_held_until_its_clip_gets_there_and_has_the_clips_own_bytes() {
-    let mut rig = Rig::patient().await;
+    let mut rig = Rig::with_long_hold().await;
     rig.sim.set_status("a", "queued");
-    let mut poll = rig.beside(&one("a", "streaming"));
+    let mut poll = rig.spawn_get(&one("a", "streaming"));
     rig.wait_until(|seen| seen.open == 1).await;
     rig.sim.set_status("a", "queued");
     assert!(poll.try_recv().is_err());
@@ -196,8 +199,8 @@ async fn a_poll_is_held_until_its_clip_gets_there_and_has_the_clips_own_bytes() 
 }
 
 #[tokio::test]
-async fn higher_rungs_answer_at_once_error_included_and_so_does_a_word_on_no_ladder() {
-    let rig = Rig::patient().await;
+async fn a_poll_is_answered_at_once_by_a_higher_rung_an_error_or_an_unknown_word() {
+    let rig = Rig::with_long_hold().await;
     for word in ["streaming", "completed", "error", "paused"] {
         rig.sim.set_status("a", word);
         let answer = rig.get(&one("a", "queued")).await;
@@ -208,8 +211,8 @@ async fn higher_rungs_answer_at_once_error_included_and_so_does_a_word_on_no_lad
 }
 
 #[tokio::test]
-async fn without_a_status_the_state_comes_at_once() {
-    let rig = Rig::patient().await;
+async fn a_request_without_a_status_gets_the_current_state_at_once() {
+    let rig = Rig::with_long_hold().await;
     rig.sim.set_status("a", "queued");
     rig.sim.set_status("b", "submitted");
     assert_eq!(rig.get(&format!("{CLIP}?clip_id=a")).await.json()["status"], "queued");
@@ -218,30 +221,30 @@ async fn without_a_status_the_state_comes_at_once() {
 }
 
 #[tokio::test]
-async fn when_the_hold_is_over_the_state_comes_as_it_is() {
-    let rig = Rig::hasty(300).await;
+async fn a_poll_gets_the_current_state_at_the_end_of_the_hold() {
+    let rig = Rig::with_hold_ms(300).await;
     rig.sim.set_status("a", "queued");
     let start = clock::now();
     let answer = rig.get(&one("a", "completed")).await;
     assert_eq!((answer.status, answer.body), (StatusCode::OK, rig.sim.body("a", "queued")));
-    assert!((Duration::from_millis(295)..PATIENCE).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!((Duration::from_millis(295)..TIMEOUT).contains(&start.elapsed()), "{:?}", start.elapsed());
 }
 
 #[tokio::test]
 async fn speed_divides_the_hold() {
     let hold = Duration::from_secs(120);
-    let rig = Rig::start(Options { hold, speed: 600.0, ..Options::default() }).await;
+    let rig = Rig::start(SimOptions { hold, speed: 600.0, ..SimOptions::default() }).await;
     rig.sim.set_status("a", "queued");
     assert_eq!(rig.get(&one("a", "completed")).await.json()["status"], "queued");
 }
 
 #[tokio::test]
-async fn a_poll_for_several_waits_for_every_one_of_them() {
-    let mut rig = Rig::patient().await;
+async fn a_poll_for_several_clips_is_held_until_all_have_reached_the_status() {
+    let mut rig = Rig::with_long_hold().await;
     rig.sim.set_status("a", "completed");
     rig.sim.set_status("b", "queued");
     rig.sim.set_status("c", "queued");
-    let mut poll = rig.beside(&many(&["c", "a", "b"], "streaming"));
+    let mut poll = rig.spawn_get(&many(&["c", "a", "b"], "streaming"));
     rig.wait_until(|seen| seen.open == 1).await;
     rig.sim.set_status("b", "error");
     let other = rig.get(&one("b", "streaming")).await;
@@ -255,20 +258,20 @@ async fn a_poll_for_several_waits_for_every_one_of_them() {
 }
 
 #[tokio::test]
-async fn a_plan_is_followed_and_rungs_may_be_skipped() {
-    let rig = Rig::patient().await;
+async fn a_clip_follows_its_schedule_which_may_skip_rungs() {
+    let rig = Rig::with_long_hold().await;
     let start = clock::now();
     rig.sim
         .schedule("a", &[("streaming", Duration::from_millis(150)), ("error", Duration::from_millis(300))]);
     assert_eq!(rig.get(&one("a", "submitted")).await.json()["status"], "submitted");
     assert_eq!(rig.get(&one("a", "queued")).await.json()["status"], "streaming");
     assert_eq!(rig.get(&one("a", "completed")).await.json()["status"], "error");
-    assert!((Duration::from_millis(300)..PATIENCE).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!((Duration::from_millis(300)..TIMEOUT).contains(&start.elapsed()), "{:?}", start.elapsed());
 }
 
 #[tokio::test]
-async fn a_plan_starts_where_the_clip_is_and_put_ends_it() {
-    let rig = Rig::hasty(300).await;
+async fn a_schedule_starts_at_the_current_status_and_set_status_ends_it() {
+    let rig = Rig::with_hold_ms(300).await;
     rig.sim.set_status("a", "queued");
     rig.sim.schedule("a", &[("completed", Duration::from_millis(100))]);
     assert_eq!(rig.get(&format!("{CLIP}?clip_id=a")).await.json()["status"], "queued");
@@ -277,8 +280,8 @@ async fn a_plan_starts_where_the_clip_is_and_put_ends_it() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_asked_for_is_refused_in_the_documented_shape() {
-    let rig = Rig::patient().await;
+async fn an_invalid_request_gets_an_error_in_the_documented_form() {
+    let rig = Rig::with_long_hold().await;
     rig.sim.set_status("a", "queued");
     let seven = many(&["a", "b", "c", "d", "e", "f", "g"], "queued");
     let bad = [
@@ -312,8 +315,8 @@ async fn what_cannot_be_asked_for_is_refused_in_the_documented_shape() {
 }
 
 #[tokio::test]
-async fn ids_are_read_in_the_spellings_that_servers_like_it_read() {
-    let rig = Rig::patient().await;
+async fn the_upstream_parses_the_usual_spellings_of_id_lists() {
+    let rig = Rig::with_long_hold().await;
     rig.sim.set_status("a b", "queued");
     rig.sim.set_status("c", "queued");
     for query in [
@@ -328,8 +331,8 @@ async fn ids_are_read_in_the_spellings_that_servers_like_it_read() {
 }
 
 #[tokio::test]
-async fn any_key_is_let_in_by_default_but_there_must_be_one() {
-    let rig = Rig::patient().await;
+async fn the_upstream_accepts_any_key_by_default_but_requires_one() {
+    let rig = Rig::with_long_hold().await;
     rig.sim.set_status("a", "queued");
     for (field, status) in
         [(Some("Bearer x"), 200), (Some("Bearer "), 401), (Some("Basic x"), 401), (None, 401)]
@@ -346,8 +349,8 @@ async fn any_key_is_let_in_by_default_but_there_must_be_one() {
 }
 
 #[tokio::test]
-async fn only_listed_keys_are_let_in_and_the_list_can_change() {
-    let rig = Rig::start(Options { keys: Some(vec!["other".into()]), ..Options::default() }).await;
+async fn the_upstream_accepts_only_listed_keys_and_the_list_can_change() {
+    let rig = Rig::start(SimOptions { keys: Some(vec!["other".into()]), ..SimOptions::default() }).await;
     rig.sim.set_status("a", "queued");
     assert_eq!(rig.get(&one("a", "queued")).await.status, 401);
     assert_eq!(rig.call(rig.request(Method::POST, CLIP)).await.unwrap().status, 401);
@@ -358,8 +361,8 @@ async fn only_listed_keys_are_let_in_and_the_list_can_change() {
 }
 
 #[tokio::test]
-async fn lyrics_can_be_read_once() {
-    let rig = Rig::patient().await;
+async fn a_client_can_read_lyrics_once() {
+    let rig = Rig::with_long_hold().await;
     let lyric = "/v2/generate/audio/suno-ai/lyric?lyric_id=1";
     assert!(rig.get(lyric).await.json()["text"].is_string());
     assert_eq!(rig.get(lyric).await.status, 404);
@@ -367,8 +370,8 @@ async fn lyrics_can_be_read_once() {
 }
 
 #[tokio::test]
-async fn no_two_answers_share_the_fields_that_belong_to_one() {
-    let rig = Rig::patient().await;
+async fn each_response_has_its_own_per_response_headers() {
+    let rig = Rig::with_long_hold().await;
     rig.sim.set_status("a", "queued");
     let (first, second) = (rig.get(&one("a", "queued")).await, rig.get("/nothing").await);
     for name in ["x-request-id", "x-inference-id", "x-aimlapi-request", "set-cookie", "ratelimit-remaining"] {
@@ -379,25 +382,25 @@ async fn no_two_answers_share_the_fields_that_belong_to_one() {
 }
 
 #[tokio::test]
-async fn every_shape_tells_the_same_clips() {
-    let rig = Rig::start(Options { in_order: false, ..Options::default() }).await;
+async fn every_list_format_has_the_same_clips() {
+    let rig = Rig::start(SimOptions { in_order: false, ..SimOptions::default() }).await;
     rig.sim.set_status("a", "queued");
     rig.sim.set_status("b", "completed");
     let target = many(&["a", "b"], "queued");
     let array = rig.get(&target).await.json();
     assert_eq!((&array[0]["id"], &array[1]["id"]), (&"b".into(), &"a".into()));
-    for (shape, pointer) in [(Shape::Object, "/clips/1/id"), (Shape::Map, "/a/id")] {
-        rig.sim.fault(FaultTarget::Any, Fault::Shape(shape), 1);
-        assert_eq!(rig.get(&target).await.json().pointer(pointer).unwrap(), "a", "{shape:?}");
+    for (format, pointer) in [(ListFormat::Object, "/clips/1/id"), (ListFormat::Map, "/a/id")] {
+        rig.sim.fault(FaultTarget::Any, Fault::Shape(format), 1);
+        assert_eq!(rig.get(&target).await.json().pointer(pointer).unwrap(), "a", "{format:?}");
     }
-    rig.sim.fault(FaultTarget::Any, Fault::Shape(Shape::Summary), 1);
+    rig.sim.fault(FaultTarget::Any, Fault::Shape(ListFormat::Summary), 1);
     assert_eq!(rig.get(&target).await.json()["summary"]["count"], 2);
     assert!(rig.get(&target).await.json().is_array());
 }
 
 #[tokio::test]
-async fn a_request_is_seen_with_its_fields_and_its_key_as_a_digest_only() {
-    let rig = Rig::patient().await;
+async fn a_request_is_recorded_with_its_headers_and_a_digest_of_its_key() {
+    let rig = Rig::with_long_hold().await;
     rig.sim.set_status("a", "queued");
     let mut request = rig.request(Method::GET, &one("a", "queued"));
     request.headers_mut().insert("x-mine", "1".parse().unwrap());
@@ -405,15 +408,15 @@ async fn a_request_is_seen_with_its_fields_and_its_key_as_a_digest_only() {
     let seen = rig.sim.requests().pop().unwrap();
     assert_eq!((&seen.method, &*seen.target, seen.path()), (&Method::GET, &*one("a", "queued"), CLIP));
     assert_eq!(seen.headers["x-mine"], "1");
-    assert!(seen.key.unwrap().is("key") && !seen.key.unwrap().is("other"));
+    assert!(seen.key.unwrap().matches("key") && !seen.key.unwrap().matches("other"));
     assert!(!format!("{seen:?}").contains("Bearer"));
-    assert_eq!(seen.end, End::Answered(StatusCode::OK));
+    assert_eq!(seen.end, RequestEnd::Answered(StatusCode::OK));
     assert!(seen.ended_at.unwrap() >= seen.at);
 }
 
 #[tokio::test]
-async fn a_poll_whose_client_hangs_up_is_seen_as_abandoned() {
-    let rig = Rig::patient().await;
+async fn a_poll_is_recorded_as_abandoned_when_its_client_disconnects() {
+    let rig = Rig::with_long_hold().await;
     rig.sim.set_status("a", "queued");
     let stream = rig
         .raw(&format!(
@@ -422,70 +425,70 @@ async fn a_poll_whose_client_hangs_up_is_seen_as_abandoned() {
         ))
         .await;
     rig.wait_until(|seen| seen.open == 1).await;
-    assert_eq!(rig.sim.requests()[0].end, End::Open);
+    assert_eq!(rig.sim.requests()[0].end, RequestEnd::Open);
     drop(stream);
     rig.wait_until(|seen| seen.open == 0 && seen.abandoned() == 1 && seen.connections == 0).await;
 }
 
 #[tokio::test]
-async fn a_stream_that_http2_resets_is_seen_as_abandoned_and_its_connection_stands() {
-    let rig = Rig::start_with(Options { hold: LONG, ..Options::default() }, true).await;
+async fn a_reset_http2_stream_is_recorded_as_abandoned_and_its_connection_stays_open() {
+    let rig = Rig::start_with(SimOptions { hold: LONG, ..SimOptions::default() }, true).await;
     rig.sim.set_status("a", "queued");
     {
         let poll = rig.try_get(&one("a", "completed"));
         tokio::select! {
-            _ = poll => panic!("it is held"),
+            _ = poll => panic!("the poll is held"),
             () = rig.wait_until(|seen| seen.open == 1) => {}
         }
     }
     rig.wait_until(|seen| seen.open == 0 && seen.abandoned() == 1).await;
     assert_eq!(rig.get(&one("a", "queued")).await.status, 200);
-    assert_eq!(rig.sim.observed().accepted, 1);
+    assert_eq!(rig.sim.observe().accepted, 1);
     assert_eq!(rig.sim.requests()[1].version, http::Version::HTTP_2);
 }
 
 #[tokio::test]
-async fn a_connection_is_kept_for_the_next_request() {
-    let rig = Rig::patient().await;
+async fn the_upstream_keeps_connections_alive() {
+    let rig = Rig::with_long_hold().await;
     for _ in 0..3 {
         rig.get("/sim/echo").await;
     }
-    assert_eq!((rig.sim.observed().accepted, rig.sim.observed().count("/sim/echo")), (1, 3));
+    assert_eq!((rig.sim.observe().accepted, rig.sim.observe().count("/sim/echo")), (1, 3));
 }
 
 #[tokio::test]
-async fn stopping_waits_for_no_poll_in_either_protocol() {
+async fn a_shutdown_does_not_wait_for_held_polls_in_either_protocol() {
     for http2 in [false, true] {
-        let mut rig = Rig::start_with(Options { hold: LONG, ..Options::default() }, http2).await;
+        let mut rig = Rig::start_with(SimOptions { hold: LONG, ..SimOptions::default() }, http2).await;
         rig.sim.set_status("a", "queued");
         rig.sim.fault(FaultTarget::Path("/hang".into()), Fault::Hang, 1);
-        let poll = rig.beside(&one("a", "completed"));
-        let _hung = rig.beside("/hang");
+        let poll = rig.spawn_get(&one("a", "completed"));
+        let _hung = rig.spawn_get("/hang");
         rig.wait_until(|seen| seen.open == 2).await;
         let sim = rig.sim.clone();
-        rig.stopped().await;
+        rig.stop().await;
         assert!(poll.await.unwrap().is_err());
-        assert_eq!((sim.open(), sim.observed().connections), (0, 0));
+        assert_eq!((sim.open(), sim.observe().connections), (0, 0));
     }
 }
 
 #[tokio::test]
-async fn it_can_be_served_again_after_a_stop() {
-    let rig = Rig::patient().await;
+async fn the_upstream_can_be_served_again_after_a_shutdown() {
+    let rig = Rig::with_long_hold().await;
     rig.sim.set_status("a", "queued");
     let sim = rig.sim.clone();
-    rig.stopped().await;
+    rig.stop().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
-    let mut again = Rig::patient().await;
+    let mut again = Rig::with_long_hold().await;
     again.tasks.spawn(sim.serve(listener, std::future::pending()));
     again.at = at;
     assert_eq!(again.get(&one("a", "queued")).await.status, 200);
 }
 
 #[tokio::test]
-async fn http_1_0_is_answered_and_closed() {
-    let rig = Rig::patient().await;
+async fn the_upstream_answers_http_1_0_and_closes_the_connection() {
+    let rig = Rig::with_long_hold().await;
     rig.sim.set_status("a", "queued");
     let mut stream =
         rig.raw(&format!("GET {} HTTP/1.0\r\nauthorization: Bearer k\r\n\r\n", one("a", "queued"))).await;
@@ -495,8 +498,8 @@ async fn http_1_0_is_answered_and_closed() {
 }
 
 #[tokio::test]
-async fn the_oldest_clips_and_requests_are_forgotten() {
-    let rig = Rig::start(Options { keep_clips: 1, keep_requests: 2, ..Options::default() }).await;
+async fn the_oldest_clips_and_requests_are_removed() {
+    let rig = Rig::start(SimOptions { max_clips: 1, max_requests: 2, ..SimOptions::default() }).await;
     rig.sim.set_status("a", "queued");
     rig.sim.set_status("b", "queued");
     assert_eq!(rig.get(&one("a", "queued")).await.status, 404);
@@ -504,15 +507,15 @@ async fn the_oldest_clips_and_requests_are_forgotten() {
     rig.get("/sim/echo").await;
     let paths: Vec<_> = rig.sim.requests().iter().map(|seen| seen.path().to_owned()).collect();
     assert_eq!(paths, [CLIP, "/sim/echo"]);
-    assert!(rig.sim.requests().iter().all(|seen| seen.end == End::Answered(StatusCode::OK)));
+    assert!(rig.sim.requests().iter().all(|seen| seen.end == RequestEnd::Answered(StatusCode::OK)));
 }
 
 #[tokio::test]
-async fn two_hundred_polls_are_held_and_answered_together() {
-    let mut rig = Rig::start_with(Options { hold: LONG, ..Options::default() }, true).await;
+async fn two_hundred_held_polls_are_answered_together() {
+    let mut rig = Rig::start_with(SimOptions { hold: LONG, ..SimOptions::default() }, true).await;
     rig.sim.set_status("a", "queued");
-    // HTTP/2 clients are let have 200 streams on one connection; this client has one connection.
-    let polls: Vec<_> = (0..200).map(|_| rig.beside(&one("a", "completed"))).collect();
+    // The server allows 200 HTTP/2 streams on one connection, and this client opens one connection.
+    let polls: Vec<_> = (0..200).map(|_| rig.spawn_get(&one("a", "completed"))).collect();
     rig.wait_until(|seen| seen.open == 200).await;
     rig.sim.set_status("a", "completed");
     for poll in polls {
@@ -521,12 +524,12 @@ async fn two_hundred_polls_are_held_and_answered_together() {
 }
 
 #[tokio::test]
-async fn three_thousand_connections_may_wait_to_be_accepted() {
+async fn three_thousand_connections_fit_into_the_accept_queue() {
     let listener = crate::socket::listen(([127, 0, 0, 1], 0).into()).unwrap();
     let at = listener.local_addr().unwrap();
     for number in 1..=3000 {
-        // Its client gone, a connection still waits. One too many would be tried again after a second, for ever.
-        let connected = tokio::time::timeout(PATIENCE, TcpStream::connect(at)).await;
-        drop(connected.unwrap_or_else(|_| panic!("connection {number} is not taken")).unwrap());
+        // A connection stays in the queue after its client has left. A client retries a dropped one every second.
+        let connected = tokio::time::timeout(TIMEOUT, TcpStream::connect(at)).await;
+        drop(connected.unwrap_or_else(|_| panic!("connection {number} is not accepted")).unwrap());
     }
 }

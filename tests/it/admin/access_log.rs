@@ -1,26 +1,27 @@
 //! The log's line for each request, as machines read it and as people do.
 
-use clipgate::sim::{Options, Sim};
+use clipgate::sim::{Sim, SimOptions};
 use serde_json::Value;
 use tokio::net::TcpListener;
 
-use crate::harness::command::Process;
-use crate::harness::gateway::single;
-use crate::harness::raw_http::{CLIP, raw};
+use crate::harness::command::ClipgateProcess;
+use crate::harness::gateway::clip_target;
+use crate::harness::raw_http::{CLIP, send_raw};
 
 /// Sends these heads to a gateway of its own, one after the other, and hands back its log.
 async fn log_of(format: &str, heads: &[String]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream = format!("http://{}", listener.local_addr().unwrap());
-    let sim = Sim::new(Options::default());
+    let sim = Sim::new(SimOptions::default());
     sim.set_status("a", "completed");
     sim.set_status("b", "completed");
     let _serving = tokio::spawn(sim.clone().serve(listener, std::future::pending()));
     let env = [("CLIPGATE__LOG__FORMAT", format)];
-    let mut gateway = Process::start(&["serve", "--listen", "127.0.0.1:0", "--upstream", &upstream], &env);
+    let mut gateway =
+        ClipgateProcess::start(&["serve", "--listen", "127.0.0.1:0", "--upstream", &upstream], &env);
     let address = gateway.address();
     for head in heads {
-        raw(address, format!("{head}host: x\r\nconnection: close\r\n\r\n").as_bytes()).await;
+        send_raw(address, format!("{head}host: x\r\nconnection: close\r\n\r\n").as_bytes()).await;
     }
     gateway.stop().1
 }
@@ -30,13 +31,13 @@ const KEY: &str = "authorization: Bearer k\r\n";
 fn heads() -> Vec<String> {
     let get = |target: &str| format!("GET {target} HTTP/1.1\r\n");
     vec![
-        format!("{}{KEY}user-agent: curl/8 \"x\"\\\r\n", get(&single("a", "completed"))),
-        format!("{}{KEY}x-request-id: mine-1\r\n", get(&single("a", "completed"))),
+        format!("{}{KEY}user-agent: curl/8 \"x\"\\\r\n", get(&clip_target("a", "completed"))),
+        format!("{}{KEY}x-request-id: mine-1\r\n", get(&clip_target("a", "completed"))),
         format!("{}{KEY}", get(&format!("{CLIP}s?clip_ids[]=b&clip_ids[]=a&status=completed"))),
         format!("{}{KEY}user-agent: {}\r\n", get("/sim/echo?api_key=secret"), "é".repeat(400)),
         format!("POST /v1/x%22y HTTP/1.0\r\n{KEY}"),
-        format!("{}{KEY}", get(&single("", "completed"))),
-        format!("{}{KEY}", get(&single("%22%0a%1b%2C", "completed"))),
+        format!("{}{KEY}", get(&clip_target("", "completed"))),
+        format!("{}{KEY}", get(&clip_target("%22%0a%1b%2C", "completed"))),
         "GET /x HTTP/1.1\r\nx : y\r\n".to_owned(),
         get(&format!("/{}", "x".repeat(70_000))),
         format!("{}{}", get("/x"), "x: y\r\n".repeat(500)),
@@ -125,7 +126,7 @@ async fn ids_paths_and_programs_names_cannot_act_on_a_terminal_in_either_form() 
     let odd = "\u{7f}\u{9b}2J\u{85}\u{202e}\u{2066}\u{200f}\u{2028}";
     let id: String = odd.bytes().map(|byte| format!("%{byte:02x}")).collect();
     let heads = [
-        format!("GET {} HTTP/1.1\r\n{KEY}", single(&id, "completed")),
+        format!("GET {} HTTP/1.1\r\n{KEY}", clip_target(&id, "completed")),
         format!("GET /{odd} HTTP/1.1\r\n{KEY}"),
         format!("GET /x HTTP/1.1\r\n{KEY}user-agent: {odd}\r\n"),
     ];

@@ -11,20 +11,20 @@ use http::Response;
 use serde_json::{Value, json};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::harness::admin_client::Operator;
-use crate::harness::browser::{Browser, DESK, Look};
-use crate::harness::command::{Process, run};
-use crate::harness::gateway::{multi, single};
-use crate::harness::process::{Client, Gateway, TestEnv, clip};
+use crate::harness::admin_client::AdminClient;
+use crate::harness::browser::{Browser, DESKTOP, Viewport};
+use crate::harness::command::{ClipgateProcess, run};
+use crate::harness::gateway::{clip_target, clips_target};
+use crate::harness::process::{GatewayProcess, TestClient, TestEnv, completed_target};
 use crate::harness::raw_http::CLIP;
 
-const WALL: Look = Look { width: 1920, height: 1080, is_dark: true };
-const PHONE: Look = Look { width: 360, height: 740, is_dark: false };
+const WALL: Viewport = Viewport { width: 1920, height: 1080, is_dark: true };
+const PHONE: Viewport = Viewport { width: 360, height: 740, is_dark: false };
 
 /// A gateway of a process of its own with its admin listener, before a simulated upstream that does as it is told.
 struct Site {
     ground: TestEnv,
-    gateway: Gateway,
+    gateway: GatewayProcess,
     address: SocketAddr,
     page: String,
 }
@@ -43,7 +43,7 @@ impl Site {
         let asked = async move {
             let request =
                 http::Request::get(target).header("host", "gw.example").header("authorization", key);
-            Client::connect(address).await.ask(request.body(Default::default()).unwrap()).await.unwrap()
+            TestClient::connect(address).await.send(request.body(Default::default()).unwrap()).await.unwrap()
         };
         AbortOnDropHandle::new(tokio::spawn(asked))
     }
@@ -53,12 +53,12 @@ impl Site {
     }
 }
 
-async fn start(ground: &TestEnv, admin: &str, env: &[(&str, &str)]) -> (Gateway, SocketAddr, String) {
+async fn start(ground: &TestEnv, admin: &str, env: &[(&str, &str)]) -> (GatewayProcess, SocketAddr, String) {
     let mut command = ground.command();
     command.env("CLIPGATE__ADMIN__LISTEN", admin).envs(env.iter().copied());
-    let mut gateway = Gateway::spawn(command);
+    let mut gateway = GatewayProcess::spawn(command);
     let address = gateway.address().await;
-    let line = gateway.line().await;
+    let line = gateway.next_line().await;
     let admin = line.strip_prefix("clipgate admin listening on ").unwrap_or_else(|| panic!("{line}"));
     (gateway, address, format!("http://{admin}/"))
 }
@@ -66,7 +66,7 @@ async fn start(ground: &TestEnv, admin: &str, env: &[(&str, &str)]) -> (Gateway,
 impl Browser {
     /// Waits for the figure of a tile: 1 waits, 2 polls, 3 clips kept, 4 the API.
     async fn until_tile(&mut self, at: usize, figure: &str) {
-        self.until_text(&format!("#tiles > :nth-child({at}) .value"), figure).await;
+        self.wait_until_text(&format!("#tiles > :nth-child({at}) .value"), figure).await;
     }
 
     /// The figures in a plot's table: a row's name, and how many in all.
@@ -84,7 +84,7 @@ impl Browser {
     }
 
     async fn assert_no_faults(&mut self) {
-        let faults = self.faults().await;
+        let faults = self.errors().await;
         assert!(faults.is_empty(), "{faults:#?}");
     }
 }
@@ -98,24 +98,24 @@ fn curl(args: &[&str]) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_page_agrees_with_what_was_sent_and_follows_without_a_reload() {
     let args = ["serve", "--sim", "--speed", "40", "--listen", "127.0.0.1:0"];
-    let mut gateway = Process::start(&args, &[("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0")]);
+    let mut gateway = ClipgateProcess::start(&args, &[("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0")]);
     let base = format!("http://{}", gateway.ready());
-    let admin = gateway.line();
+    let admin = gateway.next_line();
     let page = format!("http://{}/", admin.strip_prefix("clipgate admin listening on ").unwrap());
     let mut browser = Browser::start();
-    assert_eq!(browser.open(&page, DESK, None).await, 200);
-    browser.until_text("#link-text", "live").await;
+    assert_eq!(browser.open(&page, DESKTOP, None).await, 200);
+    browser.wait_until_text("#link-text", "live").await;
     assert_eq!(browser.text("#hint-title").await, "No request yet");
     let example = browser.text("#hint-code").await;
     assert!(example.starts_with("curl ") && example.contains(&base), "{example}");
     assert_eq!(browser.text("#saved-share").await, "Nothing yet");
-    browser.picture("empty").await;
+    browser.screenshot("empty").await;
     browser.eval("window.isTheSame = true").await;
 
     // The very lines that it shows: they order two clips.
     let ids: Value = serde_json::from_str(&run("bash", "bash", &["-c", &example])).unwrap();
     let id = ids["clip_ids"][0].as_str().unwrap().to_owned();
-    browser.until("document.querySelector('#hint').hidden").await;
+    browser.wait_until("document.querySelector('#hint').hidden").await;
 
     let target = format!("{base}{CLIP}?clip_id={id}&status=completed");
     let wait = || {
@@ -138,7 +138,7 @@ async fn the_page_agrees_with_what_was_sent_and_follows_without_a_reload() {
     assert!(hits >= 2 && hits + leaned + opened == 5 && how("detail=empty-id") == 1, "{answers:#?}");
     let (passed, saved) = (how("fwd=bypass") + 1, hits + leaned);
 
-    browser.until_text("#requests-table tfoot td:last-child", "8").await;
+    browser.wait_until_text("#requests-table tfoot td:last-child", "8").await;
     let requests = json!({
         "From the cache": hits, "Coalesced": leaned, "Opened a poll": opened,
         "Passed through": passed, "Rejected": 1, "Event streams": 0, "Client closed, preflights": 0,
@@ -170,18 +170,19 @@ async fn clips_and_keys_have_rows_and_what_comes_from_outside_is_text() {
         site.ground.sim.set_status(id, "queued");
     }
     let mut browser = Browser::start();
-    browser.open(&site.page, DESK, None).await;
-    let _waits = [&clip(&encoded), &clip(&encoded)].map(|target| site.wait(target, "key-1"));
-    let _slow = site.wait(&clip("b"), "key-2");
+    browser.open(&site.page, DESKTOP, None).await;
+    let _waits =
+        [&completed_target(&encoded), &completed_target(&encoded)].map(|target| site.wait(target, "key-1"));
+    let _slow = site.wait(&completed_target("b"), "key-2");
     browser.until_tile(1, "3").await;
     browser.until_tile(2, "2").await;
     assert_eq!(browser.eval("document.querySelector('#hint').hidden").await, true, "there are some");
-    let _fast = site.wait(&single("b", "streaming"), "key-2");
+    let _fast = site.wait(&clip_target("b", "streaming"), "key-2");
     browser.until_tile(2, "3").await;
     // A poll that is answered is what tells on which rung the clip is.
-    assert_eq!(site.wait(&single(&encoded, "queued"), "key-1").await.unwrap().status(), 200);
-    browser.until("document.querySelectorAll('#jobs tbody tr').length === 2").await;
-    browser.until("document.querySelector('#jobs').textContent.includes('queued')").await;
+    assert_eq!(site.wait(&clip_target(&encoded, "queued"), "key-1").await.unwrap().status(), 200);
+    browser.wait_until("document.querySelectorAll('#jobs tbody tr').length === 2").await;
+    browser.wait_until("document.querySelector('#jobs').textContent.includes('queued')").await;
 
     let rows = browser.rows("jobs").await;
     let evil = rows.iter().position(|row| row[0].contains(EVIL)).expect("it is shown as it is");
@@ -202,7 +203,7 @@ async fn clips_and_keys_have_rows_and_what_comes_from_outside_is_text() {
     assert!(known.len() == 1 && known[0][1].ends_with(" of 400"), "one is proven: {keys:?}");
 
     site.ground.sim.set_status(EVIL, "complete");
-    browser.until("document.querySelectorAll('#jobs tbody tr').length === 1").await;
+    browser.wait_until("document.querySelectorAll('#jobs tbody tr').length === 1").await;
     browser.until_tile(1, "2").await;
     let requests = browser.in_all("requests").await;
     assert_eq!((&requests["Coalesced"], &requests["Opened a poll"]), (&json!(1), &json!(2)));
@@ -222,8 +223,8 @@ async fn an_api_that_cannot_be_reached_is_told_of_once_and_in_words() {
     ];
     let site = Site::new(&env).await;
     let mut browser = Browser::start();
-    browser.open(&site.page, DESK, None).await;
-    browser.until_text("#link-text", "live").await;
+    browser.open(&site.page, DESKTOP, None).await;
+    browser.wait_until_text("#link-text", "live").await;
     assert_eq!(browser.text("#notice").await, "");
     assert_eq!(browser.eval("document.querySelector('#notice').role").await, "status");
     let told = "window.told = 0; new MutationObserver(() => window.told++).observe(
@@ -231,14 +232,14 @@ async fn an_api_that_cannot_be_reached_is_told_of_once_and_in_words() {
     browser.eval(told).await;
 
     site.ground.sim.set_status("kept", "completed");
-    assert_eq!(site.get(&clip("kept")).await.status(), 200);
+    assert_eq!(site.get(&completed_target("kept")).await.status(), 200);
     site.ground.sim.set_status("a", "queued");
     site.ground.sim.fault(FaultTarget::Polls, Fault::reset(), 1);
-    assert_eq!(site.get(&clip("a")).await.status(), 502);
+    assert_eq!(site.get(&completed_target("a")).await.status(), 502);
     browser.until_tile(4, "✕ unreachable").await;
     let notice = browser.text("#notice").await;
     assert!(notice.contains("retries are held back"), "{notice}");
-    browser.picture("unreachable").await;
+    browser.screenshot("unreachable").await;
     // Two more states change nothing that is said.
     browser.until_two_more_states().await;
     assert_eq!(browser.eval("window.told").await, 1);
@@ -252,7 +253,7 @@ impl Browser {
         const AGAIN: &str = "(() => { const states = new EventSource('api/events'); window.states = 0;
             states.addEventListener('state', () => ++window.states === 3 && states.close()); })()";
         self.eval(AGAIN).await;
-        self.until("window.states >= 3").await;
+        self.wait_until("window.states >= 3").await;
     }
 }
 
@@ -260,25 +261,25 @@ impl Browser {
 async fn without_the_gateway_the_page_says_since_when_and_then_goes_on() {
     let mut site = Site::new(&[]).await;
     let mut browser = Browser::start();
-    browser.open(&site.page, DESK, None).await;
+    browser.open(&site.page, DESKTOP, None).await;
     site.get("/v1/models").await;
-    browser.until_text("#made-count", "1").await;
+    browser.wait_until_text("#made-count", "1").await;
     site.gateway.signal("TERM");
-    assert!(site.gateway.ended().await.success());
-    browser.until("document.body.dataset.link === 'stale'").await;
+    assert!(site.gateway.wait_for_exit().await.success());
+    browser.wait_until("document.body.dataset.link === 'stale'").await;
     let told = browser.text("#link-text").await;
     let time = told.strip_prefix("stale since ").unwrap_or_else(|| panic!("{told}"));
     assert!(time.len() == 8 && time.split(':').count() == 3, "{told}");
     assert_eq!(browser.text("#made-count").await, "1", "what was last known stays");
     let (broken, _) = browser.accessibility().await;
     assert!(broken.is_empty(), "{broken:#?}");
-    browser.picture("stale").await;
+    browser.screenshot("stale").await;
 
     let admin = site.page.trim_start_matches("http://").trim_end_matches('/').to_owned();
     let (_gateway, ..) = start(&site.ground, &admin, &[]).await;
-    browser.until_text("#link-text", "live").await;
-    browser.until_text("#made-count", "0").await;
-    browser.until("!document.querySelector('#hint').hidden").await;
+    browser.wait_until_text("#link-text", "live").await;
+    browser.wait_until_text("#made-count", "0").await;
+    browser.wait_until("!document.querySelector('#hint').hidden").await;
 }
 
 #[tokio::test]
@@ -286,20 +287,20 @@ async fn everybody_can_read_it() {
     let site = Site::new(&[]).await;
     let (_waits, done) = busy(&site).await;
     let mut browser = Browser::start();
-    browser.open(&site.page, DESK, None).await;
+    browser.open(&site.page, DESKTOP, None).await;
     browser.until_tile(1, "14").await;
-    browser.until_text("#requests-table tfoot td:last-child", &done.to_string()).await;
+    browser.wait_until_text("#requests-table tfoot td:last-child", &done.to_string()).await;
     let looks = [
-        ("light", DESK),
-        ("dark", Look { is_dark: true, ..DESK }),
+        ("light", DESKTOP),
+        ("dark", Viewport { is_dark: true, ..DESKTOP }),
         ("phone", PHONE),
-        ("phone-dark", Look { is_dark: true, ..PHONE }),
+        ("phone-dark", Viewport { is_dark: true, ..PHONE }),
         ("wall", WALL),
-        ("wall-light", Look { is_dark: false, ..WALL }),
+        ("wall-light", Viewport { is_dark: false, ..WALL }),
     ];
     let mut grounds = BTreeSet::new();
     for (name, look) in looks {
-        browser.look(look, true).await;
+        browser.set_viewport(look, true).await;
         let wide = browser.eval("document.documentElement.scrollWidth").await;
         assert!(wide.as_u64().unwrap() <= look.width.into(), "{name}: {wide} px wide");
         let (broken, kept) = browser.accessibility().await;
@@ -308,7 +309,7 @@ async fn everybody_can_read_it() {
         grounds.insert((look.is_dark, ground));
         let moving = "document.getAnimations().filter((of) => of.playState === 'running').length";
         assert_eq!(browser.eval(moving).await, 0, "{name}: nothing moves for who wants it so");
-        browser.picture(name).await;
+        browser.screenshot(name).await;
     }
     assert_eq!(grounds.len(), 2, "{grounds:?}");
     browser.assert_no_faults().await;
@@ -318,8 +319,8 @@ async fn everybody_can_read_it() {
 async fn landmarks_headings_and_tables_have_names_and_the_keyboard_gets_to_what_scrolls() {
     let site = Site::new(&[]).await;
     let mut browser = Browser::start();
-    browser.open(&site.page, DESK, None).await;
-    browser.until("!document.querySelector('#hint').hidden").await;
+    browser.open(&site.page, DESKTOP, None).await;
+    browser.wait_until("!document.querySelector('#hint').hidden").await;
     let count = |of: &str| format!("document.querySelectorAll('{of}').length");
     for (of, is) in [("header, main, footer", 3), ("h1", 1), ("main section", 7), ("h2", 7), ("table", 4)] {
         assert_eq!(browser.eval(&count(of)).await, is, "{of}");
@@ -349,9 +350,9 @@ async fn landmarks_headings_and_tables_have_names_and_the_keyboard_gets_to_what_
     let links = ["metrics", "state as JSON", "health", "readiness", "uPlot, MIT"];
     assert_eq!(reached, [&["Table of jobs", "Table of keys"][..], &links].concat());
 
-    browser.point("#requests-plot .u-over").await;
+    browser.hover("#requests-plot .u-over").await;
     browser
-        .until("/^\\d\\d:\\d\\d:\\d\\d$/.test(document.querySelector('#requests-table th').textContent)")
+        .wait_until("/^\\d\\d:\\d\\d:\\d\\d$/.test(document.querySelector('#requests-table th').textContent)")
         .await;
     browser.assert_no_faults().await;
 }
@@ -363,11 +364,11 @@ async fn busy(site: &Site) -> (Vec<AbortOnDropHandle<Response<Bytes>>>, usize) {
     for n in 0..4 {
         sim.set_status(&uuid(n), "complete");
         for _ in 0..=3 * n {
-            assert_eq!(site.get(&clip(&uuid(n))).await.status(), 200);
+            assert_eq!(site.get(&completed_target(&uuid(n))).await.status(), 200);
             ended += 1;
         }
     }
-    for target in ["/v1/models", "/v1/models", &clip("")] {
+    for target in ["/v1/models", "/v1/models", &completed_target("")] {
         site.get(target).await;
         ended += 1;
     }
@@ -376,12 +377,12 @@ async fn busy(site: &Site) -> (Vec<AbortOnDropHandle<Response<Bytes>>>, usize) {
     {
         let (id, key) = (uuid(0x10 + n), if n % 2 == 0 { "demo" } else { "other" });
         sim.set_status(&id, word);
-        waits.extend((0..waiting).map(|_| site.wait(&clip(&id), key)));
-        assert_eq!(site.wait(&single(&id, word), key).await.unwrap().status(), 200);
+        waits.extend((0..waiting).map(|_| site.wait(&completed_target(&id), key)));
+        assert_eq!(site.wait(&clip_target(&id, word), key).await.unwrap().status(), 200);
         ended += 1;
     }
     let pair = [uuid(0x10), uuid(0x12)];
-    let pair = multi(&[&pair[0], &pair[1]], "completed");
+    let pair = clips_target(&[&pair[0], &pair[1]], "completed");
     waits.extend((0..4).map(|_| site.wait(&pair, "demo")));
     (waits, ended)
 }
@@ -389,13 +390,13 @@ async fn busy(site: &Site) -> (Vec<AbortOnDropHandle<Response<Bytes>>>, usize) {
 #[tokio::test]
 async fn with_a_token_the_browser_logs_in_and_all_of_the_page_comes() {
     let site = Site::new(&[("CLIPGATE__ADMIN__TOKEN", "s3cret")]).await;
-    let operator = Operator::at(site.page[7..].trim_end_matches('/').parse().unwrap());
+    let operator = AdminClient::at(site.page[7..].trim_end_matches('/').parse().unwrap());
     for path in ["/", "/dashboard/dashboard.js", "/dashboard/uplot/LICENSE"] {
         assert_eq!(operator.get(path).await.status(), 401, "{path}");
     }
     let mut browser = Browser::start();
-    assert_eq!(browser.open(&site.page, DESK, Some(["ops", "s3cret"])).await, 200);
-    browser.until_text("#link-text", "live").await;
+    assert_eq!(browser.open(&site.page, DESKTOP, Some(["ops", "s3cret"])).await, 200);
+    browser.wait_until_text("#link-text", "live").await;
     site.get("/v1/models").await;
-    browser.until_text("#made-count", "1").await;
+    browser.wait_until_text("#made-count", "1").await;
 }

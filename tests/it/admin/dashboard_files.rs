@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use crate::harness::admin_client::{Operator, field, text};
+use crate::harness::admin_client::{AdminClient, field, text};
 use crate::harness::gateway::TestGateway;
 
 #[tokio::test]
 async fn each_of_its_files_is_served_for_what_it_is_and_only_once() {
     let mut stage = TestGateway::new().await;
-    let operator = Operator::of(&mut stage).await;
+    let operator = AdminClient::open(&mut stage).await;
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/admin/dashboard");
     let files = ["", "uplot"].iter().flat_map(|dir| std::fs::read_dir(root.join(dir)).unwrap());
     let files: Vec<_> = files
@@ -43,19 +43,19 @@ async fn each_of_its_files_is_served_for_what_it_is_and_only_once() {
         assert_eq!(field(&answer, "cache-control"), "no-cache");
 
         let etag = field(&answer, "etag");
-        let again = operator.ask("GET", &path, &[("if-none-match", etag)]).await;
+        let again = operator.send("GET", &path, &[("if-none-match", etag)]).await;
         assert_eq!((again.status().as_u16(), again.body().len()), (304, 0), "{path}");
-        assert_eq!(operator.ask("GET", &path, &[("if-none-match", "\"old\"")]).await.status(), 200);
-        let head = operator.ask("HEAD", &path, &[]).await;
+        assert_eq!(operator.send("GET", &path, &[("if-none-match", "\"old\"")]).await.status(), 200);
+        let head = operator.send("HEAD", &path, &[]).await;
         assert_eq!((head.status().as_u16(), field(&head, "etag")), (200, etag));
-        assert_eq!(operator.ask("POST", &path, &[]).await.status(), 405);
+        assert_eq!(operator.send("POST", &path, &[]).await.status(), 405);
     }
 }
 
 #[tokio::test]
 async fn the_page_has_no_script_style_or_address_but_its_own_files() {
     let mut stage = TestGateway::new().await;
-    let operator = Operator::of(&mut stage).await;
+    let operator = AdminClient::open(&mut stage).await;
     let page = operator.get("/").await;
     let page = text(&page);
     for inline in ["style=", "onclick", "onload", "<style", "http://", "https://", "//"] {

@@ -13,8 +13,10 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 
 use crate::clients::team::member;
-use crate::harness::admin_client::{Operator, field, json, text};
-use crate::harness::gateway::{TestGateway, all, multi, put_all, set_hold, single, within};
+use crate::harness::admin_client::{AdminClient, field, json, text};
+use crate::harness::gateway::{
+    TestGateway, clip_target, clips_target, join_all, set_hold, set_status_of_all, within_secs,
+};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -31,7 +33,7 @@ fn assert_refused(answer: &Response<Bytes>, status: u16, path: &str) {
 #[tokio::test]
 async fn each_resource_takes_its_methods_and_no_others() {
     let mut stage = TestGateway::new().await;
-    let operator = Operator::of(&mut stage).await;
+    let operator = AdminClient::open(&mut stage).await;
     let rows = [
         ("/healthz", "GET, HEAD", "text/plain; charset=utf-8"),
         ("/readyz", "GET, HEAD", "text/plain; charset=utf-8"),
@@ -43,7 +45,7 @@ async fn each_resource_takes_its_methods_and_no_others() {
     ];
     for (path, allowed, kind) in rows {
         for method in ["GET", "HEAD", "DELETE", "POST", "PUT", "OPTIONS"] {
-            let answer = operator.ask(method, path, &[]).await;
+            let answer = operator.send(method, path, &[]).await;
             if allowed.split(", ").any(|allowed| allowed == method) {
                 assert_eq!(answer.status(), 200, "{method} {path}");
                 assert_eq!(field(&answer, "content-type"), kind, "{method} {path}");
@@ -66,8 +68,8 @@ async fn each_resource_takes_its_methods_and_no_others() {
         assert!([404, 405].contains(&answer.status().as_u16()), "{path}");
     }
     assert_refused(&operator.get("/nothing").await, 404, "/nothing");
-    assert_refused(&operator.ask("DELETE", "/api/cache/", &[]).await, 400, "/api/cache/");
-    let answer = operator.ask("GET", "/healthz", &[("x-request-id", "mine-1")]).await;
+    assert_refused(&operator.send("DELETE", "/api/cache/", &[]).await, 400, "/api/cache/");
+    let answer = operator.send("GET", "/healthz", &[("x-request-id", "mine-1")]).await;
     assert_eq!(field(&answer, "x-request-id"), "mine-1");
     assert_eq!(stage.upstream_requests().len(), 0, "nothing reaches the upstream");
 }
@@ -75,7 +77,7 @@ async fn each_resource_takes_its_methods_and_no_others() {
 #[tokio::test]
 async fn readiness_follows_the_gateway_and_health_does_not() {
     let mut stage = TestGateway::new().await;
-    let operator = Operator::of(&mut stage).await;
+    let operator = AdminClient::open(&mut stage).await;
     let of = async |path: &str| {
         let answer = operator.get(path).await;
         (answer.status().as_u16(), text(&answer).to_owned())
@@ -92,14 +94,14 @@ async fn readiness_follows_the_gateway_and_health_does_not() {
 async fn with_a_token_all_but_health_ask_for_it() {
     let token = "cg-admin-recognise-me";
     let mut stage = TestGateway::with(|config, _| config.admin.token = Some(Secret::new(token))).await;
-    let operator = Operator::of(&mut stage).await;
+    let operator = AdminClient::open(&mut stage).await;
     let bearer = format!("Bearer {token}");
     // ops:cg-admin-recognise-me
     let basic = "Basic b3BzOmNnLWFkbWluLXJlY29nbmlzZS1tZQ==";
     let paths = ["/metrics", "/api/state", "/api/history", "/api/events", "/api/cache", "/nothing"];
     for path in paths {
         for wrong in ["", "Bearer cg-admin-recognise-m", "Bearer x", "Basic b3BzOng=", token] {
-            let answer = operator.ask("GET", path, &[("authorization", wrong)]).await;
+            let answer = operator.send("GET", path, &[("authorization", wrong)]).await;
             assert_refused(&answer, 401, path);
             let challenges: Vec<_> = answer.headers().get_all("www-authenticate").iter().collect();
             assert_eq!(
@@ -113,25 +115,25 @@ async fn with_a_token_all_but_health_ask_for_it() {
         }
         for right in [bearer.as_str(), basic] {
             let fields = [("authorization", right), ("host", "gw.example")];
-            let status = operator.ask("GET", path, &fields).await.status().as_u16();
+            let status = operator.send("GET", path, &fields).await.status().as_u16();
             assert!([200, 404, 405].contains(&status), "{path} {status}");
         }
     }
     for open in ["/healthz", "/readyz"] {
-        assert_eq!(operator.ask("GET", open, &[("host", "gw.example")]).await.status(), 200, "{open}");
+        assert_eq!(operator.send("GET", open, &[("host", "gw.example")]).await.status(), 200, "{open}");
     }
 }
 
 #[tokio::test]
 async fn without_a_token_no_other_sites_page_gets_through() {
     let mut stage = TestGateway::new().await;
-    let operator = Operator::of(&mut stage).await;
+    let operator = AdminClient::open(&mut stage).await;
     stage.sim.set_status("a", "completed");
-    stage.get(&single("a", "completed"), &[]).await;
+    stage.get(&clip_target("a", "completed"), &[]).await;
     let own = format!("http://{}", operator.address);
     let rebound = [("host", "evil.example")];
     for path in ["/metrics", "/api/state", "/api/history", "/api/events", "/api/cache/a"] {
-        assert_refused(&operator.ask("GET", path, &rebound).await, 421, path);
+        assert_refused(&operator.send("GET", path, &rebound).await, 421, path);
     }
     for fields in [
         &[("origin", "http://evil.example")][..],
@@ -139,24 +141,24 @@ async fn without_a_token_no_other_sites_page_gets_through() {
         &[("sec-fetch-site", "cross-site")],
         &[("sec-fetch-site", "same-site")],
     ] {
-        assert_refused(&operator.ask("DELETE", "/api/cache", fields).await, 403, "/api/cache");
+        assert_refused(&operator.send("DELETE", "/api/cache", fields).await, 403, "/api/cache");
     }
-    assert!(stage.get(&single("a", "completed"), &[]).await.hit(), "nothing was forgotten");
+    assert!(stage.get(&clip_target("a", "completed"), &[]).await.is_hit(), "nothing was forgotten");
     let fields = [("origin", own.as_str()), ("sec-fetch-site", "same-origin")];
-    assert_eq!(operator.ask("DELETE", "/api/cache", &fields).await.status(), 200);
-    assert!(!stage.get(&single("a", "completed"), &[]).await.hit());
+    assert_eq!(operator.send("DELETE", "/api/cache", &fields).await.status(), 200);
+    assert!(!stage.get(&clip_target("a", "completed"), &[]).await.is_hit());
 }
 
 #[tokio::test]
 async fn what_is_forgotten_is_asked_for_again() {
     let mut stage = TestGateway::new().await;
-    let operator = Operator::of(&mut stage).await;
-    put_all(&stage, &["a", "b", "c/d"], "completed");
+    let operator = AdminClient::open(&mut stage).await;
+    set_status_of_all(&stage, &["a", "b", "c/d"], "completed");
     let keys = ["Bearer one", "Bearer two"];
     let ask = async |id: &str, key: &str| {
-        let answer = stage.get(&single(id, "completed"), &[("authorization", key)]).await;
+        let answer = stage.get(&clip_target(id, "completed"), &[("authorization", key)]).await;
         assert_eq!(answer.status, 200);
-        answer.hit()
+        answer.is_hit()
     };
     for key in keys {
         for id in ["a", "b", "c%2Fd"] {
@@ -164,7 +166,7 @@ async fn what_is_forgotten_is_asked_for_again() {
             assert!(ask(id, key).await);
         }
     }
-    let forget = async |path: &str| json(&operator.ask("DELETE", path, &[]).await)["removed"].clone();
+    let forget = async |path: &str| json(&operator.send("DELETE", path, &[]).await)["removed"].clone();
     assert_eq!(forget("/api/cache/a").await, 2);
     assert_eq!(forget("/api/cache/a").await, 0);
     assert_eq!(forget("/api/cache/c%2Fd").await, 2);
@@ -185,8 +187,8 @@ async fn what_is_forgotten_is_asked_for_again() {
 
 #[tokio::test]
 async fn the_state_says_what_is_under_way() {
-    let mut stage = TestGateway::holding(LONG).await;
-    let operator = Operator::of(&mut stage).await;
+    let mut stage = TestGateway::with_hold(LONG).await;
+    let operator = AdminClient::open(&mut stage).await;
     let state = operator.state().await;
     assert_eq!(state["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(state["listen"], serde_json::json!([stage.address.to_string()]));
@@ -194,15 +196,15 @@ async fn the_state_says_what_is_under_way() {
     assert_eq!(state["jobs"], serde_json::json!({ "items": [], "total": 0 }));
     assert!(state["upstream"]["answered_at"].is_null() && state["upstream"]["failed"].is_null());
 
-    put_all(&stage, &["a", "b"], "queued");
+    set_status_of_all(&stage, &["a", "b"], "queued");
     let key = [("authorization", "Bearer sk-recognise-me")];
-    let mut waits = vec![stage.spawn_get(&single("a", "streaming"), &key)];
-    stage.until(|seen| seen.open == 1).await;
-    waits.extend((0..2).map(|_| stage.spawn_get(&single("a", "completed"), &key)));
-    stage.until_parked(3).await;
-    waits.push(stage.spawn_get(&multi(&["a", "b"], "completed"), &key));
-    stage.until_parked(4).await;
-    stage.until(|seen| seen.open == 2).await;
+    let mut waits = vec![stage.spawn_get(&clip_target("a", "streaming"), &key)];
+    stage.wait_until(|seen| seen.open == 1).await;
+    waits.extend((0..2).map(|_| stage.spawn_get(&clip_target("a", "completed"), &key)));
+    stage.wait_until_parked(3).await;
+    waits.push(stage.spawn_get(&clips_target(&["a", "b"], "completed"), &key));
+    stage.wait_until_parked(4).await;
+    stage.wait_until(|seen| seen.open == 2).await;
 
     let state = operator.state().await;
     assert_eq!(state["complete"], true);
@@ -221,8 +223,8 @@ async fn the_state_says_what_is_under_way() {
     assert!(name.len() == 8 && name.bytes().all(|byte| byte.is_ascii_hexdigit()), "a short digest: {name}");
     assert!(!state.to_string().contains("recognise"), "{state}");
 
-    put_all(&stage, &["a", "b"], "completed");
-    all(waits).await;
+    set_status_of_all(&stage, &["a", "b"], "completed");
+    join_all(waits).await;
     let state = operator.state().await;
     assert_eq!((&state["waits"]["parked"], &state["jobs"]["total"]), (&0.into(), &0.into()));
     assert_eq!(state["keys"]["total"], 0);
@@ -247,14 +249,14 @@ async fn members_are_listed_by_name_with_what_they_have_left() {
         config.limits.burst = 100;
     })
     .await;
-    let operator = Operator::of(&mut stage).await;
+    let operator = AdminClient::open(&mut stage).await;
     stage.sim.set_status("a", "queued");
     let ask = |token: &str| {
         let authorization = format!("Bearer {token}");
-        stage.spawn_get(&single("a", "completed"), &[("authorization", authorization.as_str())])
+        stage.spawn_get(&clip_target("a", "completed"), &[("authorization", authorization.as_str())])
     };
     let _waits = [ask("cg_recognise-b"), ask("cg_recognise-b"), ask("cg_recognise-a")];
-    stage.until_parked(3).await;
+    stage.wait_until_parked(3).await;
     let state = operator.state().await;
     let keys = state["keys"]["items"].as_array().unwrap();
     let names: Vec<_> = keys.iter().map(|key| key["name"].as_str().unwrap()).collect();
@@ -273,14 +275,14 @@ async fn members_are_listed_by_name_with_what_they_have_left() {
 
 #[tokio::test]
 async fn events_bring_the_state_each_second_and_the_history_what_was_before() {
-    let mut stage = TestGateway::holding(LONG).await;
-    let operator = Operator::of(&mut stage).await;
+    let mut stage = TestGateway::with_hold(LONG).await;
+    let operator = AdminClient::open(&mut stage).await;
     let mut stream = Stream::open(&operator, "/api/events").await;
     assert_eq!(stream.state().await["waits"]["parked"], 0);
     stage.sim.set_status("a", "queued");
-    let _wait = stage.spawn_get(&single("a", "completed"), &[]);
-    stage.until_parked(1).await;
-    within(20, async { while stream.state().await["waits"]["parked"] != 1 {} }).await;
+    let _wait = stage.spawn_get(&clip_target("a", "completed"), &[]);
+    stage.wait_until_parked(1).await;
+    within_secs(20, async { while stream.state().await["waits"]["parked"] != 1 {} }).await;
     assert!(stream.read.starts_with("retry: 2000\n\nevent: state\ndata: {"), "{:.80}", stream.read);
 
     let history = json(&operator.get("/api/history").await);
@@ -294,7 +296,7 @@ async fn events_bring_the_state_each_second_and_the_history_what_was_before() {
 #[tokio::test]
 async fn event_streams_are_few_and_make_room_when_they_end() {
     let mut stage = TestGateway::new().await;
-    let operator = Operator::of(&mut stage).await;
+    let operator = AdminClient::open(&mut stage).await;
     let mut streams = Vec::new();
     for _ in 0..32 {
         streams.push(Stream::open(&operator, "/api/events").await);
@@ -304,7 +306,7 @@ async fn event_streams_are_few_and_make_room_when_they_end() {
     assert_eq!(field(&refused, "retry-after"), "5");
     assert_eq!(operator.get("/healthz").await.status(), 200, "others are answered all the same");
     drop(streams);
-    within(20, async { while !Stream::may_open(&operator, "/api/events").await {} }).await;
+    within_secs(20, async { while !Stream::may_open(&operator, "/api/events").await {} }).await;
 }
 
 #[test]
@@ -315,9 +317,9 @@ fn a_data_path_that_is_stuck_keeps_no_health_check_waiting() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async move {
             let mut stage = TestGateway::new().await;
-            let operator = Operator::of(&mut stage).await;
+            let operator = AdminClient::open(&mut stage).await;
             stage.sim.set_status("a", "completed");
-            stage.get(&single("a", "completed"), &[]).await;
+            stage.get(&clip_target("a", "completed"), &[]).await;
             tell.send(operator.address).unwrap();
             // From here on nothing of the gateway moves.
             let _ = stuck.recv();
@@ -326,8 +328,8 @@ fn a_data_path_that_is_stuck_keeps_no_health_check_waiting() {
     });
     let address = told.recv().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(within(20, async {
-        let operator = Operator::at(address);
+    runtime.block_on(within_secs(20, async {
+        let operator = AdminClient::at(address);
         for path in ["/healthz", "/readyz", "/metrics", "/api/history"] {
             assert_eq!(operator.get(path).await.status(), 200, "{path}");
         }
@@ -337,7 +339,7 @@ fn a_data_path_that_is_stuck_keeps_no_health_check_waiting() {
             assert_eq!(state["complete"], false);
             assert_eq!(state["totals"]["requests"]["opened"], 1, "what is counted is there");
         }
-        let forgotten = operator.ask("DELETE", "/api/cache", &[]).await;
+        let forgotten = operator.send("DELETE", "/api/cache", &[]).await;
         assert_eq!(json(&forgotten)["removed"], 1);
     }));
     drop(free);
@@ -352,21 +354,21 @@ struct Stream {
 }
 
 impl Stream {
-    async fn open(operator: &Operator, path: &str) -> Self {
+    async fn open(operator: &AdminClient, path: &str) -> Self {
         let answer = Self::ask(operator, path).await;
         assert_eq!(answer.status(), 200);
         assert_eq!(answer.headers()["content-type"], "text/event-stream");
         Self { body: answer.into_body(), read: String::new(), taken: 0 }
     }
 
-    async fn may_open(operator: &Operator, path: &str) -> bool {
+    async fn may_open(operator: &AdminClient, path: &str) -> bool {
         Self::ask(operator, path).await.status() == 200
     }
 
-    async fn ask(operator: &Operator, path: &str) -> Response<hyper::body::Incoming> {
+    async fn ask(operator: &AdminClient, path: &str) -> Response<hyper::body::Incoming> {
         let client: Client<HttpConnector, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
         let uri = format!("http://{}{path}", operator.address).parse().unwrap();
-        within(20, client.get(uri)).await.unwrap()
+        within_secs(20, client.get(uri)).await.unwrap()
     }
 
     /// The next state.
@@ -379,7 +381,7 @@ impl Stream {
                 self.taken += end + 3;
                 return state;
             }
-            let frame = within(20, self.body.frame()).await.expect("it goes on").unwrap();
+            let frame = within_secs(20, self.body.frame()).await.expect("it goes on").unwrap();
             self.read.push_str(std::str::from_utf8(frame.data_ref().unwrap()).unwrap());
         }
     }

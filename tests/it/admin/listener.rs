@@ -3,24 +3,24 @@
 use std::net::SocketAddr;
 use std::process::Command;
 
-use clipgate::sim::{Options, Sim};
+use clipgate::sim::{Sim, SimOptions};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 
-use crate::harness::admin_client::{Operator, text};
-use crate::harness::command::Process;
-use crate::harness::gateway::single;
-use crate::harness::process::{Client, Gateway, TestEnv, clip, get, within_timeout};
-use crate::harness::raw_http::raw;
+use crate::harness::admin_client::{AdminClient, text};
+use crate::harness::command::ClipgateProcess;
+use crate::harness::gateway::clip_target;
+use crate::harness::process::{GatewayProcess, TestClient, TestEnv, completed_target, get, within_timeout};
+use crate::harness::raw_http::send_raw;
 
 const ANY_PORT: (&str, &str) = ("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
 const SIM: [&str; 4] = ["serve", "--sim", "--listen", "127.0.0.1:0"];
 
 #[tokio::test]
 async fn its_address_is_the_second_line() {
-    let mut gateway = Process::start(&SIM, &[ANY_PORT]);
+    let mut gateway = ClipgateProcess::start(&SIM, &[ANY_PORT]);
     let address = gateway.address();
-    let operator = Operator::at(gateway.admin().parse().unwrap());
+    let operator = AdminClient::at(gateway.admin().parse().unwrap());
     assert_eq!(operator.get("/readyz").await.status(), 200);
     let state = operator.state().await;
     assert_eq!(state["listen"], serde_json::json!([address.to_string()]));
@@ -33,19 +33,19 @@ async fn it_listens_on_unix_sockets_too_and_not_at_all_if_it_is_not_to() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("admin.sock");
     let listen = format!("unix:{}", path.display());
-    let mut gateway = Process::start(&SIM, &[("CLIPGATE__ADMIN__LISTEN", &listen)]);
+    let mut gateway = ClipgateProcess::start(&SIM, &[("CLIPGATE__ADMIN__LISTEN", &listen)]);
     gateway.ready();
     assert_eq!(gateway.admin(), listen);
-    let mut client = Client::h1(UnixStream::connect(&path).await.unwrap()).await;
+    let mut client = TestClient::h1(UnixStream::connect(&path).await.unwrap()).await;
     let request =
         http::Request::get("/healthz").header("host", "localhost").body(Default::default()).unwrap();
-    assert_eq!(client.ask(request).await.unwrap().status(), 200);
+    assert_eq!(client.send(request).await.unwrap().status(), 200);
     assert_eq!(gateway.stop().0, Some(0));
     assert!(!path.exists(), "the socket's file goes with it");
 
-    let mut gateway = Process::start(&SIM, &[("CLIPGATE__ADMIN__LISTEN", "")]);
+    let mut gateway = ClipgateProcess::start(&SIM, &[("CLIPGATE__ADMIN__LISTEN", "")]);
     gateway.ready();
-    assert_eq!(gateway.line(), "", "what to try comes next");
+    assert_eq!(gateway.next_line(), "", "what to try comes next");
 }
 
 #[tokio::test]
@@ -56,9 +56,9 @@ async fn an_address_that_is_taken_is_an_error_that_names_its_key() {
     ground.configure("");
     let mut command = ground.command();
     command.env("CLIPGATE__ADMIN__LISTEN", address.to_string());
-    let mut gateway = Gateway::spawn(command);
+    let mut gateway = GatewayProcess::spawn(command);
     let log = gateway.rest_of_log().await;
-    assert_eq!(gateway.ended().await.code(), Some(1), "{log:?}");
+    assert_eq!(gateway.wait_for_exit().await.code(), Some(1), "{log:?}");
     let told = log.join("\n");
     assert!(told.contains(&format!("cannot listen on {address}: ")), "{told}");
     assert!(told.contains("set admin.listen to another address, or to \"\" for none"), "{told}");
@@ -68,12 +68,12 @@ async fn an_address_that_is_taken_is_an_error_that_names_its_key() {
 async fn try_outs_beside_each_other_do_not_quarrel_about_the_usual_address() {
     // One of them gets it, if nobody else on this machine has it.
     let usual = [("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:9090")];
-    let mut gateways = [Process::start(&SIM, &usual), Process::start(&SIM, &usual)];
+    let mut gateways = [ClipgateProcess::start(&SIM, &usual), ClipgateProcess::start(&SIM, &usual)];
     let mut addresses = Vec::new();
     for gateway in &mut gateways {
         gateway.ready();
         let address: SocketAddr = gateway.admin().parse().unwrap();
-        assert_eq!(Operator::at(address).get("/healthz").await.status(), 200);
+        assert_eq!(AdminClient::at(address).get("/healthz").await.status(), 200);
         addresses.push(address);
     }
     assert_ne!(addresses[0], addresses[1]);
@@ -86,19 +86,20 @@ async fn it_answers_until_the_last_wait_has_and_says_that_nobody_should_come() {
     ground.sim.set_status("a", "queued");
     let mut command = ground.command();
     command.env(ANY_PORT.0, ANY_PORT.1);
-    let mut gateway = Gateway::spawn(command);
+    let mut gateway = GatewayProcess::spawn(command);
     let address = gateway.address().await;
-    let admin = gateway.line().await;
-    let operator = Operator::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
+    let admin = gateway.next_line().await;
+    let operator =
+        AdminClient::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
     // Passed through, so that nothing but the upstream ends it.
-    let mut client = Client::connect(address).await;
-    let target = format!("{}&x=1", clip("a"));
-    let waiting = tokio::spawn(async move { client.ask(get(&target, &[])).await });
+    let mut client = TestClient::connect(address).await;
+    let target = format!("{}&x=1", completed_target("a"));
+    let waiting = tokio::spawn(async move { client.send(get(&target, &[])).await });
     ground.sim.wait_until(|seen| seen.open == 1).await;
     assert_eq!(operator.get("/readyz").await.status(), 200);
 
     gateway.signal("TERM");
-    gateway.logged("stopping").await;
+    gateway.wait_for_log("stopping").await;
     let not_ready = async {
         while operator.get("/readyz").await.status() != 503 {
             tokio::task::yield_now().await;
@@ -109,7 +110,7 @@ async fn it_answers_until_the_last_wait_has_and_says_that_nobody_should_come() {
     assert_eq!(operator.state().await["phase"], "draining");
     ground.sim.set_status("a", "complete");
     assert_eq!(waiting.await.unwrap().unwrap().status(), 200);
-    assert_eq!(gateway.ended().await.code(), Some(0));
+    assert_eq!(gateway.wait_for_exit().await.code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -119,7 +120,7 @@ async fn no_key_and_no_token_is_in_anything_that_it_says() {
     const ADMIN: &str = "admin-recognise-me-three";
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream = format!("http://{}", listener.local_addr().unwrap());
-    let sim = Sim::new(Options { keys: Some(vec![KEY.to_owned()]), ..Options::default() });
+    let sim = Sim::new(SimOptions { keys: Some(vec![KEY.to_owned()]), ..SimOptions::default() });
     sim.set_status("a", "completed");
     sim.set_status("b", "queued");
     let _serving = tokio::spawn(sim.clone().serve(listener, std::future::pending()));
@@ -134,19 +135,20 @@ async fn no_key_and_no_token_is_in_anything_that_it_says() {
         ("CLIPGATE__LOG__LEVEL", "trace"),
         ("CLIPGATE__LOG__FORMAT", "json"),
     ];
-    let mut gateway = Process::start(&["serve", "--listen", "127.0.0.1:0", "--upstream", &upstream], &env);
+    let mut gateway =
+        ClipgateProcess::start(&["serve", "--listen", "127.0.0.1:0", "--upstream", &upstream], &env);
     let address = gateway.address();
-    let operator = Operator::at(gateway.admin().parse().unwrap());
+    let operator = AdminClient::at(gateway.admin().parse().unwrap());
 
     let ask = |target: String, token: &str| {
         let head = format!("GET {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
         format!("{head}authorization: Bearer {token}\r\n\r\n")
     };
-    for ask in [ask(single("a", "completed"), TOKEN), ask(single("a", "completed"), KEY)] {
-        raw(address, ask.as_bytes()).await;
+    for ask in [ask(clip_target("a", "completed"), TOKEN), ask(clip_target("a", "completed"), KEY)] {
+        send_raw(address, ask.as_bytes()).await;
     }
     let parked = tokio::spawn(async move {
-        raw(address, ask(single("b", "completed"), TOKEN).as_bytes()).await;
+        send_raw(address, ask(clip_target("b", "completed"), TOKEN).as_bytes()).await;
     });
     sim.wait_until(|seen| seen.open == 1).await;
 
@@ -154,7 +156,7 @@ async fn no_key_and_no_token_is_in_anything_that_it_says() {
     let mut said = String::new();
     for path in ["/healthz", "/readyz", "/metrics", "/api/state", "/api/history", "/nothing"] {
         for authorization in [bearer.as_str(), "Bearer recognise-nobody", ""] {
-            let answer = operator.ask("GET", path, &[("authorization", authorization)]).await;
+            let answer = operator.send("GET", path, &[("authorization", authorization)]).await;
             said.push_str(&format!("{:?}\n{}\n", answer.headers(), text(&answer)));
         }
     }
@@ -186,16 +188,16 @@ fn check_says_where_it_will_be() {
 }
 
 /// A gateway with an admin listener, with this token if any; and its admin address.
-async fn start_admin(ground: &TestEnv, token: &str) -> (Gateway, SocketAddr) {
+async fn start_admin(ground: &TestEnv, token: &str) -> (GatewayProcess, SocketAddr) {
     ground.configure("");
     let mut command = ground.command();
     command.env(ANY_PORT.0, ANY_PORT.1);
     if !token.is_empty() {
         command.env("CLIPGATE__ADMIN__TOKEN", token);
     }
-    let mut gateway = Gateway::spawn(command);
+    let mut gateway = GatewayProcess::spawn(command);
     gateway.address().await;
-    let line = gateway.line().await;
+    let line = gateway.next_line().await;
     let address = line.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap();
     (gateway, address)
 }
@@ -218,7 +220,7 @@ async fn a_health_check_is_answered_whatever_300_other_connections_do() {
     }
     for path in ["/healthz", "/readyz"] {
         assert_eq!(
-            within_timeout("an answer", Operator::at(address).get(path)).await.status(),
+            within_timeout("an answer", AdminClient::at(address).get(path)).await.status(),
             200,
             "{path}"
         );
@@ -233,21 +235,21 @@ async fn who_does_not_bring_the_token_is_told_to_go_and_takes_no_place_from_who_
         let request = http::Request::get(path).header("host", "x").header("authorization", token);
         request.body(Default::default()).unwrap()
     };
-    let mut kept = Client::connect(address).await;
-    assert_eq!(kept.ask(ask("/metrics", "Bearer s3cret")).await.unwrap().status(), 200);
+    let mut kept = TestClient::connect(address).await;
+    assert_eq!(kept.send(ask("/metrics", "Bearer s3cret")).await.unwrap().status(), 200);
     for (path, status) in [("/healthz", 200), ("/metrics", 401), ("/nothing", 401)] {
-        let mut stranger = Client::connect(address).await;
-        let answer = stranger.ask(ask(path, "Bearer wrong")).await.unwrap();
+        let mut stranger = TestClient::connect(address).await;
+        let answer = stranger.send(ask(path, "Bearer wrong")).await.unwrap();
         assert_eq!(answer.status(), status, "{path}");
         assert_eq!(answer.headers()["connection"], "close", "{path}");
-        stranger.closed().await;
+        stranger.wait_until_closed().await;
     }
     let mut strangers = Vec::new();
     for _ in 0..300 {
         strangers.push(within_timeout("a connection", TcpStream::connect(address)).await.unwrap());
     }
-    assert_eq!(within_timeout("an answer", Operator::at(address).get("/healthz")).await.status(), 200);
-    let answer = kept.ask(ask("/metrics", "Bearer s3cret")).await.unwrap();
+    assert_eq!(within_timeout("an answer", AdminClient::at(address).get("/healthz")).await.status(), 200);
+    let answer = kept.send(ask("/metrics", "Bearer s3cret")).await.unwrap();
     assert_eq!(answer.status(), 200);
     assert!(!answer.headers().contains_key("connection"));
 }

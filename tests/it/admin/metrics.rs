@@ -20,39 +20,39 @@ async fn each_way_of_answering_is_counted_apart() {
         config.server.cors_origins = vec!["https://app.example".to_owned()];
     })
     .await;
-    let operator = Operator::of(&mut stage).await;
+    let operator = AdminClient::open(&mut stage).await;
     stage.sim.set_status("a", "queued");
     stage.sim.set_status("b", "completed");
     stage.sim.set_status("d", "queued");
 
     // 1 opens, 4 lean
-    let waits: Vec<_> = (0..5).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
-    stage.until_parked(5).await;
-    stage.until(|seen| seen.open == 1).await;
+    let waits: Vec<_> = (0..5).map(|_| stage.spawn_get(&clip_target("a", "completed"), &[])).collect();
+    stage.wait_until_parked(5).await;
+    stage.wait_until(|seen| seen.open == 1).await;
     let page = operator.metrics().await;
     assert_eq!((page.sum("clipgate_waits", &[]), page.sum("clipgate_upstream_polls", &[])), (5.0, 1.0));
     stage.sim.set_status("a", "completed");
-    all(waits).await;
+    join_all(waits).await;
     // 3 hits, of these 1 of several clips; 1 opens
-    for target in [single("b", "completed"), single("a", "completed"), single("b", "queued")] {
+    for target in [clip_target("b", "completed"), clip_target("a", "completed"), clip_target("b", "queued")] {
         stage.get(&target, &[]).await;
     }
-    stage.get(&multi(&["a", "b"], "completed"), &[]).await;
+    stage.get(&clips_target(&["a", "b"], "completed"), &[]).await;
     // 2 passed, 1 of them on the clip's path
     stage.get("/v1/models", &[]).await;
     stage.get("/v2/generate/audio/suno-ai/clip?x=1", &[]).await;
     // 2 refused, 1 preflight
-    stage.get(&single("", "completed"), &[]).await;
-    stage.get(&single("c", "completed"), &[("cache-control", "only-if-cached")]).await;
+    stage.get(&clip_target("", "completed"), &[]).await;
+    stage.get(&clip_target("c", "completed"), &[("cache-control", "only-if-cached")]).await;
     let preflight = Request::options("/x")
         .header("origin", "https://app.example")
         .header("access-control-request-method", "GET");
     stage.send(preflight.body(Default::default()).unwrap()).await;
     // 1 that hangs up
-    let left = stage.spawn_get(&single("d", "completed"), &[]);
-    stage.until_parked(1).await;
+    let left = stage.spawn_get(&clip_target("d", "completed"), &[]);
+    stage.wait_until_parked(1).await;
     drop(left);
-    stage.until_parked(0).await;
+    stage.wait_until_parked(0).await;
 
     let page = operator.metrics().await;
     let rows = [
@@ -92,30 +92,30 @@ async fn calls_are_counted_by_kind_and_by_what_came_of_them_as_the_upstream_saw_
         config.upstream.retries = 2;
     })
     .await;
-    let operator = Operator::of(&mut stage).await;
+    let operator = AdminClient::open(&mut stage).await;
     stage.sim.set_status("a", "completed");
-    stage.get(&single("a", "completed"), &[]).await;
+    stage.get(&clip_target("a", "completed"), &[]).await;
     // a look at what is there already
-    stage.get(&single("a", ""), &[("cache-control", "no-cache")]).await;
+    stage.get(&clip_target("a", ""), &[("cache-control", "no-cache")]).await;
     // not found: final
-    stage.get(&single("nowhere", "completed"), &[]).await;
+    stage.get(&clip_target("nowhere", "completed"), &[]).await;
     // fails, and is tried again
     stage.sim.fault(
         FaultTarget::Path("/v2/generate/audio/suno-ai/clip".to_owned()),
         Fault::Reset { after: Duration::ZERO },
         1,
     );
-    let answer = stage.get(&single("a", "completed"), &[("cache-control", "no-cache")]).await;
+    let answer = stage.get(&clip_target("a", "completed"), &[("cache-control", "no-cache")]).await;
     assert_eq!(answer.status, 200, "{answer:?}");
     // passed through
     stage.get("/sim/status/503", &[]).await;
     stage.get("/sim/status/204", &[]).await;
     // cancelled
     stage.sim.set_status("b", "queued");
-    let left = stage.spawn_get(&single("b", "completed"), &[]);
-    stage.until(|seen| seen.open == 1).await;
+    let left = stage.spawn_get(&clip_target("b", "completed"), &[]);
+    stage.wait_until(|seen| seen.open == 1).await;
     drop(left);
-    stage.until(|seen| seen.abandoned() == 1).await;
+    stage.wait_until(|seen| seen.abandoned() == 1).await;
 
     let page = operator.metrics().await;
     let rows = [
@@ -145,11 +145,11 @@ async fn an_open_breaker_shows_and_so_does_what_failed() {
         config.upstream.retry_for = Duration::from_secs(1);
     })
     .await;
-    let operator = Operator::of(&mut stage).await;
+    let operator = AdminClient::open(&mut stage).await;
     stage.sim.set_status("good", "completed");
-    assert_eq!(stage.get(&single("good", "completed"), &[]).await.status, 200);
+    assert_eq!(stage.get(&clip_target("good", "completed"), &[]).await.status, 200);
     stage.sim.fault(FaultTarget::Polls, Fault::reset(), u32::MAX);
-    let answer = stage.get(&single("a", "completed"), &[]).await;
+    let answer = stage.get(&clip_target("a", "completed"), &[]).await;
     assert_eq!(answer.field("cache-status"), "clipgate; detail=unreachable");
     let page = operator.metrics().await;
     assert_eq!(page.sum("clipgate_breaker_open", &[]), 1.0);
@@ -177,18 +177,18 @@ async fn refusals_over_a_limit_are_counted_by_limit_and_by_member() {
         config.limits.max_waits_per_key = 1;
     })
     .await;
-    let operator = Operator::of(&mut stage).await;
+    let operator = AdminClient::open(&mut stage).await;
     let alice = [("authorization", "Bearer cg_a")];
     let mut refused = 0;
     for _ in 0..20 {
-        refused += i32::from(stage.get(&single("", "completed"), &alice).await.status == 429);
+        refused += i32::from(stage.get(&clip_target("", "completed"), &alice).await.status == 429);
     }
     assert!(refused >= 10, "{refused}");
     stage.sim.set_status("a", "queued");
     let bob = [("authorization", "Bearer cg_b")];
-    let _parked = stage.spawn_get(&single("a", "completed"), &bob);
-    stage.until_parked(1).await;
-    assert_eq!(stage.get(&single("a", "completed"), &bob).await.status, 429);
+    let _parked = stage.spawn_get(&clip_target("a", "completed"), &bob);
+    stage.wait_until_parked(1).await;
+    assert_eq!(stage.get(&clip_target("a", "completed"), &bob).await.status, 429);
 
     let page = operator.metrics().await;
     let count = |quota: &str, member: &str| {
@@ -213,9 +213,9 @@ async fn a_malformed_head_is_counted_as_rejected() {
 #[tokio::test]
 async fn open_metrics_is_there_for_who_asks_for_it() {
     let mut stage = TestGateway::new().await;
-    let operator = Operator::of(&mut stage).await;
+    let operator = AdminClient::open(&mut stage).await;
     let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
-    let answer = operator.ask("GET", "/metrics", &[("accept", accept)]).await;
+    let answer = operator.send("GET", "/metrics", &[("accept", accept)]).await;
     assert!(field(&answer, "content-type").starts_with("application/openmetrics-text; version=1.0.0"));
     assert!(
         text(&answer).ends_with("# EOF\n") && text(&answer).contains("# TYPE clipgate_requests counter\n")

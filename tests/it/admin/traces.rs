@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::clients::event_clients::tools;
-use crate::harness::gateway::{TestGateway, all, multi, put_all, single};
+use crate::harness::gateway::{TestGateway, clip_target, clips_target, join_all, set_status_of_all};
 use crate::harness::process::{self, TestEnv, within_timeout};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -114,8 +114,8 @@ async fn without_a_collector_a_clients_trace_goes_through_untouched_and_a_missin
     stage.get("/v1/models", &[]).await;
     assert_ne!(parts(&last_seen(&stage))[0], first);
 
-    put_all(&stage, &["a"], "completed");
-    stage.get(&single("a", "completed"), &known).await;
+    set_status_of_all(&stage, &["a"], "completed");
+    stage.get(&clip_target("a", "completed"), &known).await;
     let [trace, _, flags] = parts(&last_seen(&stage));
     assert!(trace != TRACE && flags == "00", "a poll belongs to nobody");
     assert!(!last_seen(&stage).contains_key("tracestate"));
@@ -139,8 +139,8 @@ async fn with_a_collector_a_clients_trace_goes_on_with_the_requests_own_span() {
     let [trace, _, flags] = parts(&last_seen(&stage));
     assert!(trace != TRACE && flags == "01");
 
-    put_all(&stage, &["a"], "completed");
-    stage.get(&single("a", "completed"), &[("traceparent", &traceparent())]).await;
+    set_status_of_all(&stage, &["a"], "completed");
+    stage.get(&clip_target("a", "completed"), &[("traceparent", &traceparent())]).await;
     let [trace, _, flags] = parts(&last_seen(&stage));
     assert!(trace != TRACE && flags == "01", "a poll is the root of a trace of its own");
 }
@@ -171,26 +171,26 @@ async fn what_is_no_traceparent_is_replaced_with_its_tracestate() {
 async fn the_collector_gets_a_span_for_each_request_and_poll_and_a_link_for_each_lean() {
     let mut collector = Collector::start().await;
     let stage = TestGateway::with(|config, _| traced(config, &collector.url())).await;
-    put_all(&stage, &["a", "b"], "streaming");
+    set_status_of_all(&stage, &["a", "b"], "streaming");
     let key = ("authorization", KEY);
     let parent = traceparent();
-    let mut waits = vec![stage.spawn_get(&single("a", "completed"), &[key, ("traceparent", &parent)])];
-    stage.until(|seen| seen.count("/v2/generate/audio/suno-ai/clip") == 1).await;
-    waits.extend([0; 2].map(|_| stage.spawn_get(&single("a", "completed"), &[key])));
-    waits.push(stage.spawn_get(&single("b", "completed"), &[key]));
-    stage.until(|seen| seen.count("/v2/generate/audio/suno-ai/clip") == 2).await;
-    stage.until_parked(4).await;
-    waits.push(stage.spawn_get(&multi(&["a", "b"], "completed"), &[key]));
-    stage.until_parked(5).await;
+    let mut waits = vec![stage.spawn_get(&clip_target("a", "completed"), &[key, ("traceparent", &parent)])];
+    stage.wait_until(|seen| seen.count("/v2/generate/audio/suno-ai/clip") == 1).await;
+    waits.extend([0; 2].map(|_| stage.spawn_get(&clip_target("a", "completed"), &[key])));
+    waits.push(stage.spawn_get(&clip_target("b", "completed"), &[key]));
+    stage.wait_until(|seen| seen.count("/v2/generate/audio/suno-ai/clip") == 2).await;
+    stage.wait_until_parked(4).await;
+    waits.push(stage.spawn_get(&clips_target(&["a", "b"], "completed"), &[key]));
+    stage.wait_until_parked(5).await;
     let polls: Vec<_> = stage.sim.requests().iter().map(|seen| parts(&seen.headers)).collect();
-    put_all(&stage, &["a", "b"], "completed");
-    let answers = all(waits).await;
-    assert_eq!(answers.iter().filter(|answer| answer.opened()).count(), 2);
-    assert_eq!(answers.iter().filter(|answer| answer.leaned()).count(), 3);
-    assert!(stage.get(&single("a", "completed"), &[key]).await.hit());
+    set_status_of_all(&stage, &["a", "b"], "completed");
+    let answers = join_all(waits).await;
+    assert_eq!(answers.iter().filter(|answer| answer.is_opener()).count(), 2);
+    assert_eq!(answers.iter().filter(|answer| answer.is_coalesced()).count(), 3);
+    assert!(stage.get(&clip_target("a", "completed"), &[key]).await.is_hit());
     stage.get("/v1/models?token=HUSHHUSH", &[key]).await;
     let passed = parts(&last_seen(&stage));
-    assert_eq!(stage.get(&single("a", "error"), &[key]).await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(stage.get(&clip_target("a", "error"), &[key]).await.status, StatusCode::BAD_REQUEST);
 
     let (batches, spans) = collector.spans(10).await;
     for batch in &batches {
@@ -264,7 +264,7 @@ async fn a_poll_that_fails_says_so_and_a_client_that_leaves_ends_its_span() {
         config.wait.linger = Duration::ZERO;
     })
     .await;
-    assert_eq!(stage.get(&single("a", "completed"), &[]).await.status, StatusCode::BAD_GATEWAY);
+    assert_eq!(stage.get(&clip_target("a", "completed"), &[]).await.status, StatusCode::BAD_GATEWAY);
     let (_, spans) = collector.spans(2).await;
     let [poll, wait] = ["SPAN_KIND_CLIENT", "SPAN_KIND_SERVER"]
         .map(|kind| spans.iter().find(|span| span["kind"] == kind).unwrap());
@@ -274,10 +274,10 @@ async fn a_poll_that_fails_says_so_and_a_client_that_leaves_ends_its_span() {
     assert_eq!((&wait["attributes"]["error.type"], &wait["is_error"]), (&"502".into(), &true.into()));
 
     let mut stage = stage;
-    stage.raise_upstream();
-    put_all(&stage, &["a"], "streaming");
-    let wait = stage.spawn_get(&single("a", "completed"), &[]);
-    stage.until(|seen| seen.count("/v2/generate/audio/suno-ai/clip") == 1).await;
+    stage.start_upstream();
+    set_status_of_all(&stage, &["a"], "streaming");
+    let wait = stage.spawn_get(&clip_target("a", "completed"), &[]);
+    stage.wait_until(|seen| seen.count("/v2/generate/audio/suno-ai/clip") == 1).await;
     wait.abort();
     let (_, spans) = collector.spans(2).await;
     let outcomes = |kind: &str| {
@@ -298,16 +298,16 @@ async fn a_traces_own_decision_and_the_percentage_say_what_is_recorded() {
         config.telemetry.sample_percent = 0;
     })
     .await;
-    put_all(&stage, &["a", "b"], "completed");
+    set_status_of_all(&stage, &["a", "b"], "completed");
     let unrecorded = format!("00-{TRACE}-{PARENT}-00");
-    stage.get(&single("a", "completed"), &[]).await;
+    stage.get(&clip_target("a", "completed"), &[]).await;
     assert_eq!(
         parts(&last_seen(&stage))[2],
         "00",
         "the poll of a request that is not recorded is not either"
     );
     stage.get("/v1/models", &[("traceparent", &unrecorded)]).await;
-    stage.get(&single("b", "completed"), &[("traceparent", &traceparent())]).await;
+    stage.get(&clip_target("b", "completed"), &[("traceparent", &traceparent())]).await;
     assert_eq!(parts(&last_seen(&stage))[2], "01");
     let (_, spans) = collector.spans(2).await;
     assert_eq!(spans.iter().filter(|span| span["trace"] == TRACE).count(), 1);
@@ -321,13 +321,13 @@ async fn a_stop_tells_the_collector_what_it_has_not_been_told_with_the_headers_o
     ground.configure(&format!("[telemetry]\notlp_endpoint = \"{}/\"", collector.url()));
     let mut command = ground.command();
     command.env("OTEL_EXPORTER_OTLP_HEADERS", "x-token=for-the-collector");
-    let mut gateway = process::Gateway::spawn(command);
-    let mut client = process::Client::connect(gateway.address().await).await;
+    let mut gateway = process::GatewayProcess::spawn(command);
+    let mut client = process::TestClient::connect(gateway.address().await).await;
     ground.sim.set_status("a", "completed");
-    assert_eq!(client.get(&process::clip("a"), &[]).await.status(), 200);
+    assert_eq!(client.get(&process::completed_target("a"), &[]).await.status(), 200);
     drop(client);
     gateway.signal("TERM");
-    assert!(gateway.ended().await.success());
+    assert!(gateway.wait_for_exit().await.success());
     let batch = collector.batch().await;
     assert_eq!((&batch["token"], &batch["path"]), (&"for-the-collector".into(), &"/v1/traces".into()));
     assert_eq!(batch["spans"].as_array().unwrap().len(), 2, "{batch:#}");
@@ -340,16 +340,16 @@ async fn a_dead_collector_is_one_warning_and_the_loss_is_told_at_the_end() {
     let ground = TestEnv::new().await;
     ground.configure(&format!("{UNLIMITED}[telemetry]\notlp_endpoint = \"{}\"", nowhere().await));
     let mut gateway = ground.start();
-    let mut client = process::Client::connect(gateway.address().await).await;
+    let mut client = process::TestClient::connect(gateway.address().await).await;
     ground.sim.set_status("a", "completed");
-    assert_eq!(client.get(&process::clip("a"), &[]).await.status(), 200);
-    gateway.logged("spans are lost").await;
+    assert_eq!(client.get(&process::completed_target("a"), &[]).await.status(), 200);
+    gateway.wait_for_log("spans are lost").await;
     for _ in 0..1200 {
-        assert_eq!(client.get(&process::clip("a"), &[]).await.status(), 200);
+        assert_eq!(client.get(&process::completed_target("a"), &[]).await.status(), 200);
     }
     drop(client);
     gateway.signal("TERM");
-    assert!(gateway.ended().await.success());
+    assert!(gateway.wait_for_exit().await.success());
     let log = gateway.rest_of_log().await;
     assert!(!log.iter().any(|line| line.contains("spans are lost")), "it is told once: {log:#?}");
     let told: Vec<_> = log.iter().filter(|line| line.contains("spans were lost")).collect();
@@ -363,22 +363,22 @@ async fn a_collector_that_never_answers_delays_nobody() {
     let ground = TestEnv::new().await;
     ground.configure(&format!("drain_timeout = \"1s\"\n{UNLIMITED}[telemetry]\notlp_endpoint = \"{url}\""));
     let mut gateway = ground.start();
-    let mut client = process::Client::connect(gateway.address().await).await;
+    let mut client = process::TestClient::connect(gateway.address().await).await;
     ground.sim.set_status("a", "completed");
-    assert_eq!(client.get(&process::clip("a"), &[]).await.status(), 200);
+    assert_eq!(client.get(&process::completed_target("a"), &[]).await.status(), 200);
     let (mut held, _) = within_timeout("a batch", listener.accept()).await.unwrap();
     within_timeout("its first byte", held.read_u8()).await.unwrap();
     // The exporter is stuck, and more spans come than the queue has room for.
     let asking = async {
         for _ in 0..5000 {
-            assert_eq!(client.get(&process::clip("a"), &[]).await.status(), 200);
+            assert_eq!(client.get(&process::completed_target("a"), &[]).await.status(), 200);
         }
     };
     within_timeout("5000 hits", asking).await;
-    gateway.logged("spans are lost").await;
+    gateway.wait_for_log("spans are lost").await;
     drop(client);
     gateway.signal("TERM");
-    assert!(gateway.ended().await.success());
+    assert!(gateway.wait_for_exit().await.success());
     // A span for each hit, for the wait before them, and for its poll: some found no room, none was delivered.
     let log = gateway.rest_of_log().await;
     assert!(

@@ -1,6 +1,6 @@
-//! Stored answers, and the keys that separate them.
+//! Cached responses, and the keys that separate them.
 
-pub(crate) mod cache;
+pub(crate) mod cached_responses;
 pub(crate) mod isolation;
 pub(crate) mod keys;
 pub(crate) mod per_response_headers;

@@ -3,7 +3,7 @@
 use std::process::Output;
 use std::time::Duration;
 
-use clipgate::sim::{Fault, FaultTarget, Options};
+use clipgate::sim::{Fault, FaultTarget, SimOptions};
 use tokio::process::Command;
 
 use crate::harness::process::{TestEnv, within_timeout};

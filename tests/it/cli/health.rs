@@ -5,8 +5,8 @@ use std::process::{Command, Output};
 use clipgate::sim::{Fault, FaultTarget};
 use tokio::net::TcpListener;
 
-use crate::harness::command::Process;
-use crate::harness::process::{Client, Gateway, TestEnv, get, within_timeout};
+use crate::harness::command::ClipgateProcess;
+use crate::harness::process::{GatewayProcess, TestClient, TestEnv, get, within_timeout};
 
 /// Runs the command with this environment only.
 fn health(args: &[&str], env: &[(&str, &str)]) -> Output {
@@ -28,7 +28,7 @@ const SIM: [&str; 4] = ["serve", "--sim", "--listen", "127.0.0.1:0"];
 #[test]
 fn a_ready_gateway_is_found_by_flag_file_and_environment() {
     let token = ("CLIPGATE__ADMIN__TOKEN", "t0ken");
-    let mut gateway = Process::start(&SIM, &[("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0"), token]);
+    let mut gateway = ClipgateProcess::start(&SIM, &[("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0"), token]);
     gateway.ready();
     let address = gateway.admin();
     let dir = tempfile::tempdir().unwrap();
@@ -61,7 +61,7 @@ fn an_admin_listener_on_a_unix_socket_is_found() {
     let dir = tempfile::tempdir().unwrap();
     let listen = format!("unix:{}", dir.path().join("admin.sock").display());
     let env = [("CLIPGATE__ADMIN__LISTEN", listen.as_str())];
-    let mut gateway = Process::start(&SIM, &env);
+    let mut gateway = ClipgateProcess::start(&SIM, &env);
     gateway.ready();
     gateway.admin();
     assert_eq!(result(&health(&[], &env)), (Some(0), format!("{listen} reports ready\n")));
@@ -74,9 +74,9 @@ async fn a_draining_gateway_is_alive_but_not_ready() {
     env.sim.fault(FaultTarget::Path("/held".to_owned()), Fault::Hang, 1);
     let mut command = env.command();
     command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
-    let mut gateway = Gateway::spawn(command);
-    let mut client = Client::connect(gateway.address().await).await;
-    let admin = gateway.line().await;
+    let mut gateway = GatewayProcess::spawn(command);
+    let mut client = TestClient::connect(gateway.address().await).await;
+    let admin = gateway.next_line().await;
     let admin = admin.strip_prefix("clipgate admin listening on ").unwrap();
     let held = tokio::spawn(async move { client.ask(get("/held", &[])).await });
     env.sim.wait_until(|seen| seen.requests.len() == 1).await;
@@ -92,7 +92,7 @@ async fn a_draining_gateway_is_alive_but_not_ready() {
     assert_eq!(check(&[]), (Some(1), format!("clipgate: {admin} reports draining (503)\n")));
     assert_eq!(check(&["--live"]).0, Some(0));
     gateway.signal("TERM");
-    gateway.ended().await;
+    gateway.wait_for_exit().await;
     assert!(held.await.unwrap().is_err());
 }
 

@@ -7,8 +7,8 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::task::JoinSet;
 
-use crate::harness::admin_client::Operator;
-use crate::harness::process::{Client, Gateway, TestEnv, clip, get, within_timeout};
+use crate::harness::admin_client::AdminClient;
+use crate::harness::process::{GatewayProcess, TestClient, TestEnv, completed_target, get, within_timeout};
 
 #[tokio::test]
 async fn sigterm_and_sigint_exit_with_0_and_close_idle_connections() {
@@ -19,8 +19,8 @@ async fn sigterm_and_sigint_exit_with_0_and_close_idle_connections() {
         let mut client = Client::connect(gateway.address().await).await;
         client.get("/x", &[]).await;
         gateway.signal(signal);
-        client.closed().await;
-        assert_eq!(gateway.ended().await.code(), Some(0), "{signal}");
+        client.wait_until_closed().await;
+        assert_eq!(gateway.wait_for_exit().await.code(), Some(0), "{signal}");
     }
 }
 
@@ -42,10 +42,11 @@ async fn drain_500_waits(command: fn(&TestEnv) -> Command) {
     env.configure("drain_timeout = \"10s\"\n[limits]\nburst = 10000\ncalls_burst = 10000");
     let mut command = command(&env);
     command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
-    let mut gateway = Gateway::spawn(command);
+    let mut gateway = GatewayProcess::spawn(command);
     let address = gateway.address().await;
-    let admin = gateway.line().await;
-    let operator = Operator::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
+    let admin = gateway.next_line().await;
+    let operator =
+        AdminClient::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
 
     // 400 waits have their own connection, 100 share one.
     let streams = Client::h2(TcpStream::connect(address).await.unwrap()).await;
@@ -53,15 +54,15 @@ async fn drain_500_waits(command: fn(&TestEnv) -> Command) {
     let mut waits = JoinSet::new();
     for n in 0..500 {
         let mut client = match n % 5 {
-            0 => Client::H2(streams.clone()),
-            _ => Client::connect(address).await,
+            0 => TestClient::H2(streams.clone()),
+            _ => TestClient::connect(address).await,
         };
         let id = ids[(n / 5) % ids.len()];
         let target = match n % 5 {
-            0 => format!("http://{address}{}", clip(id)),
-            _ => clip(id),
+            0 => format!("http://{address}{}", completed_target(id)),
+            _ => completed_target(id),
         };
-        waits.spawn(async move { (id, client.ask(get(&target, &[])).await) });
+        waits.spawn(async move { (id, client.send(get(&target, &[])).await) });
     }
     let parked = async {
         while operator.state().await["waits"]["parked"] != 500 {
@@ -94,17 +95,18 @@ async fn sigterm_answers_each_parked_wait_on_a_simulated_upstream() {
     command.args(["serve", "--sim", "--listen", "127.0.0.1:0"]);
     env.confine(&mut command);
     command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0").env("CLIPGATE__SERVER__DRAIN_TIMEOUT", "4s");
-    let mut gateway = Gateway::spawn(command);
+    let mut gateway = GatewayProcess::spawn(command);
     let address = gateway.address().await;
-    let admin = gateway.line().await;
-    let operator = Operator::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
+    let admin = gateway.next_line().await;
+    let operator =
+        AdminClient::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
 
-    let mut client = Client::connect(address).await;
+    let mut client = TestClient::connect(address).await;
     let mut ids = Vec::new();
     while ids.len() < 3 {
         let mut make = get("/v2/generate/audio/suno-ai/clip", &[]);
         *make.method_mut() = http::Method::POST;
-        let made = client.ask(make).await.unwrap();
+        let made = client.send(make).await.unwrap();
         let made: serde_json::Value = serde_json::from_slice(made.body()).unwrap();
         let pair = made["clip_ids"].as_array().unwrap();
         ids.extend(pair.iter().map(|id| id.as_str().unwrap().to_owned()));
@@ -112,7 +114,7 @@ async fn sigterm_answers_each_parked_wait_on_a_simulated_upstream() {
     ids.truncate(3);
     let mut waits = JoinSet::new();
     for id in ids {
-        let mut client = Client::connect(address).await;
+        let mut client = TestClient::connect(address).await;
         waits.spawn(async move {
             let response = client.ask(get(&clip(&id), &[])).await;
             (id, response)
@@ -132,7 +134,7 @@ async fn sigterm_answers_each_parked_wait_on_a_simulated_upstream() {
         let state: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
         assert_eq!(state["id"], id);
     }
-    assert_eq!(gateway.ended().await.code(), Some(0));
+    assert_eq!(gateway.wait_for_exit().await.code(), Some(0));
 }
 
 #[tokio::test]
@@ -145,9 +147,9 @@ async fn a_second_signal_ends_the_process_at_once() {
     let waiting = tokio::spawn(async move { client.ask(get("/held", &[])).await });
     env.sim.wait_until(|seen| seen.requests.len() == 1).await;
     gateway.signal("TERM");
-    gateway.logged("stopping").await;
+    gateway.wait_for_log("stopping").await;
     gateway.signal("INT");
-    assert_eq!(gateway.ended().await.code(), Some(1));
+    assert_eq!(gateway.wait_for_exit().await.code(), Some(1));
     assert!(waiting.await.unwrap().is_err());
 }
 
@@ -157,7 +159,7 @@ async fn sighup_applies_keys_and_names_those_that_need_a_restart() {
     env.configure("cors_origins = [\"https://old.example\"]");
     let mut gateway = env.start();
     let address = gateway.address().await;
-    let (mut client, mut parked) = (Client::connect(address).await, Client::connect(address).await);
+    let (mut client, mut parked) = (TestClient::connect(address).await, TestClient::connect(address).await);
     let origin = ("origin", "https://app.example");
     let response = client.get("/x", &[origin]).await;
     assert!(!response.headers().contains_key("access-control-allow-origin"));
@@ -173,7 +175,7 @@ async fn sighup_applies_keys_and_names_those_that_need_a_restart() {
     gateway.signal("HUP");
     let line = gateway.logged("changed keys need a restart").await;
     assert!(line.contains("server.max_connections, wait.linger\""), "{line}");
-    gateway.logged("configuration reloaded").await;
+    gateway.wait_for_log("configuration reloaded").await;
 
     let response = client.get("/x", &[origin, ("x-forwarded-for", "192.0.2.7")]).await;
     assert_eq!(response.headers()["access-control-allow-origin"], "https://app.example");
@@ -219,13 +221,13 @@ async fn sigterm_answers_connected_clients_without_a_reset_and_then_closes() {
     let mut requests = JoinSet::new();
     for n in 0..600 {
         let mut client = match n % 3 {
-            0 => Client::connect(address).await,
-            1 => Client::h1(tokio::net::UnixStream::connect(&path).await.unwrap()).await,
-            _ => Client::h2(TcpStream::connect(address).await.unwrap()).await,
+            0 => TestClient::connect(address).await,
+            1 => TestClient::h1(tokio::net::UnixStream::connect(&path).await.unwrap()).await,
+            _ => TestClient::h2(TcpStream::connect(address).await.unwrap()).await,
         };
         let target = match n % 3 {
-            2 => format!("http://{address}{}", clip("a")),
-            _ => clip("a"),
+            2 => format!("http://{address}{}", completed_target("a")),
+            _ => completed_target("a"),
         };
         requests.spawn(async move {
             let response = client.ask(get(&target, &[])).await.expect("the connection is not reset");
@@ -242,7 +244,7 @@ async fn sigterm_answers_connected_clients_without_a_reset_and_then_closes() {
     for (n, response) in within_timeout("the responses", requests.join_all()).await {
         assert_eq!(response.status(), 200, "{n}");
     }
-    assert_eq!(gateway.ended().await.code(), Some(0));
+    assert_eq!(gateway.wait_for_exit().await.code(), Some(0));
 }
 
 #[tokio::test]
@@ -261,6 +263,6 @@ async fn two_thousand_clients_connect_while_the_gateway_accepts_none() {
         clients.1.push(within_timeout("a connection", tokio::net::UnixStream::connect(&path)).await.unwrap());
     }
     gateway.signal("CONT");
-    let mut last = Client::h1(clients.0.pop().unwrap()).await;
+    let mut last = TestClient::h1(clients.0.pop().unwrap()).await;
     assert_eq!(last.get("/x", &[]).await.status(), 404);
 }

@@ -5,8 +5,8 @@ use std::process::Stdio;
 
 use tokio::process::{Child, Command};
 
-use crate::harness::admin_client::{Operator, text};
-use crate::harness::process::{Client, Gateway, TestEnv, within_timeout};
+use crate::harness::admin_client::{AdminClient, text};
+use crate::harness::process::{GatewayProcess, TestClient, TestEnv, within_timeout};
 
 const DROPPED: &str = "clipgate_log_lines_dropped_total";
 
@@ -15,10 +15,11 @@ async fn start(env: &TestEnv) -> (Gateway, SocketAddr, Operator) {
     env.configure("");
     let mut command = env.command();
     command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
-    let mut gateway = Gateway::spawn(command);
+    let mut gateway = GatewayProcess::spawn(command);
     let address = gateway.address().await;
-    let admin = gateway.line().await;
-    let operator = Operator::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
+    let admin = gateway.next_line().await;
+    let operator =
+        AdminClient::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
     (gateway, address, operator)
 }
 
@@ -48,10 +49,10 @@ async fn an_unread_log_delays_no_response_and_reports_dropped_lines_once_it_is_r
     let lost = dropped(&operator).await;
     assert_eq!(operator.get("/healthz").await.status(), 200);
 
-    let line = gateway.logged("log lines were dropped").await;
+    let line = gateway.wait_for_log("log lines were dropped").await;
     assert!(line.contains(" WARN ") && line.contains(&format!(" lines={lost}")), "{line}");
     client.get("/x", &[("x-request-id", "read-again")]).await;
-    gateway.logged("request_id=read-again").await;
+    gateway.wait_for_log("request_id=read-again").await;
     assert_eq!(dropped(&operator).await, lost);
 }
 
@@ -62,8 +63,8 @@ async fn sigterm_exits_with_0_with_an_unread_log() {
     let mut client = Client::connect(address).await;
     flood(&mut client, &operator).await;
     gateway.signal("TERM");
-    client.closed().await;
-    assert_eq!(gateway.ended().await.code(), Some(0));
+    client.wait_until_closed().await;
+    assert_eq!(gateway.wait_for_exit().await.code(), Some(0));
 }
 
 /// Starts a gateway whose stdout is not usable, and waits until it serves on its unix socket.
@@ -73,7 +74,7 @@ async fn spawn_and_wait(env: &TestEnv, mut command: Command) -> Child {
     let served = async {
         loop {
             if let Ok(stream) = tokio::net::UnixStream::connect(&path).await {
-                return Client::h1(stream).await.get("/x", &[]).await.status();
+                return TestClient::h1(stream).await.get("/x", &[]).await.status();
             }
             tokio::task::yield_now().await;
         }

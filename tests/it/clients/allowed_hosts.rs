@@ -8,10 +8,12 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::process::Command;
 
 use crate::clients::tls::{Authority, TLS};
-use crate::harness::admin_client::Operator;
-use crate::harness::gateway::{TestGateway, single};
-use crate::harness::process::{Client, Gateway, TestEnv, clip, get, quoted};
-use crate::harness::raw_http::{CLIP, assert_refusal, calls, parse, raw, request};
+use crate::harness::admin_client::AdminClient;
+use crate::harness::gateway::{TestGateway, clip_target};
+use crate::harness::process::{GatewayProcess, TestClient, TestEnv, completed_target, get, quoted};
+use crate::harness::raw_http::{
+    CLIP, assert_gateway_error, parse_response, request, send_raw, upstream_request_count,
+};
 
 /// Names that a web site can point at this machine.
 const FOREIGN: [&str; 6] = [
@@ -67,24 +69,29 @@ async fn a_name_that_a_web_site_can_choose_spends_no_key_whatever_is_asked() {
         let host = ("host", host);
         // After rebinding a page is its own origin, so its browser has nothing to warn of.
         for answer in [
-            stage.send(request("GET", &single("a", "completed"), &[host], "")).await,
-            stage.send(request("GET", &single("a", "completed"), &[host, same], "")).await,
+            stage.send(request("GET", &clip_target("a", "completed"), &[host], "")).await,
+            stage.send(request("GET", &clip_target("a", "completed"), &[host, same], "")).await,
             stage
-                .send(request("GET", &single("a", "completed"), &[host, ("accept", "text/event-stream")], ""))
+                .send(request(
+                    "GET",
+                    &clip_target("a", "completed"),
+                    &[host, ("accept", "text/event-stream")],
+                    "",
+                ))
                 .await,
             stage.send(request("POST", CLIP, &[host, same], "{}")).await,
             stage.send(request("GET", "/v1/models", &[host], "")).await,
             stage.send(request("OPTIONS", CLIP, &[host, origin, method], "")).await,
         ] {
-            let message = assert_refusal(&answer, 421, "foreign-host");
+            let message = assert_gateway_error(&answer, 421, "foreign-host");
             assert!(message.contains("server.allowed_hosts"), "{message}");
         }
         let head = format!("GET /sim/upgrade HTTP/1.1\r\nhost: {}\r\n", host.1);
         let upgrade = "connection: upgrade, close\r\nupgrade: websocket\r\n\r\n";
-        let back = raw(stage.address, format!("{head}{upgrade}").as_bytes()).await;
-        assert_refusal(&parse(&back).unwrap().0, 421, "foreign-host");
+        let back = send_raw(stage.address, format!("{head}{upgrade}").as_bytes()).await;
+        assert_gateway_error(&parse_response(&back).unwrap().0, 421, "foreign-host");
     }
-    assert_eq!(calls(&stage), 0);
+    assert_eq!(upstream_request_count(&stage), 0);
 }
 
 #[tokio::test]
@@ -92,16 +99,16 @@ async fn a_sidecar_is_asked_by_address_as_localhost_or_by_a_name_without_a_dot()
     let stage = TestGateway::with(|config, _| lend_the_key(config)).await;
     stage.sim.set_status("a", "completed");
     for host in OWN {
-        let answer = stage.send(request("GET", &single("a", "completed"), &[("host", host)], "")).await;
+        let answer = stage.send(request("GET", &clip_target("a", "completed"), &[("host", host)], "")).await;
         assert_eq!(answer.status, 200, "{host}");
     }
-    let target = single("a", "completed");
+    let target = clip_target("a", "completed");
     for head in [
         format!("GET {target} HTTP/1.0\r\n\r\n"),
         format!("GET {target} HTTP/1.1\r\nhost:\r\nconnection: close\r\n\r\n"),
     ] {
-        let back = raw(stage.address, head.as_bytes()).await;
-        assert_eq!(parse(&back).unwrap().0.status, 200, "{head}");
+        let back = send_raw(stage.address, head.as_bytes()).await;
+        assert_eq!(parse_response(&back).unwrap().0.status, 200, "{head}");
     }
 }
 
@@ -113,7 +120,8 @@ async fn what_is_asked_under_a_foreign_name_is_not_taken_from_the_programs_quota
     })
     .await;
     stage.sim.set_status("a", "completed");
-    let ask = async |host| stage.send(request("GET", &single("a", "completed"), &[("host", host)], "")).await;
+    let ask =
+        async |host| stage.send(request("GET", &clip_target("a", "completed"), &[("host", host)], "")).await;
     assert_eq!(ask("localhost").await.status, 200, "the upstream accepts the key");
     for _ in 0..10 {
         assert_ne!(ask("evil.example").await.status, 200);
@@ -129,19 +137,19 @@ async fn http_2_is_judged_by_its_authority_and_by_host_where_that_is_there_too()
     })
     .await;
     stage.sim.set_status("a", "completed");
-    let mut client = Client::h2(TcpStream::connect(stage.address).await.unwrap()).await;
-    let target = single("a", "completed");
+    let mut client = TestClient::h2(TcpStream::connect(stage.address).await.unwrap()).await;
+    let target = clip_target("a", "completed");
     let mut ask = async |authority: &str, fields: &[(&str, &str)]| {
         let mut request = get(&format!("http://{authority}{target}"), fields);
         *request.version_mut() = Version::HTTP_2;
-        client.ask(request).await.unwrap()
+        client.send(request).await.unwrap()
     };
     for host in FOREIGN {
         assert!(is_refused(&ask(host, &[]).await), "{host}");
         assert!(is_refused(&ask(host, &[("host", "localhost")]).await), "{host}");
         assert!(is_refused(&ask("localhost", &[("host", host)]).await), "{host}");
     }
-    assert_eq!(calls(&stage), 0);
+    assert_eq!(upstream_request_count(&stage), 0);
     for host in OWN.into_iter().chain(["example.com", "clips.example.com:8080"]) {
         assert_eq!(ask(host, &[]).await.status(), 200, "{host}");
         assert_eq!(ask("localhost", &[("host", host)]).await.status(), 200, "{host}");
@@ -153,7 +161,7 @@ async fn who_brings_a_key_may_ask_under_any_name() {
     let stage = TestGateway::new().await;
     stage.sim.set_status("a", "completed");
     for host in FOREIGN {
-        assert_eq!(stage.get(&single("a", "completed"), &[("host", host)]).await.status, 200, "{host}");
+        assert_eq!(stage.get(&clip_target("a", "completed"), &[("host", host)]).await.status, 200, "{host}");
     }
 }
 
@@ -165,13 +173,13 @@ async fn a_unix_socket_and_a_listener_with_tls_may_be_asked_under_any_name() {
     let unix = quoted(format!("unix:{}", path.display()).as_ref());
     let command = sidecar(&ground, &format!("listen = [\"127.0.0.1:0\", {unix}]\n{TLS}"));
     ground.sim.set_status("a", "complete");
-    let mut gateway = Gateway::spawn(command);
+    let mut gateway = GatewayProcess::spawn(command);
     let address = gateway.address().await;
     gateway.listens_on().await;
-    let tls = Client::h1(authority.connect(address, "http/1.1", None).await.unwrap()).await;
-    let unix = Client::h1(UnixStream::connect(&path).await.unwrap()).await;
+    let tls = TestClient::h1(authority.connect(address, "http/1.1", None).await.unwrap()).await;
+    let unix = TestClient::h1(UnixStream::connect(&path).await.unwrap()).await;
     for mut client in [tls, unix] {
-        assert_eq!(client.get(&clip("a"), &[]).await.status(), 200, "it asks for gw.example");
+        assert_eq!(client.get(&completed_target("a"), &[]).await.status(), 200, "it asks for gw.example");
     }
 }
 
@@ -181,17 +189,18 @@ async fn a_reload_adds_names_and_takes_them_away_for_clients_and_the_operator() 
     ground.sim.set_status("a", "complete");
     let mut command = sidecar(&ground, "allowed_hosts = []");
     command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
-    let mut gateway = Gateway::spawn(command);
-    let mut client = Client::connect(gateway.address().await).await;
-    let admin = gateway.line().await;
-    let operator = Operator::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
+    let mut gateway = GatewayProcess::spawn(command);
+    let mut client = TestClient::connect(gateway.address().await).await;
+    let admin = gateway.next_line().await;
+    let operator =
+        AdminClient::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
     let mut statuses = async || {
-        let answer = client.get(&clip("a"), &[]).await;
-        let state = operator.ask("GET", "/api/state", &[("host", "gw.example")]).await;
+        let answer = client.get(&completed_target("a"), &[]).await;
+        let state = operator.send("GET", "/api/state", &[("host", "gw.example")]).await;
         (answer.status().as_u16(), state.status().as_u16())
     };
     assert_eq!(statuses().await, (421, 421));
-    let line = gateway.logged("foreign-host").await;
+    let line = gateway.wait_for_log("foreign-host").await;
     assert!(line.contains("server.address=gw.example "), "{line}");
     for (names, expected) in [
         ("[\"gw.example\"]", (200, 200)),
@@ -201,7 +210,7 @@ async fn a_reload_adds_names_and_takes_them_away_for_clients_and_the_operator() 
     ] {
         ground.configure(&format!("allowed_hosts = {names}"));
         gateway.signal("HUP");
-        gateway.logged("configuration reloaded").await;
+        gateway.wait_for_log("configuration reloaded").await;
         assert_eq!(statuses().await, expected, "{names}");
     }
 }
@@ -211,11 +220,11 @@ async fn every_name_is_let_in_by_a_star_which_is_warned_of() {
     let ground = TestEnv::new().await;
     let command = sidecar(&ground, "allowed_hosts = [\"*\"]");
     ground.sim.set_status("a", "complete");
-    let mut gateway = Gateway::spawn(command);
-    let mut client = Client::connect(gateway.address().await).await;
-    let line = gateway.logged("server.allowed_hosts is").await;
+    let mut gateway = GatewayProcess::spawn(command);
+    let mut client = TestClient::connect(gateway.address().await).await;
+    let line = gateway.wait_for_log("server.allowed_hosts is").await;
     assert!(line.contains("WARN"), "{line}");
-    assert_eq!(client.get(&clip("a"), &[]).await.status(), 200, "it asks for gw.example");
+    assert_eq!(client.get(&completed_target("a"), &[]).await.status(), 200, "it asks for gw.example");
 }
 
 #[tokio::test]
@@ -225,9 +234,9 @@ async fn the_operators_unix_socket_may_be_asked_under_any_name() {
     let path = ground.path("admin.sock");
     let mut command = ground.command();
     command.env("CLIPGATE__ADMIN__LISTEN", format!("unix:{}", path.display()));
-    let mut gateway = Gateway::spawn(command);
+    let mut gateway = GatewayProcess::spawn(command);
     gateway.address().await;
-    gateway.line().await;
-    let mut client = Client::h1(UnixStream::connect(&path).await.unwrap()).await;
+    gateway.next_line().await;
+    let mut client = TestClient::h1(UnixStream::connect(&path).await.unwrap()).await;
     assert_eq!(client.get("/api/state", &[]).await.status(), 200, "it asks for gw.example");
 }

@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use clipgate::sim::End;
+use clipgate::sim::RequestEnd;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::harness::gateway::{TestGateway, single, within};
-use crate::harness::raw_http::{parse, read_until};
+use crate::harness::gateway::{TestGateway, clip_target, within_secs};
+use crate::harness::raw_http::{parse_response, read_until};
 
 /// A request as it goes over the wire.
 fn head(target: &str) -> String {
@@ -17,7 +17,7 @@ fn head(target: &str) -> String {
 
 /// What a client may have sent behind its request by the time that it hangs up.
 fn rests() -> [(&'static str, Vec<u8>); 6] {
-    let wait = head(&single("b", "completed"));
+    let wait = head(&clip_target("b", "completed"));
     [
         ("nothing", vec![]),
         ("a stray line", b"\r\n".to_vec()),
@@ -34,17 +34,17 @@ async fn a_client_that_hangs_up_is_forgotten_at_once_whatever_followed_its_wait(
     for (what, rest) in &rests {
         for is_at_once in [true, false] {
             for is_half_closed in [true, false] {
-                let stage = TestGateway::holding(Duration::from_secs(60)).await;
+                let stage = TestGateway::with_hold(Duration::from_secs(60)).await;
                 stage.sim.set_status("a", "queued");
                 stage.sim.set_status("b", "queued");
                 let mut stream = TcpStream::connect(stage.address).await.unwrap();
-                let wait = head(&single("a", "completed")).into_bytes();
+                let wait = head(&clip_target("a", "completed")).into_bytes();
                 if is_at_once {
                     stream.write_all(&[&wait[..], rest].concat()).await.unwrap();
-                    stage.until(|seen| seen.open == 1).await;
+                    stage.wait_until(|seen| seen.open == 1).await;
                 } else {
                     stream.write_all(&wait).await.unwrap();
-                    stage.until(|seen| seen.open == 1).await;
+                    stage.wait_until(|seen| seen.open == 1).await;
                     stream.write_all(rest).await.unwrap();
                 }
                 let shown = format!("{what}, at once {is_at_once}, half-closed {is_half_closed}");
@@ -55,13 +55,13 @@ async fn a_client_that_hangs_up_is_forgotten_at_once_whatever_followed_its_wait(
                     drop(stream);
                 }
                 let gone = async {
-                    stage.until_parked(0).await;
-                    stage.until(|seen| seen.open == 0 && seen.abandoned() == 1).await;
+                    stage.wait_until_parked(0).await;
+                    stage.wait_until(|seen| seen.open == 0 && seen.abandoned() == 1).await;
                 };
                 // Left alone the wait is held for a minute.
                 let came = tokio::time::timeout(Duration::from_secs(30), gone).await;
                 assert!(came.is_ok(), "{shown}");
-                assert_eq!(stage.upstream_requests(), [single("a", "completed")], "{shown}");
+                assert_eq!(stage.upstream_requests(), [clip_target("a", "completed")], "{shown}");
             }
         }
     }
@@ -75,26 +75,27 @@ async fn a_client_that_hangs_up_ends_its_stream_whatever_it_has_sent_meanwhile()
     stream.write_all(head("/sim/stream?n=2&every=60s").as_bytes()).await.unwrap();
     read_until(&mut stream, |back| back.ends_with(b"0\n\r\n")).await;
     stream.write_all(head("/sim/echo").as_bytes()).await.unwrap();
-    assert_eq!(stage.sim.requests()[0].end, End::Open);
+    assert_eq!(stage.sim.requests()[0].end, RequestEnd::Open);
     drop(stream);
-    within(30, stage.sim.wait_until(|seen| seen.abandoned() == 1)).await;
+    within_secs(30, stage.sim.wait_until(|seen| seen.abandoned() == 1)).await;
 }
 
 #[tokio::test]
 async fn requests_that_follow_a_wait_are_answered_after_it_in_their_order() {
-    let stage = TestGateway::holding(Duration::from_secs(60)).await;
+    let stage = TestGateway::with_hold(Duration::from_secs(60)).await;
     stage.sim.set_status("a", "queued");
     stage.sim.set_status("b", "completed");
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
-    stream.write_all(head(&single("a", "completed")).as_bytes()).await.unwrap();
-    stage.until(|seen| seen.open == 1).await;
+    stream.write_all(head(&clip_target("a", "completed")).as_bytes()).await.unwrap();
+    stage.wait_until(|seen| seen.open == 1).await;
     // Some hundred kB, more than is read ahead; with a body among them, and stray lines, which a server skips.
     let padding = "x".repeat(9000);
     let many: Vec<_> =
         (0..40).map(|n| format!("\r\n{}", head(&format!("/sim/echo?n={n}&{padding}")))).collect();
     let body = "7".repeat(100_000);
     let upload = format!("PUT /sim/echo HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-    let rest = [head(&single("b", "completed")), many.concat(), upload, head("/sim/status/418")].concat();
+    let rest =
+        [head(&clip_target("b", "completed")), many.concat(), upload, head("/sim/status/418")].concat();
     let (mut read, mut write) = stream.into_split();
     let writing = tokio::spawn(async move {
         write.write_all(rest.as_bytes()).await.unwrap();
@@ -102,15 +103,19 @@ async fn requests_that_follow_a_wait_are_answered_after_it_in_their_order() {
     });
     // As much as fits is on its way now, and nothing of it has been answered out of turn.
     tokio::task::yield_now().await;
-    assert_eq!(stage.upstream_requests(), [single("a", "completed")]);
+    assert_eq!(stage.upstream_requests(), [clip_target("a", "completed")]);
     stage.sim.set_status("a", "completed");
 
     let mut back = Vec::new();
     let mut answers = Vec::new();
     while answers.len() < 44 {
-        assert!(within(10, read.read_buf(&mut back)).await.unwrap() > 0, "it ended after {}", answers.len());
+        assert!(
+            within_secs(10, read.read_buf(&mut back)).await.unwrap() > 0,
+            "it ended after {}",
+            answers.len()
+        );
         let mut rest = &back[..];
-        while let Some((answer, after)) = parse(rest) {
+        while let Some((answer, after)) = parse_response(rest) {
             answers.push(answer);
             rest = after;
         }
@@ -138,7 +143,7 @@ async fn a_tunnel_whose_client_has_said_all_still_brings_the_rest() {
     let mut client = TcpStream::connect(stage.address).await.unwrap();
     let upgrade = "connection: upgrade\r\nupgrade: websocket\r\n\r\n";
     client.write_all(format!("GET / HTTP/1.1\r\nhost: x\r\n{upgrade}").as_bytes()).await.unwrap();
-    let (mut server, _) = within(10, upstream.accept()).await.unwrap();
+    let (mut server, _) = within_secs(10, upstream.accept()).await.unwrap();
     read_until(&mut server, |seen| seen.ends_with(b"\r\n\r\n")).await;
     server.write_all(format!("HTTP/1.1 101 Switching Protocols\r\n{upgrade}").as_bytes()).await.unwrap();
     read_until(&mut client, |back| back.ends_with(b"\r\n\r\n")).await;
@@ -146,7 +151,7 @@ async fn a_tunnel_whose_client_has_said_all_still_brings_the_rest() {
     client.write_all(b"all").await.unwrap();
     client.shutdown().await.unwrap();
     let mut said = Vec::new();
-    within(10, server.read_to_end(&mut said)).await.unwrap();
+    within_secs(10, server.read_to_end(&mut said)).await.unwrap();
     assert_eq!(said, b"all");
     for piece in ["one", "two", "three"] {
         server.write_all(piece.as_bytes()).await.unwrap();
@@ -171,11 +176,11 @@ fn timer(from: SocketAddr, to: SocketAddr) -> (u8, u64) {
 
 #[tokio::test]
 async fn a_silent_connection_is_probed_after_a_minute_to_find_out_whether_its_client_vanished() {
-    let stage = TestGateway::holding(Duration::from_secs(60)).await;
+    let stage = TestGateway::with_hold(Duration::from_secs(60)).await;
     stage.sim.set_status("a", "queued");
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
-    stream.write_all(head(&single("a", "completed")).as_bytes()).await.unwrap();
-    stage.until(|seen| seen.open == 1).await;
+    stream.write_all(head(&clip_target("a", "completed")).as_bytes()).await.unwrap();
+    stage.wait_until(|seen| seen.open == 1).await;
     let (kind, left) = timer(stage.address, stream.local_addr().unwrap());
     assert_eq!(kind, 2, "a timer for keep-alive runs");
     assert!((3000..=6100).contains(&left), "{left} hundredths of a second");

@@ -6,12 +6,12 @@ use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::process::Command;
 use tokio::task::JoinHandle;
 
-use crate::harness::admin_client::{Operator, text};
-use crate::harness::process::{Client, Gateway, TestEnv, clip, get, within_timeout};
+use crate::harness::admin_client::{AdminClient, text};
+use crate::harness::process::{GatewayProcess, TestClient, TestEnv, completed_target, get, within_timeout};
 
 /// A connection from this address of this machine.
-async fn from(ip: &str, to: SocketAddr) -> Client {
-    Client::h1(stream(ip, to).await).await
+async fn from(ip: &str, to: SocketAddr) -> TestClient {
+    TestClient::h1(stream(ip, to).await).await
 }
 
 async fn stream(ip: &str, to: SocketAddr) -> TcpStream {
@@ -24,11 +24,12 @@ const ONE: &str = "127.0.0.1";
 const OTHER: &str = "127.0.0.2";
 
 /// A wait that is parked on this connection until its clip is complete; the status of its answer.
-async fn park(ground: &TestEnv, mut client: Client, id: &str) -> JoinHandle<u16> {
+async fn park(ground: &TestEnv, mut client: TestClient, id: &str) -> JoinHandle<u16> {
     let before = ground.sim.requests().len();
     ground.sim.set_status(id, "queued");
-    let target = clip(id);
-    let waiting = tokio::spawn(async move { client.ask(get(&target, &[])).await.unwrap().status().as_u16() });
+    let target = completed_target(id);
+    let waiting =
+        tokio::spawn(async move { client.send(get(&target, &[])).await.unwrap().status().as_u16() });
     ground.sim.wait_until(|seen| seen.requests.len() > before).await;
     waiting
 }
@@ -48,7 +49,7 @@ async fn idle_connections_of_one_client_keep_nobody_out_and_its_longest_idle_has
     // Half of the places, and the two that came last.
     let mut kept = own.split_off(6);
     for gone in &mut own {
-        gone.closed().await;
+        gone.wait_until_closed().await;
     }
     let mut others = [from(OTHER, address).await, from(OTHER, address).await];
     for client in kept.iter_mut().chain(&mut others) {
@@ -63,12 +64,12 @@ async fn a_parked_wait_is_never_closed_for_a_newcomer_and_an_idle_connection_of_
     let mut gateway = ground.start();
     let address = gateway.address().await;
     let parked = park(&ground, from(ONE, address).await, "a").await;
-    let mut idle = Client::h2(stream(OTHER, address).await).await;
+    let mut idle = TestClient::h2(stream(OTHER, address).await).await;
     assert_eq!(idle.get(&format!("http://{address}/x"), &[]).await.status(), 404);
     for _ in 0..3 {
         assert_eq!(from("127.0.0.3", address).await.get("/x", &[]).await.status(), 404);
     }
-    idle.closed().await;
+    idle.wait_until_closed().await;
     ground.sim.set_status("a", "completed");
     assert_eq!(parked.await.unwrap(), 200);
 }
@@ -81,12 +82,12 @@ async fn a_newcomer_waits_while_all_are_busy_and_takes_the_place_of_the_first_th
     let address = gateway.address().await;
     let parked = park(&ground, from(ONE, address).await, "a").await;
     let mut late = from(OTHER, address).await;
-    let waiting = tokio::spawn(async move { late.ask(get("/x", &[("x-request-id", "late")])).await });
-    gateway.logged("all connections are busy").await;
+    let waiting = tokio::spawn(async move { late.send(get("/x", &[("x-request-id", "late")])).await });
+    gateway.wait_for_log("all connections are busy").await;
     ground.sim.set_status("a", "completed");
     assert_eq!(parked.await.unwrap(), 200);
     assert_eq!(waiting.await.unwrap().unwrap().status(), 404);
-    let (first, second) = (gateway.logged("outcome=").await, gateway.logged("outcome=").await);
+    let (first, second) = (gateway.wait_for_log("outcome=").await, gateway.wait_for_log("outcome=").await);
     assert!(first.contains("jobs=a") && second.contains("request_id=late"), "{first}\n{second}");
 }
 
@@ -101,10 +102,10 @@ async fn busy_connections_of_one_client_take_half_of_the_places_and_no_more() {
         parked.push(park(&ground, from(ONE, address).await, id).await);
     }
     for _ in 0..3 {
-        assert!(from(ONE, address).await.ask(get("/x", &[])).await.is_err());
+        assert!(from(ONE, address).await.send(get("/x", &[])).await.is_err());
         assert_eq!(from(OTHER, address).await.get("/x", &[]).await.status(), 404);
     }
-    let line = gateway.logged("half of all connections").await;
+    let line = gateway.wait_for_log("half of all connections").await;
     assert!(line.contains("address=127.0.0.1"), "{line}");
     ["a", "b"].iter().for_each(|id| ground.sim.set_status(id, "completed"));
     for parked in parked {
@@ -129,7 +130,7 @@ async fn a_trusted_proxy_and_a_unix_socket_may_have_all_places() {
         assert_eq!(parked.await.unwrap(), 200);
     }
     for id in ["e", "f", "g", "h"] {
-        let client = Client::h1(UnixStream::connect(&path).await.unwrap()).await;
+        let client = TestClient::h1(UnixStream::connect(&path).await.unwrap()).await;
         parked.push(park(&ground, client, id).await);
     }
     ["e", "f", "g", "h"].iter().for_each(|id| ground.sim.set_status(id, "completed"));
@@ -139,18 +140,18 @@ async fn a_trusted_proxy_and_a_unix_socket_may_have_all_places() {
 }
 
 /// The gateway under this limit of open files, as the shell's `ulimit` takes it.
-fn start_within(ground: &TestEnv, limit: &str) -> Gateway {
+fn start_within(ground: &TestEnv, limit: &str) -> GatewayProcess {
     let mut command = Command::new("sh");
     let script = format!("ulimit {limit} && exec \"$0\" serve --config config.toml");
     command.args(["-c", &script, env!("CARGO_BIN_EXE_clipgate")]);
     ground.confine(&mut command);
     command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
-    Gateway::spawn(command)
+    GatewayProcess::spawn(command)
 }
 
-async fn operator(gateway: &mut Gateway) -> Operator {
-    let line = gateway.line().await;
-    Operator::at(line.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap())
+async fn operator(gateway: &mut GatewayProcess) -> AdminClient {
+    let line = gateway.next_line().await;
+    AdminClient::at(line.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap())
 }
 
 #[tokio::test]
@@ -160,7 +161,7 @@ async fn idle_connections_leave_descriptors_for_polls_and_for_the_operator() {
     let mut gateway = start_within(&ground, "-n 64");
     let address = gateway.address().await;
     let operator = operator(&mut gateway).await;
-    gateway.logged("allows fewer connections than configured").await;
+    gateway.wait_for_log("allows fewer connections than configured").await;
     let mut idle = Vec::new();
     for n in 0..60 {
         let mut client = from(&format!("127.0.0.{}", n % 20 + 1), address).await;
@@ -169,7 +170,7 @@ async fn idle_connections_leave_descriptors_for_polls_and_for_the_operator() {
     }
     for id in ["a", "b", "c"] {
         ground.sim.set_status(id, "completed");
-        assert_eq!(from(OTHER, address).await.get(&clip(id), &[]).await.status(), 200);
+        assert_eq!(from(OTHER, address).await.get(&completed_target(id), &[]).await.status(), 200);
     }
     assert_eq!(operator.get("/readyz").await.status(), 200);
 }
@@ -195,7 +196,7 @@ async fn when_descriptors_run_out_all_the_same_idle_connections_make_room_and_th
     let mut kept = Vec::new();
     for _ in 0..5 {
         let mut client = from(ONE, address).await;
-        assert_eq!(client.get(&clip("a"), &[]).await.status(), 200);
+        assert_eq!(client.get(&completed_target("a"), &[]).await.status(), 200);
         kept.push(client);
     }
     // From now on it may open no more than it has open: a new descriptor has the lowest number that is free.
@@ -210,10 +211,10 @@ async fn when_descriptors_run_out_all_the_same_idle_connections_make_room_and_th
     assert!(limited.unwrap().success(), "prlimit is of util-linux");
     for n in 0..20 {
         let mut client = from(ONE, address).await;
-        assert_eq!(client.get(&clip("a"), &[]).await.status(), 200, "{n}");
+        assert_eq!(client.get(&completed_target("a"), &[]).await.status(), 200, "{n}");
         kept.push(client);
     }
-    gateway.logged("accept failed").await;
+    gateway.wait_for_log("accept failed").await;
     gateway.signal("TERM");
     let more = gateway.rest_of_log().await.iter().filter(|line| line.contains("accept failed")).count();
     assert_eq!(more, 0, "it is said once a minute");

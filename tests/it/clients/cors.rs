@@ -3,7 +3,7 @@
 use http::{HeaderMap, Request};
 use http_body_util::Empty;
 
-use crate::harness::process::{Client, Gateway, TestEnv, clip};
+use crate::harness::process::{GatewayProcess, TestClient, TestEnv, completed_target};
 
 const APP: (&str, &str) = ("origin", "https://app.example");
 
@@ -27,11 +27,11 @@ async fn hits_misses_refusals_and_what_is_passed_through_may_be_read_by_a_listed
     ground.configure("cors_origins = [\"https://app.example\"]");
     ground.sim.set_status("a", "complete");
     let mut gateway = ground.start();
-    let mut client = Client::connect(gateway.address().await).await;
+    let mut client = TestClient::connect(gateway.address().await).await;
     let rows = [
-        (clip("a"), 200, "clipgate; fwd=miss"),
-        (clip("a"), 200, "clipgate; hit"),
-        (clip(""), 400, "clipgate; detail="),
+        (completed_target("a"), 200, "clipgate; fwd=miss"),
+        (completed_target("a"), 200, "clipgate; hit"),
+        (completed_target(""), 400, "clipgate; detail="),
         ("/else".to_owned(), 404, "clipgate; fwd=bypass"),
     ];
     for (target, status, case) in &rows {
@@ -48,7 +48,7 @@ async fn hits_misses_refusals_and_what_is_passed_through_may_be_read_by_a_listed
         assert_eq!(allowed(answer.headers()), None, "{case}");
     }
     assert_eq!(rows.len(), 4);
-    let stream = client.get(&clip("a"), &[APP, ("accept", "text/event-stream")]).await;
+    let stream = client.get(&completed_target("a"), &[APP, ("accept", "text/event-stream")]).await;
     assert_eq!(stream.headers()["content-type"], "text/event-stream");
     assert_eq!(allowed(stream.headers()), Some(APP.1));
 }
@@ -62,15 +62,15 @@ async fn origins_of_desktop_programs_and_with_default_ports_are_those_that_brows
     );
     let mut command = ground.command();
     command.env("CLIPGATE__AUTH__MODE", "sidecar").env("CLIPGATE__UPSTREAM__API_KEY", "of-the-gateway");
-    let mut gateway = Gateway::spawn(command);
-    let mut client = Client::connect(gateway.address().await).await;
+    let mut gateway = GatewayProcess::spawn(command);
+    let mut client = TestClient::connect(gateway.address().await).await;
     let mut status = async |origin: &str| {
         let fields = [("host", "localhost"), ("origin", origin), ("sec-fetch-site", "cross-site")];
         let mut request = Request::get("/else");
         for (name, value) in fields {
             request = request.header(name, value);
         }
-        let answer = client.ask(request.body(Empty::new()).unwrap()).await.unwrap();
+        let answer = client.send(request.body(Empty::new()).unwrap()).await.unwrap();
         assert_eq!(allowed(answer.headers()), (answer.status() == 404).then_some(origin), "{origin}");
         answer.status().as_u16()
     };
@@ -96,14 +96,14 @@ async fn a_preflight_is_answered_without_the_upstream_and_without_a_key() {
     let ground = TestEnv::new().await;
     ground.configure("cors_origins = [\"https://app.example\"]");
     let mut gateway = ground.start();
-    let mut client = Client::connect(gateway.address().await).await;
-    let answer = client.ask(preflight(&clip("a"), APP.1)).await.unwrap();
+    let mut client = TestClient::connect(gateway.address().await).await;
+    let answer = client.send(preflight(&completed_target("a"), APP.1)).await.unwrap();
     assert_eq!(answer.status(), 204);
     assert_eq!(allowed(answer.headers()), Some(APP.1));
     assert_eq!(answer.headers()["access-control-allow-methods"], "GET");
     assert_eq!(answer.headers()["access-control-allow-headers"], "authorization,last-event-id");
     assert!(answer.headers().contains_key("x-request-id"));
-    let stranger = client.ask(preflight(&clip("a"), "https://evil.example")).await.unwrap();
+    let stranger = client.send(preflight(&completed_target("a"), "https://evil.example")).await.unwrap();
     assert_eq!((stranger.status().as_u16(), allowed(stranger.headers())), (204, None));
     assert_eq!(ground.sim.requests().len(), 0);
 }
@@ -113,7 +113,7 @@ async fn without_origins_preflights_are_the_upstreams() {
     let ground = TestEnv::new().await;
     ground.configure("");
     let mut gateway = ground.start();
-    let mut client = Client::connect(gateway.address().await).await;
-    client.ask(preflight(&clip("a"), APP.1)).await.unwrap();
+    let mut client = TestClient::connect(gateway.address().await).await;
+    client.send(preflight(&completed_target("a"), APP.1)).await.unwrap();
     assert_eq!(ground.sim.requests().len(), 1);
 }

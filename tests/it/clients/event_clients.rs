@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::harness::gateway::{TestGateway, multi, set_hold, single, within};
+use crate::harness::gateway::{TestGateway, clip_target, clips_target, set_hold, within_secs};
 
 /// Where `.ci/tools` puts what the system has not.
 pub(crate) fn tools(path: &str) -> String {
@@ -23,7 +23,8 @@ fn spawn(program: &str, args: &[&str]) -> AbortOnDropHandle<String> {
     command.args(args).env("no_proxy", "*").env("NO_PROXY", "*").stdin(Stdio::null()).kill_on_drop(true);
     let name = program.to_owned();
     AbortOnDropHandle::new(tokio::spawn(async move {
-        let output = within(60, command.output()).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let output =
+            within_secs(60, command.output()).await.unwrap_or_else(|error| panic!("{name}: {error}"));
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{name}: {}, run `make tools`?\n{out}\n{err}", output.status);
         out.into_owned()
@@ -47,22 +48,22 @@ async fn impatient_stage() -> TestGateway {
 /// Comes back when a client has connected for the second time, and waits for this rung again.
 async fn until_anew(stage: &TestGateway, rung: &str) {
     let asks = |target: &str| target.ends_with(rung);
-    stage.until(|seen| seen.requests.iter().filter(|seen| asks(&seen.target)).count() == 2).await;
+    stage.wait_until(|seen| seen.requests.iter().filter(|seen| asks(&seen.target)).count() == 2).await;
 }
 
 #[tokio::test]
 async fn curl_prints_the_events_in_each_version_of_http_it_speaks() {
-    let stage = TestGateway::holding(Duration::from_secs(60)).await;
+    let stage = TestGateway::with_hold(Duration::from_secs(60)).await;
     for flag in ["--http1.0", "--http1.1", "--http2-prior-knowledge"] {
         let id = flag.trim_start_matches('-');
         stage.sim.set_status(id, "streaming");
-        let url = format!("http://{}{}", stage.address, single(id, "completed"));
+        let url = format!("http://{}{}", stage.address, clip_target(id, "completed"));
         let accept = ["--header", "Accept: text/event-stream", "--header", "Authorization: Bearer demo"];
         let curl = spawn(
             "curl",
             &[&["--silent", "--show-error", "--no-buffer", flag], &accept[..], &[&url]].concat(),
         );
-        stage.until(|seen| seen.open == 1).await;
+        stage.wait_until(|seen| seen.open == 1).await;
         stage.sim.set_status(id, "completed");
         let output = curl.await.unwrap();
         let mut expected = "retry: 2000\n".to_owned();
@@ -97,7 +98,7 @@ async fn nodes_eventsource_connects_anew_and_stops_when_it_is_told_to() {
     ";
     let stage = impatient_stage().await;
     stage.sim.set_status("a", "queued");
-    let url = format!("http://{}{}", stage.address, single("a", "completed"));
+    let url = format!("http://{}{}", stage.address, clip_target("a", "completed"));
     let node = spawn("node", &["--eval", SCRIPT, &tools("node/node_modules/eventsource"), &url]);
     until_anew(&stage, "streaming").await;
     stage.sim.set_status("a", "completed");
@@ -128,14 +129,14 @@ with httpx.Client(headers={'Authorization': 'Bearer demo'}, timeout=60, trust_en
     let stage = impatient_stage().await;
     stage.sim.set_status("a", "queued");
     stage.sim.set_status("b", "streaming");
-    let url = format!("http://{}{}", stage.address, multi(&["b", "a"], "completed"));
+    let url = format!("http://{}{}", stage.address, clips_target(&["b", "a"], "completed"));
     let own = tools("python/bin/python3");
     let program = if Path::new(&own).exists() { own.as_str() } else { "python3" };
     let python = spawn(program, &["-c", SCRIPT, &url]);
     // Two clips that climb, connected for at least the second time.
-    stage.until(|seen| seen.requests.len() >= 5 && seen.open == 2).await;
+    stage.wait_until(|seen| seen.requests.len() >= 5 && seen.open == 2).await;
     stage.sim.set_status("b", "error");
-    stage.until(|seen| seen.open == 1).await;
+    stage.wait_until(|seen| seen.open == 1).await;
     stage.sim.set_status("a", "completed");
     let told = lines(&python.await.unwrap());
     let status = |id: &str, word: &str| json!(["status", id, word]);

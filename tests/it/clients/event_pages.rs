@@ -7,15 +7,15 @@ use clipgate::testing::config::AuthConfig;
 use clipgate::testing::secret::Secret;
 use serde_json::json;
 
-use crate::harness::browser::{Browser, DESK};
-use crate::harness::gateway::{TestGateway, multi, set_hold};
-use crate::harness::raw_upstream::{RawUpstream, Then};
+use crate::harness::browser::{Browser, DESKTOP};
+use crate::harness::gateway::{TestGateway, clips_target, set_hold};
+use crate::harness::raw_upstream::{AfterHead, RawUpstream};
 
 /// A web page of an origin of its own.
 async fn app() -> (RawUpstream, String) {
     let head = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\nconnection: close\r\n\r\n";
     let page = "<!doctype html><title>app</title><link rel=icon href=data:,>";
-    let app = RawUpstream::start(head, Then::Bytes(Bytes::from_static(page.as_bytes()))).await;
+    let app = RawUpstream::start(head, AfterHead::Bytes(Bytes::from_static(page.as_bytes()))).await;
     let origin = app.url.to_string().trim_end_matches('/').to_owned();
     (app, origin)
 }
@@ -45,18 +45,18 @@ async fn a_listed_origins_page_is_told_each_rung_and_stopped_after_the_last() {
     for id in ["a", "b"] {
         stage.sim.set_status(id, "queued");
     }
-    let url = format!("http://{}{}", stage.address, multi(&["a", "b"], "completed"));
+    let url = format!("http://{}{}", stage.address, clips_target(&["a", "b"], "completed"));
     let mut browser = Browser::start();
-    assert_eq!(browser.open(&origin, DESK, None).await, 200);
+    assert_eq!(browser.open(&origin, DESKTOP, None).await, 200);
     browser.eval(&follow(&url)).await;
-    browser.until("told.length === 2").await;
+    browser.wait_until("told.length === 2").await;
     stage.sim.set_status("a", "streaming");
-    browser.until("told.length === 3").await;
+    browser.wait_until("told.length === 3").await;
     stage.sim.set_status("a", "completed");
-    browser.until("told.length === 4").await;
+    browser.wait_until("told.length === 4").await;
     stage.sim.set_status("b", "completed");
     // The stream ends; it connects anew by itself, and is answered 204.
-    browser.until("source.readyState === EventSource.CLOSED").await;
+    browser.wait_until("source.readyState === EventSource.CLOSED").await;
     let told = browser.eval("told").await;
     let mut begin = vec![told[0].clone(), told[1].clone()];
     begin.sort_by_key(ToString::to_string);
@@ -69,10 +69,10 @@ async fn a_listed_origins_page_is_told_each_rung_and_stopped_after_the_last() {
     ]);
     assert_eq!(told.as_array().unwrap()[2..], rest.as_array().unwrap()[..]);
 
-    assert_eq!(browser.open(&stranger, DESK, None).await, 200);
+    assert_eq!(browser.open(&stranger, DESKTOP, None).await, 200);
     browser.eval(&follow(&url)).await;
-    browser.until("source.readyState === EventSource.CLOSED").await;
+    browser.wait_until("source.readyState === EventSource.CLOSED").await;
     assert_eq!(browser.eval("told").await, json!([]), "no other origin's page is told anything");
-    let faults = browser.faults().await;
+    let faults = browser.errors().await;
     assert!(faults.iter().any(|fault| fault.contains("blocked by CORS policy")), "{faults:?}");
 }

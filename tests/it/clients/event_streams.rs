@@ -2,21 +2,21 @@
 
 use std::time::Duration;
 
-use clipgate::sim::{ErrorBody, Fault, FaultTarget, Shape};
+use clipgate::sim::{ErrorBody, Fault, FaultTarget, ListFormat};
 use clipgate::testing::clock;
 use http::StatusCode;
 use serde_json::Value;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::harness::event_client::{ACCEPT, Event, Events};
-use crate::harness::gateway::{TestGateway, all, multi, set_hold, single, within};
-use crate::harness::raw_http::{assert_refusal, calls, request};
+use crate::harness::event_client::{ACCEPT_EVENTS, Event, EventClient};
+use crate::harness::gateway::{TestGateway, clip_target, clips_target, join_all, set_hold, within_secs};
+use crate::harness::raw_http::{assert_gateway_error, request, upstream_request_count};
 
 const LONG: Duration = Duration::from_secs(60);
 const RUNGS: [&str; 4] = ["submitted", "queued", "streaming", "completed"];
 
 async fn long_stage() -> TestGateway {
-    TestGateway::holding(LONG).await
+    TestGateway::with_hold(LONG).await
 }
 
 /// What an event's id says has been told, without the digest before it.
@@ -34,7 +34,8 @@ fn error(event: &Event) -> Value {
 async fn a_climb_is_told_rung_by_rung_in_these_bytes() {
     let stage = long_stage().await;
     stage.sim.set_status("a", "submitted");
-    let mut events = Events::open(&stage, &single("a", "completed"), &[("x-request-id", "mine")]).await;
+    let mut events =
+        EventClient::open(&stage, &clip_target("a", "completed"), &[("x-request-id", "mine")]).await;
     assert_eq!(events.head.status, StatusCode::OK);
     let fields = [
         ("content-type", "text/event-stream"),
@@ -55,7 +56,7 @@ async fn a_climb_is_told_rung_by_rung_in_these_bytes() {
         stage.sim.set_status("a", rung);
         let mut lines = Vec::new();
         for _ in 0..4 {
-            lines.push(within(30, events.line()).await.unwrap());
+            lines.push(within_secs(30, events.line()).await.unwrap());
         }
         if digest.is_empty() {
             digest = lines[1]["id: ".len()..].split_once(':').unwrap().0.to_owned();
@@ -63,13 +64,13 @@ async fn a_climb_is_told_rung_by_rung_in_these_bytes() {
         let body = String::from_utf8(stage.sim.body("a", rung).to_vec()).unwrap();
         assert_eq!(lines, ["event: status", &format!("id: {digest}:{rung}"), &format!("data: {body}"), ""]);
         if rung != "completed" {
-            stage.until(|seen| seen.open == 1).await;
+            stage.wait_until(|seen| seen.open == 1).await;
         }
     }
-    assert_eq!(events.rest().await, format!("event: done\nid: {digest}:over\ndata: {{}}\n\n"));
+    assert_eq!(events.read_to_end().await, format!("event: done\nid: {digest}:over\ndata: {{}}\n\n"));
     assert_eq!(digest.len(), 8);
-    assert_eq!(stage.upstream_requests(), RUNGS.map(|rung| single("a", rung)));
-    stage.until_parked(0).await;
+    assert_eq!(stage.upstream_requests(), RUNGS.map(|rung| clip_target("a", rung)));
+    stage.wait_until_parked(0).await;
 }
 
 #[tokio::test]
@@ -77,14 +78,14 @@ async fn rungs_may_be_skipped_and_an_error_is_the_end_too() {
     let stage = long_stage().await;
     for last in ["completed", "error"] {
         stage.sim.set_status(last, "queued");
-        let mut events = Events::open(&stage, &single(last, ""), &[]).await;
-        assert_eq!(told(&events.status(&stage.sim.body(last, "queued")).await), "queued");
-        stage.until(|seen| seen.open == 1).await;
+        let mut events = EventClient::open(&stage, &clip_target(last, ""), &[]).await;
+        assert_eq!(told(&events.expect_status(&stage.sim.body(last, "queued")).await), "queued");
+        stage.wait_until(|seen| seen.open == 1).await;
         stage.sim.set_status(last, last);
-        assert_eq!(told(&events.status(&stage.sim.body(last, last)).await), last);
+        assert_eq!(told(&events.expect_status(&stage.sim.body(last, last)).await), last);
         assert_eq!(events.names().await, ["done"]);
     }
-    let asked = ["completed", "error"].map(|id| [single(id, "submitted"), single(id, "streaming")]);
+    let asked = ["completed", "error"].map(|id| [clip_target(id, "submitted"), clip_target(id, "streaming")]);
     assert_eq!(stage.upstream_requests(), asked.concat());
 }
 
@@ -92,13 +93,13 @@ async fn rungs_may_be_skipped_and_an_error_is_the_end_too() {
 async fn a_stream_is_done_at_the_status_asked_for() {
     let stage = long_stage().await;
     stage.sim.set_status("a", "queued");
-    let mut events = Events::open(&stage, &single("a", "streaming"), &[]).await;
-    events.status(&stage.sim.body("a", "queued")).await;
-    stage.until(|seen| seen.open == 1).await;
+    let mut events = EventClient::open(&stage, &clip_target("a", "streaming"), &[]).await;
+    events.expect_status(&stage.sim.body("a", "queued")).await;
+    stage.wait_until(|seen| seen.open == 1).await;
     stage.sim.set_status("a", "streaming");
-    events.status(&stage.sim.body("a", "streaming")).await;
+    events.expect_status(&stage.sim.body("a", "streaming")).await;
     assert_eq!(events.names().await, ["done"]);
-    assert_eq!(stage.upstream_requests(), [single("a", "submitted"), single("a", "streaming")]);
+    assert_eq!(stage.upstream_requests(), [clip_target("a", "submitted"), clip_target("a", "streaming")]);
 }
 
 #[tokio::test]
@@ -112,28 +113,28 @@ async fn twenty_streams_and_waits_beside_them_cost_what_one_client_costs_that_cl
     stage.sim.set_status("a", "submitted");
     let mut streams = Vec::new();
     for _ in 0..20 {
-        streams.push(Events::open(&stage, &single("a", "completed"), &[]).await);
+        streams.push(EventClient::open(&stage, &clip_target("a", "completed"), &[]).await);
     }
     for stream in &mut streams {
-        stream.status(&stage.sim.body("a", "submitted")).await;
+        stream.expect_status(&stage.sim.body("a", "submitted")).await;
     }
-    stage.until_parked(20).await;
-    let waits: Vec<_> = (0..5).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
+    stage.wait_until_parked(20).await;
+    let waits: Vec<_> = (0..5).map(|_| stage.spawn_get(&clip_target("a", "completed"), &[])).collect();
     for rung in &RUNGS[1..] {
-        stage.until_parked(25).await;
-        stage.until(|seen| seen.open >= 1).await;
+        stage.wait_until_parked(25).await;
+        stage.wait_until(|seen| seen.open >= 1).await;
         stage.sim.set_status("a", rung);
         for stream in &mut streams {
-            stream.status(&stage.sim.body("a", rung)).await;
+            stream.expect_status(&stage.sim.body("a", rung)).await;
         }
     }
     for stream in &mut streams {
         assert_eq!(stream.names().await, ["done"]);
     }
-    assert!(all(waits).await.iter().all(|wait| wait.body == stage.sim.body("a", "completed")));
+    assert!(join_all(waits).await.iter().all(|wait| wait.body == stage.sim.body("a", "completed")));
     let mut asked = stage.upstream_requests();
     asked.sort();
-    let mut climbed = RUNGS.map(|rung| single("a", rung));
+    let mut climbed = RUNGS.map(|rung| clip_target("a", rung));
     climbed.sort();
     assert_eq!(asked, climbed);
 }
@@ -143,23 +144,29 @@ async fn a_slow_clip_holds_back_nothing_that_a_fast_one_has_to_tell() {
     let stage = long_stage().await;
     stage.sim.set_status("fast", "submitted");
     stage.sim.set_status("slow", "submitted");
-    let mut events = Events::open(&stage, &multi(&["slow", "fast"], "completed"), &[]).await;
-    assert_eq!(told(&events.status(&stage.sim.body("slow", "submitted")).await), "submitted,-");
-    assert_eq!(told(&events.status(&stage.sim.body("fast", "submitted")).await), "submitted,submitted");
+    let mut events = EventClient::open(&stage, &clips_target(&["slow", "fast"], "completed"), &[]).await;
+    assert_eq!(told(&events.expect_status(&stage.sim.body("slow", "submitted")).await), "submitted,-");
+    assert_eq!(
+        told(&events.expect_status(&stage.sim.body("fast", "submitted")).await),
+        "submitted,submitted"
+    );
     for rung in &RUNGS[1..] {
-        stage.until(|seen| seen.open == 2).await;
+        stage.wait_until(|seen| seen.open == 2).await;
         stage.sim.set_status("fast", rung);
-        assert_eq!(told(&events.status(&stage.sim.body("fast", rung)).await), format!("submitted,{rung}"));
+        assert_eq!(
+            told(&events.expect_status(&stage.sim.body("fast", rung)).await),
+            format!("submitted,{rung}")
+        );
     }
-    stage.until(|seen| seen.open == 1).await;
+    stage.wait_until(|seen| seen.open == 1).await;
     stage.sim.set_status("slow", "error");
-    assert_eq!(told(&events.status(&stage.sim.body("slow", "error")).await), "error,completed");
+    assert_eq!(told(&events.expect_status(&stage.sim.body("slow", "error")).await), "error,completed");
     assert_eq!(events.names().await, ["done"]);
     let mut asked = stage.upstream_requests();
-    assert_eq!(asked.remove(0), multi(&["fast", "slow"], "submitted"));
+    assert_eq!(asked.remove(0), clips_target(&["fast", "slow"], "submitted"));
     asked.sort();
     let ladder = [("fast", "completed"), ("fast", "queued"), ("fast", "streaming"), ("slow", "queued")];
-    assert_eq!(asked, ladder.map(|(id, rung)| single(id, rung)));
+    assert_eq!(asked, ladder.map(|(id, rung)| clip_target(id, rung)));
 }
 
 #[tokio::test]
@@ -167,26 +174,29 @@ async fn who_connects_anew_is_told_what_it_missed_and_nothing_twice() {
     let stage = long_stage().await;
     let ids = ["a", "b", "c"];
     ids.iter().for_each(|id| stage.sim.set_status(id, "queued"));
-    let target = multi(&ids, "completed");
-    let mut events = Events::open(&stage, &target, &[]).await;
-    events.status(&stage.sim.body("a", "queued")).await;
-    let half = events.status(&stage.sim.body("b", "queued")).await.id.unwrap();
-    let last = events.status(&stage.sim.body("c", "queued")).await.id.unwrap();
+    let target = clips_target(&ids, "completed");
+    let mut events = EventClient::open(&stage, &target, &[]).await;
+    events.expect_status(&stage.sim.body("a", "queued")).await;
+    let half = events.expect_status(&stage.sim.body("b", "queued")).await.id.unwrap();
+    let last = events.expect_status(&stage.sim.body("c", "queued")).await.id.unwrap();
     drop(events);
-    stage.until_parked(0).await;
+    stage.wait_until_parked(0).await;
 
     stage.sim.set_status("b", "streaming");
-    let mut events = Events::open(&stage, &target, &[("last-event-id", &last)]).await;
-    assert_eq!(told(&events.status(&stage.sim.body("b", "streaming")).await), "queued,streaming,queued");
-    stage.until_parked(3).await;
+    let mut events = EventClient::open(&stage, &target, &[("last-event-id", &last)]).await;
+    assert_eq!(
+        told(&events.expect_status(&stage.sim.body("b", "streaming")).await),
+        "queued,streaming,queued"
+    );
+    stage.wait_until_parked(3).await;
     drop(events);
-    stage.until_parked(0).await;
-    assert_eq!(stage.asked_until("submitted"), 1, "what it was told is not asked for again");
+    stage.wait_until_parked(0).await;
+    assert_eq!(stage.upstream_requests_for_status("submitted"), 1, "what it was told is not asked for again");
 
     for id in ids {
         stage.sim.set_status(id, "completed");
     }
-    let mut events = Events::open(&stage, &target, &[("last-event-id", &half)]).await;
+    let mut events = EventClient::open(&stage, &target, &[("last-event-id", &half)]).await;
     let mut told = Vec::new();
     while let Some(event) = events.next().await {
         told.push((event.name, event.data));
@@ -204,16 +214,18 @@ async fn an_id_that_is_no_id_of_this_stream_counts_as_none() {
     let stage = long_stage().await;
     stage.sim.set_status("a", "completed");
     stage.sim.set_status("b", "completed");
-    let mut events = Events::open(&stage, &single("a", "completed"), &[]).await;
-    let of_a = events.status(&stage.sim.body("a", "completed")).await.id.unwrap();
+    let mut events = EventClient::open(&stage, &clip_target("a", "completed"), &[]).await;
+    let of_a = events.expect_status(&stage.sim.body("a", "completed")).await.id.unwrap();
     let over = events.next().await.unwrap().id.unwrap();
     for id in [&of_a, &over, "", "7", "00000000:over"] {
-        let mut events = Events::open(&stage, &single("b", "completed"), &[("last-event-id", id)]).await;
-        events.status(&stage.sim.body("b", "completed")).await;
+        let mut events =
+            EventClient::open(&stage, &clip_target("b", "completed"), &[("last-event-id", id)]).await;
+        events.expect_status(&stage.sim.body("b", "completed")).await;
         assert_eq!(events.names().await, ["done"], "{id}");
     }
     // Cut off between the last state and the end: only the end is missing.
-    let mut events = Events::open(&stage, &single("a", "completed"), &[("last-event-id", &of_a)]).await;
+    let mut events =
+        EventClient::open(&stage, &clip_target("a", "completed"), &[("last-event-id", &of_a)]).await;
     assert_eq!(events.field("cache-status"), "clipgate; detail=stream-over");
     assert_eq!(events.names().await, ["done"]);
 }
@@ -222,18 +234,19 @@ async fn an_id_that_is_no_id_of_this_stream_counts_as_none() {
 async fn after_the_end_there_is_nothing() {
     let stage = long_stage().await;
     stage.sim.set_status("a", "completed");
-    let mut events = Events::open(&stage, &single("a", "completed"), &[]).await;
-    events.status(&stage.sim.body("a", "completed")).await;
+    let mut events = EventClient::open(&stage, &clip_target("a", "completed"), &[]).await;
+    events.expect_status(&stage.sim.body("a", "completed")).await;
     let over = events.next().await.unwrap();
     assert_eq!((over.name.as_str(), over.data.as_str()), ("done", "{}"));
     assert_eq!(events.next().await, None);
     let again =
-        Events::open(&stage, &single("a", "completed"), &[("last-event-id", &over.id.unwrap())]).await;
+        EventClient::open(&stage, &clip_target("a", "completed"), &[("last-event-id", &over.id.unwrap())])
+            .await;
     assert_eq!(again.head.status, StatusCode::NO_CONTENT);
     assert_eq!(again.field("cache-status"), "clipgate; detail=stream-over");
     assert_eq!(again.field("cache-control"), "no-store");
-    assert_eq!(again.rest().await, "");
-    assert_eq!(calls(&stage), 1);
+    assert_eq!(again.read_to_end().await, "");
+    assert_eq!(upstream_request_count(&stage), 1);
 }
 
 #[tokio::test]
@@ -245,9 +258,9 @@ async fn a_silent_stream_says_every_fifteen_seconds_that_it_lives() {
     })
     .await;
     stage.sim.set_status("a", "queued");
-    let mut events = Events::open(&stage, &single("a", "completed"), &[]).await;
-    events.status(&stage.sim.body("a", "queued")).await;
-    stage.until(|seen| seen.open == 1).await;
+    let mut events = EventClient::open(&stage, &clip_target("a", "completed"), &[]).await;
+    events.expect_status(&stage.sim.body("a", "queued")).await;
+    stage.wait_until(|seen| seen.open == 1).await;
     // From here on time passes as soon as there is nothing to do.
     tokio::time::pause();
     for _ in 0..3 {
@@ -275,28 +288,34 @@ async fn what_cannot_be_begun_is_refused_as_any_wait_is() {
     .await;
     stage.sim.set_status("a", "queued");
     let accepting = |target: &str, fields: &[(&str, &str)]| {
-        let fields = [&[ACCEPT, ("authorization", "Bearer one")], fields].concat();
+        let fields = [&[ACCEPT_EVENTS, ("authorization", "Bearer one")], fields].concat();
         request("GET", target, &fields, "")
     };
     let ask = async |target: &str, fields: &[(&str, &str)]| stage.send(accepting(target, fields)).await;
-    assert_refusal(&ask(&single("", "completed"), &[]).await, 400, "empty-id");
-    assert_refusal(&ask(&single("a", "error"), &[]).await, 400, "status-not-askable");
-    assert_refusal(&ask(&single("a", "completed"), &[("via", "1.1 clipgate")]).await, 508, "loop");
-    assert_refusal(
-        &ask(&single("a", "completed"), &[("cache-control", "only-if-cached")]).await,
+    assert_gateway_error(&ask(&clip_target("", "completed"), &[]).await, 400, "empty-id");
+    assert_gateway_error(&ask(&clip_target("a", "error"), &[]).await, 400, "status-not-askable");
+    assert_gateway_error(&ask(&clip_target("a", "completed"), &[("via", "1.1 clipgate")]).await, 508, "loop");
+    assert_gateway_error(
+        &ask(&clip_target("a", "completed"), &[("cache-control", "only-if-cached")]).await,
         504,
         "not-cached",
     );
-    let mut one = Events::open(&stage, &single("a", ""), &[("authorization", "Bearer one")]).await;
-    one.status(&stage.sim.body("a", "queued")).await;
-    stage.until_parked(1).await;
-    assert_refusal(&ask(&single("b", "completed"), &[]).await, 429, "too-many-waits-per-key");
-    let two = Events::open(&stage, &single("a", "streaming"), &[("authorization", "Bearer two")]).await;
-    stage.until_parked(2).await;
-    let three = stage.send(request("GET", &single("a", ""), &[ACCEPT, ("authorization", "Bearer 3")], ""));
-    assert_refusal(&three.await, 503, "too-many-waits");
+    let mut one = EventClient::open(&stage, &clip_target("a", ""), &[("authorization", "Bearer one")]).await;
+    one.expect_status(&stage.sim.body("a", "queued")).await;
+    stage.wait_until_parked(1).await;
+    assert_gateway_error(&ask(&clip_target("b", "completed"), &[]).await, 429, "too-many-waits-per-key");
+    let two =
+        EventClient::open(&stage, &clip_target("a", "streaming"), &[("authorization", "Bearer two")]).await;
+    stage.wait_until_parked(2).await;
+    let three = stage.send(request(
+        "GET",
+        &clip_target("a", ""),
+        &[ACCEPT_EVENTS, ("authorization", "Bearer 3")],
+        "",
+    ));
+    assert_gateway_error(&three.await, 503, "too-many-waits");
     drop((one, two));
-    stage.until_parked(0).await;
+    stage.wait_until_parked(0).await;
 }
 
 #[tokio::test]
@@ -311,7 +330,7 @@ async fn a_stream_over_the_quota_of_calls_is_refused_before_it_begins() {
     for n in 0..20 {
         let id = format!("clip-{n}");
         stage.sim.set_status(&id, "queued");
-        let stream = Events::open(&stage, &single(&id, "completed"), &[]).await;
+        let stream = EventClient::open(&stage, &clip_target(&id, "completed"), &[]).await;
         if stream.head.status == 429 {
             assert_eq!(stream.field("cache-status"), "clipgate; detail=calls");
             assert_eq!(
@@ -335,11 +354,13 @@ async fn a_stream_that_runs_over_its_quota_says_so_and_when_to_come_back() {
     .await;
     stage.sim.set_status("a", "completed");
     // Its key is known from here on, and has a quota of its own.
-    let mut events = Events::open(&stage, &single("a", ""), &[("authorization", "Bearer one")]).await;
+    let mut events =
+        EventClient::open(&stage, &clip_target("a", ""), &[("authorization", "Bearer one")]).await;
     assert_eq!(events.names().await, ["status", "done"]);
     stage.sim.set_status("b", "queued");
-    let mut events = Events::open(&stage, &single("b", ""), &[("authorization", "Bearer one")]).await;
-    events.status(&stage.sim.body("b", "queued")).await;
+    let mut events =
+        EventClient::open(&stage, &clip_target("b", ""), &[("authorization", "Bearer one")]).await;
+    events.expect_status(&stage.sim.body("b", "queued")).await;
     let event = events.next().await.unwrap();
     assert_eq!((event.id.as_deref(), event.retry), (None, Some(2000)));
     let told = error(&event);
@@ -355,23 +376,29 @@ async fn a_stream_that_runs_over_its_quota_says_so_and_when_to_come_back() {
 async fn the_upstreams_refusal_is_told_as_it_wrote_it_and_is_the_end() {
     let stage = long_stage().await;
     stage.sim.set_status("a", "queued");
-    let mut ghost = Events::open(&stage, &multi(&["a", "ghost"], "completed"), &[]).await;
+    let mut ghost = EventClient::open(&stage, &clips_target(&["a", "ghost"], "completed"), &[]).await;
     assert_eq!(ghost.head.status, StatusCode::OK);
     let event = ghost.next().await.unwrap();
     assert_eq!((error(&event)["message"].as_str(), told(&event)), (Some("Clip not found"), "over"));
     assert_eq!(ghost.next().await, None);
     let last = event.id.unwrap();
-    let again = Events::open(&stage, &multi(&["a", "ghost"], "completed"), &[("last-event-id", &last)]).await;
+    let again =
+        EventClient::open(&stage, &clips_target(&["a", "ghost"], "completed"), &[("last-event-id", &last)])
+            .await;
     assert_eq!(again.head.status, StatusCode::NO_CONTENT);
-    assert_eq!(calls(&stage), 1);
+    assert_eq!(upstream_request_count(&stage), 1);
 
     // A refusal on the way, and one that is no JSON.
-    let mut events = Events::open(&stage, &single("a", "completed"), &[]).await;
-    events.status(&stage.sim.body("a", "queued")).await;
-    stage.until(|seen| seen.open == 1).await;
-    stage.sim.fault(FaultTarget::Path(single("a", "completed")), Fault::status_with(403, ErrorBody::Html), 1);
+    let mut events = EventClient::open(&stage, &clip_target("a", "completed"), &[]).await;
+    events.expect_status(&stage.sim.body("a", "queued")).await;
+    stage.wait_until(|seen| seen.open == 1).await;
+    stage.sim.fault(
+        FaultTarget::Path(clip_target("a", "completed")),
+        Fault::status_with(403, ErrorBody::Html),
+        1,
+    );
     stage.sim.set_status("a", "streaming");
-    events.status(&stage.sim.body("a", "streaming")).await;
+    events.expect_status(&stage.sim.body("a", "streaming")).await;
     let event = events.next().await.unwrap();
     let error = error(&event);
     assert_eq!((&error["statusCode"], told(&event)), (&403.into(), "over"));
@@ -385,7 +412,7 @@ async fn an_upstream_without_time_is_left_alone_for_a_while_and_not_for_good() {
     let stage = long_stage().await;
     stage.sim.set_status("a", "queued");
     stage.sim.fault(FaultTarget::Polls, Fault::status(429), 1);
-    let mut events = Events::open(&stage, &single("a", "completed"), &[]).await;
+    let mut events = EventClient::open(&stage, &clip_target("a", "completed"), &[]).await;
     let event = events.next().await.unwrap();
     assert_eq!((event.id.as_deref(), event.retry), (None, Some(10_000)));
     assert_eq!(error(&event)["statusCode"], 429);
@@ -401,12 +428,12 @@ async fn faults_within_the_retries_are_not_told_and_others_are_told_once() {
     .await;
     stage.sim.set_status("a", "queued");
     stage.sim.fault(FaultTarget::Polls, Fault::status(500), 1);
-    let mut events = Events::open(&stage, &single("a", "completed"), &[]).await;
-    let queued = events.status(&stage.sim.body("a", "queued")).await;
-    stage.until(|seen| seen.open == 1).await;
-    stage.sim.fault(FaultTarget::Path(single("a", "completed")), Fault::reset(), u32::MAX);
+    let mut events = EventClient::open(&stage, &clip_target("a", "completed"), &[]).await;
+    let queued = events.expect_status(&stage.sim.body("a", "queued")).await;
+    stage.wait_until(|seen| seen.open == 1).await;
+    stage.sim.fault(FaultTarget::Path(clip_target("a", "completed")), Fault::reset(), u32::MAX);
     stage.sim.set_status("a", "streaming");
-    let streaming = events.status(&stage.sim.body("a", "streaming")).await;
+    let streaming = events.expect_status(&stage.sim.body("a", "streaming")).await;
     assert_ne!(queued.id, streaming.id);
     let event = events.next().await.unwrap();
     assert_eq!((event.id.as_deref(), event.retry), (None, None), "it is worth another try");
@@ -415,10 +442,11 @@ async fn faults_within_the_retries_are_not_told_and_others_are_told_once() {
 
     stage.sim.clear_faults();
     let last = streaming.id.unwrap();
-    let mut events = Events::open(&stage, &single("a", "completed"), &[("last-event-id", &last)]).await;
-    stage.until(|seen| seen.open == 1).await;
+    let mut events =
+        EventClient::open(&stage, &clip_target("a", "completed"), &[("last-event-id", &last)]).await;
+    stage.wait_until(|seen| seen.open == 1).await;
     stage.sim.set_status("a", "completed");
-    events.status(&stage.sim.body("a", "completed")).await;
+    events.expect_status(&stage.sim.body("a", "completed")).await;
     assert_eq!(events.names().await, ["done"]);
 }
 
@@ -429,10 +457,10 @@ async fn a_stream_is_held_through_a_pause_that_the_upstream_asks_for_at_its_star
     for status in [503, 429] {
         stage.sim.fault(FaultTarget::Polls, Fault::retry_after(status, Duration::from_secs(1)), 1);
     }
-    let mut events = Events::open(&stage, &single("a", "completed"), &[]).await;
-    events.status(&stage.sim.body("a", "queued")).await;
+    let mut events = EventClient::open(&stage, &clip_target("a", "completed"), &[]).await;
+    events.expect_status(&stage.sim.body("a", "queued")).await;
     stage.sim.set_status("a", "completed");
-    events.status(&stage.sim.body("a", "completed")).await;
+    events.expect_status(&stage.sim.body("a", "completed")).await;
     assert_eq!(events.names().await, ["done"]);
 }
 
@@ -446,20 +474,20 @@ async fn a_stop_tells_what_is_known_and_ends_streams_without_an_end() {
     stage.sim.set_status("a", "queued");
     stage.sim.set_status("b", "queued");
     // What b reaches is not told before the look that the stop has to take.
-    stage.sim.fault(FaultTarget::Path(single("b", "streaming")), Fault::Hang, 1);
+    stage.sim.fault(FaultTarget::Path(clip_target("b", "streaming")), Fault::Hang, 1);
     let mut streams = Vec::new();
     for id in ["a", "b"] {
-        let mut events = Events::open(&stage, &single(id, "completed"), &[]).await;
-        events.status(&stage.sim.body(id, "queued")).await;
+        let mut events = EventClient::open(&stage, &clip_target(id, "completed"), &[]).await;
+        events.expect_status(&stage.sim.body(id, "queued")).await;
         streams.push(events);
     }
-    stage.until(|seen| seen.requests.len() == 4).await;
-    stage.until_parked(2).await;
+    stage.wait_until(|seen| seen.requests.len() == 4).await;
+    stage.wait_until_parked(2).await;
     stage.sim.set_status("b", "streaming");
     stage.stop();
     // In time, as their own is much longer.
     assert_eq!(streams[0].next().await, None);
-    streams[1].status(&stage.sim.body("b", "streaming")).await;
+    streams[1].expect_status(&stage.sim.body("b", "streaming")).await;
     assert_eq!(streams[1].next().await, None);
 }
 
@@ -468,14 +496,14 @@ async fn who_hangs_up_takes_its_waits_along() {
     let stage = long_stage().await;
     stage.sim.set_status("a", "queued");
     stage.sim.set_status("b", "queued");
-    let mut events = Events::open(&stage, &multi(&["a", "b"], "completed"), &[]).await;
-    events.status(&stage.sim.body("a", "queued")).await;
-    events.status(&stage.sim.body("b", "queued")).await;
-    stage.until_parked(2).await;
-    stage.until(|seen| seen.open == 2).await;
+    let mut events = EventClient::open(&stage, &clips_target(&["a", "b"], "completed"), &[]).await;
+    events.expect_status(&stage.sim.body("a", "queued")).await;
+    events.expect_status(&stage.sim.body("b", "queued")).await;
+    stage.wait_until_parked(2).await;
+    stage.wait_until(|seen| seen.open == 2).await;
     drop(events);
-    stage.until_parked(0).await;
-    stage.until(|seen| seen.open == 0 && seen.abandoned() == 2).await;
+    stage.wait_until_parked(0).await;
+    stage.wait_until(|seen| seen.open == 0 && seen.abandoned() == 2).await;
 }
 
 #[tokio::test]
@@ -488,17 +516,18 @@ async fn a_stream_outlives_polls_and_waits_and_ends_with_its_own_time() {
     .await;
     stage.sim.set_status("a", "submitted");
     let began = clock::now();
-    let mut events = Events::open(&stage, &single("a", "completed"), &[]).await;
-    events.status(&stage.sim.body("a", "submitted")).await;
-    stage.until(|seen| seen.requests.len() >= 3).await;
+    let mut events = EventClient::open(&stage, &clip_target("a", "completed"), &[]).await;
+    events.expect_status(&stage.sim.body("a", "submitted")).await;
+    stage.wait_until(|seen| seen.requests.len() >= 3).await;
     stage.sim.set_status("a", "queued");
-    let queued = events.status(&stage.sim.body("a", "queued")).await;
+    let queued = events.expect_status(&stage.sim.body("a", "queued")).await;
     assert_eq!(events.next().await, None, "nothing is told twice, and it is not done");
     assert!(began.elapsed() >= 4 * hold, "{:?}", began.elapsed());
     let last = queued.id.unwrap();
     stage.sim.set_status("a", "completed");
-    let mut events = Events::open(&stage, &single("a", "completed"), &[("last-event-id", &last)]).await;
-    events.status(&stage.sim.body("a", "completed")).await;
+    let mut events =
+        EventClient::open(&stage, &clip_target("a", "completed"), &[("last-event-id", &last)]).await;
+    events.expect_status(&stage.sim.body("a", "completed")).await;
     assert_eq!(events.names().await, ["done"]);
 }
 
@@ -508,13 +537,14 @@ async fn a_client_may_prefer_a_shorter_stream() {
     stage.sim.set_status("a", "queued");
     for (prefer, applied, least) in [("wait=0", "wait=0", 0), ("wait=1", "wait=1", 1)] {
         let began = clock::now();
-        let mut events = Events::open(&stage, &single("a", "completed"), &[("prefer", prefer)]).await;
+        let mut events =
+            EventClient::open(&stage, &clip_target("a", "completed"), &[("prefer", prefer)]).await;
         assert_eq!(events.field("preference-applied"), applied);
-        events.status(&stage.sim.body("a", "queued")).await;
+        events.expect_status(&stage.sim.body("a", "queued")).await;
         assert_eq!(events.next().await, None);
         assert!(began.elapsed() >= Duration::from_secs(least), "{:?}", began.elapsed());
     }
-    let events = Events::open(&stage, &single("a", "completed"), &[("prefer", "wait=9999")]).await;
+    let events = EventClient::open(&stage, &clip_target("a", "completed"), &[("prefer", "wait=9999")]).await;
     assert_eq!(events.field("preference-applied"), "wait=600");
 }
 
@@ -525,24 +555,24 @@ async fn what_is_kept_is_told_at_once_and_costs_nothing() {
     stage.sim.set_status("failed", "error");
     stage.sim.set_status("new", "queued");
     for id in ["made", "failed"] {
-        stage.get(&single(id, ""), &[]).await;
+        stage.get(&clip_target(id, ""), &[]).await;
     }
-    let asked = calls(&stage);
-    let mut events = Events::open(&stage, &multi(&["failed", "made"], ""), &[]).await;
+    let asked = upstream_request_count(&stage);
+    let mut events = EventClient::open(&stage, &clips_target(&["failed", "made"], ""), &[]).await;
     let hit = events.field("cache-status").to_owned();
     let ttl: u64 = hit.strip_prefix("clipgate; hit; ttl=").unwrap().parse().unwrap();
     assert!((540..=600).contains(&ttl), "{hit}");
-    events.status(&stage.sim.body("failed", "error")).await;
-    events.status(&stage.sim.body("made", "completed")).await;
+    events.expect_status(&stage.sim.body("failed", "error")).await;
+    events.expect_status(&stage.sim.body("made", "completed")).await;
     assert_eq!(events.names().await, ["done"]);
-    assert_eq!(calls(&stage), asked);
+    assert_eq!(upstream_request_count(&stage), asked);
 
     // A clip that the upstream does not tell of holds back none that is kept.
     stage.sim.fault(FaultTarget::Clip("new".into()), Fault::Hang, 1);
-    let mut events = Events::open(&stage, &multi(&["new", "made"], ""), &[]).await;
-    assert_eq!(told(&events.status(&stage.sim.body("made", "completed")).await), "-,completed");
-    stage.until(|seen| seen.requests.len() == asked + 1).await;
-    assert_eq!(stage.upstream_requests()[asked], single("new", "submitted"));
+    let mut events = EventClient::open(&stage, &clips_target(&["new", "made"], ""), &[]).await;
+    assert_eq!(told(&events.expect_status(&stage.sim.body("made", "completed")).await), "-,completed");
+    stage.wait_until(|seen| seen.requests.len() == asked + 1).await;
+    assert_eq!(stage.upstream_requests()[asked], clip_target("new", "submitted"));
 }
 
 #[tokio::test]
@@ -550,43 +580,46 @@ async fn a_requests_cache_control_counts_for_streams_too() {
     let stage = long_stage().await;
     stage.sim.set_status("a", "completed");
     stage.sim.set_status("b", "queued");
-    stage.get(&single("a", ""), &[]).await;
-    let mut kept = Events::open(&stage, &single("a", ""), &[("cache-control", "only-if-cached")]).await;
+    stage.get(&clip_target("a", ""), &[]).await;
+    let mut kept =
+        EventClient::open(&stage, &clip_target("a", ""), &[("cache-control", "only-if-cached")]).await;
     assert_eq!(kept.names().await, ["status", "done"]);
-    assert_eq!(calls(&stage), 1);
+    assert_eq!(upstream_request_count(&stage), 1);
     for control in ["no-cache", "no-store", "max-age=0"] {
-        let before = calls(&stage);
-        let mut events = Events::open(&stage, &single("a", ""), &[("cache-control", control)]).await;
+        let before = upstream_request_count(&stage);
+        let mut events =
+            EventClient::open(&stage, &clip_target("a", ""), &[("cache-control", control)]).await;
         assert_eq!(events.field("cache-status"), "clipgate; fwd=miss", "{control}");
         assert_eq!(events.names().await, ["status", "done"]);
-        assert_eq!(calls(&stage), before + 1, "{control}");
+        assert_eq!(upstream_request_count(&stage), before + 1, "{control}");
     }
-    let mut unkept = Events::open(&stage, &single("b", "queued"), &[("cache-control", "no-store")]).await;
+    let mut unkept =
+        EventClient::open(&stage, &clip_target("b", "queued"), &[("cache-control", "no-store")]).await;
     assert_eq!(unkept.names().await, ["status", "done"]);
     stage.sim.set_status("b", "completed");
-    let mut unkept = Events::open(&stage, &single("b", ""), &[("cache-control", "no-store")]).await;
+    let mut unkept = EventClient::open(&stage, &clip_target("b", ""), &[("cache-control", "no-store")]).await;
     assert_eq!(unkept.names().await, ["status", "done"]);
-    assert!(!stage.get(&single("b", ""), &[]).await.hit(), "it was not kept");
+    assert!(!stage.get(&clip_target("b", ""), &[]).await.is_hit(), "it was not kept");
 }
 
 #[tokio::test]
 async fn a_status_on_no_ladder_is_told_once_and_asked_for_again_without_haste() {
     let stage = long_stage().await;
     stage.sim.set_status("a", "queued");
-    let mut events = Events::open(&stage, &single("a", "completed"), &[]).await;
-    events.status(&stage.sim.body("a", "queued")).await;
-    stage.until(|seen| seen.open == 1).await;
+    let mut events = EventClient::open(&stage, &clip_target("a", "completed"), &[]).await;
+    events.expect_status(&stage.sim.body("a", "queued")).await;
+    stage.wait_until(|seen| seen.open == 1).await;
     stage.sim.set_status("a", "paused");
-    assert_eq!(told(&events.status(&stage.sim.body("a", "paused")).await), "queued");
+    assert_eq!(told(&events.expect_status(&stage.sim.body("a", "paused")).await), "queued");
     let began = clock::now();
-    stage.until(|seen| seen.requests.len() == 3).await;
+    stage.wait_until(|seen| seen.requests.len() == 3).await;
     assert!(began.elapsed() >= Duration::from_millis(1500), "{:?}", began.elapsed());
     stage.sim.set_status("a", "completed");
-    events.status(&stage.sim.body("a", "completed")).await;
+    events.expect_status(&stage.sim.body("a", "completed")).await;
     assert_eq!(events.names().await, ["done"]);
     assert_eq!(
         stage.upstream_requests()[1..],
-        vec![single("a", "streaming"); stage.upstream_requests().len() - 1]
+        vec![clip_target("a", "streaming"); stage.upstream_requests().len() - 1]
     );
 }
 
@@ -594,18 +627,22 @@ async fn a_status_on_no_ladder_is_told_once_and_asked_for_again_without_haste() 
 async fn where_an_answer_cannot_be_cut_clips_are_asked_for_one_by_one() {
     let stage = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
-        options.shape = Shape::Summary;
+        options.list_format = ListFormat::Summary;
     })
     .await;
     for id in ["a", "b"] {
         stage.sim.set_status(id, "completed");
     }
-    let mut events = Events::open(&stage, &multi(&["a", "b"], "completed"), &[]).await;
+    let mut events = EventClient::open(&stage, &clips_target(&["a", "b"], "completed"), &[]).await;
     let mut told = [events.next().await.unwrap().data, events.next().await.unwrap().data];
     told.sort();
     assert_eq!(told, ["a", "b"].map(|id| stage.sim.body(id, "completed")));
     assert_eq!(events.names().await, ["done"]);
-    let asked = [multi(&["a", "b"], "submitted"), single("a", "submitted"), single("b", "submitted")];
+    let asked = [
+        clips_target(&["a", "b"], "submitted"),
+        clip_target("a", "submitted"),
+        clip_target("b", "submitted"),
+    ];
     assert_eq!(stage.upstream_requests(), asked);
 }
 
@@ -613,17 +650,22 @@ async fn where_an_answer_cannot_be_cut_clips_are_asked_for_one_by_one() {
 async fn only_a_get_with_a_key_that_names_events_is_a_stream() {
     let stage = TestGateway::new().await;
     stage.sim.set_status("a", "completed");
-    let target = single("a", "completed");
+    let target = clip_target("a", "completed");
     for accept in ["*/*", "application/json", "text/*"] {
         let answer = stage.get(&target, &[("accept", accept)]).await;
         assert_eq!(answer.body, stage.sim.body("a", "completed"), "{accept}");
         assert_eq!(answer.field("vary"), "authorization, accept");
     }
     let passed = [
-        request("HEAD", &target, &[ACCEPT, ("authorization", "Bearer demo")], ""),
-        request("POST", "/v2/generate/audio/suno-ai/clip", &[ACCEPT, ("authorization", "Bearer demo")], "{}"),
-        request("GET", &target, &[ACCEPT], ""),
-        request("GET", &format!("{target}&x=1"), &[ACCEPT, ("authorization", "Bearer demo")], ""),
+        request("HEAD", &target, &[ACCEPT_EVENTS, ("authorization", "Bearer demo")], ""),
+        request(
+            "POST",
+            "/v2/generate/audio/suno-ai/clip",
+            &[ACCEPT_EVENTS, ("authorization", "Bearer demo")],
+            "{}",
+        ),
+        request("GET", &target, &[ACCEPT_EVENTS], ""),
+        request("GET", &format!("{target}&x=1"), &[ACCEPT_EVENTS, ("authorization", "Bearer demo")], ""),
     ];
     assert_eq!(passed.len(), 4);
     for request in passed {
@@ -639,16 +681,16 @@ async fn streams_of_different_keys_share_nothing() {
     stage.sim.set_status("a", "queued");
     let mut streams = Vec::new();
     for key in ["Bearer one", "Bearer two"] {
-        let mut events = Events::open(&stage, &single("a", ""), &[("authorization", key)]).await;
-        events.status(&stage.sim.body("a", "queued")).await;
+        let mut events = EventClient::open(&stage, &clip_target("a", ""), &[("authorization", key)]).await;
+        events.expect_status(&stage.sim.body("a", "queued")).await;
         streams.push(events);
     }
-    stage.until(|seen| seen.open == 2).await;
+    stage.wait_until(|seen| seen.open == 2).await;
     stage.sim.set_status("a", "completed");
     for events in &mut streams {
-        events.status(&stage.sim.body("a", "completed")).await;
+        events.expect_status(&stage.sim.body("a", "completed")).await;
     }
-    let asked = [single("a", "submitted"), single("a", "streaming")];
+    let asked = [clip_target("a", "submitted"), clip_target("a", "streaming")];
     let mut seen = stage.upstream_requests();
     seen.sort();
     assert_eq!(seen, [&asked[1], &asked[1], &asked[0], &asked[0]].map(String::as_str));
@@ -674,7 +716,7 @@ mod http2 {
     }
 
     fn ask(stage: &TestGateway, fields: &[(&str, &str)]) -> http::Request<Empty<Bytes>> {
-        let target = format!("http://{}{}", stage.address, single("a", "completed"));
+        let target = format!("http://{}{}", stage.address, clip_target("a", "completed"));
         let mut request = crate::harness::event_client::request(&target, fields);
         request.headers_mut().remove("host");
         request
@@ -688,18 +730,18 @@ mod http2 {
         let mut streams = Vec::new();
         for _ in 0..10 {
             let answer = sender.send_request(ask(&stage, &[])).await.unwrap();
-            let mut events = Events::of(answer);
+            let mut events = EventClient::from_response(answer);
             assert_eq!(events.field("content-type"), "text/event-stream");
-            events.status(&stage.sim.body("a", "queued")).await;
+            events.expect_status(&stage.sim.body("a", "queued")).await;
             streams.push(events);
         }
-        stage.until_parked(10).await;
+        stage.wait_until_parked(10).await;
         drop(streams.pop());
-        stage.until_parked(9).await;
-        stage.until(|seen| seen.open == 1).await;
+        stage.wait_until_parked(9).await;
+        stage.wait_until(|seen| seen.open == 1).await;
         stage.sim.set_status("a", "completed");
         for events in &mut streams {
-            events.status(&stage.sim.body("a", "completed")).await;
+            events.expect_status(&stage.sim.body("a", "completed")).await;
             assert_eq!(events.names().await, ["done"]);
         }
     }
@@ -713,8 +755,8 @@ mod http2 {
         for _ in 0..10 {
             unread.push(sender.send_request(ask(&stage, &[("prefer", "wait=1")])).await.unwrap());
         }
-        stage.until_parked(0).await;
+        stage.wait_until_parked(0).await;
         assert!(unread.iter().all(|answer| answer.status() == 200));
-        assert!(stage.asked_until("submitted") >= 1, "they had parked");
+        assert!(stage.upstream_requests_for_status("submitted") >= 1, "they had parked");
     }
 }

@@ -22,8 +22,9 @@ const MALFORMED: [&[u8]; 2] =
     [b"GET /sim/echo HTTP/1.1\r\nhost : x\r\n\r\n", b"GET /sim/echo HTTP/1.1\r\nhost: x\r\nx: a\rb\r\n\r\n"];
 
 fn assert_refused(bytes: &[u8], status: u16, reason: &str) {
-    let (answer, rest) = parse(bytes).unwrap_or_else(|| panic!("{:?}", String::from_utf8_lossy(bytes)));
-    assert_refusal(&answer, status, reason);
+    let (answer, rest) =
+        parse_response(bytes).unwrap_or_else(|| panic!("{:?}", String::from_utf8_lossy(bytes)));
+    assert_gateway_error(&answer, status, reason);
     assert!(rest.is_empty(), "{:?}", String::from_utf8_lossy(rest));
 }
 
@@ -37,24 +38,24 @@ async fn each_fault_of_a_query_is_named() {
         (CLIP.to_owned(), "no-id"),
         (format!("{CLIP}s"), "no-id"),
         (format!("{CLIP}?status=completed"), "no-id"),
-        (single("", "completed"), "empty-id"),
-        (multi(&["a", ""], "completed"), "empty-id"),
-        (single(&long, "completed"), "long-id"),
-        (single("%ff", "completed"), "id-not-utf8"),
-        (multi(&seven, "completed"), "too-many-ids"),
-        (single("a", "error"), "status-not-askable"),
-        (single("%zz", "completed"), "broken-escape"),
-        (single("a", "completed%"), "broken-escape"),
+        (clip_target("", "completed"), "empty-id"),
+        (clips_target(&["a", ""], "completed"), "empty-id"),
+        (clip_target(&long, "completed"), "long-id"),
+        (clip_target("%ff", "completed"), "id-not-utf8"),
+        (clips_target(&seven, "completed"), "too-many-ids"),
+        (clip_target("a", "error"), "status-not-askable"),
+        (clip_target("%zz", "completed"), "broken-escape"),
+        (clip_target("a", "completed%"), "broken-escape"),
         (format!("{CLIP}?clip%5_id=a"), "broken-escape"),
     ];
     for (target, reason) in &rows {
         let answer = stage.get(target, &[]).await;
-        let message = assert_refusal(&answer, 400, reason);
+        let message = assert_gateway_error(&answer, 400, reason);
         assert!(message.contains('`') || *reason == "broken-escape", "{message}");
         let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
         assert_eq!(body["path"], target.split('?').next().unwrap(), "without the query");
     }
-    assert_eq!(calls(&stage), 0);
+    assert_eq!(upstream_request_count(&stage), 0);
 }
 
 #[tokio::test]
@@ -62,15 +63,15 @@ async fn a_body_that_is_too_large_is_refused_announced_or_not() {
     let stage = TestGateway::with(|config, _| config.limits.max_body = 1000).await;
     let fits = stage.send(request("POST", "/sim/mirror", &[KEY], vec![b'x'; 1000])).await;
     assert_eq!((fits.status.as_u16(), fits.body.len()), (200, 1000));
-    let asked = calls(&stage);
+    let asked = upstream_request_count(&stage);
     let answer = stage.send(request("POST", CLIP, &[KEY], vec![b'x'; 1001])).await;
-    assert_refusal(&answer, 413, "body-too-large");
-    assert_eq!(calls(&stage), asked);
+    assert_gateway_error(&answer, 413, "body-too-large");
+    assert_eq!(upstream_request_count(&stage), asked);
 
     let head =
         format!("POST {CLIP} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n");
     let chunked = [head.as_bytes(), b"3e9\r\n", &[b'x'; 1001], b"\r\n0\r\n\r\n"].concat();
-    assert_refused(&raw(stage.address, &chunked).await, 413, "body-too-large");
+    assert_refused(&send_raw(stage.address, &chunked).await, 413, "body-too-large");
 }
 
 #[tokio::test]
@@ -91,9 +92,9 @@ async fn a_target_or_a_head_that_is_too_large_gets_a_bare_414_or_431_and_is_coun
 async fn what_the_upstream_does_not_answer_is_502() {
     let stage = TestGateway::with(|config, _| config.upstream.retry_for = Duration::ZERO).await;
     stage.sim.fault(FaultTarget::Any, Fault::Refuse, 100);
-    assert_refusal(&stage.get(&single("a", "completed"), &[]).await, 502, "unreachable");
+    assert_gateway_error(&stage.get(&clip_target("a", "completed"), &[]).await, 502, "unreachable");
     let post = stage.send(request("POST", CLIP, &[KEY], "{}")).await;
-    assert_refusal(&post, 502, "upstream-reset");
+    assert_gateway_error(&post, 502, "upstream-reset");
     stage.sim.clear_faults();
     stage.sim.set_status("a", "completed");
 }
@@ -102,25 +103,25 @@ async fn what_the_upstream_does_not_answer_is_502() {
 async fn too_many_waits_are_503_with_retry_after() {
     let stage = TestGateway::with(|config, _| config.limits.max_waits = 1).await;
     stage.sim.set_status("a", "queued");
-    let parked = stage.spawn_get(&single("a", "completed"), &[]);
-    within(10, stage.sim.wait_until(|seen| seen.open == 1)).await;
-    let answer = stage.get(&single("a", "completed"), &[]).await;
-    assert_refusal(&answer, 503, "too-many-waits");
+    let parked = stage.spawn_get(&clip_target("a", "completed"), &[]);
+    within_secs(10, stage.sim.wait_until(|seen| seen.open == 1)).await;
+    let answer = stage.get(&clip_target("a", "completed"), &[]).await;
+    assert_gateway_error(&answer, 503, "too-many-waits");
     assert_eq!(field(&answer, "retry-after"), "1");
     stage.sim.set_status("a", "completed");
     assert_eq!(parked.await.unwrap().status, 200);
-    assert_eq!(stage.get(&single("a", "completed"), &[]).await.status, 200);
+    assert_eq!(stage.get(&clip_target("a", "completed"), &[]).await.status, 200);
 }
 
 #[tokio::test]
 async fn a_request_that_was_here_before_is_508() {
     let stage = TestGateway::new().await;
     for via in ["1.1 clipgate", "1.0 fred, 2.0 CLIPGATE (x)"] {
-        for target in [single("a", "completed"), "/v1/models".to_owned()] {
-            assert_refusal(&stage.get(&target, &[("via", via)]).await, 508, "loop");
+        for target in [clip_target("a", "completed"), "/v1/models".to_owned()] {
+            assert_gateway_error(&stage.get(&target, &[("via", via)]).await, 508, "loop");
         }
     }
-    assert_eq!(calls(&stage), 0);
+    assert_eq!(upstream_request_count(&stage), 0);
     assert_eq!(stage.get("/sim/echo", &[("via", "1.1 fred")]).await.status, 200);
 }
 
@@ -128,23 +129,23 @@ async fn a_request_that_was_here_before_is_508() {
 async fn connect_is_501() {
     let stage = TestGateway::new().await;
     let head = b"CONNECT example.org:443 HTTP/1.1\r\nhost: example.org:443\r\nconnection: close\r\n\r\n";
-    assert_refused(&raw(stage.address, head).await, 501, "connect-unsupported");
-    assert_eq!(calls(&stage), 0);
+    assert_refused(&send_raw(stage.address, head).await, 501, "connect-unsupported");
+    assert_eq!(upstream_request_count(&stage), 0);
 }
 
 #[tokio::test]
 async fn a_clients_request_id_is_taken_over_if_it_is_fit() {
     let stage = TestGateway::new().await;
     stage.sim.set_status("a", "completed");
-    stage.get(&single("a", "completed"), &[]).await;
+    stage.get(&clip_target("a", "completed"), &[]).await;
     let long = "x".repeat(129);
     for (id, is_fit) in
         [("req-1", true), (&long[1..], true), (&long[..], false), ("a b", false), ("é", false)]
     {
-        for target in [CLIP.to_owned(), single("a", "completed")] {
+        for target in [CLIP.to_owned(), clip_target("a", "completed")] {
             let answer = stage.get(&target, &[("x-request-id", id)]).await;
             if target == CLIP {
-                assert_refusal(&answer, 400, "no-id");
+                assert_gateway_error(&answer, 400, "no-id");
             }
             let given = field(&answer, "x-request-id");
             assert_eq!(given == id, is_fit, "{given}");
@@ -161,8 +162,10 @@ async fn a_malformed_head_after_good_requests_gets_its_bare_400_after_their_answ
     let mut stage = TestGateway::new().await;
     let operator = Operator::of(&mut stage).await;
     stage.sim.set_status("a", "completed");
-    let good =
-        format!("GET {} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer demo\r\n\r\n", single("a", "completed"));
+    let good = format!(
+        "GET {} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer demo\r\n\r\n",
+        clip_target("a", "completed")
+    );
     let passed = "GET /sim/status/404 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer demo\r\n\r\n";
     stage.get(&single("a", "completed"), &[]).await;
     let mut malformed = 0;
@@ -171,7 +174,7 @@ async fn a_malformed_head_after_good_requests_gets_its_bare_400_after_their_answ
             // One after the other.
             let mut stream = TcpStream::connect(stage.address).await.unwrap();
             stream.write_all(good).await.unwrap();
-            read_until(&mut stream, |back| parse(back).is_some()).await;
+            read_until(&mut stream, |back| parse_response(back).is_some()).await;
             stream.write_all(bad).await.unwrap();
             let mut back = Vec::new();
             within(10, stream.read_to_end(&mut back)).await.unwrap();
@@ -247,13 +250,13 @@ async fn every_answer_has_an_id_a_via_and_a_cache_status() {
     let stage = TestGateway::new().await;
     stage.sim.set_status("a", "completed");
     let answers: Vec<Answer> = vec![
-        stage.get(&single("a", "completed"), &[]).await,
-        stage.get(&single("a", "completed"), &[]).await,
-        stage.get(&multi(&["a"], "completed"), &[("if-none-match", "*")]).await,
-        stage.get(&single("nowhere", "completed"), &[]).await,
+        stage.get(&clip_target("a", "completed"), &[]).await,
+        stage.get(&clip_target("a", "completed"), &[]).await,
+        stage.get(&clips_target(&["a"], "completed"), &[("if-none-match", "*")]).await,
+        stage.get(&clip_target("nowhere", "completed"), &[]).await,
         stage.get("/sim/status/500", &[]).await,
         stage.get(CLIP, &[]).await,
-        stage.send(request("HEAD", &single("a", "completed"), &[KEY], "")).await,
+        stage.send(request("HEAD", &clip_target("a", "completed"), &[KEY], "")).await,
         stage.send(request("OPTIONS", CLIP, &[KEY], "")).await,
     ];
     for answer in &answers {

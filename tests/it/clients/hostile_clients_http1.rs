@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use clipgate::sim::End;
+use clipgate::sim::RequestEnd;
 use clipgate::testing::clock;
 use http::StatusCode;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -30,11 +30,11 @@ pub(crate) async fn while_under_attack<T>(
     attack: impl Future<Output = T>,
 ) -> T {
     stage.sim.set_status("kept", "completed");
-    stage.get(&single("kept", "completed"), &[]).await;
+    stage.get(&clip_target("kept", "completed"), &[]).await;
     let mut took = Vec::new();
     let look = async |took: &mut Vec<Duration>| {
-        let answer = stage.get(&single("kept", "completed"), &[]).await;
-        assert!(answer.hit(), "{name}: {answer:?}");
+        let answer = stage.get(&clip_target("kept", "completed"), &[]).await;
+        assert!(answer.is_hit(), "{name}: {answer:?}");
         took.push(answer.took);
         tokio::time::sleep(Duration::from_millis(2)).await; // it is no attack itself
     };
@@ -44,7 +44,7 @@ pub(crate) async fn while_under_attack<T>(
         }
     };
     let ended = tokio::select! {
-        ended = within(60, attack) => ended,
+        ended = within_secs(60, attack) => ended,
         never = looking => never,
     };
     while took.len() < LOOKS {
@@ -117,7 +117,7 @@ async fn a_malformed_head_is_400_counted_and_never_reaches_the_upstream() {
     for (&(name, head), is_bare) in rows {
         // The same for a wait, which would be answered here.
         let text = String::from_utf8_lossy(head).into_owned();
-        let wait = text.replacen("/sim/echo", &single("kept", "completed"), 1);
+        let wait = text.replacen("/sim/echo", &clip_target("kept", "completed"), 1);
         for head in [head, wait.as_bytes()] {
             let back = while_under_attack(&stage, name, raw(stage.address, head)).await;
             if is_bare {
@@ -148,11 +148,11 @@ async fn a_body_that_is_coded_otherwise_than_in_chunks_never_reaches_the_upstrea
     for field in rows {
         let head =
             format!("POST /sim/echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{field}\r\n\r\n0\r\n\r\n");
-        let back = raw(stage.address, head.as_bytes()).await;
-        let (answer, rest) = parse(&back).unwrap();
-        assert_refusal(&answer, 400, "bad-request");
+        let back = send_raw(stage.address, head.as_bytes()).await;
+        let (answer, rest) = parse_response(&back).unwrap();
+        assert_gateway_error(&answer, 400, "bad-request");
         assert!(rest.is_empty(), "{field}");
-        assert_eq!(calls(&stage), 0, "{field}");
+        assert_eq!(upstream_request_count(&stage), 0, "{field}");
     }
 }
 
@@ -164,8 +164,8 @@ async fn a_length_beside_chunks_smuggles_nothing() {
         let head = format!("POST /sim/echo HTTP/1.1\r\nhost: x\r\n{}\r\n", fields.concat());
         let rest = "0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n";
         // RFC 9112, section 6.3: the chunks count, the length goes no further, the connection ends.
-        let back = raw(stage.address, (head + rest).as_bytes()).await;
-        let (answer, rest) = parse(&back).unwrap();
+        let back = send_raw(stage.address, (head + rest).as_bytes()).await;
+        let (answer, rest) = parse_response(&back).unwrap();
         assert_eq!((answer.status.as_u16(), field(&answer, "connection"), rest.len()), (200, "close", 0));
         let seen = stage.sim.requests();
         assert_eq!((seen.len(), &*seen[0].target), (1, "/sim/echo"));
@@ -190,14 +190,17 @@ async fn a_body_that_breaks_http_is_400_and_smuggles_nothing() {
         let stage = TestGateway::new().await;
         let head = "POST /sim/echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
         let wire = format!("{head}{body}GET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n");
-        let back = while_under_attack(&stage, name, raw(stage.address, wire.as_bytes())).await;
-        let (answer, rest) = parse(&back).unwrap_or_else(|| panic!("{name}: {back:?}"));
-        assert_refusal(&answer, 400, "body-incomplete");
+        let back = while_under_attack(&stage, name, send_raw(stage.address, wire.as_bytes())).await;
+        let (answer, rest) = parse_response(&back).unwrap_or_else(|| panic!("{name}: {back:?}"));
+        assert_gateway_error(&answer, 400, "body-incomplete");
         assert!(rest.is_empty(), "{name}: {:?}", String::from_utf8_lossy(rest));
-        stage.until(|seen| seen.requests.iter().all(|seen| seen.end != End::Open)).await;
+        stage.wait_until(|seen| seen.requests.iter().all(|seen| seen.end != RequestEnd::Open)).await;
         let passed: Vec<_> = stage.sim.requests().into_iter().filter(|seen| seen.method == "POST").collect();
-        assert!(passed.iter().all(|seen| seen.end != End::Answered(StatusCode::OK)), "{name}: {passed:?}");
-        assert_eq!((passed.len() <= 1, stage.sim.observed().count("/smuggled")), (true, 0), "{name}");
+        assert!(
+            passed.iter().all(|seen| seen.end != RequestEnd::Answered(StatusCode::OK)),
+            "{name}: {passed:?}"
+        );
+        assert_eq!((passed.len() <= 1, stage.sim.observe().count("/smuggled")), (true, 0), "{name}");
     }
 }
 
@@ -241,7 +244,7 @@ async fn what_has_no_end_is_cut_off_at_its_bound() {
     let mut count = 0;
     for (name, start, piece, status) in rows {
         let (back, sent) = while_under_attack(&stage, name, endless(&stage, &start, piece)).await;
-        let (answer, rest) = parse(&back).unwrap_or_else(|| panic!("{name}: {back:?} after {sent}"));
+        let (answer, rest) = parse_response(&back).unwrap_or_else(|| panic!("{name}: {back:?} after {sent}"));
         assert_eq!((answer.status.as_u16(), rest.len()), (status, 0), "{name}");
         if status == 431 {
             assert_bare_rejection(&back, status);
@@ -277,7 +280,7 @@ async fn slow(stage: &TestGateway, count: usize, start: &'static str) -> (Durati
 #[tokio::test]
 async fn slow_clients_are_gone_after_their_time() {
     let patience = Duration::from_secs(1);
-    let stage = TestGateway::impatient(patience).await;
+    let stage = TestGateway::with_stall_timeout(patience).await;
     let rows = [
         ("nothing", ""),
         ("half a head", "GET / HTTP/1.1\r\nhost: x\r\nx: "),
@@ -292,15 +295,15 @@ async fn slow_clients_are_gone_after_their_time() {
         assert!((patience..10 * patience).contains(&took), "{name}: {took:?}");
         let is_upload = start.starts_with("POST");
         for back in &backs {
-            match parse(back) {
-                Some((answer, _)) if is_upload => drop(assert_refusal(&answer, 408, "body-stalled")),
+            match parse_response(back) {
+                Some((answer, _)) if is_upload => drop(assert_gateway_error(&answer, 408, "body-stalled")),
                 _ => assert!(!is_upload && !back.starts_with(b"HTTP/1.1 2"), "{name}: {back:?}"),
             }
         }
         // The upload streams, so the upstream has seen its beginning; all else has reached nobody.
         let expected = if is_upload { 200 } else { 0 };
-        assert_eq!((stage.sim.observed().count("/sim/echo"), backs.len()), (expected, 200), "{name}");
-        stage.until(|seen| seen.requests.iter().all(|seen| seen.end != End::Open)).await;
+        assert_eq!((stage.sim.observe().count("/sim/echo"), backs.len()), (expected, 200), "{name}");
+        stage.wait_until(|seen| seen.requests.iter().all(|seen| seen.end != RequestEnd::Open)).await;
         count += 1;
     }
     assert_eq!(count, 5);
@@ -321,9 +324,15 @@ async fn who_is_refused_in_the_middle_of_a_request_may_finish_it_and_read_why() 
         stream.write_all(&vec![b'y'; 16 << 20]).await.unwrap_or_else(|error| panic!("{name}: {error}"));
         stream.shutdown().await.unwrap();
         let mut back = Vec::new();
-        within(10, stream.read_to_end(&mut back)).await.unwrap_or_else(|error| panic!("{name}: {error}"));
-        let (answer, rest) = parse(&back).unwrap();
-        assert_eq!((answer.status.as_u16(), rest.len(), calls(&stage)), (status, 0, 0), "{name}");
+        within_secs(10, stream.read_to_end(&mut back))
+            .await
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        let (answer, rest) = parse_response(&back).unwrap();
+        assert_eq!(
+            (answer.status.as_u16(), rest.len(), upstream_request_count(&stage)),
+            (status, 0, 0),
+            "{name}"
+        );
     }
 }
 

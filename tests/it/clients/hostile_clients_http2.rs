@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::clients::hostile_clients_http1::while_under_attack;
-use crate::harness::gateway::{TestGateway, multi, set_hold, single, within};
+use crate::harness::gateway::{TestGateway, clip_target, clips_target, set_hold, within_secs};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -216,7 +216,7 @@ async fn a_request_that_is_none_is_reset_or_refused_and_never_reaches_the_upstre
             _ => panic!("{name}: {back:?}"),
         };
         assert_eq!(came, fate, "{name}");
-        assert_eq!(stage.upstream_requests(), [single("kept", "completed")], "{name}");
+        assert_eq!(stage.upstream_requests(), [clip_target("kept", "completed")], "{name}");
         count += 1;
     }
     assert_eq!(count, 37);
@@ -237,7 +237,7 @@ fn again(times: u32, first: Vec<u8>, frames: Vec<u8>) -> Frames {
 
 #[tokio::test]
 async fn a_flood_is_answered_with_the_end_of_its_connection_or_harms_nobody() {
-    let wait = single("a", "completed");
+    let wait = clip_target("a", "completed");
     let (once, batch) = (wait.clone(), wait.clone());
     let reset_at_once = move |n| [get(stream(n), &once), reset(stream(n))].concat();
     let begun = frame(HEADERS, 0, 1, &block(&[METHOD, SCHEME, PATH]));
@@ -299,7 +299,7 @@ async fn a_flood_is_answered_with_the_end_of_its_connection_or_harms_nobody() {
         let (back, sent) = while_under_attack(&stage, name, flood(&stage, frames)).await;
         assert_eq!(back.code, Some(code), "{name}: {sent} bytes");
         assert!(back.answers.is_empty(), "{name}: {:?}", back.answers);
-        stage.until_parked(0).await;
+        stage.wait_until_parked(0).await;
         // Waits that were begun share one poll; an upload's head goes through.
         let asked = stage.upstream_requests();
         assert!(asked.len() <= 2 && asked.iter().all(|target| !target.contains("/x")), "{name}: {asked:?}");
@@ -313,10 +313,11 @@ async fn a_wait_outlives_999_streams_that_its_client_resets_before_they_were_loo
     let stage = TestGateway::with(|config, options| set_hold(Duration::from_secs(60), config, options)).await;
     stage.sim.set_status("a", "queued");
     let (mut read, mut write) = TcpStream::connect(stage.address).await.unwrap().into_split();
-    let wait = get(stream(0), &single("a", "completed"));
+    let wait = get(stream(0), &clip_target("a", "completed"));
     write.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[]), &wait].concat()).await.unwrap();
-    stage.until_parked(1).await;
-    let gone = (1..1000).flat_map(|n| [get(stream(n), &single("a", "completed")), reset(stream(n))].concat());
+    stage.wait_until_parked(1).await;
+    let gone =
+        (1..1000).flat_map(|n| [get(stream(n), &clip_target("a", "completed")), reset(stream(n))].concat());
     let gone: Vec<u8> = gone.chain(frame(PING, 0, 0, &[7; 8])).collect();
     let mut back = Back::default();
     let storm = async {
@@ -326,14 +327,14 @@ async fn a_wait_outlives_999_streams_that_its_client_resets_before_they_were_loo
             assert!(back.more(&mut read).await, "{:?}", back.code);
         }
     };
-    within(60, storm).await;
+    within_secs(60, storm).await;
     stage.sim.set_status("a", "completed");
     let answer = async {
         while back.answers.is_empty() {
             assert!(back.more(&mut read).await, "{:?}", back.code);
         }
     };
-    within(60, answer).await;
+    within_secs(60, answer).await;
     assert_eq!((&back.answers[..], back.code), (&[STATUS_200][..], None));
 }
 
@@ -348,7 +349,7 @@ async fn streams_that_are_reset_once_they_are_served_cost_the_upstream_one_poll(
         // Fewer at once than the gateway takes for an attack.
         for batch in 0..500 {
             let streams: Vec<u32> = (10 * batch..10 * batch + 10).map(stream).collect();
-            let opened = streams.iter().flat_map(|&id| get(id, &single("a", "completed")));
+            let opened = streams.iter().flat_map(|&id| get(id, &clip_target("a", "completed")));
             let gone = streams.iter().flat_map(|&id| reset(id));
             let ping = |n: u8| frame(PING, 0, 0, &[n; 8]);
             for (frames, pings) in
@@ -362,14 +363,14 @@ async fn streams_that_are_reset_once_they_are_served_cost_the_upstream_one_poll(
         }
     };
     while_under_attack(&stage, "streams reset when they are served", attack).await;
-    stage.until_parked(0).await;
+    stage.wait_until_parked(0).await;
     let asked = stage.upstream_requests();
     assert!((2..20).contains(&asked.len()), "a poll that lingers, or some: {}", asked.len());
 }
 
 #[tokio::test]
 async fn who_floods_and_reads_nothing_is_gone_after_the_patience() {
-    let stage = TestGateway::impatient(Duration::from_secs(1)).await;
+    let stage = TestGateway::with_stall_timeout(Duration::from_secs(1)).await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut stream = socket.connect(stage.address).await.unwrap();
@@ -379,7 +380,7 @@ async fn who_floods_and_reads_nothing_is_gone_after_the_patience() {
         let _ = stream.write_all(&frame(SETTINGS, 0, 0, &[])).await;
         while stream.write_all(&pings).await.is_ok() {}
     };
-    while_under_attack(&stage, "pings whose answers nobody reads", within(30, attack)).await;
+    while_under_attack(&stage, "pings whose answers nobody reads", within_secs(30, attack)).await;
 }
 
 /// Settings that give each stream a window of so many bytes for its answer.
@@ -389,13 +390,13 @@ fn windows_of(bytes: u32) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_stream_whose_client_takes_nothing_is_reset_and_a_wait_beside_it_is_answered() {
-    let stage = TestGateway::impatient(Duration::from_secs(1)).await;
+    let stage = TestGateway::with_stall_timeout(Duration::from_secs(1)).await;
     stage.sim.set_status("kept", "completed");
     stage.sim.set_status("a", "queued");
-    assert_eq!(stage.get(&single("kept", "completed"), &[]).await.status, 200);
+    assert_eq!(stage.get(&clip_target("kept", "completed"), &[]).await.status, 200);
     let (mut read, mut write) = TcpStream::connect(stage.address).await.unwrap().into_split();
-    let hits = (1..=20).flat_map(|n| get(stream(n), &single("kept", "completed"))).collect();
-    let wait = get(stream(0), &single("a", "completed"));
+    let hits = (1..=20).flat_map(|n| get(stream(n), &clip_target("kept", "completed"))).collect();
+    let wait = get(stream(0), &clip_target("a", "completed"));
     write.write_all(&[PREFACE.to_vec(), windows_of(0), wait, hits].concat()).await.unwrap();
     let mut back = Back::default();
     let resets = async {
@@ -403,33 +404,33 @@ async fn a_stream_whose_client_takes_nothing_is_reset_and_a_wait_beside_it_is_an
             assert!(back.more(&mut read).await, "{back:?}");
         }
     };
-    within(60, resets).await;
+    within_secs(60, resets).await;
     assert_eq!((&back.resets[..], &back.answers[..]), (&[CANCEL; 20][..], &[STATUS_200; 20][..]));
-    stage.until_parked(1).await;
+    stage.wait_until_parked(1).await;
     stage.sim.set_status("a", "completed");
     let answer = async {
         while back.answers.len() < 21 {
             assert!(back.more(&mut read).await, "{back:?}");
         }
     };
-    within(60, answer).await;
+    within_secs(60, answer).await;
     assert_eq!(back.code, None);
 }
 
 #[tokio::test]
 async fn who_leaves_answers_lie_in_their_hundreds_loses_the_connection_whatever_it_waits_for() {
-    let stage = TestGateway::impatient(Duration::from_millis(500)).await;
+    let stage = TestGateway::with_stall_timeout(Duration::from_millis(500)).await;
     let ids = ["b", "c", "d", "e", "f", "g"];
     ids.iter().for_each(|id| stage.sim.set_status(id, "completed"));
     stage.sim.set_status("a", "queued");
-    assert_eq!(stage.get(&multi(&ids, "completed"), &[]).await.status, 200);
+    assert_eq!(stage.get(&clips_target(&ids, "completed"), &[]).await.status, 200);
     let (mut read, mut write) = TcpStream::connect(stage.address).await.unwrap().into_split();
     // A window of one byte takes a whole answer from hyper.
-    let hits = (1..=60).flat_map(|n| get(stream(n), &multi(&ids, "completed"))).collect();
-    let wait = get(stream(0), &single("a", "completed"));
+    let hits = (1..=60).flat_map(|n| get(stream(n), &clips_target(&ids, "completed"))).collect();
+    let wait = get(stream(0), &clip_target("a", "completed"));
     write.write_all(&[PREFACE.to_vec(), windows_of(1), wait, hits].concat()).await.unwrap();
     let mut back = Back::default();
-    within(60, async { while back.more(&mut read).await {} }).await;
+    within_secs(60, async { while back.more(&mut read).await {} }).await;
     assert_eq!(back.answers, [STATUS_200; 60]);
-    stage.until_parked(0).await;
+    stage.wait_until_parked(0).await;
 }

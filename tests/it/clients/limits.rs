@@ -17,7 +17,7 @@ fn ten(config: &mut Config) {
 
 async fn made(stage: &TestGateway) {
     stage.sim.set_status("a", "completed");
-    assert_eq!(stage.get(&single("a", "completed"), &[]).await.status, 200);
+    assert_eq!(stage.get(&clip_target("a", "completed"), &[]).await.status, 200);
 }
 
 fn is_limited(answer: &Answer) -> bool {
@@ -29,7 +29,7 @@ async fn a_burst_of_ten_lets_ten_of_fifteen_through_and_then_recovers() {
     let stage = TestGateway::with(|config, _| ten(config)).await;
     made(&stage).await; // from here on the key is known, and counts for itself
     let since = clock::now();
-    let burst: Vec<_> = (0..15).map(|_| stage.spawn_get(&single("a", "completed"), &[])).collect();
+    let burst: Vec<_> = (0..15).map(|_| stage.spawn_get(&clip_target("a", "completed"), &[])).collect();
     let mut limited = Vec::new();
     for answer in burst {
         let answer = answer.await.unwrap();
@@ -43,7 +43,7 @@ async fn a_burst_of_ten_lets_ten_of_fifteen_through_and_then_recovers() {
     let pause = limited
         .iter()
         .map(|answer| {
-            let message = assert_refusal(answer, 429, "requests");
+            let message = assert_gateway_error(answer, 429, "requests");
             assert!(message.contains("try again in 1 s"), "{message}");
             assert_eq!(field(answer, "ratelimit"), "\"requests\";r=0;t=1, \"calls\";r=1000000");
             let policy = "\"requests\";q=10;w=10, \"calls\";q=1000000;w=1";
@@ -53,8 +53,8 @@ async fn a_burst_of_ten_lets_ten_of_fifteen_through_and_then_recovers() {
         .max()
         .unwrap();
     tokio::time::sleep(std::time::Duration::from_secs(pause)).await; // as the answers ask
-    assert_eq!(stage.get(&single("a", "completed"), &[]).await.status, 200);
-    assert_eq!(calls(&stage), 1);
+    assert_eq!(stage.get(&clip_target("a", "completed"), &[]).await.status, 200);
+    assert_eq!(upstream_request_count(&stage), 1);
 }
 
 #[tokio::test]
@@ -66,7 +66,7 @@ async fn every_answer_says_where_its_key_stands() {
     .await;
     made(&stage).await;
     let answers = [
-        stage.get(&single("a", "completed"), &[]).await,
+        stage.get(&clip_target("a", "completed"), &[]).await,
         stage.get("/sim/echo", &[]).await,
         stage.get(CLIP, &[]).await,
         stage.send(request("POST", CLIP, &[("authorization", "Bearer demo")], "{}")).await,
@@ -94,14 +94,20 @@ async fn made_up_keys_count_for_their_address() {
     let mut statuses = Vec::new();
     for n in 0..15 {
         let key = format!("Bearer made-up-{n}");
-        statuses.push(stage.get(&single("a", "completed"), &[("authorization", &key)]).await.status.as_u16());
+        statuses.push(
+            stage.get(&clip_target("a", "completed"), &[("authorization", &key)]).await.status.as_u16(),
+        );
     }
     let limited = statuses.iter().filter(|status| **status == 429).count();
     assert!((4..=6).contains(&limited), "{statuses:?}");
     assert!(statuses[..9].iter().all(|status| *status == 401), "{statuses:?}");
     let keyless = stage.send(request("GET", "/v1/models", &[], "")).await;
     assert!(is_limited(&keyless) || statuses.last() == Some(&401), "{statuses:?}");
-    assert_eq!(stage.get(&single("a", "completed"), &[]).await.status, 200, "a proven key is not touched");
+    assert_eq!(
+        stage.get(&clip_target("a", "completed"), &[]).await.status,
+        200,
+        "a proven key is not touched"
+    );
 }
 
 #[tokio::test]
@@ -112,20 +118,20 @@ async fn what_is_passed_through_takes_a_call_each_and_a_hit_none() {
     })
     .await;
     made(&stage).await; // from here on the key is known, and counts for itself
-    let asked = calls(&stage);
+    let asked = upstream_request_count(&stage);
     let mut limited = 0;
     for _ in 0..8 {
         let answer = stage.get("/sim/echo", &[]).await;
         if is_limited(&answer) {
-            assert_refusal(&answer, 429, "calls");
+            assert_gateway_error(&answer, 429, "calls");
             assert!(field(&answer, "ratelimit").ends_with(", \"calls\";r=0;t=1"), "{answer:?}");
             assert_eq!(field(&answer, "retry-after"), "1");
             limited += 1;
         }
-        assert!(stage.get(&single("a", "completed"), &[]).await.hit(), "which is free");
+        assert!(stage.get(&clip_target("a", "completed"), &[]).await.is_hit(), "which is free");
     }
     assert!((3..=5).contains(&limited), "3 at once, and a second or two may have gone by: {limited}");
-    assert_eq!(calls(&stage) - asked, 8 - limited);
+    assert_eq!(upstream_request_count(&stage) - asked, 8 - limited);
 }
 
 #[tokio::test]
@@ -138,18 +144,18 @@ async fn fifty_merged_waits_and_fifty_hits_cost_one_call() {
     .await;
     made(&stage).await; // costs one of the address, and proves the key
     stage.sim.set_status("b", "streaming");
-    let waits: Vec<_> = (0..50).map(|_| stage.spawn_get(&single("b", "completed"), &[])).collect();
-    stage.until_parked(50).await;
+    let waits: Vec<_> = (0..50).map(|_| stage.spawn_get(&clip_target("b", "completed"), &[])).collect();
+    stage.wait_until_parked(50).await;
     stage.sim.set_status("b", "completed");
-    let answers = all(waits).await;
+    let answers = join_all(waits).await;
     assert!(answers.iter().all(|answer| answer.status == 200));
     for _ in 0..50 {
-        assert!(stage.get(&single("b", "completed"), &[]).await.hit());
+        assert!(stage.get(&clip_target("b", "completed"), &[]).await.is_hit());
     }
-    let last = stage.get(&single("b", "completed"), &[]).await;
+    let last = stage.get(&clip_target("b", "completed"), &[]).await;
     let left = field(&last, "ratelimit").rsplit_once("\"calls\";r=").unwrap().1;
     assert!(left.starts_with(['2', '3']), "{left}");
-    assert_eq!(calls(&stage), 2);
+    assert_eq!(upstream_request_count(&stage), 2);
 }
 
 #[tokio::test]
@@ -163,19 +169,19 @@ async fn a_wait_that_would_open_a_poll_over_the_quota_of_calls_is_refused_and_le
     let ids: Vec<String> = (0..6).map(|n| format!("clip-{n}")).collect();
     ids.iter().for_each(|id| stage.sim.set_status(id, "completed"));
     let since = clock::now();
-    let waits = ids.iter().map(|id| stage.spawn_get(&single(id, "completed"), &[])).collect();
-    let answers = all(waits).await;
+    let waits = ids.iter().map(|id| stage.spawn_get(&clip_target(id, "completed"), &[])).collect();
+    let answers = join_all(waits).await;
     let refused: Vec<_> = answers.iter().filter(|answer| is_limited(answer)).collect();
     // The burst, and what each second adds.
     let allowed = 2 + since.elapsed().as_secs() as usize + 1;
     assert!(answers.len() - refused.len() <= allowed, "{} of {allowed}", answers.len() - refused.len());
     for answer in &refused {
-        assert_refusal(answer, 429, "calls");
+        assert_gateway_error(answer, 429, "calls");
         assert_eq!(field(answer, "retry-after"), "1");
     }
-    assert!(calls(&stage) <= 1 + allowed, "{}", calls(&stage));
-    assert!(stage.get(&single("a", "completed"), &[]).await.hit(), "hits are free");
-    stage.until_parked(0).await;
+    assert!(upstream_request_count(&stage) <= 1 + allowed, "{}", upstream_request_count(&stage));
+    assert!(stage.get(&clip_target("a", "completed"), &[]).await.is_hit(), "hits are free");
+    stage.wait_until_parked(0).await;
 }
 
 #[tokio::test]
@@ -183,14 +189,14 @@ async fn one_keys_waits_are_bounded_and_no_others() {
     let stage = TestGateway::with(|config, _| config.limits.max_waits_per_key = 3).await;
     made(&stage).await; // from here on the key is known, and counts for itself
     stage.sim.set_status("b", "streaming");
-    let waits: Vec<_> = (0..3).map(|_| stage.spawn_get(&single("b", "completed"), &[])).collect();
-    stage.until_parked(3).await;
-    let fourth = stage.get(&single("b", "completed"), &[]).await;
-    assert_refusal(&fourth, 429, "too-many-waits-per-key");
-    let other = stage.spawn_get(&single("b", "completed"), &[("authorization", "Bearer other")]);
-    stage.until_parked(4).await;
+    let waits: Vec<_> = (0..3).map(|_| stage.spawn_get(&clip_target("b", "completed"), &[])).collect();
+    stage.wait_until_parked(3).await;
+    let fourth = stage.get(&clip_target("b", "completed"), &[]).await;
+    assert_gateway_error(&fourth, 429, "too-many-waits-per-key");
+    let other = stage.spawn_get(&clip_target("b", "completed"), &[("authorization", "Bearer other")]);
+    stage.wait_until_parked(4).await;
     stage.sim.set_status("b", "completed");
-    assert!(all(waits).await.iter().all(|answer| answer.status == 200));
+    assert!(join_all(waits).await.iter().all(|answer| answer.status == 200));
     assert_eq!(other.await.unwrap().status, 200);
 }
 
@@ -199,7 +205,7 @@ fn refused_early() -> [(&'static str, String, u16); 6] {
     let head = |fields: &str| {
         format!(
             "GET {} HTTP/1.1\r\n{fields}authorization: Bearer demo\r\nconnection: close\r\n\r\n",
-            single("a", "completed")
+            clip_target("a", "completed")
         )
     };
     [
@@ -233,19 +239,19 @@ async fn what_is_refused_before_its_key_is_looked_at_counts_for_its_address() {
         made(&stage).await; // from here on the key is known, and counts for itself
         let mut refused = 0;
         let limited = loop {
-            let bytes = raw(stage.address, request.as_bytes()).await;
-            let (answer, _) = parse(&bytes).unwrap();
+            let bytes = send_raw(stage.address, request.as_bytes()).await;
+            let (answer, _) = parse_response(&bytes).unwrap();
             if answer.status == 429 {
                 break answer;
             }
-            assert_refusal(&answer, status, reason);
+            assert_gateway_error(&answer, status, reason);
             refused += 1;
             assert!(refused < 1000, "{request}: the quota has no end");
         };
-        assert_refusal(&limited, 429, "requests");
+        assert_gateway_error(&limited, 429, "requests");
         assert!(refused >= 9, "{request}: after {refused}");
-        let hit = stage.get(&single("a", "completed"), &[]).await;
-        assert!(hit.hit() && left(&hit) >= 8, "{request}: the key's own quota is touched: {hit:?}");
+        let hit = stage.get(&clip_target("a", "completed"), &[]).await;
+        assert!(hit.is_hit() && left(&hit) >= 8, "{request}: the key's own quota is touched: {hit:?}");
         count += 1;
     }
     assert_eq!(count, 6);
@@ -285,9 +291,9 @@ async fn a_sidecars_key_counts_for_itself_from_its_first_request_on() {
     })
     .await;
     stage.sim.set_status("a", "completed");
-    let bad = raw(stage.address, refused_early()[0].1.as_bytes()).await;
-    assert_eq!(left(&parse(&bad).unwrap().0), 9, "of the address");
-    let first = stage.get(&single("a", "completed"), &[]).await;
+    let bad = send_raw(stage.address, refused_early()[0].1.as_bytes()).await;
+    assert_eq!(left(&parse_response(&bad).unwrap().0), 9, "of the address");
+    let first = stage.get(&clip_target("a", "completed"), &[]).await;
     assert_eq!((first.status.as_u16(), left(&first)), (200, 9), "of the key");
 }
 
@@ -306,9 +312,9 @@ async fn made_up_keys_fill_the_waits_of_their_address_and_nobody_elses() {
         .await;
         stage.sim.set_status("a", "completed");
         stage.sim.set_status("b", "streaming");
-        let wait = single("b", "completed");
+        let wait = clip_target("b", "completed");
         let known = [("authorization", "Bearer known"), ("x-forwarded-for", own)];
-        assert_eq!(stage.get(&single("a", "completed"), &known).await.status, 200);
+        assert_eq!(stage.get(&clip_target("a", "completed"), &known).await.status, 200);
 
         let made_up: Vec<String> = (0..10).map(|n| format!("Bearer made-up-{n}")).collect();
         let mut parked: Vec<_> = (0..20)
@@ -317,21 +323,21 @@ async fn made_up_keys_fill_the_waits_of_their_address_and_nobody_elses() {
                 stage.spawn_get(&wait, &[key, ("x-forwarded-for", own)])
             })
             .collect();
-        stage.until_parked(20).await;
+        stage.wait_until_parked(20).await;
         for key in &made_up {
             let more = [("authorization", key.as_str()), ("x-forwarded-for", network)];
-            assert_refusal(&stage.get(&wait, &more).await, 429, FULL);
+            assert_gateway_error(&stage.get(&wait, &more).await, 429, FULL);
             let stream = [more[0], more[1], ("accept", "text/event-stream")];
-            assert_refusal(&stage.get(&wait, &stream).await, 429, FULL);
+            assert_gateway_error(&stage.get(&wait, &stream).await, 429, FULL);
         }
         let new = [("authorization", "Bearer new"), ("x-forwarded-for", other)];
         for fields in [&known, &new] {
             parked.extend((0..20).map(|_| stage.spawn_get(&wait, fields)));
         }
-        stage.until_parked(60).await;
+        stage.wait_until_parked(60).await;
         stage.sim.set_status("b", "completed");
-        assert!(all(parked).await.iter().all(|answer| answer.status == 200));
-        stage.until_parked(0).await;
+        assert!(join_all(parked).await.iter().all(|answer| answer.status == 200));
+        stage.wait_until_parked(0).await;
     }
 }
 
@@ -343,26 +349,26 @@ async fn waits_count_for_their_key_from_its_first_proof_on_and_what_they_took_up
     })
     .await;
     let ids = ["b", "c", "d", "e", "f", "g"];
-    crate::harness::gateway::put_all(&stage, &ids, "streaming");
+    crate::harness::gateway::set_status_of_all(&stage, &ids, "streaming");
     let key = |name: &'static str| ("authorization", name);
     let (ann, bob, cat) = (key("Bearer ann"), key("Bearer bob"), key("Bearer cat"));
-    let wait = |id, key| stage.spawn_get(&single(id, "completed"), &[key]);
+    let wait = |id, key| stage.spawn_get(&clip_target(id, "completed"), &[key]);
     let proof = wait("b", ann);
     let mut waits = vec![wait("c", ann), wait("d", bob)];
-    stage.until_parked(3).await;
-    assert_refusal(&stage.get(&single("e", "completed"), &[bob]).await, 429, FULL);
+    stage.wait_until_parked(3).await;
+    assert_gateway_error(&stage.get(&clip_target("e", "completed"), &[bob]).await, 429, FULL);
     stage.sim.set_status("b", "completed");
     assert_eq!(proof.await.unwrap().status, 200);
 
     // The wait for c is the proven key's now: there are two places.
     waits.extend([wait("e", bob), wait("f", bob)]);
-    stage.until_parked(4).await;
-    assert_refusal(&stage.get(&single("g", "completed"), &[cat]).await, 429, FULL);
+    stage.wait_until_parked(4).await;
+    assert_gateway_error(&stage.get(&clip_target("g", "completed"), &[cat]).await, 429, FULL);
     // A client that hangs up gives its place back.
     drop(waits.pop());
-    stage.until_parked(3).await;
+    stage.wait_until_parked(3).await;
     waits.push(wait("g", cat));
-    stage.until_parked(4).await;
-    crate::harness::gateway::put_all(&stage, &ids, "completed");
-    assert!(all(waits).await.iter().all(|answer| answer.status == 200));
+    stage.wait_until_parked(4).await;
+    crate::harness::gateway::set_status_of_all(&stage, &ids, "completed");
+    assert!(join_all(waits).await.iter().all(|answer| answer.status == 200));
 }

@@ -7,7 +7,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::process::Command;
 
-use crate::harness::process::{Client, Gateway, TestEnv, clip, get, quoted, within_timeout};
+use crate::harness::process::{
+    GatewayProcess, TestClient, TestEnv, completed_target, get, quoted, within_timeout,
+};
 
 #[tokio::test]
 async fn several_listeners_serve_the_same_gateway_and_a_unix_socket_is_the_groups() {
@@ -26,15 +28,16 @@ async fn several_listeners_serve_the_same_gateway_and_a_unix_socket_is_the_group
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
 
     let unix = UnixStream::connect(&path).await.unwrap();
-    let mut clients = [Client::connect(v4).await, Client::h1(unix).await, Client::connect(v6).await];
+    let mut clients =
+        [TestClient::connect(v4).await, TestClient::h1(unix).await, TestClient::connect(v6).await];
     for (client, status) in clients.iter_mut().zip(["fwd=miss", "hit", "hit"]) {
-        let answer = client.get(&clip("a"), &[]).await;
+        let answer = client.get(&completed_target("a"), &[]).await;
         assert_eq!(answer.status(), 200);
         let field = answer.headers()["cache-status"].to_str().unwrap();
         assert!(field.starts_with(&format!("clipgate; {status}")), "{field}");
     }
     gateway.signal("TERM");
-    assert_eq!(gateway.ended().await.code(), Some(0));
+    assert_eq!(gateway.wait_for_exit().await.code(), Some(0));
     assert!(!path.exists(), "the socket's file goes with the gateway");
 }
 
@@ -47,7 +50,7 @@ async fn a_stale_socket_is_replaced_but_a_file_is_not() {
     let mut gateway = ground.start();
     let log = gateway.rest_of_log().await;
     assert!(log.iter().any(|line| line.contains("cannot listen on unix:")), "{log:?}");
-    assert_eq!(gateway.ended().await.code(), Some(1));
+    assert_eq!(gateway.wait_for_exit().await.code(), Some(1));
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
 
     std::fs::remove_file(&path).unwrap();
@@ -79,17 +82,17 @@ async fn sockets_that_are_handed_over_replace_those_of_the_configuration() {
     let mut command = Command::new("python3");
     command.args(["-c", HAND_OVER, env!("CARGO_BIN_EXE_clipgate"), "serve", "--config", "config.toml"]);
     ground.confine(&mut command);
-    let mut gateway = Gateway::spawn(command);
+    let mut gateway = GatewayProcess::spawn(command);
     let address = gateway.address().await;
     assert_eq!(gateway.listens_on().await, "unix:handed.sock");
     assert!(!ground.path("not-bound.sock").exists());
 
     let unix = UnixStream::connect(ground.path("handed.sock")).await.unwrap();
-    for mut client in [Client::connect(address).await, Client::h1(unix).await] {
+    for mut client in [TestClient::connect(address).await, TestClient::h1(unix).await] {
         assert_eq!(client.get("/anything", &[]).await.status(), 404);
     }
     gateway.signal("TERM");
-    assert_eq!(gateway.ended().await.code(), Some(0));
+    assert_eq!(gateway.wait_for_exit().await.code(), Some(0));
     assert!(ground.path("handed.sock").exists(), "its maker keeps it");
 }
 
@@ -100,7 +103,7 @@ async fn the_service_manager_is_told() {
     let manager = tokio::net::UnixDatagram::bind(ground.path("notify")).unwrap();
     let mut command = ground.command();
     command.env("NOTIFY_SOCKET", ground.path("notify"));
-    let mut gateway = Gateway::spawn(command);
+    let mut gateway = GatewayProcess::spawn(command);
     gateway.address().await;
     assert_eq!(told(&manager).await, "READY=1\n");
     gateway.signal("HUP");
@@ -109,7 +112,7 @@ async fn the_service_manager_is_told() {
     assert_eq!(told(&manager).await, "READY=1\n");
     gateway.signal("TERM");
     assert_eq!(told(&manager).await, "STOPPING=1\n");
-    assert_eq!(gateway.ended().await.code(), Some(0));
+    assert_eq!(gateway.wait_for_exit().await.code(), Some(0));
 }
 
 #[tokio::test]
@@ -120,9 +123,9 @@ async fn a_service_manager_that_watches_is_given_signs_of_life_to_the_end_of_the
     let manager = tokio::net::UnixDatagram::bind(ground.path("notify")).unwrap();
     let mut command = ground.command();
     command.env("NOTIFY_SOCKET", ground.path("notify")).env("WATCHDOG_USEC", "200000");
-    let mut gateway = Gateway::spawn(command);
-    let mut client = Client::connect(gateway.address().await).await;
-    let held = tokio::spawn(async move { client.ask(get("/held", &[])).await });
+    let mut gateway = GatewayProcess::spawn(command);
+    let mut client = TestClient::connect(gateway.address().await).await;
+    let held = tokio::spawn(async move { client.send(get("/held", &[])).await });
     ground.sim.wait_until(|seen| seen.requests.len() == 1).await;
     assert_eq!(told(&manager).await, "READY=1\n");
     for _ in 0..3 {
@@ -134,7 +137,7 @@ async fn a_service_manager_that_watches_is_given_signs_of_life_to_the_end_of_the
         assert_eq!(told(&manager).await, "WATCHDOG=1\n", "a long drain is no reason to be killed");
     }
     gateway.signal("TERM");
-    assert_eq!(gateway.ended().await.code(), Some(1));
+    assert_eq!(gateway.wait_for_exit().await.code(), Some(1));
     assert!(held.await.unwrap().is_err());
 }
 
@@ -148,13 +151,13 @@ async fn no_sign_is_given_to_who_watches_another_process() {
         .env("NOTIFY_SOCKET", ground.path("notify"))
         .env("WATCHDOG_USEC", "20000")
         .env("WATCHDOG_PID", "1");
-    let mut gateway = Gateway::spawn(command);
+    let mut gateway = GatewayProcess::spawn(command);
     gateway.address().await;
     assert_eq!(told(&manager).await, "READY=1\n");
     // The first sign would come at once, the others within each reload.
     for _ in 0..10 {
         gateway.signal("HUP");
-        gateway.logged("configuration reloaded").await;
+        gateway.wait_for_log("configuration reloaded").await;
         assert!(told(&manager).await.starts_with("RELOADING=1\n"));
         assert_eq!(told(&manager).await, "READY=1\n");
     }
@@ -178,7 +181,7 @@ async fn a_connection_that_asks_for_nothing_is_closed_in_header_timeout_and_give
         let mut rest = Vec::new();
         within_timeout("its end", silent.read_to_end(&mut rest)).await.unwrap();
     }
-    assert_eq!(Client::connect(address).await.get("/x", &[]).await.status(), 404);
+    assert_eq!(TestClient::connect(address).await.get("/x", &[]).await.status(), 404);
 }
 
 #[tokio::test]
@@ -189,7 +192,7 @@ async fn a_kept_connection_is_closed_in_idle_timeout_and_not_in_that_of_a_head()
     ground.configure("max_connections = 1\nheader_timeout = \"1s\"\nidle_timeout = \"1h\"");
     let mut gateway = ground.start();
     let address = gateway.address().await;
-    let mut kept = Client::connect(address).await;
+    let mut kept = TestClient::connect(address).await;
     for _ in 0..2 {
         assert_eq!(kept.get("/x", &[]).await.status(), 404);
         tokio::time::sleep(Duration::from_millis(1500)).await;
@@ -201,15 +204,15 @@ async fn a_kept_connection_is_closed_in_idle_timeout_and_not_in_that_of_a_head()
     assert_ne!(within_timeout("an answer", late.read(&mut piece)).await.unwrap(), 0);
     late.write_all(b"GET /x HTTP/1.1\r\nhost").await.unwrap();
     within_timeout("its end", late.read_to_end(&mut Vec::new())).await.unwrap();
-    assert_eq!(Client::connect(address).await.get("/x", &[]).await.status(), 404);
+    assert_eq!(TestClient::connect(address).await.get("/x", &[]).await.status(), 404);
 
     ground.configure("header_timeout = \"1h\"\nidle_timeout = \"300ms\"");
     let mut gateway = ground.start();
     let address = gateway.address().await;
     let stream = || async { TcpStream::connect(address).await.unwrap() };
-    for mut client in [Client::h1(stream().await).await, Client::h2(stream().await).await] {
-        let answer = client.get(&clip("a"), &[("prefer", "wait=1")]).await;
+    for mut client in [TestClient::h1(stream().await).await, TestClient::h2(stream().await).await] {
+        let answer = client.get(&completed_target("a"), &[("prefer", "wait=1")]).await;
         assert_eq!(answer.status(), 200, "who waits is not idle");
-        within_timeout("its end", client.closed()).await;
+        within_timeout("its end", client.wait_until_closed()).await;
     }
 }

@@ -6,7 +6,9 @@ use clipgate::testing::secret::Secret;
 
 use crate::clients::team;
 use crate::harness::gateway::TestGateway;
-use crate::harness::raw_http::{assert_refusal, calls, field, parse, raw, request};
+use crate::harness::raw_http::{
+    assert_gateway_error, field, parse_response, request, send_raw, upstream_request_count,
+};
 
 const TOKEN: (&str, &str) = ("authorization", "Bearer cg_token");
 
@@ -16,7 +18,7 @@ async fn stages() -> [TestGateway; 3] {
     let modes = [AuthConfig::Passthrough, AuthConfig::Sidecar, team];
     let mut stages = Vec::new();
     for auth in modes {
-        let configure = |config: &mut clipgate::testing::config::Config, _: &mut Options| {
+        let configure = |config: &mut clipgate::testing::config::Config, _: &mut SimOptions| {
             config.auth = auth;
             config.upstream.api_key = Some(Secret::new("sk-account"));
         };
@@ -32,13 +34,13 @@ async fn methods_that_repeat_the_request_are_refused_in_every_mode_and_never_rea
             for target in ["/", "/sim/echo", "/v2/generate/audio/suno-ai/clip?clip_id=a"] {
                 for fields in [&[TOKEN][..], &[TOKEN, ("max-forwards", "0")], &[]] {
                     let answer = stage.send(request(method, target, fields, "")).await;
-                    assert_refusal(&answer, 405, "method-not-allowed");
+                    assert_gateway_error(&answer, 405, "method-not-allowed");
                     assert_eq!(field(&answer, "allow"), "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
                     assert!(!String::from_utf8_lossy(&answer.body).contains("sk-account"));
                 }
             }
         }
-        assert_eq!(calls(&stage), 0);
+        assert_eq!(upstream_request_count(&stage), 0);
     }
 }
 
@@ -64,14 +66,14 @@ async fn an_options_request_that_may_not_be_forwarded_is_answered_by_the_gateway
                 "OPTIONS {target} HTTP/1.1\r\nhost: x\r\n{}: {}\r\nmax-forwards: 0\r\nconnection: close\r\n\r\n",
                 TOKEN.0, TOKEN.1
             );
-            let back = raw(stage.address, head.as_bytes()).await;
-            let (answer, rest) = parse(&back).unwrap();
+            let back = send_raw(stage.address, head.as_bytes()).await;
+            let (answer, rest) = parse_response(&back).unwrap();
             assert_eq!(answer.status, 204, "{answer:?}");
             assert_eq!(field(&answer, "allow"), "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
             assert_eq!(field(&answer, "cache-status"), "clipgate; detail=max-forwards");
             assert!(rest.is_empty());
         }
-        assert_eq!(calls(&stage), 0);
+        assert_eq!(upstream_request_count(&stage), 0);
     }
 }
 
@@ -92,5 +94,5 @@ async fn max_forwards_is_counted_down_for_options_and_left_alone_elsewhere() {
 
         assert_eq!(last.headers["max-forwards"], seen, "{method} {said}");
     }
-    assert_eq!(calls(&stage), 7);
+    assert_eq!(upstream_request_count(&stage), 7);
 }

@@ -14,9 +14,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::clients::team::{Row, member};
-use crate::harness::event_client::Events;
-use crate::harness::gateway::{TestGateway, set_hold, single, within};
-use crate::harness::raw_http::{assert_refusal, parse, read_until};
+use crate::harness::event_client::EventClient;
+use crate::harness::gateway::{TestGateway, clip_target, set_hold, within_secs};
+use crate::harness::raw_http::{assert_gateway_error, parse_response, read_until};
 use crate::upstream::tunnels::{assert_alive, closed, open};
 
 const ALICE: Row = ("alice", "cg_alice", "sk");
@@ -97,19 +97,19 @@ async fn a_removed_members_passed_through_answer_breaks_off() {
     read_until(&mut stream, |back| back.ends_with(b"0\n\r\n")).await;
     stage.reconfigure(&config(&[BOB], MOMENT));
     closed(stream).await;
-    stage.until(|seen| seen.abandoned() == 1).await;
+    stage.wait_until(|seen| seen.abandoned() == 1).await;
 }
 
 #[tokio::test]
 async fn a_removed_members_request_that_waits_for_its_answer_is_401() {
     let stage = stage().await;
     stage.sim.set_status("a", "queued");
-    let mut stream = begin(&stage, ALICE, &format!("GET {}&x=1", single("a", "completed")), "").await;
-    stage.until(|seen| seen.open == 1).await;
+    let mut stream = begin(&stage, ALICE, &format!("GET {}&x=1", clip_target("a", "completed")), "").await;
+    stage.wait_until(|seen| seen.open == 1).await;
     stage.reconfigure(&config(&[BOB], MOMENT));
-    let back = read_until(&mut stream, |back| parse(back).is_some()).await;
-    assert_refusal(&parse(&back).unwrap().0, 401, "unknown-token");
-    stage.until(|seen| seen.abandoned() == 1).await;
+    let back = read_until(&mut stream, |back| parse_response(back).is_some()).await;
+    assert_gateway_error(&parse_response(&back).unwrap().0, 401, "unknown-token");
+    stage.wait_until(|seen| seen.abandoned() == 1).await;
 }
 
 #[tokio::test]
@@ -121,7 +121,7 @@ async fn a_removed_members_upload_that_never_ends_is_ended() {
     read_until(&mut stream, |back| back.ends_with(b"3\r\nabc\r\n")).await;
     stage.reconfigure(&config(&[BOB], MOMENT));
     closed(stream).await;
-    stage.until(|seen| seen.open == 0).await;
+    stage.wait_until(|seen| seen.open == 0).await;
 }
 
 #[tokio::test]
@@ -129,11 +129,11 @@ async fn a_removed_members_event_stream_ends() {
     let stage = stage().await;
     stage.sim.set_status("a", "queued");
     let fields = [("authorization", &*bearer(ALICE))];
-    let mut events = Events::open(&stage, &single("a", "completed"), &fields).await;
-    events.status(&stage.sim.body("a", "queued")).await;
-    stage.until_parked(1).await;
+    let mut events = EventClient::open(&stage, &clip_target("a", "completed"), &fields).await;
+    events.expect_status(&stage.sim.body("a", "queued")).await;
+    stage.wait_until_parked(1).await;
     stage.reconfigure(&config(&[BOB], MOMENT));
-    stage.until_parked(0).await;
+    stage.wait_until_parked(0).await;
 }
 
 #[tokio::test]
@@ -142,14 +142,14 @@ async fn a_member_that_is_removed_while_its_body_is_awaited_is_401() {
     stage.sim.set_status("a", "queued");
     let fields = "transfer-encoding: chunked\r\nexpect: 100-continue\r\n";
     for rest in ["0\r\n\r\n", "3\r\nabc\r\n0\r\n\r\n"] {
-        let target = format!("GET {}", single("a", "completed"));
+        let target = format!("GET {}", clip_target("a", "completed"));
         let mut stream = begin(&stage, ALICE, &target, fields).await;
         // That comes when the gateway reads the body.
         read_until(&mut stream, |back| back.ends_with(b"100 Continue\r\n\r\n")).await;
         stage.reconfigure(&config(&[BOB], HOUR));
         stream.write_all(rest.as_bytes()).await.unwrap();
-        let back = read_until(&mut stream, |back| parse(back).is_some()).await;
-        assert_refusal(&parse(&back).unwrap().0, 401, "unknown-token");
+        let back = read_until(&mut stream, |back| parse_response(back).is_some()).await;
+        assert_gateway_error(&parse_response(&back).unwrap().0, 401, "unknown-token");
         stage.reconfigure(&config(&[ALICE, BOB], HOUR));
     }
     assert!(stage.upstream_requests().is_empty());
@@ -157,7 +157,7 @@ async fn a_member_that_is_removed_while_its_body_is_awaited_is_401() {
 
 #[tokio::test]
 async fn a_change_of_mode_ends_what_the_new_one_would_not_let_in() {
-    let stage = TestGateway::holding(HOUR).await;
+    let stage = TestGateway::with_hold(HOUR).await;
     let mut own = open(stage.address, "Bearer own").await;
     let mut reloaded = Config::default();
     reloaded.wait.max_timeout = MOMENT;
@@ -184,7 +184,7 @@ async fn a_removed_members_upload_that_goes_on_after_its_answer_is_ended() {
     let (mut sender, body) = Channel::<Bytes>::new(1);
     let request = Request::post("http://x/upload").header("authorization", bearer(ALICE)).body(body).unwrap();
     let asked = tokio::spawn(streams.send_request(request));
-    let (mut socket, _) = within(30, upstream.accept()).await.unwrap();
+    let (mut socket, _) = within_secs(30, upstream.accept()).await.unwrap();
     sender.send(Frame::data("abc".into())).await.unwrap();
     read_until(&mut socket, |seen| seen.ends_with(b"3\r\nabc\r\n")).await;
     socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await.unwrap();

@@ -5,7 +5,7 @@ use tokio::net::TcpStream;
 
 use crate::harness::gateway::TestGateway;
 use crate::harness::raw_http::{read_until, request};
-use crate::harness::scripted_upstream::Scripted;
+use crate::harness::scripted_upstream::ScriptedUpstream;
 
 const NO_CONTENT: &str = "HTTP/1.1 204 No Content\r\n\r\n";
 
@@ -50,7 +50,7 @@ async fn a_claim_is_dropped_however_its_name_is_spelled() {
 
 #[tokio::test]
 async fn the_trailers_of_an_upload_bring_no_claim_and_no_credential_to_the_upstream() {
-    let mut upstream = Scripted::after("x-sum: 1\r\n\r\n", NO_CONTENT).await;
+    let mut upstream = ScriptedUpstream::answering_after("x-sum: 1\r\n\r\n", NO_CONTENT).await;
     let url = upstream.url.clone();
     let stage = TestGateway::without_upstream(|config, _| config.upstream.base_url = url).await;
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
@@ -73,7 +73,7 @@ async fn the_trailers_of_an_upload_bring_no_claim_and_no_credential_to_the_upstr
         trailers.map(|name| format!("{name}: evil\r\n")).concat()
     );
     stream.write_all(upload.as_bytes()).await.unwrap();
-    let seen = upstream.asked().await;
+    let seen = upstream.next_request().await;
     assert!(seen.ends_with("\r\n\r\n3\r\nabc\r\n0\r\nx-sum: 1\r\n\r\n"), "{seen}");
     assert!(!seen.contains("evil"), "{seen}");
     read_until(&mut stream, |back| back.ends_with(b"\r\n\r\n")).await;

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use clipgate::sim::{Options, Sim};
+use clipgate::sim::{Sim, SimOptions};
 use clipgate::testing::auth::token_sha256;
 use clipgate::testing::config::{AuthConfig, Config, TeamMember};
 use clipgate::testing::secret::Secret;
@@ -14,8 +14,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use tokio::net::TcpListener;
 
-use crate::harness::command::Process;
-use crate::harness::gateway::{Answer, TestGateway, single, within};
+use crate::harness::command::ClipgateProcess;
+use crate::harness::gateway::{Answer, TestGateway, clip_target, within_secs};
 
 /// (name, token, upstream key)
 pub(crate) type Row = (&'static str, &'static str, &'static str);
@@ -70,14 +70,14 @@ fn request(method: &str, target: &str, fields: &[(&str, &str)]) -> Request<Full<
 }
 
 fn has_key(stage: &TestGateway, nth: usize, key: &str) -> bool {
-    stage.sim.requests()[nth].key.is_some_and(|seen| seen.is(key))
+    stage.sim.requests()[nth].key.is_some_and(|seen| seen.matches(key))
 }
 
 #[tokio::test]
 async fn a_token_works_and_reaches_the_upstream_as_its_members_key() {
     let stage = stage().await;
     stage.sim.set_status("a", "completed");
-    let wait = get(&stage, &single("a", "completed"), ALICE).await;
+    let wait = get(&stage, &clip_target("a", "completed"), ALICE).await;
     assert_eq!(wait.status, 200, "{wait:?}");
     assert_eq!(wait.body, stage.sim.body("a", "completed"));
     assert!(has_key(&stage, 0, "sk-one"));
@@ -101,35 +101,35 @@ async fn a_token_works_and_reaches_the_upstream_as_its_members_key() {
 async fn members_with_one_upstream_key_share_a_poll_and_what_is_kept() {
     let stage = stage().await;
     stage.sim.set_status("a", "queued");
-    let target = single("a", "completed");
+    let target = clip_target("a", "completed");
     let asks = TEAM.map(|row| stage.spawn_get(&target, &[("authorization", &bearer(row))]));
-    stage.until_parked(3).await;
-    stage.until(|seen| seen.open == 2).await;
+    stage.wait_until_parked(3).await;
+    stage.wait_until(|seen| seen.open == 2).await;
     stage.sim.set_status("a", "completed");
     let mut answers = Vec::new();
     for ask in asks {
         answers.push(ask.await.unwrap());
     }
     assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
-    assert_eq!(stage.asked_until("completed"), 2, "one of sk-one, one of sk-two");
-    assert_eq!(answers[..2].iter().filter(|answer| answer.leaned()).count(), 1, "{answers:?}");
-    assert!(answers[2].opened(), "{answers:?}");
+    assert_eq!(stage.upstream_requests_for_status("completed"), 2, "one of sk-one, one of sk-two");
+    assert_eq!(answers[..2].iter().filter(|answer| answer.is_coalesced()).count(), 1, "{answers:?}");
+    assert!(answers[2].is_opener(), "{answers:?}");
 
     for row in TEAM {
-        assert!(get(&stage, &target, row).await.hit());
+        assert!(get(&stage, &target, row).await.is_hit());
     }
     stage.sim.set_status("b", "completed");
-    let kept = single("b", "completed");
-    assert!(get(&stage, &kept, ALICE).await.opened());
-    assert!(get(&stage, &kept, BOB).await.hit());
-    assert!(get(&stage, &kept, CAROL).await.opened(), "another key knows nothing of it");
+    let kept = clip_target("b", "completed");
+    assert!(get(&stage, &kept, ALICE).await.is_opener());
+    assert!(get(&stage, &kept, BOB).await.is_hit());
+    assert!(get(&stage, &kept, CAROL).await.is_opener(), "another key knows nothing of it");
 }
 
 #[tokio::test]
 async fn whoever_has_no_members_token_is_refused_with_401() {
     let stage = stage().await;
     stage.sim.set_status("a", "completed");
-    assert_eq!(get(&stage, &single("a", "completed"), ALICE).await.status, 200);
+    assert_eq!(get(&stage, &clip_target("a", "completed"), ALICE).await.status, 200);
     let asked = stage.upstream_requests().len();
 
     let rows: [(&[(&str, &str)], &str); 6] = [
@@ -141,7 +141,7 @@ async fn whoever_has_no_members_token_is_refused_with_401() {
         (&[("authorization", "Bearer sk-one")], "unknown-token"),
     ];
     for (fields, reason) in rows {
-        let targets = [("GET", single("a", "completed")), ("POST", "/sim/echo".to_owned())];
+        let targets = [("GET", clip_target("a", "completed")), ("POST", "/sim/echo".to_owned())];
         for (method, target) in targets {
             let answer = stage.send(request(method, &target, fields)).await;
             assert_eq!(answer.status, 401, "{fields:?}");
@@ -172,20 +172,20 @@ async fn a_removed_member_is_out_at_once_and_what_it_parked_is_answered() {
     let stage = stage().await;
     stage.sim.set_status("a", "completed");
     stage.sim.set_status("b", "queued");
-    let target = single("a", "completed");
+    let target = clip_target("a", "completed");
     assert_eq!(get(&stage, &target, ALICE).await.status, 200);
-    let parked = stage.spawn_get(&single("b", "completed"), &[("authorization", &bearer(ALICE))]);
-    stage.until(|seen| seen.open == 1).await;
+    let parked = stage.spawn_get(&clip_target("b", "completed"), &[("authorization", &bearer(ALICE))]);
+    stage.wait_until(|seen| seen.open == 1).await;
 
     stage.reconfigure(&Config { auth: team(&[BOB, CAROL]), ..Config::default() });
     assert_eq!(get(&stage, &target, ALICE).await.status, 401, "though it is kept");
     assert_eq!(get(&stage, "/sim/echo", ALICE).await.status, 401);
-    assert!(get(&stage, &target, BOB).await.hit(), "the others keep what they share");
+    assert!(get(&stage, &target, BOB).await.is_hit(), "the others keep what they share");
     stage.sim.set_status("b", "completed");
     assert_eq!(parked.await.unwrap().status, 200);
 
     stage.reconfigure(&Config { auth: team(&TEAM), ..Config::default() });
-    assert!(get(&stage, &target, ALICE).await.hit(), "it may come back");
+    assert!(get(&stage, &target, ALICE).await.is_hit(), "it may come back");
 }
 
 #[tokio::test]
@@ -194,7 +194,7 @@ async fn each_member_has_a_quota_and_some_have_their_own() {
     let calls = TeamMember { calls_per_second: Some(1), calls_burst: Some(2), ..member(CAROL) };
     let stage = stage_of(AuthConfig::Team(vec![own, member(BOB), calls])).await;
     stage.sim.set_status("a", "completed");
-    let target = single("a", "completed");
+    let target = clip_target("a", "completed");
     let mut limited = Vec::new();
     for _ in 0..8 {
         let answer = get(&stage, &target, ALICE).await;
@@ -228,7 +228,7 @@ async fn each_member_has_a_quota_and_some_have_their_own() {
 async fn log_of(more: (&str, &str), is_http2: bool) -> String {
     let socket = TcpListener::bind(("127.0.0.1", 0)).await.expect("there are ports left");
     let upstream = format!("http://{}", socket.local_addr().expect("it is bound"));
-    let sim = Sim::new(Options::default());
+    let sim = Sim::new(SimOptions::default());
     sim.set_status("a", "completed");
     let serving = tokio::spawn(sim.clone().serve(socket, std::future::pending()));
 
@@ -241,7 +241,8 @@ async fn log_of(more: (&str, &str), is_http2: bool) -> String {
     );
     std::fs::write(&path, config).expect("there is room");
     let args = ["serve", "--config", path.to_str().expect("it is UTF-8"), "--upstream", &upstream];
-    let mut gateway = Process::start(&args, &[("ALICE_KEY", ALICE.2), ("CLIPGATE__ADMIN__LISTEN", ""), more]);
+    let mut gateway =
+        ClipgateProcess::start(&args, &[("ALICE_KEY", ALICE.2), ("CLIPGATE__ADMIN__LISTEN", ""), more]);
     let address = gateway.address();
 
     let client: Client<HttpConnector, Full<bytes::Bytes>> =
@@ -251,14 +252,14 @@ async fn log_of(more: (&str, &str), is_http2: bool) -> String {
             .header(AUTHORIZATION, format!("Bearer {token}"))
             .body(Full::default())
             .expect("the test asks for something sensible");
-        let answer = within(30, client.request(request)).await.expect("there is an answer");
+        let answer = within_secs(30, client.request(request)).await.expect("there is an answer");
         let status = answer.status().as_u16();
         answer.into_body().collect().await.expect("the answer is whole");
         status
     };
-    assert_eq!(ask(&single("a", "completed"), ALICE.1).await, 200);
+    assert_eq!(ask(&clip_target("a", "completed"), ALICE.1).await, 200);
     assert_eq!(ask("/sim/echo", ALICE.1).await, 200);
-    assert_eq!(ask(&single("a", "completed"), "cg_token-of-mallory").await, 401);
+    assert_eq!(ask(&clip_target("a", "completed"), "cg_token-of-mallory").await, 401);
     assert_eq!(ask("/sim/echo", "cg_token-of-mallory").await, 401);
     let (code, log) = gateway.stop();
     assert_eq!(code, Some(0), "{log}");
@@ -347,7 +348,7 @@ async fn the_upstreams_word_on_a_members_key_is_passed_on() {
     })
     .await;
     stage.sim.set_status("a", "completed");
-    let answer = within(30, get(&stage, &single("a", "completed"), ALICE)).await;
+    let answer = within_secs(30, get(&stage, &clip_target("a", "completed"), ALICE)).await;
     assert_eq!(answer.status, 401);
     assert!(answer.field("cache-status").starts_with("clipgate; fwd=miss"), "{answer:?}");
 }

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::harness::process::{Client, TestEnv, get, within_timeout};
+use crate::harness::process::{TestClient, TestEnv, get, within_timeout};
 
 /// An authority, which signs certificates.
 pub(crate) struct Authority {
@@ -83,11 +83,11 @@ async fn both_http_versions_are_spoken_over_tls_as_the_client_chooses() {
 
     let stream = authority.connect(address, "http/1.1", None).await.unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
-    assert_eq!(Client::h1(stream).await.get("/x", &[]).await.status(), 404);
+    assert_eq!(TestClient::h1(stream).await.get("/x", &[]).await.status(), 404);
 
     let stream = authority.connect(address, "h2", None).await.unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
-    let answer = Client::h2(stream).await.get("https://gw.example/x", &[]).await;
+    let answer = TestClient::h2(stream).await.get("https://gw.example/x", &[]).await;
     assert_eq!((answer.status().as_u16(), answer.version()), (404, http::Version::HTTP_2));
 }
 
@@ -101,12 +101,12 @@ async fn a_client_certificate_is_required_where_an_authority_is_named() {
 
     let known = Some(authority.sign("client.example"));
     let stream = authority.connect(address, "http/1.1", known).await.unwrap();
-    assert_eq!(Client::h1(stream).await.get("/x", &[]).await.status(), 404);
+    assert_eq!(TestClient::h1(stream).await.get("/x", &[]).await.status(), 404);
 
     // In TLS 1.3 a client has done its part before the server refuses it.
     for client in [None, Some(stranger.sign("client.example"))] {
         if let Ok(stream) = authority.connect(address, "http/1.1", client).await {
-            assert!(Client::h1(stream).await.ask(get("/x", &[])).await.is_err());
+            assert!(TestClient::h1(stream).await.send(get("/x", &[])).await.is_err());
         }
     }
 }
@@ -123,7 +123,7 @@ async fn a_handshake_that_does_not_come_is_not_waited_for() {
     within_timeout("its end", tokio::io::AsyncReadExt::read_to_end(&mut silent, &mut rest)).await.unwrap();
     let stream = authority.connect(address, "http/1.1", None).await.unwrap();
     let shown = shown(&stream);
-    assert_eq!(Client::h1(stream).await.get("/x", &[]).await.status(), 404);
+    assert_eq!(TestClient::h1(stream).await.get("/x", &[]).await.status(), 404);
     assert!(!shown.is_empty());
 }
 
@@ -134,7 +134,7 @@ async fn a_certificate_that_cannot_be_read_is_named_at_the_start() {
     let mut gateway = ground.start();
     let log = gateway.rest_of_log().await.join("\n");
     assert!(log.contains("server.tls.cert: cert.pem cannot be read as PEM"), "{log}");
-    assert_eq!(gateway.ended().await.code(), Some(1));
+    assert_eq!(gateway.wait_for_exit().await.code(), Some(1));
 }
 
 #[tokio::test]
@@ -146,21 +146,21 @@ async fn sighup_replaces_the_certificate_and_drops_no_connection() {
     let address = gateway.address().await;
     let stream = authority.connect(address, "h2", None).await.unwrap();
     let before = shown(&stream);
-    let mut old = Client::h2(stream).await;
+    let mut old = TestClient::h2(stream).await;
     assert_eq!(old.get("https://gw.example/x", &[]).await.status(), 404);
 
     authority.equip(&ground, "gw.example");
     gateway.signal("HUP");
-    gateway.logged("configuration reloaded").await;
+    gateway.wait_for_log("configuration reloaded").await;
     let stream = authority.connect(address, "h2", None).await.unwrap();
     let after = shown(&stream);
     assert_ne!(before, after);
-    assert_eq!(Client::h2(stream).await.get("https://gw.example/x", &[]).await.status(), 404);
+    assert_eq!(TestClient::h2(stream).await.get("https://gw.example/x", &[]).await.status(), 404);
     assert_eq!(old.get("https://gw.example/x", &[]).await.status(), 404, "it was not dropped");
 
     std::fs::write(ground.path("key.pem"), "no key").unwrap();
     gateway.signal("HUP");
-    let line = gateway.logged("configuration refused").await;
+    let line = gateway.wait_for_log("configuration refused").await;
     assert!(line.contains("server.tls.key: key.pem cannot be read as PEM"), "{line}");
     assert_eq!(shown(&authority.connect(address, "h2", None).await.unwrap()), after);
 }

@@ -4,11 +4,11 @@
 
 use serde_json::Value;
 
-use crate::harness::command::{Process, run, try_run};
+use crate::harness::command::{ClipgateProcess, run, try_run};
 use crate::harness::raw_http::CLIP;
 
-fn simulated() -> Process {
-    Process::start(&["serve", "--sim", "--speed", "200", "--listen", "127.0.0.1:0"], &[])
+fn simulated() -> ClipgateProcess {
+    ClipgateProcess::start(&["serve", "--sim", "--speed", "200", "--listen", "127.0.0.1:0"], &[])
 }
 
 fn curl(args: &[&str]) -> String {
@@ -31,7 +31,7 @@ fn the_curl_lines_that_sim_prints_work_as_they_stand() {
     let mut script = vec!["set -euo pipefail".to_owned()];
     let mut calls = 0;
     loop {
-        let line = gateway.line();
+        let line = gateway.next_line();
         let is_command = line.starts_with("  ") && !line.trim_start().starts_with('#');
         calls += usize::from(is_command && line.trim_start().starts_with("curl "));
         let is_last = calls == 4 && !line.ends_with('\\');
@@ -157,7 +157,7 @@ fn a_unix_socket_serves_curl_and_is_gone_after_sigterm() {
     let path = dir.path().join("clipgate.sock");
     let path = path.to_str().unwrap();
     let listen = format!("unix:{path}");
-    let mut gateway = Process::start(&["serve", "--sim", "--speed", "200", "--listen", &listen], &[]);
+    let mut gateway = ClipgateProcess::start(&["serve", "--sim", "--speed", "200", "--listen", &listen], &[]);
     assert_eq!(gateway.ready(), listen);
     let args = ["--unix-socket", path, "--data", "{}", "--include", &format!("http://localhost{CLIP}")];
     let output = curl(&[&AUTH[..], &args].concat());

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use clipgate::sim::End;
+use clipgate::sim::RequestEnd;
 use clipgate::testing::clock;
 use http::{Request, StatusCode};
 
-use crate::harness::gateway::{Answer, TestGateway, all, multi, set_hold, single};
+use crate::harness::gateway::{Answer, TestGateway, clip_target, clips_target, join_all, set_hold};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -37,9 +37,9 @@ async fn waits_with_differently_spelled_queries_are_identical() {
     gateway.sim.set_status("b", "completed");
     let clips = "/v2/generate/audio/suno-ai/clips";
     let targets = [
-        multi(&["a", "b"], "completed"),
-        multi(&["b", "a"], "completed"),
-        multi(&["a", "b"], "complete"),
+        clips_target(&["a", "b"], "completed"),
+        clips_target(&["b", "a"], "completed"),
+        clips_target(&["a", "b"], "complete"),
         format!("{clips}?status=completed&clip_ids[]=a&clip_ids[]=b"),
         format!("{clips}?clip_ids[0]=b&clip_ids[1]=a&status=completed"),
         format!("{clips}?clip_ids=a&status=complete&clip_ids=b"),
@@ -83,7 +83,7 @@ async fn the_other_waits_are_answered_by_the_poll_of_a_client_that_disconnected(
     assert!(all(rest).await.iter().all(|answer| answer.body == body && answer.leaned()));
     let requests = gateway.sim.requests();
     assert_eq!(requests.len(), 1);
-    assert_eq!(requests[0].end, End::Answered(StatusCode::OK));
+    assert_eq!(requests[0].end, RequestEnd::Answered(StatusCode::OK));
 }
 
 #[tokio::test]
@@ -98,7 +98,7 @@ async fn a_poll_is_cancelled_at_the_upstream_after_the_linger_when_all_clients_d
     gateway.until(|seen| seen.abandoned() == 1 && seen.open == 0).await;
     let requests = gateway.sim.requests();
     assert_eq!(requests.len(), 1);
-    assert_eq!(requests[0].end, End::Abandoned);
+    assert_eq!(requests[0].end, RequestEnd::Abandoned);
     let ended = requests[0].ended_at.unwrap();
     assert!(ended - left >= Duration::from_millis(200), "{:?}", ended - left);
 }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use clipgate::sim::{End, Fault, FaultTarget};
+use clipgate::sim::{Fault, FaultTarget, RequestEnd};
 use http::StatusCode;
 use serde_json::Value;
 
-use crate::harness::gateway::{TestGateway, all, multi, single};
+use crate::harness::gateway::{TestGateway, clip_target, clips_target, join_all};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -119,7 +119,7 @@ async fn complete_and_completed_are_one_rung_and_bodies_are_never_rewritten() {
     gateway.sim.set_status("a", "completed");
     let body = gateway.sim.body("a", "completed");
     assert!(String::from_utf8_lossy(&body).contains("\"status\":\"complete\""));
-    assert!(all(waits.into()).await.iter().all(|answer| answer.body == body));
+    assert!(join_all(waits.into()).await.iter().all(|answer| answer.body == body));
     for word in ["complete", "completed"] {
         let again = gateway.get(&single("a", word), &[]).await;
         assert!(again.hit() && again.body == body, "{again:?}");
@@ -168,8 +168,8 @@ async fn a_terminal_clip_costs_no_further_request_at_either_endpoint() {
 async fn waits_on_one_clip_at_both_endpoints_share_one_poll() {
     let gateway = TestGateway::holding(LONG).await;
     for (id, opener, joiner) in [
-        ("a", single("a", "completed"), multi(&["a"], "completed")),
-        ("b", multi(&["b"], "completed"), single("b", "completed")),
+        ("a", clip_target("a", "completed"), clips_target(&["a"], "completed")),
+        ("b", clips_target(&["b"], "completed"), clip_target("b", "completed")),
     ] {
         gateway.sim.set_status(id, "submitted");
         let opener = gateway.spawn_get(&opener, &[]);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::harness::gateway::{TestGateway, all, multi, set_hold, single};
+use crate::harness::gateway::{TestGateway, clip_target, clips_target, join_all, set_hold};
 
 #[tokio::test]
 async fn a_late_joiner_keeps_its_own_time_and_gets_a_rung_reached_in_it() {

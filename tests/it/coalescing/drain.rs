@@ -8,8 +8,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::harness::gateway::{TestGateway, put_all, set_hold, single, within};
-use crate::harness::raw_http::parse;
+use crate::harness::gateway::{TestGateway, clip_target, set_hold, set_status_of_all, within_secs};
+use crate::harness::raw_http::parse_response;
 
 #[tokio::test]
 async fn a_drain_answers_five_hundred_parked_waits_with_the_current_state_within_its_time() {
@@ -63,8 +63,9 @@ async fn a_client_that_has_just_connected_at_the_stop_is_answered_and_disconnect
     gateway.stop();
     stream.write_all(b"host: x\r\n\r\n").await.unwrap();
     let mut back = Vec::new();
-    within(30, stream.read_to_end(&mut back)).await.unwrap();
-    let (answer, rest) = parse(&back).unwrap_or_else(|| panic!("{:?}", String::from_utf8_lossy(&back)));
+    within_secs(30, stream.read_to_end(&mut back)).await.unwrap();
+    let (answer, rest) =
+        parse_response(&back).unwrap_or_else(|| panic!("{:?}", String::from_utf8_lossy(&back)));
     assert_eq!((answer.status, rest.len()), (StatusCode::OK, 0));
     assert_eq!(answer.headers["connection"], "close");
 }

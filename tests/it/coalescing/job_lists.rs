@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use clipgate::sim::Shape;
+use clipgate::sim::ListFormat;
 use http::StatusCode;
 
-use crate::harness::gateway::{TestGateway, all, multi, put_all, set_hold, single};
+use crate::harness::gateway::{
+    TestGateway, clip_target, clips_target, join_all, set_hold, set_status_of_all,
+};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -16,9 +18,9 @@ fn list_body(gateway: &TestGateway, shape: Shape, ids: &[&str]) -> String {
         |id: &&str| String::from_utf8(gateway.sim.body(id, "completed").to_vec()).expect("bodies are text");
     let list = || ids.iter().map(text).collect::<Vec<_>>().join(",");
     match shape {
-        Shape::Array => format!("[{}]", list()),
-        Shape::Object => format!("{{\"clips\":[{}]}}", list()),
-        Shape::Map => {
+        ListFormat::Array => format!("[{}]", list()),
+        ListFormat::Object => format!("{{\"clips\":[{}]}}", list()),
+        ListFormat::Map => {
             let members: Vec<_> = ids.iter().map(|id| format!("\"{id}\":{}", text(id))).collect();
             format!("{{{}}}", members.join(","))
         }
@@ -32,7 +34,7 @@ async fn a_client_gets_its_clips_in_the_order_it_asked_for_and_in_the_upstreams_
         for in_order in [true, false] {
             let gateway = TestGateway::with(|config, options| {
                 set_hold(LONG, config, options);
-                (options.shape, options.in_order) = (shape, in_order);
+                (options.list_format, options.in_order) = (shape, in_order);
             })
             .await;
             let orders = [["c", "a", "b"], ["a", "b", "c"], ["b", "c", "a"]];
@@ -59,7 +61,7 @@ async fn a_client_gets_its_clips_in_the_order_it_asked_for_and_in_the_upstreams_
 async fn an_unsplit_answer_goes_to_the_waits_on_exactly_its_clips_and_is_not_cached() {
     let gateway = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
-        options.shape = Shape::Summary;
+        options.list_format = ListFormat::Summary;
     })
     .await;
     put_all(&gateway, &["a", "b", "c"], "submitted");
@@ -70,7 +72,7 @@ async fn an_unsplit_answer_goes_to_the_waits_on_exactly_its_clips_and_is_not_cac
     gateway.until(|seen| seen.open == 2).await;
     put_all(&gateway, &["a", "b", "c"], "completed");
 
-    let answers = all(waits.into()).await;
+    let answers = join_all(waits.into()).await;
     for answer in &answers {
         assert_eq!(answer.status, StatusCode::OK);
         assert_eq!(answer.field("cache-control"), "no-store");
@@ -137,7 +139,7 @@ async fn a_wait_with_several_polls_is_refused_when_one_of_them_is() {
 async fn a_wait_for_one_clip_does_not_get_an_unsplit_answer_of_the_list_endpoint() {
     let gateway = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
-        options.shape = Shape::Summary;
+        options.list_format = ListFormat::Summary;
     })
     .await;
     gateway.sim.set_status("a", "submitted");

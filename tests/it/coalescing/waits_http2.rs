@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use clipgate::sim::End;
+use clipgate::sim::RequestEnd;
 use http::{Request, StatusCode, Version};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http2::{self, SendRequest};
@@ -11,7 +11,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::harness::gateway::{TestGateway, single};
+use crate::harness::gateway::{TestGateway, clip_target};
 
 type Streams = SendRequest<Empty<Bytes>>;
 

@@ -11,8 +11,8 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::harness::admin_client::{Operator, Page};
-use crate::harness::gateway::{TestGateway, single};
+use crate::harness::admin_client::{AdminClient, MetricsPage};
+use crate::harness::gateway::{TestGateway, clip_target};
 
 pub(crate) fn deploy(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name)

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::deploy::alerts_and_dashboards::read;
-use crate::harness::process::{Gateway, TestEnv, clip, within_timeout};
+use crate::harness::process::{GatewayProcess, TestEnv, completed_target, within_timeout};
 
 /// Divisor of all times.
 const FASTER: u32 = 30;
@@ -94,9 +94,9 @@ impl Front {
         let mut command = ground.command();
         command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0").env("CLIPGATE__UPSTREAM__POLL_TIMEOUT", "4s");
         command.envs(env.iter().copied());
-        let mut gateway = Gateway::spawn(command);
+        let mut gateway = GatewayProcess::spawn(command);
         let address = gateway.address().await.to_string();
-        let admin = gateway.line().await;
+        let admin = gateway.next_line().await;
         let admin = admin.strip_prefix("clipgate admin listening on 127.0.0.1:").unwrap();
 
         let host = format!("127.{}.{}.{}", 64 + fastrand::u8(..64), fastrand::u8(..), fastrand::u8(1..255));
@@ -208,9 +208,12 @@ async fn event(lines: &mut Lines<BufReader<ChildStdout>>) -> String {
 async fn waited(front: &Front) -> (String, String, Duration) {
     front.ground.sim.set_status("a", "streaming");
     let since = clock::now();
-    let output = within_timeout("the wait", front.curl(&clip("a")).args(["-w", "\n%{http_code}"]).output())
-        .await
-        .unwrap();
+    let output = within_timeout(
+        "the wait",
+        front.curl(&completed_target("a")).args(["-w", "\n%{http_code}"]).output(),
+    )
+    .await
+    .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let (body, status) = text.rsplit_once('\n').unwrap();
     (status.to_owned(), body.to_owned(), clock::now() - since)
@@ -240,7 +243,8 @@ async fn the_proxies_forward_events_at_once() {
         let front = Front::new(kind, &kind.example()).await;
         let sim = &front.ground.sim;
         sim.set_status("a", "submitted");
-        let mut client = front.curl(&clip("a")).args(["-H", "Accept: text/event-stream"]).spawn().unwrap();
+        let mut client =
+            front.curl(&completed_target("a")).args(["-H", "Accept: text/event-stream"]).spawn().unwrap();
         let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
         for next in ["queued", "streaming", "completed"] {
             assert_eq!(event(&mut lines).await, "status", "{kind:?}");
@@ -256,12 +260,12 @@ async fn the_proxies_forward_a_disconnect_and_drop_forged_client_addresses() {
     for kind in Kind::ALL {
         let mut front = Front::new(kind, &kind.example()).await;
         front.ground.sim.set_status("a", "streaming");
-        let mut client = front.curl(&clip("a")).args(LIES).spawn().unwrap();
+        let mut client = front.curl(&completed_target("a")).args(LIES).spawn().unwrap();
         front.ground.sim.wait_until(|seen| seen.open == 1).await;
         client.kill().await.unwrap();
         // Without a disconnect the upstream holds the poll for twice this time.
         within_timeout("the poll to end", front.ground.sim.wait_until(|seen| seen.open == 0)).await;
-        let line = front.gateway.logged("outcome=client_closed").await;
+        let line = front.gateway.wait_for_log("outcome=client_closed").await;
         assert!(line.contains("client.address=127.0.0.9 "), "{kind:?}: {line}");
         assert!(line.contains("network.peer.address=127.0.0.1 "), "{kind:?}: {line}");
     }
@@ -283,7 +287,7 @@ async fn a_sidecar_behind_the_example_proxies_accepts_the_documented_host_name()
         let listed = ("CLIPGATE__SERVER__ALLOWED_HOSTS", names_to_list(&example));
         let front = Front::with(kind, &example, &[&sidecar[..], &[listed]].concat()).await;
         front.ground.sim.set_status("a", "complete");
-        assert_eq!(front.status(&clip("a")).await, "200", "{kind:?}");
+        assert_eq!(front.status(&completed_target("a")).await, "200", "{kind:?}");
     }
     assert_eq!(names_to_list(&read("proxies/envoy.yaml")), names_to_list(&Kind::Nginx.example()));
 }

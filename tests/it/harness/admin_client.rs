@@ -1,4 +1,4 @@
-//! The operator: asks the admin listener of a stage, and reads what it says.
+//! A client of a gateway's admin listener, and a parser of its metrics.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,31 +11,30 @@ use http_body_util::Empty;
 use serde_json::Value;
 
 use crate::harness::gateway::TestGateway;
-use crate::harness::process::Client;
+use crate::harness::process::TestClient;
 
-/// The admin listener of a gateway.
-pub(crate) struct Operator {
+pub(crate) struct AdminClient {
     pub(crate) address: SocketAddr,
     pub(crate) readiness: Readiness,
     _admin: Option<Admin>,
 }
 
-impl Operator {
-    /// Opens the stage's.
-    pub(crate) async fn of(stage: &mut TestGateway) -> Self {
+impl AdminClient {
+    /// Opens the admin listener of a test gateway.
+    pub(crate) async fn open(gateway: &mut TestGateway) -> Self {
         let readiness = Readiness::default();
         readiness.ready();
-        let admin = stage.open_admin(&readiness).await;
+        let admin = gateway.open_admin(&readiness).await;
         let Listen::Tcp(address) = *admin.address() else { panic!("{admin:?}") };
         Self { address, readiness, _admin: Some(admin) }
     }
 
-    /// One that listens already.
+    /// Uses an admin listener that is open already.
     pub(crate) fn at(address: SocketAddr) -> Self {
         Self { address, readiness: Readiness::default(), _admin: None }
     }
 
-    pub(crate) async fn ask(&self, method: &str, path: &str, fields: &[(&str, &str)]) -> Response<Bytes> {
+    pub(crate) async fn send(&self, method: &str, path: &str, fields: &[(&str, &str)]) -> Response<Bytes> {
         let mut request = Request::builder().method(method).uri(path);
         if !fields.iter().any(|(name, _)| *name == "host") {
             request = request.header("host", self.address.to_string());
@@ -43,22 +42,22 @@ impl Operator {
         for (name, value) in fields {
             request = request.header(*name, *value);
         }
-        Client::connect(self.address).await.ask(request.body(Empty::new()).unwrap()).await.unwrap()
+        TestClient::connect(self.address).await.send(request.body(Empty::new()).unwrap()).await.unwrap()
     }
 
     pub(crate) async fn get(&self, path: &str) -> Response<Bytes> {
-        self.ask("GET", path, &[]).await
+        self.send("GET", path, &[]).await
     }
 
     pub(crate) async fn state(&self) -> Value {
         json(&self.get("/api/state").await)
     }
 
-    /// What `/metrics` says now.
-    pub(crate) async fn metrics(&self) -> Page {
+    /// Reads `/metrics`.
+    pub(crate) async fn metrics(&self) -> MetricsPage {
         let answer = self.get("/metrics").await;
         assert_eq!(answer.status(), 200);
-        Page::read(text(&answer))
+        MetricsPage::read(text(&answer))
     }
 
     /// Waits until the gateway has counted this many rejected requests, and asserts that it has not counted more. A
@@ -78,37 +77,37 @@ impl Operator {
     }
 }
 
-/// What Prometheus reads, sample by sample.
-pub(crate) struct Page {
+/// The samples of one scrape.
+pub(crate) struct MetricsPage {
     pub(crate) text: String,
     samples: Vec<(String, BTreeMap<String, String>, f64)>,
 }
 
-impl Page {
+impl MetricsPage {
     fn read(text: &str) -> Self {
         let lines = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
-        let samples = lines.map(|line| sample(line).unwrap_or_else(|| panic!("no sample: {line}")));
+        let samples = lines.map(|line| sample(line).unwrap_or_else(|| panic!("not a sample: {line}")));
         Self { samples: samples.collect(), text: text.to_owned() }
     }
 
-    /// The sum of a metric's samples that have these labels.
+    /// Returns the sum of the metric's samples with these labels.
     pub(crate) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        let has = |of: &BTreeMap<String, String>| {
-            labels.iter().all(|(name, value)| of.get(*name).is_some_and(|is| is == value))
+        let has = |sample: &BTreeMap<String, String>| {
+            labels.iter().all(|(name, value)| sample.get(*name).is_some_and(|actual| actual == value))
         };
         let found: Vec<f64> = self
             .samples
             .iter()
-            .filter(|(is, of, _)| is == name && has(of))
+            .filter(|(sample, labels, _)| sample == name && has(labels))
             .map(|(_, _, value)| *value)
             .collect();
-        assert!(!found.is_empty(), "there is no {name} {labels:?} in\n{}", self.text);
+        assert!(!found.is_empty(), "{name} {labels:?} is not in\n{}", self.text);
         found.iter().sum()
     }
 
-    /// Whether a metric of this name is there, or a histogram's part.
+    /// Returns whether there is a sample with this name.
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.samples.iter().any(|(is, _, _)| is == name)
+        self.samples.iter().any(|(sample, _, _)| sample == name)
     }
 }
 
@@ -118,7 +117,7 @@ fn sample(line: &str) -> Option<(String, BTreeMap<String, String>, f64)> {
         None => (left, ""),
         Some((name, labels)) => (name, labels.strip_suffix('}')?),
     };
-    // No value of ours has a comma in it.
+    // The gateway's label values contain no commas.
     let pair = |pair: &str| {
         let (name, value) = pair.split_once('=')?;
         Some((name.to_owned(), value.strip_prefix('"')?.strip_suffix('"')?.to_owned()))

@@ -1,4 +1,4 @@
-//! A browser that tests drive, through `tests/node/browser.mjs`: a command a line, an answer a line.
+//! A browser that tests drive through `tests/node/browser.mjs`: one command per line, one answer per line.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -9,31 +9,29 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::harness::process::within_timeout;
 
-/// Headless Chromium with one page. It is killed when it is dropped.
+/// Headless Chromium with one page. Dropping it kills the process.
 pub(crate) struct Browser {
     _child: Child,
     to: ChildStdin,
     from: Lines<BufReader<ChildStdout>>,
 }
 
-/// What the page is looked at with.
+/// Size and colour scheme of the page.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Look {
+pub(crate) struct Viewport {
     pub(crate) width: u32,
     pub(crate) height: u32,
     pub(crate) is_dark: bool,
 }
 
-/// A desk's.
-pub(crate) const DESK: Look = Look { width: 1280, height: 900, is_dark: false };
+pub(crate) const DESKTOP: Viewport = Viewport { width: 1280, height: 900, is_dark: false };
 
 impl Browser {
-    /// Starts it.
     pub(crate) fn start() -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let modules = root.join("target/node");
-        let is_there = modules.join("node_modules/playwright-core").is_dir();
-        assert!(is_there, "what drives the browser is not in {}: run `make tools`", modules.display());
+        let is_installed = modules.join("node_modules/playwright-core").is_dir();
+        assert!(is_installed, "playwright-core is not in {}: run `make tools`", modules.display());
         let mut child = Command::new("node")
             .arg(root.join("tests/node/browser.mjs"))
             .arg(modules)
@@ -46,79 +44,80 @@ impl Browser {
         Self { to: child.stdin.take().unwrap(), from, _child: child }
     }
 
-    /// Opens this page afresh, with a name and a password for who asks for them; the status of its answer.
-    pub(crate) async fn open(&mut self, url: &str, look: Look, login: Option<[&str; 2]>) -> u64 {
-        let Look { width, height, is_dark } = look;
+    /// Opens a page in a new context, with user name and password if the server asks for them. Returns the status of
+    /// the response.
+    pub(crate) async fn open(&mut self, url: &str, viewport: Viewport, login: Option<[&str; 2]>) -> u64 {
+        let Viewport { width, height, is_dark } = viewport;
         let open = json!({
             "do": "open", "url": url, "width": width, "height": height, "dark": is_dark, "login": login,
         });
-        self.ask(open).await.as_u64().unwrap()
+        self.command(open).await.as_u64().unwrap()
     }
 
-    /// Looks at the same page in another way.
-    pub(crate) async fn look(&mut self, look: Look, is_reduced: bool) {
-        let Look { width, height, is_dark } = look;
-        let look = json!({
+    /// Changes the viewport of the open page.
+    pub(crate) async fn set_viewport(&mut self, viewport: Viewport, is_reduced: bool) {
+        let Viewport { width, height, is_dark } = viewport;
+        let command = json!({
             "do": "look", "width": width, "height": height, "dark": is_dark, "reduced": is_reduced,
         });
-        self.ask(look).await;
+        self.command(command).await;
     }
 
-    /// What a piece of script makes of the page.
+    /// Runs a script in the page and returns its value.
     pub(crate) async fn eval(&mut self, js: &str) -> Value {
-        self.ask(json!({ "do": "eval", "js": js })).await
+        self.command(json!({ "do": "eval", "js": js })).await
     }
 
-    /// Waits until the script comes to something true.
-    pub(crate) async fn until(&mut self, js: &str) {
-        self.ask(json!({ "do": "until", "js": js })).await;
+    /// Waits until the script returns a true value.
+    pub(crate) async fn wait_until(&mut self, js: &str) {
+        self.command(json!({ "do": "until", "js": js })).await;
     }
 
-    /// Waits until the text of what the selector finds is this.
-    pub(crate) async fn until_text(&mut self, selector: &str, text: &str) {
-        let [of, is] = [selector, text].map(|text| json!(text));
-        self.until(&format!("document.querySelector({of})?.textContent.trim() === {is}")).await;
+    /// Waits until the selected element has this text.
+    pub(crate) async fn wait_until_text(&mut self, selector: &str, text: &str) {
+        let [selector, text] = [selector, text].map(|text| json!(text));
+        self.wait_until(&format!("document.querySelector({selector})?.textContent.trim() === {text}")).await;
     }
 
-    /// The text of what the selector finds.
+    /// Returns the text of the selected element.
     pub(crate) async fn text(&mut self, selector: &str) -> String {
-        let told =
+        let text =
             self.eval(&format!("document.querySelector({}).textContent.trim()", json!(selector))).await;
-        told.as_str().unwrap().to_owned()
+        text.as_str().unwrap().to_owned()
     }
 
     /// Presses a key.
     pub(crate) async fn press(&mut self, key: &str) {
-        self.ask(json!({ "do": "press", "key": key })).await;
+        self.command(json!({ "do": "press", "key": key })).await;
     }
 
-    /// Moves the mouse over what the selector finds.
-    pub(crate) async fn point(&mut self, selector: &str) {
-        self.ask(json!({ "do": "point", "at": selector })).await;
+    /// Moves the mouse over the selected element.
+    pub(crate) async fn hover(&mut self, selector: &str) {
+        self.command(json!({ "do": "point", "at": selector })).await;
     }
 
-    /// The rules of accessibility that the page breaks, and how many it keeps.
+    /// Returns the accessibility rules that the page breaks, and the number of rules that it keeps.
     pub(crate) async fn accessibility(&mut self) -> (Vec<String>, u64) {
-        let told = self.ask(json!({ "do": "axe" })).await;
-        (texts(&told["broken"]), told["kept"].as_u64().unwrap())
+        let report = self.command(json!({ "do": "axe" })).await;
+        (texts(&report["broken"]), report["kept"].as_u64().unwrap())
     }
 
-    /// What the page has complained of, and whom else it has asked, since it was opened.
-    pub(crate) async fn faults(&mut self) -> Vec<String> {
-        texts(&self.ask(json!({ "do": "faults" })).await)
+    /// Returns the page's errors, and its requests to other hosts, since it was opened.
+    pub(crate) async fn errors(&mut self) -> Vec<String> {
+        texts(&self.command(json!({ "do": "faults" })).await)
     }
 
-    /// Takes a picture of the whole page, into `target/dashboard/`.
-    pub(crate) async fn picture(&mut self, name: &str) -> PathBuf {
+    /// Saves a screenshot of the whole page in `target/dashboard/`.
+    pub(crate) async fn screenshot(&mut self, name: &str) -> PathBuf {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("target/dashboard/{name}.png"));
-        self.ask(json!({ "do": "shot", "file": file })).await;
+        self.command(json!({ "do": "shot", "file": file })).await;
         file
     }
 
-    async fn ask(&mut self, command: Value) -> Value {
+    async fn command(&mut self, command: Value) -> Value {
         let line = format!("{command}\n");
-        self.to.write_all(line.as_bytes()).await.expect("the driver reads");
-        let answer = within_timeout("the browser", self.from.next_line()).await.unwrap();
+        self.to.write_all(line.as_bytes()).await.expect("the driver reads its input");
+        let answer = within_timeout("the browser's answer", self.from.next_line()).await.unwrap();
         let answer = answer.unwrap_or_else(|| panic!("the driver ended at {command}"));
         let mut answer: Value = serde_json::from_str(&answer).unwrap();
         if let Some(error) = answer["error"].as_str() {

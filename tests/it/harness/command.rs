@@ -1,4 +1,4 @@
-//! The built command as a process, and programs that are clients of it.
+//! The built command as a process, and other programs that run as its clients. Blocking; see `process` for async tests.
 
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _};
 use std::net::SocketAddr;
@@ -6,26 +6,25 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
-/// How long the command may take to start or to stop.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Time until a test fails, for a start or a stop of the command.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A gateway. It is killed when it is dropped.
-pub(crate) struct Process {
+/// A running `clipgate` command. Dropping it kills the process.
+pub(crate) struct ClipgateProcess {
     child: Child,
-    /// Stdout; it ends when the process does.
+    /// Lines of stdout. The channel closes when the process ends.
     lines: Receiver<String>,
     log: std::fs::File,
 }
 
-impl Process {
-    /// Starts it with these arguments, and of the environment with this alone; without an admin listener, unless
-    /// that has one.
+impl ClipgateProcess {
+    /// Starts the command with these arguments and only this environment. The admin listener is off unless `env` sets it.
     pub(crate) fn start(args: &[&str], env: &[(&str, &str)]) -> Self {
         let log = tempfile::tempfile().unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_clipgate"))
             .args(args)
             .env_clear()
-            // Gateways side by side cannot all have the usual address.
+            // Parallel gateways cannot share the default address.
             .env("CLIPGATE__ADMIN__LISTEN", "")
             .envs(env.iter().copied())
             .stdin(Stdio::null())
@@ -34,10 +33,10 @@ impl Process {
             .spawn()
             .unwrap();
         let stdout = child.stdout.take().unwrap();
-        let (tell, lines) = mpsc::channel();
+        let (line_sender, lines) = mpsc::channel();
         std::thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if tell.send(line).is_err() {
+                if line_sender.send(line).is_err() {
                     return;
                 }
             }
@@ -45,36 +44,36 @@ impl Process {
         Self { child, lines, log }
     }
 
-    /// The next line of stdout.
-    pub(crate) fn line(&mut self) -> String {
-        match self.lines.recv_timeout(PATIENCE) {
+    /// Returns the next line of stdout.
+    pub(crate) fn next_line(&mut self) -> String {
+        match self.lines.recv_timeout(TIMEOUT) {
             Ok(line) => line,
-            Err(_) => panic!("no line more; the log: {}", self.log()),
+            Err(_) => panic!("stdout has no further line; the log: {}", self.log()),
         }
     }
 
-    /// Waits for the ready line; what it says of where the gateway listens.
+    /// Waits for the ready line and returns the address in it.
     pub(crate) fn ready(&mut self) -> String {
-        let line = self.line();
+        let line = self.next_line();
         line.strip_prefix("clipgate listening on ").unwrap_or_else(|| panic!("{line}")).to_owned()
     }
 
-    /// The same, where that is a TCP address.
+    /// Waits for the ready line and returns its TCP address.
     pub(crate) fn address(&mut self) -> SocketAddr {
         self.ready().parse().unwrap()
     }
 
-    /// The line after that, which says where the admin listener is.
+    /// Waits for the ready line of the admin listener, and returns the address in it.
     pub(crate) fn admin(&mut self) -> String {
-        let line = self.line();
+        let line = self.next_line();
         line.strip_prefix("clipgate admin listening on ").unwrap_or_else(|| panic!("{line}")).to_owned()
     }
 
-    /// Sends SIGTERM and waits for the end: the exit code and the whole log.
+    /// Sends SIGTERM, waits for the end, and returns the exit code and the log.
     pub(crate) fn stop(mut self) -> (Option<i32>, String) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-        while self.lines.recv_timeout(PATIENCE) != Err(mpsc::RecvTimeoutError::Disconnected) {}
+        while self.lines.recv_timeout(TIMEOUT) != Err(mpsc::RecvTimeoutError::Disconnected) {}
         (self.child.wait().unwrap().code(), self.log())
     }
 
@@ -86,15 +85,15 @@ impl Process {
     }
 }
 
-impl Drop for Process {
+impl Drop for ClipgateProcess {
     fn drop(&mut self) {
-        // Fails where it has ended by itself.
+        // Fails if the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Runs a client; fails if it is not there or fails. No proxy of this machine's is asked.
+/// Runs a client program and returns its stdout. Panics if it is not installed or fails. Ignores configured proxies.
 pub(crate) fn run(program: &str, package: &str, args: &[&str]) -> String {
     let output = try_run(program, package, args);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -108,7 +107,7 @@ pub(crate) fn run(program: &str, package: &str, args: &[&str]) -> String {
     text(&output.stdout)
 }
 
-/// The same, whatever its exit code.
+/// Like [`run`], but returns the output with any exit code.
 pub(crate) fn try_run(program: &str, package: &str, args: &[&str]) -> Output {
     Command::new(program)
         .args(args)

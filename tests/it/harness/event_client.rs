@@ -1,4 +1,4 @@
-//! A client of event streams that takes them apart line by line.
+//! A client of event streams (server-sent events) that parses them line by line.
 
 use bytes::Bytes;
 use http::{Request, response};
@@ -9,23 +9,23 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::harness::gateway::{TestGateway, within};
+use crate::harness::gateway::{TestGateway, within_secs};
 
-/// Nothing here takes so long, on however busy a machine.
-const PATIENCE: u64 = 30;
+/// Seconds until a test fails. Longer than any step takes on a busy machine.
+const TIMEOUT_SECS: u64 = 30;
 
-/// What makes a wait a stream.
-pub(crate) const ACCEPT: (&str, &str) = ("accept", "text/event-stream");
+/// The header that makes a wait an event stream.
+pub(crate) const ACCEPT_EVENTS: (&str, &str) = ("accept", "text/event-stream");
 
-/// A stream that is being read, on a connection of its own. Dropping it hangs up.
-pub(crate) struct Events {
+/// An open event stream on its own connection. Dropping it disconnects.
+pub(crate) struct EventClient {
     pub(crate) head: response::Parts,
     body: Incoming,
     unread: String,
     _connection: Option<AbortOnDropHandle<()>>,
 }
 
-/// One event.
+/// One server-sent event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Event {
     pub(crate) name: String,
@@ -34,19 +34,19 @@ pub(crate) struct Event {
     pub(crate) data: String,
 }
 
-impl Events {
-    /// Opens one, with `Authorization: Bearer demo` if no other is given.
-    pub(crate) async fn open(stage: &TestGateway, target: &str, fields: &[(&str, &str)]) -> Self {
-        let socket = TcpStream::connect(stage.address).await.unwrap();
+impl EventClient {
+    /// Opens a stream, by default with `Authorization: Bearer demo`.
+    pub(crate) async fn open(gateway: &TestGateway, target: &str, fields: &[(&str, &str)]) -> Self {
+        let socket = TcpStream::connect(gateway.address).await.unwrap();
         let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await.unwrap();
         let connection = AbortOnDropHandle::new(tokio::spawn(async { drop(connection.await) }));
         let request = request(target, fields);
-        let answer = within(PATIENCE, sender.send_request(request)).await.unwrap();
-        Self { _connection: Some(connection), ..Self::of(answer) }
+        let answer = within_secs(TIMEOUT_SECS, sender.send_request(request)).await.unwrap();
+        Self { _connection: Some(connection), ..Self::from_response(answer) }
     }
 
-    /// The one that this answer is.
-    pub(crate) fn of(answer: http::Response<Incoming>) -> Self {
+    /// Reads the stream from a response that has begun.
+    pub(crate) fn from_response(answer: http::Response<Incoming>) -> Self {
         let (head, body) = answer.into_parts();
         Self { head, body, unread: String::new(), _connection: None }
     }
@@ -55,7 +55,7 @@ impl Events {
         self.head.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
-    /// More of it; false at its end.
+    /// Reads another frame. Returns false at the end of the stream.
     async fn read(&mut self) -> bool {
         let Some(frame) = self.body.frame().await else { return false };
         let data = frame.unwrap().into_data().unwrap();
@@ -63,7 +63,7 @@ impl Events {
         true
     }
 
-    /// The next line; `None` at the end.
+    /// Returns the next line. `None` at the end.
     pub(crate) async fn line(&mut self) -> Option<String> {
         loop {
             if let Some((line, rest)) = self.unread.split_once('\n') {
@@ -72,13 +72,13 @@ impl Events {
                 return Some(line);
             }
             if !self.read().await {
-                assert_eq!(self.unread, "", "it breaks off");
+                assert_eq!(self.unread, "", "the stream ends in the middle of a line");
                 return None;
             }
         }
     }
 
-    /// The next event; `None` at the end.
+    /// Returns the next event. `None` at the end.
     pub(crate) async fn next(&mut self) -> Option<Event> {
         let next = async {
             let mut lines = Vec::new();
@@ -89,17 +89,17 @@ impl Events {
                 }
             }
         };
-        within(PATIENCE, next).await
+        within_secs(TIMEOUT_SECS, next).await
     }
 
-    /// The next event, which tells this state.
-    pub(crate) async fn status(&mut self, body: &Bytes) -> Event {
-        let event = self.next().await.expect("it goes on");
+    /// Returns the next event, which must be a status event with this body.
+    pub(crate) async fn expect_status(&mut self, body: &Bytes) -> Event {
+        let event = self.next().await.expect("the stream has another event");
         assert_eq!((event.name.as_str(), event.data.as_bytes()), ("status", &body[..]));
         event
     }
 
-    /// All events to the end, by name.
+    /// Reads to the end and returns the names of the events.
     pub(crate) async fn names(&mut self) -> Vec<String> {
         let mut names = Vec::new();
         while let Some(event) = self.next().await {
@@ -108,18 +108,18 @@ impl Events {
         names
     }
 
-    /// All the bytes to the end.
-    pub(crate) async fn rest(mut self) -> String {
-        within(PATIENCE, async { while self.read().await {} }).await;
+    /// Reads to the end and returns the text.
+    pub(crate) async fn read_to_end(mut self) -> String {
+        within_secs(TIMEOUT_SECS, async { while self.read().await {} }).await;
         self.unread
     }
 }
 
-/// A request for a stream.
+/// Returns a request for an event stream.
 pub(crate) fn request(target: &str, fields: &[(&str, &str)]) -> Request<Empty<Bytes>> {
     let mut request = Request::get(target);
     let given = |name: &str| fields.iter().any(|(given, _)| *given == name);
-    let defaults = [ACCEPT, ("authorization", "Bearer demo"), ("host", "gw.example")];
+    let defaults = [ACCEPT_EVENTS, ("authorization", "Bearer demo"), ("host", "gw.example")];
     for (name, value) in defaults.iter().filter(|(name, _)| !given(name)).chain(fields) {
         request = request.header(*name, *value);
     }
@@ -138,7 +138,7 @@ fn parse(lines: &[String]) -> Event {
             (other, _) => assert_eq!(other, ":", "{lines:?}"),
         }
     }
-    assert!(!data.is_empty(), "no client is told an event without data: {lines:?}");
+    assert!(!data.is_empty(), "clients ignore an event without data: {lines:?}");
     event.data = data.join("\n");
     event
 }

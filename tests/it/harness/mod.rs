@@ -1,4 +1,4 @@
-//! What the tests share: gateways, upstreams and clients.
+//! Shared code of the integration tests: gateways, upstreams and clients.
 
 pub(crate) mod admin_client;
 pub(crate) mod browser;

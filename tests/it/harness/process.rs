@@ -1,11 +1,12 @@
-//! A gateway as a process of its own, before a simulated upstream; and a client for any kind of connection.
+//! A gateway process in front of a simulated upstream, and a client for any connection.
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use bytes::Bytes;
-use clipgate::sim::{Options, Sim};
+use clipgate::sim::{Sim, SimOptions};
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::{http1, http2};
@@ -15,15 +16,17 @@ use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, BufReader, Lines};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 
-/// How long anything may take before a test gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Time until a test fails.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// In time, or the test fails.
+/// Returns the output of a future, or panics after [`TIMEOUT`].
 pub(crate) async fn within_timeout<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what}: waited too long"))
+    tokio::time::timeout(TIMEOUT, future)
+        .await
+        .unwrap_or_else(|_| panic!("{what}: not ready after {TIMEOUT:?}"))
 }
 
-/// Where a gateway is to be started: a directory for its files, and what its upstream is.
+/// The environment of a gateway process: a directory for its files, and a simulated upstream.
 pub(crate) struct TestEnv {
     pub(crate) dir: TempDir,
     pub(crate) sim: Sim,
@@ -32,11 +35,11 @@ pub(crate) struct TestEnv {
 
 impl TestEnv {
     pub(crate) async fn new() -> Self {
-        Self::before(Options::default()).await
+        Self::with_options(SimOptions::default()).await
     }
 
-    /// Before an upstream like this.
-    pub(crate) async fn before(options: Options) -> Self {
+    /// Starts an upstream with these options.
+    pub(crate) async fn with_options(options: SimOptions) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let upstream = listener.local_addr().unwrap();
         let sim = Sim::new(options);
@@ -48,12 +51,12 @@ impl TestEnv {
         self.dir.path().join(name)
     }
 
-    /// The upstream itself, for who does not go through a gateway.
+    /// Returns the upstream's URL, for clients that bypass the gateway.
     pub(crate) fn upstream_url(&self) -> String {
         format!("http://{}", self.upstream)
     }
 
-    /// Writes the configuration: these lines of `[server]`, and whole sections after them.
+    /// Writes the configuration: these lines of `[server]`, which may end with further sections.
     pub(crate) fn configure(&self, lines: &str) {
         let listen = if lines.contains("listen =") { "" } else { "listen = \"127.0.0.1:0\"\n" };
         let upstream = self.upstream;
@@ -63,7 +66,7 @@ impl TestEnv {
         std::fs::write(self.path("config.toml"), text).unwrap();
     }
 
-    /// The command that starts the gateway.
+    /// Returns the command that starts the gateway.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_clipgate"));
         command.args(["serve", "--config"]).arg(self.path("config.toml"));
@@ -71,38 +74,39 @@ impl TestEnv {
         command
     }
 
-    /// The same on one of this machine's cores, where it has another runtime than on several.
+    /// Like [`Self::command`], on one CPU core, where the gateway uses its single-threaded runtime.
     pub(crate) fn command_on_one_core(&self) -> Command {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
         let cores = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim();
         let one = cores.split([',', '-']).next().unwrap();
-        let mut command = Command::new("taskset"); // from util-linux, becomes what it starts
+        // From util-linux. It replaces itself by the gateway, so the process id stays.
+        let mut command = Command::new("taskset");
         command.args(["--cpu-list", one, env!("CARGO_BIN_EXE_clipgate"), "serve", "--config"]);
         command.arg(self.path("config.toml"));
         self.confine(&mut command);
         command
     }
 
-    /// Gives a command this directory, an environment without surprises, and pipes.
+    /// Runs a command in this directory, with `PATH` as its only variable and with pipes.
     pub(crate) fn confine(&self, command: &mut Command) {
         let path = std::env::var_os("PATH").unwrap_or_default();
         command.current_dir(self.dir.path()).env_clear().env("PATH", path).kill_on_drop(true);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     }
 
-    pub(crate) fn start(&self) -> Gateway {
-        Gateway::spawn(self.command())
+    pub(crate) fn start(&self) -> GatewayProcess {
+        GatewayProcess::spawn(self.command())
     }
 }
 
-/// The process.
-pub(crate) struct Gateway {
+/// A running gateway. Dropping it kills the process.
+pub(crate) struct GatewayProcess {
     child: Child,
     out: Lines<BufReader<ChildStdout>>,
     err: Lines<BufReader<ChildStderr>>,
 }
 
-impl Gateway {
+impl GatewayProcess {
     pub(crate) fn spawn(mut command: Command) -> Self {
         let mut child = command.spawn().unwrap();
         let out = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -110,36 +114,36 @@ impl Gateway {
         Self { child, out, err }
     }
 
-    /// What the next ready line says it listens on.
+    /// Waits for the next ready line and returns the address in it.
     pub(crate) async fn listens_on(&mut self) -> String {
         match within_timeout("a ready line", self.out.next_line()).await.unwrap() {
             Some(line) => line.strip_prefix("clipgate listening on ").expect("a ready line").to_owned(),
-            None => panic!("it ended without a ready line: {:?}", self.rest_of_log().await),
+            None => panic!("the gateway ended without a ready line: {:?}", self.rest_of_log().await),
         }
     }
 
-    /// The next line of stdout.
-    pub(crate) async fn line(&mut self) -> String {
-        within_timeout("a line", self.out.next_line()).await.unwrap().expect("it goes on")
+    /// Returns the next line of stdout.
+    pub(crate) async fn next_line(&mut self) -> String {
+        within_timeout("a line", self.out.next_line()).await.unwrap().expect("stdout has another line")
     }
 
     pub(crate) async fn address(&mut self) -> SocketAddr {
         self.listens_on().await.parse().unwrap()
     }
 
-    /// Reads the log up to a line with this in it.
-    pub(crate) async fn logged(&mut self, what: &str) -> String {
+    /// Reads the log to the next line that contains this text, and returns the line.
+    pub(crate) async fn wait_for_log(&mut self, text: &str) -> String {
         let mut seen = Vec::new();
-        while let Some(line) = within_timeout(what, self.err.next_line()).await.unwrap() {
-            if line.contains(what) {
+        while let Some(line) = within_timeout(text, self.err.next_line()).await.unwrap() {
+            if line.contains(text) {
                 return line;
             }
             seen.push(line);
         }
-        panic!("{what:?} is not in the log: {seen:#?}")
+        panic!("{text:?} is not in the log: {seen:#?}")
     }
 
-    /// The lines that are still to come.
+    /// Returns the lines from here to the end of the log.
     pub(crate) async fn rest_of_log(&mut self) -> Vec<String> {
         let mut lines = Vec::new();
         while let Some(line) = within_timeout("the end of the log", self.err.next_line()).await.unwrap() {
@@ -149,36 +153,35 @@ impl Gateway {
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id().expect("it runs")
+        self.child.id().expect("the gateway is running")
     }
 
-    /// Sends a signal, `TERM` for example.
+    /// Sends a signal, for example `TERM`.
     pub(crate) fn signal(&self, name: &str) {
         let pid = self.pid().to_string();
         let sent = std::process::Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap();
         assert!(sent.success());
     }
 
-    /// How much memory it has, in kB.
+    /// Returns the resident memory in kB.
     pub(crate) fn resident(&self) -> u64 {
         let pid = self.pid();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it is Linux");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux reports VmRSS");
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
-    pub(crate) async fn ended(&mut self) -> ExitStatus {
+    pub(crate) async fn wait_for_exit(&mut self) -> ExitStatus {
         within_timeout("the end of the process", self.child.wait()).await.unwrap()
     }
 }
 
-/// A client's connection.
-pub(crate) enum Client {
+pub(crate) enum TestClient {
     H1(http1::SendRequest<Empty<Bytes>>),
     H2(http2::SendRequest<Empty<Bytes>>),
 }
 
-impl Client {
+impl TestClient {
     pub(crate) async fn connect(address: SocketAddr) -> Self {
         Self::h1(TcpStream::connect(address).await.unwrap()).await
     }
@@ -196,7 +199,7 @@ impl Client {
         Self::H2(sender)
     }
 
-    pub(crate) async fn ask(&mut self, request: Request<Empty<Bytes>>) -> hyper::Result<Response<Bytes>> {
+    pub(crate) async fn send(&mut self, request: Request<Empty<Bytes>>) -> hyper::Result<Response<Bytes>> {
         let answer = async {
             let answer = match self {
                 Self::H1(sender) => sender.send_request(request).await?,
@@ -209,11 +212,11 @@ impl Client {
     }
 
     pub(crate) async fn get(&mut self, target: &str, fields: &[(&str, &str)]) -> Response<Bytes> {
-        self.ask(get(target, fields)).await.unwrap()
+        self.send(get(target, fields)).await.unwrap()
     }
 
-    /// When the other side has closed the connection, or is about to and takes no more requests.
-    pub(crate) async fn closed(&mut self) {
+    /// Waits until the server has closed the connection, or is closing it and accepts no more requests.
+    pub(crate) async fn wait_until_closed(&mut self) {
         let closed = async {
             match self {
                 Self::H1(sender) => {
@@ -232,7 +235,7 @@ impl Client {
     }
 }
 
-/// A request with a key; a target without a host asks for `gw.example`.
+/// Returns a GET request with a key. A target without a host gets `Host: gw.example`.
 pub(crate) fn get(target: &str, fields: &[(&str, &str)]) -> Request<Empty<Bytes>> {
     let mut request = Request::get(target).header("authorization", "Bearer key-1");
     if target.starts_with('/') {
@@ -244,12 +247,12 @@ pub(crate) fn get(target: &str, fields: &[(&str, &str)]) -> Request<Empty<Bytes>
     request.body(Empty::new()).unwrap()
 }
 
-/// The target of a wait for this clip.
-pub(crate) fn clip(id: &str) -> String {
+/// Returns the target of a wait until this clip is completed.
+pub(crate) fn completed_target(id: &str) -> String {
     format!("/v2/generate/audio/suno-ai/clip?clip_id={id}&status=completed")
 }
 
-/// A path as TOML text.
+/// Returns a path as a TOML string.
 pub(crate) fn quoted(path: &Path) -> String {
     format!("{path:?}")
 }

@@ -1,4 +1,4 @@
-//! Clients that the usual ones are not: raw bytes on a socket, requests without a key, and looks into answers.
+//! Raw HTTP: bytes on a socket, requests without default headers, and checks of responses.
 
 use std::net::SocketAddr;
 
@@ -8,18 +8,18 @@ use http_body_util::Full;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::harness::gateway::{Answer, TestGateway, within};
+use crate::harness::gateway::{Answer, TestGateway, within_secs};
 
-/// The path that tells one clip's state, and takes orders for new ones.
+/// The path of Suno's API for the state of one clip (GET) and for new clips (POST).
 pub(crate) const CLIP: &str = "/v2/generate/audio/suno-ai/clip";
 
-/// A field's text; empty if it is not there.
+/// Returns the value of a header field. Empty if there is none; panics if there are several.
 pub(crate) fn field<'a>(answer: &'a Answer, name: &str) -> &'a str {
-    assert!(answer.headers.get_all(name).iter().count() <= 1, "{name} stands there twice");
+    assert!(answer.headers.get_all(name).iter().count() <= 1, "the response has several {name} fields");
     answer.headers.get(name).map_or("", |value| value.to_str().unwrap())
 }
 
-/// A request without a key unless the fields have one.
+/// Returns a request with exactly these header fields.
 pub(crate) fn request(
     method: &str,
     target: &str,
@@ -36,33 +36,33 @@ pub(crate) fn request(
     request
 }
 
-/// Sends bytes as they are and reads all that comes back until the connection ends.
-pub(crate) async fn raw(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+/// Sends bytes and returns everything that the server sends until the connection ends.
+pub(crate) async fn send_raw(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let (mut read, mut write) = TcpStream::connect(address).await.unwrap().into_split();
     let bytes = bytes.to_vec();
-    // Beside the reading, and without a word if it fails: a refusal may come before all is sent.
+    // In a task of its own, with errors ignored: the server may reject the request before all bytes are sent.
     let writing = tokio::spawn(async move {
         let _ = write.write_all(&bytes).await;
         write
     });
     let mut back = Vec::new();
-    let _ = within(10, read.read_to_end(&mut back)).await;
+    let _ = within_secs(10, read.read_to_end(&mut back)).await;
     drop(writing.await);
     back
 }
 
-/// Reads from a socket until what has come satisfies.
+/// Reads from a socket until `is_enough` accepts the received bytes.
 pub(crate) async fn read_until(stream: &mut TcpStream, mut is_enough: impl FnMut(&[u8]) -> bool) -> Vec<u8> {
     let mut back = Vec::new();
     while !is_enough(&back) {
-        let count = within(10, stream.read_buf(&mut back)).await.unwrap();
+        let count = within_secs(10, stream.read_buf(&mut back)).await.unwrap();
         assert!(count > 0, "the connection ended after {:?}", String::from_utf8_lossy(&back));
     }
     back
 }
 
-/// One HTTP/1 answer with a `Content-Length`, and what comes after it.
-pub(crate) fn parse(bytes: &[u8]) -> Option<(Answer, &[u8])> {
+/// Parses one HTTP/1 response with a `Content-Length`. Returns it and the bytes after it; `None` if it is incomplete.
+pub(crate) fn parse_response(bytes: &[u8]) -> Option<(Answer, &[u8])> {
     let at = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
     let head = std::str::from_utf8(&bytes[..at]).unwrap();
     let mut lines = head.split("\r\n");
@@ -78,8 +78,8 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<(Answer, &[u8])> {
     Some((Answer { status, headers, body, took: std::time::Duration::ZERO }, &rest[length..]))
 }
 
-/// Holds an answer of the gateway's own to section 6 of the contract, and gives its message.
-pub(crate) fn assert_refusal(answer: &Answer, status: u16, reason: &str) -> String {
+/// Checks the form of an error that the gateway itself writes (`docs/http-reference.md`), and returns its message.
+pub(crate) fn assert_gateway_error(answer: &Answer, status: u16, reason: &str) -> String {
     let shown = format!("{answer:?}");
     assert_eq!(answer.status, status, "{shown}");
     assert_eq!(field(answer, "cache-status"), format!("clipgate; detail={reason}"), "{shown}");
@@ -96,19 +96,7 @@ pub(crate) fn assert_refusal(answer: &Answer, status: u16, reason: &str) -> Stri
     body["message"].as_str().unwrap().to_owned()
 }
 
-/// Asserts that these bytes are hyper's own response to a malformed head, and that nothing follows it: this status, no
-/// body and no header of the gateway.
-pub(crate) fn assert_bare_rejection(bytes: &[u8], status: u16) {
-    let shown = String::from_utf8_lossy(bytes);
-    let (answer, rest) = parse(bytes).unwrap_or_else(|| panic!("not a response: {shown:?}"));
-    assert_eq!((answer.status.as_u16(), answer.body.len(), rest.len()), (status, 0, 0), "{shown}");
-    let mut names: Vec<_> = answer.headers.keys().map(HeaderName::as_str).collect();
-    names.sort_unstable();
-    assert_eq!(names, ["connection", "content-length", "date"], "{shown}");
-    assert_eq!(field(&answer, "connection"), "close", "{shown}");
-}
-
-/// How many requests the upstream has seen.
-pub(crate) fn calls(stage: &TestGateway) -> usize {
-    stage.sim.requests().len()
+/// Returns the number of upstream requests so far.
+pub(crate) fn upstream_request_count(gateway: &TestGateway) -> usize {
+    gateway.sim.requests().len()
 }

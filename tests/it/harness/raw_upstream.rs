@@ -1,6 +1,6 @@
-//! An upstream of raw bytes, for what the simulated one is too well-behaved for.
+//! An upstream that sends raw bytes, for responses that the simulated upstream never sends.
 //!
-//! It answers well in one case only: when it is asked for the clip `kept`.
+//! Only a request for the clip `kept` gets a valid response.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,9 +12,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::harness::gateway::within;
+use crate::harness::gateway::within_secs;
 
-/// Takes any number of connections and answers the first request on each in the same way, be it what it may.
+/// Accepts any number of connections and sends the same bytes to the first request on each.
 pub(crate) struct RawUpstream {
     pub(crate) url: Uri,
     counts: Arc<Counts>,
@@ -23,31 +23,30 @@ pub(crate) struct RawUpstream {
 
 #[derive(Default)]
 struct Counts {
-    /// Requests, but for that clip.
-    asked: AtomicU64,
-    /// Bytes of bodies.
-    sent: AtomicU64,
-    gone: AtomicU64,
+    /// Requests for anything but the clip `kept`.
+    requests: AtomicU64,
+    body_bytes: AtomicU64,
+    closed_connections: AtomicU64,
 }
 
-/// What asks for that clip, and what answers it.
+/// A part of each request for the clip `kept`, and the response to it.
 const KEPT: &[u8] = b"clip_id=kept&";
 const GOOD: &str = "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{\"id\":\"kept\",\"status\":\"complete\"}";
 
-/// What comes after an answer's head.
+/// The action after the head of a response.
 #[derive(Clone)]
-pub(crate) enum Then {
-    /// Nothing, and the connection stays.
+pub(crate) enum AfterHead {
+    /// Sends nothing and keeps the connection open.
     Silence,
-    /// These bytes, and the connection ends.
+    /// Sends these bytes and closes the connection.
     Bytes(Bytes),
-    /// These bytes, for ever.
+    /// Sends these bytes again and again.
     Endless(Bytes),
 }
 
 impl RawUpstream {
-    /// `head` is written as it is; nothing at all is no answer.
-    pub(crate) async fn start(head: &str, then: Then) -> Self {
+    /// Sends `head` as it is. An empty head sends no response.
+    pub(crate) async fn start(head: &str, then: AfterHead) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         let counts = Arc::new(Counts::default());
@@ -59,7 +58,7 @@ impl RawUpstream {
                     let (counts, head, then) = (Arc::clone(&counts), head.clone(), then.clone());
                     tokio::spawn(async move {
                         let _ = counts.serve(socket, &head, then).await;
-                        counts.gone.fetch_add(1, Ordering::Relaxed);
+                        counts.closed_connections.fetch_add(1, Ordering::Relaxed);
                     });
                 }
             }
@@ -67,38 +66,38 @@ impl RawUpstream {
         Self { url, counts, _task: AbortOnDropHandle::new(task) }
     }
 
-    /// How many requests for anything but the clip `kept` have come.
-    pub(crate) fn asked(&self) -> u64 {
-        self.counts.asked.load(Ordering::Relaxed)
+    /// Returns the number of requests for anything but the clip `kept`.
+    pub(crate) fn request_count(&self) -> u64 {
+        self.counts.requests.load(Ordering::Relaxed)
     }
 
-    /// How many bytes of bodies were taken from it.
-    pub(crate) fn sent(&self) -> u64 {
-        self.counts.sent.load(Ordering::Relaxed)
+    /// Returns the number of body bytes that the gateway has taken.
+    pub(crate) fn body_bytes_sent(&self) -> u64 {
+        self.counts.body_bytes.load(Ordering::Relaxed)
     }
 
-    /// Comes back when this holds of the connections that have ended.
-    pub(crate) async fn until_gone(&self, count: u64) {
-        self.until(|counts| counts.gone.load(Ordering::Relaxed) == count).await;
+    /// Waits until this number of connections has ended.
+    pub(crate) async fn wait_until_closed(&self, count: u64) {
+        self.until(|counts| counts.closed_connections.load(Ordering::Relaxed) == count).await;
     }
 
-    /// Comes back when so many requests have come.
-    pub(crate) async fn until_asked(&self, count: u64) {
-        self.until(|counts| counts.asked.load(Ordering::Relaxed) == count).await;
+    /// Waits until this number of requests has arrived.
+    pub(crate) async fn wait_until_requests(&self, count: u64) {
+        self.until(|counts| counts.requests.load(Ordering::Relaxed) == count).await;
     }
 
     async fn until(&self, holds: impl Fn(&Counts) -> bool) {
-        let came = async {
+        let reached = async {
             while !holds(&self.counts) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        within(30, came).await;
+        within_secs(30, reached).await;
     }
 }
 
 impl Counts {
-    async fn serve(&self, mut socket: TcpStream, head: &str, then: Then) -> std::io::Result<()> {
+    async fn serve(&self, mut socket: TcpStream, head: &str, then: AfterHead) -> std::io::Result<()> {
         let mut seen = Vec::new();
         while !seen.windows(4).any(|four| four == b"\r\n\r\n") {
             if socket.read_buf(&mut seen).await? == 0 {
@@ -108,21 +107,21 @@ impl Counts {
         if seen.windows(KEPT.len()).any(|window| window == KEPT) {
             return socket.write_all(GOOD.as_bytes()).await;
         }
-        self.asked.fetch_add(1, Ordering::Relaxed);
+        self.requests.fetch_add(1, Ordering::Relaxed);
         let (mut read, mut write) = socket.split();
         let answering = async {
             write.write_all(head.as_bytes()).await?;
             match then {
-                Then::Silence => std::future::pending().await,
-                Then::Bytes(bytes) => write.write_all(&bytes).await,
-                Then::Endless(piece) => loop {
+                AfterHead::Silence => std::future::pending().await,
+                AfterHead::Bytes(bytes) => write.write_all(&bytes).await,
+                AfterHead::Endless(piece) => loop {
                     write.write_all(&piece).await?;
-                    self.sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                    self.body_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
                 },
             }
         };
         let mut rest = tokio::io::sink();
-        // Cancel safe: whichever ends, the connection does.
+        // Cancel safe: the connection ends with the first branch that completes.
         tokio::select! {
             answered = answering => answered,
             gone = tokio::io::copy(&mut read, &mut rest) => gone.map(|_| ()),

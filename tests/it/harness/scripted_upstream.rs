@@ -1,4 +1,4 @@
-//! An upstream that answers every connection with the same bytes, and tells what it was asked, byte for byte.
+//! An upstream that answers every request with the same bytes, and passes the received bytes to the test.
 
 use http::Uri;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -6,52 +6,52 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::harness::gateway::within;
+use crate::harness::gateway::within_secs;
 
-/// It ends with the handle.
-pub(crate) struct Scripted {
-    /// Its `upstream.base_url`.
+/// Dropping it ends the upstream.
+pub(crate) struct ScriptedUpstream {
+    /// Value for `upstream.base_url`.
     pub(crate) url: Uri,
-    asked: mpsc::UnboundedReceiver<String>,
+    requests: mpsc::UnboundedReceiver<String>,
     _task: AbortOnDropHandle<()>,
 }
 
-impl Scripted {
-    /// An upstream that takes a request's head for the whole of it.
+impl ScriptedUpstream {
+    /// Answers each request after its head.
     pub(crate) async fn answering(answer: &'static str) -> Self {
-        Self::after("\r\n\r\n", answer).await
+        Self::answering_after("\r\n\r\n", answer).await
     }
 
-    /// An upstream that answers once what it was asked ends with these bytes.
-    pub(crate) async fn after(end: &'static str, answer: &'static str) -> Self {
+    /// Answers each request once it ends with these bytes.
+    pub(crate) async fn answering_after(end: &'static str, answer: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
-        let (tell, asked) = mpsc::unbounded_channel();
+        let (request_sender, requests) = mpsc::unbounded_channel();
         let task = tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
-                tokio::spawn(serve(socket, end, answer, tell.clone()));
+                tokio::spawn(serve(socket, end, answer, request_sender.clone()));
             }
         });
-        Self { url, asked, _task: AbortOnDropHandle::new(task) }
+        Self { url, requests, _task: AbortOnDropHandle::new(task) }
     }
 
-    /// The next request.
-    pub(crate) async fn asked(&mut self) -> String {
-        within(30, self.asked.recv()).await.unwrap()
+    /// Returns the next request.
+    pub(crate) async fn next_request(&mut self) -> String {
+        within_secs(30, self.requests.recv()).await.unwrap()
     }
 }
 
-/// The connection stays until its other end closes it.
+/// Serves a connection until the client closes it.
 async fn serve(
     mut socket: TcpStream,
     end: &'static str,
     answer: &'static str,
-    tell: mpsc::UnboundedSender<String>,
+    request_sender: mpsc::UnboundedSender<String>,
 ) {
     let mut seen = Vec::new();
     while let Ok(1..) = socket.read_buf(&mut seen).await {
         if seen.ends_with(end.as_bytes()) {
-            let _ = tell.send(String::from_utf8_lossy(&std::mem::take(&mut seen)).into_owned());
+            let _ = request_sender.send(String::from_utf8_lossy(&std::mem::take(&mut seen)).into_owned());
             let _ = socket.write_all(answer.as_bytes()).await;
         }
     }

@@ -7,9 +7,9 @@ use clipgate::testing::secret::Secret;
 use http::Uri;
 
 use crate::clients::team;
-use crate::harness::gateway::{TestGateway, single};
-use crate::harness::raw_http::raw;
-use crate::harness::scripted_upstream::Scripted;
+use crate::harness::gateway::{TestGateway, clip_target};
+use crate::harness::raw_http::send_raw;
+use crate::harness::scripted_upstream::ScriptedUpstream;
 
 const LENT: [bool; 3] = [false, true, true];
 
@@ -20,7 +20,7 @@ fn modes() -> [AuthConfig; 3] {
 
 async fn gateway(auth: Auth, upstream: &Uri) -> TestGateway {
     let url = upstream.clone();
-    let configure = |config: &mut Config, _: &mut Options| {
+    let configure = |config: &mut Config, _: &mut SimOptions| {
         config.auth = auth;
         config.upstream.api_key = Some(Secret::new("sk-account"));
         config.upstream.base_url = url;
@@ -69,7 +69,7 @@ async fn a_passed_through_response_has_the_accounts_cookies_only_for_their_owner
 async fn a_wait_gets_no_cookie_of_the_account_even_from_its_own_poll() {
     let answer = "HTTP/1.1 200 OK\r\nset-cookie: a=account-session\r\nx-mark: here\r\n\
         content-type: application/json\r\ncontent-length: 32\r\n\r\n{\"id\":\"a\",\"status\":\"completed\"}\n";
-    let request = head(&format!("GET {}", single("a", "completed")), "connection: close\r\n");
+    let request = head(&format!("GET {}", clip_target("a", "completed")), "connection: close\r\n");
     assert_kept_apart(exchange(&request, answer).await, "x-mark: here");
     let error = "HTTP/1.1 404 Not Found\r\nset-cookie: a=account-session\r\nx-mark: here\r\n\
         content-length: 2\r\n\r\n{}";

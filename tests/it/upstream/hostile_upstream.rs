@@ -9,10 +9,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::clients::hostile_clients_http1::while_under_attack;
-use crate::harness::gateway::{TestGateway, set_hold, single, within};
+use crate::harness::gateway::{TestGateway, clip_target, set_hold, within_secs};
 use crate::harness::process::TestEnv;
-use crate::harness::raw_http::assert_refusal;
-use crate::harness::raw_upstream::{RawUpstream, Then};
+use crate::harness::raw_http::assert_gateway_error;
+use crate::harness::raw_upstream::{AfterHead, RawUpstream};
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n";
 const CHUNKED: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
@@ -40,29 +40,37 @@ async fn gateway_with(raw_upstream: &RawUpstream) -> TestGateway {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_response_that_is_not_http_is_502() {
     let ok = |rest: &str| format!("{OK}{rest}");
-    let rows: [(&str, String, Then); 15] = [
-        ("no HTTP", "\0\x01\x02SSH-2.0\r\n\r\n".to_owned(), Then::Silence),
-        ("HTTP/0.9", "{}".to_owned(), Then::Bytes(Bytes::new())),
-        ("text without end", String::new(), Then::Endless("x".repeat(10_000).into())),
-        ("fields without end", ok(""), Then::Endless("x: y\r\n".repeat(1000).into())),
-        ("a field without end", ok("x: "), Then::Endless("y".repeat(10_000).into())),
-        ("two lengths", ok("content-length: 2\r\ncontent-length: 3\r\n\r\n{}x"), Then::Silence),
-        ("a length over all bounds", ok("content-length: 99999999999999999999999\r\n\r\n"), Then::Silence),
-        ("a length that is none", ok("content-length: 0x2\r\n\r\n{}"), Then::Silence),
-        ("a NUL in a field", ok("x: a\0b\r\ncontent-length: 2\r\n\r\n{}"), Then::Silence),
-        ("a bare CR in a field", ok("x: a\rb\r\ncontent-length: 2\r\n\r\n{}"), Then::Silence),
-        ("a status that is none", "HTTP/1.1 000 X\r\ncontent-length: 0\r\n\r\n".to_owned(), Then::Silence),
+    let rows: [(&str, String, AfterHead); 15] = [
+        ("no HTTP", "\0\x01\x02SSH-2.0\r\n\r\n".to_owned(), AfterHead::Silence),
+        ("HTTP/0.9", "{}".to_owned(), AfterHead::Bytes(Bytes::new())),
+        ("text without end", String::new(), AfterHead::Endless("x".repeat(10_000).into())),
+        ("fields without end", ok(""), AfterHead::Endless("x: y\r\n".repeat(1000).into())),
+        ("a field without end", ok("x: "), AfterHead::Endless("y".repeat(10_000).into())),
+        ("two lengths", ok("content-length: 2\r\ncontent-length: 3\r\n\r\n{}x"), AfterHead::Silence),
+        (
+            "a length over all bounds",
+            ok("content-length: 99999999999999999999999\r\n\r\n"),
+            AfterHead::Silence,
+        ),
+        ("a length that is none", ok("content-length: 0x2\r\n\r\n{}"), AfterHead::Silence),
+        ("a NUL in a field", ok("x: a\0b\r\ncontent-length: 2\r\n\r\n{}"), AfterHead::Silence),
+        ("a bare CR in a field", ok("x: a\rb\r\ncontent-length: 2\r\n\r\n{}"), AfterHead::Silence),
+        (
+            "a status that is none",
+            "HTTP/1.1 000 X\r\ncontent-length: 0\r\n\r\n".to_owned(),
+            AfterHead::Silence,
+        ),
         (
             "a switch unasked",
             "HTTP/1.1 101 X\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n".to_owned(),
-            Then::Silence,
+            AfterHead::Silence,
         ),
-        ("half a head", ok(""), Then::Bytes(Bytes::new())),
-        ("nothing", String::new(), Then::Bytes(Bytes::new())),
+        ("half a head", ok(""), AfterHead::Bytes(Bytes::new())),
+        ("nothing", String::new(), AfterHead::Bytes(Bytes::new())),
         (
             "an interim answer, then nothing",
             "HTTP/1.1 100 Continue\r\n\r\n".to_owned(),
-            Then::Bytes(Bytes::new()),
+            AfterHead::Bytes(Bytes::new()),
         ),
     ];
     let mut count = 0;
@@ -93,26 +101,26 @@ async fn an_endless_or_broken_response_to_a_poll_is_502_and_the_gateway_reads_li
         (
             "no end",
             format!("{OK}\r\n"),
-            Then::Endless("y".repeat(65_536).into()),
+            AfterHead::Endless("y".repeat(65_536).into()),
             "invalid-upstream-response",
         ),
         (
             "JSON without end",
             format!("{OK}\r\n{CLIP}\""),
-            Then::Endless("y".repeat(65_536).into()),
+            AfterHead::Endless("y".repeat(65_536).into()),
             "invalid-upstream-response",
         ),
-        ("a chunk's size that is none", format!("{CHUNKED}zz\r\n"), Then::Silence, "unreachable"),
+        ("a chunk's size that is none", format!("{CHUNKED}zz\r\n"), AfterHead::Silence, "unreachable"),
         (
             "a chunk's extension without end",
             format!("{CHUNKED}3;"),
-            Then::Endless("y".repeat(65_536).into()),
+            AfterHead::Endless("y".repeat(65_536).into()),
             "unreachable",
         ),
         (
             "trailers without end",
             format!("{CHUNKED}0\r\n"),
-            Then::Endless("x: y\r\n".repeat(1000).into()),
+            AfterHead::Endless("x: y\r\n".repeat(1000).into()),
             "unreachable",
         ),
     ];
@@ -274,7 +282,7 @@ async fn an_endless_body_streams_in_constant_memory() {
     let mut take = async |megabytes: usize| {
         let mut left = megabytes << 20;
         while left > 0 {
-            left = left.saturating_sub(within(10, read.read(&mut sink)).await.unwrap());
+            left = left.saturating_sub(within_secs(10, read.read(&mut sink)).await.unwrap());
         }
     };
     take(20).await;

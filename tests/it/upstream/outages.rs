@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clipgate::sim::{ErrorBody, Fault, FaultTarget, Observation, Options};
+use clipgate::sim::{ErrorBody, Fault, FaultTarget, Observation, SimOptions};
 use clipgate::testing::config::Config;
 use http::StatusCode;
 use serde_json::Value;
@@ -17,9 +17,11 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::harness::admin_client::Operator;
-use crate::harness::gateway::{Answer, TestGateway, all, multi, put_all, set_hold, single, within};
-use crate::harness::process::{Client, Gateway, TestEnv, clip, within_timeout};
+use crate::harness::admin_client::AdminClient;
+use crate::harness::gateway::{
+    Answer, TestGateway, clip_target, clips_target, join_all, set_hold, set_status_of_all, within_secs,
+};
+use crate::harness::process::{GatewayProcess, TestClient, TestEnv, completed_target, within_timeout};
 use crate::harness::raw_http::field;
 
 pub(crate) const MINUTE: Duration = Duration::from_secs(60);
@@ -103,10 +105,10 @@ async fn the_gateway_repeats_twenty_polls_of_a_lost_connection() {
     let mut gateway = Gateway::spawn(command);
     let address = gateway.address().await;
     let get = |id: &str| {
-        let target = clip(id);
-        AbortOnDropHandle::new(tokio::spawn(
-            async move { Client::connect(address).await.get(&target, &[]).await },
-        ))
+        let target = completed_target(id);
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            TestClient::connect(address).await.get(&target, &[]).await
+        }))
     };
 
     env.sim.set_status("kept", "completed");
@@ -250,8 +252,8 @@ async fn the_first_attempt_of_a_new_wait_closes_an_open_breaker_for_all_others()
     assert_answered(&gateway, &["a", "b"], waits).await;
 }
 
-async fn until_retries_are_held_back(operator: &Operator) {
-    within(30, async { while operator.state().await["upstream"]["breaker_open"] != true {} }).await;
+async fn until_retries_are_held_back(operator: &AdminClient) {
+    within_secs(30, async { while operator.state().await["upstream"]["breaker_open"] != true {} }).await;
 }
 
 /// P11, P12
@@ -424,7 +426,7 @@ async fn a_new_wait_without_quota_gets_the_answer_of_the_retry() {
     gateway.sim.set_status("new", "completed");
     let newcomer = gateway.get(&single("new", "completed"), OTHER).await;
     assert_eq!(newcomer.status, StatusCode::OK, "{newcomer:?}");
-    for answer in all(vec![first, second]).await {
+    for answer in join_all(vec![first, second]).await {
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     }
     assert_eq!(gateway.upstream_requests().len(), 1 + 60 + PROBES + 1 + 60);

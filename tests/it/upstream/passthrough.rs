@@ -4,13 +4,15 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use bytes::Bytes;
-use clipgate::sim::{End, Fault, FaultTarget};
+use clipgate::sim::{Fault, FaultTarget, RequestEnd};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use crate::harness::gateway::{Answer, TestGateway, single, within};
-use crate::harness::raw_http::{CLIP, assert_refusal, calls, field, raw, read_until, request};
+use crate::harness::gateway::{Answer, TestGateway, clip_target, within_secs};
+use crate::harness::raw_http::{
+    CLIP, assert_gateway_error, field, read_until, request, send_raw, upstream_request_count,
+};
 
 const KEY: (&str, &str) = ("authorization", "Bearer demo");
 
@@ -217,7 +219,7 @@ async fn an_upgraded_connection_is_a_tunnel_through_the_server() {
         let mut back = vec![0; piece.len()];
         let (sent, came) = tokio::join!(
             write.write_all(piece),
-            within(10, tokio::io::AsyncReadExt::read_exact(&mut read, &mut back))
+            within_secs(10, tokio::io::AsyncReadExt::read_exact(&mut read, &mut back))
         );
         sent.unwrap();
         came.unwrap();
@@ -225,7 +227,7 @@ async fn an_upgraded_connection_is_a_tunnel_through_the_server() {
     }
     stream.shutdown().await.unwrap();
     let mut rest = Vec::new();
-    within(10, tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest)).await.unwrap();
+    within_secs(10, tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest)).await.unwrap();
     assert!(rest.is_empty());
 }
 

@@ -4,9 +4,9 @@ use clipgate::sim::{Fault, FaultTarget};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use crate::harness::admin_client::Operator;
-use crate::harness::gateway::{Answer, TestGateway, single, within};
-use crate::harness::raw_http::{assert_refusal, field, read_until};
+use crate::harness::admin_client::AdminClient;
+use crate::harness::gateway::{Answer, TestGateway, clip_target, within_secs};
+use crate::harness::raw_http::{assert_gateway_error, field, read_until};
 
 /// Response that goes on until the client closes the connection.
 const ENDLESS: &str = "/sim/stream?n=2&every=1h";

@@ -42,12 +42,12 @@ async fn an_open_tunnel_outlives_sigterm_and_the_gateway_exits_with_it() {
     let mut tunnel = open(gateway.address().await, "Bearer demo").await;
     tunnel.write_all(b"mess").await.unwrap();
     gateway.signal("TERM");
-    gateway.logged("stopping").await;
+    gateway.wait_for_log("stopping").await;
     tunnel.write_all(b"age").await.unwrap();
     read_until(&mut tunnel, |back| back == b"message").await;
     assert_alive(&mut tunnel).await;
     drop(tunnel);
-    assert_eq!(gateway.ended().await.code(), Some(0));
+    assert_eq!(gateway.wait_for_exit().await.code(), Some(0));
     assert!(!gateway.rest_of_log().await.iter().any(|line| line.contains("cut off")));
 }
 
@@ -60,6 +60,6 @@ async fn the_gateway_closes_a_tunnel_at_drain_timeout() {
     assert_alive(&mut tunnel).await;
     gateway.signal("TERM");
     closed(tunnel).await;
-    assert_eq!(gateway.ended().await.code(), Some(0));
+    assert_eq!(gateway.wait_for_exit().await.code(), Some(0));
     assert!(gateway.rest_of_log().await.iter().any(|line| line.contains("cut off")));
 }

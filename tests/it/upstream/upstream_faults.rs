@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use clipgate::sim::{End, ErrorBody, Fault, FaultTarget};
+use clipgate::sim::{ErrorBody, Fault, FaultTarget, RequestEnd};
 use http::StatusCode;
 use serde_json::Value;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::harness::gateway::{Answer, TestGateway, all, set_hold, single};
+use crate::harness::gateway::{Answer, TestGateway, clip_target, join_all, set_hold};
 
 const LONG: Duration = Duration::from_secs(60);
 

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use crate::harness::process::{Client, Gateway, TestEnv, clip, within_timeout};
+use crate::harness::process::{GatewayProcess, TestClient, TestEnv, completed_target, within_timeout};
 
 /// Upstream that holds each poll for a status until it is released, and answers other requests at once.
 struct Upstream {
@@ -115,14 +115,15 @@ async fn more_waits_than_the_upstream_allows_on_a_connection_delay_no_client() {
     let address = gateway.address().await;
     let mut waits = JoinSet::new();
     for n in 0..12 {
-        waits
-            .spawn(async move { Client::connect(address).await.get(&clip(&format!("held-{n}")), &[]).await });
+        waits.spawn(async move {
+            TestClient::connect(address).await.get(&completed_target(&format!("held-{n}")), &[]).await
+        });
     }
     upstream.until_held(12).await;
     assert_eq!(upstream.handshakes(), 2);
 
-    let short = clip("short").replace("&status=completed", "");
-    let answer = Client::connect(address).await.get(&short, &[]).await;
+    let short = completed_target("short").replace("&status=completed", "");
+    let answer = TestClient::connect(address).await.get(&short, &[]).await;
     assert_eq!(
         (answer.status(), &answer.body()[..]),
         (StatusCode::OK, &b"{\"id\":\"short\",\"status\":\"queued\"}"[..])
@@ -143,8 +144,9 @@ async fn sixty_waits_at_once_on_a_cold_gateway_make_one_handshake() {
     let address = gateway.address().await;
     let mut waits = JoinSet::new();
     for n in 0..60 {
-        waits
-            .spawn(async move { Client::connect(address).await.get(&clip(&format!("held-{n}")), &[]).await });
+        waits.spawn(async move {
+            TestClient::connect(address).await.get(&completed_target(&format!("held-{n}")), &[]).await
+        });
     }
     upstream.until_held(60).await;
     assert_eq!(upstream.handshakes(), 1);

@@ -7,8 +7,8 @@ use clipgate::core::route::Route;
 use clipgate::sim::{Fault, FaultTarget};
 use http::StatusCode;
 
-use crate::harness::admin_client::Operator;
-use crate::harness::gateway::{TestGateway, all, put_all, set_hold, single, within};
+use crate::harness::admin_client::AdminClient;
+use crate::harness::gateway::{TestGateway, clip_target, join_all, set_hold, set_status_of_all, within_secs};
 
 #[tokio::test]
 async fn the_gateway_opens_at_most_max_polls_and_answers_every_wait() {
@@ -31,7 +31,7 @@ async fn the_gateway_opens_at_most_max_polls_and_answers_every_wait() {
         gateway.sim.schedule(id, &[("completed", Duration::from_millis(500))]);
     }
     let answers = tokio::select! {
-        answers = all(waits) => answers,
+        answers = join_all(waits) => answers,
         () = watch => unreachable!("it watches for ever"),
     };
     assert!(most.load(Ordering::Relaxed) <= 3, "{most:?} polls at once");

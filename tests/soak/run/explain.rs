@@ -14,7 +14,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clipgate::sim::{Fault, FaultRecord, Shape};
+use clipgate::sim::{Fault, FaultRecord, ListFormat};
 use http::StatusCode;
 
 use super::ask::Key;
@@ -106,7 +106,7 @@ impl Oracle {
                 let key = key.text();
                 let is_429 = |fault: &FaultRecord| {
                     status(&fault.fault) == Some(StatusCode::TOO_MANY_REQUESTS)
-                        && fault.key.is_some_and(|seen| seen.is(&key))
+                        && fault.key.is_some_and(|seen| seen.matches(&key))
                 };
                 // A pause that began before the request counts.
                 let told = self.sim.faults_since(since - LONGEST_PAUSE, is_429);
@@ -135,8 +135,9 @@ impl Oracle {
                 }
             }
             How::Unreadable => {
-                let is_unreadable =
-                    |fault: &FaultRecord| matches!(fault.fault, Fault::Html | Fault::Shape(Shape::Summary));
+                let is_unreadable = |fault: &FaultRecord| {
+                    matches!(fault.fault, Fault::Html | Fault::Shape(ListFormat::Summary))
+                };
                 let came = self.own_faults(failed, since).iter().any(is_unreadable);
                 if came { Ok(Cause::Unreadable) } else { Err("other bytes than the upstream's") }
             }
@@ -172,7 +173,7 @@ impl Oracle {
     fn own_faults(&self, failed: &Failed<'_>, since: Instant) -> Vec<FaultRecord> {
         let key = failed.key.text();
         self.sim.faults_since(since, |fault| {
-            fault.key.is_some_and(|seen| seen.is(&key)) && is_for_none_but(&fault.target, failed.jobs)
+            fault.key.is_some_and(|seen| seen.matches(&key)) && is_for_none_but(&fault.target, failed.jobs)
         })
     }
 }
@@ -211,7 +212,7 @@ fn retry_after(fault: &Fault) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use clipgate::sim::{ErrorBody, FaultTarget, Options, Sim};
+    use clipgate::sim::{ErrorBody, FaultTarget, Sim, SimOptions};
     use clipgate::testing::clock;
     use fastrand::Rng;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -236,7 +237,7 @@ mod tests {
 
     impl Outage {
         async fn new() -> Self {
-            let sim = Sim::new(Options::default());
+            let sim = Sim::new(SimOptions::default());
             let upstream = Upstream::start(sim.clone()).await.unwrap();
             let sent = clock::now();
             let begun = sent.checked_sub(HOLD + Duration::from_secs(1)).unwrap();

@@ -14,7 +14,7 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use clipgate::sim::{ErrorBody, Fault, FaultSpec, FaultTarget, Frequency, Shape, Sim};
+use clipgate::sim::{ErrorBody, Fault, FaultSpec, FaultTarget, Frequency, ListFormat, Sim};
 use clipgate::testing::clock;
 use fastrand::Rng;
 use http::StatusCode;
@@ -126,7 +126,7 @@ pub(crate) enum Scenario {
 
 impl Scenario {
     fn new(kind: ScenarioKind, rng: &mut Rng) -> Self {
-        let always = |on, fault| vec![FaultSpec { on, fault, often: Frequency::Share(1.0) }];
+        let always = |target, fault| vec![FaultSpec { target, fault, frequency: Frequency::Share(1.0) }];
         match kind {
             ScenarioKind::Away(_) => Self::Away,
             ScenarioKind::Reset => Self::Reset,
@@ -163,7 +163,7 @@ impl Scenario {
         match self {
             Self::Away | Self::Reset => true,
             Self::Faults { faults, .. } => {
-                faults.iter().any(|spec| spec.on == FaultTarget::Any && spec.fault == Fault::Refuse)
+                faults.iter().any(|spec| spec.target == FaultTarget::Any && spec.fault == Fault::Refuse)
             }
             Self::KeyErrors { .. } | Self::JobThrottled { .. } => false,
         }
@@ -362,9 +362,9 @@ fn fault(rng: &mut Rng) -> FaultSpec {
             body: ErrorBody::Html,
             after: second.mul_f64(rng.f64() * 4.0),
         },
-        11 => Fault::Shape(Shape::Object),
-        12 => Fault::Shape(Shape::Map),
-        _ => Fault::Shape(Shape::Summary),
+        11 => Fault::Shape(ListFormat::Object),
+        12 => Fault::Shape(ListFormat::Map),
+        _ => Fault::Shape(ListFormat::Summary),
     };
     let on = match rng.u8(..6) {
         0 => FaultTarget::Path("/sim/".to_owned()),
@@ -372,7 +372,7 @@ fn fault(rng: &mut Rng) -> FaultSpec {
         _ => FaultTarget::Polls,
     };
     let most = if matches!(fault, Fault::Hang) { 0.05 } else { 0.4 };
-    FaultSpec { on, fault, often: Frequency::Share(rng.f64() * most) }
+    FaultSpec { target: on, fault, frequency: Frequency::Share(rng.f64() * most) }
 }
 
 #[cfg(test)]

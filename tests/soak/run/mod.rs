@@ -19,7 +19,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clipgate::sim::{Options, Sim};
+use clipgate::sim::{Sim, SimOptions};
 use clipgate::testing::admin::{Admin, AdminContext, Readiness};
 use clipgate::testing::clock;
 use clipgate::testing::config::{Config, Listen};
@@ -182,15 +182,15 @@ impl Stage {
     async fn set(setting: Setting) -> io::Result<Self> {
         let hold = setting.hold;
         let keys: Vec<String> = Key::accepted().map(Key::text).collect();
-        let sim = Sim::new(Options {
+        let sim = Sim::new(SimOptions {
             hold,
             seed: setting.seed,
             keys: Some(keys),
             in_order: false,
             // More than are asked for, and than come in a second.
-            keep_clips: 1500,
-            keep_requests: 4096,
-            ..Options::default()
+            max_clips: 1500,
+            max_requests: 4096,
+            ..SimOptions::default()
         });
         let upstream = Arc::new(Upstream::start(sim.clone()).await?);
         let mut config = config(&setting);

@@ -179,5 +179,5 @@ fn compare(oracle: &Oracle, clips: &Clips, tally: &Tally, seen_by: &mut Instant)
 
 fn key_of(seen: &RecordedRequest) -> Option<Key> {
     let key = seen.key?;
-    Key::accepted().find(|accepted| key.is(&accepted.text()))
+    Key::accepted().find(|accepted| key.matches(&accepted.text()))
 }
