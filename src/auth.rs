@@ -120,7 +120,7 @@ pub enum AuthenticatorError {
 
 impl Authenticator {
     /// Returns an authenticator with a new random hash key.
-    pub fn new(auth: &config::Auth, api_key: Option<&Secret>) -> Result<Self, AuthenticatorError> {
+    pub fn new(auth: &config::AuthConfig, api_key: Option<&Secret>) -> Result<Self, AuthenticatorError> {
         let mut hash_key = [0; blake3::KEY_LEN];
         getrandom::fill(&mut hash_key).map_err(AuthenticatorError::Random)?;
         let mode = ArcSwap::from_pointee(AuthMode::new(auth, api_key, &hash_key)?);
@@ -131,7 +131,7 @@ impl Authenticator {
     /// An unchanged key keeps its domain. An error changes nothing.
     pub fn reconfigure(
         &self,
-        auth: &config::Auth,
+        auth: &config::AuthConfig,
         api_key: Option<&Secret>,
     ) -> Result<(), AuthenticatorError> {
         self.mode.store(Arc::new(AuthMode::new(auth, api_key, &self.hash_key)?));
@@ -183,8 +183,8 @@ impl AuthMode {
             Some(derive_identity(hash_key, value))
         };
         match auth {
-            config::Auth::Passthrough => Ok(AuthMode::Passthrough),
-            config::Auth::Sidecar => {
+            config::AuthConfig::Passthrough => Ok(AuthMode::Passthrough),
+            config::AuthConfig::Sidecar => {
                 let key = api_key.ok_or(AuthenticatorError::NoApiKey)?;
                 let identity = with_key(key).ok_or(AuthenticatorError::BadApiKey)?;
                 Ok(AuthMode::Sidecar(Identity { is_gateway_key: true, ..identity }))
@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn each_key_has_its_own_domain() {
-        let authenticator = Authenticator::new(&config::Auth::Passthrough, None).unwrap();
+        let authenticator = Authenticator::new(&config::AuthConfig::Passthrough, None).unwrap();
         assert_eq!(domain(&authenticator, "Bearer a"), domain(&authenticator, "Bearer a"));
         assert_ne!(domain(&authenticator, "Bearer a"), domain(&authenticator, "Bearer b"));
         assert!(domain(&authenticator, "Bearer a").is_some());
@@ -287,7 +287,7 @@ mod tests {
     /// A connection that one client has authenticated would serve the next client as that user.
     #[test]
     fn a_scheme_that_authenticates_the_connection_is_rejected() {
-        let authenticator = Authenticator::new(&config::Auth::Passthrough, None).unwrap();
+        let authenticator = Authenticator::new(&config::AuthConfig::Passthrough, None).unwrap();
         for field in ["NTLM TlRMTVNT", "ntlm", "Negotiate YII", "NEGOTIATE\tYII", "  Negotiate YII", "NTLM,x"]
         {
             let rejected = authenticator.identify(&headers(&[field])).unwrap_err();
@@ -301,25 +301,27 @@ mod tests {
             assert!(domain(&authenticator, field).is_some(), "{field:?}");
         }
         // The other modes replace the client's value with the gateway's own key.
-        let sidecar = Authenticator::new(&config::Auth::Sidecar, Some(&Secret::new("sk-1"))).unwrap();
+        let sidecar = Authenticator::new(&config::AuthConfig::Sidecar, Some(&Secret::new("sk-1"))).unwrap();
         assert!(domain(&sidecar, "NTLM TlRMTVNT").is_some());
     }
 
     #[test]
     fn two_gateways_derive_different_domains_from_one_key() {
-        let [one, other] = [(); 2].map(|()| Authenticator::new(&config::Auth::Passthrough, None).unwrap());
+        let [one, other] =
+            [(); 2].map(|()| Authenticator::new(&config::AuthConfig::Passthrough, None).unwrap());
         assert_ne!(domain(&one, "Bearer a"), domain(&other, "Bearer a"));
     }
 
     #[test]
     fn in_sidecar_mode_all_clients_have_the_identity_of_the_gateways_key() {
-        let authenticator = Authenticator::new(&config::Auth::Sidecar, Some(&Secret::new("sk-1"))).unwrap();
+        let authenticator =
+            Authenticator::new(&config::AuthConfig::Sidecar, Some(&Secret::new("sk-1"))).unwrap();
         assert_eq!(domain(&authenticator, "Bearer a"), domain(&authenticator, "anything"));
         let identity = authenticator.identify(&HeaderMap::new()).unwrap().unwrap();
         assert_eq!(identity.authorization, "Bearer sk-1");
         assert!(!format!("{authenticator:?}{identity:?}").contains("sk-1"));
         assert!(matches!(
-            Authenticator::new(&config::Auth::Sidecar, None),
+            Authenticator::new(&config::AuthConfig::Sidecar, None),
             Err(AuthenticatorError::NoApiKey)
         ));
     }

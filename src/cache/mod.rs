@@ -43,7 +43,7 @@ const MAX_REMEMBERED_BODY: usize = 64 << 10;
 
 #[derive(Debug)]
 pub struct Cache {
-    config: ArcSwap<config::Cache>,
+    config: ArcSwap<config::CacheConfig>,
     ladder: Ladder,
     jobs: moka::sync::Cache<(KeyDomain, JobId), Arc<CachedJob>, RandomState>,
     keys: KeyTable,
@@ -92,7 +92,7 @@ pub struct CacheSize {
 
 impl Cache {
     /// Returns an empty cache.
-    pub fn new(config: config::Cache, ladder: Ladder) -> Self {
+    pub fn new(config: config::CacheConfig, ladder: Ladder) -> Self {
         let jobs = moka::sync::Cache::builder()
             .max_capacity(config.max_bytes)
             .weigher(|_, entry: &Arc<CachedJob>| entry.weight)
@@ -105,7 +105,7 @@ impl Cache {
 
     /// Uses these lifetimes for entries that are stored from now on. Existing entries keep theirs. `max_bytes` does not
     /// change.
-    pub fn reconfigure(&self, config: config::Cache) {
+    pub fn reconfigure(&self, config: config::CacheConfig) {
         self.config.store(Arc::new(config));
     }
 
@@ -358,7 +358,7 @@ mod tests {
         let (cache, t0) = (cache(), clock::now());
         cache.key_accepted(ALICE, t0);
         cache.store(ALICE, &state("a", "completed", t0), t0, t0);
-        let config = config::Cache { completed_ttl: secs(5), ..config::Config::default().cache };
+        let config = config::CacheConfig { completed_ttl: secs(5), ..config::Config::default().cache };
         cache.reconfigure(config);
         cache.store(ALICE, &state("b", "completed", t0), t0, t0);
         let ttl = |name| cache.get(ALICE, &id(name), t0).map(|hit| hit.ttl);
@@ -482,7 +482,7 @@ mod tests {
 
     #[test]
     fn max_bytes_bounds_the_cache() {
-        let config = config::Cache { max_bytes: 20_000, ..config::Config::default().cache };
+        let config = config::CacheConfig { max_bytes: 20_000, ..config::Config::default().cache };
         let (cache, t0) = (Cache::new(config, Route::suno().ladder), clock::now());
         cache.key_accepted(ALICE, t0);
         for n in 0..100 {

@@ -34,8 +34,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "P", default_value = "2%", value_parser = parse_share)]
     pub error_rate: f64,
     /// JSON form of responses for several clips
-    #[arg(long, value_enum, default_value_t = Shape::Array)]
-    pub shape: Shape,
+    #[arg(long, value_enum, default_value_t = ListFormat::Array)]
+    pub shape: ListFormat,
     /// Fault and its frequency: FAULT:5% of all requests, or FAULT:3 for the next three; may be repeated
     ///
     /// refuse        close the connection after accepting it
@@ -84,8 +84,8 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
         list_format: args.shape,
         error_rate: args.error_rate,
         // The command has no access to the recorded requests.
-        keep_requests: 0,
-        ..Options::default()
+        max_requests: 0,
+        ..SimOptions::default()
     });
     for fault in args.faults {
         sim.inject(fault);

@@ -86,12 +86,12 @@ struct QuotaSet {
 
 impl Limits {
     /// Returns the configured quotas. Members may have their own. A rate of 0 disables a quota.
-    pub fn new(limits: &config::Limits, members: &[Member]) -> Self {
+    pub fn new(limits: &config::LimitsConfig, members: &[TeamMember]) -> Self {
         Self { quotas: ArcSwap::from_pointee(QuotaSet::new(limits, members, None)) }
     }
 
     /// Replaces the rates. Counts of unchanged rates are kept.
-    pub fn reconfigure(&self, limits: &config::Limits, members: &[Member]) {
+    pub fn reconfigure(&self, limits: &config::LimitsConfig, members: &[TeamMember]) {
         self.quotas.rcu(|before| QuotaSet::new(limits, members, Some(before)));
     }
 
@@ -145,9 +145,9 @@ impl Limits {
 }
 
 impl QuotaSet {
-    fn new(limits: &config::Limits, members: &[Member], before: Option<&Self>) -> Self {
-        let requests = |m: &Member| (m.requests_per_second, m.burst);
-        let calls = |m: &Member| (m.calls_per_second, m.calls_burst);
+    fn new(limits: &config::LimitsConfig, members: &[TeamMember], before: Option<&Self>) -> Self {
+        let requests = |m: &TeamMember| (m.requests_per_second, m.burst);
+        let calls = |m: &TeamMember| (m.calls_per_second, m.calls_burst);
         let requests = QuotaGroup::new(
             Limit::Requests,
             (limits.requests_per_second, limits.burst),
@@ -231,7 +231,7 @@ impl QuotaGroup {
     fn new<'m>(
         name: Limit,
         default: (u32, u32),
-        members: impl Iterator<Item = (&'m Member, (Option<u32>, Option<u32>))>,
+        members: impl Iterator<Item = (&'m TeamMember, (Option<u32>, Option<u32>))>,
         before: Option<&Self>,
     ) -> Self {
         let per_member =

@@ -121,7 +121,11 @@ impl Server {
     /// # Errors
     ///
     /// If a file of `server.tls` is missing or invalid.
-    pub fn new(gateway: Gateway, config: &config::Server, stop: CancellationToken) -> Result<Self, TlsError> {
+    pub fn new(
+        gateway: Gateway,
+        config: &config::ServerConfig,
+        stop: CancellationToken,
+    ) -> Result<Self, TlsError> {
         Self::with_stall_timeout(STALL_TIMEOUT, gateway, config, stop)
     }
 
@@ -162,7 +166,7 @@ impl Server {
     /// # Errors
     ///
     /// If a file of `server.tls` is missing or invalid.
-    pub fn prepare_reload(&self, config: &config::Server) -> Result<PreparedReload, TlsError> {
+    pub fn prepare_reload(&self, config: &config::ServerConfig) -> Result<PreparedReload, TlsError> {
         let tls = config.tls.as_ref().filter(|_| self.0.tls.is_some()).map(tls::load).transpose()?;
         Ok(PreparedReload { tls, trusted: config.trusted_proxies.clone() })
     }

@@ -45,7 +45,7 @@ pub enum TlsError {
 pub(super) struct ReloadableTls(ArcSwap<ServerConfig>);
 
 impl ReloadableTls {
-    pub(super) fn new(config: &config::Tls) -> Result<Self, TlsError> {
+    pub(super) fn new(config: &config::TlsConfig) -> Result<Self, TlsError> {
         Ok(Self(ArcSwap::new(load(config)?)))
     }
 
@@ -61,7 +61,7 @@ impl ReloadableTls {
 }
 
 /// Loads the files.
-pub(super) fn load(config: &config::Tls) -> Result<Arc<ServerConfig>, TlsError> {
+pub(super) fn load(config: &config::TlsConfig) -> Result<Arc<ServerConfig>, TlsError> {
     let chain = certificates("cert", &config.cert)?;
     let key = PrivateKeyDer::from_pem_file(&config.key).map_err(|source| TlsError::File {
         key: "key",
@@ -103,12 +103,12 @@ mod tests {
     use super::*;
 
     /// Writes a certificate and its key to files.
-    fn pair(dir: &Path, name: &str) -> config::Tls {
+    fn pair(dir: &Path, name: &str) -> config::TlsConfig {
         let generated = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
         let (cert, key) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
         std::fs::write(&cert, generated.cert.pem()).unwrap();
         std::fs::write(&key, generated.signing_key.serialize_pem()).unwrap();
-        config::Tls { cert, key, client_ca: None }
+        config::TlsConfig { cert, key, client_ca: None }
     }
 
     #[test]

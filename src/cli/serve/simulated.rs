@@ -6,7 +6,7 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::error::CommandError;
-use crate::sim::{Options, Sim};
+use crate::sim::{Sim, SimOptions};
 use crate::socket;
 
 /// A running simulated upstream. It has its own stop: the gateway needs its upstream until the end of the drain.
@@ -23,7 +23,7 @@ impl Simulated {
         let listener = socket::listen(([127, 0, 0, 1], 0).into())?;
         let url = format!("http://{}", listener.local_addr()?);
         // A random seed: ids must differ from those of an earlier run, which a client may have kept.
-        let options = Options { speed, seed: fastrand::u64(..), keep_requests: 0, ..Options::default() };
+        let options = SimOptions { speed, seed: fastrand::u64(..), max_requests: 0, ..SimOptions::default() };
         let hold = Duration::from_millis((options.hold.as_secs_f64() * 1000.0 / speed) as u64);
         let stop = CancellationToken::new();
         let task = tokio::spawn(Sim::new(options).serve(listener, stop.clone().cancelled_owned()));

@@ -177,12 +177,12 @@ pub struct PendingRequest {
 impl Client {
     /// Returns a client that trusts the root certificates of the platform, or the built-in ones of Mozilla if it has
     /// none.
-    pub fn new(config: &config::Upstream) -> Result<Self, ClientError> {
+    pub fn new(config: &config::UpstreamConfig) -> Result<Self, ClientError> {
         Self::trusting_roots(config, ResendPolicy::Unsent)
     }
 
     /// Like [`Client::new`], for polls: never resends a request.
-    pub fn for_polls(config: &config::Upstream) -> Result<Self, ClientError> {
+    pub fn for_polls(config: &config::UpstreamConfig) -> Result<Self, ClientError> {
         Self::trusting_roots(config, ResendPolicy::Never)
     }
 

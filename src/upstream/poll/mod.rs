@@ -88,7 +88,12 @@ pub enum AttemptOutcome {
 }
 
 impl Poller {
-    pub fn new(client: Client, route: Arc<Route>, config: &config::Upstream, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        client: Client,
+        route: Arc<Route>,
+        config: &config::UpstreamConfig,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
             client,
             route,

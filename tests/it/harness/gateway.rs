@@ -279,12 +279,15 @@ impl Answer {
 }
 
 /// Builds the server for a gateway.
-trait BuildServer: FnOnce(Gateway, &config::Server, CancellationToken) -> Result<Server, TlsError> {}
+trait BuildServer: FnOnce(Gateway, &config::ServerConfig, CancellationToken) -> Result<Server, TlsError> {}
 
-impl<F: FnOnce(Gateway, &config::Server, CancellationToken) -> Result<Server, TlsError>> BuildServer for F {}
+impl<F: FnOnce(Gateway, &config::ServerConfig, CancellationToken) -> Result<Server, TlsError>> BuildServer
+    for F
+{
+}
 
 fn stall_timeout_server(timeout: Duration) -> impl BuildServer {
-    move |gateway: Gateway, config: &config::Server, stop: CancellationToken| {
+    move |gateway: Gateway, config: &config::ServerConfig, stop: CancellationToken| {
         Server::with_patience(timeout, gateway, config, stop)
     }
 }

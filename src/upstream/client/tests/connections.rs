@@ -19,7 +19,7 @@ use super::*;
 /// and one for polls.
 pub(super) fn raw_upstream(
     streams: u32,
-    change: impl Fn(&mut config::Upstream),
+    change: impl Fn(&mut config::UpstreamConfig),
 ) -> (RawHttp2, Client, Client) {
     let (acceptor, trusting) = tls(&["h2"]);
     let upstream = RawHttp2::start(acceptor, streams);
