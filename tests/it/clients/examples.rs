@@ -23,8 +23,8 @@ fn example(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name)
 }
 
-/// Runs an example against a gateway whose waits end long before the clips do, and whose upstream rejects the first
-/// request with this status. Returns the JSON on its stdout.
+/// Runs an example against a gateway. Waits end long before the clips are finished, and the upstream rejects the first
+/// request with this status. Returns the JSON on stdout of the example.
 async fn run(program: &str, name: &str, status: u16) -> Value {
     let gateway = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
