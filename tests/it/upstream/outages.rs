@@ -369,11 +369,15 @@ fn calls_left(answer: &Answer) -> u32 {
     left.split(';').next().unwrap().parse().unwrap()
 }
 
-/// A stage where retries are held back for an hour, and a wait on 60 jobs, each with a poll that is held back.
+/// Jobs of [`held_back`]. Few, because all their polls must have failed before the first probe of the breaker, which comes
+/// 250 ms after it opened.
+const HELD_BACK: usize = 12;
+
+/// A stage where retries are held back, and a wait on as many jobs, each with a poll that is held back.
 async fn held_back(calls: u32) -> (TestGateway, AbortOnDropHandle<Answer>, String) {
     let mut stage = proven(|config, _| {
         config.upstream.max_jobs = 1;
-        config.wait.max_jobs = 60;
+        config.wait.max_jobs = HELD_BACK;
         config.upstream.breaker_failures = 1;
         config.upstream.breaker_cooldown = HOUR;
         config.limits.calls_per_second = 1;
@@ -381,13 +385,13 @@ async fn held_back(calls: u32) -> (TestGateway, AbortOnDropHandle<Answer>, Strin
     })
     .await;
     let operator = Operator::of(&mut stage).await;
-    let ids = names(60);
+    let ids = names(HELD_BACK);
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     put_all(&stage, &ids, "completed");
-    stage.sim.fault(FaultTarget::Polls, Fault::reset(), 60);
+    stage.sim.fault(FaultTarget::Polls, Fault::reset(), HELD_BACK as u32);
     let target = multi(&ids, "completed");
     let first = stage.spawn_get(&target, &[]);
-    stage.until(|seen| seen.requests.len() >= 61).await;
+    stage.until(|seen| seen.requests.len() > HELD_BACK).await;
     until_retries_are_held_back(&operator).await;
     let is_over = async { while operator.state().await["polls"]["open"] != 0 {} };
     within(30, is_over).await;
@@ -401,26 +405,26 @@ async fn a_new_wait_has_the_polls_tried_at_once_that_back_off_and_pays_for_them(
     let answer = stage.get(&target, &[]).await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     assert_eq!(first.await.unwrap().body, answer.body);
-    assert_eq!(stage.upstream_requests().len(), 1 + 60 + 60);
-    // The first wait paid 60 of 200, and so did the second. Each second adds one.
+    assert_eq!(stage.upstream_requests().len(), 1 + 2 * HELD_BACK);
+    // Each of the two waits paid 12 of 200. Each second adds one.
     let left = calls_left(&answer);
-    assert!((80..120).contains(&left), "{left}");
+    assert!((176..187).contains(&left), "{left}");
 }
 
 /// Contract section 9.
 #[tokio::test]
 async fn a_new_wait_without_quota_waits_for_the_retry_and_is_told() {
-    let (stage, first, target) = held_back(60).await;
+    let (stage, first, target) = held_back(HELD_BACK as u32).await;
     let second = stage.spawn_get(&target, &[]);
     stage.until_parked(2).await;
-    assert_eq!(stage.upstream_requests().len(), 1 + 60, "the quota is used up");
+    assert_eq!(stage.upstream_requests().len(), 1 + HELD_BACK, "the quota is used up");
     stage.sim.set_status("new", "completed");
     let newcomer = stage.get(&single("new", "completed"), OTHER).await;
     assert_eq!(newcomer.status, StatusCode::OK, "{newcomer:?}");
     for answer in all(vec![first, second]).await {
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     }
-    assert_eq!(stage.upstream_requests().len(), 1 + 60 + 1 + 60);
+    assert_eq!(stage.upstream_requests().len(), 1 + HELD_BACK + 1 + HELD_BACK);
 }
 
 /// Row 3.10.
