@@ -1,6 +1,6 @@
-# make help says what there is.
+# `make help` lists the commands.
 
-# For promtool and gungraun-runner, for python3 with the modules that the system's own has not, and for node's (.ci/tools).
+# .ci/tools installs into these directories: Python modules, promtool, helm and gungraun-runner; packages for Node.
 VENV := $(CURDIR)/target/python
 NODE := $(CURDIR)/target/node
 export PATH := $(VENV)/bin:$(PATH)
@@ -14,34 +14,37 @@ TARGETS ?= query job_body coalescer scheduler
 .PHONY: help run test check deny counts compare sweep soak outages fuzz deb manifests tools
 
 help:
-	@echo 'make run            run the gateway before a simulated upstream: no key, no network'
-	@echo 'make test           install what the tests need where that can be done, and run them all'
-	@echo 'make check          format, lints, documentation and dependencies, each without a warning'
-	@echo 'make deny           just the dependencies: licences, versions twice, where they come from (deny.toml)'
-	@echo 'make counts         instructions of a hit, a join, a leave, a landing, held to their budgets (benches/counts.rs)'
-	@echo 'make compare        the gateway beside what else there is: half an hour, on a machine that does nothing else'
-	@echo 'make sweep SEEDS=n  the first n random schedules of the merging (10000); SEED=n: just that one, told'
-	@echo 'make soak           MINUTES (10) of all weathers at RATE (2000) requests a second, each answer checked; SEED=n'
-	@echo 'make outages        200 waits while the upstream is restarted four times: none may be lost, how late, how many calls'
-	@echo 'make fuzz TIME=n    n seconds (600) of made-up inputs for each of TARGETS (fuzz/targets/)'
-	@echo 'make deb            the Debian package, in target/debian/'
-	@echo 'make manifests      deploy/kubernetes/team.yaml anew, from the chart'
+	@echo 'make run            start the gateway in front of a simulated upstream: no key, no network'
+	@echo 'make test           install the programs that the tests need, and run all tests'
+	@echo 'make check          format, lints, documentation, dependencies and instruction counts, each without a warning'
+	@echo 'make deny           dependencies alone: licences, duplicate versions, sources (deny.toml)'
+	@echo 'make counts         instruction counts alone: a hit, a join, a leave and a landing, with budgets (benches/counts.rs)'
+	@echo 'make compare        measure the gateway beside other proxies: half an hour on an idle machine'
+	@echo 'make sweep SEEDS=n  the first n (10000) random schedules of the coalescer; SEED=n: one schedule, with a trace'
+	@echo 'make soak           MINUTES (10) of load at RATE (2000) requests a second with faults, every answer checked; SEED=n'
+	@echo 'make outages        restart the upstream four times under 200 waits: lost waits, delays and calls'
+	@echo 'make fuzz TIME=n    fuzz each of TARGETS (fuzz/targets/) for n (600) seconds'
+	@echo 'make deb            build the Debian package in target/debian/'
+	@echo 'make manifests      write deploy/kubernetes/team.yaml from the Helm chart'
 
 run:
 	cargo run --release --locked -- serve --sim
 
-test: tools counts
-	cargo test --locked
+# Named targets: without them cargo would also build the long runs of tests/soak and tests/outages.
+test: tools
+	cargo test --locked --lib --test cache_memory --test it
 
-check: deny
+check:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+	@$(MAKE) --no-print-directory deny counts
 
 deny:
 	@.ci/deny target
 
-counts: tools
+counts:
+	@.ci/tools counts "$(VENV)" "$(NODE)"
 	cargo bench --locked --profile counts --bench counts
 
 compare:
@@ -58,17 +61,17 @@ outages:
 	cargo build --release --locked --bin clipgate
 	cargo run --locked --example outages
 
-# Needs a nightly toolchain, cargo-fuzz and a C++ compiler. What it finds is in fuzz/artifacts/.
+# Failing inputs are in fuzz/artifacts/.
 fuzz:
 	@cargo +nightly fuzz --version || { \
-		echo 'missing: rustup toolchain install nightly; cargo install cargo-fuzz' >&2; exit 1; }
+		echo 'missing: rustup toolchain install nightly; cargo install cargo-fuzz; a C++ compiler' >&2; exit 1; }
 	cargo +nightly fuzz build
 	for target in $(TARGETS); do \
 		dict=; if [ -e fuzz/$$target.dict ]; then dict=-dict=fuzz/$$target.dict; fi; \
 		cargo +nightly fuzz run $$target -- -max_total_time=$(TIME) -len_control=0 $$dict || exit 1; \
 	done
 
-# With the manual and the completions, which the gateway itself writes, and the notices of what others wrote.
+# The gateway writes the manual and the completions; third-party.py writes the notices of its dependencies.
 deb:
 	@cargo deb --version >/dev/null || { echo 'missing: cargo install --locked cargo-deb' >&2; exit 1; }
 	cargo build --release --locked
@@ -83,4 +86,4 @@ manifests: tools
 		>deploy/kubernetes/team.yaml
 
 tools:
-	@.ci/tools "$(VENV)" "$(NODE)"
+	@.ci/tools tests "$(VENV)" "$(NODE)"

@@ -1,1 +1,1 @@
-"""The comparison: what stands beside the gateway, what is measured, and how it is shown."""
+"""The comparison: servers, scenes, and the presentation of results."""

@@ -1,15 +1,15 @@
-"""Medians over rounds, and ratios of pairs: of two servers in one round, as the machine is never the same for long."""
+"""Medians over rounds, and ratios of two servers within a round, because the speed of the machine drifts."""
 
 import json
 import statistics
 
-# A round says how many requests a server answers only where the server was what held it up.
+# Minimum utilization of a server for its rate to count: below, the load generator was the limit.
 BUSY = 0.88
 MEBIBYTE = 1 << 20
 
 
 class Figures:
-    """What was measured last, by scene."""
+    """Records of the last measurement, by scene."""
 
     def __init__(self, run):
         self.records = []
@@ -17,7 +17,7 @@ class Figures:
             self.records += [json.loads(line) for line in path.read_text().splitlines()]
 
     def of(self, scene, **wanted):
-        """The records of a scene that say so."""
+        """Returns the records of a scene with these values."""
         fits = lambda record: all(record.get(key) == value for key, value in wanted.items())
         return [record for record in self.records if record["scene"] == scene and fits(record)]
 
@@ -31,7 +31,7 @@ class Figures:
         return median(self.values(key, scene, **wanted))
 
     def ratio(self, key, peer, beside, scene, **wanted):
-        """The median of what the peer has by what the other has, and the least and most, each of one round."""
+        """Returns the median, minimum and maximum of the ratios of two servers, each within a round."""
         other = {record["round"]: record[key] for record in self.of(scene, peer=beside, **wanted)}
         pairs = [
             record[key] / other[record["round"]]
@@ -41,7 +41,7 @@ class Figures:
         return (median(pairs), min(pairs), max(pairs)) if pairs else None
 
     def rate(self, scene, **wanted):
-        """Requests a second of the rounds in which the server was busy."""
+        """Returns the median requests per second of the rounds in which the server was busy."""
         return median([record["rps"] for record in self.of(scene, **wanted) if record["utilization"] >= BUSY])
 
     def rounds(self, scene, **wanted):
@@ -57,7 +57,7 @@ def number(value, digits=0):
 
 
 def spread(ratio):
-    """A ratio with the least and the most."""
+    """Formats a ratio with its minimum and maximum."""
     return "–" if ratio is None else "{:.2f} ({:.2f} to {:.2f})".format(*ratio)
 
 

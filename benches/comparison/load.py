@@ -1,4 +1,4 @@
-"""Load generators, on the load's core: how many requests a server answers, and what each costs it."""
+"""Load generators on the core for load: requests per second of a server, and CPU per request."""
 
 import re
 import subprocess
@@ -10,20 +10,20 @@ CLIP = "00000000-0000-4000-8000-000000000000"
 HIT = f"/v2/generate/audio/suno-ai/clip?clip_id={CLIP}&status=completed"
 PLAIN = "/plain"
 CONNECTIONS = 64
-# HTTP/2: as many requests at once, on fewer connections.
+# HTTP/2: the same number of concurrent requests on fewer connections.
 HTTP2_CONNECTIONS, HTTP2_STREAMS = 8, 8
 MILLISECONDS = {"us": 1e-3, "ms": 1, "s": 1e3, "m": 6e4}
 
 
 def requests(server, path, seconds, http=1):
-    """One round: the server's CPU for each request, in microseconds, and what the generator saw."""
+    """Runs one round. Returns the figures of the generator, and the CPU of the server per request in microseconds."""
     command = wrk if http == 1 else h2load
     cpu, began = server.cpu(), time.monotonic()
     output, read = command(server.peer, path, seconds)
     took, cpu = time.monotonic() - began, server.cpu() - cpu
     seen = read(output)
     if seen["n"] == 0 or seen["bad"]:
-        raise RuntimeError(f"{server.name}: {seen['bad']} of {seen['n']} answers are wrong\n{output}")
+        raise RuntimeError(f"{server.name}: {seen['bad']} of {seen['n']} responses are wrong\n{output}")
     return dict(seen, cpu_us=1e6 * cpu / seen["n"], utilization=cpu / took)
 
 
@@ -35,7 +35,7 @@ def wrk(peer, path, seconds):
 
 
 def of_wrk(output):
-    # The column beside may end in 50%, too.
+    # Anchored: another column may also end in 50%.
     quantile = lambda of: milliseconds(re.search(rf"^\s+{of}%\s+(\S+)$", output, re.M)[1])
     bad = sum(int(text) for text in re.findall(r"Non-2xx or 3xx responses: (\d+)", output))
     for errors in re.findall(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", output):
@@ -66,7 +66,7 @@ def h2load(peer, path, seconds):
 def of_h2load(output):
     n = int(re.search(r"(\d+) done", output)[1])
     good = int(re.search(r"status codes: (\d+) 2xx", output)[1])
-    # What is under way when the time is over may be among the good ones.
+    # Requests in flight at the end may count as good.
     return dict(n=n, bad=max(0, n - good), rps=float(re.search(r"finished in [^,]+, ([\d.]+) req/s", output)[1]))
 
 

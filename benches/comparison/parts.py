@@ -1,4 +1,4 @@
-"""The benches of the parts: what divan prints of them, as records."""
+"""Benches of the parts: the output of divan as records."""
 
 import re
 import subprocess
@@ -9,12 +9,12 @@ NANOSECONDS = {"ns": 1, "µs": 1e3, "ms": 1e6, "s": 1e9}
 
 
 def coalescer(_options):
-    """A join, a leave and a landing, as waits and clips grow."""
+    """Measures a join, a leave and a landing by the number of waits and clips."""
     yield from timed("coalescer")
 
 
 def hub(_options):
-    """Joins and answers of the hub's one task."""
+    """Measures joins and responses of the hub task."""
     yield from timed("hub")
 
 
@@ -25,7 +25,7 @@ def timed(bench):
 
 
 def of_divan(output):
-    """A line each: its name or its bench's argument, then fastest, slowest, median and mean; rates on a line below."""
+    """Parses lines of a name or argument, then fastest, slowest, median and mean. Rates follow on the next line."""
     name, record = None, None
     for line in output.splitlines():
         found = re.match(r"([│ ]*)[├╰]─ (\S+)\s*(.*)", line)

@@ -1,6 +1,6 @@
-"""The servers that are compared: how each is started before the upstream, on a core of its own.
+"""The compared servers: starts each in front of the upstream, on its own core.
 
-Each is a process tree that is ended with it. All listen on 127.0.0.1 only.
+Each is a process tree, which ends with its root. All listen on 127.0.0.1 only.
 """
 
 import os
@@ -16,12 +16,12 @@ KIT = ROOT / "benches" / "kit"
 CONF = KIT / "conf"
 KIT_BUILD = ROOT / "target" / "kit" / "release"
 RUN = ROOT / "target" / "compare"
-# In memory, for those that keep their cache in files.
+# In memory, for servers with a file cache.
 SHM = Path("/dev/shm/clipgate-compare")
 
 SERVER_CORE, LOAD_CORE = "0", "1"
 UPSTREAM = 9000
-# A process may hold so many descriptors, where it may not raise that itself.
+# Limit on descriptors, for servers that do not raise it.
 DESCRIPTORS = 20_000
 HZ = os.sysconf("SC_CLK_TCK")
 
@@ -39,13 +39,13 @@ class Peer:
         return shutil.which(str(self.program)) is not None
 
     def start(self, hold=120, unreached_within=130):
-        """Before an upstream that holds polls for `hold` seconds; peers give up a little later."""
+        """Starts the server in front of an upstream that holds polls for `hold` seconds. Time-outs are a little longer."""
         values = dict(HTTP1=self.port, HTTP2=self.http2_port, UPSTREAM=UPSTREAM, SECONDS=unreached_within, HOLD=hold)
         return Running(self, values)
 
 
 class Running:
-    """A server that runs, until it is stopped."""
+    """A running server."""
 
     def __init__(self, peer, values):
         self.peer, self.name = peer, peer.name
@@ -66,15 +66,15 @@ class Running:
         return tree(self.process.pid)
 
     def cpu(self):
-        """Seconds of CPU so far, its children's included."""
+        """Returns the CPU seconds so far, including children."""
         return sum(cpu(pid) for pid in self.tree())
 
     def resident(self):
-        """Bytes resident, what several share counted once."""
+        """Returns the resident bytes. Shared pages count once."""
         return sum(resident(pid) for pid in self.tree())
 
     def settle(self, within=60):
-        """Waits until it has done nothing for a third of a second."""
+        """Waits until the server has been idle for a third of a second."""
         until, before, quiet = time.monotonic() + within, self.cpu(), 0
         while quiet < 3 and time.monotonic() < until:
             time.sleep(0.1)
@@ -85,7 +85,7 @@ class Running:
     def stop(self):
         stop(self.process, self.tree())
         shutil.rmtree(self.shm, ignore_errors=True)
-        # A line for each of millions of requests.
+        # Access logs have millions of lines.
         log = self.folder / "log"
         if log.stat().st_size > 1 << 20:
             log.unlink()
@@ -98,7 +98,7 @@ class Running:
 
 
 class Upstream:
-    """The one upstream, on the load's core."""
+    """The upstream, on the core for load."""
 
     def __init__(self, hold=120, unreached=200):
         RUN.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def stat(pid):
 
 
 def tree(pid):
-    """The process and all below it."""
+    """Returns the process and its descendants."""
     children = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit() and (fields := stat(entry)):
@@ -193,7 +193,7 @@ def resident(pid):
 
 
 def filled(name, values, folder):
-    """The template with its values, in the server's own folder."""
+    """Writes the template with its values into the directory of the server."""
     text = (CONF / name).read_text()
     for key, value in values.items():
         text = text.replace(f"@{key}@", str(value))
@@ -276,7 +276,7 @@ def pingora(values):
 
 
 def trafficserver(values):
-    """In a root of its own, with its cache in memory."""
+    """Uses its own root directory, and a cache in memory."""
     root, values = values["RUN"] / "root", dict(values, RETRIES=100 * values["SECONDS"])
     for folder in ("etc", "var", "run", "log", "cache"):
         (root / folder).mkdir(parents=True)
@@ -310,7 +310,7 @@ def trafficserver(values):
     (etc / "remap.config").write_text(f"map / {upstream} @plugin=cachekey.so @pparam=--include-headers=Authorization\n")
     (etc / "storage.config").write_text(f"{values['SHM']} 256M\n")
     (etc / "cache.config").write_text("dest_domain=. ttl-in-cache=1h\n")
-    # It gives up root's rights.
+    # The server drops root privileges.
     for path in [values["SHM"], *root.parents[:3], root, *root.rglob("*")]:
         path.chmod(path.stat().st_mode | (0o777 if path.is_dir() else 0o666))
     return ["traffic_server", f"--run-root={root}/runroot.yaml"], {"TS_RUNROOT": f"{root}/runroot.yaml"}
@@ -323,7 +323,7 @@ PEERS = {
     for peer in [
         Peer("hyper", 8100, bare("static"), 8110, KIT_BUILD / "bare"),
         Peer("logic", 8107, bare("logic"), 8117, KIT_BUILD / "bare"),
-        Peer("told", 8120, bare("told"), 8130, KIT_BUILD / "bare"),
+        Peer("logged", 8120, bare("logged"), 8130, KIT_BUILD / "bare"),
         Peer("proxy", 8121, bare("proxy"), 8131, KIT_BUILD / "bare"),
         Peer("merge", 8109, bare("merge"), 8119, KIT_BUILD / "bare"),
         Peer("clipgate", 8108, clipgate, 8108, CLIPGATE),

@@ -1,4 +1,4 @@
-"""The plots, as SVG: one file for light pages and one for dark ones. matplotlib comes into a venv of its own."""
+"""Plots as SVG, for light and dark pages. matplotlib is installed into its own venv."""
 
 import subprocess
 import sys
@@ -8,14 +8,14 @@ from .peers import ROOT
 VENV = ROOT / "target" / "compare" / "python"
 LIGHT = dict(ink="#1f2328", line="#d1d9e0", ours="#0969da", others="#8c959f", bare="#bc4c00")
 DARK = dict(ink="#e6edf3", line="#3d444d", ours="#4493f8", others="#848d97", bare="#db8b46")
-# Of one colour with their names beside, since they are many.
-BARE = ("hyper", "logic", "told", "merge")
+# Variants of the bare server, in one colour.
+BARE = ("hyper", "logic", "logged", "merge")
 
 
 def draw(figures, folder):
     matplotlib = load()
     if matplotlib is None:
-        print("matplotlib cannot be had, there are no plots", file=sys.stderr)
+        print("skipping plots: matplotlib cannot be installed", file=sys.stderr)
         return
     matplotlib.use("svg")
     matplotlib.rcParams.update({"svg.hashsalt": "clipgate", "font.family": "DejaVu Sans", "font.size": 10})
@@ -30,7 +30,7 @@ def draw(figures, folder):
 
 
 def load():
-    """matplotlib, of this Python's or of the venv's."""
+    """Imports matplotlib from this Python, else from the venv."""
     try:
         import matplotlib
 
@@ -54,13 +54,13 @@ class Painter:
         self.pyplot, self.colours, self.names = pyplot, colours, names
 
     def comparison(self, figures, path):
-        """Four panels of bars: what a request, a waiter, the last answer and a parked wait cost."""
+        """Draws four panels of bars: hits over HTTP/1.1 and HTTP/2, delay of the last response, memory of a parked wait."""
         panels = [
-            ("A cached hit over HTTP/1.1: CPU µs a request", "hits", "cpu_us", dict(http=1), 1),
-            ("A cached hit over HTTP/2: CPU µs a request", "hits", "cpu_us", dict(http=2), 1),
-            ("10,000 identical waits: ms to the last answer (p99)", "waits", "p99_ms", dict(waits=10_000), 1),
+            ("Cache hit over HTTP/1.1: CPU µs per request", "hits", "cpu_us", dict(http=1), 1),
+            ("Cache hit over HTTP/2: CPU µs per request", "hits", "cpu_us", dict(http=2), 1),
+            ("10,000 identical waits: ms to the last response (p99)", "waits", "p99_ms", dict(waits=10_000), 1),
             (
-                "10,000 identical waits over HTTP/1.1: kB a parked wait",
+                "10,000 identical waits over HTTP/1.1: kB per parked wait",
                 "waits",
                 "bytes",
                 dict(waits=10_000),
@@ -123,14 +123,14 @@ class Painter:
         )
 
     def coalescer(self, figures, path):
-        """What one input costs, by how many are parked."""
+        """Draws the cost of one input by the number of parked waits."""
         lines = [
-            ("a join, all on one job", "join_on_one_job", self.colours["ours"], "-"),
-            ("a join, each on its own job", "join_on_a_job_of_its_own", self.colours["ours"], "--"),
-            ("a leave, all on one job", "leave_on_one_job", self.colours["bare"], "-"),
-            ("a leave, each on its own job", "leave_on_a_job_of_its_own", self.colours["bare"], "--"),
-            ("a landing, for each of its waits", "landing_for_each_wait", self.colours["ink"], "-"),
-            ("a landing of one job of so many", "landing_of_one_job_of_many", self.colours["ink"], "--"),
+            ("join, all on one clip", "join_on_one_clip", self.colours["ours"], "-"),
+            ("join, each on its own clip", "join_where_each_has_its_clip", self.colours["ours"], "--"),
+            ("leave, all on one clip", "leave_on_one_clip", self.colours["bare"], "-"),
+            ("leave, each on its own clip", "leave_where_each_has_its_clip", self.colours["bare"], "--"),
+            ("landing, per wait", "landing_for_each_wait", self.colours["ink"], "-"),
+            ("landing, one of many clips", "landing_of_one_clip_of_many", self.colours["ink"], "--"),
         ]
         if not figures.of("coalescer"):
             return
@@ -153,7 +153,7 @@ class Painter:
         axis.set_xscale("log")
         axis.set_ylim(bottom=0)
         axis.set_title(
-            "One input of the Coalescer, µs, by the number of waits that are parked",
+            "One input of the coalescer, µs, by the number of parked waits",
             loc="left",
             color=ink,
             fontsize=10,

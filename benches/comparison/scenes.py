@@ -1,4 +1,4 @@
-"""What is measured. A scene yields records, each a dict that says its scene, round and peer."""
+"""Scenes. Each yields records: dicts with scene, round, peer and figures."""
 
 import os
 import shutil
@@ -12,9 +12,9 @@ from .peers import LOAD_CORE, PEERS, ROOT, RUN, Upstream
 from .waits import Clip, Waiters, wait_until_done
 
 KEY = {"Authorization": "Bearer k"}
-# Late joiners, ten times faster than life.
+# Late joiners, ten times faster than real time.
 LATE_HOLD, LATE_DONE, LATE_WAITS = 12, 15, 17
-# How much of its own time a client that was told on time may lack.
+# Tolerance, in seconds, for the time of a wait that ended at its deadline.
 LATE_SLACK = 0.2
 
 
@@ -24,7 +24,7 @@ def get(peer, path, timeout=10):
 
 
 def in_turn(peers, number):
-    """There and back, so that drift falls on all alike."""
+    """Alternates the order, so that drift affects all servers alike."""
     return peers if number % 2 == 0 else peers[::-1]
 
 
@@ -33,13 +33,13 @@ def started(names, **options):
 
 
 def hits(options):
-    """Cached hits over HTTP/1.1 and HTTP/2, from all servers in turn."""
+    """Measures cache hits over HTTP/1.1 and HTTP/2, server by server."""
     names = [name for name in options.peers if name not in ("merge", "proxy")]
     yield from loaded("hits", names, load.HIT, options, (1, 2))
 
 
 def passing(options):
-    """What no cache answers, through to the upstream and back."""
+    """Measures requests that pass through to the upstream."""
     names = [name for name in ("clipgate", "proxy", "nginx", "haproxy") if name in options.peers]
     yield from loaded("passing", names, load.PLAIN, options, (1,))
 
@@ -65,7 +65,7 @@ def loaded(scene, names, path, options, versions):
 
 
 def waits(options):
-    """Identical waits: upstream calls, how late the last is told, CPU and memory for each."""
+    """Measures identical waits: upstream requests, delay of the last response, CPU and memory per wait."""
     names = [
         name for name in ("clipgate", "merge", "nginx", "varnish", "trafficserver", "pingora") if name in options.peers
     ]
@@ -77,7 +77,7 @@ def waits(options):
 
 
 def streams(options):
-    """The same as HTTP/2 streams, a thousand on a connection."""
+    """Measures identical waits as HTTP/2 streams, a thousand on a connection."""
     names = [name for name in ("clipgate", "merge", "nginx") if name in options.peers]
     for number in range(options.rounds):
         for name in in_turn(names, number):
@@ -93,30 +93,30 @@ def fan_out(peer, count, streams=None):
         server.settle()
         clip, cpu, resident = Clip(), server.cpu(), server.resident()
         with Waiters(peer, clip, count, streams=streams) as waiters:
-            waiters.have_asked()
+            waiters.wait_until_sent()
             server.settle()
             parked = (server.resident() - resident) / count
             clip.put("completed")
-            told = waiters.told()
+            responses = waiters.responses()
         server.settle()
         return dict(
-            told_after(clip, told),
+            delays(clip, responses),
             bytes=parked,
             cpu_us=1e6 * (server.cpu() - cpu) / count,
             calls=clip.counts()["calls"],
-            wrong=sum(not one.is_reached() for one in told),
+            wrong=sum(not one.is_reached() for one in responses),
         )
 
 
-def told_after(clip, told):
-    """How long after the upstream's own answer clients had theirs, in milliseconds."""
+def delays(clip, responses):
+    """Returns the delays of the clients after the upstream's response, in milliseconds."""
     answered = wait_until_done(clip)
-    late = sorted((one.answered_ns - answered) / 1e6 for one in told)
+    late = sorted((one.answered_ns - answered) / 1e6 for one in responses)
     return dict(p50_ms=statistics.median(late), p99_ms=late[int(0.99 * (len(late) - 1))], max_ms=late[-1])
 
 
 def late(options):
-    """17 clients, one each second, before an upstream that gives up after 12 s; the clip is done after 15 s."""
+    """Measures 17 clients, one each second. The upstream ends polls after 12 s; the clip is finished after 15 s."""
     names = [name for name in ("clipgate", "nginx", "varnish", "trafficserver", "pingora") if name in options.peers]
     for unreached in (200, 504):
         for name in names:
@@ -134,21 +134,21 @@ def join_late(peer, unreached):
         with Waiters(peer, clip, LATE_WAITS, pause_us=1_000_000) as waiters:
             time.sleep(max(0, began + LATE_DONE - time.monotonic()))
             clip.put("completed")
-            told = waiters.told()
-        short = [one for one in told if not one.is_reached()]
+            responses = waiters.responses()
+        short = [one for one in responses if not one.is_reached()]
         cut = sum(one.waited() < LATE_HOLD - LATE_SLACK for one in short)
         counts = clip.counts()
         return dict(
             calls=counts["calls"],
             max_open=counts["max_open"],
-            reached=len(told) - len(short),
+            reached=len(responses) - len(short),
             cut=cut,
             own_time=len(short) - cut,
         )
 
 
 def crowd(options):
-    """Hits while 100,000 waits are parked, against hits without them, in the same process."""
+    """Measures hits while 100,000 waits are parked, and hits without them, in the same process."""
     count = 100_000
     peer = PEERS["clipgate"]
     for number in range(options.rounds):
@@ -160,20 +160,20 @@ def crowd(options):
             clip, resident = Clip(), server.resident()
             before = [load.requests(server, load.HIT, options.seconds) for _ in range(2)]
             with Waiters(peer, clip, count, pause_us=50, streams=1_000) as waiters:
-                waiters.have_asked()
+                waiters.wait_until_sent()
                 server.settle()
                 parked = (server.resident() - resident) / count
                 beside = [load.requests(server, load.HIT, options.seconds) for _ in range(2)]
                 clip.put("completed")
-                told = waiters.told(within=120)
-            seen, calls = told_after(clip, told), clip.counts()["calls"]
+                responses = waiters.responses(within=120)
+            seen, calls = delays(clip, responses), clip.counts()["calls"]
         yield dict(
             scene="crowd",
             round=number,
             peer=peer.name,
             waits=count,
             bytes=parked,
-            wrong=sum(not one.is_reached() for one in told),
+            wrong=sum(not one.is_reached() for one in responses),
             calls=calls,
             alone=before,
             beside=beside,
@@ -182,7 +182,7 @@ def crowd(options):
 
 
 def bodies(options):
-    """Memory while a body streams through that is read as fast as it comes."""
+    """Measures memory while a body streams to a client that reads at once."""
     peer = PEERS["clipgate"]
     for mebibytes in (16, 256, 4096):
         with Upstream(), peer.start() as server:
@@ -191,17 +191,17 @@ def bodies(options):
             idle = server.resident()
             url = f"http://127.0.0.1:{peer.port}/bytes/{mebibytes << 20}"
             reader = subprocess.Popen(["taskset", "-c", LOAD_CORE, "curl", "-sS", "-o", "/dev/null", url])
-            most = idle
+            peak = idle
             while reader.poll() is None:
-                most = max(most, server.resident())
+                peak = max(peak, server.resident())
                 time.sleep(0.02)
             if reader.returncode:
                 raise RuntimeError(f"curl ended with {reader.returncode}")
-            yield dict(scene="bodies", peer=peer.name, mebibytes=mebibytes, idle=idle, most=most)
+            yield dict(scene="bodies", peer=peer.name, mebibytes=mebibytes, idle=idle, most=peak)
 
 
 def starts(options):
-    """From the process's start until it takes connections, and what it holds when nothing is asked of it."""
+    """Measures the time from start to the first accepted connection, and memory when idle."""
     for number in range(max(options.rounds, 9)):
         for name in in_turn([name for name in ("clipgate", "nginx", "haproxy") if name in options.peers], number):
             if PEERS[name].is_installed():
@@ -217,7 +217,7 @@ def starts(options):
 
 
 def build(_options):
-    """The release build from cold, with all its crates at hand, on all cores."""
+    """Measures a release build from cold on all cores. Crates are downloaded before."""
     folder = RUN / "cold"
     shutil.rmtree(folder, ignore_errors=True)
     cpu, began = os.times(), time.monotonic()

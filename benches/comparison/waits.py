@@ -1,4 +1,4 @@
-"""Clients that wait, and the upstream's side of their clip."""
+"""Clients that wait, and control of their clip at the upstream."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from .peers import KIT_BUILD, LOAD_CORE, UPSTREAM
 
 
 class Clip:
-    """A clip at the upstream that is being made."""
+    """An unfinished clip at the upstream."""
 
     def __init__(self):
         self.id = str(uuid.uuid4())
@@ -32,7 +32,7 @@ def ask(path, method="GET"):
 
 
 class Waiters:
-    """So many clients that wait for one clip; over HTTP/2 if they share connections, so many streams on each."""
+    """Clients that wait for one clip. With `streams`, they share HTTP/2 connections, with this number of streams on each."""
 
     def __init__(self, peer, clip, waits, pause_us=250, streams=None):
         port = peer.http2_port if streams else peer.port
@@ -54,18 +54,18 @@ class Waiters:
         self.waits = waits
         self.process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
 
-    def have_asked(self):
+    def wait_until_sent(self):
         line = self.process.stdout.readline()
-        if line != "asked\n":
-            raise RuntimeError(f"the waiters say {line!r}")
+        if line != "sent\n":
+            raise RuntimeError(f"unexpected output of the waiters: {line!r}")
 
-    def told(self, within=60):
-        """Each one's answer, once the last has come."""
+    def responses(self, within=60):
+        """Returns all responses, after the last."""
         output, _ = self.process.communicate(timeout=within)
-        lines = [line.split() for line in output.splitlines() if line != "asked"]
+        lines = [line.split() for line in output.splitlines() if line != "sent"]
         if len(lines) != self.waits:
-            raise RuntimeError(f"{len(lines)} of {self.waits} waiters were told")
-        return [Told(int(asked), int(answered), int(status), word) for asked, answered, status, word in lines]
+            raise RuntimeError(f"{len(lines)} of {self.waits} waiters got a response")
+        return [Response(int(sent), int(answered), int(status), word) for sent, answered, status, word in lines]
 
     def __enter__(self):
         return self
@@ -76,23 +76,23 @@ class Waiters:
         self.process.wait()
 
 
-class Told:
-    def __init__(self, asked_ns, answered_ns, status, word):
-        self.asked_ns, self.answered_ns, self.status, self.word = asked_ns, answered_ns, status, word
+class Response:
+    def __init__(self, sent_ns, answered_ns, status, word):
+        self.sent_ns, self.answered_ns, self.status, self.word = sent_ns, answered_ns, status, word
 
     def is_reached(self):
         return (self.status, self.word) == (200, "completed")
 
     def waited(self):
-        """Seconds."""
-        return (self.answered_ns - self.asked_ns) / 1e9
+        """Returns the seconds from request to response."""
+        return (self.answered_ns - self.sent_ns) / 1e9
 
 
 def wait_until_done(clip, within=5):
-    """Until the upstream has answered its first poll; when that was, in nanoseconds."""
+    """Waits until the upstream has answered the first poll. Returns that time in nanoseconds."""
     until = time.monotonic() + within
     while time.monotonic() < until:
         if answered := clip.counts()["answered_ns"]:
             return answered
         time.sleep(0.01)
-    raise RuntimeError("the upstream has answered nobody")
+    raise RuntimeError("the upstream has answered no poll")

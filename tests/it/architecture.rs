@@ -1,9 +1,10 @@
-//! The sources are held to the design: who may import whom, and what is named in which files only.
+//! Checks the sources against the design: layers of imports, crates and words that only some modules may name, and the
+//! length of files.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The layers, the lowest first. A module may import the modules of lower rows, and its own children.
+/// Layers, the lowest first. A module may import modules of lower rows and its own children.
 const LAYERS: [&[&str]; 11] = [
     &["core", "clock", "printable", "secret", "socket"],
     &["protocol"],
@@ -17,7 +18,7 @@ const LAYERS: [&[&str]; 11] = [
     &["cli"],
     &["main"],
 ];
-/// The modules that name hyper. All others use the `http` crates.
+/// Modules that may name hyper. All others use the `http` crates.
 const HYPER: [&str; 7] = [
     "upstream/client",
     "gateway/passthrough",
@@ -27,15 +28,15 @@ const HYPER: [&str; 7] = [
     "sim",
     "telemetry/trace/otlp",
 ];
-/// The modules that spawn tasks.
+/// Modules that may spawn tasks.
 const SPAWN: [&str; 4] = ["hub", "server", "admin", "cli/serve"];
-/// Words that mean a state and nothing else; `error` and `complete` are everybody's.
+/// Words that only name a state. `error` and `complete` have other uses as well.
 const STATUS: [&str; 4] = ["submitted", "queued", "streaming", "completed"];
 
 struct Source {
-    /// Its path under `src/`, without the ending.
+    /// Path under `src/` without the extension.
     name: String,
-    /// Its lines but for comments, and for the tests that end it.
+    /// Lines without comments and without the tests at the end.
     code: Vec<String>,
     lines: usize,
 }
@@ -58,7 +59,7 @@ fn sources() -> Vec<Source> {
     found
 }
 
-/// Files that are `#[cfg(test)]` where they are named.
+/// Modules that their parents declare with `#[cfg(test)]`.
 const TEST_MODULES: [&str; 1] = ["core/coalescer/simulation"];
 
 fn source(root: &Path, path: PathBuf) -> Source {
@@ -70,12 +71,12 @@ fn source(root: &Path, path: PathBuf) -> Source {
     Source { name, code, lines: lines.count() }
 }
 
-/// `name` itself or a file under it.
+/// Returns whether the name is this module or one under it.
 fn is_under(name: &str, of: &str) -> bool {
     name.strip_prefix(of).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// The lines of files other than these that have such a line.
+/// Returns the matching lines of all files outside of the allowed modules.
 fn strays(allowed: &[&str], has: impl Fn(&str) -> bool) -> Vec<String> {
     let mut strays = Vec::new();
     for source in sources().iter().filter(|source| !allowed.iter().any(|of| is_under(&source.name, of))) {
@@ -85,7 +86,7 @@ fn strays(allowed: &[&str], has: impl Fn(&str) -> bool) -> Vec<String> {
     strays
 }
 
-/// Whether the word stands in the text for itself.
+/// Returns whether the text contains the word, not as a part of another word.
 fn has_word(text: &str, word: &str) -> bool {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     text.match_indices(word)
@@ -102,12 +103,12 @@ fn a_file_imports_its_own_children_and_lower_layers() {
     let mut imports = 0;
     for source in sources().iter().filter(|source| source.name != "lib" && source.name != "main") {
         let own = source.name.split('/').next().unwrap();
-        let row = *height.get(own).unwrap_or_else(|| panic!("src/{own} is in no layer: give it one"));
+        let row = *height.get(own).unwrap_or_else(|| panic!("src/{own} has no layer: add it to LAYERS"));
         for line in &source.code {
             for rest in line.split("crate::").skip(1) {
                 let other = rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap();
                 let other_row = *height.get(other).unwrap_or_else(|| panic!("{}: {line}", source.name));
-                assert!(other == own || other_row < row, "{} looks up: {line}", source.name);
+                assert!(other == own || other_row < row, "{} imports a higher layer: {line}", source.name);
                 imports += 1;
             }
         }
@@ -116,22 +117,22 @@ fn a_file_imports_its_own_children_and_lower_layers() {
 }
 
 #[test]
-fn hyper_is_named_where_http_is_spoken_and_nowhere_else() {
+fn hyper_is_named_only_by_modules_that_speak_http() {
     let strays = strays(&HYPER, |line| line.contains("hyper::") || line.contains("hyper_util::"));
     assert!(strays.is_empty(), "{strays:#?}");
 }
 
 #[test]
-fn tasks_are_spawned_by_their_few_owners() {
+fn tasks_are_spawned_only_by_their_owners() {
     let strays = strays(&SPAWN, |line| line.contains("tokio::spawn") || line.contains("task::spawn"));
     assert!(strays.is_empty(), "{strays:#?}");
 }
 
 #[test]
-fn status_words_are_spelled_by_the_route_only() {
+fn only_the_route_names_status_words() {
     let strays = strays(&["core/route"], |line| {
         let texts = line.split('"').skip(1).step_by(2);
-        // A text of several lines has no quotes in its middle.
+        // A line inside a string literal of several lines has no quotes.
         let text = if line.contains('"') { texts.collect::<Vec<_>>().join(" ") } else { line.to_owned() };
         STATUS.iter().any(|word| has_word(&text, word))
     });

@@ -1,4 +1,5 @@
-//! Restarts the upstream four times under 200 waits on 200 jobs, and tells what the clients and the upstream saw of it.
+//! Restarts the upstream four times under 200 waits on 200 jobs, and prints the delays of the clients and the requests at
+//! the upstream.
 //!
 //! ```text
 //!  200 clients' waits ──▶ clipgate serve ──https, HTTP/2──▶ Upstream (TLS, a port that closes) ──▶ Sim
@@ -8,10 +9,12 @@
 //! `make outages` runs it, for 40 s. The table is on stdout. Exit code 1 if a wait was lost: answered
 //! with anything but 200 and the bytes of its finished job.
 //!
-//! In each outage some jobs finish while the upstream is away, and as many [`AFTER`] it is back. "Told" is how late the
-//! last of their waits was answered: after the upstream was back, or after the job was finished where that is later.
-//! "Alone" is what the clients would have asked without the gateway: once a wait, and once more after each restart that
-//! cut it; connections that are refused while the upstream is away are not counted on either side.
+//! In each outage some jobs finish while the upstream is away, and as many [`SETTLE_TIME`] after its return. The columns:
+//!
+//! - "last answer": the delay of the last response to their waits, from the return of the upstream or, if later, from the
+//!   end of the job.
+//! - "direct": the requests of the same clients without the gateway: one for each wait, and one more after each restart.
+//!   Refused connections are not counted.
 
 mod table;
 mod upstream;
@@ -43,18 +46,18 @@ use crate::upstream::Upstream;
 
 const WAITS: usize = 200;
 const KEYS: usize = 10;
-/// Jobs that finish while the upstream is away, and as many that finish [`AFTER`] it is back.
-const FINISHED: usize = 10;
-/// How long after its return the upstream finishes more jobs: polls may still be backing off.
-const AFTER: Duration = Duration::from_millis(500);
-/// How long the upstream serves, with all polls held, before it goes away.
+/// Jobs that finish while the upstream is away. As many finish after its return.
+const JOBS_PER_OUTAGE: usize = 10;
+/// Time from the return of the upstream until more jobs finish. Polls may still be backing off.
+const SETTLE_TIME: Duration = Duration::from_millis(500);
+/// Time before each outage in which the upstream holds all polls.
 const CALM: Duration = Duration::from_secs(3);
-/// How long after an outage the last wait may be told for the run to fit into [`WAIT_TIME`].
-const LATE: Duration = Duration::from_secs(8);
-/// How long the gateway holds a wait by default, and the API.
+/// Time reserved for the last response after an outage, so that the run fits into [`WAIT_TIME`].
+const MAX_DELAY: Duration = Duration::from_secs(8);
+/// Default time of a wait at the gateway and at the API.
 const WAIT_TIME: Duration = Duration::from_secs(120);
-/// How long anything may take before the run is given up.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// Time-out of each step of the run.
+const STEP_TIMEOUT: Duration = Duration::from_secs(90);
 
 type Failure = Box<dyn Error + Send + Sync>;
 type Http = Client<HttpConnector, Empty<Bytes>>;
@@ -62,13 +65,13 @@ type Http = Client<HttpConnector, Empty<Bytes>>;
 /// Restarts the upstream under 200 waits
 #[derive(Debug, Parser)]
 struct Args {
-    /// How long the upstream is away, outage by outage, in seconds
+    /// Lengths of the outages, in seconds
     #[arg(long, value_name = "SECONDS", value_delimiter = ',', default_value = "0,1,5,15")]
     away: Vec<f64>,
-    /// The gateway to run
+    /// Binary of the gateway
     #[arg(long, value_name = "PATH", default_value = "target/release/clipgate")]
     gateway: PathBuf,
-    /// Where its log goes [default: nowhere]
+    /// File for the log of the gateway [default: none]
     #[arg(long, value_name = "PATH")]
     log: Option<PathBuf>,
 }
@@ -78,28 +81,28 @@ async fn main() -> Result<ExitCode, Failure> {
     let args = Args::parse();
     let away = outages(&args)?;
     let directory = tempfile::tempdir()?;
-    // Every request is remembered: the table counts them.
-    let sim = Sim::new(SimOptions { max_requests: 1_000_000, ..SimOptions::default() });
+    // Large enough to record every request: the table counts them.
+    let sim = Sim::new(Options { keep_requests: 1_000_000, ..Options::default() });
     let roots = directory.path().join("roots.pem");
     let upstream = Upstream::start(sim.clone(), &roots).await?;
     let gateway = Gateway::start(&args, directory.path(), &roots, upstream.port()).await?;
-    let table = Run::new(sim, upstream, gateway).whole(away).await?;
+    let table = Run::new(sim, upstream, gateway).execute(away).await?;
     writeln!(std::io::stdout().lock(), "{table}")?;
     Ok(if table.lost() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Returns the lengths of the outages, if there are jobs and time enough for all of them.
+/// Returns the lengths of the outages. Fails if there are too few jobs or too little time for them.
 fn outages(args: &Args) -> Result<Vec<Duration>, Failure> {
     let outages: Vec<Duration> =
         args.away.iter().map(|&away| Duration::try_from_secs_f64(away)).collect::<Result<_, _>>()?;
-    let time: Duration = outages.iter().map(|away| CALM + *away + AFTER + LATE).sum();
-    if time > WAIT_TIME || outages.len() * 2 * FINISHED > WAITS {
-        return Err(format!("--away: {time:?} in all is too long for waits of {WAIT_TIME:?}").into());
+    let time: Duration = outages.iter().map(|away| CALM + *away + SETTLE_TIME + MAX_DELAY).sum();
+    if time > WAIT_TIME || outages.len() * 2 * JOBS_PER_OUTAGE > WAITS {
+        return Err(format!("--away: outages take {time:?}, longer than waits of {WAIT_TIME:?}").into());
     }
     Ok(outages)
 }
 
-/// The gateway's process, which ends with this.
+/// The process of the gateway. Dropping this kills it.
 struct Gateway {
     _child: Child,
     _stdout: Lines<BufReader<ChildStdout>>,
@@ -125,9 +128,9 @@ impl Gateway {
         let mut child = command.spawn().map_err(|error| {
             format!("{}: {error}. Build it with `cargo build --release`.", args.gateway.display())
         })?;
-        let mut lines = BufReader::new(child.stdout.take().ok_or("stdout is a pipe")?).lines();
+        let mut lines = BufReader::new(child.stdout.take().ok_or("stdout is not a pipe")?).lines();
         let mut ready = async |start: &str| -> Result<SocketAddr, Failure> {
-            let line = in_time("the start of the gateway", lines.next_line()).await??;
+            let line = in_time("ready line", lines.next_line()).await??;
             let line = line.ok_or("the gateway ended before it was ready; --log FILE keeps its log")?;
             Ok(line.strip_prefix(start).ok_or_else(|| format!("unknown ready line: {line}"))?.parse()?)
         };
@@ -137,15 +140,15 @@ impl Gateway {
     }
 }
 
-/// The answer to a wait.
-struct Told {
+/// The response to a wait.
+struct Response {
     job: usize,
     at: Instant,
-    /// How it differs from the right one.
-    wrong: Option<String>,
+    /// The difference to the expected response.
+    error: Option<String>,
 }
 
-/// The run: what stands, and what has been seen so far.
+/// The processes and clients of a run, and its progress.
 struct Run {
     sim: Sim,
     upstream: Upstream,
@@ -154,11 +157,11 @@ struct Run {
     clients: Vec<Http>,
     admin: Http,
     waits: JoinSet<()>,
-    tell: mpsc::UnboundedSender<Told>,
-    told: mpsc::UnboundedReceiver<Told>,
+    sender: mpsc::UnboundedSender<Response>,
+    responses: mpsc::UnboundedReceiver<Response>,
     answered: usize,
     lost: usize,
-    /// Jobs are finished in order: the next one.
+    /// The next job to finish. Jobs finish in order.
     next: usize,
 }
 
@@ -166,7 +169,7 @@ impl Run {
     fn new(sim: Sim, upstream: Upstream, gateway: Gateway) -> Self {
         let client =
             |is_http2| -> Http { Client::builder(TokioExecutor::new()).http2_only(is_http2).build_http() };
-        let (tell, told) = mpsc::unbounded_channel(); // WAITS at most
+        let (sender, responses) = mpsc::unbounded_channel(); // at most WAITS messages
         Self {
             sim,
             upstream,
@@ -174,15 +177,15 @@ impl Run {
             clients: (0..KEYS).map(|key| client(key % 2 == 1)).collect(),
             admin: client(false),
             waits: JoinSet::new(),
-            tell,
-            told,
+            sender,
+            responses,
             answered: 0,
             lost: 0,
             next: 0,
         }
     }
 
-    async fn whole(mut self, outages: Vec<Duration>) -> Result<Table, Failure> {
+    async fn execute(mut self, outages: Vec<Duration>) -> Result<Table, Failure> {
         self.prove_keys().await?;
         let mut table = Table::default();
         let (began, before) = (clock::now(), self.counts().await?);
@@ -193,7 +196,7 @@ impl Run {
             open: WAITS,
             held_again: Some(held_at.saturating_duration_since(began)),
             counts: self.counts().await? - before,
-            alone: WAITS,
+            direct: WAITS,
             ..Row::default()
         });
         for away in outages {
@@ -204,33 +207,33 @@ impl Run {
         Ok(table)
     }
 
-    /// Lets each key be accepted by the upstream, as it is long before an outage.
+    /// Sends one request with each key, so that the upstream has accepted all keys before the first outage.
     async fn prove_keys(&self) -> Result<(), Failure> {
         self.sim.set_status("kept", "submitted");
         for (key, client) in self.clients.iter().enumerate() {
             let (status, _) = get(client, self.gateway.address, key, &target("kept", false)).await?;
             if status != StatusCode::OK {
-                return Err(format!("the first answer is {status}").into());
+                return Err(format!("the first response is {status}").into());
             }
         }
         Ok(())
     }
 
-    /// One wait for each job.
+    /// Starts one wait for each job.
     fn park(&mut self) {
         for job in 0..WAITS {
             self.sim.set_status(&name(job), "submitted");
             let (client, address) = (self.clients[job % KEYS].clone(), self.gateway.address);
-            let (tell, right) = (self.tell.clone(), self.sim.body(&name(job), "completed"));
+            let (sender, expected) = (self.sender.clone(), self.sim.body(&name(job), "completed"));
             self.waits.spawn(async move {
-                let answer = get(&client, address, job % KEYS, &target(&name(job), true)).await;
-                let wrong = match answer {
-                    Ok((StatusCode::OK, body)) if body == right => None,
+                let response = get(&client, address, job % KEYS, &target(&name(job), true)).await;
+                let error = match response {
+                    Ok((StatusCode::OK, body)) if body == expected => None,
                     Ok((status, body)) => Some(format!("{status} {}", String::from_utf8_lossy(&body))),
                     Err(error) => Some(error.to_string()),
                 };
-                // The run is over if nobody listens.
-                let _ = tell.send(Told { job, at: clock::now(), wrong });
+                // Fails only at the end of the run.
+                let _ = sender.send(Response { job, at: clock::now(), error });
             });
         }
     }
@@ -238,46 +241,49 @@ impl Run {
     async fn outage(&mut self, away: Duration) -> Result<Row, Failure> {
         tokio::time::sleep(CALM).await;
         let (open, lost, before) = (WAITS - self.answered, self.lost, self.counts().await?);
-        self.upstream.go_away().await;
+        self.upstream.close().await;
         tokio::time::sleep(away / 2).await;
-        let meanwhile = self.finish(FINISHED);
+        let meanwhile = self.finish(JOBS_PER_OUTAGE);
         tokio::time::sleep(away - away / 2).await;
         let back_at = clock::now();
-        self.upstream.come_back().await?;
-        tokio::time::sleep(AFTER).await;
-        let later = self.finish(FINISHED);
+        self.upstream.reopen().await?;
+        tokio::time::sleep(SETTLE_TIME).await;
+        let later = self.finish(JOBS_PER_OUTAGE);
         let finished_at = clock::now();
-        let told = self.until_told(2 * FINISHED).await?;
+        let answered = self.until_answered(2 * JOBS_PER_OUTAGE).await?;
         let held_at = self.until_held().await?;
         let last = |jobs: &[usize], since: Instant| {
-            jobs.iter().filter_map(|job| told.get(job)).map(|at| at.saturating_duration_since(since)).max()
+            jobs.iter()
+                .filter_map(|job| answered.get(job))
+                .map(|at| at.saturating_duration_since(since))
+                .max()
         };
         Ok(Row {
             name: format!("away {} s", away.as_secs_f64()),
             open,
-            answered: told.len(),
+            answered: answered.len(),
             lost: self.lost - lost,
-            told_meanwhile: last(&meanwhile, back_at),
-            told_later: last(&later, finished_at),
+            answered_during: last(&meanwhile, back_at),
+            answered_later: last(&later, finished_at),
             held_again: Some(held_at.saturating_duration_since(back_at)),
             counts: self.counts().await? - before,
-            alone: open,
+            direct: open,
         })
     }
 
-    /// Finishes the jobs that are left.
+    /// Finishes the remaining jobs.
     async fn rest(&mut self) -> Result<Row, Failure> {
         let (open, lost, before) = (WAITS - self.answered, self.lost, self.counts().await?);
         let jobs = self.finish(WAITS - self.next);
         let finished_at = clock::now();
-        let told = self.until_told(open).await?;
-        let last = jobs.iter().filter_map(|job| told.get(job)).max();
+        let answered = self.until_answered(open).await?;
+        let last = jobs.iter().filter_map(|job| answered.get(job)).max();
         Ok(Row {
-            name: "the rest".to_owned(),
+            name: "remaining".to_owned(),
             open,
-            answered: told.len(),
+            answered: answered.len(),
             lost: self.lost - lost,
-            told_later: last.map(|at| at.saturating_duration_since(finished_at)),
+            answered_later: last.map(|at| at.saturating_duration_since(finished_at)),
             counts: self.counts().await? - before,
             ..Row::default()
         })
@@ -290,25 +296,25 @@ impl Run {
         jobs
     }
 
-    /// Takes in answers until there are `count` more; returns when each job was told. Waits that were lost count too.
-    async fn until_told(&mut self, count: usize) -> Result<HashMap<usize, Instant>, Failure> {
+    /// Receives `count` responses, and returns the time of each by job. Lost waits count as well.
+    async fn until_answered(&mut self, count: usize) -> Result<HashMap<usize, Instant>, Failure> {
         let mut all = HashMap::new();
         while all.len() < count {
-            let told = in_time("an answer", self.told.recv()).await?.ok_or("the run keeps a sender")?;
+            let response = in_time("a response", self.responses.recv()).await?.ok_or("no sender is left")?;
             self.answered += 1;
-            if let Some(wrong) = told.wrong {
+            if let Some(error) = response.error {
                 self.lost += 1;
-                writeln!(std::io::stderr().lock(), "{} is lost: {wrong}", name(told.job))?;
+                writeln!(std::io::stderr().lock(), "{} is lost: {error}", name(response.job))?;
             }
-            all.insert(told.job, told.at);
+            all.insert(response.job, response.at);
         }
         Ok(all)
     }
 
-    /// Waits until the upstream holds a poll for each job that is not finished; returns when the last of them came.
+    /// Waits until the upstream holds a poll for each unfinished job. Returns the time of the last of these polls.
     async fn until_held(&self) -> Result<Instant, Failure> {
         let held = self.sim.wait_until(|seen| seen.open >= WAITS - self.next);
-        in_time("all polls to be held", held).await?;
+        in_time("held poll for each job", held).await?;
         let requests = self.sim.requests();
         let last = requests.iter().filter(|seen| seen.end == RequestEnd::Open).map(|seen| seen.at).max();
         Ok(last.unwrap_or_else(clock::now))
@@ -318,7 +324,7 @@ impl Run {
         let (status, page) = get(&self.admin, self.gateway.admin, 0, "/metrics").await?;
         let page = String::from_utf8(page.to_vec())?;
         let retries = page.lines().find_map(|line| line.strip_prefix("clipgate_upstream_retries_total "));
-        let retries = retries.ok_or_else(|| format!("no count of retries in the metrics ({status})"))?;
+        let retries = retries.ok_or_else(|| format!("no retry counter in the metrics ({status})"))?;
         Ok(Counts {
             calls: self.sim.requests().len(),
             connections: self.upstream.accepted(),
@@ -351,7 +357,7 @@ async fn get(
 }
 
 async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> Result<T, Failure> {
-    tokio::time::timeout(PATIENCE, future)
+    tokio::time::timeout(STEP_TIMEOUT, future)
         .await
-        .map_err(|_| format!("waited for {what} for {PATIENCE:?}").into())
+        .map_err(|_| format!("no {what} within {STEP_TIMEOUT:?}").into())
 }

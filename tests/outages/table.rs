@@ -1,17 +1,17 @@
-//! The figures of a run, as a table for people.
+//! Figures of a run, printed as a table.
 
 use std::fmt;
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
-/// What was counted up to a moment, or between two of them.
+/// Counters at a time, or the differences between two times.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Counts {
     /// Requests that reached the upstream.
     pub(crate) calls: usize,
     /// Connections that the upstream accepted.
     pub(crate) connections: usize,
-    /// Retries of polls by the gateway, those to a closed port included.
+    /// Retries of polls by the gateway, including refused connections.
     pub(crate) retries: usize,
 }
 
@@ -43,22 +43,22 @@ impl Add for Counts {
 #[derive(Default)]
 pub(crate) struct Row {
     pub(crate) name: String,
-    /// Waits that were open at its beginning.
+    /// Waits that were open at the start of this part.
     pub(crate) open: usize,
     pub(crate) answered: usize,
     pub(crate) lost: usize,
-    /// How late the last wait was told of the jobs that finished while the upstream was away, after its return.
-    pub(crate) told_meanwhile: Option<Duration>,
-    /// How late the last wait was told of the other jobs, after they finished.
-    pub(crate) told_later: Option<Duration>,
-    /// When the upstream held a poll for each unfinished job again, after its return.
+    /// Time from the return of the upstream to the last response for jobs that finished in the outage.
+    pub(crate) answered_during: Option<Duration>,
+    /// Time from the end of the other jobs to the last response for them.
+    pub(crate) answered_later: Option<Duration>,
+    /// Time from the return of the upstream until it held a poll for each unfinished job again.
     pub(crate) held_again: Option<Duration>,
     pub(crate) counts: Counts,
-    /// The calls of clients without the gateway.
-    pub(crate) alone: usize,
+    /// Requests of the same clients without the gateway.
+    pub(crate) direct: usize,
 }
 
-/// All parts in order; the totals come from them.
+/// All parts in order, and their total.
 #[derive(Default)]
 pub(crate) struct Table {
     rows: Vec<Row>,
@@ -80,17 +80,17 @@ impl Table {
             open: self.rows.first().map_or(0, |row| row.open),
             answered: sum(|row| row.answered),
             lost: self.lost(),
-            told_meanwhile: self.rows.iter().filter_map(|row| row.told_meanwhile).max(),
-            told_later: self.rows.iter().filter_map(|row| row.told_later).max(),
+            answered_during: self.rows.iter().filter_map(|row| row.answered_during).max(),
+            answered_later: self.rows.iter().filter_map(|row| row.answered_later).max(),
             held_again: None,
             counts: self.rows.iter().map(|row| row.counts).fold(Counts::default(), Counts::add),
-            alone: sum(|row| row.alone),
+            direct: sum(|row| row.direct),
         }
     }
 }
 
 const HEADS: [[&str; 11]; 2] = [
-    ["", "waits", "", "", "last told,", "last told,", "all polls", "upstream", "", "", "alone,"],
+    ["", "waits", "", "", "last answer,", "last answer,", "all polls", "upstream", "", "", "direct,"],
     [
         "",
         "open",
@@ -113,10 +113,11 @@ impl fmt::Display for Table {
         }
         for row in self.rows.iter().chain([&self.total()]) {
             let Counts { calls, connections, retries } = row.counts;
-            let [meanwhile, later, held] = [row.told_meanwhile, row.told_later, row.held_again].map(seconds);
+            let [meanwhile, later, held] =
+                [row.answered_during, row.answered_later, row.held_again].map(seconds);
             let [open, answered, lost] = [row.open, row.answered, row.lost].map(|count| count.to_string());
-            let [calls, connections, retries, alone] =
-                [calls, connections, retries, row.alone].map(|count| count.to_string());
+            let [calls, connections, retries, direct] =
+                [calls, connections, retries, row.direct].map(|count| count.to_string());
             let cells = [
                 &row.name,
                 &open,
@@ -128,7 +129,7 @@ impl fmt::Display for Table {
                 &calls,
                 &connections,
                 &retries,
-                &alone,
+                &direct,
             ];
             line(f, cells.map(String::as_str))?;
         }

@@ -1,4 +1,4 @@
-//! The upstream's side: TLS with HTTP/2 before the simulated upstream, on a port that can be closed for a while.
+//! The upstream: TLS with HTTP/2 in front of the simulated upstream, on a port that can be closed for a while.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,21 +17,22 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::Failure;
 
-/// The port, and the server on it while there is one. A connection here is one to the simulated upstream, and ends with it.
+/// The port, and the server on it while the port is open. Each connection has one to the simulated upstream, and ends with
+/// it.
 pub(crate) struct Upstream {
     sim: Sim,
     address: SocketAddr,
     behind: SocketAddr,
     tls: TlsAcceptor,
     accepted: Arc<AtomicUsize>,
-    /// Bound but never listening: nobody else can have the port while the server is gone.
+    /// Bound but never listening: reserves the port while the server is gone.
     _port: TcpSocket,
     serving: Mutex<Option<AbortOnDropHandle<()>>>,
     _sim: AbortOnDropHandle<()>,
 }
 
 impl Upstream {
-    /// Serves on a port of its own. Its certificate, of `localhost`, is written to `roots` for clients to trust.
+    /// Serves on a free port. Writes its certificate for `localhost` to `roots`, which the gateway trusts.
     pub(crate) async fn start(sim: Sim, roots: &Path) -> Result<Self, Failure> {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
         std::fs::write(roots, made.cert.pem())?;
@@ -59,7 +60,7 @@ impl Upstream {
             serving: Mutex::new(None),
             _sim: AbortOnDropHandle::new(serving),
         };
-        upstream.come_back().await?;
+        upstream.reopen().await?;
         Ok(upstream)
     }
 
@@ -67,24 +68,24 @@ impl Upstream {
         self.address.port()
     }
 
-    /// The connections that were ever accepted.
+    /// Returns the number of connections accepted so far.
     pub(crate) fn accepted(&self) -> usize {
         self.accepted.load(Ordering::Relaxed)
     }
 
-    /// Closes the port and cuts all connections, as when a process is killed: without a word of TLS or of HTTP/2.
-    /// Returns when that is done.
-    pub(crate) async fn go_away(&self) {
+    /// Closes the port and all connections without any TLS or HTTP/2 message, as when a process is killed. Returns when they
+    /// are closed.
+    pub(crate) async fn close(&self) {
         if let Some(serving) = self.serving.lock().await.take() {
             serving.abort();
-            // It was cancelled: that is no news.
+            // Cancelled by the line above.
             let _ = serving.await;
         }
         self.sim.wait_until(|seen| seen.connections == 0).await;
     }
 
     /// Listens again.
-    pub(crate) async fn come_back(&self) -> io::Result<()> {
+    pub(crate) async fn reopen(&self) -> io::Result<()> {
         let listener = socket::listen(self.address)?;
         let (tls, behind, accepted) = (self.tls.clone(), self.behind, Arc::clone(&self.accepted));
         let serving = tokio::spawn(async move {

@@ -1,4 +1,4 @@
-//! What must never come up in this process: panics, and errors in the log.
+//! Counts panics and log errors of this process. A good run has neither.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,38 +8,38 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
-/// Counts them.
+/// Counts panics, and events of level ERROR.
 #[derive(Clone, Default)]
-pub(crate) struct Complaints {
+pub(crate) struct FailureCounter {
     panics: Arc<AtomicU64>,
     errors: Arc<AtomicU64>,
 }
 
-impl Complaints {
-    /// From now on. Panics are told on stderr as before.
-    pub(crate) fn watch() -> Result<Self, TryInitError> {
-        let complaints = Self::default();
-        let (panics, before) = (Arc::clone(&complaints.panics), std::panic::take_hook());
+impl FailureCounter {
+    /// Installs the panic hook and the subscriber. Panics are still printed to stderr.
+    pub(crate) fn install() -> Result<Self, TryInitError> {
+        let failures = Self::default();
+        let (panics, before) = (Arc::clone(&failures.panics), std::panic::take_hook());
         std::panic::set_hook(Box::new(move |panic| {
             panics.fetch_add(1, Ordering::Relaxed);
             before(panic);
         }));
-        tracing_subscriber::registry().with(complaints.clone()).with(LevelFilter::ERROR).try_init()?;
-        Ok(complaints)
+        tracing_subscriber::registry().with(failures.clone()).with(LevelFilter::ERROR).try_init()?;
+        Ok(failures)
     }
 
-    /// Panics of any thread or task.
+    /// Returns the panics of all threads and tasks.
     pub(crate) fn panics(&self) -> u64 {
         self.panics.load(Ordering::Relaxed)
     }
 
-    /// What the gateway has logged as an error.
+    /// Returns the errors that the gateway has logged.
     pub(crate) fn errors(&self) -> u64 {
         self.errors.load(Ordering::Relaxed)
     }
 }
 
-impl<S: Subscriber> Layer<S> for Complaints {
+impl<S: Subscriber> Layer<S> for FailureCounter {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         if *event.metadata().level() == Level::ERROR {
             self.errors.fetch_add(1, Ordering::Relaxed);

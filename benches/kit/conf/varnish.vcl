@@ -13,7 +13,7 @@ sub vcl_backend_response {
   if (beresp.status == 200) {
     unset beresp.http.Cache-Control; unset beresp.http.Vary; set beresp.ttl = 1h; set beresp.uncacheable = false;
   } else {
-    # One after the other, which suits long-polls better than all at once.
+    # Serialized: better for long-polls than all at once.
     set beresp.ttl = 0s;
   }
   return (deliver);

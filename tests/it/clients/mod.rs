@@ -9,6 +9,7 @@ pub(crate) mod event_clients;
 pub(crate) mod event_pages;
 pub(crate) mod event_reconnects;
 pub(crate) mod event_streams;
+pub(crate) mod examples;
 pub(crate) mod gateway_errors;
 pub(crate) mod hostile_clients_http1;
 pub(crate) mod hostile_clients_http2;

@@ -1,7 +1,7 @@
-//! How slow this machine is: bounds on time are wider where everything takes long.
+//! Delays of this machine, by which the oracle widens its bounds on time.
 //!
-//! It is what a client alone sees: a request straight to the upstream, on a connection of its own, again and again; and
-//! how late timers are.
+//! Measured as a client without the gateway would see them: one request straight to the upstream after the other, each on
+//! a new connection, plus the delay of the timer before it.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,30 +17,30 @@ use hyper_util::rt::TokioExecutor;
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
 const EVERY: Duration = Duration::from_millis(20);
-/// A fault of the upstream's is no noise: longer than that nothing is waited for.
+/// Upper bound of one measurement: longer ones are injected faults, not delays of the machine.
 const LONGEST: Duration = Duration::from_secs(2);
-/// For how many seconds it is remembered.
+/// Number of seconds in the ring of measurements.
 const SECONDS: usize = 64;
 
-/// The longest that anything took, for each second.
-pub(crate) struct Noise {
-    begun: Instant,
+/// The longest measurement of each second.
+pub(crate) struct Calibration {
+    started_at: Instant,
     upstream: SocketAddr,
-    /// In microseconds, as all here.
+    /// In microseconds, like all figures here.
     longest: [AtomicU64; SECONDS],
     of_all: AtomicU64,
-    /// When what is measured now began, since `begun`.
+    /// Start of the current measurement, since `started_at`.
     measuring: AtomicU64,
 }
 
-impl Noise {
+impl Calibration {
     pub(crate) fn new(upstream: SocketAddr) -> Self {
         let zero = || AtomicU64::new(0);
         let longest = std::array::from_fn(|_| zero());
-        Self { begun: clock::now(), upstream, longest, of_all: zero(), measuring: zero() }
+        Self { started_at: clock::now(), upstream, longest, of_all: zero(), measuring: zero() }
     }
 
-    /// Listens. Cancel safe.
+    /// Measures until dropped. Cancel safe.
     pub(crate) async fn run(&self) {
         let mut builder = legacy::Client::builder(TokioExecutor::new());
         let client: legacy::Client<HttpConnector, Empty<Bytes>> =
@@ -55,7 +55,7 @@ impl Noise {
                 let response = client.request(request.expect("an address makes a URL")).await?;
                 response.collect().await.map_err(Error::from)
             };
-            // In a storm it may fail, or hang.
+            // During a fault the request may fail or hang.
             let _: Result<Result<_, Error>, _> = tokio::time::timeout(LONGEST, direct).await;
             let now = clock::now();
             let micros = self.micros(now) - self.micros(due);
@@ -68,7 +68,7 @@ impl Noise {
         }
     }
 
-    /// The longest between two moments, and right before and after them.
+    /// Returns the longest measurement between two times, including the second before and the second after.
     pub(crate) fn between(&self, from: Instant, to: Instant) -> Duration {
         let last = self.second(to) + 1;
         let first = self.second(from).saturating_sub(1).max(last.saturating_sub(SECONDS - 1));
@@ -77,16 +77,16 @@ impl Noise {
         Duration::from_micros(all.chain([now]).max().unwrap_or(0))
     }
 
-    /// The longest of all.
+    /// Returns the longest measurement of the run.
     pub(crate) fn longest(&self) -> Duration {
         Duration::from_micros(self.of_all.load(Ordering::Relaxed))
     }
 
     fn second(&self, at: Instant) -> usize {
-        usize::try_from(at.saturating_duration_since(self.begun).as_secs()).unwrap_or(usize::MAX)
+        usize::try_from(at.saturating_duration_since(self.started_at).as_secs()).unwrap_or(usize::MAX)
     }
 
     fn micros(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.begun).as_micros()).unwrap_or(u64::MAX)
+        u64::try_from(at.saturating_duration_since(self.started_at).as_micros()).unwrap_or(u64::MAX)
     }
 }

@@ -1,6 +1,6 @@
-//! The clients' side of one request: it is sent over a real socket, its answer read whole and judged.
+//! Clients: send a request over a real socket, read the response, and have the oracle check it.
 //!
-//! It must never know more of the gateway than its address.
+//! Clients know nothing of the gateway except its address.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,34 +19,34 @@ use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use super::ask::{Ask, Errand, Key, Kind, Manner, Pass};
-use super::clips::WORDS;
-use super::counts::{Outcome, Tally, Wrong};
-use super::oracle::{Answer, Oracle, wrong};
+use super::clips::STATUSES;
+use super::counts::{Counts, Outcome, Violation};
+use super::oracle::{Oracle, ReceivedResponse, violation};
+use super::requests::{Action, ClipQuery, Delivery, Key, OtherRequest, RequestKind};
 
-/// Shorter than the gateway's patience with a connection on which nothing is asked.
+/// Idle time-out of client connections, shorter than the gateway's.
 const IDLE: Duration = Duration::from_secs(4);
-/// How long what is written late may still be: the machine's own delays are known by then.
+/// Pause before a second check of a response that seems late. By then the calibration of that time is complete.
 pub(super) const SECOND_LOOK: Duration = Duration::from_secs(1);
 
-/// So many that the requests given up on each are not taken for an attack.
+/// Enough connections that the requests cancelled on each stay below the limits against reset floods.
 const HTTP2_CONNECTIONS: usize = 32;
 
 type Http = legacy::Client<HttpConnector, Full<Bytes>>;
 
-/// All clients. Each request is one's own; connections are used again.
+/// All clients. Requests share connections.
 pub(crate) struct Clients {
     address: SocketAddr,
     route: Route,
     http1: Http,
-    /// Each is a connection.
+    /// One connection each.
     http2: Vec<Http>,
     pub(super) oracle: Arc<Oracle>,
-    pub(super) tally: Arc<Tally>,
+    pub(super) counts: Arc<Counts>,
 }
 
 impl Clients {
-    pub(crate) fn new(address: SocketAddr, oracle: Arc<Oracle>, tally: Arc<Tally>) -> Self {
+    pub(crate) fn new(address: SocketAddr, oracle: Arc<Oracle>, counts: Arc<Counts>) -> Self {
         let client = |is_http2| {
             let mut builder = legacy::Client::builder(TokioExecutor::new());
             builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE).http2_only(is_http2);
@@ -55,85 +55,100 @@ impl Clients {
             builder.build(connector)
         };
         let http2 = (0..HTTP2_CONNECTIONS).map(|_| client(true)).collect();
-        Self { address, route: Route::suno(), http1: client(false), http2, oracle, tally }
+        Self { address, route: Route::suno(), http1: client(false), http2, oracle, counts }
     }
 
-    /// Does one errand, and counts how it ended. Cancel safe: dropped, its client hangs up.
-    pub(crate) async fn run(&self, errand: Errand, manner: Manner) {
-        let kind = errand.kind();
-        let work = async {
-            match errand {
-                Errand::Clips(ask) => self.ask(&ask, manner.is_http2).await,
-                Errand::Follow(ask, seed) => self.follow(&ask, seed, manner.is_http2).await,
-                Errand::Pass(pass) => self.pass(&pass, manner.is_http2).await,
+    /// Performs one action, and records its outcome. Cancel safe: dropping the future disconnects the client.
+    pub(crate) async fn run(&self, action: Action, delivery: Delivery) {
+        let kind = action.kind();
+        let result = async {
+            match action {
+                Action::Clips(query) => self.query(&query, delivery.is_http2).await,
+                Action::EventStream(query, seed) => self.follow(&query, seed, delivery.is_http2).await,
+                Action::Other(other) => self.send_other(&other, delivery.is_http2).await,
             }
         };
-        let ended = match manner.leaves {
-            None => Some(work.await),
-            Some(after) => tokio::time::timeout(after, work).await.ok(),
+        let ended = match delivery.disconnect_after {
+            None => Some(result.await),
+            Some(after) => tokio::time::timeout(after, result).await.ok(),
         };
         match ended {
-            Some(Ok(outcome)) => self.tally.ended(kind, outcome),
-            Some(Err(wrong)) => self.tally.wrong(wrong),
-            None => self.tally.ended(kind, Outcome::Left),
+            Some(Ok(outcome)) => self.counts.record_outcome(kind, outcome),
+            Some(Err(violation)) => self.counts.record_violation(violation),
+            None => self.counts.record_outcome(kind, Outcome::ClientClosed),
         }
     }
 
-    /// A client that knows no HTTP, or dies in the middle of a word.
-    pub(crate) async fn be_rude(&self, bytes: &[u8], pause: Duration) {
+    /// Sends bytes that are not a complete HTTP request, and disconnects.
+    pub(crate) async fn send_malformed(&self, bytes: &[u8], pause: Duration) {
         if let Ok(mut stream) = TcpStream::connect(self.address).await {
             let _ = stream.write_all(bytes).await;
             tokio::time::sleep(pause).await;
         }
     }
 
-    async fn ask(&self, ask: &Ask, is_http2: bool) -> Result<Outcome, Wrong> {
-        let mut answer = self.send(self.request(ask), is_http2, ask).await?;
-        self.oracle.note(ask.key, &answer)?;
-        if ask.kind == Kind::Conditional
-            && answer.status == StatusCode::OK
-            && let Some(etag) = answer.headers.get(ETAG).cloned()
+    async fn query(&self, query: &ClipQuery, is_http2: bool) -> Result<Outcome, Violation> {
+        let mut response = self.send(self.request(query), is_http2, query).await?;
+        self.oracle.record_response(query.key, &response)?;
+        if query.kind == RequestKind::Conditional
+            && response.status == StatusCode::OK
+            && let Some(etag) = response.headers.get(ETAG).cloned()
         {
-            self.look_again(ask, &answer).await?;
-            let mut request = self.request(ask);
+            self.check_twice(query, &response).await?;
+            let mut request = self.request(query);
             request.headers_mut().insert(IF_NONE_MATCH, etag);
-            answer = self.send(request, is_http2, ask).await?;
-            self.oracle.note(ask.key, &answer)?;
+            response = self.send(request, is_http2, query).await?;
+            self.oracle.record_response(query.key, &response)?;
         }
-        self.look_again(ask, &answer).await
+        self.check_twice(query, &response).await
     }
 
-    /// What looks late may be this machine's fault, of which all is known a moment later.
-    async fn look_again(&self, ask: &Ask, answer: &Answer) -> Result<Outcome, Wrong> {
-        match self.oracle.judge(ask, answer, &self.tally) {
+    /// Checks a response, and once more after a second: the calibration then covers the whole request.
+    async fn check_twice(
+        &self,
+        query: &ClipQuery,
+        response: &ReceivedResponse,
+    ) -> Result<Outcome, Violation> {
+        match self.oracle.check(query, response, &self.counts) {
             Ok(outcome) => Ok(outcome),
             Err(_) => {
                 tokio::time::sleep(SECOND_LOOK).await;
-                self.oracle.judge(ask, answer, &self.tally)
+                self.oracle.check(query, response, &self.counts)
             }
         }
     }
 
-    async fn send(&self, request: Request<Full<Bytes>>, is_http2: bool, ask: &Ask) -> Result<Answer, Wrong> {
-        let (sent, limit) = (clock::now(), self.oracle.longest(ask.prefer) + Duration::from_secs(20));
-        let story =
-            |why: String| format!("{:?} by {:?} after {:?}: {why}", ask.kind, ask.key, sent.elapsed());
-        match tokio::time::timeout(limit, self.whole(request, is_http2, sent)).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => wrong("no whole answer", story(chain(&*error))),
-            Err(_) => wrong("no answer", story("the client gives up".to_owned())),
+    async fn send(
+        &self,
+        request: Request<Full<Bytes>>,
+        is_http2: bool,
+        query: &ClipQuery,
+    ) -> Result<ReceivedResponse, Violation> {
+        let (sent, limit) = (clock::now(), self.oracle.max_duration(query.prefer) + Duration::from_secs(20));
+        let details =
+            |why: String| format!("{:?} by {:?} after {:?}: {why}", query.kind, query.key, sent.elapsed());
+        match tokio::time::timeout(limit, self.exchange(request, is_http2, sent)).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => violation("an incomplete response", details(chain(&*error))),
+            Err(_) => violation("no response", details("timed out".to_owned())),
         }
     }
 
-    async fn whole(
+    async fn exchange(
         &self,
         request: Request<Full<Bytes>>,
         is_http2: bool,
         sent: Instant,
-    ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+    ) -> Result<ReceivedResponse, Box<dyn std::error::Error + Send + Sync>> {
         let (head, body) = self.start(request, is_http2).await?.into_parts();
         let body = body.collect().await?.to_bytes();
-        Ok(Answer { status: head.status, headers: head.headers, body, sent, got: clock::now() })
+        Ok(ReceivedResponse {
+            status: head.status,
+            headers: head.headers,
+            body,
+            sent,
+            received: clock::now(),
+        })
     }
 
     pub(super) async fn start(
@@ -146,32 +161,32 @@ impl Clients {
         client.request(request).await
     }
 
-    pub(super) fn request(&self, ask: &Ask) -> Request<Full<Bytes>> {
+    pub(super) fn request(&self, query: &ClipQuery) -> Request<Full<Bytes>> {
         let Route { single_path, multi_path, single_param, multi_param, status_param, .. } = &self.route;
-        let (path, param) = if ask.is_single {
+        let (path, param) = if query.is_single {
             (single_path, single_param.clone())
         } else {
             (multi_path, format!("{multi_param}[]"))
         };
-        let mut query = form_urlencoded::Serializer::new(String::new());
-        for clip in &ask.clips {
-            query.append_pair(&param, &clip.id);
+        let mut pairs = form_urlencoded::Serializer::new(String::new());
+        for clip in &query.clips {
+            pairs.append_pair(&param, &clip.id);
         }
-        if let Some(goal) = ask.goal {
-            query.append_pair(status_param, WORDS[goal]);
+        if let Some(goal) = query.goal {
+            pairs.append_pair(status_param, STATUSES[goal]);
         }
-        let mut request = self.get(ask.key, &format!("{path}?{}", query.finish()));
-        let control = match ask.kind {
-            Kind::NoCache => Some("no-cache"),
-            Kind::NoStore => Some("no-store"),
-            Kind::OnlyIfCached => Some("only-if-cached"),
+        let mut request = self.get(query.key, &format!("{path}?{}", pairs.finish()));
+        let control = match query.kind {
+            RequestKind::NoCache => Some("no-cache"),
+            RequestKind::NoStore => Some("no-store"),
+            RequestKind::OnlyIfCached => Some("only-if-cached"),
             _ => None,
         };
         let fields = request.headers_mut();
         if let Some(control) = control {
             fields.insert(CACHE_CONTROL, HeaderValue::from_static(control));
         }
-        if let Some(wait) = ask.prefer {
+        if let Some(wait) = query.prefer {
             let wait = format!("wait={}", wait.as_secs());
             fields.insert("prefer", wait.parse().expect("digits are a value"));
         }
@@ -182,106 +197,114 @@ impl Clients {
         Request::get(format!("http://{}{target}", self.address))
             .header(AUTHORIZATION, format!("Bearer {}", key.text()))
             .body(Full::default())
-            .expect("targets here are written well")
+            .expect("all targets are valid")
     }
 
-    /// Does one request that is passed through. The answer is the upstream's, unless a fault explains its failure.
-    async fn pass(&self, pass: &Pass, is_http2: bool) -> Result<Outcome, Wrong> {
-        let (key, target) = pass.target();
+    /// Sends one passed-through request. The response is the upstream's, unless a fault explains the failure.
+    async fn send_other(&self, other: &OtherRequest, is_http2: bool) -> Result<Outcome, Violation> {
+        let (key, target) = other.target();
         let mut request = self.get(key, &target);
-        if let Pass::Mirror(_, _, body) = pass {
+        if let OtherRequest::Mirror(_, _, body) = other {
             *request.method_mut() = http::Method::POST;
             *request.body_mut() = Full::new(body.clone());
         }
         let sent = clock::now();
-        let limit = self.oracle.longest(None) * 2;
-        let whole = tokio::time::timeout(limit, self.whole(request, is_http2, sent)).await;
-        let explain = |story: String| match self.oracle.explain_passed(key, &target, sent, clock::now()) {
+        let limit = self.oracle.max_duration(None) * 2;
+        let result = tokio::time::timeout(limit, self.exchange(request, is_http2, sent)).await;
+        let explain = |details: String| match self.oracle.explain_passed(key, &target, sent, clock::now()) {
             Ok(cause) => {
-                self.tally.explained(cause);
+                self.counts.record_cause(cause);
                 Ok(Outcome::Failed)
             }
-            Err(why) => wrong(why, story),
+            Err(why) => violation(why, details),
         };
-        let answer = match whole {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => return explain(format!("{}: {}", pass.name(), chain(&*error))),
-            Err(_) => return explain(format!("{}: no answer", pass.name())),
+        let response = match result {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => return explain(format!("{}: {}", other.name(), chain(&*error))),
+            Err(_) => return explain(format!("{}: no response", other.name())),
         };
-        self.oracle.note(key, &answer)?;
-        match pass.is_right(&answer) {
+        self.oracle.record_response(key, &response)?;
+        match other.is_right(&response) {
             Some(outcome) => Ok(outcome),
-            // An error, or as 200 a page in place of the answer.
-            None => explain(pass.story(&answer)),
+            // An error, or an HTML page with status 200.
+            None => explain(other.describe(&response)),
         }
     }
 }
 
-impl Errand {
-    fn kind(&self) -> Kind {
+impl Action {
+    fn kind(&self) -> RequestKind {
         match self {
-            Errand::Clips(ask) | Errand::Follow(ask, _) => ask.kind,
-            Errand::Pass(pass) => pass.kind(),
+            Action::Clips(query) | Action::EventStream(query, _) => query.kind,
+            Action::Other(other) => other.kind(),
         }
     }
 }
 
-impl Pass {
-    fn kind(&self) -> Kind {
+impl OtherRequest {
+    fn kind(&self) -> RequestKind {
         match self {
-            Pass::Unknown(_) => Kind::Unknown,
-            Pass::Echo(..) => Kind::Echo,
-            Pass::Mirror(..) => Kind::Mirror,
-            Pass::Stream(..) => Kind::Stream,
+            OtherRequest::Unknown(_) => RequestKind::UnknownClip,
+            OtherRequest::Echo(..) => RequestKind::Echo,
+            OtherRequest::Mirror(..) => RequestKind::Mirror,
+            OtherRequest::Stream(..) => RequestKind::Stream,
         }
     }
 
-    /// Who asks, and for what. Numbers tell requests apart.
+    /// Returns the key and the target. Numbers make targets unique.
     fn target(&self) -> (Key, String) {
         match self {
-            Pass::Unknown(key) => {
+            OtherRequest::Unknown(key) => {
                 let Route { single_path, single_param, .. } = Route::suno();
-                (*key, format!("{single_path}?{single_param}=nobody&status=queued"))
+                (*key, format!("{single_path}?{single_param}=unknown&status=queued"))
             }
-            Pass::Echo(key, number) => (*key, format!("/sim/echo?n={number}")),
-            Pass::Mirror(key, number, _) => (*key, format!("/sim/mirror?number={number}")),
-            Pass::Stream(key, number, lines) => {
+            OtherRequest::Echo(key, number) => (*key, format!("/sim/echo?n={number}")),
+            OtherRequest::Mirror(key, number, _) => (*key, format!("/sim/mirror?number={number}")),
+            OtherRequest::Stream(key, number, lines) => {
                 (*key, format!("/sim/stream?n={lines}&every=20ms&number={number}"))
             }
         }
     }
 
     fn name(&self) -> &'static str {
-        Kind::ALL.iter().find(|(kind, _)| *kind == self.kind()).map_or("", |(_, name)| name)
+        RequestKind::ALL.iter().find(|(kind, _)| *kind == self.kind()).map_or("", |(_, name)| name)
     }
 
-    fn is_right(&self, answer: &Answer) -> Option<Outcome> {
-        let Answer { status, body, .. } = answer;
-        let has = |status_word: &str| answer.field("cache-status") == format!("clipgate; fwd={status_word}");
+    fn is_right(&self, response: &ReceivedResponse) -> Option<Outcome> {
+        let ReceivedResponse { status, body, .. } = response;
+        let has =
+            |status_word: &str| response.field("cache-status") == format!("clipgate; fwd={status_word}");
         let is_so = match self {
-            Pass::Unknown(_) => return (*status == StatusCode::NOT_FOUND).then_some(Outcome::Refused),
-            Pass::Echo(_, number) => {
+            OtherRequest::Unknown(_) => {
+                return (*status == StatusCode::NOT_FOUND).then_some(Outcome::Rejected);
+            }
+            OtherRequest::Echo(_, number) => {
                 let seen: Option<Value> = serde_json::from_slice(body).ok();
                 let target = format!("/sim/echo?n={number}");
                 has("bypass") && seen.is_some_and(|seen| seen["target"] == target && seen["has_key"] == true)
             }
-            Pass::Mirror(_, _, sent) => has("method") && body == sent,
-            Pass::Stream(_, _, lines) => {
+            OtherRequest::Mirror(_, _, sent) => has("method") && body == sent,
+            OtherRequest::Stream(_, _, lines) => {
                 let all: String = (0..*lines).map(|line| format!("{line}\n")).collect();
                 has("bypass") && all.as_bytes() == body
             }
         };
-        (*status == StatusCode::OK && is_so).then_some(Outcome::Passed)
+        (*status == StatusCode::OK && is_so).then_some(Outcome::PassedThrough)
     }
 
-    fn story(&self, answer: &Answer) -> String {
-        let text: String = String::from_utf8_lossy(&answer.body).chars().take(120).collect();
-        let took = answer.got - answer.sent;
-        format!("{}: {} after {took:?}, {}; {text}", self.name(), answer.status, answer.field("cache-status"))
+    fn describe(&self, response: &ReceivedResponse) -> String {
+        let text: String = String::from_utf8_lossy(&response.body).chars().take(120).collect();
+        let took = response.received - response.sent;
+        format!(
+            "{}: {} after {took:?}, {}; {text}",
+            self.name(),
+            response.status,
+            response.field("cache-status")
+        )
     }
 }
 
-/// An error and all its causes.
+/// Returns the text of an error and its causes.
 pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

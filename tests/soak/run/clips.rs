@@ -1,6 +1,8 @@
-//! The clips: what the simulated upstream will say of each, and when. The truth that answers are held to.
+//! Clips with known lives: the states and bodies that the simulated upstream returns, and when. The oracle checks
+//! responses against them.
 //!
-//! It knows no gateway. A moment here is two: the earliest and the latest at which the upstream may have set it.
+//! Independent of the gateway. Each change of state has two times: the earliest and the latest at which the upstream may
+//! have made it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,73 +15,71 @@ use clipgate::testing::clock;
 use fastrand::Rng;
 use parking_lot::Mutex;
 
-/// The states by their numbers, as queries say them.
-pub(crate) const WORDS: [&str; 5] = ["submitted", "queued", "streaming", "completed", "error"];
-/// The number of the last one that can be asked for; that and those above never change.
+/// The states by number, in the words of queries.
+pub(crate) const STATUSES: [&str; 5] = ["submitted", "queued", "streaming", "completed", "error"];
+/// The number of the last state that a query can name. This state and the next are terminal.
 pub(crate) const COMPLETED: usize = 3;
-/// How many finished clips are asked for, so that they are hits.
-const HOT: usize = 120;
+/// Number of finished clips in the pool: few, so that requests for them are cache hits.
+const MAX_FINISHED: usize = 120;
 
 /// One clip, from its first state to its last.
 pub(crate) struct Clip {
     pub(crate) id: String,
-    /// Each state's number, and when it is reached: not before, and not after.
+    /// The earliest time, the latest time and the number of each state.
     steps: Vec<(Instant, Instant, usize)>,
-    bodies: [OnceLock<Bytes>; WORDS.len()],
-    /// The keys that the upstream was asked with for it, a bit each.
-    asked: AtomicU64,
-    /// The keys that were told of it.
-    told: AtomicU64,
+    bodies: [OnceLock<Bytes>; STATUSES.len()],
+    /// Keys with which the upstream was queried for it, one bit each.
+    requested_by: AtomicU64,
+    /// Keys whose clients received it.
+    delivered_to: AtomicU64,
 }
 
 impl Clip {
-    /// The state that it may have reached by then.
-    pub(crate) fn highest_by(&self, at: Instant) -> usize {
+    /// Returns the highest state that the clip may have reached at this time.
+    pub(crate) fn latest_possible(&self, at: Instant) -> usize {
         self.steps.iter().rev().find(|step| step.0 <= at).map_or(0, |step| step.2)
     }
 
-    /// The state that it has surely reached by then.
-    pub(crate) fn lowest_by(&self, at: Instant) -> usize {
+    /// Returns the highest state that the clip has certainly reached at this time.
+    pub(crate) fn latest_certain(&self, at: Instant) -> usize {
         self.steps.iter().rev().find(|step| step.1 <= at).map_or(0, |step| step.2)
     }
 
-    /// Whether it is ever in this state.
-    pub(crate) fn visits(&self, state: usize) -> bool {
+    /// Returns whether the clip is ever in this state.
+    pub(crate) fn has_state(&self, state: usize) -> bool {
         self.steps.iter().any(|step| step.2 == state)
     }
 
-    /// From when to when it is surely in this state; without an end if it stays there.
-    pub(crate) fn stays(&self, state: usize) -> Option<(Instant, Option<Instant>)> {
-        let place = self.steps.iter().position(|step| step.2 == state)?;
-        Some((self.steps[place].1, self.steps.get(place + 1).map(|next| next.0)))
+    /// Returns the period in which the clip is certainly in this state; without an end for its last state.
+    pub(crate) fn certain_period(&self, state: usize) -> Option<(Instant, Option<Instant>)> {
+        let index = self.steps.iter().position(|step| step.2 == state)?;
+        Some((self.steps[index].1, self.steps.get(index + 1).map(|next| next.0)))
     }
 
-    /// When it is at this state or above it at the latest.
-    pub(crate) fn reaches(&self, state: usize) -> Option<Instant> {
+    /// Returns the latest time at which the clip reaches this state or a higher one.
+    pub(crate) fn reached_by(&self, state: usize) -> Option<Instant> {
         self.steps.iter().find(|step| step.2 >= state).map(|step| step.1)
     }
 
-    /// What the upstream says of it in this state.
+    /// Returns the upstream's body for this state.
     pub(crate) fn body(&self, sim: &Sim, state: usize) -> &Bytes {
-        self.bodies[state].get_or_init(|| sim.body(&self.id, WORDS[state]))
+        self.bodies[state].get_or_init(|| sim.body(&self.id, STATUSES[state]))
     }
 
-    pub(crate) fn is_told(&self, key: u64) {
-        self.told.fetch_or(key, Ordering::Relaxed);
+    pub(crate) fn mark_delivered(&self, key: u64) {
+        self.delivered_to.fetch_or(key, Ordering::Relaxed);
     }
 
-    /// The keys that were told of it by now.
-    pub(crate) fn told(&self) -> u64 {
-        self.told.load(Ordering::Relaxed)
+    pub(crate) fn delivered_to(&self) -> u64 {
+        self.delivered_to.load(Ordering::Relaxed)
     }
 
-    /// The keys that the upstream was asked with.
-    pub(crate) fn asked(&self) -> u64 {
-        self.asked.load(Ordering::Relaxed)
+    pub(crate) fn requested_by(&self) -> u64 {
+        self.requested_by.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn is_asked(&self, key: u64) {
-        self.asked.fetch_or(key, Ordering::Relaxed);
+    pub(crate) fn mark_requested(&self, key: u64) {
+        self.requested_by.fetch_or(key, Ordering::Relaxed);
     }
 
     fn ends_at(&self) -> Instant {
@@ -87,7 +87,7 @@ impl Clip {
     }
 }
 
-/// The clips that are asked for.
+/// The clips that clients query.
 pub(crate) struct Clips {
     sim: Sim,
     hold: Duration,
@@ -97,8 +97,8 @@ pub(crate) struct Clips {
 #[derive(Default)]
 struct Pool {
     made: u64,
-    climbing: VecDeque<Arc<Clip>>,
-    done: VecDeque<Arc<Clip>>,
+    unfinished: VecDeque<Arc<Clip>>,
+    finished: VecDeque<Arc<Clip>>,
 }
 
 impl Clips {
@@ -106,37 +106,37 @@ impl Clips {
         Self { sim, hold, pool: Mutex::default() }
     }
 
-    /// Makes a clip, and puts those that have come to their end among the finished ones.
+    /// Creates a clip, and moves clips whose life is over to the finished ones.
     pub(crate) fn make(&self, rng: &mut Rng) {
         let mut pool = self.pool.lock();
         pool.made += 1;
-        // The first ones are finished at once, so that there are hits from the start.
+        // Half of the first clips are finished at once, for cache hits from the start.
         let number = pool.made;
-        let is_done = number <= HOT as u64 && number.is_multiple_of(2);
+        let is_done = number <= MAX_FINISHED as u64 && number.is_multiple_of(2);
         let id = format!("{:08x}-{:04x}-4000-8000-{number:012x}", rng.u32(..), rng.u16(..));
-        let clip = Arc::new(self.invent(rng, id, is_done));
-        pool.climbing.push_back(clip);
+        let clip = Arc::new(self.random_clip(rng, id, is_done));
+        pool.unfinished.push_back(clip);
         let now = clock::now();
-        let (done, climbing): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut pool.climbing).into_iter().partition(|clip| clip.ends_at() < now);
-        pool.climbing = climbing.into();
-        pool.done.extend(done);
-        let surplus = pool.done.len().saturating_sub(HOT);
-        pool.done.drain(..surplus);
+        let (finished, unfinished): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut pool.unfinished).into_iter().partition(|clip| clip.ends_at() < now);
+        pool.unfinished = unfinished.into();
+        pool.finished.extend(finished);
+        let surplus = pool.finished.len().saturating_sub(MAX_FINISHED);
+        pool.finished.drain(..surplus);
     }
 
-    /// A finished clip that nobody else asks for.
-    pub(crate) fn make_done(&self, rng: &mut Rng) -> Arc<Clip> {
+    /// Creates a finished clip outside of the pool.
+    pub(crate) fn make_finished(&self, rng: &mut Rng) -> Arc<Clip> {
         let id = format!("apart-{:016x}", rng.u64(..));
-        Arc::new(self.invent(rng, id, true))
+        Arc::new(self.random_clip(rng, id, true))
     }
 
-    /// A clip of this id that nobody else asks for.
+    /// Creates a clip with this id outside of the pool.
     pub(crate) fn make_named(&self, rng: &mut Rng, id: &str) -> Arc<Clip> {
-        Arc::new(self.invent(rng, id.to_owned(), false))
+        Arc::new(self.random_clip(rng, id.to_owned(), false))
     }
 
-    fn invent(&self, rng: &mut Rng, id: String, is_done: bool) -> Clip {
+    fn random_clip(&self, rng: &mut Rng, id: String, is_done: bool) -> Clip {
         let mut after = Duration::ZERO;
         let mut plan = Vec::new();
         let fails = rng.u8(..16) == 0;
@@ -152,7 +152,7 @@ impl Clips {
         if is_done {
             plan = vec![(end, Duration::ZERO)];
         }
-        let words: Vec<_> = plan.iter().map(|&(state, after)| (WORDS[state], after)).collect();
+        let words: Vec<_> = plan.iter().map(|&(state, after)| (STATUSES[state], after)).collect();
         let before = clock::now();
         self.sim.schedule(&id, &words);
         let now = clock::now();
@@ -162,29 +162,27 @@ impl Clips {
             id,
             steps: std::iter::once(first).chain(steps).collect(),
             bodies: Default::default(),
-            asked: AtomicU64::new(0),
-            told: AtomicU64::new(0),
+            requested_by: AtomicU64::new(0),
+            delivered_to: AtomicU64::new(0),
         }
     }
 
-    /// A clip that changes yet, or has just stopped to.
-    pub(crate) fn climbing(&self, rng: &mut Rng) -> Option<Arc<Clip>> {
-        choose(&self.pool.lock().climbing, rng)
+    /// Returns a clip that still changes, or became finished a moment ago.
+    pub(crate) fn unfinished(&self, rng: &mut Rng) -> Option<Arc<Clip>> {
+        choose(&self.pool.lock().unfinished, rng)
     }
 
-    /// A finished clip.
-    pub(crate) fn done(&self, rng: &mut Rng) -> Option<Arc<Clip>> {
-        choose(&self.pool.lock().done, rng)
+    pub(crate) fn finished(&self, rng: &mut Rng) -> Option<Arc<Clip>> {
+        choose(&self.pool.lock().finished, rng)
     }
 
-    /// All of them, by their ids.
     pub(crate) fn by_id(&self) -> HashMap<String, Arc<Clip>> {
         let pool = self.pool.lock();
-        let all = pool.climbing.iter().chain(&pool.done);
+        let all = pool.unfinished.iter().chain(&pool.finished);
         all.map(|clip| (clip.id.clone(), Arc::clone(clip))).collect()
     }
 
-    /// How many were ever made.
+    /// Returns the number of clips ever added to the pool.
     pub(crate) fn made(&self) -> u64 {
         self.pool.lock().made
     }

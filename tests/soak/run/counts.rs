@@ -1,4 +1,4 @@
-//! What came of the requests, counted: the figures, and what was wrong.
+//! Figures of a run: outcomes, delays, explained failures and violations.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,154 +7,154 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 
-use super::ask::Kind;
 use super::explain::Cause;
+use super::requests::RequestKind;
 
-/// How many of the same wrong things are told in full.
-const TOLD: usize = 3;
+/// Number of violations of one rule that the report prints in full.
+const MAX_DETAILS: usize = 3;
 
-/// The longest time that is told apart from longer ones, in microseconds.
+/// Upper end of the histograms, in microseconds.
 const LONGEST: u64 = 60_000_000;
 
-/// How a request ended.
+/// Outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Hit,
     Opened,
-    Leaned,
-    Passed,
+    Coalesced,
+    PassedThrough,
     /// 304.
-    Unchanged,
-    /// Over a quota.
-    Limited,
-    /// Not let in, not there, not kept: as it should be.
-    Refused,
-    /// A fault of the upstream's explains it.
+    NotModified,
+    /// 429 of the gateway, over a quota.
+    RateLimited,
+    /// The expected 401, 404 or 504: rejected key, unknown clip, nothing cached.
+    Rejected,
+    /// A failure that a fault of the upstream explains.
     Failed,
-    /// An event stream was told all, or as much as there was when the gateway was told to stop.
-    Followed,
-    /// The client hung up.
-    Left,
+    /// An event stream with all events, or with those until the gateway stopped.
+    StreamDone,
+    /// The client disconnected.
+    ClientClosed,
 }
 
 impl Outcome {
     const ALL: [(Outcome, &'static str); 10] = [
         (Outcome::Hit, "hit"),
         (Outcome::Opened, "opened"),
-        (Outcome::Leaned, "coalesced"),
-        (Outcome::Passed, "passthrough"),
-        (Outcome::Unchanged, "304"),
-        (Outcome::Limited, "limited"),
-        (Outcome::Refused, "rejected"),
+        (Outcome::Coalesced, "coalesced"),
+        (Outcome::PassedThrough, "passthrough"),
+        (Outcome::NotModified, "304"),
+        (Outcome::RateLimited, "limited"),
+        (Outcome::Rejected, "rejected"),
         (Outcome::Failed, "failed"),
-        (Outcome::Followed, "followed"),
-        (Outcome::Left, "client_closed"),
+        (Outcome::StreamDone, "followed"),
+        (Outcome::ClientClosed, "client_closed"),
     ];
 }
 
-/// Something that must not be.
+/// A response or figure that breaks a rule.
 #[derive(Debug)]
-pub(crate) struct Wrong {
-    /// What sort of thing.
-    pub(crate) what: &'static str,
-    /// Where and how.
-    pub(crate) story: String,
+pub(crate) struct Violation {
+    pub(crate) rule: &'static str,
+    pub(crate) details: String,
 }
 
-/// The figures. Shared by all clients.
-pub(crate) struct Tally(Mutex<Counts>);
+/// Figures, shared by all clients.
+pub(crate) struct Counts(Mutex<Totals>);
 
-struct Counts {
-    ended: [[u64; Outcome::ALL.len()]; Kind::ALL.len()],
-    /// From the request to the answer, in microseconds.
+struct Totals {
+    outcomes: [[u64; Outcome::ALL.len()]; RequestKind::ALL.len()],
+    /// Time from request to response, in microseconds.
     hits: Histogram<u64>,
-    /// From when a client alone would know to the answer, in microseconds; in a calm.
+    /// Delay after the response to a client without the gateway, in microseconds, in calm periods.
     waits: Histogram<u64>,
-    /// From when the upstream was back to the answer, in microseconds, of those who waited through an outage.
+    /// Time from the end of an outage to the responses of waits that were held through it, in microseconds.
     after_outages: Histogram<u64>,
-    /// From when a client alone would know to the event, in microseconds; in a calm.
+    /// Delay of events, measured like `waits`.
     events: Histogram<u64>,
-    timed_out: u64,
-    explained: [u64; Cause::ALL.len()],
+    at_deadline: u64,
+    causes: [u64; Cause::ALL.len()],
     admin: u64,
-    wrong: BTreeMap<&'static str, (u64, Vec<String>)>,
+    violations: BTreeMap<&'static str, (u64, Vec<String>)>,
 }
 
-impl Tally {
+impl Counts {
     pub(crate) fn new() -> Self {
         let histogram =
             || Histogram::new_with_bounds(1, LONGEST, 2).expect("two digits of these are possible");
-        Self(Mutex::new(Counts {
-            ended: Default::default(),
+        Self(Mutex::new(Totals {
+            outcomes: Default::default(),
             hits: histogram(),
             waits: histogram(),
             after_outages: histogram(),
             events: histogram(),
-            timed_out: 0,
-            explained: Default::default(),
+            at_deadline: 0,
+            causes: Default::default(),
             admin: 0,
-            wrong: BTreeMap::new(),
+            violations: BTreeMap::new(),
         }))
     }
 
-    pub(crate) fn ended(&self, kind: Kind, outcome: Outcome) {
-        self.0.lock().ended[place(&Kind::ALL, kind)][place(&Outcome::ALL, outcome)] += 1;
+    pub(crate) fn record_outcome(&self, kind: RequestKind, outcome: Outcome) {
+        self.0.lock().outcomes[index(&RequestKind::ALL, kind)][index(&Outcome::ALL, outcome)] += 1;
     }
 
-    pub(crate) fn hit_after(&self, time: Duration) {
+    pub(crate) fn record_hit(&self, time: Duration) {
         self.0.lock().hits.saturating_record(micros(time));
     }
 
-    pub(crate) fn told_after(&self, late: Duration) {
+    pub(crate) fn record_wait(&self, late: Duration) {
         self.0.lock().waits.saturating_record(micros(late));
     }
 
-    pub(crate) fn told_after_outage(&self, late: Duration) {
+    pub(crate) fn record_wait_after_outage(&self, late: Duration) {
         self.0.lock().after_outages.saturating_record(micros(late));
     }
 
-    pub(crate) fn event_after(&self, late: Duration) {
+    pub(crate) fn record_event(&self, late: Duration) {
         self.0.lock().events.saturating_record(micros(late));
     }
 
-    /// A failure has this cause.
-    pub(crate) fn explained(&self, cause: Cause) {
-        self.0.lock().explained[place(&Cause::ALL, cause)] += 1;
+    pub(crate) fn record_cause(&self, cause: Cause) {
+        self.0.lock().causes[index(&Cause::ALL, cause)] += 1;
     }
 
-    /// The admin listener has answered well.
-    pub(crate) fn admin_answered(&self) {
+    pub(crate) fn record_admin_response(&self) {
         self.0.lock().admin += 1;
     }
 
-    pub(crate) fn timed_out(&self) {
-        self.0.lock().timed_out += 1;
+    pub(crate) fn record_deadline(&self) {
+        self.0.lock().at_deadline += 1;
     }
 
-    pub(crate) fn wrong(&self, wrong: Wrong) {
+    pub(crate) fn record_violation(&self, violation: Violation) {
         let mut counts = self.0.lock();
-        let (count, stories) = counts.wrong.entry(wrong.what).or_default();
+        let (count, details) = counts.violations.entry(violation.rule).or_default();
         *count += 1;
-        if stories.len() < TOLD {
-            stories.push(wrong.story);
+        if details.len() < MAX_DETAILS {
+            details.push(violation.details);
         }
     }
 
-    /// Requests that have ended, those that hit among them, and what was wrong.
-    pub(crate) fn so_far(&self) -> (u64, u64, u64) {
+    /// Returns the numbers of ended requests, of hits among them, and of violations.
+    pub(crate) fn summary(&self) -> (u64, u64, u64) {
         let counts = self.0.lock();
-        let of = |outcome| counts.ended.iter().map(|row| row[place(&Outcome::ALL, outcome)]).sum::<u64>();
-        let all = counts.ended.iter().flatten().sum();
-        (all, of(Outcome::Hit) + of(Outcome::Unchanged), counts.wrong.values().map(|(count, _)| count).sum())
+        let of = |outcome| counts.outcomes.iter().map(|row| row[index(&Outcome::ALL, outcome)]).sum::<u64>();
+        let all = counts.outcomes.iter().flatten().sum();
+        (
+            all,
+            of(Outcome::Hit) + of(Outcome::NotModified),
+            counts.violations.values().map(|(count, _)| count).sum(),
+        )
     }
 
-    /// How many requests of a kind ended so.
-    pub(crate) fn count(&self, kind: Kind, outcome: Outcome) -> u64 {
-        self.0.lock().ended[place(&Kind::ALL, kind)][place(&Outcome::ALL, outcome)]
+    /// Returns the number of requests of this kind with this outcome.
+    pub(crate) fn count(&self, kind: RequestKind, outcome: Outcome) -> u64 {
+        self.0.lock().outcomes[index(&RequestKind::ALL, kind)][index(&Outcome::ALL, outcome)]
     }
 }
 
-fn place<T: PartialEq>(all: &[(T, &str)], one: T) -> usize {
+fn index<T: PartialEq>(all: &[(T, &str)], one: T) -> usize {
     all.iter().position(|(other, _)| *other == one).expect("all are listed")
 }
 
@@ -162,38 +162,44 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-impl fmt::Display for Tally {
+impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = self.0.lock();
         write!(f, "{:<16}", "")?;
         for (_, name) in Outcome::ALL {
-            write!(f, "{name:>9}")?;
+            write!(f, "{name:>0$}", width(name))?;
         }
         writeln!(f)?;
-        for ((_, name), row) in Kind::ALL.iter().zip(&counts.ended) {
+        for ((_, name), row) in RequestKind::ALL.iter().zip(&counts.outcomes) {
             write!(f, "{name:<16}")?;
-            row.iter().try_for_each(|count| write!(f, "{count:>9}"))?;
+            let cells = Outcome::ALL.iter().zip(row);
+            cells.into_iter().try_for_each(|((_, name), count)| write!(f, "{count:>0$}", width(name)))?;
             writeln!(f)?;
         }
-        writeln!(f, "\n{:<58}{:>9}{:>10}{:>10}{:>10}", "late", "times", "median", "99 %", "longest")?;
-        line(f, "hits and 304s, since the request", &counts.hits)?;
-        line(f, "waits told in a calm, since a client alone would know", &counts.waits)?;
-        line(f, "events told in a calm, since a client alone would know", &counts.events)?;
-        line(f, "waits told after an outage, since the upstream was back", &counts.after_outages)?;
-        writeln!(f, "\n{:<58}{:>9}", "failed, and why", "times")?;
-        for ((_, name), count) in Cause::ALL.iter().zip(&counts.explained) {
+        writeln!(f, "\n{:<58}{:>9}{:>10}{:>10}{:>10}", "delays", "times", "median", "99 %", "longest")?;
+        line(f, "hits and 304s, after the request", &counts.hits)?;
+        line(f, "waits in calm periods, after a client alone", &counts.waits)?;
+        line(f, "events in calm periods, after a client alone", &counts.events)?;
+        line(f, "waits held through an outage, after its end", &counts.after_outages)?;
+        writeln!(f, "\n{:<58}{:>9}", "failures by cause", "times")?;
+        for ((_, name), count) in Cause::ALL.iter().zip(&counts.causes) {
             writeln!(f, "{name:<58}{count:>9}")?;
         }
-        let unexplained: u64 = counts.wrong.values().map(|(count, _)| count).sum();
-        writeln!(f, "{:<58}{unexplained:>9}\n", "unexplained, or wrong in another way")?;
-        writeln!(f, "{:<58}{:>9}", "waits told at their deadline", counts.timed_out)?;
-        writeln!(f, "{:<58}{:>9}", "answers of the admin listener", counts.admin)?;
-        for (what, (count, stories)) in &counts.wrong {
-            writeln!(f, "WRONG {count} times: {what}")?;
-            stories.iter().try_for_each(|story| writeln!(f, "    {story}"))?;
+        let violations: u64 = counts.violations.values().map(|(count, _)| count).sum();
+        writeln!(f, "{:<58}{violations:>9}\n", "unexplained failures and other violations")?;
+        writeln!(f, "{:<58}{:>9}", "waits answered at their deadline", counts.at_deadline)?;
+        writeln!(f, "{:<58}{:>9}", "responses of the admin listener", counts.admin)?;
+        for (rule, (count, details)) in &counts.violations {
+            writeln!(f, "VIOLATION {count} times: {rule}")?;
+            details.iter().try_for_each(|details| writeln!(f, "    {details}"))?;
         }
         Ok(())
     }
+}
+
+/// Returns the width of the column with this name.
+fn width(name: &str) -> usize {
+    name.len().max(8) + 1
 }
 
 fn line(f: &mut fmt::Formatter<'_>, name: &str, times: &Histogram<u64>) -> fmt::Result {

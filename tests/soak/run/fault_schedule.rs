@@ -1,4 +1,4 @@
-//! When the upstream is well and when it is not, fixed from the beginning of a run.
+//! The faults of a run and their times, fixed at its start.
 //!
 //! ```text
 //!  calm │ scenario │ recovery │ calm │ scenario │ recovery │ … │ calm, without end
@@ -6,8 +6,8 @@
 //!                                                     the last request is sent   the stop
 //! ```
 //!
-//! A scenario is left out where it, its recovery and another calm do not fit before the last request is sent. So the
-//! last period is calm whatever the length, and the stop is judged by the rules of a calm.
+//! A scenario is left out if it, its recovery and another calm period do not fit before the last request. So the last
+//! period of each run is calm, and the rules of calm periods apply to the stop.
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,30 +19,29 @@ use clipgate::testing::clock;
 use fastrand::Rng;
 use http::StatusCode;
 
-use super::ask::{KEYS, Key};
+use super::requests::{KEYS, Key};
 use super::upstream::Upstream;
 
-/// The kinds of scenarios.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ScenarioKind {
-    /// Random faults, each of its own share of the requests.
+    /// Random faults, each for its own share of the requests.
     Mixed,
-    /// The port is closed and all connections are lost, for so many milliseconds.
+    /// The port is closed and all connections are lost, for this number of milliseconds.
     Away(u64),
-    /// All connections are reset at one instant, and the upstream serves on.
+    /// All connections are reset at once; the upstream accepts new ones.
     Reset,
     /// Each connection is closed as soon as it is accepted.
     Refused,
-    /// Each request is told 502.
+    /// Each request is answered with 502.
     Errors,
-    /// Each request of one key is told an error, and no other.
+    /// Each request of one key is answered with an error; other keys are not affected.
     KeyErrors,
-    /// One job is always told 429, and no other.
+    /// Each request for one job is answered with 429; other jobs are not affected.
     JobThrottled,
 }
 
 impl ScenarioKind {
-    /// All kinds by name. A long run has each of them again and again.
+    /// All kinds by name. A long run repeats each of them.
     const NAMED: [(&'static str, ScenarioKind); 9] = [
         ("mixed", ScenarioKind::Mixed),
         ("away-0.3", ScenarioKind::Away(300)),
@@ -59,7 +58,7 @@ impl ScenarioKind {
         Self::NAMED.iter().find(|(_, kind)| *kind == self).map_or("away", |(name, _)| name)
     }
 
-    /// Whether it takes connections away and does nothing else.
+    /// Returns whether the scenario breaks connections and has no other effect.
     fn is_outage_only(self) -> bool {
         match self {
             ScenarioKind::Away(_) | ScenarioKind::Reset | ScenarioKind::Refused => true,
@@ -72,26 +71,25 @@ impl ScenarioKind {
         Self::NAMED.map(|(_, kind)| kind).to_vec()
     }
 
-    /// How long it goes on.
-    fn length(self, hold: Duration) -> Duration {
+    fn duration(self, hold: Duration) -> Duration {
         match self {
             ScenarioKind::Away(millis) => Duration::from_millis(millis),
-            ScenarioKind::Reset => AT_ONCE,
+            ScenarioKind::Reset => OUTAGE_MARGIN,
             ScenarioKind::Refused | ScenarioKind::Errors => hold,
             ScenarioKind::KeyErrors | ScenarioKind::JobThrottled => hold * 3 / 2,
             ScenarioKind::Mixed => hold * 2,
         }
     }
 
-    /// How long afterwards a client that asks only then may still meet the scenario. After an outage that is no time at
-    /// all: such a request is a first attempt, and made at once, even if older polls wait for a retry.
+    /// Returns the time after the scenario in which new requests may still be affected. Outages need almost none: the first
+    /// attempt of a new request is sent at once, even while older polls are backing off.
     fn recovery(self, hold: Duration) -> Duration {
         match self {
-            ScenarioKind::Away(_) | ScenarioKind::Reset | ScenarioKind::Refused => AT_ONCE,
-            // A client may come while the last answer of the scenario is on its way.
+            ScenarioKind::Away(_) | ScenarioKind::Reset | ScenarioKind::Refused => OUTAGE_MARGIN,
+            // A new request may attach to a poll whose response is still on its way.
             ScenarioKind::Errors | ScenarioKind::KeyErrors => Duration::from_secs(1),
-            ScenarioKind::JobThrottled => THROTTLED_FOR + AT_ONCE,
-            // The last fault may be a poll that hangs until its timeout, a twelfth over the hold and the time to connect.
+            ScenarioKind::JobThrottled => THROTTLED_FOR + OUTAGE_MARGIN,
+            // The last fault may hang a poll until its timeout: hold, a twelfth of it, and the time to connect.
             ScenarioKind::Mixed => hold + hold / 12 + Duration::from_secs(2),
         }
     }
@@ -104,17 +102,17 @@ impl FromStr for ScenarioKind {
         let named = Self::NAMED.iter().find(|(name, _)| *name == text);
         named.map(|(_, kind)| *kind).ok_or_else(|| {
             let names = Self::NAMED.map(|(name, _)| name).join(", ");
-            format!("there is no scenario of this name. Use one of {names}.")
+            format!("unknown scenario: {text:?}. Use one of {names}.")
         })
     }
 }
 
-/// The time in which all clients meet a fault of one instant.
-const AT_ONCE: Duration = Duration::from_millis(500);
-/// What a 429 of the throttled job says in `Retry-After`.
+/// Duration of a fault that happens at one instant: all clients have seen it by then.
+const OUTAGE_MARGIN: Duration = Duration::from_millis(500);
+/// `Retry-After` of the 429 of [`ScenarioKind::JobThrottled`].
 const THROTTLED_FOR: Duration = Duration::from_secs(3);
 
-/// One scenario: what is done to the upstream, and whom it concerns.
+/// One scenario: its faults, and the requests that they affect.
 #[derive(Clone, Debug)]
 pub(crate) enum Scenario {
     Faults { faults: Vec<FaultSpec> },
@@ -131,14 +129,14 @@ impl Scenario {
             ScenarioKind::Away(_) => Self::Away,
             ScenarioKind::Reset => Self::Reset,
             ScenarioKind::Mixed => {
-                Self::Faults { faults: (0..rng.usize(2..=5)).map(|_| fault(rng)).collect() }
+                Self::Faults { faults: (0..rng.usize(2..=5)).map(|_| random_fault(rng)).collect() }
             }
             ScenarioKind::Refused => Self::Faults { faults: always(FaultTarget::Any, Fault::Refuse) },
             ScenarioKind::Errors => {
                 Self::Faults { faults: always(FaultTarget::Any, Fault::status_with(502, ErrorBody::Html)) }
             }
             ScenarioKind::KeyErrors => {
-                let key = Key::Good(rng.u8(..KEYS));
+                let key = Key::Valid(rng.u8(..KEYS));
                 Self::KeyErrors { key, faults: always(FaultTarget::Key(key.text()), server_error(rng)) }
             }
             ScenarioKind::JobThrottled => {
@@ -149,8 +147,8 @@ impl Scenario {
         }
     }
 
-    /// Whether a request of this key for these jobs may meet it. A request that is not for jobs has none.
-    fn concerns<'j>(&self, key: Key, mut jobs: impl Iterator<Item = &'j str>) -> bool {
+    /// Returns whether a request with this key for these jobs may be affected. Other requests have no jobs.
+    fn affects<'j>(&self, key: Key, mut jobs: impl Iterator<Item = &'j str>) -> bool {
         match self {
             Self::KeyErrors { key: failing, .. } => key == *failing,
             Self::JobThrottled { job: throttled, .. } => jobs.any(|job| job == throttled),
@@ -158,7 +156,7 @@ impl Scenario {
         }
     }
 
-    /// Whether it takes connections away, whatever is asked for on them.
+    /// Returns whether the scenario breaks connections without regard to their requests.
     fn is_outage(&self) -> bool {
         match self {
             Self::Away | Self::Reset => true,
@@ -179,43 +177,42 @@ impl Scenario {
     }
 }
 
-/// A scenario with its times, since the beginning of the run.
+/// A scenario with its times since the start of the run.
 #[derive(Debug)]
 struct Period {
     kind: ScenarioKind,
     scenario: Scenario,
     from: Duration,
     to: Duration,
-    /// How long after its end it may still concern who asks.
+    /// See [`ScenarioKind::recovery`].
     recovery: Duration,
-    /// When it was really over: a busy machine is late with it.
+    /// The actual end, which is later than `to` on a busy machine.
     ended: OnceLock<Duration>,
 }
 
 impl Period {
-    /// When it is over: not before its time, and not before it is taken back.
+    /// Returns the end: not before `to`, and not before the faults are removed.
     fn end(&self, now: Duration) -> Duration {
         self.to.max(self.ended.get().copied().unwrap_or(if self.from <= now { now } else { self.to }))
     }
 
-    /// From then on it concerns nobody who asks.
+    /// Returns the time from which new requests are not affected.
     fn recovered(&self, now: Duration) -> Duration {
         self.end(now) + self.recovery
     }
 }
 
-/// The scenarios of a run. All time that is not theirs is calm.
+/// The scenarios of a run. All other time is calm.
 #[derive(Debug)]
 pub(crate) struct FaultSchedule {
-    begun: Instant,
+    started_at: Instant,
     periods: Vec<Period>,
 }
 
 impl FaultSchedule {
-    /// The scenarios of these kinds, round by round in another order, that fit a run in which requests are sent for
-    /// `length`.
+    /// Creates a schedule of these kinds in rounds of random order, for a run that sends requests for `length`.
     pub(crate) fn new(
-        begun: Instant,
+        started_at: Instant,
         length: Duration,
         hold: Duration,
         kinds: &[ScenarioKind],
@@ -229,9 +226,9 @@ impl FaultSchedule {
                 round = kinds.to_vec();
                 rng.shuffle(&mut round);
             }
-            let ends = |kind: ScenarioKind| at + kind.length(hold) + kind.recovery(hold);
+            let ends = |kind: ScenarioKind| at + kind.duration(hold) + kind.recovery(hold);
             let Some(next) = round.iter().position(|&kind| ends(kind) + calm <= length) else {
-                // What is left of the round is too long; a whole round is tried before it is given up.
+                // The rest of the round does not fit. The schedule is complete when no kind of a full round fits.
                 if round.len() == kinds.len() {
                     break;
                 }
@@ -239,16 +236,15 @@ impl FaultSchedule {
                 continue;
             };
             let kind = round.remove(next);
-            let (to, recovery, recovered) = (at + kind.length(hold), kind.recovery(hold), ends(kind));
+            let (to, recovery, recovered) = (at + kind.duration(hold), kind.recovery(hold), ends(kind));
             let scenario = Scenario::new(kind, rng);
             periods.push(Period { kind, scenario, from: at, to, recovery, ended: OnceLock::new() });
             at = recovered + calm;
         }
-        Self { begun, periods }
+        Self { started_at, periods }
     }
 
-    /// Whether nothing goes wrong, nor has gone wrong, that a request of this key for these jobs may meet from the one
-    /// moment to the other.
+    /// Returns whether no scenario, nor its recovery, affects a request with this key for these jobs in this period.
     pub(crate) fn is_calm_for<'j>(
         &self,
         key: Key,
@@ -256,30 +252,30 @@ impl FaultSchedule {
         from: Instant,
         to: Instant,
     ) -> bool {
-        !self.met(from, to).any(|period| period.scenario.concerns(key, jobs.clone()))
+        !self.overlapping(from, to).any(|period| period.scenario.affects(key, jobs.clone()))
     }
 
-    /// The end of the last outage that goes on at some moment between these.
+    /// Returns the end of the last outage that overlaps this period.
     pub(crate) fn outage_end(&self, from: Instant, to: Instant) -> Option<Instant> {
         let now = self.since(clock::now());
-        let outages = self.met(from, to).filter(|period| period.scenario.is_outage());
-        let ends = outages.map(|period| self.begun + period.end(now));
+        let outages = self.overlapping(from, to).filter(|period| period.scenario.is_outage());
+        let ends = outages.map(|period| self.started_at + period.end(now));
         ends.filter(|end| *end > from).last()
     }
 
-    /// Whether what goes on between these moments takes connections away and does nothing else.
+    /// Returns whether all scenarios of this period break connections and have no other effect.
     pub(crate) fn is_outage_only(&self, from: Instant, to: Instant) -> bool {
-        self.met(from, to).all(|period| period.kind.is_outage_only())
+        self.overlapping(from, to).all(|period| period.kind.is_outage_only())
     }
 
-    /// The scenarios that somebody may meet between these moments.
-    fn met(&self, from: Instant, to: Instant) -> impl Iterator<Item = &Period> {
+    /// Returns the scenarios that overlap this period, with their recovery.
+    fn overlapping(&self, from: Instant, to: Instant) -> impl Iterator<Item = &Period> {
         let (from, to, now) = (self.since(from), self.since(to), self.since(clock::now()));
         self.periods.iter().filter(move |period| period.from <= to && period.recovered(now) > from)
     }
 
-    /// Where in the schedule a moment is, for people.
-    pub(crate) fn place(&self, at: Instant) -> String {
+    /// Describes a time by the scenario before it, for messages.
+    pub(crate) fn describe(&self, at: Instant) -> String {
         let at = self.since(at);
         let last = self.periods.iter().rfind(|period| period.from <= at);
         let last = last.map_or(String::new(), |Period { kind, from, .. }| {
@@ -288,38 +284,38 @@ impl FaultSchedule {
         format!("at {:.1} s{last}:", at.as_secs_f64())
     }
 
-    /// The scenario that goes on, if one does.
+    /// Returns the scenario at this time.
     pub(crate) fn scenario(&self, at: Instant) -> Option<(&'static str, &Scenario)> {
         let at = self.since(at);
         let period = self.periods.iter().find(|period| period.from <= at && at < period.to)?;
         Some((period.kind.name(), &period.scenario))
     }
 
-    /// Carries the scenarios out. Cancel safe, but what goes on then is not taken back.
+    /// Injects the faults. Cancel safe, but the faults of the current scenario stay.
     pub(crate) async fn run(&self, sim: &Sim, upstream: &Upstream) -> std::io::Result<()> {
         for period in &self.periods {
-            tokio::time::sleep_until((self.begun + period.from).into()).await;
+            tokio::time::sleep_until((self.started_at + period.from).into()).await;
             for spec in period.scenario.faults() {
                 sim.inject(spec.clone());
             }
             match period.scenario {
-                Scenario::Away => upstream.go_away().await,
+                Scenario::Away => upstream.close().await,
                 Scenario::Reset => sim.reset_connections(),
                 Scenario::Faults { .. } | Scenario::KeyErrors { .. } | Scenario::JobThrottled { .. } => {}
             }
-            tokio::time::sleep_until((self.begun + period.to).into()).await;
+            tokio::time::sleep_until((self.started_at + period.to).into()).await;
             sim.clear_faults();
             if matches!(period.scenario, Scenario::Away) {
-                upstream.come_back().await?;
+                upstream.reopen().await?;
             }
-            // It is set once, here.
+            // Set only here, once.
             let _ = period.ended.set(self.since(clock::now()));
         }
         Ok(())
     }
 
     fn since(&self, at: Instant) -> Duration {
-        at.saturating_duration_since(self.begun)
+        at.saturating_duration_since(self.started_at)
     }
 }
 
@@ -335,7 +331,7 @@ impl fmt::Display for FaultSchedule {
     }
 }
 
-/// The least time between two scenarios, where the hold is not shorter.
+/// Minimum time between two scenarios. A shorter hold takes precedence.
 const MIN_CALM: Duration = Duration::from_secs(8);
 
 fn server_error(rng: &mut Rng) -> Fault {
@@ -343,7 +339,7 @@ fn server_error(rng: &mut Rng) -> Fault {
     Fault::status_with([500, 502, 503, 504][rng.usize(..4)], bodies[rng.usize(..3)])
 }
 
-fn fault(rng: &mut Rng) -> FaultSpec {
+fn random_fault(rng: &mut Rng) -> FaultSpec {
     let second = Duration::from_secs(1);
     let fault = match rng.u8(..14) {
         0 => Fault::Refuse,
@@ -371,18 +367,18 @@ fn fault(rng: &mut Rng) -> FaultSpec {
         1 => FaultTarget::Any,
         _ => FaultTarget::Polls,
     };
-    let most = if matches!(fault, Fault::Hang) { 0.05 } else { 0.4 };
-    FaultSpec { target: on, fault, frequency: Frequency::Share(rng.f64() * most) }
+    let max_share = if matches!(fault, Fault::Hang) { 0.05 } else { 0.4 };
+    FaultSpec { on, fault, often: Frequency::Share(rng.f64() * max_share) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// How long the gateway holds waits through an outage, `upstream.retry_for`.
+    /// Default of `upstream.retry_for`.
     const RETRY_FOR: Duration = Duration::from_secs(30);
 
-    /// A schedule that is carried out on time.
+    /// Returns a schedule whose scenarios end on time.
     fn schedule(seconds: u64, hold: u64, kinds: &[ScenarioKind], seed: u64) -> FaultSchedule {
         let (length, hold) = (Duration::from_secs(seconds), Duration::from_secs(hold));
         let schedule = FaultSchedule::new(clock::now(), length, hold, kinds, &mut Rng::with_seed(seed));
@@ -396,17 +392,17 @@ mod tests {
     }
 
     #[test]
-    fn whatever_the_length_the_stop_comes_in_a_calm_in_which_the_last_fault_is_over() {
+    fn a_run_of_any_length_stops_in_a_calm_period_after_the_recovery_of_the_last_fault() {
         for (seconds, hold, seed) in any_run() {
             let schedule = schedule(seconds, hold, &ScenarioKind::all(), seed);
-            let last_request = schedule.begun + Duration::from_secs(seconds);
+            let last_request = schedule.started_at + Duration::from_secs(seconds);
             let calm = Duration::from_secs(hold).min(MIN_CALM);
             for later in [0, 1, 10, 60, 86_400] {
                 let stop = last_request + Duration::from_secs(later);
                 let jobs = std::iter::empty();
-                let from = last_request.checked_sub(calm).unwrap().max(schedule.begun);
+                let from = last_request.checked_sub(calm).unwrap().max(schedule.started_at);
                 assert!(
-                    schedule.is_calm_for(Key::Good(0), jobs, from, stop),
+                    schedule.is_calm_for(Key::Valid(0), jobs, from, stop),
                     "{seconds} s, hold {hold} s, seed {seed}: {schedule}"
                 );
                 assert!(schedule.scenario(stop).is_none());
@@ -415,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn scenarios_come_one_after_the_other_with_a_calm_between_them() {
+    fn scenarios_do_not_overlap_and_have_a_calm_period_between_them() {
         for (seconds, hold, seed) in any_run() {
             let schedule = schedule(seconds, hold, &ScenarioKind::all(), seed);
             let calm = Duration::from_secs(hold).min(MIN_CALM);
@@ -428,13 +424,13 @@ mod tests {
     }
 
     #[test]
-    fn a_scenario_that_is_taken_back_late_goes_on_until_then() {
+    fn a_scenario_whose_faults_are_removed_late_lasts_until_then() {
         let mut schedule = schedule(60, 8, &[ScenarioKind::Reset], 1);
         let period = &mut schedule.periods[0];
         let (late, recovery) = (period.to + Duration::from_secs(3), period.recovery);
         period.ended = late.into();
-        let after = |time: Duration| schedule.begun + late + time;
-        let is_calm = |at| schedule.is_calm_for(Key::Good(0), std::iter::empty(), at, at);
+        let after = |time: Duration| schedule.started_at + late + time;
+        let is_calm = |at| schedule.is_calm_for(Key::Valid(0), std::iter::empty(), at, at);
         assert!(!is_calm(after(recovery / 2)) && is_calm(after(recovery)));
         assert_eq!(
             schedule.outage_end(after(Duration::ZERO) - recovery, after(Duration::ZERO)),
@@ -443,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_run_has_all_scenarios_and_each_outage_is_shorter_than_retries_go_on() {
+    fn a_long_run_has_all_scenarios_and_each_outage_is_shorter_than_retry_for() {
         for seed in 0..50 {
             let schedule = schedule(600, 8, &ScenarioKind::all(), seed);
             for kind in ScenarioKind::all() {
@@ -456,12 +452,12 @@ mod tests {
     }
 
     #[test]
-    fn one_keys_errors_and_one_jobs_429_leave_it_calm_for_all_others() {
+    fn errors_of_one_key_and_429_for_one_job_leave_the_period_calm_for_all_others() {
         let kinds = [ScenarioKind::KeyErrors, ScenarioKind::JobThrottled];
         let schedule = schedule(60, 2, &kinds, 1);
         let mut seen = [false; 2];
         for Period { scenario, from, to, .. } in &schedule.periods {
-            let (from, to) = (schedule.begun + *from, schedule.begun + *to);
+            let (from, to) = (schedule.started_at + *from, schedule.started_at + *to);
             let is_calm = |key, job: &str| schedule.is_calm_for(key, std::iter::once(job), from, to);
             match scenario {
                 Scenario::KeyErrors { key, .. } => {
@@ -471,7 +467,7 @@ mod tests {
                 }
                 Scenario::JobThrottled { job, .. } => {
                     seen[1] = true;
-                    assert!(!is_calm(Key::Good(0), job) && is_calm(Key::Good(0), "a"));
+                    assert!(!is_calm(Key::Valid(0), job) && is_calm(Key::Valid(0), "a"));
                 }
                 other => panic!("{other:?}"),
             }

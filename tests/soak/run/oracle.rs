@@ -1,7 +1,7 @@
-//! Whether an answer is right: what would its client have been told alone, and when?
+//! Decides whether a response is correct: the state and time that its client would have got without the gateway.
 //!
-//! It knows the truth about each clip and the times that hold, and nothing of how the gateway comes by its answers.
-//! Moments are compared generously, by how slow this machine was; what an answer says is not.
+//! Knows the life of each clip and the configured times, but nothing of the gateway's internals. Bounds on time are widened
+//! by the calibration of this machine. The content of responses is checked exactly.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -14,29 +14,29 @@ use clipgate::sim::Sim;
 use http::{HeaderMap, StatusCode};
 use parking_lot::Mutex;
 
-use super::ask::{Ask, Key, Kind};
-use super::calibration::Noise;
+use super::calibration::Calibration;
 use super::clips::COMPLETED;
-use super::counts::{Outcome, Tally, Wrong};
-use super::explain::{Failed, How};
+use super::counts::{Counts, Outcome, Violation};
+use super::explain::{FailedRequest, FailureKind};
 use super::fault_schedule::FaultSchedule;
+use super::requests::{ClipQuery, Key, RequestKind};
 
-/// What a request may take where nothing is late. A debug build checks all of its state after each input, which takes
-/// its time where many wait.
-const HOP: Duration = Duration::from_millis(if cfg!(debug_assertions) { 500 } else { 50 });
+/// Time of a request and its response without any delay. A debug build validates its whole state after each input, which is
+/// slow with many waits.
+const BASE_TRANSIT: Duration = Duration::from_millis(if cfg!(debug_assertions) { 500 } else { 50 });
 
-/// An answer, whole.
-pub(crate) struct Answer {
+/// A complete response.
+pub(crate) struct ReceivedResponse {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
-    /// Before its request was sent.
+    /// Time before the request was sent.
     pub(crate) sent: Instant,
-    /// When its last byte was there.
-    pub(crate) got: Instant,
+    /// Time of the last byte of the response.
+    pub(crate) received: Instant,
 }
 
-impl Answer {
+impl ReceivedResponse {
     pub(crate) fn field(&self, name: &str) -> &str {
         self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("")
     }
@@ -46,237 +46,273 @@ impl Answer {
     }
 }
 
-/// What the gateway was set to in this run, whatever the reloads between.
+/// Configured times of the run. Ranges include all reloads.
 #[derive(Clone, Debug)]
-pub(crate) struct Times {
-    /// How long the upstream holds.
+pub(crate) struct ExpectedTimes {
+    /// Time for which the upstream holds a poll.
     pub(crate) hold: Duration,
-    /// How long a wait waits that says nothing about it.
+    /// Time of a wait without `Prefer`.
     pub(crate) timeout: RangeInclusive<Duration>,
-    /// How old a kept state may be that is not the clip's last.
+    /// `cache.live_ttl`: maximum age of a cached state that is not terminal.
     pub(crate) live: Duration,
-    /// How often a poll is tried again after an answer that says no.
+    /// `upstream.retries`.
     pub(crate) retries: u32,
-    /// How long after an outage a poll that was being retried may still pause.
+    /// Longest pause of a poll after an outage.
     pub(crate) pause: Duration,
 }
 
 pub(crate) struct Oracle {
     pub(crate) sim: Sim,
-    pub(crate) times: Times,
+    pub(crate) times: ExpectedTimes,
     pub(crate) schedule: FaultSchedule,
-    pub(crate) noise: Noise,
-    /// From then on waits may be told before their time.
-    drained_from: Mutex<Option<Instant>>,
-    /// Whose own fields have reached a client, of all answers of the upstream.
-    own_fields: Mutex<Vec<bool>>,
-    /// The most requests that were let through for each key, and how many were.
-    let_through: [AtomicU64; 64],
+    pub(crate) calibration: Calibration,
+    /// Start of the drain: from then on waits may end early.
+    draining_since: Mutex<Option<Instant>>,
+    /// Whether the per-response headers of the nth upstream response have reached a client.
+    seen_per_response: Mutex<Vec<bool>>,
+    /// Number of admitted requests of each key.
+    admitted: [AtomicU64; 64],
 }
 
 impl Oracle {
-    pub(crate) fn new(sim: Sim, upstream: SocketAddr, times: Times, schedule: FaultSchedule) -> Self {
+    pub(crate) fn new(sim: Sim, upstream: SocketAddr, times: ExpectedTimes, schedule: FaultSchedule) -> Self {
         Self {
             sim,
             times,
             schedule,
-            noise: Noise::new(upstream),
-            drained_from: Mutex::new(None),
-            own_fields: Mutex::default(),
-            let_through: std::array::from_fn(|_| AtomicU64::new(0)),
+            calibration: Calibration::new(upstream),
+            draining_since: Mutex::new(None),
+            seen_per_response: Mutex::default(),
+            admitted: std::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
 
-    pub(crate) fn drain_begins(&self) {
-        *self.drained_from.lock() = Some(clipgate::testing::clock::now());
+    pub(crate) fn drain_started(&self) {
+        *self.draining_since.lock() = Some(clipgate::testing::clock::now());
     }
 
-    /// How many requests of this key were not over a quota.
-    pub(crate) fn let_through(&self, place: usize) -> u64 {
-        self.let_through[place].load(Ordering::Relaxed)
+    /// Returns the number of requests of this key that the quotas admitted.
+    pub(crate) fn admitted(&self, key: usize) -> u64 {
+        self.admitted[key].load(Ordering::Relaxed)
     }
 
-    /// How many requests the upstream has seen at least.
+    /// Returns a lower bound of the number of requests at the upstream.
     pub(crate) fn upstream_requests(&self) -> usize {
-        self.own_fields.lock().len()
+        self.seen_per_response.lock().len()
     }
 
-    /// What a request takes at most between these moments.
-    pub(crate) fn hop(&self, from: Instant, to: Instant) -> Duration {
-        HOP + self.noise.between(from, to) * 6
+    /// Returns the maximum time of a request and its response in this period, apart from the wait itself.
+    pub(crate) fn max_transit(&self, from: Instant, to: Instant) -> Duration {
+        BASE_TRANSIT + self.calibration.between(from, to) * 6
     }
 
-    /// The longest that any answer takes.
-    pub(crate) fn longest(&self, prefer: Option<Duration>) -> Duration {
+    /// Returns the maximum time from request to response.
+    pub(crate) fn max_duration(&self, prefer: Option<Duration>) -> Duration {
         self.timeouts(prefer).end().saturating_add(self.times.hold / 24 + SNAPSHOT_LIMIT)
     }
 
-    /// What two clocks of the same time may differ by.
-    pub(crate) fn skew(&self) -> Duration {
+    /// Returns the maximum difference between timers of gateway and client.
+    pub(crate) fn clock_skew(&self) -> Duration {
         self.times.hold / 500
     }
 
-    /// How old a state may be that a request of this kind is told.
-    pub(crate) fn kept(&self, kind: Kind) -> Duration {
-        if matches!(kind, Kind::NoCache | Kind::NoStore) { Duration::ZERO } else { self.times.live }
+    /// Returns the maximum age of a state in a response to this kind of request.
+    pub(crate) fn max_age(&self, kind: RequestKind) -> Duration {
+        if matches!(kind, RequestKind::NoCache | RequestKind::NoStore) {
+            Duration::ZERO
+        } else {
+            self.times.live
+        }
     }
 
-    /// Whether the gateway was told to stop by then.
-    pub(crate) fn is_drained_by(&self, at: Instant) -> bool {
-        self.drained_from.lock().is_some_and(|from| from <= at)
+    /// Returns whether the gateway was stopping at this time.
+    pub(crate) fn is_draining_at(&self, at: Instant) -> bool {
+        self.draining_since.lock().is_some_and(|from| from <= at)
     }
 
-    /// Whether a request meets no fault from the one moment to the other.
-    pub(crate) fn is_calm(&self, ask: &Ask, from: Instant, to: Instant) -> bool {
-        self.schedule.is_calm_for(ask.key, ask.clips.iter().map(|clip| &*clip.id), from, to)
+    /// Returns whether no fault affects the query in this period.
+    pub(crate) fn is_calm(&self, query: &ClipQuery, from: Instant, to: Instant) -> bool {
+        self.schedule.is_calm_for(query.key, query.clips.iter().map(|clip| &*clip.id), from, to)
     }
 
     fn timeouts(&self, prefer: Option<Duration>) -> RangeInclusive<Duration> {
         prefer.map_or(self.times.timeout.clone(), |wait| wait..=wait)
     }
 
-    /// Notes what holds for the whole run, once for each answer.
-    pub(crate) fn note(&self, key: Key, answer: &Answer) -> Result<(), Wrong> {
-        let is_over = answer.status == StatusCode::TOO_MANY_REQUESTS && is_own(answer);
-        if let Some(place) = key.place().filter(|_| !is_over) {
-            self.let_through[place].fetch_add(1, Ordering::Relaxed);
+    /// Records a response in the figures of the run. Called once for each.
+    pub(crate) fn record_response(&self, key: Key, response: &ReceivedResponse) -> Result<(), Violation> {
+        let is_over = response.status == StatusCode::TOO_MANY_REQUESTS && is_gateway_error(response);
+        if let Some(index) = key.index().filter(|_| !is_over) {
+            self.admitted[index].fetch_add(1, Ordering::Relaxed);
         }
-        let number = answer.field("x-inference-id").strip_prefix("inference-");
+        let number = response.field("x-inference-id").strip_prefix("inference-");
         let Some(number) = number.and_then(|number| number.parse::<usize>().ok()) else { return Ok(()) };
-        let mut seen = self.own_fields.lock();
+        let mut seen = self.seen_per_response.lock();
         if seen.len() <= number {
             seen.resize(number + 1, false);
         }
         if std::mem::replace(&mut seen[number], true) {
-            wrong("fields of one answer reached two clients", format!("{:?}", answer.headers))
+            violation("per-response headers reached two clients", format!("{:?}", response.headers))
         } else {
             Ok(())
         }
     }
 
-    /// Whether this is a right answer to a request for clips. Changes nothing, so that it may be asked again.
-    pub(crate) fn judge(&self, ask: &Ask, answer: &Answer, tally: &Tally) -> Result<Outcome, Wrong> {
-        has_what_all_have(answer)?;
-        self.is_in_time(ask, answer)?;
-        let is_calm = self.is_calm(ask, answer.sent, answer.got);
-        match answer.status {
-            // What cannot be read is handed over as it came.
-            StatusCode::OK if ask.key.place().is_none() && answer.body.starts_with(b"<!DOCTYPE html>") => {
-                self.failed(ask, answer, How::Unreadable, tally)
+    /// Checks a response to a query of clips. May be called again after a failure.
+    pub(crate) fn check(
+        &self,
+        query: &ClipQuery,
+        response: &ReceivedResponse,
+        counts: &Counts,
+    ) -> Result<Outcome, Violation> {
+        check_common_headers(response)?;
+        self.check_duration(query, response)?;
+        let is_calm = self.is_calm(query, response.sent, response.received);
+        match response.status {
+            // Invalid bodies are passed on unchanged.
+            StatusCode::OK
+                if query.key.index().is_none() && response.body.starts_with(b"<!DOCTYPE html>") =>
+            {
+                self.failed(query, response, FailureKind::InvalidBody, counts)
             }
-            StatusCode::OK if ask.key.place().is_none() => {
-                wrong("a stranger is told", self.story(ask, answer))
+            StatusCode::OK if query.key.index().is_none() => {
+                violation("a state for a rejected key", self.describe(query, response))
             }
-            StatusCode::OK => self.judge_states(ask, answer, is_calm, tally),
+            StatusCode::OK => self.check_states(query, response, is_calm, counts),
             StatusCode::NOT_MODIFIED => {
-                let is_asked = ask.kind == Kind::Conditional && answer.body.is_empty();
-                if is_asked { Ok(Outcome::Unchanged) } else { wrong("304 unasked", self.story(ask, answer)) }
-            }
-            StatusCode::TOO_MANY_REQUESTS if is_own(answer) && !is_key_paused(answer) => {
-                let may = matches!(ask.key, Key::Greedy | Key::Bad(_));
-                let has_time = answer.field("retry-after").parse::<u64>().is_ok();
-                if may && has_time {
-                    Ok(Outcome::Limited)
+                let is_asked = query.kind == RequestKind::Conditional && response.body.is_empty();
+                if is_asked {
+                    Ok(Outcome::NotModified)
                 } else {
-                    wrong("refused within its quotas", self.story(ask, answer))
+                    violation("an unexpected 304", self.describe(query, response))
                 }
             }
-            StatusCode::UNAUTHORIZED if ask.key.place().is_none() => Ok(Outcome::Refused),
-            StatusCode::GATEWAY_TIMEOUT if answer.field("cache-status") == "clipgate; detail=not-cached" => {
-                let is_asked = ask.kind == Kind::OnlyIfCached;
-                if is_asked { Ok(Outcome::Refused) } else { wrong("not asked for", self.story(ask, answer)) }
+            StatusCode::TOO_MANY_REQUESTS if is_gateway_error(response) && !is_key_paused(response) => {
+                let is_limited = matches!(query.key, Key::OverQuota | Key::Invalid(_));
+                let has_time = response.field("retry-after").parse::<u64>().is_ok();
+                if is_limited && has_time {
+                    Ok(Outcome::RateLimited)
+                } else {
+                    violation("429 within the quotas", self.describe(query, response))
+                }
+            }
+            StatusCode::UNAUTHORIZED if query.key.index().is_none() => Ok(Outcome::Rejected),
+            StatusCode::GATEWAY_TIMEOUT
+                if response.field("cache-status") == "clipgate; detail=not-cached" =>
+            {
+                let is_asked = query.kind == RequestKind::OnlyIfCached;
+                if is_asked {
+                    Ok(Outcome::Rejected)
+                } else {
+                    violation("504 without only-if-cached", self.describe(query, response))
+                }
             }
             status if is_failure(status) => {
-                let how = if is_own(answer) { How::Own(status) } else { How::AsWritten(status) };
-                self.failed(ask, answer, how, tally)
+                let kind = if is_gateway_error(response) {
+                    FailureKind::GatewayError(status)
+                } else {
+                    FailureKind::UpstreamError(status)
+                };
+                self.failed(query, response, kind, counts)
             }
-            _ => wrong("a status that must not be", self.story(ask, answer)),
+            _ => violation("an unexpected status", self.describe(query, response)),
         }
     }
 
-    fn failed(&self, ask: &Ask, answer: &Answer, how: How, tally: &Tally) -> Result<Outcome, Wrong> {
-        let explained = self.explain(&Failed {
-            key: ask.key,
-            jobs: &ask.clips,
-            // A wait for the lowest rung is answered at once, and so refused at once too.
-            is_wait: ask.goal.is_some_and(|goal| goal > 0),
-            sent: answer.sent,
-            got: answer.got,
-            deadline: self.deadline(ask.prefer, answer.sent),
-            how,
+    fn failed(
+        &self,
+        query: &ClipQuery,
+        response: &ReceivedResponse,
+        kind: FailureKind,
+        counts: &Counts,
+    ) -> Result<Outcome, Violation> {
+        let explained = self.explain(&FailedRequest {
+            key: query.key,
+            jobs: &query.clips,
+            // A wait for the lowest rung is answered at once, errors included.
+            is_wait: query.goal.is_some_and(|goal| goal > 0),
+            sent: response.sent,
+            received: response.received,
+            deadline: self.deadline(query.prefer, response.sent),
+            kind,
         });
         match explained {
             Ok(cause) => {
-                tally.explained(cause);
+                counts.record_cause(cause);
                 Ok(Outcome::Failed)
             }
-            Err(why) => wrong(why, self.story(ask, answer)),
+            Err(why) => violation(why, self.describe(query, response)),
         }
     }
 
-    /// The bound that always holds.
-    fn is_in_time(&self, ask: &Ask, answer: &Answer) -> Result<(), Wrong> {
-        let took = answer.got - answer.sent;
-        let most = self.longest(ask.prefer) + self.hop(answer.sent, answer.got);
-        if took <= most { Ok(()) } else { wrong("answered far too late", self.story(ask, answer)) }
+    /// Checks the bound that always applies.
+    fn check_duration(&self, query: &ClipQuery, response: &ReceivedResponse) -> Result<(), Violation> {
+        let took = response.received - response.sent;
+        let limit = self.max_duration(query.prefer) + self.max_transit(response.sent, response.received);
+        if took <= limit {
+            Ok(())
+        } else {
+            violation("a response after the maximum time", self.describe(query, response))
+        }
     }
 
-    fn judge_states(
+    fn check_states(
         &self,
-        ask: &Ask,
-        answer: &Answer,
+        query: &ClipQuery,
+        response: &ReceivedResponse,
         is_calm: bool,
-        tally: &Tally,
-    ) -> Result<Outcome, Wrong> {
-        let has_preferred = ask
+        counts: &Counts,
+    ) -> Result<Outcome, Violation> {
+        let has_preferred = query
             .prefer
-            .is_none_or(|wait| answer.field("preference-applied") == format!("wait={}", wait.as_secs()));
+            .is_none_or(|wait| response.field("preference-applied") == format!("wait={}", wait.as_secs()));
         if !has_preferred {
-            return wrong("Prefer is not answered", self.story(ask, answer));
+            return violation("no Preference-Applied", self.describe(query, response));
         }
-        let (is_hit, is_no_cache) = (answer.is_hit(), matches!(ask.kind, Kind::NoCache | Kind::NoStore));
-        if is_hit && ask.kind == Kind::Removed {
-            return wrong("a hit of what was removed", self.story(ask, answer));
+        let (is_hit, is_no_cache) =
+            (response.is_hit(), matches!(query.kind, RequestKind::NoCache | RequestKind::NoStore));
+        if is_hit && query.kind == RequestKind::Removed {
+            return violation("a hit for a removed clip", self.describe(query, response));
         }
-        if (is_hit && is_no_cache) || (!is_hit && ask.kind == Kind::OnlyIfCached) {
-            return wrong("Cache-Control is not followed", self.story(ask, answer));
+        if (is_hit && is_no_cache) || (!is_hit && query.kind == RequestKind::OnlyIfCached) {
+            return violation("Cache-Control is ignored", self.describe(query, response));
         }
-        if (is_hit || is_leaned(answer)) && has_own_fields(answer) {
-            return wrong("fields of another's answer", self.story(ask, answer));
+        if (is_hit || is_coalesced(response)) && has_per_response_headers(response) {
+            return violation("per-response headers of another response", self.describe(query, response));
         }
-        let Some(states) = self.states(ask, &answer.body) else {
-            // It is handed over as it came: a page, or of several jobs a summary.
-            let is_page = answer.body.starts_with(b"<!DOCTYPE html>");
-            let is_summary = answer.body.starts_with(b"{\"summary\":") && !ask.is_single;
+        let Some(states) = self.states(query, &response.body) else {
+            // Passed on unchanged: an HTML page, or a summary of several jobs.
+            let is_page = response.body.starts_with(b"<!DOCTYPE html>");
+            let is_summary = response.body.starts_with(b"{\"summary\":") && !query.is_single;
             return if is_page || is_summary {
-                self.failed(ask, answer, How::Unreadable, tally)
+                self.failed(query, response, FailureKind::InvalidBody, counts)
             } else {
-                wrong("other bytes than the upstream's", self.story(ask, answer))
+                violation("a body that differs from the upstream's", self.describe(query, response))
             };
         };
-        self.are_true(ask, answer, &states)?;
-        ask.clips.iter().for_each(|clip| clip.is_told(ask.key.bit()));
-        let is_reached = states.iter().all(|&state| ask.goal.is_none_or(|goal| state >= goal));
-        self.is_not_late(ask, answer, is_calm)?;
-        self.is_not_late_after_an_outage(ask, answer, is_reached, tally)?;
+        self.check_truth(query, response, &states)?;
+        query.clips.iter().for_each(|clip| clip.mark_delivered(query.key.bit()));
+        let is_reached = states.iter().all(|&state| query.goal.is_none_or(|goal| state >= goal));
+        self.check_delay(query, response, is_calm)?;
+        self.check_delay_after_outage(query, response, is_reached, counts)?;
         if !is_reached {
-            self.is_not_cut_short(ask, answer, &states, is_calm)?;
+            self.check_deadline(query, response, &states, is_calm)?;
         }
-        self.count(ask, answer, is_reached, is_calm, tally);
+        self.count(query, response, is_reached, is_calm, counts);
         Ok(if is_hit {
             Outcome::Hit
-        } else if is_leaned(answer) {
-            Outcome::Leaned
+        } else if is_coalesced(response) {
+            Outcome::Coalesced
         } else {
             Outcome::Opened
         })
     }
 
-    /// The clips' states by the answer's bytes: just these clips', in the order asked for, in one of the upstream's
-    /// forms.
-    fn states(&self, ask: &Ask, body: &[u8]) -> Option<Vec<usize>> {
-        if ask.is_single {
-            let (state, rest) = self.state(ask, 0, body)?;
+    /// Returns the states that these bytes contain: exactly the queried clips, in their order, in one of the upstream's
+    /// list shapes.
+    fn states(&self, query: &ClipQuery, body: &[u8]) -> Option<Vec<usize>> {
+        if query.is_single {
+            let (state, rest) = self.state(query, 0, body)?;
             return rest.is_empty().then(|| vec![state]);
         }
         [(&b"["[..], &b"]"[..], false), (b"{\"clips\":[", b"]}", false), (b"{", b"}", true)]
@@ -284,14 +320,14 @@ impl Oracle {
             .find_map(|(before, after, is_named)| {
                 let mut rest = body.strip_prefix(before)?;
                 let mut states = Vec::new();
-                for (place, clip) in ask.clips.iter().enumerate() {
-                    if place > 0 {
+                for (index, clip) in query.clips.iter().enumerate() {
+                    if index > 0 {
                         rest = rest.strip_prefix(b",")?;
                     }
                     if is_named {
                         rest = rest.strip_prefix(format!("\"{}\":", clip.id).as_bytes())?;
                     }
-                    let (state, more) = self.state(ask, place, rest)?;
+                    let (state, more) = self.state(query, index, rest)?;
                     states.push(state);
                     rest = more;
                 }
@@ -299,170 +335,209 @@ impl Oracle {
             })
     }
 
-    pub(crate) fn state<'b>(&self, ask: &Ask, place: usize, body: &'b [u8]) -> Option<(usize, &'b [u8])> {
-        let clip = &ask.clips[place];
+    pub(crate) fn state<'b>(
+        &self,
+        query: &ClipQuery,
+        index: usize,
+        body: &'b [u8],
+    ) -> Option<(usize, &'b [u8])> {
+        let clip = &query.clips[index];
         (0..=COMPLETED + 1)
             .rev()
-            .filter(|&state| clip.visits(state))
+            .filter(|&state| clip.has_state(state))
             .find_map(|state| Some((state, body.strip_prefix(&clip.body(&self.sim, state)[..])?)))
     }
 
-    /// No state that the clip had not reached, and none that is older than what the client alone would have seen, but
-    /// for what may be kept.
-    fn are_true(&self, ask: &Ask, answer: &Answer, states: &[usize]) -> Result<(), Wrong> {
-        let hop = self.hop(answer.sent, answer.got);
-        let kept = self.kept(ask.kind);
-        let (since_asked, since_told) = (answer.sent - kept - hop, answer.got - kept - hop);
-        for (clip, &state) in ask.clips.iter().zip(states) {
-            if state > clip.highest_by(answer.got) {
-                return wrong("a state that was not reached", self.story(ask, answer));
+    /// Checks that no state lies in the future, and none is older than a client alone would see, plus the maximum age of
+    /// cached states (P7).
+    fn check_truth(
+        &self,
+        query: &ClipQuery,
+        response: &ReceivedResponse,
+        states: &[usize],
+    ) -> Result<(), Violation> {
+        let max_transit = self.max_transit(response.sent, response.received);
+        let max_age = self.max_age(query.kind);
+        let (oldest_at_request, oldest_at_response) =
+            (response.sent - max_age - max_transit, response.received - max_age - max_transit);
+        for (clip, &state) in query.clips.iter().zip(states) {
+            if state > clip.latest_possible(response.received) {
+                return violation("a state that was not reached", self.describe(query, response));
             }
-            if state < clip.lowest_by(since_asked) {
-                return wrong("a state from before the request", self.story(ask, answer));
+            if state < clip.latest_certain(oldest_at_request) {
+                return violation("a state older than the request", self.describe(query, response));
             }
-            let is_calm = self.is_calm(ask, answer.sent, answer.got);
-            if is_calm && ask.is_single && state < clip.lowest_by(since_told) {
-                return wrong("a state that was over", self.story(ask, answer));
+            let is_calm = self.is_calm(query, response.sent, response.received);
+            if is_calm && query.is_single && state < clip.latest_certain(oldest_at_response) {
+                return violation("an outdated state", self.describe(query, response));
             }
         }
         Ok(())
     }
 
-    /// Told as soon as a client alone is, unless its time is over by then.
-    fn is_not_late(&self, ask: &Ask, answer: &Answer, is_calm: bool) -> Result<(), Wrong> {
-        let latest = self.alone(ask, answer).map(|alone| alone + self.hop(answer.sent, answer.got));
-        let is_late =
-            latest.is_some_and(|latest| latest < answer.got.min(self.deadline(ask.prefer, answer.sent)));
-        if is_calm && is_late { wrong("told late", self.story(ask, answer)) } else { Ok(()) }
+    /// P1: checks that the response comes when a client alone would get it, unless the deadline is earlier.
+    fn check_delay(
+        &self,
+        query: &ClipQuery,
+        response: &ReceivedResponse,
+        is_calm: bool,
+    ) -> Result<(), Violation> {
+        let latest = self
+            .alone_at(query, response)
+            .map(|alone| alone + self.max_transit(response.sent, response.received));
+        let is_late = latest
+            .is_some_and(|latest| latest < response.received.min(self.deadline(query.prefer, response.sent)));
+        if is_calm && is_late { violation("a late response", self.describe(query, response)) } else { Ok(()) }
     }
 
-    /// Who was waiting through an outage is told soon after it, unless its time is over by then.
-    fn is_not_late_after_an_outage(
+    /// P12: checks that a wait that was held through an outage is answered soon after it, unless the deadline is earlier.
+    fn check_delay_after_outage(
         &self,
-        ask: &Ask,
-        answer: &Answer,
+        query: &ClipQuery,
+        response: &ReceivedResponse,
         is_reached: bool,
-        tally: &Tally,
-    ) -> Result<(), Wrong> {
-        let Answer { sent, got, .. } = *answer;
-        let Some(end) = self.schedule.outage_end(sent, got).filter(|end| *end < got) else { return Ok(()) };
-        let Some(alone) = self.alone(ask, answer).filter(|_| is_reached) else { return Ok(()) };
-        if !self.schedule.is_outage_only(sent, got) {
+        counts: &Counts,
+    ) -> Result<(), Violation> {
+        let ReceivedResponse { sent, received, .. } = *response;
+        let Some(end) = self.schedule.outage_end(sent, received).filter(|end| *end < received) else {
+            return Ok(());
+        };
+        let Some(alone) = self.alone_at(query, response).filter(|_| is_reached) else { return Ok(()) };
+        if !self.schedule.is_outage_only(sent, received) {
             return Ok(());
         }
-        let could = alone.max(end);
-        if could + self.times.pause + self.hop(sent, got) < got.min(self.deadline(ask.prefer, sent)) {
-            return wrong("told late after an outage", self.story(ask, answer));
+        let expected_at = alone.max(end);
+        if expected_at + self.times.pause + self.max_transit(sent, received)
+            < received.min(self.deadline(query.prefer, sent))
+        {
+            return violation("a late response after an outage", self.describe(query, response));
         }
-        tally.told_after_outage(got.saturating_duration_since(could));
+        counts.record_wait_after_outage(received.saturating_duration_since(expected_at));
         Ok(())
     }
 
-    /// A wait that is told before its clips are there has had its time, and is told the truth.
-    fn is_not_cut_short(
+    /// P2, P7: checks that a wait without its goal had its whole time, and got the true state.
+    fn check_deadline(
         &self,
-        ask: &Ask,
-        answer: &Answer,
+        query: &ClipQuery,
+        response: &ReceivedResponse,
         states: &[usize],
         is_calm: bool,
-    ) -> Result<(), Wrong> {
-        let (skew, hop) = (self.skew(), self.hop(answer.sent, answer.got));
-        let deadline = self.deadline(ask.prefer, answer.sent);
-        let ends = self.drained_from.lock().map_or(deadline, |from| from.min(deadline));
-        if answer.got + skew < ends {
-            return wrong("cut short", self.story(ask, answer));
+    ) -> Result<(), Violation> {
+        let (clock_skew, max_transit) =
+            (self.clock_skew(), self.max_transit(response.sent, response.received));
+        let deadline = self.deadline(query.prefer, response.sent);
+        let ends = self.draining_since.lock().map_or(deadline, |from| from.min(deadline));
+        if response.received + clock_skew < ends {
+            return violation("a wait that ended early", self.describe(query, response));
         }
-        for (clip, &state) in ask.clips.iter().zip(states).filter(|_| is_calm) {
-            if state < clip.lowest_by(ends - skew - hop) {
-                return wrong("a deadline's answer that is not true", self.story(ask, answer));
+        for (clip, &state) in query.clips.iter().zip(states).filter(|_| is_calm) {
+            if state < clip.latest_certain(ends - clock_skew - max_transit) {
+                return violation("an outdated state at the deadline", self.describe(query, response));
             }
         }
-        let latest = answer.sent + *self.timeouts(ask.prefer).end() + self.times.hold / 24 + skew + hop * 2;
-        if is_calm && answer.got > latest {
-            wrong("a deadline missed", self.story(ask, answer))
+        let latest = response.sent
+            + *self.timeouts(query.prefer).end()
+            + self.times.hold / 24
+            + clock_skew
+            + max_transit * 2;
+        if is_calm && response.received > latest {
+            violation("a response after the deadline", self.describe(query, response))
         } else {
             Ok(())
         }
     }
 
-    /// When a client alone is told that all is where it asked for, if that comes.
-    fn alone(&self, ask: &Ask, answer: &Answer) -> Option<Instant> {
-        let each = ask.clips.iter().map(|clip| ask.goal.map_or(Some(answer.sent), |goal| clip.reaches(goal)));
-        each.collect::<Option<Vec<_>>>()?.into_iter().chain([answer.sent]).max()
+    /// Returns the time at which a client alone would get all clips at its goal, if they reach it.
+    fn alone_at(&self, query: &ClipQuery, response: &ReceivedResponse) -> Option<Instant> {
+        let each = query
+            .clips
+            .iter()
+            .map(|clip| query.goal.map_or(Some(response.sent), |goal| clip.reached_by(goal)));
+        each.collect::<Option<Vec<_>>>()?.into_iter().chain([response.sent]).max()
     }
 
-    /// When the time of a request that was sent then is over at the earliest.
+    /// Returns the earliest deadline of a request that was sent then.
     pub(crate) fn deadline(&self, prefer: Option<Duration>, sent: Instant) -> Instant {
         sent + *self.timeouts(prefer).start()
     }
 
-    fn count(&self, ask: &Ask, answer: &Answer, is_reached: bool, is_calm: bool, tally: &Tally) {
-        let is_wait = matches!(ask.kind, Kind::Wait | Kind::Waits | Kind::Preferring);
-        if answer.is_hit() {
-            tally.hit_after(answer.got - answer.sent);
+    fn count(
+        &self,
+        query: &ClipQuery,
+        response: &ReceivedResponse,
+        is_reached: bool,
+        is_calm: bool,
+        counts: &Counts,
+    ) {
+        let is_wait = matches!(query.kind, RequestKind::Wait | RequestKind::Waits | RequestKind::Prefer);
+        if response.is_hit() {
+            counts.record_hit(response.received - response.sent);
         } else if !is_reached {
-            tally.timed_out();
-        } else if let Some(alone) = self.alone(ask, answer).filter(|_| is_calm && is_wait) {
-            tally.told_after(answer.got.saturating_duration_since(alone));
+            counts.record_deadline();
+        } else if let Some(alone) = self.alone_at(query, response).filter(|_| is_calm && is_wait) {
+            counts.record_wait(response.received.saturating_duration_since(alone));
         }
     }
 
-    fn story(&self, ask: &Ask, answer: &Answer) -> String {
-        let Ask { kind, key, goal, prefer, .. } = ask;
-        let (took, text) = (answer.got - answer.sent, String::from_utf8_lossy(&answer.body));
-        let clips: Vec<String> = ask
+    fn describe(&self, query: &ClipQuery, response: &ReceivedResponse) -> String {
+        let ClipQuery { kind, key, goal, prefer, .. } = query;
+        let (took, text) = (response.received - response.sent, String::from_utf8_lossy(&response.body));
+        let clips: Vec<String> = query
             .clips
             .iter()
             .map(|clip| {
-                let (at_start, at_end) = (clip.lowest_by(answer.sent), clip.highest_by(answer.got));
+                let (at_start, at_end) =
+                    (clip.latest_certain(response.sent), clip.latest_possible(response.received));
                 format!("{} {at_start} to {at_end}", clip.id)
             })
             .collect();
         let start: String = text.chars().take(160).collect();
         format!(
             "{kind:?} by {key:?} until {goal:?} prefer {prefer:?}, clips {clips:?}: {} {} after {took:?}, {}; {start}",
-            self.schedule.place(answer.sent),
-            answer.status,
-            answer.field("cache-status"),
+            self.schedule.describe(response.sent),
+            response.status,
+            response.field("cache-status"),
         )
     }
 }
 
-/// What the gateway puts on all that it answers.
-fn has_what_all_have(answer: &Answer) -> Result<(), Wrong> {
-    let is_there = |name| !answer.field(name).is_empty();
-    let has_all =
-        is_there("x-request-id") && is_there("via") && answer.field("cache-status").starts_with("clipgate; ");
+/// Checks the headers of each response of the gateway.
+fn check_common_headers(response: &ReceivedResponse) -> Result<(), Violation> {
+    let is_there = |name| !response.field(name).is_empty();
+    let has_all = is_there("x-request-id")
+        && is_there("via")
+        && response.field("cache-status").starts_with("clipgate; ");
     if has_all {
         Ok(())
     } else {
-        wrong("fields are missing", format!("{} {:?}", answer.status, answer.headers))
+        violation("missing headers", format!("{} {:?}", response.status, response.headers))
     }
 }
 
-/// Whether the upstream told the key 429, in whose words the gateway goes on to say so.
-fn is_key_paused(answer: &Answer) -> bool {
-    answer.field("cache-status").starts_with("clipgate; detail=key-r")
+/// Returns whether the gateway rejects the request because the upstream answered its key with 429.
+fn is_key_paused(response: &ReceivedResponse) -> bool {
+    response.field("cache-status").starts_with("clipgate; detail=key-r")
 }
 
-pub(crate) fn is_own(answer: &Answer) -> bool {
-    answer.field("cache-status").starts_with("clipgate; detail=")
+pub(crate) fn is_gateway_error(response: &ReceivedResponse) -> bool {
+    response.field("cache-status").starts_with("clipgate; detail=")
 }
 
-fn is_leaned(answer: &Answer) -> bool {
-    answer.field("cache-status") == "clipgate; fwd=miss; collapsed"
+fn is_coalesced(response: &ReceivedResponse) -> bool {
+    response.field("cache-status") == "clipgate; fwd=miss; collapsed"
 }
 
-fn has_own_fields(answer: &Answer) -> bool {
+fn has_per_response_headers(response: &ReceivedResponse) -> bool {
     ["set-cookie", "x-inference-id", "x-aimlapi-request", "ratelimit-remaining"]
         .iter()
-        .any(|name| answer.headers.contains_key(*name))
+        .any(|name| response.headers.contains_key(*name))
 }
 
 pub(crate) fn is_failure(status: StatusCode) -> bool {
     status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }
 
-pub(crate) fn wrong<T>(what: &'static str, story: String) -> Result<T, Wrong> {
-    Err(Wrong { what, story })
+pub(crate) fn violation<T>(rule: &'static str, details: String) -> Result<T, Violation> {
+    Err(Violation { rule, details })
 }

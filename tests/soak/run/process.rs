@@ -1,6 +1,6 @@
-//! What this process holds: memory and descriptors.
+//! Memory and descriptors of this process.
 
-/// Bytes in memory, the allocator's spare ones included; none where the system does not tell (it is Linux's `/proc`).
+/// Returns the resident bytes, including those that the allocator keeps for later. `None` without Linux's `/proc`.
 pub(crate) fn memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
@@ -8,7 +8,7 @@ pub(crate) fn memory() -> Option<u64> {
     Some(kib << 10)
 }
 
-/// Open files and sockets.
+/// Returns the number of open files and sockets.
 pub(crate) fn descriptors() -> Option<usize> {
     Some(std::fs::read_dir("/proc/self/fd").ok()?.count())
 }

@@ -1,168 +1,168 @@
-//! What a run came to.
+//! Report of a run: figures and violations.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Setting;
-use super::ask::Kind;
-use super::counts::{Outcome, Tally, Wrong};
+use super::Settings;
+use super::counts::{Counts, Outcome, Violation};
+use super::monitor::{Memory, Monitor};
 use super::oracle::Oracle;
-use super::watch::{Memory, Watch};
+use super::requests::RequestKind;
 
-/// How much more may be allocated at the end of the last calm than after a third of the run, in bytes: no two moments
-/// are the same.
-const MORE: usize = 16 << 20;
-/// How much more may be allocated at the end than at the beginning, in bytes: the report, what libraries keep for good.
-const REST: usize = 8 << 20;
+/// Limit of the growth of allocated memory from a third of the run to its last calm period, in bytes. Load varies from
+/// moment to moment.
+const MAX_GROWTH: usize = 16 << 20;
+/// Limit of allocated memory after the run, in bytes: the report, and static data of libraries.
+const MAX_LEFTOVER: usize = 8 << 20;
 
-/// The figures, and whether all was well.
 pub(crate) struct Report {
-    setting: Setting,
-    tally: Arc<Tally>,
+    settings: Settings,
+    counts: Arc<Counts>,
     upstream_requests: usize,
-    noise: Duration,
+    calibration: Duration,
     memory: Vec<Memory>,
-    /// Allocated before and after.
+    /// Allocated bytes before and after the run.
     memory_at_end: (usize, usize),
-    held_back: u64,
+    skipped: u64,
     clips: u64,
     parked_at_end: usize,
     schedule: String,
 }
 
 impl Report {
-    pub(crate) fn new(setting: Setting, tally: Arc<Tally>, schedule: String) -> Self {
+    pub(crate) fn new(settings: Settings, counts: Arc<Counts>, schedule: String) -> Self {
         Self {
-            setting,
-            tally,
+            settings,
+            counts,
             upstream_requests: 0,
-            noise: Duration::ZERO,
+            calibration: Duration::ZERO,
             memory: Vec::new(),
             memory_at_end: (0, 0),
-            held_back: 0,
+            skipped: 0,
             clips: 0,
             parked_at_end: 0,
             schedule,
         }
     }
 
-    /// Whether nothing was wrong.
+    /// Returns whether there was no violation.
     pub(crate) fn is_good(&self) -> bool {
-        self.tally.so_far().2 == 0
+        self.counts.summary().2 == 0
     }
 
-    /// It must be just that.
-    pub(crate) fn expect<T: PartialEq + fmt::Debug>(&mut self, what: &'static str, right: T, found: T) {
+    /// Records a violation unless the values are equal.
+    pub(crate) fn expect<T: PartialEq + fmt::Debug>(&mut self, rule: &'static str, right: T, found: T) {
         if right != found {
-            self.tally.wrong(Wrong { what, story: format!("{found:?} in place of {right:?}") });
+            self.counts
+                .record_violation(Violation { rule, details: format!("{found:?}, expected {right:?}") });
         }
     }
 
     pub(crate) fn expect_at_most<T: PartialOrd + fmt::Display>(
         &mut self,
-        what: &'static str,
-        most: T,
+        rule: &'static str,
+        limit: T,
         found: T,
     ) {
-        if found > most {
-            self.tally.wrong(Wrong { what, story: format!("{found}, where {most} are the most") });
+        if found > limit {
+            self.counts.record_violation(Violation { rule, details: format!("{found}, limit {limit}") });
         }
     }
 
-    /// What was seen beside the clients.
-    pub(crate) fn watched(&mut self, watch: &Watch, clips: u64) {
-        (self.memory, self.clips) = (watch.memory(), clips);
-        // By then all that is kept up to a bound has come to it.
-        let warm = self.memory.iter().find(|memory| memory.at >= self.setting.length / 3);
+    /// Adds the figures of the monitor.
+    pub(crate) fn add_monitor(&mut self, monitor: &Monitor, clips: u64) {
+        (self.memory, self.clips) = (monitor.memory(), clips);
+        // By then all bounded stores are full.
+        let warm = self.memory.iter().find(|memory| memory.at >= self.settings.length / 3);
         if let (Some(warm), Some(last)) = (warm, self.memory.last()) {
             let (warm, last) = (warm.allocated, last.allocated);
-            self.expect_at_most("memory grows", warm + warm / 4 + MORE, last);
+            self.expect_at_most("memory grows", warm + warm / 4 + MAX_GROWTH, last);
         }
-        let asked = f64::from(self.setting.rate) * self.setting.length.as_secs_f64();
-        let is_much = self.tally.so_far().0 as f64 > asked / 4.0;
-        self.expect("most requests were never made", true, is_much);
+        let planned = f64::from(self.settings.rate) * self.settings.length.as_secs_f64();
+        let is_much = self.counts.summary().0 as f64 > planned / 4.0;
+        self.expect("most requests were not sent", true, is_much);
     }
 
-    /// All that can happen has happened: else the run says little.
-    pub(crate) fn expect_all_sorts(&mut self) {
+    /// Records a violation for each usual outcome that never occurred: such a run proves little.
+    pub(crate) fn expect_all_outcomes(&mut self) {
         let rows = [
-            (Kind::Single, Outcome::Hit),
-            (Kind::Multi, Outcome::Hit),
-            (Kind::Wait, Outcome::Opened),
-            (Kind::Wait, Outcome::Leaned),
-            (Kind::Wait, Outcome::Left),
-            (Kind::Waits, Outcome::Opened),
-            (Kind::Preferring, Outcome::Opened),
-            (Kind::Conditional, Outcome::Unchanged),
-            (Kind::OnlyIfCached, Outcome::Hit),
-            (Kind::Stranger, Outcome::Refused),
-            (Kind::Unknown, Outcome::Refused),
-            (Kind::Greedy, Outcome::Limited),
-            (Kind::Follow, Outcome::Followed),
-            (Kind::Removed, Outcome::Opened),
-            (Kind::Echo, Outcome::Passed),
-            (Kind::Mirror, Outcome::Passed),
-            (Kind::Stream, Outcome::Passed),
+            (RequestKind::Single, Outcome::Hit),
+            (RequestKind::Multi, Outcome::Hit),
+            (RequestKind::Wait, Outcome::Opened),
+            (RequestKind::Wait, Outcome::Coalesced),
+            (RequestKind::Wait, Outcome::ClientClosed),
+            (RequestKind::Waits, Outcome::Opened),
+            (RequestKind::Prefer, Outcome::Opened),
+            (RequestKind::Conditional, Outcome::NotModified),
+            (RequestKind::OnlyIfCached, Outcome::Hit),
+            (RequestKind::InvalidKey, Outcome::Rejected),
+            (RequestKind::UnknownClip, Outcome::Rejected),
+            (RequestKind::OverQuota, Outcome::RateLimited),
+            (RequestKind::EventStream, Outcome::StreamDone),
+            (RequestKind::Removed, Outcome::Opened),
+            (RequestKind::Echo, Outcome::PassedThrough),
+            (RequestKind::Mirror, Outcome::PassedThrough),
+            (RequestKind::Stream, Outcome::PassedThrough),
         ];
         for (kind, outcome) in rows {
-            if self.tally.count(kind, outcome) == 0 {
-                let story = format!("{kind:?} never ended as {outcome:?}");
-                self.tally.wrong(Wrong { what: "something never happened", story });
+            if self.counts.count(kind, outcome) == 0 {
+                let details = format!("{kind:?} never ended as {outcome:?}");
+                self.counts.record_violation(Violation { rule: "an outcome never occurred", details });
             }
         }
     }
 
-    /// Each wait and each stream that was parked when the gateway was told to stop was answered.
-    pub(crate) fn drained(&mut self, parked: usize, asked: u64) {
+    /// Checks that each wait and stream that was parked at the stop was answered.
+    pub(crate) fn add_drain(&mut self, parked: usize, sent: u64) {
         self.parked_at_end = parked;
-        let ends = [Outcome::Hit, Outcome::Opened, Outcome::Leaned];
-        let answered = ends.map(|end| self.tally.count(Kind::Parked, end)).iter().sum::<u64>()
-            + self.tally.count(Kind::ParkedStream, Outcome::Followed);
-        self.expect("waits are not answered at the end", asked, answered);
+        let ends = [Outcome::Hit, Outcome::Opened, Outcome::Coalesced];
+        let answered = ends.map(|end| self.counts.count(RequestKind::Parked, end)).iter().sum::<u64>()
+            + self.counts.count(RequestKind::ParkedStream, Outcome::StreamDone);
+        self.expect("waits are not answered at the stop", sent, answered);
     }
 
-    /// What the oracle has seen of the upstream by the end.
-    pub(crate) fn told_by(&mut self, oracle: &Oracle) {
-        (self.upstream_requests, self.noise) = (oracle.upstream_requests(), oracle.noise.longest());
+    pub(crate) fn set_upstream_figures(&mut self, oracle: &Oracle) {
+        (self.upstream_requests, self.calibration) =
+            (oracle.upstream_requests(), oracle.calibration.longest());
     }
 
-    /// Everything is dropped, and so is its memory.
+    /// Checks the memory after everything is dropped.
     pub(crate) fn memory_at_end(&mut self, before: usize, after: usize) {
         self.memory_at_end = (before, after);
-        self.expect_at_most("memory is left", before + REST, after);
+        self.expect_at_most("memory is left", before + MAX_LEFTOVER, after);
     }
 
-    /// So many requests were not sent since too many were under way, which a slow machine needs.
-    pub(crate) fn held_back(&mut self, requests: u64) {
-        self.held_back = requests;
+    /// Sets the number of requests that the limit on concurrent requests prevented, as on a slow machine.
+    pub(crate) fn set_skipped(&mut self, requests: u64) {
+        self.skipped = requests;
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Setting { length, rate, seed, hold, .. } = self.setting;
+        let Settings { length, rate, seed, hold, .. } = self.settings;
         writeln!(f, "{length:?} at {rate} requests/s, the upstream holds {hold:?}, seed {seed}")?;
         writeln!(f, "faults: {}\n", self.schedule)?;
-        write!(f, "{}", self.tally)?;
-        let (all, hits, wrong) = self.tally.so_far();
+        write!(f, "{}", self.counts)?;
+        let (all, hits, violation) = self.counts.summary();
         for (what, count) in [
             ("requests", all),
-            ("hits of them", hits),
+            ("of these, hits", hits),
             ("requests at the upstream", self.upstream_requests as u64),
             ("clips", self.clips),
-            ("waits and streams parked when told to stop", self.parked_at_end as u64),
-            ("requests held back", self.held_back),
+            ("waits and streams parked at the stop", self.parked_at_end as u64),
+            ("requests skipped", self.skipped),
         ] {
             writeln!(f, "{what:<58}{count:>9}")?;
         }
-        writeln!(f, "{:<58}{:>9.1?}", "longest request straight to the upstream", self.noise)?;
+        writeln!(f, "{:<58}{:>9.1?}", "longest direct request to the upstream", self.calibration)?;
         let (before, after) = self.memory_at_end;
-        write!(f, "MiB allocated, of those resident: {} before", before >> 20)?;
+        write!(f, "MiB allocated of MiB resident: {} before", before >> 20)?;
         for Memory { at, allocated, resident } in &self.memory {
             write!(f, ", {} of {} after {} s", allocated >> 20, resident >> 20, at.as_secs())?;
         }
         writeln!(f, ", {} at the end", after >> 20)?;
-        writeln!(f, "{}", if wrong == 0 { "all was well" } else { "NOT WELL" })
+        writeln!(f, "{}", if violation == 0 { "no violations" } else { "VIOLATIONS" })
     }
 }

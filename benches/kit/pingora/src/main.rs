@@ -1,7 +1,7 @@
 //! A Pingora proxy with an in-memory cache and its cache lock, tuned for long-polls.
 //!
 //! ```text
-//! pingora-peer LISTEN UPSTREAM SECONDS      a wait for the lock, or for the upstream, lasts so long at most
+//! pingora-peer LISTEN UPSTREAM SECONDS      SECONDS: time-out for the lock and for the upstream
 //! ```
 
 use std::sync::OnceLock;
@@ -20,20 +20,20 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_http::ResponseHeader;
 use pingora_proxy::{ProxyHttp, ProxyServiceBuilder, Session};
 
-/// What is kept, for as long as the process runs.
-struct Kept {
+/// The cache, which lives as long as the process.
+struct Storage {
     cache: MemCache,
     eviction: Manager<16>,
     lock: Box<CacheLock>,
 }
 
-/// Pingora asks for what lives as long as the process.
-static KEPT: OnceLock<Kept> = OnceLock::new();
+/// Pingora requires a `'static` cache.
+static STORAGE: OnceLock<Storage> = OnceLock::new();
 
 struct Peer {
     upstream: String,
     wait: Duration,
-    kept: &'static Kept,
+    storage: &'static Storage,
 }
 
 #[async_trait]
@@ -53,12 +53,12 @@ impl ProxyHttp for Peer {
 
     fn request_cache_filter(&self, session: &mut Session, (): &mut ()) -> Result<()> {
         if session.req_header().uri.path().starts_with("/v2/") {
-            let lock: &'static CacheKeyLockImpl = self.kept.lock.as_ref();
+            let lock: &'static CacheKeyLockImpl = self.storage.lock.as_ref();
             let mut overrides = CacheOptionOverrides::default();
             overrides.wait_timeout = Some(self.wait);
             session.cache.enable(
-                &self.kept.cache,
-                Some(&self.kept.eviction),
+                &self.storage.cache,
+                Some(&self.storage.eviction),
                 None,
                 Some(lock),
                 Some(overrides),
@@ -85,7 +85,7 @@ impl ProxyHttp for Peer {
         (): &mut (),
     ) -> Result<RespCacheable> {
         if head.status != 200 {
-            // Of those at the lock one more is let through, not all: what suits long-polls best.
+            // The lock then admits one more request, not all: the best choice for long-polls.
             return Ok(RespCacheable::Uncacheable(NoCacheReason::UpstreamError));
         }
         let now = SystemTime::now();
@@ -100,7 +100,7 @@ fn main() {
         panic!("pingora-peer LISTEN UPSTREAM SECONDS");
     };
     let wait = Duration::from_secs(seconds.parse().expect("a number of seconds"));
-    let kept = KEPT.get_or_init(|| Kept {
+    let storage = STORAGE.get_or_init(|| Storage {
         cache: MemCache::new(),
         eviction: Manager::with_capacity(256 << 20, 8192),
         lock: CacheLock::new_boxed(wait),
@@ -110,7 +110,7 @@ fn main() {
     server.bootstrap();
     let mut options = HttpServerOptions::default();
     options.h2c = true;
-    let peer = Peer { upstream: upstream.clone(), wait, kept };
+    let peer = Peer { upstream: upstream.clone(), wait, storage };
     let mut service =
         ProxyServiceBuilder::new(&server.configuration, peer).name("peer").server_options(options).build();
     service.add_tcp(listen);

@@ -1,12 +1,12 @@
-//! The bare server: what hyper alone takes, and with the least that a gateway must do.
+//! The bare server: the cost of hyper alone, and of the minimum that a gateway must do.
 //!
-//! | mode | answers |
+//! | mode | response |
 //! | --- | --- |
 //! | `static` | a fixed body of 2.5 kB |
-//! | `logic` | the same from a cache, after reading the query, hashing the key and asking its quota |
-//! | `told` | the same with the fields that a gateway's hit has, and a line in a log |
-//! | `merge` | what the upstream says, asked once for all who ask the same meanwhile |
-//! | `proxy` | what the upstream says, by hyper's client |
+//! | `logic` | this body from a cache, after it parsed the query, hashed the key and checked its quota |
+//! | `logged` | like `logic`, with the header fields of a gateway's hit and an access log line |
+//! | `merge` | the upstream's body; identical concurrent requests share one upstream request |
+//! | `proxy` | the upstream's response, with hyper's client |
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -40,7 +40,7 @@ struct Args {
     mode: Mode,
     #[arg(long, default_value = "127.0.0.1:8100")]
     listen: SocketAddr,
-    /// Where HTTP/2 with prior knowledge is spoken
+    /// Address for HTTP/2 with prior knowledge
     #[arg(long, default_value = "127.0.0.1:8110")]
     listen_http2: SocketAddr,
     #[arg(long, default_value = "127.0.0.1:9000")]
@@ -51,23 +51,24 @@ struct Args {
 enum Mode {
     Static,
     Logic,
-    Told,
+    Logged,
     Merge,
     Proxy,
 }
 
-/// What names one question: a hash of key, path, id and status.
-type Question = u128;
-type Answer = watch::Receiver<Option<Bytes>>;
+/// Hash of key, path, id and status.
+type Fingerprint = u128;
+/// The body of an upstream request in flight.
+type PendingBody = watch::Receiver<Option<Bytes>>;
 
 struct Bare {
     mode: Mode,
     upstream: SocketAddr,
     body: Bytes,
-    cache: moka::sync::Cache<Question, Bytes, ahash::RandomState>,
+    cache: moka::sync::Cache<Fingerprint, Bytes, ahash::RandomState>,
     quota: RateLimiter<u64, DashMapStateStore<u64>, DefaultClock>,
     hashers: [ahash::RandomState; 2],
-    asking: Mutex<HashMap<Question, Answer>>,
+    in_flight: Mutex<HashMap<Fingerprint, PendingBody>>,
     log: Mutex<Vec<u8>>,
     client: Client<HttpConnector, Incoming>,
 }
@@ -96,7 +97,7 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 impl Bare {
     fn new(args: &Args) -> Self {
-        let far_away = NonZeroU32::new(1_000_000_000).expect("it is not 0");
+        let unlimited = NonZeroU32::new(1_000_000_000).expect("not 0");
         Self {
             mode: args.mode,
             upstream: args.upstream,
@@ -108,16 +109,16 @@ impl Bare {
                 .max_capacity(100_000)
                 .time_to_live(Duration::from_secs(3600))
                 .build_with_hasher(ahash::RandomState::default()),
-            quota: RateLimiter::dashmap(Quota::per_second(far_away)),
+            quota: RateLimiter::dashmap(Quota::per_second(unlimited)),
             hashers: [ahash::RandomState::default(), ahash::RandomState::default()],
-            asking: Mutex::default(),
+            in_flight: Mutex::default(),
             log: Mutex::default(),
             client: Client::builder(TokioExecutor::new()).build_http(),
         }
     }
 
     async fn http1(self: Arc<Self>, stream: TcpStream) {
-        // Both fail where the connection is gone.
+        // Both fail if the client has disconnected.
         let _ = stream.set_nodelay(true);
         let service = service_fn(|request| Arc::clone(&self).answer(request));
         let mut http = http1::Builder::new();
@@ -140,7 +141,7 @@ impl Bare {
         match self.mode {
             Mode::Static => Ok(json(self.body.clone()).map(Either::Left)),
             Mode::Proxy => Ok(self.forward(request).await),
-            Mode::Logic | Mode::Told | Mode::Merge => Ok(self.merged(request).await.map(Either::Left)),
+            Mode::Logic | Mode::Logged | Mode::Merge => Ok(self.merged(request).await.map(Either::Left)),
         }
     }
 
@@ -157,30 +158,39 @@ impl Bare {
     }
 
     async fn merged(self: Arc<Self>, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        let Some((key, question)) = self.read(&request) else { return empty(StatusCode::BAD_REQUEST) };
+        let Some((key, fingerprint)) = self.parse(&request) else { return empty(StatusCode::BAD_REQUEST) };
         if self.mode != Mode::Merge && self.quota.check_key(&key).is_err() {
             return empty(StatusCode::TOO_MANY_REQUESTS);
         }
-        if let Some(kept) = self.cache.get(&question) {
-            return if self.mode == Mode::Told { self.told(&request, question, kept) } else { json(kept) };
+        if let Some(body) = self.cache.get(&fingerprint) {
+            return if self.mode == Mode::Logged {
+                self.logged(&request, fingerprint, body)
+            } else {
+                json(body)
+            };
         }
         if self.mode != Mode::Merge {
-            self.cache.insert(question, self.body.clone());
+            self.cache.insert(fingerprint, self.body.clone());
             return json(self.body.clone());
         }
-        let mut answer = self.ask(question, &request);
-        // Not kept while it waits.
+        let mut body = self.fetch_once(fingerprint, &request);
+        // Frees the request before the wait.
         drop(request);
-        let answer = answer.wait_for(Option::is_some).await.ok().and_then(|answer| answer.clone());
-        json(answer.unwrap_or_default())
+        let body = body.wait_for(Option::is_some).await.ok().and_then(|body| body.clone());
+        json(body.unwrap_or_default())
     }
 
-    /// As many fields as a gateway's hit has, and a line of the same words.
-    fn told(&self, request: &Request<Incoming>, question: Question, kept: Bytes) -> Response<Full<Bytes>> {
+    /// Returns a response with as many header fields as a hit of the gateway, and writes a log line of the same length.
+    fn logged(
+        &self,
+        request: &Request<Incoming>,
+        fingerprint: Fingerprint,
+        body: Bytes,
+    ) -> Response<Full<Bytes>> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let (length, id) = (kept.len(), format!("{:032x}", question ^ now.as_nanos()));
-        let mut response = json(kept);
-        let text = |text: String| HeaderValue::try_from(text).expect("it is plain");
+        let (length, id) = (body.len(), format!("{:032x}", fingerprint ^ now.as_nanos()));
+        let mut response = json(body);
+        let text = |text: String| HeaderValue::try_from(text).expect("ASCII text");
         let fields = [
             ("via", HeaderValue::from_static("1.1 bare")),
             ("etag", HeaderValue::from_static("\"0123456789abcdef0123456789abcdef\"")),
@@ -195,13 +205,13 @@ impl Bare {
         for (name, value) in fields {
             response.headers_mut().insert(name, value);
         }
-        let mut log = self.log.lock().expect("nobody panics with it");
-        // Memory takes all bytes, and nobody could be told that a log takes none.
+        let mut log = self.log.lock().expect("no holder panics");
+        // Writing to memory cannot fail. A failing log cannot be reported.
         let _ = writeln!(
             log,
             "{}.{:06} INFO bare::access: request http.request.method=GET url.path={} \
              http.response.status_code=200 http.response.body.size={length} \
-             http.server.request.duration={:?} clipgate.outcome=hit clipgate.clips={question:032x} \
+             http.server.request.duration={:?} clipgate.outcome=hit clipgate.jobs={fingerprint:032x} \
              clipgate.key=01234567 client.address=127.0.0.1 network.peer.address=127.0.0.1 \
              network.peer.port={} network.protocol.version=1.1 clipgate.request_id={id}",
             now.as_secs(),
@@ -210,14 +220,14 @@ impl Bare {
             now.as_secs_f64(),
             now.subsec_millis(),
         );
-        if log.len() >= LOG_PIECE {
+        if log.len() >= LOG_BUFFER {
             let _ = std::io::stderr().write_all(&log);
             log.clear();
         }
         response
     }
 
-    fn read(&self, request: &Request<Incoming>) -> Option<(u64, Question)> {
+    fn parse(&self, request: &Request<Incoming>) -> Option<(u64, Fingerprint)> {
         let key = request.headers().get(AUTHORIZATION)?.as_bytes();
         let (mut id, mut status) = ("", "");
         for pair in request.uri().query()?.split('&') {
@@ -234,14 +244,14 @@ impl Bare {
         Some((first.hash_one(key), (hash(first) << 64) | hash(second)))
     }
 
-    /// The answer that is under way, or a new one.
-    fn ask(self: &Arc<Self>, question: Question, request: &Request<Incoming>) -> Answer {
-        let mut asking = self.asking.lock().expect("nobody panics with it");
-        if let Some(answer) = asking.get(&question) {
-            return answer.clone();
+    /// Returns the body of the identical upstream request in flight, or starts one.
+    fn fetch_once(self: &Arc<Self>, fingerprint: Fingerprint, request: &Request<Incoming>) -> PendingBody {
+        let mut in_flight = self.in_flight.lock().expect("no holder panics");
+        if let Some(body) = in_flight.get(&fingerprint) {
+            return body.clone();
         }
-        let (tell, answer) = watch::channel(None);
-        asking.insert(question, answer.clone());
+        let (sender, receiver) = watch::channel(None);
+        in_flight.insert(fingerprint, receiver.clone());
         let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
         let key = request.headers().get(AUTHORIZATION).and_then(|key| key.to_str().ok()).unwrap_or_default();
         let head =
@@ -249,15 +259,15 @@ impl Bare {
         let bare = Arc::clone(self);
         tokio::spawn(async move {
             let body = fetch(bare.upstream, &head).await.unwrap_or_default();
-            bare.cache.insert(question, body.clone());
-            tell.send_replace(Some(body));
-            bare.asking.lock().expect("nobody panics with it").remove(&question);
+            bare.cache.insert(fingerprint, body.clone());
+            sender.send_replace(Some(body));
+            bare.in_flight.lock().expect("no holder panics").remove(&fingerprint);
         });
-        answer
+        receiver
     }
 }
 
-/// The body of the answer, over a connection of its own.
+/// Sends a request on a new connection, and returns the body of the response.
 async fn fetch(upstream: SocketAddr, head: &str) -> std::io::Result<Bytes> {
     let mut stream = TcpStream::connect(upstream).await?;
     stream.write_all(head.as_bytes()).await?;
@@ -267,8 +277,8 @@ async fn fetch(upstream: SocketAddr, head: &str) -> std::io::Result<Bytes> {
     Ok(Bytes::from(answer).slice(body..))
 }
 
-/// Lines are written by so many bytes.
-const LOG_PIECE: usize = 64 << 10;
+/// Log lines are written in blocks of this many bytes.
+const LOG_BUFFER: usize = 64 << 10;
 
 fn json(body: Bytes) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body));

@@ -1,15 +1,15 @@
-//! The upstream of the comparison: holds polls until a clip is where it should be, and counts them.
+//! The upstream of the comparison: holds polls until a clip reaches its status, and counts them.
 //!
 //! ```text
 //! GET  /v2/generate/audio/suno-ai/clip?clip_id=ID&status=WORD   a long-poll, as the real API answers it
-//! PUT  /kit/clips/ID/WORD                                       the clip is there now; its polls are answered
+//! PUT  /kit/clips/ID/WORD                                       sets the status, and answers the polls
 //! GET  /kit/clips/ID                                            {"calls":1,"max_open":1,"answered_ns":…}
 //! GET  /plain                                                   2.5 kB, at once
 //! GET  /bytes/N                                                 N bytes, streamed
 //! ```
 //!
-//! A clip that nobody has put anywhere is completed. `answered_ns` is when the first poll since the last PUT was
-//! answered, in the time of day: clients on the same machine measure from there.
+//! A clip without a PUT is completed. `answered_ns` is the time of day at which the first poll after the last PUT was
+//! answered: clients on the same machine measure from there.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -31,15 +31,15 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
-/// An upstream that holds polls, for measuring what stands before it
+/// An upstream that holds polls
 #[derive(Debug, Parser)]
 struct Args {
     #[arg(long, default_value = "127.0.0.1:9000")]
     listen: SocketAddr,
-    /// How long a poll is held
+    /// Seconds for which a poll is held
     #[arg(long, default_value_t = 120.0)]
     hold: f64,
-    /// What a poll is answered with that has been held so long in vain
+    /// Status of the response to a poll whose clip did not reach its status in time
     #[arg(long, default_value_t = 200)]
     unreached: u16,
 }
@@ -47,8 +47,8 @@ struct Args {
 const LADDER: [&str; 5] = ["submitted", "queued", "streaming", "completed", "error"];
 const DONE: usize = 3;
 
-/// What the bodies of clips weigh, in bytes.
-const WEIGHT: usize = 2500;
+/// Size of the body of a clip, in bytes.
+const BODY_BYTES: usize = 2500;
 
 struct Clip {
     rung: watch::Sender<usize>,
@@ -91,7 +91,7 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 async fn connection(upstream: Rc<Upstream>, stream: TcpStream) {
-    // Both only fail where the connection is gone.
+    // Both fail only if the client has disconnected.
     let _ = stream.set_nodelay(true);
     let service = service_fn(|request| {
         let upstream = Rc::clone(&upstream);
@@ -115,7 +115,7 @@ impl Upstream {
         if path == "/plain" {
             return json(StatusCode::OK, body("plain", DONE));
         }
-        let (id, goal) = asked(request.uri().query().unwrap_or_default());
+        let (id, goal) = parse(request.uri().query().unwrap_or_default());
         // Not kept while the poll is held.
         drop(request);
         self.poll(&id, goal).await
@@ -165,7 +165,7 @@ impl Upstream {
     }
 }
 
-/// A poll that is held; dropped also where who asked has gone.
+/// Counts an open poll, until dropped. Hyper drops it too when the client disconnects.
 struct Open<'a>(&'a Clip);
 
 impl<'a> Open<'a> {
@@ -183,8 +183,8 @@ impl Drop for Open<'_> {
     }
 }
 
-/// The clip's id, and the rung asked for; without one any will do.
-fn asked(query: &str) -> (String, usize) {
+/// Returns the clip's id, and the requested rung, by default the lowest.
+fn parse(query: &str) -> (String, usize) {
     let (mut id, mut goal) = (String::new(), 0);
     for (name, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
         match name {
@@ -201,10 +201,10 @@ fn body(id: &str, rung: usize) -> String {
     let mut text = format!(
         r#"{{"id":"{id}","status":"{word}","title":"Night drive","audio_url":"https://cdn.test/{id}.mp3","prompt":""#
     );
-    while text.len() < WEIGHT - 2 {
+    while text.len() < BODY_BYTES - 2 {
         text.push_str("Headlights paint the empty road. ");
     }
-    text.truncate(WEIGHT - 2);
+    text.truncate(BODY_BYTES - 2);
     text.push_str("\"}");
     text
 }
@@ -217,15 +217,15 @@ fn json(status: StatusCode, text: String) -> Response<Body> {
     response
 }
 
-/// A body of so many bytes, sent as it is taken.
+/// Returns a body of this length, which is produced as the client reads it.
 fn stream(length: usize) -> Response<Body> {
-    const PIECE: usize = 64 << 10;
+    const CHUNK: usize = 64 << 10;
     let (mut sender, body) = Channel::new(1);
     tokio::task::spawn_local(async move {
-        let piece = Bytes::from(vec![b'x'; PIECE]);
+        let piece = Bytes::from(vec![b'x'; CHUNK]);
         let mut left = length;
         while left > 0 {
-            let size = left.min(PIECE);
+            let size = left.min(CHUNK);
             if sender.send_data(piece.slice(..size)).await.is_err() {
                 return;
             }

@@ -1,11 +1,11 @@
-//! Many clients that ask the same and wait.
+//! Many clients with identical waits.
 //!
-//! It says `asked` once all have asked, and at the end one line for each: when it asked and when it had its answer, in
-//! nanoseconds of the time of day, the answer's HTTP status and the clip's own. Who runs it ends it.
+//! Prints `sent` once all requests are sent. At the end prints one line for each client: the times of request and response in
+//! nanoseconds of the time of day, the HTTP status and the status of the clip. There is no time-out: the caller kills it.
 
-mod answer;
+mod connections;
+mod response;
 mod streams;
-mod wires;
 
 use std::io::{self, BufWriter, Write as _};
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use clap::Parser;
 
-/// Many clients that ask the same and wait
+/// Many clients with identical waits
 #[derive(Debug, Parser)]
 struct Args {
     #[arg(long)]
@@ -24,28 +24,28 @@ struct Args {
     key: String,
     #[arg(long)]
     waits: usize,
-    /// The pause from one to the next, in microseconds
+    /// Pause between two requests, in microseconds
     #[arg(long, default_value_t = 250)]
     pause: u64,
-    /// They are streams of HTTP/2 connections, so many on each
+    /// Use HTTP/2, with this number of streams on each connection
     #[arg(long)]
     streams: Option<usize>,
 }
 
 fn main() -> io::Result<()> {
     let args = Args::parse();
-    let told = match args.streams {
+    let responses = match args.streams {
         Some(streams) => streams::wait(&args, streams)?,
-        None => wires::wait(&args)?,
+        None => connections::wait(&args)?,
     };
     let mut out = BufWriter::new(io::stdout().lock());
-    for told in told {
-        writeln!(out, "{} {} {} {}", told.asked_ns, told.answered_ns, told.status, told.word)?;
+    for response in responses {
+        writeln!(out, "{} {} {} {}", response.sent_ns, response.answered_ns, response.status, response.word)?;
     }
     out.flush()
 }
 
-/// When each of the clients asks.
+/// The times of the requests.
 struct Schedule {
     began: Instant,
     pause: Duration,
@@ -57,13 +57,13 @@ impl Schedule {
     }
 
     fn due(&self, number: usize) -> Instant {
-        self.began + self.pause * u32::try_from(number).expect("there are not so many")
+        self.began + self.pause * u32::try_from(number).expect("fewer than 2^32 clients")
     }
 }
 
-fn say_asked() -> io::Result<()> {
+fn print_sent() -> io::Result<()> {
     let mut out = io::stdout().lock();
-    writeln!(out, "asked")?;
+    writeln!(out, "sent")?;
     out.flush()
 }
 

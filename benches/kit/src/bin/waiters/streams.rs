@@ -1,4 +1,4 @@
-//! Clients that are streams of a few HTTP/2 connections.
+//! Clients as streams of a few HTTP/2 connections.
 
 use std::io;
 use std::rc::Rc;
@@ -12,11 +12,11 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tokio::task::{JoinSet, LocalSet};
 
-use crate::answer::Told;
-use crate::{Args, Schedule, now_ns, say_asked};
+use crate::response::Response;
+use crate::{Args, Schedule, now_ns, print_sent};
 
-/// All of them, to the last answer, so many on each connection.
-pub(crate) fn wait(args: &Args, streams: usize) -> io::Result<Vec<Told>> {
+/// Runs all clients until the last response, with this number of streams on each connection.
+pub(crate) fn wait(args: &Args, streams: usize) -> io::Result<Vec<Response>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, async {
         let uri: Rc<str> = format!("http://{}{}", args.to, args.target).into();
@@ -28,12 +28,12 @@ pub(crate) fn wait(args: &Args, streams: usize) -> io::Result<Vec<Told>> {
                 sender = Some(connect(args).await?);
             }
             tokio::time::sleep_until(schedule.due(number).into()).await;
-            let sender = sender.clone().expect("there is a connection by now");
-            clients.spawn_local(ask(sender, Rc::clone(&uri), Rc::clone(&key)));
+            let sender = sender.clone().expect("number 0 has connected");
+            clients.spawn_local(send(sender, Rc::clone(&uri), Rc::clone(&key)));
         }
-        // What is spawned asks as soon as this lets it.
+        // Lets the spawned clients send their requests.
         tokio::task::yield_now().await;
-        say_asked()?;
+        print_sent()?;
         Ok(clients.join_all().await)
     })
 }
@@ -46,23 +46,23 @@ async fn connect(args: &Args) -> io::Result<Sender> {
     let mut http = http2::Builder::new(TokioExecutor::new());
     http.initial_stream_window_size(64 << 10).initial_connection_window_size(16 << 20);
     let (mut sender, connection) = http.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-    // Its end shows itself in the answers that are missing.
+    // The end of the connection fails its streams.
     tokio::spawn(connection);
     sender.ready().await.map_err(io::Error::other)?;
     Ok(sender)
 }
 
-async fn ask(mut sender: Sender, uri: Rc<str>, key: Rc<str>) -> Told {
+async fn send(mut sender: Sender, uri: Rc<str>, key: Rc<str>) -> Response {
     let request = Request::get(&*uri)
         .header(AUTHORIZATION, &*key)
         .header(ACCEPT, "application/json")
         .body(Empty::new())
-        .expect("it is well-formed");
-    let asked_ns = now_ns();
-    let Ok(response) = sender.send_request(request).await else { return Told::new(asked_ns, 0, b"") };
+        .expect("a valid request");
+    let sent_ns = now_ns();
+    let Ok(response) = sender.send_request(request).await else { return Response::new(sent_ns, 0, b"") };
     let status = response.status().as_u16();
     match response.into_body().collect().await {
-        Ok(body) => Told::new(asked_ns, status, &body.to_bytes()),
-        Err(_) => Told::new(asked_ns, 0, b""),
+        Ok(body) => Response::new(sent_ns, status, &body.to_bytes()),
+        Err(_) => Response::new(sent_ns, 0, b""),
     }
 }
