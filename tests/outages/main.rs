@@ -82,7 +82,7 @@ async fn main() -> Result<ExitCode, Failure> {
     let away = outages(&args)?;
     let directory = tempfile::tempdir()?;
     // Large enough to record every request: the table counts them.
-    let sim = Sim::new(Options { keep_requests: 1_000_000, ..Options::default() });
+    let sim = Sim::new(SimOptions { max_requests: 1_000_000, ..SimOptions::default() });
     let roots = directory.path().join("roots.pem");
     let upstream = Upstream::start(sim.clone(), &roots).await?;
     let gateway = Gateway::start(&args, directory.path(), &roots, upstream.port()).await?;

@@ -6,9 +6,9 @@ use clipgate::sim::{Fault, FaultTarget};
 use clipgate::testing::config::AuthConfig;
 use http::Request;
 
-use crate::harness::admin_client::{Operator, field, text};
-use crate::harness::gateway::{TestGateway, all, multi, set_hold, single};
-use crate::harness::raw_http::{assert_bare_rejection, raw};
+use crate::harness::admin_client::{AdminClient, field, text};
+use crate::harness::gateway::{TestGateway, clip_target, clips_target, join_all, set_hold};
+use crate::harness::raw_http::{assert_bare_rejection, send_raw};
 
 const REQUESTS: &str = "clipgate_requests_total";
 const CALLS: &str = "clipgate_upstream_requests_total";
@@ -202,8 +202,8 @@ async fn refusals_over_a_limit_are_counted_by_limit_and_by_member() {
 #[tokio::test]
 async fn a_malformed_head_is_counted_as_rejected() {
     let mut stage = TestGateway::new().await;
-    let operator = Operator::of(&mut stage).await;
-    let bytes = raw(stage.address, b"GET / HTTP/1.1\r\nx : y\r\n\r\n").await;
+    let operator = AdminClient::open(&mut stage).await;
+    let bytes = send_raw(stage.address, b"GET / HTTP/1.1\r\nx : y\r\n\r\n").await;
     assert_bare_rejection(&bytes, 400);
     operator.assert_rejected(1).await;
     let page = operator.metrics().await;

@@ -11,7 +11,9 @@ use crate::harness::process::{TestEnv, within_timeout};
 const KEY: &str = "sk-of-check";
 
 async fn env_with_hold(hold: u64) -> TestEnv {
-    let env = TestEnv::before(Options { hold: Duration::from_millis(hold), ..Options::default() }).await;
+    let env =
+        TestEnv::with_options(SimOptions { hold: Duration::from_millis(hold), ..SimOptions::default() })
+            .await;
     env.sim.set_status("a", "queued");
     env
 }

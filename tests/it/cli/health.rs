@@ -78,10 +78,10 @@ async fn a_draining_gateway_is_alive_but_not_ready() {
     let mut client = TestClient::connect(gateway.address().await).await;
     let admin = gateway.next_line().await;
     let admin = admin.strip_prefix("clipgate admin listening on ").unwrap();
-    let held = tokio::spawn(async move { client.ask(get("/held", &[])).await });
+    let held = tokio::spawn(async move { client.send(get("/held", &[])).await });
     env.sim.wait_until(|seen| seen.requests.len() == 1).await;
     gateway.signal("TERM");
-    gateway.logged("stopping").await;
+    gateway.wait_for_log("stopping").await;
     let check = |args: &'static [&str]| result(&health(&[&["--admin", admin], args].concat(), &[]));
     let draining = async {
         while check(&[]).0 == Some(0) {

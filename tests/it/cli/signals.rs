@@ -16,7 +16,7 @@ async fn sigterm_and_sigint_exit_with_0_and_close_idle_connections() {
         let env = TestEnv::new().await;
         env.configure("drain_timeout = \"1h\"");
         let mut gateway = env.start();
-        let mut client = Client::connect(gateway.address().await).await;
+        let mut client = TestClient::connect(gateway.address().await).await;
         client.get("/x", &[]).await;
         gateway.signal(signal);
         client.wait_until_closed().await;
@@ -49,8 +49,8 @@ async fn drain_500_waits(command: fn(&TestEnv) -> Command) {
         AdminClient::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
 
     // 400 waits have their own connection, 100 share one.
-    let streams = Client::h2(TcpStream::connect(address).await.unwrap()).await;
-    let Client::H2(streams) = streams else { panic!("not an HTTP/2 client") };
+    let streams = TestClient::h2(TcpStream::connect(address).await.unwrap()).await;
+    let TestClient::H2(streams) = streams else { panic!("not an HTTP/2 client") };
     let mut waits = JoinSet::new();
     for n in 0..500 {
         let mut client = match n % 5 {
@@ -81,7 +81,7 @@ async fn drain_500_waits(command: fn(&TestEnv) -> Command) {
         assert_eq!(response.status(), 200, "{response:?}");
         assert_eq!(*response.body(), env.sim.body(id, "streaming"));
     }
-    assert_eq!(gateway.ended().await.code(), Some(0));
+    assert_eq!(gateway.wait_for_exit().await.code(), Some(0));
     // The log would report connections that are cut off at the end of the drain.
     assert!(log.iter().any(|line| line.contains("stopped")), "{log:?}");
     assert!(!log.iter().any(|line| line.contains("cut off")), "{log:?}");
@@ -116,7 +116,7 @@ async fn sigterm_answers_each_parked_wait_on_a_simulated_upstream() {
     for id in ids {
         let mut client = TestClient::connect(address).await;
         waits.spawn(async move {
-            let response = client.ask(get(&clip(&id), &[])).await;
+            let response = client.send(get(&completed_target(&id), &[])).await;
             (id, response)
         });
     }
@@ -143,8 +143,8 @@ async fn a_second_signal_ends_the_process_at_once() {
     env.configure("drain_timeout = \"1h\"");
     env.sim.fault(FaultTarget::Path("/held".to_owned()), Fault::Hang, 1);
     let mut gateway = env.start();
-    let mut client = Client::connect(gateway.address().await).await;
-    let waiting = tokio::spawn(async move { client.ask(get("/held", &[])).await });
+    let mut client = TestClient::connect(gateway.address().await).await;
+    let waiting = tokio::spawn(async move { client.send(get("/held", &[])).await });
     env.sim.wait_until(|seen| seen.requests.len() == 1).await;
     gateway.signal("TERM");
     gateway.wait_for_log("stopping").await;
@@ -165,7 +165,7 @@ async fn sighup_applies_keys_and_names_those_that_need_a_restart() {
     assert!(!response.headers().contains_key("access-control-allow-origin"));
     let two = "/v2/generate/audio/suno-ai/clips?clip_ids[]=a&clip_ids[]=b&status=completed";
     env.sim.set_status("a", "queued");
-    let waiting = tokio::spawn(async move { parked.ask(get(&clip("a"), &[])).await });
+    let waiting = tokio::spawn(async move { parked.send(get(&completed_target("a"), &[])).await });
     env.sim.wait_until(|seen| seen.open == 1).await;
 
     env.configure(
@@ -173,16 +173,16 @@ async fn sighup_applies_keys_and_names_those_that_need_a_restart() {
          [wait]\nmax_jobs = 1\nlinger = \"3s\"\n[log]\nlevel = \"debug\"",
     );
     gateway.signal("HUP");
-    let line = gateway.logged("changed keys need a restart").await;
+    let line = gateway.wait_for_log("changed keys need a restart").await;
     assert!(line.contains("server.max_connections, wait.linger\""), "{line}");
     gateway.wait_for_log("configuration reloaded").await;
 
     let response = client.get("/x", &[origin, ("x-forwarded-for", "192.0.2.7")]).await;
     assert_eq!(response.headers()["access-control-allow-origin"], "https://app.example");
-    let line = gateway.logged("request_id=").await;
+    let line = gateway.wait_for_log("request_id=").await;
     assert!(line.contains("client.address=192.0.2.7 "), "{line}");
     assert_eq!(client.get(two, &[]).await.status(), 400, "the new limit is one clip");
-    gateway.logged(" DEBUG ").await;
+    gateway.wait_for_log(" DEBUG ").await;
 
     env.sim.set_status("a", "complete");
     assert_eq!(waiting.await.unwrap().unwrap().status(), 200, "no wait was dropped");
@@ -193,14 +193,14 @@ async fn an_invalid_configuration_is_rejected_with_all_errors_and_the_old_one_st
     let env = TestEnv::new().await;
     env.configure("cors_origins = [\"https://app.example\"]");
     let mut gateway = env.start();
-    let mut client = Client::connect(gateway.address().await).await;
+    let mut client = TestClient::connect(gateway.address().await).await;
     env.configure("cors_origins = []\nheader_timeout = 3\nmax_conections = 1");
     gateway.signal("HUP");
     for key in ["server.header_timeout", "server.max_conections"] {
-        let line = gateway.logged("invalid configuration").await;
+        let line = gateway.wait_for_log("invalid configuration").await;
         assert!(line.contains(&format!("key={key} ")), "{line}");
     }
-    let line = gateway.logged("the previous one stays in use").await;
+    let line = gateway.wait_for_log("the previous one stays in use").await;
     assert!(line.contains("ERROR") && line.contains("errors=2"), "{line}");
     let response = client.get("/x", &[("origin", "https://app.example")]).await;
     assert_eq!(response.headers()["access-control-allow-origin"], "https://app.example");
@@ -215,7 +215,7 @@ async fn sigterm_answers_connected_clients_without_a_reset_and_then_closes() {
     env.sim.set_status("a", "completed");
     let mut gateway = env.start();
     let address = gateway.address().await;
-    assert_eq!(Client::connect(address).await.get(&clip("a"), &[]).await.status(), 200);
+    assert_eq!(TestClient::connect(address).await.get(&completed_target("a"), &[]).await.status(), 200);
     // While the process is stopped, more clients connect than it accepts in one turn.
     gateway.signal("STOP");
     let mut requests = JoinSet::new();
@@ -230,8 +230,8 @@ async fn sigterm_answers_connected_clients_without_a_reset_and_then_closes() {
             _ => completed_target("a"),
         };
         requests.spawn(async move {
-            let response = client.ask(get(&target, &[])).await.expect("the connection is not reset");
-            client.closed().await;
+            let response = client.send(get(&target, &[])).await.expect("the connection is not reset");
+            client.wait_until_closed().await;
             (n, response)
         });
     }

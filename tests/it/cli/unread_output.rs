@@ -11,7 +11,7 @@ use crate::harness::process::{GatewayProcess, TestClient, TestEnv, within_timeou
 const DROPPED: &str = "clipgate_log_lines_dropped_total";
 
 /// Starts a gateway with an admin listener. Its log is not read yet.
-async fn start(env: &TestEnv) -> (Gateway, SocketAddr, Operator) {
+async fn start(env: &TestEnv) -> (GatewayProcess, SocketAddr, AdminClient) {
     env.configure("");
     let mut command = env.command();
     command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
@@ -24,14 +24,14 @@ async fn start(env: &TestEnv) -> (Gateway, SocketAddr, Operator) {
 }
 
 /// Returns the number of dropped lines.
-async fn dropped(operator: &Operator) -> u64 {
+async fn dropped(operator: &AdminClient) -> u64 {
     let page = operator.get("/metrics").await;
     let value = text(&page).lines().find_map(|line| line.strip_prefix(DROPPED)).expect("the metric exists");
     value.trim().parse().unwrap()
 }
 
 /// Sends requests until their log lines fill the pipe and the buffer of the gateway. Each gets a response.
-async fn flood(client: &mut Client, operator: &Operator) {
+async fn flood(client: &mut TestClient, operator: &AdminClient) {
     let target = format!("/{}", "x".repeat(60_000));
     while dropped(operator).await == 0 {
         for _ in 0..20 {
@@ -44,7 +44,7 @@ async fn flood(client: &mut Client, operator: &Operator) {
 async fn an_unread_log_delays_no_response_and_reports_dropped_lines_once_it_is_read() {
     let env = TestEnv::new().await;
     let (mut gateway, address, operator) = start(&env).await;
-    let mut client = Client::connect(address).await;
+    let mut client = TestClient::connect(address).await;
     flood(&mut client, &operator).await;
     let lost = dropped(&operator).await;
     assert_eq!(operator.get("/healthz").await.status(), 200);
@@ -60,7 +60,7 @@ async fn an_unread_log_delays_no_response_and_reports_dropped_lines_once_it_is_r
 async fn sigterm_exits_with_0_with_an_unread_log() {
     let env = TestEnv::new().await;
     let (mut gateway, address, operator) = start(&env).await;
-    let mut client = Client::connect(address).await;
+    let mut client = TestClient::connect(address).await;
     flood(&mut client, &operator).await;
     gateway.signal("TERM");
     client.wait_until_closed().await;

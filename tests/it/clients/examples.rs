@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clipgate::sim::{Fault, FaultTarget};
-use clipgate::testing::config::Auth;
+use clipgate::testing::config::AuthConfig;
 use clipgate::testing::secret::Secret;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::harness::browser::{Browser, DESK};
-use crate::harness::gateway::{TestGateway, set_hold, within};
-use crate::harness::raw_upstream::{RawUpstream, Then};
+use crate::harness::browser::{Browser, DESKTOP};
+use crate::harness::gateway::{TestGateway, set_hold, within_secs};
+use crate::harness::raw_upstream::{AfterHead, RawUpstream};
 
 const KEY: &str = "key-1";
 
@@ -46,7 +46,7 @@ async fn run(program: &str, name: &str, status: u16) -> Value {
         .kill_on_drop(true)
         .output();
     let output =
-        within(60, output).await.unwrap_or_else(|error| panic!("{program}: {error}: run `make tools`"));
+        within_secs(60, output).await.unwrap_or_else(|error| panic!("{program}: {error}: run `make tools`"));
     let [stdout, stderr] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
     assert!(output.status.success(), "{name}: {}, run `make tools`?\n{stdout}\n{stderr}", output.status);
     assert!(stderr.contains(&format!("{status}, asking again in 1 s")), "{name}: {stderr}");
@@ -76,24 +76,24 @@ async fn python_creates_two_clips_and_waits_for_both() {
 async fn the_web_page_shows_each_state_of_a_clip() {
     let page = std::fs::read(example("event-source.html")).unwrap();
     let head = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\nconnection: close\r\n\r\n";
-    let site = RawUpstream::start(head, Then::Bytes(Bytes::from(page))).await;
+    let site = RawUpstream::start(head, AfterHead::Bytes(Bytes::from(page))).await;
     let origin = site.url.to_string().trim_end_matches('/').to_owned();
     let gateway = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
         config.server.cors_origins = vec![origin.clone()];
-        config.auth = Auth::Sidecar;
+        config.auth = AuthConfig::Sidecar;
         config.upstream.api_key = Some(Secret::new(KEY));
     })
     .await;
     gateway.sim.set_status("a", "queued");
     let mut browser = Browser::start();
     let url = format!("{origin}/event-source.html?gateway=http://{}&clip=a", gateway.address);
-    assert_eq!(browser.open(&url, DESK, None).await, 200);
+    assert_eq!(browser.open(&url, DESKTOP, None).await, 200);
     for (count, next) in [(1, "streaming"), (2, "completed")] {
-        browser.until(&format!("document.querySelectorAll('#states li').length === {count}")).await;
+        browser.wait_until(&format!("document.querySelectorAll('#states li').length === {count}")).await;
         gateway.sim.set_status("a", next);
     }
-    browser.until_text("#message", "done").await;
+    browser.wait_until_text("#message", "done").await;
     let states =
         browser.eval("[...document.querySelectorAll('#states li')].map((li) => li.textContent)").await;
     assert_eq!(states, json!(["queued", "streaming", "complete"]));

@@ -7,10 +7,11 @@ use http::Version;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::harness::admin_client::Operator;
-use crate::harness::gateway::{Answer, TestGateway, multi, single, within};
+use crate::harness::admin_client::AdminClient;
+use crate::harness::gateway::{Answer, TestGateway, clip_target, clips_target, within_secs};
 use crate::harness::raw_http::{
-    CLIP, assert_bare_rejection, assert_refusal, calls, field, parse, raw, read_until, request,
+    CLIP, assert_bare_rejection, assert_gateway_error, field, parse_response, read_until, request, send_raw,
+    upstream_request_count,
 };
 
 const KEY: (&str, &str) = ("authorization", "Bearer demo");
@@ -77,14 +78,14 @@ async fn a_body_that_is_too_large_is_refused_announced_or_not() {
 #[tokio::test]
 async fn a_target_or_a_head_that_is_too_large_gets_a_bare_414_or_431_and_is_counted() {
     let mut stage = TestGateway::new().await;
-    let operator = Operator::of(&mut stage).await;
+    let operator = AdminClient::open(&mut stage).await;
     let target = format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "x".repeat(70_000));
-    assert_bare_rejection(&raw(stage.address, target.as_bytes()).await, 414);
+    assert_bare_rejection(&send_raw(stage.address, target.as_bytes()).await, 414);
     let field = format!("GET / HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "x".repeat(200_000));
-    assert_bare_rejection(&raw(stage.address, field.as_bytes()).await, 431);
+    assert_bare_rejection(&send_raw(stage.address, field.as_bytes()).await, 431);
     let fields = format!("GET / HTTP/1.1\r\nhost: x\r\n{}\r\n", "x: y\r\n".repeat(500));
-    assert_bare_rejection(&raw(stage.address, fields.as_bytes()).await, 431);
-    assert_eq!(calls(&stage), 0);
+    assert_bare_rejection(&send_raw(stage.address, fields.as_bytes()).await, 431);
+    assert_eq!(upstream_request_count(&stage), 0);
     operator.assert_rejected(3).await;
 }
 
@@ -160,14 +161,14 @@ async fn a_clients_request_id_is_taken_over_if_it_is_fit() {
 #[tokio::test]
 async fn a_malformed_head_after_good_requests_gets_its_bare_400_after_their_answers() {
     let mut stage = TestGateway::new().await;
-    let operator = Operator::of(&mut stage).await;
+    let operator = AdminClient::open(&mut stage).await;
     stage.sim.set_status("a", "completed");
     let good = format!(
         "GET {} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer demo\r\n\r\n",
         clip_target("a", "completed")
     );
     let passed = "GET /sim/status/404 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer demo\r\n\r\n";
-    stage.get(&single("a", "completed"), &[]).await;
+    stage.get(&clip_target("a", "completed"), &[]).await;
     let mut malformed = 0;
     for good in [good.as_bytes(), passed.as_bytes()] {
         for bad in MALFORMED {
@@ -177,14 +178,14 @@ async fn a_malformed_head_after_good_requests_gets_its_bare_400_after_their_answ
             read_until(&mut stream, |back| parse_response(back).is_some()).await;
             stream.write_all(bad).await.unwrap();
             let mut back = Vec::new();
-            within(10, stream.read_to_end(&mut back)).await.unwrap();
+            within_secs(10, stream.read_to_end(&mut back)).await.unwrap();
             assert_bare_rejection(&back, 400);
             drop(stream);
 
             // In one write, after two good requests.
-            let back = raw(stage.address, &[good, good, bad].concat()).await;
-            let (first, rest) = parse(&back).unwrap();
-            let (second, rest) = parse(rest).unwrap();
+            let back = send_raw(stage.address, &[good, good, bad].concat()).await;
+            let (first, rest) = parse_response(&back).unwrap();
+            let (second, rest) = parse_response(rest).unwrap();
             assert_eq!(first.status, second.status);
             assert_bare_rejection(rest, 400);
             malformed += 2;
@@ -197,18 +198,20 @@ async fn a_malformed_head_after_good_requests_gets_its_bare_400_after_their_answ
 #[tokio::test]
 async fn a_malformed_head_behind_a_parked_wait_is_answered_after_the_wait() {
     let mut stage = TestGateway::new().await;
-    let operator = Operator::of(&mut stage).await;
+    let operator = AdminClient::open(&mut stage).await;
     stage.sim.set_status("a", "queued");
-    let wait =
-        format!("GET {} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer demo\r\n\r\n", single("a", "completed"));
+    let wait = format!(
+        "GET {} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer demo\r\n\r\n",
+        clip_target("a", "completed")
+    );
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
     stream.write_all(&[wait.as_bytes(), MALFORMED[0]].concat()).await.unwrap();
-    stage.until_parked(1).await;
+    stage.wait_until_parked(1).await;
     stage.sim.set_status("a", "completed");
     let mut back = Vec::new();
-    within(10, stream.read_to_end(&mut back)).await.unwrap();
+    within_secs(10, stream.read_to_end(&mut back)).await.unwrap();
     drop(stream);
-    let (answer, rest) = parse(&back).unwrap();
+    let (answer, rest) = parse_response(&back).unwrap();
     assert_eq!(answer.status, 200);
     assert_bare_rejection(rest, 400);
     operator.assert_rejected(1).await;
@@ -217,7 +220,7 @@ async fn a_malformed_head_behind_a_parked_wait_is_answered_after_the_wait() {
 #[tokio::test]
 async fn a_body_that_looks_like_hypers_own_response_arrives_unchanged_and_is_not_counted_as_rejected() {
     let mut stage = TestGateway::new().await;
-    let operator = Operator::of(&mut stage).await;
+    let operator = AdminClient::open(&mut stage).await;
     let answer = stage.send(request("POST", "/sim/mirror", &[KEY], BARE)).await;
     assert_eq!(answer.body, BARE);
     assert_eq!(answer.headers.get("cache-status").unwrap(), "clipgate; fwd=method");
@@ -239,7 +242,7 @@ async fn a_body_that_looks_like_hypers_own_response_arrives_unchanged_and_is_not
         };
         stream.write_all(&piece).await.unwrap();
         let mut back = Vec::new();
-        within(10, stream.read_to_end(&mut back)).await.unwrap();
+        within_secs(10, stream.read_to_end(&mut back)).await.unwrap();
         assert_eq!(String::from_utf8_lossy(&back), String::from_utf8_lossy(&piece));
     }
     operator.assert_rejected(0).await;

@@ -12,9 +12,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::harness::admin_client::Operator;
-use crate::harness::gateway::{TestGateway, single, within};
-use crate::harness::raw_http::{assert_bare_rejection, assert_refusal, calls, field, parse, raw};
+use crate::harness::admin_client::AdminClient;
+use crate::harness::gateway::{TestGateway, clip_target, within_secs};
+use crate::harness::raw_http::{
+    assert_bare_rejection, assert_gateway_error, field, parse_response, send_raw, upstream_request_count,
+};
 
 /// Within which another client's hit is served, in the median: a thousand times what it takes where nothing is in its
 /// way, for tests share the cores with each other.
@@ -110,7 +112,7 @@ const DOUBTFUL_HOSTS: [(&str, &[u8]); 4] = [
 #[tokio::test]
 async fn a_malformed_head_is_400_counted_and_never_reaches_the_upstream() {
     let mut stage = TestGateway::new().await;
-    let operator = Operator::of(&mut stage).await;
+    let operator = AdminClient::open(&mut stage).await;
     let mut count = 0;
     // hyper answers a head that it cannot parse; the gateway answers one without a definite host.
     let rows = MALFORMED.iter().map(|row| (row, true)).chain(DOUBTFUL_HOSTS.iter().map(|row| (row, false)));
@@ -119,15 +121,15 @@ async fn a_malformed_head_is_400_counted_and_never_reaches_the_upstream() {
         let text = String::from_utf8_lossy(head).into_owned();
         let wait = text.replacen("/sim/echo", &clip_target("kept", "completed"), 1);
         for head in [head, wait.as_bytes()] {
-            let back = while_under_attack(&stage, name, raw(stage.address, head)).await;
+            let back = while_under_attack(&stage, name, send_raw(stage.address, head)).await;
             if is_bare {
                 assert_bare_rejection(&back, 400);
             } else {
-                let (answer, rest) = parse(&back).unwrap_or_else(|| panic!("{name}: {back:?}"));
-                assert_refusal(&answer, 400, "bad-request");
+                let (answer, rest) = parse_response(&back).unwrap_or_else(|| panic!("{name}: {back:?}"));
+                assert_gateway_error(&answer, 400, "bad-request");
                 assert!(rest.is_empty(), "{name}: {:?}", String::from_utf8_lossy(rest));
             }
-            assert_eq!(stage.upstream_requests(), [single("kept", "completed")], "{name}");
+            assert_eq!(stage.upstream_requests(), [clip_target("kept", "completed")], "{name}");
             count += 1;
         }
     }
@@ -240,7 +242,7 @@ async fn what_has_no_end_is_cut_off_at_its_bound() {
         ("a body", chunked.to_owned(), body, 413),
     ];
     let mut stage = TestGateway::with(|config, _| config.limits.max_body = 1 << 20).await;
-    let operator = Operator::of(&mut stage).await;
+    let operator = AdminClient::open(&mut stage).await;
     let mut count = 0;
     for (name, start, piece, status) in rows {
         let (back, sent) = while_under_attack(&stage, name, endless(&stage, &start, piece)).await;

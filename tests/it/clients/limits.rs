@@ -4,10 +4,11 @@ use clipgate::testing::clock;
 use clipgate::testing::config::{AuthConfig, Config};
 use clipgate::testing::secret::Secret;
 
-use crate::harness::admin_client::Operator;
-use crate::harness::gateway::{Answer, TestGateway, all, single};
+use crate::harness::admin_client::AdminClient;
+use crate::harness::gateway::{Answer, TestGateway, clip_target, join_all};
 use crate::harness::raw_http::{
-    CLIP, assert_bare_rejection, assert_refusal, calls, field, parse, raw, request,
+    CLIP, assert_bare_rejection, assert_gateway_error, field, parse_response, request, send_raw,
+    upstream_request_count,
 };
 
 fn ten(config: &mut Config) {
@@ -264,7 +265,7 @@ async fn a_malformed_head_counts_for_its_address() {
         config.limits.burst = 1000;
     })
     .await;
-    let operator = Operator::of(&mut stage).await;
+    let operator = AdminClient::open(&mut stage).await;
     let keyless = || stage.send(request("GET", "/v1/models", &[], ""));
     let since = clock::now();
     let before = left(&keyless().await);
@@ -273,7 +274,7 @@ async fn a_malformed_head_counts_for_its_address() {
         (format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "x".repeat(200_000)), 431),
     ] {
         for _ in 0..10 {
-            assert_bare_rejection(&raw(stage.address, bad.as_bytes()).await, status);
+            assert_bare_rejection(&send_raw(stage.address, bad.as_bytes()).await, status);
         }
     }
     operator.assert_rejected(20).await;

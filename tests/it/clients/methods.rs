@@ -1,6 +1,6 @@
 //! Methods that the gateway answers itself, in every mode.
 
-use clipgate::sim::Options;
+use clipgate::sim::SimOptions;
 use clipgate::testing::config::AuthConfig;
 use clipgate::testing::secret::Secret;
 

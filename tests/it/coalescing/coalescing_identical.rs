@@ -12,27 +12,27 @@ const LONG: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn three_hundred_identical_waits_cost_one_upstream_request_and_get_the_same_bytes() {
-    let gateway = TestGateway::holding(LONG).await;
+    let gateway = TestGateway::with_hold(LONG).await;
     gateway.sim.set_status("a", "submitted");
-    let join = |_| gateway.spawn_get(&single("a", "completed"), &[]);
+    let join = |_| gateway.spawn_get(&clip_target("a", "completed"), &[]);
     let mut waits: Vec<_> = (0..150).map(join).collect();
-    gateway.until_parked(150).await;
-    gateway.until(|seen| seen.open == 1).await;
+    gateway.wait_until_parked(150).await;
+    gateway.wait_until(|seen| seen.open == 1).await;
     waits.extend((0..150).map(join)); // late joiners
-    gateway.until_parked(300).await;
+    gateway.wait_until_parked(300).await;
     gateway.sim.set_status("a", "completed");
 
-    let answers = all(waits).await;
+    let answers = join_all(waits).await;
     let body = gateway.sim.body("a", "completed");
     assert!(answers.iter().all(|answer| answer.status == StatusCode::OK && answer.body == body));
-    assert_eq!(answers.iter().filter(|answer| answer.opened()).count(), 1);
-    assert_eq!(answers.iter().filter(|answer| answer.leaned()).count(), 299);
-    assert_eq!(gateway.upstream_requests(), [single("a", "completed")]);
+    assert_eq!(answers.iter().filter(|answer| answer.is_opener()).count(), 1);
+    assert_eq!(answers.iter().filter(|answer| answer.is_coalesced()).count(), 299);
+    assert_eq!(gateway.upstream_requests(), [clip_target("a", "completed")]);
 }
 
 #[tokio::test]
 async fn waits_with_differently_spelled_queries_are_identical() {
-    let gateway = TestGateway::holding(LONG).await;
+    let gateway = TestGateway::with_hold(LONG).await;
     gateway.sim.set_status("a", "submitted");
     gateway.sim.set_status("b", "completed");
     let clips = "/v2/generate/audio/suno-ai/clips";
@@ -45,24 +45,24 @@ async fn waits_with_differently_spelled_queries_are_identical() {
         format!("{clips}?clip_ids=a&status=complete&clip_ids=b"),
     ];
     let waits: Vec<_> = targets.iter().map(|target| gateway.spawn_get(target, &[])).collect();
-    gateway.until_parked(targets.len()).await;
-    gateway.until(|seen| seen.open == 1).await;
+    gateway.wait_until_parked(targets.len()).await;
+    gateway.wait_until(|seen| seen.open == 1).await;
     gateway.sim.set_status("a", "completed");
-    let answers = all(waits).await;
+    let answers = join_all(waits).await;
     assert!(answers.iter().all(|answer| answer.status == StatusCode::OK));
-    assert_eq!(gateway.upstream_requests(), [multi(&["a", "b"], "completed")]);
+    assert_eq!(gateway.upstream_requests(), [clips_target(&["a", "b"], "completed")]);
 }
 
 #[tokio::test]
 async fn identical_waits_of_two_keys_share_nothing() {
-    let gateway = TestGateway::holding(LONG).await;
+    let gateway = TestGateway::with_hold(LONG).await;
     gateway.sim.set_status("a", "submitted");
     let waits = ["Bearer one", "Bearer two"]
-        .map(|key| gateway.spawn_get(&single("a", "completed"), &[("authorization", key)]));
-    gateway.until(|seen| seen.open == 2).await;
+        .map(|key| gateway.spawn_get(&clip_target("a", "completed"), &[("authorization", key)]));
+    gateway.wait_until(|seen| seen.open == 2).await;
     gateway.sim.set_status("a", "completed");
-    let answers = all(waits.into()).await;
-    assert!(answers.iter().all(Answer::opened));
+    let answers = join_all(waits.into()).await;
+    assert!(answers.iter().all(Answer::is_opener));
     let requests = gateway.sim.requests();
     assert_eq!(requests.len(), 2);
     assert_ne!(requests[0].key, requests[1].key);
@@ -70,17 +70,17 @@ async fn identical_waits_of_two_keys_share_nothing() {
 
 #[tokio::test]
 async fn the_other_waits_are_answered_by_the_poll_of_a_client_that_disconnected() {
-    let gateway = TestGateway::holding(LONG).await;
+    let gateway = TestGateway::with_hold(LONG).await;
     gateway.sim.set_status("a", "submitted");
-    let opener = gateway.spawn_get(&single("a", "completed"), &[]);
-    gateway.until(|seen| seen.open == 1).await;
-    let rest: Vec<_> = (0..5).map(|_| gateway.spawn_get(&single("a", "completed"), &[])).collect();
-    gateway.until_parked(6).await;
+    let opener = gateway.spawn_get(&clip_target("a", "completed"), &[]);
+    gateway.wait_until(|seen| seen.open == 1).await;
+    let rest: Vec<_> = (0..5).map(|_| gateway.spawn_get(&clip_target("a", "completed"), &[])).collect();
+    gateway.wait_until_parked(6).await;
     drop(opener);
-    gateway.until_parked(5).await;
+    gateway.wait_until_parked(5).await;
     gateway.sim.set_status("a", "completed");
     let body = gateway.sim.body("a", "completed");
-    assert!(all(rest).await.iter().all(|answer| answer.body == body && answer.leaned()));
+    assert!(join_all(rest).await.iter().all(|answer| answer.body == body && answer.is_coalesced()));
     let requests = gateway.sim.requests();
     assert_eq!(requests.len(), 1);
     assert_eq!(requests[0].end, RequestEnd::Answered(StatusCode::OK));
@@ -88,14 +88,14 @@ async fn the_other_waits_are_answered_by_the_poll_of_a_client_that_disconnected(
 
 #[tokio::test]
 async fn a_poll_is_cancelled_at_the_upstream_after_the_linger_when_all_clients_disconnect() {
-    let gateway = TestGateway::holding(LONG).await;
+    let gateway = TestGateway::with_hold(LONG).await;
     gateway.sim.set_status("a", "submitted");
-    let waits: Vec<_> = (0..3).map(|_| gateway.spawn_get(&single("a", "completed"), &[])).collect();
-    gateway.until_parked(3).await;
-    gateway.until(|seen| seen.open == 1).await;
+    let waits: Vec<_> = (0..3).map(|_| gateway.spawn_get(&clip_target("a", "completed"), &[])).collect();
+    gateway.wait_until_parked(3).await;
+    gateway.wait_until(|seen| seen.open == 1).await;
     let left = clock::now();
     drop(waits);
-    gateway.until(|seen| seen.abandoned() == 1 && seen.open == 0).await;
+    gateway.wait_until(|seen| seen.abandoned() == 1 && seen.open == 0).await;
     let requests = gateway.sim.requests();
     assert_eq!(requests.len(), 1);
     assert_eq!(requests[0].end, RequestEnd::Abandoned);
@@ -111,17 +111,17 @@ async fn a_client_that_comes_back_within_the_linger_finds_its_poll() {
     })
     .await;
     gateway.sim.set_status("a", "submitted");
-    let first = gateway.spawn_get(&single("a", "completed"), &[]);
-    gateway.until(|seen| seen.open == 1).await;
+    let first = gateway.spawn_get(&clip_target("a", "completed"), &[]);
+    gateway.wait_until(|seen| seen.open == 1).await;
     drop(first);
-    gateway.until_parked(0).await;
-    let again = gateway.spawn_get(&single("a", "completed"), &[]);
-    gateway.until_parked(1).await;
+    gateway.wait_until_parked(0).await;
+    let again = gateway.spawn_get(&clip_target("a", "completed"), &[]);
+    gateway.wait_until_parked(1).await;
     gateway.sim.set_status("a", "completed");
     let answer = again.await.unwrap();
     assert_eq!(answer.body, gateway.sim.body("a", "completed"));
-    assert!(answer.leaned(), "{answer:?}");
-    assert_eq!(gateway.upstream_requests(), [single("a", "completed")]);
+    assert!(answer.is_coalesced(), "{answer:?}");
+    assert_eq!(gateway.upstream_requests(), [clip_target("a", "completed")]);
 }
 
 #[tokio::test]

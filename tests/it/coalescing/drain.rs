@@ -19,16 +19,16 @@ async fn a_drain_answers_five_hundred_parked_waits_with_the_current_state_within
     })
     .await;
     let ids = ["a", "b", "c", "d", "e"];
-    put_all(&gateway, &ids, "streaming");
+    set_status_of_all(&gateway, &ids, "streaming");
     let mut waits = JoinSet::new();
     for n in 0..500 {
-        let wait = gateway.spawn_get(&single(ids[n % ids.len()], "completed"), &[]);
+        let wait = gateway.spawn_get(&clip_target(ids[n % ids.len()], "completed"), &[]);
         waits.spawn(async move { (n, wait.await.expect("it does not panic"), clock::now()) });
     }
-    gateway.until_parked(500).await;
+    gateway.wait_until_parked(500).await;
 
     gateway.stop();
-    let answers = within(30, waits.join_all()).await;
+    let answers = within_secs(30, waits.join_all()).await;
     assert_eq!(answers.len(), 500);
     let mut times = Vec::new();
     for (n, answer, answered_at) in answers {
@@ -50,7 +50,7 @@ async fn a_drain_answers_five_hundred_parked_waits_with_the_current_state_within
 async fn a_passed_through_request_has_the_drain_timeout_to_end() {
     let gateway = TestGateway::with(|config, _| config.server.drain_timeout = Duration::from_secs(20)).await;
     let slow = gateway.spawn_get("/sim/stream?n=5&every=100ms", &[]);
-    gateway.until(|seen| seen.count("/sim/stream") == 1).await;
+    gateway.wait_until(|seen| seen.count("/sim/stream") == 1).await;
     gateway.stop();
     assert_eq!(slow.await.unwrap().status, StatusCode::OK);
 }

@@ -13,7 +13,7 @@ use crate::harness::gateway::{
 const LONG: Duration = Duration::from_secs(60);
 
 /// Returns the body with these clips, completed, in this order and form.
-fn list_body(gateway: &TestGateway, shape: Shape, ids: &[&str]) -> String {
+fn list_body(gateway: &TestGateway, shape: ListFormat, ids: &[&str]) -> String {
     let text =
         |id: &&str| String::from_utf8(gateway.sim.body(id, "completed").to_vec()).expect("bodies are text");
     let list = || ids.iter().map(text).collect::<Vec<_>>().join(",");
@@ -24,13 +24,13 @@ fn list_body(gateway: &TestGateway, shape: Shape, ids: &[&str]) -> String {
             let members: Vec<_> = ids.iter().map(|id| format!("\"{id}\":{}", text(id))).collect();
             format!("{{{}}}", members.join(","))
         }
-        Shape::Summary => unreachable!("a summary has no clips"),
+        ListFormat::Summary => unreachable!("a summary has no clips"),
     }
 }
 
 #[tokio::test]
 async fn a_client_gets_its_clips_in_the_order_it_asked_for_and_in_the_upstreams_form() {
-    for shape in [Shape::Array, Shape::Object, Shape::Map] {
+    for shape in [ListFormat::Array, ListFormat::Object, ListFormat::Map] {
         for in_order in [true, false] {
             let gateway = TestGateway::with(|config, options| {
                 set_hold(LONG, config, options);
@@ -38,21 +38,21 @@ async fn a_client_gets_its_clips_in_the_order_it_asked_for_and_in_the_upstreams_
             })
             .await;
             let orders = [["c", "a", "b"], ["a", "b", "c"], ["b", "c", "a"]];
-            put_all(&gateway, &["a", "b", "c"], "submitted");
-            let waits = orders.map(|ids| gateway.spawn_get(&multi(&ids, "completed"), &[]));
-            gateway.until_parked(3).await;
-            gateway.until(|seen| seen.open == 1).await;
-            put_all(&gateway, &["a", "b", "c"], "completed");
-            for (ids, answer) in orders.iter().zip(all(waits.into()).await) {
+            set_status_of_all(&gateway, &["a", "b", "c"], "submitted");
+            let waits = orders.map(|ids| gateway.spawn_get(&clips_target(&ids, "completed"), &[]));
+            gateway.wait_until_parked(3).await;
+            gateway.wait_until(|seen| seen.open == 1).await;
+            set_status_of_all(&gateway, &["a", "b", "c"], "completed");
+            for (ids, answer) in orders.iter().zip(join_all(waits.into()).await) {
                 assert_eq!(answer.body, list_body(&gateway, shape, ids), "{shape:?} {in_order} {ids:?}");
             }
-            let hit = gateway.get(&multi(&["c", "b", "a"], "completed"), &[]).await;
-            assert!(hit.hit());
+            let hit = gateway.get(&clips_target(&["c", "b", "a"], "completed"), &[]).await;
+            assert!(hit.is_hit());
             assert_eq!(hit.body, list_body(&gateway, shape, &["c", "b", "a"]), "{shape:?} {in_order}");
-            let one = gateway.get(&single("b", "completed"), &[]).await;
-            assert!(one.hit());
+            let one = gateway.get(&clip_target("b", "completed"), &[]).await;
+            assert!(one.is_hit());
             assert_eq!(one.body, gateway.sim.body("b", "completed"));
-            assert_eq!(gateway.upstream_requests(), [multi(&["a", "b", "c"], "completed")]);
+            assert_eq!(gateway.upstream_requests(), [clips_target(&["a", "b", "c"], "completed")]);
         }
     }
 }
@@ -64,13 +64,13 @@ async fn an_unsplit_answer_goes_to_the_waits_on_exactly_its_clips_and_is_not_cac
         options.list_format = ListFormat::Summary;
     })
     .await;
-    put_all(&gateway, &["a", "b", "c"], "submitted");
-    let waits = [["a", "b"], ["b", "a"]].map(|ids| gateway.spawn_get(&multi(&ids, "completed"), &[]));
-    gateway.until_parked(2).await;
-    gateway.until(|seen| seen.open == 1).await;
-    let three = gateway.spawn_get(&multi(&["a", "b", "c"], "completed"), &[("prefer", "wait=40")]);
-    gateway.until(|seen| seen.open == 2).await;
-    put_all(&gateway, &["a", "b", "c"], "completed");
+    set_status_of_all(&gateway, &["a", "b", "c"], "submitted");
+    let waits = [["a", "b"], ["b", "a"]].map(|ids| gateway.spawn_get(&clips_target(&ids, "completed"), &[]));
+    gateway.wait_until_parked(2).await;
+    gateway.wait_until(|seen| seen.open == 1).await;
+    let three = gateway.spawn_get(&clips_target(&["a", "b", "c"], "completed"), &[("prefer", "wait=40")]);
+    gateway.wait_until(|seen| seen.open == 2).await;
+    set_status_of_all(&gateway, &["a", "b", "c"], "completed");
 
     let answers = join_all(waits.into()).await;
     for answer in &answers {
@@ -82,12 +82,12 @@ async fn an_unsplit_answer_goes_to_the_waits_on_exactly_its_clips_and_is_not_cac
     // P3: the answer to two clips does not answer a wait on three, which opens its own poll.
     let three = three.await.unwrap();
     assert!(three.body.starts_with(b"{\"summary\":{\"count\":3,"), "{three:?}");
-    assert_eq!(gateway.upstream_requests().last(), Some(&multi(&["a", "b", "c"], "completed")));
+    assert_eq!(gateway.upstream_requests().last(), Some(&clips_target(&["a", "b", "c"], "completed")));
 
     let asked = gateway.upstream_requests().len();
-    let again = gateway.get(&multi(&["a", "b"], "completed"), &[]).await;
-    assert!(again.opened() && again.body == answers[0].body, "{again:?}");
-    assert_eq!(gateway.upstream_requests()[asked..], [multi(&["a", "b"], "completed")]);
+    let again = gateway.get(&clips_target(&["a", "b"], "completed"), &[]).await;
+    assert!(again.is_opener() && again.body == answers[0].body, "{again:?}");
+    assert_eq!(gateway.upstream_requests()[asked..], [clips_target(&["a", "b"], "completed")]);
 }
 
 #[tokio::test]
@@ -99,15 +99,16 @@ async fn a_wait_for_more_clips_than_one_poll_may_ask_for_opens_several_polls() {
     .await;
     let names: Vec<_> = (0..14).rev().map(|n| format!("clip-{n:02}")).collect();
     let ids: Vec<_> = names.iter().map(String::as_str).collect();
-    put_all(&gateway, &ids, "submitted");
+    set_status_of_all(&gateway, &ids, "submitted");
     let sorted: Vec<_> = ids.iter().copied().rev().collect();
     let orders = [&ids, &sorted, &ids];
-    let waits: Vec<_> = orders.iter().map(|ids| gateway.spawn_get(&multi(ids, "completed"), &[])).collect();
-    gateway.until_parked(3).await;
-    gateway.until(|seen| seen.open == 3).await;
-    put_all(&gateway, &ids, "completed");
-    for (ids, answer) in orders.iter().zip(all(waits).await) {
-        assert_eq!(answer.body, list_body(&gateway, Shape::Array, ids));
+    let waits: Vec<_> =
+        orders.iter().map(|ids| gateway.spawn_get(&clips_target(ids, "completed"), &[])).collect();
+    gateway.wait_until_parked(3).await;
+    gateway.wait_until(|seen| seen.open == 3).await;
+    set_status_of_all(&gateway, &ids, "completed");
+    for (ids, answer) in orders.iter().zip(join_all(waits).await) {
+        assert_eq!(answer.body, list_body(&gateway, ListFormat::Array, ids));
     }
     let asked = gateway.upstream_requests();
     let polls: Vec<BTreeSet<&str>> =
@@ -127,12 +128,12 @@ async fn a_wait_with_several_polls_is_refused_when_one_of_them_is() {
     .await;
     let names: Vec<_> = (0..13).map(|n| format!("clip-{n:02}")).collect();
     let mut ids: Vec<_> = names.iter().map(String::as_str).collect();
-    put_all(&gateway, &ids, "submitted");
+    set_status_of_all(&gateway, &ids, "submitted");
     ids.push("ghost");
-    let answer = gateway.get(&multi(&ids, "completed"), &[]).await;
+    let answer = gateway.get(&clips_target(&ids, "completed"), &[]).await;
     assert_eq!(answer.status, StatusCode::NOT_FOUND);
-    gateway.until(|seen| seen.requests.len() == 3 && seen.open == 0).await;
-    assert_eq!(gateway.sim.observed().abandoned(), 2);
+    gateway.wait_until(|seen| seen.requests.len() == 3 && seen.open == 0).await;
+    assert_eq!(gateway.sim.observe().abandoned(), 2);
 }
 
 #[tokio::test]
@@ -143,12 +144,15 @@ async fn a_wait_for_one_clip_does_not_get_an_unsplit_answer_of_the_list_endpoint
     })
     .await;
     gateway.sim.set_status("a", "submitted");
-    let list = gateway.spawn_get(&multi(&["a"], "completed"), &[]);
-    gateway.until(|seen| seen.open == 1).await;
-    let one = gateway.spawn_get(&single("a", "completed"), &[]);
-    gateway.until_parked(2).await;
+    let list = gateway.spawn_get(&clips_target(&["a"], "completed"), &[]);
+    gateway.wait_until(|seen| seen.open == 1).await;
+    let one = gateway.spawn_get(&clip_target("a", "completed"), &[]);
+    gateway.wait_until_parked(2).await;
     gateway.sim.set_status("a", "completed");
     assert!(list.await.unwrap().body.starts_with(b"{\"summary\":"));
     assert_eq!(one.await.unwrap().body, gateway.sim.body("a", "completed"));
-    assert_eq!(gateway.upstream_requests(), [multi(&["a"], "completed"), single("a", "completed")]);
+    assert_eq!(
+        gateway.upstream_requests(),
+        [clips_target(&["a"], "completed"), clip_target("a", "completed")]
+    );
 }

@@ -28,7 +28,7 @@ async fn connect(gateway: &TestGateway) -> (Streams, AbortOnDropHandle<()>) {
 /// Sends a wait on a stream of its own. Dropping the handle resets the stream.
 fn wait(gateway: &TestGateway, streams: &Streams) -> AbortOnDropHandle<(StatusCode, Bytes)> {
     let mut streams = streams.clone();
-    let request = Request::get(format!("http://{}{}", gateway.address, single("a", "completed")))
+    let request = Request::get(format!("http://{}{}", gateway.address, clip_target("a", "completed")))
         .version(Version::HTTP_2)
         .header("authorization", "Bearer demo")
         .body(Empty::new())
@@ -42,36 +42,36 @@ fn wait(gateway: &TestGateway, streams: &Streams) -> AbortOnDropHandle<(StatusCo
 
 #[tokio::test]
 async fn the_other_streams_of_a_connection_are_answered_after_some_were_reset() {
-    let gateway = TestGateway::holding(Duration::from_secs(60)).await;
+    let gateway = TestGateway::with_hold(Duration::from_secs(60)).await;
     gateway.sim.set_status("a", "submitted");
     let (streams, connection) = connect(&gateway).await;
     let opener = wait(&gateway, &streams);
-    gateway.until(|seen| seen.open == 1).await;
+    gateway.wait_until(|seen| seen.open == 1).await;
     let mut waits: Vec<_> = (0..99).map(|_| wait(&gateway, &streams)).collect();
-    gateway.until_parked(100).await;
+    gateway.wait_until_parked(100).await;
     drop(opener);
     drop(waits.pop());
-    gateway.until_parked(98).await;
+    gateway.wait_until_parked(98).await;
     gateway.sim.set_status("a", "completed");
     let body = gateway.sim.body("a", "completed");
     for wait in waits {
         assert_eq!(wait.await.unwrap(), (StatusCode::OK, body.clone()));
     }
     assert!(!connection.is_finished());
-    assert_eq!(gateway.upstream_requests(), [single("a", "completed")]);
+    assert_eq!(gateway.upstream_requests(), [clip_target("a", "completed")]);
 }
 
 #[tokio::test]
 async fn the_poll_is_cancelled_when_the_last_stream_is_reset_and_the_connection_stays_open() {
-    let gateway = TestGateway::holding(Duration::from_secs(60)).await;
+    let gateway = TestGateway::with_hold(Duration::from_secs(60)).await;
     gateway.sim.set_status("a", "submitted");
     let (streams, connection) = connect(&gateway).await;
     let waits: Vec<_> = (0..3).map(|_| wait(&gateway, &streams)).collect();
-    gateway.until_parked(3).await;
-    gateway.until(|seen| seen.open == 1).await;
+    gateway.wait_until_parked(3).await;
+    gateway.wait_until(|seen| seen.open == 1).await;
     drop(waits);
-    gateway.until(|seen| seen.abandoned() == 1).await;
-    assert_eq!(gateway.sim.requests()[0].end, End::Abandoned);
+    gateway.wait_until(|seen| seen.abandoned() == 1).await;
+    assert_eq!(gateway.sim.requests()[0].end, RequestEnd::Abandoned);
     gateway.sim.set_status("a", "completed");
     let (status, body) = wait(&gateway, &streams).await.unwrap();
     assert_eq!((status, body), (StatusCode::OK, gateway.sim.body("a", "completed")));

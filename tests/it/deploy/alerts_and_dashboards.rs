@@ -42,12 +42,16 @@ fn promtool(args: &[&str], input: &str) -> String {
 }
 
 /// Returns the metrics of a gateway that has handled a request of each kind.
-async fn page() -> Page {
+async fn page() -> MetricsPage {
     let mut gateway = TestGateway::new().await;
-    let operator = Operator::of(&mut gateway).await;
+    let operator = AdminClient::open(&mut gateway).await;
     gateway.sim.set_status("a", "completed");
-    for target in [single("a", "completed"), single("a", "completed"), "/x".to_owned(), single("", "queued")]
-    {
+    for target in [
+        clip_target("a", "completed"),
+        clip_target("a", "completed"),
+        "/x".to_owned(),
+        clip_target("", "queued"),
+    ] {
         gateway.get(&target, &[]).await;
     }
     operator.metrics().await

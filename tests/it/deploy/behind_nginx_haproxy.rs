@@ -76,7 +76,7 @@ fn put(text: &mut String, from: &str, to: &str) {
 /// A proxy in front of a gateway in front of a simulated upstream.
 struct Front {
     ground: TestEnv,
-    gateway: Gateway,
+    gateway: GatewayProcess,
     /// Address for this test alone, so that no other test uses the port.
     host: String,
     proxy: Child,

@@ -73,7 +73,7 @@ impl AdminClient {
                 tokio::time::sleep(std::time::Duration::from_millis(5)).await;
             }
         };
-        assert_eq!(super::gateway::within(10, counted).await, count);
+        assert_eq!(super::gateway::within_secs(10, counted).await, count);
     }
 }
 

@@ -288,7 +288,7 @@ impl<F: FnOnce(Gateway, &config::ServerConfig, CancellationToken) -> Result<Serv
 
 fn stall_timeout_server(timeout: Duration) -> impl BuildServer {
     move |gateway: Gateway, config: &config::ServerConfig, stop: CancellationToken| {
-        Server::with_patience(timeout, gateway, config, stop)
+        Server::with_stall_timeout(timeout, gateway, config, stop)
     }
 }
 

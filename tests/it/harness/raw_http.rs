@@ -96,6 +96,18 @@ pub(crate) fn assert_gateway_error(answer: &Answer, status: u16, reason: &str) -
     body["message"].as_str().unwrap().to_owned()
 }
 
+/// Asserts that these bytes are hyper's own response to a malformed head, and that nothing follows it: this status, no
+/// body and no header of the gateway.
+pub(crate) fn assert_bare_rejection(bytes: &[u8], status: u16) {
+    let shown = String::from_utf8_lossy(bytes);
+    let (answer, rest) = parse_response(bytes).unwrap_or_else(|| panic!("not a response: {shown:?}"));
+    assert_eq!((answer.status.as_u16(), answer.body.len(), rest.len()), (status, 0, 0), "{shown}");
+    let mut names: Vec<_> = answer.headers.keys().map(HeaderName::as_str).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["connection", "content-length", "date"], "{shown}");
+    assert_eq!(field(&answer, "connection"), "close", "{shown}");
+}
+
 /// Returns the number of upstream requests so far.
 pub(crate) fn upstream_request_count(gateway: &TestGateway) -> usize {
     gateway.sim.requests().len()

@@ -1,7 +1,7 @@
 //! Cookies of the upstream account stay between the gateway and the upstream, unless the client owns the account
 //! (P11).
 
-use clipgate::sim::Options;
+use clipgate::sim::SimOptions;
 use clipgate::testing::config::{AuthConfig, Config};
 use clipgate::testing::secret::Secret;
 use http::Uri;
@@ -18,7 +18,7 @@ fn modes() -> [AuthConfig; 3] {
     [AuthConfig::Passthrough, AuthConfig::Sidecar, team]
 }
 
-async fn gateway(auth: Auth, upstream: &Uri) -> TestGateway {
+async fn gateway(auth: AuthConfig, upstream: &Uri) -> TestGateway {
     let url = upstream.clone();
     let configure = |config: &mut Config, _: &mut SimOptions| {
         config.auth = auth;
@@ -38,10 +38,10 @@ fn head(line: &str, fields: &str) -> String {
 async fn exchange(request: &str, answer: &'static str) -> Vec<(String, String)> {
     let mut seen = Vec::new();
     for auth in modes() {
-        let mut upstream = Scripted::answering(answer).await;
+        let mut upstream = ScriptedUpstream::answering(answer).await;
         let gateway = gateway(auth, &upstream.url).await;
-        let back = raw(gateway.address, request.as_bytes()).await;
-        seen.push((upstream.asked().await, String::from_utf8(back).unwrap()));
+        let back = send_raw(gateway.address, request.as_bytes()).await;
+        seen.push((upstream.next_request().await, String::from_utf8(back).unwrap()));
     }
     seen
 }
@@ -81,7 +81,7 @@ async fn an_upgrade_response_has_no_cookie_of_the_account() {
     let answer = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\
         set-cookie: a=account-session\r\nx-mark: here\r\n\r\n";
     for (auth, is_lent) in modes().into_iter().zip(LENT) {
-        let upstream = Scripted::answering(answer).await;
+        let upstream = ScriptedUpstream::answering(answer).await;
         let gateway = gateway(auth, &upstream.url).await;
         let mut stream = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
         let request = head("GET /x", "connection: upgrade\r\nupgrade: echo\r\n");

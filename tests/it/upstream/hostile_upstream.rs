@@ -77,16 +77,17 @@ async fn a_response_that_is_not_http_is_502() {
     for (name, head, then) in rows {
         let raw_upstream = RawUpstream::start(&head, then).await;
         let gateway = gateway_with(&raw_upstream).await;
-        let waited = while_under_attack(&gateway, name, gateway.get(&single("a", "completed"), &[])).await;
+        let waited =
+            while_under_attack(&gateway, name, gateway.get(&clip_target("a", "completed"), &[])).await;
         let passed = while_under_attack(&gateway, name, gateway.get("/other", &[])).await;
         let (of_wait, of_passed, asked) = match name {
             "a switch unasked" => ("invalid-upstream-response", "invalid-upstream-response", 3),
             _ => ("unreachable", "upstream-reset", 2),
         };
-        assert_refusal(&waited, 502, of_wait);
-        assert_refusal(&passed, 502, of_passed);
+        assert_gateway_error(&waited, 502, of_wait);
+        assert_gateway_error(&passed, 502, of_passed);
         assert_eq!(
-            raw_upstream.asked(),
+            raw_upstream.request_count(),
             asked,
             "{name}: an error is asked for twice, all else goes out once"
         );
@@ -97,7 +98,7 @@ async fn a_response_that_is_not_http_is_502() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_endless_or_broken_response_to_a_poll_is_502_and_the_gateway_reads_little_of_it() {
-    let rows: [(&str, String, Then, &str); 5] = [
+    let rows: [(&str, String, AfterHead, &str); 5] = [
         (
             "no end",
             format!("{OK}\r\n"),
@@ -128,15 +129,16 @@ async fn an_endless_or_broken_response_to_a_poll_is_502_and_the_gateway_reads_li
     for (name, head, then, reason) in rows {
         let raw_upstream = RawUpstream::start(&head, then).await;
         let gateway = gateway_with(&raw_upstream).await;
-        let answer = while_under_attack(&gateway, name, gateway.get(&single("a", "completed"), &[])).await;
-        assert_refusal(&answer, 502, reason);
+        let answer =
+            while_under_attack(&gateway, name, gateway.get(&clip_target("a", "completed"), &[])).await;
+        assert_gateway_error(&answer, 502, reason);
         // 8 MiB for each attempt, and bytes in transit.
         let attempts = if reason == "invalid-upstream-response" { 2 } else { 1 };
         assert!(
-            raw_upstream.asked() == attempts && raw_upstream.sent() < 64 << 20,
+            raw_upstream.request_count() == attempts && raw_upstream.body_bytes_sent() < 64 << 20,
             "{name}: {} {}",
-            raw_upstream.asked(),
-            raw_upstream.sent()
+            raw_upstream.request_count(),
+            raw_upstream.body_bytes_sent()
         );
         count += 1;
     }
@@ -146,37 +148,39 @@ async fn an_endless_or_broken_response_to_a_poll_is_502_and_the_gateway_reads_li
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn truncated_json_reaches_the_client_unchanged() {
     let body = format!("{CLIP}{}", "[".repeat(100_000));
-    let raw_upstream = RawUpstream::start(&format!("{OK}\r\n"), Then::Bytes(body.clone().into())).await;
+    let raw_upstream = RawUpstream::start(&format!("{OK}\r\n"), AfterHead::Bytes(body.clone().into())).await;
     let gateway = gateway_with(&raw_upstream).await;
-    let answer = while_under_attack(&gateway, "depth", gateway.get(&single("a", "completed"), &[])).await;
+    let answer =
+        while_under_attack(&gateway, "depth", gateway.get(&clip_target("a", "completed"), &[])).await;
     assert!(answer.status == 200 && answer.body == body, "{}", answer.status);
-    assert_eq!(raw_upstream.asked(), 2);
+    assert_eq!(raw_upstream.request_count(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn json_of_any_depth_reaches_the_client_unchanged() {
     for (open, close) in [("[", "]"), ("{\"id\":", "}"), ("[{\"status\":", "}]")] {
         let body = format!("{CLIP}{}1{}}}", open.repeat(100_000), close.repeat(100_000));
-        let raw_upstream = RawUpstream::start(&format!("{OK}\r\n"), Then::Bytes(body.clone().into())).await;
+        let raw_upstream =
+            RawUpstream::start(&format!("{OK}\r\n"), AfterHead::Bytes(body.clone().into())).await;
         let gateway = gateway_with(&raw_upstream).await;
         for _ in 0..2 {
             let answer =
-                while_under_attack(&gateway, "depth", gateway.get(&single("a", "completed"), &[])).await;
+                while_under_attack(&gateway, "depth", gateway.get(&clip_target("a", "completed"), &[])).await;
             assert_eq!(answer.status, 200);
             assert!(answer.body == body);
         }
-        assert_eq!(raw_upstream.asked(), 1, "the second one was a hit");
+        assert_eq!(raw_upstream.request_count(), 1, "the second one was a hit");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upstream_that_never_answers_is_504_after_the_time_limit() {
-    let rows: [(&str, String, Then); 5] = [
-        ("nothing", String::new(), Then::Silence),
-        ("half a head", OK.to_owned(), Then::Silence),
-        ("a head alone", format!("{OK}content-length: 9\r\n\r\n"), Then::Silence),
-        ("a length of 100 GB", format!("{OK}content-length: 99999999999\r\n\r\n{CLIP}"), Then::Silence),
-        ("tiny chunks", CHUNKED.to_owned(), Then::Endless("1\r\n \r\n".into())),
+    let rows: [(&str, String, AfterHead); 5] = [
+        ("nothing", String::new(), AfterHead::Silence),
+        ("half a head", OK.to_owned(), AfterHead::Silence),
+        ("a head alone", format!("{OK}content-length: 9\r\n\r\n"), AfterHead::Silence),
+        ("a length of 100 GB", format!("{OK}content-length: 99999999999\r\n\r\n{CLIP}"), AfterHead::Silence),
+        ("tiny chunks", CHUNKED.to_owned(), AfterHead::Endless("1\r\n \r\n".into())),
     ];
     let mut cases = JoinSet::new();
     for (name, head, then) in rows {
@@ -184,18 +188,18 @@ async fn an_upstream_that_never_answers_is_504_after_the_time_limit() {
             let raw_upstream = RawUpstream::start(&head, then).await;
             let gateway = gateway_with(&raw_upstream).await;
             let answer =
-                while_under_attack(&gateway, name, gateway.get(&single("a", "completed"), &[])).await;
-            assert_refusal(&answer, 504, "upstream-timeout");
+                while_under_attack(&gateway, name, gateway.get(&clip_target("a", "completed"), &[])).await;
+            assert_gateway_error(&answer, 504, "upstream-timeout");
             assert!(answer.took >= LIMIT, "{name}: {:?}", answer.took);
             assert!(
-                raw_upstream.asked() <= 4,
+                raw_upstream.request_count() <= 4,
                 "{name}: two tries, two looks at the deadline: {}",
-                raw_upstream.asked()
+                raw_upstream.request_count()
             );
             // A response with a head streams for as long as the upstream likes.
             if !head.contains("\r\n\r\n") {
                 let answer = while_under_attack(&gateway, name, gateway.get("/other", &[])).await;
-                assert_refusal(&answer, 504, "upstream-timeout");
+                assert_gateway_error(&answer, 504, "upstream-timeout");
                 assert!(answer.took >= LIMIT, "{name}: {:?}", answer.took);
             }
         });
@@ -207,11 +211,11 @@ async fn an_upstream_that_never_answers_is_504_after_the_time_limit() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn endless_interim_responses_are_502_at_once() {
     for interim in ["HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n"] {
-        let raw_upstream = RawUpstream::start("", Then::Endless(interim.repeat(10).into())).await;
+        let raw_upstream = RawUpstream::start("", AfterHead::Endless(interim.repeat(10).into())).await;
         let gateway = gateway_with(&raw_upstream).await;
-        for target in [single("a", "completed"), "/other".to_owned()] {
+        for target in [clip_target("a", "completed"), "/other".to_owned()] {
             let answer = while_under_attack(&gateway, interim, gateway.get(&target, &[])).await;
-            assert_refusal(&answer, 502, "invalid-upstream-response");
+            assert_gateway_error(&answer, 502, "invalid-upstream-response");
         }
     }
 }
@@ -220,12 +224,12 @@ async fn endless_interim_responses_are_502_at_once() {
 async fn a_response_without_a_request_reaches_no_client() {
     let two =
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\npoison";
-    let raw_upstream = RawUpstream::start(two, Then::Silence).await;
+    let raw_upstream = RawUpstream::start(two, AfterHead::Silence).await;
     let gateway = gateway_with(&raw_upstream).await;
     for asked in 1..=20 {
         let answer = gateway.get("/other", &[]).await;
         assert_eq!(
-            (answer.status.as_u16(), &answer.body[..], raw_upstream.asked()),
+            (answer.status.as_u16(), &answer.body[..], raw_upstream.request_count()),
             (200, &b"{}"[..], asked)
         );
     }
@@ -249,7 +253,7 @@ async fn a_gateway_that_is_its_own_upstream_answers_508() {
             tokio::spawn(async move { tokio::io::copy_bidirectional(&mut there, &mut back).await });
         }
     }));
-    for target in ["/other".to_owned(), single("a", "completed")] {
+    for target in ["/other".to_owned(), clip_target("a", "completed")] {
         let answer = gateway.get(&target, &[]).await;
         assert_eq!(answer.status, 508, "{answer:?}");
         assert!(
@@ -265,12 +269,12 @@ const MORE: u64 = 40_000;
 #[tokio::test]
 async fn an_endless_body_streams_in_constant_memory() {
     let chunk = [b"10000\r\n", &[b'x'; 0x10000][..], b"\r\n"].concat();
-    let raw_upstream = RawUpstream::start(CHUNKED, Then::Endless(chunk.into())).await;
+    let raw_upstream = RawUpstream::start(CHUNKED, AfterHead::Endless(chunk.into())).await;
     let env = TestEnv::new().await;
     env.configure("");
     let mut command = env.command();
     command.env("CLIPGATE__UPSTREAM__BASE_URL", raw_upstream.url.to_string());
-    let mut gateway = crate::harness::process::Gateway::spawn(command);
+    let mut gateway = crate::harness::process::GatewayProcess::spawn(command);
     let address = gateway.address().await;
     let ask = async || {
         let mut stream = TcpStream::connect(address).await.unwrap();
@@ -294,14 +298,14 @@ async fn an_endless_body_streams_in_constant_memory() {
     for _ in 0..20 {
         unread.push(ask().await);
     }
-    raw_upstream.until_asked(21).await;
+    raw_upstream.wait_until_requests(21).await;
     // Until all buffers on the way are full.
     let mut sent = 0;
-    while sent != raw_upstream.sent() {
-        sent = raw_upstream.sent();
+    while sent != raw_upstream.body_bytes_sent() {
+        sent = raw_upstream.body_bytes_sent();
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
     assert!(gateway.resident() < before + MORE, "{} kB after {before}", gateway.resident());
     drop((read, unread));
-    raw_upstream.until_gone(21).await;
+    raw_upstream.wait_until_closed(21).await;
 }

@@ -26,7 +26,7 @@ async fn each_order_reaches_the_upstream_and_makes_jobs_of_its_own() {
     let mut ids = Vec::new();
     for asked in 1..=2 {
         let answer = gateway.send(request("POST", CLIP, &[KEY], "{\"prompt\":\"x\"}")).await;
-        assert_eq!((answer.status.as_u16(), calls(&gateway)), (201, asked));
+        assert_eq!((answer.status.as_u16(), upstream_request_count(&gateway)), (201, asked));
         ids.extend(body(&answer)["clip_ids"].as_array().unwrap().clone());
     }
     ids.sort_by_key(Value::to_string);
@@ -43,14 +43,14 @@ async fn the_gateway_does_not_cache_lyrics() {
     let first = gateway.get(lyric, &[]).await;
     assert_eq!((first.status.as_u16(), field(&first, "cache-status")), (200, "clipgate; fwd=bypass"));
     assert_eq!(gateway.get(lyric, &[]).await.status, 404, "from the upstream, not from the cache");
-    assert_eq!(calls(&gateway), 2);
+    assert_eq!(upstream_request_count(&gateway), 2);
 }
 
 #[tokio::test]
 async fn the_gateway_passes_through_a_wait_that_it_does_not_understand() {
     let gateway = TestGateway::new().await;
     gateway.sim.set_status("a", "completed");
-    gateway.get(&single("a", "completed"), &[]).await;
+    gateway.get(&clip_target("a", "completed"), &[]).await;
     let rows = [
         (format!("{CLIP}?clip_id=a&status=completed&quality=high"), 200),
         (format!("{CLIP}?clip_id=a&status=done"), 400),
@@ -62,7 +62,7 @@ async fn the_gateway_passes_through_a_wait_that_it_does_not_understand() {
     ];
     for (target, status) in &rows {
         for _ in 0..2 {
-            let before = calls(&gateway);
+            let before = upstream_request_count(&gateway);
             let answer = gateway.get(target, &[]).await;
             assert_eq!(answer.status, *status, "{target}");
             assert_eq!(field(&answer, "cache-status"), "clipgate; fwd=bypass");
@@ -71,8 +71,8 @@ async fn the_gateway_passes_through_a_wait_that_it_does_not_understand() {
         }
     }
     for method in ["HEAD", "OPTIONS", "DELETE", "PUT"] {
-        let before = calls(&gateway);
-        let answer = gateway.send(request(method, &single("a", "completed"), &[KEY], "")).await;
+        let before = upstream_request_count(&gateway);
+        let answer = gateway.send(request(method, &clip_target("a", "completed"), &[KEY], "")).await;
         assert_eq!(field(&answer, "cache-status"), "clipgate; fwd=method", "{method}");
         let seen = gateway.sim.requests();
         assert_eq!((seen.len(), seen[before].method.as_str()), (before + 1, method));
@@ -110,7 +110,7 @@ async fn method_target_headers_and_body_reach_the_upstream_unchanged() {
         assert_ne!(one("host"), json!(gateway.address.to_string()), "the upstream's own name");
         assert_eq!(echo["has_key"], true);
     }
-    assert_eq!(calls(&gateway), 4);
+    assert_eq!(upstream_request_count(&gateway), 4);
 }
 
 #[tokio::test]
@@ -135,20 +135,20 @@ async fn the_gateway_never_resends_a_failed_request() {
         // Also over a reused connection, where HTTP clients like to resend.
         for _ in 0..2 {
             gateway.get("/sim/echo", &[]).await;
-            let before = calls(&gateway);
+            let before = upstream_request_count(&gateway);
             gateway.sim.fault(FaultTarget::Path("/v".to_owned()), fault.clone(), 1);
             let body = if method == "GET" { "" } else { "{}" };
             let answer = gateway.send(request(method, target, &[KEY], body)).await;
-            assert_refusal(&answer, 502, "upstream-reset");
-            assert_eq!(calls(&gateway), before + 1, "{method} {target} {fault:?}");
+            assert_gateway_error(&answer, 502, "upstream-reset");
+            assert_eq!(upstream_request_count(&gateway), before + 1, "{method} {target} {fault:?}");
         }
     }
     for status in [429, 503] {
-        let before = calls(&gateway);
+        let before = upstream_request_count(&gateway);
         gateway.sim.fault(FaultTarget::Any, Fault::retry_after(status, Duration::from_secs(1)), 1);
         let answer = gateway.send(request("POST", CLIP, &[KEY], "{}")).await;
         assert_eq!((answer.status.as_u16(), field(&answer, "retry-after")), (status, "1"));
-        assert_eq!(calls(&gateway), before + 1);
+        assert_eq!(upstream_request_count(&gateway), before + 1);
     }
 }
 
@@ -163,22 +163,22 @@ async fn events_pass_at_once_until_the_client_closes_the_connection() {
     let back = String::from_utf8(back).unwrap();
     assert!(back.contains("content-type: text/event-stream\r\n"), "{back}");
     assert!(back.contains("cache-status: clipgate; fwd=bypass\r\n"), "{back}");
-    assert_eq!(gateway.sim.requests()[0].end, End::Open);
+    assert_eq!(gateway.sim.requests()[0].end, RequestEnd::Open);
     drop(stream);
-    within(10, gateway.sim.wait_until(|seen| seen.abandoned() == 1)).await;
+    within_secs(10, gateway.sim.wait_until(|seen| seen.abandoned() == 1)).await;
 }
 
 #[tokio::test]
 async fn a_client_that_disconnects_before_the_response_cancels_its_request() {
-    let gateway = TestGateway::holding(Duration::from_secs(60)).await;
+    let gateway = TestGateway::with_hold(Duration::from_secs(60)).await;
     gateway.sim.set_status("a", "queued");
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();
-    let target = format!("{}&unknown=1", single("a", "completed"));
+    let target = format!("{}&unknown=1", clip_target("a", "completed"));
     let head = format!("GET {target} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer demo\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
-    within(10, gateway.sim.wait_until(|seen| seen.open == 1)).await;
+    within_secs(10, gateway.sim.wait_until(|seen| seen.open == 1)).await;
     drop(stream);
-    within(30, gateway.sim.wait_until(|seen| seen.abandoned() == 1)).await;
+    within_secs(30, gateway.sim.wait_until(|seen| seen.abandoned() == 1)).await;
 }
 
 #[tokio::test]
@@ -194,7 +194,7 @@ async fn an_echoed_upload_returns_each_chunk_before_the_next_is_sent() {
         stream.write_all(chunk.as_bytes()).await.unwrap();
         read_until(&mut stream, |back| back == chunk.as_bytes()).await;
     }
-    assert_eq!(gateway.sim.requests()[0].end, End::Open);
+    assert_eq!(gateway.sim.requests()[0].end, RequestEnd::Open);
     stream.write_all(b"0\r\n\r\n").await.unwrap();
     read_until(&mut stream, |back| back == b"0\r\n\r\n").await;
 }
@@ -263,7 +263,7 @@ async fn no_target_leads_to_another_host() {
         let head = format!(
             "{line} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer demo\r\nconnection: close\r\n\r\n"
         );
-        let back = raw(gateway.address, head.as_bytes()).await;
+        let back = send_raw(gateway.address, head.as_bytes()).await;
         let text = String::from_utf8_lossy(&back);
         assert!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{line}, host {host}: {text}");
         assert!(!text.contains(&format!("[\"host\",\"{evil}\"]")), "{text}");

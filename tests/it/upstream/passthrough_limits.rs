@@ -35,14 +35,14 @@ async fn get(gateway: &TestGateway, key: &str) -> Answer {
 
 /// Returns once a passed-through request is admitted again.
 async fn until_room(gateway: &TestGateway, key: &str) {
-    within(30, async { while get(gateway, key).await.status != 200 {} }).await;
+    within_secs(30, async { while get(gateway, key).await.status != 200 {} }).await;
 }
 
 /// Makes the upstream accept this key. Its requests then count for the key.
 async fn prove(gateway: &TestGateway, key: &str) {
     gateway.sim.set_status("proof", "completed");
     let fields = [("authorization", &*format!("Bearer {key}"))];
-    assert_eq!(gateway.get(&single("proof", "completed"), &fields).await.status, 200);
+    assert_eq!(gateway.get(&clip_target("proof", "completed"), &fields).await.status, 200);
 }
 
 #[tokio::test]
@@ -55,11 +55,13 @@ async fn a_key_with_its_share_of_passed_through_requests_gets_429_until_one_ends
     let _second = open(&gateway, ENDLESS, "ann", "").await;
     for _ in 0..3 {
         let answer = get(&gateway, "ann").await;
-        assert_refusal(&answer, 429, "too-many-passthrough-per-key");
+        assert_gateway_error(&answer, 429, "too-many-passthrough-per-key");
         assert_eq!(field(&answer, "retry-after"), "1");
     }
     assert_eq!(get(&gateway, "bob").await.status, 200, "another key has a share of its own");
-    assert!(gateway.get(&single("proof", "completed"), &[("authorization", "Bearer ann")]).await.hit());
+    assert!(
+        gateway.get(&clip_target("proof", "completed"), &[("authorization", "Bearer ann")]).await.is_hit()
+    );
     drop(first);
     until_room(&gateway, "ann").await;
 }
@@ -68,22 +70,22 @@ async fn a_key_with_its_share_of_passed_through_requests_gets_429_until_one_ends
 async fn unproven_keys_share_the_limit_of_their_address() {
     let gateway = gateway(2, 100).await;
     let _open = [open(&gateway, ENDLESS, "made", "").await, open(&gateway, ENDLESS, "up", "").await];
-    assert_refusal(&get(&gateway, "another").await, 429, "too-many-passthrough-per-key");
+    assert_gateway_error(&get(&gateway, "another").await, 429, "too-many-passthrough-per-key");
 }
 
 #[tokio::test]
 async fn waits_that_the_gateway_does_not_understand_count_for_the_passthrough_limit() {
     let gateway = gateway(4, 100).await;
     gateway.sim.set_status("a", "queued");
-    let target = format!("{}&x=1", single("a", "completed"));
+    let target = format!("{}&x=1", clip_target("a", "completed"));
     let held: Vec<_> = (0..4).map(|_| gateway.spawn_get(&target, &[])).collect();
-    gateway.until(|seen| seen.open == 4).await;
+    gateway.wait_until(|seen| seen.open == 4).await;
     for _ in 0..36 {
-        assert_refusal(&gateway.get(&target, &[]).await, 429, "too-many-passthrough-per-key");
+        assert_gateway_error(&gateway.get(&target, &[]).await, 429, "too-many-passthrough-per-key");
     }
     assert_eq!(gateway.upstream_requests().len(), 4);
     drop(held);
-    gateway.until(|seen| seen.open == 0).await;
+    gateway.wait_until(|seen| seen.open == 0).await;
 }
 
 #[tokio::test]
@@ -92,15 +94,15 @@ async fn all_keys_together_have_a_limit_that_the_operator_sees() {
     for key in ["ann", "bob", "cid"] {
         prove(&gateway, key).await;
     }
-    let operator = Operator::of(&mut gateway).await;
+    let operator = AdminClient::open(&mut gateway).await;
     let mut open_now = Vec::new();
     for key in ["ann", "ann", "bob"] {
         open_now.push(open(&gateway, ENDLESS, key, "").await);
     }
     let answer = get(&gateway, "cid").await;
-    assert_refusal(&answer, 503, "too-many-passthrough");
+    assert_gateway_error(&answer, 503, "too-many-passthrough");
     assert_eq!(field(&answer, "retry-after"), "1");
-    assert_refusal(&get(&gateway, "ann").await, 429, "too-many-passthrough-per-key");
+    assert_gateway_error(&get(&gateway, "ann").await, 429, "too-many-passthrough-per-key");
     let page = operator.metrics().await;
     for (name, value) in [("clipgate_passthrough_requests", 3.0), ("clipgate_max_passthrough_requests", 3.0)]
     {
@@ -117,7 +119,7 @@ async fn all_keys_together_have_a_limit_that_the_operator_sees() {
 async fn a_tunnel_keeps_its_slot_until_it_ends() {
     let gateway = gateway(1, 100).await;
     let tunnel = open(&gateway, "/sim/upgrade", "ann", "connection: upgrade\r\nupgrade: echo\r\n").await;
-    assert_refusal(&get(&gateway, "ann").await, 429, "too-many-passthrough-per-key");
+    assert_gateway_error(&get(&gateway, "ann").await, 429, "too-many-passthrough-per-key");
     drop(tunnel);
     until_room(&gateway, "ann").await;
 }

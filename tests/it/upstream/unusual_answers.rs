@@ -6,14 +6,14 @@ use clipgate::sim::{ErrorBody, Fault, FaultTarget};
 use clipgate::testing::clock;
 use http::StatusCode;
 
-use crate::harness::gateway::{TestGateway, set_hold, single};
-use crate::harness::raw_upstream::{RawUpstream, Then};
+use crate::harness::gateway::{TestGateway, clip_target, set_hold};
+use crate::harness::raw_upstream::{AfterHead, RawUpstream};
 use crate::upstream::outages::{MINUTE, gateway_with_answered_upstream};
 
 /// Returns a gateway in front of an upstream that answers every poll with this head and body.
 async fn gateway_with(head: &str, body: &'static [u8]) -> (TestGateway, RawUpstream) {
     let head = format!("HTTP/1.1 {head}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
-    let raw_upstream = RawUpstream::start(&head, Then::Bytes(body.into())).await;
+    let raw_upstream = RawUpstream::start(&head, AfterHead::Bytes(body.into())).await;
     let gateway = TestGateway::without_upstream(|config, options| {
         set_hold(MINUTE, config, options);
         config.upstream.base_url = raw_upstream.url.clone();
@@ -30,11 +30,11 @@ const UNFINISHED: &[u8] = br#"{"id":"a","status":"queued"}"#;
 async fn the_gateway_polls_an_unfinished_job_again_after_its_retry_after() {
     let (gateway, raw_upstream) = gateway_with("202 Accepted\r\nretry-after: 1", UNFINISHED).await;
     let began = clock::now();
-    let _wait = gateway.spawn_get(&single("a", "completed"), &[]);
-    raw_upstream.until_asked(1).await;
-    raw_upstream.until_asked(2).await;
+    let _wait = gateway.spawn_get(&clip_target("a", "completed"), &[]);
+    raw_upstream.wait_until_requests(1).await;
+    raw_upstream.wait_until_requests(2).await;
     assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
-    raw_upstream.until_asked(3).await;
+    raw_upstream.wait_until_requests(3).await;
     assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
 }
 
@@ -42,10 +42,10 @@ async fn the_gateway_polls_an_unfinished_job_again_after_its_retry_after() {
 #[tokio::test]
 async fn the_gateway_polls_no_job_before_its_retry_after_except_at_the_deadline() {
     let (gateway, raw_upstream) = gateway_with("202 Accepted\r\nretry-after: 60", UNFINISHED).await;
-    let answer = gateway.get(&single("a", "completed"), &[("prefer", "wait=2")]).await;
+    let answer = gateway.get(&clip_target("a", "completed"), &[("prefer", "wait=2")]).await;
     assert_eq!(answer.body, UNFINISHED);
     assert!(answer.took >= Duration::from_secs(2), "{:?}", answer.took);
-    assert!(raw_upstream.asked() <= 2, "a poll and a snapshot: {}", raw_upstream.asked());
+    assert!(raw_upstream.request_count() <= 2, "a poll and a snapshot: {}", raw_upstream.request_count());
 }
 
 /// P3: an answer that cannot be split by job
@@ -61,14 +61,14 @@ async fn the_gateway_passes_on_an_empty_success_at_once_and_does_not_cache_it() 
             after: Duration::ZERO,
         };
         gateway.sim.fault(FaultTarget::Polls, empty, 1);
-        let answer = gateway.get(&single("a", "completed"), &[]).await;
+        let answer = gateway.get(&clip_target("a", "completed"), &[]).await;
         assert_eq!((answer.status, &answer.body[..]), (status, &b""[..]));
         assert_eq!(answer.field("retry-after"), "7", "{answer:?}");
         assert!(!answer.field("cache-status").contains("stored"), "{answer:?}");
         assert_eq!(gateway.upstream_requests().len(), 2, "one poll");
-        let next = gateway.get(&single("a", "completed"), &[]).await;
+        let next = gateway.get(&clip_target("a", "completed"), &[]).await;
         assert_eq!(next.body, gateway.sim.body("a", "completed"));
-        assert!(next.opened(), "{next:?}");
+        assert!(next.is_opener(), "{next:?}");
     }
 }
 
@@ -84,10 +84,10 @@ async fn only_the_wait_that_opened_the_poll_gets_the_retry_after_of_an_empty_suc
         after: Duration::from_millis(1500), // both waits have arrived by then
     };
     gateway.sim.fault(FaultTarget::Polls, empty, 1);
-    let opener = gateway.spawn_get(&single("a", "completed"), &[]);
-    gateway.until(|seen| seen.open == 1).await;
-    let joiner = gateway.spawn_get(&single("a", "completed"), &[]);
-    gateway.until_parked(2).await;
+    let opener = gateway.spawn_get(&clip_target("a", "completed"), &[]);
+    gateway.wait_until(|seen| seen.open == 1).await;
+    let joiner = gateway.spawn_get(&clip_target("a", "completed"), &[]);
+    gateway.wait_until_parked(2).await;
     let (opener, joiner) = (opener.await.unwrap(), joiner.await.unwrap());
     assert_eq!((opener.status, joiner.status), (StatusCode::ACCEPTED, StatusCode::ACCEPTED));
     assert_eq!((opener.field("retry-after"), joiner.field("retry-after")), ("7", ""));
@@ -99,12 +99,12 @@ async fn only_the_wait_that_opened_the_poll_gets_the_retry_after_of_an_empty_suc
 async fn the_gateway_keeps_a_byte_order_mark_and_understands_the_job() {
     let body = b"\xEF\xBB\xBF{\"id\":\"a\",\"status\":\"complete\"}";
     let (gateway, raw_upstream) = gateway_with("200 OK\r\ncontent-type: application/json", body).await;
-    let answer = gateway.get(&single("a", "completed"), &[]).await;
+    let answer = gateway.get(&clip_target("a", "completed"), &[]).await;
     assert_eq!((answer.status, &answer.body[..]), (StatusCode::OK, &body[..]));
-    let hit = gateway.get(&single("a", "completed"), &[]).await;
-    assert!(hit.hit(), "{hit:?}");
+    let hit = gateway.get(&clip_target("a", "completed"), &[]).await;
+    assert!(hit.is_hit(), "{hit:?}");
     assert_eq!(hit.body, &body[..]);
-    assert_eq!(raw_upstream.asked(), 1);
+    assert_eq!(raw_upstream.request_count(), 1);
 }
 
 /// P8, P12
@@ -113,10 +113,10 @@ async fn the_gateway_passes_on_invalid_utf8_unchanged_after_the_retries() {
     let body = b"{\"id\":\"a\",\"status\":\"complete\",\"title\":\"\xE2\x82\"}";
     let (gateway, raw_upstream) = gateway_with("200 OK\r\ncontent-type: application/json", body).await;
     for round in 1..=2 {
-        let answer = gateway.get(&single("a", "completed"), &[]).await;
+        let answer = gateway.get(&clip_target("a", "completed"), &[]).await;
         assert_eq!((answer.status, &answer.body[..]), (StatusCode::OK, &body[..]));
         assert_eq!(answer.field("content-type"), "application/json");
-        assert!(!answer.hit() && !answer.field("cache-status").contains("stored"), "{answer:?}");
-        assert_eq!(raw_upstream.asked(), 3 * round, "one attempt and two retries, not cached");
+        assert!(!answer.is_hit() && !answer.field("cache-status").contains("stored"), "{answer:?}");
+        assert_eq!(raw_upstream.request_count(), 3 * round, "one attempt and two retries, not cached");
     }
 }

@@ -32,8 +32,8 @@ async fn with_parked_waits_and_retry_for(
     .await;
     gateway.sim.set_status("a", "submitted");
     gateway.sim.fault(FaultTarget::Polls, fault, times);
-    let waits = (0..20).map(|_| gateway.spawn_get(&single("a", "completed"), &[])).collect();
-    gateway.until_parked(20).await;
+    let waits = (0..20).map(|_| gateway.spawn_get(&clip_target("a", "completed"), &[])).collect();
+    gateway.wait_until_parked(20).await;
     (gateway, waits)
 }
 
@@ -45,7 +45,7 @@ fn status_in_the_middle(status: u16, body: ErrorBody) -> Fault {
 /// Injects the fault once, and asserts that all waits get their answer.
 async fn assert_retried_for_all(fault: Fault) -> TestGateway {
     let (gateway, waits) = with_parked_waits(fault, 1).await;
-    gateway.until(|seen| seen.open == 1 && seen.requests.len() == 2).await;
+    gateway.wait_until(|seen| seen.open == 1 && seen.requests.len() == 2).await;
     gateway.sim.set_status("a", "completed");
     assert_all_answered(&gateway, waits).await;
     gateway
@@ -53,17 +53,17 @@ async fn assert_retried_for_all(fault: Fault) -> TestGateway {
 
 async fn assert_all_answered(gateway: &TestGateway, waits: Vec<AbortOnDropHandle<Answer>>) {
     let body = gateway.sim.body("a", "completed");
-    let answers = all(waits).await;
+    let answers = join_all(waits).await;
     assert_eq!(answers.len(), 20);
     assert!(answers.iter().all(|answer| answer.status == StatusCode::OK && answer.body == body));
-    assert_eq!(answers.iter().filter(|answer| answer.opened()).count(), 1);
-    assert_eq!(gateway.upstream_requests(), vec![single("a", "completed"); 2]);
+    assert_eq!(answers.iter().filter(|answer| answer.is_opener()).count(), 1);
+    assert_eq!(gateway.upstream_requests(), vec![clip_target("a", "completed"); 2]);
 }
 
 #[tokio::test]
 async fn the_gateway_repeats_a_poll_that_is_reset_once_for_all_waits() {
     let gateway = assert_retried_for_all(Fault::reset_after(MIDDLE)).await;
-    assert_eq!(gateway.sim.requests()[0].end, End::Broken);
+    assert_eq!(gateway.sim.requests()[0].end, RequestEnd::Broken);
 }
 
 #[tokio::test]
@@ -89,10 +89,10 @@ async fn the_gateway_repeats_a_poll_whose_connection_closes_once_for_all_waits()
 #[tokio::test]
 async fn the_gateway_repeats_a_poll_with_a_truncated_response_once_for_all_waits() {
     let (gateway, waits) = with_parked_waits(Fault::Cut, 1).await;
-    gateway.until(|seen| seen.open == 1).await;
+    gateway.wait_until(|seen| seen.open == 1).await;
     gateway.sim.set_status("a", "completed");
     assert_all_answered(&gateway, waits).await;
-    assert_eq!(gateway.sim.requests()[0].end, End::Broken);
+    assert_eq!(gateway.sim.requests()[0].end, RequestEnd::Broken);
 }
 
 #[tokio::test]
@@ -125,17 +125,17 @@ async fn the_gateway_passes_on_a_redirect() {
 
 async fn is_final(status: u16) {
     let (gateway, waits) = with_parked_waits(status_in_the_middle(status, ErrorBody::Json), 1).await;
-    let answers = all(waits).await;
+    let answers = join_all(waits).await;
     for answer in &answers {
         assert_eq!(answer.status, status);
         assert_eq!(answer.body, answers[0].body);
     }
     let error: Value = serde_json::from_slice(&answers[0].body).expect("the upstream wrote JSON");
     assert_eq!(error["statusCode"], status);
-    assert_eq!(gateway.upstream_requests(), [single("a", "completed")]);
+    assert_eq!(gateway.upstream_requests(), [clip_target("a", "completed")]);
     // Later waits are not affected.
     gateway.sim.set_status("a", "completed");
-    let next = gateway.get(&single("a", "completed"), &[]).await;
+    let next = gateway.get(&clip_target("a", "completed"), &[]).await;
     assert_eq!(next.body, gateway.sim.body("a", "completed"));
 }
 
@@ -148,15 +148,15 @@ async fn a_failed_attempt_does_not_fail_waits_that_arrived_after_its_start() {
     .await;
     gateway.sim.set_status("a", "submitted");
     gateway.sim.fault(FaultTarget::Polls, status_in_the_middle(500, ErrorBody::Json), 1);
-    let first = gateway.spawn_get(&single("a", "completed"), &[]);
-    gateway.until(|seen| seen.open == 1).await;
-    let later = gateway.spawn_get(&single("a", "completed"), &[]);
-    gateway.until_parked(2).await;
+    let first = gateway.spawn_get(&clip_target("a", "completed"), &[]);
+    gateway.wait_until(|seen| seen.open == 1).await;
+    let later = gateway.spawn_get(&clip_target("a", "completed"), &[]);
+    gateway.wait_until_parked(2).await;
     assert_eq!(first.await.unwrap().status, StatusCode::INTERNAL_SERVER_ERROR);
-    gateway.until(|seen| seen.open == 1 && seen.requests.len() == 2).await;
+    gateway.wait_until(|seen| seen.open == 1 && seen.requests.len() == 2).await;
     gateway.sim.set_status("a", "completed");
     assert_eq!(later.await.unwrap().body, gateway.sim.body("a", "completed"));
-    assert_eq!(gateway.upstream_requests(), vec![single("a", "completed"); 2]);
+    assert_eq!(gateway.upstream_requests(), vec![clip_target("a", "completed"); 2]);
 }
 
 #[tokio::test]
@@ -169,11 +169,11 @@ async fn a_poll_without_a_response_does_not_delay_the_true_answer_at_the_deadlin
     })
     .await;
     gateway.sim.set_status("a", "queued");
-    gateway.sim.fault(FaultTarget::Path(single("a", "completed")), Fault::Hang, 1);
-    let answer = gateway.get(&single("a", "completed"), &[]).await;
+    gateway.sim.fault(FaultTarget::Path(clip_target("a", "completed")), Fault::Hang, 1);
+    let answer = gateway.get(&clip_target("a", "completed"), &[]).await;
     assert_eq!(answer.body, gateway.sim.body("a", "queued"));
     assert!(answer.took >= hold, "{:?}", answer.took);
-    assert_eq!(gateway.upstream_requests(), [single("a", "completed"), single("a", "submitted")]);
+    assert_eq!(gateway.upstream_requests(), [clip_target("a", "completed"), clip_target("a", "submitted")]);
 }
 
 #[tokio::test]
@@ -181,14 +181,14 @@ async fn after_the_last_attempt_all_waits_get_the_upstreams_500_unchanged() {
     let (gateway, waits) = with_parked_waits(status_in_the_middle(500, ErrorBody::Html), 1).await;
     gateway.sim.fault(FaultTarget::Polls, Fault::status_with(500, ErrorBody::Json), 1);
     gateway.sim.fault(FaultTarget::Polls, Fault::status_with(500, ErrorBody::Html), 1);
-    let answers = all(waits).await;
+    let answers = join_all(waits).await;
     for answer in &answers {
         assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(answer.field("content-type"), "text/html");
         assert!(answer.body.starts_with(b"<!DOCTYPE html>"), "{answer:?}");
         assert_eq!(answer.field("cache-control"), "no-store");
     }
-    assert_eq!(gateway.upstream_requests(), vec![single("a", "completed"); 3]);
+    assert_eq!(gateway.upstream_requests(), vec![clip_target("a", "completed"); 3]);
 }
 
 #[tokio::test]
@@ -196,7 +196,7 @@ async fn after_retry_for_all_waits_get_the_gateways_502() {
     let second = Duration::from_secs(1);
     let (gateway, waits) = with_parked_waits_and_retry_for(second, Fault::reset_after(MIDDLE), 1).await;
     gateway.sim.fault(FaultTarget::Polls, Fault::reset(), u32::MAX);
-    for answer in all(waits).await {
+    for answer in join_all(waits).await {
         assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
         assert_eq!(answer.field("cache-status"), "clipgate; detail=unreachable");
         let error: Value = serde_json::from_slice(&answer.body).unwrap();
@@ -213,13 +213,13 @@ async fn after_retry_for_all_waits_get_the_gateways_502() {
 async fn the_gateway_passes_on_an_unreadable_response_unchanged_after_the_retries() {
     let (gateway, waits) = with_parked_waits(Fault::reset_after(MIDDLE), 1).await;
     gateway.sim.fault(FaultTarget::Polls, Fault::Html, 3);
-    for answer in all(waits).await {
+    for answer in join_all(waits).await {
         assert_eq!(answer.status, StatusCode::OK);
         assert_eq!(answer.field("content-type"), "text/html");
         assert!(answer.body.starts_with(b"<!DOCTYPE html>"), "{answer:?}");
         assert!(!answer.field("cache-status").contains("stored"), "{answer:?}");
     }
-    assert_eq!(gateway.upstream_requests(), vec![single("a", "completed"); 4]);
+    assert_eq!(gateway.upstream_requests(), vec![clip_target("a", "completed"); 4]);
 }
 
 /// P12: with 5 s or less left there is one retry.
@@ -228,9 +228,9 @@ async fn a_short_wait_gets_an_unreadable_response_after_one_retry() {
     let gateway = TestGateway::new().await;
     gateway.sim.set_status("a", "submitted");
     gateway.sim.fault(FaultTarget::Polls, Fault::Html, 100);
-    let answer = gateway.get(&single("a", "completed"), &[("prefer", "wait=5")]).await;
+    let answer = gateway.get(&clip_target("a", "completed"), &[("prefer", "wait=5")]).await;
     assert!(answer.body.starts_with(b"<!DOCTYPE html>"), "{answer:?}");
-    assert_eq!(gateway.upstream_requests(), vec![single("a", "completed"); 2]);
+    assert_eq!(gateway.upstream_requests(), vec![clip_target("a", "completed"); 2]);
 }
 
 #[tokio::test]
@@ -241,21 +241,21 @@ async fn waits_outlast_an_upstream_that_is_down_for_a_while() {
     })
     .await;
     gateway.sim.set_status("a", "submitted");
-    let waits: Vec<_> = (0..20).map(|_| gateway.spawn_get(&single("a", "completed"), &[])).collect();
-    gateway.until_parked(20).await;
+    let waits: Vec<_> = (0..20).map(|_| gateway.spawn_get(&clip_target("a", "completed"), &[])).collect();
+    gateway.wait_until_parked(20).await;
     tokio::time::sleep(Duration::from_millis(500)).await; // length of the outage
-    gateway.raise_upstream();
-    gateway.until(|seen| seen.open == 1).await;
+    gateway.start_upstream();
+    gateway.wait_until(|seen| seen.open == 1).await;
     gateway.sim.set_status("a", "completed");
     let body = gateway.sim.body("a", "completed");
-    assert!(all(waits).await.iter().all(|answer| answer.body == body));
-    assert_eq!(gateway.upstream_requests(), [single("a", "completed")]);
+    assert!(join_all(waits).await.iter().all(|answer| answer.body == body));
+    assert_eq!(gateway.upstream_requests(), [clip_target("a", "completed")]);
 }
 
 #[tokio::test]
 async fn an_upstream_that_stays_down_is_502() {
     let gateway = TestGateway::without_upstream(|config, _| config.upstream.retries = 1).await;
-    let answer = gateway.get(&single("a", "completed"), &[]).await;
+    let answer = gateway.get(&clip_target("a", "completed"), &[]).await;
     assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
     assert_eq!(answer.field("cache-status"), "clipgate; detail=unreachable");
 }

@@ -93,7 +93,7 @@ async fn answer(
     Ok(Response::builder().header("content-type", "application/json").body(body.into()).unwrap())
 }
 
-async fn gateway(env: &TestEnv, upstream: &Upstream) -> Gateway {
+async fn gateway(env: &TestEnv, upstream: &Upstream) -> GatewayProcess {
     let text = format!(
         "admin.listen = \"\"\nserver.listen = \"127.0.0.1:0\"\nupstream.base_url = \"https://localhost:{}\"\n\
          [limits]\nrequests_per_second = 1000\nburst = 1000\ncalls_per_second = 1000\ncalls_burst = 1000\n",
@@ -102,7 +102,7 @@ async fn gateway(env: &TestEnv, upstream: &Upstream) -> Gateway {
     std::fs::write(env.path("config.toml"), text).unwrap();
     let mut command = env.command();
     command.env("SSL_CERT_FILE", env.path("roots.pem"));
-    Gateway::spawn(command)
+    GatewayProcess::spawn(command)
 }
 
 /// With one connection and a limit of 10 the eleventh poll waited behind the others, and so did every later one. A

@@ -19,9 +19,10 @@ async fn the_gateway_opens_at_most_max_polls_and_answers_every_wait() {
     .await;
     let ids: Vec<String> = (0..12).map(|n| format!("clip-{n}")).collect();
     let names: Vec<&str> = ids.iter().map(String::as_str).collect();
-    put_all(&gateway, &names, "streaming");
-    let waits: Vec<_> = names.iter().map(|id| gateway.spawn_get(&single(id, "completed"), &[])).collect();
-    gateway.until_parked(12).await;
+    set_status_of_all(&gateway, &names, "streaming");
+    let waits: Vec<_> =
+        names.iter().map(|id| gateway.spawn_get(&clip_target(id, "completed"), &[])).collect();
+    gateway.wait_until_parked(12).await;
     let most = AtomicUsize::new(0);
     let watch = gateway.sim.wait_until(|seen| {
         most.fetch_max(seen.open, Ordering::Relaxed);
@@ -49,7 +50,7 @@ async fn the_gateway_opens_at_most_max_polls_and_answers_every_wait() {
 async fn two_429s_pause_their_key_once_and_its_waits_outlast_the_pause() {
     let gateway =
         TestGateway::with(|config, options| set_hold(Duration::from_secs(20), config, options)).await;
-    put_all(&gateway, &["a", "b", "c", "d"], "completed");
+    set_status_of_all(&gateway, &["a", "b", "c", "d"], "completed");
     for id in ["a", "b"] {
         gateway.sim.fault(
             FaultTarget::Clip(id.to_owned()),
@@ -57,13 +58,13 @@ async fn two_429s_pause_their_key_once_and_its_waits_outlast_the_pause() {
             1,
         );
     }
-    let refused = ["a", "b"].map(|id| gateway.spawn_get(&single(id, "completed"), &[]));
-    gateway.until(|seen| seen.requests.len() == 2 && seen.open == 0).await;
-    gateway.until_parked(2).await;
-    let others = ["c", "d"].map(|id| gateway.spawn_get(&single(id, "completed"), &[]));
-    gateway.until_parked(4).await;
+    let refused = ["a", "b"].map(|id| gateway.spawn_get(&clip_target(id, "completed"), &[]));
+    gateway.wait_until(|seen| seen.requests.len() == 2 && seen.open == 0).await;
+    gateway.wait_until_parked(2).await;
+    let others = ["c", "d"].map(|id| gateway.spawn_get(&clip_target(id, "completed"), &[]));
+    gateway.wait_until_parked(4).await;
     assert_eq!(gateway.upstream_requests().len(), 2, "no poll during the pause");
-    for answer in all(refused.into_iter().chain(others).collect()).await {
+    for answer in join_all(refused.into_iter().chain(others).collect()).await {
         assert_eq!(answer.status, StatusCode::OK);
     }
     assert_eq!(gateway.upstream_requests().len(), 6);
@@ -74,16 +75,16 @@ async fn two_429s_pause_their_key_once_and_its_waits_outlast_the_pause() {
 async fn a_job_that_is_always_answered_429_delays_no_other_job_of_its_key() {
     let gateway =
         TestGateway::with(|config, options| set_hold(Duration::from_secs(60), config, options)).await;
-    put_all(&gateway, &["bad", "good"], "submitted");
+    set_status_of_all(&gateway, &["bad", "good"], "submitted");
     gateway.sim.fault(
         FaultTarget::Clip("bad".to_owned()),
         Fault::retry_after(429, Duration::from_secs(3)),
         u32::MAX,
     );
-    let _bad = gateway.spawn_get(&single("bad", "completed"), &[]);
-    gateway.until(|seen| seen.requests.len() == 1 && seen.open == 0).await;
-    let good = gateway.spawn_get(&single("good", "completed"), &[]);
-    gateway.until(|seen| seen.open == 1).await;
+    let _bad = gateway.spawn_get(&clip_target("bad", "completed"), &[]);
+    gateway.wait_until(|seen| seen.requests.len() == 1 && seen.open == 0).await;
+    let good = gateway.spawn_get(&clip_target("good", "completed"), &[]);
+    gateway.wait_until(|seen| seen.open == 1).await;
     gateway.sim.set_status("good", "completed");
     assert_eq!(good.await.unwrap().body, gateway.sim.body("good", "completed"));
     assert_eq!(gateway.upstream_requests().len(), 2, "`bad` had one attempt meanwhile");
@@ -94,7 +95,7 @@ async fn a_job_that_is_always_answered_429_delays_no_other_job_of_its_key() {
 async fn the_gateway_polls_for_a_request_without_status_while_its_key_is_paused() {
     let gateway =
         TestGateway::with(|config, options| set_hold(Duration::from_secs(120), config, options)).await;
-    put_all(&gateway, &["a", "b", "c"], "queued");
+    set_status_of_all(&gateway, &["a", "b", "c"], "queued");
     for id in ["a", "b"] {
         gateway.sim.fault(
             FaultTarget::Clip(id.to_owned()),
@@ -102,9 +103,9 @@ async fn the_gateway_polls_for_a_request_without_status_while_its_key_is_paused(
             1,
         );
     }
-    let _waits = ["a", "b"].map(|id| gateway.spawn_get(&single(id, "completed"), &[]));
-    gateway.until(|seen| seen.requests.len() == 2 && seen.open == 0).await;
-    gateway.until_parked(2).await;
+    let _waits = ["a", "b"].map(|id| gateway.spawn_get(&clip_target(id, "completed"), &[]));
+    gateway.wait_until(|seen| seen.requests.len() == 2 && seen.open == 0).await;
+    gateway.wait_until_parked(2).await;
     let plain = format!("{}?clip_id=c", Route::suno().single_path);
     let asked = gateway.get(&plain, &[]).await;
     assert_eq!(asked.body, gateway.sim.body("c", "queued"));
@@ -121,22 +122,23 @@ async fn a_dead_upstream_gets_one_attempt_for_each_wait_and_then_only_probes() {
         config.upstream.breaker_cooldown = Duration::from_secs(1);
     })
     .await;
-    let operator = Operator::of(&mut gateway).await;
-    put_all(&gateway, &["kept"], "completed");
-    assert_eq!(gateway.get(&single("kept", "completed"), &[]).await.status, StatusCode::OK);
+    let operator = AdminClient::open(&mut gateway).await;
+    set_status_of_all(&gateway, &["kept"], "completed");
+    assert_eq!(gateway.get(&clip_target("kept", "completed"), &[]).await.status, StatusCode::OK);
     gateway.sim.fault(FaultTarget::Polls, Fault::reset(), u32::MAX);
     let ids: Vec<String> = (0..40).map(|n| format!("clip-{n}")).collect();
     let names: Vec<&str> = ids.iter().map(String::as_str).collect();
-    put_all(&gateway, &names, "completed");
-    let waits: Vec<_> = names.iter().map(|id| gateway.spawn_get(&single(id, "completed"), &[])).collect();
-    gateway.until_parked(40).await;
-    within(30, async { while operator.state().await["upstream"]["breaker_open"] != true {} }).await;
+    set_status_of_all(&gateway, &names, "completed");
+    let waits: Vec<_> =
+        names.iter().map(|id| gateway.spawn_get(&clip_target(id, "completed"), &[])).collect();
+    gateway.wait_until_parked(40).await;
+    within_secs(30, async { while operator.state().await["upstream"]["breaker_open"] != true {} }).await;
     // Every poll has had its first attempt, and retries until the breaker opened.
     let from = gateway.sim.requests().len();
     assert!((41..=41 + 40 * 4).contains(&from), "{from} calls");
-    gateway.until_parked(40).await; // no client gets an error from the outage
-    let hit = gateway.get(&single("kept", "completed"), &[]).await;
-    assert!(hit.hit(), "the cache goes on serving hits");
+    gateway.wait_until_parked(40).await; // no client gets an error from the outage
+    let hit = gateway.get(&clip_target("kept", "completed"), &[]).await;
+    assert!(hit.is_hit(), "the cache goes on serving hits");
     // The time between two probes doubles from 250 ms to the configured second.
     gateway.sim.wait_until(|seen| seen.requests.len() >= from + 4).await;
     let probes = gateway.sim.requests()[from..].iter().map(|request| request.at).collect::<Vec<_>>();
@@ -145,7 +147,7 @@ async fn a_dead_upstream_gets_one_attempt_for_each_wait_and_then_only_probes() {
     assert!(gaps.last().is_some_and(|gap| *gap >= Duration::from_millis(900)), "{gaps:?}");
 
     gateway.sim.clear_faults();
-    for (id, answer) in names.iter().zip(all(waits).await) {
+    for (id, answer) in names.iter().zip(join_all(waits).await) {
         assert_eq!(answer.body, gateway.sim.body(id, "completed"));
     }
 }
@@ -158,18 +160,18 @@ async fn the_gateway_never_sends_a_queued_poll_whose_client_has_left() {
         config.wait.linger = Duration::from_secs(20);
     })
     .await;
-    put_all(&gateway, &["a", "b", "c"], "streaming");
-    let first = gateway.spawn_get(&single("a", "completed"), &[]);
-    gateway.until(|seen| seen.open == 1).await;
-    let gone = gateway.spawn_get(&single("b", "completed"), &[]);
-    gateway.until_parked(2).await;
+    set_status_of_all(&gateway, &["a", "b", "c"], "streaming");
+    let first = gateway.spawn_get(&clip_target("a", "completed"), &[]);
+    gateway.wait_until(|seen| seen.open == 1).await;
+    let gone = gateway.spawn_get(&clip_target("b", "completed"), &[]);
+    gateway.wait_until_parked(2).await;
     drop(gone);
-    gateway.until_parked(1).await;
-    let last = gateway.spawn_get(&single("c", "completed"), &[]);
-    gateway.until_parked(2).await;
-    put_all(&gateway, &["a", "c"], "completed");
-    all(vec![first, last]).await;
-    assert_eq!(gateway.upstream_requests(), ["a", "c"].map(|id| single(id, "completed")));
+    gateway.wait_until_parked(1).await;
+    let last = gateway.spawn_get(&clip_target("c", "completed"), &[]);
+    gateway.wait_until_parked(2).await;
+    set_status_of_all(&gateway, &["a", "c"], "completed");
+    join_all(vec![first, last]).await;
+    assert_eq!(gateway.upstream_requests(), ["a", "c"].map(|id| clip_target(id, "completed")));
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -178,22 +180,22 @@ const HOUR: Duration = Duration::from_secs(3600);
 async fn waits_get_a_429_of_an_hour_at_once_and_two_of_them_pause_their_key_for_a_minute() {
     let gateway =
         TestGateway::with(|config, options| set_hold(Duration::from_secs(20), config, options)).await;
-    put_all(&gateway, &["a", "b", "c"], "completed");
+    set_status_of_all(&gateway, &["a", "b", "c"], "completed");
     for id in ["a", "c"] {
         gateway.sim.fault(FaultTarget::Clip(id.to_owned()), Fault::retry_after(429, HOUR), 1);
-        let answer = gateway.get(&single(id, "completed"), &[]).await;
+        let answer = gateway.get(&clip_target(id, "completed"), &[]).await;
         assert_eq!((answer.status, answer.field("retry-after")), (StatusCode::TOO_MANY_REQUESTS, "3600"));
         assert_eq!(answer.field("cache-status"), "clipgate; fwd=miss; fwd-status=429");
     }
 
-    let other = gateway.get(&single("b", "completed"), &[]).await;
+    let other = gateway.get(&clip_target("b", "completed"), &[]).await;
     assert_eq!(other.status, StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(other.field("cache-status"), "clipgate; detail=key-rate-limited");
     let retry_after: u64 = other.field("retry-after").parse().expect("seconds");
     assert!((40..=60).contains(&retry_after), "{retry_after}");
     assert_eq!(gateway.upstream_requests().len(), 2, "no poll during the pause");
 
-    let stranger = gateway.get(&single("b", "completed"), &[("authorization", "Bearer other")]).await;
+    let stranger = gateway.get(&clip_target("b", "completed"), &[("authorization", "Bearer other")]).await;
     assert_eq!(stranger.status, StatusCode::OK);
 }
 
@@ -201,12 +203,12 @@ async fn waits_get_a_429_of_an_hour_at_once_and_two_of_them_pause_their_key_for_
 async fn a_wait_gets_a_503_of_an_hour_at_once_and_no_other_poll_is_paused() {
     let gateway =
         TestGateway::with(|config, options| set_hold(Duration::from_secs(20), config, options)).await;
-    put_all(&gateway, &["a", "b"], "completed");
+    set_status_of_all(&gateway, &["a", "b"], "completed");
     gateway.sim.fault(FaultTarget::Clip("a".to_owned()), Fault::retry_after(503, HOUR), 1);
-    let answer = gateway.get(&single("a", "completed"), &[]).await;
+    let answer = gateway.get(&clip_target("a", "completed"), &[]).await;
     assert_eq!((answer.status, answer.field("retry-after")), (StatusCode::SERVICE_UNAVAILABLE, "3600"));
     for id in ["b", "a"] {
-        assert_eq!(gateway.get(&single(id, "completed"), &[]).await.status, StatusCode::OK, "{id}");
+        assert_eq!(gateway.get(&clip_target(id, "completed"), &[]).await.status, StatusCode::OK, "{id}");
     }
 }
 
@@ -221,11 +223,11 @@ async fn a_thousand_jobs_of_one_key_do_not_starve_one_job_of_another() {
     for id in &ids {
         gateway.sim.set_status(id, "streaming");
     }
-    let crowd: Vec<_> = ids.iter().map(|id| gateway.spawn_get(&single(id, "completed"), &[])).collect();
-    gateway.until_parked(200).await;
-    gateway.until(|seen| seen.open == 17).await;
-    put_all(&gateway, &["one"], "completed");
-    let one = gateway.get(&single("one", "completed"), &[("authorization", "Bearer other")]).await;
+    let crowd: Vec<_> = ids.iter().map(|id| gateway.spawn_get(&clip_target(id, "completed"), &[])).collect();
+    gateway.wait_until_parked(200).await;
+    gateway.wait_until(|seen| seen.open == 17).await;
+    set_status_of_all(&gateway, &["one"], "completed");
+    let one = gateway.get(&clip_target("one", "completed"), &[("authorization", "Bearer other")]).await;
     assert_eq!(one.status, StatusCode::OK);
     drop(crowd);
 }

@@ -138,8 +138,9 @@ impl Oracle {
                 }
             }
             FailureKind::InvalidBody => {
-                let is_invalid_body =
-                    |fault: &FaultRecord| matches!(fault.fault, Fault::Html | Fault::Shape(Shape::Summary));
+                let is_invalid_body = |fault: &FaultRecord| {
+                    matches!(fault.fault, Fault::Html | Fault::Shape(ListFormat::Summary))
+                };
                 let is_injected = self.own_faults(failed, since).iter().any(is_invalid_body);
                 if is_injected {
                     Ok(Cause::InvalidBody)
@@ -179,7 +180,7 @@ impl Oracle {
     fn own_faults(&self, failed: &FailedRequest<'_>, since: Instant) -> Vec<FaultRecord> {
         let key = failed.key.text();
         self.sim.faults_since(since, |fault| {
-            fault.key.is_some_and(|seen| seen.is(&key)) && is_for_only(&fault.target, failed.jobs)
+            fault.key.is_some_and(|seen| seen.matches(&key)) && is_for_only(&fault.target, failed.jobs)
         })
     }
 }

@@ -362,13 +362,13 @@ fn random_fault(rng: &mut Rng) -> FaultSpec {
         12 => Fault::Shape(ListFormat::Map),
         _ => Fault::Shape(ListFormat::Summary),
     };
-    let on = match rng.u8(..6) {
+    let target = match rng.u8(..6) {
         0 => FaultTarget::Path("/sim/".to_owned()),
         1 => FaultTarget::Any,
         _ => FaultTarget::Polls,
     };
     let max_share = if matches!(fault, Fault::Hang) { 0.05 } else { 0.4 };
-    FaultSpec { on, fault, often: Frequency::Share(rng.f64() * max_share) }
+    FaultSpec { target, fault, frequency: Frequency::Share(rng.f64() * max_share) }
 }
 
 #[cfg(test)]

@@ -187,9 +187,9 @@ impl Run {
             keys: Some(keys),
             in_order: false,
             // More than the clips of the pool, and than the requests of a second.
-            keep_clips: 1500,
-            keep_requests: 4096,
-            ..Options::default()
+            max_clips: 1500,
+            max_requests: 4096,
+            ..SimOptions::default()
         });
         let upstream = Arc::new(Upstream::start(sim.clone()).await?);
         let mut config = config(&settings);

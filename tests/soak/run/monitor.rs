@@ -31,13 +31,13 @@ struct Account {
 }
 
 impl QuotaBound {
-    pub(crate) fn new(limits: &config::Limits) -> Self {
+    pub(crate) fn new(limits: &config::LimitsConfig) -> Self {
         let (rate, limit) = (limits.requests_per_second, f64::from(limits.burst));
         Self(Mutex::new(Account { since: clock::now(), rate, limit }))
     }
 
     /// Applies new quotas from now on. With a different rate each key starts with a full burst.
-    fn change(&self, limits: &config::Limits) {
+    fn change(&self, limits: &config::LimitsConfig) {
         let now = clock::now();
         let mut account = self.0.lock();
         account.limit += f64::from(account.rate) * (now - account.since).as_secs_f64();
