@@ -1,7 +1,7 @@
 //! The circuit breaker: holds back retries while the upstream cannot be reached.
 //!
-//! Pure state, owned by the scheduler, which reports transport faults and successes. The breaker does not know polls. It
-//! never holds back a first attempt: the client alone would have sent that request too (P12).
+//! Pure state, owned by the scheduler, which reports transport faults and successes. The breaker does not know polls.
+//! It never holds back a first attempt: the client alone would have sent that request too (P12).
 //!
 //! | state | event | next state |
 //! | --- | --- | --- |

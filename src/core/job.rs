@@ -113,7 +113,8 @@ impl<'a> IntoIterator for &'a JobSet {
     }
 }
 
-/// The requests that may share answers (P11): those with the same upstream key. The value is a keyed digest of that key.
+/// The requests that may share answers (P11): those with the same upstream key. The value is a keyed digest of that
+/// key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KeyDomain(pub [u8; 16]);
 

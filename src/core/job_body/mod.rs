@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Jobs are matched by id, never by position. No body is built from parsed values: a client gets the bytes that the
-//! upstream sent (P8). The parser reads the outer shape, and the id and status of each job. It skips deeper values without
-//! recursion, at any depth. The module has no state and does not know HTTP.
+//! upstream sent (P8). The parser reads the outer shape, and the id and status of each job. It skips deeper values
+//! without recursion, at any depth. The module has no state and does not know HTTP.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -33,8 +33,8 @@ pub struct JobSlice {
     pub body: Bytes,
 }
 
-/// Maximum length of the name in [`ListShape::Wrapped`], in bytes: the gateway stores the shape for each key. A body with a
-/// longer name is [`SplitBody::Unsplit`].
+/// Maximum length of the name in [`ListShape::Wrapped`], in bytes: the gateway stores the shape for each key. A body
+/// with a longer name is [`SplitBody::Unsplit`].
 pub const MAX_NAME_BYTES: usize = 128;
 
 /// Outer shape of a body with several jobs.
@@ -139,8 +139,8 @@ impl<'a> Splitter<'a> {
         Some(SplitBody::Jobs { jobs: vec![job], shape: None })
     }
 
-    /// Splits a body of the multi endpoint. A wrapped list and a map are distinct for any ids: the value in the first is a
-    /// list, the values in the second are objects.
+    /// Splits a body of the multi endpoint. A wrapped list and a map are distinct for any ids: the value in the first
+    /// is a list, the values in the second are objects.
     fn split_multi(&self, text: &'a str) -> Option<SplitBody> {
         let (jobs, shape) = match self.outer(text)? {
             Outer::List(items) => (self.split_list(&items)?, ListShape::Array),
@@ -258,8 +258,8 @@ struct JobFields<'a> {
     rung: Option<Rung>,
 }
 
-/// Reads [`JobFields`]. An id that is not a string is an error. So is a repeated id or status: JSON parsers disagree on which
-/// one counts, and so may clients.
+/// Reads [`JobFields`]. An id that is not a string is an error. So is a repeated id or status: JSON parsers disagree on
+/// which one counts, and so may clients.
 struct JobFieldsSeed<'r> {
     route: &'r Route,
 }

@@ -124,8 +124,8 @@ impl BadQuery {
     }
 }
 
-/// Parses the target of a GET. `path` and `query` are not decoded yet; `max_jobs` is the maximum number of ids in a request
-/// for several jobs.
+/// Parses the target of a GET. `path` and `query` are not decoded yet; `max_jobs` is the maximum number of ids in a
+/// request for several jobs.
 pub fn parse(route: &Route, path: &str, query: Option<&str>, max_jobs: usize) -> Query {
     let Some(form) = route.form(path) else { return Query::Other };
     let mut ids = IdList { route, form, max_jobs, ids: Vec::new(), count: 0, spelling: None };
@@ -159,8 +159,8 @@ pub fn parse(route: &Route, path: &str, query: Option<&str>, max_jobs: usize) ->
     }
 }
 
-/// Splits a query into names and values, not decoded. A parameter without `=` has an empty value. Empty parameters (`&&`,
-/// a `&` at the end) are skipped, as every parser does.
+/// Splits a query into names and values, not decoded. A parameter without `=` has an empty value. Empty parameters
+/// (`&&`, a `&` at the end) are skipped, as every parser does.
 fn parameters(query: Option<&str>) -> impl Iterator<Item = (&str, &str)> {
     let parameters = query.unwrap_or_default().split('&').filter(|parameter| !parameter.is_empty());
     parameters.map(|parameter| parameter.split_once('=').unwrap_or((parameter, "")))
@@ -419,8 +419,8 @@ impl From<BadId> for DecodeError {
 
 /// Decodes percent-escapes, and leaves `+` alone.
 ///
-/// A text that decodes to more than `limit` bytes in any case is rejected unread, which bounds the work. The decoded text
-/// may still be longer than `limit`.
+/// A text that decodes to more than `limit` bytes in any case is rejected unread, which bounds the work. The decoded
+/// text may still be longer than `limit`.
 fn decode(text: &str, limit: usize) -> Result<Cow<'_, str>, DecodeError> {
     if text.len() > limit * "%00".len() {
         return Err(DecodeError::TooLong);
