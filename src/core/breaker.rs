@@ -16,7 +16,7 @@
 //! | any | the upstream answers, or holds a poll for a second | closed, nothing counted |
 //!
 //! Three things never open the breaker (P12): an error that the upstream wrote, a lack of descriptors or memory in the
-//! gateway, and a lost connection, however many polls it carried.
+//! gateway, and one lost connection, however many polls it carried (unless `failures` is 1).
 //!
 //! The first probe comes after 250 ms: most outages are restarts and end within a second, and even so short an outage
 //! opens the breaker where two hundred polls are retried at random times.

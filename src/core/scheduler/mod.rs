@@ -57,9 +57,12 @@ use crate::core::job::KeyDomain;
 ///   [`ended`](Self::ended), unless the owner withdraws the poll before.
 /// - Outputs that were queued before [`withdraw`](Self::withdraw) may still name that poll. The owner ignores them, as
 ///   the scheduler ignores calls for polls that it does not know.
-/// - A poll is forgotten when it is answered, given up or withdrawn. The scheduler is dropped without further calls.
+/// - The scheduler forgets a poll that is answered, given up or withdrawn.
 ///
 /// # States of a poll
+///
+/// A *first attempt* is one that a client alone would make now: the first of a poll, and one for a wait that has just
+/// come. All others are *retries*.
 ///
 /// | state | event | next state (output) |
 /// | --- | --- | --- |
@@ -68,16 +71,16 @@ use crate::core::job::KeyDomain;
 /// | queued | its turn; a retry, the breaker is open and a probe is due | attempting, as the probe (`Start`) |
 /// | queued | its turn; a retry, the breaker is open and no probe is due | held back |
 /// | queued | the same, and `retry_for` has ended | attempting: the last attempt (`Start`) |
-/// | attempting | held for a second | attempting; the breaker closes, and so ends the pause of a key that this poll probes |
+/// | attempting | a long-poll is held for a second | attempting; the breaker closes, and so ends the pause of a key that this poll probes |
 /// | attempting | answered | forgotten |
-/// | attempting | first attempt; its kept connection was closed before a byte was sent | queued at the front (`BackOff`, 0 s) |
+/// | attempting | the kept connection turns out to be closed, in the first of all attempts | queued at the front (`BackOff`, 0 s) |
 /// | attempting | transport fault, or no descriptors; time left | backing off (`BackOff`) |
 /// | attempting | error that the upstream wrote; retries and budget left | backing off (`BackOff`) |
 /// | attempting | `Retry-After` | paused (`Pause`); a [`PollClass::Plain`] poll: forgotten (`GiveUp`) |
 /// | attempting | any other failure | forgotten (`GiveUp`) |
 /// | backing off | the backoff ends | queued at the front; behind the others if it got a `Retry-After` before |
 /// | backing off, held back | chosen as the probe | queued at the front |
-/// | backing off, held back | the breaker closes | backing off, for a random part of the first backoff |
+/// | backing off, held back | the breaker closes | backing off, for a random part of the first backoff at most |
 /// | held back | `retry_for` ends | queued at the front, for the last attempt |
 /// | paused | the pause ends | queued behind the others |
 /// | backing off, held back, paused (not its key) | `try_now`: a new wait came | queued at the front, as a first attempt |
@@ -85,7 +88,7 @@ use crate::core::job::KeyDomain;
 ///
 /// # Queues and slots
 ///
-/// `max_polls` attempts may be open at once, and their starts are `interval` apart. Two rules draw the next poll:
+/// `max_polls` attempts may be open at once, and their starts are `interval` apart. The next poll is chosen like this:
 ///
 /// ```text
 ///   snapshots   ─▶ key A ▪▪     ┐
@@ -112,7 +115,8 @@ use crate::core::job::KeyDomain;
 /// - **Errors that the upstream wrote** concern that poll alone: at most `retries` retries, each within the retry
 ///   budget of its key (three a second, and one for each five polls). Without budget the first answer is final. They
 ///   prove that the upstream can be reached, so they close the breaker.
-/// - **A poll that was held for a second** and then fails has made progress: its counts start again.
+/// - **A poll that was held for a second** and then ends with a transport fault, or with the 502, 503 or 504 of a
+///   proxy, has made progress: that count starts again. An error of the job itself is not progress.
 /// - **A 429** pauses the poll that got it. A second one on other jobs of the key within that time pauses the key.
 ///   After the pause one poll of the key goes first. A poll that was refused queues behind the others, so one job that
 ///   is always refused delays no other.
@@ -128,9 +132,9 @@ use crate::core::job::KeyDomain;
 /// | any | an answer, an error that the upstream wrote, or a poll held for a second | closed: all retries go on |
 ///
 /// A fault **counts** if its attempt began after the last counted fault and failed 50 ms or more after it. These never
-/// open the breaker: faults before the first success, a kept connection that turned out to be closed, errors that the
-/// upstream wrote, 429s, and a lack of descriptors or memory in the gateway. [`breaker`](crate::core::breaker) has the
-/// complete table.
+/// open the breaker: faults before the first success since the start, a kept connection that turns out to be closed in
+/// the first attempt of a poll, errors that the upstream wrote, 429s, and a lack of descriptors or memory in the
+/// gateway. [`breaker`](crate::core::breaker) has the complete table.
 #[derive(Debug)]
 pub struct PollScheduler {
     config: SchedulerConfig,
