@@ -97,9 +97,9 @@ impl PollScheduler {
         }
         self.timers.insert((until, SchedulerTimer::ResumeKey(domain)));
         self.set_key_pause(domain, KeyPause::Until(until), now);
-        let queued: Vec<PollId> =
+        let in_queue: Vec<PollId> =
             self.snapshots.polls_of(domain).chain(self.long_polls.polls_of(domain)).collect();
-        queued.into_iter().for_each(|id| self.report_key_pause(id, until - now));
+        in_queue.into_iter().for_each(|id| self.report_key_pause(id, until - now));
     }
 
     pub(super) fn report_key_pause(&mut self, id: PollId, pause: Duration) {
