@@ -1,6 +1,6 @@
-//! How many joins a second does the hub take in on one core, and how many waits a second does it answer?
+//! Joins and answers of the hub per second, on one core: `cargo bench --bench hub`.
 //!
-//! Its clients are on the same core, so its own part is larger still. `cargo bench --bench hub`.
+//! The clients run on the same core, so the hub alone is faster.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
-/// As many as one core is to take in within a second.
+/// Joins that one core should accept within a second.
 const WAITS: usize = 50_000;
 
 fn main() {
@@ -35,9 +35,9 @@ fn main() {
 
 #[divan::bench(sample_count = 10, sample_size = 1)]
 fn joins(bencher: Bencher<'_, '_>) {
-    bencher.counter(ItemsCount::new(WAITS)).with_inputs(Yard::new).bench_local_refs(|yard| {
-        let parked = yard.join_all();
-        assert!(yard.hub.waits() >= WAITS);
+    bencher.counter(ItemsCount::new(WAITS)).with_inputs(HubFixture::new).bench_local_refs(|fixture| {
+        let parked = fixture.join_all();
+        assert!(fixture.hub.waits() >= WAITS);
         parked
     });
 }
@@ -45,18 +45,20 @@ fn joins(bencher: Bencher<'_, '_>) {
 #[divan::bench(sample_count = 10, sample_size = 1)]
 fn answers(bencher: Bencher<'_, '_>) {
     let with_waits = || {
-        let mut yard = Yard::new();
-        let parked = yard.join_all();
-        (yard, parked)
+        let mut fixture = HubFixture::new();
+        let parked = fixture.join_all();
+        (fixture, parked)
     };
-    bencher.counter(ItemsCount::new(WAITS)).with_inputs(with_waits).bench_local_values(|(yard, parked)| {
-        yard.land(parked);
-        yard
-    });
+    bencher.counter(ItemsCount::new(WAITS)).with_inputs(with_waits).bench_local_values(
+        |(fixture, parked)| {
+            fixture.land(parked);
+            fixture
+        },
+    );
 }
 
-/// A hub with its upstream, on one thread.
-struct Yard {
+/// A hub and its upstream, on one thread.
+struct HubFixture {
     runtime: Runtime,
     hub: Hub,
     sim: Sim,
@@ -64,7 +66,7 @@ struct Yard {
     goal: Goal,
 }
 
-impl Yard {
+impl HubFixture {
     fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let mut config = Config::default();
@@ -73,32 +75,33 @@ impl Yard {
         sim.set_status(JOB, "streaming");
         let hub = runtime.block_on(async {
             let upstream = TcpListener::bind(("127.0.0.1", 0)).await.expect("a socket");
-            let address = upstream.local_addr().expect("it is bound");
-            config.upstream.base_url = format!("http://{address}").parse().expect("it is a URL");
+            let address = upstream.local_addr().expect("a bound socket has an address");
+            config.upstream.base_url = format!("http://{address}").parse().expect("a valid URL");
             tokio::spawn(sim.clone().serve(upstream, std::future::pending()));
             hub(&config)
         });
-        let keyring = Authenticator::new(&config.auth, None).expect("clients bring their keys");
+        let authenticator = Authenticator::new(&config.auth, None).expect("a valid configuration");
         let mut headers = HeaderMap::new();
         headers.insert(AUTHORIZATION, HeaderValue::from_static("Bearer k"));
-        let identity = keyring.identify(&headers).expect("it is a key").expect("there is one");
+        let identity =
+            authenticator.identify(&headers).expect("a valid key").expect("the headers have a key");
         let goal = Goal::Rung(Route::suno().ladder.highest_askable());
         Self { runtime, hub, sim, identity, goal }
     }
 
-    /// Comes back when the last one is parked, and so all before it.
+    /// Joins all waits, and returns once they are parked.
     fn join_all(&mut self) -> Vec<WaitHandle> {
         let (hub, waits) = (self.hub.clone(), (0..WAITS).map(|_| self.wait()).collect::<Vec<_>>());
         self.runtime.block_on(async {
             let mut parked = Vec::with_capacity(WAITS);
             for (number, wait) in waits.into_iter().enumerate() {
                 match number % BURST {
-                    0 => parked.push(hub.park(wait).await.expect("there is room")),
-                    _ => parked.push(hub.join(wait).expect("there is room")),
+                    0 => parked.push(hub.park(wait).await.expect("the hub has room")),
+                    _ => parked.push(hub.join(wait).expect("the hub has room")),
                 }
             }
-            // When this one is parked, so are those before it.
-            drop(hub.park(self.wait()).await.expect("there is room"));
+            // The hub parks waits in order: once this one is parked, so are all before it.
+            drop(hub.park(self.wait()).await.expect("the hub has room"));
             parked
         })
     }
@@ -107,7 +110,7 @@ impl Yard {
         self.runtime.block_on(async {
             self.sim.set_status(JOB, "completed");
             for wait in parked {
-                wait.await.expect("it is answered");
+                wait.await.expect("the hub answers");
             }
         });
     }
@@ -117,7 +120,7 @@ impl Yard {
             identity: self.identity.clone(),
             quota_subject: Subject::Key(self.identity.domain),
             form: Form::Single,
-            jobs: JobSet::new([JobId::new(JOB).expect("it is short")]),
+            jobs: JobSet::new([JobId::new(JOB).expect("a valid id")]),
             goal: self.goal,
             arrived: clock::now(),
             timeout: Duration::from_secs(120),
@@ -131,10 +134,10 @@ impl Yard {
 
 const JOB: &str = "9d1f3c52-4a55-4c1e-a6f0-5d7d0f3b7f11";
 
-/// Joins that come together, at most: as many as are read from sockets in one turn of the runtime.
+/// Joins without an await between them: as many as one turn of the runtime reads from sockets.
 const BURST: usize = 64;
 
-/// The hub as the gateway makes it.
+/// Creates a hub with the parts that the gateway gives it.
 fn hub(config: &Config) -> Hub {
     let (route, upstream) = (Arc::new(Route::suno()), &config.upstream);
     let metrics = Metrics::new(&mut Registry::default());
@@ -145,7 +148,7 @@ fn hub(config: &Config) -> Hub {
         poller: Poller::new(client, route, upstream, Arc::clone(&metrics)),
         limits: Arc::new(Limits::new(&config.limits, &[])),
         metrics,
-        tracer: Tracer::new(&config.telemetry, &upstream.base_url).expect("it is off"),
+        tracer: Tracer::new(&config.telemetry, &upstream.base_url).expect("tracing is off"),
     };
     let (hub, task) = Hub::new(config, &ladder, deps);
     tokio::spawn(task);

@@ -1,4 +1,4 @@
-//! A gateway as `clipgate serve` puts it together, on one thread, with one job in its cache.
+//! A gateway with the parts of `clipgate serve`, on one thread, with one job in its cache.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -28,67 +28,66 @@ const TARGET: &str = concat!(
 );
 const AUTHORIZATION: &str = "Bearer 8a1c5b3b0f5d4f3e9c2a7d6e1b0f4c3d";
 
-/// The gateway, its server and its upstream; the log goes to stderr.
-pub struct House {
+/// A gateway, its server and its upstream. The log goes to stderr.
+pub struct GatewayFixture {
     runtime: Runtime,
     gateway: Gateway,
     client: TcpStream,
-    /// The job's bytes, with which an answer ends.
+    /// The job's bytes, which end every response.
     body: Bytes,
-    /// Room for an answer.
-    answer: Vec<u8>,
+    /// Buffer for a response.
+    response: Vec<u8>,
     _log: log::Handle,
     _registry: Registry,
 }
 
-impl House {
-    /// With the job asked for once through the gateway and often enough over the connection that nothing happens
-    /// for the first time any more.
+impl GatewayFixture {
+    /// Creates a fixture, and sends enough requests that caches and tables are filled and connections are open.
     pub fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let mut config = Config::default();
         config.limits.requests_per_second = 1_000_000;
         config.limits.burst = 1_000_000;
-        let log = log::init(&config.log).expect("it is started once");
+        let log = log::init(&config.log).expect("no other log is started");
         let mut registry = Registry::default();
         let (gateway, client) = runtime.block_on(async {
             let upstream = TcpListener::bind(("127.0.0.1", 0)).await.expect("a socket");
-            let address = upstream.local_addr().expect("it is bound");
-            config.upstream.base_url = format!("http://{address}").parse().expect("it is a URL");
-            let sim = Sim::new(SimOptions::default());
+            let address = upstream.local_addr().expect("a bound socket has an address");
+            config.upstream.base_url = format!("http://{address}").parse().expect("a valid URL");
+            let sim = Sim::new(Options::default());
             sim.set_status(JOB, "completed");
             tokio::spawn(sim.serve(upstream, std::future::pending()));
             let (gateway, hub) = Gateway::new(&config, Metrics::new(&mut registry)).expect("a gateway");
             tokio::spawn(hub);
             let stop = CancellationToken::new();
-            let server = Server::new(gateway.clone(), &config.server, stop).expect("it has no TLS");
+            let server = Server::new(gateway.clone(), &config.server, stop).expect("a server without TLS");
             let listen = Listen::Tcp(([127, 0, 0, 1], 0).into());
             let listener = Listener::bind(&listen).await.expect("a socket");
-            let address = tcp_address(&listener).expect("it is TCP");
+            let address = tcp_address(&listener).expect("a TCP listener");
             tokio::spawn(server.run(vec![listener]));
-            (gateway, TcpStream::connect(address).await.expect("somebody listens"))
+            (gateway, TcpStream::connect(address).await.expect("the server listens"))
         });
-        let answer = vec![0; 16 << 10];
+        let response = vec![0; 16 << 10];
         let body = Bytes::new();
-        let mut house = Self { runtime, gateway, client, body, answer, _log: log, _registry: registry };
-        house.body = house.hit();
+        let mut fixture = Self { runtime, gateway, client, body, response, _log: log, _registry: registry };
+        fixture.body = fixture.hit();
         for _ in 0..WARM_UP {
-            house.hit();
-            house.hit_over_the_wire();
+            fixture.hit();
+            fixture.hit_over_http1();
         }
-        let answer = String::from_utf8_lossy(house.hit_over_the_wire());
-        assert!(answer.contains("\r\ncache-status: clipgate; hit; "), "{answer}");
-        house
+        let response = String::from_utf8_lossy(fixture.hit_over_http1());
+        assert!(response.contains("\r\ncache-status: clipgate; hit; "), "{response}");
+        fixture
     }
 
-    /// One request through [`Gateway::handle`]; the job's bytes.
+    /// Sends one request through [`Gateway::handle`]. Returns the job's bytes.
     pub fn hit(&mut self) -> Bytes {
         self.runtime.block_on(async {
             let request = Request::get(TARGET)
                 .header("host", "gateway")
                 .header("authorization", AUTHORIZATION)
                 .body(Empty::new())
-                .expect("it is well-formed");
+                .expect("a valid request");
             let ctx = RequestCtx {
                 id: RequestId::new(None),
                 trail: ForwardedChain::of(Peer::Tcp(SocketAddr::from(([127, 0, 0, 1], 40_000)))),
@@ -100,37 +99,37 @@ impl House {
         })
     }
 
-    /// One request over the client's connection, and its answer as it came: parser, server and writer are in what that
-    /// costs, the kernel is not.
-    pub fn hit_over_the_wire(&mut self) -> &[u8] {
+    /// Sends one request over the client's HTTP/1.1 connection. Returns the raw response. The count includes parser,
+    /// server and writer, and no instructions of the kernel.
+    pub fn hit_over_http1(&mut self) -> &[u8] {
         let request =
             format!("GET {TARGET} HTTP/1.1\r\nhost: gateway\r\nauthorization: {AUTHORIZATION}\r\n\r\n");
-        let Self { runtime, client, answer, body, .. } = self;
+        let Self { runtime, client, response, body, .. } = self;
         let read = runtime.block_on(async {
-            client.write_all(request.as_bytes()).await.expect("the connection stands");
+            client.write_all(request.as_bytes()).await.expect("the connection is open");
             let mut read = 0;
-            while !answer[..read].ends_with(body) {
-                let more = tokio::time::timeout(PATIENCE, client.read(&mut answer[read..]));
+            while !response[..read].ends_with(body) {
+                let more = tokio::time::timeout(READ_TIMEOUT, client.read(&mut response[read..]));
                 read += match more.await {
                     Ok(Ok(more)) if more > 0 => more,
-                    _ => panic!("no answer after {read} bytes"),
+                    _ => panic!("no response after {read} bytes"),
                 };
             }
             read
         });
-        let answer = &self.answer[..read];
-        assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(answer));
-        answer
+        let response = &self.response[..read];
+        assert!(response.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(response));
+        response
     }
 }
 
 async fn body_of<B: http_body::Body<Data = Bytes>>(response: Response<B>) -> Bytes {
     assert_eq!(response.status(), StatusCode::OK);
-    response.into_body().collect().await.ok().expect("a hit's body is at hand").to_bytes()
+    response.into_body().collect().await.ok().expect("the body of a hit is in memory").to_bytes()
 }
 
-/// The first hits fill caches and tables, and open the connection to the upstream.
+/// Requests that fill caches and tables, and open the connection to the upstream.
 const WARM_UP: usize = 200;
 
-/// Under valgrind all takes fifty times as long.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Long, because valgrind runs everything fifty times slower.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);

@@ -1,4 +1,4 @@
-//! Any answer: cutting it never panics, however deep it is, and jobs are slices of it that can be put together
+//! Splits any body, without a panic at any depth. The jobs are slices of the body, and join to a body that splits
 //! again.
 
 #![no_main]
@@ -7,41 +7,41 @@ use std::ops::Range;
 
 use arbitrary::Arbitrary;
 use bytes::Bytes;
-use clipgate::core::job_body::{self, JobSlice, ListShape, SplitBody};
 use clipgate::core::job::{JobId, JobSet};
+use clipgate::core::job_body::{self, JobSlice, ListShape, SplitBody};
 use clipgate::core::route::{Form, Route};
 use libfuzzer_sys::fuzz_target;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
-/// What may be asked for.
+/// Ids that an input may request.
 const IDS: [&str; 4] = ["a", "b", "clip-1", "é\""];
 
 #[derive(Arbitrary, Debug)]
 struct Input<'a> {
     is_single: bool,
-    /// Which of [`IDS`], a bit each.
-    asked: u8,
-    /// Zero, which is seldom: there are lists around it, so many, which is slow.
-    is_deep: u8,
+    /// Requested ids: one bit for each of [`IDS`].
+    requested: u8,
+    /// Zero wraps the body in `depth` lists. Other values are the usual case, because deep bodies are slow.
+    nesting: u8,
     depth: u16,
     outer: Outer,
     body: &'a [u8],
 }
 
-/// What the bytes of an input make.
+/// Body that the bytes of an input make.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Outer {
-    /// Themselves.
+    /// The bytes themselves.
     Bytes,
-    /// Jobs, a member of one each, in this shape.
+    /// Jobs in this shape; each byte is one of [`MEMBERS`].
     Alone,
     List,
     Wrapped,
     Map,
 }
 
-/// The members of jobs. The empty one ends a job.
+/// Members of jobs. The empty one ends a job.
 const MEMBERS: [&str; 16] = [
     "",
     "\"id\":\"a\"",
@@ -67,13 +67,13 @@ impl Outer {
             bytes.iter().map(|&byte| MEMBERS[usize::from(byte) % MEMBERS.len()]).collect();
         let jobs = members.split(|member| member.is_empty());
         let jobs: Vec<String> = jobs.map(|members| format!("{{{}}}", members.join(","))).collect();
-        let named = || jobs.iter().zip(IDS.iter().cycle()).map(|(job, id)| format!("{id:?}:{job}"));
+        let map_entries = || jobs.iter().zip(IDS.iter().cycle()).map(|(job, id)| format!("{id:?}:{job}"));
         let text = match self {
             Outer::Bytes => return bytes.to_vec(),
             Outer::Alone => jobs.join("\n"),
             Outer::List => format!("[{}]", jobs.join(", ")),
             Outer::Wrapped => format!("{{\"clips\":[{}]}}", jobs.join(",")),
-            Outer::Map => format!("{{{}}}", named().collect::<Vec<_>>().join(",")),
+            Outer::Map => format!("{{{}}}", map_entries().collect::<Vec<_>>().join(",")),
         };
         text.into_bytes()
     }
@@ -82,38 +82,38 @@ impl Outer {
 fuzz_target!(|input: Input<'_>| {
     let route = Route::suno();
     let form = if input.is_single { Form::Single } else { Form::Multi };
-    let ids = IDS.iter().enumerate().filter(|(bit, _)| input.asked & 1 << bit != 0).map(|(_, id)| id);
-    let mut asked = JobSet::new(ids.map(|id| JobId::new(id).expect("it has a length")));
-    if asked.is_empty() || input.is_single {
-        asked = JobSet::new(asked.iter().next().cloned().or_else(|| JobId::new(IDS[0]).ok()));
+    let ids = IDS.iter().enumerate().filter(|(bit, _)| input.requested & 1 << bit != 0).map(|(_, id)| id);
+    let mut requested = JobSet::new(ids.map(|id| JobId::new(id).expect("a valid id")));
+    if requested.is_empty() || input.is_single {
+        requested = JobSet::new(requested.iter().next().cloned().or_else(|| JobId::new(IDS[0]).ok()));
     }
     let body = input.outer.make(input.body);
-    if input.is_deep == 0 {
-        for body in deep(input.depth, &body) {
-            // Not put together again, which is slow and no deeper.
-            let _ = job_body::split(&route, form, &asked, &Bytes::from(body));
+    if input.nesting == 0 {
+        for body in nest(input.depth, &body) {
+            // No round trip: that is slow, and tests no greater depth.
+            let _ = job_body::split(&route, form, &requested, &Bytes::from(body));
         }
     }
-    check(&route, form, &asked, &Bytes::from(body));
+    check(&route, form, &requested, &Bytes::from(body));
 });
 
-/// The text with lists around it, alone and as a member of a job.
-fn deep(depth: u16, text: &[u8]) -> [Vec<u8>; 2] {
+/// Returns the text wrapped in lists, alone and as a member of a job.
+fn nest(depth: u16, text: &[u8]) -> [Vec<u8>; 2] {
     let (open, close) = (b"[".repeat(depth.into()), b"]".repeat(depth.into()));
     let list = [&open, text, &close].concat();
     [[br#"{"id":"a","x":"#, &list[..], br#","status":"queued"}"#].concat(), list]
 }
 
-fn check(route: &Route, form: Form, asked: &JobSet, body: &Bytes) {
+fn check(route: &Route, form: Form, requested: &JobSet, body: &Bytes) {
     let is_json = serde_json::from_slice::<IgnoredAny>(body).is_ok() && str::from_utf8(body).is_ok();
-    match job_body::split(route, form, asked, body) {
+    match job_body::split(route, form, requested, body) {
         SplitBody::Jobs { jobs, shape } => {
             assert!(is_json && shape.is_some() == (form == Form::Multi));
-            assert!(jobs.iter().map(|cut| &cut.id).eq(asked), "{jobs:?}");
+            assert!(jobs.iter().map(|job| &job.id).eq(requested), "{jobs:?}");
             let within = body.as_ptr_range();
-            for cut in &jobs {
-                is_slice(cut, &within);
-                is_what_others_read(route, cut);
+            for job in &jobs {
+                check_slice(job, &within);
+                check_fields(route, job);
             }
             let shapes = shape.into_iter().chain([
                 ListShape::Array,
@@ -122,7 +122,7 @@ fn check(route: &Route, form: Form, asked: &JobSet, body: &Bytes) {
                 ListShape::Wrapped("a".to_owned()),
             ]);
             for shape in shapes {
-                is_cut_again(route, asked, &jobs, shape);
+                check_round_trip(route, requested, &jobs, shape);
             }
         }
         SplitBody::Unsplit => assert!(is_json),
@@ -130,39 +130,39 @@ fn check(route: &Route, form: Form, asked: &JobSet, body: &Bytes) {
     }
 }
 
-fn is_slice(cut: &JobSlice, within: &Range<*const u8>) {
-    let own = cut.body.as_ptr_range();
-    assert!(within.start <= own.start && own.end <= within.end, "a copy: {cut:?}");
+fn check_slice(job: &JobSlice, within: &Range<*const u8>) {
+    let slice = job.body.as_ptr_range();
+    assert!(within.start <= slice.start && slice.end <= within.end, "a copy: {job:?}");
 }
 
-/// Of a job that a plain reader can read.
-fn is_what_others_read(route: &Route, cut: &JobSlice) {
-    // It reads no number that is out of bounds, no half of a pair and nothing deep.
-    let Ok(value) = serde_json::from_slice::<Value>(&cut.body) else { return };
-    assert!(value.get("id").is_none_or(|id| id == cut.id.as_str()), "{cut:?}");
+/// Compares id and rung with those that `serde_json` reads.
+fn check_fields(route: &Route, job: &JobSlice) {
+    // `serde_json` rejects numbers out of range, lone surrogates and deep values.
+    let Ok(value) = serde_json::from_slice::<Value>(&job.body) else { return };
+    assert!(value.get("id").is_none_or(|id| id == job.id.as_str()), "{job:?}");
     let rung = value.get("status").and_then(Value::as_str).and_then(|word| route.ladder.rung(word));
-    assert_eq!(cut.rung, rung, "{cut:?}");
+    assert_eq!(job.rung, rung, "{job:?}");
 }
 
-/// Put together, the jobs are JSON, and cut again they are the same.
-fn is_cut_again(route: &Route, asked: &JobSet, jobs: &[JobSlice], shape: ListShape) {
-    let all = job_body::join(&shape, jobs.iter().map(|cut| (&cut.id, &cut.body)));
-    assert!(serde_json::from_slice::<IgnoredAny>(&all).is_ok(), "{all:?}");
-    let has_ids = jobs.iter().all(|cut| {
-        let head = serde_json::from_slice::<Value>(&cut.body);
-        head.is_ok_and(|head| head.get("id").is_some())
+/// Joins the jobs: the body is JSON, and splits into the same jobs.
+fn check_round_trip(route: &Route, requested: &JobSet, jobs: &[JobSlice], shape: ListShape) {
+    let joined = job_body::join(&shape, jobs.iter().map(|job| (&job.id, &job.body)));
+    assert!(serde_json::from_slice::<IgnoredAny>(&joined).is_ok(), "{joined:?}");
+    let has_ids = jobs.iter().all(|job| {
+        let value = serde_json::from_slice::<Value>(&job.body);
+        value.is_ok_and(|value| value.get("id").is_some())
     });
-    match job_body::split(route, Form::Multi, asked, &all) {
-        SplitBody::Jobs { jobs: again, shape: again_in } => {
-            assert_eq!(again_in, Some(shape));
-            for (cut, again) in jobs.iter().zip(&again) {
+    match job_body::split(route, Form::Multi, requested, &joined) {
+        SplitBody::Jobs { jobs: split_jobs, shape: split_shape } => {
+            assert_eq!(split_shape, Some(shape));
+            for (job, split_job) in jobs.iter().zip(&split_jobs) {
                 assert_eq!(
-                    (&cut.id, cut.rung, cut.body.trim_ascii()),
-                    (&again.id, again.rung, &again.body[..])
+                    (&job.id, job.rung, job.body.trim_ascii()),
+                    (&split_job.id, split_job.rung, &split_job.body[..])
                 );
             }
         }
-        // A map's jobs need no ids of their own; a list's do.
-        other => assert!(!has_ids && shape != ListShape::Map, "{other:?} of {all:?}"),
+        // Jobs in a list need an id, jobs in a map do not.
+        other => assert!(!has_ids && shape != ListShape::Map, "{other:?} of {joined:?}"),
     }
 }

@@ -1,7 +1,7 @@
-//! Any schedule: attempts keep to the places, the interval and the pauses, an outage holds no first attempt back and
-//! fails no poll before its time, and no poll is forgotten.
+//! Runs any schedule: attempts observe slots, interval and pauses; an outage delays no first attempt and fails no poll
+//! before its time; and every poll gets a result.
 //!
-//! Everything happens in virtual time. The shell is this file, and is never late.
+//! Time is virtual. This file is the owner of the scheduler, and is never late with a timer.
 
 #![no_main]
 
@@ -11,24 +11,24 @@ use std::time::{Duration, Instant};
 
 use arbitrary::Arbitrary;
 use bytes::Bytes;
-use clipgate::testing::clock;
 use clipgate::core::backoff::Backoff;
 use clipgate::core::breaker::BreakerRules;
-use clipgate::core::job::{JobId, JobSet, Head, KeyDomain, Reply};
 use clipgate::core::coalescer::{Failure, FaultKind, PollId};
+use clipgate::core::job::{Head, JobId, JobSet, KeyDomain, Reply};
 use clipgate::core::scheduler::{
     AttemptResult, PollClass, PollRequest, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput,
 };
+use clipgate::testing::clock;
 use libfuzzer_sys::fuzz_target;
 
 const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), cap: Duration::from_secs(2) };
-const MOST_POLLS: usize = 100;
-/// So many polls may a key hold for each place that stays free. The schedules have fewer places.
-const PLACES_PER_FREE_ONE: usize = 16;
-/// Cost long a poll is held until it counts as a success.
+const MAX_POLLS: usize = 100;
+/// Slots that a key may hold for each slot that stays free. The schedules have fewer slots.
+const SLOTS_PER_FREE_SLOT: usize = 16;
+/// Time after which a held poll counts as a success.
 const HELD: Duration = Duration::from_secs(1);
 
-/// So that durations are all there is.
+/// Origin of virtual time.
 static ZERO: LazyLock<Instant> = LazyLock::new(clock::now);
 
 #[derive(Arbitrary, Debug)]
@@ -47,23 +47,24 @@ struct Schedule {
 enum Step {
     Request {
         domain: u8,
-        /// Which jobs, a bit each. Polls may share them.
+        /// Jobs of the poll, one bit each. Polls may share jobs.
         jobs: u8,
         class: u8,
     },
-    /// Which of the polls that are there.
+    /// Withdraws one of the polls.
     Withdraw(u8),
-    /// A new wait on one of the polls that back off.
+    /// A new wait attaches to one of the polls without an attempt.
     TryNow(u8),
-    /// Which of the polls that are being attempted.
+    /// The request of one of the attempts is sent.
     Sent(u8),
+    /// One of the attempts is answered.
     Answer(u8),
     Fail {
         poll: u8,
-        why: Why,
+        kind: FailureKind,
         advice: Advice,
     },
-    /// All attempts of this moment fail: a connection is lost.
+    /// All attempts fail in one moment.
     FailAll,
     Pass {
         millis: u16,
@@ -71,12 +72,12 @@ enum Step {
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
-enum Why {
+enum FailureKind {
     Unreachable,
-    Overdue,
-    Written,
-    Unreadable,
-    Local,
+    Timeout,
+    UpstreamError,
+    InvalidResponse,
+    LocalResources,
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -90,15 +91,16 @@ enum Advice {
 }
 
 fuzz_target!(|schedule: Schedule| {
-    let mut shell = Shell::new(&schedule);
+    let mut owner = Owner::new(&schedule);
     for step in &schedule.steps {
-        shell.step(step);
-        shell.act();
+        owner.step(step);
+        owner.drain_outputs();
     }
-    shell.finish();
+    owner.finish();
 });
 
-struct Shell {
+/// The owner of the scheduler, with its own record of every poll.
+struct Owner {
     scheduler: PollScheduler,
     config: SchedulerConfig,
     now: Duration,
@@ -107,11 +109,11 @@ struct Shell {
     last_start: Option<Duration>,
     /// The upstream has answered or held a poll.
     has_succeeded: bool,
-    /// The keys that got a 429: whether they are paused is not looked at from here.
+    /// Keys that got a 429. This file does not compute whether they are paused.
     refused_keys: BTreeSet<KeyDomain>,
-    /// When the breaker closed last; `None`: it is open.
+    /// Time at which the breaker closed last; `None` while it is open.
     closed_since: Option<Duration>,
-    /// The retry that is made although the breaker is open, and when another one may be.
+    /// The current probe of the breaker, and the earliest time of the next one.
     probe: Option<PollId>,
     probe_at: Duration,
 }
@@ -120,20 +122,20 @@ struct Poll {
     domain: KeyDomain,
     class: PollClass,
     attempt: Option<Attempt>,
-    /// No attempt is made before.
+    /// No attempt starts before this time.
     not_before: Duration,
-    /// No attempt of it has ended.
+    /// No attempt of the poll has ended yet.
     is_new: bool,
-    /// The next attempt is made because one failed.
+    /// The next attempt follows a failed one.
     is_retry: bool,
-    /// The upstream asked for a pause of it.
+    /// The upstream asked for a pause of the poll.
     is_paused: bool,
-    /// Its first transport fault, of those that follow one another.
+    /// First of the consecutive transport faults.
     outage_since: Option<Duration>,
     transport_faults: u32,
     errors: u32,
-    /// The last attempt said that another one is of no use.
-    is_hopeless: bool,
+    /// The last attempt advised to give up.
+    cannot_succeed: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -141,7 +143,7 @@ struct Attempt {
     sent: Option<Duration>,
 }
 
-impl Shell {
+impl Owner {
     fn new(schedule: &Schedule) -> Self {
         let config = SchedulerConfig {
             max_polls: usize::from(schedule.max_polls % 8) + 1,
@@ -157,7 +159,7 @@ impl Shell {
         Self {
             scheduler: PollScheduler::new(config, schedule.seed),
             config,
-            // Later than the breaker closed first.
+            // Later than `closed_since`.
             now: Duration::from_secs(1),
             polls: BTreeMap::new(),
             next_poll: 0,
@@ -173,17 +175,17 @@ impl Shell {
     fn step(&mut self, step: &Step) {
         match *step {
             Step::Request { domain, jobs, class } => self.request(domain, jobs, class),
-            Step::Withdraw(place) => {
-                if let Some(id) = self.pick(place, |_| true) {
+            Step::Withdraw(number) => {
+                if let Some(id) = self.pick(number, |_| true) {
                     self.polls.remove(&id);
                     self.probe.take_if(|probe| *probe == id);
                     self.scheduler.withdraw(id, self.at());
                 }
             }
-            Step::TryNow(place) => {
-                if let Some(id) = self.pick(place, |poll| poll.attempt.is_none()) {
+            Step::TryNow(number) => {
+                if let Some(id) = self.pick(number, |poll| poll.attempt.is_none()) {
                     let is_backing_off = self.scheduler.is_pausing(id);
-                    let poll = self.polls.get_mut(&id).expect("it was picked");
+                    let poll = self.polls.get_mut(&id).expect("pick returns a known poll");
                     if is_backing_off {
                         let is_paused = poll.is_paused && poll.not_before > self.now;
                         assert!(poll.is_retry && !is_paused, "{id:?} backs off without a reason");
@@ -193,37 +195,37 @@ impl Shell {
                     assert!(!self.scheduler.is_pausing(id));
                 }
             }
-            Step::Sent(place) => {
-                if let Some(id) = self.pick(place, |poll| poll.attempt.is_some()) {
-                    let poll = self.polls.get_mut(&id).expect("it was picked");
+            Step::Sent(number) => {
+                if let Some(id) = self.pick(number, |poll| poll.attempt.is_some()) {
+                    let poll = self.polls.get_mut(&id).expect("pick returns a known poll");
                     if let Some(attempt) = &mut poll.attempt {
                         attempt.sent.get_or_insert(self.now);
                     }
                     self.scheduler.sent(id, self.at());
                 }
             }
-            Step::Answer(place) => {
-                if let Some(id) = self.pick(place, |poll| poll.attempt.is_some()) {
+            Step::Answer(number) => {
+                if let Some(id) = self.pick(number, |poll| poll.attempt.is_some()) {
                     self.polls.remove(&id);
                     self.probe.take_if(|probe| *probe == id);
                     self.has_succeeded = true;
                     self.scheduler.ended(id, AttemptResult::Answered, self.at());
                 }
             }
-            Step::Fail { poll, why, advice } => {
+            Step::Fail { poll, kind, advice } => {
                 if let Some(id) = self.pick(poll, |poll| poll.attempt.is_some()) {
-                    self.fail(id, why, advice);
+                    self.fail(id, kind, advice);
                 }
             }
             Step::FailAll => {
-                let trying = self.polls.iter().filter(|(_, poll)| poll.attempt.is_some());
-                let trying: Vec<PollId> = trying.map(|(id, _)| *id).collect();
-                for id in trying {
-                    self.fail(id, Why::Unreachable, Advice::BackOff);
-                    self.act();
+                let open = self.polls.iter().filter(|(_, poll)| poll.attempt.is_some());
+                let open: Vec<PollId> = open.map(|(id, _)| *id).collect();
+                for id in open {
+                    self.fail(id, FailureKind::Unreachable, Advice::BackOff);
+                    self.drain_outputs();
                 }
             }
-            Step::Pass { millis } => self.pass(Duration::from_millis(millis.into())),
+            Step::Pass { millis } => self.advance(Duration::from_millis(millis.into())),
         }
     }
 
@@ -232,7 +234,7 @@ impl Shell {
     }
 
     fn request(&mut self, domain: u8, jobs: u8, class: u8) {
-        if self.polls.len() == MOST_POLLS {
+        if self.polls.len() == MAX_POLLS {
             return;
         }
         let (id, domain) = (PollId(self.next_poll), KeyDomain([domain % 4; 16]));
@@ -254,21 +256,21 @@ impl Shell {
             outage_since: None,
             transport_faults: 0,
             errors: 0,
-            is_hopeless: false,
+            cannot_succeed: false,
         };
         self.polls.insert(id, poll);
         self.scheduler.request(id, PollRequest { domain, jobs, class }, self.at());
     }
 
-    fn fail(&mut self, id: PollId, why: Why, advice: Advice) {
-        let failure = match why {
-            Why::Unreachable => Failure::Unreachable,
-            Why::Overdue => Failure::Timeout,
-            Why::Written => Failure::UpstreamError(reply()),
-            Why::Unreadable => Failure::InvalidResponse(Some(reply())),
-            Why::Local => Failure::LocalResources,
+    fn fail(&mut self, id: PollId, kind: FailureKind, advice: Advice) {
+        let failure = match kind {
+            FailureKind::Unreachable => Failure::Unreachable,
+            FailureKind::Timeout => Failure::Timeout,
+            FailureKind::UpstreamError => Failure::UpstreamError(reply()),
+            FailureKind::InvalidResponse => Failure::InvalidResponse(Some(reply())),
+            FailureKind::LocalResources => Failure::LocalResources,
         };
-        // What only an answer can ask for comes with one.
+        // Only an answer can ask for a pause, and only a lost connection for another one.
         let is_answer = failure.kind() == FaultKind::Upstream;
         let advice = match advice {
             Advice::PausePoll(millis) if is_answer => RetryAdvice::PausePoll(millis_of(millis)),
@@ -280,7 +282,7 @@ impl Shell {
         };
         let is_probe = self.probe.take_if(|probe| *probe == id).is_some();
         let now = self.now;
-        let poll = self.polls.get_mut(&id).expect("it was picked");
+        let poll = self.polls.get_mut(&id).expect("pick returns a known poll");
         let Some(attempt) = poll.attempt.take() else { return };
         let is_held =
             poll.class == PollClass::LongPoll && attempt.sent.is_some_and(|sent| sent + HELD <= now);
@@ -288,9 +290,9 @@ impl Shell {
             (poll.outage_since, poll.transport_faults) = (None, 0);
         }
         let is_first = std::mem::take(&mut poll.is_new);
-        (poll.is_retry, poll.is_hopeless) = (true, advice == RetryAdvice::GiveUp);
+        (poll.is_retry, poll.cannot_succeed) = (true, advice == RetryAdvice::GiveUp);
         match failure.kind() {
-            // The first attempt goes on, on another connection.
+            // The first attempt is repeated on another connection.
             FaultKind::Transport if advice == RetryAdvice::Reconnect && is_first && !is_held => {
                 poll.is_retry = false;
             }
@@ -323,14 +325,15 @@ impl Shell {
         self.scheduler.ended(id, AttemptResult::Failed(failure, advice), self.at());
     }
 
-    /// One of the polls of which this is so.
-    fn pick(&self, place: u8, is_so: impl Fn(&Poll) -> bool) -> Option<PollId> {
-        let ids: Vec<PollId> = self.polls.iter().filter(|(_, poll)| is_so(poll)).map(|(id, _)| *id).collect();
-        ids.get(usize::from(place) % ids.len().max(1)).copied()
+    /// Returns one of the polls that match.
+    fn pick(&self, number: u8, matches: impl Fn(&Poll) -> bool) -> Option<PollId> {
+        let ids: Vec<PollId> =
+            self.polls.iter().filter(|(_, poll)| matches(poll)).map(|(id, _)| *id).collect();
+        ids.get(usize::from(number) % ids.len().max(1)).copied()
     }
 
-    /// Time passes, from one thing that is due to the next.
-    fn pass(&mut self, by: Duration) {
+    /// Advances time, from timer to timer.
+    fn advance(&mut self, by: Duration) {
         let end = self.now + by;
         while let Some(due) = self.due().filter(|at| *at <= end) {
             self.now = self.now.max(due);
@@ -341,8 +344,8 @@ impl Shell {
             };
             self.has_succeeded |= self.polls.values().any(is_held);
             self.scheduler.handle_timeout(now);
-            assert!(self.scheduler.poll_timeout().is_none_or(|at| at > now), "still due");
-            self.act();
+            assert!(self.scheduler.poll_timeout().is_none_or(|at| at > now), "a due timer is left");
+            self.drain_outputs();
         }
         self.now = end;
     }
@@ -351,7 +354,7 @@ impl Shell {
         self.scheduler.poll_timeout().map(|at| at.saturating_duration_since(*ZERO))
     }
 
-    fn act(&mut self) {
+    fn drain_outputs(&mut self) {
         match (self.scheduler.is_closed(), self.closed_since) {
             (true, None) => (self.closed_since, self.probe) = (Some(self.now), None),
             (false, Some(_)) => {
@@ -364,16 +367,19 @@ impl Shell {
             match output {
                 SchedulerOutput::Start(id) => self.started(id),
                 SchedulerOutput::BackOff(id, _, pause) => {
-                    let poll = self.polls.get_mut(&id).expect("only what is there backs off");
+                    let poll = self.polls.get_mut(&id).expect("a known poll backs off");
                     assert!(poll.attempt.is_none(), "{id:?} backs off while it is attempted");
                     poll.not_before = self.now + pause;
                 }
                 SchedulerOutput::Pause(id, failure, _) => {
-                    let poll = self.polls.get_mut(&id).expect("only what is there pauses");
+                    let poll = self.polls.get_mut(&id).expect("a known poll pauses");
                     assert!(poll.attempt.is_none(), "{id:?} pauses while it is attempted");
                     if let Failure::KeyRateLimited { .. } = failure {
-                        assert!(self.refused_keys.contains(&poll.domain), "nobody asked for a pause");
-                        assert!(poll.class != PollClass::Plain, "{id:?} is to be answered at once");
+                        assert!(
+                            self.refused_keys.contains(&poll.domain),
+                            "no upstream response asked for a pause"
+                        );
+                        assert!(poll.class != PollClass::Plain, "{id:?} is a plain poll, and must not pause");
                     }
                 }
                 SchedulerOutput::GiveUp(id, failure) => self.given_up(id, &failure),
@@ -383,7 +389,7 @@ impl Shell {
     }
 
     fn started(&mut self, id: PollId) {
-        let poll = self.polls.get_mut(&id).expect("only what is there is started");
+        let poll = self.polls.get_mut(&id).expect("a known poll is started");
         assert!(poll.attempt.is_none(), "{id:?} is started twice");
         assert!(poll.not_before <= self.now || !poll.is_paused, "{id:?} is started in its pause");
         assert!(poll.errors <= self.config.retries, "{id:?} is started after {} errors", poll.errors);
@@ -392,7 +398,7 @@ impl Shell {
             assert!(self.probe_at <= self.now, "{id:?} probes too soon");
             self.probe = Some(id);
         } else if self.closed_since == Some(Duration::ZERO) {
-            // A breaker that closes shortens the pauses, and a probe has none.
+            // The breaker was never open: when it closes, it shortens pauses, and a probe has none.
             assert!(poll.not_before <= self.now, "{id:?} is started too soon");
         }
         (poll.attempt, poll.is_paused) = (Some(Attempt { sent: None }), false);
@@ -402,9 +408,9 @@ impl Shell {
     }
 
     fn given_up(&mut self, id: PollId, failure: &Failure) {
-        let poll = self.polls.remove(&id).expect("only what is there is given up");
+        let poll = self.polls.remove(&id).expect("a known poll is given up");
         assert!(poll.attempt.is_none(), "{id:?} is given up while it is attempted");
-        if poll.is_hopeless || (poll.is_paused && poll.class == PollClass::Plain) {
+        if poll.cannot_succeed || (poll.is_paused && poll.class == PollClass::Plain) {
             return;
         }
         match failure.kind() {
@@ -412,21 +418,24 @@ impl Shell {
                 assert!(poll.transport_faults > self.config.retries, "{id:?} is given up too soon");
             }
             FaultKind::Transport | FaultKind::Local => {
-                let since = poll.outage_since.expect("it had a fault");
+                let since = poll.outage_since.expect("the poll had a fault");
                 assert!(since + self.config.retry_for <= self.now, "{id:?} is given up too soon");
             }
             FaultKind::Upstream => assert!(poll.errors > 0, "{id:?} is given up without an error"),
         }
     }
 
-    /// What holds whenever the scheduler has said all it has to say.
+    /// Checks the invariants once all outputs are taken.
     fn check(&self) {
-        let trying = self.polls.values().filter(|poll| poll.attempt.is_some()).count();
-        assert_eq!(self.scheduler.open(), trying);
-        assert!(trying <= self.config.max_polls, "{trying} are open");
+        let open = self.polls.values().filter(|poll| poll.attempt.is_some()).count();
+        assert_eq!(self.scheduler.open(), open);
+        assert!(open <= self.config.max_polls, "{open} are open");
         let is_long = |poll: &&Poll| poll.class == PollClass::LongPoll && poll.attempt.is_some();
-        let places = if self.config.max_polls > 1 { self.config.max_polls - 1 } else { 1 };
-        assert!(self.polls.values().filter(is_long).count() <= places, "the last place is for quick ones");
+        let slots = if self.config.max_polls > 1 { self.config.max_polls - 1 } else { 1 };
+        assert!(
+            self.polls.values().filter(is_long).count() <= slots,
+            "the last slot is reserved for short polls"
+        );
         if self.last_start.is_some_and(|last| last + self.config.interval > self.now) {
             return;
         }
@@ -438,22 +447,22 @@ impl Shell {
                 None => continue, // held back
             };
             let is_paused = poll.class != PollClass::Plain && self.refused_keys.contains(&poll.domain);
-            if self.now < ready_at || is_paused || trying >= self.config.max_polls {
+            if self.now < ready_at || is_paused || open >= self.config.max_polls {
                 continue;
             }
             if poll.class == PollClass::LongPoll {
-                let Some(left) = places.checked_sub(trying + 1) else { continue };
+                let Some(free) = slots.checked_sub(open + 1) else { continue };
                 let own = |other: &&Poll| is_long(other) && other.domain == poll.domain;
                 let own = self.polls.values().filter(own).count();
-                if own > 0 && own > left * PLACES_PER_FREE_ONE {
+                if own > 0 && own > free * SLOTS_PER_FREE_SLOT {
                     continue;
                 }
             }
-            panic!("{id:?} has a place and is not started");
+            panic!("{id:?} has a slot and is not started");
         }
     }
 
-    /// When the upstream answers all again, each poll gets its turn.
+    /// Lets the upstream answer everything: then each poll ends.
     fn finish(&mut self) {
         for _ in 0..10_000 {
             while let Some(id) = self.pick(0, |poll| poll.attempt.is_some()) {
@@ -461,12 +470,12 @@ impl Shell {
                 self.probe.take_if(|probe| *probe == id);
                 self.has_succeeded = true;
                 self.scheduler.ended(id, AttemptResult::Answered, self.at());
-                self.act();
+                self.drain_outputs();
             }
             let Some(due) = self.due() else { break };
-            self.pass(due.saturating_sub(self.now));
+            self.advance(due.saturating_sub(self.now));
         }
-        assert!(self.polls.is_empty(), "{} polls are forgotten", self.polls.len());
+        assert!(self.polls.is_empty(), "{} polls have no result", self.polls.len());
         assert_eq!((self.scheduler.open(), self.due()), (0, None));
     }
 }
@@ -476,7 +485,7 @@ fn millis_of(millis: u32) -> Duration {
 }
 
 fn job(number: u8) -> JobId {
-    JobId::new(&format!("job-{number}")).expect("it has a length")
+    JobId::new(&format!("job-{number}")).expect("a valid id")
 }
 
 fn reply() -> Arc<Reply> {

@@ -1,19 +1,18 @@
-//! How long to pause before the next try: exponential, with full jitter, so that those who failed together
-//! do not come back together.
+//! Exponential backoff with full jitter, so that polls that failed together are not retried together.
 
 use std::time::Duration;
 
-/// The pauses between tries.
+/// Pauses between the attempts of a poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
-    /// The most the first pause may be; each later one may be twice the one before.
+    /// Upper bound of the first pause; the bound doubles with each further failure.
     pub first: Duration,
-    /// The most any pause may be.
+    /// Upper bound of every pause.
     pub cap: Duration,
 }
 
 impl Backoff {
-    /// The pause after `failures` failures in a row, at least one. `random` is uniform in 0 to 1.
+    /// Returns the pause after `failures` (at least one) failures in a row. `random` is uniform from 0 to 1.
     pub fn pause(self, failures: u32, random: f64) -> Duration {
         let doublings = failures.saturating_sub(1).min(31);
         self.first.saturating_mul(1 << doublings).min(self.cap).mul_f64(random.clamp(0.0, 1.0))
@@ -25,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_pause_doubles_up_to_the_cap_and_jitter_takes_any_part_of_it() {
+    fn the_bound_of_a_pause_doubles_up_to_the_cap_and_jitter_takes_any_part_of_it() {
         let backoff = Backoff { first: Duration::from_millis(100), cap: Duration::from_secs(1) };
         let longest: Vec<u128> = (1..=6).map(|n| backoff.pause(n, 1.0).as_millis()).collect();
         assert_eq!(longest, [100, 200, 400, 800, 1000, 1000]);

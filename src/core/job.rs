@@ -1,4 +1,4 @@
-//! A job: its name, sets of names, and its state as the upstream last told it.
+//! Jobs: ids, sets of ids, and the state of a job as the upstream reported it.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -9,26 +9,26 @@ use bytes::Bytes;
 
 use crate::core::route::Rung;
 
-/// The longest id that is taken, in bytes (contract, section 6).
+/// The longest accepted job id, in bytes. A wait with a longer one gets 400.
 pub const MAX_ID_BYTES: usize = 128;
 
-/// A job's id as the upstream spells it: 1 to 128 bytes of UTF-8, otherwise opaque.
+/// A job's id as the upstream spells it: 1 to 128 bytes of UTF-8, otherwise opaque. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId(Arc<str>);
 
-/// Why a text is no job id.
+/// Reason why a text is not a valid job id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadId {
-    /// It has no bytes.
+    /// The text has no bytes.
     #[error("is empty")]
     Empty,
-    /// It has more than [`MAX_ID_BYTES`].
+    /// The text has more than [`MAX_ID_BYTES`].
     #[error("is longer than 128 bytes")]
     TooLong,
 }
 
 impl JobId {
-    /// The id, if it has a length an id can have.
+    /// Creates an id from a text of 1 to [`MAX_ID_BYTES`] bytes.
     pub fn new(id: &str) -> Result<Self, BadId> {
         match id.len() {
             0 => Err(BadId::Empty),
@@ -37,7 +37,7 @@ impl JobId {
         }
     }
 
-    /// The id's text.
+    /// Returns the id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -55,12 +55,12 @@ impl fmt::Debug for JobId {
     }
 }
 
-/// Different jobs, in one order whatever order they were named in. Cheap to clone.
+/// A sorted set of job ids: two sets of the same ids are equal, in any order of naming. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobSet(Arc<[JobId]>);
 
 impl JobSet {
-    /// The set of these ids; one that comes twice is in it once.
+    /// Creates a set; a repeated id counts once.
     pub fn new(ids: impl IntoIterator<Item = JobId>) -> Self {
         let mut ids: Vec<_> = ids.into_iter().collect();
         ids.sort_unstable();
@@ -68,37 +68,37 @@ impl JobSet {
         Self(ids.into())
     }
 
-    /// The ids, sorted.
+    /// Iterates over the ids in sorted order.
     pub fn iter(&self) -> std::slice::Iter<'_, JobId> {
         self.0.iter()
     }
 
-    /// How many.
+    /// Returns the number of ids.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether the set has no ids.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether the id is in the set.
+    /// Returns whether the id is in the set.
     pub fn contains(&self, id: &JobId) -> bool {
         self.place(id).is_some()
     }
 
-    /// Returns the place of the id in the set.
+    /// Returns the position of the id in the sorted set.
     pub fn place(&self, id: &JobId) -> Option<usize> {
         self.0.binary_search(id).ok()
     }
 
-    /// Whether all of this set's ids are in the other.
-    pub fn is_subset(&self, of: &JobSet) -> bool {
-        self.len() <= of.len() && self.iter().all(|id| of.contains(id))
+    /// Returns whether all ids of this set are in the other.
+    pub fn is_subset(&self, other: &JobSet) -> bool {
+        self.len() <= other.len() && self.iter().all(|id| other.contains(id))
     }
 
-    /// Returns whether an id is in both sets.
+    /// Returns whether the sets have an id in common.
     pub fn intersects(&self, other: &JobSet) -> bool {
         self.iter().any(|id| other.contains(id))
     }
@@ -113,27 +113,28 @@ impl<'a> IntoIterator for &'a JobSet {
     }
 }
 
-/// Whose answers may be shared: all requests that reach the upstream with one key. A keyed digest of it.
+/// The requests that may share answers (P11): those with the same upstream key. The value is a keyed digest of that
+/// key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KeyDomain(pub [u8; 16]);
 
 impl Hash for KeyDomain {
-    /// A part of it: as a digest it is evenly spread already.
+    /// Hashes half of the digest: its bytes are evenly distributed already.
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let [start @ .., _, _, _, _, _, _, _, _] = self.0;
-        state.write_u64(u64::from_le_bytes(start));
+        let [first_half @ .., _, _, _, _, _, _, _, _] = self.0;
+        state.write_u64(u64::from_le_bytes(first_half));
     }
 }
 
 impl KeyDomain {
-    /// A short digest, for people: enough to tell two keys of one log apart.
+    /// Returns the first four bytes in hex, for logs: enough to distinguish the keys of one gateway.
     pub fn short(&self) -> String {
         hex::encode(&self.0[..4])
     }
 }
 
 impl fmt::Display for KeyDomain {
-    /// As [`Self::short`].
+    /// Writes [`Self::short`].
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.short())
     }
@@ -145,51 +146,51 @@ impl fmt::Debug for KeyDomain {
     }
 }
 
-/// The head of an upstream answer: its status, and names in lower case and values, hop-by-hop fields left out.
+/// The stored head of an upstream response: status and end-to-end headers, names in lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
     /// The HTTP status.
     pub status: u16,
-    /// Whether the body is the whole representation, which only a 200 says (RFC 9110 §15.3.1): a 206 has a part of it, a
-    /// 203 is what somebody on the way made of it, a 201 or 202 may be about something else. Anything else is passed on,
-    /// but not kept.
+    /// The body is the complete representation, as only a 200 states (RFC 9110 section 15.3.1). A 206 has a part of it,
+    /// a proxy on the way changed the body of a 203, and a 201 or 202 may describe something else. Such bodies are
+    /// delivered, but never cached.
     pub is_whole: bool,
-    /// What holds for everybody who is told this state, a cache's reader included.
+    /// Headers of the job: each client that gets this state gets them, also from the cache.
     pub shared: Vec<(Box<str>, Bytes)>,
-    /// What belongs to this one answer, and so only to who caused it (contract, section 1).
+    /// Headers of this one response, such as `Set-Cookie`: only the client whose request got it gets them (P8).
     pub own: Vec<(Box<str>, Bytes)>,
 }
 
 impl Default for Head {
-    /// A 200 without fields.
+    /// Returns a 200 without headers.
     fn default() -> Self {
         Self { status: 200, is_whole: true, shared: Vec::new(), own: Vec::new() }
     }
 }
 
-/// What the upstream said of one job. Cheap to clone.
+/// The state of one job in one upstream response. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobState {
-    /// Which job.
+    /// Id of the job.
     pub id: JobId,
-    /// Where it stands; `None` for a status word that is on no ladder.
+    /// Rung of the job; `None` for a status word that the ladder does not have.
     pub rung: Option<Rung>,
-    /// The job's own bytes, as they came.
+    /// The job's own bytes, unchanged (P8).
     pub body: Bytes,
-    /// The head of the answer they came in.
+    /// Head of the response that contained them.
     pub head: Arc<Head>,
-    /// When the answer arrived.
+    /// Time at which the response was read.
     pub seen_at: Instant,
 }
 
-/// An upstream answer that is passed on as it came, whole.
+/// An upstream response that is delivered unchanged and complete: an error, a redirect, or a body that is not split.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
     /// The HTTP status.
     pub status: u16,
-    /// Its head.
+    /// Status and headers.
     pub head: Arc<Head>,
-    /// Its body, every byte.
+    /// All bytes of the body.
     pub body: Bytes,
 }
 
@@ -202,14 +203,14 @@ mod tests {
     }
 
     #[test]
-    fn an_id_has_1_to_128_bytes() {
+    fn a_job_id_has_1_to_128_bytes() {
         assert_eq!(JobId::new(""), Err(BadId::Empty));
         assert!(JobId::new(&"x".repeat(128)).is_ok());
         assert_eq!(JobId::new(&"x".repeat(129)), Err(BadId::TooLong));
     }
 
     #[test]
-    fn a_set_knows_no_order_and_no_repetition() {
+    fn a_job_set_ignores_order_and_repetition() {
         let set = JobSet::new([id("b"), id("a"), id("b")]);
         assert_eq!(set, JobSet::new([id("a"), id("b")]));
         assert_eq!(set.len(), 2);

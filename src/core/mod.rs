@@ -1,4 +1,14 @@
-//! Layer 0: what clipgate knows and decides. No IO, no clock, no HTTP library; time is an argument.
+//! The pure core: parsing, coalescing and scheduling. No IO, no clock, no HTTP library; time is an argument.
+//!
+//! ```text
+//!   target ──▶ query ──▶ coalescer ──▶ scheduler ──▶ attempts, which the hub makes
+//!                            ▲             │
+//!   bodies ──▶ job_body ─────┘             └── breaker, backoff
+//! ```
+//!
+//! The [`coalescer`] decides which wait uses which poll, the [`scheduler`] when a poll is attempted. Both are state
+//! machines: inputs go in with `now`, outputs come out. A [`route`] describes one upstream API as data, and [`job`] has
+//! the values that all modules share.
 
 #![warn(missing_docs)]
 
@@ -13,5 +23,6 @@ pub mod scheduler;
 #[cfg(test)]
 mod simulation;
 
-/// A map that an outsider cannot fill one place of, since its hash is seeded at random, and faster than the standard one.
+/// A hash map with a random seed, so that clients cannot choose ids that collide. foldhash is faster than the standard
+/// library's hash.
 pub type Map<K, V> = std::collections::HashMap<K, V, foldhash::quality::RandomState>;

@@ -1,115 +1,116 @@
-//! One asynchronous endpoint as data: its paths, its parameters and the ladder its states climb.
+//! A route: one asynchronous upstream API as data, with its paths, parameters and ladder of states.
 //!
-//! Nothing outside this file spells a status word or a path of the upstream.
+//! No other file spells a status word or a path of the upstream; `tests/it/architecture.rs` checks that.
 
 use std::fmt;
 
-/// A step of a [`Ladder`]; the higher one is the later state. Only the ladder that made it can name it.
+/// A state on a [`Ladder`]. A later state compares greater. The name of a rung comes from the ladder that created it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rung(u8);
 
-/// What one rung is called and what may be done with it.
+/// Names and properties of one rung.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RungSpec {
-    /// The word of the query, and the one shown to people.
+    /// Status word in queries and on the dashboard.
     pub name: String,
-    /// Other words that mean the same rung, in queries and in bodies.
+    /// Other words for the same rung, in queries and bodies.
     pub aliases: Vec<String>,
-    /// A state here never changes again.
+    /// A job on this rung never changes again.
     pub terminal: bool,
-    /// A client may ask to wait for it.
+    /// A client may wait for this rung.
     pub askable: bool,
 }
 
-/// The states of a clip in the order they are reached. Rungs may be skipped, never revisited.
+/// The states of a job in the order in which jobs reach them. A job may skip rungs, but never returns to a lower one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ladder {
     rungs: Vec<RungSpec>,
 }
 
 impl Ladder {
-    /// A ladder of these rungs, the first state first.
+    /// Creates a ladder from its rungs, first state first.
     ///
     /// # Panics
-    /// When there are no rungs or more than 256.
+    /// Panics if there are no rungs or more than 256.
     pub fn new(rungs: Vec<RungSpec>) -> Self {
         assert!((1..=256).contains(&rungs.len()), "a ladder has 1 to 256 rungs");
         Self { rungs }
     }
 
-    /// The rung of a status word, by name or alias, letter for letter.
+    /// Returns the rung with this name or alias. The comparison is case-sensitive.
     pub fn rung(&self, word: &str) -> Option<Rung> {
-        let at = self.rungs.iter().position(|r| r.name == word || r.aliases.iter().any(|a| a == word))?;
-        u8::try_from(at).ok().map(Rung)
+        let position =
+            self.rungs.iter().position(|r| r.name == word || r.aliases.iter().any(|a| a == word))?;
+        u8::try_from(position).ok().map(Rung)
     }
 
-    /// The first rung, which every known state has reached.
+    /// Returns the first rung. Every job with a known state has reached it.
     pub fn lowest(&self) -> Rung {
         Rung(0)
     }
 
-    /// The rung after this one.
+    /// Returns the rung after this one.
     pub fn next(&self, rung: Rung) -> Option<Rung> {
         (usize::from(rung.0) + 1 < self.rungs.len()).then(|| Rung(rung.0 + 1))
     }
 
-    /// The word that asks the upstream for this rung.
+    /// Returns the status word that a poll for this rung sends.
     pub fn name(&self, rung: Rung) -> &str {
         &self.rungs[usize::from(rung.0)].name
     }
 
-    /// The word that the upstream's own bodies say for this rung: the first alias, where there is one.
+    /// Returns the status word in the upstream's bodies: the first alias, if there is one.
     pub fn body_word(&self, rung: Rung) -> &str {
         let spec = &self.rungs[usize::from(rung.0)];
         spec.aliases.first().unwrap_or(&spec.name)
     }
 
-    /// Whether a clip on this rung never changes again.
+    /// Returns whether a job on this rung never changes again.
     pub fn is_terminal(&self, rung: Rung) -> bool {
         self.rungs[usize::from(rung.0)].terminal
     }
 
-    /// Whether a client may ask to wait for this rung.
+    /// Returns whether a client may wait for this rung.
     pub fn is_askable(&self, rung: Rung) -> bool {
         self.rungs[usize::from(rung.0)].askable
     }
 
-    /// What there is to wait for: the highest rung that may be asked for.
+    /// Returns the highest rung that a client may wait for.
     pub fn highest_askable(&self) -> Rung {
         self.rungs().filter(|&rung| self.is_askable(rung)).max().unwrap_or(self.lowest())
     }
 
-    /// Whether a clip on this rung has failed: it ends there, and nobody waits for it.
+    /// Returns whether a job on this rung has failed: the rung is terminal, and no client may wait for it.
     pub fn is_failure(&self, rung: Rung) -> bool {
         self.is_terminal(rung) && !self.is_askable(rung)
     }
 
-    /// The words a client may ask for, the first state first, for messages.
+    /// Iterates over the status words that a client may send, first state first, for error messages.
     pub fn askable_words(&self) -> impl Iterator<Item = &str> {
         self.rungs.iter().filter(|r| r.askable).map(|r| r.name.as_str())
     }
 
-    /// All rungs, the first state first.
+    /// Iterates over all rungs, first state first.
     pub fn rungs(&self) -> impl Iterator<Item = Rung> {
         (0..=u8::MAX).take(self.rungs.len()).map(Rung)
     }
 }
 
-/// What a request waits for.
+/// The state that ends a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Goal {
-    /// The state as it is, at once: the request names no status.
+    /// The current state, at once: the request has no status parameter.
     Now,
     /// This rung or a higher one.
     Rung(Rung),
 }
 
-/// Which of a route's two endpoints: one clip a request, or several.
+/// One of the two endpoints of a route: one job a request, or several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Form {
-    /// One clip, answered as one object.
+    /// One job; the body is one object.
     Single,
-    /// Several clips, answered together.
+    /// Several jobs; the body is a list.
     Multi,
 }
 
@@ -122,31 +123,31 @@ impl fmt::Display for Form {
     }
 }
 
-/// Where the states of one kind of job are read, and in which words.
+/// An upstream API for one kind of job: its two endpoints, their parameters, and the fields of its bodies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// The route's name in logs and metric labels.
+    /// Name in logs and metric labels.
     pub name: String,
-    /// The path that tells one clip's state.
+    /// Path for the state of one job.
     pub single_path: String,
-    /// The path that tells several clips' states.
+    /// Path for the states of several jobs.
     pub multi_path: String,
-    /// The query parameter with the one id.
+    /// Query parameter for the one id.
     pub single_param: String,
-    /// The query parameter, repeated, with the ids, without brackets.
+    /// Repeated query parameter for the ids, without brackets.
     pub multi_param: String,
-    /// The query parameter with the rung to wait for.
+    /// Query parameter for the rung to wait for.
     pub status_param: String,
-    /// The member of a clip's body with its id.
+    /// Member of a job's body that has its id.
     pub id_field: String,
-    /// The member of a clip's body with its status word.
+    /// Member of a job's body that has its status word.
     pub status_field: String,
-    /// The states.
+    /// States of a job, first to last.
     pub ladder: Ladder,
 }
 
 impl Route {
-    /// AIMLAPI's Suno clips (contract, section 1).
+    /// Returns the built-in route: AIMLAPI's Suno clips.
     pub fn suno() -> Self {
         let rung = |name: &str, aliases: &[&str], terminal, askable| RungSpec {
             name: name.to_owned(),
@@ -173,7 +174,7 @@ impl Route {
         }
     }
 
-    /// Which endpoint a path is, if it is one of this route's.
+    /// Returns the endpoint that has this path, if it belongs to the route.
     pub fn form(&self, path: &str) -> Option<Form> {
         if path == self.single_path {
             Some(Form::Single)
@@ -190,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ladder_orders_its_words_and_knows_the_alias() {
+    fn the_ladder_orders_status_words_and_accepts_the_alias() {
         let ladder = Route::suno().ladder;
         let words = ["submitted", "queued", "streaming", "completed", "error"];
         let rungs: Vec<_> = words.iter().map(|w| ladder.rung(w).expect("a word of the ladder")).collect();
@@ -210,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_two_paths_are_the_routes() {
+    fn a_route_has_two_paths_compared_letter_for_letter() {
         let route = Route::suno();
         assert_eq!(route.form("/v2/generate/audio/suno-ai/clip"), Some(Form::Single));
         assert_eq!(route.form("/v2/generate/audio/suno-ai/clips"), Some(Form::Multi));

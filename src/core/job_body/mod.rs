@@ -1,16 +1,16 @@
-//! Upstream answers cut into jobs by id, and put together again byte for byte.
+//! Upstream bodies: split into jobs by id, and joined again byte for byte.
 //!
 //! ```text
-//!               ┌ Jobs    each job's own bytes, a slice of the answer's
-//! body ─ slice ─┤ Whole    JSON, but not just the jobs asked for: to be passed on as it came, not kept
-//!               └ Garbled  no JSON: no answer
+//!               ┌ Jobs      each job's own bytes, as a slice of the body
+//! body ─ split ─┤ Unsplit   JSON, but not exactly the requested jobs: delivered unchanged, not cached
+//!               └ Invalid   not JSON: the attempt has failed
 //!
-//! jobs ─ assemble ─► body   in the order asked for, in the outer shape that the upstream used
+//! jobs ─ join ─▶ body   in the client's order, in the upstream's outer shape
 //! ```
 //!
-//! Jobs are told by id, never by place. No body is built anew from values: what a client gets of a job are the
-//! bytes that came. Of the JSON only the outer shape and each job's id and status are read; what lies deeper is
-//! walked over without recursion, however deep it is. Knows nothing of HTTP, and keeps no state.
+//! Jobs are matched by id, never by position. No body is built from parsed values: a client gets the bytes that the
+//! upstream sent (P8). The parser reads the outer shape, and the id and status of each job. It skips deeper values
+//! without recursion, at any depth. The module has no state and does not know HTTP.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -22,86 +22,86 @@ use serde_json::value::RawValue;
 use crate::core::job::{JobId, JobSet};
 use crate::core::route::{Form, Route, Rung};
 
-/// One job of an answer.
+/// One job in a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobSlice {
-    /// Which job.
+    /// Id of the job.
     pub id: JobId,
-    /// Where it stands; `None` for a status word that is on no ladder, for a status that is no word and for none.
+    /// Rung of the job; `None` if the status is missing, is not a string, or is not on the ladder.
     pub rung: Option<Rung>,
-    /// Its own bytes, a slice of the answer's.
+    /// The job's own bytes, a slice of the body.
     pub body: Bytes,
 }
 
-/// The longest name that a list may be wrapped in: the shape of each key's lists is remembered. An answer with a longer
-/// one is passed on whole.
+/// Maximum length of the name in [`ListShape::Wrapped`], in bytes: the gateway stores the shape for each key. A body
+/// with a longer name is [`SplitBody::Unsplit`].
 pub const MAX_NAME_BYTES: usize = 128;
 
-/// How an answer with several jobs holds them.
+/// Outer shape of a body with several jobs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ListShape {
     /// `[job, …]`
     #[default]
     Array,
-    /// `{"NAME": [job, …]}`, with the member's name, which has [`MAX_NAME_BYTES`] at most.
+    /// `{"NAME": [job, …]}`, with a name of at most [`MAX_NAME_BYTES`].
     Wrapped(String),
     /// `{"ID": job, …}`
     Map,
 }
 
-/// What an answer is to those who wait on its jobs.
+/// Result of splitting a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SplitBody {
-    /// Exactly the jobs asked for, each once.
+    /// Exactly the requested jobs, each once.
     Jobs {
         /// The jobs, in the order of the set.
         jobs: Vec<JobSlice>,
-        /// What held them; `None` for the answer with one job, which is the job itself.
+        /// Outer shape; `None` at the single endpoint, whose body is the job itself.
         shape: Option<ListShape>,
     },
-    /// JSON, but something else.
+    /// JSON, but not exactly the requested jobs.
     Unsplit,
-    /// No JSON.
+    /// Not JSON.
     Invalid,
 }
 
-/// Cuts the body of a 2xx that was asked for these jobs.
-pub fn split(route: &Route, form: Form, asked: &JobSet, body: &Bytes) -> SplitBody {
+/// Splits the body of a 2xx response to a poll for these jobs.
+pub fn split(route: &Route, form: Form, requested: &JobSet, body: &Bytes) -> SplitBody {
     let Ok(text) = str::from_utf8(body) else { return SplitBody::Invalid };
-    // RFC 8259 §8.1 lets a parser skip a byte order mark. A single job keeps it: its body is passed on as it came.
+    // RFC 8259 section 8.1 lets a parser skip a byte order mark. The body of a single job keeps it (P8).
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let cutter = Splitter { route, asked, body };
-    let sliced = match form {
-        Form::Single => cutter.single(text),
-        Form::Multi => cutter.multi(text),
+    let splitter = Splitter { route, requested, body };
+    let jobs = match form {
+        Form::Single => splitter.split_single(text),
+        Form::Multi => splitter.split_multi(text),
     };
-    match sliced {
-        Some(sliced) => sliced,
+    match jobs {
+        Some(jobs) => jobs,
         None if serde_json::from_str::<IgnoredAny>(text).is_ok() => SplitBody::Unsplit,
         None => SplitBody::Invalid,
     }
 }
 
-/// An answer with several jobs: these, in this order, in this shape.
+/// Joins jobs into one body, in this order and shape.
 pub fn join<'a>(shape: &ListShape, jobs: impl IntoIterator<Item = (&'a JobId, &'a Bytes)>) -> Bytes {
     let mut out = BytesMut::new();
     match shape {
         ListShape::Array => out.put_u8(b'['),
         ListShape::Wrapped(name) => {
             out.put_u8(b'{');
-            put_text(&mut out, name);
+            put_string(&mut out, name);
             out.put_slice(b":[");
         }
         ListShape::Map => out.put_u8(b'{'),
     }
-    for (place, (id, body)) in jobs.into_iter().enumerate() {
-        if place > 0 {
+    for (position, (id, body)) in jobs.into_iter().enumerate() {
+        if position > 0 {
             out.put_u8(b',');
         }
         match shape {
             ListShape::Array | ListShape::Wrapped(_) => {}
             ListShape::Map => {
-                put_text(&mut out, id.as_str());
+                put_string(&mut out, id.as_str());
                 out.put_u8(b':');
             }
         }
@@ -115,83 +115,84 @@ pub fn join<'a>(shape: &ListShape, jobs: impl IntoIterator<Item = (&'a JobId, &'
     out.freeze()
 }
 
-fn put_text(out: &mut BytesMut, text: &str) {
-    serde_json::to_writer(out.writer(), text).expect("a text is JSON, and memory takes all bytes");
+fn put_string(out: &mut BytesMut, text: &str) {
+    serde_json::to_writer(out.writer(), text)
+        .expect("a string is valid JSON, and a buffer in memory accepts every write");
 }
 
-/// Cuts one answer. `None` where it cannot be cut, JSON or not.
+/// Splits one body. Its methods return `None` if the body is not exactly the requested jobs, or not JSON.
 struct Splitter<'a> {
     route: &'a Route,
-    asked: &'a JobSet,
+    requested: &'a JobSet,
     body: &'a Bytes,
 }
 
 impl<'a> Splitter<'a> {
-    fn single(&self, text: &'a str) -> Option<SplitBody> {
-        let head = self.head(text)?;
-        let mut asked = self.asked.iter();
-        let id = asked.next().filter(|id| head.id.as_deref() == Some(id.as_str()))?;
-        if asked.next().is_some() {
+    fn split_single(&self, text: &'a str) -> Option<SplitBody> {
+        let fields = self.job_fields(text)?;
+        let mut requested = self.requested.iter();
+        let id = requested.next().filter(|id| fields.id.as_deref() == Some(id.as_str()))?;
+        if requested.next().is_some() {
             return None;
         }
-        let cut = JobSlice { id: id.clone(), rung: head.rung, body: self.body.clone() };
-        Some(SplitBody::Jobs { jobs: vec![cut], shape: None })
+        let job = JobSlice { id: id.clone(), rung: fields.rung, body: self.body.clone() };
+        Some(SplitBody::Jobs { jobs: vec![job], shape: None })
     }
 
-    /// A wrapped list and a map by id cannot be mistaken for each other, whatever the ids: the values of the one
-    /// are a list, those of the other are objects.
-    fn multi(&self, text: &'a str) -> Option<SplitBody> {
+    /// Splits a body of the multi endpoint. A wrapped list and a map are distinct for any ids: the value in the first
+    /// is a list, the values in the second are objects.
+    fn split_multi(&self, text: &'a str) -> Option<SplitBody> {
         let (jobs, shape) = match self.outer(text)? {
-            Outer::List(items) => (self.list(&items)?, ListShape::Array),
+            Outer::List(items) => (self.split_list(&items)?, ListShape::Array),
             Outer::Object(members) => match members.as_slice() {
                 [(name, value)] if value.get().starts_with('[') && name.len() <= MAX_NAME_BYTES => {
                     let Outer::List(items) = self.outer(value.get())? else { return None };
-                    (self.list(&items)?, ListShape::Wrapped(name.clone().into_owned()))
+                    (self.split_list(&items)?, ListShape::Wrapped(name.clone().into_owned()))
                 }
-                _ => (self.map(&members)?, ListShape::Map),
+                _ => (self.split_map(&members)?, ListShape::Map),
             },
         };
         Some(SplitBody::Jobs { jobs, shape: Some(shape) })
     }
 
-    fn list(&self, items: &[&'a RawValue]) -> Option<Vec<JobSlice>> {
-        self.cut(items.iter().map(|item| {
-            let head = self.head(item.get())?;
-            Some((head.id?, head.rung, *item))
+    fn split_list(&self, items: &[&'a RawValue]) -> Option<Vec<JobSlice>> {
+        self.collect(items.iter().map(|item| {
+            let fields = self.job_fields(item.get())?;
+            Some((fields.id?, fields.rung, *item))
         }))
     }
 
-    fn map(&self, members: &[(Cow<'a, str>, &'a RawValue)]) -> Option<Vec<JobSlice>> {
-        self.cut(members.iter().map(|(key, value)| {
-            let head = self.head(value.get())?;
-            head.id.is_none_or(|id| id == *key).then(|| (key.clone(), head.rung, *value))
+    fn split_map(&self, members: &[(Cow<'a, str>, &'a RawValue)]) -> Option<Vec<JobSlice>> {
+        self.collect(members.iter().map(|(key, value)| {
+            let fields = self.job_fields(value.get())?;
+            fields.id.is_none_or(|id| id == *key).then(|| (key.clone(), fields.rung, *value))
         }))
     }
 
-    /// The jobs, if they are exactly those asked for.
-    fn cut(
+    /// Collects the jobs, if they are exactly the requested ones.
+    fn collect(
         &self,
         found: impl Iterator<Item = Option<(Cow<'a, str>, Option<Rung>, &'a RawValue)>>,
     ) -> Option<Vec<JobSlice>> {
-        let mut places: Vec<Option<JobSlice>> = vec![None; self.asked.len()];
+        let mut jobs: Vec<Option<JobSlice>> = vec![None; self.requested.len()];
         for job in found {
             let (id, rung, raw) = job?;
-            let asked = self.asked.iter().as_slice();
-            let place = asked.binary_search_by(|asked| asked.as_str().cmp(&id)).ok()?;
-            let body = self.body.slice_ref(raw.get().as_bytes());
-            if places[place].replace(JobSlice { id: asked[place].clone(), rung, body }).is_some() {
+            let requested = self.requested.iter().as_slice();
+            let position = requested.binary_search_by(|job| job.as_str().cmp(&id)).ok()?;
+            let body = self.body.slice_ref(raw.get().as_bytes()); // P8
+            if jobs[position].replace(JobSlice { id: requested[position].clone(), rung, body }).is_some() {
                 return None;
             }
         }
-        places.into_iter().collect::<Option<Vec<_>>>().filter(|jobs| !jobs.is_empty())
+        jobs.into_iter().collect::<Option<Vec<_>>>().filter(|jobs| !jobs.is_empty())
     }
 
     fn outer(&self, text: &'a str) -> Option<Outer<'a>> {
-        parse(OuterSeed { most: self.asked.len() }, text)
+        parse(OuterSeed { limit: self.requested.len() }, text)
     }
 
-    fn head(&self, text: &'a str) -> Option<Head<'a>> {
-        parse(HeadSeed { route: self.route }, text)
+    fn job_fields(&self, text: &'a str) -> Option<JobFields<'a>> {
+        parse(JobFieldsSeed { route: self.route }, text)
     }
 }
 
@@ -202,15 +203,15 @@ fn parse<'a, S: DeserializeSeed<'a>>(seed: S, text: &'a str) -> Option<S::Value>
     Some(value)
 }
 
-/// What holds the jobs, its items not yet looked at.
+/// The outer value of a body; its items are not parsed yet.
 enum Outer<'a> {
     List(Vec<&'a RawValue>),
     Object(Vec<(Cow<'a, str>, &'a RawValue)>),
 }
 
-/// Reads an [`Outer`] and gives up after `most` items, so that what is kept is bounded.
+/// Reads an [`Outer`], and fails after `limit` items, which bounds the memory.
 struct OuterSeed {
-    most: usize,
+    limit: usize,
 }
 
 impl<'de> DeserializeSeed<'de> for OuterSeed {
@@ -225,13 +226,13 @@ impl<'de> Visitor<'de> for OuterSeed {
     type Value = Outer<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "at most {} clips", self.most)
+        write!(f, "at most {} jobs", self.limit)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Outer<'de>, A::Error> {
-        let mut items = Vec::with_capacity(self.most);
+        let mut items = Vec::with_capacity(self.limit);
         while let Some(item) = seq.next_element()? {
-            if items.len() == self.most {
+            if items.len() == self.limit {
                 return Err(A::Error::invalid_length(items.len() + 1, &self));
             }
             items.push(item);
@@ -240,9 +241,9 @@ impl<'de> Visitor<'de> for OuterSeed {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Outer<'de>, A::Error> {
-        let mut members = Vec::with_capacity(self.most);
-        while let Some(name) = map.next_key_seed(TextSeed)? {
-            if members.len() == self.most {
+        let mut members = Vec::with_capacity(self.limit);
+        while let Some(name) = map.next_key_seed(StringSeed)? {
+            if members.len() == self.limit {
                 return Err(A::Error::invalid_length(members.len() + 1, &self));
             }
             members.push((name, map.next_value()?));
@@ -251,58 +252,58 @@ impl<'de> Visitor<'de> for OuterSeed {
     }
 }
 
-/// What is read of a job.
-struct Head<'a> {
+/// The fields of a job that the gateway reads.
+struct JobFields<'a> {
     id: Option<Cow<'a, str>>,
     rung: Option<Rung>,
 }
 
-/// Reads a [`Head`]. An id that is no text is an error, and so is either member given twice: which one counts is
-/// the reader's choice, and not every client's is the same.
-struct HeadSeed<'r> {
+/// Reads [`JobFields`]. An id that is not a string is an error. So is a repeated id or status: JSON parsers disagree on
+/// which one counts, and so may clients.
+struct JobFieldsSeed<'r> {
     route: &'r Route,
 }
 
-impl<'de> DeserializeSeed<'de> for HeadSeed<'_> {
-    type Value = Head<'de>;
+impl<'de> DeserializeSeed<'de> for JobFieldsSeed<'_> {
+    type Value = JobFields<'de>;
 
-    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Head<'de>, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<JobFields<'de>, D::Error> {
         json.deserialize_map(self)
     }
 }
 
-impl<'de> Visitor<'de> for HeadSeed<'_> {
-    type Value = Head<'de>;
+impl<'de> Visitor<'de> for JobFieldsSeed<'_> {
+    type Value = JobFields<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a clip")
+        f.write_str("a job")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Head<'de>, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<JobFields<'de>, A::Error> {
         let mut id = None;
         let mut status: Option<&RawValue> = None;
-        while let Some(name) = map.next_key_seed(TextSeed)? {
+        while let Some(name) = map.next_key_seed(StringSeed)? {
             if name == self.route.id_field {
-                if id.replace(map.next_value_seed(TextSeed)?).is_some() {
-                    return Err(A::Error::custom("two ids"));
+                if id.replace(map.next_value_seed(StringSeed)?).is_some() {
+                    return Err(A::Error::custom("repeated id"));
                 }
             } else if name == self.route.status_field {
                 if status.replace(map.next_value()?).is_some() {
-                    return Err(A::Error::custom("two statuses"));
+                    return Err(A::Error::custom("repeated status"));
                 }
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
         }
-        let word = status.and_then(|status| parse(TextSeed, status.get()));
-        Ok(Head { id, rung: word.and_then(|word| self.route.ladder.rung(&word)) })
+        let word = status.and_then(|status| parse(StringSeed, status.get()));
+        Ok(JobFields { id, rung: word.and_then(|word| self.route.ladder.rung(&word)) })
     }
 }
 
-/// Reads a text, borrowed unless it has escapes.
-struct TextSeed;
+/// Reads a string, borrowed unless it has escapes.
+struct StringSeed;
 
-impl<'de> DeserializeSeed<'de> for TextSeed {
+impl<'de> DeserializeSeed<'de> for StringSeed {
     type Value = Cow<'de, str>;
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Cow<'de, str>, D::Error> {
@@ -310,11 +311,11 @@ impl<'de> DeserializeSeed<'de> for TextSeed {
     }
 }
 
-impl<'de> Visitor<'de> for TextSeed {
+impl<'de> Visitor<'de> for StringSeed {
     type Value = Cow<'de, str>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a text")
+        f.write_str("a string")
     }
 
     fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Cow<'de, str>, E> {

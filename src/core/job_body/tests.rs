@@ -8,32 +8,32 @@ fn set(ids: &[&str]) -> JobSet {
     JobSet::new(ids.iter().map(|text| id(text)))
 }
 
-fn slice_text(form: Form, asked: &[&str], body: &str) -> SplitBody {
-    split(&Route::suno(), form, &set(asked), &Bytes::copy_from_slice(body.as_bytes()))
+fn split_text(form: Form, requested: &[&str], body: &str) -> SplitBody {
+    split(&Route::suno(), form, &set(requested), &Bytes::copy_from_slice(body.as_bytes()))
 }
 
-/// Jobs as (id, status word or "" for none, body).
+/// Returns split jobs, given as (id, status word or "" for none, body).
 fn jobs(shape: Option<ListShape>, jobs: &[(&str, &str, &str)]) -> SplitBody {
-    let cut = |&(name, word, body): &(&str, &str, &str)| JobSlice {
+    let job = |&(name, word, body): &(&str, &str, &str)| JobSlice {
         id: id(name),
         rung: Route::suno().ladder.rung(word),
         body: Bytes::copy_from_slice(body.as_bytes()),
     };
-    SplitBody::Jobs { jobs: jobs.iter().map(cut).collect(), shape }
+    SplitBody::Jobs { jobs: jobs.iter().map(job).collect(), shape }
 }
 
 fn wrapped(name: &str) -> ListShape {
     ListShape::Wrapped(name.to_owned())
 }
 
-/// Runs a table and holds it to its size.
+/// Checks each case of a table, and the number of cases.
 fn each<T>(count: usize, cases: Vec<T>, check: impl Fn(T)) {
     assert_eq!(cases.len(), count, "cases were added or lost");
     cases.into_iter().for_each(check);
 }
 
 #[test]
-fn a_single_job_is_the_whole_body_byte_for_byte() {
+fn a_single_job_is_the_complete_body_byte_for_byte() {
     let cases = vec![
         (r#"{"id":"a","status":"streaming"}"#, "streaming"),
         ("\r\n {\"status\" : \"queued\",\t\"id\":\"a\" , \"title\":\"\\u00e9\"}\n\n", "queued"),
@@ -41,7 +41,7 @@ fn a_single_job_is_the_whole_body_byte_for_byte() {
         (r#"{"id":"a","status":"completed"}"#, "completed"),
         (r#"{"id":"a","status":"error","error":{"id":"b","status":"queued"}}"#, "error"),
         (r#"{"\u0069d":"\u0061","st\u0061tus":"\u0071ueued"}"#, "queued"),
-        // a status that says nothing
+        // a missing or unknown status
         (r#"{"id":"a"}"#, ""),
         (r#"{"id":"a","status":"paused"}"#, ""),
         (r#"{"id":"a","status":"Complete"}"#, ""),
@@ -49,17 +49,17 @@ fn a_single_job_is_the_whole_body_byte_for_byte() {
         (r#"{"id":"a","status":3}"#, ""),
         (r#"{"id":"a","status":{"status":"queued"}}"#, ""),
         (r#"{"id":"a","status":"\ud800"}"#, ""),
-        // what is no part of the head may be anything
+        // other members may have any value
         (r#"{"id":"a","x":1,"x":1e999,"Id":7,"status":"queued","":[]}"#, "queued"),
         (r#"{"x":"\ud800","id":"a"}"#, ""),
     ];
     each(15, cases, |(body, word)| {
-        assert_eq!(slice_text(Form::Single, &["a"], body), jobs(None, &[("a", word, body)]), "{body}");
+        assert_eq!(split_text(Form::Single, &["a"], body), jobs(None, &[("a", word, body)]), "{body}");
     });
 }
 
 #[test]
-fn several_jobs_are_cut_by_id_in_every_shape() {
+fn several_jobs_are_split_by_id_in_every_shape() {
     let cases = vec![
         (r#"[{"id":"a","status":"queued"},{"id":"b"}]"#, ListShape::Array),
         (r#"[{"id":"b"},{"id":"a","status":"queued"}]"#, ListShape::Array),
@@ -76,29 +76,29 @@ fn several_jobs_are_cut_by_id_in_every_shape() {
             Some(shape),
             &[("a", "queued", r#"{"id":"a","status":"queued"}"#), ("b", "", r#"{"id":"b"}"#)],
         );
-        assert_eq!(slice_text(Form::Multi, &["b", "a"], body), expected, "{body}");
+        assert_eq!(split_text(Form::Multi, &["b", "a"], body), expected, "{body}");
     });
 }
 
 #[test]
-fn a_map_by_id_needs_no_ids_in_its_jobs_and_its_names_decide() {
+fn in_a_map_the_names_are_the_ids_and_the_jobs_need_none() {
     let cases = vec![
         (r#"{"a":{"status":"queued"}}"#, "a", "queued", r#"{"status":"queued"}"#, ListShape::Map),
         (r#"{"a":{}}"#, "a", "", "{}", ListShape::Map),
-        // an id that reads like the name of a list
+        // an id that looks like the name of a list
         (r#"{"clips":{"status":"queued"}}"#, "clips", "queued", r#"{"status":"queued"}"#, ListShape::Map),
         (r#"{"clips":[{"id":"clips"}]}"#, "clips", "", r#"{"id":"clips"}"#, wrapped("clips")),
-        // ids that read like the members of a job
+        // ids that look like members of a job
         (r#"{"id":{"id":"id"}}"#, "id", "", r#"{"id":"id"}"#, ListShape::Map),
         (r#"{"status":{"id":"status"}}"#, "status", "", r#"{"id":"status"}"#, ListShape::Map),
     ];
     each(6, cases, |(body, id, word, job, shape)| {
-        assert_eq!(slice_text(Form::Multi, &[id], body), jobs(Some(shape), &[(id, word, job)]), "{body}");
+        assert_eq!(split_text(Form::Multi, &[id], body), jobs(Some(shape), &[(id, word, job)]), "{body}");
     });
 }
 
 #[test]
-fn json_that_is_not_just_the_jobs_asked_for_is_whole() {
+fn json_that_is_not_exactly_the_requested_jobs_is_unsplit() {
     let single = vec![
         r#"{"id":"b","status":"queued"}"#,
         r#"{"id":"A"}"#,
@@ -124,9 +124,9 @@ fn json_that_is_not_just_the_jobs_asked_for_is_whole() {
         "1",
         r#""a""#,
     ];
-    each(23, single, |body| assert_eq!(slice_text(Form::Single, &["a"], body), SplitBody::Unsplit, "{body}"));
+    each(23, single, |body| assert_eq!(split_text(Form::Single, &["a"], body), SplitBody::Unsplit, "{body}"));
     let multi = vec![
-        // a list that is not both, each once
+        // a list that is not both jobs, each once
         "[]",
         r#"[{"id":"a"}]"#,
         r#"[{"id":"a"},{"id":"a"}]"#,
@@ -134,7 +134,7 @@ fn json_that_is_not_just_the_jobs_asked_for_is_whole() {
         r#"[{"id":"a"},{"id":"b"},{"id":"c"}]"#,
         r#"[{"id":"a"},{"id":"c"}]"#,
         r#"[{"id":"a"},{"id":"b"},null]"#,
-        // an item that is no job
+        // an item that is not a job
         r#"[{"id":"a"},"b"]"#,
         r#"[{"id":"a"},null]"#,
         r#"[{"id":"a"},[{"id":"b"}]]"#,
@@ -142,7 +142,7 @@ fn json_that_is_not_just_the_jobs_asked_for_is_whole() {
         r#"[{"id":"a"},{}]"#,
         r#"[{"id":"a","status":"queued","status":"error"},{"id":"b"}]"#,
         r#"[{"id":"a","id":"b"},{"id":"b"}]"#,
-        // an object that holds more than the list, or no list of them
+        // an object with more than the list, or without the list
         r#"{"clips":[{"id":"a"},{"id":"b"}],"total":2}"#,
         r#"{"clips":[{"id":"a"},{"id":"b"}],"clips":[{"id":"a"},{"id":"b"}]}"#,
         r#"{"a":[{"id":"a"}],"b":[{"id":"b"}]}"#,
@@ -152,7 +152,7 @@ fn json_that_is_not_just_the_jobs_asked_for_is_whole() {
         r#"{"clips":{"a":{"id":"a"},"b":{"id":"b"}}}"#,
         r#"{"data":{"clips":[{"id":"a"},{"id":"b"}]}}"#,
         r#"{"clips":[[{"id":"a"},{"id":"b"}]]}"#,
-        // a map that is not by these ids
+        // a map with other ids
         r#"{"a":{"id":"a"}}"#,
         r#"{"a":{"id":"a"},"a":{"id":"a"}}"#,
         r#"{"a":{"id":"a"},"\u0061":{"id":"a"}}"#,
@@ -171,12 +171,12 @@ fn json_that_is_not_just_the_jobs_asked_for_is_whole() {
         r#""[]""#,
     ];
     each(38, multi, |body| {
-        assert_eq!(slice_text(Form::Multi, &["a", "b"], body), SplitBody::Unsplit, "{body}")
+        assert_eq!(split_text(Form::Multi, &["a", "b"], body), SplitBody::Unsplit, "{body}")
     });
 }
 
 #[test]
-fn what_is_no_json_is_garbled() {
+fn a_body_that_is_not_json_is_invalid() {
     let cases: Vec<&[u8]> = vec![
         b"",
         b" \r\n",
@@ -211,24 +211,24 @@ fn what_is_no_json_is_garbled() {
     ];
     each(30, cases, |body| {
         for form in [Form::Single, Form::Multi] {
-            let sliced = split(&Route::suno(), form, &set(&["a"]), &Bytes::copy_from_slice(body));
-            assert_eq!(sliced, SplitBody::Invalid, "{form} {}", String::from_utf8_lossy(body));
+            let result = split(&Route::suno(), form, &set(&["a"]), &Bytes::copy_from_slice(body));
+            assert_eq!(result, SplitBody::Invalid, "{form} {}", String::from_utf8_lossy(body));
         }
     });
 }
 
-/// Row 2.6.
+/// P8.
 #[test]
-fn a_byte_order_mark_is_skipped_for_reading_and_stays_in_the_bytes_of_a_single_job() {
+fn a_byte_order_mark_is_skipped_for_parsing_and_stays_in_the_bytes_of_a_single_job() {
     let body = Bytes::from_static(b"\xef\xbb\xbf{\"id\":\"a\",\"status\":\"complete\"}");
     let SplitBody::Jobs { jobs, .. } = split(&Route::suno(), Form::Single, &set(&["a"]), &body) else {
-        panic!("it is read")
+        panic!("not split")
     };
     assert_eq!(jobs[0].body, body);
     assert!(jobs[0].rung.is_some());
     let list = Bytes::from_static(b"\xef\xbb\xbf[{\"id\":\"a\"},{\"id\":\"b\"}]");
     let SplitBody::Jobs { jobs, .. } = split(&Route::suno(), Form::Multi, &set(&["a", "b"]), &list) else {
-        panic!("it is read")
+        panic!("not split")
     };
     assert_eq!(jobs[1].body, &b"{\"id\":\"b\"}"[..]);
     let twice = Bytes::from_static(b"\xef\xbb\xbf\xef\xbb\xbf{\"id\":\"a\"}");
@@ -236,54 +236,54 @@ fn a_byte_order_mark_is_skipped_for_reading_and_stays_in_the_bytes_of_a_single_j
 }
 
 #[test]
-fn an_answer_to_one_job_is_never_cut_for_several() {
+fn a_body_with_one_job_is_never_split_for_several() {
     let body = r#"{"id":"a"}"#;
-    assert_eq!(slice_text(Form::Single, &["a", "b"], body), SplitBody::Unsplit);
-    assert_eq!(slice_text(Form::Single, &[], body), SplitBody::Unsplit);
-    assert_eq!(slice_text(Form::Multi, &[], "[]"), SplitBody::Unsplit);
-    assert_eq!(slice_text(Form::Multi, &[], "{}"), SplitBody::Unsplit);
+    assert_eq!(split_text(Form::Single, &["a", "b"], body), SplitBody::Unsplit);
+    assert_eq!(split_text(Form::Single, &[], body), SplitBody::Unsplit);
+    assert_eq!(split_text(Form::Multi, &[], "[]"), SplitBody::Unsplit);
+    assert_eq!(split_text(Form::Multi, &[], "{}"), SplitBody::Unsplit);
 }
 
 #[test]
-fn an_id_of_any_letters_is_compared_by_its_value() {
+fn an_id_with_escapes_is_compared_by_its_decoded_value() {
     let odd = "\"\\/\u{8}\u{0}é😀";
     let text = serde_json::to_string(odd).unwrap();
     let escaped = r#""\u0022\u005C\u002f\b\u0000\u00E9\uD83D\uDE00""#;
     for spelled in [text.as_str(), escaped] {
         let job = format!(r#"{{"id":{spelled}}}"#);
-        assert_eq!(slice_text(Form::Single, &[odd], &job), jobs(None, &[(odd, "", &job)]));
+        assert_eq!(split_text(Form::Single, &[odd], &job), jobs(None, &[(odd, "", &job)]));
         let map = format!("{{{spelled}:{job}}}");
-        assert_eq!(slice_text(Form::Multi, &[odd], &map), jobs(Some(ListShape::Map), &[(odd, "", &job)]));
+        assert_eq!(split_text(Form::Multi, &[odd], &map), jobs(Some(ListShape::Map), &[(odd, "", &job)]));
     }
 }
 
 #[test]
-fn a_job_is_a_slice_of_the_answer_and_not_a_copy() {
+fn a_job_is_a_slice_of_the_body_and_not_a_copy() {
     let body = Bytes::from_static(br#"{"clips":[{"id":"b"},{"id":"a"}]}"#);
-    let whole = body.as_ptr_range();
+    let all = body.as_ptr_range();
     let SplitBody::Jobs { jobs, .. } = split(&Route::suno(), Form::Multi, &set(&["a", "b"]), &body) else {
-        panic!("it is two clips")
+        panic!("not split")
     };
     assert_eq!(jobs.len(), 2);
     for job in jobs {
         let part = job.body.as_ptr_range();
-        assert!(whole.start < part.start && part.end < whole.end);
+        assert!(all.start < part.start && part.end < all.end);
     }
 }
 
 #[test]
-fn nesting_of_any_depth_is_walked_over() {
+fn nesting_of_any_depth_is_skipped() {
     let depth = 100_000;
     let (open, close) = ("[".repeat(depth), "]".repeat(depth));
     let (open_maps, close_maps) = (r#"{"x":"#.repeat(depth), "}".repeat(depth));
     let job = format!(r#"{{"x":{open}{open_maps}0{close_maps}{close},"id":"a"}}"#);
-    assert_eq!(slice_text(Form::Single, &["a"], &job), jobs(None, &[("a", "", &job)]));
+    assert_eq!(split_text(Form::Single, &["a"], &job), jobs(None, &[("a", "", &job)]));
     for (body, shape) in [
         (format!("[{job}]"), ListShape::Array),
         (format!(r#"{{"clips":[{job}]}}"#), wrapped("clips")),
         (format!(r#"{{"a":{job}}}"#), ListShape::Map),
     ] {
-        assert_eq!(slice_text(Form::Multi, &["a"], &body), jobs(Some(shape), &[("a", "", &job)]));
+        assert_eq!(split_text(Form::Multi, &["a"], &body), jobs(Some(shape), &[("a", "", &job)]));
     }
     let cases = vec![
         (format!("{open}{close}"), SplitBody::Unsplit),
@@ -296,15 +296,15 @@ fn nesting_of_any_depth_is_walked_over() {
     ];
     each(7, cases, |(body, expected)| {
         for form in [Form::Single, Form::Multi] {
-            assert_eq!(slice_text(form, &["a"], &body), expected, "{form} {}", &body[..20]);
+            assert_eq!(split_text(form, &["a"], &body), expected, "{form} {}", &body[..20]);
         }
     });
     let status = format!(r#"{{"id":"a","status":{open}{close}}}"#);
-    assert_eq!(slice_text(Form::Single, &["a"], &status), jobs(None, &[("a", "", &status)]));
+    assert_eq!(split_text(Form::Single, &["a"], &status), jobs(None, &[("a", "", &status)]));
 }
 
 #[test]
-fn jobs_are_put_together_in_the_order_asked_for_and_in_the_upstreams_shape() {
+fn join_keeps_the_clients_order_and_the_upstreams_shape() {
     let [a, b] = [id("a\""), id("b")];
     let [a_body, b_body] = [Bytes::from_static(b"{ \"id\":\"a\\\"\" }"), Bytes::from_static(b"{}")];
     let cases = vec![
@@ -321,37 +321,38 @@ fn jobs_are_put_together_in_the_order_asked_for_and_in_the_upstreams_shape() {
 }
 
 #[test]
-fn what_is_put_together_is_cut_again_in_every_shape() {
+fn joined_jobs_are_split_again_in_every_shape() {
     let route = Route::suno();
-    let mut found = 0;
+    let mut checked = 0;
     for seed in 0..500 {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut any_text = || (0..random.usize(1..=20)).map(|_| random.char(..)).collect::<String>();
         let name = any_text();
-        let asked = JobSet::new((0..6).map(|_| id(&any_text())));
+        let requested = JobSet::new((0..6).map(|_| id(&any_text())));
         let job = |id: &JobId| {
             let text = serde_json::to_string(id.as_str()).unwrap();
             Bytes::from(format!("{{ \"status\":\"queued\",\"id\" :{text} }}"))
         };
-        let bodies: Vec<(JobId, Bytes)> = asked.iter().map(|id| (id.clone(), job(id))).collect();
+        let bodies: Vec<(JobId, Bytes)> = requested.iter().map(|id| (id.clone(), job(id))).collect();
         for shape in [ListShape::Array, ListShape::Wrapped(name), ListShape::Map] {
             let mut order: Vec<_> = bodies.iter().map(|(id, body)| (id, body)).collect();
             fastrand::Rng::with_seed(seed).shuffle(&mut order);
             let body = join(&shape, order);
-            let SplitBody::Jobs { jobs, shape: again } = split(&route, Form::Multi, &asked, &body) else {
+            let SplitBody::Jobs { jobs, shape: split_shape } = split(&route, Form::Multi, &requested, &body)
+            else {
                 panic!("seed {seed}: {body:?}")
             };
-            assert_eq!(again.as_ref(), Some(&shape), "seed {seed}");
-            let cut: Vec<_> = jobs.into_iter().map(|cut| (cut.id, cut.body)).collect();
-            assert_eq!(cut, bodies, "seed {seed}");
-            found += 1;
+            assert_eq!(split_shape.as_ref(), Some(&shape), "seed {seed}");
+            let split_bodies: Vec<_> = jobs.into_iter().map(|job| (job.id, job.body)).collect();
+            assert_eq!(split_bodies, bodies, "seed {seed}");
+            checked += 1;
         }
     }
-    assert_eq!(found, 1_500);
+    assert_eq!(checked, 1_500);
 }
 
 #[test]
-fn a_damaged_answer_is_garbled_just_where_it_is_no_json() {
+fn a_damaged_body_is_invalid_exactly_when_it_is_not_json() {
     let route = Route::suno();
     let bodies = [
         r#"{"id":"a","status":"queued"}"#,
@@ -359,7 +360,7 @@ fn a_damaged_answer_is_garbled_just_where_it_is_no_json() {
         r#"{"clips":[{"id":"a","status":"queued"},{"id":"b","x":-1.5e3}]}"#,
         r#"{"a":{"id":"a","status":"queued"},"b":{"title":"é"}}"#,
     ];
-    let (mut garbled, mut cut) = (0, 0);
+    let (mut invalid, mut split_jobs) = (0, 0);
     for seed in 0..5_000 {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut body = bodies[random.usize(..bodies.len())].as_bytes().to_vec();
@@ -375,26 +376,29 @@ fn a_damaged_answer_is_garbled_just_where_it_is_no_json() {
         let body = Bytes::from(body);
         let is_json =
             str::from_utf8(&body).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok());
-        for (form, asked) in [(Form::Single, set(&["a"])), (Form::Multi, set(&["a", "b"]))] {
-            let sliced = split(&route, form, &asked, &body);
-            assert_eq!(sliced == SplitBody::Invalid, !is_json, "seed {seed}: {body:?}");
-            garbled += usize::from(!is_json);
-            if let SplitBody::Jobs { jobs, .. } = sliced {
-                assert!(jobs.iter().map(|job| &job.id).eq(&asked), "seed {seed}");
-                cut += 1;
+        for (form, requested) in [(Form::Single, set(&["a"])), (Form::Multi, set(&["a", "b"]))] {
+            let result = split(&route, form, &requested, &body);
+            assert_eq!(result == SplitBody::Invalid, !is_json, "seed {seed}: {body:?}");
+            invalid += usize::from(!is_json);
+            if let SplitBody::Jobs { jobs, .. } = result {
+                assert!(jobs.iter().map(|job| &job.id).eq(&requested), "seed {seed}");
+                split_jobs += 1;
             }
         }
     }
-    assert!(garbled > 1_000 && cut > 100, "{garbled} garbled, {cut} cut: the damage tests too little");
+    assert!(
+        invalid > 1_000 && split_jobs > 100,
+        "{invalid} invalid, {split_jobs} split: the damage tests too little"
+    );
 }
 
 #[test]
-fn a_list_wrapped_in_a_name_that_is_too_long_to_remember_is_passed_on_whole() {
-    let sliced = |length: usize| {
+fn a_list_under_a_name_that_is_too_long_to_store_is_unsplit() {
+    let split_list = |length: usize| {
         let name = "n".repeat(length);
-        (slice_text(Form::Multi, &["a"], &format!(r#"{{"{name}":[{{"id":"a"}}]}}"#)), wrapped(&name))
+        (split_text(Form::Multi, &["a"], &format!(r#"{{"{name}":[{{"id":"a"}}]}}"#)), wrapped(&name))
     };
-    let (longest, shape) = sliced(MAX_NAME_BYTES);
+    let (longest, shape) = split_list(MAX_NAME_BYTES);
     assert_eq!(longest, jobs(Some(shape), &[("a", "", r#"{"id":"a"}"#)]));
-    assert_eq!(sliced(MAX_NAME_BYTES + 1).0, SplitBody::Unsplit);
+    assert_eq!(split_list(MAX_NAME_BYTES + 1).0, SplitBody::Unsplit);
 }

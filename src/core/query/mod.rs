@@ -1,14 +1,19 @@
-//! What a request's target asks for, in every spelling, and how polls spell it.
+//! Request targets: parses those of clients in every spelling, and builds those of polls.
 //!
 //! ```text
-//! target ── read ──► Wait   understood to the last parameter: a poll can stand for it
-//!                    Other  not understood: passed through as it came, the upstream is the judge
-//!                    Bad    understood, and wrong whoever is the judge
+//! target ── parse ──▶ Wait   the gateway understands every parameter: a poll can replace the request
+//!                     Other  unknown parameter or spelling: passed through unchanged, the upstream decides
+//!                     Bad    understood, and invalid for any upstream: 400
 //! ```
 //!
-//! `Other` weighs more than `Bad`: what is not understood is not called wrong. Names are compared letter for
-//! letter, after percent-decoding. Knows nothing of HTTP libraries, and keeps no state. The work is one pass
-//! over the query, and what is kept of it is bounded by the ids that may be asked for.
+//! | a parameter is | and another one is | result |
+//! | --- | --- | --- |
+//! | valid | valid | `Wait` |
+//! | invalid | valid | `Bad`, with the first error |
+//! | unknown | valid or invalid | `Other`: the gateway never rejects a request that it does not understand |
+//!
+//! Names are compared after percent-decoding and are case-sensitive. The module has no state and no HTTP library.
+//! Parsing is one pass over the query; `max_jobs` bounds the memory that it keeps.
 
 use std::borrow::Cow;
 
@@ -17,78 +22,78 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use crate::core::job::{BadId, JobId, JobSet, MAX_ID_BYTES};
 use crate::core::route::{Form, Goal, Route};
 
-/// What the target of a GET is.
+/// Result of parsing the target of a GET.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Query {
     /// A wait on jobs.
     Wait(WaitQuery),
-    /// No wait, or none that is fully understood: to be passed through.
+    /// Any other request, to be passed through: another path, or a parameter that the gateway does not understand.
     Other,
     /// A wait that no upstream could answer: 400.
     Bad(BadQuery),
 }
 
-/// What a wait asks for.
+/// A parsed wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WaitQuery {
-    /// At which of the two endpoints.
+    /// Endpoint of the request.
     pub form: Form,
-    /// Different jobs, at least one, in the order asked for.
+    /// At least one job, without repetition, in the client's order.
     pub asked: Vec<JobId>,
-    /// Until when.
+    /// State that ends the wait.
     pub goal: Goal,
 }
 
 impl WaitQuery {
-    /// The jobs, whatever their order.
+    /// Returns the jobs as a set.
     pub fn jobs(&self) -> JobSet {
         JobSet::new(self.asked.iter().cloned())
     }
 }
 
-/// What is wrong with a wait; displayed, it is the sentence that a client sees. None of its words are the client's.
+/// Error in a wait. `Display` writes the sentence that the client gets; it never repeats a text of the client.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadQuery {
-    /// No job is named.
-    #[error("`{param}` is missing: name a clip, as in `{param}=ID`")]
+    /// The query has no id.
+    #[error("`{param}` is missing: name a job, as in `{param}=ID`")]
     NoId {
         /// The parameter of the ids.
         param: String,
     },
-    /// An id has no bytes.
-    #[error("`{param}` is empty: give it the id of a clip")]
+    /// An id is empty.
+    #[error("`{param}` is empty: give it the id of a job")]
     EmptyId {
         /// The parameter of the ids.
         param: String,
     },
     /// An id has more than [`MAX_ID_BYTES`].
-    #[error("`{param}` is longer than {MAX_ID_BYTES} bytes: give it the id of a clip")]
+    #[error("`{param}` is longer than {MAX_ID_BYTES} bytes: give it the id of a job")]
     LongId {
         /// The parameter of the ids.
         param: String,
     },
     /// An id is not UTF-8.
-    #[error("`{param}` is not UTF-8 once its percent-escapes are read: give it the id of a clip")]
+    #[error("`{param}` is not UTF-8 once its percent-escapes are read: give it the id of a job")]
     NotUtf8 {
         /// The parameter of the ids.
         param: String,
     },
-    /// More jobs are named than a request may ask for.
-    #[error("`{param}` is given more than {most} times: ask for the other clips in another request")]
+    /// The query has more ids than a request may have.
+    #[error("`{param}` is given more than {limit} times: ask for the other jobs in another request")]
     TooManyIds {
         /// The parameter of the ids.
         param: String,
-        /// How many jobs a request may ask for.
-        most: usize,
+        /// Maximum number of ids in a request.
+        limit: usize,
     },
-    /// The status is of the ladder, but cannot be waited for.
+    /// The status is on the ladder, but clients cannot wait for it.
     #[error("`{param}` cannot be `{word}`: ask for {askable}")]
     NotAskable {
         /// The parameter of the status.
         param: String,
-        /// The rung's name.
+        /// Name of the rung.
         word: String,
-        /// The words that can be asked for.
+        /// Status words that clients can wait for.
         askable: String,
     },
     /// A `%` in the value of a parameter is not followed by two hex digits.
@@ -96,7 +101,7 @@ pub enum BadQuery {
         "`{param}` has a `%` without two hex digits after it: write a `%` that stands for itself as `%25`"
     )]
     BrokenEscape {
-        /// Which parameter.
+        /// Name of the parameter.
         param: String,
     },
     /// A `%` in the name of a parameter is not followed by two hex digits.
@@ -105,7 +110,7 @@ pub enum BadQuery {
 }
 
 impl BadQuery {
-    /// A token for `Cache-Status` and the log.
+    /// Returns the token for `Cache-Status` and the log.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::NoId { .. } => "no-id",
@@ -119,49 +124,55 @@ impl BadQuery {
     }
 }
 
-/// What a GET asks for. `path` and `query` are as they stand in the target; `max_jobs` is the most that a request
-/// for several jobs may name.
+/// Parses the target of a GET. `path` and `query` are not decoded yet; `max_jobs` is the maximum number of ids in a
+/// request for several jobs.
 pub fn parse(route: &Route, path: &str, query: Option<&str>, max_jobs: usize) -> Query {
     let Some(form) = route.form(path) else { return Query::Other };
-    let mut asked = IdList { ids: Vec::new(), named: 0, spelling: None };
+    let mut ids = IdList { route, form, max_jobs, ids: Vec::new(), count: 0, spelling: None };
     let (mut goal, mut has_status) = (Goal::Now, false);
-    let mut bad = None;
-    // Empty parameters (`&&`, a `&` at the end) say nothing to any reader.
-    for parameter in query.unwrap_or_default().split('&').filter(|parameter| !parameter.is_empty()) {
-        // One without `=` has an empty value.
-        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-        let verdict = match Param::parse(route, form, name) {
-            Ok(Param::Id(spelling)) => asked.take(route, form, spelling, value, max_jobs),
-            Ok(Param::Status) if std::mem::replace(&mut has_status, true) => Err(ParamError::Unknown),
-            Ok(Param::Status) => read_goal(route, value).map(|read| goal = read),
-            Err(doubt) => Err(doubt),
+    let mut first_error = None;
+    for (name, value) in parameters(query) {
+        let result = match Param::parse(route, form, name) {
+            Ok(Param::Id(spelling)) => ids.push(spelling, value),
+            Ok(Param::Status) if has_status => Err(ParamError::Unknown),
+            Ok(Param::Status) => {
+                has_status = true;
+                parse_goal(route, value).map(|parsed| goal = parsed)
+            }
+            Err(error) => Err(error),
         };
-        match verdict {
+        match result {
             Ok(()) => {}
             Err(ParamError::Unknown) => return Query::Other,
-            Err(ParamError::Wrong(first)) => drop(bad.get_or_insert(first)),
+            Err(ParamError::Invalid(error)) => drop(first_error.get_or_insert(error)),
         }
     }
-    if asked.has_repeated_id() {
+    if ids.has_repeated_id() {
         return Query::Other;
     }
-    if asked.named == 0 {
-        bad.get_or_insert_with(|| BadQuery::NoId { param: id_param(route, form) });
+    if ids.count == 0 {
+        first_error.get_or_insert_with(|| BadQuery::NoId { param: id_param(route, form) });
     }
-    match bad {
-        Some(bad) => Query::Bad(bad),
-        None => Query::Wait(WaitQuery { form, asked: asked.ids, goal }),
+    match first_error {
+        Some(error) => Query::Bad(error),
+        None => Query::Wait(WaitQuery { form, asked: ids.ids, goal }),
     }
 }
 
-/// Returns the jobs that a target names, whatever else it asks for and whether or not it is a wait; at most as many as
-/// `wait.max_jobs` can be. None where the path is not one that jobs are asked for at.
+/// Splits a query into names and values, not decoded. A parameter without `=` has an empty value. Empty parameters
+/// (`&&`, a `&` at the end) are skipped, as every parser does.
+fn parameters(query: Option<&str>) -> impl Iterator<Item = (&str, &str)> {
+    let parameters = query.unwrap_or_default().split('&').filter(|parameter| !parameter.is_empty());
+    parameters.map(|parameter| parameter.split_once('=').unwrap_or((parameter, "")))
+}
+
+/// Returns all job ids in a target, also where the request is passed through; at most 1000, and none on other paths.
 pub fn named(route: &Route, path: &str, query: Option<&str>) -> Vec<JobId> {
     let Some(form) = route.form(path) else { return Vec::new() };
     let parameters = query.unwrap_or_default().split('&').filter_map(|parameter| parameter.split_once('='));
     let values = parameters
         .filter(|(name, _)| matches!(Param::parse(route, form, name), Ok(Param::Id(_))))
-        // The upstream may read one id here or several.
+        // An upstream may parse `a,b` as one id or as two: both readings count.
         .flat_map(|(_, value)| {
             std::iter::once(value).chain(value.split([',', ';']).skip_while(move |id| *id == value))
         });
@@ -169,16 +180,17 @@ pub fn named(route: &Route, path: &str, query: Option<&str>) -> Vec<JobId> {
     ids.take(MAX_NAMED).collect()
 }
 
-/// The largest `wait.max_jobs`.
+/// The largest `wait.max_jobs` that the configuration accepts.
 const MAX_NAMED: usize = 1000;
-/// Takes the parameter of this name out of a query. Returns the rest as it stands and the decoded value; `None` if the
+
+/// Removes the parameter of this name from a query. Returns the rest unchanged, and the decoded value; `None` if the
 /// parameter is missing, repeated or cannot be decoded.
 pub fn take(query: &str, name: &str) -> Option<(String, String)> {
-    let (mut rest, mut taken) = (String::with_capacity(query.len()), None);
+    let (mut rest, mut found) = (String::with_capacity(query.len()), None);
     for parameter in query.split('&') {
-        let (written, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-        if decode(written, name.len()).is_ok_and(|written| *written == *name) {
-            if taken.replace(decode(value, MAX_VALUE_BYTES).ok()?.into_owned()).is_some() {
+        let (raw_name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        if decode(raw_name, name.len()).is_ok_and(|decoded| *decoded == *name) {
+            if found.replace(decode(value, MAX_VALUE_BYTES).ok()?.into_owned()).is_some() {
                 return None;
             }
             continue;
@@ -188,21 +200,21 @@ pub fn take(query: &str, name: &str) -> Option<(String, String)> {
         }
         rest.push_str(parameter);
     }
-    taken.map(|value| (rest, value))
+    found.map(|value| (rest, value))
 }
 
-/// The most bytes of a value that [`take`] reads.
+/// Maximum size of a value that [`take`] decodes, in bytes.
 const MAX_VALUE_BYTES: usize = 64 << 10;
 
-/// The path and query by which a poll asks: the documented spelling, without a status for [`Goal::Now`].
+/// Builds the path and query of a poll in the upstream's documented spelling; [`Goal::Now`] has no status parameter.
 ///
-/// The brackets of the repeated parameter are percent-encoded, as browsers' `URLSearchParams` and the usual clients
-/// send them. That is the same name to every reader of queries, while a bare `[` is no query character
-/// (RFC 3986 §3.4): lenient parsers let it pass, strict servers answer 400.
+/// The brackets of the repeated parameter are percent-encoded, as browsers' `URLSearchParams` and common clients send
+/// them. Every parser decodes that to the same name. RFC 3986 section 3.4 does not allow a bare `[` in a query: lenient
+/// parsers accept it, strict servers answer 400.
 ///
-/// [`Form::Single`] asks for one job; `jobs` has just that.
+/// With [`Form::Single`], `jobs` has exactly one id.
 pub fn build_target(route: &Route, form: Form, jobs: &JobSet, goal: Goal) -> String {
-    debug_assert!(form == Form::Multi || jobs.len() == 1, "a single poll asks for one clip");
+    debug_assert!(form == Form::Multi || jobs.len() == 1, "a poll at the single endpoint has one job");
     let (path, param, brackets) = match form {
         Form::Single => (&route.single_path, &route.single_param, ""),
         Form::Multi => (&route.multi_path, &route.multi_param, BRACKETS),
@@ -226,66 +238,65 @@ pub fn build_target(route: &Route, form: Form, jobs: &JobSet, goal: Goal) -> Str
     target
 }
 
-/// `[]`, encoded.
+/// `[]`, percent-encoded.
 const BRACKETS: &str = "%5B%5D";
 
-/// All that RFC 3986 §2.3 does not call unreserved.
+/// All characters but the unreserved ones of RFC 3986 section 2.3.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// Why a parameter is no part of a wait.
+/// Reason why a parameter is not part of a wait.
 enum ParamError {
-    /// It is not understood.
+    /// The gateway does not know the parameter, or parsers disagree on it.
     Unknown,
-    /// It is understood, and wrong.
-    Wrong(BadQuery),
+    /// The gateway knows the parameter, and its value is invalid.
+    Invalid(BadQuery),
 }
 
-/// The ids so far.
-struct IdList {
+/// Collects the ids of a query, parameter by parameter.
+struct IdList<'r> {
+    route: &'r Route,
+    form: Form,
+    max_jobs: usize,
     ids: Vec<JobId>,
-    /// How many parameters named one, the wrong and the superfluous included.
-    named: usize,
-    /// How the latest was spelled.
+    /// Id parameters so far, including invalid ones and those beyond `max_jobs`.
+    count: usize,
+    /// Spelling of the newest id parameter.
     spelling: Option<Spelling>,
 }
 
-impl IdList {
-    fn take(
-        &mut self,
-        route: &Route,
-        form: Form,
-        spelling: Spelling,
-        value: &str,
-        max_jobs: usize,
-    ) -> Result<(), ParamError> {
-        let goes_on = match (form, self.spelling, spelling) {
+impl IdList<'_> {
+    fn push(&mut self, spelling: Spelling, value: &str) -> Result<(), ParamError> {
+        if !self.may_follow(spelling) || value.bytes().any(|byte| AMBIGUOUS.contains(&byte)) {
+            return Err(ParamError::Unknown);
+        }
+        self.spelling = Some(spelling);
+        self.count += 1;
+        if self.form == Form::Multi && self.count > self.max_jobs {
+            let (param, limit) = (id_param(self.route, self.form), self.max_jobs);
+            return Err(ParamError::Invalid(BadQuery::TooManyIds { param, limit }));
+        }
+        let id = decode(value, MAX_ID_BYTES).and_then(|id| JobId::new(&id).map_err(DecodeError::from));
+        self.ids.push(id.map_err(|error| {
+            let param = id_param(self.route, self.form);
+            ParamError::Invalid(match error {
+                DecodeError::Empty => BadQuery::EmptyId { param },
+                DecodeError::TooLong => BadQuery::LongId { param },
+                DecodeError::NotUtf8 => BadQuery::NotUtf8 { param },
+                DecodeError::InvalidEscape => BadQuery::BrokenEscape { param },
+            })
+        })?);
+        Ok(())
+    }
+
+    /// Returns whether all parsers add an id in this spelling to the list so far. The single endpoint takes one id;
+    /// a list keeps one spelling, with ascending indexes.
+    fn may_follow(&self, spelling: Spelling) -> bool {
+        match (self.form, self.spelling, spelling) {
             (_, None, _) => true,
             (Form::Single, Some(_), _) => false,
             (Form::Multi, Some(Spelling::Index(last)), Spelling::Index(this)) => last < this,
             (Form::Multi, Some(last), this) => last == this,
-        };
-        if !goes_on || value.bytes().any(|byte| AMBIGUOUS.contains(&byte)) {
-            return Err(ParamError::Unknown);
         }
-        self.spelling = Some(spelling);
-        self.named += 1;
-        if form == Form::Multi && self.named > max_jobs {
-            return Err(ParamError::Wrong(BadQuery::TooManyIds {
-                param: id_param(route, form),
-                most: max_jobs,
-            }));
-        }
-        let id = decode(value, MAX_ID_BYTES).and_then(|id| JobId::new(&id).map_err(DecodeError::from));
-        self.ids.push(id.map_err(|unread| {
-            let param = id_param(route, form);
-            ParamError::Wrong(match unread {
-                DecodeError::Empty => BadQuery::EmptyId { param },
-                DecodeError::TooLong => BadQuery::LongId { param },
-                DecodeError::NotUtf8 => BadQuery::NotUtf8 { param },
-                DecodeError::Broken => BadQuery::BrokenEscape { param },
-            })
-        })?);
-        Ok(())
     }
 
     fn has_repeated_id(&self) -> bool {
@@ -298,18 +309,18 @@ impl IdList {
     }
 }
 
-/// What readers of queries disagree on where it stands bare in an id: a space or a plus, the end of a parameter or a
-/// semicolon, the end of an id or a comma. Encoded, each is itself.
+/// Characters in an id that parsers disagree on: `+` may be a space, `;` may end the parameter, `,` may end the id.
+/// Percent-encoded, they are unambiguous.
 const AMBIGUOUS: [u8; 3] = [b'+', b';', b','];
 
-/// A parameter that is understood.
+/// A known parameter.
 enum Param {
     Id(Spelling),
     Status,
 }
 
-/// How the parameter of an id is written: `clip_ids`, `clip_ids[]` or `clip_ids[7]`. Readers of queries agree on
-/// lists in one spelling, not on mixtures.
+/// Spelling of an id parameter: `clip_ids`, `clip_ids[]` or `clip_ids[7]`. Parsers agree on lists in one spelling, and
+/// disagree on mixtures.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Spelling {
     Plain,
@@ -324,8 +335,8 @@ impl Param {
             Form::Multi => &route.multi_param,
         };
         let name = decode(name, param.len().max(route.status_param.len()) + MAX_INDEX_BYTES);
-        let name = name.map_err(|unread| match unread {
-            DecodeError::Broken => ParamError::Wrong(BadQuery::BrokenName),
+        let name = name.map_err(|error| match error {
+            DecodeError::InvalidEscape => ParamError::Invalid(BadQuery::BrokenName),
             DecodeError::Empty | DecodeError::TooLong | DecodeError::NotUtf8 => ParamError::Unknown,
         })?;
         if *name == route.status_param {
@@ -340,7 +351,7 @@ impl Param {
     }
 }
 
-/// The most bytes of an index with its brackets.
+/// Length of the longest index with its brackets, in bytes.
 const MAX_INDEX_BYTES: usize = "[4294967295]".len();
 
 impl Spelling {
@@ -350,19 +361,19 @@ impl Spelling {
             "[]" => Some(Self::Brackets),
             _ => {
                 let digits = suffix.strip_prefix('[')?.strip_suffix(']')?;
-                // `01` and `+1` are keys of a map to some readers.
-                let plain =
+                // Some parsers take `01` and `+1` for keys of a map.
+                let is_index =
                     digits.bytes().all(|b| b.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
-                if plain { digits.parse().ok().map(Self::Index) } else { None }
+                if is_index { digits.parse().ok().map(Self::Index) } else { None }
             }
         }
     }
 }
 
-fn read_goal(route: &Route, value: &str) -> Result<Goal, ParamError> {
-    let word = decode(value, MAX_STATUS_BYTES).map_err(|unread| match unread {
-        DecodeError::Broken => {
-            ParamError::Wrong(BadQuery::BrokenEscape { param: route.status_param.clone() })
+fn parse_goal(route: &Route, value: &str) -> Result<Goal, ParamError> {
+    let word = decode(value, MAX_STATUS_BYTES).map_err(|error| match error {
+        DecodeError::InvalidEscape => {
+            ParamError::Invalid(BadQuery::BrokenEscape { param: route.status_param.clone() })
         }
         DecodeError::Empty | DecodeError::TooLong | DecodeError::NotUtf8 => ParamError::Unknown,
     })?;
@@ -371,17 +382,17 @@ fn read_goal(route: &Route, value: &str) -> Result<Goal, ParamError> {
         return Ok(Goal::Rung(rung));
     }
     let words: Vec<_> = route.ladder.askable_words().map(|word| format!("`{word}`")).collect();
-    Err(ParamError::Wrong(BadQuery::NotAskable {
+    Err(ParamError::Invalid(BadQuery::NotAskable {
         param: route.status_param.clone(),
         word: route.ladder.name(rung).to_owned(),
         askable: words.join(" or "),
     }))
 }
 
-/// No status word of any ladder is longer.
+/// Maximum length of a decoded status word, in bytes; no ladder has a longer word.
 const MAX_STATUS_BYTES: usize = 128;
 
-/// The parameter of the ids as it is documented.
+/// Returns the documented name of the id parameter.
 fn id_param(route: &Route, form: Form) -> String {
     match form {
         Form::Single => route.single_param.clone(),
@@ -389,12 +400,12 @@ fn id_param(route: &Route, form: Form) -> String {
     }
 }
 
-/// Why a text is not read.
+/// Reason why a name or value cannot be decoded.
 enum DecodeError {
     Empty,
     TooLong,
     NotUtf8,
-    Broken,
+    InvalidEscape,
 }
 
 impl From<BadId> for DecodeError {
@@ -406,10 +417,12 @@ impl From<BadId> for DecodeError {
     }
 }
 
-/// Reads percent-escapes and nothing else. What must be longer than `most` bytes is not looked at, so that the work
-/// is bounded; what is read may still be longer.
-fn decode(text: &str, most: usize) -> Result<Cow<'_, str>, DecodeError> {
-    if text.len() > most * "%00".len() {
+/// Decodes percent-escapes, and leaves `+` alone.
+///
+/// A text that decodes to more than `limit` bytes in any case is rejected unread, which bounds the work. The decoded
+/// text may still be longer than `limit`.
+fn decode(text: &str, limit: usize) -> Result<Cow<'_, str>, DecodeError> {
+    if text.len() > limit * "%00".len() {
         return Err(DecodeError::TooLong);
     }
     if !text.as_bytes().contains(&b'%') {
@@ -418,7 +431,7 @@ fn decode(text: &str, most: usize) -> Result<Cow<'_, str>, DecodeError> {
     let is_escape =
         |rest: &str| rest.as_bytes().get(..2).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit));
     if !text.split('%').skip(1).all(is_escape) {
-        return Err(DecodeError::Broken);
+        return Err(DecodeError::InvalidEscape);
     }
     percent_decode_str(text).decode_utf8().map_err(|_| DecodeError::NotUtf8)
 }

@@ -4,7 +4,7 @@ const SINGLE: &str = "/v2/generate/audio/suno-ai/clip";
 const MULTI: &str = "/v2/generate/audio/suno-ai/clips";
 const MAX_JOBS: usize = 6;
 
-fn read_target(target: &str) -> Query {
+fn parse_target(target: &str) -> Query {
     let (path, query) = match target.split_once('?') {
         Some((path, query)) => (path, Some(query)),
         None => (target, None),
@@ -24,14 +24,14 @@ fn wait(form: Form, ids: &[&str], goal: Goal) -> Query {
     Query::Wait(WaitQuery { form, asked: ids.iter().map(|text| id(text)).collect(), goal })
 }
 
-/// Runs a table and holds it to its size.
+/// Checks each case of a table, and the number of cases.
 fn each<T>(count: usize, cases: Vec<T>, check: impl Fn(T)) {
     assert_eq!(cases.len(), count, "cases were added or lost");
     cases.into_iter().for_each(check);
 }
 
 #[test]
-fn one_job_is_read_in_every_spelling() {
+fn one_job_is_parsed_in_every_spelling() {
     let cases = vec![
         ("clip_id=a", "a", Goal::Now),
         ("clip_id=a&status=streaming", "a", goal("streaming")),
@@ -52,12 +52,12 @@ fn one_job_is_read_in_every_spelling() {
         ("clip_id=%00", "\0", Goal::Now),
     ];
     each(17, cases, |(query, id, goal)| {
-        assert_eq!(read_target(&format!("{SINGLE}?{query}")), wait(Form::Single, &[id], goal), "{query}");
+        assert_eq!(parse_target(&format!("{SINGLE}?{query}")), wait(Form::Single, &[id], goal), "{query}");
     });
 }
 
 #[test]
-fn several_jobs_are_read_in_every_spelling_and_in_the_order_asked_for() {
+fn several_jobs_are_parsed_in_every_spelling_and_keep_the_clients_order() {
     let cases = vec![
         ("clip_ids[]=b", &["b"] as &[_], Goal::Now),
         ("clip_ids[]=b&clip_ids[]=a&status=streaming", &["b", "a"], goal("streaming")),
@@ -76,19 +76,19 @@ fn several_jobs_are_read_in_every_spelling_and_in_the_order_asked_for() {
         ("clip_ids[]=a&clip_ids[]=A", &["a", "A"], Goal::Now),
     ];
     each(11, cases, |(query, ids, goal)| {
-        assert_eq!(read_target(&format!("{MULTI}?{query}")), wait(Form::Multi, ids, goal), "{query}");
+        assert_eq!(parse_target(&format!("{MULTI}?{query}")), wait(Form::Multi, ids, goal), "{query}");
     });
 }
 
 #[test]
-fn what_is_not_fully_understood_is_passed_through() {
+fn a_request_with_an_unknown_parameter_or_spelling_is_passed_through() {
     let cases = vec![
-        // no path of the route
+        // another path
         "/v2/generate/audio/suno-ai/lyric?clip_id=a".to_owned(),
         "/v2/generate/audio/suno-ai/clip/?clip_id=a".to_owned(),
         "/v2/generate/audio/suno-ai/cl%69p?clip_id=a".to_owned(),
         "/?clip_id=".to_owned(),
-        // a parameter that is not known
+        // an unknown parameter
         format!("{SINGLE}?clip_id=a&verbose=1"),
         format!("{SINGLE}?verbose"),
         format!("{SINGLE}?=a"),
@@ -104,7 +104,7 @@ fn what_is_not_fully_understood_is_passed_through() {
         format!("{SINGLE}?clip_id;status=a"),
         format!("{MULTI}?clip_id=a"),
         format!("{MULTI}?clip_ids[]=a&{}=1", "x".repeat(1_000)),
-        // a status that is on no ladder, empty or given twice
+        // a status that the ladder does not have, and an empty or repeated one
         format!("{SINGLE}?clip_id=a&status=Completed"),
         format!("{SINGLE}?clip_id=a&status=done"),
         format!("{SINGLE}?clip_id=a&status="),
@@ -116,7 +116,7 @@ fn what_is_not_fully_understood_is_passed_through() {
         format!("{SINGLE}?status=error&clip_id=a&status=done"),
         format!("{SINGLE}?status=error&clip_id=a&status=queued"),
         format!("{SINGLE}?status=%zz&clip_id=a&status=queued"),
-        // ids that readers would count differently
+        // ids that parsers disagree on
         format!("{SINGLE}?clip_id=a&clip_id=b"),
         format!("{SINGLE}?clip_id=a&clip_id=a"),
         format!("{SINGLE}?clip_id=&clip_id=a"),
@@ -147,48 +147,48 @@ fn what_is_not_fully_understood_is_passed_through() {
         format!("{MULTI}?CLIP_IDS[]=a"),
         format!("{MULTI}?clip_ids%255B%255D=a"),
     ];
-    each(59, cases, |target| assert_eq!(read_target(&target), Query::Other, "{target}"));
+    each(59, cases, |target| assert_eq!(parse_target(&target), Query::Other, "{target}"));
 }
 
 #[test]
-fn a_wait_that_no_upstream_could_answer_is_refused_with_its_reason_and_the_fix() {
+fn an_invalid_wait_gets_a_reason_and_a_sentence_with_the_fix() {
     let one = |query: &str| format!("{SINGLE}?{query}");
     let many = |query: &str| format!("{MULTI}?{query}");
     let cases = vec![
-        (SINGLE.to_owned(), "no-id", "`clip_id` is missing: name a clip, as in `clip_id=ID`"),
-        (one(""), "no-id", "`clip_id` is missing: name a clip, as in `clip_id=ID`"),
-        (one("&"), "no-id", "`clip_id` is missing: name a clip, as in `clip_id=ID`"),
-        (one("status=queued"), "no-id", "`clip_id` is missing: name a clip, as in `clip_id=ID`"),
-        (MULTI.to_owned(), "no-id", "`clip_ids[]` is missing: name a clip, as in `clip_ids[]=ID`"),
-        (one("clip_id="), "empty-id", "`clip_id` is empty: give it the id of a clip"),
-        (one("clip_id"), "empty-id", "`clip_id` is empty: give it the id of a clip"),
-        (many("clip_ids[]=a&clip_ids[]="), "empty-id", "`clip_ids[]` is empty: give it the id of a clip"),
+        (SINGLE.to_owned(), "no-id", "`clip_id` is missing: name a job, as in `clip_id=ID`"),
+        (one(""), "no-id", "`clip_id` is missing: name a job, as in `clip_id=ID`"),
+        (one("&"), "no-id", "`clip_id` is missing: name a job, as in `clip_id=ID`"),
+        (one("status=queued"), "no-id", "`clip_id` is missing: name a job, as in `clip_id=ID`"),
+        (MULTI.to_owned(), "no-id", "`clip_ids[]` is missing: name a job, as in `clip_ids[]=ID`"),
+        (one("clip_id="), "empty-id", "`clip_id` is empty: give it the id of a job"),
+        (one("clip_id"), "empty-id", "`clip_id` is empty: give it the id of a job"),
+        (many("clip_ids[]=a&clip_ids[]="), "empty-id", "`clip_ids[]` is empty: give it the id of a job"),
         (
             one(&format!("clip_id={}", "x".repeat(129))),
             "long-id",
-            "`clip_id` is longer than 128 bytes: give it the id of a clip",
+            "`clip_id` is longer than 128 bytes: give it the id of a job",
         ),
         (
             one(&format!("clip_id={}", "%C3%A9".repeat(65))),
             "long-id",
-            "`clip_id` is longer than 128 bytes: give it the id of a clip",
+            "`clip_id` is longer than 128 bytes: give it the id of a job",
         ),
         (
             one("clip_id=%FF"),
             "id-not-utf8",
-            "`clip_id` is not UTF-8 once its percent-escapes are read: give it the id of a clip",
+            "`clip_id` is not UTF-8 once its percent-escapes are read: give it the id of a job",
         ),
         (
             many("clip_ids[]=a&clip_ids[]=%C3"),
             "id-not-utf8",
-            "`clip_ids[]` is not UTF-8 once its percent-escapes are read: give it the id of a clip",
+            "`clip_ids[]` is not UTF-8 once its percent-escapes are read: give it the id of a job",
         ),
         (
             many(
                 "clip_ids[]=1&clip_ids[]=2&clip_ids[]=3&clip_ids[]=4&clip_ids[]=5&clip_ids[]=6&clip_ids[]=7",
             ),
             "too-many-ids",
-            "`clip_ids[]` is given more than 6 times: ask for the other clips in another request",
+            "`clip_ids[]` is given more than 6 times: ask for the other jobs in another request",
         ),
         (
             one("clip_id=a&status=error"),
@@ -226,7 +226,7 @@ fn a_wait_that_no_upstream_could_answer_is_refused_with_its_reason_and_the_fix()
             "a parameter's name has a `%` without two hex digits after it: write its letters as they are",
         ),
     ];
-    each(20, cases, |(target, reason, sentence)| match read_target(&target) {
+    each(20, cases, |(target, reason, sentence)| match parse_target(&target) {
         Query::Bad(bad) => {
             assert_eq!((bad.reason(), bad.to_string().as_str()), (reason, sentence), "{target}");
         }
@@ -235,7 +235,7 @@ fn a_wait_that_no_upstream_could_answer_is_refused_with_its_reason_and_the_fix()
 }
 
 #[test]
-fn what_is_not_understood_is_not_called_wrong() {
+fn an_unknown_parameter_outweighs_an_invalid_one() {
     let cases = vec![
         format!("{SINGLE}?verbose=1"),
         format!("{SINGLE}?clip_id=&verbose=1"),
@@ -246,11 +246,11 @@ fn what_is_not_understood_is_not_called_wrong() {
         format!("{MULTI}?clip_ids[]=a&clip_ids[]=a&status=error"),
         format!("{MULTI}?{}verbose=1", "clip_ids[]=a&".repeat(7)),
     ];
-    each(8, cases, |target| assert_eq!(read_target(&target), Query::Other, "{target}"));
+    each(8, cases, |target| assert_eq!(parse_target(&target), Query::Other, "{target}"));
 }
 
 #[test]
-fn an_id_may_be_as_long_as_an_id_can_be_whatever_its_escapes() {
+fn an_id_of_128_bytes_is_accepted_in_any_escaping() {
     let cases = vec![
         ("x".repeat(128), "x".repeat(128)),
         ("%78".repeat(128), "x".repeat(128)),
@@ -258,33 +258,33 @@ fn an_id_may_be_as_long_as_an_id_can_be_whatever_its_escapes() {
     ];
     each(3, cases, |(spelled, id)| {
         let target = format!("{SINGLE}?clip_id={spelled}");
-        assert_eq!(read_target(&target), wait(Form::Single, &[&id], Goal::Now), "{target}");
+        assert_eq!(parse_target(&target), wait(Form::Single, &[&id], Goal::Now), "{target}");
     });
 }
 
 #[test]
-fn a_query_of_enormous_length_keeps_no_more_ids_than_may_be_asked_for() {
+fn a_huge_query_keeps_no_more_ids_than_a_request_may_have() {
     let ids: String = (0..100_000).map(|n| format!("clip_ids[]={n}&")).collect();
     assert!(
-        matches!(read_target(&format!("{MULTI}?{ids}")), Query::Bad(BadQuery::TooManyIds { most: 6, .. })),
-        "it names too many"
+        matches!(parse_target(&format!("{MULTI}?{ids}")), Query::Bad(BadQuery::TooManyIds { limit: 6, .. })),
+        "the query has too many ids"
     );
     let huge = "%41".repeat(1_000_000);
-    assert!(matches!(read_target(&format!("{SINGLE}?clip_id={huge}")), Query::Bad(BadQuery::LongId { .. })));
-    assert_eq!(read_target(&format!("{SINGLE}?{huge}=a")), Query::Other);
+    assert!(matches!(parse_target(&format!("{SINGLE}?clip_id={huge}")), Query::Bad(BadQuery::LongId { .. })));
+    assert_eq!(parse_target(&format!("{SINGLE}?{huge}=a")), Query::Other);
 }
 
 #[test]
 fn the_jobs_of_a_wait_are_a_set() {
-    let Query::Wait(one) = read_target(&format!("{MULTI}?clip_ids[]=b&clip_ids[]=a")) else {
-        panic!("it is a wait")
+    let Query::Wait(wait) = parse_target(&format!("{MULTI}?clip_ids[]=b&clip_ids[]=a")) else {
+        panic!("not parsed as a wait")
     };
-    assert_eq!(one.asked, [id("b"), id("a")]);
-    assert_eq!(one.jobs(), JobSet::new([id("a"), id("b")]));
+    assert_eq!(wait.asked, [id("b"), id("a")]);
+    assert_eq!(wait.jobs(), JobSet::new([id("a"), id("b")]));
 }
 
 #[test]
-fn a_poll_asks_in_the_documented_words_and_in_characters_that_strict_servers_take() {
+fn a_poll_uses_the_documented_spelling_and_characters_that_strict_servers_accept() {
     let route = Route::suno();
     let set = |ids: &[&str]| JobSet::new(ids.iter().map(|text| id(text)));
     let cases = vec![
@@ -306,20 +306,20 @@ fn a_poll_asks_in_the_documented_words_and_in_characters_that_strict_servers_tak
     ];
     each(5, cases, |(form, jobs, goal, target)| {
         assert_eq!(build_target(&route, form, &jobs, goal), target);
-        let takes = |b: u8| b.is_ascii_alphanumeric() || b"-._~%&=?/".contains(&b);
-        assert!(target.bytes().all(takes), "{target}");
+        let is_accepted = |b: u8| b.is_ascii_alphanumeric() || b"-._~%&=?/".contains(&b);
+        assert!(target.bytes().all(is_accepted), "{target}");
     });
 }
 
 #[test]
-fn what_is_written_is_read_again_for_every_form_and_goal() {
+fn the_target_of_a_poll_parses_to_the_same_wait_for_every_form_and_goal() {
     let route = Route::suno();
     let goals: Vec<Goal> = [Goal::Now]
         .into_iter()
         .chain(route.ladder.rungs().filter(|&rung| route.ladder.is_askable(rung)).map(Goal::Rung))
         .collect();
     assert_eq!(goals.len(), 5);
-    let mut found = 0;
+    let mut checked = 0;
     for seed in 0..500 {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut any_id = || {
@@ -332,17 +332,21 @@ fn what_is_written_is_read_again_for_every_form_and_goal() {
         for (form, jobs) in [(Form::Single, &single), (Form::Multi, &multi)] {
             for &goal in &goals {
                 let target = build_target(&route, form, jobs, goal);
-                let Query::Wait(again) = read_target(&target) else { panic!("seed {seed}: {target}") };
-                assert_eq!((again.form, again.jobs(), again.goal), (form, jobs.clone(), goal), "seed {seed}");
-                found += 1;
+                let Query::Wait(parsed) = parse_target(&target) else { panic!("seed {seed}: {target}") };
+                assert_eq!(
+                    (parsed.form, parsed.jobs(), parsed.goal),
+                    (form, jobs.clone(), goal),
+                    "seed {seed}"
+                );
+                checked += 1;
             }
         }
     }
-    assert_eq!(found, 500 * 2 * goals.len());
+    assert_eq!(checked, 500 * 2 * goals.len());
 }
 
 #[test]
-fn the_jobs_that_a_target_names_are_read_whatever_else_it_asks_for() {
+fn named_finds_the_jobs_of_any_target_on_the_two_paths() {
     let cases = vec![
         (SINGLE, "clip_id=a&status=completed", vec!["a"]),
         (SINGLE, "x=1&clip%5Fid=%61&clip_id=b&clip_id=", vec!["a", "b"]),
@@ -362,7 +366,7 @@ fn the_jobs_that_a_target_names_are_read_whatever_else_it_asks_for() {
 }
 
 #[test]
-fn a_parameter_is_taken_out_of_a_query_once_and_whole() {
+fn take_removes_a_parameter_that_occurs_once_and_returns_its_decoded_value() {
     let rows = [
         ("a=1&id=x%3Ay&b=2", Some(("a=1&b=2", "x:y"))),
         ("id=x", Some(("", "x"))),

@@ -1,6 +1,13 @@
-//! A fair queue of polls: a line for each key domain, and the domains by turns.
+//! A fair queue of polls: one line for each key domain, served by turns.
 //!
-//! It does not know why a line is closed or passed over.
+//! ```text
+//!   ring: A ─▶ B ─▶ C ─▶ A      open lines, in the order of their turns
+//!         │    │    │
+//!         ▪    ▪    ▪            polls of one key, in order
+//!         ▪         ▪
+//! ```
+//!
+//! A closed line keeps its polls and has no turn. The queue does not know why a line is closed or skipped.
 
 use std::collections::BTreeMap;
 
@@ -8,40 +15,40 @@ use crate::core::Map;
 use crate::core::coalescer::PollId;
 use crate::core::job::KeyDomain;
 
-/// Lines that are served by turns.
+/// Lines of polls, served by turns.
 #[derive(Debug, Default)]
 pub(super) struct FairQueue {
-    lines: Map<KeyDomain, Line>,
-    /// The domains whose lines are open, in the order of their turns.
-    ring: Queue<KeyDomain>,
+    lines: Map<KeyDomain, KeyLine>,
+    /// Domains with an open line, in the order of their turns.
+    ring: OrderedQueue<KeyDomain>,
 }
 
 #[derive(Debug, Default)]
-struct Line {
-    polls: Queue<PollId>,
-    /// Its position in the ring; a closed line has none.
+struct KeyLine {
+    polls: OrderedQueue<PollId>,
+    /// Position in the ring; `None` for a closed line.
     turn: Option<Ticket>,
 }
 
-/// The position of a poll in its line.
+/// Position of a poll in its line, or of a line in the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ticket(i64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum QueueEnd {
     Front,
     Back,
 }
 
 impl FairQueue {
-    /// Puts a poll into its domain's line, which is open or closed by that.
-    pub(super) fn enqueue(&mut self, id: PollId, domain: KeyDomain, end: End, is_open: bool) -> Ticket {
+    /// Adds a poll to the line of its domain, and opens or closes that line.
+    pub(super) fn enqueue(&mut self, id: PollId, domain: KeyDomain, end: QueueEnd, is_open: bool) -> Ticket {
         let ticket = self.lines.entry(domain).or_default().polls.push(id, end);
         self.set_open(domain, is_open);
         ticket
     }
 
-    /// Takes a poll out of its domain's line.
+    /// Removes a poll from the line of its domain.
     pub(super) fn leave(&mut self, domain: KeyDomain, ticket: Ticket) {
         if let Some(line) = self.lines.get_mut(&domain) {
             line.polls.remove(ticket);
@@ -49,11 +56,11 @@ impl FairQueue {
         }
     }
 
-    /// A closed line stays as it is, and has no turn.
+    /// Opens or closes the line of a domain.
     pub(super) fn set_open(&mut self, domain: KeyDomain, is_open: bool) {
         let Some(line) = self.lines.get_mut(&domain) else { return };
         match (line.turn, is_open) {
-            (None, true) => line.turn = Some(self.ring.push(domain, End::Back)),
+            (None, true) => line.turn = Some(self.ring.push(domain, QueueEnd::Back)),
             (Some(turn), false) => {
                 self.ring.remove(turn);
                 line.turn = None;
@@ -62,9 +69,9 @@ impl FairQueue {
         }
     }
 
-    /// Takes the first poll of the first open line that may be served.
-    pub(super) fn next(&mut self, may: impl Fn(KeyDomain) -> bool) -> Option<PollId> {
-        let domain = self.ring.iter().find(|domain| may(*domain))?;
+    /// Takes the first poll of the first open line that `may_serve` admits. That line then goes to the end of the ring.
+    pub(super) fn next(&mut self, may_serve: impl Fn(KeyDomain) -> bool) -> Option<PollId> {
+        let domain = self.ring.iter().find(|domain| may_serve(*domain))?;
         let line = self.lines.get_mut(&domain)?;
         let id = line.polls.pop();
         if let Some(turn) = line.turn.take() {
@@ -75,8 +82,8 @@ impl FairQueue {
         id
     }
 
-    /// The domain's polls in line, in their order.
-    pub(super) fn of(&self, domain: KeyDomain) -> impl Iterator<Item = PollId> + '_ {
+    /// Iterates over the queued polls of a domain, in order.
+    pub(super) fn polls_of(&self, domain: KeyDomain) -> impl Iterator<Item = PollId> + '_ {
         self.lines.get(&domain).into_iter().flat_map(|line| line.polls.iter())
     }
 
@@ -86,22 +93,22 @@ impl FairQueue {
     }
 
     fn drop_if_empty(&mut self, domain: KeyDomain) {
-        if let Some(Line { turn, .. }) = self.lines.get(&domain).filter(|line| line.polls.0.is_empty()) {
+        if let Some(KeyLine { turn, .. }) = self.lines.get(&domain).filter(|line| line.polls.0.is_empty()) {
             turn.inspect(|turn| self.ring.remove(*turn));
             self.lines.remove(&domain);
         }
     }
 }
 
-/// A queue that can be left from the middle of it.
+/// A queue whose items can leave from any position.
 #[derive(Debug)]
-struct Queue<T>(BTreeMap<Ticket, T>);
+struct OrderedQueue<T>(BTreeMap<Ticket, T>);
 
-impl<T: Copy> Queue<T> {
-    fn push(&mut self, item: T, end: End) -> Ticket {
+impl<T: Copy> OrderedQueue<T> {
+    fn push(&mut self, item: T, end: QueueEnd) -> Ticket {
         let ticket = match end {
-            End::Front => self.0.first_key_value().map_or(0, |(first, _)| first.0 - 1),
-            End::Back => self.0.last_key_value().map_or(0, |(last, _)| last.0 + 1),
+            QueueEnd::Front => self.0.first_key_value().map_or(0, |(first, _)| first.0 - 1),
+            QueueEnd::Back => self.0.last_key_value().map_or(0, |(last, _)| last.0 + 1),
         };
         self.0.insert(Ticket(ticket), item);
         Ticket(ticket)
@@ -120,7 +127,7 @@ impl<T: Copy> Queue<T> {
     }
 }
 
-impl<T> Default for Queue<T> {
+impl<T> Default for OrderedQueue<T> {
     fn default() -> Self {
         Self(BTreeMap::new())
     }

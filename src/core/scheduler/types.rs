@@ -1,4 +1,4 @@
-//! The plain values of the scheduler: its configuration, its inputs and its outputs.
+//! Values of the scheduler: configuration, inputs and outputs.
 
 use std::time::Duration;
 
@@ -10,80 +10,80 @@ use crate::core::job::{JobSet, KeyDomain};
 /// The limits and times of the scheduler.
 #[derive(Clone, Copy, Debug)]
 pub struct SchedulerConfig {
-    /// Polls open at once, at least one. With two or more the last place is not for long-polls.
+    /// Maximum number of open attempts, at least one. From two on, the last slot is reserved for short polls.
     pub max_polls: usize,
-    /// Least time between the starts of two attempts; zero: none.
+    /// Minimum time between the starts of two attempts; zero for no limit.
     pub interval: Duration,
-    /// Attempts after the first one that the upstream's own errors are answered with; and all faults before the first
-    /// answer since the start, so that a wrong address fails at once.
+    /// Retries of a poll after errors that the upstream wrote. Before the first success since the start also after
+    /// transport faults, so that a wrong address fails at once.
     pub retries: u32,
-    /// How long after its first transport fault a poll is given up.
+    /// Time from the first transport fault of a poll until it is given up.
     pub retry_for: Duration,
     /// Pauses between the attempts of a poll.
     pub backoff: Backoff,
-    /// When retries are held back.
+    /// Thresholds of the breaker.
     pub breaker: BreakerRules,
 }
 
-/// A poll that asks for attempts.
+/// A poll as the scheduler sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PollRequest {
-    /// Whose key it uses.
+    /// Key domain of the credential.
     pub domain: KeyDomain,
-    /// The jobs it asks for.
+    /// Jobs of the poll.
     pub jobs: JobSet,
-    /// How it uses the upstream.
+    /// Class of the poll.
     pub class: PollClass,
 }
 
-/// How a poll uses the upstream.
+/// Kind of upstream request, which decides on queues, slots and pauses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PollClass {
-    /// The upstream may hold it.
+    /// The upstream may hold the request for minutes.
     LongPoll,
-    /// It is answered at once: the state at the deadline of a wait. It goes before long-polls.
+    /// The upstream answers at once: the state of jobs at the deadline of a wait (P7). Goes before long-polls.
     Snapshot,
-    /// Like `Snapshot`, but in place of a request that its client expects to be answered at once: a pause of its key
-    /// does not hold it, and a 429 or 503 with `Retry-After` is final for it.
+    /// Like `Snapshot`, for a client that expects an answer at once, because its request has no status. A pause of the
+    /// key does not delay the poll, and a 429 or 503 with `Retry-After` is its final answer (P12).
     Plain,
 }
 
-/// How an attempt ended.
+/// Result of an attempt.
 #[derive(Clone, Debug)]
 pub enum AttemptResult {
-    /// With the upstream's final word, whatever that is.
+    /// The upstream's final answer: jobs, a redirect, or an error that no retry changes.
     Answered,
-    /// With a fault.
+    /// A failure that a retry may change.
     Failed(Failure, RetryAdvice),
 }
 
-/// What a failed attempt says of the next one.
+/// Advice of a failed attempt about the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryAdvice {
-    /// Nothing: each pause is longer than the one before.
+    /// Retry after an exponential backoff.
     BackOff,
-    /// Like `BackOff`, but the error is one that proxies write when a request takes too long or its server is gone
-    /// (502, 503, 504). After a poll that was held it says nothing of the job.
+    /// Like `BackOff`, for an error that proxies write when a request takes too long or its server is gone (502, 503,
+    /// 504). After a poll that was held, the error is not evidence about the job.
     BackOffHeld,
-    /// No byte was sent: a kept connection turned out to be closed.
+    /// No byte was sent: the upstream had closed the kept connection.
     Reconnect,
-    /// The upstream asked for a pause of this poll.
+    /// Retry this poll after the pause that the upstream asked for.
     PausePoll(Duration),
-    /// The upstream asked for a pause, and its limit may be that of the key: a 429.
+    /// A 429: like `PausePoll`, and the limit behind it may be the key's.
     PauseKey(Duration),
-    /// There is no use in another attempt.
+    /// A retry cannot succeed.
     GiveUp,
 }
 
-/// Something to do.
+/// Action for the owner of the scheduler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SchedulerOutput {
     /// Start an attempt of the poll.
     Start(PollId),
-    /// The poll failed, and is tried again after the pause or later.
+    /// The attempt failed. The next one follows after the pause, or later.
     BackOff(PollId, Failure, Duration),
-    /// The upstream asked for a pause: no attempt of the poll is made for so long.
+    /// The upstream asked for a pause, which the poll observes.
     Pause(PollId, Failure, Duration),
-    /// The poll has failed for good, and is forgotten.
+    /// The poll has failed; the scheduler has forgotten it.
     GiveUp(PollId, Failure),
 }

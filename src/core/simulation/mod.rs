@@ -1,17 +1,26 @@
-//! Random schedules of the coalescer and the scheduler **together**, before an upstream that fails.
+//! The joint sweep: random schedules of the coalescer and the scheduler **together**, with an upstream that fails.
 //!
 //! ```text
-//!   plan (from a seed) ──▶ clients, jobs, faults
-//!                              │
-//!   run ── joins, leaves, timers ──▶ Coalescer ◀──▶ PollScheduler ── attempts ──▶ upstream
-//!                              │                                                    │
-//!   oracle ◀── every answer ───┘◀────────────── landings, faults ──────────────────┘
+//!   seed ──▶ plan: clients, jobs, faults
+//!              │
+//!              ▼                       Open, Abort             Start
+//!   run: joins, leaves ──▶ Coalescer ─────────────▶ Scheduler ───────▶ upstream: holds, answers, fails
+//!                           │     ▲                     │                  │
+//!                           │     └── BackOff, Pause ◀──┘                  │
+//!                           │     └── answers, faults ◀────────────────────┘
+//!                           ▼
+//!                         oracle: compares each answer with that of a client alone
 //! ```
 //!
-//! This file is the hub without IO: it feeds both machines and does what they say, in virtual time. `plan` makes a run
-//! up, `upstream` answers attempts, `oracle` holds every answer against what each client alone would have had.
+//! | step | file |
+//! | --- | --- |
+//! | 1. A seed makes a plan: the true life of each job, the clients, and the faults of the upstream | `plan` |
+//! | 2. A run feeds both state machines and carries out their outputs, as the hub does, in virtual time | this file |
+//! | 3. The upstream holds, answers and fails attempts by the plan | `upstream` |
+//! | 4. The oracle checks each answer, each start and the end of the run; one function a guarantee | `oracle` |
 //!
-//! `CLIPGATE_SWEEP_SEEDS=n` runs n seeds, `CLIPGATE_SWEEP_SEED=n` just that one, with a trace.
+//! The oracle knows the plan and does not know the state machines. Everything follows from the seed, so a failure can
+//! be replayed: `CLIPGATE_SWEEP_SEED=n` runs seed n with a trace, `CLIPGATE_SWEEP_SEEDS=n` runs the first n seeds.
 
 mod oracle;
 mod plan;
@@ -21,8 +30,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use self::plan::{Client, Plan};
-use self::upstream::{Attempt, Said};
+use self::plan::{PlannedClient, RunPlan};
+use self::upstream::{ErrorReply, OpenAttempt};
 use super::backoff::Backoff;
 use super::breaker::BreakerRules;
 use super::coalescer::{
@@ -34,13 +43,13 @@ use super::scheduler::{
     AttemptResult, PollClass, PollRequest, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput,
 };
 
-/// How long the upstream holds a poll.
+/// Time for which the upstream holds a poll.
 const HOLD: Duration = Duration::from_secs(120);
 /// `upstream.retry_for`.
 const RETRY_FOR: Duration = Duration::from_secs(30);
 /// `upstream.breaker_cooldown`.
 const COOLDOWN: Duration = Duration::from_secs(5);
-/// The pauses between attempts, as in the hub.
+/// Pauses between attempts, as in the hub.
 const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), cap: Duration::from_secs(2) };
 
 #[test]
@@ -54,26 +63,28 @@ fn no_outage_and_no_neighbour_leaves_a_client_worse_off_than_alone() {
 }
 
 fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().expect("a number of seeds, or a seed"))
+    std::env::var(name)
+        .ok()
+        .map(|text| text.parse().expect("CLIPGATE_SWEEP_SEED and CLIPGATE_SWEEP_SEEDS are integers"))
 }
 
-/// Something that happens at a moment.
+/// A planned event of a run.
 #[derive(Debug)]
-enum Event {
+enum RunEvent {
     Join(usize),
     Leave(usize),
-    /// All connections are lost.
+    /// All connections break.
     ResetAll,
-    /// One connection is lost.
+    /// One connection breaks.
     ResetOne,
     Drain,
     /// The request of this attempt was sent.
     Sent(PollId, u64),
-    /// It reaches the upstream.
+    /// The request reaches the upstream.
     Arrive(PollId, u64),
-    /// Its answer is taken in.
+    /// The gateway has read the answer.
     Land(PollId, u64, PollOutcome),
-    /// It failed.
+    /// The attempt failed.
     Fail(PollId, u64, Failure, RetryAdvice),
 }
 
@@ -82,21 +93,23 @@ struct Run {
     seed: u64,
     rng: fastrand::Rng,
     has_trace: bool,
-    plan: Plan,
+    plan: RunPlan,
     rungs: Vec<Rung>,
     coalescer: Coalescer,
     scheduler: PollScheduler,
     zero: Instant,
     now: Duration,
-    events: BTreeMap<(Duration, u64), Event>,
+    events: BTreeMap<(Duration, u64), RunEvent>,
     specs: BTreeMap<PollId, Arc<PollSpec>>,
-    attempts: BTreeMap<PollId, Attempt>,
+    attempts: BTreeMap<PollId, OpenAttempt>,
     attempt_count: u64,
-    said: Vec<Said>,
-    /// When the newest retry began while the breaker was open.
+    /// Error responses so far. The body of each is its index, so that the oracle finds its cause.
+    error_replies: Vec<ErrorReply>,
+    /// Start of the newest probe, while the breaker is open.
     probed_at: Option<Duration>,
-    /// Retries since the breaker opened.
+    /// Probes since the breaker opened.
     probes: u32,
+    /// First attempts of each key domain.
     first_attempts: BTreeMap<u8, u64>,
     drained_at: Option<Duration>,
 }
@@ -104,10 +117,10 @@ struct Run {
 impl Run {
     fn new(seed: u64, has_trace: bool) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let plan = Plan::new(&mut rng);
+        let plan = RunPlan::new(&mut rng);
         let route = Route::suno();
         let linger = [Duration::ZERO, Duration::from_secs(2)][rng.usize(..2)];
-        let rules = Timing { ladder: route.ladder.clone(), hold: HOLD, linger, max_jobs: 6 };
+        let timing = Timing { ladder: route.ladder.clone(), hold: HOLD, linger, max_jobs: 6 };
         let config = SchedulerConfig {
             max_polls: 512,
             interval: Duration::ZERO,
@@ -120,7 +133,7 @@ impl Run {
             seed,
             has_trace,
             rungs: route.ladder.rungs().collect(),
-            coalescer: Coalescer::new(rules),
+            coalescer: Coalescer::new(timing),
             scheduler: PollScheduler::new(config, seed),
             zero: zero(),
             now: Duration::ZERO,
@@ -128,7 +141,7 @@ impl Run {
             specs: BTreeMap::new(),
             attempts: BTreeMap::new(),
             attempt_count: 0,
-            said: Vec::new(),
+            error_replies: Vec::new(),
             probed_at: None,
             probes: 0,
             first_attempts: BTreeMap::new(),
@@ -137,11 +150,11 @@ impl Run {
             rng,
         };
         run.warm_up();
-        run.plan_events();
+        run.schedule_plan();
         run
     }
 
-    /// The upstream has answered once since the start.
+    /// Lets the upstream answer one poll: before that, the scheduler gives polls up after `retries`.
     fn warm_up(&mut self) {
         let jobs = JobSet::new([JobId::new("warm-up").unwrap()]);
         let request = PollRequest { domain: domain(99), jobs, class: PollClass::LongPoll };
@@ -151,30 +164,31 @@ impl Run {
         self.scheduler.ended(id, AttemptResult::Answered, now);
     }
 
-    fn plan_events(&mut self) {
+    /// Schedules the events of the plan.
+    fn schedule_plan(&mut self) {
         for number in 0..self.plan.clients.len() {
-            let Client { arrives, leaves, .. } = self.plan.clients[number];
-            self.at(arrives, Event::Join(number));
+            let PlannedClient { arrives, leaves, .. } = self.plan.clients[number];
+            self.at(arrives, RunEvent::Join(number));
             if let Some(at) = leaves {
-                self.at(at, Event::Leave(number));
+                self.at(at, RunEvent::Leave(number));
             }
         }
-        for (from, _) in self.plan.away.clone() {
-            self.at(from, Event::ResetAll);
+        for (from, _) in self.plan.outages.clone() {
+            self.at(from, RunEvent::ResetAll);
         }
         for at in self.plan.resets.clone() {
-            self.at(at, Event::ResetAll);
+            self.at(at, RunEvent::ResetAll);
         }
         for at in self.plan.single_resets.clone() {
-            self.at(at, Event::ResetOne);
+            self.at(at, RunEvent::ResetOne);
         }
         if let Some(at) = self.plan.drain {
-            self.at(at, Event::Drain);
+            self.at(at, RunEvent::Drain);
         }
     }
 
-    /// Plans an event. What is planned for one moment happens in any order.
-    fn at(&mut self, at: Duration, event: Event) {
+    /// Schedules an event. Events of one moment happen in random order.
+    fn at(&mut self, at: Duration, event: RunEvent) {
         let mut order = self.rng.u64(..);
         while self.events.contains_key(&(at, order)) {
             order = order.wrapping_add(1);
@@ -182,7 +196,7 @@ impl Run {
         self.events.insert((at, order), event);
     }
 
-    /// A time up to the longest that one step of a request takes.
+    /// Returns a random time for one step of a request, up to the plan's maximum.
     fn hop(&mut self) -> Duration {
         self.plan.hop.mul_f64(self.rng.f64())
     }
@@ -197,18 +211,18 @@ impl Run {
         }
     }
 
-    /// Runs to the end and checks the whole.
+    /// Runs until no event and no timer is left, then checks the end.
     fn finish(mut self) {
-        /// Names the seed when the run panics.
-        struct Named(u64);
-        impl Drop for Named {
+        /// Prints the seed if the run panics.
+        struct SeedOnPanic(u64);
+        impl Drop for SeedOnPanic {
             fn drop(&mut self) {
                 if std::thread::panicking() {
-                    eprintln!("replay it with CLIPGATE_SWEEP_SEED={}", self.0);
+                    eprintln!("replay this run with CLIPGATE_SWEEP_SEED={}", self.0);
                 }
             }
         }
-        let _named = Named(self.seed);
+        let _seed_on_panic = SeedOnPanic(self.seed);
         self.trace(|| format!("{:#?}", self.plan));
         let mut steps = 0;
         loop {
@@ -228,54 +242,54 @@ impl Run {
                 _ => {
                     let ((at, _), event) = self.events.pop_first().unwrap();
                     self.now = at;
-                    self.happen(event);
+                    self.handle_event(event);
                 }
             }
-            self.act();
+            self.drain_outputs();
         }
-        self.check_whole();
+        self.check_end();
     }
 
-    fn happen(&mut self, event: Event) {
+    fn handle_event(&mut self, event: RunEvent) {
         let now = self.instant();
         match event {
-            Event::Join(number) => self.join(number),
-            Event::Leave(number) => {
+            RunEvent::Join(number) => self.join(number),
+            RunEvent::Leave(number) => {
                 let client = &mut self.plan.clients[number];
                 if !client.has_joined {
-                    client.leaves = None; // planned for the moment in which it comes: it stays
-                } else if client.told_at.is_none() {
+                    client.leaves = None; // the leave came before the join of the same moment: the client stays
+                } else if client.answered_at.is_none() {
                     client.has_left = true;
                     self.trace(|| format!("client {number} leaves"));
                     self.coalescer.handle(Input::Leave(WaitId(number as u64)), now);
                 }
             }
-            Event::ResetAll => self.reset_all(),
-            Event::ResetOne => self.reset_one(),
-            Event::Drain => {
+            RunEvent::ResetAll => self.reset_all(),
+            RunEvent::ResetOne => self.reset_one(),
+            RunEvent::Drain => {
                 self.trace(|| "drain".to_owned());
                 self.drained_at = Some(self.now);
                 self.coalescer.handle(Input::Drain(now + plan::DRAIN), now);
             }
-            Event::Sent(id, number) if self.is_current(id, number) => {
+            RunEvent::Sent(id, number) if self.is_current(id, number) => {
                 self.attempts.get_mut(&id).unwrap().is_sent = true;
                 self.scheduler.sent(id, now);
                 self.coalescer.handle(Input::Progress(id, PollProgress::Held), now);
             }
-            Event::Arrive(id, number) if self.is_current(id, number) => self.arrive(id),
-            Event::Land(id, number, outcome) if self.is_current(id, number) => {
-                self.trace(|| format!("{id:?} lands: {outcome:?}"));
+            RunEvent::Arrive(id, number) if self.is_current(id, number) => self.arrive(id),
+            RunEvent::Land(id, number, outcome) if self.is_current(id, number) => {
+                self.trace(|| format!("{id:?} is answered: {outcome:?}"));
                 self.attempts.remove(&id);
                 self.specs.remove(&id);
                 self.scheduler.ended(id, AttemptResult::Answered, now);
                 self.coalescer.handle(Input::Landed(id, outcome), now);
             }
-            Event::Fail(id, number, failure, advice) if self.is_current(id, number) => {
+            RunEvent::Fail(id, number, failure, advice) if self.is_current(id, number) => {
                 self.trace(|| format!("{id:?} fails: {failure:?} {advice:?}"));
                 self.attempts.remove(&id);
                 self.scheduler.ended(id, AttemptResult::Failed(failure, advice), now);
             }
-            Event::Sent(..) | Event::Arrive(..) | Event::Land(..) | Event::Fail(..) => {}
+            RunEvent::Sent(..) | RunEvent::Arrive(..) | RunEvent::Land(..) | RunEvent::Fail(..) => {}
         }
     }
 
@@ -301,13 +315,12 @@ impl Run {
             self.coalescer.pausing(id).filter(|poll| self.scheduler.is_pausing(*poll)).collect();
         for poll in polls {
             self.scheduler.try_now(poll, now);
-            // Contract section 9: the poll is tried at once.
-            assert!(!self.scheduler.is_pausing(poll), "{poll:?} is not tried for client {number}");
+            self.p12_a_new_wait_is_attempted_at_once(number, poll);
         }
     }
 
-    /// Does what the machines say.
-    fn act(&mut self) {
+    /// Carries out all outputs of both state machines, as the hub does.
+    fn drain_outputs(&mut self) {
         loop {
             let now = self.instant();
             if let Some(output) = self.coalescer.poll_output() {
@@ -323,18 +336,18 @@ impl Run {
                         self.trace(|| format!("{id:?} is aborted"));
                         self.scheduler.withdraw(id, now);
                         if self.attempts.remove(&id).is_some() {
-                            // It may have been the probe.
+                            // The attempt may have been the probe.
                             (self.probed_at, self.probes) = (None, self.probes.saturating_sub(1));
                         }
                         self.specs.remove(&id);
                     }
-                    Output::Settle(WaitId(number), settled) => {
-                        self.check_answer(usize::try_from(number).unwrap(), &settled.end);
+                    Output::Settle(WaitId(number), result) => {
+                        self.check_answer(usize::try_from(number).unwrap(), &result.end);
                     }
                 }
             } else if let Some(output) = self.scheduler.poll_output() {
                 match output {
-                    SchedulerOutput::Start(id) => self.begin(id),
+                    SchedulerOutput::Start(id) => self.start_attempt(id),
                     SchedulerOutput::BackOff(id, failure, pause) => {
                         let progress = PollProgress::BackingOff(failure, pause);
                         self.coalescer.handle(Input::Progress(id, progress), now);
@@ -358,7 +371,7 @@ impl Run {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "an arbitrary zero for virtual time")]
+#[expect(clippy::disallowed_methods, reason = "the origin of virtual time")]
 fn zero() -> Instant {
     Instant::now()
 }

@@ -1,96 +1,105 @@
-//! A run made up from a seed: jobs with their true timelines, clients, and what goes wrong at the upstream.
+//! Step 1, the plan: a seed makes jobs with their true timelines, clients, and faults of the upstream.
+//!
+//! Bugs show where events meet. So most times are not drawn freely: [`RunPlan::moment`] takes a time that has a meaning
+//! already (a job changes, a client arrives, an outage ends), and puts the next event there or right beside it.
 
 use std::ops::Range;
 use std::time::Duration;
 
 use super::{HOLD, JobId};
 
-/// The window of a drain.
+/// Time between the start of a drain and its end.
 pub(super) const DRAIN: Duration = Duration::from_secs(20);
 
-/// A job as it truly is: its rungs by number, and since when.
+/// A job with its true timeline.
 #[derive(Debug)]
-pub(super) struct Job {
+pub(super) struct PlannedJob {
     pub(super) domain: u8,
     pub(super) id: JobId,
+    /// The rungs by number, each with the time at which the job reaches it.
     pub(super) steps: Vec<(Duration, usize)>,
-    /// The upstream answers each request for it with 429 and this pause.
+    /// `Retry-After` of the 429 with which the upstream answers each request for the job.
     pub(super) refused: Option<Duration>,
 }
 
-impl Job {
+impl PlannedJob {
     pub(super) fn rung_at(&self, at: Duration) -> usize {
         self.steps.iter().rev().find(|(since, _)| *since <= at).map_or(self.steps[0].1, |step| step.1)
     }
 
+    /// Returns the time at which the job reaches this rung or a higher one.
     pub(super) fn reaches_at(&self, rung: usize) -> Option<Duration> {
         self.steps.iter().find(|step| step.1 >= rung).map(|step| step.0)
     }
 
+    /// Returns whether the job was at exactly this rung at a time between `from` and `to`.
     pub(super) fn was_at(&self, rung: usize, from: Duration, to: Duration) -> bool {
         self.rung_at(from) == rung || self.steps.iter().any(|&(at, r)| r == rung && from < at && at <= to)
     }
 }
 
-/// A client's plan, and what came of it.
+/// A client: its request, and the result so far.
 #[derive(Clone, Debug)]
-pub(super) struct Client {
+pub(super) struct PlannedClient {
     pub(super) domain: u8,
     pub(super) jobs: Vec<usize>,
-    /// Its goal by number; `None` asks for the state as it is.
+    /// Goal by the number of the rung; `None` for a request without a status.
     pub(super) goal: Option<usize>,
     pub(super) arrives: Duration,
     pub(super) timeout: Duration,
     pub(super) leaves: Option<Duration>,
     pub(super) has_joined: bool,
     pub(super) has_left: bool,
-    pub(super) told_at: Option<Duration>,
+    pub(super) answered_at: Option<Duration>,
 }
 
-impl Client {
+impl PlannedClient {
     pub(super) fn deadline(&self) -> Duration {
         self.arrives + self.timeout
     }
 
-    /// Whether the upstream answers it at once.
+    /// Returns whether the upstream answers the request at once.
     pub(super) fn is_immediate(&self) -> bool {
         self.goal.is_none_or(|goal| goal == 0)
     }
 }
 
-/// All of a run.
+/// The plan of a run.
 #[derive(Debug)]
-pub(super) struct Plan {
-    /// The longest that one step of a request takes.
+pub(super) struct RunPlan {
+    /// Maximum time of one step of a request.
     pub(super) hop: Duration,
-    pub(super) jobs: Vec<Job>,
-    pub(super) clients: Vec<Client>,
-    /// Nobody can connect, and connections are lost at the start.
-    pub(super) away: Vec<(Duration, Duration)>,
-    /// All connections are lost at once.
+    pub(super) jobs: Vec<PlannedJob>,
+    pub(super) clients: Vec<PlannedClient>,
+    /// Times in which no connection succeeds. At the start of each, all connections break.
+    pub(super) outages: Vec<(Duration, Duration)>,
+    /// Times at which all connections break.
     pub(super) resets: Vec<Duration>,
+    /// Times at which one connection breaks.
     pub(super) single_resets: Vec<Duration>,
-    /// The upstream answers all requests of a key with errors.
+    /// A key domain, and the time in which the upstream answers all its requests with errors.
     pub(super) key_errors: Option<(u8, Range<Duration>)>,
-    /// A proxy before the upstream ends each held poll after this time with 504.
+    /// A proxy in front of the upstream ends each held poll with 504 after this time.
     pub(super) cuts_after: Option<Duration>,
+    /// Time at which the gateway begins to stop.
     pub(super) drain: Option<Duration>,
 }
 
-impl Plan {
+impl RunPlan {
+    /// Makes a plan.
     pub(super) fn new(rng: &mut fastrand::Rng) -> Self {
         let mut plan = Self {
             hop: Duration::from_millis([0, 5, 50][rng.usize(..3)]),
             jobs: Vec::new(),
             clients: Vec::new(),
-            away: Vec::new(),
+            outages: Vec::new(),
             resets: Vec::new(),
             single_resets: Vec::new(),
             key_errors: None,
             cuts_after: None,
             drain: None,
         };
-        // Moments that mean something: others happen at them or right beside them.
+        // Times that have a meaning; later events are put at them or right beside them.
         let mut moments = vec![Duration::ZERO, Duration::from_secs(30), HOLD];
         let (domains, jobs) = (rng.u8(1..=3), rng.usize(1..=5));
         plan.add_jobs(rng, domains, jobs, &mut moments);
@@ -112,7 +121,7 @@ impl Plan {
                 let refused =
                     (rng.u8(..16) == 0).then(|| Duration::from_secs([1, 3, 10, 90][rng.usize(..4)]));
                 let id = JobId::new(&format!("j{job}")).unwrap();
-                self.jobs.push(Job { domain, id, steps, refused });
+                self.jobs.push(PlannedJob { domain, id, steps, refused });
             }
         }
     }
@@ -122,9 +131,9 @@ impl Plan {
             let from = self.moment(rng, moments);
             let to = from + Duration::from_millis([100, 300, 1000, 5000, 12_000, 20_000][rng.usize(..6)]);
             moments.extend([from, to]);
-            self.away.push((from, to));
+            self.outages.push((from, to));
         }
-        self.away.sort_unstable();
+        self.outages.sort_unstable();
         for _ in 0..rng.usize(..3) {
             let at = self.moment(rng, moments);
             moments.push(at);
@@ -153,13 +162,13 @@ impl Plan {
         jobs: usize,
         moments: &mut Vec<Duration>,
     ) {
-        let most = [3, 8, 25][rng.usize(..3)];
-        for _ in 0..rng.usize(1..=most) {
+        let max_clients = [3, 8, 25][rng.usize(..3)];
+        for _ in 0..rng.usize(1..=max_clients) {
             let domain = rng.u8(..domains);
-            let mut named: Vec<usize> = (0..jobs).collect();
-            rng.shuffle(&mut named);
-            named.truncate(if rng.bool() { 1 } else { rng.usize(1..=jobs) });
-            named.iter_mut().for_each(|job| *job += usize::from(domain) * jobs);
+            let mut jobs_of_client: Vec<usize> = (0..jobs).collect();
+            rng.shuffle(&mut jobs_of_client);
+            jobs_of_client.truncate(if rng.bool() { 1 } else { rng.usize(1..=jobs) });
+            jobs_of_client.iter_mut().for_each(|job| *job += usize::from(domain) * jobs);
             let arrives = self.moment(rng, moments);
             let timeout = match rng.u8(..8) {
                 0..=4 => HOLD,
@@ -170,37 +179,37 @@ impl Plan {
             let goal = (rng.u8(..8) > 0).then(|| [0, 1, 2, 2, 3, 3, 3, 3][rng.usize(..8)]);
             let leaves = (rng.u8(..4) == 0).then(|| arrives.max(self.moment(rng, moments)));
             moments.extend([arrives, arrives + timeout]);
-            self.clients.push(Client {
+            self.clients.push(PlannedClient {
                 domain,
-                jobs: named,
+                jobs: jobs_of_client,
                 goal,
                 arrives,
                 timeout,
                 leaves,
                 has_joined: false,
                 has_left: false,
-                told_at: None,
+                answered_at: None,
             });
         }
     }
 
-    /// A moment to do something at: anywhere, or at or right beside a moment that has a meaning.
+    /// Draws a time for an event: at random, or at or right beside one of these moments.
     fn moment(&self, rng: &mut fastrand::Rng, moments: &[Duration]) -> Duration {
         if rng.u8(..3) == 0 {
             return Duration::from_millis(rng.u64(..400_000));
         }
         let at = moments[rng.usize(..moments.len())];
         let beside = [Duration::ZERO, Duration::from_nanos(1), self.hop, Duration::from_millis(700)];
-        let by = beside[rng.usize(..beside.len())];
-        if rng.bool() { at + by } else { at.saturating_sub(by) }
+        let offset = beside[rng.usize(..beside.len())];
+        if rng.bool() { at + offset } else { at.saturating_sub(offset) }
     }
 
-    /// Whether nobody can connect at this moment.
-    pub(super) fn is_away(&self, at: Duration) -> bool {
-        self.away.iter().any(|&(from, to)| from <= at && at < to)
+    /// Returns whether no connection succeeds at this time.
+    pub(super) fn is_unreachable(&self, at: Duration) -> bool {
+        self.outages.iter().any(|&(from, to)| from <= at && at < to)
     }
 
-    /// The jobs of a key that are always refused.
+    /// Returns the number of jobs of a key that the upstream always refuses.
     pub(super) fn refused_jobs(&self, domain: u8) -> usize {
         self.jobs.iter().filter(|job| job.domain == domain && job.refused.is_some()).count()
     }

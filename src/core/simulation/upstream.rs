@@ -1,4 +1,12 @@
-//! The upstream of a run: it holds and answers attempts by the jobs' true timelines, and fails as planned.
+//! Step 3, the upstream: holds and answers attempts by the jobs' true timelines, and fails as planned.
+//!
+//! ```text
+//!   start_attempt ──▶ Sent ──▶ Arrive ──▶ arrive: decides the answer ──▶ Land or Fail
+//!         │ outage                                  reset_all, reset_one ──▶ Fail
+//!         └─────▶ Fail
+//! ```
+//!
+//! Each arrow takes a random time up to the plan's `hop`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,68 +14,70 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{
-    Event, Failure, Goal, HOLD, Input, PollClass, PollId, PollOutcome, PollProgress, PollSpec, RetryAdvice,
-    Run, domain,
+    Failure, Goal, HOLD, Input, PollClass, PollId, PollOutcome, PollProgress, PollSpec, RetryAdvice, Run,
+    RunEvent, domain,
 };
 use crate::core::job::{Head, JobState, Reply};
 
 /// An attempt of a poll that is under way.
 #[derive(Debug)]
-pub(super) struct Attempt {
+pub(super) struct OpenAttempt {
+    /// Number of the attempt. Events of an older number are void.
     pub(super) number: u64,
     pub(super) began: Duration,
     pub(super) is_sent: bool,
 }
 
-/// What a reply of the upstream was about.
+/// An error response of the upstream.
 #[derive(Debug)]
-pub(super) struct Said {
+pub(super) struct ErrorReply {
     pub(super) spec: Arc<PollSpec>,
     pub(super) began: Duration,
-    pub(super) why: Why,
+    pub(super) cause: ErrorCause,
 }
 
-/// Why the upstream answered with an error.
+/// Reason for an error response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Why {
+pub(super) enum ErrorCause {
+    /// The plan's `key_errors`.
     KeyErrors,
-    /// A 429, and until when it asked for a pause.
-    Refused {
-        until: Duration,
-    },
-    /// A proxy ended the poll.
+    /// A 429, with the end of its pause.
+    Refused { until: Duration },
+    /// The proxy ended the poll.
     Cut,
 }
 
 impl Run {
+    /// Returns whether this attempt is still under way.
     pub(super) fn is_current(&self, id: PollId, number: u64) -> bool {
         self.attempts.get(&id).is_some_and(|attempt| attempt.number == number)
     }
 
-    /// An attempt begins: it connects, is sent and arrives, or finds nobody.
-    pub(super) fn begin(&mut self, id: PollId) {
+    /// Starts an attempt: it connects and sends its request, or fails to connect.
+    pub(super) fn start_attempt(&mut self, id: PollId) {
         if !self.specs.contains_key(&id) {
-            return; // aborted by what was done just before, as the hub finds out too
+            return; // an output before this one aborted the poll; the hub sees such starts too
         }
         let now = self.instant();
-        self.check_start(id);
+        self.check_attempt(id);
         self.attempt_count += 1;
         let number = self.attempt_count;
-        self.attempts.insert(id, Attempt { number, began: self.now, is_sent: false });
+        self.attempts.insert(id, OpenAttempt { number, began: self.now, is_sent: false });
         self.coalescer.handle(Input::Progress(id, PollProgress::AttemptStarted), now);
         let connected = self.now + self.hop();
         self.trace(|| format!("{id:?} starts"));
-        if self.plan.is_away(connected) || self.plan.is_away(self.now) {
-            return self.at(connected, Event::Fail(id, number, Failure::Unreachable, RetryAdvice::BackOff));
+        if self.plan.is_unreachable(connected) || self.plan.is_unreachable(self.now) {
+            return self
+                .at(connected, RunEvent::Fail(id, number, Failure::Unreachable, RetryAdvice::BackOff));
         }
-        self.at(connected, Event::Sent(id, number));
+        self.at(connected, RunEvent::Sent(id, number));
         let arrives = connected + self.hop();
-        self.at(arrives, Event::Arrive(id, number));
+        self.at(arrives, RunEvent::Arrive(id, number));
     }
 
-    /// The upstream knows by itself when it will answer.
+    /// Decides the answer to a request that has arrived, and the time of that answer.
     pub(super) fn arrive(&mut self, id: PollId) {
-        let Attempt { number, began, .. } = self.attempts[&id];
+        let OpenAttempt { number, began, .. } = self.attempts[&id];
         let spec = Arc::clone(&self.specs[&id]);
         let jobs: Vec<usize> = (0..self.plan.jobs.len())
             .filter(|&n| {
@@ -76,44 +86,46 @@ impl Run {
             })
             .collect();
         let back = self.now + self.hop();
-        if let Some((number_of_key, range)) = &self.plan.key_errors
-            && domain(*number_of_key) == spec.domain
+        if let Some((failing_key, range)) = &self.plan.key_errors
+            && domain(*failing_key) == spec.domain
             && range.contains(&self.now)
         {
-            let reply = self.reply(&spec, began, Why::KeyErrors);
+            let reply = self.error_reply(&spec, began, ErrorCause::KeyErrors);
             return self
-                .at(back, Event::Fail(id, number, Failure::UpstreamError(reply), RetryAdvice::BackOff));
+                .at(back, RunEvent::Fail(id, number, Failure::UpstreamError(reply), RetryAdvice::BackOff));
         }
         if let Some(pause) = jobs.iter().filter_map(|&job| self.plan.jobs[job].refused).max() {
-            let reply = self.reply(&spec, began, Why::Refused { until: back + pause });
+            let reply = self.error_reply(&spec, began, ErrorCause::Refused { until: back + pause });
             let advice = RetryAdvice::PauseKey(pause);
-            return self.at(back, Event::Fail(id, number, Failure::UpstreamError(reply), advice));
+            return self.at(back, RunEvent::Fail(id, number, Failure::UpstreamError(reply), advice));
         }
         let goal = self.rungs.iter().position(|&rung| spec.goal == Goal::Rung(rung)).unwrap_or(0);
         let reached = jobs.iter().map(|&n| self.plan.jobs[n].reaches_at(goal)).collect::<Option<Vec<_>>>();
         let reached = reached.map(|all| all.into_iter().fold(self.now, Duration::max));
-        let answers = match reached {
+        let answered_at = match reached {
             _ if spec.goal == Goal::Now => self.now,
             Some(at) if at <= self.now + HOLD => at,
             Some(_) | None => self.now + HOLD,
         };
         if let Some(after) = self.plan.cuts_after
-            && answers > self.now + after
+            && answered_at > self.now + after
         {
             let cut = self.now + after + self.hop();
-            let reply = self.reply(&spec, began, Why::Cut);
-            return self
-                .at(cut, Event::Fail(id, number, Failure::UpstreamError(reply), RetryAdvice::BackOffHeld));
+            let reply = self.error_reply(&spec, began, ErrorCause::Cut);
+            return self.at(
+                cut,
+                RunEvent::Fail(id, number, Failure::UpstreamError(reply), RetryAdvice::BackOffHeld),
+            );
         }
-        let read = answers + self.hop();
+        let read = answered_at + self.hop();
         let mut states: Vec<JobState> =
-            jobs.iter().map(|&n| self.state(n, self.plan.jobs[n].rung_at(answers), read)).collect();
+            jobs.iter().map(|&n| self.state(n, self.plan.jobs[n].rung_at(answered_at), read)).collect();
         self.rng.shuffle(&mut states);
         let lands = read + self.hop();
-        self.at(lands, Event::Land(id, number, PollOutcome::Jobs(states)));
+        self.at(lands, RunEvent::Land(id, number, PollOutcome::Jobs(states)));
     }
 
-    /// A state as the upstream tells it; its body says whose, which and where.
+    /// Returns a state as the upstream reports it. The body names key, job and rung, so that the oracle can check it.
     pub(super) fn state(&self, job: usize, rung: usize, read: Duration) -> JobState {
         let job = &self.plan.jobs[job];
         JobState {
@@ -125,39 +137,41 @@ impl Run {
         }
     }
 
-    fn reply(&mut self, spec: &Arc<PollSpec>, began: Duration, why: Why) -> Arc<Reply> {
-        self.said.push(Said { spec: Arc::clone(spec), began, why });
-        let body = Bytes::from((self.said.len() - 1).to_string());
+    /// Records an error response. Its body is its index.
+    fn error_reply(&mut self, spec: &Arc<PollSpec>, began: Duration, cause: ErrorCause) -> Arc<Reply> {
+        self.error_replies.push(ErrorReply { spec: Arc::clone(spec), began, cause });
+        let body = Bytes::from((self.error_replies.len() - 1).to_string());
         Arc::new(Reply { status: 500, head: Arc::new(Head::default()), body })
     }
 
-    /// All connections are lost in this instant: each attempt on one of them fails within a hop.
+    /// Breaks all connections: each attempt on one of them fails within a hop.
     pub(super) fn reset_all(&mut self) {
-        self.trace(|| "all connections are lost".to_owned());
-        let cut: Vec<PollId> =
+        self.trace(|| "all connections break".to_owned());
+        let sent: Vec<PollId> =
             self.attempts.iter().filter(|(_, attempt)| attempt.is_sent).map(|(id, _)| *id).collect();
-        cut.into_iter().for_each(|id| self.cut(id));
+        sent.into_iter().for_each(|id| self.break_connection(id));
     }
 
+    /// Breaks the connection of one attempt.
     pub(super) fn reset_one(&mut self) {
         let sent = self.attempts.iter().filter(|(_, attempt)| attempt.is_sent);
         let sent: Vec<PollId> = sent.map(|(id, _)| *id).collect();
         if let Some(&id) = self.rng.choice(&sent) {
-            self.cut(id);
+            self.break_connection(id);
         }
     }
 
-    /// The connection of an attempt is lost: what was planned for it does not happen.
-    fn cut(&mut self, id: PollId) {
+    /// Breaks the connection of an attempt. A new number voids the events that were planned for the attempt.
+    fn break_connection(&mut self, id: PollId) {
         self.attempt_count += 1;
         let number = self.attempt_count;
         self.attempts.get_mut(&id).unwrap().number = number;
         let fails = self.now + self.hop();
         let advice = if self.rng.u8(..8) == 0 { RetryAdvice::Reconnect } else { RetryAdvice::BackOff };
-        self.at(fails, Event::Fail(id, number, Failure::Unreachable, advice));
+        self.at(fails, RunEvent::Fail(id, number, Failure::Unreachable, advice));
     }
 
-    /// The class of a poll, by its goal.
+    /// Returns the class of a poll, by its goal.
     pub(super) fn class(&self, spec: &PollSpec) -> PollClass {
         match spec.goal {
             Goal::Now => PollClass::Plain,
