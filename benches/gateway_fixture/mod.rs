@@ -54,7 +54,7 @@ impl GatewayFixture {
             let upstream = TcpListener::bind(("127.0.0.1", 0)).await.expect("a socket");
             let address = upstream.local_addr().expect("a bound socket has an address");
             config.upstream.base_url = format!("http://{address}").parse().expect("a valid URL");
-            let sim = Sim::new(Options::default());
+            let sim = Sim::new(SimOptions::default());
             sim.set_status(JOB, "completed");
             tokio::spawn(sim.serve(upstream, std::future::pending()));
             let (gateway, hub) = Gateway::new(&config, Metrics::new(&mut registry)).expect("a gateway");
