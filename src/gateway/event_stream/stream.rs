@@ -28,7 +28,7 @@ use crate::gateway::error::GatewayError;
 use crate::hub::{HubError, WaitRequest};
 use crate::limits::Subject;
 use crate::protocol::request::RequestId;
-use crate::protocol::sse::{self, Event};
+use crate::protocol::sse::{self, SseEvent};
 
 /// How long a stream is silent at most (contract, section 7).
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -89,7 +89,7 @@ impl JobStream {
             jobs: jobs.map(|(id, told)| Job { id, told, unknown_status_digest: None }).collect(),
             until: ask.arrived + ask.wish.timeout,
             asked: FuturesUnordered::new(),
-            unread: VecDeque::from([sse::greeting()]),
+            unread: VecDeque::from([sse::OPENING]),
             log: Log::new(&ask),
             streams,
             ask,
@@ -219,8 +219,7 @@ impl JobStream {
         }
         let told = Position::Told(self.jobs.iter().map(|job| job.told).collect());
         let id = self.marks.write(&told);
-        let event = Event { name: "status", id: Some(&id), retry: None, data: &state.body };
-        self.unread.push_back(event.bytes());
+        self.unread.push_back(SseEvent::new("status", &state.body).with_id(&id).to_bytes());
         self.log.told += 1;
     }
 
@@ -297,8 +296,7 @@ impl JobStream {
     fn end_if_done(&mut self) {
         if self.log.end.is_none() && self.open_jobs().next().is_none() {
             let id = self.marks.write(&Position::Over);
-            // No client is told an event without data.
-            self.end(Event { name: "done", id: Some(&id), retry: None, data: b"{}" }, "done");
+            self.end(SseEvent::new("done", b"{}").with_id(&id), "done");
         }
     }
 
@@ -326,16 +324,20 @@ impl JobStream {
     }
 
     fn end_with_error(&mut self, data: &[u8], next: Reconnect, reason: &'static str) {
-        let (id, retry) = match next {
-            Reconnect::Nothing => (Some(self.marks.write(&Position::Over)), None),
-            Reconnect::After(pause) => (None, pause.map(|pause| pause.max(sse::RETRY))),
-        };
-        self.end(Event { name: "error", id: id.as_deref(), retry, data }, reason);
+        let event = SseEvent::new("error", data);
+        match next {
+            Reconnect::Nothing => {
+                let id = self.marks.write(&Position::Over);
+                self.end(event.with_id(&id), reason);
+            }
+            Reconnect::After(Some(pause)) => self.end(event.with_retry(pause.max(sse::RETRY)), reason),
+            Reconnect::After(None) => self.end(event, reason),
+        }
     }
 
-    fn end(&mut self, event: Event<'_>, reason: &'static str) {
+    fn end(&mut self, event: SseEvent<'_>, reason: &'static str) {
         self.asked.clear();
-        self.unread.push_back(event.bytes());
+        self.unread.push_back(event.to_bytes());
         self.log.end = Some(reason);
     }
 }
