@@ -20,7 +20,8 @@ use crate::clock;
 use crate::core::coalescer::Cost;
 use crate::core::job::{JobId, KeyDomain};
 use crate::core::query::WaitQuery;
-use crate::protocol::request::{Peer, RequestCtx, RequestId, shown};
+use crate::protocol::peer::address_text;
+use crate::protocol::request::{Peer, RequestCtx, RequestId};
 use crate::telemetry::metrics::{self, EndpointLabel, Label as _, Metrics};
 
 /// How a request was dealt with.
@@ -151,11 +152,11 @@ impl Drop for AccessLog {
         let (outcome, took) =
             (self.outcome.counted(), clock::now().saturating_duration_since(self.ctx.arrived));
         self.metrics.requests.finish(self.endpoint, outcome, took);
-        let (from, peer) = (self.ctx.trail.peer(), self.ctx.trail.peer().address());
+        let (from, peer) = (self.ctx.forwarded.peer(), self.ctx.forwarded.peer().address());
         // Mostly the same, written once.
-        let client = self.ctx.trail.client().map(|ip| match from.ip() == Some(ip) {
+        let client = self.ctx.forwarded.client_ip().map(|ip| match from.ip() == Some(ip) {
             true => Cow::Borrowed(&*peer),
-            false => Cow::Owned(shown(ip)),
+            false => Cow::Owned(address_text(ip)),
         });
         // Texts as texts: so they are quoted and escaped as each form of the log does it.
         info!(

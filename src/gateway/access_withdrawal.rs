@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use crate::auth::Authenticator;
 use crate::clock;
 use crate::config::Config;
-use crate::protocol::headers as fields;
+use crate::protocol::field_value::copy_value;
 
 /// The latest configuration that was taken over.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +54,7 @@ impl Access {
         Self {
             keyring: Arc::clone(keyring),
             reloads: reloads.subscribe(),
-            credentials: credentials.map(|field| (AUTHORIZATION, fields::copy_value(field))).collect(),
+            credentials: credentials.map(|field| (AUTHORIZATION, copy_value(field))).collect(),
             member,
         }
     }

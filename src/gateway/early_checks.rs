@@ -10,8 +10,10 @@ use super::target::is_plain;
 use super::{Gateway, RequestState};
 use crate::limits::Subject;
 use crate::protocol::cors::CorsDecision;
-use crate::protocol::headers as fields;
+use crate::protocol::fetch_metadata::is_cross_origin;
+use crate::protocol::host::has_valid_host;
 use crate::protocol::request::Peer;
+use crate::protocol::via::is_loop;
 
 impl Gateway {
     /// Refuses a request that must not be read any further.
@@ -21,16 +23,16 @@ impl Gateway {
         asking: &mut RequestState,
     ) -> Result<(), GatewayError> {
         let Err(refusal) = self.check_early(request, asking) else { return Ok(()) };
-        asking.subject = asking.line.ctx().trail.client().into();
+        asking.subject = asking.line.ctx().forwarded.client_ip().into();
         self.0.limits.request(asking.subject)?;
         Err(refusal)
     }
 
     fn check_early<B>(&self, request: &Request<B>, asking: &mut RequestState) -> Result<(), GatewayError> {
-        if fields::is_loop(request.headers()) {
+        if is_loop(request.headers()) {
             return Err(GatewayError::Loop);
         }
-        if !is_plain(request.headers()) || !fields::has_one_host(request.version(), request.headers()) {
+        if !is_plain(request.headers()) || !has_valid_host(request.version(), request.headers()) {
             return Err(GatewayError::Http(HttpFault::Malformed));
         }
         if !self.0.keyring.injects_key() {
@@ -38,7 +40,7 @@ impl Gateway {
         }
         self.refuse_foreign_host(request, &mut asking.line)?;
         let is_let_in = asking.permission.as_deref().is_some_and(CorsDecision::is_allowed);
-        if !is_let_in && fields::is_cross_origin(request) { Err(GatewayError::ForeignPage) } else { Ok(()) }
+        if !is_let_in && is_cross_origin(request) { Err(GatewayError::ForeignPage) } else { Ok(()) }
     }
 
     /// Counts a request whose head could not be read. Its connection ends with the refusal, which is written whether the

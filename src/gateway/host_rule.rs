@@ -24,7 +24,7 @@ impl Gateway {
         request: &Request<B>,
         line: &mut AccessLog,
     ) -> Result<(), GatewayError> {
-        if line.ctx().is_tls || line.ctx().trail.peer() == Peer::Unix {
+        if line.ctx().is_tls || line.ctx().forwarded.peer() == Peer::Unix {
             return Ok(());
         }
         line.foreign_host = foreign_host(request, &self.0.allowed_hosts.load());

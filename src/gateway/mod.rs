@@ -52,8 +52,8 @@ use crate::hub::{Hub, HubDeps, WaitHandle, WaitRequest};
 use crate::limits::{Limits, Subject};
 use crate::protocol::allowed_host::HostPattern;
 use crate::protocol::body::{Body, BoxError};
+use crate::protocol::cookies::strip_set_cookie;
 use crate::protocol::cors::{Cors, CorsDecision};
-use crate::protocol::headers as fields;
 use crate::protocol::request::RequestCtx;
 use crate::telemetry::metrics::{EndpointLabel, Label as _, Metrics};
 use crate::telemetry::trace::{RequestSpan, ResponseAttributes, TraceError, Tracer};
@@ -275,7 +275,7 @@ impl Gateway {
         let proof = identity.and_then(|identity| self.0.cache.proof(identity.domain));
         let (who, span) =
             (quota_subject(identity, proof, &ctx), self.0.tracer.request(request, &ctx, form.map(|_| path)));
-        let permission = self.0.cors.load().as_ref().map(|cors| Box::new(cors.permission(request)));
+        let permission = self.0.cors.load().as_ref().map(|cors| Box::new(cors.decide(request)));
         let mut line = AccessLog::new(request, ctx, endpoint(form), Arc::clone(&self.0.metrics));
         line.member = identity.and_then(|identity| identity.member.clone());
         let is_lent = line.member.is_some() || self.0.keyring.injects_key();
@@ -487,7 +487,7 @@ impl Gateway {
         });
         let headers = forwarded.response.headers_mut();
         if is_lent {
-            fields::strip_set_cookie(headers);
+            strip_set_cookie(headers);
         }
         if let Some(standing) = self.0.limits.standing(who) {
             standing.write(headers);
@@ -513,7 +513,7 @@ fn quota_subject(identity: Option<&Identity>, proof: Option<KeyProof>, ctx: &Req
     match (identity, proof) {
         (Some(Identity { member: Some(name), .. }), _) => Subject::member(name),
         (Some(identity), proof) if identity.is_lent || proof.is_some() => Subject::Key(identity.domain),
-        (Some(_) | None, _) => ctx.trail.client().into(),
+        (Some(_) | None, _) => ctx.forwarded.client_ip().into(),
     }
 }
 

@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use headers::{CacheControl, HeaderMapExt as _};
 use http::HeaderMap;
-use http::header::ACCEPT;
 
 use crate::config;
-use crate::protocol::headers as fields;
+use crate::protocol::preferences::{preferred_wait, prefers_events};
 
 /// What a wait's fields ask for.
 #[derive(Clone, Debug)]
@@ -32,9 +31,9 @@ impl RequestOptions {
     /// What these fields say, and else the configuration.
     pub(crate) fn of(request: &HeaderMap, wait: &config::Wait) -> Self {
         let control = request.typed_get().unwrap_or_else(CacheControl::new);
-        let applied = fields::preferred_wait(request).map(|asked| asked.min(wait.max_timeout));
+        let applied = preferred_wait(request).map(|asked| asked.min(wait.max_timeout));
         let wants_new = control.no_cache() || control.no_store();
-        let events = wants_events(request);
+        let events = prefers_events(request);
         Self {
             timeout: applied.unwrap_or(if events { wait.max_timeout } else { wait.timeout }),
             applied,
@@ -46,63 +45,10 @@ impl RequestOptions {
     }
 }
 
-/// Whether `Accept` names server-sent events and likes JSON no better (RFC 9110 §12.5.1). That anything will do is
-/// no wish for events.
-pub(crate) fn wants_events(request: &HeaderMap) -> bool {
-    let ranges: Vec<(&str, u16)> = fields::tokens(request, &ACCEPT).filter_map(range).collect();
-    let weight = |name: &str| {
-        let weights = ranges.iter().filter(|(range, _)| range.eq_ignore_ascii_case(name));
-        weights.map(|(_, weight)| *weight).max()
-    };
-    let json = ["application/json", "application/*", "*/*"].into_iter().find_map(weight);
-    weight("text/event-stream").is_some_and(|events| events > 0 && events >= json.unwrap_or(0))
-}
-
-/// A media range without its parameters, and its weight in thousandths. `None` where the weight is none.
-fn range(text: &str) -> Option<(&str, u16)> {
-    let mut parts = text.split(';').map(str::trim);
-    let name = parts.next()?;
-    let is_weight = |part: &&str| part.get(..2).is_some_and(|start| start.eq_ignore_ascii_case("q="));
-    let weight = parts.find(is_weight).map_or(Some(1.0), |part| part[2..].trim().parse::<f32>().ok())?;
-    (0.0..=1.0).contains(&weight).then_some((name, (weight * 1000.0) as u16))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::Config;
-
-    #[test]
-    fn events_are_for_who_names_them_and_likes_json_no_better() {
-        let rows = [
-            ("text/event-stream", true),
-            ("Text/Event-Stream;charset=utf-8", true),
-            ("text/event-stream, */*;q=0.1", true),
-            ("application/json, text/event-stream", true),
-            ("application/json;q=0.8, text/event-stream; Q=0.9", true),
-            ("*/*, application/json;q=0.5, text/event-stream;q=0.5", true),
-            ("application/json, text/event-stream;q=0.9", false),
-            ("text/event-stream;q=0.9, */*", false),
-            ("text/event-stream;q=0", false),
-            ("text/event-stream;q=much", false),
-            ("text/event-stream;q=2", false),
-            ("text/*", false),
-            ("*/*", false),
-            ("application/json", false),
-            ("", false),
-        ];
-        for (accept, wants) in rows {
-            let mut request = HeaderMap::new();
-            request.insert(ACCEPT, accept.parse().unwrap());
-            assert_eq!(wants_events(&request), wants, "{accept}");
-        }
-        assert_eq!(rows.len(), 15);
-        assert!(!wants_events(&HeaderMap::new()));
-        let mut lines = HeaderMap::new();
-        lines.append(ACCEPT, "application/json".parse().unwrap());
-        lines.append(ACCEPT, "text/event-stream".parse().unwrap());
-        assert!(wants_events(&lines));
-    }
 
     #[test]
     fn a_stream_may_last_longer_than_a_wait_and_both_as_is_preferred() {
@@ -122,7 +68,7 @@ mod tests {
                 request.insert("prefer", prefer.parse().unwrap());
             }
             if events {
-                request.insert(ACCEPT, "text/event-stream".parse().unwrap());
+                request.insert("accept", "text/event-stream".parse().unwrap());
             }
             let wish = RequestOptions::of(&request, &config);
             let secs = Duration::from_secs;

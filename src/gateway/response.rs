@@ -17,8 +17,9 @@ use crate::core::job::{Head, JobState, Reply};
 use crate::core::job_body::{self, ListShape};
 use crate::core::route::Form;
 use crate::protocol::body::Body;
-use crate::protocol::headers::{self as fields, PSEUDONYM};
 use crate::protocol::request::RequestId;
+use crate::protocol::stored_headers::write_stored;
+use crate::protocol::via::{PSEUDONYM, append_via};
 
 /// Where states come from.
 #[derive(Clone, Debug)]
@@ -185,8 +186,8 @@ fn forwarded(headers: &mut HeaderMap, how: Cost, status: StatusCode, stored: &st
 }
 
 fn write_head(head: &Head, direct: bool, headers: &mut HeaderMap) {
-    fields::write_stored(head, direct, headers);
-    fields::append_via(headers, Version::HTTP_11);
+    write_stored(head, direct, headers);
+    append_via(headers, Version::HTTP_11);
 }
 
 /// Says which preference was followed (RFC 7240 §3).
@@ -251,7 +252,7 @@ pub(crate) const ALLOWED_METHODS: HeaderValue =
 pub(crate) fn add_common_headers(headers: &mut HeaderMap, id: &RequestId) {
     headers.entry(X_REQUEST_ID).or_insert_with(|| id.value().clone());
     if !headers.contains_key(VIA) {
-        fields::append_via(headers, Version::HTTP_11);
+        append_via(headers, Version::HTTP_11);
     }
 }
 

@@ -4,10 +4,10 @@ use http::header::{RANGE, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, Request, Version};
 use http_body::Body as HttpBody;
 
-use super::request_options::wants_events;
 use super::{Decision, Gateway};
 use crate::core::query::{self, Query};
-use crate::protocol::headers as fields;
+use crate::protocol::preferences::prefers_events;
+use crate::protocol::via::max_forwards;
 
 /// A request's target, understood or not.
 pub(super) struct Target {
@@ -43,7 +43,7 @@ impl Gateway {
         let query = read(uri.query());
         // The polyfill of `EventSource` for browsers cannot send the header field.
         if query == Query::Other
-            && wants_events(request.headers())
+            && prefers_events(request.headers())
             && let Some((rest, id)) = uri.query().and_then(|query| query::take(query, LAST_EVENT_ID_PARAM))
         {
             return Target { query: read(Some(&rest)), last_event_id: Some(id) };
@@ -63,7 +63,7 @@ pub(super) fn is_echo(method: &Method) -> bool {
 
 /// Whether the gateway is the last that may receive the request (RFC 9110 §7.6.2).
 pub(super) fn ends_here<B>(request: &Request<B>) -> bool {
-    request.method() == Method::OPTIONS && fields::max_forwards(request.headers()) == Some(0)
+    request.method() == Method::OPTIONS && max_forwards(request.headers()) == Some(0)
 }
 
 /// Whether the body's coding is `chunked` and nothing else: hyper takes other codings before it, which would be lost

@@ -6,7 +6,8 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-use crate::protocol::headers;
+use crate::protocol::cookies::strip_set_cookie;
+use crate::protocol::hop_by_hop::strip_hop_by_hop;
 
 /// Passes the frames on. Removes from trailers the fields that are removed from a head.
 pub(super) struct Download<B> {
@@ -26,9 +27,9 @@ impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Download<B> {
         let this = self.get_mut();
         Pin::new(&mut this.body).poll_frame(cx).map_ok(|mut frame| {
             if let Some(trailers) = frame.trailers_mut() {
-                headers::strip_hop_by_hop(trailers);
+                strip_hop_by_hop(trailers);
                 if this.is_lent {
-                    headers::strip_set_cookie(trailers);
+                    strip_set_cookie(trailers);
                 }
             }
             frame

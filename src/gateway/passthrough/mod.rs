@@ -37,8 +37,12 @@ use self::download::Download;
 pub(super) use self::slots::{Slot, SlotError, Slots};
 use self::upload::{UploadBody, UploadFailure, UploadProgress};
 use crate::protocol::body::{Body, BoxError};
-use crate::protocol::headers;
+use crate::protocol::cookies::join_cookie_fields;
+use crate::protocol::field_value::tokens;
+use crate::protocol::hop_by_hop::strip_hop_by_hop;
+use crate::protocol::host::{is_same_host_port, requested_host};
 use crate::protocol::request::RequestCtx;
+use crate::protocol::via::{append_via, decrement_max_forwards};
 use crate::telemetry::metrics::{CallError, CallKind, Code, Metrics};
 use crate::telemetry::trace::RequestSpan;
 use crate::upstream::client::{BadTarget, Client, ResponseBody, SendError};
@@ -199,25 +203,25 @@ impl Passthrough {
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
-        let host = headers::asked_host(request.uri(), request.headers());
+        let host = requested_host(request.uri(), request.headers());
         let (parts, body) = request.into_parts();
         let mut fields = parts.headers;
-        headers::strip_hop_by_hop(&mut fields);
+        strip_hop_by_hop(&mut fields);
         fields.remove(header::HOST); // the client adds the upstream's
         frame(&mut fields, &parts.method, &body);
         if credential.is_lent {
             fields.remove(header::COOKIE);
         }
-        join_cookies(&mut fields);
+        join_cookie_fields(&mut fields);
         if parts.method == Method::OPTIONS {
-            headers::count_max_forwards_down(&mut fields);
+            decrement_max_forwards(&mut fields);
         }
         if let Some(value) = credential.authorization {
             fields.insert(header::AUTHORIZATION, value);
         }
         fields.insert(HeaderName::from_static("x-request-id"), ctx.id.value().clone());
-        ctx.trail.write(&mut fields, ctx.is_tls, host.as_ref());
-        headers::append_via(&mut fields, parts.version);
+        ctx.forwarded.write(&mut fields, ctx.is_tls, host.as_ref());
+        append_via(&mut fields, parts.version);
         if let Some(protocols) = upgrade {
             fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             fields.insert(header::UPGRADE, protocols.clone());
@@ -290,8 +294,7 @@ fn target<B>(request: &Request<B>) -> Result<&PathAndQuery, PassthroughError> {
         return Err(PassthroughError::Misdirected);
     }
     let agrees = |field: &HeaderValue| {
-        Authority::try_from(field.as_bytes())
-            .is_ok_and(|host| headers::is_same_host_port(scheme, authority, &host))
+        Authority::try_from(field.as_bytes()).is_ok_and(|host| is_same_host_port(scheme, authority, &host))
     };
     let mut hosts = request.headers().get_all(header::HOST).iter().peekable();
     let needs_host = request.version() == Version::HTTP_11;
@@ -305,14 +308,12 @@ fn target<B>(request: &Request<B>) -> Result<&PathAndQuery, PassthroughError> {
 /// which would take the connection out of the gateway's sight.
 fn wanted_upgrade<B>(request: &Request<B>) -> Option<HeaderValue> {
     let fields = request.headers();
-    let asked =
-        headers::tokens(fields, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    let asked = tokens(fields, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
     if request.version() != Version::HTTP_11 || !asked {
         return None;
     }
     let is_h2c = |token: &str| token.eq_ignore_ascii_case("h2c") || token.eq_ignore_ascii_case("h2");
-    let protocols: Vec<_> =
-        headers::tokens(fields, &header::UPGRADE).filter(|token| !is_h2c(token)).collect();
+    let protocols: Vec<_> = tokens(fields, &header::UPGRADE).filter(|token| !is_h2c(token)).collect();
     (!protocols.is_empty()).then(|| protocols.join(", ").parse().ok()).flatten()
 }
 
@@ -329,21 +330,11 @@ fn frame(fields: &mut HeaderMap, method: &Method, body: &impl HttpBody) {
     }
 }
 
-/// HTTP/2 lets a client split the field, HTTP/1.1 does not (RFC 9113 §8.2.3).
-fn join_cookies(fields: &mut HeaderMap) {
-    let crumbs: Vec<&[u8]> = fields.get_all(header::COOKIE).into_iter().map(HeaderValue::as_bytes).collect();
-    if crumbs.len() > 1
-        && let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
-    {
-        fields.insert(header::COOKIE, whole);
-    }
-}
-
 /// The upstream's answer as the client gets it; of its head the gateway removes the account's cookies.
 fn incoming(response: Response<ResponseBody>, is_lent: bool) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
-    headers::strip_hop_by_hop(&mut parts.headers);
-    headers::append_via(&mut parts.headers, parts.version);
+    strip_hop_by_hop(&mut parts.headers);
+    append_via(&mut parts.headers, parts.version);
     let mut response = Response::new(Body::stream(Download { body, is_lent })); // in the version the client speaks
     *response.status_mut() = parts.status;
     *response.headers_mut() = parts.headers;

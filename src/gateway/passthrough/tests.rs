@@ -48,7 +48,7 @@ async fn gateway(passthrough: Passthrough, authorization: Option<&'static str>) 
                     async move {
                         let ctx = RequestCtx {
                             id: RequestId::new(Some(&HeaderValue::from_static("req-1"))),
-                            trail: ForwardedChain::of(Peer::Tcp(peer)),
+                            forwarded: ForwardedChain::from_peer(Peer::Tcp(peer)),
                             is_tls: false,
                             arrived: clock::now(),
                         };
@@ -653,7 +653,7 @@ async fn an_upstream_that_is_not_there_is_no_fault_of_the_upload() {
     let way = passthrough(&format!("http://{addr}"), MAX_BODY, PATIENCE);
     let ctx = RequestCtx {
         id: RequestId::new(None),
-        trail: ForwardedChain::of(Peer::Unix),
+        forwarded: ForwardedChain::from_peer(Peer::Unix),
         is_tls: false,
         arrived: clock::now(),
     };
@@ -670,7 +670,7 @@ async fn a_body_that_breaks_off_is_the_clients_fault() {
     let way = passthrough(&format!("http://{addr}"), MAX_BODY, PATIENCE);
     let ctx = RequestCtx {
         id: RequestId::new(None),
-        trail: ForwardedChain::of(Peer::Unix),
+        forwarded: ForwardedChain::from_peer(Peer::Unix),
         is_tls: false,
         arrived: clock::now(),
     };

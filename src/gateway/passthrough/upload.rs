@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use crate::clock;
 use crate::protocol::body::{BoxError, Stalled};
-use crate::protocol::headers;
+use crate::protocol::spoofed_headers::strip_upload_trailers;
 
 /// A client's body on its way up. Over the limit, it ends in an error, and the upload with it.
 pub(super) struct UploadBody<B> {
@@ -90,7 +90,7 @@ where
         };
         this.left = left;
         if let Some(trailers) = frame.trailers_mut() {
-            headers::strip_upload_trailers(trailers);
+            strip_upload_trailers(trailers);
         }
         this.progress.moved(UploadFailure::Sound);
         Poll::Ready(Some(Ok(frame)))
