@@ -104,7 +104,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Refusals<S> {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if let Some(fault) = this.fault.take() {
-            this.gateway.refused_unread(this.peer);
+            this.gateway.count_malformed_head(this.peer);
             this.held = refusal(fault, this.peer, this.gateway.metrics());
             this.answers.cut();
         }
@@ -134,8 +134,8 @@ fn fault(written: &[u8]) -> Option<HttpFault> {
 fn refusal(fault: HttpFault, peer: Peer, metrics: &Metrics) -> Bytes {
     let (id, refusal) = (RequestId::new(None), GatewayError::Http(fault));
     let status = refusal.status();
-    access_log::refused_head(status, refusal.reason(), peer, &id, metrics);
-    let (head, body) = refusal.answer_bytes(&id, "").into_parts();
+    access_log::log_malformed_head(status, refusal.reason(), peer, &id, metrics);
+    let (head, body) = refusal.to_response_bytes(&id, "").into_parts();
     let mut wire = format!("HTTP/1.1 {status}\r\n").into_bytes();
     let date = HeaderValue::try_from(httpdate::fmt_http_date(SystemTime::now())).expect("a date is a value");
     let length = HeaderValue::from(body.len());

@@ -1,4 +1,4 @@
-//! The body of an answer on its way to the client.
+//! The body of a response to the client.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -9,14 +9,14 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use crate::protocol::cookies::strip_set_cookie;
 use crate::protocol::hop_by_hop::strip_hop_by_hop;
 
-/// Passes the frames on. Removes from trailers the fields that are removed from a head.
-pub(super) struct Download<B> {
+/// Removes from the trailers the fields that are removed from the head.
+pub(super) struct DownloadBody<B> {
     pub(super) body: B,
     /// Whether the upstream account is the gateway's, not the client's own.
     pub(super) is_lent: bool,
 }
 
-impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Download<B> {
+impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for DownloadBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
