@@ -2,12 +2,12 @@
 //!
 //! ```text
 //!  request
-//!    │ authenticate    key domain and upstream credential              401
-//!    │ early checks    loop, Host, DNS rebinding, foreign pages        400 403 421 508
-//!    │ limits          quota `requests`                                429
-//!    │ classify        a wait, or any other request? ──────────────▶ passthrough ──▶ upstream
+//!    │ authenticate    key domain and upstream credential; an error counts once the quota has been checked
+//!    │ early checks    loop, Host, DNS rebinding, foreign pages         400 403 421 508
+//!    │ limits          quota `requests`                                 429, then 401
+//!    │ classify        a wait, or any other request? ───────────────▶ passthrough ──▶ upstream
 //!    │ cache           hit ──▶ respond
-//!    │ join            the wait is parked at the hub                   429 503
+//!    │ join            the hub parks the wait                           429 503
 //!    │ wait            until the hub answers
 //!    ▼ respond         common headers, access line, span
 //!  response
