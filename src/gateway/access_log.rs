@@ -1,5 +1,5 @@
-//! The access line of a request and its count in the metrics, both written when the head of the response is sent, or when
-//! the client disconnects before.
+//! The access line of a request and its count in the metrics, both written when the head of the response is sent, or
+//! when the client disconnects before.
 //!
 //! Field names follow OpenTelemetry's semantic conventions for HTTP, else they are `clipgate.…`; docs/observability.md
 //! lists them. The line has ids of jobs and names of members, but no keys and no tokens. A query is never logged as it

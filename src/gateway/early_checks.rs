@@ -62,8 +62,8 @@ impl Gateway {
         self.0.allowed_hosts.load_full()
     }
 
-    /// Counts a request with a malformed head against the quota of its address. The rejection, with which the connection
-    /// ends, is sent whether the quota is used up or not.
+    /// Counts a request with a malformed head against the quota of its address. The rejection, with which the
+    /// connection ends, is sent whether the quota is used up or not.
     pub fn count_malformed_head(&self, peer: Peer) {
         // The next request of this address with an unproven key sees the count.
         let _ = self.0.limits.request(Subject::from(peer.ip()));

@@ -24,7 +24,7 @@ pub(super) struct ReplayedBody<B> {
 
 /// Reads the first frame. `None`: the body ended without bytes and without trailers.
 ///
-/// The body's own timeout ends the read. Dropping the future drops the body.
+/// The body's own timeout ends the read. Cancel safe only as a whole: dropping the future drops the body.
 pub(super) async fn read_first_frame<B>(mut body: B) -> Result<Option<ReplayedBody<B>>, BoxError>
 where
     B: HttpBody<Data = Bytes> + Unpin,

@@ -85,8 +85,8 @@ impl Gateway {
         Ok((Self(Arc::new(inner)), task))
     }
 
-    /// Applies the keys that may change at run time to all further requests; [`Config::needs_restart`] lists the others.
-    /// After an error nothing has changed.
+    /// Applies the keys that may change at run time to all further requests; [`Config::needs_restart`] lists the
+    /// others. After an error nothing has changed.
     ///
     /// A removed member is rejected from its next request on. Its parked waits are still answered; its other open
     /// requests end within `wait.max_timeout`.

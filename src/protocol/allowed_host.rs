@@ -45,8 +45,8 @@ impl HostPattern {
 /// The part of a rejected host that is logged, in bytes: a DNS name and a port.
 const MAX_LOGGED: usize = 260;
 
-/// Returns the first host of the target (`:authority` in HTTP/2) or of `Host` that is neither a name of this machine nor
-/// in `listed`. `None`: the request may be answered. So may a request without a host, as browsers always send one.
+/// Returns the first host of the target (`:authority` in HTTP/2) or of `Host` that is neither a name of this machine
+/// nor in `listed`. `None`: the request may be answered. So may a request without a host, as browsers always send one.
 pub(crate) fn foreign_host<B>(request: &Request<B>, listed: &[HostPattern]) -> Option<String> {
     let is_foreign = |host: &Authority| !is_host(host) || !is_allowed_name(host.host(), listed);
     let is_field_foreign = |field: &&HeaderValue| {

@@ -26,8 +26,9 @@ pub(super) struct Hop {
     pub(super) host: Option<Authority>,
 }
 
-/// Returns the hops that the peer reports, the client's end first. `None`: there are none, or a field is invalid. A proxy
-/// writes one of the two fields and passes on the other as its client sent it. If both are present, they must agree.
+/// Returns the hops that the peer reports, the client's end first. `None`: there are none, or a field is invalid. A
+/// proxy writes one of the two fields and passes on the other as its client sent it. If both are present, they must
+/// agree.
 pub(super) fn trusted_hops(headers: &HeaderMap, is_trusted: &impl Fn(IpAddr) -> bool) -> Option<Vec<Hop>> {
     let forwarded = joined_lines(headers, &FORWARDED).map(|line| line.and_then(|line| forwarded_hops(&line)));
     let x_forwarded = joined_lines(headers, &X_FORWARDED_FOR).map(|line| x_forwarded_hops(headers, &line?));

@@ -113,8 +113,8 @@ impl EventStreams {
         Self { hub, cache, route }
     }
 
-    /// Returns the head of the stream at once, or 204 for a client that already has all events. All errors that are known
-    /// by then are returned instead of a head.
+    /// Returns the head of the stream at once, or 204 for a client that already has all events. All errors that are
+    /// known by then are returned instead of a head.
     ///
     /// Cancel safe: dropping the future, or later the body of the response, ends the stream's waits.
     async fn open(&self, request: StreamRequest) -> Result<Response<Body>, GatewayError> {

@@ -280,8 +280,8 @@ impl JobStream {
         }
     }
 
-    /// Returns the owner of the quotas: the address until the upstream has accepted the key, which the stream's own first
-    /// wait may cause, then the key.
+    /// Returns the owner of the quotas: the address until the upstream has accepted the key, which the stream's own
+    /// first wait may cause, then the key.
     fn quota_subject(&self) -> Subject {
         let domain = self.request.identity.domain;
         match self.request.subject {

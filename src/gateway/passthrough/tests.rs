@@ -296,8 +296,8 @@ async fn an_upload_that_the_upstream_does_not_read_is_not_read_from_the_client()
         connect(gateway, &format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {LENGTH}\r\n\r\n")).await;
     let mut upstream = accept(&listener).await;
     read_head(&mut upstream).await;
-    // The upstream reads nothing. The client writes until no byte was accepted for a while. A time-out that is too short
-    // can only hide a failure, not cause one.
+    // The upstream reads nothing. The client writes until no byte was accepted for a while. A time-out that is too
+    // short can only hide a failure, not cause one.
     let chunk = vec![b'x'; 64 << 10];
     let mut sent = 0;
     while let Ok(written) =

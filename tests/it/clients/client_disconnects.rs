@@ -153,7 +153,8 @@ async fn a_half_closed_tunnel_still_carries_the_upstreams_bytes() {
     }
 }
 
-/// Returns the kernel's timer of a connection: its kind, 2 for keep-alive, and the hundredths of a second until it fires.
+/// Returns the kernel's timer of a connection: its kind, 2 for keep-alive, and the hundredths of a second until it
+/// fires.
 fn timer(from: SocketAddr, to: SocketAddr) -> (u8, u64) {
     let of = |address: SocketAddr| match address {
         SocketAddr::V4(v4) => format!("{:08X}:{:04X}", u32::from_ne_bytes(v4.ip().octets()), v4.port()),

@@ -34,7 +34,8 @@ fn lines(output: &str) -> Vec<Value> {
     output.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Starts a gateway whose streams end after a second and whose polls do not linger, so that a reconnect opens a new poll.
+/// Starts a gateway whose streams end after a second and whose polls do not linger, so that a reconnect opens a new
+/// poll.
 async fn short_stream_gateway() -> TestGateway {
     TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);

@@ -1,4 +1,5 @@
-//! Clients that neither send nor read are disconnected after the stall timeout. Clients that wait for a response are not.
+//! Clients that neither send nor read are disconnected after the stall timeout. Clients that wait for a response are
+//! not.
 
 use std::time::Duration;
 

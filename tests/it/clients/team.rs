@@ -224,7 +224,8 @@ async fn each_member_has_a_quota_and_may_have_its_own_rates() {
     assert!(statuses.iter().filter(|status| **status == 429).count() >= 2, "{statuses:?}");
 }
 
-/// Runs the binary in front of a simulated upstream, with requests of a member and with an unknown token. Returns its log.
+/// Runs the binary in front of a simulated upstream, with requests of a member and with an unknown token. Returns its
+/// log.
 async fn log_of(more: (&str, &str), is_http2: bool) -> String {
     let socket = TcpListener::bind(("127.0.0.1", 0)).await.expect("there are ports left");
     let upstream = format!("http://{}", socket.local_addr().expect("it is bound"));
