@@ -20,7 +20,7 @@ use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 
 use crate::config;
 use crate::core::job::KeyDomain;
-use crate::protocol::headers;
+use crate::protocol::field_value::copy_value;
 use crate::secret::{Secret, TokenHash};
 
 /// The credential of a request at the upstream.
@@ -161,7 +161,7 @@ impl Authenticator {
             AuthMode::Sidecar(identity) => Ok(Some(identity.clone())),
             AuthMode::Passthrough => match authorization_header(request)? {
                 Some(key) if authenticates_connection(key) => Err(AuthError::ConnectionAuth),
-                key => Ok(key.map(|key| derive_identity(&self.hash_key, headers::copy_value(key)))),
+                key => Ok(key.map(|key| derive_identity(&self.hash_key, copy_value(key)))),
             },
             AuthMode::Team(members) => {
                 let token =

@@ -125,11 +125,11 @@ pub mod testing {
         pub mod allowed_host {
             pub use crate::protocol::allowed_host::HostPattern;
         }
-        pub mod headers {
-            pub use crate::protocol::headers::split_head;
-        }
         pub mod request {
             pub use crate::protocol::request::{ForwardedChain, Peer, RequestCtx, RequestId};
+        }
+        pub mod stored_headers {
+            pub use crate::protocol::stored_headers::split_head;
         }
     }
     pub mod secret {

@@ -11,7 +11,7 @@ use clipgate::sim::{Sim, SimOptions};
 use clipgate::testing::cache::Cache;
 use clipgate::testing::clock;
 use clipgate::testing::config::Config;
-use clipgate::testing::protocol::headers;
+use clipgate::testing::protocol::stored_headers::split_head;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use parking_lot::Mutex;
 use tikv_jemallocator::Jemalloc;
@@ -74,7 +74,7 @@ fn head(trace: Option<&str>) -> Head {
             (HeaderName::from_static(name), HeaderValue::from_str(value).expect("the value is text"))
         })
         .collect();
-    headers::split_head(StatusCode::OK, &fields)
+    split_head(StatusCode::OK, &fields)
 }
 
 fn clips(case: &Case, template: &str, usual: &Arc<Head>, n: usize) -> Vec<JobState> {

@@ -90,7 +90,7 @@ impl GatewayFixture {
                 .expect("a valid request");
             let ctx = RequestCtx {
                 id: RequestId::new(None),
-                trail: ForwardedChain::of(Peer::Tcp(SocketAddr::from(([127, 0, 0, 1], 40_000)))),
+                forwarded: ForwardedChain::from_peer(Peer::Tcp(SocketAddr::from(([127, 0, 0, 1], 40_000)))),
                 is_tls: false,
                 arrived: clock::now(),
             };

@@ -15,7 +15,7 @@ use subtle::ConstantTimeEq as _;
 use super::error::AdminError;
 use crate::auth::{bearer_token, token_sha256};
 use crate::protocol::allowed_host::{HostPattern, foreign_host};
-use crate::protocol::headers::{is_cross_origin, is_top_level_navigation};
+use crate::protocol::fetch_metadata::{is_cross_origin, is_top_level_navigation};
 use crate::protocol::request::Peer;
 use crate::secret::{Secret, TokenHash};
 

@@ -191,7 +191,7 @@ impl AdminService {
 }
 
 fn wants_open_metrics(request: &HeaderMap) -> bool {
-    crate::protocol::headers::tokens(request, &ACCEPT)
+    crate::protocol::field_value::tokens(request, &ACCEPT)
         .any(|kind| kind.starts_with("application/openmetrics-text"))
 }
 

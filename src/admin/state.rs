@@ -9,7 +9,7 @@ use crate::clock;
 use crate::config::{Config, Listen};
 use crate::core::coalescer::JobStatus;
 use crate::core::route::Ladder;
-use crate::gateway::{Asker, Gateway, Overview};
+use crate::gateway::{Gateway, GatewayOverview, KeyUsage};
 use crate::limits::QuotaState;
 use crate::printable::escape_json;
 use crate::telemetry::metrics::{Limit, Totals};
@@ -182,11 +182,11 @@ fn nothing<'a>() -> (Listed<Job<'a>>, Listed<Key>) {
     (Listed { items: Vec::new(), total: 0 }, Listed { items: Vec::new(), total: 0 })
 }
 
-fn listed(overview: Overview, ladder: &Ladder, now: Instant) -> (Listed<Job<'_>>, Listed<Key>) {
-    let Overview { jobs, jobs_in_all, askers, askers_in_all } = overview;
+fn listed(overview: GatewayOverview, ladder: &Ladder, now: Instant) -> (Listed<Job<'_>>, Listed<Key>) {
+    let GatewayOverview { jobs, total_jobs, keys, total_keys } = overview;
     let jobs = jobs.iter().map(|job| self::job(job, ladder, now)).collect();
-    let keys = askers.into_iter().map(key).collect();
-    (Listed { items: jobs, total: jobs_in_all }, Listed { items: keys, total: askers_in_all })
+    let keys = keys.into_iter().map(key).collect();
+    (Listed { items: jobs, total: total_jobs }, Listed { items: keys, total: total_keys })
 }
 
 fn job<'a>(job: &JobStatus, ladder: &'a Ladder, now: Instant) -> Job<'a> {
@@ -201,7 +201,7 @@ fn job<'a>(job: &JobStatus, ladder: &'a Ladder, now: Instant) -> Job<'a> {
     }
 }
 
-fn key(asker: Asker) -> Key {
+fn key(usage: KeyUsage) -> Key {
     let quota = |limit: Limit| {
         let left = asker.left.iter().find(|left| left.quota == limit)?;
         let QuotaState { remaining: left, burst, rate, resets_in: more_in, .. } = *left;
@@ -210,9 +210,9 @@ fn key(asker: Asker) -> Key {
     Key {
         requests: quota(Limit::Requests),
         calls: quota(Limit::Calls),
-        name: asker.name.map_or_else(|| asker.key.to_string(), |name| name.to_string()),
-        key: asker.key.to_string(),
-        waits: asker.waits,
+        name: usage.name.map_or_else(|| usage.key.to_string(), |name| name.to_string()),
+        key: usage.key.to_string(),
+        waits: usage.waits,
     }
 }
 

@@ -14,7 +14,8 @@ use parking_lot::Mutex;
 
 use super::weight::{SHARED_BYTES, allocated, allocated_arc};
 use crate::core::job::Head;
-use crate::protocol::headers;
+use crate::protocol::stored_headers::write_stored;
+use crate::protocol::via::append_via;
 
 /// The most interned heads. Each store compares with all of them.
 const MAX_SHARED: usize = 64;
@@ -97,8 +98,8 @@ impl StoredHead {
         let shared = head.shared.iter().map(|(name, value)| (name.clone(), Bytes::copy_from_slice(value)));
         let head = Head { shared: shared.collect(), own: Vec::new(), ..*head };
         let mut fields = HeaderMap::with_capacity(head.shared.len() + 1);
-        headers::write_stored(&head, false, &mut fields);
-        headers::append_via(&mut fields, Version::HTTP_11);
+        write_stored(&head, false, &mut fields);
+        append_via(&mut fields, Version::HTTP_11);
         let fields = fields.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
         Self { head: Arc::new(head), fields, hash }
     }

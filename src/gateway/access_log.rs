@@ -1,9 +1,9 @@
-//! One line a request in the log, and its place in what is counted: when it is answered, or when its client hangs up
-//! before.
+//! The access line of a request and its count in the metrics, both written when the head of the response is sent, or
+//! when the client disconnects before.
 //!
-//! Its fields are named by OpenTelemetry's semantic conventions for HTTP where these have a name, else `clipgate.…`;
-//! README.md lists them. Ids of jobs and members' names are in it, keys and tokens are not: a query is shown only
-//! where it is understood, for elsewhere it may hold anything.
+//! Field names follow OpenTelemetry's semantic conventions for HTTP, else they are `clipgate.…`; docs/observability.md
+//! lists them. The line has ids of jobs and names of members, but no keys and no tokens. A query is never logged as it
+//! is, because unknown parameters may contain secrets.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -20,64 +20,62 @@ use crate::clock;
 use crate::core::coalescer::Cost;
 use crate::core::job::{JobId, KeyDomain};
 use crate::core::query::WaitQuery;
-use crate::protocol::request::{Peer, RequestCtx, RequestId, shown};
+use crate::protocol::peer::address_text;
+use crate::protocol::request::{Peer, RequestCtx, RequestId};
 use crate::telemetry::metrics::{self, EndpointLabel, Label as _, Metrics};
 
-/// How a request was dealt with.
+/// The way in which a request was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Disposition {
-    /// Nothing yet: the client hung up.
-    Left,
-    /// Answered from the cache.
+    /// Not answered: the client disconnected before.
+    ClientClosed,
     Hit,
-    /// Parked, and how that ended.
+    /// Parked, with the reason of its end.
     Waited(Cost, &'static str),
-    /// A stream of events has begun; a line of its own tells how it ends.
-    Streamed,
-    /// Passed through.
-    Passed,
-    /// A browser's question, answered here.
+    /// An event stream has begun. Its end has a line of its own.
+    EventStream,
+    Passthrough,
+    /// A CORS preflight, or an OPTIONS that must not be forwarded.
     Preflight,
-    /// Answered by the gateway itself, for this reason.
-    Refused(&'static str),
+    /// Answered with an error of the gateway, for this reason.
+    Rejected(&'static str),
 }
 
 impl Disposition {
-    /// What it is counted as.
-    pub(crate) fn counted(self) -> metrics::Outcome {
+    /// Returns the metrics label `outcome`.
+    pub(crate) fn outcome(self) -> metrics::Outcome {
         match self {
-            Disposition::Left => metrics::Outcome::Left,
+            Disposition::ClientClosed => metrics::Outcome::Left,
             Disposition::Hit => metrics::Outcome::Hit,
             Disposition::Waited(Cost::Opened, _) => metrics::Outcome::Opened,
             Disposition::Waited(Cost::Coalesced, _) => metrics::Outcome::Leaned,
-            Disposition::Streamed => metrics::Outcome::Streamed,
-            Disposition::Passed => metrics::Outcome::Passed,
+            Disposition::EventStream => metrics::Outcome::Streamed,
+            Disposition::Passthrough => metrics::Outcome::Passed,
             Disposition::Preflight => metrics::Outcome::Preflight,
-            Disposition::Refused(_) => metrics::Outcome::Refused,
+            Disposition::Rejected(_) => metrics::Outcome::Refused,
         }
     }
 
-    /// Why, where the word for it does not say.
+    /// Returns the reason, if the outcome alone does not say it.
     pub(crate) fn reason(self) -> Option<&'static str> {
         match self {
-            Disposition::Waited(_, reason) | Disposition::Refused(reason) => Some(reason),
-            Disposition::Left
+            Disposition::Waited(_, reason) | Disposition::Rejected(reason) => Some(reason),
+            Disposition::ClientClosed
             | Disposition::Hit
-            | Disposition::Streamed
-            | Disposition::Passed
+            | Disposition::EventStream
+            | Disposition::Passthrough
             | Disposition::Preflight => None,
         }
     }
 }
 
-/// The line. Dropping it writes it, and counts the request.
+/// The access line. Dropping it writes the line and counts the request.
 #[derive(Debug)]
 pub(crate) struct AccessLog {
-    /// How the request was dealt with, so far.
-    pub outcome: Disposition,
-    /// Which member of the team asks.
+    pub disposition: Disposition,
+    /// The team member.
     pub member: Option<Arc<str>>,
-    /// The host that the request is refused for.
+    /// The host name for which the request is rejected.
     pub foreign_host: Option<String>,
     ctx: RequestCtx,
     method: Method,
@@ -94,7 +92,6 @@ pub(crate) struct AccessLog {
 }
 
 impl AccessLog {
-    /// The line of a request that has just arrived.
     pub(crate) fn new<B>(
         request: &Request<B>,
         ctx: RequestCtx,
@@ -102,15 +99,15 @@ impl AccessLog {
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
-            outcome: Disposition::Left,
+            disposition: Disposition::ClientClosed,
             member: None,
             foreign_host: None,
             ctx,
             method: request.method().clone(),
-            // Texts of its own: what the head was read into need not be kept for them while the request is parked.
+            // Copied, so that a parked request does not keep the buffer of its head.
             path: request.uri().path().into(),
             version: request.version(),
-            user_agent: request.headers().get(USER_AGENT).map(|value| readable(value).into()),
+            user_agent: request.headers().get(USER_AGENT).map(|value| shortened_user_agent(value).into()),
             key: None,
             jobs: None,
             status: None,
@@ -121,24 +118,22 @@ impl AccessLog {
         }
     }
 
-    /// What is known of the request beside what it says.
     pub(crate) fn ctx(&self) -> &RequestCtx {
         &self.ctx
     }
 
-    /// The path that was asked for.
+    /// Returns the path of the target.
     pub(crate) fn path(&self) -> &str {
         &self.path
     }
 
-    /// It is a wait for these jobs, by this key.
-    pub(crate) fn asked(&mut self, asked: &WaitQuery, identity: &Identity) {
-        self.jobs = Some(joined(&asked.asked));
+    /// Records a wait on these jobs with this key.
+    pub(crate) fn record_wait(&mut self, query: &WaitQuery, identity: &Identity) {
+        self.jobs = Some(joined_ids(&query.asked));
         self.key = Some(identity.domain);
     }
 
-    /// This is the answer.
-    pub(crate) fn answered<B: HttpBody>(&mut self, response: &Response<B>) {
+    pub(crate) fn record_response<B: HttpBody>(&mut self, response: &Response<B>) {
         self.status = Some(response.status().as_u16());
         self.body_size = response.body().size_hint().exact();
         let id = response.headers().get(X_REQUEST_ID).filter(|id| *id != self.ctx.id.value());
@@ -149,15 +144,15 @@ impl AccessLog {
 impl Drop for AccessLog {
     fn drop(&mut self) {
         let (outcome, took) =
-            (self.outcome.counted(), clock::now().saturating_duration_since(self.ctx.arrived));
+            (self.disposition.outcome(), clock::now().saturating_duration_since(self.ctx.arrived));
         self.metrics.requests.finish(self.endpoint, outcome, took);
-        let (from, peer) = (self.ctx.trail.peer(), self.ctx.trail.peer().address());
-        // Mostly the same, written once.
-        let client = self.ctx.trail.client().map(|ip| match from.ip() == Some(ip) {
-            true => Cow::Borrowed(&*peer),
-            false => Cow::Owned(shown(ip)),
+        let (peer, peer_address) = (self.ctx.forwarded.peer(), self.ctx.forwarded.peer().address());
+        // Mostly the peer's address, which is then formatted once.
+        let client = self.ctx.forwarded.client_ip().map(|ip| match peer.ip() == Some(ip) {
+            true => Cow::Borrowed(&*peer_address),
+            false => Cow::Owned(address_text(ip)),
         });
-        // Texts as texts: so they are quoted and escaped as each form of the log does it.
+        // As strings, so that both log formats quote and escape them.
         info!(
             http.request.method = self.method.as_str(),
             url.path = &*self.path,
@@ -165,15 +160,15 @@ impl Drop for AccessLog {
             http.response.body.size = self.body_size,
             http.server.request.duration = took.as_secs_f64(),
             clipgate.outcome = outcome.as_str(),
-            clipgate.reason = self.outcome.reason(),
+            clipgate.reason = self.disposition.reason(),
             clipgate.jobs = self.jobs.as_deref(),
             clipgate.member = self.member.as_deref(),
             clipgate.key = self.key.as_ref().map(KeyDomain::short),
             client.address = client.as_deref(),
             server.address = self.foreign_host.as_deref(),
-            network.peer.address = &*peer,
-            network.peer.port = from.port(),
-            network.protocol.version = protocol(self.version),
+            network.peer.address = &*peer_address,
+            network.peer.port = peer.port(),
+            network.protocol.version = version_number(self.version),
             user_agent.original = self.user_agent.as_deref(),
             clipgate.request_id = self.ctx.id.as_str(),
             clipgate.upstream_request_id = self.upstream_id,
@@ -182,8 +177,8 @@ impl Drop for AccessLog {
     }
 }
 
-/// The line and the count of a request whose head is no HTTP: nothing of it is known.
-pub(crate) fn refused_head(
+/// Writes the line of a request with a malformed head, and counts it.
+pub(crate) fn log_malformed_head(
     status: StatusCode,
     reason: &'static str,
     peer: Peer,
@@ -203,8 +198,8 @@ pub(crate) fn refused_head(
     );
 }
 
-/// The ids, mostly one; in one order whatever order they were named in.
-fn joined(ids: &[JobId]) -> Box<str> {
+/// Joins the ids in sorted order.
+fn joined_ids(ids: &[JobId]) -> Box<str> {
     match ids {
         [only] => only.as_str().into(),
         ids => {
@@ -215,8 +210,8 @@ fn joined(ids: &[JobId]) -> Box<str> {
     }
 }
 
-/// Its version as OpenTelemetry spells it.
-fn protocol(version: Version) -> &'static str {
+/// Returns the version as OpenTelemetry writes it.
+fn version_number(version: Version) -> &'static str {
     match version {
         Version::HTTP_09 => "0.9",
         Version::HTTP_10 => "1.0",
@@ -226,11 +221,10 @@ fn protocol(version: Version) -> &'static str {
     }
 }
 
-/// The beginning of a field that may hold any bytes.
-fn readable(value: &HeaderValue) -> Cow<'_, str> {
+fn shortened_user_agent(value: &HeaderValue) -> Cow<'_, str> {
     let bytes = value.as_bytes();
-    String::from_utf8_lossy(&bytes[..bytes.len().min(MOST_OF_USER_AGENT)])
+    String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_USER_AGENT)])
 }
 
-/// The bytes of `User-Agent` that are worth logging: a head may be 128 KiB.
-const MOST_OF_USER_AGENT: usize = 256;
+/// The number of bytes of `User-Agent` that are logged: a head may have 128 KiB.
+const MAX_USER_AGENT: usize = 256;

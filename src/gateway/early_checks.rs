@@ -1,50 +1,71 @@
-//! Refusals of requests that nobody reads any further, before the quota of a key.
+//! Checks before authentication and before the quota of a key.
 //!
-//! None of them may be free, and none may use up the quota of a key or a member that the request only names: each counts
-//! for its client's address. A new refusal of this kind belongs into `check_early`.
+//! A rejected request counts against the quota of the client's address. It must not be free, and it must not use up the
+//! quota of a key or a member that it merely names. A new check of this kind belongs into `check_head`.
+
+use std::sync::Arc;
 
 use http::Request;
 
+use super::access_log::AccessLog;
+use super::classify::is_chunked_only;
 use super::error::{GatewayError, HttpFault};
-use super::target::is_plain;
 use super::{Gateway, RequestState};
 use crate::limits::Subject;
+use crate::protocol::allowed_host::{HostPattern, foreign_host};
 use crate::protocol::cors::CorsDecision;
-use crate::protocol::headers as fields;
+use crate::protocol::fetch_metadata::is_cross_origin;
+use crate::protocol::host::has_valid_host;
 use crate::protocol::request::Peer;
+use crate::protocol::via::is_loop;
 
 impl Gateway {
-    /// Refuses a request that must not be read any further.
-    pub(super) fn refuse_early<B>(
+    pub(super) fn check_early<B>(
         &self,
         request: &Request<B>,
-        asking: &mut RequestState,
+        state: &mut RequestState,
     ) -> Result<(), GatewayError> {
-        let Err(refusal) = self.check_early(request, asking) else { return Ok(()) };
-        asking.subject = asking.line.ctx().trail.client().into();
-        self.0.limits.check_request(asking.subject)?;
-        Err(refusal)
+        let Err(error) = self.check_head(request, state) else { return Ok(()) };
+        state.subject = state.log.ctx().forwarded.client_ip().into();
+        self.0.limits.request(state.subject)?;
+        Err(error)
     }
 
-    fn check_early<B>(&self, request: &Request<B>, asking: &mut RequestState) -> Result<(), GatewayError> {
-        if fields::is_loop(request.headers()) {
+    fn check_head<B>(&self, request: &Request<B>, state: &mut RequestState) -> Result<(), GatewayError> {
+        if is_loop(request.headers()) {
             return Err(GatewayError::Loop);
         }
-        if !is_plain(request.headers()) || !fields::has_one_host(request.version(), request.headers()) {
+        if !is_chunked_only(request.headers()) || !has_valid_host(request.version(), request.headers()) {
             return Err(GatewayError::Http(HttpFault::Malformed));
         }
-        if !self.0.keyring.injects_key() {
+        if !self.0.authenticator.injects_key() {
             return Ok(());
         }
-        self.refuse_foreign_host(request, &mut asking.line)?;
-        let is_let_in = asking.permission.as_deref().is_some_and(CorsDecision::is_allowed);
-        if !is_let_in && fields::is_cross_origin(request) { Err(GatewayError::ForeignPage) } else { Ok(()) }
+        self.check_host(request, &mut state.log)?;
+        let is_allowed = state.cors.as_deref().is_some_and(CorsDecision::is_allowed);
+        if !is_allowed && is_cross_origin(request) { Err(GatewayError::CrossOrigin) } else { Ok(()) }
     }
 
-    /// Counts a request whose head could not be read. Its connection ends with the refusal, which is written whether the
-    /// quota is used up or not.
-    pub fn refused_unread(&self, peer: Peer) {
-        // What is counted shows in the next request of the address whose key is not proven.
-        let _ = self.0.limits.check_request(Subject::from(peer.ip()));
+    /// Rejects a request that a web page may have sent under a name of its choice, as the gateway would add its own key
+    /// to it. Over TLS the browser has verified the name, and browsers cannot reach unix sockets. The access line has
+    /// the name, so that the operator can add it to `server.allowed_hosts`.
+    fn check_host<B>(&self, request: &Request<B>, log: &mut AccessLog) -> Result<(), GatewayError> {
+        if log.ctx().is_tls || log.ctx().forwarded.peer() == Peer::Unix {
+            return Ok(());
+        }
+        log.foreign_host = foreign_host(request, &self.0.allowed_hosts.load());
+        if log.foreign_host.is_some() { Err(GatewayError::ForeignHost) } else { Ok(()) }
+    }
+
+    /// Returns the current `server.allowed_hosts`, which the admin listener uses too.
+    pub(crate) fn allowed_hosts(&self) -> Arc<Vec<HostPattern>> {
+        self.0.allowed_hosts.load_full()
+    }
+
+    /// Counts a request with a malformed head against the quota of its address. The rejection, with which the
+    /// connection ends, is sent whether the quota is used up or not.
+    pub fn count_malformed_head(&self, peer: Peer) {
+        // The next request of this address with an unproven key sees the count.
+        let _ = self.0.limits.request(Subject::from(peer.ip()));
     }
 }

@@ -1,7 +1,7 @@
-//! The gateway's own answers to what it will not or cannot do, in the upstream's error shape.
+//! The gateway's own error responses, in the upstream's JSON form.
 //!
-//! The one place where a fault becomes a status. A client gets a fixed sentence and the request's id, never
-//! another's error text; the chain of causes goes to the log.
+//! The only place that maps errors to statuses. A client gets a fixed sentence and the request id. Error texts of
+//! libraries and of the upstream go to the log only.
 
 use std::error::Error as _;
 use std::time::{Duration, SystemTime};
@@ -13,7 +13,7 @@ use serde::Serialize;
 use tracing::debug;
 
 use super::passthrough::{PassthroughError, SlotError};
-use super::response::{ALLOWED_METHODS, add_common_headers, cache_status};
+use super::response::{ALLOWED_METHODS, add_common_headers, append_cache_status};
 use crate::auth::AuthError;
 use crate::core::coalescer::Failure;
 use crate::core::query::BadQuery;
@@ -25,69 +25,59 @@ use crate::protocol::request::RequestId;
 use crate::telemetry::metrics::{Label as _, Limit};
 use crate::upstream::client::{BadTarget, SendError};
 
-/// Why a request gets an answer of the gateway's own (contract, section 6).
+/// An error that the gateway answers itself.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum GatewayError {
-    /// The target is no wait that anybody could answer.
+    /// The target is an invalid wait.
     #[error("{0}")]
     Query(#[from] BadQuery),
-    /// Who asks is not certain, or not let in.
     #[error("{0}")]
     Auth(#[from] AuthError),
-    /// A quota is used up.
     #[error("{limited}; try again in {} s", limited.retry_after.as_secs())]
     Limited {
-        /// Which one, and until when.
         #[from]
         limited: QuotaExceeded,
     },
     /// The wait could not be parked.
-    #[error("the gateway takes no more waits now ({0}); try again")]
+    #[error("the gateway accepts no more waits now ({0}); try again")]
     Hub(HubError),
-    /// A poll failed, and the upstream wrote nothing to pass on.
+    /// A poll failed without a response that can be passed on.
     #[error("{}", failure_message(.0))]
     Poll(Failure),
-    /// A request did not go through.
     #[error("{0}")]
-    Pass(#[from] PassthroughError),
-    /// There is no room for another passed-through request.
+    Passthrough(#[from] PassthroughError),
     #[error("{0}")]
     Slot(#[from] SlotError),
     /// A page of another origin would use the gateway's own key.
+    #[error("pages of this origin may not use the gateway's key; add the origin to server.cors_origins")]
+    CrossOrigin,
+    /// A request under a host name that any web site can point to the gateway would use the gateway's own key.
     #[error(
-        "pages of other origins may not use this gateway's key: server.cors_origins names those that may"
-    )]
-    ForeignPage,
-    /// The name that the client used for this gateway may be anybody's, and the gateway's own key would be used.
-    #[error(
-        "this gateway is reached by address, as localhost or by a name without a dot: any web site can point another \
-         name here; server.allowed_hosts lists further names"
+        "this host name is not allowed: use an address, localhost or a name without a dot, or add the name to \
+         server.allowed_hosts"
     )]
     ForeignHost,
-    /// The request has been here before.
     #[error("the request came from this gateway: upstream.base_url leads back to it")]
     Loop,
-    /// The method makes the upstream repeat the request in its answer, the gateway's own key included.
+    /// The upstream would repeat the request in its response, including the gateway's own key.
     #[error("the gateway does not forward this method")]
-    Method,
-    /// Only what is kept was asked for.
-    #[error("nothing is kept for this request, and Cache-Control: only-if-cached forbids asking")]
+    MethodNotAllowed,
+    /// The cache cannot answer a request with `only-if-cached`.
+    #[error(
+        "the jobs are not in the cache, and Cache-Control: only-if-cached forbids a request to the upstream"
+    )]
     NotCached,
-    /// HTTP itself is broken.
     #[error("the request's {0}")]
     Http(HttpFault),
 }
 
-/// What no HTTP server can read with certainty.
+/// An error in the head of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum HttpFault {
-    /// The head is no HTTP.
-    #[error("head cannot be parsed")]
+    #[error("head is malformed")]
     Malformed,
-    /// The target is too long.
     #[error("target is too long")]
     Target,
-    /// The head is too large.
     #[error("header fields are too large")]
     Head,
 }
@@ -96,15 +86,14 @@ fn failure_message(failure: &Failure) -> &'static str {
     match failure {
         Failure::UpstreamError(_) => "the upstream answered with an error",
         Failure::Unreachable => "the upstream could not be reached",
-        Failure::InvalidResponse(_) => "the upstream's answer could not be read",
+        Failure::InvalidResponse(_) => "the upstream's response is invalid",
         Failure::Timeout => "the upstream did not answer in time",
-        Failure::KeyRateLimited { .. } => "the upstream asked for a rest of this key; try again",
-        Failure::LocalResources => "the gateway has no descriptors left for a connection; try again",
+        Failure::KeyRateLimited { .. } => "the upstream limits the rate of this key; try again",
+        Failure::LocalResources => "the gateway has no file descriptor left for a connection; try again",
     }
 }
 
 impl GatewayError {
-    /// The HTTP status.
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             GatewayError::Query(_)
@@ -120,12 +109,12 @@ impl GatewayError {
             GatewayError::Poll(Failure::LocalResources) => StatusCode::SERVICE_UNAVAILABLE,
             GatewayError::Poll(Failure::KeyRateLimited { .. }) => StatusCode::TOO_MANY_REQUESTS,
             GatewayError::Poll(Failure::Timeout) => StatusCode::GATEWAY_TIMEOUT,
-            // Only where its body will not do: else it goes as it was written.
+            // In an event stream, for a body that is not JSON. Elsewhere the reply is passed on as it came.
             GatewayError::Poll(Failure::UpstreamError(reply)) => {
                 StatusCode::from_u16(reply.status).unwrap_or(StatusCode::BAD_GATEWAY)
             }
             GatewayError::Poll(Failure::Unreachable | Failure::InvalidResponse(_)) => StatusCode::BAD_GATEWAY,
-            GatewayError::Pass(error) => match error {
+            GatewayError::Passthrough(error) => match error {
                 PassthroughError::Connect => StatusCode::NOT_IMPLEMENTED,
                 PassthroughError::Target(BadTarget::TooLong) => StatusCode::URI_TOO_LONG,
                 PassthroughError::Target(BadTarget::NoPath | BadTarget::DotSegment)
@@ -133,16 +122,16 @@ impl GatewayError {
                 PassthroughError::Misdirected => StatusCode::MISDIRECTED_REQUEST,
                 PassthroughError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
                 PassthroughError::Stalled => StatusCode::REQUEST_TIMEOUT,
-                PassthroughError::Overdue => StatusCode::GATEWAY_TIMEOUT,
+                PassthroughError::Timeout => StatusCode::GATEWAY_TIMEOUT,
                 PassthroughError::Send(SendError::LocalResources(_)) => StatusCode::SERVICE_UNAVAILABLE,
-                PassthroughError::Send(_) | PassthroughError::BadAnswer => StatusCode::BAD_GATEWAY,
+                PassthroughError::Send(_) | PassthroughError::UnexpectedUpgrade => StatusCode::BAD_GATEWAY,
             },
             GatewayError::Slot(SlotError::FullForKey) => StatusCode::TOO_MANY_REQUESTS,
             GatewayError::Slot(SlotError::Full) => StatusCode::SERVICE_UNAVAILABLE,
-            GatewayError::ForeignPage => StatusCode::FORBIDDEN,
+            GatewayError::CrossOrigin => StatusCode::FORBIDDEN,
             GatewayError::ForeignHost => StatusCode::MISDIRECTED_REQUEST,
             GatewayError::Loop => StatusCode::LOOP_DETECTED,
-            GatewayError::Method => StatusCode::METHOD_NOT_ALLOWED,
+            GatewayError::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             GatewayError::NotCached => StatusCode::GATEWAY_TIMEOUT,
             GatewayError::Http(HttpFault::Malformed) => StatusCode::BAD_REQUEST,
             GatewayError::Http(HttpFault::Target) => StatusCode::URI_TOO_LONG,
@@ -150,7 +139,7 @@ impl GatewayError {
         }
     }
 
-    /// The short word for `Cache-Status`, logs and metrics.
+    /// Returns the fixed word for `Cache-Status` and logs.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
             GatewayError::Query(error) => error.reason(),
@@ -163,13 +152,13 @@ impl GatewayError {
             GatewayError::Hub(HubError::Full) => "too-many-waits",
             GatewayError::Hub(HubError::Closed) => "shutting-down",
             GatewayError::Poll(failure) => failure.reason(),
-            GatewayError::Pass(error) => error.reason(),
+            GatewayError::Passthrough(error) => error.reason(),
             GatewayError::Slot(SlotError::FullForKey) => "too-many-passthrough-per-key",
             GatewayError::Slot(SlotError::Full) => "too-many-passthrough",
-            GatewayError::ForeignPage => "cross-origin",
+            GatewayError::CrossOrigin => "cross-origin",
             GatewayError::ForeignHost => "foreign-host",
             GatewayError::Loop => "loop",
-            GatewayError::Method => "method-not-allowed",
+            GatewayError::MethodNotAllowed => "method-not-allowed",
             GatewayError::NotCached => "not-cached",
             GatewayError::Http(HttpFault::Malformed) => "bad-request",
             GatewayError::Http(HttpFault::Target) => "uri-too-long",
@@ -177,7 +166,7 @@ impl GatewayError {
         }
     }
 
-    /// The limit that it is about, if it is about one.
+    /// Returns the exceeded limit, for the metrics.
     pub(crate) fn limit(&self) -> Option<Limit> {
         match self {
             GatewayError::Limited { limited } | GatewayError::Hub(HubError::Limited(limited)) => {
@@ -191,15 +180,15 @@ impl GatewayError {
             | GatewayError::Poll(_) => None,
             GatewayError::Slot(SlotError::FullForKey) => Some(Limit::PassthroughPerKey),
             GatewayError::Slot(SlotError::Full) => Some(Limit::Passthrough),
-            GatewayError::Pass(_)
-            | GatewayError::ForeignPage
+            GatewayError::Passthrough(_)
+            | GatewayError::CrossOrigin
             | GatewayError::ForeignHost
             | GatewayError::Loop => None,
-            GatewayError::Method | GatewayError::NotCached | GatewayError::Http(_) => None,
+            GatewayError::MethodNotAllowed | GatewayError::NotCached | GatewayError::Http(_) => None,
         }
     }
 
-    /// When it is worth another try, if that is known.
+    /// Returns the value of `Retry-After`.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
             GatewayError::Limited { limited } => Some(limited.retry_after),
@@ -209,60 +198,59 @@ impl GatewayError {
             GatewayError::Query(_)
             | GatewayError::Auth(_)
             | GatewayError::Poll(_)
-            | GatewayError::Pass(_) => None,
-            GatewayError::ForeignPage
+            | GatewayError::Passthrough(_) => None,
+            GatewayError::CrossOrigin
             | GatewayError::ForeignHost
             | GatewayError::Loop
-            | GatewayError::Method => None,
+            | GatewayError::MethodNotAllowed => None,
             GatewayError::NotCached | GatewayError::Http(_) => None,
         }
     }
 
-    /// The whole answer, but for the fields that every answer carries. `path` is the request's, without its query.
-    pub(crate) fn answer(&self, id: &RequestId, path: &str) -> Response<Body> {
-        self.answer_bytes(id, path).map(Body::full)
+    /// Returns the response. `path` is that of the request, without the query.
+    pub(crate) fn to_response(&self, id: &RequestId, path: &str) -> Response<Body> {
+        self.to_response_bytes(id, path).map(Body::full)
     }
 
-    /// The same with its body at hand.
-    pub(crate) fn answer_bytes(&self, id: &RequestId, path: &str) -> Response<Bytes> {
+    pub(crate) fn to_response_bytes(&self, id: &RequestId, path: &str) -> Response<Bytes> {
         if let Some(cause) = self.source() {
             debug!(clipgate.request_id = %id, clipgate.reason = self.reason(), cause, "request rejected");
         }
         let mut response = error_response(self.status(), &self.to_string(), path, id);
         let headers = response.headers_mut();
-        if let Some(after) = self.retry_after() {
-            headers.insert(RETRY_AFTER, whole_seconds(after).into());
+        if let Some(pause) = self.retry_after() {
+            headers.insert(RETRY_AFTER, round_up_to_seconds(pause).into());
         }
         if let GatewayError::Auth(error) = self
             && let Some(challenge) = error.challenge()
         {
             headers.insert(WWW_AUTHENTICATE, challenge);
         }
-        if matches!(self, GatewayError::Method) {
+        if matches!(self, GatewayError::MethodNotAllowed) {
             headers.insert(ALLOW, ALLOWED_METHODS);
         }
-        cache_status(headers, &format!("detail={}", self.reason()));
+        append_cache_status(headers, &format!("detail={}", self.reason()));
         add_common_headers(headers, id);
         response
     }
 }
 
-/// An error in the upstream's shape.
+/// Returns an error in the upstream's JSON form.
 pub(crate) fn error_response(
     status: StatusCode,
     message: &str,
     path: &str,
     id: &RequestId,
 ) -> Response<Bytes> {
-    let shape = Shape {
+    let error = ErrorJson {
         message,
         path,
         request_id: id.as_str(),
         status_code: status.as_u16(),
         timestamp: &humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
     };
-    let body = serde_json::to_string(&shape).expect("texts and a number are JSON");
-    // Its path is the client's text, and whoever reads it may do so at a terminal.
+    let body = serde_json::to_string(&error).expect("strings and a number are JSON");
+    // The path is text of the client, and the body may be shown on a terminal.
     let mut response = Response::new(Bytes::from(escape_json(&body).into_owned()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -271,8 +259,8 @@ pub(crate) fn error_response(
     response
 }
 
-/// Never too early.
-fn whole_seconds(duration: Duration) -> u64 {
+/// Rounds up, so that no client retries too early.
+fn round_up_to_seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
@@ -285,10 +273,10 @@ impl From<HubError> for GatewayError {
     }
 }
 
-/// The upstream's documented error.
+/// The error that the upstream documents.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Shape<'a> {
+struct ErrorJson<'a> {
     message: &'a str,
     path: &'a str,
     request_id: &'a str,

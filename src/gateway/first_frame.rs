@@ -1,7 +1,7 @@
-//! Finds out whether a request has a body, where its head does not tell: a chunked body, or an HTTP/2 stream that its
-//! client has not ended yet, may turn out to be empty.
+//! Finds out whether a request has a body if its head does not say so: a chunked body, or an HTTP/2 stream that the
+//! client has not ended yet, may be empty.
 //!
-//! Reads the first frame and no more. Nothing is collected: the frame is replayed before the rest of the body.
+//! Reads the first frame only. It is replayed in front of the rest of the body; nothing is collected.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -12,19 +12,20 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::protocol::body::BoxError;
 
-/// Empty DATA frames of HTTP/2 that are read while the body may still be empty. After these it counts as a body.
+/// The number of empty HTTP/2 DATA frames that may precede the end of an empty body. After these the body counts as
+/// present.
 const MAX_EMPTY_FRAMES: usize = 16;
 
-/// A body whose first frame has been read.
-pub(super) struct Replayed<B> {
+/// A body whose first frame was read.
+pub(super) struct ReplayedBody<B> {
     first: Option<Frame<Bytes>>,
     rest: B,
 }
 
-/// Reads the body's beginning. `None` where the body has ended without a byte and without trailers.
+/// Reads the first frame. `None`: the body ended without bytes and without trailers.
 ///
 /// The body's own timeout ends the read. Cancel safe only as a whole: dropping the future drops the body.
-pub(super) async fn begin<B>(mut body: B) -> Result<Option<Replayed<B>>, BoxError>
+pub(super) async fn read_first_frame<B>(mut body: B) -> Result<Option<ReplayedBody<B>>, BoxError>
 where
     B: HttpBody<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
@@ -33,13 +34,13 @@ where
         match poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.transpose().map_err(Into::into)? {
             None => return Ok(None),
             Some(frame) if frame.data_ref().is_some_and(Bytes::is_empty) => {}
-            Some(frame) => return Ok(Some(Replayed { first: Some(frame), rest: body })),
+            Some(frame) => return Ok(Some(ReplayedBody { first: Some(frame), rest: body })),
         }
     }
-    Ok(Some(Replayed { first: None, rest: body }))
+    Ok(Some(ReplayedBody { first: None, rest: body }))
 }
 
-impl<B> HttpBody for Replayed<B>
+impl<B> HttpBody for ReplayedBody<B>
 where
     B: HttpBody<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,

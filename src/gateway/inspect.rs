@@ -1,6 +1,4 @@
-//! The gateway as its operator sees it: what is under way, who asks, what is kept.
-//!
-//! Keys are in it by name or short digest, never as they are.
+//! The state of the gateway for the admin listener. Contains key domains and names of members, never keys.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -14,93 +12,99 @@ use crate::core::route::Ladder;
 use crate::hub::{self, KeyInFlight};
 use crate::limits::{QuotaState, Subject};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace::Tracer;
 
-/// What is under way.
+/// Jobs and keys in progress.
 #[derive(Clone, Debug)]
-pub struct Overview {
-    /// The oldest jobs that waits name or polls ask for.
+pub struct GatewayOverview {
+    /// The oldest jobs of waits and polls.
     pub jobs: Vec<JobStatus>,
-    /// How many there are.
-    pub jobs_in_all: usize,
-    /// The members of the team, or else the keys with parked waits; those with the most waits first.
-    pub askers: Vec<Asker>,
-    /// How many there are.
-    pub askers_in_all: usize,
+    pub total_jobs: usize,
+    /// In team mode the members, else the keys with parked waits. Sorted by number of waits, descending.
+    pub keys: Vec<KeyUsage>,
+    pub total_keys: usize,
 }
 
-/// Somebody who asks, or may.
+/// The waits and quotas of one key, in team mode of one member.
 #[derive(Clone, Debug)]
-pub struct Asker {
+pub struct KeyUsage {
     /// The member, in team mode.
     pub name: Option<Arc<str>>,
-    /// The key that it asks with.
     pub key: KeyDomain,
-    /// Its parked waits.
     pub waits: usize,
-    /// What is left of its quotas. None for a client's key that is not proven yet: it
-    /// counts for its address.
-    pub left: Vec<QuotaState>,
+    /// Empty for a key that the upstream has not accepted yet: its requests count against the client's address.
+    pub quotas: Vec<QuotaState>,
 }
 
 impl Gateway {
-    /// What is counted.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.0.metrics
     }
 
-    /// What is kept.
     pub fn cache(&self) -> &Cache {
         &self.0.cache
     }
 
-    /// The rungs' names.
     pub fn ladder(&self) -> &Ladder {
         &self.0.route.ladder
     }
 
-    /// What is under way, at most `most` jobs and `most` askers of it. `None` if too many look already or the hub has
-    /// ended; it may take as long as the hub is busy. Cancel safe.
-    pub async fn overview(&self, most: usize) -> Option<Overview> {
-        let hub::HubOverview { jobs, total_jobs: jobs_in_all, keys, total_keys: keys_in_all } =
-            self.0.hub.inspect(most).await?;
-        let members = self.0.keyring.members();
-        let (askers, askers_in_all) = match members.is_empty() {
-            true => (keys.iter().map(|key| self.key(key)).collect(), keys_in_all),
-            false => self.members(members, &keys, most),
+    pub fn tracer(&self) -> &Tracer {
+        &self.0.tracer
+    }
+
+    /// Returns the number of parked waits.
+    pub fn waits(&self) -> usize {
+        self.0.hub.waits()
+    }
+
+    /// Returns the number of passed-through requests in progress, tunnels included.
+    pub fn passed_through(&self) -> usize {
+        self.0.slots.taken()
+    }
+
+    /// Returns at most `limit` jobs and `limit` keys. `None`: too many inspections are in progress, or the hub has
+    /// ended. A busy hub answers late. Cancel safe.
+    pub async fn overview(&self, limit: usize) -> Option<GatewayOverview> {
+        let hub::Overview { jobs, jobs_in_all, keys, keys_in_all } = self.0.hub.overview(limit).await?;
+        let members = self.0.authenticator.members();
+        let (keys, total_keys) = match members.is_empty() {
+            true => (keys.iter().map(|key| self.key_usage(key)).collect(), keys_in_all),
+            false => self.member_usage(members, &keys, limit),
         };
-        Some(Overview { jobs, jobs_in_all, askers, askers_in_all })
+        Some(GatewayOverview { jobs, total_jobs: jobs_in_all, keys, total_keys })
     }
 
-    fn key(&self, key: &KeyInFlight) -> Asker {
-        let has_quotas = self.0.keyring.injects_key() || self.0.cache.is_key_proven(key.domain);
-        let left = if has_quotas { self.0.limits.quota_states(Subject::Key(key.domain)) } else { Vec::new() };
-        Asker { name: None, key: key.domain, waits: key.waits, left }
+    fn key_usage(&self, key: &KeyInFlight) -> KeyUsage {
+        let has_quotas = self.0.authenticator.injects_key() || self.0.cache.is_key_proven(key.domain);
+        let quotas = if has_quotas { self.0.limits.left(Subject::Key(key.domain)) } else { Vec::new() };
+        KeyUsage { name: None, key: key.domain, waits: key.waits, quotas }
     }
 
-    /// Those of the team, and those who have left it but still have waits.
-    fn members(
+    /// Returns the usage of the members, and of removed members that still have waits; and their total number.
+    fn member_usage(
         &self,
-        team: Vec<(Arc<str>, KeyDomain)>,
+        members: Vec<(Arc<str>, KeyDomain)>,
         keys: &[KeyInFlight],
-        most: usize,
-    ) -> (Vec<Asker>, usize) {
+        limit: usize,
+    ) -> (Vec<KeyUsage>, usize) {
         let mut waits: BTreeMap<(Arc<str>, KeyDomain), usize> =
-            team.into_iter().map(|member| (member, 0)).collect();
+            members.into_iter().map(|member| (member, 0)).collect();
         for key in keys {
             for (name, parked) in &key.members {
                 *waits.entry((Arc::clone(name), key.domain)).or_default() += parked;
             }
         }
-        let in_all = waits.len();
+        let total = waits.len();
         let mut waits: Vec<_> = waits.into_iter().collect();
         waits.sort_by_key(|(_, waits)| Reverse(*waits));
-        waits.truncate(most);
-        let askers = waits.into_iter().map(|((name, key), waits)| Asker {
-            left: self.0.limits.quota_states(Subject::member(&name)),
+        waits.truncate(limit);
+        let usage = waits.into_iter().map(|((name, key), waits)| KeyUsage {
+            quotas: self.0.limits.left(Subject::member(&name)),
             name: Some(name),
             key,
             waits,
         });
-        (askers.collect(), in_all)
+        (usage.collect(), total)
     }
 }

@@ -1,70 +1,45 @@
-//! How a client wants to be served, beside what it asks for: `Prefer`, `Cache-Control` and `Accept`.
-//!
-//! It must never know the request's target, nor who asks.
+//! The options of a wait in its header fields: `Prefer`, `Cache-Control` and `Accept`.
 
 use std::time::Duration;
 
 use headers::{CacheControl, HeaderMapExt as _};
 use http::HeaderMap;
-use http::header::ACCEPT;
 
 use crate::config;
-use crate::protocol::headers as fields;
+use crate::protocol::preferences::{preferred_wait, prefers_events};
 
-/// What a wait's fields ask for.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestOptions {
-    /// How long it waits.
+    /// The duration of the wait, from its arrival.
     pub timeout: Duration,
-    /// The preference that was followed (promise 9).
+    /// The granted `Prefer: wait` (P9).
     pub applied: Option<Duration>,
-    /// The oldest kept state that will do; `None`: none will.
+    /// The maximal age of a cached state; `None`: no cached state may be used.
     pub max_age: Option<Duration>,
-    /// Whether the answer may be kept.
+    /// Whether the response may be stored.
     pub keep: bool,
-    /// Whether the upstream must not be asked.
+    /// Whether requests to the upstream are forbidden.
     pub only_if_cached: bool,
-    /// Whether the client wants each state as it is reached (promise 10).
+    /// Whether the client asks for an event stream (P10).
     pub events: bool,
 }
 
 impl RequestOptions {
-    /// What these fields say, and else the configuration.
-    pub(crate) fn of(request: &HeaderMap, wait: &config::WaitConfig) -> Self {
-        let control = request.typed_get().unwrap_or_else(CacheControl::new);
-        let applied = fields::preferred_wait(request).map(|asked| asked.min(wait.max_timeout));
-        let wants_new = control.no_cache() || control.no_store();
-        let events = wants_events(request);
+    pub(crate) fn from_headers(headers: &HeaderMap, wait: &config::Wait) -> Self {
+        let control = headers.typed_get().unwrap_or_else(CacheControl::new);
+        // P9
+        let applied = preferred_wait(headers).map(|preferred| preferred.min(wait.max_timeout));
+        let bypasses_cache = control.no_cache() || control.no_store();
+        let events = prefers_events(headers);
         Self {
             timeout: applied.unwrap_or(if events { wait.max_timeout } else { wait.timeout }),
             applied,
-            max_age: (!wants_new).then(|| control.max_age().unwrap_or(Duration::MAX)),
+            max_age: (!bypasses_cache).then(|| control.max_age().unwrap_or(Duration::MAX)),
             keep: !control.no_store(),
             only_if_cached: control.only_if_cached(),
             events,
         }
     }
-}
-
-/// Whether `Accept` names server-sent events and likes JSON no better (RFC 9110 §12.5.1). That anything will do is
-/// no wish for events.
-pub(crate) fn wants_events(request: &HeaderMap) -> bool {
-    let ranges: Vec<(&str, u16)> = fields::tokens(request, &ACCEPT).filter_map(range).collect();
-    let weight = |name: &str| {
-        let weights = ranges.iter().filter(|(range, _)| range.eq_ignore_ascii_case(name));
-        weights.map(|(_, weight)| *weight).max()
-    };
-    let json = ["application/json", "application/*", "*/*"].into_iter().find_map(weight);
-    weight("text/event-stream").is_some_and(|events| events > 0 && events >= json.unwrap_or(0))
-}
-
-/// A media range without its parameters, and its weight in thousandths. `None` where the weight is none.
-fn range(text: &str) -> Option<(&str, u16)> {
-    let mut parts = text.split(';').map(str::trim);
-    let name = parts.next()?;
-    let is_weight = |part: &&str| part.get(..2).is_some_and(|start| start.eq_ignore_ascii_case("q="));
-    let weight = parts.find(is_weight).map_or(Some(1.0), |part| part[2..].trim().parse::<f32>().ok())?;
-    (0.0..=1.0).contains(&weight).then_some((name, (weight * 1000.0) as u16))
 }
 
 #[cfg(test)]
@@ -73,39 +48,7 @@ mod tests {
     use crate::config::Config;
 
     #[test]
-    fn events_are_for_who_names_them_and_likes_json_no_better() {
-        let rows = [
-            ("text/event-stream", true),
-            ("Text/Event-Stream;charset=utf-8", true),
-            ("text/event-stream, */*;q=0.1", true),
-            ("application/json, text/event-stream", true),
-            ("application/json;q=0.8, text/event-stream; Q=0.9", true),
-            ("*/*, application/json;q=0.5, text/event-stream;q=0.5", true),
-            ("application/json, text/event-stream;q=0.9", false),
-            ("text/event-stream;q=0.9, */*", false),
-            ("text/event-stream;q=0", false),
-            ("text/event-stream;q=much", false),
-            ("text/event-stream;q=2", false),
-            ("text/*", false),
-            ("*/*", false),
-            ("application/json", false),
-            ("", false),
-        ];
-        for (accept, wants) in rows {
-            let mut request = HeaderMap::new();
-            request.insert(ACCEPT, accept.parse().unwrap());
-            assert_eq!(wants_events(&request), wants, "{accept}");
-        }
-        assert_eq!(rows.len(), 15);
-        assert!(!wants_events(&HeaderMap::new()));
-        let mut lines = HeaderMap::new();
-        lines.append(ACCEPT, "application/json".parse().unwrap());
-        lines.append(ACCEPT, "text/event-stream".parse().unwrap());
-        assert!(wants_events(&lines));
-    }
-
-    #[test]
-    fn a_stream_may_last_longer_than_a_wait_and_both_as_is_preferred() {
+    fn a_stream_lasts_for_max_timeout_and_a_wait_for_timeout_unless_prefer_says_otherwise() {
         let config = Config::default().wait;
         let rows = [
             (None, false, 120, None),
@@ -117,16 +60,16 @@ mod tests {
             (Some("wait=soon"), true, 600, None),
         ];
         for (prefer, events, timeout, applied) in rows {
-            let mut request = HeaderMap::new();
+            let mut headers = HeaderMap::new();
             if let Some(prefer) = prefer {
-                request.insert("prefer", prefer.parse().unwrap());
+                headers.insert("prefer", prefer.parse().unwrap());
             }
             if events {
-                request.insert(ACCEPT, "text/event-stream".parse().unwrap());
+                headers.insert("accept", "text/event-stream".parse().unwrap());
             }
-            let wish = RequestOptions::of(&request, &config);
+            let options = RequestOptions::from_headers(&headers, &config);
             let secs = Duration::from_secs;
-            assert_eq!((wish.timeout, wish.applied), (secs(timeout), applied.map(secs)), "{prefer:?}");
+            assert_eq!((options.timeout, options.applied), (secs(timeout), applied.map(secs)), "{prefer:?}");
         }
         assert_eq!(rows.len(), 7);
     }

@@ -1,6 +1,4 @@
-//! The answer to a wait: a job's or several jobs' bytes, with the fields that go along.
-//!
-//! It must never know how the states were come by beyond their [`Source`].
+//! Responses to waits, and the header fields that all responses have.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,63 +15,57 @@ use crate::core::job::{Head, JobState, Reply};
 use crate::core::job_body::{self, ListShape};
 use crate::core::route::Form;
 use crate::protocol::body::Body;
-use crate::protocol::headers::{self as fields, PSEUDONYM};
 use crate::protocol::request::RequestId;
+use crate::protocol::stored_headers::write_stored;
+use crate::protocol::via::{PSEUDONYM, append_via};
 
-/// Where states come from.
+/// The origin of the states in a response.
 #[derive(Clone, Debug)]
 pub(crate) enum ResponseOrigin {
-    /// The cache.
     Hit {
-        /// How long the answer may go on being given.
+        /// The time until the first of the states expires.
         ttl: Duration,
-        /// What is kept of the first job.
         first: Arc<CachedJob>,
     },
-    /// Polls.
     Poll {
-        /// Whether the wait cost a request.
-        how: Cost,
-        /// Whether the upstream's answer is this wait's own.
-        direct: bool,
+        cost: Cost,
+        /// Whether the wait opened the poll, so that its per-response headers are this client's own (P8).
+        is_own: bool,
     },
 }
 
-/// The answer with jobs in it.
+/// A response with jobs.
 #[derive(Clone, Debug)]
 pub(crate) struct JobResponse {
-    /// Which endpoint was asked.
     pub form: Form,
-    /// The jobs, in the order asked for; at least one.
+    /// At least one, in the order of the query.
     pub states: Vec<JobState>,
-    /// Where they come from.
-    pub source: ResponseOrigin,
-    /// Whether anybody may keep the answer.
+    pub origin: ResponseOrigin,
+    /// Whether the gateway and the client may store the response.
     pub keep: bool,
-    /// The wait that the client preferred and got.
+    /// The granted `Prefer: wait`.
     pub applied: Option<Duration>,
 }
 
 impl JobResponse {
-    /// The answer, or 304 where the client has it already.
-    /// `shape` is asked for the outer shape of a list only.
-    pub(crate) fn answer(
+    /// Returns the response; 304 if it has the client's `ETag`. `shape` is called for lists only.
+    pub(crate) fn into_response(
         self,
         cache: &Cache,
         shape: impl FnOnce() -> Arc<ListShape>,
         condition: Option<IfNoneMatch>,
     ) -> Response<Body> {
-        let mut headers = self.head();
+        let mut headers = self.upstream_headers();
         let body = self.body(shape);
         let lifetime = self.lifetime(cache);
-        match (lifetime, &self.source) {
+        match (lifetime, &self.origin) {
             (None, ResponseOrigin::Hit { .. } | ResponseOrigin::Poll { .. }) => {
                 headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
             }
-            (Some(lifetime), source) => {
-                let etag = match (source, self.form) {
+            (Some(lifetime), origin) => {
+                let etag = match (origin, self.form) {
                     (ResponseOrigin::Hit { first, .. }, Form::Single) => first.etag.clone(),
-                    // Its bytes are more than the job's, even with one job.
+                    // The bytes of a list differ from those of its job, even with a single one.
                     (ResponseOrigin::Hit { .. }, Form::Multi) | (ResponseOrigin::Poll { .. }, _) => {
                         cache.etag(&body)
                     }
@@ -84,18 +76,18 @@ impl JobResponse {
             }
         }
         let age = self.age().as_secs();
-        if matches!(self.source, ResponseOrigin::Hit { .. }) || (lifetime.is_some() && age > 0) {
+        if matches!(self.origin, ResponseOrigin::Hit { .. }) || (lifetime.is_some() && age > 0) {
             headers.insert(AGE, with_number("", age));
         }
-        match &self.source {
-            ResponseOrigin::Hit { ttl, .. } => hit(&mut headers, *ttl),
-            ResponseOrigin::Poll { how, .. } => {
+        match &self.origin {
+            ResponseOrigin::Hit { ttl, .. } => append_hit_status(&mut headers, *ttl),
+            ResponseOrigin::Poll { cost, .. } => {
                 let stored = if lifetime.is_some() { "; stored" } else { "" };
-                forwarded(&mut headers, *how, self.upstream_status(), stored);
+                append_miss_status(&mut headers, *cost, self.upstream_status(), stored);
             }
         }
-        prefer_applied(&mut headers, self.applied);
-        let mut response = match not_modified(condition, &headers) {
+        insert_preference_applied(&mut headers, self.applied);
+        let mut response = match is_not_modified(condition, &headers) {
             true => {
                 headers.remove(CONTENT_TYPE);
                 let mut response = Response::new(Body::empty());
@@ -108,24 +100,25 @@ impl JobResponse {
         response
     }
 
-    /// What goes along with the first job.
-    fn head(&self) -> HeaderMap {
+    /// Returns the upstream's header fields of the first job.
+    fn upstream_headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::with_capacity(TYPICAL_HEADERS);
-        match &self.source {
+        match &self.origin {
             ResponseOrigin::Hit { first, .. } => {
                 for (name, value) in &first.head.fields {
                     headers.append(name, value.clone());
                 }
             }
-            ResponseOrigin::Poll { direct, .. } => {
+            ResponseOrigin::Poll { is_own, .. } => {
                 if let Some(first) = self.states.first() {
-                    write_head(&first.head, *direct, &mut headers);
+                    write_head(&first.head, *is_own, &mut headers);
                 }
             }
         }
         headers
     }
 
+    // P8: the bytes of each job are the upstream's.
     fn body(&self, shape: impl FnOnce() -> Arc<ListShape>) -> Bytes {
         match (self.form, self.states.as_slice()) {
             (Form::Single, [state]) => state.body.clone(),
@@ -135,15 +128,14 @@ impl JobResponse {
         }
     }
 
-    /// For how long the client may keep it, from when the oldest state was seen; `None`: not at all.
+    /// Returns the time for which the client may store the response, counted from when the oldest state was seen.
     fn lifetime(&self, cache: &Cache) -> Option<Duration> {
         let ttls = self.states.iter().map(|state| state.rung.and_then(|rung| cache.terminal_ttl(rung)));
         let is_whole = self.states.iter().all(|state| state.head.is_whole);
         ttls.min().flatten().filter(|ttl| self.keep && is_whole && !ttl.is_zero())
     }
 
-    /// The status that the upstream answered with. The client gets a 200 whichever 2xx that is: the answer to a wait is the
-    /// job, however it was come by.
+    /// Returns the status of the upstream. The client gets 200 for any 2xx: the response to a wait is the job (P8).
     fn upstream_status(&self) -> StatusCode {
         let status = self.states.first().and_then(|first| StatusCode::from_u16(first.head.status).ok());
         status.unwrap_or_default()
@@ -155,28 +147,27 @@ impl JobResponse {
     }
 }
 
-/// What the upstream wrote, as it wrote it.
+/// Returns the upstream's reply as it came (P8).
 pub(crate) fn unsplit_response(
     reply: &Reply,
-    how: Cost,
-    direct: bool,
+    cost: Cost,
+    is_own: bool,
     applied: Option<Duration>,
 ) -> Response<Body> {
     let mut response = Response::new(Body::full(reply.body.clone()));
-    *response.status_mut() =
-        StatusCode::from_u16(reply.status).expect("it was a status when the upstream wrote it");
+    *response.status_mut() = StatusCode::from_u16(reply.status).expect("a reply has a valid status");
     let status = response.status();
     let headers = response.headers_mut();
-    write_head(&reply.head, direct, headers);
+    write_head(&reply.head, is_own, headers);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    forwarded(headers, how, status, "");
-    prefer_applied(headers, applied);
+    append_miss_status(headers, cost, status, "");
+    insert_preference_applied(headers, applied);
     response
 }
 
-/// Says that the upstream was asked; for who caused that, what came of it too.
-fn forwarded(headers: &mut HeaderMap, how: Cost, status: StatusCode, stored: &str) {
-    match how {
+/// Appends `Cache-Status` of a miss; with the upstream's status if the wait cost an upstream request.
+fn append_miss_status(headers: &mut HeaderMap, cost: Cost, status: StatusCode, stored: &str) {
+    match cost {
         Cost::Opened => {
             append_status(headers, &[PSEUDONYM, "; fwd=miss; fwd-status=", status.as_str(), stored])
         }
@@ -184,81 +175,79 @@ fn forwarded(headers: &mut HeaderMap, how: Cost, status: StatusCode, stored: &st
     }
 }
 
-fn write_head(head: &Head, direct: bool, headers: &mut HeaderMap) {
-    fields::write_stored(head, direct, headers);
-    fields::append_via(headers, Version::HTTP_11);
+fn write_head(head: &Head, is_own: bool, headers: &mut HeaderMap) {
+    write_stored(head, is_own, headers);
+    append_via(headers, Version::HTTP_11);
 }
 
-/// Says which preference was followed (RFC 7240 §3).
-pub(crate) fn prefer_applied(headers: &mut HeaderMap, applied: Option<Duration>) {
+/// Inserts `Preference-Applied` (RFC 7240 §3) for a granted `Prefer: wait` (P9).
+pub(crate) fn insert_preference_applied(headers: &mut HeaderMap, applied: Option<Duration>) {
     if let Some(applied) = applied {
         headers.insert(PREFERENCE_APPLIED, with_number("wait=", applied.as_secs()));
     }
 }
 
-/// RFC 9110 §13.1.2.
-fn not_modified(condition: Option<IfNoneMatch>, answer: &HeaderMap) -> bool {
+/// Evaluates `If-None-Match` (RFC 9110 §13.1.2).
+fn is_not_modified(condition: Option<IfNoneMatch>, headers: &HeaderMap) -> bool {
     let Some(condition) = condition else { return false };
-    answer.typed_get::<ETag>().is_some_and(|etag| !condition.precondition_passes(&etag))
+    headers.typed_get::<ETag>().is_some_and(|etag| !condition.precondition_passes(&etag))
 }
 
-/// Says what the gateway did with the request (RFC 9211), after what others before it said.
-pub(crate) fn cache_status(headers: &mut HeaderMap, member: &str) {
+/// Appends the gateway's member of `Cache-Status` (RFC 9211), after those of caches closer to the origin.
+pub(crate) fn append_cache_status(headers: &mut HeaderMap, member: &str) {
     append_status(headers, &[PSEUDONYM, "; ", member]);
 }
 
-/// Says that the answer was kept, and may be given for so much longer.
-pub(crate) fn hit(headers: &mut HeaderMap, ttl: Duration) {
+/// Appends `Cache-Status` of a hit.
+pub(crate) fn append_hit_status(headers: &mut HeaderMap, ttl: Duration) {
     append_status(headers, &[PSEUDONYM, "; hit; ttl=", itoa::Buffer::new().format(ttl.as_secs())]);
 }
 
 fn append_status(headers: &mut HeaderMap, parts: &[&str]) {
-    headers.append(CACHE_STATUS, joined(parts));
+    headers.append(CACHE_STATUS, concat_value(parts));
 }
 
 fn with_number(text: &str, number: u64) -> HeaderValue {
-    joined(&[text, itoa::Buffer::new().format(number)])
+    concat_value(&[text, itoa::Buffer::new().format(number)])
 }
 
-/// A field's value out of its parts. Without formatting machinery: every answer has some.
-fn joined(parts: &[&str]) -> HeaderValue {
-    HeaderValue::from_maybe_shared(Bytes::from(parts.concat())).expect("tokens and digits are a value")
+/// Joins the parts of a value. Every response has some, so this avoids `format!`.
+fn concat_value(parts: &[&str]) -> HeaderValue {
+    HeaderValue::from_maybe_shared(Bytes::from(parts.concat())).expect("tokens and digits are valid")
 }
 
-/// The answer to a preflight; what it lets in is written by [`crate::protocol::cors`].
-pub(crate) fn preflight() -> Response<Body> {
+/// Returns the response to a CORS preflight; [`crate::protocol::cors`] adds its fields.
+pub(crate) fn preflight_response() -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
-    cache_status(response.headers_mut(), "detail=preflight");
+    append_cache_status(response.headers_mut(), "detail=preflight");
     response
 }
 
-/// Returns the answer to an OPTIONS request that must not be forwarded (RFC 9110 §7.6.2).
-pub(crate) fn options() -> Response<Body> {
+/// Returns the response to an OPTIONS request that must not be forwarded (RFC 9110 §7.6.2).
+pub(crate) fn max_forwards_response() -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
     response.headers_mut().insert(ALLOW, ALLOWED_METHODS);
-    cache_status(response.headers_mut(), "detail=max-forwards");
+    append_cache_status(response.headers_mut(), "detail=max-forwards");
     response
 }
 
-/// The methods that the gateway forwards, among those that HTTP defines. Which of them a resource knows is the
-/// upstream's to say.
+/// The methods of HTTP that the gateway forwards. The upstream decides which of them a resource supports.
 pub(crate) const ALLOWED_METHODS: HeaderValue =
     HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 
-/// Adds what every answer carries. An id that the upstream gave its own answer stays.
+/// Adds the fields that every response has. The upstream's own `X-Request-Id` stays.
 pub(crate) fn add_common_headers(headers: &mut HeaderMap, id: &RequestId) {
     headers.entry(X_REQUEST_ID).or_insert_with(|| id.value().clone());
     if !headers.contains_key(VIA) {
-        fields::append_via(headers, Version::HTTP_11);
+        append_via(headers, Version::HTTP_11);
     }
 }
 
-/// Room for the fields of an answer: as much as a map of 16 places takes before it grows. hyper keeps it, empty, as long
-/// as the connection lasts.
+/// The initial capacity of a response's header map: the most that fits into 16 slots. hyper keeps the empty map for the
+/// lifetime of the connection.
 const TYPICAL_HEADERS: usize = 12;
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
-/// The name of a request, in requests and answers.
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

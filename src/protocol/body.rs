@@ -1,4 +1,4 @@
-//! The body of an answer: bytes at hand, or a stream that is passed on as it comes.
+//! Message bodies: bytes in memory, or a stream that is passed on as it arrives.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -8,35 +8,30 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 
-/// Whatever ended a body early; for logs only.
+/// The error that ended a body early. It goes to logs only.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Nothing came of a body for too long, though its sender was waited for.
+/// The sender of a body sent nothing for too long while the gateway was reading.
 #[derive(Debug, thiserror::Error)]
-#[error("nothing of the body came for too long")]
+#[error("the body stalled for too long")]
 pub(crate) struct Stalled;
 
-/// What clipgate answers with. Bytes at hand cost no allocation.
+/// The body of a request or response. Bytes in memory cost no allocation.
 #[derive(Debug)]
 pub enum Body {
-    /// All of it.
     Full(Full<Bytes>),
-    /// Its frames as they arrive from elsewhere.
     Stream(UnsyncBoxBody<Bytes, BoxError>),
 }
 
 impl Body {
-    /// Nothing.
     pub fn empty() -> Self {
         Self::full(Bytes::new())
     }
 
-    /// These bytes.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         Self::Full(Full::new(bytes.into()))
     }
 
-    /// Another body, unread.
     pub fn stream<B>(body: B) -> Self
     where
         B: HttpBody<Data = Bytes> + Send + 'static,

@@ -1,30 +1,29 @@
-//! What is known of a request before its key is: its id, where it comes from, since when.
+//! The context of a request that is known before its key: id, origin, time of arrival.
 
-use std::borrow::Cow;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use http::HeaderValue;
 
+use super::field_value::copy_value;
 pub use super::forwarded::ForwardedChain;
-use crate::protocol::headers;
+pub use super::peer::Peer;
 
-/// The longest request id that is taken over from a client, in bytes.
+/// The longest request id that is taken from a client, in bytes.
 const MAX_ID_BYTES: usize = 128;
 
-/// The name of one request, the same in its answer, its log line and at the upstream.
+/// The id of one request, in its response, in its log line and at the upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestId(HeaderValue);
 
 impl RequestId {
-    /// The client's own `X-Request-Id`, if it is 1 to 128 visible ASCII characters, else a new one.
+    /// Takes the client's `X-Request-Id` if it is 1 to 128 visible ASCII characters, else creates a random id.
     pub fn new(of_client: Option<&HeaderValue>) -> Self {
         let fits = |value: &&HeaderValue| {
             (1..=MAX_ID_BYTES).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
         };
         match of_client.filter(fits) {
-            Some(value) => Self(headers::copy_value(value)),
+            Some(value) => Self(copy_value(value)),
             None => Self::random(),
         }
     }
@@ -36,14 +35,12 @@ impl RequestId {
         Self(HeaderValue::from_bytes(&text).expect("hex digits are a header value"))
     }
 
-    /// The id as a header field's value.
     pub fn value(&self) -> &HeaderValue {
         &self.0
     }
 
-    /// The id's text.
     pub fn as_str(&self) -> &str {
-        self.0.to_str().expect("only visible ASCII is taken")
+        self.0.to_str().expect("ids are visible ASCII")
     }
 }
 
@@ -53,70 +50,15 @@ impl fmt::Display for RequestId {
     }
 }
 
-/// The other end of a client's connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Peer {
-    /// By address and port.
-    Tcp(SocketAddr),
-    /// A unix socket, which has no address.
-    Unix,
-}
-
-impl Peer {
-    /// Its address, for people: `unix` where it has none.
-    pub fn address(self) -> Cow<'static, str> {
-        match self.ip() {
-            Some(ip) => Cow::Owned(shown(ip)),
-            None => Cow::Borrowed("unix"),
-        }
-    }
-
-    /// Its address, if it has one; one of IPv4 as that.
-    pub fn ip(self) -> Option<IpAddr> {
-        match self {
-            Peer::Tcp(address) => Some(address.ip().to_canonical()),
-            Peer::Unix => None,
-        }
-    }
-
-    /// Its port.
-    pub fn port(self) -> Option<u16> {
-        match self {
-            Peer::Tcp(address) => Some(address.port()),
-            Peer::Unix => None,
-        }
-    }
-}
-
-/// An address as a text.
-pub(crate) fn shown(ip: IpAddr) -> String {
-    let mut text = String::with_capacity("255.255.255.255".len());
-    push_address(&mut text, ip);
-    text
-}
-
-/// What its `Display` writes. That is slow, and each request has several.
-pub(super) fn push_address(text: &mut String, ip: IpAddr) {
-    let IpAddr::V4(ip) = ip else { return text.push_str(&ip.to_string()) };
-    let mut digits = itoa::Buffer::new();
-    for (n, octet) in ip.octets().into_iter().enumerate() {
-        if n > 0 {
-            text.push('.');
-        }
-        text.push_str(digits.format(octet));
-    }
-}
-
-/// What every step of a request may know.
+/// The context of a request.
 #[derive(Clone, Debug)]
 pub struct RequestCtx {
-    /// Its id.
     pub id: RequestId,
-    /// Where it comes from.
-    pub trail: ForwardedChain,
+    /// The connection's peer and the proxies before it.
+    pub forwarded: ForwardedChain,
     /// Whether the client's connection is TLS.
     pub is_tls: bool,
-    /// When its head was read.
+    /// The time when the head was read.
     pub arrived: Instant,
 }
 
@@ -125,15 +67,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clients_id_is_taken_over_only_if_it_cannot_harm_a_log() {
-        let taken = |text: &[u8]| {
+    fn a_clients_request_id_is_used_only_if_it_is_short_visible_ascii() {
+        let is_used = |text: &[u8]| {
             let value = HeaderValue::from_bytes(text).unwrap();
             RequestId::new(Some(&value)).as_str().as_bytes() == text
         };
-        assert!(taken(b"req-1"));
-        assert!(taken(&[b'x'; 128]));
+        assert!(is_used(b"req-1"));
+        assert!(is_used(&[b'x'; 128]));
         for bad in [&b""[..], b"a b", b"a\tb", b"\xc3\xa9", &[b'x'; 129]] {
-            assert!(!taken(bad), "{bad:?}");
+            assert!(!is_used(bad), "{bad:?}");
         }
         assert_ne!(RequestId::new(None), RequestId::new(None));
     }

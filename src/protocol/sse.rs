@@ -1,34 +1,56 @@
-//! Server-sent events as bytes (HTML Standard, section 9.2).
+//! Writes server-sent events (HTML Standard, section 9.2).
 //!
-//! It must never know what an event tells.
+//! ```text
+//! retry: 2000            OPENING: the first line of a stream
+//! event: status          SseEvent
+//! id: 5d1c29f0:queued
+//! data: {…}
+//!
+//! :                      COMMENT: sent while there is no event
+//! ```
 
 use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
-/// How long a client waits before it connects anew.
+/// The pause before a client reconnects.
 pub(crate) const RETRY: Duration = Duration::from_secs(2);
 
-/// What a silent stream says so that nobody on the way takes it for dead. No empty line comes after it, nor after the
-/// greeting: some clients take that for an event, if an empty one.
+/// The first line of a stream: sets the client's pause to [`RETRY`]. No empty line follows: some clients take that for
+/// an event without data.
+pub(crate) const OPENING: Bytes = Bytes::from_static(b"retry: 2000\n");
+
+/// A comment, which keeps proxies from closing a stream without events. Like [`OPENING`], without an empty line.
 pub(crate) const COMMENT: Bytes = Bytes::from_static(b":\n");
 
 /// One event.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Event<'a> {
-    pub name: &'static str,
-    /// What a client that connects anew gives back; `None`: what it was told before.
-    pub id: Option<&'a str>,
-    /// From now on the pause before a client connects anew.
-    pub retry: Option<Duration>,
-    /// UTF-8, and not empty: no client is told an event without data.
-    pub data: &'a [u8],
+pub(crate) struct SseEvent<'a> {
+    name: &'static str,
+    id: Option<&'a str>,
+    retry: Option<Duration>,
+    data: &'a [u8],
 }
 
-impl Event<'_> {
-    /// The event's bytes. Where the data has several lines, the client puts a line feed between them, whatever
-    /// was there.
-    pub(crate) fn bytes(&self) -> Bytes {
+impl<'a> SseEvent<'a> {
+    /// `data` is UTF-8 and not empty: clients drop events without data.
+    pub(crate) fn new(name: &'static str, data: &'a [u8]) -> Self {
+        Self { name, id: None, retry: None, data }
+    }
+
+    /// Sets the id that a reconnecting client sends as `Last-Event-ID`. Without one the client keeps the previous id.
+    pub(crate) fn with_id(self, id: &'a str) -> Self {
+        Self { id: Some(id), ..self }
+    }
+
+    /// Changes the client's pause before it reconnects.
+    pub(crate) fn with_retry(self, retry: Duration) -> Self {
+        Self { retry: Some(retry), ..self }
+    }
+
+    /// Returns the event as it is sent. The client joins the lines of the data by line feeds, whichever line ends they
+    /// had.
+    pub(crate) fn to_bytes(self) -> Bytes {
         let mut out = BytesMut::with_capacity(self.data.len() + 128);
         put_field(&mut out, "event", self.name.as_bytes());
         if let Some(id) = self.id {
@@ -45,11 +67,6 @@ impl Event<'_> {
     }
 }
 
-/// What a stream begins with.
-pub(crate) fn greeting() -> Bytes {
-    Bytes::from(format!("retry: {}\n", RETRY.as_millis()))
-}
-
 fn put_field(out: &mut BytesMut, name: &str, value: &[u8]) {
     out.put_slice(name.as_bytes());
     out.put_slice(b": ");
@@ -57,7 +74,7 @@ fn put_field(out: &mut BytesMut, name: &str, value: &[u8]) {
     out.put_u8(b'\n');
 }
 
-/// CRLF, LF and CR each end a line.
+/// Splits at CRLF, LF and CR, each of which ends a line.
 fn lines(data: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(data);
     std::iter::from_fn(move || {
@@ -77,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_line_of_the_data_is_one_of_the_event() {
+    fn each_line_of_the_data_is_one_field_of_the_event() {
         let rows: [(&[u8], &str); 7] = [
             (b"{}", "data: {}\n"),
             (b"{\n}", "data: {\ndata: }\n"),
@@ -88,16 +105,19 @@ mod tests {
             (b" {}", "data:  {}\n"),
         ];
         for (data, written) in rows {
-            let event = Event { name: "status", id: None, retry: None, data };
-            assert_eq!(event.bytes(), format!("event: status\n{written}\n"), "{data:?}");
+            let event = SseEvent::new("status", data);
+            assert_eq!(event.to_bytes(), format!("event: status\n{written}\n"), "{data:?}");
         }
     }
 
     #[test]
-    fn an_event_may_have_an_id_and_another_pause() {
-        let retry = Some(Duration::from_secs(5));
-        let event = Event { name: "error", id: Some("x:over"), retry, data: b"{}" };
-        assert_eq!(event.bytes(), "event: error\nid: x:over\nretry: 5000\ndata: {}\n\n");
-        assert_eq!(greeting(), "retry: 2000\n");
+    fn an_event_may_have_an_id_and_its_own_retry_pause() {
+        let event = SseEvent::new("error", b"{}").with_id("x:over").with_retry(Duration::from_secs(5));
+        assert_eq!(event.to_bytes(), "event: error\nid: x:over\nretry: 5000\ndata: {}\n\n");
+    }
+
+    #[test]
+    fn the_opening_sets_the_default_retry_pause() {
+        assert_eq!(OPENING, format!("retry: {}\n", RETRY.as_millis()));
     }
 }

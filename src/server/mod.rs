@@ -295,7 +295,7 @@ impl Server {
         let service = service_fn(|request: hyper::Request<Incoming>| {
             let ctx = RequestCtx {
                 id: RequestId::new(request.headers().get(X_REQUEST_ID)),
-                trail: ForwardedChain::read(request.headers(), peer, &self.0.trusted.load()),
+                forwarded: ForwardedChain::from_headers(request.headers(), peer, &self.0.trusted.load()),
                 is_tls,
                 arrived: clock::now(),
             };

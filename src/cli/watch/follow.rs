@@ -13,7 +13,7 @@ use crate::core::backoff::Backoff;
 use crate::core::job::{JobId, JobSet};
 use crate::core::job_body::{self, SplitBody};
 use crate::core::route::{Form, Route, Rung};
-use crate::protocol::headers::retry_after;
+use crate::protocol::retry_after::retry_after;
 use crate::upstream::client::Client;
 
 /// Pauses between retries.

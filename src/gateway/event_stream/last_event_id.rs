@@ -1,17 +1,17 @@
-//! What a client has been told, as its events' ids say and `Last-Event-ID` gives back.
+//! The position of a client in its stream, as event ids and `Last-Event-ID` carry it.
 //!
 //! ```text
-//! 5d1c29f0:streaming,queued,-     the rung told of each job, in the order asked for; `-`: none yet
-//! 5d1c29f0:over                   nothing is left to tell
+//! 5d1c29f0:streaming,queued,-     the rung sent of each job, in the order of the query; `-`: none yet
+//! 5d1c29f0:over                   all events are sent
 //! ```
 //!
-//! First comes a digest of what is asked for: the id of another stream says nothing of this one. All of it is known to
-//! the client anyway, and a client that makes one up misleads nobody but itself.
+//! The digest of jobs and rung comes first, so that ids of other streams are ignored. An id contains nothing that the
+//! client does not know, and a forged one changes only the client's own stream.
 
 use crate::core::job::JobId;
 use crate::core::route::{Ladder, Rung};
 
-/// The ids of one request's events.
+/// Writes and reads the event ids of one request.
 #[derive(Clone, Debug)]
 pub(super) struct PositionCodec {
     digest: String,
@@ -19,22 +19,21 @@ pub(super) struct PositionCodec {
     jobs: usize,
 }
 
-/// What a client that connects anew has been told.
+/// The events that a client has received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Position {
-    /// The rung of each job.
-    Told(Vec<Option<Rung>>),
-    /// That there is no more.
+    /// The highest rung of each job.
+    Sent(Vec<Option<Rung>>),
+    /// All of them.
     Over,
 }
 
 impl PositionCodec {
-    /// For these jobs, in this order, until this rung.
     pub(super) fn new(ladder: &Ladder, jobs: &[JobId], goal: Rung) -> Self {
         let mut hash = blake3::Hasher::new();
         hash.update(ladder.name(goal).as_bytes());
         for job in jobs {
-            // Neither a status word nor an id is empty or can be taken for two.
+            // The length separates ids, so that different lists have different digests.
             hash.update(&job.as_str().len().to_le_bytes());
             hash.update(job.as_str().as_bytes());
         }
@@ -42,29 +41,28 @@ impl PositionCodec {
         Self { digest, ladder: ladder.clone(), jobs: jobs.len() }
     }
 
-    /// The id that says so.
-    pub(super) fn write(&self, mark: &Position) -> String {
+    pub(super) fn encode(&self, position: &Position) -> String {
         let rung = |rung: &Option<Rung>| rung.map_or(NONE, |rung| self.ladder.name(rung));
-        match mark {
-            Position::Told(told) => {
-                format!("{}:{}", self.digest, told.iter().map(rung).collect::<Vec<_>>().join(","))
+        match position {
+            Position::Sent(sent) => {
+                format!("{}:{}", self.digest, sent.iter().map(rung).collect::<Vec<_>>().join(","))
             }
             Position::Over => format!("{}:{OVER}", self.digest),
         }
     }
 
-    /// What `Last-Event-ID` says; `None` if that cannot be read, or is of another request.
-    pub(super) fn read(&self, id: &str) -> Option<Position> {
-        let told = id.trim().strip_prefix(&self.digest)?.strip_prefix(':')?;
-        if told == OVER {
+    /// Parses `Last-Event-ID`. `None`: the id is invalid, or belongs to another request.
+    pub(super) fn decode(&self, id: &str) -> Option<Position> {
+        let rungs = id.trim().strip_prefix(&self.digest)?.strip_prefix(':')?;
+        if rungs == OVER {
             return Some(Position::Over);
         }
         let rung = |word| match word {
             NONE => Some(None),
             word => self.ladder.rung(word).map(Some),
         };
-        let told: Vec<_> = told.split(',').take(self.jobs + 1).map(rung).collect::<Option<_>>()?;
-        (told.len() == self.jobs).then_some(Position::Told(told))
+        let sent: Vec<_> = rungs.split(',').take(self.jobs + 1).map(rung).collect::<Option<_>>()?;
+        (sent.len() == self.jobs).then_some(Position::Sent(sent))
     }
 }
 
@@ -77,32 +75,28 @@ mod tests {
     use super::*;
     use crate::core::route::Route;
 
-    fn marks(ids: &[&str], goal: &str) -> PositionCodec {
+    fn codec(ids: &[&str], goal: &str) -> PositionCodec {
         let ladder = Route::suno().ladder;
         let jobs: Vec<_> = ids.iter().map(|id| JobId::new(id).unwrap()).collect();
         PositionCodec::new(&ladder, &jobs, ladder.rung(goal).unwrap())
     }
 
-    fn read(marks: &PositionCodec, id: &str) -> Option<Position> {
-        marks.read(id)
-    }
-
     #[test]
-    fn what_is_written_is_read() {
-        let marks = marks(&["a", "b", "c"], "completed");
+    fn an_encoded_position_decodes_to_itself() {
+        let codec = codec(&["a", "b", "c"], "completed");
         let ladder = Route::suno().ladder;
-        let told = Position::Told(vec![ladder.rung("streaming"), None, ladder.rung("error")]);
-        for mark in [told, Position::Told(vec![None; 3]), Position::Over] {
-            let id = marks.write(&mark);
-            assert_eq!(read(&marks, &id), Some(mark), "{id}");
+        let sent = Position::Sent(vec![ladder.rung("streaming"), None, ladder.rung("error")]);
+        for position in [sent, Position::Sent(vec![None; 3]), Position::Over] {
+            let id = codec.encode(&position);
+            assert_eq!(codec.decode(&id), Some(position), "{id}");
         }
-        assert_eq!(marks.write(&Position::Told(vec![None; 3]))[DIGEST_DIGITS..], *":-,-,-");
+        assert_eq!(codec.encode(&Position::Sent(vec![None; 3]))[DIGEST_DIGITS..], *":-,-,-");
     }
 
     #[test]
-    fn what_cannot_be_read_counts_as_none() {
-        let marks = marks(&["a", "b"], "completed");
-        let good = marks.write(&Position::Told(vec![None; 2]));
+    fn an_invalid_id_decodes_to_none() {
+        let codec = codec(&["a", "b"], "completed");
+        let good = codec.encode(&Position::Sent(vec![None; 2]));
         let digest = &good[..DIGEST_DIGITS];
         let bad =
             ["", "7", digest, ":-,-", &format!("{digest}:"), &format!("{digest}:-"), &format!("{good},-")];
@@ -111,20 +105,20 @@ mod tests {
             &format!("{digest}:over,-"),
             "00000000:over",
         ]) {
-            assert_eq!(read(&marks, id), None, "{id}");
+            assert_eq!(codec.decode(id), None, "{id}");
         }
-        assert!(marks.read("\u{ff}").is_none());
-        assert!(read(&marks, &good).is_some());
+        assert!(codec.decode("\u{ff}").is_none());
+        assert!(codec.decode(&good).is_some());
     }
 
     #[test]
-    fn an_id_is_good_for_what_was_asked_for_and_nothing_else() {
-        let id = marks(&["a", "b"], "completed").write(&Position::Over);
-        assert_eq!(read(&marks(&["a", "b"], "complete"), &id), Some(Position::Over));
+    fn an_id_is_valid_only_for_the_same_jobs_in_the_same_order_and_the_same_rung() {
+        let id = codec(&["a", "b"], "completed").encode(&Position::Over);
+        assert_eq!(codec(&["a", "b"], "complete").decode(&id), Some(Position::Over));
         for (ids, goal) in
             [(&["b", "a"][..], "completed"), (&["a", "b"], "streaming"), (&["ab"], "completed")]
         {
-            assert_eq!(read(&marks(ids, goal), &id), None, "{ids:?}");
+            assert_eq!(codec(ids, goal).decode(&id), None, "{ids:?}");
         }
     }
 }

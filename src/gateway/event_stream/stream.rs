@@ -1,8 +1,12 @@
-//! One client's stream: what it has been told of each job, and the waits that will tell it more.
+//! One event stream: the states that its client has received, and the waits for further ones.
 //!
-//! A job waits for the rung after the one told, then for the next, until it is where the client wants it. When each
-//! is, the stream is done; when the client's time is over before, or the gateway stops, it just ends: the client
-//! connects anew, says what it was told last, and goes on.
+//! | a wait ends with | event | then |
+//! | --- | --- | --- |
+//! | its rung reached | `status` | a wait for the next rung; `done` if every job is at the goal |
+//! | time-out, or the gateway stops | `status` | the stream ends without `done`; the client reconnects |
+//! | a body that cannot be split | none | one wait for each of its jobs; for a single job `error`, final |
+//! | an error of the upstream, 3xx or 4xx | `error` | final: a reconnect gets 204 |
+//! | any other error, a 429 included | `error` | the client reconnects after a pause |
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -28,133 +32,132 @@ use crate::gateway::error::GatewayError;
 use crate::hub::{HubError, WaitRequest};
 use crate::limits::Subject;
 use crate::protocol::request::RequestId;
-use crate::protocol::sse::{self, Event};
+use crate::protocol::sse::{self, SseEvent};
 
-/// How long a stream is silent at most (contract, section 7).
+/// The longest time without an event before a comment is sent.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
-/// The pause before a job on no ladder is asked for again: that is answered at once, whatever is asked for.
-const STRAY_PAUSE: Duration = Duration::from_secs(2);
+/// The pause before the next wait on a job with an unknown status, as the upstream answers such a wait at once.
+const UNKNOWN_STATUS_PAUSE: Duration = Duration::from_secs(2);
 
-/// The pause before a client connects anew that the upstream has no time for, where it does not say how long.
+/// The client's pause after a 429 of the upstream without `Retry-After`.
 const BUSY_PAUSE: Duration = Duration::from_secs(10);
 
-/// A wait under way, with the jobs that it is for.
-type Asked = Pin<Box<dyn Future<Output = (JobSet, Result<WaitResult, HubError>)> + Send>>;
+/// A wait in progress, with its jobs.
+type PendingWait = Pin<Box<dyn Future<Output = (JobSet, Result<WaitResult, HubError>)> + Send>>;
 
 pub(super) struct JobStream {
     streams: EventStreams,
-    ask: StreamRequest,
+    request: StreamRequest,
     goal: Rung,
-    marks: PositionCodec,
-    until: Instant,
-    /// In the order asked for.
-    jobs: Vec<Job>,
-    /// One for each job at most.
-    asked: FuturesUnordered<Asked>,
-    /// What the client has not read: an event for each job and one for the end, at most.
+    codec: PositionCodec,
+    deadline: Instant,
+    /// In the order of the query.
+    jobs: Vec<JobProgress>,
+    /// At most one per job.
+    pending: FuturesUnordered<PendingWait>,
+    /// Events that the client has not read: at most one per job, and one for the end.
     unread: VecDeque<Bytes>,
-    log: Log,
+    log: StreamLog,
 }
 
-struct Job {
+struct JobProgress {
     id: JobId,
-    /// The highest rung told.
-    told: Option<Rung>,
-    /// The digest of the state told since then that is on no ladder.
+    /// The highest rung sent.
+    sent: Option<Rung>,
+    /// The digest of the state with an unknown status that was sent after `sent`.
     unknown_status_digest: Option<blake3::Hash>,
 }
 
-/// What a stream begins with.
 pub(super) enum StreamStart {
     /// Waits are parked.
-    Asking,
-    /// All that it will tell was kept, for so much longer.
-    Kept { ttl: Duration },
-    /// All was told before.
-    ToldBefore,
+    Waiting,
+    /// The cache has all states, for at least `ttl`.
+    Cached { ttl: Duration },
+    /// The client already has all states.
+    SentBefore,
 }
 
 impl JobStream {
-    /// A stream to a client that has been told these rungs, in the order asked for.
+    /// `sent` has the rung that the client already has of each job, in the order of the query.
     pub(super) fn new(
         streams: EventStreams,
-        ask: StreamRequest,
+        request: StreamRequest,
         goal: Rung,
-        marks: PositionCodec,
-        told: Vec<Option<Rung>>,
+        codec: PositionCodec,
+        sent: Vec<Option<Rung>>,
     ) -> Self {
-        let jobs = ask.asked.asked.iter().cloned().zip(told);
+        let jobs = request.query.asked.iter().cloned().zip(sent);
         Self {
-            jobs: jobs.map(|(id, told)| Job { id, told, unknown_status_digest: None }).collect(),
-            until: ask.arrived + ask.wish.timeout,
-            asked: FuturesUnordered::new(),
-            unread: VecDeque::from([sse::greeting()]),
-            log: Log::new(&ask),
+            jobs: jobs.map(|(id, sent)| JobProgress { id, sent, unknown_status_digest: None }).collect(),
+            deadline: request.arrived + request.options.timeout,
+            pending: FuturesUnordered::new(),
+            unread: VecDeque::from([sse::OPENING]),
+            log: StreamLog::new(&request),
             streams,
-            ask,
+            request,
             goal,
-            marks,
+            codec,
         }
     }
 
-    /// Takes what is kept, and parks the first waits.
-    pub(super) async fn begin(&mut self) -> Result<StreamStart, GatewayError> {
-        let kept = self.tell_what_is_kept()?;
+    /// Queues the cached states and parks the first waits.
+    pub(super) async fn start(&mut self) -> Result<StreamStart, GatewayError> {
+        let cached = self.queue_cached_states()?;
         self.end_if_done();
-        if self.ask.wish.only_if_cached {
-            self.log.end.get_or_insert("only-kept");
+        if self.request.options.only_if_cached {
+            self.log.end.get_or_insert("only-if-cached");
         }
         if self.log.end.is_some() {
-            return Ok(kept.map_or(StreamStart::ToldBefore, |ttl| StreamStart::Kept { ttl }));
+            return Ok(cached.map_or(StreamStart::SentBefore, |ttl| StreamStart::Cached { ttl }));
         }
         for wait in self.first_waits() {
             let jobs = wait.jobs.clone();
             let parked = self.streams.hub.park(wait).await?;
-            self.asked.push(Box::pin(async move { (jobs, parked.await) }));
+            self.pending.push(Box::pin(async move { (jobs, parked.await) }));
         }
-        Ok(StreamStart::Asking)
+        Ok(StreamStart::Waiting)
     }
 
-    /// Tells what is kept; for how long all of it will be yet.
-    fn tell_what_is_kept(&mut self) -> Result<Option<Duration>, GatewayError> {
-        let (domain, now) = (self.ask.identity.domain, clock::now());
+    /// Queues the cached states. Returns the shortest time for which one of them stays cached.
+    fn queue_cached_states(&mut self) -> Result<Option<Duration>, GatewayError> {
+        let (domain, now) = (self.request.identity.domain, clock::now());
         let open: Vec<JobId> = self.open_jobs().map(|job| job.id.clone()).collect();
-        let mut least = None;
+        let mut shortest = None;
         for id in open {
-            let max_age = self.ask.wish.max_age;
+            let max_age = self.request.options.max_age;
             match max_age.and_then(|max_age| self.streams.cache.get_within(domain, &id, max_age, now)) {
                 Some(hit) => {
-                    least = Some(least.map_or(hit.ttl, |least: Duration| least.min(hit.ttl)));
-                    self.tell(&hit.entry.state);
+                    shortest = Some(shortest.map_or(hit.ttl, |shortest: Duration| shortest.min(hit.ttl)));
+                    self.queue_state(&hit.kept.state);
                 }
-                None if self.ask.wish.only_if_cached => return Err(GatewayError::NotCached),
+                None if self.request.options.only_if_cached => return Err(GatewayError::NotCached),
                 None => {}
             }
         }
-        Ok(least)
+        Ok(shortest)
     }
 
-    /// One for all jobs of which nothing is told, and one for each of the others.
+    /// Returns one wait for all jobs without a sent state, and one for each other job.
     fn first_waits(&self) -> Vec<WaitRequest> {
-        let (new, others): (Vec<&Job>, Vec<&Job>) = self.open_jobs().partition(|job| job.told.is_none());
+        let (new, others): (Vec<&JobProgress>, Vec<&JobProgress>) =
+            self.open_jobs().partition(|job| job.sent.is_none());
         let mut waits: Vec<WaitRequest> = others.into_iter().map(|job| self.next_wait(job)).collect();
         if !new.is_empty() {
             let jobs = JobSet::new(new.into_iter().map(|job| job.id.clone()));
-            waits.push(self.wait(jobs, self.lowest()));
+            waits.push(self.wait(jobs, self.lowest_rung()));
         }
         waits
     }
 
-    /// The events, as the client reads them.
     pub(super) fn into_body(self) -> impl HttpBody<Data = Bytes, Error = Infallible> + Send + use<> {
-        StreamBody::new(stream::unfold(self, |mut climb| async {
-            let bytes = climb.next().await?;
-            Some((Ok(Frame::data(bytes)), climb))
+        StreamBody::new(stream::unfold(self, |mut stream| async {
+            let bytes = stream.next().await?;
+            Some((Ok(Frame::data(bytes)), stream))
         }))
     }
 
-    /// What the client is sent next; `None` at the end.
+    /// Returns the next bytes for the client; `None` at the end.
     async fn next(&mut self) -> Option<Bytes> {
         let mut heartbeat = pin!(tokio::time::sleep(HEARTBEAT));
         loop {
@@ -162,9 +165,9 @@ impl JobStream {
                 return Some(bytes);
             }
             tokio::select! {
-                // Cancel safe: a wait that is not taken stays in the set.
-                settled = self.asked.next() => match settled {
-                    Some((jobs, settled)) => self.settled(&jobs, settled),
+                // Cancel safe: an unfinished wait stays in the set.
+                ended = self.pending.next() => match ended {
+                    Some((jobs, result)) => self.handle_result(&jobs, result),
                     None => {
                         self.log.end.get_or_insert("timed-out");
                         return None;
@@ -177,182 +180,187 @@ impl JobStream {
 }
 
 impl JobStream {
-    fn settled(&mut self, jobs: &JobSet, settled: Result<WaitResult, HubError>) {
-        match settled.map(|settled| settled.end) {
+    fn handle_result(&mut self, jobs: &JobSet, result: Result<WaitResult, HubError>) {
+        match result.map(|result| result.end) {
             Ok(WaitOutcome::Reached(states)) => {
-                self.tell_all(&states);
-                self.go_on(jobs);
+                self.queue_states(&states);
+                self.wait_on(jobs);
             }
-            // The wait's time is all that the stream has; or the gateway stops.
-            Ok(WaitOutcome::TimedOut(states)) => self.tell_all(&states),
-            // One by one they can be told apart.
-            Ok(WaitOutcome::Unsplit(_)) if jobs.len() > 1 => self.go_on(jobs),
+            // The wait has the stream's own deadline, or the gateway stops: no further wait.
+            Ok(WaitOutcome::TimedOut(states)) => self.queue_states(&states),
+            // The bodies of single jobs need no splitting.
+            Ok(WaitOutcome::Unsplit(_)) if jobs.len() > 1 => self.wait_on(jobs),
             Ok(WaitOutcome::Unsplit(_)) => {
-                self.fail(&GatewayError::Poll(Failure::InvalidResponse(None)), Reconnect::Nothing)
+                self.end_with_error(&GatewayError::Poll(Failure::InvalidResponse(None)), Reconnect::Never)
             }
             Ok(WaitOutcome::Refused(reply)) if reply.status == StatusCode::TOO_MANY_REQUESTS => {
-                self.fail_as_written(reply, Reconnect::After(Some(BUSY_PAUSE)));
+                self.end_with_reply(reply, Reconnect::After(Some(BUSY_PAUSE)));
             }
-            Ok(WaitOutcome::Refused(reply)) => self.fail_as_written(reply, Reconnect::Nothing),
+            Ok(WaitOutcome::Refused(reply)) => self.end_with_reply(reply, Reconnect::Never),
             Ok(WaitOutcome::Failed(Failure::UpstreamError(reply))) => {
-                self.fail_as_written(reply, Reconnect::After(None))
+                self.end_with_reply(reply, Reconnect::After(None))
             }
-            Ok(WaitOutcome::Failed(failure)) => self.fail_for_now(&GatewayError::Poll(failure)),
-            Err(error) => self.fail_for_now(&error.into()),
+            Ok(WaitOutcome::Failed(failure)) => self.end_with_retry(&GatewayError::Poll(failure)),
+            Err(error) => self.end_with_retry(&error.into()),
         }
         self.end_if_done();
     }
 
-    fn tell_all(&mut self, states: &[JobState]) {
+    fn queue_states(&mut self, states: &[JobState]) {
         for at in 0..self.jobs.len() {
             if let Some(state) = states.iter().find(|state| state.id == self.jobs[at].id) {
-                self.tell(state);
+                self.queue_state(state);
             }
         }
     }
 
-    /// Tells a state, if it is news.
-    fn tell(&mut self, state: &JobState) {
+    /// Queues an event for a state that the client does not have yet (P10).
+    fn queue_state(&mut self, state: &JobState) {
         let Some(job) = self.jobs.iter_mut().find(|job| job.id == state.id) else { return };
-        if !job.take(state) {
+        if !job.advance(state) {
             return;
         }
-        let told = Position::Told(self.jobs.iter().map(|job| job.told).collect());
-        let id = self.marks.write(&told);
-        let event = Event { name: "status", id: Some(&id), retry: None, data: &state.body };
-        self.unread.push_back(event.bytes());
-        self.log.told += 1;
+        let position = Position::Sent(self.jobs.iter().map(|job| job.sent).collect());
+        let id = self.codec.encode(&position);
+        self.unread.push_back(SseEvent::new("status", &state.body).with_id(&id).to_bytes());
+        self.log.events += 1;
     }
 
-    /// Asks on for each of these jobs that is not where it is wanted, while there is time.
-    fn go_on(&mut self, jobs: &JobSet) {
+    /// Starts the next wait of each of these jobs that has not reached the goal, if there is time left.
+    fn wait_on(&mut self, jobs: &JobSet) {
         let now = clock::now();
         let next: Vec<(WaitRequest, Duration)> = self
             .open_jobs()
             .filter(|job| jobs.contains(&job.id))
             .map(|job| (self.next_wait(job), job.pause()))
-            .filter(|(_, pause)| now + *pause < self.until)
+            .filter(|(_, pause)| now + *pause < self.deadline)
             .collect();
         for (wait, pause) in next {
             let jobs = wait.jobs.clone();
             if !pause.is_zero() {
                 let (hub, timeout) = (self.streams.hub.clone(), wait.timeout.saturating_sub(pause));
                 let later = WaitRequest { arrived: now + pause, timeout, ..wait };
-                self.asked.push(Box::pin(async move {
+                self.pending.push(Box::pin(async move {
                     tokio::time::sleep(pause).await;
                     (jobs, hub.wait(later).await)
                 }));
                 continue;
             }
             match self.streams.hub.join(wait) {
-                Ok(parked) => self.asked.push(Box::pin(async move { (jobs, parked.await) })),
-                Err(error) => return self.fail_for_now(&error.into()),
+                Ok(parked) => self.pending.push(Box::pin(async move { (jobs, parked.await) })),
+                Err(error) => return self.end_with_retry(&error.into()),
             }
         }
     }
 
-    fn next_wait(&self, job: &Job) -> WaitRequest {
+    fn next_wait(&self, job: &JobProgress) -> WaitRequest {
         let ladder = &self.streams.route.ladder;
-        let rung = job.told.map_or(self.lowest(), |told| ladder.next(told).unwrap_or(told).min(self.goal));
+        let rung =
+            job.sent.map_or(self.lowest_rung(), |sent| ladder.next(sent).unwrap_or(sent).min(self.goal));
         self.wait(JobSet::new([job.id.clone()]), rung)
     }
 
-    /// A wait as a client's that asks now, and has as long as the stream has.
+    /// Returns a wait like that of a client which arrives now and waits until the stream's deadline.
     fn wait(&self, jobs: JobSet, rung: Rung) -> WaitRequest {
         let now = clock::now();
+        let StreamRequest { identity, options, arrived, links, .. } = &self.request;
         WaitRequest {
-            identity: self.ask.identity.clone(),
-            quota_subject: self.quota_subject(),
+            identity: identity.clone(),
+            who: self.quota_subject(),
             form: if jobs.len() == 1 { Form::Single } else { Form::Multi },
             jobs,
             goal: Goal::Rung(rung),
             arrived: now,
-            timeout: self.until.saturating_duration_since(now),
-            // Who wants nothing that is kept takes what has been seen since it asked.
-            max_age: self.ask.wish.max_age.or(Some(now.saturating_duration_since(self.ask.arrived))),
-            may_store: self.ask.wish.keep,
+            timeout: self.deadline.saturating_duration_since(now),
+            // With `no-cache`, states that were seen since the request arrived are still recent enough.
+            max_age: options.max_age.or(Some(now.saturating_duration_since(*arrived))),
+            keep: options.keep,
             is_patient: true,
-            links: self.ask.links.clone(),
+            links: links.clone(),
         }
     }
 
-    /// By its address until the upstream has accepted the key, which the stream's own first wait may bring about.
+    /// Returns the owner of the quotas: the address until the upstream has accepted the key, which the stream's own
+    /// first wait may cause, then the key.
     fn quota_subject(&self) -> Subject {
-        let domain = self.ask.identity.domain;
-        match self.ask.subject {
+        let domain = self.request.identity.domain;
+        match self.request.subject {
             Subject::Address(_) if self.streams.cache.is_key_proven(domain) => Subject::Key(domain),
-            who @ (Subject::Key(_) | Subject::Member(_) | Subject::Address(_)) => who,
+            subject @ (Subject::Key(_) | Subject::Member(_) | Subject::Address(_)) => subject,
         }
     }
 
-    fn lowest(&self) -> Rung {
+    fn lowest_rung(&self) -> Rung {
         self.streams.route.ladder.lowest()
     }
 
-    /// The jobs that are not where they are wanted.
-    fn open_jobs(&self) -> impl Iterator<Item = &Job> {
-        self.jobs.iter().filter(|job| job.told < Some(self.goal))
+    /// Returns the jobs that have not reached the goal.
+    fn open_jobs(&self) -> impl Iterator<Item = &JobProgress> {
+        self.jobs.iter().filter(|job| job.sent < Some(self.goal))
     }
 
     fn end_if_done(&mut self) {
         if self.log.end.is_none() && self.open_jobs().next().is_none() {
-            let id = self.marks.write(&Position::Over);
-            // No client is told an event without data.
-            self.end(Event { name: "done", id: Some(&id), retry: None, data: b"{}" }, "done");
+            let id = self.codec.encode(&Position::Over);
+            self.end(SseEvent::new("done", b"{}").with_id(&id), "done");
         }
     }
 
-    fn fail_for_now(&mut self, refusal: &GatewayError) {
-        self.fail(refusal, Reconnect::After(refusal.retry_after()));
+    fn end_with_retry(&mut self, error: &GatewayError) {
+        self.end_with_error(error, Reconnect::After(error.retry_after()));
     }
 
-    fn fail(&mut self, refusal: &GatewayError, next: Reconnect) {
+    fn end_with_error(&mut self, error: &GatewayError, reconnect: Reconnect) {
         let route = &self.streams.route;
-        let path = match self.ask.asked.form {
+        let path = match self.request.query.form {
             Form::Single => &route.single_path,
             Form::Multi => &route.multi_path,
         };
-        let body = refusal.answer_bytes(&self.ask.id, path).into_body();
-        self.end_with_error(&body, next, refusal.reason());
+        let body = error.to_response_bytes(&self.request.id, path).into_body();
+        self.end_with_event(&body, reconnect, error.reason());
     }
 
-    /// With the upstream's own error, if that is JSON, so that a client can read the data of every event alike.
-    fn fail_as_written(&mut self, reply: Arc<Reply>, next: Reconnect) {
+    /// Sends the upstream's own error if it is JSON, else an error of the gateway: the data of every event is JSON.
+    fn end_with_reply(&mut self, reply: Arc<Reply>, reconnect: Reconnect) {
         if serde_json::from_slice::<IgnoredAny>(&reply.body).is_ok() {
-            self.end_with_error(&reply.body, next, "upstream_rejected");
+            self.end_with_event(&reply.body, reconnect, "upstream_rejected");
         } else {
-            self.fail(&GatewayError::Poll(Failure::UpstreamError(reply)), next);
+            self.end_with_error(&GatewayError::Poll(Failure::UpstreamError(reply)), reconnect);
         }
     }
 
-    fn end_with_error(&mut self, data: &[u8], next: Reconnect, reason: &'static str) {
-        let (id, retry) = match next {
-            Reconnect::Nothing => (Some(self.marks.write(&Position::Over)), None),
-            Reconnect::After(pause) => (None, pause.map(|pause| pause.max(sse::RETRY))),
-        };
-        self.end(Event { name: "error", id: id.as_deref(), retry, data }, reason);
+    fn end_with_event(&mut self, data: &[u8], reconnect: Reconnect, reason: &'static str) {
+        let event = SseEvent::new("error", data);
+        match reconnect {
+            Reconnect::Never => {
+                let id = self.codec.encode(&Position::Over);
+                self.end(event.with_id(&id), reason);
+            }
+            Reconnect::After(Some(pause)) => self.end(event.with_retry(pause.max(sse::RETRY)), reason),
+            Reconnect::After(None) => self.end(event, reason),
+        }
     }
 
-    fn end(&mut self, event: Event<'_>, reason: &'static str) {
-        self.asked.clear();
-        self.unread.push_back(event.bytes());
+    fn end(&mut self, event: SseEvent<'_>, reason: &'static str) {
+        self.pending.clear();
+        self.unread.push_back(event.to_bytes());
         self.log.end = Some(reason);
     }
 }
 
-/// What comes after an error.
+/// The client's reconnect after an error.
 enum Reconnect {
-    /// Nothing: a client that connects anew is told so.
-    Nothing,
-    /// Another try, after this pause or the usual one.
+    /// The error is final: a reconnect gets 204.
+    Never,
+    /// After this pause, else after [`sse::RETRY`].
     After(Option<Duration>),
 }
 
-impl Job {
-    /// Takes a state as told, unless the client knows as much.
-    fn take(&mut self, state: &JobState) -> bool {
+impl JobProgress {
+    /// Records a state as sent. Returns false if the client has it already.
+    fn advance(&mut self, state: &JobState) -> bool {
         match state.rung {
-            Some(_) if state.rung > self.told => (self.told, self.unknown_status_digest) = (state.rung, None),
+            Some(_) if state.rung > self.sent => (self.sent, self.unknown_status_digest) = (state.rung, None),
             Some(_) => return false,
             None => {
                 let digest = Some(blake3::hash(&state.body));
@@ -366,33 +374,33 @@ impl Job {
     }
 
     fn pause(&self) -> Duration {
-        if self.unknown_status_digest.is_some() { STRAY_PAUSE } else { Duration::ZERO }
+        if self.unknown_status_digest.is_some() { UNKNOWN_STATUS_PAUSE } else { Duration::ZERO }
     }
 }
 
-/// The line in the log that tells how a stream ended. Dropping it writes it.
-struct Log {
+/// The log line of the stream's end. Dropping it writes the line.
+struct StreamLog {
     id: RequestId,
-    since: Instant,
-    told: usize,
-    /// `None`: the client hung up.
+    arrived: Instant,
+    events: usize,
+    /// `None`: the client disconnected.
     end: Option<&'static str>,
 }
 
-impl Log {
-    fn new(ask: &StreamRequest) -> Self {
-        Self { id: ask.id.clone(), since: ask.arrived, told: 0, end: None }
+impl StreamLog {
+    fn new(request: &StreamRequest) -> Self {
+        Self { id: request.id.clone(), arrived: request.arrived, events: 0, end: None }
     }
 }
 
-impl Drop for Log {
+impl Drop for StreamLog {
     fn drop(&mut self) {
         info!(
-            reason = self.end.unwrap_or("client_closed"),
-            states = self.told,
-            seconds = clock::now().saturating_duration_since(self.since).as_secs_f64(),
-            request_id = %self.id,
-            "stream ended"
+            http.server.request.duration = clock::now().saturating_duration_since(self.arrived).as_secs_f64(),
+            clipgate.reason = self.end.unwrap_or("client_closed"),
+            clipgate.events = self.events,
+            clipgate.request_id = self.id.as_str(),
+            "event stream ended"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! The body of an answer on its way to the client.
+//! The body of a response to the client.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -6,16 +6,17 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-use crate::protocol::headers;
+use crate::protocol::cookies::strip_set_cookie;
+use crate::protocol::hop_by_hop::strip_hop_by_hop;
 
-/// Passes the frames on. Removes from trailers the fields that are removed from a head.
-pub(super) struct Download<B> {
+/// Removes from the trailers the fields that are removed from the head.
+pub(super) struct DownloadBody<B> {
     pub(super) body: B,
     /// Whether the upstream account is the gateway's, not the client's own.
     pub(super) is_lent: bool,
 }
 
-impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Download<B> {
+impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for DownloadBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
@@ -26,9 +27,9 @@ impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Download<B> {
         let this = self.get_mut();
         Pin::new(&mut this.body).poll_frame(cx).map_ok(|mut frame| {
             if let Some(trailers) = frame.trailers_mut() {
-                headers::strip_hop_by_hop(trailers);
+                strip_hop_by_hop(trailers);
                 if this.is_lent {
-                    headers::strip_set_cookie(trailers);
+                    strip_set_cookie(trailers);
                 }
             }
             frame

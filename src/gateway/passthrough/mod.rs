@@ -1,22 +1,21 @@
-//! What is no wait goes through untouched.
+//! Passes requests other than waits through to the upstream.
 //!
-//! Bodies stream both ways and are never collected; an upload that the upstream does not read is not read
-//! from the client either. It must never know what an answer means, and it owns nothing that outlives a
-//! request: the future of an upgraded connection goes to the caller, who runs it.
+//! Bodies stream both ways and are never collected. An upload that the upstream does not read is not read from the
+//! client either. Owns nothing that outlives a request: the caller runs the future of an upgraded connection.
 //!
 //! ```text
-//! client ── request ──▶ target, length, hop-by-hop, Forwarded, Via ── Upload ──▶ upstream
-//! client ◀── Answer ── hop-by-hop, Via ◀───────────── response ────────────── upstream
-//! client ◀═══════════════════ Tunnel, after a 101 ═══════════════════════════▶ upstream
+//! client ── request ──▶ target, length, hop-by-hop, Forwarded, Via ─ UploadBody ──▶ upstream
+//! client ◀── DownloadBody ── hop-by-hop, Via ◀────────── response ──────────────── upstream
+//! client ◀════════════════════ Tunnel, after a 101 ═══════════════════════════════▶ upstream
 //! ```
 //!
-//! What is not obvious:
-//! - A request goes out at most once; the client repeats only what no upstream has looked at (`upstream/client.rs`).
-//! - An answer keeps the upstream's `Date`, `Server`, `X-Request-Id`, caching and CORS fields.
-//! - Interim answers (1xx) other than 101 end here. `Expect: 100-continue` is answered by hyper on the
-//!   client's side, once the body is wanted, and still sent on.
-//! - `CONNECT` is refused, extended `CONNECT` (RFC 8441) is not offered, `Upgrade: h2c` is ignored.
-//! - Trailers reach an HTTP/1 client only where `TE: trailers` and `Trailer` ask for and announce them.
+//! Details:
+//! - A request is sent at most once (P12). `upstream/client` sends again only requests that no upstream has processed.
+//! - A response keeps the upstream's `Date`, `Server`, `X-Request-Id`, caching and CORS fields.
+//! - Interim responses (1xx) other than 101 are not forwarded. hyper answers `Expect: 100-continue` itself once the
+//!   gateway reads the body; the field is forwarded too.
+//! - `CONNECT` is rejected, extended `CONNECT` (RFC 8441) is not offered, `Upgrade: h2c` is ignored.
+//! - Trailers reach an HTTP/1 client only if it sends `TE: trailers` and the upstream announces them in `Trailer`.
 
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -33,21 +32,25 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tracing::debug;
 
-use self::download::Download;
-pub(super) use self::slots::{Slot, SlotError, Slots};
+use self::download::DownloadBody;
+pub(super) use self::slots::{PassthroughSlot, PassthroughSlots, SlotError};
 use self::upload::{UploadBody, UploadFailure, UploadProgress};
 use crate::protocol::body::{Body, BoxError};
-use crate::protocol::headers;
+use crate::protocol::cookies::join_cookie_fields;
+use crate::protocol::field_value::tokens;
+use crate::protocol::hop_by_hop::strip_hop_by_hop;
+use crate::protocol::host::{is_same_host_port, requested_host};
 use crate::protocol::request::RequestCtx;
+use crate::protocol::via::{append_via, decrement_max_forwards};
 use crate::telemetry::metrics::{CallError, CallKind, Code, Metrics};
 use crate::telemetry::trace::RequestSpan;
 use crate::upstream::client::{BadTarget, Client, ResponseBody, SendError};
 
 mod download;
+mod handler;
 mod slots;
 mod upload;
 
-/// The way through.
 #[derive(Clone)]
 pub(super) struct Passthrough {
     client: Client,
@@ -56,24 +59,23 @@ pub(super) struct Passthrough {
     metrics: Arc<Metrics>,
 }
 
-/// Carries an upgraded connection's bytes both ways until both sides have ended. Whoever gets it runs it,
-/// at once: the 101 is only sent after this was returned. Dropping it closes both connections.
+/// Copies the bytes of an upgraded connection both ways until both sides have ended. The server runs it at once, as
+/// hyper sends the 101 only after this was returned. Dropping it closes both connections.
 pub(super) type Tunnel = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The account with which a request is made at the upstream.
+/// The upstream account of a request.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Credential {
+struct UpstreamAccount {
     /// Replaces the client's `Authorization`; `None` leaves it.
-    pub authorization: Option<HeaderValue>,
-    /// Whether the account is the gateway's, not the client's own: then no cookie passes in either direction.
-    pub is_lent: bool,
+    authorization: Option<HeaderValue>,
+    /// Whether the account is the gateway's, not the client's own. Then cookies are removed in both directions.
+    is_lent: bool,
 }
 
-/// What came back.
+/// A response whose body is still arriving.
 pub struct PassthroughResponse {
-    /// The answer, its body still on its way.
     pub response: Response<Body>,
-    /// The connection's further life, after a 101.
+    /// The upgraded connection, after a 101.
     pub tunnel: Option<Tunnel>,
 }
 
@@ -83,40 +85,35 @@ impl From<Response<Body>> for PassthroughResponse {
     }
 }
 
-/// Why a request did not go through.
+/// The cause why a request was not passed through.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PassthroughError {
-    /// `CONNECT`: the gateway is no tunnel to anywhere.
-    #[error("the gateway opens no tunnels")]
+    #[error("the gateway does not support CONNECT")]
     Connect,
-    /// The target cannot be asked for at the upstream.
+    /// The target cannot be requested at the upstream.
     #[error(transparent)]
     Target(#[from] BadTarget),
-    /// The target names another host than `Host` does, or no HTTP resource: a forward proxy's request.
+    /// The target names another host than `Host`, or a resource of another scheme, as requests to a forward proxy do.
     #[error("the target names another host than the request was sent to")]
     Misdirected,
-    /// The body is larger than `limits.max_body`.
-    #[error("the request's body is too large")]
+    #[error("the body is larger than the gateway's limits.max_body")]
     TooLarge,
-    /// Nothing of the client's body came for too long.
-    #[error("nothing of the request's body came for too long")]
+    #[error("the body of the request stalled for too long")]
     Stalled,
-    /// The client's body broke off.
-    #[error("the request's body could not be read")]
+    #[error("the body of the request ended early")]
     Upload(#[source] BoxError),
-    /// Neither did the upstream answer nor the upload move for the head timeout. It may have acted.
+    /// For the head timeout the upstream did not answer and the upload did not move. The upstream may have acted.
     #[error("the upstream did not answer in time")]
-    Overdue,
-    /// The upstream could not be reached, or broke off.
+    Timeout,
+    /// The upstream could not be reached, or the connection broke.
     #[error(transparent)]
     Send(#[from] SendError),
-    /// The upstream switched to a protocol that nobody had asked for.
-    #[error("the upstream switched protocols unasked")]
-    BadAnswer,
+    #[error("the upstream switched protocols without a request to do so")]
+    UnexpectedUpgrade,
 }
 
 impl PassthroughError {
-    /// A fixed word for logs, metrics and `Cache-Status`.
+    /// Returns the fixed word for logs and `Cache-Status`.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::Connect => "connect-unsupported",
@@ -125,34 +122,33 @@ impl PassthroughError {
             Self::TooLarge => "body-too-large",
             Self::Stalled => "body-stalled",
             Self::Upload(_) => "body-incomplete",
-            Self::Overdue => "upstream-timeout",
+            Self::Timeout => "upstream-timeout",
             Self::Send(error) => match error.fault() {
                 CallError::Reset => "upstream-reset",
                 CallError::Timeout => "upstream-timeout",
                 CallError::Invalid => "invalid-upstream-response",
-                cause => cause.as_str(),
+                error => error.as_str(),
             },
-            Self::BadAnswer => "invalid-upstream-response",
+            Self::UnexpectedUpgrade => "invalid-upstream-response",
         }
     }
 }
 
 impl Passthrough {
-    /// `head_timeout` is how long an answer's head may take after the upload last moved. It should be well
-    /// over `upstream.poll_timeout`: a long-poll that is not understood goes this way too.
+    /// `head_timeout` is the time from the last progress of the upload to the head of the response. It should be well
+    /// over `upstream.poll_timeout`, as long-polls of unknown form are passed through too.
     pub(super) fn new(client: Client, max_body: u64, head_timeout: Duration, metrics: Arc<Metrics>) -> Self {
         Self { client, max_body, head_timeout, metrics }
     }
 
-    /// Sends the request to the upstream and hands back its answer. `span` is what the upstream is told to be the
-    /// cause.
+    /// Sends the request to the upstream and returns the response. `span` becomes the request's `traceparent`.
     ///
-    /// Cancel safe: dropping the future, or the answer's body later, ends the request at the upstream.
-    pub(super) async fn forward<B>(
+    /// Cancel safe: dropping the future, or later the body of the response, ends the request at the upstream.
+    async fn forward<B>(
         &self,
         mut request: Request<B>,
         ctx: &RequestCtx,
-        credential: Credential,
+        account: UpstreamAccount,
         span: &RequestSpan,
     ) -> Result<PassthroughResponse, PassthroughError>
     where
@@ -166,117 +162,119 @@ impl Passthrough {
         if request.body().size_hint().lower() > self.max_body {
             return Err(PassthroughError::TooLarge);
         }
-        let upgrade = wanted_upgrade(&request);
+        let upgrade = requested_upgrade(&request);
         let downstream = hyper::upgrade::on(&mut request);
 
-        let is_lent = credential.is_lent;
-        let (mut request, progress) = self.outgoing(request, uri, ctx, credential, upgrade.as_ref());
+        let is_lent = account.is_lent;
+        let (mut request, progress) = self.upstream_request(request, uri, ctx, account, upgrade.as_ref());
         span.write(request.headers_mut());
         let call = self.metrics.upstream.call(CallKind::Passthrough);
         let sent = match upgrade {
-            Some(_) => self.head_in_time(&progress, self.client.send_upgrade(request)).await,
-            None => self.head_in_time(&progress, self.client.send(request)).await,
+            Some(_) => self.response_head(&progress, self.client.send_upgrade(request)).await,
+            None => self.response_head(&progress, self.client.send(request)).await,
         };
-        call.finish(code(&sent));
+        call.finish(metric_code(&sent));
         let response = sent?;
         match (response.status(), upgrade) {
-            (StatusCode::SWITCHING_PROTOCOLS, Some(_)) => Ok(switched(response, downstream, is_lent)),
-            (StatusCode::SWITCHING_PROTOCOLS, None) => Err(PassthroughError::BadAnswer),
-            _ => Ok(PassthroughResponse { response: incoming(response, is_lent), tunnel: None }),
+            (StatusCode::SWITCHING_PROTOCOLS, Some(_)) => Ok(upgraded(response, downstream, is_lent)),
+            (StatusCode::SWITCHING_PROTOCOLS, None) => Err(PassthroughError::UnexpectedUpgrade),
+            _ => Ok(PassthroughResponse { response: client_response(response, is_lent), tunnel: None }),
         }
     }
 
-    /// The request as the upstream gets it, and a look at its upload.
-    fn outgoing<B>(
+    /// Builds the request to the upstream.
+    fn upstream_request<B>(
         &self,
         request: Request<B>,
         uri: Uri,
         ctx: &RequestCtx,
-        credential: Credential,
+        account: UpstreamAccount,
         upgrade: Option<&HeaderValue>,
     ) -> (Request<Body>, Arc<UploadProgress>)
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
-        let host = headers::asked_host(request.uri(), request.headers());
+        let host = requested_host(request.uri(), request.headers());
         let (parts, body) = request.into_parts();
-        let mut fields = parts.headers;
-        headers::strip_hop_by_hop(&mut fields);
-        fields.remove(header::HOST); // the client adds the upstream's
-        frame(&mut fields, &parts.method, &body);
-        if credential.is_lent {
-            fields.remove(header::COOKIE);
+        let mut headers = parts.headers;
+        strip_hop_by_hop(&mut headers);
+        headers.remove(header::HOST); // `upstream/client` adds the upstream's
+        set_framing(&mut headers, &parts.method, &body);
+        if account.is_lent {
+            headers.remove(header::COOKIE);
         }
-        join_cookies(&mut fields);
+        join_cookie_fields(&mut headers);
         if parts.method == Method::OPTIONS {
-            headers::count_max_forwards_down(&mut fields);
+            decrement_max_forwards(&mut headers);
         }
-        if let Some(value) = credential.authorization {
-            fields.insert(header::AUTHORIZATION, value);
+        if let Some(value) = account.authorization {
+            headers.insert(header::AUTHORIZATION, value);
         }
-        fields.insert(HeaderName::from_static("x-request-id"), ctx.id.value().clone());
-        ctx.trail.write(&mut fields, ctx.is_tls, host.as_ref());
-        headers::append_via(&mut fields, parts.version);
+        headers.insert(HeaderName::from_static("x-request-id"), ctx.id.value().clone());
+        ctx.forwarded.write(&mut headers, ctx.is_tls, host.as_ref());
+        append_via(&mut headers, parts.version);
         if let Some(protocols) = upgrade {
-            fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-            fields.insert(header::UPGRADE, protocols.clone());
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(header::UPGRADE, protocols.clone());
         }
 
         let progress = Arc::new(UploadProgress::new());
         let upload = UploadBody { body, left: self.max_body, progress: progress.clone() };
-        let mut request = Request::new(Body::stream(upload)); // without the extensions of the client's connection
+        let mut request = Request::new(Body::stream(upload)); // drops the extensions of the client's connection
         *request.method_mut() = parts.method;
         *request.uri_mut() = uri;
-        *request.headers_mut() = fields;
+        *request.headers_mut() = headers;
         (request, progress)
     }
 
-    async fn head_in_time(
+    /// Waits for the head of the response until `head_timeout` after the last progress of the upload.
+    async fn response_head(
         &self,
         progress: &UploadProgress,
         sending: impl Future<Output = Result<Response<ResponseBody>, SendError>>,
     ) -> Result<Response<ResponseBody>, PassthroughError> {
         let mut sending = pin!(sending);
         loop {
-            let due = progress.moved_at() + self.head_timeout;
-            let Ok(sent) = tokio::time::timeout_at(due.into(), &mut sending).await else {
-                if progress.moved_at() + self.head_timeout > due {
+            let deadline = progress.last_progress() + self.head_timeout;
+            let Ok(sent) = tokio::time::timeout_at(deadline.into(), &mut sending).await else {
+                if progress.last_progress() + self.head_timeout > deadline {
                     continue;
                 }
-                return Err(PassthroughError::Overdue);
+                return Err(PassthroughError::Timeout);
             };
-            return sent.map_err(|error| match progress.fate() {
-                UploadFailure::Sound => PassthroughError::Send(error),
-                UploadFailure::TooLarge => PassthroughError::TooLarge,
-                UploadFailure::Stalled => PassthroughError::Stalled,
-                UploadFailure::Broke => PassthroughError::Upload(error.into()),
+            return sent.map_err(|error| match progress.failure() {
+                None => PassthroughError::Send(error),
+                Some(UploadFailure::TooLarge) => PassthroughError::TooLarge,
+                Some(UploadFailure::Stalled) => PassthroughError::Stalled,
+                Some(UploadFailure::Incomplete) => PassthroughError::Upload(error.into()),
             });
         }
     }
 }
 
-/// What came of the request at the upstream.
-fn code(sent: &Result<Response<ResponseBody>, PassthroughError>) -> Code {
+/// Returns the metrics label `code`.
+fn metric_code(sent: &Result<Response<ResponseBody>, PassthroughError>) -> Code {
     match sent {
         Ok(response) => Code::Status(response.status().as_u16()),
         Err(PassthroughError::Send(error)) => Code::Fault(error.fault()),
-        Err(PassthroughError::Overdue) => Code::Fault(CallError::Timeout),
-        // The client's fault, and what is found before or after it is sent.
+        Err(PassthroughError::Timeout) => Code::Fault(CallError::Timeout),
+        // Errors of the client.
         Err(PassthroughError::Upload(_) | PassthroughError::TooLarge | PassthroughError::Stalled) => {
             Code::Cancelled
         }
+        // Found before the request is sent, or after the response has arrived.
         Err(
             PassthroughError::Connect
             | PassthroughError::Target(_)
             | PassthroughError::Misdirected
-            | PassthroughError::BadAnswer,
+            | PassthroughError::UnexpectedUpgrade,
         ) => Code::Cancelled,
     }
 }
 
-/// What is asked for, whatever form says it. An absolute form is taken for what it is, a target that
-/// names its host twice, if the two agree; it never decides where the request goes (RFC 9112 §3.2.2).
+/// Returns the path and query of the target. An absolute form is accepted if its host agrees with `Host`; it never
+/// decides where the request is sent (RFC 9112 §3.2.2).
 fn target<B>(request: &Request<B>) -> Result<&PathAndQuery, PassthroughError> {
     let uri = request.uri();
     let target = uri.path_and_query().ok_or(BadTarget::NoPath)?;
@@ -290,8 +288,7 @@ fn target<B>(request: &Request<B>) -> Result<&PathAndQuery, PassthroughError> {
         return Err(PassthroughError::Misdirected);
     }
     let agrees = |field: &HeaderValue| {
-        Authority::try_from(field.as_bytes())
-            .is_ok_and(|host| headers::is_same_host_port(scheme, authority, &host))
+        Authority::try_from(field.as_bytes()).is_ok_and(|host| is_same_host_port(scheme, authority, &host))
     };
     let mut hosts = request.headers().get_all(header::HOST).iter().peekable();
     let needs_host = request.version() == Version::HTTP_11;
@@ -301,50 +298,38 @@ fn target<B>(request: &Request<B>) -> Result<&PathAndQuery, PassthroughError> {
     Ok(target)
 }
 
-/// The protocols that the client offers to switch to, if it does: HTTP/1.1 only, and never to HTTP/2,
-/// which would take the connection out of the gateway's sight.
-fn wanted_upgrade<B>(request: &Request<B>) -> Option<HeaderValue> {
-    let fields = request.headers();
-    let asked =
-        headers::tokens(fields, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
-    if request.version() != Version::HTTP_11 || !asked {
+/// Returns the protocols that an HTTP/1.1 client offers to switch to. Never HTTP/2: the gateway could not see the
+/// requests in such a tunnel.
+fn requested_upgrade<B>(request: &Request<B>) -> Option<HeaderValue> {
+    let headers = request.headers();
+    let has_upgrade = tokens(headers, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    if request.version() != Version::HTTP_11 || !has_upgrade {
         return None;
     }
     let is_h2c = |token: &str| token.eq_ignore_ascii_case("h2c") || token.eq_ignore_ascii_case("h2");
-    let protocols: Vec<_> =
-        headers::tokens(fields, &header::UPGRADE).filter(|token| !is_h2c(token)).collect();
+    let protocols: Vec<_> = tokens(headers, &header::UPGRADE).filter(|token| !is_h2c(token)).collect();
     (!protocols.is_empty()).then(|| protocols.join(", ").parse().ok()).flatten()
 }
 
-/// Makes the length that the fields tell the body's own, so that nobody can read one message as two.
-fn frame(fields: &mut HeaderMap, method: &Method, body: &impl HttpBody) {
+/// Sets `Content-Length` and `Transfer-Encoding` by the body itself, which prevents request smuggling.
+fn set_framing(headers: &mut HeaderMap, method: &Method, body: &impl HttpBody) {
     let length = body.size_hint().exact();
-    let told = fields.remove(header::CONTENT_LENGTH).is_some();
-    if let Some(length) = length.filter(|length| told || *length > 0) {
-        fields.insert(header::CONTENT_LENGTH, length.into());
+    let had_length = headers.remove(header::CONTENT_LENGTH).is_some();
+    if let Some(length) = length.filter(|length| had_length || *length > 0) {
+        headers.insert(header::CONTENT_LENGTH, length.into());
     }
-    // hyper leaves out such a body of a GET if it is not told to
+    // hyper drops the body of a GET without framing fields.
     if length.is_none() && !body.is_end_stream() && [Method::GET, Method::HEAD].contains(method) {
-        fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
 }
 
-/// HTTP/2 lets a client split the field, HTTP/1.1 does not (RFC 9113 §8.2.3).
-fn join_cookies(fields: &mut HeaderMap) {
-    let crumbs: Vec<&[u8]> = fields.get_all(header::COOKIE).into_iter().map(HeaderValue::as_bytes).collect();
-    if crumbs.len() > 1
-        && let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
-    {
-        fields.insert(header::COOKIE, whole);
-    }
-}
-
-/// The upstream's answer as the client gets it; of its head the gateway removes the account's cookies.
-fn incoming(response: Response<ResponseBody>, is_lent: bool) -> Response<Body> {
+/// Builds the response to the client. `Gateway::respond` removes the cookies of a lent account.
+fn client_response(response: Response<ResponseBody>, is_lent: bool) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
-    headers::strip_hop_by_hop(&mut parts.headers);
-    headers::append_via(&mut parts.headers, parts.version);
-    let mut response = Response::new(Body::stream(Download { body, is_lent })); // in the version the client speaks
+    strip_hop_by_hop(&mut parts.headers);
+    append_via(&mut parts.headers, parts.version);
+    let mut response = Response::new(Body::stream(DownloadBody { body, is_lent })); // hyper sets the client's version
     *response.status_mut() = parts.status;
     *response.headers_mut() = parts.headers;
     if let Some(phrase) = parts.extensions.remove::<ReasonPhrase>() {
@@ -353,15 +338,15 @@ fn incoming(response: Response<ResponseBody>, is_lent: bool) -> Response<Body> {
     response
 }
 
-/// A 101, and the tunnel it opens.
-fn switched(
+/// Returns a 101 and its tunnel.
+fn upgraded(
     mut response: Response<ResponseBody>,
     downstream: OnUpgrade,
     is_lent: bool,
 ) -> PassthroughResponse {
     let upstream = hyper::upgrade::on(&mut response);
     let protocols = response.headers().get(header::UPGRADE).cloned();
-    let mut response = incoming(response, is_lent);
+    let mut response = client_response(response, is_lent);
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     if let Some(protocols) = protocols {
         response.headers_mut().insert(header::UPGRADE, protocols);
@@ -372,12 +357,12 @@ fn switched(
 async fn tunnel(downstream: OnUpgrade, upstream: OnUpgrade) {
     let (downstream, upstream) = match tokio::try_join!(downstream, upstream) {
         Ok(both) => both,
-        Err(error) => return debug!(%error, "connection not upgraded"),
+        Err(error) => return debug!(%error, "upgrade failed"),
     };
     let (mut downstream, mut upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
     match tokio::io::copy_bidirectional(&mut downstream, &mut upstream).await {
         Ok((up, down)) => debug!(up, down, "tunnel ended"),
-        Err(error) => debug!(%error, "tunnel broke"),
+        Err(error) => debug!(%error, "tunnel failed"),
     }
 }
 

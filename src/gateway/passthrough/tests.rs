@@ -18,7 +18,7 @@ use crate::protocol::request::{ForwardedChain, Peer, RequestId};
 use crate::upstream::client::tests::tls;
 
 const MAX_BODY: u64 = 64 << 20;
-const PATIENCE: Duration = Duration::from_secs(30);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 async fn listen() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -26,18 +26,16 @@ async fn listen() -> (TcpListener, SocketAddr) {
     (listener, addr)
 }
 
-/// What counts for nobody.
-fn uncounted() -> Arc<Metrics> {
+fn unused_metrics() -> Arc<Metrics> {
     Metrics::new(&mut Registry::default())
 }
 
 fn passthrough(base_url: &str, max_body: u64, head_timeout: Duration) -> Passthrough {
-    let upstream =
-        config::UpstreamConfig { base_url: base_url.parse().unwrap(), ..Config::default().upstream };
-    Passthrough::new(Client::new(&upstream).unwrap(), max_body, head_timeout, uncounted())
+    let upstream = config::Upstream { base_url: base_url.parse().unwrap(), ..Config::default().upstream };
+    Passthrough::new(Client::new(&upstream).unwrap(), max_body, head_timeout, unused_metrics())
 }
 
-/// Serves the pass-through alone, over HTTP/1 and HTTP/2; an error comes as a 599 that says which.
+/// Serves the passthrough alone, over HTTP/1 and HTTP/2. Errors become a 599 with the reason as body.
 async fn gateway(passthrough: Passthrough, authorization: Option<&'static str>) -> SocketAddr {
     let (listener, addr) = listen().await;
     tokio::spawn(async move {
@@ -49,19 +47,19 @@ async fn gateway(passthrough: Passthrough, authorization: Option<&'static str>) 
                     async move {
                         let ctx = RequestCtx {
                             id: RequestId::new(Some(&HeaderValue::from_static("req-1"))),
-                            trail: ForwardedChain::of(Peer::Tcp(peer)),
+                            forwarded: ForwardedChain::from_peer(Peer::Tcp(peer)),
                             is_tls: false,
                             arrived: clock::now(),
                         };
                         let authorization = authorization.map(HeaderValue::from_static);
-                        let credential = Credential { authorization, is_lent: false };
+                        let account = UpstreamAccount { authorization, is_lent: false };
                         let response = match passthrough
-                            .forward(request, &ctx, credential, &RequestSpan::default())
+                            .forward(request, &ctx, account, &RequestSpan::default())
                             .await
                         {
-                            Ok(forwarded) => {
-                                forwarded.tunnel.map(tokio::spawn);
-                                forwarded.response
+                            Ok(passed) => {
+                                passed.tunnel.map(tokio::spawn);
+                                passed.response
                             }
                             Err(error) => {
                                 Response::builder().status(599).body(Body::full(error.reason())).unwrap()
@@ -79,10 +77,10 @@ async fn gateway(passthrough: Passthrough, authorization: Option<&'static str>) 
     addr
 }
 
-/// An upstream by hand, and a gateway before it.
-async fn by_hand() -> (TcpListener, SocketAddr) {
+/// Starts an upstream whose connections the test serves, and a gateway in front of it.
+async fn raw_upstream() -> (TcpListener, SocketAddr) {
     let (listener, addr) = listen().await;
-    let gateway = gateway(passthrough(&format!("http://{addr}"), MAX_BODY, PATIENCE), None).await;
+    let gateway = gateway(passthrough(&format!("http://{addr}"), MAX_BODY, HEAD_TIMEOUT), None).await;
     (listener, gateway)
 }
 
@@ -96,7 +94,7 @@ async fn connect(addr: SocketAddr, text: &str) -> BufReader<TcpStream> {
     BufReader::new(socket)
 }
 
-/// A message's head, its lines as they are.
+/// Reads the head of a message.
 async fn read_head(socket: &mut BufReader<TcpStream>) -> String {
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
@@ -115,25 +113,25 @@ async fn write(socket: &mut BufReader<TcpStream>, text: &str) {
     socket.write_all(text.as_bytes()).await.unwrap();
 }
 
-/// Waits for the other side to be gone, however it went.
-async fn gone(socket: &mut BufReader<TcpStream>) {
+/// Waits for the end of the connection or an error.
+async fn closed(socket: &mut BufReader<TcpStream>) {
     let mut rest = Vec::new();
     let _ = socket.read_to_end(&mut rest).await;
 }
 
-/// Asks the kernel, which would hold a connection that was made before the answer just read.
-fn nobody_came(listener: TcpListener) {
+/// Asserts that the gateway made no connection. One made before the response just read would be in the kernel's queue.
+fn assert_no_connection(listener: TcpListener) {
     let accepted = listener.into_std().unwrap().accept();
     assert_eq!(accepted.map(|_| ()).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
 }
 
-/// What one request becomes at the upstream, which answers with this text.
-async fn exchange(request: &str, answer: &str) -> (String, String) {
-    let (listener, gateway) = by_hand().await;
+/// Returns the head of the request at the upstream, and the head of the response at the client.
+async fn exchange(request: &str, response: &str) -> (String, String) {
+    let (listener, gateway) = raw_upstream().await;
     let mut client = connect(gateway, request).await;
     let mut upstream = accept(&listener).await;
     let seen = read_head(&mut upstream).await;
-    write(&mut upstream, answer).await;
+    write(&mut upstream, response).await;
     (seen, read_head(&mut client).await)
 }
 
@@ -148,8 +146,8 @@ async fn h2(addr: SocketAddr) -> hyper::client::conn::http2::SendRequest<Body> {
 }
 
 #[tokio::test]
-async fn a_request_goes_up_with_what_the_gateway_adds_and_without_what_was_the_connections() {
-    let (seen, answer) = exchange(
+async fn a_request_gains_the_gateways_fields_and_loses_hop_by_hop_fields() {
+    let (seen, response) = exchange(
         "GET /a//b/../%2e?q=%5B%5D HTTP/1.1\r\nHost: gw.example:80\r\nAuthorization: Bearer k\r\n\
          Connection: keep-alive, x-hop, x-request-id\r\nX-Hop: 1\r\nX-Request-Id: theirs\r\n\
          X-Forwarded-For: 1.1.1.1\r\nX-Real-IP: 1.1.1.1\r\nVia: 1.0 fred\r\nX-End: 1\r\n\r\n",
@@ -176,7 +174,7 @@ async fn a_request_goes_up_with_what_the_gateway_adds_and_without_what_was_the_c
     for gone in ["x-hop", "theirs", "1.1.1.1", "x-real-ip", "connection:", "\r\nhost: gw", "content-length"] {
         assert!(!seen.contains(gone), "{gone} in {seen}");
     }
-    assert!(answer.starts_with("HTTP/1.1 404 Nothing Here\r\n"), "{answer}");
+    assert!(response.starts_with("HTTP/1.1 404 Nothing Here\r\n"), "{response}");
     for line in [
         "server: up",
         "date: Tue, 24 Nov 2026 20:46:15 GMT",
@@ -186,18 +184,18 @@ async fn a_request_goes_up_with_what_the_gateway_adds_and_without_what_was_the_c
         "cache-control: public",
         "content-length: 0",
     ] {
-        assert!(answer.contains(&format!("\r\n{line}\r\n")), "{line} in {answer}");
+        assert!(response.contains(&format!("\r\n{line}\r\n")), "{line} in {response}");
     }
     for gone in ["x-hop", "keep-alive"] {
-        assert!(!answer.contains(gone), "{gone} in {answer}");
+        assert!(!response.contains(gone), "{gone} in {response}");
     }
 }
 
 #[tokio::test]
-async fn the_gateways_key_replaces_the_clients_and_cannot_be_listed_away() {
+async fn the_gateways_key_replaces_the_clients_and_connection_cannot_remove_it() {
     let (listener, addr) = listen().await;
-    let way = passthrough(&format!("http://{addr}"), MAX_BODY, PATIENCE);
-    let gateway = gateway(way, Some("Bearer gateway")).await;
+    let passthrough = passthrough(&format!("http://{addr}"), MAX_BODY, HEAD_TIMEOUT);
+    let gateway = gateway(passthrough, Some("Bearer gateway")).await;
     let _client = connect(
         gateway,
         "GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer client\r\nConnection: authorization, host\r\n\r\n",
@@ -210,13 +208,13 @@ async fn the_gateways_key_replaces_the_clients_and_cannot_be_listed_away() {
 }
 
 #[tokio::test]
-async fn an_answer_without_a_date_gets_one() {
-    let (_, answer) = exchange("GET / HTTP/1.1\r\nHost: a\r\n\r\n", NO_CONTENT).await;
-    assert!(answer.contains("\r\ndate: "), "{answer}");
+async fn a_response_without_a_date_gets_one() {
+    let (_, response) = exchange("GET / HTTP/1.1\r\nHost: a\r\n\r\n", NO_CONTENT).await;
+    assert!(response.contains("\r\ndate: "), "{response}");
 }
 
 #[tokio::test]
-async fn targets_that_look_elsewhere_reach_the_upstream_as_they_are() {
+async fn targets_that_resemble_urls_are_sent_to_the_upstream_unchanged() {
     for target in ["//evil/path", "/\\evil", "/@evil/", "/../x", "/http://evil/", "/a?u=http://evil/"] {
         let (seen, _) = exchange(&format!("GET {target} HTTP/1.1\r\nHost: evil\r\n\r\n"), NO_CONTENT).await;
         assert!(seen.starts_with(&format!("GET {target} HTTP/1.1\r\n")), "{seen}");
@@ -234,8 +232,8 @@ async fn an_absolute_form_never_chooses_the_host() {
 }
 
 #[tokio::test]
-async fn what_is_no_request_to_this_server_is_refused_and_reaches_nobody() {
-    let (listener, gateway) = by_hand().await;
+async fn requests_to_other_servers_are_rejected_and_not_sent() {
+    let (listener, gateway) = raw_upstream().await;
     for (request, reason) in [
         ("CONNECT evil:443 HTTP/1.1\r\nHost: evil:443", "connect-unsupported"),
         ("GET http://evil/ HTTP/1.1\r\nHost: gw", "misdirected"),
@@ -247,16 +245,16 @@ async fn what_is_no_request_to_this_server_is_refused_and_reaches_nobody() {
         ("GET evil:80 HTTP/1.1\r\nHost: gw", "bad-target"),
     ] {
         let mut client = connect(gateway, &format!("{request}\r\nConnection: close\r\n\r\n")).await;
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.starts_with("HTTP/1.1 599 ") && answer.ends_with(reason), "{request}: {answer}");
+        let mut response = String::new();
+        client.read_to_string(&mut response).await.unwrap();
+        assert!(response.starts_with("HTTP/1.1 599 ") && response.ends_with(reason), "{request}: {response}");
     }
-    nobody_came(listener);
+    assert_no_connection(listener);
 }
 
 #[tokio::test]
-async fn an_upload_streams_up_while_it_is_sent() {
-    let (listener, gateway) = by_hand().await;
+async fn an_upload_is_streamed_while_the_client_sends_it() {
+    let (listener, gateway) = raw_upstream().await;
     let mut client =
         connect(gateway, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
             .await;
@@ -269,7 +267,7 @@ async fn an_upload_streams_up_while_it_is_sent() {
 }
 
 #[tokio::test]
-async fn a_known_length_goes_up_as_it_is() {
+async fn a_known_content_length_is_kept() {
     let (seen, _) = exchange("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\none", NO_CONTENT).await;
     assert!(seen.contains("\r\ncontent-length: 3\r\n") && !seen.contains("transfer-encoding"), "{seen}");
     let (seen, _) = exchange("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", NO_CONTENT).await;
@@ -278,7 +276,7 @@ async fn a_known_length_goes_up_as_it_is() {
 
 #[tokio::test]
 async fn a_get_with_a_chunked_body_keeps_it() {
-    let (listener, gateway) = by_hand().await;
+    let (listener, gateway) = raw_upstream().await;
     let _client = connect(
         gateway,
         "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n0\r\n\r\n",
@@ -290,51 +288,51 @@ async fn a_get_with_a_chunked_body_keeps_it() {
 }
 
 #[tokio::test]
-async fn an_upload_that_nobody_reads_is_held_back_at_its_client() {
-    const WHOLE: usize = 64 << 20;
+async fn an_upload_that_the_upstream_does_not_read_is_not_read_from_the_client() {
+    const LENGTH: usize = 64 << 20;
     const HELD: usize = 24 << 20; // the sockets' buffers on both sides; hyper's own are under 1 MiB
-    let (listener, gateway) = by_hand().await;
+    let (listener, gateway) = raw_upstream().await;
     let mut client =
-        connect(gateway, &format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {WHOLE}\r\n\r\n")).await;
+        connect(gateway, &format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {LENGTH}\r\n\r\n")).await;
     let mut upstream = accept(&listener).await;
     read_head(&mut upstream).await;
-    // From here on, the upstream reads nothing, and the client pushes until nothing has moved for a while:
-    // a time-out that ends early could only make the bound easier to miss, not a failure of its own.
+    // The upstream reads nothing. The client writes until no byte was accepted for a while. A time-out that is too
+    // short can only hide a failure, not cause one.
     let chunk = vec![b'x'; 64 << 10];
     let mut sent = 0;
     while let Ok(written) =
         tokio::time::timeout(Duration::from_millis(300), client.get_mut().write(&chunk)).await
     {
         sent += written.unwrap();
-        assert!(sent < HELD, "{sent} bytes are in between");
+        assert!(sent < HELD, "{sent} bytes are buffered");
     }
-    // And all of it arrives as soon as it is read.
+    // Once the upstream reads, all of it arrives.
     let (mut reading, mut writing) = tokio::io::split(client.into_inner());
     let pushing = async {
-        while sent < WHOLE {
-            let more = chunk.len().min(WHOLE - sent);
+        while sent < LENGTH {
+            let more = chunk.len().min(LENGTH - sent);
             sent += writing.write(&chunk[..more]).await.unwrap();
         }
     };
     let draining = async {
         let mut buffer = vec![0; 64 << 10];
         let mut read = 0;
-        while read < WHOLE {
+        while read < LENGTH {
             read += upstream.read(&mut buffer).await.unwrap();
         }
         write(&mut upstream, NO_CONTENT).await;
         read
     };
     let ((), read) = tokio::join!(pushing, draining);
-    assert_eq!(read, WHOLE);
-    let mut answer = [0; 12];
-    reading.read_exact(&mut answer).await.unwrap();
-    assert_eq!(&answer, b"HTTP/1.1 204");
+    assert_eq!(read, LENGTH);
+    let mut response = [0; 12];
+    reading.read_exact(&mut response).await.unwrap();
+    assert_eq!(&response, b"HTTP/1.1 204");
 }
 
 #[tokio::test]
-async fn events_arrive_one_by_one_as_they_are_sent() {
-    let (listener, gateway) = by_hand().await;
+async fn events_of_the_upstream_are_not_buffered() {
+    let (listener, gateway) = raw_upstream().await;
     let mut client = connect(gateway, "GET /events HTTP/1.1\r\nHost: a\r\n\r\n").await;
     let mut upstream = accept(&listener).await;
     read_head(&mut upstream).await;
@@ -349,8 +347,8 @@ async fn events_arrive_one_by_one_as_they_are_sent() {
 }
 
 #[tokio::test]
-async fn announced_trailers_go_both_ways() {
-    let (listener, gateway) = by_hand().await;
+async fn announced_trailers_pass_in_both_directions() {
+    let (listener, gateway) = raw_upstream().await;
     let mut client = connect(
         gateway,
         "POST / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nConnection: te\r\nTrailer: x-sum\r\n\
@@ -361,16 +359,16 @@ async fn announced_trailers_go_both_ways() {
     let head = read_head(&mut upstream).await;
     assert!(head.contains("\r\nte: trailers\r\n") && head.contains("\r\ntrailer: x-sum\r\n"), "{head}");
     read_exact(&mut upstream, "1\r\na\r\n0\r\nx-sum: 1\r\n\r\n").await;
-    let answer = "HTTP/1.1 200 OK\r\nTrailer: x-sum\r\nTransfer-Encoding: chunked\r\n\r\n\
+    let response = "HTTP/1.1 200 OK\r\nTrailer: x-sum\r\nTransfer-Encoding: chunked\r\n\r\n\
                   1\r\nb\r\n0\r\nx-sum: 2\r\n\r\n";
-    write(&mut upstream, answer).await;
+    write(&mut upstream, response).await;
     read_head(&mut client).await;
     read_exact(&mut client, "1\r\nb\r\n0\r\nx-sum: 2\r\n\r\n").await;
 }
 
 #[tokio::test]
 async fn a_client_that_waits_for_100_continue_gets_it() {
-    let (listener, gateway) = by_hand().await;
+    let (listener, gateway) = raw_upstream().await;
     let request = "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n";
     let mut client = connect(gateway, request).await;
     let mut upstream = accept(&listener).await;
@@ -383,63 +381,63 @@ async fn a_client_that_waits_for_100_continue_gets_it() {
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_before_the_answer_ends_the_upstream_request() {
-    let (listener, gateway) = by_hand().await;
+async fn a_disconnect_before_the_response_ends_the_upstream_request() {
+    let (listener, gateway) = raw_upstream().await;
     let client = connect(gateway, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     let mut upstream = accept(&listener).await;
     read_head(&mut upstream).await;
     drop(client);
-    gone(&mut upstream).await;
+    closed(&mut upstream).await;
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_within_its_upload_ends_the_upstream_request() {
-    let (listener, gateway) = by_hand().await;
+async fn a_disconnect_during_the_upload_ends_the_upstream_request() {
+    let (listener, gateway) = raw_upstream().await;
     let client = connect(gateway, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\none").await;
     let mut upstream = accept(&listener).await;
     read_head(&mut upstream).await;
     drop(client);
-    gone(&mut upstream).await;
+    closed(&mut upstream).await;
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_within_the_answer_ends_the_upstream_request() {
-    let (listener, gateway) = by_hand().await;
+async fn a_disconnect_during_the_response_ends_the_upstream_request() {
+    let (listener, gateway) = raw_upstream().await;
     let mut client = connect(gateway, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     let mut upstream = accept(&listener).await;
     read_head(&mut upstream).await;
     write(&mut upstream, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\none").await;
     read_head(&mut client).await;
     drop(client);
-    gone(&mut upstream).await;
+    closed(&mut upstream).await;
 }
 
 #[tokio::test]
-async fn an_http_2_client_that_cancels_ends_the_upstream_request() {
-    let (listener, gateway) = by_hand().await;
+async fn a_reset_of_an_http_2_stream_ends_the_upstream_request() {
+    let (listener, gateway) = raw_upstream().await;
     let mut send = h2(gateway).await;
     let request = Request::get("http://gw/").body(Body::empty()).unwrap();
-    let asking = tokio::spawn(send.send_request(request));
+    let sending = tokio::spawn(send.send_request(request));
     let mut upstream = accept(&listener).await;
     read_head(&mut upstream).await;
-    asking.abort();
-    gone(&mut upstream).await;
+    sending.abort();
+    closed(&mut upstream).await;
 }
 
 #[tokio::test]
-async fn a_body_over_the_limit_by_its_own_word_is_refused_before_anything_is_sent() {
+async fn a_content_length_over_the_limit_is_rejected_before_the_request_is_sent() {
     let (listener, addr) = listen().await;
-    let gateway = gateway(passthrough(&format!("http://{addr}"), 3, PATIENCE), None).await;
+    let gateway = gateway(passthrough(&format!("http://{addr}"), 3, HEAD_TIMEOUT), None).await;
     let mut client = connect(gateway, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n").await;
     assert!(read_head(&mut client).await.starts_with("HTTP/1.1 599"));
     read_exact(&mut client, "body-too-large").await;
-    nobody_came(listener);
+    assert_no_connection(listener);
 }
 
 #[tokio::test]
-async fn a_chunked_body_is_cut_off_at_the_limit_at_the_upstream_too() {
+async fn a_chunked_body_over_the_limit_ends_incomplete_at_the_upstream() {
     let (listener, addr) = listen().await;
-    let gateway = gateway(passthrough(&format!("http://{addr}"), 5, PATIENCE), None).await;
+    let gateway = gateway(passthrough(&format!("http://{addr}"), 5, HEAD_TIMEOUT), None).await;
     let request = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n";
     let mut client = connect(gateway, request).await;
     let mut upstream = accept(&listener).await;
@@ -450,51 +448,51 @@ async fn a_chunked_body_is_cut_off_at_the_limit_at_the_upstream_too() {
     read_exact(&mut client, "body-too-large").await;
     let mut rest = Vec::new();
     let _ = upstream.read_to_end(&mut rest).await;
-    assert!(rest.is_empty(), "the upstream cannot take it for whole: {rest:?}");
+    assert!(rest.is_empty(), "the body is incomplete for the upstream: {rest:?}");
 }
 
 #[tokio::test]
-async fn an_answer_that_does_not_begin_is_overdue_and_its_request_ended() {
+async fn a_response_that_does_not_begin_in_time_ends_the_upstream_request() {
     let (listener, addr) = listen().await;
-    let way = passthrough(&format!("http://{addr}"), MAX_BODY, Duration::from_millis(50));
-    let gateway = gateway(way, None).await;
+    let passthrough = passthrough(&format!("http://{addr}"), MAX_BODY, Duration::from_millis(50));
+    let gateway = gateway(passthrough, None).await;
     let mut client = connect(gateway, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     let mut upstream = accept(&listener).await;
     read_head(&mut upstream).await;
     read_head(&mut client).await;
     read_exact(&mut client, "upstream-timeout").await;
-    gone(&mut upstream).await;
+    closed(&mut upstream).await;
 }
 
 #[tokio::test]
-async fn an_upload_that_moves_puts_the_head_timeout_off() {
-    // Steps may be late by twice as much, on however busy a machine.
+async fn progress_of_the_upload_extends_the_head_timeout() {
+    // A step may be late by two steps on a busy machine.
     const STEP: Duration = Duration::from_millis(500);
     let progress = UploadProgress::new();
     let (listener, addr) = listen().await;
-    let way = passthrough(&format!("http://{addr}"), MAX_BODY, STEP * 3);
-    let (answer, waiting) = oneshot::channel::<()>();
+    let passthrough = passthrough(&format!("http://{addr}"), MAX_BODY, STEP * 3);
+    let (response, waiting) = oneshot::channel::<()>();
     let moving = async {
         let began = clock::now();
         let mut steps = tokio::time::interval(STEP);
         while clock::now() < began + STEP * 4 {
             steps.tick().await;
-            progress.moved(UploadFailure::Sound);
+            progress.record(None);
         }
-        answer.send(()).unwrap();
+        response.send(()).unwrap();
     };
     let sending = async {
         waiting.await.unwrap();
         drop(listener);
-        way.client.send(Request::new(Body::empty())).await
+        passthrough.client.send(Request::new(Body::empty())).await
     };
-    let (outcome, ()) = tokio::join!(way.head_in_time(&progress, sending), moving);
-    assert!(matches!(outcome, Err(PassthroughError::Send(_))), "it was awaited to its end");
+    let (outcome, ()) = tokio::join!(passthrough.response_head(&progress, sending), moving);
+    assert!(matches!(outcome, Err(PassthroughError::Send(_))), "the result is that of the client");
 }
 
 #[tokio::test]
-async fn a_request_that_may_have_been_sent_is_not_sent_again() {
-    let (listener, gateway) = by_hand().await;
+async fn a_request_that_the_upstream_may_have_received_is_not_sent_again() {
+    let (listener, gateway) = raw_upstream().await;
     let request = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\none";
     let mut client = connect(gateway, &request.repeat(2)).await;
     let mut upstream = accept(&listener).await;
@@ -502,19 +500,19 @@ async fn a_request_that_may_have_been_sent_is_not_sent_again() {
     read_exact(&mut upstream, "one").await;
     write(&mut upstream, NO_CONTENT).await;
     assert!(read_head(&mut client).await.starts_with("HTTP/1.1 204"));
-    // the second one comes over the same connection, which then breaks
+    // The second request comes over the same connection, which then breaks.
     read_head(&mut upstream).await;
     drop(upstream);
     assert!(read_head(&mut client).await.starts_with("HTTP/1.1 599"));
     read_exact(&mut client, "upstream-reset").await;
-    nobody_came(listener);
+    assert_no_connection(listener);
 }
 
 const UPGRADE: &str = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\n";
 
 #[tokio::test]
 async fn an_upgraded_connection_is_a_tunnel_both_ways_until_it_ends() {
-    let (listener, gateway) = by_hand().await;
+    let (listener, gateway) = raw_upstream().await;
     let mut client =
         connect(gateway, &format!("{UPGRADE}Upgrade: websocket, h2c\r\nSec-WebSocket-Key: k\r\n\r\n")).await;
     let mut upstream = accept(&listener).await;
@@ -522,9 +520,9 @@ async fn an_upgraded_connection_is_a_tunnel_both_ways_until_it_ends() {
     for line in ["connection: upgrade", "upgrade: websocket", "sec-websocket-key: k", "x-request-id: req-1"] {
         assert!(seen.contains(&format!("\r\n{line}\r\n")), "{line} in {seen}");
     }
-    let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+    let response = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                   Sec-WebSocket-Accept: k\r\n\r\nearly";
-    write(&mut upstream, answer).await;
+    write(&mut upstream, response).await;
     let head = read_head(&mut client).await;
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
     for line in ["connection: upgrade", "upgrade: websocket", "sec-websocket-accept: k", "via: 1.1 clipgate"]
@@ -537,16 +535,16 @@ async fn an_upgraded_connection_is_a_tunnel_both_ways_until_it_ends() {
     write(&mut upstream, "\0pong").await;
     read_exact(&mut client, "\0pong").await;
     client.get_mut().shutdown().await.unwrap();
-    gone(&mut upstream).await;
+    closed(&mut upstream).await;
     write(&mut upstream, "bye").await;
     drop(upstream);
     read_exact(&mut client, "bye").await;
-    gone(&mut client).await;
+    closed(&mut client).await;
 }
 
 #[tokio::test]
-async fn a_refused_upgrade_is_an_answer_like_any_other() {
-    let (listener, gateway) = by_hand().await;
+async fn a_rejected_upgrade_is_an_ordinary_response() {
+    let (listener, gateway) = raw_upstream().await;
     let mut client = connect(gateway, &format!("{UPGRADE}Upgrade: websocket\r\n\r\n")).await;
     let mut upstream = accept(&listener).await;
     read_head(&mut upstream).await;
@@ -556,49 +554,52 @@ async fn a_refused_upgrade_is_an_answer_like_any_other() {
 }
 
 #[tokio::test]
-async fn an_upgrade_to_http_2_is_not_taken_up() {
+async fn an_upgrade_to_http_2_is_ignored() {
     for protocol in ["h2c", "H2C, h2"] {
         let request = format!("{UPGRADE}Upgrade: {protocol}\r\nHTTP2-Settings: AAMAAABk\r\n\r\n");
-        let (seen, answer) = exchange(&request, NO_CONTENT).await;
+        let (seen, response) = exchange(&request, NO_CONTENT).await;
         assert!(!seen.contains("upgrade") && !seen.contains("http2-settings"), "{seen}");
-        assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
+        assert!(response.starts_with("HTTP/1.1 204 "), "{response}");
     }
 }
 
 #[tokio::test]
-async fn a_switch_that_nobody_asked_for_is_no_answer() {
-    let (_, answer) = exchange(
+async fn an_unrequested_protocol_switch_is_an_error() {
+    let (_, response) = exchange(
         "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
         "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
     )
     .await;
-    assert!(answer.starts_with("HTTP/1.1 599 "), "{answer}");
+    assert!(response.starts_with("HTTP/1.1 599 "), "{response}");
 }
 
 #[tokio::test]
-async fn an_http_1_0_client_gets_what_it_can_read() {
-    let (listener, gateway) = by_hand().await;
+async fn an_http_1_0_client_gets_an_unchunked_body() {
+    let (listener, gateway) = raw_upstream().await;
     let mut client = connect(gateway, "GET / HTTP/1.0\r\n\r\n").await;
     let mut upstream = accept(&listener).await;
     let seen = read_head(&mut upstream).await;
     assert!(seen.starts_with("GET / HTTP/1.1\r\n") && seen.contains("\r\nvia: 1.0 clipgate\r\n"), "{seen}");
     assert!(!seen.contains("x-forwarded-host"), "{seen}");
     write(&mut upstream, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n0\r\n\r\n").await;
-    let mut answer = String::new();
-    client.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.ends_with("\r\n\r\none") && !answer.contains("chunked"), "{answer}");
+    let mut response = String::new();
+    client.read_to_string(&mut response).await.unwrap();
+    assert!(response.ends_with("\r\n\r\none") && !response.contains("chunked"), "{response}");
 }
 
 #[tokio::test]
-async fn an_http_1_0_upstream_does_not_lower_the_clients_version() {
-    let answer = "HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n";
-    let (_, answer) = exchange("GET / HTTP/1.1\r\nHost: a\r\n\r\n", answer).await;
-    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("\r\nvia: 1.0 clipgate\r\n"), "{answer}");
+async fn an_http_1_0_upstream_does_not_change_the_clients_version() {
+    let response = "HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n";
+    let (_, response) = exchange("GET / HTTP/1.1\r\nHost: a\r\n\r\n", response).await;
+    assert!(
+        response.starts_with("HTTP/1.1 200 ") && response.contains("\r\nvia: 1.0 clipgate\r\n"),
+        "{response}"
+    );
 }
 
 #[tokio::test]
-async fn an_http_2_request_becomes_an_http_1_one() {
-    let (listener, gateway) = by_hand().await;
+async fn an_http_2_request_is_translated_to_http_1() {
+    let (listener, gateway) = raw_upstream().await;
     let mut send = h2(gateway).await;
     let (mut body, receiver) = Channel::<Bytes, Infallible>::new(1);
     let request = Request::post("http://gw.example/x?y")
@@ -607,7 +608,7 @@ async fn an_http_2_request_becomes_an_http_1_one() {
         .header("te", "trailers")
         .body(Body::stream(receiver))
         .unwrap();
-    let asking = tokio::spawn(send.send_request(request));
+    let sending = tokio::spawn(send.send_request(request));
     let mut upstream = accept(&listener).await;
     let seen = read_head(&mut upstream).await;
     assert!(seen.starts_with("POST /x?y HTTP/1.1\r\n"), "{seen}");
@@ -625,53 +626,55 @@ async fn an_http_2_request_becomes_an_http_1_one() {
     read_exact(&mut upstream, "3\r\none\r\n").await;
     drop(body);
     read_exact(&mut upstream, "0\r\n\r\n").await;
-    let answer = "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n\
+    let response = "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n\
                   3\r\ntwo\r\n0\r\nx-sum: 1\r\n\r\n";
-    write(&mut upstream, answer).await;
-    let answer = asking.await.unwrap().unwrap();
+    write(&mut upstream, response).await;
+    let response = sending.await.unwrap().unwrap();
     for gone in ["connection", "transfer-encoding"] {
-        assert!(!answer.headers().contains_key(gone), "{gone}");
+        assert!(!response.headers().contains_key(gone), "{gone}");
     }
-    let collected = answer.into_body().collect().await.unwrap();
+    let collected = response.into_body().collect().await.unwrap();
     assert_eq!(collected.trailers().unwrap()["x-sum"], "1");
     assert_eq!(collected.to_bytes(), "two");
 }
 
 #[tokio::test]
-async fn an_http_2_request_whose_host_contradicts_its_authority_is_refused() {
-    let (_listener, gateway) = by_hand().await;
+async fn an_http_2_request_whose_host_differs_from_its_authority_is_rejected() {
+    let (_listener, gateway) = raw_upstream().await;
     let mut send = h2(gateway).await;
     let request = Request::get("http://gw/").header("host", "evil").body(Body::empty()).unwrap();
-    let answer = send.send_request(request).await.unwrap();
-    assert_eq!(answer.status(), 599);
-    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "misdirected");
+    let response = send.send_request(request).await.unwrap();
+    assert_eq!(response.status(), 599);
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "misdirected");
 }
 
 #[tokio::test]
-async fn an_upstream_that_is_not_there_is_no_fault_of_the_upload() {
+async fn a_failed_connection_is_not_reported_as_a_failed_upload() {
     let (listener, addr) = listen().await;
     drop(listener);
-    let way = passthrough(&format!("http://{addr}"), MAX_BODY, PATIENCE);
+    let passthrough = passthrough(&format!("http://{addr}"), MAX_BODY, HEAD_TIMEOUT);
     let ctx = RequestCtx {
         id: RequestId::new(None),
-        trail: ForwardedChain::of(Peer::Unix),
+        forwarded: ForwardedChain::from_peer(Peer::Unix),
         is_tls: false,
         arrived: clock::now(),
     };
     let request = Request::post("/").body(Full::new(Bytes::from_static(b"one"))).unwrap();
-    let Err(error) = way.forward(request, &ctx, Credential::default(), &RequestSpan::default()).await else {
-        panic!("nobody is there")
+    let Err(error) =
+        passthrough.forward(request, &ctx, UpstreamAccount::default(), &RequestSpan::default()).await
+    else {
+        panic!("a response without an upstream")
     };
     assert!(matches!(error, PassthroughError::Send(SendError::Connect(_))), "{error:?}");
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_is_the_clients_fault() {
+async fn an_incomplete_body_is_reported_as_a_failed_upload() {
     let (listener, addr) = listen().await;
-    let way = passthrough(&format!("http://{addr}"), MAX_BODY, PATIENCE);
+    let passthrough = passthrough(&format!("http://{addr}"), MAX_BODY, HEAD_TIMEOUT);
     let ctx = RequestCtx {
         id: RequestId::new(None),
-        trail: ForwardedChain::of(Peer::Unix),
+        forwarded: ForwardedChain::from_peer(Peer::Unix),
         is_tls: false,
         arrived: clock::now(),
     };
@@ -682,16 +685,17 @@ async fn a_body_that_breaks_off_is_the_clients_fault() {
         let mut upstream = accept(&listener).await;
         heads.send(read_head(&mut upstream).await).await.unwrap();
         sender.abort(std::io::Error::other("gone"));
-        gone(&mut upstream).await;
+        closed(&mut upstream).await;
     };
     let span = RequestSpan::default();
-    let (outcome, ()) = tokio::join!(way.forward(request, &ctx, Credential::default(), &span), upstream);
+    let (outcome, ()) =
+        tokio::join!(passthrough.forward(request, &ctx, UpstreamAccount::default(), &span), upstream);
     assert!(seen.recv().await.unwrap().contains("\r\nx-forwarded-for: unknown\r\n"));
     assert!(matches!(outcome, Err(PassthroughError::Upload(_))));
 }
 
-/// An upstream that speaks HTTP/2, does this with a request, and a gateway before it.
-async fn before_h2<S, F>(max_body: u64, serve: S) -> SocketAddr
+/// Starts an HTTP/2 upstream with this handler, and a gateway in front of it.
+async fn in_front_of_h2<S, F>(max_body: u64, serve: S) -> SocketAddr
 where
     S: Fn(Request<Incoming>) -> F + Send + Sync + Copy + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
@@ -708,12 +712,12 @@ where
     let base_url = format!("https://localhost:{}", addr.port()).parse().unwrap();
     let upstream = config::UpstreamConfig { base_url, ..Config::default().upstream };
     let client = Client::with_tls(&upstream, trusting).unwrap();
-    gateway(Passthrough::new(client, max_body, PATIENCE, uncounted()), None).await
+    gateway(Passthrough::new(client, max_body, HEAD_TIMEOUT, unused_metrics()), None).await
 }
 
 #[tokio::test]
-async fn an_http_1_request_becomes_an_http_2_one() {
-    let gateway = before_h2(MAX_BODY, |request| async move {
+async fn an_http_1_request_is_translated_to_http_2() {
+    let gateway = in_front_of_h2(MAX_BODY, |request| async move {
         let fields = request.headers();
         let host = request.uri().authority().unwrap().host().to_owned();
         let strays = ["host", "connection", "transfer-encoding", "upgrade"].iter();
@@ -729,18 +733,18 @@ async fn an_http_1_request_becomes_an_http_2_one() {
          Transfer-Encoding: chunked\r\n\r\n3\r\none\r\n0\r\n\r\n",
     )
     .await;
-    let mut answer = String::new();
-    client.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-    assert!(answer.contains("\r\nvia: 2.0 clipgate\r\n"), "{answer}");
-    assert!(answer.ends_with("\r\n\r\nlocalhost 0 1.1 clipgate one"), "{answer}");
+    let mut response = String::new();
+    client.read_to_string(&mut response).await.unwrap();
+    assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
+    assert!(response.contains("\r\nvia: 2.0 clipgate\r\n"), "{response}");
+    assert!(response.ends_with("\r\n\r\nlocalhost 0 1.1 clipgate one"), "{response}");
 }
 
 #[tokio::test]
-async fn a_chunked_body_over_the_limit_is_told_as_such_before_an_http_2_upstream_too() {
-    let gateway = before_h2(5, |request| async move {
+async fn a_chunked_body_over_the_limit_is_reported_in_front_of_an_http_2_upstream() {
+    let gateway = in_front_of_h2(5, |request| async move {
         let cut = request.into_body().collect().await.is_err();
-        assert!(cut, "the upstream cannot take it for whole");
+        assert!(cut, "the body is incomplete for the upstream");
         Response::new(Body::empty())
     })
     .await;

@@ -1,5 +1,5 @@
-//! The body of a request on its way to the upstream: bounded in size, watched for progress, and without trailers that
-//! a server could take for fields of the head.
+//! The body of a request to the upstream: bounded in size, monitored for progress, and without trailers that a server
+//! could merge into the head.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,44 +12,44 @@ use parking_lot::Mutex;
 
 use crate::clock;
 use crate::protocol::body::{BoxError, Stalled};
-use crate::protocol::headers;
+use crate::protocol::spoofed_headers::strip_upload_trailers;
 
-/// A client's body on its way up. Over the limit, it ends in an error, and the upload with it.
+/// The body of a client's request. Over the limit it ends in an error, which ends the upload.
 pub(super) struct UploadBody<B> {
     pub(super) body: B,
     pub(super) left: u64,
     pub(super) progress: Arc<UploadProgress>,
 }
 
-/// What the waiting side sees of an upload: HTTP/2 does not tell why one failed.
-pub(super) struct UploadProgress(Mutex<(Instant, UploadFailure)>);
+/// The progress of an upload, for the future that waits for the response. An HTTP/2 upstream client does not return the
+/// error of the body.
+pub(super) struct UploadProgress(Mutex<(Instant, Option<UploadFailure>)>);
 
 #[derive(Clone, Copy)]
 pub(super) enum UploadFailure {
-    Sound,
     TooLarge,
     Stalled,
-    Broke,
+    Incomplete,
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("the request's body is larger than limits.max_body")]
+#[error("the body of the request is larger than limits.max_body")]
 struct OverLimit;
 
 impl UploadProgress {
     pub(super) fn new() -> Self {
-        Self(Mutex::new((clock::now(), UploadFailure::Sound)))
+        Self(Mutex::new((clock::now(), None)))
     }
 
-    pub(super) fn moved(&self, fate: UploadFailure) {
-        *self.0.lock() = (clock::now(), fate);
+    pub(super) fn record(&self, failure: Option<UploadFailure>) {
+        *self.0.lock() = (clock::now(), failure);
     }
 
-    pub(super) fn moved_at(&self) -> Instant {
+    pub(super) fn last_progress(&self) -> Instant {
         self.0.lock().0
     }
 
-    pub(super) fn fate(&self) -> UploadFailure {
+    pub(super) fn failure(&self) -> Option<UploadFailure> {
         self.0.lock().1
     }
 }
@@ -71,28 +71,27 @@ where
             Some(Ok(frame)) => frame,
             Some(Err(error)) => {
                 let error = error.into();
-                this.progress.moved(if error.is::<Stalled>() {
-                    UploadFailure::Stalled
-                } else {
-                    UploadFailure::Broke
-                });
+                this.progress.record(Some(match error.is::<Stalled>() {
+                    true => UploadFailure::Stalled,
+                    false => UploadFailure::Incomplete,
+                }));
                 return Poll::Ready(Some(Err(error)));
             }
             None => {
-                this.progress.moved(UploadFailure::Sound);
+                this.progress.record(None);
                 return Poll::Ready(None);
             }
         };
         let length = frame.data_ref().map_or(0, |data| data.len() as u64);
         let Some(left) = this.left.checked_sub(length) else {
-            this.progress.moved(UploadFailure::TooLarge);
+            this.progress.record(Some(UploadFailure::TooLarge));
             return Poll::Ready(Some(Err(OverLimit.into())));
         };
         this.left = left;
         if let Some(trailers) = frame.trailers_mut() {
-            headers::strip_upload_trailers(trailers);
+            strip_upload_trailers(trailers);
         }
-        this.progress.moved(UploadFailure::Sound);
+        this.progress.record(None);
         Poll::Ready(Some(Ok(frame)))
     }
 

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::context::TraceContext;
 use crate::core::job::KeyDomain;
-use crate::protocol::headers;
+use crate::protocol::host::requested_host;
 use crate::protocol::request::RequestCtx;
 
 /// The longest path that a span shows, in bytes.
@@ -255,8 +255,8 @@ fn asked<B>(request: &Request<B>, ctx: &RequestCtx, route: Option<&str>) -> Vec<
     ];
     asked.extend(route.map(|route| KeyValue::new("http.route", route.to_owned())));
     asked.extend(version(request.version()).map(|v| KeyValue::new("network.protocol.version", v)));
-    asked.extend(ctx.trail.client().map(|client| KeyValue::new("client.address", client.to_string())));
-    if let Some(host) = headers::asked_host(request.uri(), request.headers()) {
+    asked.extend(ctx.forwarded.client_ip().map(|client| KeyValue::new("client.address", client.to_string())));
+    if let Some(host) = requested_host(request.uri(), request.headers()) {
         asked.push(KeyValue::new("server.address", short(host.host()).to_owned()));
         asked.extend(host.port_u16().map(|port| KeyValue::new("server.port", i64::from(port))));
     }

@@ -22,7 +22,9 @@ use crate::core::query;
 use crate::core::route::{Form, Goal, Route};
 use crate::core::scheduler::RetryAdvice;
 use crate::protocol::body::Body;
-use crate::protocol::headers;
+use crate::protocol::retry_after::retry_after;
+use crate::protocol::stored_headers::split_head;
+use crate::protocol::via::via_member;
 use crate::telemetry::metrics::{CallError, CallKind, Code, Metrics};
 use crate::telemetry::trace::TraceContext;
 use crate::upstream::client::{Client, ResponseBody, SendError};
@@ -184,7 +186,7 @@ impl Poller {
         fields.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         fields.insert(AUTHORIZATION, authorization.clone());
         fields.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_NAME));
-        fields.insert(VIA, HeaderValue::from_static(headers::via(Version::HTTP_11)));
+        fields.insert(VIA, HeaderValue::from_static(via_member(Version::HTTP_11)));
         trace.write(fields);
         Some(request)
     }
@@ -196,7 +198,7 @@ impl Poller {
         headers: &HeaderMap,
         body: Bytes,
     ) -> AttemptOutcome {
-        let head = Arc::new(headers::split_head(status, headers));
+        let head = Arc::new(split_head(status, headers));
         let reply = |body| Arc::new(Reply { status: status.as_u16(), head: Arc::clone(&head), body });
         let key = key_verdict(status);
         let answered_at = clock::now();

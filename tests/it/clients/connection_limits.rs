@@ -1,4 +1,4 @@
-//! Who has a place when there are more connections than places, or than descriptors.
+//! `server.max_connections` and file descriptors: which connections are closed when they run out.
 
 use std::net::SocketAddr;
 
@@ -9,9 +9,9 @@ use tokio::task::JoinHandle;
 use crate::harness::admin_client::{AdminClient, text};
 use crate::harness::process::{GatewayProcess, TestClient, TestEnv, completed_target, get, within_timeout};
 
-/// A connection from this address of this machine.
-async fn from(ip: &str, to: SocketAddr) -> TestClient {
-    TestClient::h1(stream(ip, to).await).await
+/// Connects from this local address.
+async fn from(ip: &str, to: SocketAddr) -> Client {
+    Client::h1(stream(ip, to).await).await
 }
 
 async fn stream(ip: &str, to: SocketAddr) -> TcpStream {
@@ -23,22 +23,21 @@ async fn stream(ip: &str, to: SocketAddr) -> TcpStream {
 const ONE: &str = "127.0.0.1";
 const OTHER: &str = "127.0.0.2";
 
-/// A wait that is parked on this connection until its clip is complete; the status of its answer.
-async fn park(ground: &TestEnv, mut client: TestClient, id: &str) -> JoinHandle<u16> {
-    let before = ground.sim.requests().len();
-    ground.sim.set_status(id, "queued");
-    let target = completed_target(id);
-    let waiting =
-        tokio::spawn(async move { client.send(get(&target, &[])).await.unwrap().status().as_u16() });
-    ground.sim.wait_until(|seen| seen.requests.len() > before).await;
+/// Parks a wait on this connection. Returns the status of its response.
+async fn park(env: &TestEnv, mut client: Client, id: &str) -> JoinHandle<u16> {
+    let before = env.sim.requests().len();
+    env.sim.set_status(id, "queued");
+    let target = clip(id);
+    let waiting = tokio::spawn(async move { client.ask(get(&target, &[])).await.unwrap().status().as_u16() });
+    env.sim.wait_until(|seen| seen.requests.len() > before).await;
     waiting
 }
 
 #[tokio::test]
-async fn idle_connections_of_one_client_keep_nobody_out_and_its_longest_idle_has_to_go() {
-    let ground = TestEnv::new().await;
-    ground.configure("max_connections = 4\nidle_timeout = \"1h\"");
-    let mut gateway = ground.start();
+async fn one_clients_idle_connections_exclude_no_other_and_its_longest_idle_one_is_closed() {
+    let env = TestEnv::new().await;
+    env.configure("max_connections = 4\nidle_timeout = \"1h\"");
+    let mut gateway = env.start();
     let address = gateway.address().await;
     let mut own = Vec::new();
     for _ in 0..8 {
@@ -46,7 +45,7 @@ async fn idle_connections_of_one_client_keep_nobody_out_and_its_longest_idle_has
         assert_eq!(client.get("/x", &[]).await.status(), 404);
         own.push(client);
     }
-    // Half of the places, and the two that came last.
+    // Half of the slots: the two most recent connections.
     let mut kept = own.split_off(6);
     for gone in &mut own {
         gone.wait_until_closed().await;
@@ -58,33 +57,33 @@ async fn idle_connections_of_one_client_keep_nobody_out_and_its_longest_idle_has
 }
 
 #[tokio::test]
-async fn a_parked_wait_is_never_closed_for_a_newcomer_and_an_idle_connection_of_http2_is() {
-    let ground = TestEnv::new().await;
-    ground.configure("max_connections = 2\nidle_timeout = \"1h\"");
-    let mut gateway = ground.start();
+async fn a_new_connection_replaces_an_idle_http2_connection_and_never_a_parked_wait() {
+    let env = TestEnv::new().await;
+    env.configure("max_connections = 2\nidle_timeout = \"1h\"");
+    let mut gateway = env.start();
     let address = gateway.address().await;
-    let parked = park(&ground, from(ONE, address).await, "a").await;
-    let mut idle = TestClient::h2(stream(OTHER, address).await).await;
+    let parked = park(&env, from(ONE, address).await, "a").await;
+    let mut idle = Client::h2(stream(OTHER, address).await).await;
     assert_eq!(idle.get(&format!("http://{address}/x"), &[]).await.status(), 404);
     for _ in 0..3 {
         assert_eq!(from("127.0.0.3", address).await.get("/x", &[]).await.status(), 404);
     }
-    idle.wait_until_closed().await;
-    ground.sim.set_status("a", "completed");
+    idle.closed().await;
+    env.sim.set_status("a", "completed");
     assert_eq!(parked.await.unwrap(), 200);
 }
 
 #[tokio::test]
-async fn a_newcomer_waits_while_all_are_busy_and_takes_the_place_of_the_first_that_is_idle() {
-    let ground = TestEnv::new().await;
-    ground.configure("max_connections = 1\nidle_timeout = \"1h\"");
-    let mut gateway = ground.start();
+async fn a_new_connection_waits_while_all_are_busy_and_replaces_the_first_idle_one() {
+    let env = TestEnv::new().await;
+    env.configure("max_connections = 1\nidle_timeout = \"1h\"");
+    let mut gateway = env.start();
     let address = gateway.address().await;
-    let parked = park(&ground, from(ONE, address).await, "a").await;
+    let parked = park(&env, from(ONE, address).await, "a").await;
     let mut late = from(OTHER, address).await;
-    let waiting = tokio::spawn(async move { late.send(get("/x", &[("x-request-id", "late")])).await });
-    gateway.wait_for_log("all connections are busy").await;
-    ground.sim.set_status("a", "completed");
+    let waiting = tokio::spawn(async move { late.ask(get("/x", &[("x-request-id", "late")])).await });
+    gateway.logged("all connections are busy").await;
+    env.sim.set_status("a", "completed");
     assert_eq!(parked.await.unwrap(), 200);
     assert_eq!(waiting.await.unwrap().unwrap().status(), 404);
     let (first, second) = (gateway.wait_for_log("outcome=").await, gateway.wait_for_log("outcome=").await);
@@ -92,14 +91,14 @@ async fn a_newcomer_waits_while_all_are_busy_and_takes_the_place_of_the_first_th
 }
 
 #[tokio::test]
-async fn busy_connections_of_one_client_take_half_of_the_places_and_no_more() {
-    let ground = TestEnv::new().await;
-    ground.configure("max_connections = 4");
-    let mut gateway = ground.start();
+async fn one_clients_busy_connections_take_at_most_half_of_the_slots() {
+    let env = TestEnv::new().await;
+    env.configure("max_connections = 4");
+    let mut gateway = env.start();
     let address = gateway.address().await;
     let mut parked = Vec::new();
     for id in ["a", "b"] {
-        parked.push(park(&ground, from(ONE, address).await, id).await);
+        parked.push(park(&env, from(ONE, address).await, id).await);
     }
     for _ in 0..3 {
         assert!(from(ONE, address).await.send(get("/x", &[])).await.is_err());
@@ -107,44 +106,44 @@ async fn busy_connections_of_one_client_take_half_of_the_places_and_no_more() {
     }
     let line = gateway.wait_for_log("half of all connections").await;
     assert!(line.contains("address=127.0.0.1"), "{line}");
-    ["a", "b"].iter().for_each(|id| ground.sim.set_status(id, "completed"));
+    ["a", "b"].iter().for_each(|id| env.sim.set_status(id, "completed"));
     for parked in parked {
         assert_eq!(parked.await.unwrap(), 200);
     }
 }
 
 #[tokio::test]
-async fn a_trusted_proxy_and_a_unix_socket_may_have_all_places() {
-    let ground = TestEnv::new().await;
-    let path = ground.path("gw.sock");
+async fn a_trusted_proxy_and_a_unix_socket_may_take_all_slots() {
+    let env = TestEnv::new().await;
+    let path = env.path("gw.sock");
     let listen = format!("listen = [\"127.0.0.1:0\", {:?}]", format!("unix:{}", path.display()));
-    ground.configure(&format!("{listen}\nmax_connections = 4\ntrusted_proxies = [\"127.0.0.0/8\"]"));
-    let mut gateway = ground.start();
+    env.configure(&format!("{listen}\nmax_connections = 4\ntrusted_proxies = [\"127.0.0.0/8\"]"));
+    let mut gateway = env.start();
     let address = gateway.address().await;
     let mut parked = Vec::new();
     for id in ["a", "b", "c", "d"] {
-        parked.push(park(&ground, from(ONE, address).await, id).await);
+        parked.push(park(&env, from(ONE, address).await, id).await);
     }
-    ["a", "b", "c", "d"].iter().for_each(|id| ground.sim.set_status(id, "completed"));
+    ["a", "b", "c", "d"].iter().for_each(|id| env.sim.set_status(id, "completed"));
     for parked in parked.drain(..) {
         assert_eq!(parked.await.unwrap(), 200);
     }
     for id in ["e", "f", "g", "h"] {
-        let client = TestClient::h1(UnixStream::connect(&path).await.unwrap()).await;
-        parked.push(park(&ground, client, id).await);
+        let client = Client::h1(UnixStream::connect(&path).await.unwrap()).await;
+        parked.push(park(&env, client, id).await);
     }
-    ["e", "f", "g", "h"].iter().for_each(|id| ground.sim.set_status(id, "completed"));
+    ["e", "f", "g", "h"].iter().for_each(|id| env.sim.set_status(id, "completed"));
     for parked in parked {
         assert_eq!(parked.await.unwrap(), 200);
     }
 }
 
-/// The gateway under this limit of open files, as the shell's `ulimit` takes it.
-fn start_within(ground: &TestEnv, limit: &str) -> GatewayProcess {
+/// Starts the gateway with this limit of open files, in the syntax of the shell's `ulimit`.
+fn start_within(env: &TestEnv, limit: &str) -> Gateway {
     let mut command = Command::new("sh");
     let script = format!("ulimit {limit} && exec \"$0\" serve --config config.toml");
     command.args(["-c", &script, env!("CARGO_BIN_EXE_clipgate")]);
-    ground.confine(&mut command);
+    env.confine(&mut command);
     command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
     GatewayProcess::spawn(command)
 }
@@ -155,10 +154,10 @@ async fn operator(gateway: &mut GatewayProcess) -> AdminClient {
 }
 
 #[tokio::test]
-async fn idle_connections_leave_descriptors_for_polls_and_for_the_operator() {
-    let ground = TestEnv::new().await;
-    ground.configure("idle_timeout = \"1h\"");
-    let mut gateway = start_within(&ground, "-n 64");
+async fn idle_connections_leave_descriptors_for_polls_and_the_admin_listener() {
+    let env = TestEnv::new().await;
+    env.configure("idle_timeout = \"1h\"");
+    let mut gateway = start_within(&env, "-n 64");
     let address = gateway.address().await;
     let operator = operator(&mut gateway).await;
     gateway.wait_for_log("allows fewer connections than configured").await;
@@ -169,17 +168,17 @@ async fn idle_connections_leave_descriptors_for_polls_and_for_the_operator() {
         idle.push(client);
     }
     for id in ["a", "b", "c"] {
-        ground.sim.set_status(id, "completed");
-        assert_eq!(from(OTHER, address).await.get(&completed_target(id), &[]).await.status(), 200);
+        env.sim.set_status(id, "completed");
+        assert_eq!(from(OTHER, address).await.get(&clip(id), &[]).await.status(), 200);
     }
     assert_eq!(operator.get("/readyz").await.status(), 200);
 }
 
 #[tokio::test]
 async fn the_soft_limit_of_open_files_is_raised_to_the_hard_one() {
-    let ground = TestEnv::new().await;
-    ground.configure("");
-    let mut gateway = start_within(&ground, "-n 1000 && ulimit -S -n 256");
+    let env = TestEnv::new().await;
+    env.configure("");
+    let mut gateway = start_within(&env, "-n 1000 && ulimit -S -n 256");
     gateway.address().await;
     let page = within_timeout("the metrics", operator(&mut gateway).await.get("/metrics")).await;
     let page = text(&page);
@@ -187,11 +186,11 @@ async fn the_soft_limit_of_open_files_is_raised_to_the_hard_one() {
 }
 
 #[tokio::test]
-async fn when_descriptors_run_out_all_the_same_idle_connections_make_room_and_the_log_is_not_flooded() {
-    let ground = TestEnv::new().await;
-    ground.configure("idle_timeout = \"1h\"");
-    ground.sim.set_status("a", "completed");
-    let mut gateway = ground.start();
+async fn without_free_descriptors_idle_connections_are_closed_and_the_log_has_one_line() {
+    let env = TestEnv::new().await;
+    env.configure("idle_timeout = \"1h\"");
+    env.sim.set_status("a", "completed");
+    let mut gateway = env.start();
     let address = gateway.address().await;
     let mut kept = Vec::new();
     for _ in 0..5 {
@@ -199,7 +198,7 @@ async fn when_descriptors_run_out_all_the_same_idle_connections_make_room_and_th
         assert_eq!(client.get(&completed_target("a"), &[]).await.status(), 200);
         kept.push(client);
     }
-    // From now on it may open no more than it has open: a new descriptor has the lowest number that is free.
+    // From here on the gateway can open no further descriptor: the lowest free number is over the limit.
     let pid = gateway.pid();
     let open: Vec<u32> = std::fs::read_dir(format!("/proc/{pid}/fd"))
         .unwrap()
@@ -208,7 +207,7 @@ async fn when_descriptors_run_out_all_the_same_idle_connections_make_room_and_th
     let free = (0..).find(|number| !open.contains(number)).unwrap();
     let limit = format!("--nofile={free}:{free}");
     let limited = Command::new("prlimit").args(["--pid", &pid.to_string(), &limit]).status().await;
-    assert!(limited.unwrap().success(), "prlimit is of util-linux");
+    assert!(limited.unwrap().success(), "prlimit is part of util-linux");
     for n in 0..20 {
         let mut client = from(ONE, address).await;
         assert_eq!(client.get(&completed_target("a"), &[]).await.status(), 200, "{n}");
@@ -217,5 +216,5 @@ async fn when_descriptors_run_out_all_the_same_idle_connections_make_room_and_th
     gateway.wait_for_log("accept failed").await;
     gateway.signal("TERM");
     let more = gateway.rest_of_log().await.iter().filter(|line| line.contains("accept failed")).count();
-    assert_eq!(more, 0, "it is said once a minute");
+    assert_eq!(more, 0, "the line is logged once a minute");
 }

@@ -1,4 +1,4 @@
-//! CORS: what browsers are told.
+//! CORS: the fields that browsers get.
 
 use http::{HeaderMap, Request};
 use http_body_util::Empty;
@@ -22,12 +22,12 @@ fn preflight(target: &str, origin: &str) -> Request<Empty<bytes::Bytes>> {
 }
 
 #[tokio::test]
-async fn hits_misses_refusals_and_what_is_passed_through_may_be_read_by_a_listed_origin() {
-    let ground = TestEnv::new().await;
-    ground.configure("cors_origins = [\"https://app.example\"]");
-    ground.sim.set_status("a", "complete");
-    let mut gateway = ground.start();
-    let mut client = TestClient::connect(gateway.address().await).await;
+async fn a_listed_origin_may_read_hits_misses_errors_and_passed_through_responses() {
+    let env = TestEnv::new().await;
+    env.configure("cors_origins = [\"https://app.example\"]");
+    env.sim.set_status("a", "complete");
+    let mut gateway = env.start();
+    let mut client = Client::connect(gateway.address().await).await;
     let rows = [
         (completed_target("a"), 200, "clipgate; fwd=miss"),
         (completed_target("a"), 200, "clipgate; hit"),
@@ -54,13 +54,13 @@ async fn hits_misses_refusals_and_what_is_passed_through_may_be_read_by_a_listed
 }
 
 #[tokio::test]
-async fn origins_of_desktop_programs_and_with_default_ports_are_those_that_browsers_send() {
-    let ground = TestEnv::new().await;
-    ground.configure(
+async fn origins_of_desktop_programs_and_origins_with_default_ports_match_those_of_browsers() {
+    let env = TestEnv::new().await;
+    env.configure(
         "cors_origins = [\"tauri://localhost\", \"app://obsidian.md\", \"chrome-extension://abcdefghijklmnop\", \
          \"https://app.example:443\", \"http://app.example:80\", \"https://other.example:8443\"]",
     );
-    let mut command = ground.command();
+    let mut command = env.command();
     command.env("CLIPGATE__AUTH__MODE", "sidecar").env("CLIPGATE__UPSTREAM__API_KEY", "of-the-gateway");
     let mut gateway = GatewayProcess::spawn(command);
     let mut client = TestClient::connect(gateway.address().await).await;
@@ -82,7 +82,7 @@ async fn origins_of_desktop_programs_and_with_default_ports_are_those_that_brows
         "http://app.example",
         "https://other.example:8443",
     ] {
-        assert_eq!(status(origin).await, 404, "{origin} may ask the upstream");
+        assert_eq!(status(origin).await, 404, "{origin} may use the upstream");
     }
     for origin in
         ["https://other.example", "app://localhost", "http://localhost:1420", "chrome-extension://evil"]
@@ -93,27 +93,27 @@ async fn origins_of_desktop_programs_and_with_default_ports_are_those_that_brows
 
 #[tokio::test]
 async fn a_preflight_is_answered_without_the_upstream_and_without_a_key() {
-    let ground = TestEnv::new().await;
-    ground.configure("cors_origins = [\"https://app.example\"]");
-    let mut gateway = ground.start();
-    let mut client = TestClient::connect(gateway.address().await).await;
-    let answer = client.send(preflight(&completed_target("a"), APP.1)).await.unwrap();
+    let env = TestEnv::new().await;
+    env.configure("cors_origins = [\"https://app.example\"]");
+    let mut gateway = env.start();
+    let mut client = Client::connect(gateway.address().await).await;
+    let answer = client.ask(preflight(&clip("a"), APP.1)).await.unwrap();
     assert_eq!(answer.status(), 204);
     assert_eq!(allowed(answer.headers()), Some(APP.1));
     assert_eq!(answer.headers()["access-control-allow-methods"], "GET");
     assert_eq!(answer.headers()["access-control-allow-headers"], "authorization,last-event-id");
     assert!(answer.headers().contains_key("x-request-id"));
-    let stranger = client.send(preflight(&completed_target("a"), "https://evil.example")).await.unwrap();
-    assert_eq!((stranger.status().as_u16(), allowed(stranger.headers())), (204, None));
-    assert_eq!(ground.sim.requests().len(), 0);
+    let unlisted = client.ask(preflight(&clip("a"), "https://evil.example")).await.unwrap();
+    assert_eq!((unlisted.status().as_u16(), allowed(unlisted.headers())), (204, None));
+    assert_eq!(env.sim.requests().len(), 0);
 }
 
 #[tokio::test]
-async fn without_origins_preflights_are_the_upstreams() {
-    let ground = TestEnv::new().await;
-    ground.configure("");
-    let mut gateway = ground.start();
-    let mut client = TestClient::connect(gateway.address().await).await;
-    client.send(preflight(&completed_target("a"), APP.1)).await.unwrap();
-    assert_eq!(ground.sim.requests().len(), 1);
+async fn without_cors_origins_preflights_are_passed_through() {
+    let env = TestEnv::new().await;
+    env.configure("");
+    let mut gateway = env.start();
+    let mut client = Client::connect(gateway.address().await).await;
+    client.ask(preflight(&clip("a"), APP.1)).await.unwrap();
+    assert_eq!(env.sim.requests().len(), 1);
 }

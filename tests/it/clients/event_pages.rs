@@ -1,4 +1,4 @@
-//! Event streams as web pages read them, with the `EventSource` that the browser itself has.
+//! Event streams in web pages, read with the browser's own `EventSource`.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::harness::browser::{Browser, DESKTOP};
 use crate::harness::gateway::{TestGateway, clips_target, set_hold};
 use crate::harness::raw_upstream::{AfterHead, RawUpstream};
 
-/// A web page of an origin of its own.
+/// Serves an empty web page. Each call has an origin of its own.
 async fn app() -> (RawUpstream, String) {
     let head = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\nconnection: close\r\n\r\n";
     let page = "<!doctype html><title>app</title><link rel=icon href=data:,>";
@@ -20,22 +20,22 @@ async fn app() -> (RawUpstream, String) {
     (app, origin)
 }
 
-/// What the page is to do: note each event, and never close the source by itself.
+/// Returns a script that records each event and never closes the source.
 fn follow(url: &str) -> String {
     format!(
-        "window.told = []; window.source = new EventSource({});
+        "window.received = []; window.source = new EventSource({});
          for (const name of ['status', 'done', 'error']) source.addEventListener(name, ({{ data }}) => {{
-             if (data) told.push([name, JSON.parse(data).id ?? null, JSON.parse(data).status ?? null]);
+             if (data) received.push([name, JSON.parse(data).id ?? null, JSON.parse(data).status ?? null]);
          }}); null",
         json!(url)
     )
 }
 
 #[tokio::test]
-async fn a_listed_origins_page_is_told_each_rung_and_stopped_after_the_last() {
+async fn a_page_of_a_listed_origin_gets_each_rung_and_stops_after_the_last() {
     let (_app, origin) = app().await;
-    let (_other, stranger) = app().await;
-    let stage = TestGateway::with(|config, options| {
+    let (_other, unlisted) = app().await;
+    let gateway = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
         config.server.cors_origins = vec![origin.clone()];
         config.auth = AuthConfig::Sidecar;
@@ -43,22 +43,22 @@ async fn a_listed_origins_page_is_told_each_rung_and_stopped_after_the_last() {
     })
     .await;
     for id in ["a", "b"] {
-        stage.sim.set_status(id, "queued");
+        gateway.sim.set_status(id, "queued");
     }
-    let url = format!("http://{}{}", stage.address, clips_target(&["a", "b"], "completed"));
+    let url = format!("http://{}{}", gateway.address, multi(&["a", "b"], "completed"));
     let mut browser = Browser::start();
     assert_eq!(browser.open(&origin, DESKTOP, None).await, 200);
     browser.eval(&follow(&url)).await;
-    browser.wait_until("told.length === 2").await;
-    stage.sim.set_status("a", "streaming");
-    browser.wait_until("told.length === 3").await;
-    stage.sim.set_status("a", "completed");
-    browser.wait_until("told.length === 4").await;
-    stage.sim.set_status("b", "completed");
-    // The stream ends; it connects anew by itself, and is answered 204.
-    browser.wait_until("source.readyState === EventSource.CLOSED").await;
-    let told = browser.eval("told").await;
-    let mut begin = vec![told[0].clone(), told[1].clone()];
+    browser.until("received.length === 2").await;
+    gateway.sim.set_status("a", "streaming");
+    browser.until("received.length === 3").await;
+    gateway.sim.set_status("a", "completed");
+    browser.until("received.length === 4").await;
+    gateway.sim.set_status("b", "completed");
+    // After the end of the stream the browser reconnects by itself and gets 204.
+    browser.until("source.readyState === EventSource.CLOSED").await;
+    let received = browser.eval("received").await;
+    let mut begin = vec![received[0].clone(), received[1].clone()];
     begin.sort_by_key(ToString::to_string);
     assert_eq!(begin, [json!(["status", "a", "queued"]), json!(["status", "b", "queued"])]);
     let rest = json!([
@@ -67,12 +67,12 @@ async fn a_listed_origins_page_is_told_each_rung_and_stopped_after_the_last() {
         ["status", "b", "complete"],
         ["done", null, null]
     ]);
-    assert_eq!(told.as_array().unwrap()[2..], rest.as_array().unwrap()[..]);
+    assert_eq!(received.as_array().unwrap()[2..], rest.as_array().unwrap()[..]);
 
-    assert_eq!(browser.open(&stranger, DESKTOP, None).await, 200);
+    assert_eq!(browser.open(&unlisted, DESK, None).await, 200);
     browser.eval(&follow(&url)).await;
-    browser.wait_until("source.readyState === EventSource.CLOSED").await;
-    assert_eq!(browser.eval("told").await, json!([]), "no other origin's page is told anything");
-    let faults = browser.errors().await;
+    browser.until("source.readyState === EventSource.CLOSED").await;
+    assert_eq!(browser.eval("received").await, json!([]), "a page of an unlisted origin gets no event");
+    let faults = browser.faults().await;
     assert!(faults.iter().any(|fault| fault.contains("blocked by CORS policy")), "{faults:?}");
 }

@@ -1,7 +1,7 @@
-//! Hostile clients over HTTP/1: each is refused with a clear answer, or its connection closed; nothing of it reaches
-//! the upstream; and while it goes on another client's hit is served at once.
+//! Hostile clients over HTTP/1. Each gets an error response or loses its connection, and nothing of it reaches the
+//! upstream. During the attack the hits of another client are served at once.
 //!
-//! Over HTTP/2 they are in `floods.rs`, and the upstream is the hostile one in `treason.rs`.
+//! `hostile_clients_http2.rs` has those over HTTP/2, `upstream/hostile_upstream.rs` has hostile upstreams.
 
 use std::time::Duration;
 
@@ -18,39 +18,38 @@ use crate::harness::raw_http::{
     assert_bare_rejection, assert_gateway_error, field, parse_response, send_raw, upstream_request_count,
 };
 
-/// Within which another client's hit is served, in the median: a thousand times what it takes where nothing is in its
-/// way, for tests share the cores with each other.
+/// The bound on the median time of another client's hit: a thousand times the usual time, as tests share the cores.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// Hits that are asked for during an attack, at least.
-const LOOKS: usize = 9;
+/// The minimal number of hits measured during an attack.
+const MIN_HITS: usize = 9;
 
-/// Lets an attack go on while another client asks for what is kept, each time on a new connection.
+/// Runs an attack while another client requests a cached job, each time on a new connection.
 pub(crate) async fn while_under_attack<T>(
-    stage: &TestGateway,
+    gateway: &TestGateway,
     name: &str,
     attack: impl Future<Output = T>,
 ) -> T {
-    stage.sim.set_status("kept", "completed");
-    stage.get(&clip_target("kept", "completed"), &[]).await;
+    gateway.sim.set_status("kept", "completed");
+    gateway.get(&single("kept", "completed"), &[]).await;
     let mut took = Vec::new();
-    let look = async |took: &mut Vec<Duration>| {
-        let answer = stage.get(&clip_target("kept", "completed"), &[]).await;
-        assert!(answer.is_hit(), "{name}: {answer:?}");
+    let measure_hit = async |took: &mut Vec<Duration>| {
+        let answer = gateway.get(&single("kept", "completed"), &[]).await;
+        assert!(answer.hit(), "{name}: {answer:?}");
         took.push(answer.took);
-        tokio::time::sleep(Duration::from_millis(2)).await; // it is no attack itself
+        tokio::time::sleep(Duration::from_millis(2)).await; // so that it does not become an attack itself
     };
-    let looking = async {
+    let measuring = async {
         loop {
-            look(&mut took).await;
+            measure_hit(&mut took).await;
         }
     };
     let ended = tokio::select! {
-        ended = within_secs(60, attack) => ended,
-        never = looking => never,
+        ended = within(60, attack) => ended,
+        never = measuring => never,
     };
-    while took.len() < LOOKS {
-        look(&mut took).await;
+    while took.len() < MIN_HITS {
+        measure_hit(&mut took).await;
     }
     took.sort();
     let median = took[took.len() / 2];
@@ -58,8 +57,8 @@ pub(crate) async fn while_under_attack<T>(
     ended
 }
 
-/// Heads that no two servers need read in the same way.
-const MALFORMED: [(&str, &[u8]); 27] = [
+/// Heads that different servers may read differently.
+const MALFORMED: [(&str, &[u8]); 31] = [
     ("a space before the colon", b"GET /sim/echo HTTP/1.1\r\nhost : x\r\n\r\n"),
     ("a field without a name", b"GET /sim/echo HTTP/1.1\r\nhost: x\r\n: y\r\n\r\n"),
     ("a field without a colon", b"GET /sim/echo HTTP/1.1\r\nhost: x\r\nno colon\r\n\r\n"),
@@ -71,11 +70,11 @@ const MALFORMED: [(&str, &[u8]); 27] = [
     ("a bare CR in a value", b"GET /sim/echo HTTP/1.1\r\nhost: x\r\nx: a\rb\r\n\r\n"),
     ("a bare CR that ends a line", b"GET /sim/echo HTTP/1.1\rhost: x\r\n\r\n"),
     ("a NUL in the target", b"GET /sim/ec\0ho HTTP/1.1\r\nhost: x\r\n\r\n"),
-    ("a version that is none", b"GET /sim/echo HTTP/9.9\r\nhost: x\r\n\r\n"),
-    ("a version of three", b"GET /sim/echo HTTP/1.2.3\r\nhost: x\r\n\r\n"),
+    ("an unknown version", b"GET /sim/echo HTTP/9.9\r\nhost: x\r\n\r\n"),
+    ("a version with three numbers", b"GET /sim/echo HTTP/1.2.3\r\nhost: x\r\n\r\n"),
     ("a version in small letters", b"GET /sim/echo http/1.1\r\nhost: x\r\n\r\n"),
     ("no version", b"GET /sim/echo\r\nhost: x\r\n\r\n"),
-    ("a method that is no token", b"G(T /sim/echo HTTP/1.1\r\nhost: x\r\n\r\n"),
+    ("a method with an invalid character", b"G(T /sim/echo HTTP/1.1\r\nhost: x\r\n\r\n"),
     ("two targets", b"GET /sim/echo extra HTTP/1.1\r\nhost: x\r\n\r\n"),
     (
         "two lengths",
@@ -110,26 +109,19 @@ const DOUBTFUL_HOSTS: [(&str, &[u8]); 4] = [
 ];
 
 #[tokio::test]
-async fn a_malformed_head_is_400_counted_and_never_reaches_the_upstream() {
-    let mut stage = TestGateway::new().await;
-    let operator = AdminClient::open(&mut stage).await;
+async fn an_ambiguous_head_is_400_and_does_not_reach_the_upstream() {
+    let gateway = TestGateway::new().await;
     let mut count = 0;
-    // hyper answers a head that it cannot parse; the gateway answers one without a definite host.
-    let rows = MALFORMED.iter().map(|row| (row, true)).chain(DOUBTFUL_HOSTS.iter().map(|row| (row, false)));
-    for (&(name, head), is_bare) in rows {
-        // The same for a wait, which would be answered here.
+    for (name, head) in MALFORMED {
+        // Also for a wait, which the gateway would answer itself.
         let text = String::from_utf8_lossy(head).into_owned();
         let wait = text.replacen("/sim/echo", &clip_target("kept", "completed"), 1);
         for head in [head, wait.as_bytes()] {
-            let back = while_under_attack(&stage, name, send_raw(stage.address, head)).await;
-            if is_bare {
-                assert_bare_rejection(&back, 400);
-            } else {
-                let (answer, rest) = parse_response(&back).unwrap_or_else(|| panic!("{name}: {back:?}"));
-                assert_gateway_error(&answer, 400, "bad-request");
-                assert!(rest.is_empty(), "{name}: {:?}", String::from_utf8_lossy(rest));
-            }
-            assert_eq!(stage.upstream_requests(), [clip_target("kept", "completed")], "{name}");
+            let back = while_under_attack(&gateway, name, raw(gateway.address, head)).await;
+            let (answer, rest) = parse(&back).unwrap_or_else(|| panic!("{name}: {back:?}"));
+            assert_refusal(&answer, 400, "bad-request");
+            assert!(rest.is_empty(), "{name}: {:?}", String::from_utf8_lossy(rest));
+            assert_eq!(gateway.upstream_requests(), [single("kept", "completed")], "{name}");
             count += 1;
         }
     }
@@ -138,8 +130,8 @@ async fn a_malformed_head_is_400_counted_and_never_reaches_the_upstream() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_coded_otherwise_than_in_chunks_never_reaches_the_upstream() {
-    let stage = TestGateway::new().await;
+async fn a_transfer_coding_other_than_chunked_does_not_reach_the_upstream() {
+    let gateway = TestGateway::new().await;
     let rows = [
         "transfer-encoding: gzip, chunked",
         "transfer-encoding: chunked, chunked",
@@ -150,35 +142,35 @@ async fn a_body_that_is_coded_otherwise_than_in_chunks_never_reaches_the_upstrea
     for field in rows {
         let head =
             format!("POST /sim/echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{field}\r\n\r\n0\r\n\r\n");
-        let back = send_raw(stage.address, head.as_bytes()).await;
-        let (answer, rest) = parse_response(&back).unwrap();
-        assert_gateway_error(&answer, 400, "bad-request");
+        let back = raw(gateway.address, head.as_bytes()).await;
+        let (answer, rest) = parse(&back).unwrap();
+        assert_refusal(&answer, 400, "bad-request");
         assert!(rest.is_empty(), "{field}");
-        assert_eq!(upstream_request_count(&stage), 0, "{field}");
+        assert_eq!(calls(&gateway), 0, "{field}");
     }
 }
 
 #[tokio::test]
-async fn a_length_beside_chunks_smuggles_nothing() {
+async fn a_content_length_beside_chunked_smuggles_no_request() {
     let (length, chunked) = ("content-length: 5\r\n", "transfer-encoding: chunked\r\n");
     for fields in [[length, chunked], [chunked, length]] {
-        let stage = TestGateway::new().await;
+        let gateway = TestGateway::new().await;
         let head = format!("POST /sim/echo HTTP/1.1\r\nhost: x\r\n{}\r\n", fields.concat());
         let rest = "0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n";
-        // RFC 9112, section 6.3: the chunks count, the length goes no further, the connection ends.
-        let back = send_raw(stage.address, (head + rest).as_bytes()).await;
-        let (answer, rest) = parse_response(&back).unwrap();
+        // RFC 9112, section 6.3: the chunks count, the length is removed, the connection is closed.
+        let back = raw(gateway.address, (head + rest).as_bytes()).await;
+        let (answer, rest) = parse(&back).unwrap();
         assert_eq!((answer.status.as_u16(), field(&answer, "connection"), rest.len()), (200, "close", 0));
-        let seen = stage.sim.requests();
+        let seen = gateway.sim.requests();
         assert_eq!((seen.len(), &*seen[0].target), (1, "/sim/echo"));
         assert!(!seen[0].headers.contains_key("content-length"));
     }
 }
 
-/// Uploads that break HTTP after their head: what came of them ends at the upstream, and what follows is no request.
+/// Malformed chunked bodies. The upstream request is ended, and the rest of the bytes are not read as a request.
 const BROKEN_BODIES: [(&str, &str); 7] = [
     ("a chunk without a size", "\r\nabc"),
-    ("a size that is none", "xyz\r\nabc\r\n0\r\n\r\n"),
+    ("an invalid size", "xyz\r\nabc\r\n0\r\n\r\n"),
     ("a size with a prefix", "0x3\r\nabc\r\n0\r\n\r\n"),
     ("a size below zero", "-1\r\nabc\r\n0\r\n\r\n"),
     ("a size over all bounds", "fffffffffffffffff\r\nabc\r\n0\r\n\r\n"),
@@ -187,28 +179,26 @@ const BROKEN_BODIES: [(&str, &str); 7] = [
 ];
 
 #[tokio::test]
-async fn a_body_that_breaks_http_is_400_and_smuggles_nothing() {
+async fn a_malformed_chunked_body_is_400_and_smuggles_no_request() {
     for (name, body) in BROKEN_BODIES {
-        let stage = TestGateway::new().await;
+        let gateway = TestGateway::new().await;
         let head = "POST /sim/echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
         let wire = format!("{head}{body}GET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n");
-        let back = while_under_attack(&stage, name, send_raw(stage.address, wire.as_bytes())).await;
-        let (answer, rest) = parse_response(&back).unwrap_or_else(|| panic!("{name}: {back:?}"));
-        assert_gateway_error(&answer, 400, "body-incomplete");
+        let back = while_under_attack(&gateway, name, raw(gateway.address, wire.as_bytes())).await;
+        let (answer, rest) = parse(&back).unwrap_or_else(|| panic!("{name}: {back:?}"));
+        assert_refusal(&answer, 400, "body-incomplete");
         assert!(rest.is_empty(), "{name}: {:?}", String::from_utf8_lossy(rest));
-        stage.wait_until(|seen| seen.requests.iter().all(|seen| seen.end != RequestEnd::Open)).await;
-        let passed: Vec<_> = stage.sim.requests().into_iter().filter(|seen| seen.method == "POST").collect();
-        assert!(
-            passed.iter().all(|seen| seen.end != RequestEnd::Answered(StatusCode::OK)),
-            "{name}: {passed:?}"
-        );
-        assert_eq!((passed.len() <= 1, stage.sim.observe().count("/smuggled")), (true, 0), "{name}");
+        gateway.until(|seen| seen.requests.iter().all(|seen| seen.end != End::Open)).await;
+        let passed: Vec<_> =
+            gateway.sim.requests().into_iter().filter(|seen| seen.method == "POST").collect();
+        assert!(passed.iter().all(|seen| seen.end != End::Answered(StatusCode::OK)), "{name}: {passed:?}");
+        assert_eq!((passed.len() <= 1, gateway.sim.observed().count("/smuggled")), (true, 0), "{name}");
     }
 }
 
-/// Sends this for ever, until the other side has had enough; what came back, and how many bytes it took.
-async fn endless(stage: &TestGateway, start: &str, piece: &str) -> (Vec<u8>, usize) {
-    let (mut read, mut write) = TcpStream::connect(stage.address).await.unwrap().into_split();
+/// Sends `piece` until the gateway closes the connection. Returns the response and the number of bytes sent.
+async fn endless(gateway: &TestGateway, start: &str, piece: &str) -> (Vec<u8>, usize) {
+    let (mut read, mut write) = TcpStream::connect(gateway.address).await.unwrap().into_split();
     let piece = piece.repeat(1000);
     let start = start.to_owned();
     let sending = tokio::spawn(async move {
@@ -227,7 +217,7 @@ async fn endless(stage: &TestGateway, start: &str, piece: &str) -> (Vec<u8>, usi
 }
 
 #[tokio::test]
-async fn what_has_no_end_is_cut_off_at_its_bound() {
+async fn endless_parts_of_a_request_are_cut_off_at_their_limit() {
     let chunked = "POST /sim/echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
     let body = &format!("400\r\n{}\r\n", "x".repeat(0x400));
     let rows = [
@@ -241,33 +231,28 @@ async fn what_has_no_end_is_cut_off_at_its_bound() {
         ("trailers", format!("{chunked}0\r\n"), "x: y\r\n", 400),
         ("a body", chunked.to_owned(), body, 413),
     ];
-    let mut stage = TestGateway::with(|config, _| config.limits.max_body = 1 << 20).await;
-    let operator = AdminClient::open(&mut stage).await;
+    let gateway = TestGateway::with(|config, _| config.limits.max_body = 1 << 20).await;
     let mut count = 0;
     for (name, start, piece, status) in rows {
-        let (back, sent) = while_under_attack(&stage, name, endless(&stage, &start, piece)).await;
-        let (answer, rest) = parse_response(&back).unwrap_or_else(|| panic!("{name}: {back:?} after {sent}"));
+        let (back, sent) = while_under_attack(&gateway, name, endless(&gateway, &start, piece)).await;
+        let (answer, rest) = parse(&back).unwrap_or_else(|| panic!("{name}: {back:?} after {sent}"));
         assert_eq!((answer.status.as_u16(), rest.len()), (status, 0), "{name}");
-        if status == 431 {
-            assert_bare_rejection(&back, status);
-        } else {
-            assert!(field(&answer, "cache-status").starts_with("clipgate; detail="), "{name}");
-        }
-        // What is read on after the refusal, and what the system's buffers hold.
-        assert!(sent < 128 << 20, "{name}: {sent} bytes were taken");
+        assert!(field(&answer, "cache-status").starts_with("clipgate; detail="), "{name}");
+        // Bytes that are read after the rejection, and the buffers of the system.
+        assert!(sent < 128 << 20, "{name}: {sent} bytes were read");
         count += 1;
     }
     assert_eq!(count, 9);
     operator.assert_rejected(count).await;
 }
 
-/// Opens so many connections and sends this on each, then nothing; how long it took until all of them were closed, and
-/// what came back on them.
-async fn slow(stage: &TestGateway, count: usize, start: &'static str) -> (Duration, Vec<Vec<u8>>) {
+/// Opens `count` connections and sends `start` on each, then nothing. Returns the time until all were closed, and their
+/// responses.
+async fn slow(gateway: &TestGateway, count: usize, start: &'static str) -> (Duration, Vec<Vec<u8>>) {
     let began = clock::now();
     let mut clients = JoinSet::new();
     for _ in 0..count {
-        let mut stream = TcpStream::connect(stage.address).await.unwrap();
+        let mut stream = TcpStream::connect(gateway.address).await.unwrap();
         stream.write_all(start.as_bytes()).await.unwrap();
         clients.spawn(async move {
             let mut back = Vec::new();
@@ -280,9 +265,9 @@ async fn slow(stage: &TestGateway, count: usize, start: &'static str) -> (Durati
 }
 
 #[tokio::test]
-async fn slow_clients_are_gone_after_their_time() {
-    let patience = Duration::from_secs(1);
-    let stage = TestGateway::with_stall_timeout(patience).await;
+async fn slow_clients_are_disconnected_after_the_timeout() {
+    let timeout = Duration::from_secs(1);
+    let gateway = TestGateway::impatient(timeout).await;
     let rows = [
         ("nothing", ""),
         ("half a head", "GET / HTTP/1.1\r\nhost: x\r\nx: "),
@@ -292,9 +277,9 @@ async fn slow_clients_are_gone_after_their_time() {
     ];
     let mut count = 0;
     for (name, start) in rows {
-        let (took, backs) = while_under_attack(&stage, name, slow(&stage, 200, start)).await;
-        // Two hundred connections may take a while; another time-out of the gateway's is longer still.
-        assert!((patience..10 * patience).contains(&took), "{name}: {took:?}");
+        let (took, backs) = while_under_attack(&gateway, name, slow(&gateway, 200, start)).await;
+        // 200 connections take a while, but less than any other timeout of the gateway.
+        assert!((timeout..10 * timeout).contains(&took), "{name}: {took:?}");
         let is_upload = start.starts_with("POST");
         for back in &backs {
             match parse_response(back) {
@@ -302,52 +287,46 @@ async fn slow_clients_are_gone_after_their_time() {
                 _ => assert!(!is_upload && !back.starts_with(b"HTTP/1.1 2"), "{name}: {back:?}"),
             }
         }
-        // The upload streams, so the upstream has seen its beginning; all else has reached nobody.
+        // Uploads are streamed, so the upstream has their beginning; nothing else has reached it.
         let expected = if is_upload { 200 } else { 0 };
-        assert_eq!((stage.sim.observe().count("/sim/echo"), backs.len()), (expected, 200), "{name}");
-        stage.wait_until(|seen| seen.requests.iter().all(|seen| seen.end != RequestEnd::Open)).await;
+        assert_eq!((gateway.sim.observed().count("/sim/echo"), backs.len()), (expected, 200), "{name}");
+        gateway.until(|seen| seen.requests.iter().all(|seen| seen.end != End::Open)).await;
         count += 1;
     }
     assert_eq!(count, 5);
 }
 
 #[tokio::test]
-async fn who_is_refused_in_the_middle_of_a_request_may_finish_it_and_read_why() {
+async fn a_client_rejected_during_its_request_can_send_the_rest_and_read_the_response() {
     let rows = [
         ("a body", "POST /sim/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999\r\n\r\n".to_owned(), 413),
         ("a head", format!("GET / HTTP/1.1\r\nhost: x\r\nx: {}", "y".repeat(200_000)), 431),
     ];
     for (name, start, status) in rows {
-        let stage = TestGateway::new().await;
-        let mut stream = TcpStream::connect(stage.address).await.unwrap();
+        let gateway = TestGateway::new().await;
+        let mut stream = TcpStream::connect(gateway.address).await.unwrap();
         stream.write_all(start.as_bytes()).await.unwrap();
-        // The refusal is out: from now on nobody needs what comes, but a connection that is reset takes it back.
+        // The rejection is sent. The gateway needs no further bytes, but a reset of the connection would discard it.
         stream.peek(&mut [0]).await.unwrap();
         stream.write_all(&vec![b'y'; 16 << 20]).await.unwrap_or_else(|error| panic!("{name}: {error}"));
         stream.shutdown().await.unwrap();
         let mut back = Vec::new();
-        within_secs(10, stream.read_to_end(&mut back))
-            .await
-            .unwrap_or_else(|error| panic!("{name}: {error}"));
-        let (answer, rest) = parse_response(&back).unwrap();
-        assert_eq!(
-            (answer.status.as_u16(), rest.len(), upstream_request_count(&stage)),
-            (status, 0, 0),
-            "{name}"
-        );
+        within(10, stream.read_to_end(&mut back)).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let (answer, rest) = parse(&back).unwrap();
+        assert_eq!((answer.status.as_u16(), rest.len(), calls(&gateway)), (status, 0, 0), "{name}");
     }
 }
 
 #[tokio::test]
-async fn who_is_refused_and_goes_on_for_ever_is_not_listened_to_for_ever() {
-    let stage = TestGateway::new().await;
+async fn a_rejected_client_that_never_stops_sending_is_disconnected() {
+    let gateway = TestGateway::new().await;
     let start = "POST /sim/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999\r\n\r\n";
-    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     stream.write_all(start.as_bytes()).await.unwrap();
     let trickle = async {
         while stream.write_all(b"y").await.is_ok() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    while_under_attack(&stage, "a body that trickles after its refusal", trickle).await;
+    while_under_attack(&gateway, "a body that trickles after its rejection", trickle).await;
 }

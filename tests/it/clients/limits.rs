@@ -1,4 +1,4 @@
-//! The quota of one key, and who counts as one (contract, section 5).
+//! Quotas and bounds on waits: per key, per member, per address.
 
 use clipgate::testing::clock;
 use clipgate::testing::config::{AuthConfig, Config};
@@ -11,14 +11,14 @@ use crate::harness::raw_http::{
     upstream_request_count,
 };
 
-fn ten(config: &mut Config) {
+fn burst_of_ten(config: &mut Config) {
     config.limits.requests_per_second = 1;
     config.limits.burst = 10;
 }
 
-async fn made(stage: &TestGateway) {
-    stage.sim.set_status("a", "completed");
-    assert_eq!(stage.get(&clip_target("a", "completed"), &[]).await.status, 200);
+async fn prove_key(gateway: &TestGateway) {
+    gateway.sim.set_status("a", "completed");
+    assert_eq!(gateway.get(&single("a", "completed"), &[]).await.status, 200);
 }
 
 fn is_limited(answer: &Answer) -> bool {
@@ -26,11 +26,11 @@ fn is_limited(answer: &Answer) -> bool {
 }
 
 #[tokio::test]
-async fn a_burst_of_ten_lets_ten_of_fifteen_through_and_then_recovers() {
-    let stage = TestGateway::with(|config, _| ten(config)).await;
-    made(&stage).await; // from here on the key is known, and counts for itself
+async fn a_burst_of_10_allows_10_of_15_requests_and_then_recovers() {
+    let gateway = TestGateway::with(|config, _| burst_of_ten(config)).await;
+    prove_key(&gateway).await; // proves the key, which then has its own quota
     let since = clock::now();
-    let burst: Vec<_> = (0..15).map(|_| stage.spawn_get(&clip_target("a", "completed"), &[])).collect();
+    let burst: Vec<_> = (0..15).map(|_| gateway.spawn_get(&single("a", "completed"), &[])).collect();
     let mut limited = Vec::new();
     for answer in burst {
         let answer = answer.await.unwrap();
@@ -38,7 +38,7 @@ async fn a_burst_of_ten_lets_ten_of_fifteen_through_and_then_recovers() {
             limited.push(answer);
         }
     }
-    // And one more for each second that it took.
+    // One more for each second that passed.
     let more = since.elapsed().as_secs() as usize + usize::from(since.elapsed().subsec_nanos() > 0);
     assert!(limited.len() <= 5 && limited.len() + more >= 5, "{} in {more} s", limited.len());
     let pause = limited
@@ -53,24 +53,24 @@ async fn a_burst_of_ten_lets_ten_of_fifteen_through_and_then_recovers() {
         })
         .max()
         .unwrap();
-    tokio::time::sleep(std::time::Duration::from_secs(pause)).await; // as the answers ask
-    assert_eq!(stage.get(&clip_target("a", "completed"), &[]).await.status, 200);
-    assert_eq!(upstream_request_count(&stage), 1);
+    tokio::time::sleep(std::time::Duration::from_secs(pause)).await; // as `Retry-After` says
+    assert_eq!(gateway.get(&single("a", "completed"), &[]).await.status, 200);
+    assert_eq!(calls(&gateway), 1);
 }
 
 #[tokio::test]
-async fn every_answer_says_where_its_key_stands() {
-    let stage = TestGateway::with(|config, _| {
+async fn every_response_has_the_quota_headers_of_its_key() {
+    let gateway = TestGateway::with(|config, _| {
         config.limits.requests_per_second = 1;
         config.limits.burst = 1000;
     })
     .await;
-    made(&stage).await;
+    prove_key(&gateway).await;
     let answers = [
-        stage.get(&clip_target("a", "completed"), &[]).await,
-        stage.get("/sim/echo", &[]).await,
-        stage.get(CLIP, &[]).await,
-        stage.send(request("POST", CLIP, &[("authorization", "Bearer demo")], "{}")).await,
+        gateway.get(&single("a", "completed"), &[]).await,
+        gateway.get("/sim/echo", &[]).await,
+        gateway.get(CLIP, &[]).await,
+        gateway.send(request("POST", CLIP, &[("authorization", "Bearer demo")], "{}")).await,
     ];
     let mut before = u32::MAX;
     for answer in &answers {
@@ -85,124 +85,123 @@ async fn every_answer_says_where_its_key_stands() {
 }
 
 #[tokio::test]
-async fn made_up_keys_count_for_their_address() {
-    let stage = TestGateway::with(|config, options| {
-        ten(config);
+async fn invented_keys_count_against_the_quota_of_their_address() {
+    let gateway = TestGateway::with(|config, options| {
+        burst_of_ten(config);
         options.keys = Some(vec!["demo".to_owned()]);
     })
     .await;
-    made(&stage).await;
+    prove_key(&gateway).await;
     let mut statuses = Vec::new();
     for n in 0..15 {
-        let key = format!("Bearer made-up-{n}");
-        statuses.push(
-            stage.get(&clip_target("a", "completed"), &[("authorization", &key)]).await.status.as_u16(),
-        );
+        let key = format!("Bearer invented-{n}");
+        statuses
+            .push(gateway.get(&single("a", "completed"), &[("authorization", &key)]).await.status.as_u16());
     }
     let limited = statuses.iter().filter(|status| **status == 429).count();
     assert!((4..=6).contains(&limited), "{statuses:?}");
     assert!(statuses[..9].iter().all(|status| *status == 401), "{statuses:?}");
-    let keyless = stage.send(request("GET", "/v1/models", &[], "")).await;
+    let keyless = gateway.send(request("GET", "/v1/models", &[], "")).await;
     assert!(is_limited(&keyless) || statuses.last() == Some(&401), "{statuses:?}");
     assert_eq!(
-        stage.get(&clip_target("a", "completed"), &[]).await.status,
+        gateway.get(&single("a", "completed"), &[]).await.status,
         200,
-        "a proven key is not touched"
+        "the quota of a proven key is unchanged"
     );
 }
 
 #[tokio::test]
-async fn what_is_passed_through_takes_a_call_each_and_a_hit_none() {
-    let stage = TestGateway::with(|config, _| {
+async fn a_passed_through_request_costs_a_call_and_a_hit_does_not() {
+    let gateway = TestGateway::with(|config, _| {
         config.limits.calls_per_second = 1;
         config.limits.calls_burst = 3;
     })
     .await;
-    made(&stage).await; // from here on the key is known, and counts for itself
-    let asked = upstream_request_count(&stage);
+    prove_key(&gateway).await; // proves the key, which then has its own quota
+    let asked = calls(&gateway);
     let mut limited = 0;
     for _ in 0..8 {
-        let answer = stage.get("/sim/echo", &[]).await;
+        let answer = gateway.get("/sim/echo", &[]).await;
         if is_limited(&answer) {
             assert_gateway_error(&answer, 429, "calls");
             assert!(field(&answer, "ratelimit").ends_with(", \"calls\";r=0;t=1"), "{answer:?}");
             assert_eq!(field(&answer, "retry-after"), "1");
             limited += 1;
         }
-        assert!(stage.get(&clip_target("a", "completed"), &[]).await.is_hit(), "which is free");
+        assert!(gateway.get(&single("a", "completed"), &[]).await.hit(), "hits are free");
     }
     assert!((3..=5).contains(&limited), "3 at once, and a second or two may have gone by: {limited}");
-    assert_eq!(upstream_request_count(&stage) - asked, 8 - limited);
+    assert_eq!(calls(&gateway) - asked, 8 - limited);
 }
 
 #[tokio::test]
-async fn fifty_merged_waits_and_fifty_hits_cost_one_call() {
-    let stage = TestGateway::with(|config, options| {
+async fn fifty_coalesced_waits_and_fifty_hits_cost_one_call() {
+    let gateway = TestGateway::with(|config, options| {
         crate::harness::gateway::set_hold(std::time::Duration::from_secs(20), config, options);
         config.limits.calls_per_second = 1;
         config.limits.calls_burst = 3;
     })
     .await;
-    made(&stage).await; // costs one of the address, and proves the key
-    stage.sim.set_status("b", "streaming");
-    let waits: Vec<_> = (0..50).map(|_| stage.spawn_get(&clip_target("b", "completed"), &[])).collect();
-    stage.wait_until_parked(50).await;
-    stage.sim.set_status("b", "completed");
-    let answers = join_all(waits).await;
+    prove_key(&gateway).await; // costs a call of the address and proves the key
+    gateway.sim.set_status("b", "streaming");
+    let waits: Vec<_> = (0..50).map(|_| gateway.spawn_get(&single("b", "completed"), &[])).collect();
+    gateway.until_parked(50).await;
+    gateway.sim.set_status("b", "completed");
+    let answers = all(waits).await;
     assert!(answers.iter().all(|answer| answer.status == 200));
     for _ in 0..50 {
-        assert!(stage.get(&clip_target("b", "completed"), &[]).await.is_hit());
+        assert!(gateway.get(&single("b", "completed"), &[]).await.hit());
     }
-    let last = stage.get(&clip_target("b", "completed"), &[]).await;
+    let last = gateway.get(&single("b", "completed"), &[]).await;
     let left = field(&last, "ratelimit").rsplit_once("\"calls\";r=").unwrap().1;
     assert!(left.starts_with(['2', '3']), "{left}");
-    assert_eq!(upstream_request_count(&stage), 2);
+    assert_eq!(calls(&gateway), 2);
 }
 
 #[tokio::test]
-async fn a_wait_that_would_open_a_poll_over_the_quota_of_calls_is_refused_and_leaves_no_trace() {
-    let stage = TestGateway::with(|config, _| {
+async fn a_wait_whose_poll_would_exceed_the_quota_of_calls_is_rejected_and_not_parked() {
+    let gateway = TestGateway::with(|config, _| {
         config.limits.calls_per_second = 1;
         config.limits.calls_burst = 2;
     })
     .await;
-    made(&stage).await;
+    prove_key(&gateway).await;
     let ids: Vec<String> = (0..6).map(|n| format!("clip-{n}")).collect();
-    ids.iter().for_each(|id| stage.sim.set_status(id, "completed"));
+    ids.iter().for_each(|id| gateway.sim.set_status(id, "completed"));
     let since = clock::now();
-    let waits = ids.iter().map(|id| stage.spawn_get(&clip_target(id, "completed"), &[])).collect();
-    let answers = join_all(waits).await;
-    let refused: Vec<_> = answers.iter().filter(|answer| is_limited(answer)).collect();
-    // The burst, and what each second adds.
+    let waits = ids.iter().map(|id| gateway.spawn_get(&single(id, "completed"), &[])).collect();
+    let answers = all(waits).await;
+    let rejected: Vec<_> = answers.iter().filter(|answer| is_limited(answer)).collect();
+    // The burst, and one call per second.
     let allowed = 2 + since.elapsed().as_secs() as usize + 1;
-    assert!(answers.len() - refused.len() <= allowed, "{} of {allowed}", answers.len() - refused.len());
-    for answer in &refused {
-        assert_gateway_error(answer, 429, "calls");
+    assert!(answers.len() - rejected.len() <= allowed, "{} of {allowed}", answers.len() - rejected.len());
+    for answer in &rejected {
+        assert_refusal(answer, 429, "calls");
         assert_eq!(field(answer, "retry-after"), "1");
     }
-    assert!(upstream_request_count(&stage) <= 1 + allowed, "{}", upstream_request_count(&stage));
-    assert!(stage.get(&clip_target("a", "completed"), &[]).await.is_hit(), "hits are free");
-    stage.wait_until_parked(0).await;
+    assert!(calls(&gateway) <= 1 + allowed, "{}", calls(&gateway));
+    assert!(gateway.get(&single("a", "completed"), &[]).await.hit(), "hits are free");
+    gateway.until_parked(0).await;
 }
 
 #[tokio::test]
-async fn one_keys_waits_are_bounded_and_no_others() {
-    let stage = TestGateway::with(|config, _| config.limits.max_waits_per_key = 3).await;
-    made(&stage).await; // from here on the key is known, and counts for itself
-    stage.sim.set_status("b", "streaming");
-    let waits: Vec<_> = (0..3).map(|_| stage.spawn_get(&clip_target("b", "completed"), &[])).collect();
-    stage.wait_until_parked(3).await;
-    let fourth = stage.get(&clip_target("b", "completed"), &[]).await;
-    assert_gateway_error(&fourth, 429, "too-many-waits-per-key");
-    let other = stage.spawn_get(&clip_target("b", "completed"), &[("authorization", "Bearer other")]);
-    stage.wait_until_parked(4).await;
-    stage.sim.set_status("b", "completed");
-    assert!(join_all(waits).await.iter().all(|answer| answer.status == 200));
+async fn the_bound_on_a_keys_waits_does_not_affect_other_keys() {
+    let gateway = TestGateway::with(|config, _| config.limits.max_waits_per_key = 3).await;
+    prove_key(&gateway).await; // proves the key, which then has its own quota
+    gateway.sim.set_status("b", "streaming");
+    let waits: Vec<_> = (0..3).map(|_| gateway.spawn_get(&single("b", "completed"), &[])).collect();
+    gateway.until_parked(3).await;
+    let fourth = gateway.get(&single("b", "completed"), &[]).await;
+    assert_refusal(&fourth, 429, "too-many-waits-per-key");
+    let other = gateway.spawn_get(&single("b", "completed"), &[("authorization", "Bearer other")]);
+    gateway.until_parked(4).await;
+    gateway.sim.set_status("b", "completed");
+    assert!(all(waits).await.iter().all(|answer| answer.status == 200));
     assert_eq!(other.await.unwrap().status, 200);
 }
 
-/// Raw requests that are refused before anybody looks at their key, and by which word.
-fn refused_early() -> [(&'static str, String, u16); 6] {
+/// Raw requests that are rejected before authentication, with detail and status.
+fn rejected_early() -> [(&'static str, String, u16); 6] {
     let head = |fields: &str| {
         format!(
             "GET {} HTTP/1.1\r\n{fields}authorization: Bearer demo\r\nconnection: close\r\n\r\n",
@@ -219,54 +218,53 @@ fn refused_early() -> [(&'static str, String, u16); 6] {
     ]
 }
 
-/// What a field says is left of the quota of requests.
+/// Returns the rest of the quota of requests.
 fn left(answer: &Answer) -> u64 {
     let rest = field(answer, "ratelimit").strip_prefix("\"requests\";r=").unwrap();
     rest.split([';', ',']).next().unwrap().parse().unwrap()
 }
 
 #[tokio::test]
-async fn what_is_refused_before_its_key_is_looked_at_counts_for_its_address() {
+async fn a_request_rejected_before_authentication_counts_against_its_address() {
     let mut count = 0;
-    for (reason, request, status) in refused_early() {
-        let stage = TestGateway::with(|config, _| {
+    for (reason, request, status) in rejected_early() {
+        let gateway = TestGateway::with(|config, _| {
             if reason == "cross-origin" {
                 config.auth = AuthConfig::Sidecar;
                 config.upstream.api_key = Some(Secret::new("demo"));
             }
-            ten(config);
+            burst_of_ten(config);
         })
         .await;
-        made(&stage).await; // from here on the key is known, and counts for itself
-        let mut refused = 0;
+        prove_key(&gateway).await; // proves the key, which then has its own quota
+        let mut rejected = 0;
         let limited = loop {
-            let bytes = send_raw(stage.address, request.as_bytes()).await;
-            let (answer, _) = parse_response(&bytes).unwrap();
+            let bytes = raw(gateway.address, request.as_bytes()).await;
+            let (answer, _) = parse(&bytes).unwrap();
             if answer.status == 429 {
                 break answer;
             }
-            assert_gateway_error(&answer, status, reason);
-            refused += 1;
-            assert!(refused < 1000, "{request}: the quota has no end");
+            assert_refusal(&answer, status, reason);
+            rejected += 1;
+            assert!(rejected < 1000, "{request}: the quota is unlimited");
         };
-        assert_gateway_error(&limited, 429, "requests");
-        assert!(refused >= 9, "{request}: after {refused}");
-        let hit = stage.get(&clip_target("a", "completed"), &[]).await;
-        assert!(hit.is_hit() && left(&hit) >= 8, "{request}: the key's own quota is touched: {hit:?}");
+        assert_refusal(&limited, 429, "requests");
+        assert!(rejected >= 9, "{request}: after {rejected}");
+        let hit = gateway.get(&single("a", "completed"), &[]).await;
+        assert!(hit.hit() && left(&hit) >= 8, "{request}: the quota of the key has changed: {hit:?}");
         count += 1;
     }
     assert_eq!(count, 6);
 }
 
 #[tokio::test]
-async fn a_malformed_head_counts_for_its_address() {
-    let mut stage = TestGateway::with(|config, _| {
+async fn a_malformed_head_counts_against_its_address() {
+    let gateway = TestGateway::with(|config, _| {
         config.limits.requests_per_second = 1;
         config.limits.burst = 1000;
     })
     .await;
-    let operator = AdminClient::open(&mut stage).await;
-    let keyless = || stage.send(request("GET", "/v1/models", &[], ""));
+    let keyless = || gateway.send(request("GET", "/v1/models", &[], ""));
     let since = clock::now();
     let before = left(&keyless().await);
     for (bad, status) in [
@@ -274,102 +272,102 @@ async fn a_malformed_head_counts_for_its_address() {
         (format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "x".repeat(200_000)), 431),
     ] {
         for _ in 0..10 {
-            assert_bare_rejection(&send_raw(stage.address, bad.as_bytes()).await, status);
+            assert!(raw(gateway.address, bad.as_bytes()).await.starts_with(b"HTTP/1.1 4"));
         }
     }
     operator.assert_rejected(20).await;
     let after = left(&keyless().await);
-    // Each second adds one.
+    // The quota regains one request per second.
     assert!(after + 21 <= before + since.elapsed().as_secs() + 1, "{before}, then {after}");
 }
 
 #[tokio::test]
-async fn a_sidecars_key_counts_for_itself_from_its_first_request_on() {
-    let stage = TestGateway::with(|config, _| {
-        config.auth = AuthConfig::Sidecar;
+async fn a_sidecars_key_has_its_own_quota_from_the_first_request_on() {
+    let gateway = TestGateway::with(|config, _| {
+        config.auth = Auth::Sidecar;
         config.upstream.api_key = Some(Secret::new("demo"));
-        ten(config);
+        burst_of_ten(config);
     })
     .await;
-    stage.sim.set_status("a", "completed");
-    let bad = send_raw(stage.address, refused_early()[0].1.as_bytes()).await;
-    assert_eq!(left(&parse_response(&bad).unwrap().0), 9, "of the address");
-    let first = stage.get(&clip_target("a", "completed"), &[]).await;
+    gateway.sim.set_status("a", "completed");
+    let bad = raw(gateway.address, rejected_early()[0].1.as_bytes()).await;
+    assert_eq!(left(&parse(&bad).unwrap().0), 9, "of the address");
+    let first = gateway.get(&single("a", "completed"), &[]).await;
     assert_eq!((first.status.as_u16(), left(&first)), (200, 9), "of the key");
 }
 
 const FULL: &str = "too-many-waits-per-address";
 
 #[tokio::test]
-async fn made_up_keys_fill_the_waits_of_their_address_and_nobody_elses() {
+async fn invented_keys_use_up_the_waits_of_their_address_only() {
     for (own, network, other) in
         [("198.51.100.7", "198.51.100.7", "198.51.100.8"), ("2001:db8::1", "2001:db8::2", "2001:db8:0:1::1")]
     {
-        let stage = TestGateway::with(|config, options| {
+        let gateway = TestGateway::with(|config, options| {
             crate::harness::gateway::set_hold(std::time::Duration::from_secs(60), config, options);
             config.server.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
             (config.limits.max_waits, config.limits.max_waits_per_key) = (100, 20);
         })
         .await;
-        stage.sim.set_status("a", "completed");
-        stage.sim.set_status("b", "streaming");
-        let wait = clip_target("b", "completed");
+        gateway.sim.set_status("a", "completed");
+        gateway.sim.set_status("b", "streaming");
+        let wait = single("b", "completed");
         let known = [("authorization", "Bearer known"), ("x-forwarded-for", own)];
-        assert_eq!(stage.get(&clip_target("a", "completed"), &known).await.status, 200);
+        assert_eq!(gateway.get(&single("a", "completed"), &known).await.status, 200);
 
-        let made_up: Vec<String> = (0..10).map(|n| format!("Bearer made-up-{n}")).collect();
+        let invented: Vec<String> = (0..10).map(|n| format!("Bearer invented-{n}")).collect();
         let mut parked: Vec<_> = (0..20)
             .map(|n| {
-                let key = ("authorization", made_up[n % 10].as_str());
-                stage.spawn_get(&wait, &[key, ("x-forwarded-for", own)])
+                let key = ("authorization", invented[n % 10].as_str());
+                gateway.spawn_get(&wait, &[key, ("x-forwarded-for", own)])
             })
             .collect();
-        stage.wait_until_parked(20).await;
-        for key in &made_up {
+        gateway.until_parked(20).await;
+        for key in &invented {
             let more = [("authorization", key.as_str()), ("x-forwarded-for", network)];
-            assert_gateway_error(&stage.get(&wait, &more).await, 429, FULL);
+            assert_refusal(&gateway.get(&wait, &more).await, 429, FULL);
             let stream = [more[0], more[1], ("accept", "text/event-stream")];
-            assert_gateway_error(&stage.get(&wait, &stream).await, 429, FULL);
+            assert_refusal(&gateway.get(&wait, &stream).await, 429, FULL);
         }
         let new = [("authorization", "Bearer new"), ("x-forwarded-for", other)];
         for fields in [&known, &new] {
-            parked.extend((0..20).map(|_| stage.spawn_get(&wait, fields)));
+            parked.extend((0..20).map(|_| gateway.spawn_get(&wait, fields)));
         }
-        stage.wait_until_parked(60).await;
-        stage.sim.set_status("b", "completed");
-        assert!(join_all(parked).await.iter().all(|answer| answer.status == 200));
-        stage.wait_until_parked(0).await;
+        gateway.until_parked(60).await;
+        gateway.sim.set_status("b", "completed");
+        assert!(all(parked).await.iter().all(|answer| answer.status == 200));
+        gateway.until_parked(0).await;
     }
 }
 
 #[tokio::test]
-async fn waits_count_for_their_key_from_its_first_proof_on_and_what_they_took_up_is_free_again() {
-    let stage = TestGateway::with(|config, options| {
+async fn waits_count_against_their_key_once_it_is_proven_and_free_the_bound_of_their_address() {
+    let gateway = TestGateway::with(|config, options| {
         crate::harness::gateway::set_hold(std::time::Duration::from_secs(60), config, options);
         config.limits.max_waits_per_key = 3;
     })
     .await;
     let ids = ["b", "c", "d", "e", "f", "g"];
-    crate::harness::gateway::set_status_of_all(&stage, &ids, "streaming");
+    crate::harness::gateway::put_all(&gateway, &ids, "streaming");
     let key = |name: &'static str| ("authorization", name);
     let (ann, bob, cat) = (key("Bearer ann"), key("Bearer bob"), key("Bearer cat"));
-    let wait = |id, key| stage.spawn_get(&clip_target(id, "completed"), &[key]);
+    let wait = |id, key| gateway.spawn_get(&single(id, "completed"), &[key]);
     let proof = wait("b", ann);
     let mut waits = vec![wait("c", ann), wait("d", bob)];
-    stage.wait_until_parked(3).await;
-    assert_gateway_error(&stage.get(&clip_target("e", "completed"), &[bob]).await, 429, FULL);
-    stage.sim.set_status("b", "completed");
+    gateway.until_parked(3).await;
+    assert_refusal(&gateway.get(&single("e", "completed"), &[bob]).await, 429, FULL);
+    gateway.sim.set_status("b", "completed");
     assert_eq!(proof.await.unwrap().status, 200);
 
-    // The wait for c is the proven key's now: there are two places.
+    // The wait for c now counts against the proven key, so two more fit.
     waits.extend([wait("e", bob), wait("f", bob)]);
-    stage.wait_until_parked(4).await;
-    assert_gateway_error(&stage.get(&clip_target("g", "completed"), &[cat]).await, 429, FULL);
-    // A client that hangs up gives its place back.
+    gateway.until_parked(4).await;
+    assert_refusal(&gateway.get(&single("g", "completed"), &[cat]).await, 429, FULL);
+    // A disconnect makes room for another wait.
     drop(waits.pop());
-    stage.wait_until_parked(3).await;
+    gateway.until_parked(3).await;
     waits.push(wait("g", cat));
-    stage.wait_until_parked(4).await;
-    crate::harness::gateway::set_status_of_all(&stage, &ids, "completed");
-    assert!(join_all(waits).await.iter().all(|answer| answer.status == 200));
+    gateway.until_parked(4).await;
+    crate::harness::gateway::put_all(&gateway, &ids, "completed");
+    assert!(all(waits).await.iter().all(|answer| answer.status == 200));
 }

@@ -1,4 +1,4 @@
-//! Where clients connect: TCP and unix sockets, several at once, handed over, and no more than there is room for.
+//! Listeners: TCP and unix sockets, socket activation, systemd's notifications, idle connections.
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
@@ -12,15 +12,15 @@ use crate::harness::process::{
 };
 
 #[tokio::test]
-async fn several_listeners_serve_the_same_gateway_and_a_unix_socket_is_the_groups() {
-    let ground = TestEnv::new().await;
-    let path = ground.path("gw.sock");
-    ground.configure(&format!(
+async fn several_listeners_share_one_gateway_and_a_unix_socket_has_mode_660() {
+    let env = TestEnv::new().await;
+    let path = env.path("gw.sock");
+    env.configure(&format!(
         "listen = [\"127.0.0.1:0\", {}, \"[::1]:0\"]",
         quoted(format!("unix:{}", path.display()).as_ref())
     ));
-    ground.sim.set_status("a", "complete");
-    let mut gateway = ground.start();
+    env.sim.set_status("a", "complete");
+    let mut gateway = env.start();
     let v4 = gateway.address().await;
     assert_eq!(gateway.listens_on().await, format!("unix:{}", path.display()));
     let v6 = gateway.address().await;
@@ -37,17 +37,17 @@ async fn several_listeners_serve_the_same_gateway_and_a_unix_socket_is_the_group
         assert!(field.starts_with(&format!("clipgate; {status}")), "{field}");
     }
     gateway.signal("TERM");
-    assert_eq!(gateway.wait_for_exit().await.code(), Some(0));
-    assert!(!path.exists(), "the socket's file goes with the gateway");
+    assert_eq!(gateway.ended().await.code(), Some(0));
+    assert!(!path.exists(), "the socket file is removed");
 }
 
 #[tokio::test]
 async fn a_stale_socket_is_replaced_but_a_file_is_not() {
-    let ground = TestEnv::new().await;
-    let path = ground.path("gw.sock");
-    ground.configure(&format!("listen = {}", quoted(format!("unix:{}", path.display()).as_ref())));
+    let env = TestEnv::new().await;
+    let path = env.path("gw.sock");
+    env.configure(&format!("listen = {}", quoted(format!("unix:{}", path.display()).as_ref())));
     std::fs::write(&path, "precious").unwrap();
-    let mut gateway = ground.start();
+    let mut gateway = env.start();
     let log = gateway.rest_of_log().await;
     assert!(log.iter().any(|line| line.contains("cannot listen on unix:")), "{log:?}");
     assert_eq!(gateway.wait_for_exit().await.code(), Some(1));
@@ -55,12 +55,12 @@ async fn a_stale_socket_is_replaced_but_a_file_is_not() {
 
     std::fs::remove_file(&path).unwrap();
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-    let mut gateway = ground.start();
+    let mut gateway = env.start();
     gateway.listens_on().await;
     UnixStream::connect(&path).await.unwrap();
 }
 
-/// What a service manager does: binds a TCP and a unix socket, puts them at 3 and 4, becomes the gateway.
+/// A service manager: binds a TCP and a unix socket, passes them as descriptors 3 and 4, and executes the gateway.
 const HAND_OVER: &str = r#"
 import os, socket, sys
 tcp = socket.create_server(("127.0.0.1", 0))
@@ -76,65 +76,69 @@ os.execv(sys.argv[1], sys.argv[1:])
 "#;
 
 #[tokio::test]
-async fn sockets_that_are_handed_over_replace_those_of_the_configuration() {
-    let ground = TestEnv::new().await;
-    ground.configure("listen = \"unix:not-bound.sock\"");
+async fn inherited_sockets_replace_the_configured_ones() {
+    let env = TestEnv::new().await;
+    env.configure("listen = \"unix:not-bound.sock\"");
     let mut command = Command::new("python3");
     command.args(["-c", HAND_OVER, env!("CARGO_BIN_EXE_clipgate"), "serve", "--config", "config.toml"]);
-    ground.confine(&mut command);
-    let mut gateway = GatewayProcess::spawn(command);
+    env.confine(&mut command);
+    let mut gateway = Gateway::spawn(command);
     let address = gateway.address().await;
     assert_eq!(gateway.listens_on().await, "unix:handed.sock");
-    assert!(!ground.path("not-bound.sock").exists());
+    assert!(!env.path("not-bound.sock").exists());
 
-    let unix = UnixStream::connect(ground.path("handed.sock")).await.unwrap();
-    for mut client in [TestClient::connect(address).await, TestClient::h1(unix).await] {
+    let unix = UnixStream::connect(env.path("handed.sock")).await.unwrap();
+    for mut client in [Client::connect(address).await, Client::h1(unix).await] {
         assert_eq!(client.get("/anything", &[]).await.status(), 404);
     }
     gateway.signal("TERM");
-    assert_eq!(gateway.wait_for_exit().await.code(), Some(0));
-    assert!(ground.path("handed.sock").exists(), "its maker keeps it");
+    assert_eq!(gateway.ended().await.code(), Some(0));
+    assert!(env.path("handed.sock").exists(), "an inherited socket file is not removed");
 }
 
 #[tokio::test]
-async fn the_service_manager_is_told() {
-    let ground = TestEnv::new().await;
-    ground.configure("");
-    let manager = tokio::net::UnixDatagram::bind(ground.path("notify")).unwrap();
-    let mut command = ground.command();
-    command.env("NOTIFY_SOCKET", ground.path("notify"));
-    let mut gateway = GatewayProcess::spawn(command);
+async fn the_service_manager_is_notified_of_start_reload_and_stop() {
+    let env = TestEnv::new().await;
+    env.configure("");
+    let manager = tokio::net::UnixDatagram::bind(env.path("notify")).unwrap();
+    let mut command = env.command();
+    command.env("NOTIFY_SOCKET", env.path("notify"));
+    let mut gateway = Gateway::spawn(command);
     gateway.address().await;
-    assert_eq!(told(&manager).await, "READY=1\n");
+    assert_eq!(notification(&manager).await, "READY=1\n");
     gateway.signal("HUP");
-    let reloading = told(&manager).await;
+    let reloading = notification(&manager).await;
     assert!(reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{reloading}");
-    assert_eq!(told(&manager).await, "READY=1\n");
+    assert_eq!(notification(&manager).await, "READY=1\n");
     gateway.signal("TERM");
-    assert_eq!(told(&manager).await, "STOPPING=1\n");
-    assert_eq!(gateway.wait_for_exit().await.code(), Some(0));
+    assert_eq!(notification(&manager).await, "STOPPING=1\n");
+    assert_eq!(gateway.ended().await.code(), Some(0));
 }
 
 #[tokio::test]
-async fn a_service_manager_that_watches_is_given_signs_of_life_to_the_end_of_the_drain() {
-    let ground = TestEnv::new().await;
-    ground.configure("drain_timeout = \"1h\"");
-    ground.sim.fault(FaultTarget::Path("/held".to_owned()), Fault::Hang, 1);
-    let manager = tokio::net::UnixDatagram::bind(ground.path("notify")).unwrap();
-    let mut command = ground.command();
-    command.env("NOTIFY_SOCKET", ground.path("notify")).env("WATCHDOG_USEC", "200000");
-    let mut gateway = GatewayProcess::spawn(command);
-    let mut client = TestClient::connect(gateway.address().await).await;
-    let held = tokio::spawn(async move { client.send(get("/held", &[])).await });
-    ground.sim.wait_until(|seen| seen.requests.len() == 1).await;
-    assert_eq!(told(&manager).await, "READY=1\n");
+async fn the_watchdog_of_the_service_manager_is_notified_until_the_end_of_the_drain() {
+    let env = TestEnv::new().await;
+    env.configure("drain_timeout = \"1h\"");
+    env.sim.fault(FaultTarget::Path("/held".to_owned()), Fault::Hang, 1);
+    let manager = tokio::net::UnixDatagram::bind(env.path("notify")).unwrap();
+    let mut command = env.command();
+    command.env("NOTIFY_SOCKET", env.path("notify")).env("WATCHDOG_USEC", "200000");
+    let mut gateway = Gateway::spawn(command);
+    let mut client = Client::connect(gateway.address().await).await;
+    let held = tokio::spawn(async move { client.ask(get("/held", &[])).await });
+    env.sim.wait_until(|seen| seen.requests.len() == 1).await;
+    assert_eq!(notification(&manager).await, "READY=1\n");
     for _ in 0..3 {
-        assert_eq!(told(&manager).await, "WATCHDOG=1\n");
+        assert_eq!(notification(&manager).await, "WATCHDOG=1\n");
     }
     gateway.signal("TERM");
-    while told(&manager).await != "STOPPING=1\n" {}
+    while notification(&manager).await != "STOPPING=1\n" {}
     for _ in 0..3 {
-        assert_eq!(told(&manager).await, "WATCHDOG=1\n", "a long drain is no reason to be killed");
+        assert_eq!(
+            notification(&manager).await,
+            "WATCHDOG=1\n",
+            "a long drain does not stop the notifications"
+        );
     }
     gateway.signal("TERM");
     assert_eq!(gateway.wait_for_exit().await.code(), Some(1));
@@ -142,38 +146,35 @@ async fn a_service_manager_that_watches_is_given_signs_of_life_to_the_end_of_the
 }
 
 #[tokio::test]
-async fn no_sign_is_given_to_who_watches_another_process() {
-    let ground = TestEnv::new().await;
-    ground.configure("");
-    let manager = tokio::net::UnixDatagram::bind(ground.path("notify")).unwrap();
-    let mut command = ground.command();
-    command
-        .env("NOTIFY_SOCKET", ground.path("notify"))
-        .env("WATCHDOG_USEC", "20000")
-        .env("WATCHDOG_PID", "1");
-    let mut gateway = GatewayProcess::spawn(command);
+async fn a_watchdog_for_another_process_is_not_notified() {
+    let env = TestEnv::new().await;
+    env.configure("");
+    let manager = tokio::net::UnixDatagram::bind(env.path("notify")).unwrap();
+    let mut command = env.command();
+    command.env("NOTIFY_SOCKET", env.path("notify")).env("WATCHDOG_USEC", "20000").env("WATCHDOG_PID", "1");
+    let mut gateway = Gateway::spawn(command);
     gateway.address().await;
-    assert_eq!(told(&manager).await, "READY=1\n");
-    // The first sign would come at once, the others within each reload.
+    assert_eq!(notification(&manager).await, "READY=1\n");
+    // The first notification would come at once, further ones during each reload.
     for _ in 0..10 {
         gateway.signal("HUP");
-        gateway.wait_for_log("configuration reloaded").await;
-        assert!(told(&manager).await.starts_with("RELOADING=1\n"));
-        assert_eq!(told(&manager).await, "READY=1\n");
+        gateway.logged("configuration reloaded").await;
+        assert!(notification(&manager).await.starts_with("RELOADING=1\n"));
+        assert_eq!(notification(&manager).await, "READY=1\n");
     }
 }
 
-async fn told(manager: &tokio::net::UnixDatagram) -> String {
+async fn notification(manager: &tokio::net::UnixDatagram) -> String {
     let mut text = [0; 256];
-    let length = within_timeout("news", manager.recv(&mut text)).await.unwrap();
+    let length = within_timeout("a notification", manager.recv(&mut text)).await.unwrap();
     String::from_utf8(text[..length].to_vec()).unwrap()
 }
 
 #[tokio::test]
-async fn a_connection_that_asks_for_nothing_is_closed_in_header_timeout_and_gives_its_place_back() {
-    let ground = TestEnv::new().await;
-    ground.configure("max_connections = 1\nheader_timeout = \"1s\"");
-    let mut gateway = ground.start();
+async fn a_connection_without_a_request_is_closed_after_header_timeout_and_frees_its_slot() {
+    let env = TestEnv::new().await;
+    env.configure("max_connections = 1\nheader_timeout = \"1s\"");
+    let mut gateway = env.start();
     let address = gateway.address().await;
     for start in [&b""[..], b"PRI * HTTP/2", b"GET / HTTP/1.1\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
         let mut silent = TcpStream::connect(address).await.unwrap();
@@ -185,12 +186,12 @@ async fn a_connection_that_asks_for_nothing_is_closed_in_header_timeout_and_give
 }
 
 #[tokio::test]
-async fn a_kept_connection_is_closed_in_idle_timeout_and_not_in_that_of_a_head() {
-    let ground = TestEnv::new().await;
-    ground.sim.set_status("a", "queued");
-    // A thousand times what it takes to send a head.
-    ground.configure("max_connections = 1\nheader_timeout = \"1s\"\nidle_timeout = \"1h\"");
-    let mut gateway = ground.start();
+async fn a_kept_alive_connection_is_closed_after_idle_timeout_not_header_timeout() {
+    let env = TestEnv::new().await;
+    env.sim.set_status("a", "queued");
+    // A thousand times as long as a head takes.
+    env.configure("max_connections = 1\nheader_timeout = \"1s\"\nidle_timeout = \"1h\"");
+    let mut gateway = env.start();
     let address = gateway.address().await;
     let mut kept = TestClient::connect(address).await;
     for _ in 0..2 {
@@ -206,13 +207,13 @@ async fn a_kept_connection_is_closed_in_idle_timeout_and_not_in_that_of_a_head()
     within_timeout("its end", late.read_to_end(&mut Vec::new())).await.unwrap();
     assert_eq!(TestClient::connect(address).await.get("/x", &[]).await.status(), 404);
 
-    ground.configure("header_timeout = \"1h\"\nidle_timeout = \"300ms\"");
-    let mut gateway = ground.start();
+    env.configure("header_timeout = \"1h\"\nidle_timeout = \"300ms\"");
+    let mut gateway = env.start();
     let address = gateway.address().await;
     let stream = || async { TcpStream::connect(address).await.unwrap() };
-    for mut client in [TestClient::h1(stream().await).await, TestClient::h2(stream().await).await] {
-        let answer = client.get(&completed_target("a"), &[("prefer", "wait=1")]).await;
-        assert_eq!(answer.status(), 200, "who waits is not idle");
-        within_timeout("its end", client.wait_until_closed()).await;
+    for mut client in [Client::h1(stream().await).await, Client::h2(stream().await).await] {
+        let answer = client.get(&clip("a"), &[("prefer", "wait=1")]).await;
+        assert_eq!(answer.status(), 200, "a connection with a wait is not idle");
+        within_timeout("its end", client.closed()).await;
     }
 }

@@ -1,4 +1,4 @@
-//! What a removed member has open ends `wait.max_timeout` after its removal.
+//! Open requests of a removed member end `wait.max_timeout` after the reload.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ fn config(rows: &[Row], max_timeout: Duration) -> Config {
     config
 }
 
-async fn stage() -> TestGateway {
+async fn gateway() -> TestGateway {
     TestGateway::with(|given, options| {
         set_hold(HOUR, given, options);
         given.auth = config(&[ALICE, BOB], HOUR).auth;
@@ -45,140 +45,140 @@ fn bearer((_, token, _): Row) -> String {
     format!("Bearer {token}")
 }
 
-async fn tunnel(stage: &TestGateway, row: Row) -> TcpStream {
-    open(stage.address, &bearer(row)).await
+async fn tunnel(gateway: &TestGateway, row: Row) -> TcpStream {
+    open(gateway.address, &bearer(row)).await
 }
 
-/// An exchange of this head and what comes back of it first, on a connection of its own.
-async fn begin(stage: &TestGateway, row: Row, line: &str, fields: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+/// Sends this head on a new connection.
+async fn begin(gateway: &TestGateway, row: Row, line: &str, fields: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     let head = format!("{line} HTTP/1.1\r\nhost: x\r\nauthorization: {}\r\n{fields}\r\n", bearer(row));
     stream.write_all(head.as_bytes()).await.unwrap();
     stream
 }
 
 #[tokio::test]
-async fn a_removed_members_tunnel_ends_at_max_timeout_and_the_others_go_on() {
-    let stage = stage().await;
-    let (mut alices, mut bobs) = (tunnel(&stage, ALICE).await, tunnel(&stage, BOB).await);
-    stage.reconfigure(&config(&[BOB], HOUR));
+async fn a_removed_members_tunnel_ends_after_max_timeout_and_others_stay_open() {
+    let gateway = gateway().await;
+    let (mut alices, mut bobs) = (tunnel(&gateway, ALICE).await, tunnel(&gateway, BOB).await);
+    gateway.reconfigure(&config(&[BOB], HOUR));
     assert_alive(&mut alices).await;
-    stage.reconfigure(&config(&[BOB], MOMENT));
+    gateway.reconfigure(&config(&[BOB], MOMENT));
     closed(alices).await;
     assert_alive(&mut bobs).await;
 }
 
 #[tokio::test]
-async fn a_token_that_is_replaced_is_a_member_removed() {
-    let stage = stage().await;
-    let old = tunnel(&stage, ALICE).await;
-    stage.reconfigure(&config(&[ALICES_NEW_TOKEN, BOB], MOMENT));
-    let mut new = tunnel(&stage, ALICES_NEW_TOKEN).await;
+async fn a_replaced_token_counts_as_a_removed_member() {
+    let gateway = gateway().await;
+    let old = tunnel(&gateway, ALICE).await;
+    gateway.reconfigure(&config(&[ALICES_NEW_TOKEN, BOB], MOMENT));
+    let mut new = tunnel(&gateway, ALICES_NEW_TOKEN).await;
     closed(old).await;
     assert_alive(&mut new).await;
 }
 
 #[tokio::test]
-async fn a_member_that_is_back_in_time_has_lost_nothing() {
-    let stage = stage().await;
-    let (mut alices, bobs) = (tunnel(&stage, ALICE).await, tunnel(&stage, BOB).await);
-    stage.reconfigure(&config(&[BOB], HOUR));
+async fn a_member_that_returns_in_time_keeps_its_requests() {
+    let gateway = gateway().await;
+    let (mut alices, bobs) = (tunnel(&gateway, ALICE).await, tunnel(&gateway, BOB).await);
+    gateway.reconfigure(&config(&[BOB], HOUR));
     assert_alive(&mut alices).await;
-    stage.reconfigure(&config(&[ALICE, BOB], HOUR));
-    stage.reconfigure(&config(&[ALICE], MOMENT));
+    gateway.reconfigure(&config(&[ALICE, BOB], HOUR));
+    gateway.reconfigure(&config(&[ALICE], MOMENT));
     closed(bobs).await;
     assert_alive(&mut alices).await;
 }
 
 #[tokio::test]
-async fn a_removed_members_passed_through_answer_breaks_off() {
-    let stage = stage().await;
-    let mut stream = begin(&stage, ALICE, "GET /sim/stream?n=2&every=1h", "").await;
+async fn a_removed_members_passed_through_response_is_aborted() {
+    let gateway = gateway().await;
+    let mut stream = begin(&gateway, ALICE, "GET /sim/stream?n=2&every=1h", "").await;
     read_until(&mut stream, |back| back.ends_with(b"0\n\r\n")).await;
-    stage.reconfigure(&config(&[BOB], MOMENT));
+    gateway.reconfigure(&config(&[BOB], MOMENT));
     closed(stream).await;
-    stage.wait_until(|seen| seen.abandoned() == 1).await;
+    gateway.until(|seen| seen.abandoned() == 1).await;
 }
 
 #[tokio::test]
-async fn a_removed_members_request_that_waits_for_its_answer_is_401() {
-    let stage = stage().await;
-    stage.sim.set_status("a", "queued");
-    let mut stream = begin(&stage, ALICE, &format!("GET {}&x=1", clip_target("a", "completed")), "").await;
-    stage.wait_until(|seen| seen.open == 1).await;
-    stage.reconfigure(&config(&[BOB], MOMENT));
-    let back = read_until(&mut stream, |back| parse_response(back).is_some()).await;
-    assert_gateway_error(&parse_response(&back).unwrap().0, 401, "unknown-token");
-    stage.wait_until(|seen| seen.abandoned() == 1).await;
+async fn a_removed_members_request_without_a_response_yet_is_401() {
+    let gateway = gateway().await;
+    gateway.sim.set_status("a", "queued");
+    let mut stream = begin(&gateway, ALICE, &format!("GET {}&x=1", single("a", "completed")), "").await;
+    gateway.until(|seen| seen.open == 1).await;
+    gateway.reconfigure(&config(&[BOB], MOMENT));
+    let back = read_until(&mut stream, |back| parse(back).is_some()).await;
+    assert_refusal(&parse(&back).unwrap().0, 401, "unknown-token");
+    gateway.until(|seen| seen.abandoned() == 1).await;
 }
 
 #[tokio::test]
-async fn a_removed_members_upload_that_never_ends_is_ended() {
-    let stage = stage().await;
+async fn a_removed_members_endless_upload_is_aborted() {
+    let gateway = gateway().await;
     let fields = "transfer-encoding: chunked\r\n";
-    let mut stream = begin(&stage, ALICE, "POST /sim/mirror", fields).await;
+    let mut stream = begin(&gateway, ALICE, "POST /sim/mirror", fields).await;
     stream.write_all(b"3\r\nabc\r\n").await.unwrap();
     read_until(&mut stream, |back| back.ends_with(b"3\r\nabc\r\n")).await;
-    stage.reconfigure(&config(&[BOB], MOMENT));
+    gateway.reconfigure(&config(&[BOB], MOMENT));
     closed(stream).await;
-    stage.wait_until(|seen| seen.open == 0).await;
+    gateway.until(|seen| seen.open == 0).await;
 }
 
 #[tokio::test]
 async fn a_removed_members_event_stream_ends() {
-    let stage = stage().await;
-    stage.sim.set_status("a", "queued");
+    let gateway = gateway().await;
+    gateway.sim.set_status("a", "queued");
     let fields = [("authorization", &*bearer(ALICE))];
-    let mut events = EventClient::open(&stage, &clip_target("a", "completed"), &fields).await;
-    events.expect_status(&stage.sim.body("a", "queued")).await;
-    stage.wait_until_parked(1).await;
-    stage.reconfigure(&config(&[BOB], MOMENT));
-    stage.wait_until_parked(0).await;
+    let mut events = Events::open(&gateway, &single("a", "completed"), &fields).await;
+    events.status(&gateway.sim.body("a", "queued")).await;
+    gateway.until_parked(1).await;
+    gateway.reconfigure(&config(&[BOB], MOMENT));
+    gateway.until_parked(0).await;
 }
 
 #[tokio::test]
-async fn a_member_that_is_removed_while_its_body_is_awaited_is_401() {
-    let stage = stage().await;
-    stage.sim.set_status("a", "queued");
+async fn a_member_that_is_removed_while_it_sends_its_body_is_401() {
+    let gateway = gateway().await;
+    gateway.sim.set_status("a", "queued");
     let fields = "transfer-encoding: chunked\r\nexpect: 100-continue\r\n";
     for rest in ["0\r\n\r\n", "3\r\nabc\r\n0\r\n\r\n"] {
-        let target = format!("GET {}", clip_target("a", "completed"));
-        let mut stream = begin(&stage, ALICE, &target, fields).await;
-        // That comes when the gateway reads the body.
+        let target = format!("GET {}", single("a", "completed"));
+        let mut stream = begin(&gateway, ALICE, &target, fields).await;
+        // hyper sends this once the gateway reads the body.
         read_until(&mut stream, |back| back.ends_with(b"100 Continue\r\n\r\n")).await;
-        stage.reconfigure(&config(&[BOB], HOUR));
+        gateway.reconfigure(&config(&[BOB], HOUR));
         stream.write_all(rest.as_bytes()).await.unwrap();
-        let back = read_until(&mut stream, |back| parse_response(back).is_some()).await;
-        assert_gateway_error(&parse_response(&back).unwrap().0, 401, "unknown-token");
-        stage.reconfigure(&config(&[ALICE, BOB], HOUR));
+        let back = read_until(&mut stream, |back| parse(back).is_some()).await;
+        assert_refusal(&parse(&back).unwrap().0, 401, "unknown-token");
+        gateway.reconfigure(&config(&[ALICE, BOB], HOUR));
     }
-    assert!(stage.upstream_requests().is_empty());
+    assert!(gateway.upstream_requests().is_empty());
 }
 
 #[tokio::test]
-async fn a_change_of_mode_ends_what_the_new_one_would_not_let_in() {
-    let stage = TestGateway::with_hold(HOUR).await;
-    let mut own = open(stage.address, "Bearer own").await;
+async fn a_change_of_mode_ends_requests_that_the_new_mode_would_reject() {
+    let gateway = TestGateway::holding(HOUR).await;
+    let mut own = open(gateway.address, "Bearer own").await;
     let mut reloaded = Config::default();
     reloaded.wait.max_timeout = MOMENT;
-    stage.reconfigure(&reloaded);
+    gateway.reconfigure(&reloaded);
     assert_alive(&mut own).await;
-    stage.reconfigure(&config(&[BOB], MOMENT));
-    let mut bobs = tunnel(&stage, BOB).await;
+    gateway.reconfigure(&config(&[BOB], MOMENT));
+    let mut bobs = tunnel(&gateway, BOB).await;
     closed(own).await;
     assert_alive(&mut bobs).await;
 }
 
 #[tokio::test]
-async fn a_removed_members_upload_that_goes_on_after_its_answer_is_ended() {
+async fn a_removed_members_upload_that_outlasts_its_response_is_aborted() {
     let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", upstream.local_addr().unwrap()).parse().unwrap();
-    let stage = TestGateway::without_upstream(|given, _| {
+    let gateway = TestGateway::without_upstream(|given, _| {
         given.auth = config(&[ALICE, BOB], HOUR).auth;
         given.upstream.base_url = url;
     })
     .await;
-    let socket = TokioIo::new(TcpStream::connect(stage.address).await.unwrap());
+    let socket = TokioIo::new(TcpStream::connect(gateway.address).await.unwrap());
     let (mut streams, connection) = http2::handshake(TokioExecutor::new(), socket).await.unwrap();
     let _connection = AbortOnDropHandle::new(tokio::spawn(async { drop(connection.await) }));
     let (mut sender, body) = Channel::<Bytes>::new(1);
@@ -192,6 +192,6 @@ async fn a_removed_members_upload_that_goes_on_after_its_answer_is_ended() {
     assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "{}");
     sender.send(Frame::data("def".into())).await.unwrap();
     read_until(&mut socket, |seen| seen.ends_with(b"3\r\ndef\r\n")).await;
-    stage.reconfigure(&config(&[BOB], MOMENT));
+    gateway.reconfigure(&config(&[BOB], MOMENT));
     closed(socket).await;
 }

@@ -1,4 +1,4 @@
-//! What a client says of itself, or in the gateway's name, does not reach the upstream in any spelling or place.
+//! Spoofed fields of proxies or of the gateway do not reach the upstream, in no spelling and in no trailers.
 
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
@@ -10,9 +10,9 @@ use crate::harness::scripted_upstream::ScriptedUpstream;
 const NO_CONTENT: &str = "HTTP/1.1 204 No Content\r\n\r\n";
 
 #[tokio::test]
-async fn a_claim_is_dropped_however_its_name_is_spelled() {
-    let stage = TestGateway::new().await;
-    let claims = [
+async fn a_spoofed_field_is_dropped_in_every_spelling() {
+    let gateway = TestGateway::new().await;
+    let spoofed = [
         "X_Forwarded_For",
         "x-forwarded_for",
         "X.Forwarded.For",
@@ -33,27 +33,27 @@ async fn a_claim_is_dropped_however_its_name_is_spelled() {
     ];
     let kept = ["forwarded_by", "proxy_color", "x-forward", "x_custom"];
     for method in ["GET", "POST"] {
-        let fields: Vec<_> = claims.iter().chain(&kept).map(|name| (*name, "6.6.6.6")).collect();
-        stage.send(request(method, "/sim/echo", &fields, "")).await;
-        let seen = stage.sim.requests().pop().unwrap();
-        let mut claimed: Vec<_> = seen
+        let fields: Vec<_> = spoofed.iter().chain(&kept).map(|name| (*name, "6.6.6.6")).collect();
+        gateway.send(request(method, "/sim/echo", &fields, "")).await;
+        let seen = gateway.sim.requests().pop().unwrap();
+        let mut passed: Vec<_> = seen
             .headers
             .iter()
             .filter(|(_, value)| *value == "6.6.6.6")
             .map(|(name, _)| name.as_str())
             .collect();
-        claimed.sort_unstable();
-        assert_eq!(claimed, kept, "{method}");
+        passed.sort_unstable();
+        assert_eq!(passed, kept, "{method}");
         assert_eq!(seen.headers["x-forwarded-for"], "127.0.0.1");
     }
 }
 
 #[tokio::test]
-async fn the_trailers_of_an_upload_bring_no_claim_and_no_credential_to_the_upstream() {
-    let mut upstream = ScriptedUpstream::answering_after("x-sum: 1\r\n\r\n", NO_CONTENT).await;
+async fn spoofed_fields_and_credentials_in_trailers_do_not_reach_the_upstream() {
+    let mut upstream = Scripted::after("x-sum: 1\r\n\r\n", NO_CONTENT).await;
     let url = upstream.url.clone();
-    let stage = TestGateway::without_upstream(|config, _| config.upstream.base_url = url).await;
-    let mut stream = TcpStream::connect(stage.address).await.unwrap();
+    let gateway = TestGateway::without_upstream(|config, _| config.upstream.base_url = url).await;
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     let trailers = [
         "X-Forwarded-For",
         "X_Forwarded_Host",

@@ -1,4 +1,4 @@
-//! Team mode: tokens of the gateway's own, and whom they let in.
+//! Team mode: tokens of the gateway, and the upstream keys of its members.
 
 use std::process::Command;
 
@@ -41,11 +41,11 @@ fn team(rows: &[Row]) -> AuthConfig {
     AuthConfig::Team(rows.iter().copied().map(member).collect())
 }
 
-async fn stage() -> TestGateway {
-    stage_of(team(&TEAM)).await
+async fn gateway() -> TestGateway {
+    gateway_with(team(&TEAM)).await
 }
 
-async fn stage_of(auth: AuthConfig) -> TestGateway {
+async fn gateway_with(auth: Auth) -> TestGateway {
     TestGateway::with(|config, options| {
         config.auth = auth;
         options.keys = Some(vec!["sk-one".to_owned(), "sk-two".to_owned()]);
@@ -57,8 +57,8 @@ fn bearer((_, token, _): Row) -> String {
     format!("Bearer {token}")
 }
 
-async fn get(stage: &TestGateway, target: &str, row: Row) -> Answer {
-    stage.get(target, &[("authorization", &bearer(row))]).await
+async fn get(gateway: &TestGateway, target: &str, row: Row) -> Answer {
+    gateway.get(target, &[("authorization", &bearer(row))]).await
 }
 
 fn request(method: &str, target: &str, fields: &[(&str, &str)]) -> Request<Full<bytes::Bytes>> {
@@ -66,71 +66,71 @@ fn request(method: &str, target: &str, fields: &[(&str, &str)]) -> Request<Full<
     for (name, value) in fields {
         request = request.header(*name, *value);
     }
-    request.body(Full::default()).expect("the test asks for something sensible")
+    request.body(Full::default()).expect("the request is valid")
 }
 
-fn has_key(stage: &TestGateway, nth: usize, key: &str) -> bool {
-    stage.sim.requests()[nth].key.is_some_and(|seen| seen.matches(key))
+fn has_key(gateway: &TestGateway, nth: usize, key: &str) -> bool {
+    gateway.sim.requests()[nth].key.is_some_and(|seen| seen.is(key))
 }
 
 #[tokio::test]
-async fn a_token_works_and_reaches_the_upstream_as_its_members_key() {
-    let stage = stage().await;
-    stage.sim.set_status("a", "completed");
-    let wait = get(&stage, &clip_target("a", "completed"), ALICE).await;
+async fn a_token_is_replaced_by_the_upstream_key_of_its_member() {
+    let gateway = gateway().await;
+    gateway.sim.set_status("a", "completed");
+    let wait = get(&gateway, &single("a", "completed"), ALICE).await;
     assert_eq!(wait.status, 200, "{wait:?}");
-    assert_eq!(wait.body, stage.sim.body("a", "completed"));
-    assert!(has_key(&stage, 0, "sk-one"));
+    assert_eq!(wait.body, gateway.sim.body("a", "completed"));
+    assert!(has_key(&gateway, 0, "sk-one"));
 
-    // what is no wait, with bodies and other methods too, and what names a token in the client's own words
+    // Passed-through requests, also with other methods and another spelling of the scheme.
     let rows = [("GET", "/sim/echo"), ("POST", "/sim/echo"), ("DELETE", "/sim/echo")];
     for (n, (method, target)) in (1..).zip(rows) {
         let fields = [("authorization", "bEARER   cg_token-of-carol ")];
-        let answer = stage.send(request(method, target, &fields)).await;
+        let answer = gateway.send(request(method, target, &fields)).await;
         assert_eq!(answer.status, 200, "{method} {answer:?}");
-        assert!(has_key(&stage, n, "sk-two"), "{method}");
+        assert!(has_key(&gateway, n, "sk-two"), "{method}");
         assert!(!String::from_utf8_lossy(&answer.body).contains("token-of"), "{method} {answer:?}");
     }
-    for seen in stage.sim.requests() {
+    for seen in gateway.sim.requests() {
         assert!(!format!("{seen:?}").contains("token-of"), "{seen:?}");
     }
-    assert_eq!(stage.sim.requests().len(), 4);
+    assert_eq!(gateway.sim.requests().len(), 4);
 }
 
 #[tokio::test]
-async fn members_with_one_upstream_key_share_a_poll_and_what_is_kept() {
-    let stage = stage().await;
-    stage.sim.set_status("a", "queued");
-    let target = clip_target("a", "completed");
-    let asks = TEAM.map(|row| stage.spawn_get(&target, &[("authorization", &bearer(row))]));
-    stage.wait_until_parked(3).await;
-    stage.wait_until(|seen| seen.open == 2).await;
-    stage.sim.set_status("a", "completed");
+async fn members_with_the_same_upstream_key_share_polls_and_cached_jobs() {
+    let gateway = gateway().await;
+    gateway.sim.set_status("a", "queued");
+    let target = single("a", "completed");
+    let asks = TEAM.map(|row| gateway.spawn_get(&target, &[("authorization", &bearer(row))]));
+    gateway.until_parked(3).await;
+    gateway.until(|seen| seen.open == 2).await;
+    gateway.sim.set_status("a", "completed");
     let mut answers = Vec::new();
     for ask in asks {
         answers.push(ask.await.unwrap());
     }
     assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
-    assert_eq!(stage.upstream_requests_for_status("completed"), 2, "one of sk-one, one of sk-two");
-    assert_eq!(answers[..2].iter().filter(|answer| answer.is_coalesced()).count(), 1, "{answers:?}");
-    assert!(answers[2].is_opener(), "{answers:?}");
+    assert_eq!(gateway.asked_until("completed"), 2, "one of sk-one, one of sk-two");
+    assert_eq!(answers[..2].iter().filter(|answer| answer.leaned()).count(), 1, "{answers:?}");
+    assert!(answers[2].opened(), "{answers:?}");
 
     for row in TEAM {
-        assert!(get(&stage, &target, row).await.is_hit());
+        assert!(get(&gateway, &target, row).await.hit());
     }
-    stage.sim.set_status("b", "completed");
-    let kept = clip_target("b", "completed");
-    assert!(get(&stage, &kept, ALICE).await.is_opener());
-    assert!(get(&stage, &kept, BOB).await.is_hit());
-    assert!(get(&stage, &kept, CAROL).await.is_opener(), "another key knows nothing of it");
+    gateway.sim.set_status("b", "completed");
+    let kept = single("b", "completed");
+    assert!(get(&gateway, &kept, ALICE).await.opened());
+    assert!(get(&gateway, &kept, BOB).await.hit());
+    assert!(get(&gateway, &kept, CAROL).await.opened(), "the cache of another key does not have the job");
 }
 
 #[tokio::test]
-async fn whoever_has_no_members_token_is_refused_with_401() {
-    let stage = stage().await;
-    stage.sim.set_status("a", "completed");
-    assert_eq!(get(&stage, &clip_target("a", "completed"), ALICE).await.status, 200);
-    let asked = stage.upstream_requests().len();
+async fn a_request_without_a_members_token_is_401() {
+    let gateway = gateway().await;
+    gateway.sim.set_status("a", "completed");
+    assert_eq!(get(&gateway, &single("a", "completed"), ALICE).await.status, 200);
+    let asked = gateway.upstream_requests().len();
 
     let rows: [(&[(&str, &str)], &str); 6] = [
         (&[], "no-token"),
@@ -143,7 +143,7 @@ async fn whoever_has_no_members_token_is_refused_with_401() {
     for (fields, reason) in rows {
         let targets = [("GET", clip_target("a", "completed")), ("POST", "/sim/echo".to_owned())];
         for (method, target) in targets {
-            let answer = stage.send(request(method, &target, fields)).await;
+            let answer = gateway.send(request(method, &target, fields)).await;
             assert_eq!(answer.status, 401, "{fields:?}");
             assert_eq!(answer.field("cache-status"), format!("clipgate; detail={reason}"), "{fields:?}");
             let challenge = answer.field("www-authenticate");
@@ -155,49 +155,49 @@ async fn whoever_has_no_members_token_is_refused_with_401() {
             assert_eq!(body["statusCode"], 401);
             assert_eq!(body["path"], target.split('?').next().unwrap());
             assert_eq!(body["requestId"], answer.field("x-request-id"));
-            let told = format!("{body} {:?}", answer.headers);
+            let shown = format!("{body} {:?}", answer.headers);
             assert!(
-                body["message"].as_str().unwrap().contains("token") && !told.contains("mallory"),
-                "{told}"
+                body["message"].as_str().unwrap().contains("token") && !shown.contains("mallory"),
+                "{shown}"
             );
         }
     }
     let two = [("authorization", "Bearer cg_token-of-alice"), ("authorization", "Bearer x")];
-    assert_eq!(stage.send(request("GET", "/sim/echo", &two)).await.status, 400);
-    assert_eq!(stage.upstream_requests().len(), asked, "none of them reached the upstream");
+    assert_eq!(gateway.send(request("GET", "/sim/echo", &two)).await.status, 400);
+    assert_eq!(gateway.upstream_requests().len(), asked, "no rejected request reached the upstream");
 }
 
 #[tokio::test]
-async fn a_removed_member_is_out_at_once_and_what_it_parked_is_answered() {
-    let stage = stage().await;
-    stage.sim.set_status("a", "completed");
-    stage.sim.set_status("b", "queued");
-    let target = clip_target("a", "completed");
-    assert_eq!(get(&stage, &target, ALICE).await.status, 200);
-    let parked = stage.spawn_get(&clip_target("b", "completed"), &[("authorization", &bearer(ALICE))]);
-    stage.wait_until(|seen| seen.open == 1).await;
+async fn a_removed_member_is_rejected_at_once_and_its_parked_wait_is_answered() {
+    let gateway = gateway().await;
+    gateway.sim.set_status("a", "completed");
+    gateway.sim.set_status("b", "queued");
+    let target = single("a", "completed");
+    assert_eq!(get(&gateway, &target, ALICE).await.status, 200);
+    let parked = gateway.spawn_get(&single("b", "completed"), &[("authorization", &bearer(ALICE))]);
+    gateway.until(|seen| seen.open == 1).await;
 
-    stage.reconfigure(&Config { auth: team(&[BOB, CAROL]), ..Config::default() });
-    assert_eq!(get(&stage, &target, ALICE).await.status, 401, "though it is kept");
-    assert_eq!(get(&stage, "/sim/echo", ALICE).await.status, 401);
-    assert!(get(&stage, &target, BOB).await.is_hit(), "the others keep what they share");
-    stage.sim.set_status("b", "completed");
+    gateway.reconfigure(&Config { auth: team(&[BOB, CAROL]), ..Config::default() });
+    assert_eq!(get(&gateway, &target, ALICE).await.status, 401, "although the job is cached");
+    assert_eq!(get(&gateway, "/sim/echo", ALICE).await.status, 401);
+    assert!(get(&gateway, &target, BOB).await.hit(), "the other members keep the cached jobs");
+    gateway.sim.set_status("b", "completed");
     assert_eq!(parked.await.unwrap().status, 200);
 
-    stage.reconfigure(&Config { auth: team(&TEAM), ..Config::default() });
-    assert!(get(&stage, &target, ALICE).await.is_hit(), "it may come back");
+    gateway.reconfigure(&Config { auth: team(&TEAM), ..Config::default() });
+    assert!(get(&gateway, &target, ALICE).await.hit(), "the member is accepted again");
 }
 
 #[tokio::test]
-async fn each_member_has_a_quota_and_some_have_their_own() {
-    let own = TeamMember { requests_per_second: Some(1), burst: Some(3), ..member(ALICE) };
-    let calls = TeamMember { calls_per_second: Some(1), calls_burst: Some(2), ..member(CAROL) };
-    let stage = stage_of(AuthConfig::Team(vec![own, member(BOB), calls])).await;
-    stage.sim.set_status("a", "completed");
-    let target = clip_target("a", "completed");
+async fn each_member_has_a_quota_and_may_have_its_own_rates() {
+    let own = Member { requests_per_second: Some(1), burst: Some(3), ..member(ALICE) };
+    let calls = Member { calls_per_second: Some(1), calls_burst: Some(2), ..member(CAROL) };
+    let gateway = gateway_with(Auth::Team(vec![own, member(BOB), calls])).await;
+    gateway.sim.set_status("a", "completed");
+    let target = single("a", "completed");
     let mut limited = Vec::new();
     for _ in 0..8 {
-        let answer = get(&stage, &target, ALICE).await;
+        let answer = get(&gateway, &target, ALICE).await;
         if answer.status == StatusCode::TOO_MANY_REQUESTS {
             limited.push(answer);
         }
@@ -209,11 +209,11 @@ async fn each_member_has_a_quota_and_some_have_their_own() {
         assert!(answer.field("ratelimit-policy").starts_with("\"requests\";q=3;w=3, \"calls\";q="));
         assert!(answer.field("ratelimit").starts_with("\"requests\";r=0;t=1, \"calls\";r="), "{answer:?}");
     }
-    assert_eq!(get(&stage, &target, BOB).await.status, 200, "of the same key, but another member");
+    assert_eq!(get(&gateway, &target, BOB).await.status, 200, "another member with the same key");
 
     let mut statuses = Vec::new();
     for _ in 0..6 {
-        let answer = get(&stage, "/sim/echo", CAROL).await;
+        let answer = get(&gateway, "/sim/echo", CAROL).await;
         if answer.status == StatusCode::TOO_MANY_REQUESTS {
             assert_eq!(answer.field("cache-status"), "clipgate; detail=calls");
             assert!(answer.field("ratelimit").ends_with(", \"calls\";r=0;t=1"), "{answer:?}");
@@ -224,7 +224,8 @@ async fn each_member_has_a_quota_and_some_have_their_own() {
     assert!(statuses.iter().filter(|status| **status == 429).count() >= 2, "{statuses:?}");
 }
 
-/// The gateway as a process before the simulated upstream, asked by a member and by a stranger; what it wrote.
+/// Runs the binary in front of a simulated upstream, with requests of a member and with an unknown token. Returns its
+/// log.
 async fn log_of(more: (&str, &str), is_http2: bool) -> String {
     let socket = TcpListener::bind(("127.0.0.1", 0)).await.expect("there are ports left");
     let upstream = format!("http://{}", socket.local_addr().expect("it is bound"));
@@ -251,8 +252,8 @@ async fn log_of(more: (&str, &str), is_http2: bool) -> String {
         let request = Request::get(format!("http://{address}{target}"))
             .header(AUTHORIZATION, format!("Bearer {token}"))
             .body(Full::default())
-            .expect("the test asks for something sensible");
-        let answer = within_secs(30, client.request(request)).await.expect("there is an answer");
+            .expect("the request is valid");
+        let answer = within(30, client.request(request)).await.expect("there is an answer");
         let status = answer.status().as_u16();
         answer.into_body().collect().await.expect("the answer is whole");
         status
@@ -307,48 +308,48 @@ async fn the_log_of_all_crates_shows_neither_tokens_nor_hashes_nor_keys() {
 }
 
 #[test]
-fn clipgate_token_writes_lines_that_let_its_token_in_and_the_token_apart_from_them() {
-    let made = |name: &str| {
+fn clipgate_token_prints_the_member_to_stdout_and_the_token_to_stderr() {
+    let run_token = |name: &str| {
         let output = command().args(["token", name]).output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         (output.status.code(), text(output.stdout), text(output.stderr))
     };
-    let (code, lines, said) = made("alice");
-    assert_eq!(code, Some(0), "{said}");
-    let token = said.split_whitespace().find(|word| word.starts_with("cg_")).unwrap();
-    assert_eq!(token.len(), 3 + 64, "{said}");
-    assert!(!lines.contains("cg_") && lines.contains(&hex(token_sha256(token.as_bytes()).0)), "{lines}");
-    assert!(!said.contains(&hex(token_sha256(token.as_bytes()).0)));
+    let (code, stdout, stderr) = run_token("alice");
+    assert_eq!(code, Some(0), "{stderr}");
+    let token = stderr.split_whitespace().find(|word| word.starts_with("cg_")).unwrap();
+    assert_eq!(token.len(), 3 + 64, "{stderr}");
+    assert!(!stdout.contains("cg_") && stdout.contains(&hex(token_sha256(token.as_bytes()).0)), "{stdout}");
+    assert!(!stderr.contains(&hex(token_sha256(token.as_bytes()).0)));
 
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.toml");
-    std::fs::write(&path, format!("[auth]\nmode = \"team\"\n{lines}{}", made("bob").1)).unwrap();
+    std::fs::write(&path, format!("[auth]\nmode = \"team\"\n{stdout}{}", run_token("bob").1)).unwrap();
     let check = command()
         .args(["check", "--config", path.to_str().unwrap()])
         .env("AIMLAPI_KEY", "sk")
         .output()
         .unwrap();
-    let told = String::from_utf8(check.stdout).unwrap();
-    assert!(check.status.success() && told.contains("team of 2"), "{told}");
+    let summary = String::from_utf8(check.stdout).unwrap();
+    assert!(check.status.success() && summary.contains("team of 2"), "{summary}");
     assert!(check.stderr.is_empty(), "{}", String::from_utf8_lossy(&check.stderr));
 
     for bad in ["", " ", "a\tb", &"x".repeat(65)] {
-        let (code, lines, said) = made(bad);
-        assert_eq!((code, lines.as_str()), (Some(2), ""), "{said}");
-        assert!(said.contains("is no name"), "{said}");
+        let (code, stdout, stderr) = run_token(bad);
+        assert_eq!((code, stdout.as_str()), (Some(2), ""), "{stderr}");
+        assert!(stderr.contains("is no name"), "{stderr}");
     }
-    assert_ne!(made("alice").2, made("alice").2, "each token is a new one");
+    assert_ne!(run_token("alice").2, run_token("alice").2, "each token is different");
 }
 
 #[tokio::test]
-async fn the_upstreams_word_on_a_members_key_is_passed_on() {
-    let stage = TestGateway::with(|config, options| {
+async fn the_upstreams_401_for_a_members_key_is_passed_on() {
+    let gateway = TestGateway::with(|config, options| {
         config.auth = team(&[ALICE]);
         options.keys = Some(vec!["other".to_owned()]);
     })
     .await;
-    stage.sim.set_status("a", "completed");
-    let answer = within_secs(30, get(&stage, &clip_target("a", "completed"), ALICE)).await;
+    gateway.sim.set_status("a", "completed");
+    let answer = within(30, get(&gateway, &single("a", "completed"), ALICE)).await;
     assert_eq!(answer.status, 401);
     assert!(answer.field("cache-status").starts_with("clipgate; fwd=miss"), "{answer:?}");
 }

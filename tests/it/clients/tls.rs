@@ -11,7 +11,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::harness::process::{TestClient, TestEnv, get, within_timeout};
 
-/// An authority, which signs certificates.
+/// A certificate authority.
 pub(crate) struct Authority {
     certificate: rcgen::Certificate,
     issuer: Issuer<'static, KeyPair>,
@@ -32,12 +32,12 @@ impl Authority {
         (certificate, key)
     }
 
-    /// Puts a certificate of the gateway's where the configuration says.
-    pub(crate) fn equip(&self, ground: &TestEnv, name: &str) {
+    /// Writes a certificate of the gateway, its key and that of the authority into the configured files.
+    pub(crate) fn write_certificate(&self, env: &TestEnv, name: &str) {
         let (certificate, key) = self.sign(name);
-        std::fs::write(ground.path("cert.pem"), certificate.pem()).unwrap();
-        std::fs::write(ground.path("key.pem"), key.serialize_pem()).unwrap();
-        std::fs::write(ground.path("ca.pem"), self.certificate.pem()).unwrap();
+        std::fs::write(env.path("cert.pem"), certificate.pem()).unwrap();
+        std::fs::write(env.path("key.pem"), key.serialize_pem()).unwrap();
+        std::fs::write(env.path("ca.pem"), self.certificate.pem()).unwrap();
     }
 
     pub(crate) async fn connect(
@@ -69,16 +69,16 @@ impl Authority {
 
 pub(crate) const TLS: &str = "tls = { cert = \"cert.pem\", key = \"key.pem\" }";
 
-fn shown(stream: &TlsStream<TcpStream>) -> CertificateDer<'static> {
+fn peer_certificate(stream: &TlsStream<TcpStream>) -> CertificateDer<'static> {
     stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
 }
 
 #[tokio::test]
-async fn both_http_versions_are_spoken_over_tls_as_the_client_chooses() {
-    let (ground, authority) = (TestEnv::new().await, Authority::new());
-    authority.equip(&ground, "gw.example");
-    ground.configure(TLS);
-    let mut gateway = ground.start();
+async fn the_client_chooses_the_http_version_by_alpn() {
+    let (env, authority) = (TestEnv::new().await, Authority::new());
+    authority.write_certificate(&env, "gw.example");
+    env.configure(TLS);
+    let mut gateway = env.start();
     let address = gateway.address().await;
 
     let stream = authority.connect(address, "http/1.1", None).await.unwrap();
@@ -92,19 +92,19 @@ async fn both_http_versions_are_spoken_over_tls_as_the_client_chooses() {
 }
 
 #[tokio::test]
-async fn a_client_certificate_is_required_where_an_authority_is_named() {
-    let (ground, authority, stranger) = (TestEnv::new().await, Authority::new(), Authority::new());
-    authority.equip(&ground, "gw.example");
-    ground.configure("tls = { cert = \"cert.pem\", key = \"key.pem\", client_ca = \"ca.pem\" }");
-    let mut gateway = ground.start();
+async fn with_client_ca_a_client_certificate_is_required() {
+    let (env, authority, other) = (TestEnv::new().await, Authority::new(), Authority::new());
+    authority.write_certificate(&env, "gw.example");
+    env.configure("tls = { cert = \"cert.pem\", key = \"key.pem\", client_ca = \"ca.pem\" }");
+    let mut gateway = env.start();
     let address = gateway.address().await;
 
     let known = Some(authority.sign("client.example"));
     let stream = authority.connect(address, "http/1.1", known).await.unwrap();
     assert_eq!(TestClient::h1(stream).await.get("/x", &[]).await.status(), 404);
 
-    // In TLS 1.3 a client has done its part before the server refuses it.
-    for client in [None, Some(stranger.sign("client.example"))] {
+    // In TLS 1.3 the client completes its handshake before the server rejects the certificate.
+    for client in [None, Some(other.sign("client.example"))] {
         if let Ok(stream) = authority.connect(address, "http/1.1", client).await {
             assert!(TestClient::h1(stream).await.send(get("/x", &[])).await.is_err());
         }
@@ -112,26 +112,26 @@ async fn a_client_certificate_is_required_where_an_authority_is_named() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_does_not_come_is_not_waited_for() {
-    let (ground, authority) = (TestEnv::new().await, Authority::new());
-    authority.equip(&ground, "gw.example");
-    ground.configure(&format!("{TLS}\nheader_timeout = \"300ms\"\nmax_connections = 1"));
-    let mut gateway = ground.start();
+async fn a_connection_without_a_handshake_is_closed_after_header_timeout() {
+    let (env, authority) = (TestEnv::new().await, Authority::new());
+    authority.write_certificate(&env, "gw.example");
+    env.configure(&format!("{TLS}\nheader_timeout = \"300ms\"\nmax_connections = 1"));
+    let mut gateway = env.start();
     let address = gateway.address().await;
     let mut silent = TcpStream::connect(address).await.unwrap();
     let mut rest = Vec::new();
     within_timeout("its end", tokio::io::AsyncReadExt::read_to_end(&mut silent, &mut rest)).await.unwrap();
     let stream = authority.connect(address, "http/1.1", None).await.unwrap();
-    let shown = shown(&stream);
-    assert_eq!(TestClient::h1(stream).await.get("/x", &[]).await.status(), 404);
-    assert!(!shown.is_empty());
+    let certificate = peer_certificate(&stream);
+    assert_eq!(Client::h1(stream).await.get("/x", &[]).await.status(), 404);
+    assert!(!certificate.is_empty());
 }
 
 #[tokio::test]
-async fn a_certificate_that_cannot_be_read_is_named_at_the_start() {
-    let ground = TestEnv::new().await;
-    ground.configure(TLS);
-    let mut gateway = ground.start();
+async fn an_unreadable_certificate_is_named_at_the_start() {
+    let env = TestEnv::new().await;
+    env.configure(TLS);
+    let mut gateway = env.start();
     let log = gateway.rest_of_log().await.join("\n");
     assert!(log.contains("server.tls.cert: cert.pem cannot be read as PEM"), "{log}");
     assert_eq!(gateway.wait_for_exit().await.code(), Some(1));
@@ -139,28 +139,28 @@ async fn a_certificate_that_cannot_be_read_is_named_at_the_start() {
 
 #[tokio::test]
 async fn sighup_replaces_the_certificate_and_drops_no_connection() {
-    let (ground, authority) = (TestEnv::new().await, Authority::new());
-    authority.equip(&ground, "gw.example");
-    ground.configure(TLS);
-    let mut gateway = ground.start();
+    let (env, authority) = (TestEnv::new().await, Authority::new());
+    authority.write_certificate(&env, "gw.example");
+    env.configure(TLS);
+    let mut gateway = env.start();
     let address = gateway.address().await;
     let stream = authority.connect(address, "h2", None).await.unwrap();
-    let before = shown(&stream);
-    let mut old = TestClient::h2(stream).await;
+    let before = peer_certificate(&stream);
+    let mut old = Client::h2(stream).await;
     assert_eq!(old.get("https://gw.example/x", &[]).await.status(), 404);
 
-    authority.equip(&ground, "gw.example");
+    authority.write_certificate(&env, "gw.example");
     gateway.signal("HUP");
     gateway.wait_for_log("configuration reloaded").await;
     let stream = authority.connect(address, "h2", None).await.unwrap();
-    let after = shown(&stream);
+    let after = peer_certificate(&stream);
     assert_ne!(before, after);
-    assert_eq!(TestClient::h2(stream).await.get("https://gw.example/x", &[]).await.status(), 404);
-    assert_eq!(old.get("https://gw.example/x", &[]).await.status(), 404, "it was not dropped");
+    assert_eq!(Client::h2(stream).await.get("https://gw.example/x", &[]).await.status(), 404);
+    assert_eq!(old.get("https://gw.example/x", &[]).await.status(), 404, "the old connection is open");
 
-    std::fs::write(ground.path("key.pem"), "no key").unwrap();
+    std::fs::write(env.path("key.pem"), "no key").unwrap();
     gateway.signal("HUP");
     let line = gateway.wait_for_log("configuration refused").await;
     assert!(line.contains("server.tls.key: key.pem cannot be read as PEM"), "{line}");
-    assert_eq!(shown(&authority.connect(address, "h2", None).await.unwrap()), after);
+    assert_eq!(peer_certificate(&authority.connect(address, "h2", None).await.unwrap()), after);
 }

@@ -1,11 +1,11 @@
-//! Whose word on the client is taken, and what the upstream is told of it.
+//! `Forwarded` and `X-Forwarded-*`: which senders are trusted, and the fields that the upstream gets.
 
 use clipgate::sim::RecordedRequest;
 use tokio::net::UnixStream;
 
 use crate::harness::process::{TestClient, TestEnv, quoted};
 
-const SAID: [(&str, &str); 3] = [
+const REPORT: [(&str, &str); 3] = [
     ("x-forwarded-for", "1.1.1.1, 192.0.2.7"),
     ("x-forwarded-proto", "https"),
     ("x-forwarded-host", "public.example"),
@@ -16,13 +16,13 @@ fn field<'a>(seen: &'a RecordedRequest, name: &str) -> &'a str {
 }
 
 #[tokio::test]
-async fn a_trusted_proxys_chain_goes_up_with_the_proxy_appended() {
-    let ground = TestEnv::new().await;
-    ground.configure("trusted_proxies = [\"127.0.0.1\"]");
-    let mut gateway = ground.start();
-    let mut client = TestClient::connect(gateway.address().await).await;
-    client.get("/x", &SAID).await;
-    let seen = ground.sim.requests().pop().unwrap();
+async fn a_trusted_proxys_chain_is_sent_to_the_upstream_with_the_proxy_appended() {
+    let env = TestEnv::new().await;
+    env.configure("trusted_proxies = [\"127.0.0.1\"]");
+    let mut gateway = env.start();
+    let mut client = Client::connect(gateway.address().await).await;
+    client.get("/x", &REPORT).await;
+    let seen = env.sim.requests().pop().unwrap();
     assert_eq!(field(&seen, "x-forwarded-for"), "1.1.1.1, 192.0.2.7, 127.0.0.1");
     assert_eq!(field(&seen, "x-forwarded-proto"), "https");
     assert_eq!(field(&seen, "x-forwarded-host"), "public.example");
@@ -35,13 +35,13 @@ async fn a_trusted_proxys_chain_goes_up_with_the_proxy_appended() {
 }
 
 #[tokio::test]
-async fn from_anybody_else_all_of_it_is_dropped() {
-    let ground = TestEnv::new().await;
-    ground.configure("trusted_proxies = [\"192.0.2.0/24\"]");
-    let mut gateway = ground.start();
-    let mut client = TestClient::connect(gateway.address().await).await;
-    client.get("/x", &SAID).await;
-    let seen = ground.sim.requests().pop().unwrap();
+async fn the_fields_of_an_untrusted_client_are_dropped() {
+    let env = TestEnv::new().await;
+    env.configure("trusted_proxies = [\"192.0.2.0/24\"]");
+    let mut gateway = env.start();
+    let mut client = Client::connect(gateway.address().await).await;
+    client.get("/x", &REPORT).await;
+    let seen = env.sim.requests().pop().unwrap();
     assert_eq!(field(&seen, "x-forwarded-for"), "127.0.0.1");
     assert_eq!(field(&seen, "x-forwarded-proto"), "http");
     assert_eq!(field(&seen, "x-forwarded-host"), "gw.example");
@@ -50,11 +50,11 @@ async fn from_anybody_else_all_of_it_is_dropped() {
 }
 
 #[tokio::test]
-async fn a_chain_longer_than_any_real_one_counts_for_nothing_and_does_not_go_up() {
-    let ground = TestEnv::new().await;
-    ground.configure("trusted_proxies = [\"127.0.0.1\"]");
-    let mut gateway = ground.start();
-    let mut client = TestClient::connect(gateway.address().await).await;
+async fn a_chain_over_its_limit_is_ignored_and_not_sent_to_the_upstream() {
+    let env = TestEnv::new().await;
+    env.configure("trusted_proxies = [\"127.0.0.1\"]");
+    let mut gateway = env.start();
+    let mut client = Client::connect(gateway.address().await).await;
     let parameters: String = (0..7000).map(|n| format!(";p{n}=x")).collect();
     let chains = [
         ("forwarded", format!("for=192.0.2.7{parameters}")),
@@ -63,7 +63,7 @@ async fn a_chain_longer_than_any_real_one_counts_for_nothing_and_does_not_go_up(
     ];
     for (name, chain) in &chains {
         client.get("/x", &[(name, chain)]).await;
-        let seen = ground.sim.requests().pop().unwrap();
+        let seen = env.sim.requests().pop().unwrap();
         assert_eq!(field(&seen, "x-forwarded-for"), "127.0.0.1");
         assert!(field(&seen, "forwarded").len() < 100, "{:?}", seen.headers["forwarded"]);
         let line = gateway.wait_for_log("request_id=").await;
@@ -72,15 +72,15 @@ async fn a_chain_longer_than_any_real_one_counts_for_nothing_and_does_not_go_up(
 }
 
 #[tokio::test]
-async fn a_unix_socket_is_this_machine() {
-    let ground = TestEnv::new().await;
-    let path = ground.path("gw.sock");
+async fn a_unix_socket_counts_as_this_machine() {
+    let env = TestEnv::new().await;
+    let path = env.path("gw.sock");
     let listen = quoted(format!("unix:{}", path.display()).as_ref());
-    ground.configure(&format!("listen = {listen}\ntrusted_proxies = [\"127.0.0.0/8\"]"));
-    let mut gateway = ground.start();
+    env.configure(&format!("listen = {listen}\ntrusted_proxies = [\"127.0.0.0/8\"]"));
+    let mut gateway = env.start();
     gateway.listens_on().await;
-    TestClient::h1(UnixStream::connect(&path).await.unwrap()).await.get("/x", &SAID).await;
-    let seen = ground.sim.requests().pop().unwrap();
+    Client::h1(UnixStream::connect(&path).await.unwrap()).await.get("/x", &REPORT).await;
+    let seen = env.sim.requests().pop().unwrap();
     assert_eq!(field(&seen, "x-forwarded-for"), "1.1.1.1, 192.0.2.7, unknown");
     let line = gateway.wait_for_log("request_id=").await;
     assert!(
@@ -90,11 +90,11 @@ async fn a_unix_socket_is_this_machine() {
 }
 
 #[tokio::test]
-async fn clients_behind_one_proxy_have_a_quota_each() {
-    let ground = TestEnv::new().await;
-    ground.configure("trusted_proxies = [\"127.0.0.1\"]\n[limits]\nrequests_per_second = 1\nburst = 1");
-    let mut gateway = ground.start();
-    let mut client = TestClient::connect(gateway.address().await).await;
+async fn each_client_behind_a_proxy_has_its_own_quota() {
+    let env = TestEnv::new().await;
+    env.configure("trusted_proxies = [\"127.0.0.1\"]\n[limits]\nrequests_per_second = 1\nburst = 1");
+    let mut gateway = env.start();
+    let mut client = Client::connect(gateway.address().await).await;
     let mut statuses = Vec::new();
     for address in ["192.0.2.1", "192.0.2.1", "192.0.2.2"] {
         statuses.push(client.get("/x", &[("x-forwarded-for", address)]).await.status().as_u16());

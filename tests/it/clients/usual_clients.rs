@@ -1,4 +1,4 @@
-//! The command before its own simulated upstream, and the clients that people use: curl, Node, Python.
+//! `clipgate serve --sim` with common clients: curl, Node, Python.
 //!
 //! Needs the packages curl (with HTTP/2), nodejs (18 or later) and python3-requests. Without them the tests fail.
 
@@ -17,15 +17,15 @@ fn curl(args: &[&str]) -> String {
 
 const AUTH: [&str; 2] = ["--header", "Authorization: Bearer demo"];
 
-/// Orders two clips.
-fn made(base: &str) -> [String; 2] {
+/// Creates two clips.
+fn create_clips(base: &str) -> [String; 2] {
     let url = format!("{base}{CLIP}");
     let answer: Value = serde_json::from_str(&curl(&[&AUTH[..], &["--data", "{}", &url]].concat())).unwrap();
     [0, 1].map(|n| answer["clip_ids"][n].as_str().unwrap().to_owned())
 }
 
 #[test]
-fn the_curl_lines_that_sim_prints_work_as_they_stand() {
+fn the_curl_commands_that_serve_sim_prints_work_unchanged() {
     let mut gateway = simulated();
     gateway.ready();
     let mut script = vec!["set -euo pipefail".to_owned()];
@@ -54,24 +54,24 @@ fn the_curl_lines_that_sim_prints_work_as_they_stand() {
 }
 
 #[test]
-fn curl_is_answered_in_each_version_of_http_it_speaks() {
+fn curl_gets_a_response_in_every_http_version() {
     let mut gateway = simulated();
     let base = format!("http://{}", gateway.ready());
-    let [one, other] = made(&base);
+    let [one, other] = create_clips(&base);
     let url = format!("{base}{CLIP}s?clip_ids[]={one}&clip_ids[]={other}&status=completed");
     let rows = [
         ("--http1.0", &["1", "1.0", "1.1"][..]),
         ("--http1.1", &["1.1"]),
-        ("--http2", &["1.1"]), // an upgrade to h2c is not taken, which leaves the request as it is
+        ("--http2", &["1.1"]), // the upgrade to h2c is ignored
         ("--http2-prior-knowledge", &["2"]),
     ];
     let mut bodies = Vec::new();
     for (flag, versions) in rows {
         let args = [flag, "--write-out", "\n%{http_code} %{http_version}", &url];
         let output = curl(&[&AUTH[..], &args].concat());
-        let (body, told) = output.rsplit_once('\n').unwrap();
-        let (code, version) = told.split_once(' ').unwrap();
-        assert!(code == "200" && versions.contains(&version), "{flag}: {told}");
+        let (body, last_line) = output.rsplit_once('\n').unwrap();
+        let (code, version) = last_line.split_once(' ').unwrap();
+        assert!(code == "200" && versions.contains(&version), "{flag}: {last_line}");
         let clips: Value = serde_json::from_str(body).unwrap();
         assert_eq!((&clips[0]["id"], &clips[1]["id"]), (&one.as_str().into(), &other.as_str().into()));
         bodies.push(body.to_owned());
@@ -79,80 +79,80 @@ fn curl_is_answered_in_each_version_of_http_it_speaks() {
     assert!(bodies.iter().all(|body| *body == bodies[0]));
 }
 
-/// What each client prints: a line of JSON for the order, for each wait and for both at once.
-fn assert_climbed(output: &str) {
+/// Checks the output of a client: a line of JSON for the POST, for each wait, and for the wait on both clips.
+fn assert_waited(output: &str) {
     let lines: Vec<Value> = output.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let [made, heard, done, both] = &lines[..] else { panic!("{output}") };
-    assert_eq!(made["status"], 201, "{output}");
+    let [created, streaming, completed, both] = &lines[..] else { panic!("{output}") };
+    assert_eq!(created["status"], 201, "{output}");
     let reached = |answer: &Value, words: &[&str]| {
         assert_eq!(answer["status"], 200, "{output}");
-        assert!(answer["told"].as_str().unwrap().starts_with("clipgate; "), "{output}");
+        assert!(answer["cacheStatus"].as_str().unwrap().starts_with("clipgate; "), "{output}");
         let clips = answer["body"].as_array().unwrap_or_else(|| panic!("{output}"));
-        for (clip, id) in clips.iter().zip(made["body"]["clip_ids"].as_array().unwrap()) {
+        for (clip, id) in clips.iter().zip(created["body"]["clip_ids"].as_array().unwrap()) {
             assert_eq!(clip["id"], *id, "{output}");
             assert!(words.contains(&clip["status"].as_str().unwrap()), "{output}");
         }
         clips.len()
     };
     let lengths = [
-        reached(heard, &["streaming", "complete", "error"]),
-        reached(done, &["complete", "error"]),
+        reached(streaming, &["streaming", "complete", "error"]),
+        reached(completed, &["complete", "error"]),
         reached(both, &["complete", "error"]),
     ];
     assert_eq!(lengths, [1, 1, 2]);
 }
 
 #[test]
-fn fetch_of_node_orders_and_waits() {
+fn nodes_fetch_creates_clips_and_waits() {
     const SCRIPT: &str = "
         const [base, path] = process.argv.slice(1);
         const headers = { authorization: 'Bearer demo', 'content-type': 'application/json' };
-        const say = async (answer, wrap) => {
+        const print = async (answer, wrap) => {
             const body = await answer.json();
-            const told = answer.headers.get('cache-status');
-            console.log(JSON.stringify({ status: answer.status, told, body: wrap ? [body] : body }));
+            const cacheStatus = answer.headers.get('cache-status');
+            console.log(JSON.stringify({ status: answer.status, cacheStatus, body: wrap ? [body] : body }));
             return body;
         };
-        const order = { method: 'POST', headers, body: JSON.stringify({ prompt: 'night drive' }) };
-        const { clip_ids: ids } = await say(await fetch(base + path, order));
+        const post = { method: 'POST', headers, body: JSON.stringify({ prompt: 'night drive' }) };
+        const { clip_ids: ids } = await print(await fetch(base + path, post));
         for (const status of ['streaming', 'completed']) {
             const query = new URLSearchParams({ clip_id: ids[0], status });
-            await say(await fetch(`${base}${path}?${query}`, { headers }), true);
+            await print(await fetch(`${base}${path}?${query}`, { headers }), true);
         }
         const query = new URLSearchParams([...ids.map((id) => ['clip_ids[]', id]), ['status', 'completed']]);
-        await say(await fetch(`${base}${path}s?${query}`, { headers }));
+        await print(await fetch(`${base}${path}s?${query}`, { headers }));
     ";
     let mut gateway = simulated();
     let base = format!("http://{}", gateway.ready());
-    assert_climbed(&run("node", "nodejs", &["--input-type=module", "--eval", SCRIPT, &base, CLIP]));
+    assert_waited(&run("node", "nodejs", &["--input-type=module", "--eval", SCRIPT, &base, CLIP]));
 }
 
 #[test]
-fn requests_of_python_orders_and_waits() {
+fn pythons_requests_creates_clips_and_waits() {
     const SCRIPT: &str = "
 import json, sys, requests
 base, path = sys.argv[1:]
 session = requests.Session()
 session.headers['authorization'] = 'Bearer demo'
-def say(answer, wrap=False):
+def show(answer, wrap=False):
     body = answer.json()
-    told = answer.headers.get('cache-status')
-    print(json.dumps({'status': answer.status_code, 'told': told, 'body': [body] if wrap else body}))
+    cache_status = answer.headers.get('cache-status')
+    print(json.dumps({'status': answer.status_code, 'cacheStatus': cache_status, 'body': [body] if wrap else body}))
     return body
-ids = say(session.post(base + path, json={'prompt': 'night drive'}, timeout=20))['clip_ids']
+ids = show(session.post(base + path, json={'prompt': 'night drive'}, timeout=20))['clip_ids']
 for status in ['streaming', 'completed']:
-    say(session.get(base + path, params={'clip_id': ids[0], 'status': status}, timeout=20), True)
-say(session.get(base + path + 's', params={'clip_ids[]': ids, 'status': 'completed'}, timeout=20))
+    show(session.get(base + path, params={'clip_id': ids[0], 'status': status}, timeout=20), True)
+show(session.get(base + path + 's', params={'clip_ids[]': ids, 'status': 'completed'}, timeout=20))
 ";
     let found = try_run("python3", "python3", &["-c", "import requests"]);
     assert!(found.status.success(), "python3 has no `requests`: install the package `python3-requests`");
     let mut gateway = simulated();
     let base = format!("http://{}", gateway.ready());
-    assert_climbed(&run("python3", "python3", &["-c", SCRIPT, &base, CLIP]));
+    assert_waited(&run("python3", "python3", &["-c", SCRIPT, &base, CLIP]));
 }
 
 #[test]
-fn a_unix_socket_serves_curl_and_is_gone_after_sigterm() {
+fn curl_can_use_a_unix_socket_which_is_removed_after_sigterm() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("clipgate.sock");
     let path = path.to_str().unwrap();
@@ -168,26 +168,26 @@ fn a_unix_socket_serves_curl_and_is_gone_after_sigterm() {
 }
 
 #[test]
-fn sigterm_ends_it_with_0() {
+fn sigterm_ends_the_gateway_with_status_0() {
     let mut gateway = simulated();
     let base = format!("http://{}", gateway.ready());
-    made(&base);
+    create_clips(&base);
     let (code, log) = gateway.stop();
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("SIGTERM") && log.contains("stopped"), "{log}");
 }
 
 #[test]
-fn a_bad_configuration_ends_it_with_2_and_says_where() {
+fn an_invalid_configuration_ends_the_gateway_with_status_2_and_names_the_place() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("bad.toml");
     std::fs::write(&path, "[wait]\nlinger = 2\n").unwrap();
     let binary = env!("CARGO_BIN_EXE_clipgate");
     for args in [&["serve", "--config", path.to_str().unwrap()][..], &["serve", "--listen", "nowhere"]] {
         let output = try_run(binary, "clipgate", args);
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{told}");
-        assert!(told.contains("wait.linger") || told.contains("--listen"), "{told}");
-        assert!(output.stdout.is_empty(), "it never was ready");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains("wait.linger") || stderr.contains("--listen"), "{stderr}");
+        assert!(output.stdout.is_empty(), "a ready line was printed");
     }
 }

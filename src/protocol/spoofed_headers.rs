@@ -1,30 +1,24 @@
-//! Fields that only the gateway may send to the upstream: claims about the client, and fields that the gateway writes.
+//! Removes fields of clients that the upstream could take for fields of the gateway or of its proxies.
 //!
-//! Names are compared as CGI and WSGI servers see them: `X_Forwarded_For` and `X.Forwarded.For` become
-//! `HTTP_X_FORWARDED_FOR` there, as `X-Forwarded-For` does.
+//! Names are compared as CGI and WSGI servers see them. There `X_Forwarded_For` and `X.Forwarded.For` become
+//! `HTTP_X_FORWARDED_FOR`, as `X-Forwarded-For` does.
 
-use http::header::{self, HeaderMap, HeaderName};
+use http::header::{HeaderMap, HeaderName};
 
-use super::headers::HOP_BY_HOP;
+use super::hop_by_hop::HOP_BY_HOP;
 
-/// Removes every claim about the client, and each field that a server may take for one of the gateway's own although
-/// it is spelled otherwise. Fields of the gateway's own names stay: the caller writes them.
-pub(crate) fn strip_claims(headers: &mut HeaderMap) {
-    strip(headers, |name| is_claim(name) || own_names().any(|own| own != name && is_read_as(name, own)));
+/// Removes every field with an address of the client, and each other spelling of a field that the gateway writes.
+/// Fields with exactly these names stay: the caller replaces them.
+pub(crate) fn strip_spoofable(headers: &mut HeaderMap) {
+    strip(headers, |name| is_spoofable(name) || own_names().any(|own| own != name && is_read_as(name, own)));
 }
 
-/// Removes from the trailers of an upload all that a server could take for a part of its head: claims, the gateway's
-/// own fields, framing, credentials (RFC 9110 §6.5.1).
+/// Removes from the trailers of an upload all fields that a server could merge into the head: addresses of the client,
+/// the gateway's own fields, framing, credentials (RFC 9110 §6.5.1).
 pub(crate) fn strip_upload_trailers(trailers: &mut HeaderMap) {
     strip(trailers, |name| {
-        is_claim(name) || own_names().chain(NO_TRAILERS).any(|other| is_read_as(name, other))
+        is_spoofable(name) || own_names().chain(NO_TRAILERS).any(|other| is_read_as(name, other))
     });
-}
-
-/// Removes the cookies of the upstream account from the head or the trailers of an answer.
-pub(crate) fn strip_set_cookie(headers: &mut HeaderMap) {
-    headers.remove(header::SET_COOKIE);
-    headers.remove("set-cookie2");
 }
 
 fn strip(headers: &mut HeaderMap, is_forbidden: impl Fn(&str) -> bool) {
@@ -35,8 +29,8 @@ fn strip(headers: &mut HeaderMap, is_forbidden: impl Fn(&str) -> bool) {
     }
 }
 
-fn is_claim(name: &str) -> bool {
-    SPOOFABLE_HEADERS.iter().any(|claim| is_read_as(name, claim))
+fn is_spoofable(name: &str) -> bool {
+    SPOOFABLE_HEADERS.iter().any(|spoofable| is_read_as(name, spoofable))
         || name.get(..FORWARDED.len()).is_some_and(|start| is_read_as(start, FORWARDED))
 }
 
@@ -44,13 +38,13 @@ fn own_names() -> impl Iterator<Item = &'static str> {
     HOP_BY_HOP.iter().map(HeaderName::as_str).chain(OWN)
 }
 
-/// Whether a server may take the one name for the other. Both are in lower case.
+/// Whether a server may take `name` for `other`. Both are in lower case.
 fn is_read_as(name: &str, other: &str) -> bool {
     let is_same = |(a, b): (u8, u8)| a == b || (b == b'-' && !a.is_ascii_alphanumeric());
     name.len() == other.len() && name.bytes().zip(other.bytes()).all(is_same)
 }
 
-/// Claims of proxies about the client, and `Proxy`, which CGI programs take for `HTTP_PROXY` (httpoxy).
+/// Fields in which proxies report the client, and `Proxy`, which CGI programs read as `HTTP_PROXY` (httpoxy).
 const SPOOFABLE_HEADERS: [&str; 17] = [
     "cf-connecting-ip",
     "cf-connecting-ipv6",
@@ -72,7 +66,7 @@ const SPOOFABLE_HEADERS: [&str; 17] = [
 ];
 const FORWARDED: &str = "x-forwarded-";
 
-/// Fields that the gateway writes or replaces, beside the hop-by-hop ones.
+/// Fields that the gateway writes or replaces, besides the hop-by-hop ones.
 const OWN: [&str; 8] = [
     "authorization",
     "content-length",
@@ -84,7 +78,7 @@ const OWN: [&str; 8] = [
     "x-request-id",
 ];
 
-/// Further fields of a head that must not come as trailers.
+/// Further fields that are not allowed in trailers.
 const NO_TRAILERS: [&str; 8] = [
     "cache-control",
     "content-encoding",
@@ -115,8 +109,8 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_is_removed_in_every_spelling_that_a_server_takes_for_it() {
-        let claims = [
+    fn a_spoofable_field_is_removed_in_every_spelling_that_servers_accept() {
+        let spoofable = [
             "x-forwarded-for",
             "x_forwarded_for",
             "x-forwarded_for",
@@ -131,24 +125,24 @@ mod tests {
         ];
         let others =
             ["x-forwardedfor", "x_custom_field", "xforwarded-for", "proxy-x", "x-forwarde-", "re_al_ip"];
-        let mut headers = map(&[&claims[..], &others].concat());
-        strip_claims(&mut headers);
+        let mut headers = map(&[&spoofable[..], &others].concat());
+        strip_spoofable(&mut headers);
         assert_left(&headers, &others);
     }
 
     #[test]
-    fn fields_of_the_gateways_own_stay_in_a_head_and_their_likenesses_do_not() {
+    fn the_gateways_own_fields_stay_and_their_other_spellings_are_removed() {
         let own =
             ["x-request-id", "content-length", "transfer-encoding", "max-forwards", "via", "authorization"];
-        let likenesses =
+        let other_spellings =
             ["x_request_id", "content_length", "transfer_encoding", "max.forwards", "keep_alive"];
-        let mut headers = map(&[&own[..], &likenesses].concat());
-        strip_claims(&mut headers);
+        let mut headers = map(&[&own[..], &other_spellings].concat());
+        strip_spoofable(&mut headers);
         assert_left(&headers, &own);
     }
 
     #[test]
-    fn trailers_hold_nothing_that_belongs_in_a_head() {
+    fn trailers_have_no_fields_that_belong_in_the_head() {
         let mut trailers = map(&[
             "x-sum",
             "x-forwarded-for",
@@ -169,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn all_lists_are_in_lower_case() {
+    fn all_names_are_in_lower_case() {
         for name in SPOOFABLE_HEADERS.into_iter().chain(own_names()).chain(NO_TRAILERS) {
             assert_eq!(name, name.to_ascii_lowercase());
         }

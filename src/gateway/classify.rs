@@ -1,0 +1,76 @@
+//! Classifies a request by its head: a wait, a request to pass through, or one that the gateway answers itself.
+
+use http::header::{RANGE, TRANSFER_ENCODING};
+use http::{HeaderMap, Method, Request, Version};
+use http_body::Body as HttpBody;
+
+use super::{Decision, Gateway};
+use crate::core::query::{self, Query};
+use crate::protocol::preferences::prefers_events;
+use crate::protocol::via::max_forwards;
+
+/// The parsed target of a request.
+pub(super) struct RequestTarget {
+    pub(super) query: Query,
+    /// The query parameter `lastEventId` of a request for an event stream.
+    pub(super) last_event_id: Option<String>,
+}
+
+pub(super) enum TargetAction {
+    Now(Decision),
+    /// Read the body until its first bytes or its end: only a request without a body is a wait.
+    AfterBody(RequestTarget),
+}
+
+impl Gateway {
+    /// Parses the target of a request that can be a wait: a GET of the whole response, in origin form, without a body.
+    /// If the head does not say whether there is a body, the caller must find out.
+    pub(super) fn classify<B: HttpBody>(&self, request: &Request<B>) -> RequestTarget {
+        let uri = request.uri();
+        let is_absolute_form = request.version() < Version::HTTP_2 && uri.authority().is_some();
+        let has_body = request.body().size_hint().lower() > 0;
+        if request.method() != Method::GET
+            || is_absolute_form
+            || has_body
+            || request.headers().contains_key(RANGE)
+        {
+            return RequestTarget { query: Query::Other, last_event_id: None };
+        }
+        let max_jobs = self.0.wait.load().max_jobs;
+        let parse = |query| query::parse(&self.0.route, uri.path(), query, max_jobs);
+        let query = parse(uri.query());
+        // The `EventSource` polyfill of browsers cannot send the header field.
+        if query == Query::Other
+            && prefers_events(request.headers())
+            && let Some((rest, id)) = uri.query().and_then(|query| query::take(query, LAST_EVENT_ID_PARAM))
+        {
+            return RequestTarget { query: parse(Some(&rest)), last_event_id: Some(id) };
+        }
+        RequestTarget { query, last_event_id: None }
+    }
+}
+
+/// The query parameter that replaces `Last-Event-ID`.
+const LAST_EVENT_ID_PARAM: &str = "lastEventId";
+
+/// Whether the upstream repeats the request in its response to this method, including a key that the gateway added:
+/// TRACE (RFC 9110 §9.3.8), and TRACK and DEBUG of older Microsoft servers.
+pub(super) fn echoes_request(method: &Method) -> bool {
+    ["TRACE", "TRACK", "DEBUG"].iter().any(|echo| method.as_str().eq_ignore_ascii_case(echo))
+}
+
+/// Whether the gateway is the final recipient of the request (RFC 9110 §7.6.2).
+pub(super) fn ends_here<B>(request: &Request<B>) -> bool {
+    request.method() == Method::OPTIONS && max_forwards(request.headers()) == Some(0)
+}
+
+/// Whether the body has no transfer coding but `chunked`. hyper accepts further codings before it; the gateway would
+/// lose them. If there is a `Content-Length` too, hyper drops it and closes the connection (RFC 9112 §6.3).
+pub(super) fn is_chunked_only(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
+        (Some(_), Some(_)) => false,
+    }
+}

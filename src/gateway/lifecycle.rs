@@ -1,0 +1,115 @@
+//! Builds, reloads and drains the gateway.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::watch;
+
+use super::access_revocation::ReloadNotice;
+use super::event_stream::EventStreams;
+use super::passthrough::{Passthrough, PassthroughSlots};
+use super::{Gateway, GatewayInner};
+use crate::auth::{Authenticator, KeyringError};
+use crate::cache::Cache;
+use crate::config::Config;
+use crate::core::route::Route;
+use crate::hub::{Hub, HubDeps};
+use crate::limits::Limits;
+use crate::protocol::cors::Cors;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace::{TraceError, Tracer};
+use crate::upstream::client::{Client, ClientError};
+use crate::upstream::poll::Poller;
+
+/// The cause why a gateway could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+}
+
+impl Gateway {
+    /// Builds a gateway. The caller runs the returned future, the hub's task; it ends after the last clone of the
+    /// gateway is dropped.
+    pub fn new(
+        config: &Config,
+        metrics: Arc<Metrics>,
+    ) -> Result<(Self, impl Future<Output = ()> + Send + use<>), BuildError> {
+        let route = Arc::new(Route::suno());
+        let upstream = &config.upstream;
+        let cache = Arc::new(Cache::new(config.cache.clone(), route.ladder.clone()));
+        let limits = Arc::new(Limits::new(&config.limits, config.auth.members()));
+        metrics.limited.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
+        let poller =
+            Poller::new(Client::for_polls(upstream)?, Arc::clone(&route), upstream, Arc::clone(&metrics));
+        let tracer = Tracer::new(&config.telemetry, &upstream.base_url)?;
+        let deps = HubDeps {
+            poller,
+            cache: Arc::clone(&cache),
+            limits: Arc::clone(&limits),
+            metrics: Arc::clone(&metrics),
+            tracer: tracer.clone(),
+        };
+        let (hub, task) = Hub::new(config, &route.ladder, deps);
+        // Well over `upstream.poll_timeout`: long-polls of unknown form are passed through too.
+        let head_timeout = config.wait.max_timeout.max(2 * upstream.poll_timeout);
+        let inner = GatewayInner {
+            authenticator: Arc::new(Authenticator::new(&config.auth, upstream.api_key.as_ref())?),
+            limits,
+            passthrough: Passthrough::new(
+                Client::new(upstream)?,
+                config.limits.max_body,
+                head_timeout,
+                Arc::clone(&metrics),
+            ),
+            slots: PassthroughSlots::new(
+                config.limits.max_passthrough,
+                config.limits.max_passthrough_per_key,
+            ),
+            wait: ArcSwap::from_pointee(config.wait.clone()),
+            cors: ArcSwapOption::from_pointee(Cors::new(&config.server.cors_origins)),
+            allowed_hosts: ArcSwap::from_pointee(config.server.allowed_hosts.clone()),
+            reloads: watch::Sender::new(ReloadNotice::new(config)),
+            streams: EventStreams::new(hub.clone(), Arc::clone(&cache), Arc::clone(&route)),
+            route,
+            cache,
+            hub,
+            metrics,
+            tracer,
+        };
+        Ok((Self(Arc::new(inner)), task))
+    }
+
+    /// Applies the keys that may change at run time to all further requests; [`Config::needs_restart`] lists the
+    /// others. After an error nothing has changed.
+    ///
+    /// A removed member is rejected from its next request on. Its parked waits are still answered; its other open
+    /// requests end within `wait.max_timeout`.
+    pub fn reload(&self, config: &Config) -> Result<(), KeyringError> {
+        self.0.authenticator.set(&config.auth, config.upstream.api_key.as_ref())?;
+        self.0.limits.set(&config.limits, config.auth.members());
+        self.0.metrics.limited.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
+        self.0.cache.reconfigure(config.cache.clone());
+        self.0.wait.store(Arc::new(config.wait.clone()));
+        self.0.cors.store(Cors::new(&config.server.cors_origins).map(Arc::new));
+        self.0.allowed_hosts.store(Arc::new(config.server.allowed_hosts.clone()));
+        // Last, because the receivers check their access with the new authenticator.
+        self.0.reloads.send_replace(ReloadNotice::new(config));
+        Ok(())
+    }
+
+    /// Forgets subjects whose quotas are full again. Call it about once a minute.
+    pub fn purge_idle(&self) {
+        self.0.limits.forget_idle();
+    }
+
+    /// Answers every parked wait by `until` with the current state, like the upstream's own time-out (P2).
+    pub async fn drain(&self, until: Instant) {
+        self.0.hub.drain(until).await;
+    }
+}

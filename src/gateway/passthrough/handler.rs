@@ -1,0 +1,157 @@
+//! Passes a request through: takes a slot, sends it to the upstream, guards its bodies and its tunnel.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{HeaderMap, Method, Request};
+use http_body::Body as HttpBody;
+use tracing::debug;
+
+use super::{PassthroughError, PassthroughResponse, PassthroughSlot, Tunnel, UpstreamAccount};
+use crate::auth::{AuthError, Identity};
+use crate::clock;
+use crate::core::job::{JobId, KeyDomain};
+use crate::core::query;
+use crate::gateway::access_log::Disposition;
+use crate::gateway::classify::RequestTarget;
+use crate::gateway::error::GatewayError;
+use crate::gateway::first_frame::read_first_frame;
+use crate::gateway::guarded_body::{GuardedBody, Revocation};
+use crate::gateway::response::append_cache_status;
+use crate::gateway::{Decision, Gateway, RequestState};
+use crate::limits::Subject;
+use crate::protocol::body::{Body, BoxError, Stalled};
+use crate::upstream::poll::{KeyVerdict, key_word};
+
+impl Gateway {
+    /// Waits for the first bytes of the body or its end, and then decides the request. The client has the same time as
+    /// for any upload.
+    pub(in crate::gateway) fn decide_after_body<B>(
+        self,
+        request: Request<B>,
+        target: RequestTarget,
+        mut state: RequestState,
+    ) -> BoxFuture<'static, PassthroughResponse>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        Box::pin(async move {
+            let (head, body) = request.into_parts();
+            match read_first_frame(body).await {
+                Ok(None) => {
+                    let decision = self.authenticate_again(&head.headers).and_then(|identity| {
+                        // A 401 or 403 of the upstream may have arrived since the head.
+                        let domain = identity.as_ref().map(|identity| identity.domain);
+                        state.proof = domain.and_then(|domain| self.0.cache.proof(domain));
+                        self.decide_target(&head.headers, target, identity, &mut state)
+                    });
+                    self.execute(decision, Request::from_parts(head, Body::empty()), state).await
+                }
+                Ok(Some(body)) => {
+                    let decision = self
+                        .authenticate_again(&head.headers)
+                        .and_then(|identity| self.start_passthrough(state.subject, identity));
+                    self.execute(decision, Request::from_parts(head, body), state).await
+                }
+                Err(error) if error.is::<Stalled>() => {
+                    self.respond(state, Err(PassthroughError::Stalled.into()))
+                }
+                Err(error) => self.respond(state, Err(PassthroughError::Upload(error).into())),
+            }
+        })
+    }
+
+    /// Authenticates a request whose body took time: a reload may have removed its client meanwhile.
+    fn authenticate_again(&self, headers: &HeaderMap) -> Result<Option<Identity>, GatewayError> {
+        Ok(self.0.authenticator.identify(headers)?)
+    }
+
+    /// Takes a slot and counts the call.
+    pub(in crate::gateway) fn start_passthrough(
+        &self,
+        subject: Subject,
+        identity: Option<Identity>,
+    ) -> Result<Decision, GatewayError> {
+        let slot = self.0.slots.take(subject)?;
+        self.0.limits.call(subject)?;
+        Ok(Decision::Pass(identity, slot))
+    }
+
+    pub(in crate::gateway) fn pass_through<B>(
+        self,
+        request: Request<B>,
+        identity: Option<Identity>,
+        slot: PassthroughSlot,
+        mut state: RequestState,
+    ) -> BoxFuture<'static, PassthroughResponse>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        Box::pin(async move {
+            let revocation = self.watch_revocation(request.headers(), &state);
+            // Shared: the upload may outlast the response, and the tunnel both.
+            let slot = Arc::new(slot);
+            let request = request.map(|body| GuardedBody {
+                body,
+                revocation: revocation.clone(),
+                _slot: Some(Arc::clone(&slot)),
+            });
+            state.log.disposition = Disposition::Passthrough;
+            let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
+            let named = query::named(&self.0.route, request.uri().path(), request.uri().query());
+            let authorization = identity.as_ref().map(|identity| identity.authorization.clone());
+            let account = UpstreamAccount { authorization, is_lent: state.is_lent };
+            let forwarding = self.0.passthrough.forward(request, state.log.ctx(), account, &state.span);
+            // Cancel safe: after a revocation the response is not needed.
+            let result = tokio::select! {
+                result = forwarding => result,
+                () = revocation.clone() => return self.respond(state, Err(AuthError::UnknownToken.into())),
+            };
+            let PassthroughResponse { mut response, tunnel } = match result {
+                Ok(passed) => passed,
+                Err(error) => return self.respond(state, Err(error.into())),
+            };
+            if let Some(identity) = identity {
+                self.record_key_verdict(key_word(response.status()), identity.domain, &named);
+            }
+            // Without `fwd-status`: it would repeat the status of the response.
+            append_cache_status(response.headers_mut(), fwd);
+            let passed = match tunnel {
+                Some(tunnel) => {
+                    let tunnel = guarded_tunnel(tunnel, revocation, slot);
+                    PassthroughResponse { response, tunnel: Some(tunnel) }
+                }
+                None => {
+                    let guarded = |body| GuardedBody { body, revocation, _slot: Some(slot) };
+                    response.map(|body| Body::stream(guarded(body))).into()
+                }
+            };
+            self.respond(state, Ok(passed))
+        })
+    }
+
+    /// Removes cached jobs after a 401 or 403 to a request that named these jobs (P11). A success does not prove the
+    /// key: the upstream answers some paths without checking it.
+    fn record_key_verdict(&self, verdict: Option<KeyVerdict>, domain: KeyDomain, named: &[JobId]) {
+        match verdict {
+            Some(KeyVerdict::Refused) => self.0.cache.key_rejected(domain, clock::now()),
+            Some(KeyVerdict::Forbidden) => self.0.cache.forbidden(domain, named, clock::now()),
+            Some(KeyVerdict::Accepted) | None => {}
+        }
+    }
+}
+
+/// Returns the tunnel with its slot, which ends once its client's access is revoked.
+fn guarded_tunnel(tunnel: Tunnel, revocation: Revocation, slot: Arc<PassthroughSlot>) -> Tunnel {
+    Box::pin(async move {
+        // Cancel safe: both connections are closed, whichever future ends first.
+        tokio::select! {
+            () = tunnel => {}
+            () = revocation => debug!("access revoked, closing tunnel"),
+        }
+        drop(slot);
+    })
+}

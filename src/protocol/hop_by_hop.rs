@@ -1,0 +1,102 @@
+//! Removes the header fields that hold for one connection only (RFC 9110 §7.6.1).
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+use super::field_value::tokens;
+
+/// Removes `Connection`, all fields that it lists, and the fields that are hop-by-hop without being listed.
+///
+/// - `TE` is reduced to `trailers`, if the sender accepts these: the gateway passes them on, and HTTP/2 allows no other
+///   value (RFC 9113 §8.2.2).
+/// - `Trailer` stays unless listed. It is end-to-end (RFC 9110 §6.6.2), and hyper sends only the HTTP/1 trailers that
+///   it announces.
+///
+/// Strip before adding fields: a sender may list any name, also that of a field which the gateway adds.
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let accepts_trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    let listed: Vec<HeaderName> =
+        tokens(headers, &header::CONNECTION).filter_map(|token| token.parse().ok()).collect();
+    for name in listed.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+    if accepts_trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+pub(super) static HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("http2-settings"),
+];
+
+#[cfg(test)]
+mod tests {
+    use http::Version;
+
+    use super::*;
+    use crate::protocol::header_map as map;
+    use crate::protocol::via::append_via;
+
+    #[test]
+    fn hop_by_hop_fields_and_those_that_connection_lists_are_removed() {
+        let mut headers = map(&[
+            ("connection", "close, X-Hop , ,upgrade"),
+            ("connection", "x-other"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("proxy-authenticate", "Basic"),
+            ("proxy-authorization", "Basic x"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "websocket"),
+            ("http2-settings", "AAMAAABk"),
+            ("x-hop", "1"),
+            ("x-other", "1"),
+            ("trailer", "x-sum"),
+            ("x-end", "1"),
+        ]);
+        strip_hop_by_hop(&mut headers);
+        assert_eq!(headers, map(&[("trailer", "x-sum"), ("x-end", "1")]));
+    }
+
+    #[test]
+    fn te_is_reduced_to_trailers() {
+        for (sent, kept) in
+            [("trailers", true), ("gzip;q=0.5, Trailers", true), ("gzip", false), ("trailers-not", false)]
+        {
+            let mut headers = map(&[("te", sent), ("connection", "te")]);
+            strip_hop_by_hop(&mut headers);
+            assert_eq!(
+                headers.get("te").map(HeaderValue::as_bytes),
+                kept.then_some(&b"trailers"[..]),
+                "{sent}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_connection_field_cannot_remove_fields_that_are_added_after_it() {
+        let mut headers = map(&[
+            (
+                "connection",
+                "authorization, host, content-length, x-forwarded-for, forwarded, via, x-request-id",
+            ),
+            ("authorization", "Bearer client"),
+        ]);
+        strip_hop_by_hop(&mut headers);
+        headers.insert("authorization", HeaderValue::from_static("Bearer gateway"));
+        headers.insert("x-forwarded-for", HeaderValue::from_static("192.0.2.1"));
+        headers.insert(header::FORWARDED, HeaderValue::from_static("for=192.0.2.1"));
+        append_via(&mut headers, Version::HTTP_11);
+        strip_hop_by_hop(&mut headers);
+        for name in ["authorization", "x-forwarded-for", "forwarded", "via"] {
+            assert!(headers.contains_key(name), "{name}");
+        }
+    }
+}
