@@ -27,7 +27,7 @@ impl Gateway {
     ) -> Result<(), GatewayError> {
         let Err(error) = self.check_head(request, state) else { return Ok(()) };
         state.subject = state.log.ctx().forwarded.client_ip().into();
-        self.0.limits.request(state.subject)?;
+        self.0.limits.check_request(state.subject)?;
         Err(error)
     }
 
@@ -66,6 +66,6 @@ impl Gateway {
     /// connection ends, is sent whether the quota is used up or not.
     pub fn count_malformed_head(&self, peer: Peer) {
         // The next request of this address with an unproven key sees the count.
-        let _ = self.0.limits.request(Subject::from(peer.ip()));
+        let _ = self.0.limits.check_request(Subject::from(peer.ip()));
     }
 }

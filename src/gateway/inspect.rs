@@ -66,18 +66,18 @@ impl Gateway {
     /// Returns at most `limit` jobs and `limit` keys. `None`: too many inspections are in progress, or the hub has
     /// ended. A busy hub answers late. Cancel safe.
     pub async fn overview(&self, limit: usize) -> Option<GatewayOverview> {
-        let hub::Overview { jobs, jobs_in_all, keys, keys_in_all } = self.0.hub.overview(limit).await?;
+        let hub::HubOverview { jobs, total_jobs, keys, total_keys } = self.0.hub.inspect(limit).await?;
         let members = self.0.authenticator.members();
         let (keys, total_keys) = match members.is_empty() {
-            true => (keys.iter().map(|key| self.key_usage(key)).collect(), keys_in_all),
+            true => (keys.iter().map(|key| self.key_usage(key)).collect(), total_keys),
             false => self.member_usage(members, &keys, limit),
         };
-        Some(GatewayOverview { jobs, total_jobs: jobs_in_all, keys, total_keys })
+        Some(GatewayOverview { jobs, total_jobs: total_jobs, keys, total_keys })
     }
 
     fn key_usage(&self, key: &KeyInFlight) -> KeyUsage {
         let has_quotas = self.0.authenticator.injects_key() || self.0.cache.is_key_proven(key.domain);
-        let quotas = if has_quotas { self.0.limits.left(Subject::Key(key.domain)) } else { Vec::new() };
+        let quotas = if has_quotas { self.0.limits.quota_states(Subject::Key(key.domain)) } else { Vec::new() };
         KeyUsage { name: None, key: key.domain, waits: key.waits, quotas }
     }
 
@@ -100,7 +100,7 @@ impl Gateway {
         waits.sort_by_key(|(_, waits)| Reverse(*waits));
         waits.truncate(limit);
         let usage = waits.into_iter().map(|((name, key), waits)| KeyUsage {
-            quotas: self.0.limits.left(Subject::member(&name)),
+            quotas: self.0.limits.quota_states(Subject::member(&name)),
             name: Some(name),
             key,
             waits,

@@ -10,7 +10,7 @@ use super::access_revocation::ReloadNotice;
 use super::event_stream::EventStreams;
 use super::passthrough::{Passthrough, PassthroughSlots};
 use super::{Gateway, GatewayInner};
-use crate::auth::{Authenticator, KeyringError};
+use crate::auth::{Authenticator, AuthenticatorError};
 use crate::cache::Cache;
 use crate::config::Config;
 use crate::core::route::Route;
@@ -26,7 +26,7 @@ use crate::upstream::poll::Poller;
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     #[error(transparent)]
-    Keyring(#[from] KeyringError),
+    Keyring(#[from] AuthenticatorError),
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error(transparent)]
@@ -90,9 +90,9 @@ impl Gateway {
     ///
     /// A removed member is rejected from its next request on. Its parked waits are still answered; its other open
     /// requests end within `wait.max_timeout`.
-    pub fn reload(&self, config: &Config) -> Result<(), KeyringError> {
-        self.0.authenticator.set(&config.auth, config.upstream.api_key.as_ref())?;
-        self.0.limits.set(&config.limits, config.auth.members());
+    pub fn reload(&self, config: &Config) -> Result<(), AuthenticatorError> {
+        self.0.authenticator.reconfigure(&config.auth, config.upstream.api_key.as_ref())?;
+        self.0.limits.reconfigure(&config.limits, config.auth.members());
         self.0.metrics.limited.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
         self.0.cache.reconfigure(config.cache.clone());
         self.0.wait.store(Arc::new(config.wait.clone()));
@@ -105,7 +105,7 @@ impl Gateway {
 
     /// Forgets subjects whose quotas are full again. Call it about once a minute.
     pub fn purge_idle(&self) {
-        self.0.limits.forget_idle();
+        self.0.limits.purge_idle();
     }
 
     /// Answers every parked wait by `until` with the current state, like the upstream's own time-out (P2).

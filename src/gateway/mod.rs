@@ -80,7 +80,7 @@ struct GatewayInner {
     streams: EventStreams,
     passthrough: Passthrough,
     slots: PassthroughSlots,
-    wait: ArcSwap<config::Wait>,
+    wait: ArcSwap<config::WaitConfig>,
     /// `None`: preflights are passed through.
     cors: ArcSwapOption<Cors>,
     /// The admin listener uses this list too.
@@ -144,7 +144,7 @@ impl Gateway {
         state: &mut RequestState,
     ) -> Result<TargetAction, GatewayError> {
         self.check_early(request, state)?;
-        self.0.limits.request(state.subject)?;
+        self.0.limits.check_request(state.subject)?;
         if state.cors.as_ref().is_some_and(|cors| cors.is_preflight()) {
             state.log.disposition = Disposition::Preflight;
             return Ok(TargetAction::Now(Decision::Respond(response::preflight_response())));
@@ -204,14 +204,14 @@ impl Gateway {
         }
         let handle = self.0.hub.join(WaitRequest {
             identity,
-            who: state.subject,
+            quota_subject: state.subject,
             form: query.form,
             jobs: query.jobs(),
             goal: query.goal,
             arrived: state.log.ctx().arrived,
             timeout: options.timeout,
             max_age: options.max_age,
-            keep: options.keep,
+            may_store: options.keep,
             is_patient: false,
             links: state.span.links(),
         })?;
@@ -263,7 +263,7 @@ impl Gateway {
         if is_lent {
             strip_set_cookie(headers);
         }
-        if let Some(quotas) = self.0.limits.standing(subject) {
+        if let Some(quotas) = self.0.limits.quota_headers(subject) {
             quotas.write(headers);
         }
         if let Some(cors) = cors {
@@ -310,7 +310,7 @@ impl Gateway {
 fn quota_subject(identity: Option<&Identity>, proof: Option<KeyProof>, ctx: &RequestCtx) -> Subject {
     match (identity, proof) {
         (Some(Identity { member: Some(name), .. }), _) => Subject::member(name),
-        (Some(identity), proof) if identity.is_lent || proof.is_some() => Subject::Key(identity.domain),
+        (Some(identity), proof) if identity.is_gateway_key || proof.is_some() => Subject::Key(identity.domain),
         (Some(_) | None, _) => ctx.forwarded.client_ip().into(),
     }
 }

@@ -25,7 +25,7 @@ pub(crate) struct RequestOptions {
 }
 
 impl RequestOptions {
-    pub(crate) fn from_headers(headers: &HeaderMap, wait: &config::Wait) -> Self {
+    pub(crate) fn from_headers(headers: &HeaderMap, wait: &config::WaitConfig) -> Self {
         let control = headers.typed_get().unwrap_or_else(CacheControl::new);
         // P9
         let applied = preferred_wait(headers).map(|preferred| preferred.min(wait.max_timeout));

@@ -46,14 +46,14 @@ impl Gateway {
             let hit = self.0.cache.get_proven(proof, domain, id, now)?;
             let has_reached_goal = match query.goal {
                 Goal::Now => true,
-                Goal::Rung(goal) => hit.kept.state.rung >= Some(goal),
+                Goal::Rung(goal) => hit.entry.state.rung >= Some(goal),
             };
             (has_reached_goal && hit.is_within(max_age, now)).then_some(hit)
         });
         let hits = hits.collect::<Option<Vec<_>>>()?;
         let ttl = hits.iter().map(|hit| hit.ttl).min()?;
-        let first = Arc::clone(&hits.first()?.kept);
-        let states = hits.into_iter().map(|hit| hit.kept.state.clone()).collect();
+        let first = Arc::clone(&hits.first()?.entry);
+        let states = hits.into_iter().map(|hit| hit.entry.state.clone()).collect();
         Some((states, ResponseOrigin::Hit { ttl, first }))
     }
 
@@ -103,6 +103,6 @@ impl Gateway {
     ) -> Response<Body> {
         let response =
             JobResponse { form: query.form, states, origin, keep: options.keep, applied: options.applied };
-        response.into_response(&self.0.cache, || self.0.cache.shape(domain), condition)
+        response.into_response(&self.0.cache, || self.0.cache.list_shape(domain), condition)
     }
 }

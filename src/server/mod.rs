@@ -354,8 +354,8 @@ impl Server {
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => HttpFault::Head,
             _ => HttpFault::Malformed,
         });
-        gateway.refused_unread(peer);
-        access_log::refused_head(status, error.reason(), peer, &RequestId::new(None), gateway.metrics());
+        gateway.count_malformed_head(peer);
+        access_log::log_malformed_head(status, error.reason(), peer, &RequestId::new(None), gateway.metrics());
     }
 
     /// Polls the connection until it ends, has to close, or its client stalls.

@@ -129,7 +129,7 @@ impl JobStream {
             match max_age.and_then(|max_age| self.streams.cache.get_within(domain, &id, max_age, now)) {
                 Some(hit) => {
                     shortest = Some(shortest.map_or(hit.ttl, |shortest: Duration| shortest.min(hit.ttl)));
-                    self.queue_state(&hit.kept.state);
+                    self.queue_state(&hit.entry.state);
                 }
                 None if self.request.options.only_if_cached => return Err(GatewayError::NotCached),
                 None => {}
@@ -266,7 +266,7 @@ impl JobStream {
         let StreamRequest { identity, options, arrived, links, .. } = &self.request;
         WaitRequest {
             identity: identity.clone(),
-            who: self.quota_subject(),
+            quota_subject: self.quota_subject(),
             form: if jobs.len() == 1 { Form::Single } else { Form::Multi },
             jobs,
             goal: Goal::Rung(rung),
@@ -274,7 +274,7 @@ impl JobStream {
             timeout: self.deadline.saturating_duration_since(now),
             // With `no-cache`, states that were seen since the request arrived are still recent enough.
             max_age: options.max_age.or(Some(now.saturating_duration_since(*arrived))),
-            keep: options.keep,
+            may_store: options.keep,
             is_patient: true,
             links: links.clone(),
         }

@@ -22,7 +22,7 @@ use crate::gateway::response::append_cache_status;
 use crate::gateway::{Decision, Gateway, RequestState};
 use crate::limits::Subject;
 use crate::protocol::body::{Body, BoxError, Stalled};
-use crate::upstream::poll::{KeyVerdict, key_word};
+use crate::upstream::poll::{KeyVerdict, key_verdict};
 
 impl Gateway {
     /// Waits for the first bytes of the body or its end, and then decides the request. The client has the same time as
@@ -75,7 +75,7 @@ impl Gateway {
         identity: Option<Identity>,
     ) -> Result<Decision, GatewayError> {
         let slot = self.0.slots.take(subject)?;
-        self.0.limits.call(subject)?;
+        self.0.limits.check_call(subject)?;
         Ok(Decision::Pass(identity, slot))
     }
 
@@ -115,7 +115,7 @@ impl Gateway {
                 Err(error) => return self.respond(state, Err(error.into())),
             };
             if let Some(identity) = identity {
-                self.record_key_verdict(key_word(response.status()), identity.domain, &named);
+                self.record_key_verdict(key_verdict(response.status()), identity.domain, &named);
             }
             // Without `fwd-status`: it would repeat the status of the response.
             append_cache_status(response.headers_mut(), fwd);
@@ -138,7 +138,7 @@ impl Gateway {
     fn record_key_verdict(&self, verdict: Option<KeyVerdict>, domain: KeyDomain, named: &[JobId]) {
         match verdict {
             Some(KeyVerdict::Refused) => self.0.cache.key_rejected(domain, clock::now()),
-            Some(KeyVerdict::Forbidden) => self.0.cache.forbidden(domain, named, clock::now()),
+            Some(KeyVerdict::Forbidden) => self.0.cache.key_forbidden(domain, named, clock::now()),
             Some(KeyVerdict::Accepted) | None => {}
         }
     }

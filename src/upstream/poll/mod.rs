@@ -202,7 +202,7 @@ impl Poller {
         let reply = |body| Arc::new(Reply { status: status.as_u16(), head: Arc::clone(&head), body });
         let key = key_verdict(status);
         let answered_at = clock::now();
-        let requested_pause = headers::retry_after(headers, SystemTime::now());
+        let requested_pause = retry_after(headers, SystemTime::now());
         let retry_after = requested_pause.filter(|_| status.is_success());
         let landed = |outcome, shape| {
             AttemptOutcome::Landed(PollLanding { outcome, shape, key, status, retry_after, answered_at })
