@@ -44,7 +44,7 @@ impl History {
         self.0.push_back(Moment {
             at: SystemTime::now(),
             waits: gateway.waits(),
-            polls: gateway.metrics().upstream.standing().open,
+            polls: gateway.metrics().upstream.poll_counts().open,
             totals: gateway.metrics().totals(),
         });
     }

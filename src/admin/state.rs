@@ -143,7 +143,7 @@ struct Quota {
 pub(super) async fn state(gateway: &Gateway, about: &StaticInfo) -> Vec<u8> {
     let overview = tokio::time::timeout(PATIENCE, gateway.overview(MOST)).await.ok().flatten();
     let (now, metrics, kept) = (clock::now(), gateway.metrics(), gateway.cache().size());
-    let (standing, health) = (metrics.upstream.standing(), metrics.upstream.health());
+    let (standing, health) = (metrics.upstream.poll_counts(), metrics.upstream.health());
     let is_complete = overview.is_some();
     let (jobs, keys) = overview.map_or_else(nothing, |overview| listed(overview, gateway.ladder(), now));
     let state = State {

@@ -21,7 +21,7 @@ use crate::core::coalescer::Cost;
 use crate::core::job::{JobId, KeyDomain};
 use crate::core::query::WaitQuery;
 use crate::protocol::request::{Peer, RequestCtx, RequestId, shown};
-use crate::telemetry::metrics::{self, EndpointLabel, Label as _, Metrics};
+use crate::telemetry::metrics::{self, EndpointLabel, Metrics};
 
 /// How a request was dealt with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,14 +46,14 @@ impl Disposition {
     /// What it is counted as.
     pub(crate) fn counted(self) -> metrics::Outcome {
         match self {
-            Disposition::Left => metrics::Outcome::Left,
+            Disposition::Left => metrics::Outcome::ClientClosed,
             Disposition::Hit => metrics::Outcome::Hit,
             Disposition::Waited(Cost::Opened, _) => metrics::Outcome::Opened,
-            Disposition::Waited(Cost::Coalesced, _) => metrics::Outcome::Leaned,
-            Disposition::Streamed => metrics::Outcome::Streamed,
-            Disposition::Passed => metrics::Outcome::Passed,
+            Disposition::Waited(Cost::Coalesced, _) => metrics::Outcome::Coalesced,
+            Disposition::Streamed => metrics::Outcome::EventStream,
+            Disposition::Passed => metrics::Outcome::Passthrough,
             Disposition::Preflight => metrics::Outcome::Preflight,
-            Disposition::Refused(_) => metrics::Outcome::Refused,
+            Disposition::Refused(_) => metrics::Outcome::Rejected,
         }
     }
 
@@ -164,7 +164,7 @@ impl Drop for AccessLog {
             http.response.status_code = self.status,
             http.response.body.size = self.body_size,
             http.server.request.duration = took.as_secs_f64(),
-            clipgate.outcome = outcome.as_str(),
+            clipgate.outcome = outcome.into_str(),
             clipgate.reason = self.outcome.reason(),
             clipgate.jobs = self.jobs.as_deref(),
             clipgate.member = self.member.as_deref(),
@@ -190,11 +190,11 @@ pub(crate) fn refused_head(
     id: &RequestId,
     metrics: &Metrics,
 ) {
-    let outcome = metrics::Outcome::Refused;
+    let outcome = metrics::Outcome::Rejected;
     metrics.requests.finish(EndpointLabel::Other, outcome, Duration::ZERO);
     info!(
         http.response.status_code = status.as_u16(),
-        clipgate.outcome = outcome.as_str(),
+        clipgate.outcome = outcome.into_str(),
         clipgate.reason = reason,
         network.peer.address = &*peer.address(),
         network.peer.port = peer.port(),

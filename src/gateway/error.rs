@@ -22,7 +22,7 @@ use crate::limits::QuotaExceeded;
 use crate::printable::escape_json;
 use crate::protocol::body::Body;
 use crate::protocol::request::RequestId;
-use crate::telemetry::metrics::{Label as _, Limit};
+use crate::telemetry::metrics::Limit;
 use crate::upstream::client::{BadTarget, SendError};
 
 /// Why a request gets an answer of the gateway's own (contract, section 6).
@@ -156,7 +156,7 @@ impl GatewayError {
             GatewayError::Query(error) => error.reason(),
             GatewayError::Auth(error) => error.reason(),
             GatewayError::Limited { limited } | GatewayError::Hub(HubError::Limited(limited)) => {
-                limited.quota.as_str()
+                limited.quota.into_str()
             }
             GatewayError::Hub(HubError::KeyFull) => "too-many-waits-per-key",
             GatewayError::Hub(HubError::FullForAddress) => "too-many-waits-per-address",
@@ -183,7 +183,7 @@ impl GatewayError {
             GatewayError::Limited { limited } | GatewayError::Hub(HubError::Limited(limited)) => {
                 Some(limited.quota)
             }
-            GatewayError::Hub(HubError::KeyFull | HubError::FullForAddress) => Some(Limit::WaitsOfKey),
+            GatewayError::Hub(HubError::KeyFull | HubError::FullForAddress) => Some(Limit::WaitsPerKey),
             GatewayError::Hub(HubError::Full) => Some(Limit::Waits),
             GatewayError::Hub(HubError::Closed)
             | GatewayError::Query(_)

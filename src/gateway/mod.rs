@@ -55,7 +55,7 @@ use crate::protocol::body::{Body, BoxError};
 use crate::protocol::cors::{Cors, CorsDecision};
 use crate::protocol::headers as fields;
 use crate::protocol::request::RequestCtx;
-use crate::telemetry::metrics::{EndpointLabel, Label as _, Metrics};
+use crate::telemetry::metrics::{EndpointLabel, Metrics};
 use crate::telemetry::trace::{RequestSpan, ResponseAttributes, TraceError, Tracer};
 use crate::upstream::client::{Client, ClientError};
 use crate::upstream::poll::Poller;
@@ -141,7 +141,7 @@ impl Gateway {
         let upstream = &config.upstream;
         let cache = Arc::new(Cache::new(config.cache.clone(), route.ladder.clone()));
         let limits = Arc::new(Limits::new(&config.limits, config.auth.members()));
-        metrics.limited.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
+        metrics.rate_limited.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
         let poller =
             Poller::new(Client::for_polls(upstream)?, Arc::clone(&route), upstream, Arc::clone(&metrics));
         let tracer = Tracer::new(&config.telemetry, &upstream.base_url)?;
@@ -185,7 +185,10 @@ impl Gateway {
     pub fn reload(&self, config: &Config) -> Result<(), KeyringError> {
         self.0.keyring.set(&config.auth, config.upstream.api_key.as_ref())?;
         self.0.limits.set(&config.limits, config.auth.members());
-        self.0.metrics.limited.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
+        self.0
+            .metrics
+            .rate_limited
+            .set_members(config.auth.members().iter().map(|member| member.name.as_str()));
         self.0.cache.reconfigure(config.cache.clone());
         self.0.wait.store(Arc::new(config.wait.clone()));
         self.0.cors.store(Cors::new(&config.server.cors_origins).map(Arc::new));
@@ -481,7 +484,7 @@ impl Gateway {
         let mut forwarded = answer.unwrap_or_else(|refusal| {
             line.outcome = Disposition::Refused(refusal.reason());
             if let Some(limit) = refusal.limit() {
-                self.0.metrics.limited.refused(limit, line.member.as_deref());
+                self.0.metrics.rate_limited.record(limit, line.member.as_deref());
             }
             refusal.answer(&line.ctx().id, line.path()).into()
         });
@@ -499,7 +502,7 @@ impl Gateway {
         line.answered(&forwarded.response);
         span.answered(ResponseAttributes {
             status: forwarded.response.status().as_u16(),
-            outcome: line.outcome.counted().as_str(),
+            outcome: line.outcome.counted().into_str(),
             reason: line.outcome.reason(),
             member: line.member.as_deref(),
         });

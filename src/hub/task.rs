@@ -169,7 +169,7 @@ impl HubTask {
             Command::Join(id, wait, client) => self.join(id, wait, client, now),
             Command::Leave(id) => {
                 self.machine.handle(Input::Leave(id), now);
-                self.unpark(id, Some(WaitEnd::Left), now);
+                self.unpark(id, Some(WaitEnd::ClientClosed), now);
             }
             Command::Drain(until) => self.machine.handle(Input::Drain(until), now),
         }
@@ -467,8 +467,8 @@ fn wait_end(end: &WaitOutcome) -> WaitEnd {
     match end {
         WaitOutcome::Reached(_) => WaitEnd::Reached,
         WaitOutcome::TimedOut(_) => WaitEnd::TimedOut,
-        WaitOutcome::Unsplit(_) => WaitEnd::Whole,
-        WaitOutcome::Refused(_) => WaitEnd::Refused,
+        WaitOutcome::Unsplit(_) => WaitEnd::Unsplit,
+        WaitOutcome::Refused(_) => WaitEnd::UpstreamRejected,
         WaitOutcome::Failed(_) => WaitEnd::Failed,
     }
 }

@@ -21,7 +21,7 @@ use self::bounded_store::{Store, StoreKey};
 use crate::clock;
 use crate::config::{self, Member};
 use crate::core::job::KeyDomain;
-use crate::telemetry::metrics::{Label as _, Limit};
+use crate::telemetry::metrics::Limit;
 
 pub(crate) use self::unproven::{AddressFull, UnprovenWait, UnprovenWaits};
 
@@ -209,7 +209,7 @@ impl QuotaHeaders {
 
 /// A quota that is used up.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("over the quota \"{}\"", .quota.as_str())]
+#[error("over the quota \"{}\"", .quota.into_str())]
 pub struct QuotaExceeded {
     /// Which one.
     pub quota: Limit,
@@ -276,7 +276,7 @@ impl Quota {
         let rate = NonZeroU32::new(pair.0)?;
         let burst = NonZeroU32::new(pair.1).unwrap_or(rate);
         let window = burst.get().div_ceil(rate.get());
-        let policy = format!("\"{}\";q={burst};w={window}", name.as_str());
+        let policy = format!("\"{}\";q={burst};w={window}", name.into_str());
         let limiter = RateLimiter::new(Rate::per_second(rate).allow_burst(burst), store, GatewayClock);
         Some(Self { name, pair, policy, limiter })
     }
@@ -324,7 +324,7 @@ impl QuotaState {
     /// Writes the member of `RateLimit`.
     fn write(&self, out: &mut ArrayString<MAX_STANDING>) {
         out.push('"');
-        out.push_str(self.quota.as_str());
+        out.push_str(self.quota.into_str());
         out.push_str("\";r=");
         let mut digits = itoa::Buffer::new();
         out.push_str(digits.format(self.left));

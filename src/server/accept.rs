@@ -11,7 +11,7 @@ use super::activity::ConnectionActivity;
 use super::listener::{Accepted, Listeners};
 use super::places::{ConnectionOrigin, Full, Place};
 use crate::clock;
-use crate::telemetry::metrics::Closed;
+use crate::telemetry::metrics::CloseReason;
 
 /// The pause after a failed accept, which mostly means that descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -78,7 +78,7 @@ impl Server {
                     (Some(place), Some(accepted)) => self.begin(accepted, answers, place),
                     (_, refused) => {
                         drop(refused);
-                        self.0.gateway.metrics().connections.closed(Closed::Refused);
+                        self.0.gateway.metrics().connections.closed(CloseReason::Address);
                         if is_due(&mut warnings.refused) {
                             warn!(
                                 address = origin.map(tracing::field::display),
@@ -138,7 +138,7 @@ impl Server {
     /// Asks the longest idle connection that stands in the way to leave.
     fn make_room(&self, full: Full) -> Option<u64> {
         let leaving = self.0.places.ask_to_leave(full, clock::now())?;
-        self.0.gateway.metrics().connections.closed(Closed::Idle);
+        self.0.gateway.metrics().connections.closed(CloseReason::Idle);
         Some(leaving)
     }
 }

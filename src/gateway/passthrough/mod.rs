@@ -130,7 +130,7 @@ impl PassthroughError {
                 CallError::Reset => "upstream-reset",
                 CallError::Timeout => "upstream-timeout",
                 CallError::Invalid => "invalid-upstream-response",
-                cause => cause.as_str(),
+                cause => cause.into_str(),
             },
             Self::BadAnswer => "invalid-upstream-response",
         }

@@ -133,7 +133,7 @@ impl SendError {
 
     /// A fixed word for logs, metrics and `Cache-Status`.
     pub fn reason(&self) -> &'static str {
-        self.fault().as_str()
+        self.fault().into_str()
     }
 
     /// Whether the upstream may have seen some of the request.

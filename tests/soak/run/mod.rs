@@ -282,7 +282,7 @@ impl Stage {
         let held_back = self.send_requests(self.begun + length, &running, &mut rng).await;
         let mut report = self.report(held_back, &watch, &ledger);
         self.come_to_rest(&running, &mut report).await;
-        let is_breaker_open = self.gateway.metrics().upstream.standing().is_breaker_open;
+        let is_breaker_open = self.gateway.metrics().upstream.poll_counts().is_breaker_open;
         report.expect("the breaker is open in a calm", false, is_breaker_open);
         drop(operating);
         self.drain(&operator, &mut rng, &mut report).await;
