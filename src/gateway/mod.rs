@@ -338,7 +338,7 @@ impl Gateway {
             };
         };
         line.asked(&asked, &identity);
-        span.asks(asked.asked.len(), identity.domain);
+        span.set_wait(asked.asked.len(), identity.domain);
         let (arrived, links, who) = (line.ctx().arrived, span.links(), *who);
         if wish.events {
             line.outcome = Disposition::Streamed;
@@ -500,7 +500,7 @@ impl Gateway {
         }
         add_common_headers(headers, &line.ctx().id);
         line.answered(&forwarded.response);
-        span.answered(ResponseAttributes {
+        span.finish(ResponseAttributes {
             status: forwarded.response.status().as_u16(),
             outcome: line.outcome.counted().into_str(),
             reason: line.outcome.reason(),

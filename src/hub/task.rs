@@ -267,7 +267,7 @@ impl HubTask {
             }
             AttemptOutcome::Failed(failure, advice) => {
                 debug!(poll = id.0, reason = failure.reason(), ?advice, "attempt failed");
-                poll.span.try_failed(failure.reason());
+                poll.span.attempt_failed(failure.reason());
                 poll.unreadable =
                     if matches!(failure, Failure::InvalidResponse(_)) { poll.unreadable + 1 } else { 0 };
                 let is_short = poll.unreadable > 1 && self.machine.time_left(id, now) <= SHORT_WAIT;

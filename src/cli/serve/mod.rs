@@ -160,7 +160,7 @@ async fn flush(gateway: Gateway, hub: JoinHandle<()>, until: Instant) -> Result<
     if !hub.is_finished() {
         let _ = tokio::time::timeout(left() / 2, hub).await;
     }
-    tokio::task::spawn_blocking(move || tracer.flush(left())).await
+    tokio::task::spawn_blocking(move || tracer.shutdown(left())).await
 }
 
 /// What the server is to do, with no more connections than there are descriptors for.

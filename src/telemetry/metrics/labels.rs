@@ -144,8 +144,8 @@ pub enum Limit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "kebab-case", const_into_str)]
 pub(crate) enum CloseReason {
-    /// It was the longest idle connection, and a new one needed its slot.
+    /// The longest idle connection, closed for a new one.
     Idle,
-    /// It is new, and its address has half of all connections, all of them busy.
+    /// A new connection; its address has half of all connections, and all of them are busy.
     Address,
 }

@@ -269,7 +269,7 @@ async fn a_poll_that_fails_says_so_and_a_client_that_leaves_ends_its_span() {
     let [poll, wait] = ["SPAN_KIND_CLIENT", "SPAN_KIND_SERVER"]
         .map(|kind| spans.iter().find(|span| span["kind"] == kind).unwrap());
     assert_eq!((&poll["attributes"]["error.type"], &poll["is_error"]), (&"unreachable".into(), &true.into()));
-    assert_eq!(poll["attributes"]["clipgate.failed_tries"], 2);
+    assert_eq!(poll["attributes"]["clipgate.failed_attempts"], 2);
     assert_eq!(poll["events"].as_array().unwrap().len(), 2);
     assert_eq!((&wait["attributes"]["error.type"], &wait["is_error"]), (&"502".into(), &true.into()));
 
