@@ -162,7 +162,7 @@ async fn no_key_and_no_token_is_in_anything_that_it_says() {
     parked.abort();
     let (code, log) = gateway.stop();
     assert_eq!(code, Some(0));
-    assert!(log.contains("admin request refused"), "{log}");
+    assert!(log.contains("admin request rejected"), "{log}");
     for secret in ["recognise", hash.as_str()] {
         assert!(!said.contains(secret), "{secret} in {said}");
         assert!(!log.contains(secret), "{secret} in {log}");

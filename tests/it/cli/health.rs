@@ -52,7 +52,7 @@ fn a_gateway_that_is_ready_is_well_wherever_its_address_is_named() {
     gateway.stop();
     let (code, text) = said(&health(&["--admin", &address], &[]));
     assert_eq!(code, Some(1));
-    assert!(text.starts_with(&format!("clipgate: {address} does not take connections: ")), "{text}");
+    assert!(text.starts_with(&format!("clipgate: {address} does not accept connections: ")), "{text}");
     assert_eq!(text.lines().count(), 1, "{text}");
 }
 
