@@ -70,7 +70,7 @@ impl UpstreamMetrics {
         let retries_help = "Attempts of polls after a failed one";
         register(registry, "clipgate_upstream_retries_total", retries_help, retries.clone());
         register(registry, "clipgate_upstream_polls", "Polls open at the upstream", polls.clone());
-        let waiting_help = "Polls that are queued, or between two attempts";
+        let waiting_help = "Polls that wait for a slot, or are between two attempts";
         register(registry, "clipgate_upstream_polls_waiting", waiting_help, polls_waiting.clone());
         let breaker_help = "1 while the breaker is open and retries are delayed, else 0";
         register(registry, "clipgate_breaker_open", breaker_help, breaker_open.clone());

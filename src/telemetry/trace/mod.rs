@@ -87,7 +87,7 @@ impl Tracer {
     pub fn shutdown(&self, timeout: Duration) {
         let Some(recorder) = &self.0 else { return };
         if recorder.provider.shutdown_with_timeout(timeout).is_err() {
-            recorder.counts.lose_queued();
+            recorder.counts.lose_pending();
         }
         recorder.counts.log_total();
     }

@@ -16,8 +16,8 @@ use opentelemetry_sdk::trace::{
 };
 use tracing::{info, warn};
 
-/// Bound of queued spans. A span has a few kB, so an unavailable collector costs some MB.
-const MAX_QUEUED: usize = 4096;
+/// Bound of pending spans. A span has a few kB, so an unavailable collector costs some MB.
+const MAX_PENDING: usize = 4096;
 /// Spans per export.
 const MAX_BATCH: usize = 512;
 /// Time between two exports.
@@ -26,7 +26,7 @@ const EXPORT_INTERVAL: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub(super) struct SpanCounts {
     /// Spans in the queue or in an export.
-    queued: AtomicUsize,
+    pending: AtomicUsize,
     lost: AtomicU64,
     /// Whether the last batch was lost, or a span since then.
     is_losing: AtomicBool,
@@ -46,10 +46,10 @@ impl SpanCounts {
         }
     }
 
-    /// Counts the queued spans as lost, at the end of the exporter.
-    pub(super) fn lose_queued(&self) {
-        let queued = self.queued.swap(0, Ordering::Relaxed);
-        self.lost.fetch_add(queued as u64, Ordering::Relaxed);
+    /// Counts the pending spans as lost, at the end of the exporter.
+    pub(super) fn lose_pending(&self) {
+        let pending = self.pending.swap(0, Ordering::Relaxed);
+        self.lost.fetch_add(pending as u64, Ordering::Relaxed);
     }
 
     /// Logs the number of lost spans, if there are any.
@@ -71,7 +71,7 @@ pub(super) struct BoundedProcessor {
 impl BoundedProcessor {
     pub(super) fn new(otlp: Otlp, counts: &Arc<SpanCounts>) -> Self {
         let config = BatchConfigBuilder::default()
-            .with_max_queue_size(MAX_QUEUED)
+            .with_max_queue_size(MAX_PENDING)
             .with_max_export_batch_size(MAX_BATCH)
             .with_scheduled_delay(EXPORT_INTERVAL)
             .build();
@@ -84,10 +84,10 @@ impl SpanProcessor for BoundedProcessor {
     fn on_start(&self, _span: &mut Span, _cx: &Context) {}
 
     fn on_end(&self, span: SpanData) {
-        if self.counts.queued.fetch_add(1, Ordering::Relaxed) < MAX_QUEUED {
+        if self.counts.pending.fetch_add(1, Ordering::Relaxed) < MAX_PENDING {
             self.batches.on_end(span);
         } else {
-            self.counts.queued.fetch_sub(1, Ordering::Relaxed);
+            self.counts.pending.fetch_sub(1, Ordering::Relaxed);
             self.counts.lose(1, "the queue is full");
         }
     }
@@ -117,7 +117,7 @@ impl SpanExporter for CountingExporter {
         let spans = batch.len();
         let result = self.otlp.export(batch).await;
         // Only now: spans of a running export take up room in the queue.
-        self.counts.queued.fetch_sub(spans, Ordering::Relaxed);
+        self.counts.pending.fetch_sub(spans, Ordering::Relaxed);
         match &result {
             Ok(()) => self.counts.exported(),
             Err(_) => self.counts.lose(spans, "the export failed"),
