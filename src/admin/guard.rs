@@ -1,5 +1,5 @@
-//! Access to the admin listener. With `admin.token` a request needs the token. Without it every program that reaches the
-//! listener has access, but web pages of other sites in an operator's browser do not:
+//! Access to the admin listener. With `admin.token` a request needs the token. Without it every program that reaches
+//! the listener has access, but web pages of other sites in an operator's browser do not:
 //!
 //! ```text
 //!   evil.example ── fetch http://127.0.0.1:9090 ──────────────▶ rejected by Sec-Fetch-Site and Origin   (403)
@@ -34,8 +34,8 @@ impl Guard {
         self.token.map(|token| is_authorized(request.headers(), token))
     }
 
-    /// Checks a request. Without a token its host must be a local name or one of `server.allowed_hosts`, except on a unix
-    /// socket, which browsers cannot reach.
+    /// Checks a request. Without a token its host must be a local name or one of `server.allowed_hosts`, except on a
+    /// unix socket, which browsers cannot reach.
     pub(super) fn check<B>(
         &self,
         request: &Request<B>,

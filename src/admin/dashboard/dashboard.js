@@ -74,7 +74,8 @@ function showHint({ totals, waits, listen, example }) {
 
 function showLink(link, receivedAt) {
   setData(document.body, "link", link);
-  setText(element("link-text"), link === "live" ? "live" : receivedAt ? `stale since ${clock(receivedAt)}` : "no response yet");
+  const stale = receivedAt ? `stale since ${clock(receivedAt)}` : "no response yet";
+  setText(element("link-text"), link === "live" ? "live" : stale);
   if (link === "live") loadHistory();
 }
 

@@ -74,7 +74,8 @@ impl UpstreamMetrics {
         register(registry, "clipgate_upstream_polls_waiting", waiting_help, polls_waiting.clone());
         let breaker_help = "1 while the breaker is open and retries are delayed, else 0";
         register(registry, "clipgate_breaker_open", breaker_help, breaker_open.clone());
-        let times_help = "Time of requests to the upstream: to the end of a poll's response, or to the head of another response";
+        let times_help =
+            "Time of upstream requests: to the end of a poll's response, or to the head of another response";
         Self {
             calls,
             times: histograms(registry, "clipgate_upstream_seconds", times_help, "kind", CALL_BUCKETS),

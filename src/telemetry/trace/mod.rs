@@ -11,8 +11,8 @@
 //! A poll may outlive the request that opened it, and other waits attach to it. Its span is therefore the root of a
 //! trace of its own, and the span of each attached wait links to it.
 //!
-//! Without a collector there are no spans: a request costs the check of an `Option`. A passed-through request then keeps
-//! the client's trace. A poll, and a request without a trace, gets the root of a new trace that is not recorded.
+//! Without a collector there are no spans: a request costs the check of an `Option`. A passed-through request then
+//! keeps the client's trace. A poll, and a request without a trace, gets the root of a new trace that is not recorded.
 //!
 //! Attributes are named by OpenTelemetry's HTTP conventions, or `clipgate.*`. No span contains a key, a token, a query
 //! or a body.

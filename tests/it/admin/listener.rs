@@ -45,7 +45,7 @@ async fn the_listener_can_be_a_unix_socket_or_off() {
 
     let mut gateway = Process::start(&SIM, &[("CLIPGATE__ADMIN__LISTEN", "")]);
     gateway.ready();
-    assert_eq!(gateway.line(), "", "the ready lines are complete");
+    assert_eq!(gateway.line(), "", "the sample commands follow");
 }
 
 #[tokio::test]
