@@ -1,7 +1,7 @@
-//! Connections of the operator's clients: plain HTTP/1.1, few and bounded.
+//! Connections of the admin listener: plain HTTP/1.1, few and bounded.
 //!
-//! A newcomer always gets a place, if need be that of another: a health check is never kept waiting. Where there is a
-//! token, who does not bring it is told to go after each answer.
+//! A new connection always gets a slot, so that a health check never waits; see [`super::connection_limit`]. If a token
+//! is configured, the response to a request without it closes the connection.
 
 use std::convert::Infallible;
 use std::io;
@@ -19,59 +19,59 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
-use super::seats::{Seat, Seated, Seats};
+use super::connection_limit::{ConnectionLimit, ConnectionPermit, LimitedConnection};
 use super::service::AdminService;
 use crate::clock;
 use crate::protocol::request::Peer;
 use crate::server::{Accepted, Listener, Listeners, descriptors};
 
-/// The largest request head, in bytes.
+/// Largest request head, in bytes.
 const MAX_HEAD: usize = 32 << 10;
 
-/// How long a head may take to arrive, an idle connection's next one too.
+/// Timeout for a request head, and for the next head on an idle connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a connection may live: one whose other end takes no answer must not stay for ever.
-const LIFE: Duration = Duration::from_secs(15 * 60);
+/// Longest life of a connection: a client that does not read its response must not hold a slot for ever.
+const MAX_LIFE: Duration = Duration::from_secs(15 * 60);
 
-/// How long its last answer may take after that.
-const LAST_ANSWER: Duration = Duration::from_secs(5);
+/// Time for the last response after that.
+const LAST_RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The pause after a failed accept, which mostly means that descriptors have run out.
+/// Pause after a failed accept; the usual cause is a lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How often a warning is worth repeating.
-const WARN_EVERY: Duration = Duration::from_secs(60);
+/// Shortest time between two warnings about failed accepts.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Serves until it is dropped, and then cuts all off.
-pub(super) async fn accept_all(listener: Listener, panel: Arc<AdminService>) -> Infallible {
-    let seats = Arc::new(Seats::new(descriptors::admin_connections()));
+/// Accepts and serves connections. Dropping the future closes them all.
+pub(super) async fn accept_all(listener: Listener, service: Arc<AdminService>) -> Infallible {
+    let limit = Arc::new(ConnectionLimit::new(descriptors::admin_connections()));
     let mut listeners = Listeners::new(vec![listener]);
     let (mut connections, mut warned_at) = (JoinSet::new(), None::<Instant>);
     loop {
         match listeners.accept().await {
             Ok(accepted) => {
-                let (panel, seat) = (Arc::clone(&panel), seats.take());
+                let (service, permit) = (Arc::clone(&service), limit.acquire());
                 connections.spawn(async move {
                     match accepted {
                         Accepted::Tcp(stream, address) => {
-                            connection(stream, Peer::Tcp(address), panel, seat).await;
+                            run_connection(stream, Peer::Tcp(address), service, permit).await;
                         }
-                        Accepted::Unix(stream) => connection(stream, Peer::Unix, panel, seat).await,
+                        Accepted::Unix(stream) => run_connection(stream, Peer::Unix, service, permit).await,
                     }
                 });
-                // Who has to go for it goes before the next one comes.
+                // Lets an evicted connection close before the next accept.
                 tokio::task::yield_now().await;
             }
-            // It has gone before its turn came.
+            // The client disconnected before the accept.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 let now = clock::now();
-                if warned_at.is_none_or(|last| now.saturating_duration_since(last) >= WARN_EVERY) {
+                if warned_at.is_none_or(|last| now.saturating_duration_since(last) >= WARN_INTERVAL) {
                     warned_at = Some(now);
                     warn!(%error, "accept failed on admin.listen");
                 }
-                seats.make_room();
+                limit.evict_one();
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -79,43 +79,44 @@ pub(super) async fn accept_all(listener: Listener, panel: Arc<AdminService>) -> 
     }
 }
 
-async fn connection(
+async fn run_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     peer: Peer,
-    panel: Arc<AdminService>,
-    seat: Seat,
+    service: Arc<AdminService>,
+    permit: ConnectionPermit,
 ) {
-    // Cancel safe: what is cut off here has to go.
-    let _ = seat.seated.leave().run_until_cancelled(serve(stream, peer, panel, &seat.seated)).await;
+    // Cancel safe: an eviction closes the connection and drops its requests.
+    let connection = &permit.connection;
+    let _ = connection.evicted().run_until_cancelled(serve(stream, peer, service, connection)).await;
 }
 
 async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     peer: Peer,
-    panel: Arc<AdminService>,
-    seated: &Arc<Seated>,
+    service: Arc<AdminService>,
+    limited: &Arc<LimitedConnection>,
 ) {
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (panel, seated) = (Arc::clone(&panel), Arc::clone(seated));
+    let handler = service_fn(move |request: Request<Incoming>| {
+        let (service, limited) = (Arc::clone(&service), Arc::clone(limited));
         async move {
-            let brings_token = panel.brings_token(&request);
-            let asking = seated.ask(brings_token == Some(true));
-            let mut response = panel.answer(&request, peer).await;
-            if brings_token == Some(false) {
+            let has_token = service.has_token(&request);
+            let active = limited.begin_request(has_token == Some(true));
+            let mut response = service.respond(&request, peer).await;
+            if has_token == Some(false) {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok::<_, Infallible>(response.map(|body| asking.with(body)))
+            Ok::<_, Infallible>(response.map(|body| active.track(body)))
         }
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD);
-    let connection = http.serve_connection(TokioIo::new(stream), service);
+    let connection = http.serve_connection(TokioIo::new(stream), handler);
     tokio::pin!(connection);
-    let ended = match tokio::time::timeout(LIFE, connection.as_mut()).await {
+    let ended = match tokio::time::timeout(MAX_LIFE, connection.as_mut()).await {
         Ok(ended) => ended,
         Err(_) => {
             connection.as_mut().graceful_shutdown();
-            tokio::time::timeout(LAST_ANSWER, connection).await.unwrap_or(Ok(()))
+            tokio::time::timeout(LAST_RESPONSE_TIMEOUT, connection).await.unwrap_or(Ok(()))
         }
     };
     if let Err(error) = ended {

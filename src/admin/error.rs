@@ -1,4 +1,4 @@
-//! What the operator's side will not do, in the shape that all errors of the gateway's have.
+//! Errors of the admin listener, in the JSON shape of the gateway's errors.
 
 use http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
@@ -7,81 +7,77 @@ use crate::gateway::error;
 use crate::protocol::body::Body;
 use crate::protocol::request::RequestId;
 
-/// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum AdminError {
-    /// Nothing has this path.
-    #[error("there is nothing here")]
+    #[error("no resource has this path")]
     NotFound,
-    /// It is there, but not for this method.
-    #[error("this takes nothing but {}", .0.join(" and "))]
-    Method(&'static [&'static str]),
-    /// The path names no job.
-    #[error("the path names no clip: an id has 1 to 128 bytes of UTF-8")]
-    BadId,
-    /// There is no token, or not the right one.
-    #[error("send admin.token, as `Authorization: Bearer TOKEN` or as the password of Basic")]
-    Unauthorized,
-    /// The name that the client found this listener by may be anybody's.
+    #[error("method not allowed; use {}", .0.join(" or "))]
+    MethodNotAllowed(&'static [&'static str]),
+    #[error("invalid job id in the path; use 1 to 128 bytes of UTF-8, percent-encoded")]
+    InvalidId,
     #[error(
-        "ask by address, as localhost or by a name without a dot: any web site can point another name here; \
-         server.allowed_hosts lists further names, and with admin.token any name will do"
+        "missing or wrong token; send admin.token as `Authorization: Bearer TOKEN` or as the password of Basic"
+    )]
+    Unauthorized,
+    /// Any web site can point its DNS name at this listener.
+    #[error(
+        "host name not allowed, as any web site can point its name here; use an IP address, localhost or a name \
+         without a dot, or list the name in server.allowed_hosts, or set admin.token"
     )]
     ForeignHost,
-    /// Another web site's page asks.
-    #[error("a page of another web site may not ask this")]
-    ForeignSite,
-    /// There are enough event streams.
-    #[error("too many event streams are open")]
-    Busy,
+    #[error("pages of other web sites have no access")]
+    CrossOrigin,
+    #[error("too many event streams are open; close one or try again later")]
+    TooManyStreams,
 }
 
 impl AdminError {
     fn status(self) -> StatusCode {
         match self {
             Self::NotFound => StatusCode::NOT_FOUND,
-            Self::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
-            Self::BadId => StatusCode::BAD_REQUEST,
+            Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
+            Self::InvalidId => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::ForeignHost => StatusCode::MISDIRECTED_REQUEST,
-            Self::ForeignSite => StatusCode::FORBIDDEN,
-            Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            Self::CrossOrigin => StatusCode::FORBIDDEN,
+            Self::TooManyStreams => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
-    /// The short word for the log.
+    /// Returns the value of `clipgate.reason` in the log.
     pub(super) fn reason(self) -> &'static str {
         match self {
             Self::NotFound => "not-found",
-            Self::Method(_) => "method",
-            Self::BadId => "bad-id",
+            Self::MethodNotAllowed(_) => "method",
+            Self::InvalidId => "bad-id",
             Self::Unauthorized => "unauthorized",
             Self::ForeignHost => "foreign-host",
-            Self::ForeignSite => "foreign-site",
-            Self::Busy => "busy",
+            Self::CrossOrigin => "foreign-site",
+            Self::TooManyStreams => "busy",
         }
     }
 
-    /// The answer, but for the fields that every one has.
-    pub(super) fn answer(self, id: &RequestId, path: &str) -> Response<Body> {
+    /// Returns the response, without the headers that all responses have.
+    pub(super) fn respond(self, id: &RequestId, path: &str) -> Response<Body> {
         let mut response = error::error_response(self.status(), &self.to_string(), path, id).map(Body::full);
         let headers = response.headers_mut();
         match self {
-            Self::Method(methods) => {
-                let allow = HeaderValue::try_from(methods.join(", ")).expect("methods are a value");
+            Self::MethodNotAllowed(methods) => {
+                let allow =
+                    HeaderValue::try_from(methods.join(", ")).expect("method names are a valid header value");
                 headers.insert(ALLOW, allow);
             }
             Self::Unauthorized => {
-                // Basic too, so that a browser asks its user.
+                // Basic too: browsers then prompt for a password.
                 for challenge in ["Bearer realm=\"clipgate\"", "Basic realm=\"clipgate\", charset=\"UTF-8\""]
                 {
                     headers.append(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
                 }
             }
-            Self::Busy => {
+            Self::TooManyStreams => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("5"));
             }
-            Self::NotFound | Self::BadId | Self::ForeignHost | Self::ForeignSite => {}
+            Self::NotFound | Self::InvalidId | Self::ForeignHost | Self::CrossOrigin => {}
         }
         response
     }

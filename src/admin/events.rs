@@ -1,4 +1,4 @@
-//! The state each second, as server-sent events. A reader that is slow misses some and gets the newest.
+//! Body of `/api/events`: the state each second, as server-sent events. A slow reader skips states and gets the newest.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -9,27 +9,25 @@ use http_body::{Body as HttpBody, Frame};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::ReusableBoxFuture;
 
-/// The milliseconds after which a browser connects again.
-const RETRY: u32 = 2000;
+use crate::protocol::sse;
 
-/// The body of an event stream.
-pub(super) struct Events {
+pub(super) struct StateEvents {
     first: Option<Bytes>,
     next: ReusableBoxFuture<'static, Option<(Bytes, watch::Receiver<Bytes>)>>,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl Events {
-    /// First this one, then each that is new.
-    pub(super) fn new(first: &Bytes, events: watch::Receiver<Bytes>, place: OwnedSemaphorePermit) -> Self {
-        let first = [format!("retry: {RETRY}\n\n").as_bytes(), first].concat().into();
-        Self { first: Some(first), next: ReusableBoxFuture::new(next(events)), _place: place }
+impl StateEvents {
+    /// Sends `first`, then each new event. Holds the permit until the stream ends.
+    pub(super) fn new(first: &Bytes, events: watch::Receiver<Bytes>, permit: OwnedSemaphorePermit) -> Self {
+        let first = [sse::greeting(), first.clone()].concat().into();
+        Self { first: Some(first), next: ReusableBoxFuture::new(next(events)), _permit: permit }
     }
 }
 
-/// A state as an event. JSON of serde_json's has no line breaks.
-pub(super) fn event(state: &[u8]) -> Bytes {
-    [b"event: state\ndata: ", state, b"\n\n"].concat().into()
+/// Returns a state as an event.
+pub(super) fn state_event(state: &[u8]) -> Bytes {
+    sse::Event { name: "state", id: None, retry: None, data: state }.bytes()
 }
 
 async fn next(mut events: watch::Receiver<Bytes>) -> Option<(Bytes, watch::Receiver<Bytes>)> {
@@ -38,7 +36,7 @@ async fn next(mut events: watch::Receiver<Bytes>) -> Option<(Bytes, watch::Recei
     Some((event, events))
 }
 
-impl HttpBody for Events {
+impl HttpBody for StateEvents {
     type Data = Bytes;
     type Error = Infallible;
 

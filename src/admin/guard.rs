@@ -1,9 +1,9 @@
-//! Who may look and touch: whoever has the token; without one, whoever reaches the listener, but no web page of
-//! somebody else's that a browser here has open.
+//! Access to the admin listener. With `admin.token` a request needs the token. Without it every program that reaches
+//! the listener has access, but web pages of other sites in an operator's browser do not:
 //!
 //! ```text
-//!   a page of evil.example ── fetch http://127.0.0.1:9090 ──▶ Sec-Fetch-Site, Origin tell        (403)
-//!   the same, evil.example now being 127.0.0.1 in DNS ──────▶ Host tells                         (421)
+//!   evil.example ── fetch http://127.0.0.1:9090 ──────────────▶ rejected by Sec-Fetch-Site and Origin   (403)
+//!   evil.example, its DNS name rebound to 127.0.0.1 ──────────▶ rejected by Host                        (421)
 //! ```
 
 use headers::authorization::Basic;
@@ -19,9 +19,8 @@ use crate::protocol::fetch_metadata::{is_cross_origin, is_top_level_navigation};
 use crate::protocol::request::Peer;
 use crate::secret::{Secret, TokenHash};
 
-/// The way in.
 pub(super) struct Guard {
-    /// The token's hash: comparing hashes takes the same time for each wrong token.
+    /// Hash of the token: the time of comparing hashes does not depend on the wrong token.
     token: Option<TokenHash>,
 }
 
@@ -30,13 +29,13 @@ impl Guard {
         Self { token: token.map(|token| token_sha256(token.expose().as_bytes())) }
     }
 
-    /// Whether the request brings the token; `None` where there is none to bring.
-    pub(super) fn brings_token<B>(&self, request: &Request<B>) -> Option<bool> {
-        self.token.map(|token| brings(request.headers(), token))
+    /// Returns whether the request has the token; `None` if no token is configured.
+    pub(super) fn has_token<B>(&self, request: &Request<B>) -> Option<bool> {
+        self.token.map(|token| is_authorized(request.headers(), token))
     }
 
-    /// Whether the request may do what it asks for. `allowed_hosts` is `server.allowed_hosts`, for a listener without a
-    /// token; browsers reach no unix socket, so there any name will do.
+    /// Checks a request. Without a token its host must be a local name or one of `server.allowed_hosts`, except on a
+    /// unix socket, which browsers cannot reach.
     pub(super) fn check<B>(
         &self,
         request: &Request<B>,
@@ -44,31 +43,31 @@ impl Guard {
         allowed_hosts: &[HostPattern],
     ) -> Result<(), AdminError> {
         match self.token {
-            Some(token) if !brings(request.headers(), token) => return Err(AdminError::Unauthorized),
+            Some(token) if !is_authorized(request.headers(), token) => return Err(AdminError::Unauthorized),
             None if peer != Peer::Unix && foreign_host(request, allowed_hosts).is_some() => {
                 return Err(AdminError::ForeignHost);
             }
             Some(_) | None => {}
         }
         match is_cross_origin(request) && !is_top_level_navigation(request) {
-            true => Err(AdminError::ForeignSite),
+            true => Err(AdminError::CrossOrigin),
             false => Ok(()),
         }
     }
 }
 
-/// Whether the one `Authorization` field brings the token, as Bearer or as a password.
-fn brings(headers: &HeaderMap, token: TokenHash) -> bool {
-    let mut fields = headers.get_all(AUTHORIZATION).iter();
-    let (Some(field), None) = (fields.next(), fields.next()) else { return false };
-    let brought = match bearer_token(field) {
-        Some(brought) => token_sha256(brought),
+/// Returns whether the only `Authorization` header has the token, as Bearer or as the password of Basic.
+fn is_authorized(headers: &HeaderMap, token: TokenHash) -> bool {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return false };
+    let hash = match bearer(value) {
+        Some(token) => token_sha256(token),
         None => match headers.typed_get::<Authorization<Basic>>() {
             Some(basic) => token_sha256(basic.password().as_bytes()),
             None => return false,
         },
     };
-    brought.0.ct_eq(&token.0).into()
+    hash.0.ct_eq(&token.0).into()
 }
 
 #[cfg(test)]
@@ -83,13 +82,13 @@ mod tests {
         request.body(()).unwrap()
     }
 
-    /// From another program on this machine, where nothing is listed.
+    /// Checks a request of a program on this machine, without allowed hosts.
     fn check(guard: &Guard, request: &Request<()>) -> Result<(), AdminError> {
         guard.check(request, Peer::Tcp(([127, 0, 0, 1], 50_000).into()), &[])
     }
 
     #[test]
-    fn without_a_token_and_by_tcp_only_names_that_are_nobody_elses_are_answered() {
+    fn without_a_token_tcp_requests_need_a_local_or_listed_host() {
         let (guard, peer) = (Guard::new(None), Peer::Tcp(([127, 0, 0, 1], 50_000).into()));
         let own = request("GET", &[("host", "127.0.0.1:9090")]);
         assert_eq!(guard.check(&own, peer, &[]), Ok(()));
@@ -100,41 +99,42 @@ mod tests {
     }
 
     #[test]
-    fn the_token_comes_as_bearer_or_as_a_password() {
+    fn the_token_is_accepted_as_bearer_or_basic_password() {
         let guard = Guard::new(Some(&Secret::new("s3cret")));
-        let of = |fields: &[(&str, &str)]| check(&guard, &request("GET", fields)).is_ok();
+        let is_allowed = |fields: &[(&str, &str)]| check(&guard, &request("GET", fields)).is_ok();
         let host = ("host", "gw.example");
-        assert!(of(&[host, ("authorization", "Bearer s3cret")]));
-        assert!(of(&[host, ("authorization", "bearer s3cret")]));
-        assert!(of(&[host, ("authorization", "Basic b3BzOnMzY3JldA==")]), "ops:s3cret");
-        for bad in ["", "s3cret", "Bearer", "Bearer s3cre", "Bearer s3cret1", "Basic czNjcmV0", "Basic !"] {
-            assert!(!of(&[host, ("authorization", bad)]), "{bad:?}");
+        assert!(is_allowed(&[host, ("authorization", "Bearer s3cret")]));
+        assert!(is_allowed(&[host, ("authorization", "bearer s3cret")]));
+        assert!(is_allowed(&[host, ("authorization", "Basic b3BzOnMzY3JldA==")]), "ops:s3cret");
+        for invalid in ["", "s3cret", "Bearer", "Bearer s3cre", "Bearer s3cret1", "Basic czNjcmV0", "Basic !"]
+        {
+            assert!(!is_allowed(&[host, ("authorization", invalid)]), "{invalid:?}");
         }
-        assert!(!of(&[host]));
-        assert!(!of(&[host, ("authorization", "Bearer s3cret"), ("authorization", "Bearer s3cret")]));
+        assert!(!is_allowed(&[host]));
+        assert!(!is_allowed(&[host, ("authorization", "Bearer s3cret"), ("authorization", "Bearer s3cret")]));
     }
 
     #[test]
-    fn a_page_of_another_site_may_not_ask_but_its_links_may_be_followed() {
+    fn cross_origin_requests_are_rejected_and_links_are_followed() {
         let guard = Guard::new(None);
-        let of = |method: &str, fields: &[(&str, &str)]| {
+        let is_allowed = |method: &str, fields: &[(&str, &str)]| {
             let fields = [&[("host", "127.0.0.1:9090")], fields].concat();
             check(&guard, &request(method, &fields)).is_ok()
         };
         let site = |site: &'static str| ("sec-fetch-site", site);
         let (link, fetch) = (("sec-fetch-mode", "navigate"), ("sec-fetch-mode", "cors"));
         let (window, frame) = (("sec-fetch-dest", "document"), ("sec-fetch-dest", "iframe"));
-        assert!(of("DELETE", &[]), "no browser");
-        assert!(of("DELETE", &[site("same-origin"), fetch]));
-        assert!(of("GET", &[site("none"), link]));
-        assert!(of("GET", &[site("cross-site"), link, window]));
-        assert!(!of("GET", &[site("cross-site"), link, frame]));
-        assert!(!of("GET", &[site("cross-site"), fetch]));
-        assert!(!of("GET", &[site("same-site"), fetch]), "another port is another's");
-        assert!(!of("DELETE", &[site("cross-site"), link, window]));
-        assert!(of("DELETE", &[("origin", "http://127.0.0.1:9090")]));
+        assert!(is_allowed("DELETE", &[]), "without a browser");
+        assert!(is_allowed("DELETE", &[site("same-origin"), fetch]));
+        assert!(is_allowed("GET", &[site("none"), link]));
+        assert!(is_allowed("GET", &[site("cross-site"), link, window]));
+        assert!(!is_allowed("GET", &[site("cross-site"), link, frame]));
+        assert!(!is_allowed("GET", &[site("cross-site"), fetch]));
+        assert!(!is_allowed("GET", &[site("same-site"), fetch]), "another port is another origin");
+        assert!(!is_allowed("DELETE", &[site("cross-site"), link, window]));
+        assert!(is_allowed("DELETE", &[("origin", "http://127.0.0.1:9090")]));
         for origin in ["http://evil.example", "http://127.0.0.1:8080", "null", "http://127.0.0.1"] {
-            assert!(!of("DELETE", &[("origin", origin)]), "{origin}");
+            assert!(!is_allowed("DELETE", &[("origin", origin)]), "{origin}");
         }
     }
 }

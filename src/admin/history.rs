@@ -1,4 +1,4 @@
-//! How it stood in the last minutes, so that a page that is opened late has something to plot.
+//! Samples of the last 15 minutes, for the plots of a page that is opened later.
 
 use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
@@ -9,18 +9,17 @@ use super::state::rfc3339;
 use crate::gateway::Gateway;
 use crate::telemetry::metrics::Totals;
 
-/// The time between two moments.
+/// Time between two samples.
 pub(super) const STEP: Duration = Duration::from_secs(5);
 
-/// Moments that are kept: a quarter of an hour.
-const MOMENTS: usize = 180;
+/// Bound of the samples: a quarter of an hour.
+const MAX_SAMPLES: usize = 180;
 
-/// The last moments, the oldest first.
+/// The last samples, the oldest first.
 #[derive(Default)]
-pub(super) struct History(VecDeque<Moment>);
+pub(super) struct History(VecDeque<Sample>);
 
-/// How it stood at one time.
-struct Moment {
+struct Sample {
     at: SystemTime,
     waits: usize,
     polls: usize,
@@ -28,7 +27,7 @@ struct Moment {
 }
 
 #[derive(Serialize)]
-struct Shown<'a> {
+struct SampleJson<'a> {
     at: String,
     waits: usize,
     polls: usize,
@@ -36,27 +35,26 @@ struct Shown<'a> {
 }
 
 impl History {
-    /// Adds how it stands now.
+    /// Adds a sample of the current state.
     pub(super) fn add(&mut self, gateway: &Gateway) {
-        if self.0.len() == MOMENTS {
+        if self.0.len() == MAX_SAMPLES {
             self.0.pop_front();
         }
-        self.0.push_back(Moment {
+        self.0.push_back(Sample {
             at: SystemTime::now(),
             waits: gateway.waits(),
-            polls: gateway.metrics().upstream.standing().open,
+            polls: gateway.metrics().upstream.poll_counts().open,
             totals: gateway.metrics().totals(),
         });
     }
 
-    /// All of them as JSON.
     pub(super) fn json(&self) -> Vec<u8> {
-        let shown = self.0.iter().map(|moment| Shown {
-            at: rfc3339(moment.at),
-            waits: moment.waits,
-            polls: moment.polls,
-            totals: &moment.totals,
+        let samples = self.0.iter().map(|sample| SampleJson {
+            at: rfc3339(sample.at),
+            waits: sample.waits,
+            polls: sample.polls,
+            totals: &sample.totals,
         });
-        serde_json::to_vec(&shown.collect::<Vec<_>>()).expect("texts and numbers are JSON")
+        serde_json::to_vec(&samples.collect::<Vec<_>>()).expect("strings and numbers serialize")
     }
 }

@@ -1,17 +1,18 @@
-//! The operator's side: health, metrics, the gateway's state and cache, and a dashboard of it.
+//! Admin listener: health, metrics, state, cache and the dashboard.
 //!
-//! It has a thread and a runtime of its own: a data path that is busy, or stuck, starves no health check. What it
-//! shows it reads from counters; only what is under way is asked of the hub, and not waited for long.
+//! It has a thread and a runtime of its own, so health checks are answered while the data path is busy or stuck. Most
+//! figures are counters; only the lists of jobs and keys come from the hub, with a timeout.
 //!
 //! ```text
 //!   serve ── Readiness ─▶ ┌── thread "admin" ─────────────────────────────┐
-//!                         │ listener ─▶ connection ─▶ guard ─▶ resource ──┼─▶ Registry, Gateway ─▶ hub
+//!                         │ listener ─▶ connection ─▶ guard ─▶ service ───┼─▶ Registry, Gateway ─▶ hub
 //!                         │ sampler, each second ─▶ history, event streams│
 //!                         └───────────────────────────────────────────────┘
 //! ```
 
 mod collector;
 mod connection;
+mod connection_limit;
 mod dashboard;
 mod error;
 mod events;
@@ -19,7 +20,6 @@ mod guard;
 mod history;
 pub(crate) mod probe;
 mod routes;
-mod seats;
 mod service;
 mod state;
 
@@ -38,57 +38,49 @@ use crate::config::{Config, Listen};
 use crate::gateway::Gateway;
 use crate::server::Listener;
 
-/// What the operator looks at.
+/// Dependencies of the admin listener.
 pub struct AdminContext {
-    /// The gateway.
     pub gateway: Gateway,
-    /// What it and others count.
     pub registry: Registry,
-    /// Whether it is ready.
     pub readiness: Readiness,
-    /// Where clients connect to it.
+    /// Addresses for clients.
     pub listen: Vec<Listen>,
-    /// Commands that make a first request of it.
+    /// Commands for a first request, shown on the dashboard.
     pub example: String,
 }
 
-/// Whether clients should be sent here. Clones are the same.
+/// Readiness of the gateway for clients; clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness(Arc<AtomicU8>);
 
-/// Where a gateway is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// It does not listen yet.
+pub enum ReadinessPhase {
+    /// The gateway does not listen yet.
     Starting,
-    /// It takes requests.
     Ready,
-    /// It answers what is there, and ends.
+    /// The gateway answers the requests that it has, and stops.
     Draining,
 }
 
 impl Readiness {
-    /// It takes requests now.
     pub fn ready(&self) {
         self.0.store(1, Ordering::Relaxed);
     }
 
-    /// It takes no more.
     pub fn draining(&self) {
         self.0.store(2, Ordering::Relaxed);
     }
 
-    /// Where it is.
-    pub fn phase(&self) -> Phase {
+    pub fn phase(&self) -> ReadinessPhase {
         match self.0.load(Ordering::Relaxed) {
-            0 => Phase::Starting,
-            1 => Phase::Ready,
-            _ => Phase::Draining,
+            0 => ReadinessPhase::Starting,
+            1 => ReadinessPhase::Ready,
+            _ => ReadinessPhase::Draining,
         }
     }
 }
 
-/// The listener and its thread. Dropping it stops both.
+/// The running admin listener. Its drop closes the listener and joins the thread.
 #[derive(Debug)]
 pub struct Admin {
     address: Listen,
@@ -97,26 +89,26 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Listens on the first of these addresses that can be had.
+    /// Listens on the first of these addresses that is free.
     ///
     /// # Errors
     ///
-    /// When none can: why the first cannot.
-    pub async fn start(listen: Vec<Listen>, config: &Config, subject: AdminContext) -> io::Result<Self> {
-        let panel = AdminService::new(config, subject);
+    /// If none is free: the error of the first.
+    pub async fn start(listen: Vec<Listen>, config: &Config, context: AdminContext) -> io::Result<Self> {
+        let service = AdminService::new(config, context);
         let stop = CancellationToken::new();
-        let (tell, told) = oneshot::channel();
+        let (send_address, address) = oneshot::channel();
         let stopped = stop.clone();
         let thread = thread::Builder::new().name("admin".to_owned()).spawn(move || {
-            if let Err(error) = run(&listen, panel, &stopped, tell) {
-                tracing::error!(%error, "the admin thread cannot work");
+            if let Err(error) = run(&listen, service, &stopped, send_address) {
+                tracing::error!(%error, "admin thread failed");
             }
         })?;
-        let address = told.await.unwrap_or_else(|_| Err(io::Error::other("its thread has ended")))?;
+        let address = address.await.unwrap_or_else(|_| Err(io::Error::other("the admin thread failed")))?;
         Ok(Self { address, stop, thread: Some(thread) })
     }
 
-    /// Where it listens, with the real port.
+    /// Returns the address of the listener, with the port that the system chose.
     pub fn address(&self) -> &Listen {
         &self.address
     }
@@ -126,7 +118,7 @@ impl Drop for Admin {
     fn drop(&mut self) {
         self.stop.cancel();
         if let Some(thread) = self.thread.take() {
-            // It fails where the thread has panicked, which has been said.
+            // Fails if the thread panicked, which is in the log.
             let _ = thread.join();
         }
     }
@@ -134,46 +126,46 @@ impl Drop for Admin {
 
 fn run(
     listen: &[Listen],
-    panel: AdminService,
+    service: AdminService,
     stop: &CancellationToken,
-    tell: oneshot::Sender<io::Result<Listen>>,
+    send_address: oneshot::Sender<io::Result<Listen>>,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let bound = bind(listen).await.and_then(|listener| Ok((listener.address()?, listener)));
         let listener = match bound {
             Ok((address, listener)) => {
-                // Fails where nobody waits for it any more; then `stop` comes at once.
-                let _ = tell.send(Ok(address));
+                // Fails if the start was cancelled; then `stop` follows.
+                let _ = send_address.send(Ok(address));
                 listener
             }
             Err(error) => {
-                let _ = tell.send(Err(error));
+                let _ = send_address.send(Err(error));
                 return;
             }
         };
-        // Cancel safe: what is cut off here ends with the process.
-        stop.run_until_cancelled(serve(listener, Arc::new(panel))).await;
+        // Cancel safe: no request of the admin listener has to complete.
+        stop.run_until_cancelled(serve(listener, Arc::new(service))).await;
     });
-    // Connections and event streams end with the runtime.
+    // The drop of the runtime ends connections and event streams.
     Ok(())
 }
 
 async fn bind(listen: &[Listen]) -> io::Result<Listener> {
-    let mut first = None;
+    let mut first_error = None;
     for address in listen {
         match Listener::bind(address).await {
             Ok(listener) => return Ok(listener),
-            Err(error) => first = first.or(Some(error)),
+            Err(error) => first_error = first_error.or(Some(error)),
         }
     }
-    Err(first.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into()))
+    Err(first_error.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into()))
 }
 
-async fn serve(listener: Listener, panel: Arc<AdminService>) -> Infallible {
+async fn serve(listener: Listener, service: Arc<AdminService>) -> Infallible {
     tokio::select! {
-        // Neither ends.
-        never = connection::accept_all(listener, Arc::clone(&panel)) => never,
-        never = panel.run_sampler() => never,
+        // Cancel safe: neither future ends.
+        never = connection::accept_all(listener, Arc::clone(&service)) => never,
+        never = service.run_sampler() => never,
     }
 }

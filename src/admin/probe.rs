@@ -1,6 +1,4 @@
-//! The other end of the health routes: asks a gateway's admin listener how it is, as an orchestrator does.
-//!
-//! One request on a connection of its own. It must never know what becomes of the answer.
+//! Client of the health routes, for `clipgate health`: one request to an admin listener, on a new connection.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -15,38 +13,30 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::config::Listen;
 
-/// The largest answer that is read, in bytes: the gateway's own are a word.
-const MAX_ANSWER: usize = 1 << 10;
+/// Largest response that is read, in bytes. The gateway's own are one word.
+const MAX_RESPONSE: usize = 1 << 10;
 
-/// What is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Check {
-    /// Whether the process lives.
     Liveness,
-    /// Whether clients should be sent there.
     Readiness,
 }
 
-/// What came back.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Health {
-    /// 200 for yes.
+pub(crate) struct ProbeResponse {
     pub status: StatusCode,
-    /// The first line of the answer; safe to show.
+    /// First line of the body, escaped for a terminal.
     pub word: String,
 }
 
-/// Why nothing came back.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProbeError {
-    /// Nobody listens there, or it cannot be reached.
-    #[error("does not take connections")]
+    #[error("does not accept connections")]
     Connect(#[source] io::Error),
-    /// Somebody does who does not answer HTTP.
-    #[error("gave no answer")]
+    #[error("sent no HTTP response")]
     Http(#[source] hyper::Error),
-    /// Or says too much, or breaks off.
-    #[error("gave an answer that is not a gateway's")]
+    /// The body is too long or incomplete.
+    #[error("sent a response that is not from a gateway")]
     Body,
 }
 
@@ -59,21 +49,20 @@ impl Check {
     }
 }
 
-/// Asks whoever listens there. It takes as long as the other side does. Cancel safe: dropping the future closes the
-/// connection.
-pub(crate) async fn probe(listen: &Listen, question: Check) -> Result<Health, ProbeError> {
+/// Sends one check. There is no timeout: the caller sets one. Cancel safe: dropping the future closes the connection.
+pub(crate) async fn probe(listen: &Listen, check: Check) -> Result<ProbeResponse, ProbeError> {
     match listen {
         Listen::Tcp(address) => {
-            ask(TcpStream::connect(reachable(*address)).await.map_err(ProbeError::Connect)?, question).await
+            send(TcpStream::connect(connectable(*address)).await.map_err(ProbeError::Connect)?, check).await
         }
         Listen::Unix(path) => {
-            ask(UnixStream::connect(path).await.map_err(ProbeError::Connect)?, question).await
+            send(UnixStream::connect(path).await.map_err(ProbeError::Connect)?, check).await
         }
     }
 }
 
-/// Who listens on all addresses listens on this machine's own.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
+/// Replaces the unspecified address, on which a listener has all addresses, by the loopback address.
+fn connectable(mut address: SocketAddr) -> SocketAddr {
     match address.ip() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(Ipv6Addr::UNSPECIFIED) => address.set_ip(Ipv6Addr::LOCALHOST.into()),
@@ -82,28 +71,28 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-async fn ask(
+async fn send(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    question: Check,
-) -> Result<Health, ProbeError> {
+    check: Check,
+) -> Result<ProbeResponse, ProbeError> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(ProbeError::Http)?;
     let mut request = Request::new(Empty::<Bytes>::new());
-    *request.uri_mut() = http::Uri::from_static(question.path());
+    *request.uri_mut() = http::Uri::from_static(check.path());
     request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
-    let answering = async move {
+    let response = async move {
         let (head, body) = sender.send_request(request).await.map_err(ProbeError::Http)?.into_parts();
-        let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|_| ProbeError::Body)?;
+        let body = Limited::new(body, MAX_RESPONSE).collect().await.map_err(|_| ProbeError::Body)?;
         Ok((head.status, body.to_bytes()))
     };
     tokio::pin!(connection);
-    // Cancel safe: both go on where they were.
+    // Cancel safe: the connection ends with this function.
     let (status, body) = tokio::select! {
-        answer = answering => answer?,
+        response = response => response?,
         Err(error) = &mut connection => return Err(ProbeError::Http(error)),
     };
     let body = String::from_utf8_lossy(&body);
     let word = body.lines().next().unwrap_or_default().chars().flat_map(char::escape_debug).collect();
-    Ok(Health { status, word })
+    Ok(ProbeResponse { status, word })
 }
 
 #[cfg(test)]
@@ -111,15 +100,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_listens_on_all_addresses_is_asked_on_this_machines_own() {
+    fn the_unspecified_address_is_reached_by_loopback() {
         let rows = [
             ("0.0.0.0:9090", "127.0.0.1:9090"),
             ("[::]:9090", "[::1]:9090"),
             ("192.0.2.7:1", "192.0.2.7:1"),
             ("[2001:db8::1]:1", "[2001:db8::1]:1"),
         ];
-        for (listens, asked) in rows {
-            assert_eq!(reachable(listens.parse().unwrap()), asked.parse().unwrap());
+        for (listen, connect) in rows {
+            assert_eq!(connectable(listen.parse().unwrap()), connect.parse().unwrap());
         }
         assert_eq!(rows.len(), 4);
     }

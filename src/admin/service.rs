@@ -1,4 +1,4 @@
-//! The one value behind all of the operator's connections: it answers their requests, and looks each second.
+//! Service of the admin listener: answers requests, and samples the state each second.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -17,12 +17,12 @@ use tracing::{debug, info};
 
 use super::collector::GatewayCollector;
 use super::error::AdminError;
-use super::events::{Events, event};
+use super::events::{StateEvents, state_event};
 use super::guard::Guard;
 use super::history::{History, STEP};
 use super::routes::AdminRoute;
 use super::state::{ConfiguredLimits, StaticInfo, state};
-use super::{AdminContext, Phase};
+use super::{AdminContext, ReadinessPhase};
 use crate::clock;
 use crate::config::Config;
 use crate::gateway::Gateway;
@@ -30,38 +30,38 @@ use crate::gateway::response::X_REQUEST_ID;
 use crate::protocol::body::Body;
 use crate::protocol::request::{Peer, RequestId};
 
-/// Event streams at once, far below the connections that there may be.
+/// Bound of event streams, far below the limit of connections.
 const MAX_STREAMS: usize = 32;
 
-/// The time between two states of an event stream.
+/// Time between two states of an event stream.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Ticks between two moments of the history.
-const TICKS_A_STEP: u64 = STEP.as_secs() / TICK.as_secs();
+/// Ticks between two samples of the history.
+const TICKS_PER_STEP: u64 = STEP.as_secs() / TICK.as_secs();
 
-/// What the operator's side is made of.
+/// Shared by all connections of the admin listener.
 pub(super) struct AdminService {
     gateway: Gateway,
     registry: Registry,
     guard: Guard,
-    about: StaticInfo,
+    info: StaticInfo,
     history: Mutex<History>,
-    /// The newest state, as an event; looked after while somebody reads it.
+    /// The newest state as an event, updated while there are event streams.
     states: watch::Sender<Bytes>,
     streams: Arc<Semaphore>,
 }
 
 impl AdminService {
-    pub(super) fn new(config: &Config, subject: AdminContext) -> Self {
-        let AdminContext { gateway, mut registry, readiness, listen, example } = subject;
-        let caps = ConfiguredLimits::new(config);
-        registry.register_collector(Box::new(GatewayCollector { gateway: gateway.clone(), caps }));
+    pub(super) fn new(config: &Config, context: AdminContext) -> Self {
+        let AdminContext { gateway, mut registry, readiness, listen, example } = context;
+        let limits = ConfiguredLimits::new(config);
+        registry.register_collector(Box::new(GatewayCollector { gateway: gateway.clone(), limits }));
         Self {
             registry,
             guard: Guard::new(config.admin.token.as_ref()),
-            about: StaticInfo {
+            info: StaticInfo {
                 readiness,
-                caps,
+                limits,
                 base_url: config.upstream.base_url.to_string(),
                 listen,
                 example,
@@ -75,16 +75,16 @@ impl AdminService {
         }
     }
 
-    /// Remembers now and then how it stands, and tells those who read along. Cancel safe.
+    /// Adds samples to the history, and sends the state to the event streams. Cancel safe.
     pub(super) async fn run_sampler(&self) -> Infallible {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.history.lock().add(&self.gateway);
-        let mut to_next_step = TICKS_A_STEP;
+        let mut to_next_step = TICKS_PER_STEP;
         loop {
             ticks.tick().await;
             if to_next_step == 0 {
-                to_next_step = TICKS_A_STEP;
+                to_next_step = TICKS_PER_STEP;
                 self.history.lock().add(&self.gateway);
             }
             to_next_step -= 1;
@@ -94,30 +94,30 @@ impl AdminService {
         }
     }
 
-    /// Whether the request brings the token; `None` where there is none to bring.
-    pub(super) fn brings_token<B>(&self, request: &Request<B>) -> Option<bool> {
-        self.guard.brings_token(request)
+    /// Returns whether the request has the token; `None` if no token is configured.
+    pub(super) fn has_token<B>(&self, request: &Request<B>) -> Option<bool> {
+        self.guard.has_token(request)
     }
 
-    /// Answers a request. Its body is not read.
-    pub(super) async fn answer<B>(&self, request: &Request<B>, peer: Peer) -> Response<Body> {
+    /// Answers a request without reading the body.
+    pub(super) async fn respond<B>(&self, request: &Request<B>, peer: Peer) -> Response<Body> {
         let id = RequestId::new(request.headers().get(X_REQUEST_ID));
         let (method, path) = (request.method(), request.uri().path());
-        let mut response = match self.answer_or_refuse(request, peer).await {
+        let mut response = match self.route(request, peer).await {
             Ok(response) => {
                 let method = method.as_str();
                 debug!(http.request.method = method, url.path = path, clipgate.request_id = %id, "admin request");
                 response
             }
-            Err(refusal) => {
+            Err(error) => {
                 info!(
                     http.request.method = method.as_str(),
                     url.path = path,
-                    clipgate.reason = refusal.reason(),
+                    clipgate.reason = error.reason(),
                     clipgate.request_id = %id,
-                    "admin request refused"
+                    "admin request rejected"
                 );
-                refusal.answer(&id, path)
+                error.respond(&id, path)
             }
         };
         let headers = response.headers_mut();
@@ -128,56 +128,53 @@ impl AdminService {
         response
     }
 
-    async fn answer_or_refuse<B>(
-        &self,
-        request: &Request<B>,
-        peer: Peer,
-    ) -> Result<Response<Body>, AdminError> {
-        let resource = AdminRoute::of(request.uri().path());
-        if !resource.as_ref().is_ok_and(AdminRoute::is_open) {
+    async fn route<B>(&self, request: &Request<B>, peer: Peer) -> Result<Response<Body>, AdminError> {
+        let route = AdminRoute::from_path(request.uri().path());
+        // Unknown paths are guarded too: without access a client learns nothing.
+        if !route.as_ref().is_ok_and(AdminRoute::is_public) {
             self.guard.check(request, peer, &self.gateway.allowed_hosts())?;
         }
-        let resource = resource?;
-        let methods = resource.methods();
+        let route = route?;
+        let methods = route.methods();
         if !methods.contains(&request.method().as_str()) {
-            return Err(AdminError::Method(methods));
+            return Err(AdminError::MethodNotAllowed(methods));
         }
-        match resource {
-            AdminRoute::Dashboard(file) => Ok(file.answer(request.headers())),
-            AdminRoute::Health => Ok(text_of(StatusCode::OK, "ok\n")),
+        match route {
+            AdminRoute::Dashboard(file) => Ok(file.respond(request.headers())),
+            AdminRoute::Health => Ok(text_response(StatusCode::OK, "ok\n")),
             AdminRoute::Readiness => Ok(self.readiness()),
             AdminRoute::Metrics => Ok(self.metrics(request.headers())),
-            AdminRoute::State => Ok(json_of(state(&self.gateway, &self.about).await)),
+            AdminRoute::State => Ok(json_response(state(&self.gateway, &self.info).await)),
             AdminRoute::Events => self.events().await,
-            AdminRoute::History => Ok(json_of(self.history.lock().json())),
-            AdminRoute::Cache => Ok(removed_response(self.gateway.cache().remove_all())),
-            AdminRoute::Job(id) => Ok(removed_response(self.gateway.cache().remove(&id))),
+            AdminRoute::History => Ok(json_response(self.history.lock().json())),
+            AdminRoute::Cache => Ok(removed_response(self.gateway.cache().forget_all())),
+            AdminRoute::CachedJob(id) => Ok(removed_response(self.gateway.cache().remove(&id))),
         }
     }
 
     fn readiness(&self) -> Response<Body> {
-        match self.about.readiness.phase() {
-            Phase::Starting => text_of(StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
-            Phase::Ready => text_of(StatusCode::OK, "ready\n"),
-            Phase::Draining => text_of(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+        match self.info.readiness.phase() {
+            ReadinessPhase::Starting => text_response(StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
+            ReadinessPhase::Ready => text_response(StatusCode::OK, "ready\n"),
+            ReadinessPhase::Draining => text_response(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
         }
     }
 
-    /// In OpenMetrics for who asks for it, else in Prometheus' older text format, which everybody reads.
-    fn metrics(&self, request: &HeaderMap) -> Response<Body> {
+    /// Returns the metrics in OpenMetrics if `Accept` asks for it, else in the Prometheus text format.
+    fn metrics(&self, headers: &HeaderMap) -> Response<Body> {
         let mut page = String::new();
-        let (encoded, kind) = match wants_open_metrics(request) {
+        let (result, content_type) = match accepts_open_metrics(headers) {
             true => (text::encode(&mut page, &self.registry), OPEN_METRICS),
             false => (prometheus_text::encode(&mut page, &self.registry), prometheus_text::CONTENT_TYPE),
         };
-        encoded.expect("a String takes all that is written");
-        content(StatusCode::OK, kind, page)
+        result.expect("writing to a String cannot fail");
+        response(StatusCode::OK, content_type, page)
     }
 
     async fn events(&self) -> Result<Response<Body>, AdminError> {
-        let place = Arc::clone(&self.streams).try_acquire_owned().map_err(|_| AdminError::Busy)?;
+        let permit = Arc::clone(&self.streams).try_acquire_owned().map_err(|_| AdminError::TooManyStreams)?;
         let events = self.states.subscribe();
-        let events = Events::new(&self.event().await, events, place);
+        let events = StateEvents::new(&self.event().await, events, permit);
         let mut response = Response::new(Body::stream(events));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -186,32 +183,32 @@ impl AdminService {
     }
 
     async fn event(&self) -> Bytes {
-        event(&state(&self.gateway, &self.about).await)
+        state_event(&state(&self.gateway, &self.info).await)
     }
 }
 
-fn wants_open_metrics(request: &HeaderMap) -> bool {
-    crate::protocol::field_value::tokens(request, &ACCEPT)
-        .any(|kind| kind.starts_with("application/openmetrics-text"))
+fn accepts_open_metrics(headers: &HeaderMap) -> bool {
+    crate::protocol::headers::tokens(headers, &ACCEPT)
+        .any(|media_type| media_type.starts_with("application/openmetrics-text"))
 }
 
 fn removed_response(entries: u64) -> Response<Body> {
-    info!(entries, "cache entries forgotten");
-    json_of(json!({ "removed": entries }).to_string())
+    info!(entries, "cache entries removed");
+    json_response(json!({ "removed": entries }).to_string())
 }
 
-fn json_of(body: impl Into<Bytes>) -> Response<Body> {
-    content(StatusCode::OK, "application/json", body)
+fn json_response(body: impl Into<Bytes>) -> Response<Body> {
+    response(StatusCode::OK, "application/json", body)
 }
 
-fn text_of(status: StatusCode, body: &'static str) -> Response<Body> {
-    content(status, "text/plain; charset=utf-8", body)
+fn text_response(status: StatusCode, body: &'static str) -> Response<Body> {
+    response(status, "text/plain; charset=utf-8", body)
 }
 
-fn content(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+fn response(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(Body::full(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 

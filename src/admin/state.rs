@@ -1,10 +1,10 @@
-//! How all stands now, as JSON. README.md says what each name means.
+//! The current state as JSON, for `/api/state` and `/api/events`. docs/observability.md explains the names.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
-use super::{Phase, Readiness};
+use super::{Readiness, ReadinessPhase};
 use crate::clock;
 use crate::config::{Config, Listen};
 use crate::core::coalescer::JobStatus;
@@ -14,13 +14,13 @@ use crate::limits::QuotaState;
 use crate::printable::escape_json;
 use crate::telemetry::metrics::{Limit, Totals};
 
-/// Jobs and keys that are listed.
-const MOST: usize = 200;
+/// Bound of the listed jobs, and of the listed keys.
+const MAX_ITEMS: usize = 200;
 
-/// How long the hub may take to tell what is under way.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// Timeout of the hub's list of jobs and keys.
+const HUB_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The most there may be, as configured.
+/// Limits of the configuration.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ConfiguredLimits {
     pub(super) waits: u64,
@@ -40,10 +40,10 @@ impl ConfiguredLimits {
     }
 }
 
-/// What stays the same as long as the gateway runs.
+/// Values that do not change while the gateway runs.
 pub(super) struct StaticInfo {
     pub(super) readiness: Readiness,
-    pub(super) caps: ConfiguredLimits,
+    pub(super) limits: ConfiguredLimits,
     pub(super) base_url: String,
     pub(super) listen: Vec<Listen>,
     pub(super) example: String,
@@ -52,7 +52,7 @@ pub(super) struct StaticInfo {
 }
 
 #[derive(Serialize)]
-struct State<'a> {
+struct StateJson<'a> {
     version: &'static str,
     now: String,
     started_at: String,
@@ -60,59 +60,59 @@ struct State<'a> {
     phase: &'static str,
     listen: Vec<String>,
     example: &'a str,
-    waits: Waits,
-    polls: Polls,
-    cache: Kept,
-    upstream: Upstream<'a>,
+    waits: WaitsJson,
+    polls: PollsJson,
+    cache: CacheJson,
+    upstream: UpstreamJson<'a>,
     totals: Totals,
     ladder: Vec<&'a str>,
     complete: bool,
-    jobs: Listed<Job<'a>>,
-    keys: Listed<Key>,
+    jobs: ListJson<JobJson<'a>>,
+    keys: ListJson<KeyJson>,
 }
 
 #[derive(Serialize)]
-struct Waits {
+struct WaitsJson {
     parked: usize,
     max: u64,
 }
 
 #[derive(Serialize)]
-struct Polls {
+struct PollsJson {
     open: usize,
     waiting: usize,
     max: u64,
 }
 
 #[derive(Serialize)]
-struct Kept {
+struct CacheJson {
     entries: u64,
     bytes: u64,
     max_bytes: u64,
 }
 
 #[derive(Serialize)]
-struct Upstream<'a> {
+struct UpstreamJson<'a> {
     base_url: &'a str,
     breaker_open: bool,
     answered_at: Option<String>,
-    failed: Option<Failed>,
+    failed: Option<FailureJson>,
 }
 
 #[derive(Serialize)]
-struct Failed {
+struct FailureJson {
     at: String,
     code: String,
 }
 
 #[derive(Serialize)]
-struct Listed<T> {
+struct ListJson<T> {
     items: Vec<T>,
     total: usize,
 }
 
 #[derive(Serialize)]
-struct Job<'a> {
+struct JobJson<'a> {
     id: String,
     key: String,
     rung: Option<&'a str>,
@@ -123,49 +123,49 @@ struct Job<'a> {
 }
 
 #[derive(Serialize)]
-struct Key {
+struct KeyJson {
     name: String,
     key: String,
     waits: usize,
-    requests: Option<Quota>,
-    calls: Option<Quota>,
+    requests: Option<QuotaJson>,
+    calls: Option<QuotaJson>,
 }
 
 #[derive(Serialize)]
-struct Quota {
+struct QuotaJson {
     left: u32,
     burst: u32,
     per_second: u32,
     resets_in_seconds: Option<u64>,
 }
 
-/// How all stands now. A hub that is busy is not waited for long: what only it knows is left out then.
-pub(super) async fn state(gateway: &Gateway, about: &StaticInfo) -> Vec<u8> {
-    let overview = tokio::time::timeout(PATIENCE, gateway.overview(MOST)).await.ok().flatten();
-    let (now, metrics, kept) = (clock::now(), gateway.metrics(), gateway.cache().size());
-    let (standing, health) = (metrics.upstream.standing(), metrics.upstream.health());
+/// Returns the current state. If the hub does not answer in time, jobs and keys are empty and `complete` is false.
+pub(super) async fn state(gateway: &Gateway, info: &StaticInfo) -> Vec<u8> {
+    let overview = tokio::time::timeout(HUB_TIMEOUT, gateway.overview(MAX_ITEMS)).await.ok().flatten();
+    let (now, metrics, cache) = (clock::now(), gateway.metrics(), gateway.cache().size());
+    let (poll_counts, health) = (metrics.upstream.poll_counts(), metrics.upstream.health());
     let is_complete = overview.is_some();
-    let (jobs, keys) = overview.map_or_else(nothing, |overview| listed(overview, gateway.ladder(), now));
-    let state = State {
+    let (jobs, keys) = overview.map_or_else(empty_lists, |overview| lists(overview, gateway.ladder(), now));
+    let state = StateJson {
         version: env!("CARGO_PKG_VERSION"),
         now: rfc3339(SystemTime::now()),
-        started_at: rfc3339(about.started_at),
-        uptime_seconds: seconds(now, about.started),
-        phase: match about.readiness.phase() {
-            Phase::Starting => "starting",
-            Phase::Ready => "ready",
-            Phase::Draining => "draining",
+        started_at: rfc3339(info.started_at),
+        uptime_seconds: seconds(now, info.started),
+        phase: match info.readiness.phase() {
+            ReadinessPhase::Starting => "starting",
+            ReadinessPhase::Ready => "ready",
+            ReadinessPhase::Draining => "draining",
         },
-        listen: about.listen.iter().map(ToString::to_string).collect(),
-        example: &about.example,
-        waits: Waits { parked: gateway.waits(), max: about.caps.waits },
-        polls: Polls { open: standing.open, waiting: standing.waiting, max: about.caps.polls },
-        cache: Kept { entries: kept.entries, bytes: kept.bytes, max_bytes: about.caps.cache_bytes },
-        upstream: Upstream {
-            base_url: &about.base_url,
-            breaker_open: standing.is_breaker_open,
+        listen: info.listen.iter().map(ToString::to_string).collect(),
+        example: &info.example,
+        waits: WaitsJson { parked: gateway.waits(), max: info.limits.waits },
+        polls: PollsJson { open: poll_counts.open, waiting: poll_counts.waiting, max: info.limits.polls },
+        cache: CacheJson { entries: cache.entries, bytes: cache.bytes, max_bytes: info.limits.cache_bytes },
+        upstream: UpstreamJson {
+            base_url: &info.base_url,
+            breaker_open: poll_counts.is_breaker_open,
             answered_at: health.answered_at.map(rfc3339),
-            failed: health.failed.map(|(at, code)| Failed { at: rfc3339(at), code: code.to_string() }),
+            failed: health.failed.map(|(at, code)| FailureJson { at: rfc3339(at), code: code.to_string() }),
         },
         totals: metrics.totals(),
         ladder: gateway.ladder().askable_words().collect(),
@@ -173,24 +173,24 @@ pub(super) async fn state(gateway: &Gateway, about: &StaticInfo) -> Vec<u8> {
         jobs,
         keys,
     };
-    let json = serde_json::to_string(&state).expect("texts and numbers are JSON");
-    // Ids are clients' texts, and whoever reads this may do so at a terminal.
+    let json = serde_json::to_string(&state).expect("strings and numbers serialize");
+    // Clients choose the ids, and an operator may print this on a terminal.
     escape_json(&json).into_owned().into_bytes()
 }
 
-fn nothing<'a>() -> (Listed<Job<'a>>, Listed<Key>) {
-    (Listed { items: Vec::new(), total: 0 }, Listed { items: Vec::new(), total: 0 })
+fn empty_lists<'a>() -> (ListJson<JobJson<'a>>, ListJson<KeyJson>) {
+    (ListJson { items: Vec::new(), total: 0 }, ListJson { items: Vec::new(), total: 0 })
 }
 
-fn listed(overview: GatewayOverview, ladder: &Ladder, now: Instant) -> (Listed<Job<'_>>, Listed<Key>) {
-    let GatewayOverview { jobs, total_jobs, keys, total_keys } = overview;
-    let jobs = jobs.iter().map(|job| self::job(job, ladder, now)).collect();
-    let keys = keys.into_iter().map(key).collect();
-    (Listed { items: jobs, total: total_jobs }, Listed { items: keys, total: total_keys })
+fn lists(overview: Overview, ladder: &Ladder, now: Instant) -> (ListJson<JobJson<'_>>, ListJson<KeyJson>) {
+    let Overview { jobs, jobs_in_all, askers, askers_in_all } = overview;
+    let jobs = jobs.iter().map(|job| job_json(job, ladder, now)).collect();
+    let keys = askers.into_iter().map(key_json).collect();
+    (ListJson { items: jobs, total: jobs_in_all }, ListJson { items: keys, total: askers_in_all })
 }
 
-fn job<'a>(job: &JobStatus, ladder: &'a Ladder, now: Instant) -> Job<'a> {
-    Job {
+fn job_json<'a>(job: &JobStatus, ladder: &'a Ladder, now: Instant) -> JobJson<'a> {
+    JobJson {
         id: job.id.to_string(),
         key: job.domain.to_string(),
         rung: job.rung.map(|rung| ladder.name(rung)),
@@ -201,13 +201,13 @@ fn job<'a>(job: &JobStatus, ladder: &'a Ladder, now: Instant) -> Job<'a> {
     }
 }
 
-fn key(usage: KeyUsage) -> Key {
+fn key_json(asker: Asker) -> KeyJson {
     let quota = |limit: Limit| {
         let left = asker.left.iter().find(|left| left.quota == limit)?;
-        let QuotaState { remaining: left, burst, rate, resets_in: more_in, .. } = *left;
-        Some(Quota { left, burst, per_second: rate, resets_in_seconds: more_in })
+        let QuotaState { left, burst, rate, more_in, .. } = *left;
+        Some(QuotaJson { left, burst, per_second: rate, resets_in_seconds: more_in })
     };
-    Key {
+    KeyJson {
         requests: quota(Limit::Requests),
         calls: quota(Limit::Calls),
         name: usage.name.map_or_else(|| usage.key.to_string(), |name| name.to_string()),
@@ -220,7 +220,7 @@ fn seconds(now: Instant, since: Instant) -> f64 {
     now.saturating_duration_since(since).as_secs_f64()
 }
 
-/// With milliseconds.
+/// Formats a time with milliseconds.
 pub(super) fn rfc3339(at: SystemTime) -> String {
     humantime::format_rfc3339_millis(at).to_string()
 }

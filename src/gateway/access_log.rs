@@ -185,11 +185,11 @@ pub(crate) fn log_malformed_head(
     id: &RequestId,
     metrics: &Metrics,
 ) {
-    let outcome = metrics::Outcome::Refused;
+    let outcome = metrics::Outcome::Rejected;
     metrics.requests.finish(EndpointLabel::Other, outcome, Duration::ZERO);
     info!(
         http.response.status_code = status.as_u16(),
-        clipgate.outcome = outcome.as_str(),
+        clipgate.outcome = outcome.into_str(),
         clipgate.reason = reason,
         network.peer.address = &*peer.address(),
         network.peer.port = peer.port(),

@@ -22,7 +22,7 @@ use crate::limits::QuotaExceeded;
 use crate::printable::escape_json;
 use crate::protocol::body::Body;
 use crate::protocol::request::RequestId;
-use crate::telemetry::metrics::{Label as _, Limit};
+use crate::telemetry::metrics::Limit;
 use crate::upstream::client::{BadTarget, SendError};
 
 /// An error that the gateway answers itself.
@@ -145,7 +145,7 @@ impl GatewayError {
             GatewayError::Query(error) => error.reason(),
             GatewayError::Auth(error) => error.reason(),
             GatewayError::Limited { limited } | GatewayError::Hub(HubError::Limited(limited)) => {
-                limited.quota.as_str()
+                limited.quota.into_str()
             }
             GatewayError::Hub(HubError::KeyFull) => "too-many-waits-per-key",
             GatewayError::Hub(HubError::AddressFull) => "too-many-waits-per-address",

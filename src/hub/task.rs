@@ -435,8 +435,8 @@ fn wait_end(end: &WaitOutcome) -> WaitEnd {
     match end {
         WaitOutcome::Reached(_) => WaitEnd::Reached,
         WaitOutcome::TimedOut(_) => WaitEnd::TimedOut,
-        WaitOutcome::Unsplit(_) => WaitEnd::Whole,
-        WaitOutcome::Refused(_) => WaitEnd::Refused,
+        WaitOutcome::Unsplit(_) => WaitEnd::Unsplit,
+        WaitOutcome::Refused(_) => WaitEnd::UpstreamRejected,
         WaitOutcome::Failed(_) => WaitEnd::Failed,
     }
 }

@@ -25,7 +25,7 @@ use self::bounded_store::{BoundedStore, StoreKey};
 use crate::clock;
 use crate::config::{self, TeamMember};
 use crate::core::job::KeyDomain;
-use crate::telemetry::metrics::{Label as _, Limit};
+use crate::telemetry::metrics::Limit;
 
 pub(crate) use self::unproven::{AddressFull, UnprovenWait, UnprovenWaits};
 
@@ -212,7 +212,7 @@ impl QuotaHeaders {
 
 /// A quota that is used up.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("over the quota \"{}\"", .quota.as_str())]
+#[error("over the quota \"{}\"", .quota.into_str())]
 pub struct QuotaExceeded {
     pub quota: Limit,
     /// Time until the next request is allowed, in whole seconds and at least one.
@@ -283,7 +283,7 @@ impl RateQuota {
         let rate = NonZeroU32::new(pair.0)?;
         let burst = NonZeroU32::new(pair.1).unwrap_or(rate);
         let window = burst.get().div_ceil(rate.get());
-        let policy = format!("\"{}\";q={burst};w={window}", name.as_str());
+        let policy = format!("\"{}\";q={burst};w={window}", name.into_str());
         let limiter = RateLimiter::new(Rate::per_second(rate).allow_burst(burst), store, GatewayClock);
         Some(Self { name, rate_and_burst: pair, policy, limiter })
     }
@@ -332,7 +332,7 @@ impl QuotaState {
     /// Appends the quota's list member of `RateLimit`.
     fn write(&self, out: &mut ArrayString<MAX_HEADER_LEN>) {
         out.push('"');
-        out.push_str(self.quota.as_str());
+        out.push_str(self.quota.into_str());
         out.push_str("\";r=");
         let mut digits = itoa::Buffer::new();
         out.push_str(digits.format(self.remaining));

@@ -11,7 +11,7 @@ use super::activity::ConnectionActivity;
 use super::connection_limit::{ConnectionOrigin, ConnectionPermit, LimitReached};
 use super::listener::{Accepted, Listeners};
 use crate::clock;
-use crate::telemetry::metrics::Closed;
+use crate::telemetry::metrics::CloseReason;
 
 /// Pause after a failed accept. The usual cause is a lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -1,9 +1,9 @@
-// A browser on a line: reads a command a line, as JSON, and answers each with a line.
+// Driver of a browser: reads commands from stdin, one JSON object per line, and prints a line with the result of each.
 //
-//   node browser.mjs DIRECTORY     where .ci/tools put what package.json names
+//   node browser.mjs DIRECTORY     the directory where .ci/tools installed the packages of package.json
 //
-// The browser is the system's Chromium, or what CHROMIUM names; it runs without a sandbox, as root it has none, and
-// so must be shown pages of one's own only.
+// The browser is Chromium from PATH or from the variable CHROMIUM. It runs without a sandbox, which root does not have,
+// so it must open trusted pages only.
 
 import { existsSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -13,8 +13,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 const require = createRequire(`${process.argv[2]}/`);
 const { chromium } = require("playwright-core");
 
-const PATIENCE_MS = 30_000;
-const LOOK_EVERY_MS = 50;
+const TIMEOUT_MS = 30_000;
+const POLL_INTERVAL_MS = 50;
 const NAMES = ["chromium", "google-chrome"];
 const FLAGS = [
   "--no-sandbox",
@@ -30,14 +30,14 @@ const inPath = (name) => process.env.PATH.split(":").map((dir) => `${dir}/${name
 const executablePath = process.env.CHROMIUM || NAMES.flatMap(inPath).find(existsSync);
 const browser = await chromium.launch({ executablePath, args: FLAGS });
 let page;
-/** What must not happen: complaints of the page's, and requests to anybody but its own origin. */
+/** Errors and warnings of the page, and its requests to other origins. */
 let faults = [];
 
 async function open({ url, width, height, dark, login }) {
   const httpCredentials = login ? { username: login[0], password: login[1] } : undefined;
   const context = await browser.newContext({ viewport: { width, height }, httpCredentials });
   page = await context.newPage();
-  page.setDefaultTimeout(PATIENCE_MS);
+  page.setDefaultTimeout(TIMEOUT_MS);
   await page.emulateMedia({ colorScheme: dark ? "dark" : "light" });
   faults = [];
   const { origin } = new URL(url);
@@ -47,10 +47,10 @@ async function open({ url, width, height, dark, login }) {
   page.on("pageerror", (error) => faults.push(`uncaught: ${error.message}`));
   page.on("request", (request) => {
     const to = new URL(request.url());
-    if (to.protocol !== "data:" && to.origin !== origin) faults.push(`asked ${to.origin}`);
+    if (to.protocol !== "data:" && to.origin !== origin) faults.push(`request to ${to.origin}`);
   });
-  const answer = await page.goto(url, { waitUntil: "load" });
-  return answer.status();
+  const response = await page.goto(url, { waitUntil: "load" });
+  return response.status();
 }
 
 async function look({ width, height, dark, reduced }) {
@@ -60,15 +60,15 @@ async function look({ width, height, dark, reduced }) {
   await page.evaluate(() => new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn))));
 }
 
-/** Looks again and again: the page's policy lets in no functions of Playwright's that would. */
+/** Evaluates the expression until it is true. The page's policy blocks the functions of Playwright that do this. */
 async function until({ js }) {
-  for (const end = Date.now() + PATIENCE_MS; Date.now() < end; await sleep(LOOK_EVERY_MS)) {
+  for (const end = Date.now() + TIMEOUT_MS; Date.now() < end; await sleep(POLL_INTERVAL_MS)) {
     if (await page.evaluate(js)) return true;
   }
-  throw new Error("it did not come about");
+  throw new Error("the condition was not met in time");
 }
 
-/** Rules that the page breaks, of those for WCAG 2.2 AA and good practice. */
+/** Returns the rules that the page breaks, of WCAG 2.2 AA and of good practice. */
 async function axe() {
   await page.evaluate(readFileSync(require.resolve("axe-core/axe.min.js"), "utf8"));
   const { violations, passes } = await page.evaluate(() => globalThis.axe.run(document));
@@ -94,8 +94,8 @@ for await (const line of createInterface({ input: process.stdin })) {
     const value = await commands[command.do](command);
     console.log(JSON.stringify({ value: value ?? null }));
   } catch (error) {
-    const seen = await page?.evaluate("document.body.innerText").catch(() => "");
-    console.log(JSON.stringify({ error: `${error.message}\nThe page says: ${seen}` }));
+    const text = await page?.evaluate("document.body.innerText").catch(() => "");
+    console.log(JSON.stringify({ error: `${error.message}\nText of the page: ${text}` }));
   }
 }
 await browser.close();

@@ -1,13 +1,13 @@
-// The dashboard: takes the gateway's state, each second, to the panels.
+// The dashboard: shows each state of the event stream in the panels.
 
 import { Jobs } from "./jobs.js";
-import { showSaved, Tiles } from "./figures.js";
-import { CALLS, gathered, History, REQUESTS } from "./history.js";
+import { showSaved, Tiles } from "./summary.js";
+import { bySeries, CALLS, History, REQUESTS } from "./history.js";
 import { Keys } from "./keys.js";
-import { element, setData, setText } from "./page.js";
+import { element, setData, setText } from "./dom.js";
 import { Plot } from "./plot.js";
 import { Stream } from "./stream.js";
-import { clock, count, span } from "./words.js";
+import { clock, count, span } from "./format.js";
 
 const tiles = new Tiles(element("tiles"));
 const jobs = new Jobs(element("jobs"));
@@ -19,20 +19,19 @@ function plot(name, series) {
   return new Plot(element(`${name}-plot`), element(`${name}-table`), series);
 }
 
-/** The newest state. */
-let latest;
+let latestState;
 
 function show(state) {
-  latest = state;
+  latestState = state;
   const now = Date.parse(state.now);
   setText(element("about"), about(state));
   const { totals } = state;
   const made = Object.values(totals.calls).reduce((sum, number) => sum + number, 0);
-  showSaved({ made, saved: totals.saved, failed: totals.errors, retried: totals.retries });
+  showSaved({ made, saved: totals.saved, failed: totals.errors, retries: totals.retries });
   tiles.show(state, now);
   draw(requests, now, totals.requests);
   draw(calls, now, { ...totals.calls, saved: totals.saved });
-  // Else the gateway is too busy to tell what is under way.
+  // Otherwise the lists are empty, as the gateway was too busy: the last ones stay.
   if (state.complete) {
     jobs.show(state.jobs, state.ladder);
     keys.show(state.keys);
@@ -44,52 +43,53 @@ function show(state) {
 
 function about({ version, upstream, uptime_seconds, phase }) {
   const stopping = phase === "draining" ? ", stopping" : "";
-  return `${version} before ${upstream.base_url}, up ${span(uptime_seconds)}${stopping}`;
+  return `${version} in front of ${upstream.base_url}, up ${span(uptime_seconds)}${stopping}`;
 }
 
 function draw({ series, history, plot }, now, counters) {
   history.add(now, counters);
-  const totals = gathered(series, counters);
+  const totals = bySeries(series, counters);
   plot.show(
     history.columns(now),
     series.map(({ name }) => totals[name]),
   );
 }
 
-/** Said aloud to who listens to the page, so it changes only when the breaker does. */
+/** Screen readers announce the notice, so it changes only with the breaker. */
 function showNotice({ breaker_open }) {
-  const heldBack =
-    "The API cannot be reached, and retries are held back. What is kept is served, new requests are tried, and waits are held for a while.";
+  const unreachable =
+    "The API is unreachable, and retries are delayed. Cached jobs are served, new requests are attempted, and waits are held for a while.";
   setData(element("notice"), "level", breaker_open ? "bad" : "none");
-  setText(element("notice"), breaker_open ? heldBack : "");
+  setText(element("notice"), breaker_open ? unreachable : "");
 }
 
 function showHint({ totals, waits, listen, example }) {
-  // Requests are counted when they end.
-  const isNew = waits.parked === 0 && Object.values(totals.requests).every((number) => number === 0);
-  element("hint").hidden = !isNew;
-  if (!isNew) return;
-  setText(element("hint-text"), `The gateway listens on ${listen.join(", ")}. To make a first one:`);
+  // Requests are counted when they end, so open waits count too.
+  const isUnused = waits.parked === 0 && Object.values(totals.requests).every((number) => number === 0);
+  element("hint").hidden = !isUnused;
+  if (!isUnused) return;
+  setText(element("hint-text"), `The gateway listens on ${listen.join(", ")}. Send a first request:`);
   setText(element("hint-code"), example);
 }
 
-function showLink(link, heardAt) {
+function showLink(link, receivedAt) {
   setData(document.body, "link", link);
-  setText(element("link-text"), link === "live" ? "live" : heardAt ? `stale since ${clock(heardAt)}` : "no answer yet");
-  if (link === "live") recall();
+  const stale = receivedAt ? `stale since ${clock(receivedAt)}` : "no response yet";
+  setText(element("link-text"), link === "live" ? "live" : stale);
+  if (link === "live") loadHistory();
 }
 
-/** What was counted while this page did not look. Without it the plots begin now. */
-async function recall() {
-  const answer = await fetch("api/history").catch(() => undefined);
-  const moments = answer?.ok ? await answer.json() : [];
+/** Loads the counts of the time before the connection. Without these the plots start empty. */
+async function loadHistory() {
+  const response = await fetch("api/history").catch(() => undefined);
+  const samples = response?.ok ? await response.json() : [];
   requests.history.clear();
   calls.history.clear();
-  for (const { at, totals } of moments) {
+  for (const { at, totals } of samples) {
     requests.history.add(Date.parse(at), totals.requests);
     calls.history.add(Date.parse(at), { ...totals.calls, saved: totals.saved });
   }
-  show(latest);
+  show(latestState);
 }
 
 new Stream("api/events", show, showLink);

@@ -1,6 +1,6 @@
-// What was counted in each of the last few moments, made of counters that only grow.
+// Counts per step of the last minutes, computed from counters that only grow.
 
-/** The series of the plot of requests, from the ground up: what they are called, and the outcomes in them. */
+/** Series of the plot of requests, from bottom to top, each with its label and outcomes. */
 export const REQUESTS = [
   { name: "hit", label: "From the cache", of: ["hit"] },
   { name: "coalesced", label: "Coalesced", of: ["coalesced"] },
@@ -11,63 +11,62 @@ export const REQUESTS = [
   { name: "rejected", label: "Rejected", of: ["rejected"] },
 ];
 
-/** The same of the plot of calls to the API. */
+/** Series of the plot of calls, each with its kinds of calls. */
 export const CALLS = [
   { name: "opened", label: "Polls", of: ["poll"] },
-  { name: "stream", label: "Snapshots at a deadline", of: ["snapshot"] },
+  { name: "stream", label: "Snapshots", of: ["snapshot"] },
   { name: "passed", label: "Passed through", of: ["passthrough"] },
   { name: "saved", label: "Saved", of: ["saved"] },
 ];
 
-/** How long a moment is, and how far back they are kept. */
+/** Length of a step, and number of steps that are kept. */
 const STEP_MS = 5000;
-const KEPT = 60;
+const MAX_STEPS = 60;
 
-/** Counters as series: `{ hit: 3, … }`, each the sum of its words. */
-export function gathered(series, counters) {
-  const sum = (words) => words.reduce((total, word) => total + (counters[word] ?? 0), 0);
+/** Sums the counters of each series: `{ hit: 3, … }`. */
+export function bySeries(series, counters) {
+  const sum = (labels) => labels.reduce((total, label) => total + (counters[label] ?? 0), 0);
   return Object.fromEntries(series.map(({ name, of }) => [name, sum(of)]));
 }
 
 export class History {
   #series;
   #last;
-  #moments = new Map();
+  #steps = new Map();
 
   constructor(series) {
     this.#series = series;
   }
 
-  /** Forgets all. */
   clear() {
     this.#last = undefined;
-    this.#moments.clear();
+    this.#steps.clear();
   }
 
-  /** The counters stood so at this time; times only grow. What came since the last time counts for the middle. */
+  /** Adds the counters of a time, which must not be before the last one. The difference counts for the middle. */
   add(atMs, counters) {
-    const now = { atMs, counts: gathered(this.#series, counters) };
+    const now = { atMs, counts: bySeries(this.#series, counters) };
     const last = this.#last ?? now;
-    const moment = Math.floor((last.atMs + atMs) / 2 / STEP_MS) * STEP_MS;
-    const counts = this.#moments.get(moment) ?? gathered(this.#series, {});
+    const step = Math.floor((last.atMs + atMs) / 2 / STEP_MS) * STEP_MS;
+    const counts = this.#steps.get(step) ?? bySeries(this.#series, {});
     for (const { name } of this.#series) counts[name] += Math.max(0, now.counts[name] - last.counts[name]);
-    this.#moments.set(moment, counts);
+    this.#steps.set(step, counts);
     this.#last = now;
-    for (const old of this.#moments.keys()) {
-      if (old <= moment - KEPT * STEP_MS) this.#moments.delete(old);
+    for (const old of this.#steps.keys()) {
+      if (old <= step - MAX_STEPS * STEP_MS) this.#steps.delete(old);
     }
   }
 
-  /** The times of the moments up to this one, in seconds, and each series' counts in them. */
+  /** Returns the start of each step in seconds, up to now, and the counts of each series. */
   columns(nowMs) {
     const end = Math.floor(nowMs / STEP_MS) * STEP_MS;
-    const times = Array.from({ length: KEPT }, (_, back) => end - (KEPT - 1 - back) * STEP_MS);
-    const counts = this.#series.map(({ name }) => times.map((at) => this.#moments.get(at)?.[name] ?? 0));
+    const times = Array.from({ length: MAX_STEPS }, (_, index) => end - (MAX_STEPS - 1 - index) * STEP_MS);
+    const counts = this.#series.map(({ name }) => times.map((at) => this.#steps.get(at)?.[name] ?? 0));
     return { times: times.map((at) => at / 1000), counts };
   }
 }
 
-/** A step's length in seconds. */
+/** Length of a step in seconds. */
 export const STEP = STEP_MS / 1000;
-/** How many steps are a minute. */
+/** Number of steps in a minute. */
 export const MINUTE = 60 / STEP;

@@ -1,7 +1,7 @@
-// Jobs in flight, a row each.
+// Table of the jobs in flight.
 
-import { age, count } from "./words.js";
-import { element, make, Rows, setData, setText } from "./page.js";
+import { age, count } from "./format.js";
+import { element, make, Rows, setData, setText } from "./dom.js";
 
 export class Jobs {
   #rows;
@@ -10,7 +10,7 @@ export class Jobs {
     this.#rows = new Rows(table.tBodies[0], create, fill);
   }
 
-  /** `total` counts those too that are not listed; `ladder` names the rungs that may be asked for, the lowest first. */
+  /** `total` includes jobs that are not listed. `ladder` has the rungs that can be requested, lowest first. */
   show({ items, total }, ladder) {
     this.#rows.show(
       items.map((job) => ({ ...job, ladder })),
@@ -29,22 +29,22 @@ function create({ id, key, ladder }) {
   head.scope = "row";
   const steps = make("span", "ladder", ...ladder.map(() => make("span")));
   steps.setAttribute("aria-hidden", "true");
-  [...steps.children].forEach((step, at) => (step.style.height = `${(100 * (at + 1)) / ladder.length}%`));
-  const climb = make("div", "climb", steps, make("span", "word"));
-  return make("tr", "", head, make("td", "rung", climb), ...["waits", "polls", "age"].map(() => make("td", "number")));
+  [...steps.children].forEach((step, index) => (step.style.height = `${(100 * (index + 1)) / ladder.length}%`));
+  const state = make("div", "progress", steps, make("span", "name"));
+  return make("tr", "", head, make("td", "rung", state), ...["waits", "polls", "age"].map(() => make("td", "number")));
 }
 
 function fill(tr, { rung, asked, waits, polls, age_seconds, ladder }) {
   const [, state, waitsCell, pollsCell, ageCell] = tr.cells;
-  const [steps, word] = state.firstChild.children;
+  const [steps, rungName] = state.firstChild.children;
   const reached = ladder.indexOf(rung);
-  // One that nobody may ask for is a failure.
+  // A rung outside of the ladder is a failure.
   const hasFailed = rung !== null && reached < 0;
-  [...steps.children].forEach((step, at) => {
-    const passed = at <= reached ? "reached" : asked.includes(ladder[at]) ? "asked" : "ahead";
-    setData(step, "step", hasFailed ? "failed" : passed);
+  [...steps.children].forEach((step, index) => {
+    const progress = index <= reached ? "reached" : asked.includes(ladder[index]) ? "asked" : "ahead";
+    setData(step, "step", hasFailed ? "failed" : progress);
   });
-  setText(word, rung ?? "not known");
+  setText(rungName, rung ?? "unknown");
   setText(waitsCell, count(waits));
   setText(pollsCell, count(polls));
   setText(ageCell, age(age_seconds));

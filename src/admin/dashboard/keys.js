@@ -1,10 +1,10 @@
-// Keys and members, a row each, with what is left of their quotas.
+// Table of keys and members, with the rest of their quotas.
 
-import { count } from "./words.js";
-import { element, make, Rows, setData, setShare, setText } from "./page.js";
+import { count } from "./format.js";
+import { element, make, Rows, setData, setShare, setText } from "./dom.js";
 
-/** Below this share of a quota, it is worth a look. */
-const SCARCE = 0.2;
+/** Share of a quota below which a bar warns. */
+const WARN_SHARE = 0.2;
 
 export class Keys {
   #rows;
@@ -21,7 +21,7 @@ export class Keys {
   }
 }
 
-/** Members of a team may share a key; who is no member has its key's digest for a name. */
+/** Members can share a key. Outside of team mode the name is the digest of the key. */
 function create({ name, key }) {
   const cut = make("span", name === key ? "cut mono" : "cut", name);
   cut.title = name;
@@ -49,7 +49,7 @@ function fillQuota(td, quota) {
   setText(text, quota ? `${count(quota.left)} of ${count(quota.burst)}` : "–");
   const share = quota ? quota.left / quota.burst : 1;
   setShare(bar.firstChild, share);
-  const level = share === 0 ? "bad" : share < SCARCE ? "warn" : "none";
+  const level = share === 0 ? "bad" : share < WARN_SHARE ? "warn" : "none";
   setData(bar, "level", level);
   setData(td, "level", level);
 }

@@ -1,41 +1,41 @@
-// A stacked plot over the last minutes, and the table that is its legend, its figures and its alternative.
+// A stacked bar plot of the last minutes, with a table as its legend and its accessible alternative.
 
-import { count, clock } from "./words.js";
-import { make, setData, setLabel, setText } from "./page.js";
+import { count, clock } from "./format.js";
+import { make, setData, setLabel, setText } from "./dom.js";
 import { MINUTE, STEP } from "./history.js";
 
 /* global uPlot */
 
-/** The least height that stands for something, so that an idle gateway's plot is no noise. */
-const LEAST = 4;
+/** Smallest top of the scale, so that a single request does not fill the plot. */
+const MIN_SCALE = 4;
 
 export class Plot {
-  #place;
+  #container;
   #series;
   #legend;
   #uplot;
   #columns;
   #totals;
-  /** What it was built with. */
+  /** Font size of the last build. */
   #fontSize;
 
-  constructor(place, table, series) {
-    this.#place = place;
+  constructor(container, table, series) {
+    this.#container = container;
     this.#series = series;
     this.#legend = new Legend(table, series);
     this.#build();
-    new ResizeObserver(() => this.#resize()).observe(place);
-    // A canvas takes its colours once.
+    new ResizeObserver(() => this.#resize()).observe(container);
+    // A canvas does not follow the colour scheme.
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#rebuild());
   }
 
-  /** `columns` of a History, and each series' count since the gateway started. */
+  /** Shows the columns of a History, and the count of each series since the start of the gateway. */
   show(columns, totals) {
     this.#columns = columns;
     this.#totals = totals;
     this.#uplot.setData(stacked(columns));
     this.#fillLegend();
-    setLabel(this.#place, this.#summary());
+    setLabel(this.#container, this.#summary());
   }
 
   #summary() {
@@ -47,17 +47,17 @@ export class Plot {
   }
 
   #fillLegend() {
-    const at = this.#uplot.cursor.idx;
-    const pointed = this.#uplot.cursor.left >= 0 && at != null ? at : undefined;
+    const index = this.#uplot.cursor.idx;
+    const pointed = this.#uplot.cursor.left >= 0 && index != null ? index : undefined;
     this.#legend.show(this.#columns, this.#totals, pointed);
   }
 
   #size() {
-    return { width: this.#place.clientWidth, height: this.#place.clientHeight };
+    return { width: this.#container.clientWidth, height: this.#container.clientHeight };
   }
 
   #resize() {
-    if (getComputedStyle(this.#place).fontSize === this.#fontSize) this.#uplot.setSize(this.#size());
+    if (getComputedStyle(this.#container).fontSize === this.#fontSize) this.#uplot.setSize(this.#size());
     else this.#rebuild();
   }
 
@@ -69,7 +69,7 @@ export class Plot {
 
   #build() {
     const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-    const { fontSize, fontFamily } = getComputedStyle(this.#place);
+    const { fontSize, fontFamily } = getComputedStyle(this.#container);
     const size = parseFloat(fontSize);
     this.#fontSize = fontSize;
     const axis = {
@@ -82,14 +82,14 @@ export class Plot {
       fill: colour(name),
       width: 0,
       points: { show: false },
-      paths: uPlot.paths.bars({ size: [0.82, Infinity], align: 1, disp: PARTS }),
+      paths: uPlot.paths.bars({ size: [0.82, Infinity], align: 1, disp: STACKED_BARS }),
     }));
     const options = {
       ...this.#size(),
       series: [{}, ...bars],
       scales: {
         x: { time: true, range: (_, from, to) => [from, to + STEP] },
-        y: { range: (_, __, most) => [0, Math.max(LEAST, most * 1.08)] },
+        y: { range: (_, __, max) => [0, Math.max(MIN_SCALE, max * 1.08)] },
       },
       axes: [
         {
@@ -99,21 +99,21 @@ export class Plot {
           incrs: [60, 120, 300],
           values: (_, times) => times.map(hourAndMinute),
         },
-        { ...axis, size: size * 3.2, space: size * 2.6, incrs: STEPS, values: (_, ticks) => ticks.map(count) },
+        { ...axis, size: size * 3.2, space: size * 2.6, incrs: TICKS, values: (_, ticks) => ticks.map(count) },
       ],
       legend: { show: false },
       cursor: { y: false, points: { show: false }, drag: { x: false, y: false }, sync: { key: "minutes" } },
       hooks: { setCursor: [() => this.#columns && this.#fillLegend()] },
     };
-    this.#uplot = new uPlot(options, [[], ...bars.map(() => [])], this.#place);
+    this.#uplot = new uPlot(options, [[], ...bars.map(() => [])], this.#container);
   }
 }
 
-/** Whole numbers only: nothing counted is half. */
-const STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6];
+/** Distances of ticks: whole numbers, as these are counts. */
+const TICKS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6];
 
-/** Each bar begins where the one below it ends, which is the next series. */
-const PARTS = {
+/** Each bar starts at the end of the bar below, which belongs to the next series of uPlot. */
+const STACKED_BARS = {
   y0: { unit: 1, values: (plot, at) => plot.data[at + 1] ?? plot.data[0].map(() => 0) },
   y1: { unit: 1, values: (plot, at) => plot.data[at] },
 };
@@ -126,7 +126,7 @@ function sum(numbers) {
   return numbers.reduce((total, number) => total + number, 0);
 }
 
-/** As uPlot takes them: times, and the sums of all series up to each, the last one first. */
+/** Returns the data for uPlot: times, and for each series the sum up to it, the last series first. */
 function stacked({ times, counts }) {
   const sums = [];
   for (const series of counts) {
@@ -143,19 +143,19 @@ class Legend {
 
   constructor(table, series) {
     this.#head = make("th", "", "1 min");
-    const heads = [make("td"), this.#head, make("th", "", "5 min"), make("th", "", "in all")];
+    const heads = [make("td"), this.#head, make("th", "", "5 min"), make("th", "", "total")];
     heads.slice(1).forEach((head) => (head.scope = "col"));
     this.#rows = series.map(({ name, label }) => {
       const swatch = make("span", "swatch");
       swatch.dataset.series = name;
       return row(swatch, label);
     });
-    this.#foot = row("Together");
+    this.#foot = row("Sum");
     const part = (tag, ...rows) => make(tag, "", ...rows);
     table.append(part("thead", make("tr", "", ...heads)), part("tbody", ...this.#rows), part("tfoot", this.#foot));
   }
 
-  /** With the figures of one moment in place of the last minute's, if one is pointed at. */
+  /** Shows the counts. With the index of a step under the pointer, its counts replace those of the last minute. */
   show({ times, counts }, totals, pointed) {
     setText(this.#head, pointed === undefined ? "1 min" : clock(times[pointed] * 1000));
     const figures = counts.map((series, at) => [
@@ -163,10 +163,10 @@ class Legend {
       sum(series),
       totals[at],
     ]);
-    figures.forEach((three, at) => fill(this.#rows[at], three));
+    figures.forEach((row, index) => fill(this.#rows[index], row));
     fill(
       this.#foot,
-      [0, 1, 2].map((column) => sum(figures.map((three) => three[column]))),
+      [0, 1, 2].map((column) => sum(figures.map((row) => row[column]))),
     );
   }
 }

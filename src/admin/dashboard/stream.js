@@ -1,23 +1,23 @@
-// The gateway's state, each second, for as long as the page is open.
+// Stream of the gateway's states, one per second, with reconnects.
 
-/** No state for so long means that the stream is down, whatever the browser thinks. */
-const SILENCE_MS = 5000;
-/** A browser gives up on a stream that is refused; it is asked for again after so long. */
-const AGAIN_MS = 3000;
+/** Time without a state after which the stream is stale. The browser does not notice every dead connection. */
+const STALE_AFTER_MS = 5000;
+/** Pause before a new stream: the browser gives up on a rejected one. */
+const RECONNECT_MS = 3000;
 
 /**
- * Calls `onState(state)` for each state, and `onLink(link, since)` when it becomes "live" or "stale";
- * `since` is when the last state came, or undefined.
+ * Calls `onState(state)` for each state, and `onLink(link, receivedAt)` when the link becomes "live" or
+ * "stale"; `receivedAt` is the time of the last state, or undefined.
  */
 export class Stream {
   #url;
   #onState;
   #onLink;
   #source;
-  #heardAt;
+  #receivedAt;
   #link = "connecting";
-  #silence;
-  #again;
+  #staleTimer;
+  #reconnectTimer;
 
   constructor(url, onState, onLink) {
     this.#url = url;
@@ -27,42 +27,41 @@ export class Stream {
   }
 
   #open() {
-    clearTimeout(this.#again);
+    clearTimeout(this.#reconnectTimer);
     this.#source?.close();
     this.#source = new EventSource(this.#url);
-    this.#source.addEventListener("state", (event) => this.#heard(JSON.parse(event.data)));
-    this.#source.addEventListener("error", () => this.#lost());
-    this.#listen();
+    this.#source.addEventListener("state", (event) => this.#onEvent(JSON.parse(event.data)));
+    this.#source.addEventListener("error", () => this.#onError());
+    this.#restartTimer();
   }
 
-  #heard(state) {
-    this.#heardAt = Date.now();
-    this.#listen();
+  #onEvent(state) {
+    this.#receivedAt = Date.now();
+    this.#restartTimer();
     this.#onState(state);
-    this.#become("live");
+    this.#setLink("live");
   }
 
-  /** Streams end now and then and are had again at once; the page is stale when that fails for a while. */
-  #lost() {
-    // Else the browser connects again by itself.
+  /** A short interruption is not shown: the page is stale only after STALE_AFTER_MS. */
+  #onError() {
+    // In other states the browser reconnects by itself.
     if (this.#source.readyState === EventSource.CLOSED) {
-      clearTimeout(this.#again);
-      this.#again = setTimeout(() => this.#open(), AGAIN_MS);
+      clearTimeout(this.#reconnectTimer);
+      this.#reconnectTimer = setTimeout(() => this.#open(), RECONNECT_MS);
     }
   }
 
-  /** A connection may be dead without a word. */
-  #listen() {
-    clearTimeout(this.#silence);
-    this.#silence = setTimeout(() => {
-      this.#become("stale");
+  #restartTimer() {
+    clearTimeout(this.#staleTimer);
+    this.#staleTimer = setTimeout(() => {
+      this.#setLink("stale");
       this.#open();
-    }, SILENCE_MS);
+    }, STALE_AFTER_MS);
   }
 
-  #become(link) {
+  #setLink(link) {
     if (this.#link === link) return;
     this.#link = link;
-    this.#onLink(link, this.#heardAt);
+    this.#onLink(link, this.#receivedAt);
   }
 }

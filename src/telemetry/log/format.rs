@@ -1,7 +1,7 @@
-//! One event as one line: text for people, or a flat JSON object.
+//! Format of a log line: text, or a flat JSON object.
 //!
-//! Written into a buffer of the thread's own, without an allocation for what most fields are: a busy gateway writes
-//! one for each request.
+//! Each thread formats into a buffer of its own, and most fields cost no allocation: a busy gateway writes a line for
+//! each request.
 
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
@@ -18,21 +18,21 @@ use super::writer::LogWriter;
 use crate::config::LogFormat;
 use crate::printable;
 
-/// The layer that writes them.
+/// Layer of `tracing_subscriber` that writes each event as one line.
 pub(super) struct LineLayer {
-    pub(super) sink: LogWriter,
+    pub(super) writer: LogWriter,
     pub(super) format: LogFormat,
-    /// Whether text is in colours.
     pub(super) is_colored: bool,
 }
 
 thread_local! {
     static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Unix time of the last line and its text.
     static SECOND: Cell<(u64, [u8; SECOND_LEN])> = const { Cell::new((0, *b"1970-01-01T00:00:00")) };
 }
 
-/// What a thread's buffer keeps between two lines, in bytes.
-const KEPT: usize = 16 << 10;
+/// Largest capacity that a thread's buffer keeps between two lines, in bytes.
+const KEPT_CAPACITY: usize = 16 << 10;
 
 impl<S: Subscriber> Layer<S> for LineLayer {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
@@ -40,13 +40,13 @@ impl<S: Subscriber> Layer<S> for LineLayer {
         let write = |line: &mut Vec<u8>| {
             line.clear();
             match self.format {
-                LogFormat::Text => text(event, self.is_colored, line),
-                LogFormat::Json => json(event, line),
+                LogFormat::Text => write_text(event, self.is_colored, line),
+                LogFormat::Json => write_json(event, line),
             }
-            self.sink.take(line, is_urgent);
-            line.shrink_to(KEPT);
+            self.writer.push(line, is_urgent);
+            line.shrink_to(KEPT_CAPACITY);
         };
-        // A value that logs while it is written finds the buffer taken.
+        // Borrowed already if the formatting of a value logs.
         LINE.with(|line| match line.try_borrow_mut() {
             Ok(mut line) => write(&mut line),
             Err(_) => write(&mut Vec::new()),
@@ -54,31 +54,31 @@ impl<S: Subscriber> Layer<S> for LineLayer {
     }
 }
 
-fn text(event: &Event<'_>, is_colored: bool, line: &mut Vec<u8>) {
+fn write_text(event: &Event<'_>, is_colored: bool, line: &mut Vec<u8>) {
     let (level, target) = (event.metadata().level(), event.metadata().target());
-    let (faint, plain) = if is_colored { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
+    let (faint, reset) = if is_colored { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
     put(line, faint);
     put_time(line, SystemTime::now());
-    put(line, plain);
+    put(line, reset);
     put(line, " ");
     if is_colored {
-        // Writing into memory cannot fail, here and below.
+        // Writing to memory cannot fail, here and below.
         let _ = write!(line, "\x1b[{}m", color(level));
     }
     put(line, padded(level));
-    put(line, plain);
+    put(line, reset);
     put(line, " ");
     put(line, faint);
     put(line, target);
     put(line, ":");
-    put(line, plain);
+    put(line, reset);
     put(line, " ");
-    let mut fields = Text { line, is_colored, is_first: true };
+    let mut fields = TextVisitor { line, is_colored, is_first: true };
     event.record(&mut fields);
     line.push(b'\n');
 }
 
-/// Levels one below the other.
+/// Returns the level in five columns.
 fn padded(level: &Level) -> &'static str {
     match *level {
         Level::ERROR => "ERROR",
@@ -99,14 +99,14 @@ fn color(level: &Level) -> u8 {
     }
 }
 
-fn json(event: &Event<'_>, line: &mut Vec<u8>) {
+fn write_json(event: &Event<'_>, line: &mut Vec<u8>) {
     let (level, target) = (event.metadata().level(), event.metadata().target());
     put(line, "{\"timestamp\":\"");
     put_time(line, SystemTime::now());
     put(line, "\",\"level\":\"");
     put(line, level.as_str());
     put(line, "\"");
-    event.record(&mut Json { line });
+    event.record(&mut JsonVisitor { line });
     put(line, ",\"target\":");
     put_json(line, target);
     put(line, "}\n");
@@ -116,36 +116,37 @@ fn put(line: &mut Vec<u8>, text: &str) {
     line.extend_from_slice(text.as_bytes());
 }
 
-/// RFC 3339 with microseconds. Most lines are of the same second as the one before.
+/// Writes a time as RFC 3339 with microseconds. The text up to the second is cached: most lines share it.
 fn put_time(line: &mut Vec<u8>, now: SystemTime) {
     let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (mut second, mut text) = SECOND.get();
     if second != since.as_secs() {
         second = since.as_secs();
-        let whole = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(second)).to_string();
-        text.copy_from_slice(&whole.as_bytes()[..SECOND_LEN]);
+        let formatted =
+            humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(second)).to_string();
+        text.copy_from_slice(&formatted.as_bytes()[..SECOND_LEN]);
         SECOND.set((second, text));
     }
     line.extend_from_slice(&text);
     line.push(b'.');
-    // A digit before them, for the zeros that they begin with.
+    // The leading 1 keeps the zeros in front; it is cut off.
     let micros = 1_000_000 + since.subsec_micros();
     line.extend_from_slice(&itoa::Buffer::new().format(micros).as_bytes()[1..]);
     line.push(b'Z');
 }
 
-/// The bytes of a time up to its seconds.
+/// Length of a time up to its seconds.
 const SECOND_LEN: usize = "1970-01-01T00:00:00".len();
 
 fn put_json(line: &mut Vec<u8>, text: &str) {
     let from = line.len();
-    serde_json::to_writer(&mut *line, text).expect("a text is JSON, and memory takes all bytes");
+    serde_json::to_writer(&mut *line, text).expect("writing a string to memory cannot fail");
     escape_from(line, from, printable::escape_json);
 }
 
-/// Escapes what stands in the line from here on, where a terminal might act on it.
+/// Escapes characters of the line from `from` on that a terminal might act on.
 fn escape_from(line: &mut Vec<u8>, from: usize, escape: fn(&str) -> Cow<'_, str>) {
-    // All of it, without a branch for each byte: mostly all is well.
+    // Reads all bytes without a branch for each: most values need no escape.
     if line[from..].iter().fold(true, |all, byte| all & matches!(byte, b' '..=b'~')) {
         return;
     }
@@ -163,21 +164,21 @@ fn put_integer(line: &mut Vec<u8>, integer: impl itoa::Integer) {
 
 const MESSAGE: &str = "message";
 
-/// Whether it needs no quotes in a text's value, as readers of logfmt have it.
+/// Returns whether a value needs no quotes in logfmt.
 fn is_bare(text: &str) -> bool {
     let is_plain = |byte: u8| matches!(byte, b'!'..=b'~') && !matches!(byte, b'"' | b'\\' | b'=');
-    // All of it, without a branch for each byte: a fifth of the steps where all is well.
+    // Reads all bytes without a branch for each: a fifth of the instructions for plain values.
     !text.is_empty() && text.bytes().fold(true, |all, byte| all & is_plain(byte))
 }
 
-/// `message name=value name="a text"`
-struct Text<'l> {
+/// Writes fields as `message name=value name="a text"`.
+struct TextVisitor<'l> {
     line: &'l mut Vec<u8>,
     is_colored: bool,
     is_first: bool,
 }
 
-impl Text<'_> {
+impl TextVisitor<'_> {
     fn begin(&mut self, field: &Field) {
         if !std::mem::replace(&mut self.is_first, false) {
             self.line.push(b' ');
@@ -195,12 +196,12 @@ impl Text<'_> {
     }
 }
 
-impl Visit for Text<'_> {
+impl Visit for TextVisitor<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.begin(field);
         let from = self.line.len();
         let _ = write!(self.line, "{value:?}");
-        // What is displayed may hold anything: it must not begin a line or move a cursor.
+        // A displayed value may contain any character: it must neither start a line nor move a cursor.
         escape_from(self.line, from, printable::escape);
     }
 
@@ -229,16 +230,16 @@ impl Visit for Text<'_> {
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
-        self.record_debug(field, &format_args!("{}", Chain(value)));
+        self.record_debug(field, &format_args!("{}", ErrorChain(value)));
     }
 }
 
-/// `,"name":value`
-struct Json<'l> {
+/// Writes fields as `,"name":value`.
+struct JsonVisitor<'l> {
     line: &'l mut Vec<u8>,
 }
 
-impl Json<'_> {
+impl JsonVisitor<'_> {
     fn begin(&mut self, field: &Field) {
         self.line.push(b',');
         put_json(self.line, field.name());
@@ -246,7 +247,7 @@ impl Json<'_> {
     }
 }
 
-impl Visit for Json<'_> {
+impl Visit for JsonVisitor<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.begin(field);
         let mut text = String::new();
@@ -280,14 +281,14 @@ impl Visit for Json<'_> {
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
-        self.record_debug(field, &format_args!("{}", Chain(value)));
+        self.record_debug(field, &format_args!("{}", ErrorChain(value)));
     }
 }
 
-/// An error and what caused it.
-struct Chain<'e>(&'e (dyn std::error::Error + 'static));
+/// An error with its causes.
+struct ErrorChain<'e>(&'e (dyn std::error::Error + 'static));
 
-impl fmt::Display for Chain<'_> {
+impl fmt::Display for ErrorChain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)?;
         let mut next = self.0.source();

@@ -1,6 +1,6 @@
 //! The log: lines on stderr, as text or JSON.
 //!
-//! It knows nothing of what is logged. What of other crates is worth an operator's while comes at `warn`.
+//! Lines of other crates are logged at `warn` and above only. The fields are those of docs/observability.md.
 
 mod format;
 mod writer;
@@ -18,87 +18,85 @@ use self::format::LineLayer;
 use self::writer::{FlushGuard, LogWriter};
 use crate::config::LogConfig;
 
-/// Why there is no log.
+/// Errors of the log's start.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// `RUST_LOG` is no list of directives.
-    #[error("RUST_LOG is not understood; write it as `debug` or `clipgate=debug,hyper=info`")]
+    #[error("RUST_LOG is not a valid filter; write it as `debug` or `clipgate=debug,hyper=info`")]
     RustLog(#[source] tracing_subscriber::filter::ParseError),
-    /// The process has one already.
-    #[error("the log was started twice")]
-    Twice(#[source] tracing_subscriber::util::TryInitError),
-    /// The system has no thread for it.
-    #[error("the log has no thread")]
+    #[error("the log is started already")]
+    AlreadyStarted(#[source] tracing_subscriber::util::TryInitError),
+    #[error("cannot start the thread of the log")]
     Thread(#[source] io::Error),
 }
 
-/// Changes what is written while the gateway runs. Dropping it waits until all lines are written, for a second at most.
+/// Control of the running log. Its drop blocks until all lines are written, for a second at most.
 #[derive(Debug)]
 pub struct Handle {
-    /// `None`: `RUST_LOG` decides, and goes on doing so.
+    /// `None` if `RUST_LOG` is set: it stays in force.
     filter: Option<reload::Handle<EnvFilter, Registry>>,
     dropped: Counter,
     _flusher: FlushGuard,
 }
 
 impl Handle {
-    /// From now on writes lines of this level and above. Nothing changes where `RUST_LOG` is set.
+    /// Changes the lowest level that is logged. Does nothing if `RUST_LOG` is set.
     pub fn set_level(&self, level: Level) {
         if let Some(filter) = &self.filter {
-            // it fails only once the subscriber is gone, and with it all there is to log
+            // Fails only once the subscriber is gone, and all lines with it.
             let _ = filter.reload(filter_for(level));
         }
     }
 
-    /// The count of lines that were dropped because nobody read the log.
+    /// Returns the count of lines that were not read in time or could not be written.
     pub fn dropped_lines(&self) -> &Counter {
         &self.dropped
     }
 }
 
-/// Starts the log, for the whole process and once.
+/// Starts the log of the process.
 ///
 /// # Errors
 ///
-/// When `RUST_LOG` is set to what is no filter, or the log was started before.
-pub fn init(log: &LogConfig) -> Result<Handle, TelemetryError> {
+/// If `RUST_LOG` is not a valid filter, if the log is started already, or if the system has no thread left.
+pub fn init(log: &Log) -> Result<Handle, TelemetryError> {
     let rust_log = std::env::var("RUST_LOG").ok().filter(|text| !text.trim().is_empty());
-    let chosen = match &rust_log {
+    let filter = match &rust_log {
         Some(text) => EnvFilter::try_new(text).map_err(TelemetryError::RustLog)?,
         None => filter_for(log.level),
     };
-    let (filter, handle) = reload::Layer::new(chosen);
+    let (filter, handle) = reload::Layer::new(filter);
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let is_terminal = io::stderr().is_terminal();
-    let (sink, flusher) = LogWriter::start(io::stderr(), is_terminal).map_err(TelemetryError::Thread)?;
-    let dropped = sink.dropped().clone();
+    let (writer, flusher) = LogWriter::start(io::stderr(), is_terminal).map_err(TelemetryError::Thread)?;
+    let dropped = writer.dropped().clone();
     let is_colored = is_terminal && !no_color;
     tracing_subscriber::registry()
         .with(filter)
-        .with(LineLayer { sink, format: log.format, is_colored })
+        .with(LineLayer { writer, format: log.format, is_colored })
         .try_init()
-        .map_err(TelemetryError::Twice)?;
+        .map_err(TelemetryError::AlreadyStarted)?;
     report_panics_in_log();
     Ok(Handle { filter: rust_log.is_none().then_some(handle), dropped, _flusher: flusher })
 }
 
-/// Has panics written as lines of the log: the usual message goes straight to stderr, where a thread of the data path
-/// would wait for whoever reads it.
+/// Writes panics to the log. The default message goes straight to stderr and would block the data path if no process
+/// reads the pipe.
 fn report_panics_in_log() {
     std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map(tracing::field::display);
+        let location = panic.location().map(tracing::field::display);
         let thread = std::thread::current();
         let message = panic.payload_as_str().unwrap_or("no message");
         let backtrace = Backtrace::capture();
         let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
-        error!(thread = thread.name(), place, text = message, backtrace, "a thread has panicked");
+        error!(thread = thread.name(), location, text = message, backtrace, "thread panicked");
     }));
 }
 
-/// Our own lines from `level` on, those of other crates never below `warn`.
+/// Returns the filter for lines of this crate from `level` on and of other crates from `warn` on, or from `level` if
+/// that is higher.
 fn filter_for(level: Level) -> EnvFilter {
-    let others = level.min(Level::WARN);
-    EnvFilter::new(format!("{others},clipgate={level}"))
+    let other_crates = level.min(Level::WARN);
+    EnvFilter::new(format!("{other_crates},clipgate={level}"))
 }
 
 #[cfg(test)]
@@ -131,25 +129,25 @@ mod tests {
         }
     }
 
-    /// What is written while `act` runs.
+    /// Returns the lines that `act` logs.
     fn written(format: LogFormat, level: Level, act: impl FnOnce(&Handle)) -> String {
-        let page = Capture::default();
+        let capture = Capture::default();
         let (filter, handle) = reload::Layer::new(filter_for(level));
-        let (sink, flusher) = LogWriter::start(page.clone(), false).unwrap();
-        let dropped = sink.dropped().clone();
-        let lines = LineLayer { sink, format, is_colored: false };
+        let (writer, flusher) = LogWriter::start(capture.clone(), false).unwrap();
+        let dropped = writer.dropped().clone();
+        let lines = LineLayer { writer, format, is_colored: false };
         let subscriber = tracing_subscriber::registry().with(filter).with(lines);
         let handle = Handle { filter: Some(handle), dropped, _flusher: flusher };
         tracing::subscriber::with_default(subscriber, || act(&handle));
         drop(handle);
-        page.text()
+        capture.text()
     }
 
     #[test]
     fn json_is_one_object_a_line_with_the_fields_at_its_top() {
         let text = written(LogFormat::Json, Level::INFO, |_| {
             info!(target: "clipgate::hub", waits = 3, rung = "streaming", "poll opened");
-            warn!(target: "clipgate::hub", odd = "two\nlines", "poll came back odd");
+            warn!(target: "clipgate::hub", odd = "two\nlines", "poll returned an odd body");
         });
         let lines: Vec<serde_json::Value> =
             text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -163,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn text_has_no_colours_unless_asked_for() {
+    fn text_has_colours_only_on_a_terminal() {
         let text =
             written(LogFormat::Text, Level::INFO, |_| info!(target: "clipgate", waits = 3, "poll opened"));
         assert!(text.contains("poll opened") && text.contains("waits=3"), "{text}");
@@ -171,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_text_stays_one_line_whatever_its_values_hold() {
+    fn a_text_line_stays_one_line_with_any_value() {
         let text = written(LogFormat::Text, Level::INFO, |_| {
             let odd = "a\n2026 INFO forged \u{1b}[2J";
             info!(target: "clipgate", text = odd, shown = %odd, number = -3, share = 0.5, done = true, "read it");
@@ -182,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn no_value_can_move_a_terminals_cursor_or_turn_its_letters_round() {
+    fn control_and_direction_characters_are_escaped() {
         let odd = "a\u{9b}2J\u{7f}\u{202e}\u{2066}\u{200f}\u{2028}\u{85}b";
         let write =
             |format| written(format, Level::INFO, |_| info!(id = odd, shown = %odd, "asked for {odd}"));
@@ -201,18 +199,18 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_told_with_what_caused_it() {
+    fn an_error_is_logged_with_its_causes() {
         let error = TelemetryError::Thread(io::Error::other("none left"));
         let error = &error as &(dyn std::error::Error + 'static);
         let text = written(LogFormat::Text, Level::INFO, |_| info!(error, "no luck"));
-        assert!(text.ends_with("no luck error=the log has no thread: none left\n"), "{text}");
+        assert!(text.ends_with("no luck error=cannot start the thread of the log: none left\n"), "{text}");
         let json = written(LogFormat::Json, Level::INFO, |_| info!(error, "no luck"));
         let line: serde_json::Value = serde_json::from_str(&json).unwrap();
-        assert_eq!(line["error"], "the log has no thread: none left");
+        assert_eq!(line["error"], "cannot start the thread of the log: none left");
     }
 
     #[test]
-    fn other_crates_are_kept_at_warn() {
+    fn lines_of_other_crates_are_logged_from_warn_on() {
         let text = written(LogFormat::Text, Level::TRACE, |_| {
             debug!(target: "hyper::proto", "hyper chatters");
             warn!(target: "rustls::conn", "rustls warns");
@@ -227,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_level_can_be_changed_while_it_runs() {
+    fn the_level_can_change_at_run_time() {
         let text = written(LogFormat::Text, Level::WARN, |handle| {
             info!(target: "clipgate::hub", "before");
             handle.set_level(Level::DEBUG);

@@ -1,13 +1,13 @@
-//! Where log lines go: into memory, and from there to the file by a thread of its own.
+//! Writer of log lines: a bounded buffer in memory, and a thread that writes the buffer to the file.
 //!
 //! ```text
-//!   data path ── take ──▶ lines in memory, MAX_BYTES at most ── thread "log" ──▶ stderr
+//!   data path ── push ──▶ buffer, MAX_BYTES at most ── thread "log" ──▶ stderr
 //!                              └─ full: dropped, counted
 //! ```
 //!
-//! Nobody but that thread ever waits for the file, which may be a pipe that nobody reads. The thread writes warnings at
-//! once, and other lines at most [`LAG`] later, many together: a line a request would otherwise be a system call a
-//! request. `tracing-appender` does the same with a channel: an allocation a line, and a bound in lines, not in bytes.
+//! Only that thread waits for the file, which may be a pipe without a reader. The thread writes warnings at once, and
+//! batches other lines for up to [`FLUSH_INTERVAL`]: one write per line would be a system call per request.
+//! `tracing-appender` uses a channel instead: an allocation per line, and a bound in lines rather than bytes.
 
 use std::io::{self, Write};
 use std::mem;
@@ -20,76 +20,77 @@ use tracing::warn;
 
 use crate::clock;
 
-/// How long a line may lie in memory while the file takes what is written to it.
+/// Longest time that a line stays in the buffer while the file accepts writes.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The bytes in memory that are written without waiting for more.
+/// Buffered bytes that are written without waiting for further lines.
 const DUE_BYTES: usize = 64 << 10;
 
-/// The bytes in memory at most, and as many again that are being written: a busy gateway's lines of half a second.
+/// Bound of the buffer, in bytes: about half a second of a busy gateway's lines. A batch of up to the same size may be
+/// in the hands of the thread.
 const MAX_BYTES: usize = 4 << 20;
 
-/// The bytes that a buffer keeps between two writes.
-const KEPT_BYTES: usize = 256 << 10;
+/// Largest capacity that a buffer keeps between two writes, in bytes.
+const KEPT_CAPACITY: usize = 256 << 10;
 
-/// How long the end waits for the file.
+/// Longest time that the drop of the log waits for the file.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The pause before another attempt on a file that is not blocking and takes nothing now.
+/// Pause before another attempt to write to a non-blocking file that is full.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
-/// The way to the file. All who have it share it.
+/// Handle of the buffer; clones share it.
 #[derive(Clone)]
-pub(super) struct LogWriter(Arc<Shared>);
+pub(super) struct LogWriter(Arc<LogBuffer>);
 
-struct Shared {
+struct LogBuffer {
     pending: Mutex<Pending>,
-    /// Notified when there is something to write.
-    news: Condvar,
-    /// Notified when nothing is left to write.
+    /// Notified when there are lines to write.
+    ready: Condvar,
+    /// Notified when no line is left to write.
     idle: Condvar,
     dropped: Counter,
 }
 
 struct Pending {
     lines: Vec<u8>,
-    /// Lines that have been dropped since the file last took any.
+    /// Lines that were dropped and are not reported in the log yet.
     dropped: u64,
-    /// What is in memory is to be written now.
+    /// Write the buffer now.
     is_due: bool,
-    /// Every line is written at once.
+    /// Write each line at once.
     is_direct: bool,
     is_writing: bool,
 }
 
-/// Waits until all lines are written when it is dropped, [`FLUSH_TIMEOUT`] at most.
+/// Guard whose drop blocks until all lines are written, [`FLUSH_TIMEOUT`] at most.
 #[derive(Debug)]
 pub(super) struct FlushGuard(LogWriter);
 
 impl LogWriter {
-    /// Starts the thread that writes lines to this file: each of them at once where a person watches.
+    /// Starts the thread that writes to the file. `is_direct` writes each line at once, for a terminal.
     ///
     /// # Errors
     ///
-    /// When the system has no thread left.
+    /// If the system has no thread left.
     pub(super) fn start(
         file: impl Write + Send + 'static,
         is_direct: bool,
     ) -> io::Result<(Self, FlushGuard)> {
         let pending = Pending { lines: Vec::new(), dropped: 0, is_due: false, is_direct, is_writing: false };
-        let sink = Self(Arc::new(Shared {
+        let writer = Self(Arc::new(LogBuffer {
             pending: Mutex::new(pending),
-            news: Condvar::new(),
+            ready: Condvar::new(),
             idle: Condvar::new(),
             dropped: Counter::default(),
         }));
-        let writer = sink.clone();
-        std::thread::Builder::new().name("log".to_owned()).spawn(move || writer.write_for_ever(file))?;
-        Ok((sink.clone(), FlushGuard(sink)))
+        let thread_writer = writer.clone();
+        std::thread::Builder::new().name("log".to_owned()).spawn(move || thread_writer.run(file))?;
+        Ok((writer.clone(), FlushGuard(writer)))
     }
 
-    /// Takes one line, or a few, each with its end. Never waits for the file.
-    pub(super) fn take(&self, line: &[u8], is_urgent: bool) {
+    /// Appends one or more lines, with their line ends. Never waits for the file.
+    pub(super) fn push(&self, line: &[u8], is_urgent: bool) {
         let mut pending = self.0.pending.lock();
         let length = pending.lines.len() + line.len();
         if length > MAX_BYTES {
@@ -103,39 +104,39 @@ impl LogWriter {
         pending.is_due |= becomes_due;
         drop(pending);
         if was_empty || becomes_due {
-            self.0.news.notify_one();
+            self.0.ready.notify_one();
         }
     }
 
-    /// The count of lines that nobody will read.
+    /// Returns the count of lines that were dropped or could not be written.
     pub(super) fn dropped(&self) -> &Counter {
         &self.0.dropped
     }
 
-    fn write_for_ever(&self, mut file: impl Write) {
-        let (mut lines, mut is_taken) = (Vec::new(), true);
+    fn run(&self, mut file: impl Write) {
+        let (mut lines, mut is_accepting) = (Vec::new(), true);
         loop {
             let mut pending = self.0.pending.lock();
-            while pending.lines.is_empty() && !(is_taken && pending.dropped > 0) {
+            while pending.lines.is_empty() && !(is_accepting && pending.dropped > 0) {
                 self.0.idle.notify_all();
-                self.0.news.wait(&mut pending);
+                self.0.ready.wait(&mut pending);
             }
             let until = clock::now() + FLUSH_INTERVAL;
-            while !pending.is_due && !self.0.news.wait_until(&mut pending, until).timed_out() {}
+            while !pending.is_due && !self.0.ready.wait_until(&mut pending, until).timed_out() {}
             mem::swap(&mut lines, &mut pending.lines);
             (pending.is_due, pending.is_writing) = (false, true);
-            // Only once the file takes lines again: a notice that is lost itself must not cause another.
-            let dropped = if is_taken { mem::take(&mut pending.dropped) } else { 0 };
+            // Reports only once the file accepts lines again: a lost report must not cause another.
+            let dropped = if is_accepting { mem::take(&mut pending.dropped) } else { 0 };
             drop(pending);
             if dropped > 0 {
-                // The memory has room for it: it is empty.
+                // Fits: the buffer is empty.
                 warn!(lines = dropped, "log lines were dropped, the log was not read fast enough");
             }
 
             let lost = write(&mut file, &lines);
-            is_taken = lost == 0;
+            is_accepting = lost == 0;
             lines.clear();
-            lines.shrink_to(KEPT_BYTES);
+            lines.shrink_to(KEPT_CAPACITY);
             let mut pending = self.0.pending.lock();
             pending.is_writing = false;
             pending.dropped += lost;
@@ -143,12 +144,12 @@ impl LogWriter {
         }
     }
 
-    /// Waits until all lines are written, so long at most.
+    /// Blocks until all lines are written, or the timeout has passed.
     fn flush(&self, timeout: Duration) {
         let until = clock::now() + timeout;
         let mut pending = self.0.pending.lock();
         pending.is_due = true;
-        self.0.news.notify_one();
+        self.0.ready.notify_one();
         while pending.is_writing || !pending.lines.is_empty() {
             if self.0.idle.wait_until(&mut pending, until).timed_out() {
                 return;
@@ -157,32 +158,32 @@ impl LogWriter {
     }
 }
 
-/// Writes all lines; returns how many the file has refused.
+/// Writes all lines. Returns the number of lines that the file did not accept.
 fn write(file: &mut impl Write, lines: &[u8]) -> u64 {
     let mut rest = lines;
     while !rest.is_empty() {
         match file.write(rest) {
             Ok(written) if written > 0 => rest = &rest[written..],
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Whoever shares the pipe with this process has set it so.
+            // Another process that shares the pipe has made it non-blocking.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::park_timeout(RETRY_PAUSE),
             Ok(_) | Err(_) => return rest.iter().filter(|byte| **byte == b'\n').count() as u64,
         }
     }
-    // A file that cannot be flushed has taken the bytes all the same.
+    // Ignores the result: the bytes are written already.
     let _ = file.flush();
     0
 }
 
 impl std::fmt::Debug for LogWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Sink")
+        f.write_str("LogWriter")
     }
 }
 
 impl Drop for FlushGuard {
     fn drop(&mut self) {
-        // Lines that come later are not waited for, so they are written as soon as can be.
+        // Later lines have no guard, so the thread writes each at once.
         self.0.0.pending.lock().is_direct = true;
         self.0.flush(FLUSH_TIMEOUT);
     }
@@ -194,9 +195,9 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(20);
+    const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-    /// Tells of each write, once it may write.
+    /// Sends each write to a channel, while the gate is open.
     struct CaptureWriter {
         writes: mpsc::Sender<String>,
         gate: Arc<Mutex<()>>,
@@ -204,7 +205,7 @@ mod tests {
 
     impl Write for CaptureWriter {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let _open = self.gate.lock();
+            let _gate = self.gate.lock();
             self.writes.send(String::from_utf8(bytes.to_vec()).unwrap()).map_err(io::Error::other)?;
             Ok(bytes.len())
         }
@@ -214,100 +215,101 @@ mod tests {
         }
     }
 
-    struct SlowWriter {
-        sink: LogWriter,
+    /// A writer whose file accepts writes only while the gate is not locked.
+    struct GatedWriter {
+        writer: LogWriter,
         flusher: FlushGuard,
         writes: mpsc::Receiver<String>,
         gate: Arc<Mutex<()>>,
     }
 
-    fn desk(is_direct: bool) -> SlowWriter {
+    fn gated_writer(is_direct: bool) -> GatedWriter {
         let ((sender, writes), gate) = (mpsc::channel(), Arc::new(Mutex::new(())));
-        let (sink, flusher) =
+        let (writer, flusher) =
             LogWriter::start(CaptureWriter { writes: sender, gate: Arc::clone(&gate) }, is_direct).unwrap();
-        SlowWriter { sink, flusher, writes, gate }
+        GatedWriter { writer, flusher, writes, gate }
     }
 
-    /// Reads until this is written.
+    /// Reads until the file has exactly this text.
     fn read_until(writes: &mpsc::Receiver<String>, expected: &str) {
         let mut text = String::new();
         while text != expected {
-            text += &writes.recv_timeout(PATIENCE).unwrap();
+            text += &writes.recv_timeout(TEST_TIMEOUT).unwrap();
             assert!(expected.starts_with(&text), "{text}");
         }
     }
 
     #[test]
-    fn lines_are_written_in_order_without_anybody_asking() {
+    fn lines_are_written_in_order() {
         for is_direct in [false, true] {
-            let desk = desk(is_direct);
-            desk.sink.take(b"one\n", false);
-            desk.sink.take(b"two\n", true);
-            desk.sink.take(b"three\n", false);
-            read_until(&desk.writes, "one\ntwo\nthree\n");
+            let log = gated_writer(is_direct);
+            log.writer.push(b"one\n", false);
+            log.writer.push(b"two\n", true);
+            log.writer.push(b"three\n", false);
+            read_until(&log.writes, "one\ntwo\nthree\n");
         }
     }
 
     #[test]
-    fn an_urgent_line_and_a_full_buffer_are_due_at_once() {
-        // While the file takes nothing, nothing but the lines decides what is due.
-        let desk = desk(false);
-        let shut = desk.gate.lock();
-        desk.sink.take(b"stuck\n", true);
-        while !desk.sink.0.pending.lock().is_writing {
+    fn an_urgent_line_or_a_full_buffer_is_written_at_once() {
+        // With a blocked file only the lines decide when the buffer is due.
+        let log = gated_writer(false);
+        let closed = log.gate.lock();
+        log.writer.push(b"stuck\n", true);
+        while !log.writer.0.pending.lock().is_writing {
             std::thread::yield_now();
         }
-        desk.sink.take(b"one\n", false);
-        assert!(!desk.sink.0.pending.lock().is_due);
-        desk.sink.take(b"two\n", true);
-        assert!(desk.sink.0.pending.lock().is_due);
-        desk.sink.0.pending.lock().is_due = false;
-        desk.sink.take(&[b'x'; DUE_BYTES], false);
-        assert!(desk.sink.0.pending.lock().is_due);
-        drop(shut);
+        log.writer.push(b"one\n", false);
+        assert!(!log.writer.0.pending.lock().is_due);
+        log.writer.push(b"two\n", true);
+        assert!(log.writer.0.pending.lock().is_due);
+        log.writer.0.pending.lock().is_due = false;
+        log.writer.push(&[b'x'; DUE_BYTES], false);
+        assert!(log.writer.0.pending.lock().is_due);
+        drop(closed);
     }
 
     #[test]
-    fn all_lines_are_written_at_the_end_and_later_ones_too() {
-        let desk = desk(false);
-        desk.sink.take(b"one\n", false);
-        drop(desk.flusher);
-        assert_eq!(desk.writes.try_iter().collect::<String>(), "one\n");
-        desk.sink.take(b"two\n", false);
-        read_until(&desk.writes, "two\n");
+    fn the_drop_writes_all_lines_and_later_lines_are_written_too() {
+        let log = gated_writer(false);
+        log.writer.push(b"one\n", false);
+        drop(log.flusher);
+        assert_eq!(log.writes.try_iter().collect::<String>(), "one\n");
+        log.writer.push(b"two\n", false);
+        read_until(&log.writes, "two\n");
     }
 
     #[test]
-    fn lines_that_nobody_reads_are_dropped_and_counted_and_the_end_does_not_wait_for_ever() {
-        let desk = desk(false);
-        let shut = desk.gate.lock();
+    fn unread_lines_are_dropped_and_counted_and_the_drop_returns() {
+        let log = gated_writer(false);
+        let closed = log.gate.lock();
         let line = [&[b'x'; 1023][..], b"\n"].concat();
-        let taken = 2 * MAX_BYTES / line.len();
-        // Twice the buffer, and more than the part that the writer may hold.
-        for _ in 0..2 * taken {
-            desk.sink.take(&line, false);
+        let count = 4 * MAX_BYTES / line.len();
+        // Four times the buffer: the thread may hold as much as the buffer.
+        for _ in 0..count {
+            log.writer.push(&line, false);
         }
-        let dropped = desk.sink.dropped().get();
-        assert!(dropped >= taken as u64, "{dropped}");
-        assert!(desk.sink.0.pending.lock().lines.len() <= MAX_BYTES);
-        drop(desk.flusher);
-        drop(shut);
+        let dropped = log.writer.dropped().get();
+        assert!(dropped >= count as u64 / 2, "{dropped}");
+        assert!(log.writer.0.pending.lock().lines.len() <= MAX_BYTES);
+        drop(log.flusher);
+        drop(closed);
         let mut written = 0;
-        while written < 2 * taken as u64 - dropped {
-            written += desk.writes.recv_timeout(PATIENCE).unwrap().lines().count() as u64;
+        while written < count as u64 - dropped {
+            written += log.writes.recv_timeout(TEST_TIMEOUT).unwrap().lines().count() as u64;
         }
-        assert_eq!(written + dropped, 2 * taken as u64);
+        assert_eq!(written + dropped, count as u64);
     }
 
     #[test]
-    fn lines_that_the_file_refuses_are_counted_and_the_next_ones_are_tried() {
-        let SlowWriter { sink, writes, flusher: _flusher, .. } = desk(true);
+    fn lines_that_cannot_be_written_are_counted_and_later_lines_are_attempted() {
+        let GatedWriter { writer, writes, flusher: _flusher, .. } = gated_writer(true);
         drop(writes);
-        sink.take(b"one\ntwo\n", false);
-        sink.flush(PATIENCE);
-        assert_eq!(sink.dropped().get(), 2);
-        sink.take(b"three\n", false);
-        sink.flush(PATIENCE);
-        assert_eq!(sink.dropped().get(), 3);
+        writer.push(b"one\ntwo\n", false);
+        writer.flush(TEST_TIMEOUT);
+        assert_eq!(writer.dropped().get(), 2);
+        writer.push(b"three\n", false);
+        writer.flush(TEST_TIMEOUT);
+        assert_eq!(writer.dropped().get(), 3);
     }
 }

@@ -1,201 +1,96 @@
-//! The words of logs and metrics, each set closed.
+//! Labels of metrics and words of the log: closed sets, which docs/observability.md lists.
 
 use std::fmt::{self, Write as _};
 
+use enum_map::Enum;
 use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
+use strum::{IntoStaticStr, VariantArray};
 
-use super::each::Label;
-
-/// What a request's path is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EndpointLabel {
-    /// The one for one job.
+/// Label `route`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case", const_into_str)]
+pub(crate) enum EndpointLabel {
+    /// The path of waits for one job.
+    #[strum(serialize = "clip")]
     Job,
-    /// The one for several.
+    /// The path of waits for several jobs.
+    #[strum(serialize = "clips")]
     Jobs,
-    /// Any other.
     Other,
 }
 
-impl Label for EndpointLabel {
-    const ALL: &'static [Self] = &[Self::Job, Self::Jobs, Self::Other];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Job => "clip",
-            Self::Jobs => "clips",
-            Self::Other => "other",
-        }
-    }
-
-    fn place(self) -> usize {
-        self as usize
-    }
-}
-
-/// How a request was dealt with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Answered from the cache.
+/// Label `outcome`: how the gateway answered a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case", const_into_str)]
+pub(crate) enum Outcome {
     Hit,
-    /// Parked, and opened a poll.
+    /// A wait that opened a poll.
     Opened,
-    /// Parked, and leaned on polls that others had opened.
-    Leaned,
-    /// Passed through.
-    Passed,
-    /// Refused by the gateway itself.
-    Refused,
-    /// A browser's question, answered by the gateway.
+    /// A wait that attached to open polls only.
+    Coalesced,
+    Passthrough,
+    /// An error of the gateway itself.
+    Rejected,
+    /// A CORS preflight that the gateway answered.
     Preflight,
-    /// Answered with a stream of events.
-    Streamed,
-    /// Its client hung up before there was an answer.
-    Left,
+    EventStream,
+    /// The client disconnected before its response.
+    ClientClosed,
 }
 
-impl Label for Outcome {
-    const ALL: &'static [Self] = &[
-        Self::Hit,
-        Self::Opened,
-        Self::Leaned,
-        Self::Passed,
-        Self::Refused,
-        Self::Preflight,
-        Self::Streamed,
-        Self::Left,
-    ];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::Opened => "opened",
-            Self::Leaned => "coalesced",
-            Self::Passed => "passthrough",
-            Self::Refused => "rejected",
-            Self::Preflight => "preflight",
-            Self::Streamed => "event_stream",
-            Self::Left => "client_closed",
-        }
-    }
-
-    fn place(self) -> usize {
-        self as usize
-    }
-}
-
-/// How a wait ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WaitEnd {
-    /// What was waited for came.
+/// Label `end`: how a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case", const_into_str)]
+pub(crate) enum WaitEnd {
     Reached,
-    /// Its time was over, and it was told where its jobs are.
+    /// The deadline passed; the response was the current state.
+    #[strum(serialize = "timed-out")]
     TimedOut,
-    /// The upstream's answer could not be taken apart, and was handed over whole.
-    Whole,
-    /// The upstream refused.
-    Refused,
-    /// The upstream failed.
+    /// The response of the upstream could not be split into jobs and was passed on as it came.
+    Unsplit,
+    UpstreamRejected,
     Failed,
-    /// Its client hung up.
-    Left,
+    ClientClosed,
 }
 
-impl Label for WaitEnd {
-    const ALL: &'static [Self] =
-        &[Self::Reached, Self::TimedOut, Self::Whole, Self::Refused, Self::Failed, Self::Left];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Reached => "reached",
-            Self::TimedOut => "timed-out",
-            Self::Whole => "unsplit",
-            Self::Refused => "upstream_rejected",
-            Self::Failed => "failed",
-            Self::Left => "client_closed",
-        }
-    }
-
-    fn place(self) -> usize {
-        self as usize
-    }
-}
-
-/// Why the gateway asks the upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CallKind {
-    /// A poll that waits for something; each try is one.
+/// Label `kind`: purpose of a request to the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case", const_into_str)]
+pub(crate) enum CallKind {
+    /// A long-poll; each attempt counts.
     Poll,
-    /// A look at where jobs are: what is asked for has been reached by all there are.
+    /// A request for the current state.
     Snapshot,
-    /// A request that is passed through.
     Passthrough,
 }
 
-impl Label for CallKind {
-    const ALL: &'static [Self] = &[Self::Poll, Self::Snapshot, Self::Passthrough];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Poll => "poll",
-            Self::Snapshot => "snapshot",
-            Self::Passthrough => "passthrough",
-        }
-    }
-
-    fn place(self) -> usize {
-        self as usize
-    }
-}
-
-/// What came of a request to the upstream.
+/// Label `code`: result of a request to the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Code {
-    /// An answer with this HTTP status.
+pub(crate) enum Code {
     Status(u16),
-    /// No answer.
     Fault(CallError),
-    /// The gateway had no more use for it.
+    /// The gateway no longer needed the response.
     Cancelled,
 }
 
-/// Why the upstream gave no answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Why a request to the upstream got no response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case", const_into_str)]
 pub enum CallError {
-    /// There was no connection.
     Connect,
-    /// The connection took too long.
     ConnectTimeout,
-    /// There was no secure connection.
     Tls,
-    /// The gateway itself has no descriptor or memory for a connection.
+    /// The gateway itself lacks a descriptor or memory for a connection.
     LocalResources,
-    /// It broke off.
     Reset,
-    /// It took too long.
     Timeout,
-    /// What came cannot be read.
+    /// The response is malformed.
     Invalid,
 }
 
-impl CallError {
-    /// What logs, metrics and `Cache-Status` call it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Connect => "connect",
-            Self::ConnectTimeout => "connect-timeout",
-            Self::Tls => "tls",
-            Self::LocalResources => "local-resources",
-            Self::Reset => "reset",
-            Self::Timeout => "timeout",
-            Self::Invalid => "invalid",
-        }
-    }
-}
-
 impl Code {
-    /// Whether the upstream failed. The gateway's own lack is not its fault.
-    pub fn is_fault(self) -> bool {
+    /// Whether the upstream failed. The gateway's own lack of resources does not count.
+    pub(super) fn is_fault(self) -> bool {
         match self {
             Self::Fault(fault) => fault != CallError::LocalResources,
             Self::Status(status) => status >= 500,
@@ -203,19 +98,19 @@ impl Code {
         }
     }
 
-    /// Whether it answered and did not fail.
-    pub fn is_answer(self) -> bool {
+    /// Whether the upstream answered without a failure.
+    pub(super) fn is_success(self) -> bool {
         matches!(self, Self::Status(..500))
     }
 }
 
 impl fmt::Display for Code {
-    /// Of statuses that HTTP has no class for (RFC 9110 §15) there is one.
+    /// Writes one code for all statuses without a class (RFC 9110 section 15).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Status(status @ ..600) => status.fmt(f),
             Self::Status(_) => f.write_str("600"),
-            Self::Fault(fault) => f.write_str(fault.as_str()),
+            Self::Fault(fault) => f.write_str(fault.into_str()),
             Self::Cancelled => f.write_str("cancelled"),
         }
     }
@@ -227,15 +122,16 @@ impl EncodeLabelValue for Code {
     }
 }
 
-/// A limit that requests are refused over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Label `quota`: the key in `[limits]` over which requests are rejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case", const_into_str)]
 pub enum Limit {
     /// `limits.requests_per_second`
     Requests,
     /// `limits.calls_per_second`
     Calls,
     /// `limits.max_waits_per_key`
-    WaitsOfKey,
+    WaitsPerKey,
     /// `limits.max_waits`
     Waits,
     /// `limits.max_passthrough_per_key`
@@ -244,52 +140,12 @@ pub enum Limit {
     Passthrough,
 }
 
-impl Label for Limit {
-    const ALL: &'static [Self] = &[
-        Self::Requests,
-        Self::Calls,
-        Self::WaitsOfKey,
-        Self::Waits,
-        Self::PassthroughPerKey,
-        Self::Passthrough,
-    ];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Requests => "requests",
-            Self::Calls => "calls",
-            Self::WaitsOfKey => "waits-per-key",
-            Self::Waits => "waits",
-            Self::PassthroughPerKey => "passthrough-per-key",
-            Self::Passthrough => "passthrough",
-        }
-    }
-
-    fn place(self) -> usize {
-        self as usize
-    }
-}
-
-/// Why a connection is closed that its client might have kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Closed {
-    /// It was the longest idle, and another needed its place.
+/// Label `reason`: why the gateway closed a client connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case", const_into_str)]
+pub(crate) enum CloseReason {
+    /// The longest idle connection, closed for a new one.
     Idle,
-    /// It has just come, and half of all places are taken by busy connections from its address.
-    Refused,
-}
-
-impl Label for Closed {
-    const ALL: &'static [Self] = &[Self::Idle, Self::Refused];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Idle => "idle",
-            Self::Refused => "address",
-        }
-    }
-
-    fn place(self) -> usize {
-        self as usize
-    }
+    /// A new connection; its address has half of all connections, and all of them are busy.
+    Address,
 }

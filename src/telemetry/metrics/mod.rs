@@ -1,114 +1,320 @@
-//! What is counted, for Prometheus and for the operator's own look.
+//! Metrics for Prometheus, for `/api/state` and for the dashboard.
 //!
-//! It knows closed sets of words and numbers, and nothing of requests, keys or jobs. Who counts holds an
-//! `Arc<Metrics>`; the [`Registry`] belongs to who serves it. What is counted with each request has its place found
-//! at start: no search, no allocation.
+//! Callers share an `Arc<Metrics>`; the admin service owns the [`Registry`]. Labels are closed sets of words, so this
+//! module needs no request, key or job. The counters of a request are resolved at the start: counting one is an array
+//! access and an atomic add, without a lookup or an allocation.
 //!
 //! ```text
-//!   access, hub, upstream, passthrough ── words and times ──▶ Metrics ──▶ Registry ──▶ /metrics
-//!                                                                └── reads ──▶ /api/state
+//!   access log, hub, upstream, passthrough ── labels, times ──▶ Metrics ──▶ Registry ──▶ /metrics
+//!                                                                 └── totals ──▶ /api/state, /api/history
 //! ```
+//!
+//! To add a metric: register it under its full name with [`register`], and describe it in `docs/observability.md`.
 
-mod connections;
-mod each;
 mod labels;
-mod limited;
 mod process;
-mod requests;
-mod totals;
 mod upstream;
-mod waits;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use enum_map::{Enum, EnumMap};
+use parking_lot::Mutex;
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::{Metric, Registry, Unit};
+use serde::{Serialize, Serializer};
+use strum::VariantArray as _;
 
-pub(crate) use self::connections::Connections;
-pub(crate) use self::each::{Each, Label};
-pub(crate) use self::labels::{CallError, CallKind, Closed, Code, EndpointLabel, Limit, Outcome, WaitEnd};
-pub(crate) use self::limited::RateLimited;
-pub(crate) use self::requests::Requests;
-pub(crate) use self::totals::Totals;
-pub(crate) use self::upstream::{PollCounts, Upstream};
-pub(crate) use self::waits::{Fanout, Waits};
+pub(crate) use self::labels::{
+    CallError, CallKind, CloseReason, Code, EndpointLabel, Limit, Outcome, WaitEnd,
+};
+pub(crate) use self::upstream::PollCounts;
+use self::upstream::UpstreamMetrics;
+use crate::clock;
 
-/// Where times of requests and waits are told apart, in seconds. What the API's two minutes end is below 121.
-const REQUEST_TIMES: &[f64] = &[
+/// Buckets of requests and waits, in seconds. The bucket of 121 has the waits that the API's hold of two minutes ends.
+const REQUEST_BUCKETS: &[f64] = &[
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 90.0, 121.0, 300.0, 600.0,
 ];
 
-/// All that is counted.
+/// Buckets of the fan-out, in seconds.
+const FANOUT_BUCKETS: &[f64] =
+    &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0];
+
 #[derive(Debug)]
 pub struct Metrics {
-    /// Clients' requests.
-    pub requests: Requests,
-    /// Those of them that are parked.
-    pub waits: Waits,
-    /// What the gateway asks itself.
-    pub upstream: Upstream,
-    /// What is refused over a limit.
-    pub limited: RateLimited,
-    /// Clients' connections.
-    pub connections: Connections,
+    pub(crate) requests: RequestMetrics,
+    pub(crate) waits: WaitMetrics,
+    pub upstream: UpstreamMetrics,
+    pub(crate) rate_limited: RateLimitMetrics,
+    pub(crate) connections: ConnectionMetrics,
+}
+
+/// Counts since the start of the process.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Totals {
+    #[serde(serialize_with = "by_label")]
+    requests: EnumMap<Outcome, u64>,
+    /// Ended requests to the upstream.
+    #[serde(serialize_with = "by_label")]
+    calls: EnumMap<CallKind, u64>,
+    /// Those of them that failed at the upstream.
+    errors: u64,
+    retries: u64,
+    saved: u64,
+    #[serde(serialize_with = "by_label")]
+    limited: EnumMap<Limit, u64>,
 }
 
 impl Metrics {
-    /// All of it at zero, and in the registry, with the process's own figures.
+    /// Registers all metrics, those of the process included.
     pub fn new(registry: &mut Registry) -> Arc<Self> {
         registry.register_collector(Box::new(process::ProcessCollector));
-        let own = registry.sub_registry_with_prefix("clipgate");
-        own.register("build", "What runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        let info = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        register(registry, "clipgate_build_info", "Version of the gateway", info);
         Arc::new(Self {
-            requests: Requests::new(own),
-            waits: Waits::new(own),
-            upstream: Upstream::new(own),
-            limited: RateLimited::new(own),
-            connections: Connections::new(own),
+            requests: RequestMetrics::new(registry),
+            waits: WaitMetrics::new(registry),
+            upstream: UpstreamMetrics::new(registry),
+            rate_limited: RateLimitMetrics::new(registry),
+            connections: ConnectionMetrics::new(registry),
         })
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        Totals {
+            requests: EnumMap::from_fn(|outcome| self.requests.count(outcome)),
+            calls: EnumMap::from_fn(|kind| self.upstream.count(kind)),
+            errors: self.upstream.errors(),
+            retries: self.upstream.retries(),
+            saved: self.requests.saved(),
+            limited: EnumMap::from_fn(|limit| self.rate_limited.count(limit)),
+        }
     }
 }
 
-/// Puts the log's own count into the registry: the log is there before anything else is counted.
+/// Registers the count of dropped log lines, which the log itself owns: it starts before the metrics.
 pub(crate) fn register_dropped_log_lines(registry: &mut Registry, lines: &Counter) {
-    let help = "Lines of the log that were dropped because nobody read them, or could not be written";
-    registry.sub_registry_with_prefix("clipgate").register("log_lines_dropped", help, lines.clone());
+    let help = "Log lines that were not read in time or could not be written";
+    register(registry, "clipgate_log_lines_dropped_total", help, lines.clone());
 }
 
-fn counter(registry: &mut Registry, name: &str, help: &str) -> Counter {
-    let counter = Counter::default();
-    registry.register(name, help, counter.clone());
-    counter
+/// Client requests.
+#[derive(Debug)]
+pub(crate) struct RequestMetrics {
+    counts: EnumMap<EndpointLabel, EnumMap<Outcome, Counter>>,
+    times: EnumMap<Outcome, Histogram>,
+    saved: Counter,
 }
 
-fn gauge(registry: &mut Registry, name: &str, help: &str) -> Gauge {
-    let gauge = Gauge::default();
-    registry.register(name, help, gauge.clone());
-    gauge
+impl RequestMetrics {
+    fn new(registry: &mut Registry) -> Self {
+        let counts = Family::<[(&str, &str); 2], Counter>::default();
+        register(registry, "clipgate_requests_total", "Client requests", counts.clone());
+        let saved = Counter::default();
+        let saved_help = "Responses without an upstream request of their own";
+        register(registry, "clipgate_upstream_calls_saved_total", saved_help, saved.clone());
+        let times_help = "Time from the arrival of a request to the head of its response";
+        let count = |endpoint: EndpointLabel, outcome: Outcome| {
+            counts.get_or_create_owned(&[("route", endpoint.into_str()), ("outcome", outcome.into_str())])
+        };
+        Self {
+            counts: EnumMap::from_fn(|endpoint| EnumMap::from_fn(|outcome| count(endpoint, outcome))),
+            times: histograms(registry, "clipgate_request_seconds", times_help, "outcome", REQUEST_BUCKETS),
+            saved,
+        }
+    }
+
+    /// Records an ended request.
+    pub(crate) fn finish(&self, endpoint: EndpointLabel, outcome: Outcome, took: Duration) {
+        self.counts[endpoint][outcome].inc();
+        self.times[outcome].observe(took.as_secs_f64());
+        if matches!(outcome, Outcome::Hit | Outcome::Coalesced) {
+            self.saved.inc();
+        }
+    }
+
+    fn count(&self, outcome: Outcome) -> u64 {
+        self.counts.values().map(|outcomes| outcomes[outcome].get()).sum()
+    }
+
+    fn saved(&self) -> u64 {
+        self.saved.get()
+    }
 }
 
-fn times(registry: &mut Registry, name: &str, help: &str, bounds: &[f64]) -> Histogram {
-    let histogram = Histogram::new(bounds.iter().copied());
-    registry.register_with_unit(name, help, Unit::Seconds, histogram.clone());
-    histogram
+/// Parked waits.
+#[derive(Debug)]
+pub(crate) struct WaitMetrics {
+    times: EnumMap<WaitEnd, Histogram>,
+    fanout: Histogram,
 }
 
-/// The same for each word of the label.
-fn times_by<W: Label>(
+impl WaitMetrics {
+    fn new(registry: &mut Registry) -> Self {
+        let fanout = Histogram::new(FANOUT_BUCKETS.iter().copied());
+        let fanout_help =
+            "Time from a response of the upstream to the response of the last wait that it ended";
+        register(registry, "clipgate_fanout_seconds", fanout_help, fanout.clone());
+        Self {
+            times: histograms(
+                registry,
+                "clipgate_wait_seconds",
+                "Time for which waits were parked",
+                "end",
+                REQUEST_BUCKETS,
+            ),
+            fanout,
+        }
+    }
+
+    /// Records an ended wait.
+    pub(crate) fn finish(&self, end: WaitEnd, took: Duration) {
+        self.times[end].observe(took.as_secs_f64());
+    }
+
+    /// Starts to measure the fan-out of a response of the upstream.
+    pub(crate) fn fanout(&self, answered_at: Instant) -> Fanout {
+        Fanout { times: self.fanout.clone(), since: answered_at }
+    }
+}
+
+/// Timer of one response of the upstream. All waits that it ended share the timer; the last one to drop it records
+/// the time.
+#[derive(Debug)]
+pub(crate) struct Fanout {
+    times: Histogram,
+    since: Instant,
+}
+
+impl Drop for Fanout {
+    fn drop(&mut self) {
+        self.times.observe(clock::now().saturating_duration_since(self.since).as_secs_f64());
+    }
+}
+
+/// Requests that were rejected over a limit, by limit and member.
+#[derive(Debug)]
+pub(crate) struct RateLimitMetrics {
+    counts: Family<RateLimitLabels, Counter>,
+    totals: EnumMap<Limit, Counter>,
+    /// Names in the configuration: only these become label values.
+    members: Mutex<Vec<String>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RateLimitLabels {
+    quota: &'static str,
+    /// Empty outside of team mode.
+    member: String,
+}
+
+impl RateLimitMetrics {
+    fn new(registry: &mut Registry) -> Self {
+        let counts = Family::default();
+        register(registry, "clipgate_rate_limited_total", "Requests rejected over a limit", counts.clone());
+        let metrics = Self { counts, totals: EnumMap::default(), members: Mutex::default() };
+        metrics.create_all("");
+        metrics
+    }
+
+    /// Records a rejected request.
+    pub(crate) fn record(&self, limit: Limit, member: Option<&str>) {
+        self.totals[limit].inc();
+        // Counts under the lock: a member that a reload removes meanwhile must not get its label back.
+        let members = self.members.lock();
+        let member = member.filter(|name| members.iter().any(|known| known == name)).unwrap_or_default();
+        self.counts.get_or_create_owned(&RateLimitLabels::new(limit, member)).inc();
+    }
+
+    /// Replaces the members of the configuration, and removes the counts of those that are gone.
+    pub(crate) fn set_members<'n>(&self, names: impl IntoIterator<Item = &'n str>) {
+        let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
+        let mut members = self.members.lock();
+        for gone in members.iter().filter(|name| !names.contains(name)) {
+            for limit in Limit::VARIANTS {
+                self.counts.remove(&RateLimitLabels::new(*limit, gone));
+            }
+        }
+        names.iter().for_each(|name| self.create_all(name));
+        *members = names;
+    }
+
+    fn count(&self, limit: Limit) -> u64 {
+        self.totals[limit].get()
+    }
+
+    /// Shows the member's counts from now on, at zero.
+    fn create_all(&self, member: &str) {
+        for limit in Limit::VARIANTS {
+            self.counts.get_or_create_owned(&RateLimitLabels::new(*limit, member));
+        }
+    }
+}
+
+impl RateLimitLabels {
+    fn new(limit: Limit, member: &str) -> Self {
+        Self { quota: limit.into_str(), member: member.to_owned() }
+    }
+}
+
+/// Client connections.
+#[derive(Debug)]
+pub(crate) struct ConnectionMetrics {
+    closed: EnumMap<CloseReason, Counter>,
+}
+
+impl ConnectionMetrics {
+    fn new(registry: &mut Registry) -> Self {
+        let counts = Family::<[(&str, &str); 1], Counter>::default();
+        let help = "Client connections closed because no slot was free";
+        register(registry, "clipgate_connections_closed_total", help, counts.clone());
+        let count = |reason: CloseReason| counts.get_or_create_owned(&[("reason", reason.into_str())]);
+        Self { closed: EnumMap::from_fn(count) }
+    }
+
+    /// Records a connection that the gateway closed.
+    pub(crate) fn closed(&self, reason: CloseReason) {
+        self.closed[reason].inc();
+    }
+}
+
+/// Registers a metric under the name that `/metrics` shows. The registry appends `_total` to counters, `_info` to
+/// infos and the unit to histograms by itself.
+fn register(registry: &mut Registry, name: &'static str, help: &str, metric: impl Metric) {
+    if let Some(base) = name.strip_suffix("_seconds") {
+        registry.register_with_unit(base, help, Unit::Seconds, metric);
+    } else {
+        let base = name.strip_suffix("_total").or_else(|| name.strip_suffix("_info")).unwrap_or(name);
+        registry.register(base, help, metric);
+    }
+}
+
+/// Registers a histogram for each value of the label.
+fn histograms<L: Enum + Into<&'static str>>(
     registry: &mut Registry,
-    name: &str,
+    name: &'static str,
     help: &str,
     label: &'static str,
-    bounds: &'static [f64],
-) -> Each<W, Histogram> {
-    let family = Family::new_with_constructor(|| Histogram::new(bounds.iter().copied()));
-    let each = Each::new(|word: W| family.get_or_create_owned(&[(label, word.as_str())]));
-    registry.register_with_unit(name, help, Unit::Seconds, family);
-    each
+    buckets: &'static [f64],
+) -> EnumMap<L, Histogram> {
+    let family = Family::new_with_constructor(|| Histogram::new(buckets.iter().copied()));
+    let histograms = EnumMap::from_fn(|of: L| family.get_or_create_owned(&[(label, of.into())]));
+    register(registry, name, help, family);
+    histograms
+}
+
+/// Serializes counts as an object with the labels as names.
+fn by_label<L, S>(counts: &EnumMap<L, u64>, serializer: S) -> Result<S::Ok, S::Error>
+where
+    L: Enum + Into<&'static str>,
+    S: Serializer,
+{
+    serializer.collect_map(counts.iter().map(|(label, count)| (label.into(), count)))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The process's own figures, read when they are asked for; named as Prometheus' client libraries name them.
+//! Metrics of the process, read at each scrape. The names are those of Prometheus' own client libraries.
 
 use std::fmt;
 
@@ -7,16 +7,15 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-/// What the kernel says of this process; nothing, where it has no `/proc`.
+/// Figures of `/proc`; none on systems without it.
 #[derive(Debug)]
 pub(super) struct ProcessCollector;
 
-/// As they are now.
-struct Now {
+struct ProcessStats {
     cpu_seconds: f64,
     resident_bytes: u64,
     virtual_bytes: u64,
-    /// In Unix time.
+    /// Unix time.
     started_at: f64,
     threads: i64,
     open_fds: Option<usize>,
@@ -25,29 +24,36 @@ struct Now {
 
 impl Collector for ProcessCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Some(now) = Now::read() else { return Ok(()) };
+        let Some(stats) = ProcessStats::read() else { return Ok(()) };
         let to = &mut encoder;
-        write(to, "process_cpu_seconds", "CPU time spent", &ConstCounter::new(now.cpu_seconds))?;
-        write(to, "process_resident_memory_bytes", "Memory held", &ConstGauge::new(now.resident_bytes))?;
-        write(to, "process_virtual_memory_bytes", "Memory mapped", &ConstGauge::new(now.virtual_bytes))?;
-        write(to, "process_start_time_seconds", "Its start, in Unix time", &ConstGauge::new(now.started_at))?;
-        write(to, "process_threads", "Its threads", &ConstGauge::new(now.threads))?;
-        if let Some(open) = now.open_fds {
-            write(to, "process_open_fds", "File descriptors open", &ConstGauge::new(open))?;
+        write(to, "process_cpu_seconds_total", "CPU time", &ConstCounter::new(stats.cpu_seconds))?;
+        write(
+            to,
+            "process_resident_memory_bytes",
+            "Resident memory",
+            &ConstGauge::new(stats.resident_bytes),
+        )?;
+        write(to, "process_virtual_memory_bytes", "Virtual memory", &ConstGauge::new(stats.virtual_bytes))?;
+        write(to, "process_start_time_seconds", "Start, Unix time", &ConstGauge::new(stats.started_at))?;
+        write(to, "process_threads", "Threads", &ConstGauge::new(stats.threads))?;
+        if let Some(open) = stats.open_fds {
+            write(to, "process_open_fds", "Open file descriptors", &ConstGauge::new(open))?;
         }
-        if let Some(max) = now.max_fds {
-            write(to, "process_max_fds", "File descriptors that may be open", &ConstGauge::new(max))?;
+        if let Some(max) = stats.max_fds {
+            write(to, "process_max_fds", "Limit of open file descriptors", &ConstGauge::new(max))?;
         }
         Ok(())
     }
 }
 
+/// Writes a metric under the name that `/metrics` shows; the encoder appends `_total` by itself.
 fn write(to: &mut DescriptorEncoder<'_>, name: &str, help: &str, metric: &impl EncodeMetric) -> fmt::Result {
-    metric.encode(to.encode_descriptor(name, help, None, metric.metric_type())?)
+    let base = name.strip_suffix("_total").unwrap_or(name);
+    metric.encode(to.encode_descriptor(base, help, None, metric.metric_type())?)
 }
 
 #[cfg(target_os = "linux")]
-impl Now {
+impl ProcessStats {
     fn read() -> Option<Self> {
         use procfs::process::{LimitValue, Process};
 
@@ -62,7 +68,7 @@ impl Now {
             threads: stat.num_threads,
             open_fds: process.fd_count().ok(),
             max_fds: process.limits().ok().and_then(|limits| match limits.max_open_files.soft_limit {
-                LimitValue::Value(most) => Some(most),
+                LimitValue::Value(limit) => Some(limit),
                 LimitValue::Unlimited => None,
             }),
         })
@@ -70,7 +76,7 @@ impl Now {
 }
 
 #[cfg(not(target_os = "linux"))]
-impl Now {
+impl ProcessStats {
     fn read() -> Option<Self> {
         None
     }

@@ -1,8 +1,9 @@
-//! What Prometheus reads.
+//! Tests of the page that Prometheus scrapes.
 
 use std::time::Duration;
 
 use prometheus_client::encoding::prometheus_text::encode;
+use strum::VariantArray;
 
 use super::*;
 use crate::clock;
@@ -13,41 +14,70 @@ fn page(registry: &Registry) -> String {
     page
 }
 
-/// A sample's value.
+/// Returns the value of a sample.
 fn value(page: &str, sample: &str) -> Option<f64> {
     page.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' ')?.parse().ok())
 }
 
-fn all<W: Label + PartialEq + std::fmt::Debug>(expected: usize) {
-    assert_eq!(W::ALL.len(), expected);
-    for (n, word) in W::ALL.iter().enumerate() {
-        assert_eq!(word.place(), n, "{word:?}");
-        assert_eq!(W::ALL.iter().filter(|other| other.as_str() == word.as_str()).count(), 1, "{word:?}");
-    }
+fn assert_labels<L: VariantArray + Copy + Into<&'static str>>(expected: &[&str]) {
+    let labels: Vec<&str> = L::VARIANTS.iter().map(|&label| label.into()).collect();
+    assert_eq!(labels, expected);
 }
 
 #[test]
-fn each_word_has_a_place_of_its_own() {
-    all::<EndpointLabel>(3);
-    all::<Outcome>(8);
-    all::<WaitEnd>(6);
-    all::<CallKind>(3);
-    all::<Limit>(6);
-    all::<Closed>(2);
+fn labels_are_those_of_the_documentation() {
+    assert_labels::<EndpointLabel>(&["clip", "clips", "other"]);
+    assert_labels::<Outcome>(&[
+        "hit",
+        "opened",
+        "coalesced",
+        "passthrough",
+        "rejected",
+        "preflight",
+        "event_stream",
+        "client_closed",
+    ]);
+    assert_labels::<WaitEnd>(&[
+        "reached",
+        "timed-out",
+        "unsplit",
+        "upstream_rejected",
+        "failed",
+        "client_closed",
+    ]);
+    assert_labels::<CallKind>(&["poll", "snapshot", "passthrough"]);
+    assert_labels::<CallError>(&[
+        "connect",
+        "connect-timeout",
+        "tls",
+        "local-resources",
+        "reset",
+        "timeout",
+        "invalid",
+    ]);
+    assert_labels::<Limit>(&[
+        "requests",
+        "calls",
+        "waits-per-key",
+        "waits",
+        "passthrough-per-key",
+        "passthrough",
+    ]);
+    assert_labels::<CloseReason>(&["idle", "address"]);
 }
 
 #[test]
-fn what_is_counted_is_on_the_page_by_its_words() {
+fn counts_are_on_the_page_with_their_labels() {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
     metrics.requests.finish(EndpointLabel::Job, Outcome::Hit, Duration::from_millis(2));
     metrics.requests.finish(EndpointLabel::Jobs, Outcome::Hit, Duration::ZERO);
-    metrics.requests.finish(EndpointLabel::Job, Outcome::Leaned, Duration::from_secs(120));
-    metrics.requests.finish(EndpointLabel::Other, Outcome::Passed, Duration::from_secs(1));
+    metrics.requests.finish(EndpointLabel::Job, Outcome::Coalesced, Duration::from_secs(120));
+    metrics.requests.finish(EndpointLabel::Other, Outcome::Passthrough, Duration::from_secs(1));
     metrics.upstream.retried();
     metrics.upstream.set_poll_counts(PollCounts { open: 3, waiting: 2, is_breaker_open: true });
     metrics.waits.finish(WaitEnd::Reached, Duration::from_secs(1));
-    metrics.waits.finish(WaitEnd::Left, Duration::ZERO);
+    metrics.waits.finish(WaitEnd::ClientClosed, Duration::ZERO);
     let page = page(&registry);
     let rows = [
         ("clipgate_requests_total{route=\"clip\",outcome=\"hit\"}", 1.0),
@@ -75,12 +105,12 @@ fn what_is_counted_is_on_the_page_by_its_words() {
     assert_eq!(value(&page, &version), Some(1.0), "{page}");
     assert_eq!(metrics.requests.count(Outcome::Hit), 2);
     assert_eq!(metrics.requests.saved(), 3);
-    let standing = PollCounts { open: 3, waiting: 2, is_breaker_open: true };
-    assert_eq!(metrics.upstream.standing(), standing);
+    let counts = PollCounts { open: 3, waiting: 2, is_breaker_open: true };
+    assert_eq!(metrics.upstream.poll_counts(), counts);
 }
 
 #[test]
-fn a_call_is_counted_once_by_what_came_of_it() {
+fn an_upstream_request_is_counted_once_with_its_result() {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
     let codes = [
@@ -97,23 +127,23 @@ fn a_call_is_counted_once_by_what_came_of_it() {
     }
     drop(metrics.upstream.call(CallKind::Snapshot));
     let page = page(&registry);
-    for (_, word, _) in codes {
-        let sample = format!("clipgate_upstream_requests_total{{kind=\"poll\",code=\"{word}\"}}");
-        assert_eq!(value(&page, &sample), Some(1.0), "{word}: {page}");
+    for (_, label, _) in codes {
+        let sample = format!("clipgate_upstream_requests_total{{kind=\"poll\",code=\"{label}\"}}");
+        assert_eq!(value(&page, &sample), Some(1.0), "{label}: {page}");
     }
     let cancelled = "clipgate_upstream_requests_total{kind=\"snapshot\",code=\"cancelled\"}";
     assert_eq!(value(&page, cancelled), Some(1.0));
     assert_eq!(value(&page, "clipgate_upstream_seconds_count{kind=\"poll\"}"), Some(7.0));
     assert_eq!(metrics.upstream.count(CallKind::Poll), 7);
     let faults = codes.iter().filter(|(_, _, is_fault)| *is_fault).count();
-    assert_eq!(metrics.upstream.faults(), faults as u64);
+    assert_eq!(metrics.upstream.errors(), faults as u64);
     let health = metrics.upstream.health();
     assert!(health.answered_at.is_some());
     assert_eq!(health.failed.map(|(_, code)| code), Some(Code::Fault(CallError::Invalid)));
 }
 
 #[test]
-fn an_answers_last_holder_ends_its_telling() {
+fn the_last_wait_of_a_response_ends_its_fanout() {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
     let count = || value(&page(&registry), "clipgate_fanout_seconds_count");
@@ -126,13 +156,13 @@ fn an_answers_last_holder_ends_its_telling() {
 }
 
 #[test]
-fn members_are_those_of_the_configuration_and_no_others() {
+fn only_members_of_the_configuration_are_label_values() {
     let mut registry = Registry::default();
-    let limited = &Metrics::new(&mut registry).limited;
+    let limited = &Metrics::new(&mut registry).rate_limited;
     limited.set_members(["ann \"the\" first", "bob"]);
-    limited.refused(Limit::Calls, Some("bob"));
-    limited.refused(Limit::Calls, Some("mallory"));
-    limited.refused(Limit::Waits, None);
+    limited.record(Limit::Calls, Some("bob"));
+    limited.record(Limit::Calls, Some("mallory"));
+    limited.record(Limit::Waits, None);
     let count = |quota: &str, member: &str| {
         let sample = format!("clipgate_rate_limited_total{{quota=\"{quota}\",member=\"{member}\"}}");
         value(&page(&registry), &sample)
@@ -145,14 +175,14 @@ fn members_are_those_of_the_configuration_and_no_others() {
     assert_eq!((limited.count(Limit::Calls), limited.count(Limit::Requests)), (2, 0));
 
     limited.set_members(["bob", "carol"]);
-    assert_eq!(count("calls", "bob"), Some(1.0), "who stays is not forgotten");
+    assert_eq!(count("calls", "bob"), Some(1.0), "a member that stays keeps its count");
     assert_eq!(count("waits-per-key", "carol"), Some(0.0));
     assert!(!page(&registry).contains("member=\"ann"));
 }
 
 #[cfg(target_os = "linux")]
 #[test]
-fn the_process_tells_its_own_figures() {
+fn the_process_has_metrics_of_its_own() {
     let mut registry = Registry::default();
     Metrics::new(&mut registry);
     let page = page(&registry);

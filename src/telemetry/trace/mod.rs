@@ -1,20 +1,21 @@
-//! Traces: what caused what, across the gateway, told to a collector.
+//! Traces: spans of requests and polls, exported to an OpenTelemetry collector.
 //!
 //! ```text
-//! client ── traceparent ──▶ RequestSpan (SERVER) ── traceparent ──▶ upstream      passed through
+//! client ── traceparent ──▶ RequestSpan (SERVER) ── traceparent ──▶ upstream      pass-through
 //!                               │ links
 //!                               ▼
 //!                           PollSpan (CLIENT, a trace of its own) ── traceparent ──▶ upstream
-//! ended spans ──▶ a bounded queue ──▶ the SDK's own thread ── OTLP ──▶ collector
+//! ended spans ──▶ bounded queue ──▶ thread of the SDK ── OTLP ──▶ collector
 //! ```
 //!
-//! A poll belongs to nobody: it may outlive the request that opened it, and others lean on it. So it is no child of
-//! that request's span but the root of a trace, and the spans of all waits that lean on it link to it.
+//! A poll may outlive the request that opened it, and other waits attach to it. Its span is therefore the root of a
+//! trace of its own, and the span of each attached wait links to it.
 //!
-//! Turned off, there are no spans: a request costs one look at an `Option`, and what goes to the upstream carries
-//! its client's trace as it came, or the beginning of one that nobody records. It must never know an answer's bytes,
-//! and no key, no token and no query is in a span. The names are those of OpenTelemetry's HTTP conventions, and
-//! `clipgate.*`.
+//! Without a collector there are no spans: a request costs the check of an `Option`. A passed-through request then
+//! keeps the client's trace. A poll, and a request without a trace, gets the root of a new trace that is not recorded.
+//!
+//! Attributes are named by OpenTelemetry's HTTP conventions, or `clipgate.*`. No span contains a key, a token, a query
+//! or a body.
 
 mod context;
 mod otlp;
@@ -36,39 +37,37 @@ pub(crate) use self::spans::{PollAttributes, PollSpan, RequestSpan, ResponseAttr
 use crate::config;
 use crate::protocol::request::RequestCtx;
 
-/// Begins spans. Clones are the same.
+/// Source of spans; clones share the exporter.
 #[derive(Clone, Debug, Default)]
 pub struct Tracer(Option<Arc<Recorder>>);
 
-/// Where spans go.
 #[derive(Debug)]
 struct Recorder {
     tracer: SdkTracer,
     provider: SdkTracerProvider,
-    tally: Arc<SpanCounts>,
+    counts: Arc<SpanCounts>,
     upstream: Uri,
 }
 
 impl Tracer {
-    /// As the configuration says; for polls of this upstream.
+    /// Creates the tracer of the configuration. `upstream` is the base URL of polls.
     ///
     /// # Errors
     ///
-    /// When there is no way to the collector at all; whether it answers is not looked at.
-    pub fn new(config: &config::TelemetryConfig, upstream: &Uri) -> Result<Self, TraceError> {
+    /// If the exporter cannot be set up. An unavailable collector is not an error.
+    pub fn new(config: &config::Telemetry, upstream: &Uri) -> Result<Self, TraceError> {
         let Some(endpoint) = &config.otlp_endpoint else { return Ok(Self::default()) };
-        let tally = Arc::new(SpanCounts::default());
-        let provider = otlp::provider(endpoint, config.sample_percent, &tally)?;
+        let counts = Arc::new(SpanCounts::default());
+        let provider = otlp::provider(endpoint, config.sample_percent, &counts)?;
         let tracer = provider.tracer(env!("CARGO_PKG_NAME"));
-        Ok(Self(Some(Arc::new(Recorder { tracer, provider, tally, upstream: upstream.clone() }))))
+        Ok(Self(Some(Arc::new(Recorder { tracer, provider, counts, upstream: upstream.clone() }))))
     }
 
-    /// Whether there are no spans.
     pub fn is_off(&self) -> bool {
         self.0.is_none()
     }
 
-    /// The span of a request that has just arrived; `route` is its path where that is one of few.
+    /// Starts the span of a request. `route` is the path of a wait, `None` for other paths.
     pub fn request<B>(&self, request: &Request<B>, ctx: &RequestCtx, route: Option<&str>) -> RequestSpan {
         match &self.0 {
             None => RequestSpan::default(),
@@ -76,21 +75,20 @@ impl Tracer {
         }
     }
 
-    /// The span of a poll that is opened now. It is recorded if `is_recorded`, which is whether one of those who lean
-    /// on it is.
-    pub fn poll(&self, asked: &PollAttributes<'_>, is_recorded: bool) -> PollSpan {
+    /// Starts the span of a poll. `is_recorded`: whether the span of one of its waits is recorded.
+    pub fn poll(&self, attributes: &PollAttributes<'_>, is_recorded: bool) -> PollSpan {
         match &self.0 {
-            Some(recorder) if is_recorded => PollSpan::new(&recorder.tracer, &recorder.upstream, asked),
+            Some(recorder) if is_recorded => PollSpan::new(&recorder.tracer, &recorder.upstream, attributes),
             Some(_) | None => PollSpan::default(),
         }
     }
 
-    /// Tells the collector what it has not been told, and ends. Blocks for `within` at most.
-    pub fn flush(&self, within: Duration) {
+    /// Exports the remaining spans and stops the exporter. Blocks for at most `timeout`.
+    pub fn shutdown(&self, timeout: Duration) {
         let Some(recorder) = &self.0 else { return };
-        if recorder.provider.shutdown_with_timeout(within).is_err() {
-            recorder.tally.left_behind();
+        if recorder.provider.shutdown_with_timeout(timeout).is_err() {
+            recorder.counts.lose_pending();
         }
-        recorder.tally.sum_up();
+        recorder.counts.log_total();
     }
 }

@@ -1,7 +1,7 @@
-//! The way to the collector: OTLP, protobuf over HTTP.
+//! Exporter of spans: OTLP, protobuf over HTTP.
 //!
-//! All of it happens on the SDK's own thread, on a runtime of that thread's: no request ever waits for it. The
-//! library takes headers for the collector, such as its token, from `OTEL_EXPORTER_OTLP_HEADERS`.
+//! It runs on the thread of the SDK, with a runtime of its own, so no request waits for the collector. The library
+//! reads headers for the collector, such as a token, from `OTEL_EXPORTER_OTLP_HEADERS`.
 
 use std::io;
 use std::sync::Arc;
@@ -27,53 +27,52 @@ use tokio::runtime::Runtime;
 
 use super::processor::{BoundedProcessor, SpanCounts};
 
-/// How long the collector may take for one try, and for all tries of a batch.
-const LIMIT: Duration = Duration::from_secs(5);
-/// The longest answer of a collector's that is read, in bytes.
-const MAX_ANSWER: usize = 64 << 10;
+/// Timeout of one export attempt, and of all attempts of a batch.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Largest response of the collector that is read, in bytes.
+const MAX_RESPONSE: usize = 64 << 10;
 
-/// Why there is no way to the collector.
+/// Errors of the exporter's set-up.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
-    /// The library refuses the endpoint.
-    #[error("telemetry.otlp_endpoint cannot be used")]
+    #[error("telemetry.otlp_endpoint is not a usable endpoint")]
     Exporter(#[from] ExporterBuildError),
-    /// The TLS library has no common ground with its own crypto provider, or the thread has no runtime.
-    #[error("the way to telemetry.otlp_endpoint cannot be set up")]
+    /// TLS, or the runtime of the exporter.
+    #[error("cannot set up the client for telemetry.otlp_endpoint")]
     Setup(#[from] io::Error),
 }
 
-/// What begins spans and tells this collector of them.
+/// Creates the provider of spans that are exported to the endpoint.
 pub(super) fn provider(
     endpoint: &Uri,
     percent: u8,
-    tally: &Arc<SpanCounts>,
+    counts: &Arc<SpanCounts>,
 ) -> Result<SdkTracerProvider, TraceError> {
-    let otlp = SpanExporter::builder()
+    let exporter = SpanExporter::builder()
         .with_http()
         .with_http_client(OtlpHttpClient::new()?)
         .with_endpoint(format!("{}/v1/traces", endpoint.to_string().trim_end_matches('/')))
         .with_protocol(Protocol::HttpBinary)
-        .with_timeout(LIMIT)
+        .with_timeout(EXPORT_TIMEOUT)
         .with_retry_policy(RetryPolicy::recommended().with_max_retries(1))
         .build()?;
     let resource = Resource::builder()
         .with_service_name(env!("CARGO_PKG_NAME"))
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
         .build();
-    let requests = Sampler::TraceIdRatioBased(f64::from(percent) / 100.0);
+    let request_sampler = Sampler::TraceIdRatioBased(f64::from(percent) / 100.0);
     Ok(SdkTracerProvider::builder()
-        .with_span_processor(BoundedProcessor::new(otlp, tally))
+        .with_span_processor(BoundedProcessor::new(exporter, counts))
         .with_resource(resource)
-        .with_sampler(Sampler::ParentBased(Box::new(RootSampler { requests })))
+        .with_sampler(Sampler::ParentBased(Box::new(RootSampler { request_sampler })))
         .build())
 }
 
-/// Which traces that begin here are recorded: so many of the requests', and each poll's, as polls that no recorded
-/// request leans on have no span at all.
+/// Sampler of the traces that the gateway starts: a percentage of the requests, and all polls. A poll has a span only
+/// if a recorded request opened it.
 #[derive(Clone, Debug)]
 struct RootSampler {
-    requests: Sampler,
+    request_sampler: Sampler,
 }
 
 impl ShouldSample for RootSampler {
@@ -86,12 +85,12 @@ impl ShouldSample for RootSampler {
         attributes: &[KeyValue],
         links: &[Link],
     ) -> SamplingResult {
-        let sampler = if *kind == SpanKind::Client { &Sampler::AlwaysOn } else { &self.requests };
+        let sampler = if *kind == SpanKind::Client { &Sampler::AlwaysOn } else { &self.request_sampler };
         sampler.should_sample(parent, trace, name, kind, attributes, links)
     }
 }
 
-/// Posts batches, a connection each.
+/// HTTP client of the exporter, with a new connection for each batch.
 #[derive(Debug)]
 struct OtlpHttpClient {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
@@ -103,7 +102,7 @@ impl OtlpHttpClient {
         let (new, provider) = (HttpsConnectorBuilder::new, rustls::crypto::ring::default_provider);
         let tls = match new().with_provider_and_native_roots(provider()) {
             Ok(tls) => tls,
-            // As the upstream's client does, which tells of it.
+            // As the client of the upstream, which logs a warning about it.
             Err(_) => new().with_provider_and_webpki_roots(provider()).map_err(io::Error::other)?,
         };
         let client = Client::builder(TokioExecutor::new())
@@ -116,15 +115,15 @@ impl OtlpHttpClient {
 
 #[async_trait]
 impl HttpClient for OtlpHttpClient {
-    /// Blocks, which the thread that calls it is there for.
+    /// Blocks the calling thread, which only exports.
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let mut request = request.map(Full::new);
         request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        let posting = async {
+        let export = async {
             let (head, body) = self.client.request(request).await?.into_parts();
-            let body = Limited::new(body, MAX_ANSWER).collect().await?.to_bytes();
+            let body = Limited::new(body, MAX_RESPONSE).collect().await?.to_bytes();
             Ok(Response::from_parts(head, body))
         };
-        self.runtime.block_on(async { tokio::time::timeout(LIMIT, posting).await })?
+        self.runtime.block_on(async { tokio::time::timeout(EXPORT_TIMEOUT, export).await })?
     }
 }

@@ -1,6 +1,7 @@
-//! Between the spans that end and the thread that tells them: what waits there is bounded and what is lost counted.
+//! Bounded queue of ended spans, with a count of lost spans.
 //!
-//! The SDK's own queue is bounded too, but keeps its count of losses to itself. So this lets no more in than fit.
+//! The queue of the SDK is bounded too, but does not expose its count of lost spans. This processor therefore passes
+//! on only as many spans as fit.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -15,44 +16,44 @@ use opentelemetry_sdk::trace::{
 };
 use tracing::{info, warn};
 
-/// Spans that wait to be told: some kB each at most, so some MB while the collector is away.
-const ROOM: usize = 4096;
-/// Spans told at a time.
-const BATCH: usize = 512;
-/// How long a span waits at most, if the collector is there.
-const EVERY: Duration = Duration::from_secs(2);
+/// Bound of pending spans. A span has a few kB, so an unavailable collector costs some MB.
+const MAX_PENDING: usize = 4096;
+/// Spans per export.
+const MAX_BATCH: usize = 512;
+/// Time between two exports.
+const EXPORT_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What became of spans.
 #[derive(Debug, Default)]
 pub(super) struct SpanCounts {
-    waiting: AtomicUsize,
+    /// Spans in the queue or in an export.
+    pending: AtomicUsize,
     lost: AtomicU64,
-    /// Whether the last batch was lost, or a span since.
+    /// Whether the last batch was lost, or a span since then.
     is_losing: AtomicBool,
 }
 
 impl SpanCounts {
-    fn lose(&self, spans: usize, why: &'static str) {
+    fn lose(&self, spans: usize, reason: &'static str) {
         self.lost.fetch_add(spans as u64, Ordering::Relaxed);
         if !self.is_losing.swap(true, Ordering::Relaxed) {
-            warn!(why, "spans are lost, requests are served all the same");
+            warn!(reason, "spans are lost, requests are not affected");
         }
     }
 
-    fn told(&self) {
+    fn exported(&self) {
         if self.is_losing.swap(false, Ordering::Relaxed) {
             info!(lost = self.lost.load(Ordering::Relaxed), "spans reach the collector again");
         }
     }
 
-    /// Nobody will tell what still waits.
-    pub(super) fn left_behind(&self) {
-        let left = self.waiting.swap(0, Ordering::Relaxed);
-        self.lost.fetch_add(left as u64, Ordering::Relaxed);
+    /// Counts the pending spans as lost, at the end of the exporter.
+    pub(super) fn lose_pending(&self) {
+        let pending = self.pending.swap(0, Ordering::Relaxed);
+        self.lost.fetch_add(pending as u64, Ordering::Relaxed);
     }
 
-    /// Says how many were lost in all, if any were.
-    pub(super) fn sum_up(&self) {
+    /// Logs the number of lost spans, if there are any.
+    pub(super) fn log_total(&self) {
         let lost = self.lost.load(Ordering::Relaxed);
         if lost > 0 {
             warn!(lost, "spans were lost");
@@ -60,23 +61,22 @@ impl SpanCounts {
     }
 }
 
-/// The way in.
+/// Input of the queue.
 #[derive(Debug)]
 pub(super) struct BoundedProcessor {
     batches: BatchSpanProcessor,
-    tally: Arc<SpanCounts>,
+    counts: Arc<SpanCounts>,
 }
 
 impl BoundedProcessor {
-    /// A queue before this way to the collector.
-    pub(super) fn new(otlp: Otlp, tally: &Arc<SpanCounts>) -> Self {
+    pub(super) fn new(otlp: Otlp, counts: &Arc<SpanCounts>) -> Self {
         let config = BatchConfigBuilder::default()
-            .with_max_queue_size(ROOM)
-            .with_max_export_batch_size(BATCH)
-            .with_scheduled_delay(EVERY)
+            .with_max_queue_size(MAX_PENDING)
+            .with_max_export_batch_size(MAX_BATCH)
+            .with_scheduled_delay(EXPORT_INTERVAL)
             .build();
-        let batches = BatchSpanProcessor::new(CountingExporter { otlp, tally: Arc::clone(tally) }, config);
-        Self { batches, tally: Arc::clone(tally) }
+        let batches = BatchSpanProcessor::new(CountingExporter { otlp, counts: Arc::clone(counts) }, config);
+        Self { batches, counts: Arc::clone(counts) }
     }
 }
 
@@ -84,11 +84,11 @@ impl SpanProcessor for BoundedProcessor {
     fn on_start(&self, _span: &mut Span, _cx: &Context) {}
 
     fn on_end(&self, span: SpanData) {
-        if self.tally.waiting.fetch_add(1, Ordering::Relaxed) < ROOM {
+        if self.counts.pending.fetch_add(1, Ordering::Relaxed) < MAX_PENDING {
             self.batches.on_end(span);
         } else {
-            self.tally.waiting.fetch_sub(1, Ordering::Relaxed);
-            self.tally.lose(1, "the queue is full");
+            self.counts.pending.fetch_sub(1, Ordering::Relaxed);
+            self.counts.lose(1, "the queue is full");
         }
     }
 
@@ -105,24 +105,24 @@ impl SpanProcessor for BoundedProcessor {
     }
 }
 
-/// The way out, on the SDK's thread.
+/// Output of the queue, on the thread of the SDK.
 #[derive(Debug)]
 struct CountingExporter {
     otlp: Otlp,
-    tally: Arc<SpanCounts>,
+    counts: Arc<SpanCounts>,
 }
 
 impl SpanExporter for CountingExporter {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len();
-        let told = self.otlp.export(batch).await;
-        // Not before: what is on its way takes up room as what waits does.
-        self.tally.waiting.fetch_sub(spans, Ordering::Relaxed);
-        match &told {
-            Ok(()) => self.tally.told(),
-            Err(_) => self.tally.lose(spans, "the collector does not take them"),
+        let result = self.otlp.export(batch).await;
+        // Only now: spans of a running export take up room in the queue.
+        self.counts.pending.fetch_sub(spans, Ordering::Relaxed);
+        match &result {
+            Ok(()) => self.counts.exported(),
+            Err(_) => self.counts.lose(spans, "the export failed"),
         }
-        told
+        result
     }
 
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {

@@ -1,4 +1,4 @@
-//! The two kinds of spans: a client's request, and a poll.
+//! The two kinds of spans: client request and poll.
 
 use std::sync::Arc;
 
@@ -15,9 +15,9 @@ use crate::core::job::KeyDomain;
 use crate::protocol::host::requested_host;
 use crate::protocol::request::RequestCtx;
 
-/// The longest path that a span shows, in bytes.
+/// Longest path in a span, in bytes.
 const MAX_PATH: usize = 256;
-/// The most polls that a span links to; the SDK has no room for more.
+/// Most polls that a span links to: the SDK's own limit.
 const MAX_LINKS: usize = 128;
 
 const OUTCOME: &str = "clipgate.outcome";
@@ -25,7 +25,7 @@ const REASON: &str = "clipgate.reason";
 const STATUS: &str = "http.response.status_code";
 const ERROR: &str = "error.type";
 
-/// A client's request. Without tracing it is nothing. Dropping it ends it: its client has left.
+/// Span of a client request, empty without a collector. Its drop ends the span with the outcome `client_closed`.
 #[derive(Debug, Default)]
 pub struct RequestSpan(Option<Arc<Mutex<OpenSpan>>>);
 
@@ -35,16 +35,14 @@ struct OpenSpan {
     linked: Vec<SpanId>,
 }
 
-/// How a request was answered.
 #[derive(Clone, Copy, Debug)]
 pub struct ResponseAttributes<'a> {
-    /// The answer's status.
     pub status: u16,
-    /// What the log calls it.
+    /// The value of `clipgate.outcome` in the log.
     pub outcome: &'static str,
-    /// And why.
+    /// The value of `clipgate.reason` in the log.
     pub reason: Option<&'static str>,
-    /// Which member of the team asked.
+    /// Name of the team member.
     pub member: Option<&'a str>,
 }
 
@@ -55,11 +53,11 @@ impl RequestSpan {
         ctx: &RequestCtx,
         route: Option<&str>,
     ) -> Self {
-        let parent = match TraceContext::of(request.headers()) {
+        let parent = match TraceContext::from_headers(request.headers()) {
             Some(TraceContext(parent)) => Context::new().with_remote_span_context(parent),
             None => Context::new(),
         };
-        let method = known(request.method());
+        let method = known_method(request.method());
         let name = match route {
             Some(route) => format!("{method} {route}"),
             None => (if method == OTHER { "HTTP" } else { method }).to_owned(),
@@ -67,13 +65,13 @@ impl RequestSpan {
         let builder = SpanBuilder::from_name(name).with_kind(SpanKind::Server);
         let mut span = tracer.build_with_context(builder, &parent);
         if span.is_recording() {
-            span.set_attributes(asked(request, ctx, route));
+            span.set_attributes(request_attributes(request, ctx, route));
         }
         Self(Some(Arc::new(Mutex::new(OpenSpan { span, linked: Vec::new() }))))
     }
 
-    /// It is a wait for so many jobs, by this key.
-    pub fn asks(&self, jobs: usize, key: KeyDomain) {
+    /// Records the number of jobs and the key of a wait.
+    pub fn set_wait(&self, jobs: usize, key: KeyDomain) {
         if let Some(open) = &self.0 {
             let mut open = open.lock();
             open.span.set_attribute(KeyValue::new("clipgate.jobs", jobs as i64));
@@ -81,24 +79,24 @@ impl RequestSpan {
         }
     }
 
-    /// Whereby others link it to their polls.
+    /// Returns a handle that adds links to polls.
     pub fn links(&self) -> Links {
         Links(self.0.clone())
     }
 
-    /// Makes the fields of a request that is passed on name this span as its cause. Without tracing they stay as they
-    /// are, unless there is no trace in them.
-    pub fn write(&self, fields: &mut HeaderMap) {
+    /// Writes this span as the parent into the headers of a passed-through request. Without a span a valid
+    /// `traceparent` of the client stays, and a missing one is replaced by a new trace that is not recorded.
+    pub fn write(&self, headers: &mut HeaderMap) {
         let own = self.0.as_ref().map(|open| open.lock().span.span_context().clone());
         match own.filter(SpanContext::is_valid) {
-            Some(own) => TraceContext(own).write(fields),
-            None if TraceContext::of(fields).is_some() => {}
-            None => TraceContext::unrecorded().write(fields),
+            Some(own) => TraceContext(own).write(headers),
+            None if TraceContext::from_headers(headers).is_some() => {}
+            None => TraceContext::unrecorded().write(headers),
         }
     }
 
-    /// It is answered, and ends.
-    pub fn answered(self, ResponseAttributes { status, outcome, reason, member }: ResponseAttributes<'_>) {
+    /// Ends the span with the response.
+    pub fn finish(self, ResponseAttributes { status, outcome, reason, member }: ResponseAttributes<'_>) {
         let Some(open) = &self.0 else { return };
         let span = &mut open.lock().span;
         if span.is_recording() {
@@ -119,19 +117,19 @@ impl Drop for RequestSpan {
     fn drop(&mut self) {
         if let Some(open) = &self.0 {
             let span = &mut open.lock().span;
-            // An ended one does not change any more.
+            // No effect on a span that has ended.
             span.set_attribute(KeyValue::new(OUTCOME, "client_closed"));
             span.end();
         }
     }
 }
 
-/// What links a request's span to polls.
+/// Handle of a request's span that adds links to polls.
 #[derive(Clone, Debug, Default)]
 pub struct Links(Option<Arc<Mutex<OpenSpan>>>);
 
 impl Links {
-    /// The request leans on this poll.
+    /// Links the request to a poll that it attaches to.
     pub fn add(&self, poll: &PollSpan) {
         let (Some(open), true) = (&self.0, poll.span.is_some()) else { return };
         let (mut open, poll) = (open.lock(), &poll.context.0);
@@ -142,41 +140,39 @@ impl Links {
         }
     }
 
-    /// Whether the request is recorded.
+    /// Returns whether the request is recorded.
     pub fn is_recorded(&self) -> bool {
         self.0.as_ref().is_some_and(|open| open.lock().span.span_context().is_sampled())
     }
 }
 
-/// What a poll asks for.
 #[derive(Clone, Copy, Debug)]
 pub struct PollAttributes<'a> {
-    /// The endpoint's path.
+    /// Path of the endpoint, without the prefix of `upstream.base_url`.
     pub path: &'a str,
-    /// How many jobs.
+    /// Number of jobs.
     pub jobs: usize,
-    /// With which key.
     pub key: KeyDomain,
 }
 
-/// A poll, all its tries together. Dropping it ends it: it is cancelled.
+/// Span of a poll with all its attempts. Its drop ends the span with the outcome `cancelled`.
 #[derive(Debug)]
 pub struct PollSpan {
     context: TraceContext,
     span: Option<Span>,
-    failures: i64,
+    failed_attempts: i64,
 }
 
 impl Default for PollSpan {
-    /// One that nobody records.
+    /// Creates a span that is not recorded.
     fn default() -> Self {
-        Self { context: TraceContext::unrecorded(), span: None, failures: 0 }
+        Self { context: TraceContext::unrecorded(), span: None, failed_attempts: 0 }
     }
 }
 
 impl PollSpan {
-    pub(super) fn new(tracer: &SdkTracer, upstream: &Uri, asked: &PollAttributes<'_>) -> Self {
-        let name = format!("GET {}", asked.path);
+    pub(super) fn new(tracer: &SdkTracer, upstream: &Uri, attributes: &PollAttributes<'_>) -> Self {
+        let name = format!("GET {}", attributes.path);
         let builder = SpanBuilder::from_name(name).with_kind(SpanKind::Client);
         let mut span = tracer.build_with_context(builder, &Context::new());
         if !span.is_recording() {
@@ -186,31 +182,31 @@ impl PollSpan {
         span.set_attributes([
             KeyValue::new("http.request.method", "GET"),
             KeyValue::new("url.scheme", upstream.scheme_str().unwrap_or_default().to_owned()),
-            KeyValue::new("url.path", format!("{prefix}{}", asked.path)),
+            KeyValue::new("url.path", format!("{prefix}{}", attributes.path)),
             KeyValue::new("server.address", upstream.host().unwrap_or_default().to_owned()),
-            KeyValue::new("clipgate.jobs", asked.jobs as i64),
-            KeyValue::new("clipgate.key", asked.key.to_string()),
+            KeyValue::new("clipgate.jobs", attributes.jobs as i64),
+            KeyValue::new("clipgate.key", attributes.key.to_string()),
         ]);
         let port =
             upstream.port_u16().unwrap_or(if upstream.scheme_str() == Some("http") { 80 } else { 443 });
         span.set_attribute(KeyValue::new("server.port", i64::from(port)));
-        Self { context: TraceContext(span.span_context().clone()), span: Some(span), failures: 0 }
+        Self { context: TraceContext(span.span_context().clone()), span: Some(span), failed_attempts: 0 }
     }
 
-    /// What its requests name as their cause.
+    /// Returns the parent for the requests of the poll.
     pub fn context(&self) -> &TraceContext {
         &self.context
     }
 
-    /// A try failed; another may follow.
-    pub fn try_failed(&mut self, reason: &'static str) {
-        self.failures += 1;
+    /// Records a failed attempt.
+    pub fn attempt_failed(&mut self, reason: &'static str) {
+        self.failed_attempts += 1;
         if let Some(span) = &mut self.span {
-            span.add_event("try failed", vec![KeyValue::new(REASON, reason)]);
+            span.add_event("attempt failed", vec![KeyValue::new(REASON, reason)]);
         }
     }
 
-    /// It came back with this status.
+    /// Ends the span with the status of the response.
     pub fn landed(mut self, status: u16) {
         self.end("landed", |span| {
             span.set_attribute(KeyValue::new(STATUS, i64::from(status)));
@@ -221,7 +217,7 @@ impl PollSpan {
         });
     }
 
-    /// It is not tried again.
+    /// Ends the span after the last failed attempt.
     pub fn gave_up(mut self, reason: &'static str) {
         self.end("failed", |span| {
             span.set_attribute(KeyValue::new(ERROR, reason));
@@ -229,13 +225,13 @@ impl PollSpan {
         });
     }
 
-    fn end(&mut self, outcome: &'static str, tell: impl FnOnce(&mut Span)) {
+    fn end(&mut self, outcome: &'static str, set_result: impl FnOnce(&mut Span)) {
         let Some(mut span) = self.span.take() else { return };
         span.set_attribute(KeyValue::new(OUTCOME, outcome));
-        if self.failures > 0 {
-            span.set_attribute(KeyValue::new("clipgate.failed_tries", self.failures));
+        if self.failed_attempts > 0 {
+            span.set_attribute(KeyValue::new("clipgate.failed_attempts", self.failed_attempts));
         }
-        tell(&mut span);
+        set_result(&mut span);
         span.end();
     }
 }
@@ -246,28 +242,28 @@ impl Drop for PollSpan {
     }
 }
 
-fn asked<B>(request: &Request<B>, ctx: &RequestCtx, route: Option<&str>) -> Vec<KeyValue> {
-    let mut asked = vec![
-        KeyValue::new("http.request.method", known(request.method())),
-        KeyValue::new("url.path", short(request.uri().path()).to_owned()),
+fn request_attributes<B>(request: &Request<B>, ctx: &RequestCtx, route: Option<&str>) -> Vec<KeyValue> {
+    let mut attributes = vec![
+        KeyValue::new("http.request.method", known_method(request.method())),
+        KeyValue::new("url.path", truncated(request.uri().path()).to_owned()),
         KeyValue::new("url.scheme", if ctx.is_tls { "https" } else { "http" }),
         KeyValue::new("clipgate.request_id", ctx.id.to_string()),
     ];
-    asked.extend(route.map(|route| KeyValue::new("http.route", route.to_owned())));
-    asked.extend(version(request.version()).map(|v| KeyValue::new("network.protocol.version", v)));
-    asked.extend(ctx.forwarded.client_ip().map(|client| KeyValue::new("client.address", client.to_string())));
-    if let Some(host) = requested_host(request.uri(), request.headers()) {
-        asked.push(KeyValue::new("server.address", short(host.host()).to_owned()));
-        asked.extend(host.port_u16().map(|port| KeyValue::new("server.port", i64::from(port))));
+    attributes.extend(route.map(|route| KeyValue::new("http.route", route.to_owned())));
+    attributes.extend(version(request.version()).map(|v| KeyValue::new("network.protocol.version", v)));
+    attributes.extend(ctx.trail.client().map(|client| KeyValue::new("client.address", client.to_string())));
+    if let Some(host) = headers::asked_host(request.uri(), request.headers()) {
+        attributes.push(KeyValue::new("server.address", truncated(host.host()).to_owned()));
+        attributes.extend(host.port_u16().map(|port| KeyValue::new("server.port", i64::from(port))));
     }
-    asked
+    attributes
 }
 
-/// What the conventions call a method that is none of theirs.
+/// Name of unknown methods in the conventions.
 const OTHER: &str = "_OTHER";
 
-/// A closed set, as a client can make methods up.
-fn known(method: &Method) -> &'static str {
+/// Returns the method's name from a closed set: clients can invent methods.
+fn known_method(method: &Method) -> &'static str {
     let known = ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "CONNECT", "TRACE", "QUERY"];
     known.into_iter().find(|name| *name == method.as_str()).unwrap_or(OTHER)
 }
@@ -281,6 +277,6 @@ fn version(version: Version) -> Option<&'static str> {
     }
 }
 
-fn short(text: &str) -> &str {
+fn truncated(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_PATH)]
 }

@@ -148,7 +148,7 @@ impl SendError {
 
     /// Returns the fixed word for logs, metrics and `Cache-Status`.
     pub fn reason(&self) -> &'static str {
-        self.fault().as_str()
+        self.fault().into_str()
     }
 
     /// Returns whether the upstream may have received a part of the request.

@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector: says its port, then a line of JSON for each batch that it is sent."""
+"""An OpenTelemetry collector: prints its port, then a line of JSON for each batch of spans."""
 
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +14,7 @@ def values(attributes):
     return {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in attributes}
 
 
-def told(span):
+def span_json(span):
     return {
         "name": span.name,
         "kind": Span.SpanKind.Name(span.kind),
@@ -40,7 +40,7 @@ class Collector(BaseHTTPRequestHandler):
             "type": self.headers["content-type"],
             "token": self.headers["x-token"],
             "resource": values(resources[0].resource.attributes),
-            "spans": [told(s) for r in resources for scope in r.scope_spans for s in scope.spans],
+            "spans": [span_json(s) for r in resources for scope in r.scope_spans for s in scope.spans],
             "raw": body.decode("latin-1"),
         }
         print(json.dumps(line), flush=True)

@@ -1,4 +1,4 @@
-//! The dashboard's files, as they are served. What they make of themselves in a browser is in `dashboard.rs`.
+//! Responses with the files of the dashboard. The page in a browser is tested in `dashboard.rs`.
 
 use std::path::Path;
 
@@ -6,9 +6,9 @@ use crate::harness::admin_client::{AdminClient, field, text};
 use crate::harness::gateway::TestGateway;
 
 #[tokio::test]
-async fn each_of_its_files_is_served_for_what_it_is_and_only_once() {
-    let mut stage = TestGateway::new().await;
-    let operator = AdminClient::open(&mut stage).await;
+async fn each_file_has_its_content_type_and_an_etag() {
+    let mut gateway = TestGateway::new().await;
+    let operator = Operator::of(&mut gateway).await;
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/admin/dashboard");
     let files = ["", "uplot"].iter().flat_map(|dir| std::fs::read_dir(root.join(dir)).unwrap());
     let files: Vec<_> = files
@@ -19,31 +19,31 @@ async fn each_of_its_files_is_served_for_what_it_is_and_only_once() {
     for file in &files {
         let name = file.strip_prefix(&root).unwrap().to_str().unwrap();
         let path = if name == "index.html" { "/".to_owned() } else { format!("/dashboard/{name}") };
-        let answer = operator.get(&path).await;
+        let response = operator.get(&path).await;
         assert_eq!(
-            (answer.status().as_u16(), text(&answer)),
+            (response.status().as_u16(), text(&response)),
             (200, &*std::fs::read_to_string(file).unwrap())
         );
-        let kind = match file.extension().map(|ending| ending.to_str().unwrap()) {
+        let content_type = match file.extension().map(|extension| extension.to_str().unwrap()) {
             Some("html") => "text/html; charset=utf-8",
             Some("css") => "text/css; charset=utf-8",
             Some("js") => "text/javascript; charset=utf-8",
             Some("svg") => "image/svg+xml",
             _ => "text/plain; charset=utf-8",
         };
-        assert_eq!(field(&answer, "content-type"), kind, "{path}");
-        let policy = field(&answer, "content-security-policy");
+        assert_eq!(field(&response, "content-type"), content_type, "{path}");
+        let policy = field(&response, "content-security-policy");
         for rule in ["default-src 'none'", "script-src 'self'", "style-src 'self'", "frame-ancestors 'none'"]
         {
             assert!(policy.contains(rule), "{path}: {policy}");
         }
         assert!(!policy.contains("unsafe"), "{policy}");
-        assert_eq!(field(&answer, "x-content-type-options"), "nosniff");
-        assert_eq!(field(&answer, "referrer-policy"), "no-referrer");
-        assert_eq!(field(&answer, "cache-control"), "no-cache");
+        assert_eq!(field(&response, "x-content-type-options"), "nosniff");
+        assert_eq!(field(&response, "referrer-policy"), "no-referrer");
+        assert_eq!(field(&response, "cache-control"), "no-cache");
 
-        let etag = field(&answer, "etag");
-        let again = operator.send("GET", &path, &[("if-none-match", etag)]).await;
+        let etag = field(&response, "etag");
+        let again = operator.ask("GET", &path, &[("if-none-match", etag)]).await;
         assert_eq!((again.status().as_u16(), again.body().len()), (304, 0), "{path}");
         assert_eq!(operator.send("GET", &path, &[("if-none-match", "\"old\"")]).await.status(), 200);
         let head = operator.send("HEAD", &path, &[]).await;
@@ -53,9 +53,9 @@ async fn each_of_its_files_is_served_for_what_it_is_and_only_once() {
 }
 
 #[tokio::test]
-async fn the_page_has_no_script_style_or_address_but_its_own_files() {
-    let mut stage = TestGateway::new().await;
-    let operator = AdminClient::open(&mut stage).await;
+async fn the_page_refers_to_its_own_files_only() {
+    let mut gateway = TestGateway::new().await;
+    let operator = Operator::of(&mut gateway).await;
     let page = operator.get("/").await;
     let page = text(&page);
     for inline in ["style=", "onclick", "onload", "<style", "http://", "https://", "//"] {

@@ -1,4 +1,4 @@
-//! The operator's side: what there is, for whom, and that it answers whatever the data path does.
+//! Routes of the admin listener: methods, access, contents, and answers while the data path is stuck.
 
 use std::time::Duration;
 
@@ -20,20 +20,20 @@ use crate::harness::gateway::{
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// Holds a refusal to the shape of the gateway's own errors.
-fn assert_refused(answer: &Response<Bytes>, status: u16, path: &str) {
-    assert_eq!(answer.status(), status, "{path}: {}", text(answer));
-    let body = json(answer);
+/// Asserts that an error has the JSON shape of the gateway's errors.
+fn assert_error(response: &Response<Bytes>, status: u16, path: &str) {
+    assert_eq!(response.status(), status, "{path}: {}", text(response));
+    let body = json(response);
     assert_eq!((&body["statusCode"], &body["path"]), (&status.into(), &path.into()));
-    assert_eq!(body["requestId"], field(answer, "x-request-id"));
+    assert_eq!(body["requestId"], field(response, "x-request-id"));
     assert!(body["message"].is_string() && body["timestamp"].is_string(), "{body}");
-    assert_eq!(field(answer, "cache-control"), "no-store");
+    assert_eq!(field(response, "cache-control"), "no-store");
 }
 
 #[tokio::test]
-async fn each_resource_takes_its_methods_and_no_others() {
-    let mut stage = TestGateway::new().await;
-    let operator = AdminClient::open(&mut stage).await;
+async fn each_route_accepts_only_its_methods() {
+    let mut gateway = TestGateway::new().await;
+    let operator = Operator::of(&mut gateway).await;
     let rows = [
         ("/healthz", "GET, HEAD", "text/plain; charset=utf-8"),
         ("/readyz", "GET, HEAD", "text/plain; charset=utf-8"),
@@ -45,42 +45,42 @@ async fn each_resource_takes_its_methods_and_no_others() {
     ];
     for (path, allowed, kind) in rows {
         for method in ["GET", "HEAD", "DELETE", "POST", "PUT", "OPTIONS"] {
-            let answer = operator.send(method, path, &[]).await;
+            let response = operator.ask(method, path, &[]).await;
             if allowed.split(", ").any(|allowed| allowed == method) {
-                assert_eq!(answer.status(), 200, "{method} {path}");
-                assert_eq!(field(&answer, "content-type"), kind, "{method} {path}");
-                assert_eq!(answer.body().is_empty(), method == "HEAD", "{method} {path}");
-                assert_eq!(field(&answer, "x-content-type-options"), "nosniff");
+                assert_eq!(response.status(), 200, "{method} {path}");
+                assert_eq!(field(&response, "content-type"), kind, "{method} {path}");
+                assert_eq!(response.body().is_empty(), method == "HEAD", "{method} {path}");
+                assert_eq!(field(&response, "x-content-type-options"), "nosniff");
             } else {
                 assert_eq!(
-                    (answer.status().as_u16(), field(&answer, "allow")),
+                    (response.status().as_u16(), field(&response, "allow")),
                     (405, allowed),
                     "{method} {path}"
                 );
                 if method != "HEAD" {
-                    assert_refused(&answer, 405, path);
+                    assert_error(&response, 405, path);
                 }
             }
         }
     }
     for path in ["/x", "/metrics/x", "/api", "/api/cache/a/../b/x?y"] {
-        let answer = operator.get(path).await;
-        assert!([404, 405].contains(&answer.status().as_u16()), "{path}");
+        let response = operator.get(path).await;
+        assert!([404, 405].contains(&response.status().as_u16()), "{path}");
     }
-    assert_refused(&operator.get("/nothing").await, 404, "/nothing");
-    assert_refused(&operator.send("DELETE", "/api/cache/", &[]).await, 400, "/api/cache/");
-    let answer = operator.send("GET", "/healthz", &[("x-request-id", "mine-1")]).await;
-    assert_eq!(field(&answer, "x-request-id"), "mine-1");
-    assert_eq!(stage.upstream_requests().len(), 0, "nothing reaches the upstream");
+    assert_error(&operator.get("/nothing").await, 404, "/nothing");
+    assert_error(&operator.ask("DELETE", "/api/cache/", &[]).await, 400, "/api/cache/");
+    let response = operator.ask("GET", "/healthz", &[("x-request-id", "mine-1")]).await;
+    assert_eq!(field(&response, "x-request-id"), "mine-1");
+    assert_eq!(gateway.upstream_requests().len(), 0, "no request reaches the upstream");
 }
 
 #[tokio::test]
 async fn readiness_follows_the_gateway_and_health_does_not() {
-    let mut stage = TestGateway::new().await;
-    let operator = AdminClient::open(&mut stage).await;
+    let mut gateway = TestGateway::new().await;
+    let operator = Operator::of(&mut gateway).await;
     let of = async |path: &str| {
-        let answer = operator.get(path).await;
-        (answer.status().as_u16(), text(&answer).to_owned())
+        let response = operator.get(path).await;
+        (response.status().as_u16(), text(&response).to_owned())
     };
     assert_eq!(of("/readyz").await, (200, "ready\n".to_owned()));
     assert_eq!(operator.state().await["phase"], "ready");
@@ -91,24 +91,24 @@ async fn readiness_follows_the_gateway_and_health_does_not() {
 }
 
 #[tokio::test]
-async fn with_a_token_all_but_health_ask_for_it() {
+async fn with_a_token_all_routes_but_health_require_it() {
     let token = "cg-admin-recognise-me";
-    let mut stage = TestGateway::with(|config, _| config.admin.token = Some(Secret::new(token))).await;
-    let operator = AdminClient::open(&mut stage).await;
+    let mut gateway = TestGateway::with(|config, _| config.admin.token = Some(Secret::new(token))).await;
+    let operator = Operator::of(&mut gateway).await;
     let bearer = format!("Bearer {token}");
     // ops:cg-admin-recognise-me
     let basic = "Basic b3BzOmNnLWFkbWluLXJlY29nbmlzZS1tZQ==";
     let paths = ["/metrics", "/api/state", "/api/history", "/api/events", "/api/cache", "/nothing"];
     for path in paths {
         for wrong in ["", "Bearer cg-admin-recognise-m", "Bearer x", "Basic b3BzOng=", token] {
-            let answer = operator.send("GET", path, &[("authorization", wrong)]).await;
-            assert_refused(&answer, 401, path);
-            let challenges: Vec<_> = answer.headers().get_all("www-authenticate").iter().collect();
+            let response = operator.ask("GET", path, &[("authorization", wrong)]).await;
+            assert_error(&response, 401, path);
+            let challenges: Vec<_> = response.headers().get_all("www-authenticate").iter().collect();
             assert_eq!(
                 challenges,
                 ["Bearer realm=\"clipgate\"", "Basic realm=\"clipgate\", charset=\"UTF-8\""]
             );
-            assert!(!format!("{answer:?}").contains("recognise"), "{answer:?}");
+            assert!(!format!("{response:?}").contains("recognise"), "{response:?}");
         }
         if path == "/api/events" {
             continue; // does not end
@@ -125,15 +125,15 @@ async fn with_a_token_all_but_health_ask_for_it() {
 }
 
 #[tokio::test]
-async fn without_a_token_no_other_sites_page_gets_through() {
-    let mut stage = TestGateway::new().await;
-    let operator = AdminClient::open(&mut stage).await;
-    stage.sim.set_status("a", "completed");
-    stage.get(&clip_target("a", "completed"), &[]).await;
+async fn without_a_token_pages_of_other_sites_are_rejected() {
+    let mut gateway = TestGateway::new().await;
+    let operator = Operator::of(&mut gateway).await;
+    gateway.sim.set_status("a", "completed");
+    gateway.get(&single("a", "completed"), &[]).await;
     let own = format!("http://{}", operator.address);
     let rebound = [("host", "evil.example")];
     for path in ["/metrics", "/api/state", "/api/history", "/api/events", "/api/cache/a"] {
-        assert_refused(&operator.send("GET", path, &rebound).await, 421, path);
+        assert_error(&operator.ask("GET", path, &rebound).await, 421, path);
     }
     for fields in [
         &[("origin", "http://evil.example")][..],
@@ -141,24 +141,24 @@ async fn without_a_token_no_other_sites_page_gets_through() {
         &[("sec-fetch-site", "cross-site")],
         &[("sec-fetch-site", "same-site")],
     ] {
-        assert_refused(&operator.send("DELETE", "/api/cache", fields).await, 403, "/api/cache");
+        assert_error(&operator.ask("DELETE", "/api/cache", fields).await, 403, "/api/cache");
     }
-    assert!(stage.get(&clip_target("a", "completed"), &[]).await.is_hit(), "nothing was forgotten");
+    assert!(gateway.get(&single("a", "completed"), &[]).await.hit(), "no entry was removed");
     let fields = [("origin", own.as_str()), ("sec-fetch-site", "same-origin")];
-    assert_eq!(operator.send("DELETE", "/api/cache", &fields).await.status(), 200);
-    assert!(!stage.get(&clip_target("a", "completed"), &[]).await.is_hit());
+    assert_eq!(operator.ask("DELETE", "/api/cache", &fields).await.status(), 200);
+    assert!(!gateway.get(&single("a", "completed"), &[]).await.hit());
 }
 
 #[tokio::test]
-async fn what_is_forgotten_is_asked_for_again() {
-    let mut stage = TestGateway::new().await;
-    let operator = AdminClient::open(&mut stage).await;
-    set_status_of_all(&stage, &["a", "b", "c/d"], "completed");
+async fn removed_jobs_are_requested_again() {
+    let mut gateway = TestGateway::new().await;
+    let operator = Operator::of(&mut gateway).await;
+    put_all(&gateway, &["a", "b", "c/d"], "completed");
     let keys = ["Bearer one", "Bearer two"];
     let ask = async |id: &str, key: &str| {
-        let answer = stage.get(&clip_target(id, "completed"), &[("authorization", key)]).await;
-        assert_eq!(answer.status, 200);
-        answer.is_hit()
+        let response = gateway.get(&single(id, "completed"), &[("authorization", key)]).await;
+        assert_eq!(response.status, 200);
+        response.hit()
     };
     for key in keys {
         for id in ["a", "b", "c%2Fd"] {
@@ -166,17 +166,17 @@ async fn what_is_forgotten_is_asked_for_again() {
             assert!(ask(id, key).await);
         }
     }
-    let forget = async |path: &str| json(&operator.send("DELETE", path, &[]).await)["removed"].clone();
-    assert_eq!(forget("/api/cache/a").await, 2);
-    assert_eq!(forget("/api/cache/a").await, 0);
-    assert_eq!(forget("/api/cache/c%2Fd").await, 2);
+    let remove = async |path: &str| json(&operator.ask("DELETE", path, &[]).await)["removed"].clone();
+    assert_eq!(remove("/api/cache/a").await, 2);
+    assert_eq!(remove("/api/cache/a").await, 0);
+    assert_eq!(remove("/api/cache/c%2Fd").await, 2);
     for key in keys {
         assert!(!ask("a", key).await && ask("a", key).await, "{key}");
-        assert!(ask("b", key).await, "{key}: another clip stays");
+        assert!(ask("b", key).await, "{key}: another job stays");
         assert!(!ask("c%2Fd", key).await, "{key}");
     }
     assert_eq!(operator.state().await["cache"]["entries"], 6);
-    assert_eq!(forget("/api/cache").await, 6);
+    assert_eq!(remove("/api/cache").await, 6);
     assert_eq!(operator.state().await["cache"]["entries"], 0);
     for key in keys {
         for id in ["a", "b", "c%2Fd"] {
@@ -186,34 +186,34 @@ async fn what_is_forgotten_is_asked_for_again() {
 }
 
 #[tokio::test]
-async fn the_state_says_what_is_under_way() {
-    let mut stage = TestGateway::with_hold(LONG).await;
-    let operator = AdminClient::open(&mut stage).await;
+async fn the_state_lists_waits_polls_jobs_and_keys() {
+    let mut gateway = TestGateway::holding(LONG).await;
+    let operator = Operator::of(&mut gateway).await;
     let state = operator.state().await;
     assert_eq!(state["version"], env!("CARGO_PKG_VERSION"));
-    assert_eq!(state["listen"], serde_json::json!([stage.address.to_string()]));
+    assert_eq!(state["listen"], serde_json::json!([gateway.address.to_string()]));
     assert_eq!(state["ladder"], serde_json::json!(["submitted", "queued", "streaming", "completed"]));
     assert_eq!(state["jobs"], serde_json::json!({ "items": [], "total": 0 }));
     assert!(state["upstream"]["answered_at"].is_null() && state["upstream"]["failed"].is_null());
 
-    set_status_of_all(&stage, &["a", "b"], "queued");
+    put_all(&gateway, &["a", "b"], "queued");
     let key = [("authorization", "Bearer sk-recognise-me")];
-    let mut waits = vec![stage.spawn_get(&clip_target("a", "streaming"), &key)];
-    stage.wait_until(|seen| seen.open == 1).await;
-    waits.extend((0..2).map(|_| stage.spawn_get(&clip_target("a", "completed"), &key)));
-    stage.wait_until_parked(3).await;
-    waits.push(stage.spawn_get(&clips_target(&["a", "b"], "completed"), &key));
-    stage.wait_until_parked(4).await;
-    stage.wait_until(|seen| seen.open == 2).await;
+    let mut waits = vec![gateway.spawn_get(&single("a", "streaming"), &key)];
+    gateway.until(|seen| seen.open == 1).await;
+    waits.extend((0..2).map(|_| gateway.spawn_get(&single("a", "completed"), &key)));
+    gateway.until_parked(3).await;
+    waits.push(gateway.spawn_get(&multi(&["a", "b"], "completed"), &key));
+    gateway.until_parked(4).await;
+    gateway.until(|seen| seen.open == 2).await;
 
     let state = operator.state().await;
     assert_eq!(state["complete"], true);
     assert_eq!(state["waits"]["parked"], 4);
     assert_eq!((&state["polls"]["open"], &state["polls"]["waiting"]), (&2.into(), &0.into()));
     assert_eq!(state["jobs"]["total"], 2);
-    let clips = state["jobs"]["items"].as_array().unwrap();
-    let of = |id: &str| clips.iter().find(|clip| clip["id"] == id).unwrap();
-    assert_eq!(clips[0]["id"], "a", "the oldest comes first");
+    let jobs = state["jobs"]["items"].as_array().unwrap();
+    let of = |id: &str| jobs.iter().find(|job| job["id"] == id).unwrap();
+    assert_eq!(jobs[0]["id"], "a", "the oldest first");
     assert_eq!((&of("a")["waits"], &of("b")["waits"]), (&4.into(), &1.into()));
     assert_eq!(of("a")["asked"], serde_json::json!(["streaming", "completed"]));
     assert!(of("a")["polls"].as_u64().unwrap() >= 1 && of("a")["rung"].is_null());
@@ -223,8 +223,8 @@ async fn the_state_says_what_is_under_way() {
     assert!(name.len() == 8 && name.bytes().all(|byte| byte.is_ascii_hexdigit()), "a short digest: {name}");
     assert!(!state.to_string().contains("recognise"), "{state}");
 
-    set_status_of_all(&stage, &["a", "b"], "completed");
-    join_all(waits).await;
+    put_all(&gateway, &["a", "b"], "completed");
+    all(waits).await;
     let state = operator.state().await;
     assert_eq!((&state["waits"]["parked"], &state["jobs"]["total"]), (&0.into(), &0.into()));
     assert_eq!(state["keys"]["total"], 0);
@@ -232,13 +232,16 @@ async fn the_state_says_what_is_under_way() {
     let opened = requests["opened"].as_u64().unwrap();
     assert_eq!(opened + requests["coalesced"].as_u64().unwrap(), 4, "{requests}");
     assert_eq!(state["totals"]["saved"], requests["coalesced"]);
-    assert_eq!(state["totals"]["calls"]["poll"].as_u64().unwrap() as usize, stage.upstream_requests().len());
+    assert_eq!(
+        state["totals"]["calls"]["poll"].as_u64().unwrap() as usize,
+        gateway.upstream_requests().len()
+    );
     assert!(state["upstream"]["answered_at"].is_string());
 }
 
 #[tokio::test]
-async fn members_are_listed_by_name_with_what_they_have_left() {
-    let mut stage = TestGateway::with(|config, options| {
+async fn members_are_listed_by_name_with_their_quotas() {
+    let mut gateway = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
         config.auth = AuthConfig::Team(vec![
             member(("alice", "cg_recognise-a", "sk-recognise")),
@@ -249,14 +252,14 @@ async fn members_are_listed_by_name_with_what_they_have_left() {
         config.limits.burst = 100;
     })
     .await;
-    let operator = AdminClient::open(&mut stage).await;
-    stage.sim.set_status("a", "queued");
+    let operator = Operator::of(&mut gateway).await;
+    gateway.sim.set_status("a", "queued");
     let ask = |token: &str| {
         let authorization = format!("Bearer {token}");
-        stage.spawn_get(&clip_target("a", "completed"), &[("authorization", authorization.as_str())])
+        gateway.spawn_get(&single("a", "completed"), &[("authorization", authorization.as_str())])
     };
     let _waits = [ask("cg_recognise-b"), ask("cg_recognise-b"), ask("cg_recognise-a")];
-    stage.wait_until_parked(3).await;
+    gateway.until_parked(3).await;
     let state = operator.state().await;
     let keys = state["keys"]["items"].as_array().unwrap();
     let names: Vec<_> = keys.iter().map(|key| key["name"].as_str().unwrap()).collect();
@@ -274,91 +277,91 @@ async fn members_are_listed_by_name_with_what_they_have_left() {
 }
 
 #[tokio::test]
-async fn events_bring_the_state_each_second_and_the_history_what_was_before() {
-    let mut stage = TestGateway::with_hold(LONG).await;
-    let operator = AdminClient::open(&mut stage).await;
-    let mut stream = Stream::open(&operator, "/api/events").await;
+async fn events_have_the_state_each_second_and_the_history_has_earlier_samples() {
+    let mut gateway = TestGateway::holding(LONG).await;
+    let operator = Operator::of(&mut gateway).await;
+    let mut stream = EventReader::open(&operator, "/api/events").await;
     assert_eq!(stream.state().await["waits"]["parked"], 0);
-    stage.sim.set_status("a", "queued");
-    let _wait = stage.spawn_get(&clip_target("a", "completed"), &[]);
-    stage.wait_until_parked(1).await;
-    within_secs(20, async { while stream.state().await["waits"]["parked"] != 1 {} }).await;
-    assert!(stream.read.starts_with("retry: 2000\n\nevent: state\ndata: {"), "{:.80}", stream.read);
+    gateway.sim.set_status("a", "queued");
+    let _wait = gateway.spawn_get(&single("a", "completed"), &[]);
+    gateway.until_parked(1).await;
+    within(20, async { while stream.state().await["waits"]["parked"] != 1 {} }).await;
+    assert!(stream.read.starts_with("retry: 2000\nevent: state\ndata: {"), "{:.80}", stream.read);
 
     let history = json(&operator.get("/api/history").await);
-    let moments = history.as_array().unwrap();
-    assert!(!moments.is_empty() && moments.len() <= 180);
-    let first = &moments[0];
+    let samples = history.as_array().unwrap();
+    assert!(!samples.is_empty() && samples.len() <= 180);
+    let first = &samples[0];
     assert!(first["at"].is_string() && first["totals"]["requests"]["hit"].is_number(), "{first}");
     assert_eq!((&first["waits"], &first["polls"]), (&0.into(), &0.into()));
 }
 
 #[tokio::test]
-async fn event_streams_are_few_and_make_room_when_they_end() {
-    let mut stage = TestGateway::new().await;
-    let operator = AdminClient::open(&mut stage).await;
+async fn event_streams_are_limited_and_free_their_slot_when_they_end() {
+    let mut gateway = TestGateway::new().await;
+    let operator = Operator::of(&mut gateway).await;
     let mut streams = Vec::new();
     for _ in 0..32 {
-        streams.push(Stream::open(&operator, "/api/events").await);
+        streams.push(EventReader::open(&operator, "/api/events").await);
     }
-    let refused = operator.get("/api/events").await;
-    assert_refused(&refused, 503, "/api/events");
-    assert_eq!(field(&refused, "retry-after"), "5");
-    assert_eq!(operator.get("/healthz").await.status(), 200, "others are answered all the same");
+    let rejected = operator.get("/api/events").await;
+    assert_error(&rejected, 503, "/api/events");
+    assert_eq!(field(&rejected, "retry-after"), "5");
+    assert_eq!(operator.get("/healthz").await.status(), 200, "other routes are answered");
     drop(streams);
-    within_secs(20, async { while !Stream::may_open(&operator, "/api/events").await {} }).await;
+    within(20, async { while !EventReader::may_open(&operator, "/api/events").await {} }).await;
 }
 
 #[test]
-fn a_data_path_that_is_stuck_keeps_no_health_check_waiting() {
-    let (tell, told) = std::sync::mpsc::channel();
-    let (free, stuck) = std::sync::mpsc::channel::<()>();
+fn health_checks_are_answered_while_the_data_path_is_stuck() {
+    let (send_address, address) = std::sync::mpsc::channel();
+    let (release, blocked) = std::sync::mpsc::channel::<()>();
     let data_path = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async move {
-            let mut stage = TestGateway::new().await;
-            let operator = AdminClient::open(&mut stage).await;
-            stage.sim.set_status("a", "completed");
-            stage.get(&clip_target("a", "completed"), &[]).await;
-            tell.send(operator.address).unwrap();
-            // From here on nothing of the gateway moves.
-            let _ = stuck.recv();
+            let mut gateway = TestGateway::new().await;
+            let operator = Operator::of(&mut gateway).await;
+            gateway.sim.set_status("a", "completed");
+            gateway.get(&single("a", "completed"), &[]).await;
+            send_address.send(operator.address).unwrap();
+            // Blocks the whole runtime of the gateway.
+            let _ = blocked.recv();
             drop(operator);
         });
     });
-    let address = told.recv().unwrap();
+    let address = address.recv().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(within_secs(20, async {
         let operator = AdminClient::at(address);
         for path in ["/healthz", "/readyz", "/metrics", "/api/history"] {
             assert_eq!(operator.get(path).await.status(), 200, "{path}");
         }
-        // More than may wait for the hub at a time.
+        // More than the requests that may wait for the hub at a time.
         for _ in 0..6 {
             let state = operator.state().await;
             assert_eq!(state["complete"], false);
-            assert_eq!(state["totals"]["requests"]["opened"], 1, "what is counted is there");
+            assert_eq!(state["totals"]["requests"]["opened"], 1, "counters need no hub");
         }
-        let forgotten = operator.send("DELETE", "/api/cache", &[]).await;
-        assert_eq!(json(&forgotten)["removed"], 1);
+        let removed = operator.ask("DELETE", "/api/cache", &[]).await;
+        assert_eq!(json(&removed)["removed"], 1);
     }));
-    drop(free);
+    drop(release);
     data_path.join().unwrap();
 }
 
-/// An event stream, read as it comes.
-struct Stream {
+/// An open event stream.
+struct EventReader {
     body: hyper::body::Incoming,
     read: String,
     taken: usize,
 }
 
-impl Stream {
-    async fn open(operator: &AdminClient, path: &str) -> Self {
-        let answer = Self::ask(operator, path).await;
-        assert_eq!(answer.status(), 200);
-        assert_eq!(answer.headers()["content-type"], "text/event-stream");
-        Self { body: answer.into_body(), read: String::new(), taken: 0 }
+impl EventReader {
+    async fn open(operator: &Operator, path: &str) -> Self {
+        let response = Self::ask(operator, path).await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        Self { body: response.into_body(), read: String::new(), taken: 0 }
     }
 
     async fn may_open(operator: &AdminClient, path: &str) -> bool {
@@ -371,7 +374,7 @@ impl Stream {
         within_secs(20, client.get(uri)).await.unwrap()
     }
 
-    /// The next state.
+    /// Returns the next state.
     async fn state(&mut self) -> Value {
         loop {
             let rest = &self.read[self.taken..];
@@ -381,7 +384,7 @@ impl Stream {
                 self.taken += end + 3;
                 return state;
             }
-            let frame = within_secs(20, self.body.frame()).await.expect("it goes on").unwrap();
+            let frame = within(20, self.body.frame()).await.expect("the stream continues").unwrap();
             self.read.push_str(std::str::from_utf8(frame.data_ref().unwrap()).unwrap());
         }
     }

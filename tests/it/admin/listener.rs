@@ -1,4 +1,4 @@
-//! The admin listener of the command: where it listens, when it ends, and what it never says.
+//! The admin listener of `clipgate serve`: address, end, secrets and connection limit.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -17,8 +17,8 @@ const ANY_PORT: (&str, &str) = ("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
 const SIM: [&str; 4] = ["serve", "--sim", "--listen", "127.0.0.1:0"];
 
 #[tokio::test]
-async fn its_address_is_the_second_line() {
-    let mut gateway = ClipgateProcess::start(&SIM, &[ANY_PORT]);
+async fn the_admin_address_is_the_second_line() {
+    let mut gateway = Process::start(&SIM, &[ANY_PORT]);
     let address = gateway.address();
     let operator = AdminClient::at(gateway.admin().parse().unwrap());
     assert_eq!(operator.get("/readyz").await.status(), 200);
@@ -29,7 +29,7 @@ async fn its_address_is_the_second_line() {
 }
 
 #[tokio::test]
-async fn it_listens_on_unix_sockets_too_and_not_at_all_if_it_is_not_to() {
+async fn the_listener_can_be_a_unix_socket_or_off() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("admin.sock");
     let listen = format!("unix:{}", path.display());
@@ -41,34 +41,34 @@ async fn it_listens_on_unix_sockets_too_and_not_at_all_if_it_is_not_to() {
         http::Request::get("/healthz").header("host", "localhost").body(Default::default()).unwrap();
     assert_eq!(client.send(request).await.unwrap().status(), 200);
     assert_eq!(gateway.stop().0, Some(0));
-    assert!(!path.exists(), "the socket's file goes with it");
+    assert!(!path.exists(), "the file of the socket is removed");
 
     let mut gateway = ClipgateProcess::start(&SIM, &[("CLIPGATE__ADMIN__LISTEN", "")]);
     gateway.ready();
-    assert_eq!(gateway.next_line(), "", "what to try comes next");
+    assert_eq!(gateway.line(), "", "the sample commands follow");
 }
 
 #[tokio::test]
-async fn an_address_that_is_taken_is_an_error_that_names_its_key() {
+async fn an_address_in_use_is_an_error_that_names_the_key() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap();
-    let ground = TestEnv::new().await;
-    ground.configure("");
-    let mut command = ground.command();
+    let test_env = TestEnv::new().await;
+    test_env.configure("");
+    let mut command = test_env.command();
     command.env("CLIPGATE__ADMIN__LISTEN", address.to_string());
     let mut gateway = GatewayProcess::spawn(command);
     let log = gateway.rest_of_log().await;
-    assert_eq!(gateway.wait_for_exit().await.code(), Some(1), "{log:?}");
-    let told = log.join("\n");
-    assert!(told.contains(&format!("cannot listen on {address}: ")), "{told}");
-    assert!(told.contains("set admin.listen to another address, or to \"\" for none"), "{told}");
+    assert_eq!(gateway.ended().await.code(), Some(1), "{log:?}");
+    let text = log.join("\n");
+    assert!(text.contains(&format!("cannot listen on {address}: ")), "{text}");
+    assert!(text.contains("set admin.listen to another address, or to \"\" for none"), "{text}");
 }
 
 #[tokio::test]
-async fn try_outs_beside_each_other_do_not_quarrel_about_the_usual_address() {
-    // One of them gets it, if nobody else on this machine has it.
-    let usual = [("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:9090")];
-    let mut gateways = [ClipgateProcess::start(&SIM, &usual), ClipgateProcess::start(&SIM, &usual)];
+async fn two_simulated_gateways_do_not_conflict_on_the_default_address() {
+    // One of them gets the default address, unless another process has it.
+    let default = [("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:9090")];
+    let mut gateways = [Process::start(&SIM, &default), Process::start(&SIM, &default)];
     let mut addresses = Vec::new();
     for gateway in &mut gateways {
         gateway.ready();
@@ -80,22 +80,21 @@ async fn try_outs_beside_each_other_do_not_quarrel_about_the_usual_address() {
 }
 
 #[tokio::test]
-async fn it_answers_until_the_last_wait_has_and_says_that_nobody_should_come() {
-    let ground = TestEnv::new().await;
-    ground.configure("drain_timeout = \"1h\"");
-    ground.sim.set_status("a", "queued");
-    let mut command = ground.command();
+async fn the_admin_listener_answers_during_the_drain_and_is_not_ready() {
+    let test_env = TestEnv::new().await;
+    test_env.configure("drain_timeout = \"1h\"");
+    test_env.sim.set_status("a", "queued");
+    let mut command = test_env.command();
     command.env(ANY_PORT.0, ANY_PORT.1);
     let mut gateway = GatewayProcess::spawn(command);
     let address = gateway.address().await;
-    let admin = gateway.next_line().await;
-    let operator =
-        AdminClient::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
-    // Passed through, so that nothing but the upstream ends it.
-    let mut client = TestClient::connect(address).await;
-    let target = format!("{}&x=1", completed_target("a"));
-    let waiting = tokio::spawn(async move { client.send(get(&target, &[])).await });
-    ground.sim.wait_until(|seen| seen.open == 1).await;
+    let admin = gateway.line().await;
+    let operator = Operator::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
+    // Passed through, so that only the upstream ends it.
+    let mut client = Client::connect(address).await;
+    let target = format!("{}&x=1", clip("a"));
+    let waiting = tokio::spawn(async move { client.ask(get(&target, &[])).await });
+    test_env.sim.wait_until(|seen| seen.open == 1).await;
     assert_eq!(operator.get("/readyz").await.status(), 200);
 
     gateway.signal("TERM");
@@ -108,13 +107,13 @@ async fn it_answers_until_the_last_wait_has_and_says_that_nobody_should_come() {
     within_timeout("not to be ready", not_ready).await;
     assert_eq!(operator.get("/healthz").await.status(), 200);
     assert_eq!(operator.state().await["phase"], "draining");
-    ground.sim.set_status("a", "complete");
+    test_env.sim.set_status("a", "complete");
     assert_eq!(waiting.await.unwrap().unwrap().status(), 200);
     assert_eq!(gateway.wait_for_exit().await.code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_key_and_no_token_is_in_anything_that_it_says() {
+async fn no_response_or_log_line_has_a_key_or_token() {
     const KEY: &str = "sk-recognise-me-4711";
     const TOKEN: &str = "cg_recognise-me-too";
     const ADMIN: &str = "admin-recognise-me-three";
@@ -153,26 +152,26 @@ async fn no_key_and_no_token_is_in_anything_that_it_says() {
     sim.wait_until(|seen| seen.open == 1).await;
 
     let bearer = format!("Bearer {ADMIN}");
-    let mut said = String::new();
+    let mut output = String::new();
     for path in ["/healthz", "/readyz", "/metrics", "/api/state", "/api/history", "/nothing"] {
-        for authorization in [bearer.as_str(), "Bearer recognise-nobody", ""] {
-            let answer = operator.send("GET", path, &[("authorization", authorization)]).await;
-            said.push_str(&format!("{:?}\n{}\n", answer.headers(), text(&answer)));
+        for authorization in [bearer.as_str(), "Bearer recognise-wrong", ""] {
+            let answer = operator.ask("GET", path, &[("authorization", authorization)]).await;
+            output.push_str(&format!("{:?}\n{}\n", answer.headers(), text(&answer)));
         }
     }
-    assert!(said.contains("alice") && said.contains("\"id\":\"b\""), "it does not say much: {said}");
+    assert!(output.contains("alice") && output.contains("\"id\":\"b\""), "the output is complete: {output}");
     parked.abort();
     let (code, log) = gateway.stop();
     assert_eq!(code, Some(0));
-    assert!(log.contains("admin request refused"), "{log}");
+    assert!(log.contains("admin request rejected"), "{log}");
     for secret in ["recognise", hash.as_str()] {
-        assert!(!said.contains(secret), "{secret} in {said}");
+        assert!(!output.contains(secret), "{secret} in {output}");
         assert!(!log.contains(secret), "{secret} in {log}");
     }
 }
 
 #[test]
-fn check_says_where_it_will_be() {
+fn check_prints_the_admin_address() {
     let check = |listen: &str| {
         let output = Command::new(env!("CARGO_BIN_EXE_clipgate"))
             .arg("check")
@@ -187,10 +186,10 @@ fn check_says_where_it_will_be() {
     assert!(check("").contains("  admin     off\n"));
 }
 
-/// A gateway with an admin listener, with this token if any; and its admin address.
-async fn start_admin(ground: &TestEnv, token: &str) -> (GatewayProcess, SocketAddr) {
-    ground.configure("");
-    let mut command = ground.command();
+/// Starts a gateway with an admin listener. Returns the gateway and its admin address. An empty token means none.
+async fn start_admin(test_env: &TestEnv, token: &str) -> (Gateway, SocketAddr) {
+    test_env.configure("");
+    let mut command = test_env.command();
     command.env(ANY_PORT.0, ANY_PORT.1);
     if !token.is_empty() {
         command.env("CLIPGATE__ADMIN__TOKEN", token);
@@ -203,19 +202,19 @@ async fn start_admin(ground: &TestEnv, token: &str) -> (GatewayProcess, SocketAd
 }
 
 #[tokio::test]
-async fn a_health_check_is_answered_whatever_300_other_connections_do() {
-    let ground = TestEnv::new().await;
-    let (_gateway, address) = start_admin(&ground, "").await;
-    let asked_again_and_again =
+async fn health_checks_are_answered_beside_300_other_connections() {
+    let test_env = TestEnv::new().await;
+    let (_gateway, address) = start_admin(&test_env, "").await;
+    let pipelined_requests =
         "GET /dashboard/uplot/uPlot.iife.min.js HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(200);
     let mut others = Vec::new();
     for n in 0..300 {
-        // Those who take no answer would have their places for a quarter of an hour.
+        // A client that does not read its response keeps its slot for a quarter of an hour.
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
         let mut other = within_timeout("a connection", socket.connect(address)).await.unwrap();
-        let said = if n < 20 { "GET /healthz HTTP/1.1\r\nhost" } else { &asked_again_and_again };
-        other.write_all(said.as_bytes()).await.unwrap();
+        let bytes = if n < 20 { "GET /healthz HTTP/1.1\r\nhost" } else { &pipelined_requests };
+        other.write_all(bytes.as_bytes()).await.unwrap();
         others.push(other);
     }
     for path in ["/healthz", "/readyz"] {
@@ -228,9 +227,9 @@ async fn a_health_check_is_answered_whatever_300_other_connections_do() {
 }
 
 #[tokio::test]
-async fn who_does_not_bring_the_token_is_told_to_go_and_takes_no_place_from_who_has_brought_it() {
-    let ground = TestEnv::new().await;
-    let (_gateway, address) = start_admin(&ground, "s3cret").await;
+async fn clients_without_the_token_are_closed_and_do_not_evict_clients_with_it() {
+    let test_env = TestEnv::new().await;
+    let (_gateway, address) = start_admin(&test_env, "s3cret").await;
     let ask = |path: &str, token: &str| {
         let request = http::Request::get(path).header("host", "x").header("authorization", token);
         request.body(Default::default()).unwrap()

@@ -1,4 +1,4 @@
-//! What is counted, held to what was sent.
+//! Metrics, compared with the requests that were sent.
 
 use std::time::Duration;
 
@@ -14,45 +14,45 @@ const REQUESTS: &str = "clipgate_requests_total";
 const CALLS: &str = "clipgate_upstream_requests_total";
 
 #[tokio::test]
-async fn each_way_of_answering_is_counted_apart() {
-    let mut stage = TestGateway::with(|config, options| {
+async fn each_outcome_is_counted() {
+    let mut gateway = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
         config.server.cors_origins = vec!["https://app.example".to_owned()];
     })
     .await;
-    let operator = AdminClient::open(&mut stage).await;
-    stage.sim.set_status("a", "queued");
-    stage.sim.set_status("b", "completed");
-    stage.sim.set_status("d", "queued");
+    let operator = Operator::of(&mut gateway).await;
+    gateway.sim.set_status("a", "queued");
+    gateway.sim.set_status("b", "completed");
+    gateway.sim.set_status("d", "queued");
 
-    // 1 opens, 4 lean
-    let waits: Vec<_> = (0..5).map(|_| stage.spawn_get(&clip_target("a", "completed"), &[])).collect();
-    stage.wait_until_parked(5).await;
-    stage.wait_until(|seen| seen.open == 1).await;
+    // 1 opens a poll, 4 attach to it
+    let waits: Vec<_> = (0..5).map(|_| gateway.spawn_get(&single("a", "completed"), &[])).collect();
+    gateway.until_parked(5).await;
+    gateway.until(|seen| seen.open == 1).await;
     let page = operator.metrics().await;
     assert_eq!((page.sum("clipgate_waits", &[]), page.sum("clipgate_upstream_polls", &[])), (5.0, 1.0));
-    stage.sim.set_status("a", "completed");
-    join_all(waits).await;
-    // 3 hits, of these 1 of several clips; 1 opens
-    for target in [clip_target("b", "completed"), clip_target("a", "completed"), clip_target("b", "queued")] {
-        stage.get(&target, &[]).await;
+    gateway.sim.set_status("a", "completed");
+    all(waits).await;
+    // 3 hits, 1 of them for several jobs; 1 opens a poll
+    for target in [single("b", "completed"), single("a", "completed"), single("b", "queued")] {
+        gateway.get(&target, &[]).await;
     }
-    stage.get(&clips_target(&["a", "b"], "completed"), &[]).await;
-    // 2 passed, 1 of them on the clip's path
-    stage.get("/v1/models", &[]).await;
-    stage.get("/v2/generate/audio/suno-ai/clip?x=1", &[]).await;
-    // 2 refused, 1 preflight
-    stage.get(&clip_target("", "completed"), &[]).await;
-    stage.get(&clip_target("c", "completed"), &[("cache-control", "only-if-cached")]).await;
+    gateway.get(&multi(&["a", "b"], "completed"), &[]).await;
+    // 2 passed through, 1 of them on the path of waits
+    gateway.get("/v1/models", &[]).await;
+    gateway.get("/v2/generate/audio/suno-ai/clip?x=1", &[]).await;
+    // 2 rejected, 1 preflight
+    gateway.get(&single("", "completed"), &[]).await;
+    gateway.get(&single("c", "completed"), &[("cache-control", "only-if-cached")]).await;
     let preflight = Request::options("/x")
         .header("origin", "https://app.example")
         .header("access-control-request-method", "GET");
-    stage.send(preflight.body(Default::default()).unwrap()).await;
-    // 1 that hangs up
-    let left = stage.spawn_get(&clip_target("d", "completed"), &[]);
-    stage.wait_until_parked(1).await;
+    gateway.send(preflight.body(Default::default()).unwrap()).await;
+    // 1 client that disconnects
+    let left = gateway.spawn_get(&single("d", "completed"), &[]);
+    gateway.until_parked(1).await;
     drop(left);
-    stage.wait_until_parked(0).await;
+    gateway.until_parked(0).await;
 
     let page = operator.metrics().await;
     let rows = [
@@ -70,14 +70,14 @@ async fn each_way_of_answering_is_counted_apart() {
         let labels = [("route", route), ("outcome", outcome)];
         assert_eq!(page.sum(REQUESTS, &labels), f64::from(count), "{route} {outcome} in\n{}", page.text);
     }
-    let in_all = rows.iter().map(|(_, _, count)| f64::from(*count)).sum::<f64>();
-    assert_eq!(page.sum(REQUESTS, &[]), in_all, "and nothing else");
-    assert_eq!(page.sum("clipgate_request_seconds_count", &[]), in_all);
+    let total = rows.iter().map(|(_, _, count)| f64::from(*count)).sum::<f64>();
+    assert_eq!(page.sum(REQUESTS, &[]), total, "and no other request");
+    assert_eq!(page.sum("clipgate_request_seconds_count", &[]), total);
     assert_eq!(page.sum("clipgate_upstream_calls_saved_total", &[]), 3.0 + 4.0);
     for (end, count) in [("reached", 6), ("client_closed", 1), ("timed-out", 0), ("failed", 0)] {
         assert_eq!(page.sum("clipgate_wait_seconds_count", &[("end", end)]), f64::from(count), "{end}");
     }
-    assert_eq!(page.sum("clipgate_fanout_seconds_count", &[]), 2.0, "two answers ended waits");
+    assert_eq!(page.sum("clipgate_fanout_seconds_count", &[]), 2.0, "two responses ended waits");
     assert!(page.sum("clipgate_fanout_seconds_sum", &[]) < 5.0);
     assert_eq!(page.sum("clipgate_waits", &[]), 0.0);
     assert_eq!(page.sum("clipgate_cache_entries", &[]), 2.0);
@@ -85,37 +85,37 @@ async fn each_way_of_answering_is_counted_apart() {
 }
 
 #[tokio::test]
-async fn calls_are_counted_by_kind_and_by_what_came_of_them_as_the_upstream_saw_them() {
-    let mut stage = TestGateway::with(|config, options| {
+async fn upstream_requests_are_counted_by_kind_and_code() {
+    let mut gateway = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
         config.wait.linger = Duration::ZERO;
         config.upstream.retries = 2;
     })
     .await;
-    let operator = AdminClient::open(&mut stage).await;
-    stage.sim.set_status("a", "completed");
-    stage.get(&clip_target("a", "completed"), &[]).await;
-    // a look at what is there already
-    stage.get(&clip_target("a", ""), &[("cache-control", "no-cache")]).await;
+    let operator = Operator::of(&mut gateway).await;
+    gateway.sim.set_status("a", "completed");
+    gateway.get(&single("a", "completed"), &[]).await;
+    // a snapshot of the current state
+    gateway.get(&single("a", ""), &[("cache-control", "no-cache")]).await;
     // not found: final
-    stage.get(&clip_target("nowhere", "completed"), &[]).await;
-    // fails, and is tried again
-    stage.sim.fault(
+    gateway.get(&single("nowhere", "completed"), &[]).await;
+    // fails once and is retried
+    gateway.sim.fault(
         FaultTarget::Path("/v2/generate/audio/suno-ai/clip".to_owned()),
         Fault::Reset { after: Duration::ZERO },
         1,
     );
-    let answer = stage.get(&clip_target("a", "completed"), &[("cache-control", "no-cache")]).await;
-    assert_eq!(answer.status, 200, "{answer:?}");
+    let response = gateway.get(&single("a", "completed"), &[("cache-control", "no-cache")]).await;
+    assert_eq!(response.status, 200, "{response:?}");
     // passed through
-    stage.get("/sim/status/503", &[]).await;
-    stage.get("/sim/status/204", &[]).await;
+    gateway.get("/sim/status/503", &[]).await;
+    gateway.get("/sim/status/204", &[]).await;
     // cancelled
-    stage.sim.set_status("b", "queued");
-    let left = stage.spawn_get(&clip_target("b", "completed"), &[]);
-    stage.wait_until(|seen| seen.open == 1).await;
+    gateway.sim.set_status("b", "queued");
+    let left = gateway.spawn_get(&single("b", "completed"), &[]);
+    gateway.until(|seen| seen.open == 1).await;
     drop(left);
-    stage.wait_until(|seen| seen.abandoned() == 1).await;
+    gateway.until(|seen| seen.abandoned() == 1).await;
 
     let page = operator.metrics().await;
     let rows = [
@@ -131,40 +131,40 @@ async fn calls_are_counted_by_kind_and_by_what_came_of_them_as_the_upstream_saw_
         let labels = [("kind", kind), ("code", code)];
         assert_eq!(page.sum(CALLS, &labels), f64::from(count), "{kind} {code} in\n{}", page.text);
     }
-    assert_eq!(page.sum(CALLS, &[]), stage.sim.requests().len() as f64, "no more and no less than it saw");
+    assert_eq!(page.sum(CALLS, &[]), gateway.sim.requests().len() as f64, "as many as the upstream received");
     assert_eq!(page.sum("clipgate_upstream_seconds_count", &[("kind", "poll")]), 5.0);
     assert_eq!(page.sum("clipgate_upstream_retries_total", &[]), 1.0);
     assert_eq!(page.sum("clipgate_breaker_open", &[]), 0.0);
 }
 
 #[tokio::test]
-async fn an_open_breaker_shows_and_so_does_what_failed() {
-    let mut stage = TestGateway::with(|config, _| {
+async fn an_open_breaker_and_failed_requests_are_counted() {
+    let mut gateway = TestGateway::with(|config, _| {
         config.upstream.breaker_failures = 2;
         config.upstream.breaker_cooldown = Duration::from_secs(600);
         config.upstream.retry_for = Duration::from_secs(1);
     })
     .await;
-    let operator = AdminClient::open(&mut stage).await;
-    stage.sim.set_status("good", "completed");
-    assert_eq!(stage.get(&clip_target("good", "completed"), &[]).await.status, 200);
-    stage.sim.fault(FaultTarget::Polls, Fault::reset(), u32::MAX);
-    let answer = stage.get(&clip_target("a", "completed"), &[]).await;
-    assert_eq!(answer.field("cache-status"), "clipgate; detail=unreachable");
+    let operator = Operator::of(&mut gateway).await;
+    gateway.sim.set_status("good", "completed");
+    assert_eq!(gateway.get(&single("good", "completed"), &[]).await.status, 200);
+    gateway.sim.fault(FaultTarget::Polls, Fault::reset(), u32::MAX);
+    let response = gateway.get(&single("a", "completed"), &[]).await;
+    assert_eq!(response.field("cache-status"), "clipgate; detail=unreachable");
     let page = operator.metrics().await;
     assert_eq!(page.sum("clipgate_breaker_open", &[]), 1.0);
-    let broken = page.sum(CALLS, &[("kind", "poll"), ("code", "reset")]);
-    assert!((2.0..20.0).contains(&broken), "a first attempt, retries and probes: {broken}");
-    assert_eq!(page.sum(REQUESTS, &[("outcome", "rejected")]), 1.0, "what the upstream did not answer");
+    let resets = page.sum(CALLS, &[("kind", "poll"), ("code", "reset")]);
+    assert!((2.0..20.0).contains(&resets), "a first attempt, retries and probes: {resets}");
+    assert_eq!(page.sum(REQUESTS, &[("outcome", "rejected")]), 1.0, "the wait that failed");
     let state = operator.state().await;
     assert_eq!(state["upstream"]["breaker_open"], true);
     assert_eq!(state["upstream"]["failed"]["code"], "reset");
-    assert_eq!(state["totals"]["errors"].as_f64(), Some(broken));
+    assert_eq!(state["totals"]["errors"].as_f64(), Some(resets));
 }
 
 #[tokio::test]
-async fn refusals_over_a_limit_are_counted_by_limit_and_by_member() {
-    let mut stage = TestGateway::with(|config, options| {
+async fn rejections_over_a_limit_are_counted_by_limit_and_member() {
+    let mut gateway = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
         config.auth = AuthConfig::Team(vec![
             crate::clients::team::member(("alice", "cg_a", "sk-one")),
@@ -177,50 +177,50 @@ async fn refusals_over_a_limit_are_counted_by_limit_and_by_member() {
         config.limits.max_waits_per_key = 1;
     })
     .await;
-    let operator = AdminClient::open(&mut stage).await;
+    let operator = Operator::of(&mut gateway).await;
     let alice = [("authorization", "Bearer cg_a")];
-    let mut refused = 0;
+    let mut rejected = 0;
     for _ in 0..20 {
-        refused += i32::from(stage.get(&clip_target("", "completed"), &alice).await.status == 429);
+        rejected += i32::from(gateway.get(&single("", "completed"), &alice).await.status == 429);
     }
-    assert!(refused >= 10, "{refused}");
-    stage.sim.set_status("a", "queued");
+    assert!(rejected >= 10, "{rejected}");
+    gateway.sim.set_status("a", "queued");
     let bob = [("authorization", "Bearer cg_b")];
-    let _parked = stage.spawn_get(&clip_target("a", "completed"), &bob);
-    stage.wait_until_parked(1).await;
-    assert_eq!(stage.get(&clip_target("a", "completed"), &bob).await.status, 429);
+    let _parked = gateway.spawn_get(&single("a", "completed"), &bob);
+    gateway.until_parked(1).await;
+    assert_eq!(gateway.get(&single("a", "completed"), &bob).await.status, 429);
 
     let page = operator.metrics().await;
     let count = |quota: &str, member: &str| {
         page.sum("clipgate_rate_limited_total", &[("quota", quota), ("member", member)])
     };
-    assert_eq!(count("requests", "alice"), f64::from(refused));
+    assert_eq!(count("requests", "alice"), f64::from(rejected));
     assert_eq!(count("waits-per-key", "bob"), 1.0);
     assert_eq!((count("calls", "bob"), count("requests", "bob"), count("requests", "")), (0.0, 0.0, 0.0));
 }
 
 #[tokio::test]
-async fn a_malformed_head_is_counted_as_rejected() {
-    let mut stage = TestGateway::new().await;
-    let operator = AdminClient::open(&mut stage).await;
-    let bytes = send_raw(stage.address, b"GET / HTTP/1.1\r\nx : y\r\n\r\n").await;
-    assert_bare_rejection(&bytes, 400);
-    operator.assert_rejected(1).await;
+async fn malformed_heads_are_counted_as_rejected() {
+    let mut gateway = TestGateway::new().await;
+    let operator = Operator::of(&mut gateway).await;
+    let response = crate::harness::raw_http::raw(gateway.address, b"GET / HTTP/1.1\r\nx : y\r\n\r\n").await;
+    assert!(response.starts_with(b"HTTP/1.1 400 "));
     let page = operator.metrics().await;
     assert_eq!(page.sum(REQUESTS, &[("route", "other"), ("outcome", "rejected")]), 1.0);
 }
 
 #[tokio::test]
-async fn open_metrics_is_there_for_who_asks_for_it() {
-    let mut stage = TestGateway::new().await;
-    let operator = AdminClient::open(&mut stage).await;
+async fn open_metrics_is_returned_if_accepted() {
+    let mut gateway = TestGateway::new().await;
+    let operator = Operator::of(&mut gateway).await;
     let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
-    let answer = operator.send("GET", "/metrics", &[("accept", accept)]).await;
-    assert!(field(&answer, "content-type").starts_with("application/openmetrics-text; version=1.0.0"));
+    let response = operator.ask("GET", "/metrics", &[("accept", accept)]).await;
+    assert!(field(&response, "content-type").starts_with("application/openmetrics-text; version=1.0.0"));
     assert!(
-        text(&answer).ends_with("# EOF\n") && text(&answer).contains("# TYPE clipgate_requests counter\n")
+        text(&response).ends_with("# EOF\n")
+            && text(&response).contains("# TYPE clipgate_requests counter\n")
     );
-    let answer = operator.get("/metrics").await;
-    assert_eq!(field(&answer, "content-type"), "text/plain; version=0.0.4; charset=utf-8");
-    assert!(!text(&answer).contains("# EOF"));
+    let response = operator.get("/metrics").await;
+    assert_eq!(field(&response, "content-type"), "text/plain; version=0.0.4; charset=utf-8");
+    assert!(!text(&response).contains("# EOF"));
 }

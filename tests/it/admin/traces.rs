@@ -1,7 +1,7 @@
-//! Traces: what the upstream is told to be the cause, and what a collector is told.
+//! Traces: the headers of requests to the upstream, and the spans at a collector.
 //!
-//! The collector is `collector.py`, which reads what it gets with OpenTelemetry's own Python package. Without that
-//! the tests fail; `.ci/tools` installs it.
+//! The collector is `collector.py`, which decodes spans with OpenTelemetry's Python package. The tests fail without the
+//! package; `.ci/tools` installs it.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -20,14 +20,14 @@ use crate::harness::process::{self, TestEnv, within_timeout};
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const PARENT: &str = "b7ad6b7169203331";
 const KEY: &str = "Bearer HUSHHUSH";
-/// And without a line a request, which nobody would read.
+/// Configuration without quotas and without access lines.
 const UNLIMITED: &str = "[limits]\nrequests_per_second = 1000000\nburst = 1000000\n[log]\nlevel = \"warn\"\n";
 
 fn traceparent() -> String {
     format!("00-{TRACE}-{PARENT}-01")
 }
 
-/// Trace, span and flags of the one `traceparent`, which has the form that it must have.
+/// Returns trace, span and flags of the only `traceparent`, and asserts that it is valid.
 fn parts(fields: &HeaderMap) -> [String; 3] {
     let mut lines = fields.get_all("traceparent").iter();
     let (line, None) = (lines.next().expect("there is one"), lines.next()) else { panic!("{fields:?}") };
@@ -40,12 +40,12 @@ fn parts(fields: &HeaderMap) -> [String; 3] {
     [trace, span, flags].map(str::to_owned)
 }
 
-/// What the upstream was told with its newest request.
-fn last_seen(stage: &TestGateway) -> HeaderMap {
-    HeaderMap::clone(&stage.sim.requests().last().expect("it was asked").headers)
+/// Returns the headers of the newest request at the upstream.
+fn last_headers(gateway: &TestGateway) -> HeaderMap {
+    HeaderMap::clone(&gateway.sim.requests().last().expect("there is a request").headers)
 }
 
-/// A collector that takes what it gets.
+/// A running collector.
 struct Collector {
     lines: Lines<BufReader<ChildStdout>>,
     port: u16,
@@ -76,7 +76,7 @@ impl Collector {
         serde_json::from_str(&line).unwrap()
     }
 
-    /// The batches until there are so many spans, and these.
+    /// Reads batches until there are `count` spans. Returns both.
     async fn spans(&mut self, count: usize) -> (Vec<Value>, Vec<Value>) {
         let (mut batches, mut spans) = (Vec::new(), Vec::new());
         while spans.len() < count {
@@ -93,104 +93,105 @@ fn traced(config: &mut Config, url: &str) {
     config.telemetry.otlp_endpoint = Some(url.parse().unwrap());
 }
 
-/// An address where nobody listens.
-async fn nowhere() -> String {
+/// Returns an address without a listener.
+async fn unused_address() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     format!("http://{}", listener.local_addr().unwrap())
 }
 
 #[tokio::test]
-async fn without_a_collector_a_clients_trace_goes_through_untouched_and_a_missing_one_begins() {
-    let stage = TestGateway::new().await;
+async fn without_a_collector_a_trace_is_forwarded_unchanged_and_a_missing_one_is_created() {
+    let gateway = TestGateway::new().await;
     let known = [("traceparent", &*traceparent()), ("tracestate", "a=1,b=2")];
-    stage.get("/v1/models", &known).await;
-    let seen = last_seen(&stage);
+    gateway.get("/v1/models", &known).await;
+    let seen = last_headers(&gateway);
     assert_eq!(seen["traceparent"], traceparent());
     assert_eq!(seen["tracestate"], "a=1,b=2");
 
-    stage.get("/v1/models", &[]).await;
-    let [first, _, flags] = parts(&last_seen(&stage));
-    assert_eq!(flags, "00", "nobody records it");
-    stage.get("/v1/models", &[]).await;
-    assert_ne!(parts(&last_seen(&stage))[0], first);
+    gateway.get("/v1/models", &[]).await;
+    let [first, _, flags] = parts(&last_headers(&gateway));
+    assert_eq!(flags, "00", "the trace is not recorded");
+    gateway.get("/v1/models", &[]).await;
+    assert_ne!(parts(&last_headers(&gateway))[0], first);
 
-    set_status_of_all(&stage, &["a"], "completed");
-    stage.get(&clip_target("a", "completed"), &known).await;
-    let [trace, _, flags] = parts(&last_seen(&stage));
-    assert!(trace != TRACE && flags == "00", "a poll belongs to nobody");
-    assert!(!last_seen(&stage).contains_key("tracestate"));
+    put_all(&gateway, &["a"], "completed");
+    gateway.get(&single("a", "completed"), &known).await;
+    let [trace, _, flags] = parts(&last_headers(&gateway));
+    assert!(trace != TRACE && flags == "00", "a poll is not part of the client's trace");
+    assert!(!last_headers(&gateway).contains_key("tracestate"));
 }
 
 #[tokio::test]
-async fn with_a_collector_a_clients_trace_goes_on_with_the_requests_own_span() {
-    let collector = nowhere().await;
-    let stage = TestGateway::with(|config, _| traced(config, &collector)).await;
+async fn with_a_collector_the_span_of_the_request_continues_the_trace() {
+    let collector = unused_address().await;
+    let gateway = TestGateway::with(|config, _| traced(config, &collector)).await;
     let mut spans = vec![PARENT.to_owned()];
     for flags in ["01", "00"] {
         let parent = format!("00-{TRACE}-{PARENT}-{flags}");
-        stage.get("/v1/models", &[("traceparent", &parent), ("tracestate", "a=1,b=2")]).await;
-        let seen = last_seen(&stage);
-        let [trace, span, told] = parts(&seen);
-        assert_eq!((&*trace, &*told, &seen["tracestate"]), (TRACE, flags, &"a=1,b=2".parse().unwrap()));
-        assert!(!spans.contains(&span), "{span} is another's");
+        gateway.get("/v1/models", &[("traceparent", &parent), ("tracestate", "a=1,b=2")]).await;
+        let seen = last_headers(&gateway);
+        let [trace, span, sent_flags] = parts(&seen);
+        assert_eq!((&*trace, &*sent_flags, &seen["tracestate"]), (TRACE, flags, &"a=1,b=2".parse().unwrap()));
+        assert!(!spans.contains(&span), "{span} is not new");
         spans.push(span);
     }
-    stage.get("/v1/models", &[]).await;
-    let [trace, _, flags] = parts(&last_seen(&stage));
+    gateway.get("/v1/models", &[]).await;
+    let [trace, _, flags] = parts(&last_headers(&gateway));
     assert!(trace != TRACE && flags == "01");
 
-    set_status_of_all(&stage, &["a"], "completed");
-    stage.get(&clip_target("a", "completed"), &[("traceparent", &traceparent())]).await;
-    let [trace, _, flags] = parts(&last_seen(&stage));
+    put_all(&gateway, &["a"], "completed");
+    gateway.get(&single("a", "completed"), &[("traceparent", &traceparent())]).await;
+    let [trace, _, flags] = parts(&last_headers(&gateway));
     assert!(trace != TRACE && flags == "01", "a poll is the root of a trace of its own");
 }
 
 #[tokio::test]
-async fn what_is_no_traceparent_is_replaced_with_its_tracestate() {
-    let collector = nowhere().await;
-    for stage in [TestGateway::new().await, TestGateway::with(|config, _| traced(config, &collector)).await] {
-        let bad = [
+async fn an_invalid_traceparent_is_replaced_together_with_tracestate() {
+    let collector = unused_address().await;
+    for gateway in [TestGateway::new().await, TestGateway::with(|config, _| traced(config, &collector)).await]
+    {
+        let invalid = [
             format!("00-{TRACE}-{PARENT}"),
             format!("ff-{TRACE}-{PARENT}-01"),
             format!("00-{}-{PARENT}-01", "0".repeat(32)),
             format!("00-{}-{PARENT}-01", TRACE.to_uppercase()),
         ];
-        for parent in &bad {
-            stage.get("/v1/models", &[("traceparent", parent), ("tracestate", "a=1")]).await;
-            let seen = last_seen(&stage);
+        for parent in &invalid {
+            gateway.get("/v1/models", &[("traceparent", parent), ("tracestate", "a=1")]).await;
+            let seen = last_headers(&gateway);
             assert_ne!(parts(&seen)[0], TRACE, "{parent}");
             assert!(!seen.contains_key("tracestate"), "{parent}");
         }
         let twice = [("traceparent", &*traceparent()), ("traceparent", &*traceparent())];
-        stage.get("/v1/models", &twice).await;
-        assert_ne!(parts(&last_seen(&stage))[0], TRACE);
+        gateway.get("/v1/models", &twice).await;
+        assert_ne!(parts(&last_headers(&gateway))[0], TRACE);
     }
 }
 
 #[tokio::test]
-async fn the_collector_gets_a_span_for_each_request_and_poll_and_a_link_for_each_lean() {
+async fn the_collector_gets_a_span_for_each_request_and_poll_and_a_link_for_each_attachment() {
     let mut collector = Collector::start().await;
-    let stage = TestGateway::with(|config, _| traced(config, &collector.url())).await;
-    set_status_of_all(&stage, &["a", "b"], "streaming");
+    let gateway = TestGateway::with(|config, _| traced(config, &collector.url())).await;
+    put_all(&gateway, &["a", "b"], "streaming");
     let key = ("authorization", KEY);
     let parent = traceparent();
-    let mut waits = vec![stage.spawn_get(&clip_target("a", "completed"), &[key, ("traceparent", &parent)])];
-    stage.wait_until(|seen| seen.count("/v2/generate/audio/suno-ai/clip") == 1).await;
-    waits.extend([0; 2].map(|_| stage.spawn_get(&clip_target("a", "completed"), &[key])));
-    waits.push(stage.spawn_get(&clip_target("b", "completed"), &[key]));
-    stage.wait_until(|seen| seen.count("/v2/generate/audio/suno-ai/clip") == 2).await;
-    stage.wait_until_parked(4).await;
-    waits.push(stage.spawn_get(&clips_target(&["a", "b"], "completed"), &[key]));
-    stage.wait_until_parked(5).await;
-    let polls: Vec<_> = stage.sim.requests().iter().map(|seen| parts(&seen.headers)).collect();
-    set_status_of_all(&stage, &["a", "b"], "completed");
-    let answers = join_all(waits).await;
-    assert_eq!(answers.iter().filter(|answer| answer.is_opener()).count(), 2);
-    assert_eq!(answers.iter().filter(|answer| answer.is_coalesced()).count(), 3);
-    assert!(stage.get(&clip_target("a", "completed"), &[key]).await.is_hit());
-    stage.get("/v1/models?token=HUSHHUSH", &[key]).await;
-    let passed = parts(&last_seen(&stage));
-    assert_eq!(stage.get(&clip_target("a", "error"), &[key]).await.status, StatusCode::BAD_REQUEST);
+    let mut waits = vec![gateway.spawn_get(&single("a", "completed"), &[key, ("traceparent", &parent)])];
+    gateway.until(|seen| seen.count("/v2/generate/audio/suno-ai/clip") == 1).await;
+    waits.extend([0; 2].map(|_| gateway.spawn_get(&single("a", "completed"), &[key])));
+    waits.push(gateway.spawn_get(&single("b", "completed"), &[key]));
+    gateway.until(|seen| seen.count("/v2/generate/audio/suno-ai/clip") == 2).await;
+    gateway.until_parked(4).await;
+    waits.push(gateway.spawn_get(&multi(&["a", "b"], "completed"), &[key]));
+    gateway.until_parked(5).await;
+    let polls: Vec<_> = gateway.sim.requests().iter().map(|seen| parts(&seen.headers)).collect();
+    put_all(&gateway, &["a", "b"], "completed");
+    let answers = all(waits).await;
+    assert_eq!(answers.iter().filter(|answer| answer.opened()).count(), 2);
+    assert_eq!(answers.iter().filter(|answer| answer.leaned()).count(), 3);
+    assert!(gateway.get(&single("a", "completed"), &[key]).await.hit());
+    gateway.get("/v1/models?token=HUSHHUSH", &[key]).await;
+    let passed_through = parts(&last_headers(&gateway));
+    assert_eq!(gateway.get(&single("a", "error"), &[key]).await.status, StatusCode::BAD_REQUEST);
 
     let (batches, spans) = collector.spans(10).await;
     for batch in &batches {
@@ -200,7 +201,7 @@ async fn the_collector_gets_a_span_for_each_request_and_poll_and_a_link_for_each
         );
         assert_eq!(batch["resource"]["service.name"], "clipgate");
         assert_eq!(batch["resource"]["service.version"], env!("CARGO_PKG_VERSION"));
-        assert!(!batch["raw"].as_str().unwrap().contains("HUSHHUSH"), "a key or a query is in it");
+        assert!(!batch["raw"].as_str().unwrap().contains("HUSHHUSH"), "the batch has a key or a query");
     }
     assert!(spans.iter().all(|span| span["is_ordered"] == true));
     let of = |key: &str, value: &str| -> Vec<&Value> {
@@ -247,37 +248,40 @@ async fn the_collector_gets_a_span_for_each_request_and_poll_and_a_link_for_each
     );
     assert_eq!(continued["attributes"]["http.route"], "/v2/generate/audio/suno-ai/clip");
     let [through] = of("url.path", "/v1/models")[..] else { panic!("{spans:#?}") };
-    assert_eq!((&through["trace"], &through["id"]), (&passed[0].as_str().into(), &passed[1].as_str().into()));
-    let [refused] = of("clipgate.outcome", "rejected")[..] else { panic!("{spans:#?}") };
     assert_eq!(
-        (&refused["attributes"]["http.response.status_code"], &refused["is_error"]),
+        (&through["trace"], &through["id"]),
+        (&passed_through[0].as_str().into(), &passed_through[1].as_str().into())
+    );
+    let [rejected] = of("clipgate.outcome", "rejected")[..] else { panic!("{spans:#?}") };
+    assert_eq!(
+        (&rejected["attributes"]["http.response.status_code"], &rejected["is_error"]),
         (&400.into(), &false.into())
     );
 }
 
 #[tokio::test]
-async fn a_poll_that_fails_says_so_and_a_client_that_leaves_ends_its_span() {
+async fn a_failed_poll_has_its_error_and_a_disconnect_ends_the_span() {
     let mut collector = Collector::start().await;
-    let stage = TestGateway::without_upstream(|config, _| {
+    let gateway = TestGateway::without_upstream(|config, _| {
         traced(config, &collector.url());
         config.upstream.retries = 1;
         config.wait.linger = Duration::ZERO;
     })
     .await;
-    assert_eq!(stage.get(&clip_target("a", "completed"), &[]).await.status, StatusCode::BAD_GATEWAY);
+    assert_eq!(gateway.get(&single("a", "completed"), &[]).await.status, StatusCode::BAD_GATEWAY);
     let (_, spans) = collector.spans(2).await;
     let [poll, wait] = ["SPAN_KIND_CLIENT", "SPAN_KIND_SERVER"]
         .map(|kind| spans.iter().find(|span| span["kind"] == kind).unwrap());
     assert_eq!((&poll["attributes"]["error.type"], &poll["is_error"]), (&"unreachable".into(), &true.into()));
-    assert_eq!(poll["attributes"]["clipgate.failed_tries"], 2);
+    assert_eq!(poll["attributes"]["clipgate.failed_attempts"], 2);
     assert_eq!(poll["events"].as_array().unwrap().len(), 2);
     assert_eq!((&wait["attributes"]["error.type"], &wait["is_error"]), (&"502".into(), &true.into()));
 
-    let mut stage = stage;
-    stage.start_upstream();
-    set_status_of_all(&stage, &["a"], "streaming");
-    let wait = stage.spawn_get(&clip_target("a", "completed"), &[]);
-    stage.wait_until(|seen| seen.count("/v2/generate/audio/suno-ai/clip") == 1).await;
+    let mut gateway = gateway;
+    gateway.raise_upstream();
+    put_all(&gateway, &["a"], "streaming");
+    let wait = gateway.spawn_get(&single("a", "completed"), &[]);
+    gateway.until(|seen| seen.count("/v2/generate/audio/suno-ai/clip") == 1).await;
     wait.abort();
     let (_, spans) = collector.spans(2).await;
     let outcomes = |kind: &str| {
@@ -291,40 +295,36 @@ async fn a_poll_that_fails_says_so_and_a_client_that_leaves_ends_its_span() {
 }
 
 #[tokio::test]
-async fn a_traces_own_decision_and_the_percentage_say_what_is_recorded() {
+async fn the_sampled_flag_and_the_percentage_decide_the_recording() {
     let mut collector = Collector::start().await;
-    let stage = TestGateway::with(|config, _| {
+    let gateway = TestGateway::with(|config, _| {
         traced(config, &collector.url());
         config.telemetry.sample_percent = 0;
     })
     .await;
-    set_status_of_all(&stage, &["a", "b"], "completed");
+    put_all(&gateway, &["a", "b"], "completed");
     let unrecorded = format!("00-{TRACE}-{PARENT}-00");
-    stage.get(&clip_target("a", "completed"), &[]).await;
-    assert_eq!(
-        parts(&last_seen(&stage))[2],
-        "00",
-        "the poll of a request that is not recorded is not either"
-    );
-    stage.get("/v1/models", &[("traceparent", &unrecorded)]).await;
-    stage.get(&clip_target("b", "completed"), &[("traceparent", &traceparent())]).await;
-    assert_eq!(parts(&last_seen(&stage))[2], "01");
+    gateway.get(&single("a", "completed"), &[]).await;
+    assert_eq!(parts(&last_headers(&gateway))[2], "00", "a poll is recorded only with its request");
+    gateway.get("/v1/models", &[("traceparent", &unrecorded)]).await;
+    gateway.get(&single("b", "completed"), &[("traceparent", &traceparent())]).await;
+    assert_eq!(parts(&last_headers(&gateway))[2], "01");
     let (_, spans) = collector.spans(2).await;
     assert_eq!(spans.iter().filter(|span| span["trace"] == TRACE).count(), 1);
     assert!(spans.iter().all(|span| span["attributes"]["clipgate.outcome"] != "passthrough"));
 }
 
 #[tokio::test]
-async fn a_stop_tells_the_collector_what_it_has_not_been_told_with_the_headers_of_the_environment() {
+async fn a_stop_exports_the_remaining_spans_with_the_configured_headers() {
     let mut collector = Collector::start().await;
-    let ground = TestEnv::new().await;
-    ground.configure(&format!("[telemetry]\notlp_endpoint = \"{}/\"", collector.url()));
-    let mut command = ground.command();
+    let test_env = TestEnv::new().await;
+    test_env.configure(&format!("[telemetry]\notlp_endpoint = \"{}/\"", collector.url()));
+    let mut command = test_env.command();
     command.env("OTEL_EXPORTER_OTLP_HEADERS", "x-token=for-the-collector");
-    let mut gateway = process::GatewayProcess::spawn(command);
-    let mut client = process::TestClient::connect(gateway.address().await).await;
-    ground.sim.set_status("a", "completed");
-    assert_eq!(client.get(&process::completed_target("a"), &[]).await.status(), 200);
+    let mut gateway = process::Gateway::spawn(command);
+    let mut client = process::Client::connect(gateway.address().await).await;
+    test_env.sim.set_status("a", "completed");
+    assert_eq!(client.get(&process::clip("a"), &[]).await.status(), 200);
     drop(client);
     gateway.signal("TERM");
     assert!(gateway.wait_for_exit().await.success());
@@ -336,14 +336,14 @@ async fn a_stop_tells_the_collector_what_it_has_not_been_told_with_the_headers_o
 }
 
 #[tokio::test]
-async fn a_dead_collector_is_one_warning_and_the_loss_is_told_at_the_end() {
-    let ground = TestEnv::new().await;
-    ground.configure(&format!("{UNLIMITED}[telemetry]\notlp_endpoint = \"{}\"", nowhere().await));
-    let mut gateway = ground.start();
-    let mut client = process::TestClient::connect(gateway.address().await).await;
-    ground.sim.set_status("a", "completed");
-    assert_eq!(client.get(&process::completed_target("a"), &[]).await.status(), 200);
-    gateway.wait_for_log("spans are lost").await;
+async fn an_unreachable_collector_is_one_warning_and_the_loss_is_logged_at_the_end() {
+    let test_env = TestEnv::new().await;
+    test_env.configure(&format!("{UNLIMITED}[telemetry]\notlp_endpoint = \"{}\"", unused_address().await));
+    let mut gateway = test_env.start();
+    let mut client = process::Client::connect(gateway.address().await).await;
+    test_env.sim.set_status("a", "completed");
+    assert_eq!(client.get(&process::clip("a"), &[]).await.status(), 200);
+    gateway.logged("spans are lost").await;
     for _ in 0..1200 {
         assert_eq!(client.get(&process::completed_target("a"), &[]).await.status(), 200);
     }
@@ -351,35 +351,35 @@ async fn a_dead_collector_is_one_warning_and_the_loss_is_told_at_the_end() {
     gateway.signal("TERM");
     assert!(gateway.wait_for_exit().await.success());
     let log = gateway.rest_of_log().await;
-    assert!(!log.iter().any(|line| line.contains("spans are lost")), "it is told once: {log:#?}");
-    let told: Vec<_> = log.iter().filter(|line| line.contains("spans were lost")).collect();
-    assert!(told.len() == 1 && told[0].contains("lost=1202"), "{told:?}");
+    assert!(!log.iter().any(|line| line.contains("spans are lost")), "one warning: {log:#?}");
+    let losses: Vec<_> = log.iter().filter(|line| line.contains("spans were lost")).collect();
+    assert!(losses.len() == 1 && losses[0].contains("lost=1202"), "{losses:?}");
 }
 
 #[tokio::test]
-async fn a_collector_that_never_answers_delays_nobody() {
+async fn a_collector_without_a_response_does_not_delay_requests() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let ground = TestEnv::new().await;
-    ground.configure(&format!("drain_timeout = \"1s\"\n{UNLIMITED}[telemetry]\notlp_endpoint = \"{url}\""));
-    let mut gateway = ground.start();
-    let mut client = process::TestClient::connect(gateway.address().await).await;
-    ground.sim.set_status("a", "completed");
-    assert_eq!(client.get(&process::completed_target("a"), &[]).await.status(), 200);
+    let test_env = TestEnv::new().await;
+    test_env.configure(&format!("drain_timeout = \"1s\"\n{UNLIMITED}[telemetry]\notlp_endpoint = \"{url}\""));
+    let mut gateway = test_env.start();
+    let mut client = process::Client::connect(gateway.address().await).await;
+    test_env.sim.set_status("a", "completed");
+    assert_eq!(client.get(&process::clip("a"), &[]).await.status(), 200);
     let (mut held, _) = within_timeout("a batch", listener.accept()).await.unwrap();
-    within_timeout("its first byte", held.read_u8()).await.unwrap();
-    // The exporter is stuck, and more spans come than the queue has room for.
-    let asking = async {
+    within_timeout("the first byte", held.read_u8()).await.unwrap();
+    // The exporter waits, and more spans end than the queue holds.
+    let hits = async {
         for _ in 0..5000 {
             assert_eq!(client.get(&process::completed_target("a"), &[]).await.status(), 200);
         }
     };
-    within_timeout("5000 hits", asking).await;
-    gateway.wait_for_log("spans are lost").await;
+    within_timeout("5000 hits", hits).await;
+    gateway.logged("spans are lost").await;
     drop(client);
     gateway.signal("TERM");
-    assert!(gateway.wait_for_exit().await.success());
-    // A span for each hit, for the wait before them, and for its poll: some found no room, none was delivered.
+    assert!(gateway.ended().await.success());
+    // One span for each hit, for the wait before, and for its poll: none was exported.
     let log = gateway.rest_of_log().await;
     assert!(
         log.iter().any(|line| line.contains("spans were lost") && line.contains("lost=5002")),

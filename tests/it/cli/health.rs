@@ -52,7 +52,7 @@ fn a_ready_gateway_is_found_by_flag_file_and_environment() {
     gateway.stop();
     let (code, text) = result(&health(&["--admin", &address], &[]));
     assert_eq!(code, Some(1));
-    assert!(text.starts_with(&format!("clipgate: {address} does not take connections: ")), "{text}");
+    assert!(text.starts_with(&format!("clipgate: {address} does not accept connections: ")), "{text}");
     assert_eq!(text.lines().count(), 1, "{text}");
 }
 

@@ -1,20 +1,20 @@
-// The figures at the top: what was saved, and how it stands now.
+// The panel of saved calls, and the tiles of the current state.
 
-import { bytes, count, counted, percent, span } from "./words.js";
-import { element, make, setData, setShare, setText } from "./page.js";
+import { bytes, count, counted, percent, span } from "./format.js";
+import { element, make, setData, setShare, setText } from "./dom.js";
 
-/** From this share of a limit on, it is worth a look. */
-const NEARLY = 0.8;
+/** Share of a limit from which a tile warns. */
+const WARN_SHARE = 0.8;
 
-/** What was saved, of what clients alone would have cost. */
-export function showSaved({ made, saved, failed, retried }) {
+/** Shows the share of the calls that clients alone would have made and the gateway saved. */
+export function showSaved({ made, saved, failed, retries }) {
   const all = made + saved;
   setText(element("saved-share"), all ? percent(saved / all) : "Nothing yet");
   setText(element("saved-words"), all ? `of ${counted(all, "call")} that clients alone would have made` : "");
   setText(element("saved-count"), count(saved));
   setText(element("made-count"), count(made));
   setText(element("failed-count"), count(failed));
-  setText(element("retried-count"), count(retried));
+  setText(element("retries-count"), count(retries));
   setShare(element("split-made"), all ? made / all : 0);
   for (const part of ["hero", "split"]) setData(element(`saved-${part}`), "empty", String(all === 0));
 }
@@ -45,7 +45,7 @@ class Tile {
     setData(this.#box, "level", level);
     if (this.#bar) {
       setShare(this.#bar, share);
-      setData(this.#bar.parentNode, "level", share >= 1 ? "bad" : share >= NEARLY ? "warn" : "none");
+      setData(this.#bar.parentNode, "level", share >= 1 ? "bad" : share >= WARN_SHARE ? "warn" : "none");
     }
   }
 }
@@ -65,26 +65,26 @@ export class Tiles {
 
   show({ waits, polls, cache, upstream }, nowMs) {
     this.#waits.show(count(waits.parked), `of ${count(waits.max)}`, { share: waits.parked / waits.max });
-    const inLine = polls.waiting ? `, ${count(polls.waiting)} in line` : "";
-    this.#polls.show(count(polls.open), `of ${count(polls.max)}${inLine}`, { share: polls.open / polls.max });
+    const waiting = polls.waiting ? `, ${count(polls.waiting)} waiting` : "";
+    this.#polls.show(count(polls.open), `of ${count(polls.max)}${waiting}`, { share: polls.open / polls.max });
     const size = `${bytes(cache.bytes)} of ${bytes(cache.max_bytes)}`;
     this.#cache.show(count(cache.entries), size, { share: cache.max_bytes ? cache.bytes / cache.max_bytes : 0 });
-    const { word, more, level } = health(upstream, nowMs);
-    this.#upstream.show(word, more, { level });
+    const { value, more, level } = health(upstream, nowMs);
+    this.#upstream.show(value, more, { level });
   }
 }
 
-/** How the API does, in a word or two. Each has a mark of its own, for who cannot tell colours. */
+/** Returns the state of the API. Each state has a sign of its own, so that it does not depend on colour. */
 function health({ breaker_open, answered_at, failed }, nowMs) {
   const ago = (at) => `${span((nowMs - Date.parse(at)) / 1000)} ago`;
-  const answered = answered_at ? `answered ${ago(answered_at)}` : "has not answered yet";
+  const answered = answered_at ? `answered ${ago(answered_at)}` : "no response yet";
   const failure = failed ? `last failed ${ago(failed.at)}: ${failed.code}` : "";
   if (breaker_open) {
-    return { word: "✕ unreachable", more: `retries are held back; ${failure || answered}`, level: "bad" };
+    return { value: "✕ unreachable", more: `retries are delayed; ${failure || answered}`, level: "bad" };
   }
   if (failed && !(Date.parse(answered_at) > Date.parse(failed.at))) {
-    return { word: "! failing", more: failure, level: "warn" };
+    return { value: "! failing", more: failure, level: "warn" };
   }
-  if (!answered_at) return { word: "– not asked", more: answered, level: "none" };
-  return { word: "✓ answering", more: [answered, failure].filter(Boolean).join("; "), level: "good" };
+  if (!answered_at) return { value: "– not used", more: answered, level: "none" };
+  return { value: "✓ answering", more: [answered, failure].filter(Boolean).join("; "), level: "good" };
 }

@@ -1,19 +1,19 @@
-// Figures as people read them.
+// Formats of numbers, sizes and times.
 
-const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
-const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+const full = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 
-/** 1,204; from a million on 1.2M. */
+/** Formats a count as 1,204, from a million on as 1.2M. */
 export function count(number) {
-  return Math.abs(number) < 1e6 ? whole.format(number) : short.format(number);
+  return Math.abs(number) < 1e6 ? full.format(number) : compact.format(number);
 }
 
-/** A number and its noun: 1 wait, 2 waits. */
+/** Formats a count with its noun: 1 wait, 2 waits. */
 export function counted(number, one, many = `${one}s`) {
   return `${count(number)} ${number === 1 ? one : many}`;
 }
 
-/** 3.2 MiB */
+/** Formats a size as 3.2 MiB. */
 export function bytes(number) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
   const power = Math.min(units.length - 1, Math.floor(Math.log2(Math.max(1, number)) / 10));
@@ -21,7 +21,7 @@ export function bytes(number) {
   return `${scaled.toFixed(power > 0 && scaled < 10 ? 1 : 0)} ${units[power]}`;
 }
 
-/** Seconds as 42 s, 2 min 05 s, 3 h 12 min, 5 d 3 h: two units at most. */
+/** Formats seconds as 42 s, 2 min 05 s, 3 h 12 min or 5 d 3 h. */
 export function span(seconds) {
   const all = Math.max(0, Math.floor(seconds));
   const two = (number) => String(number).padStart(2, "0");
@@ -31,7 +31,7 @@ export function span(seconds) {
   return `${Math.floor(all / 86400)} d ${Math.floor(all / 3600) % 24} h`;
 }
 
-/** The same in few characters, for narrow columns: 42s, 2m05, 3h12, 5d3h. */
+/** Formats seconds for narrow columns: 42s, 2m05, 3h12, 5d3h. */
 export function age(seconds) {
   return span(seconds)
     .replace(/^(\d+) s$/, "$1s")
@@ -40,13 +40,13 @@ export function age(seconds) {
     .replace(/^(\d+) d (\d+) h$/, "$1d$2h");
 }
 
-/** A share of 0 to 1 in percent, never rounded up to all of it. */
+/** Formats a share of 0 to 1 in percent. Less than 1 is never rounded up to 100 %. */
 export function percent(share) {
   const hundred = share * 100;
   return `${hundred > 99 && hundred < 100 ? Math.floor(hundred * 10) / 10 : Math.round(hundred)} %`;
 }
 
-/** The time of day, with seconds. */
+/** Formats the time of day with seconds. */
 export function clock(millis) {
   return new Date(millis).toLocaleTimeString("en-GB");
 }

@@ -1,16 +1,16 @@
-// Putting things into the page. What comes from outside gets in as text only, and what has not changed is not touched:
-// focus, selection and screen readers stay where they are.
+// Updates of the page. Values of the gateway are inserted as text only, and unchanged nodes are not touched: focus,
+// selection and screen readers keep their position.
 
 export function element(id) {
   return document.getElementById(id);
 }
 
-/** A new element with a class, and text or children in it. */
+/** Creates an element. Children can be text or nodes. */
 export function make(tag, className = "", ...children) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  made.append(...children);
-  return made;
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  node.append(...children);
+  return node;
 }
 
 export function setText(node, text) {
@@ -25,15 +25,15 @@ export function setLabel(node, text) {
   if (node.getAttribute("aria-label") !== text) node.setAttribute("aria-label", text);
 }
 
-/** How much of a bar is full, 0 to 1. */
+/** Fills a bar, 0 to 1. */
 export function setShare(bar, share) {
   const width = `${Math.round(Math.min(1, Math.max(0, share)) * 1000) / 10}%`;
   if (bar.style.width !== width) bar.style.width = width;
 }
 
 /**
- * Children of `parent`, one for each item, in their order. An item keeps its child as long as it is there.
- * `create(item)` makes a child, `fill(child, item)` brings it up to date.
+ * Children of `parent`, one for each item, in order. The child of an item is kept while the item exists.
+ * `create(item)` returns a child, `fill(child, item)` updates it.
  */
 export class Rows {
   #parent;
@@ -56,8 +56,8 @@ export class Rows {
       const child = this.#children.get(key) ?? this.#create(item);
       this.#children.set(key, child);
       this.#fill(child, item);
-      const place = before ? before.nextSibling : this.#parent.firstChild;
-      if (place !== child) this.#parent.insertBefore(child, place);
+      const position = before ? before.nextSibling : this.#parent.firstChild;
+      if (position !== child) this.#parent.insertBefore(child, position);
       before = child;
     }
     for (const key of gone) {
