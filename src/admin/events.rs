@@ -20,14 +20,14 @@ pub(super) struct StateEvents {
 impl StateEvents {
     /// Sends `first`, then each new event. Holds the permit until the stream ends.
     pub(super) fn new(first: &Bytes, events: watch::Receiver<Bytes>, permit: OwnedSemaphorePermit) -> Self {
-        let first = [sse::greeting(), first.clone()].concat().into();
+        let first = [sse::OPENING, first.clone()].concat().into();
         Self { first: Some(first), next: ReusableBoxFuture::new(next(events)), _permit: permit }
     }
 }
 
 /// Returns a state as an event.
 pub(super) fn state_event(state: &[u8]) -> Bytes {
-    sse::Event { name: "state", id: None, retry: None, data: state }.bytes()
+    sse::SseEvent::new("state", state).to_bytes()
 }
 
 async fn next(mut events: watch::Receiver<Bytes>) -> Option<(Bytes, watch::Receiver<Bytes>)> {

@@ -60,7 +60,7 @@ impl Guard {
 fn is_authorized(headers: &HeaderMap, token: TokenHash) -> bool {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return false };
-    let hash = match bearer(value) {
+    let hash = match bearer_token(value) {
         Some(token) => token_sha256(token),
         None => match headers.typed_get::<Authorization<Basic>>() {
             Some(basic) => token_sha256(basic.password().as_bytes()),

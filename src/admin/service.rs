@@ -147,7 +147,7 @@ impl AdminService {
             AdminRoute::State => Ok(json_response(state(&self.gateway, &self.info).await)),
             AdminRoute::Events => self.events().await,
             AdminRoute::History => Ok(json_response(self.history.lock().json())),
-            AdminRoute::Cache => Ok(removed_response(self.gateway.cache().forget_all())),
+            AdminRoute::Cache => Ok(removed_response(self.gateway.cache().remove_all())),
             AdminRoute::CachedJob(id) => Ok(removed_response(self.gateway.cache().remove(&id))),
         }
     }
@@ -188,7 +188,7 @@ impl AdminService {
 }
 
 fn accepts_open_metrics(headers: &HeaderMap) -> bool {
-    crate::protocol::headers::tokens(headers, &ACCEPT)
+    crate::protocol::field_value::tokens(headers, &ACCEPT)
         .any(|media_type| media_type.starts_with("application/openmetrics-text"))
 }
 

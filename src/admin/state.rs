@@ -182,11 +182,15 @@ fn empty_lists<'a>() -> (ListJson<JobJson<'a>>, ListJson<KeyJson>) {
     (ListJson { items: Vec::new(), total: 0 }, ListJson { items: Vec::new(), total: 0 })
 }
 
-fn lists(overview: Overview, ladder: &Ladder, now: Instant) -> (ListJson<JobJson<'_>>, ListJson<KeyJson>) {
-    let Overview { jobs, jobs_in_all, askers, askers_in_all } = overview;
+fn lists(
+    overview: GatewayOverview,
+    ladder: &Ladder,
+    now: Instant,
+) -> (ListJson<JobJson<'_>>, ListJson<KeyJson>) {
+    let GatewayOverview { jobs, total_jobs, keys, total_keys } = overview;
     let jobs = jobs.iter().map(|job| job_json(job, ladder, now)).collect();
-    let keys = askers.into_iter().map(key_json).collect();
-    (ListJson { items: jobs, total: jobs_in_all }, ListJson { items: keys, total: askers_in_all })
+    let keys = keys.into_iter().map(key_json).collect();
+    (ListJson { items: jobs, total: total_jobs }, ListJson { items: keys, total: total_keys })
 }
 
 fn job_json<'a>(job: &JobStatus, ladder: &'a Ladder, now: Instant) -> JobJson<'a> {
@@ -201,11 +205,11 @@ fn job_json<'a>(job: &JobStatus, ladder: &'a Ladder, now: Instant) -> JobJson<'a
     }
 }
 
-fn key_json(asker: Asker) -> KeyJson {
+fn key_json(usage: KeyUsage) -> KeyJson {
     let quota = |limit: Limit| {
-        let left = asker.left.iter().find(|left| left.quota == limit)?;
-        let QuotaState { left, burst, rate, more_in, .. } = *left;
-        Some(QuotaJson { left, burst, per_second: rate, resets_in_seconds: more_in })
+        let state = usage.quotas.iter().find(|state| state.quota == limit)?;
+        let QuotaState { remaining, burst, rate, resets_in, .. } = *state;
+        Some(QuotaJson { left: remaining, burst, per_second: rate, resets_in_seconds: resets_in })
     };
     KeyJson {
         requests: quota(Limit::Requests),

@@ -22,7 +22,7 @@ use crate::core::job::{JobId, KeyDomain};
 use crate::core::query::WaitQuery;
 use crate::protocol::peer::address_text;
 use crate::protocol::request::{Peer, RequestCtx, RequestId};
-use crate::telemetry::metrics::{self, EndpointLabel, Label as _, Metrics};
+use crate::telemetry::metrics::{self, EndpointLabel, Metrics};
 
 /// The way in which a request was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,14 +45,14 @@ impl Disposition {
     /// Returns the metrics label `outcome`.
     pub(crate) fn outcome(self) -> metrics::Outcome {
         match self {
-            Disposition::ClientClosed => metrics::Outcome::Left,
+            Disposition::ClientClosed => metrics::Outcome::ClientClosed,
             Disposition::Hit => metrics::Outcome::Hit,
             Disposition::Waited(Cost::Opened, _) => metrics::Outcome::Opened,
-            Disposition::Waited(Cost::Coalesced, _) => metrics::Outcome::Leaned,
-            Disposition::EventStream => metrics::Outcome::Streamed,
-            Disposition::Passthrough => metrics::Outcome::Passed,
+            Disposition::Waited(Cost::Coalesced, _) => metrics::Outcome::Coalesced,
+            Disposition::EventStream => metrics::Outcome::EventStream,
+            Disposition::Passthrough => metrics::Outcome::Passthrough,
             Disposition::Preflight => metrics::Outcome::Preflight,
-            Disposition::Rejected(_) => metrics::Outcome::Refused,
+            Disposition::Rejected(_) => metrics::Outcome::Rejected,
         }
     }
 
@@ -159,7 +159,7 @@ impl Drop for AccessLog {
             http.response.status_code = self.status,
             http.response.body.size = self.body_size,
             http.server.request.duration = took.as_secs_f64(),
-            clipgate.outcome = outcome.as_str(),
+            clipgate.outcome = outcome.into_str(),
             clipgate.reason = self.disposition.reason(),
             clipgate.jobs = self.jobs.as_deref(),
             clipgate.member = self.member.as_deref(),

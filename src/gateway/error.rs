@@ -172,7 +172,7 @@ impl GatewayError {
             GatewayError::Limited { limited } | GatewayError::Hub(HubError::Limited(limited)) => {
                 Some(limited.quota)
             }
-            GatewayError::Hub(HubError::KeyFull | HubError::AddressFull) => Some(Limit::WaitsOfKey),
+            GatewayError::Hub(HubError::KeyFull | HubError::AddressFull) => Some(Limit::WaitsPerKey),
             GatewayError::Hub(HubError::Full) => Some(Limit::Waits),
             GatewayError::Hub(HubError::Closed)
             | GatewayError::Query(_)

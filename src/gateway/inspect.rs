@@ -72,12 +72,13 @@ impl Gateway {
             true => (keys.iter().map(|key| self.key_usage(key)).collect(), total_keys),
             false => self.member_usage(members, &keys, limit),
         };
-        Some(GatewayOverview { jobs, total_jobs: total_jobs, keys, total_keys })
+        Some(GatewayOverview { jobs, total_jobs, keys, total_keys })
     }
 
     fn key_usage(&self, key: &KeyInFlight) -> KeyUsage {
         let has_quotas = self.0.authenticator.injects_key() || self.0.cache.is_key_proven(key.domain);
-        let quotas = if has_quotas { self.0.limits.quota_states(Subject::Key(key.domain)) } else { Vec::new() };
+        let quotas =
+            if has_quotas { self.0.limits.quota_states(Subject::Key(key.domain)) } else { Vec::new() };
         KeyUsage { name: None, key: key.domain, waits: key.waits, quotas }
     }
 

@@ -44,7 +44,7 @@ impl Gateway {
         let upstream = &config.upstream;
         let cache = Arc::new(Cache::new(config.cache.clone(), route.ladder.clone()));
         let limits = Arc::new(Limits::new(&config.limits, config.auth.members()));
-        metrics.limited.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
+        metrics.rate_limited.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
         let poller =
             Poller::new(Client::for_polls(upstream)?, Arc::clone(&route), upstream, Arc::clone(&metrics));
         let tracer = Tracer::new(&config.telemetry, &upstream.base_url)?;
@@ -93,7 +93,10 @@ impl Gateway {
     pub fn reload(&self, config: &Config) -> Result<(), AuthenticatorError> {
         self.0.authenticator.reconfigure(&config.auth, config.upstream.api_key.as_ref())?;
         self.0.limits.reconfigure(&config.limits, config.auth.members());
-        self.0.metrics.limited.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
+        self.0
+            .metrics
+            .rate_limited
+            .set_members(config.auth.members().iter().map(|member| member.name.as_str()));
         self.0.cache.reconfigure(config.cache.clone());
         self.0.wait.store(Arc::new(config.wait.clone()));
         self.0.cors.store(Cors::new(&config.server.cors_origins).map(Arc::new));

@@ -64,7 +64,7 @@ use crate::protocol::body::{Body, BoxError};
 use crate::protocol::cookies::strip_set_cookie;
 use crate::protocol::cors::{Cors, CorsDecision};
 use crate::protocol::request::RequestCtx;
-use crate::telemetry::metrics::{EndpointLabel, Label as _, Metrics};
+use crate::telemetry::metrics::{EndpointLabel, Metrics};
 use crate::telemetry::trace::{RequestSpan, ResponseAttributes, Tracer};
 
 /// Answers requests. Clones share one gateway.
@@ -186,7 +186,7 @@ impl Gateway {
             };
         };
         state.log.record_wait(&query, &identity);
-        state.span.asks(query.asked.len(), identity.domain);
+        state.span.set_wait(query.asked.len(), identity.domain);
         if options.events {
             state.log.disposition = Disposition::EventStream;
             let stream = StreamRequest::new(headers, target.last_event_id, query, options, identity, state);
@@ -255,7 +255,7 @@ impl Gateway {
         let mut passed = result.unwrap_or_else(|error| {
             log.disposition = Disposition::Rejected(error.reason());
             if let Some(limit) = error.limit() {
-                self.0.metrics.limited.refused(limit, log.member.as_deref());
+                self.0.metrics.rate_limited.record(limit, log.member.as_deref());
             }
             error.to_response(&log.ctx().id, log.path()).into()
         });
@@ -271,9 +271,9 @@ impl Gateway {
         }
         add_common_headers(headers, &log.ctx().id);
         log.record_response(&passed.response);
-        span.answered(ResponseAttributes {
+        span.finish(ResponseAttributes {
             status: passed.response.status().as_u16(),
-            outcome: log.disposition.outcome().as_str(),
+            outcome: log.disposition.outcome().into(),
             reason: log.disposition.reason(),
             member: log.member.as_deref(),
         });
@@ -310,7 +310,9 @@ impl Gateway {
 fn quota_subject(identity: Option<&Identity>, proof: Option<KeyProof>, ctx: &RequestCtx) -> Subject {
     match (identity, proof) {
         (Some(Identity { member: Some(name), .. }), _) => Subject::member(name),
-        (Some(identity), proof) if identity.is_gateway_key || proof.is_some() => Subject::Key(identity.domain),
+        (Some(identity), proof) if identity.is_gateway_key || proof.is_some() => {
+            Subject::Key(identity.domain)
+        }
         (Some(_) | None, _) => ctx.forwarded.client_ip().into(),
     }
 }

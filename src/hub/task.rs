@@ -155,7 +155,7 @@ impl HubTask {
             HubCommand::Leave(id) => {
                 // P6: this ends the wait only. The coalescer lets its polls linger.
                 self.coalescer.handle(Input::Leave(id), now);
-                self.unpark(id, Some(WaitEnd::Left), now);
+                self.unpark(id, Some(WaitEnd::ClientClosed), now);
             }
             HubCommand::Drain(until) => self.coalescer.handle(Input::Drain(until), now),
         }
@@ -253,7 +253,7 @@ impl HubTask {
             }
             AttemptOutcome::Failed(failure, advice) => {
                 debug!(poll = id.0, reason = failure.reason(), ?advice, "attempt failed");
-                poll.span.try_failed(failure.reason());
+                poll.span.attempt_failed(failure.reason());
                 poll.invalid_responses = if matches!(failure, Failure::InvalidResponse(_)) {
                     poll.invalid_responses + 1
                 } else {

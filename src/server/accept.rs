@@ -78,7 +78,7 @@ impl Server {
                     (Some(permit), Some(accepted)) => self.begin(accepted, activity, permit),
                     (_, rejected) => {
                         drop(rejected);
-                        self.0.gateway.metrics().connections.closed(Closed::Refused);
+                        self.0.gateway.metrics().connections.closed(CloseReason::Address);
                         if is_due(&mut warnings.rejected) {
                             warn!(
                                 address = origin.map(tracing::field::display),
@@ -139,7 +139,7 @@ impl Server {
     /// Requests the longest idle connection to close, of those that count for the limit.
     fn make_room(&self, reached: LimitReached) -> Option<u64> {
         let closing = self.0.connection_limit.request_close(reached, clock::now())?;
-        self.0.gateway.metrics().connections.closed(Closed::Idle);
+        self.0.gateway.metrics().connections.closed(CloseReason::Idle);
         Some(closing)
     }
 }

@@ -355,7 +355,13 @@ impl Server {
             _ => HttpFault::Malformed,
         });
         gateway.count_malformed_head(peer);
-        access_log::log_malformed_head(status, error.reason(), peer, &RequestId::new(None), gateway.metrics());
+        access_log::log_malformed_head(
+            status,
+            error.reason(),
+            peer,
+            &RequestId::new(None),
+            gateway.metrics(),
+        );
     }
 
     /// Polls the connection until it ends, has to close, or its client stalls.

@@ -215,7 +215,7 @@ async fn flush_spans(gateway: Gateway, hub: JoinHandle<()>, drained_by: Instant)
     if !hub.is_finished() {
         let _ = tokio::time::timeout(remaining() / 2, hub).await;
     }
-    tokio::task::spawn_blocking(move || tracer.flush(remaining())).await
+    tokio::task::spawn_blocking(move || tracer.shutdown(remaining())).await
 }
 
 /// Returns the configuration of the server, with at most as many connections as file descriptors allow.

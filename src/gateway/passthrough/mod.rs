@@ -127,7 +127,7 @@ impl PassthroughError {
                 CallError::Reset => "upstream-reset",
                 CallError::Timeout => "upstream-timeout",
                 CallError::Invalid => "invalid-upstream-response",
-                error => error.as_str(),
+                error => error.into_str(),
             },
             Self::UnexpectedUpgrade => "invalid-upstream-response",
         }

@@ -31,7 +31,8 @@ fn unused_metrics() -> Arc<Metrics> {
 }
 
 fn passthrough(base_url: &str, max_body: u64, head_timeout: Duration) -> Passthrough {
-    let upstream = config::UpstreamConfig { base_url: base_url.parse().unwrap(), ..Config::default().upstream };
+    let upstream =
+        config::UpstreamConfig { base_url: base_url.parse().unwrap(), ..Config::default().upstream };
     Passthrough::new(Client::new(&upstream).unwrap(), max_body, head_timeout, unused_metrics())
 }
 

@@ -58,7 +58,7 @@ impl Handle {
 /// # Errors
 ///
 /// If `RUST_LOG` is not a valid filter, if the log is started already, or if the system has no thread left.
-pub fn init(log: &Log) -> Result<Handle, TelemetryError> {
+pub fn init(log: &LogConfig) -> Result<Handle, TelemetryError> {
     let rust_log = std::env::var("RUST_LOG").ok().filter(|text| !text.trim().is_empty());
     let filter = match &rust_log {
         Some(text) => EnvFilter::try_new(text).map_err(TelemetryError::RustLog)?,

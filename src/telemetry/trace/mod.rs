@@ -55,7 +55,7 @@ impl Tracer {
     /// # Errors
     ///
     /// If the exporter cannot be set up. An unavailable collector is not an error.
-    pub fn new(config: &config::Telemetry, upstream: &Uri) -> Result<Self, TraceError> {
+    pub fn new(config: &config::TelemetryConfig, upstream: &Uri) -> Result<Self, TraceError> {
         let Some(endpoint) = &config.otlp_endpoint else { return Ok(Self::default()) };
         let counts = Arc::new(SpanCounts::default());
         let provider = otlp::provider(endpoint, config.sample_percent, &counts)?;

@@ -251,8 +251,9 @@ fn request_attributes<B>(request: &Request<B>, ctx: &RequestCtx, route: Option<&
     ];
     attributes.extend(route.map(|route| KeyValue::new("http.route", route.to_owned())));
     attributes.extend(version(request.version()).map(|v| KeyValue::new("network.protocol.version", v)));
-    attributes.extend(ctx.trail.client().map(|client| KeyValue::new("client.address", client.to_string())));
-    if let Some(host) = headers::asked_host(request.uri(), request.headers()) {
+    attributes
+        .extend(ctx.forwarded.client_ip().map(|client| KeyValue::new("client.address", client.to_string())));
+    if let Some(host) = requested_host(request.uri(), request.headers()) {
         attributes.push(KeyValue::new("server.address", truncated(host.host()).to_owned()));
         attributes.extend(host.port_u16().map(|port| KeyValue::new("server.port", i64::from(port))));
     }
