@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cap::Cap;
-use clipgate::core::job::{Head, JobId, JobState, KeyDomain};
+use clipgate::core::job::{JobId, JobState, KeyDomain, ResponseHead};
 use clipgate::core::job_body::{ListShape, MAX_NAME_BYTES};
 use clipgate::core::route::Route;
 use clipgate::sim::{Sim, SimOptions};
@@ -67,7 +67,7 @@ fn id(n: usize) -> String {
 }
 
 /// Returns the usual head. With a trace, the head is different from all others.
-fn head(trace: Option<&str>) -> Head {
+fn head(trace: Option<&str>) -> ResponseHead {
     let fields = FIELDS.into_iter().chain(trace.map(|trace| ("x-backend-trace", trace)));
     let fields: HeaderMap = fields
         .map(|(name, value)| {
@@ -77,7 +77,7 @@ fn head(trace: Option<&str>) -> Head {
     split_head(StatusCode::OK, &fields)
 }
 
-fn clips(case: &Case, template: &str, usual: &Arc<Head>, n: usize) -> Vec<JobState> {
+fn clips(case: &Case, template: &str, usual: &Arc<ResponseHead>, n: usize) -> Vec<JobState> {
     let texts: Vec<String> = (0..case.listed)
         .map(|k| {
             let mut text = template.replace("ID", &id(n + k));

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use clipgate::core::coalescer::{
     Coalescer, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, Timing, WaitId, WaitSpec,
 };
-use clipgate::core::job::{Head, JobId, JobSet, JobState, KeyDomain};
+use clipgate::core::job::{JobId, JobSet, JobState, KeyDomain, ResponseHead};
 use clipgate::core::route::{Form, Goal, Route, Rung};
 use clipgate::testing::clock;
 
@@ -131,7 +131,7 @@ impl Crowd {
             id,
             rung: Some(rung),
             body: Bytes::from_static(b"{}"),
-            head: Arc::new(Head::default()),
+            head: Arc::new(ResponseHead::default()),
             seen_at: self.now,
         }
     }

@@ -16,7 +16,7 @@ use clipgate::core::coalescer::{
     Coalescer, Failure, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, SNAPSHOT_LIMIT, Timing,
     WaitId, WaitOutcome, WaitResult, WaitSpec,
 };
-use clipgate::core::job::{Head, JobId, JobSet, JobState, KeyDomain, Reply};
+use clipgate::core::job::{ResponseHead, JobId, JobSet, JobState, KeyDomain, UpstreamResponse};
 use clipgate::core::route::{Form, Goal, Ladder, Route, Rung};
 use clipgate::testing::clock;
 use libfuzzer_sys::fuzz_target;
@@ -349,15 +349,15 @@ impl Driver {
             rung: self.rungs.get(usize::from(rung)).copied(),
             body: tag(domain, &id),
             id,
-            head: Arc::new(Head::default()),
+            head: Arc::new(ResponseHead::default()),
             seen_at: self.at(self.now),
         }
     }
 
     /// Returns a reply whose body is the number of the poll.
-    fn reply(&self, id: PollId) -> Arc<Reply> {
+    fn reply(&self, id: PollId) -> Arc<UpstreamResponse> {
         let body = Bytes::from(id.0.to_string());
-        Arc::new(Reply { status: 418, head: Arc::new(Head::default()), body })
+        Arc::new(UpstreamResponse { status: 418, head: Arc::new(ResponseHead::default()), body })
     }
 
     /// Moves time on, from timer to timer.
@@ -469,7 +469,7 @@ impl Driver {
         }
     }
 
-    fn check_origin(&self, wait: &Wait, reply: &Reply) {
+    fn check_origin(&self, wait: &Wait, reply: &UpstreamResponse) {
         let text = str::from_utf8(&reply.body).expect("the body is a number");
         let spec = &self.opened[&PollId(text.parse().expect("the body is a number"))];
         assert_eq!(spec.domain, wait.domain);

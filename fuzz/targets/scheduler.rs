@@ -14,7 +14,7 @@ use bytes::Bytes;
 use clipgate::core::backoff::Backoff;
 use clipgate::core::breaker::BreakerRules;
 use clipgate::core::coalescer::{Failure, FaultKind, PollId};
-use clipgate::core::job::{Head, JobId, JobSet, KeyDomain, Reply};
+use clipgate::core::job::{ResponseHead, JobId, JobSet, KeyDomain, UpstreamResponse};
 use clipgate::core::scheduler::{
     AttemptResult, PollClass, PollRequest, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput,
 };
@@ -488,6 +488,6 @@ fn job(number: u8) -> JobId {
     JobId::new(&format!("job-{number}")).expect("a valid id")
 }
 
-fn reply() -> Arc<Reply> {
-    Arc::new(Reply { status: 500, head: Arc::new(Head::default()), body: Bytes::new() })
+fn reply() -> Arc<UpstreamResponse> {
+    Arc::new(UpstreamResponse { status: 500, head: Arc::new(ResponseHead::default()), body: Bytes::new() })
 }

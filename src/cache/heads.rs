@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use parking_lot::Mutex;
 
 use super::weight::{SHARED_BYTES, allocated, allocated_arc};
-use crate::core::job::Head;
+use crate::core::job::ResponseHead;
 use crate::protocol::stored_headers::write_stored;
 use crate::protocol::via::append_via;
 
@@ -27,7 +27,7 @@ const MAX_SHARED_FRACTION: u64 = 64;
 #[derive(Debug)]
 pub struct StoredHead {
     /// Headers that all clients may see. Per-response headers are removed (P8).
-    pub(super) head: Arc<Head>,
+    pub(super) head: Arc<ResponseHead>,
     /// These headers and `Via`, in the form that responses use.
     pub fields: Box<[(HeaderName, HeaderValue)]>,
     hash: u64,
@@ -54,7 +54,7 @@ impl HeadInterner {
     }
 
     /// Returns the stored form of a head, and its share of the job's weight: 0 if it is interned.
-    pub(super) fn intern(&self, head: &Head) -> (Arc<StoredHead>, usize) {
+    pub(super) fn intern(&self, head: &ResponseHead) -> (Arc<StoredHead>, usize) {
         let hash = self.hasher.hash_one(&head.shared);
         let shared = &mut *self.shared.lock();
         let is_equal = |known: &&Arc<StoredHead>| known.hash == hash && known.head.shared == head.shared;
@@ -93,10 +93,10 @@ impl InternedHeads {
 }
 
 impl StoredHead {
-    fn new(head: &Head, hash: u64) -> Self {
+    fn new(head: &ResponseHead, hash: u64) -> Self {
         // Exact copies instead of slices of a larger response, without per-response headers (P8).
         let shared = head.shared.iter().map(|(name, value)| (name.clone(), Bytes::copy_from_slice(value)));
-        let head = Head { shared: shared.collect(), own: Vec::new(), ..*head };
+        let head = ResponseHead { shared: shared.collect(), per_response: Vec::new(), ..*head };
         let mut fields = HeaderMap::with_capacity(head.shared.len() + 1);
         write_stored(&head, false, &mut fields);
         append_via(&mut fields, Version::HTTP_11);
@@ -111,7 +111,7 @@ impl StoredHead {
             2 * allocated(name.len()) + allocated(value.len()) + SHARED_BYTES
         };
         allocated_arc::<Self>()
-            + allocated_arc::<Head>()
+            + allocated_arc::<ResponseHead>()
             + allocated(self.head.shared.len() * size_of::<(Box<str>, Bytes)>())
             + allocated(self.fields.len() * size_of::<(HeaderName, HeaderValue)>())
             + self.head.shared.iter().map(field).sum::<usize>()
@@ -122,10 +122,10 @@ impl StoredHead {
 mod tests {
     use super::*;
 
-    fn head(value: &str) -> Head {
+    fn head(value: &str) -> ResponseHead {
         let field = |name: &str, value: &str| (name.into(), Bytes::copy_from_slice(value.as_bytes()));
         let shared = vec![field("content-type", "application/json"), field("x-powered-by", value)];
-        Head { shared, own: vec![field("x-request-id", "1")], ..Head::default() }
+        ResponseHead { shared, per_response: vec![field("x-request-id", "1")], ..ResponseHead::default() }
     }
 
     #[test]
@@ -133,11 +133,11 @@ mod tests {
         let heads = HeadInterner::new(1 << 20);
         let (first, weight) = heads.intern(&head("a"));
         assert_eq!(weight, 0);
-        let (again, weight) = heads.intern(&Head { own: Vec::new(), ..head("a") });
+        let (again, weight) = heads.intern(&ResponseHead { per_response: Vec::new(), ..head("a") });
         assert!(Arc::ptr_eq(&first, &again) && weight == 0);
         let (other, _) = heads.intern(&head("b"));
         assert!(!Arc::ptr_eq(&first, &other));
-        assert_eq!((first.head.shared.clone(), first.head.own.len()), (head("a").shared, 0));
+        assert_eq!((first.head.shared.clone(), first.head.per_response.len()), (head("a").shared, 0));
         let names: Vec<_> = first.fields.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["content-type", "x-powered-by", "via"]);
     }

@@ -181,7 +181,7 @@ impl Cache {
     /// - a response that is not the complete representation;
     /// - the response to a request that started before a rejection, which may have been about this job (P11).
     pub fn store(&self, domain: KeyDomain, state: &JobState, began: Instant, now: Instant) {
-        if !state.head.is_whole || self.keys.is_rejected_since(domain, began) {
+        if !state.head.is_complete || self.keys.is_rejected_since(domain, began) {
             return;
         }
         let Some(ttl) = state.rung.map(|rung| self.ttl(rung)) else { return };
@@ -302,7 +302,7 @@ impl Expiry<(KeyDomain, JobId), Arc<CachedJob>> for PerEntryExpiry {
 mod tests {
     use super::*;
     use crate::clock;
-    use crate::core::job::Head;
+    use crate::core::job::ResponseHead;
     use crate::core::route::Route;
 
     const ALICE: KeyDomain = KeyDomain([1; 16]);
@@ -317,7 +317,7 @@ mod tests {
             id: id(name),
             rung: Route::suno().ladder.rung(word),
             body: Bytes::from(format!("{name} {word}")),
-            head: Arc::new(Head::default()),
+            head: Arc::new(ResponseHead::default()),
             seen_at: at,
         }
     }

@@ -85,11 +85,11 @@ impl JobSet {
 
     /// Returns whether the id is in the set.
     pub fn contains(&self, id: &JobId) -> bool {
-        self.place(id).is_some()
+        self.position(id).is_some()
     }
 
     /// Returns the position of the id in the sorted set.
-    pub fn place(&self, id: &JobId) -> Option<usize> {
+    pub fn position(&self, id: &JobId) -> Option<usize> {
         self.0.binary_search(id).ok()
     }
 
@@ -148,23 +148,23 @@ impl fmt::Debug for KeyDomain {
 
 /// The stored head of an upstream response: status and end-to-end headers, names in lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Head {
+pub struct ResponseHead {
     /// The HTTP status.
     pub status: u16,
     /// The body is the complete representation, as only a 200 states (RFC 9110 section 15.3.1). A 206 has a part of it,
     /// a proxy on the way changed the body of a 203, and a 201 or 202 may describe something else. Such bodies are
     /// delivered, but never cached.
-    pub is_whole: bool,
+    pub is_complete: bool,
     /// Headers of the job: each client that gets this state gets them, also from the cache.
     pub shared: Vec<(Box<str>, Bytes)>,
     /// Headers of this one response, such as `Set-Cookie`: only the client whose request got it gets them (P8).
-    pub own: Vec<(Box<str>, Bytes)>,
+    pub per_response: Vec<(Box<str>, Bytes)>,
 }
 
-impl Default for Head {
+impl Default for ResponseHead {
     /// Returns a 200 without headers.
     fn default() -> Self {
-        Self { status: 200, is_whole: true, shared: Vec::new(), own: Vec::new() }
+        Self { status: 200, is_complete: true, shared: Vec::new(), per_response: Vec::new() }
     }
 }
 
@@ -178,18 +178,18 @@ pub struct JobState {
     /// The job's own bytes, unchanged (P8).
     pub body: Bytes,
     /// Head of the response that contained them.
-    pub head: Arc<Head>,
+    pub head: Arc<ResponseHead>,
     /// Time at which the response was read.
     pub seen_at: Instant,
 }
 
 /// An upstream response that is delivered unchanged and complete: an error, a redirect, or a body that is not split.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reply {
+pub struct UpstreamResponse {
     /// The HTTP status.
     pub status: u16,
     /// Status and headers.
-    pub head: Arc<Head>,
+    pub head: Arc<ResponseHead>,
     /// All bytes of the body.
     pub body: Bytes,
 }

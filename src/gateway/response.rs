@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
 use crate::cache::{Cache, CachedJob};
 use crate::clock;
 use crate::core::coalescer::Cost;
-use crate::core::job::{Head, JobState, Reply};
+use crate::core::job::{JobState, ResponseHead, UpstreamResponse};
 use crate::core::job_body::{self, ListShape};
 use crate::core::route::Form;
 use crate::protocol::body::Body;
@@ -131,7 +131,7 @@ impl JobResponse {
     /// Returns the time for which the client may store the response, counted from when the oldest state was seen.
     fn lifetime(&self, cache: &Cache) -> Option<Duration> {
         let ttls = self.states.iter().map(|state| state.rung.and_then(|rung| cache.terminal_ttl(rung)));
-        let is_whole = self.states.iter().all(|state| state.head.is_whole);
+        let is_whole = self.states.iter().all(|state| state.head.is_complete);
         ttls.min().flatten().filter(|ttl| self.keep && is_whole && !ttl.is_zero())
     }
 
@@ -149,7 +149,7 @@ impl JobResponse {
 
 /// Returns the upstream's reply as it came (P8).
 pub(crate) fn unsplit_response(
-    reply: &Reply,
+    reply: &UpstreamResponse,
     cost: Cost,
     is_own: bool,
     applied: Option<Duration>,
@@ -175,7 +175,7 @@ fn append_miss_status(headers: &mut HeaderMap, cost: Cost, status: StatusCode, s
     }
 }
 
-fn write_head(head: &Head, is_own: bool, headers: &mut HeaderMap) {
+fn write_head(head: &ResponseHead, is_own: bool, headers: &mut HeaderMap) {
     write_stored(head, is_own, headers);
     append_via(headers, Version::HTTP_11);
 }

@@ -1,7 +1,7 @@
 //! Splits the head of an upstream response for storage with a job, and writes it into a response to a client.
 //!
 //! ```text
-//! upstream ─▶ split_head ─▶ Head { shared, own } ─▶ write_stored ─▶ client
+//! upstream ─▶ split_head ─▶ ResponseHead { shared, per_response } ─▶ write_stored ─▶ client
 //! ```
 
 use bytes::Bytes;
@@ -9,7 +9,7 @@ use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use super::hop_by_hop::strip_hop_by_hop;
-use crate::core::job::Head;
+use crate::core::job::ResponseHead;
 
 /// Splits the head of an upstream response.
 ///
@@ -20,19 +20,19 @@ use crate::core::job::Head;
 /// - Own, for one client only (P8): fields of one response, identifiers of one request, and CORS fields, as these
 ///   depend on the `Origin` of the request, unless they allow every origin (`*`).
 /// - Shared: the rest. `Vary` too: caches of clients need it.
-pub fn split_head(status: StatusCode, headers: &HeaderMap) -> Head {
+pub fn split_head(status: StatusCode, headers: &HeaderMap) -> ResponseHead {
     let mut stripped = headers.clone();
     strip_hop_by_hop(&mut stripped);
     let allows_any_origin = stripped
         .get(header::ACCESS_CONTROL_ALLOW_ORIGIN)
         .is_some_and(|value| value.as_bytes().trim_ascii() == b"*");
     // A 200 with `Content-Range` is a mistake or a part. Neither may be stored for a day.
-    let is_whole = status == StatusCode::OK && !headers.contains_key(header::CONTENT_RANGE);
-    let mut head = Head { status: status.as_u16(), is_whole, ..Head::default() };
+    let is_complete = status == StatusCode::OK && !headers.contains_key(header::CONTENT_RANGE);
+    let mut head = ResponseHead { status: status.as_u16(), is_complete, ..ResponseHead::default() };
     for (name, value) in &stripped {
         let fields = match scope(name.as_str(), allows_any_origin) {
             Scope::Shared => &mut head.shared,
-            Scope::PerResponse => &mut head.own,
+            Scope::PerResponse => &mut head.per_response,
             Scope::Dropped => continue,
         };
         fields.push((name.as_str().into(), Bytes::copy_from_slice(value.as_bytes())));
@@ -42,8 +42,8 @@ pub fn split_head(status: StatusCode, headers: &HeaderMap) -> Head {
 
 /// Appends the fields of a stored head. `is_own` is whether the client's own request got this response: only then its
 /// per-response fields are written (P8). The gateway inserts its own fields afterwards, which replace equal ones.
-pub(crate) fn write_stored(head: &Head, is_own: bool, headers: &mut HeaderMap) {
-    let own = if is_own { head.own.as_slice() } else { &[] };
+pub(crate) fn write_stored(head: &ResponseHead, is_own: bool, headers: &mut HeaderMap) {
+    let own = if is_own { head.per_response.as_slice() } else { &[] };
     for (name, value) in head.shared.iter().chain(own) {
         if let (Ok(name), Ok(value)) =
             (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_maybe_shared(value.clone()))
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
     use crate::protocol::header_map as map;
 
-    fn head(headers: &HeaderMap) -> Head {
+    fn head(headers: &HeaderMap) -> ResponseHead {
         split_head(StatusCode::OK, headers)
     }
 
@@ -143,17 +143,18 @@ mod tests {
             "x-ratelimit-remaining",
             "x-request-id",
         ];
-        assert_eq!(names(&head.own), own);
+        assert_eq!(names(&head.per_response), own);
     }
 
     #[test]
     fn only_a_200_without_content_range_is_whole() {
-        let is_whole =
-            |status, fields: &[_]| split_head(StatusCode::from_u16(status).unwrap(), &map(fields)).is_whole;
-        assert!(is_whole(200, &[]));
-        assert!(!is_whole(200, &[("content-range", "bytes 0-1/2")]));
+        let is_complete = |status, fields: &[_]| {
+            split_head(StatusCode::from_u16(status).unwrap(), &map(fields)).is_complete
+        };
+        assert!(is_complete(200, &[]));
+        assert!(!is_complete(200, &[("content-range", "bytes 0-1/2")]));
         for status in [201, 202, 203, 204, 205, 206, 207, 208, 226, 299] {
-            assert!(!is_whole(status, &[]), "{status}");
+            assert!(!is_complete(status, &[]), "{status}");
         }
     }
 
@@ -161,9 +162,9 @@ mod tests {
     fn cors_fields_are_shared_only_if_they_allow_every_origin() {
         let methods = ("access-control-allow-methods", "GET");
         let to_all = head(&map(&[("access-control-allow-origin", "*"), methods]));
-        assert_eq!((to_all.shared.len(), to_all.own.len()), (2, 0));
+        assert_eq!((to_all.shared.len(), to_all.per_response.len()), (2, 0));
         let to_one = head(&map(&[("access-control-allow-origin", "https://a.example"), methods]));
-        assert_eq!((to_one.shared.len(), to_one.own.len()), (0, 2));
+        assert_eq!((to_one.shared.len(), to_one.per_response.len()), (0, 2));
     }
 
     // P8

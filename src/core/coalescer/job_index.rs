@@ -301,7 +301,7 @@ mod tests {
 
     use super::*;
     use crate::clock;
-    use crate::core::job::Head;
+    use crate::core::job::ResponseHead;
     use crate::core::route::{Form, Route};
 
     const KEY: KeyDomain = KeyDomain([0; 16]);
@@ -315,7 +315,7 @@ mod tests {
     }
 
     fn state(id: &str, word: &str) -> JobState {
-        let (id, head, seen_at) = (JobId::new(id).unwrap(), Arc::new(Head::default()), clock::now());
+        let (id, head, seen_at) = (JobId::new(id).unwrap(), Arc::new(ResponseHead::default()), clock::now());
         JobState { id, rung: Some(rung(word)), body: Bytes::new(), head, seen_at }
     }
 

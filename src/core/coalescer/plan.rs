@@ -62,7 +62,7 @@ pub(super) fn plan<'p>(
     let (mut attach, mut has_own) = (BTreeSet::new(), false);
     for (poll_id, poll) in polls.filter(|(_, poll)| may_attach(poll, wait, timing)) {
         let is_full = poll.spec.goal == wait.current_goal && outlasts(poll, wait, timing);
-        for at in poll.spec.jobs.iter().filter_map(|job| wait.spec.jobs.place(job)) {
+        for at in poll.spec.jobs.iter().filter_map(|job| wait.spec.jobs.position(job)) {
             if covered[at] != Coverage::Answered {
                 attach.insert(poll_id); // P3
                 has_own |= poll.opener == id;

@@ -8,12 +8,12 @@ use std::time::Instant;
 use super::Coalescer;
 use super::state::{AttemptState, PollPhase, WaitPhase};
 use super::types::{Failure, PollId, PollOutcome, WaitId, WaitOutcome};
-use crate::core::job::{Head, JobId, JobState, KeyDomain, Reply};
+use crate::core::job::{JobId, JobState, KeyDomain, ResponseHead, UpstreamResponse};
 
 /// A poll that has just landed with jobs.
 pub(super) struct Landing {
     pub(super) opener: WaitId,
-    pub(super) head: Arc<Head>,
+    pub(super) head: Arc<ResponseHead>,
     /// Moment at which the answer was read, slightly before it lands.
     pub(super) read_at: Instant,
 }
@@ -124,7 +124,7 @@ impl Coalescer {
     }
 
     /// Settles the waits on exactly the jobs, endpoint and goal of the poll (P3). The others ask for themselves.
-    fn landed_unsplit(&mut self, id: PollId, reply: &Arc<Reply>, now: Instant) {
+    fn landed_unsplit(&mut self, id: PollId, reply: &Arc<UpstreamResponse>, now: Instant) {
         let Some(poll) = self.state.poll(id) else { return };
         let (spec, opened_at) = (poll.spec.clone(), poll.opened_at);
         let is_hold_over = now + self.timing.clock_skew() >= opened_at + self.timing.hold;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::core::job::{JobSet, JobState, KeyDomain, Reply};
+use crate::core::job::{JobSet, JobState, KeyDomain, UpstreamResponse};
 use crate::core::route::{Form, Goal};
 
 /// Number of a wait. The caller chooses it, in order of arrival, and never uses it twice.
@@ -69,9 +69,9 @@ pub enum PollOutcome {
     /// State of each job that the poll asked for.
     Jobs(Vec<JobState>),
     /// A success that cannot be split by job.
-    Unsplit(Arc<Reply>),
+    Unsplit(Arc<UpstreamResponse>),
     /// A redirect or a 4xx, as the upstream wrote it.
-    Refused(Arc<Reply>),
+    Refused(Arc<UpstreamResponse>),
     /// The last attempt failed.
     Failed(Failure),
 }
@@ -80,11 +80,11 @@ pub enum PollOutcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// The upstream wrote an error.
-    UpstreamError(Arc<Reply>),
+    UpstreamError(Arc<UpstreamResponse>),
     /// No connection, or the connection was lost.
     Unreachable,
     /// A success that cannot be read as jobs, with its bytes if all of them arrived.
-    InvalidResponse(Option<Arc<Reply>>),
+    InvalidResponse(Option<Arc<UpstreamResponse>>),
     /// No answer within the upstream's limit.
     Timeout,
     /// The upstream paused the whole key by its answer to another poll.
@@ -191,9 +191,9 @@ pub enum WaitOutcome {
     /// The wait's time is over. Current states in the order of the set.
     TimedOut(Vec<JobState>),
     /// The upstream's success cannot be split by job.
-    Unsplit(Arc<Reply>),
+    Unsplit(Arc<UpstreamResponse>),
     /// The upstream answered with a redirect or a 4xx.
-    Refused(Arc<Reply>),
+    Refused(Arc<UpstreamResponse>),
     /// The upstream failed.
     Failed(Failure),
 }

@@ -18,7 +18,7 @@ use super::plan::{DRAIN, PlannedClient};
 use super::upstream::{ErrorCause, ErrorReply};
 use super::{BACKOFF, COOLDOWN, Failure, PollId, RETRY_FOR, Run, domain};
 use crate::core::coalescer::{SNAPSHOT_LIMIT, WaitOutcome};
-use crate::core::job::{JobId, JobState, Reply};
+use crate::core::job::{JobId, JobState, UpstreamResponse};
 
 /// Allowed difference between two clocks that count the same time.
 const SKEW: Duration = Duration::from_millis(240);
@@ -253,7 +253,7 @@ impl Run {
     }
 
     /// Returns the error response with this body.
-    fn error_of(&self, reply: &Reply) -> &ErrorReply {
+    fn error_of(&self, reply: &UpstreamResponse) -> &ErrorReply {
         let index: usize = std::str::from_utf8(&reply.body).unwrap().parse().unwrap();
         &self.error_replies[index]
     }

@@ -17,7 +17,7 @@ use super::{
     Failure, Goal, HOLD, Input, PollClass, PollId, PollOutcome, PollProgress, PollSpec, RetryAdvice, Run,
     RunEvent, domain,
 };
-use crate::core::job::{Head, JobState, Reply};
+use crate::core::job::{JobState, ResponseHead, UpstreamResponse};
 
 /// An attempt of a poll that is under way.
 #[derive(Debug)]
@@ -132,16 +132,21 @@ impl Run {
             id: job.id.clone(),
             rung: Some(self.rungs[rung]),
             body: Bytes::from(format!("{} {} {rung}", job.domain, job.id)),
-            head: Arc::new(Head::default()),
+            head: Arc::new(ResponseHead::default()),
             seen_at: self.zero + read,
         }
     }
 
     /// Records an error response. Its body is its index.
-    fn error_reply(&mut self, spec: &Arc<PollSpec>, began: Duration, cause: ErrorCause) -> Arc<Reply> {
+    fn error_reply(
+        &mut self,
+        spec: &Arc<PollSpec>,
+        began: Duration,
+        cause: ErrorCause,
+    ) -> Arc<UpstreamResponse> {
         self.error_replies.push(ErrorReply { spec: Arc::clone(spec), began, cause });
         let body = Bytes::from((self.error_replies.len() - 1).to_string());
-        Arc::new(Reply { status: 500, head: Arc::new(Head::default()), body })
+        Arc::new(UpstreamResponse { status: 500, head: Arc::new(ResponseHead::default()), body })
     }
 
     /// Breaks all connections: each attempt on one of them fails within a hop.

@@ -26,7 +26,7 @@ use super::last_event_id::{Position, PositionCodec};
 use super::{EventStreams, StreamRequest};
 use crate::clock;
 use crate::core::coalescer::{Failure, WaitOutcome, WaitResult};
-use crate::core::job::{JobId, JobSet, JobState, Reply};
+use crate::core::job::{JobId, JobSet, JobState, UpstreamResponse};
 use crate::core::route::{Form, Goal, Rung};
 use crate::gateway::error::GatewayError;
 use crate::hub::{HubError, WaitRequest};
@@ -321,7 +321,7 @@ impl JobStream {
     }
 
     /// Sends the upstream's own error if it is JSON, else an error of the gateway: the data of every event is JSON.
-    fn end_with_reply(&mut self, reply: Arc<Reply>, reconnect: Reconnect) {
+    fn end_with_reply(&mut self, reply: Arc<UpstreamResponse>, reconnect: Reconnect) {
         if serde_json::from_slice::<IgnoredAny>(&reply.body).is_ok() {
             self.end_with_event(&reply.body, reconnect, "upstream_rejected");
         } else {

@@ -16,7 +16,7 @@ use tracing::debug;
 use crate::clock;
 use crate::config;
 use crate::core::coalescer::{Failure, PollOutcome, PollSpec};
-use crate::core::job::{JobState, Reply};
+use crate::core::job::{JobState, UpstreamResponse};
 use crate::core::job_body::{self, ListShape, SplitBody};
 use crate::core::query;
 use crate::core::route::{Form, Goal, Route};
@@ -199,7 +199,8 @@ impl Poller {
         body: Bytes,
     ) -> AttemptOutcome {
         let head = Arc::new(split_head(status, headers));
-        let reply = |body| Arc::new(Reply { status: status.as_u16(), head: Arc::clone(&head), body });
+        let reply =
+            |body| Arc::new(UpstreamResponse { status: status.as_u16(), head: Arc::clone(&head), body });
         let key = key_verdict(status);
         let answered_at = clock::now();
         let requested_pause = retry_after(headers, SystemTime::now());

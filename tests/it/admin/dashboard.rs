@@ -24,7 +24,7 @@ const PHONE: Viewport = Viewport { width: 360, height: 740, is_dark: false };
 /// A gateway process with an admin listener, in front of a simulated upstream.
 struct Site {
     test_env: TestEnv,
-    gateway: Gateway,
+    gateway: GatewayProcess,
     address: SocketAddr,
     page: String,
 }
@@ -53,7 +53,11 @@ impl Site {
     }
 }
 
-async fn start(test_env: &TestEnv, admin: &str, env: &[(&str, &str)]) -> (Gateway, SocketAddr, String) {
+async fn start(
+    test_env: &TestEnv,
+    admin: &str,
+    env: &[(&str, &str)],
+) -> (GatewayProcess, SocketAddr, String) {
     let mut command = test_env.command();
     command.env("CLIPGATE__ADMIN__LISTEN", admin).envs(env.iter().copied());
     let mut gateway = GatewayProcess::spawn(command);
@@ -66,7 +70,7 @@ async fn start(test_env: &TestEnv, admin: &str, env: &[(&str, &str)]) -> (Gatewa
 impl Browser {
     /// Waits for the value of a tile: 1 waits, 2 polls, 3 cached jobs, 4 the API.
     async fn until_tile(&mut self, position: usize, value: &str) {
-        self.until_text(&format!("#tiles > :nth-child({position}) .value"), value).await;
+        self.wait_until_text(&format!("#tiles > :nth-child({position}) .value"), value).await;
     }
 
     /// Returns the table of a plot: the total of each row by name.
@@ -109,7 +113,7 @@ async fn the_page_shows_the_requests_that_were_sent_without_a_reload() {
     let example = browser.text("#hint-code").await;
     assert!(example.starts_with("curl ") && example.contains(&base), "{example}");
     assert_eq!(browser.text("#saved-share").await, "Nothing yet");
-    browser.picture("empty").await;
+    browser.screenshot("empty").await;
     browser.eval("window.isSamePage = true").await;
 
     // Runs the commands that the page shows: they create two clips.
@@ -177,12 +181,12 @@ async fn jobs_and_keys_have_rows_and_ids_are_shown_as_text() {
     browser.until_tile(1, "3").await;
     browser.until_tile(2, "2").await;
     assert_eq!(browser.eval("document.querySelector('#hint').hidden").await, true, "there are requests");
-    let _fast = site.wait(&single("b", "streaming"), "key-2");
+    let _fast = site.wait(&clip_target("b", "streaming"), "key-2");
     browser.until_tile(2, "3").await;
     // The rung of a job is known from the first response of a poll.
-    assert_eq!(site.wait(&single(&encoded, "queued"), "key-1").await.unwrap().status(), 200);
-    browser.until("document.querySelectorAll('#jobs tbody tr').length === 2").await;
-    browser.until("document.querySelector('#jobs').textContent.includes('queued')").await;
+    assert_eq!(site.wait(&clip_target(&encoded, "queued"), "key-1").await.unwrap().status(), 200);
+    browser.wait_until("document.querySelectorAll('#jobs tbody tr').length === 2").await;
+    browser.wait_until("document.querySelector('#jobs').textContent.includes('queued')").await;
 
     let rows = browser.rows("jobs").await;
     let evil = rows.iter().position(|row| row[0].contains(EVIL)).expect("the id is shown as text");
@@ -203,7 +207,7 @@ async fn jobs_and_keys_have_rows_and_ids_are_shown_as_text() {
     assert!(known.len() == 1 && known[0][1].ends_with(" of 400"), "one key is proven: {keys:?}");
 
     site.test_env.sim.set_status(EVIL, "complete");
-    browser.until("document.querySelectorAll('#jobs tbody tr').length === 1").await;
+    browser.wait_until("document.querySelectorAll('#jobs tbody tr').length === 1").await;
     browser.until_tile(1, "2").await;
     let requests = browser.totals("requests").await;
     assert_eq!((&requests["Coalesced"], &requests["Opened a poll"]), (&json!(1), &json!(2)));
@@ -232,14 +236,14 @@ async fn an_unreachable_api_is_announced_once() {
     browser.eval(observe).await;
 
     site.test_env.sim.set_status("kept", "completed");
-    assert_eq!(site.get(&clip("kept")).await.status(), 200);
+    assert_eq!(site.get(&completed_target("kept")).await.status(), 200);
     site.test_env.sim.set_status("a", "queued");
     site.test_env.sim.fault(FaultTarget::Polls, Fault::reset(), 1);
-    assert_eq!(site.get(&clip("a")).await.status(), 502);
+    assert_eq!(site.get(&completed_target("a")).await.status(), 502);
     browser.until_tile(4, "✕ unreachable").await;
     let notice = browser.text("#notice").await;
     assert!(notice.contains("retries are delayed"), "{notice}");
-    browser.picture("unreachable").await;
+    browser.screenshot("unreachable").await;
     // Two more states do not change the notice.
     browser.until_two_more_states().await;
     assert_eq!(browser.eval("window.announcements").await, 1);
@@ -265,8 +269,8 @@ async fn without_the_gateway_the_page_is_stale_until_a_new_gateway_starts() {
     site.get("/v1/models").await;
     browser.wait_until_text("#made-count", "1").await;
     site.gateway.signal("TERM");
-    assert!(site.gateway.ended().await.success());
-    browser.until("document.body.dataset.link === 'stale'").await;
+    assert!(site.gateway.wait_for_exit().await.success());
+    browser.wait_until("document.body.dataset.link === 'stale'").await;
     let link = browser.text("#link-text").await;
     let time = link.strip_prefix("stale since ").unwrap_or_else(|| panic!("{link}"));
     assert!(time.len() == 8 && time.split(':').count() == 3, "{link}");
@@ -277,9 +281,9 @@ async fn without_the_gateway_the_page_is_stale_until_a_new_gateway_starts() {
 
     let admin = site.page.trim_start_matches("http://").trim_end_matches('/').to_owned();
     let (_gateway, ..) = start(&site.test_env, &admin, &[]).await;
-    browser.until_text("#link-text", "live").await;
-    browser.until_text("#made-count", "0").await;
-    browser.until("!document.querySelector('#hint').hidden").await;
+    browser.wait_until_text("#link-text", "live").await;
+    browser.wait_until_text("#made-count", "0").await;
+    browser.wait_until("!document.querySelector('#hint').hidden").await;
 }
 
 #[tokio::test]
@@ -309,7 +313,7 @@ async fn the_page_is_accessible_in_all_sizes_and_colour_schemes() {
         backgrounds.insert((look.is_dark, background));
         let moving = "document.getAnimations().filter((of) => of.playState === 'running').length";
         assert_eq!(browser.eval(moving).await, 0, "{name}: no animation with reduced motion");
-        browser.picture(name).await;
+        browser.screenshot(name).await;
     }
     assert_eq!(backgrounds.len(), 2, "{backgrounds:?}");
     browser.assert_no_faults().await;

@@ -8,7 +8,7 @@ use crate::harness::gateway::TestGateway;
 #[tokio::test]
 async fn each_file_has_its_content_type_and_an_etag() {
     let mut gateway = TestGateway::new().await;
-    let operator = Operator::of(&mut gateway).await;
+    let operator = AdminClient::open(&mut gateway).await;
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/admin/dashboard");
     let files = ["", "uplot"].iter().flat_map(|dir| std::fs::read_dir(root.join(dir)).unwrap());
     let files: Vec<_> = files
@@ -43,7 +43,7 @@ async fn each_file_has_its_content_type_and_an_etag() {
         assert_eq!(field(&response, "cache-control"), "no-cache");
 
         let etag = field(&response, "etag");
-        let again = operator.ask("GET", &path, &[("if-none-match", etag)]).await;
+        let again = operator.send("GET", &path, &[("if-none-match", etag)]).await;
         assert_eq!((again.status().as_u16(), again.body().len()), (304, 0), "{path}");
         assert_eq!(operator.send("GET", &path, &[("if-none-match", "\"old\"")]).await.status(), 200);
         let head = operator.send("HEAD", &path, &[]).await;
@@ -55,7 +55,7 @@ async fn each_file_has_its_content_type_and_an_etag() {
 #[tokio::test]
 async fn the_page_refers_to_its_own_files_only() {
     let mut gateway = TestGateway::new().await;
-    let operator = Operator::of(&mut gateway).await;
+    let operator = AdminClient::open(&mut gateway).await;
     let page = operator.get("/").await;
     let page = text(&page);
     for inline in ["style=", "onclick", "onload", "<style", "http://", "https://", "//"] {

@@ -33,7 +33,7 @@ fn assert_error(response: &Response<Bytes>, status: u16, path: &str) {
 #[tokio::test]
 async fn each_route_accepts_only_its_methods() {
     let mut gateway = TestGateway::new().await;
-    let operator = Operator::of(&mut gateway).await;
+    let operator = AdminClient::open(&mut gateway).await;
     let rows = [
         ("/healthz", "GET, HEAD", "text/plain; charset=utf-8"),
         ("/readyz", "GET, HEAD", "text/plain; charset=utf-8"),
@@ -45,7 +45,7 @@ async fn each_route_accepts_only_its_methods() {
     ];
     for (path, allowed, kind) in rows {
         for method in ["GET", "HEAD", "DELETE", "POST", "PUT", "OPTIONS"] {
-            let response = operator.ask(method, path, &[]).await;
+            let response = operator.send(method, path, &[]).await;
             if allowed.split(", ").any(|allowed| allowed == method) {
                 assert_eq!(response.status(), 200, "{method} {path}");
                 assert_eq!(field(&response, "content-type"), kind, "{method} {path}");
@@ -68,8 +68,8 @@ async fn each_route_accepts_only_its_methods() {
         assert!([404, 405].contains(&response.status().as_u16()), "{path}");
     }
     assert_error(&operator.get("/nothing").await, 404, "/nothing");
-    assert_error(&operator.ask("DELETE", "/api/cache/", &[]).await, 400, "/api/cache/");
-    let response = operator.ask("GET", "/healthz", &[("x-request-id", "mine-1")]).await;
+    assert_error(&operator.send("DELETE", "/api/cache/", &[]).await, 400, "/api/cache/");
+    let response = operator.send("GET", "/healthz", &[("x-request-id", "mine-1")]).await;
     assert_eq!(field(&response, "x-request-id"), "mine-1");
     assert_eq!(gateway.upstream_requests().len(), 0, "no request reaches the upstream");
 }
@@ -77,7 +77,7 @@ async fn each_route_accepts_only_its_methods() {
 #[tokio::test]
 async fn readiness_follows_the_gateway_and_health_does_not() {
     let mut gateway = TestGateway::new().await;
-    let operator = Operator::of(&mut gateway).await;
+    let operator = AdminClient::open(&mut gateway).await;
     let of = async |path: &str| {
         let response = operator.get(path).await;
         (response.status().as_u16(), text(&response).to_owned())
@@ -94,14 +94,14 @@ async fn readiness_follows_the_gateway_and_health_does_not() {
 async fn with_a_token_all_routes_but_health_require_it() {
     let token = "cg-admin-recognise-me";
     let mut gateway = TestGateway::with(|config, _| config.admin.token = Some(Secret::new(token))).await;
-    let operator = Operator::of(&mut gateway).await;
+    let operator = AdminClient::open(&mut gateway).await;
     let bearer = format!("Bearer {token}");
     // ops:cg-admin-recognise-me
     let basic = "Basic b3BzOmNnLWFkbWluLXJlY29nbmlzZS1tZQ==";
     let paths = ["/metrics", "/api/state", "/api/history", "/api/events", "/api/cache", "/nothing"];
     for path in paths {
         for wrong in ["", "Bearer cg-admin-recognise-m", "Bearer x", "Basic b3BzOng=", token] {
-            let response = operator.ask("GET", path, &[("authorization", wrong)]).await;
+            let response = operator.send("GET", path, &[("authorization", wrong)]).await;
             assert_error(&response, 401, path);
             let challenges: Vec<_> = response.headers().get_all("www-authenticate").iter().collect();
             assert_eq!(
@@ -127,13 +127,13 @@ async fn with_a_token_all_routes_but_health_require_it() {
 #[tokio::test]
 async fn without_a_token_pages_of_other_sites_are_rejected() {
     let mut gateway = TestGateway::new().await;
-    let operator = Operator::of(&mut gateway).await;
+    let operator = AdminClient::open(&mut gateway).await;
     gateway.sim.set_status("a", "completed");
-    gateway.get(&single("a", "completed"), &[]).await;
+    gateway.get(&clip_target("a", "completed"), &[]).await;
     let own = format!("http://{}", operator.address);
     let rebound = [("host", "evil.example")];
     for path in ["/metrics", "/api/state", "/api/history", "/api/events", "/api/cache/a"] {
-        assert_error(&operator.ask("GET", path, &rebound).await, 421, path);
+        assert_error(&operator.send("GET", path, &rebound).await, 421, path);
     }
     for fields in [
         &[("origin", "http://evil.example")][..],
@@ -141,24 +141,24 @@ async fn without_a_token_pages_of_other_sites_are_rejected() {
         &[("sec-fetch-site", "cross-site")],
         &[("sec-fetch-site", "same-site")],
     ] {
-        assert_error(&operator.ask("DELETE", "/api/cache", fields).await, 403, "/api/cache");
+        assert_error(&operator.send("DELETE", "/api/cache", fields).await, 403, "/api/cache");
     }
-    assert!(gateway.get(&single("a", "completed"), &[]).await.hit(), "no entry was removed");
+    assert!(gateway.get(&clip_target("a", "completed"), &[]).await.is_hit(), "no entry was removed");
     let fields = [("origin", own.as_str()), ("sec-fetch-site", "same-origin")];
-    assert_eq!(operator.ask("DELETE", "/api/cache", &fields).await.status(), 200);
-    assert!(!gateway.get(&single("a", "completed"), &[]).await.hit());
+    assert_eq!(operator.send("DELETE", "/api/cache", &fields).await.status(), 200);
+    assert!(!gateway.get(&clip_target("a", "completed"), &[]).await.is_hit());
 }
 
 #[tokio::test]
 async fn removed_jobs_are_requested_again() {
     let mut gateway = TestGateway::new().await;
-    let operator = Operator::of(&mut gateway).await;
-    put_all(&gateway, &["a", "b", "c/d"], "completed");
+    let operator = AdminClient::open(&mut gateway).await;
+    set_status_of_all(&gateway, &["a", "b", "c/d"], "completed");
     let keys = ["Bearer one", "Bearer two"];
     let ask = async |id: &str, key: &str| {
-        let response = gateway.get(&single(id, "completed"), &[("authorization", key)]).await;
+        let response = gateway.get(&clip_target(id, "completed"), &[("authorization", key)]).await;
         assert_eq!(response.status, 200);
-        response.hit()
+        response.is_hit()
     };
     for key in keys {
         for id in ["a", "b", "c%2Fd"] {
@@ -166,7 +166,7 @@ async fn removed_jobs_are_requested_again() {
             assert!(ask(id, key).await);
         }
     }
-    let remove = async |path: &str| json(&operator.ask("DELETE", path, &[]).await)["removed"].clone();
+    let remove = async |path: &str| json(&operator.send("DELETE", path, &[]).await)["removed"].clone();
     assert_eq!(remove("/api/cache/a").await, 2);
     assert_eq!(remove("/api/cache/a").await, 0);
     assert_eq!(remove("/api/cache/c%2Fd").await, 2);
@@ -187,8 +187,8 @@ async fn removed_jobs_are_requested_again() {
 
 #[tokio::test]
 async fn the_state_lists_waits_polls_jobs_and_keys() {
-    let mut gateway = TestGateway::holding(LONG).await;
-    let operator = Operator::of(&mut gateway).await;
+    let mut gateway = TestGateway::with_hold(LONG).await;
+    let operator = AdminClient::open(&mut gateway).await;
     let state = operator.state().await;
     assert_eq!(state["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(state["listen"], serde_json::json!([gateway.address.to_string()]));
@@ -196,15 +196,15 @@ async fn the_state_lists_waits_polls_jobs_and_keys() {
     assert_eq!(state["jobs"], serde_json::json!({ "items": [], "total": 0 }));
     assert!(state["upstream"]["answered_at"].is_null() && state["upstream"]["failed"].is_null());
 
-    put_all(&gateway, &["a", "b"], "queued");
+    set_status_of_all(&gateway, &["a", "b"], "queued");
     let key = [("authorization", "Bearer sk-recognise-me")];
-    let mut waits = vec![gateway.spawn_get(&single("a", "streaming"), &key)];
-    gateway.until(|seen| seen.open == 1).await;
-    waits.extend((0..2).map(|_| gateway.spawn_get(&single("a", "completed"), &key)));
-    gateway.until_parked(3).await;
-    waits.push(gateway.spawn_get(&multi(&["a", "b"], "completed"), &key));
-    gateway.until_parked(4).await;
-    gateway.until(|seen| seen.open == 2).await;
+    let mut waits = vec![gateway.spawn_get(&clip_target("a", "streaming"), &key)];
+    gateway.wait_until(|seen| seen.open == 1).await;
+    waits.extend((0..2).map(|_| gateway.spawn_get(&clip_target("a", "completed"), &key)));
+    gateway.wait_until_parked(3).await;
+    waits.push(gateway.spawn_get(&clips_target(&["a", "b"], "completed"), &key));
+    gateway.wait_until_parked(4).await;
+    gateway.wait_until(|seen| seen.open == 2).await;
 
     let state = operator.state().await;
     assert_eq!(state["complete"], true);
@@ -223,8 +223,8 @@ async fn the_state_lists_waits_polls_jobs_and_keys() {
     assert!(name.len() == 8 && name.bytes().all(|byte| byte.is_ascii_hexdigit()), "a short digest: {name}");
     assert!(!state.to_string().contains("recognise"), "{state}");
 
-    put_all(&gateway, &["a", "b"], "completed");
-    all(waits).await;
+    set_status_of_all(&gateway, &["a", "b"], "completed");
+    join_all(waits).await;
     let state = operator.state().await;
     assert_eq!((&state["waits"]["parked"], &state["jobs"]["total"]), (&0.into(), &0.into()));
     assert_eq!(state["keys"]["total"], 0);
@@ -252,14 +252,14 @@ async fn members_are_listed_by_name_with_their_quotas() {
         config.limits.burst = 100;
     })
     .await;
-    let operator = Operator::of(&mut gateway).await;
+    let operator = AdminClient::open(&mut gateway).await;
     gateway.sim.set_status("a", "queued");
     let ask = |token: &str| {
         let authorization = format!("Bearer {token}");
-        gateway.spawn_get(&single("a", "completed"), &[("authorization", authorization.as_str())])
+        gateway.spawn_get(&clip_target("a", "completed"), &[("authorization", authorization.as_str())])
     };
     let _waits = [ask("cg_recognise-b"), ask("cg_recognise-b"), ask("cg_recognise-a")];
-    gateway.until_parked(3).await;
+    gateway.wait_until_parked(3).await;
     let state = operator.state().await;
     let keys = state["keys"]["items"].as_array().unwrap();
     let names: Vec<_> = keys.iter().map(|key| key["name"].as_str().unwrap()).collect();
@@ -278,14 +278,14 @@ async fn members_are_listed_by_name_with_their_quotas() {
 
 #[tokio::test]
 async fn events_have_the_state_each_second_and_the_history_has_earlier_samples() {
-    let mut gateway = TestGateway::holding(LONG).await;
-    let operator = Operator::of(&mut gateway).await;
+    let mut gateway = TestGateway::with_hold(LONG).await;
+    let operator = AdminClient::open(&mut gateway).await;
     let mut stream = EventReader::open(&operator, "/api/events").await;
     assert_eq!(stream.state().await["waits"]["parked"], 0);
     gateway.sim.set_status("a", "queued");
-    let _wait = gateway.spawn_get(&single("a", "completed"), &[]);
-    gateway.until_parked(1).await;
-    within(20, async { while stream.state().await["waits"]["parked"] != 1 {} }).await;
+    let _wait = gateway.spawn_get(&clip_target("a", "completed"), &[]);
+    gateway.wait_until_parked(1).await;
+    within_secs(20, async { while stream.state().await["waits"]["parked"] != 1 {} }).await;
     assert!(stream.read.starts_with("retry: 2000\nevent: state\ndata: {"), "{:.80}", stream.read);
 
     let history = json(&operator.get("/api/history").await);
@@ -299,7 +299,7 @@ async fn events_have_the_state_each_second_and_the_history_has_earlier_samples()
 #[tokio::test]
 async fn event_streams_are_limited_and_free_their_slot_when_they_end() {
     let mut gateway = TestGateway::new().await;
-    let operator = Operator::of(&mut gateway).await;
+    let operator = AdminClient::open(&mut gateway).await;
     let mut streams = Vec::new();
     for _ in 0..32 {
         streams.push(EventReader::open(&operator, "/api/events").await);
@@ -309,7 +309,7 @@ async fn event_streams_are_limited_and_free_their_slot_when_they_end() {
     assert_eq!(field(&rejected, "retry-after"), "5");
     assert_eq!(operator.get("/healthz").await.status(), 200, "other routes are answered");
     drop(streams);
-    within(20, async { while !EventReader::may_open(&operator, "/api/events").await {} }).await;
+    within_secs(20, async { while !EventReader::may_open(&operator, "/api/events").await {} }).await;
 }
 
 #[test]
@@ -320,9 +320,9 @@ fn health_checks_are_answered_while_the_data_path_is_stuck() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async move {
             let mut gateway = TestGateway::new().await;
-            let operator = Operator::of(&mut gateway).await;
+            let operator = AdminClient::open(&mut gateway).await;
             gateway.sim.set_status("a", "completed");
-            gateway.get(&single("a", "completed"), &[]).await;
+            gateway.get(&clip_target("a", "completed"), &[]).await;
             send_address.send(operator.address).unwrap();
             // Blocks the whole runtime of the gateway.
             let _ = blocked.recv();
@@ -342,7 +342,7 @@ fn health_checks_are_answered_while_the_data_path_is_stuck() {
             assert_eq!(state["complete"], false);
             assert_eq!(state["totals"]["requests"]["opened"], 1, "counters need no hub");
         }
-        let removed = operator.ask("DELETE", "/api/cache", &[]).await;
+        let removed = operator.send("DELETE", "/api/cache", &[]).await;
         assert_eq!(json(&removed)["removed"], 1);
     }));
     drop(release);
@@ -357,7 +357,7 @@ struct EventReader {
 }
 
 impl EventReader {
-    async fn open(operator: &Operator, path: &str) -> Self {
+    async fn open(operator: &AdminClient, path: &str) -> Self {
         let response = Self::ask(operator, path).await;
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
@@ -384,7 +384,7 @@ impl EventReader {
                 self.taken += end + 3;
                 return state;
             }
-            let frame = within(20, self.body.frame()).await.expect("the stream continues").unwrap();
+            let frame = within_secs(20, self.body.frame()).await.expect("the stream continues").unwrap();
             self.read.push_str(std::str::from_utf8(frame.data_ref().unwrap()).unwrap());
         }
     }

@@ -18,7 +18,7 @@ const SIM: [&str; 4] = ["serve", "--sim", "--listen", "127.0.0.1:0"];
 
 #[tokio::test]
 async fn the_admin_address_is_the_second_line() {
-    let mut gateway = Process::start(&SIM, &[ANY_PORT]);
+    let mut gateway = ClipgateProcess::start(&SIM, &[ANY_PORT]);
     let address = gateway.address();
     let operator = AdminClient::at(gateway.admin().parse().unwrap());
     assert_eq!(operator.get("/readyz").await.status(), 200);
@@ -45,7 +45,7 @@ async fn the_listener_can_be_a_unix_socket_or_off() {
 
     let mut gateway = ClipgateProcess::start(&SIM, &[("CLIPGATE__ADMIN__LISTEN", "")]);
     gateway.ready();
-    assert_eq!(gateway.line(), "", "the sample commands follow");
+    assert_eq!(gateway.next_line(), "", "the sample commands follow");
 }
 
 #[tokio::test]
@@ -58,7 +58,7 @@ async fn an_address_in_use_is_an_error_that_names_the_key() {
     command.env("CLIPGATE__ADMIN__LISTEN", address.to_string());
     let mut gateway = GatewayProcess::spawn(command);
     let log = gateway.rest_of_log().await;
-    assert_eq!(gateway.ended().await.code(), Some(1), "{log:?}");
+    assert_eq!(gateway.wait_for_exit().await.code(), Some(1), "{log:?}");
     let text = log.join("\n");
     assert!(text.contains(&format!("cannot listen on {address}: ")), "{text}");
     assert!(text.contains("set admin.listen to another address, or to \"\" for none"), "{text}");
@@ -68,7 +68,7 @@ async fn an_address_in_use_is_an_error_that_names_the_key() {
 async fn two_simulated_gateways_do_not_conflict_on_the_default_address() {
     // One of them gets the default address, unless another process has it.
     let default = [("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:9090")];
-    let mut gateways = [Process::start(&SIM, &default), Process::start(&SIM, &default)];
+    let mut gateways = [ClipgateProcess::start(&SIM, &default), ClipgateProcess::start(&SIM, &default)];
     let mut addresses = Vec::new();
     for gateway in &mut gateways {
         gateway.ready();
@@ -88,12 +88,13 @@ async fn the_admin_listener_answers_during_the_drain_and_is_not_ready() {
     command.env(ANY_PORT.0, ANY_PORT.1);
     let mut gateway = GatewayProcess::spawn(command);
     let address = gateway.address().await;
-    let admin = gateway.line().await;
-    let operator = Operator::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
+    let admin = gateway.next_line().await;
+    let operator =
+        AdminClient::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
     // Passed through, so that only the upstream ends it.
-    let mut client = Client::connect(address).await;
-    let target = format!("{}&x=1", clip("a"));
-    let waiting = tokio::spawn(async move { client.ask(get(&target, &[])).await });
+    let mut client = TestClient::connect(address).await;
+    let target = format!("{}&x=1", completed_target("a"));
+    let waiting = tokio::spawn(async move { client.send(get(&target, &[])).await });
     test_env.sim.wait_until(|seen| seen.open == 1).await;
     assert_eq!(operator.get("/readyz").await.status(), 200);
 
@@ -155,7 +156,7 @@ async fn no_response_or_log_line_has_a_key_or_token() {
     let mut output = String::new();
     for path in ["/healthz", "/readyz", "/metrics", "/api/state", "/api/history", "/nothing"] {
         for authorization in [bearer.as_str(), "Bearer recognise-wrong", ""] {
-            let answer = operator.ask("GET", path, &[("authorization", authorization)]).await;
+            let answer = operator.send("GET", path, &[("authorization", authorization)]).await;
             output.push_str(&format!("{:?}\n{}\n", answer.headers(), text(&answer)));
         }
     }
@@ -187,7 +188,7 @@ fn check_prints_the_admin_address() {
 }
 
 /// Starts a gateway with an admin listener. Returns the gateway and its admin address. An empty token means none.
-async fn start_admin(test_env: &TestEnv, token: &str) -> (Gateway, SocketAddr) {
+async fn start_admin(test_env: &TestEnv, token: &str) -> (GatewayProcess, SocketAddr) {
     test_env.configure("");
     let mut command = test_env.command();
     command.env(ANY_PORT.0, ANY_PORT.1);

@@ -20,39 +20,39 @@ async fn each_outcome_is_counted() {
         config.server.cors_origins = vec!["https://app.example".to_owned()];
     })
     .await;
-    let operator = Operator::of(&mut gateway).await;
+    let operator = AdminClient::open(&mut gateway).await;
     gateway.sim.set_status("a", "queued");
     gateway.sim.set_status("b", "completed");
     gateway.sim.set_status("d", "queued");
 
     // 1 opens a poll, 4 attach to it
-    let waits: Vec<_> = (0..5).map(|_| gateway.spawn_get(&single("a", "completed"), &[])).collect();
-    gateway.until_parked(5).await;
-    gateway.until(|seen| seen.open == 1).await;
+    let waits: Vec<_> = (0..5).map(|_| gateway.spawn_get(&clip_target("a", "completed"), &[])).collect();
+    gateway.wait_until_parked(5).await;
+    gateway.wait_until(|seen| seen.open == 1).await;
     let page = operator.metrics().await;
     assert_eq!((page.sum("clipgate_waits", &[]), page.sum("clipgate_upstream_polls", &[])), (5.0, 1.0));
     gateway.sim.set_status("a", "completed");
-    all(waits).await;
+    join_all(waits).await;
     // 3 hits, 1 of them for several jobs; 1 opens a poll
-    for target in [single("b", "completed"), single("a", "completed"), single("b", "queued")] {
+    for target in [clip_target("b", "completed"), clip_target("a", "completed"), clip_target("b", "queued")] {
         gateway.get(&target, &[]).await;
     }
-    gateway.get(&multi(&["a", "b"], "completed"), &[]).await;
+    gateway.get(&clips_target(&["a", "b"], "completed"), &[]).await;
     // 2 passed through, 1 of them on the path of waits
     gateway.get("/v1/models", &[]).await;
     gateway.get("/v2/generate/audio/suno-ai/clip?x=1", &[]).await;
     // 2 rejected, 1 preflight
-    gateway.get(&single("", "completed"), &[]).await;
-    gateway.get(&single("c", "completed"), &[("cache-control", "only-if-cached")]).await;
+    gateway.get(&clip_target("", "completed"), &[]).await;
+    gateway.get(&clip_target("c", "completed"), &[("cache-control", "only-if-cached")]).await;
     let preflight = Request::options("/x")
         .header("origin", "https://app.example")
         .header("access-control-request-method", "GET");
     gateway.send(preflight.body(Default::default()).unwrap()).await;
     // 1 client that disconnects
-    let left = gateway.spawn_get(&single("d", "completed"), &[]);
-    gateway.until_parked(1).await;
+    let left = gateway.spawn_get(&clip_target("d", "completed"), &[]);
+    gateway.wait_until_parked(1).await;
     drop(left);
-    gateway.until_parked(0).await;
+    gateway.wait_until_parked(0).await;
 
     let page = operator.metrics().await;
     let rows = [
@@ -92,30 +92,30 @@ async fn upstream_requests_are_counted_by_kind_and_code() {
         config.upstream.retries = 2;
     })
     .await;
-    let operator = Operator::of(&mut gateway).await;
+    let operator = AdminClient::open(&mut gateway).await;
     gateway.sim.set_status("a", "completed");
-    gateway.get(&single("a", "completed"), &[]).await;
+    gateway.get(&clip_target("a", "completed"), &[]).await;
     // a snapshot of the current state
-    gateway.get(&single("a", ""), &[("cache-control", "no-cache")]).await;
+    gateway.get(&clip_target("a", ""), &[("cache-control", "no-cache")]).await;
     // not found: final
-    gateway.get(&single("nowhere", "completed"), &[]).await;
+    gateway.get(&clip_target("nowhere", "completed"), &[]).await;
     // fails once and is retried
     gateway.sim.fault(
         FaultTarget::Path("/v2/generate/audio/suno-ai/clip".to_owned()),
         Fault::Reset { after: Duration::ZERO },
         1,
     );
-    let response = gateway.get(&single("a", "completed"), &[("cache-control", "no-cache")]).await;
+    let response = gateway.get(&clip_target("a", "completed"), &[("cache-control", "no-cache")]).await;
     assert_eq!(response.status, 200, "{response:?}");
     // passed through
     gateway.get("/sim/status/503", &[]).await;
     gateway.get("/sim/status/204", &[]).await;
     // cancelled
     gateway.sim.set_status("b", "queued");
-    let left = gateway.spawn_get(&single("b", "completed"), &[]);
-    gateway.until(|seen| seen.open == 1).await;
+    let left = gateway.spawn_get(&clip_target("b", "completed"), &[]);
+    gateway.wait_until(|seen| seen.open == 1).await;
     drop(left);
-    gateway.until(|seen| seen.abandoned() == 1).await;
+    gateway.wait_until(|seen| seen.abandoned() == 1).await;
 
     let page = operator.metrics().await;
     let rows = [
@@ -145,11 +145,11 @@ async fn an_open_breaker_and_failed_requests_are_counted() {
         config.upstream.retry_for = Duration::from_secs(1);
     })
     .await;
-    let operator = Operator::of(&mut gateway).await;
+    let operator = AdminClient::open(&mut gateway).await;
     gateway.sim.set_status("good", "completed");
-    assert_eq!(gateway.get(&single("good", "completed"), &[]).await.status, 200);
+    assert_eq!(gateway.get(&clip_target("good", "completed"), &[]).await.status, 200);
     gateway.sim.fault(FaultTarget::Polls, Fault::reset(), u32::MAX);
-    let response = gateway.get(&single("a", "completed"), &[]).await;
+    let response = gateway.get(&clip_target("a", "completed"), &[]).await;
     assert_eq!(response.field("cache-status"), "clipgate; detail=unreachable");
     let page = operator.metrics().await;
     assert_eq!(page.sum("clipgate_breaker_open", &[]), 1.0);
@@ -177,18 +177,18 @@ async fn rejections_over_a_limit_are_counted_by_limit_and_member() {
         config.limits.max_waits_per_key = 1;
     })
     .await;
-    let operator = Operator::of(&mut gateway).await;
+    let operator = AdminClient::open(&mut gateway).await;
     let alice = [("authorization", "Bearer cg_a")];
     let mut rejected = 0;
     for _ in 0..20 {
-        rejected += i32::from(gateway.get(&single("", "completed"), &alice).await.status == 429);
+        rejected += i32::from(gateway.get(&clip_target("", "completed"), &alice).await.status == 429);
     }
     assert!(rejected >= 10, "{rejected}");
     gateway.sim.set_status("a", "queued");
     let bob = [("authorization", "Bearer cg_b")];
-    let _parked = gateway.spawn_get(&single("a", "completed"), &bob);
-    gateway.until_parked(1).await;
-    assert_eq!(gateway.get(&single("a", "completed"), &bob).await.status, 429);
+    let _parked = gateway.spawn_get(&clip_target("a", "completed"), &bob);
+    gateway.wait_until_parked(1).await;
+    assert_eq!(gateway.get(&clip_target("a", "completed"), &bob).await.status, 429);
 
     let page = operator.metrics().await;
     let count = |quota: &str, member: &str| {
@@ -202,9 +202,10 @@ async fn rejections_over_a_limit_are_counted_by_limit_and_member() {
 #[tokio::test]
 async fn malformed_heads_are_counted_as_rejected() {
     let mut gateway = TestGateway::new().await;
-    let operator = Operator::of(&mut gateway).await;
-    let response = crate::harness::raw_http::raw(gateway.address, b"GET / HTTP/1.1\r\nx : y\r\n\r\n").await;
-    assert!(response.starts_with(b"HTTP/1.1 400 "));
+    let operator = AdminClient::open(&mut gateway).await;
+    let bytes = send_raw(gateway.address, b"GET / HTTP/1.1\r\nx : y\r\n\r\n").await;
+    assert_bare_rejection(&bytes, 400);
+    operator.assert_rejected(1).await;
     let page = operator.metrics().await;
     assert_eq!(page.sum(REQUESTS, &[("route", "other"), ("outcome", "rejected")]), 1.0);
 }
@@ -212,9 +213,9 @@ async fn malformed_heads_are_counted_as_rejected() {
 #[tokio::test]
 async fn open_metrics_is_returned_if_accepted() {
     let mut gateway = TestGateway::new().await;
-    let operator = Operator::of(&mut gateway).await;
+    let operator = AdminClient::open(&mut gateway).await;
     let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
-    let response = operator.ask("GET", "/metrics", &[("accept", accept)]).await;
+    let response = operator.send("GET", "/metrics", &[("accept", accept)]).await;
     assert!(field(&response, "content-type").starts_with("application/openmetrics-text; version=1.0.0"));
     assert!(
         text(&response).ends_with("# EOF\n")

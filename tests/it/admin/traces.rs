@@ -114,8 +114,8 @@ async fn without_a_collector_a_trace_is_forwarded_unchanged_and_a_missing_one_is
     gateway.get("/v1/models", &[]).await;
     assert_ne!(parts(&last_headers(&gateway))[0], first);
 
-    put_all(&gateway, &["a"], "completed");
-    gateway.get(&single("a", "completed"), &known).await;
+    set_status_of_all(&gateway, &["a"], "completed");
+    gateway.get(&clip_target("a", "completed"), &known).await;
     let [trace, _, flags] = parts(&last_headers(&gateway));
     assert!(trace != TRACE && flags == "00", "a poll is not part of the client's trace");
     assert!(!last_headers(&gateway).contains_key("tracestate"));
@@ -139,8 +139,8 @@ async fn with_a_collector_the_span_of_the_request_continues_the_trace() {
     let [trace, _, flags] = parts(&last_headers(&gateway));
     assert!(trace != TRACE && flags == "01");
 
-    put_all(&gateway, &["a"], "completed");
-    gateway.get(&single("a", "completed"), &[("traceparent", &traceparent())]).await;
+    set_status_of_all(&gateway, &["a"], "completed");
+    gateway.get(&clip_target("a", "completed"), &[("traceparent", &traceparent())]).await;
     let [trace, _, flags] = parts(&last_headers(&gateway));
     assert!(trace != TRACE && flags == "01", "a poll is the root of a trace of its own");
 }
@@ -172,26 +172,26 @@ async fn an_invalid_traceparent_is_replaced_together_with_tracestate() {
 async fn the_collector_gets_a_span_for_each_request_and_poll_and_a_link_for_each_attachment() {
     let mut collector = Collector::start().await;
     let gateway = TestGateway::with(|config, _| traced(config, &collector.url())).await;
-    put_all(&gateway, &["a", "b"], "streaming");
+    set_status_of_all(&gateway, &["a", "b"], "streaming");
     let key = ("authorization", KEY);
     let parent = traceparent();
-    let mut waits = vec![gateway.spawn_get(&single("a", "completed"), &[key, ("traceparent", &parent)])];
-    gateway.until(|seen| seen.count("/v2/generate/audio/suno-ai/clip") == 1).await;
-    waits.extend([0; 2].map(|_| gateway.spawn_get(&single("a", "completed"), &[key])));
-    waits.push(gateway.spawn_get(&single("b", "completed"), &[key]));
-    gateway.until(|seen| seen.count("/v2/generate/audio/suno-ai/clip") == 2).await;
-    gateway.until_parked(4).await;
-    waits.push(gateway.spawn_get(&multi(&["a", "b"], "completed"), &[key]));
-    gateway.until_parked(5).await;
+    let mut waits = vec![gateway.spawn_get(&clip_target("a", "completed"), &[key, ("traceparent", &parent)])];
+    gateway.wait_until(|seen| seen.count("/v2/generate/audio/suno-ai/clip") == 1).await;
+    waits.extend([0; 2].map(|_| gateway.spawn_get(&clip_target("a", "completed"), &[key])));
+    waits.push(gateway.spawn_get(&clip_target("b", "completed"), &[key]));
+    gateway.wait_until(|seen| seen.count("/v2/generate/audio/suno-ai/clip") == 2).await;
+    gateway.wait_until_parked(4).await;
+    waits.push(gateway.spawn_get(&clips_target(&["a", "b"], "completed"), &[key]));
+    gateway.wait_until_parked(5).await;
     let polls: Vec<_> = gateway.sim.requests().iter().map(|seen| parts(&seen.headers)).collect();
-    put_all(&gateway, &["a", "b"], "completed");
-    let answers = all(waits).await;
-    assert_eq!(answers.iter().filter(|answer| answer.opened()).count(), 2);
-    assert_eq!(answers.iter().filter(|answer| answer.leaned()).count(), 3);
-    assert!(gateway.get(&single("a", "completed"), &[key]).await.hit());
+    set_status_of_all(&gateway, &["a", "b"], "completed");
+    let answers = join_all(waits).await;
+    assert_eq!(answers.iter().filter(|answer| answer.is_opener()).count(), 2);
+    assert_eq!(answers.iter().filter(|answer| answer.is_coalesced()).count(), 3);
+    assert!(gateway.get(&clip_target("a", "completed"), &[key]).await.is_hit());
     gateway.get("/v1/models?token=HUSHHUSH", &[key]).await;
     let passed_through = parts(&last_headers(&gateway));
-    assert_eq!(gateway.get(&single("a", "error"), &[key]).await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(gateway.get(&clip_target("a", "error"), &[key]).await.status, StatusCode::BAD_REQUEST);
 
     let (batches, spans) = collector.spans(10).await;
     for batch in &batches {
@@ -268,7 +268,7 @@ async fn a_failed_poll_has_its_error_and_a_disconnect_ends_the_span() {
         config.wait.linger = Duration::ZERO;
     })
     .await;
-    assert_eq!(gateway.get(&single("a", "completed"), &[]).await.status, StatusCode::BAD_GATEWAY);
+    assert_eq!(gateway.get(&clip_target("a", "completed"), &[]).await.status, StatusCode::BAD_GATEWAY);
     let (_, spans) = collector.spans(2).await;
     let [poll, wait] = ["SPAN_KIND_CLIENT", "SPAN_KIND_SERVER"]
         .map(|kind| spans.iter().find(|span| span["kind"] == kind).unwrap());
@@ -278,10 +278,10 @@ async fn a_failed_poll_has_its_error_and_a_disconnect_ends_the_span() {
     assert_eq!((&wait["attributes"]["error.type"], &wait["is_error"]), (&"502".into(), &true.into()));
 
     let mut gateway = gateway;
-    gateway.raise_upstream();
-    put_all(&gateway, &["a"], "streaming");
-    let wait = gateway.spawn_get(&single("a", "completed"), &[]);
-    gateway.until(|seen| seen.count("/v2/generate/audio/suno-ai/clip") == 1).await;
+    gateway.start_upstream();
+    set_status_of_all(&gateway, &["a"], "streaming");
+    let wait = gateway.spawn_get(&clip_target("a", "completed"), &[]);
+    gateway.wait_until(|seen| seen.count("/v2/generate/audio/suno-ai/clip") == 1).await;
     wait.abort();
     let (_, spans) = collector.spans(2).await;
     let outcomes = |kind: &str| {
@@ -302,12 +302,12 @@ async fn the_sampled_flag_and_the_percentage_decide_the_recording() {
         config.telemetry.sample_percent = 0;
     })
     .await;
-    put_all(&gateway, &["a", "b"], "completed");
+    set_status_of_all(&gateway, &["a", "b"], "completed");
     let unrecorded = format!("00-{TRACE}-{PARENT}-00");
-    gateway.get(&single("a", "completed"), &[]).await;
+    gateway.get(&clip_target("a", "completed"), &[]).await;
     assert_eq!(parts(&last_headers(&gateway))[2], "00", "a poll is recorded only with its request");
     gateway.get("/v1/models", &[("traceparent", &unrecorded)]).await;
-    gateway.get(&single("b", "completed"), &[("traceparent", &traceparent())]).await;
+    gateway.get(&clip_target("b", "completed"), &[("traceparent", &traceparent())]).await;
     assert_eq!(parts(&last_headers(&gateway))[2], "01");
     let (_, spans) = collector.spans(2).await;
     assert_eq!(spans.iter().filter(|span| span["trace"] == TRACE).count(), 1);
@@ -321,10 +321,10 @@ async fn a_stop_exports_the_remaining_spans_with_the_configured_headers() {
     test_env.configure(&format!("[telemetry]\notlp_endpoint = \"{}/\"", collector.url()));
     let mut command = test_env.command();
     command.env("OTEL_EXPORTER_OTLP_HEADERS", "x-token=for-the-collector");
-    let mut gateway = process::Gateway::spawn(command);
-    let mut client = process::Client::connect(gateway.address().await).await;
+    let mut gateway = process::GatewayProcess::spawn(command);
+    let mut client = process::TestClient::connect(gateway.address().await).await;
     test_env.sim.set_status("a", "completed");
-    assert_eq!(client.get(&process::clip("a"), &[]).await.status(), 200);
+    assert_eq!(client.get(&process::completed_target("a"), &[]).await.status(), 200);
     drop(client);
     gateway.signal("TERM");
     assert!(gateway.wait_for_exit().await.success());
@@ -340,10 +340,10 @@ async fn an_unreachable_collector_is_one_warning_and_the_loss_is_logged_at_the_e
     let test_env = TestEnv::new().await;
     test_env.configure(&format!("{UNLIMITED}[telemetry]\notlp_endpoint = \"{}\"", unused_address().await));
     let mut gateway = test_env.start();
-    let mut client = process::Client::connect(gateway.address().await).await;
+    let mut client = process::TestClient::connect(gateway.address().await).await;
     test_env.sim.set_status("a", "completed");
-    assert_eq!(client.get(&process::clip("a"), &[]).await.status(), 200);
-    gateway.logged("spans are lost").await;
+    assert_eq!(client.get(&process::completed_target("a"), &[]).await.status(), 200);
+    gateway.wait_for_log("spans are lost").await;
     for _ in 0..1200 {
         assert_eq!(client.get(&process::completed_target("a"), &[]).await.status(), 200);
     }
@@ -363,9 +363,9 @@ async fn a_collector_without_a_response_does_not_delay_requests() {
     let test_env = TestEnv::new().await;
     test_env.configure(&format!("drain_timeout = \"1s\"\n{UNLIMITED}[telemetry]\notlp_endpoint = \"{url}\""));
     let mut gateway = test_env.start();
-    let mut client = process::Client::connect(gateway.address().await).await;
+    let mut client = process::TestClient::connect(gateway.address().await).await;
     test_env.sim.set_status("a", "completed");
-    assert_eq!(client.get(&process::clip("a"), &[]).await.status(), 200);
+    assert_eq!(client.get(&process::completed_target("a"), &[]).await.status(), 200);
     let (mut held, _) = within_timeout("a batch", listener.accept()).await.unwrap();
     within_timeout("the first byte", held.read_u8()).await.unwrap();
     // The exporter waits, and more spans end than the queue holds.
@@ -375,10 +375,10 @@ async fn a_collector_without_a_response_does_not_delay_requests() {
         }
     };
     within_timeout("5000 hits", hits).await;
-    gateway.logged("spans are lost").await;
+    gateway.wait_for_log("spans are lost").await;
     drop(client);
     gateway.signal("TERM");
-    assert!(gateway.ended().await.success());
+    assert!(gateway.wait_for_exit().await.success());
     // One span for each hit, for the wait before, and for its poll: none was exported.
     let log = gateway.rest_of_log().await;
     assert!(

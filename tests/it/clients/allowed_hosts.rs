@@ -69,10 +69,15 @@ async fn a_request_under_a_web_sites_name_never_uses_the_gateways_key() {
         let host = ("host", host);
         // After rebinding, the page and the gateway have the same origin for the browser.
         for answer in [
-            gateway.send(request("GET", &single("a", "completed"), &[host], "")).await,
-            gateway.send(request("GET", &single("a", "completed"), &[host, same], "")).await,
+            gateway.send(request("GET", &clip_target("a", "completed"), &[host], "")).await,
+            gateway.send(request("GET", &clip_target("a", "completed"), &[host, same], "")).await,
             gateway
-                .send(request("GET", &single("a", "completed"), &[host, ("accept", "text/event-stream")], ""))
+                .send(request(
+                    "GET",
+                    &clip_target("a", "completed"),
+                    &[host, ("accept", "text/event-stream")],
+                    "",
+                ))
                 .await,
             gateway.send(request("POST", CLIP, &[host, same], "{}")).await,
             gateway.send(request("GET", "/v1/models", &[host], "")).await,
@@ -83,10 +88,10 @@ async fn a_request_under_a_web_sites_name_never_uses_the_gateways_key() {
         }
         let head = format!("GET /sim/upgrade HTTP/1.1\r\nhost: {}\r\n", host.1);
         let upgrade = "connection: upgrade, close\r\nupgrade: websocket\r\n\r\n";
-        let back = raw(gateway.address, format!("{head}{upgrade}").as_bytes()).await;
-        assert_refusal(&parse(&back).unwrap().0, 421, "foreign-host");
+        let back = send_raw(gateway.address, format!("{head}{upgrade}").as_bytes()).await;
+        assert_gateway_error(&parse_response(&back).unwrap().0, 421, "foreign-host");
     }
-    assert_eq!(calls(&gateway), 0);
+    assert_eq!(upstream_request_count(&gateway), 0);
 }
 
 #[tokio::test]
@@ -94,7 +99,8 @@ async fn a_sidecar_accepts_addresses_localhost_and_names_without_a_dot() {
     let gateway = TestGateway::with(|config, _| lend_the_key(config)).await;
     gateway.sim.set_status("a", "completed");
     for host in OWN {
-        let answer = gateway.send(request("GET", &single("a", "completed"), &[("host", host)], "")).await;
+        let answer =
+            gateway.send(request("GET", &clip_target("a", "completed"), &[("host", host)], "")).await;
         assert_eq!(answer.status, 200, "{host}");
     }
     let target = clip_target("a", "completed");
@@ -102,8 +108,8 @@ async fn a_sidecar_accepts_addresses_localhost_and_names_without_a_dot() {
         format!("GET {target} HTTP/1.0\r\n\r\n"),
         format!("GET {target} HTTP/1.1\r\nhost:\r\nconnection: close\r\n\r\n"),
     ] {
-        let back = raw(gateway.address, head.as_bytes()).await;
-        assert_eq!(parse(&back).unwrap().0.status, 200, "{head}");
+        let back = send_raw(gateway.address, head.as_bytes()).await;
+        assert_eq!(parse_response(&back).unwrap().0.status, 200, "{head}");
     }
 }
 
@@ -115,8 +121,9 @@ async fn requests_under_a_foreign_name_do_not_count_against_the_keys_quota() {
     })
     .await;
     gateway.sim.set_status("a", "completed");
-    let ask =
-        async |host| gateway.send(request("GET", &single("a", "completed"), &[("host", host)], "")).await;
+    let ask = async |host| {
+        gateway.send(request("GET", &clip_target("a", "completed"), &[("host", host)], "")).await
+    };
     assert_eq!(ask("localhost").await.status, 200, "the upstream accepts the key");
     for _ in 0..10 {
         assert_ne!(ask("evil.example").await.status, 200);
@@ -132,8 +139,8 @@ async fn over_http_2_both_authority_and_host_are_checked() {
     })
     .await;
     gateway.sim.set_status("a", "completed");
-    let mut client = Client::h2(TcpStream::connect(gateway.address).await.unwrap()).await;
-    let target = single("a", "completed");
+    let mut client = TestClient::h2(TcpStream::connect(gateway.address).await.unwrap()).await;
+    let target = clip_target("a", "completed");
     let mut ask = async |authority: &str, fields: &[(&str, &str)]| {
         let mut request = get(&format!("http://{authority}{target}"), fields);
         *request.version_mut() = Version::HTTP_2;
@@ -144,7 +151,7 @@ async fn over_http_2_both_authority_and_host_are_checked() {
         assert!(is_rejected(&ask(host, &[("host", "localhost")]).await), "{host}");
         assert!(is_rejected(&ask("localhost", &[("host", host)]).await), "{host}");
     }
-    assert_eq!(calls(&gateway), 0);
+    assert_eq!(upstream_request_count(&gateway), 0);
     for host in OWN.into_iter().chain(["example.com", "clips.example.com:8080"]) {
         assert_eq!(ask(host, &[]).await.status(), 200, "{host}");
         assert_eq!(ask("localhost", &[("host", host)]).await.status(), 200, "{host}");
@@ -156,7 +163,11 @@ async fn a_client_with_its_own_key_may_use_any_name() {
     let gateway = TestGateway::new().await;
     gateway.sim.set_status("a", "completed");
     for host in FOREIGN {
-        assert_eq!(gateway.get(&single("a", "completed"), &[("host", host)]).await.status, 200, "{host}");
+        assert_eq!(
+            gateway.get(&clip_target("a", "completed"), &[("host", host)]).await.status,
+            200,
+            "{host}"
+        );
     }
 }
 
@@ -168,13 +179,17 @@ async fn unix_sockets_and_tls_listeners_accept_any_name() {
     let unix = quoted(format!("unix:{}", path.display()).as_ref());
     let command = sidecar(&env, &format!("listen = [\"127.0.0.1:0\", {unix}]\n{TLS}"));
     env.sim.set_status("a", "complete");
-    let mut gateway = Gateway::spawn(command);
+    let mut gateway = GatewayProcess::spawn(command);
     let address = gateway.address().await;
     gateway.listens_on().await;
     let tls = TestClient::h1(authority.connect(address, "http/1.1", None).await.unwrap()).await;
     let unix = TestClient::h1(UnixStream::connect(&path).await.unwrap()).await;
     for mut client in [tls, unix] {
-        assert_eq!(client.get(&clip("a"), &[]).await.status(), 200, "the request names gw.example");
+        assert_eq!(
+            client.get(&completed_target("a"), &[]).await.status(),
+            200,
+            "the request names gw.example"
+        );
     }
 }
 
@@ -215,11 +230,11 @@ async fn a_star_allows_every_name_and_logs_a_warning() {
     let env = TestEnv::new().await;
     let command = sidecar(&env, "allowed_hosts = [\"*\"]");
     env.sim.set_status("a", "complete");
-    let mut gateway = Gateway::spawn(command);
-    let mut client = Client::connect(gateway.address().await).await;
-    let line = gateway.logged("server.allowed_hosts is").await;
+    let mut gateway = GatewayProcess::spawn(command);
+    let mut client = TestClient::connect(gateway.address().await).await;
+    let line = gateway.wait_for_log("server.allowed_hosts is").await;
     assert!(line.contains("WARN"), "{line}");
-    assert_eq!(client.get(&clip("a"), &[]).await.status(), 200, "the request names gw.example");
+    assert_eq!(client.get(&completed_target("a"), &[]).await.status(), 200, "the request names gw.example");
 }
 
 #[tokio::test]
@@ -231,7 +246,7 @@ async fn the_admin_listeners_unix_socket_accepts_any_name() {
     command.env("CLIPGATE__ADMIN__LISTEN", format!("unix:{}", path.display()));
     let mut gateway = GatewayProcess::spawn(command);
     gateway.address().await;
-    gateway.line().await;
-    let mut client = Client::h1(UnixStream::connect(&path).await.unwrap()).await;
+    gateway.next_line().await;
+    let mut client = TestClient::h1(UnixStream::connect(&path).await.unwrap()).await;
     assert_eq!(client.get("/api/state", &[]).await.status(), 200, "the request names gw.example");
 }

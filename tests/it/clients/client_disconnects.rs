@@ -16,7 +16,7 @@ fn head(target: &str) -> String {
 
 /// Bytes that a client may have sent after its request.
 fn further_bytes() -> [(&'static str, Vec<u8>); 6] {
-    let wait = head(&single("b", "completed"));
+    let wait = head(&clip_target("b", "completed"));
     [
         ("nothing", vec![]),
         ("an empty line", b"\r\n".to_vec()),
@@ -33,17 +33,17 @@ async fn a_disconnect_ends_the_wait_at_once_with_any_bytes_sent_after_it() {
     for (what, rest) in &rests {
         for is_at_once in [true, false] {
             for is_half_closed in [true, false] {
-                let gateway = TestGateway::holding(Duration::from_secs(60)).await;
+                let gateway = TestGateway::with_hold(Duration::from_secs(60)).await;
                 gateway.sim.set_status("a", "queued");
                 gateway.sim.set_status("b", "queued");
                 let mut stream = TcpStream::connect(gateway.address).await.unwrap();
-                let wait = head(&single("a", "completed")).into_bytes();
+                let wait = head(&clip_target("a", "completed")).into_bytes();
                 if is_at_once {
                     stream.write_all(&[&wait[..], rest].concat()).await.unwrap();
-                    gateway.until(|seen| seen.open == 1).await;
+                    gateway.wait_until(|seen| seen.open == 1).await;
                 } else {
                     stream.write_all(&wait).await.unwrap();
-                    gateway.until(|seen| seen.open == 1).await;
+                    gateway.wait_until(|seen| seen.open == 1).await;
                     stream.write_all(rest).await.unwrap();
                 }
                 let shown = format!("{what}, at once {is_at_once}, half-closed {is_half_closed}");
@@ -54,13 +54,13 @@ async fn a_disconnect_ends_the_wait_at_once_with_any_bytes_sent_after_it() {
                     drop(stream);
                 }
                 let gone = async {
-                    gateway.until_parked(0).await;
-                    gateway.until(|seen| seen.open == 0 && seen.abandoned() == 1).await;
+                    gateway.wait_until_parked(0).await;
+                    gateway.wait_until(|seen| seen.open == 0 && seen.abandoned() == 1).await;
                 };
                 // Without a disconnect the wait is held for a minute.
                 let came = tokio::time::timeout(Duration::from_secs(30), gone).await;
                 assert!(came.is_ok(), "{shown}");
-                assert_eq!(gateway.upstream_requests(), [single("a", "completed")], "{shown}");
+                assert_eq!(gateway.upstream_requests(), [clip_target("a", "completed")], "{shown}");
             }
         }
     }
@@ -74,19 +74,19 @@ async fn a_disconnect_ends_a_passed_through_response_with_any_bytes_sent_after_i
     stream.write_all(head("/sim/stream?n=2&every=60s").as_bytes()).await.unwrap();
     read_until(&mut stream, |back| back.ends_with(b"0\n\r\n")).await;
     stream.write_all(head("/sim/echo").as_bytes()).await.unwrap();
-    assert_eq!(gateway.sim.requests()[0].end, End::Open);
+    assert_eq!(gateway.sim.requests()[0].end, RequestEnd::Open);
     drop(stream);
-    within(30, gateway.sim.wait_until(|seen| seen.abandoned() == 1)).await;
+    within_secs(30, gateway.sim.wait_until(|seen| seen.abandoned() == 1)).await;
 }
 
 #[tokio::test]
 async fn pipelined_requests_are_answered_after_the_wait_in_order() {
-    let gateway = TestGateway::holding(Duration::from_secs(60)).await;
+    let gateway = TestGateway::with_hold(Duration::from_secs(60)).await;
     gateway.sim.set_status("a", "queued");
     gateway.sim.set_status("b", "completed");
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();
-    stream.write_all(head(&single("a", "completed")).as_bytes()).await.unwrap();
-    gateway.until(|seen| seen.open == 1).await;
+    stream.write_all(head(&clip_target("a", "completed")).as_bytes()).await.unwrap();
+    gateway.wait_until(|seen| seen.open == 1).await;
     // Some hundred kB, more than the gateway reads ahead; with a body, and with empty lines, which a server skips.
     let padding = "x".repeat(9000);
     let many: Vec<_> =
@@ -102,7 +102,7 @@ async fn pipelined_requests_are_answered_after_the_wait_in_order() {
     });
     // The gateway has read all that fits, and has sent no request out of order.
     tokio::task::yield_now().await;
-    assert_eq!(gateway.upstream_requests(), [single("a", "completed")]);
+    assert_eq!(gateway.upstream_requests(), [clip_target("a", "completed")]);
     gateway.sim.set_status("a", "completed");
 
     let mut back = Vec::new();
@@ -150,7 +150,7 @@ async fn a_half_closed_tunnel_still_carries_the_upstreams_bytes() {
     client.write_all(b"all").await.unwrap();
     client.shutdown().await.unwrap();
     let mut sent = Vec::new();
-    within(10, server.read_to_end(&mut sent)).await.unwrap();
+    within_secs(10, server.read_to_end(&mut sent)).await.unwrap();
     assert_eq!(sent, b"all");
     for piece in ["one", "two", "three"] {
         server.write_all(piece.as_bytes()).await.unwrap();
@@ -175,11 +175,11 @@ fn timer(from: SocketAddr, to: SocketAddr) -> (u8, u64) {
 
 #[tokio::test]
 async fn an_idle_connection_is_probed_after_a_minute() {
-    let gateway = TestGateway::holding(Duration::from_secs(60)).await;
+    let gateway = TestGateway::with_hold(Duration::from_secs(60)).await;
     gateway.sim.set_status("a", "queued");
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();
-    stream.write_all(head(&single("a", "completed")).as_bytes()).await.unwrap();
-    gateway.until(|seen| seen.open == 1).await;
+    stream.write_all(head(&clip_target("a", "completed")).as_bytes()).await.unwrap();
+    gateway.wait_until(|seen| seen.open == 1).await;
     let (kind, left) = timer(gateway.address, stream.local_addr().unwrap());
     assert_eq!(kind, 2, "the keep-alive timer runs");
     assert!((3000..=6100).contains(&left), "{left} hundredths of a second");

@@ -10,8 +10,8 @@ use crate::harness::admin_client::{AdminClient, text};
 use crate::harness::process::{GatewayProcess, TestClient, TestEnv, completed_target, get, within_timeout};
 
 /// Connects from this local address.
-async fn from(ip: &str, to: SocketAddr) -> Client {
-    Client::h1(stream(ip, to).await).await
+async fn from(ip: &str, to: SocketAddr) -> TestClient {
+    TestClient::h1(stream(ip, to).await).await
 }
 
 async fn stream(ip: &str, to: SocketAddr) -> TcpStream {
@@ -24,11 +24,12 @@ const ONE: &str = "127.0.0.1";
 const OTHER: &str = "127.0.0.2";
 
 /// Parks a wait on this connection. Returns the status of its response.
-async fn park(env: &TestEnv, mut client: Client, id: &str) -> JoinHandle<u16> {
+async fn park(env: &TestEnv, mut client: TestClient, id: &str) -> JoinHandle<u16> {
     let before = env.sim.requests().len();
     env.sim.set_status(id, "queued");
-    let target = clip(id);
-    let waiting = tokio::spawn(async move { client.ask(get(&target, &[])).await.unwrap().status().as_u16() });
+    let target = completed_target(id);
+    let waiting =
+        tokio::spawn(async move { client.send(get(&target, &[])).await.unwrap().status().as_u16() });
     env.sim.wait_until(|seen| seen.requests.len() > before).await;
     waiting
 }
@@ -63,12 +64,12 @@ async fn a_new_connection_replaces_an_idle_http2_connection_and_never_a_parked_w
     let mut gateway = env.start();
     let address = gateway.address().await;
     let parked = park(&env, from(ONE, address).await, "a").await;
-    let mut idle = Client::h2(stream(OTHER, address).await).await;
+    let mut idle = TestClient::h2(stream(OTHER, address).await).await;
     assert_eq!(idle.get(&format!("http://{address}/x"), &[]).await.status(), 404);
     for _ in 0..3 {
         assert_eq!(from("127.0.0.3", address).await.get("/x", &[]).await.status(), 404);
     }
-    idle.closed().await;
+    idle.wait_until_closed().await;
     env.sim.set_status("a", "completed");
     assert_eq!(parked.await.unwrap(), 200);
 }
@@ -81,8 +82,8 @@ async fn a_new_connection_waits_while_all_are_busy_and_replaces_the_first_idle_o
     let address = gateway.address().await;
     let parked = park(&env, from(ONE, address).await, "a").await;
     let mut late = from(OTHER, address).await;
-    let waiting = tokio::spawn(async move { late.ask(get("/x", &[("x-request-id", "late")])).await });
-    gateway.logged("all connections are busy").await;
+    let waiting = tokio::spawn(async move { late.send(get("/x", &[("x-request-id", "late")])).await });
+    gateway.wait_for_log("all connections are busy").await;
     env.sim.set_status("a", "completed");
     assert_eq!(parked.await.unwrap(), 200);
     assert_eq!(waiting.await.unwrap().unwrap().status(), 404);
@@ -129,7 +130,7 @@ async fn a_trusted_proxy_and_a_unix_socket_may_take_all_slots() {
         assert_eq!(parked.await.unwrap(), 200);
     }
     for id in ["e", "f", "g", "h"] {
-        let client = Client::h1(UnixStream::connect(&path).await.unwrap()).await;
+        let client = TestClient::h1(UnixStream::connect(&path).await.unwrap()).await;
         parked.push(park(&env, client, id).await);
     }
     ["e", "f", "g", "h"].iter().for_each(|id| env.sim.set_status(id, "completed"));
@@ -139,7 +140,7 @@ async fn a_trusted_proxy_and_a_unix_socket_may_take_all_slots() {
 }
 
 /// Starts the gateway with this limit of open files, in the syntax of the shell's `ulimit`.
-fn start_within(env: &TestEnv, limit: &str) -> Gateway {
+fn start_within(env: &TestEnv, limit: &str) -> GatewayProcess {
     let mut command = Command::new("sh");
     let script = format!("ulimit {limit} && exec \"$0\" serve --config config.toml");
     command.args(["-c", &script, env!("CARGO_BIN_EXE_clipgate")]);
@@ -169,7 +170,7 @@ async fn idle_connections_leave_descriptors_for_polls_and_the_admin_listener() {
     }
     for id in ["a", "b", "c"] {
         env.sim.set_status(id, "completed");
-        assert_eq!(from(OTHER, address).await.get(&clip(id), &[]).await.status(), 200);
+        assert_eq!(from(OTHER, address).await.get(&completed_target(id), &[]).await.status(), 200);
     }
     assert_eq!(operator.get("/readyz").await.status(), 200);
 }

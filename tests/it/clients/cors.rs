@@ -27,7 +27,7 @@ async fn a_listed_origin_may_read_hits_misses_errors_and_passed_through_response
     env.configure("cors_origins = [\"https://app.example\"]");
     env.sim.set_status("a", "complete");
     let mut gateway = env.start();
-    let mut client = Client::connect(gateway.address().await).await;
+    let mut client = TestClient::connect(gateway.address().await).await;
     let rows = [
         (completed_target("a"), 200, "clipgate; fwd=miss"),
         (completed_target("a"), 200, "clipgate; hit"),
@@ -96,14 +96,14 @@ async fn a_preflight_is_answered_without_the_upstream_and_without_a_key() {
     let env = TestEnv::new().await;
     env.configure("cors_origins = [\"https://app.example\"]");
     let mut gateway = env.start();
-    let mut client = Client::connect(gateway.address().await).await;
-    let answer = client.ask(preflight(&clip("a"), APP.1)).await.unwrap();
+    let mut client = TestClient::connect(gateway.address().await).await;
+    let answer = client.send(preflight(&completed_target("a"), APP.1)).await.unwrap();
     assert_eq!(answer.status(), 204);
     assert_eq!(allowed(answer.headers()), Some(APP.1));
     assert_eq!(answer.headers()["access-control-allow-methods"], "GET");
     assert_eq!(answer.headers()["access-control-allow-headers"], "authorization,last-event-id");
     assert!(answer.headers().contains_key("x-request-id"));
-    let unlisted = client.ask(preflight(&clip("a"), "https://evil.example")).await.unwrap();
+    let unlisted = client.send(preflight(&completed_target("a"), "https://evil.example")).await.unwrap();
     assert_eq!((unlisted.status().as_u16(), allowed(unlisted.headers())), (204, None));
     assert_eq!(env.sim.requests().len(), 0);
 }
@@ -113,7 +113,7 @@ async fn without_cors_origins_preflights_are_passed_through() {
     let env = TestEnv::new().await;
     env.configure("");
     let mut gateway = env.start();
-    let mut client = Client::connect(gateway.address().await).await;
-    client.ask(preflight(&clip("a"), APP.1)).await.unwrap();
+    let mut client = TestClient::connect(gateway.address().await).await;
+    client.send(preflight(&completed_target("a"), APP.1)).await.unwrap();
     assert_eq!(env.sim.requests().len(), 1);
 }

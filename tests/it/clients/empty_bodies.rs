@@ -31,28 +31,28 @@ fn head(target: &str, rest: &str) -> String {
 }
 
 async fn ask(gateway: &TestGateway, rest: &str) -> Answer {
-    let back = raw(gateway.address, head(&single("a", "completed"), rest).as_bytes()).await;
-    parse(&back).unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&back))).0
+    let back = send_raw(gateway.address, head(&clip_target("a", "completed"), rest).as_bytes()).await;
+    parse_response(&back).unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&back))).0
 }
 
 #[tokio::test]
 async fn a_get_with_a_content_length_of_0_or_an_empty_chunked_body_is_a_wait() {
-    let gateway = TestGateway::holding(Duration::from_secs(60)).await;
+    let gateway = TestGateway::with_hold(Duration::from_secs(60)).await;
     gateway.sim.set_status("a", "queued");
     let asks = EMPTY.map(|rest| {
-        let (address, head) = (gateway.address, head(&single("a", "completed"), rest));
-        AbortOnDropHandle::new(tokio::spawn(async move { raw(address, head.as_bytes()).await }))
+        let (address, head) = (gateway.address, head(&clip_target("a", "completed"), rest));
+        AbortOnDropHandle::new(tokio::spawn(async move { send_raw(address, head.as_bytes()).await }))
     });
-    gateway.until_parked(EMPTY.len()).await;
+    gateway.wait_until_parked(EMPTY.len()).await;
     gateway.sim.set_status("a", "completed");
     for ask in asks {
         let back = ask.await.unwrap();
-        let (answer, _) = parse(&back).unwrap();
+        let (answer, _) = parse_response(&back).unwrap();
         assert_eq!((answer.status.as_u16(), answer.body), (200, gateway.sim.body("a", "completed")));
     }
-    assert_eq!(gateway.upstream_requests(), [single("a", "completed")], "one poll for all");
+    assert_eq!(gateway.upstream_requests(), [clip_target("a", "completed")], "one poll for all");
     for rest in EMPTY {
-        assert!(ask(&gateway, rest).await.hit(), "{rest:?}");
+        assert!(ask(&gateway, rest).await.is_hit(), "{rest:?}");
     }
 }
 
@@ -60,7 +60,7 @@ async fn a_get_with_a_content_length_of_0_or_an_empty_chunked_body_is_a_wait() {
 async fn an_http2_stream_without_body_bytes_is_a_wait() {
     let gateway = TestGateway::new().await;
     gateway.sim.set_status("a", "completed");
-    assert!(ask(&gateway, EMPTY[0]).await.opened());
+    assert!(ask(&gateway, EMPTY[0]).await.is_opener());
     let socket = TokioIo::new(TcpStream::connect(gateway.address).await.unwrap());
     let (mut streams, connection) = http2::handshake(TokioExecutor::new(), socket).await.unwrap();
     let _connection = AbortOnDropHandle::new(tokio::spawn(async { drop(connection.await) }));
@@ -83,7 +83,7 @@ async fn an_http2_stream_without_body_bytes_is_a_wait() {
             gateway.sim.body("a", "completed")
         );
     }
-    assert_eq!(calls(&gateway), 1);
+    assert_eq!(upstream_request_count(&gateway), 1);
 }
 
 #[tokio::test]
@@ -111,15 +111,15 @@ async fn a_get_with_a_body_is_passed_through_unchanged() {
 
 #[tokio::test]
 async fn an_unfinished_body_holds_no_wait_and_has_the_timeout_of_an_upload() {
-    let gateway = TestGateway::impatient(Duration::from_secs(1)).await;
+    let gateway = TestGateway::with_stall_timeout(Duration::from_secs(1)).await;
     gateway.sim.set_status("a", "queued");
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();
-    let head = head(&single("a", "completed"), "transfer-encoding: chunked\r\n\r\n");
+    let head = head(&clip_target("a", "completed"), "transfer-encoding: chunked\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
-    let back = read_until(&mut stream, |back| parse(back).is_some()).await;
-    assert_refusal(&parse(&back).unwrap().0, 408, "body-stalled");
-    assert_eq!(calls(&gateway), 0, "the upstream gets no request");
-    gateway.until_parked(0).await;
+    let back = read_until(&mut stream, |back| parse_response(back).is_some()).await;
+    assert_gateway_error(&parse_response(&back).unwrap().0, 408, "body-stalled");
+    assert_eq!(upstream_request_count(&gateway), 0, "the upstream gets no request");
+    gateway.wait_until_parked(0).await;
 }
 
 #[tokio::test]
@@ -127,20 +127,20 @@ async fn a_body_that_is_malformed_from_its_first_byte_does_not_reach_the_upstrea
     let gateway = TestGateway::new().await;
     gateway.sim.set_status("a", "queued");
     let answer = ask(&gateway, "transfer-encoding: chunked\r\n\r\nno-number\r\n").await;
-    assert_refusal(&answer, 400, "body-incomplete");
-    assert_eq!(calls(&gateway), 0);
+    assert_gateway_error(&answer, 400, "body-incomplete");
+    assert_eq!(upstream_request_count(&gateway), 0);
 }
 
 #[tokio::test]
 async fn a_disconnect_after_an_empty_body_ends_the_wait() {
-    let gateway = TestGateway::holding(Duration::from_secs(60)).await;
+    let gateway = TestGateway::with_hold(Duration::from_secs(60)).await;
     gateway.sim.set_status("a", "queued");
     for rest in EMPTY {
         let mut stream = TcpStream::connect(gateway.address).await.unwrap();
-        stream.write_all(head(&single("a", "completed"), rest).as_bytes()).await.unwrap();
-        gateway.until_parked(1).await;
+        stream.write_all(head(&clip_target("a", "completed"), rest).as_bytes()).await.unwrap();
+        gateway.wait_until_parked(1).await;
         drop(stream);
-        gateway.until_parked(0).await;
+        gateway.wait_until_parked(0).await;
     }
 }
 
@@ -149,7 +149,7 @@ async fn a_disconnect_after_an_empty_body_ends_the_wait() {
 async fn a_key_that_is_rejected_before_the_body_ends_gets_no_cached_job() {
     let gateway = TestGateway::new().await;
     gateway.sim.set_status("a", "completed");
-    assert!(ask(&gateway, EMPTY[0]).await.opened());
+    assert!(ask(&gateway, EMPTY[0]).await.is_opener());
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     let rest = "expect: 100-continue\r\ntransfer-encoding: chunked\r\n\r\n";
     stream.write_all(head(&clip_target("a", "completed"), rest).as_bytes()).await.unwrap();

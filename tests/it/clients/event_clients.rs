@@ -49,22 +49,22 @@ async fn short_stream_gateway() -> TestGateway {
 /// Waits for the second poll for this rung, which follows a reconnect.
 async fn until_reconnected(gateway: &TestGateway, rung: &str) {
     let asks = |target: &str| target.ends_with(rung);
-    gateway.until(|seen| seen.requests.iter().filter(|seen| asks(&seen.target)).count() == 2).await;
+    gateway.wait_until(|seen| seen.requests.iter().filter(|seen| asks(&seen.target)).count() == 2).await;
 }
 
 #[tokio::test]
 async fn curl_prints_the_events_in_every_http_version() {
-    let gateway = TestGateway::holding(Duration::from_secs(60)).await;
+    let gateway = TestGateway::with_hold(Duration::from_secs(60)).await;
     for flag in ["--http1.0", "--http1.1", "--http2-prior-knowledge"] {
         let id = flag.trim_start_matches('-');
         gateway.sim.set_status(id, "streaming");
-        let url = format!("http://{}{}", gateway.address, single(id, "completed"));
+        let url = format!("http://{}{}", gateway.address, clip_target(id, "completed"));
         let accept = ["--header", "Accept: text/event-stream", "--header", "Authorization: Bearer demo"];
         let curl = spawn(
             "curl",
             &[&["--silent", "--show-error", "--no-buffer", flag], &accept[..], &[&url]].concat(),
         );
-        gateway.until(|seen| seen.open == 1).await;
+        gateway.wait_until(|seen| seen.open == 1).await;
         gateway.sim.set_status(id, "completed");
         let output = curl.await.unwrap();
         let mut expected = "retry: 2000\n".to_owned();
@@ -99,7 +99,7 @@ async fn nodes_eventsource_reconnects_and_stops_after_204() {
     ";
     let gateway = short_stream_gateway().await;
     gateway.sim.set_status("a", "queued");
-    let url = format!("http://{}{}", gateway.address, single("a", "completed"));
+    let url = format!("http://{}{}", gateway.address, clip_target("a", "completed"));
     let node = spawn("node", &["--eval", SCRIPT, &tools("node/node_modules/eventsource"), &url]);
     until_reconnected(&gateway, "streaming").await;
     gateway.sim.set_status("a", "completed");
@@ -130,14 +130,14 @@ with httpx.Client(headers={'Authorization': 'Bearer demo'}, timeout=60, trust_en
     let gateway = short_stream_gateway().await;
     gateway.sim.set_status("a", "queued");
     gateway.sim.set_status("b", "streaming");
-    let url = format!("http://{}{}", gateway.address, multi(&["b", "a"], "completed"));
+    let url = format!("http://{}{}", gateway.address, clips_target(&["b", "a"], "completed"));
     let own = tools("python/bin/python3");
     let program = if Path::new(&own).exists() { own.as_str() } else { "python3" };
     let python = spawn(program, &["-c", SCRIPT, &url]);
     // The client has reconnected at least once.
-    gateway.until(|seen| seen.requests.len() >= 5 && seen.open == 2).await;
+    gateway.wait_until(|seen| seen.requests.len() >= 5 && seen.open == 2).await;
     gateway.sim.set_status("b", "error");
-    gateway.until(|seen| seen.open == 1).await;
+    gateway.wait_until(|seen| seen.open == 1).await;
     gateway.sim.set_status("a", "completed");
     let printed = lines(&python.await.unwrap());
     let status = |id: &str, word: &str| json!(["status", id, word]);

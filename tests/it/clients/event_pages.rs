@@ -45,18 +45,18 @@ async fn a_page_of_a_listed_origin_gets_each_rung_and_stops_after_the_last() {
     for id in ["a", "b"] {
         gateway.sim.set_status(id, "queued");
     }
-    let url = format!("http://{}{}", gateway.address, multi(&["a", "b"], "completed"));
+    let url = format!("http://{}{}", gateway.address, clips_target(&["a", "b"], "completed"));
     let mut browser = Browser::start();
     assert_eq!(browser.open(&origin, DESKTOP, None).await, 200);
     browser.eval(&follow(&url)).await;
-    browser.until("received.length === 2").await;
+    browser.wait_until("received.length === 2").await;
     gateway.sim.set_status("a", "streaming");
-    browser.until("received.length === 3").await;
+    browser.wait_until("received.length === 3").await;
     gateway.sim.set_status("a", "completed");
-    browser.until("received.length === 4").await;
+    browser.wait_until("received.length === 4").await;
     gateway.sim.set_status("b", "completed");
     // After the end of the stream the browser reconnects by itself and gets 204.
-    browser.until("source.readyState === EventSource.CLOSED").await;
+    browser.wait_until("source.readyState === EventSource.CLOSED").await;
     let received = browser.eval("received").await;
     let mut begin = vec![received[0].clone(), received[1].clone()];
     begin.sort_by_key(ToString::to_string);
@@ -69,10 +69,10 @@ async fn a_page_of_a_listed_origin_gets_each_rung_and_stops_after_the_last() {
     ]);
     assert_eq!(received.as_array().unwrap()[2..], rest.as_array().unwrap()[..]);
 
-    assert_eq!(browser.open(&unlisted, DESK, None).await, 200);
+    assert_eq!(browser.open(&unlisted, DESKTOP, None).await, 200);
     browser.eval(&follow(&url)).await;
-    browser.until("source.readyState === EventSource.CLOSED").await;
+    browser.wait_until("source.readyState === EventSource.CLOSED").await;
     assert_eq!(browser.eval("received").await, json!([]), "a page of an unlisted origin gets no event");
-    let faults = browser.faults().await;
+    let faults = browser.errors().await;
     assert!(faults.iter().any(|fault| fault.contains("blocked by CORS policy")), "{faults:?}");
 }

@@ -218,7 +218,7 @@ async fn an_invalid_request_is_reset_or_rejected_and_does_not_reach_the_upstream
             _ => panic!("{name}: {back:?}"),
         };
         assert_eq!(reaction, expected, "{name}");
-        assert_eq!(gateway.upstream_requests(), [single("kept", "completed")], "{name}");
+        assert_eq!(gateway.upstream_requests(), [clip_target("kept", "completed")], "{name}");
         count += 1;
     }
     assert_eq!(count, 37);
@@ -239,7 +239,7 @@ fn repeated(times: u32, first: Vec<u8>, frames: Vec<u8>) -> Frames {
 
 #[tokio::test]
 async fn a_flood_ends_its_connection_or_harms_no_other_client() {
-    let wait = single("a", "completed");
+    let wait = clip_target("a", "completed");
     let (once, batch) = (wait.clone(), wait.clone());
     let reset_at_once = move |n| [get(stream(n), &once), reset(stream(n))].concat();
     let begun = frame(HEADERS, 0, 1, &block(&[METHOD, SCHEME, PATH]));
@@ -309,7 +309,7 @@ async fn a_flood_ends_its_connection_or_harms_no_other_client() {
         let (back, sent) = while_under_attack(&gateway, name, flood(&gateway, frames)).await;
         assert_eq!(back.code, Some(code), "{name}: {sent} bytes");
         assert!(back.answers.is_empty(), "{name}: {:?}", back.answers);
-        gateway.until_parked(0).await;
+        gateway.wait_until_parked(0).await;
         // Waits that began share one poll; the head of an upload is passed through.
         let asked = gateway.upstream_requests();
         assert!(asked.len() <= 2 && asked.iter().all(|target| !target.contains("/x")), "{name}: {asked:?}");
@@ -324,10 +324,11 @@ async fn a_wait_survives_999_streams_that_its_client_resets_at_once() {
         TestGateway::with(|config, options| set_hold(Duration::from_secs(60), config, options)).await;
     gateway.sim.set_status("a", "queued");
     let (mut read, mut write) = TcpStream::connect(gateway.address).await.unwrap().into_split();
-    let wait = get(stream(0), &single("a", "completed"));
+    let wait = get(stream(0), &clip_target("a", "completed"));
     write.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[]), &wait].concat()).await.unwrap();
-    gateway.until_parked(1).await;
-    let gone = (1..1000).flat_map(|n| [get(stream(n), &single("a", "completed")), reset(stream(n))].concat());
+    gateway.wait_until_parked(1).await;
+    let gone =
+        (1..1000).flat_map(|n| [get(stream(n), &clip_target("a", "completed")), reset(stream(n))].concat());
     let gone: Vec<u8> = gone.chain(frame(PING, 0, 0, &[7; 8])).collect();
     let mut back = Back::default();
     let storm = async {
@@ -337,7 +338,7 @@ async fn a_wait_survives_999_streams_that_its_client_resets_at_once() {
             assert!(back.more(&mut read).await, "{:?}", back.code);
         }
     };
-    within(60, storm).await;
+    within_secs(60, storm).await;
     gateway.sim.set_status("a", "completed");
     let answer = async {
         while back.answers.is_empty() {
@@ -374,14 +375,14 @@ async fn streams_that_are_reset_while_they_wait_cost_few_polls() {
         }
     };
     while_under_attack(&gateway, "streams reset while they wait", attack).await;
-    gateway.until_parked(0).await;
+    gateway.wait_until_parked(0).await;
     let asked = gateway.upstream_requests();
     assert!((2..20).contains(&asked.len()), "{} polls, which linger", asked.len());
 }
 
 #[tokio::test]
 async fn a_flooding_client_that_reads_nothing_is_disconnected_after_the_timeout() {
-    let gateway = TestGateway::impatient(Duration::from_secs(1)).await;
+    let gateway = TestGateway::with_stall_timeout(Duration::from_secs(1)).await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut stream = socket.connect(gateway.address).await.unwrap();
@@ -391,7 +392,7 @@ async fn a_flooding_client_that_reads_nothing_is_disconnected_after_the_timeout(
         let _ = stream.write_all(&frame(SETTINGS, 0, 0, &[])).await;
         while stream.write_all(&pings).await.is_ok() {}
     };
-    while_under_attack(&gateway, "pings with unread replies", within(30, attack)).await;
+    while_under_attack(&gateway, "pings with unread replies", within_secs(30, attack)).await;
 }
 
 /// Returns SETTINGS with this initial window for each stream.
@@ -401,13 +402,13 @@ fn windows_of(bytes: u32) -> Vec<u8> {
 
 #[tokio::test]
 async fn an_unread_stream_is_reset_and_a_wait_on_its_connection_is_answered() {
-    let gateway = TestGateway::impatient(Duration::from_secs(1)).await;
+    let gateway = TestGateway::with_stall_timeout(Duration::from_secs(1)).await;
     gateway.sim.set_status("kept", "completed");
     gateway.sim.set_status("a", "queued");
-    assert_eq!(gateway.get(&single("kept", "completed"), &[]).await.status, 200);
+    assert_eq!(gateway.get(&clip_target("kept", "completed"), &[]).await.status, 200);
     let (mut read, mut write) = TcpStream::connect(gateway.address).await.unwrap().into_split();
-    let hits = (1..=20).flat_map(|n| get(stream(n), &single("kept", "completed"))).collect();
-    let wait = get(stream(0), &single("a", "completed"));
+    let hits = (1..=20).flat_map(|n| get(stream(n), &clip_target("kept", "completed"))).collect();
+    let wait = get(stream(0), &clip_target("a", "completed"));
     write.write_all(&[PREFACE.to_vec(), windows_of(0), wait, hits].concat()).await.unwrap();
     let mut back = Back::default();
     let resets = async {
@@ -417,7 +418,7 @@ async fn an_unread_stream_is_reset_and_a_wait_on_its_connection_is_answered() {
     };
     within_secs(60, resets).await;
     assert_eq!((&back.resets[..], &back.answers[..]), (&[CANCEL; 20][..], &[STATUS_200; 20][..]));
-    gateway.until_parked(1).await;
+    gateway.wait_until_parked(1).await;
     gateway.sim.set_status("a", "completed");
     let answer = async {
         while back.answers.len() < 21 {
@@ -430,18 +431,18 @@ async fn an_unread_stream_is_reset_and_a_wait_on_its_connection_is_answered() {
 
 #[tokio::test]
 async fn a_client_with_many_unread_responses_loses_its_connection_and_its_waits() {
-    let gateway = TestGateway::impatient(Duration::from_millis(500)).await;
+    let gateway = TestGateway::with_stall_timeout(Duration::from_millis(500)).await;
     let ids = ["b", "c", "d", "e", "f", "g"];
     ids.iter().for_each(|id| gateway.sim.set_status(id, "completed"));
     gateway.sim.set_status("a", "queued");
-    assert_eq!(gateway.get(&multi(&ids, "completed"), &[]).await.status, 200);
+    assert_eq!(gateway.get(&clips_target(&ids, "completed"), &[]).await.status, 200);
     let (mut read, mut write) = TcpStream::connect(gateway.address).await.unwrap().into_split();
     // With a window of one byte hyper takes a whole response from the gateway.
-    let hits = (1..=60).flat_map(|n| get(stream(n), &multi(&ids, "completed"))).collect();
-    let wait = get(stream(0), &single("a", "completed"));
+    let hits = (1..=60).flat_map(|n| get(stream(n), &clips_target(&ids, "completed"))).collect();
+    let wait = get(stream(0), &clip_target("a", "completed"));
     write.write_all(&[PREFACE.to_vec(), windows_of(1), wait, hits].concat()).await.unwrap();
     let mut back = Back::default();
     within_secs(60, async { while back.more(&mut read).await {} }).await;
     assert_eq!(back.answers, [STATUS_200; 60]);
-    gateway.until_parked(0).await;
+    gateway.wait_until_parked(0).await;
 }

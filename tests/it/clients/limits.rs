@@ -1,4 +1,4 @@
-//! Quotas and bounds on waits: per key, per member, per address.
+//! The quota of one key, and who counts as one (contract, section 5).
 
 use clipgate::testing::clock;
 use clipgate::testing::config::{AuthConfig, Config};
@@ -11,14 +11,14 @@ use crate::harness::raw_http::{
     upstream_request_count,
 };
 
-fn burst_of_ten(config: &mut Config) {
+fn ten(config: &mut Config) {
     config.limits.requests_per_second = 1;
     config.limits.burst = 10;
 }
 
-async fn prove_key(gateway: &TestGateway) {
+async fn made(gateway: &TestGateway) {
     gateway.sim.set_status("a", "completed");
-    assert_eq!(gateway.get(&single("a", "completed"), &[]).await.status, 200);
+    assert_eq!(gateway.get(&clip_target("a", "completed"), &[]).await.status, 200);
 }
 
 fn is_limited(answer: &Answer) -> bool {
@@ -26,11 +26,11 @@ fn is_limited(answer: &Answer) -> bool {
 }
 
 #[tokio::test]
-async fn a_burst_of_10_allows_10_of_15_requests_and_then_recovers() {
-    let gateway = TestGateway::with(|config, _| burst_of_ten(config)).await;
-    prove_key(&gateway).await; // proves the key, which then has its own quota
+async fn a_burst_of_ten_lets_ten_of_fifteen_through_and_then_recovers() {
+    let gateway = TestGateway::with(|config, _| ten(config)).await;
+    made(&gateway).await; // from here on the key is known, and counts for itself
     let since = clock::now();
-    let burst: Vec<_> = (0..15).map(|_| gateway.spawn_get(&single("a", "completed"), &[])).collect();
+    let burst: Vec<_> = (0..15).map(|_| gateway.spawn_get(&clip_target("a", "completed"), &[])).collect();
     let mut limited = Vec::new();
     for answer in burst {
         let answer = answer.await.unwrap();
@@ -38,7 +38,7 @@ async fn a_burst_of_10_allows_10_of_15_requests_and_then_recovers() {
             limited.push(answer);
         }
     }
-    // One more for each second that passed.
+    // And one more for each second that it took.
     let more = since.elapsed().as_secs() as usize + usize::from(since.elapsed().subsec_nanos() > 0);
     assert!(limited.len() <= 5 && limited.len() + more >= 5, "{} in {more} s", limited.len());
     let pause = limited
@@ -53,21 +53,21 @@ async fn a_burst_of_10_allows_10_of_15_requests_and_then_recovers() {
         })
         .max()
         .unwrap();
-    tokio::time::sleep(std::time::Duration::from_secs(pause)).await; // as `Retry-After` says
-    assert_eq!(gateway.get(&single("a", "completed"), &[]).await.status, 200);
-    assert_eq!(calls(&gateway), 1);
+    tokio::time::sleep(std::time::Duration::from_secs(pause)).await; // as the answers ask
+    assert_eq!(gateway.get(&clip_target("a", "completed"), &[]).await.status, 200);
+    assert_eq!(upstream_request_count(&gateway), 1);
 }
 
 #[tokio::test]
-async fn every_response_has_the_quota_headers_of_its_key() {
+async fn every_answer_says_where_its_key_stands() {
     let gateway = TestGateway::with(|config, _| {
         config.limits.requests_per_second = 1;
         config.limits.burst = 1000;
     })
     .await;
-    prove_key(&gateway).await;
+    made(&gateway).await;
     let answers = [
-        gateway.get(&single("a", "completed"), &[]).await,
+        gateway.get(&clip_target("a", "completed"), &[]).await,
         gateway.get("/sim/echo", &[]).await,
         gateway.get(CLIP, &[]).await,
         gateway.send(request("POST", CLIP, &[("authorization", "Bearer demo")], "{}")).await,
@@ -85,18 +85,19 @@ async fn every_response_has_the_quota_headers_of_its_key() {
 }
 
 #[tokio::test]
-async fn invented_keys_count_against_the_quota_of_their_address() {
+async fn made_up_keys_count_for_their_address() {
     let gateway = TestGateway::with(|config, options| {
-        burst_of_ten(config);
+        ten(config);
         options.keys = Some(vec!["demo".to_owned()]);
     })
     .await;
-    prove_key(&gateway).await;
+    made(&gateway).await;
     let mut statuses = Vec::new();
     for n in 0..15 {
-        let key = format!("Bearer invented-{n}");
-        statuses
-            .push(gateway.get(&single("a", "completed"), &[("authorization", &key)]).await.status.as_u16());
+        let key = format!("Bearer made-up-{n}");
+        statuses.push(
+            gateway.get(&clip_target("a", "completed"), &[("authorization", &key)]).await.status.as_u16(),
+        );
     }
     let limited = statuses.iter().filter(|status| **status == 429).count();
     assert!((4..=6).contains(&limited), "{statuses:?}");
@@ -104,21 +105,21 @@ async fn invented_keys_count_against_the_quota_of_their_address() {
     let keyless = gateway.send(request("GET", "/v1/models", &[], "")).await;
     assert!(is_limited(&keyless) || statuses.last() == Some(&401), "{statuses:?}");
     assert_eq!(
-        gateway.get(&single("a", "completed"), &[]).await.status,
+        gateway.get(&clip_target("a", "completed"), &[]).await.status,
         200,
-        "the quota of a proven key is unchanged"
+        "a proven key is not touched"
     );
 }
 
 #[tokio::test]
-async fn a_passed_through_request_costs_a_call_and_a_hit_does_not() {
+async fn what_is_passed_through_takes_a_call_each_and_a_hit_none() {
     let gateway = TestGateway::with(|config, _| {
         config.limits.calls_per_second = 1;
         config.limits.calls_burst = 3;
     })
     .await;
-    prove_key(&gateway).await; // proves the key, which then has its own quota
-    let asked = calls(&gateway);
+    made(&gateway).await; // from here on the key is known, and counts for itself
+    let asked = upstream_request_count(&gateway);
     let mut limited = 0;
     for _ in 0..8 {
         let answer = gateway.get("/sim/echo", &[]).await;
@@ -128,80 +129,80 @@ async fn a_passed_through_request_costs_a_call_and_a_hit_does_not() {
             assert_eq!(field(&answer, "retry-after"), "1");
             limited += 1;
         }
-        assert!(gateway.get(&single("a", "completed"), &[]).await.hit(), "hits are free");
+        assert!(gateway.get(&clip_target("a", "completed"), &[]).await.is_hit(), "which is free");
     }
     assert!((3..=5).contains(&limited), "3 at once, and a second or two may have gone by: {limited}");
-    assert_eq!(calls(&gateway) - asked, 8 - limited);
+    assert_eq!(upstream_request_count(&gateway) - asked, 8 - limited);
 }
 
 #[tokio::test]
-async fn fifty_coalesced_waits_and_fifty_hits_cost_one_call() {
+async fn fifty_merged_waits_and_fifty_hits_cost_one_call() {
     let gateway = TestGateway::with(|config, options| {
         crate::harness::gateway::set_hold(std::time::Duration::from_secs(20), config, options);
         config.limits.calls_per_second = 1;
         config.limits.calls_burst = 3;
     })
     .await;
-    prove_key(&gateway).await; // costs a call of the address and proves the key
+    made(&gateway).await; // costs one of the address, and proves the key
     gateway.sim.set_status("b", "streaming");
-    let waits: Vec<_> = (0..50).map(|_| gateway.spawn_get(&single("b", "completed"), &[])).collect();
-    gateway.until_parked(50).await;
+    let waits: Vec<_> = (0..50).map(|_| gateway.spawn_get(&clip_target("b", "completed"), &[])).collect();
+    gateway.wait_until_parked(50).await;
     gateway.sim.set_status("b", "completed");
-    let answers = all(waits).await;
+    let answers = join_all(waits).await;
     assert!(answers.iter().all(|answer| answer.status == 200));
     for _ in 0..50 {
-        assert!(gateway.get(&single("b", "completed"), &[]).await.hit());
+        assert!(gateway.get(&clip_target("b", "completed"), &[]).await.is_hit());
     }
-    let last = gateway.get(&single("b", "completed"), &[]).await;
+    let last = gateway.get(&clip_target("b", "completed"), &[]).await;
     let left = field(&last, "ratelimit").rsplit_once("\"calls\";r=").unwrap().1;
     assert!(left.starts_with(['2', '3']), "{left}");
-    assert_eq!(calls(&gateway), 2);
+    assert_eq!(upstream_request_count(&gateway), 2);
 }
 
 #[tokio::test]
-async fn a_wait_whose_poll_would_exceed_the_quota_of_calls_is_rejected_and_not_parked() {
+async fn a_wait_that_would_open_a_poll_over_the_quota_of_calls_is_refused_and_leaves_no_trace() {
     let gateway = TestGateway::with(|config, _| {
         config.limits.calls_per_second = 1;
         config.limits.calls_burst = 2;
     })
     .await;
-    prove_key(&gateway).await;
+    made(&gateway).await;
     let ids: Vec<String> = (0..6).map(|n| format!("clip-{n}")).collect();
     ids.iter().for_each(|id| gateway.sim.set_status(id, "completed"));
     let since = clock::now();
-    let waits = ids.iter().map(|id| gateway.spawn_get(&single(id, "completed"), &[])).collect();
-    let answers = all(waits).await;
-    let rejected: Vec<_> = answers.iter().filter(|answer| is_limited(answer)).collect();
-    // The burst, and one call per second.
+    let waits = ids.iter().map(|id| gateway.spawn_get(&clip_target(id, "completed"), &[])).collect();
+    let answers = join_all(waits).await;
+    let refused: Vec<_> = answers.iter().filter(|answer| is_limited(answer)).collect();
+    // The burst, and what each second adds.
     let allowed = 2 + since.elapsed().as_secs() as usize + 1;
-    assert!(answers.len() - rejected.len() <= allowed, "{} of {allowed}", answers.len() - rejected.len());
-    for answer in &rejected {
-        assert_refusal(answer, 429, "calls");
+    assert!(answers.len() - refused.len() <= allowed, "{} of {allowed}", answers.len() - refused.len());
+    for answer in &refused {
+        assert_gateway_error(answer, 429, "calls");
         assert_eq!(field(answer, "retry-after"), "1");
     }
-    assert!(calls(&gateway) <= 1 + allowed, "{}", calls(&gateway));
-    assert!(gateway.get(&single("a", "completed"), &[]).await.hit(), "hits are free");
-    gateway.until_parked(0).await;
+    assert!(upstream_request_count(&gateway) <= 1 + allowed, "{}", upstream_request_count(&gateway));
+    assert!(gateway.get(&clip_target("a", "completed"), &[]).await.is_hit(), "hits are free");
+    gateway.wait_until_parked(0).await;
 }
 
 #[tokio::test]
-async fn the_bound_on_a_keys_waits_does_not_affect_other_keys() {
+async fn one_keys_waits_are_bounded_and_no_others() {
     let gateway = TestGateway::with(|config, _| config.limits.max_waits_per_key = 3).await;
-    prove_key(&gateway).await; // proves the key, which then has its own quota
+    made(&gateway).await; // from here on the key is known, and counts for itself
     gateway.sim.set_status("b", "streaming");
-    let waits: Vec<_> = (0..3).map(|_| gateway.spawn_get(&single("b", "completed"), &[])).collect();
-    gateway.until_parked(3).await;
-    let fourth = gateway.get(&single("b", "completed"), &[]).await;
-    assert_refusal(&fourth, 429, "too-many-waits-per-key");
-    let other = gateway.spawn_get(&single("b", "completed"), &[("authorization", "Bearer other")]);
-    gateway.until_parked(4).await;
+    let waits: Vec<_> = (0..3).map(|_| gateway.spawn_get(&clip_target("b", "completed"), &[])).collect();
+    gateway.wait_until_parked(3).await;
+    let fourth = gateway.get(&clip_target("b", "completed"), &[]).await;
+    assert_gateway_error(&fourth, 429, "too-many-waits-per-key");
+    let other = gateway.spawn_get(&clip_target("b", "completed"), &[("authorization", "Bearer other")]);
+    gateway.wait_until_parked(4).await;
     gateway.sim.set_status("b", "completed");
-    assert!(all(waits).await.iter().all(|answer| answer.status == 200));
+    assert!(join_all(waits).await.iter().all(|answer| answer.status == 200));
     assert_eq!(other.await.unwrap().status, 200);
 }
 
-/// Raw requests that are rejected before authentication, with detail and status.
-fn rejected_early() -> [(&'static str, String, u16); 6] {
+/// Raw requests that are refused before anybody looks at their key, and by which word.
+fn refused_early() -> [(&'static str, String, u16); 6] {
     let head = |fields: &str| {
         format!(
             "GET {} HTTP/1.1\r\n{fields}authorization: Bearer demo\r\nconnection: close\r\n\r\n",
@@ -218,52 +219,53 @@ fn rejected_early() -> [(&'static str, String, u16); 6] {
     ]
 }
 
-/// Returns the rest of the quota of requests.
+/// What a field says is left of the quota of requests.
 fn left(answer: &Answer) -> u64 {
     let rest = field(answer, "ratelimit").strip_prefix("\"requests\";r=").unwrap();
     rest.split([';', ',']).next().unwrap().parse().unwrap()
 }
 
 #[tokio::test]
-async fn a_request_rejected_before_authentication_counts_against_its_address() {
+async fn what_is_refused_before_its_key_is_looked_at_counts_for_its_address() {
     let mut count = 0;
-    for (reason, request, status) in rejected_early() {
+    for (reason, request, status) in refused_early() {
         let gateway = TestGateway::with(|config, _| {
             if reason == "cross-origin" {
                 config.auth = AuthConfig::Sidecar;
                 config.upstream.api_key = Some(Secret::new("demo"));
             }
-            burst_of_ten(config);
+            ten(config);
         })
         .await;
-        prove_key(&gateway).await; // proves the key, which then has its own quota
-        let mut rejected = 0;
+        made(&gateway).await; // from here on the key is known, and counts for itself
+        let mut refused = 0;
         let limited = loop {
-            let bytes = raw(gateway.address, request.as_bytes()).await;
-            let (answer, _) = parse(&bytes).unwrap();
+            let bytes = send_raw(gateway.address, request.as_bytes()).await;
+            let (answer, _) = parse_response(&bytes).unwrap();
             if answer.status == 429 {
                 break answer;
             }
-            assert_refusal(&answer, status, reason);
-            rejected += 1;
-            assert!(rejected < 1000, "{request}: the quota is unlimited");
+            assert_gateway_error(&answer, status, reason);
+            refused += 1;
+            assert!(refused < 1000, "{request}: the quota has no end");
         };
-        assert_refusal(&limited, 429, "requests");
-        assert!(rejected >= 9, "{request}: after {rejected}");
-        let hit = gateway.get(&single("a", "completed"), &[]).await;
-        assert!(hit.hit() && left(&hit) >= 8, "{request}: the quota of the key has changed: {hit:?}");
+        assert_gateway_error(&limited, 429, "requests");
+        assert!(refused >= 9, "{request}: after {refused}");
+        let hit = gateway.get(&clip_target("a", "completed"), &[]).await;
+        assert!(hit.is_hit() && left(&hit) >= 8, "{request}: the key's own quota is touched: {hit:?}");
         count += 1;
     }
     assert_eq!(count, 6);
 }
 
 #[tokio::test]
-async fn a_malformed_head_counts_against_its_address() {
-    let gateway = TestGateway::with(|config, _| {
+async fn a_malformed_head_counts_for_its_address() {
+    let mut gateway = TestGateway::with(|config, _| {
         config.limits.requests_per_second = 1;
         config.limits.burst = 1000;
     })
     .await;
+    let admin = AdminClient::open(&mut gateway).await;
     let keyless = || gateway.send(request("GET", "/v1/models", &[], ""));
     let since = clock::now();
     let before = left(&keyless().await);
@@ -272,34 +274,34 @@ async fn a_malformed_head_counts_against_its_address() {
         (format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "x".repeat(200_000)), 431),
     ] {
         for _ in 0..10 {
-            assert!(raw(gateway.address, bad.as_bytes()).await.starts_with(b"HTTP/1.1 4"));
+            assert_bare_rejection(&send_raw(gateway.address, bad.as_bytes()).await, status);
         }
     }
-    operator.assert_rejected(20).await;
+    admin.assert_rejected(20).await;
     let after = left(&keyless().await);
-    // The quota regains one request per second.
+    // Each second adds one.
     assert!(after + 21 <= before + since.elapsed().as_secs() + 1, "{before}, then {after}");
 }
 
 #[tokio::test]
-async fn a_sidecars_key_has_its_own_quota_from_the_first_request_on() {
+async fn a_sidecars_key_counts_for_itself_from_its_first_request_on() {
     let gateway = TestGateway::with(|config, _| {
-        config.auth = Auth::Sidecar;
+        config.auth = AuthConfig::Sidecar;
         config.upstream.api_key = Some(Secret::new("demo"));
-        burst_of_ten(config);
+        ten(config);
     })
     .await;
     gateway.sim.set_status("a", "completed");
-    let bad = raw(gateway.address, rejected_early()[0].1.as_bytes()).await;
-    assert_eq!(left(&parse(&bad).unwrap().0), 9, "of the address");
-    let first = gateway.get(&single("a", "completed"), &[]).await;
+    let bad = send_raw(gateway.address, refused_early()[0].1.as_bytes()).await;
+    assert_eq!(left(&parse_response(&bad).unwrap().0), 9, "of the address");
+    let first = gateway.get(&clip_target("a", "completed"), &[]).await;
     assert_eq!((first.status.as_u16(), left(&first)), (200, 9), "of the key");
 }
 
 const FULL: &str = "too-many-waits-per-address";
 
 #[tokio::test]
-async fn invented_keys_use_up_the_waits_of_their_address_only() {
+async fn made_up_keys_fill_the_waits_of_their_address_and_nobody_elses() {
     for (own, network, other) in
         [("198.51.100.7", "198.51.100.7", "198.51.100.8"), ("2001:db8::1", "2001:db8::2", "2001:db8:0:1::1")]
     {
@@ -311,63 +313,63 @@ async fn invented_keys_use_up_the_waits_of_their_address_only() {
         .await;
         gateway.sim.set_status("a", "completed");
         gateway.sim.set_status("b", "streaming");
-        let wait = single("b", "completed");
+        let wait = clip_target("b", "completed");
         let known = [("authorization", "Bearer known"), ("x-forwarded-for", own)];
-        assert_eq!(gateway.get(&single("a", "completed"), &known).await.status, 200);
+        assert_eq!(gateway.get(&clip_target("a", "completed"), &known).await.status, 200);
 
-        let invented: Vec<String> = (0..10).map(|n| format!("Bearer invented-{n}")).collect();
+        let made_up: Vec<String> = (0..10).map(|n| format!("Bearer made-up-{n}")).collect();
         let mut parked: Vec<_> = (0..20)
             .map(|n| {
-                let key = ("authorization", invented[n % 10].as_str());
+                let key = ("authorization", made_up[n % 10].as_str());
                 gateway.spawn_get(&wait, &[key, ("x-forwarded-for", own)])
             })
             .collect();
-        gateway.until_parked(20).await;
-        for key in &invented {
+        gateway.wait_until_parked(20).await;
+        for key in &made_up {
             let more = [("authorization", key.as_str()), ("x-forwarded-for", network)];
-            assert_refusal(&gateway.get(&wait, &more).await, 429, FULL);
+            assert_gateway_error(&gateway.get(&wait, &more).await, 429, FULL);
             let stream = [more[0], more[1], ("accept", "text/event-stream")];
-            assert_refusal(&gateway.get(&wait, &stream).await, 429, FULL);
+            assert_gateway_error(&gateway.get(&wait, &stream).await, 429, FULL);
         }
         let new = [("authorization", "Bearer new"), ("x-forwarded-for", other)];
         for fields in [&known, &new] {
             parked.extend((0..20).map(|_| gateway.spawn_get(&wait, fields)));
         }
-        gateway.until_parked(60).await;
+        gateway.wait_until_parked(60).await;
         gateway.sim.set_status("b", "completed");
-        assert!(all(parked).await.iter().all(|answer| answer.status == 200));
-        gateway.until_parked(0).await;
+        assert!(join_all(parked).await.iter().all(|answer| answer.status == 200));
+        gateway.wait_until_parked(0).await;
     }
 }
 
 #[tokio::test]
-async fn waits_count_against_their_key_once_it_is_proven_and_free_the_bound_of_their_address() {
+async fn waits_count_for_their_key_from_its_first_proof_on_and_what_they_took_up_is_free_again() {
     let gateway = TestGateway::with(|config, options| {
         crate::harness::gateway::set_hold(std::time::Duration::from_secs(60), config, options);
         config.limits.max_waits_per_key = 3;
     })
     .await;
     let ids = ["b", "c", "d", "e", "f", "g"];
-    crate::harness::gateway::put_all(&gateway, &ids, "streaming");
+    crate::harness::gateway::set_status_of_all(&gateway, &ids, "streaming");
     let key = |name: &'static str| ("authorization", name);
     let (ann, bob, cat) = (key("Bearer ann"), key("Bearer bob"), key("Bearer cat"));
-    let wait = |id, key| gateway.spawn_get(&single(id, "completed"), &[key]);
+    let wait = |id, key| gateway.spawn_get(&clip_target(id, "completed"), &[key]);
     let proof = wait("b", ann);
     let mut waits = vec![wait("c", ann), wait("d", bob)];
-    gateway.until_parked(3).await;
-    assert_refusal(&gateway.get(&single("e", "completed"), &[bob]).await, 429, FULL);
+    gateway.wait_until_parked(3).await;
+    assert_gateway_error(&gateway.get(&clip_target("e", "completed"), &[bob]).await, 429, FULL);
     gateway.sim.set_status("b", "completed");
     assert_eq!(proof.await.unwrap().status, 200);
 
-    // The wait for c now counts against the proven key, so two more fit.
+    // The wait for c is the proven key's now: there are two places.
     waits.extend([wait("e", bob), wait("f", bob)]);
-    gateway.until_parked(4).await;
-    assert_refusal(&gateway.get(&single("g", "completed"), &[cat]).await, 429, FULL);
-    // A disconnect makes room for another wait.
+    gateway.wait_until_parked(4).await;
+    assert_gateway_error(&gateway.get(&clip_target("g", "completed"), &[cat]).await, 429, FULL);
+    // A client that hangs up gives its place back.
     drop(waits.pop());
-    gateway.until_parked(3).await;
+    gateway.wait_until_parked(3).await;
     waits.push(wait("g", cat));
-    gateway.until_parked(4).await;
-    crate::harness::gateway::put_all(&gateway, &ids, "completed");
-    assert!(all(waits).await.iter().all(|answer| answer.status == 200));
+    gateway.wait_until_parked(4).await;
+    crate::harness::gateway::set_status_of_all(&gateway, &ids, "completed");
+    assert!(join_all(waits).await.iter().all(|answer| answer.status == 200));
 }

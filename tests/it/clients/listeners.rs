@@ -37,7 +37,7 @@ async fn several_listeners_share_one_gateway_and_a_unix_socket_has_mode_660() {
         assert!(field.starts_with(&format!("clipgate; {status}")), "{field}");
     }
     gateway.signal("TERM");
-    assert_eq!(gateway.ended().await.code(), Some(0));
+    assert_eq!(gateway.wait_for_exit().await.code(), Some(0));
     assert!(!path.exists(), "the socket file is removed");
 }
 
@@ -82,17 +82,17 @@ async fn inherited_sockets_replace_the_configured_ones() {
     let mut command = Command::new("python3");
     command.args(["-c", HAND_OVER, env!("CARGO_BIN_EXE_clipgate"), "serve", "--config", "config.toml"]);
     env.confine(&mut command);
-    let mut gateway = Gateway::spawn(command);
+    let mut gateway = GatewayProcess::spawn(command);
     let address = gateway.address().await;
     assert_eq!(gateway.listens_on().await, "unix:handed.sock");
     assert!(!env.path("not-bound.sock").exists());
 
     let unix = UnixStream::connect(env.path("handed.sock")).await.unwrap();
-    for mut client in [Client::connect(address).await, Client::h1(unix).await] {
+    for mut client in [TestClient::connect(address).await, TestClient::h1(unix).await] {
         assert_eq!(client.get("/anything", &[]).await.status(), 404);
     }
     gateway.signal("TERM");
-    assert_eq!(gateway.ended().await.code(), Some(0));
+    assert_eq!(gateway.wait_for_exit().await.code(), Some(0));
     assert!(env.path("handed.sock").exists(), "an inherited socket file is not removed");
 }
 
@@ -103,7 +103,7 @@ async fn the_service_manager_is_notified_of_start_reload_and_stop() {
     let manager = tokio::net::UnixDatagram::bind(env.path("notify")).unwrap();
     let mut command = env.command();
     command.env("NOTIFY_SOCKET", env.path("notify"));
-    let mut gateway = Gateway::spawn(command);
+    let mut gateway = GatewayProcess::spawn(command);
     gateway.address().await;
     assert_eq!(notification(&manager).await, "READY=1\n");
     gateway.signal("HUP");
@@ -112,7 +112,7 @@ async fn the_service_manager_is_notified_of_start_reload_and_stop() {
     assert_eq!(notification(&manager).await, "READY=1\n");
     gateway.signal("TERM");
     assert_eq!(notification(&manager).await, "STOPPING=1\n");
-    assert_eq!(gateway.ended().await.code(), Some(0));
+    assert_eq!(gateway.wait_for_exit().await.code(), Some(0));
 }
 
 #[tokio::test]
@@ -123,9 +123,9 @@ async fn the_watchdog_of_the_service_manager_is_notified_until_the_end_of_the_dr
     let manager = tokio::net::UnixDatagram::bind(env.path("notify")).unwrap();
     let mut command = env.command();
     command.env("NOTIFY_SOCKET", env.path("notify")).env("WATCHDOG_USEC", "200000");
-    let mut gateway = Gateway::spawn(command);
-    let mut client = Client::connect(gateway.address().await).await;
-    let held = tokio::spawn(async move { client.ask(get("/held", &[])).await });
+    let mut gateway = GatewayProcess::spawn(command);
+    let mut client = TestClient::connect(gateway.address().await).await;
+    let held = tokio::spawn(async move { client.send(get("/held", &[])).await });
     env.sim.wait_until(|seen| seen.requests.len() == 1).await;
     assert_eq!(notification(&manager).await, "READY=1\n");
     for _ in 0..3 {
@@ -152,13 +152,13 @@ async fn a_watchdog_for_another_process_is_not_notified() {
     let manager = tokio::net::UnixDatagram::bind(env.path("notify")).unwrap();
     let mut command = env.command();
     command.env("NOTIFY_SOCKET", env.path("notify")).env("WATCHDOG_USEC", "20000").env("WATCHDOG_PID", "1");
-    let mut gateway = Gateway::spawn(command);
+    let mut gateway = GatewayProcess::spawn(command);
     gateway.address().await;
     assert_eq!(notification(&manager).await, "READY=1\n");
     // The first notification would come at once, further ones during each reload.
     for _ in 0..10 {
         gateway.signal("HUP");
-        gateway.logged("configuration reloaded").await;
+        gateway.wait_for_log("configuration reloaded").await;
         assert!(notification(&manager).await.starts_with("RELOADING=1\n"));
         assert_eq!(notification(&manager).await, "READY=1\n");
     }
@@ -211,9 +211,9 @@ async fn a_kept_alive_connection_is_closed_after_idle_timeout_not_header_timeout
     let mut gateway = env.start();
     let address = gateway.address().await;
     let stream = || async { TcpStream::connect(address).await.unwrap() };
-    for mut client in [Client::h1(stream().await).await, Client::h2(stream().await).await] {
-        let answer = client.get(&clip("a"), &[("prefer", "wait=1")]).await;
+    for mut client in [TestClient::h1(stream().await).await, TestClient::h2(stream().await).await] {
+        let answer = client.get(&completed_target("a"), &[("prefer", "wait=1")]).await;
         assert_eq!(answer.status(), 200, "a connection with a wait is not idle");
-        within_timeout("its end", client.closed()).await;
+        within_timeout("its end", client.wait_until_closed()).await;
     }
 }

@@ -14,8 +14,8 @@ const TOKEN: (&str, &str) = ("authorization", "Bearer cg_token");
 
 /// Starts a gateway in each mode. All of them accept `TOKEN`.
 async fn gateways() -> [TestGateway; 3] {
-    let team = Auth::Team(vec![team::member(("alice", "cg_token", "sk-account"))]);
-    let modes = [Auth::Passthrough, Auth::Sidecar, team];
+    let team = AuthConfig::Team(vec![team::member(("alice", "cg_token", "sk-account"))]);
+    let modes = [AuthConfig::Passthrough, AuthConfig::Sidecar, team];
     let mut gateways = Vec::new();
     for auth in modes {
         let configure = |config: &mut clipgate::testing::config::Config, _: &mut SimOptions| {
@@ -34,13 +34,13 @@ async fn methods_that_echo_the_request_are_rejected_in_every_mode_and_not_sent()
             for target in ["/", "/sim/echo", "/v2/generate/audio/suno-ai/clip?clip_id=a"] {
                 for fields in [&[TOKEN][..], &[TOKEN, ("max-forwards", "0")], &[]] {
                     let answer = gateway.send(request(method, target, fields, "")).await;
-                    assert_refusal(&answer, 405, "method-not-allowed");
+                    assert_gateway_error(&answer, 405, "method-not-allowed");
                     assert_eq!(field(&answer, "allow"), "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
                     assert!(!String::from_utf8_lossy(&answer.body).contains("sk-account"));
                 }
             }
         }
-        assert_eq!(calls(&gateway), 0);
+        assert_eq!(upstream_request_count(&gateway), 0);
     }
 }
 
@@ -66,14 +66,14 @@ async fn an_options_request_that_may_not_be_forwarded_is_answered_by_the_gateway
                 "OPTIONS {target} HTTP/1.1\r\nhost: x\r\n{}: {}\r\nmax-forwards: 0\r\nconnection: close\r\n\r\n",
                 TOKEN.0, TOKEN.1
             );
-            let back = raw(gateway.address, head.as_bytes()).await;
-            let (answer, rest) = parse(&back).unwrap();
+            let back = send_raw(gateway.address, head.as_bytes()).await;
+            let (answer, rest) = parse_response(&back).unwrap();
             assert_eq!(answer.status, 204, "{answer:?}");
             assert_eq!(field(&answer, "allow"), "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
             assert_eq!(field(&answer, "cache-status"), "clipgate; detail=max-forwards");
             assert!(rest.is_empty());
         }
-        assert_eq!(calls(&gateway), 0);
+        assert_eq!(upstream_request_count(&gateway), 0);
     }
 }
 
@@ -93,5 +93,5 @@ async fn max_forwards_is_decremented_for_options_only() {
         let last = gateway.sim.requests().pop().unwrap();
         assert_eq!(last.headers["max-forwards"], expected, "{method} {sent}");
     }
-    assert_eq!(calls(&gateway), 7);
+    assert_eq!(upstream_request_count(&gateway), 7);
 }

@@ -97,19 +97,19 @@ async fn a_removed_members_passed_through_response_is_aborted() {
     read_until(&mut stream, |back| back.ends_with(b"0\n\r\n")).await;
     gateway.reconfigure(&config(&[BOB], MOMENT));
     closed(stream).await;
-    gateway.until(|seen| seen.abandoned() == 1).await;
+    gateway.wait_until(|seen| seen.abandoned() == 1).await;
 }
 
 #[tokio::test]
 async fn a_removed_members_request_without_a_response_yet_is_401() {
     let gateway = gateway().await;
     gateway.sim.set_status("a", "queued");
-    let mut stream = begin(&gateway, ALICE, &format!("GET {}&x=1", single("a", "completed")), "").await;
-    gateway.until(|seen| seen.open == 1).await;
+    let mut stream = begin(&gateway, ALICE, &format!("GET {}&x=1", clip_target("a", "completed")), "").await;
+    gateway.wait_until(|seen| seen.open == 1).await;
     gateway.reconfigure(&config(&[BOB], MOMENT));
-    let back = read_until(&mut stream, |back| parse(back).is_some()).await;
-    assert_refusal(&parse(&back).unwrap().0, 401, "unknown-token");
-    gateway.until(|seen| seen.abandoned() == 1).await;
+    let back = read_until(&mut stream, |back| parse_response(back).is_some()).await;
+    assert_gateway_error(&parse_response(&back).unwrap().0, 401, "unknown-token");
+    gateway.wait_until(|seen| seen.abandoned() == 1).await;
 }
 
 #[tokio::test]
@@ -121,7 +121,7 @@ async fn a_removed_members_endless_upload_is_aborted() {
     read_until(&mut stream, |back| back.ends_with(b"3\r\nabc\r\n")).await;
     gateway.reconfigure(&config(&[BOB], MOMENT));
     closed(stream).await;
-    gateway.until(|seen| seen.open == 0).await;
+    gateway.wait_until(|seen| seen.open == 0).await;
 }
 
 #[tokio::test]
@@ -129,11 +129,11 @@ async fn a_removed_members_event_stream_ends() {
     let gateway = gateway().await;
     gateway.sim.set_status("a", "queued");
     let fields = [("authorization", &*bearer(ALICE))];
-    let mut events = Events::open(&gateway, &single("a", "completed"), &fields).await;
-    events.status(&gateway.sim.body("a", "queued")).await;
-    gateway.until_parked(1).await;
+    let mut events = EventClient::open(&gateway, &clip_target("a", "completed"), &fields).await;
+    events.expect_status(&gateway.sim.body("a", "queued")).await;
+    gateway.wait_until_parked(1).await;
     gateway.reconfigure(&config(&[BOB], MOMENT));
-    gateway.until_parked(0).await;
+    gateway.wait_until_parked(0).await;
 }
 
 #[tokio::test]
@@ -142,14 +142,14 @@ async fn a_member_that_is_removed_while_it_sends_its_body_is_401() {
     gateway.sim.set_status("a", "queued");
     let fields = "transfer-encoding: chunked\r\nexpect: 100-continue\r\n";
     for rest in ["0\r\n\r\n", "3\r\nabc\r\n0\r\n\r\n"] {
-        let target = format!("GET {}", single("a", "completed"));
+        let target = format!("GET {}", clip_target("a", "completed"));
         let mut stream = begin(&gateway, ALICE, &target, fields).await;
         // hyper sends this once the gateway reads the body.
         read_until(&mut stream, |back| back.ends_with(b"100 Continue\r\n\r\n")).await;
         gateway.reconfigure(&config(&[BOB], HOUR));
         stream.write_all(rest.as_bytes()).await.unwrap();
-        let back = read_until(&mut stream, |back| parse(back).is_some()).await;
-        assert_refusal(&parse(&back).unwrap().0, 401, "unknown-token");
+        let back = read_until(&mut stream, |back| parse_response(back).is_some()).await;
+        assert_gateway_error(&parse_response(&back).unwrap().0, 401, "unknown-token");
         gateway.reconfigure(&config(&[ALICE, BOB], HOUR));
     }
     assert!(gateway.upstream_requests().is_empty());
@@ -157,7 +157,7 @@ async fn a_member_that_is_removed_while_it_sends_its_body_is_401() {
 
 #[tokio::test]
 async fn a_change_of_mode_ends_requests_that_the_new_mode_would_reject() {
-    let gateway = TestGateway::holding(HOUR).await;
+    let gateway = TestGateway::with_hold(HOUR).await;
     let mut own = open(gateway.address, "Bearer own").await;
     let mut reloaded = Config::default();
     reloaded.wait.max_timeout = MOMENT;

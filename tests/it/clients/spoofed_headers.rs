@@ -50,7 +50,7 @@ async fn a_spoofed_field_is_dropped_in_every_spelling() {
 
 #[tokio::test]
 async fn spoofed_fields_and_credentials_in_trailers_do_not_reach_the_upstream() {
-    let mut upstream = Scripted::after("x-sum: 1\r\n\r\n", NO_CONTENT).await;
+    let mut upstream = ScriptedUpstream::answering_after("x-sum: 1\r\n\r\n", NO_CONTENT).await;
     let url = upstream.url.clone();
     let gateway = TestGateway::without_upstream(|config, _| config.upstream.base_url = url).await;
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();

@@ -45,7 +45,7 @@ async fn gateway() -> TestGateway {
     gateway_with(team(&TEAM)).await
 }
 
-async fn gateway_with(auth: Auth) -> TestGateway {
+async fn gateway_with(auth: AuthConfig) -> TestGateway {
     TestGateway::with(|config, options| {
         config.auth = auth;
         options.keys = Some(vec!["sk-one".to_owned(), "sk-two".to_owned()]);
@@ -70,14 +70,14 @@ fn request(method: &str, target: &str, fields: &[(&str, &str)]) -> Request<Full<
 }
 
 fn has_key(gateway: &TestGateway, nth: usize, key: &str) -> bool {
-    gateway.sim.requests()[nth].key.is_some_and(|seen| seen.is(key))
+    gateway.sim.requests()[nth].key.is_some_and(|seen| seen.matches(key))
 }
 
 #[tokio::test]
 async fn a_token_is_replaced_by_the_upstream_key_of_its_member() {
     let gateway = gateway().await;
     gateway.sim.set_status("a", "completed");
-    let wait = get(&gateway, &single("a", "completed"), ALICE).await;
+    let wait = get(&gateway, &clip_target("a", "completed"), ALICE).await;
     assert_eq!(wait.status, 200, "{wait:?}");
     assert_eq!(wait.body, gateway.sim.body("a", "completed"));
     assert!(has_key(&gateway, 0, "sk-one"));
@@ -101,35 +101,35 @@ async fn a_token_is_replaced_by_the_upstream_key_of_its_member() {
 async fn members_with_the_same_upstream_key_share_polls_and_cached_jobs() {
     let gateway = gateway().await;
     gateway.sim.set_status("a", "queued");
-    let target = single("a", "completed");
+    let target = clip_target("a", "completed");
     let asks = TEAM.map(|row| gateway.spawn_get(&target, &[("authorization", &bearer(row))]));
-    gateway.until_parked(3).await;
-    gateway.until(|seen| seen.open == 2).await;
+    gateway.wait_until_parked(3).await;
+    gateway.wait_until(|seen| seen.open == 2).await;
     gateway.sim.set_status("a", "completed");
     let mut answers = Vec::new();
     for ask in asks {
         answers.push(ask.await.unwrap());
     }
     assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
-    assert_eq!(gateway.asked_until("completed"), 2, "one of sk-one, one of sk-two");
-    assert_eq!(answers[..2].iter().filter(|answer| answer.leaned()).count(), 1, "{answers:?}");
-    assert!(answers[2].opened(), "{answers:?}");
+    assert_eq!(gateway.upstream_requests_for_status("completed"), 2, "one of sk-one, one of sk-two");
+    assert_eq!(answers[..2].iter().filter(|answer| answer.is_coalesced()).count(), 1, "{answers:?}");
+    assert!(answers[2].is_opener(), "{answers:?}");
 
     for row in TEAM {
-        assert!(get(&gateway, &target, row).await.hit());
+        assert!(get(&gateway, &target, row).await.is_hit());
     }
     gateway.sim.set_status("b", "completed");
-    let kept = single("b", "completed");
-    assert!(get(&gateway, &kept, ALICE).await.opened());
-    assert!(get(&gateway, &kept, BOB).await.hit());
-    assert!(get(&gateway, &kept, CAROL).await.opened(), "the cache of another key does not have the job");
+    let kept = clip_target("b", "completed");
+    assert!(get(&gateway, &kept, ALICE).await.is_opener());
+    assert!(get(&gateway, &kept, BOB).await.is_hit());
+    assert!(get(&gateway, &kept, CAROL).await.is_opener(), "the cache of another key does not have the job");
 }
 
 #[tokio::test]
 async fn a_request_without_a_members_token_is_401() {
     let gateway = gateway().await;
     gateway.sim.set_status("a", "completed");
-    assert_eq!(get(&gateway, &single("a", "completed"), ALICE).await.status, 200);
+    assert_eq!(get(&gateway, &clip_target("a", "completed"), ALICE).await.status, 200);
     let asked = gateway.upstream_requests().len();
 
     let rows: [(&[(&str, &str)], &str); 6] = [
@@ -172,29 +172,29 @@ async fn a_removed_member_is_rejected_at_once_and_its_parked_wait_is_answered() 
     let gateway = gateway().await;
     gateway.sim.set_status("a", "completed");
     gateway.sim.set_status("b", "queued");
-    let target = single("a", "completed");
+    let target = clip_target("a", "completed");
     assert_eq!(get(&gateway, &target, ALICE).await.status, 200);
-    let parked = gateway.spawn_get(&single("b", "completed"), &[("authorization", &bearer(ALICE))]);
-    gateway.until(|seen| seen.open == 1).await;
+    let parked = gateway.spawn_get(&clip_target("b", "completed"), &[("authorization", &bearer(ALICE))]);
+    gateway.wait_until(|seen| seen.open == 1).await;
 
     gateway.reconfigure(&Config { auth: team(&[BOB, CAROL]), ..Config::default() });
     assert_eq!(get(&gateway, &target, ALICE).await.status, 401, "although the job is cached");
     assert_eq!(get(&gateway, "/sim/echo", ALICE).await.status, 401);
-    assert!(get(&gateway, &target, BOB).await.hit(), "the other members keep the cached jobs");
+    assert!(get(&gateway, &target, BOB).await.is_hit(), "the other members keep the cached jobs");
     gateway.sim.set_status("b", "completed");
     assert_eq!(parked.await.unwrap().status, 200);
 
     gateway.reconfigure(&Config { auth: team(&TEAM), ..Config::default() });
-    assert!(get(&gateway, &target, ALICE).await.hit(), "the member is accepted again");
+    assert!(get(&gateway, &target, ALICE).await.is_hit(), "the member is accepted again");
 }
 
 #[tokio::test]
 async fn each_member_has_a_quota_and_may_have_its_own_rates() {
-    let own = Member { requests_per_second: Some(1), burst: Some(3), ..member(ALICE) };
-    let calls = Member { calls_per_second: Some(1), calls_burst: Some(2), ..member(CAROL) };
-    let gateway = gateway_with(Auth::Team(vec![own, member(BOB), calls])).await;
+    let own = TeamMember { requests_per_second: Some(1), burst: Some(3), ..member(ALICE) };
+    let calls = TeamMember { calls_per_second: Some(1), calls_burst: Some(2), ..member(CAROL) };
+    let gateway = gateway_with(AuthConfig::Team(vec![own, member(BOB), calls])).await;
     gateway.sim.set_status("a", "completed");
-    let target = single("a", "completed");
+    let target = clip_target("a", "completed");
     let mut limited = Vec::new();
     for _ in 0..8 {
         let answer = get(&gateway, &target, ALICE).await;
@@ -253,7 +253,7 @@ async fn log_of(more: (&str, &str), is_http2: bool) -> String {
             .header(AUTHORIZATION, format!("Bearer {token}"))
             .body(Full::default())
             .expect("the request is valid");
-        let answer = within(30, client.request(request)).await.expect("there is an answer");
+        let answer = within_secs(30, client.request(request)).await.expect("there is an answer");
         let status = answer.status().as_u16();
         answer.into_body().collect().await.expect("the answer is whole");
         status
@@ -349,7 +349,7 @@ async fn the_upstreams_401_for_a_members_key_is_passed_on() {
     })
     .await;
     gateway.sim.set_status("a", "completed");
-    let answer = within(30, get(&gateway, &single("a", "completed"), ALICE)).await;
+    let answer = within_secs(30, get(&gateway, &clip_target("a", "completed"), ALICE)).await;
     assert_eq!(answer.status, 401);
     assert!(answer.field("cache-status").starts_with("clipgate; fwd=miss"), "{answer:?}");
 }

@@ -123,7 +123,7 @@ async fn a_connection_without_a_handshake_is_closed_after_header_timeout() {
     within_timeout("its end", tokio::io::AsyncReadExt::read_to_end(&mut silent, &mut rest)).await.unwrap();
     let stream = authority.connect(address, "http/1.1", None).await.unwrap();
     let certificate = peer_certificate(&stream);
-    assert_eq!(Client::h1(stream).await.get("/x", &[]).await.status(), 404);
+    assert_eq!(TestClient::h1(stream).await.get("/x", &[]).await.status(), 404);
     assert!(!certificate.is_empty());
 }
 
@@ -146,7 +146,7 @@ async fn sighup_replaces_the_certificate_and_drops_no_connection() {
     let address = gateway.address().await;
     let stream = authority.connect(address, "h2", None).await.unwrap();
     let before = peer_certificate(&stream);
-    let mut old = Client::h2(stream).await;
+    let mut old = TestClient::h2(stream).await;
     assert_eq!(old.get("https://gw.example/x", &[]).await.status(), 404);
 
     authority.write_certificate(&env, "gw.example");
@@ -155,7 +155,7 @@ async fn sighup_replaces_the_certificate_and_drops_no_connection() {
     let stream = authority.connect(address, "h2", None).await.unwrap();
     let after = peer_certificate(&stream);
     assert_ne!(before, after);
-    assert_eq!(Client::h2(stream).await.get("https://gw.example/x", &[]).await.status(), 404);
+    assert_eq!(TestClient::h2(stream).await.get("https://gw.example/x", &[]).await.status(), 404);
     assert_eq!(old.get("https://gw.example/x", &[]).await.status(), 404, "the old connection is open");
 
     std::fs::write(env.path("key.pem"), "no key").unwrap();

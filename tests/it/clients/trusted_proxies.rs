@@ -20,7 +20,7 @@ async fn a_trusted_proxys_chain_is_sent_to_the_upstream_with_the_proxy_appended(
     let env = TestEnv::new().await;
     env.configure("trusted_proxies = [\"127.0.0.1\"]");
     let mut gateway = env.start();
-    let mut client = Client::connect(gateway.address().await).await;
+    let mut client = TestClient::connect(gateway.address().await).await;
     client.get("/x", &REPORT).await;
     let seen = env.sim.requests().pop().unwrap();
     assert_eq!(field(&seen, "x-forwarded-for"), "1.1.1.1, 192.0.2.7, 127.0.0.1");
@@ -39,7 +39,7 @@ async fn the_fields_of_an_untrusted_client_are_dropped() {
     let env = TestEnv::new().await;
     env.configure("trusted_proxies = [\"192.0.2.0/24\"]");
     let mut gateway = env.start();
-    let mut client = Client::connect(gateway.address().await).await;
+    let mut client = TestClient::connect(gateway.address().await).await;
     client.get("/x", &REPORT).await;
     let seen = env.sim.requests().pop().unwrap();
     assert_eq!(field(&seen, "x-forwarded-for"), "127.0.0.1");
@@ -54,7 +54,7 @@ async fn a_chain_over_its_limit_is_ignored_and_not_sent_to_the_upstream() {
     let env = TestEnv::new().await;
     env.configure("trusted_proxies = [\"127.0.0.1\"]");
     let mut gateway = env.start();
-    let mut client = Client::connect(gateway.address().await).await;
+    let mut client = TestClient::connect(gateway.address().await).await;
     let parameters: String = (0..7000).map(|n| format!(";p{n}=x")).collect();
     let chains = [
         ("forwarded", format!("for=192.0.2.7{parameters}")),
@@ -79,7 +79,7 @@ async fn a_unix_socket_counts_as_this_machine() {
     env.configure(&format!("listen = {listen}\ntrusted_proxies = [\"127.0.0.0/8\"]"));
     let mut gateway = env.start();
     gateway.listens_on().await;
-    Client::h1(UnixStream::connect(&path).await.unwrap()).await.get("/x", &REPORT).await;
+    TestClient::h1(UnixStream::connect(&path).await.unwrap()).await.get("/x", &REPORT).await;
     let seen = env.sim.requests().pop().unwrap();
     assert_eq!(field(&seen, "x-forwarded-for"), "1.1.1.1, 192.0.2.7, unknown");
     let line = gateway.wait_for_log("request_id=").await;
@@ -94,7 +94,7 @@ async fn each_client_behind_a_proxy_has_its_own_quota() {
     let env = TestEnv::new().await;
     env.configure("trusted_proxies = [\"127.0.0.1\"]\n[limits]\nrequests_per_second = 1\nburst = 1");
     let mut gateway = env.start();
-    let mut client = Client::connect(gateway.address().await).await;
+    let mut client = TestClient::connect(gateway.address().await).await;
     let mut statuses = Vec::new();
     for address in ["192.0.2.1", "192.0.2.1", "192.0.2.2"] {
         statuses.push(client.get("/x", &[("x-forwarded-for", address)]).await.status().as_u16());

@@ -289,7 +289,7 @@ impl Run {
         let skipped = self.send_requests(self.started_at + length, &running, &mut rng).await;
         let mut report = self.report(skipped, &monitor, &quota_bound);
         self.wait_until_idle(&running, &mut report).await;
-        let is_breaker_open = self.gateway.metrics().upstream.standing().is_breaker_open;
+        let is_breaker_open = self.gateway.metrics().upstream.poll_counts().is_breaker_open;
         report.expect("the breaker is open in a calm", false, is_breaker_open);
         drop(operating);
         self.drain(&operator, &mut rng, &mut report).await;

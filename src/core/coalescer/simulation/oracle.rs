@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::upstream::{OpenPoll, SentReply};
 use super::{GRACE, HOLD, REPOLL_INTERVAL, SKEW, Sweep, SweepClient, UpstreamMode, domain};
 use crate::core::coalescer::{Failure, PollSpec, SNAPSHOT_LIMIT, WaitOutcome};
-use crate::core::job::{JobState, Reply};
+use crate::core::job::{JobState, UpstreamResponse};
 use crate::core::route::Goal;
 
 impl Sweep {
@@ -263,7 +263,7 @@ impl Sweep {
         }
     }
 
-    fn sent_reply(&self, reply: &Reply) -> &SentReply {
+    fn sent_reply(&self, reply: &UpstreamResponse) -> &SentReply {
         let number: usize = std::str::from_utf8(&reply.body).unwrap().parse().unwrap();
         &self.replies[number]
     }

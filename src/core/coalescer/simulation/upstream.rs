@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::{Sweep, SweepEvent, SweepJob, UpstreamMode, domain};
 use crate::core::coalescer::{Failure, Input, PollId, PollOutcome, PollProgress, PollSpec};
-use crate::core::job::{Head, JobState, Reply};
+use crate::core::job::{JobState, ResponseHead, UpstreamResponse};
 use crate::core::route::Goal;
 
 #[derive(Debug)]
@@ -135,7 +135,7 @@ impl Sweep {
         let has_unknown_status = is_faulty && self.rng.u8(..10) == 0;
         let back = if is_faulty && self.rng.u8(..6) == 0 { self.up_to(60) } else { Duration::ZERO };
         let mut states = Vec::new();
-        let head = Arc::new(Head::default());
+        let head = Arc::new(ResponseHead::default());
         for (index, &n) in jobs.iter().enumerate() {
             let rung = self.jobs[n].rung_at(at.saturating_sub(back));
             let rung = (!has_unknown_status || index > 0).then_some(rung);
@@ -153,12 +153,12 @@ impl Sweep {
             id: id.clone(),
             rung: rung.map(|rung| self.rungs[rung]),
             body: Bytes::from(format!("{domain} {id} {word}")),
-            head: Arc::new(Head::default()),
+            head: Arc::new(ResponseHead::default()),
             seen_at: self.zero + self.now,
         }
     }
 
-    fn reply(&mut self, spec: &PollSpec, attempted_at: Duration, is_final: bool) -> Arc<Reply> {
+    fn reply(&mut self, spec: &PollSpec, attempted_at: Duration, is_final: bool) -> Arc<UpstreamResponse> {
         self.replies.push(SentReply {
             spec: spec.clone(),
             attempted_at,
@@ -166,6 +166,6 @@ impl Sweep {
             paused_until: Duration::ZERO,
         });
         let body = Bytes::from((self.replies.len() - 1).to_string());
-        Arc::new(Reply { status: 418, head: Arc::new(Head::default()), body })
+        Arc::new(UpstreamResponse { status: 418, head: Arc::new(ResponseHead::default()), body })
     }
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::*;
-use crate::core::job::{Head, JobId, JobSet, KeyDomain, Reply};
+use crate::core::job::{JobId, JobSet, KeyDomain, ResponseHead, UpstreamResponse};
 use crate::core::route::{Form, Ladder, Route};
 
 #[expect(clippy::disallowed_methods, reason = "an arbitrary zero for virtual time")]
@@ -55,8 +55,8 @@ fn jobs(ids: &str) -> JobSet {
     JobSet::new(ids.split(' ').map(|id| JobId::new(id).unwrap()))
 }
 
-fn reply(status: u16) -> Arc<Reply> {
-    Arc::new(Reply { status, head: Arc::new(Head::default()), body: Bytes::new() })
+fn reply(status: u16) -> Arc<UpstreamResponse> {
+    Arc::new(UpstreamResponse { status, head: Arc::new(ResponseHead::default()), body: Bytes::new() })
 }
 
 impl Scenario {
@@ -192,14 +192,14 @@ impl Scenario {
             id: JobId::new(id).unwrap(),
             rung: self.ladder.rung(word),
             body: Bytes::from(format!("{id}={word}")),
-            head: Arc::new(Head::default()),
+            head: Arc::new(ResponseHead::default()),
             seen_at: self.now,
         }
     }
 
     /// Lands a poll with states: `a=queued b=completed`.
     fn land(&mut self, what: &str, states: &str) -> &mut Self {
-        let head = Arc::new(Head::default());
+        let head = Arc::new(ResponseHead::default());
         let states = states.split(' ').map(|state| {
             let (id, word) = state.split_once('=').unwrap();
             JobState { head: Arc::clone(&head), ..self.state(id, word) }
