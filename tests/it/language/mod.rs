@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use habits::{HABITS, Habit};
-use passages::{Kind, passages};
+use passages::{Kind, Passage, passages};
 
 /// The part of the tree that a passage belongs to: each is held to the limits on its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -158,6 +158,31 @@ fn files(path: &Path) -> Vec<PathBuf> {
     };
     entries.retain(|path| !is_left_out(path));
     entries.iter().flat_map(|path| files(path)).collect()
+}
+
+/// A comment block of Rust or a paragraph of Markdown, with its file and first line.
+pub(crate) struct Text {
+    pub(crate) place: String,
+    pub(crate) text: String,
+}
+
+/// Returns the comments and documents of the tree.
+pub(crate) fn comments_and_documents() -> Vec<Text> {
+    let is_comment = |passage: &Passage| !matches!(passage.kind, Kind::Message | Kind::TestName);
+    let mut texts = Vec::new();
+    let is_read =
+        |path: &PathBuf| path.extension().is_some_and(|extension| extension == "rs" || extension == "md");
+    for file in files(&root()).into_iter().filter(is_read) {
+        let source = fs::read_to_string(&file).unwrap();
+        for passage in passages(&file, &source).into_iter().filter(is_comment) {
+            let lines: Vec<_> = passage.lines.iter().map(|(_, line)| line.trim()).collect();
+            texts.push(Text {
+                place: format!("{}:{}", file.display(), passage.lines[0].0),
+                text: lines.join(" "),
+            });
+        }
+    }
+    texts
 }
 
 fn root() -> PathBuf {
