@@ -1,8 +1,10 @@
 //! Checks the sources against the design: layers of imports, crates and words that only some modules may name, and the
 //! length of files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+
+use crate::language::{Text, comments_and_documents};
 
 /// Layers, the lowest first. A module may import modules of lower rows and its own children.
 const LAYERS: [&[&str]; 11] = [
@@ -54,13 +56,13 @@ fn sources() -> Vec<Source> {
             }
         }
     }
-    found.retain(|source| !TEST_MODULES.contains(&source.name.as_str()));
+    found.retain(|source| !TEST_MODULES.iter().any(|tests| is_under(&source.name, tests)));
     assert!((50..=200).contains(&found.len()), "{} sources", found.len());
     found
 }
 
 /// Modules that their parents declare with `#[cfg(test)]`.
-const TEST_MODULES: [&str; 1] = ["core/coalescer/simulation"];
+const TEST_MODULES: [&str; 2] = ["core/coalescer/simulation", "core/simulation"];
 
 fn source(root: &Path, path: PathBuf) -> Source {
     let text = std::fs::read_to_string(&path).unwrap();
@@ -143,5 +145,143 @@ fn only_the_route_names_status_words() {
 fn no_file_is_longer_than_500_lines_without_its_tests() {
     for source in sources() {
         assert!(source.lines <= 500, "src/{}.rs has {}", source.name, source.lines);
+    }
+}
+
+/// Type names that may occur more than once in `src/`.
+const REPEATED_TYPES: [&str; 1] = [
+    "Args", // clap's arguments of a command, one file each
+];
+
+/// Returns the name of the type that the line defines. Associated types are indented and do not count.
+fn defined_type(line: &str) -> Option<&str> {
+    let mut item = line.trim_start();
+    if let Some(public) = item.strip_prefix("pub") {
+        item = public
+            .strip_prefix('(')
+            .and_then(|scope| scope.split_once(')'))
+            .map_or(public, |(_, item)| item)
+            .trim_start();
+    }
+    let (keyword, rest) = item.split_once(' ')?;
+    let is_type =
+        matches!(keyword, "struct" | "enum" | "trait") || (keyword == "type" && !line.starts_with(' '));
+    is_type.then(|| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default())
+}
+
+/// The names of the files that a line such as `mod simulation;` makes part of the tests.
+fn test_files(sources: &[Source]) -> Vec<String> {
+    let mut files = Vec::new();
+    for source in sources {
+        for lines in source.code.windows(2).filter(|lines| lines[0].trim() == "#[cfg(test)]") {
+            let module = lines[1].trim().strip_prefix("mod ").and_then(|rest| rest.strip_suffix(';'));
+            let folder = if matches!(source.name.as_str(), "lib" | "main") { "" } else { &source.name };
+            files
+                .extend(module.map(|module| format!("{folder}/{module}").trim_start_matches('/').to_owned()));
+        }
+    }
+    files
+}
+
+#[test]
+fn a_type_name_occurs_once() {
+    let sources = sources();
+    let tests = test_files(&sources);
+    let mut places: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for source in sources.iter().filter(|source| !tests.iter().any(|of| is_under(&source.name, of))) {
+        for name in source.code.iter().filter_map(|line| defined_type(line)) {
+            places.entry(name).or_default().push(&source.name);
+        }
+    }
+    assert!(places.len() > 200, "{} types", places.len());
+    places.retain(|name, places| places.len() > 1 && !REPEATED_TYPES.contains(name));
+    assert!(places.is_empty(), "{} names: {places:#?}", places.len());
+}
+
+#[test]
+fn type_definitions_are_recognized() {
+    assert_eq!(defined_type("pub(crate) struct Poll<'a> {"), Some("Poll"));
+    assert_eq!(defined_type("    enum Phase {"), Some("Phase"));
+    assert_eq!(defined_type("pub trait Clock: Send {"), Some("Clock"));
+    assert_eq!(defined_type("pub(in crate::core) type Jobs = Vec<Job>;"), Some("Jobs"));
+    assert_eq!(defined_type("    type Response = Body;"), None);
+    assert_eq!(defined_type("use super::Poll;"), None);
+    assert_eq!(defined_type("pub fn struct_of() {"), None);
+}
+
+#[test]
+fn the_readme_is_short() {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let lines = readme.lines().count();
+    assert!(lines <= 170, "README.md has {lines} lines: details belong to docs/");
+}
+
+/// Returns the numbers of guarantees that a text cites: `P2`, not `P256` or `HTTP2`.
+fn cited_guarantees(text: &str) -> Vec<u8> {
+    let words = text.split(|c: char| !c.is_alphanumeric() && c != '-' && c != '_');
+    let numbers = words.filter_map(|word| word.trim_end_matches("'s").strip_prefix('P'));
+    numbers.filter(|number| number.len() <= 2).filter_map(|number| number.parse().ok()).collect()
+}
+
+/// Returns whether a text cites a numbered promise, row or section of a page that is not in the repository.
+fn cites_other_page(text: &str) -> bool {
+    let text = text.to_lowercase();
+    let words: Vec<_> =
+        text.split_whitespace().map(|word| word.trim_matches(|c: char| !c.is_alphanumeric())).collect();
+    let is_row =
+        |number: &str| number.split_once('.').is_some_and(|(table, row)| is_number(table) && is_number(row));
+    words.windows(2).enumerate().any(|(at, pair)| match pair[0] {
+        "promise" | "promises" => is_number(pair[1].trim_end_matches("'s")),
+        "row" | "rows" => is_row(pair[1]),
+        // Sections of standards are cited by their name.
+        "section" | "sections" if pair[1].starts_with(|c: char| c.is_ascii_digit()) => {
+            !words[at.saturating_sub(3)..at].iter().any(|word| matches!(*word, "rfc" | "standard"))
+        }
+        _ => false,
+    })
+}
+
+fn is_number(word: &str) -> bool {
+    !word.is_empty() && word.chars().all(|c| c.is_ascii_digit())
+}
+
+#[test]
+fn every_cited_guarantee_is_one_of_the_documented() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/guarantees.md");
+    let page = std::fs::read_to_string(path).expect("docs/guarantees.md");
+    let headings =
+        page.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_matches(['#', ' ']));
+    let names =
+        headings.filter(|heading| heading.starts_with('P')).filter_map(|heading| heading.split(' ').next());
+    let documented: Vec<u8> = names.flat_map(cited_guarantees).collect();
+    assert_eq!(documented, (1..=12).collect::<Vec<u8>>());
+
+    let (mut in_code, mut wrong) = (BTreeSet::new(), Vec::new());
+    for Text { place, text } in comments_and_documents() {
+        let cited = cited_guarantees(&text);
+        let is_code = place.contains("/src/");
+        if cited.iter().any(|number| !documented.contains(number))
+            || (place.contains(".rs:") && cites_other_page(&text))
+        {
+            wrong.push(format!("{place}: {text}"));
+        }
+        in_code.extend(cited.into_iter().filter(|_| is_code));
+    }
+    assert!(wrong.is_empty(), "{} places: {wrong:#?}", wrong.len());
+    assert_eq!(in_code.into_iter().collect::<Vec<_>>(), documented, "the guarantees that src/ cites");
+}
+
+#[test]
+fn citations_are_recognized() {
+    assert_eq!(cited_guarantees("P2, `P11`: P12's, not HTTP2, P256, P-3 or p99"), [2, 11, 12]);
+    assert_eq!(cited_guarantees("(P1 to P13)"), [1, 13]);
+    assert!(cited_guarantees("the 99th percentile").is_empty());
+    for text in ["Promise 4.", "promises 1 and 2", "Row 2.6:", "(contract, section 9)", "contract section 9"]
+    {
+        assert!(cites_other_page(text), "{text}");
+    }
+    for text in ["RFC 9112, section 6.3", "HTML Standard, section 9.2", "the first row", "keeps its promise"]
+    {
+        assert!(!cites_other_page(text), "{text}");
     }
 }
