@@ -20,13 +20,13 @@ use tracing::debug;
 /// Bytes of a response that hyper has received, and how many of them the client has read.
 #[derive(Debug, Default)]
 pub(super) struct DeliveryProgress {
-    queued: AtomicU64,
+    buffered: AtomicU64,
     delivered: AtomicU64,
 }
 
 impl DeliveryProgress {
     pub(super) fn queue(&self, bytes: usize) {
-        self.queued.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.buffered.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     pub(super) fn deliver(&self, bytes: usize) {
@@ -40,7 +40,7 @@ impl DeliveryProgress {
     /// Bytes that the client could read.
     pub(super) fn undelivered(&self) -> u64 {
         let delivered = self.delivered();
-        self.queued.load(Ordering::Relaxed).saturating_sub(delivered)
+        self.buffered.load(Ordering::Relaxed).saturating_sub(delivered)
     }
 
     /// Resolves when more than `allowance` bytes have been available for `stall_timeout`, and the client has read

@@ -336,7 +336,7 @@ fn clipgate_token_prints_the_member_to_stdout_and_the_token_to_stderr() {
     for bad in ["", " ", "a\tb", &"x".repeat(65)] {
         let (code, stdout, stderr) = run_token(bad);
         assert_eq!((code, stdout.as_str()), (Some(2), ""), "{stderr}");
-        assert!(stderr.contains("is no name"), "{stderr}");
+        assert!(stderr.contains("not a valid name"), "{stderr}");
     }
     assert_ne!(run_token("alice").2, run_token("alice").2, "each token is different");
 }
