@@ -285,3 +285,23 @@ fn citations_are_recognized() {
         assert!(!cites_other_page(text), "{text}");
     }
 }
+
+/// Each link of ARCHITECTURE.md to a line leads to the item that it names.
+#[test]
+fn the_links_of_the_architecture_page_lead_to_the_lines_that_they_name() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap();
+    let mut links = 0;
+    for (before, after) in page.match_indices("](src/").map(|(at, _)| (&page[..at], &page[at + 2..])) {
+        let target = after.split(')').next().unwrap();
+        let Some((path, line)) = target.split_once("#L") else { panic!("no line in {target}") };
+        let name = before.rsplit('[').next().unwrap().trim_matches('`');
+        let text = std::fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let found = text.lines().nth(line.parse::<usize>().unwrap() - 1).unwrap_or_default();
+        let lines: Vec<usize> =
+            text.lines().enumerate().filter(|(_, line)| has_word(line, name)).map(|(at, _)| at + 1).collect();
+        assert!(has_word(found, name), "{target} is not the line of {name}, which is on {lines:?}: {found}");
+        links += 1;
+    }
+    assert!(links >= 15, "{links} links");
+}
