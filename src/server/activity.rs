@@ -137,9 +137,9 @@ impl ConnectionActivity {
         self.mark_incomplete();
     }
 
-    /// Returns the status of hyper's own response to a malformed head. Such a response is the last of a connection.
-    pub(super) fn rejected_head(&self) -> Option<StatusCode> {
-        StatusCode::from_u16(self.0.rejected_head.load(Ordering::Relaxed)).ok()
+    /// Returns the status of hyper's own response to a malformed head, once. Such a response is the last of a connection.
+    pub(super) fn take_rejected_head(&self) -> Option<StatusCode> {
+        StatusCode::from_u16(self.0.rejected_head.swap(0, Ordering::Relaxed)).ok()
     }
 
     /// Returns whether the client has sent its whole request and waits. If it closes the connection now, it leaves

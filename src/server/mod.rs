@@ -7,6 +7,7 @@
 //! The server owns the tasks of the connections and of their tunnels. It does not know the meaning of a request.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -335,15 +336,35 @@ impl Server {
             None => {
                 let connection = with_fresh_buffer(|| self.0.http1.serve_connection(io, service));
                 let connection = std::pin::pin!(connection.with_upgrades());
-                self.drive(connection, http1::UpgradeableConnection::graceful_shutdown, info).await
+                let driven = std::pin::pin!(self.drive(
+                    connection,
+                    http1::UpgradeableConnection::graceful_shutdown,
+                    info
+                ));
+                self.record_rejected_heads(driven, &activity, peer).await
             }
         };
-        if let Some(status) = activity.rejected_head() {
-            self.record_rejected_head(status, peer);
-        }
         if let Err(error) = served {
             debug!(%error, "connection ended");
         }
+    }
+
+    /// Polls the connection, and records the rejection of a head as soon as hyper has begun its response: the connection
+    /// may stay open while the client sends the rest, or may be cut off.
+    async fn record_rejected_heads<F: Future>(
+        &self,
+        mut driven: Pin<&mut F>,
+        activity: &ConnectionActivity,
+        peer: Peer,
+    ) -> F::Output {
+        poll_fn(|cx| {
+            let polled = driven.as_mut().poll(cx);
+            if let Some(status) = activity.take_rejected_head() {
+                self.record_rejected_head(status, peer);
+            }
+            polled
+        })
+        .await
     }
 
     /// Writes the access line of a head that hyper could not parse and answered itself, and counts the request.

@@ -134,11 +134,16 @@ impl<S> ReadAhead<S> {
     }
 }
 
-/// Returns the status of an HTTP/1 response head.
+/// Returns the status of an HTTP/1 response head, if hyper answers malformed heads with it.
 fn response_status(start: &[u8]) -> Option<StatusCode> {
     let rest = start.strip_prefix(b"HTTP/1.1 ").or_else(|| start.strip_prefix(b"HTTP/1.0 "))?;
-    StatusCode::from_bytes(rest.get(..3)?).ok()
+    let status = StatusCode::from_bytes(rest.get(..3)?).ok()?;
+    HYPERS_REJECTIONS.contains(&status).then_some(status)
 }
+
+/// The statuses with which hyper 1.12 answers a head that it cannot parse.
+const HYPERS_REJECTIONS: [StatusCode; 3] =
+    [StatusCode::BAD_REQUEST, StatusCode::URI_TOO_LONG, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE];
 
 impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {

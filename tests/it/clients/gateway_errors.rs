@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clipgate::sim::{Fault, FaultTarget};
+use clipgate::testing::clock;
 use http::Version;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -193,6 +194,19 @@ async fn a_malformed_head_after_good_requests_gets_its_bare_400_after_their_answ
     }
     assert_eq!(malformed, 8);
     admin.assert_rejected(malformed).await;
+}
+
+#[tokio::test]
+async fn a_malformed_head_is_counted_while_its_client_keeps_the_connection_open() {
+    let mut gateway = TestGateway::new().await;
+    let admin = AdminClient::open(&mut gateway).await;
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+    stream.write_all(MALFORMED[0]).await.unwrap();
+    let since = clock::now();
+    assert_bare_rejection(&read_until(&mut stream, |back| parse_response(back).is_some()).await, 400);
+    admin.assert_rejected(1).await;
+    // The server drains the rest of such a request for 2 s.
+    assert!(since.elapsed() < Duration::from_millis(1500), "{:?}", since.elapsed());
 }
 
 #[tokio::test]

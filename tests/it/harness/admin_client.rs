@@ -61,19 +61,17 @@ impl AdminClient {
     }
 
     /// Waits until the gateway has counted this many rejected requests, and asserts that it has not counted more. A
-    /// malformed head is counted when its connection ends.
+    /// malformed head is counted a moment after its response is written.
     pub(crate) async fn assert_rejected(&self, count: usize) {
+        let rejected =
+            async || self.metrics().await.sum("clipgate_requests_total", &[("outcome", "rejected")]) as usize;
         let counted = async {
-            loop {
-                let rejected =
-                    self.metrics().await.sum("clipgate_requests_total", &[("outcome", "rejected")]) as usize;
-                if rejected >= count {
-                    return rejected;
-                }
+            while rejected().await < count {
                 tokio::time::sleep(std::time::Duration::from_millis(5)).await;
             }
         };
-        assert_eq!(super::gateway::within_secs(10, counted).await, count);
+        super::gateway::within_secs(10, counted).await;
+        assert_eq!(rejected().await, count);
     }
 }
 
