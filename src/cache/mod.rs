@@ -139,7 +139,7 @@ impl Cache {
         self.get(domain, id, now).filter(|hit| hit.is_within(max_age, now))
     }
 
-    /// Records a 2xx to a request of this key that started at `began`. Ignored if a rejection came after `began`.
+    /// Records a 2xx to a request of this key that started at `began`. Ignored if the upstream has rejected the key after `began`.
     pub fn key_accepted(&self, domain: KeyDomain, began: Instant) {
         self.keys.key_accepted(domain, began);
     }
@@ -214,13 +214,13 @@ impl Cache {
         if body.len() > MAX_REMEMBERED_BODY {
             return etag(body);
         }
-        let mut validated = self.last_etag.lock();
-        match &*validated {
+        let mut last_etag = self.last_etag.lock();
+        match &*last_etag {
             // `last` keeps its memory alive, so equal pointers mean equal bytes.
             Some((last, etag)) if last.as_ptr() == body.as_ptr() && last.len() == body.len() => etag.clone(),
             Some(_) | None => {
                 let etag = etag(body);
-                *validated = Some((body.clone(), etag.clone()));
+                *last_etag = Some((body.clone(), etag.clone()));
                 etag
             }
         }

@@ -113,16 +113,16 @@ impl Limits {
 
     /// Returns the `RateLimit` headers of a subject, without counting a request. `None`: the subject has no quota.
     pub fn quota_headers(&self, subject: Subject) -> Option<QuotaHeaders> {
-        let rules = self.quotas.load();
-        let mut now = ArrayString::<MAX_HEADER_LEN>::new();
-        for quota in rules.of(subject) {
-            if !now.is_empty() {
-                now.push_str(", ");
+        let quotas = self.quotas.load();
+        let mut remaining = ArrayString::<MAX_HEADER_LEN>::new();
+        for quota in quotas.of(subject) {
+            if !remaining.is_empty() {
+                remaining.push_str(", ");
             }
-            quota.peek(subject).write(&mut now);
+            quota.peek(subject).write(&mut remaining);
         }
-        let now = HeaderValue::from_str(&now).expect("quotas' names are tokens");
-        Some(QuotaHeaders { policy: rules.policy(subject)?, now })
+        let remaining = HeaderValue::from_str(&remaining).expect("names of quotas are tokens");
+        Some(QuotaHeaders { policy: quotas.policy(subject)?, remaining })
     }
 
     /// Returns the state of each quota of a subject, without counting a request.
@@ -186,7 +186,7 @@ impl QuotaSet {
 /// Returns the value of `RateLimit-Policy`. `None`: no quota.
 fn policy_of<'q>(quotas: impl Iterator<Item = &'q RateQuota>) -> Option<HeaderValue> {
     let policies: Vec<&str> = quotas.map(|quota| quota.policy.as_str()).collect();
-    let value = || HeaderValue::try_from(policies.join(", ")).expect("quotas' names are tokens");
+    let value = || HeaderValue::try_from(policies.join(", ")).expect("names of quotas are tokens");
     (!policies.is_empty()).then(value)
 }
 
@@ -197,7 +197,7 @@ const MAX_HEADER_LEN: usize = 2 * "\"requests\";r=4294967295;t=18446744073709551
 #[derive(Clone, Debug)]
 pub struct QuotaHeaders {
     policy: HeaderValue,
-    now: HeaderValue,
+    remaining: HeaderValue,
 }
 
 impl QuotaHeaders {
@@ -205,7 +205,7 @@ impl QuotaHeaders {
     pub fn write(self, headers: &mut HeaderMap) {
         if !headers.contains_key(RATELIMIT) && !headers.contains_key(RATELIMIT_POLICY) {
             headers.insert(RATELIMIT_POLICY, self.policy);
-            headers.insert(RATELIMIT, self.now);
+            headers.insert(RATELIMIT, self.remaining);
         }
     }
 }

@@ -396,9 +396,9 @@ async fn busy(site: &Site) -> (Vec<AbortOnDropHandle<Response<Bytes>>>, usize) {
 #[tokio::test]
 async fn with_a_token_the_browser_logs_in_and_loads_the_whole_page() {
     let site = Site::new(&[("CLIPGATE__ADMIN__TOKEN", "s3cret")]).await;
-    let operator = AdminClient::at(site.page[7..].trim_end_matches('/').parse().unwrap());
+    let admin = AdminClient::at(site.page[7..].trim_end_matches('/').parse().unwrap());
     for path in ["/", "/dashboard/dashboard.js", "/dashboard/uplot/LICENSE"] {
-        assert_eq!(operator.get(path).await.status(), 401, "{path}");
+        assert_eq!(admin.get(path).await.status(), 401, "{path}");
     }
     let mut browser = Browser::start();
     assert_eq!(browser.open(&site.page, DESKTOP, Some(["ops", "s3cret"])).await, 200);

@@ -255,7 +255,7 @@ async fn log_of(more: (&str, &str), is_http2: bool) -> String {
             .expect("the request is valid");
         let answer = within_secs(30, client.request(request)).await.expect("there is an answer");
         let status = answer.status().as_u16();
-        answer.into_body().collect().await.expect("the answer is whole");
+        answer.into_body().collect().await.expect("the body is complete");
         status
     };
     assert_eq!(ask(&clip_target("a", "completed"), ALICE.1).await, 200);

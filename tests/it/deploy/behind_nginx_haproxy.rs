@@ -161,12 +161,12 @@ fn nginx(ground: &TestEnv, mut text: String, host: &str) -> Child {
     std::fs::write(ground.path("clipgate.conf"), text).unwrap();
     let kinds = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
     let places: String = kinds.iter().map(|kind| format!("{kind}_temp_path {dir}/{kind};\n")).collect();
-    let whole = format!(
+    let config = format!(
         "daemon off; master_process off; user root; pid {dir}/nginx.pid;\nevents {{ worker_connections 512; }}\n\
          http {{ access_log off;\n{places}include {dir}/clipgate.conf; }}\n"
     );
     let path = ground.path("nginx.conf");
-    std::fs::write(&path, whole).unwrap();
+    std::fs::write(&path, config).unwrap();
     start(ground, "nginx", &["-e", "stderr", "-p", &dir.to_string(), "-c", path.to_str().unwrap()])
 }
 

@@ -122,7 +122,7 @@ async fn a_dead_upstream_gets_one_attempt_for_each_wait_and_then_only_probes() {
         config.upstream.breaker_cooldown = Duration::from_secs(1);
     })
     .await;
-    let operator = AdminClient::open(&mut gateway).await;
+    let admin = AdminClient::open(&mut gateway).await;
     set_status_of_all(&gateway, &["kept"], "completed");
     assert_eq!(gateway.get(&clip_target("kept", "completed"), &[]).await.status, StatusCode::OK);
     gateway.sim.fault(FaultTarget::Polls, Fault::reset(), u32::MAX);
@@ -132,7 +132,7 @@ async fn a_dead_upstream_gets_one_attempt_for_each_wait_and_then_only_probes() {
     let waits: Vec<_> =
         names.iter().map(|id| gateway.spawn_get(&clip_target(id, "completed"), &[])).collect();
     gateway.wait_until_parked(40).await;
-    within_secs(30, async { while operator.state().await["upstream"]["breaker_open"] != true {} }).await;
+    within_secs(30, async { while admin.state().await["upstream"]["breaker_open"] != true {} }).await;
     // Every poll has had its first attempt, and retries until the breaker opened.
     let from = gateway.sim.requests().len();
     assert!((41..=41 + 40 * 4).contains(&from), "{from} calls");
