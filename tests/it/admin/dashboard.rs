@@ -235,8 +235,8 @@ async fn an_unreachable_api_is_announced_once() {
         document.querySelector('#notice'), { childList: true, characterData: true, subtree: true }); null";
     browser.eval(observe).await;
 
-    site.test_env.sim.set_status("kept", "completed");
-    assert_eq!(site.get(&completed_target("kept")).await.status(), 200);
+    site.test_env.sim.set_status("cached", "completed");
+    assert_eq!(site.get(&completed_target("cached")).await.status(), 200);
     site.test_env.sim.set_status("a", "queued");
     site.test_env.sim.fault(FaultTarget::Polls, Fault::reset(), 1);
     assert_eq!(site.get(&completed_target("a")).await.status(), 502);

@@ -218,7 +218,7 @@ async fn an_invalid_request_is_reset_or_rejected_and_does_not_reach_the_upstream
             _ => panic!("{name}: {back:?}"),
         };
         assert_eq!(reaction, expected, "{name}");
-        assert_eq!(gateway.upstream_requests(), [clip_target("kept", "completed")], "{name}");
+        assert_eq!(gateway.upstream_requests(), [clip_target("cached", "completed")], "{name}");
         count += 1;
     }
     assert_eq!(count, 37);
@@ -403,11 +403,11 @@ fn windows_of(bytes: u32) -> Vec<u8> {
 #[tokio::test]
 async fn an_unread_stream_is_reset_and_a_wait_on_its_connection_is_answered() {
     let gateway = TestGateway::with_stall_timeout(Duration::from_secs(1)).await;
-    gateway.sim.set_status("kept", "completed");
+    gateway.sim.set_status("cached", "completed");
     gateway.sim.set_status("a", "queued");
-    assert_eq!(gateway.get(&clip_target("kept", "completed"), &[]).await.status, 200);
+    assert_eq!(gateway.get(&clip_target("cached", "completed"), &[]).await.status, 200);
     let (mut read, mut write) = TcpStream::connect(gateway.address).await.unwrap().into_split();
-    let hits = (1..=20).flat_map(|n| get(stream(n), &clip_target("kept", "completed"))).collect();
+    let hits = (1..=20).flat_map(|n| get(stream(n), &clip_target("cached", "completed"))).collect();
     let wait = get(stream(0), &clip_target("a", "completed"));
     write.write_all(&[PREFACE.to_vec(), windows_of(0), wait, hits].concat()).await.unwrap();
     let mut back = Back::default();

@@ -95,14 +95,14 @@ async fn an_unknown_clip_fails_the_wait_that_names_it_and_no_other() {
 #[tokio::test]
 async fn a_wait_for_several_clips_asks_only_for_those_neither_cached_nor_polled() {
     let gateway = TestGateway::with_hold(LONG).await;
-    gateway.sim.set_status("kept", "completed");
+    gateway.sim.set_status("cached", "completed");
     gateway.sim.set_status("polled", "submitted");
     gateway.sim.set_status("new", "submitted");
-    gateway.get(&clip_target("kept", "completed"), &[]).await;
+    gateway.get(&clip_target("cached", "completed"), &[]).await;
     let one = gateway.spawn_get(&clip_target("polled", "completed"), &[]);
     gateway.wait_until(|seen| seen.open == 1).await;
     // The wait ends before the upstream ends the older poll, so it need not ask for `polled` too.
-    let ids = ["new", "polled", "kept"];
+    let ids = ["new", "polled", "cached"];
     let wait = gateway.spawn_get(&clips_target(&ids, "completed"), &[("prefer", "wait=40")]);
     gateway.wait_until(|seen| seen.open == 2).await;
     gateway.sim.set_status("polled", "completed");
@@ -111,7 +111,7 @@ async fn a_wait_for_several_clips_asks_only_for_those_neither_cached_nor_polled(
     let bodies = ids.map(|id| String::from_utf8(gateway.sim.body(id, "completed").to_vec()).unwrap());
     assert_eq!(wait.await.unwrap().body, format!("[{}]", bodies.join(",")));
     let asked = [
-        clip_target("kept", "completed"),
+        clip_target("cached", "completed"),
         clip_target("polled", "completed"),
         clips_target(&["new"], "completed"),
     ];

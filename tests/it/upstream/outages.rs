@@ -38,8 +38,8 @@ pub(crate) async fn gateway_with_answered_upstream(
         configure(config, options);
     })
     .await;
-    gateway.sim.set_status("kept", "completed");
-    assert_eq!(gateway.get(&clip_target("kept", "completed"), &[]).await.status, StatusCode::OK);
+    gateway.sim.set_status("cached", "completed");
+    assert_eq!(gateway.get(&clip_target("cached", "completed"), &[]).await.status, StatusCode::OK);
     gateway
 }
 
@@ -115,8 +115,8 @@ async fn the_gateway_repeats_twenty_polls_of_a_lost_connection() {
         }))
     };
 
-    env.sim.set_status("kept", "completed");
-    assert_eq!(get("kept").await.unwrap().status(), 200);
+    env.sim.set_status("cached", "completed");
+    assert_eq!(get("cached").await.unwrap().status(), 200);
     let ids = names(20);
     ids.iter().for_each(|id| env.sim.set_status(id, "submitted"));
     let waits: Vec<_> = ids.iter().map(|id| get(id)).collect();

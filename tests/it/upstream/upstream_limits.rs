@@ -123,8 +123,8 @@ async fn a_dead_upstream_gets_one_attempt_for_each_wait_and_then_only_probes() {
     })
     .await;
     let admin = AdminClient::open(&mut gateway).await;
-    set_status_of_all(&gateway, &["kept"], "completed");
-    assert_eq!(gateway.get(&clip_target("kept", "completed"), &[]).await.status, StatusCode::OK);
+    set_status_of_all(&gateway, &["cached"], "completed");
+    assert_eq!(gateway.get(&clip_target("cached", "completed"), &[]).await.status, StatusCode::OK);
     gateway.sim.fault(FaultTarget::Polls, Fault::reset(), u32::MAX);
     let ids: Vec<String> = (0..40).map(|n| format!("clip-{n}")).collect();
     let names: Vec<&str> = ids.iter().map(String::as_str).collect();
@@ -137,7 +137,7 @@ async fn a_dead_upstream_gets_one_attempt_for_each_wait_and_then_only_probes() {
     let from = gateway.sim.requests().len();
     assert!((41..=41 + 40 * 4).contains(&from), "{from} calls");
     gateway.wait_until_parked(40).await; // no client gets an error from the outage
-    let hit = gateway.get(&clip_target("kept", "completed"), &[]).await;
+    let hit = gateway.get(&clip_target("cached", "completed"), &[]).await;
     assert!(hit.is_hit(), "the cache goes on serving hits");
     // The time between two probes doubles from 250 ms to the configured second.
     gateway.sim.wait_until(|seen| seen.requests.len() >= from + 4).await;
