@@ -311,8 +311,11 @@ async fn a_flood_ends_its_connection_or_harms_no_other_client() {
         assert!(back.answers.is_empty(), "{name}: {:?}", back.answers);
         gateway.wait_until_parked(0).await;
         // Waits that began share one poll; the head of an upload is passed through.
-        let asked = gateway.upstream_requests();
-        assert!(asked.len() <= 2 && asked.iter().all(|target| !target.contains("/x")), "{name}: {asked:?}");
+        let requests = gateway.upstream_requests();
+        assert!(
+            requests.len() <= 2 && requests.iter().all(|target| !target.contains("/x")),
+            "{name}: {requests:?}"
+        );
         count += 1;
     }
     assert_eq!(count, 14);
@@ -376,8 +379,8 @@ async fn streams_that_are_reset_while_they_wait_cost_few_polls() {
     };
     while_under_attack(&gateway, "streams reset while they wait", attack).await;
     gateway.wait_until_parked(0).await;
-    let asked = gateway.upstream_requests();
-    assert!((2..20).contains(&asked.len()), "{} polls, which linger", asked.len());
+    let requests = gateway.upstream_requests();
+    assert!((2..20).contains(&requests.len()), "{} polls, which linger", requests.len());
 }
 
 #[tokio::test]

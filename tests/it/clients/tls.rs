@@ -160,7 +160,7 @@ async fn sighup_replaces_the_certificate_and_drops_no_connection() {
 
     std::fs::write(env.path("key.pem"), "no key").unwrap();
     gateway.signal("HUP");
-    let line = gateway.wait_for_log("configuration refused").await;
+    let line = gateway.wait_for_log("configuration rejected").await;
     assert!(line.contains("server.tls.key: key.pem cannot be read as PEM"), "{line}");
     assert_eq!(peer_certificate(&authority.connect(address, "h2", None).await.unwrap()), after);
 }

@@ -58,13 +58,13 @@ async fn two_429s_pause_their_key_once_and_its_waits_outlast_the_pause() {
             1,
         );
     }
-    let refused = ["a", "b"].map(|id| gateway.spawn_get(&clip_target(id, "completed"), &[]));
+    let paused = ["a", "b"].map(|id| gateway.spawn_get(&clip_target(id, "completed"), &[]));
     gateway.wait_until(|seen| seen.requests.len() == 2 && seen.open == 0).await;
     gateway.wait_until_parked(2).await;
     let others = ["c", "d"].map(|id| gateway.spawn_get(&clip_target(id, "completed"), &[]));
     gateway.wait_until_parked(4).await;
     assert_eq!(gateway.upstream_requests().len(), 2, "no poll during the pause");
-    for answer in join_all(refused.into_iter().chain(others).collect()).await {
+    for answer in join_all(paused.into_iter().chain(others).collect()).await {
         assert_eq!(answer.status, StatusCode::OK);
     }
     assert_eq!(gateway.upstream_requests().len(), 6);
@@ -107,8 +107,8 @@ async fn the_gateway_polls_for_a_request_without_status_while_its_key_is_paused(
     gateway.wait_until(|seen| seen.requests.len() == 2 && seen.open == 0).await;
     gateway.wait_until_parked(2).await;
     let plain = format!("{}?clip_id=c", Route::suno().single_path);
-    let asked = gateway.get(&plain, &[]).await;
-    assert_eq!(asked.body, gateway.sim.body("c", "queued"));
+    let snapshot = gateway.get(&plain, &[]).await;
+    assert_eq!(snapshot.body, gateway.sim.body("c", "queued"));
     gateway.sim.fault(FaultTarget::Clip("c".to_owned()), Fault::retry_after(429, Duration::from_secs(60)), 1);
     let answer = gateway.get(&plain, &[("cache-control", "no-cache")]).await;
     assert_eq!((answer.status, answer.field("retry-after")), (StatusCode::TOO_MANY_REQUESTS, "60"));
