@@ -63,10 +63,11 @@ def linked(target):
 
 
 def licence_texts(package):
-    """Returns the texts of the licence files of a crate by path."""
+    """Returns the texts of the licence files of a crate by path. REUSE puts them into LICENSES/."""
     root = Path(package["manifest_path"]).parent
     named = [root / package["license_file"]] if package["license_file"] else []
     files = [path for path in root.rglob("*") if LICENCE_FILE.fullmatch(path.name) and path.suffix not in NO_TEXT]
+    files += (root / "LICENSES").glob("*.txt")
     files = sorted({path for path in files + named if path.is_file()})
     return {str(path.relative_to(root)): path.read_text(encoding="utf-8", errors="replace") for path in files}
 
@@ -95,7 +96,7 @@ def notices(target):
         component = f"{package['name']} {package['version']}"
         home = package["repository"] or package["homepage"] or f"https://crates.io/crates/{package['name']}"
         rows.append((component, package["license"] or "see its text", home))
-        if not any("/" not in name or name == package["license_file"] for name in files):
+        if not any("/" not in name or name.startswith("LICENSES/") or name == package["license_file"] for name in files):
             text = standard_text(package, apache)
             if text is None:
                 missing.append(f"{component}: no licence file, and no standard text of {package['license']}")

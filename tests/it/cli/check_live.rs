@@ -80,7 +80,7 @@ async fn an_unreachable_upstream_is_an_error_with_its_cause() {
             "error: no-such-host.invalid does not resolve",
         ),
         ("upstream.base_url = \"http://127.0.0.1:1\"", "connect", "error: could not connect to the upstream"),
-        ("", "connect", "error: no secure connection to the upstream"),
+        ("", "connect", "error: the TLS handshake with the upstream failed"),
     ];
     for (lines, subject, expected) in rows {
         let secure = format!("upstream.base_url = \"{}\"", env.upstream_url().replace("http:", "https:"));
