@@ -151,8 +151,8 @@ type SharedReservation = Arc<Mutex<Option<Reservation>>>;
 #[derive(Debug)]
 struct Reservation {
     leave: mpsc::OwnedPermit<HubCommand>,
-    /// The wait's slot among the waits of its address, if the upstream has not accepted its key. The hub's task moves it
-    /// to the key when it parks the wait.
+    /// The wait's slot among the waits of its address, if the upstream has not accepted its key. The hub's task moves
+    /// it to the key when it parks the wait.
     unproven: Option<UnprovenWait>,
     _permit: OwnedSemaphorePermit,
 }

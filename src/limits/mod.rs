@@ -227,7 +227,7 @@ struct QuotaGroup {
 }
 
 impl QuotaGroup {
-    /// Each pair is a rate and a burst. A member's missing value is that of the default quota.
+    /// Returns the quotas from pairs of rate and burst. A member's missing value is that of the default quota.
     fn new<'m>(
         name: Limit,
         default: (u32, u32),
@@ -288,7 +288,8 @@ impl RateQuota {
         Some(Self { name, rate_and_burst: pair, policy, limiter })
     }
 
-    /// Counts `count` requests. A count above the burst uses the whole burst; otherwise such a request could never pass.
+    /// Counts `count` requests. A count above the burst uses the whole burst; otherwise such a request could never
+    /// pass.
     fn check(&self, subject: Subject, count: NonZeroU32) -> Result<(), QuotaExceeded> {
         let (rate, burst) = self.rate_and_burst;
         let limit = NonZeroU32::new(burst).or(NonZeroU32::new(rate)).unwrap_or(count);

@@ -15,8 +15,8 @@ pub(crate) fn requested_host(uri: &Uri, headers: &HeaderMap) -> Option<Authority
     Authority::try_from(field.as_bytes()).ok().filter(is_host)
 }
 
-/// Returns whether `Host` is one valid field, or missing where the version allows that. All other requests must be rejected
-/// (RFC 9112 §3.2). An empty field is valid and names no host.
+/// Returns whether `Host` is one valid field, or missing where the version allows that. All other requests must be
+/// rejected (RFC 9112 §3.2). An empty field is valid and names no host.
 pub(crate) fn has_valid_host(version: Version, headers: &HeaderMap) -> bool {
     let mut fields = headers.get_all(header::HOST).into_iter();
     match (fields.next(), fields.next()) {

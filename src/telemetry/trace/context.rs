@@ -49,7 +49,8 @@ impl TraceContext {
     }
 }
 
-/// Parses `VERSION-TRACE-PARENT-FLAGS` (W3C standard, section 3.2). Later versions may append parts. Of the flags only `sampled` is known.
+/// Parses `VERSION-TRACE-PARENT-FLAGS` (W3C standard, section 3.2). Later versions may append parts. Of the flags only
+/// `sampled` is known.
 fn parse_parent(text: &str) -> Option<(TraceId, SpanId, TraceFlags)> {
     let is_hex = |part: &&str| part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     let part = |from: usize, to: usize| text.get(from..to).filter(is_hex);
