@@ -63,11 +63,11 @@ def linked(target):
 
 
 def licence_texts(package):
-    """Returns the texts of the licence files of a crate by path."""
+    """Returns the texts of the licence files of a crate by path. REUSE puts them into LICENSES/."""
     root = Path(package["manifest_path"]).parent
     named = [root / package["license_file"]] if package["license_file"] else []
     files = [path for path in root.rglob("*") if LICENCE_FILE.fullmatch(path.name) and path.suffix not in NO_TEXT]
-    files += (root / "LICENSES").glob("*")  # as the REUSE specification has it
+    files += (root / "LICENSES").glob("*.txt")
     files = sorted({path for path in files + named if path.is_file()})
     return {str(path.relative_to(root)): path.read_text(encoding="utf-8", errors="replace") for path in files}
 

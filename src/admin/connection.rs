@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
-use super::connection_limit::{ConnectionLimit, ConnectionPermit, LimitedConnection};
+use super::connection_limit::{AdminConnectionLimit, AdminConnectionPermit, LimitedConnection};
 use super::service::AdminService;
 use crate::clock;
 use crate::protocol::request::Peer;
@@ -45,7 +45,7 @@ const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Accepts and serves connections. Dropping the future closes them all.
 pub(super) async fn accept_all(listener: Listener, service: Arc<AdminService>) -> Infallible {
-    let limit = Arc::new(ConnectionLimit::new(descriptors::admin_connections()));
+    let limit = Arc::new(AdminConnectionLimit::new(descriptors::admin_connections()));
     let mut listeners = Listeners::new(vec![listener]);
     let (mut connections, mut warned_at) = (JoinSet::new(), None::<Instant>);
     loop {
@@ -83,7 +83,7 @@ async fn run_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     peer: Peer,
     service: Arc<AdminService>,
-    permit: ConnectionPermit,
+    permit: AdminConnectionPermit,
 ) {
     // Cancel safe: an eviction closes the connection and drops its requests.
     let connection = &permit.connection;

@@ -26,7 +26,7 @@ use crate::clock;
 use crate::protocol::body::{Body, BoxError};
 
 #[derive(Debug)]
-pub(super) struct ConnectionLimit {
+pub(super) struct AdminConnectionLimit {
     limit: usize,
     open: Mutex<HashMap<u64, Arc<LimitedConnection>>>,
     next_id: AtomicU64,
@@ -45,18 +45,18 @@ pub(super) struct LimitedConnection {
 
 /// Slot of a connection; its drop frees the slot.
 #[derive(Debug)]
-pub(super) struct ConnectionPermit {
+pub(super) struct AdminConnectionPermit {
     pub(super) connection: Arc<LimitedConnection>,
-    limit: Arc<ConnectionLimit>,
+    limit: Arc<AdminConnectionLimit>,
 }
 
-impl ConnectionLimit {
+impl AdminConnectionLimit {
     pub(super) fn new(limit: usize) -> Self {
         Self { limit, open: Mutex::default(), next_id: AtomicU64::new(0) }
     }
 
     /// Returns a slot. At the limit, evicts another connection.
-    pub(super) fn acquire(self: &Arc<Self>) -> ConnectionPermit {
+    pub(super) fn acquire(self: &Arc<Self>) -> AdminConnectionPermit {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let connection = Arc::new(LimitedConnection {
             id,
@@ -70,7 +70,7 @@ impl ConnectionLimit {
             evict_first(&mut open);
         }
         open.insert(id, Arc::clone(&connection));
-        ConnectionPermit { connection, limit: Arc::clone(self) }
+        AdminConnectionPermit { connection, limit: Arc::clone(self) }
     }
 
     /// Evicts a connection, to free a descriptor.
@@ -87,7 +87,7 @@ fn evict_first(open: &mut HashMap<u64, Arc<LimitedConnection>>) {
     }
 }
 
-impl Drop for ConnectionPermit {
+impl Drop for AdminConnectionPermit {
     fn drop(&mut self) {
         self.limit.open.lock().remove(&self.connection.id);
     }
@@ -163,14 +163,14 @@ mod tests {
     use super::*;
 
     /// Returns the ids of the evicted connections.
-    fn evicted(permits: &[ConnectionPermit]) -> Vec<u64> {
+    fn evicted(permits: &[AdminConnectionPermit]) -> Vec<u64> {
         let evicted = permits.iter().filter(|permit| permit.connection.evicted().is_cancelled());
         evicted.map(|permit| permit.connection.id).collect()
     }
 
     #[test]
     fn idle_connections_and_those_without_the_token_are_evicted_first() {
-        let limit = Arc::new(ConnectionLimit::new(4));
+        let limit = Arc::new(AdminConnectionLimit::new(4));
         let mut permits: Vec<_> = (0..4).map(|_| limit.acquire()).collect();
         drop(permits[0].connection.begin_request(true));
         let _with_token = permits[1].connection.begin_request(true);

@@ -13,8 +13,8 @@
 //! ```
 //!
 //! A hit needs three things (P11): an entry of the same key domain, the current epoch, and a key that the upstream has
-//! accepted within `cache.key_recheck_interval`. moka stores and evicts; expiry is decided here with the gateway's clock.
-//! `cache.max_bytes` bounds the jobs by their allocated bytes (`weight`).
+//! accepted within `cache.key_recheck_interval`. moka stores and evicts; expiry is decided here with the gateway's
+//! clock. `cache.max_bytes` bounds the jobs by their allocated bytes (`weight`).
 
 mod heads;
 mod keys;
@@ -139,7 +139,8 @@ impl Cache {
         self.get(domain, id, now).filter(|hit| hit.is_within(max_age, now))
     }
 
-    /// Records a 2xx to a request of this key that started at `began`. Ignored if a rejection came after `began`.
+    /// Records a 2xx to a request of this key that started at `began`. Ignored if the upstream has rejected the key
+    /// after `began`.
     pub fn key_accepted(&self, domain: KeyDomain, began: Instant) {
         self.keys.key_accepted(domain, began);
     }
@@ -149,8 +150,8 @@ impl Cache {
         self.keys.key_rejected(domain, now);
     }
 
-    /// Records a 403 at `now` to a request for these jobs: removes them, and suspends hits of the key until the upstream
-    /// accepts it again (P11).
+    /// Records a 403 at `now` to a request for these jobs: removes them, and suspends hits of the key until the
+    /// upstream accepts it again (P11).
     pub fn key_forbidden<'a>(
         &self,
         domain: KeyDomain,
@@ -163,8 +164,8 @@ impl Cache {
         }
     }
 
-    /// Returns the format of the upstream's last list for this key. An array before the first list. A format can contain
-    /// names of the key's account, so keys do not share it (P11).
+    /// Returns the format of the upstream's last list for this key. An array before the first list. A format can
+    /// contain names of the key's account, so keys do not share it (P11).
     pub fn list_shape(&self, domain: KeyDomain) -> Arc<ListShape> {
         self.keys.list_shape(domain)
     }
@@ -208,19 +209,19 @@ impl Cache {
         }
     }
 
-    /// Returns the strong validator of a body. All waits that one response settles share its bytes, so the last result is
-    /// reused for the same memory.
+    /// Returns the strong validator of a body. All waits that one response settles share its bytes, so the last result
+    /// is reused for the same memory.
     pub fn etag(&self, body: &Bytes) -> HeaderValue {
         if body.len() > MAX_REMEMBERED_BODY {
             return etag(body);
         }
-        let mut validated = self.last_etag.lock();
-        match &*validated {
+        let mut last_etag = self.last_etag.lock();
+        match &*last_etag {
             // `last` keeps its memory alive, so equal pointers mean equal bytes.
             Some((last, etag)) if last.as_ptr() == body.as_ptr() && last.len() == body.len() => etag.clone(),
             Some(_) | None => {
                 let etag = etag(body);
-                *validated = Some((body.clone(), etag.clone()));
+                *last_etag = Some((body.clone(), etag.clone()));
                 etag
             }
         }

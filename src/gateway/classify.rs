@@ -53,19 +53,19 @@ impl Gateway {
 /// The query parameter that replaces `Last-Event-ID`.
 const LAST_EVENT_ID_PARAM: &str = "lastEventId";
 
-/// Whether the upstream repeats the request in its response to this method, including a key that the gateway added:
-/// TRACE (RFC 9110 §9.3.8), and TRACK and DEBUG of older Microsoft servers.
+/// Returns whether the upstream repeats the request in its response to this method, including a key that the gateway
+/// added: TRACE (RFC 9110 §9.3.8), and TRACK and DEBUG of older Microsoft servers.
 pub(super) fn echoes_request(method: &Method) -> bool {
     ["TRACE", "TRACK", "DEBUG"].iter().any(|echo| method.as_str().eq_ignore_ascii_case(echo))
 }
 
-/// Whether the gateway is the final recipient of the request (RFC 9110 §7.6.2).
+/// Returns whether the gateway is the final recipient of the request (RFC 9110 §7.6.2).
 pub(super) fn ends_here<B>(request: &Request<B>) -> bool {
     request.method() == Method::OPTIONS && max_forwards(request.headers()) == Some(0)
 }
 
-/// Whether the body has no transfer coding but `chunked`. hyper accepts further codings before it; the gateway would
-/// lose them. If there is a `Content-Length` too, hyper drops it and closes the connection (RFC 9112 §6.3).
+/// Returns whether the body has no transfer coding but `chunked`. hyper accepts further codings before it; the gateway
+/// would lose them. If there is a `Content-Length` too, hyper drops it and closes the connection (RFC 9112 §6.3).
 pub(super) fn is_chunked_only(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {

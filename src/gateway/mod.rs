@@ -90,7 +90,7 @@ struct GatewayInner {
     tracer: Tracer,
 }
 
-/// A request in progress: all that its response and its access line need.
+/// State of a request that its response and its access line need.
 struct RequestState {
     /// The owner of the quotas that the request counts against.
     subject: Subject,
@@ -112,7 +112,7 @@ enum Decision {
 }
 
 impl Gateway {
-    /// Answers a request: a hit or an error without waiting.
+    /// Answers a request. A hit or an error is ready at once.
     ///
     /// Cancel safe: dropping the future is the client's disconnect. It ends the client's wait or passed-through request
     /// and nothing else (P6).

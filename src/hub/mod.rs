@@ -151,8 +151,8 @@ type SharedReservation = Arc<Mutex<Option<Reservation>>>;
 #[derive(Debug)]
 struct Reservation {
     leave: mpsc::OwnedPermit<HubCommand>,
-    /// The wait's slot among the waits of its address, if the upstream has not accepted its key. The hub's task moves it
-    /// to the key when it parks the wait.
+    /// The wait's slot among the waits of its address, if the upstream has not accepted its key. The hub's task moves
+    /// it to the key when it parks the wait.
     unproven: Option<UnprovenWait>,
     _permit: OwnedSemaphorePermit,
 }
@@ -172,19 +172,19 @@ type WaitReply = (WaitResult, Option<Arc<Fanout>>);
 impl Hub {
     /// Returns a hub and its task. The task ends when the last clone of the [`Hub`] is dropped.
     pub fn new(config: &Config, ladder: &Ladder, deps: HubDeps) -> (Self, impl Future<Output = ()> + use<>) {
-        let caps = &config.limits;
-        let max_waits = caps.max_waits.min(Semaphore::MAX_PERMITS / 4);
+        let limits = &config.limits;
+        let max_waits = limits.max_waits.min(Semaphore::MAX_PERMITS / 4);
         // A wait uses at most two slots: one for its Join until the task takes it, one reserved for its Leave. The last
         // slot is for Drain.
         let (commands, inbox) = mpsc::channel(2 * max_waits + 1);
         let (timing, scheduler) = (coalescer_timing(config, ladder), scheduler_config(&config.upstream));
-        let task = HubTask::new(timing, scheduler, caps.max_waits_per_key, deps);
+        let task = HubTask::new(timing, scheduler, limits.max_waits_per_key, deps);
         let (inspections, inspect_inbox) = mpsc::channel(MAX_INSPECTIONS);
         let hub = Self {
             commands,
             inspections,
             parked: Arc::new(Semaphore::new(max_waits)),
-            unproven: UnprovenWaits::new(caps.max_waits_per_key),
+            unproven: UnprovenWaits::new(limits.max_waits_per_key),
             next_wait: Arc::new(AtomicU64::new(0)),
         };
         (hub, task.run(inbox, inspect_inbox))

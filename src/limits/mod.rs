@@ -113,16 +113,16 @@ impl Limits {
 
     /// Returns the `RateLimit` headers of a subject, without counting a request. `None`: the subject has no quota.
     pub fn quota_headers(&self, subject: Subject) -> Option<QuotaHeaders> {
-        let rules = self.quotas.load();
-        let mut now = ArrayString::<MAX_HEADER_LEN>::new();
-        for quota in rules.of(subject) {
-            if !now.is_empty() {
-                now.push_str(", ");
+        let quotas = self.quotas.load();
+        let mut remaining = ArrayString::<MAX_HEADER_LEN>::new();
+        for quota in quotas.of(subject) {
+            if !remaining.is_empty() {
+                remaining.push_str(", ");
             }
-            quota.peek(subject).write(&mut now);
+            quota.peek(subject).write(&mut remaining);
         }
-        let now = HeaderValue::from_str(&now).expect("quotas' names are tokens");
-        Some(QuotaHeaders { policy: rules.policy(subject)?, now })
+        let remaining = HeaderValue::from_str(&remaining).expect("names of quotas are tokens");
+        Some(QuotaHeaders { policy: quotas.policy(subject)?, remaining })
     }
 
     /// Returns the state of each quota of a subject, without counting a request.
@@ -186,7 +186,7 @@ impl QuotaSet {
 /// Returns the value of `RateLimit-Policy`. `None`: no quota.
 fn policy_of<'q>(quotas: impl Iterator<Item = &'q RateQuota>) -> Option<HeaderValue> {
     let policies: Vec<&str> = quotas.map(|quota| quota.policy.as_str()).collect();
-    let value = || HeaderValue::try_from(policies.join(", ")).expect("quotas' names are tokens");
+    let value = || HeaderValue::try_from(policies.join(", ")).expect("names of quotas are tokens");
     (!policies.is_empty()).then(value)
 }
 
@@ -197,7 +197,7 @@ const MAX_HEADER_LEN: usize = 2 * "\"requests\";r=4294967295;t=18446744073709551
 #[derive(Clone, Debug)]
 pub struct QuotaHeaders {
     policy: HeaderValue,
-    now: HeaderValue,
+    remaining: HeaderValue,
 }
 
 impl QuotaHeaders {
@@ -205,7 +205,7 @@ impl QuotaHeaders {
     pub fn write(self, headers: &mut HeaderMap) {
         if !headers.contains_key(RATELIMIT) && !headers.contains_key(RATELIMIT_POLICY) {
             headers.insert(RATELIMIT_POLICY, self.policy);
-            headers.insert(RATELIMIT, self.now);
+            headers.insert(RATELIMIT, self.remaining);
         }
     }
 }
@@ -227,7 +227,7 @@ struct QuotaGroup {
 }
 
 impl QuotaGroup {
-    /// Each pair is a rate and a burst. A member's missing value is that of the default quota.
+    /// Returns the quotas from pairs of rate and burst. A member's missing value is that of the default quota.
     fn new<'m>(
         name: Limit,
         default: (u32, u32),
@@ -288,7 +288,8 @@ impl RateQuota {
         Some(Self { name, rate_and_burst: pair, policy, limiter })
     }
 
-    /// Counts `count` requests. A count above the burst uses the whole burst; otherwise such a request could never pass.
+    /// Counts `count` requests. A count above the burst uses the whole burst; otherwise such a request could never
+    /// pass.
     fn check(&self, subject: Subject, count: NonZeroU32) -> Result<(), QuotaExceeded> {
         let (rate, burst) = self.rate_and_burst;
         let limit = NonZeroU32::new(burst).or(NonZeroU32::new(rate)).unwrap_or(count);

@@ -46,7 +46,7 @@ impl HostPattern {
 const MAX_LOGGED: usize = 260;
 
 /// Returns the first host of the target (`:authority` in HTTP/2) or of `Host` that is neither a name of this machine
-/// nor in `listed`. `None`: the request may be answered. So may a request without a host, as browsers always send one.
+/// nor in `listed`. `None`: the request may be answered. A request without a host may too: browsers always send one.
 pub(crate) fn foreign_host<B>(request: &Request<B>, listed: &[HostPattern]) -> Option<String> {
     let is_foreign = |host: &Authority| !is_host(host) || !is_allowed_name(host.host(), listed);
     let is_field_foreign = |field: &&HeaderValue| {
@@ -62,7 +62,7 @@ pub(crate) fn foreign_host<B>(request: &Request<B>, listed: &[HostPattern]) -> O
 }
 
 fn is_allowed_name(host: &str, listed: &[HostPattern]) -> bool {
-    // A final dot marks an absolute name; it is the same name.
+    // A final dot marks an absolute name; the name is the same.
     let host = host.strip_suffix('.').unwrap_or(host);
     let address = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
     if address.parse::<IpAddr>().is_ok() || !host.contains('.') {

@@ -147,7 +147,8 @@ fn token_or_quoted(text: &str) -> Option<(String, &str)> {
     None
 }
 
-/// RFC 9110 §5.6.2, and the characters of addresses without quotes: many proxies write `for=[::1]:80`.
+/// Returns whether a token may contain the character (RFC 9110 §5.6.2). Allows the characters of addresses without
+/// quotes: many proxies write `for=[::1]:80`.
 fn is_token(c: char) -> bool {
     c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~:[]".contains(c)
 }

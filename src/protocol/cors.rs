@@ -42,11 +42,13 @@ struct Preflight {
 }
 
 impl Cors {
-    /// `origins` is `server.cors_origins`; `*` allows any. `None` if it is empty: the upstream's CORS fields stay.
+    /// Returns the origins of `server.cors_origins`; `*` allows any. `None`: the list is empty, and the upstream's CORS
+    /// fields stay.
     pub(crate) fn new(origins: &[String]) -> Option<Self> {
         (!origins.is_empty()).then(|| Self { origins: origins.to_vec() })
     }
 
+    /// Returns the CORS fields for the response to this request.
     pub(crate) fn decide<B>(&self, request: &Request<B>) -> CorsDecision {
         let page = single_value(request.headers(), &ORIGIN);
         let is_allowed = |page: &&HeaderValue| {
@@ -63,12 +65,12 @@ impl Cors {
 }
 
 impl CorsDecision {
-    /// Whether the origin of the page is allowed.
+    /// Returns whether the origin of the page is allowed.
     pub(crate) fn is_allowed(&self) -> bool {
         self.origin.is_some()
     }
 
-    /// Whether the gateway answers the request itself.
+    /// Returns whether the gateway answers the request itself.
     pub(crate) fn is_preflight(&self) -> bool {
         self.preflight.is_some()
     }

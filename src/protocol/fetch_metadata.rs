@@ -6,9 +6,9 @@ use http::{Method, Request, Uri};
 
 use super::host::{is_same_host_port, requested_host};
 
-/// Whether a page of another origin caused the request, or may have (Fetch Metadata; RFC 6454 for browsers without it).
-/// Frames and links count too, and so does every prefetch: a page can order one, and the browser then reports that no
-/// page caused it.
+/// Returns whether a page of another origin caused the request, or may have (Fetch Metadata; RFC 6454 for browsers
+/// without it). Frames and links count too, and so does every prefetch: a page can order one, and the browser then
+/// reports that no page caused it.
 pub(crate) fn is_cross_origin<B>(request: &Request<B>) -> bool {
     let headers = request.headers();
     let mut sites = headers.get_all(SEC_FETCH_SITE).into_iter();
@@ -21,7 +21,7 @@ pub(crate) fn is_cross_origin<B>(request: &Request<B>) -> bool {
     is_foreign || sites.next().is_some() || origins.next().is_some() || headers.contains_key(SEC_PURPOSE)
 }
 
-/// Whether the origin is the requested host. Only the origin has a scheme; it counts for both.
+/// Returns whether the origin is the requested host. Only the origin has a scheme; it counts for both.
 fn is_requested_host<B>(origin: &HeaderValue, request: &Request<B>) -> bool {
     let Ok(origin) = Uri::try_from(origin.as_bytes()) else { return false };
     let Some(scheme) = origin.scheme().filter(|scheme| [Scheme::HTTP, Scheme::HTTPS].contains(scheme)) else {
@@ -34,7 +34,8 @@ fn is_requested_host<B>(origin: &HeaderValue, request: &Request<B>) -> bool {
         .is_some_and(|(origin, requested)| is_same_host_port(scheme, origin, &requested))
 }
 
-/// Whether a browser loads the response as a page of its own, after a link or a script. No other page can read it then.
+/// Returns whether a browser loads the response as a page of its own, after a link or a script. No other page can read
+/// it then.
 pub(crate) fn is_top_level_navigation<B>(request: &Request<B>) -> bool {
     let has = |name, value: &str| request.headers().get(name).is_some_and(|sent| sent == value);
     request.method() == Method::GET && has(SEC_FETCH_MODE, "navigate") && has(SEC_FETCH_DEST, "document")

@@ -26,7 +26,7 @@ pub(crate) fn copy_value(value: &HeaderValue) -> HeaderValue {
     copy
 }
 
-/// Whether the text is a number in decimal digits, as HTTP writes integers: without sign or fraction.
+/// Returns whether the text is a number in decimal digits, as HTTP writes integers: without sign or fraction.
 pub(crate) fn is_digits(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }

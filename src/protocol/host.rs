@@ -15,8 +15,8 @@ pub(crate) fn requested_host(uri: &Uri, headers: &HeaderMap) -> Option<Authority
     Authority::try_from(field.as_bytes()).ok().filter(is_host)
 }
 
-/// Whether `Host` is one valid field, or missing where the version allows that. All other requests must be rejected
-/// (RFC 9112 §3.2). An empty field is valid and names no host.
+/// Returns whether `Host` is one valid field, or missing where the version allows that. All other requests must be
+/// rejected (RFC 9112 §3.2). An empty field is valid and names no host.
 pub(crate) fn has_valid_host(version: Version, headers: &HeaderMap) -> bool {
     let mut fields = headers.get_all(header::HOST).into_iter();
     match (fields.next(), fields.next()) {
@@ -29,17 +29,17 @@ pub(crate) fn has_valid_host(version: Version, headers: &HeaderMap) -> bool {
     }
 }
 
-/// Whether the authority has a host and no user, so that it is valid in `Host`.
+/// Returns whether the authority has a host and no user, and is therefore valid in `Host`.
 pub(crate) fn is_host(authority: &Authority) -> bool {
     !authority.as_str().contains(['@', '"', '\\']) && !authority.host().is_empty()
 }
 
-/// Whether both name the same host and port, with the default port of this scheme. `one` must not have a user; with a
-/// user in `other` they differ.
+/// Returns whether both name the same host and port, with the default port of this scheme. `one` must not have a user.
+/// An `other` with a user never matches.
 pub(crate) fn is_same_host_port(scheme: &Scheme, one: &Authority, other: &Authority) -> bool {
-    let default = if *scheme == Scheme::HTTPS { 443 } else { 80 };
+    let default_port = if *scheme == Scheme::HTTPS { 443 } else { 80 };
     one.host().eq_ignore_ascii_case(other.host())
-        && one.port_u16().unwrap_or(default) == other.port_u16().unwrap_or(default)
+        && one.port_u16().unwrap_or(default_port) == other.port_u16().unwrap_or(default_port)
         && !other.as_str().contains('@')
 }
 

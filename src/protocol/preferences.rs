@@ -17,8 +17,8 @@ pub(crate) fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
     })
 }
 
-/// Whether `Accept` names server-sent events and gives JSON no higher weight (RFC 9110 §12.5.1). Wildcards alone do not
-/// select events.
+/// Returns whether `Accept` names server-sent events and gives JSON no higher weight (RFC 9110 §12.5.1). Wildcards
+/// alone do not select events.
 pub(crate) fn prefers_events(headers: &HeaderMap) -> bool {
     let ranges: Vec<(&str, u16)> = tokens(headers, &ACCEPT).filter_map(media_range).collect();
     let weight = |name: &str| {

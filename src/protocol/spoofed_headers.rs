@@ -38,7 +38,7 @@ fn own_names() -> impl Iterator<Item = &'static str> {
     HOP_BY_HOP.iter().map(HeaderName::as_str).chain(OWN)
 }
 
-/// Whether a server may take `name` for `other`. Both are in lower case.
+/// Returns whether a server may take `name` for `other`. Both are in lower case.
 fn is_read_as(name: &str, other: &str) -> bool {
     let is_same = |(a, b): (u8, u8)| a == b || (b == b'-' && !a.is_ascii_alphanumeric());
     name.len() == other.len() && name.bytes().zip(other.bytes()).all(is_same)

@@ -48,8 +48,8 @@ impl<'a> SseEvent<'a> {
         Self { retry: Some(retry), ..self }
     }
 
-    /// Returns the event as it is sent. The client joins the lines of the data by line feeds, whichever line ends they
-    /// had.
+    /// Returns the event as it is sent. The client joins the lines of the data by line feeds, also where the
+    /// data has CR or CRLF.
     pub(crate) fn to_bytes(self) -> Bytes {
         let mut out = BytesMut::with_capacity(self.data.len() + 128);
         put_field(&mut out, "event", self.name.as_bytes());

@@ -17,7 +17,7 @@ use crate::core::job::ResponseHead;
 ///   fields that the gateway sets itself for jobs (`Age`, `Cache-Control`, `Expires`, `Pragma`, `ETag`, `Via`,
 ///   `Cache-Status`); `Last-Modified`, as the gateway evaluates no conditions but those on its own `ETag`; and
 ///   `Alt-Svc`, which would lead clients around the gateway.
-/// - Own, for one client only (P8): fields of one response, identifiers of one request, and CORS fields, as these
+/// - Per response, for one client only (P8): fields of one response, identifiers of one request, and CORS fields, as these
 ///   depend on the `Origin` of the request, unless they allow every origin (`*`).
 /// - Shared: the rest. `Vary` too: caches of clients need it.
 pub fn split_head(status: StatusCode, headers: &HeaderMap) -> ResponseHead {
@@ -40,8 +40,8 @@ pub fn split_head(status: StatusCode, headers: &HeaderMap) -> ResponseHead {
     head
 }
 
-/// Appends the fields of a stored head. `is_own` is whether the client's own request got this response: only then its
-/// per-response fields are written (P8). The gateway inserts its own fields afterwards, which replace equal ones.
+/// Appends the fields of a stored head. Per-response fields are written only if `is_own`: the client's own request got
+/// this response (P8). Fields that the gateway inserts afterwards replace equal ones.
 pub(crate) fn write_stored(head: &ResponseHead, is_own: bool, headers: &mut HeaderMap) {
     let own = if is_own { head.per_response.as_slice() } else { &[] };
     for (name, value) in head.shared.iter().chain(own) {
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_200_without_content_range_is_whole() {
+    fn only_a_200_without_content_range_is_complete() {
         let is_complete = |status, fields: &[_]| {
             split_head(StatusCode::from_u16(status).unwrap(), &map(fields)).is_complete
         };

@@ -23,7 +23,7 @@ pub(crate) fn via_member(received: Version) -> &'static str {
     }
 }
 
-/// Whether `Via` names this gateway, which makes the request a loop (508). Call it before
+/// Returns whether `Via` names this gateway: the request is a loop (508). Call it before
 /// [`strip_hop_by_hop`](super::hop_by_hop::strip_hop_by_hop).
 pub(crate) fn is_loop(headers: &HeaderMap) -> bool {
     headers.get_all(header::VIA).into_iter().any(|line| {

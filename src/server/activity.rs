@@ -357,9 +357,9 @@ pub(super) struct TrackedBytes {
 
 impl TrackedBytes {
     fn new(bytes: Bytes, activity: &ConnectionActivity, stream: &Option<Arc<DeliveryProgress>>) -> Self {
-        activity.0.delivery.queue(bytes.len());
+        activity.0.delivery.receive(bytes.len());
         if let Some(stream) = stream {
-            stream.queue(bytes.len());
+            stream.receive(bytes.len());
         }
         activity.note_progress();
         Self { bytes, activity: activity.clone(), stream: stream.clone() }

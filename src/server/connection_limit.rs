@@ -114,7 +114,8 @@ pub(super) struct ConnectionPermit {
 }
 
 impl ConnectionPermit {
-    /// Cancelled when the connection has to close: its permit is needed, or the server stops.
+    /// Returns the token that is cancelled when the connection has to close: another connection needs its permit, or
+    /// the server stops.
     pub(super) fn close_requested(&self) -> &CancellationToken {
         &self.close
     }

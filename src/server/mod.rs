@@ -130,7 +130,7 @@ impl Server {
         Self::with_stall_timeout(STALL_TIMEOUT, gateway, config, stop)
     }
 
-    /// Like [`Server::new`] with another time than 60 s for clients that stall: in their upload, or in reading a
+    /// Like [`Server::new`], with another timeout than 60 s for clients that stall in an upload or in reading a
     /// response.
     ///
     /// # Errors

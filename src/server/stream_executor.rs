@@ -20,13 +20,13 @@ use tracing::debug;
 /// Bytes of a response that hyper has received, and how many of them the client has read.
 #[derive(Debug, Default)]
 pub(super) struct DeliveryProgress {
-    buffered: AtomicU64,
+    received: AtomicU64,
     delivered: AtomicU64,
 }
 
 impl DeliveryProgress {
-    pub(super) fn queue(&self, bytes: usize) {
-        self.buffered.fetch_add(bytes as u64, Ordering::Relaxed);
+    pub(super) fn receive(&self, bytes: usize) {
+        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     pub(super) fn deliver(&self, bytes: usize) {
@@ -40,7 +40,7 @@ impl DeliveryProgress {
     /// Bytes that the client could read.
     pub(super) fn undelivered(&self) -> u64 {
         let delivered = self.delivered();
-        self.buffered.load(Ordering::Relaxed).saturating_sub(delivered)
+        self.received.load(Ordering::Relaxed).saturating_sub(delivered)
     }
 
     /// Resolves when more than `allowance` bytes have been available for `stall_timeout`, and the client has read
@@ -124,7 +124,7 @@ mod tests {
         let delivered = DeliveryProgress::default();
         let mut stalled = Box::pin(delivered.stalled(STALL_TIMEOUT, 0, 1));
         assert!(!is_stalled(&mut stalled, 10 * STALL_TIMEOUT).await, "no bytes are available");
-        delivered.queue(10);
+        delivered.receive(10);
         for _ in 0..5 {
             assert!(!is_stalled(&mut stalled, STALL_TIMEOUT / 2).await);
             delivered.deliver(1);
@@ -137,9 +137,9 @@ mod tests {
     async fn a_client_with_more_unread_bytes_than_allowed_has_to_read_the_minimum() {
         let delivered = DeliveryProgress::default();
         let mut stalled = Box::pin(delivered.stalled(STALL_TIMEOUT, 100, 50));
-        delivered.queue(100);
+        delivered.receive(100);
         assert!(!is_stalled(&mut stalled, 10 * STALL_TIMEOUT).await);
-        delivered.queue(1000);
+        delivered.receive(1000);
         for _ in 0..5 {
             assert!(!is_stalled(&mut stalled, STALL_TIMEOUT / 2).await);
             delivered.deliver(50);

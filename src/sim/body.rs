@@ -98,7 +98,7 @@ const LINES: [&str; 6] = [
     "You said \"status\": \"error\", I said },{ and let it go",
     "Counting all the stars we passed, naming none of them at all",
     "Backslash rain \\ on the glass, a slash of light / along the wall",
-    "Où vont les nuits ? Nobody knows — ночь длинна, the night is slow",
+    "Où vont les nuits ? A star knows — ночь длинна, the night is slow",
 ];
 /// Lines of a clip's lyrics.
 const LINE_COUNT: usize = 18;

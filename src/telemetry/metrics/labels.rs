@@ -89,7 +89,7 @@ pub enum CallError {
 }
 
 impl Code {
-    /// Whether the upstream failed. The gateway's own lack of resources does not count.
+    /// Returns whether the upstream failed. The gateway's own lack of resources does not count.
     pub(super) fn is_fault(self) -> bool {
         match self {
             Self::Fault(fault) => fault != CallError::LocalResources,
@@ -98,7 +98,7 @@ impl Code {
         }
     }
 
-    /// Whether the upstream answered without a failure.
+    /// Returns whether the upstream answered without a failure.
     pub(super) fn is_success(self) -> bool {
         matches!(self, Self::Status(..500))
     }

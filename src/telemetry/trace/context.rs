@@ -1,6 +1,6 @@
 //! W3C Trace Context: strict parser and writer of the headers `traceparent` and `tracestate`.
 //!
-//! Section numbers are those of <https://www.w3.org/TR/trace-context/>.
+//! The standard is <https://www.w3.org/TR/trace-context/>.
 
 use std::str::FromStr as _;
 
@@ -23,7 +23,7 @@ impl TraceContext {
     }
 
     /// Parses the context of a request. Returns `None` without a valid `traceparent`: the gateway then starts a new
-    /// trace (section 4.3).
+    /// trace (W3C standard, section 4.3).
     pub fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let mut values = headers.get_all(TRACEPARENT).iter();
         let (Some(value), None) = (values.next(), values.next()) else { return None };
@@ -49,8 +49,8 @@ impl TraceContext {
     }
 }
 
-/// Parses `VERSION-TRACE-PARENT-FLAGS` (section 3.2). Later versions may append parts. Of the flags only `sampled` is
-/// known.
+/// Parses `VERSION-TRACE-PARENT-FLAGS` (W3C standard, section 3.2). Later versions may append parts. Of the flags only
+/// `sampled` is known.
 fn parse_parent(text: &str) -> Option<(TraceId, SpanId, TraceFlags)> {
     let is_hex = |part: &&str| part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     let part = |from: usize, to: usize| text.get(from..to).filter(is_hex);
@@ -66,7 +66,7 @@ fn parse_parent(text: &str) -> Option<(TraceId, SpanId, TraceFlags)> {
     (trace != TraceId::INVALID && span != SpanId::INVALID).then_some((trace, span, flags))
 }
 
-/// Parses `tracestate`. Returns an empty state for an invalid list (section 3.3).
+/// Parses `tracestate`. Returns an empty state for an invalid list (W3C standard, section 3.3).
 fn parse_state(headers: &HeaderMap) -> TraceState {
     let values: Result<Vec<_>, _> = headers.get_all(TRACESTATE).iter().map(HeaderValue::to_str).collect();
     values.ok().and_then(|values| TraceState::from_str(&values.join(",")).ok()).unwrap_or_default()

@@ -366,13 +366,13 @@ impl Pool {
         state.is_reaping
     }
 
-    /// Number of requests that wait for a connection.
+    /// Returns the number of requests that wait for a connection.
     #[cfg(test)]
     pub(super) fn waiting(&self) -> usize {
         self.state.lock().waiting.len()
     }
 
-    /// Number of connections that take requests or are idle.
+    /// Returns the number of connections that take requests or are idle.
     #[cfg(test)]
     pub(super) fn usable(&self) -> usize {
         let mut state = self.state.lock();
@@ -381,7 +381,7 @@ impl Pool {
         state.shared.len() + state.idle.len()
     }
 
-    /// Number of slots taken on HTTP/2 connections.
+    /// Returns the number of slots taken on HTTP/2 connections.
     #[cfg(test)]
     pub(super) fn slots_taken(&self) -> usize {
         self.state.lock().shared.iter().map(|http2| http2.slots_taken()).sum()

@@ -55,7 +55,7 @@ pub struct PollLanding {
     pub status: StatusCode,
     /// `Retry-After` of a success: pause before its jobs are polled again.
     pub retry_after: Option<Duration>,
-    /// Time at which the response was complete.
+    /// When the response was complete.
     pub answered_at: Instant,
 }
 
@@ -222,10 +222,10 @@ impl Poller {
         } else if status.is_success() {
             match job_body::split(&self.route, spec.form, &spec.jobs, &body) {
                 SplitBody::Jobs { jobs, shape } => {
-                    let states = jobs.into_iter().map(|cut| JobState {
-                        id: cut.id,
-                        rung: cut.rung,
-                        body: cut.body,
+                    let states = jobs.into_iter().map(|slice| JobState {
+                        id: slice.id,
+                        rung: slice.rung,
+                        body: slice.body,
                         head: Arc::clone(&head),
                         seen_at: answered_at,
                     });

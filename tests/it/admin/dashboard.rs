@@ -235,8 +235,8 @@ async fn an_unreachable_api_is_announced_once() {
         document.querySelector('#notice'), { childList: true, characterData: true, subtree: true }); null";
     browser.eval(observe).await;
 
-    site.test_env.sim.set_status("kept", "completed");
-    assert_eq!(site.get(&completed_target("kept")).await.status(), 200);
+    site.test_env.sim.set_status("cached", "completed");
+    assert_eq!(site.get(&completed_target("cached")).await.status(), 200);
     site.test_env.sim.set_status("a", "queued");
     site.test_env.sim.fault(FaultTarget::Polls, Fault::reset(), 1);
     assert_eq!(site.get(&completed_target("a")).await.status(), 502);
@@ -396,9 +396,9 @@ async fn busy(site: &Site) -> (Vec<AbortOnDropHandle<Response<Bytes>>>, usize) {
 #[tokio::test]
 async fn with_a_token_the_browser_logs_in_and_loads_the_whole_page() {
     let site = Site::new(&[("CLIPGATE__ADMIN__TOKEN", "s3cret")]).await;
-    let operator = AdminClient::at(site.page[7..].trim_end_matches('/').parse().unwrap());
+    let admin = AdminClient::at(site.page[7..].trim_end_matches('/').parse().unwrap());
     for path in ["/", "/dashboard/dashboard.js", "/dashboard/uplot/LICENSE"] {
-        assert_eq!(operator.get(path).await.status(), 401, "{path}");
+        assert_eq!(admin.get(path).await.status(), 401, "{path}");
     }
     let mut browser = Browser::start();
     assert_eq!(browser.open(&site.page, DESKTOP, Some(["ops", "s3cret"])).await, 200);

@@ -8,7 +8,7 @@ use crate::harness::gateway::TestGateway;
 #[tokio::test]
 async fn each_file_has_its_content_type_and_an_etag() {
     let mut gateway = TestGateway::new().await;
-    let operator = AdminClient::open(&mut gateway).await;
+    let admin = AdminClient::open(&mut gateway).await;
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/admin/dashboard");
     let files = ["", "uplot"].iter().flat_map(|dir| std::fs::read_dir(root.join(dir)).unwrap());
     let files: Vec<_> = files
@@ -19,7 +19,7 @@ async fn each_file_has_its_content_type_and_an_etag() {
     for file in &files {
         let name = file.strip_prefix(&root).unwrap().to_str().unwrap();
         let path = if name == "index.html" { "/".to_owned() } else { format!("/dashboard/{name}") };
-        let response = operator.get(&path).await;
+        let response = admin.get(&path).await;
         assert_eq!(
             (response.status().as_u16(), text(&response)),
             (200, &*std::fs::read_to_string(file).unwrap())
@@ -43,20 +43,20 @@ async fn each_file_has_its_content_type_and_an_etag() {
         assert_eq!(field(&response, "cache-control"), "no-cache");
 
         let etag = field(&response, "etag");
-        let again = operator.send("GET", &path, &[("if-none-match", etag)]).await;
+        let again = admin.send("GET", &path, &[("if-none-match", etag)]).await;
         assert_eq!((again.status().as_u16(), again.body().len()), (304, 0), "{path}");
-        assert_eq!(operator.send("GET", &path, &[("if-none-match", "\"old\"")]).await.status(), 200);
-        let head = operator.send("HEAD", &path, &[]).await;
+        assert_eq!(admin.send("GET", &path, &[("if-none-match", "\"old\"")]).await.status(), 200);
+        let head = admin.send("HEAD", &path, &[]).await;
         assert_eq!((head.status().as_u16(), field(&head, "etag")), (200, etag));
-        assert_eq!(operator.send("POST", &path, &[]).await.status(), 405);
+        assert_eq!(admin.send("POST", &path, &[]).await.status(), 405);
     }
 }
 
 #[tokio::test]
 async fn the_page_refers_to_its_own_files_only() {
     let mut gateway = TestGateway::new().await;
-    let operator = AdminClient::open(&mut gateway).await;
-    let page = operator.get("/").await;
+    let admin = AdminClient::open(&mut gateway).await;
+    let page = admin.get("/").await;
     let page = text(&page);
     for inline in ["style=", "onclick", "onload", "<style", "http://", "https://", "//"] {
         assert!(!page.contains(inline), "{inline}");
@@ -65,6 +65,6 @@ async fn the_page_refers_to_its_own_files_only() {
     let files: Vec<_> = named.filter(|value| value.starts_with("dashboard/")).collect();
     assert!(files.len() >= 9, "{files:?}");
     for file in files {
-        assert_eq!(operator.get(&format!("/{file}")).await.status(), 200, "{file}");
+        assert_eq!(admin.get(&format!("/{file}")).await.status(), 200, "{file}");
     }
 }

@@ -33,7 +33,7 @@ fn assert_error(response: &Response<Bytes>, status: u16, path: &str) {
 #[tokio::test]
 async fn each_route_accepts_only_its_methods() {
     let mut gateway = TestGateway::new().await;
-    let operator = AdminClient::open(&mut gateway).await;
+    let admin = AdminClient::open(&mut gateway).await;
     let rows = [
         ("/healthz", "GET, HEAD", "text/plain; charset=utf-8"),
         ("/readyz", "GET, HEAD", "text/plain; charset=utf-8"),
@@ -45,7 +45,7 @@ async fn each_route_accepts_only_its_methods() {
     ];
     for (path, allowed, kind) in rows {
         for method in ["GET", "HEAD", "DELETE", "POST", "PUT", "OPTIONS"] {
-            let response = operator.send(method, path, &[]).await;
+            let response = admin.send(method, path, &[]).await;
             if allowed.split(", ").any(|allowed| allowed == method) {
                 assert_eq!(response.status(), 200, "{method} {path}");
                 assert_eq!(field(&response, "content-type"), kind, "{method} {path}");
@@ -64,12 +64,12 @@ async fn each_route_accepts_only_its_methods() {
         }
     }
     for path in ["/x", "/metrics/x", "/api", "/api/cache/a/../b/x?y"] {
-        let response = operator.get(path).await;
+        let response = admin.get(path).await;
         assert!([404, 405].contains(&response.status().as_u16()), "{path}");
     }
-    assert_error(&operator.get("/nothing").await, 404, "/nothing");
-    assert_error(&operator.send("DELETE", "/api/cache/", &[]).await, 400, "/api/cache/");
-    let response = operator.send("GET", "/healthz", &[("x-request-id", "mine-1")]).await;
+    assert_error(&admin.get("/nothing").await, 404, "/nothing");
+    assert_error(&admin.send("DELETE", "/api/cache/", &[]).await, 400, "/api/cache/");
+    let response = admin.send("GET", "/healthz", &[("x-request-id", "mine-1")]).await;
     assert_eq!(field(&response, "x-request-id"), "mine-1");
     assert_eq!(gateway.upstream_requests().len(), 0, "no request reaches the upstream");
 }
@@ -77,31 +77,31 @@ async fn each_route_accepts_only_its_methods() {
 #[tokio::test]
 async fn readiness_follows_the_gateway_and_health_does_not() {
     let mut gateway = TestGateway::new().await;
-    let operator = AdminClient::open(&mut gateway).await;
+    let admin = AdminClient::open(&mut gateway).await;
     let of = async |path: &str| {
-        let response = operator.get(path).await;
+        let response = admin.get(path).await;
         (response.status().as_u16(), text(&response).to_owned())
     };
     assert_eq!(of("/readyz").await, (200, "ready\n".to_owned()));
-    assert_eq!(operator.state().await["phase"], "ready");
-    operator.readiness.draining();
+    assert_eq!(admin.state().await["phase"], "ready");
+    admin.readiness.draining();
     assert_eq!(of("/readyz").await, (503, "draining\n".to_owned()));
     assert_eq!(of("/healthz").await, (200, "ok\n".to_owned()));
-    assert_eq!(operator.state().await["phase"], "draining");
+    assert_eq!(admin.state().await["phase"], "draining");
 }
 
 #[tokio::test]
 async fn with_a_token_all_routes_but_health_require_it() {
     let token = "cg-admin-recognise-me";
     let mut gateway = TestGateway::with(|config, _| config.admin.token = Some(Secret::new(token))).await;
-    let operator = AdminClient::open(&mut gateway).await;
+    let admin = AdminClient::open(&mut gateway).await;
     let bearer = format!("Bearer {token}");
     // ops:cg-admin-recognise-me
     let basic = "Basic b3BzOmNnLWFkbWluLXJlY29nbmlzZS1tZQ==";
     let paths = ["/metrics", "/api/state", "/api/history", "/api/events", "/api/cache", "/nothing"];
     for path in paths {
         for wrong in ["", "Bearer cg-admin-recognise-m", "Bearer x", "Basic b3BzOng=", token] {
-            let response = operator.send("GET", path, &[("authorization", wrong)]).await;
+            let response = admin.send("GET", path, &[("authorization", wrong)]).await;
             assert_error(&response, 401, path);
             let challenges: Vec<_> = response.headers().get_all("www-authenticate").iter().collect();
             assert_eq!(
@@ -115,25 +115,25 @@ async fn with_a_token_all_routes_but_health_require_it() {
         }
         for right in [bearer.as_str(), basic] {
             let fields = [("authorization", right), ("host", "gw.example")];
-            let status = operator.send("GET", path, &fields).await.status().as_u16();
+            let status = admin.send("GET", path, &fields).await.status().as_u16();
             assert!([200, 404, 405].contains(&status), "{path} {status}");
         }
     }
     for open in ["/healthz", "/readyz"] {
-        assert_eq!(operator.send("GET", open, &[("host", "gw.example")]).await.status(), 200, "{open}");
+        assert_eq!(admin.send("GET", open, &[("host", "gw.example")]).await.status(), 200, "{open}");
     }
 }
 
 #[tokio::test]
 async fn without_a_token_pages_of_other_sites_are_rejected() {
     let mut gateway = TestGateway::new().await;
-    let operator = AdminClient::open(&mut gateway).await;
+    let admin = AdminClient::open(&mut gateway).await;
     gateway.sim.set_status("a", "completed");
     gateway.get(&clip_target("a", "completed"), &[]).await;
-    let own = format!("http://{}", operator.address);
+    let own = format!("http://{}", admin.address);
     let rebound = [("host", "evil.example")];
     for path in ["/metrics", "/api/state", "/api/history", "/api/events", "/api/cache/a"] {
-        assert_error(&operator.send("GET", path, &rebound).await, 421, path);
+        assert_error(&admin.send("GET", path, &rebound).await, 421, path);
     }
     for fields in [
         &[("origin", "http://evil.example")][..],
@@ -141,18 +141,18 @@ async fn without_a_token_pages_of_other_sites_are_rejected() {
         &[("sec-fetch-site", "cross-site")],
         &[("sec-fetch-site", "same-site")],
     ] {
-        assert_error(&operator.send("DELETE", "/api/cache", fields).await, 403, "/api/cache");
+        assert_error(&admin.send("DELETE", "/api/cache", fields).await, 403, "/api/cache");
     }
     assert!(gateway.get(&clip_target("a", "completed"), &[]).await.is_hit(), "no entry was removed");
     let fields = [("origin", own.as_str()), ("sec-fetch-site", "same-origin")];
-    assert_eq!(operator.send("DELETE", "/api/cache", &fields).await.status(), 200);
+    assert_eq!(admin.send("DELETE", "/api/cache", &fields).await.status(), 200);
     assert!(!gateway.get(&clip_target("a", "completed"), &[]).await.is_hit());
 }
 
 #[tokio::test]
 async fn removed_jobs_are_requested_again() {
     let mut gateway = TestGateway::new().await;
-    let operator = AdminClient::open(&mut gateway).await;
+    let admin = AdminClient::open(&mut gateway).await;
     set_status_of_all(&gateway, &["a", "b", "c/d"], "completed");
     let keys = ["Bearer one", "Bearer two"];
     let ask = async |id: &str, key: &str| {
@@ -166,7 +166,7 @@ async fn removed_jobs_are_requested_again() {
             assert!(ask(id, key).await);
         }
     }
-    let remove = async |path: &str| json(&operator.send("DELETE", path, &[]).await)["removed"].clone();
+    let remove = async |path: &str| json(&admin.send("DELETE", path, &[]).await)["removed"].clone();
     assert_eq!(remove("/api/cache/a").await, 2);
     assert_eq!(remove("/api/cache/a").await, 0);
     assert_eq!(remove("/api/cache/c%2Fd").await, 2);
@@ -175,9 +175,9 @@ async fn removed_jobs_are_requested_again() {
         assert!(ask("b", key).await, "{key}: another job stays");
         assert!(!ask("c%2Fd", key).await, "{key}");
     }
-    assert_eq!(operator.state().await["cache"]["entries"], 6);
+    assert_eq!(admin.state().await["cache"]["entries"], 6);
     assert_eq!(remove("/api/cache").await, 6);
-    assert_eq!(operator.state().await["cache"]["entries"], 0);
+    assert_eq!(admin.state().await["cache"]["entries"], 0);
     for key in keys {
         for id in ["a", "b", "c%2Fd"] {
             assert!(!ask(id, key).await, "{id} {key}");
@@ -188,8 +188,8 @@ async fn removed_jobs_are_requested_again() {
 #[tokio::test]
 async fn the_state_lists_waits_polls_jobs_and_keys() {
     let mut gateway = TestGateway::with_hold(LONG).await;
-    let operator = AdminClient::open(&mut gateway).await;
-    let state = operator.state().await;
+    let admin = AdminClient::open(&mut gateway).await;
+    let state = admin.state().await;
     assert_eq!(state["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(state["listen"], serde_json::json!([gateway.address.to_string()]));
     assert_eq!(state["ladder"], serde_json::json!(["submitted", "queued", "streaming", "completed"]));
@@ -206,7 +206,7 @@ async fn the_state_lists_waits_polls_jobs_and_keys() {
     gateway.wait_until_parked(4).await;
     gateway.wait_until(|seen| seen.open == 2).await;
 
-    let state = operator.state().await;
+    let state = admin.state().await;
     assert_eq!(state["complete"], true);
     assert_eq!(state["waits"]["parked"], 4);
     assert_eq!((&state["polls"]["open"], &state["polls"]["waiting"]), (&2.into(), &0.into()));
@@ -225,7 +225,7 @@ async fn the_state_lists_waits_polls_jobs_and_keys() {
 
     set_status_of_all(&gateway, &["a", "b"], "completed");
     join_all(waits).await;
-    let state = operator.state().await;
+    let state = admin.state().await;
     assert_eq!((&state["waits"]["parked"], &state["jobs"]["total"]), (&0.into(), &0.into()));
     assert_eq!(state["keys"]["total"], 0);
     let requests = &state["totals"]["requests"];
@@ -252,7 +252,7 @@ async fn members_are_listed_by_name_with_their_quotas() {
         config.limits.burst = 100;
     })
     .await;
-    let operator = AdminClient::open(&mut gateway).await;
+    let admin = AdminClient::open(&mut gateway).await;
     gateway.sim.set_status("a", "queued");
     let ask = |token: &str| {
         let authorization = format!("Bearer {token}");
@@ -260,7 +260,7 @@ async fn members_are_listed_by_name_with_their_quotas() {
     };
     let _waits = [ask("cg_recognise-b"), ask("cg_recognise-b"), ask("cg_recognise-a")];
     gateway.wait_until_parked(3).await;
-    let state = operator.state().await;
+    let state = admin.state().await;
     let keys = state["keys"]["items"].as_array().unwrap();
     let names: Vec<_> = keys.iter().map(|key| key["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["bob", "alice", "carol"], "those with the most waits first");
@@ -279,8 +279,8 @@ async fn members_are_listed_by_name_with_their_quotas() {
 #[tokio::test]
 async fn events_have_the_state_each_second_and_the_history_has_earlier_samples() {
     let mut gateway = TestGateway::with_hold(LONG).await;
-    let operator = AdminClient::open(&mut gateway).await;
-    let mut stream = EventReader::open(&operator, "/api/events").await;
+    let admin = AdminClient::open(&mut gateway).await;
+    let mut stream = EventReader::open(&admin, "/api/events").await;
     assert_eq!(stream.state().await["waits"]["parked"], 0);
     gateway.sim.set_status("a", "queued");
     let _wait = gateway.spawn_get(&clip_target("a", "completed"), &[]);
@@ -288,7 +288,7 @@ async fn events_have_the_state_each_second_and_the_history_has_earlier_samples()
     within_secs(20, async { while stream.state().await["waits"]["parked"] != 1 {} }).await;
     assert!(stream.read.starts_with("retry: 2000\nevent: state\ndata: {"), "{:.80}", stream.read);
 
-    let history = json(&operator.get("/api/history").await);
+    let history = json(&admin.get("/api/history").await);
     let samples = history.as_array().unwrap();
     assert!(!samples.is_empty() && samples.len() <= 180);
     let first = &samples[0];
@@ -299,17 +299,17 @@ async fn events_have_the_state_each_second_and_the_history_has_earlier_samples()
 #[tokio::test]
 async fn event_streams_are_limited_and_free_their_slot_when_they_end() {
     let mut gateway = TestGateway::new().await;
-    let operator = AdminClient::open(&mut gateway).await;
+    let admin = AdminClient::open(&mut gateway).await;
     let mut streams = Vec::new();
     for _ in 0..32 {
-        streams.push(EventReader::open(&operator, "/api/events").await);
+        streams.push(EventReader::open(&admin, "/api/events").await);
     }
-    let rejected = operator.get("/api/events").await;
+    let rejected = admin.get("/api/events").await;
     assert_error(&rejected, 503, "/api/events");
     assert_eq!(field(&rejected, "retry-after"), "5");
-    assert_eq!(operator.get("/healthz").await.status(), 200, "other routes are answered");
+    assert_eq!(admin.get("/healthz").await.status(), 200, "other routes are answered");
     drop(streams);
-    within_secs(20, async { while !EventReader::may_open(&operator, "/api/events").await {} }).await;
+    within_secs(20, async { while !EventReader::may_open(&admin, "/api/events").await {} }).await;
 }
 
 #[test]
@@ -320,29 +320,29 @@ fn health_checks_are_answered_while_the_data_path_is_stuck() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async move {
             let mut gateway = TestGateway::new().await;
-            let operator = AdminClient::open(&mut gateway).await;
+            let admin = AdminClient::open(&mut gateway).await;
             gateway.sim.set_status("a", "completed");
             gateway.get(&clip_target("a", "completed"), &[]).await;
-            send_address.send(operator.address).unwrap();
+            send_address.send(admin.address).unwrap();
             // Blocks the whole runtime of the gateway.
             let _ = blocked.recv();
-            drop(operator);
+            drop(admin);
         });
     });
     let address = address.recv().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(within_secs(20, async {
-        let operator = AdminClient::at(address);
+        let admin = AdminClient::at(address);
         for path in ["/healthz", "/readyz", "/metrics", "/api/history"] {
-            assert_eq!(operator.get(path).await.status(), 200, "{path}");
+            assert_eq!(admin.get(path).await.status(), 200, "{path}");
         }
         // More than the requests that may wait for the hub at a time.
         for _ in 0..6 {
-            let state = operator.state().await;
+            let state = admin.state().await;
             assert_eq!(state["complete"], false);
             assert_eq!(state["totals"]["requests"]["opened"], 1, "counters need no hub");
         }
-        let removed = operator.send("DELETE", "/api/cache", &[]).await;
+        let removed = admin.send("DELETE", "/api/cache", &[]).await;
         assert_eq!(json(&removed)["removed"], 1);
     }));
     drop(release);
@@ -357,20 +357,20 @@ struct EventReader {
 }
 
 impl EventReader {
-    async fn open(operator: &AdminClient, path: &str) -> Self {
-        let response = Self::ask(operator, path).await;
+    async fn open(admin: &AdminClient, path: &str) -> Self {
+        let response = Self::ask(admin, path).await;
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
         Self { body: response.into_body(), read: String::new(), taken: 0 }
     }
 
-    async fn may_open(operator: &AdminClient, path: &str) -> bool {
-        Self::ask(operator, path).await.status() == 200
+    async fn may_open(admin: &AdminClient, path: &str) -> bool {
+        Self::ask(admin, path).await.status() == 200
     }
 
-    async fn ask(operator: &AdminClient, path: &str) -> Response<hyper::body::Incoming> {
+    async fn ask(admin: &AdminClient, path: &str) -> Response<hyper::body::Incoming> {
         let client: Client<HttpConnector, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
-        let uri = format!("http://{}{path}", operator.address).parse().unwrap();
+        let uri = format!("http://{}{path}", admin.address).parse().unwrap();
         within_secs(20, client.get(uri)).await.unwrap()
     }
 

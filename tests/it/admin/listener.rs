@@ -20,9 +20,9 @@ const SIM: [&str; 4] = ["serve", "--sim", "--listen", "127.0.0.1:0"];
 async fn the_admin_address_is_the_second_line() {
     let mut gateway = ClipgateProcess::start(&SIM, &[ANY_PORT]);
     let address = gateway.address();
-    let operator = AdminClient::at(gateway.admin().parse().unwrap());
-    assert_eq!(operator.get("/readyz").await.status(), 200);
-    let state = operator.state().await;
+    let admin = AdminClient::at(gateway.admin().parse().unwrap());
+    assert_eq!(admin.get("/readyz").await.status(), 200);
+    let state = admin.state().await;
     assert_eq!(state["listen"], serde_json::json!([address.to_string()]));
     let example = state["example"].as_str().unwrap();
     assert!(example.starts_with("curl ") && example.contains(&address.to_string()), "{example}");
@@ -88,26 +88,25 @@ async fn the_admin_listener_answers_during_the_drain_and_is_not_ready() {
     command.env(ANY_PORT.0, ANY_PORT.1);
     let mut gateway = GatewayProcess::spawn(command);
     let address = gateway.address().await;
-    let admin = gateway.next_line().await;
-    let operator =
-        AdminClient::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
+    let line = gateway.next_line().await;
+    let admin = AdminClient::at(line.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
     // Passed through, so that only the upstream ends it.
     let mut client = TestClient::connect(address).await;
     let target = format!("{}&x=1", completed_target("a"));
     let waiting = tokio::spawn(async move { client.send(get(&target, &[])).await });
     test_env.sim.wait_until(|seen| seen.open == 1).await;
-    assert_eq!(operator.get("/readyz").await.status(), 200);
+    assert_eq!(admin.get("/readyz").await.status(), 200);
 
     gateway.signal("TERM");
     gateway.wait_for_log("stopping").await;
     let not_ready = async {
-        while operator.get("/readyz").await.status() != 503 {
+        while admin.get("/readyz").await.status() != 503 {
             tokio::task::yield_now().await;
         }
     };
     within_timeout("not to be ready", not_ready).await;
-    assert_eq!(operator.get("/healthz").await.status(), 200);
-    assert_eq!(operator.state().await["phase"], "draining");
+    assert_eq!(admin.get("/healthz").await.status(), 200);
+    assert_eq!(admin.state().await["phase"], "draining");
     test_env.sim.set_status("a", "complete");
     assert_eq!(waiting.await.unwrap().unwrap().status(), 200);
     assert_eq!(gateway.wait_for_exit().await.code(), Some(0));
@@ -138,7 +137,7 @@ async fn no_response_or_log_line_has_a_key_or_token() {
     let mut gateway =
         ClipgateProcess::start(&["serve", "--listen", "127.0.0.1:0", "--upstream", &upstream], &env);
     let address = gateway.address();
-    let operator = AdminClient::at(gateway.admin().parse().unwrap());
+    let admin = AdminClient::at(gateway.admin().parse().unwrap());
 
     let ask = |target: String, token: &str| {
         let head = format!("GET {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
@@ -156,7 +155,7 @@ async fn no_response_or_log_line_has_a_key_or_token() {
     let mut output = String::new();
     for path in ["/healthz", "/readyz", "/metrics", "/api/state", "/api/history", "/nothing"] {
         for authorization in [bearer.as_str(), "Bearer recognise-wrong", ""] {
-            let answer = operator.send("GET", path, &[("authorization", authorization)]).await;
+            let answer = admin.send("GET", path, &[("authorization", authorization)]).await;
             output.push_str(&format!("{:?}\n{}\n", answer.headers(), text(&answer)));
         }
     }

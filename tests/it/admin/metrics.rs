@@ -20,7 +20,7 @@ async fn each_outcome_is_counted() {
         config.server.cors_origins = vec!["https://app.example".to_owned()];
     })
     .await;
-    let operator = AdminClient::open(&mut gateway).await;
+    let admin = AdminClient::open(&mut gateway).await;
     gateway.sim.set_status("a", "queued");
     gateway.sim.set_status("b", "completed");
     gateway.sim.set_status("d", "queued");
@@ -29,7 +29,7 @@ async fn each_outcome_is_counted() {
     let waits: Vec<_> = (0..5).map(|_| gateway.spawn_get(&clip_target("a", "completed"), &[])).collect();
     gateway.wait_until_parked(5).await;
     gateway.wait_until(|seen| seen.open == 1).await;
-    let page = operator.metrics().await;
+    let page = admin.metrics().await;
     assert_eq!((page.sum("clipgate_waits", &[]), page.sum("clipgate_upstream_polls", &[])), (5.0, 1.0));
     gateway.sim.set_status("a", "completed");
     join_all(waits).await;
@@ -54,7 +54,7 @@ async fn each_outcome_is_counted() {
     drop(left);
     gateway.wait_until_parked(0).await;
 
-    let page = operator.metrics().await;
+    let page = admin.metrics().await;
     let rows = [
         ("clip", "hit", 2),
         ("clips", "hit", 1),
@@ -92,7 +92,7 @@ async fn upstream_requests_are_counted_by_kind_and_code() {
         config.upstream.retries = 2;
     })
     .await;
-    let operator = AdminClient::open(&mut gateway).await;
+    let admin = AdminClient::open(&mut gateway).await;
     gateway.sim.set_status("a", "completed");
     gateway.get(&clip_target("a", "completed"), &[]).await;
     // a snapshot of the current state
@@ -117,7 +117,7 @@ async fn upstream_requests_are_counted_by_kind_and_code() {
     drop(left);
     gateway.wait_until(|seen| seen.abandoned() == 1).await;
 
-    let page = operator.metrics().await;
+    let page = admin.metrics().await;
     let rows = [
         ("poll", "200", 2),
         ("poll", "404", 1),
@@ -145,18 +145,18 @@ async fn an_open_breaker_and_failed_requests_are_counted() {
         config.upstream.retry_for = Duration::from_secs(1);
     })
     .await;
-    let operator = AdminClient::open(&mut gateway).await;
+    let admin = AdminClient::open(&mut gateway).await;
     gateway.sim.set_status("good", "completed");
     assert_eq!(gateway.get(&clip_target("good", "completed"), &[]).await.status, 200);
     gateway.sim.fault(FaultTarget::Polls, Fault::reset(), u32::MAX);
     let response = gateway.get(&clip_target("a", "completed"), &[]).await;
     assert_eq!(response.field("cache-status"), "clipgate; detail=unreachable");
-    let page = operator.metrics().await;
+    let page = admin.metrics().await;
     assert_eq!(page.sum("clipgate_breaker_open", &[]), 1.0);
     let resets = page.sum(CALLS, &[("kind", "poll"), ("code", "reset")]);
     assert!((2.0..20.0).contains(&resets), "a first attempt, retries and probes: {resets}");
     assert_eq!(page.sum(REQUESTS, &[("outcome", "rejected")]), 1.0, "the wait that failed");
-    let state = operator.state().await;
+    let state = admin.state().await;
     assert_eq!(state["upstream"]["breaker_open"], true);
     assert_eq!(state["upstream"]["failed"]["code"], "reset");
     assert_eq!(state["totals"]["errors"].as_f64(), Some(resets));
@@ -177,7 +177,7 @@ async fn rejections_over_a_limit_are_counted_by_limit_and_member() {
         config.limits.max_waits_per_key = 1;
     })
     .await;
-    let operator = AdminClient::open(&mut gateway).await;
+    let admin = AdminClient::open(&mut gateway).await;
     let alice = [("authorization", "Bearer cg_a")];
     let mut rejected = 0;
     for _ in 0..20 {
@@ -190,7 +190,7 @@ async fn rejections_over_a_limit_are_counted_by_limit_and_member() {
     gateway.wait_until_parked(1).await;
     assert_eq!(gateway.get(&clip_target("a", "completed"), &bob).await.status, 429);
 
-    let page = operator.metrics().await;
+    let page = admin.metrics().await;
     let count = |quota: &str, member: &str| {
         page.sum("clipgate_rate_limited_total", &[("quota", quota), ("member", member)])
     };
@@ -202,26 +202,26 @@ async fn rejections_over_a_limit_are_counted_by_limit_and_member() {
 #[tokio::test]
 async fn malformed_heads_are_counted_as_rejected() {
     let mut gateway = TestGateway::new().await;
-    let operator = AdminClient::open(&mut gateway).await;
+    let admin = AdminClient::open(&mut gateway).await;
     let bytes = send_raw(gateway.address, b"GET / HTTP/1.1\r\nx : y\r\n\r\n").await;
     assert_bare_rejection(&bytes, 400);
-    operator.assert_rejected(1).await;
-    let page = operator.metrics().await;
+    admin.assert_rejected(1).await;
+    let page = admin.metrics().await;
     assert_eq!(page.sum(REQUESTS, &[("route", "other"), ("outcome", "rejected")]), 1.0);
 }
 
 #[tokio::test]
 async fn open_metrics_is_returned_if_accepted() {
     let mut gateway = TestGateway::new().await;
-    let operator = AdminClient::open(&mut gateway).await;
+    let admin = AdminClient::open(&mut gateway).await;
     let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
-    let response = operator.send("GET", "/metrics", &[("accept", accept)]).await;
+    let response = admin.send("GET", "/metrics", &[("accept", accept)]).await;
     assert!(field(&response, "content-type").starts_with("application/openmetrics-text; version=1.0.0"));
     assert!(
         text(&response).ends_with("# EOF\n")
             && text(&response).contains("# TYPE clipgate_requests counter\n")
     );
-    let response = operator.get("/metrics").await;
+    let response = admin.get("/metrics").await;
     assert_eq!(field(&response, "content-type"), "text/plain; version=0.0.4; charset=utf-8");
     assert!(!text(&response).contains("# EOF"));
 }

@@ -44,9 +44,8 @@ async fn drain_500_waits(command: fn(&TestEnv) -> Command) {
     command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
     let mut gateway = GatewayProcess::spawn(command);
     let address = gateway.address().await;
-    let admin = gateway.next_line().await;
-    let operator =
-        AdminClient::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
+    let line = gateway.next_line().await;
+    let admin = AdminClient::at(line.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
 
     // 400 waits have their own connection, 100 share one.
     let streams = TestClient::h2(TcpStream::connect(address).await.unwrap()).await;
@@ -65,7 +64,7 @@ async fn drain_500_waits(command: fn(&TestEnv) -> Command) {
         waits.spawn(async move { (id, client.send(get(&target, &[])).await) });
     }
     let parked = async {
-        while operator.state().await["waits"]["parked"] != 500 {
+        while admin.state().await["waits"]["parked"] != 500 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -97,9 +96,8 @@ async fn sigterm_answers_each_parked_wait_on_a_simulated_upstream() {
     command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0").env("CLIPGATE__SERVER__DRAIN_TIMEOUT", "4s");
     let mut gateway = GatewayProcess::spawn(command);
     let address = gateway.address().await;
-    let admin = gateway.next_line().await;
-    let operator =
-        AdminClient::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
+    let line = gateway.next_line().await;
+    let admin = AdminClient::at(line.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
 
     let mut client = TestClient::connect(address).await;
     let mut ids = Vec::new();
@@ -121,7 +119,7 @@ async fn sigterm_answers_each_parked_wait_on_a_simulated_upstream() {
         });
     }
     let parked = async {
-        while operator.state().await["waits"]["parked"] != 3 {
+        while admin.state().await["waits"]["parked"] != 3 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };

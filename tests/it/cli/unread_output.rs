@@ -17,23 +17,22 @@ async fn start(env: &TestEnv) -> (GatewayProcess, SocketAddr, AdminClient) {
     command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
     let mut gateway = GatewayProcess::spawn(command);
     let address = gateway.address().await;
-    let admin = gateway.next_line().await;
-    let operator =
-        AdminClient::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
-    (gateway, address, operator)
+    let line = gateway.next_line().await;
+    let admin = AdminClient::at(line.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
+    (gateway, address, admin)
 }
 
 /// Returns the number of dropped lines.
-async fn dropped(operator: &AdminClient) -> u64 {
-    let page = operator.get("/metrics").await;
+async fn dropped(admin: &AdminClient) -> u64 {
+    let page = admin.get("/metrics").await;
     let value = text(&page).lines().find_map(|line| line.strip_prefix(DROPPED)).expect("the metric exists");
     value.trim().parse().unwrap()
 }
 
 /// Sends requests until their log lines fill the pipe and the buffer of the gateway. Each gets a response.
-async fn flood(client: &mut TestClient, operator: &AdminClient) {
+async fn flood(client: &mut TestClient, admin: &AdminClient) {
     let target = format!("/{}", "x".repeat(60_000));
-    while dropped(operator).await == 0 {
+    while dropped(admin).await == 0 {
         for _ in 0..20 {
             client.get(&target, &[]).await;
         }
@@ -43,25 +42,25 @@ async fn flood(client: &mut TestClient, operator: &AdminClient) {
 #[tokio::test]
 async fn an_unread_log_delays_no_response_and_reports_dropped_lines_once_it_is_read() {
     let env = TestEnv::new().await;
-    let (mut gateway, address, operator) = start(&env).await;
+    let (mut gateway, address, admin) = start(&env).await;
     let mut client = TestClient::connect(address).await;
-    flood(&mut client, &operator).await;
-    let lost = dropped(&operator).await;
-    assert_eq!(operator.get("/healthz").await.status(), 200);
+    flood(&mut client, &admin).await;
+    let lost = dropped(&admin).await;
+    assert_eq!(admin.get("/healthz").await.status(), 200);
 
     let line = gateway.wait_for_log("log lines were dropped").await;
     assert!(line.contains(" WARN ") && line.contains(&format!(" lines={lost}")), "{line}");
     client.get("/x", &[("x-request-id", "read-again")]).await;
     gateway.wait_for_log("request_id=read-again").await;
-    assert_eq!(dropped(&operator).await, lost);
+    assert_eq!(dropped(&admin).await, lost);
 }
 
 #[tokio::test]
 async fn sigterm_exits_with_0_with_an_unread_log() {
     let env = TestEnv::new().await;
-    let (mut gateway, address, operator) = start(&env).await;
+    let (mut gateway, address, admin) = start(&env).await;
     let mut client = TestClient::connect(address).await;
-    flood(&mut client, &operator).await;
+    flood(&mut client, &admin).await;
     gateway.signal("TERM");
     client.wait_until_closed().await;
     assert_eq!(gateway.wait_for_exit().await.code(), Some(0));

@@ -201,12 +201,11 @@ async fn a_reload_changes_the_names_for_clients_and_the_admin_listener() {
     command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
     let mut gateway = GatewayProcess::spawn(command);
     let mut client = TestClient::connect(gateway.address().await).await;
-    let admin = gateway.next_line().await;
-    let operator =
-        AdminClient::at(admin.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
+    let line = gateway.next_line().await;
+    let admin = AdminClient::at(line.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap());
     let mut statuses = async || {
         let answer = client.get(&completed_target("a"), &[]).await;
-        let state = operator.send("GET", "/api/state", &[("host", "gw.example")]).await;
+        let state = admin.send("GET", "/api/state", &[("host", "gw.example")]).await;
         (answer.status().as_u16(), state.status().as_u16())
     };
     assert_eq!(statuses().await, (421, 421));

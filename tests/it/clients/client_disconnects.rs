@@ -29,8 +29,8 @@ fn further_bytes() -> [(&'static str, Vec<u8>); 6] {
 
 #[tokio::test]
 async fn a_disconnect_ends_the_wait_at_once_with_any_bytes_sent_after_it() {
-    let rests = further_bytes();
-    for (what, rest) in &rests {
+    let further = further_bytes();
+    for (what, rest) in &further {
         for is_at_once in [true, false] {
             for is_half_closed in [true, false] {
                 let gateway = TestGateway::with_hold(Duration::from_secs(60)).await;
@@ -64,7 +64,7 @@ async fn a_disconnect_ends_the_wait_at_once_with_any_bytes_sent_after_it() {
             }
         }
     }
-    assert_eq!(rests.len(), 6);
+    assert_eq!(further.len(), 6);
 }
 
 #[tokio::test]

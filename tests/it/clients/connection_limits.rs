@@ -149,7 +149,7 @@ fn start_within(env: &TestEnv, limit: &str) -> GatewayProcess {
     GatewayProcess::spawn(command)
 }
 
-async fn operator(gateway: &mut GatewayProcess) -> AdminClient {
+async fn admin_client(gateway: &mut GatewayProcess) -> AdminClient {
     let line = gateway.next_line().await;
     AdminClient::at(line.strip_prefix("clipgate admin listening on ").unwrap().parse().unwrap())
 }
@@ -160,7 +160,7 @@ async fn idle_connections_leave_descriptors_for_polls_and_the_admin_listener() {
     env.configure("idle_timeout = \"1h\"");
     let mut gateway = start_within(&env, "-n 64");
     let address = gateway.address().await;
-    let operator = operator(&mut gateway).await;
+    let admin = admin_client(&mut gateway).await;
     gateway.wait_for_log("allows fewer connections than configured").await;
     let mut idle = Vec::new();
     for n in 0..60 {
@@ -172,7 +172,7 @@ async fn idle_connections_leave_descriptors_for_polls_and_the_admin_listener() {
         env.sim.set_status(id, "completed");
         assert_eq!(from(OTHER, address).await.get(&completed_target(id), &[]).await.status(), 200);
     }
-    assert_eq!(operator.get("/readyz").await.status(), 200);
+    assert_eq!(admin.get("/readyz").await.status(), 200);
 }
 
 #[tokio::test]
@@ -181,7 +181,7 @@ async fn the_soft_limit_of_open_files_is_raised_to_the_hard_one() {
     env.configure("");
     let mut gateway = start_within(&env, "-n 1000 && ulimit -S -n 256");
     gateway.address().await;
-    let page = within_timeout("the metrics", operator(&mut gateway).await.get("/metrics")).await;
+    let page = within_timeout("the metrics", admin_client(&mut gateway).await.get("/metrics")).await;
     let page = text(&page);
     assert!(page.contains("process_max_fds 1000\n"), "{page}");
 }

@@ -39,14 +39,14 @@ async fn ask(gateway: &TestGateway, rest: &str) -> Answer {
 async fn a_get_with_a_content_length_of_0_or_an_empty_chunked_body_is_a_wait() {
     let gateway = TestGateway::with_hold(Duration::from_secs(60)).await;
     gateway.sim.set_status("a", "queued");
-    let asks = EMPTY.map(|rest| {
+    let waits = EMPTY.map(|rest| {
         let (address, head) = (gateway.address, head(&clip_target("a", "completed"), rest));
         AbortOnDropHandle::new(tokio::spawn(async move { send_raw(address, head.as_bytes()).await }))
     });
     gateway.wait_until_parked(EMPTY.len()).await;
     gateway.sim.set_status("a", "completed");
-    for ask in asks {
-        let back = ask.await.unwrap();
+    for wait in waits {
+        let back = wait.await.unwrap();
         let (answer, _) = parse_response(&back).unwrap();
         assert_eq!((answer.status.as_u16(), answer.body), (200, gateway.sim.body("a", "completed")));
     }
@@ -70,12 +70,12 @@ async fn an_http2_stream_without_body_bytes_is_a_wait() {
             .header("authorization", "Bearer demo")
             .body(body)
             .unwrap();
-        let asked = tokio::spawn(streams.send_request(request));
+        let response = tokio::spawn(streams.send_request(request));
         for _ in 0..frames {
             sender.send(Frame::data(Bytes::new())).await.unwrap();
         }
         drop(sender);
-        let answer = asked.await.unwrap().unwrap();
+        let answer = response.await.unwrap().unwrap();
         let status = answer.headers()["cache-status"].to_str().unwrap().to_owned();
         assert!(status.starts_with("clipgate; hit; "), "{frames} empty frames: {status}");
         assert_eq!(

@@ -48,8 +48,10 @@ async fn short_stream_gateway() -> TestGateway {
 
 /// Waits for the second poll for this rung, which follows a reconnect.
 async fn until_reconnected(gateway: &TestGateway, rung: &str) {
-    let asks = |target: &str| target.ends_with(rung);
-    gateway.wait_until(|seen| seen.requests.iter().filter(|seen| asks(&seen.target)).count() == 2).await;
+    let is_for_rung = |target: &str| target.ends_with(rung);
+    gateway
+        .wait_until(|seen| seen.requests.iter().filter(|seen| is_for_rung(&seen.target)).count() == 2)
+        .await;
 }
 
 #[tokio::test]

@@ -85,8 +85,9 @@ async fn skipped_rungs_are_not_sent_and_an_error_ends_the_stream() {
         assert_eq!(position(&events.expect_status(&gateway.sim.body(last, last)).await), last);
         assert_eq!(events.names().await, ["done"]);
     }
-    let asked = ["completed", "error"].map(|id| [clip_target(id, "submitted"), clip_target(id, "streaming")]);
-    assert_eq!(gateway.upstream_requests(), asked.concat());
+    let expected =
+        ["completed", "error"].map(|id| [clip_target(id, "submitted"), clip_target(id, "streaming")]);
+    assert_eq!(gateway.upstream_requests(), expected.concat());
 }
 
 #[tokio::test]
@@ -132,11 +133,11 @@ async fn twenty_streams_and_five_waits_cost_as_many_polls_as_one_client() {
         assert_eq!(stream.names().await, ["done"]);
     }
     assert!(join_all(waits).await.iter().all(|wait| wait.body == gateway.sim.body("a", "completed")));
-    let mut asked = gateway.upstream_requests();
-    asked.sort();
+    let mut requests = gateway.upstream_requests();
+    requests.sort();
     let mut expected = RUNGS.map(|rung| clip_target("a", rung));
     expected.sort();
-    assert_eq!(asked, expected);
+    assert_eq!(requests, expected);
 }
 
 #[tokio::test]
@@ -162,11 +163,11 @@ async fn a_slow_job_does_not_delay_the_events_of_a_fast_one() {
     gateway.sim.set_status("slow", "error");
     assert_eq!(position(&events.expect_status(&gateway.sim.body("slow", "error")).await), "error,completed");
     assert_eq!(events.names().await, ["done"]);
-    let mut asked = gateway.upstream_requests();
-    assert_eq!(asked.remove(0), clips_target(&["fast", "slow"], "submitted"));
-    asked.sort();
+    let mut requests = gateway.upstream_requests();
+    assert_eq!(requests.remove(0), clips_target(&["fast", "slow"], "submitted"));
+    requests.sort();
     let ladder = [("fast", "completed"), ("fast", "queued"), ("fast", "streaming"), ("slow", "queued")];
-    assert_eq!(asked, ladder.map(|(id, rung)| clip_target(id, rung)));
+    assert_eq!(requests, ladder.map(|(id, rung)| clip_target(id, rung)));
 }
 
 #[tokio::test]
@@ -559,7 +560,7 @@ async fn cached_states_are_sent_at_once_without_an_upstream_request() {
     for id in ["made", "failed"] {
         gateway.get(&clip_target(id, ""), &[]).await;
     }
-    let asked = upstream_request_count(&gateway);
+    let sent_before = upstream_request_count(&gateway);
     let mut events = EventClient::open(&gateway, &clips_target(&["failed", "made"], ""), &[]).await;
     let hit = events.field("cache-status").to_owned();
     let ttl: u64 = hit.strip_prefix("clipgate; hit; ttl=").unwrap().parse().unwrap();
@@ -567,14 +568,14 @@ async fn cached_states_are_sent_at_once_without_an_upstream_request() {
     events.expect_status(&gateway.sim.body("failed", "error")).await;
     events.expect_status(&gateway.sim.body("made", "completed")).await;
     assert_eq!(events.names().await, ["done"]);
-    assert_eq!(upstream_request_count(&gateway), asked);
+    assert_eq!(upstream_request_count(&gateway), sent_before);
 
     // A job without a response of the upstream does not delay a cached one.
     gateway.sim.fault(FaultTarget::Clip("new".into()), Fault::Hang, 1);
     let mut events = EventClient::open(&gateway, &clips_target(&["new", "made"], ""), &[]).await;
     assert_eq!(position(&events.expect_status(&gateway.sim.body("made", "completed")).await), "-,completed");
-    gateway.wait_until(|seen| seen.requests.len() == asked + 1).await;
-    assert_eq!(gateway.upstream_requests()[asked], clip_target("new", "submitted"));
+    gateway.wait_until(|seen| seen.requests.len() == sent_before + 1).await;
+    assert_eq!(gateway.upstream_requests()[sent_before], clip_target("new", "submitted"));
 }
 
 #[tokio::test]
@@ -641,12 +642,12 @@ async fn jobs_of_an_unsplit_response_are_requested_one_by_one() {
     received.sort();
     assert_eq!(received, ["a", "b"].map(|id| gateway.sim.body(id, "completed")));
     assert_eq!(events.names().await, ["done"]);
-    let asked = [
+    let expected = [
         clips_target(&["a", "b"], "submitted"),
         clip_target("a", "submitted"),
         clip_target("b", "submitted"),
     ];
-    assert_eq!(gateway.upstream_requests(), asked);
+    assert_eq!(gateway.upstream_requests(), expected);
 }
 
 #[tokio::test]
@@ -693,10 +694,10 @@ async fn streams_of_different_keys_share_nothing() {
     for events in &mut streams {
         events.expect_status(&gateway.sim.body("a", "completed")).await;
     }
-    let asked = [clip_target("a", "submitted"), clip_target("a", "streaming")];
+    let targets = [clip_target("a", "submitted"), clip_target("a", "streaming")];
     let mut seen = gateway.upstream_requests();
     seen.sort();
-    assert_eq!(seen, [&asked[1], &asked[1], &asked[0], &asked[0]].map(String::as_str));
+    assert_eq!(seen, [&targets[1], &targets[1], &targets[0], &targets[0]].map(String::as_str));
 }
 
 mod http2 {

@@ -23,7 +23,7 @@ const BARE: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
 const MALFORMED: [&[u8]; 2] =
     [b"GET /sim/echo HTTP/1.1\r\nhost : x\r\n\r\n", b"GET /sim/echo HTTP/1.1\r\nhost: x\r\nx: a\rb\r\n\r\n"];
 
-fn assert_refused(bytes: &[u8], status: u16, reason: &str) {
+fn assert_rejected(bytes: &[u8], status: u16, reason: &str) {
     let (answer, rest) =
         parse_response(bytes).unwrap_or_else(|| panic!("{:?}", String::from_utf8_lossy(bytes)));
     assert_gateway_error(&answer, status, reason);
@@ -31,7 +31,7 @@ fn assert_refused(bytes: &[u8], status: u16, reason: &str) {
 }
 
 #[tokio::test]
-async fn each_fault_of_a_query_is_named() {
+async fn each_error_of_a_query_has_its_reason() {
     let gateway = TestGateway::new().await;
     let long = "x".repeat(129);
     let seven: Vec<_> = (0..7).map(|n| format!("id-{n}")).collect();
@@ -61,19 +61,19 @@ async fn each_fault_of_a_query_is_named() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_too_large_is_refused_announced_or_not() {
+async fn a_body_that_is_too_large_is_413_with_or_without_a_content_length() {
     let gateway = TestGateway::with(|config, _| config.limits.max_body = 1000).await;
     let fits = gateway.send(request("POST", "/sim/mirror", &[KEY], vec![b'x'; 1000])).await;
     assert_eq!((fits.status.as_u16(), fits.body.len()), (200, 1000));
-    let asked = upstream_request_count(&gateway);
+    let sent_before = upstream_request_count(&gateway);
     let answer = gateway.send(request("POST", CLIP, &[KEY], vec![b'x'; 1001])).await;
     assert_gateway_error(&answer, 413, "body-too-large");
-    assert_eq!(upstream_request_count(&gateway), asked);
+    assert_eq!(upstream_request_count(&gateway), sent_before);
 
     let head =
         format!("POST {CLIP} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n");
     let chunked = [head.as_bytes(), b"3e9\r\n", &[b'x'; 1001], b"\r\n0\r\n\r\n"].concat();
-    assert_refused(&send_raw(gateway.address, &chunked).await, 413, "body-too-large");
+    assert_rejected(&send_raw(gateway.address, &chunked).await, 413, "body-too-large");
 }
 
 #[tokio::test]
@@ -91,7 +91,7 @@ async fn a_target_or_a_head_that_is_too_large_gets_a_bare_414_or_431_and_is_coun
 }
 
 #[tokio::test]
-async fn what_the_upstream_does_not_answer_is_502() {
+async fn a_request_that_the_upstream_does_not_answer_is_502() {
     let gateway = TestGateway::with(|config, _| config.upstream.retry_for = Duration::ZERO).await;
     gateway.sim.fault(FaultTarget::Any, Fault::Refuse, 100);
     assert_gateway_error(&gateway.get(&clip_target("a", "completed"), &[]).await, 502, "unreachable");
@@ -116,7 +116,7 @@ async fn too_many_waits_are_503_with_retry_after() {
 }
 
 #[tokio::test]
-async fn a_request_that_was_here_before_is_508() {
+async fn a_request_that_passed_this_gateway_before_is_508() {
     let gateway = TestGateway::new().await;
     for via in ["1.1 clipgate", "1.0 fred, 2.0 CLIPGATE (x)"] {
         for target in [clip_target("a", "completed"), "/v1/models".to_owned()] {
@@ -131,17 +131,17 @@ async fn a_request_that_was_here_before_is_508() {
 async fn connect_is_501() {
     let gateway = TestGateway::new().await;
     let head = b"CONNECT example.org:443 HTTP/1.1\r\nhost: example.org:443\r\nconnection: close\r\n\r\n";
-    assert_refused(&send_raw(gateway.address, head).await, 501, "connect-unsupported");
+    assert_rejected(&send_raw(gateway.address, head).await, 501, "connect-unsupported");
     assert_eq!(upstream_request_count(&gateway), 0);
 }
 
 #[tokio::test]
-async fn a_clients_request_id_is_taken_over_if_it_is_fit() {
+async fn a_clients_request_id_is_used_if_it_is_valid() {
     let gateway = TestGateway::new().await;
     gateway.sim.set_status("a", "completed");
     gateway.get(&clip_target("a", "completed"), &[]).await;
     let long = "x".repeat(129);
-    for (id, is_fit) in
+    for (id, is_valid) in
         [("req-1", true), (&long[1..], true), (&long[..], false), ("a b", false), ("é", false)]
     {
         for target in [CLIP.to_owned(), clip_target("a", "completed")] {
@@ -150,12 +150,12 @@ async fn a_clients_request_id_is_taken_over_if_it_is_fit() {
                 assert_gateway_error(&answer, 400, "no-id");
             }
             let given = field(&answer, "x-request-id");
-            assert_eq!(given == id, is_fit, "{given}");
+            assert_eq!(given == id, is_valid, "{given}");
             assert!(!given.is_empty() && given.bytes().all(|byte| byte.is_ascii_graphic()));
         }
         gateway.get("/sim/echo", &[("x-request-id", id)]).await;
         let seen = gateway.sim.requests().pop().unwrap();
-        assert_eq!(seen.headers["x-request-id"].as_bytes() == id.as_bytes(), is_fit);
+        assert_eq!(seen.headers["x-request-id"].as_bytes() == id.as_bytes(), is_valid);
     }
 }
 

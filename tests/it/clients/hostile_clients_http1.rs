@@ -1,7 +1,7 @@
-//! Hostile clients over HTTP/1: each is refused with a clear answer, or its connection closed; nothing of it reaches
-//! the upstream; and while it goes on another client's hit is served at once.
+//! Hostile clients over HTTP/1. The gateway rejects each with a definite response, or closes its connection. No byte of
+//! the attack reaches the upstream, and meanwhile another client's hit is served without delay.
 //!
-//! Over HTTP/2 they are in `floods.rs`, and the upstream is the hostile one in `treason.rs`.
+//! `hostile_clients_http2.rs` has those over HTTP/2, `upstream/hostile_upstream.rs` the hostile upstreams.
 
 use std::time::Duration;
 
@@ -18,47 +18,47 @@ use crate::harness::raw_http::{
     assert_bare_rejection, assert_gateway_error, field, parse_response, send_raw, upstream_request_count,
 };
 
-/// Within which another client's hit is served, in the median: a thousand times what it takes where nothing is in its
-/// way, for tests share the cores with each other.
-const AT_ONCE: Duration = Duration::from_secs(1);
+/// Longest time of another client's hit, in the median. An undisturbed hit takes a thousandth, but tests share the
+/// cores.
+const MAX_HIT_TIME: Duration = Duration::from_secs(1);
 
-/// Hits that are asked for during an attack, at least.
-const LOOKS: usize = 9;
+/// Least number of hits that are requested during an attack.
+const MIN_HITS: usize = 9;
 
-/// Lets an attack go on while another client asks for what is kept, each time on a new connection.
+/// Runs an attack while another client requests a cached job, each time on a new connection.
 pub(crate) async fn while_under_attack<T>(
     gateway: &TestGateway,
     name: &str,
     attack: impl Future<Output = T>,
 ) -> T {
-    gateway.sim.set_status("kept", "completed");
-    gateway.get(&clip_target("kept", "completed"), &[]).await;
+    gateway.sim.set_status("cached", "completed");
+    gateway.get(&clip_target("cached", "completed"), &[]).await;
     let mut took = Vec::new();
-    let look = async |took: &mut Vec<Duration>| {
-        let answer = gateway.get(&clip_target("kept", "completed"), &[]).await;
+    let hit = async |took: &mut Vec<Duration>| {
+        let answer = gateway.get(&clip_target("cached", "completed"), &[]).await;
         assert!(answer.is_hit(), "{name}: {answer:?}");
         took.push(answer.took);
-        tokio::time::sleep(Duration::from_millis(2)).await; // it is no attack itself
+        tokio::time::sleep(Duration::from_millis(2)).await; // so that the hits are not an attack themselves
     };
-    let looking = async {
+    let hits = async {
         loop {
-            look(&mut took).await;
+            hit(&mut took).await;
         }
     };
     let ended = tokio::select! {
         ended = within_secs(60, attack) => ended,
-        never = looking => never,
+        never = hits => never,
     };
-    while took.len() < LOOKS {
-        look(&mut took).await;
+    while took.len() < MIN_HITS {
+        hit(&mut took).await;
     }
     took.sort();
     let median = took[took.len() / 2];
-    assert!(median < AT_ONCE, "{name}: a hit took {median:?} in the middle of {}", took.len());
+    assert!(median < MAX_HIT_TIME, "{name}: a hit took {median:?} in the middle of {}", took.len());
     ended
 }
 
-/// Heads that no two servers need read in the same way.
+/// Heads that two servers may read differently.
 const MALFORMED: [(&str, &[u8]); 27] = [
     ("a space before the colon", b"GET /sim/echo HTTP/1.1\r\nhost : x\r\n\r\n"),
     ("a field without a name", b"GET /sim/echo HTTP/1.1\r\nhost: x\r\n: y\r\n\r\n"),
@@ -71,38 +71,44 @@ const MALFORMED: [(&str, &[u8]); 27] = [
     ("a bare CR in a value", b"GET /sim/echo HTTP/1.1\r\nhost: x\r\nx: a\rb\r\n\r\n"),
     ("a bare CR that ends a line", b"GET /sim/echo HTTP/1.1\rhost: x\r\n\r\n"),
     ("a NUL in the target", b"GET /sim/ec\0ho HTTP/1.1\r\nhost: x\r\n\r\n"),
-    ("a version that is none", b"GET /sim/echo HTTP/9.9\r\nhost: x\r\n\r\n"),
-    ("a version of three", b"GET /sim/echo HTTP/1.2.3\r\nhost: x\r\n\r\n"),
-    ("a version in small letters", b"GET /sim/echo http/1.1\r\nhost: x\r\n\r\n"),
+    ("an unknown version", b"GET /sim/echo HTTP/9.9\r\nhost: x\r\n\r\n"),
+    ("a version with three numbers", b"GET /sim/echo HTTP/1.2.3\r\nhost: x\r\n\r\n"),
+    ("a version in lower case", b"GET /sim/echo http/1.1\r\nhost: x\r\n\r\n"),
     ("no version", b"GET /sim/echo\r\nhost: x\r\n\r\n"),
-    ("a method that is no token", b"G(T /sim/echo HTTP/1.1\r\nhost: x\r\n\r\n"),
+    ("a method that is not a token", b"G(T /sim/echo HTTP/1.1\r\nhost: x\r\n\r\n"),
     ("two targets", b"GET /sim/echo extra HTTP/1.1\r\nhost: x\r\n\r\n"),
     (
         "two lengths",
         b"POST /sim/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabcd",
     ),
-    ("two lengths in one", b"POST /sim/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 3, 3\r\n\r\nabc"),
+    ("two lengths in one field", b"POST /sim/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 3, 3\r\n\r\nabc"),
     ("a length with a sign", b"POST /sim/echo HTTP/1.1\r\nhost: x\r\ncontent-length: +3\r\n\r\nabc"),
     ("a length below zero", b"POST /sim/echo HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n"),
     ("a length in hexadecimal", b"POST /sim/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 0x3\r\n\r\nabc"),
-    ("a coding without chunks", b"POST /sim/echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip\r\n\r\nabc"),
     (
-        "chunks that are coded",
+        "a coding other than chunked",
+        b"POST /sim/echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip\r\n\r\nabc",
+    ),
+    (
+        "a coding after chunked",
         b"POST /sim/echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked, gzip\r\n\r\n0\r\n\r\n",
     ),
-    ("almost chunks", b"POST /sim/echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: xchunked\r\n\r\n0\r\n\r\n"),
+    (
+        "a coding that ends in chunked",
+        b"POST /sim/echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
+    ),
     (
         "chunks in HTTP/1.0",
         b"POST /sim/echo HTTP/1.0\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
     ),
     (
-        "chunks behind a tab",
+        "chunked after a vertical tab",
         b"POST /sim/echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding:\x0bchunked\r\n\r\n0\r\n\r\n",
     ),
 ];
 
 /// Heads without exactly one valid host.
-const DOUBTFUL_HOSTS: [(&str, &[u8]); 4] = [
+const INVALID_HOSTS: [(&str, &[u8]); 4] = [
     ("no host", b"GET /sim/echo HTTP/1.1\r\nconnection: close\r\n\r\n"),
     ("two hosts", b"GET /sim/echo HTTP/1.1\r\nhost: x\r\nhost: y\r\nconnection: close\r\n\r\n"),
     ("the same host twice", b"GET /sim/echo HTTP/1.0\r\nhost: x\r\nhost: x\r\n\r\n"),
@@ -115,11 +121,11 @@ async fn a_malformed_head_is_400_counted_and_never_reaches_the_upstream() {
     let admin = AdminClient::open(&mut gateway).await;
     let mut count = 0;
     // hyper answers a head that it cannot parse; the gateway answers one without a definite host.
-    let rows = MALFORMED.iter().map(|row| (row, true)).chain(DOUBTFUL_HOSTS.iter().map(|row| (row, false)));
+    let rows = MALFORMED.iter().map(|row| (row, true)).chain(INVALID_HOSTS.iter().map(|row| (row, false)));
     for (&(name, head), is_bare) in rows {
-        // The same for a wait, which would be answered here.
+        // Sends the same head as a wait too, which the gateway would answer itself.
         let text = String::from_utf8_lossy(head).into_owned();
-        let wait = text.replacen("/sim/echo", &clip_target("kept", "completed"), 1);
+        let wait = text.replacen("/sim/echo", &clip_target("cached", "completed"), 1);
         for head in [head, wait.as_bytes()] {
             let back = while_under_attack(&gateway, name, send_raw(gateway.address, head)).await;
             if is_bare {
@@ -129,7 +135,7 @@ async fn a_malformed_head_is_400_counted_and_never_reaches_the_upstream() {
                 assert_gateway_error(&answer, 400, "bad-request");
                 assert!(rest.is_empty(), "{name}: {:?}", String::from_utf8_lossy(rest));
             }
-            assert_eq!(gateway.upstream_requests(), [clip_target("kept", "completed")], "{name}");
+            assert_eq!(gateway.upstream_requests(), [clip_target("cached", "completed")], "{name}");
             count += 1;
         }
     }
@@ -138,7 +144,7 @@ async fn a_malformed_head_is_400_counted_and_never_reaches_the_upstream() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_coded_otherwise_than_in_chunks_never_reaches_the_upstream() {
+async fn a_body_with_a_coding_other_than_chunked_never_reaches_the_upstream() {
     let gateway = TestGateway::new().await;
     let rows = [
         "transfer-encoding: gzip, chunked",
@@ -159,13 +165,13 @@ async fn a_body_that_is_coded_otherwise_than_in_chunks_never_reaches_the_upstrea
 }
 
 #[tokio::test]
-async fn a_length_beside_chunks_smuggles_nothing() {
+async fn a_content_length_beside_chunks_smuggles_nothing() {
     let (length, chunked) = ("content-length: 5\r\n", "transfer-encoding: chunked\r\n");
     for fields in [[length, chunked], [chunked, length]] {
         let gateway = TestGateway::new().await;
         let head = format!("POST /sim/echo HTTP/1.1\r\nhost: x\r\n{}\r\n", fields.concat());
         let rest = "0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n";
-        // RFC 9112, section 6.3: the chunks count, the length goes no further, the connection ends.
+        // RFC 9112, section 6.3: the chunks count, the length is removed, the connection ends.
         let back = send_raw(gateway.address, (head + rest).as_bytes()).await;
         let (answer, rest) = parse_response(&back).unwrap();
         assert_eq!((answer.status.as_u16(), field(&answer, "connection"), rest.len()), (200, "close", 0));
@@ -175,24 +181,24 @@ async fn a_length_beside_chunks_smuggles_nothing() {
     }
 }
 
-/// Uploads that break HTTP after their head: what came of them ends at the upstream, and what follows is no request.
+/// Uploads with malformed chunks. The upstream sees them end early, and the bytes after them are not a request.
 const BROKEN_BODIES: [(&str, &str); 7] = [
     ("a chunk without a size", "\r\nabc"),
-    ("a size that is none", "xyz\r\nabc\r\n0\r\n\r\n"),
+    ("a size without digits", "xyz\r\nabc\r\n0\r\n\r\n"),
     ("a size with a prefix", "0x3\r\nabc\r\n0\r\n\r\n"),
     ("a size below zero", "-1\r\nabc\r\n0\r\n\r\n"),
-    ("a size over all bounds", "fffffffffffffffff\r\nabc\r\n0\r\n\r\n"),
+    ("a size above 64 bits", "fffffffffffffffff\r\nabc\r\n0\r\n\r\n"),
     ("a chunk longer than its size", "3\r\nabcdef\r\n0\r\n\r\n"),
     ("a size that ends in a bare line feed", "3\nabc\r\n0\r\n\r\n"),
 ];
 
 #[tokio::test]
-async fn a_body_that_breaks_http_is_400_and_smuggles_nothing() {
+async fn a_malformed_body_is_400_and_smuggles_nothing() {
     for (name, body) in BROKEN_BODIES {
         let gateway = TestGateway::new().await;
         let head = "POST /sim/echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
-        let wire = format!("{head}{body}GET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n");
-        let back = while_under_attack(&gateway, name, send_raw(gateway.address, wire.as_bytes())).await;
+        let request = format!("{head}{body}GET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n");
+        let back = while_under_attack(&gateway, name, send_raw(gateway.address, request.as_bytes())).await;
         let (answer, rest) = parse_response(&back).unwrap_or_else(|| panic!("{name}: {back:?}"));
         assert_gateway_error(&answer, 400, "body-incomplete");
         assert!(rest.is_empty(), "{name}: {:?}", String::from_utf8_lossy(rest));
@@ -207,7 +213,8 @@ async fn a_body_that_breaks_http_is_400_and_smuggles_nothing() {
     }
 }
 
-/// Sends this for ever, until the other side has had enough; what came back, and how many bytes it took.
+/// Sends `start`, then `piece` again and again until the gateway closes the connection. Returns the response and the
+/// number of sent bytes.
 async fn endless(gateway: &TestGateway, start: &str, piece: &str) -> (Vec<u8>, usize) {
     let (mut read, mut write) = TcpStream::connect(gateway.address).await.unwrap().into_split();
     let piece = piece.repeat(1000);
@@ -228,7 +235,7 @@ async fn endless(gateway: &TestGateway, start: &str, piece: &str) -> (Vec<u8>, u
 }
 
 #[tokio::test]
-async fn what_has_no_end_is_cut_off_at_its_bound() {
+async fn each_endless_part_of_a_request_is_cut_off_at_its_limit() {
     let chunked = "POST /sim/echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
     let body = &format!("400\r\n{}\r\n", "x".repeat(0x400));
     let rows = [
@@ -254,17 +261,17 @@ async fn what_has_no_end_is_cut_off_at_its_bound() {
         } else {
             assert!(field(&answer, "cache-status").starts_with("clipgate; detail="), "{name}");
         }
-        // What is read on after the refusal, and what the system's buffers hold.
-        assert!(sent < 128 << 20, "{name}: {sent} bytes were taken");
+        // Bytes that the gateway still reads after the response, and the buffers of the system.
+        assert!(sent < 128 << 20, "{name}: {sent} bytes were accepted");
         count += 1;
     }
     assert_eq!(count, 9);
     admin.assert_rejected(count).await;
 }
 
-/// Opens so many connections and sends this on each, then nothing; how long it took until all of them were closed, and
-/// what came back on them.
-async fn slow(gateway: &TestGateway, count: usize, start: &'static str) -> (Duration, Vec<Vec<u8>>) {
+/// Opens connections and sends `start` on each, then nothing. Returns the time until all of them were closed, and the
+/// responses.
+async fn open_slow(gateway: &TestGateway, count: usize, start: &'static str) -> (Duration, Vec<Vec<u8>>) {
     let began = clock::now();
     let mut clients = JoinSet::new();
     for _ in 0..count {
@@ -281,9 +288,9 @@ async fn slow(gateway: &TestGateway, count: usize, start: &'static str) -> (Dura
 }
 
 #[tokio::test]
-async fn slow_clients_are_gone_after_their_time() {
-    let patience = Duration::from_secs(1);
-    let gateway = TestGateway::with_stall_timeout(patience).await;
+async fn slow_clients_are_disconnected_after_the_timeout() {
+    let timeout = Duration::from_secs(1);
+    let gateway = TestGateway::with_stall_timeout(timeout).await;
     let rows = [
         ("nothing", ""),
         ("half a head", "GET / HTTP/1.1\r\nhost: x\r\nx: "),
@@ -293,9 +300,9 @@ async fn slow_clients_are_gone_after_their_time() {
     ];
     let mut count = 0;
     for (name, start) in rows {
-        let (took, backs) = while_under_attack(&gateway, name, slow(&gateway, 200, start)).await;
-        // Two hundred connections may take a while; another time-out of the gateway's is longer still.
-        assert!((patience..10 * patience).contains(&took), "{name}: {took:?}");
+        let (took, backs) = while_under_attack(&gateway, name, open_slow(&gateway, 200, start)).await;
+        // The other timeouts of the gateway are longer than ten times this one.
+        assert!((timeout..10 * timeout).contains(&took), "{name}: {took:?}");
         let is_upload = start.starts_with("POST");
         for back in &backs {
             match parse_response(back) {
@@ -303,7 +310,7 @@ async fn slow_clients_are_gone_after_their_time() {
                 _ => assert!(!is_upload && !back.starts_with(b"HTTP/1.1 2"), "{name}: {back:?}"),
             }
         }
-        // The upload streams, so the upstream has seen its beginning; all else has reached nobody.
+        // An upload is streamed, so its first bytes reach the upstream. The others do not.
         let expected = if is_upload { 200 } else { 0 };
         assert_eq!((gateway.sim.observe().count("/sim/echo"), backs.len()), (expected, 200), "{name}");
         gateway.wait_until(|seen| seen.requests.iter().all(|seen| seen.end != RequestEnd::Open)).await;
@@ -313,7 +320,7 @@ async fn slow_clients_are_gone_after_their_time() {
 }
 
 #[tokio::test]
-async fn who_is_refused_in_the_middle_of_a_request_may_finish_it_and_read_why() {
+async fn a_client_rejected_in_the_middle_of_a_request_can_finish_it_and_read_the_response() {
     let rows = [
         ("a body", "POST /sim/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999\r\n\r\n".to_owned(), 413),
         ("a head", format!("GET / HTTP/1.1\r\nhost: x\r\nx: {}", "y".repeat(200_000)), 431),
@@ -322,7 +329,7 @@ async fn who_is_refused_in_the_middle_of_a_request_may_finish_it_and_read_why() 
         let gateway = TestGateway::new().await;
         let mut stream = TcpStream::connect(gateway.address).await.unwrap();
         stream.write_all(start.as_bytes()).await.unwrap();
-        // The refusal is out: from now on nobody needs what comes, but a connection that is reset takes it back.
+        // The response is sent. A reset of the connection would discard it, so the gateway reads on.
         stream.peek(&mut [0]).await.unwrap();
         stream.write_all(&vec![b'y'; 16 << 20]).await.unwrap_or_else(|error| panic!("{name}: {error}"));
         stream.shutdown().await.unwrap();
@@ -340,7 +347,7 @@ async fn who_is_refused_in_the_middle_of_a_request_may_finish_it_and_read_why() 
 }
 
 #[tokio::test]
-async fn who_is_refused_and_goes_on_for_ever_is_not_listened_to_for_ever() {
+async fn a_rejected_client_that_never_stops_sending_is_disconnected() {
     let gateway = TestGateway::new().await;
     let start = "POST /sim/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999\r\n\r\n";
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();
@@ -350,5 +357,5 @@ async fn who_is_refused_and_goes_on_for_ever_is_not_listened_to_for_ever() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    while_under_attack(&gateway, "a body that trickles after its refusal", trickle).await;
+    while_under_attack(&gateway, "a body that trickles after its rejection", trickle).await;
 }

@@ -218,7 +218,7 @@ async fn an_invalid_request_is_reset_or_rejected_and_does_not_reach_the_upstream
             _ => panic!("{name}: {back:?}"),
         };
         assert_eq!(reaction, expected, "{name}");
-        assert_eq!(gateway.upstream_requests(), [clip_target("kept", "completed")], "{name}");
+        assert_eq!(gateway.upstream_requests(), [clip_target("cached", "completed")], "{name}");
         count += 1;
     }
     assert_eq!(count, 37);
@@ -311,8 +311,11 @@ async fn a_flood_ends_its_connection_or_harms_no_other_client() {
         assert!(back.answers.is_empty(), "{name}: {:?}", back.answers);
         gateway.wait_until_parked(0).await;
         // Waits that began share one poll; the head of an upload is passed through.
-        let asked = gateway.upstream_requests();
-        assert!(asked.len() <= 2 && asked.iter().all(|target| !target.contains("/x")), "{name}: {asked:?}");
+        let requests = gateway.upstream_requests();
+        assert!(
+            requests.len() <= 2 && requests.iter().all(|target| !target.contains("/x")),
+            "{name}: {requests:?}"
+        );
         count += 1;
     }
     assert_eq!(count, 14);
@@ -376,8 +379,8 @@ async fn streams_that_are_reset_while_they_wait_cost_few_polls() {
     };
     while_under_attack(&gateway, "streams reset while they wait", attack).await;
     gateway.wait_until_parked(0).await;
-    let asked = gateway.upstream_requests();
-    assert!((2..20).contains(&asked.len()), "{} polls, which linger", asked.len());
+    let requests = gateway.upstream_requests();
+    assert!((2..20).contains(&requests.len()), "{} polls, which linger", requests.len());
 }
 
 #[tokio::test]
@@ -403,11 +406,11 @@ fn windows_of(bytes: u32) -> Vec<u8> {
 #[tokio::test]
 async fn an_unread_stream_is_reset_and_a_wait_on_its_connection_is_answered() {
     let gateway = TestGateway::with_stall_timeout(Duration::from_secs(1)).await;
-    gateway.sim.set_status("kept", "completed");
+    gateway.sim.set_status("cached", "completed");
     gateway.sim.set_status("a", "queued");
-    assert_eq!(gateway.get(&clip_target("kept", "completed"), &[]).await.status, 200);
+    assert_eq!(gateway.get(&clip_target("cached", "completed"), &[]).await.status, 200);
     let (mut read, mut write) = TcpStream::connect(gateway.address).await.unwrap().into_split();
-    let hits = (1..=20).flat_map(|n| get(stream(n), &clip_target("kept", "completed"))).collect();
+    let hits = (1..=20).flat_map(|n| get(stream(n), &clip_target("cached", "completed"))).collect();
     let wait = get(stream(0), &clip_target("a", "completed"));
     write.write_all(&[PREFACE.to_vec(), windows_of(0), wait, hits].concat()).await.unwrap();
     let mut back = Back::default();

@@ -1,4 +1,4 @@
-//! The quota of one key, and who counts as one (contract, section 5).
+//! Quotas of keys and addresses, and the owner of the quota that a request counts against.
 
 use clipgate::testing::clock;
 use clipgate::testing::config::{AuthConfig, Config};
@@ -11,12 +11,12 @@ use crate::harness::raw_http::{
     upstream_request_count,
 };
 
-fn ten(config: &mut Config) {
+fn allow_ten(config: &mut Config) {
     config.limits.requests_per_second = 1;
     config.limits.burst = 10;
 }
 
-async fn made(gateway: &TestGateway) {
+async fn prove_key(gateway: &TestGateway) {
     gateway.sim.set_status("a", "completed");
     assert_eq!(gateway.get(&clip_target("a", "completed"), &[]).await.status, 200);
 }
@@ -27,8 +27,8 @@ fn is_limited(answer: &Answer) -> bool {
 
 #[tokio::test]
 async fn a_burst_of_ten_lets_ten_of_fifteen_through_and_then_recovers() {
-    let gateway = TestGateway::with(|config, _| ten(config)).await;
-    made(&gateway).await; // from here on the key is known, and counts for itself
+    let gateway = TestGateway::with(|config, _| allow_ten(config)).await;
+    prove_key(&gateway).await; // from here on the key has its own quota
     let since = clock::now();
     let burst: Vec<_> = (0..15).map(|_| gateway.spawn_get(&clip_target("a", "completed"), &[])).collect();
     let mut limited = Vec::new();
@@ -38,9 +38,9 @@ async fn a_burst_of_ten_lets_ten_of_fifteen_through_and_then_recovers() {
             limited.push(answer);
         }
     }
-    // And one more for each second that it took.
-    let more = since.elapsed().as_secs() as usize + usize::from(since.elapsed().subsec_nanos() > 0);
-    assert!(limited.len() <= 5 && limited.len() + more >= 5, "{} in {more} s", limited.len());
+    // Each second adds one.
+    let added = since.elapsed().as_secs() as usize + usize::from(since.elapsed().subsec_nanos() > 0);
+    assert!(limited.len() <= 5 && limited.len() + added >= 5, "{} in {added} s", limited.len());
     let pause = limited
         .iter()
         .map(|answer| {
@@ -53,19 +53,19 @@ async fn a_burst_of_ten_lets_ten_of_fifteen_through_and_then_recovers() {
         })
         .max()
         .unwrap();
-    tokio::time::sleep(std::time::Duration::from_secs(pause)).await; // as the answers ask
+    tokio::time::sleep(std::time::Duration::from_secs(pause)).await; // as Retry-After asks
     assert_eq!(gateway.get(&clip_target("a", "completed"), &[]).await.status, 200);
     assert_eq!(upstream_request_count(&gateway), 1);
 }
 
 #[tokio::test]
-async fn every_answer_says_where_its_key_stands() {
+async fn each_response_has_the_state_of_its_keys_quotas() {
     let gateway = TestGateway::with(|config, _| {
         config.limits.requests_per_second = 1;
         config.limits.burst = 1000;
     })
     .await;
-    made(&gateway).await;
+    prove_key(&gateway).await;
     let answers = [
         gateway.get(&clip_target("a", "completed"), &[]).await,
         gateway.get("/sim/echo", &[]).await,
@@ -85,16 +85,16 @@ async fn every_answer_says_where_its_key_stands() {
 }
 
 #[tokio::test]
-async fn made_up_keys_count_for_their_address() {
+async fn unproven_keys_count_for_their_address() {
     let gateway = TestGateway::with(|config, options| {
-        ten(config);
+        allow_ten(config);
         options.keys = Some(vec!["demo".to_owned()]);
     })
     .await;
-    made(&gateway).await;
+    prove_key(&gateway).await;
     let mut statuses = Vec::new();
     for n in 0..15 {
-        let key = format!("Bearer made-up-{n}");
+        let key = format!("Bearer invented-{n}");
         statuses.push(
             gateway.get(&clip_target("a", "completed"), &[("authorization", &key)]).await.status.as_u16(),
         );
@@ -107,19 +107,19 @@ async fn made_up_keys_count_for_their_address() {
     assert_eq!(
         gateway.get(&clip_target("a", "completed"), &[]).await.status,
         200,
-        "a proven key is not touched"
+        "a proven key has its own quota"
     );
 }
 
 #[tokio::test]
-async fn what_is_passed_through_takes_a_call_each_and_a_hit_none() {
+async fn a_passed_through_request_counts_as_a_call_and_a_hit_does_not() {
     let gateway = TestGateway::with(|config, _| {
         config.limits.calls_per_second = 1;
         config.limits.calls_burst = 3;
     })
     .await;
-    made(&gateway).await; // from here on the key is known, and counts for itself
-    let asked = upstream_request_count(&gateway);
+    prove_key(&gateway).await; // from here on the key has its own quota
+    let sent_before = upstream_request_count(&gateway);
     let mut limited = 0;
     for _ in 0..8 {
         let answer = gateway.get("/sim/echo", &[]).await;
@@ -129,21 +129,21 @@ async fn what_is_passed_through_takes_a_call_each_and_a_hit_none() {
             assert_eq!(field(&answer, "retry-after"), "1");
             limited += 1;
         }
-        assert!(gateway.get(&clip_target("a", "completed"), &[]).await.is_hit(), "which is free");
+        assert!(gateway.get(&clip_target("a", "completed"), &[]).await.is_hit(), "hits are free");
     }
-    assert!((3..=5).contains(&limited), "3 at once, and a second or two may have gone by: {limited}");
-    assert_eq!(upstream_request_count(&gateway) - asked, 8 - limited);
+    assert!((3..=5).contains(&limited), "a burst of 3, and one more for each second: {limited}");
+    assert_eq!(upstream_request_count(&gateway) - sent_before, 8 - limited);
 }
 
 #[tokio::test]
-async fn fifty_merged_waits_and_fifty_hits_cost_one_call() {
+async fn fifty_coalesced_waits_and_fifty_hits_cost_one_call() {
     let gateway = TestGateway::with(|config, options| {
         crate::harness::gateway::set_hold(std::time::Duration::from_secs(20), config, options);
         config.limits.calls_per_second = 1;
         config.limits.calls_burst = 3;
     })
     .await;
-    made(&gateway).await; // costs one of the address, and proves the key
+    prove_key(&gateway).await; // costs one of the address
     gateway.sim.set_status("b", "streaming");
     let waits: Vec<_> = (0..50).map(|_| gateway.spawn_get(&clip_target("b", "completed"), &[])).collect();
     gateway.wait_until_parked(50).await;
@@ -160,23 +160,23 @@ async fn fifty_merged_waits_and_fifty_hits_cost_one_call() {
 }
 
 #[tokio::test]
-async fn a_wait_that_would_open_a_poll_over_the_quota_of_calls_is_refused_and_leaves_no_trace() {
+async fn a_wait_whose_poll_would_exceed_the_quota_calls_is_rejected_and_leaves_no_state() {
     let gateway = TestGateway::with(|config, _| {
         config.limits.calls_per_second = 1;
         config.limits.calls_burst = 2;
     })
     .await;
-    made(&gateway).await;
+    prove_key(&gateway).await;
     let ids: Vec<String> = (0..6).map(|n| format!("clip-{n}")).collect();
     ids.iter().for_each(|id| gateway.sim.set_status(id, "completed"));
     let since = clock::now();
     let waits = ids.iter().map(|id| gateway.spawn_get(&clip_target(id, "completed"), &[])).collect();
     let answers = join_all(waits).await;
-    let refused: Vec<_> = answers.iter().filter(|answer| is_limited(answer)).collect();
-    // The burst, and what each second adds.
+    let rejected: Vec<_> = answers.iter().filter(|answer| is_limited(answer)).collect();
+    // The burst, and one for each second.
     let allowed = 2 + since.elapsed().as_secs() as usize + 1;
-    assert!(answers.len() - refused.len() <= allowed, "{} of {allowed}", answers.len() - refused.len());
-    for answer in &refused {
+    assert!(answers.len() - rejected.len() <= allowed, "{} of {allowed}", answers.len() - rejected.len());
+    for answer in &rejected {
         assert_gateway_error(answer, 429, "calls");
         assert_eq!(field(answer, "retry-after"), "1");
     }
@@ -186,9 +186,9 @@ async fn a_wait_that_would_open_a_poll_over_the_quota_of_calls_is_refused_and_le
 }
 
 #[tokio::test]
-async fn one_keys_waits_are_bounded_and_no_others() {
+async fn each_key_has_its_own_limit_of_waits() {
     let gateway = TestGateway::with(|config, _| config.limits.max_waits_per_key = 3).await;
-    made(&gateway).await; // from here on the key is known, and counts for itself
+    prove_key(&gateway).await; // from here on the key has its own quota
     gateway.sim.set_status("b", "streaming");
     let waits: Vec<_> = (0..3).map(|_| gateway.spawn_get(&clip_target("b", "completed"), &[])).collect();
     gateway.wait_until_parked(3).await;
@@ -201,8 +201,8 @@ async fn one_keys_waits_are_bounded_and_no_others() {
     assert_eq!(other.await.unwrap().status, 200);
 }
 
-/// Raw requests that are refused before anybody looks at their key, and by which word.
-fn refused_early() -> [(&'static str, String, u16); 6] {
+/// Raw requests that the gateway rejects before it checks their key: reason, request, status.
+fn rejected_early() -> [(&'static str, String, u16); 6] {
     let head = |fields: &str| {
         format!(
             "GET {} HTTP/1.1\r\n{fields}authorization: Bearer demo\r\nconnection: close\r\n\r\n",
@@ -219,26 +219,26 @@ fn refused_early() -> [(&'static str, String, u16); 6] {
     ]
 }
 
-/// What a field says is left of the quota of requests.
-fn left(answer: &Answer) -> u64 {
+/// Returns the remaining requests that `RateLimit` reports.
+fn remaining(answer: &Answer) -> u64 {
     let rest = field(answer, "ratelimit").strip_prefix("\"requests\";r=").unwrap();
     rest.split([';', ',']).next().unwrap().parse().unwrap()
 }
 
 #[tokio::test]
-async fn what_is_refused_before_its_key_is_looked_at_counts_for_its_address() {
+async fn a_request_rejected_before_its_key_is_checked_counts_for_its_address() {
     let mut count = 0;
-    for (reason, request, status) in refused_early() {
+    for (reason, request, status) in rejected_early() {
         let gateway = TestGateway::with(|config, _| {
             if reason == "cross-origin" {
                 config.auth = AuthConfig::Sidecar;
                 config.upstream.api_key = Some(Secret::new("demo"));
             }
-            ten(config);
+            allow_ten(config);
         })
         .await;
-        made(&gateway).await; // from here on the key is known, and counts for itself
-        let mut refused = 0;
+        prove_key(&gateway).await; // from here on the key has its own quota
+        let mut rejected = 0;
         let limited = loop {
             let bytes = send_raw(gateway.address, request.as_bytes()).await;
             let (answer, _) = parse_response(&bytes).unwrap();
@@ -246,13 +246,13 @@ async fn what_is_refused_before_its_key_is_looked_at_counts_for_its_address() {
                 break answer;
             }
             assert_gateway_error(&answer, status, reason);
-            refused += 1;
-            assert!(refused < 1000, "{request}: the quota has no end");
+            rejected += 1;
+            assert!(rejected < 1000, "{request}: the quota is never used up");
         };
         assert_gateway_error(&limited, 429, "requests");
-        assert!(refused >= 9, "{request}: after {refused}");
+        assert!(rejected >= 9, "{request}: after {rejected}");
         let hit = gateway.get(&clip_target("a", "completed"), &[]).await;
-        assert!(hit.is_hit() && left(&hit) >= 8, "{request}: the key's own quota is touched: {hit:?}");
+        assert!(hit.is_hit() && remaining(&hit) >= 8, "{request}: the request counts for the key: {hit:?}");
         count += 1;
     }
     assert_eq!(count, 6);
@@ -268,7 +268,7 @@ async fn a_malformed_head_counts_for_its_address() {
     let admin = AdminClient::open(&mut gateway).await;
     let keyless = || gateway.send(request("GET", "/v1/models", &[], ""));
     let since = clock::now();
-    let before = left(&keyless().await);
+    let before = remaining(&keyless().await);
     for (bad, status) in [
         ("GET / HTTP/1.1\r\nx : y\r\n\r\n".to_owned(), 400),
         (format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "x".repeat(200_000)), 431),
@@ -278,30 +278,30 @@ async fn a_malformed_head_counts_for_its_address() {
         }
     }
     admin.assert_rejected(20).await;
-    let after = left(&keyless().await);
+    let after = remaining(&keyless().await);
     // Each second adds one.
     assert!(after + 21 <= before + since.elapsed().as_secs() + 1, "{before}, then {after}");
 }
 
 #[tokio::test]
-async fn a_sidecars_key_counts_for_itself_from_its_first_request_on() {
+async fn a_sidecars_key_has_its_own_quota_from_the_first_request_on() {
     let gateway = TestGateway::with(|config, _| {
         config.auth = AuthConfig::Sidecar;
         config.upstream.api_key = Some(Secret::new("demo"));
-        ten(config);
+        allow_ten(config);
     })
     .await;
     gateway.sim.set_status("a", "completed");
-    let bad = send_raw(gateway.address, refused_early()[0].1.as_bytes()).await;
-    assert_eq!(left(&parse_response(&bad).unwrap().0), 9, "of the address");
+    let bad = send_raw(gateway.address, rejected_early()[0].1.as_bytes()).await;
+    assert_eq!(remaining(&parse_response(&bad).unwrap().0), 9, "of the address");
     let first = gateway.get(&clip_target("a", "completed"), &[]).await;
-    assert_eq!((first.status.as_u16(), left(&first)), (200, 9), "of the key");
+    assert_eq!((first.status.as_u16(), remaining(&first)), (200, 9), "of the key");
 }
 
 const FULL: &str = "too-many-waits-per-address";
 
 #[tokio::test]
-async fn made_up_keys_fill_the_waits_of_their_address_and_nobody_elses() {
+async fn unproven_keys_use_the_wait_limit_of_their_address_only() {
     for (own, network, other) in
         [("198.51.100.7", "198.51.100.7", "198.51.100.8"), ("2001:db8::1", "2001:db8::2", "2001:db8:0:1::1")]
     {
@@ -317,15 +317,15 @@ async fn made_up_keys_fill_the_waits_of_their_address_and_nobody_elses() {
         let known = [("authorization", "Bearer known"), ("x-forwarded-for", own)];
         assert_eq!(gateway.get(&clip_target("a", "completed"), &known).await.status, 200);
 
-        let made_up: Vec<String> = (0..10).map(|n| format!("Bearer made-up-{n}")).collect();
+        let invented: Vec<String> = (0..10).map(|n| format!("Bearer invented-{n}")).collect();
         let mut parked: Vec<_> = (0..20)
             .map(|n| {
-                let key = ("authorization", made_up[n % 10].as_str());
+                let key = ("authorization", invented[n % 10].as_str());
                 gateway.spawn_get(&wait, &[key, ("x-forwarded-for", own)])
             })
             .collect();
         gateway.wait_until_parked(20).await;
-        for key in &made_up {
+        for key in &invented {
             let more = [("authorization", key.as_str()), ("x-forwarded-for", network)];
             assert_gateway_error(&gateway.get(&wait, &more).await, 429, FULL);
             let stream = [more[0], more[1], ("accept", "text/event-stream")];
@@ -343,7 +343,7 @@ async fn made_up_keys_fill_the_waits_of_their_address_and_nobody_elses() {
 }
 
 #[tokio::test]
-async fn waits_count_for_their_key_from_its_first_proof_on_and_what_they_took_up_is_free_again() {
+async fn a_proven_keys_waits_free_their_slots_of_the_address() {
     let gateway = TestGateway::with(|config, options| {
         crate::harness::gateway::set_hold(std::time::Duration::from_secs(60), config, options);
         config.limits.max_waits_per_key = 3;
@@ -361,11 +361,11 @@ async fn waits_count_for_their_key_from_its_first_proof_on_and_what_they_took_up
     gateway.sim.set_status("b", "completed");
     assert_eq!(proof.await.unwrap().status, 200);
 
-    // The wait for c is the proven key's now: there are two places.
+    // The wait for c now counts for the proven key, so the address has two free slots.
     waits.extend([wait("e", bob), wait("f", bob)]);
     gateway.wait_until_parked(4).await;
     assert_gateway_error(&gateway.get(&clip_target("g", "completed"), &[cat]).await, 429, FULL);
-    // A client that hangs up gives its place back.
+    // A disconnect frees the slot.
     drop(waits.pop());
     gateway.wait_until_parked(3).await;
     waits.push(wait("g", cat));

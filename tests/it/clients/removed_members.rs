@@ -183,12 +183,12 @@ async fn a_removed_members_upload_that_outlasts_its_response_is_aborted() {
     let _connection = AbortOnDropHandle::new(tokio::spawn(async { drop(connection.await) }));
     let (mut sender, body) = Channel::<Bytes>::new(1);
     let request = Request::post("http://x/upload").header("authorization", bearer(ALICE)).body(body).unwrap();
-    let asked = tokio::spawn(streams.send_request(request));
+    let response = tokio::spawn(streams.send_request(request));
     let (mut socket, _) = within_secs(30, upstream.accept()).await.unwrap();
     sender.send(Frame::data("abc".into())).await.unwrap();
     read_until(&mut socket, |seen| seen.ends_with(b"3\r\nabc\r\n")).await;
     socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await.unwrap();
-    let answer = asked.await.unwrap().unwrap();
+    let answer = response.await.unwrap().unwrap();
     assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "{}");
     sender.send(Frame::data("def".into())).await.unwrap();
     read_until(&mut socket, |seen| seen.ends_with(b"3\r\ndef\r\n")).await;

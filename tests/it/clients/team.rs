@@ -102,13 +102,13 @@ async fn members_with_the_same_upstream_key_share_polls_and_cached_jobs() {
     let gateway = gateway().await;
     gateway.sim.set_status("a", "queued");
     let target = clip_target("a", "completed");
-    let asks = TEAM.map(|row| gateway.spawn_get(&target, &[("authorization", &bearer(row))]));
+    let waits = TEAM.map(|row| gateway.spawn_get(&target, &[("authorization", &bearer(row))]));
     gateway.wait_until_parked(3).await;
     gateway.wait_until(|seen| seen.open == 2).await;
     gateway.sim.set_status("a", "completed");
     let mut answers = Vec::new();
-    for ask in asks {
-        answers.push(ask.await.unwrap());
+    for wait in waits {
+        answers.push(wait.await.unwrap());
     }
     assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
     assert_eq!(gateway.upstream_requests_for_status("completed"), 2, "one of sk-one, one of sk-two");
@@ -130,7 +130,7 @@ async fn a_request_without_a_members_token_is_401() {
     let gateway = gateway().await;
     gateway.sim.set_status("a", "completed");
     assert_eq!(get(&gateway, &clip_target("a", "completed"), ALICE).await.status, 200);
-    let asked = gateway.upstream_requests().len();
+    let sent_before = gateway.upstream_requests().len();
 
     let rows: [(&[(&str, &str)], &str); 6] = [
         (&[], "no-token"),
@@ -164,7 +164,7 @@ async fn a_request_without_a_members_token_is_401() {
     }
     let two = [("authorization", "Bearer cg_token-of-alice"), ("authorization", "Bearer x")];
     assert_eq!(gateway.send(request("GET", "/sim/echo", &two)).await.status, 400);
-    assert_eq!(gateway.upstream_requests().len(), asked, "no rejected request reached the upstream");
+    assert_eq!(gateway.upstream_requests().len(), sent_before, "no rejected request reached the upstream");
 }
 
 #[tokio::test]
@@ -255,7 +255,7 @@ async fn log_of(more: (&str, &str), is_http2: bool) -> String {
             .expect("the request is valid");
         let answer = within_secs(30, client.request(request)).await.expect("there is an answer");
         let status = answer.status().as_u16();
-        answer.into_body().collect().await.expect("the answer is whole");
+        answer.into_body().collect().await.expect("the body is complete");
         status
     };
     assert_eq!(ask(&clip_target("a", "completed"), ALICE.1).await, 200);

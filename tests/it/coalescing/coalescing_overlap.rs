@@ -76,10 +76,10 @@ async fn an_unknown_clip_fails_the_wait_that_names_it_and_no_other() {
     let both = gateway.spawn_get(&clips_target(&["a", "b"], "completed"), &[]);
     gateway.wait_until_parked(3).await;
     gateway.wait_until(|seen| seen.open == 3 || (seen.open == 2 && seen.requests.len() == 2)).await;
-    let asked = gateway.upstream_requests().len();
-    let refused = gateway.get(&clips_target(&["a", "ghost", "b"], "completed"), &[]).await;
-    assert_eq!(refused.status, StatusCode::NOT_FOUND);
-    let error: Value = serde_json::from_slice(&refused.body).unwrap();
+    let sent_before = gateway.upstream_requests().len();
+    let not_found = gateway.get(&clips_target(&["a", "ghost", "b"], "completed"), &[]).await;
+    assert_eq!(not_found.status, StatusCode::NOT_FOUND);
+    let error: Value = serde_json::from_slice(&not_found.body).unwrap();
     assert_eq!(error["message"], "Clip not found");
     assert_eq!(error["statusCode"], 404);
     gateway.wait_until_parked(3).await;
@@ -89,20 +89,20 @@ async fn an_unknown_clip_fails_the_wait_that_names_it_and_no_other() {
         assert_eq!(one.await.unwrap().body, gateway.sim.body(id, "completed"));
     }
     assert_eq!(both.await.unwrap().status, StatusCode::OK);
-    assert_eq!(gateway.upstream_requests().len(), asked + 1);
+    assert_eq!(gateway.upstream_requests().len(), sent_before + 1);
 }
 
 #[tokio::test]
 async fn a_wait_for_several_clips_asks_only_for_those_neither_cached_nor_polled() {
     let gateway = TestGateway::with_hold(LONG).await;
-    gateway.sim.set_status("kept", "completed");
+    gateway.sim.set_status("cached", "completed");
     gateway.sim.set_status("polled", "submitted");
     gateway.sim.set_status("new", "submitted");
-    gateway.get(&clip_target("kept", "completed"), &[]).await;
+    gateway.get(&clip_target("cached", "completed"), &[]).await;
     let one = gateway.spawn_get(&clip_target("polled", "completed"), &[]);
     gateway.wait_until(|seen| seen.open == 1).await;
     // The wait ends before the upstream ends the older poll, so it need not ask for `polled` too.
-    let ids = ["new", "polled", "kept"];
+    let ids = ["new", "polled", "cached"];
     let wait = gateway.spawn_get(&clips_target(&ids, "completed"), &[("prefer", "wait=40")]);
     gateway.wait_until(|seen| seen.open == 2).await;
     gateway.sim.set_status("polled", "completed");
@@ -110,12 +110,12 @@ async fn a_wait_for_several_clips_asks_only_for_those_neither_cached_nor_polled(
     one.await.unwrap();
     let bodies = ids.map(|id| String::from_utf8(gateway.sim.body(id, "completed").to_vec()).unwrap());
     assert_eq!(wait.await.unwrap().body, format!("[{}]", bodies.join(",")));
-    let asked = [
-        clip_target("kept", "completed"),
+    let expected = [
+        clip_target("cached", "completed"),
         clip_target("polled", "completed"),
         clips_target(&["new"], "completed"),
     ];
-    assert_eq!(gateway.upstream_requests(), asked);
+    assert_eq!(gateway.upstream_requests(), expected);
 }
 
 #[tokio::test]

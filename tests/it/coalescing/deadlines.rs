@@ -112,8 +112,8 @@ async fn every_answer_to_a_wait_names_the_preference_that_was_applied() {
     let etag = opened.field("etag").to_owned();
     let hit = gateway.get(&clips_target(&["a"], "completed"), &[prefer]).await;
     let unchanged = gateway.get(&clip_target("a", "completed"), &[prefer, ("if-none-match", &etag)]).await;
-    let refused = gateway.get(&clip_target("ghost", "completed"), &[prefer]).await;
-    let answers = [(opened, 200), (hit, 200), (unchanged, 304), (refused, 404)];
+    let not_found = gateway.get(&clip_target("ghost", "completed"), &[prefer]).await;
+    let answers = [(opened, 200), (hit, 200), (unchanged, 304), (not_found, 404)];
     for (answer, status) in &answers {
         assert_eq!((answer.status.as_u16(), answer.field("preference-applied")), (*status, "wait=7"));
     }
@@ -171,8 +171,8 @@ async fn an_upstream_that_does_not_hold_its_polls_gets_one_an_interval() {
     // P1: at most one poll each `poll_timeout / 100`, here 200 ms.
     let longest = answers.iter().map(|answer| answer.took).max().unwrap();
     let limit = longest.as_millis() / 200 + 1;
-    let asked = gateway.upstream_requests_for_status("completed");
-    assert!(asked >= 2 && asked as u128 <= limit, "{asked} requests, at most {limit} are right");
+    let polls = gateway.upstream_requests_for_status("completed");
+    assert!(polls >= 2 && polls as u128 <= limit, "{polls} requests, at most {limit} are allowed");
 }
 
 #[tokio::test]
@@ -210,17 +210,17 @@ async fn a_state_from_another_poll_answers_a_deadline_while_a_poll_for_the_next_
 #[tokio::test]
 async fn at_the_deadline_a_wait_takes_a_snapshot_of_the_clips_without_a_known_state_only() {
     let gateway = TestGateway::with_hold(Duration::from_secs(60)).await;
-    gateway.sim.set_status("made", "completed");
+    gateway.sim.set_status("cached", "completed");
     gateway.sim.set_status("queued", "queued");
-    gateway.get(&clip_target("made", "completed"), &[]).await;
-    let wait = gateway.get(&clips_target(&["queued", "made"], "completed"), &[("prefer", "wait=1")]).await;
-    let bodies = [gateway.sim.body("queued", "queued"), gateway.sim.body("made", "completed")];
+    gateway.get(&clip_target("cached", "completed"), &[]).await;
+    let wait = gateway.get(&clips_target(&["queued", "cached"], "completed"), &[("prefer", "wait=1")]).await;
+    let bodies = [gateway.sim.body("queued", "queued"), gateway.sim.body("cached", "completed")];
     assert_eq!(wait.body, [b"[", &bodies[0][..], b",", &bodies[1][..], b"]"].concat());
     assert_eq!(wait.field("cache-control"), "no-store");
-    let asked = [
-        clip_target("made", "completed"),
+    let expected = [
+        clip_target("cached", "completed"),
         clips_target(&["queued"], "completed"),
         clips_target(&["queued"], "submitted"),
     ];
-    assert_eq!(gateway.upstream_requests(), asked);
+    assert_eq!(gateway.upstream_requests(), expected);
 }

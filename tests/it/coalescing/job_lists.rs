@@ -84,10 +84,10 @@ async fn an_unsplit_answer_goes_to_the_waits_on_exactly_its_clips_and_is_not_cac
     assert!(three.body.starts_with(b"{\"summary\":{\"count\":3,"), "{three:?}");
     assert_eq!(gateway.upstream_requests().last(), Some(&clips_target(&["a", "b", "c"], "completed")));
 
-    let asked = gateway.upstream_requests().len();
+    let sent_before = gateway.upstream_requests().len();
     let again = gateway.get(&clips_target(&["a", "b"], "completed"), &[]).await;
     assert!(again.is_opener() && again.body == answers[0].body, "{again:?}");
-    assert_eq!(gateway.upstream_requests()[asked..], [clips_target(&["a", "b"], "completed")]);
+    assert_eq!(gateway.upstream_requests()[sent_before..], [clips_target(&["a", "b"], "completed")]);
 }
 
 #[tokio::test]
@@ -110,9 +110,11 @@ async fn a_wait_for_more_clips_than_one_poll_may_ask_for_opens_several_polls() {
     for (ids, answer) in orders.iter().zip(join_all(waits).await) {
         assert_eq!(answer.body, list_body(&gateway, ListFormat::Array, ids));
     }
-    let asked = gateway.upstream_requests();
-    let polls: Vec<BTreeSet<&str>> =
-        asked.iter().map(|target| ids.iter().copied().filter(|id| target.contains(id)).collect()).collect();
+    let requests = gateway.upstream_requests();
+    let polls: Vec<BTreeSet<&str>> = requests
+        .iter()
+        .map(|target| ids.iter().copied().filter(|id| target.contains(id)).collect())
+        .collect();
     assert_eq!(polls.len(), 3);
     assert!(polls.iter().all(|ids| ids.len() <= 6), "{polls:?}");
     assert_eq!(polls.iter().map(BTreeSet::len).sum::<usize>(), 14);

@@ -44,7 +44,7 @@ fn promtool(args: &[&str], input: &str) -> String {
 /// Returns the metrics of a gateway that has handled a request of each kind.
 async fn page() -> MetricsPage {
     let mut gateway = TestGateway::new().await;
-    let operator = AdminClient::open(&mut gateway).await;
+    let admin = AdminClient::open(&mut gateway).await;
     gateway.sim.set_status("a", "completed");
     for target in [
         clip_target("a", "completed"),
@@ -54,7 +54,7 @@ async fn page() -> MetricsPage {
     ] {
         gateway.get(&target, &[]).await;
     }
-    operator.metrics().await
+    admin.metrics().await
 }
 
 /// Returns the names of metrics in a text.

@@ -75,7 +75,7 @@ fn put(text: &mut String, from: &str, to: &str) {
 
 /// A proxy in front of a gateway in front of a simulated upstream.
 struct Front {
-    ground: TestEnv,
+    test_env: TestEnv,
     gateway: GatewayProcess,
     /// Address for this test alone, so that no other test uses the port.
     host: String,
@@ -89,9 +89,9 @@ impl Front {
 
     /// Like `new`, with these variables in the environment of the gateway.
     async fn with(kind: Kind, example: &str, env: &[(&str, &str)]) -> Self {
-        let ground = TestEnv::new().await;
-        ground.configure("trusted_proxies = [\"127.0.0.1\"]\n[wait]\ntimeout = \"4s\"\nlinger = \"50ms\"");
-        let mut command = ground.command();
+        let test_env = TestEnv::new().await;
+        test_env.configure("trusted_proxies = [\"127.0.0.1\"]\n[wait]\ntimeout = \"4s\"\nlinger = \"50ms\"");
+        let mut command = test_env.command();
         command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0").env("CLIPGATE__UPSTREAM__POLL_TIMEOUT", "4s");
         command.envs(env.iter().copied());
         let mut gateway = GatewayProcess::spawn(command);
@@ -102,12 +102,12 @@ impl Front {
         let host = format!("127.{}.{}.{}", 64 + fastrand::u8(..64), fastrand::u8(..), fastrand::u8(1..255));
         let mut text = scaled(example);
         put(&mut text, "127.0.0.1:8080", &address);
-        certify(&ground);
+        certify(&test_env);
         let proxy = match kind {
-            Kind::Nginx => nginx(&ground, text, &host),
-            Kind::Haproxy => haproxy(&ground, text, &host, admin),
+            Kind::Nginx => nginx(&test_env, text, &host),
+            Kind::Haproxy => haproxy(&test_env, text, &host, admin),
         };
-        let mut front = Self { ground, gateway, host, proxy };
+        let mut front = Self { test_env, gateway, host, proxy };
         within_timeout("the proxy to listen, and to know that the gateway is there", front.listens()).await;
         front
     }
@@ -118,7 +118,7 @@ impl Front {
             || !["404", "421"].contains(&self.status("/up").await.as_str())
         {
             if let Some(ended) = self.proxy.try_wait().unwrap() {
-                panic!("{ended}: {}", std::fs::read_to_string(self.ground.path(LOG)).unwrap());
+                panic!("{ended}: {}", std::fs::read_to_string(self.test_env.path(LOG)).unwrap());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -135,7 +135,7 @@ impl Front {
         let mut command = Command::new("curl");
         command
             .args(["-sgN", "--noproxy", "*", "--interface", "127.0.0.9", "--cacert"])
-            .arg(self.ground.path("cert.pem"))
+            .arg(self.test_env.path("cert.pem"))
             .args(["--resolve", &format!("clips.example:8443:{}", self.host)])
             .args(["-H", "Authorization: Bearer key-1"])
             .arg(format!("https://clips.example:8443{target}"));
@@ -145,48 +145,48 @@ impl Front {
 }
 
 /// Writes a certificate, its key, and both in one file.
-fn certify(ground: &TestEnv) {
+fn certify(test_env: &TestEnv) {
     let made = rcgen::generate_simple_self_signed(["clips.example".to_owned()]).unwrap();
     let (cert, key) = (made.cert.pem(), made.signing_key.serialize_pem());
-    std::fs::write(ground.path("cert.pem"), &cert).unwrap();
-    std::fs::write(ground.path("key.pem"), &key).unwrap();
-    std::fs::write(ground.path("both.pem"), cert + &key).unwrap();
+    std::fs::write(test_env.path("cert.pem"), &cert).unwrap();
+    std::fs::write(test_env.path("key.pem"), &key).unwrap();
+    std::fs::write(test_env.path("both.pem"), cert + &key).unwrap();
 }
 
-fn nginx(ground: &TestEnv, mut text: String, host: &str) -> Child {
-    let dir = ground.dir.path().display();
+fn nginx(test_env: &TestEnv, mut text: String, host: &str) -> Child {
+    let dir = test_env.dir.path().display();
     put(&mut text, "listen 443 ", &format!("listen {host}:8443 "));
     put(&mut text, "/etc/ssl/clips.example/fullchain.pem", &format!("{dir}/cert.pem"));
     put(&mut text, "/etc/ssl/clips.example/privkey.pem", &format!("{dir}/key.pem"));
-    std::fs::write(ground.path("clipgate.conf"), text).unwrap();
+    std::fs::write(test_env.path("clipgate.conf"), text).unwrap();
     let kinds = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
     let places: String = kinds.iter().map(|kind| format!("{kind}_temp_path {dir}/{kind};\n")).collect();
-    let whole = format!(
+    let config = format!(
         "daemon off; master_process off; user root; pid {dir}/nginx.pid;\nevents {{ worker_connections 512; }}\n\
          http {{ access_log off;\n{places}include {dir}/clipgate.conf; }}\n"
     );
-    let path = ground.path("nginx.conf");
-    std::fs::write(&path, whole).unwrap();
-    start(ground, "nginx", &["-e", "stderr", "-p", &dir.to_string(), "-c", path.to_str().unwrap()])
+    let path = test_env.path("nginx.conf");
+    std::fs::write(&path, config).unwrap();
+    start(test_env, "nginx", &["-e", "stderr", "-p", &dir.to_string(), "-c", path.to_str().unwrap()])
 }
 
-fn haproxy(ground: &TestEnv, mut text: String, host: &str, admin_port: &str) -> Child {
+fn haproxy(test_env: &TestEnv, mut text: String, host: &str, admin_port: &str) -> Child {
     put(&mut text, "bind :443 ", &format!("bind {host}:8443 "));
-    put(&mut text, "/etc/haproxy/clips.example.pem", ground.path("both.pem").to_str().unwrap());
+    put(&mut text, "/etc/haproxy/clips.example.pem", test_env.path("both.pem").to_str().unwrap());
     put(&mut text, "port 9090", &format!("port {admin_port}"));
     put(&mut text, "maxconn 50000", "maxconn 500");
-    let path = ground.path("haproxy.cfg");
+    let path = test_env.path("haproxy.cfg");
     std::fs::write(&path, text + "\n").unwrap();
-    start(ground, "haproxy", &["-db", "-f", path.to_str().unwrap()])
+    start(test_env, "haproxy", &["-db", "-f", path.to_str().unwrap()])
 }
 
-fn start(ground: &TestEnv, program: &str, args: &[&str]) -> Child {
+fn start(test_env: &TestEnv, program: &str, args: &[&str]) -> Child {
     // Debian installs them here, which not every PATH contains.
     let places = std::env::var("PATH").unwrap_or_default() + ":/usr/local/sbin:/usr/sbin:/sbin";
     let found = std::env::split_paths(&places).map(|dir| dir.join(program)).find(|path| path.is_file());
     let found: PathBuf =
         found.unwrap_or_else(|| panic!("`{program}` is not there: run .ci/tools, or see README.md"));
-    let log = std::fs::File::create(ground.path(LOG)).unwrap();
+    let log = std::fs::File::create(test_env.path(LOG)).unwrap();
     let mut command = Command::new(found);
     command.args(args).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
     command.kill_on_drop(true).spawn().unwrap()
@@ -206,7 +206,7 @@ async fn event(lines: &mut Lines<BufReader<ChildStdout>>) -> String {
 }
 
 async fn waited(front: &Front) -> (String, String, Duration) {
-    front.ground.sim.set_status("a", "streaming");
+    front.test_env.sim.set_status("a", "streaming");
     let since = clock::now();
     let output = within_timeout(
         "the wait",
@@ -225,7 +225,7 @@ async fn a_wait_of_two_minutes_survives_the_example_proxies_but_not_their_defaul
         let tuned = Front::new(kind, &kind.example()).await;
         let (status, body, held) = waited(&tuned).await;
         assert_eq!(status, "200", "{kind:?}: {body}");
-        assert_eq!(body.as_bytes(), &tuned.ground.sim.body("a", "streaming")[..], "{kind:?}");
+        assert_eq!(body.as_bytes(), &tuned.test_env.sim.body("a", "streaming")[..], "{kind:?}");
         assert!(held >= Duration::from_secs(4), "{kind:?} held it for {held:?}");
 
         let untuned = Front::new(kind, &kind.untuned()).await;
@@ -241,7 +241,7 @@ async fn a_wait_of_two_minutes_survives_the_example_proxies_but_not_their_defaul
 async fn the_proxies_forward_events_at_once() {
     for kind in Kind::ALL {
         let front = Front::new(kind, &kind.example()).await;
-        let sim = &front.ground.sim;
+        let sim = &front.test_env.sim;
         sim.set_status("a", "submitted");
         let mut client =
             front.curl(&completed_target("a")).args(["-H", "Accept: text/event-stream"]).spawn().unwrap();
@@ -259,12 +259,12 @@ async fn the_proxies_forward_events_at_once() {
 async fn the_proxies_forward_a_disconnect_and_drop_forged_client_addresses() {
     for kind in Kind::ALL {
         let mut front = Front::new(kind, &kind.example()).await;
-        front.ground.sim.set_status("a", "streaming");
+        front.test_env.sim.set_status("a", "streaming");
         let mut client = front.curl(&completed_target("a")).args(LIES).spawn().unwrap();
-        front.ground.sim.wait_until(|seen| seen.open == 1).await;
+        front.test_env.sim.wait_until(|seen| seen.open == 1).await;
         client.kill().await.unwrap();
         // Without a disconnect the upstream holds the poll for twice this time.
-        within_timeout("the poll to end", front.ground.sim.wait_until(|seen| seen.open == 0)).await;
+        within_timeout("the poll to end", front.test_env.sim.wait_until(|seen| seen.open == 0)).await;
         let line = front.gateway.wait_for_log("outcome=client_closed").await;
         assert!(line.contains("client.address=127.0.0.9 "), "{kind:?}: {line}");
         assert!(line.contains("network.peer.address=127.0.0.1 "), "{kind:?}: {line}");
@@ -286,7 +286,7 @@ async fn a_sidecar_behind_the_example_proxies_accepts_the_documented_host_name()
         assert_eq!(unlisted.status("/up").await, "421", "{kind:?} passes the name on");
         let listed = ("CLIPGATE__SERVER__ALLOWED_HOSTS", names_to_list(&example));
         let front = Front::with(kind, &example, &[&sidecar[..], &[listed]].concat()).await;
-        front.ground.sim.set_status("a", "complete");
+        front.test_env.sim.set_status("a", "complete");
         assert_eq!(front.status(&completed_target("a")).await, "200", "{kind:?}");
     }
     assert_eq!(names_to_list(&read("proxies/envoy.yaml")), names_to_list(&Kind::Nginx.example()));

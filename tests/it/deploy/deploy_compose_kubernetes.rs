@@ -145,8 +145,8 @@ fn the_team_compose_file_generates_each_secret_for_the_user_of_one_container() {
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let [dir, other] = dirs.each_ref().map(|dir| dir.path());
     if !is_root() {
-        let refused = try_run(&script, "coreutils", &[dir.to_str().unwrap()]);
-        assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("root"));
+        let output = try_run(&script, "coreutils", &[dir.to_str().unwrap()]);
+        assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("root"));
         return;
     }
     run(&script, "openssl", &[dir.to_str().unwrap()]);

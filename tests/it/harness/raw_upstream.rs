@@ -1,6 +1,6 @@
 //! An upstream that sends raw bytes, for responses that the simulated upstream never sends.
 //!
-//! Only a request for the clip `kept` gets a valid response.
+//! Only a request for the clip `cached` gets a valid response.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,15 +23,15 @@ pub(crate) struct RawUpstream {
 
 #[derive(Default)]
 struct Counts {
-    /// Requests for anything but the clip `kept`.
+    /// Requests for anything but the clip `cached`.
     requests: AtomicU64,
     body_bytes: AtomicU64,
     closed_connections: AtomicU64,
 }
 
-/// A part of each request for the clip `kept`, and the response to it.
-const KEPT: &[u8] = b"clip_id=kept&";
-const GOOD: &str = "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{\"id\":\"kept\",\"status\":\"complete\"}";
+/// A part of each request for the clip `cached`, and the response to it.
+const CACHED: &[u8] = b"clip_id=cached&";
+const GOOD: &str = "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{\"id\":\"cached\",\"status\":\"complete\"}";
 
 /// The action after the head of a response.
 #[derive(Clone)]
@@ -66,7 +66,7 @@ impl RawUpstream {
         Self { url, counts, _task: AbortOnDropHandle::new(task) }
     }
 
-    /// Returns the number of requests for anything but the clip `kept`.
+    /// Returns the number of requests for anything but the clip `cached`.
     pub(crate) fn request_count(&self) -> u64 {
         self.counts.requests.load(Ordering::Relaxed)
     }
@@ -104,7 +104,7 @@ impl Counts {
                 return Ok(());
             }
         }
-        if seen.windows(KEPT.len()).any(|window| window == KEPT) {
+        if seen.windows(CACHED.len()).any(|window| window == CACHED) {
             return socket.write_all(GOOD.as_bytes()).await;
         }
         self.requests.fetch_add(1, Ordering::Relaxed);

@@ -47,11 +47,11 @@ async fn exchange(request: &str, answer: &'static str) -> Vec<(String, String)> 
 }
 
 fn assert_kept_apart(seen: Vec<(String, String)>, mark: &str) {
-    for ((asked, answer), is_lent) in seen.into_iter().zip(LENT) {
+    for ((request, answer), is_lent) in seen.into_iter().zip(LENT) {
         assert!(answer.contains(mark), "{answer}");
         assert_eq!(answer.to_lowercase().contains("set-cookie"), !is_lent, "{answer}");
         assert_eq!(answer.contains("account-session"), !is_lent, "{answer}");
-        assert!(!(is_lent && asked.contains("session=mine")), "{asked}");
+        assert!(!(is_lent && request.contains("session=mine")), "{request}");
     }
 }
 

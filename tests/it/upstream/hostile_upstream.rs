@@ -80,7 +80,7 @@ async fn a_response_that_is_not_http_is_502() {
         let waited =
             while_under_attack(&gateway, name, gateway.get(&clip_target("a", "completed"), &[])).await;
         let passed = while_under_attack(&gateway, name, gateway.get("/other", &[])).await;
-        let (of_wait, of_passed, asked) = match name {
+        let (of_wait, of_passed, expected) = match name {
             "a switch unasked" => ("invalid-upstream-response", "invalid-upstream-response", 3),
             _ => ("unreachable", "upstream-reset", 2),
         };
@@ -88,8 +88,8 @@ async fn a_response_that_is_not_http_is_502() {
         assert_gateway_error(&passed, 502, of_passed);
         assert_eq!(
             raw_upstream.request_count(),
-            asked,
-            "{name}: an error is asked for twice, all else goes out once"
+            expected,
+            "{name}: an error is expected for twice, all else goes out once"
         );
         count += 1;
     }
@@ -193,7 +193,7 @@ async fn an_upstream_that_never_answers_is_504_after_the_time_limit() {
             assert!(answer.took >= LIMIT, "{name}: {:?}", answer.took);
             assert!(
                 raw_upstream.request_count() <= 4,
-                "{name}: two tries, two looks at the deadline: {}",
+                "{name}: two attempts, two snapshots at the deadline: {}",
                 raw_upstream.request_count()
             );
             // A response with a head streams for as long as the upstream likes.
@@ -226,11 +226,11 @@ async fn a_response_without_a_request_reaches_no_client() {
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\npoison";
     let raw_upstream = RawUpstream::start(two, AfterHead::Silence).await;
     let gateway = gateway_with(&raw_upstream).await;
-    for asked in 1..=20 {
+    for expected in 1..=20 {
         let answer = gateway.get("/other", &[]).await;
         assert_eq!(
             (answer.status.as_u16(), &answer.body[..], raw_upstream.request_count()),
-            (200, &b"{}"[..], asked)
+            (200, &b"{}"[..], expected)
         );
     }
 }

@@ -38,8 +38,8 @@ pub(crate) async fn gateway_with_answered_upstream(
         configure(config, options);
     })
     .await;
-    gateway.sim.set_status("kept", "completed");
-    assert_eq!(gateway.get(&clip_target("kept", "completed"), &[]).await.status, StatusCode::OK);
+    gateway.sim.set_status("cached", "completed");
+    assert_eq!(gateway.get(&clip_target("cached", "completed"), &[]).await.status, StatusCode::OK);
     gateway
 }
 
@@ -115,8 +115,8 @@ async fn the_gateway_repeats_twenty_polls_of_a_lost_connection() {
         }))
     };
 
-    env.sim.set_status("kept", "completed");
-    assert_eq!(get("kept").await.unwrap().status(), 200);
+    env.sim.set_status("cached", "completed");
+    assert_eq!(get("cached").await.unwrap().status(), 200);
     let ids = names(20);
     ids.iter().for_each(|id| env.sim.set_status(id, "submitted"));
     let waits: Vec<_> = ids.iter().map(|id| get(id)).collect();
@@ -242,12 +242,12 @@ async fn the_first_attempt_of_a_new_wait_closes_an_open_breaker_for_all_others()
         config.upstream.breaker_cooldown = HOUR;
     })
     .await;
-    let operator = AdminClient::open(&mut gateway).await;
+    let admin = AdminClient::open(&mut gateway).await;
     set_status_of_all(&gateway, &["a", "b"], "submitted");
     let waits = wait_for(&gateway, &["a", "b"]);
     gateway.wait_until(|seen| seen.open == 2).await;
     gateway.stop_upstream().await;
-    until_retries_are_held_back(&operator).await;
+    until_retries_are_held_back(&admin).await;
     gateway.start_upstream();
     gateway.sim.set_status("new", "completed");
     let newcomer = gateway.get(&clip_target("new", "completed"), OTHER).await;
@@ -256,8 +256,8 @@ async fn the_first_attempt_of_a_new_wait_closes_an_open_breaker_for_all_others()
     assert_answered(&gateway, &["a", "b"], waits).await;
 }
 
-async fn until_retries_are_held_back(operator: &AdminClient) {
-    within_secs(30, async { while operator.state().await["upstream"]["breaker_open"] != true {} }).await;
+async fn until_retries_are_held_back(admin: &AdminClient) {
+    within_secs(30, async { while admin.state().await["upstream"]["breaker_open"] != true {} }).await;
 }
 
 /// P11, P12
@@ -399,7 +399,7 @@ async fn held_back(calls: u32) -> (TestGateway, AbortOnDropHandle<Answer>, Strin
         config.limits.calls_burst = calls;
     })
     .await;
-    let operator = AdminClient::open(&mut gateway).await;
+    let admin = AdminClient::open(&mut gateway).await;
     let ids = names(60);
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     set_status_of_all(&gateway, &ids, "completed");
@@ -407,8 +407,8 @@ async fn held_back(calls: u32) -> (TestGateway, AbortOnDropHandle<Answer>, Strin
     let target = clips_target(&ids, "completed");
     let first = gateway.spawn_get(&target, &[]);
     gateway.wait_until(|seen| seen.requests.len() >= 61 + PROBES).await;
-    until_retries_are_held_back(&operator).await;
-    let drained = async { while operator.state().await["polls"]["open"] != 0 {} };
+    until_retries_are_held_back(&admin).await;
+    let drained = async { while admin.state().await["polls"]["open"] != 0 {} };
     within_secs(30, drained).await;
     (gateway, first, target)
 }

@@ -24,9 +24,9 @@ fn body(answer: &Answer) -> Value {
 async fn each_order_reaches_the_upstream_and_makes_jobs_of_its_own() {
     let gateway = TestGateway::new().await;
     let mut ids = Vec::new();
-    for asked in 1..=2 {
+    for count in 1..=2 {
         let answer = gateway.send(request("POST", CLIP, &[KEY], "{\"prompt\":\"x\"}")).await;
-        assert_eq!((answer.status.as_u16(), upstream_request_count(&gateway)), (201, asked));
+        assert_eq!((answer.status.as_u16(), upstream_request_count(&gateway)), (201, count));
         ids.extend(body(&answer)["clip_ids"].as_array().unwrap().clone());
     }
     ids.sort_by_key(Value::to_string);

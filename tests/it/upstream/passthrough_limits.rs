@@ -94,7 +94,7 @@ async fn all_keys_together_have_a_limit_that_the_operator_sees() {
     for key in ["ann", "bob", "cid"] {
         prove(&gateway, key).await;
     }
-    let operator = AdminClient::open(&mut gateway).await;
+    let admin = AdminClient::open(&mut gateway).await;
     let mut open_now = Vec::new();
     for key in ["ann", "ann", "bob"] {
         open_now.push(open(&gateway, ENDLESS, key, "").await);
@@ -103,7 +103,7 @@ async fn all_keys_together_have_a_limit_that_the_operator_sees() {
     assert_gateway_error(&answer, 503, "too-many-passthrough");
     assert_eq!(field(&answer, "retry-after"), "1");
     assert_gateway_error(&get(&gateway, "ann").await, 429, "too-many-passthrough-per-key");
-    let page = operator.metrics().await;
+    let page = admin.metrics().await;
     for (name, value) in [("clipgate_passthrough_requests", 3.0), ("clipgate_max_passthrough_requests", 3.0)]
     {
         assert_eq!(page.sum(name, &[]), value, "{name}");

@@ -58,13 +58,13 @@ async fn two_429s_pause_their_key_once_and_its_waits_outlast_the_pause() {
             1,
         );
     }
-    let refused = ["a", "b"].map(|id| gateway.spawn_get(&clip_target(id, "completed"), &[]));
+    let paused = ["a", "b"].map(|id| gateway.spawn_get(&clip_target(id, "completed"), &[]));
     gateway.wait_until(|seen| seen.requests.len() == 2 && seen.open == 0).await;
     gateway.wait_until_parked(2).await;
     let others = ["c", "d"].map(|id| gateway.spawn_get(&clip_target(id, "completed"), &[]));
     gateway.wait_until_parked(4).await;
     assert_eq!(gateway.upstream_requests().len(), 2, "no poll during the pause");
-    for answer in join_all(refused.into_iter().chain(others).collect()).await {
+    for answer in join_all(paused.into_iter().chain(others).collect()).await {
         assert_eq!(answer.status, StatusCode::OK);
     }
     assert_eq!(gateway.upstream_requests().len(), 6);
@@ -107,8 +107,8 @@ async fn the_gateway_polls_for_a_request_without_status_while_its_key_is_paused(
     gateway.wait_until(|seen| seen.requests.len() == 2 && seen.open == 0).await;
     gateway.wait_until_parked(2).await;
     let plain = format!("{}?clip_id=c", Route::suno().single_path);
-    let asked = gateway.get(&plain, &[]).await;
-    assert_eq!(asked.body, gateway.sim.body("c", "queued"));
+    let snapshot = gateway.get(&plain, &[]).await;
+    assert_eq!(snapshot.body, gateway.sim.body("c", "queued"));
     gateway.sim.fault(FaultTarget::Clip("c".to_owned()), Fault::retry_after(429, Duration::from_secs(60)), 1);
     let answer = gateway.get(&plain, &[("cache-control", "no-cache")]).await;
     assert_eq!((answer.status, answer.field("retry-after")), (StatusCode::TOO_MANY_REQUESTS, "60"));
@@ -122,9 +122,9 @@ async fn a_dead_upstream_gets_one_attempt_for_each_wait_and_then_only_probes() {
         config.upstream.breaker_cooldown = Duration::from_secs(1);
     })
     .await;
-    let operator = AdminClient::open(&mut gateway).await;
-    set_status_of_all(&gateway, &["kept"], "completed");
-    assert_eq!(gateway.get(&clip_target("kept", "completed"), &[]).await.status, StatusCode::OK);
+    let admin = AdminClient::open(&mut gateway).await;
+    set_status_of_all(&gateway, &["cached"], "completed");
+    assert_eq!(gateway.get(&clip_target("cached", "completed"), &[]).await.status, StatusCode::OK);
     gateway.sim.fault(FaultTarget::Polls, Fault::reset(), u32::MAX);
     let ids: Vec<String> = (0..40).map(|n| format!("clip-{n}")).collect();
     let names: Vec<&str> = ids.iter().map(String::as_str).collect();
@@ -132,12 +132,12 @@ async fn a_dead_upstream_gets_one_attempt_for_each_wait_and_then_only_probes() {
     let waits: Vec<_> =
         names.iter().map(|id| gateway.spawn_get(&clip_target(id, "completed"), &[])).collect();
     gateway.wait_until_parked(40).await;
-    within_secs(30, async { while operator.state().await["upstream"]["breaker_open"] != true {} }).await;
+    within_secs(30, async { while admin.state().await["upstream"]["breaker_open"] != true {} }).await;
     // Every poll has had its first attempt, and retries until the breaker opened.
     let from = gateway.sim.requests().len();
     assert!((41..=41 + 40 * 4).contains(&from), "{from} calls");
     gateway.wait_until_parked(40).await; // no client gets an error from the outage
-    let hit = gateway.get(&clip_target("kept", "completed"), &[]).await;
+    let hit = gateway.get(&clip_target("cached", "completed"), &[]).await;
     assert!(hit.is_hit(), "the cache goes on serving hits");
     // The time between two probes doubles from 250 ms to the configured second.
     gateway.sim.wait_until(|seen| seen.requests.len() >= from + 4).await;

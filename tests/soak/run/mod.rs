@@ -142,18 +142,18 @@ struct ThrottledJob {
 }
 
 impl ThrottledJob {
-    fn next(&mut self, stage: &Run, rng: &mut Rng) -> Option<(Action, Delivery)> {
+    fn next(&mut self, run: &Run, rng: &mut Rng) -> Option<(Action, Delivery)> {
         let now = clock::now();
-        let Some((_, Scenario::JobThrottled { job: id, .. })) = stage.oracle.schedule.scenario(now) else {
+        let Some((_, Scenario::JobThrottled { job: id, .. })) = run.oracle.schedule.scenario(now) else {
             self.job = None;
             return None;
         };
-        let job = self.job.get_or_insert_with(|| stage.clips.make_named(rng, id));
+        let job = self.job.get_or_insert_with(|| run.clips.make_named(rng, id));
         if now < self.last_sent + THROTTLED_EVERY {
             return None;
         }
         self.last_sent = now;
-        Some(requests::throttled(job, stage.settings.hold, rng))
+        Some(requests::throttled(job, run.settings.hold, rng))
     }
 }
 

@@ -129,12 +129,12 @@ impl Operator {
     ) -> Result<Response<Bytes>, Violation> {
         let request = Request::builder().method(method).uri(format!("{}{path}", self.base));
         let request = request.body(Empty::new()).expect("all paths are valid");
-        let whole = async {
+        let exchange = async {
             let (head, body) = self.http.request(request).await.map_err(|error| chain(&error))?.into_parts();
             let body = body.collect().await.map_err(|error| chain(&error))?.to_bytes();
             Ok::<_, String>(Response::from_parts(head, body))
         };
-        match tokio::time::timeout(LONGEST, whole).await {
+        match tokio::time::timeout(LONGEST, exchange).await {
             Ok(Ok(response)) if response.status() == right => Ok(response),
             Ok(Ok(response)) => {
                 violation("the admin listener returns an error", format!("{path}: {response:?}"))

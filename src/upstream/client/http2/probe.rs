@@ -51,7 +51,7 @@ impl Probe {
         }
     }
 
-    /// Ready once the connection should get no more requests.
+    /// Resolves once the connection should get no more requests.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, shared: &Http2State) -> Poll<ProbeFinding> {
         loop {
             if matches!(self.state, ProbeState::AwaitingPong) && self.ping.poll_pong(cx).is_ready() {
