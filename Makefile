@@ -20,7 +20,7 @@ help:
 	@echo 'make deny           dependencies alone: licences, duplicate versions, sources (deny.toml)'
 	@echo 'make counts         instruction counts alone: a hit, a join, a leave and a landing, with budgets (benches/counts.rs)'
 	@echo 'make compare        measure the gateway beside other proxies: half an hour on an idle machine'
-	@echo 'make sweep SEEDS=n  the first n (10000) random schedules of the coalescer; SEED=n: one schedule, with a trace'
+	@echo 'make sweep SEEDS=n  the first n (10000) random schedules of the coalescer, alone and with the scheduler; SEED=n: one schedule, with a trace'
 	@echo 'make soak           MINUTES (10) of load at RATE (2000) requests a second with faults, every answer checked; SEED=n'
 	@echo 'make outages        restart the upstream four times under 200 waits: lost waits, delays and calls'
 	@echo 'make fuzz TIME=n    fuzz each of TARGETS (fuzz/targets/) for n (600) seconds'
@@ -52,7 +52,8 @@ compare:
 
 sweep:
 	CLIPGATE_SWEEP_SEEDS=$(SEEDS) $(if $(SEED),CLIPGATE_SWEEP_SEED=$(SEED)) \
-		cargo test --locked --lib no_client_is_worse_off_than_alone -- --nocapture
+		cargo test --locked --lib --config 'profile.test.opt-level=2' -- --nocapture \
+		no_client_is_worse_off_than_alone no_outage_and_no_neighbour_leaves_a_client_worse_off_than_alone
 
 soak:
 	cargo run --release --locked --example soak -- --minutes $(MINUTES) --rate $(RATE) $(if $(SEED),--seed $(SEED))
