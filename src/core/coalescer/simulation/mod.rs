@@ -12,6 +12,7 @@
 //! | this one | the run: events and timers in order, outputs carried out |
 //!
 //! `CLIPGATE_SWEEP_SEEDS=n` runs n seeds, `CLIPGATE_SWEEP_SEED=n` runs one with a trace.
+//! With `CLIPGATE_SWEEP_BARE` set, the latter runs without proofs and watches, as the regression seeds run once.
 
 mod generate;
 mod oracle;
