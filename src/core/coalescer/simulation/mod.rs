@@ -236,8 +236,8 @@ impl Sweep {
                 self.handle(event);
             }
             self.carry_out_all();
-            self.cancel_some_watches();
             self.idle_polls_end_in_time();
+            self.cancel_some_watches();
         }
     }
 
