@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{HOLD, REPOLL_INTERVAL, SKEW, Sweep, SweepEvent};
+use crate::core::coalescer::Proof;
 use crate::core::job::JobId;
 use crate::core::route::Form;
 
@@ -75,6 +76,7 @@ pub(super) struct SweepClient {
     pub(super) leaves: Option<Duration>,
     /// Jobs with a cached state, and its rung.
     pub(super) known: Vec<(usize, usize)>,
+    pub(super) proof: Proof,
     pub(super) joined: bool,
     /// Whether its join was cancelled.
     pub(super) cancelled: bool,
@@ -86,6 +88,12 @@ impl SweepClient {
     /// Returns whether the upstream answers its request at once, also with a refusal.
     pub(super) fn is_immediate(&self) -> bool {
         self.goal.is_none_or(|goal| goal == 0)
+    }
+
+    /// Returns whether it asks for the state of one job at once, and accepts proof.
+    pub(super) fn is_plain(&self) -> bool {
+        let accepts_proof = matches!(self.proof, Proof::Within(max) if max > Duration::ZERO);
+        self.is_immediate() && self.jobs.len() == 1 && accepts_proof
     }
 
     pub(super) fn deadline(&self) -> Duration {
@@ -146,6 +154,7 @@ impl Sweep {
             let known = known.map(|job| (job, self.jobs[job].rung_at(arrives))).collect();
             moments.extend([arrives, arrives + timeout, arrives + self.hold]);
             moments.extend(leaves);
+            let proof = self.proof();
             self.clients.push(SweepClient {
                 domain: number,
                 jobs: named,
@@ -155,6 +164,7 @@ impl Sweep {
                 timeout,
                 leaves,
                 known,
+                proof,
                 joined: false,
                 cancelled: false,
                 left: false,
@@ -164,6 +174,93 @@ impl Sweep {
             if let Some(at) = leaves {
                 self.schedule(at, SweepEvent::Leave(client));
             }
+        }
+    }
+
+    /// Generates clients that ask again and again for the state of one job, at the rhythm of a script.
+    pub(super) fn generate_plain_requests(&mut self) {
+        for _ in 0..self.proof_rng.usize(1..=3) {
+            let job = self.proof_rng.usize(..self.jobs.len());
+            let period = [0.3, 1.0, 2.0, 5.0, 15.0, 25.0][self.proof_rng.usize(..6)];
+            let mut at = match self.clients.get(self.proof_rng.usize(..self.clients.len() * 2)) {
+                Some(client) => client.arrives,
+                None => Duration::from_millis(self.proof_rng.u64(..300_000)),
+            };
+            for _ in 0..self.proof_rng.usize(1..=25) {
+                let goal = (self.proof_rng.u8(..4) == 0).then_some(0);
+                let leaves = (self.proof_rng.u8(..20) == 0).then_some(at + self.hop);
+                self.add_client(vec![job], goal, at, HOLD, leaves);
+                let is_exact = self.proof_rng.bool();
+                let pause = if is_exact { period } else { period * self.proof_rng.f64() * 2.0 };
+                at += Duration::from_secs_f64(pause);
+            }
+        }
+    }
+
+    /// Generates a client for several jobs and, shortly after it, one for each of these jobs at the same rung.
+    pub(super) fn generate_batch_and_singles(&mut self) {
+        let number = self.jobs[self.proof_rng.usize(..self.jobs.len())].domain;
+        let jobs = (0..self.jobs.len()).filter(|&job| self.jobs[job].domain == number);
+        let jobs: Vec<usize> = jobs.take(self.proof_rng.usize(1..=3)).collect();
+        let mut at = Duration::from_millis(self.proof_rng.u64(..200_000));
+        if self.proof_rng.bool() {
+            self.add_client(jobs.clone(), None, at, HOLD, None);
+            at += Duration::from_millis(self.proof_rng.u64(..3_000));
+        }
+        let goal = Some(self.proof_rng.usize(1..=3));
+        let timeouts = [20, 60, 120, 120, 300];
+        let timeout = Duration::from_secs(timeouts[self.proof_rng.usize(..timeouts.len())]);
+        self.add_client(jobs.clone(), goal, at, timeout, None);
+        for job in jobs {
+            at += Duration::from_millis(self.proof_rng.u64(..20_000));
+            let timeout = Duration::from_secs(timeouts[self.proof_rng.usize(..timeouts.len())]);
+            let leaves = (self.proof_rng.u8(..4) == 0).then_some(at + timeout / 2);
+            self.add_client(vec![job], goal, at, timeout, leaves);
+        }
+    }
+
+    fn add_client(
+        &mut self,
+        jobs: Vec<usize>,
+        goal: Option<usize>,
+        arrives: Duration,
+        timeout: Duration,
+        leaves: Option<Duration>,
+    ) {
+        let number = self.clients.len();
+        let proof = self.proof();
+        self.clients.push(SweepClient {
+            domain: self.jobs[jobs[0]].domain,
+            form: if jobs.len() == 1 { Form::Single } else { Form::Multi },
+            jobs,
+            goal,
+            arrives,
+            timeout,
+            leaves,
+            known: Vec::new(),
+            proof,
+            joined: false,
+            cancelled: false,
+            left: false,
+            settled: None,
+        });
+        self.schedule(arrives, SweepEvent::Join(number));
+        if let Some(at) = leaves {
+            self.schedule(at, SweepEvent::Leave(number));
+        }
+    }
+
+    fn proof(&mut self) -> Proof {
+        if !self.has_proof {
+            return Proof::Never;
+        }
+        match self.proof_rng.u8(..10) {
+            0 => Proof::Never,
+            1 => Proof::NoCache,
+            2 => Proof::Within(Duration::ZERO),
+            3 => Proof::Within(Duration::from_secs(1)),
+            4..8 => Proof::Within(Duration::from_secs(30)),
+            _ => Proof::Within(Duration::from_secs(600)),
         }
     }
 
