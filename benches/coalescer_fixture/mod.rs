@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use clipgate::core::coalescer::{
-    Coalescer, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, Timing, WaitId, WaitSpec,
+    Coalescer, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, Proof, Timing, WaitId, WaitSpec,
 };
 use clipgate::core::job::{JobId, JobSet, JobState, KeyDomain, ResponseHead};
 use clipgate::core::route::{Form, Goal, Route, Rung};
@@ -42,6 +42,7 @@ impl Crowd {
                 ladder,
                 hold: Duration::from_secs(120),
                 linger: Duration::from_secs(2),
+                watch_idle: Duration::ZERO,
                 max_jobs: 6,
             }),
             now: clock::now(),
@@ -76,6 +77,7 @@ impl Crowd {
             keep: true,
             is_patient: false,
             known: Vec::new(),
+            proof: Proof::Never,
         }
     }
 
@@ -142,7 +144,7 @@ impl Crowd {
         self.machine.handle(input, self.now);
         while let Some(output) = self.machine.poll_output() {
             match output {
-                Output::Open(poll, spec) => {
+                Output::Open(poll, spec, _) => {
                     let job = spec.jobs.iter().next().expect("a poll asks for a job").clone();
                     self.polls.insert(job, poll);
                     self.open.insert(poll, spec);

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use arbitrary::Arbitrary;
 use bytes::Bytes;
 use clipgate::core::coalescer::{
-    Coalescer, Failure, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, SNAPSHOT_LIMIT, Timing,
+    Coalescer, Failure, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, Proof, SNAPSHOT_LIMIT, Timing,
     WaitId, WaitOutcome, WaitResult, WaitSpec,
 };
 use clipgate::core::job::{ResponseHead, JobId, JobSet, JobState, KeyDomain, UpstreamResponse};
@@ -172,7 +172,7 @@ impl Driver {
         let ladder = Route::suno().ladder;
         let max_jobs = usize::from(schedule.max_jobs % JOBS) + 1;
         let linger = Duration::from_secs(schedule.linger_secs.into());
-        let timing = Timing { ladder: ladder.clone(), hold: HOLD, linger, max_jobs };
+        let timing = Timing { ladder: ladder.clone(), hold: HOLD, linger, watch_idle: Duration::ZERO, max_jobs };
         Self {
             machine: Coalescer::new(timing),
             rungs: ladder.rungs().collect(),
@@ -293,6 +293,7 @@ impl Driver {
             keep: join.keep,
             is_patient: false,
             known: known.collect(),
+            proof: Proof::Never,
         };
         self.handle(Input::Join(id, spec));
         if join.is_cancelled && self.machine.pending_opens() > 0 {
@@ -384,7 +385,7 @@ impl Driver {
     fn take_outputs(&mut self) {
         while let Some(output) = self.machine.poll_output() {
             match output {
-                Output::Open(id, spec) => {
+                Output::Open(id, spec, _) => {
                     assert!(self.opened.insert(id, spec.clone()).is_none(), "{id:?} opens twice");
                     assert!((1..=self.max_jobs).contains(&spec.jobs.len()), "{spec:?}");
                     assert!(spec.form == Form::Multi || spec.jobs.len() == 1, "{spec:?}");

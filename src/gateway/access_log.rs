@@ -48,7 +48,7 @@ impl Disposition {
             Disposition::ClientClosed => metrics::Outcome::ClientClosed,
             Disposition::Hit => metrics::Outcome::Hit,
             Disposition::Waited(Cost::Opened, _) => metrics::Outcome::Opened,
-            Disposition::Waited(Cost::Coalesced, _) => metrics::Outcome::Coalesced,
+            Disposition::Waited(Cost::Coalesced | Cost::Proven, _) => metrics::Outcome::Coalesced,
             Disposition::EventStream => metrics::Outcome::EventStream,
             Disposition::Passthrough => metrics::Outcome::Passthrough,
             Disposition::Preflight => metrics::Outcome::Preflight,

@@ -171,7 +171,7 @@ fn append_miss_status(headers: &mut HeaderMap, cost: Cost, status: StatusCode, s
         Cost::Opened => {
             append_status(headers, &[PSEUDONYM, "; fwd=miss; fwd-status=", status.as_str(), stored])
         }
-        Cost::Coalesced => append_status(headers, &[PSEUDONYM, "; fwd=miss; collapsed"]),
+        Cost::Coalesced | Cost::Proven => append_status(headers, &[PSEUDONYM, "; fwd=miss; collapsed"]),
     }
 }
 

@@ -250,6 +250,7 @@ fn coalescer_timing(config: &Config, ladder: &Ladder) -> Timing {
         ladder: ladder.clone(),
         hold: config.upstream.poll_timeout,
         linger: config.wait.linger,
+        watch_idle: Duration::ZERO,
         max_jobs: config.upstream.max_jobs,
     }
 }

@@ -24,7 +24,7 @@ use crate::cache::Cache;
 use crate::clock;
 use crate::core::Map;
 use crate::core::coalescer::{
-    Coalescer, Failure, Input, Output, PollId, PollOutcome, PollProgress, Timing, WaitId, WaitOutcome,
+    Coalescer, Failure, Input, Output, PollId, PollOutcome, PollProgress, Proof, Timing, WaitId, WaitOutcome,
     WaitSpec,
 };
 use crate::core::job::KeyDomain;
@@ -199,6 +199,7 @@ impl HubTask {
             keep: wait.may_store,
             is_patient: wait.is_patient,
             known,
+            proof: Proof::Never,
         };
         self.coalescer.handle(Input::Join(id, spec), now);
         self.link_to_polls(id);
@@ -332,7 +333,7 @@ impl HubTask {
 
     fn apply(&mut self, output: Output, now: Instant) {
         match output {
-            Output::Open(id, spec) => {
+            Output::Open(id, spec, _cause) => {
                 let Some(key) = self.keys.get(&spec.domain) else {
                     // The coalescer opens polls only for parked waits, whose keys are stored here.
                     debug_assert!(false, "{id:?} has no key");

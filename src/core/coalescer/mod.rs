@@ -38,8 +38,8 @@ use self::poll_result::Landing;
 use self::state::{AttemptState, CoalescerState, Poll, PollPhase, TimerOwner, Wait, WaitPhase};
 pub use self::timing::{SNAPSHOT_LIMIT, Timing};
 pub use self::types::{
-    Cost, Failure, FaultKind, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, WaitId,
-    WaitOutcome, WaitResult, WaitSpec,
+    Cause, Cost, Failure, FaultKind, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, Proof,
+    WaitId, WaitOutcome, WaitResult, WaitSpec,
 };
 use crate::core::job::JobState;
 use crate::core::route::Goal;
@@ -172,6 +172,7 @@ impl Coalescer {
             Input::Progress(id, progress) => self.progress(id, progress, now),
             Input::RetryAfter(id, pause) => self.retry_after(id, pause, now),
             Input::Landed(id, outcome) => self.landed(id, outcome, now),
+            Input::CancelWatch(id) => self.cancel_watch(id, now),
         }
         self.check_invariants();
     }
@@ -212,6 +213,17 @@ impl Coalescer {
     /// Returns the number of polls in any phase.
     pub fn polls(&self) -> usize {
         self.state.poll_count()
+    }
+
+    /// Returns the number of watches.
+    pub fn watches(&self) -> usize {
+        0
+    }
+
+    /// Returns the watch without waits whose job was asked for the longest ago. The caller may cancel it for a poll that
+    /// lacks a place at the upstream.
+    pub fn idle_watch(&self) -> Option<PollId> {
+        None
     }
 
     /// Returns the number of [`Output::Open`] that were not taken yet.
@@ -274,6 +286,8 @@ impl Coalescer {
         }
         self.let_linger(others, now);
     }
+
+    fn cancel_watch(&mut self, _id: PollId, _now: Instant) {}
 
     fn progress(&mut self, id: PollId, progress: PollProgress, now: Instant) {
         let Some(poll) = self.state.poll_mut(id) else { return };
@@ -408,7 +422,7 @@ impl Coalescer {
     /// Removes the opening of a poll from the outputs. Returns false if the caller has taken it already.
     fn take_back_open(&mut self, id: PollId) -> bool {
         let before = self.outputs.len();
-        self.outputs.retain(|output| !matches!(output, Output::Open(opened, _) if *opened == id));
+        self.outputs.retain(|output| !matches!(output, Output::Open(opened, ..) if *opened == id));
         self.outputs.len() < before
     }
 

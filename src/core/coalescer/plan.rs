@@ -10,7 +10,7 @@ use super::Coalescer;
 use super::poll_result::Landing;
 use super::state::{AttemptState, Poll, Wait, WaitPhase};
 use super::timing::Timing;
-use super::types::{Output, PollId, PollSpec, WaitId};
+use super::types::{Cause, Output, PollId, PollSpec, WaitId};
 use crate::core::job::{JobId, JobSet};
 use crate::core::route::Goal;
 
@@ -196,7 +196,7 @@ impl Coalescer {
         self.next_poll += 1;
         self.state.add_poll(id, Poll::new(spec.clone(), opener, now));
         self.state.attach_opened(opener, id);
-        self.outputs.push_back(Output::Open(id, spec));
+        self.outputs.push_back(Output::Open(id, spec, Cause::Wait));
     }
 
     /// Returns the new attachments of a wait after a poll for the jobs `brought` is gone, or `None` if the whole wait has
@@ -256,7 +256,7 @@ mod tests {
 
     use super::*;
     use crate::clock;
-    use crate::core::coalescer::types::WaitSpec;
+    use crate::core::coalescer::types::{Proof, WaitSpec};
     use crate::core::job::KeyDomain;
     use crate::core::route::{Form, Route};
 
@@ -268,6 +268,7 @@ mod tests {
         ladder: Route::suno().ladder,
         hold: Duration::from_secs(120),
         linger: Duration::from_secs(2),
+        watch_idle: Duration::ZERO,
         max_jobs: 3,
     });
 
@@ -330,6 +331,7 @@ mod tests {
             keep: true,
             is_patient: false,
             known: Vec::new(),
+            proof: Proof::Never,
         })
     }
 

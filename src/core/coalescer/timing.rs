@@ -16,6 +16,8 @@ pub struct Timing {
     pub hold: Duration,
     /// Time that a poll without waits stays open.
     pub linger: Duration,
+    /// Time after the last plain request for a job until its watch ends. Zero: no watches.
+    pub watch_idle: Duration,
     /// Most jobs that one poll may ask for, at least one.
     pub max_jobs: usize,
 }

@@ -35,6 +35,19 @@ pub struct WaitSpec {
     pub is_patient: bool,
     /// Cached states that are still valid. Other states count only if seen after `arrived`.
     pub known: Vec<JobState>,
+    /// Whether an open poll may prove the answer at once.
+    pub proof: Proof,
+}
+
+/// Permission to answer a wait at its arrival with states that an open poll proves (P7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// Not from proof: the upstream has not accepted the key lately, or the setting is off.
+    Never,
+    /// Not from proof: the client asked for the upstream's own answer. The cause of its snapshot is [`Cause::NoCache`].
+    NoCache,
+    /// From states whose bytes were seen at most this long ago.
+    Within(Duration),
 }
 
 /// A poll as the upstream is asked.
@@ -149,17 +162,44 @@ pub enum Input {
     RetryAfter(PollId, Duration),
     /// A poll ended.
     Landed(PollId, PollOutcome),
+    /// Ends a watch: the quota of its client or the upstream's places do not allow it. The waits on it are planned anew.
+    /// Changes nothing if the poll is not a watch.
+    CancelWatch(PollId),
 }
 
 /// A command for the caller.
 #[derive(Debug)]
 pub enum Output {
     /// Asks the upstream.
-    Open(PollId, PollSpec),
+    Open(PollId, PollSpec, Cause),
     /// Cancels the poll. The machine has forgotten it.
     Abort(PollId),
     /// Answers the client. The machine has forgotten the wait.
     Settle(WaitId, WaitResult),
+}
+
+/// Reason for which a poll is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// A wait for one job.
+    Wait,
+    /// A wait for several jobs.
+    Batch,
+    /// The upstream's hold ended a poll, and waits on it have time left.
+    Reopen,
+    /// A request that expects an answer at once.
+    Snapshot,
+    /// The deadline of a wait (P7).
+    Deadline,
+    /// Repeated requests for the state of one job. The poll has no wait of its own.
+    Watch {
+        /// Wait whose client pays for the poll: the last one that asked for the job. It has often ended.
+        asked_by: WaitId,
+        /// Watch on the same job that ended just before.
+        follows: Option<PollId>,
+    },
+    /// A request that expects an answer at once and accepts no proof: [`Proof::NoCache`].
+    NoCache,
 }
 
 /// Answer to a wait.
@@ -181,6 +221,8 @@ pub enum Cost {
     Opened,
     /// The wait only attached to open polls.
     Coalesced,
+    /// Open polls proved the states when the wait arrived.
+    Proven,
 }
 
 /// Reason for the end of a wait.

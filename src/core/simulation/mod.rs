@@ -35,7 +35,8 @@ use self::upstream::{ErrorReply, OpenAttempt};
 use super::backoff::Backoff;
 use super::breaker::BreakerRules;
 use super::coalescer::{
-    Coalescer, Failure, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, Timing, WaitId, WaitSpec,
+    Coalescer, Failure, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, Proof, Timing, WaitId,
+    WaitSpec,
 };
 use super::job::{JobId, JobSet, KeyDomain};
 use super::route::{Form, Goal, Route, Rung};
@@ -120,7 +121,13 @@ impl Run {
         let plan = RunPlan::new(&mut rng);
         let route = Route::suno();
         let linger = [Duration::ZERO, Duration::from_secs(2)][rng.usize(..2)];
-        let timing = Timing { ladder: route.ladder.clone(), hold: HOLD, linger, max_jobs: 6 };
+        let timing = Timing {
+            ladder: route.ladder.clone(),
+            hold: HOLD,
+            linger,
+            watch_idle: Duration::ZERO,
+            max_jobs: 6,
+        };
         let config = SchedulerConfig {
             max_polls: 512,
             interval: Duration::ZERO,
@@ -307,6 +314,7 @@ impl Run {
             keep: true,
             is_patient: false,
             known: Vec::new(),
+            proof: Proof::Never,
         };
         self.trace(|| format!("client {number} joins"));
         let id = WaitId(number as u64);
@@ -325,7 +333,7 @@ impl Run {
             let now = self.instant();
             if let Some(output) = self.coalescer.poll_output() {
                 match output {
-                    Output::Open(id, spec) => {
+                    Output::Open(id, spec, _) => {
                         self.trace(|| format!("{id:?} opens for {:?} at {:?}", spec.jobs, spec.goal));
                         let (domain, jobs, class) = (spec.domain, spec.jobs.clone(), self.class(&spec));
                         let request = PollRequest { domain, jobs, class };

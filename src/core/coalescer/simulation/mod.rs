@@ -123,7 +123,8 @@ impl Sweep {
         let ladder = Route::suno().ladder;
         let max_jobs = rng.usize(1..=6);
         let linger = [Duration::ZERO, Duration::from_secs(2), Duration::from_secs(30)][rng.usize(..3)];
-        let timing = Timing { ladder: ladder.clone(), hold: HOLD, linger, max_jobs };
+        let timing =
+            Timing { ladder: ladder.clone(), hold: HOLD, linger, watch_idle: Duration::ZERO, max_jobs };
         let mut sweep = Self {
             hop: Duration::from_millis([0, 5, 50][rng.usize(..3)]),
             rungs: ladder.rungs().collect(),
@@ -254,6 +255,7 @@ impl Sweep {
             keep: true,
             is_patient: false,
             known,
+            proof: Proof::Never,
         };
         self.log(&format!("client {number} joins"));
         self.machine.handle(Input::Join(WaitId(number as u64), spec), now);
@@ -269,7 +271,7 @@ impl Sweep {
 
     fn carry_out(&mut self, output: Output) {
         match output {
-            Output::Open(id, spec) => {
+            Output::Open(id, spec, _) => {
                 self.log(&format!("{id:?} opens for {:?} at {:?}", spec.jobs, spec.goal));
                 assert!(self.used_ids.insert(id), "{id:?} opens twice");
                 assert!((1..=self.max_jobs).contains(&spec.jobs.len()), "{spec:?}");

@@ -66,7 +66,13 @@ impl Scenario {
 
     fn with(max_jobs: usize, linger: Duration) -> Self {
         let ladder = Route::suno().ladder;
-        let timing = Timing { ladder: ladder.clone(), hold: secs(120.0), linger, max_jobs };
+        let timing = Timing {
+            ladder: ladder.clone(),
+            hold: secs(120.0),
+            linger,
+            watch_idle: Duration::ZERO,
+            max_jobs,
+        };
         let zero = zero();
         Self {
             machine: Coalescer::new(timing),
@@ -97,7 +103,7 @@ impl Scenario {
     fn take_outputs(&mut self) {
         while let Some(output) = self.machine.poll_output() {
             match output {
-                Output::Open(id, spec) => {
+                Output::Open(id, spec, _) => {
                     let ids: Vec<_> = spec.jobs.iter().map(JobId::as_str).collect();
                     let goal = match spec.goal {
                         Goal::Now => "now",
@@ -148,6 +154,7 @@ impl Scenario {
             keep: true,
             is_patient: false,
             known: Vec::new(),
+            proof: Proof::Never,
         }
     }
 
