@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use clipgate::core::coalescer::Proof;
 use clipgate::core::job::{JobId, JobSet};
 use clipgate::core::route::{Form, Goal, Route};
 use clipgate::sim::{Sim, SimOptions};
@@ -127,6 +128,7 @@ impl HubFixture {
             max_age: None,
             may_store: true,
             is_patient: false,
+            proof: Proof::Never,
             links: Links::default(),
         }
     }

@@ -22,6 +22,7 @@ mod parked;
 mod poll_task;
 mod task;
 mod tracing;
+mod watches;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -39,7 +40,7 @@ use crate::cache::Cache;
 use crate::config::{self, Config};
 use crate::core::backoff::Backoff;
 use crate::core::breaker::BreakerRules;
-use crate::core::coalescer::{Timing, WaitId, WaitResult};
+use crate::core::coalescer::{Proof, Timing, WaitId, WaitResult};
 use crate::core::job::JobSet;
 use crate::core::route::{Form, Goal, Ladder};
 use crate::core::scheduler::SchedulerConfig;
@@ -93,6 +94,8 @@ pub struct WaitRequest {
     pub may_store: bool,
     /// Whether the client expects to be held although the goal may be reached already.
     pub is_patient: bool,
+    /// Whether an open poll may prove the answer.
+    pub proof: Proof,
     /// Links from the request's span to the polls that the wait attaches to.
     pub links: Links,
 }
@@ -250,7 +253,7 @@ fn coalescer_timing(config: &Config, ladder: &Ladder) -> Timing {
         ladder: ladder.clone(),
         hold: config.upstream.poll_timeout,
         linger: config.wait.linger,
-        watch_idle: Duration::ZERO,
+        watch_idle: config.wait.watch_idle,
         max_jobs: config.upstream.max_jobs,
     }
 }

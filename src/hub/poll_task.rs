@@ -14,6 +14,8 @@ use super::task::HubTask;
 use crate::clock;
 use crate::core::coalescer::{Failure, Input, PollId, PollProgress, PollSpec};
 use crate::core::scheduler::RetryAdvice;
+use crate::limits::Subject;
+use crate::telemetry::metrics::CallCause;
 use crate::telemetry::trace::PollSpan;
 use crate::upstream::poll::AttemptOutcome;
 
@@ -23,10 +25,15 @@ pub(super) const EVENT_CAPACITY: usize = 1024;
 /// A poll that the coalescer has opened: queued, held at the upstream, backing off or paused.
 pub(super) struct PollTask {
     pub(super) spec: Arc<PollSpec>,
+    pub(super) cause: CallCause,
+    /// Owner of the quota that a watch was charged to; `None` for other polls.
+    pub(super) payer: Option<Subject>,
     pub(super) authorization: HeaderValue,
     pub(super) attempt_started_at: Instant,
     /// Whether the newest attempt failed.
     pub(super) has_failed: bool,
+    /// Whether the upstream or the scheduler has paused the poll since its last attempt.
+    pub(super) is_paused: bool,
     /// Number of consecutive invalid responses.
     pub(super) invalid_responses: u32,
     pub(super) task: Option<AbortHandle>,
@@ -45,8 +52,11 @@ impl HubTask {
     pub(super) fn start_attempt(&mut self, id: PollId, now: Instant) {
         let Some(poll) = self.polls.get_mut(&id) else { return };
         poll.attempt_started_at = now;
+        poll.is_paused = false;
+        let mut cause = poll.cause;
         if poll.has_failed {
             self.metrics.upstream.retried();
+            cause = CallCause::Retry;
         }
         self.coalescer.handle(Input::Progress(id, PollProgress::AttemptStarted), now);
         let (poller, events) = (Arc::clone(&self.poller), self.event_sender.clone());
@@ -55,7 +65,7 @@ impl HubTask {
         poll.task = Some(self.tasks.spawn(async move {
             // Sending fails only if the hub's task has ended.
             let on_held = async { drop(events.send(PollEvent::Held(id)).await) };
-            let outcome = poller.run(&spec, &authorization, &trace, on_held).await;
+            let outcome = poller.run(&spec, cause, &authorization, &trace, on_held).await;
             let _ = events.send(PollEvent::AttemptEnded(id, outcome)).await;
         }));
     }
