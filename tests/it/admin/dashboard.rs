@@ -145,12 +145,14 @@ async fn the_page_shows_the_requests_that_were_sent_without_a_reload() {
 
     browser.wait_until_text("#requests-table tfoot td:last-child", "8").await;
     let requests = json!({
-        "From the cache": hits, "Coalesced": coalesced, "Opened a poll": opened,
+        "From the cache": hits, "Answered from proof": 0, "Coalesced": coalesced, "Opened a poll": opened,
         "Passed through": passed, "Rejected": 1, "Event streams": 0, "Client closed, preflights": 0,
     });
     assert_eq!(browser.totals("requests").await, requests);
     let calls = json!({ "Polls": opened, "Snapshots": 0, "Passed through": passed, "Saved": saved });
     assert_eq!(browser.totals("calls").await, calls);
+    let causes = browser.rows("causes").await;
+    assert_eq!(causes, [["Wait for a job", &*opened.to_string()], ["Passed through", &*passed.to_string()]]);
     assert_eq!(browser.text("#saved-count").await, saved.to_string());
     assert_eq!(browser.text("#made-count").await, (opened + passed).to_string());
     let share = 100.0 * saved as f64 / (saved + opened + passed) as f64;
