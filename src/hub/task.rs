@@ -198,7 +198,7 @@ impl HubTask {
             }
             proof @ (Proof::Never | Proof::NoCache | Proof::Within(_)) => proof,
         };
-        self.record_asker(id, &wait);
+        self.record_asker(id, &wait, proof, now);
         let member = wait.identity.member.clone();
         let key = self.keys.entry(domain).or_insert_with(|| ParkedKey::new(wait.identity.authorization));
         key.park(member.clone());
@@ -385,11 +385,19 @@ impl HubTask {
 
     fn open_poll(&mut self, id: PollId, spec: PollSpec, cause: Cause, now: Instant) {
         let payer = match cause {
-            Cause::Watch { asked_by, follows } => match self.charge_watch(&spec, asked_by, follows) {
-                Some(payer) => Some(payer),
-                None => return self.coalescer.handle(Input::CancelWatch(id), now),
-            },
-            _ => None,
+            Cause::Watch { asked_by, follows } => {
+                let has_slot = self.has_slot_for_watch();
+                match has_slot.then(|| self.charge_watch(&spec, asked_by, follows)).flatten() {
+                    Some(payer) => Some(payer),
+                    None => return self.coalescer.handle(Input::CancelWatch(id), now),
+                }
+            }
+            Cause::Wait
+            | Cause::Batch
+            | Cause::Reopen
+            | Cause::Snapshot
+            | Cause::Deadline
+            | Cause::NoCache => None,
         };
         let Some(authorization) = self.authorization(spec.domain) else {
             // The coalescer opens polls only for parked waits, whose keys are stored here, and watches when a poll of the

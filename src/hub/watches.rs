@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::WaitRequest;
 use super::task::HubTask;
 use crate::core::Map;
-use crate::core::coalescer::{Input, PollId, PollSpec, Timing, WaitId};
+use crate::core::coalescer::{Input, PollId, PollSpec, Proof, Timing, WaitId};
 use crate::core::job::{JobId, KeyDomain};
 use crate::core::route::Goal;
 use crate::core::scheduler::SchedulerConfig;
@@ -82,16 +82,17 @@ impl Askers {
 
 impl HubTask {
     /// Records the client of a plain request for one job, which may have to pay for a watch.
-    pub(super) fn record_asker(&mut self, id: WaitId, wait: &WaitRequest) {
+    pub(super) fn record_asker(&mut self, id: WaitId, wait: &WaitRequest, proof: Proof, now: Instant) {
         let is_plain = match wait.goal {
             Goal::Now => true,
             Goal::Rung(rung) => rung == self.lowest,
         };
-        if self.watch_rules.idle.is_zero() || !is_plain || wait.is_patient || wait.jobs.len() != 1 {
+        let may_be_proven = matches!(proof, Proof::Within(_));
+        if self.watch_rules.idle.is_zero() || !is_plain || !may_be_proven || wait.jobs.len() != 1 {
             return;
         }
         let Some(job) = wait.jobs.iter().next() else { return };
-        let asker = Asker { wait: id, subject: wait.quota_subject, at: wait.arrived };
+        let asker = Asker { wait: id, subject: wait.quota_subject, at: now };
         self.askers.record(wait.identity.domain, job, asker, self.watch_rules.idle);
     }
 
@@ -109,17 +110,23 @@ impl HubTask {
         self.limits.check_call(payer).is_ok().then_some(payer)
     }
 
-    /// Cancels watches while a poll waits for a slot. A watch without a slot of its own is cancelled first.
+    /// Returns whether a watch may take a slot at the upstream now.
+    pub(super) fn has_slot_for_watch(&self) -> bool {
+        self.scheduler.open() < self.watch_rules.full_at
+    }
+
+    /// Cancels watches while a poll waits for a slot. A watch that waits for a slot itself is cancelled first.
     pub(super) fn yield_watches(&mut self, now: Instant) {
-        while let Some(idle) = self.coalescer.idle_watch()
+        while self.coalescer.watches() > 0
             && let Some(waiting) = self.waiting_for_slot()
         {
             let has_waits = self.coalescer.attached_waits(waiting).next().is_some();
-            let cancelled = if has_waits { idle } else { waiting };
+            let cancelled = if has_waits { self.coalescer.idle_watch() } else { Some(waiting) };
+            let Some(cancelled) = cancelled else { return };
             self.coalescer.handle(Input::CancelWatch(cancelled), now);
             self.drain_outputs(now);
             if self.polls.contains_key(&cancelled) {
-                return; // not a watch for the coalescer, which would give it up again and again
+                return; // the coalescer keeps it for waits
             }
         }
     }
