@@ -3,21 +3,25 @@
 //! A [`Scenario`] has clients by number, and the test plays the upstream.
 
 mod attaching;
+mod causes;
 mod deadlines;
 mod drain;
 mod faults;
 mod isolation;
 mod leaving;
+mod proof;
 mod results;
 mod sharing;
+mod watch;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::*;
-use crate::core::job::{JobId, JobSet, KeyDomain, ResponseHead, UpstreamResponse};
+use crate::core::job::{JobId, JobSet, JobState, KeyDomain, ResponseHead, UpstreamResponse};
 use crate::core::route::{Form, Ladder, Route};
 
 #[expect(clippy::disallowed_methods, reason = "an arbitrary zero for virtual time")]
@@ -35,6 +39,8 @@ struct Scenario {
     open: Vec<(PollId, String)>,
     /// Number of polls opened so far.
     opened: usize,
+    /// Cause of each poll opened so far.
+    causes: Vec<Cause>,
     aborted: usize,
     results: HashMap<u64, WaitResult>,
     /// Whether the upstream holds a poll as soon as it is opened.
@@ -81,6 +87,7 @@ impl Scenario {
             now: zero,
             open: Vec::new(),
             opened: 0,
+            causes: Vec::new(),
             aborted: 0,
             results: HashMap::new(),
             holds: true,
@@ -103,7 +110,7 @@ impl Scenario {
     fn take_outputs(&mut self) {
         while let Some(output) = self.machine.poll_output() {
             match output {
-                Output::Open(id, spec, _) => {
+                Output::Open(id, spec, cause) => {
                     let ids: Vec<_> = spec.jobs.iter().map(JobId::as_str).collect();
                     let goal = match spec.goal {
                         Goal::Now => "now",
@@ -111,6 +118,7 @@ impl Scenario {
                     };
                     self.open.push((id, format!("{} {goal}", ids.join(" "))));
                     self.opened += 1;
+                    self.causes.push(cause);
                     if !self.queues {
                         self.machine.handle(Input::Progress(id, PollProgress::AttemptStarted), self.now);
                     }
@@ -171,6 +179,17 @@ impl Scenario {
     fn join_for(&mut self, number: u64, ids: &str, word: &str, timeout: f64) -> &mut Self {
         let spec = WaitSpec { timeout: secs(timeout), ..self.spec(ids, word) };
         self.join_with(number, spec)
+    }
+
+    /// Joins a client that asks for the state at once, and accepts bytes that are half a minute old.
+    fn get(&mut self, number: u64, ids: &str) -> &mut Self {
+        let spec = WaitSpec { proof: Proof::Within(secs(30.0)), ..self.spec(ids, "") };
+        self.join_with(number, spec)
+    }
+
+    /// Returns whether a client was answered from proof.
+    fn is_proven(&self, number: u64) -> bool {
+        self.results.get(&number).is_some_and(|result| result.how == Cost::Proven)
     }
 
     fn leave(&mut self, number: u64) -> &mut Self {
