@@ -30,10 +30,10 @@ async fn gateway_without_watches() -> TestGateway {
 /// Lets the gateway see a job as `queued`, and returns a wait whose poll proves that.
 async fn prove_queued(gateway: &TestGateway, id: &str) -> AbortOnDropHandle<Answer> {
     gateway.sim.set_status(id, "queued");
-    let seen = gateway.get(&clip_target(id, ""), &[]).await;
-    assert_eq!((seen.status, seen.body.clone()), (StatusCode::OK, gateway.sim.body(id, "queued")));
     let wait = gateway.spawn_get(&clip_target(id, "streaming"), &[]);
     gateway.wait_until(|seen| seen.open == 1).await;
+    let seen = gateway.get(&clip_target(id, ""), &[]).await;
+    assert_eq!((seen.status, &seen.body), (StatusCode::OK, &gateway.sim.body(id, "queued")));
     tokio::time::sleep(SILENCE).await;
     wait
 }
@@ -50,7 +50,7 @@ async fn fifty_plain_requests_a_second_beside_a_held_poll_cost_nothing_until_the
     let operator = AdminClient::open(&mut gateway).await;
     let wait = prove_queued(&gateway, "a").await;
     let upstream_requests = gateway.upstream_requests();
-    assert_eq!(upstream_requests, [clip_target("a", ""), clip_target("a", "streaming")]);
+    assert_eq!(upstream_requests, [clip_target("a", "streaming"), clip_target("a", "")]);
 
     let mut tick = tokio::time::interval(Duration::from_millis(20));
     for _ in 0..200 {

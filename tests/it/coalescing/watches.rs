@@ -111,11 +111,14 @@ async fn a_watch_goes_on_from_rung_to_rung() {
     let gateway = watching(LONG).await;
     gateway.sim.set_status("a", "submitted");
     ask_twice(&gateway, "a", "queued").await;
+    // The next watch follows only if this one has spared a call.
+    tokio::time::sleep(HOLD / 100).await; // longer than the silence that proves a state
+    assert!(gateway.get(&clip_target("a", ""), &[]).await.is_proven());
     for (status, next) in [("queued", "streaming"), ("streaming", "completed")] {
         gateway.sim.set_status("a", status);
         let watch = clip_target("a", next);
         gateway.wait_until(|seen| seen.requests.iter().any(|request| is_open(request, &watch))).await;
-        tokio::time::sleep(HOLD / 100).await; // longer than the silence that proves a state
+        tokio::time::sleep(HOLD / 100).await;
         let answer = gateway.get(&clip_target("a", ""), &[]).await;
         assert!(answer.is_proven() && answer.body == gateway.sim.body("a", status), "{answer:?}");
     }
