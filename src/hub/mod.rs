@@ -31,7 +31,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 pub(crate) use self::inspect::{HubOverview, KeyInFlight};
 use self::task::HubTask;
@@ -58,6 +58,8 @@ const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), cap: Durat
 pub struct Hub {
     commands: mpsc::Sender<HubCommand>,
     inspections: mpsc::Sender<InspectRequest>,
+    /// `wait.watch_idle`, which the task reads at the start of a round.
+    watch_idle: watch::Sender<Duration>,
     /// One permit for each wait up to `limits.max_waits`.
     parked: Arc<Semaphore>,
     unproven: UnprovenWaits,
@@ -186,11 +188,18 @@ impl Hub {
         let hub = Self {
             commands,
             inspections,
+            watch_idle: watch::Sender::new(config.wait.watch_idle),
             parked: Arc::new(Semaphore::new(max_waits)),
             unproven: UnprovenWaits::new(caps.max_waits_per_key),
             next_wait: Arc::new(AtomicU64::new(0)),
         };
-        (hub, task.run(inbox, inspect_inbox))
+        let watch_idle = hub.watch_idle.subscribe();
+        (hub, task.run(inbox, inspect_inbox, watch_idle))
+    }
+
+    /// Uses this time for all watches from now on. Open watches keep their end until the next request for their job.
+    pub fn set_watch_idle(&self, watch_idle: Duration) {
+        self.watch_idle.send_replace(watch_idle);
     }
 
     /// Parks a wait and returns its result. Cancel safe: dropping the future sends `Leave` and frees the wait's

@@ -8,12 +8,14 @@ use std::time::Instant;
 
 use http::HeaderValue;
 use tokio::task::{AbortHandle, JoinError};
-use tracing::error;
+use tracing::{debug, error};
 
 use super::task::HubTask;
 use crate::clock;
-use crate::core::coalescer::{Failure, Input, PollId, PollProgress, PollSpec};
-use crate::core::scheduler::RetryAdvice;
+use crate::core::coalescer::{Cause, Failure, Input, PollId, PollProgress, PollSpec};
+use crate::core::job::KeyDomain;
+use crate::core::route::Goal;
+use crate::core::scheduler::{PollClass, PollRequest, RetryAdvice};
 use crate::limits::Subject;
 use crate::telemetry::metrics::CallCause;
 use crate::telemetry::trace::PollSpan;
@@ -48,6 +50,72 @@ pub(super) enum PollEvent {
 }
 
 impl HubTask {
+    /// Requests attempts of a poll that the coalescer has opened. A watch needs a slot and a payer.
+    pub(super) fn open_poll(&mut self, id: PollId, spec: PollSpec, cause: Cause, now: Instant) {
+        let payer = match cause {
+            Cause::Watch { asked_by, follows } => {
+                let has_slot = self.has_slot_for_watch();
+                match has_slot.then(|| self.charge_watch(&spec, asked_by, follows)).flatten() {
+                    Some(payer) => Some(payer),
+                    None => return self.coalescer.handle(Input::CancelWatch(id), now),
+                }
+            }
+            Cause::Wait
+            | Cause::Batch
+            | Cause::Reopen
+            | Cause::Snapshot
+            | Cause::Deadline
+            | Cause::NoCache => None,
+        };
+        let Some(authorization) = self.authorization(spec.domain) else {
+            // The coalescer opens polls only for parked waits, whose keys are stored here, and watches when a poll of the
+            // same key has landed.
+            debug_assert!(false, "{id:?} has no key");
+            return;
+        };
+        let cause = call_cause(cause);
+        debug!(
+            poll = id.0,
+            key = %spec.domain,
+            jobs = spec.jobs.len(),
+            goal = ?spec.goal,
+            clipgate.cause = cause.into_str(),
+            "poll opened"
+        );
+        let (domain, jobs, class) = (spec.domain, spec.jobs.clone(), self.class(spec.goal));
+        let span = self.poll_span(id, &spec);
+        let poll = PollTask {
+            spec: Arc::new(spec),
+            cause,
+            payer,
+            authorization,
+            attempt_started_at: now,
+            has_failed: false,
+            is_paused: false,
+            invalid_responses: 0,
+            task: None,
+            span,
+        };
+        self.polls.insert(id, poll);
+        self.scheduler.request(id, PollRequest { domain, jobs, class }, now);
+    }
+
+    /// Returns the credential of a key with parked waits, or of the poll that has just landed.
+    fn authorization(&self, domain: KeyDomain) -> Option<HeaderValue> {
+        let landed = self.current_answer.as_ref().filter(|answer| answer.domain == domain);
+        let parked = self.keys.get(&domain).map(|key| &key.authorization);
+        parked.or(landed.map(|answer| &answer.authorization)).cloned()
+    }
+
+    /// Returns the class of a poll. Every job has reached the lowest rung, so the upstream answers a poll for it at once.
+    fn class(&self, goal: Goal) -> PollClass {
+        match goal {
+            Goal::Now => PollClass::Plain,
+            Goal::Rung(rung) if rung == self.lowest => PollClass::Snapshot,
+            Goal::Rung(_) => PollClass::LongPoll,
+        }
+    }
+
     /// Starts an attempt of a poll in a task of its own.
     pub(super) fn start_attempt(&mut self, id: PollId, now: Instant) {
         let Some(poll) = self.polls.get_mut(&id) else { return };
@@ -87,5 +155,17 @@ impl HubTask {
             );
             self.drain_outputs(now);
         }
+    }
+}
+
+fn call_cause(cause: Cause) -> CallCause {
+    match cause {
+        Cause::Wait => CallCause::Wait,
+        Cause::Batch => CallCause::Batch,
+        Cause::Reopen => CallCause::Reopen,
+        Cause::Snapshot => CallCause::Snapshot,
+        Cause::Deadline => CallCause::Deadline,
+        Cause::Watch { .. } => CallCause::Watch,
+        Cause::NoCache => CallCause::NoCache,
     }
 }

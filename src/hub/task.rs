@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::debug;
 
@@ -26,16 +26,14 @@ use crate::cache::Cache;
 use crate::clock;
 use crate::core::Map;
 use crate::core::coalescer::{
-    Cause, Coalescer, Failure, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, Proof, Timing,
-    WaitId, WaitOutcome, WaitSpec,
+    Coalescer, Failure, Input, Output, PollId, PollOutcome, PollProgress, Proof, Timing, WaitId, WaitOutcome,
+    WaitSpec,
 };
 use crate::core::job::KeyDomain;
-use crate::core::route::{Goal, Rung};
-use crate::core::scheduler::{
-    AttemptResult, PollClass, PollRequest, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput,
-};
+use crate::core::route::Rung;
+use crate::core::scheduler::{AttemptResult, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput};
 use crate::limits::{Limits, Subject};
-use crate::telemetry::metrics::{CallCause, Fanout, Metrics, PollCounts, WaitEnd};
+use crate::telemetry::metrics::{Fanout, Metrics, PollCounts, WaitEnd};
 use crate::telemetry::trace::Tracer;
 use crate::upstream::poll::{AttemptOutcome, KeyVerdict, PollLanding, Poller};
 
@@ -116,6 +114,7 @@ impl HubTask {
         mut self,
         mut inbox: mpsc::Receiver<HubCommand>,
         mut inspections: mpsc::Receiver<InspectRequest>,
+        mut watch_idle: watch::Receiver<Duration>,
     ) {
         let mut commands = Vec::with_capacity(MAX_BATCH);
         let mut events = Vec::with_capacity(MAX_BATCH);
@@ -138,6 +137,10 @@ impl HubTask {
                 () = sleep_until(due) => {}
             }
             let now = clock::now();
+            // An error means that the last hub is gone, and the inbox says so too.
+            if watch_idle.has_changed().unwrap_or(false) {
+                self.set_watch_idle(*watch_idle.borrow_and_update());
+            }
             for command in commands.drain(..) {
                 self.handle_command(command, now);
             }
@@ -383,62 +386,6 @@ impl HubTask {
         }
     }
 
-    fn open_poll(&mut self, id: PollId, spec: PollSpec, cause: Cause, now: Instant) {
-        let payer = match cause {
-            Cause::Watch { asked_by, follows } => {
-                let has_slot = self.has_slot_for_watch();
-                match has_slot.then(|| self.charge_watch(&spec, asked_by, follows)).flatten() {
-                    Some(payer) => Some(payer),
-                    None => return self.coalescer.handle(Input::CancelWatch(id), now),
-                }
-            }
-            Cause::Wait
-            | Cause::Batch
-            | Cause::Reopen
-            | Cause::Snapshot
-            | Cause::Deadline
-            | Cause::NoCache => None,
-        };
-        let Some(authorization) = self.authorization(spec.domain) else {
-            // The coalescer opens polls only for parked waits, whose keys are stored here, and watches when a poll of the
-            // same key has landed.
-            debug_assert!(false, "{id:?} has no key");
-            return;
-        };
-        let cause = call_cause(cause);
-        debug!(
-            poll = id.0,
-            key = %spec.domain,
-            jobs = spec.jobs.len(),
-            goal = ?spec.goal,
-            clipgate.cause = cause.into_str(),
-            "poll opened"
-        );
-        let (domain, jobs, class) = (spec.domain, spec.jobs.clone(), self.class(spec.goal));
-        let span = self.poll_span(id, &spec);
-        let poll = PollTask {
-            spec: Arc::new(spec),
-            cause,
-            payer,
-            authorization,
-            attempt_started_at: now,
-            has_failed: false,
-            is_paused: false,
-            invalid_responses: 0,
-            task: None,
-            span,
-        };
-        self.polls.insert(id, poll);
-        self.scheduler.request(id, PollRequest { domain, jobs, class }, now);
-    }
-
-    /// Returns the credential of a key with parked waits, or of the poll that has just landed.
-    fn authorization(&self, domain: KeyDomain) -> Option<HeaderValue> {
-        let landed = self.current_answer.as_ref().filter(|answer| answer.domain == domain);
-        let parked = self.keys.get(&domain).map(|key| &key.authorization);
-        parked.or(landed.map(|answer| &answer.authorization)).cloned()
-    }
-
     fn apply_schedule(&mut self, output: SchedulerOutput, now: Instant) {
         match output {
             SchedulerOutput::Start(id) => self.start_attempt(id, now),
@@ -460,15 +407,6 @@ impl HubTask {
                 }
                 self.settle(id, PollOutcome::Failed(failure), now);
             }
-        }
-    }
-
-    /// Returns the class of a poll. Every job has reached the lowest rung, so the upstream answers a poll for it at once.
-    fn class(&self, goal: Goal) -> PollClass {
-        match goal {
-            Goal::Now => PollClass::Plain,
-            Goal::Rung(rung) if rung == self.lowest => PollClass::Snapshot,
-            Goal::Rung(_) => PollClass::LongPoll,
         }
     }
 
@@ -501,18 +439,6 @@ impl Responder {
     fn answer(self, answer: Result<WaitReply, HubError>) {
         drop(self.reservation.lock().take());
         let _ = self.answer.send(answer);
-    }
-}
-
-fn call_cause(cause: Cause) -> CallCause {
-    match cause {
-        Cause::Wait => CallCause::Wait,
-        Cause::Batch => CallCause::Batch,
-        Cause::Reopen => CallCause::Reopen,
-        Cause::Snapshot => CallCause::Snapshot,
-        Cause::Deadline => CallCause::Deadline,
-        Cause::Watch { .. } => CallCause::Watch,
-        Cause::NoCache => CallCause::NoCache,
     }
 }
 

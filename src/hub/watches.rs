@@ -3,7 +3,7 @@
 //! | question | answer |
 //! | --- | --- |
 //! | which job is watched, and how long | the coalescer |
-//! | whose quota `calls` pays | the client that asked last; if it is not known any more, the payer of the watch before |
+//! | payer, with its quota `calls` | the client that asked last; if the hub has forgotten it, the payer of the watch before |
 //! | no quota, or no slot at the upstream | the hub cancels the watch |
 //! | a poll waits for a slot | the hub cancels watches without waits, the one asked for the longest ago first |
 
@@ -81,6 +81,11 @@ impl Askers {
 }
 
 impl HubTask {
+    pub(super) fn set_watch_idle(&mut self, watch_idle: Duration) {
+        self.watch_rules.idle = watch_idle;
+        self.coalescer.set_watch_idle(watch_idle);
+    }
+
     /// Records the client of a plain request for one job, which may have to pay for a watch.
     pub(super) fn record_asker(&mut self, id: WaitId, wait: &WaitRequest, proof: Proof, now: Instant) {
         let is_plain = match wait.goal {

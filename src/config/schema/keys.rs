@@ -284,7 +284,7 @@ pub(in crate::config) const KEYS: &[ConfigKey<ConfigBuilder>] = &[
         name: "wait.watch_idle",
         default: Some(r#""20s""#),
         allowed: Time(Duration::ZERO..=HOUR),
-        reload: Restart(|old, new| old.wait.watch_idle != new.wait.watch_idle),
+        reload: Applied,
         read: |b, r| r.duration(&mut b.config.wait.watch_idle),
         doc: "time after the last plain request for a job that is asked for repeatedly, until its watch ends; 0s: no watches",
     },

@@ -142,13 +142,17 @@ async fn a_wait_attaches_to_a_watch() {
 }
 
 #[tokio::test]
-async fn a_watch_idle_of_zero_turns_watches_off() {
+async fn a_watch_idle_of_zero_turns_watches_off_until_a_reload_turns_them_on() {
     let gateway = watching(Duration::ZERO).await;
     gateway.sim.set_status("a", "submitted");
     for _ in 0..5 {
         assert!(gateway.get(&clip_target("a", ""), &[]).await.is_opener());
     }
     assert_eq!((gateway.upstream_requests().len(), gateway.sim.open()), (6, 0));
+    let mut config = gateway.config().clone();
+    config.wait.watch_idle = LONG;
+    gateway.reconfigure(&config);
+    ask_twice(&gateway, "a", "queued").await;
 }
 
 #[tokio::test]
