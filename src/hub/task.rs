@@ -373,10 +373,11 @@ impl HubTask {
             Output::Open(id, spec, cause) => self.open_poll(id, spec, cause, now),
             Output::Abort(id) => {
                 self.scheduler.withdraw(id, now);
-                if let Some(task) = self.polls.remove(&id).and_then(|poll| poll.task) {
+                let Some(poll) = self.polls.remove(&id) else { return };
+                if let Some(task) = poll.task {
                     task.abort();
                 }
-                debug!(poll = id.0, "poll cancelled");
+                debug!(poll = id.0, clipgate.cause = poll.cause.into_str(), "poll cancelled");
             }
             Output::Settle(id, settled) => {
                 if let Some(responder) = self.unpark(id, Some(wait_end(&settled.end)), now) {

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::WaitRequest;
+use super::poll_task::PollTask;
 use super::task::HubTask;
 use crate::core::Map;
 use crate::core::coalescer::{Input, PollId, PollSpec, Proof, Timing, WaitId};
@@ -120,39 +121,39 @@ impl HubTask {
         self.scheduler.open() < self.watch_rules.full_at
     }
 
-    /// Cancels watches while a poll waits for a slot. A watch that waits for a slot itself is cancelled first.
+    /// Cancels watches while a poll waits for a slot: the watch that waits itself, else one without waits.
     pub(super) fn yield_watches(&mut self, now: Instant) {
         while self.coalescer.watches() > 0
-            && let Some(waiting) = self.waiting_for_slot()
+            && let Some(cancelled) = self.watch_to_yield()
         {
-            let has_waits = self.coalescer.attached_waits(waiting).next().is_some();
-            let cancelled = if has_waits { self.coalescer.idle_watch() } else { Some(waiting) };
-            let Some(cancelled) = cancelled else { return };
             self.coalescer.handle(Input::CancelWatch(cancelled), now);
             self.drain_outputs(now);
             if self.polls.contains_key(&cancelled) {
-                return; // the coalescer keeps it for waits
+                return; // the coalescer keeps it, so the same watch would be chosen again
             }
         }
     }
 
-    /// Returns a poll that waits for a slot at the upstream: one with waits, or a watch.
-    fn waiting_for_slot(&self) -> Option<PollId> {
+    fn watch_to_yield(&self) -> Option<PollId> {
         if self.polls.len() <= self.scheduler.open() {
             return None;
         }
-        let rules = self.watch_rules;
-        let is_full = self.scheduler.open() >= rules.full_at;
-        let polls = self.polls.iter().filter(|(id, poll)| {
+        let has_waits = |id: PollId| self.coalescer.attached_waits(id).next().is_some();
+        if self.waiting_for_slot().any(|(id, _)| has_waits(id)) {
+            return self.coalescer.idle_watch();
+        }
+        self.waiting_for_slot().find(|(_, poll)| poll.cause == CallCause::Watch).map(|(id, _)| id)
+    }
+
+    /// Returns the polls that wait for a slot at the upstream.
+    fn waiting_for_slot(&self) -> impl Iterator<Item = (PollId, &PollTask)> {
+        let is_full = !self.has_slot_for_watch();
+        let polls = self.polls.iter().map(|(id, poll)| (*id, poll));
+        polls.filter(move |(id, poll)| {
             // Without an interval, the scheduler starts every queued poll whose key is not paused, unless the slots or
             // the share of its key are taken.
-            let may_wait = is_full || (!rules.has_interval && !poll.is_paused);
-            may_wait && poll.task.is_none() && !self.scheduler.is_pausing(**id)
-        });
-        let mut polls = polls.map(|(id, poll)| (*id, poll.cause));
-        polls.find_map(|(id, cause)| {
-            let is_needed = self.coalescer.attached_waits(id).next().is_some() || cause == CallCause::Watch;
-            is_needed.then_some(id)
+            let may_wait = is_full || (!self.watch_rules.has_interval && !poll.is_paused);
+            may_wait && poll.task.is_none() && !self.scheduler.is_pausing(*id)
         })
     }
 }

@@ -103,31 +103,31 @@ pub enum BadTarget {
 }
 
 /// Cause of a [`SendError`]. Shared, because one failed connection may fail many requests.
-pub(crate) type Cause = Arc<dyn StdError + Send + Sync>;
+pub(crate) type ErrorSource = Arc<dyn StdError + Send + Sync>;
 
 /// Reason why a request got no response.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum SendError {
     /// No connection could be opened. No byte was sent.
     #[error("could not connect to the upstream")]
-    Connect(#[source] Cause),
+    Connect(#[source] ErrorSource),
     /// No connection, TLS included, was open within `upstream.connect_timeout`. No byte was sent.
     #[error("the upstream did not accept a connection in time")]
-    ConnectTimeout(#[source] Cause),
+    ConnectTimeout(#[source] ErrorSource),
     /// The TLS handshake failed, mostly for an untrusted or wrong certificate. No byte was sent.
     #[error("the TLS handshake with the upstream failed")]
-    Tls(#[source] Cause),
+    Tls(#[source] ErrorSource),
     /// The gateway has no descriptor or memory for a connection. No byte was sent. P12: not counted against the
     /// upstream.
     #[error("the gateway has no descriptor or memory for a connection to the upstream")]
-    LocalResources(#[source] Cause),
+    LocalResources(#[source] ErrorSource),
     /// A kept connection was closed before the request was sent, or the upstream reports that it has not processed
     /// the request.
     #[error("the upstream had closed the connection")]
-    Closed(#[source] Cause),
+    Closed(#[source] ErrorSource),
     /// The connection ended before a response. The upstream may have received the request.
     #[error("the upstream closed the connection before it responded")]
-    Reset(#[source] Cause),
+    Reset(#[source] ErrorSource),
     /// The upstream sent too many interim responses (1xx). It has received the request.
     #[error("the upstream sent too many interim responses")]
     TooManyInterim,
