@@ -289,8 +289,11 @@ impl Coalescer {
     fn join(&mut self, id: WaitId, mut spec: WaitSpec, now: Instant) {
         self.shorten_if_draining(&mut spec, now);
         self.record_interest(id, &spec, now);
+        let accepts_proof = matches!(spec.proof, Proof::Within(_));
         self.state.add_wait(id, spec);
-        if !self.settle_if_answered(id, None, now) && !self.settle_if_proven(id, now) {
+        let is_settled =
+            self.settle_if_answered(id, None, now) || (accepts_proof && self.settle_if_proven(id, now));
+        if !is_settled {
             self.attach_or_open(id, None, now);
         }
     }

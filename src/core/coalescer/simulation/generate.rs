@@ -187,36 +187,66 @@ impl Sweep {
                 None => Duration::from_millis(self.proof_rng.u64(..300_000)),
             };
             for _ in 0..self.proof_rng.usize(1..=25) {
-                let number = self.clients.len();
                 let goal = (self.proof_rng.u8(..4) == 0).then_some(0);
                 let leaves = (self.proof_rng.u8(..20) == 0).then_some(at + self.hop);
-                let proof = self.proof();
-                self.clients.push(SweepClient {
-                    domain: self.jobs[job].domain,
-                    jobs: vec![job],
-                    form: Form::Single,
-                    goal,
-                    arrives: at,
-                    timeout: HOLD,
-                    leaves,
-                    known: Vec::new(),
-                    proof,
-                    joined: false,
-                    cancelled: false,
-                    left: false,
-                    settled: None,
-                });
-                self.schedule(at, SweepEvent::Join(number));
-                if let Some(at) = leaves {
-                    self.schedule(at, SweepEvent::Leave(number));
-                }
+                self.add_client(vec![job], goal, at, HOLD, leaves);
                 let is_exact = self.proof_rng.bool();
-                at += Duration::from_secs_f64(if is_exact {
-                    period
-                } else {
-                    period * self.proof_rng.f64() * 2.0
-                });
+                let pause = if is_exact { period } else { period * self.proof_rng.f64() * 2.0 };
+                at += Duration::from_secs_f64(pause);
             }
+        }
+    }
+
+    /// Generates a client for several jobs and, shortly after it, one for each of these jobs at the same rung.
+    pub(super) fn generate_batch_and_singles(&mut self) {
+        let number = self.jobs[self.proof_rng.usize(..self.jobs.len())].domain;
+        let jobs = (0..self.jobs.len()).filter(|&job| self.jobs[job].domain == number);
+        let jobs: Vec<usize> = jobs.take(self.proof_rng.usize(1..=3)).collect();
+        let mut at = Duration::from_millis(self.proof_rng.u64(..200_000));
+        if self.proof_rng.bool() {
+            self.add_client(jobs.clone(), None, at, HOLD, None);
+            at += Duration::from_millis(self.proof_rng.u64(..3_000));
+        }
+        let goal = Some(self.proof_rng.usize(1..=3));
+        let timeouts = [20, 60, 120, 120, 300];
+        let timeout = Duration::from_secs(timeouts[self.proof_rng.usize(..timeouts.len())]);
+        self.add_client(jobs.clone(), goal, at, timeout, None);
+        for job in jobs {
+            at += Duration::from_millis(self.proof_rng.u64(..20_000));
+            let timeout = Duration::from_secs(timeouts[self.proof_rng.usize(..timeouts.len())]);
+            let leaves = (self.proof_rng.u8(..4) == 0).then_some(at + timeout / 2);
+            self.add_client(vec![job], goal, at, timeout, leaves);
+        }
+    }
+
+    fn add_client(
+        &mut self,
+        jobs: Vec<usize>,
+        goal: Option<usize>,
+        arrives: Duration,
+        timeout: Duration,
+        leaves: Option<Duration>,
+    ) {
+        let number = self.clients.len();
+        let proof = self.proof();
+        self.clients.push(SweepClient {
+            domain: self.jobs[jobs[0]].domain,
+            form: if jobs.len() == 1 { Form::Single } else { Form::Multi },
+            jobs,
+            goal,
+            arrives,
+            timeout,
+            leaves,
+            known: Vec::new(),
+            proof,
+            joined: false,
+            cancelled: false,
+            left: false,
+            settled: None,
+        });
+        self.schedule(arrives, SweepEvent::Join(number));
+        if let Some(at) = leaves {
+            self.schedule(at, SweepEvent::Leave(number));
         }
     }
 

@@ -180,6 +180,7 @@ impl Sweep {
         sweep.generate();
         if has_proof {
             sweep.generate_plain_requests();
+            (0..sweep.proof_rng.u8(..3)).for_each(|_| sweep.generate_batch_and_singles());
         }
         sweep
     }
