@@ -5,7 +5,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use clipgate::core::coalescer::Proof;
 use clipgate::core::job::{JobId, JobSet};
 use clipgate::core::route::{Form, Goal, Route};
 use clipgate::sim::{Sim, SimOptions};
@@ -128,7 +127,6 @@ impl HubFixture {
             max_age: None,
             may_store: true,
             is_patient: false,
-            proof: Proof::Never,
             links: Links::default(),
         }
     }

@@ -202,7 +202,6 @@ impl Gateway {
         if options.only_if_cached {
             return Err(GatewayError::NotCached);
         }
-        let proven_ttl = self.0.cache.proven_ttl(state.proof, state.log.ctx().arrived);
         let handle = self.0.hub.join(WaitRequest {
             identity,
             quota_subject: state.subject,
@@ -214,7 +213,6 @@ impl Gateway {
             max_age: options.max_age,
             may_store: options.keep,
             is_patient: false,
-            proof: options.proof(proven_ttl),
             links: state.span.links(),
         })?;
         Ok(Decision::Park(ParkedRequest { handle, domain, query, options, condition }))

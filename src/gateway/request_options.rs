@@ -6,7 +6,6 @@ use headers::{CacheControl, HeaderMapExt as _};
 use http::HeaderMap;
 
 use crate::config;
-use crate::core::coalescer::Proof;
 use crate::protocol::preferences::{preferred_wait, prefers_events};
 
 #[derive(Clone, Debug)]
@@ -41,45 +40,12 @@ impl RequestOptions {
             events,
         }
     }
-
-    /// Returns whether an open poll may prove the answer. `proven_ttl` is zero for a key without hits.
-    pub(crate) fn proof(&self, proven_ttl: Duration) -> Proof {
-        match self.max_age.map(|max_age| max_age.min(proven_ttl)) {
-            None => Proof::NoCache,
-            Some(Duration::ZERO) => Proof::Never,
-            Some(max_age) => Proof::Within(max_age),
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::Config;
-
-    #[test]
-    fn proof_is_bounded_by_proven_ttl_and_max_age_and_forbidden_by_no_cache_and_no_store() {
-        let secs = Duration::from_secs;
-        let rows = [
-            (None, 30, Proof::Within(secs(30))),
-            (Some("max-age=5"), 30, Proof::Within(secs(5))),
-            (Some("max-age=60"), 30, Proof::Within(secs(30))),
-            (Some("max-age=0"), 30, Proof::Never),
-            (None, 0, Proof::Never),
-            (Some("no-cache"), 30, Proof::NoCache),
-            (Some("no-cache"), 0, Proof::NoCache),
-            (Some("no-store"), 30, Proof::NoCache),
-        ];
-        for (control, proven_ttl, expected) in rows {
-            let mut headers = HeaderMap::new();
-            if let Some(control) = control {
-                headers.insert("cache-control", control.parse().unwrap());
-            }
-            let options = RequestOptions::from_headers(&headers, &Config::default().wait);
-            assert_eq!(options.proof(secs(proven_ttl)), expected, "{control:?}, {proven_ttl} s");
-        }
-        assert_eq!(rows.len(), 8);
-    }
 
     #[test]
     fn a_stream_lasts_for_max_timeout_and_a_wait_for_timeout_unless_prefer_says_otherwise() {

@@ -40,7 +40,7 @@ use crate::cache::Cache;
 use crate::config::{self, Config};
 use crate::core::backoff::Backoff;
 use crate::core::breaker::BreakerRules;
-use crate::core::coalescer::{Proof, Timing, WaitId, WaitResult};
+use crate::core::coalescer::{Timing, WaitId, WaitResult};
 use crate::core::job::JobSet;
 use crate::core::route::{Form, Goal, Ladder};
 use crate::core::scheduler::SchedulerConfig;
@@ -90,14 +90,12 @@ pub struct WaitRequest {
     pub arrived: Instant,
     /// Time of the wait, from `arrived` on.
     pub timeout: Duration,
-    /// The greatest age of a cached state that may be part of the response. `None`: no cached state.
+    /// The greatest age of a cached or proven state that may be part of the response. `None`: no such state.
     pub max_age: Option<Duration>,
     /// Whether the cache may store the response.
     pub may_store: bool,
     /// Whether the client expects to be held although the goal may be reached already.
     pub is_patient: bool,
-    /// Whether an open poll may prove the answer.
-    pub proof: Proof,
     /// Links from the request's span to the polls that the wait attaches to.
     pub links: Links,
 }

@@ -26,7 +26,7 @@ use crate::cache::Cache;
 use crate::clock;
 use crate::core::Map;
 use crate::core::coalescer::{
-    Coalescer, Failure, Input, Output, PollId, PollOutcome, PollProgress, Proof, Timing, WaitId, WaitOutcome,
+    Coalescer, Failure, Input, Output, PollId, PollOutcome, PollProgress, Timing, WaitId, WaitOutcome,
     WaitSpec,
 };
 use crate::core::job::KeyDomain;
@@ -194,13 +194,7 @@ impl HubTask {
                 .map(|hit| hit.entry.state.clone())
                 .collect(),
         };
-        let proof = match wait.proof {
-            // P11: the upstream may have rejected the key after the gateway's lookup.
-            Proof::Within(_) if self.cache.proven_ttl(self.cache.proof(domain), now).is_zero() => {
-                Proof::Never
-            }
-            proof @ (Proof::Never | Proof::NoCache | Proof::Within(_)) => proof,
-        };
+        let proof = self.accepted_proof(&wait, now);
         self.record_asker(id, &wait, proof, now);
         let member = wait.identity.member.clone();
         let key = self.keys.entry(domain).or_insert_with(|| ParkedKey::new(wait.identity.authorization));

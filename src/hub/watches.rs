@@ -1,7 +1,8 @@
-//! Watches: polls that the coalescer holds for jobs that clients ask for repeatedly.
+//! Answers from proof, and watches: polls that the coalescer holds for jobs that clients ask for repeatedly.
 //!
 //! | question | answer |
 //! | --- | --- |
+//! | which wait may be answered from proof | one whose key gets hits (P11), without `no-cache`, that is not an event stream's |
 //! | which job is watched, and how long | the coalescer |
 //! | payer, with its quota `calls` | the client that asked last; if the hub has forgotten it, the payer of the watch before |
 //! | no quota, or no slot at the upstream | the hub cancels the watch |
@@ -87,6 +88,15 @@ impl HubTask {
         self.coalescer.set_watch_idle(watch_idle);
     }
 
+    /// Returns the proof that a wait accepts. Event streams expect to be held and accept none.
+    pub(super) fn accepted_proof(&self, wait: &WaitRequest, now: Instant) -> Proof {
+        if wait.is_patient {
+            return Proof::Never;
+        }
+        let key = self.cache.proof(wait.identity.domain);
+        accepted_proof(wait.max_age, self.cache.proven_ttl(key, now))
+    }
+
     /// Records the client of a plain request for one job, which may have to pay for a watch.
     pub(super) fn record_asker(&mut self, id: WaitId, wait: &WaitRequest, proof: Proof, now: Instant) {
         let is_plain = match wait.goal {
@@ -158,6 +168,15 @@ impl HubTask {
     }
 }
 
+/// `max_age` is that of the request, `None` with `no-cache`. `proven_ttl` is zero for a key that gets no hits.
+fn accepted_proof(max_age: Option<Duration>, proven_ttl: Duration) -> Proof {
+    match max_age.map(|max_age| max_age.min(proven_ttl)) {
+        None => Proof::NoCache,
+        Some(Duration::ZERO) => Proof::Never,
+        Some(max_age) => Proof::Within(max_age),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,6 +191,24 @@ mod tests {
 
     fn asker(wait: u64, subject: u8, at: Instant) -> Asker {
         Asker { wait: WaitId(wait), subject: Subject::Key(KeyDomain([subject; 16])), at }
+    }
+
+    #[test]
+    fn proof_is_bounded_by_max_age_and_proven_ttl_and_forbidden_by_no_cache() {
+        let secs = Duration::from_secs;
+        let rows = [
+            (Some(Duration::MAX), 30, Proof::Within(secs(30))),
+            (Some(secs(5)), 30, Proof::Within(secs(5))),
+            (Some(secs(60)), 30, Proof::Within(secs(30))),
+            (Some(Duration::ZERO), 30, Proof::Never),
+            (Some(Duration::MAX), 0, Proof::Never),
+            (None, 30, Proof::NoCache),
+            (None, 0, Proof::NoCache),
+        ];
+        for (max_age, proven_ttl, expected) in rows {
+            assert_eq!(accepted_proof(max_age, secs(proven_ttl)), expected, "{max_age:?}, {proven_ttl} s");
+        }
+        assert_eq!(rows.len(), 7);
     }
 
     #[test]

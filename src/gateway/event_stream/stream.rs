@@ -25,7 +25,7 @@ use tracing::info;
 use super::last_event_id::{Position, PositionCodec};
 use super::{EventStreams, StreamRequest};
 use crate::clock;
-use crate::core::coalescer::{Failure, Proof, WaitOutcome, WaitResult};
+use crate::core::coalescer::{Failure, WaitOutcome, WaitResult};
 use crate::core::job::{JobId, JobSet, JobState, UpstreamResponse};
 use crate::core::route::{Form, Goal, Rung};
 use crate::gateway::error::GatewayError;
@@ -276,7 +276,6 @@ impl JobStream {
             max_age: options.max_age.or(Some(now.saturating_duration_since(*arrived))),
             may_store: options.keep,
             is_patient: true,
-            proof: Proof::Never,
             links: links.clone(),
         }
     }
