@@ -81,6 +81,7 @@ struct WaitsJson {
 struct PollsJson {
     open: usize,
     waiting: usize,
+    watches: usize,
     max: u64,
 }
 
@@ -159,7 +160,12 @@ pub(super) async fn state(gateway: &Gateway, info: &StaticInfo) -> Vec<u8> {
         listen: info.listen.iter().map(ToString::to_string).collect(),
         example: &info.example,
         waits: WaitsJson { parked: gateway.waits(), max: info.limits.waits },
-        polls: PollsJson { open: poll_counts.open, waiting: poll_counts.waiting, max: info.limits.polls },
+        polls: PollsJson {
+            open: poll_counts.open,
+            waiting: poll_counts.waiting,
+            watches: poll_counts.watches,
+            max: info.limits.polls,
+        },
         cache: CacheJson { entries: cache.entries, bytes: cache.bytes, max_bytes: info.limits.cache_bytes },
         upstream: UpstreamJson {
             base_url: &info.base_url,

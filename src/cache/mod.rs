@@ -126,12 +126,22 @@ impl Cache {
 
     /// Like [`Self::get`], for a caller that already has the key's proof.
     pub fn get_proven(&self, proof: KeyProof, domain: KeyDomain, id: &JobId, now: Instant) -> Option<Hit> {
-        if now.saturating_duration_since(proof.accepted_at?) >= self.config.load().key_recheck_interval {
+        if !is_recent(proof, &self.config.load(), now) {
             return None;
         }
         let entry = self.jobs.get(&(domain, id.clone()))?;
         let ttl = entry.expires_at.saturating_duration_since(now);
         (entry.epoch == proof.epoch && !ttl.is_zero()).then_some(Hit { entry, ttl })
+    }
+
+    /// Returns the greatest age of a state that an open poll may prove to a request with this key: `cache.proven_ttl`, and
+    /// zero for a key that gets no hits (P11).
+    pub fn proven_ttl(&self, proof: Option<KeyProof>, now: Instant) -> Duration {
+        let config = self.config.load();
+        match proof {
+            Some(proof) if is_recent(proof, &config, now) => config.proven_ttl,
+            Some(_) | None => Duration::ZERO,
+        }
     }
 
     /// Like [`Self::get`], but only for a state that is at most `max_age` old.
@@ -297,6 +307,12 @@ impl Expiry<(KeyDomain, JobId), Arc<CachedJob>> for PerEntryExpiry {
     ) -> Option<Duration> {
         Some(entry.ttl)
     }
+}
+
+/// Returns whether the upstream has accepted the key within `cache.key_recheck_interval`.
+fn is_recent(proof: KeyProof, config: &config::CacheConfig, now: Instant) -> bool {
+    let age = proof.accepted_at.map(|accepted_at| now.saturating_duration_since(accepted_at));
+    age.is_some_and(|age| age < config.key_recheck_interval)
 }
 
 #[cfg(test)]

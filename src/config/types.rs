@@ -131,6 +131,8 @@ pub struct WaitConfig {
     /// At least `timeout`.
     pub max_timeout: Duration,
     pub linger: Duration,
+    /// Zero: no watches.
+    pub watch_idle: Duration,
     pub max_jobs: usize,
 }
 
@@ -141,6 +143,8 @@ pub struct CacheConfig {
     pub completed_ttl: Duration,
     pub error_ttl: Duration,
     pub live_ttl: Duration,
+    /// Zero: no responses from proof.
+    pub proven_ttl: Duration,
     pub key_recheck_interval: Duration,
 }
 
@@ -209,12 +213,19 @@ impl Default for Config {
                 breaker_cooldown: secs(5),
             },
             auth: AuthConfig::Passthrough,
-            wait: WaitConfig { timeout: secs(120), max_timeout: secs(600), linger: secs(2), max_jobs: 6 },
+            wait: WaitConfig {
+                timeout: secs(120),
+                max_timeout: secs(600),
+                linger: secs(2),
+                watch_idle: secs(20),
+                max_jobs: 6,
+            },
             cache: CacheConfig {
                 max_bytes: 256 << 20,
                 completed_ttl: secs(24 * 3600),
                 error_ttl: secs(600),
                 live_ttl: secs(1),
+                proven_ttl: secs(30),
                 key_recheck_interval: secs(600),
             },
             limits: LimitsConfig {

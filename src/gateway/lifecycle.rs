@@ -98,6 +98,7 @@ impl Gateway {
             .rate_limited
             .set_members(config.auth.members().iter().map(|member| member.name.as_str()));
         self.0.cache.reconfigure(config.cache.clone());
+        self.0.hub.set_watch_idle(config.wait.watch_idle);
         self.0.wait.store(Arc::new(config.wait.clone()));
         self.0.cors.store(Cors::new(&config.server.cors_origins).map(Arc::new));
         self.0.allowed_hosts.store(Arc::new(config.server.allowed_hosts.clone()));

@@ -76,14 +76,18 @@ impl JobResponse {
             }
         }
         let age = self.age().as_secs();
-        if matches!(self.origin, ResponseOrigin::Hit { .. }) || (lifetime.is_some() && age > 0) {
+        let is_stored = matches!(
+            self.origin,
+            ResponseOrigin::Hit { .. } | ResponseOrigin::Poll { cost: Cost::Proven, .. }
+        );
+        if is_stored || (lifetime.is_some() && age > 0) {
             headers.insert(AGE, with_number("", age));
         }
         match &self.origin {
             ResponseOrigin::Hit { ttl, .. } => append_hit_status(&mut headers, *ttl),
             ResponseOrigin::Poll { cost, .. } => {
                 let stored = if lifetime.is_some() { "; stored" } else { "" };
-                append_miss_status(&mut headers, *cost, self.upstream_status(), stored);
+                append_wait_status(&mut headers, *cost, self.upstream_status(), stored);
             }
         }
         insert_preference_applied(&mut headers, self.applied);
@@ -160,18 +164,19 @@ pub(crate) fn unsplit_response(
     let headers = response.headers_mut();
     write_head(&reply.head, is_own, headers);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    append_miss_status(headers, cost, status, "");
+    append_wait_status(headers, cost, status, "");
     insert_preference_applied(headers, applied);
     response
 }
 
-/// Appends `Cache-Status` of a miss; with the upstream's status if the wait cost an upstream request.
-fn append_miss_status(headers: &mut HeaderMap, cost: Cost, status: StatusCode, stored: &str) {
+/// Appends `Cache-Status` of a wait's answer; with the upstream's status if the wait cost an upstream request.
+fn append_wait_status(headers: &mut HeaderMap, cost: Cost, status: StatusCode, stored: &str) {
     match cost {
         Cost::Opened => {
             append_status(headers, &[PSEUDONYM, "; fwd=miss; fwd-status=", status.as_str(), stored])
         }
-        Cost::Coalesced | Cost::Proven => append_status(headers, &[PSEUDONYM, "; fwd=miss; collapsed"]),
+        Cost::Coalesced => append_status(headers, &[PSEUDONYM, "; fwd=miss; collapsed"]),
+        Cost::Proven => append_status(headers, &[PSEUDONYM, "; hit; ttl=0; detail=proven"]),
     }
 }
 

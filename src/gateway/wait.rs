@@ -14,7 +14,7 @@ use super::response::{JobResponse, ResponseOrigin, unsplit_response};
 use super::{Gateway, RequestState};
 use crate::cache::KeyProof;
 use crate::clock;
-use crate::core::coalescer::{Failure, WaitOutcome, WaitResult};
+use crate::core::coalescer::{Cost, Failure, WaitOutcome, WaitResult};
 use crate::core::job::{JobState, KeyDomain};
 use crate::core::query::WaitQuery;
 use crate::core::route::Goal;
@@ -77,7 +77,9 @@ impl Gateway {
                 match end {
                     WaitOutcome::Reached(mut states) | WaitOutcome::TimedOut(mut states) => {
                         states.sort_by_key(|state| query.asked.iter().position(|id| *id == state.id));
-                        let origin = ResponseOrigin::Poll { cost: how, is_own: direct };
+                        // P8: a response from proof is never the client's own.
+                        let is_own = direct && how != Cost::Proven;
+                        let origin = ResponseOrigin::Poll { cost: how, is_own };
                         Ok(self.job_response(domain, &query, states, origin, &options, condition).into())
                     }
                     WaitOutcome::Unsplit(reply)

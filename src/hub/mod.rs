@@ -22,6 +22,7 @@ mod parked;
 mod poll_task;
 mod task;
 mod tracing;
+mod watches;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 pub(crate) use self::inspect::{HubOverview, KeyInFlight};
 use self::task::HubTask;
@@ -57,6 +58,8 @@ const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), cap: Durat
 pub struct Hub {
     commands: mpsc::Sender<HubCommand>,
     inspections: mpsc::Sender<InspectRequest>,
+    /// `wait.watch_idle`, which the task reads at the start of a round.
+    watch_idle: watch::Sender<Duration>,
     /// One permit for each wait up to `limits.max_waits`.
     parked: Arc<Semaphore>,
     unproven: UnprovenWaits,
@@ -87,7 +90,7 @@ pub struct WaitRequest {
     pub arrived: Instant,
     /// Time of the wait, from `arrived` on.
     pub timeout: Duration,
-    /// The greatest age of a cached state that may be part of the response. `None`: no cached state.
+    /// The greatest age of a cached or proven state that may be part of the response. `None`: no such state.
     pub max_age: Option<Duration>,
     /// Whether the cache may store the response.
     pub may_store: bool,
@@ -183,11 +186,18 @@ impl Hub {
         let hub = Self {
             commands,
             inspections,
+            watch_idle: watch::Sender::new(config.wait.watch_idle),
             parked: Arc::new(Semaphore::new(max_waits)),
             unproven: UnprovenWaits::new(limits.max_waits_per_key),
             next_wait: Arc::new(AtomicU64::new(0)),
         };
-        (hub, task.run(inbox, inspect_inbox))
+        let watch_idle = hub.watch_idle.subscribe();
+        (hub, task.run(inbox, inspect_inbox, watch_idle))
+    }
+
+    /// Uses this time for all watches from now on. Open watches keep their end until the next request for their job.
+    pub fn set_watch_idle(&self, watch_idle: Duration) {
+        self.watch_idle.send_replace(watch_idle);
     }
 
     /// Parks a wait and returns its result. Cancel safe: dropping the future sends `Leave` and frees the wait's
@@ -250,7 +260,7 @@ fn coalescer_timing(config: &Config, ladder: &Ladder) -> Timing {
         ladder: ladder.clone(),
         hold: config.upstream.poll_timeout,
         linger: config.wait.linger,
-        watch_idle: Duration::ZERO,
+        watch_idle: config.wait.watch_idle,
         max_jobs: config.upstream.max_jobs,
     }
 }

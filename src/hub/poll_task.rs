@@ -8,12 +8,16 @@ use std::time::Instant;
 
 use http::HeaderValue;
 use tokio::task::{AbortHandle, JoinError};
-use tracing::error;
+use tracing::{debug, error};
 
 use super::task::HubTask;
 use crate::clock;
-use crate::core::coalescer::{Failure, Input, PollId, PollProgress, PollSpec};
-use crate::core::scheduler::RetryAdvice;
+use crate::core::coalescer::{Cause, Failure, Input, PollId, PollProgress, PollSpec};
+use crate::core::job::KeyDomain;
+use crate::core::route::Goal;
+use crate::core::scheduler::{PollClass, PollRequest, RetryAdvice};
+use crate::limits::Subject;
+use crate::telemetry::metrics::CallCause;
 use crate::telemetry::trace::PollSpan;
 use crate::upstream::poll::AttemptOutcome;
 
@@ -23,10 +27,15 @@ pub(super) const EVENT_CAPACITY: usize = 1024;
 /// A poll that the coalescer has opened: queued, held at the upstream, backing off or paused.
 pub(super) struct PollTask {
     pub(super) spec: Arc<PollSpec>,
+    pub(super) cause: CallCause,
+    /// Owner of the quota that a watch was charged to; `None` for other polls.
+    pub(super) payer: Option<Subject>,
     pub(super) authorization: HeaderValue,
     pub(super) attempt_started_at: Instant,
     /// Whether the newest attempt failed.
     pub(super) has_failed: bool,
+    /// Whether the upstream or the scheduler has paused the poll since its last attempt.
+    pub(super) is_paused: bool,
     /// Number of consecutive invalid responses.
     pub(super) invalid_responses: u32,
     pub(super) task: Option<AbortHandle>,
@@ -41,12 +50,81 @@ pub(super) enum PollEvent {
 }
 
 impl HubTask {
+    /// Requests attempts of a poll that the coalescer has opened. A watch needs a slot and a payer.
+    pub(super) fn open_poll(&mut self, id: PollId, spec: PollSpec, cause: Cause, now: Instant) {
+        let payer = match cause {
+            Cause::Watch { asked_by, follows } => {
+                let has_slot = self.has_slot_for_watch();
+                match has_slot.then(|| self.charge_watch(&spec, asked_by, follows)).flatten() {
+                    Some(payer) => Some(payer),
+                    None => return self.coalescer.handle(Input::CancelWatch(id), now),
+                }
+            }
+            Cause::Wait
+            | Cause::Batch
+            | Cause::Reopen
+            | Cause::Snapshot
+            | Cause::Deadline
+            | Cause::NoCache => None,
+        };
+        let Some(authorization) = self.authorization(spec.domain) else {
+            // The coalescer opens polls only for parked waits, whose keys are stored here, and watches when a poll of the
+            // same key has landed.
+            debug_assert!(false, "{id:?} has no key");
+            return;
+        };
+        let cause = call_cause(cause);
+        debug!(
+            poll = id.0,
+            key = %spec.domain,
+            jobs = spec.jobs.len(),
+            goal = ?spec.goal,
+            clipgate.cause = cause.into_str(),
+            "poll opened"
+        );
+        let (domain, jobs, class) = (spec.domain, spec.jobs.clone(), self.class(spec.goal));
+        let span = self.poll_span(id, &spec);
+        let poll = PollTask {
+            spec: Arc::new(spec),
+            cause,
+            payer,
+            authorization,
+            attempt_started_at: now,
+            has_failed: false,
+            is_paused: false,
+            invalid_responses: 0,
+            task: None,
+            span,
+        };
+        self.polls.insert(id, poll);
+        self.scheduler.request(id, PollRequest { domain, jobs, class }, now);
+    }
+
+    /// Returns the credential of a key with parked waits, or of the poll that has just landed.
+    fn authorization(&self, domain: KeyDomain) -> Option<HeaderValue> {
+        let landed = self.current_answer.as_ref().filter(|answer| answer.domain == domain);
+        let parked = self.keys.get(&domain).map(|key| &key.authorization);
+        parked.or(landed.map(|answer| &answer.authorization)).cloned()
+    }
+
+    /// Returns the class of a poll. Every job has reached the lowest rung, so the upstream answers a poll for it at once.
+    fn class(&self, goal: Goal) -> PollClass {
+        match goal {
+            Goal::Now => PollClass::Plain,
+            Goal::Rung(rung) if rung == self.lowest => PollClass::Snapshot,
+            Goal::Rung(_) => PollClass::LongPoll,
+        }
+    }
+
     /// Starts an attempt of a poll in a task of its own.
     pub(super) fn start_attempt(&mut self, id: PollId, now: Instant) {
         let Some(poll) = self.polls.get_mut(&id) else { return };
         poll.attempt_started_at = now;
+        poll.is_paused = false;
+        let mut cause = poll.cause;
         if poll.has_failed {
             self.metrics.upstream.retried();
+            cause = CallCause::Retry;
         }
         self.coalescer.handle(Input::Progress(id, PollProgress::AttemptStarted), now);
         let (poller, events) = (Arc::clone(&self.poller), self.event_sender.clone());
@@ -55,7 +133,7 @@ impl HubTask {
         poll.task = Some(self.tasks.spawn(async move {
             // Sending fails only if the hub's task has ended.
             let on_held = async { drop(events.send(PollEvent::Held(id)).await) };
-            let outcome = poller.run(&spec, &authorization, &trace, on_held).await;
+            let outcome = poller.run(&spec, cause, &authorization, &trace, on_held).await;
             let _ = events.send(PollEvent::AttemptEnded(id, outcome)).await;
         }));
     }
@@ -77,5 +155,17 @@ impl HubTask {
             );
             self.drain_outputs(now);
         }
+    }
+}
+
+fn call_cause(cause: Cause) -> CallCause {
+    match cause {
+        Cause::Wait => CallCause::Wait,
+        Cause::Batch => CallCause::Batch,
+        Cause::Reopen => CallCause::Reopen,
+        Cause::Snapshot => CallCause::Snapshot,
+        Cause::Deadline => CallCause::Deadline,
+        Cause::Watch { .. } => CallCause::Watch,
+        Cause::NoCache => CallCause::NoCache,
     }
 }

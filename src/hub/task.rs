@@ -13,25 +13,25 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use http::HeaderValue;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::debug;
 
 use super::parked::{ParkedKey, ParkedWait};
 use super::poll_task::{EVENT_CAPACITY, PollEvent, PollTask};
+use super::watches::{Askers, WatchRules};
 use super::{HubCommand, HubDeps, HubError, InspectRequest, Responder, WaitReply, WaitRequest};
 use crate::cache::Cache;
 use crate::clock;
 use crate::core::Map;
 use crate::core::coalescer::{
-    Coalescer, Failure, Input, Output, PollId, PollOutcome, PollProgress, Proof, Timing, WaitId, WaitOutcome,
+    Coalescer, Failure, Input, Output, PollId, PollOutcome, PollProgress, Timing, WaitId, WaitOutcome,
     WaitSpec,
 };
 use crate::core::job::KeyDomain;
-use crate::core::route::{Goal, Rung};
-use crate::core::scheduler::{
-    AttemptResult, PollClass, PollRequest, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput,
-};
+use crate::core::route::Rung;
+use crate::core::scheduler::{AttemptResult, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput};
 use crate::limits::{Limits, Subject};
 use crate::telemetry::metrics::{Fanout, Metrics, PollCounts, WaitEnd};
 use crate::telemetry::trace::Tracer;
@@ -54,6 +54,8 @@ pub(super) struct HubTask {
     pub(super) metrics: Arc<Metrics>,
     pub(super) tracer: Tracer,
     pub(super) max_waits_per_key: usize,
+    pub(super) watch_rules: WatchRules,
+    pub(super) askers: Askers,
     pub(super) parked: Map<WaitId, ParkedWait>,
     pub(super) keys: Map<KeyDomain, ParkedKey>,
     pub(super) polls: Map<PollId, PollTask>,
@@ -69,6 +71,11 @@ pub(super) struct UpstreamAnswer {
     at: Instant,
     /// Shared by all waits that this answer settles.
     fanout: Option<Arc<Fanout>>,
+    /// The poll that landed, its credential and the payer of a watch: a watch on its job may follow.
+    pub(super) poll: PollId,
+    pub(super) domain: KeyDomain,
+    pub(super) authorization: HeaderValue,
+    pub(super) payer: Option<Subject>,
 }
 
 impl HubTask {
@@ -82,6 +89,8 @@ impl HubTask {
         let (event_sender, event_receiver) = mpsc::channel(EVENT_CAPACITY);
         Self {
             lowest: timing.ladder.lowest(),
+            watch_rules: WatchRules::new(&timing, &scheduler),
+            askers: Askers::default(),
             coalescer: Coalescer::new(timing),
             scheduler: PollScheduler::new(scheduler, fastrand::u64(..)),
             poller: Arc::new(poller),
@@ -105,6 +114,7 @@ impl HubTask {
         mut self,
         mut inbox: mpsc::Receiver<HubCommand>,
         mut inspections: mpsc::Receiver<InspectRequest>,
+        mut watch_idle: watch::Receiver<Duration>,
     ) {
         let mut commands = Vec::with_capacity(MAX_BATCH);
         let mut events = Vec::with_capacity(MAX_BATCH);
@@ -127,6 +137,10 @@ impl HubTask {
                 () = sleep_until(due) => {}
             }
             let now = clock::now();
+            // An error means that the last hub is gone, and the inbox says so too.
+            if watch_idle.has_changed().unwrap_or(false) {
+                self.set_watch_idle(*watch_idle.borrow_and_update());
+            }
             for command in commands.drain(..) {
                 self.handle_command(command, now);
             }
@@ -140,10 +154,12 @@ impl HubTask {
             // Handles a bounded number of timers. With more due, `poll_timeout` is in the past and the loop runs again.
             self.coalescer.handle_timeout(now);
             self.drain_outputs(now);
+            self.yield_watches(now);
             let open = self.scheduler.open();
             self.metrics.upstream.set_poll_counts(PollCounts {
                 open,
                 waiting: self.polls.len().saturating_sub(open),
+                watches: self.coalescer.watches(),
                 is_breaker_open: !self.scheduler.is_closed(),
             });
         }
@@ -178,6 +194,8 @@ impl HubTask {
                 .map(|hit| hit.entry.state.clone())
                 .collect(),
         };
+        let proof = self.accepted_proof(&wait, now);
+        self.record_asker(id, &wait, proof, now);
         let member = wait.identity.member.clone();
         let key = self.keys.entry(domain).or_insert_with(|| ParkedKey::new(wait.identity.authorization));
         key.park(member.clone());
@@ -199,7 +217,7 @@ impl HubTask {
             keep: wait.may_store,
             is_patient: wait.is_patient,
             known,
-            proof: Proof::Never,
+            proof,
         };
         self.coalescer.handle(Input::Join(id, spec), now);
         self.link_to_polls(id);
@@ -253,7 +271,14 @@ impl HubTask {
                 self.poll_landed(id, landing, now);
             }
             AttemptOutcome::Failed(failure, advice) => {
-                debug!(poll = id.0, reason = failure.reason(), ?advice, "attempt failed");
+                let cause = poll.cause.into_str();
+                debug!(
+                    poll = id.0,
+                    reason = failure.reason(),
+                    ?advice,
+                    clipgate.cause = cause,
+                    "attempt failed"
+                );
                 poll.span.attempt_failed(failure.reason());
                 poll.invalid_responses = if matches!(failure, Failure::InvalidResponse(_)) {
                     poll.invalid_responses + 1
@@ -268,12 +293,18 @@ impl HubTask {
     }
 
     fn poll_landed(&mut self, id: PollId, landing: PollLanding, now: Instant) {
-        let Some(PollTask { spec, attempt_started_at: began, span, .. }) = self.polls.remove(&id) else {
-            return;
-        };
+        let Some(poll) = self.polls.remove(&id) else { return };
+        let PollTask { spec, attempt_started_at: began, span, authorization, payer, .. } = poll;
         span.landed(landing.status.as_u16());
         let domain = spec.domain;
-        self.current_answer = Some(UpstreamAnswer { at: landing.answered_at, fanout: None });
+        self.current_answer = Some(UpstreamAnswer {
+            at: landing.answered_at,
+            fanout: None,
+            poll: id,
+            domain,
+            authorization,
+            payer,
+        });
         // P11: the verdict on the key comes before its states enter the cache.
         match landing.key {
             Some(KeyVerdict::Accepted) => self.key_accepted(domain, began),
@@ -333,34 +364,14 @@ impl HubTask {
 
     fn apply(&mut self, output: Output, now: Instant) {
         match output {
-            Output::Open(id, spec, _cause) => {
-                let Some(key) = self.keys.get(&spec.domain) else {
-                    // The coalescer opens polls only for parked waits, whose keys are stored here.
-                    debug_assert!(false, "{id:?} has no key");
-                    return;
-                };
-                debug!(poll = id.0, key = %spec.domain, jobs = spec.jobs.len(), goal = ?spec.goal, "poll opened");
-                let (domain, jobs, class) = (spec.domain, spec.jobs.clone(), self.class(spec.goal));
-                let authorization = key.authorization.clone();
-                let span = self.poll_span(id, &spec);
-                let poll = PollTask {
-                    spec: Arc::new(spec),
-                    authorization,
-                    attempt_started_at: now,
-                    has_failed: false,
-                    invalid_responses: 0,
-                    task: None,
-                    span,
-                };
-                self.polls.insert(id, poll);
-                self.scheduler.request(id, PollRequest { domain, jobs, class }, now);
-            }
+            Output::Open(id, spec, cause) => self.open_poll(id, spec, cause, now),
             Output::Abort(id) => {
                 self.scheduler.withdraw(id, now);
-                if let Some(task) = self.polls.remove(&id).and_then(|poll| poll.task) {
+                let Some(poll) = self.polls.remove(&id) else { return };
+                if let Some(task) = poll.task {
                     task.abort();
                 }
-                debug!(poll = id.0, "poll cancelled");
+                debug!(poll = id.0, clipgate.cause = poll.cause.into_str(), "poll cancelled");
             }
             Output::Settle(id, settled) => {
                 if let Some(responder) = self.unpark(id, Some(wait_end(&settled.end)), now) {
@@ -380,6 +391,9 @@ impl HubTask {
                 }
             }
             SchedulerOutput::Pause(id, failure, pause) => {
+                if let Some(poll) = self.polls.get_mut(&id) {
+                    poll.is_paused = true;
+                }
                 self.coalescer.handle(Input::Progress(id, PollProgress::Paused(failure, pause)), now);
             }
             SchedulerOutput::GiveUp(id, failure) => {
@@ -391,18 +405,9 @@ impl HubTask {
         }
     }
 
-    /// Returns the class of a poll. Every job has reached the lowest rung, so the upstream answers a poll for it at once.
-    fn class(&self, goal: Goal) -> PollClass {
-        match goal {
-            Goal::Now => PollClass::Plain,
-            Goal::Rung(rung) if rung == self.lowest => PollClass::Snapshot,
-            Goal::Rung(_) => PollClass::LongPoll,
-        }
-    }
-
     /// Returns the fan-out timer of the current answer, which all waits share that this answer settles.
     fn fanout_timer(&mut self) -> Option<Arc<Fanout>> {
-        let UpstreamAnswer { at, fanout } = self.current_answer.as_mut()?;
+        let UpstreamAnswer { at, fanout, .. } = self.current_answer.as_mut()?;
         Some(Arc::clone(fanout.get_or_insert_with(|| Arc::new(self.metrics.waits.fanout(*at)))))
     }
 

@@ -1,5 +1,6 @@
 // The dashboard: shows each state of the event stream in the panels.
 
+import { Causes } from "./causes.js";
 import { Jobs } from "./jobs.js";
 import { showSaved, Tiles } from "./summary.js";
 import { bySeries, CALLS, History, REQUESTS } from "./history.js";
@@ -10,6 +11,7 @@ import { Stream } from "./stream.js";
 import { clock, count, span } from "./format.js";
 
 const tiles = new Tiles(element("tiles"));
+const causes = new Causes(element("causes"));
 const jobs = new Jobs(element("jobs"));
 const keys = new Keys(element("keys"));
 const requests = { series: REQUESTS, history: new History(REQUESTS), plot: plot("requests", REQUESTS) };
@@ -31,6 +33,7 @@ function show(state) {
   tiles.show(state, now);
   draw(requests, now, totals.requests);
   draw(calls, now, { ...totals.calls, saved: totals.saved });
+  causes.show(totals.calls_by_cause);
   // Otherwise the lists are empty, as the gateway was too busy: the last ones stay.
   if (state.complete) {
     jobs.show(state.jobs, state.ladder);

@@ -3,6 +3,7 @@
 /** Series of the plot of requests, from bottom to top, each with its label and outcomes. */
 export const REQUESTS = [
   { name: "hit", label: "From the cache", of: ["hit"] },
+  { name: "proven", label: "Answered from proof", of: ["proven"] },
   { name: "coalesced", label: "Coalesced", of: ["coalesced"] },
   { name: "stream", label: "Event streams", of: ["event_stream"] },
   { name: "opened", label: "Opened a poll", of: ["opened"] },

@@ -29,7 +29,7 @@ const fn file(path: &'static str, content_type: &'static str, content: &'static 
     DashboardFile { path, content_type, content }
 }
 
-const FILES: [DashboardFile; 20] = [
+const FILES: [DashboardFile; 21] = [
     file("/", HTML, include_str!("index.html")),
     file("/dashboard/mark.svg", SVG, include_str!("mark.svg")),
     file("/dashboard/colours.css", CSS, include_str!("colours.css")),
@@ -43,6 +43,7 @@ const FILES: [DashboardFile; 20] = [
     file("/dashboard/summary.js", JS, include_str!("summary.js")),
     file("/dashboard/history.js", JS, include_str!("history.js")),
     file("/dashboard/plot.js", JS, include_str!("plot.js")),
+    file("/dashboard/causes.js", JS, include_str!("causes.js")),
     file("/dashboard/jobs.js", JS, include_str!("jobs.js")),
     file("/dashboard/keys.js", JS, include_str!("keys.js")),
     file("/dashboard/dom.js", JS, include_str!("dom.js")),

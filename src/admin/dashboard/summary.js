@@ -66,7 +66,9 @@ export class Tiles {
   show({ waits, polls, cache, upstream }, nowMs) {
     this.#waits.show(count(waits.parked), `of ${count(waits.max)}`, { share: waits.parked / waits.max });
     const waiting = polls.waiting ? `, ${count(polls.waiting)} waiting` : "";
-    this.#polls.show(count(polls.open), `of ${count(polls.max)}${waiting}`, { share: polls.open / polls.max });
+    const watches = polls.watches ? `, ${counted(polls.watches, "watch", "watches")}` : "";
+    const ofMax = `of ${count(polls.max)}${waiting}${watches}`;
+    this.#polls.show(count(polls.open), ofMax, { share: polls.open / polls.max });
     const size = `${bytes(cache.bytes)} of ${bytes(cache.max_bytes)}`;
     this.#cache.show(count(cache.entries), size, { share: cache.max_bytes ? cache.bytes / cache.max_bytes : 0 });
     const { value, more, level } = health(upstream, nowMs);

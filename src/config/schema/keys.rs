@@ -281,6 +281,14 @@ pub(in crate::config) const KEYS: &[ConfigKey<ConfigBuilder>] = &[
         doc: "time that a poll stays open without a client",
     },
     ConfigKey {
+        name: "wait.watch_idle",
+        default: Some(r#""20s""#),
+        allowed: Time(Duration::ZERO..=HOUR),
+        reload: Applied,
+        read: |b, r| r.duration(&mut b.config.wait.watch_idle),
+        doc: "time after the last plain request for a job that is asked for repeatedly, until its watch ends; 0s: no watches",
+    },
+    ConfigKey {
         name: "wait.max_jobs",
         default: Some("6"),
         allowed: Number(1..=1000),
@@ -321,6 +329,14 @@ pub(in crate::config) const KEYS: &[ConfigKey<ConfigBuilder>] = &[
         doc: "lifetime of the state of an unfinished job; 0s: not cached",
     },
     ConfigKey {
+        name: "cache.proven_ttl",
+        default: Some(r#""30s""#),
+        allowed: Time(Duration::ZERO..=DAY),
+        reload: Applied,
+        read: |b, r| r.duration(&mut b.config.cache.proven_ttl),
+        doc: "greatest age of a response whose status an open poll proves; 0s: not answered from proof",
+    },
+    ConfigKey {
         name: "cache.key_recheck_interval",
         default: Some(r#""10m""#),
         allowed: Time(Duration::ZERO..=YEAR),
@@ -350,7 +366,7 @@ pub(in crate::config) const KEYS: &[ConfigKey<ConfigBuilder>] = &[
         allowed: Number(1..=1_000_000),
         reload: Applied,
         read: |b, r| r.number(&mut b.config.limits.calls_per_second),
-        doc: "requests of one key that cause an upstream request; hits and coalesced waits are free",
+        doc: "requests of one key that cause an upstream request; hits, responses from proof and coalesced waits are free",
     },
     ConfigKey {
         name: "limits.calls_burst",

@@ -42,7 +42,7 @@ use crate::protocol::hop_by_hop::strip_hop_by_hop;
 use crate::protocol::host::{is_same_host_port, requested_host};
 use crate::protocol::request::RequestCtx;
 use crate::protocol::via::{append_via, decrement_max_forwards};
-use crate::telemetry::metrics::{CallError, CallKind, Code, Metrics};
+use crate::telemetry::metrics::{CallCause, CallError, CallKind, Code, Metrics};
 use crate::telemetry::trace::RequestSpan;
 use crate::upstream::client::{BadTarget, Client, ResponseBody, SendError};
 
@@ -168,7 +168,7 @@ impl Passthrough {
         let is_lent = account.is_lent;
         let (mut request, progress) = self.upstream_request(request, uri, ctx, account, upgrade.as_ref());
         span.write(request.headers_mut());
-        let call = self.metrics.upstream.call(CallKind::Passthrough);
+        let call = self.metrics.upstream.call(CallKind::Passthrough, CallCause::Passthrough);
         let sent = match upgrade {
             Some(_) => self.response_head(&progress, self.client.send_upgrade(request)).await,
             None => self.response_head(&progress, self.client.send(request)).await,

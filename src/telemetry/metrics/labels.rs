@@ -28,6 +28,8 @@ pub(crate) enum Outcome {
     Opened,
     /// A wait that attached to open polls only.
     Coalesced,
+    /// A wait whose jobs' states open polls proved when it arrived.
+    Proven,
     Passthrough,
     /// An error of the gateway itself.
     Rejected,
@@ -61,6 +63,29 @@ pub(crate) enum CallKind {
     Poll,
     /// A request for the current state.
     Snapshot,
+    Passthrough,
+}
+
+/// Label `cause`: why the gateway made a request to the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case", const_into_str)]
+pub enum CallCause {
+    /// A wait for one job.
+    Wait,
+    /// A wait for several jobs.
+    Batch,
+    /// The upstream ended a poll at its hold, and waits have time left.
+    Reopen,
+    /// A request that expects an answer at once.
+    Snapshot,
+    /// The deadline of a wait.
+    Deadline,
+    /// Repeated requests for one job.
+    Watch,
+    /// A request that accepts no stored state.
+    NoCache,
+    /// An attempt of a poll after a failed one.
+    Retry,
     Passthrough,
 }
 

@@ -30,7 +30,7 @@ use serde::{Serialize, Serializer};
 use strum::VariantArray as _;
 
 pub(crate) use self::labels::{
-    CallError, CallKind, CloseReason, Code, EndpointLabel, Limit, Outcome, WaitEnd,
+    CallCause, CallError, CallKind, CloseReason, Code, EndpointLabel, Limit, Outcome, WaitEnd,
 };
 pub(crate) use self::upstream::PollCounts;
 use self::upstream::UpstreamMetrics;
@@ -62,6 +62,8 @@ pub(crate) struct Totals {
     /// Ended requests to the upstream.
     #[serde(serialize_with = "by_label")]
     calls: EnumMap<CallKind, u64>,
+    #[serde(serialize_with = "by_label")]
+    calls_by_cause: EnumMap<CallCause, u64>,
     /// Those of them that failed at the upstream.
     errors: u64,
     retries: u64,
@@ -89,6 +91,7 @@ impl Metrics {
         Totals {
             requests: EnumMap::from_fn(|outcome| self.requests.count(outcome)),
             calls: EnumMap::from_fn(|kind| self.upstream.count(kind)),
+            calls_by_cause: EnumMap::from_fn(|cause| self.upstream.count_of_cause(cause)),
             errors: self.upstream.errors(),
             retries: self.upstream.retries(),
             saved: self.requests.saved(),
@@ -133,7 +136,7 @@ impl RequestMetrics {
     pub(crate) fn finish(&self, endpoint: EndpointLabel, outcome: Outcome, took: Duration) {
         self.counts[endpoint][outcome].inc();
         self.times[outcome].observe(took.as_secs_f64());
-        if matches!(outcome, Outcome::Hit | Outcome::Coalesced) {
+        if matches!(outcome, Outcome::Hit | Outcome::Coalesced | Outcome::Proven) {
             self.saved.inc();
         }
     }

@@ -31,6 +31,7 @@ fn labels_are_those_of_the_documentation() {
         "hit",
         "opened",
         "coalesced",
+        "proven",
         "passthrough",
         "rejected",
         "preflight",
@@ -46,6 +47,17 @@ fn labels_are_those_of_the_documentation() {
         "client_closed",
     ]);
     assert_labels::<CallKind>(&["poll", "snapshot", "passthrough"]);
+    assert_labels::<CallCause>(&[
+        "wait",
+        "batch",
+        "reopen",
+        "snapshot",
+        "deadline",
+        "watch",
+        "no-cache",
+        "retry",
+        "passthrough",
+    ]);
     assert_labels::<CallError>(&[
         "connect",
         "connect-timeout",
@@ -73,9 +85,10 @@ fn counts_are_on_the_page_with_their_labels() {
     metrics.requests.finish(EndpointLabel::Job, Outcome::Hit, Duration::from_millis(2));
     metrics.requests.finish(EndpointLabel::Jobs, Outcome::Hit, Duration::ZERO);
     metrics.requests.finish(EndpointLabel::Job, Outcome::Coalesced, Duration::from_secs(120));
+    metrics.requests.finish(EndpointLabel::Job, Outcome::Proven, Duration::ZERO);
     metrics.requests.finish(EndpointLabel::Other, Outcome::Passthrough, Duration::from_secs(1));
     metrics.upstream.retried();
-    metrics.upstream.set_poll_counts(PollCounts { open: 3, waiting: 2, is_breaker_open: true });
+    metrics.upstream.set_poll_counts(PollCounts { open: 3, waiting: 2, watches: 1, is_breaker_open: true });
     metrics.waits.finish(WaitEnd::Reached, Duration::from_secs(1));
     metrics.waits.finish(WaitEnd::ClientClosed, Duration::ZERO);
     let page = page(&registry);
@@ -85,7 +98,7 @@ fn counts_are_on_the_page_with_their_labels() {
         ("clipgate_requests_total{route=\"clip\",outcome=\"coalesced\"}", 1.0),
         ("clipgate_requests_total{route=\"other\",outcome=\"passthrough\"}", 1.0),
         ("clipgate_requests_total{route=\"other\",outcome=\"rejected\"}", 0.0),
-        ("clipgate_upstream_calls_saved_total", 3.0),
+        ("clipgate_upstream_calls_saved_total", 4.0),
         ("clipgate_request_seconds_count{outcome=\"hit\"}", 2.0),
         ("clipgate_request_seconds_bucket{outcome=\"hit\",le=\"0.001\"}", 1.0),
         ("clipgate_request_seconds_bucket{outcome=\"coalesced\",le=\"121\"}", 1.0),
@@ -95,8 +108,9 @@ fn counts_are_on_the_page_with_their_labels() {
         ("clipgate_upstream_retries_total", 1.0),
         ("clipgate_upstream_polls", 3.0),
         ("clipgate_upstream_polls_waiting", 2.0),
+        ("clipgate_watches", 1.0),
         ("clipgate_breaker_open", 1.0),
-        ("clipgate_upstream_requests_total{kind=\"poll\",code=\"200\"}", 0.0),
+        ("clipgate_upstream_requests_total{kind=\"poll\",code=\"200\",cause=\"wait\"}", 0.0),
     ];
     for (sample, expected) in rows {
         assert_eq!(value(&page, sample), Some(expected), "{sample} in {page}");
@@ -104,8 +118,8 @@ fn counts_are_on_the_page_with_their_labels() {
     let version = format!("clipgate_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
     assert_eq!(value(&page, &version), Some(1.0), "{page}");
     assert_eq!(metrics.requests.count(Outcome::Hit), 2);
-    assert_eq!(metrics.requests.saved(), 3);
-    let counts = PollCounts { open: 3, waiting: 2, is_breaker_open: true };
+    assert_eq!(metrics.requests.saved(), 4);
+    let counts = PollCounts { open: 3, waiting: 2, watches: 1, is_breaker_open: true };
     assert_eq!(metrics.upstream.poll_counts(), counts);
 }
 
@@ -123,18 +137,22 @@ fn an_upstream_request_is_counted_once_with_its_result() {
         (Code::Fault(CallError::Invalid), "invalid", true),
     ];
     for (code, _, _) in codes {
-        metrics.upstream.call(CallKind::Poll).finish(code);
+        metrics.upstream.call(CallKind::Poll, CallCause::Wait).finish(code);
     }
-    drop(metrics.upstream.call(CallKind::Snapshot));
+    drop(metrics.upstream.call(CallKind::Snapshot, CallCause::Deadline));
     let page = page(&registry);
     for (_, label, _) in codes {
-        let sample = format!("clipgate_upstream_requests_total{{kind=\"poll\",code=\"{label}\"}}");
+        let sample =
+            format!("clipgate_upstream_requests_total{{kind=\"poll\",code=\"{label}\",cause=\"wait\"}}");
         assert_eq!(value(&page, &sample), Some(1.0), "{label}: {page}");
     }
-    let cancelled = "clipgate_upstream_requests_total{kind=\"snapshot\",code=\"cancelled\"}";
+    let cancelled =
+        "clipgate_upstream_requests_total{kind=\"snapshot\",code=\"cancelled\",cause=\"deadline\"}";
     assert_eq!(value(&page, cancelled), Some(1.0));
     assert_eq!(value(&page, "clipgate_upstream_seconds_count{kind=\"poll\"}"), Some(7.0));
     assert_eq!(metrics.upstream.count(CallKind::Poll), 7);
+    assert_eq!(metrics.upstream.count_of_cause(CallCause::Wait), 7);
+    assert_eq!(metrics.upstream.count_of_cause(CallCause::Deadline), 1);
     let faults = codes.iter().filter(|(_, _, is_fault)| *is_fault).count();
     assert_eq!(metrics.upstream.errors(), faults as u64);
     let health = metrics.upstream.health();

@@ -10,9 +10,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use strum::VariantArray as _;
 
-use super::labels::{CallKind, Code};
+use super::labels::{CallCause, CallKind, Code};
 use super::{histograms, register};
 use crate::clock;
 
@@ -26,10 +25,12 @@ pub struct UpstreamMetrics {
     times: EnumMap<CallKind, Histogram>,
     /// Sums of `calls`: a family cannot be summed.
     counts: EnumMap<CallKind, Counter>,
+    by_cause: EnumMap<CallCause, Counter>,
     errors: Counter,
     retries: Counter,
     polls: Gauge,
     polls_waiting: Gauge,
+    watches: Gauge,
     breaker_open: Gauge,
     health: Mutex<UpstreamHealth>,
 }
@@ -38,7 +39,23 @@ pub struct UpstreamMetrics {
 struct CallLabels {
     kind: &'static str,
     code: Code,
+    cause: &'static str,
 }
+
+/// Series that exist from the start, so that Prometheus sees their first increase. Others come with their first request;
+/// all three labels are closed sets.
+const USUAL_CALLS: [(CallKind, CallCause); 10] = [
+    (CallKind::Poll, CallCause::Wait),
+    (CallKind::Poll, CallCause::Batch),
+    (CallKind::Poll, CallCause::Reopen),
+    (CallKind::Poll, CallCause::Watch),
+    (CallKind::Poll, CallCause::Retry),
+    (CallKind::Snapshot, CallCause::Snapshot),
+    (CallKind::Snapshot, CallCause::Deadline),
+    (CallKind::Snapshot, CallCause::NoCache),
+    (CallKind::Snapshot, CallCause::Retry),
+    (CallKind::Passthrough, CallCause::Passthrough),
+];
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct UpstreamHealth {
@@ -53,6 +70,8 @@ pub struct PollCounts {
     pub(crate) open: usize,
     /// Polls that are queued, or between two attempts.
     pub(crate) waiting: usize,
+    /// Watches, among the polls that are open or waiting.
+    pub(crate) watches: usize,
     /// Whether the breaker delays retries.
     pub is_breaker_open: bool,
 }
@@ -62,16 +81,18 @@ impl UpstreamMetrics {
         let calls = Family::<CallLabels, Counter>::default();
         let calls_help = "Ended requests to the upstream; each attempt of a poll counts";
         register(registry, "clipgate_upstream_requests_total", calls_help, calls.clone());
-        for kind in CallKind::VARIANTS {
-            calls.get_or_create_owned(&CallLabels { kind: kind.into_str(), code: Code::Status(200) });
+        for (kind, cause) in USUAL_CALLS {
+            calls.get_or_create_owned(&CallLabels::new(kind, Code::Status(200), cause));
         }
-        let (retries, polls, polls_waiting, breaker_open) =
-            (Counter::default(), Gauge::default(), Gauge::default(), Gauge::default());
+        let (retries, polls, polls_waiting) = (Counter::default(), Gauge::default(), Gauge::default());
+        let (watches, breaker_open) = (Gauge::default(), Gauge::default());
         let retries_help = "Attempts of polls after a failed one";
         register(registry, "clipgate_upstream_retries_total", retries_help, retries.clone());
         register(registry, "clipgate_upstream_polls", "Polls open at the upstream", polls.clone());
         let waiting_help = "Polls that wait for a slot, or are between two attempts";
         register(registry, "clipgate_upstream_polls_waiting", waiting_help, polls_waiting.clone());
+        let watches_help = "Polls held for jobs that are asked for repeatedly";
+        register(registry, "clipgate_watches", watches_help, watches.clone());
         let breaker_help = "1 while the breaker is open and retries are delayed, else 0";
         register(registry, "clipgate_breaker_open", breaker_help, breaker_open.clone());
         let times_help =
@@ -80,18 +101,20 @@ impl UpstreamMetrics {
             calls,
             times: histograms(registry, "clipgate_upstream_seconds", times_help, "kind", CALL_BUCKETS),
             counts: EnumMap::default(),
+            by_cause: EnumMap::default(),
             errors: Counter::default(),
             retries,
             polls,
             polls_waiting,
+            watches,
             breaker_open,
             health: Mutex::default(),
         }
     }
 
     /// Starts to measure a request that leaves now.
-    pub(crate) fn call(&self, kind: CallKind) -> CallTimer<'_> {
-        CallTimer { upstream: self, kind, began: clock::now(), code: Code::Cancelled }
+    pub(crate) fn call(&self, kind: CallKind, cause: CallCause) -> CallTimer<'_> {
+        CallTimer { upstream: self, kind, cause, began: clock::now(), code: Code::Cancelled }
     }
 
     /// Records an attempt of a poll after a failed one.
@@ -103,6 +126,7 @@ impl UpstreamMetrics {
         let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
         self.polls.set(number(counts.open));
         self.polls_waiting.set(number(counts.waiting));
+        self.watches.set(number(counts.watches));
         self.breaker_open.set(i64::from(counts.is_breaker_open));
     }
 
@@ -111,12 +135,17 @@ impl UpstreamMetrics {
         PollCounts {
             open: count(&self.polls),
             waiting: count(&self.polls_waiting),
+            watches: count(&self.watches),
             is_breaker_open: self.breaker_open.get() != 0,
         }
     }
 
     pub(super) fn count(&self, kind: CallKind) -> u64 {
         self.counts[kind].get()
+    }
+
+    pub(super) fn count_of_cause(&self, cause: CallCause) -> u64 {
+        self.by_cause[cause].get()
     }
 
     pub(super) fn errors(&self) -> u64 {
@@ -132,11 +161,18 @@ impl UpstreamMetrics {
     }
 }
 
+impl CallLabels {
+    fn new(kind: CallKind, code: Code, cause: CallCause) -> Self {
+        Self { kind: kind.into_str(), code, cause: cause.into_str() }
+    }
+}
+
 /// Timer of one request to the upstream. Its drop records the request, as cancelled unless [`Self::finish`] was called.
 #[derive(Debug)]
 pub(crate) struct CallTimer<'m> {
     upstream: &'m UpstreamMetrics,
     kind: CallKind,
+    cause: CallCause,
     began: Instant,
     code: Code,
 }
@@ -150,9 +186,10 @@ impl CallTimer<'_> {
 
 impl Drop for CallTimer<'_> {
     fn drop(&mut self) {
-        let Self { upstream, kind, began, code } = *self;
-        upstream.calls.get_or_create_owned(&CallLabels { kind: kind.into_str(), code }).inc();
+        let Self { upstream, kind, cause, began, code } = *self;
+        upstream.calls.get_or_create_owned(&CallLabels::new(kind, code, cause)).inc();
         upstream.counts[kind].inc();
+        upstream.by_cause[cause].inc();
         upstream.times[kind].observe(clock::now().saturating_duration_since(began).as_secs_f64());
         if code.is_fault() {
             upstream.errors.inc();

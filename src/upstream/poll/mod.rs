@@ -25,7 +25,7 @@ use crate::protocol::body::Body;
 use crate::protocol::retry_after::retry_after;
 use crate::protocol::stored_headers::split_head;
 use crate::protocol::via::via_member;
-use crate::telemetry::metrics::{CallError, CallKind, Code, Metrics};
+use crate::telemetry::metrics::{CallCause, CallError, CallKind, Code, Metrics};
 use crate::telemetry::trace::TraceContext;
 use crate::upstream::client::{Client, ResponseBody, SendError};
 
@@ -110,6 +110,7 @@ impl Poller {
     pub async fn run(
         &self,
         spec: &PollSpec,
+        cause: CallCause,
         authorization: &HeaderValue,
         trace: &TraceContext,
         on_held: impl Future<Output = ()>,
@@ -117,7 +118,7 @@ impl Poller {
         let Some(request) = self.request(spec, authorization, trace) else {
             return AttemptOutcome::Failed(Failure::InvalidResponse(None), RetryAdvice::BackOff);
         };
-        let call = self.metrics.upstream.call(self.kind(spec.goal));
+        let call = self.metrics.upstream.call(self.kind(spec.goal), cause);
         let mut pending = self.client.start(request);
         let attempt = async {
             let response = tokio::select! {

@@ -33,7 +33,7 @@ impl Fixture {
         let jobs = JobSet::new([JobId::new("a").unwrap()]);
         let spec = PollSpec { domain: KeyDomain([0; 16]), form: Form::Single, jobs, goal: Goal::Now };
         let trace = TraceContext::unrecorded();
-        self.poller.run(&spec, &HeaderValue::from_static("Bearer k"), &trace, async {}).await
+        self.poller.run(&spec, CallCause::Wait, &HeaderValue::from_static("Bearer k"), &trace, async {}).await
     }
 
     /// Runs an attempt that is answered with these headers and a job. Returns its outcome and the request.

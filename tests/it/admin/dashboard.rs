@@ -145,12 +145,14 @@ async fn the_page_shows_the_requests_that_were_sent_without_a_reload() {
 
     browser.wait_until_text("#requests-table tfoot td:last-child", "8").await;
     let requests = json!({
-        "From the cache": hits, "Coalesced": coalesced, "Opened a poll": opened,
+        "From the cache": hits, "Answered from proof": 0, "Coalesced": coalesced, "Opened a poll": opened,
         "Passed through": passed, "Rejected": 1, "Event streams": 0, "Client closed, preflights": 0,
     });
     assert_eq!(browser.totals("requests").await, requests);
     let calls = json!({ "Polls": opened, "Snapshots": 0, "Passed through": passed, "Saved": saved });
     assert_eq!(browser.totals("calls").await, calls);
+    let causes = browser.rows("causes").await;
+    assert_eq!(causes, [["Wait for a job", &*opened.to_string()], ["Passed through", &*passed.to_string()]]);
     assert_eq!(browser.text("#saved-count").await, saved.to_string());
     assert_eq!(browser.text("#made-count").await, (opened + passed).to_string());
     let share = 100.0 * saved as f64 / (saved + opened + passed) as f64;
@@ -326,7 +328,7 @@ async fn landmarks_and_tables_have_names_and_the_keyboard_reaches_scrolling_regi
     browser.open(&site.page, DESKTOP, None).await;
     browser.wait_until("!document.querySelector('#hint').hidden").await;
     let count = |of: &str| format!("document.querySelectorAll('{of}').length");
-    for (of, is) in [("header, main, footer", 3), ("h1", 1), ("main section", 7), ("h2", 7), ("table", 4)] {
+    for (of, is) in [("header, main, footer", 3), ("h1", 1), ("main section", 7), ("h2", 7), ("table", 5)] {
         assert_eq!(browser.eval(&count(of)).await, is, "{of}");
     }
     let unnamed = "[...document.querySelectorAll('section')].filter((section) => {

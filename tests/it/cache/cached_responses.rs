@@ -248,7 +248,11 @@ async fn plain_requests_cause_one_upstream_request_per_live_ttl() {
 
 #[tokio::test]
 async fn a_live_ttl_of_zero_causes_an_upstream_request_each_time() {
-    let gateway = TestGateway::with(|config, _| config.cache.live_ttl = Duration::ZERO).await;
+    let gateway = TestGateway::with(|config, _| {
+        config.cache.live_ttl = Duration::ZERO;
+        config.wait.watch_idle = Duration::ZERO; // a watch would prove the state
+    })
+    .await;
     gateway.sim.set_status("a", "streaming");
     for n in 1..=5 {
         let answer = gateway.get(&format!("{CLIP}?clip_id=a"), &[]).await;

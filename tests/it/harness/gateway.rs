@@ -176,6 +176,11 @@ impl TestGateway {
         self.spawn(request)
     }
 
+    /// Returns the configuration at the start.
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// Reloads the running gateway with another configuration, as SIGHUP does.
     pub(crate) fn reconfigure(&self, config: &Config) {
         self.gateway.reload(config).expect("the configuration is valid");
@@ -275,6 +280,11 @@ impl Answer {
     /// Returns whether the response came from the cache.
     pub(crate) fn is_hit(&self) -> bool {
         self.field("cache-status").starts_with("clipgate; hit; ")
+    }
+
+    /// Returns whether an open poll proved the response.
+    pub(crate) fn is_proven(&self) -> bool {
+        self.field("cache-status") == "clipgate; hit; ttl=0; detail=proven"
     }
 }
 

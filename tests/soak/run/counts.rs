@@ -22,6 +22,8 @@ pub(crate) enum Outcome {
     Hit,
     Opened,
     Coalesced,
+    /// Answered from proof.
+    Proven,
     PassedThrough,
     /// 304.
     NotModified,
@@ -38,10 +40,11 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
-    const ALL: [(Outcome, &'static str); 10] = [
+    const ALL: [(Outcome, &'static str); 11] = [
         (Outcome::Hit, "hit"),
         (Outcome::Opened, "opened"),
         (Outcome::Coalesced, "coalesced"),
+        (Outcome::Proven, "proven"),
         (Outcome::PassedThrough, "passthrough"),
         (Outcome::NotModified, "304"),
         (Outcome::RateLimited, "limited"),

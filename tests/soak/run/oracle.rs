@@ -299,7 +299,9 @@ impl Oracle {
             self.check_deadline(query, response, &states, is_calm)?;
         }
         self.count(query, response, is_reached, is_calm, counts);
-        Ok(if is_hit {
+        Ok(if is_proven(response) {
+            Outcome::Proven
+        } else if is_hit {
             Outcome::Hit
         } else if is_coalesced(response) {
             Outcome::Coalesced
@@ -357,7 +359,9 @@ impl Oracle {
         states: &[usize],
     ) -> Result<(), Violation> {
         let max_transit = self.max_transit(response.sent, response.received);
-        let max_age = self.max_age(query.kind);
+        // A state from proof is true when it is sent, however old its bytes are. A list may have cached states too.
+        let is_true_now = is_proven(response) && query.is_single;
+        let max_age = if is_true_now { Duration::ZERO } else { self.max_age(query.kind) };
         let (oldest_at_request, oldest_at_response) =
             (response.sent - max_age - max_transit, response.received - max_age - max_transit);
         for (clip, &state) in query.clips.iter().zip(states) {
@@ -526,6 +530,10 @@ pub(crate) fn is_gateway_error(response: &ReceivedResponse) -> bool {
 
 fn is_coalesced(response: &ReceivedResponse) -> bool {
     response.field("cache-status") == "clipgate; fwd=miss; collapsed"
+}
+
+fn is_proven(response: &ReceivedResponse) -> bool {
+    response.field("cache-status") == "clipgate; hit; ttl=0; detail=proven"
 }
 
 fn has_per_response_headers(response: &ReceivedResponse) -> bool {

@@ -116,7 +116,7 @@ impl Report {
     /// Checks that each wait and stream that was parked at the stop was answered.
     pub(crate) fn add_drain(&mut self, parked: usize, sent: u64) {
         self.parked_at_end = parked;
-        let ends = [Outcome::Hit, Outcome::Opened, Outcome::Coalesced];
+        let ends = [Outcome::Hit, Outcome::Opened, Outcome::Coalesced, Outcome::Proven];
         let answered = ends.map(|end| self.counts.count(RequestKind::Parked, end)).iter().sum::<u64>()
             + self.counts.count(RequestKind::ParkedStream, Outcome::StreamDone);
         self.expect("waits are not answered at the stop", sent, answered);

@@ -1,0 +1,236 @@
+//! Answers from proof, and watches: polls that the coalescer holds for jobs that clients ask for repeatedly.
+//!
+//! | question | answer |
+//! | --- | --- |
+//! | which wait may be answered from proof | one whose key gets hits (P11), without `no-cache`, that is not an event stream's |
+//! | which job is watched, and how long | the coalescer |
+//! | payer, with its quota `calls` | the client that asked last; if the hub has forgotten it, the payer of the watch before |
+//! | no quota, or no slot at the upstream | the hub cancels the watch |
+//! | a poll waits for a slot | the hub cancels watches without waits, the one asked for the longest ago first |
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::WaitRequest;
+use super::poll_task::PollTask;
+use super::task::HubTask;
+use crate::core::Map;
+use crate::core::coalescer::{Input, PollId, PollSpec, Proof, Timing, WaitId};
+use crate::core::job::{JobId, KeyDomain};
+use crate::core::route::Goal;
+use crate::core::scheduler::SchedulerConfig;
+use crate::limits::Subject;
+use crate::telemetry::metrics::CallCause;
+
+/// Most jobs whose last asker is remembered: as many as the coalescer may watch.
+const MAX_ASKERS: usize = 4096;
+
+/// Settings of watches.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WatchRules {
+    idle: Duration,
+    /// Attempts under way from which long-polls wait for a slot. The last slot is the reserve for short polls.
+    full_at: usize,
+    /// Whether the scheduler spaces the starts of polls. A poll may then wait although there are slots.
+    has_interval: bool,
+}
+
+impl WatchRules {
+    pub(super) fn new(timing: &Timing, scheduler: &SchedulerConfig) -> Self {
+        Self {
+            idle: timing.watch_idle,
+            full_at: scheduler.max_polls.saturating_sub(1).max(1),
+            has_interval: !scheduler.interval.is_zero(),
+        }
+    }
+}
+
+/// The quota owner of the last plain request for each job. A watch begins or continues after that request has ended.
+#[derive(Debug, Default)]
+pub(super) struct Askers {
+    jobs: Map<(KeyDomain, JobId), Asker>,
+    /// Jobs by their last request, the oldest first.
+    by_wait: BTreeMap<WaitId, (KeyDomain, JobId)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Asker {
+    wait: WaitId,
+    subject: Subject,
+    at: Instant,
+}
+
+impl Askers {
+    fn record(&mut self, domain: KeyDomain, job: &JobId, asker: Asker, idle: Duration) {
+        let key = (domain, job.clone());
+        if let Some(before) = self.jobs.insert(key.clone(), asker) {
+            self.by_wait.remove(&before.wait);
+        }
+        self.by_wait.insert(asker.wait, key);
+        while let Some(oldest) = self.by_wait.first_entry() {
+            let is_idle = self.jobs.get(oldest.get()).is_none_or(|old| old.at + idle < asker.at);
+            if !is_idle && self.jobs.len() <= MAX_ASKERS {
+                break;
+            }
+            self.jobs.remove(&oldest.remove());
+        }
+    }
+
+    /// Returns the owner of the quota of this request, if it was the last one for the job.
+    fn subject(&self, domain: KeyDomain, job: &JobId, wait: WaitId) -> Option<Subject> {
+        self.jobs.get(&(domain, job.clone())).filter(|asker| asker.wait == wait).map(|asker| asker.subject)
+    }
+}
+
+impl HubTask {
+    pub(super) fn set_watch_idle(&mut self, watch_idle: Duration) {
+        self.watch_rules.idle = watch_idle;
+        self.coalescer.set_watch_idle(watch_idle);
+    }
+
+    /// Returns the proof that a wait accepts. Event streams expect to be held and accept none.
+    pub(super) fn accepted_proof(&self, wait: &WaitRequest, now: Instant) -> Proof {
+        if wait.is_patient {
+            return Proof::Never;
+        }
+        let key = self.cache.proof(wait.identity.domain);
+        accepted_proof(wait.max_age, self.cache.proven_ttl(key, now))
+    }
+
+    /// Records the client of a plain request for one job, which may have to pay for a watch.
+    pub(super) fn record_asker(&mut self, id: WaitId, wait: &WaitRequest, proof: Proof, now: Instant) {
+        let is_plain = match wait.goal {
+            Goal::Now => true,
+            Goal::Rung(rung) => rung == self.lowest,
+        };
+        let may_be_proven = matches!(proof, Proof::Within(_));
+        if self.watch_rules.idle.is_zero() || !is_plain || !may_be_proven || wait.jobs.len() != 1 {
+            return;
+        }
+        let Some(job) = wait.jobs.iter().next() else { return };
+        let asker = Asker { wait: id, subject: wait.quota_subject, at: now };
+        self.askers.record(wait.identity.domain, job, asker, self.watch_rules.idle);
+    }
+
+    /// Counts a watch against the quota of its client, and returns the owner of that quota. `None`: there is no quota
+    /// left, or the client is not known any more.
+    pub(super) fn charge_watch(
+        &self,
+        spec: &PollSpec,
+        asked_by: WaitId,
+        follows: Option<PollId>,
+    ) -> Option<Subject> {
+        let job = spec.jobs.iter().next()?;
+        let inherited = || self.current_answer.as_ref().filter(|answer| Some(answer.poll) == follows)?.payer;
+        let payer = self.askers.subject(spec.domain, job, asked_by).or_else(inherited)?;
+        self.limits.check_call(payer).is_ok().then_some(payer)
+    }
+
+    /// Returns whether a watch may take a slot at the upstream now.
+    pub(super) fn has_slot_for_watch(&self) -> bool {
+        self.scheduler.open() < self.watch_rules.full_at
+    }
+
+    /// Cancels watches while a poll waits for a slot: the watch that waits itself, else one without waits.
+    pub(super) fn yield_watches(&mut self, now: Instant) {
+        while self.coalescer.watches() > 0
+            && let Some(cancelled) = self.watch_to_yield()
+        {
+            self.coalescer.handle(Input::CancelWatch(cancelled), now);
+            self.drain_outputs(now);
+            if self.polls.contains_key(&cancelled) {
+                return; // the coalescer keeps it, so the same watch would be chosen again
+            }
+        }
+    }
+
+    fn watch_to_yield(&self) -> Option<PollId> {
+        if self.polls.len() <= self.scheduler.open() {
+            return None;
+        }
+        let has_waits = |id: PollId| self.coalescer.attached_waits(id).next().is_some();
+        if self.waiting_for_slot().any(|(id, _)| has_waits(id)) {
+            return self.coalescer.idle_watch();
+        }
+        self.waiting_for_slot().find(|(_, poll)| poll.cause == CallCause::Watch).map(|(id, _)| id)
+    }
+
+    /// Returns the polls that wait for a slot at the upstream.
+    fn waiting_for_slot(&self) -> impl Iterator<Item = (PollId, &PollTask)> {
+        let is_full = !self.has_slot_for_watch();
+        let polls = self.polls.iter().map(|(id, poll)| (*id, poll));
+        polls.filter(move |(id, poll)| {
+            // Without an interval, the scheduler starts every queued poll whose key is not paused, unless the slots or
+            // the share of its key are taken.
+            let may_wait = is_full || (!self.watch_rules.has_interval && !poll.is_paused);
+            may_wait && poll.task.is_none() && !self.scheduler.is_pausing(*id)
+        })
+    }
+}
+
+/// `max_age` is that of the request, `None` with `no-cache`. `proven_ttl` is zero for a key that gets no hits.
+fn accepted_proof(max_age: Option<Duration>, proven_ttl: Duration) -> Proof {
+    match max_age.map(|max_age| max_age.min(proven_ttl)) {
+        None => Proof::NoCache,
+        Some(Duration::ZERO) => Proof::Never,
+        Some(max_age) => Proof::Within(max_age),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+
+    const DOMAIN: KeyDomain = KeyDomain([1; 16]);
+    const IDLE: Duration = Duration::from_secs(20);
+
+    fn job(number: usize) -> JobId {
+        JobId::new(&number.to_string()).unwrap()
+    }
+
+    fn asker(wait: u64, subject: u8, at: Instant) -> Asker {
+        Asker { wait: WaitId(wait), subject: Subject::Key(KeyDomain([subject; 16])), at }
+    }
+
+    #[test]
+    fn proof_is_bounded_by_max_age_and_proven_ttl_and_forbidden_by_no_cache() {
+        let secs = Duration::from_secs;
+        let rows = [
+            (Some(Duration::MAX), 30, Proof::Within(secs(30))),
+            (Some(secs(5)), 30, Proof::Within(secs(5))),
+            (Some(secs(60)), 30, Proof::Within(secs(30))),
+            (Some(Duration::ZERO), 30, Proof::Never),
+            (Some(Duration::MAX), 0, Proof::Never),
+            (None, 30, Proof::NoCache),
+            (None, 0, Proof::NoCache),
+        ];
+        for (max_age, proven_ttl, expected) in rows {
+            assert_eq!(accepted_proof(max_age, secs(proven_ttl)), expected, "{max_age:?}, {proven_ttl} s");
+        }
+        assert_eq!(rows.len(), 7);
+    }
+
+    #[test]
+    fn the_last_asker_of_a_job_pays_and_is_forgotten_when_idle() {
+        let (mut askers, t0) = (Askers::default(), clock::now());
+        askers.record(DOMAIN, &job(1), asker(1, 1, t0), IDLE);
+        askers.record(DOMAIN, &job(1), asker(2, 2, t0), IDLE);
+        assert_eq!(askers.subject(DOMAIN, &job(1), WaitId(1)), None);
+        assert_eq!(askers.subject(DOMAIN, &job(1), WaitId(2)), Some(Subject::Key(KeyDomain([2; 16]))));
+        assert_eq!(askers.subject(KeyDomain([9; 16]), &job(1), WaitId(2)), None, "another key");
+        askers.record(DOMAIN, &job(2), asker(3, 1, t0 + IDLE * 2), IDLE);
+        assert_eq!(askers.subject(DOMAIN, &job(1), WaitId(2)), None);
+        assert_eq!((askers.jobs.len(), askers.by_wait.len()), (1, 1));
+    }
+
+    #[test]
+    fn the_askers_are_bounded() {
+        let (mut askers, t0) = (Askers::default(), clock::now());
+        for number in 0..MAX_ASKERS + 10 {
+            askers.record(DOMAIN, &job(number), asker(number as u64, 1, t0), IDLE);
+        }
+        assert_eq!((askers.jobs.len(), askers.by_wait.len()), (MAX_ASKERS, MAX_ASKERS));
+        assert_eq!(askers.subject(DOMAIN, &job(9), WaitId(9)), None, "the longest unasked goes first");
+    }
+}
