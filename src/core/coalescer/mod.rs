@@ -173,6 +173,7 @@ impl Coalescer {
             Input::RetryAfter(id, pause) => self.retry_after(id, pause, now),
             Input::Landed(id, outcome) => self.landed(id, outcome, now),
             Input::CancelWatch(id) => self.cancel_watch(id, now),
+            Input::CancelWatches(domain) => self.cancel_watches(domain, now),
         }
         self.check_invariants();
     }
@@ -288,6 +289,8 @@ impl Coalescer {
     }
 
     fn cancel_watch(&mut self, _id: PollId, _now: Instant) {}
+
+    fn cancel_watches(&mut self, _domain: crate::core::job::KeyDomain, _now: Instant) {}
 
     fn progress(&mut self, id: PollId, progress: PollProgress, now: Instant) {
         let Some(poll) = self.state.poll_mut(id) else { return };

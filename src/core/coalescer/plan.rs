@@ -10,7 +10,7 @@ use super::Coalescer;
 use super::poll_result::Landing;
 use super::state::{AttemptState, Poll, Wait, WaitPhase};
 use super::timing::Timing;
-use super::types::{Cause, Output, PollId, PollSpec, WaitId};
+use super::types::{Cause, Output, PollId, PollSpec, Proof, WaitId};
 use crate::core::job::{JobId, JobSet};
 use crate::core::route::Goal;
 
@@ -130,12 +130,16 @@ struct AttachChange {
 impl Coalescer {
     /// Forgets a landed poll and plans its waits anew (P2): their own time goes on.
     pub(super) fn release(&mut self, id: PollId, landing: Option<&Landing>, now: Instant) {
+        let index = self.state.job_index();
+        let is_at_goal =
+            |spec: &PollSpec| spec.jobs.iter().all(|job| index.is_at(spec.domain, job, spec.goal));
+        let is_reopen = self.state.poll(id).is_some_and(|poll| !is_at_goal(&poll.spec));
         let Some(brought) = self.state.poll(id).map(|poll| poll.spec.jobs.clone()) else { return };
         let waits = self.forget_poll(id);
         for id in self.in_planning_order(waits.into_iter().map(|(wait, _)| wait)) {
             match self.change_after(id, &brought, now) {
                 Some(change) => self.apply_change(id, change, now),
-                None => self.attach_or_open(id, landing, now),
+                None => self.plan_anew(id, landing, is_reopen, now),
             }
         }
     }
@@ -165,6 +169,11 @@ impl Coalescer {
     /// Applies the attach rule to a wait that has no answer yet. A wait past its deadline ends instead, and one that
     /// cannot succeed fails at once.
     pub(super) fn attach_or_open(&mut self, id: WaitId, landing: Option<&Landing>, now: Instant) {
+        self.plan_anew(id, landing, false, now);
+    }
+
+    /// Like [`attach_or_open`](Self::attach_or_open). `is_reopen`: a poll of the wait ended below its goal.
+    fn plan_anew(&mut self, id: WaitId, landing: Option<&Landing>, is_reopen: bool, now: Instant) {
         #[cfg(test)]
         {
             self.plans += 1;
@@ -177,26 +186,34 @@ impl Coalescer {
         let polls = polls.filter_map(|id| self.state.poll(id).map(|poll| (id, poll)));
         let is_answered = |job: &JobId| self.reached_state(wait, job).is_some();
         let plan = plan(id, wait, polls, is_answered, &self.timing);
-        self.apply(id, plan, now);
+        self.apply(id, plan, is_reopen, now);
     }
 
-    fn apply(&mut self, id: WaitId, plan: AttachPlan, now: Instant) {
+    fn apply(&mut self, id: WaitId, plan: AttachPlan, is_reopen: bool, now: Instant) {
         let detached = self.state.set_attached(id, plan.attach);
         for jobs in plan.open {
-            self.open(id, jobs, now);
+            self.open(id, jobs, is_reopen, now);
         }
         self.after_change(id, detached, now);
     }
 
-    fn open(&mut self, opener: WaitId, jobs: JobSet, now: Instant) {
+    fn open(&mut self, opener: WaitId, jobs: JobSet, is_reopen: bool, now: Instant) {
         let Some(wait) = self.state.wait(opener) else { return };
+        let cause = match wait.spec.proof {
+            _ if wait.is_in_snapshot() => Cause::Deadline,
+            Proof::NoCache if self.timing.is_immediate(wait.spec.goal) => Cause::NoCache,
+            _ if self.timing.is_immediate(wait.spec.goal) => Cause::Snapshot,
+            _ if is_reopen => Cause::Reopen,
+            _ if jobs.len() > 1 => Cause::Batch,
+            _ => Cause::Wait,
+        };
         let (domain, form, goal) = (wait.spec.domain, wait.spec.form, wait.current_goal);
         let spec = PollSpec { domain, form, jobs, goal };
         let id = PollId(self.next_poll);
         self.next_poll += 1;
         self.state.add_poll(id, Poll::new(spec.clone(), opener, now));
         self.state.attach_opened(opener, id);
-        self.outputs.push_back(Output::Open(id, spec, Cause::Wait));
+        self.outputs.push_back(Output::Open(id, spec, cause));
     }
 
     /// Returns the new attachments of a wait after a poll for the jobs `brought` is gone, or `None` if the whole wait has
@@ -256,7 +273,7 @@ mod tests {
 
     use super::*;
     use crate::clock;
-    use crate::core::coalescer::types::{Proof, WaitSpec};
+    use crate::core::coalescer::types::WaitSpec;
     use crate::core::job::KeyDomain;
     use crate::core::route::{Form, Route};
 

@@ -165,6 +165,8 @@ pub enum Input {
     /// Ends a watch: the quota of its client or the upstream's places do not allow it. The waits on it are planned anew.
     /// Changes nothing if the poll is not a watch.
     CancelWatch(PollId),
+    /// Ends all watches of a key domain: the upstream rejected the key.
+    CancelWatches(KeyDomain),
 }
 
 /// A command for the caller.

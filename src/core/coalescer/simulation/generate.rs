@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{HOLD, REPOLL_INTERVAL, SKEW, Sweep, SweepEvent};
+use crate::core::coalescer::Proof;
 use crate::core::job::JobId;
 use crate::core::route::Form;
 
@@ -75,6 +76,7 @@ pub(super) struct SweepClient {
     pub(super) leaves: Option<Duration>,
     /// Jobs with a cached state, and its rung.
     pub(super) known: Vec<(usize, usize)>,
+    pub(super) proof: Proof,
     pub(super) joined: bool,
     /// Whether its join was cancelled.
     pub(super) cancelled: bool,
@@ -86,6 +88,12 @@ impl SweepClient {
     /// Returns whether the upstream answers its request at once, also with a refusal.
     pub(super) fn is_immediate(&self) -> bool {
         self.goal.is_none_or(|goal| goal == 0)
+    }
+
+    /// Returns whether it asks for the state of one job at once, and accepts proof.
+    pub(super) fn is_plain(&self) -> bool {
+        let accepts_proof = matches!(self.proof, Proof::Within(max) if max > Duration::ZERO);
+        self.is_immediate() && self.jobs.len() == 1 && accepts_proof
     }
 
     pub(super) fn deadline(&self) -> Duration {
@@ -146,6 +154,7 @@ impl Sweep {
             let known = known.map(|job| (job, self.jobs[job].rung_at(arrives))).collect();
             moments.extend([arrives, arrives + timeout, arrives + self.hold]);
             moments.extend(leaves);
+            let proof = self.proof();
             self.clients.push(SweepClient {
                 domain: number,
                 jobs: named,
@@ -155,6 +164,7 @@ impl Sweep {
                 timeout,
                 leaves,
                 known,
+                proof,
                 joined: false,
                 cancelled: false,
                 left: false,
@@ -164,6 +174,63 @@ impl Sweep {
             if let Some(at) = leaves {
                 self.schedule(at, SweepEvent::Leave(client));
             }
+        }
+    }
+
+    /// Generates clients that ask again and again for the state of one job, at the rhythm of a script.
+    pub(super) fn generate_plain_requests(&mut self) {
+        for _ in 0..self.proof_rng.usize(1..=3) {
+            let job = self.proof_rng.usize(..self.jobs.len());
+            let period = [0.3, 1.0, 2.0, 5.0, 15.0, 25.0][self.proof_rng.usize(..6)];
+            let mut at = match self.clients.get(self.proof_rng.usize(..self.clients.len() * 2)) {
+                Some(client) => client.arrives,
+                None => Duration::from_millis(self.proof_rng.u64(..300_000)),
+            };
+            for _ in 0..self.proof_rng.usize(1..=25) {
+                let number = self.clients.len();
+                let goal = (self.proof_rng.u8(..4) == 0).then_some(0);
+                let leaves = (self.proof_rng.u8(..20) == 0).then_some(at + self.hop);
+                let proof = self.proof();
+                self.clients.push(SweepClient {
+                    domain: self.jobs[job].domain,
+                    jobs: vec![job],
+                    form: Form::Single,
+                    goal,
+                    arrives: at,
+                    timeout: HOLD,
+                    leaves,
+                    known: Vec::new(),
+                    proof,
+                    joined: false,
+                    cancelled: false,
+                    left: false,
+                    settled: None,
+                });
+                self.schedule(at, SweepEvent::Join(number));
+                if let Some(at) = leaves {
+                    self.schedule(at, SweepEvent::Leave(number));
+                }
+                let is_exact = self.proof_rng.bool();
+                at += Duration::from_secs_f64(if is_exact {
+                    period
+                } else {
+                    period * self.proof_rng.f64() * 2.0
+                });
+            }
+        }
+    }
+
+    fn proof(&mut self) -> Proof {
+        if !self.has_proof {
+            return Proof::Never;
+        }
+        match self.proof_rng.u8(..10) {
+            0 => Proof::Never,
+            1 => Proof::NoCache,
+            2 => Proof::Within(Duration::ZERO),
+            3 => Proof::Within(Duration::from_secs(1)),
+            4..8 => Proof::Within(Duration::from_secs(30)),
+            _ => Proof::Within(Duration::from_secs(600)),
         }
     }
 

@@ -33,15 +33,19 @@ const HOLD: Duration = Duration::from_secs(120);
 const SKEW: Duration = Duration::from_millis(240);
 const GRACE: Duration = Duration::from_secs(5);
 const REPOLL_INTERVAL: Duration = Duration::from_millis(1200);
+const MIN_SILENCE: Duration = Duration::from_millis(500);
 
 #[test]
 fn no_client_is_worse_off_than_alone() {
     if let Some(seed) = setting("CLIPGATE_SWEEP_SEED") {
-        return run(seed, true);
+        return run(seed, true, setting("CLIPGATE_SWEEP_BARE").is_none());
     }
     let seeds = setting("CLIPGATE_SWEEP_SEEDS").unwrap_or(256);
+    for seed in REGRESSION_SEEDS {
+        run(seed, false, false);
+    }
     for seed in REGRESSION_SEEDS.into_iter().chain(0..seeds) {
-        run(seed, false);
+        run(seed, false, true);
     }
 }
 
@@ -57,7 +61,7 @@ fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number of seeds, or a seed"))
 }
 
-fn run(seed: u64, trace: bool) {
+fn run(seed: u64, trace: bool, has_proof: bool) {
     /// Prints the seed when the run panics.
     struct SeedOnPanic(u64);
     impl Drop for SeedOnPanic {
@@ -68,7 +72,7 @@ fn run(seed: u64, trace: bool) {
         }
     }
     let _seed = SeedOnPanic(seed);
-    let mut sweep = Sweep::new(seed, trace);
+    let mut sweep = Sweep::new(seed, trace, has_proof);
     sweep.run();
     sweep.check_end();
 }
@@ -90,6 +94,10 @@ enum SweepEvent {
 /// One run: the machine, its clients, its upstream, and the events to come.
 struct Sweep {
     rng: fastrand::Rng,
+    /// Choices for proofs and watches. Without these the schedule of a seed is the one from before they existed.
+    proof_rng: fastrand::Rng,
+    /// Whether clients may accept proof.
+    has_proof: bool,
     trace: bool,
     mode: UpstreamMode,
     /// Longest time of one step on the way of a request.
@@ -97,6 +105,8 @@ struct Sweep {
     /// Hold of the upstream.
     hold: Duration,
     max_jobs: usize,
+    linger: Duration,
+    watch_idle: Duration,
     ladder: Ladder,
     rungs: Vec<Rung>,
     jobs: Vec<SweepJob>,
@@ -108,8 +118,18 @@ struct Sweep {
     open_polls: HashMap<PollId, OpenPoll>,
     used_ids: HashSet<PollId>,
     replies: Vec<SentReply>,
-    /// Polls opened so far, by key domain and goal.
+    /// Polls opened so far, by key domain and goal. Without watches.
     opened: BTreeMap<(u8, Goal), u64>,
+    /// States that the upstream sent: job, rung, and when the answer was read.
+    sent: HashSet<(usize, usize, Duration)>,
+    /// Last refusal that named the job.
+    refused_at: HashMap<usize, Duration>,
+    /// Plain requests for one job, in order, that accept proof.
+    asked: BTreeMap<usize, Vec<Duration>>,
+    /// How many of `asked` were answered from proof.
+    proven: HashMap<usize, u64>,
+    /// Watches of which an attempt was made.
+    watches: BTreeMap<usize, u64>,
 }
 
 fn domain(number: u8) -> KeyDomain {
@@ -117,14 +137,17 @@ fn domain(number: u8) -> KeyDomain {
 }
 
 impl Sweep {
-    fn new(seed: u64, trace: bool) -> Self {
+    fn new(seed: u64, trace: bool, has_proof: bool) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let mode = UpstreamMode::random(&mut rng);
         let ladder = Route::suno().ladder;
         let max_jobs = rng.usize(1..=6);
         let linger = [Duration::ZERO, Duration::from_secs(2), Duration::from_secs(30)][rng.usize(..3)];
-        let timing =
-            Timing { ladder: ladder.clone(), hold: HOLD, linger, watch_idle: Duration::ZERO, max_jobs };
+        let mut proof_rng = fastrand::Rng::with_seed(!seed);
+        let has_proof = has_proof && proof_rng.u8(..8) > 0;
+        let idle = [0, 5, 20, 20, 60][proof_rng.usize(..5)];
+        let watch_idle = if has_proof { Duration::from_secs(idle) } else { Duration::ZERO };
+        let timing = Timing { ladder: ladder.clone(), hold: HOLD, linger, watch_idle, max_jobs };
         let mut sweep = Self {
             hop: Duration::from_millis([0, 5, 50][rng.usize(..3)]),
             rungs: ladder.rungs().collect(),
@@ -136,6 +159,15 @@ impl Sweep {
             used_ids: HashSet::new(),
             replies: Vec::new(),
             opened: BTreeMap::new(),
+            sent: HashSet::new(),
+            refused_at: HashMap::new(),
+            asked: BTreeMap::new(),
+            proven: HashMap::new(),
+            watches: BTreeMap::new(),
+            proof_rng,
+            has_proof,
+            linger,
+            watch_idle,
             jobs: Vec::new(),
             clients: Vec::new(),
             rng,
@@ -146,6 +178,9 @@ impl Sweep {
             ladder,
         };
         sweep.generate();
+        if has_proof {
+            sweep.generate_plain_requests();
+        }
         sweep
     }
 
@@ -172,6 +207,7 @@ impl Sweep {
     fn run(&mut self) {
         if self.trace {
             println!("{:?}, one hop is {:?}, {} jobs a poll", self.mode, self.hop, self.max_jobs);
+            println!("linger {:?}, watches end after {:?}", self.linger, self.watch_idle);
             self.jobs.iter().for_each(|job| println!("{job:?}"));
             self.clients.iter().enumerate().for_each(|(n, client)| println!("{n}: {client:?}"));
         }
@@ -197,10 +233,39 @@ impl Sweep {
                 self.now = at;
                 self.handle(event);
             }
-            while let Some(output) = self.machine.poll_output() {
-                self.carry_out(output);
-            }
+            self.carry_out_all();
+            self.cancel_some_watches();
+            self.idle_polls_end_in_time();
         }
+    }
+
+    fn carry_out_all(&mut self) {
+        while let Some(output) = self.machine.poll_output() {
+            self.carry_out(output);
+        }
+    }
+
+    /// Cancels watches, as the caller does for another poll that lacks a place or for a key that was rejected.
+    fn cancel_some_watches(&mut self) {
+        if !self.has_proof {
+            return;
+        }
+        let now = self.zero + self.now;
+        match self.proof_rng.u8(..120) {
+            0 => {
+                if let Some(id) = self.machine.idle_watch() {
+                    self.log(&format!("{id:?} gives up its place"));
+                    self.machine.handle(Input::CancelWatch(id), now);
+                }
+            }
+            1 => {
+                let number = self.proof_rng.u8(..2);
+                self.log(&format!("the key of domain {number} is rejected"));
+                self.machine.handle(Input::CancelWatches(domain(number)), now);
+            }
+            _ => return,
+        }
+        self.carry_out_all();
     }
 
     fn handle(&mut self, event: SweepEvent) {
@@ -218,20 +283,27 @@ impl Sweep {
             }
             SweepEvent::StartAttempt(id) => self.start_attempt(id),
             SweepEvent::Hold(id) => {
-                if self.open_polls.contains_key(&id) {
+                if let Some(poll) = self.open_polls.get_mut(&id) {
+                    poll.held_since = Some(self.now);
                     self.machine.handle(Input::Progress(id, PollProgress::Held), now);
                 }
             }
             SweepEvent::Arrive(id) => self.arrive(id),
             SweepEvent::Suspend(id, progress) => {
-                if self.open_polls.contains_key(&id) {
+                if let Some(poll) = self.open_polls.get_mut(&id) {
+                    poll.held_since = None;
                     self.log(&format!("{id:?} is suspended: {progress:?}"));
                     self.machine.handle(Input::Progress(id, progress), now);
                 }
             }
             SweepEvent::Land(id, outcome) => {
                 // An aborted poll may land all the same; the caller may pass that on or not.
-                if self.open_polls.remove(&id).is_some() || self.rng.bool() {
+                let poll = self.open_polls.remove(&id);
+                if let (Some(poll), PollOutcome::Refused(_)) = (&poll, &outcome) {
+                    let jobs = self.jobs_of(&poll.spec);
+                    self.refused_at.extend(jobs.into_iter().map(|job| (job, self.now)));
+                }
+                if poll.is_some() || self.rng.bool() {
                     self.log(&format!("{id:?} lands: {}", brief(&outcome)));
                     self.machine.handle(Input::Landed(id, outcome), now);
                 }
@@ -255,8 +327,11 @@ impl Sweep {
             keep: true,
             is_patient: false,
             known,
-            proof: Proof::Never,
+            proof: client.proof,
         };
+        if client.is_plain() && self.watch_idle > Duration::ZERO {
+            self.asked.entry(client.jobs[0]).or_default().push(self.now);
+        }
         self.log(&format!("client {number} joins"));
         self.machine.handle(Input::Join(WaitId(number as u64), spec), now);
         // The quota of some clients does not allow the request that the join costs.
@@ -271,15 +346,25 @@ impl Sweep {
 
     fn carry_out(&mut self, output: Output) {
         match output {
-            Output::Open(id, spec, _) => {
-                self.log(&format!("{id:?} opens for {:?} at {:?}", spec.jobs, spec.goal));
+            Output::Open(id, spec, cause) => {
+                self.log(&format!("{id:?} opens for {:?} at {:?}: {cause:?}", spec.jobs, spec.goal));
                 assert!(self.used_ids.insert(id), "{id:?} opens twice");
                 assert!((1..=self.max_jobs).contains(&spec.jobs.len()), "{spec:?}");
                 assert!(spec.form == Form::Multi || spec.jobs.len() == 1, "{spec:?}");
                 self.p3_identical_waits_share_one_poll(&spec);
-                *self.opened.entry((spec.domain.0[0], spec.goal)).or_default() += 1;
-                self.open_polls.insert(id, OpenPoll { spec, attempted_at: self.now });
-                self.queue_or_start(id);
+                self.causes_are_right(&spec, cause);
+                let is_watch = matches!(cause, Cause::Watch { .. });
+                if !is_watch {
+                    *self.opened.entry((spec.domain.0[0], spec.goal)).or_default() += 1;
+                }
+                self.open_polls.insert(id, OpenPoll::new(spec, is_watch, self.now));
+                // The quota of some clients does not allow a watch.
+                if is_watch && self.proof_rng.u8(..8) == 0 {
+                    self.log(&format!("{id:?} is not allowed"));
+                    self.machine.handle(Input::CancelWatch(id), self.zero + self.now);
+                } else {
+                    self.queue_or_start(id);
+                }
             }
             Output::Abort(id) => {
                 self.log(&format!("{id:?} is aborted"));
@@ -290,7 +375,11 @@ impl Sweep {
                 self.log(&format!("client {number} is answered: {:?}", result.end));
                 assert!(self.clients[number].settled.replace(self.now).is_none(), "answered twice");
                 assert!(!self.clients[number].left, "answered after it left");
-                self.check_answer(&self.clients[number], &result.end);
+                self.check_answer(&self.clients[number], &result);
+                let client = &self.clients[number];
+                if result.how == Cost::Proven && client.is_plain() {
+                    *self.proven.entry(client.jobs[0]).or_default() += 1;
+                }
             }
         }
     }

@@ -8,14 +8,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::upstream::{OpenPoll, SentReply};
-use super::{GRACE, HOLD, REPOLL_INTERVAL, SKEW, Sweep, SweepClient, UpstreamMode, domain};
-use crate::core::coalescer::{Failure, PollSpec, SNAPSHOT_LIMIT, WaitOutcome};
+use super::{GRACE, HOLD, MIN_SILENCE, REPOLL_INTERVAL, SKEW, Sweep, SweepClient, UpstreamMode, domain};
+use crate::core::coalescer::{
+    Cause, Cost, Failure, PollSpec, Proof, SNAPSHOT_LIMIT, WaitId, WaitOutcome, WaitResult,
+};
 use crate::core::job::{JobState, UpstreamResponse};
-use crate::core::route::Goal;
+use crate::core::route::{Form, Goal};
 
 impl Sweep {
     /// Checks the answer that a client has just got.
-    pub(super) fn check_answer(&self, client: &SweepClient, end: &WaitOutcome) {
+    pub(super) fn check_answer(&self, client: &SweepClient, result: &WaitResult) {
+        let end = &result.end;
+        if result.how == Cost::Proven {
+            self.p7_proofs_hold(client, result);
+        }
         self.p1_no_wait_is_late(client, end);
         self.p2_no_wait_is_cut_short(client, end);
         self.p5_no_wait_depends_on_another_job(client, end);
@@ -29,6 +35,7 @@ impl Sweep {
     pub(super) fn check_end(&self) {
         self.p6_clients_come_and_go_freely();
         self.p4_clients_alone_would_make_as_many_polls();
+        self.p4_a_watch_costs_one_call_more_where_it_is_abandoned();
     }
 
     /// A client alone would have its answer at T: the wait has it by T + 2 lags. It may have to ask again when the poll it
@@ -121,6 +128,68 @@ impl Sweep {
         }
     }
 
+    /// For each job: no more watches are attempted than plain requests were answered from proof, and one for each time
+    /// that the job was asked for twice or more within `watch_idle`, and then not for as long.
+    fn p4_a_watch_costs_one_call_more_where_it_is_abandoned(&self) {
+        for (job, &watches) in &self.watches {
+            let asked = &self.asked[job];
+            let runs = asked.chunk_by(|one, other| *other < *one + self.watch_idle);
+            let abandoned = runs.filter(|run| run.len() > 1).count() as u64;
+            let proven = self.proven.get(job).copied().unwrap_or(0);
+            assert!(watches <= proven + abandoned, "{job}: {watches} watches, {proven} proven, {abandoned}");
+        }
+    }
+
+    /// A watch asks for one job, which was asked for twice within `watch_idle`, the last time by `asked_by`. The other
+    /// causes follow from what the poll asks for.
+    pub(super) fn causes_are_right(&self, spec: &PollSpec, cause: Cause) {
+        let is_immediate = spec.goal <= Goal::Rung(self.rungs[0]);
+        let is_right = match cause {
+            Cause::Wait => !is_immediate && spec.jobs.len() == 1,
+            Cause::Batch => !is_immediate && spec.jobs.len() > 1,
+            Cause::Reopen => !is_immediate,
+            Cause::Snapshot => is_immediate,
+            Cause::NoCache => {
+                is_immediate && self.clients.iter().any(|client| client.proof == Proof::NoCache)
+            }
+            Cause::Deadline => spec.goal == Goal::Rung(self.rungs[0]),
+            Cause::Watch { asked_by: WaitId(asked_by), .. } => {
+                let job = self.jobs_of(spec)[0];
+                let asked_by = &self.clients[usize::try_from(asked_by).unwrap()];
+                let asked = self.asked[&job].as_slice();
+                let [.., one, other] = *asked else { panic!("{spec:?} is a watch, asked for once") };
+                let is_repeated = other < one + self.watch_idle && self.now < other + self.watch_idle;
+                let is_asker = asked_by.is_plain() && asked_by.jobs == [job] && asked_by.arrives == other;
+                is_repeated && is_asker && !is_immediate && spec.jobs.len() == 1 && spec.form == Form::Single
+            }
+        };
+        assert!(is_right, "{spec:?} is opened for {cause:?}");
+    }
+
+    /// A poll without waits ends after its linger, or once its job was not asked for within `watch_idle`.
+    pub(super) fn idle_polls_end_in_time(&mut self) {
+        let now = self.now;
+        for (id, poll) in &mut self.open_polls {
+            if self.machine.attached_waits(*id).next().is_some() {
+                (poll.had_waits, poll.idle_since) = (true, None);
+            } else if poll.had_waits && poll.idle_since.is_none() {
+                poll.idle_since = Some(now);
+            }
+        }
+        for (id, poll) in &self.open_polls {
+            if self.machine.attached_waits(*id).next().is_some() {
+                continue;
+            }
+            let lingers_until = poll.idle_since.map(|since| since + self.linger);
+            let jobs = self.jobs_of(&poll.spec);
+            let last_asked =
+                jobs.first().filter(|_| jobs.len() == 1).and_then(|job| self.asked.get(job)?.last());
+            let until = lingers_until.max(last_asked.map(|at| *at + self.watch_idle));
+            let until = until.expect("a poll without waits lingers or is a watch") + self.hop;
+            assert!(now <= until, "{id:?} is open until {now:?}, not {until:?}: {poll:?}");
+        }
+    }
+
     /// An answer without states is one to a poll that asked for jobs of the wait only. One that cannot be split is one to a
     /// poll for all of them.
     fn p5_no_wait_depends_on_another_job(&self, client: &SweepClient, end: &WaitOutcome) {
@@ -164,6 +233,36 @@ impl Sweep {
             if let Some(rung) = self.rung_number(state) {
                 assert!(self.jobs[job].was_at(rung, from, now), "{client:?} gets {state:?}");
             }
+        }
+    }
+
+    /// An answer from proof goes to a client that accepts it. Each of its states was the true one a lag ago, has bytes that
+    /// the upstream sent no longer ago than the client accepts, and since when no answer refused the job. An open poll of
+    /// the key asks for the next rung of the job, and its request has been on a connection for the margin.
+    fn p7_proofs_hold(&self, client: &SweepClient, result: &WaitResult) {
+        let Proof::Within(max_age) = client.proof else { panic!("{client:?} is answered from proof") };
+        let WaitOutcome::Reached(states) = &result.end else { panic!("{client:?} gets {result:?}") };
+        assert!(!result.direct && self.now == client.arrives, "{client:?} gets {result:?}");
+        for (state, job) in states.iter().zip(self.sorted_jobs(client)) {
+            let seen_at = state.seen_at - self.zero;
+            if seen_at == self.now && client.known.iter().any(|(known, _)| *known == job) {
+                continue;
+            }
+            let rung = self.rung_number(state).expect("only a state on the ladder has a next rung");
+            let from = self.now.saturating_sub(self.lag());
+            let is_true = self.is_faulty() || self.jobs[job].was_at(rung, from, self.now);
+            assert!(is_true, "{client:?} gets {state:?}");
+            assert!(self.sent.contains(&(job, rung, seen_at)), "{state:?} was never sent");
+            assert!(self.now - seen_at <= max_age, "{client:?} gets {state:?}");
+            let is_refused = self.refused_at.get(&job).is_some_and(|at| *at > seen_at);
+            assert!(!is_refused, "{client:?} gets {state:?}, which was refused since");
+            let proves = |poll: &OpenPoll| {
+                poll.spec.domain == domain(client.domain)
+                    && poll.spec.goal == Goal::Rung(self.rungs[rung + 1])
+                    && poll.spec.jobs.contains(&state.id)
+                    && poll.held_since.is_some_and(|since| since + MIN_SILENCE <= self.now)
+            };
+            assert!(self.open_polls.values().any(proves), "no poll proves {state:?} for {client:?}");
         }
     }
 
@@ -275,7 +374,7 @@ impl Sweep {
         jobs
     }
 
-    fn rung_number(&self, state: &JobState) -> Option<usize> {
+    pub(super) fn rung_number(&self, state: &JobState) -> Option<usize> {
         state.rung.map(|rung| self.rungs.iter().position(|&r| r == rung).unwrap())
     }
 

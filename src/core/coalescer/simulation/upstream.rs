@@ -14,6 +14,28 @@ use crate::core::route::Goal;
 pub(super) struct OpenPoll {
     pub(super) spec: PollSpec,
     pub(super) attempted_at: Duration,
+    pub(super) is_watch: bool,
+    /// Whether an attempt was made.
+    pub(super) was_attempted: bool,
+    /// Since when the request of the newest attempt is on a connection.
+    pub(super) held_since: Option<Duration>,
+    /// Whether a wait was attached, and since when none is.
+    pub(super) had_waits: bool,
+    pub(super) idle_since: Option<Duration>,
+}
+
+impl OpenPoll {
+    pub(super) fn new(spec: PollSpec, is_watch: bool, now: Duration) -> Self {
+        Self {
+            spec,
+            attempted_at: now,
+            is_watch,
+            was_attempted: false,
+            held_since: None,
+            had_waits: false,
+            idle_since: None,
+        }
+    }
 }
 
 /// A reply without jobs. The body of the reply is its number, so that the oracle finds the poll that it answers.
@@ -49,8 +71,12 @@ impl Sweep {
     pub(super) fn start_attempt(&mut self, id: PollId) {
         let now = self.now;
         let Some(poll) = self.open_polls.get_mut(&id) else { return };
-        poll.attempted_at = now;
-        let spec = poll.spec.clone();
+        (poll.attempted_at, poll.held_since) = (now, None);
+        let (spec, is_first) = (poll.spec.clone(), !std::mem::replace(&mut poll.was_attempted, true));
+        if poll.is_watch && is_first {
+            let job = self.jobs_of(&spec)[0];
+            *self.watches.entry(job).or_default() += 1;
+        }
         self.machine.handle(Input::Progress(id, PollProgress::AttemptStarted), self.zero + now);
         let is_slow = self.mode == UpstreamMode::Faulty && self.rng.u8(..6) == 0;
         let held_at = now + self.hop() + if is_slow { self.up_to(20) } else { Duration::ZERO };
@@ -94,9 +120,7 @@ impl Sweep {
     pub(super) fn arrive(&mut self, id: PollId) {
         let Some(poll) = self.open_polls.get(&id) else { return };
         let (spec, attempted_at) = (poll.spec.clone(), poll.attempted_at);
-        let jobs: Vec<usize> = (0..self.jobs.len())
-            .filter(|&n| domain(self.jobs[n].domain) == spec.domain && spec.jobs.contains(&self.jobs[n].id))
-            .collect();
+        let jobs = self.jobs_of(&spec);
         let is_faulty = self.mode == UpstreamMode::Faulty;
         if jobs.iter().any(|&n| self.jobs[n].is_refused) || (is_faulty && self.rng.u8(..20) == 0) {
             let reply = self.reply(&spec, attempted_at, true);
@@ -118,6 +142,13 @@ impl Sweep {
             PollOutcome::Jobs(self.states_at(&jobs, answered_at))
         };
         let read_at = answered_at + self.hop();
+        if let PollOutcome::Jobs(states) = &outcome {
+            for state in states {
+                let job = jobs.iter().find(|&&n| self.jobs[n].id == state.id);
+                let rung = self.rung_number(state);
+                self.sent.extend(job.zip(rung).map(|(&job, rung)| (job, rung, read_at)));
+            }
+        }
         let outcome = match outcome {
             PollOutcome::Jobs(states) => PollOutcome::Jobs(
                 states.into_iter().map(|state| JobState { seen_at: self.zero + read_at, ..state }).collect(),
@@ -127,6 +158,12 @@ impl Sweep {
         // The caller takes the answer in a moment after it was read.
         let lands = read_at + self.hop();
         self.schedule(lands, SweepEvent::Land(id, outcome));
+    }
+
+    /// Returns the numbers of the jobs that a poll asks for.
+    pub(super) fn jobs_of(&self, spec: &PollSpec) -> Vec<usize> {
+        let is_asked_for = |job: &SweepJob| domain(job.domain) == spec.domain && spec.jobs.contains(&job.id);
+        (0..self.jobs.len()).filter(|&n| is_asked_for(&self.jobs[n])).collect()
     }
 
     /// Returns the states of these jobs in random order. A faulty upstream may go back in time or use an unknown status.

@@ -3,6 +3,7 @@
 //! A [`Scenario`] has clients by number, and the test plays the upstream.
 
 mod attaching;
+mod causes;
 mod deadlines;
 mod drain;
 mod faults;
@@ -35,6 +36,8 @@ struct Scenario {
     open: Vec<(PollId, String)>,
     /// Number of polls opened so far.
     opened: usize,
+    /// Cause of each poll opened so far.
+    causes: Vec<Cause>,
     aborted: usize,
     results: HashMap<u64, WaitResult>,
     /// Whether the upstream holds a poll as soon as it is opened.
@@ -81,6 +84,7 @@ impl Scenario {
             now: zero,
             open: Vec::new(),
             opened: 0,
+            causes: Vec::new(),
             aborted: 0,
             results: HashMap::new(),
             holds: true,
@@ -103,7 +107,7 @@ impl Scenario {
     fn take_outputs(&mut self) {
         while let Some(output) = self.machine.poll_output() {
             match output {
-                Output::Open(id, spec, _) => {
+                Output::Open(id, spec, cause) => {
                     let ids: Vec<_> = spec.jobs.iter().map(JobId::as_str).collect();
                     let goal = match spec.goal {
                         Goal::Now => "now",
@@ -111,6 +115,7 @@ impl Scenario {
                     };
                     self.open.push((id, format!("{} {goal}", ids.join(" "))));
                     self.opened += 1;
+                    self.causes.push(cause);
                     if !self.queues {
                         self.machine.handle(Input::Progress(id, PollProgress::AttemptStarted), self.now);
                     }
