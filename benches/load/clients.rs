@@ -1,4 +1,4 @@
-//! The clients: a closed loop. The next request of a client depends on the answer that it got, whoever answered.
+//! The clients: a closed loop. The next request of a client depends on the answer that it got.
 //!
 //! ```text
 //!              Ask, Drop
@@ -63,9 +63,9 @@ pub(crate) struct Record {
     pub(crate) requests: u64,
     /// Requests without a status.
     pub(crate) plain: u64,
-    /// Most time by which an answer came later than the upstream's would have, with the shortest latency.
+    /// Greatest delay of an answer, compared with the upstream's own at its shortest latency.
     pub(crate) latest: Duration,
-    /// Most time since which a status in an answer was true no more.
+    /// Greatest age of a status: time from the end of that status until the answer.
     pub(crate) oldest_status: Duration,
     /// Statuses that were not true yet.
     pub(crate) false_statuses: u64,

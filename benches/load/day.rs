@@ -188,7 +188,7 @@ impl Draw<'_> {
         }
     }
 
-    /// Draws a member for whom `is_suited` holds, or any member if there is none.
+    /// Draws one of the suited members, or any member if none is suited.
     fn member(&mut self, is_suited: impl Fn(&Member) -> bool) -> Member {
         let suited: Vec<Member> = self.members.iter().filter(|member| is_suited(member)).copied().collect();
         let members = if suited.is_empty() { &self.members } else { &suited };

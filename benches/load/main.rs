@@ -19,7 +19,7 @@ mod outcome;
 mod upstream;
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -58,7 +58,7 @@ struct Args {
 
 fn main() -> io::Result<ExitCode> {
     let args = Args::parse();
-    let mix = match args.mix.as_deref().map_or_else(|| Ok(Mix::team()), Mix::read) {
+    let mix = match args.mix.as_deref().map_or_else(|| Ok(Mix::team()), read) {
         Ok(mix) => mix,
         Err(problem) => {
             writeln!(io::stderr(), "{problem}")?;
@@ -74,6 +74,12 @@ fn main() -> io::Result<ExitCode> {
         print_tables(&mut out, &args, &mix, &direct, &gateway)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Reads a mix from a file.
+fn read(path: &Path) -> Result<Mix, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    Mix::parse(&text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// Plays all days. Returns the sums, without and with the gateway.
@@ -158,9 +164,12 @@ fn print_rules(out: &mut impl Write, args: &Args, mix: &Mix) -> io::Result<()> {
 }
 
 impl Args {
-    /// Returns the mean of a day.
-    fn a_day(&self, sum: u64) -> u64 {
-        (sum + self.days / 2) / self.days
+    /// Returns the mean of a day, with a comma before each three digits.
+    fn a_day(&self, sum: u64) -> String {
+        let digits = ((sum + self.days / 2) / self.days).to_string();
+        let groups: Vec<&str> =
+            digits.as_bytes().rchunks(3).rev().filter_map(|group| str::from_utf8(group).ok()).collect();
+        groups.join(",")
     }
 }
 

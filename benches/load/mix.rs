@@ -1,6 +1,5 @@
 //! The mix: the input file of the bench, as values. `team.toml` documents each field.
 
-use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de};
@@ -100,13 +99,8 @@ impl Mix {
         Self::parse(include_str!("team.toml")).expect("team.toml is valid")
     }
 
-    /// Reads a mix from a file.
-    pub(crate) fn read(path: &Path) -> Result<Self, String> {
-        let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        Self::parse(&text).map_err(|error| format!("{}: {error}", path.display()))
-    }
-
-    fn parse(text: &str) -> Result<Self, String> {
+    /// Reads a mix from the text of its file.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let mix: Self = toml::from_str(text).map_err(|error| error.to_string())?;
         let (day, members) = (&mix.day, || mix.people.iter().chain(&mix.workers));
         let is_batch_valid =

@@ -5,4 +5,5 @@ pub(crate) mod coalescing_overlap;
 pub(crate) mod deadlines;
 pub(crate) mod drain;
 pub(crate) mod job_lists;
+pub(crate) mod load;
 pub(crate) mod waits_http2;
