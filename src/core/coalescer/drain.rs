@@ -16,6 +16,7 @@ impl Coalescer {
     /// for the snapshots of the last waits. Waits that share jobs end together, so that one snapshot answers them.
     pub(super) fn drain(&mut self, until: Instant, now: Instant) {
         self.draining = Some(until);
+        self.end_idle_watches();
         let window = until.saturating_duration_since(now);
         let spread = window - window / SNAPSHOT_SHARE;
         let groups = self.groups_by_deadline();

@@ -30,7 +30,7 @@ impl Coalescer {
                 let is_within = self.timing.is_within(poll.spec.goal, wait.current_goal);
                 assert!(is_within, "P1: {id:?} is attached to a poll for a higher rung");
             }
-            let own = polls().filter(|poll| poll.opener == id).count();
+            let own = polls().filter(|poll| poll.opener == Some(id)).count();
             assert!(own <= wait.spec.jobs.len().div_ceil(self.timing.max_jobs), "P4: {id:?} has {own} polls");
         }
     }

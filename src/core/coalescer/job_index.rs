@@ -4,6 +4,7 @@
 //! lookup costs as much as it finds, not as much as there is.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use super::types::{PollId, PollSpec, WaitId};
 use crate::core::Map;
@@ -20,6 +21,10 @@ pub(super) struct JobIndex(Map<KeyDomain, Map<JobId, JobEntry>>);
 struct JobEntry {
     /// Highest state seen since the entry was created.
     state: Option<JobState>,
+    /// When the bytes of `state` were seen. Its own `seen_at` is later where another answer confirmed it.
+    bytes_at: Option<Instant>,
+    /// Last refusal of a request that named the job.
+    refused_at: Option<Instant>,
     /// Waits that name the job.
     waits: BTreeSet<WaitId>,
     /// Those of `waits` that may have no answer for the job yet, by their current goal.
@@ -48,6 +53,23 @@ impl JobIndex {
     /// Returns the highest state of a job seen while the job was in the index.
     pub(super) fn state(&self, domain: KeyDomain, job: &JobId) -> Option<&JobState> {
         self.entry(domain, job)?.state.as_ref()
+    }
+
+    /// Returns the highest state of a job and the time at which its bytes were seen, unless the job was refused since.
+    pub(super) fn unrefused_state(&self, domain: KeyDomain, job: &JobId) -> Option<(&JobState, Instant)> {
+        let entry = self.entry(domain, job)?;
+        let bytes_at =
+            entry.bytes_at.filter(|at| entry.refused_at.is_none_or(|refused_at| *at >= refused_at))?;
+        Some((entry.state.as_ref()?, bytes_at))
+    }
+
+    /// Records that the upstream refused a request that named these jobs.
+    pub(super) fn refuse(&mut self, domain: KeyDomain, jobs: &JobSet, now: Instant) {
+        for job in jobs {
+            if let Some(entry) = self.entry_mut(domain, job) {
+                entry.refused_at = Some(now);
+            }
+        }
     }
 
     /// Returns whether the job was seen at the goal.
@@ -187,8 +209,14 @@ impl JobIndex {
             Some(known) if state.rung < known.rung => known.seen_at = known.seen_at.max(state.seen_at),
             Some(known) if state.rung == known.rung && state.seen_at < known.seen_at => {}
             // Answers may land in another order than they were read. A rung that was reached stays reached.
-            Some(known) => *known = JobState { seen_at: known.seen_at.max(state.seen_at), ..state },
-            none => *none = Some(state),
+            Some(known) => {
+                entry.bytes_at = Some(state.seen_at);
+                *known = JobState { seen_at: known.seen_at.max(state.seen_at), ..state };
+            }
+            none => {
+                entry.bytes_at = Some(state.seen_at);
+                *none = Some(state);
+            }
         }
         let Some(rung) = entry.rung() else { return };
         let still_blocked = entry.blocked_polls.split_off(&(Goal::Rung(rung), PollId(u64::MAX)));

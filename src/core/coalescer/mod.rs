@@ -8,19 +8,23 @@
 //! | `timing` | the settings, and the tolerances that follow from them |
 //! | `state`, `job_index` | the memory: waits, polls, links, timers; decides nothing |
 //! | `plan` | the attach rule |
-//! | `resolve` | the states that answer a wait, at its goal or at its deadline |
+//! | `resolve` | the states that answer a wait: at its goal, at its deadline, or proven at its arrival |
+//! | `settle` | the end of a wait |
 //! | `poll_result` | the landing of a poll |
+//! | `interest`, `watch` | jobs asked for repeatedly, and the polls that prove their states |
 //! | `drain` | the end of all waits when the gateway stops |
 //! | `inspect` | the view for people |
 //! | `invariants` | the checks of debug builds |
 
 mod drain;
 mod inspect;
+mod interest;
 mod invariants;
 mod job_index;
 mod plan;
 mod poll_result;
 mod resolve;
+mod settle;
 #[cfg(test)]
 mod simulation;
 mod state;
@@ -28,12 +32,13 @@ mod state;
 mod tests;
 mod timing;
 mod types;
+mod watch;
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use self::inspect::JobStatus;
+use self::interest::Interests;
 use self::poll_result::Landing;
 use self::state::{AttemptState, CoalescerState, Poll, PollPhase, TimerOwner, Wait, WaitPhase};
 pub use self::timing::{SNAPSHOT_LIMIT, Timing};
@@ -41,7 +46,6 @@ pub use self::types::{
     Cause, Cost, Failure, FaultKind, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, Proof,
     WaitId, WaitOutcome, WaitResult, WaitSpec,
 };
-use crate::core::job::JobState;
 use crate::core::route::Goal;
 
 /// A state machine that lets many waits share few polls.
@@ -56,6 +60,7 @@ use crate::core::route::Goal;
 ///                              │ state │
 ///   ─────────────────────────▶ └───────┘ ────────▶ polls
 ///  Progress RetryAfter Landed            Open Abort
+///         CancelWatch
 /// ```
 ///
 /// # Calling protocol
@@ -76,6 +81,9 @@ use crate::core::route::Goal;
 /// * [`Input::CancelJoin`], if at all, directly after its `Join` and before the outputs are taken.
 ///   [`pending_opens`](Self::pending_opens) then says how many upstream requests the join costs.
 /// * [`Input::RetryAfter`] directly before the `Landed` that it belongs to.
+/// * [`Input::CancelWatch`] for a watch that the quota of its client does not allow, at best as soon as it opens.
+///   [`idle_watch`](Self::idle_watch) is the watch to cancel where another poll lacks a place. A watch opens before the
+///   waits that its landing answers are settled, so the caller still knows the wait that asked for it.
 /// * A new attempt at once for each of the [`pausing`](Self::pausing) polls of a wait that has just joined (P12).
 ///
 /// # Attach rule
@@ -87,11 +95,24 @@ use crate::core::route::Goal;
 /// When a poll lands, each of its waits without an answer is planned again. So the polls that one wait opens are apart by
 /// the upstream's whole hold, like the calls of a client alone (P4). `plan` is the rule, and a table of cases.
 ///
+/// # Proof and watches
+///
+/// A held, silent poll for the next rung proves the state of its job (P7). A wait that accepts proof is answered from it
+/// when it joins, if all its jobs are cached or proven. The bytes of each proven state are no older than the wait
+/// accepts, and no answer has refused the job since.
+///
+/// A plain request asks for the state of one job at once, and accepts proof. A job with two plain requests within
+/// [`Timing::watch_idle`] is watched: the machine opens a poll for its next rung when a poll lands with a state of the
+/// job, unless such a poll is open. Each watch takes one from the credit of its job, each plain request that is answered
+/// from proof adds one, and a watch needs a credit of zero or more. So the watches of a job cost at most one call more
+/// than its clients alone, each time that it is abandoned (P4).
+///
 /// # States of a wait
 ///
 /// | phase | event | next |
 /// | --- | --- | --- |
 /// | | `Join`, cached states answer every job | settled: `Reached` |
+/// | | `Join`, cached and proven states answer every job | settled: `Reached`, at the cost `Proven` |
 /// | | `Join` | `Waiting`, attached by the rule |
 /// | `Waiting`, `Grace` | every job was seen at the goal | settled: `Reached` |
 /// | `Waiting` | deadline, and the upstream is about to end a held poll that asks for an unknown state | `Grace` until the deadline + hold / 24 |
@@ -113,10 +134,15 @@ use crate::core::route::Goal;
 /// | phase | event | next |
 /// | --- | --- | --- |
 /// | | a plan opens it | `Open` |
-/// | `Open` | its last wait ends; the upstream has the request | `Lingering` for [`Timing::linger`] |
+/// | | a watch opens | `Lingering` until `watch_idle` after the last plain request |
+/// | `Open` | its last wait ends; the upstream has the request | `Lingering` for [`Timing::linger`], or as a watch |
 /// | `Open` | its last wait ends; the attempt is `Queued`, `BackingOff` or `Paused` | forgotten, `Abort` |
 /// | `Lingering` | a wait attaches | `Open` |
-/// | `Lingering` | the linger is over, or the attempt fails | forgotten, `Abort` |
+/// | `Lingering` | its time is over, and its job is watched | `Lingering` until `watch_idle` after the last plain request |
+/// | `Lingering` | its time is over, or the attempt fails | forgotten, `Abort` |
+/// | `Lingering` as a watch | `Drain`, `CancelWatch`, `CancelWatches` | forgotten, `Abort` |
+/// | `Open` as a watch | `CancelWatch`, `CancelWatches`; the upstream may have the request | `Open`, no longer a watch |
+/// | `Open` as a watch | `CancelWatch`, `CancelWatches`; no attempt so far | forgotten, `Abort`; its waits are planned anew |
 /// | `Open` | lands with jobs below its goal, sooner than hold / 100 after it was opened or within a `Retry-After` | `Throttled` until then |
 /// | `Throttled` | the time is over | forgotten; its waits open the next one |
 /// | `Throttled` | its last wait ends | forgotten |
@@ -138,6 +164,7 @@ use crate::core::route::Goal;
 pub struct Coalescer {
     timing: Timing,
     state: CoalescerState,
+    interests: Interests,
     outputs: VecDeque<Output>,
     next_poll: u64,
     /// End of the drain, once it has begun.
@@ -154,6 +181,7 @@ impl Coalescer {
         Self {
             timing,
             state: CoalescerState::default(),
+            interests: Interests::default(),
             outputs: VecDeque::new(),
             next_poll: 0,
             draining: None,
@@ -216,17 +244,6 @@ impl Coalescer {
         self.state.poll_count()
     }
 
-    /// Returns the number of watches.
-    pub fn watches(&self) -> usize {
-        0
-    }
-
-    /// Returns the watch without waits whose job was asked for the longest ago. The caller may cancel it for a poll that
-    /// lacks a place at the upstream.
-    pub fn idle_watch(&self) -> Option<PollId> {
-        None
-    }
-
     /// Returns the number of [`Output::Open`] that were not taken yet.
     pub fn pending_opens(&self) -> usize {
         self.outputs.iter().filter(|output| matches!(output, Output::Open(..))).count()
@@ -265,8 +282,9 @@ impl Coalescer {
 
     fn join(&mut self, id: WaitId, mut spec: WaitSpec, now: Instant) {
         self.shorten_if_draining(&mut spec, now);
+        self.record_interest(id, &spec, now);
         self.state.add_wait(id, spec);
-        if !self.settle_if_answered(id, None, now) {
+        if !self.settle_if_answered(id, None, now) && !self.settle_if_proven(id, now) {
             self.attach_or_open(id, None, now);
         }
     }
@@ -279,7 +297,7 @@ impl Coalescer {
 
     fn cancel_join(&mut self, id: WaitId, now: Instant) {
         let Some(wait) = self.state.remove_wait(id) else { return };
-        let is_opener = |poll: &PollId| self.state.poll(*poll).is_some_and(|poll| poll.opener == id);
+        let is_opener = |poll: &PollId| self.state.poll(*poll).is_some_and(|poll| poll.opener == Some(id));
         let (own, others): (Vec<PollId>, Vec<PollId>) = wait.attached_polls.into_iter().partition(is_opener);
         for poll in own {
             self.forget_poll(poll);
@@ -287,10 +305,6 @@ impl Coalescer {
         }
         self.let_linger(others, now);
     }
-
-    fn cancel_watch(&mut self, _id: PollId, _now: Instant) {}
-
-    fn cancel_watches(&mut self, _domain: crate::core::job::KeyDomain, _now: Instant) {}
 
     fn progress(&mut self, id: PollId, progress: PollProgress, now: Instant) {
         let Some(poll) = self.state.poll_mut(id) else { return };
@@ -336,20 +350,6 @@ impl Coalescer {
         let waits = poll.waits.clone();
         self.let_linger([id], now);
         waits
-    }
-
-    fn give_up(&mut self, id: WaitId, now: Instant) {
-        let Some(wait) = self.state.wait(id) else { return };
-        let (failure, direct) = self.last_failure(id, wait, now).unwrap_or((Failure::Timeout, false));
-        self.settle_failed(id, failure, direct, now);
-    }
-
-    /// Ends a wait with a failure. During a drain it ends with the states that were last seen, if every job was seen: the
-    /// wait cannot hold until the upstream comes back (P7).
-    fn settle_failed(&mut self, id: WaitId, failure: Failure, direct: bool, now: Instant) {
-        let seen = self.draining.and_then(|_| self.last_seen(self.state.wait(id)?));
-        let end = seen.map_or(WaitOutcome::Failed(failure), WaitOutcome::TimedOut);
-        self.settle(id, end, direct, now);
     }
 
     fn wait_is_due(&mut self, id: WaitId, now: Instant) {
@@ -411,11 +411,21 @@ impl Coalescer {
         let Some(poll) = self.state.poll(id) else { return };
         match poll.phase {
             PollPhase::Throttled { .. } => self.release(id, None, now),
-            PollPhase::Open | PollPhase::Lingering { .. } => self.abort(id), // P6
+            PollPhase::Open | PollPhase::Lingering { .. } => match self.watched_until(poll, now) {
+                Some(until) => self.keep_as_watch(id, until),
+                None => self.abort(id), // P6
+            },
         }
     }
 
+    /// Keeps a poll open without waits: plain requests for its job came meanwhile.
+    fn keep_as_watch(&mut self, id: PollId, until: Instant) {
+        self.state.set_poll_phase(id, PollPhase::Lingering { until });
+        self.state.set_watch(id, true);
+    }
+
     fn abort(&mut self, id: PollId) {
+        self.refund_watch(id);
         self.forget_poll(id);
         if !self.take_back_open(id) {
             self.outputs.push_back(Output::Abort(id));
@@ -432,7 +442,7 @@ impl Coalescer {
     /// Forgets a poll. Returns its waits, each with whether it opened the poll.
     fn forget_poll(&mut self, id: PollId) -> Vec<(WaitId, bool)> {
         let Some(poll) = self.state.remove_poll(id) else { return Vec::new() };
-        poll.waits.into_iter().map(|wait| (wait, wait == poll.opener)).collect()
+        poll.waits.into_iter().map(|wait| (wait, poll.opener == Some(wait))).collect()
     }
 
     /// Lets those of the polls linger that have no waits left. Polls unknown to the upstream are forgotten at once (P6).
@@ -442,50 +452,20 @@ impl Coalescer {
                 Some(poll) if !poll.waits.is_empty() => {}
                 Some(Poll { phase: PollPhase::Throttled { .. }, .. }) => drop(self.forget_poll(id)),
                 Some(poll) if poll.is_idle() => self.abort(id),
-                Some(_) => {
-                    let until = now + self.timing.linger;
-                    self.state.set_poll_phase(id, PollPhase::Lingering { until });
+                Some(poll) => {
+                    let lingers_until = now + self.timing.linger;
+                    match self.watched_until(poll, now).filter(|until| *until > lingers_until) {
+                        Some(until) => self.keep_as_watch(id, until),
+                        None => {
+                            self.state.set_poll_phase(id, PollPhase::Lingering { until: lingers_until });
+                        }
+                    }
                 }
                 None => {}
             }
         }
     }
-
-    /// Settles the wait if each of its jobs has an answer. Returns whether it did.
-    fn settle_if_answered(&mut self, id: WaitId, landing: Option<&Landing>, now: Instant) -> bool {
-        let Some(wait) = self.state.wait(id) else { return false };
-        // Answers stay. A wait for many jobs resumes at its first job without one.
-        let is_wide = wait.spec.jobs.len() > FEW_JOBS;
-        let mut rest = wait.spec.jobs.iter().skip(wait.answered);
-        if is_wide && let Some(further) = rest.position(|job| self.reached_state(wait, job).is_none()) {
-            if let Some(wait) = self.state.wait_mut(id) {
-                wait.answered += further;
-            }
-            return false;
-        }
-        let answers = wait.spec.jobs.iter().map(|job| self.reached_state(wait, job).cloned());
-        let Some(states) = answers.collect::<Option<Vec<JobState>>>() else { return false };
-        let direct = landing.is_some_and(|landing| {
-            landing.opener == id && states.iter().all(|state| Arc::ptr_eq(&state.head, &landing.head))
-        });
-        let reached = states
-            .iter()
-            .all(|state| state.rung.is_none_or(|rung| self.timing.reaches(rung, wait.spec.goal)));
-        let end = if reached { WaitOutcome::Reached(states) } else { WaitOutcome::TimedOut(states) };
-        self.settle(id, end, direct, now);
-        true
-    }
-
-    fn settle(&mut self, id: WaitId, end: WaitOutcome, direct: bool, now: Instant) {
-        let Some(wait) = self.state.remove_wait(id) else { return };
-        let how = if wait.opened { Cost::Opened } else { Cost::Coalesced };
-        self.outputs.push_back(Output::Settle(id, WaitResult { how, direct, end }));
-        self.let_linger(wait.attached_polls, now);
-    }
 }
-
-/// Waits for more jobs than this remember how many of them are answered.
-const FEW_JOBS: usize = 8;
 
 /// Most timers handled in one call, so that thousands of deadlines at one moment do not delay other events.
 const MAX_TIMERS_PER_CALL: usize = 256;

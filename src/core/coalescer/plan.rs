@@ -65,7 +65,7 @@ pub(super) fn plan<'p>(
         for at in poll.spec.jobs.iter().filter_map(|job| wait.spec.jobs.position(job)) {
             if covered[at] != Coverage::Answered {
                 attach.insert(poll_id); // P3
-                has_own |= poll.opener == id;
+                has_own |= poll.opener == Some(id);
                 covered[at] = covered[at].max(if is_full { Coverage::Full } else { Coverage::Partial });
             }
         }
@@ -209,11 +209,16 @@ impl Coalescer {
         };
         let (domain, form, goal) = (wait.spec.domain, wait.spec.form, wait.current_goal);
         let spec = PollSpec { domain, form, jobs, goal };
-        let id = PollId(self.next_poll);
-        self.next_poll += 1;
-        self.state.add_poll(id, Poll::new(spec.clone(), opener, now));
+        let id = self.add_poll(Poll::new(spec.clone(), Some(opener), now));
         self.state.attach_opened(opener, id);
         self.outputs.push_back(Output::Open(id, spec, cause));
+    }
+
+    pub(super) fn add_poll(&mut self, poll: Poll) -> PollId {
+        let id = PollId(self.next_poll);
+        self.next_poll += 1;
+        self.state.add_poll(id, poll);
+        id
     }
 
     /// Returns the new attachments of a wait after a poll for the jobs `brought` is gone, or `None` if the whole wait has
@@ -228,7 +233,7 @@ impl Coalescer {
         if wait.exact_set_only || wait.attached_polls.is_empty() || is_due {
             return None;
         }
-        let is_own = |&poll: &PollId| self.state.poll(poll).is_some_and(|poll| poll.opener == id);
+        let is_own = |&poll: &PollId| self.state.poll(poll).is_some_and(|poll| poll.opener == Some(id));
         let has_own = wait.attached_polls.iter().any(is_own);
         let (mut attach, mut detach) = (BTreeSet::new(), BTreeSet::new());
         for job in brought {
@@ -305,7 +310,7 @@ mod tests {
     fn poll(ids: &str, word: &str) -> Poll {
         let form = if ids.contains(' ') { Form::Multi } else { Form::Single };
         let spec = PollSpec { domain: KeyDomain([0; 16]), form, jobs: jobs(ids), goal: goal(word) };
-        let mut poll = Poll::new(spec, WaitId(0), at(0));
+        let mut poll = Poll::new(spec, Some(WaitId(0)), at(0));
         poll.attempt = AttemptState::Held { since: at(0) };
         poll
     }
@@ -316,7 +321,7 @@ mod tests {
         }
 
         fn opened_by_the_wait(self) -> Self {
-            Self { opener: WAIT, ..self }
+            Self { opener: Some(WAIT), ..self }
         }
 
         fn paused_until(self, secs: u64) -> Self {

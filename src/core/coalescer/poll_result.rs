@@ -12,7 +12,7 @@ use crate::core::job::{JobId, JobState, KeyDomain, ResponseHead, UpstreamRespons
 
 /// A poll that has just landed with jobs.
 pub(super) struct Landing {
-    pub(super) opener: WaitId,
+    pub(super) opener: Option<WaitId>,
     pub(super) head: Arc<ResponseHead>,
     /// Moment at which the answer was read, slightly before it lands.
     pub(super) read_at: Instant,
@@ -30,6 +30,7 @@ impl Coalescer {
             PollOutcome::Jobs(states) => self.landed_jobs(id, states, now),
             PollOutcome::Unsplit(reply) => self.landed_unsplit(id, &reply, now),
             PollOutcome::Refused(reply) => {
+                self.state.refuse(id, now);
                 for (wait, direct) in self.forget_poll(id) {
                     self.settle(wait, WaitOutcome::Refused(Arc::clone(&reply)), direct, now);
                 }
@@ -62,6 +63,13 @@ impl Coalescer {
                 self.state.deliver_unknown_status(id, &state);
             }
         }
+        let Some(poll) = self.state.poll(id) else { return };
+        let index = self.state.job_index();
+        let is_reached = poll.spec.jobs.iter().all(|job| index.is_at(domain, job, poll.spec.goal));
+        let is_too_early = !is_reached && now < next_poll_at;
+        if !is_too_early {
+            self.open_watches(id, now);
+        }
         affected.sort(); // A stable sort is linear here: the parts are sorted.
         affected.dedup();
         for wait in affected {
@@ -72,9 +80,7 @@ impl Coalescer {
             waits.into_iter().for_each(|wait| self.state.clear_interest(wait, &job));
         }
         let Some(poll) = self.state.poll(id) else { return };
-        let index = self.state.job_index();
-        let is_reached = poll.spec.jobs.iter().all(|job| index.is_at(domain, job, poll.spec.goal));
-        if !is_reached && !poll.waits.is_empty() && now < next_poll_at {
+        if is_too_early && !poll.waits.is_empty() {
             // P4: an upstream that does not hold its polls is not asked in a loop.
             self.state.set_poll_phase(id, PollPhase::Throttled { until: next_poll_at });
         } else {

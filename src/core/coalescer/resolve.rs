@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::Coalescer;
 use super::state::{AttemptState, LastFailure, Poll, Wait, WaitPhase};
 use super::timing::SNAPSHOT_LIMIT;
-use super::types::{Failure, WaitId};
+use super::types::{Failure, Proof, WaitId};
 use crate::core::job::{JobId, JobState, KeyDomain};
 use crate::core::route::Goal;
 
@@ -54,6 +54,28 @@ impl Coalescer {
         .or(private.filter(|state| state.rung.is_none() || is_terminal(state)))
         .or(seen.filter(is_proven))
         .or(private.filter(is_proven))
+    }
+
+    /// Returns the states that answer a wait at its arrival, if each job's is cached or proven by a held poll (P7).
+    pub(super) fn proven_states(&self, wait: &Wait, now: Instant) -> Option<Vec<JobState>> {
+        let Proof::Within(max_age) = wait.spec.proof else { return None };
+        if wait.spec.is_patient || self.draining.is_some() || self.timing.hold.is_zero() {
+            return None;
+        }
+        let domain = wait.spec.domain;
+        let is_reached =
+            |state: &JobState| state.rung.is_some_and(|rung| self.timing.reaches(rung, wait.spec.goal));
+        let state_of = |job: &JobId| {
+            if let Some(cached) = wait.private_states.get(job).filter(|state| is_reached(state)) {
+                return Some(cached.clone());
+            }
+            let (state, bytes_at) = self.state.job_index().unrefused_state(domain, job)?;
+            let is_proven = is_reached(state)
+                && now.saturating_duration_since(bytes_at) <= max_age
+                && self.is_proven_current(domain, state, now);
+            is_proven.then(|| JobState { seen_at: bytes_at, ..state.clone() })
+        };
+        wait.spec.jobs.iter().map(state_of).collect()
     }
 
     /// Returns whether a held poll for the next rung proves that the job is still in this state (P7).
@@ -103,7 +125,7 @@ impl Coalescer {
                 }
                 (failure, _) => failure,
             };
-            Some((failure, poll.opener == id))
+            Some((failure, poll.opener == Some(id)))
         };
         let paused = polls().filter(is_paused).find_map(failure_of);
         paused.or_else(|| polls().find_map(failure_of)).or_else(|| wait.last_failure.clone())

@@ -125,8 +125,10 @@ pub(super) struct Poll {
     pub(super) attempt: AttemptState,
     /// Waits that are attached.
     pub(super) waits: BTreeSet<WaitId>,
-    /// Wait that opened the poll. It may have ended.
-    pub(super) opener: WaitId,
+    /// Wait that opened the poll. It may have ended. `None` for one opened as a watch.
+    pub(super) opener: Option<WaitId>,
+    /// Whether the poll is a watch. Changed by [`CoalescerState::set_watch`] only.
+    pub(super) is_watch: bool,
     /// Whether a wait was attached whose answer may be cached.
     pub(super) may_cache: bool,
     pub(super) opened_at: Instant,
@@ -139,13 +141,14 @@ pub(super) struct Poll {
 }
 
 impl Poll {
-    pub(super) fn new(spec: PollSpec, opener: WaitId, now: Instant) -> Self {
+    pub(super) fn new(spec: PollSpec, opener: Option<WaitId>, now: Instant) -> Self {
         Self {
             spec,
             phase: PollPhase::Open,
             attempt: AttemptState::Queued,
             waits: BTreeSet::new(),
             opener,
+            is_watch: false,
             may_cache: false,
             opened_at: now,
             attempted_at: now,
@@ -207,7 +210,7 @@ pub(super) enum AttemptState {
 pub(super) enum PollPhase {
     /// Under way, with waits attached.
     Open,
-    /// Under way without waits; aborted then.
+    /// Under way without waits; aborted then, unless it is watched.
     Lingering { until: Instant },
     /// Landed too early without reaching its goal; its waits ask again then.
     Throttled { until: Instant },
@@ -236,6 +239,7 @@ pub(super) enum TimerOwner {
 pub(super) struct CoalescerState {
     waits: Map<WaitId, Wait>,
     polls: Map<PollId, Poll>,
+    watches: BTreeSet<PollId>,
     job_index: JobIndex,
     timers: BTreeSet<(Instant, TimerOwner)>,
 }
@@ -263,6 +267,20 @@ impl CoalescerState {
 
     pub(super) fn poll_count(&self) -> usize {
         self.polls.len()
+    }
+
+    pub(super) fn watches(&self) -> &BTreeSet<PollId> {
+        &self.watches
+    }
+
+    pub(super) fn set_watch(&mut self, id: PollId, is_watch: bool) {
+        let Some(poll) = self.polls.get_mut(&id) else { return };
+        poll.is_watch = is_watch;
+        if is_watch {
+            self.watches.insert(id);
+        } else {
+            self.watches.remove(&id);
+        }
     }
 
     pub(super) fn job_index(&self) -> &JobIndex {
@@ -337,6 +355,9 @@ impl CoalescerState {
     /// Removes a poll and detaches its waits. They are still in its `waits`.
     pub(super) fn remove_poll(&mut self, id: PollId) -> Option<Poll> {
         let poll = self.polls.remove(&id)?;
+        if poll.is_watch {
+            self.watches.remove(&id);
+        }
         if let Some(due) = poll.phase.due() {
             self.timers.remove(&(due, TimerOwner::Poll(id)));
         }
@@ -418,6 +439,13 @@ impl CoalescerState {
         self.job_index.learn(domain, state);
     }
 
+    /// Records that the upstream refused the jobs of a poll: states seen before are not proven any more.
+    pub(super) fn refuse(&mut self, id: PollId, now: Instant) {
+        if let Some(poll) = self.polls.get(&id) {
+            self.job_index.refuse(poll.spec.domain, &poll.spec.jobs, now);
+        }
+    }
+
     /// Sets the current goal of a wait, which then needs an answer for each of its jobs again.
     pub(super) fn set_goal(&mut self, id: WaitId, goal: Goal) {
         let Some(wait) = self.waits.get_mut(&id) else { return };
@@ -457,7 +485,10 @@ impl CoalescerState {
             timers.extend(poll.phase.due().map(|due| (due, TimerOwner::Poll(id))));
             let is_lingering = matches!(poll.phase, PollPhase::Lingering { .. });
             assert_eq!(poll.waits.is_empty(), is_lingering, "{id:?} {:?}", poll.phase);
-            assert!(!is_lingering || !poll.is_idle(), "{id:?} lingers but the upstream does not know it");
+            let is_new_watch = poll.is_watch && poll.attempt == AttemptState::Queued;
+            let is_known = !poll.is_idle() || is_new_watch;
+            assert!(!is_lingering || is_known, "{id:?} lingers but the upstream does not know it");
+            assert_eq!(poll.is_watch, self.watches.contains(&id), "{id:?}");
             assert!(poll.waits.iter().all(|wait| self.waits[wait].attached_polls.contains(&id)), "{id:?}");
         }
         assert_eq!(timers, self.timers);

@@ -162,10 +162,10 @@ pub enum Input {
     RetryAfter(PollId, Duration),
     /// A poll ended.
     Landed(PollId, PollOutcome),
-    /// Ends a watch: the quota of its client or the upstream's places do not allow it. The waits on it are planned anew.
-    /// Changes nothing if the poll is not a watch.
+    /// Ends a watch: the quota of its client or the upstream's places do not allow it. A watch with waits that was sent
+    /// stays open for them. Changes nothing if the poll is not a watch.
     CancelWatch(PollId),
-    /// Ends all watches of a key domain: the upstream rejected the key.
+    /// Ends each watch of a key domain, as `CancelWatch` does: the upstream rejected the key.
     CancelWatches(KeyDomain),
 }
 
@@ -195,9 +195,10 @@ pub enum Cause {
     Deadline,
     /// Repeated requests for the state of one job. The poll has no wait of its own.
     Watch {
-        /// Wait whose client pays for the poll: the last one that asked for the job. It has often ended.
+        /// Wait whose client pays for the poll: the last one that asked for the job. If it was answered from proof, it
+        /// has ended.
         asked_by: WaitId,
-        /// Watch on the same job that ended just before.
+        /// Poll whose landing opened the watch, of the same key. Often the watch on the rung before.
         follows: Option<PollId>,
     },
     /// A request that expects an answer at once and accepts no proof: [`Proof::NoCache`].

@@ -372,7 +372,7 @@ impl Sweep {
             }
             Output::Settle(WaitId(number), result) => {
                 let number = usize::try_from(number).unwrap();
-                self.log(&format!("client {number} is answered: {:?}", result.end));
+                self.log(&format!("client {number} is answered, {:?}: {:?}", result.how, result.end));
                 assert!(self.clients[number].settled.replace(self.now).is_none(), "answered twice");
                 assert!(!self.clients[number].left, "answered after it left");
                 self.check_answer(&self.clients[number], &result);

@@ -9,16 +9,19 @@ mod drain;
 mod faults;
 mod isolation;
 mod leaving;
+mod proof;
 mod results;
 mod sharing;
+mod watch;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::*;
-use crate::core::job::{JobId, JobSet, KeyDomain, ResponseHead, UpstreamResponse};
+use crate::core::job::{JobId, JobSet, JobState, KeyDomain, ResponseHead, UpstreamResponse};
 use crate::core::route::{Form, Ladder, Route};
 
 #[expect(clippy::disallowed_methods, reason = "an arbitrary zero for virtual time")]
@@ -176,6 +179,17 @@ impl Scenario {
     fn join_for(&mut self, number: u64, ids: &str, word: &str, timeout: f64) -> &mut Self {
         let spec = WaitSpec { timeout: secs(timeout), ..self.spec(ids, word) };
         self.join_with(number, spec)
+    }
+
+    /// Joins a client that asks for the state at once, and accepts bytes that are half a minute old.
+    fn get(&mut self, number: u64, ids: &str) -> &mut Self {
+        let spec = WaitSpec { proof: Proof::Within(secs(30.0)), ..self.spec(ids, "") };
+        self.join_with(number, spec)
+    }
+
+    /// Returns whether a client was answered from proof.
+    fn is_proven(&self, number: u64) -> bool {
+        self.results.get(&number).is_some_and(|result| result.how == Cost::Proven)
     }
 
     fn leave(&mut self, number: u64) -> &mut Self {
