@@ -9,6 +9,7 @@
 //! | `state`, `job_index` | the memory: waits, polls, links, timers; decides nothing |
 //! | `plan` | the attach rule |
 //! | `resolve` | the states that answer a wait: at its goal, at its deadline, or proven at its arrival |
+//! | `shed` | the end of polls that other polls make superfluous |
 //! | `settle` | the end of a wait |
 //! | `poll_result` | the landing of a poll |
 //! | `interest`, `watch` | jobs asked for repeatedly, and the polls that prove their states |
@@ -25,6 +26,7 @@ mod plan;
 mod poll_result;
 mod resolve;
 mod settle;
+mod shed;
 #[cfg(test)]
 mod simulation;
 mod state;
@@ -107,6 +109,9 @@ use crate::core::route::Goal;
 /// from proof adds one, and a watch needs a credit of zero or more. So the watches of a job cost at most one call more
 /// than its clients alone, each time that it is abandoned (P4).
 ///
+/// A poll for several jobs is shed once each of its jobs has a poll of its own at the same rung, opened later and held,
+/// unless the end of the shed poll would spare one of its waits a snapshot.
+///
 /// # States of a wait
 ///
 /// | phase | event | next |
@@ -143,6 +148,7 @@ use crate::core::route::Goal;
 /// | `Lingering` as a watch | `Drain`, `CancelWatch`, `CancelWatches` | forgotten, `Abort` |
 /// | `Open` as a watch | `CancelWatch`, `CancelWatches`; the upstream may have the request | `Open`, no longer a watch |
 /// | `Open` as a watch | `CancelWatch`, `CancelWatches`; no attempt so far | forgotten, `Abort`; its waits are planned anew |
+/// | `Open`, `Lingering` | each of its several jobs has a held poll of its own | forgotten, `Abort`; its waits attach to these |
 /// | `Open` | lands with jobs below its goal, sooner than hold / 100 after it was opened or within a `Retry-After` | `Throttled` until then |
 /// | `Throttled` | the time is over | forgotten; its waits open the next one |
 /// | `Throttled` | its last wait ends | forgotten |
@@ -312,7 +318,10 @@ impl Coalescer {
             PollProgress::AttemptStarted => {
                 (poll.attempted_at, poll.attempt) = (now, AttemptState::Sending);
             }
-            PollProgress::Held => poll.attempt = AttemptState::Held { since: now },
+            PollProgress::Held => {
+                poll.attempt = AttemptState::Held { since: now };
+                self.shed(id, now);
+            }
             PollProgress::BackingOff(failure, pause) => {
                 let attempt = AttemptState::BackingOff { until: now + pause };
                 let waits = self.suspend(id, failure, attempt, now);

@@ -341,6 +341,10 @@ impl Sweep {
             (client.cancelled, client.left, client.leaves) = (true, true, Some(self.now));
             self.machine.handle(Input::CancelJoin(WaitId(number as u64)), now);
             assert!(self.machine.pending_opens() == 0, "a cancelled wait costs a request");
+            // It may have been attached to polls, whose linger begins again.
+            for poll in self.open_polls.values_mut() {
+                (poll.had_waits, poll.idle_since) = (true, Some(self.now));
+            }
         }
     }
 
