@@ -29,7 +29,7 @@ use self::outcome::{Outcome, saving};
 const TOLERANCE: Duration = Duration::from_secs(1);
 
 /// Calls directly / calls by clipgate, somewhat below that of these days.
-const MIN_SAVING: f64 = 1.4;
+const MIN_SAVING: f64 = 3.3;
 
 #[test]
 fn days_of_mixed_clients_cost_fewer_calls_and_no_client_is_worse_off_than_alone() {
