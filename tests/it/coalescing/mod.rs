@@ -6,5 +6,6 @@ pub(crate) mod deadlines;
 pub(crate) mod drain;
 pub(crate) mod job_lists;
 pub(crate) mod proof;
+pub(crate) mod load;
 pub(crate) mod waits_http2;
 pub(crate) mod watches;
