@@ -134,7 +134,7 @@ async fn upstream_requests_are_counted_by_kind_and_code() {
     for (cause, count) in [("wait", 4), ("retry", 1), ("no-cache", 1), ("passthrough", 2), ("watch", 0)] {
         assert_eq!(page.sum(CALLS, &[("cause", cause)]), f64::from(count), "{cause} in\n{}", page.text);
     }
-    let state = operator.state().await;
+    let state = admin.state().await;
     assert_eq!(state["totals"]["calls_by_cause"]["wait"], 4, "{state}");
     assert_eq!(page.sum(CALLS, &[]), gateway.sim.requests().len() as f64, "as many as the upstream received");
     assert_eq!(page.sum("clipgate_upstream_seconds_count", &[("kind", "poll")]), 5.0);

@@ -5,7 +5,7 @@ pub(crate) mod coalescing_overlap;
 pub(crate) mod deadlines;
 pub(crate) mod drain;
 pub(crate) mod job_lists;
-pub(crate) mod proof;
 pub(crate) mod load;
+pub(crate) mod proof;
 pub(crate) mod waits_http2;
 pub(crate) mod watches;
