@@ -35,6 +35,8 @@ pub struct KeyProof {
     pub(super) epoch: u64,
     /// Start of the newest accepted request. `None`: a 403 came later, and the key is suspended.
     pub(super) accepted_at: Option<Instant>,
+    /// Time of the last 401 or 403. States that were seen before it prove nothing (P11).
+    pub(super) rejected_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -70,8 +72,8 @@ impl KeyTable {
 
     /// Returns the proof of an accepted or suspended key.
     pub(super) fn proof(&self, domain: KeyDomain) -> Option<KeyProof> {
-        let KeyRecord { epoch, is_proven, accepted_at, .. } = self.records.get(&domain)?;
-        is_proven.then_some(KeyProof { epoch, accepted_at })
+        let KeyRecord { epoch, is_proven, accepted_at, rejected_at } = self.records.get(&domain)?;
+        is_proven.then_some(KeyProof { epoch, accepted_at, rejected_at })
     }
 
     /// Records a 2xx to a request that started at `began`. The upstream checks the key when a request arrives. A request

@@ -139,7 +139,10 @@ impl Cache {
     pub fn proven_ttl(&self, proof: Option<KeyProof>, now: Instant) -> Duration {
         let config = self.config.load();
         match proof {
-            Some(proof) if is_recent(proof, &config, now) => config.proven_ttl,
+            Some(proof) if is_recent(proof, &config, now) => {
+                let since = proof.rejected_at.map_or(Duration::MAX, |at| now.saturating_duration_since(at));
+                config.proven_ttl.min(since)
+            }
             Some(_) | None => Duration::ZERO,
         }
     }
@@ -423,6 +426,20 @@ mod tests {
         assert!(cache.get(ALICE, &id("a"), t0).is_none(), "a request from before the 401 proves nothing");
         cache.key_accepted(ALICE, t0 + secs(1));
         assert!(cache.get(ALICE, &id("a"), t0 + secs(1)).is_none(), "the entry stays invalid");
+    }
+
+    #[test]
+    fn a_state_that_was_seen_before_a_rejection_of_the_key_is_not_proven_after_it() {
+        let (cache, t0) = (cache(), clock::now());
+        let proven_ttl = |at| cache.proven_ttl(cache.proof(ALICE), at);
+        assert_eq!(proven_ttl(t0), Duration::ZERO, "the upstream has not accepted the key");
+        cache.key_accepted(ALICE, t0);
+        assert_eq!(proven_ttl(t0 + secs(1)), secs(30));
+        cache.key_rejected(ALICE, t0 + secs(10));
+        assert_eq!(proven_ttl(t0 + secs(10)), Duration::ZERO);
+        cache.key_accepted(ALICE, t0 + secs(11));
+        assert_eq!(proven_ttl(t0 + secs(13)), secs(3), "states since the rejection");
+        assert_eq!(proven_ttl(t0 + secs(60)), secs(30));
     }
 
     #[test]

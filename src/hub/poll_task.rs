@@ -34,8 +34,6 @@ pub(super) struct PollTask {
     pub(super) attempt_started_at: Instant,
     /// Whether the newest attempt failed.
     pub(super) has_failed: bool,
-    /// Whether the upstream or the scheduler has paused the poll since its last attempt.
-    pub(super) is_paused: bool,
     /// Number of consecutive invalid responses.
     pub(super) invalid_responses: u32,
     pub(super) task: Option<AbortHandle>,
@@ -91,7 +89,6 @@ impl HubTask {
             authorization,
             attempt_started_at: now,
             has_failed: false,
-            is_paused: false,
             invalid_responses: 0,
             task: None,
             span,
@@ -120,7 +117,6 @@ impl HubTask {
     pub(super) fn start_attempt(&mut self, id: PollId, now: Instant) {
         let Some(poll) = self.polls.get_mut(&id) else { return };
         poll.attempt_started_at = now;
-        poll.is_paused = false;
         let mut cause = poll.cause;
         if poll.has_failed {
             self.metrics.upstream.retried();

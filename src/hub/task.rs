@@ -308,7 +308,10 @@ impl HubTask {
         // P11: the verdict on the key comes before its states enter the cache.
         match landing.key {
             Some(KeyVerdict::Accepted) => self.key_accepted(domain, began),
-            Some(KeyVerdict::Refused) => self.cache.key_rejected(domain, now),
+            Some(KeyVerdict::Refused) => {
+                self.cache.key_rejected(domain, now);
+                self.coalescer.handle(Input::CancelWatches(domain), now);
+            }
             Some(KeyVerdict::Forbidden) => self.cache.key_forbidden(domain, &spec.jobs, now),
             None => {}
         }
@@ -391,9 +394,6 @@ impl HubTask {
                 }
             }
             SchedulerOutput::Pause(id, failure, pause) => {
-                if let Some(poll) = self.polls.get_mut(&id) {
-                    poll.is_paused = true;
-                }
                 self.coalescer.handle(Input::Progress(id, PollProgress::Paused(failure, pause)), now);
             }
             SchedulerOutput::GiveUp(id, failure) => {

@@ -157,14 +157,10 @@ impl HubTask {
 
     /// Returns the polls that wait for a slot at the upstream.
     fn waiting_for_slot(&self) -> impl Iterator<Item = (PollId, &PollTask)> {
-        let is_full = !self.has_slot_for_watch();
+        // Without an interval, the scheduler starts every queued poll, unless the slots or the share of its key are taken.
+        let may_wait = !self.has_slot_for_watch() || !self.watch_rules.has_interval;
         let polls = self.polls.iter().map(|(id, poll)| (*id, poll));
-        polls.filter(move |(id, poll)| {
-            // Without an interval, the scheduler starts every queued poll whose key is not paused, unless the slots or
-            // the share of its key are taken.
-            let may_wait = is_full || (!self.watch_rules.has_interval && !poll.is_paused);
-            may_wait && poll.task.is_none() && !self.scheduler.is_pausing(*id)
-        })
+        polls.filter(move |(id, _)| may_wait && self.scheduler.waits_for_slot(*id))
     }
 }
 

@@ -66,9 +66,14 @@ impl JobIndex {
     /// Records that the upstream refused a request that named these jobs.
     pub(super) fn refuse(&mut self, domain: KeyDomain, jobs: &JobSet, now: Instant) {
         for job in jobs {
-            if let Some(entry) = self.entry_mut(domain, job) {
-                entry.refused_at = Some(now);
-            }
+            self.end_proof(domain, job, now);
+        }
+    }
+
+    /// Ends the proof of the job's state, until the job is seen again.
+    pub(super) fn end_proof(&mut self, domain: KeyDomain, job: &JobId, now: Instant) {
+        if let Some(entry) = self.entry_mut(domain, job) {
+            entry.refused_at = Some(now);
         }
     }
 

@@ -9,7 +9,6 @@
 //! | `state`, `job_index` | the memory: waits, polls, links, timers; decides nothing |
 //! | `plan` | the attach rule |
 //! | `resolve` | the states that answer a wait: at its goal, at its deadline, or proven at its arrival |
-//! | `shed` | the end of polls that other polls make superfluous |
 //! | `settle` | the end of a wait |
 //! | `poll_result` | the landing of a poll |
 //! | `interest`, `watch` | jobs asked for repeatedly, and the polls that prove their states |
@@ -26,7 +25,6 @@ mod plan;
 mod poll_result;
 mod resolve;
 mod settle;
-mod shed;
 #[cfg(test)]
 mod simulation;
 mod state;
@@ -108,9 +106,6 @@ use crate::core::route::Goal;
 /// job, unless such a poll is open. Each watch takes one from the credit of its job, each plain request that is answered
 /// from proof adds one, and a watch needs a credit of zero or more. So the watches of a job cost at most one call more
 /// than its clients alone, each time that it is abandoned (P4).
-///
-/// A poll for several jobs is shed once each of its jobs has a poll of its own at the same rung, opened later and held,
-/// unless the end of the shed poll would spare one of its waits a snapshot.
 ///
 /// # States of a wait
 ///
@@ -321,10 +316,7 @@ impl Coalescer {
             PollProgress::AttemptStarted => {
                 (poll.attempted_at, poll.attempt) = (now, AttemptState::Sending);
             }
-            PollProgress::Held => {
-                poll.attempt = AttemptState::Held { since: now };
-                self.shed(id, now);
-            }
+            PollProgress::Held => poll.attempt = AttemptState::Held { since: now },
             PollProgress::BackingOff(failure, pause) => {
                 let attempt = AttemptState::BackingOff { until: now + pause };
                 let waits = self.suspend(id, failure, attempt, now);

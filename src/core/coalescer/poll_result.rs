@@ -60,7 +60,7 @@ impl Coalescer {
                 affected.extend(&answered);
                 newly.push((job, answered));
             } else {
-                self.state.deliver_unknown_status(id, &state);
+                self.state.deliver_unknown_status(id, &state, now);
             }
         }
         let Some(poll) = self.state.poll(id) else { return };
@@ -133,6 +133,7 @@ impl Coalescer {
     fn landed_unsplit(&mut self, id: PollId, reply: &Arc<UpstreamResponse>, now: Instant) {
         let Some(poll) = self.state.poll(id) else { return };
         let (spec, opened_at) = (poll.spec.clone(), poll.opened_at);
+        self.state.refuse(id, now);
         let is_hold_over = now + self.timing.clock_skew() >= opened_at + self.timing.hold;
         let mut others = Vec::new();
         for (wait_id, direct) in self.forget_poll(id) {

@@ -1,6 +1,5 @@
-//! State of the [`Coalescer`](super::Coalescer): waits, polls, the links between both, the job index, the timers.
-//!
-//! Each method keeps all of them consistent. No method decides anything.
+//! State of the [`Coalescer`](super::Coalescer): waits, polls, the links between both, the job index, the timers. Each
+//! method keeps all of them consistent. No method decides anything.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -441,9 +440,8 @@ impl CoalescerState {
 
     /// Records that the upstream refused the jobs of a poll: states seen before are not proven any more.
     pub(super) fn refuse(&mut self, id: PollId, now: Instant) {
-        if let Some(poll) = self.polls.get(&id) {
-            self.job_index.refuse(poll.spec.domain, &poll.spec.jobs, now);
-        }
+        let Some(poll) = self.polls.get(&id) else { return };
+        self.job_index.refuse(poll.spec.domain, &poll.spec.jobs, now);
     }
 
     /// Sets the current goal of a wait, which then needs an answer for each of its jobs again.
@@ -460,9 +458,11 @@ impl CoalescerState {
         }
     }
 
-    /// Gives a state with an unknown status to the waits on the poll that brought it, and to no other wait.
-    pub(super) fn deliver_unknown_status(&mut self, poll: PollId, state: &JobState) {
+    /// Gives a state with an unknown status to the waits on the poll that brought it, and to no other wait. The last
+    /// known state is not proven any more (P7).
+    pub(super) fn deliver_unknown_status(&mut self, poll: PollId, state: &JobState, now: Instant) {
         let Some(poll) = self.polls.get(&poll) else { return };
+        self.job_index.end_proof(poll.spec.domain, &state.id, now);
         for wait in &poll.waits {
             if let Some(wait) = self.waits.get_mut(wait) {
                 wait.private_states.insert(state.clone());

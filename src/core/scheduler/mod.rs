@@ -200,6 +200,14 @@ impl PollScheduler {
         }
     }
 
+    /// Returns whether the poll is queued and could start if a slot were free: its key is neither paused nor being probed.
+    pub fn waits_for_slot(&self, id: PollId) -> bool {
+        let Some(poll) = self.polls.get(&id) else { return false };
+        let is_queued = matches!(poll.state, ScheduleState::Queued { .. });
+        let is_open = || self.keys.get(&poll.request.domain).is_none_or(|key| key.pause.is_open());
+        is_queued && (poll.request.class == PollClass::Plain || is_open())
+    }
+
     /// Returns whether [`try_now`](Self::try_now) would attempt the poll earlier: it is backing off, held back or
     /// paused, and its key is not paused.
     pub fn is_pausing(&self, id: PollId) -> bool {

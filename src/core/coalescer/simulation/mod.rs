@@ -375,7 +375,7 @@ impl Sweep {
             Output::Abort(id) => {
                 self.log(&format!("{id:?} is aborted"));
                 let poll = self.open_polls.remove(&id).expect("only an open poll is aborted");
-                self.p4_a_poll_with_waits_is_aborted_only_if_others_outlast_it(&poll);
+                self.p4_no_held_poll_with_waits_is_aborted(&poll);
             }
             Output::Settle(WaitId(number), result) => {
                 let number = usize::try_from(number).unwrap();

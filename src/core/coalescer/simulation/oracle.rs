@@ -140,26 +140,12 @@ impl Sweep {
         }
     }
 
-    /// A poll that the upstream holds and that has waits is aborted only if each of its several jobs has a held poll of its
-    /// own at the same rung, which was opened later.
-    pub(super) fn p4_a_poll_with_waits_is_aborted_only_if_others_outlast_it(&self, poll: &OpenPoll) {
+    /// A poll that the upstream holds and that has waits is never aborted.
+    pub(super) fn p4_no_held_poll_with_waits_is_aborted(&self, poll: &OpenPoll) {
         // Without a linger, a poll may end in the same step as its last wait.
         let lingers = !self.linger.is_zero();
-        if !lingers || poll.held_since.is_none() || !poll.had_waits || poll.idle_since.is_some() {
-            return;
-        }
-        for job in &poll.spec.jobs {
-            let outlasts = |other: &OpenPoll| {
-                other.spec.domain == poll.spec.domain
-                    && other.spec.goal == poll.spec.goal
-                    && other.spec.jobs.len() == 1
-                    && other.spec.jobs.contains(job)
-                    && other.held_since.is_some()
-                    && other.opened_at > poll.opened_at
-            };
-            let is_outlasted = poll.spec.jobs.len() > 1 && self.open_polls.values().any(outlasts);
-            assert!(is_outlasted, "{poll:?} is aborted, but nothing else asks for {job}");
-        }
+        let has_waits = poll.had_waits && poll.idle_since.is_none();
+        assert!(!lingers || poll.held_since.is_none() || !has_waits, "{poll:?} is aborted");
     }
 
     /// A watch asks for one job, which was asked for twice within `watch_idle`, the last time by `asked_by`. The other

@@ -13,7 +13,6 @@ use crate::core::route::Goal;
 #[derive(Debug)]
 pub(super) struct OpenPoll {
     pub(super) spec: PollSpec,
-    pub(super) opened_at: Duration,
     pub(super) attempted_at: Duration,
     pub(super) is_watch: bool,
     /// Whether an attempt was made.
@@ -29,7 +28,6 @@ impl OpenPoll {
     pub(super) fn new(spec: PollSpec, is_watch: bool, now: Duration) -> Self {
         Self {
             spec,
-            opened_at: now,
             attempted_at: now,
             is_watch,
             was_attempted: false,

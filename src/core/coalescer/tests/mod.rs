@@ -12,7 +12,6 @@ mod leaving;
 mod proof;
 mod results;
 mod sharing;
-mod shed;
 mod watch;
 
 use std::collections::HashMap;

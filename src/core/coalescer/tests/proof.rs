@@ -102,6 +102,17 @@ fn a_refused_job_is_not_proven_until_it_is_seen_again() {
     assert!(s.is_proven(5));
 }
 
+/// The upstream has just said something else about the job than the state before.
+#[test]
+fn an_unknown_status_or_an_unreadable_answer_ends_the_proof_of_the_state_before() {
+    let mut s = streaming();
+    s.at(12.0).join(3, "a", "").land("a now", "a=paused").at(13.0).get(4, "a");
+    assert_eq!((s.is_proven(4), s.open()), (false, vec!["a completed", "a now"]));
+    let mut s = streaming();
+    s.at(12.0).join(3, "a", "").land_as("a now", PollOutcome::Unsplit(reply(204))).at(13.0).get(4, "a");
+    assert_eq!((s.is_proven(4), s.open()), (false, vec!["a completed", "a now"]));
+}
+
 #[test]
 fn a_draining_gateway_answers_nothing_from_proof() {
     let mut s = streaming();

@@ -229,3 +229,26 @@ fn the_scheduler_forgets_a_key_without_polls_once_its_history_expires() {
     assert!(s.scheduler.keys.is_empty());
     assert_eq!(s.scheduler.poll_timeout(), None);
 }
+
+/// A watch that gives up its slot helps only polls that lack one.
+#[test]
+fn a_poll_of_a_paused_or_probing_key_does_not_wait_for_a_slot() {
+    let mut s = Scenario::new(config(50));
+    (1..=2).for_each(|id| s.long_poll(id, A));
+    s.starts();
+    s.rate_limited(1, 3);
+    s.rate_limited(2, 2);
+    s.long_poll(3, A);
+    assert!(!s.scheduler.waits_for_slot(PollId(3)), "its key is paused");
+    s.advance(Duration::from_millis(2999));
+    s.advance(Duration::from_millis(1));
+    assert!(s.starts().contains(&3));
+    s.long_poll(4, A);
+    assert_eq!(s.starts(), [0; 0]);
+    assert!(!s.scheduler.waits_for_slot(PollId(4)), "its key is being probed");
+
+    let mut full = Scenario::new(config(3));
+    (10..=12).for_each(|id| full.long_poll(id, B));
+    assert_eq!(full.starts(), [10], "a key leaves a slot to the others");
+    assert_eq!([10, 11, 12].map(|id| full.scheduler.waits_for_slot(PollId(id))), [false, true, true]);
+}
