@@ -362,6 +362,13 @@ impl Run {
         running.close();
         let longest = self.oracle.max_duration(Some(self.settings.hold * 2)) + Duration::from_secs(30);
         report.expect("requests do not end", true, within(longest, running.wait()).await);
+        // The hub learns of the last disconnects a moment later.
+        let are_gone = async {
+            while self.gateway.waits() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let _ = within(Duration::from_secs(5), are_gone).await;
         report.expect("waits are left", 0, self.gateway.waits());
         let is_idle = self.sim.wait_until(|seen| seen.open == 0);
         let limit = self.config.wait.linger + Duration::from_secs(5);
