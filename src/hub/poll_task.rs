@@ -52,7 +52,7 @@ impl HubTask {
     pub(super) fn open_poll(&mut self, id: PollId, spec: PollSpec, cause: Cause, now: Instant) {
         let payer = match cause {
             Cause::Watch { asked_by, follows } => {
-                let has_slot = self.has_slot_for_watch();
+                let has_slot = self.scheduler.has_long_poll_slot();
                 match has_slot.then(|| self.charge_watch(&spec, asked_by, follows)).flatten() {
                     Some(payer) => Some(payer),
                     None => return self.coalescer.handle(Input::CancelWatch(id), now),

@@ -20,7 +20,7 @@ use tracing::debug;
 
 use super::parked::{ParkedKey, ParkedWait};
 use super::poll_task::{EVENT_CAPACITY, PollEvent, PollTask};
-use super::watches::{Askers, WatchRules};
+use super::watches::Askers;
 use super::{HubCommand, HubDeps, HubError, InspectRequest, Responder, WaitReply, WaitRequest};
 use crate::cache::Cache;
 use crate::clock;
@@ -54,7 +54,6 @@ pub(super) struct HubTask {
     pub(super) metrics: Arc<Metrics>,
     pub(super) tracer: Tracer,
     pub(super) max_waits_per_key: usize,
-    pub(super) watch_rules: WatchRules,
     pub(super) askers: Askers,
     pub(super) parked: Map<WaitId, ParkedWait>,
     pub(super) keys: Map<KeyDomain, ParkedKey>,
@@ -89,7 +88,6 @@ impl HubTask {
         let (event_sender, event_receiver) = mpsc::channel(EVENT_CAPACITY);
         Self {
             lowest: timing.ladder.lowest(),
-            watch_rules: WatchRules::new(&timing, &scheduler),
             askers: Askers::default(),
             coalescer: Coalescer::new(timing),
             scheduler: PollScheduler::new(scheduler, fastrand::u64(..)),
@@ -139,7 +137,7 @@ impl HubTask {
             let now = clock::now();
             // An error means that the last hub is gone, and the inbox says so too.
             if watch_idle.has_changed().unwrap_or(false) {
-                self.set_watch_idle(*watch_idle.borrow_and_update());
+                self.coalescer.set_watch_idle(*watch_idle.borrow_and_update());
             }
             for command in commands.drain(..) {
                 self.handle_command(command, now);
@@ -195,7 +193,6 @@ impl HubTask {
                 .collect(),
         };
         let proof = self.accepted_proof(&wait, now);
-        self.record_asker(id, &wait, proof, now);
         let member = wait.identity.member.clone();
         let key = self.keys.entry(domain).or_insert_with(|| ParkedKey::new(wait.identity.authorization));
         key.park(member.clone());
@@ -219,6 +216,7 @@ impl HubTask {
             known,
             proof,
         };
+        self.record_asker(id, &spec, wait.quota_subject, now);
         self.coalescer.handle(Input::Join(id, spec), now);
         self.link_to_polls(id);
         let opens = self.coalescer.pending_opens();

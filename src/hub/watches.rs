@@ -15,35 +15,13 @@ use super::WaitRequest;
 use super::poll_task::PollTask;
 use super::task::HubTask;
 use crate::core::Map;
-use crate::core::coalescer::{Input, PollId, PollSpec, Proof, Timing, WaitId};
+use crate::core::coalescer::{Input, PollId, PollSpec, Proof, WaitId, WaitSpec};
 use crate::core::job::{JobId, KeyDomain};
-use crate::core::route::Goal;
-use crate::core::scheduler::SchedulerConfig;
 use crate::limits::Subject;
 use crate::telemetry::metrics::CallCause;
 
 /// Most jobs whose last asker is remembered: as many as the coalescer may watch.
 const MAX_ASKERS: usize = 4096;
-
-/// Settings of watches.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct WatchRules {
-    idle: Duration,
-    /// Attempts under way from which long-polls wait for a slot. The last slot is the reserve for short polls.
-    full_at: usize,
-    /// Whether the scheduler spaces the starts of polls. A poll may then wait although there are slots.
-    has_interval: bool,
-}
-
-impl WatchRules {
-    pub(super) fn new(timing: &Timing, scheduler: &SchedulerConfig) -> Self {
-        Self {
-            idle: timing.watch_idle,
-            full_at: scheduler.max_polls.saturating_sub(1).max(1),
-            has_interval: !scheduler.interval.is_zero(),
-        }
-    }
-}
 
 /// The quota owner of the last plain request for each job. A watch begins or continues after that request has ended.
 #[derive(Debug, Default)]
@@ -83,11 +61,6 @@ impl Askers {
 }
 
 impl HubTask {
-    pub(super) fn set_watch_idle(&mut self, watch_idle: Duration) {
-        self.watch_rules.idle = watch_idle;
-        self.coalescer.set_watch_idle(watch_idle);
-    }
-
     /// Returns the proof that a wait accepts. Event streams expect to be held and accept none.
     pub(super) fn accepted_proof(&self, wait: &WaitRequest, now: Instant) -> Proof {
         if wait.is_patient {
@@ -98,18 +71,13 @@ impl HubTask {
     }
 
     /// Records the client of a plain request for one job, which may have to pay for a watch.
-    pub(super) fn record_asker(&mut self, id: WaitId, wait: &WaitRequest, proof: Proof, now: Instant) {
-        let is_plain = match wait.goal {
-            Goal::Now => true,
-            Goal::Rung(rung) => rung == self.lowest,
-        };
-        let may_be_proven = matches!(proof, Proof::Within(_));
-        if self.watch_rules.idle.is_zero() || !is_plain || !may_be_proven || wait.jobs.len() != 1 {
-            return;
+    pub(super) fn record_asker(&mut self, id: WaitId, spec: &WaitSpec, subject: Subject, now: Instant) {
+        if self.coalescer.is_plain(spec)
+            && let Some(job) = spec.jobs.iter().next()
+        {
+            let asker = Asker { wait: id, subject, at: now };
+            self.askers.record(spec.domain, job, asker, self.coalescer.watch_idle());
         }
-        let Some(job) = wait.jobs.iter().next() else { return };
-        let asker = Asker { wait: id, subject: wait.quota_subject, at: now };
-        self.askers.record(wait.identity.domain, job, asker, self.watch_rules.idle);
     }
 
     /// Counts a watch against the quota of its client, and returns the owner of that quota. `None`: there is no quota
@@ -124,11 +92,6 @@ impl HubTask {
         let inherited = || self.current_answer.as_ref().filter(|answer| Some(answer.poll) == follows)?.payer;
         let payer = self.askers.subject(spec.domain, job, asked_by).or_else(inherited)?;
         self.limits.check_call(payer).is_ok().then_some(payer)
-    }
-
-    /// Returns whether a watch may take a slot at the upstream now.
-    pub(super) fn has_slot_for_watch(&self) -> bool {
-        self.scheduler.open() < self.watch_rules.full_at
     }
 
     /// Cancels watches while a poll waits for a slot: the watch that waits itself, else one without waits.
@@ -157,10 +120,7 @@ impl HubTask {
 
     /// Returns the polls that wait for a slot at the upstream.
     fn waiting_for_slot(&self) -> impl Iterator<Item = (PollId, &PollTask)> {
-        // Without an interval, the scheduler starts every queued poll, unless the slots or the share of its key are taken.
-        let may_wait = !self.has_slot_for_watch() || !self.watch_rules.has_interval;
-        let polls = self.polls.iter().map(|(id, poll)| (*id, poll));
-        polls.filter(move |(id, _)| may_wait && self.scheduler.waits_for_slot(*id))
+        self.polls.iter().map(|(id, poll)| (*id, poll)).filter(|(id, _)| self.scheduler.waits_for_slot(*id))
     }
 }
 

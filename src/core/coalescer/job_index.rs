@@ -23,8 +23,8 @@ struct JobEntry {
     state: Option<JobState>,
     /// When the bytes of `state` were seen. Its own `seen_at` is later where another answer confirmed it.
     bytes_at: Option<Instant>,
-    /// Last refusal of a request that named the job.
-    refused_at: Option<Instant>,
+    /// When an answer last contradicted `state`: a refusal, an unknown status, a body that could not be read.
+    proof_ended_at: Option<Instant>,
     /// Waits that name the job.
     waits: BTreeSet<WaitId>,
     /// Those of `waits` that may have no answer for the job yet, by their current goal.
@@ -55,25 +55,19 @@ impl JobIndex {
         self.entry(domain, job)?.state.as_ref()
     }
 
-    /// Returns the highest state of a job and the time at which its bytes were seen, unless the job was refused since.
-    pub(super) fn unrefused_state(&self, domain: KeyDomain, job: &JobId) -> Option<(&JobState, Instant)> {
+    /// Returns the highest state of a job and the time at which its bytes were seen, unless an answer has ended
+    /// its proof since.
+    pub(super) fn provable_state(&self, domain: KeyDomain, job: &JobId) -> Option<(&JobState, Instant)> {
         let entry = self.entry(domain, job)?;
         let bytes_at =
-            entry.bytes_at.filter(|at| entry.refused_at.is_none_or(|refused_at| *at >= refused_at))?;
+            entry.bytes_at.filter(|at| entry.proof_ended_at.is_none_or(|ended_at| *at >= ended_at))?;
         Some((entry.state.as_ref()?, bytes_at))
-    }
-
-    /// Records that the upstream refused a request that named these jobs.
-    pub(super) fn refuse(&mut self, domain: KeyDomain, jobs: &JobSet, now: Instant) {
-        for job in jobs {
-            self.end_proof(domain, job, now);
-        }
     }
 
     /// Ends the proof of the job's state, until the job is seen again.
     pub(super) fn end_proof(&mut self, domain: KeyDomain, job: &JobId, now: Instant) {
         if let Some(entry) = self.entry_mut(domain, job) {
-            entry.refused_at = Some(now);
+            entry.proof_ended_at = Some(now);
         }
     }
 

@@ -99,7 +99,7 @@ use crate::core::route::Goal;
 ///
 /// A held, silent poll for the next rung proves the state of its job (P7). A wait that accepts proof is answered from it
 /// when it joins, if all its jobs are cached or proven. The bytes of each proven state are no older than the wait
-/// accepts, and no answer has refused the job since.
+/// accepts, and no answer has contradicted it since: a refusal, an unknown status.
 ///
 /// A plain request asks for the state of one job at once, and accepts proof. A job with two plain requests within
 /// [`Timing::watch_idle`] is watched: the machine opens a poll for its next rung when a poll lands with a state of the

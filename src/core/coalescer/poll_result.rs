@@ -30,7 +30,7 @@ impl Coalescer {
             PollOutcome::Jobs(states) => self.landed_jobs(id, states, now),
             PollOutcome::Unsplit(reply) => self.landed_unsplit(id, &reply, now),
             PollOutcome::Refused(reply) => {
-                self.state.refuse(id, now);
+                self.state.end_proofs(id, now);
                 for (wait, direct) in self.forget_poll(id) {
                     self.settle(wait, WaitOutcome::Refused(Arc::clone(&reply)), direct, now);
                 }
@@ -133,7 +133,7 @@ impl Coalescer {
     fn landed_unsplit(&mut self, id: PollId, reply: &Arc<UpstreamResponse>, now: Instant) {
         let Some(poll) = self.state.poll(id) else { return };
         let (spec, opened_at) = (poll.spec.clone(), poll.opened_at);
-        self.state.refuse(id, now);
+        self.state.end_proofs(id, now);
         let is_hold_over = now + self.timing.clock_skew() >= opened_at + self.timing.hold;
         let mut others = Vec::new();
         for (wait_id, direct) in self.forget_poll(id) {

@@ -69,7 +69,7 @@ impl Coalescer {
             if let Some(cached) = wait.private_states.get(job).filter(|state| is_reached(state)) {
                 return Some(cached.clone());
             }
-            let (state, bytes_at) = self.state.job_index().unrefused_state(domain, job)?;
+            let (state, bytes_at) = self.state.job_index().provable_state(domain, job)?;
             let is_proven = is_reached(state)
                 && now.saturating_duration_since(bytes_at) <= max_age
                 && self.is_proven_current(domain, state, now);

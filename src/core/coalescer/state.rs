@@ -438,10 +438,10 @@ impl CoalescerState {
         self.job_index.learn(domain, state);
     }
 
-    /// Records that the upstream refused the jobs of a poll: states seen before are not proven any more.
-    pub(super) fn refuse(&mut self, id: PollId, now: Instant) {
-        let Some(poll) = self.polls.get(&id) else { return };
-        self.job_index.refuse(poll.spec.domain, &poll.spec.jobs, now);
+    /// Ends the proofs of the jobs of a poll, whose answer contradicts the states that were seen before.
+    pub(super) fn end_proofs(&mut self, id: PollId, now: Instant) {
+        let Some(PollSpec { domain, jobs, .. }) = self.polls.get(&id).map(|poll| &poll.spec) else { return };
+        jobs.iter().for_each(|job| self.job_index.end_proof(*domain, job, now));
     }
 
     /// Sets the current goal of a wait, which then needs an answer for each of its jobs again.

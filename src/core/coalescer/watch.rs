@@ -35,7 +35,6 @@ impl Coalescer {
         self.timing.watch_idle = watch_idle;
     }
 
-    /// Records a plain request: one that asks for the state of one job at once, and accepts proof.
     pub(super) fn record_interest(&mut self, id: WaitId, spec: &WaitSpec, now: Instant) {
         if self.is_plain(spec)
             && let Some(job) = spec.jobs.iter().next()
@@ -44,7 +43,14 @@ impl Coalescer {
         }
     }
 
-    pub(super) fn is_plain(&self, spec: &WaitSpec) -> bool {
+    /// Returns the time after the last plain request until a watch ends.
+    pub fn watch_idle(&self) -> Duration {
+        self.timing.watch_idle
+    }
+
+    /// Returns whether a wait is a plain request, which counts towards a watch: it asks for the state of one job at once,
+    /// and accepts proof.
+    pub fn is_plain(&self, spec: &WaitSpec) -> bool {
         matches!(spec.proof, Proof::Within(max_age) if !max_age.is_zero())
             && spec.jobs.len() == 1
             && !spec.is_patient

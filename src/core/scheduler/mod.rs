@@ -200,12 +200,15 @@ impl PollScheduler {
         }
     }
 
-    /// Returns whether the poll is queued and could start if a slot were free: its key is neither paused nor being probed.
+    /// Returns whether the poll is queued for lack of a slot: its key is neither paused nor being probed, and it does not
+    /// wait for `interval` alone.
     pub fn waits_for_slot(&self, id: PollId) -> bool {
         let Some(poll) = self.polls.get(&id) else { return false };
         let is_queued = matches!(poll.state, ScheduleState::Queued { .. });
         let is_open = || self.keys.get(&poll.request.domain).is_none_or(|key| key.pause.is_open());
-        is_queued && (poll.request.class == PollClass::Plain || is_open())
+        // Without an interval every queued poll starts, unless the slots or the share of its key are taken.
+        let lacks_slot = !self.has_long_poll_slot() || self.config.interval.is_zero();
+        is_queued && lacks_slot && (poll.request.class == PollClass::Plain || is_open())
     }
 
     /// Returns whether [`try_now`](Self::try_now) would attempt the poll earlier: it is backing off, held back or

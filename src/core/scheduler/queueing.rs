@@ -39,14 +39,22 @@ impl PollScheduler {
         self.check_invariants();
     }
 
+    /// Returns the number of slots for long-polls. The last slot is the reserve for short polls.
+    fn long_poll_slots(&self) -> usize {
+        self.config.max_polls.saturating_sub(1).max(1)
+    }
+
+    /// Returns whether a long-poll may start now, as far as the slots go.
+    pub fn has_long_poll_slot(&self) -> bool {
+        self.open < self.long_poll_slots()
+    }
+
     /// Takes the first queued poll for which a slot is free.
     fn take_next(&mut self) -> Option<PollId> {
-        // The last slot is the reserve for short polls.
-        let long_poll_slots = if self.config.max_polls > 1 { self.config.max_polls - 1 } else { 1 };
         if self.open >= self.config.max_polls {
             return None;
         }
-        let (keys, free_afterwards) = (&self.keys, long_poll_slots.checked_sub(self.open + 1));
+        let (keys, free_afterwards) = (&self.keys, self.long_poll_slots().checked_sub(self.open + 1));
         // P11: one key leaves slots to the others.
         let may_take = |held: usize| {
             held == 0 || held <= free_afterwards.unwrap_or(0).saturating_mul(SLOTS_PER_FREE_SLOT)

@@ -160,7 +160,7 @@ fn a_retry_after_on_a_success_sets_the_time_of_the_next_poll() {
     let poll = s.poll("a completed");
     s.machine.handle(Input::RetryAfter(poll, secs(3600.0)), s.now);
     s.land("a completed", "a=queued").at(8.0).join(2, "a", "completed");
-    assert_eq!(s.opened, 3, "who comes later asks at once, as its client alone would");
+    assert_eq!(s.opened, 3, "a later wait asks at once, as its client alone would");
     s.land("a completed", "a=queued").at(67.2);
     assert_eq!(s.opened, 4, "a minute at most");
 }
