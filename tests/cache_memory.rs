@@ -101,6 +101,7 @@ fn clips(case: &Case, template: &str, usual: &Arc<ResponseHead>, n: usize) -> Ve
             body,
             head: Arc::clone(&head),
             seen_at: clock::now(),
+            as_of: clock::now(),
         }
     };
     texts.iter().enumerate().map(state).collect()

@@ -44,6 +44,7 @@ impl Crowd {
                 linger: Duration::from_secs(2),
                 watch_idle: Duration::ZERO,
                 max_jobs: 6,
+                pace: None,
             }),
             now: clock::now(),
             joined: 0,
@@ -135,6 +136,7 @@ impl Crowd {
             body: Bytes::from_static(b"{}"),
             head: Arc::new(ResponseHead::default()),
             seen_at: self.now,
+            as_of: self.now,
         }
     }
 

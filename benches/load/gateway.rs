@@ -94,6 +94,7 @@ impl<'a> Gateway<'a> {
             hold: mix.upstream.hold.0,
             linger: settings.linger.0,
             max_jobs: 6,
+            pace: None,
             watch_idle: if rules.watch { settings.watch_idle.0 } else { Duration::ZERO },
         };
         let scheduler = SchedulerConfig {
@@ -212,7 +213,14 @@ impl<'a> Gateway<'a> {
     fn state(&self, id: &JobId, read_at: Duration, seen_at: Instant) -> JobState {
         let rung = self.day.jobs[number(id)].rung_at(read_at);
         let head = Arc::clone(&self.head);
-        JobState { id: id.clone(), rung: Some(self.rungs[rung]), body: Bytes::new(), head, seen_at }
+        JobState {
+            id: id.clone(),
+            rung: Some(self.rungs[rung]),
+            body: Bytes::new(),
+            head,
+            seen_at,
+            as_of: seen_at,
+        }
     }
 
     fn states(&self, states: &[JobState]) -> Vec<(usize, RungNumber)> {
@@ -276,7 +284,7 @@ impl<'a> Gateway<'a> {
         let Some(poll) = self.polls.get_mut(&id) else { return };
         let jobs: Vec<usize> = poll.spec.jobs.iter().map(number).collect();
         let rung = match poll.spec.goal {
-            Goal::Now => None,
+            Goal::Now | Goal::Not(_) => None,
             Goal::Rung(goal) => self.rungs.iter().position(|rung| *rung == goal),
         };
         let reply = self.upstream.reply(&jobs, rung, self.now);
@@ -290,7 +298,7 @@ impl<'a> Gateway<'a> {
         match goal {
             Goal::Now => PollClass::Plain,
             Goal::Rung(rung) if rung == self.rungs[0] => PollClass::Snapshot,
-            Goal::Rung(_) => PollClass::LongPoll,
+            Goal::Rung(_) | Goal::Not(_) => PollClass::LongPoll,
         }
     }
 }

@@ -172,7 +172,7 @@ impl Driver {
         let ladder = Route::suno().ladder;
         let max_jobs = usize::from(schedule.max_jobs % JOBS) + 1;
         let linger = Duration::from_secs(schedule.linger_secs.into());
-        let timing = Timing { ladder: ladder.clone(), hold: HOLD, linger, watch_idle: Duration::ZERO, max_jobs };
+        let timing = Timing { ladder: ladder.clone(), hold: HOLD, linger, watch_idle: Duration::ZERO, max_jobs, pace: None };
         Self {
             machine: Coalescer::new(timing),
             rungs: ladder.rungs().collect(),
@@ -352,6 +352,7 @@ impl Driver {
             id,
             head: Arc::new(ResponseHead::default()),
             seen_at: self.at(self.now),
+            as_of: self.at(self.now),
         }
     }
 

@@ -6,8 +6,8 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use clipgate::core::job::{JobId, JobSet, MAX_ID_BYTES};
-use clipgate::core::query::{self, BadQuery, Query, WaitQuery};
+use clipgate::core::job::{JobId, JobSet};
+use clipgate::core::query::{self, BadQuery, MAX_QUERY_ID_BYTES, Query, WaitQuery};
 use clipgate::core::route::{Form, Goal, Route};
 use libfuzzer_sys::fuzz_target;
 
@@ -58,7 +58,7 @@ fn parse(route: &Route, form: Form, query: &str) {
             let is_true = match bad {
                 BadQuery::NoId { .. } => second.ids.is_empty(),
                 BadQuery::EmptyId { .. } => has(&str::is_empty),
-                BadQuery::LongId { .. } => has(&|id| id.len() > MAX_ID_BYTES),
+                BadQuery::LongId { .. } => has(&|id| id.len() > MAX_QUERY_ID_BYTES),
                 BadQuery::NotUtf8 { .. } => has(&|id| id.contains(char::REPLACEMENT_CHARACTER)),
                 BadQuery::TooManyIds { .. } => second.ids.len() > MAX_JOBS,
                 BadQuery::NotAskable { .. } => second.status.iter().any(|word| word == "error"),
@@ -115,7 +115,7 @@ fn check_bounds(wait: &WaitQuery) {
     };
     assert!((1..=max_jobs).contains(&wait.asked.len()), "{wait:?}");
     assert_eq!(wait.jobs().len(), wait.asked.len(), "a repeated id: {wait:?}");
-    assert!(wait.asked.iter().all(|id| (1..=MAX_ID_BYTES).contains(&id.as_str().len())), "{wait:?}");
+    assert!(wait.asked.iter().all(|id| (1..=MAX_QUERY_ID_BYTES).contains(&id.as_str().len())), "{wait:?}");
 }
 
 /// Builds the target of a poll for the wait. It parses to the same wait, and builds the same target again.

@@ -63,7 +63,7 @@ pub struct Hit {
 impl Hit {
     /// Returns whether the state is at most `max_age` old.
     pub fn is_within(&self, max_age: Duration, now: Instant) -> bool {
-        now.saturating_duration_since(self.entry.state.seen_at) <= max_age
+        now.saturating_duration_since(self.entry.state.as_of) <= max_age
     }
 }
 
@@ -200,7 +200,7 @@ impl Cache {
         }
         let Some(ttl) = state.rung.map(|rung| self.ttl(rung)) else { return };
         let Some(proof) = self.proof(domain) else { return };
-        let expires_at = state.seen_at + ttl;
+        let expires_at = state.as_of + ttl;
         let key = (domain, state.id.clone());
         let is_behind = self.jobs.get(&key).is_some_and(|entry| {
             entry.epoch == proof.epoch && now < entry.expires_at && entry.state.rung > state.rung
@@ -339,6 +339,7 @@ mod tests {
             body: Bytes::from(format!("{name} {word}")),
             head: Arc::new(ResponseHead::default()),
             seen_at: at,
+            as_of: at,
         }
     }
 

@@ -9,12 +9,30 @@ use bytes::Bytes;
 
 use crate::core::route::Rung;
 
-/// The longest accepted job id, in bytes. A wait with a longer one gets 400.
-pub const MAX_ID_BYTES: usize = 128;
+/// The longest job id, in bytes.
+pub const MAX_ID_BYTES: usize = 512;
 
-/// A job's id as the upstream spells it: 1 to 128 bytes of UTF-8, otherwise opaque. Cheap to clone.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct JobId(Arc<str>);
+/// Position of a route in [`Routes`](crate::core::route::Routes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RouteIndex(pub u8);
+
+/// Identity of a job: its route, its id as the upstream spells it, and the rest of its address. Cheap to clone.
+///
+/// The id has 1 to [`MAX_ID_BYTES`] bytes of UTF-8 and is otherwise opaque. Two routes never share a job.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct JobId {
+    /// The id, then the rest.
+    text: Arc<str>,
+    id_len: u16,
+    route: RouteIndex,
+}
+
+impl Hash for JobId {
+    /// Hashes the text alone: jobs whose ids and rests have the same text are equal in nearly all cases.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.text.hash(state);
+    }
+}
 
 /// Reason why a text is not a valid job id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,35 +41,53 @@ pub enum BadId {
     #[error("is empty")]
     Empty,
     /// The text has more than [`MAX_ID_BYTES`].
-    #[error("is longer than 128 bytes")]
+    #[error("is longer than 512 bytes")]
     TooLong,
 }
 
 impl JobId {
-    /// Creates an id from a text of 1 to [`MAX_ID_BYTES`] bytes.
+    /// Creates a job of the first route from an id of 1 to [`MAX_ID_BYTES`] bytes.
     pub fn new(id: &str) -> Result<Self, BadId> {
-        match id.len() {
-            0 => Err(BadId::Empty),
-            1..=MAX_ID_BYTES => Ok(Self(id.into())),
-            _ => Err(BadId::TooLong),
-        }
+        Self::with_rest(RouteIndex::default(), id, "")
+    }
+
+    /// Creates a job. `rest` has the other parts of its address: path variables and parameters that belong to its
+    /// identity, in their canonical encoding.
+    pub fn with_rest(route: RouteIndex, id: &str, rest: &str) -> Result<Self, BadId> {
+        let id_len = match (id.len(), u16::try_from(id.len())) {
+            (0, _) => return Err(BadId::Empty),
+            (1..=MAX_ID_BYTES, Ok(len)) => len,
+            (_, _) => return Err(BadId::TooLong),
+        };
+        let text = if rest.is_empty() { id.into() } else { [id, rest].concat().into() };
+        Ok(Self { text, id_len, route })
     }
 
     /// Returns the id as text.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text[..usize::from(self.id_len)]
+    }
+
+    /// Returns the other parts of the job's address in their canonical encoding. Empty if the id is the whole identity.
+    pub fn rest(&self) -> &str {
+        &self.text[usize::from(self.id_len)..]
+    }
+
+    /// Returns the route of the job.
+    pub fn route(&self) -> RouteIndex {
+        self.route
     }
 }
 
 impl fmt::Display for JobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
 impl fmt::Debug for JobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
+        fmt::Debug::fmt(&*self.text, f)
     }
 }
 
@@ -181,6 +217,9 @@ pub struct JobState {
     pub head: Arc<ResponseHead>,
     /// Time at which the response was read.
     pub seen_at: Instant,
+    /// Moment for which the state is certain; its age counts from here. Equals `seen_at` where the upstream holds requests.
+    /// On other routes it is when the request was sent: the answer may have been on its way for a while.
+    pub as_of: Instant,
 }
 
 /// An upstream response that is delivered unchanged and complete: an error, a redirect, or a body that is not split.
@@ -203,10 +242,21 @@ mod tests {
     }
 
     #[test]
-    fn a_job_id_has_1_to_128_bytes() {
+    fn a_job_id_has_1_to_512_bytes() {
         assert_eq!(JobId::new(""), Err(BadId::Empty));
-        assert!(JobId::new(&"x".repeat(128)).is_ok());
-        assert_eq!(JobId::new(&"x".repeat(129)), Err(BadId::TooLong));
+        assert!(JobId::new(&"x".repeat(512)).is_ok());
+        assert_eq!(JobId::new(&"x".repeat(513)), Err(BadId::TooLong));
+    }
+
+    #[test]
+    fn a_job_is_its_route_its_id_and_the_rest_of_its_address() {
+        let job = |route, id, rest| JobId::with_rest(RouteIndex(route), id, rest).unwrap();
+        let jobs = [job(0, "a", ""), job(1, "a", ""), job(0, "a", "b"), job(0, "ab", ""), job(0, "ab", "c")];
+        for (n, one) in jobs.iter().enumerate() {
+            assert!(jobs.iter().skip(n + 1).all(|other| other != one), "{one:?}");
+        }
+        assert_eq!((jobs[4].as_str(), jobs[4].rest(), jobs[4].to_string()), ("ab", "c", "ab".to_owned()));
+        assert_eq!(jobs[1].route(), RouteIndex(1));
     }
 
     #[test]

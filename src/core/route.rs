@@ -103,6 +103,9 @@ pub enum Goal {
     Now,
     /// This rung or a higher one.
     Rung(Rung),
+    /// Any state but this one. Only on routes whose upstream never holds: their polls name no goal, and a job may return to
+    /// an earlier state.
+    Not(Rung),
 }
 
 /// One of the two endpoints of a route: one job a request, or several.

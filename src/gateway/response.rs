@@ -147,7 +147,7 @@ impl JobResponse {
 
     fn age(&self) -> Duration {
         let now = clock::now();
-        self.states.iter().map(|state| now.saturating_duration_since(state.seen_at)).max().unwrap_or_default()
+        self.states.iter().map(|state| now.saturating_duration_since(state.as_of)).max().unwrap_or_default()
     }
 }
 

@@ -47,6 +47,7 @@ impl Gateway {
             let has_reached_goal = match query.goal {
                 Goal::Now => true,
                 Goal::Rung(goal) => hit.entry.state.rung >= Some(goal),
+                Goal::Not(left) => hit.entry.state.rung != Some(left),
             };
             (has_reached_goal && hit.is_within(max_age, now)).then_some(hit)
         });

@@ -262,6 +262,7 @@ fn coalescer_timing(config: &Config, ladder: &Ladder) -> Timing {
         linger: config.wait.linger,
         watch_idle: config.wait.watch_idle,
         max_jobs: config.upstream.max_jobs,
+        pace: None,
     }
 }
 

@@ -109,7 +109,7 @@ impl HubTask {
         match goal {
             Goal::Now => PollClass::Plain,
             Goal::Rung(rung) if rung == self.lowest => PollClass::Snapshot,
-            Goal::Rung(_) => PollClass::LongPoll,
+            Goal::Rung(_) | Goal::Not(_) => PollClass::LongPoll,
         }
     }
 

@@ -66,7 +66,7 @@ impl Coalescer {
     fn job_status(&self, since: Option<Instant>, job: &IndexedJob<'_>) -> JobStatus {
         let waits = job.waits.iter().take(MAX_GOALS).filter_map(|wait| self.state.wait(*wait));
         let asked = waits.filter_map(|wait| match wait.spec.goal {
-            Goal::Now => None,
+            Goal::Now | Goal::Not(_) => None,
             Goal::Rung(rung) => Some(rung),
         });
         JobStatus {

@@ -205,12 +205,16 @@ impl JobIndex {
         let job = state.id.clone();
         let Some(entry) = self.entry_mut(domain, &job) else { return };
         match &mut entry.state {
-            Some(known) if state.rung < known.rung => known.seen_at = known.seen_at.max(state.seen_at),
+            Some(known) if state.rung < known.rung => {
+                known.seen_at = known.seen_at.max(state.seen_at);
+                known.as_of = known.as_of.max(state.as_of);
+            }
             Some(known) if state.rung == known.rung && state.seen_at < known.seen_at => {}
             // Answers may land in another order than they were read. A rung that was reached stays reached.
             Some(known) => {
                 entry.bytes_at = Some(state.seen_at);
-                *known = JobState { seen_at: known.seen_at.max(state.seen_at), ..state };
+                let (seen_at, as_of) = (known.seen_at.max(state.seen_at), known.as_of.max(state.as_of));
+                *known = JobState { seen_at, as_of, ..state };
             }
             none => {
                 entry.bytes_at = Some(state.seen_at);
@@ -343,7 +347,7 @@ mod tests {
 
     fn state(id: &str, word: &str) -> JobState {
         let (id, head, seen_at) = (JobId::new(id).unwrap(), Arc::new(ResponseHead::default()), clock::now());
-        JobState { id, rung: Some(rung(word)), body: Bytes::new(), head, seen_at }
+        JobState { id, rung: Some(rung(word)), body: Bytes::new(), head, seen_at, as_of: seen_at }
     }
 
     /// Returns an index with a thousand waits and polls, each on a job of its own and on one that all share.

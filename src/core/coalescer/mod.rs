@@ -41,7 +41,7 @@ pub use self::inspect::JobStatus;
 use self::interest::Interests;
 use self::poll_result::Landing;
 use self::state::{AttemptState, CoalescerState, Poll, PollPhase, TimerOwner, Wait, WaitPhase};
-pub use self::timing::{SNAPSHOT_LIMIT, Timing};
+pub use self::timing::{Pace, SNAPSHOT_LIMIT, Timing};
 pub use self::types::{
     Cause, Cost, Failure, FaultKind, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, Proof,
     WaitId, WaitOutcome, WaitResult, WaitSpec,
@@ -168,6 +168,8 @@ pub struct Coalescer {
     interests: Interests,
     outputs: VecDeque<Output>,
     next_poll: u64,
+    /// Difference between the numbers of two polls.
+    poll_step: u64,
     /// End of the drain, once it has begun.
     draining: Option<Instant>,
     /// Number of waits planned as a whole.
@@ -178,13 +180,20 @@ pub struct Coalescer {
 impl Coalescer {
     /// Creates a machine without waits and polls.
     pub fn new(timing: Timing) -> Self {
+        Self::with_poll_ids(timing, 0, 1)
+    }
+
+    /// Creates a machine whose polls have the numbers `first`, `first + step`, and so on. So several machines, one for each
+    /// route, give no number twice.
+    pub fn with_poll_ids(timing: Timing, first: u64, step: u64) -> Self {
         assert!(timing.max_jobs > 0, "max_jobs is validated > 0");
         Self {
             timing,
             state: CoalescerState::default(),
             interests: Interests::default(),
             outputs: VecDeque::new(),
-            next_poll: 0,
+            next_poll: first,
+            poll_step: step,
             draining: None,
             #[cfg(test)]
             plans: 0,

@@ -216,7 +216,7 @@ impl Coalescer {
 
     pub(super) fn add_poll(&mut self, poll: Poll) -> PollId {
         let id = PollId(self.next_poll);
-        self.next_poll += 1;
+        self.next_poll += self.poll_step;
         self.state.add_poll(id, poll);
         id
     }
@@ -292,6 +292,7 @@ mod tests {
         linger: Duration::from_secs(2),
         watch_idle: Duration::ZERO,
         max_jobs: 3,
+        pace: None,
     });
 
     fn at(secs: u64) -> Instant {

@@ -73,7 +73,7 @@ impl Coalescer {
             let is_proven = is_reached(state)
                 && now.saturating_duration_since(bytes_at) <= max_age
                 && self.is_proven_current(domain, state, now);
-            is_proven.then(|| JobState { seen_at: bytes_at, ..state.clone() })
+            is_proven.then(|| JobState { seen_at: bytes_at, as_of: bytes_at, ..state.clone() })
         };
         wait.spec.jobs.iter().map(state_of).collect()
     }

@@ -20,6 +20,19 @@ pub struct Timing {
     pub watch_idle: Duration,
     /// Most jobs that one poll may ask for, at least one.
     pub max_jobs: usize,
+    /// Times of an upstream that never holds a request; then `hold` is zero. `None`: the upstream holds.
+    pub pace: Option<Pace>,
+}
+
+/// Times between the polls of an upstream that answers every request at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// Shortest time between two polls of a job.
+    pub min: Duration,
+    /// Longest time between two polls of a job.
+    pub max: Duration,
+    /// Age up to which a state counts as current.
+    pub live_ttl: Duration,
 }
 
 impl Timing {
@@ -49,6 +62,7 @@ impl Timing {
         match goal {
             Goal::Now => true,
             Goal::Rung(rung) => rung == self.ladder.lowest(),
+            Goal::Not(_) => false,
         }
     }
 
@@ -56,6 +70,7 @@ impl Timing {
         match goal {
             Goal::Now => true,
             Goal::Rung(asked) => rung >= asked,
+            Goal::Not(left) => rung != left,
         }
     }
 
@@ -66,7 +81,9 @@ impl Timing {
     pub(super) fn is_within(&self, poll: Goal, wait: Goal) -> bool {
         match (poll, wait) {
             (Goal::Now, Goal::Now) => true,
-            (Goal::Now, Goal::Rung(_)) => false,
+            (Goal::Now, Goal::Rung(_) | Goal::Not(_)) | (Goal::Not(_), _) | (Goal::Rung(_), Goal::Not(_)) => {
+                false
+            }
             (Goal::Rung(poll), Goal::Now) => poll == self.ladder.lowest(),
             (Goal::Rung(poll), Goal::Rung(wait)) => poll <= wait,
         }

@@ -19,8 +19,11 @@ use std::borrow::Cow;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-use crate::core::job::{BadId, JobId, JobSet, MAX_ID_BYTES};
+use crate::core::job::{BadId, JobId, JobSet};
 use crate::core::route::{Form, Goal, Route};
+
+/// Longest accepted id in a query, in bytes. A wait with a longer one gets 400.
+pub const MAX_QUERY_ID_BYTES: usize = 128;
 
 /// Result of parsing the target of a GET.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,8 +69,8 @@ pub enum BadQuery {
         /// The parameter of the ids.
         param: String,
     },
-    /// An id has more than [`MAX_ID_BYTES`].
-    #[error("`{param}` is longer than {MAX_ID_BYTES} bytes: give it the id of a job")]
+    /// An id has more than [`MAX_QUERY_ID_BYTES`].
+    #[error("`{param}` is longer than {MAX_QUERY_ID_BYTES} bytes: give it the id of a job")]
     LongId {
         /// The parameter of the ids.
         param: String,
@@ -176,7 +179,7 @@ pub fn named(route: &Route, path: &str, query: Option<&str>) -> Vec<JobId> {
         .flat_map(|(_, value)| {
             std::iter::once(value).chain(value.split([',', ';']).skip_while(move |id| *id == value))
         });
-    let ids = values.filter_map(|value| JobId::new(&decode(value, MAX_ID_BYTES).ok()?).ok());
+    let ids = values.filter_map(|value| JobId::new(&decode(value, MAX_QUERY_ID_BYTES).ok()?).ok());
     ids.take(MAX_NAMED).collect()
 }
 
@@ -232,7 +235,7 @@ pub fn build_target(route: &Route, form: Form, jobs: &JobSet, goal: Goal) -> Str
         parameter(param, brackets, id.as_str());
     }
     match goal {
-        Goal::Now => {}
+        Goal::Now | Goal::Not(_) => {}
         Goal::Rung(rung) => parameter(&route.status_param, "", route.ladder.name(rung)),
     }
     target
@@ -275,7 +278,10 @@ impl IdList<'_> {
             let (param, limit) = (id_param(self.route, self.form), self.max_jobs);
             return Err(ParamError::Invalid(BadQuery::TooManyIds { param, limit }));
         }
-        let id = decode(value, MAX_ID_BYTES).and_then(|id| JobId::new(&id).map_err(DecodeError::from));
+        let id = decode(value, MAX_QUERY_ID_BYTES).and_then(|id| match id.len() {
+            0..=MAX_QUERY_ID_BYTES => JobId::new(&id).map_err(DecodeError::from),
+            _ => Err(DecodeError::TooLong),
+        });
         self.ids.push(id.map_err(|error| {
             let param = id_param(self.route, self.form);
             ParamError::Invalid(match error {

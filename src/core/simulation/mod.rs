@@ -127,6 +127,7 @@ impl Run {
             linger,
             watch_idle: Duration::ZERO,
             max_jobs: 6,
+            pace: None,
         };
         let config = SchedulerConfig {
             max_polls: 512,

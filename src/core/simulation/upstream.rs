@@ -134,6 +134,7 @@ impl Run {
             body: Bytes::from(format!("{} {} {rung}", job.domain, job.id)),
             head: Arc::new(ResponseHead::default()),
             seen_at: self.zero + read,
+            as_of: self.zero + read,
         }
     }
 
@@ -181,7 +182,7 @@ impl Run {
         match spec.goal {
             Goal::Now => PollClass::Plain,
             Goal::Rung(rung) if rung == self.rungs[0] => PollClass::Snapshot,
-            Goal::Rung(_) => PollClass::LongPoll,
+            Goal::Rung(_) | Goal::Not(_) => PollClass::LongPoll,
         }
     }
 }

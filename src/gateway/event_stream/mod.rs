@@ -119,7 +119,7 @@ impl EventStreams {
     /// Cancel safe: dropping the future, or later the body of the response, ends the stream's waits.
     async fn open(&self, request: StreamRequest) -> Result<Response<Body>, GatewayError> {
         let goal = match request.query.goal {
-            Goal::Now => self.route.ladder.highest_askable(),
+            Goal::Now | Goal::Not(_) => self.route.ladder.highest_askable(),
             Goal::Rung(rung) => rung,
         };
         let codec = PositionCodec::new(&self.route.ladder, &request.query.asked, goal);

@@ -157,7 +157,7 @@ impl Poller {
         match goal {
             Goal::Now => CallKind::Snapshot,
             Goal::Rung(rung) if rung == self.route.ladder.lowest() => CallKind::Snapshot,
-            Goal::Rung(_) => CallKind::Poll,
+            Goal::Rung(_) | Goal::Not(_) => CallKind::Poll,
         }
     }
 
@@ -229,6 +229,7 @@ impl Poller {
                         body: slice.body,
                         head: Arc::clone(&head),
                         seen_at: answered_at,
+                        as_of: answered_at,
                     });
                     landed(PollOutcome::Jobs(states.collect()), shape)
                 }

@@ -283,6 +283,7 @@ impl Sweep {
             let expected = JobState {
                 head: Arc::clone(&state.head),
                 seen_at: state.seen_at,
+                as_of: state.as_of,
                 ..self.state(job, self.rung_number(state))
             };
             assert_eq!(*state, expected, "{client:?}");

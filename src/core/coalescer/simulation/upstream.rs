@@ -151,7 +151,14 @@ impl Sweep {
         }
         let outcome = match outcome {
             PollOutcome::Jobs(states) => PollOutcome::Jobs(
-                states.into_iter().map(|state| JobState { seen_at: self.zero + read_at, ..state }).collect(),
+                states
+                    .into_iter()
+                    .map(|state| JobState {
+                        seen_at: self.zero + read_at,
+                        as_of: self.zero + read_at,
+                        ..state
+                    })
+                    .collect(),
             ),
             other => other,
         };
@@ -192,6 +199,7 @@ impl Sweep {
             body: Bytes::from(format!("{domain} {id} {word}")),
             head: Arc::new(ResponseHead::default()),
             seen_at: self.zero + self.now,
+            as_of: self.zero + self.now,
         }
     }
 

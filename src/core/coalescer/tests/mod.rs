@@ -78,6 +78,7 @@ impl Scenario {
             linger,
             watch_idle: Duration::ZERO,
             max_jobs,
+            pace: None,
         };
         let zero = zero();
         Self {
@@ -114,6 +115,7 @@ impl Scenario {
                     let ids: Vec<_> = spec.jobs.iter().map(JobId::as_str).collect();
                     let goal = match spec.goal {
                         Goal::Now => "now",
+                        Goal::Not(_) => "not",
                         Goal::Rung(rung) => self.ladder.name(rung),
                     };
                     self.open.push((id, format!("{} {goal}", ids.join(" "))));
@@ -220,6 +222,7 @@ impl Scenario {
             body: Bytes::from(format!("{id}={word}")),
             head: Arc::new(ResponseHead::default()),
             seen_at: self.now,
+            as_of: self.now,
         }
     }
 
