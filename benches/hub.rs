@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clipgate::core::job::{JobId, JobSet};
-use clipgate::core::route::{Form, Goal, Route};
+use clipgate::core::route::{Form, Goal, Route, Routes};
 use clipgate::sim::{Sim, SimOptions};
 use clipgate::testing::auth::{Authenticator, Identity};
 use clipgate::testing::cache::Cache;
@@ -139,18 +139,17 @@ const BURST: usize = 64;
 
 /// Creates a hub with the parts that the gateway gives it.
 fn hub(config: &Config) -> Hub {
-    let (route, upstream) = (Arc::new(Route::suno()), &config.upstream);
+    let (routes, upstream) = (Arc::new(Routes::from(Route::suno())), &config.upstream);
     let metrics = Metrics::new(&mut Registry::default());
     let client = Client::for_polls(upstream).expect("a client");
-    let ladder = route.ladder.clone();
     let deps = HubDeps {
-        cache: Arc::new(Cache::new(config.cache.clone(), ladder.clone())),
-        poller: Poller::new(client, route, upstream, Arc::clone(&metrics)),
+        cache: Arc::new(Cache::new(config.cache.clone(), Arc::clone(&routes))),
+        poller: Poller::new(client, Arc::clone(&routes), upstream, Arc::clone(&metrics)),
         limits: Arc::new(Limits::new(&config.limits, &[])),
         metrics,
         tracer: Tracer::new(&config.telemetry, &upstream.base_url).expect("tracing is off"),
     };
-    let (hub, task) = Hub::new(config, &ladder, deps);
+    let (hub, task) = Hub::new(config, &routes, deps);
     tokio::spawn(task);
     hub
 }

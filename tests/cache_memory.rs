@@ -133,7 +133,7 @@ fn the_cache_allocates_at_most_max_bytes() {
         let config = Config::default().cache;
         let config = clipgate::testing::config::CacheConfig { max_bytes: MAX_BYTES, ..config };
         let (before, resident_before) = (ALLOCATOR.allocated(), resident());
-        let cache = Cache::new(config, Route::suno().ladder);
+        let cache = Cache::new(config, Arc::new(Route::suno().into()));
         let now = clock::now();
         cache.key_accepted(KEY, now);
         // Stores more than fits.
@@ -183,7 +183,7 @@ fn the_memory_of_keys_is_bounded() {
         ("keys with lists in the longest name", ListShape::Wrapped("n".repeat(MAX_NAME_BYTES)), 80 << 20),
     ] {
         let before = ALLOCATOR.allocated();
-        let cache = Cache::new(Config::default().cache, Route::suno().ladder);
+        let cache = Cache::new(Config::default().cache, Arc::new(Route::suno().into()));
         let now = clock::now();
         for n in 0..150_000_u128 {
             cache.key_accepted(KeyDomain(n.to_le_bytes()), now);

@@ -70,7 +70,7 @@ mod tests {
         };
         assert_eq!(id("/api/cache/a-1").as_deref(), Some("a-1"));
         assert_eq!(id("/api/cache/%C3%A9%2Fb").as_deref(), Some("é/b"));
-        for invalid in ["/api/cache/", "/api/cache/%ff", &format!("/api/cache/{}", "x".repeat(129))] {
+        for invalid in ["/api/cache/", "/api/cache/%ff", &format!("/api/cache/{}", "x".repeat(513))] {
             assert_eq!(AdminRoute::from_path(invalid), Err(AdminError::InvalidId), "{invalid}");
         }
         for unknown in ["/index.html", "/dashboard/", "/metrics/", "/api", "/API/state", "/api/caches"] {

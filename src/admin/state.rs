@@ -8,7 +8,7 @@ use super::{Readiness, ReadinessPhase};
 use crate::clock;
 use crate::config::{Config, Listen};
 use crate::core::coalescer::JobStatus;
-use crate::core::route::Ladder;
+use crate::core::route::{Route, Routes};
 use crate::gateway::{Gateway, GatewayOverview, KeyUsage};
 use crate::limits::QuotaState;
 use crate::printable::escape_json;
@@ -65,10 +65,17 @@ struct StateJson<'a> {
     cache: CacheJson,
     upstream: UpstreamJson<'a>,
     totals: Totals,
-    ladder: Vec<&'a str>,
+    routes: Vec<RouteJson<'a>>,
     complete: bool,
     jobs: ListJson<JobJson<'a>>,
     keys: ListJson<KeyJson>,
+}
+
+/// A route with the states that clients may wait for, in order.
+#[derive(Serialize)]
+struct RouteJson<'a> {
+    name: &'a str,
+    ladder: Vec<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -114,6 +121,7 @@ struct ListJson<T> {
 
 #[derive(Serialize)]
 struct JobJson<'a> {
+    route: &'a str,
     id: String,
     key: String,
     rung: Option<&'a str>,
@@ -146,7 +154,7 @@ pub(super) async fn state(gateway: &Gateway, info: &StaticInfo) -> Vec<u8> {
     let (now, metrics, cache) = (clock::now(), gateway.metrics(), gateway.cache().size());
     let (poll_counts, health) = (metrics.upstream.poll_counts(), metrics.upstream.health());
     let is_complete = overview.is_some();
-    let (jobs, keys) = overview.map_or_else(empty_lists, |overview| lists(overview, gateway.ladder(), now));
+    let (jobs, keys) = overview.map_or_else(empty_lists, |overview| lists(overview, gateway.routes(), now));
     let state = StateJson {
         version: env!("CARGO_PKG_VERSION"),
         now: rfc3339(SystemTime::now()),
@@ -174,7 +182,7 @@ pub(super) async fn state(gateway: &Gateway, info: &StaticInfo) -> Vec<u8> {
             failed: health.failed.map(|(at, code)| FailureJson { at: rfc3339(at), code: code.to_string() }),
         },
         totals: metrics.totals(),
-        ladder: gateway.ladder().askable_words().collect(),
+        routes: gateway.routes().iter().map(|(_, route)| route_json(route)).collect(),
         complete: is_complete,
         jobs,
         keys,
@@ -190,17 +198,23 @@ fn empty_lists<'a>() -> (ListJson<JobJson<'a>>, ListJson<KeyJson>) {
 
 fn lists(
     overview: GatewayOverview,
-    ladder: &Ladder,
+    routes: &Routes,
     now: Instant,
 ) -> (ListJson<JobJson<'_>>, ListJson<KeyJson>) {
     let GatewayOverview { jobs, total_jobs, keys, total_keys } = overview;
-    let jobs = jobs.iter().map(|job| job_json(job, ladder, now)).collect();
+    let jobs = jobs.iter().map(|job| job_json(job, routes.get(job.id.route()), now)).collect();
     let keys = keys.into_iter().map(key_json).collect();
     (ListJson { items: jobs, total: total_jobs }, ListJson { items: keys, total: total_keys })
 }
 
-fn job_json<'a>(job: &JobStatus, ladder: &'a Ladder, now: Instant) -> JobJson<'a> {
+fn route_json(route: &Route) -> RouteJson<'_> {
+    RouteJson { name: &route.name, ladder: route.ladder.askable_words().collect() }
+}
+
+fn job_json<'a>(job: &JobStatus, route: &'a Route, now: Instant) -> JobJson<'a> {
+    let ladder = &route.ladder;
     JobJson {
+        route: &route.name,
         id: job.id.to_string(),
         key: job.domain.to_string(),
         rung: job.rung.map(|rung| ladder.name(rung)),

@@ -34,9 +34,9 @@ use self::heads::{HeadInterner, StoredHead};
 pub(crate) use self::keys::KeyProof;
 use self::keys::KeyTable;
 use crate::config;
-use crate::core::job::{JobId, JobState, KeyDomain};
+use crate::core::job::{JobId, JobState, KeyDomain, RouteIndex};
 use crate::core::job_body::ListShape;
-use crate::core::route::{Ladder, Rung};
+use crate::core::route::{Lifetimes, Routes, Rung};
 
 /// The longest body that [`Cache::etag`] remembers, in bytes.
 const MAX_REMEMBERED_BODY: usize = 64 << 10;
@@ -44,7 +44,7 @@ const MAX_REMEMBERED_BODY: usize = 64 << 10;
 #[derive(Debug)]
 pub struct Cache {
     config: ArcSwap<config::CacheConfig>,
-    ladder: Ladder,
+    routes: Arc<Routes>,
     jobs: moka::sync::Cache<(KeyDomain, JobId), Arc<CachedJob>, RandomState>,
     keys: KeyTable,
     heads: HeadInterner,
@@ -92,7 +92,7 @@ pub struct CacheSize {
 
 impl Cache {
     /// Returns an empty cache.
-    pub fn new(config: config::CacheConfig, ladder: Ladder) -> Self {
+    pub fn new(config: config::CacheConfig, routes: Arc<Routes>) -> Self {
         let jobs = moka::sync::Cache::builder()
             .max_capacity(config.max_bytes)
             .weigher(|_, entry: &Arc<CachedJob>| entry.weight)
@@ -100,7 +100,7 @@ impl Cache {
             .build_with_hasher(RandomState::default());
         let heads = HeadInterner::new(config.max_bytes);
         let config = ArcSwap::from_pointee(config);
-        Self { config, ladder, jobs, keys: KeyTable::new(), heads, last_etag: Mutex::new(None) }
+        Self { config, routes, jobs, keys: KeyTable::new(), heads, last_etag: Mutex::new(None) }
     }
 
     /// Uses these lifetimes for entries that are stored from now on. Existing entries keep theirs. `max_bytes` does not
@@ -198,7 +198,7 @@ impl Cache {
         if !state.head.is_complete || self.keys.is_rejected_since(domain, began) {
             return;
         }
-        let Some(ttl) = state.rung.map(|rung| self.ttl(rung)) else { return };
+        let Some(ttl) = state.rung.map(|rung| self.ttl(state.id.route(), rung)) else { return };
         let Some(proof) = self.proof(domain) else { return };
         let expires_at = state.as_of + ttl;
         let key = (domain, state.id.clone());
@@ -260,18 +260,19 @@ impl Cache {
     }
 
     /// Returns the lifetime of a terminal rung. `None` for other rungs.
-    pub fn terminal_ttl(&self, rung: Rung) -> Option<Duration> {
-        self.ladder.is_terminal(rung).then(|| self.ttl(rung))
+    pub fn terminal_ttl(&self, route: RouteIndex, rung: Rung) -> Option<Duration> {
+        self.routes.get(route).ladder.is_terminal(rung).then(|| self.ttl(route, rung))
     }
 
-    fn ttl(&self, rung: Rung) -> Duration {
-        let config = self.config.load();
-        if !self.ladder.is_terminal(rung) {
-            config.live_ttl
-        } else if self.ladder.is_failure(rung) {
-            config.error_ttl
+    fn ttl(&self, route: RouteIndex, rung: Rung) -> Duration {
+        let (config, route) = (self.config.load(), self.routes.get(route));
+        let Lifetimes { completed, error, live } = route.lifetimes;
+        if !route.ladder.is_terminal(rung) {
+            live.unwrap_or(config.live_ttl)
+        } else if route.ladder.is_failure(rung) {
+            error.unwrap_or(config.error_ttl)
         } else {
-            config.completed_ttl
+            completed.unwrap_or(config.completed_ttl)
         }
     }
 }
@@ -344,7 +345,7 @@ mod tests {
     }
 
     fn cache() -> Cache {
-        Cache::new(config::Config::default().cache, Route::suno().ladder)
+        Cache::new(config::Config::default().cache, Arc::new(Route::suno().into()))
     }
 
     fn secs(secs: u64) -> Duration {
@@ -363,7 +364,7 @@ mod tests {
         for (word, ttl) in rows {
             let mut config = config::Config::default().cache;
             config.key_recheck_interval = secs(1_000_000);
-            let cache = Cache::new(config, Route::suno().ladder);
+            let cache = Cache::new(config, Arc::new(Route::suno().into()));
             let t0 = clock::now();
             cache.key_accepted(ALICE, t0);
             cache.store(ALICE, &state("a", word, t0), t0, t0);
@@ -518,7 +519,7 @@ mod tests {
     #[test]
     fn max_bytes_bounds_the_cache() {
         let config = config::CacheConfig { max_bytes: 20_000, ..config::Config::default().cache };
-        let (cache, t0) = (Cache::new(config, Route::suno().ladder), clock::now());
+        let (cache, t0) = (Cache::new(config, Arc::new(Route::suno().into())), clock::now());
         cache.key_accepted(ALICE, t0);
         for n in 0..100 {
             let body = Bytes::from(vec![b'x'; 1000]);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::CommandError;
-use crate::core::route::Route;
+use crate::core::route::SunoEndpoints;
 use crate::server::descriptors;
 use crate::sim::{FaultSpec, ListFormat, Sim, SimOptions};
 use crate::socket;
@@ -55,7 +55,7 @@ pub(super) struct Args {
 }
 
 fn try_it() -> String {
-    let route = Route::suno();
+    let route = SunoEndpoints::default();
     let (path, id, status) = (&route.single_path, &route.single_param, &route.status_param);
     let last = route.ladder.askable_words().last().unwrap_or_default();
     format!(

@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::Uri;
 use ipnet::IpNet;
 
+use crate::core::route::{Route, Routes};
 use crate::protocol::allowed_host::HostPattern;
 use crate::secret::{Secret, TokenHash};
 
@@ -24,6 +25,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub log: LogConfig,
     pub telemetry: TelemetryConfig,
+    /// `[[routes]]`. Empty: the built-in route.
+    pub routes: Vec<Route>,
 }
 
 /// Address of a listener.
@@ -182,6 +185,16 @@ pub struct TelemetryConfig {
     pub sample_percent: u8,
 }
 
+impl Config {
+    /// Returns the routes of the gateway: those of `[[routes]]`, or the built-in one.
+    pub fn routes(&self) -> Routes {
+        match self.routes.as_slice() {
+            [] => Route::suno_held_for(self.upstream.poll_timeout).into(),
+            routes => Routes::new(routes.to_vec()),
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         let secs = Duration::from_secs;
@@ -241,6 +254,7 @@ impl Default for Config {
             },
             log: LogConfig { format: LogFormat::Text, level: tracing::Level::INFO },
             telemetry: TelemetryConfig { otlp_endpoint: None, sample_percent: 100 },
+            routes: Vec::new(),
         }
     }
 }

@@ -37,7 +37,7 @@ impl Gateway {
             return RequestTarget { query: Query::Other, last_event_id: None };
         }
         let max_jobs = self.0.wait.load().max_jobs;
-        let parse = |query| query::parse(&self.0.route, uri.path(), query, max_jobs);
+        let parse = |query| query::parse(&self.0.routes, uri.path(), query, max_jobs);
         let query = parse(uri.query());
         // The `EventSource` polyfill of browsers cannot send the header field.
         if query == Query::Other

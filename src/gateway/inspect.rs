@@ -8,7 +8,7 @@ use super::Gateway;
 use crate::cache::Cache;
 use crate::core::coalescer::JobStatus;
 use crate::core::job::KeyDomain;
-use crate::core::route::Ladder;
+use crate::core::route::Routes;
 use crate::hub::{self, KeyInFlight};
 use crate::limits::{QuotaState, Subject};
 use crate::telemetry::metrics::Metrics;
@@ -45,8 +45,8 @@ impl Gateway {
         &self.0.cache
     }
 
-    pub fn ladder(&self) -> &Ladder {
-        &self.0.route.ladder
+    pub fn routes(&self) -> &Routes {
+        &self.0.routes
     }
 
     pub fn tracer(&self) -> &Tracer {

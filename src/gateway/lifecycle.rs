@@ -13,7 +13,6 @@ use super::{Gateway, GatewayInner};
 use crate::auth::{Authenticator, AuthenticatorError};
 use crate::cache::Cache;
 use crate::config::Config;
-use crate::core::route::Route;
 use crate::hub::{Hub, HubDeps};
 use crate::limits::Limits;
 use crate::protocol::cors::Cors;
@@ -40,13 +39,13 @@ impl Gateway {
         config: &Config,
         metrics: Arc<Metrics>,
     ) -> Result<(Self, impl Future<Output = ()> + Send + use<>), BuildError> {
-        let route = Arc::new(Route::suno());
+        let routes = Arc::new(config.routes());
         let upstream = &config.upstream;
-        let cache = Arc::new(Cache::new(config.cache.clone(), route.ladder.clone()));
+        let cache = Arc::new(Cache::new(config.cache.clone(), Arc::clone(&routes)));
         let limits = Arc::new(Limits::new(&config.limits, config.auth.members()));
         metrics.rate_limited.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
         let poller =
-            Poller::new(Client::for_polls(upstream)?, Arc::clone(&route), upstream, Arc::clone(&metrics));
+            Poller::new(Client::for_polls(upstream)?, Arc::clone(&routes), upstream, Arc::clone(&metrics));
         let tracer = Tracer::new(&config.telemetry, &upstream.base_url)?;
         let deps = HubDeps {
             poller,
@@ -55,7 +54,7 @@ impl Gateway {
             metrics: Arc::clone(&metrics),
             tracer: tracer.clone(),
         };
-        let (hub, task) = Hub::new(config, &route.ladder, deps);
+        let (hub, task) = Hub::new(config, &routes, deps);
         // Well over `upstream.poll_timeout`: long-polls of unknown form are passed through too.
         let head_timeout = config.wait.max_timeout.max(2 * upstream.poll_timeout);
         let inner = GatewayInner {
@@ -75,8 +74,8 @@ impl Gateway {
             cors: ArcSwapOption::from_pointee(Cors::new(&config.server.cors_origins)),
             allowed_hosts: ArcSwap::from_pointee(config.server.allowed_hosts.clone()),
             reloads: watch::Sender::new(ReloadNotice::new(config)),
-            streams: EventStreams::new(hub.clone(), Arc::clone(&cache), Arc::clone(&route)),
-            route,
+            streams: EventStreams::new(hub.clone(), Arc::clone(&cache), Arc::clone(&routes)),
+            routes,
             cache,
             hub,
             metrics,

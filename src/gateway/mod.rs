@@ -56,7 +56,7 @@ use crate::auth::{AuthError, Authenticator, Identity};
 use crate::cache::{Cache, KeyProof};
 use crate::config;
 use crate::core::query::Query;
-use crate::core::route::{Form, Route};
+use crate::core::route::{Form, Routes};
 use crate::hub::{Hub, WaitRequest};
 use crate::limits::{Limits, Subject};
 use crate::protocol::allowed_host::HostPattern;
@@ -72,7 +72,7 @@ use crate::telemetry::trace::{RequestSpan, ResponseAttributes, Tracer};
 pub struct Gateway(Arc<GatewayInner>);
 
 struct GatewayInner {
-    route: Arc<Route>,
+    routes: Arc<Routes>,
     authenticator: Arc<Authenticator>,
     limits: Arc<Limits>,
     cache: Arc<Cache>,
@@ -287,10 +287,12 @@ impl Gateway {
         identity: Option<&Identity>,
     ) -> RequestState {
         let path = request.uri().path();
-        let form = self.0.route.form(path);
+        let found = self.0.routes.endpoint(path);
+        let form = found.as_ref().map(|(_, found)| found.form);
+        let template = found.map(|(index, found)| self.0.routes.get(index).template(found.form));
         let proof = identity.and_then(|identity| self.0.cache.proof(identity.domain));
         let subject = quota_subject(identity, proof, &ctx);
-        let span = self.0.tracer.request(request, &ctx, form.map(|_| path));
+        let span = self.0.tracer.request(request, &ctx, template);
         let cors = self.0.cors.load().as_ref().map(|cors| Box::new(cors.decide(request)));
         let mut log = AccessLog::new(request, ctx, endpoint(form), Arc::clone(&self.0.metrics));
         log.member = identity.and_then(|identity| identity.member.clone());

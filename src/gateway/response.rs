@@ -134,7 +134,10 @@ impl JobResponse {
 
     /// Returns the time for which the client may store the response, counted from when the oldest state was seen.
     fn lifetime(&self, cache: &Cache) -> Option<Duration> {
-        let ttls = self.states.iter().map(|state| state.rung.and_then(|rung| cache.terminal_ttl(rung)));
+        let ttls = self
+            .states
+            .iter()
+            .map(|state| state.rung.and_then(|rung| cache.terminal_ttl(state.id.route(), rung)));
         let is_whole = self.states.iter().all(|state| state.head.is_complete);
         ttls.min().flatten().filter(|ttl| self.keep && is_whole && !ttl.is_zero())
     }

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::task::HubTask;
-use crate::core::coalescer::JobStatus;
+use crate::core::coalescer::{Coalescer, JobStatus};
 use crate::core::job::KeyDomain;
 
 /// The most jobs, and the most keys, that one inspection reads. It bounds the time that the hub's task spends on it.
@@ -36,7 +36,11 @@ pub struct KeyInFlight {
 
 impl HubTask {
     pub(super) fn overview(&self, limit: usize) -> HubOverview {
-        let jobs = self.coalescer.oldest_jobs(limit, MAX_INSPECTED);
+        let oldest = self.machines.iter().flat_map(|machine| machine.oldest_jobs(limit, MAX_INSPECTED));
+        let mut jobs: Vec<JobStatus> = oldest.collect();
+        jobs.sort_by_key(|job| job.since);
+        jobs.truncate(limit);
+        let total_jobs = self.machines.iter().map(Coalescer::jobs).sum();
         let keys = self.keys.iter().take(MAX_INSPECTED).map(|(domain, key)| KeyInFlight {
             domain: *domain,
             waits: key.waits,
@@ -45,6 +49,6 @@ impl HubTask {
         let mut keys: Vec<_> = keys.collect();
         keys.sort_unstable_by_key(|key| (Reverse(key.waits), key.domain));
         keys.truncate(limit);
-        HubOverview { jobs, total_jobs: self.coalescer.jobs(), keys, total_keys: self.keys.len() }
+        HubOverview { jobs, total_jobs, keys, total_keys: self.keys.len() }
     }
 }

@@ -18,6 +18,7 @@
 //! feeds both state machines, and applies their outputs without awaiting. It does not know HTTP.
 
 mod inspect;
+mod machines;
 mod parked;
 mod poll_task;
 mod task;
@@ -34,15 +35,16 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 pub(crate) use self::inspect::{HubOverview, KeyInFlight};
+use self::machines::Machines;
 use self::task::HubTask;
 use crate::auth::Identity;
 use crate::cache::Cache;
 use crate::config::{self, Config};
 use crate::core::backoff::Backoff;
 use crate::core::breaker::BreakerRules;
-use crate::core::coalescer::{Timing, WaitId, WaitResult};
+use crate::core::coalescer::{WaitId, WaitResult};
 use crate::core::job::JobSet;
-use crate::core::route::{Form, Goal, Ladder};
+use crate::core::route::{Form, Goal, Routes};
 use crate::core::scheduler::SchedulerConfig;
 use crate::limits::{AddressFull, Limits, QuotaExceeded, Subject, UnprovenWait, UnprovenWaits};
 use crate::telemetry::metrics::{Fanout, Metrics};
@@ -174,14 +176,14 @@ type WaitReply = (WaitResult, Option<Arc<Fanout>>);
 
 impl Hub {
     /// Returns a hub and its task. The task ends when the last clone of the [`Hub`] is dropped.
-    pub fn new(config: &Config, ladder: &Ladder, deps: HubDeps) -> (Self, impl Future<Output = ()> + use<>) {
+    pub fn new(config: &Config, routes: &Routes, deps: HubDeps) -> (Self, impl Future<Output = ()> + use<>) {
         let limits = &config.limits;
         let max_waits = limits.max_waits.min(Semaphore::MAX_PERMITS / 4);
         // A wait uses at most two slots: one for its Join until the task takes it, one reserved for its Leave. The last
         // slot is for Drain.
         let (commands, inbox) = mpsc::channel(2 * max_waits + 1);
-        let (timing, scheduler) = (coalescer_timing(config, ladder), scheduler_config(&config.upstream));
-        let task = HubTask::new(timing, scheduler, limits.max_waits_per_key, deps);
+        let (machines, scheduler) = (Machines::new(config, routes), scheduler_config(&config.upstream));
+        let task = HubTask::new(machines, scheduler, limits.max_waits_per_key, deps);
         let (inspections, inspect_inbox) = mpsc::channel(MAX_INSPECTIONS);
         let hub = Self {
             commands,
@@ -252,17 +254,6 @@ impl Hub {
     /// Returns the number of parked waits.
     pub fn waits(&self) -> usize {
         self.commands.max_capacity() / 2 - self.parked.available_permits()
-    }
-}
-
-fn coalescer_timing(config: &Config, ladder: &Ladder) -> Timing {
-    Timing {
-        ladder: ladder.clone(),
-        hold: config.upstream.poll_timeout,
-        linger: config.wait.linger,
-        watch_idle: config.wait.watch_idle,
-        max_jobs: config.upstream.max_jobs,
-        pace: None,
     }
 }
 

@@ -8,13 +8,14 @@ use http::HeaderValue;
 use super::Responder;
 use crate::core::Map;
 use crate::core::coalescer::WaitId;
-use crate::core::job::KeyDomain;
+use crate::core::job::{KeyDomain, RouteIndex};
 use crate::limits::UnprovenWait;
 use crate::telemetry::trace::Links;
 
 pub(super) struct ParkedWait {
     pub(super) responder: Responder,
     pub(super) domain: KeyDomain,
+    pub(super) route: RouteIndex,
     /// Name of the client, in team mode.
     pub(super) member: Option<Arc<str>>,
     pub(super) since: Instant,

@@ -55,7 +55,7 @@ impl HubTask {
                 let has_slot = self.scheduler.has_long_poll_slot();
                 match has_slot.then(|| self.charge_watch(&spec, asked_by, follows)).flatten() {
                     Some(payer) => Some(payer),
-                    None => return self.coalescer.handle(Input::CancelWatch(id), now),
+                    None => return self.machines.of_poll_mut(id).handle(Input::CancelWatch(id), now),
                 }
             }
             Cause::Wait
@@ -71,7 +71,7 @@ impl HubTask {
             debug_assert!(false, "{id:?} has no key");
             return;
         };
-        let cause = call_cause(cause);
+        let (class, cause) = (self.class(&spec, cause), call_cause(cause));
         debug!(
             poll = id.0,
             key = %spec.domain,
@@ -80,7 +80,7 @@ impl HubTask {
             clipgate.cause = cause.into_str(),
             "poll opened"
         );
-        let (domain, jobs, class) = (spec.domain, spec.jobs.clone(), self.class(spec.goal));
+        let (domain, jobs) = (spec.domain, spec.jobs.clone());
         let span = self.poll_span(id, &spec);
         let poll = PollTask {
             spec: Arc::new(spec),
@@ -105,11 +105,16 @@ impl HubTask {
     }
 
     /// Returns the class of a poll. Every job has reached the lowest rung, so the upstream answers a poll for it at once.
-    fn class(&self, goal: Goal) -> PollClass {
-        match goal {
-            Goal::Now => PollClass::Plain,
-            Goal::Rung(rung) if rung == self.lowest => PollClass::Snapshot,
-            Goal::Rung(_) | Goal::Not(_) => PollClass::LongPoll,
+    fn class(&self, spec: &PollSpec, cause: Cause) -> PollClass {
+        let route = self.poller.route(spec);
+        match (spec.goal, cause) {
+            _ if !route.never_holds() => match spec.goal {
+                Goal::Now => PollClass::Plain,
+                Goal::Rung(rung) if rung == route.ladder.lowest() => PollClass::Snapshot,
+                Goal::Rung(_) | Goal::Not(_) => PollClass::LongPoll,
+            },
+            (_, Cause::Snapshot | Cause::NoCache) => PollClass::Plain,
+            (_, _) => PollClass::Snapshot,
         }
     }
 
@@ -122,7 +127,7 @@ impl HubTask {
             self.metrics.upstream.retried();
             cause = CallCause::Retry;
         }
-        self.coalescer.handle(Input::Progress(id, PollProgress::AttemptStarted), now);
+        self.machines.of_poll_mut(id).handle(Input::Progress(id, PollProgress::AttemptStarted), now);
         let (poller, events) = (Arc::clone(&self.poller), self.event_sender.clone());
         let (spec, authorization) = (Arc::clone(&poll.spec), poll.authorization.clone());
         let trace = poll.span.context().clone();

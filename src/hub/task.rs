@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::debug;
 
+use super::machines::{Machines, route_of};
 use super::parked::{ParkedKey, ParkedWait};
 use super::poll_task::{EVENT_CAPACITY, PollEvent, PollTask};
 use super::watches::Askers;
@@ -26,11 +27,9 @@ use crate::cache::Cache;
 use crate::clock;
 use crate::core::Map;
 use crate::core::coalescer::{
-    Coalescer, Failure, Input, Output, PollId, PollOutcome, PollProgress, Timing, WaitId, WaitOutcome,
-    WaitSpec,
+    Failure, Input, Output, PollId, PollOutcome, PollProgress, WaitId, WaitOutcome, WaitSpec,
 };
-use crate::core::job::KeyDomain;
-use crate::core::route::Rung;
+use crate::core::job::{KeyDomain, RouteIndex};
 use crate::core::scheduler::{AttemptResult, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput};
 use crate::limits::{Limits, Subject};
 use crate::telemetry::metrics::{Fanout, Metrics, PollCounts, WaitEnd};
@@ -44,9 +43,7 @@ const MAX_BATCH: usize = 1024;
 const SHORT_WAIT: Duration = Duration::from_secs(5);
 
 pub(super) struct HubTask {
-    pub(super) coalescer: Coalescer,
-    /// The lowest rung, which every job has reached.
-    pub(super) lowest: Rung,
+    pub(super) machines: Machines,
     pub(super) scheduler: PollScheduler,
     pub(super) poller: Arc<Poller>,
     pub(super) cache: Arc<Cache>,
@@ -79,7 +76,7 @@ pub(super) struct UpstreamAnswer {
 
 impl HubTask {
     pub(super) fn new(
-        timing: Timing,
+        machines: Machines,
         scheduler: SchedulerConfig,
         max_waits_per_key: usize,
         deps: HubDeps,
@@ -87,9 +84,8 @@ impl HubTask {
         let HubDeps { poller, cache, limits, metrics, tracer } = deps;
         let (event_sender, event_receiver) = mpsc::channel(EVENT_CAPACITY);
         Self {
-            lowest: timing.ladder.lowest(),
+            machines,
             askers: Askers::default(),
-            coalescer: Coalescer::new(timing),
             scheduler: PollScheduler::new(scheduler, fastrand::u64(..)),
             poller: Arc::new(poller),
             cache,
@@ -118,7 +114,7 @@ impl HubTask {
         let mut events = Vec::with_capacity(MAX_BATCH);
         loop {
             let due =
-                [self.coalescer.poll_timeout(), self.scheduler.poll_timeout()].into_iter().flatten().min();
+                [self.machines.poll_timeout(), self.scheduler.poll_timeout()].into_iter().flatten().min();
             // Cancel safe: `recv`, `recv_many` and `join_next` lose nothing when another branch completes.
             tokio::select! {
                 taken = inbox.recv_many(&mut commands, MAX_BATCH) => {
@@ -137,7 +133,7 @@ impl HubTask {
             let now = clock::now();
             // An error means that the last hub is gone, and the inbox says so too.
             if watch_idle.has_changed().unwrap_or(false) {
-                self.coalescer.set_watch_idle(*watch_idle.borrow_and_update());
+                self.machines.set_watch_idle(*watch_idle.borrow_and_update());
             }
             for command in commands.drain(..) {
                 self.handle_command(command, now);
@@ -150,14 +146,14 @@ impl HubTask {
             }
             self.scheduler.handle_timeout(now);
             // Handles a bounded number of timers. With more due, `poll_timeout` is in the past and the loop runs again.
-            self.coalescer.handle_timeout(now);
+            self.machines.iter_mut().for_each(|machine| machine.handle_timeout(now));
             self.drain_outputs(now);
             self.yield_watches(now);
             let open = self.scheduler.open();
             self.metrics.upstream.set_poll_counts(PollCounts {
                 open,
                 waiting: self.polls.len().saturating_sub(open),
-                watches: self.coalescer.watches(),
+                watches: self.machines.watches(),
                 is_breaker_open: !self.scheduler.is_closed(),
             });
         }
@@ -168,16 +164,18 @@ impl HubTask {
             HubCommand::Join(id, wait, responder) => self.join(id, wait, responder, now),
             HubCommand::Leave(id) => {
                 // P6: this ends the wait only. The coalescer lets its polls linger.
-                self.coalescer.handle(Input::Leave(id), now);
+                if let Some(route) = self.parked.get(&id).map(|wait| wait.route) {
+                    self.machines.of_route_mut(route).handle(Input::Leave(id), now);
+                }
                 self.unpark(id, Some(WaitEnd::ClientClosed), now);
             }
-            HubCommand::Drain(until) => self.coalescer.handle(Input::Drain(until), now),
+            HubCommand::Drain(until) => self.machines.handle_all(|| Input::Drain(until), now),
         }
         self.drain_outputs(now);
     }
 
     fn join(&mut self, id: WaitId, wait: WaitRequest, mut responder: Responder, now: Instant) {
-        let domain = wait.identity.domain;
+        let (domain, route) = (wait.identity.domain, route_of(&wait.jobs));
         if self.keys.get(&domain).is_some_and(|key| key.waits >= self.max_waits_per_key) {
             responder.answer(Err(HubError::KeyFull));
             return;
@@ -203,7 +201,8 @@ impl HubTask {
             key.unproven_waits.insert(id, unproven);
         }
         let parked = responder.parked.take();
-        self.parked.insert(id, ParkedWait { responder, domain, member, since: now, links: wait.links });
+        self.parked
+            .insert(id, ParkedWait { responder, domain, route, member, since: now, links: wait.links });
         let spec = WaitSpec {
             domain,
             form: wait.form,
@@ -217,19 +216,20 @@ impl HubTask {
             proof,
         };
         self.record_asker(id, &spec, wait.quota_subject, now);
-        self.coalescer.handle(Input::Join(id, spec), now);
+        let machine = self.machines.of_route_mut(route);
+        machine.handle(Input::Join(id, spec), now);
+        let opens = machine.pending_opens();
         self.link_to_polls(id);
-        let opens = self.coalescer.pending_opens();
         if opens > 0
             && let Err(limited) = self.limits.check_calls(wait.quota_subject, opens)
         {
-            self.coalescer.handle(Input::CancelJoin(id), now);
+            self.machines.of_route_mut(route).handle(Input::CancelJoin(id), now);
             if let Some(responder) = self.unpark(id, None, now) {
                 responder.answer(Err(HubError::Limited(limited)));
             }
             return;
         }
-        self.retry_backed_off_polls(id, wait.quota_subject, now);
+        self.retry_backed_off_polls(id, route, wait.quota_subject, now);
         if let Some(parked) = parked {
             // Fails if the client has just left.
             let _ = parked.send(());
@@ -238,8 +238,9 @@ impl HubTask {
 
     /// Starts an attempt of each poll of a new wait that is backing off. It is the wait's first attempt (P12) and counts
     /// against its quota. Without quota the wait gets the next retry.
-    fn retry_backed_off_polls(&mut self, id: WaitId, subject: Subject, now: Instant) {
-        let polls = self.coalescer.pausing(id).filter(|poll| self.scheduler.is_pausing(*poll));
+    fn retry_backed_off_polls(&mut self, id: WaitId, route: RouteIndex, subject: Subject, now: Instant) {
+        let machine = self.machines.of_route(route);
+        let polls = machine.pausing(id).filter(|poll| self.scheduler.is_pausing(*poll));
         let polls: Vec<PollId> = polls.collect();
         if !polls.is_empty() && self.limits.check_calls(subject, polls.len()).is_ok() {
             polls.into_iter().for_each(|poll| self.scheduler.try_now(poll, now));
@@ -250,7 +251,7 @@ impl HubTask {
         match event {
             PollEvent::Held(id) => {
                 self.scheduler.sent(id, now);
-                self.coalescer.handle(Input::Progress(id, PollProgress::Held), now);
+                self.machines.of_poll_mut(id).handle(Input::Progress(id, PollProgress::Held), now);
             }
             PollEvent::AttemptEnded(id, outcome) => self.attempt_ended(id, outcome, now),
         }
@@ -283,7 +284,8 @@ impl HubTask {
                 } else {
                     0
                 };
-                let is_short = poll.invalid_responses > 1 && self.coalescer.time_left(id, now) <= SHORT_WAIT;
+                let is_short =
+                    poll.invalid_responses > 1 && self.machines.of_poll(id).time_left(id, now) <= SHORT_WAIT;
                 let advice = if is_short { RetryAdvice::GiveUp } else { advice };
                 self.scheduler.ended(id, AttemptResult::Failed(failure, advice), now);
             }
@@ -308,7 +310,7 @@ impl HubTask {
             Some(KeyVerdict::Accepted) => self.key_accepted(domain, began),
             Some(KeyVerdict::Refused) => {
                 self.cache.key_rejected(domain, now);
-                self.coalescer.handle(Input::CancelWatches(domain), now);
+                self.machines.handle_all(|| Input::CancelWatches(domain), now);
             }
             Some(KeyVerdict::Forbidden) => self.cache.key_forbidden(domain, &spec.jobs, now),
             None => {}
@@ -317,14 +319,14 @@ impl HubTask {
             self.cache.set_list_shape(domain, shape);
         }
         if let PollOutcome::Jobs(states) = &landing.outcome
-            && self.coalescer.may_cache(id)
+            && self.machines.of_poll(id).may_cache(id)
         {
             for state in states {
                 self.cache.store(domain, state, began, now);
             }
         }
         if let Some(pause) = landing.retry_after {
-            self.coalescer.handle(Input::RetryAfter(id, pause), now);
+            self.machines.of_poll_mut(id).handle(Input::RetryAfter(id, pause), now);
         }
         self.settle(id, landing.outcome, now);
     }
@@ -344,7 +346,7 @@ impl HubTask {
     /// Passes the outcome of a poll to the coalescer, which settles each attached wait or attaches it to other polls.
     fn settle(&mut self, id: PollId, outcome: PollOutcome, now: Instant) {
         let waits = self.waits_to_relink(id);
-        self.coalescer.handle(Input::Landed(id, outcome), now);
+        self.machines.of_poll_mut(id).handle(Input::Landed(id, outcome), now);
         for wait in waits {
             self.link_to_polls(wait);
         }
@@ -353,7 +355,7 @@ impl HubTask {
     /// Applies the outputs of both state machines, without awaiting.
     pub(super) fn drain_outputs(&mut self, now: Instant) {
         loop {
-            if let Some(output) = self.coalescer.poll_output() {
+            if let Some(output) = self.machines.poll_output() {
                 self.apply(output, now);
             } else if let Some(output) = self.scheduler.poll_output() {
                 self.apply_schedule(output, now);
@@ -386,13 +388,17 @@ impl HubTask {
         match output {
             SchedulerOutput::Start(id) => self.start_attempt(id, now),
             SchedulerOutput::BackOff(id, failure, pause) => {
-                self.coalescer.handle(Input::Progress(id, PollProgress::BackingOff(failure, pause)), now);
-                if self.coalescer.has_newcomer(id) {
+                self.machines
+                    .of_poll_mut(id)
+                    .handle(Input::Progress(id, PollProgress::BackingOff(failure, pause)), now);
+                if self.machines.of_poll(id).has_newcomer(id) {
                     self.scheduler.try_now(id, now);
                 }
             }
             SchedulerOutput::Pause(id, failure, pause) => {
-                self.coalescer.handle(Input::Progress(id, PollProgress::Paused(failure, pause)), now);
+                self.machines
+                    .of_poll_mut(id)
+                    .handle(Input::Progress(id, PollProgress::Paused(failure, pause)), now);
             }
             SchedulerOutput::GiveUp(id, failure) => {
                 if let Some(poll) = self.polls.remove(&id) {

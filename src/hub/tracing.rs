@@ -10,9 +10,10 @@ impl HubTask {
         if self.tracer.is_off() {
             return PollSpan::default();
         }
-        let attached = || self.coalescer.attached_waits(id).filter_map(|wait| self.parked.get(&wait));
+        let attached =
+            || self.machines.of_poll(id).attached_waits(id).filter_map(|wait| self.parked.get(&wait));
         let attributes =
-            PollAttributes { path: self.poller.path(spec.form), jobs: spec.jobs.len(), key: spec.domain };
+            PollAttributes { path: self.poller.path(spec), jobs: spec.jobs.len(), key: spec.domain };
         let span = self.tracer.poll(&attributes, attached().any(|wait| wait.links.is_recorded()));
         for wait in attached() {
             wait.links.add(&span);
@@ -26,7 +27,9 @@ impl HubTask {
             return;
         }
         let Some(wait) = self.parked.get(&id) else { return };
-        for poll in self.coalescer.attached_polls(id).filter_map(|poll| self.polls.get(&poll)) {
+        for poll in
+            self.machines.of_route(wait.route).attached_polls(id).filter_map(|poll| self.polls.get(&poll))
+        {
             wait.links.add(&poll.span);
         }
     }
@@ -34,6 +37,6 @@ impl HubTask {
     /// Returns the waits that are attached to a poll, which need new links after it has landed. Empty if tracing is
     /// off.
     pub(super) fn waits_to_relink(&self, id: PollId) -> Vec<WaitId> {
-        if self.tracer.is_off() { Vec::new() } else { self.coalescer.attached_waits(id).collect() }
+        if self.tracer.is_off() { Vec::new() } else { self.machines.of_poll(id).attached_waits(id).collect() }
     }
 }

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::WaitRequest;
+use super::machines::route_of;
 use super::poll_task::PollTask;
 use super::task::HubTask;
 use crate::core::Map;
@@ -72,11 +73,12 @@ impl HubTask {
 
     /// Records the client of a plain request for one job, which may have to pay for a watch.
     pub(super) fn record_asker(&mut self, id: WaitId, spec: &WaitSpec, subject: Subject, now: Instant) {
-        if self.coalescer.is_plain(spec)
+        let machine = self.machines.of_route(route_of(&spec.jobs));
+        if machine.is_plain(spec)
             && let Some(job) = spec.jobs.iter().next()
         {
             let asker = Asker { wait: id, subject, at: now };
-            self.askers.record(spec.domain, job, asker, self.coalescer.watch_idle());
+            self.askers.record(spec.domain, job, asker, machine.watch_idle());
         }
     }
 
@@ -96,10 +98,10 @@ impl HubTask {
 
     /// Cancels watches while a poll waits for a slot: the watch that waits itself, else one without waits.
     pub(super) fn yield_watches(&mut self, now: Instant) {
-        while self.coalescer.watches() > 0
+        while self.machines.watches() > 0
             && let Some(cancelled) = self.watch_to_yield()
         {
-            self.coalescer.handle(Input::CancelWatch(cancelled), now);
+            self.machines.of_poll_mut(cancelled).handle(Input::CancelWatch(cancelled), now);
             self.drain_outputs(now);
             if self.polls.contains_key(&cancelled) {
                 return; // the coalescer keeps it, so the same watch would be chosen again
@@ -111,9 +113,9 @@ impl HubTask {
         if self.polls.len() <= self.scheduler.open() {
             return None;
         }
-        let has_waits = |id: PollId| self.coalescer.attached_waits(id).next().is_some();
+        let has_waits = |id: PollId| self.machines.of_poll(id).attached_waits(id).next().is_some();
         if self.waiting_for_slot().any(|(id, _)| has_waits(id)) {
-            return self.coalescer.idle_watch();
+            return self.machines.idle_watch();
         }
         self.waiting_for_slot().find(|(_, poll)| poll.cause == CallCause::Watch).map(|(id, _)| id)
     }

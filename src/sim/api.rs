@@ -26,7 +26,7 @@ use super::response::{
 use super::state::{SimShared, SimState, uuid};
 use super::{body, debug_endpoints};
 use crate::clock;
-use crate::core::route::{Form, Goal, Route, Rung};
+use crate::core::route::{Form, Goal, Rung, SunoEndpoints};
 use crate::protocol::body::Body;
 
 /// The most clips of one request (`upstream.max_jobs` has the same default).
@@ -145,7 +145,7 @@ struct StateQuery {
     status: Vec<String>,
 }
 
-fn parse_operation(route: &Route, method: &Method, target: &str) -> Operation {
+fn parse_operation(route: &SunoEndpoints, method: &Method, target: &str) -> Operation {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     if path.starts_with("/sim/") {
         return Operation::Debug;
@@ -169,7 +169,7 @@ fn parse_operation(route: &Route, method: &Method, target: &str) -> Operation {
 }
 
 /// Returns whether a parameter holds an id. Of a list it is `clip_ids`, `clip_ids[]` or `clip_ids[0]`.
-fn is_id_param(route: &Route, form: Form, name: &str) -> bool {
+fn is_id_param(route: &SunoEndpoints, form: Form, name: &str) -> bool {
     match form {
         Form::Single => name == route.single_param,
         Form::Multi => name.strip_prefix(&route.multi_param).is_some_and(|index| {
@@ -180,7 +180,7 @@ fn is_id_param(route: &Route, form: Form, name: &str) -> bool {
 }
 
 /// Returns whether the path is `lyric` in the directory of the clips.
-fn is_lyrics_path(route: &Route, path: &str) -> bool {
+fn is_lyrics_path(route: &SunoEndpoints, path: &str) -> bool {
     let directory = route.single_path.rsplit_once('/').map(|(parent, _)| parent);
     directory
         .zip(path.rsplit_once('/'))
@@ -279,7 +279,7 @@ async fn hold(sim: &SimShared, until: Instant, clips: &[Arc<Clip>], goal: Rung) 
 }
 
 impl StateQuery {
-    fn goal(&self, route: &Route) -> Result<Goal, ApiError> {
+    fn goal(&self, route: &SunoEndpoints) -> Result<Goal, ApiError> {
         let ladder = &route.ladder;
         match &self.status[..] {
             [] => Ok(Goal::Now),

@@ -17,13 +17,13 @@ use super::keys::AcceptedKeys;
 use super::options::SimOptions;
 use super::recorder::RequestRecorder;
 use crate::clock;
-use crate::core::route::Route;
+use crate::core::route::SunoEndpoints;
 
 /// The most ids of read lyrics in memory. Each id is of one request; older ids are of no use to a test.
 const MAX_LYRICS: usize = 10_000;
 
 pub(super) struct SimShared {
-    pub(super) route: Route,
+    pub(super) route: SunoEndpoints,
     pub(super) options: SimOptions,
     pub(super) state: Mutex<SimState>,
     pub(super) recorder: Arc<RequestRecorder>,
@@ -53,7 +53,7 @@ impl SimShared {
             rng,
         };
         Self {
-            route: Route::suno(),
+            route: SunoEndpoints::default(),
             recorder: Arc::new(RequestRecorder::new(options.max_requests)),
             options,
             state: Mutex::new(state),

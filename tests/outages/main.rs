@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use clap::Parser;
-use clipgate::core::route::Route;
+use clipgate::core::route::SunoEndpoints;
 use clipgate::sim::{RequestEnd, Sim, SimOptions};
 use clipgate::testing::clock;
 use http::{Request, StatusCode};
@@ -338,7 +338,7 @@ fn name(job: usize) -> String {
 }
 
 fn target(job: &str, is_wait: bool) -> String {
-    let Route { single_path, single_param, status_param, .. } = Route::suno();
+    let SunoEndpoints { single_path, single_param, status_param, .. } = SunoEndpoints::default();
     let status = if is_wait { format!("&{status_param}=completed") } else { String::new() };
     format!("{single_path}?{single_param}={job}{status}")
 }

@@ -36,7 +36,7 @@ function show(state) {
   causes.show(totals.calls_by_cause);
   // Otherwise the lists are empty, as the gateway was too busy: the last ones stay.
   if (state.complete) {
-    jobs.show(state.jobs, state.ladder);
+    jobs.show(state.jobs, state.routes);
     keys.show(state.keys);
   }
   showNotice(state.upstream);

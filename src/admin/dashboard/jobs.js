@@ -10,11 +10,12 @@ export class Jobs {
     this.#rows = new Rows(table.tBodies[0], create, fill);
   }
 
-  /** `total` includes jobs that are not listed. `ladder` has the rungs that can be requested, lowest first. */
-  show({ items, total }, ladder) {
+  /** `total` includes jobs that are not listed. The ladder of a route has the rungs that can be requested, lowest first. */
+  show({ items, total }, routes) {
+    const ladders = new Map(routes.map(({ name, ladder }) => [name, ladder]));
     this.#rows.show(
-      items.map((job) => ({ ...job, ladder })),
-      (job) => `${job.key} ${job.id}`,
+      items.map((job) => ({ ...job, ladder: ladders.get(job.route) ?? [] })),
+      (job) => `${job.route} ${job.key} ${job.id}`,
     );
     const more = total > items.length ? `${count(items.length)} of ${count(total)}` : count(total);
     setText(element("jobs-count"), total ? more : "");

@@ -288,7 +288,7 @@ impl ProbeTarget<'_> {
     }
 
     fn rung(&self, id: &JobId, body: &Bytes) -> Option<Rung> {
-        match job_body::split(&self.route, Form::Single, &JobSet::new([id.clone()]), body) {
+        match job_body::split(&self.route, Form::Single, &JobSet::new([id.clone()]), 200, body) {
             SplitBody::Jobs { jobs, .. } => jobs.first().and_then(|job| job.rung),
             SplitBody::Unsplit | SplitBody::Invalid => None,
         }

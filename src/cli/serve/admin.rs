@@ -3,7 +3,7 @@
 use crate::admin::{Admin, AdminContext};
 use crate::cli::error::CommandError;
 use crate::config::{Config, Listen};
-use crate::core::route::Route;
+use crate::core::route::SunoEndpoints;
 
 /// Starts the admin listener, if the configuration has one. With a simulated upstream, any free port replaces the default
 /// address if that is taken: Prometheus does not scrape a demonstration.
@@ -28,7 +28,7 @@ pub(super) async fn start(
 
 /// Returns a command for a first request, for the dashboard.
 pub(super) fn example(listen: &[Listen], is_simulated: bool) -> String {
-    let Route { single_path, single_param, status_param, ladder, .. } = Route::suno();
+    let SunoEndpoints { single_path, single_param, status_param, ladder, .. } = SunoEndpoints::default();
     let tcp = listen.iter().find_map(|listen| match listen {
         Listen::Tcp(address) => Some(format!("http://{address}")),
         Listen::Unix(_) => None,

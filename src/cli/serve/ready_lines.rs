@@ -8,7 +8,7 @@ use tracing::warn;
 
 use crate::admin::Admin;
 use crate::cli::error::CommandError;
-use crate::core::route::Route;
+use crate::core::route::SunoEndpoints;
 use crate::server::{Listener, tcp_address};
 
 /// Longest delay of the start by a full pipe on stdout.
@@ -48,8 +48,8 @@ pub(super) async fn write(lines: String) {
 }
 
 fn sample_commands(address: &str) -> String {
-    let Route { single_path, multi_path, single_param, multi_param, status_param, ladder, .. } =
-        Route::suno();
+    let SunoEndpoints { single_path, multi_path, single_param, multi_param, status_param, ladder, .. } =
+        SunoEndpoints::default();
     let words: Vec<_> = ladder.askable_words().collect();
     let (&last, before) = words.split_last().expect("a ladder has a state that clients can wait for");
     let first = before.last().unwrap_or(&last);

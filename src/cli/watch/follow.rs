@@ -131,7 +131,7 @@ impl Follower {
                 false => FetchedJob::Final(reason),
             };
         }
-        match job_body::split(&self.route, Form::Single, &JobSet::new([id.clone()]), &body) {
+        match job_body::split(&self.route, Form::Single, &JobSet::new([id.clone()]), status.as_u16(), &body) {
             SplitBody::Jobs { mut jobs, .. } => match jobs.pop() {
                 Some(job_body::JobSlice { rung: Some(rung), body, .. }) => FetchedJob::State(rung, body),
                 _ => FetchedJob::Final("the status of the job is unknown".to_owned()),

@@ -16,18 +16,20 @@ use std::borrow::Cow;
 use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor,
+};
 use serde_json::value::RawValue;
 
 use crate::core::job::{JobId, JobSet};
-use crate::core::route::{Form, Route, Rung};
+use crate::core::route::{Form, JsonPointer, Route, Rung, StatusSource};
 
 /// One job in a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobSlice {
     /// Id of the job.
     pub id: JobId,
-    /// Rung of the job; `None` if the status is missing, is not a string, or is not on the ladder.
+    /// Rung of the job; `None` if the ladder does not have its status.
     pub rung: Option<Rung>,
     /// The job's own bytes, a slice of the body.
     pub body: Bytes,
@@ -65,8 +67,15 @@ pub enum SplitBody {
     Invalid,
 }
 
-/// Splits the body of a 2xx response to a poll for these jobs.
-pub fn split(route: &Route, form: Form, requested: &JobSet, body: &Bytes) -> SplitBody {
+/// Splits the body of a 2xx response with this HTTP status to a poll for these jobs.
+pub fn split(route: &Route, form: Form, requested: &JobSet, http_status: u16, body: &Bytes) -> SplitBody {
+    if route.status == StatusSource::HttpStatus
+        && let [id] = requested.iter().as_slice()
+    {
+        let rung = route.ladder.rung(&http_status.to_string());
+        let job = JobSlice { id: id.clone(), rung, body: body.clone() };
+        return SplitBody::Jobs { jobs: vec![job], shape: None };
+    }
     let Ok(text) = str::from_utf8(body) else { return SplitBody::Invalid };
     // RFC 8259 section 8.1 lets a parser skip a byte order mark. The body of a single job keeps it (P8).
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -131,7 +140,8 @@ impl<'a> Splitter<'a> {
     fn split_single(&self, text: &'a str) -> Option<SplitBody> {
         let fields = self.job_fields(text)?;
         let mut requested = self.requested.iter();
-        let id = requested.next().filter(|id| fields.id.as_deref() == Some(id.as_str()))?;
+        let is_named = |id: &&JobId| self.route.id.is_none() || fields.id.as_deref() == Some(id.as_str());
+        let id = requested.next().filter(is_named)?;
         if requested.next().is_some() {
             return None;
         }
@@ -192,7 +202,43 @@ impl<'a> Splitter<'a> {
     }
 
     fn job_fields(&self, text: &'a str) -> Option<JobFields<'a>> {
-        parse(JobFieldsSeed { route: self.route }, text)
+        let Route { id, status, error, ladder, .. } = self.route;
+        let StatusSource::Body(status) = status else { return None };
+        let pointers = [id.as_ref(), Some(status), error.as_ref()];
+        let [id, status, error] =
+            parse(ValuesSeed(pointers.map(|pointer| pointer.map(JsonPointer::tokens))), text)?.values;
+        let id = match id {
+            Some(id) => Some(id_text(id, self.route)?),
+            None => None,
+        };
+        let rung = status_word(status).and_then(|word| ladder.rung(&word));
+        let has_error = error.is_some_and(|error| error.get() != "null");
+        let failed = ladder.rungs().find(|rung| ladder.is_failure(*rung));
+        let rung = rung.map(|rung| match failed {
+            Some(failed) if has_error && ladder.is_terminal(rung) => failed,
+            Some(_) | None => rung,
+        });
+        Some(JobFields { id, rung })
+    }
+}
+
+/// Returns the id in a body. A number counts as its JSON text on configured routes.
+fn id_text<'a>(id: &'a RawValue, route: &Route) -> Option<Cow<'a, str>> {
+    let is_number = id.get().starts_with(|first: char| first == '-' || first.is_ascii_digit());
+    if is_number && !route.is_built_in {
+        return Some(Cow::Borrowed(id.get()));
+    }
+    parse(StringSeed, id.get())
+}
+
+/// Returns the word of a state: a string, the JSON text of a boolean or a number, or an empty word for no value and null.
+fn status_word(status: Option<&RawValue>) -> Option<Cow<'_, str>> {
+    let Some(status) = status else { return Some(Cow::Borrowed("")) };
+    match status.get().as_bytes().first()? {
+        b'"' => parse(StringSeed, status.get()),
+        b'n' => Some(Cow::Borrowed("")),
+        b'{' | b'[' => None,
+        _ => Some(Cow::Borrowed(status.get())),
     }
 }
 
@@ -258,45 +304,105 @@ struct JobFields<'a> {
     rung: Option<Rung>,
 }
 
-/// Reads [`JobFields`]. An id that is not a string is an error. So is a repeated id or status: JSON parsers disagree on
-/// which one counts, and so may clients.
-struct JobFieldsSeed<'r> {
-    route: &'r Route,
+/// Values of a job: its id, its status and its error.
+#[derive(Default)]
+struct FoundValues<'a> {
+    values: [Option<&'a RawValue>; 3],
+    is_visited: [bool; 3],
 }
 
-impl<'de> DeserializeSeed<'de> for JobFieldsSeed<'_> {
-    type Value = JobFields<'de>;
+const REPEATED: &str = "a name on the way to a value is repeated";
 
-    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<JobFields<'de>, D::Error> {
-        json.deserialize_map(self)
+impl<'a> FoundValues<'a> {
+    /// Records that the first token of a pointer was found.
+    fn visit(&mut self, at: usize) -> Result<(), &'static str> {
+        if std::mem::replace(&mut self.is_visited[at], true) { Err(REPEATED) } else { Ok(()) }
+    }
+
+    fn put(&mut self, at: usize, value: &'a RawValue) -> Result<(), &'static str> {
+        self.visit(at)?;
+        self.values[at] = Some(value);
+        Ok(())
     }
 }
 
-impl<'de> Visitor<'de> for JobFieldsSeed<'_> {
-    type Value = JobFields<'de>;
+/// Reads [`FoundValues`] by the tokens of their pointers. A repeated name on the way is an error: JSON parsers disagree on
+/// which value counts, and so may clients.
+struct ValuesSeed<'r>([Option<&'r [String]>; 3]);
+
+impl ValuesSeed<'_> {
+    /// Takes a value whose name or position begins some of the pointers.
+    fn take<'a>(
+        &self,
+        name: &str,
+        value: &'a RawValue,
+        found: &mut FoundValues<'a>,
+    ) -> Result<(), &'static str> {
+        let mut below = [None; 3];
+        for (at, tokens) in self.0.iter().enumerate() {
+            match tokens {
+                Some([token]) if token == name => found.put(at, value)?,
+                Some([token, rest @ ..]) if token == name => {
+                    found.visit(at)?;
+                    below[at] = Some(rest);
+                }
+                Some(_) | None => {}
+            }
+        }
+        if below.iter().all(Option::is_none) || !value.get().starts_with(['{', '[']) {
+            return Ok(());
+        }
+        let inner = parse(ValuesSeed(below), value.get()).ok_or(REPEATED)?;
+        for (at, value) in inner.values.into_iter().enumerate().filter(|(at, _)| below[*at].is_some()) {
+            found.values[at] = value;
+        }
+        Ok(())
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.0.iter().flatten().any(|tokens| tokens.first().is_some_and(|token| token == name))
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for ValuesSeed<'_> {
+    type Value = FoundValues<'de>;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<FoundValues<'de>, D::Error> {
+        json.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for ValuesSeed<'_> {
+    type Value = FoundValues<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a job")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<JobFields<'de>, A::Error> {
-        let mut id = None;
-        let mut status: Option<&RawValue> = None;
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<FoundValues<'de>, A::Error> {
+        let mut found = FoundValues::default();
         while let Some(name) = map.next_key_seed(StringSeed)? {
-            if name == self.route.id_field {
-                if id.replace(map.next_value_seed(StringSeed)?).is_some() {
-                    return Err(A::Error::custom("repeated id"));
-                }
-            } else if name == self.route.status_field {
-                if status.replace(map.next_value()?).is_some() {
-                    return Err(A::Error::custom("repeated status"));
-                }
+            if self.wants(&name) {
+                self.take(&name, map.next_value()?, &mut found).map_err(A::Error::custom)?;
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
         }
-        let word = status.and_then(|status| parse(StringSeed, status.get()));
-        Ok(JobFields { id, rung: word.and_then(|word| self.route.ladder.rung(&word)) })
+        Ok(found)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<FoundValues<'de>, A::Error> {
+        let is_index = |token: &String| token.bytes().all(|byte| byte.is_ascii_digit());
+        if !self.0.iter().flatten().any(|tokens| tokens.first().is_some_and(is_index)) {
+            return Err(A::Error::invalid_type(Unexpected::Seq, &self));
+        }
+        let mut found = FoundValues::default();
+        let mut at = 0_usize;
+        while let Some(value) = seq.next_element::<&RawValue>()? {
+            self.take(&at.to_string(), value, &mut found).map_err(A::Error::custom)?;
+            at += 1;
+        }
+        Ok(found)
     }
 }
 

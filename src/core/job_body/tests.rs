@@ -9,7 +9,7 @@ fn set(ids: &[&str]) -> JobSet {
 }
 
 fn split_text(form: Form, requested: &[&str], body: &str) -> SplitBody {
-    split(&Route::suno(), form, &set(requested), &Bytes::copy_from_slice(body.as_bytes()))
+    split(&Route::suno(), form, &set(requested), 200, &Bytes::copy_from_slice(body.as_bytes()))
 }
 
 /// Returns split jobs, given as (id, status word or "" for none, body).
@@ -211,7 +211,7 @@ fn a_body_that_is_not_json_is_invalid() {
     ];
     each(30, cases, |body| {
         for form in [Form::Single, Form::Multi] {
-            let result = split(&Route::suno(), form, &set(&["a"]), &Bytes::copy_from_slice(body));
+            let result = split(&Route::suno(), form, &set(&["a"]), 200, &Bytes::copy_from_slice(body));
             assert_eq!(result, SplitBody::Invalid, "{form} {}", String::from_utf8_lossy(body));
         }
     });
@@ -221,18 +221,19 @@ fn a_body_that_is_not_json_is_invalid() {
 #[test]
 fn a_byte_order_mark_is_skipped_for_parsing_and_stays_in_the_bytes_of_a_single_job() {
     let body = Bytes::from_static(b"\xef\xbb\xbf{\"id\":\"a\",\"status\":\"complete\"}");
-    let SplitBody::Jobs { jobs, .. } = split(&Route::suno(), Form::Single, &set(&["a"]), &body) else {
+    let SplitBody::Jobs { jobs, .. } = split(&Route::suno(), Form::Single, &set(&["a"]), 200, &body) else {
         panic!("not split")
     };
     assert_eq!(jobs[0].body, body);
     assert!(jobs[0].rung.is_some());
     let list = Bytes::from_static(b"\xef\xbb\xbf[{\"id\":\"a\"},{\"id\":\"b\"}]");
-    let SplitBody::Jobs { jobs, .. } = split(&Route::suno(), Form::Multi, &set(&["a", "b"]), &list) else {
+    let SplitBody::Jobs { jobs, .. } = split(&Route::suno(), Form::Multi, &set(&["a", "b"]), 200, &list)
+    else {
         panic!("not split")
     };
     assert_eq!(jobs[1].body, &b"{\"id\":\"b\"}"[..]);
     let twice = Bytes::from_static(b"\xef\xbb\xbf\xef\xbb\xbf{\"id\":\"a\"}");
-    assert_eq!(split(&Route::suno(), Form::Single, &set(&["a"]), &twice), SplitBody::Invalid);
+    assert_eq!(split(&Route::suno(), Form::Single, &set(&["a"]), 200, &twice), SplitBody::Invalid);
 }
 
 #[test]
@@ -261,7 +262,8 @@ fn an_id_with_escapes_is_compared_by_its_decoded_value() {
 fn a_job_is_a_slice_of_the_body_and_not_a_copy() {
     let body = Bytes::from_static(br#"{"clips":[{"id":"b"},{"id":"a"}]}"#);
     let all = body.as_ptr_range();
-    let SplitBody::Jobs { jobs, .. } = split(&Route::suno(), Form::Multi, &set(&["a", "b"]), &body) else {
+    let SplitBody::Jobs { jobs, .. } = split(&Route::suno(), Form::Multi, &set(&["a", "b"]), 200, &body)
+    else {
         panic!("not split")
     };
     assert_eq!(jobs.len(), 2);
@@ -338,7 +340,8 @@ fn joined_jobs_are_split_again_in_every_shape() {
             let mut order: Vec<_> = bodies.iter().map(|(id, body)| (id, body)).collect();
             fastrand::Rng::with_seed(seed).shuffle(&mut order);
             let body = join(&shape, order);
-            let SplitBody::Jobs { jobs, shape: split_shape } = split(&route, Form::Multi, &requested, &body)
+            let SplitBody::Jobs { jobs, shape: split_shape } =
+                split(&route, Form::Multi, &requested, 200, &body)
             else {
                 panic!("seed {seed}: {body:?}")
             };
@@ -377,7 +380,7 @@ fn a_damaged_body_is_invalid_exactly_when_it_is_not_json() {
         let is_json =
             str::from_utf8(&body).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok());
         for (form, requested) in [(Form::Single, set(&["a"])), (Form::Multi, set(&["a", "b"]))] {
-            let result = split(&route, form, &requested, &body);
+            let result = split(&route, form, &requested, 200, &body);
             assert_eq!(result == SplitBody::Invalid, !is_json, "seed {seed}: {body:?}");
             invalid += usize::from(!is_json);
             if let SplitBody::Jobs { jobs, .. } = result {

@@ -15,12 +15,17 @@
 //! Names are compared after percent-decoding and are case-sensitive. The module has no state and no HTTP library.
 //! Parsing is one pass over the query; `max_jobs` bounds the memory that it keeps.
 
+mod identity;
+
 use std::borrow::Cow;
+use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-use crate::core::job::{BadId, JobId, JobSet};
-use crate::core::route::{Form, Goal, Route};
+use self::identity::{IdentityParams, path_identity};
+pub use self::identity::{acted_on, named};
+use crate::core::job::{BadId, JobId, JobSet, MAX_ID_BYTES, RouteIndex};
+use crate::core::route::{Form, Goal, ListForm, Route, Routes};
 
 /// Longest accepted id in a query, in bytes. A wait with a longer one gets 400.
 pub const MAX_QUERY_ID_BYTES: usize = 128;
@@ -39,12 +44,16 @@ pub enum Query {
 /// A parsed wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WaitQuery {
+    /// Route of the jobs.
+    pub route: RouteIndex,
     /// Endpoint of the request.
     pub form: Form,
     /// At least one job, without repetition, in the client's order.
     pub asked: Vec<JobId>,
     /// State that ends the wait.
     pub goal: Goal,
+    /// Time for which the client asks to be held, in the parameter of the route for it.
+    pub hold: Option<Duration>,
 }
 
 impl WaitQuery {
@@ -128,11 +137,18 @@ impl BadQuery {
 }
 
 /// Parses the target of a GET. `path` and `query` are not decoded yet; `max_jobs` is the maximum number of ids in a
-/// request for several jobs.
-pub fn parse(route: &Route, path: &str, query: Option<&str>, max_jobs: usize) -> Query {
-    let Some(form) = route.form(path) else { return Query::Other };
-    let mut ids = IdList { route, form, max_jobs, ids: Vec::new(), count: 0, spelling: None };
-    let (mut goal, mut has_status) = (Goal::Now, false);
+/// request for several jobs. Where a configured list takes more, that is the maximum.
+pub fn parse(routes: &Routes, path: &str, query: Option<&str>, max_jobs: usize) -> Query {
+    let Some((index, found)) = routes.endpoint(path) else { return Query::Other };
+    let (route, form) = (routes.get(index), found.form);
+    let Some(identity) = path_identity(route, &found) else { return Query::Other };
+    let max_jobs = match &route.list {
+        Some(list) if !route.is_built_in => max_jobs.max(list.max),
+        Some(_) | None => max_jobs,
+    };
+    let mut ids = IdList { index, route, form, max_jobs, ids: Vec::new(), count: 0, spelling: None };
+    let mut params = IdentityParams::new(route);
+    let (mut goal, mut has_status, mut hold) = (None, false, None);
     let mut first_error = None;
     for (name, value) in parameters(query) {
         let result = match Param::parse(route, form, name) {
@@ -140,8 +156,11 @@ pub fn parse(route: &Route, path: &str, query: Option<&str>, max_jobs: usize) ->
             Ok(Param::Status) if has_status => Err(ParamError::Unknown),
             Ok(Param::Status) => {
                 has_status = true;
-                parse_goal(route, value).map(|parsed| goal = parsed)
+                parse_goal(route, value).map(|parsed| goal = Some(parsed))
             }
+            Ok(Param::Hold) if hold.is_some() => Err(ParamError::Unknown),
+            Ok(Param::Hold) => parse_seconds(value).map(|parsed| hold = Some(parsed)),
+            Ok(Param::Identity(at)) => params.push(at, value),
             Err(error) => Err(error),
         };
         match result {
@@ -153,12 +172,26 @@ pub fn parse(route: &Route, path: &str, query: Option<&str>, max_jobs: usize) ->
     if ids.has_repeated_id() {
         return Query::Other;
     }
-    if ids.count == 0 {
+    let rest = params.append_to(identity.rest);
+    if let Some(id) = identity.id {
+        let Ok(job) = JobId::with_rest(index, &id, &rest) else { return Query::Other };
+        ids.ids.push(job);
+    } else if ids.count == 0 {
         first_error.get_or_insert_with(|| BadQuery::NoId { param: id_param(route, form) });
+    } else if !rest.is_empty() {
+        let with_rest = ids.ids.iter().map(|job| JobId::with_rest(index, job.as_str(), &rest));
+        let Ok(jobs) = with_rest.collect() else { return Query::Other };
+        ids.ids = jobs;
     }
+    // Seconds without a state mean the end of the job.
+    let goal = match (goal, hold) {
+        (Some(goal), _) => goal,
+        (None, Some(_)) => Goal::Rung(route.ladder.highest_askable()),
+        (None, None) => Goal::Now,
+    };
     match first_error {
         Some(error) => Query::Bad(error),
-        None => Query::Wait(WaitQuery { form, asked: ids.ids, goal }),
+        None => Query::Wait(WaitQuery { route: index, form, asked: ids.ids, goal, hold }),
     }
 }
 
@@ -168,23 +201,6 @@ fn parameters(query: Option<&str>) -> impl Iterator<Item = (&str, &str)> {
     let parameters = query.unwrap_or_default().split('&').filter(|parameter| !parameter.is_empty());
     parameters.map(|parameter| parameter.split_once('=').unwrap_or((parameter, "")))
 }
-
-/// Returns all job ids in a target, also where the request is passed through; at most 1000, and none on other paths.
-pub fn named(route: &Route, path: &str, query: Option<&str>) -> Vec<JobId> {
-    let Some(form) = route.form(path) else { return Vec::new() };
-    let parameters = query.unwrap_or_default().split('&').filter_map(|parameter| parameter.split_once('='));
-    let values = parameters
-        .filter(|(name, _)| matches!(Param::parse(route, form, name), Ok(Param::Id(_))))
-        // An upstream may parse `a,b` as one id or as two: both readings count.
-        .flat_map(|(_, value)| {
-            std::iter::once(value).chain(value.split([',', ';']).skip_while(move |id| *id == value))
-        });
-    let ids = values.filter_map(|value| JobId::new(&decode(value, MAX_QUERY_ID_BYTES).ok()?).ok());
-    ids.take(MAX_NAMED).collect()
-}
-
-/// The largest `wait.max_jobs` that the configuration accepts.
-const MAX_NAMED: usize = 1000;
 
 /// Removes the parameter of this name from a query. Returns the rest unchanged, and the decoded value; `None` if the
 /// parameter is missing, repeated or cannot be decoded.
@@ -209,7 +225,8 @@ pub fn take(query: &str, name: &str) -> Option<(String, String)> {
 /// Maximum size of a value that [`take`] decodes, in bytes.
 const MAX_VALUE_BYTES: usize = 64 << 10;
 
-/// Builds the path and query of a poll in the upstream's documented spelling; [`Goal::Now`] has no status parameter.
+/// Builds the path and query of a poll in the upstream's documented spelling. Without a rung as its goal, or at an
+/// upstream that never holds, it has no status parameter.
 ///
 /// The brackets of the repeated parameter are percent-encoded, as browsers' `URLSearchParams` and common clients send
 /// them. Every parser decodes that to the same name. RFC 3986 section 3.4 does not allow a bare `[` in a query: lenient
@@ -218,25 +235,53 @@ const MAX_VALUE_BYTES: usize = 64 << 10;
 /// With [`Form::Single`], `jobs` has exactly one id.
 pub fn build_target(route: &Route, form: Form, jobs: &JobSet, goal: Goal) -> String {
     debug_assert!(form == Form::Multi || jobs.len() == 1, "a poll at the single endpoint has one job");
-    let (path, param, brackets) = match form {
-        Form::Single => (&route.single_path, &route.single_param, ""),
-        Form::Multi => (&route.multi_path, &route.multi_param, BRACKETS),
-    };
-    let mut target = String::with_capacity(path.len() + 32 + jobs.len() * (param.len() + 48));
-    target.push_str(path);
-    let mut parameter = |name: &str, brackets: &str, value: &str| {
-        target.push(if target.len() == path.len() { '?' } else { '&' });
+    let mut target = String::with_capacity(64 + jobs.len() * 64);
+    let parameter = |target: &mut String, name: &str, brackets: &str, value: &str| {
+        target.push(if target.contains('?') { '&' } else { '?' }); // no path has a question mark
         target.extend(utf8_percent_encode(name, RESERVED));
         target.push_str(brackets);
         target.push('=');
         target.extend(utf8_percent_encode(value, RESERVED));
     };
-    for id in jobs {
-        parameter(param, brackets, id.as_str());
+    match (form, &route.list) {
+        (Form::Multi, Some(list)) => {
+            target.push_str(&list.path);
+            match list.form {
+                ListForm::Brackets => {
+                    jobs.iter().for_each(|id| parameter(&mut target, &list.param, BRACKETS, id.as_str()));
+                }
+                ListForm::Repeat => {
+                    jobs.iter().for_each(|id| parameter(&mut target, &list.param, "", id.as_str()));
+                }
+                ListForm::Comma => {
+                    parameter(&mut target, &list.param, "", "");
+                    for (n, id) in jobs.iter().enumerate() {
+                        target.push_str(if n > 0 { "," } else { "" });
+                        target.extend(utf8_percent_encode(id.as_str(), RESERVED));
+                    }
+                }
+            }
+        }
+        (Form::Single | Form::Multi, _) => {
+            for id in jobs.iter().take(1) {
+                let (others, params) = id.rest().split_once('?').unwrap_or((id.rest(), ""));
+                route.write_path(&mut target, id.as_str(), others);
+                if let Some(param) = &route.id_param {
+                    parameter(&mut target, param, "", id.as_str());
+                }
+                if !params.is_empty() {
+                    target.push(if target.contains('?') { '&' } else { '?' });
+                    target.push_str(params); // encoded already
+                }
+            }
+        }
     }
-    match goal {
-        Goal::Now | Goal::Not(_) => {}
-        Goal::Rung(rung) => parameter(&route.status_param, "", route.ladder.name(rung)),
+    let is_held = matches!(goal, Goal::Rung(_)) && !route.never_holds();
+    if let (Goal::Rung(rung), Some(param), true) = (goal, &route.wait_param, is_held) {
+        parameter(&mut target, param, "", route.ladder.name(rung));
+    }
+    if let (Some(param), true) = (&route.hold_param, is_held) {
+        parameter(&mut target, param, "", &route.hold.as_secs().max(1).to_string());
     }
     target
 }
@@ -257,6 +302,7 @@ enum ParamError {
 
 /// Collects the ids of a query, parameter by parameter.
 struct IdList<'r> {
+    index: RouteIndex,
     route: &'r Route,
     form: Form,
     max_jobs: usize,
@@ -269,28 +315,44 @@ struct IdList<'r> {
 
 impl IdList<'_> {
     fn push(&mut self, spelling: Spelling, value: &str) -> Result<(), ParamError> {
-        if !self.may_follow(spelling) || value.bytes().any(|byte| AMBIGUOUS.contains(&byte)) {
+        if !self.may_follow(spelling) {
             return Err(ParamError::Unknown);
         }
         self.spelling = Some(spelling);
+        match spelling {
+            Spelling::Comma => value.split(',').try_for_each(|id| self.push_id(id)),
+            Spelling::Plain | Spelling::Brackets | Spelling::Index(_) => self.push_id(value),
+        }
+    }
+
+    fn push_id(&mut self, value: &str) -> Result<(), ParamError> {
+        if value.bytes().any(|byte| AMBIGUOUS.contains(&byte)) {
+            return Err(ParamError::Unknown);
+        }
         self.count += 1;
         if self.form == Form::Multi && self.count > self.max_jobs {
             let (param, limit) = (id_param(self.route, self.form), self.max_jobs);
             return Err(ParamError::Invalid(BadQuery::TooManyIds { param, limit }));
         }
-        let id = decode(value, MAX_QUERY_ID_BYTES).and_then(|id| match id.len() {
-            0..=MAX_QUERY_ID_BYTES => JobId::new(&id).map_err(DecodeError::from),
-            _ => Err(DecodeError::TooLong),
+        let limit = if self.route.is_built_in { MAX_QUERY_ID_BYTES } else { MAX_ID_BYTES };
+        let id = decode(value, limit).and_then(|id| match id.len() > limit {
+            true => Err(DecodeError::TooLong),
+            false => JobId::with_rest(self.index, &id, "").map_err(DecodeError::from),
         });
-        self.ids.push(id.map_err(|error| {
+        let id = id.map_err(|error| {
             let param = id_param(self.route, self.form);
-            ParamError::Invalid(match error {
-                DecodeError::Empty => BadQuery::EmptyId { param },
-                DecodeError::TooLong => BadQuery::LongId { param },
-                DecodeError::NotUtf8 => BadQuery::NotUtf8 { param },
-                DecodeError::InvalidEscape => BadQuery::BrokenEscape { param },
-            })
-        })?);
+            match error {
+                DecodeError::Empty => ParamError::Invalid(BadQuery::EmptyId { param }),
+                DecodeError::TooLong if !self.route.is_built_in => ParamError::Unknown,
+                DecodeError::TooLong => ParamError::Invalid(BadQuery::LongId { param }),
+                DecodeError::NotUtf8 => ParamError::Invalid(BadQuery::NotUtf8 { param }),
+                DecodeError::InvalidEscape => ParamError::Invalid(BadQuery::BrokenEscape { param }),
+            }
+        })?;
+        if self.spelling == Some(Spelling::Comma) && id.as_str().contains(',') {
+            return Err(ParamError::Unknown);
+        }
+        self.ids.push(id);
         Ok(())
     }
 
@@ -301,6 +363,7 @@ impl IdList<'_> {
             (_, None, _) => true,
             (Form::Single, Some(_), _) => false,
             (Form::Multi, Some(Spelling::Index(last)), Spelling::Index(this)) => last < this,
+            (Form::Multi, Some(Spelling::Comma), _) => false,
             (Form::Multi, Some(last), this) => last == this,
         }
     }
@@ -323,42 +386,58 @@ const AMBIGUOUS: [u8; 3] = [b'+', b';', b','];
 enum Param {
     Id(Spelling),
     Status,
+    Hold,
+    /// Position in [`Route::params`].
+    Identity(usize),
 }
 
-/// Spelling of an id parameter: `clip_ids`, `clip_ids[]` or `clip_ids[7]`. Parsers agree on lists in one spelling, and
-/// disagree on mixtures.
+/// Spelling of an id parameter: `clip_ids`, `clip_ids[]`, `clip_ids[7]`, or several ids in one value. Parsers agree on
+/// lists in one spelling, and disagree on mixtures.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Spelling {
     Plain,
+    Comma,
     Brackets,
     Index(u32),
 }
 
 impl Param {
     fn parse(route: &Route, form: Form, name: &str) -> Result<Self, ParamError> {
-        let param = match form {
-            Form::Single => &route.single_param,
-            Form::Multi => &route.multi_param,
-        };
-        let name = decode(name, param.len().max(route.status_param.len()) + MAX_INDEX_BYTES);
-        let name = name.map_err(|error| match error {
+        let name = decode(name, MAX_NAME_BYTES).map_err(|error| match error {
             DecodeError::InvalidEscape => ParamError::Invalid(BadQuery::BrokenName),
             DecodeError::Empty | DecodeError::TooLong | DecodeError::NotUtf8 => ParamError::Unknown,
         })?;
-        if *name == route.status_param {
+        let is = |param: &Option<String>| param.as_deref() == Some(&*name);
+        if is(&route.wait_param) {
             return Ok(Self::Status);
         }
-        let suffix = name.strip_prefix(param.as_str()).ok_or(ParamError::Unknown)?;
-        match form {
-            Form::Single if suffix.is_empty() => Ok(Self::Id(Spelling::Plain)),
-            Form::Single => Err(ParamError::Unknown),
-            Form::Multi => Spelling::parse(suffix).map(Self::Id).ok_or(ParamError::Unknown),
+        if is(&route.hold_param) {
+            return Ok(Self::Hold);
+        }
+        let list = route.list.as_ref().filter(|_| form == Form::Multi);
+        match list {
+            None if is(&route.id_param) => Ok(Self::Id(Spelling::Plain)),
+            None => {
+                let at = route.params.iter().position(|param| *param == name);
+                at.map(Self::Identity).ok_or(ParamError::Unknown)
+            }
+            Some(list) if list.form == ListForm::Comma => {
+                if *name == list.param {
+                    Ok(Self::Id(Spelling::Comma))
+                } else {
+                    Err(ParamError::Unknown)
+                }
+            }
+            Some(list) => {
+                let suffix = name.strip_prefix(list.param.as_str()).ok_or(ParamError::Unknown)?;
+                Spelling::parse(suffix).map(Self::Id).ok_or(ParamError::Unknown)
+            }
         }
     }
 }
 
-/// Length of the longest index with its brackets, in bytes.
-const MAX_INDEX_BYTES: usize = "[4294967295]".len();
+/// Longest decoded name of a parameter, in bytes; no route has a longer one.
+pub const MAX_NAME_BYTES: usize = 128;
 
 impl Spelling {
     fn parse(suffix: &str) -> Option<Self> {
@@ -376,11 +455,17 @@ impl Spelling {
     }
 }
 
+/// Parses a number of seconds. Another text is for the upstream to judge.
+fn parse_seconds(value: &str) -> Result<Duration, ParamError> {
+    let is_number = (1..=6).contains(&value.len()) && value.bytes().all(|byte| byte.is_ascii_digit());
+    let seconds = value.parse().ok().filter(|_| is_number).ok_or(ParamError::Unknown)?;
+    Ok(Duration::from_secs(seconds))
+}
+
 fn parse_goal(route: &Route, value: &str) -> Result<Goal, ParamError> {
+    let param = || route.wait_param.clone().unwrap_or_default();
     let word = decode(value, MAX_STATUS_BYTES).map_err(|error| match error {
-        DecodeError::InvalidEscape => {
-            ParamError::Invalid(BadQuery::BrokenEscape { param: route.status_param.clone() })
-        }
+        DecodeError::InvalidEscape => ParamError::Invalid(BadQuery::BrokenEscape { param: param() }),
         DecodeError::Empty | DecodeError::TooLong | DecodeError::NotUtf8 => ParamError::Unknown,
     })?;
     let rung = route.ladder.rung(&word).ok_or(ParamError::Unknown)?;
@@ -389,7 +474,7 @@ fn parse_goal(route: &Route, value: &str) -> Result<Goal, ParamError> {
     }
     let words: Vec<_> = route.ladder.askable_words().map(|word| format!("`{word}`")).collect();
     Err(ParamError::Invalid(BadQuery::NotAskable {
-        param: route.status_param.clone(),
+        param: param(),
         word: route.ladder.name(rung).to_owned(),
         askable: words.join(" or "),
     }))
@@ -400,9 +485,10 @@ const MAX_STATUS_BYTES: usize = 128;
 
 /// Returns the documented name of the id parameter.
 fn id_param(route: &Route, form: Form) -> String {
-    match form {
-        Form::Single => route.single_param.clone(),
-        Form::Multi => format!("{}[]", route.multi_param),
+    match (form, &route.list) {
+        (Form::Multi, Some(list)) if list.form == ListForm::Brackets => format!("{}[]", list.param),
+        (Form::Multi, Some(list)) => list.param.clone(),
+        (Form::Single | Form::Multi, _) => route.id_param.clone().unwrap_or_default(),
     }
 }
 

@@ -1,3 +1,4 @@
+use super::identity::MAX_NAMED;
 use super::*;
 
 const SINGLE: &str = "/v2/generate/audio/suno-ai/clip";
@@ -9,7 +10,7 @@ fn parse_target(target: &str) -> Query {
         Some((path, query)) => (path, Some(query)),
         None => (target, None),
     };
-    parse(&Route::suno(), path, query, MAX_JOBS)
+    parse(&Route::suno().into(), path, query, MAX_JOBS)
 }
 
 fn id(text: &str) -> JobId {
@@ -21,7 +22,13 @@ fn goal(word: &str) -> Goal {
 }
 
 fn wait(form: Form, ids: &[&str], goal: Goal) -> Query {
-    Query::Wait(WaitQuery { form, asked: ids.iter().map(|text| id(text)).collect(), goal })
+    Query::Wait(WaitQuery {
+        route: RouteIndex::default(),
+        hold: None,
+        form,
+        asked: ids.iter().map(|text| id(text)).collect(),
+        goal,
+    })
 }
 
 /// Checks each case of a table, and the number of cases.
@@ -358,11 +365,11 @@ fn named_finds_the_jobs_of_any_target_on_the_two_paths() {
     ];
     each(7, cases, |(path, query, ids)| {
         let ids: Vec<_> = ids.into_iter().map(id).collect();
-        assert_eq!(named(&Route::suno(), path, Some(query)), ids, "{query}");
+        assert_eq!(named(&Route::suno().into(), path, Some(query)), ids, "{query}");
     });
     let endless = "clip_ids=a&".repeat(100_000);
-    assert_eq!(named(&Route::suno(), MULTI, Some(&endless)).len(), MAX_NAMED);
-    assert!(named(&Route::suno(), MULTI, None).is_empty());
+    assert_eq!(named(&Route::suno().into(), MULTI, Some(&endless)).len(), MAX_NAMED);
+    assert!(named(&Route::suno().into(), MULTI, None).is_empty());
 }
 
 #[test]

@@ -30,7 +30,7 @@ use self::stream::{JobStream, StreamStart};
 use crate::auth::Identity;
 use crate::cache::Cache;
 use crate::core::query::WaitQuery;
-use crate::core::route::{Goal, Route};
+use crate::core::route::{Goal, Routes};
 use crate::gateway::error::GatewayError;
 use crate::gateway::guarded_body::{GuardedBody, Revocation};
 use crate::gateway::passthrough::PassthroughResponse;
@@ -48,7 +48,7 @@ use crate::telemetry::trace::Links;
 pub(super) struct EventStreams {
     hub: Hub,
     cache: Arc<Cache>,
-    route: Arc<Route>,
+    routes: Arc<Routes>,
 }
 
 /// A request for an event stream.
@@ -109,8 +109,8 @@ impl Gateway {
 }
 
 impl EventStreams {
-    pub(super) fn new(hub: Hub, cache: Arc<Cache>, route: Arc<Route>) -> Self {
-        Self { hub, cache, route }
+    pub(super) fn new(hub: Hub, cache: Arc<Cache>, routes: Arc<Routes>) -> Self {
+        Self { hub, cache, routes }
     }
 
     /// Returns the head of the stream at once, or 204 for a client that already has all events. All errors that are
@@ -118,11 +118,12 @@ impl EventStreams {
     ///
     /// Cancel safe: dropping the future, or later the body of the response, ends the stream's waits.
     async fn open(&self, request: StreamRequest) -> Result<Response<Body>, GatewayError> {
+        let ladder = &self.routes.get(request.query.route).ladder;
         let goal = match request.query.goal {
-            Goal::Now | Goal::Not(_) => self.route.ladder.highest_askable(),
+            Goal::Now | Goal::Not(_) => ladder.highest_askable(),
             Goal::Rung(rung) => rung,
         };
-        let codec = PositionCodec::new(&self.route.ladder, &request.query.asked, goal);
+        let codec = PositionCodec::new(ladder, &request.query.asked, goal);
         let sent = match request.last_event_id.as_deref().and_then(|id| codec.decode(id)) {
             Some(Position::Over) => return Ok(stream_over_response()),
             Some(Position::Sent(sent)) => sent,

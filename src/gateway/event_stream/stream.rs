@@ -27,7 +27,7 @@ use super::{EventStreams, StreamRequest};
 use crate::clock;
 use crate::core::coalescer::{Failure, WaitOutcome, WaitResult};
 use crate::core::job::{JobId, JobSet, JobState, UpstreamResponse};
-use crate::core::route::{Form, Goal, Rung};
+use crate::core::route::{Form, Goal, Route, Rung};
 use crate::gateway::error::GatewayError;
 use crate::hub::{HubError, WaitRequest};
 use crate::limits::Subject;
@@ -254,7 +254,7 @@ impl JobStream {
     }
 
     fn next_wait(&self, job: &JobProgress) -> WaitRequest {
-        let ladder = &self.streams.route.ladder;
+        let ladder = &self.route().ladder;
         let rung =
             job.sent.map_or(self.lowest_rung(), |sent| ladder.next(sent).unwrap_or(sent).min(self.goal));
         self.wait(JobSet::new([job.id.clone()]), rung)
@@ -290,8 +290,12 @@ impl JobStream {
         }
     }
 
+    fn route(&self) -> &Route {
+        self.streams.routes.get(self.request.query.route)
+    }
+
     fn lowest_rung(&self) -> Rung {
-        self.streams.route.ladder.lowest()
+        self.route().ladder.lowest()
     }
 
     /// Returns the jobs that have not reached the goal.
@@ -311,11 +315,7 @@ impl JobStream {
     }
 
     fn end_with_error(&mut self, error: &GatewayError, reconnect: Reconnect) {
-        let route = &self.streams.route;
-        let path = match self.request.query.form {
-            Form::Single => &route.single_path,
-            Form::Multi => &route.multi_path,
-        };
+        let path = self.route().template(self.request.query.form);
         let body = error.to_response_bytes(&self.request.id, path).into_body();
         self.end_with_event(&body, reconnect, error.reason());
     }

@@ -101,7 +101,7 @@ impl Gateway {
             });
             state.log.disposition = Disposition::Passthrough;
             let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
-            let named = query::named(&self.0.route, request.uri().path(), request.uri().query());
+            let named = query::named(&self.0.routes, request.uri().path(), request.uri().query());
             let authorization = identity.as_ref().map(|identity| identity.authorization.clone());
             let account = UpstreamAccount { authorization, is_lent: state.is_lent };
             let forwarding = self.0.passthrough.forward(request, state.log.ctx(), account, &state.span);

@@ -19,7 +19,7 @@ use crate::core::coalescer::{Failure, PollOutcome, PollSpec};
 use crate::core::job::{JobState, UpstreamResponse};
 use crate::core::job_body::{self, ListShape, SplitBody};
 use crate::core::query;
-use crate::core::route::{Form, Goal, Route};
+use crate::core::route::{Goal, Route, Routes, StatusSource};
 use crate::core::scheduler::RetryAdvice;
 use crate::protocol::body::Body;
 use crate::protocol::retry_after::retry_after;
@@ -36,9 +36,7 @@ const MAX_RESPONSE: usize = 8 << 20;
 #[derive(Clone)]
 pub struct Poller {
     client: Client,
-    route: Arc<Route>,
-    /// Time for a response, from the moment the request is on a connection.
-    response_timeout: Duration,
+    routes: Arc<Routes>,
     connect_timeout: Duration,
     metrics: Arc<Metrics>,
 }
@@ -92,17 +90,11 @@ pub enum AttemptOutcome {
 impl Poller {
     pub fn new(
         client: Client,
-        route: Arc<Route>,
+        routes: Arc<Routes>,
         config: &config::UpstreamConfig,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self {
-            client,
-            route,
-            response_timeout: config.poll_timeout + config.poll_timeout / 12,
-            connect_timeout: config.connect_timeout,
-            metrics,
-        }
+        Self { client, routes, connect_timeout: config.connect_timeout, metrics }
     }
 
     /// Runs one attempt. Awaits `on_held`, which must be quick, once the request is on a connection. Cancel safe:
@@ -118,7 +110,8 @@ impl Poller {
         let Some(request) = self.request(spec, authorization, trace) else {
             return AttemptOutcome::Failed(Failure::InvalidResponse(None), RetryAdvice::BackOff);
         };
-        let call = self.metrics.upstream.call(self.kind(spec.goal), cause);
+        let call = self.metrics.upstream.call(self.kind(spec), cause);
+        let sent_at = clock::now();
         let mut pending = self.client.start(request);
         let attempt = async {
             let response = tokio::select! {
@@ -139,10 +132,11 @@ impl Poller {
                 }
             }
         };
-        let result = tokio::time::timeout(self.connect_timeout + self.response_timeout, attempt).await;
+        let result =
+            tokio::time::timeout(self.connect_timeout + response_timeout(self.route(spec)), attempt).await;
         let (code, outcome) = match result.unwrap_or(Err((CallError::Timeout, RetryAdvice::BackOff))) {
             Err((fault, advice)) => (Code::Fault(fault), AttemptOutcome::Failed(failure(fault), advice)),
-            Ok((status, headers, body)) => match self.classify(spec, status, &headers, body) {
+            Ok((status, headers, body)) => match self.classify(spec, status, &headers, body, sent_at) {
                 invalid @ AttemptOutcome::Failed(Failure::InvalidResponse(_), _) => {
                     (Code::Fault(CallError::Invalid), invalid)
                 }
@@ -153,20 +147,23 @@ impl Poller {
         outcome
     }
 
-    fn kind(&self, goal: Goal) -> CallKind {
-        match goal {
+    fn kind(&self, spec: &PollSpec) -> CallKind {
+        let route = self.route(spec);
+        match spec.goal {
             Goal::Now => CallKind::Snapshot,
-            Goal::Rung(rung) if rung == self.route.ladder.lowest() => CallKind::Snapshot,
+            Goal::Rung(rung) if rung == route.ladder.lowest() => CallKind::Snapshot,
             Goal::Rung(_) | Goal::Not(_) => CallKind::Poll,
         }
     }
 
-    /// Returns the path of this endpoint.
-    pub fn path(&self, form: Form) -> &str {
-        match form {
-            Form::Single => &self.route.single_path,
-            Form::Multi => &self.route.multi_path,
-        }
+    /// Returns the route of a poll.
+    pub fn route(&self, spec: &PollSpec) -> &Route {
+        self.routes.get(spec.jobs.iter().next().map(|job| job.route()).unwrap_or_default())
+    }
+
+    /// Returns the template of the path of a poll.
+    pub fn path(&self, spec: &PollSpec) -> &str {
+        self.route(spec).template(spec.form)
     }
 
     fn request(
@@ -175,7 +172,7 @@ impl Poller {
         authorization: &HeaderValue,
         trace: &TraceContext,
     ) -> Option<Request<Body>> {
-        let target = query::build_target(&self.route, spec.form, &spec.jobs, spec.goal);
+        let target = query::build_target(self.route(spec), spec.form, &spec.jobs, spec.goal);
         let uri = self.client.uri(&PathAndQuery::try_from(target).ok()?).ok()?;
         let mut request = Request::new(Body::empty());
         *request.method_mut() = Method::GET;
@@ -198,8 +195,13 @@ impl Poller {
         status: StatusCode,
         headers: &HeaderMap,
         body: Bytes,
+        sent_at: Instant,
     ) -> AttemptOutcome {
-        let head = Arc::new(split_head(status, headers));
+        let route = self.route(spec);
+        let mut head = split_head(status, headers);
+        // There the HTTP status is a part of the state, and 202 is the usual one before the end.
+        head.is_complete |= route.never_holds() && status == StatusCode::ACCEPTED;
+        let head = Arc::new(head);
         let reply =
             |body| Arc::new(UpstreamResponse { status: status.as_u16(), head: Arc::clone(&head), body });
         let key = key_verdict(status);
@@ -214,14 +216,14 @@ impl Poller {
         if status.is_informational() {
             debug!("upstream switched protocols without a request to upgrade");
             AttemptOutcome::Failed(Failure::InvalidResponse(None), RetryAdvice::BackOff)
-        } else if status.is_success() && body.is_empty() {
+        } else if status.is_success() && body.is_empty() && route.status != StatusSource::HttpStatus {
             // A 204, or an empty 202, answers only the waits on exactly these jobs.
             landed(PollOutcome::Unsplit(reply(body)), None)
         } else if status.is_success() && is_compressed(headers) {
             debug!("poll response has a content encoding that was not requested");
             invalid(body)
         } else if status.is_success() {
-            match job_body::split(&self.route, spec.form, &spec.jobs, &body) {
+            match job_body::split(route, spec.form, &spec.jobs, status.as_u16(), &body) {
                 SplitBody::Jobs { jobs, shape } => {
                     let states = jobs.into_iter().map(|slice| JobState {
                         id: slice.id,
@@ -229,7 +231,7 @@ impl Poller {
                         body: slice.body,
                         head: Arc::clone(&head),
                         seen_at: answered_at,
-                        as_of: answered_at,
+                        as_of: if route.never_holds() { sent_at } else { answered_at },
                     });
                     landed(PollOutcome::Jobs(states.collect()), shape)
                 }
@@ -252,6 +254,14 @@ impl Poller {
             }
         }
     }
+}
+
+/// Time for an answer at once.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Returns the time for a response, from the moment the request is on a connection.
+fn response_timeout(route: &Route) -> Duration {
+    if route.never_holds() { SNAPSHOT_TIMEOUT } else { route.hold + route.hold / 12 }
 }
 
 /// Returns whether the body is compressed. The gateway does not decompress.

@@ -22,7 +22,7 @@ impl Fixture {
             listener,
             poller: Poller::new(
                 client,
-                Arc::new(Route::suno()),
+                Arc::new(Route::suno().into()),
                 &config,
                 Metrics::new(&mut Registry::default()),
             ),

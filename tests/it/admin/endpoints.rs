@@ -192,7 +192,8 @@ async fn the_state_lists_waits_polls_jobs_and_keys() {
     let state = admin.state().await;
     assert_eq!(state["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(state["listen"], serde_json::json!([gateway.address.to_string()]));
-    assert_eq!(state["ladder"], serde_json::json!(["submitted", "queued", "streaming", "completed"]));
+    let ladder = ["submitted", "queued", "streaming", "completed"];
+    assert_eq!(state["routes"], serde_json::json!([{ "name": "suno", "ladder": ladder }]));
     assert_eq!(state["jobs"], serde_json::json!({ "items": [], "total": 0 }));
     assert!(state["upstream"]["answered_at"].is_null() && state["upstream"]["failed"].is_null());
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use clipgate::core::route::Route;
+use clipgate::core::route::SunoEndpoints;
 use clipgate::sim::{Fault, FaultTarget};
 use http::StatusCode;
 
@@ -106,7 +106,7 @@ async fn the_gateway_polls_for_a_request_without_status_while_its_key_is_paused(
     let _waits = ["a", "b"].map(|id| gateway.spawn_get(&clip_target(id, "completed"), &[]));
     gateway.wait_until(|seen| seen.requests.len() == 2 && seen.open == 0).await;
     gateway.wait_until_parked(2).await;
-    let plain = format!("{}?clip_id=c", Route::suno().single_path);
+    let plain = format!("{}?clip_id=c", SunoEndpoints::default().single_path);
     let snapshot = gateway.get(&plain, &[]).await;
     assert_eq!(snapshot.body, gateway.sim.body("c", "queued"));
     gateway.sim.fault(FaultTarget::Clip("c".to_owned()), Fault::retry_after(429, Duration::from_secs(60)), 1);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use clipgate::core::route::Route;
+use clipgate::core::route::SunoEndpoints;
 use clipgate::testing::clock;
 use http::header::{AUTHORIZATION, CACHE_CONTROL, ETAG, IF_NONE_MATCH};
 use http::{HeaderValue, Request, Response, StatusCode};
@@ -37,7 +37,7 @@ type Http = legacy::Client<HttpConnector, Full<Bytes>>;
 /// All clients. Requests share connections.
 pub(crate) struct Clients {
     address: SocketAddr,
-    route: Route,
+    route: SunoEndpoints,
     http1: Http,
     /// One connection each.
     http2: Vec<Http>,
@@ -55,7 +55,7 @@ impl Clients {
             builder.build(connector)
         };
         let http2 = (0..HTTP2_CONNECTIONS).map(|_| client(true)).collect();
-        Self { address, route: Route::suno(), http1: client(false), http2, oracle, counts }
+        Self { address, route: SunoEndpoints::default(), http1: client(false), http2, oracle, counts }
     }
 
     /// Performs one action, and records its outcome. Cancel safe: dropping the future disconnects the client.
@@ -162,7 +162,8 @@ impl Clients {
     }
 
     pub(super) fn request(&self, query: &ClipQuery) -> Request<Full<Bytes>> {
-        let Route { single_path, multi_path, single_param, multi_param, status_param, .. } = &self.route;
+        let SunoEndpoints { single_path, multi_path, single_param, multi_param, status_param, .. } =
+            &self.route;
         let (path, param) = if query.is_single {
             (single_path, single_param.clone())
         } else {
@@ -255,7 +256,7 @@ impl OtherRequest {
     fn target(&self) -> (Key, String) {
         match self {
             OtherRequest::Unknown(key) => {
-                let Route { single_path, single_param, .. } = Route::suno();
+                let SunoEndpoints { single_path, single_param, .. } = SunoEndpoints::default();
                 (*key, format!("{single_path}?{single_param}=unknown&status=queued"))
             }
             OtherRequest::Echo(key, number) => (*key, format!("/sim/echo?n={number}")),

@@ -1,8 +1,4 @@
-//! A route: one asynchronous upstream API as data, with its paths, parameters and ladder of states.
-//!
-//! No other file spells a status word or a path of the upstream; `tests/it/architecture.rs` checks that.
-
-use std::fmt;
+//! The ladder of a route: the states of a job in their order.
 
 /// A state on a [`Ladder`]. A later state compares greater. The name of a rung comes from the ladder that created it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -96,102 +92,9 @@ impl Ladder {
     }
 }
 
-/// The state that ends a wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Goal {
-    /// The current state, at once: the request has no status parameter.
-    Now,
-    /// This rung or a higher one.
-    Rung(Rung),
-    /// Any state but this one. Only on routes whose upstream never holds: their polls name no goal, and a job may return to
-    /// an earlier state.
-    Not(Rung),
-}
-
-/// One of the two endpoints of a route: one job a request, or several.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Form {
-    /// One job; the body is one object.
-    Single,
-    /// Several jobs; the body is a list.
-    Multi,
-}
-
-impl fmt::Display for Form {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Form::Single => "single",
-            Form::Multi => "multi",
-        })
-    }
-}
-
-/// An upstream API for one kind of job: its two endpoints, their parameters, and the fields of its bodies.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
-    /// Name in logs and metric labels.
-    pub name: String,
-    /// Path for the state of one job.
-    pub single_path: String,
-    /// Path for the states of several jobs.
-    pub multi_path: String,
-    /// Query parameter for the one id.
-    pub single_param: String,
-    /// Repeated query parameter for the ids, without brackets.
-    pub multi_param: String,
-    /// Query parameter for the rung to wait for.
-    pub status_param: String,
-    /// Member of a job's body that has its id.
-    pub id_field: String,
-    /// Member of a job's body that has its status word.
-    pub status_field: String,
-    /// States of a job, first to last.
-    pub ladder: Ladder,
-}
-
-impl Route {
-    /// Returns the built-in route: AIMLAPI's Suno clips.
-    pub fn suno() -> Self {
-        let rung = |name: &str, aliases: &[&str], terminal, askable| RungSpec {
-            name: name.to_owned(),
-            aliases: aliases.iter().map(|&a| a.to_owned()).collect(),
-            terminal,
-            askable,
-        };
-        Self {
-            name: "suno".to_owned(),
-            single_path: "/v2/generate/audio/suno-ai/clip".to_owned(),
-            multi_path: "/v2/generate/audio/suno-ai/clips".to_owned(),
-            single_param: "clip_id".to_owned(),
-            multi_param: "clip_ids".to_owned(),
-            status_param: "status".to_owned(),
-            id_field: "id".to_owned(),
-            status_field: "status".to_owned(),
-            ladder: Ladder::new(vec![
-                rung("submitted", &[], false, true),
-                rung("queued", &[], false, true),
-                rung("streaming", &[], false, true),
-                rung("completed", &["complete"], true, true),
-                rung("error", &[], true, false),
-            ]),
-        }
-    }
-
-    /// Returns the endpoint that has this path, if it belongs to the route.
-    pub fn form(&self, path: &str) -> Option<Form> {
-        if path == self.single_path {
-            Some(Form::Single)
-        } else if path == self.multi_path {
-            Some(Form::Multi)
-        } else {
-            None
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::core::route::Route;
 
     #[test]
     fn the_ladder_orders_status_words_and_accepts_the_alias() {
@@ -211,15 +114,5 @@ mod tests {
         );
         assert!(!ladder.is_askable(rungs[4]));
         assert_eq!(ladder.highest_askable(), rungs[3]);
-    }
-
-    #[test]
-    fn a_route_has_two_paths_compared_letter_for_letter() {
-        let route = Route::suno();
-        assert_eq!(route.form("/v2/generate/audio/suno-ai/clip"), Some(Form::Single));
-        assert_eq!(route.form("/v2/generate/audio/suno-ai/clips"), Some(Form::Multi));
-        for other in ["/v2/generate/audio/suno-ai/clip/", "/v2/generate/audio/suno-ai/Clip", "/", ""] {
-            assert_eq!(route.form(other), None, "{other}");
-        }
     }
 }
