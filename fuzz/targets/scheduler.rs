@@ -193,8 +193,7 @@ impl Owner {
                     let is_backing_off = self.scheduler.is_pausing(id);
                     let poll = self.polls.get_mut(&id).expect("pick returns a known poll");
                     if is_backing_off {
-                        let is_paused = poll.is_paused && poll.not_before > self.now;
-                        assert!(poll.is_retry && !is_paused, "{id:?} backs off without a reason");
+                        assert!(poll.is_retry, "{id:?} backs off without a reason");
                         (poll.is_retry, poll.not_before) = (false, self.now);
                     }
                     self.scheduler.try_now(id, self.at());
@@ -468,13 +467,16 @@ impl Owner {
             if self.now < ready_at || is_paused || is_over_budget || open >= self.config.max_polls {
                 continue;
             }
-            if poll.class == PollClass::LongPoll {
-                let Some(free) = slots.checked_sub(open + 1) else { continue };
-                let own = |other: &&Poll| is_long(other) && other.domain == poll.domain;
-                let own = self.polls.values().filter(own).count();
-                if own > 0 && own > free * SLOTS_PER_FREE_SLOT {
-                    continue;
-                }
+            let is_long_poll = poll.class == PollClass::LongPoll;
+            let free = slots.checked_sub(open + 1);
+            let own = |other: &&Poll| {
+                let is_of_kind = (other.class == PollClass::LongPoll) == is_long_poll;
+                other.attempt.is_some() && is_of_kind && other.domain == poll.domain
+            };
+            let own = self.polls.values().filter(own).count();
+            let is_over_share = own > 0 && own > free.unwrap_or(0) * SLOTS_PER_FREE_SLOT;
+            if is_over_share || (is_long_poll && free.is_none()) {
+                continue;
             }
             panic!("{id:?} has a slot and is not started");
         }
