@@ -100,6 +100,7 @@ impl<'a> Gateway<'a> {
         let scheduler = SchedulerConfig {
             max_polls: settings.max_polls,
             interval: Duration::ZERO,
+            key_interval: Duration::ZERO,
             retries: 2,
             retry_for: Duration::from_secs(30),
             backoff: Backoff { first: Duration::from_millis(200), cap: Duration::from_secs(2) },

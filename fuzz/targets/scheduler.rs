@@ -1,4 +1,4 @@
-//! Runs any schedule: attempts observe slots, interval and pauses; an outage delays no first attempt and fails no poll
+//! Runs any schedule: attempts observe slots, interval, budgets and pauses; an outage delays no first attempt and fails no poll
 //! before its time; and every poll gets a result.
 //!
 //! Time is virtual. This file is the owner of the scheduler, and is never late with a timer.
@@ -25,6 +25,7 @@ const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), cap: Durat
 const MAX_POLLS: usize = 100;
 /// Slots that a key may hold for each slot that stays free. The schedules have fewer slots.
 const SLOTS_PER_FREE_SLOT: usize = 16;
+const SECOND: Duration = Duration::from_secs(1);
 /// Time after which a held poll counts as a success.
 const HELD: Duration = Duration::from_secs(1);
 
@@ -35,6 +36,7 @@ static ZERO: LazyLock<Instant> = LazyLock::new(clock::now);
 struct Schedule {
     max_polls: u8,
     interval_millis: u8,
+    key_interval_millis: u8,
     retries: u8,
     retry_for_millis: u16,
     breaker_failures: u8,
@@ -86,7 +88,7 @@ enum Advice {
     BackOffHeld,
     Reconnect,
     PausePoll(u32),
-    PauseKey(u32),
+    PauseKey(Option<u32>),
     GiveUp,
 }
 
@@ -107,6 +109,8 @@ struct Owner {
     polls: BTreeMap<PollId, Poll>,
     next_poll: u64,
     last_start: Option<Duration>,
+    /// The newest start of each key.
+    key_starts: BTreeMap<KeyDomain, Duration>,
     /// The upstream has answered or held a poll.
     has_succeeded: bool,
     /// Keys that got a 429. This file does not compute whether they are paused.
@@ -148,6 +152,7 @@ impl Owner {
         let config = SchedulerConfig {
             max_polls: usize::from(schedule.max_polls % 8) + 1,
             interval: Duration::from_millis(schedule.interval_millis.into()),
+            key_interval: Duration::from_millis(schedule.key_interval_millis.into()),
             retries: u32::from(schedule.retries % 5),
             retry_for: Duration::from_millis(schedule.retry_for_millis.into()),
             backoff: BACKOFF,
@@ -164,6 +169,7 @@ impl Owner {
             polls: BTreeMap::new(),
             next_poll: 0,
             last_start: None,
+            key_starts: BTreeMap::new(),
             has_succeeded: false,
             refused_keys: BTreeSet::new(),
             closed_since: Some(Duration::ZERO),
@@ -187,8 +193,7 @@ impl Owner {
                     let is_backing_off = self.scheduler.is_pausing(id);
                     let poll = self.polls.get_mut(&id).expect("pick returns a known poll");
                     if is_backing_off {
-                        let is_paused = poll.is_paused && poll.not_before > self.now;
-                        assert!(poll.is_retry && !is_paused, "{id:?} backs off without a reason");
+                        assert!(poll.is_retry, "{id:?} backs off without a reason");
                         (poll.is_retry, poll.not_before) = (false, self.now);
                     }
                     self.scheduler.try_now(id, self.at());
@@ -239,9 +244,10 @@ impl Owner {
         }
         let (id, domain) = (PollId(self.next_poll), KeyDomain([domain % 4; 16]));
         self.next_poll += 1;
-        let class = match class % 3 {
+        let class = match class % 4 {
             0 => PollClass::LongPoll,
             1 => PollClass::Snapshot,
+            2 => PollClass::Chain,
             _ => PollClass::Plain,
         };
         let jobs = JobSet::new((0..4).filter(|bit| (jobs | 1) & 1 << bit != 0).map(job));
@@ -274,7 +280,7 @@ impl Owner {
         let is_answer = failure.kind() == FaultKind::Upstream;
         let advice = match advice {
             Advice::PausePoll(millis) if is_answer => RetryAdvice::PausePoll(millis_of(millis)),
-            Advice::PauseKey(millis) if is_answer => RetryAdvice::PauseKey(millis_of(millis)),
+            Advice::PauseKey(millis) if is_answer => RetryAdvice::PauseKey(millis.map(millis_of)),
             Advice::BackOffHeld if is_answer => RetryAdvice::BackOffHeld,
             Advice::Reconnect if failure == Failure::Unreachable => RetryAdvice::Reconnect,
             Advice::GiveUp => RetryAdvice::GiveUp,
@@ -310,12 +316,16 @@ impl Owner {
             FaultKind::Upstream => {
                 self.has_succeeded = true;
                 (poll.outage_since, poll.transport_faults) = (None, 0);
+                let is_chain = poll.class == PollClass::Chain;
                 match advice {
-                    RetryAdvice::PausePoll(pause) | RetryAdvice::PauseKey(pause) if !pause.is_zero() => {
+                    RetryAdvice::PausePoll(pause) if !pause.is_zero() => {
                         (poll.is_paused, poll.not_before) = (true, now + pause);
-                        if matches!(advice, RetryAdvice::PauseKey(_)) {
-                            self.refused_keys.insert(poll.domain);
-                        }
+                    }
+                    RetryAdvice::PauseKey(pause) if is_chain || pause != Some(Duration::ZERO) => {
+                        // A chain pauses as long as its key; without `Retry-After` a pause is a second or longer.
+                        let pause = if is_chain { Duration::ZERO } else { pause.unwrap_or(SECOND) };
+                        (poll.is_paused, poll.not_before) = (true, now + pause);
+                        self.refused_keys.insert(poll.domain);
                     }
                     RetryAdvice::BackOffHeld if is_held => poll.errors = 0,
                     _ => poll.errors += 1,
@@ -405,6 +415,9 @@ impl Owner {
         let is_early = self.last_start.is_some_and(|last| last + self.config.interval > self.now);
         assert!(!is_early, "{id:?} is started too soon after another one");
         self.last_start = Some(self.now);
+        let key_start = self.key_starts.insert(poll.domain, self.now);
+        let is_early = key_start.is_some_and(|last| last + self.config.key_interval > self.now);
+        assert!(!is_early, "{id:?} is started above the budget of its key");
     }
 
     fn given_up(&mut self, id: PollId, failure: &Failure) {
@@ -421,7 +434,9 @@ impl Owner {
                 let since = poll.outage_since.expect("the poll had a fault");
                 assert!(since + self.config.retry_for <= self.now, "{id:?} is given up too soon");
             }
-            FaultKind::Upstream => assert!(poll.errors > 0, "{id:?} is given up without an error"),
+            FaultKind::Upstream => {
+                assert!(poll.errors > 0 && !poll.is_paused, "{id:?} is given up without an error");
+            }
         }
     }
 
@@ -447,16 +462,21 @@ impl Owner {
                 None => continue, // held back
             };
             let is_paused = poll.class != PollClass::Plain && self.refused_keys.contains(&poll.domain);
-            if self.now < ready_at || is_paused || open >= self.config.max_polls {
+            let key_start = self.key_starts.get(&poll.domain);
+            let is_over_budget = key_start.is_some_and(|last| *last + self.config.key_interval > self.now);
+            if self.now < ready_at || is_paused || is_over_budget || open >= self.config.max_polls {
                 continue;
             }
-            if poll.class == PollClass::LongPoll {
-                let Some(free) = slots.checked_sub(open + 1) else { continue };
-                let own = |other: &&Poll| is_long(other) && other.domain == poll.domain;
-                let own = self.polls.values().filter(own).count();
-                if own > 0 && own > free * SLOTS_PER_FREE_SLOT {
-                    continue;
-                }
+            let is_long_poll = poll.class == PollClass::LongPoll;
+            let free = slots.checked_sub(open + 1);
+            let own = |other: &&Poll| {
+                let is_of_kind = (other.class == PollClass::LongPoll) == is_long_poll;
+                other.attempt.is_some() && is_of_kind && other.domain == poll.domain
+            };
+            let own = self.polls.values().filter(own).count();
+            let is_over_share = own > 0 && own > free.unwrap_or(0) * SLOTS_PER_FREE_SLOT;
+            if is_over_share || (is_long_poll && free.is_none()) {
+                continue;
             }
             panic!("{id:?} has a slot and is not started");
         }

@@ -260,15 +260,18 @@ impl Hub {
 fn scheduler_config(upstream: &config::UpstreamConfig) -> SchedulerConfig {
     SchedulerConfig {
         max_polls: upstream.max_polls,
-        interval: match upstream.requests_per_second {
-            0 => Duration::ZERO,
-            rate => Duration::from_secs(1) / rate,
-        },
+        interval: start_interval(upstream.requests_per_second),
+        key_interval: start_interval(upstream.requests_per_second_per_key),
         retries: upstream.retries,
         retry_for: upstream.retry_for,
         backoff: BACKOFF,
         breaker: BreakerRules { failures: upstream.breaker_failures, cooldown: upstream.breaker_cooldown },
     }
+}
+
+/// Returns the time between two starts at this rate per second; zero for no limit.
+fn start_interval(rate: u32) -> Duration {
+    Duration::from_secs(1).checked_div(rate).unwrap_or_default()
 }
 
 fn send_error<T>(error: &mpsc::error::TrySendError<T>) -> HubError {

@@ -169,6 +169,14 @@ pub(in crate::config) const KEYS: &[ConfigKey<ConfigBuilder>] = &[
         doc: "time after which the upstream answers a long-poll that has not reached its status",
     },
     ConfigKey {
+        name: "upstream.request_timeout",
+        default: Some(r#""30s""#),
+        allowed: Time(MILLISECOND..=HOUR),
+        reload: Restart(|old, new| old.upstream.request_timeout != new.upstream.request_timeout),
+        read: |b, r| r.duration(&mut b.config.upstream.request_timeout),
+        doc: "time for the answer to a poll, where the upstream never holds one",
+    },
+    ConfigKey {
         name: "upstream.connect_timeout",
         default: Some(r#""5s""#),
         allowed: Time(MILLISECOND..=HOUR),
@@ -207,6 +215,16 @@ pub(in crate::config) const KEYS: &[ConfigKey<ConfigBuilder>] = &[
         reload: Restart(|old, new| old.upstream.requests_per_second != new.upstream.requests_per_second),
         read: |b, r| r.number(&mut b.config.upstream.requests_per_second),
         doc: "polls started per second; 0: no limit",
+    },
+    ConfigKey {
+        name: "upstream.requests_per_second_per_key",
+        default: Some("0"),
+        allowed: Number(0..=1_000_000),
+        reload: Restart(|old, new| {
+            old.upstream.requests_per_second_per_key != new.upstream.requests_per_second_per_key
+        }),
+        read: |b, r| r.number(&mut b.config.upstream.requests_per_second_per_key),
+        doc: "polls of one key started per second, evenly spaced; 0: no limit",
     },
     ConfigKey {
         name: "upstream.retries",

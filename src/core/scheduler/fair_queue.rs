@@ -7,7 +7,10 @@
 //!         ▪         ▪
 //! ```
 //!
-//! A closed line keeps its polls and has no turn. The queue does not know why a line is closed or skipped.
+//! A closed line keeps its polls and its turn, but is not served. So a key whose budget is used up for a moment does not
+//! fall behind the others. The queue does not know why a line is closed or skipped.
+//!
+//! [`Turn`]s are numbered by the owner, so the first lines of two queues can be compared: the lower turn is the older.
 
 use std::collections::BTreeMap;
 
@@ -19,20 +22,24 @@ use crate::core::job::KeyDomain;
 #[derive(Debug, Default)]
 pub(super) struct FairQueue {
     lines: Map<KeyDomain, KeyLine>,
-    /// Domains with an open line, in the order of their turns.
-    ring: OrderedQueue<KeyDomain>,
+    /// Domains with an open line, by their turns.
+    ring: BTreeMap<Turn, KeyDomain>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct KeyLine {
-    polls: OrderedQueue<PollId>,
-    /// Position in the ring; `None` for a closed line.
-    turn: Option<Ticket>,
+    polls: BTreeMap<Ticket, PollId>,
+    turn: Turn,
+    is_open: bool,
 }
 
-/// Position of a poll in its line, or of a line in the ring.
+/// Position of a poll in its line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ticket(i64);
+
+/// Position of a line in the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Turn(pub(super) u64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum QueueEnd {
@@ -41,9 +48,25 @@ pub(super) enum QueueEnd {
 }
 
 impl FairQueue {
-    /// Adds a poll to the line of its domain, and opens or closes that line.
-    pub(super) fn enqueue(&mut self, id: PollId, domain: KeyDomain, end: QueueEnd, is_open: bool) -> Ticket {
-        let ticket = self.lines.entry(domain).or_default().polls.push(id, end);
+    /// Adds a poll to the line of its domain, and opens or closes that line. A new line gets the turn.
+    pub(super) fn enqueue(
+        &mut self,
+        id: PollId,
+        domain: KeyDomain,
+        end: QueueEnd,
+        is_open: bool,
+        turn: Turn,
+    ) -> Ticket {
+        let line = self.lines.entry(domain).or_insert_with(|| KeyLine {
+            polls: BTreeMap::new(),
+            turn,
+            is_open: false,
+        });
+        let ticket = Ticket(match end {
+            QueueEnd::Front => line.polls.first_key_value().map_or(0, |(first, _)| first.0 - 1),
+            QueueEnd::Back => line.polls.last_key_value().map_or(0, |(last, _)| last.0 + 1),
+        });
+        line.polls.insert(ticket, id);
         self.set_open(domain, is_open);
         ticket
     }
@@ -51,84 +74,59 @@ impl FairQueue {
     /// Removes a poll from the line of its domain.
     pub(super) fn leave(&mut self, domain: KeyDomain, ticket: Ticket) {
         if let Some(line) = self.lines.get_mut(&domain) {
-            line.polls.remove(ticket);
+            line.polls.remove(&ticket);
             self.drop_if_empty(domain);
         }
     }
 
     /// Opens or closes the line of a domain.
     pub(super) fn set_open(&mut self, domain: KeyDomain, is_open: bool) {
-        let Some(line) = self.lines.get_mut(&domain) else { return };
-        match (line.turn, is_open) {
-            (None, true) => line.turn = Some(self.ring.push(domain, QueueEnd::Back)),
-            (Some(turn), false) => {
-                self.ring.remove(turn);
-                line.turn = None;
-            }
-            (None, false) | (Some(_), true) => {}
+        let Some(line) = self.lines.get_mut(&domain).filter(|line| line.is_open != is_open) else { return };
+        line.is_open = is_open;
+        if is_open {
+            self.ring.insert(line.turn, domain);
+        } else {
+            self.ring.remove(&line.turn);
         }
     }
 
-    /// Takes the first poll of the first open line that `may_serve` admits. That line then goes to the end of the ring.
-    pub(super) fn next(&mut self, may_serve: impl Fn(KeyDomain) -> bool) -> Option<PollId> {
-        let domain = self.ring.iter().find(|domain| may_serve(*domain))?;
+    /// Returns the first open line that `may_serve` admits.
+    pub(super) fn first(&self, may_serve: impl Fn(KeyDomain) -> bool) -> Option<(Turn, KeyDomain)> {
+        self.ring.iter().map(|(turn, domain)| (*turn, *domain)).find(|(_, domain)| may_serve(*domain))
+    }
+
+    /// Takes the first poll of this line. The line then waits for `next_turn`.
+    pub(super) fn take(&mut self, domain: KeyDomain, next_turn: Turn) -> Option<PollId> {
         let line = self.lines.get_mut(&domain)?;
-        let id = line.polls.pop();
-        if let Some(turn) = line.turn.take() {
-            self.ring.remove(turn);
+        let (_, id) = line.polls.pop_first()?;
+        if line.is_open {
+            self.ring.remove(&line.turn);
+            self.ring.insert(next_turn, domain);
         }
-        self.set_open(domain, true);
+        line.turn = next_turn;
         self.drop_if_empty(domain);
-        id
+        Some(id)
+    }
+
+    /// Returns whether the domain has an open line.
+    pub(super) fn is_open(&self, domain: KeyDomain) -> bool {
+        self.lines.get(&domain).is_some_and(|line| line.is_open)
     }
 
     /// Iterates over the queued polls of a domain, in order.
     pub(super) fn polls_of(&self, domain: KeyDomain) -> impl Iterator<Item = PollId> + '_ {
-        self.lines.get(&domain).into_iter().flat_map(|line| line.polls.iter())
+        self.lines.get(&domain).into_iter().flat_map(|line| line.polls.values().copied())
     }
 
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.lines.is_empty() && self.ring.0.is_empty()
+        self.lines.is_empty() && self.ring.is_empty()
     }
 
     fn drop_if_empty(&mut self, domain: KeyDomain) {
-        if let Some(KeyLine { turn, .. }) = self.lines.get(&domain).filter(|line| line.polls.0.is_empty()) {
-            turn.inspect(|turn| self.ring.remove(*turn));
+        if let Some(line) = self.lines.get(&domain).filter(|line| line.polls.is_empty()) {
+            self.ring.remove(&line.turn);
             self.lines.remove(&domain);
         }
-    }
-}
-
-/// A queue whose items can leave from any position.
-#[derive(Debug)]
-struct OrderedQueue<T>(BTreeMap<Ticket, T>);
-
-impl<T: Copy> OrderedQueue<T> {
-    fn push(&mut self, item: T, end: QueueEnd) -> Ticket {
-        let ticket = match end {
-            QueueEnd::Front => self.0.first_key_value().map_or(0, |(first, _)| first.0 - 1),
-            QueueEnd::Back => self.0.last_key_value().map_or(0, |(last, _)| last.0 + 1),
-        };
-        self.0.insert(Ticket(ticket), item);
-        Ticket(ticket)
-    }
-
-    fn pop(&mut self) -> Option<T> {
-        self.0.pop_first().map(|(_, item)| item)
-    }
-
-    fn remove(&mut self, ticket: Ticket) {
-        self.0.remove(&ticket);
-    }
-
-    fn iter(&self) -> impl Iterator<Item = T> + '_ {
-        self.0.values().copied()
-    }
-}
-
-impl<T> Default for OrderedQueue<T> {
-    fn default() -> Self {
-        Self(BTreeMap::new())
     }
 }

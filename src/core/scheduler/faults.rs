@@ -8,7 +8,7 @@
 //! | error that the upstream wrote | backs off, `retries` times, within the budget of its key | closes |
 //! | 502, 503 or 504 after the poll was held | backs off, and its count starts again | closes |
 //! | transport fault after the poll was held | backs off, and its `retry_for` starts again | counts it |
-//! | `Retry-After` | pauses | closes |
+//! | `Retry-After`, or a 429 | pauses | closes |
 //! | no descriptors or memory in the gateway | backs off, until `retry_for` after its first one | does not count it |
 
 use std::time::{Duration, Instant};
@@ -54,8 +54,7 @@ impl PollScheduler {
         let candidates = self.retrying.iter().filter_map(|&(failed_at, id)| {
             let request = &self.polls.get(&id)?.request;
             let key = self.keys.get(&request.domain)?;
-            let is_open = request.class == PollClass::Plain || key.pause.is_open();
-            is_open.then_some((key.probed_at, failed_at, id))
+            key.may_start(request.class).then_some((key.probed_at, failed_at, id))
         });
         if let Some((_, _, id)) = candidates.min()
             && self.begin_probe(id, now)
@@ -112,7 +111,9 @@ impl PollScheduler {
     pub(super) fn attempt_succeeded(&mut self, id: PollId, now: Instant) {
         self.upstream_reached(now);
         let Some(domain) = self.polls.get(&id).map(|poll| poll.request.domain) else { return };
-        if self.keys.get(&domain).is_some_and(|key| key.pause == KeyPause::Probing(id)) {
+        let Some(key) = self.keys.get_mut(&domain) else { return };
+        key.open_ended = None;
+        if key.pause == KeyPause::Probing(id) {
             self.set_key_pause(domain, KeyPause::None, now);
         }
     }
@@ -221,16 +222,27 @@ impl PollScheduler {
 
     /// Pauses a poll for as long as the upstream asked.
     pub(super) fn pause_poll(&mut self, id: PollId, failure: Failure, pause: Duration, now: Instant) {
-        self.detach(id);
-        let Some(poll) = self.polls.get_mut(&id) else { return };
-        poll.refusals += 1;
-        poll.outage = None;
-        (poll.last_failure, poll.is_retry) = (Some((now, failure.clone())), true);
-        if poll.request.class == PollClass::Plain {
+        let Some(class) = self.detach_refused(id, &failure, now) else { return };
+        if class == PollClass::Plain {
             return self.give_up(id, now); // P12: its client expects an answer at once
         }
         self.set_state(id, ScheduleState::Paused { until: now + pause });
         self.outputs.push_back(SchedulerOutput::Pause(id, failure, pause));
+    }
+
+    /// Ends an attempt that the upstream refused for now, and returns the class of its poll.
+    pub(super) fn detach_refused(
+        &mut self,
+        id: PollId,
+        failure: &Failure,
+        now: Instant,
+    ) -> Option<PollClass> {
+        self.detach(id);
+        let poll = self.polls.get_mut(&id)?;
+        poll.refusals += 1;
+        poll.outage = None;
+        (poll.last_failure, poll.is_retry) = (Some((now, failure.clone())), true);
+        Some(poll.request.class)
     }
 
     /// Returns the time at which a poll with these faults is given up.

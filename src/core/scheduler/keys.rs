@@ -1,25 +1,31 @@
-//! Keys in the scheduler: polls, pauses by 429, and the retry budget of each key domain.
+//! Keys in the scheduler: polls, pauses by 429, and the budgets of each key domain.
 //!
 //! A 429 pauses the poll that got it. A second 429 within that time, on other jobs of the same key, pauses the key: the
 //! limit behind the answers is probably the key's. One job that is always refused proves nothing about the others,
 //! alone or in a list. Other keys are never concerned (P11).
 //!
+//! A 429 to a [`PollClass::Chain`] poll pauses the key at once, because the limits of upstreams that never hold are the
+//! key's. That poll pauses as long as its key, and then queues behind the others.
+//!
 //! | pause of the key | event | next |
 //! | --- | --- | --- |
 //! | `None` | a 429, and no earlier one on other jobs still counts | `None`; this one counts until its pause ends |
 //! | `None` | a 429, and an earlier one on other jobs still counts | `Until` the later end, at most 60 s |
+//! | `None` | a 429 to a chain | `Until` the end of its pause, at most 60 s |
 //! | `Until` | that time | `Probe`: the next attempt of the key is the probe |
-//! | `Until` | a 429 to an attempt under way, with a pause that ends more than a second later | `Until` that end |
+//! | `Until` | a 429 to an attempt under way, with a pause that ends more than a second later | `Until` that end, at most 60 s after the pause began |
 //! | `Probe` | an attempt starts | `Probing` |
 //! | `Probing` | the probe is answered, or held for a second | `None` |
-//! | `Probing` | the probe gets a 429, and its poll was never refused before | `Until` the end of that pause |
+//! | `Probing` | the probe gets a 429, and is a chain or was never refused before | `Until` the end of that pause |
 //! | `Probing` | the probe ends in any other way | `Probe`: the next poll probes |
 //!
-//! [`PollClass::Plain`] polls ignore the pause: their clients expect an answer at once (P12).
+//! [`PollClass::Plain`] polls ignore the pause: their clients expect an answer at once (P12). They count against the
+//! budget of the key all the same.
 
 use std::time::{Duration, Instant};
 
-use super::poll::SchedulerTimer;
+use super::fair_queue::QueueEnd;
+use super::poll::{ScheduleState, SchedulerTimer};
 use super::retry_budget::RetryBudget;
 use super::{PollClass, PollScheduler, SchedulerOutput};
 use crate::core::coalescer::{Failure, PollId};
@@ -36,6 +42,15 @@ pub(super) struct KeyState {
     /// Time of the newest probe of the breaker by a poll of this key.
     pub(super) probed_at: Option<Instant>,
     pub(super) pause: KeyPause,
+    /// Latest end of the current [`KeyPause::Until`]. Plain polls, which ignore the pause, could otherwise extend it
+    /// without end.
+    pause_limit: Option<Instant>,
+    /// The newest pause for which the upstream did not say how long; `None` after a success.
+    pub(super) open_ended: Option<OpenEndedPause>,
+    /// Time from which the budget of the key allows another start; `None` if it does now.
+    pub(super) next_start: Option<Instant>,
+    /// Snapshots and plain polls in a row that went before a queued chain or long-poll.
+    pub(super) overtakes: u8,
     /// Jobs of the newest 429, and the end of its pause: until then a 429 on other jobs pauses the key.
     last_429: Option<(JobSet, Instant)>,
     pub(super) budget: RetryBudget,
@@ -56,22 +71,89 @@ pub(super) enum KeyPause {
     Probing(PollId),
 }
 
+/// Pause after a 429 without `Retry-After`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OpenEndedPause {
+    began: Instant,
+    pause: Duration,
+}
+
 impl KeyState {
+    /// Returns whether an attempt of this class may start, as far as the key is concerned.
+    pub(super) fn may_start(&self, class: PollClass) -> bool {
+        self.next_start.is_none() && (class == PollClass::Plain || self.pause.is_open())
+    }
+
     /// Returns the number of attempts under way that share slots with this class.
     pub(super) fn attempts_mut(&mut self, class: PollClass) -> &mut usize {
         match class {
             PollClass::LongPoll => &mut self.long_polls,
-            PollClass::Plain | PollClass::Snapshot => &mut self.short_polls,
+            PollClass::Plain | PollClass::Snapshot | PollClass::Chain => &mut self.short_polls,
         }
+    }
+
+    /// Returns the pause after a 429 without `Retry-After` to an attempt that began at `began`. A hundred attempts that
+    /// get a 429 together lengthen it once. A plain poll does not lengthen it: it does not observe the pause.
+    fn open_ended_pause(&mut self, class: PollClass, began: Instant, now: Instant) -> Duration {
+        let pause = match self.open_ended {
+            None => FIRST_OPEN_ENDED_PAUSE,
+            Some(last) if class == PollClass::Plain || began <= last.began => return last.pause,
+            Some(last) => (last.pause * 2).min(MAX_KEY_PAUSE),
+        };
+        if class != PollClass::Plain {
+            self.open_ended = Some(OpenEndedPause { began: now, pause });
+        }
+        pause
     }
 }
 
 impl PollScheduler {
-    /// Records a 429, and decides whether it pauses the key.
-    pub(super) fn rate_limited(&mut self, id: PollId, pause: Duration, now: Instant) {
+    /// Records a 429, pauses its poll, and decides whether it pauses the key. `retry_after` is not zero.
+    pub(super) fn rate_limited(
+        &mut self,
+        id: PollId,
+        failure: Failure,
+        retry_after: Option<Duration>,
+        now: Instant,
+    ) {
+        let Some(poll) = self.polls.get(&id) else { return };
+        let ScheduleState::Attempting { began, .. } = poll.state else { return };
+        let (domain, class) = (poll.request.domain, poll.request.class);
+        let Some(key) = self.keys.get_mut(&domain) else { return };
+        let pause = retry_after.unwrap_or_else(|| key.open_ended_pause(class, began, now));
+        if class == PollClass::Chain {
+            self.chain_rate_limited(id, failure, pause.min(MAX_KEY_PAUSE), now);
+        } else {
+            self.count_429(id, now + pause.min(MAX_KEY_PAUSE), now);
+            self.pause_poll(id, failure, pause, now);
+        }
+    }
+
+    /// Pauses the key of a chain. The poll goes on with its key, however often it is refused, behind those that came in the
+    /// pause: so one job that is always refused delays no other for long (P12).
+    fn chain_rate_limited(&mut self, id: PollId, failure: Failure, pause: Duration, now: Instant) {
+        let Some(domain) = self.polls.get(&id).map(|poll| poll.request.domain) else { return };
+        match self.keys.get(&domain).map(|key| key.pause) {
+            // A newer attempt is under way, and decides.
+            Some(KeyPause::Probing(probe)) if probe != id => {}
+            _ => self.pause_key(domain, now + pause, now),
+        }
+        if self.detach_refused(id, &failure, now).is_none() {
+            return;
+        }
+        if let Some(KeyPause::Until(until)) = self.keys.get(&domain).map(|key| key.pause) {
+            self.set_state(id, ScheduleState::Paused { until });
+            self.outputs.push_back(SchedulerOutput::Pause(id, failure, until.saturating_duration_since(now)));
+        } else {
+            self.outputs.push_back(SchedulerOutput::Pause(id, failure, pause));
+            self.enqueue_silently(id, QueueEnd::Back, false);
+        }
+    }
+
+    /// Counts a 429 to a poll that is not a chain, and decides whether it pauses the key.
+    fn count_429(&mut self, id: PollId, until: Instant, now: Instant) {
         let Some(poll) = self.polls.get(&id) else { return };
         let (domain, was_refused) = (poll.request.domain, poll.refusals > 0);
-        let until = now + pause.min(MAX_KEY_PAUSE);
         let Some(key) = self.keys.get_mut(&domain) else { return };
         match key.pause {
             KeyPause::Until(_) => self.pause_key(domain, until, now),
@@ -88,26 +170,36 @@ impl PollScheduler {
     }
 
     /// Pauses a key. A hundred polls that get a 429 together pause it once.
-    pub(super) fn pause_key(&mut self, domain: KeyDomain, until: Instant, now: Instant) {
-        if let Some(KeyState { pause: KeyPause::Until(known), .. }) = self.keys.get(&domain) {
-            if *known + MIN_EXTENSION >= until {
+    pub(super) fn pause_key(&mut self, domain: KeyDomain, mut until: Instant, now: Instant) {
+        let Some(key) = self.keys.get_mut(&domain) else { return };
+        if let KeyPause::Until(known) = key.pause {
+            until = key.pause_limit.map_or(until, |limit| until.min(limit));
+            if known + MIN_EXTENSION >= until {
                 return;
             }
-            self.timers.remove(&(*known, SchedulerTimer::ResumeKey(domain)));
+            self.timers.remove(&(known, SchedulerTimer::ResumeKey(domain)));
+        } else {
+            key.pause_limit = Some(now + MAX_KEY_PAUSE);
         }
         self.timers.insert((until, SchedulerTimer::ResumeKey(domain)));
         self.set_key_pause(domain, KeyPause::Until(until), now);
-        let in_queue: Vec<PollId> =
-            self.snapshots.polls_of(domain).chain(self.long_polls.polls_of(domain)).collect();
+        let queues = [&self.snapshots, &self.chains, &self.long_polls];
+        let in_queue: Vec<PollId> = queues.into_iter().flat_map(|queue| queue.polls_of(domain)).collect();
         in_queue.into_iter().for_each(|id| self.report_key_pause(id, until - now));
     }
 
+    /// Reports the pause of its key for a poll that is queued. A chain that got a 429 repeats it: this is the answer for
+    /// a wait that ends before any state was read.
     pub(super) fn report_key_pause(&mut self, id: PollId, pause: Duration) {
-        self.outputs.push_back(SchedulerOutput::Pause(
-            id,
-            Failure::KeyRateLimited { retry_after: pause },
-            pause,
-        ));
+        let failure = match self.polls.get(&id).map(|poll| (poll.request.class, &poll.last_failure)) {
+            Some((PollClass::Chain, Some((_, failure @ Failure::UpstreamError(response)))))
+                if response.status == TOO_MANY_REQUESTS =>
+            {
+                failure.clone()
+            }
+            _ => Failure::KeyRateLimited { retry_after: pause },
+        };
+        self.outputs.push_back(SchedulerOutput::Pause(id, failure, pause));
     }
 
     pub(super) fn set_key_pause(&mut self, domain: KeyDomain, pause: KeyPause, now: Instant) {
@@ -117,11 +209,38 @@ impl PollScheduler {
         self.forget_key_if_idle(domain, now);
     }
 
-    /// Opens or closes the queues of a key, by its pause.
+    /// Opens or closes the queues of a key, by its pause and its budget.
     pub(super) fn sync_queues(&mut self, domain: KeyDomain) {
-        let is_open = self.keys.get(&domain).is_none_or(|key| key.pause.is_open());
-        self.snapshots.set_open(domain, is_open);
-        self.long_polls.set_open(domain, is_open);
+        let may_start = |class| self.keys.get(&domain).is_none_or(|key| key.may_start(class));
+        let (plain, others) = (may_start(PollClass::Plain), may_start(PollClass::LongPoll));
+        self.plain.set_open(domain, plain);
+        self.snapshots.set_open(domain, others);
+        self.chains.set_open(domain, others);
+        self.long_polls.set_open(domain, others);
+    }
+
+    /// Counts a start against the budget of its key, and closes the queues of the key until the next one.
+    pub(super) fn take_from_budget(&mut self, domain: KeyDomain, class: PollClass, now: Instant) {
+        let Some(key) = self.keys.get_mut(&domain) else { return };
+        let overtakes = match class {
+            PollClass::Plain | PollClass::Snapshot => {
+                self.chains.is_open(domain) || self.long_polls.is_open(domain)
+            }
+            PollClass::Chain | PollClass::LongPoll => false,
+        };
+        key.overtakes = if overtakes { key.overtakes.saturating_add(1) } else { 0 };
+        let next = now + self.config.key_interval;
+        key.next_start = Some(next);
+        self.timers.insert((next, SchedulerTimer::KeyInterval(domain)));
+        self.sync_queues(domain);
+    }
+
+    /// Opens the queues of a key whose budget allows another start.
+    pub(super) fn key_interval_elapsed(&mut self, domain: KeyDomain) {
+        if let Some(key) = self.keys.get_mut(&domain) {
+            key.next_start = None;
+            self.sync_queues(domain);
+        }
     }
 
     /// Forgets a key without polls once its history does not count any more.
@@ -131,7 +250,9 @@ impl PollScheduler {
             return;
         }
         let last_429_until = key.last_429.as_ref().map_or(now, |(_, until)| *until);
-        let at = last_429_until.max(key.budget.counts_until(now));
+        let open_ended_until = key.open_ended.map_or(now, |last| last.began + last.pause + MAX_KEY_PAUSE);
+        let budget_until = key.next_start.unwrap_or(now);
+        let at = last_429_until.max(key.budget.counts_until(now)).max(open_ended_until).max(budget_until);
         if at > now {
             key.forget_at = Some(at);
             self.timers.insert((at, SchedulerTimer::ForgetKey(domain)));
@@ -153,6 +274,12 @@ impl KeyPause {
 
 /// Maximum time for which a 429 pauses its key.
 pub(super) const MAX_KEY_PAUSE: Duration = Duration::from_secs(60);
+
+/// Pause after the first 429 of a key without `Retry-After`.
+const FIRST_OPEN_ENDED_PAUSE: Duration = Duration::from_secs(1);
+
+/// Status of an answer by which the upstream refuses a request for now.
+const TOO_MANY_REQUESTS: u16 = 429;
 
 /// Minimum extension of a key's pause. A hundred polls that get a 429 together would otherwise extend it a hundred
 /// times.

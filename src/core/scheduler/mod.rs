@@ -11,7 +11,7 @@
 //! | `queueing` | slots at the upstream: which queued poll is attempted next |
 //! | `fair_queue` | one queue: keys by turns, polls of a key in order |
 //! | `faults` | transport faults, the breaker's probes, errors that the upstream wrote |
-//! | `keys` | 429s: when the upstream's limit is the key's |
+//! | `keys` | 429s and the budget of a key: when its polls may start |
 //! | `retry_budget` | retries of a key after errors that the upstream wrote |
 
 mod fair_queue;
@@ -27,7 +27,7 @@ mod types;
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use self::fair_queue::{FairQueue, QueueEnd};
+use self::fair_queue::{FairQueue, QueueEnd, Turn};
 use self::keys::{KeyPause, KeyState};
 use self::poll::{ScheduleState, ScheduledPoll, SchedulerTimer};
 pub use self::types::{AttemptResult, PollClass, PollRequest, RetryAdvice, SchedulerConfig, SchedulerOutput};
@@ -77,6 +77,8 @@ use crate::core::job::KeyDomain;
 /// | attempting | transport fault, or no descriptors; time left | backing off (`BackOff`) |
 /// | attempting | error that the upstream wrote; retries and budget left | backing off (`BackOff`) |
 /// | attempting | `Retry-After` | paused (`Pause`); a [`PollClass::Plain`] poll: forgotten (`GiveUp`) |
+/// | attempting | a 429 to a [`PollClass::Chain`] poll | paused, as long as its key (`Pause`) |
+/// | attempting | the same, while another poll probes the key | queued behind the others (`Pause`) |
 /// | attempting | any other failure | forgotten (`GiveUp`) |
 /// | backing off | the backoff ends | queued at the front; behind the others if it got a `Retry-After` before |
 /// | backing off, held back | chosen as the probe | queued at the front |
@@ -92,10 +94,11 @@ use crate::core::job::KeyDomain;
 ///
 /// ```text
 ///   snapshots   ─▶ key A ▪▪     ┐
-///                  key B ▪      ├─▶ short polls go first, and may take every slot
+///                  key B ▪      ├─▶ go first, and may take every slot
 ///   plain       ─▶ key A ▪      ┘
-///   long-polls  ─▶ key A ▪▪▪▪▪  ┐
-///                  key B ▪      ├─▶ every slot but the last, which is the reserve for short polls
+///   chains      ─▶ key A ▪▪▪    ──▶ may take every slot                                      ┐ by turns
+///   long-polls  ─▶ key A ▪▪▪▪▪  ┐                                                            │
+///                  key B ▪      ├─▶ every slot but the last, the reserve for the other polls ┘
 ///                  key C ▪▪     ┘
 ///
 ///                  ▲ keys by turns   ▲ within a key in order of arrival
@@ -106,6 +109,13 @@ use crate::core::job::KeyDomain;
 /// none, or while it has at most 16 for each slot that stays free afterwards. One key alone gets 16 of 17 slots, and a
 /// key that comes later finds one (P11). Cancelling polls of the largest key instead would cost the upstream requests
 /// (P4).
+///
+/// # Budget of a key
+///
+/// The starts of one key are `key_interval` apart, retries included. A poll over the budget stays in its queue; no poll
+/// fails because of the budget. Meanwhile the lines of its key are closed, so they delay no other key, and keep their
+/// turns. Snapshots and plain polls of the key go first, but after four of them one of its other polls has its turn: a
+/// client that asks more often than the budget allows does not end the polls for waits.
 ///
 /// # Faults
 ///
@@ -120,6 +130,8 @@ use crate::core::job::KeyDomain;
 /// - **A 429** pauses the poll that got it. A second one on other jobs of the key within that time pauses the key.
 ///   After the pause one poll of the key goes first. A poll that was refused queues behind the others, so one job that
 ///   is always refused delays no other.
+/// - **A 429 to a chain** pauses the key at once, for a minute at most. The poll keeps its waits and goes on after the
+///   pause, however often it is refused.
 ///
 /// The breaker holds back retries, never a first attempt:
 ///
@@ -144,7 +156,10 @@ pub struct PollScheduler {
     keys: Map<KeyDomain, KeyState>,
     plain: FairQueue,
     snapshots: FairQueue,
+    chains: FairQueue,
     long_polls: FairQueue,
+    /// The newest turn of a line, in any queue.
+    turn: Turn,
     /// Attempts under way.
     open: usize,
     /// The upstream has answered or held a poll since the start.
@@ -171,7 +186,9 @@ impl PollScheduler {
             keys: Map::default(),
             plain: FairQueue::default(),
             snapshots: FairQueue::default(),
+            chains: FairQueue::default(),
             long_polls: FairQueue::default(),
+            turn: Turn(0),
             open: 0,
             has_succeeded: false,
             retrying: BTreeSet::new(),
@@ -200,15 +217,16 @@ impl PollScheduler {
         }
     }
 
-    /// Returns whether the poll is queued for lack of a slot: its key is neither paused nor being probed, and it does not
-    /// wait for `interval` alone.
+    /// Returns whether the poll is queued for lack of a slot: its key is neither paused nor being probed, and the poll
+    /// does not wait for `interval` or the budget of its key alone.
     pub fn waits_for_slot(&self, id: PollId) -> bool {
         let Some(poll) = self.polls.get(&id) else { return false };
         let is_queued = matches!(poll.state, ScheduleState::Queued { .. });
-        let is_open = || self.keys.get(&poll.request.domain).is_none_or(|key| key.pause.is_open());
+        let may_start =
+            || self.keys.get(&poll.request.domain).is_none_or(|key| key.may_start(poll.request.class));
         // Without an interval every queued poll starts, unless the slots or the share of its key are taken.
         let lacks_slot = !self.has_long_poll_slot() || self.config.interval.is_zero();
-        is_queued && lacks_slot && (poll.request.class == PollClass::Plain || is_open())
+        is_queued && lacks_slot && may_start()
     }
 
     /// Returns whether [`try_now`](Self::try_now) would attempt the poll earlier: it is backing off, held back or
@@ -252,6 +270,7 @@ impl PollScheduler {
         let Some(poll) = self.polls.get_mut(&id) else { return };
         let ScheduleState::Attempting { is_held, .. } = poll.state else { return };
         let is_first = std::mem::take(&mut poll.is_new);
+        let is_chain = poll.request.class == PollClass::Chain;
         match result {
             AttemptResult::Answered => {
                 self.attempt_succeeded(id, now);
@@ -264,10 +283,12 @@ impl PollScheduler {
                 self.upstream_reached(now);
                 self.pause_poll(id, failure, pause, now);
             }
-            AttemptResult::Failed(failure, RetryAdvice::PauseKey(pause)) if !pause.is_zero() => {
+            // P12: a chain is not given up because of a 429, so `Retry-After: 0` does not count as an error.
+            AttemptResult::Failed(failure, RetryAdvice::PauseKey(pause))
+                if is_chain || pause != Some(Duration::ZERO) =>
+            {
                 self.upstream_reached(now);
-                self.rate_limited(id, pause, now);
-                self.pause_poll(id, failure, pause, now);
+                self.rate_limited(id, failure, pause.filter(|pause| !pause.is_zero()), now);
             }
             AttemptResult::Failed(failure, advice) => self.attempt_failed(id, failure, advice, now),
         }
@@ -285,6 +306,7 @@ impl PollScheduler {
                 // would fail although the outage was shorter than `retry_for`.
                 SchedulerTimer::LastAttempt(id) => self.enqueue_as_first_attempt(id, now),
                 SchedulerTimer::Probe => self.probe_if_due(now),
+                SchedulerTimer::KeyInterval(domain) => self.key_interval_elapsed(domain),
                 SchedulerTimer::ResumeKey(domain) => self.set_key_pause(domain, KeyPause::Probe, now),
                 SchedulerTimer::Held(id) => {
                     if let Some(poll) = self.polls.get_mut(&id)
@@ -347,6 +369,10 @@ impl PollScheduler {
             );
             let polls: usize = self.keys.values().map(|key| key.polls).sum();
             assert_eq!(polls, self.polls.len());
+            for (domain, key) in &self.keys {
+                let is_armed = |at| self.timers.contains(&(at, SchedulerTimer::KeyInterval(*domain)));
+                assert!(key.next_start.is_none_or(is_armed), "the budget of a key never ends");
+            }
         }
     }
 }

@@ -74,6 +74,8 @@ pub(super) enum SchedulerTimer {
     LastAttempt(PollId),
     /// A probe of the breaker is due.
     Probe,
+    /// The budget of a key allows another start.
+    KeyInterval(KeyDomain),
     /// The pause of a key ends.
     ResumeKey(KeyDomain),
     /// A poll has been held for [`HELD_MEANS_HEALTHY`](super::HELD_MEANS_HEALTHY).

@@ -4,11 +4,14 @@
 
 use std::time::Instant;
 
-use super::fair_queue::{FairQueue, QueueEnd};
+use super::fair_queue::{FairQueue, QueueEnd, Turn};
 use super::keys::KeyPause;
 use super::poll::{ScheduleState, ScheduledPoll, SchedulerTimer};
 use super::{PollClass, PollScheduler, SchedulerOutput};
 use crate::core::coalescer::{Failure, PollId};
+
+/// Snapshots and plain polls of a key with a budget that go before a chain or long-poll of the key in a row.
+const MAX_OVERTAKES: u8 = 4;
 
 /// Slots that a key may hold for each slot that stays free when the key takes another.
 const SLOTS_PER_FREE_SLOT: usize = 16;
@@ -39,7 +42,7 @@ impl PollScheduler {
         self.check_invariants();
     }
 
-    /// Returns the number of slots for long-polls. The last slot is the reserve for short polls.
+    /// Returns the number of slots for long-polls. The last slot is the reserve for the other polls.
     fn long_poll_slots(&self) -> usize {
         self.config.max_polls.saturating_sub(1).max(1)
     }
@@ -54,17 +57,41 @@ impl PollScheduler {
         if self.open >= self.config.max_polls {
             return None;
         }
-        let (keys, free_afterwards) = (&self.keys, self.long_poll_slots().checked_sub(self.open + 1));
+        self.turn = Turn(self.turn.0 + 1);
+        let (keys, turn) = (&self.keys, self.turn);
+        let free_afterwards = self.long_poll_slots().checked_sub(self.open + 1);
         // P11: one key leaves slots to the others.
         let may_take = |held: usize| {
             held == 0 || held <= free_afterwards.unwrap_or(0).saturating_mul(SLOTS_PER_FREE_SLOT)
         };
         let may_take_short = |domain| keys.get(&domain).is_none_or(|key| may_take(key.short_polls));
-        if let Some(id) = self.snapshots.next(may_take_short).or_else(|| self.plain.next(may_take_short)) {
-            return Some(id);
+        let may_take_long = |domain| {
+            free_afterwards.is_some() && keys.get(&domain).is_none_or(|key| may_take(key.long_polls))
+        };
+        // Looked up only where a budget makes polls of a key wait for each other.
+        let must_yield = |domain| {
+            keys.get(&domain).is_some_and(|key| key.overtakes >= MAX_OVERTAKES)
+                && ((self.chains.is_open(domain) && may_take_short(domain))
+                    || (self.long_polls.is_open(domain) && may_take_long(domain)))
+        };
+        let may_go_first = |domain| may_take_short(domain) && !must_yield(domain);
+        if let Some((_, domain)) = self.snapshots.first(may_go_first) {
+            return self.snapshots.take(domain, turn);
         }
-        free_afterwards?;
-        self.long_polls.next(|domain| keys.get(&domain).is_none_or(|key| may_take(key.long_polls)))
+        if let Some((_, domain)) = self.plain.first(may_go_first) {
+            return self.plain.take(domain, turn);
+        }
+        let chain = self.chains.first(may_take_short);
+        let long_poll = free_afterwards.and_then(|_| self.long_polls.first(may_take_long));
+        match (chain, long_poll) {
+            (Some((chain_turn, domain)), long_poll)
+                if long_poll.is_none_or(|(turn, _)| chain_turn < turn) =>
+            {
+                self.chains.take(domain, turn)
+            }
+            (_, Some((_, domain))) => self.long_polls.take(domain, turn),
+            (_, None) => None,
+        }
     }
 
     fn start(&mut self, id: PollId, is_probe: bool, now: Instant) {
@@ -78,6 +105,10 @@ impl PollScheduler {
             key.budget.record_poll(now);
         }
         *key.attempts_mut(class) += 1;
+        if !self.config.key_interval.is_zero() {
+            self.take_from_budget(domain, class, now);
+        }
+        let Some(key) = self.keys.get_mut(&domain) else { return };
         if key.pause == KeyPause::Probe && class != PollClass::Plain {
             self.set_key_pause(domain, KeyPause::Probing(id), now);
         }
@@ -86,13 +117,22 @@ impl PollScheduler {
     /// Queues a detached poll. If its key is paused, the scheduler reports that pause.
     pub(super) fn enqueue(&mut self, id: PollId, end: QueueEnd, is_probe: bool, now: Instant) {
         let Some(poll) = self.polls.get(&id) else { return };
-        let (domain, class) = (poll.request.domain, poll.request.class);
-        let pause = self.keys.get(&domain).map_or(KeyPause::None, |key| key.pause);
-        let is_open = class == PollClass::Plain || pause.is_open();
-        if let (KeyPause::Until(until), false) = (pause, is_open) {
+        if poll.request.class != PollClass::Plain
+            && let Some(KeyPause::Until(until)) = self.keys.get(&poll.request.domain).map(|key| key.pause)
+        {
             self.report_key_pause(id, until.saturating_duration_since(now));
         }
-        let ticket = self.queue_mut(class).enqueue(id, domain, end, is_open);
+        self.enqueue_silently(id, end, is_probe);
+    }
+
+    /// Queues a detached poll whose owner knows of a pause.
+    pub(super) fn enqueue_silently(&mut self, id: PollId, end: QueueEnd, is_probe: bool) {
+        let Some(poll) = self.polls.get(&id) else { return };
+        let (domain, class) = (poll.request.domain, poll.request.class);
+        let is_open = self.keys.get(&domain).is_none_or(|key| key.may_start(class));
+        self.turn = Turn(self.turn.0 + 1);
+        let turn = self.turn;
+        let ticket = self.queue_mut(class).enqueue(id, domain, end, is_open, turn);
         self.set_state(id, ScheduleState::Queued { ticket, is_probe });
     }
 
@@ -109,6 +149,7 @@ impl PollScheduler {
         match class {
             PollClass::Plain => &mut self.plain,
             PollClass::Snapshot => &mut self.snapshots,
+            PollClass::Chain => &mut self.chains,
             PollClass::LongPoll => &mut self.long_polls,
         }
     }

@@ -14,6 +14,8 @@ pub struct SchedulerConfig {
     pub max_polls: usize,
     /// Minimum time between the starts of two attempts; zero for no limit.
     pub interval: Duration,
+    /// Budget of a key: minimum time between the starts of two attempts of one key; zero for no limit.
+    pub key_interval: Duration,
     /// Retries of a poll after errors that the upstream wrote. Before the first success since the start also after
     /// transport faults, so that a wrong address fails at once.
     pub retries: u32,
@@ -43,6 +45,9 @@ pub enum PollClass {
     LongPoll,
     /// The upstream answers at once: the state of jobs at the deadline of a wait (P7). Goes before long-polls.
     Snapshot,
+    /// One of a chain of snapshots, made for waits where the upstream never holds. A 429 pauses the key at once, and the
+    /// poll is never given up because of one: no client made this request.
+    Chain,
     /// Like `Snapshot`, for a client that expects an answer at once, because its request has no status. A pause of the
     /// key does not delay the poll, and a 429 or 503 with `Retry-After` is its final answer (P12).
     Plain,
@@ -69,8 +74,10 @@ pub enum RetryAdvice {
     Reconnect,
     /// Retry this poll after the pause that the upstream asked for.
     PausePoll(Duration),
-    /// A 429: like `PausePoll`, and the limit behind it may be the key's.
-    PauseKey(Duration),
+    /// A 429: like `PausePoll`, and the limit behind it may be the key's. `None`: the upstream did not say how long. Then
+    /// the pause is a second, and twice the one before for each further such 429 of the key without a success between
+    /// them, a minute at most.
+    PauseKey(Option<Duration>),
     /// A retry cannot succeed.
     GiveUp,
 }

@@ -132,6 +132,7 @@ impl Run {
         let config = SchedulerConfig {
             max_polls: 512,
             interval: Duration::ZERO,
+            key_interval: Duration::ZERO,
             retries: 2,
             retry_for: RETRY_FOR,
             backoff: BACKOFF,

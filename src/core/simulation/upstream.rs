@@ -96,7 +96,7 @@ impl Run {
         }
         if let Some(pause) = jobs.iter().filter_map(|&job| self.plan.jobs[job].refused).max() {
             let reply = self.error_reply(&spec, began, ErrorCause::Refused { until: back + pause });
-            let advice = RetryAdvice::PauseKey(pause);
+            let advice = RetryAdvice::PauseKey(Some(pause));
             return self.at(back, RunEvent::Fail(id, number, Failure::UpstreamError(reply), advice));
         }
         let goal = self.rungs.iter().position(|&rung| spec.goal == Goal::Rung(rung)).unwrap_or(0);

@@ -240,7 +240,7 @@ impl Poller {
             }
         } else {
             let advice = match (status, requested_pause) {
-                (StatusCode::TOO_MANY_REQUESTS, Some(pause)) => Some(RetryAdvice::PauseKey(pause)),
+                (StatusCode::TOO_MANY_REQUESTS, Some(pause)) => Some(RetryAdvice::PauseKey(Some(pause))),
                 (StatusCode::SERVICE_UNAVAILABLE, Some(pause)) => Some(RetryAdvice::PausePoll(pause)),
                 (
                     StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT,

@@ -1,6 +1,8 @@
 //! Scenarios of the scheduler, by subject. Time is virtual, and the tests make the attempts.
 
 mod breaker;
+mod budgets;
+mod chains;
 mod random_schedules;
 mod rate_limits;
 mod retries;
@@ -28,6 +30,7 @@ fn config(max_polls: usize) -> SchedulerConfig {
     SchedulerConfig {
         max_polls,
         interval: Duration::ZERO,
+        key_interval: Duration::ZERO,
         retries: 2,
         retry_for: Duration::from_secs(30),
         backoff: Backoff { first: Duration::from_millis(100), cap: SECOND },
@@ -124,7 +127,11 @@ impl Scenario {
 
     /// Ends an attempt with a 429 and this `Retry-After`.
     fn rate_limited(&mut self, id: u64, secs: u64) {
-        self.ended(id, Failure::InvalidResponse(None), RetryAdvice::PauseKey(Duration::from_secs(secs)));
+        self.ended(
+            id,
+            Failure::InvalidResponse(None),
+            RetryAdvice::PauseKey(Some(Duration::from_secs(secs))),
+        );
     }
 
     fn ended(&mut self, id: u64, failure: Failure, advice: RetryAdvice) {

@@ -2,14 +2,18 @@
 
 use super::*;
 
-/// At most `max_polls` attempts are open, every poll ends, and the scheduler is empty afterwards.
+/// At most `max_polls` attempts are open, the attempts of a key keep its budget, every poll ends, and the scheduler is
+/// empty afterwards. No chain is given up because of a 429.
 #[test]
-fn no_random_schedule_exceeds_max_polls_or_leaves_polls_behind() {
+fn no_random_schedule_exceeds_max_polls_or_a_budget_or_leaves_polls_behind() {
     for seed in 0..500 {
         let mut rng = fastrand::Rng::with_seed(seed);
         let max_polls = rng.usize(1..5);
         let interval = Duration::from_millis(rng.u64(0..2) * 50);
-        let mut s = Scenario::new(SchedulerConfig { interval, ..config(max_polls) });
+        let key_interval = Duration::from_millis(rng.u64(0..2) * 100);
+        let mut s = Scenario::new(SchedulerConfig { interval, key_interval, ..config(max_polls) });
+        let mut last_starts: Map<KeyDomain, Instant> = Map::default();
+        let mut refused_chains = BTreeSet::new();
         let (mut polls, mut attempts) = (BTreeSet::new(), BTreeSet::new());
         let mut next = 0;
         let mut steps = 0;
@@ -22,7 +26,7 @@ fn no_random_schedule_exceeds_max_polls_or_leaves_polls_behind() {
             match rng.u32(0..6) {
                 0 | 1 if steps < 200 => {
                     let classes =
-                        [PollClass::Plain, PollClass::Snapshot, PollClass::LongPoll, PollClass::LongPoll];
+                        [PollClass::Plain, PollClass::Snapshot, PollClass::Chain, PollClass::LongPoll];
                     s.request(next, KeyDomain([rng.u8(0..3); 16]), classes[rng.usize(..4)]);
                     polls.insert(next);
                     next += 1;
@@ -38,7 +42,15 @@ fn no_random_schedule_exceeds_max_polls_or_leaves_polls_behind() {
                     if let Some(id) = pick(&attempts, &mut rng) {
                         attempts.remove(&id);
                         let secs = Duration::from_secs(rng.u64(0..90));
-                        match rng.u32(0..10) {
+                        let is_chain = s.scheduler.polls[&PollId(id)].request.class == PollClass::Chain;
+                        refused_chains.remove(&id);
+                        match rng.u32(0..11) {
+                            2 | 10 if is_chain => {
+                                refused_chains.insert(id);
+                                let secs = Some(secs).filter(|_| rng.bool());
+                                s.ended(id, Failure::InvalidResponse(None), RetryAdvice::PauseKey(secs));
+                            }
+                            10 => s.ended(id, Failure::InvalidResponse(None), RetryAdvice::PauseKey(None)),
                             0 | 1 => s.lose_connection(id),
                             2 => s.rate_limited(id, rng.u64(0..90)),
                             3 => s.ended(id, Failure::InvalidResponse(None), RetryAdvice::PausePoll(secs)),
@@ -68,11 +80,15 @@ fn no_random_schedule_exceeds_max_polls_or_leaves_polls_behind() {
                             polls.contains(&id) && attempts.insert(id),
                             "seed {seed}: {id} is started twice"
                         );
+                        let domain = s.scheduler.polls[&PollId(id)].request.domain;
+                        let last = last_starts.insert(domain, s.now);
+                        assert!(last.is_none_or(|last| last + key_interval <= s.now), "seed {seed}: {id}");
                     }
                     SchedulerOutput::BackOff(PollId(id), ..) | SchedulerOutput::Pause(PollId(id), ..) => {
                         assert!(polls.contains(&id) && !attempts.contains(&id), "seed {seed}: {id}");
                     }
                     SchedulerOutput::GiveUp(PollId(id), _) => {
+                        assert!(!refused_chains.contains(&id), "seed {seed}: {id} is given up after a 429");
                         assert!(polls.remove(&id) && !attempts.contains(&id), "seed {seed}: {id}");
                     }
                 }
@@ -86,7 +102,7 @@ fn no_random_schedule_exceeds_max_polls_or_leaves_polls_behind() {
             scheduler.polls.is_empty() && scheduler.retrying.is_empty() && scheduler.keys.is_empty(),
             "seed {seed}"
         );
-        let queues = [&scheduler.plain, &scheduler.snapshots, &scheduler.long_polls];
+        let queues = [&scheduler.plain, &scheduler.snapshots, &scheduler.chains, &scheduler.long_polls];
         assert!(queues.iter().all(|queue| queue.is_empty()), "seed {seed}");
         assert!(
             scheduler.timers.iter().all(|(_, timer)| *timer == SchedulerTimer::Probe),
