@@ -114,7 +114,8 @@ impl HubTask {
                 Goal::Rung(_) | Goal::Not(_) => PollClass::LongPoll,
             },
             (_, Cause::Snapshot | Cause::NoCache) => PollClass::Plain,
-            (_, _) => PollClass::Snapshot,
+            (_, Cause::Deadline) => PollClass::Snapshot,
+            (_, Cause::Wait | Cause::Batch | Cause::Reopen | Cause::Watch { .. }) => PollClass::Chain,
         }
     }
 

@@ -38,6 +38,8 @@ pub struct Poller {
     client: Client,
     routes: Arc<Routes>,
     connect_timeout: Duration,
+    /// Time for a response that the upstream does not hold.
+    request_timeout: Duration,
     metrics: Arc<Metrics>,
 }
 
@@ -94,7 +96,13 @@ impl Poller {
         config: &config::UpstreamConfig,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { client, routes, connect_timeout: config.connect_timeout, metrics }
+        Self {
+            client,
+            routes,
+            connect_timeout: config.connect_timeout,
+            request_timeout: config.request_timeout,
+            metrics,
+        }
     }
 
     /// Runs one attempt. Awaits `on_held`, which must be quick, once the request is on a connection. Cancel safe:
@@ -132,8 +140,7 @@ impl Poller {
                 }
             }
         };
-        let result =
-            tokio::time::timeout(self.connect_timeout + response_timeout(self.route(spec)), attempt).await;
+        let result = tokio::time::timeout(self.connect_timeout + self.response_timeout(spec), attempt).await;
         let (code, outcome) = match result.unwrap_or(Err((CallError::Timeout, RetryAdvice::BackOff))) {
             Err((fault, advice)) => (Code::Fault(fault), AttemptOutcome::Failed(failure(fault), advice)),
             Ok((status, headers, body)) => match self.classify(spec, status, &headers, body, sent_at) {
@@ -159,6 +166,12 @@ impl Poller {
     /// Returns the route of a poll.
     pub fn route(&self, spec: &PollSpec) -> &Route {
         self.routes.get(spec.jobs.iter().next().map(|job| job.route()).unwrap_or_default())
+    }
+
+    /// Returns the time for a response, from the moment the request is on a connection.
+    fn response_timeout(&self, spec: &PollSpec) -> Duration {
+        let hold = self.route(spec).hold;
+        if hold.is_zero() { self.request_timeout } else { hold + hold / 12 }
     }
 
     /// Returns the template of the path of a poll.
@@ -240,7 +253,9 @@ impl Poller {
             }
         } else {
             let advice = match (status, requested_pause) {
-                (StatusCode::TOO_MANY_REQUESTS, Some(pause)) => Some(RetryAdvice::PauseKey(Some(pause))),
+                (StatusCode::TOO_MANY_REQUESTS, pause) if pause.is_some() || route.never_holds() => {
+                    Some(RetryAdvice::PauseKey(pause))
+                }
                 (StatusCode::SERVICE_UNAVAILABLE, Some(pause)) => Some(RetryAdvice::PausePoll(pause)),
                 (
                     StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT,
@@ -254,14 +269,6 @@ impl Poller {
             }
         }
     }
-}
-
-/// Time for an answer at once.
-const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Returns the time for a response, from the moment the request is on a connection.
-fn response_timeout(route: &Route) -> Duration {
-    if route.never_holds() { SNAPSHOT_TIMEOUT } else { route.hold + route.hold / 12 }
 }
 
 /// Returns whether the body is compressed. The gateway does not decompress.
