@@ -46,6 +46,7 @@ pub use self::types::{
     Cause, Cost, Failure, FaultKind, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, Proof,
     WaitId, WaitOutcome, WaitResult, WaitSpec,
 };
+use crate::core::job::{JobId, KeyDomain};
 use crate::core::route::Goal;
 
 /// A state machine that lets many waits share few polls.
@@ -212,6 +213,7 @@ impl Coalescer {
             Input::Landed(id, outcome) => self.landed(id, outcome, now),
             Input::CancelWatch(id) => self.cancel_watch(id, now),
             Input::CancelWatches(domain) => self.cancel_watches(domain, now),
+            Input::JobChanged(domain, job) => self.job_changed(domain, &job, now),
         }
         self.check_invariants();
     }
@@ -317,6 +319,10 @@ impl Coalescer {
             self.take_back_open(poll);
         }
         self.let_linger(others, now);
+    }
+
+    fn job_changed(&mut self, domain: KeyDomain, job: &JobId, now: Instant) {
+        self.state.end_proof(domain, job, now);
     }
 
     fn progress(&mut self, id: PollId, progress: PollProgress, now: Instant) {

@@ -444,6 +444,10 @@ impl CoalescerState {
         jobs.iter().for_each(|job| self.job_index.end_proof(*domain, job, now));
     }
 
+    pub(super) fn end_proof(&mut self, domain: KeyDomain, job: &JobId, now: Instant) {
+        self.job_index.end_proof(domain, job, now);
+    }
+
     /// Sets the current goal of a wait, which then needs an answer for each of its jobs again.
     pub(super) fn set_goal(&mut self, id: WaitId, goal: Goal) {
         let Some(wait) = self.waits.get_mut(&id) else { return };
