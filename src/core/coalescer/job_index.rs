@@ -76,12 +76,17 @@ impl JobIndex {
         self.entry(domain, job).is_some_and(|entry| entry.is_at(goal))
     }
 
-    /// Returns the waits whose goal the job has reached by its last state, and that may have no answer for it yet.
+    /// Returns the waits whose goal the job has reached by its last state, and that may have no answer for it yet. Waits for
+    /// any other state are among them in any case.
     pub(super) fn interested(&self, domain: KeyDomain, job: &JobId) -> impl Iterator<Item = WaitId> + '_ {
         let entry = self.entry(domain, job).and_then(|entry| Some((entry, entry.rung()?)));
         entry
             .into_iter()
-            .flat_map(|(entry, rung)| entry.interested.range(..=(Goal::Rung(rung), WaitId(u64::MAX))))
+            .flat_map(|(entry, rung)| {
+                let others = entry.interested.iter().rev();
+                let others = others.take_while(|(goal, _)| matches!(goal, Goal::Not(_)));
+                entry.interested.range(..=(Goal::Rung(rung), WaitId(u64::MAX))).chain(others)
+            })
             .map(|&(_, wait)| wait)
     }
 
@@ -103,6 +108,11 @@ impl JobIndex {
     /// Returns the polls that ask for the job.
     pub(super) fn polls_for(&self, domain: KeyDomain, job: &JobId) -> impl Iterator<Item = PollId> + '_ {
         self.entry(domain, job).into_iter().flat_map(|entry| entry.polls.iter().copied())
+    }
+
+    /// Returns the waits that name the job.
+    pub(super) fn waits_for(&self, domain: KeyDomain, job: &JobId) -> Vec<WaitId> {
+        self.entry(domain, job).into_iter().flat_map(|entry| entry.waits.iter().copied()).collect()
     }
 
     /// Returns the polls at this goal that no job but this one blocks.
@@ -221,10 +231,51 @@ impl JobIndex {
                 *none = Some(state);
             }
         }
+        self.unblock(domain, &job);
+    }
+
+    /// Records a state that was read at once. The latest read replaces the others, also where a job went back.
+    pub(super) fn learn_latest(&mut self, domain: KeyDomain, state: JobState) {
+        let job = state.id.clone();
+        let Some(entry) = self.entry_mut(domain, &job) else { return };
+        let is_older = |known: &JobState| (state.as_of, state.seen_at) < (known.as_of, known.seen_at);
+        if !entry.state.as_ref().is_some_and(is_older) {
+            (entry.bytes_at, entry.state) = (Some(state.seen_at), Some(state));
+            self.unblock(domain, &job);
+        }
+    }
+
+    /// Forgets the state of a job. `interested` are its waits, which need an answer again, `polls` its polls.
+    pub(super) fn forget<'a>(
+        &mut self,
+        domain: KeyDomain,
+        job: &JobId,
+        interested: Vec<(Goal, WaitId)>,
+        polls: impl Iterator<Item = (PollId, &'a PollSpec)>,
+    ) {
+        let Some(entry) = self.entry_mut(domain, job) else { return };
+        (entry.state, entry.bytes_at) = (None, None);
+        entry.interested.extend(interested);
+        for (id, PollSpec { jobs, goal, .. }) in polls {
+            if let Some(entry) = self.entry_mut(domain, job) {
+                entry.blocked_polls.insert((*goal, id), jobs.clone());
+            }
+            for job in jobs {
+                if let Some(entry) = self.entry_mut(domain, job) {
+                    entry.solely_blocked_polls.remove(&(*goal, id));
+                }
+            }
+            self.record_sole_blocker(domain, id, *goal, jobs);
+        }
+    }
+
+    /// Takes the job out of the blockers of the polls whose goal it has reached.
+    fn unblock(&mut self, domain: KeyDomain, job: &JobId) {
+        let Some(entry) = self.entry_mut(domain, job) else { return };
         let Some(rung) = entry.rung() else { return };
         let still_blocked = entry.blocked_polls.split_off(&(Goal::Rung(rung), PollId(u64::MAX)));
         for ((goal, id), jobs) in std::mem::replace(&mut entry.blocked_polls, still_blocked) {
-            if let Some(entry) = self.entry_mut(domain, &job) {
+            if let Some(entry) = self.entry_mut(domain, job) {
                 entry.solely_blocked_polls.remove(&(goal, id));
             }
             self.record_sole_blocker(domain, id, goal, &jobs);

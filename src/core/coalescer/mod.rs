@@ -16,6 +16,7 @@
 //! | `inspect` | the view for people |
 //! | `invariants` | the checks of debug builds |
 
+mod chain;
 mod drain;
 mod inspect;
 mod interest;
@@ -23,6 +24,7 @@ mod invariants;
 mod job_index;
 mod plan;
 mod poll_result;
+mod private_states;
 mod resolve;
 mod settle;
 #[cfg(test)]
@@ -34,7 +36,7 @@ mod timing;
 mod types;
 mod watch;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 pub use self::inspect::JobStatus;
@@ -212,6 +214,7 @@ impl Coalescer {
             Input::Landed(id, outcome) => self.landed(id, outcome, now),
             Input::CancelWatch(id) => self.cancel_watch(id, now),
             Input::CancelWatches(domain) => self.cancel_watches(domain, now),
+            Input::JobChanged(domain, job) => self.job_changed(domain, &job, now),
         }
         self.check_invariants();
     }
@@ -264,11 +267,12 @@ impl Coalescer {
     /// The caller starts an attempt of each at once when the wait has just joined: its client alone would make a request
     /// now (P12).
     pub fn pausing(&self, id: WaitId) -> impl Iterator<Item = PollId> {
-        let is_pausing = |poll: &Poll| {
-            matches!(
-                poll.attempt,
-                AttemptState::BackingOff { .. } | AttemptState::Paused { is_of_key: false, .. }
-            )
+        let is_pausing = |poll: &Poll| match poll.attempt {
+            AttemptState::BackingOff { .. } => true,
+            AttemptState::Paused { is_of_key, .. } => !is_of_key && self.timing.pace.is_none(),
+            AttemptState::Queued | AttemptState::Sending | AttemptState::Held { .. } | AttemptState::Done => {
+                false
+            }
         };
         self.attached_polls(id).filter(move |poll| self.state.poll(*poll).is_some_and(is_pausing))
     }
@@ -299,6 +303,7 @@ impl Coalescer {
             self.settle_if_answered(id, None, now) || (accepts_proof && self.settle_if_proven(id, now));
         if !is_settled {
             self.attach_or_open(id, None, now);
+            self.bring_forward(id, now);
         }
     }
 
@@ -317,52 +322,6 @@ impl Coalescer {
             self.take_back_open(poll);
         }
         self.let_linger(others, now);
-    }
-
-    fn progress(&mut self, id: PollId, progress: PollProgress, now: Instant) {
-        let Some(poll) = self.state.poll_mut(id) else { return };
-        match progress {
-            PollProgress::AttemptStarted => {
-                (poll.attempted_at, poll.attempt) = (now, AttemptState::Sending);
-            }
-            PollProgress::Held => poll.attempt = AttemptState::Held { since: now },
-            PollProgress::BackingOff(failure, pause) => {
-                let attempt = AttemptState::BackingOff { until: now + pause };
-                let waits = self.suspend(id, failure, attempt, now);
-                // P12: waits with time left are held through the failure.
-                let is_past_deadline =
-                    |id: &WaitId| self.state.wait(*id).is_some_and(|wait| wait.phase != WaitPhase::Waiting);
-                let waits: Vec<WaitId> = waits.into_iter().filter(is_past_deadline).collect();
-                self.attach_or_open_all(waits, None, now);
-            }
-            PollProgress::Paused(failure, pause) => {
-                let is_of_key = matches!(failure, Failure::KeyRateLimited { .. });
-                let attempt = AttemptState::Paused { until: now + pause, is_of_key };
-                let waits = self.suspend(id, failure, attempt, now);
-                self.attach_or_open_all(waits, None, now);
-            }
-        }
-    }
-
-    fn retry_after(&mut self, id: PollId, pause: Duration, now: Instant) {
-        if let Some(poll) = self.state.poll_mut(id) {
-            poll.retry_after = Some((now, now + pause.min(MAX_RETRY_AFTER)));
-        }
-    }
-
-    /// Records a failed attempt whose successor is still to come. Returns the waits on the poll.
-    fn suspend(
-        &mut self,
-        id: PollId,
-        failure: Failure,
-        attempt: AttemptState,
-        now: Instant,
-    ) -> BTreeSet<WaitId> {
-        let Some(poll) = self.state.poll_mut(id) else { return BTreeSet::new() };
-        (poll.last_failure, poll.attempt) = (Some(failure), attempt);
-        let waits = poll.waits.clone();
-        self.let_linger([id], now);
-        waits
     }
 
     fn wait_is_due(&mut self, id: WaitId, now: Instant) {
@@ -389,7 +348,7 @@ impl Coalescer {
         // An answer that lands now was read slightly before. It is the state at the deadline, unless the wait arrived
         // later than that.
         let since = landing.map_or(since, |landing| since.min(landing.read_at.max(wait.spec.arrived)));
-        if self.expects_landing(wait, since, now) {
+        if self.timing.pace.is_none() && self.expects_landing(wait, since, now) {
             let until = self.cap_at_drain(wait.deadline() + self.timing.grace());
             self.state.set_phase(id, WaitPhase::Grace { since }, until); // P4: that landing spares a snapshot
         } else {
@@ -402,13 +361,15 @@ impl Coalescer {
     fn take_snapshot(&mut self, id: WaitId, since: Instant, landing: Option<&Landing>, now: Instant) {
         let Some(wait) = self.state.wait(id) else { return };
         let known = wait.spec.jobs.iter().filter_map(|job| self.deadline_state(wait, job, since, now));
-        let (known, last_failure) = (known.cloned().collect(), self.last_failure(id, wait, now));
+        let known = self.timing.pace.is_none().then(|| known.cloned().collect());
+        let last_failure = self.last_failure(id, wait, now);
         let limit = self.cap_at_drain(now + SNAPSHOT_LIMIT);
-        let is_hopeless = self.is_paused_past(wait, limit);
+        let is_hopeless = self.timing.pace.is_none() && self.is_paused_past(wait, limit);
         self.state.set_phase(id, WaitPhase::Snapshot { since }, limit);
         self.state.set_goal(id, Goal::Rung(self.timing.ladder.lowest()));
         if let Some(wait) = self.state.wait_mut(id) {
-            (wait.private_states, wait.last_failure) = (known, last_failure);
+            wait.last_failure = last_failure;
+            wait.private_states = known.unwrap_or_else(|| std::mem::take(&mut wait.private_states));
         }
         if self.settle_if_answered(id, landing, now) {
             return;
@@ -482,6 +443,3 @@ impl Coalescer {
 
 /// Most timers handled in one call, so that thousands of deadlines at one moment do not delay other events.
 const MAX_TIMERS_PER_CALL: usize = 256;
-
-/// Longest `Retry-After` of a success that is followed (P1).
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::Coalescer;
+use super::chain::{ChainLink, may_attach_to_snapshot};
 use super::poll_result::Landing;
 use super::state::{AttemptState, Poll, Wait, WaitPhase};
 use super::timing::Timing;
@@ -61,7 +62,10 @@ pub(super) fn plan<'p>(
     };
     let (mut attach, mut has_own) = (BTreeSet::new(), false);
     for (poll_id, poll) in polls.filter(|(_, poll)| may_attach(poll, wait, timing)) {
-        let is_full = poll.spec.goal == wait.current_goal && outlasts(poll, wait, timing);
+        let is_full = match timing.pace {
+            Some(_) => true, // the chain goes on while the wait is attached
+            None => poll.spec.goal == wait.current_goal && outlasts(poll, wait, timing),
+        };
         for at in poll.spec.jobs.iter().filter_map(|job| wait.spec.jobs.position(job)) {
             if covered[at] != Coverage::Answered {
                 attach.insert(poll_id); // P3
@@ -90,9 +94,14 @@ fn may_attach(poll: &Poll, wait: &Wait, timing: &Timing) -> bool {
         poll.spec.jobs.is_subset(&wait.spec.jobs) // P5
     };
     asks_for_nothing_else
-        && timing.is_within(poll.spec.goal, wait.current_goal) // P1
-        && !is_foreign_pause(poll, wait, timing)
-        && !is_foreign_throttle(poll, wait)
+        && match timing.pace {
+            Some(pace) => may_attach_to_snapshot(poll, wait, timing, pace),
+            None => {
+                timing.is_within(poll.spec.goal, wait.current_goal) // P1
+                    && !is_foreign_pause(poll, wait, timing)
+                    && !is_foreign_throttle(poll, wait)
+            }
+        }
 }
 
 /// Returns whether the upstream holds the poll at least as long as the wait has time.
@@ -102,7 +111,7 @@ fn outlasts(poll: &Poll, wait: &Wait, timing: &Timing) -> bool {
 
 /// Returns whether the upstream paused the poll before the wait arrived, and the pause would outlast the wait. Its client
 /// alone would make a request now (P12).
-fn is_foreign_pause(poll: &Poll, wait: &Wait, timing: &Timing) -> bool {
+pub(super) fn is_foreign_pause(poll: &Poll, wait: &Wait, timing: &Timing) -> bool {
     let AttemptState::Paused { until, is_of_key } = poll.attempt else { return false };
     let arrived_later = wait.spec.arrived > poll.attempted_at;
     match wait.phase {
@@ -121,6 +130,15 @@ fn is_foreign_throttle(poll: &Poll, wait: &Wait) -> bool {
     poll.retry_after.is_some_and(|(asked_at, _)| wait.spec.arrived > asked_at)
 }
 
+/// Origin of the polls that a plan opens.
+#[derive(Clone, Copy, Default)]
+pub(super) struct PlanOrigin {
+    /// A poll of the wait ended below its goal.
+    pub(super) is_reopen: bool,
+    /// Start of the chain of snapshots that the plan continues.
+    pub(super) chain_since: Option<Instant>,
+}
+
 /// Change of a wait's attachments that needs no plan of the whole wait.
 struct AttachChange {
     attach: BTreeSet<PollId>,
@@ -130,18 +148,24 @@ struct AttachChange {
 impl Coalescer {
     /// Forgets a landed poll and plans its waits anew (P2): their own time goes on.
     pub(super) fn release(&mut self, id: PollId, landing: Option<&Landing>, now: Instant) {
-        let index = self.state.job_index();
-        let is_at_goal =
-            |spec: &PollSpec| spec.jobs.iter().all(|job| index.is_at(spec.domain, job, spec.goal));
-        let is_reopen = self.state.poll(id).is_some_and(|poll| !is_at_goal(&poll.spec));
-        let Some(brought) = self.state.poll(id).map(|poll| poll.spec.jobs.clone()) else { return };
+        let Some(poll) = self.state.poll(id) else { return };
+        let (origin, brought) = (self.plan_origin(poll), poll.spec.jobs.clone());
         let waits = self.forget_poll(id);
         for id in self.in_planning_order(waits.into_iter().map(|(wait, _)| wait)) {
             match self.change_after(id, &brought, now) {
                 Some(change) => self.apply_change(id, change, now),
-                None => self.plan_anew(id, landing, is_reopen, now),
+                None => self.plan_anew(id, landing, origin, now),
             }
         }
+    }
+
+    /// Returns the origin of the polls that follow a landed one.
+    fn plan_origin(&self, poll: &Poll) -> PlanOrigin {
+        let index = self.state.job_index();
+        let PollSpec { domain, ref jobs, goal, .. } = poll.spec;
+        let is_at_goal = jobs.iter().all(|job| index.is_at(domain, job, goal));
+        let is_next_snapshot = self.timing.pace.is_some() && poll.chain.since.is_some();
+        PlanOrigin { is_reopen: !is_at_goal || is_next_snapshot, chain_since: poll.chain.since }
     }
 
     /// Plans waits in their order.
@@ -157,7 +181,7 @@ impl Coalescer {
     }
 
     /// Returns the waits with fewer jobs and lower goals first, so that the others attach to the polls that these open.
-    fn in_planning_order(&self, waits: impl IntoIterator<Item = WaitId>) -> Vec<WaitId> {
+    pub(super) fn in_planning_order(&self, waits: impl IntoIterator<Item = WaitId>) -> Vec<WaitId> {
         let mut waits: Vec<(usize, Goal, WaitId)> = waits
             .into_iter()
             .filter_map(|id| self.state.wait(id).map(|wait| (wait.spec.jobs.len(), wait.current_goal, id)))
@@ -169,11 +193,17 @@ impl Coalescer {
     /// Applies the attach rule to a wait that has no answer yet. A wait past its deadline ends instead, and one that
     /// cannot succeed fails at once.
     pub(super) fn attach_or_open(&mut self, id: WaitId, landing: Option<&Landing>, now: Instant) {
-        self.plan_anew(id, landing, false, now);
+        self.plan_anew(id, landing, PlanOrigin::default(), now);
     }
 
-    /// Like [`attach_or_open`](Self::attach_or_open). `is_reopen`: a poll of the wait ended below its goal.
-    fn plan_anew(&mut self, id: WaitId, landing: Option<&Landing>, is_reopen: bool, now: Instant) {
+    /// Like [`attach_or_open`](Self::attach_or_open), after the end of a poll.
+    pub(super) fn plan_anew(
+        &mut self,
+        id: WaitId,
+        landing: Option<&Landing>,
+        origin: PlanOrigin,
+        now: Instant,
+    ) {
         #[cfg(test)]
         {
             self.plans += 1;
@@ -182,34 +212,46 @@ impl Coalescer {
         if !wait.is_in_snapshot() && self.is_past_deadline(wait, now) {
             return self.end(id, landing, now);
         }
+        if self.is_ended_by_pause(wait, now) {
+            return self.give_up(id, now);
+        }
         let polls = self.state.job_index().polls_within(wait.spec.domain, &wait.spec.jobs); // P11
         let polls = polls.filter_map(|id| self.state.poll(id).map(|poll| (id, poll)));
         let is_answered = |job: &JobId| self.reached_state(wait, job).is_some();
         let plan = plan(id, wait, polls, is_answered, &self.timing);
-        self.apply(id, plan, is_reopen, now);
+        self.apply(id, plan, origin, now);
     }
 
-    fn apply(&mut self, id: WaitId, plan: AttachPlan, is_reopen: bool, now: Instant) {
+    fn apply(&mut self, id: WaitId, plan: AttachPlan, mut origin: PlanOrigin, now: Instant) {
         let detached = self.state.set_attached(id, plan.attach);
+        let has_opened = self.state.wait(id).is_some_and(|wait| wait.opened);
+        origin.is_reopen |= self.timing.pace.is_some() && has_opened;
         for jobs in plan.open {
-            self.open(id, jobs, is_reopen, now);
+            self.open(id, jobs, origin, now);
         }
         self.after_change(id, detached, now);
     }
 
-    fn open(&mut self, opener: WaitId, jobs: JobSet, is_reopen: bool, now: Instant) {
+    pub(super) fn open(&mut self, opener: WaitId, jobs: JobSet, origin: PlanOrigin, now: Instant) {
         let Some(wait) = self.state.wait(opener) else { return };
+        let is_immediate = match self.timing.pace {
+            Some(_) => wait.is_immediate(&self.timing),
+            None => self.timing.is_immediate(wait.spec.goal),
+        };
         let cause = match wait.spec.proof {
             _ if wait.is_in_snapshot() => Cause::Deadline,
-            Proof::NoCache if self.timing.is_immediate(wait.spec.goal) => Cause::NoCache,
-            _ if self.timing.is_immediate(wait.spec.goal) => Cause::Snapshot,
-            _ if is_reopen => Cause::Reopen,
+            Proof::NoCache if is_immediate => Cause::NoCache,
+            _ if is_immediate => Cause::Snapshot,
+            _ if origin.is_reopen => Cause::Reopen,
             _ if jobs.len() > 1 => Cause::Batch,
             _ => Cause::Wait,
         };
         let (domain, form, goal) = (wait.spec.domain, wait.spec.form, wait.current_goal);
+        let goal = if self.timing.pace.is_some() { Goal::Now } else { goal };
         let spec = PollSpec { domain, form, jobs, goal };
-        let id = self.add_poll(Poll::new(spec.clone(), Some(opener), now));
+        let since = origin.chain_since.or_else(|| self.chain_since(&spec));
+        let chain = ChainLink { since, ..ChainLink::default() };
+        let id = self.add_poll(Poll { cause, chain, ..Poll::new(spec.clone(), Some(opener), now) });
         self.state.attach_opened(opener, id);
         self.outputs.push_back(Output::Open(id, spec, cause));
     }

@@ -1,13 +1,14 @@
-//! Results of polls: the states that a landed poll brings, and the waits that it answers.
+//! Progress and results of polls: attempts that fail, the states that a landed poll brings, and the waits that it answers.
 //!
 //! Waits that a result does not answer are planned anew; see `plan.rs`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Coalescer;
 use super::state::{AttemptState, PollPhase, WaitPhase};
-use super::types::{Failure, PollId, PollOutcome, WaitId, WaitOutcome};
+use super::types::{Failure, PollId, PollOutcome, PollProgress, WaitId, WaitOutcome};
 use crate::core::job::{JobId, JobState, KeyDomain, ResponseHead, UpstreamResponse};
 
 /// A poll that has just landed with jobs.
@@ -22,12 +23,63 @@ pub(super) struct Landing {
 const FEW_WAITS: usize = 64;
 
 impl Coalescer {
+    pub(super) fn progress(&mut self, id: PollId, progress: PollProgress, now: Instant) {
+        let Some(poll) = self.state.poll_mut(id) else { return };
+        match progress {
+            PollProgress::AttemptStarted => {
+                (poll.attempted_at, poll.attempt) = (now, AttemptState::Sending);
+                poll.chain.is_outdated = false;
+            }
+            PollProgress::Held => poll.attempt = AttemptState::Held { since: now },
+            PollProgress::BackingOff(failure, pause) => {
+                let attempt = AttemptState::BackingOff { until: now + pause };
+                let waits = self.suspend(id, failure, attempt, now);
+                // P12: waits with time left are held through the failure.
+                let is_past_deadline =
+                    |id: &WaitId| self.state.wait(*id).is_some_and(|wait| wait.phase != WaitPhase::Waiting);
+                let waits: Vec<WaitId> = waits.into_iter().filter(is_past_deadline).collect();
+                self.attach_or_open_all(waits, None, now);
+            }
+            PollProgress::Paused(failure, pause) => {
+                let is_of_key = matches!(failure, Failure::KeyRateLimited { .. });
+                let attempt = AttemptState::Paused { until: now + pause, is_of_key };
+                let waits = self.suspend(id, failure, attempt, now);
+                self.attach_or_open_all(waits, None, now);
+            }
+        }
+    }
+
+    pub(super) fn retry_after(&mut self, id: PollId, pause: Duration, now: Instant) {
+        if let Some(poll) = self.state.poll_mut(id) {
+            poll.retry_after = Some((now, now + pause.min(MAX_RETRY_AFTER)));
+        }
+    }
+
+    /// Records a failed attempt whose successor is still to come. Returns the waits on the poll.
+    fn suspend(
+        &mut self,
+        id: PollId,
+        failure: Failure,
+        attempt: AttemptState,
+        now: Instant,
+    ) -> BTreeSet<WaitId> {
+        let Some(poll) = self.state.poll_mut(id) else { return BTreeSet::new() };
+        (poll.last_failure, poll.attempt) = (Some(failure), attempt);
+        let waits = poll.waits.clone();
+        self.let_linger([id], now);
+        waits
+    }
+
     pub(super) fn landed(&mut self, id: PollId, outcome: PollOutcome, now: Instant) {
         // A poll may still land after its abort.
         let Some(poll) = self.state.poll_mut(id) else { return };
         poll.attempt = AttemptState::Done;
         match outcome {
-            PollOutcome::Jobs(states) => self.landed_jobs(id, states, now),
+            _ if poll.chain.is_outdated => self.release(id, None, now),
+            PollOutcome::Jobs(states) => match self.timing.pace {
+                Some(pace) => self.landed_snapshot(id, states, pace, now),
+                None => self.landed_jobs(id, states, now),
+            },
             PollOutcome::Unsplit(reply) => self.landed_unsplit(id, &reply, now),
             PollOutcome::Refused(reply) => {
                 self.state.end_proofs(id, now);
@@ -120,7 +172,7 @@ impl Coalescer {
     }
 
     /// Returns the waits that the last state of this job answers, as far as this job goes.
-    fn newly_answered(&self, domain: KeyDomain, job: &JobId) -> Vec<WaitId> {
+    pub(super) fn newly_answered(&self, domain: KeyDomain, job: &JobId) -> Vec<WaitId> {
         let index = self.state.job_index();
         let seen = index.state(domain, job);
         let is_answered = |id: &WaitId| {
@@ -134,12 +186,13 @@ impl Coalescer {
         let Some(poll) = self.state.poll(id) else { return };
         let (spec, opened_at) = (poll.spec.clone(), poll.opened_at);
         self.state.end_proofs(id, now);
-        let is_hold_over = now + self.timing.clock_skew() >= opened_at + self.timing.hold;
+        let is_hold_over =
+            self.timing.pace.is_none() && now + self.timing.clock_skew() >= opened_at + self.timing.hold;
         let mut others = Vec::new();
         for (wait_id, direct) in self.forget_poll(id) {
             let Some(wait) = self.state.wait(wait_id) else { continue };
-            let is_exact =
-                wait.spec.jobs == spec.jobs && wait.spec.form == spec.form && wait.current_goal == spec.goal;
+            let is_at_goal = self.timing.pace.is_some() || wait.current_goal == spec.goal;
+            let is_exact = wait.spec.jobs == spec.jobs && wait.spec.form == spec.form && is_at_goal;
             // P2: the end of the upstream's hold may have caused the answer, before the wait's own time is over.
             let is_cut_short = is_hold_over && !self.is_past_deadline(wait, now);
             let is_too_large = wait.spec.jobs.len() > self.timing.max_jobs;
@@ -162,7 +215,11 @@ impl Coalescer {
     /// Settles the waits that arrived before the failed attempt began. Clients of later waits would have made a request
     /// of their own since then, so these are planned anew (P12).
     fn landed_failed(&mut self, id: PollId, failure: &Failure, now: Instant) {
-        let Some(attempted_at) = self.state.poll(id).map(|poll| poll.attempted_at) else { return };
+        let Some(poll) = self.state.poll(id) else { return };
+        if self.timing.pace.is_some() && poll.is_plain_request() {
+            return self.plain_request_failed(id, failure, now);
+        }
+        let attempted_at = poll.attempted_at;
         let mut others = Vec::new();
         for (wait_id, direct) in self.forget_poll(id) {
             let Some(wait) = self.state.wait(wait_id) else { continue };
@@ -175,3 +232,6 @@ impl Coalescer {
         self.attach_or_open_all(others, None, now);
     }
 }
+
+/// Longest `Retry-After` of a success that is followed (P1).
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);

@@ -25,6 +25,9 @@ impl Coalescer {
         job: &JobId,
         seen: Option<&'a JobState>,
     ) -> Option<&'a JobState> {
+        if let Some(pace) = self.timing.pace {
+            return self.snapshot_state(wait, job, seen, pace);
+        }
         let private = wait.private_states.get(job);
         if let WaitPhase::Snapshot { since } = wait.phase {
             return seen.filter(|state| state.seen_at >= since).or(private);
@@ -145,10 +148,12 @@ impl Coalescer {
     pub(super) fn cannot_succeed(&self, wait: &Wait, now: Instant) -> bool {
         let mut polls = wait.attached_polls.iter().filter_map(|&id| self.state.poll(id));
         match wait.phase {
+            WaitPhase::Snapshot { .. } if self.timing.pace.is_some() => self.is_ended_by_pause(wait, now),
             // A client that expects an answer at once also gets a 429 or 503 at once.
             WaitPhase::Waiting if wait.is_immediate(&self.timing) => {
                 polls.all(|poll| matches!(poll.attempt, AttemptState::Paused { .. }))
             }
+            WaitPhase::Waiting if self.timing.pace.is_some() => false,
             WaitPhase::Waiting => {
                 let limit = self.cap_at_drain(wait.deadline() + SNAPSHOT_LIMIT);
                 polls.all(|poll| matches!(poll.attempt, AttemptState::Paused { until, .. } if until > limit))

@@ -61,6 +61,9 @@ impl Coalescer {
 
     pub(super) fn give_up(&mut self, id: WaitId, now: Instant) {
         let Some(wait) = self.state.wait(id) else { return };
+        if let Some(states) = self.last_known_in_pause(wait) {
+            return self.settle(id, WaitOutcome::TimedOut(states), false, now);
+        }
         let (failure, direct) = self.last_failure(id, wait, now).unwrap_or((Failure::Timeout, false));
         self.settle_failed(id, failure, direct, now);
     }

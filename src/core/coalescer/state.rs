@@ -4,9 +4,11 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+use super::chain::ChainLink;
 use super::job_index::JobIndex;
+use super::private_states::PrivateStates;
 use super::timing::Timing;
-use super::types::{Failure, PollId, PollSpec, WaitId, WaitSpec};
+use super::types::{Cause, Failure, PollId, PollSpec, WaitId, WaitSpec};
 use crate::core::Map;
 use crate::core::job::{JobId, JobState, KeyDomain};
 use crate::core::route::Goal;
@@ -33,40 +35,6 @@ pub(super) struct Wait {
     /// The goal of `spec`. In [`WaitPhase::Snapshot`] the lowest rung.
     pub(super) current_goal: Goal,
     due: Instant,
-}
-
-/// States of one wait, sorted by job: cached ones, ones with an unknown status, and those of its deadline. A wait may
-/// name a thousand jobs.
-#[derive(Debug, Default)]
-pub(super) struct PrivateStates(Vec<JobState>);
-
-impl PrivateStates {
-    pub(super) fn get(&self, job: &JobId) -> Option<&JobState> {
-        self.position(job).ok().map(|at| &self.0[at])
-    }
-
-    pub(super) fn insert(&mut self, state: JobState) {
-        match self.position(&state.id) {
-            Ok(at) => self.0[at] = state,
-            Err(at) => self.0.insert(at, state),
-        }
-    }
-
-    fn position(&self, job: &JobId) -> Result<usize, usize> {
-        self.0.binary_search_by(|state| state.id.cmp(job))
-    }
-}
-
-impl FromIterator<JobState> for PrivateStates {
-    fn from_iter<I: IntoIterator<Item = JobState>>(states: I) -> Self {
-        let mut states: Vec<JobState> = states.into_iter().collect();
-        if states.len() < 2 {
-            return Self(states);
-        }
-        states.sort_by(|a, b| a.id.cmp(&b.id));
-        states.dedup_by(|a, b| a.id == b.id);
-        Self(states)
-    }
 }
 
 impl Wait {
@@ -137,6 +105,9 @@ pub(super) struct Poll {
     pub(super) last_failure: Option<Failure>,
     /// A `Retry-After` on a success: when it came, and the end of the pause.
     pub(super) retry_after: Option<(Instant, Instant)>,
+    pub(super) cause: Cause,
+    /// Links of the poll to its chain. Only where the upstream never holds.
+    pub(super) chain: ChainLink,
 }
 
 impl Poll {
@@ -153,6 +124,8 @@ impl Poll {
             attempted_at: now,
             last_failure: None,
             retry_after: None,
+            cause: Cause::Wait,
+            chain: ChainLink::default(),
         }
     }
 
@@ -176,6 +149,11 @@ impl Poll {
             | AttemptState::Paused { .. }
             | AttemptState::Done => None,
         }
+    }
+
+    /// Returns whether the poll is the request of a client that expects an answer at once.
+    pub(super) fn is_plain_request(&self) -> bool {
+        matches!(self.cause, Cause::Snapshot | Cause::NoCache)
     }
 
     /// Returns whether the upstream knows nothing of the poll: an attempt is still to come and none is under way.
@@ -442,6 +420,27 @@ impl CoalescerState {
     pub(super) fn end_proofs(&mut self, id: PollId, now: Instant) {
         let Some(PollSpec { domain, jobs, .. }) = self.polls.get(&id).map(|poll| &poll.spec) else { return };
         jobs.iter().for_each(|job| self.job_index.end_proof(*domain, job, now));
+    }
+
+    /// Records the state of a snapshot, which replaces an older one in any case.
+    pub(super) fn learn_latest(&mut self, domain: KeyDomain, state: JobState) {
+        self.job_index.learn_latest(domain, state);
+    }
+
+    /// Forgets all states of a job. Returns its waits, which need an answer for it again.
+    pub(super) fn forget_job(&mut self, domain: KeyDomain, job: &JobId) -> Vec<WaitId> {
+        let waits = self.job_index.waits_for(domain, job);
+        let mut interested = Vec::new();
+        for id in &waits {
+            let Some(wait) = self.waits.get_mut(id) else { continue };
+            wait.private_states.remove(job);
+            wait.answered = 0;
+            interested.push((wait.current_goal, *id));
+        }
+        let polls: Vec<PollId> = self.job_index.polls_for(domain, job).collect();
+        let polls = polls.iter().filter_map(|id| Some((*id, &self.polls.get(id)?.spec)));
+        self.job_index.forget(domain, job, interested, polls);
+        waits
     }
 
     /// Sets the current goal of a wait, which then needs an answer for each of its jobs again.

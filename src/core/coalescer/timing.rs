@@ -61,7 +61,8 @@ impl Timing {
     pub(super) fn is_immediate(&self, goal: Goal) -> bool {
         match goal {
             Goal::Now => true,
-            Goal::Rung(rung) => rung == self.ladder.lowest(),
+            // Where the upstream never holds, the gateway holds such a request until the job has a known state.
+            Goal::Rung(rung) => self.pace.is_none() && rung == self.ladder.lowest(),
             Goal::Not(_) => false,
         }
     }
@@ -77,9 +78,10 @@ impl Timing {
     /// Returns whether a poll at goal `poll` ends no later than one at goal `wait` would.
     ///
     /// Only other waits without a status attach to a poll without a status: the upstream's documents do not promise
-    /// that it answers one at once.
+    /// that it answers one at once. Where it never holds, no poll has a status, and each serves all waits.
     pub(super) fn is_within(&self, poll: Goal, wait: Goal) -> bool {
         match (poll, wait) {
+            (Goal::Now, _) if self.pace.is_some() => true,
             (Goal::Now, Goal::Now) => true,
             (Goal::Now, Goal::Rung(_) | Goal::Not(_)) | (Goal::Not(_), _) | (Goal::Rung(_), Goal::Not(_)) => {
                 false

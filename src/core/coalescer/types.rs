@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::core::job::{JobSet, JobState, KeyDomain, UpstreamResponse};
+use crate::core::job::{JobId, JobSet, JobState, KeyDomain, UpstreamResponse};
 use crate::core::route::{Form, Goal};
 
 /// Number of a wait. The caller chooses it, in order of arrival, and never uses it twice.
@@ -167,6 +167,9 @@ pub enum Input {
     CancelWatch(PollId),
     /// Ends each watch of a key domain, as `CancelWatch` does: the upstream rejected the key.
     CancelWatches(KeyDomain),
+    /// An action of a client changed the job: the upstream answered it with a success or a redirect, or the connection
+    /// broke. What was seen of the job before does not count any more.
+    JobChanged(KeyDomain, JobId),
 }
 
 /// A command for the caller.

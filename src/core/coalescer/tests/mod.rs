@@ -9,6 +9,7 @@ mod drain;
 mod faults;
 mod isolation;
 mod leaving;
+mod pace;
 mod proof;
 mod results;
 mod sharing;
