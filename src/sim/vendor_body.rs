@@ -69,7 +69,7 @@ fn response(view: &JobView<'_>) -> Value {
     let message = json!({
         "id": format!("msg_{}", view.id.trim_start_matches("resp_")),
         "type": "message",
-        "status": "completed",
+        "status": view.word,
         "role": "assistant",
         "content": [{ "type": "output_text", "text": TEXT, "annotations": [] }],
     });
