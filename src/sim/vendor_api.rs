@@ -16,7 +16,7 @@ use super::vendors::{VendorAction, VendorRequest};
 use crate::clock;
 use crate::protocol::body::Body;
 
-/// Carries out an operation whose key is accepted and whose body is read.
+/// Carries out an operation. The caller has checked the key and read the body.
 pub(super) fn answer(
     sim: &SimShared,
     record: &RecordedRequest,
