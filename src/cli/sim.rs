@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use http::StatusCode;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::CommandError;
@@ -19,9 +20,10 @@ pub(super) struct Args {
     /// Listener; with port 0 the system chooses a port
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8081")]
     pub listen: SocketAddr,
-    /// Speed of clips and polls: 10 is ten times real time
+    /// Speed of clips, jobs and polls: 10 is ten times real time
     ///
-    /// In real time a clip can be heard after about 30 s and is done after 60 to 120 s.
+    /// In real time a clip can be heard after about 30 s and is done after 60 to 120 s, a job of the other APIs after
+    /// 20 to 40 s.
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = parse_speed)]
     pub speed: f64,
     /// Longest time that a poll is held, divided by the speed
@@ -30,9 +32,14 @@ pub(super) struct Args {
     /// Seed of ids, lifetimes and faults [default: random]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// Share of the clips that end in an error: 0 to 1, or a percentage such as 2%
+    /// Share of the clips and jobs that end in an error: 0 to 1, or a percentage such as 2%
     #[arg(long, value_name = "P", default_value = "2%", value_parser = parse_share)]
     pub error_rate: f64,
+    /// Status code of reads of a job before its end, 200 to 299 [default: 202 of fal's jobs, 200 of others]
+    ///
+    /// For the APIs that never hold a request. Clips have 200.
+    #[arg(long, value_name = "CODE", value_parser = parse_pending_code)]
+    pub pending_code: Option<StatusCode>,
     /// JSON form of responses for several clips
     #[arg(long, value_enum, default_value_t = ListFormat::Array)]
     pub shape: ListFormat,
@@ -41,6 +48,7 @@ pub(super) struct Args {
     /// refuse        close the connection after accepting it
     /// reset         reset the connection (TCP RST) at once
     /// reset=10s     reset it 10 s after a request that has no response yet
+    /// slow, slow=3s send the correct response after 1 s or the given time
     /// hang          never respond
     /// cut           end the response in the middle
     /// html          respond with 200 and a page of HTML
@@ -66,6 +74,12 @@ fn try_it() -> String {
   curl -H 'Authorization: Bearer any' \\
     'localhost:8081{path}?{id}=ID&{status}={last}'
 
+It also has APIs that never hold a request, where clients poll:
+  Replicate  POST /v1/predictions    GET, DELETE /v1/predictions/ID     POST …/ID/cancel
+  OpenAI     POST /v1/responses      GET, DELETE /v1/responses/ID       POST …/ID/cancel
+  fal        POST /fal-ai/APP        GET /fal-ai/APP/requests/ID/status PUT …/ID/cancel
+  RunPod     POST /v2/ENDPOINT/run   GET /v2/ENDPOINT/status/ID         POST …/cancel/ID, …/retry/ID
+
 Besides the API there are debug endpoints under /sim/:
   echo, mirror, stream?n=10&every=100ms, upgrade, status/CODE"
     )
@@ -83,6 +97,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
         seed: args.seed.unwrap_or_else(|| fastrand::u64(..)),
         list_format: args.shape,
         error_rate: args.error_rate,
+        pending_code: args.pending_code,
         // The command has no access to the recorded requests.
         max_requests: 0,
         ..SimOptions::default()
@@ -111,6 +126,11 @@ fn parse_speed(text: &str) -> Result<f64, &'static str> {
 fn parse_time(text: &str) -> Result<Duration, &'static str> {
     let time = humantime::parse_duration(text).ok().filter(|time| *time <= Duration::from_secs(86_400));
     time.ok_or("use a duration up to a day, such as 120s or 2min")
+}
+
+fn parse_pending_code(text: &str) -> Result<StatusCode, &'static str> {
+    let code = text.parse().ok().filter(StatusCode::is_success);
+    code.ok_or("use a status code from 200 to 299, such as 202")
 }
 
 fn parse_share(text: &str) -> Result<f64, &'static str> {
@@ -159,6 +179,7 @@ mod tests {
             (["--fault", "rest:1%"], "use refuse, reset"),
             (["--fault", "reset"], "the frequency is missing"),
             (["--shape", "list"], "array"),
+            (["--pending-code", "404"], "200 to 299, such as 202"),
         ];
         for (line, hint) in cases {
             let message = parse(&line).unwrap_err();

@@ -20,11 +20,12 @@ use super::options::ListFormat;
 use super::recorder::{HoldGuard, RecordedRequest, RequestEnd, RequestGuard};
 use super::request::IncomingRequest;
 use super::response::{
-    ApiError, HTML_PAGE, InjectedFault, add_headers, api_error, error_response, not_found, track_body,
+    ApiError, HTML_PAGE, InjectedFault, JSON, add_headers, api_error, error_response, not_found, track_body,
     truncate, with_content_type,
 };
 use super::state::{SimShared, SimState, uuid};
-use super::{body, debug_endpoints};
+use super::vendors::{VendorAction, VendorRequest, parse_vendor_request};
+use super::{body, debug_endpoints, vendor_api};
 use crate::clock;
 use crate::core::route::{Form, Goal, Rung, SunoEndpoints};
 use crate::protocol::body::Body;
@@ -33,7 +34,6 @@ use crate::protocol::body::Body;
 const MAX_CLIPS: usize = 6;
 /// The longest body of a generation request, in bytes. It is read and discarded.
 const MAX_BODY: usize = 32 << 20;
-const JSON: &str = "application/json; charset=utf-8";
 
 /// Answers one request, or breaks its connection.
 pub(super) async fn answer(
@@ -43,12 +43,14 @@ pub(super) async fn answer(
 ) -> Result<Response<Body>, InjectedFault> {
     let (mut parts, body) = request.into_parts();
     let upgrade = parts.extensions.remove();
-    let authorization = parts.headers.remove(AUTHORIZATION);
+    let key_field = parts.headers.remove(&sim.options.key_field);
     let target: Arc<str> =
         parts.uri.path_and_query().map_or_else(|| parts.uri.to_string(), ToString::to_string).into();
+    let operation = parse_operation(&sim.route, &parts.method, &target);
     let (key, id) = {
+        let scheme = if sim.options.key_field == AUTHORIZATION { operation.scheme() } else { "" };
         let SimState { keys, rng, .. } = &mut *sim.state.lock();
-        (authorization.and_then(|field| keys.record(field.as_bytes())), uuid(rng))
+        (key_field.and_then(|field| keys.record(scheme, field.as_bytes())), uuid(rng))
     };
     let record = RecordedRequest {
         method: parts.method.clone(),
@@ -61,14 +63,9 @@ pub(super) async fn answer(
         ended_at: None,
     };
     let guard = RequestGuard::new(&sim.recorder, record.clone());
-    let operation = parse_operation(&sim.route, &parts.method, &record.target);
     let fault = {
         let SimState { faults, rng, .. } = &mut *sim.state.lock();
-        let clips = match &operation {
-            Operation::States(query) => Some(&query.ids[..]),
-            Operation::Generate | Operation::Lyrics | Operation::Debug | Operation::Unknown => None,
-        };
-        faults.take(&FaultContext { target: &record.target, clips, key }, rng)
+        faults.take(&FaultContext { target: &record.target, clips: operation.polled_ids(), key }, rng)
     };
     if let Some(fault) = &fault {
         guard.fault_injected(&record, fault);
@@ -89,6 +86,20 @@ pub(super) async fn answer(
     };
     let answered = match fault {
         None | Some(Fault::Shape(_)) => Some(answer_without_fault(&sim, request, operation, format).await),
+        Some(Fault::Slow { after }) => {
+            let answered = answer_without_fault(&sim, request, operation, format).await;
+            let held = HoldGuard::new(&sim.recorder);
+            sleep_until(at + after).await;
+            drop(held);
+            Some(answered)
+        }
+        Some(Fault::Field(name, value)) => {
+            let answered = answer_without_fault(&sim, request, operation, format).await;
+            Some(answered.map(|mut response| {
+                response.headers_mut().insert(name, value);
+                response
+            }))
+        }
         Some(Fault::Cut) => Some(answer_without_fault(&sim, request, operation, format).await.map(truncate)),
         Some(Fault::Reset { after }) => tokio::select! {
             // Cancel safe: the request is dropped. With a delay of zero it is never started.
@@ -134,9 +145,30 @@ enum Operation {
     States(StateQuery),
     /// Returns lyrics.
     Lyrics,
+    /// An operation on a job of a vendor.
+    Vendor(VendorRequest),
     /// A debug endpoint under `/sim/`.
     Debug,
     Unknown,
+}
+
+impl Operation {
+    /// Returns the ids of a request for states.
+    fn polled_ids(&self) -> Option<&[String]> {
+        match self {
+            Self::States(query) => Some(&query.ids),
+            Self::Vendor(request) if request.action == VendorAction::Read => Some(&request.ids),
+            Self::Vendor(_) | Self::Generate | Self::Lyrics | Self::Debug | Self::Unknown => None,
+        }
+    }
+
+    /// Returns the scheme before the key in `Authorization`.
+    fn scheme(&self) -> &'static str {
+        match self {
+            Self::Vendor(request) => request.api.scheme,
+            _ => "Bearer ",
+        }
+    }
 }
 
 struct StateQuery {
@@ -164,7 +196,7 @@ fn parse_operation(route: &SunoEndpoints, method: &Method, target: &str) -> Oper
         }
         (&Method::POST, Some(Form::Single)) => Operation::Generate,
         (&Method::GET, None) if is_lyrics_path(route, path) => Operation::Lyrics,
-        _ => Operation::Unknown,
+        _ => parse_vendor_request(method, path).map_or(Operation::Unknown, Operation::Vendor),
     }
 }
 
@@ -198,15 +230,21 @@ async fn answer_without_fault(
     let answered = match operation {
         Operation::Debug => debug_endpoints::answer(request).await,
         Operation::Unknown => Err(not_found(&request)),
-        Operation::Generate | Operation::States(_) | Operation::Lyrics if !is_accepted() => {
+        Operation::Generate | Operation::States(_) | Operation::Lyrics | Operation::Vendor(_)
+            if !is_accepted() =>
+        {
             Err(api_error(StatusCode::UNAUTHORIZED, "The API key is missing or not known"))
         }
         Operation::Generate => match drain(request.body).await? {
             Some(()) => Ok(generate(sim)),
-            None => Err(api_error(StatusCode::PAYLOAD_TOO_LARGE, "The body is too large")),
+            None => Err(body_too_large()),
         },
         Operation::States(query) => clip_states(sim, request.record.at, &query, format).await,
         Operation::Lyrics => lyrics(sim, &request),
+        Operation::Vendor(job) => match drain(request.body).await? {
+            Some(()) => vendor_api::answer(sim, &record, &job),
+            None => Err(body_too_large()),
+        },
     };
     Ok(answered.unwrap_or_else(|error| error.into_response(&id, record.path())))
 }
@@ -222,6 +260,10 @@ async fn drain(mut body: Incoming) -> Result<Option<()>, InjectedFault> {
         }
     }
     Ok(Some(()))
+}
+
+fn body_too_large() -> ApiError {
+    api_error(StatusCode::PAYLOAD_TOO_LARGE, "The body is too large")
 }
 
 fn generate(sim: &SimShared) -> Response<Body> {

@@ -20,6 +20,16 @@ impl<V> BoundedMap<V> {
         self.by_name.get(name)
     }
 
+    pub(super) fn get_mut(&mut self, name: &str) -> Option<&mut V> {
+        self.by_name.get_mut(name)
+    }
+
+    /// Removes a value. Takes time in proportion to the number of names.
+    pub(super) fn remove(&mut self, name: &str) -> Option<V> {
+        self.order.retain(|known| **known != *name);
+        self.by_name.remove(name)
+    }
+
     /// Inserts or replaces a value. A replaced value keeps the age of its name.
     pub(super) fn insert(&mut self, name: &str, value: V) {
         if let Some(known) = self.by_name.get_mut(name) {

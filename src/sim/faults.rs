@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use fastrand::Rng;
-use http::StatusCode;
+use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::keys::RecordedKey;
 use super::options::ListFormat;
@@ -40,6 +40,13 @@ pub enum Fault {
     Cut,
     /// Answers 200 with an HTML page at once.
     Html,
+    /// Sends the correct response this long after its request. The state in it is that of the request.
+    Slow {
+        /// Time from the request to the response.
+        after: Duration,
+    },
+    /// Adds a header field to the correct response, such as a `Retry-After`.
+    Field(HeaderName, HeaderValue),
     /// Gives the correct response for several clips this outer form.
     Shape(ListFormat),
 }
@@ -98,9 +105,9 @@ impl Fault {
 pub enum FaultTarget {
     /// All requests.
     Any,
-    /// Requests for the states of clips.
+    /// Requests for the states of clips and jobs.
     Polls,
-    /// Requests for the state of this clip, alone or among others.
+    /// Requests for the state of this clip or job, alone or among others.
     Clip(String),
     /// Requests whose target starts with this text.
     Path(String),
@@ -131,7 +138,7 @@ pub struct FaultSpec {
 /// The properties of a request that select its fault.
 pub(super) struct FaultContext<'a> {
     pub(super) target: &'a str,
-    /// The requested clips. `None`: not a request for states.
+    /// The requested clips or job. `None`: not a request for states.
     pub(super) clips: Option<&'a [String]>,
     pub(super) key: Option<RecordedKey>,
 }
@@ -207,11 +214,13 @@ pub enum FaultSpecError {
     #[error("`{0}` is not a valid frequency; use a share from 0% to 100%, or a count: reset:5% or reset:3")]
     InvalidFrequency(String),
     /// No fault has this name.
-    #[error("`{0}` is not a known fault; use refuse, reset, hang, cut, html, or a status from 400 to 599")]
+    #[error(
+        "`{0}` is not a known fault; use refuse, reset, slow, hang, cut, html, or a status from 400 to 599"
+    )]
     UnknownFault(String),
     /// The fault has no such argument.
     #[error(
-        "`{fault}={argument}` is not valid: reset takes a time (reset=10s), a status takes a time for Retry-After \
+        "`{fault}={argument}` is not valid: reset and slow take a time (reset=10s), a status takes a time for Retry-After \
          (429=3s) or html or empty for its body (502=html), the other faults take no argument"
     )]
     InvalidArgument {
@@ -248,6 +257,9 @@ fn parse_frequency(text: &str) -> Option<Frequency> {
     }
 }
 
+/// Delay of a `slow` without a time.
+const DEFAULT_DELAY: Duration = Duration::from_secs(1);
+
 fn parse_fault(name: &str, argument: Option<&str>) -> Result<Fault, FaultSpecError> {
     let bad = |argument: &str| FaultSpecError::InvalidArgument {
         fault: name.to_owned(),
@@ -264,6 +276,7 @@ fn parse_fault(name: &str, argument: Option<&str>) -> Result<Fault, FaultSpecErr
         "cut" => plain(Fault::Cut),
         "html" => plain(Fault::Html),
         "reset" => Ok(Fault::reset_after(argument.map(time).transpose()?.unwrap_or_default())),
+        "slow" => Ok(Fault::Slow { after: argument.map_or(Ok(DEFAULT_DELAY), time)? }),
         _ => match name.parse::<u16>() {
             Ok(status @ 400..=599) => match argument {
                 None if status == 429 => Ok(Fault::retry_after(status, Duration::from_secs(1))),
@@ -315,7 +328,7 @@ mod tests {
             frequency: Frequency::Share(1.0),
         });
         let mut take = |authorization: &[u8]| {
-            let context = FaultContext { key: keys.record(authorization), ..context("/", None) };
+            let context = FaultContext { key: keys.record("Bearer ", authorization), ..context("/", None) };
             faults.take(&context, &mut rng)
         };
         assert_eq!(take(b"Bearer a"), Some(Fault::Hang));
@@ -351,6 +364,8 @@ mod tests {
             ("refuse:1%", Fault::Refuse, Frequency::Share(0.01)),
             ("reset:50%", Fault::reset(), Frequency::Share(0.5)),
             ("reset=10s:3", Fault::reset_after(Duration::from_secs(10)), Frequency::Next(3)),
+            ("slow=900ms:5%", Fault::Slow { after: Duration::from_millis(900) }, Frequency::Share(0.05)),
+            ("slow:1", Fault::Slow { after: Duration::from_secs(1) }, Frequency::Next(1)),
             ("hang:1", Fault::Hang, Frequency::Next(1)),
             ("429:100%", Fault::retry_after(429, Duration::from_secs(1)), Frequency::Share(1.0)),
             ("503=2s:1", Fault::retry_after(503, Duration::from_secs(2)), Frequency::Next(1)),
@@ -375,7 +390,7 @@ mod tests {
             ("reset:NaN%", "`NaN%` is not a valid frequency"),
             ("rest:1%", "`rest` is not a known fault"),
             ("200:1%", "`200` is not a known fault"),
-            ("reset=soon:1%", "`reset=soon` is not valid: reset takes a time"),
+            ("reset=soon:1%", "`reset=soon` is not valid: reset and slow take a time"),
             ("hang=1s:1%", "`hang=1s`"),
         ];
         for (text, start) in cases {

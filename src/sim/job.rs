@@ -33,29 +33,40 @@ impl ClipState {
     }
 }
 
-/// The states of one clip over time.
+/// The states of one job over time.
 #[derive(Clone, Debug)]
-pub(super) struct Timeline {
-    start: ClipState,
+pub(super) struct Timeline<S = ClipState> {
+    start: S,
     /// The later states and their times, the earliest first.
-    steps: Vec<(Instant, ClipState)>,
+    steps: Vec<(Instant, S)>,
 }
 
-impl Timeline {
-    pub(super) fn new(start: ClipState, mut steps: Vec<(Instant, ClipState)>) -> Self {
+impl<S> Timeline<S> {
+    pub(super) fn new(start: S, mut steps: Vec<(Instant, S)>) -> Self {
         steps.sort_by_key(|&(at, _)| at);
         Self { start, steps }
     }
 
     /// Returns a timeline without changes.
-    pub(super) fn constant(state: ClipState) -> Self {
+    pub(super) fn constant(state: S) -> Self {
         Self::new(state, Vec::new())
     }
 
-    fn at(&self, now: Instant) -> &ClipState {
-        self.steps.iter().rev().find(|&&(at, _)| at <= now).map_or(&self.start, |(_, state)| state)
+    pub(super) fn at(&self, now: Instant) -> &S {
+        self.step(now).map_or(&self.start, |(_, state)| state)
     }
 
+    /// Returns when the state of `now` began; `None` for the start.
+    pub(super) fn since(&self, now: Instant) -> Option<Instant> {
+        self.step(now).map(|&(at, _)| at)
+    }
+
+    fn step(&self, now: Instant) -> Option<&(Instant, S)> {
+        self.steps.iter().rev().find(|&&(at, _)| at <= now)
+    }
+}
+
+impl Timeline {
     /// Returns when a poll for the goal will be answered, if that is after `now`.
     fn next_reach(&self, goal: Rung, now: Instant) -> Option<Instant> {
         self.steps.iter().find(|(at, state)| *at > now && state.has_reached(goal)).map(|&(at, _)| at)

@@ -36,11 +36,12 @@ impl AcceptedKeys {
         Self { salt, accepted: accepted.map(|keys| keys.iter().map(digest).collect()) }
     }
 
-    /// Returns the digest of the Bearer key in an `Authorization` field.
-    pub(super) fn record(&self, authorization: &[u8]) -> Option<RecordedKey> {
-        let (scheme, key) = authorization.split_at_checked("Bearer ".len())?;
+    /// Returns the digest of the key in a header field. The scheme ends with its space; it is empty in fields that
+    /// have none.
+    pub(super) fn record(&self, scheme: &str, field: &[u8]) -> Option<RecordedKey> {
+        let (prefix, key) = field.split_at_checked(scheme.len())?;
         let key = key.trim_ascii();
-        (scheme.eq_ignore_ascii_case(b"Bearer ") && !key.is_empty())
+        (prefix.eq_ignore_ascii_case(scheme.as_bytes()) && !key.is_empty())
             .then(|| RecordedKey { salt: self.salt, digest: blake3::keyed_hash(&self.salt, key) })
     }
 
@@ -60,18 +61,21 @@ mod tests {
     #[test]
     fn a_recorded_key_can_be_compared_but_not_read() {
         let keys = AcceptedKeys::new(None, &mut Rng::with_seed(1));
-        let seen = keys.record(b"Bearer sk-abc").unwrap();
+        let seen = keys.record("Bearer ", b"Bearer sk-abc").unwrap();
         assert!(seen.matches("sk-abc") && !seen.matches("sk-abd"));
         assert!(!format!("{seen:?}").contains("sk-"));
         assert!(keys.accepts(Some(seen)) && !keys.accepts(None));
     }
 
     #[test]
-    fn only_bearer_keys_are_accepted() {
+    fn only_keys_of_the_scheme_are_accepted() {
         let keys = AcceptedKeys::new(None, &mut Rng::with_seed(1));
         for bad in [&b"Bearer "[..], b"Bearer", b"Basic abc", b"", b"Bearer    "] {
-            assert!(keys.record(bad).is_none(), "{bad:?}");
+            assert!(keys.record("Bearer ", bad).is_none(), "{bad:?}");
         }
-        assert!(keys.record(b"bearer k").unwrap().matches("k"));
+        assert!(keys.record("Bearer ", b"bearer k").unwrap().matches("k"));
+        assert!(keys.record("Key ", b"Key k").unwrap().matches("k"));
+        assert!(keys.record("Key ", b"Bearer k").is_none());
+        assert!(keys.record("", b"k").unwrap().matches("k"));
     }
 }

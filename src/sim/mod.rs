@@ -1,4 +1,5 @@
-//! A simulated upstream: the documented behaviour of the Suno API as an HTTP server, with faults that tests inject.
+//! A simulated upstream: the documented behaviour of the Suno API and of APIs that never hold, as an HTTP server, with
+//! faults that tests inject.
 //!
 //! `clipgate sim` and `serve --sim` run it; tests and benches put it behind the gateway. It uses the paths and the
 //! ladder of [`Route`](crate::core::route::Route) and the plain body type, but none of the gateway's parsers and
@@ -6,6 +7,7 @@
 //!
 //! ```text
 //!  server ── connections ──▶ api ── fault? ──▶ job: held until the clips reach the status ──▶ body ──▶ response
+//!                             │  └─ vendors ──▶ vendor_api ──▶ vendor_body ──────────────┘
 //!                             │ /sim/…            ▲
 //!                             ▼                   │ set_status, schedule, inject
 //!                       debug_endpoints          Sim, a test's handle ── requests, wait_until ──▶ recorder
@@ -19,11 +21,11 @@
 //!
 //! | row | files |
 //! | --- | --- |
-//! | values | `options`, `bounded_map`, `keys`, `job`, `connection` |
-//! | rules | `faults`, `body` (JSON of clips) |
+//! | values | `options`, `bounded_map`, `keys`, `job`, `vendors`, `vendor_job`, `connection` |
+//! | rules | `faults`, `body` (JSON of clips), `vendor_body` |
 //! | record | `recorder` |
 //! | shared | `state`, `request`, `response` |
-//! | handlers | `debug_endpoints`, then `api` |
+//! | handlers | `debug_endpoints`, `vendor_api`, then `api` |
 //! | connections | `server` |
 //! | handle | `mod` |
 
@@ -45,6 +47,10 @@ mod server;
 mod state;
 #[cfg(test)]
 mod tests;
+mod vendor_api;
+mod vendor_body;
+mod vendor_job;
+mod vendors;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -56,12 +62,29 @@ pub use self::faults::{ErrorBody, Fault, FaultSpec, FaultSpecError, FaultTarget,
 pub use self::keys::RecordedKey;
 pub use self::options::{ListFormat, SimOptions};
 pub use self::recorder::{FaultRecord, Observation, RecordedRequest, RequestEnd};
+pub use self::vendors::Vendor;
 
 use self::faults::FaultQueue;
 use self::job::{ClipState, Timeline};
 use self::keys::AcceptedKeys;
 use self::state::SimShared;
+use self::vendor_job::VendorState;
 use crate::clock;
+
+/// The two kinds of routes of a simulated upstream, as a configuration: the Suno API, which holds requests, and one that
+/// never does.
+pub const ROUTES: &str = r#"
+[[routes]]
+preset = "suno"
+
+[[routes]]
+name = "replicate"
+path = "/v1/predictions/{id}"
+pending = ["starting", "processing"]
+succeeded = ["succeeded"]
+failed = ["failed", "canceled"]
+pace = "1s"
+"#;
 
 /// A simulated upstream: its server, and the handle of a test. Clones share one upstream and are cheap.
 #[derive(Clone)]
@@ -100,6 +123,33 @@ impl Sim {
             steps.iter().map(|&(word, after)| (now + after, ClipState::from_word(ladder, word))).collect();
         let lowest = ClipState::from_word(ladder, ladder.name(ladder.lowest()));
         self.0.set_timeline(id, |current| Timeline::new(current.unwrap_or(lowest), steps));
+    }
+
+    /// Sets the status of a vendor's job now and creates the job if it is missing. The job may return to an earlier
+    /// status, and the word may be unknown to the vendor.
+    pub fn set_job(&self, vendor: Vendor, id: &str, word: &str) {
+        let state = VendorState::from_word(&vendor.api().words, word);
+        self.0.set_vendor_timeline(vendor, id, |_| Timeline::constant(state));
+    }
+
+    /// Ends a vendor's job with its failure. Some vendors say so in an `error` beside the word of success.
+    pub fn fail_job(&self, vendor: Vendor, id: &str) {
+        let state = VendorState::failed(&vendor.api().words);
+        self.0.set_vendor_timeline(vendor, id, |_| Timeline::constant(state));
+    }
+
+    /// Schedules the statuses of a vendor's job, like [`Self::schedule`].
+    pub fn schedule_job(&self, vendor: Vendor, id: &str, steps: &[(&str, Duration)]) {
+        let (words, now) = (&vendor.api().words, clock::now());
+        let steps: Vec<_> =
+            steps.iter().map(|&(word, after)| (now + after, VendorState::from_word(words, word))).collect();
+        let first = VendorState::from_word(words, words.pending[0]);
+        self.0.set_vendor_timeline(vendor, id, |current| Timeline::new(current.unwrap_or(first), steps));
+    }
+
+    /// Removes a vendor's job: reads of it get 404. Returns whether it existed.
+    pub fn remove_job(&self, vendor: Vendor, id: &str) -> bool {
+        self.0.remove_vendor_job(vendor, id)
     }
 
     /// Injects a fault into the next `times` matching requests. If several faults match, the earliest is used.

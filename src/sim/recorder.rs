@@ -25,9 +25,9 @@ pub struct RecordedRequest {
     pub target: Arc<str>,
     /// HTTP version of the request.
     pub version: Version,
-    /// Header fields without `authorization`; see `key`.
+    /// Header fields without that of the key; see `key`.
     pub headers: Arc<HeaderMap>,
-    /// The Bearer key of the request.
+    /// The key of the request.
     pub key: Option<RecordedKey>,
     /// When the head was read.
     pub at: Instant,

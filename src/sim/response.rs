@@ -42,6 +42,9 @@ impl ApiError {
 pub(super) const HTML_PAGE: &str = "<!DOCTYPE html>\n<html><head><title>Just a moment...</title></head>\
     <body><h1>We'll be right back</h1><p>{\"status\":\"maintenance\"}</p></body></html>\n";
 
+/// Content type of the APIs' JSON.
+pub(super) const JSON: &str = "application/json; charset=utf-8";
+
 pub(super) fn api_error(status: StatusCode, message: impl Into<String>) -> ApiError {
     ApiError { status, message: message.into() }
 }
@@ -70,7 +73,7 @@ fn json_error(id: &str, path: &str, status: StatusCode, message: &str) -> Respon
         "statusCode": status.as_u16(),
         "timestamp": humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
     });
-    with_content_type(status, "application/json; charset=utf-8", body.to_string())
+    with_content_type(status, JSON, body.to_string())
 }
 
 pub(super) fn error_response(

@@ -19,6 +19,7 @@ use super::*;
 
 mod debug_endpoints;
 mod faults;
+mod vendors;
 
 /// Longer than any step of a test takes.
 const TIMEOUT: Duration = Duration::from_secs(10);

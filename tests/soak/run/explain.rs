@@ -197,7 +197,7 @@ fn is_for_only(target: &str, jobs: &[Arc<Clip>]) -> bool {
 fn is_transport_fault(fault: &Fault) -> bool {
     match fault {
         Fault::Refuse | Fault::Reset { .. } | Fault::Hang | Fault::Cut => true,
-        Fault::Status { .. } | Fault::Html | Fault::Shape(_) => false,
+        Fault::Status { .. } | Fault::Html | Fault::Shape(_) | Fault::Slow { .. } | Fault::Field(..) => false,
     }
 }
 
@@ -205,7 +205,7 @@ fn status(fault: &Fault) -> Option<StatusCode> {
     match fault {
         Fault::Status { status, .. } => Some(*status),
         Fault::Refuse | Fault::Reset { .. } | Fault::Hang => None,
-        Fault::Cut | Fault::Html | Fault::Shape(_) => None,
+        Fault::Cut | Fault::Html | Fault::Shape(_) | Fault::Slow { .. } | Fault::Field(..) => None,
     }
 }
 
@@ -213,7 +213,7 @@ fn retry_after(fault: &Fault) -> Option<Duration> {
     match fault {
         Fault::Status { retry_after, .. } => *retry_after,
         Fault::Refuse | Fault::Reset { .. } | Fault::Hang => None,
-        Fault::Cut | Fault::Html | Fault::Shape(_) => None,
+        Fault::Cut | Fault::Html | Fault::Shape(_) | Fault::Slow { .. } | Fault::Field(..) => None,
     }
 }
 
