@@ -185,7 +185,7 @@ fn config_toml_has_every_key_in_order_with_a_comment_and_its_default() {
     let lines = reference_lines();
     let (tls, others): (Vec<_>, Vec<_>) =
         documented_keys().into_iter().partition(|key| key.name.starts_with("server.tls."));
-    assert_eq!((tls.len(), others.len()), (3, 55));
+    assert_eq!((tls.len(), others.len()), (3, 57));
     for key in &tls {
         let name = key.name.rsplit('.').next().unwrap();
         assert!(DEFAULT.contains(&format!("{name} = \"")), "{}", key.name);
@@ -246,7 +246,7 @@ fn config_toml_is_valid_without_the_hashes() {
     let env = [("CLIPGATE_ADMIN_TOKEN", "a"), ("AIMLAPI_KEY", "b"), ("ALICE_AIMLAPI_KEY", "c")];
     let config = load(&all_keys, &env).unwrap();
     assert!(config.server.tls.is_some() && config.admin.token.is_some() && config.upstream.api_key.is_some());
-    let AuthConfig::Team(members) = &config.auth else { panic!("{:?}", config.auth) };
+    let AuthMode::Team(members) = &config.auth.mode else { panic!("{:?}", config.auth) };
     assert_eq!(members[0].upstream_key.expose(), "c");
     assert_eq!(members[0].burst, Some(400));
 }

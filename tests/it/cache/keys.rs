@@ -1,7 +1,7 @@
 //! Keys never mix, and never appear in logs or responses (P11).
 
 use clipgate::sim::{Sim, SimOptions};
-use clipgate::testing::config::{AuthConfig, Config};
+use clipgate::testing::config::{AuthMode, Config};
 use clipgate::testing::protocol::allowed_host::HostPattern;
 use clipgate::testing::secret::Secret;
 use tokio::net::TcpListener;
@@ -56,7 +56,7 @@ async fn a_revoked_key_loses_its_entries_and_other_keys_keep_theirs() {
 #[tokio::test]
 async fn a_sidecar_replaces_the_client_key_and_needs_none() {
     let gateway = TestGateway::with(|config, options| {
-        config.auth = AuthConfig::Sidecar;
+        config.auth.mode = AuthMode::Sidecar;
         config.upstream.api_key = Some(Secret::new("of-the-gateway"));
         options.keys = Some(vec!["of-the-gateway".to_owned()]);
     })
@@ -83,7 +83,7 @@ async fn a_sidecar_replaces_the_client_key_and_needs_none() {
 
 /// Configures a sidecar that accepts the pages of one origin.
 fn configure_sidecar(config: &mut Config) {
-    config.auth = AuthConfig::Sidecar;
+    config.auth.mode = AuthMode::Sidecar;
     config.upstream.api_key = Some(Secret::new("of-the-gateway"));
     config.server.cors_origins = vec!["https://app.example".to_owned()];
     config.server.allowed_hosts = vec![HostPattern::Name("gw.example".to_owned())];
