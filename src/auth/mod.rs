@@ -595,8 +595,7 @@ mod tests {
     }
 
     #[test]
-    fn an_authorization_field_that_is_not_listed_is_no_part_of_the_key_but_may_not_authenticate_the_connection()
-     {
+    fn authorization_that_is_not_listed_does_not_change_the_key_and_may_not_authenticate_the_connection() {
         let open = with_fields(config::AuthMode::Open, &["authorization"], x_key());
         let passthrough = with_fields(config::AuthMode::Passthrough, &["x-key"], x_key());
         for authenticator in [open, passthrough] {

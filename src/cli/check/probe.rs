@@ -152,7 +152,9 @@ async fn resolve_name(url: &Uri, report: &mut impl FnMut(Finding)) -> bool {
 fn keys(config: &Config, client_key: Option<&Secret>) -> Vec<(String, Option<KeyField>)> {
     let field = |key: &Secret| config.auth.send.field(key);
     match &config.auth.mode {
-        AuthMode::Passthrough => vec![("the client's key".to_owned(), client_key.and_then(field))],
+        AuthMode::Passthrough => {
+            vec![("the client's key".to_owned(), client_key.and_then(|key| client_field(&config.auth, key)))]
+        }
         AuthMode::Sidecar => {
             vec![("upstream.api_key".to_owned(), config.upstream.api_key.as_ref().and_then(field))]
         }
@@ -166,14 +168,16 @@ fn keys(config: &Config, client_key: Option<&Secret>) -> Vec<(String, Option<Key
     }
 }
 
-/// Returns the field in which a client of the gateway sends its key or token.
+/// Returns the field in which a client sends its key or token: that of `auth.send` if it can be a client's, else the first
+/// of `auth.headers`.
 fn client_field(auth: &AuthConfig, key: &Secret) -> Option<KeyField> {
-    match (&auth.mode, auth.headers.first()) {
-        (AuthMode::Passthrough, _) => auth.send.field(key),
-        (AuthMode::Team(_), Some(name)) if *name != AUTHORIZATION => {
+    let is_upstream_key = matches!(auth.mode, AuthMode::Passthrough);
+    match auth.headers.first() {
+        _ if is_upstream_key && auth.headers.contains(&auth.send.name) => auth.send.field(key),
+        Some(name) if *name != AUTHORIZATION => {
             KeyTemplate { name: name.clone(), before: String::new(), after: String::new() }.field(key)
         }
-        (AuthMode::Team(_) | AuthMode::Sidecar | AuthMode::Open, _) => KeyTemplate::default().field(key),
+        Some(_) | None => KeyTemplate::default().field(key),
     }
 }
 

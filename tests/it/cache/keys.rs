@@ -227,7 +227,11 @@ async fn keys_never_appear_in_the_log_or_in_responses() {
     let _serving = tokio::spawn(sim.clone().serve(listener, std::future::pending()));
     let front = ["serve", "--listen", "127.0.0.1:0", "--upstream", &upstream];
     for format in ["text", "json"] {
-        let env = [("CLIPGATE__LOG__LEVEL", "trace"), ("CLIPGATE__LOG__FORMAT", format)];
+        let env = [
+            ("CLIPGATE__LOG__LEVEL", "trace"),
+            ("CLIPGATE__LOG__FORMAT", format),
+            ("CLIPGATE__AUTH__HEADERS", r#"["authorization", "x-key"]"#),
+        ];
         let mut gateway = ClipgateProcess::start(&front, &env);
         let address = gateway.address();
         let head = |line: &str| {
@@ -248,6 +252,10 @@ async fn keys_never_appear_in_the_log_or_in_responses() {
             format!("{}proxy-authorization: Basic {KEY}\r\ncookie: {KEY}\r\n\r\n", head("GET /v1/models")),
             format!("{}connection: upgrade\r\nupgrade: websocket\r\n\r\n", head("GET /v1/socket")),
             format!("{}x : y\r\n\r\n", head("GET /v1/models")),
+            format!("{}x-key: {KEY}\r\n\r\n", head(&format!("GET {wait}"))),
+            format!("{}x-key: {KEY}\r\n\r\n", head("GET /v1/models")),
+            format!("{}x-key: {KEY}\r\nx-key: {KEY}\r\n\r\n", head("GET /v1/models")),
+            format!("GET {wait} HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-key: {KEY}\r\n\r\n"),
             format!("{}x: {}\r\n\r\n", head("GET /v1/models"), "x".repeat(200_000)),
             format!("{}via: 1.1 clipgate\r\n\r\n", head("GET /v1/models")),
             format!("{}\r\n", head(&format!("GET http://{KEY}@127.0.0.1:1/v1/models"))),
