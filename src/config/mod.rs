@@ -14,7 +14,7 @@
 //! | --- | --- |
 //! | `error` | errors with place, key, problem and hint |
 //! | `types` | the validated configuration and its defaults |
-//! | `parse`, `web` | parsers of single values |
+//! | `parse`, `web`, `key_fields` | parsers of single values |
 //! | `value` | raw values, and the reader that checks them |
 //! | `source` | file, environment and flags to raw values |
 //! | `path` | the path of the file |
@@ -22,6 +22,7 @@
 //! | `warnings` | valid settings that may surprise |
 
 mod error;
+mod key_fields;
 mod parse;
 mod path;
 mod schema;
@@ -40,8 +41,8 @@ pub use self::error::{ConfigError, ConfigErrors, InvalidValue, Source};
 pub use self::parse::{base_url, member_name, secret};
 pub use self::path::locate;
 pub use self::types::{
-    AdminConfig, AuthConfig, CacheConfig, Config, LimitsConfig, Listen, LogConfig, LogFormat, ServerConfig,
-    TeamMember, TelemetryConfig, TlsConfig, UpstreamConfig, WaitConfig,
+    AdminConfig, AuthConfig, AuthMode, CacheConfig, Config, KeyTemplate, LimitsConfig, Listen, LogConfig,
+    LogFormat, ServerConfig, TeamMember, TelemetryConfig, TlsConfig, UpstreamConfig, WaitConfig,
 };
 
 /// Value of a key from the command line. It overrides the environment, which overrides the file.

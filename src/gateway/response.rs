@@ -48,11 +48,13 @@ pub(crate) struct JobResponse {
 }
 
 impl JobResponse {
-    /// Returns the response; 304 if it has the client's `ETag`. `shape` is called for lists only.
+    /// Returns the response; 304 if it has the client's `ETag`. `shape` is called for lists only,
+    /// `vary` for responses that caches of clients may store.
     pub(crate) fn into_response(
         self,
         cache: &Cache,
         shape: impl FnOnce() -> Arc<ListShape>,
+        vary: impl FnOnce() -> HeaderValue,
         condition: Option<IfNoneMatch>,
     ) -> Response<Body> {
         let mut headers = self.upstream_headers();
@@ -71,7 +73,7 @@ impl JobResponse {
                     }
                 };
                 headers.insert(ETAG, etag);
-                headers.append(VARY, HeaderValue::from_static("authorization, accept"));
+                headers.append(VARY, vary());
                 headers.insert(CACHE_CONTROL, with_number("private, max-age=", lifetime.as_secs()));
             }
         }

@@ -106,6 +106,8 @@ impl Gateway {
     ) -> Response<Body> {
         let response =
             JobResponse { form: query.form, states, origin, keep: options.keep, applied: options.applied };
-        response.into_response(&self.0.cache, || self.0.cache.list_shape(domain), condition)
+        let gateway = &*self.0;
+        let shape = || gateway.cache.list_shape(domain);
+        response.into_response(&gateway.cache, shape, || gateway.authenticator.vary(), condition)
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::config::error::ConfigError;
 use crate::config::source::RawConfig;
-use crate::config::types::{AuthConfig, Config, Listen, TeamMember, TlsConfig};
+use crate::config::types::{AuthMode, Config, Listen, TeamMember, TlsConfig};
 
 pub(in crate::config) struct ConfigBuilder {
     pub(super) config: Config,
@@ -21,7 +21,11 @@ pub(super) enum AuthModeName {
     Passthrough,
     Sidecar,
     Team,
+    Open,
 }
+
+/// Each field of a request is looked up, so the number is small.
+const MAX_KEY_FIELDS: usize = 8;
 
 /// An error between keys, with the keys that cause it.
 type CrossError = (ConfigError, &'static [&'static str]);
@@ -113,12 +117,31 @@ impl ConfigBuilder {
                 "\"team\" needs at least one member",
                 "Add a [[team.members]] with name, token_sha256 and upstream_key.",
             ),
-            AuthModeName::Passthrough | AuthModeName::Sidecar if !self.members.is_empty() => error(
-                &["team.members", "auth.mode"],
-                "members are listed, but auth.mode is not \"team\"",
-                "Set auth.mode to \"team\" or remove the members.",
-            ),
-            AuthModeName::Passthrough | AuthModeName::Sidecar | AuthModeName::Team => {}
+            AuthModeName::Passthrough | AuthModeName::Sidecar | AuthModeName::Open
+                if !self.members.is_empty() =>
+            {
+                error(
+                    &["team.members", "auth.mode"],
+                    "members are listed, but auth.mode is not \"team\"",
+                    "Set auth.mode to \"team\" or remove the members.",
+                )
+            }
+            AuthModeName::Passthrough | AuthModeName::Sidecar | AuthModeName::Team | AuthModeName::Open => {}
+        }
+        let fields = &config.auth.headers;
+        if fields.is_empty() {
+            error(
+                &["auth.headers"],
+                "the list is empty, so no request has a key",
+                "Name at least one field. For an upstream without keys set auth.mode to \"open\".",
+            );
+        }
+        if fields.len() > MAX_KEY_FIELDS {
+            let problem = format!("the list has {} fields", fields.len());
+            error(&["auth.headers"], &problem, &format!("Name at most {MAX_KEY_FIELDS} fields."));
+        }
+        if let Some((_, twice)) = fields.iter().enumerate().find(|(n, name)| fields[..*n].contains(name)) {
+            error(&["auth.headers"], &format!("{twice} is listed twice"), "Remove one of them.");
         }
         errors
     }
@@ -129,10 +152,11 @@ impl ConfigBuilder {
             (Some(cert), Some(key)) => Some(TlsConfig { cert, key, client_ca: self.client_ca }),
             _ => None,
         };
-        config.auth = match self.mode {
-            AuthModeName::Passthrough => AuthConfig::Passthrough,
-            AuthModeName::Sidecar => AuthConfig::Sidecar,
-            AuthModeName::Team => AuthConfig::Team(self.members),
+        config.auth.mode = match self.mode {
+            AuthModeName::Passthrough => AuthMode::Passthrough,
+            AuthModeName::Sidecar => AuthMode::Sidecar,
+            AuthModeName::Team => AuthMode::Team(self.members),
+            AuthModeName::Open => AuthMode::Open,
         };
         config
     }

@@ -8,6 +8,7 @@ use super::builder::{AuthModeName, ConfigBuilder};
 use super::row::ConfigKey;
 use super::row::ReloadEffect::{Applied, AppliedUnless, Restart};
 use super::team::read_members;
+use crate::config::key_fields::{key_field, key_template};
 use crate::config::parse::{base_url, collector, network, optional_listen, path};
 use crate::config::types::LogFormat;
 use crate::config::value::AllowedValues::{Described, Duration as Time, Number, Secret, Size};
@@ -25,6 +26,7 @@ const AUTH_MODES: &[(&str, AuthModeName)] = &[
     ("passthrough", AuthModeName::Passthrough),
     ("sidecar", AuthModeName::Sidecar),
     ("team", AuthModeName::Team),
+    ("open", AuthModeName::Open),
 ];
 
 const LOG_FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
@@ -261,10 +263,26 @@ pub(in crate::config) const KEYS: &[ConfigKey<ConfigBuilder>] = &[
     ConfigKey {
         name: "auth.mode",
         default: Some(r#""passthrough""#),
-        allowed: Described("\"passthrough\", \"sidecar\" or \"team\""),
+        allowed: Described("\"passthrough\", \"sidecar\", \"team\" or \"open\""),
         reload: Applied,
         read: |b, r| r.choice(&mut b.mode, AUTH_MODES),
         doc: "origin of the credentials that the upstream receives",
+    },
+    ConfigKey {
+        name: "auth.headers",
+        default: Some(r#"["authorization"]"#),
+        allowed: Described("a list of up to 8 field names such as \"x-api-key\""),
+        reload: Applied,
+        read: |b, r| r.list(&mut b.config.auth.headers, key_field),
+        doc: "request fields with a client's key or token. Together they are the key domain, and polls carry these fields only",
+    },
+    ConfigKey {
+        name: "auth.send",
+        default: Some(r#""authorization: Bearer {key}""#),
+        allowed: Described("a field with one `{key}`, such as \"x-api-key: {key}\""),
+        reload: Applied,
+        read: |b, r| r.parsed(&mut b.config.auth.send, key_template),
+        doc: "field that sends the upstream a key of the gateway's own: `upstream.api_key`, a member's `upstream_key`",
     },
     ConfigKey {
         name: "team.members",

@@ -246,7 +246,7 @@ fn config_toml_is_valid_without_the_hashes() {
     let env = [("CLIPGATE_ADMIN_TOKEN", "a"), ("AIMLAPI_KEY", "b"), ("ALICE_AIMLAPI_KEY", "c")];
     let config = load(&all_keys, &env).unwrap();
     assert!(config.server.tls.is_some() && config.admin.token.is_some() && config.upstream.api_key.is_some());
-    let AuthConfig::Team(members) = &config.auth else { panic!("{:?}", config.auth) };
+    let AuthMode::Team(members) = &config.auth.mode else { panic!("{:?}", config.auth) };
     assert_eq!(members[0].upstream_key.expose(), "c");
     assert_eq!(members[0].burst, Some(400));
 }

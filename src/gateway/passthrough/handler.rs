@@ -9,7 +9,7 @@ use http_body::Body as HttpBody;
 use tracing::debug;
 
 use super::{PassthroughError, PassthroughResponse, PassthroughSlot, Tunnel, UpstreamAccount};
-use crate::auth::{AuthError, Identity};
+use crate::auth::{Identity, KeyOrigin};
 use crate::clock;
 use crate::core::job::{JobId, KeyDomain};
 use crate::core::query;
@@ -102,19 +102,20 @@ impl Gateway {
             state.log.disposition = Disposition::Passthrough;
             let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
             let named = query::named(&self.0.routes, request.uri().path(), request.uri().query());
-            let authorization = identity.as_ref().map(|identity| identity.authorization.clone());
-            let account = UpstreamAccount { authorization, is_lent: state.is_lent };
+            let credential = identity.as_ref().map(|identity| identity.credential.clone());
+            let account = UpstreamAccount { credential, is_lent: state.is_lent };
             let forwarding = self.0.passthrough.forward(request, state.log.ctx(), account, &state.span);
             // Cancel safe: after a revocation the response is not needed.
             let result = tokio::select! {
                 result = forwarding => result,
-                () = revocation.clone() => return self.respond(state, Err(AuthError::UnknownToken.into())),
+                () = revocation.clone() => return self.respond(state, Err(self.0.authenticator.revoked().into())),
             };
             let PassthroughResponse { mut response, tunnel } = match result {
                 Ok(passed) => passed,
                 Err(error) => return self.respond(state, Err(error.into())),
             };
-            if let Some(identity) = identity {
+            // In open mode the key that the upstream rejects is the client's own, and no key of the domain.
+            if let Some(identity) = identity.filter(|identity| identity.origin != KeyOrigin::Open) {
                 self.record_key_verdict(key_verdict(response.status()), identity.domain, &named);
             }
             // Without `fwd-status`: it would repeat the status of the response.
