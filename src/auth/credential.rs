@@ -25,10 +25,10 @@ pub struct Credential(CredentialFields);
 #[derive(Clone, Debug)]
 enum CredentialFields {
     Open,
-    /// The common case, without an allocation beside the value's own.
-    One(HeaderName, HeaderValue),
+    /// The common case: `Authorization` alone, without an allocation beside the value's own.
+    Authorization(HeaderValue),
     /// In the order of `auth.headers`.
-    Several(Arc<[(HeaderName, HeaderValue)]>),
+    Fields(Arc<[(HeaderName, HeaderValue)]>),
     Lent(Arc<LentField>),
 }
 
@@ -48,16 +48,16 @@ impl Credential {
 
     /// Returns a client's credential: the first of its fields and the others.
     pub(super) fn of_client(first: ClientField<'_>, others: Vec<ClientField<'_>>) -> Self {
-        let copy = |(name, value): ClientField<'_>| {
+        let copy = |value: &HeaderValue| {
             let mut value = copy_value(value);
             value.set_sensitive(true);
-            (name.clone(), value)
+            value
         };
-        if others.is_empty() {
-            let (name, value) = copy(first);
-            return Self(CredentialFields::One(name, value));
+        if others.is_empty() && *first.0 == AUTHORIZATION {
+            return Self(CredentialFields::Authorization(copy(first.1)));
         }
-        Self(CredentialFields::Several(std::iter::once(first).chain(others).map(copy).collect()))
+        let fields = std::iter::once(first).chain(others);
+        Self(CredentialFields::Fields(fields.map(|(name, value)| (name.clone(), copy(value))).collect()))
     }
 
     /// Returns the credential with a key of the gateway's own, which replaces the client's fields with these names and
@@ -73,10 +73,10 @@ impl Credential {
     pub(crate) fn apply(&self, headers: &mut HeaderMap) {
         match &self.0 {
             CredentialFields::Open => {}
-            CredentialFields::One(name, value) => {
-                headers.insert(name, value.clone());
+            CredentialFields::Authorization(value) => {
+                headers.insert(AUTHORIZATION, value.clone());
             }
-            CredentialFields::Several(fields) => {
+            CredentialFields::Fields(fields) => {
                 for (name, value) in fields.iter() {
                     headers.insert(name, value.clone());
                 }
@@ -96,12 +96,13 @@ impl Credential {
         self.apply(headers);
     }
 
-    /// Returns the fields that only the head of a request may have.
+    /// Returns the fields besides `Authorization` that only the head of a request may have.
     pub(crate) fn names(&self) -> Vec<&HeaderName> {
         match &self.0 {
             CredentialFields::Open => Vec::new(),
-            CredentialFields::One(name, _) => vec![name],
-            CredentialFields::Several(fields) => fields.iter().map(|(name, _)| name).collect(),
+            // Trailers never have it.
+            CredentialFields::Authorization(_) => Vec::new(),
+            CredentialFields::Fields(fields) => fields.iter().map(|(name, _)| name).collect(),
             CredentialFields::Lent(lent) => lent.replaced.iter().collect(),
         }
     }
@@ -114,9 +115,12 @@ impl Credential {
     /// different bytes.
     pub(super) fn domain(&self, hash_key: &HashKey) -> KeyDomain {
         let hash = match &self.0 {
-            CredentialFields::One(name, value) => hash_field(hash_key, name, value),
-            CredentialFields::Lent(lent) => hash_field(hash_key, &lent.name, &lent.value),
-            CredentialFields::Several(fields) => {
+            CredentialFields::Authorization(value) => blake3::keyed_hash(hash_key, value.as_bytes()),
+            CredentialFields::Lent(lent) if lent.name == AUTHORIZATION => {
+                blake3::keyed_hash(hash_key, lent.value.as_bytes())
+            }
+            CredentialFields::Lent(lent) => hash_fields(hash_key, std::iter::once((&lent.name, &lent.value))),
+            CredentialFields::Fields(fields) => {
                 hash_fields(hash_key, fields.iter().map(|(name, value)| (name, value)))
             }
             CredentialFields::Open => hash_fields(hash_key, std::iter::empty()),
@@ -129,13 +133,6 @@ impl Credential {
 
 /// A field of a client's request.
 pub(super) type ClientField<'a> = (&'a HeaderName, &'a HeaderValue);
-
-fn hash_field(hash_key: &HashKey, name: &HeaderName, value: &HeaderValue) -> blake3::Hash {
-    if name == AUTHORIZATION {
-        return blake3::keyed_hash(hash_key, value.as_bytes());
-    }
-    hash_fields(hash_key, std::iter::once((name, value)))
-}
 
 fn hash_fields<'a>(hash_key: &HashKey, fields: impl Iterator<Item = ClientField<'a>>) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new_keyed(hash_key);

@@ -623,7 +623,9 @@ mod tests {
             AuthError::NoToken(TokenField::Authorization),
             AuthError::UnknownToken(TokenField::Authorization),
         );
-        let rows: &[(&[(&str, &str)], Result<&str, AuthError>)] = &[
+        // (fields, member)
+        type TokenCase<'a> = (&'a [(&'a str, &'a str)], Result<&'a str, AuthError>);
+        let rows: &[TokenCase<'_>] = &[
             (&[("x-key", "cg_a")], Ok("alice")),
             (&[("authorization", "Bearer cg_b")], Ok("bob")),
             (&[("x-key", "cg_a"), ("authorization", "Bearer cg_b")], Ok("alice")),

@@ -48,7 +48,8 @@ async fn silent_upstream() -> RawUpstream {
 #[tokio::test]
 async fn waits_share_a_poll_only_if_all_listed_fields_are_equal() {
     // (auth.headers, fields of each wait, polls)
-    let rows: &[(&[&str], &[&[ClientField]], u64)] = &[
+    type SharingCase<'a> = (&'a [&'a str], &'a [&'a [ClientField]], u64);
+    let rows: &[SharingCase<'_>] = &[
         (&["x-key"], &[&[ANN, DEMO], &[ANN, OTHER], &[BOB, DEMO]], 2),
         (&["x-key", "authorization"], &[&[ANN, DEMO], &[DEMO, ANN], &[ANN, OTHER], &[BOB, DEMO], &[DEMO]], 4),
         (&["authorization"], &[&[ANN, DEMO], &[BOB, DEMO], &[DEMO]], 1),
