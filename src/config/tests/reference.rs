@@ -185,7 +185,7 @@ fn config_toml_has_every_key_in_order_with_a_comment_and_its_default() {
     let lines = reference_lines();
     let (tls, others): (Vec<_>, Vec<_>) =
         documented_keys().into_iter().partition(|key| key.name.starts_with("server.tls."));
-    assert_eq!((tls.len(), others.len()), (3, 57));
+    assert_eq!((tls.len(), others.len()), (3, 59));
     for key in &tls {
         let name = key.name.rsplit('.').next().unwrap();
         assert!(DEFAULT.contains(&format!("{name} = \"")), "{}", key.name);

@@ -132,9 +132,9 @@ pub enum StatusSource {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lifetimes {
     /// Of a successful job.
-    pub completed: Option<Duration>,
+    pub success: Option<Duration>,
     /// Of a failed job.
-    pub error: Option<Duration>,
+    pub failure: Option<Duration>,
     /// Of an unfinished job.
     pub live: Option<Duration>,
 }
