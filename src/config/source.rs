@@ -264,6 +264,7 @@ fn spelling(source: &Source, key: &str) -> String {
         Source::Variable(_) => format!("{PREFIX}{}", key.to_ascii_uppercase().replace('.', "__")),
         _ => match key.rsplit_once('.') {
             Some(("team", name)) => format!("{key}, written [[team.{name}]]"),
+            None if key == "routes" => "routes, written [[routes]]".to_owned(),
             Some((section, name)) => format!("{key}, written `{name} = ...` under [{section}]"),
             None => key.to_owned(),
         },

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::route::ConfiguredRoute;
 use crate::config::error::ConfigError;
 use crate::config::source::RawConfig;
 use crate::config::types::{AuthConfig, Config, Listen, TeamMember, TlsConfig};
@@ -10,6 +11,7 @@ pub(in crate::config) struct ConfigBuilder {
     pub(super) config: Config,
     pub(super) mode: AuthModeName,
     pub(super) members: Vec<TeamMember>,
+    pub(super) routes: Vec<ConfiguredRoute>,
     pub(super) cert: Option<PathBuf>,
     pub(super) cert_key: Option<PathBuf>,
     pub(super) client_ca: Option<PathBuf>,
@@ -32,6 +34,7 @@ impl ConfigBuilder {
             config: Config::default(),
             mode: AuthModeName::Passthrough,
             members: Vec::new(),
+            routes: Vec::new(),
             cert: None,
             cert_key: None,
             client_ca: None,
@@ -120,7 +123,25 @@ impl ConfigBuilder {
             ),
             AuthModeName::Passthrough | AuthModeName::Sidecar | AuthModeName::Team => {}
         }
+        errors.extend(self.routes.iter().filter_map(|route| self.check_default_wait(route)));
         errors
+    }
+
+    fn check_default_wait(&self, configured: &ConfiguredRoute) -> Option<CrossError> {
+        let default_wait = configured.route.as_ref()?.default_wait;
+        let longest = self.config.wait.max_timeout;
+        let time = humantime::format_duration;
+        let error = ConfigError {
+            source: configured.default_wait.clone(),
+            key: format!("{} default_wait", configured.key),
+            problem: format!(
+                "default_wait ({}) is longer than wait.max_timeout ({})",
+                time(default_wait),
+                time(longest)
+            ),
+            hint: "Set default_wait to at most wait.max_timeout.".to_owned(),
+        };
+        (default_wait > longest).then_some((error, &["wait.max_timeout"]))
     }
 
     pub(super) fn finish(self) -> Config {
@@ -134,6 +155,7 @@ impl ConfigBuilder {
             AuthModeName::Sidecar => AuthConfig::Sidecar,
             AuthModeName::Team => AuthConfig::Team(self.members),
         };
+        config.routes = self.routes.into_iter().filter_map(|configured| configured.route).collect();
         config
     }
 }
