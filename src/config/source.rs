@@ -315,6 +315,15 @@ fn table_values<'a>(
     })
 }
 
+/// Returns the tables of a document that is a part of the program.
+///
+/// # Panics
+/// Panics if the document is not TOML.
+pub(super) fn embedded_document(text: &str, name: &Arc<str>) -> Vec<(String, LocatedValue)> {
+    let table = DeTable::parse(text).expect("the document is TOML");
+    table_values(table.into_inner(), &|offset| Source::Line(name.clone(), line_of(text, offset))).collect()
+}
+
 /// Quotes a key that is not a bare key of TOML, so that a dot in it does not separate a section.
 fn quote_key(key: &str) -> String {
     let is_bare = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::route::ConfiguredRoute;
 use crate::config::error::ConfigError;
 use crate::config::source::RawConfig;
-use crate::config::types::{AuthConfig, Config, Listen, TeamMember, TlsConfig};
+use crate::config::types::{AuthConfig, Config, Listen, RoutePreset, TeamMember, TlsConfig};
 
 pub(in crate::config) struct ConfigBuilder {
     pub(super) config: Config,
@@ -155,7 +155,13 @@ impl ConfigBuilder {
             AuthModeName::Sidecar => AuthConfig::Sidecar,
             AuthModeName::Team => AuthConfig::Team(self.members),
         };
-        config.routes = self.routes.into_iter().filter_map(|configured| configured.route).collect();
+        for ConfiguredRoute { route, preset, .. } in self.routes {
+            let Some(route) = route else { continue };
+            let of_preset =
+                preset.map(|preset| RoutePreset { route: route.name.clone(), preset: preset.name.clone() });
+            config.route_presets.extend(of_preset);
+            config.routes.push(route);
+        }
         config
     }
 }

@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use self::builder::ConfigBuilder;
 pub(super) use self::keys::KEYS;
+pub(super) use self::route::preset_route;
 #[cfg(test)]
 pub(super) use self::route::{LIST_KEYS, ROUTE_KEYS};
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! Tests of the configuration through [`Config::load`].
 
+mod presets;
 mod reference;
+mod routes;
 
 use std::path::Path;
 use std::time::Duration;

@@ -265,5 +265,5 @@ fn config_toml_is_valid_without_the_hashes() {
     let AuthConfig::Team(members) = &config.auth else { panic!("{:?}", config.auth) };
     assert_eq!(members[0].upstream_key.expose(), "c");
     assert_eq!(members[0].burst, Some(400));
-    assert_eq!(config.routes.len(), 2);
+    assert_eq!(config.routes.len(), 3);
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::config::error::{InvalidValue, invalid};
 use crate::config::parse::quoted;
+use crate::config::presets::{Preset, preset};
 use crate::config::schema::row::{ConfigKey, ReloadEffect, read_keys};
 use crate::config::value::{AllowedValues, LocatedValue, RawValue, ValueReader};
 use crate::core::query::MAX_NAME_BYTES;
@@ -22,7 +23,7 @@ const WORDS: AllowedValues = AllowedValues::Described("a list of words");
 /// A route while its keys are read.
 pub(in crate::config) struct RouteBuilder {
     pub(super) name: Option<String>,
-    pub(super) preset: Option<String>,
+    pub(super) preset: Option<&'static Preset>,
     pub(super) path: Option<PathTemplate>,
     pub(super) id_param: Option<String>,
     pub(super) params: Vec<String>,
@@ -92,6 +93,14 @@ pub(in crate::config) const ROUTE_KEYS: &[ConfigKey<RouteBuilder>] = &[
         reload: RELOAD,
         read: |b, r| r.parsed(&mut b.name, route_name),
         doc: "required, or that of the preset; name in logs, metrics and on the dashboard",
+    },
+    ConfigKey {
+        name: "preset",
+        default: None,
+        allowed: AllowedValues::Described("a name that `clipgate presets` lists"),
+        reload: RELOAD,
+        read: |b, r| r.parsed(&mut b.preset, |name| preset(name).map(Some)),
+        doc: "API whose keys are the defaults of this route",
     },
     ConfigKey {
         name: "path",

@@ -9,13 +9,17 @@ mod check;
 mod keys;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use self::check::RouteErrors;
+#[cfg(test)]
+pub(in crate::config) use self::keys::LIST_KEYS;
+pub(in crate::config) use self::keys::ROUTE_KEYS;
 use self::keys::RouteBuilder;
-pub(in crate::config) use self::keys::{LIST_KEYS, ROUTE_KEYS};
 use super::row::read_keys;
 use crate::config::error::{InvalidValue, Source};
-use crate::config::value::{LocatedValue, RawValue, ValueReader};
+use crate::config::presets::{Preset, preset};
+use crate::config::value::{AllowedValues, LocatedValue, RawValue, ValueReader};
 use crate::core::route::{
     Ladder, Lifetimes, ListEndpoint, MAX_ROUTES, PathTemplate, Route, RungSpec, StatusSource,
 };
@@ -25,7 +29,7 @@ pub(in crate::config) struct ConfiguredRoute {
     /// Key in errors, such as `routes #1`.
     pub(super) key: String,
     pub(super) name: Option<String>,
-    pub(super) preset: Option<String>,
+    pub(super) preset: Option<&'static Preset>,
     /// Paths of its endpoints.
     pub(super) paths: Vec<PathTemplate>,
     /// Place of `default_wait`.
@@ -75,7 +79,12 @@ fn read_route(
     earlier: &[ConfiguredRoute],
 ) -> ConfiguredRoute {
     let errors_before = reader.errors.len();
-    let values: RouteTable<'_> = own.iter().map(|(name, value)| (name.as_str(), value)).collect();
+    let mut values: RouteTable<'_> = own.iter().map(|(name, value)| (name.as_str(), value)).collect();
+    if let Some(RawValue::Text(name) | RawValue::Bare(name)) = own.get("preset").map(|value| &value.raw)
+        && let Ok(preset) = preset(name)
+    {
+        values.extend(preset.defaults_for(own));
+    }
     let mut builder = RouteBuilder::default();
     read_keys(ROUTE_KEYS, &mut builder, &values, reader);
     if builder.status == StatusSource::HttpStatus && !values.contains_key("id") {
@@ -88,11 +97,23 @@ fn read_route(
     ConfiguredRoute {
         key: reader.key.clone(),
         name: builder.name.clone(),
-        preset: builder.preset.clone(),
+        preset: builder.preset,
         paths: builder.paths(),
         default_wait: own.get("default_wait").unwrap_or(reader.value).source.clone(),
         route: if is_valid { builder.build() } else { None },
     }
+}
+
+/// Returns the route of a preset alone.
+pub(in crate::config) fn preset_route(preset: &Preset) -> Option<Route> {
+    let (mut builder, mut errors) = (RouteBuilder::default(), Vec::new());
+    let values = preset.route.iter().map(|(name, value)| (name.as_str(), value)).collect();
+    let value = preset.route.get("path")?;
+    let allowed = &AllowedValues::Described("a route");
+    let (key, env) = (String::new(), &BTreeMap::new());
+    let mut reader = ValueReader { key, value, allowed, env, errors: &mut errors };
+    read_keys(ROUTE_KEYS, &mut builder, &values, &mut reader);
+    builder.build()
 }
 
 impl RouteBuilder {
@@ -115,8 +136,8 @@ impl RouteBuilder {
             None => None,
         };
         let pace = self.pace;
-        let only_without_hold = |pace| if never_holds { pace } else { std::time::Duration::ZERO };
-        Some(Route {
+        let only_without_hold = |pace| if never_holds { pace } else { Duration::ZERO };
+        let mut route = Route {
             name: self.name?,
             path: self.path?,
             id_param: self.id_param,
@@ -138,8 +159,13 @@ impl RouteBuilder {
                 live: self.live_ttl.or(never_holds.then_some(pace)),
             },
             actions: self.actions,
-            is_built_in: false,
-        })
+            is_built_in: true,
+        };
+        // A route that says the same as the built-in one behaves like it.
+        let built_in = Route::suno_held_for(route.hold);
+        let built_in = Route { name: route.name.clone(), lifetimes: route.lifetimes, ..built_in };
+        route.is_built_in = route == built_in;
+        Some(route)
     }
 
     /// Returns the ladder: a rung for each state of `pending`, one for success, one for failure.
