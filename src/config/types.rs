@@ -28,6 +28,15 @@ pub struct Config {
     pub telemetry: TelemetryConfig,
     /// `[[routes]]`. Empty: the built-in route.
     pub routes: Vec<Route>,
+    /// The routes that have the keys of a preset.
+    pub route_presets: Vec<RoutePreset>,
+}
+
+/// A route and the preset that it names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoutePreset {
+    pub route: String,
+    pub preset: String,
 }
 
 /// Address of a listener.
@@ -300,6 +309,7 @@ impl Default for Config {
             log: LogConfig { format: LogFormat::Text, level: tracing::Level::INFO },
             telemetry: TelemetryConfig { otlp_endpoint: None, sample_percent: 100 },
             routes: Vec::new(),
+            route_presets: Vec::new(),
         }
     }
 }

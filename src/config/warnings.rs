@@ -1,7 +1,10 @@
 //! Warnings: valid settings that may surprise.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
+use super::presets::preset;
+use super::schema::preset_route;
 use super::types::{AuthMode, Config, Listen};
 use crate::protocol::allowed_host::HostPattern;
 use crate::secret::Secret;
@@ -48,6 +51,7 @@ impl Config {
                  https:// if the API supports it."
             ));
         }
+        self.warn_of_routes(&mut warnings);
         if self.upstream.api_key.is_some() && !matches!(self.auth.mode, AuthMode::Sidecar) {
             warnings.push(
                 "upstream.api_key is set but not used: only auth.mode = \"sidecar\" sends it.".to_owned(),
@@ -71,6 +75,43 @@ impl Config {
             AuthMode::Sidecar => Some(("sidecar", "spend upstream.api_key")),
             AuthMode::Open => Some(("open", "use the upstream")),
             AuthMode::Passthrough | AuthMode::Team(_) => None,
+        }
+    }
+
+    /// Adds the warnings of `[[routes]]`. The times of a preset are deliberate.
+    fn warn_of_routes(&self, warnings: &mut Vec<String>) {
+        const SECOND: Duration = Duration::from_secs(1);
+        const HOUR: Duration = Duration::from_secs(3600);
+        let time = humantime::format_duration;
+        for route in &self.routes {
+            let named = self.route_presets.iter().find(|named| named.route == route.name);
+            let preset = named.and_then(|named| preset(&named.preset).ok());
+            let usual = preset.and_then(preset_route);
+            let name = &route.name;
+            let usual_pace = usual.as_ref().map_or(SECOND, |usual| usual.pace.min(SECOND));
+            if route.never_holds() && route.pace < usual_pace {
+                warnings.push(format!(
+                    "routes: pace of {name:?} is {}: each job that is waited for costs the upstream up to {:.0} requests \
+                     per second. Set pace to 1s or more, unless the upstream allows this.",
+                    time(route.pace),
+                    1.0 / route.pace.as_secs_f64()
+                ));
+            }
+            let usual_ttl = usual.and_then(|usual| usual.lifetimes.success).unwrap_or(HOUR).max(HOUR);
+            if let Some(ttl) = route.lifetimes.success.filter(|ttl| *ttl > usual_ttl) {
+                warnings.push(format!(
+                    "routes: completed_ttl of {name:?} is {}: links in results often expire earlier, and clients would \
+                     get expired ones from the cache. Keep it below the lifetime of the links.",
+                    time(ttl)
+                ));
+            }
+            let host = self.upstream.base_url.host().unwrap_or_default().to_ascii_lowercase();
+            if let Some(preset) = preset.filter(|preset| !preset.is_for_host(&host)) {
+                warnings.push(format!(
+                    "routes: {name:?} has the preset {:?} of {}, but upstream.base_url is {}. Correct one of them.",
+                    preset.name, preset.base_url, self.upstream.base_url
+                ));
+            }
         }
     }
 

@@ -2,14 +2,16 @@
 
 use std::path::PathBuf;
 
+use super::route::ConfiguredRoute;
 use crate::config::error::ConfigError;
 use crate::config::source::RawConfig;
-use crate::config::types::{AuthMode, Config, Listen, TeamMember, TlsConfig};
+use crate::config::types::{AuthMode, Config, Listen, RoutePreset, TeamMember, TlsConfig};
 
 pub(in crate::config) struct ConfigBuilder {
     pub(super) config: Config,
     pub(super) mode: AuthModeName,
     pub(super) members: Vec<TeamMember>,
+    pub(super) routes: Vec<ConfiguredRoute>,
     pub(super) cert: Option<PathBuf>,
     pub(super) cert_key: Option<PathBuf>,
     pub(super) client_ca: Option<PathBuf>,
@@ -36,6 +38,7 @@ impl ConfigBuilder {
             config: Config::default(),
             mode: AuthModeName::Passthrough,
             members: Vec::new(),
+            routes: Vec::new(),
             cert: None,
             cert_key: None,
             client_ca: None,
@@ -143,7 +146,25 @@ impl ConfigBuilder {
         if let Some((_, twice)) = fields.iter().enumerate().find(|(n, name)| fields[..*n].contains(name)) {
             error(&["auth.headers"], &format!("{twice} is listed twice"), "Remove one of them.");
         }
+        errors.extend(self.routes.iter().filter_map(|route| self.check_default_wait(route)));
         errors
+    }
+
+    fn check_default_wait(&self, configured: &ConfiguredRoute) -> Option<CrossError> {
+        let default_wait = configured.route.as_ref()?.default_wait;
+        let longest = self.config.wait.max_timeout;
+        let time = humantime::format_duration;
+        let error = ConfigError {
+            source: configured.default_wait.clone(),
+            key: format!("{} default_wait", configured.key),
+            problem: format!(
+                "default_wait ({}) is longer than wait.max_timeout ({})",
+                time(default_wait),
+                time(longest)
+            ),
+            hint: "Set default_wait to at most wait.max_timeout.".to_owned(),
+        };
+        (default_wait > longest).then_some((error, &["wait.max_timeout"]))
     }
 
     pub(super) fn finish(self) -> Config {
@@ -158,6 +179,13 @@ impl ConfigBuilder {
             AuthModeName::Team => AuthMode::Team(self.members),
             AuthModeName::Open => AuthMode::Open,
         };
+        for ConfiguredRoute { route, preset, .. } in self.routes {
+            let Some(route) = route else { continue };
+            let of_preset =
+                preset.map(|preset| RoutePreset { route: route.name.clone(), preset: preset.name.clone() });
+            config.route_presets.extend(of_preset);
+            config.routes.push(route);
+        }
         config
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tracing::Level;
 
 use super::builder::{AuthModeName, ConfigBuilder};
+use super::route::read_routes;
 use super::row::ConfigKey;
 use super::row::ReloadEffect::{Applied, AppliedUnless, Restart};
 use super::team::read_members;
@@ -168,7 +169,7 @@ pub(in crate::config) const KEYS: &[ConfigKey<ConfigBuilder>] = &[
         allowed: Time(MILLISECOND..=DAY),
         reload: Restart(|old, new| old.upstream.poll_timeout != new.upstream.poll_timeout),
         read: |b, r| r.duration(&mut b.config.upstream.poll_timeout),
-        doc: "time after which the upstream answers a long-poll that has not reached its status",
+        doc: "hold of the built-in route: time after which the upstream answers a long-poll that has not reached its status. Routes of `[[routes]]` have `hold`",
     },
     ConfigKey {
         name: "upstream.request_timeout",
@@ -259,6 +260,14 @@ pub(in crate::config) const KEYS: &[ConfigKey<ConfigBuilder>] = &[
         reload: Restart(|old, new| old.upstream.breaker_cooldown != new.upstream.breaker_cooldown),
         read: |b, r| r.duration(&mut b.config.upstream.breaker_cooldown),
         doc: "longest pause between retries while the breaker is open",
+    },
+    ConfigKey {
+        name: "routes",
+        default: None,
+        allowed: Described("one or more `[[routes]]` with the keys below"),
+        reload: Restart(|old, new| old.routes != new.routes),
+        read: |b, r| read_routes(&mut b.routes, r),
+        doc: "asynchronous job APIs of the upstream, at most 32. Without any the built-in route stands: AIMLAPI's Suno clips",
     },
     ConfigKey {
         name: "auth.mode",

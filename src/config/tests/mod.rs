@@ -1,6 +1,8 @@
 //! Tests of the configuration through [`Config::load`].
 
+mod presets;
 mod reference;
+mod routes;
 
 use std::path::Path;
 use std::time::Duration;
@@ -116,8 +118,8 @@ fn each_key_sets_its_own_field_from_the_file_and_from_the_environment() {
         assert_eq!(from_file.needs_restart(&Config::default()), restart, "{key}");
         seen.push(from_file);
     }
-    // All keys but auth.mode and team.members; server.tls is three keys.
-    assert_eq!(cases.len(), schema::KEYS.len() - 4);
+    // All keys but auth.mode, team.members and routes; server.tls is three keys.
+    assert_eq!(cases.len(), schema::KEYS.len() - 5);
 }
 
 #[test]

@@ -164,6 +164,12 @@ impl Route {
         self.hold.is_zero()
     }
 
+    /// Returns whether a held poll names the state that ends it, so that its silence proves the state of the job. An upstream
+    /// that holds a request until the end of the job proves nothing about the states before.
+    pub fn proves(&self) -> bool {
+        !self.never_holds() && self.wait_param.is_some()
+    }
+
     /// Returns the endpoint of this path, if it belongs to the route.
     pub fn endpoint<'p>(&self, path: &'p str) -> Option<PathMatch<'p>> {
         if let Some(captures) = self.path.captures(path) {
