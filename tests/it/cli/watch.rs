@@ -76,6 +76,10 @@ async fn each_state_is_printed_once_through_a_gateway() {
     );
     assert_eq!(text(&output.stderr), "");
     assert_eq!(env.sim.requests().len(), 4, "three rungs of one clip, one of the other");
+    for _ in 0..2 {
+        let line = gateway.wait_for_log("event stream ended").await;
+        assert!(line.contains("clipgate.events="), "{line}");
+    }
 }
 
 #[tokio::test]
