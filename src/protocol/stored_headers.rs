@@ -72,9 +72,9 @@ fn scope(name: &str, allows_any_origin: bool) -> Scope {
         "x-amzn-requestid" | "x-amzn-trace-id" | "x-amz-cf-id" | "request-id" | "b3" => Scope::PerResponse,
         "report-to" | "nel" => Scope::PerResponse,
         "traceparent" | "tracestate" | "server-timing" | "cf-ray" | "cf-cache-status" => Scope::PerResponse,
-        _ if ["x-aimlapi-", "ratelimit", "x-ratelimit"].iter().any(|start| name.starts_with(start)) => {
-            Scope::PerResponse
-        }
+        _ if name.starts_with("x-aimlapi-") => Scope::PerResponse,
+        _ if ["ratelimit", "rate-limit"].iter().any(|part| name.contains(part)) => Scope::PerResponse,
+        _ if ["request-id", "-ms", "-duration"].iter().any(|end| name.ends_with(end)) => Scope::PerResponse,
         _ if name.starts_with("access-control-") && !allows_any_origin => Scope::PerResponse,
         _ => Scope::Shared,
     }
@@ -111,6 +111,10 @@ mod tests {
             ("ratelimit", "\"calls\";r=0"),
             ("ratelimit-policy", "\"calls\";q=9"),
             ("x-ratelimit-remaining", "0"),
+            ("anthropic-rate-limit-requests", "0"),
+            ("fal-request-id", "r"),
+            ("openai-processing-ms", "12"),
+            ("x-compute-duration", "1"),
             ("retry-after", "3"),
             ("www-authenticate", "Bearer"),
             ("cf-ray", "1"),
@@ -130,8 +134,11 @@ mod tests {
         ]));
         assert_eq!(names(&head.shared), ["content-type", "vary", "x-powered-by"]);
         let own = [
+            "anthropic-rate-limit-requests",
             "cf-ray",
             "date",
+            "fal-request-id",
+            "openai-processing-ms",
             "ratelimit",
             "ratelimit-policy",
             "retry-after",
@@ -139,6 +146,7 @@ mod tests {
             "set-cookie",
             "www-authenticate",
             "x-aimlapi-cost",
+            "x-compute-duration",
             "x-inference-id",
             "x-ratelimit-remaining",
             "x-request-id",
