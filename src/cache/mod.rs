@@ -186,7 +186,7 @@ impl Cache {
     }
 
     /// Records at `now` that an action changed a job, or that the upstream does not have it: removes the job with all its
-    /// variants for this key. What requests that began before read of it is not stored (RFC 9111 section 4.4).
+    /// variants for this key. Later, no read of it is stored whose request began before (RFC 9111 section 4.4).
     pub fn job_changed(&self, domain: KeyDomain, job: &JobId, now: Instant) {
         self.changes.record(domain, job, now);
         // The stamp of the record invalidates the variants.

@@ -89,7 +89,7 @@ impl Gateway {
                 let how = if first.has_opened() { Cost::Opened } else { result.how };
                 Ok(HeldAnswer::Waited(WaitResult { how, ..result }))
             }
-            // P12: the state at arrival is what the client alone would have.
+            // P12: the client alone would have the state at arrival.
             Ok(_) | Err(_) => Ok(first),
         }
     }

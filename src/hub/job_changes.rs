@@ -1,8 +1,8 @@
 //! Jobs that an action changed, on their way to the hub's task.
 //!
 //! A set rather than a channel: reporting a change never waits and never fails, and a job is in it once however often it
-//! changes. The task takes the set before the commands of a round. So a change that a client was told of comes before the
-//! next wait of that client.
+//! changes. The task takes the set before the commands of a round. So a change comes before all waits that
+//! clients send after its response.
 
 use std::collections::BTreeSet;
 
