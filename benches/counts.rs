@@ -30,7 +30,7 @@ mod counted {
     /// A hundred hits over an HTTP/1.1 connection.
     pub(crate) const HITS_OVER_HTTP1: u64 = 5_110_000;
     /// A hundred joins to 10 waits, and to 10,000.
-    pub(crate) const JOINS: [u64; 2] = [646_000, 720_000];
+    pub(crate) const JOINS: [u64; 2] = [665_000, 745_000];
     /// A hundred of 110 waits leave, and of 10,100.
     pub(crate) const LEAVES: [u64; 2] = [281_000, 406_000];
     /// The answer to a poll that settles 1,000 waits, and one that settles 10,000.

@@ -313,13 +313,13 @@ impl Cache {
 
     fn ttl(&self, route: RouteIndex, rung: Rung) -> Duration {
         let (config, route) = (self.config.load(), self.routes.get(route));
-        let Lifetimes { completed, error, live } = route.lifetimes;
+        let Lifetimes { success, failure, live } = route.lifetimes;
         if !route.ladder.is_terminal(rung) {
             live.unwrap_or(config.live_ttl)
         } else if route.ladder.is_failure(rung) {
-            error.unwrap_or(config.error_ttl)
+            failure.unwrap_or(config.error_ttl)
         } else {
-            completed.unwrap_or(config.completed_ttl)
+            success.unwrap_or(config.completed_ttl)
         }
     }
 }
@@ -539,7 +539,7 @@ mod tests {
     }
 
     fn plain_cache() -> Cache {
-        let lifetimes = Lifetimes { completed: None, error: None, live: Some(secs(5)) };
+        let lifetimes = Lifetimes { live: Some(secs(5)), ..Lifetimes::default() };
         let route = Route { hold: Duration::ZERO, lifetimes, is_built_in: false, ..Route::suno() };
         Cache::new(config::Config::default().cache, Arc::new(route.into()))
     }

@@ -1,9 +1,9 @@
 //! Requests of `check` and `watch` for the state of one job, and parsers of their arguments.
 
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, USER_AGENT};
+use http::header::{ACCEPT, USER_AGENT};
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Request, Response, StatusCode, Uri};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Limited};
 use serde_json::Value;
 
@@ -20,6 +20,9 @@ const MAX_RESPONSE: usize = 8 << 20;
 /// Characters of an upstream's message that are shown.
 const MAX_MESSAGE: usize = 200;
 
+/// The field with the key of a request.
+pub(super) type KeyField = (HeaderName, HeaderValue);
+
 #[derive(Debug, thiserror::Error)]
 pub(super) enum JobRequestError {
     #[error("the id does not fit into a URL")]
@@ -35,7 +38,7 @@ pub(super) enum JobRequestError {
 pub(super) async fn fetch_job(
     client: &Client,
     route: &Route,
-    authorization: Option<&HeaderValue>,
+    key: Option<&KeyField>,
     id: &JobId,
     rung: Rung,
 ) -> Result<Response<Bytes>, JobRequestError> {
@@ -46,8 +49,8 @@ pub(super) async fn fetch_job(
     let headers = request.headers_mut();
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
     headers.insert(USER_AGENT, HeaderValue::from_static(concat!("clipgate/", env!("CARGO_PKG_VERSION"))));
-    if let Some(authorization) = authorization {
-        headers.insert(AUTHORIZATION, authorization.clone());
+    if let Some((name, value)) = key {
+        headers.insert(name, value.clone());
     }
     let (head, body) = client.send(request).await?.into_parts();
     let body = Limited::new(body, MAX_RESPONSE).collect().await.map_err(|_| JobRequestError::CutOff)?;

@@ -264,6 +264,7 @@ fn spelling(source: &Source, key: &str) -> String {
         Source::Variable(_) => format!("{PREFIX}{}", key.to_ascii_uppercase().replace('.', "__")),
         _ => match key.rsplit_once('.') {
             Some(("team", name)) => format!("{key}, written [[team.{name}]]"),
+            None if key == "routes" => "routes, written [[routes]]".to_owned(),
             Some((section, name)) => format!("{key}, written `{name} = ...` under [{section}]"),
             None => key.to_owned(),
         },
@@ -312,6 +313,15 @@ fn table_values<'a>(
         let value = LocatedValue { source: source(key.span().start), raw: raw(value.into_inner(), source) };
         (quote_key(key.get_ref()), value)
     })
+}
+
+/// Returns the tables of a document that is a part of the program.
+///
+/// # Panics
+/// Panics if the document is not TOML.
+pub(super) fn embedded_document(text: &str, name: &Arc<str>) -> Vec<(String, LocatedValue)> {
+    let table = DeTable::parse(text).expect("the document is TOML");
+    table_values(table.into_inner(), &|offset| Source::Line(name.clone(), line_of(text, offset))).collect()
 }
 
 /// Quotes a key that is not a bare key of TOML, so that a dot in it does not separate a section.

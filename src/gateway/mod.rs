@@ -56,7 +56,7 @@ use self::passthrough::{Passthrough, PassthroughResponse, PassthroughSlot, Passt
 use self::request_options::RequestOptions;
 use self::response::add_common_headers;
 use self::wait::{JobRequest, ParkedRequest};
-use crate::auth::{AuthError, Authenticator, Identity};
+use crate::auth::{AuthError, Authenticator, Identity, KeyOrigin};
 use crate::cache::{Cache, KeyProof};
 use crate::config;
 use crate::core::query::Query;
@@ -313,7 +313,7 @@ impl Gateway {
         let cors = self.0.cors.load().as_ref().map(|cors| Box::new(cors.decide(request)));
         let mut log = AccessLog::new(request, ctx, label, Arc::clone(&self.0.metrics));
         log.member = identity.and_then(|identity| identity.member.clone());
-        let is_lent = log.member.is_some() || self.0.authenticator.injects_key();
+        let is_lent = identity.is_some_and(|identity| identity.origin == KeyOrigin::Gateway);
         RequestState { subject, proof, is_lent, cors, log, span }
     }
 
@@ -350,14 +350,16 @@ fn wait_request(request: &JobRequest, identity: Identity, state: &RequestState) 
 }
 
 /// Returns the owner of the quotas: the member, else the key if it is the gateway's own or the upstream has accepted
-/// it, else the client's address. So invented keys have no quotas of their own.
+/// it, else the client's address. So invented keys have no quotas of their own, and an upstream without keys has no quota
+/// of all clients.
 fn quota_subject(identity: Option<&Identity>, proof: Option<KeyProof>, ctx: &RequestCtx) -> Subject {
     match (identity, proof) {
         (Some(Identity { member: Some(name), .. }), _) => Subject::member(name),
-        (Some(identity), proof) if identity.is_gateway_key || proof.is_some() => {
-            Subject::Key(identity.domain)
+        (Some(Identity { origin: KeyOrigin::Gateway, domain, .. }), _)
+        | (Some(Identity { origin: KeyOrigin::Client, domain, .. }), Some(_)) => Subject::Key(*domain),
+        (Some(Identity { origin: KeyOrigin::Client | KeyOrigin::Open, .. }) | None, _) => {
+            ctx.forwarded.client_ip().into()
         }
-        (Some(_) | None, _) => ctx.forwarded.client_ip().into(),
     }
 }
 

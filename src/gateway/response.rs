@@ -66,11 +66,13 @@ impl JobResponseStyle {
 }
 
 impl JobResponse {
-    /// Returns the response; 304 if it has the client's `ETag`. `shape` is called for lists only.
+    /// Returns the response; 304 if it has the client's `ETag`. `shape` is called for lists only,
+    /// `vary` for responses that caches of clients may store.
     pub(crate) fn into_response(
         self,
         cache: &Cache,
         shape: impl FnOnce() -> Arc<ListShape>,
+        vary: impl FnOnce() -> HeaderValue,
         condition: Option<&IfNoneMatch>,
     ) -> Response<Body> {
         let mut headers = self.upstream_headers();
@@ -83,7 +85,7 @@ impl JobResponse {
         };
         if lifetime.is_some() || self.is_validated() {
             headers.insert(ETAG, self.etag(cache, &body));
-            headers.append(VARY, HeaderValue::from_static("authorization, accept"));
+            headers.append(VARY, vary());
         }
         headers.insert(CACHE_CONTROL, cache_control);
         let age = self.age().as_secs();

@@ -126,8 +126,10 @@ impl Gateway {
             applied: options.applied,
             style,
         };
-        let shape = || self.0.cache.list_shape(*domain);
-        self.with_links_to(request, response.into_response(&self.0.cache, shape, condition.as_ref()))
+        let gateway = &*self.0;
+        let (shape, vary) = (|| gateway.cache.list_shape(*domain), || gateway.authenticator.vary());
+        let response = response.into_response(&gateway.cache, shape, vary, condition.as_ref());
+        self.with_links_to(request, response)
     }
 
     /// Rewrites the upstream's links in the header fields of a configured route.

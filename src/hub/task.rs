@@ -13,7 +13,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderValue, StatusCode};
+use http::StatusCode;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::debug;
@@ -24,6 +24,7 @@ use super::parked::{ParkedKey, ParkedWait};
 use super::poll_task::{EVENT_CAPACITY, PollEvent, PollTask};
 use super::watches::Askers;
 use super::{HubCommand, HubDeps, HubError, InspectRequest, Responder, WaitReply, WaitRequest};
+use crate::auth::{Credential, KeyOrigin};
 use crate::cache::Cache;
 use crate::clock;
 use crate::core::Map;
@@ -71,7 +72,7 @@ pub(super) struct UpstreamAnswer {
     /// The poll that landed, its credential and the payer of a watch: a watch on its job may follow.
     pub(super) poll: PollId,
     pub(super) domain: KeyDomain,
-    pub(super) authorization: HeaderValue,
+    pub(super) credential: Credential,
     pub(super) payer: Option<Subject>,
 }
 
@@ -195,7 +196,9 @@ impl HubTask {
 
     fn join(&mut self, id: WaitId, wait: WaitRequest, mut responder: Responder, now: Instant) {
         let (domain, route) = (wait.identity.domain, route_of(&wait.jobs));
-        if self.keys.get(&domain).is_some_and(|key| key.waits >= self.max_waits_per_key) {
+        // Without keys the waits of a client count for its address, to their end.
+        let is_open = wait.identity.origin == KeyOrigin::Open;
+        if !is_open && self.keys.get(&domain).is_some_and(|key| key.waits >= self.max_waits_per_key) {
             responder.answer(Err(HubError::KeyFull));
             return;
         }
@@ -211,10 +214,11 @@ impl HubTask {
         };
         let proof = self.accepted_proof(&wait, now);
         let member = wait.identity.member.clone();
-        let key = self.keys.entry(domain).or_insert_with(|| ParkedKey::new(wait.identity.authorization));
+        let key = self.keys.entry(domain).or_insert_with(|| ParkedKey::new(wait.identity.credential));
         key.park(member.clone());
-        let unproven = responder.reservation.lock().as_mut().and_then(|reserved| reserved.unproven.take());
-        if let Some(unproven) = unproven
+        if !is_open
+            && let Some(unproven) =
+                responder.reservation.lock().as_mut().and_then(|reserved| reserved.unproven.take())
             && !self.cache.is_key_proven(domain)
         {
             key.unproven_waits.insert(id, unproven);
@@ -313,7 +317,7 @@ impl HubTask {
 
     fn poll_landed(&mut self, id: PollId, landing: PollLanding, now: Instant) {
         let Some(poll) = self.polls.remove(&id) else { return };
-        let PollTask { spec, cause, attempt_started_at: began, span, authorization, payer, .. } = poll;
+        let PollTask { spec, cause, attempt_started_at: began, span, credential, payer, .. } = poll;
         span.landed(landing.status.as_u16());
         let domain = spec.domain;
         self.current_answer = Some(UpstreamAnswer {
@@ -321,7 +325,7 @@ impl HubTask {
             fanout: None,
             poll: id,
             domain,
-            authorization,
+            credential,
             payer,
         });
         // P11: the verdict on the key comes before its states enter the cache.

@@ -27,7 +27,7 @@ pub(crate) mod stored_headers;
 pub(crate) mod via;
 
 #[cfg(test)]
-fn header_map(fields: &[(&'static str, &'static str)]) -> http::HeaderMap {
+pub(crate) fn header_map(fields: &[(&'static str, &'static str)]) -> http::HeaderMap {
     let fields = fields.iter().copied();
     fields
         .map(|(name, value)| (http::HeaderName::from_static(name), http::HeaderValue::from_static(value)))

@@ -10,7 +10,7 @@ use self::probe::{Finding, ProbePlan, Severity};
 use crate::cli::api_key;
 use crate::cli::error::CommandError;
 use crate::cli::job_client::{job_id, url};
-use crate::config::{self, AuthConfig, Config};
+use crate::config::{self, AuthMode, Config};
 use crate::core::job::JobId;
 use crate::printable::{escape, escape_lines};
 
@@ -69,7 +69,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
         return Ok(ExitCode::SUCCESS);
     }
     let plan = ProbePlan {
-        client_key: api_key::authorization(args.key.as_deref())?,
+        client_key: api_key::client_key(args.key.as_deref())?,
         job: args.job,
         through: args.through,
     };
@@ -98,10 +98,11 @@ fn write_finding(out: &mut impl Write, finding: &Finding) -> std::io::Result<()>
 
 fn summarize(out: &mut impl Write, config: &Config, path: Option<&Path>) -> std::io::Result<()> {
     let file = path.map_or("none, the defaults apply".to_owned(), |path| path.display().to_string());
-    let mode = match &config.auth {
-        AuthConfig::Passthrough => "passthrough".to_owned(),
-        AuthConfig::Sidecar => "sidecar".to_owned(),
-        AuthConfig::Team(members) => format!("team of {}", members.len()),
+    let mode = match &config.auth.mode {
+        AuthMode::Passthrough => "passthrough".to_owned(),
+        AuthMode::Sidecar => "sidecar".to_owned(),
+        AuthMode::Team(members) => format!("team of {}", members.len()),
+        AuthMode::Open => "open".to_owned(),
     };
     let listen = config.server.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let admin = config.admin.listen.as_ref().map_or("off".to_owned(), ToString::to_string);

@@ -6,15 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, Uri, Version};
+use http::header::AUTHORIZATION;
+use http::{Response, StatusCode, Uri, Version};
 
-use crate::cli::api_key;
-use crate::cli::job_client::{JobRequestError, fetch_job, message};
+use crate::cli::job_client::{JobRequestError, KeyField, fetch_job, message};
 use crate::clock;
-use crate::config::{self, AuthConfig, Config};
+use crate::config::{self, AuthConfig, AuthMode, Config, KeyTemplate};
 use crate::core::job::{JobId, JobSet};
 use crate::core::job_body::{self, SplitBody};
 use crate::core::route::{Form, Route, Rung};
+use crate::secret::Secret;
 use crate::upstream::client::{Client, SendError};
 
 /// Id of a job that does not exist. The upstream checks the key of a request for it at no cost.
@@ -54,8 +55,8 @@ impl Finding {
 
 /// Inputs of the tests beyond the configuration.
 pub(super) struct ProbePlan {
-    /// `Authorization` of a client.
-    pub(super) client_key: Option<HeaderValue>,
+    /// Key or token of a client.
+    pub(super) client_key: Option<Secret>,
     /// An unfinished job, to hold a poll for.
     pub(super) job: Option<JobId>,
     /// Address that clients use.
@@ -79,18 +80,21 @@ pub(super) async fn run(config: &Config, plan: ProbePlan, report: &mut impl FnMu
         subject: "hold",
         client,
         route: Arc::clone(&route),
-        authorization: None,
+        key: None,
         expected: (upstream.poll_timeout, "upstream.poll_timeout"),
     };
     if !target.connect(report).await {
         return;
     }
+    if keys.is_empty() {
+        report(Finding::good("key", "not needed: auth.mode is \"open\""));
+    }
     let mut all_accepted = true;
     for (name, key) in keys {
-        target.authorization = key;
+        target.key = key;
         all_accepted &= target.try_key(&name, report).await;
     }
-    target.authorization = first_key;
+    target.key = first_key;
     let Some(job) = plan.job else {
         report(Finding::good("hold", "not tested: needs --job ID with an unfinished job"));
         return;
@@ -104,7 +108,7 @@ pub(super) async fn run(config: &Config, plan: ProbePlan, report: &mut impl FnMu
             subject: "through",
             client: Client::new(&front).ok()?,
             route,
-            authorization: plan.client_key,
+            key: plan.client_key.and_then(|key| client_field(&config.auth, &key)),
             expected: (config.wait.timeout, "wait.timeout"),
         })
     });
@@ -145,18 +149,35 @@ async fn resolve_name(url: &Uri, report: &mut impl FnMut(Finding)) -> bool {
 }
 
 /// Returns each key that the upstream receives, with a name for reports.
-fn keys(config: &Config, client_key: Option<&HeaderValue>) -> Vec<(String, Option<HeaderValue>)> {
-    match &config.auth {
-        AuthConfig::Passthrough => vec![("the client's key".to_owned(), client_key.cloned())],
-        AuthConfig::Sidecar => {
-            vec![("upstream.api_key".to_owned(), config.upstream.api_key.as_ref().map(api_key::bearer))]
+fn keys(config: &Config, client_key: Option<&Secret>) -> Vec<(String, Option<KeyField>)> {
+    let field = |key: &Secret| config.auth.send.field(key);
+    match &config.auth.mode {
+        AuthMode::Passthrough => {
+            vec![("the client's key".to_owned(), client_key.and_then(|key| client_field(&config.auth, key)))]
         }
-        AuthConfig::Team(members) => {
+        AuthMode::Sidecar => {
+            vec![("upstream.api_key".to_owned(), config.upstream.api_key.as_ref().and_then(field))]
+        }
+        AuthMode::Team(members) => {
             let key = |member: &config::TeamMember| {
-                (format!("the key of {}", member.name), Some(api_key::bearer(&member.upstream_key)))
+                (format!("the key of {}", member.name), field(&member.upstream_key))
             };
             members.iter().map(key).collect()
         }
+        AuthMode::Open => Vec::new(),
+    }
+}
+
+/// Returns the field in which a client sends its key or token: that of `auth.send` if it can be a client's, else the first
+/// of `auth.headers`.
+fn client_field(auth: &AuthConfig, key: &Secret) -> Option<KeyField> {
+    let is_upstream_key = matches!(auth.mode, AuthMode::Passthrough);
+    match auth.headers.first() {
+        _ if is_upstream_key && auth.headers.contains(&auth.send.name) => auth.send.field(key),
+        Some(name) if *name != AUTHORIZATION => {
+            KeyTemplate { name: name.clone(), before: String::new(), after: String::new() }.field(key)
+        }
+        Some(_) | None => KeyTemplate::default().field(key),
     }
 }
 
@@ -166,7 +187,7 @@ struct ProbeTarget<'a> {
     subject: &'static str,
     client: Client,
     route: Arc<Route>,
-    authorization: Option<HeaderValue>,
+    key: Option<KeyField>,
     /// Time for which it should hold a poll, and the key of the configuration with that time.
     expected: (Duration, &'a str),
 }
@@ -178,7 +199,7 @@ impl ProbeTarget<'_> {
         rung: Rung,
         timeout: Duration,
     ) -> Option<Result<Response<Bytes>, JobRequestError>> {
-        let response = fetch_job(&self.client, &self.route, self.authorization.as_ref(), id, rung);
+        let response = fetch_job(&self.client, &self.route, self.key.as_ref(), id, rung);
         tokio::time::timeout(timeout, response).await.ok()
     }
 
@@ -212,7 +233,7 @@ impl ProbeTarget<'_> {
 
     /// Returns `false` if the upstream rejects the key.
     async fn try_key(&self, name: &str, report: &mut impl FnMut(Finding)) -> bool {
-        if self.authorization.is_none() {
+        if self.key.is_none() {
             report(Finding::good("key", "not tested: neither --key nor AIMLAPI_KEY is set"));
             return true;
         }

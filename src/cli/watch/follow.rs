@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode};
+use http::{Response, StatusCode};
 use tokio::sync::mpsc;
 
-use crate::cli::job_client::{JobRequestError, fetch_job, message};
+use crate::cli::job_client::{JobRequestError, KeyField, fetch_job, message};
 use crate::clock;
 use crate::core::backoff::Backoff;
 use crate::core::job::{JobId, JobSet};
@@ -26,7 +26,7 @@ const MIN_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct Follower {
     pub(super) client: Client,
     pub(super) route: Arc<Route>,
-    pub(super) authorization: Option<HeaderValue>,
+    pub(super) key: Option<KeyField>,
     pub(super) goal: Rung,
     pub(super) deadline: Instant,
 }
@@ -110,7 +110,7 @@ impl Follower {
     }
 
     async fn fetch_job(&self, id: &JobId, wanted: Rung) -> FetchedJob {
-        match fetch_job(&self.client, &self.route, self.authorization.as_ref(), id, wanted).await {
+        match fetch_job(&self.client, &self.route, self.key.as_ref(), id, wanted).await {
             Ok(response) => self.classify(id, response),
             Err(JobRequestError::Target) => FetchedJob::Final(JobRequestError::Target.to_string()),
             Err(error @ (JobRequestError::Send(_) | JobRequestError::CutOff)) => {

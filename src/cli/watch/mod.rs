@@ -21,7 +21,7 @@ use crate::cli::api_key;
 use crate::cli::error::CommandError;
 use crate::cli::job_client::{job_id, url};
 use crate::clock;
-use crate::config;
+use crate::config::{self, KeyTemplate};
 use crate::core::job::JobId;
 use crate::core::route::{Ladder, Route, Rung};
 use crate::upstream::client::Client;
@@ -84,12 +84,12 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     let route = Arc::new(Route::suno());
     let last = || route.ladder.rungs().filter(|rung| route.ladder.is_askable(*rung)).last();
     let goal = args.until.or_else(last).expect("a ladder has a state that clients can wait for");
-    let authorization = api_key::authorization(args.key.as_deref())?;
+    let key = api_key::client_key(args.key.as_deref())?;
     let upstream =
         config::UpstreamConfig { base_url: args.url.clone(), ..config::Config::default().upstream };
     let follower = Arc::new(Follower {
         client: Client::new(&upstream)?,
-        authorization,
+        key: key.and_then(|key| KeyTemplate::default().field(&key)),
         goal,
         deadline: clock::now() + args.timeout,
         route: Arc::clone(&route),

@@ -1,14 +1,15 @@
 //! All keys, a row each, and the way from raw values to a [`Config`].
 //!
 //! ```text
-//! RawConfig ──► rows of KEYS and MEMBER_KEYS ──► ConfigBuilder ──► cross_check ──► Config
+//! RawConfig ──► rows of KEYS, ROUTE_KEYS, … ──► ConfigBuilder ──► cross_check ──► Config
 //!                        └── errors of a value        └── errors between values
 //! ```
 //!
-//! Order of imports: `row`, `builder`, `team`, `keys`, this file.
+//! Order of imports: `row`, `team`, `route`, `builder`, `keys`, this file.
 
 mod builder;
 mod keys;
+mod route;
 mod row;
 mod team;
 
@@ -16,6 +17,9 @@ use std::collections::{BTreeMap, HashSet};
 
 use self::builder::ConfigBuilder;
 pub(super) use self::keys::KEYS;
+pub(super) use self::route::preset_route;
+#[cfg(test)]
+pub(super) use self::route::{LIST_KEYS, ROUTE_KEYS};
 #[cfg(test)]
 pub(super) use self::row::{ConfigKey, ReloadEffect};
 #[cfg(test)]

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::row::{ConfigKey, ReloadEffect};
+use super::row::{ConfigKey, ReloadEffect, read_keys};
 use crate::config::error::{InvalidValue, Source};
 use crate::config::parse::{member_name, token_hash};
-use crate::config::source::unknown_key;
 use crate::config::types::TeamMember;
 use crate::config::value::{AllowedValues, LocatedValue, RawValue, ValueReader};
 use crate::secret::{Secret, TokenHash};
@@ -123,21 +122,8 @@ fn read_member(
     let mut builder = TeamMemberBuilder::default();
     let LocatedValue { source: start, .. } = reader.value;
     let source_of = |key: &str| table.get(key).map_or(start, |value| &value.source).clone();
-    for name in table.keys().filter(|name| MEMBER_KEYS.iter().all(|key| key.name != *name)) {
-        let known = MEMBER_KEYS.iter().map(|key| key.name);
-        let mut error = unknown_key(source_of(name), name.clone(), known);
-        error.key = format!("{} {name}", reader.key);
-        reader.errors.push(error);
-    }
-    for ConfigKey { name, allowed, read, .. } in MEMBER_KEYS {
-        if let Some(value) = table.get(*name) {
-            let key = format!("{} {name}", reader.key);
-            read(
-                &mut builder,
-                &mut ValueReader { key, value, allowed, env: reader.env, errors: &mut *reader.errors },
-            );
-        }
-    }
+    let values = table.iter().map(|(name, value)| (name.as_str(), value)).collect();
+    read_keys(MEMBER_KEYS, &mut builder, &values, reader);
     let mut error = |source: Source, problem: &str, hint: &str| {
         reader.error(source, InvalidValue { problem: problem.to_owned(), hint: hint.to_owned() });
     };

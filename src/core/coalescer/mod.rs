@@ -7,10 +7,12 @@
 //! | `types` | inputs and outputs |
 //! | `timing` | the settings, and the tolerances that follow from them |
 //! | `state`, `job_index` | the memory: waits, polls, links, timers; decides nothing |
+//! | `private_states` | states that count for one wait only |
 //! | `plan` | the attach rule |
+//! | `chain` | the snapshots of an upstream that never holds |
 //! | `resolve` | the states that answer a wait: at its goal, at its deadline, or proven at its arrival |
 //! | `settle` | the end of a wait |
-//! | `poll_result` | the landing of a poll |
+//! | `poll_result` | the progress and the landing of a poll |
 //! | `interest`, `watch` | jobs asked for repeatedly, and the polls that prove their states |
 //! | `drain` | the end of all waits when the gateway stops |
 //! | `inspect` | the view for people |
@@ -62,7 +64,7 @@ use crate::core::route::Goal;
 ///                              │ state │
 ///   ─────────────────────────▶ └───────┘ ────────▶ polls
 ///  Progress RetryAfter Landed            Open Abort
-///         CancelWatch
+///    CancelWatch JobChanged
 /// ```
 ///
 /// # Calling protocol
@@ -96,6 +98,10 @@ use crate::core::route::Goal;
 ///
 /// When a poll lands, each of its waits without an answer is planned again. So the polls that one wait opens are apart by
 /// the upstream's whole hold, like the calls of a client alone (P4). `plan` is the rule, and a table of cases.
+///
+/// Where the upstream never holds ([`Timing::pace`]), every poll is a snapshot with the goal [`Goal::Now`], and serves waits of
+/// all goals. The causes of a chain are [`Cause::Wait`], [`Cause::Batch`] and [`Cause::Reopen`]: no client made these requests.
+/// `chain.rs` has the rules.
 ///
 /// # Proof and watches
 ///

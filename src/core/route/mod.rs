@@ -132,9 +132,9 @@ pub enum StatusSource {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lifetimes {
     /// Of a successful job.
-    pub completed: Option<Duration>,
+    pub success: Option<Duration>,
     /// Of a failed job.
-    pub error: Option<Duration>,
+    pub failure: Option<Duration>,
     /// Of an unfinished job.
     pub live: Option<Duration>,
 }
@@ -162,6 +162,12 @@ impl Route {
     /// Returns whether the upstream answers every request at once.
     pub fn never_holds(&self) -> bool {
         self.hold.is_zero()
+    }
+
+    /// Returns whether a held poll names the state that ends it, so that its silence proves the state of the job. An upstream
+    /// that holds a request until the end of the job proves nothing about the states before.
+    pub fn proves(&self) -> bool {
+        !self.never_holds() && self.wait_param.is_some()
     }
 
     /// Returns the endpoint of this path, if it belongs to the route.

@@ -23,6 +23,7 @@
 //! be replayed: `CLIPGATE_SWEEP_SEED=n` runs seed n with a trace, `CLIPGATE_SWEEP_SEEDS=n` runs the first n seeds.
 
 mod oracle;
+mod paced;
 mod plan;
 mod upstream;
 

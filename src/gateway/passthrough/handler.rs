@@ -9,7 +9,7 @@ use http_body::Body as HttpBody;
 use tracing::debug;
 
 use super::{PassthroughError, PassthroughResponse, PassthroughSlot, Tunnel, UpstreamAccount};
-use crate::auth::{AuthError, Identity};
+use crate::auth::{Identity, KeyOrigin};
 use crate::clock;
 use crate::core::job::{JobId, KeyDomain};
 use crate::core::query;
@@ -109,13 +109,13 @@ impl Gateway {
             let action = PendingAction::of(&self, &request, identity.as_ref());
             let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
             let named = query::named(&self.0.routes, request.uri().path(), request.uri().query());
-            let authorization = identity.as_ref().map(|identity| identity.authorization.clone());
-            let account = UpstreamAccount { authorization, is_lent: state.is_lent };
+            let credential = identity.as_ref().map(|identity| identity.credential.clone());
+            let account = UpstreamAccount { credential, is_lent: state.is_lent };
             let forwarding = self.0.passthrough.forward(request, state.log.ctx(), account, &state.span);
             // Cancel safe: after a revocation the response is not needed.
             let result = tokio::select! {
                 result = forwarding => result,
-                () = revocation.clone() => return self.respond(state, Err(AuthError::UnknownToken.into())),
+                () = revocation.clone() => return self.respond(state, Err(self.0.authenticator.revoked().into())),
             };
             let PassthroughResponse { mut response, tunnel } = match result {
                 Ok(passed) => passed,
@@ -130,7 +130,10 @@ impl Gateway {
                 action.answered(response.status());
             }
             if let Some(identity) = identity {
-                self.record_key_verdict(key_verdict(response.status()), identity.domain, &named);
+                // In open mode the key that the upstream rejects is the client's own, and no key of the domain.
+                let has_key = identity.origin != KeyOrigin::Open;
+                let verdict = key_verdict(response.status()).filter(|_| has_key);
+                self.record_key_verdict(verdict, identity.domain, &named);
                 if is_read && response.status() == StatusCode::NOT_FOUND {
                     self.remove_missing(identity.domain, &named);
                 }

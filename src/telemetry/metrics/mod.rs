@@ -124,13 +124,13 @@ pub(crate) struct RequestMetrics {
     family: Family<[(&'static str, String); 2], Counter>,
     counts: EnumMap<EndpointLabel, EnumMap<Outcome, Counter>>,
     /// Set if the routes are configured ones.
-    configured: OnceLock<Vec<ConfiguredRoute>>,
+    configured: OnceLock<Vec<RouteRequests>>,
     times: EnumMap<Outcome, Histogram>,
     saved: Counter,
 }
 
 #[derive(Debug)]
-struct ConfiguredRoute {
+struct RouteRequests {
     name: String,
     counts: EnumMap<Outcome, Counter>,
 }
@@ -165,7 +165,7 @@ impl RequestMetrics {
         {
             self.family.remove(&request_labels(endpoint.into_str(), outcome));
         }
-        let configured = |route: &Route| ConfiguredRoute {
+        let configured = |route: &Route| RouteRequests {
             name: route.name.clone(),
             counts: EnumMap::from_fn(|outcome| {
                 self.family.get_or_create_owned(&request_labels(&route.name, outcome))

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, USER_AGENT, VIA};
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, USER_AGENT, VIA};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -112,17 +112,18 @@ impl Poller {
         }
     }
 
-    /// Runs one attempt. Awaits `on_held`, which must be quick, once the request is on a connection. Cancel safe:
-    /// dropping the future cancels the request at the upstream.
+    /// Runs one attempt. `write_credential` adds the only fields that depend on the client. Awaits `on_held`, which must
+    /// be quick, once the request is on a connection. Cancel safe: dropping the future cancels the request at the
+    /// upstream.
     pub async fn run(
         &self,
         spec: &PollSpec,
         cause: CallCause,
-        authorization: &HeaderValue,
+        write_credential: impl FnOnce(&mut HeaderMap),
         trace: &TraceContext,
         on_held: impl Future<Output = ()>,
     ) -> AttemptOutcome {
-        let Some(request) = self.request(spec, authorization, trace) else {
+        let Some(request) = self.request(spec, write_credential, trace) else {
             return AttemptOutcome::Failed(Failure::InvalidResponse(None), RetryAdvice::BackOff);
         };
         let call = self.metrics.upstream.call(self.kind(spec), cause);
@@ -189,7 +190,7 @@ impl Poller {
     fn request(
         &self,
         spec: &PollSpec,
-        authorization: &HeaderValue,
+        write_credential: impl FnOnce(&mut HeaderMap),
         trace: &TraceContext,
     ) -> Option<Request<Body>> {
         let target = query::build_target(self.route(spec), spec.form, &spec.jobs, spec.goal);
@@ -198,6 +199,7 @@ impl Poller {
         *request.method_mut() = Method::GET;
         *request.uri_mut() = uri;
         let fields = request.headers_mut();
+        write_credential(fields);
         let accept = match self.route(spec).status {
             StatusSource::Body(_) => "application/json",
             StatusSource::HttpStatus => "*/*",
@@ -206,7 +208,6 @@ impl Poller {
         // P8: the body is split and shared with clients that accept no encoding. Without this header the upstream may
         // use any (RFC 9110 section 12.5.3).
         fields.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        fields.insert(AUTHORIZATION, authorization.clone());
         fields.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_NAME));
         fields.insert(VIA, HeaderValue::from_static(via_member(Version::HTTP_11)));
         trace.write(fields);

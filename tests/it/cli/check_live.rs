@@ -133,3 +133,34 @@ async fn a_cut_off_poll_is_reported_at_the_upstream_and_on_the_clients_way() {
         "{through}"
     );
 }
+
+#[tokio::test]
+async fn keys_are_sent_in_the_configured_field_and_an_upstream_without_keys_gets_none() {
+    let own = "auth = { mode = \"sidecar\", send = \"x-key: Key {key}\" }\nupstream.api_key = \"sk-own\"";
+    // (configuration, value of x-key, exit code)
+    let rows = [
+        (own.to_owned(), Some("Key sk-own"), 2),
+        ("auth = { headers = [\"x-key\"] }".to_owned(), Some(KEY), 2),
+        (
+            "auth = { headers = [\"x-key\"], send = \"x-key: v1 {key}\" }".to_owned(),
+            Some("v1 sk-of-check"),
+            2,
+        ),
+        ("auth = { mode = \"open\" }".to_owned(), None, 0),
+    ];
+    for (lines, expected, code) in rows {
+        let env = env_with_hold(1000).await;
+        // The simulated upstream reads Authorization only, so it rejects other fields.
+        let output = check(&env, &lines, &[]).await;
+        assert_eq!(output.status.code(), Some(code), "{lines}: {output:?}");
+        let requests = env.sim.requests();
+        let last = requests.last().expect("the connection is tested");
+        assert_eq!(last.headers.get("x-key").map(|value| value.to_str().unwrap()), expected, "{lines}");
+        assert!(last.key.is_none(), "{lines}: no Authorization");
+        if expected.is_none() {
+            assert_eq!(messages(&output, "key"), ["not needed: auth.mode is \"open\""]);
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(text.contains("mode      open"), "{text}");
+        }
+    }
+}
