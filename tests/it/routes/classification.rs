@@ -6,6 +6,8 @@ use crate::harness::gateway::Answer;
 use crate::harness::raw_http::{field, request};
 use crate::routes::job_upstream::{JobUpstream, Reply, job_body, plain_route};
 
+type Fields<'f> = &'f [(&'f str, &'f str)];
+
 const KEY: (&str, &str) = ("authorization", "Bearer demo");
 const PASSED: &str = "clipgate; fwd=bypass";
 
@@ -67,7 +69,7 @@ async fn header_fields_decide_the_kind_of_a_get() {
     let upstream = JobUpstream::start().await;
     let gateway = upstream.gateway(vec![plain_route()]).await;
     upstream.set_job("a", "running");
-    let rows: [(&[(&str, &str)], &str, &str); 9] = [
+    let rows: [(Fields<'_>, &str, &str); 9] = [
         (&[("accept", "text/html")], PASSED, ""),
         (&[("accept", "image/*;q=0.9, text/*")], PASSED, ""),
         (&[("range", "bytes=0-1")], PASSED, ""),

@@ -8,6 +8,8 @@ use crate::harness::admin_client::AdminClient;
 use crate::harness::raw_http::field;
 use crate::routes::job_upstream::{JobUpstream, PACE, Reply, job_body, plain_route};
 
+type Fields<'f> = &'f [(&'f str, &'f str)];
+
 const MILLIS: fn(u64) -> Duration = Duration::from_millis;
 
 #[tokio::test]
@@ -41,7 +43,7 @@ async fn the_code_of_a_state_is_part_of_it_at_once_at_the_deadline_and_from_the_
     let running = Reply::job("a", "running").with_status(202);
     upstream.set("GET", "/jobs/a", running);
     let async_fields = [("prefer", "respond-async")];
-    let rows: [(&[(&str, &str)], &str, bool); 3] = [
+    let rows: [(Fields<'_>, &str, bool); 3] = [
         (&[], "", false),
         (&async_fields, "respond-async", true),
         (&[("prefer", "wait=1")], "wait=1", false),
