@@ -52,6 +52,15 @@ impl Machines {
         self.0.iter_mut().for_each(|machine| machine.handle(input(), now));
     }
 
+    /// Treats all jobs under way as changed by an action.
+    pub(super) fn forget_states(&mut self, now: Instant) {
+        for machine in &mut self.0 {
+            for (domain, job) in machine.all_jobs() {
+                machine.handle(Input::JobChanged(domain, job), now);
+            }
+        }
+    }
+
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.0.iter().filter_map(Coalescer::poll_timeout).min()
     }

@@ -13,10 +13,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::StatusCode;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::debug;
 
+use super::job_changes::{JobChanges, PendingChanges};
 use super::machines::{Machines, route_of};
 use super::parked::{ParkedKey, ParkedWait};
 use super::poll_task::{EVENT_CAPACITY, PollEvent, PollTask};
@@ -32,7 +34,7 @@ use crate::core::coalescer::{
 use crate::core::job::{KeyDomain, RouteIndex};
 use crate::core::scheduler::{AttemptResult, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput};
 use crate::limits::{Limits, Subject};
-use crate::telemetry::metrics::{Fanout, Metrics, PollCounts, WaitEnd};
+use crate::telemetry::metrics::{CallCause, Fanout, Metrics, PollCounts, WaitEnd};
 use crate::telemetry::trace::Tracer;
 use crate::upstream::poll::{AttemptOutcome, KeyVerdict, PollLanding, Poller};
 
@@ -108,6 +110,7 @@ impl HubTask {
         mut self,
         mut inbox: mpsc::Receiver<HubCommand>,
         mut inspections: mpsc::Receiver<InspectRequest>,
+        changes: Arc<JobChanges>,
         mut watch_idle: watch::Receiver<Duration>,
     ) {
         let mut commands = Vec::with_capacity(MAX_BATCH);
@@ -128,6 +131,7 @@ impl HubTask {
                 Some(request) = inspections.recv() => {
                     drop(request.reply_to.send(self.overview(request.limit)));
                 }
+                () = changes.notified() => {}
                 () = sleep_until(due) => {}
             }
             let now = clock::now();
@@ -135,6 +139,7 @@ impl HubTask {
             if watch_idle.has_changed().unwrap_or(false) {
                 self.machines.set_watch_idle(*watch_idle.borrow_and_update());
             }
+            self.jobs_changed(changes.take(), now);
             for command in commands.drain(..) {
                 self.handle_command(command, now);
             }
@@ -170,6 +175,21 @@ impl HubTask {
                 self.unpark(id, Some(WaitEnd::ClientClosed), now);
             }
             HubCommand::Drain(until) => self.machines.handle_all(|| Input::Drain(until), now),
+        }
+        self.drain_outputs(now);
+    }
+
+    /// Passes changes of jobs on to the coalescers. Those of jobs with parameters concern all their variants.
+    fn jobs_changed(&mut self, changes: PendingChanges, now: Instant) {
+        if changes.is_overflown {
+            self.machines.forget_states(now);
+        }
+        for (domain, job) in changes.jobs {
+            let machine = self.machines.of_route_mut(job.route());
+            for variant in machine.variants(domain, &job) {
+                machine.handle(Input::JobChanged(domain, variant), now);
+            }
+            self.drain_outputs(now);
         }
         self.drain_outputs(now);
     }
@@ -297,7 +317,7 @@ impl HubTask {
 
     fn poll_landed(&mut self, id: PollId, landing: PollLanding, now: Instant) {
         let Some(poll) = self.polls.remove(&id) else { return };
-        let PollTask { spec, attempt_started_at: began, span, credential, payer, .. } = poll;
+        let PollTask { spec, cause, attempt_started_at: began, span, credential, payer, .. } = poll;
         span.landed(landing.status.as_u16());
         let domain = spec.domain;
         self.current_answer = Some(UpstreamAnswer {
@@ -321,10 +341,17 @@ impl HubTask {
         if let Some(shape) = &landing.shape {
             self.cache.set_list_shape(domain, shape);
         }
+        let route = self.poller.route(&spec);
+        if landing.status == StatusCode::NOT_FOUND && !route.is_built_in {
+            spec.jobs.iter().for_each(|job| self.cache.job_changed(domain, job, now));
+        }
         if let PollOutcome::Jobs(states) = &landing.outcome
             && self.machines.of_poll(id).may_cache(id)
         {
             for state in states {
+                if cause == CallCause::NoCache && route.never_holds() {
+                    self.cache.contradict(domain, state);
+                }
                 self.cache.store(domain, state, began, now);
             }
         }

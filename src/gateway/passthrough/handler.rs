@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, Method, Request};
+use http::{HeaderMap, Method, Request, StatusCode};
 use http_body::Body as HttpBody;
 use tracing::debug;
 
@@ -14,6 +14,7 @@ use crate::clock;
 use crate::core::job::{JobId, KeyDomain};
 use crate::core::query;
 use crate::gateway::access_log::Disposition;
+use crate::gateway::action::PendingAction;
 use crate::gateway::classify::RequestTarget;
 use crate::gateway::error::GatewayError;
 use crate::gateway::first_frame::read_first_frame;
@@ -22,6 +23,7 @@ use crate::gateway::response::append_cache_status;
 use crate::gateway::{Decision, Gateway, RequestState};
 use crate::limits::Subject;
 use crate::protocol::body::{Body, BoxError, Stalled};
+use crate::protocol::host::requested_host;
 use crate::upstream::poll::{KeyVerdict, key_verdict};
 
 impl Gateway {
@@ -100,6 +102,11 @@ impl Gateway {
                 _slot: Some(Arc::clone(&slot)),
             });
             state.log.disposition = Disposition::Passthrough;
+            let (is_read, host) = (
+                [Method::GET, Method::HEAD].contains(request.method()),
+                requested_host(request.uri(), request.headers()),
+            );
+            let action = PendingAction::of(&self, &request, identity.as_ref());
             let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
             let named = query::named(&self.0.routes, request.uri().path(), request.uri().query());
             let credential = identity.as_ref().map(|identity| identity.credential.clone());
@@ -112,11 +119,27 @@ impl Gateway {
             };
             let PassthroughResponse { mut response, tunnel } = match result {
                 Ok(passed) => passed,
-                Err(error) => return self.respond(state, Err(error.into())),
+                Err(error) => {
+                    if let Some(action) = action {
+                        action.failed(&error);
+                    }
+                    return self.respond(state, Err(error.into()));
+                }
             };
-            // In open mode the key that the upstream rejects is the client's own, and no key of the domain.
-            if let Some(identity) = identity.filter(|identity| identity.origin != KeyOrigin::Open) {
-                self.record_key_verdict(key_verdict(response.status()), identity.domain, &named);
+            if let Some(action) = action {
+                action.answered(response.status());
+            }
+            if let Some(identity) = identity {
+                // In open mode the key that the upstream rejects is the client's own, and no key of the domain.
+                let has_key = identity.origin != KeyOrigin::Open;
+                let verdict = key_verdict(response.status()).filter(|_| has_key);
+                self.record_key_verdict(verdict, identity.domain, &named);
+                if is_read && response.status() == StatusCode::NOT_FOUND {
+                    self.remove_missing(identity.domain, &named);
+                }
+            }
+            if let Some(links) = &self.0.links {
+                links.rewrite(response.headers_mut(), || state.client_origin(host.as_ref()));
             }
             // Without `fwd-status`: it would repeat the status of the response.
             append_cache_status(response.headers_mut(), fwd);

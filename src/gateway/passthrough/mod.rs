@@ -114,6 +114,17 @@ pub(crate) enum PassthroughError {
 }
 
 impl PassthroughError {
+    /// Returns whether the upstream may have received a part of the request.
+    pub(super) fn may_have_been_sent(&self) -> bool {
+        match self {
+            Self::Connect | Self::Target(_) | Self::Misdirected => false,
+            Self::TooLarge | Self::Stalled | Self::Upload(_) | Self::Timeout | Self::UnexpectedUpgrade => {
+                true
+            }
+            Self::Send(error) => error.may_have_been_sent(),
+        }
+    }
+
     /// Returns the fixed word for logs and `Cache-Status`.
     pub(crate) fn reason(&self) -> &'static str {
         match self {

@@ -3,6 +3,9 @@
 //! The poller does not know which waits need the poll, or whether another attempt follows. The hub owns the task that
 //! runs it, and drops it to cancel.
 
+mod hints;
+mod unknown_words;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,6 +16,8 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Versio
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tracing::debug;
 
+use self::hints::pause_after_success;
+use self::unknown_words::UnknownWords;
 use crate::clock;
 use crate::config;
 use crate::core::coalescer::{Failure, PollOutcome, PollSpec};
@@ -40,6 +45,7 @@ pub struct Poller {
     connect_timeout: Duration,
     /// Time for a response that the upstream does not hold.
     request_timeout: Duration,
+    unknown_words: UnknownWords,
     metrics: Arc<Metrics>,
 }
 
@@ -53,7 +59,7 @@ pub struct PollLanding {
     /// Verdict of the upstream on the key; `None` if the status implies none.
     pub key: Option<KeyVerdict>,
     pub status: StatusCode,
-    /// `Retry-After` of a success: pause before its jobs are polled again.
+    /// Hint of a success: pause before its jobs are polled again.
     pub retry_after: Option<Duration>,
     /// When the response was complete.
     pub answered_at: Instant,
@@ -97,6 +103,7 @@ impl Poller {
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
+            unknown_words: UnknownWords::new(&routes, Arc::clone(&metrics)),
             client,
             routes,
             connect_timeout: config.connect_timeout,
@@ -193,7 +200,11 @@ impl Poller {
         *request.uri_mut() = uri;
         let fields = request.headers_mut();
         write_credential(fields);
-        fields.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        let accept = match self.route(spec).status {
+            StatusSource::Body(_) => "application/json",
+            StatusSource::HttpStatus => "*/*",
+        };
+        fields.insert(ACCEPT, HeaderValue::from_static(accept));
         // P8: the body is split and shared with clients that accept no encoding. Without this header the upstream may
         // use any (RFC 9110 section 12.5.3).
         fields.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
@@ -221,7 +232,10 @@ impl Poller {
         let key = key_verdict(status);
         let answered_at = clock::now();
         let requested_pause = retry_after(headers, SystemTime::now());
-        let retry_after = requested_pause.filter(|_| status.is_success());
+        let retry_after = match status.is_success() {
+            true => pause_after_success(route, headers, SystemTime::now()),
+            false => None,
+        };
         let landed = |outcome, shape| {
             AttemptOutcome::Landed(PollLanding { outcome, shape, key, status, retry_after, answered_at })
         };
@@ -239,6 +253,10 @@ impl Poller {
         } else if status.is_success() {
             match job_body::split(route, spec.form, &spec.jobs, status.as_u16(), &body) {
                 SplitBody::Jobs { jobs, shape } => {
+                    for slice in jobs.iter().filter(|slice| slice.rung.is_none()) {
+                        let word = job_body::status_text(route, status.as_u16(), &slice.body);
+                        self.unknown_words.record(slice.id.route(), route, &word.unwrap_or_default());
+                    }
                     let states = jobs.into_iter().map(|slice| JobState {
                         id: slice.id,
                         rung: slice.rung,
