@@ -140,7 +140,7 @@ async fn a_job_is_read_through_the_configuration() {
     let route = |status: &str, more: &str| {
         format!(
             "[[routes]]\nname = \"clips\"\npath = \"/v2/generate/audio/suno-ai/clip\"\nid_param = \"clip_id\"\nstatus = \
-             \"{status}\"\npending = [\"submitted\", \"queued\", \"streaming\"]\nsucceeded = [\"complete\"]\n{more}"
+             \"{status}\"\npending = [\"submitted\", \"queued\", \"streaming\"]\nsucceeded = [\"completed\", \"complete\"]\n{more}"
         )
     };
     let args = ["--route", "clips", "--id", "a"];
