@@ -430,6 +430,7 @@ impl Driver {
                 let reaches = |rung: Rung| match wait.goal {
                     Goal::Now => true,
                     Goal::Rung(goal) => rung >= goal,
+                    Goal::Not(other) => rung != other,
                 };
                 assert!(states.iter().all(|state| state.rung.is_none_or(reaches)), "{id:?} {states:?}");
             }
@@ -447,6 +448,7 @@ impl Driver {
                 let is_immediate = match wait.goal {
                     Goal::Now => true,
                     Goal::Rung(rung) => rung == self.ladder.lowest(),
+                    Goal::Not(_) => false,
                 };
                 assert!(
                     is_over || is_immediate || self.now + *retry_after > deadline + SNAPSHOT_LIMIT,

@@ -76,10 +76,6 @@ pub(super) async fn read_response(
     Ok(Response::from_parts(head, body.to_bytes()))
 }
 
-pub(super) fn job_id(text: &str) -> Result<JobId, String> {
-    JobId::new(text).map_err(|error| error.to_string())
-}
-
 pub(super) fn url(text: &str) -> Result<Uri, String> {
     config::base_url(text).map_err(|error| error.to_string())
 }

@@ -42,7 +42,7 @@ use std::path::Path;
 pub use self::error::{ConfigError, ConfigErrors, InvalidValue, Source};
 pub use self::parse::{base_url, member_name, secret};
 pub use self::path::locate;
-pub use self::presets::{preset, presets};
+pub use self::presets::{Preset, preset, presets};
 pub use self::types::{
     AdminConfig, AuthConfig, AuthMode, CacheConfig, Config, KeyTemplate, LimitsConfig, Listen, LogConfig,
     LogFormat, ServerConfig, TeamMember, TelemetryConfig, TlsConfig, UpstreamConfig, WaitConfig,

@@ -27,6 +27,8 @@ pub(super) const PREFIX: &str = "CLIPGATE__";
 pub(super) struct KnownKeys {
     /// Full names such as `server.tls.cert`, in the order of `config.toml`.
     pub(super) names: Vec<&'static str>,
+    /// Names of the keys of a route, none of which has a secret.
+    pub(super) route_keys: Vec<&'static str>,
     /// Last parts of the names of keys whose values must not be shown.
     pub(super) secrets: Vec<&'static str>,
 }
@@ -52,7 +54,7 @@ impl KnownKeys {
     /// Returns whether a line that sets this key, named without its section, may be shown.
     fn is_harmless(&self, key: &str) -> bool {
         let is_known = self.names.iter().filter_map(|name| name.split_once('.')).any(|(_, name)| name == key);
-        is_known && !self.names_a_secret(key)
+        (is_known || self.route_keys.contains(&key)) && !self.names_a_secret(key)
     }
 
     /// Returns whether the text contains the name of a key with a secret.

@@ -9,12 +9,13 @@ use bytes::Bytes;
 use http::header::AUTHORIZATION;
 use http::{Response, StatusCode, Uri, Version};
 
+use super::job_report::describe;
 use crate::cli::job_client::{JobRequestError, KeyField, fetch_job, message};
 use crate::clock;
 use crate::config::{self, AuthConfig, AuthMode, Config, KeyTemplate};
-use crate::core::job::{JobId, JobSet};
+use crate::core::job::{JobId, JobSet, RouteIndex};
 use crate::core::job_body::{self, SplitBody};
-use crate::core::route::{Form, Route, Rung};
+use crate::core::route::{Form, ID, Route, Rung};
 use crate::secret::Secret;
 use crate::upstream::client::{Client, SendError};
 
@@ -40,15 +41,15 @@ pub(super) enum Severity {
 }
 
 impl Finding {
-    fn good(subject: &'static str, message: impl fmt::Display) -> Self {
+    pub(super) fn good(subject: &'static str, message: impl fmt::Display) -> Self {
         Self { subject, severity: Severity::Good, message: message.to_string() }
     }
 
-    fn warning(subject: &'static str, message: impl fmt::Display) -> Self {
+    pub(super) fn warning(subject: &'static str, message: impl fmt::Display) -> Self {
         Self { subject, severity: Severity::Warning, message: message.to_string() }
     }
 
-    fn error(subject: &'static str, message: impl fmt::Display) -> Self {
+    pub(super) fn error(subject: &'static str, message: impl fmt::Display) -> Self {
         Self { subject, severity: Severity::Error, message: message.to_string() }
     }
 }
@@ -57,15 +58,20 @@ impl Finding {
 pub(super) struct ProbePlan {
     /// Key or token of a client.
     pub(super) client_key: Option<Secret>,
-    /// An unfinished job, to hold a poll for.
+    /// Route of the job and of the tests.
+    pub(super) route: RouteIndex,
+    /// An unfinished job, to hold a poll for, or any job to read.
     pub(super) job: Option<JobId>,
+    /// Whether the job is read through the configuration.
+    pub(super) is_read: bool,
     /// Address that clients use.
     pub(super) through: Option<Uri>,
 }
 
 /// Runs all tests and reports each finding as soon as it is known.
 pub(super) async fn run(config: &Config, plan: ProbePlan, report: &mut impl FnMut(Finding)) {
-    let route = Arc::new(Route::suno());
+    let route = Arc::new(config.routes().get(plan.route).clone());
+    let hold_key = if config.routes.is_empty() { "upstream.poll_timeout" } else { "hold of the route" };
     let upstream = &config.upstream;
     if !resolve_name(&upstream.base_url, report).await {
         return;
@@ -81,7 +87,7 @@ pub(super) async fn run(config: &Config, plan: ProbePlan, report: &mut impl FnMu
         client,
         route: Arc::clone(&route),
         key: None,
-        expected: (upstream.poll_timeout, "upstream.poll_timeout"),
+        expected: (route.hold, hold_key),
     };
     if !target.connect(report).await {
         return;
@@ -96,11 +102,18 @@ pub(super) async fn run(config: &Config, plan: ProbePlan, report: &mut impl FnMu
     }
     target.key = first_key;
     let Some(job) = plan.job else {
-        report(Finding::good("hold", "not tested: needs --job ID with an unfinished job"));
+        let text = match route.never_holds() {
+            false => "not tested: needs --job ID with an unfinished job",
+            true => "not tested: the route never holds. --id ID reads a job",
+        };
+        report(Finding::good("hold", text));
         return;
     };
     if !all_accepted {
         return;
+    }
+    if plan.is_read || route.never_holds() {
+        return target.read(&job, report).await;
     }
     let front = plan.through.and_then(|url| {
         let front = config::UpstreamConfig { base_url: url, ..upstream.clone() };
@@ -205,7 +218,9 @@ impl ProbeTarget<'_> {
 
     /// Sends a request that the server does not hold.
     async fn fetch_no_job(&self) -> Option<Result<Response<Bytes>, JobRequestError>> {
-        let id = JobId::new(NO_JOB).expect("the id is valid");
+        let others =
+            self.route.path.variables().filter(|name| *name != ID).map(|_| "none").collect::<Vec<_>>();
+        let id = JobId::with_rest(RouteIndex::default(), NO_JOB, &others.join("/")).expect("the id is valid");
         self.fetch_job(&id, self.route.ladder.lowest(), RESPONSE_TIMEOUT).await
     }
 
@@ -257,14 +272,43 @@ impl ProbeTarget<'_> {
         is_accepted
     }
 
+    /// Reads a job through the configuration. At an upstream that holds, the request waits for the end of the job.
+    async fn read(&self, id: &JobId, report: &mut impl FnMut(Finding)) {
+        let (elapsed, response) = self.poll(id).await;
+        let problem = match &response {
+            Some(Ok(response)) => {
+                report(describe(&self.route, id, response, elapsed));
+                if !self.route.never_holds() && response.status().is_success() {
+                    report(self.judge_hold(id, elapsed, Some(Ok(response))));
+                }
+                return;
+            }
+            Some(Err(error)) => format!("{error}: {}", root_cause(error)),
+            None => format!("no response within {:.0} s", elapsed.as_secs_f64()),
+        };
+        report(Finding::error("job", problem));
+    }
+
     /// Holds a poll for the last rung and measures for how long.
     async fn hold(&self, id: &JobId) -> Finding {
-        let ladder = &self.route.ladder;
-        let goal = ladder.rungs().filter(|rung| ladder.is_askable(*rung)).last();
-        let goal = goal.expect("a ladder has a state that clients can wait for");
+        let (held, response) = self.poll(id).await;
+        self.judge_hold(id, held, response.as_ref().map(Result::as_ref))
+    }
+
+    /// Sends a poll for the last rung, and returns its response and the time to it.
+    async fn poll(&self, id: &JobId) -> (Duration, Option<Result<Response<Bytes>, JobRequestError>>) {
         let since = clock::now();
-        let response = self.fetch_job(id, goal, self.expected.0.mul_f64(1.25) + RESPONSE_TIMEOUT).await;
-        let held = clock::now().saturating_duration_since(since);
+        let longest = self.expected.0.mul_f64(1.25) + RESPONSE_TIMEOUT;
+        let response = self.fetch_job(id, self.route.ladder.highest_askable(), longest).await;
+        (clock::now().saturating_duration_since(since), response)
+    }
+
+    fn judge_hold(
+        &self,
+        id: &JobId,
+        held: Duration,
+        response: Option<Result<&Response<Bytes>, &JobRequestError>>,
+    ) -> Finding {
         let seconds = format!("{:.1} s", held.as_secs_f64());
         let key = self.expected.1;
         match response {
@@ -280,8 +324,8 @@ impl ProbeTarget<'_> {
                 let reason = message(response.status(), response.body());
                 Finding::error(self.subject, format_args!("{reason}. --job needs an unfinished job."))
             }
-            Some(Ok(response)) => match self.rung(id, response.body()) {
-                Some(rung) => self.compare(held, rung >= goal),
+            Some(Ok(response)) => match self.rung(id, response) {
+                Some(rung) => self.compare(held, rung >= self.route.ladder.highest_askable()),
                 None => Finding::error(self.subject, "the response is not the job"),
             },
         }
@@ -308,8 +352,9 @@ impl ProbeTarget<'_> {
         }
     }
 
-    fn rung(&self, id: &JobId, body: &Bytes) -> Option<Rung> {
-        match job_body::split(&self.route, Form::Single, &JobSet::new([id.clone()]), 200, body) {
+    fn rung(&self, id: &JobId, response: &Response<Bytes>) -> Option<Rung> {
+        let (status, body) = (response.status().as_u16(), response.body());
+        match job_body::split(&self.route, Form::Single, &JobSet::new([id.clone()]), status, body) {
             SplitBody::Jobs { jobs, .. } => jobs.first().and_then(|job| job.rung),
             SplitBody::Unsplit | SplitBody::Invalid => None,
         }

@@ -36,6 +36,7 @@ pub(super) fn known_keys() -> KnownKeys {
     let secrets = sections.chain(members).filter(|(_, allowed)| matches!(allowed, AllowedValues::Secret));
     KnownKeys {
         names: KEYS.iter().map(|key| key.name).collect(),
+        route_keys: route::ROUTE_KEYS.iter().map(|key| key.name).collect(),
         secrets: secrets.filter_map(|(name, _)| name.rsplit('.').next()).collect(),
     }
 }

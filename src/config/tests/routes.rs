@@ -228,6 +228,12 @@ fn all_errors_of_all_routes_are_reported_at_once() {
 }
 
 #[test]
+fn a_line_of_a_route_that_is_not_toml_is_shown() {
+    let errors = errors_of("[[routes]]\nname = \"a\"\npending = [\"waiting\", running]\n");
+    assert!(errors.contains("3 | pending = [\"waiting\", running]\n"), "{errors}");
+}
+
+#[test]
 fn two_routes_have_no_path_and_no_name_in_common() {
     let route = |name: &str, keys: &str| format!("[[routes]]\nname = \"{name}\"\n{WORDS}{keys}\n");
     let two = |one: &str, two: &str| load(&(route("a", one) + &route("b", two)), &[]);

@@ -164,3 +164,38 @@ async fn keys_are_sent_in_the_configured_field_and_an_upstream_without_keys_gets
         }
     }
 }
+
+#[tokio::test]
+async fn a_job_is_read_through_the_configuration() {
+    let env = env_with_hold(600).await;
+    let route = |status: &str, more: &str| {
+        format!(
+            "[[routes]]\nname = \"clips\"\npath = \"/v2/generate/audio/suno-ai/clip\"\nid_param = \"clip_id\"\nstatus = \
+             \"{status}\"\npending = [\"submitted\", \"queued\", \"streaming\"]\nsucceeded = [\"completed\", \"complete\"]\n{more}"
+        )
+    };
+    let args = ["--route", "clips", "--id", "a"];
+    let plain = check(&env, &route("/status", ""), &args).await;
+    assert_eq!(plain.status.code(), Some(0), "{plain:?}");
+    let job = messages(&plain, "job")[0];
+    assert!(job.starts_with("clips: HTTP 200 after ") && messages(&plain, "hold").is_empty(), "{plain:?}");
+    assert!(
+        job.contains(
+            "id \"a\" at /id, word \"queued\" at /status is state \"queued\" (unfinished), no Retry-After"
+        ),
+        "{job}"
+    );
+    let held = check(&env, &route("/status", "hold = \"600ms\"\nwait_param = \"status\"\n"), &args).await;
+    assert_eq!(held.status.code(), Some(0), "{held:?}");
+    assert!(messages(&held, "job")[0].contains("word \"queued\""), "{held:?}");
+    assert!(messages(&held, "hold")[0].ends_with(" s, as set by hold of the route"), "{held:?}");
+    let wrong = check(&env, &route("/state", ""), &args).await;
+    assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
+    let problem = messages(&wrong, "job")[0];
+    assert!(
+        problem.starts_with("error: clips: HTTP 200") && problem.contains("the word \"\" at /state"),
+        "{problem}"
+    );
+    let unknown = check(&env, &route("/status", ""), &["--route", "other", "--id", "a"]).await;
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("The configuration has clips."), "{unknown:?}");
+}
