@@ -9,6 +9,7 @@
 //! | `state`, `job_index` | the memory: waits, polls, links, timers; decides nothing |
 //! | `plan` | the attach rule |
 //! | `resolve` | the states that answer a wait: at its goal, at its deadline, or proven at its arrival |
+//! | `shed` | the end of polls that other polls make superfluous |
 //! | `settle` | the end of a wait |
 //! | `poll_result` | the landing of a poll |
 //! | `interest`, `watch` | jobs asked for repeatedly, and the polls that prove their states |
@@ -25,6 +26,7 @@ mod plan;
 mod poll_result;
 mod resolve;
 mod settle;
+mod shed;
 #[cfg(test)]
 mod simulation;
 mod state;
@@ -40,6 +42,7 @@ use std::time::{Duration, Instant};
 pub use self::inspect::JobStatus;
 use self::interest::Interests;
 use self::poll_result::Landing;
+use self::shed::ShedChecks;
 use self::state::{AttemptState, CoalescerState, Poll, PollPhase, TimerOwner, Wait, WaitPhase};
 pub use self::timing::{SNAPSHOT_LIMIT, Timing};
 pub use self::types::{
@@ -107,6 +110,12 @@ use crate::core::route::Goal;
 /// from proof adds one, and a watch needs a credit of zero or more. So the watches of a job cost at most one call more
 /// than its clients alone, each time that it is abandoned (P4).
 ///
+/// # Shedding
+///
+/// A poll for several jobs is shed once each of its jobs has a poll of its own at the same rung that was sent later and
+/// has been held in silence for as long as a proof takes, unless its end would spare one of its waits a snapshot. If one
+/// of those polls is refused, paused or fails by an answer of the upstream, the waits of the shed poll are planned anew.
+///
 /// # States of a wait
 ///
 /// | phase | event | next |
@@ -123,6 +132,7 @@ use crate::core::route::Goal;
 /// | `Snapshot` | on entry: a state is unknown | attached by the rule to a poll at the lowest rung |
 /// | `Snapshot` | every job was seen since the deadline | settled: `Reached` or `TimedOut` |
 /// | `Snapshot` | [`SNAPSHOT_LIMIT`] is over, or the poll is paused past it | settled: `Failed` |
+/// | `Waiting`, `Grace`, a poll of it was shed | a poll that it did not open lands `Refused`, `Unsplit` or `Failed` by the upstream | attached by the rule |
 /// | any | a poll lands `Refused` | settled: `Refused` |
 /// | any | a poll lands `Unsplit` | on exactly this wait's jobs: settled. Otherwise attached by the rule to polls on exactly its jobs |
 /// | any | a poll lands `Failed` | arrived before the failed attempt: settled. Otherwise attached by the rule |
@@ -143,7 +153,7 @@ use crate::core::route::Goal;
 /// | `Lingering` as a watch | `Drain`, `CancelWatch`, `CancelWatches` | forgotten, `Abort` |
 /// | `Open` as a watch | `CancelWatch`, `CancelWatches`; the upstream may have the request | `Open`, no longer a watch |
 /// | `Open` as a watch | `CancelWatch`, `CancelWatches`; no attempt so far | forgotten, `Abort`; its waits are planned anew |
-/// | `Open`, `Lingering` | each of its several jobs has a held poll of its own | forgotten, `Abort`; its waits attach to these |
+/// | `Open` | each of its several jobs has a silent poll of its own | forgotten, `Abort`; its waits attach to these |
 /// | `Open` | lands with jobs below its goal, sooner than hold / 100 after it was opened or within a `Retry-After` | `Throttled` until then |
 /// | `Throttled` | the time is over | forgotten; its waits open the next one |
 /// | `Throttled` | its last wait ends | forgotten |
@@ -166,6 +176,9 @@ pub struct Coalescer {
     timing: Timing,
     state: CoalescerState,
     interests: Interests,
+    shed_checks: ShedChecks,
+    /// Whether polls are shed.
+    sheds: bool,
     outputs: VecDeque<Output>,
     next_poll: u64,
     /// End of the drain, once it has begun.
@@ -183,6 +196,8 @@ impl Coalescer {
             timing,
             state: CoalescerState::default(),
             interests: Interests::default(),
+            shed_checks: ShedChecks::new(),
+            sheds: true,
             outputs: VecDeque::new(),
             next_poll: 0,
             draining: None,
@@ -217,12 +232,13 @@ impl Coalescer {
                 TimerOwner::Poll(id) => self.poll_is_due(id, now),
             }
         }
+        self.shed_due(now);
         self.check_invariants();
     }
 
     /// Returns when to call [`handle_timeout`](Self::handle_timeout) next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.state.next_due()
+        self.state.next_due().into_iter().chain(self.shed_checks.first().map(|&(at, _)| at)).min()
     }
 
     /// Returns the next command, in order.
@@ -316,7 +332,10 @@ impl Coalescer {
             PollProgress::AttemptStarted => {
                 (poll.attempted_at, poll.attempt) = (now, AttemptState::Sending);
             }
-            PollProgress::Held => poll.attempt = AttemptState::Held { since: now },
+            PollProgress::Held => {
+                poll.attempt = AttemptState::Held { since: now };
+                self.schedule_shedding(id, now);
+            }
             PollProgress::BackingOff(failure, pause) => {
                 let attempt = AttemptState::BackingOff { until: now + pause };
                 let waits = self.suspend(id, failure, attempt, now);

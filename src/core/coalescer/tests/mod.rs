@@ -12,6 +12,7 @@ mod leaving;
 mod proof;
 mod results;
 mod sharing;
+mod shed;
 mod watch;
 
 use std::collections::HashMap;
