@@ -11,6 +11,7 @@
 //! | `plan` | the attach rule |
 //! | `chain` | the snapshots of an upstream that never holds |
 //! | `resolve` | the states that answer a wait: at its goal, at its deadline, or proven at its arrival |
+//! | `shed` | the end of polls that other polls make superfluous |
 //! | `settle` | the end of a wait |
 //! | `poll_result` | the progress and the landing of a poll |
 //! | `interest`, `watch` | jobs asked for repeatedly, and the polls that prove their states |
@@ -29,6 +30,7 @@ mod poll_result;
 mod private_states;
 mod resolve;
 mod settle;
+mod shed;
 #[cfg(test)]
 mod simulation;
 mod state;
@@ -44,6 +46,7 @@ use std::time::{Duration, Instant};
 pub use self::inspect::JobStatus;
 use self::interest::Interests;
 use self::poll_result::Landing;
+use self::shed::ShedChecks;
 use self::state::{AttemptState, CoalescerState, Poll, PollPhase, TimerOwner, Wait, WaitPhase};
 pub use self::timing::{Pace, SNAPSHOT_LIMIT, Timing};
 pub use self::types::{
@@ -115,6 +118,12 @@ use crate::core::route::Goal;
 /// from proof adds one, and a watch needs a credit of zero or more. So the watches of a job cost at most one call more
 /// than its clients alone, each time that it is abandoned (P4).
 ///
+/// # Shedding
+///
+/// A poll for several jobs is shed once each of its jobs has a poll of its own at the same rung that was sent later and
+/// has been held in silence for as long as a proof takes, unless its end would spare one of its waits a snapshot. If one
+/// of those polls is refused, paused or fails by an answer of the upstream, the waits of the shed poll are planned anew.
+///
 /// # States of a wait
 ///
 /// | phase | event | next |
@@ -131,6 +140,7 @@ use crate::core::route::Goal;
 /// | `Snapshot` | on entry: a state is unknown | attached by the rule to a poll at the lowest rung |
 /// | `Snapshot` | every job was seen since the deadline | settled: `Reached` or `TimedOut` |
 /// | `Snapshot` | [`SNAPSHOT_LIMIT`] is over, or the poll is paused past it | settled: `Failed` |
+/// | `Waiting`, `Grace`, a poll of it was shed | a poll that it did not open lands `Refused`, `Unsplit` or `Failed` by the upstream | attached by the rule |
 /// | any | a poll lands `Refused` | settled: `Refused` |
 /// | any | a poll lands `Unsplit` | on exactly this wait's jobs: settled. Otherwise attached by the rule to polls on exactly its jobs |
 /// | any | a poll lands `Failed` | arrived before the failed attempt: settled. Otherwise attached by the rule |
@@ -151,7 +161,7 @@ use crate::core::route::Goal;
 /// | `Lingering` as a watch | `Drain`, `CancelWatch`, `CancelWatches` | forgotten, `Abort` |
 /// | `Open` as a watch | `CancelWatch`, `CancelWatches`; the upstream may have the request | `Open`, no longer a watch |
 /// | `Open` as a watch | `CancelWatch`, `CancelWatches`; no attempt so far | forgotten, `Abort`; its waits are planned anew |
-/// | `Open`, `Lingering` | each of its several jobs has a held poll of its own | forgotten, `Abort`; its waits attach to these |
+/// | `Open` | each of its several jobs has a silent poll of its own | forgotten, `Abort`; its waits attach to these |
 /// | `Open` | lands with jobs below its goal, sooner than hold / 100 after it was opened or within a `Retry-After` | `Throttled` until then |
 /// | `Throttled` | the time is over | forgotten; its waits open the next one |
 /// | `Throttled` | its last wait ends | forgotten |
@@ -174,6 +184,9 @@ pub struct Coalescer {
     timing: Timing,
     state: CoalescerState,
     interests: Interests,
+    shed_checks: ShedChecks,
+    /// Whether polls are shed.
+    sheds: bool,
     outputs: VecDeque<Output>,
     next_poll: u64,
     /// Difference between the numbers of two polls.
@@ -199,6 +212,8 @@ impl Coalescer {
             timing,
             state: CoalescerState::default(),
             interests: Interests::default(),
+            shed_checks: ShedChecks::new(),
+            sheds: true,
             outputs: VecDeque::new(),
             next_poll: first,
             poll_step: step,
@@ -235,12 +250,13 @@ impl Coalescer {
                 TimerOwner::Poll(id) => self.poll_is_due(id, now),
             }
         }
+        self.shed_due(now);
         self.check_invariants();
     }
 
     /// Returns when to call [`handle_timeout`](Self::handle_timeout) next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.state.next_due()
+        self.state.next_due().into_iter().chain(self.shed_checks.first().map(|&(at, _)| at)).min()
     }
 
     /// Returns the next command, in order.

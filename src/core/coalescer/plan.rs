@@ -61,7 +61,7 @@ pub(super) fn plan<'p>(
         &mut many
     };
     let (mut attach, mut has_own) = (BTreeSet::new(), false);
-    for (poll_id, poll) in polls.filter(|(_, poll)| may_attach(poll, wait, timing)) {
+    for (poll_id, poll) in polls.filter(|(_, poll)| may_attach(poll, id, wait, timing)) {
         let is_full = match timing.pace {
             Some(_) => true, // the chain goes on while the wait is attached
             None => poll.spec.goal == wait.current_goal && outlasts(poll, wait, timing),
@@ -87,7 +87,7 @@ pub(super) fn plan<'p>(
 }
 
 /// Returns whether a wait may attach to a poll of its key domain.
-fn may_attach(poll: &Poll, wait: &Wait, timing: &Timing) -> bool {
+fn may_attach(poll: &Poll, id: WaitId, wait: &Wait, timing: &Timing) -> bool {
     let asks_for_nothing_else = if wait.exact_set_only {
         poll.spec.jobs == wait.spec.jobs && poll.spec.form == wait.spec.form
     } else {
@@ -100,6 +100,7 @@ fn may_attach(poll: &Poll, wait: &Wait, timing: &Timing) -> bool {
                 timing.is_within(poll.spec.goal, wait.current_goal) // P1
                     && !is_foreign_pause(poll, wait, timing)
                     && !is_foreign_throttle(poll, wait)
+                    && !is_foreign_fault(poll, id, wait)
             }
         }
 }
@@ -128,6 +129,15 @@ pub(super) fn is_foreign_pause(poll: &Poll, wait: &Wait, timing: &Timing) -> boo
 /// request now (P1).
 fn is_foreign_throttle(poll: &Poll, wait: &Wait) -> bool {
     poll.retry_after.is_some_and(|(asked_at, _)| wait.spec.arrived > asked_at)
+}
+
+/// Returns whether the upstream asked for a pause of this poll alone, and the wait had another poll that was shed (P12).
+fn is_foreign_fault(poll: &Poll, id: WaitId, wait: &Wait) -> bool {
+    let is_paused = matches!(poll.attempt, AttemptState::Paused { is_of_key: false, .. });
+    wait.was_shed
+        && !wait.is_in_snapshot()
+        && poll.opener != Some(id)
+        && (is_paused || poll.retry_after.is_some())
 }
 
 /// Origin of the polls that a plan opens.
@@ -288,7 +298,7 @@ impl Coalescer {
                 detach.extend(attached.filter(|(_, poll)| !is_needed(poll)).map(|(id, _)| id));
             } else {
                 let before = attach.len();
-                let attachable = polls.filter(|(_, poll)| may_attach(poll, wait, &self.timing));
+                let attachable = polls.filter(|(_, poll)| may_attach(poll, id, wait, &self.timing));
                 attach.extend(attachable.map(|(id, _)| id));
                 if attach.len() == before && !has_own {
                     return None;

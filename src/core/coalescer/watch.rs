@@ -144,7 +144,7 @@ impl Coalescer {
     }
 
     /// Returns the goal of a watch on the job, if its state is known and may change.
-    fn next_goal(&self, domain: KeyDomain, job: &JobId) -> Option<Goal> {
+    pub(super) fn next_goal(&self, domain: KeyDomain, job: &JobId) -> Option<Goal> {
         let ladder = &self.timing.ladder;
         let rung = self.state.job_index().state(domain, job)?.rung?;
         let next = ladder.next(rung).filter(|_| !ladder.is_terminal(rung))?;

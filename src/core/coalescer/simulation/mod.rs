@@ -12,7 +12,7 @@
 //! | this one | the run: events and timers in order, outputs carried out |
 //!
 //! `CLIPGATE_SWEEP_SEEDS=n` runs n seeds, `CLIPGATE_SWEEP_SEED=n` runs one with a trace.
-//! With `CLIPGATE_SWEEP_BARE` set, the latter runs without proofs and watches, as the regression seeds run once.
+//! With `CLIPGATE_SWEEP_BARE` set, the latter runs without proofs, watches and shedding, as the regression seeds run once.
 
 mod generate;
 mod oracle;
@@ -131,6 +131,8 @@ struct Sweep {
     proven: HashMap<usize, u64>,
     /// Watches of which an attempt was made.
     watches: BTreeMap<usize, u64>,
+    /// Clients that lost a poll by shedding: the moment, and the jobs of the poll.
+    shed: HashMap<usize, (Duration, JobSet)>,
 }
 
 fn domain(number: u8) -> KeyDomain {
@@ -152,7 +154,11 @@ impl Sweep {
         let mut sweep = Self {
             hop: Duration::from_millis([0, 5, 50][rng.usize(..3)]),
             rungs: ladder.rungs().collect(),
-            machine: Coalescer::new(timing),
+            machine: if has_proof {
+                Coalescer::new(timing)
+            } else {
+                Coalescer::new(timing).without_shedding()
+            },
             zero: zero(),
             now: Duration::ZERO,
             queue: BTreeMap::new(),
@@ -165,6 +171,7 @@ impl Sweep {
             asked: BTreeMap::new(),
             proven: HashMap::new(),
             watches: BTreeMap::new(),
+            shed: HashMap::new(),
             proof_rng,
             has_proof,
             linger,
@@ -375,7 +382,9 @@ impl Sweep {
             Output::Abort(id) => {
                 self.log(&format!("{id:?} is aborted"));
                 let poll = self.open_polls.remove(&id).expect("only an open poll is aborted");
-                self.p4_no_held_poll_with_waits_is_aborted(&poll);
+                if self.p4_a_poll_with_waits_is_aborted_only_if_silent_polls_outlast_it(&poll) {
+                    self.record_shed(&poll);
+                }
             }
             Output::Settle(WaitId(number), result) => {
                 let number = usize::try_from(number).unwrap();
@@ -383,6 +392,7 @@ impl Sweep {
                 assert!(self.clients[number].settled.replace(self.now).is_none(), "answered twice");
                 assert!(!self.clients[number].left, "answered after it left");
                 self.check_answer(&self.clients[number], &result);
+                self.p12_no_client_of_a_shed_poll_gets_the_failure_of_another(number, &result);
                 let client = &self.clients[number];
                 if result.how == Cost::Proven && client.is_plain() {
                     *self.proven.entry(client.jobs[0]).or_default() += 1;

@@ -13,6 +13,7 @@ mod pace;
 mod proof;
 mod results;
 mod sharing;
+mod shed;
 mod watch;
 
 use std::collections::HashMap;
