@@ -4,13 +4,15 @@
 //! | step | file |
 //! | --- | --- |
 //! | 1. A seed makes a plan: the true life of each job, actions, clients, and what the upstream does | `plan` |
-//! | 2. A run feeds the coalescer in virtual time, and models the gateway's cache, the scheduler and the upstream | this file |
-//! | 3. The oracle checks each answer, each poll and the end of the run | `oracle` |
+//! | 2. A run feeds the coalescer in virtual time, and models the gateway's cache and the upstream | this file |
+//! | 3. A scheduler gives the polls their turns, or a model does that delays them at random | `turns` |
+//! | 4. The oracle checks each answer, each poll and the end of the run | `oracle` |
 //!
 //! `CLIPGATE_SWEEP_SEED=n` runs seed n with a trace, `CLIPGATE_SWEEP_SEEDS=n` runs the first n seeds.
 
 mod oracle;
 mod plan;
+mod turns;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +20,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use self::oracle::{MAX_HINT, MAX_PAUSE};
 use self::plan::{ClientKind, PacedClient, PacedPlan};
+use self::turns::Turns;
 use super::{domain, setting, zero};
 use crate::core::coalescer::{
     Cause, Coalescer, Failure, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, Proof, Timing,
@@ -26,17 +30,27 @@ use crate::core::coalescer::{
 };
 use crate::core::job::{JobSet, JobState, ResponseHead, UpstreamResponse};
 use crate::core::route::{Form, Goal, Route, Rung};
+use crate::core::scheduler::RetryAdvice;
 
 /// Time between the start of a drain and its end.
 const DRAIN: Duration = Duration::from_secs(20);
 
 #[test]
 fn no_client_is_worse_off_than_alone_at_its_own_pace() {
+    run_seeds(false);
+}
+
+#[test]
+fn no_client_is_worse_off_than_alone_at_its_own_pace_behind_the_scheduler() {
+    run_seeds(true);
+}
+
+fn run_seeds(has_scheduler: bool) {
     if let Some(seed) = setting("CLIPGATE_SWEEP_SEED") {
-        return PacedRun::new(seed, true).finish();
+        return PacedRun::new(seed, true, has_scheduler).finish();
     }
     for seed in 0..setting("CLIPGATE_SWEEP_SEEDS").unwrap_or(256) {
-        PacedRun::new(seed, false).finish();
+        PacedRun::new(seed, false, has_scheduler).finish();
     }
 }
 
@@ -53,7 +67,7 @@ enum PacedEvent {
     /// The request of this attempt reaches the upstream.
     Arrive(PollId, u64),
     Land(PollId, u64, PollOutcome, Option<Duration>),
-    Suspend(PollId, u64, PollProgress, Duration),
+    Fail(PollId, u64, Failure, RetryAdvice),
 }
 
 /// A poll that is open.
@@ -95,18 +109,22 @@ struct PacedRun {
     changed: BTreeMap<usize, Duration>,
     /// When each job was last read by an answer that counts.
     read: BTreeMap<usize, Duration>,
-    /// End of the pause of each key.
-    paused: BTreeMap<u8, Duration>,
+    turns: Turns,
     /// Polls of each key that were sent.
     sent: BTreeMap<u8, u64>,
     drained_at: Option<Duration>,
 }
 
 impl PacedRun {
-    fn new(seed: u64, has_trace: bool) -> Self {
-        let mut rng = fastrand::Rng::with_seed(seed);
+    fn new(seed: u64, has_trace: bool, has_scheduler: bool) -> Self {
+        let (mut rng, zero) = (fastrand::Rng::with_seed(seed), zero());
         let ladder = Route::suno().ladder;
         let plan = PacedPlan::new(&mut rng);
+        let turns = if has_scheduler {
+            Turns::scheduler(seed, plan.key_interval, zero)
+        } else {
+            Turns::Model { paused: BTreeMap::new() }
+        };
         let timing = Timing {
             ladder: ladder.clone(),
             hold: Duration::ZERO,
@@ -120,7 +138,7 @@ impl PacedRun {
             has_trace,
             rungs: ladder.rungs().collect(),
             coalescer: Coalescer::with_poll_ids(timing, seed % 7, 1 + seed % 3),
-            zero: zero(),
+            zero,
             now: Duration::ZERO,
             events: BTreeMap::new(),
             polls: BTreeMap::new(),
@@ -129,7 +147,7 @@ impl PacedRun {
             cache: BTreeMap::new(),
             changed: BTreeMap::new(),
             read: BTreeMap::new(),
-            paused: BTreeMap::new(),
+            turns,
             sent: BTreeMap::new(),
             drained_at: None,
             plan,
@@ -192,7 +210,8 @@ impl PacedRun {
         loop {
             steps += 1;
             assert!(steps < 100_000, "the run does not end");
-            let timer = self.coalescer.poll_timeout().map(|at| at.saturating_duration_since(self.zero));
+            let timers = [self.coalescer.poll_timeout(), self.turns.poll_timeout()];
+            let timer = timers.into_iter().flatten().min().map(|at| at.saturating_duration_since(self.zero));
             let event = self.events.first_key_value().map(|((at, _), _)| *at);
             let timer_first = match (timer, event) {
                 (None, None) => break,
@@ -203,6 +222,7 @@ impl PacedRun {
             if timer_first {
                 self.now = self.now.max(timer.unwrap());
                 let now = self.instant();
+                self.turns.handle_timeout(now);
                 self.coalescer.handle_timeout(now);
             } else {
                 let ((at, _), event) = self.events.pop_first().unwrap();
@@ -246,17 +266,11 @@ impl PacedRun {
             PacedEvent::Land(id, attempt, outcome, hint) if self.is_current(id, attempt) => {
                 self.land(id, outcome, hint);
             }
-            PacedEvent::Suspend(id, attempt, progress, until) if self.is_current(id, attempt) => {
-                self.trace(|| format!("{id:?} is suspended: {progress:?}"));
-                let key = self.polls[&id].spec.domain.0[0];
-                if let PollProgress::Paused(..) = progress {
-                    let pause = self.paused.entry(key).or_default();
-                    *pause = until.max(*pause);
-                }
-                self.at(until, PacedEvent::Start(id));
-                self.coalescer.handle(Input::Progress(id, progress), now);
+            PacedEvent::Fail(id, attempt, failure, advice) if self.is_current(id, attempt) => {
+                self.trace(|| format!("{id:?} fails: {failure:?} {advice:?}"));
+                self.fail(id, failure, advice);
             }
-            PacedEvent::Arrive(..) | PacedEvent::Land(..) | PacedEvent::Suspend(..) => {}
+            PacedEvent::Arrive(..) | PacedEvent::Land(..) | PacedEvent::Fail(..) => {}
         }
     }
 
@@ -302,7 +316,7 @@ impl PacedRun {
             return;
         }
         let backing_off: Vec<PollId> = self.coalescer.pausing(id).collect();
-        backing_off.into_iter().for_each(|poll| self.start_attempt(poll));
+        backing_off.into_iter().for_each(|poll| self.try_now(poll));
     }
 
     fn goal(&self, kind: ClientKind) -> Goal {
@@ -322,7 +336,13 @@ impl PacedRun {
     }
 
     fn drain_outputs(&mut self) {
-        while let Some(output) = self.coalescer.poll_output() {
+        loop {
+            let Some(output) = self.coalescer.poll_output() else {
+                if self.take_turn() {
+                    continue;
+                }
+                return;
+            };
             match output {
                 Output::Open(id, spec, cause) => {
                     self.trace(|| format!("{id:?} opens for {:?}: {cause:?}", spec.jobs));
@@ -334,29 +354,12 @@ impl PacedRun {
                 Output::Abort(id) => {
                     self.trace(|| format!("{id:?} is aborted"));
                     self.polls.remove(&id).expect("only an open poll is aborted");
+                    self.turns.withdraw(id, self.zero + self.now);
                 }
                 Output::Settle(WaitId(number), result) => {
                     self.check_answer(usize::try_from(number).unwrap(), &result.end);
                 }
             }
-        }
-    }
-
-    /// Gives a poll its turn: at once, after the pause of its key, or after others.
-    fn queue(&mut self, id: PollId) {
-        let PollSpec { domain, .. } = self.polls[&id].spec;
-        let is_plain = matches!(self.polls[&id].cause, Cause::Snapshot | Cause::NoCache);
-        let end = self.paused.get(&domain.0[0]).copied().unwrap_or_default();
-        if end > self.now && !is_plain {
-            let retry_after = end - self.now;
-            let progress = PollProgress::Paused(Failure::KeyRateLimited { retry_after }, retry_after);
-            self.at(end, PacedEvent::Start(id));
-            self.coalescer.handle(Input::Progress(id, progress), self.instant());
-        } else if self.plan.has_queue && self.rng.u8(..6) == 0 {
-            let turn = self.now + Duration::from_millis(self.rng.u64(..3000));
-            self.at(turn, PacedEvent::Start(id));
-        } else {
-            self.start_attempt(id);
         }
     }
 
@@ -373,32 +376,33 @@ impl PacedRun {
         self.at(arrives, PacedEvent::Arrive(id, number));
     }
 
+    fn try_now(&mut self, id: PollId) {
+        match &mut self.turns {
+            Turns::Scheduler(scheduler) if scheduler.is_pausing(id) => {
+                scheduler.try_now(id, self.zero + self.now);
+            }
+            Turns::Scheduler(_) => {}
+            Turns::Model { .. } => self.start_attempt(id),
+        }
+    }
+
     /// Answers a request at the upstream.
     fn arrive(&mut self, id: PollId) {
+        self.turns.sent(id, self.zero + self.now);
+        self.coalescer.handle(Input::Progress(id, PollProgress::Held), self.zero + self.now);
         let poll = &self.polls[&id];
         let (spec, attempt, began) = (poll.spec.clone(), poll.attempt, poll.began.unwrap());
-        let (failures, key) = (poll.failures, poll.spec.domain.0[0]);
-        let is_plain = matches!(poll.cause, Cause::Snapshot | Cause::NoCache);
+        let key = poll.spec.domain.0[0];
         let lands = self.now + self.hop();
         let jobs = self.jobs_of(&spec);
         if self.plan.limited.iter().any(|(of, range)| *of == key && range.contains(&self.now)) {
             let failure = Failure::UpstreamError(self.reply(&spec, false));
-            if is_plain {
-                return self.at(lands, PacedEvent::Land(id, attempt, PollOutcome::Failed(failure), None));
-            }
-            let pause = Duration::from_millis(self.rng.u64(1..20_000));
-            let progress = PollProgress::Paused(failure, pause);
-            return self.at(lands, PacedEvent::Suspend(id, attempt, progress, lands + pause));
+            let pause = (self.rng.u8(..4) > 0).then(|| MAX_PAUSE.mul_f64(self.rng.f64().max(0.001)));
+            return self.at(lands, PacedEvent::Fail(id, attempt, failure, RetryAdvice::PauseKey(pause)));
         }
         if self.plan.has_faults && self.rng.u8(..5) == 0 {
-            self.polls.get_mut(&id).unwrap().failures += 1;
-            if failures == 3 {
-                let outcome = PollOutcome::Failed(Failure::Unreachable);
-                return self.at(lands, PacedEvent::Land(id, attempt, outcome, None));
-            }
-            let pause = Duration::from_millis(self.rng.u64(..1000));
-            let progress = PollProgress::BackingOff(Failure::Unreachable, pause);
-            return self.at(lands, PacedEvent::Suspend(id, attempt, progress, lands + pause));
+            let (failure, advice) = (Failure::Unreachable, RetryAdvice::BackOff);
+            return self.at(lands, PacedEvent::Fail(id, attempt, failure, advice));
         }
         if jobs.iter().any(|&job| self.plan.jobs[job].gone_from.is_some_and(|at| at <= self.now)) {
             let outcome = PollOutcome::Refused(self.reply(&spec, true));
@@ -411,8 +415,7 @@ impl PacedRun {
             states.push(self.state(job, rung, began, lands));
         }
         self.rng.shuffle(&mut states);
-        let hint = (self.plan.has_hints && self.rng.u8(..4) == 0)
-            .then(|| Duration::from_millis(self.rng.u64(..12_000)));
+        let hint = (self.plan.has_hints && self.rng.u8(..4) == 0).then(|| MAX_HINT.mul_f64(self.rng.f64()));
         // The caller takes the answer in a moment after it was read.
         let taken_in = lands + self.plan.lag.mul_f64(self.rng.f64());
         self.at(taken_in, PacedEvent::Land(id, attempt, PollOutcome::Jobs(states), hint));
@@ -422,6 +425,7 @@ impl PacedRun {
         let now = self.instant();
         self.trace(|| format!("{id:?} lands: {outcome:?}, hint {hint:?}"));
         self.polls.remove(&id);
+        self.turns.answered(id, now);
         if let PollOutcome::Jobs(states) = &outcome {
             for state in states {
                 let job = self.plan.jobs.iter().position(|job| is_of(state, job)).unwrap();

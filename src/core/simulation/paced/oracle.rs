@@ -10,6 +10,11 @@ use crate::core::coalescer::{Cause, Failure, PollSpec, SNAPSHOT_LIMIT, WaitOutco
 use crate::core::job::JobState;
 use crate::core::route::Goal;
 
+/// Longest pause of a 429.
+pub(super) const MAX_PAUSE: Duration = Duration::from_secs(20);
+/// Longest `Retry-After` of a success.
+pub(super) const MAX_HINT: Duration = Duration::from_secs(12);
+
 impl PacedRun {
     /// P5, P11: a poll serves a client of its key that names all its jobs. P3: a chain has no two snapshots under way.
     pub(super) fn check_open(&self, spec: &PollSpec, cause: Cause) {
@@ -124,11 +129,12 @@ impl PacedRun {
     /// One that came later is late by `live_ttl` or `pace`.
     fn p1_no_wait_is_late(&self, client: &PacedClient) {
         let plan = &self.plan;
-        let is_limited = plan.limited.iter().any(|(key, _)| *key == client.domain);
         let is_gone = client.jobs.iter().any(|&job| plan.jobs[job].gone_from.is_some());
-        if plan.has_hints || plan.has_faults || plan.has_queue || is_limited || is_gone {
+        if plan.has_faults || plan.has_queue || is_gone {
             return;
         }
+        let limited = plan.limited.iter().filter(|(key, _)| *key == client.domain);
+        let limited_until = limited.map(|(_, range)| range.end + MAX_PAUSE + self.round()).max();
         let holds_since = |&job: &usize| {
             let since = plan.jobs[job].holds_since(self.now, |rung| client.is_met(rung))?;
             Some(since.max(self.changed.get(&job).copied().unwrap_or_default()))
@@ -143,7 +149,8 @@ impl PacedRun {
         } else {
             self.gap(client) + round * 2
         };
-        let latest = since.max(client.arrives) + late;
+        let late = if plan.has_hints { late + MAX_HINT } else { late };
+        let latest = since.max(client.arrives).max(limited_until.unwrap_or_default()) + late;
         assert!(self.now <= latest, "{client:?} is late by {:?}", self.now - latest);
     }
 

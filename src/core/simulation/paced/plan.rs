@@ -97,6 +97,8 @@ pub(super) struct PacedPlan {
     pub(super) has_faults: bool,
     /// Polls may have to wait for their turn.
     pub(super) has_queue: bool,
+    /// Budget of a key, where there is a scheduler.
+    pub(super) key_interval: Duration,
     pub(super) has_unknown_words: bool,
     /// Keys whose requests the upstream answers 429, and when.
     pub(super) limited: Vec<(u8, Range<Duration>)>,
@@ -123,10 +125,14 @@ impl PacedPlan {
             has_hints: rng.u8(..5) == 0,
             has_faults: rng.u8(..6) == 0,
             has_queue: rng.u8(..6) == 0,
+            key_interval: Duration::ZERO,
             has_unknown_words: rng.u8(..12) == 0,
             limited: Vec::new(),
             drain: None,
         };
+        if plan.has_queue {
+            plan.key_interval = millis([50, 100, 500, 1000][rng.usize(..4)]);
+        }
         // Times that have a meaning; later events are put at them or right beside them.
         let mut moments = vec![Duration::ZERO];
         let (domains, jobs) = (rng.u8(1..=2), rng.usize(1..=4));
