@@ -96,6 +96,7 @@ impl<'a> Gateway<'a> {
             hold: mix.upstream.hold.0,
             linger: settings.linger.0,
             max_jobs: 6,
+            proves: true,
             pace: None,
             watch_idle: if rules.watch { settings.watch_idle.0 } else { Duration::ZERO },
         };

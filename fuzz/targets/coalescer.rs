@@ -190,7 +190,7 @@ impl Driver {
         });
         let hold = if pace.is_some() { Duration::ZERO } else { HOLD };
         let timing =
-            Timing { ladder: ladder.clone(), hold, linger, watch_idle: Duration::ZERO, max_jobs, pace };
+            Timing { ladder: ladder.clone(), hold, linger, watch_idle: Duration::ZERO, max_jobs, proves: pace.is_none(), pace };
         Self {
             machine: Coalescer::new(timing),
             rungs: ladder.rungs().collect(),

@@ -99,6 +99,7 @@ fn timing(config: &Config, route: &Route) -> Timing {
             Some(list) if !route.is_built_in => list.max,
             Some(_) | None => config.upstream.max_jobs,
         },
+        proves: route.proves(),
         pace: route.never_holds().then_some(pace),
     }
 }

@@ -344,6 +344,7 @@ mod tests {
         linger: Duration::from_secs(2),
         watch_idle: Duration::ZERO,
         max_jobs: 3,
+        proves: true,
         pace: None,
     });
 

@@ -86,6 +86,9 @@ impl Coalescer {
     /// The poll must have been held in silence for `min_silence`, and all that time this job must have been the only
     /// one that could keep it open.
     fn is_proven_current(&self, domain: KeyDomain, state: &JobState, now: Instant) -> bool {
+        if !self.timing.proves {
+            return false;
+        }
         let Some(next) = state.rung.and_then(|rung| self.timing.ladder.next(rung)) else { return false };
         let is_long_ago = |at: Instant| at + self.timing.min_silence() <= now;
         let index = self.state.job_index();

@@ -20,6 +20,9 @@ pub struct Timing {
     pub watch_idle: Duration,
     /// Most jobs that one poll may ask for, at least one.
     pub max_jobs: usize,
+    /// Whether a held poll proves that its goal is not reached. `false`: the upstream may hold it past the rung that it asks
+    /// for, so that its silence proves nothing.
+    pub proves: bool,
     /// Times of an upstream that never holds a request; then `hold` is zero. `None`: the upstream holds.
     pub pace: Option<Pace>,
 }

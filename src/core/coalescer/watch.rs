@@ -152,6 +152,7 @@ impl Coalescer {
     }
 
     fn watches_jobs(&self) -> bool {
-        !self.timing.watch_idle.is_zero() && !self.timing.hold.is_zero() && self.draining.is_none()
+        let is_on = !self.timing.watch_idle.is_zero() && self.timing.proves;
+        is_on && !self.timing.hold.is_zero() && self.draining.is_none()
     }
 }

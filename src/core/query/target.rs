@@ -61,7 +61,9 @@ pub fn build_target(route: &Route, form: Form, jobs: &JobSet, goal: Goal) -> Str
     if let (Goal::Rung(rung), Some(param), true) = (goal, &route.wait_param, is_held) {
         parameter(&mut target, param, "", route.ladder.name(rung));
     }
-    if let (Some(param), true) = (&route.hold_param, is_held) {
+    // A request for the lowest rung is answered at once.
+    let is_long = goal > Goal::Rung(route.ladder.lowest());
+    if let (Some(param), true) = (&route.hold_param, is_held && is_long) {
         parameter(&mut target, param, "", &route.hold.as_secs().max(1).to_string());
     }
     target

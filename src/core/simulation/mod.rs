@@ -128,6 +128,7 @@ impl Run {
             linger,
             watch_idle: Duration::ZERO,
             max_jobs: 6,
+            proves: true,
             pace: None,
         };
         let config = SchedulerConfig {

@@ -150,7 +150,15 @@ impl Sweep {
         let has_proof = has_proof && proof_rng.u8(..8) > 0;
         let idle = [0, 5, 20, 20, 60][proof_rng.usize(..5)];
         let watch_idle = if has_proof { Duration::from_secs(idle) } else { Duration::ZERO };
-        let timing = Timing { ladder: ladder.clone(), hold: HOLD, linger, watch_idle, max_jobs, pace: None };
+        let timing = Timing {
+            ladder: ladder.clone(),
+            hold: HOLD,
+            linger,
+            watch_idle,
+            max_jobs,
+            proves: true,
+            pace: None,
+        };
         let mut sweep = Self {
             hop: Duration::from_millis([0, 5, 50][rng.usize(..3)]),
             rungs: ladder.rungs().collect(),

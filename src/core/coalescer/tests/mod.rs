@@ -80,6 +80,7 @@ impl Scenario {
             linger,
             watch_idle: Duration::ZERO,
             max_jobs,
+            proves: true,
             pace: None,
         };
         let zero = zero();

@@ -13,6 +13,7 @@ impl Scenario {
             linger: secs(2.0),
             watch_idle: Duration::ZERO,
             max_jobs: 6,
+            proves: false,
             pace: Some(pace),
         };
         s.machine = Coalescer::new(timing);

@@ -131,6 +131,7 @@ impl PacedRun {
             linger: [Duration::ZERO, Duration::from_secs(2)][rng.usize(..2)],
             watch_idle: Duration::ZERO,
             max_jobs: plan.max_jobs,
+            proves: false,
             pace: Some(plan.pace),
         };
         let mut run = Self {
