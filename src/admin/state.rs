@@ -224,7 +224,7 @@ fn route_json(route: &Route) -> RouteJson<'_> {
     RouteJson {
         name: &route.name,
         ladder: route.ladder.askable_words().collect(),
-        pace: route.never_holds().then(|| PaceJson {
+        pace: route.never_holds().then_some(PaceJson {
             min_seconds: route.pace.as_secs_f64(),
             max_seconds: route.max_pace.as_secs_f64(),
         }),

@@ -39,6 +39,8 @@ mod web;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::core::route::Route;
+
 pub use self::error::{ConfigError, ConfigErrors, InvalidValue, Source};
 pub use self::parse::{base_url, member_name, secret};
 pub use self::path::locate;
@@ -98,6 +100,11 @@ impl Config {
         let config = schema::build(&raw, &env, &mut errors);
         if errors.is_empty() { Ok(config) } else { Err(ConfigErrors::new(errors)) }
     }
+}
+
+/// Returns the routes of all presets, in the order of their file.
+pub fn preset_routes() -> impl Iterator<Item = Route> {
+    presets().iter().filter_map(schema::preset_route)
 }
 
 /// Returns the environment of the process. A variable whose value is not Unicode is left out. If it sets a key, it is

@@ -4,7 +4,7 @@ use http::Uri;
 use http::uri::{Authority, PathAndQuery, Scheme};
 
 use crate::cli::error::UsageError;
-use crate::config::{Config, base_url};
+use crate::config::{self, Config, base_url};
 use crate::core::job::JobId;
 use crate::core::query::{self, Query};
 use crate::core::route::{ID, Route, Routes, Rung};
@@ -89,9 +89,10 @@ pub(super) fn goal(route: &Route, word: Option<&str>) -> Result<Rung, UsageError
     })
 }
 
-/// Returns the routes that need no configuration.
+/// Returns the built-in route, and those of the presets.
 fn presets() -> Vec<Route> {
-    vec![Route::suno()]
+    let others = config::preset_routes().filter(|route| route.name != Route::suno().name);
+    std::iter::once(Route::suno()).chain(others).collect()
 }
 
 fn named(name: &str, configured: &[Route]) -> Result<Route, UsageError> {

@@ -448,3 +448,19 @@ fn a_preset_for_another_host_or_unusual_times_have_a_warning() {
     assert!(quick[1].starts_with("routes: completed_ttl of \"fal\" is 2h"), "{quick:?}");
     assert_eq!(quick.len(), 2);
 }
+
+#[test]
+fn the_page_of_routes_has_the_address_and_the_lines_of_auth_of_each_preset() {
+    let page = include_str!("../../../docs/routes.md");
+    for preset in presets() {
+        let mut rows = page.lines().filter(|line| line.starts_with("| `") && line.contains("://"));
+        let row = rows.find(|row| row.contains(&format!("`{}`", preset.name)));
+        let row = row.unwrap_or_else(|| panic!("docs/routes.md has no row for {}", preset.name));
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        assert_eq!(cells[2], format!("`{}`", preset.base_url), "{}", preset.name);
+        let text = preset.lines();
+        let auth = text.lines().filter(|line| line.starts_with("headers = ") || line.starts_with("send = "));
+        let auth: Vec<String> = auth.map(|line| format!("`{line}`")).collect();
+        assert_eq!(cells[3], auth.join(", "), "{}", preset.name);
+    }
+}
