@@ -166,6 +166,16 @@ fn a_wait_that_joins_while_a_snapshot_is_under_way_is_answered_by_it() {
 }
 
 #[test]
+fn a_request_that_comes_between_the_reading_and_the_landing_of_a_snapshot_is_answered_by_it() {
+    let mut s = Scenario::paced(2.0, 2.0, 1.0);
+    s.get(1, "a").at(0.5);
+    let read = s.state("a", "streaming");
+    s.at(0.501).get(2, "a").join(3, "a", "streaming").at(0.502);
+    s.land_as("a now", PollOutcome::Jobs(vec![read])).assert_answers(&["reached a=streaming"; 3]);
+    assert_eq!((s.opened, s.is_idle()), (1, true));
+}
+
+#[test]
 fn the_chain_ends_with_its_last_wait() {
     let mut s = Scenario::paced(1.0, 10.0, 1.0);
     s.join(1, "a", "completed").land("a now", "a=queued").leave(1);

@@ -17,7 +17,7 @@ pub(super) enum Turns {
         /// End of the pause of each key.
         paused: BTreeMap<u8, Duration>,
     },
-    Scheduler(PollScheduler),
+    Scheduler(Box<PollScheduler>),
 }
 
 impl Turns {
@@ -39,7 +39,7 @@ impl Turns {
         scheduler.request(id, request, now);
         assert_eq!(scheduler.poll_output(), Some(SchedulerOutput::Start(id)));
         scheduler.ended(id, AttemptResult::Answered, now);
-        Self::Scheduler(scheduler)
+        Self::Scheduler(Box::new(scheduler))
     }
 
     fn as_scheduler(&mut self) -> Option<&mut PollScheduler> {
