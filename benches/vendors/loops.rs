@@ -12,9 +12,7 @@ pub(crate) struct VendorLoop {
     pub(crate) jitter: Duration,
     /// Mean life of a job.
     pub(crate) life: Duration,
-    #[expect(dead_code, reason = "the gateway's side follows")]
     pub(crate) pace: Duration,
-    #[expect(dead_code, reason = "the gateway's side follows")]
     pub(crate) max_pace: Duration,
 }
 

@@ -7,3 +7,4 @@ mod event_streams;
 mod header_links;
 mod job_upstream;
 mod states;
+mod vendors;
