@@ -4,15 +4,14 @@
 mod clients;
 #[path = "../../../benches/vendors/direct.rs"]
 mod direct;
-#[path = "../../../benches/load/events.rs"]
-#[expect(dead_code, reason = "benches/load uses all of it")]
-mod events;
 #[path = "../../../benches/vendors/gateway.rs"]
 mod gateway;
 #[path = "../../../benches/vendors/loops.rs"]
 mod loops;
 
 use std::time::Duration;
+
+use crate::coalescing::load::events;
 
 use self::clients::Outcome;
 use self::gateway::Asking;
