@@ -14,7 +14,7 @@ TARGETS ?= query job_body coalescer scheduler
 .PHONY: help run test check deny counts load vendors compare sweep soak outages fuzz deb manifests tools
 
 help:
-	@echo 'make run            start the gateway in front of a simulated upstream: no key, no network'
+	@echo 'make run            start the gateway in front of a simulated upstream, with APIs that hold and that never do: no key, no network'
 	@echo 'make test           install the programs that the tests need, and run all tests'
 	@echo 'make check          format, lints, documentation, dependencies and instruction counts, each without a warning'
 	@echo 'make deny           dependencies alone: licences, duplicate versions, sources (deny.toml)'

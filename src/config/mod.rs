@@ -107,6 +107,19 @@ pub fn preset_routes() -> impl Iterator<Item = Route> {
     presets().iter().filter_map(schema::preset_route)
 }
 
+/// Returns the routes of these lines of a configuration file.
+///
+/// # Errors
+///
+/// As [`Config::load`].
+pub fn parse_routes(text: &str) -> Result<Vec<Route>, ConfigErrors> {
+    let mut errors = Vec::new();
+    let mut raw = source::RawConfig::new(schema::known_keys());
+    raw.add_document(text, &"routes".into(), &mut errors).map_err(ConfigErrors::new)?;
+    let config = schema::build(&raw, &BTreeMap::new(), &mut errors);
+    if errors.is_empty() { Ok(config.routes) } else { Err(ConfigErrors::new(errors)) }
+}
+
 /// Returns the environment of the process. A variable whose value is not Unicode is left out. If it sets a key, it is
 /// returned with replacement characters, so that the key reports an error.
 pub fn environment() -> impl Iterator<Item = (String, String)> {

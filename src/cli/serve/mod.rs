@@ -141,7 +141,8 @@ impl RunningGateway {
         };
         let admin = admin::start(&config, args.sim, context).await?;
         readiness.ready();
-        ready_lines::write(ready_lines::format(&listeners, admin.as_ref(), args.sim)?).await;
+        ready_lines::write(ready_lines::format(&listeners, admin.as_ref(), args.sim.then_some(&config))?)
+            .await;
         info!(upstream = %config.upstream.base_url, version = env!("CARGO_PKG_VERSION"), "started");
         service_manager::notify(&[NotifyState::Ready]);
         let watchdog = tokio::spawn(watchdog::run(gateway.clone()));
@@ -266,7 +267,11 @@ fn load(args: &Args, simulated: Option<&Simulated>) -> Result<Config, ConfigErro
         set("--speed", "upstream.poll_timeout", &simulated.hold);
         set("--speed", "wait.timeout", &simulated.hold);
     }
-    Config::load_with(path.as_deref(), env, flags)
+    let mut config = Config::load_with(path.as_deref(), env, flags)?;
+    if let Some(simulated) = simulated {
+        simulated.adapt_routes(&mut config)?;
+    }
+    Ok(config)
 }
 
 async fn purge(gateway: Gateway) {

@@ -172,14 +172,8 @@ const PREDICTION: (Vendor, &str, [&str; 3]) =
 const RESPONSE: (Vendor, &str, [&str; 3]) =
     (Vendor::OpenAi, "/v1/responses/resp_1", ["queued", "in_progress", "completed"]);
 
-const TEN_OF_REPLICATE: [(SdkExample, usize); 6] = [
-    (REPLICATE_PYTHON, 5),
-    (REPLICATE_NODE, 1),
-    (REPLICATE_NODE, 1),
-    (REPLICATE_NODE, 1),
-    (REPLICATE_NODE, 1),
-    (REPLICATE_NODE, 1),
-];
+/// Each client of the Node SDK is a process, which takes long to start.
+const TEN_OF_REPLICATE: [(SdkExample, usize); 2] = [(REPLICATE_PYTHON, 9), (REPLICATE_NODE, 1)];
 const TEN_OF_OPENAI: [(SdkExample, usize); 1] = [(OPENAI_PYTHON, 10)];
 
 /// Checks that each client has read the job for 3 s at its own interval.
@@ -222,4 +216,33 @@ async fn ten_clients_of_the_openai_sdk_alone_read_one_response_at_their_own_pace
     let (results, reads) = follow_one_job(&env.sim, &env.upstream_url(), RESPONSE, &TEN_OF_OPENAI).await;
     assert!(results.iter().all(|result| result["status"] == "completed" && result["output"].is_array()));
     assert_direct(&reads, &TEN_OF_OPENAI);
+}
+
+/// Routes of both vendors, with a `live_ttl` of 1 s: that is their `pace`.
+const ROUTES: &str = r#"
+[[routes]]
+preset = "replicate"
+
+[[routes]]
+preset = "openai-responses"
+"#;
+
+/// Checks that the upstream got one read for each `live_ttl`, whatever the number of clients.
+fn assert_coalesced(reads: &Reads) {
+    // One at the start of each `live_ttl`, and the last one.
+    let most = usize::try_from(reads.span.as_secs()).unwrap() + 2;
+    assert!(reads.count <= most, "{} reads in {:?}", reads.count, reads.span);
+}
+
+#[tokio::test]
+async fn ten_clients_of_each_sdk_cost_one_read_a_second_through_the_gateway() {
+    let env = TestEnv::new().await;
+    env.configure(ROUTES);
+    let mut gateway = env.start();
+    let base_url = format!("http://{}", gateway.address().await);
+    for (job, clients) in [(PREDICTION, &TEN_OF_REPLICATE[..]), (RESPONSE, &TEN_OF_OPENAI[..])] {
+        let (results, reads) = follow_one_job(&env.sim, &base_url, job, clients).await;
+        assert!(results.iter().all(|result| result["status"] == job.2[2]), "{results:#?}");
+        assert_coalesced(&reads);
+    }
 }
