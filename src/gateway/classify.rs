@@ -6,8 +6,9 @@ use http::{HeaderMap, Method, Request, Version};
 use http_body::Body as HttpBody;
 
 use super::{Decision, Gateway};
+use crate::core::job::RouteIndex;
 use crate::core::query::{self, Query, WaitQuery};
-use crate::core::route::StatusSource;
+use crate::core::route::{Form, StatusSource};
 use crate::protocol::host::requested_host;
 use crate::protocol::preferences::{accepts_json, prefers_events};
 use crate::protocol::via::max_forwards;
@@ -18,7 +19,7 @@ pub(super) struct RequestTarget {
     /// The query parameter `lastEventId` of a request for an event stream.
     pub(super) last_event_id: Option<String>,
     /// The host of the request, on configured routes.
-    pub(super) host: Option<Authority>,
+    pub(super) host: Option<Box<Authority>>,
 }
 
 impl RequestTarget {
@@ -36,7 +37,11 @@ pub(super) enum TargetAction {
 impl Gateway {
     /// Parses the target of a request that can be a wait: a GET of the whole response, in origin form, without a body.
     /// If the head does not say whether there is a body, the caller must find out.
-    pub(super) fn classify<B: HttpBody>(&self, request: &Request<B>) -> RequestTarget {
+    pub(super) fn classify<B: HttpBody>(
+        &self,
+        request: &Request<B>,
+        endpoint: Option<(RouteIndex, Form)>,
+    ) -> RequestTarget {
         let uri = request.uri();
         let is_absolute_form = request.version() < Version::HTTP_2 && uri.authority().is_some();
         let has_body = request.body().size_hint().lower() > 0;
@@ -47,8 +52,14 @@ impl Gateway {
         {
             return RequestTarget::passed_through();
         }
+        let Some(found) = endpoint.and_then(|(index, form)| {
+            let found = self.0.routes.get(index).endpoint_of_form(form, uri.path())?;
+            Some((index, found))
+        }) else {
+            return RequestTarget::passed_through();
+        };
         let max_jobs = self.0.wait.load().max_jobs;
-        let parse = |query| query::parse(&self.0.routes, uri.path(), query, max_jobs);
+        let parse = |query| query::parse_at(&self.0.routes, found.0, &found.1, query, max_jobs);
         let query = parse(uri.query());
         // The `EventSource` polyfill of browsers cannot send the header field.
         if query == Query::Other
@@ -81,7 +92,11 @@ impl Gateway {
             false => accepts_json(headers),
         };
         match is_understood {
-            true => RequestTarget { query, last_event_id, host: requested_host(request.uri(), headers) },
+            true => RequestTarget {
+                query,
+                last_event_id,
+                host: requested_host(request.uri(), headers).map(Box::new),
+            },
             false => RequestTarget::passed_through(),
         }
     }

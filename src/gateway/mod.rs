@@ -60,7 +60,7 @@ use crate::auth::{AuthError, Authenticator, Identity, KeyOrigin};
 use crate::cache::{Cache, KeyProof};
 use crate::config;
 use crate::core::query::Query;
-use crate::core::route::{Form, PathMatch, Route, RouteIndex, Routes};
+use crate::core::route::{Form, Route, RouteIndex, Routes};
 use crate::hub::{Hub, WaitRequest};
 use crate::limits::{Limits, Subject};
 use crate::protocol::allowed_host::HostPattern;
@@ -107,6 +107,8 @@ struct RequestState {
     cors: Option<Box<CorsDecision>>,
     log: AccessLog,
     span: RequestSpan,
+    /// Route and endpoint of the path.
+    endpoint: Option<(RouteIndex, Form)>,
 }
 
 enum Decision {
@@ -166,7 +168,7 @@ impl Gateway {
             state.log.disposition = Disposition::Preflight;
             return Ok(TargetAction::Now(Decision::Respond(response::max_forwards_response())));
         }
-        let target = self.classify(request);
+        let target = self.classify(request, state.endpoint);
         if target.query != Query::Other && !request.body().is_end_stream() {
             return Ok(TargetAction::AfterBody(target));
         }
@@ -187,12 +189,11 @@ impl Gateway {
             Query::Bad(bad) => return Err(bad.into()),
             Query::Other => return self.start_passthrough(state.subject, identity),
         };
-        let config = self.0.wait.load();
-        let mut options = RequestOptions::from_headers(headers, &config);
+        let mut options = RequestOptions::from_headers(headers, &self.0.wait.load());
         let route = self.0.routes.get(query.route);
         let default_wait = match route.is_built_in {
             true => None,
-            false => options.apply_route(route, headers, &config, &mut query),
+            false => options.apply_route(route, headers, &self.0.wait.load(), &mut query),
         };
         let Some(identity) = identity else {
             // Without a key there is no key domain, so the wait cannot share. The upstream decides about it (P11).
@@ -299,9 +300,9 @@ impl Gateway {
         identity: Option<&Identity>,
     ) -> RequestState {
         let path = request.uri().path();
-        let found = self.0.routes.endpoint(path);
-        let (label, template) = match found {
-            Some((index, PathMatch { form, .. })) => {
+        let endpoint = self.0.routes.endpoint(path).map(|(index, found)| (index, found.form));
+        let (label, template) = match endpoint {
+            Some((index, form)) => {
                 let route = self.0.routes.get(index);
                 (route_label(index, route, form), Some(route.template(form)))
             }
@@ -314,7 +315,7 @@ impl Gateway {
         let mut log = AccessLog::new(request, ctx, label, Arc::clone(&self.0.metrics));
         log.member = identity.and_then(|identity| identity.member.clone());
         let is_lent = identity.is_some_and(|identity| identity.origin == KeyOrigin::Gateway);
-        RequestState { subject, proof, is_lent, cors, log, span }
+        RequestState { subject, proof, is_lent, cors, log, span, endpoint }
     }
 
     /// Returns a future that ends once a reload has revoked the client's access.

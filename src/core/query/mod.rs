@@ -27,7 +27,7 @@ use self::identity::{IdentityParams, path_identity};
 pub use self::identity::{acted_on, named};
 pub use self::target::build_target;
 use crate::core::job::{BadId, JobId, JobSet, MAX_ID_BYTES, RouteIndex};
-use crate::core::route::{Form, Goal, ListForm, Route, Routes};
+use crate::core::route::{Form, Goal, ListForm, PathMatch, Route, Routes};
 
 /// Longest accepted id in a query, in bytes. A wait with a longer one gets 400.
 pub const MAX_QUERY_ID_BYTES: usize = 128;
@@ -141,9 +141,22 @@ impl BadQuery {
 /// Parses the target of a GET. `path` and `query` are not decoded yet; `max_jobs` is the maximum number of ids in a
 /// request for several jobs. Where a configured list takes more, that is the maximum.
 pub fn parse(routes: &Routes, path: &str, query: Option<&str>, max_jobs: usize) -> Query {
-    let Some((index, found)) = routes.endpoint(path) else { return Query::Other };
+    match routes.endpoint(path) {
+        Some((index, found)) => parse_at(routes, index, &found, query, max_jobs),
+        None => Query::Other,
+    }
+}
+
+/// Like [`parse`], for a path whose endpoint was found already.
+pub fn parse_at(
+    routes: &Routes,
+    index: RouteIndex,
+    found: &PathMatch<'_>,
+    query: Option<&str>,
+    max_jobs: usize,
+) -> Query {
     let (route, form) = (routes.get(index), found.form);
-    let Some(identity) = path_identity(route, &found) else { return Query::Other };
+    let Some(identity) = path_identity(route, found) else { return Query::Other };
     let max_jobs = match &route.list {
         Some(list) if !route.is_built_in => max_jobs.max(list.max),
         Some(_) | None => max_jobs,

@@ -180,6 +180,14 @@ impl Route {
         Some(PathMatch { form: Form::Multi, captures: Vec::new() })
     }
 
+    /// Returns the match of a path that is known to be that of this endpoint. A path without variables is not read again.
+    pub(crate) fn endpoint_of_form<'p>(&self, form: Form, path: &'p str) -> Option<PathMatch<'p>> {
+        match form {
+            Form::Single if self.path.variables().next().is_some() => self.endpoint(path),
+            Form::Single | Form::Multi => Some(PathMatch { form, captures: Vec::new() }),
+        }
+    }
+
     /// Returns the template of the endpoint, for labels and spans.
     pub fn template(&self, form: Form) -> &str {
         match (form, &self.list) {

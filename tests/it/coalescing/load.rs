@@ -8,7 +8,7 @@ mod day;
 #[path = "../../../benches/load/direct.rs"]
 mod direct;
 #[path = "../../../benches/load/events.rs"]
-mod events;
+pub(crate) mod events;
 #[path = "../../../benches/load/gateway.rs"]
 mod gateway;
 #[path = "../../../benches/load/mix.rs"]

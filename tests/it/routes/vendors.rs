@@ -4,9 +4,6 @@
 mod clients;
 #[path = "../../../benches/vendors/direct.rs"]
 mod direct;
-#[path = "../../../benches/load/events.rs"]
-#[expect(dead_code, reason = "benches/load uses all of it")]
-mod events;
 #[path = "../../../benches/vendors/gateway.rs"]
 mod gateway;
 #[path = "../../../benches/vendors/loops.rs"]
@@ -15,6 +12,8 @@ mod loops;
 use std::time::Duration;
 
 use clipgate::core::route::Route;
+
+use crate::coalescing::load::events;
 
 use self::clients::Outcome;
 use self::gateway::Asking;
