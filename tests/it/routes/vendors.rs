@@ -13,11 +13,10 @@ use std::time::Duration;
 
 use clipgate::core::route::Route;
 
-use crate::coalescing::load::events;
-
 use self::clients::Outcome;
 use self::gateway::Asking;
 use self::loops::LOOPS;
+use crate::coalescing::load::events;
 
 const RUNS: u64 = 20;
 
