@@ -20,7 +20,7 @@ help:
 	@echo 'make deny           dependencies alone: licences, duplicate versions, sources (deny.toml)'
 	@echo 'make counts         instruction counts alone: a hit, a join, a leave and a landing, with budgets (benches/counts.rs)'
 	@echo 'make load           upstream calls of a team on DAYS (10) scripted days, with and without the gateway; SEED=n, MIX=FILE'
-	@echo 'make vendors        upstream calls and delays of five vendors'"'"' polling loops, with and without the gateway'
+	@echo 'make vendors        upstream calls and delays of five vendors'"'"' polling loops, with and without the gateway; SEED=n, RUNS=n'
 	@echo 'make compare        measure the gateway beside other proxies: half an hour on an idle machine'
 	@echo 'make sweep SEEDS=n  the first n (10000) random schedules of the coalescer, alone and with the scheduler; SEED=n: one schedule, with a trace'
 	@echo 'make soak           MINUTES (10) of load at RATE (2000) requests a second with faults, every answer checked; SEED=n'
@@ -53,7 +53,7 @@ load:
 	cargo bench --locked --bench load -- $(if $(DAYS),--days $(DAYS)) $(if $(SEED),--seed $(SEED)) $(if $(MIX),--mix "$(MIX)")
 
 vendors:
-	cargo bench --locked --bench vendors
+	cargo bench --locked --bench vendors -- $(if $(RUNS),--runs $(RUNS)) $(if $(SEED),--seed $(SEED))
 
 compare:
 	benches/compare

@@ -10,7 +10,7 @@ use clipgate::core::coalescer::{
     WaitSpec,
 };
 use clipgate::core::job::{JobId, JobSet, JobState, KeyDomain, ResponseHead};
-use clipgate::core::route::{Form, Goal, Ladder, Route, Rung};
+use clipgate::core::route::{Form, Goal, Route, Rung};
 
 use super::clients::{Outcome, Run};
 use super::events::EventQueue;
@@ -75,7 +75,8 @@ pub(crate) fn play(
     seed: u64,
 ) -> Outcome {
     let run = Run::new(vendor, clients, seed);
-    let ladder: Ladder = Route::suno().ladder;
+    let Route { ladder, pace, lifetimes, .. } = vendor.route();
+    let live_ttl = lifetimes.live.unwrap_or(pace);
     let timing = Timing {
         ladder: ladder.clone(),
         hold: Duration::ZERO,
@@ -83,7 +84,7 @@ pub(crate) fn play(
         watch_idle: Duration::ZERO,
         max_jobs: 1,
         proves: false,
-        pace: Some(Pace { min: vendor.pace, max: max_pace, live_ttl: vendor.pace }),
+        pace: Some(Pace { min: pace, max: max_pace, live_ttl }),
     };
     let mut gateway = Gateway {
         asking,
@@ -91,7 +92,7 @@ pub(crate) fn play(
         events: EventQueue::new(),
         // The gap of a first snapshot is spread by the number of its poll.
         coalescer: Coalescer::with_poll_ids(timing, seed, 1),
-        live_ttl: vendor.pace,
+        live_ttl,
         job: JobId::new("job").expect("a valid id"),
         rungs: [ladder.lowest(), ladder.highest_askable()],
         cached: None,

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! One job a run, and clients of one key that begin within their first interval. Everything follows from the seed:
-//! `cargo bench --bench vendors`.
+//! `make vendors`.
 
 mod clients;
 mod direct;
@@ -49,13 +49,14 @@ fn main() -> io::Result<()> {
     writeln!(out, "| loop | interval | job | clients | side | calls | late at most | late in the mean |")?;
     writeln!(out, "| --- | --- | --- | --- | --- | --- | --- | --- |")?;
     for vendor in &LOOPS {
+        let route = vendor.route();
         for clients in CLIENTS {
             let through = |max_pace: Duration, asking: Asking| {
                 move |vendor: &VendorLoop, clients: usize, seed: u64| {
                     gateway::play(vendor, max_pace, asking, clients, seed)
                 }
             };
-            let VendorLoop { pace, max_pace, .. } = *vendor;
+            let (pace, max_pace) = (route.pace, route.max_pace);
             let mut row = |side: &str, play: &dyn Fn(&VendorLoop, usize, u64) -> Outcome| {
                 print_row(&mut out, &args, vendor, clients, side, play)
             };

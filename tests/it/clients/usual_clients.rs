@@ -57,6 +57,8 @@ fn the_curl_commands_that_serve_sim_prints_work_unchanged() {
     let answer: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
     assert_eq!(answer["id"], prediction["id"], "{output}");
     assert!(matches!(answer["status"].as_str(), Some("succeeded" | "failed")), "{output}");
+    let (_, log) = gateway.stop();
+    assert!(!log.contains(" WARN "), "{log}");
 }
 
 #[test]
