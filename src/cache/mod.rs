@@ -182,6 +182,7 @@ impl Cache {
         self.keys.key_forbidden(domain, now);
         for id in jobs {
             self.jobs.invalidate(&(domain, id.clone()));
+            self.changes.record(domain, id, now); // the variants with other parameters
         }
     }
 
@@ -295,7 +296,8 @@ impl Cache {
 
     /// Removes a job for all keys, and returns the number of removed entries.
     pub fn remove(&self, id: &JobId) -> u64 {
-        let keys: Vec<_> = self.jobs.iter().map(|(key, _)| key).filter(|key| key.1 == *id).collect();
+        let keys: Vec<_> =
+            self.jobs.iter().map(|(key, _)| key).filter(|key| key.1.as_str() == id.as_str()).collect();
         keys.iter().filter(|key| self.jobs.remove(&***key).is_some()).count() as u64
     }
 

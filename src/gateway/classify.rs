@@ -10,7 +10,7 @@ use crate::core::job::RouteIndex;
 use crate::core::query::{self, Query, WaitQuery};
 use crate::core::route::{Form, StatusSource};
 use crate::protocol::host::requested_host;
-use crate::protocol::preferences::{accepts_json, prefers_events};
+use crate::protocol::preferences::{accepts_everything, accepts_json, prefers_events};
 use crate::protocol::via::max_forwards;
 
 /// The parsed target of a request.
@@ -87,9 +87,10 @@ impl Gateway {
             return RequestTarget { query, last_event_id, host: None };
         }
         let headers = request.headers();
-        let is_understood = match prefers_events(headers) {
-            true => route.status != StatusSource::HttpStatus,
-            false => accepts_json(headers),
+        // A poll of a route whose body can be anything accepts everything, so only such requests share it (P8).
+        let is_understood = match route.status {
+            StatusSource::HttpStatus => accepts_everything(headers),
+            StatusSource::Body(_) => prefers_events(headers) || accepts_json(headers),
         };
         match is_understood {
             true => RequestTarget {

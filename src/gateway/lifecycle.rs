@@ -62,7 +62,7 @@ impl Gateway {
         let inner = GatewayInner {
             authenticator: Arc::new(Authenticator::new(&config.auth, upstream.api_key.as_ref())?),
             limits,
-            links: HeaderLinks::new(&upstream.base_url),
+            links: HeaderLinks::new(&upstream.base_url).filter(|_| !config.routes.is_empty()),
             passthrough: Passthrough::new(
                 Client::new(upstream)?,
                 config.limits.max_body,

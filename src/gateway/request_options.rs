@@ -56,7 +56,7 @@ impl RequestOptions {
     /// | request | held for |
     /// | --- | --- |
     /// | event stream, or a parameter for the state or the seconds | that state or the end, as the parameters say |
-    /// | `Prefer: wait` or `wait=N`, if the upstream never holds | the end of the jobs |
+    /// | `Prefer: wait` or `wait=N`, if the upstream does not hold for a named state | the end of the jobs |
     /// | `Prefer: respond-async` | nothing: the current state |
     /// | any other, if the route has a `default_wait` | the next change of its job: the returned time |
     /// | any other | nothing: the current state |
@@ -77,7 +77,7 @@ impl RequestOptions {
             Some(AppliedPreference::Wait(preferred)) => Some(preferred),
             Some(AppliedPreference::RespondAsync) | None => None,
         };
-        if route.never_holds() {
+        if !route.proves() {
             let preferred = preferred.or_else(|| has_preference(headers, "wait").then_some(wait.timeout));
             if let Some(preferred) = preferred {
                 (self.timeout, self.applied) = (preferred, Some(AppliedPreference::Wait(preferred)));
@@ -210,15 +210,28 @@ mod tests {
     }
 
     #[test]
-    fn on_a_route_that_holds_prefer_keeps_its_meaning_and_seconds_are_a_wait_for_the_end() {
-        let route = Route { hold: SECS(60), hold_param: Some("wait".to_owned()), ..plain_route() };
-        let done = Goal::Rung(route.ladder.highest_askable());
+    fn on_a_route_that_holds_for_a_named_state_prefer_keeps_its_meaning() {
+        let route = Route { hold: SECS(60), ..plain_route() };
         let granted = Some(AppliedPreference::Wait(SECS(5)));
         assert_eq!(applied(&route, "/jobs/a", &[("prefer", "wait=5")]), (Goal::Now, 5, granted, None));
         assert_eq!(applied(&route, "/jobs/a", &[("prefer", "wait")]), (Goal::Now, 120, None, None));
-        assert_eq!(applied(&route, "/jobs/a?wait=7", &[("prefer", "wait=5")]), (done, 7, None, None));
-        assert_eq!(applied(&route, "/jobs/a?wait=9999", &[]), (done, 600, None, None));
         let route = Route { default_wait: SECS(8), ..route };
         assert_eq!(applied(&route, "/jobs/a", &[("prefer", "wait=5")]), (Goal::Now, 5, granted, Some(5)));
+    }
+
+    #[test]
+    fn on_a_route_that_holds_for_seconds_they_and_prefer_are_a_wait_for_the_end() {
+        let held = Route { hold: SECS(60), hold_param: Some("wait".to_owned()), ..plain_route() };
+        let done = Goal::Rung(held.ladder.highest_askable());
+        let granted = |seconds| Some(AppliedPreference::Wait(SECS(seconds)));
+        assert_eq!(applied(&held, "/jobs/a?wait=7", &[("prefer", "wait=5")]), (done, 7, None, None));
+        assert_eq!(applied(&held, "/jobs/a?wait=9999", &[]), (done, 600, None, None));
+        let without_states = Route { wait_param: None, ..held };
+        for default_wait in [Duration::ZERO, SECS(8)] {
+            let route = Route { default_wait, ..without_states.clone() };
+            assert_eq!(applied(&route, "/jobs/a?wait=7", &[("prefer", "wait=5")]), (done, 7, None, None));
+            assert_eq!(applied(&route, "/jobs/a", &[("prefer", "wait=5")]), (done, 5, granted(5), None));
+            assert_eq!(applied(&route, "/jobs/a", &[("prefer", "wait")]), (done, 120, granted(120), None));
+        }
     }
 }

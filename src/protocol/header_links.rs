@@ -70,6 +70,8 @@ impl HeaderLinks {
     /// Removes the path of `upstream.base_url`; `None` if the path is not under it.
     fn below_base(&self, path: &str) -> Option<String> {
         match path.strip_prefix(self.prefix.as_str())? {
+            // Browsers read both as the address of another host.
+            below if below.starts_with("//") || below.starts_with("/\\") => None,
             below if below.starts_with('/') => Some(below.to_owned()),
             below if below.is_empty() || below.starts_with(['?', '#']) => Some(format!("/{below}")),
             _ => None,

@@ -39,6 +39,12 @@ pub(crate) fn accepts_json(headers: &HeaderMap) -> bool {
     json_weight(&ranges).is_some_and(|weight| weight > 0) || ranges.iter().any(has_json_suffix)
 }
 
+/// Returns whether `Accept` is absent, or takes all types alike.
+pub(crate) fn accepts_everything(headers: &HeaderMap) -> bool {
+    let fields = headers.get_all(ACCEPT).iter();
+    fields.into_iter().all(|field| matches!(field.as_bytes().trim_ascii(), b"" | b"*/*"))
+}
+
 /// Returns whether `Accept` names server-sent events and gives JSON no higher weight (RFC 9110 §12.5.1). Wildcards
 /// alone do not select events.
 pub(crate) fn prefers_events(headers: &HeaderMap) -> bool {

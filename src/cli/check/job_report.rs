@@ -64,7 +64,11 @@ pub(super) fn named_job(routes: &Routes, index: RouteIndex, text: &str) -> Resul
         return match query::parse(routes, path, query, 1) {
             Query::Wait(wait) if wait.route == index && wait.asked.len() == 1 => Ok(wait.asked[0].clone()),
             Query::Wait(_) | Query::Other => {
-                Err(format!("--id: the route {} does not take this path. Use {}.", route.name, route.path))
+                let query = route.id_param.as_ref().map(|param| format!("?{param}=ID")).unwrap_or_default();
+                Err(format!(
+                    "--id: the route {} does not take this path. Use {}{query}.",
+                    route.name, route.path
+                ))
             }
             Query::Bad(error) => Err(format!("--id: {error}")),
         };
@@ -230,7 +234,7 @@ mod tests {
             job("fal", "a").unwrap_err().contains("Use the whole path, /{owner}/{app}/requests/{id}/status")
         );
         assert!(job("bfl", "/v1/predictions/a").unwrap_err().contains("does not take this path"));
-        assert!(job("bfl", "/v1/get_result").unwrap_err().contains("`id` is missing"));
+        assert!(job("bfl", "/v1/get_result").unwrap_err().contains("Use /v1/get_result?id=ID."));
         let error = route_index(&routes, Some("x")).unwrap_err();
         assert!(error.contains("The configuration has fal, replicate, bfl, apify."), "{error}");
     }

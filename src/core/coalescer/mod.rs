@@ -264,9 +264,10 @@ impl Coalescer {
         self.outputs.pop_front()
     }
 
-    /// Returns whether the answer to the poll may be cached: a wait that allows it was attached.
+    /// Returns whether the answer to the poll may be cached: a wait that allows it was attached, and no action changed the
+    /// jobs since the attempt began.
     pub fn may_cache(&self, id: PollId) -> bool {
-        self.state.poll(id).is_some_and(|poll| poll.may_cache)
+        self.state.poll(id).is_some_and(|poll| poll.may_cache && !poll.chain.is_outdated)
     }
 
     /// Returns the number of waits.

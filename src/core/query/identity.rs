@@ -130,8 +130,11 @@ pub fn acted_on(routes: &Routes, path: &str, query: Option<&str>) -> Vec<JobId> 
                     (Some(found), _) if route.id_param.is_none() => {
                         jobs.extend(named_at(routes, index, &found, None))
                     }
-                    (_, Some(id)) => jobs.extend(JobId::with_rest(index, &id, "").ok()),
-                    (_, None) => {}
+                    (Some(found), Some(id)) => {
+                        let rest = Routes::other_variables(route, &found.captures);
+                        jobs.extend(rest.and_then(|rest| JobId::with_rest(index, &id, &rest).ok()));
+                    }
+                    (_, _) => {}
                 }
             }
         }

@@ -191,6 +191,9 @@ pub fn parse_at(
     if let Some(id) = identity.id {
         let Ok(job) = JobId::with_rest(index, &id, &rest) else { return Query::Other };
         ids.ids.push(job);
+    } else if ids.count == 0 && !route.is_built_in {
+        // The path may be that of a collection: the upstream knows the meaning.
+        return Query::Other;
     } else if ids.count == 0 {
         first_error.get_or_insert_with(|| BadQuery::NoId { param: id_param(route, form) });
     } else if !rest.is_empty() {
@@ -293,8 +296,8 @@ impl IdList<'_> {
         let id = id.map_err(|error| {
             let param = id_param(self.route, self.form);
             match error {
+                DecodeError::Empty | DecodeError::TooLong if !self.route.is_built_in => ParamError::Unknown,
                 DecodeError::Empty => ParamError::Invalid(BadQuery::EmptyId { param }),
-                DecodeError::TooLong if !self.route.is_built_in => ParamError::Unknown,
                 DecodeError::TooLong => ParamError::Invalid(BadQuery::LongId { param }),
                 DecodeError::NotUtf8 => ParamError::Invalid(BadQuery::NotUtf8 { param }),
                 DecodeError::InvalidEscape => ParamError::Invalid(BadQuery::BrokenEscape { param }),

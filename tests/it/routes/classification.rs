@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::harness::gateway::Answer;
 use crate::harness::raw_http::{field, request};
+use crate::routes::config_file::{config_from, preset_with};
 use crate::routes::job_upstream::{JobUpstream, Reply, job_body, plain_route};
 
 type Fields<'f> = &'f [(&'f str, &'f str)];
@@ -132,4 +133,67 @@ async fn on_a_route_that_holds_seconds_in_the_query_are_a_wait_for_the_end() {
     let answer = gateway.get("/jobs/a?wait=30", &[]).await;
     assert_eq!((answer.status.as_u16(), &*answer.body), (200, job_body("a", "done").as_bytes()));
     assert_eq!(upstream.requests(), ["GET /jobs/a?wait=2"]);
+}
+
+#[tokio::test]
+async fn on_a_route_that_holds_seconds_prefer_wait_is_a_wait_for_the_end() {
+    let upstream = JobUpstream::start().await;
+    let gateway = upstream.gateway(preset_with("apify", "hold = \"2s\"")).await;
+    let run = |word| Reply::new(200, &format!("{{\"data\":{{\"id\":\"a\",\"status\":\"{word}\"}}}}"));
+    upstream.set("GET", "/v2/actor-runs/a", run("RUNNING"));
+    let held = run("SUCCEEDED").after(Duration::from_millis(300));
+    upstream.set("GET", "/v2/actor-runs/a?waitForFinish=2", held);
+    let answer = gateway.get("/v2/actor-runs/a", &[("prefer", "wait=20")]).await;
+    assert_eq!(&*answer.body, b"{\"data\":{\"id\":\"a\",\"status\":\"SUCCEEDED\"}}");
+    assert_eq!(field(&answer, "preference-applied"), "wait=20");
+    assert_eq!(upstream.requests(), ["GET /v2/actor-runs/a?waitForFinish=2"]);
+}
+
+const COLLECTION: &str = r#"
+[[routes]]
+name = "jobs"
+path = "/jobs"
+id_param = "id"
+list = { path = "/many", param = "ids", form = "FORM", max = 3 }
+pending = ["waiting"]
+succeeded = ["done"]
+pace = "1s"
+"#;
+
+#[tokio::test]
+async fn a_get_without_an_id_is_the_upstreams_own_list_and_passed_through() {
+    let upstream = JobUpstream::start().await;
+    let gateway = upstream.gateway(config_from(&COLLECTION.replace("FORM", "comma")).routes).await;
+    for target in ["/jobs", "/jobs?", "/jobs?id=", "/jobs?id", "/many", "/many?ids=", "/many?ids=a,,b"] {
+        upstream.set("GET", target, Reply::new(200, "[]"));
+        let answer = gateway.get(target, &[]).await;
+        assert_eq!((answer.status.as_u16(), field(&answer, "cache-status")), (200, PASSED), "{target}");
+        assert_eq!(&*answer.body, b"[]", "{target}");
+    }
+}
+
+#[tokio::test]
+async fn a_list_is_asked_in_the_form_of_its_route_and_without_the_jobs_in_the_cache() {
+    for (form, [asked, many, polled]) in [
+        ("comma", ["/many?ids=a,b", "/many?ids=e,d,b,a,c", "/many?ids=c,d,e"]),
+        ("repeat", ["/many?ids=a&ids=b", "/many?ids=e&ids=d&ids=b&ids=a&ids=c", "/many?ids=c&ids=d&ids=e"]),
+    ] {
+        let upstream = JobUpstream::start().await;
+        let gateway = upstream.gateway(config_from(&COLLECTION.replace("FORM", form)).routes).await;
+        let list = |ids: &[&str]| {
+            let jobs: Vec<_> = ids.iter().map(|id| job_body(id, "done")).collect();
+            format!("[{}]", jobs.join(","))
+        };
+        upstream.set("GET", asked, Reply::new(200, &list(&["b", "a"])));
+        upstream.set("GET", polled, Reply::new(200, &list(&["d", "c", "e"])));
+        let first = gateway.get(asked, &[("prefer", "wait=20")]).await;
+        assert_eq!((first.status.as_u16(), &*first.body), (200, list(&["a", "b"]).as_bytes()));
+        let second = gateway.get(many, &[]).await;
+        assert_eq!(
+            (second.status.as_u16(), &*second.body),
+            (200, list(&["e", "d", "b", "a", "c"]).as_bytes())
+        );
+        assert!(gateway.get("/jobs?id=c", &[]).await.is_hit());
+        assert_eq!(upstream.requests(), [format!("GET {asked}"), format!("GET {polled}")]);
+    }
 }

@@ -45,7 +45,9 @@ async fn a_plain_get_is_held_for_the_next_state_also_an_earlier_one() {
 #[tokio::test]
 async fn respond_async_only_if_cached_and_an_unknown_word_are_answered_at_once() {
     let upstream = JobUpstream::start().await;
-    let gateway = upstream.gateway(vec![held_route()]).await;
+    let mut route = held_route();
+    route.lifetimes.live = Some(Duration::from_secs(60));
+    let gateway = upstream.gateway(vec![route]).await;
     upstream.set_job("a", "running");
     assert_at_once(&gateway.get("/jobs/a", &[("prefer", "respond-async")]).await, "running");
     assert_at_once(&gateway.get("/jobs/a", &[("cache-control", "only-if-cached")]).await, "running");
