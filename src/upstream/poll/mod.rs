@@ -139,7 +139,7 @@ impl Poller {
                 }
             };
             match response {
-                Ok(response) => read(response).await,
+                Ok(response) => read(response).await.map_err(|fault| (fault, RetryAdvice::BackOff)),
                 Err(error) => {
                     debug!(reason = error.reason(), error = &error as &dyn std::error::Error, "poll failed");
                     let is_closed = matches!(error, SendError::Closed(_));
@@ -310,19 +310,17 @@ fn failure(fault: CallError) -> Failure {
     }
 }
 
-async fn read(
-    response: Response<ResponseBody>,
-) -> Result<(StatusCode, HeaderMap, Bytes), (CallError, RetryAdvice)> {
+async fn read(response: Response<ResponseBody>) -> Result<(StatusCode, HeaderMap, Bytes), CallError> {
     let (parts, body) = response.into_parts();
     match Limited::new(body, MAX_RESPONSE).collect().await {
         Ok(body) => Ok((parts.status, parts.headers, body.to_bytes())),
         Err(error) if error.is::<LengthLimitError>() => {
             debug!(limit = MAX_RESPONSE, "poll response is too large");
-            Err((CallError::Invalid, RetryAdvice::GiveUp))
+            Err(CallError::Invalid)
         }
         Err(error) => {
             debug!(%error, "poll response ended early");
-            Err((CallError::Reset, RetryAdvice::BackOff))
+            Err(CallError::Reset)
         }
     }
 }
