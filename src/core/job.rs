@@ -125,6 +125,11 @@ impl JobSet {
         self.0.iter()
     }
 
+    /// Returns the route of the jobs. Jobs of two routes are never in one set.
+    pub fn route(&self) -> RouteIndex {
+        self.0.first().map(JobId::route).unwrap_or_default()
+    }
+
     /// Returns the number of ids.
     pub fn len(&self) -> usize {
         self.0.len()

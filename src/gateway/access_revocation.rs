@@ -68,7 +68,7 @@ impl ClientAccess {
                     None => std::future::pending().await,
                 }
             };
-            // Cancel safe: `changed` keeps an unseen reload, and `end` is computed anew.
+            // Cancel safe: `changed` keeps an unseen reload, and `end` is computed again.
             let reloaded = tokio::select! {
                 () = end => return,
                 reloaded = self.reloads.changed() => reloaded,

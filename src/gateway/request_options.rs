@@ -155,22 +155,16 @@ mod tests {
     }
 
     fn plain_route() -> Route {
-        let rung = |name: &str, terminal, askable| RungSpec {
-            name: name.to_owned(),
-            aliases: Vec::new(),
-            terminal,
-            askable,
-        };
         Route {
             name: "jobs".to_owned(),
             path: PathTemplate::parse("/jobs/{id}").unwrap(),
             id_param: None,
             list: None,
             ladder: Ladder::new(vec![
-                rung("waiting", false, true),
-                rung("running", false, true),
-                rung("done", true, true),
-                rung("failed", true, false),
+                RungSpec::pending("waiting"),
+                RungSpec::pending("running"),
+                RungSpec::succeeded("done"),
+                RungSpec::failed("failed"),
             ]),
             hold: Duration::ZERO,
             wait_param: Some("until".to_owned()),

@@ -17,7 +17,6 @@ use crate::clock;
 use crate::core::coalescer::{Cost, Failure, WaitOutcome, WaitResult};
 use crate::core::job::{JobState, KeyDomain};
 use crate::core::query::WaitQuery;
-use crate::core::route::Goal;
 use crate::hub::WaitHandle;
 use crate::protocol::body::Body;
 
@@ -51,11 +50,7 @@ impl Gateway {
         let (max_age, proof, now) = (options.max_age?, proof?, clock::now());
         let hits = query.asked.iter().map(|id| {
             let hit = self.0.cache.get_proven(proof, domain, id, now)?;
-            let has_reached_goal = match query.goal {
-                Goal::Now => true,
-                Goal::Rung(goal) => hit.entry.state.rung >= Some(goal),
-                Goal::Not(left) => hit.entry.state.rung != Some(left),
-            };
+            let has_reached_goal = hit.entry.state.rung.is_some_and(|rung| query.goal.is_reached_by(rung));
             (has_reached_goal && hit.is_within(max_age, now)).then_some(hit)
         });
         let hits = hits.collect::<Option<Vec<_>>>()?;

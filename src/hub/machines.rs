@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Config;
 use crate::core::coalescer::{Coalescer, Input, Output, Pace, PollId, Timing};
-use crate::core::job::{JobSet, RouteIndex};
+use crate::core::job::RouteIndex;
 use crate::core::route::{Route, Routes};
 
 pub(super) struct Machines(Vec<Coalescer>);
@@ -80,11 +80,6 @@ impl Machines {
     pub(super) fn set_watch_idle(&mut self, idle: Duration) {
         self.0.iter_mut().for_each(|machine| machine.set_watch_idle(idle));
     }
-}
-
-/// Returns the route of jobs that are polled together.
-pub(super) fn route_of(jobs: &JobSet) -> RouteIndex {
-    jobs.iter().next().map(|job| job.route()).unwrap_or_default()
 }
 
 fn timing(config: &Config, route: &Route) -> Timing {

@@ -105,18 +105,21 @@ impl HubTask {
         parked.or(landed.map(|answer| &answer.credential)).cloned()
     }
 
-    /// Returns the class of a poll. Every job has reached the lowest rung, so the upstream answers a poll for it at once.
+    /// Returns the class of a poll: by its cause where the upstream never holds, else by its goal. Every job has reached the
+    /// lowest rung, so the upstream answers a poll for it at once.
     fn class(&self, spec: &PollSpec, cause: Cause) -> PollClass {
         let route = self.poller.route(spec);
-        match (spec.goal, cause) {
-            _ if !route.never_holds() => match spec.goal {
-                Goal::Now => PollClass::Plain,
-                Goal::Rung(rung) if rung == route.ladder.lowest() => PollClass::Snapshot,
-                Goal::Rung(_) | Goal::Not(_) => PollClass::LongPoll,
-            },
-            (_, Cause::Snapshot | Cause::NoCache) => PollClass::Plain,
-            (_, Cause::Deadline) => PollClass::Snapshot,
-            (_, Cause::Wait | Cause::Batch | Cause::Reopen | Cause::Watch { .. }) => PollClass::Chain,
+        if route.never_holds() {
+            return match cause {
+                Cause::Snapshot | Cause::NoCache => PollClass::Plain,
+                Cause::Deadline => PollClass::Snapshot,
+                Cause::Wait | Cause::Batch | Cause::Reopen | Cause::Watch { .. } => PollClass::Chain,
+            };
+        }
+        match spec.goal {
+            Goal::Now => PollClass::Plain,
+            Goal::Rung(rung) if rung == route.ladder.lowest() => PollClass::Snapshot,
+            Goal::Rung(_) | Goal::Not(_) => PollClass::LongPoll,
         }
     }
 

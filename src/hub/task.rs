@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tracing::debug;
 
 use super::job_changes::{JobChanges, PendingChanges};
-use super::machines::{Machines, route_of};
+use super::machines::Machines;
 use super::parked::{ParkedKey, ParkedWait};
 use super::poll_task::{EVENT_CAPACITY, PollEvent, PollTask};
 use super::watches::Askers;
@@ -195,7 +195,7 @@ impl HubTask {
     }
 
     fn join(&mut self, id: WaitId, wait: WaitRequest, mut responder: Responder, now: Instant) {
-        let (domain, route) = (wait.identity.domain, route_of(&wait.jobs));
+        let (domain, route) = (wait.identity.domain, wait.jobs.route());
         // Without keys the waits of a client count for its address, to their end.
         let is_open = wait.identity.origin == KeyOrigin::Open;
         if !is_open && self.keys.get(&domain).is_some_and(|key| key.waits >= self.max_waits_per_key) {

@@ -62,7 +62,7 @@ fn sources() -> Vec<Source> {
 }
 
 /// Modules that their parents declare with `#[cfg(test)]`.
-const TEST_MODULES: [&str; 2] = ["core/coalescer/simulation", "core/simulation"];
+const TEST_MODULES: [&str; 3] = ["core/coalescer/simulation", "core/simulation", "core/sweep"];
 
 fn source(root: &Path, path: PathBuf) -> Source {
     let text = std::fs::read_to_string(&path).unwrap();

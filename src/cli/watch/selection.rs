@@ -100,7 +100,7 @@ fn named(name: &str, configured: &[Route]) -> Result<Route, UsageError> {
     let known = || configured.iter().chain(&presets);
     known().find(|route| route.name == name).cloned().ok_or_else(|| {
         let names: Vec<&str> = known().map(|route| route.name.as_str()).collect();
-        UsageError(format!("--route: there is no route `{name}`; use one of {}", names.join(", ")))
+        UsageError(format!("--route: `{name}` is not a route; use one of {}", names.join(", ")))
     })
 }
 

@@ -12,22 +12,16 @@ use crate::core::route::{JsonPointer, PathTemplate, Route, RungSpec, StatusSourc
 
 /// Returns a route of an API that never holds, with the words of Replicate.
 fn predictions(path: &str) -> Route {
-    let rung = |name: &str, terminal, askable| RungSpec {
-        name: name.to_owned(),
-        aliases: Vec::new(),
-        terminal,
-        askable,
-    };
     Route {
         name: "predictions".to_owned(),
         path: PathTemplate::parse(path).unwrap(),
         id_param: None,
         list: None,
         ladder: Ladder::new(vec![
-            rung("starting", false, true),
-            rung("processing", false, true),
-            rung("succeeded", true, true),
-            rung("failed", true, false),
+            RungSpec::pending("starting"),
+            RungSpec::pending("processing"),
+            RungSpec::succeeded("succeeded"),
+            RungSpec::failed("failed"),
         ]),
         hold: Duration::ZERO,
         wait_param: None,
@@ -167,13 +161,10 @@ async fn events_of_another_protocol_and_a_406_are_answered_by_polling() {
 #[tokio::test]
 async fn where_the_http_status_is_the_state_no_events_are_requested() {
     let route = predictions("/v1/results/{id}");
-    let rung = |name: &str, terminal| RungSpec {
-        name: name.to_owned(),
-        aliases: vec![if terminal { "200" } else { "202" }.to_owned()],
-        terminal,
-        askable: true,
-    };
-    let ladder = Ladder::new(vec![rung("running", false), rung("done", true)]);
+    let ladder = Ladder::new(vec![
+        RungSpec::pending("running").with_aliases(&["202"]),
+        RungSpec::succeeded("done").with_aliases(&["200"]),
+    ]);
     let route = Route { status: StatusSource::HttpStatus, id: None, ladder, ..route };
     let responses = vec![response("202 Accepted", "text/plain", ""), response("200 OK", "image/png", "PNG")];
     let (words, heads) = followed(route, responses).await;
@@ -208,7 +199,7 @@ fn a_path_or_a_url_selects_the_route_and_its_server() {
     for (arg, name, hint) in [
         ("x", None, "--route with one of predictions, fal"),
         ("x", Some("fal"), "needs its path, as in /{owner}/{app}/requests/{id}/status"),
-        ("x", Some("replica"), "there is no route `replica`"),
+        ("x", Some("replica"), "`replica` is not a route"),
         ("/v9/x", None, "no route has this path"),
         ("/v9/x", Some("predictions"), "whose path is /v1/predictions/{id}"),
         ("/v1/predictions/x?unknown=1", Some("predictions"), "not a job of the route"),

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use crate::config::error::InvalidValue;
 use crate::config::source::unknown_key;
 use crate::config::types::Config;
-use crate::config::value::{AllowedValues, LocatedValue, ValueReader};
+use crate::config::value::{AllowedValues, LocatedValue, RawValue, ValueReader};
 
 /// All facts about a key. Tests compare docs/configuration.md and config.toml with them.
 ///
@@ -23,6 +24,46 @@ pub(in crate::config) struct ConfigKey<T> {
     pub(in crate::config) read: fn(&mut T, &mut ValueReader<'_>),
     #[cfg_attr(not(test), expect(dead_code, reason = "tests compare the documentation with it"))]
     pub(in crate::config) doc: &'static str,
+}
+
+/// Words for the errors of a list of tables.
+pub(super) struct TableListTexts {
+    /// The list, such as "a list of members".
+    pub(super) list: &'static str,
+    /// One of its tables, such as "a member".
+    pub(super) table: &'static str,
+    /// How to write it.
+    pub(super) hint: &'static str,
+}
+
+/// Reads each of the first `limit` tables of a list. Errors of the second one have the key `KEY #2`.
+pub(super) fn read_tables(
+    texts: &TableListTexts,
+    limit: usize,
+    reader: &mut ValueReader<'_>,
+    mut read: impl FnMut(&BTreeMap<String, LocatedValue>, &mut ValueReader<'_>),
+) {
+    let unexpected = |expected: &str, found: &RawValue| InvalidValue {
+        problem: format!("expected {expected}, found {}", found.kind()),
+        hint: texts.hint.to_owned(),
+    };
+    let RawValue::List(elements) = &reader.value.raw else {
+        let error = unexpected(texts.list, &reader.value.raw);
+        return reader.error(reader.value.source.clone(), error);
+    };
+    for (n, element) in elements.iter().enumerate().take(limit) {
+        let mut reader = ValueReader {
+            key: format!("{} #{}", reader.key, n + 1),
+            value: element,
+            allowed: reader.allowed,
+            env: reader.env,
+            errors: &mut *reader.errors,
+        };
+        match &element.raw {
+            RawValue::Table(table) => read(table, &mut reader),
+            other => reader.error(element.source.clone(), unexpected(texts.table, other)),
+        }
+    }
 }
 
 /// Reads the keys of a table inside of a list. The key of the reader names the table in errors.

@@ -122,7 +122,7 @@ use crate::core::route::Goal;
 ///
 /// A poll for several jobs is shed once each of its jobs has a poll of its own at the same rung that was sent later and
 /// has been held in silence for as long as a proof takes, unless its end would spare one of its waits a snapshot. If one
-/// of those polls is refused, paused or fails by an answer of the upstream, the waits of the shed poll are planned anew.
+/// of those polls is refused, paused or fails by an answer of the upstream, the waits of the shed poll are planned again.
 ///
 /// # States of a wait
 ///
@@ -160,7 +160,7 @@ use crate::core::route::Goal;
 /// | `Lingering` | its time is over, or the attempt fails | forgotten, `Abort` |
 /// | `Lingering` as a watch | `Drain`, `CancelWatch`, `CancelWatches` | forgotten, `Abort` |
 /// | `Open` as a watch | `CancelWatch`, `CancelWatches`; the upstream may have the request | `Open`, no longer a watch |
-/// | `Open` as a watch | `CancelWatch`, `CancelWatches`; no attempt so far | forgotten, `Abort`; its waits are planned anew |
+/// | `Open` as a watch | `CancelWatch`, `CancelWatches`; no attempt so far | forgotten, `Abort`; its waits are planned again |
 /// | `Open` | each of its several jobs has a silent poll of its own | forgotten, `Abort`; its waits attach to these |
 /// | `Open` | lands with jobs below its goal, sooner than hold / 100 after it was opened or within a `Retry-After` | `Throttled` until then |
 /// | `Throttled` | the time is over | forgotten; its waits open the next one |

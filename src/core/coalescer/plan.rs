@@ -156,7 +156,7 @@ struct AttachChange {
 }
 
 impl Coalescer {
-    /// Forgets a landed poll and plans its waits anew (P2): their own time goes on.
+    /// Forgets a landed poll and plans its waits again (P2): their own time goes on.
     pub(super) fn release(&mut self, id: PollId, landing: Option<&Landing>, now: Instant) {
         let Some(poll) = self.state.poll(id) else { return };
         let (origin, brought) = (self.plan_origin(poll), poll.spec.jobs.clone());
@@ -164,7 +164,7 @@ impl Coalescer {
         for id in self.in_planning_order(waits.into_iter().map(|(wait, _)| wait)) {
             match self.change_after(id, &brought, now) {
                 Some(change) => self.apply_change(id, change, now),
-                None => self.plan_anew(id, landing, origin, now),
+                None => self.plan_again(id, landing, origin, now),
             }
         }
     }
@@ -203,11 +203,11 @@ impl Coalescer {
     /// Applies the attach rule to a wait that has no answer yet. A wait past its deadline ends instead, and one that
     /// cannot succeed fails at once.
     pub(super) fn attach_or_open(&mut self, id: WaitId, landing: Option<&Landing>, now: Instant) {
-        self.plan_anew(id, landing, PlanOrigin::default(), now);
+        self.plan_again(id, landing, PlanOrigin::default(), now);
     }
 
     /// Like [`attach_or_open`](Self::attach_or_open), after the end of a poll.
-    pub(super) fn plan_anew(
+    pub(super) fn plan_again(
         &mut self,
         id: WaitId,
         landing: Option<&Landing>,

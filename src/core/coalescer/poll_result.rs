@@ -1,6 +1,6 @@
 //! Progress and results of polls: attempts that fail, the states that a landed poll brings, and the waits that it answers.
 //!
-//! Waits that a result does not answer are planned anew; see `plan.rs`.
+//! Waits that a result does not answer are planned again; see `plan.rs`.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -227,7 +227,7 @@ impl Coalescer {
     }
 
     /// Settles the waits that arrived before the failed attempt began. Clients of later waits would have made a request
-    /// of their own since then, so these are planned anew (P12).
+    /// of their own since then, so these are planned again (P12).
     fn landed_failed(&mut self, id: PollId, failure: &Failure, now: Instant) {
         let Some(poll) = self.state.poll(id) else { return };
         if self.timing.pace.is_some() && poll.is_plain_request() {

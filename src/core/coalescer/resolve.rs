@@ -32,8 +32,7 @@ impl Coalescer {
         if let WaitPhase::Snapshot { since } = wait.phase {
             return seen.filter(|state| state.seen_at >= since).or(private);
         }
-        let reached =
-            |state: &&JobState| state.rung.is_none_or(|rung| self.timing.reaches(rung, wait.spec.goal));
+        let reached = |state: &&JobState| state.rung.is_none_or(|rung| wait.spec.goal.is_reached_by(rung));
         seen.filter(|state| state.seen_at >= wait.spec.arrived).filter(reached).or(private.filter(reached))
     }
 
@@ -66,8 +65,7 @@ impl Coalescer {
             return None;
         }
         let domain = wait.spec.domain;
-        let is_reached =
-            |state: &JobState| state.rung.is_some_and(|rung| self.timing.reaches(rung, wait.spec.goal));
+        let is_reached = |state: &JobState| state.rung.is_some_and(|rung| wait.spec.goal.is_reached_by(rung));
         let state_of = |job: &JobId| {
             if let Some(cached) = wait.private_states.get(job).filter(|state| is_reached(state)) {
                 return Some(cached.clone());

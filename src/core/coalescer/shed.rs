@@ -1,7 +1,7 @@
 //! Shedding: a poll for several jobs ends once each of them has a silent poll of its own at the same rung.
 //!
 //! A refusal takes a round trip, so a poll that was silent for `min_silence` was accepted. It may fail later all the
-//! same. Then the waits of the shed poll are planned anew: the failure is that of another client's poll.
+//! same. Then the waits of the shed poll are planned again: the failure is that of another client's poll.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -106,7 +106,7 @@ impl Coalescer {
         self.abort(id);
     }
 
-    /// Returns whether a wait is planned anew where another wait on the failed poll gets the failure: it had a poll of its
+    /// Returns whether a wait is planned again where another wait on the failed poll gets the failure: it had a poll of its
     /// own until that was shed, and did not open this one. `direct`: it opened this one.
     pub(super) fn is_spared(&self, id: WaitId, direct: bool) -> bool {
         !direct && self.state.wait(id).is_some_and(|wait| wait.was_shed && !wait.is_in_snapshot())

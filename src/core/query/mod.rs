@@ -27,7 +27,7 @@ use self::identity::{IdentityParams, path_identity};
 pub use self::identity::{acted_on, named};
 pub use self::target::build_target;
 use crate::core::job::{BadId, JobId, JobSet, MAX_ID_BYTES, RouteIndex};
-use crate::core::route::{Form, Goal, ListForm, PathMatch, Route, Routes};
+use crate::core::route::{Form, Goal, ListForm, PathMatch, Route, Routes, has_broken_escape};
 
 /// Longest accepted id in a query, in bytes. A wait with a longer one gets 400.
 pub const MAX_QUERY_ID_BYTES: usize = 128;
@@ -474,9 +474,7 @@ fn decode(text: &str, limit: usize) -> Result<Cow<'_, str>, DecodeError> {
     if !text.as_bytes().contains(&b'%') {
         return Ok(Cow::Borrowed(text));
     }
-    let is_escape =
-        |rest: &str| rest.as_bytes().get(..2).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit));
-    if !text.split('%').skip(1).all(is_escape) {
+    if has_broken_escape(text) {
         return Err(DecodeError::InvalidEscape);
     }
     percent_decode_str(text).decode_utf8().map_err(|_| DecodeError::NotUtf8)

@@ -173,7 +173,7 @@ impl Poller {
 
     /// Returns the route of a poll.
     pub fn route(&self, spec: &PollSpec) -> &Route {
-        self.routes.get(spec.jobs.iter().next().map(|job| job.route()).unwrap_or_default())
+        self.routes.get(spec.jobs.route())
     }
 
     /// Returns the time for a response, from the moment the request is on a connection.

@@ -225,22 +225,16 @@ async fn jobs_and_keys_have_rows_and_ids_are_shown_as_text() {
 
 /// Returns a route of an API that never holds.
 fn route(name: &str, path: &str) -> Route {
-    let rung = |name: &str, terminal, askable| RungSpec {
-        name: name.to_owned(),
-        aliases: Vec::new(),
-        terminal,
-        askable,
-    };
     Route {
         name: name.to_owned(),
         path: PathTemplate::parse(path).unwrap(),
         id_param: None,
         list: None,
         ladder: Ladder::new(vec![
-            rung("starting", false, true),
-            rung("processing", false, true),
-            rung("succeeded", true, true),
-            rung("failed", true, false),
+            RungSpec::pending("starting"),
+            RungSpec::pending("processing"),
+            RungSpec::succeeded("succeeded"),
+            RungSpec::failed("failed"),
         ]),
         hold: Duration::ZERO,
         pace: Duration::from_millis(500),

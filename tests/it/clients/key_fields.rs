@@ -86,7 +86,7 @@ async fn a_poll_carries_exactly_the_listed_fields_and_its_result_is_kept_for_the
         upstream.next_request().await;
     }
 
-    // Without a listed field there is no key: the request is passed through unchanged.
+    // A request without a listed field has no key: the gateway passes it through unchanged.
     let keyless = gateway.get(&target, &[DEMO]).await;
     assert_eq!(keyless.field("cache-status"), "clipgate; fwd=bypass");
     let passed = upstream.next_request().await;

@@ -228,7 +228,7 @@ async fn a_watch_gives_its_slot_to_a_wait() {
             seen.abandoned() == 1 && seen.requests.iter().any(|request| is_open(request, &poll))
         })
         .await;
-    // While the wait has the slot there is no watch.
+    // While the wait has the slot, the gateway holds no watch.
     let before = gateway.upstream_requests().len();
     for _ in 0..3 {
         assert!(gateway.get(&clip_target("a", ""), &[]).await.is_opener());

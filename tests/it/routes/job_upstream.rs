@@ -171,12 +171,6 @@ pub(crate) const PACE: Duration = Duration::from_millis(50);
 
 /// Returns a route that never holds: `waiting`, `running`, then `done` or `failed`.
 pub(crate) fn plain_route() -> Route {
-    let rung = |name: &str, terminal, askable| RungSpec {
-        name: name.to_owned(),
-        aliases: Vec::new(),
-        terminal,
-        askable,
-    };
     Route {
         name: "jobs".to_owned(),
         path: PathTemplate::parse("/jobs/{id}").unwrap(),
@@ -184,10 +178,10 @@ pub(crate) fn plain_route() -> Route {
         params: vec!["logs".to_owned()],
         list: None,
         ladder: Ladder::new(vec![
-            rung("waiting", false, true),
-            rung("running", false, true),
-            rung("done", true, true),
-            rung("failed", true, false),
+            RungSpec::pending("waiting"),
+            RungSpec::pending("running"),
+            RungSpec::succeeded("done"),
+            RungSpec::failed("failed"),
         ]),
         hold: Duration::ZERO,
         wait_param: Some("until".to_owned()),

@@ -65,13 +65,7 @@ async fn where_the_code_is_the_state_the_body_can_be_anything() {
     let upstream = JobUpstream::start().await;
     let mut route = plain_route();
     (route.status, route.id) = (StatusSource::HttpStatus, None);
-    let rung = |name: &str, terminal| RungSpec {
-        name: name.to_owned(),
-        aliases: Vec::new(),
-        terminal,
-        askable: true,
-    };
-    route.ladder = Ladder::new(vec![rung("202", false), rung("200", true)]);
+    route.ladder = Ladder::new(vec![RungSpec::pending("202"), RungSpec::succeeded("200")]);
     let gateway = upstream.gateway(vec![route]).await;
     upstream.set("GET", "/jobs/a", Reply::new(202, ""));
     let pending = gateway.get("/jobs/a", &[]).await;

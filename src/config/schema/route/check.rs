@@ -156,7 +156,7 @@ fn check_list(route: &RouteBuilder, errors: &mut RouteErrors<'_>) {
     if route.id.is_none() && route.status != StatusSource::HttpStatus {
         errors.push(
             &["list", "id"],
-            "the jobs of a list are told apart by the id in the body, but id is \"\"",
+            "the jobs of a list are matched by the id in the body, but id is \"\"",
             "Set id to the place of the id, or remove the list.",
         );
     }

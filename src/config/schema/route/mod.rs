@@ -16,7 +16,7 @@ use self::check::RouteErrors;
 pub(in crate::config) use self::keys::LIST_KEYS;
 pub(in crate::config) use self::keys::ROUTE_KEYS;
 use self::keys::RouteBuilder;
-use super::row::read_keys;
+use super::row::{TableListTexts, read_keys, read_tables};
 use crate::config::error::{InvalidValue, Source};
 use crate::config::presets::{Preset, preset};
 use crate::config::value::{AllowedValues, LocatedValue, RawValue, ValueReader};
@@ -43,34 +43,22 @@ type RouteTable<'a> = BTreeMap<&'a str, &'a LocatedValue>;
 
 /// Reads `routes`. Errors of the second route have the key `routes #2`.
 pub(super) fn read_routes(slot: &mut Vec<ConfiguredRoute>, reader: &mut ValueReader<'_>) {
-    let unexpected = |expected: &str, found: &RawValue| InvalidValue {
-        problem: format!("expected {expected}, found {}", found.kind()),
-        hint: "Write [[routes]] above the keys of each route.".to_owned(),
-    };
-    let RawValue::List(elements) = &reader.value.raw else {
-        let error = unexpected("a list of routes", &reader.value.raw);
-        return reader.error(reader.value.source.clone(), error);
-    };
-    if let Some(first_beyond) = elements.get(MAX_ROUTES) {
+    if let RawValue::List(elements) = &reader.value.raw
+        && let Some(first_beyond) = elements.get(MAX_ROUTES)
+    {
         let problem = format!("{} routes, but a gateway has at most {MAX_ROUTES}", elements.len());
         let hint = "Remove routes, or run a second gateway for them.".to_owned();
         reader.error(first_beyond.source.clone(), InvalidValue { problem, hint });
     }
-    for (n, element) in elements.iter().enumerate().take(MAX_ROUTES) {
-        let mut reader = ValueReader {
-            key: format!("routes #{}", n + 1),
-            value: element,
-            allowed: reader.allowed,
-            env: reader.env,
-            errors: &mut *reader.errors,
-        };
-        let RawValue::Table(table) = &element.raw else {
-            reader.error(element.source.clone(), unexpected("a route", &element.raw));
-            continue;
-        };
-        let route = read_route(table, &mut reader, slot);
+    let texts = TableListTexts {
+        list: "a list of routes",
+        table: "a route",
+        hint: "Write [[routes]] above the keys of each route.",
+    };
+    read_tables(&texts, MAX_ROUTES, reader, |table, reader| {
+        let route = read_route(table, reader, slot);
         slot.push(route);
-    }
+    });
 }
 
 fn read_route(
@@ -170,17 +158,17 @@ impl RouteBuilder {
 
     /// Returns the ladder: a rung for each state of `pending`, one for success, one for failure.
     fn ladder(&self) -> Option<Ladder> {
-        let rung = |words: &[String], terminal, askable| {
+        let rung = |words: &[String], of: fn(&str) -> RungSpec| {
             let (name, aliases) = words.split_first()?;
-            Some(RungSpec { name: name.clone(), aliases: aliases.to_vec(), terminal, askable })
+            Some(of(name).with_aliases(aliases))
         };
         // A held poll that names no state is silent until the end, and proves none of the states before.
         let proves = self.hold.is_zero() || self.wait_param.is_some();
         let pending = if proves { self.pending.clone() } else { vec![self.pending.concat()] };
         let mut rungs: Vec<RungSpec> =
-            pending.iter().map(|words| rung(words, false, true)).collect::<Option<_>>()?;
-        rungs.push(rung(&self.succeeded, true, true)?);
-        rungs.extend(rung(&self.failed, true, false));
+            pending.iter().map(|words| rung(words, RungSpec::pending)).collect::<Option<_>>()?;
+        rungs.push(rung(&self.succeeded, RungSpec::succeeded)?);
+        rungs.extend(rung(&self.failed, RungSpec::failed));
         Some(Ladder::new(rungs))
     }
 }

@@ -27,6 +27,7 @@ use super::tests::zero;
 use super::*;
 use crate::core::job::{JobSet, KeyDomain};
 use crate::core::route::{Form, Ladder, Route, Rung};
+use crate::core::sweep::{RandomQueue, SeedOnPanic, setting};
 
 /// Hold that the Coalescer is set to. The upstream keeps to it or not, by its mode.
 const HOLD: Duration = Duration::from_secs(120);
@@ -58,20 +59,7 @@ fn no_client_is_worse_off_than_alone() {
 /// * 26092: a poll was opened for a wait whose join had failed it.
 const REGRESSION_SEEDS: [u64; 4] = [6199, 20059, 26092, 27998];
 
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().expect("a number of seeds, or a seed"))
-}
-
 fn run(seed: u64, trace: bool, has_proof: bool) {
-    /// Prints the seed when the run panics.
-    struct SeedOnPanic(u64);
-    impl Drop for SeedOnPanic {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                eprintln!("replay with CLIPGATE_SWEEP_SEED={}", self.0);
-            }
-        }
-    }
     let _seed = SeedOnPanic(seed);
     let mut sweep = Sweep::new(seed, trace, has_proof);
     sweep.run();
@@ -115,7 +103,7 @@ struct Sweep {
     machine: Coalescer,
     zero: Instant,
     now: Duration,
-    queue: BTreeMap<(Duration, u64), SweepEvent>,
+    queue: RandomQueue<SweepEvent>,
     open_polls: HashMap<PollId, OpenPoll>,
     used_ids: HashSet<PollId>,
     replies: Vec<SentReply>,
@@ -169,7 +157,7 @@ impl Sweep {
             },
             zero: zero(),
             now: Duration::ZERO,
-            queue: BTreeMap::new(),
+            queue: RandomQueue::new(),
             open_polls: HashMap::new(),
             used_ids: HashSet::new(),
             replies: Vec::new(),
@@ -202,12 +190,7 @@ impl Sweep {
     }
 
     fn schedule(&mut self, at: Duration, event: SweepEvent) {
-        // Events of one moment happen in random order. The number also keeps their keys apart.
-        let mut order = self.rng.u64(..);
-        while self.queue.contains_key(&(at, order)) {
-            order = order.wrapping_add(1);
-        }
-        self.queue.insert((at, order), event);
+        self.queue.add(&mut self.rng, at, event);
     }
 
     /// Returns a random time for one step on the way of a request.
@@ -232,13 +215,7 @@ impl Sweep {
         loop {
             let timer = self.machine.poll_timeout();
             let timer = timer.map(|at| at.saturating_duration_since(self.zero) + timer_delay);
-            let event = self.queue.first_key_value().map(|((at, _), _)| *at);
-            let timer_first = match (timer, event) {
-                (None, None) => break,
-                (Some(_), None) => true,
-                (None, Some(_)) => false,
-                (Some(timer), Some(event)) => timer < event || (timer == event && self.rng.bool()),
-            };
+            let Some(timer_first) = self.queue.is_timer_first(&mut self.rng, timer) else { break };
             if timer_first {
                 self.now = self.now.max(timer.unwrap());
                 let now = self.zero + self.now;
@@ -246,7 +223,7 @@ impl Sweep {
                 assert!(self.machine.poll_timeout().is_none_or(|at| at > now), "still due");
                 timer_delay = self.hop();
             } else {
-                let ((at, _), event) = self.queue.pop_first().unwrap();
+                let (at, event) = self.queue.pop().unwrap();
                 self.now = at;
                 self.handle(event);
             }

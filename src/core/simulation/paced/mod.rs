@@ -23,7 +23,7 @@ use bytes::Bytes;
 use self::oracle::{MAX_HINT, MAX_PAUSE};
 use self::plan::{ClientKind, PacedClient, PacedPlan};
 use self::turns::Turns;
-use super::{domain, setting, zero};
+use super::{domain, zero};
 use crate::core::coalescer::{
     Cause, Coalescer, Failure, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, Proof, Timing,
     WaitId, WaitSpec,
@@ -31,6 +31,7 @@ use crate::core::coalescer::{
 use crate::core::job::{JobSet, JobState, ResponseHead, UpstreamResponse};
 use crate::core::route::{Form, Goal, Route, Rung};
 use crate::core::scheduler::RetryAdvice;
+use crate::core::sweep::{RandomQueue, SeedOnPanic, setting};
 
 /// Time between the start of a drain and its end.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -99,7 +100,7 @@ struct PacedRun {
     coalescer: Coalescer,
     zero: Instant,
     now: Duration,
-    events: BTreeMap<(Duration, u64), PacedEvent>,
+    events: RandomQueue<PacedEvent>,
     polls: BTreeMap<PollId, PacedPoll>,
     attempt_count: u64,
     replies: Vec<PacedReply>,
@@ -141,7 +142,7 @@ impl PacedRun {
             coalescer: Coalescer::with_poll_ids(timing, seed % 7, 1 + seed % 3),
             zero,
             now: Duration::ZERO,
-            events: BTreeMap::new(),
+            events: RandomQueue::new(),
             polls: BTreeMap::new(),
             attempt_count: 0,
             replies: Vec::new(),
@@ -170,13 +171,9 @@ impl PacedRun {
         run
     }
 
-    /// Schedules an event. Events of one moment happen in random order.
+    /// Schedules an event.
     fn at(&mut self, at: Duration, event: PacedEvent) {
-        let mut order = self.rng.u64(..);
-        while self.events.contains_key(&(at, order)) {
-            order = order.wrapping_add(1);
-        }
-        self.events.insert((at, order), event);
+        self.events.add(&mut self.rng, at, event);
     }
 
     /// Returns a random time for a request to get there, or back.
@@ -196,15 +193,6 @@ impl PacedRun {
 
     /// Runs until no event and no timer is left, then checks the end.
     fn finish(mut self) {
-        /// Prints the seed if the run panics.
-        struct SeedOnPanic(u64);
-        impl Drop for SeedOnPanic {
-            fn drop(&mut self) {
-                if std::thread::panicking() {
-                    eprintln!("replay this run with CLIPGATE_SWEEP_SEED={}", self.0);
-                }
-            }
-        }
         let _seed_on_panic = SeedOnPanic(self.seed);
         self.trace(|| format!("{:#?}", self.plan));
         let mut steps = 0;
@@ -213,20 +201,14 @@ impl PacedRun {
             assert!(steps < 100_000, "the run does not end");
             let timers = [self.coalescer.poll_timeout(), self.turns.poll_timeout()];
             let timer = timers.into_iter().flatten().min().map(|at| at.saturating_duration_since(self.zero));
-            let event = self.events.first_key_value().map(|((at, _), _)| *at);
-            let timer_first = match (timer, event) {
-                (None, None) => break,
-                (Some(_), None) => true,
-                (None, Some(_)) => false,
-                (Some(timer), Some(event)) => timer < event || (timer == event && self.rng.bool()),
-            };
+            let Some(timer_first) = self.events.is_timer_first(&mut self.rng, timer) else { break };
             if timer_first {
                 self.now = self.now.max(timer.unwrap());
                 let now = self.instant();
                 self.turns.handle_timeout(now);
                 self.coalescer.handle_timeout(now);
             } else {
-                let ((at, _), event) = self.events.pop_first().unwrap();
+                let (at, event) = self.events.pop().unwrap();
                 self.now = at;
                 self.handle_event(event);
             }
