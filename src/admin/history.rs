@@ -12,6 +12,9 @@ use crate::telemetry::metrics::Totals;
 /// Time between two samples.
 pub(super) const STEP: Duration = Duration::from_secs(5);
 
+/// Time that the success rate covers.
+const SUCCESS_WINDOW: Duration = Duration::from_secs(300);
+
 /// Bound of the samples: a quarter of an hour.
 const MAX_SAMPLES: usize = 180;
 
@@ -46,6 +49,15 @@ impl History {
             polls: gateway.metrics().upstream.poll_counts().open,
             totals: gateway.metrics().totals(),
         });
+    }
+
+    /// Returns the success rate of the last five minutes, or of the time since the start if that is shorter.
+    pub(super) fn success_rate(&self, totals: &Totals, now: SystemTime) -> Option<f64> {
+        let is_recent =
+            |sample: &&Sample| now.duration_since(sample.at).is_ok_and(|age| age <= SUCCESS_WINDOW);
+        // The first sample is of the start, when all counts are zero.
+        let earlier = self.0.iter().find(is_recent).or(self.0.back());
+        totals.success_rate(earlier.map(|sample| &sample.totals))
     }
 
     pub(super) fn json(&self) -> Vec<u8> {
