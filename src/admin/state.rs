@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::history::History;
+use super::saved_today::SavedTodayJson;
 use super::{Readiness, ReadinessPhase};
 use crate::clock;
 use crate::config::{Config, Listen};
@@ -29,6 +30,7 @@ pub(super) struct ConfiguredLimits {
     pub(super) passthrough: u64,
     pub(super) polls: u64,
     pub(super) cache_bytes: u64,
+    pub(super) retry_for: Duration,
 }
 
 impl ConfiguredLimits {
@@ -38,6 +40,7 @@ impl ConfiguredLimits {
             passthrough: config.limits.max_passthrough as u64,
             polls: config.upstream.max_polls as u64,
             cache_bytes: config.cache.max_bytes,
+            retry_for: config.upstream.retry_for,
         }
     }
 }
@@ -67,6 +70,7 @@ struct StateJson<'a> {
     cache: CacheJson,
     upstream: UpstreamJson<'a>,
     totals: Totals,
+    saved_today: SavedTodayJson,
     success_rate: Option<f64>,
     fanout: FanoutQuantiles,
     members: Vec<MemberUsage>,
@@ -118,6 +122,7 @@ struct CacheJson {
 struct UpstreamJson<'a> {
     base_url: &'a str,
     breaker_open: bool,
+    retry_for_seconds: f64,
     answered_at: Option<String>,
     failed: Option<FailureJson>,
     outage: Option<OutageJson>,
@@ -180,7 +185,10 @@ pub(super) async fn state(gateway: &Gateway, info: &StaticInfo, history: &Mutex<
     let (now, metrics, cache) = (clock::now(), gateway.metrics(), gateway.cache().size());
     let (poll_counts, health) = (metrics.upstream.poll_counts(), metrics.upstream.health());
     let (totals, is_complete) = (metrics.totals(), overview.is_some());
-    let success_rate = history.lock().success_rate(&totals, SystemTime::now());
+    let (success_rate, saved_today) = {
+        let history = history.lock();
+        (history.success_rate(&totals, SystemTime::now()), history.saved_today(&totals))
+    };
     let (jobs, keys) = overview.map_or_else(empty_lists, |overview| lists(overview, gateway.routes(), now));
     let state = StateJson {
         version: env!("CARGO_PKG_VERSION"),
@@ -205,6 +213,7 @@ pub(super) async fn state(gateway: &Gateway, info: &StaticInfo, history: &Mutex<
         upstream: UpstreamJson {
             base_url: &info.base_url,
             breaker_open: poll_counts.is_breaker_open,
+            retry_for_seconds: info.limits.retry_for.as_secs_f64(),
             answered_at: health.answered_at.map(rfc3339),
             failed: health.failed.map(|(at, code)| FailureJson { at: rfc3339(at), code: code.to_string() }),
             outage: health
@@ -212,6 +221,7 @@ pub(super) async fn state(gateway: &Gateway, info: &StaticInfo, history: &Mutex<
                 .map(|outage| OutageJson { since: rfc3339(outage.since), cause: outage.cause }),
         },
         totals,
+        saved_today,
         success_rate,
         fanout: metrics.waits.fanout_quantiles(),
         members: metrics.members.usage(),

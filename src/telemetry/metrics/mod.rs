@@ -97,6 +97,10 @@ impl Totals {
         (answered > 0).then(|| 1.0 - (failed.min(answered) as f64 / answered as f64))
     }
 
+    pub(crate) fn saved(&self) -> u64 {
+        self.saved
+    }
+
     fn answered(&self) -> u64 {
         let is_answer = |outcome| !matches!(outcome, Outcome::ClientClosed | Outcome::Preflight);
         self.requests.iter().filter(|(outcome, _)| is_answer(*outcome)).map(|(_, count)| count).sum()
