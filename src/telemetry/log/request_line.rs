@@ -165,9 +165,9 @@ fn put_duration(line: &mut Vec<u8>, seconds: f64) {
             put(line, "ms");
             Ok(())
         }
-        ..1_000_000 => write!(line, "{}ms", micros / 1000),
-        ..10_000_000 => write!(line, "{seconds:.2}s"),
-        ..100_000_000 => write!(line, "{seconds:.1}s"),
+        10_000..1_000_000 => write!(line, "{}ms", micros / 1000),
+        1_000_000..10_000_000 => write!(line, "{seconds:.2}s"),
+        10_000_000..100_000_000 => write!(line, "{seconds:.1}s"),
         _ => write!(line, "{seconds:.0}s"),
     };
 }

@@ -112,7 +112,7 @@ impl MemberMetrics {
     /// Returns the members by name.
     pub(crate) fn usage(&self) -> Vec<MemberUsage> {
         let uptime = clock::now().saturating_duration_since(self.started).as_secs_f64();
-        let usage = |(name, counts): (&Box<str>, &Arc<MemberCounts>)| {
+        let usage = |name: &str, counts: &MemberCounts| {
             let last_seen = counts.last_seen.load(Ordering::Relaxed).checked_sub(1);
             MemberUsage {
                 name: name.to_string(),
@@ -123,7 +123,7 @@ impl MemberMetrics {
                 last_seen_seconds: last_seen.map(|millis| (uptime - millis as f64 / 1000.0).max(0.0)),
             }
         };
-        self.members.read().iter().map(usage).collect()
+        self.members.read().iter().map(|(name, counts)| usage(name, counts)).collect()
     }
 }
 
