@@ -154,9 +154,7 @@ impl Drop for AccessLog {
         if let Some(status) = self.status {
             self.metrics.rejections.record(status, rejection);
         }
-        if let Some(member) = &self.member {
-            self.metrics.members.finish(member, outcome.is_saved(), rejection.is_some());
-        }
+        self.metrics.members.finish(self.member.as_deref(), outcome.is_saved(), rejection.is_some());
         let (peer, peer_address) = (self.ctx.forwarded.peer(), self.ctx.forwarded.peer().address());
         // Mostly the peer's address, which is then formatted once.
         let client = self.ctx.forwarded.client_ip().map(|ip| match peer.ip() == Some(ip) {
@@ -200,6 +198,7 @@ pub(crate) fn log_malformed_head(
     let outcome = metrics::Outcome::Rejected;
     metrics.requests.finish(EndpointLabel::Other, outcome, Duration::ZERO);
     metrics.rejections.record(status.as_u16(), Some(reason));
+    metrics.members.finish(None, false, true);
     info!(
         http.response.status_code = status.as_u16(),
         clipgate.outcome = outcome.into_str(),

@@ -48,7 +48,7 @@ impl Gateway {
         metrics.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
         let poller =
             Poller::new(Client::for_polls(upstream)?, Arc::clone(&routes), upstream, Arc::clone(&metrics));
-        let tracer = Tracer::new(&config.telemetry, &upstream.base_url)?;
+        let tracer = Tracer::new(&config.telemetry, &upstream.base_url, &metrics.spans_lost)?;
         let deps = HubDeps {
             poller,
             cache: Arc::clone(&cache),

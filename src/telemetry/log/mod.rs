@@ -3,6 +3,7 @@
 //! Lines of other crates are logged at `warn` and above only. The fields are those of docs/observability.md.
 
 mod format;
+mod request_line;
 mod writer;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -72,7 +73,7 @@ pub fn init(log: &LogConfig) -> Result<Handle, TelemetryError> {
     let is_colored = is_terminal && !no_color;
     tracing_subscriber::registry()
         .with(filter)
-        .with(LineLayer { writer, format: log.format, is_colored })
+        .with(LineLayer { writer, format: log.format, is_colored, is_terminal })
         .try_init()
         .map_err(TelemetryError::AlreadyStarted)?;
     report_panics_in_log();
@@ -135,7 +136,7 @@ mod tests {
         let (filter, handle) = reload::Layer::new(filter_for(level));
         let (writer, flusher) = LogWriter::start(capture.clone(), false).unwrap();
         let dropped = writer.dropped().clone();
-        let lines = LineLayer { writer, format, is_colored: false };
+        let lines = LineLayer { writer, format, is_colored: false, is_terminal: false };
         let subscriber = tracing_subscriber::registry().with(filter).with(lines);
         let handle = Handle { filter: Some(handle), dropped, _flusher: flusher };
         tracing::subscriber::with_default(subscriber, || act(&handle));

@@ -17,11 +17,13 @@ use serde::Serialize;
 use super::register;
 use crate::clock;
 
-/// Counters of all members. Empty outside of team mode.
+/// Counters of all members. Outside of team mode there are none.
 #[derive(Debug)]
 pub(crate) struct MemberMetrics {
     family: Family<[(&'static str, String); 1], Counter>,
     members: RwLock<BTreeMap<Box<str>, Arc<MemberCounts>>>,
+    /// Requests without a member.
+    unnamed: Counter,
     started: Instant,
 }
 
@@ -60,9 +62,10 @@ impl Drop for MemberWait {
 
 impl MemberMetrics {
     pub(super) fn new(registry: &mut Registry) -> Self {
-        let family = Family::default();
+        let family = Family::<[(&'static str, String); 1], Counter>::default();
         register(registry, "clipgate_member_requests_total", "Client requests by member", family.clone());
-        Self { family, members: RwLock::default(), started: clock::now() }
+        let unnamed = family.get_or_create_owned(&[("member", String::new())]);
+        Self { family, unnamed, members: RwLock::default(), started: clock::now() }
     }
 
     /// Replaces the members of the configuration, and removes the counts of those that are gone.
@@ -82,9 +85,16 @@ impl MemberMetrics {
     }
 
     /// Records an ended request.
-    pub(crate) fn finish(&self, name: &str, is_saved: bool, is_rejected: bool) {
+    pub(crate) fn finish(&self, name: Option<&str>, is_saved: bool, is_rejected: bool) {
+        let Some(name) = name else {
+            self.unnamed.inc();
+            return;
+        };
         let members = self.members.read();
-        let Some(counts) = members.get(name) else { return };
+        let Some(counts) = members.get(name) else {
+            self.unnamed.inc();
+            return;
+        };
         counts.requests.inc();
         counts.saved.fetch_add(is_saved.into(), Ordering::Relaxed);
         counts.rejected.fetch_add(is_rejected.into(), Ordering::Relaxed);
@@ -102,7 +112,7 @@ impl MemberMetrics {
     /// Returns the members by name.
     pub(crate) fn usage(&self) -> Vec<MemberUsage> {
         let uptime = clock::now().saturating_duration_since(self.started).as_secs_f64();
-        let usage = |(name, counts): (&Box<str>, &Arc<MemberCounts>)| {
+        let usage = |name: &str, counts: &MemberCounts| {
             let last_seen = counts.last_seen.load(Ordering::Relaxed).checked_sub(1);
             MemberUsage {
                 name: name.to_string(),
@@ -113,7 +123,7 @@ impl MemberMetrics {
                 last_seen_seconds: last_seen.map(|millis| (uptime - millis as f64 / 1000.0).max(0.0)),
             }
         };
-        self.members.read().iter().map(usage).collect()
+        self.members.read().iter().map(|(name, counts)| usage(name, counts)).collect()
     }
 }
 
@@ -125,9 +135,11 @@ mod tests {
     fn members_are_counted_until_a_reload_removes_them() {
         let members = MemberMetrics::new(&mut Registry::default());
         members.set(["ann", "bob"]);
-        members.finish("ann", true, false);
-        members.finish("ann", false, true);
-        members.finish("mallory", true, false);
+        members.finish(Some("ann"), true, false);
+        members.finish(Some("ann"), false, true);
+        members.finish(Some("mallory"), true, false);
+        members.finish(None, true, false);
+        assert_eq!(members.unnamed.get(), 2);
         let parked = members.park("bob");
         assert!(parked.is_some() && members.park("mallory").is_none());
         let usage = members.usage();

@@ -63,6 +63,7 @@ pub struct Metrics {
     pub(crate) rejections: RejectionMetrics,
     pub(crate) members: MemberMetrics,
     pub(crate) connections: ConnectionMetrics,
+    pub(crate) spans_lost: Counter,
     pub(crate) unknown_states: UnknownStateMetrics,
 }
 
@@ -113,7 +114,11 @@ impl Metrics {
         registry.register_collector(Box::new(process::ProcessCollector));
         let info = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         register(registry, "clipgate_build_info", "Version of the gateway", info);
+        let spans_lost = Counter::default();
+        let spans_help = "Spans that the collector did not get";
+        register(registry, "clipgate_spans_lost_total", spans_help, spans_lost.clone());
         Arc::new(Self {
+            spans_lost,
             requests: RequestMetrics::new(registry),
             waits: WaitMetrics::new(registry),
             upstream: UpstreamMetrics::new(registry),
