@@ -148,8 +148,8 @@ fn an_invalid_value_is_reported_with_line_key_and_hint() {
     let cases = [
         ("server", "listen = []", "server.listen: the list is empty"),
         ("server", "listen = 8080", "server.listen: expected text, found a number"),
-        ("server", "listen = \"localhost:80\"", "Use \"127.0.0.1:80\""),
-        ("server", "listen = \":80\"", "\"0.0.0.0:80\" for all interfaces"),
+        ("server", "listen = \"jobs:80\"", "\"127.0.0.1:80\" for this machine only"),
+        ("server", "listen = \"*:80\"", "\"0.0.0.0:80\" for all interfaces"),
         ("server", "listen = \"::1:80\"", "Use \"[::1]:80\""),
         ("server", "listen = \"127.0.0.1\"", "an IP address and a port"),
         ("server", "listen = \"unix:\"", "\"unix:\" has no path"),
