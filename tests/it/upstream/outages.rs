@@ -501,10 +501,10 @@ async fn an_outage_is_one_warning_with_its_cause_and_one_line_at_its_end() {
         let serving = tokio::spawn(test_env.sim.clone().serve(listener, std::future::pending()));
         let ended = gateway.wait_for_log("upstream can be reached again").await;
         assert!(ended.contains("INFO") && ended.contains("clipgate.outage.duration="), "{ended}");
-        AbortOnDropHandle::new(serving)
+        (AbortOnDropHandle::new(serving),)
     };
     let target = completed_target("a");
-    let (answer, _serving) = tokio::join!(client.get(&target, &[]), wait);
+    let (answer, (_serving,)) = tokio::join!(client.get(&target, &[]), wait);
     assert_eq!(answer.status(), StatusCode::OK);
     drop(client);
     gateway.signal("TERM");
