@@ -1,10 +1,11 @@
-//! Client of the health routes, for `clipgate health`: one request to an admin listener, on a new connection.
+//! Client of the admin listener, for `clipgate health` and `clipgate top`: one request on a new connection.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, StatusCode, header::HOST};
+use http::header::{AUTHORIZATION, HOST};
+use http::{HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -13,8 +14,11 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::config::Listen;
 
-/// Largest response that is read, in bytes. The gateway's own are one word.
-const MAX_RESPONSE: usize = 1 << 10;
+/// Largest response to a check, in bytes. The gateway's own are one word.
+const MAX_CHECK: usize = 1 << 10;
+
+/// Largest response with the state or the history, in bytes.
+const MAX_STATE: usize = 16 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Check {
@@ -51,12 +55,41 @@ impl Check {
 
 /// Sends one check. There is no timeout: the caller sets one. Cancel safe: dropping the future closes the connection.
 pub(crate) async fn probe(listen: &Listen, check: Check) -> Result<ProbeResponse, ProbeError> {
+    let (status, body) = get(listen, check.path(), None, MAX_CHECK).await?;
+    let body = String::from_utf8_lossy(&body);
+    let word = body.lines().next().unwrap_or_default().chars().flat_map(char::escape_debug).collect();
+    Ok(ProbeResponse { status, word })
+}
+
+/// Requests a JSON document, with the token of the listener if it has one. As cancel safe as [`probe`].
+pub(crate) async fn fetch(
+    listen: &Listen,
+    path: &'static str,
+    token: Option<&HeaderValue>,
+) -> Result<(StatusCode, Bytes), ProbeError> {
+    get(listen, path, token, MAX_STATE).await
+}
+
+async fn get(
+    listen: &Listen,
+    path: &'static str,
+    token: Option<&HeaderValue>,
+    max: usize,
+) -> Result<(StatusCode, Bytes), ProbeError> {
+    let mut request = Request::new(Empty::<Bytes>::new());
+    *request.uri_mut() = http::Uri::from_static(path);
+    request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
+    if let Some(token) = token {
+        request.headers_mut().insert(AUTHORIZATION, token.clone());
+    }
     match listen {
         Listen::Tcp(address) => {
-            send(TcpStream::connect(connectable(*address)).await.map_err(ProbeError::Connect)?, check).await
+            let stream = TcpStream::connect(connectable(*address)).await.map_err(ProbeError::Connect)?;
+            send(stream, request, max).await
         }
         Listen::Unix(path) => {
-            send(UnixStream::connect(path).await.map_err(ProbeError::Connect)?, check).await
+            let stream = UnixStream::connect(path).await.map_err(ProbeError::Connect)?;
+            send(stream, request, max).await
         }
     }
 }
@@ -73,26 +106,21 @@ fn connectable(mut address: SocketAddr) -> SocketAddr {
 
 async fn send(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    check: Check,
-) -> Result<ProbeResponse, ProbeError> {
+    request: Request<Empty<Bytes>>,
+    max: usize,
+) -> Result<(StatusCode, Bytes), ProbeError> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(ProbeError::Http)?;
-    let mut request = Request::new(Empty::<Bytes>::new());
-    *request.uri_mut() = http::Uri::from_static(check.path());
-    request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
     let response = async move {
         let (head, body) = sender.send_request(request).await.map_err(ProbeError::Http)?.into_parts();
-        let body = Limited::new(body, MAX_RESPONSE).collect().await.map_err(|_| ProbeError::Body)?;
+        let body = Limited::new(body, max).collect().await.map_err(|_| ProbeError::Body)?;
         Ok((head.status, body.to_bytes()))
     };
     tokio::pin!(connection);
     // Cancel safe: the connection ends with this function.
-    let (status, body) = tokio::select! {
-        response = response => response?,
-        Err(error) = &mut connection => return Err(ProbeError::Http(error)),
-    };
-    let body = String::from_utf8_lossy(&body);
-    let word = body.lines().next().unwrap_or_default().chars().flat_map(char::escape_debug).collect();
-    Ok(ProbeResponse { status, word })
+    tokio::select! {
+        response = response => response,
+        Err(error) = &mut connection => Err(ProbeError::Http(error)),
+    }
 }
 
 #[cfg(test)]

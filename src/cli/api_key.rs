@@ -1,4 +1,4 @@
-//! The API key that `check` and `watch` send as clients.
+//! Secrets that commands send: the API key of `check` and `watch`, the token of `top`.
 
 use std::collections::BTreeMap;
 
@@ -11,22 +11,28 @@ const VARIABLE: &str = "AIMLAPI_KEY";
 
 /// Returns the key that `--key` names (`env:NAME` or `file:PATH`), else that of `AIMLAPI_KEY`, if the variable is set.
 pub(super) fn client_key(source: Option<&str>) -> Result<Option<Secret>, CommandError> {
-    let default = format!("env:{VARIABLE}");
-    let source = match source {
-        Some(source) if source.starts_with("env:") || source.starts_with("file:") => source,
-        Some(_) => {
-            let problem =
-                "--key: every user of this machine can read the command line. Use env:NAME or file:PATH.";
-            return Err(UsageError(problem.to_owned()).into());
+    match source {
+        Some(source) => secret("--key", source),
+        None if std::env::var_os(VARIABLE).is_some_and(|key| !key.is_empty()) => {
+            secret("--key", &format!("env:{VARIABLE}"))
         }
-        None if std::env::var_os(VARIABLE).is_some_and(|key| !key.is_empty()) => &default,
-        None => return Ok(None),
-    };
+        None => Ok(None),
+    }
+}
+
+/// Returns the secret that a flag names: `env:NAME` or `file:PATH`.
+pub(super) fn secret(flag: &str, source: &str) -> Result<Option<Secret>, CommandError> {
+    if !(source.starts_with("env:") || source.starts_with("file:")) {
+        let problem = format!(
+            "{flag}: every user of this machine can read the command line. Use env:NAME or file:PATH."
+        );
+        return Err(UsageError(problem).into());
+    }
     let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
         Some((name.into_string().ok()?, value.into_string().ok()?))
     };
     let env: BTreeMap<String, String> = std::env::vars_os().filter_map(text).collect();
-    Ok(Some(config::secret(source, &env).map_err(|error| UsageError(format!("--key: {error}")))?))
+    Ok(Some(config::secret(source, &env).map_err(|error| UsageError(format!("{flag}: {error}")))?))
 }
 
 #[cfg(test)]

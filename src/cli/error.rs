@@ -1,6 +1,6 @@
 //! Errors of commands: how they are printed, and the exit code of each.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread;
@@ -45,14 +45,19 @@ pub(super) fn print(text: &str) {
     write_stderr(format!("{} {text}\n", label("error:")));
 }
 
-/// Returns the label in bold red where stderr is a terminal and `NO_COLOR` is not set.
+/// Returns the label in bold red where stderr shows colours.
 fn label(text: &str) -> String {
-    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    match io::stderr().is_terminal() && !is_set("NO_COLOR") && !is_dumb {
+    match is_colored(&io::stderr()) {
         true => format!("\x1b[1;31m{text}\x1b[0m"),
         false => text.to_owned(),
     }
+}
+
+/// Returns whether the stream is a terminal with colours, and `NO_COLOR` is not set.
+pub(super) fn is_colored(stream: &impl io::IsTerminal) -> bool {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    stream.is_terminal() && !is_set("NO_COLOR") && !is_dumb
 }
 
 /// Returns whether the operator has to correct the command line, the configuration or one of its files.

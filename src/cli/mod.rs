@@ -13,6 +13,7 @@ mod serve;
 mod sim;
 mod start_check;
 mod token;
+mod top;
 mod watch;
 
 use std::io::{self, Write as _};
@@ -27,7 +28,7 @@ use self::error::CommandError;
 
 const EXAMPLES: &str = "\
 Examples:
-  clipgate --sim                         a simulated API: needs no key and no network
+  clipgate --sim --speed 10 --crowd 50   a simulated API and clients: needs no key and no network
   clipgate                               in front of https://api.aimlapi.com, on 127.0.0.1:8080
   clipgate --config config.toml          with a configuration file
   clipgate --listen 127.0.0.1:9000       on another port
@@ -35,6 +36,7 @@ Examples:
   clipgate config --effective            print the value of each key and the place where it was set
   clipgate presets                       list the APIs with a built-in route
   clipgate watch ID                      follow a job until it is done
+  clipgate top                           show the dashboard in the terminal
   clipgate token alice                   create a team token for alice and its configuration lines
   clipgate health                        check if the gateway is ready, for containers and probes
 
@@ -75,6 +77,8 @@ enum CliCommand {
     Presets(presets::Args),
     /// Follow jobs in the terminal until they are done
     Watch(watch::Args),
+    /// Show the dashboard of a gateway in the terminal
+    Top(top::Args),
     /// Create a team token and its configuration lines
     Token(token::Args),
     /// Check if a gateway on this machine is ready
@@ -101,6 +105,7 @@ impl Cli {
             CliCommand::Config(args) => config::run(&args),
             CliCommand::Presets(args) => presets::run(&args),
             CliCommand::Watch(args) => block_on(watch::run(args)),
+            CliCommand::Top(args) => block_on(top::run(args)),
             CliCommand::Token(args) => token::run(&args),
             CliCommand::Health(args) => block_on(health::run(args)),
             CliCommand::Completions(args) => completions::run(&args, Self::command()),

@@ -30,6 +30,7 @@ mod lifecycle;
 mod passthrough;
 pub(crate) mod request_options;
 pub(crate) mod response;
+mod root_page;
 mod wait;
 
 use std::sync::Arc;
@@ -109,6 +110,8 @@ struct RequestState {
     span: RequestSpan,
     /// Route and endpoint of the path.
     endpoint: Option<(RouteIndex, Form)>,
+    /// Whether a browser opens `/` as a page.
+    is_root_page: bool,
 }
 
 enum Decision {
@@ -264,7 +267,7 @@ impl Gateway {
         state: RequestState,
         result: Result<PassthroughResponse, GatewayError>,
     ) -> PassthroughResponse {
-        let RequestState { subject, is_lent, cors, mut log, span, .. } = state;
+        let RequestState { subject, is_lent, cors, mut log, span, is_root_page, .. } = state;
         let mut passed = result.unwrap_or_else(|error| {
             log.disposition = Disposition::Rejected(error.reason());
             if let Some(limit) = error.limit() {
@@ -272,6 +275,9 @@ impl Gateway {
             }
             error.to_response(&log.ctx().id, log.path()).into()
         });
+        if is_root_page {
+            passed.response = root_page::replace_error(passed.response);
+        }
         let headers = passed.response.headers_mut();
         if is_lent {
             strip_set_cookie(headers);
@@ -316,7 +322,8 @@ impl Gateway {
         let mut log = AccessLog::new(request, ctx, label, Arc::clone(&self.0.metrics));
         log.member = identity.and_then(|identity| identity.member.clone());
         let is_lent = identity.is_some_and(|identity| identity.origin == KeyOrigin::Gateway);
-        RequestState { subject, proof, is_lent, cors, log, span, endpoint }
+        let is_root_page = root_page::is_root_page(request);
+        RequestState { subject, proof, is_lent, cors, log, span, endpoint, is_root_page }
     }
 
     /// Returns a future that ends once a reload has revoked the client's access.

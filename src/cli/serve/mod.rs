@@ -31,24 +31,27 @@ use std::time::{Duration, Instant};
 
 use prometheus_client::registry::Registry;
 use sd_notify::NotifyState;
-use tokio::task::{JoinError, JoinHandle};
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use self::banner::BannerInfo;
 use self::reload::ConfigReloader;
 use self::signals::{SignalEvent, Signals};
 use self::simulated::Simulated;
 use crate::admin::{Admin, AdminContext, Readiness};
-use crate::cli::error::CommandError;
+use crate::cli::error::{CommandError, UsageError, is_colored};
 use crate::cli::start_check::{check_start, start_warnings};
 use crate::clock;
-use crate::config::{self, Config, ConfigErrors, Flag, Listen};
+use crate::config::{self, AuthMode, Config, ConfigErrors, Flag, Listen};
 use crate::gateway::Gateway;
-use crate::server::{Listener, Server, descriptors};
+use crate::server::{Listener, Server, descriptors, tcp_address};
 use crate::telemetry::log;
 use crate::telemetry::metrics::{self, Metrics};
 
 mod admin;
+mod banner;
+mod crowd;
 mod ready_lines;
 mod reload;
 mod service_manager;
@@ -88,6 +91,9 @@ pub(super) struct Args {
     /// Speed of the simulated jobs: 10 is ten times real time
     #[arg(long, value_name = "X", requires = "sim", default_value_t = 1.0, value_parser = speed)]
     pub speed: f64,
+    /// Play this many clients of the simulated upstream, so that the dashboard has something to show
+    #[arg(long, value_name = "N", requires = "sim", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub crowd: Option<u16>,
 }
 
 fn speed(text: &str) -> Result<f64, String> {
@@ -128,6 +134,7 @@ struct RunningGateway {
     purge: JoinHandle<()>,
     watchdog: JoinHandle<std::convert::Infallible>,
     simulated: Option<Simulated>,
+    crowd: Option<JoinSet<()>>,
 }
 
 impl RunningGateway {
@@ -152,18 +159,44 @@ impl RunningGateway {
             registry,
             readiness: readiness.clone(),
             example: admin::example(&listen, args.sim),
-            listen,
+            listen: listen.clone(),
         };
         let admin = admin::start(&config, args.sim, context).await?;
         readiness.ready();
-        ready_lines::write(ready_lines::format(&listeners, admin.as_ref(), args.sim.then_some(&config))?)
-            .await;
+        let file = config::locate(args.config.as_deref(), config::environment());
+        let program = std::env::args().next();
+        ready_lines::announce(&BannerInfo {
+            config: &config,
+            file: file.as_deref(),
+            listen: &listen,
+            admin: admin.as_ref().map(Admin::address),
+            simulated: args.sim.then_some(args.speed),
+            program: program.as_deref().unwrap_or("clipgate"),
+            is_colored: is_colored(&io::stdout()),
+        })
+        .await?;
         info!(upstream = %config.upstream.base_url, version = env!("CARGO_PKG_VERSION"), "started");
         service_manager::notify(&[NotifyState::Ready]);
         let watchdog = tokio::spawn(watchdog::run(gateway.clone()));
+        let crowd = match args.crowd {
+            Some(clients) => Some(start_crowd(clients, &config, &listeners, args.speed)?),
+            None => None,
+        };
         let server_task = tokio::spawn(server.clone().run(listeners));
         let reloader = ConfigReloader { running: config, gateway, server, log };
-        Ok(Self { args, stop, readiness, reloader, hub, server_task, admin, purge, watchdog, simulated })
+        Ok(Self {
+            args,
+            stop,
+            readiness,
+            reloader,
+            hub,
+            server_task,
+            admin,
+            purge,
+            watchdog,
+            simulated,
+            crowd,
+        })
     }
 
     /// Reloads the configuration on SIGHUP. Returns the exit code once the gateway has to stop.
@@ -194,6 +227,7 @@ impl RunningGateway {
     async fn shut_down(mut self, code: ExitCode, signals: &mut Signals) -> Result<ExitCode, CommandError> {
         service_manager::notify(&[NotifyState::Stopping]);
         self.readiness.draining();
+        self.crowd.take();
         self.stop.cancel();
         let drained_by = clock::now() + self.reloader.running.server.drain_timeout;
         // Cancel safe: after a second signal the process ends.
@@ -291,6 +325,26 @@ fn bind_error(listen: &Listen, error: &io::Error, setting: &str) -> String {
     format!("cannot listen on {listen}: {error}\n    {advice}, or set {setting} to another address.")
 }
 
+/// Starts the clients of `--crowd`. They have API keys, no tokens, and speak plain HTTP.
+fn start_crowd(
+    clients: u16,
+    config: &Config,
+    listeners: &[Listener],
+    speed: f64,
+) -> Result<JoinSet<()>, CommandError> {
+    let address = listeners.iter().find_map(tcp_address);
+    match (address, &config.auth.mode, &config.server.tls) {
+        (Some(address), AuthMode::Passthrough | AuthMode::Sidecar | AuthMode::Open, None) => {
+            crowd::start(clients.into(), address, speed)
+        }
+        _ => {
+            let problem =
+                "--crowd needs a TCP listener without TLS, and another auth.mode than team".to_owned();
+            Err(UsageError(problem).into())
+        }
+    }
+}
+
 /// Returns the configuration and its warnings, which do not concern the routes that a simulated upstream adds.
 fn load(args: &Args, simulated: Option<&Simulated>) -> Result<(Config, Vec<String>), ConfigErrors> {
     let env: Vec<_> = config::environment().collect();
@@ -315,6 +369,9 @@ fn load(args: &Args, simulated: Option<&Simulated>) -> Result<(Config, Vec<Strin
         set("--sim", "upstream.base_url", &simulated.url);
         set("--speed", "upstream.poll_timeout", &simulated.hold);
         set("--speed", "wait.timeout", &simulated.hold);
+        if let Some(longest) = &simulated.max_timeout {
+            set("--speed", "wait.max_timeout", longest);
+        }
     }
     if args.sidecar {
         set("--sidecar", "auth.mode", "sidecar");

@@ -16,6 +16,8 @@ pub(super) struct Simulated {
     pub(super) url: String,
     /// Time for which it holds a poll, as a duration of the configuration.
     pub(super) hold: String,
+    /// `wait.max_timeout`, where its default is too short for this hold.
+    pub(super) max_timeout: Option<String>,
     speed: f64,
     stop: CancellationToken,
     task: JoinHandle<()>,
@@ -30,7 +32,9 @@ impl Simulated {
         let hold = Duration::from_millis((options.hold.as_secs_f64() * 1000.0 / speed) as u64);
         let stop = CancellationToken::new();
         let task = tokio::spawn(Sim::new(options).serve(listener, stop.clone().cancelled_owned()));
-        Ok(Self { url, hold: humantime::format_duration(hold).to_string(), speed, stop, task })
+        let text = humantime::format_duration(hold).to_string();
+        let max_timeout = (hold > Config::default().wait.max_timeout).then(|| text.clone());
+        Ok(Self { url, hold: text, max_timeout, speed, stop, task })
     }
 
     /// Gives a configuration without `[[routes]]` both kinds of routes that the simulated upstream serves, as fast as its

@@ -9,6 +9,8 @@
 //! | `selection` | the route and the jobs that the arguments name |
 //! | `follow` | one job: its states, failures and polls |
 //! | `events`, `event_reader` | the event stream of a gateway |
+//! | `create` | new clips of `--new` |
+//! | `job_result` | title, duration and address of a finished job |
 //! | `view` | the output |
 //!
 //! The command sends the requests of a client. A gateway answers with events; any other server with the state of the job,
@@ -29,19 +31,21 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use self::follow::{Ending, Follower, Update};
-use self::selection::{JobArg, goal, job_arg, select};
+use self::selection::{JobArg, Selection, goal, job_arg, select};
 use self::view::View;
 use crate::cli::api_key;
 use crate::cli::error::{CommandError, UsageError};
 use crate::cli::job_client::url;
 use crate::clock;
 use crate::config::{self, Config, KeyTemplate};
-use crate::core::route::{Ladder, Rung};
+use crate::core::route::{Ladder, Route, Rung};
 use crate::upstream::client::Client;
 
+mod create;
 mod event_reader;
 mod events;
 mod follow;
+mod job_result;
 mod selection;
 #[cfg(test)]
 mod tests;
@@ -61,6 +65,7 @@ Examples:
   clipgate watch ID ID --url https://jobs.example  in front of a team's gateway
   clipgate watch ID --json | jq -r .status         for scripts
   clipgate watch /v1/predictions/ID                a job of a preset or of a route of --config
+  clipgate watch --new 'night drive'               make clips of a prompt, which costs money, and follow them
 
 A path or a URL selects its route. With an id alone the route is the one of --route, the only one of --config, or the \
 built-in one. A URL is also the server, if --url is not given.
@@ -75,8 +80,11 @@ followed, 2 for an invalid command line.";
 #[command(after_help = HELP)]
 pub(super) struct Args {
     /// Jobs to follow: ids, paths or URLs
-    #[arg(value_name = "ID", required = true, num_args = 1..=MAX_JOBS, value_parser = job_arg)]
+    #[arg(value_name = "ID", required_unless_present = "new", num_args = 1..=MAX_JOBS, value_parser = job_arg)]
     jobs: Vec<JobArg>,
+    /// Make clips of this prompt, and follow them
+    #[arg(long, value_name = "PROMPT", conflicts_with_all = ["jobs", "route"])]
+    new: Option<String>,
     /// Address of a gateway or of the API [default: http://127.0.0.1:8080]
     #[arg(long, value_name = "URL", env = "CLIPGATE_URL", value_parser = url)]
     url: Option<Uri>,
@@ -111,8 +119,11 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
         Some(path) => Some(Config::load(Some(path), config::environment())?),
         None => None,
     };
-    let selected = select(&args.jobs, args.route.as_deref(), config.as_ref())?;
-    let (route, ids) = (Arc::new(selected.route), selected.jobs);
+    let selected = match &args.new {
+        Some(_) => Selection { route: Route::suno(), jobs: Vec::new(), server: None },
+        None => select(&args.jobs, args.route.as_deref(), config.as_ref())?,
+    };
+    let (route, mut ids) = (Arc::new(selected.route), selected.jobs);
     let goal = goal(&route, args.until.as_deref())?;
     let key = api_key::client_key(args.key.as_deref())?;
     let send = config.as_ref().map_or_else(KeyTemplate::default, |config| config.auth.send.clone());
@@ -128,6 +139,9 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
         deadline: clock::now() + args.timeout,
         route: Arc::clone(&route),
     });
+    if let Some(prompt) = &args.new {
+        ids = create::create(&follower.client, &route, follower.key.as_ref(), prompt).await?;
+    }
     let mut view = match args.json {
         true => View::json(&ids, route.ladder.clone()),
         false if std::io::stdout().is_terminal() => View::bars(&ids, route.ladder.clone(), goal),
@@ -150,6 +164,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     while let Some(ended) = following.join_next().await {
         ended?;
     }
+    view.finish()?;
     Ok(ExitCode::from(code))
 }
 

@@ -4,10 +4,12 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use ratatui::crossterm::terminal;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::follow::{Ending, Update};
+use super::job_result::JobResult;
 use super::steps_to;
 use crate::clock;
 use crate::core::job::JobId;
@@ -22,7 +24,15 @@ pub(super) struct View {
     ladder: Ladder,
     since: Instant,
     style: ViewStyle,
+    /// Of each job, once it has one.
+    results: Vec<JobResult>,
 }
+
+/// Columns below which ids and bars are short.
+const NARROW: u16 = 90;
+
+/// Characters of a short id.
+const SHORT_ID: usize = 8;
 
 enum ViewStyle {
     Bars(Vec<ProgressBar>),
@@ -34,18 +44,23 @@ impl View {
     /// Returns a view with a bar for each job; stdout must be a terminal.
     pub(super) fn bars(ids: &[JobId], ladder: Ladder, goal: Rung) -> Self {
         let all = MultiProgress::with_draw_target(ProgressDrawTarget::stdout());
-        let style = ProgressStyle::with_template("{prefix}  {bar:20.cyan/dim}  {elapsed:>4}  {msg}")
-            .expect("the template is valid")
-            .progress_chars("━━─");
-        let bar = |id: &JobId| {
+        let is_narrow = terminal::size().is_ok_and(|(columns, _)| columns < NARROW);
+        let template = match is_narrow {
+            true => "{prefix}  {bar:8.cyan/dim}  {elapsed:>4}  {wide_msg}",
+            false => "{prefix}  {bar:20.cyan/dim}  {elapsed:>4}  {wide_msg}",
+        };
+        let style =
+            ProgressStyle::with_template(template).expect("the template is valid").progress_chars("━━─");
+        let names = if is_narrow { short_ids(ids) } else { ids.iter().map(escape_id).collect() };
+        let bar = |name: &String| {
             let bar = all.add(ProgressBar::new(steps_to(&ladder, goal)));
             bar.set_style(style.clone());
-            bar.set_prefix(escape_id(id));
+            bar.set_prefix(name.clone());
             bar.set_message("requesting");
             bar.enable_steady_tick(TICK);
             bar
         };
-        let bars = ids.iter().map(bar).collect();
+        let bars = names.iter().map(bar).collect();
         Self::new(ids, ladder, ViewStyle::Bars(bars))
     }
 
@@ -60,19 +75,40 @@ impl View {
     }
 
     fn new(ids: &[JobId], ladder: Ladder, style: ViewStyle) -> Self {
-        Self { ids: ids.to_vec(), ladder, since: clock::now(), style }
+        let results = ids.iter().map(|_| JobResult::default()).collect();
+        Self { ids: ids.to_vec(), ladder, since: clock::now(), style, results }
     }
 
     /// Shows an update of the nth job.
     pub(super) fn show(&mut self, nth: usize, update: &Update) -> std::io::Result<()> {
+        if let Update::State(rung, body) = update
+            && self.ladder.is_terminal(*rung)
+        {
+            self.results[nth] = JobResult::read(body);
+        }
         match &self.style {
             ViewStyle::Bars(bars) => {
                 self.draw(&bars[nth], update);
                 Ok(())
             }
-            ViewStyle::Lines => self.line(&self.ids[nth], update),
+            ViewStyle::Lines => self.line(&self.ids[nth], &self.results[nth], update),
             ViewStyle::Json => self.object(&self.ids[nth], update),
         }
+    }
+
+    /// Shows the results of finished jobs below their bars, with whole addresses to click or to copy.
+    pub(super) fn finish(&self) -> std::io::Result<()> {
+        if !matches!(self.style, ViewStyle::Bars(_)) {
+            return Ok(());
+        }
+        let mut out = std::io::stdout();
+        for result in self.results.iter().filter(|result| !result.is_empty()) {
+            writeln!(out, "\n{}", result.name())?;
+            if let Some(url) = &result.url {
+                writeln!(out, "{url}")?;
+            }
+        }
+        Ok(())
     }
 
     fn draw(&self, bar: &ProgressBar, update: &Update) {
@@ -91,12 +127,17 @@ impl View {
         }
     }
 
-    fn line(&self, id: &JobId, update: &Update) -> std::io::Result<()> {
+    fn line(&self, id: &JobId, result: &JobResult, update: &Update) -> std::io::Result<()> {
         let id = escape_id(id);
         let elapsed = format!("{:7.1}s", self.seconds());
         match update {
             Update::State(rung, _) => {
-                writeln!(std::io::stdout(), "{elapsed}  {id}  {}", self.ladder.name(*rung))
+                let mut line = format!("{elapsed}  {id}  {}", self.ladder.name(*rung));
+                for part in [&result.title, &result.duration, &result.url].into_iter().flatten() {
+                    line.push_str("  ");
+                    line.push_str(part);
+                }
+                writeln!(std::io::stdout(), "{line}")
             }
             Update::Ended(Ending::Reached | Ending::Failed) => Ok(()),
             Update::Ended(Ending::TimedOut) => write_stderr(&format!("{elapsed}  {id}  out of time")),
@@ -127,7 +168,7 @@ impl View {
                     if let Ending::Rejected(reason) = ending { Some(reason.as_str()) } else { None };
                 object(None, None, Some(word(ending)), message)
             }
-            Update::Retrying(..) => return self.line(id, update),
+            Update::Retrying(..) => return self.line(id, &JobResult::default(), update),
         };
         // A newline in the job's own bytes would end the line. stdout may be a terminal.
         let line = serde_json::to_string(&object)?.replace(['\n', '\r', '\t'], " ");
@@ -173,7 +214,32 @@ fn retry_text(reason: &str, pause: Duration) -> String {
     format!("{}; retrying in {:.1} s", escape(reason), pause.as_secs_f64())
 }
 
+/// Returns the first characters of the ids if these differ, else the whole ids.
+fn short_ids(ids: &[JobId]) -> Vec<String> {
+    let whole: Vec<String> = ids.iter().map(escape_id).collect();
+    let short = |id: &String| match id.chars().count() > SHORT_ID {
+        true => format!("{}\u{2026}", id.chars().take(SHORT_ID).collect::<String>()),
+        false => id.clone(),
+    };
+    let names: Vec<String> = whole.iter().map(short).collect();
+    let is_unique = (1..names.len()).all(|nth| !names[..nth].contains(&names[nth]));
+    if is_unique { names } else { whole }
+}
+
 /// Escapes characters that a terminal would act on.
 fn escape_id(id: &JobId) -> String {
     id.as_str().escape_debug().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_short_where_they_still_differ() {
+        let names =
+            |ids: &[&str]| short_ids(&ids.iter().map(|id| JobId::new(id).unwrap()).collect::<Vec<_>>());
+        assert_eq!(names(&["0123456789", "a"]), ["01234567\u{2026}", "a"]);
+        assert_eq!(names(&["0123456789", "01234567ab"]), ["0123456789", "01234567ab"]);
+    }
 }

@@ -4,13 +4,14 @@ use std::process::Command;
 
 use crate::harness::command::run;
 
-const SUBCOMMANDS: [&str; 11] = [
+const SUBCOMMANDS: [&str; 12] = [
     "serve",
     "sim",
     "check",
     "config",
     "presets",
     "watch",
+    "top",
     "token",
     "health",
     "completions",

@@ -3,6 +3,7 @@
 pub(crate) mod check;
 pub(crate) mod check_live;
 pub(crate) mod command_line;
+pub(crate) mod first_minute;
 pub(crate) mod health;
 pub(crate) mod signals;
 pub(crate) mod soak;

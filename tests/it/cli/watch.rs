@@ -34,6 +34,12 @@ fn lines(bytes: &[u8]) -> Vec<Vec<&str>> {
     text(bytes).lines().map(|line| line.split_whitespace().skip(1).collect()).collect()
 }
 
+/// Returns the words of the line of a completed clip: its state, title, duration and address.
+fn completed_line(id: &str) -> Vec<&str> {
+    assert_eq!(id, "a", "title and duration of the simulated clip depend on its id");
+    vec![id, "completed", "Größer", "als", "Berlin", "2:30", "https://cdn1.suno.ai/a.mp3"]
+}
+
 /// Sets a clip to its second rung, and to each later one once the command requests it.
 fn advance_on_requests(env: &TestEnv, id: &'static str, last: &'static str) {
     env.sim.set_status(id, "queued");
@@ -93,8 +99,10 @@ async fn the_path_of_a_job_selects_a_configured_route_or_a_preset() {
     env.sim.schedule_job(Vendor::Replicate, "p", &steps);
     let output = watch(&env, &url, &["/v1/predictions/p"]).await;
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let shown = lines(&output.stdout);
     let states: Vec<_> = ["starting", "processing", "succeeded"].map(|state| vec!["p", state]).into();
-    assert_eq!(lines(&output.stdout), states);
+    assert_eq!(shown.iter().map(|line| &line[..2]).collect::<Vec<_>>(), states);
+    assert_eq!(shown[2][2..], ["https://replicate.delivery/sim/p/out-0.png"], "the result of the job");
     gateway.wait_for_log("event stream ended").await;
 
     // The vendor itself has no events. Two jobs of one route with their paths, and one with its URL.
@@ -150,7 +158,7 @@ async fn a_rejected_request_prints_the_upstreams_message_and_is_exit_code_1() {
     env.sim.set_status("a", "completed");
     let output = watch(&env, &env.upstream_url(), &["a", "nosuchclip"]).await;
     assert_eq!(output.status.code(), Some(1));
-    assert_eq!(lines(&output.stdout), vec![vec!["a", "completed"]]);
+    assert_eq!(lines(&output.stdout), [completed_line("a")]);
     assert!(text(&output.stderr).contains("  nosuchclip  404 Not Found: "), "{}", text(&output.stderr));
     env.sim.accept_keys(Some(&["another".to_owned()]));
     let output = watch(&env, &env.upstream_url(), &["a"]).await;
@@ -165,7 +173,7 @@ async fn failed_requests_are_retried() {
     env.sim.fault(FaultTarget::Polls, Fault::reset(), 1);
     env.sim.fault(FaultTarget::Polls, Fault::retry_after(503, Duration::from_secs(1)), 1);
     let output = watch(&env, &env.upstream_url(), &["a"]).await;
-    assert_eq!((output.status.code(), lines(&output.stdout)), (Some(0), vec![vec!["a", "completed"]]));
+    assert_eq!((output.status.code(), lines(&output.stdout)), (Some(0), vec![completed_line("a")]));
     let retries = text(&output.stderr);
     assert_eq!(retries.matches("; retrying in ").count(), 2, "{retries}");
     assert!(

@@ -20,9 +20,22 @@ pub(crate) struct ClipgateProcess {
 impl ClipgateProcess {
     /// Starts the command with these arguments and only this environment. The admin listener is off unless `env` sets it.
     pub(crate) fn start(args: &[&str], env: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_clipgate"));
+        command.args(args);
+        Self::spawn(command, env)
+    }
+
+    /// Like [`Self::start`], in a new terminal, which shows stdout and the log. The end of the terminal stops the command.
+    pub(crate) fn start_at_terminal(args: &[&str], env: &[(&str, &str)]) -> Self {
+        let line = [&[env!("CARGO_BIN_EXE_clipgate")], args].concat().join(" ");
+        let mut command = Command::new("script"); // from util-linux
+        command.args(["--quiet", "--return", "--flush", "--command", &line, "/dev/null"]);
+        Self::spawn(command, env)
+    }
+
+    fn spawn(mut command: Command, env: &[(&str, &str)]) -> Self {
         let log = tempfile::tempfile().unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_clipgate"))
-            .args(args)
+        let mut child = command
             .env_clear()
             // Parallel gateways cannot share the default address.
             .env("CLIPGATE__ADMIN__LISTEN", "")
@@ -71,10 +84,22 @@ impl ClipgateProcess {
 
     /// Sends SIGTERM, waits for the end, and returns the exit code and the log.
     pub(crate) fn stop(mut self) -> (Option<i32>, String) {
+        self.terminate();
+        (self.child.wait().unwrap().code(), self.log())
+    }
+
+    /// Sends SIGTERM, and returns the lines of stdout that have not been read.
+    pub(crate) fn terminate(&mut self) -> Vec<String> {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-        while self.lines.recv_timeout(TIMEOUT) != Err(mpsc::RecvTimeoutError::Disconnected) {}
-        (self.child.wait().unwrap().code(), self.log())
+        let mut lines = Vec::new();
+        loop {
+            match self.lines.recv_timeout(TIMEOUT) {
+                Ok(line) => lines.push(line),
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => return lines,
+            }
+        }
     }
 
     fn log(&mut self) -> String {
