@@ -1,6 +1,6 @@
 //! A wait at the gateway: the lookup in the cache, and the response once the hub has answered.
 
-use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use headers::IfNoneMatch;
@@ -48,15 +48,19 @@ impl Gateway {
     ) -> Option<(Vec<JobState>, ResponseOrigin)> {
         // P11: no hit before the upstream has accepted the key.
         let (max_age, proof, now) = (options.max_age?, proof?, clock::now());
-        let hits = query.asked.iter().map(|id| {
+        let mut states = Vec::with_capacity(query.asked.len());
+        let (mut first, mut ttl) = (None, Duration::MAX);
+        for id in &query.asked {
             let hit = self.0.cache.get_proven(proof, domain, id, now)?;
             let has_reached_goal = hit.entry.state.rung.is_some_and(|rung| query.goal.is_reached_by(rung));
-            (has_reached_goal && hit.is_within(max_age, now)).then_some(hit)
-        });
-        let hits = hits.collect::<Option<Vec<_>>>()?;
-        let ttl = hits.iter().map(|hit| hit.ttl).min()?;
-        let first = Arc::clone(&hits.first()?.entry);
-        let states = hits.into_iter().map(|hit| hit.entry.state.clone()).collect();
+            if !has_reached_goal || !hit.is_within(max_age, now) {
+                return None;
+            }
+            states.push(hit.entry.state.clone());
+            ttl = ttl.min(hit.ttl);
+            first.get_or_insert(hit.entry);
+        }
+        let first = first?;
         Some((states, ResponseOrigin::Hit { ttl, first }))
     }
 
