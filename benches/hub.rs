@@ -22,6 +22,7 @@ use divan::Bencher;
 use divan::counter::ItemsCount;
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderValue};
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -147,7 +148,8 @@ fn hub(config: &Config) -> Hub {
         poller: Poller::new(client, Arc::clone(&routes), upstream, Arc::clone(&metrics)),
         limits: Arc::new(Limits::new(&config.limits, &[])),
         metrics,
-        tracer: Tracer::new(&config.telemetry, &upstream.base_url).expect("tracing is off"),
+        tracer: Tracer::new(&config.telemetry, &upstream.base_url, &Counter::default())
+            .expect("tracing is off"),
     };
     let (hub, task) = Hub::new(config, &routes, deps);
     tokio::spawn(task);

@@ -52,7 +52,7 @@ impl AdminError {
             Self::InvalidId => "bad-id",
             Self::Unauthorized => "unauthorized",
             Self::ForeignHost => "foreign-host",
-            Self::CrossOrigin => "foreign-site",
+            Self::CrossOrigin => "cross-origin",
             Self::TooManyStreams => "busy",
         }
     }

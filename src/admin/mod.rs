@@ -20,6 +20,7 @@ mod guard;
 mod history;
 pub(crate) mod probe;
 mod routes;
+mod saved_today;
 mod service;
 mod state;
 

@@ -144,7 +144,7 @@ impl AdminService {
             AdminRoute::Health => Ok(text_response(StatusCode::OK, "ok\n")),
             AdminRoute::Readiness => Ok(self.readiness()),
             AdminRoute::Metrics => Ok(self.metrics(request.headers())),
-            AdminRoute::State => Ok(json_response(state(&self.gateway, &self.info).await)),
+            AdminRoute::State => Ok(json_response(state(&self.gateway, &self.info, &self.history).await)),
             AdminRoute::Events => self.events().await,
             AdminRoute::History => Ok(json_response(self.history.lock().json())),
             AdminRoute::Cache => Ok(removed_response(self.gateway.cache().remove_all())),
@@ -183,7 +183,7 @@ impl AdminService {
     }
 
     async fn event(&self) -> Bytes {
-        state_event(&state(&self.gateway, &self.info).await)
+        state_event(&state(&self.gateway, &self.info, &self.history).await)
     }
 }
 

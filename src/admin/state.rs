@@ -2,8 +2,11 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
+use super::history::History;
+use super::saved_today::SavedTodayJson;
 use super::{Readiness, ReadinessPhase};
 use crate::clock;
 use crate::config::{Config, Listen};
@@ -12,7 +15,7 @@ use crate::core::route::{Route, Routes};
 use crate::gateway::{Gateway, GatewayOverview, KeyUsage};
 use crate::limits::QuotaState;
 use crate::printable::escape_json;
-use crate::telemetry::metrics::{Limit, Totals};
+use crate::telemetry::metrics::{FanoutQuantiles, Limit, MemberUsage, Totals};
 
 /// Bound of the listed jobs, and of the listed keys.
 const MAX_ITEMS: usize = 200;
@@ -27,6 +30,7 @@ pub(super) struct ConfiguredLimits {
     pub(super) passthrough: u64,
     pub(super) polls: u64,
     pub(super) cache_bytes: u64,
+    pub(super) retry_for: Duration,
 }
 
 impl ConfiguredLimits {
@@ -36,6 +40,7 @@ impl ConfiguredLimits {
             passthrough: config.limits.max_passthrough as u64,
             polls: config.upstream.max_polls as u64,
             cache_bytes: config.cache.max_bytes,
+            retry_for: config.upstream.retry_for,
         }
     }
 }
@@ -65,6 +70,10 @@ struct StateJson<'a> {
     cache: CacheJson,
     upstream: UpstreamJson<'a>,
     totals: Totals,
+    saved_today: SavedTodayJson,
+    success_rate: Option<f64>,
+    fanout: FanoutQuantiles,
+    members: Vec<MemberUsage>,
     routes: Vec<RouteJson<'a>>,
     complete: bool,
     jobs: ListJson<JobJson<'a>>,
@@ -113,8 +122,17 @@ struct CacheJson {
 struct UpstreamJson<'a> {
     base_url: &'a str,
     breaker_open: bool,
+    retry_for_seconds: f64,
     answered_at: Option<String>,
     failed: Option<FailureJson>,
+    outage: Option<OutageJson>,
+}
+
+/// An outage that lasts.
+#[derive(Serialize)]
+struct OutageJson {
+    since: String,
+    cause: String,
 }
 
 #[derive(Serialize)]
@@ -162,11 +180,15 @@ struct QuotaJson {
 }
 
 /// Returns the current state. If the hub does not answer in time, jobs and keys are empty and `complete` is false.
-pub(super) async fn state(gateway: &Gateway, info: &StaticInfo) -> Vec<u8> {
+pub(super) async fn state(gateway: &Gateway, info: &StaticInfo, history: &Mutex<History>) -> Vec<u8> {
     let overview = tokio::time::timeout(HUB_TIMEOUT, gateway.overview(MAX_ITEMS)).await.ok().flatten();
     let (now, metrics, cache) = (clock::now(), gateway.metrics(), gateway.cache().size());
     let (poll_counts, health) = (metrics.upstream.poll_counts(), metrics.upstream.health());
-    let is_complete = overview.is_some();
+    let (totals, is_complete) = (metrics.totals(), overview.is_some());
+    let (success_rate, saved_today) = {
+        let history = history.lock();
+        (history.success_rate(&totals, SystemTime::now()), history.saved_today(&totals))
+    };
     let (jobs, keys) = overview.map_or_else(empty_lists, |overview| lists(overview, gateway.routes(), now));
     let state = StateJson {
         version: env!("CARGO_PKG_VERSION"),
@@ -191,10 +213,18 @@ pub(super) async fn state(gateway: &Gateway, info: &StaticInfo) -> Vec<u8> {
         upstream: UpstreamJson {
             base_url: &info.base_url,
             breaker_open: poll_counts.is_breaker_open,
+            retry_for_seconds: info.limits.retry_for.as_secs_f64(),
             answered_at: health.answered_at.map(rfc3339),
             failed: health.failed.map(|(at, code)| FailureJson { at: rfc3339(at), code: code.to_string() }),
+            outage: health
+                .outage
+                .map(|outage| OutageJson { since: rfc3339(outage.since), cause: outage.cause }),
         },
-        totals: metrics.totals(),
+        totals,
+        saved_today,
+        success_rate,
+        fanout: metrics.waits.fanout_quantiles(),
+        members: metrics.members.usage(),
         routes: gateway.routes().iter().map(|(_, route)| route_json(route)).collect(),
         complete: is_complete,
         jobs,

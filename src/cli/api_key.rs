@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::error::CommandError;
+use super::error::{CommandError, UsageError};
 use crate::config;
 use crate::secret::Secret;
 
@@ -15,10 +15,9 @@ pub(super) fn client_key(source: Option<&str>) -> Result<Option<Secret>, Command
     let source = match source {
         Some(source) if source.starts_with("env:") || source.starts_with("file:") => source,
         Some(_) => {
-            return Err(
-                "--key: every user of this machine can read the command line. Use env:NAME or file:PATH."
-                    .into(),
-            );
+            let problem =
+                "--key: every user of this machine can read the command line. Use env:NAME or file:PATH.";
+            return Err(UsageError(problem.to_owned()).into());
         }
         None if std::env::var_os(VARIABLE).is_some_and(|key| !key.is_empty()) => &default,
         None => return Ok(None),
@@ -27,7 +26,7 @@ pub(super) fn client_key(source: Option<&str>) -> Result<Option<Secret>, Command
         Some((name.into_string().ok()?, value.into_string().ok()?))
     };
     let env: BTreeMap<String, String> = std::env::vars_os().filter_map(text).collect();
-    Ok(Some(config::secret(source, &env).map_err(|error| format!("--key: {error}"))?))
+    Ok(Some(config::secret(source, &env).map_err(|error| UsageError(format!("--key: {error}")))?))
 }
 
 #[cfg(test)]

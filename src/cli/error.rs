@@ -1,6 +1,6 @@
 //! Errors of commands: how they are printed, and the exit code of each.
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread;
@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use crate::config::ConfigErrors;
 use crate::printable::escape_lines;
+use crate::server::TlsError;
+use crate::telemetry::log::TelemetryError;
 
 /// The error of a command. Its chain of causes is printed.
 pub(crate) type CommandError = Box<dyn std::error::Error + Send + Sync>;
@@ -17,6 +19,15 @@ pub(crate) type CommandError = Box<dyn std::error::Error + Send + Sync>;
 #[error("{0}")]
 pub(crate) struct UsageError(pub(crate) String);
 
+/// Errors of the configuration, its files and the environment, together.
+#[derive(Debug, thiserror::Error)]
+#[error("the configuration has {}\n\n{}", count(.0.len()), .0.join("\n"))]
+pub(crate) struct StartErrors(pub(crate) Vec<String>);
+
+fn count(errors: usize) -> String {
+    if errors == 1 { "1 error".to_owned() } else { format!("{errors} errors") }
+}
+
 /// Longest delay of the end of the process by a full pipe on stderr.
 const STDERR_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -24,9 +35,34 @@ const STDERR_TIMEOUT: Duration = Duration::from_secs(1);
 /// other errors.
 pub(crate) fn report(error: &CommandError) -> ExitCode {
     if !is_closed_pipe(error) {
-        write_stderr(format!("clipgate: {}\n", chain(&**error)));
+        print(&chain(&**error));
     }
-    if error.is::<ConfigErrors>() || error.is::<UsageError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+    if is_input_error(error) { ExitCode::from(2) } else { ExitCode::FAILURE }
+}
+
+/// Prints a text as an error, in the style of clap.
+pub(super) fn print(text: &str) {
+    write_stderr(format!("{} {text}\n", label("error:")));
+}
+
+/// Returns the label in bold red where stderr is a terminal and `NO_COLOR` is not set.
+fn label(text: &str) -> String {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    match io::stderr().is_terminal() && !is_set("NO_COLOR") && !is_dumb {
+        true => format!("\x1b[1;31m{text}\x1b[0m"),
+        false => text.to_owned(),
+    }
+}
+
+/// Returns whether the operator has to correct the command line, the configuration or one of its files.
+fn is_input_error(error: &CommandError) -> bool {
+    let is_filter = error.downcast_ref().is_some_and(|error| matches!(error, TelemetryError::RustLog(_)));
+    is_filter
+        || error.is::<ConfigErrors>()
+        || error.is::<UsageError>()
+        || error.is::<StartErrors>()
+        || error.is::<TlsError>()
 }
 
 /// Formats an error and its causes in one text. The text is safe for a terminal, also if it quotes an upstream.

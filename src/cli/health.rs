@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use super::error::{CommandError, chain};
+use super::error::{CommandError, UsageError, chain};
 use crate::admin::probe::{Check, probe};
 use crate::config::{self, Config, Flag, Listen};
 
@@ -27,7 +27,7 @@ without an admin listener.";
 #[command(after_help = HELP)]
 pub(super) struct Args {
     /// Configuration file
-    #[arg(long, value_name = "FILE", env = "CLIPGATE_CONFIG")]
+    #[arg(short, long, value_name = "FILE", env = "CLIPGATE_CONFIG")]
     pub config: Option<PathBuf>,
     /// Address of the admin listener, replaces admin.listen (HOST:PORT or unix:PATH)
     #[arg(long, value_name = "ADDRESS")]
@@ -43,10 +43,10 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     let listen = match admin_address(&args)? {
         Some(Listen::Tcp(address)) if address.port() == 0 => {
-            return Ok(unavailable("admin.listen has port 0, so the port is unknown: use --admin"));
+            return Err(unavailable("admin.listen has port 0, so the port is unknown: use --admin"));
         }
         Some(listen) => listen,
-        None => return Ok(unavailable("there is no admin listener: admin.listen is empty")),
+        None => return Err(unavailable("there is no admin listener: admin.listen is empty")),
     };
     let check = if args.live { Check::Liveness } else { Check::Readiness };
     let health = match tokio::time::timeout(args.timeout, probe(&listen, check)).await {
@@ -69,13 +69,15 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
 fn admin_address(args: &Args) -> Result<Option<Listen>, CommandError> {
     let env: Vec<_> = config::environment().collect();
     let path = config::locate(args.config.as_deref(), env.iter().cloned());
-    let flags =
-        args.admin.iter().map(|value| Flag { flag: "--admin", key: "admin.listen", value: value.clone() });
+    let flags = args.admin.iter().map(|value| Flag {
+        flag: "--admin",
+        key: "admin.listen",
+        value: value.clone(),
+        is_fallback: false,
+    });
     Ok(Config::load_with(path.as_deref(), env, flags)?.admin.listen)
 }
 
-fn unavailable(why: &str) -> ExitCode {
-    // The exit code is the result.
-    let _ = writeln!(std::io::stderr(), "clipgate: {why}");
-    ExitCode::from(2)
+fn unavailable(why: &str) -> CommandError {
+    UsageError(why.to_owned()).into()
 }

@@ -3,6 +3,7 @@
 mod api_key;
 mod check;
 mod completions;
+mod config;
 pub(crate) mod error;
 mod health;
 mod job_client;
@@ -10,10 +11,11 @@ mod man;
 mod presets;
 mod serve;
 mod sim;
+mod start_check;
 mod token;
 mod watch;
 
-use std::io;
+use std::io::{self, Write as _};
 use std::num::NonZero;
 use std::process::ExitCode;
 use std::thread::available_parallelism;
@@ -30,6 +32,7 @@ Examples:
   clipgate --config config.toml          with a configuration file
   clipgate --listen 127.0.0.1:9000       on another port
   clipgate check --config config.toml    report the errors of a configuration file
+  clipgate config --effective            print the value of each key and the place where it was set
   clipgate presets                       list the APIs with a built-in route
   clipgate watch ID                      follow a job until it is done
   clipgate token alice                   create a team token for alice and its configuration lines
@@ -40,7 +43,7 @@ Clients use http://127.0.0.1:8080 as their base URL in place of the API.
 Environment variables set the keys of the configuration too: CLIPGATE__WAIT__TIMEOUT=60s sets `timeout` under [wait].
 
 Signals: SIGTERM and SIGINT stop the gateway within server.drain_timeout, a second one at once. SIGHUP reads the \
-configuration and the certificates again.
+configuration and the certificates again; where stdin or stderr is a terminal, it stops the gateway.
 
 Exit code: 0 after a stop, 2 for an invalid command line or configuration, 1 for any other failure and after a second \
 stop signal.";
@@ -66,6 +69,8 @@ enum CliCommand {
     Sim(sim::Args),
     /// Check the configuration and report its errors
     Check(check::Args),
+    /// Print the commented defaults, or the values in force
+    Config(config::Args),
     /// List the built-in routes of known APIs, or print one
     Presets(presets::Args),
     /// Follow jobs in the terminal until they are done
@@ -78,6 +83,8 @@ enum CliCommand {
     Completions(completions::Args),
     /// Print or write the manual pages
     Man(man::Args),
+    /// Print the version
+    Version,
 }
 
 /// Parses the command line, runs the command, prints its error and returns the exit code.
@@ -91,12 +98,17 @@ impl Cli {
             CliCommand::Serve(args) => block_on(serve::run(args)),
             CliCommand::Sim(args) => block_on(sim::run(args)),
             CliCommand::Check(args) => block_on(check::run(args)),
+            CliCommand::Config(args) => config::run(&args),
             CliCommand::Presets(args) => presets::run(&args),
             CliCommand::Watch(args) => block_on(watch::run(args)),
             CliCommand::Token(args) => token::run(&args),
             CliCommand::Health(args) => block_on(health::run(args)),
             CliCommand::Completions(args) => completions::run(&args, Self::command()),
             CliCommand::Man(args) => man::run(&args, Self::command()),
+            CliCommand::Version => {
+                writeln!(io::stdout(), "{}", Self::command().render_version().trim_end())?;
+                Ok(ExitCode::SUCCESS)
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use super::error::CommandError;
+use super::error::{CommandError, UsageError};
 use crate::auth::token_sha256;
 use crate::config::member_name;
 
@@ -20,6 +20,7 @@ the token, from which the token cannot be derived.
 Examples:
   clipgate token alice                     print the token and the lines
   clipgate token alice >> config.toml      append the lines to the file and print the token
+  clipgate token alice bob                 create a token for each of several members
   clipgate token alice 2> alice.token      print the lines and write the token to a file
 
 The configuration needs `mode = \"team\"` under [auth]. Set upstream_key in the new lines to the API key for the \
@@ -31,31 +32,40 @@ Exit code: 0 on success, 2 for an invalid name, 1 for any other failure.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub(super) struct Args {
-    /// Name of the member in logs and metrics, at most 64 bytes
-    #[arg(value_name = "NAME", value_parser = parse_name)]
-    pub name: String,
+    /// Names of the members in logs and metrics, each at most 64 bytes
+    #[arg(value_name = "NAME", required = true, value_parser = parse_name)]
+    pub names: Vec<String>,
 }
 
 fn parse_name(text: &str) -> Result<String, String> {
     member_name(text).map_err(|error| error.to_string())
 }
 
-/// Writes the token to stderr and the lines to stdout.
+/// Writes the tokens to stderr and the lines to stdout.
 pub(super) fn run(args: &Args) -> Result<ExitCode, CommandError> {
+    if let Some(twice) = (1..args.names.len()).find(|n| args.names[..*n].contains(&args.names[*n])) {
+        return Err(UsageError(format!("{:?} is named twice", args.names[twice])).into());
+    }
+    for name in &args.names {
+        write_member(name)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write_member(name: &str) -> Result<(), CommandError> {
     let mut random = [0; RANDOM_BYTES];
     getrandom::fill(&mut random)
         .map_err(|error| format!("cannot get random bytes from the system: {error}"))?;
     let token = token(&random);
     let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
     // The lines come first: a token without its lines is useless.
-    out.write_all(lines(&args.name, &token).as_bytes())?;
+    out.write_all(lines(name, &token).as_bytes())?;
     out.flush()?;
     writeln!(
         err,
-        "\nThe token of {}, which cannot be shown again. It is sent as `Authorization: Bearer TOKEN`:\n\n  {token}\n",
-        args.name
+        "\nThe token of {name}, which cannot be shown again. It is sent as `Authorization: Bearer TOKEN`:\n\n  {token}\n",
     )?;
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 fn token(random: &[u8; RANDOM_BYTES]) -> String {

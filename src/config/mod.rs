@@ -58,6 +58,8 @@ pub struct Flag {
     /// Name of the key, such as `server.listen`.
     pub key: &'static str,
     pub value: String,
+    /// Whether the value applies only if neither file nor environment sets the key.
+    pub is_fallback: bool,
 }
 
 impl Config {
@@ -87,19 +89,76 @@ impl Config {
         env: impl IntoIterator<Item = (String, String)>,
         flags: impl IntoIterator<Item = Flag>,
     ) -> Result<Self, ConfigErrors> {
-        let env: BTreeMap<String, String> = env.into_iter().collect();
-        let mut errors = Vec::new();
-        let mut raw = source::RawConfig::new(schema::known_keys());
-        if let Some(path) = path {
-            raw.add_file(path, &mut errors).map_err(ConfigErrors::new)?;
-        }
-        raw.add_environment(&env, &mut errors);
-        for Flag { flag, key, value } in flags {
+        read(path, &env.into_iter().collect(), flags).map(|(_, config)| config)
+    }
+
+    /// Returns the value of each key and its place, without secrets.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::load`].
+    pub fn effective(
+        path: Option<&Path>,
+        env: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Vec<EffectiveValue>, ConfigErrors> {
+        let (raw, _) = read(path, &env.into_iter().collect(), [])?;
+        Ok(schema::effective(&raw))
+    }
+}
+
+/// Reads all sources and builds the configuration.
+fn read(
+    path: Option<&Path>,
+    env: &BTreeMap<String, String>,
+    flags: impl IntoIterator<Item = Flag>,
+) -> Result<(source::RawConfig, Config), ConfigErrors> {
+    let mut errors = Vec::new();
+    let mut raw = source::RawConfig::new(schema::known_keys());
+    if let Some(path) = path {
+        raw.add_file(path, &mut errors).map_err(ConfigErrors::new)?;
+    }
+    raw.add_environment(env, &mut errors);
+    for Flag { flag, key, value, is_fallback } in flags {
+        if !is_fallback || raw.get(key).is_none() {
             raw.add_flag(flag, key, &value, &mut errors);
         }
-        let config = schema::build(&raw, &env, &mut errors);
-        if errors.is_empty() { Ok(config) } else { Err(ConfigErrors::new(errors)) }
     }
+    let config = schema::build(&raw, env, &mut errors);
+    if errors.is_empty() { Ok((raw, config)) } else { Err(ConfigErrors::new(errors)) }
+}
+
+/// A key with its value in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EffectiveValue {
+    pub key: &'static str,
+    /// The value as TOML; a description for a secret and for lists of tables.
+    pub value: String,
+    /// File and line, variable, flag or `default`.
+    pub source: String,
+}
+
+/// Returns a warning for each variable that looks like a setting of clipgate and is not read. Variables that a value
+/// names as `env:NAME` are read, and those of Kubernetes for a service called `clipgate` are not settings.
+pub fn unknown_variables(path: Option<&Path>, env: &[(String, String)]) -> Vec<String> {
+    const READ: [&str; 2] = ["CLIPGATE_CONFIG", "CLIPGATE_URL"];
+    let file = path.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
+    let is_unknown = |name: &str| {
+        let Some(rest) = name.strip_prefix("CLIPGATE_") else { return false };
+        let reference = format!("env:{name}");
+        let is_kubernetes = rest.starts_with("SERVICE_") || rest == "PORT" || rest.starts_with("PORT_");
+        !(rest.starts_with('_')
+            || is_kubernetes
+            || READ.contains(&name)
+            || file.contains(&reference)
+            || env.iter().any(|(_, value)| value.contains(&reference)))
+    };
+    let names = env.iter().map(|(name, _)| name).filter(|name| is_unknown(name));
+    names
+        .map(|name| {
+            let nearest = source::nearest_variable(name, &schema::known_keys(), &READ);
+            format!("the environment variable {name} is not read. Did you mean {nearest}?")
+        })
+        .collect()
 }
 
 /// Returns the routes of all presets, in the order of their file.

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -95,11 +95,15 @@ impl FromStr for Listen {
         if let Ok(addr) = text.parse::<SocketAddr>() {
             return Ok(Listen::Tcp(addr));
         }
+        // A port without an address is not open to other machines.
+        let port = text.strip_prefix("localhost:").or(text.strip_prefix(':')).unwrap_or(text);
+        if let Some(port) = port.parse().ok().filter(|_| port.bytes().all(|b| b.is_ascii_digit())) {
+            return Ok(Listen::Tcp((Ipv4Addr::LOCALHOST, port).into()));
+        }
         let hint = match text.rsplit_once(':').unwrap_or(("", text)) {
             (_, port) if port.parse::<u16>().is_err() => {
                 "Use an IP address and a port, as in \"127.0.0.1:8080\", or \"unix:PATH\".".to_owned()
             }
-            ("localhost", port) => format!("Use \"127.0.0.1:{port}\" or \"[::1]:{port}\"."),
             (host, port) if host.parse::<std::net::Ipv6Addr>().is_ok() => {
                 format!("Use \"[{host}]:{port}\".")
             }

@@ -106,6 +106,9 @@ impl RawConfig {
     ) -> Result<(), Vec<ConfigError>> {
         let (table, syntax_errors) = DeTable::parse_recoverable(text);
         if !syntax_errors.is_empty() {
+            if let Some(error) = other_format(text, name) {
+                return Err(vec![error]);
+            }
             return Err(self.describe_syntax_errors(text, name, &syntax_errors));
         }
         let source = |offset: usize| Source::Line(name.clone(), line_of(text, offset));
@@ -229,6 +232,28 @@ impl RawConfig {
     }
 }
 
+/// Returns the error of a file whose first line is YAML or JSON.
+fn other_format(text: &str, name: &Arc<str>) -> Option<ConfigError> {
+    let is_content = |line: &str| !line.is_empty() && !line.starts_with('#');
+    let (at, first) = (1..).zip(text.lines().map(str::trim)).find(|(_, line)| is_content(line))?;
+    let is_word =
+        |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    let format = match first.split_once(':') {
+        _ if first == "---" => "YAML",
+        _ if first.starts_with('{') => "JSON",
+        Some((key, rest)) if is_word(key) && (rest.is_empty() || rest.starts_with(' ')) => "YAML",
+        _ => return None,
+    };
+    Some(ConfigError {
+        source: Source::Line(name.clone(), at),
+        key: String::new(),
+        problem: format!("the file looks like {format}, but a configuration is TOML"),
+        hint: "Write [server] on its own line and listen = \"127.0.0.1:8080\" below. `clipgate config` prints a file to \
+               start with."
+            .to_owned(),
+    })
+}
+
 /// Returns the error of an unknown key, with the nearest known one as the hint.
 pub(super) fn unknown_key<'a>(
     source: Source,
@@ -258,6 +283,47 @@ fn nearest<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a st
         }
     }
     best.map(|(_, name)| name)
+}
+
+/// Returns the most similar variable that is read, for a name that begins with `CLIPGATE_`.
+pub(super) fn nearest_variable(name: &str, known: &KnownKeys, others: &[&str]) -> String {
+    let words = |name: &str| name.trim_start_matches("CLIPGATE").replace(['_', '.'], "").to_ascii_lowercase();
+    let wanted = words(name);
+    let keys = known.names.iter().map(|key| {
+        // The section is often left out.
+        let last = key.rsplit('.').next().unwrap_or_default();
+        let variable = format!("{PREFIX}{}", key.to_ascii_uppercase().replace('.', "__"));
+        (variable, [words(key), words(last)])
+    });
+    let others = others.iter().map(|other| ((*other).to_owned(), [words(other), words(other)]));
+    let mut best = (f64::MIN, String::new());
+    for (variable, spellings) in keys.chain(others) {
+        for spelling in spellings {
+            let similarity = strsim::normalized_damerau_levenshtein(&spelling, &wanted);
+            if similarity > best.0 {
+                best = (similarity, variable.clone());
+            }
+        }
+    }
+    best.1
+}
+
+/// Formats a value as TOML. A table is described: a value inside may be a secret.
+pub(super) fn describe(raw: &RawValue) -> String {
+    let quote = |text: &str| serde_json::Value::from(text).to_string();
+    match raw {
+        RawValue::Bare(text) if text.parse::<i128>().is_ok() => text.clone(),
+        RawValue::Text(text) | RawValue::Bare(text) => quote(text),
+        RawValue::Integer(number) => number.to_string(),
+        RawValue::List(values) if values.iter().any(|value| matches!(value.raw, RawValue::Table(_))) => {
+            format!("({} tables)", values.len())
+        }
+        RawValue::List(values) => {
+            let values: Vec<_> = values.iter().map(|value| describe(&value.raw)).collect();
+            format!("[{}]", values.join(", "))
+        }
+        RawValue::Table(_) | RawValue::Other(_) => format!("({})", raw.kind()),
+    }
 }
 
 /// Returns how a key is written in this source.

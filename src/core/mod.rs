@@ -17,6 +17,7 @@ pub mod breaker;
 pub mod coalescer;
 pub mod job;
 pub mod job_body;
+pub mod outage;
 pub mod query;
 pub mod route;
 pub mod scheduler;

@@ -147,6 +147,14 @@ impl Drop for AccessLog {
         let (outcome, took) =
             (self.disposition.outcome(), clock::now().saturating_duration_since(self.ctx.arrived));
         self.metrics.requests.finish(self.route, outcome, took);
+        let rejection = match self.disposition {
+            Disposition::Rejected(reason) => Some(reason),
+            _ => None,
+        };
+        if let Some(status) = self.status {
+            self.metrics.rejections.record(status, rejection);
+        }
+        self.metrics.members.finish(self.member.as_deref(), outcome.is_saved(), rejection.is_some());
         let (peer, peer_address) = (self.ctx.forwarded.peer(), self.ctx.forwarded.peer().address());
         // Mostly the peer's address, which is then formatted once.
         let client = self.ctx.forwarded.client_ip().map(|ip| match peer.ip() == Some(ip) {
@@ -189,6 +197,8 @@ pub(crate) fn log_malformed_head(
 ) {
     let outcome = metrics::Outcome::Rejected;
     metrics.requests.finish(EndpointLabel::Other, outcome, Duration::ZERO);
+    metrics.rejections.record(status.as_u16(), Some(reason));
+    metrics.members.finish(None, false, true);
     info!(
         http.response.status_code = status.as_u16(),
         clipgate.outcome = outcome.into_str(),

@@ -196,7 +196,10 @@ impl GatewayError {
             GatewayError::Limited { limited } => Some(limited.retry_after),
             GatewayError::Hub(_) | GatewayError::Slot(_) => Some(Duration::from_secs(1)),
             GatewayError::Poll(Failure::KeyRateLimited { retry_after }) => Some(*retry_after),
-            GatewayError::Poll(Failure::LocalResources) => Some(Duration::from_secs(1)),
+            GatewayError::Poll(Failure::LocalResources)
+            | GatewayError::Passthrough(PassthroughError::Send(SendError::LocalResources(_))) => {
+                Some(Duration::from_secs(1))
+            }
             GatewayError::Query(_)
             | GatewayError::Auth(_)
             | GatewayError::Poll(_)

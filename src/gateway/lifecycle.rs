@@ -45,10 +45,10 @@ impl Gateway {
         let cache = Arc::new(Cache::new(config.cache.clone(), Arc::clone(&routes)));
         let limits = Arc::new(Limits::new(&config.limits, config.auth.members()));
         metrics.set_routes(&routes);
-        metrics.rate_limited.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
+        metrics.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
         let poller =
             Poller::new(Client::for_polls(upstream)?, Arc::clone(&routes), upstream, Arc::clone(&metrics));
-        let tracer = Tracer::new(&config.telemetry, &upstream.base_url)?;
+        let tracer = Tracer::new(&config.telemetry, &upstream.base_url, &metrics.spans_lost)?;
         let deps = HubDeps {
             poller,
             cache: Arc::clone(&cache),
@@ -95,10 +95,7 @@ impl Gateway {
     pub fn reload(&self, config: &Config) -> Result<(), AuthenticatorError> {
         self.0.authenticator.reconfigure(&config.auth, config.upstream.api_key.as_ref())?;
         self.0.limits.reconfigure(&config.limits, config.auth.members());
-        self.0
-            .metrics
-            .rate_limited
-            .set_members(config.auth.members().iter().map(|member| member.name.as_str()));
+        self.0.metrics.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
         self.0.cache.reconfigure(config.cache.clone());
         self.0.hub.set_watch_idle(config.wait.watch_idle);
         self.0.wait.store(Arc::new(config.wait.clone()));

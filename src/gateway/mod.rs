@@ -50,7 +50,7 @@ use self::classify::{RequestTarget, TargetAction};
 use self::default_wait::HeldRequest;
 use self::error::GatewayError;
 use self::event_stream::{EventStreams, StreamRequest};
-use self::guarded_body::Revocation;
+use self::guarded_body::{Revocation, SpannedBody};
 pub(crate) use self::inspect::{GatewayOverview, KeyUsage};
 use self::passthrough::{Passthrough, PassthroughResponse, PassthroughSlot, PassthroughSlots};
 use self::request_options::RequestOptions;
@@ -284,12 +284,13 @@ impl Gateway {
         }
         add_common_headers(headers, &log.ctx().id);
         log.record_response(&passed.response);
-        span.finish(ResponseAttributes {
+        span.answered(ResponseAttributes {
             status: passed.response.status().as_u16(),
             outcome: log.disposition.outcome().into(),
             reason: log.disposition.reason(),
             member: log.member.as_deref(),
         });
+        passed.response = passed.response.map(|body| SpannedBody::wrap(body, span));
         passed
     }
 

@@ -9,6 +9,7 @@ use crate::core::Map;
 use crate::core::coalescer::WaitId;
 use crate::core::job::{KeyDomain, RouteIndex};
 use crate::limits::UnprovenWait;
+use crate::telemetry::metrics::MemberWait;
 use crate::telemetry::trace::Links;
 
 pub(super) struct ParkedWait {
@@ -17,6 +18,8 @@ pub(super) struct ParkedWait {
     pub(super) route: RouteIndex,
     /// Name of the client, in team mode.
     pub(super) member: Option<Arc<str>>,
+    /// Counts the wait of the member.
+    pub(super) _member_wait: Option<MemberWait>,
     pub(super) since: Instant,
     pub(super) links: Links,
 }

@@ -154,6 +154,10 @@ impl HubTask {
             self.machines.iter_mut().for_each(|machine| machine.handle_timeout(now));
             self.drain_outputs(now);
             self.yield_watches(now);
+            if let Some(at) = self.scheduler.reached_at() {
+                self.metrics.upstream.reached(at);
+            }
+            self.metrics.upstream.set_parked(self.parked.len());
             let open = self.scheduler.open();
             self.metrics.upstream.set_poll_counts(PollCounts {
                 open,
@@ -224,8 +228,11 @@ impl HubTask {
             key.unproven_waits.insert(id, unproven);
         }
         let parked = responder.parked.take();
-        self.parked
-            .insert(id, ParkedWait { responder, domain, route, member, since: now, links: wait.links });
+        let member_wait = member.as_ref().and_then(|member| self.metrics.members.park(member));
+        let links = wait.links;
+        let parked_wait =
+            ParkedWait { responder, domain, route, member, _member_wait: member_wait, since: now, links };
+        self.parked.insert(id, parked_wait);
         let spec = WaitSpec {
             domain,
             form: wait.form,

@@ -39,6 +39,7 @@ use self::stream_executor::{DeliveryProgress, StreamExecutor};
 use self::timeouts::ConnectionTimeouts;
 use self::tls::ReloadableTls;
 pub use self::tls::TlsError;
+pub(crate) use self::tls::{check_files, validity_warnings};
 use self::upload_timeout::UploadTimeout;
 use crate::clock;
 use crate::config;

@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use rustls::pki_types::pem::{self, PemObject as _};
@@ -11,8 +12,14 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
+use x509_parser::time::ASN1Time;
 
 use crate::config;
+
+/// Time before the end of a certificate from which on it is a warning.
+const EXPIRY_NOTICE: Duration = Duration::from_secs(14 * 24 * 3600);
 
 /// Reason why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +39,9 @@ pub enum TlsError {
         key: &'static str,
         path: PathBuf,
     },
+    /// The file contains no private key.
+    #[error("server.tls.key: {path} holds no private key")]
+    NoKey { path: PathBuf },
     /// `client_ca` cannot be used to verify clients.
     #[error("server.tls.client_ca: these certificates cannot be used to verify clients")]
     ClientCa(#[source] VerifierBuilderError),
@@ -63,11 +73,7 @@ impl ReloadableTls {
 /// Loads the files.
 pub(super) fn load(config: &config::TlsConfig) -> Result<Arc<ServerConfig>, TlsError> {
     let chain = certificates("cert", &config.cert)?;
-    let key = PrivateKeyDer::from_pem_file(&config.key).map_err(|source| TlsError::File {
-        key: "key",
-        path: config.key.clone(),
-        source,
-    })?;
+    let key = private_key(&config.key)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
@@ -86,6 +92,58 @@ pub(super) fn load(config: &config::TlsConfig) -> Result<Arc<ServerConfig>, TlsE
     let mut tls = builder.with_single_cert(chain, key).map_err(TlsError::Pair)?;
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(tls))
+}
+
+/// Opens the files, and loads them if each is valid alone. Returns all errors.
+pub(crate) fn check_files(config: &config::TlsConfig) -> Vec<TlsError> {
+    let files = [
+        certificates("cert", &config.cert).err(),
+        private_key(&config.key).err(),
+        config.client_ca.as_ref().and_then(|path| certificates("client_ca", path).err()),
+    ];
+    let errors: Vec<TlsError> = files.into_iter().flatten().collect();
+    if errors.is_empty() { load(config).err().into_iter().collect() } else { errors }
+}
+
+/// Returns a warning for each certificate that is not valid now or ends within [`EXPIRY_NOTICE`]. The gateway serves
+/// such a certificate, and clients reject it.
+pub(crate) fn validity_warnings(config: &config::TlsConfig, now: SystemTime) -> Vec<String> {
+    let client_ca = config.client_ca.iter().map(|path| ("client_ca", path));
+    let mut warnings = Vec::new();
+    for (key, path) in [("cert", &config.cert)].into_iter().chain(client_ca) {
+        for certificate in certificates(key, path).unwrap_or_default() {
+            let Ok((_, certificate)) = X509Certificate::from_der(&certificate) else { continue };
+            let validity = certificate.validity();
+            let time = |time: ASN1Time| {
+                let seconds = Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or_default());
+                SystemTime::UNIX_EPOCH + seconds
+            };
+            let (start, end) = (time(validity.not_before), time(validity.not_after));
+            let date = humantime::format_rfc3339_seconds;
+            let problem = match end.duration_since(now) {
+                Err(_) => format!("expired at {}: the other side rejects it. Renew it.", date(end)),
+                Ok(_) if start > now => format!("is valid from {} on: check the clock.", date(start)),
+                Ok(left) if left <= EXPIRY_NOTICE => {
+                    let days = left.as_secs() / 86400;
+                    format!("ends at {}, in {days} days. Renew it, then send SIGHUP.", date(end))
+                }
+                Ok(_) => continue,
+            };
+            warnings.push(format!(
+                "server.tls.{key}: the certificate of {} in {} {problem}",
+                certificate.subject(),
+                path.display()
+            ));
+        }
+    }
+    warnings
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_file(path).map_err(|source| match source {
+        pem::Error::NoItemsFound => TlsError::NoKey { path: path.to_owned() },
+        source => TlsError::File { key: "key", path: path.to_owned(), source },
+    })
 }
 
 fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -135,5 +193,42 @@ mod tests {
         }
         assert_eq!(rows.len(), 6);
         assert!(load(&good).is_ok() && load(&other).is_ok());
+    }
+
+    #[test]
+    fn all_invalid_files_are_reported_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let good = pair(dir.path(), "good");
+        let missing = config::TlsConfig {
+            cert: dir.path().join("no.pem"),
+            key: dir.path().join("no.key"),
+            client_ca: Some(dir.path().join("no.ca")),
+        };
+        let swapped = config::TlsConfig { cert: good.key.clone(), key: good.cert.clone(), client_ca: None };
+        let texts = |config| check_files(config).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(texts(&missing).len(), 3);
+        let swapped = texts(&swapped).join("; ");
+        assert!(
+            swapped.contains("holds no certificate") && swapped.contains("holds no private key"),
+            "{swapped}"
+        );
+        assert_eq!(texts(&good), [""; 0]);
+    }
+
+    #[test]
+    fn a_certificate_that_ends_within_14_days_is_a_warning() {
+        let dir = tempfile::tempdir().unwrap();
+        let good = pair(dir.path(), "good");
+        // rcgen's certificates end in the year 4096.
+        let end = SystemTime::UNIX_EPOCH + Duration::from_secs(67_090_118_400);
+        let day = Duration::from_secs(86400);
+        let rows =
+            [(end - day * 15, None), (end - day * 13, Some("Renew it")), (end + day, Some("expired at"))];
+        for (now, expected) in rows {
+            let warnings = validity_warnings(&good, now);
+            assert_eq!(warnings.len(), usize::from(expected.is_some()), "{warnings:?}");
+            assert!(expected.is_none_or(|text| warnings[0].contains(text)), "{warnings:?}");
+        }
+        assert_eq!(rows.len(), 3);
     }
 }

@@ -1,4 +1,4 @@
-// Table of the API calls by cause, since the start of the gateway.
+// Tables of counts by label since the start of the gateway: API calls by cause, and rejections by reason.
 
 import { count } from "./format.js";
 import { make, Rows, setText } from "./dom.js";
@@ -27,19 +27,28 @@ export class Causes {
 
   /** Shows the causes of at least one call. */
   show(counts) {
-    const items = Object.keys(CAUSES).map((cause) => ({ cause, calls: counts[cause] ?? 0 }));
-    const made = items.filter(({ calls }) => calls > 0);
-    this.#rows.show(made, ({ cause }) => cause);
-    this.#table.hidden = made.length === 0;
+    this.#show(Object.keys(CAUSES).map((cause) => ({ name: CAUSES[cause], number: counts[cause] ?? 0 })));
+  }
+
+  /** Shows the reasons of at least one rejection, the most frequent first. */
+  showReasons(counts = {}) {
+    const items = Object.entries(counts).map(([name, number]) => ({ name, number }));
+    this.#show(items.sort((one, other) => other.number - one.number));
+  }
+
+  #show(items) {
+    const some = items.filter(({ number }) => number > 0);
+    this.#rows.show(some, ({ name }) => name);
+    this.#table.hidden = some.length === 0;
   }
 }
 
-function create({ cause }) {
-  const head = make("th", "", CAUSES[cause]);
+function create({ name }) {
+  const head = make("th", "", name);
   head.scope = "row";
   return make("tr", "", head, make("td"));
 }
 
-function fill(tr, { calls }) {
-  setText(tr.cells[1], count(calls));
+function fill(tr, { number }) {
+  setText(tr.cells[1], count(number));
 }

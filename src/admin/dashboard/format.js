@@ -51,6 +51,13 @@ export function percent(share) {
   return `${hundred > 99 && hundred < 100 ? Math.floor(hundred * 10) / 10 : Math.round(hundred)} %`;
 }
 
+/** Formats seconds of a short time: 0.4 ms, 12 ms, 1.3 s. */
+export function millis(seconds) {
+  const number = seconds * 1000;
+  if (number >= 1000) return `${decimal(Math.round(seconds * 10) / 10)} s`;
+  return `${number < 10 ? Math.round(number * 10) / 10 : Math.round(number)} ms`;
+}
+
 /** Formats the time of day with seconds. */
 export function clock(millis) {
   return new Date(millis).toLocaleTimeString("en-GB");

@@ -22,7 +22,7 @@ export const CALLS = [
 
 /** Length of a step, and number of steps that are kept. */
 const STEP_MS = 5000;
-const MAX_STEPS = 60;
+const MAX_STEPS = 180;
 
 /** Sums the counters of each series: `{ hit: 3, … }`. */
 export function bySeries(series, counters) {
@@ -58,10 +58,10 @@ export class History {
     }
   }
 
-  /** Returns the start of each step in seconds, up to now, and the counts of each series. */
-  columns(nowMs) {
+  /** Returns the start of each of the last steps in seconds, up to now, and the counts of each series. */
+  columns(nowMs, steps) {
     const end = Math.floor(nowMs / STEP_MS) * STEP_MS;
-    const times = Array.from({ length: MAX_STEPS }, (_, index) => end - (MAX_STEPS - 1 - index) * STEP_MS);
+    const times = Array.from({ length: steps }, (_, index) => end - (steps - 1 - index) * STEP_MS);
     const counts = this.#series.map(({ name }) => times.map((at) => this.#steps.get(at)?.[name] ?? 0));
     return { times: times.map((at) => at / 1000), counts };
   }

@@ -1,26 +1,29 @@
 // Table of the jobs in flight.
 
 import { age, count, decimal } from "./format.js";
+import { Filter } from "./filter.js";
 import { element, make, Rows, setData, setText } from "./dom.js";
 
 export class Jobs {
   #rows;
+  #filter;
 
   constructor(table) {
     this.#rows = new Rows(table.tBodies[0], create, fill);
+    this.#filter = new Filter("jobs");
   }
 
   /** `total` includes jobs that are not listed. The ladder of a route has the rungs that can be requested, lowest first. */
   show({ items, total }, routes) {
     const ladders = new Map(routes.map(({ name, ladder }) => [name, ladder]));
     const isOne = routes.length === 1;
-    this.#rows.show(
+    this.#filter.show(
       items.map((job) => ({ ...job, ladder: ladders.get(job.route) ?? [], isOneRoute: isOne })),
-      (job) => `${job.route} ${job.key} ${job.id} ${job.rest ?? ""}`,
+      total,
+      (job) => `${job.route} ${job.key} ${job.id} ${job.rest ?? ""} ${job.rung ?? "unknown"}`,
+      (shown) => this.#rows.show(shown, (job) => `${job.route} ${job.key} ${job.id} ${job.rest ?? ""}`),
     );
     showRoutes(routes);
-    const more = total > items.length ? `${count(items.length)} of ${count(total)}` : count(total);
-    setText(element("jobs-count"), total ? more : "");
     element("jobs-none").hidden = total > 0;
   }
 }

@@ -1,6 +1,7 @@
 // Table of keys and members, with the rest of their quotas.
 
 import { count } from "./format.js";
+import { Filter } from "./filter.js";
 import { element, make, Rows, setData, setShare, setText } from "./dom.js";
 
 /** Share of a quota below which a bar warns. */
@@ -8,15 +9,16 @@ const WARN_SHARE = 0.2;
 
 export class Keys {
   #rows;
+  #filter;
 
   constructor(table) {
     this.#rows = new Rows(table.tBodies[0], create, fill);
+    this.#filter = new Filter("keys");
   }
 
   show({ items, total }) {
-    this.#rows.show(items, ({ name, key }) => `${key} ${name}`);
-    const more = total > items.length ? `${count(items.length)} of ${count(total)}` : count(total);
-    setText(element("keys-count"), total ? more : "");
+    const text = ({ name, key }) => `${key} ${name}`;
+    this.#filter.show(items, total, text, (shown) => this.#rows.show(shown, text));
     element("keys-none").hidden = total > 0;
   }
 }

@@ -3,6 +3,7 @@
 import { count, clock } from "./format.js";
 import { make, setData, setLabel, setText } from "./dom.js";
 import { MINUTE, STEP } from "./history.js";
+import { onTheme } from "./theme.js";
 
 /* global uPlot */
 
@@ -26,7 +27,7 @@ export class Plot {
     this.#build();
     new ResizeObserver(() => this.#resize()).observe(container);
     // A canvas does not follow the colour scheme.
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#rebuild());
+    onTheme(() => this.#rebuild());
   }
 
   /** Shows the columns of a History, and the count of each series since the start of the gateway. */
@@ -39,11 +40,12 @@ export class Plot {
   }
 
   #summary() {
+    const minutes = this.#columns.times.length / MINUTE;
     const minute = this.#series.map(({ label }, at) => {
       const latest = this.#columns.counts[at].slice(-MINUTE);
       return `${label.toLowerCase()} ${count(sum(latest))}`;
     });
-    return `Bars over the last five minutes. In the last minute: ${minute.join(", ")}. The table below has the figures.`;
+    return `Bars over the last ${minutes} minutes. In the last minute: ${minute.join(", ")}. The table below has the figures.`;
   }
 
   #fillLegend() {
@@ -72,8 +74,9 @@ export class Plot {
     const { fontSize, fontFamily } = getComputedStyle(this.#container);
     const size = parseFloat(fontSize);
     this.#fontSize = fontSize;
+    // uPlot scales a font by the pixel ratio, and reads whole pixels only.
     const axis = {
-      font: `${size * 0.82}px ${fontFamily}`,
+      font: `${Math.round(size * 0.82)}px ${fontFamily}`,
       stroke: colour("quiet"),
       grid: { stroke: colour("grid"), width: 1 },
       ticks: { show: false },
@@ -138,12 +141,14 @@ function stacked({ times, counts }) {
 
 class Legend {
   #head;
+  #longHead;
   #rows;
   #foot;
 
   constructor(table, series) {
     this.#head = make("th", "", "1 min");
-    const heads = [make("td"), this.#head, make("th", "", "5 min"), make("th", "", "total")];
+    this.#longHead = make("th", "", "5 min");
+    const heads = [make("td"), this.#head, this.#longHead, make("th", "", "total")];
     heads.slice(1).forEach((head) => (head.scope = "col"));
     this.#rows = series.map(({ name, label }) => {
       const swatch = make("span", "swatch");
@@ -158,6 +163,7 @@ class Legend {
   /** Shows the counts. With the index of a step under the pointer, its counts replace those of the last minute. */
   show({ times, counts }, totals, pointed) {
     setText(this.#head, pointed === undefined ? "1 min" : clock(times[pointed] * 1000));
+    setText(this.#longHead, `${times.length / MINUTE} min`);
     const figures = counts.map((series, at) => [
       pointed === undefined ? sum(series.slice(-MINUTE)) : series[pointed],
       sum(series),

@@ -11,6 +11,7 @@ use self::probe::{Finding, ProbePlan, Severity};
 use crate::cli::api_key;
 use crate::cli::error::CommandError;
 use crate::cli::job_client::url;
+use crate::cli::start_check::{check_start, start_warnings};
 use crate::config::{self, AuthMode, Config};
 use crate::printable::{escape, escape_lines};
 
@@ -20,6 +21,9 @@ mod probe;
 const HELP: &str = "\
 Without --config the command reads $XDG_CONFIG_HOME/clipgate/config.toml (~/.config without that variable) or \
 /etc/clipgate/config.toml. If neither exists, the defaults apply. It always reads CLIPGATE__SECTION__KEY variables.
+
+The command opens the certificates and checks RUST_LOG too, as `serve` does, and reports all errors at once. It warns of \
+certificates that end within 14 days.
 
 With --live it resolves the name of the upstream, connects, and tests each key with the id of a job that does not exist, \
 which costs nothing. With --job it also holds a poll for that job, which takes as long as the upstream holds it, and reports if a \
@@ -41,7 +45,7 @@ Exit code: 0 without errors, 2 with errors. Warnings do not change it.";
 #[command(after_help = HELP)]
 pub(super) struct Args {
     /// Configuration file
-    #[arg(long, value_name = "FILE", env = "CLIPGATE_CONFIG")]
+    #[arg(short, long, value_name = "FILE", env = "CLIPGATE_CONFIG")]
     pub config: Option<PathBuf>,
     /// Test the upstream too: name, TLS, keys
     #[arg(long)]
@@ -67,9 +71,9 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     let env: Vec<(String, String)> = config::environment().collect();
     let path = config::locate(args.config.as_deref(), env.iter().cloned());
-    let config = Config::load(path.as_deref(), env)?;
+    let config = check_start(Config::load(path.as_deref(), env.iter().cloned()))?;
     let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
-    for warning in config.warnings() {
+    for warning in start_warnings(&config, path.as_deref(), &env) {
         // The result is on stdout. A closed stderr does not change it.
         let _ = writeln!(err, "warning: {}", escape_lines(&warning));
     }

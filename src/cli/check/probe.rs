@@ -175,7 +175,18 @@ fn keys(config: &Config, client_key: Option<&Secret>) -> Vec<(String, Option<Key
             let key = |member: &config::TeamMember| {
                 (format!("the key of {}", member.name), field(&member.upstream_key))
             };
-            members.iter().map(key).collect()
+            // Members with the same key cost one request.
+            let mut keys: Vec<(String, Option<KeyField>)> = Vec::new();
+            for (name, field) in members.iter().map(key) {
+                match keys.iter_mut().find(|(_, other)| *other == field) {
+                    Some((names, _)) => {
+                        names.push_str(", ");
+                        names.push_str(name.trim_start_matches("the key of "));
+                    }
+                    None => keys.push((name, field)),
+                }
+            }
+            keys
         }
         AuthMode::Open => Vec::new(),
     }

@@ -24,6 +24,7 @@
 //! `server.drain_timeout` (P7). Then the admin listener closes, spans are flushed and the simulated upstream stops. The
 //! log is dropped last. A second signal skips all of this: exit code 1.
 
+use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -39,8 +40,9 @@ use self::signals::{SignalEvent, Signals};
 use self::simulated::Simulated;
 use crate::admin::{Admin, AdminContext, Readiness};
 use crate::cli::error::CommandError;
+use crate::cli::start_check::{check_start, start_warnings};
 use crate::clock;
-use crate::config::{self, Config, ConfigErrors, Flag};
+use crate::config::{self, Config, ConfigErrors, Flag, Listen};
 use crate::gateway::Gateway;
 use crate::server::{Listener, Server, descriptors};
 use crate::telemetry::log;
@@ -63,7 +65,7 @@ const MIN_FLUSH_TIME: Duration = Duration::from_secs(1);
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Configuration file
-    #[arg(long, value_name = "FILE", env = "CLIPGATE_CONFIG")]
+    #[arg(short, long, value_name = "FILE", env = "CLIPGATE_CONFIG")]
     pub config: Option<PathBuf>,
     /// Listener for clients, replaces server.listen (HOST:PORT or unix:PATH)
     #[arg(long, value_name = "ADDRESS")]
@@ -71,6 +73,15 @@ pub(super) struct Args {
     /// Address of the API, replaces upstream.base_url
     #[arg(long, value_name = "URL", conflicts_with = "sim")]
     pub upstream: Option<String>,
+    /// Use the API key in AIMLAPI_KEY for all clients, which need none; a key of the configuration precedes it
+    #[arg(long, conflicts_with = "sim")]
+    pub sidecar: bool,
+    /// Lowest level of the log, replaces log.level (error, warn, info, debug or trace)
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+    /// Format of the log, replaces log.format (text or json)
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<String>,
     /// Run a simulated upstream behind the gateway: needs no key and no network
     #[arg(long)]
     pub sim: bool,
@@ -91,7 +102,11 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     descriptors::raise_limit();
     let mut signals = Signals::listen()?;
     let simulated = if args.sim { Some(Simulated::start(args.speed).await?) } else { None };
-    let (config, warnings) = load(&args, simulated.as_ref())?;
+    let loaded = load(&args, simulated.as_ref());
+    let (config, warnings) = match loaded {
+        Ok((config, warnings)) => (check_start(Ok(config))?, warnings),
+        Err(errors) => (check_start(Err(errors))?, Vec::new()),
+    };
     let log = log::init(&config.log)?;
     for warning in warnings {
         warn!("{warning}");
@@ -244,11 +259,36 @@ async fn bind_listeners(config: &Config) -> Result<Vec<Listener>, CommandError> 
     }
     let mut listeners = Vec::new();
     for listen in &config.server.listen {
-        let listener =
-            Listener::bind(listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+        let listener = Listener::bind(listen)
+            .await
+            .map_err(|error| bind_error(listen, &error, "server.listen or --listen"))?;
         listeners.push(listener);
     }
     Ok(listeners)
+}
+
+/// Describes why an address is not available, and what to do.
+fn bind_error(listen: &Listen, error: &io::Error, setting: &str) -> String {
+    let advice = match (error.kind(), listen) {
+        (ErrorKind::AddrInUse, _) => {
+            "another program uses it, perhaps a gateway. Stop that program".to_owned()
+        }
+        (ErrorKind::NotFound, Listen::Unix(path)) => {
+            let dir = path.parent().unwrap_or(path).display();
+            format!("the directory {dir} does not exist. Create it")
+        }
+        (ErrorKind::PermissionDenied, Listen::Tcp(addr)) if addr.port() < 1024 => {
+            "ports below 1024 need a privilege. Grant CAP_NET_BIND_SERVICE".to_owned()
+        }
+        (ErrorKind::PermissionDenied, _) => {
+            "the user of the gateway may not. Change the permissions".to_owned()
+        }
+        (ErrorKind::AddrNotAvailable, _) => {
+            "no interface of this machine has the address. Correct it".to_owned()
+        }
+        _ => "Correct the cause".to_owned(),
+    };
+    format!("cannot listen on {listen}: {error}\n    {advice}, or set {setting} to another address.")
 }
 
 /// Returns the configuration and its warnings, which do not concern the routes that a simulated upstream adds.
@@ -256,20 +296,33 @@ fn load(args: &Args, simulated: Option<&Simulated>) -> Result<(Config, Vec<Strin
     let env: Vec<_> = config::environment().collect();
     let path = config::locate(args.config.as_deref(), env.iter().cloned());
     let mut flags = Vec::new();
-    let mut set = |flag, key, value: &str| flags.push(Flag { flag, key, value: value.to_owned() });
+    let mut set = |flag, key, value: &str| {
+        flags.push(Flag { flag, key, value: value.to_owned(), is_fallback: false });
+    };
     if let Some(listen) = &args.listen {
         set("--listen", "server.listen", listen);
     }
     if let Some(upstream) = &args.upstream {
         set("--upstream", "upstream.base_url", upstream);
     }
+    if let Some(level) = &args.log_level {
+        set("--log-level", "log.level", level);
+    }
+    if let Some(format) = &args.log_format {
+        set("--log-format", "log.format", format);
+    }
     if let Some(simulated) = simulated {
         set("--sim", "upstream.base_url", &simulated.url);
         set("--speed", "upstream.poll_timeout", &simulated.hold);
         set("--speed", "wait.timeout", &simulated.hold);
     }
-    let mut config = Config::load_with(path.as_deref(), env, flags)?;
-    let warnings = config.warnings();
+    if args.sidecar {
+        set("--sidecar", "auth.mode", "sidecar");
+        let value = "env:AIMLAPI_KEY".to_owned();
+        flags.push(Flag { flag: "--sidecar", key: "upstream.api_key", value, is_fallback: true });
+    }
+    let mut config = Config::load_with(path.as_deref(), env.iter().cloned(), flags)?;
+    let warnings = start_warnings(&config, path.as_deref(), &env);
     if let Some(simulated) = simulated {
         simulated.adapt_routes(&mut config)?;
     }

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use tokio::sync::mpsc;
 
+use crate::cli::error::chain;
 use crate::cli::job_client::{JobRequestError, KeyField, fetch_job, message};
 use crate::clock;
 use crate::core::backoff::Backoff;
@@ -20,7 +21,7 @@ use crate::core::job::{JobId, JobSet};
 use crate::core::job_body::{self, SplitBody};
 use crate::core::route::{Form, Route, Rung, StatusSource};
 use crate::protocol::retry_after::retry_after;
-use crate::upstream::client::Client;
+use crate::upstream::client::{Client, SendError};
 
 /// Pauses between retries.
 const BACKOFF: Backoff = Backoff { first: Duration::from_secs(1), cap: Duration::from_secs(15) };
@@ -168,9 +169,26 @@ impl From<JobRequestError> for FetchedJob {
     fn from(error: JobRequestError) -> Self {
         match error {
             JobRequestError::Target => Self::Final(error.to_string()),
+            // Another attempt gets the same certificate.
+            JobRequestError::Send(tls @ SendError::Tls(_)) => Self::Final(tls_failure(&tls)),
             JobRequestError::Send(_) | JobRequestError::CutOff => Self::Retryable(error.to_string(), None),
         }
     }
+}
+
+/// Describes a failed handshake and what to do.
+fn tls_failure(error: &SendError) -> String {
+    let text = chain(error);
+    let advice = if text.contains("UnknownIssuer") {
+        "The certificate is from an authority that is not known here: name its file with --ca FILE."
+    } else if text.contains("NotValidForName") || text.contains("not valid for") {
+        "The certificate is for another name: use that name in --url."
+    } else if text.contains("Expired") || text.contains("expired") {
+        "The certificate has expired: renew it at the server, or check the clock of this machine."
+    } else {
+        "Is --url right? A server without TLS needs http://, and each port has its own protocol."
+    };
+    format!("{text}. {advice}")
 }
 
 impl Progress<'_> {

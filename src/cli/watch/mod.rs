@@ -14,13 +14,17 @@
 //! The command sends the requests of a client. A gateway answers with events; any other server with the state of the job,
 //! and is polled.
 
+use std::fmt::Display;
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::Uri;
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -28,7 +32,7 @@ use self::follow::{Ending, Follower, Update};
 use self::selection::{JobArg, goal, job_arg, select};
 use self::view::View;
 use crate::cli::api_key;
-use crate::cli::error::CommandError;
+use crate::cli::error::{CommandError, UsageError};
 use crate::cli::job_client::url;
 use crate::clock;
 use crate::config::{self, Config, KeyTemplate};
@@ -80,7 +84,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "NAME")]
     route: Option<String>,
     /// Configuration file whose routes are known
-    #[arg(long, value_name = "FILE", env = "CLIPGATE_CONFIG")]
+    #[arg(short, long, value_name = "FILE", env = "CLIPGATE_CONFIG")]
     config: Option<PathBuf>,
     /// State to follow the jobs to [default: the last one]
     #[arg(long, value_name = "STATUS")]
@@ -91,6 +95,9 @@ pub(super) struct Args {
     /// Key: env:NAME or file:PATH [default: env:AIMLAPI_KEY, if set]
     #[arg(long, value_name = "SOURCE")]
     key: Option<String>,
+    /// Authorities to trust in place of those of the system: a PEM file
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// Print one line with a JSON object for each state
     #[arg(long)]
     json: bool,
@@ -112,7 +119,10 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     let server = args.url.or(selected.server).unwrap_or_else(|| Uri::from_static(DEFAULT_SERVER));
     let upstream = config::UpstreamConfig { base_url: server, ..Config::default().upstream };
     let follower = Arc::new(Follower {
-        client: Client::new(&upstream)?,
+        client: match &args.ca {
+            Some(path) => Client::trusting_only(&upstream, authorities(path)?)?,
+            None => Client::new(&upstream)?,
+        },
         key: key.and_then(|key| send.field(&key)),
         goal,
         deadline: clock::now() + args.timeout,
@@ -141,6 +151,17 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
         ended?;
     }
     Ok(ExitCode::from(code))
+}
+
+/// Reads the certificates of `--ca`.
+fn authorities(path: &Path) -> Result<RootCertStore, UsageError> {
+    let problem = |why: &dyn Display| UsageError(format!("--ca: {}: {why}", path.display()));
+    let certificates = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates.map_err(|error| problem(&error))? {
+        roots.add(certificate).map_err(|error| problem(&error))?;
+    }
+    if roots.is_empty() { Err(problem(&"the file holds no certificate")) } else { Ok(roots) }
 }
 
 /// Returns the worse of an exit code and that of one more job.

@@ -24,8 +24,9 @@ pub(super) use self::route::{LIST_KEYS, ROUTE_KEYS};
 pub(super) use self::row::{ConfigKey, ReloadEffect};
 #[cfg(test)]
 pub(super) use self::team::MEMBER_KEYS;
+use super::EffectiveValue;
 use super::error::ConfigError;
-use super::source::{KnownKeys, RawConfig};
+use super::source::{KnownKeys, RawConfig, describe};
 use super::types::Config;
 use super::value::{AllowedValues, ValueReader};
 
@@ -68,6 +69,21 @@ pub(super) fn build(
         cross_errors.into_iter().filter(|(_, keys)| keys.iter().all(|key| !invalid.contains(*key)));
     errors.extend(independent.map(|(error, _)| error));
     builder.finish()
+}
+
+/// Returns the value in force of each key. Secrets are hidden.
+pub(super) fn effective(raw: &RawConfig) -> Vec<EffectiveValue> {
+    let value = |key: &row::ConfigKey<ConfigBuilder>| {
+        let set = raw.get(key.name);
+        let value = match set {
+            Some(_) if matches!(key.allowed, AllowedValues::Secret) => "(a secret)".to_owned(),
+            Some(value) => describe(&value.raw),
+            None => key.default.unwrap_or("(not set)").to_owned(),
+        };
+        let source = set.map_or_else(|| "default".to_owned(), |value| value.source.to_string());
+        EffectiveValue { key: key.name, value, source }
+    };
+    KEYS.iter().map(value).collect()
 }
 
 impl Config {

@@ -14,10 +14,6 @@ pub(in crate::config) struct ConfigKey<T> {
     /// `section.name`; for a key of a member or a route its name alone.
     pub(in crate::config) name: &'static str,
     /// The default as TOML.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "tests compare config.toml and the documentation with it")
-    )]
     pub(in crate::config) default: Option<&'static str>,
     pub(in crate::config) allowed: AllowedValues,
     pub(in crate::config) reload: ReloadEffect,

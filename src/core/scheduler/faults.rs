@@ -122,6 +122,7 @@ impl PollScheduler {
     /// backoff.
     pub(super) fn upstream_reached(&mut self, now: Instant) {
         self.has_succeeded = true;
+        self.reached_at = Some(now);
         if !self.breaker.succeeded() {
             return;
         }

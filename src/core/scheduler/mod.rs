@@ -164,6 +164,8 @@ pub struct PollScheduler {
     open: usize,
     /// The upstream has answered or held a poll since the start.
     has_succeeded: bool,
+    /// Time of the newest success.
+    reached_at: Option<Instant>,
     /// Polls that back off or are held back, by the time of their last failure.
     retrying: BTreeSet<(Instant, PollId)>,
     /// Time from which `interval` allows another start; `None` if it does now.
@@ -191,6 +193,7 @@ impl PollScheduler {
             turn: Turn(0),
             open: 0,
             has_succeeded: false,
+            reached_at: None,
             retrying: BTreeSet::new(),
             next_start: None,
             probe_timer: None,
@@ -340,6 +343,11 @@ impl PollScheduler {
     /// Returns the number of attempts under way.
     pub fn open(&self) -> usize {
         self.open
+    }
+
+    /// Returns when the upstream last answered a poll, or held one for a second.
+    pub fn reached_at(&self) -> Option<Instant> {
+        self.reached_at
     }
 
     /// Returns whether the breaker is closed: retries are not held back.

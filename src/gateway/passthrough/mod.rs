@@ -180,11 +180,14 @@ impl Passthrough {
         let is_lent = account.is_lent;
         let (mut request, progress) = self.upstream_request(request, uri, ctx, account, upgrade.as_ref());
         span.write(request.headers_mut());
-        let call = self.metrics.upstream.call(CallKind::Passthrough, CallCause::Passthrough);
+        let mut call = self.metrics.upstream.call(CallKind::Passthrough, CallCause::Passthrough);
         let sent = match upgrade {
             Some(_) => self.response_head(&progress, self.client.send_upgrade(request)).await,
             None => self.response_head(&progress, self.client.send(request)).await,
         };
+        if let Err(PassthroughError::Send(error)) = &sent {
+            call.note_error(error);
+        }
         call.finish(metric_code(&sent));
         let response = sent?;
         match (response.status(), upgrade) {

@@ -14,6 +14,7 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
+use super::request_line::RequestLine;
 use super::writer::LogWriter;
 use crate::config::LogFormat;
 use crate::printable;
@@ -23,6 +24,8 @@ pub(super) struct LineLayer {
     pub(super) writer: LogWriter,
     pub(super) format: LogFormat,
     pub(super) is_colored: bool,
+    /// A reader at a terminal knows the date.
+    pub(super) is_terminal: bool,
 }
 
 thread_local! {
@@ -30,6 +33,9 @@ thread_local! {
     /// Unix time of the last line and its text.
     static SECOND: Cell<(u64, [u8; SECOND_LEN])> = const { Cell::new((0, *b"1970-01-01T00:00:00")) };
 }
+
+/// Module that writes the line of a request. Text has a short form of these lines.
+const REQUEST_TARGET: &str = "clipgate::gateway::access_log";
 
 /// Largest capacity that a thread's buffer keeps between two lines, in bytes.
 const KEPT_CAPACITY: usize = 16 << 10;
@@ -40,7 +46,7 @@ impl<S: Subscriber> Layer<S> for LineLayer {
         let write = |line: &mut Vec<u8>| {
             line.clear();
             match self.format {
-                LogFormat::Text => write_text(event, self.is_colored, line),
+                LogFormat::Text => self.write_text(event, line),
                 LogFormat::Json => write_json(event, line),
             }
             self.writer.push(line, is_urgent);
@@ -54,13 +60,31 @@ impl<S: Subscriber> Layer<S> for LineLayer {
     }
 }
 
-fn write_text(event: &Event<'_>, is_colored: bool, line: &mut Vec<u8>) {
+impl LineLayer {
+    fn write_text(&self, event: &Event<'_>, line: &mut Vec<u8>) {
+        let (faint, reset) = if self.is_colored { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
+        put(line, faint);
+        match self.is_terminal {
+            true => put_time_of_day(line, SystemTime::now()),
+            false => put_time(line, SystemTime::now()),
+        }
+        put(line, reset);
+        put(line, " ");
+        if event.metadata().target() == REQUEST_TARGET {
+            let mut request = RequestLine::default();
+            event.record(&mut request);
+            request.write(line, self.is_colored);
+        } else {
+            write_fields(event, self.is_colored, line);
+        }
+        line.push(b'\n');
+    }
+}
+
+/// Writes the level, the target and all fields.
+fn write_fields(event: &Event<'_>, is_colored: bool, line: &mut Vec<u8>) {
     let (level, target) = (event.metadata().level(), event.metadata().target());
     let (faint, reset) = if is_colored { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
-    put(line, faint);
-    put_time(line, SystemTime::now());
-    put(line, reset);
-    put(line, " ");
     if is_colored {
         // Writing to memory cannot fail, here and below.
         let _ = write!(line, "\x1b[{}m", color(level));
@@ -75,7 +99,6 @@ fn write_text(event: &Event<'_>, is_colored: bool, line: &mut Vec<u8>) {
     put(line, " ");
     let mut fields = TextVisitor { line, is_colored, is_first: true };
     event.record(&mut fields);
-    line.push(b'\n');
 }
 
 /// Returns the level in five columns.
@@ -112,13 +135,29 @@ fn write_json(event: &Event<'_>, line: &mut Vec<u8>) {
     put(line, "}\n");
 }
 
-fn put(line: &mut Vec<u8>, text: &str) {
+pub(super) fn put(line: &mut Vec<u8>, text: &str) {
     line.extend_from_slice(text.as_bytes());
 }
 
-/// Writes a time as RFC 3339 with microseconds. The text up to the second is cached: most lines share it.
+/// Writes a time as RFC 3339 with microseconds.
 fn put_time(line: &mut Vec<u8>, now: SystemTime) {
     let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    line.extend_from_slice(&text_of_second(since));
+    line.push(b'.');
+    // The leading 1 keeps the zeros in front; it is cut off.
+    let micros = 1_000_000 + since.subsec_micros();
+    line.extend_from_slice(&itoa::Buffer::new().format(micros).as_bytes()[1..]);
+    line.push(b'Z');
+}
+
+/// Writes the hour, minute and second of a time, in UTC.
+fn put_time_of_day(line: &mut Vec<u8>, now: SystemTime) {
+    let text = text_of_second(now.duration_since(UNIX_EPOCH).unwrap_or_default());
+    line.extend_from_slice(&text[SECOND_LEN - "15:13:45".len()..]);
+}
+
+/// Returns a time as RFC 3339 up to the second. The text is cached: most lines share it.
+fn text_of_second(since: Duration) -> [u8; SECOND_LEN] {
     let (mut second, mut text) = SECOND.get();
     if second != since.as_secs() {
         second = since.as_secs();
@@ -127,12 +166,7 @@ fn put_time(line: &mut Vec<u8>, now: SystemTime) {
         text.copy_from_slice(&formatted.as_bytes()[..SECOND_LEN]);
         SECOND.set((second, text));
     }
-    line.extend_from_slice(&text);
-    line.push(b'.');
-    // The leading 1 keeps the zeros in front; it is cut off.
-    let micros = 1_000_000 + since.subsec_micros();
-    line.extend_from_slice(&itoa::Buffer::new().format(micros).as_bytes()[1..]);
-    line.push(b'Z');
+    text
 }
 
 /// Length of a time up to its seconds.
@@ -145,7 +179,7 @@ fn put_json(line: &mut Vec<u8>, text: &str) {
 }
 
 /// Escapes characters of the line from `from` on that a terminal might act on.
-fn escape_from(line: &mut Vec<u8>, from: usize, escape: fn(&str) -> Cow<'_, str>) {
+pub(super) fn escape_from(line: &mut Vec<u8>, from: usize, escape: fn(&str) -> Cow<'_, str>) {
     // Reads all bytes without a branch for each: most values need no escape.
     if line[from..].iter().fold(true, |all, byte| all & matches!(byte, b' '..=b'~')) {
         return;
@@ -158,7 +192,7 @@ fn escape_from(line: &mut Vec<u8>, from: usize, escape: fn(&str) -> Cow<'_, str>
     }
 }
 
-fn put_integer(line: &mut Vec<u8>, integer: impl itoa::Integer) {
+pub(super) fn put_integer(line: &mut Vec<u8>, integer: impl itoa::Integer) {
     line.extend_from_slice(itoa::Buffer::new().format(integer).as_bytes());
 }
 

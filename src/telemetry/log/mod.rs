@@ -3,6 +3,7 @@
 //! Lines of other crates are logged at `warn` and above only. The fields are those of docs/observability.md.
 
 mod format;
+mod request_line;
 mod writer;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -53,17 +54,25 @@ impl Handle {
     }
 }
 
+/// Reads the filter of `RUST_LOG`. `None`: the variable is not set.
+///
+/// # Errors
+///
+/// If the filter is not valid.
+pub fn environment_filter() -> Result<Option<EnvFilter>, TelemetryError> {
+    let text = std::env::var("RUST_LOG").ok().filter(|text| !text.trim().is_empty());
+    text.map(|text| EnvFilter::try_new(text).map_err(TelemetryError::RustLog)).transpose()
+}
+
 /// Starts the log of the process.
 ///
 /// # Errors
 ///
 /// If `RUST_LOG` is not a valid filter, if the log is started already, or if the system has no thread left.
 pub fn init(log: &LogConfig) -> Result<Handle, TelemetryError> {
-    let rust_log = std::env::var("RUST_LOG").ok().filter(|text| !text.trim().is_empty());
-    let filter = match &rust_log {
-        Some(text) => EnvFilter::try_new(text).map_err(TelemetryError::RustLog)?,
-        None => filter_for(log.level),
-    };
+    let rust_log = environment_filter()?;
+    let is_fixed = rust_log.is_some();
+    let filter = rust_log.unwrap_or_else(|| filter_for(log.level));
     let (filter, handle) = reload::Layer::new(filter);
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let is_terminal = io::stderr().is_terminal();
@@ -72,11 +81,11 @@ pub fn init(log: &LogConfig) -> Result<Handle, TelemetryError> {
     let is_colored = is_terminal && !no_color;
     tracing_subscriber::registry()
         .with(filter)
-        .with(LineLayer { writer, format: log.format, is_colored })
+        .with(LineLayer { writer, format: log.format, is_colored, is_terminal })
         .try_init()
         .map_err(TelemetryError::AlreadyStarted)?;
     report_panics_in_log();
-    Ok(Handle { filter: rust_log.is_none().then_some(handle), dropped, _flusher: flusher })
+    Ok(Handle { filter: (!is_fixed).then_some(handle), dropped, _flusher: flusher })
 }
 
 /// Writes panics to the log. The default message goes straight to stderr and would block the data path if no process
@@ -135,7 +144,7 @@ mod tests {
         let (filter, handle) = reload::Layer::new(filter_for(level));
         let (writer, flusher) = LogWriter::start(capture.clone(), false).unwrap();
         let dropped = writer.dropped().clone();
-        let lines = LineLayer { writer, format, is_colored: false };
+        let lines = LineLayer { writer, format, is_colored: false, is_terminal: false };
         let subscriber = tracing_subscriber::registry().with(filter).with(lines);
         let handle = Handle { filter: Some(handle), dropped, _flusher: flusher };
         tracing::subscriber::with_default(subscriber, || act(&handle));

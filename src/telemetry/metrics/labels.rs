@@ -40,6 +40,13 @@ pub(crate) enum Outcome {
     ClientClosed,
 }
 
+impl Outcome {
+    /// Returns whether the request was answered without an upstream request of its own.
+    pub(crate) fn is_saved(self) -> bool {
+        matches!(self, Self::Hit | Self::Coalesced | Self::Proven)
+    }
+}
+
 /// Label `end`: how a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case", const_into_str)]

@@ -11,11 +11,15 @@
 //!
 //! To add a metric: register it under its full name with [`register`], and describe it in `docs/observability.md`.
 
+mod fanout;
 mod labels;
+mod members;
 mod process;
+mod rejections;
 mod routes;
 mod upstream;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -30,9 +34,14 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 use serde::{Serialize, Serializer};
 use strum::VariantArray as _;
 
+use self::fanout::FanoutMetrics;
+pub(crate) use self::fanout::{Fanout, FanoutQuantiles};
 pub(crate) use self::labels::{
     CallCause, CallError, CallKind, CloseReason, Code, EndpointLabel, Limit, Outcome, WaitEnd,
 };
+use self::members::MemberMetrics;
+pub(crate) use self::members::{MemberUsage, MemberWait};
+use self::rejections::RejectionMetrics;
 pub(crate) use self::routes::RouteLabel;
 use self::routes::UnknownStateMetrics;
 pub(crate) use self::upstream::PollCounts;
@@ -45,17 +54,16 @@ const REQUEST_BUCKETS: &[f64] = &[
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 90.0, 121.0, 300.0, 600.0,
 ];
 
-/// Buckets of the fan-out, in seconds.
-const FANOUT_BUCKETS: &[f64] =
-    &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0];
-
 #[derive(Debug)]
 pub struct Metrics {
     pub(crate) requests: RequestMetrics,
     pub(crate) waits: WaitMetrics,
     pub upstream: UpstreamMetrics,
     pub(crate) rate_limited: RateLimitMetrics,
+    pub(crate) rejections: RejectionMetrics,
+    pub(crate) members: MemberMetrics,
     pub(crate) connections: ConnectionMetrics,
+    pub(crate) spans_lost: Counter,
     pub(crate) unknown_states: UnknownStateMetrics,
 }
 
@@ -75,6 +83,29 @@ pub(crate) struct Totals {
     saved: u64,
     #[serde(serialize_with = "by_label")]
     limited: EnumMap<Limit, u64>,
+    /// Requests that the gateway rejected, by reason; without the reasons that did not occur.
+    rejections: BTreeMap<&'static str, u64>,
+    /// Responses of 500 and above.
+    server_errors: u64,
+}
+
+impl Totals {
+    /// Returns the share of requests since an earlier sample that got a response below 500. `None` without a response.
+    /// Disconnected clients and preflights do not count.
+    pub(crate) fn success_rate(&self, earlier: Option<&Totals>) -> Option<f64> {
+        let answered = self.answered().saturating_sub(earlier.map_or(0, Totals::answered));
+        let failed = self.server_errors.saturating_sub(earlier.map_or(0, |earlier| earlier.server_errors));
+        (answered > 0).then(|| 1.0 - (failed.min(answered) as f64 / answered as f64))
+    }
+
+    pub(crate) fn saved(&self) -> u64 {
+        self.saved
+    }
+
+    fn answered(&self) -> u64 {
+        let is_answer = |outcome| !matches!(outcome, Outcome::ClientClosed | Outcome::Preflight);
+        self.requests.iter().filter(|(outcome, _)| is_answer(*outcome)).map(|(_, count)| count).sum()
+    }
 }
 
 impl Metrics {
@@ -83,11 +114,17 @@ impl Metrics {
         registry.register_collector(Box::new(process::ProcessCollector));
         let info = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         register(registry, "clipgate_build_info", "Version of the gateway", info);
+        let spans_lost = Counter::default();
+        let spans_help = "Spans that the collector did not get";
+        register(registry, "clipgate_spans_lost_total", spans_help, spans_lost.clone());
         Arc::new(Self {
+            spans_lost,
             requests: RequestMetrics::new(registry),
             waits: WaitMetrics::new(registry),
             upstream: UpstreamMetrics::new(registry),
             rate_limited: RateLimitMetrics::new(registry),
+            rejections: RejectionMetrics::new(registry),
+            members: MemberMetrics::new(registry),
             connections: ConnectionMetrics::new(registry),
             unknown_states: UnknownStateMetrics::new(registry),
         })
@@ -99,6 +136,12 @@ impl Metrics {
         self.requests.set_routes(routes);
     }
 
+    /// Replaces the members of the configuration, and removes the counts of those that are gone.
+    pub(crate) fn set_members<'n>(&self, names: impl IntoIterator<Item = &'n str> + Clone) {
+        self.rate_limited.set_members(names.clone());
+        self.members.set(names);
+    }
+
     pub(crate) fn totals(&self) -> Totals {
         Totals {
             requests: EnumMap::from_fn(|outcome| self.requests.count(outcome)),
@@ -108,6 +151,8 @@ impl Metrics {
             retries: self.upstream.retries(),
             saved: self.requests.saved(),
             limited: EnumMap::from_fn(|limit| self.rate_limited.count(limit)),
+            rejections: self.rejections.counts(),
+            server_errors: self.rejections.failed(),
         }
     }
 }
@@ -197,7 +242,7 @@ impl RequestMetrics {
             }
         }
         self.times[outcome].observe(took.as_secs_f64());
-        if matches!(outcome, Outcome::Hit | Outcome::Coalesced | Outcome::Proven) {
+        if outcome.is_saved() {
             self.saved.inc();
         }
     }
@@ -224,15 +269,11 @@ fn all_outcomes(endpoint: EndpointLabel) -> impl Iterator<Item = (EndpointLabel,
 #[derive(Debug)]
 pub(crate) struct WaitMetrics {
     times: EnumMap<WaitEnd, Histogram>,
-    fanout: Histogram,
+    fanout: FanoutMetrics,
 }
 
 impl WaitMetrics {
     fn new(registry: &mut Registry) -> Self {
-        let fanout = Histogram::new(FANOUT_BUCKETS.iter().copied());
-        let fanout_help =
-            "Time from a response of the upstream to the response of the last wait that it ended";
-        register(registry, "clipgate_fanout_seconds", fanout_help, fanout.clone());
         Self {
             times: histograms(
                 registry,
@@ -241,7 +282,7 @@ impl WaitMetrics {
                 "end",
                 REQUEST_BUCKETS,
             ),
-            fanout,
+            fanout: FanoutMetrics::new(registry),
         }
     }
 
@@ -252,21 +293,11 @@ impl WaitMetrics {
 
     /// Starts to measure the fan-out of a response of the upstream.
     pub(crate) fn fanout(&self, answered_at: Instant) -> Fanout {
-        Fanout { times: self.fanout.clone(), since: answered_at }
+        self.fanout.start(answered_at)
     }
-}
 
-/// Timer of one response of the upstream. All waits that it ended share the timer; the last one to drop it records
-/// the time.
-#[derive(Debug)]
-pub(crate) struct Fanout {
-    times: Histogram,
-    since: Instant,
-}
-
-impl Drop for Fanout {
-    fn drop(&mut self) {
-        self.times.observe(clock::now().saturating_duration_since(self.since).as_secs_f64());
+    pub(crate) fn fanout_quantiles(&self) -> FanoutQuantiles {
+        self.fanout.quantiles(clock::now())
     }
 }
 
@@ -305,7 +336,7 @@ impl RateLimitMetrics {
     }
 
     /// Replaces the members of the configuration, and removes the counts of those that are gone.
-    pub(crate) fn set_members<'n>(&self, names: impl IntoIterator<Item = &'n str>) {
+    fn set_members<'n>(&self, names: impl IntoIterator<Item = &'n str>) {
         let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
         let mut members = self.members.lock();
         for gone in members.iter().filter(|name| !names.contains(name)) {

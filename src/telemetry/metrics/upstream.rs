@@ -1,6 +1,7 @@
 //! Metrics of the requests to the upstream, and the upstream's health.
 
-use std::time::{Instant, SystemTime};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use enum_map::EnumMap;
 use parking_lot::Mutex;
@@ -10,10 +11,12 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use tracing::{info, warn};
 
-use super::labels::{CallCause, CallKind, Code};
+use super::labels::{CallCause, CallError, CallKind, Code};
 use super::{histograms, register};
 use crate::clock;
+use crate::core::outage::OutageDetector;
 
 /// Buckets of requests to the upstream, in seconds.
 const CALL_BUCKETS: &[f64] =
@@ -32,6 +35,8 @@ pub struct UpstreamMetrics {
     polls_waiting: Gauge,
     watches: Gauge,
     breaker_open: Gauge,
+    /// Parked waits, for the log of an outage.
+    parked: AtomicUsize,
     health: Mutex<UpstreamHealth>,
 }
 
@@ -63,6 +68,17 @@ pub(crate) struct UpstreamHealth {
     pub(crate) answered_at: Option<SystemTime>,
     /// Time and code of the last failure.
     pub(crate) failed: Option<(SystemTime, Code)>,
+    detector: OutageDetector,
+    /// The outage that lasts.
+    pub(crate) outage: Option<UpstreamOutage>,
+}
+
+/// An outage of the upstream, from its first fault on.
+#[derive(Clone, Debug)]
+pub(crate) struct UpstreamOutage {
+    pub(crate) since: SystemTime,
+    /// The error in words, of the fault with which the outage was noticed.
+    pub(crate) cause: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,18 +124,29 @@ impl UpstreamMetrics {
             polls_waiting,
             watches,
             breaker_open,
+            parked: AtomicUsize::new(0),
             health: Mutex::default(),
         }
     }
 
     /// Starts to measure a request that leaves now.
     pub(crate) fn call(&self, kind: CallKind, cause: CallCause) -> CallTimer<'_> {
-        CallTimer { upstream: self, kind, cause, began: clock::now(), code: Code::Cancelled }
+        CallTimer { upstream: self, kind, cause, began: clock::now(), code: Code::Cancelled, fault: None }
     }
 
     /// Records an attempt of a poll after a failed one.
     pub(crate) fn retried(&self) {
         self.retries.inc();
+    }
+
+    pub(crate) fn set_parked(&self, waits: usize) {
+        self.parked.store(waits, Ordering::Relaxed);
+    }
+
+    /// Records that the upstream answered a poll at this time, or holds it.
+    pub(crate) fn reached(&self, at: Instant) {
+        let ended = self.health.lock().succeeded(at);
+        log_end(ended);
     }
 
     pub(crate) fn set_poll_counts(&self, counts: PollCounts) {
@@ -175,6 +202,8 @@ pub(crate) struct CallTimer<'m> {
     cause: CallCause,
     began: Instant,
     code: Code,
+    /// The error in words.
+    fault: Option<String>,
 }
 
 impl CallTimer<'_> {
@@ -182,20 +211,115 @@ impl CallTimer<'_> {
     pub(crate) fn finish(mut self, code: Code) {
         self.code = code;
     }
+
+    /// Notes the error in words, before the result is recorded.
+    pub(crate) fn note_error(&mut self, error: &(dyn std::error::Error + 'static)) {
+        self.fault = Some(root_cause(error));
+    }
 }
 
 impl Drop for CallTimer<'_> {
     fn drop(&mut self) {
-        let Self { upstream, kind, cause, began, code } = *self;
+        let Self { upstream, kind, cause, began, code, ref mut fault } = *self;
+        let now = clock::now();
         upstream.calls.get_or_create_owned(&CallLabels::new(kind, code, cause)).inc();
         upstream.counts[kind].inc();
         upstream.by_cause[cause].inc();
-        upstream.times[kind].observe(clock::now().saturating_duration_since(began).as_secs_f64());
+        upstream.times[kind].observe(now.saturating_duration_since(began).as_secs_f64());
         if code.is_fault() {
             upstream.errors.inc();
-            upstream.health.lock().failed = Some((SystemTime::now(), code));
+        }
+        let mut health = upstream.health.lock();
+        let (begun, ended) = health.record(code, fault.take(), began, now);
+        drop(health);
+        if let Some(cause) = begun {
+            let waits = upstream.parked.load(Ordering::Relaxed);
+            warn!(cause, clipgate.waits = waits, "upstream cannot be reached");
+        }
+        log_end(ended);
+    }
+}
+
+impl UpstreamHealth {
+    /// Records the result of a request. Returns the cause of an outage that begins, and the duration of one that ends.
+    fn record(
+        &mut self,
+        code: Code,
+        fault: Option<String>,
+        began: Instant,
+        now: Instant,
+    ) -> (Option<String>, Option<Duration>) {
+        if code.is_fault() {
+            self.failed = Some((SystemTime::now(), code));
         } else if code.is_success() {
-            upstream.health.lock().answered_at = Some(SystemTime::now());
+            self.answered_at = Some(SystemTime::now());
+        }
+        match code {
+            Code::Status(_) => (None, self.succeeded(now)),
+            Code::Fault(error) if error.is_of_transport() => {
+                if !self.detector.failed(began, now) {
+                    return (None, None);
+                }
+                let cause = fault.unwrap_or_else(|| error.words().to_owned());
+                let age = self
+                    .detector
+                    .since()
+                    .map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+                self.outage = Some(UpstreamOutage { since: SystemTime::now() - age, cause: cause.clone() });
+                (Some(cause), None)
+            }
+            Code::Fault(_) | Code::Cancelled => (None, None),
+        }
+    }
+
+    fn succeeded(&mut self, at: Instant) -> Option<Duration> {
+        let ended = self.detector.succeeded(at);
+        if ended.is_some() {
+            self.outage = None;
+        }
+        ended
+    }
+}
+
+impl CallError {
+    /// Returns whether the way to the upstream failed.
+    fn is_of_transport(self) -> bool {
+        match self {
+            Self::Connect | Self::ConnectTimeout | Self::Tls | Self::Reset | Self::Timeout => true,
+            Self::LocalResources | Self::Invalid => false,
+        }
+    }
+
+    /// Returns the error in words, where the connection reported no cause.
+    fn words(self) -> &'static str {
+        match self {
+            Self::Connect => "no connection",
+            Self::ConnectTimeout => "no connection in time",
+            Self::Tls => "the TLS handshake failed",
+            Self::LocalResources => "no descriptor or memory in the gateway",
+            Self::Reset => "the connection broke",
+            Self::Timeout => "no response in time",
+            Self::Invalid => "the response is malformed",
         }
     }
 }
+
+fn log_end(ended: Option<Duration>) {
+    if let Some(lasted) = ended {
+        info!(clipgate.outage.duration = lasted.as_secs_f64(), "upstream can be reached again");
+    }
+}
+
+/// Returns the last error of the chain without the number that the system appends, shortened.
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut root = error;
+    while let Some(cause) = root.source() {
+        root = cause;
+    }
+    let text = root.to_string();
+    let words = text.split_once(" (os error").map_or(text.as_str(), |(words, _)| words);
+    words[..words.floor_char_boundary(MAX_CAUSE)].to_owned()
+}
+
+/// Longest cause, in bytes.
+const MAX_CAUSE: usize = 200;

@@ -28,6 +28,7 @@ use std::time::Duration;
 use http::{Request, Uri};
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+use prometheus_client::metrics::counter::Counter;
 
 pub(crate) use self::context::TraceContext;
 pub(crate) use self::otlp::TraceError;
@@ -50,14 +51,14 @@ struct Recorder {
 }
 
 impl Tracer {
-    /// Creates the tracer of the configuration. `upstream` is the base URL of polls.
+    /// Creates the tracer of the configuration. `upstream` is the base URL of polls, `lost` counts lost spans.
     ///
     /// # Errors
     ///
     /// If the exporter cannot be set up. An unavailable collector is not an error.
-    pub fn new(config: &config::TelemetryConfig, upstream: &Uri) -> Result<Self, TraceError> {
+    pub fn new(config: &config::TelemetryConfig, upstream: &Uri, lost: &Counter) -> Result<Self, TraceError> {
         let Some(endpoint) = &config.otlp_endpoint else { return Ok(Self::default()) };
-        let counts = Arc::new(SpanCounts::default());
+        let counts = Arc::new(SpanCounts::new(lost.clone()));
         let provider = otlp::provider(endpoint, config.sample_percent, &counts)?;
         let tracer = provider.tracer(env!("CARGO_PKG_NAME"));
         Ok(Self(Some(Arc::new(Recorder { tracer, provider, counts, upstream: upstream.clone() }))))

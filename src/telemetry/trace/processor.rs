@@ -4,7 +4,7 @@
 //! on only as many spans as fit.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use opentelemetry::Context;
@@ -14,6 +14,7 @@ use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{
     BatchConfigBuilder, BatchSpanProcessor, Span, SpanData, SpanExporter, SpanProcessor,
 };
+use prometheus_client::metrics::counter::Counter;
 use tracing::{info, warn};
 
 /// Bound of pending spans. A span has a few kB, so an unavailable collector costs some MB.
@@ -27,14 +28,19 @@ const EXPORT_INTERVAL: Duration = Duration::from_secs(2);
 pub(super) struct SpanCounts {
     /// Spans in the queue or in an export.
     pending: AtomicUsize,
-    lost: AtomicU64,
+    /// Shown as a metric.
+    lost: Counter,
     /// Whether the last batch was lost, or a span since then.
     is_losing: AtomicBool,
 }
 
 impl SpanCounts {
+    pub(super) fn new(lost: Counter) -> Self {
+        Self { lost, ..Self::default() }
+    }
+
     fn lose(&self, spans: usize, reason: &'static str) {
-        self.lost.fetch_add(spans as u64, Ordering::Relaxed);
+        self.lost.inc_by(spans as u64);
         if !self.is_losing.swap(true, Ordering::Relaxed) {
             warn!(reason, "spans are lost, requests are not affected");
         }
@@ -42,19 +48,19 @@ impl SpanCounts {
 
     fn exported(&self) {
         if self.is_losing.swap(false, Ordering::Relaxed) {
-            info!(lost = self.lost.load(Ordering::Relaxed), "spans reach the collector again");
+            info!(lost = self.lost.get(), "spans reach the collector again");
         }
     }
 
     /// Counts the pending spans as lost, at the end of the exporter.
     pub(super) fn lose_pending(&self) {
         let pending = self.pending.swap(0, Ordering::Relaxed);
-        self.lost.fetch_add(pending as u64, Ordering::Relaxed);
+        self.lost.inc_by(pending as u64);
     }
 
     /// Logs the number of lost spans, if there are any.
     pub(super) fn log_total(&self) {
-        let lost = self.lost.load(Ordering::Relaxed);
+        let lost = self.lost.get();
         if lost > 0 {
             warn!(lost, "spans were lost");
         }

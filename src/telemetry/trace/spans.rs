@@ -25,7 +25,8 @@ const REASON: &str = "clipgate.reason";
 const STATUS: &str = "http.response.status_code";
 const ERROR: &str = "error.type";
 
-/// Span of a client request, empty without a collector. Its drop ends the span with the outcome `client_closed`.
+/// Span of a client request, empty without a collector. Its drop ends the span, with the outcome `client_closed` unless
+/// there was a response.
 #[derive(Debug, Default)]
 pub struct RequestSpan(Option<Arc<Mutex<OpenSpan>>>);
 
@@ -33,6 +34,7 @@ pub struct RequestSpan(Option<Arc<Mutex<OpenSpan>>>);
 struct OpenSpan {
     span: Span,
     linked: Vec<SpanId>,
+    is_answered: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -67,7 +69,7 @@ impl RequestSpan {
         if span.is_recording() {
             span.set_attributes(request_attributes(request, ctx, route));
         }
-        Self(Some(Arc::new(Mutex::new(OpenSpan { span, linked: Vec::new() }))))
+        Self(Some(Arc::new(Mutex::new(OpenSpan { span, linked: Vec::new(), is_answered: false }))))
     }
 
     /// Records the number of jobs and the key of a wait.
@@ -95,10 +97,17 @@ impl RequestSpan {
         }
     }
 
-    /// Ends the span with the response.
-    pub fn finish(self, ResponseAttributes { status, outcome, reason, member }: ResponseAttributes<'_>) {
+    /// Returns whether the request is recorded.
+    pub fn is_recorded(&self) -> bool {
+        self.0.as_ref().is_some_and(|open| open.lock().span.is_recording())
+    }
+
+    /// Records the head of the response. The span lasts until it is dropped, with the body.
+    pub fn answered(&self, ResponseAttributes { status, outcome, reason, member }: ResponseAttributes<'_>) {
         let Some(open) = &self.0 else { return };
-        let span = &mut open.lock().span;
+        let mut open = open.lock();
+        open.is_answered = true;
+        let span = &mut open.span;
         if span.is_recording() {
             span.set_attribute(KeyValue::new(STATUS, i64::from(status)));
             span.set_attribute(KeyValue::new(OUTCOME, outcome));
@@ -109,17 +118,17 @@ impl RequestSpan {
                 span.set_status(Status::error(""));
             }
         }
-        span.end();
     }
 }
 
 impl Drop for RequestSpan {
     fn drop(&mut self) {
         if let Some(open) = &self.0 {
-            let span = &mut open.lock().span;
-            // No effect on a span that has ended.
-            span.set_attribute(KeyValue::new(OUTCOME, "client_closed"));
-            span.end();
+            let mut open = open.lock();
+            if !open.is_answered {
+                open.span.set_attribute(KeyValue::new(OUTCOME, "client_closed"));
+            }
+            open.span.end();
         }
     }
 }

@@ -183,6 +183,18 @@ impl Client {
         Self::trusting_roots(config, ResendPolicy::Unsent)
     }
 
+    /// Like [`Client::new`], but trusts these authorities only.
+    pub(crate) fn trusting_only(
+        config: &config::UpstreamConfig,
+        roots: rustls::RootCertStore,
+    ) -> Result<Self, ClientError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder =
+            rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        let tls = builder.with_root_certificates(roots).with_no_client_auth();
+        Self::build(config, tls, ResendPolicy::Unsent)
+    }
+
     /// Like [`Client::new`], for polls: never resends a request.
     pub fn for_polls(config: &config::UpstreamConfig) -> Result<Self, ClientError> {
         Self::trusting_roots(config, ResendPolicy::Never)

@@ -126,7 +126,7 @@ impl Poller {
         let Some(request) = self.request(spec, write_credential, trace) else {
             return AttemptOutcome::Failed(Failure::InvalidResponse(None), RetryAdvice::BackOff);
         };
-        let call = self.metrics.upstream.call(self.kind(spec), cause);
+        let mut call = self.metrics.upstream.call(self.kind(spec), cause);
         let sent_at = clock::now();
         let mut pending = self.client.start(request);
         let attempt = async {
@@ -142,6 +142,7 @@ impl Poller {
                 Ok(response) => read(response).await.map_err(|fault| (fault, RetryAdvice::BackOff)),
                 Err(error) => {
                     debug!(reason = error.reason(), error = &error as &dyn std::error::Error, "poll failed");
+                    call.note_error(&error);
                     let is_closed = matches!(error, SendError::Closed(_));
                     let advice = if is_closed { RetryAdvice::Reconnect } else { RetryAdvice::BackOff };
                     Err((error.fault(), advice))

@@ -26,6 +26,7 @@ def span_json(span):
         "attributes": values(span.attributes),
         "events": [[event.name, values(event.attributes)] for event in span.events],
         "is_error": span.status.code == 2,
+        "seconds": (span.end_time_unix_nano - span.start_time_unix_nano) / 1e9,
         "is_ordered": 0 < span.start_time_unix_nano <= span.end_time_unix_nano,
     }
 

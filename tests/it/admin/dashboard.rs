@@ -163,6 +163,13 @@ async fn the_page_shows_the_requests_that_were_sent_without_a_reload() {
     browser.until_tile(1, "0").await;
     browser.until_tile(3, "1").await;
     browser.until_tile(4, "✓ answering").await;
+    browser.until_tile(5, "100 %").await;
+    let fanout = browser.text("#tiles > :nth-child(6) .value").await;
+    assert!(fanout.contains(" / "), "{fanout}");
+    assert_eq!(browser.rows("rejections").await, [["empty-id", "1"]]);
+    assert_eq!(browser.text("#today-calls").await, saved.to_string());
+    assert!(browser.text("#today-held").await.ends_with(" h"));
+    assert_eq!(browser.eval("document.querySelector('#members-panel').hidden").await, true);
     let summary = browser.eval("document.querySelector('#calls-plot').ariaLabel").await;
     assert!(summary.as_str().unwrap().contains(&format!("saved {saved}")), "{summary}");
 
@@ -396,7 +403,7 @@ async fn landmarks_and_tables_have_names_and_the_keyboard_reaches_scrolling_regi
     browser.open(&site.page, DESKTOP, None).await;
     browser.wait_until("!document.querySelector('#hint').hidden").await;
     let count = |of: &str| format!("document.querySelectorAll('{of}').length");
-    for (of, is) in [("header, main, footer", 3), ("h1", 1), ("main section", 7), ("h2", 7), ("table", 5)] {
+    for (of, is) in [("header, main, footer", 3), ("h1", 1), ("main section", 9), ("h2", 9), ("table", 7)] {
         assert_eq!(browser.eval(&count(of)).await, is, "{of}");
     }
     let unnamed = "[...document.querySelectorAll('section')].filter((section) => {
@@ -423,12 +430,61 @@ async fn landmarks_and_tables_have_names_and_the_keyboard_reaches_scrolling_regi
         }
     }
     let links = ["metrics", "state as JSON", "health", "readiness", "uPlot, MIT"];
-    assert_eq!(reached, [&["Table of jobs", "Table of keys"][..], &links].concat());
+    let switches = ["5 min", "15 min", "Dark"];
+    assert_eq!(reached, [&switches[..], &["Table of jobs", "Table of keys"], &links].concat());
 
     browser.hover("#requests-plot .u-over").await;
     browser
         .wait_until("/^\\d\\d:\\d\\d:\\d\\d$/.test(document.querySelector('#requests-table th').textContent)")
         .await;
+    browser.assert_no_faults().await;
+}
+
+#[tokio::test]
+async fn a_long_list_has_a_filter_that_shows_the_number_of_its_rows() {
+    let site = Site::new(&[]).await;
+    let mut browser = Browser::start();
+    browser.open(&site.page, DESKTOP, None).await;
+    let ids: Vec<String> = (0..11).map(|n| format!("job-{n:02}")).collect();
+    for id in &ids {
+        site.test_env.sim.set_status(id, "queued");
+    }
+    let _waits: Vec<_> = ids.iter().map(|id| site.wait(&completed_target(id), "demo")).collect();
+    browser.wait_until_text("#jobs-count", "11").await;
+    assert_eq!(browser.text("#flow-count").await, "6 of 11 jobs");
+    assert_eq!(browser.eval("document.querySelectorAll('#flow .node').length").await, 6);
+    let filter = "(() => { const box = document.querySelector('#jobs-filter'); box.value = 'JOB-1';
+        box.dispatchEvent(new Event('input')); return box.hidden; })()";
+    assert_eq!(browser.eval(filter).await, false);
+    assert_eq!(browser.text("#jobs-count").await, "1 of 11");
+    assert_eq!(browser.rows("jobs").await.len(), 1);
+    browser.until_two_more_states().await;
+    assert_eq!(browser.text("#jobs-count").await, "1 of 11", "the filter stays");
+    let (broken, _) = browser.accessibility().await;
+    assert!(broken.is_empty(), "{broken:#?}");
+    browser.assert_no_faults().await;
+}
+
+#[tokio::test]
+async fn the_chosen_theme_is_kept_and_the_plots_cover_5_or_15_minutes() {
+    let site = Site::new(&[]).await;
+    let mut browser = Browser::start();
+    browser.open(&site.page, DESKTOP, None).await;
+    browser.wait_until_text("#link-text", "live").await;
+    const GROUND: &str = "getComputedStyle(document.body).backgroundColor";
+    let light = browser.eval(GROUND).await;
+    browser.eval("document.querySelector('#theme').click()").await;
+    browser.wait_until("document.querySelector('#theme').ariaPressed === 'true'").await;
+    let dark = browser.eval(GROUND).await;
+    assert_ne!(light, dark);
+    assert_eq!(browser.eval("localStorage.getItem('clipgate-theme')").await, "dark");
+
+    browser.wait_until_text("#link-text", "live").await;
+    browser.wait_until_text("#requests-table thead th:nth-child(3)", "5 min").await;
+    browser.eval("document.querySelector('[data-minutes=\"15\"]').click()").await;
+    browser.wait_until_text("#requests-table thead th:nth-child(3)", "15 min").await;
+    let summary = browser.eval("document.querySelector('#calls-plot').ariaLabel").await;
+    assert!(summary.as_str().unwrap().contains("last 15 minutes"), "{summary}");
     browser.assert_no_faults().await;
 }
 

@@ -80,6 +80,9 @@ async fn each_outcome_is_counted() {
     assert_eq!(page.sum("clipgate_fanout_seconds_count", &[]), 2.0, "two responses ended waits");
     assert!(page.sum("clipgate_fanout_seconds_sum", &[]) < 5.0);
     assert_eq!(page.sum("clipgate_waits", &[]), 0.0);
+    let fanout = &admin.state().await["fanout"];
+    let (p50, p99) = (fanout["p50_seconds"].as_f64().unwrap(), fanout["p99_seconds"].as_f64().unwrap());
+    assert!(0.0 < p50 && p50 <= p99 && p99 < 5.0, "{fanout}");
     assert_eq!(page.sum("clipgate_cache_entries", &[]), 2.0);
     assert!(page.sum("clipgate_cache_bytes", &[]) > 1000.0);
 }
@@ -165,6 +168,9 @@ async fn an_open_breaker_and_failed_requests_are_counted() {
     assert_eq!(state["upstream"]["breaker_open"], true);
     assert_eq!(state["upstream"]["failed"]["code"], "reset");
     assert_eq!(state["totals"]["errors"].as_f64(), Some(resets));
+    assert_eq!(page.sum("clipgate_rejections_total", &[("reason", "unreachable"), ("class", "5xx")]), 1.0);
+    assert_eq!(page.sum("clipgate_server_errors_total", &[]), 1.0);
+    assert_eq!(state["success_rate"], 0.5);
 }
 
 #[tokio::test]
@@ -202,6 +208,23 @@ async fn rejections_over_a_limit_are_counted_by_limit_and_member() {
     assert_eq!(count("requests", "alice"), f64::from(rejected));
     assert_eq!(count("waits-per-key", "bob"), 1.0);
     assert_eq!((count("calls", "bob"), count("requests", "bob"), count("requests", "")), (0.0, 0.0, 0.0));
+    let reason =
+        |reason: &str| page.sum("clipgate_rejections_total", &[("reason", reason), ("class", "4xx")]);
+    assert_eq!((reason("requests"), reason("too-many-waits-per-key")), (f64::from(rejected), 1.0));
+    assert_eq!(page.sum("clipgate_member_requests_total", &[("member", "alice")]), 20.0);
+
+    let state = admin.state().await;
+    let rejections =
+        serde_json::json!({ "requests": rejected, "empty-id": 20 - rejected, "too-many-waits-per-key": 1 });
+    assert_eq!(state["totals"]["rejections"], rejections);
+    let (alice, bob) = (&state["members"][0], &state["members"][1]);
+    assert_eq!(
+        (&alice["name"], &alice["requests"], &alice["rejected"]),
+        (&"alice".into(), &20.into(), &20.into())
+    );
+    assert!(alice["last_seen_seconds"].as_f64().is_some_and(|seconds| seconds < 20.0), "{alice}");
+    assert_eq!((&bob["waits"], &bob["requests"], &bob["saved"]), (&1.into(), &1.into(), &0.into()));
+    assert_eq!(state["success_rate"], 1.0, "a rejection below 500 is the client's own");
 }
 
 #[tokio::test]

@@ -295,6 +295,29 @@ async fn a_failed_poll_has_its_error_and_a_disconnect_ends_the_span() {
 }
 
 #[tokio::test]
+async fn the_span_of_an_event_stream_lasts_as_long_as_the_stream() {
+    let mut collector = Collector::start().await;
+    let gateway = TestGateway::with(|config, _| traced(config, &collector.url())).await;
+    set_status_of_all(&gateway, &["a"], "streaming");
+    let events = [("accept", "text/event-stream")];
+    let stream = gateway.spawn_get(&clip_target("a", "completed"), &events);
+    gateway.wait_until(|seen| seen.count("/v2/generate/audio/suno-ai/clip") >= 1).await;
+    let lasts = Duration::from_millis(700);
+    tokio::time::sleep(lasts).await;
+    set_status_of_all(&gateway, &["a"], "completed");
+    assert_eq!(join_all(vec![stream]).await[0].status, StatusCode::OK);
+    let span = loop {
+        let batch = collector.batch().await;
+        let spans = batch["spans"].as_array().unwrap().clone();
+        if let Some(span) = spans.into_iter().find(|span| span["kind"] == "SPAN_KIND_SERVER") {
+            break span;
+        }
+    };
+    assert_eq!(span["attributes"]["clipgate.outcome"], "event_stream");
+    assert!(span["seconds"].as_f64().is_some_and(|seconds| seconds >= lasts.as_secs_f64()), "{span}");
+}
+
+#[tokio::test]
 async fn the_sampled_flag_and_the_percentage_decide_the_recording() {
     let mut collector = Collector::start().await;
     let gateway = TestGateway::with(|config, _| {

@@ -4,8 +4,19 @@ use std::process::Command;
 
 use crate::harness::command::run;
 
-const SUBCOMMANDS: [&str; 9] =
-    ["serve", "sim", "check", "presets", "watch", "token", "health", "completions", "man"];
+const SUBCOMMANDS: [&str; 11] = [
+    "serve",
+    "sim",
+    "check",
+    "config",
+    "presets",
+    "watch",
+    "token",
+    "health",
+    "completions",
+    "man",
+    "version",
+];
 
 fn clipgate(args: &[&str]) -> String {
     run(env!("CARGO_BIN_EXE_clipgate"), "clipgate", args)

@@ -52,7 +52,7 @@ fn a_ready_gateway_is_found_by_flag_file_and_environment() {
     gateway.stop();
     let (code, text) = result(&health(&["--admin", &address], &[]));
     assert_eq!(code, Some(1));
-    assert!(text.starts_with(&format!("clipgate: {address} does not accept connections: ")), "{text}");
+    assert!(text.starts_with(&format!("error: {address} does not accept connections: ")), "{text}");
     assert_eq!(text.lines().count(), 1, "{text}");
 }
 
@@ -89,7 +89,7 @@ async fn a_draining_gateway_is_alive_but_not_ready() {
         }
     };
     within_timeout("the drain", draining).await;
-    assert_eq!(check(&[]), (Some(1), format!("clipgate: {admin} reports draining (503)\n")));
+    assert_eq!(check(&[]), (Some(1), format!("error: {admin} reports draining (503)\n")));
     assert_eq!(check(&["--live"]).0, Some(0));
     gateway.signal("TERM");
     gateway.wait_for_exit().await;
@@ -101,7 +101,7 @@ async fn a_silent_server_and_another_server_are_not_a_ready_gateway() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = silent.local_addr().unwrap().to_string();
     let output = health(&["--admin", &address, "--timeout", "100ms"], &[]);
-    assert_eq!(result(&output), (Some(1), format!("clipgate: {address} did not respond within 100ms\n")));
+    assert_eq!(result(&output), (Some(1), format!("error: {address} did not respond within 100ms\n")));
 
     let other = TestEnv::new().await.upstream_url();
     let address = other.strip_prefix("http://").unwrap().to_owned();

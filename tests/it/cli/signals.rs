@@ -155,7 +155,7 @@ async fn a_second_signal_ends_the_process_at_once() {
 async fn sighup_applies_keys_and_names_those_that_need_a_restart() {
     let env = TestEnv::new().await;
     env.configure("cors_origins = [\"https://old.example\"]");
-    let mut gateway = env.start();
+    let mut gateway = env.start_with_json_log();
     let address = gateway.address().await;
     let (mut client, mut parked) = (TestClient::connect(address).await, TestClient::connect(address).await);
     let origin = ("origin", "https://app.example");
@@ -177,10 +177,10 @@ async fn sighup_applies_keys_and_names_those_that_need_a_restart() {
 
     let response = client.get("/x", &[origin, ("x-forwarded-for", "192.0.2.7")]).await;
     assert_eq!(response.headers()["access-control-allow-origin"], "https://app.example");
-    let line = gateway.wait_for_log("request_id=").await;
-    assert!(line.contains("client.address=192.0.2.7 "), "{line}");
+    let line = gateway.wait_for_log("clipgate.request_id").await;
+    assert!(line.contains(r#""client.address":"192.0.2.7""#), "{line}");
     assert_eq!(client.get(two, &[]).await.status(), 400, "the new limit is one clip");
-    gateway.wait_for_log(" DEBUG ").await;
+    gateway.wait_for_log(r#""level":"DEBUG""#).await;
 
     env.sim.set_status("a", "complete");
     assert_eq!(waiting.await.unwrap().unwrap().status(), 200, "no wait was dropped");

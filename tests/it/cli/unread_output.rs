@@ -14,7 +14,8 @@ const DROPPED: &str = "clipgate_log_lines_dropped_total";
 async fn start(env: &TestEnv) -> (GatewayProcess, SocketAddr, AdminClient) {
     env.configure("");
     let mut command = env.command();
-    command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
+    // Each line has the whole path of a request.
+    command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0").env("CLIPGATE__LOG__FORMAT", "json");
     let mut gateway = GatewayProcess::spawn(command);
     let address = gateway.address().await;
     let line = gateway.next_line().await;
@@ -49,9 +50,9 @@ async fn an_unread_log_delays_no_response_and_reports_dropped_lines_once_it_is_r
     assert_eq!(admin.get("/healthz").await.status(), 200);
 
     let line = gateway.wait_for_log("log lines were dropped").await;
-    assert!(line.contains(" WARN ") && line.contains(&format!(" lines={lost}")), "{line}");
+    assert!(line.contains(r#""level":"WARN""#) && line.contains(&format!("\"lines\":{lost}")), "{line}");
     client.get("/x", &[("x-request-id", "read-again")]).await;
-    gateway.wait_for_log("request_id=read-again").await;
+    gateway.wait_for_log(r#""clipgate.request_id":"read-again""#).await;
     assert_eq!(dropped(&admin).await, lost);
 }
 

@@ -216,7 +216,7 @@ async fn an_invalid_command_line_is_exit_code_2_with_a_hint() {
     }
     assert_eq!(rows.len(), 5);
     let literal = watch(&env, "http://127.0.0.1:1", &["a", "--key", "sk-typed"]).await;
-    assert_eq!(literal.status.code(), Some(1));
+    assert_eq!(literal.status.code(), Some(2));
     assert!(text(&literal.stderr).contains("env:NAME") && !text(&literal.stderr).contains("sk-typed"));
 }
 

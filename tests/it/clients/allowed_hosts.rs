@@ -198,7 +198,7 @@ async fn a_reload_changes_the_names_for_clients_and_the_admin_listener() {
     let env = TestEnv::new().await;
     env.sim.set_status("a", "complete");
     let mut command = sidecar(&env, "allowed_hosts = []");
-    command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0");
+    command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0").env("CLIPGATE__LOG__FORMAT", "json");
     let mut gateway = GatewayProcess::spawn(command);
     let mut client = TestClient::connect(gateway.address().await).await;
     let line = gateway.next_line().await;
@@ -210,7 +210,7 @@ async fn a_reload_changes_the_names_for_clients_and_the_admin_listener() {
     };
     assert_eq!(statuses().await, (421, 421));
     let line = gateway.wait_for_log("foreign-host").await;
-    assert!(line.contains("server.address=gw.example "), "{line}");
+    assert!(line.contains(r#""server.address":"gw.example""#), "{line}");
     for (names, expected) in [
         ("[\"gw.example\"]", (200, 200)),
         ("[\"other.example\"]", (421, 421)),

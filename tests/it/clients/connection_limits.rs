@@ -80,7 +80,7 @@ async fn a_new_connection_replaces_an_idle_http2_connection_and_never_a_parked_w
 async fn a_new_connection_waits_while_all_are_busy_and_replaces_the_first_idle_one() {
     let env = TestEnv::new().await;
     env.configure("max_connections = 1\nidle_timeout = \"1h\"");
-    let mut gateway = env.start();
+    let mut gateway = env.start_with_json_log();
     let address = gateway.address().await;
     let parked = park(&env, from(ONE, address).await, "a").await;
     let mut late = from(OTHER, address).await;
@@ -89,8 +89,10 @@ async fn a_new_connection_waits_while_all_are_busy_and_replaces_the_first_idle_o
     env.sim.set_status("a", "completed");
     assert_eq!(parked.await.unwrap(), 200);
     assert_eq!(waiting.await.unwrap().unwrap().status(), 404);
-    let (first, second) = (gateway.wait_for_log("outcome=").await, gateway.wait_for_log("outcome=").await);
-    assert!(first.contains("jobs=a") && second.contains("request_id=late"), "{first}\n{second}");
+    let first = gateway.wait_for_log("clipgate.outcome").await;
+    let second = gateway.wait_for_log("clipgate.outcome").await;
+    assert!(first.contains(r#""clipgate.jobs":"a""#), "{first}");
+    assert!(second.contains(r#""clipgate.request_id":"late""#), "{second}");
 }
 
 #[tokio::test]

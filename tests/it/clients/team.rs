@@ -232,7 +232,7 @@ async fn each_member_has_a_quota_and_may_have_its_own_rates() {
 
 /// Runs the binary in front of a simulated upstream, with requests of a member and with an unknown token. Returns its
 /// log.
-async fn log_of(more: (&str, &str), is_http2: bool) -> String {
+async fn log_of(format: &str, more: (&str, &str), is_http2: bool) -> String {
     let socket = TcpListener::bind(("127.0.0.1", 0)).await.expect("there are ports left");
     let upstream = format!("http://{}", socket.local_addr().expect("it is bound"));
     let sim = Sim::new(SimOptions::default());
@@ -248,8 +248,9 @@ async fn log_of(more: (&str, &str), is_http2: bool) -> String {
     );
     std::fs::write(&path, config).expect("there is room");
     let args = ["serve", "--config", path.to_str().expect("it is UTF-8"), "--upstream", &upstream];
-    let mut gateway =
-        ClipgateProcess::start(&args, &[("ALICE_KEY", ALICE.2), ("CLIPGATE__ADMIN__LISTEN", ""), more]);
+    let env =
+        [("ALICE_KEY", ALICE.2), ("CLIPGATE__ADMIN__LISTEN", ""), ("CLIPGATE__LOG__FORMAT", format), more];
+    let mut gateway = ClipgateProcess::start(&args, &env);
     let address = gateway.address();
 
     let client: Client<HttpConnector, Full<bytes::Bytes>> =
@@ -295,19 +296,28 @@ fn assert_no_secret(log: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_names_members_and_shows_neither_tokens_nor_hashes_nor_keys() {
-    let log = log_of(("CLIPGATE__LOG__LEVEL", "trace"), false).await;
-    assert_no_secret(&log);
-    let lines: Vec<&str> = log.lines().filter(|line| line.contains("outcome=")).collect();
-    let of = |word: &str| lines.iter().filter(|line| line.contains(word)).count();
-    assert_eq!(lines.len(), 4, "{log}");
-    assert_eq!(of("member=alice"), 2, "{log}");
-    assert_eq!(of("unknown-token"), 2, "{log}");
+    let rows = [
+        ("json", r#""clipgate.member":"alice""#, r#""clipgate.reason":"unknown-token""#),
+        ("text", " alice", " unknown-token "),
+    ];
+    for (format, member, reason) in rows {
+        let log = log_of(format, ("CLIPGATE__LOG__LEVEL", "trace"), false).await;
+        assert_no_secret(&log);
+        let is_request = |line: &&str| {
+            line.contains("clipgate.outcome") || line.contains("Z 200 ") || line.contains("Z 401 ")
+        };
+        let lines: Vec<&str> = log.lines().filter(is_request).collect();
+        let of = |word: &str| lines.iter().filter(|line| line.contains(word)).count();
+        assert_eq!(lines.len(), 4, "{log}");
+        assert_eq!(of(member), 2, "{log}");
+        assert_eq!(of(reason), 2, "{log}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_of_all_crates_shows_neither_tokens_nor_hashes_nor_keys() {
     for is_http2 in [false, true] {
-        let log = log_of(("RUST_LOG", "trace"), is_http2).await;
+        let log = log_of("text", ("RUST_LOG", "trace"), is_http2).await;
         assert!(log.contains("TRACE"), "{log}");
         assert_no_secret(&log);
     }

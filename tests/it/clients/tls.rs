@@ -134,7 +134,7 @@ async fn an_unreadable_certificate_is_named_at_the_start() {
     let mut gateway = env.start();
     let log = gateway.rest_of_log().await.join("\n");
     assert!(log.contains("server.tls.cert: cert.pem cannot be read as PEM"), "{log}");
-    assert_eq!(gateway.wait_for_exit().await.code(), Some(1));
+    assert_eq!(gateway.wait_for_exit().await.code(), Some(2));
 }
 
 #[tokio::test]
@@ -161,6 +161,6 @@ async fn sighup_replaces_the_certificate_and_drops_no_connection() {
     std::fs::write(env.path("key.pem"), "no key").unwrap();
     gateway.signal("HUP");
     let line = gateway.wait_for_log("configuration rejected").await;
-    assert!(line.contains("server.tls.key: key.pem cannot be read as PEM"), "{line}");
+    assert!(line.contains("server.tls.key: key.pem holds no private key"), "{line}");
     assert_eq!(peer_certificate(&authority.connect(address, "h2", None).await.unwrap()), after);
 }

@@ -19,7 +19,7 @@ fn field<'a>(seen: &'a RecordedRequest, name: &str) -> &'a str {
 async fn a_trusted_proxys_chain_is_sent_to_the_upstream_with_the_proxy_appended() {
     let env = TestEnv::new().await;
     env.configure("trusted_proxies = [\"127.0.0.1\"]");
-    let mut gateway = env.start();
+    let mut gateway = env.start_with_json_log();
     let mut client = TestClient::connect(gateway.address().await).await;
     client.get("/x", &REPORT).await;
     let seen = env.sim.requests().pop().unwrap();
@@ -27,9 +27,10 @@ async fn a_trusted_proxys_chain_is_sent_to_the_upstream_with_the_proxy_appended(
     assert_eq!(field(&seen, "x-forwarded-proto"), "https");
     assert_eq!(field(&seen, "x-forwarded-host"), "public.example");
     assert!(field(&seen, "forwarded").ends_with(", for=127.0.0.1;proto=http;host=\"gw.example\""));
-    let line = gateway.wait_for_log("request_id=").await;
+    let line = gateway.wait_for_log("clipgate.request_id").await;
     assert!(
-        line.contains("client.address=192.0.2.7 ") && line.contains("network.peer.address=127.0.0.1 "),
+        line.contains(r#""client.address":"192.0.2.7""#)
+            && line.contains(r#""network.peer.address":"127.0.0.1""#),
         "{line}"
     );
 }
@@ -38,22 +39,22 @@ async fn a_trusted_proxys_chain_is_sent_to_the_upstream_with_the_proxy_appended(
 async fn the_fields_of_an_untrusted_client_are_dropped() {
     let env = TestEnv::new().await;
     env.configure("trusted_proxies = [\"192.0.2.0/24\"]");
-    let mut gateway = env.start();
+    let mut gateway = env.start_with_json_log();
     let mut client = TestClient::connect(gateway.address().await).await;
     client.get("/x", &REPORT).await;
     let seen = env.sim.requests().pop().unwrap();
     assert_eq!(field(&seen, "x-forwarded-for"), "127.0.0.1");
     assert_eq!(field(&seen, "x-forwarded-proto"), "http");
     assert_eq!(field(&seen, "x-forwarded-host"), "gw.example");
-    let line = gateway.wait_for_log("request_id=").await;
-    assert!(line.contains("client.address=127.0.0.1 "), "{line}");
+    let line = gateway.wait_for_log("clipgate.request_id").await;
+    assert!(line.contains(r#""client.address":"127.0.0.1""#), "{line}");
 }
 
 #[tokio::test]
 async fn a_chain_over_its_limit_is_ignored_and_not_sent_to_the_upstream() {
     let env = TestEnv::new().await;
     env.configure("trusted_proxies = [\"127.0.0.1\"]");
-    let mut gateway = env.start();
+    let mut gateway = env.start_with_json_log();
     let mut client = TestClient::connect(gateway.address().await).await;
     let parameters: String = (0..7000).map(|n| format!(";p{n}=x")).collect();
     let chains = [
@@ -66,8 +67,8 @@ async fn a_chain_over_its_limit_is_ignored_and_not_sent_to_the_upstream() {
         let seen = env.sim.requests().pop().unwrap();
         assert_eq!(field(&seen, "x-forwarded-for"), "127.0.0.1");
         assert!(field(&seen, "forwarded").len() < 100, "{:?}", seen.headers["forwarded"]);
-        let line = gateway.wait_for_log("request_id=").await;
-        assert!(line.contains("client.address=127.0.0.1 "), "{line}");
+        let line = gateway.wait_for_log("clipgate.request_id").await;
+        assert!(line.contains(r#""client.address":"127.0.0.1""#), "{line}");
     }
 }
 
@@ -77,14 +78,14 @@ async fn a_unix_socket_counts_as_this_machine() {
     let path = env.path("gw.sock");
     let listen = quoted(format!("unix:{}", path.display()).as_ref());
     env.configure(&format!("listen = {listen}\ntrusted_proxies = [\"127.0.0.0/8\"]"));
-    let mut gateway = env.start();
+    let mut gateway = env.start_with_json_log();
     gateway.listens_on().await;
     TestClient::h1(UnixStream::connect(&path).await.unwrap()).await.get("/x", &REPORT).await;
     let seen = env.sim.requests().pop().unwrap();
     assert_eq!(field(&seen, "x-forwarded-for"), "1.1.1.1, 192.0.2.7, unknown");
-    let line = gateway.wait_for_log("request_id=").await;
+    let line = gateway.wait_for_log("clipgate.request_id").await;
     assert!(
-        line.contains("client.address=192.0.2.7 ") && line.contains("network.peer.address=unix "),
+        line.contains(r#""client.address":"192.0.2.7""#) && line.contains(r#""network.peer.address":"unix""#),
         "{line}"
     );
 }

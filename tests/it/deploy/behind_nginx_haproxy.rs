@@ -93,7 +93,7 @@ impl Front {
         test_env.configure("trusted_proxies = [\"127.0.0.1\"]\n[wait]\ntimeout = \"4s\"\nlinger = \"50ms\"");
         let mut command = test_env.command();
         command.env("CLIPGATE__ADMIN__LISTEN", "127.0.0.1:0").env("CLIPGATE__UPSTREAM__POLL_TIMEOUT", "4s");
-        command.envs(env.iter().copied());
+        command.env("CLIPGATE__LOG__FORMAT", "json").envs(env.iter().copied());
         let mut gateway = GatewayProcess::spawn(command);
         let address = gateway.address().await.to_string();
         let admin = gateway.next_line().await;
@@ -265,9 +265,9 @@ async fn the_proxies_forward_a_disconnect_and_drop_forged_client_addresses() {
         client.kill().await.unwrap();
         // Without a disconnect the upstream holds the poll for twice this time.
         within_timeout("the poll to end", front.test_env.sim.wait_until(|seen| seen.open == 0)).await;
-        let line = front.gateway.wait_for_log("outcome=client_closed").await;
-        assert!(line.contains("client.address=127.0.0.9 "), "{kind:?}: {line}");
-        assert!(line.contains("network.peer.address=127.0.0.1 "), "{kind:?}: {line}");
+        let line = front.gateway.wait_for_log(r#""clipgate.outcome":"client_closed""#).await;
+        assert!(line.contains(r#""client.address":"127.0.0.9""#), "{kind:?}: {line}");
+        assert!(line.contains(r#""network.peer.address":"127.0.0.1""#), "{kind:?}: {line}");
     }
 }
 

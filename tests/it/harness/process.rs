@@ -97,6 +97,13 @@ impl TestEnv {
     pub(crate) fn start(&self) -> GatewayProcess {
         GatewayProcess::spawn(self.command())
     }
+
+    /// Starts a gateway whose log has all fields of a request.
+    pub(crate) fn start_with_json_log(&self) -> GatewayProcess {
+        let mut command = self.command();
+        command.env("CLIPGATE__LOG__FORMAT", "json");
+        GatewayProcess::spawn(command)
+    }
 }
 
 /// A running gateway. Dropping it kills the process.

@@ -477,3 +477,38 @@ async fn an_upstream_that_never_answered_is_502_after_upstream_retries_attempts(
     assert_eq!(answer.field("cache-status"), "clipgate; detail=unreachable");
     assert_eq!(gateway.upstream_requests().len(), 3);
 }
+
+#[tokio::test]
+async fn an_outage_is_one_warning_with_its_cause_and_one_line_at_its_end() {
+    // An address without a listener, which another process will hardly take meanwhile.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let test_env = TestEnv::new().await;
+    test_env.configure("");
+    let mut command = test_env.command();
+    command.env("CLIPGATE__UPSTREAM__BASE_URL", format!("http://{address}"));
+    command.env("CLIPGATE__UPSTREAM__RETRIES", "20");
+    let mut gateway = GatewayProcess::spawn(command);
+    let mut client = TestClient::connect(gateway.address().await).await;
+    let wait = async {
+        let begun = gateway.wait_for_log("upstream cannot be reached").await;
+        assert!(begun.contains("WARN") && begun.contains("cause=\"Connection refused\""), "{begun}");
+        assert!(begun.contains("clipgate.waits=1"), "{begun}");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        test_env.sim.set_status("a", "completed");
+        let listener = TcpListener::bind(address).await.unwrap();
+        let serving = tokio::spawn(test_env.sim.clone().serve(listener, std::future::pending()));
+        let ended = gateway.wait_for_log("upstream can be reached again").await;
+        assert!(ended.contains("INFO") && ended.contains("clipgate.outage.duration="), "{ended}");
+        (AbortOnDropHandle::new(serving),)
+    };
+    let target = completed_target("a");
+    let (answer, (_serving,)) = tokio::join!(client.get(&target, &[]), wait);
+    assert_eq!(answer.status(), StatusCode::OK);
+    drop(client);
+    gateway.signal("TERM");
+    assert!(gateway.wait_for_exit().await.success());
+    let log = gateway.rest_of_log().await;
+    assert!(!log.iter().any(|line| line.contains("upstream can")), "one line each: {log:#?}");
+}
