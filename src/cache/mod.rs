@@ -180,10 +180,7 @@ impl Cache {
         now: Instant,
     ) {
         self.keys.key_forbidden(domain, now);
-        for id in jobs {
-            self.jobs.invalidate(&(domain, id.clone()));
-            self.changes.record(domain, id, now); // the variants with other parameters
-        }
+        jobs.into_iter().for_each(|job| self.job_changed(domain, job, now));
     }
 
     /// Records at `now` that an action changed a job, or that the upstream does not have it: removes the job with all its
@@ -594,6 +591,43 @@ mod tests {
             store(ALICE, rest, t0 + secs(2));
             assert!(is_cached(ALICE, rest), "{rest}");
         }
+    }
+
+    // P11
+    #[test]
+    fn a_403_to_one_variant_of_a_job_removes_all_of_them() {
+        for named in ["x", "x?logs=1"] {
+            let (cache, t0) = (plain_cache(), clock::now());
+            let job = |rest| JobId::with_rest(RouteIndex(0), "a", rest).unwrap();
+            cache.key_accepted(ALICE, t0);
+            for rest in ["", "x", "x?logs=1", "x?logs=2"] {
+                cache.store(ALICE, &JobState { id: job(rest), ..state("a", "completed", t0) }, t0, t0);
+            }
+            cache.key_forbidden(ALICE, &[job(named)], t0 + secs(1));
+            cache.key_accepted(ALICE, t0 + secs(2));
+            let is_cached = |rest| cache.get(ALICE, &job(rest), t0 + secs(3)).is_some();
+            assert_eq!(
+                ["", "x", "x?logs=1", "x?logs=2"].map(is_cached),
+                [true, false, false, false],
+                "{named}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_operator_removes_the_jobs_of_an_id_on_all_routes_with_all_their_variants() {
+        let plain = || Route { hold: Duration::ZERO, is_built_in: false, ..Route::suno() };
+        let routes = Arc::new(Routes::new(vec![plain(), plain()]));
+        let (cache, t0) = (Cache::new(config::Config::default().cache, routes), clock::now());
+        cache.key_accepted(ALICE, t0);
+        let job = |route, id, rest| JobId::with_rest(RouteIndex(route), id, rest).unwrap();
+        let jobs = [job(0, "a", ""), job(1, "a", ""), job(1, "a", "x?logs=1"), job(1, "b", "")];
+        for job in &jobs {
+            cache.store(ALICE, &JobState { id: job.clone(), ..state("a", "completed", t0) }, t0, t0);
+        }
+        assert_eq!(cache.remove(&id("a")), 3);
+        let is_cached = |job: &JobId| cache.get(ALICE, job, t0).is_some();
+        assert_eq!(jobs.each_ref().map(is_cached), [false, false, false, true]);
     }
 
     #[test]
