@@ -8,6 +8,7 @@ use http::{HeaderValue, Response};
 
 use super::access_log::Disposition;
 use super::error::GatewayError;
+use super::oversized::{PlainGet, is_oversized};
 use super::passthrough::PassthroughResponse;
 use super::request_options::RequestOptions;
 use super::response::{JobResponse, JobResponseStyle, ResponseOrigin, unsplit_response};
@@ -60,7 +61,7 @@ impl Gateway {
         Some((states, ResponseOrigin::Hit { ttl, first }))
     }
 
-    /// Waits for the hub.
+    /// Waits for the hub. `plain`: the request, if it is passed through where its poll is too large.
     ///
     /// `host` is a slice of the buffer that the request's head was read into. It is dropped at the first poll of the
     /// future, when hyper has moved on to the bytes after the head. Only then the buffer is freed; it would be the
@@ -68,6 +69,7 @@ impl Gateway {
     pub(super) fn wait(
         self,
         mut parked: ParkedRequest,
+        plain: Option<PlainGet>,
         host: Option<HeaderValue>,
         mut state: RequestState,
     ) -> BoxFuture<'static, PassthroughResponse> {
@@ -75,6 +77,11 @@ impl Gateway {
             drop(host);
             let result = (&mut parked.handle).await;
             let request = parked.request;
+            if let (Some(plain), Ok(WaitResult { end, .. })) = (plain, &result)
+                && is_oversized(end)
+            {
+                return self.pass_oversized(plain, &request, state).await;
+            }
             let response = result.map_err(GatewayError::from).and_then(|result| {
                 state.log.disposition = Disposition::Waited(result.how, result.end.reason());
                 self.wait_response(&request, result)
