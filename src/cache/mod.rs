@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | terminal state of a job | `cache.completed_ttl` or `cache.error_ttl` |
 //! | state of an unfinished job | `cache.live_ttl` |
-//! | key proof and list format of a key domain | until eviction; see `keys` |
+//! | key proof of a key domain, and its list format of each route | until eviction; see `keys` |
 //!
 //! ```text
 //!   keys:  KeyDomain          ─▶ epoch, accepted_at    a 401 starts a new epoch: all entries of the old one are invalid
@@ -202,15 +202,15 @@ impl Cache {
         }
     }
 
-    /// Returns the format of the upstream's last list for this key. An array before the first list. A format can
-    /// contain names of the key's account, so keys do not share it (P11).
-    pub fn list_shape(&self, domain: KeyDomain) -> Arc<ListShape> {
-        self.keys.list_shape(domain)
+    /// Returns the format of the upstream's last list of a route for this key. An array before the first list. A format
+    /// can contain names of the key's account, so keys do not share it (P11).
+    pub fn list_shape(&self, domain: KeyDomain, route: RouteIndex) -> Arc<ListShape> {
+        self.keys.list_shape(domain, route)
     }
 
     /// Records the format of a list that the upstream sent to this key.
-    pub fn set_list_shape(&self, domain: KeyDomain, shape: &ListShape) {
-        self.keys.set_list_shape(domain, shape);
+    pub fn set_list_shape(&self, domain: KeyDomain, route: RouteIndex, shape: &ListShape) {
+        self.keys.set_list_shape(domain, route, shape);
     }
 
     /// Stores a state from the response to a request of this key that started at `began`. Call [`Self::key_accepted`]
@@ -515,17 +515,22 @@ mod tests {
     }
 
     #[test]
-    fn each_key_has_the_format_of_its_newest_list() {
-        let cache = cache();
+    fn each_key_has_the_format_of_its_newest_list_on_each_route() {
+        let (cache, [first, second]) = (cache(), [RouteIndex(0), RouteIndex(1)]);
         let shape = |name: &str| ListShape::Wrapped(name.to_owned());
-        for (domain, newest) in
-            [(ALICE, shape("a")), (BOB, ListShape::Map), (ALICE, shape("b")), (BOB, ListShape::Array)]
-        {
-            cache.set_list_shape(domain, &newest);
-            assert_eq!(*cache.list_shape(domain), newest);
+        for (domain, route, newest) in [
+            (ALICE, first, shape("a")),
+            (BOB, first, ListShape::Map),
+            (ALICE, second, ListShape::Map),
+            (ALICE, first, shape("b")),
+            (BOB, first, ListShape::Array),
+        ] {
+            cache.set_list_shape(domain, route, &newest);
+            assert_eq!(*cache.list_shape(domain, route), newest);
         }
-        assert_eq!(*cache.list_shape(ALICE), shape("b"));
-        assert_eq!(*cache.list_shape(KeyDomain([3; 16])), ListShape::Array);
+        assert_eq!(*cache.list_shape(ALICE, first), shape("b"));
+        assert_eq!(*cache.list_shape(ALICE, second), ListShape::Map);
+        assert_eq!(*cache.list_shape(BOB, second), ListShape::Array);
     }
 
     #[test]

@@ -129,7 +129,8 @@ impl Gateway {
             style,
         };
         let gateway = &*self.0;
-        let (shape, vary) = (|| gateway.cache.list_shape(*domain), || gateway.authenticator.vary());
+        let (shape, vary) =
+            (|| gateway.cache.list_shape(*domain, query.route), || gateway.authenticator.vary());
         let response = response.into_response(&gateway.cache, shape, vary, condition.as_ref());
         self.with_links_to(request, response)
     }

@@ -339,7 +339,7 @@ impl HubTask {
             None => {}
         }
         if let Some(shape) = &landing.shape {
-            self.cache.set_list_shape(domain, shape);
+            self.cache.set_list_shape(domain, spec.jobs.route(), shape);
         }
         let route = self.poller.route(&spec);
         if landing.status == StatusCode::NOT_FOUND && !route.is_built_in {
