@@ -181,8 +181,9 @@ impl HubTask {
 
     /// Passes changes of jobs on to the coalescers. Those of jobs with parameters concern all their variants.
     fn jobs_changed(&mut self, changes: PendingChanges, now: Instant) {
-        if changes.is_overflown {
-            self.machines.forget_states(now);
+        if changes.is_overflown || !changes.domains.is_empty() {
+            let is_concerned = |domain| changes.is_overflown || changes.domains.contains(&domain);
+            self.machines.forget_states(is_concerned, now);
         }
         for (domain, job) in changes.jobs {
             let machine = self.machines.of_route_mut(job.route());
