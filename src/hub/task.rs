@@ -34,7 +34,7 @@ use crate::core::coalescer::{
 use crate::core::job::{KeyDomain, RouteIndex};
 use crate::core::scheduler::{AttemptResult, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput};
 use crate::limits::{Limits, Subject};
-use crate::telemetry::metrics::{CallCause, Fanout, Metrics, PollCounts, WaitEnd};
+use crate::telemetry::metrics::{Fanout, Metrics, PollCounts, WaitEnd};
 use crate::telemetry::trace::Tracer;
 use crate::upstream::poll::{AttemptOutcome, KeyVerdict, PollLanding, Poller};
 
@@ -318,7 +318,7 @@ impl HubTask {
 
     fn poll_landed(&mut self, id: PollId, landing: PollLanding, now: Instant) {
         let Some(poll) = self.polls.remove(&id) else { return };
-        let PollTask { spec, cause, attempt_started_at: began, span, credential, payer, .. } = poll;
+        let PollTask { spec, attempt_started_at: began, span, credential, payer, .. } = poll;
         span.landed(landing.status.as_u16());
         let domain = spec.domain;
         self.current_answer = Some(UpstreamAnswer {
@@ -346,14 +346,13 @@ impl HubTask {
         if landing.status == StatusCode::NOT_FOUND && !route.is_built_in {
             spec.jobs.iter().for_each(|job| self.cache.job_changed(domain, job, now));
         }
-        if let PollOutcome::Jobs(states) = &landing.outcome
-            && self.machines.of_poll(id).may_cache(id)
-        {
-            for state in states {
-                if cause == CallCause::NoCache && route.never_holds() {
-                    self.cache.contradict(domain, state);
-                }
-                self.cache.store(domain, state, began, now);
+        if let PollOutcome::Jobs(states) = &landing.outcome {
+            let machine = self.machines.of_poll(id);
+            if route.never_holds() && machine.may_contradict(id) {
+                states.iter().for_each(|state| self.cache.contradict(domain, state));
+            }
+            if machine.may_cache(id) {
+                states.iter().for_each(|state| self.cache.store(domain, state, began, now));
             }
         }
         if let Some(pause) = landing.retry_after {
