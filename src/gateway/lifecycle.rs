@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::access_revocation::ReloadNotice;
 use super::event_stream::EventStreams;
+use super::oversized::OversizedTargets;
 use super::passthrough::{Passthrough, PassthroughSlots};
 use super::{Gateway, GatewayInner};
 use crate::auth::{Authenticator, AuthenticatorError};
@@ -73,6 +74,7 @@ impl Gateway {
                 config.limits.max_passthrough,
                 config.limits.max_passthrough_per_key,
             ),
+            oversized: OversizedTargets::new(),
             wait: ArcSwap::from_pointee(config.wait.clone()),
             cors: ArcSwapOption::from_pointee(Cors::new(&config.server.cors_origins)),
             allowed_hosts: ArcSwap::from_pointee(config.server.allowed_hosts.clone()),

@@ -27,6 +27,7 @@ mod first_frame;
 mod guarded_body;
 mod inspect;
 mod lifecycle;
+mod oversized;
 mod passthrough;
 pub(crate) mod request_options;
 pub(crate) mod response;
@@ -52,6 +53,7 @@ use self::error::GatewayError;
 use self::event_stream::{EventStreams, StreamRequest};
 use self::guarded_body::{Revocation, SpannedBody};
 pub(crate) use self::inspect::{GatewayOverview, KeyUsage};
+use self::oversized::OversizedTargets;
 use self::passthrough::{Passthrough, PassthroughResponse, PassthroughSlot, PassthroughSlots};
 use self::request_options::RequestOptions;
 use self::response::add_common_headers;
@@ -87,6 +89,7 @@ struct GatewayInner {
     links: Option<HeaderLinks>,
     passthrough: Passthrough,
     slots: PassthroughSlots,
+    oversized: OversizedTargets,
     wait: ArcSwap<config::WaitConfig>,
     /// `None`: preflights are passed through.
     cors: ArcSwapOption<Cors>,
@@ -215,6 +218,9 @@ impl Gateway {
         let request = JobRequest { domain, query, options, condition: headers.typed_get(), origin };
         let cached = self.lookup_cached(&request.query, state.proof, domain, &request.options);
         if let Some(hold) = default_wait.filter(|_| !request.options.only_if_cached) {
+            if cached.is_none() && self.0.oversized.contains(&request) {
+                return self.start_passthrough(state.subject, Some(identity));
+            }
             let until = state.log.ctx().arrived + hold;
             let wait = wait_request(&request, identity, state);
             return Ok(Decision::Hold(Box::new(HeldRequest { request, until, cached, wait })));
@@ -225,6 +231,9 @@ impl Gateway {
         }
         if request.options.only_if_cached {
             return Err(GatewayError::NotCached);
+        }
+        if self.0.oversized.contains(&request) {
+            return self.start_passthrough(state.subject, Some(identity));
         }
         let handle = self.0.hub.join(wait_request(&request, identity, state))?;
         Ok(Decision::Park(ParkedRequest { handle, request }))
@@ -245,9 +254,14 @@ impl Gateway {
             Ok(Decision::Respond(response)) => Either::Left(ready(self.respond(state, Ok(response.into())))),
             Err(error) => Either::Left(ready(self.respond(state, Err(error)))),
             Ok(Decision::Park(parked)) => {
-                Either::Right(self.clone().wait(parked, request.headers().get(HOST).cloned(), state))
+                let host = request.headers().get(HOST).cloned();
+                let plain = parked.request.is_plain().then(|| Box::new(request.map(|_| Body::empty())));
+                Either::Right(self.clone().wait(parked, plain, host, state))
             }
-            Ok(Decision::Hold(held)) => Either::Right(self.clone().hold(*held, state)),
+            Ok(Decision::Hold(held)) => {
+                let plain = Box::new(request.map(|_| Body::empty()));
+                Either::Right(self.clone().hold(*held, plain, state))
+            }
             Ok(Decision::Stream(stream)) => {
                 let revocation = self.watch_revocation(request.headers(), &state);
                 Either::Right(self.clone().stream(*stream, revocation, state))

@@ -8,6 +8,7 @@ use http::{HeaderValue, Response};
 
 use super::access_log::Disposition;
 use super::error::GatewayError;
+use super::oversized::{PlainGet, is_oversized};
 use super::passthrough::PassthroughResponse;
 use super::request_options::RequestOptions;
 use super::response::{JobResponse, JobResponseStyle, ResponseOrigin, unsplit_response};
@@ -64,7 +65,7 @@ impl Gateway {
         Some((states, ResponseOrigin::Hit { ttl, first }))
     }
 
-    /// Waits for the hub.
+    /// Waits for the hub. `plain`: the request, if it is passed through where its poll is too large.
     ///
     /// `host` is a slice of the buffer that the request's head was read into. It is dropped at the first poll of the
     /// future, when hyper has moved on to the bytes after the head. Only then the buffer is freed; it would be the
@@ -72,6 +73,7 @@ impl Gateway {
     pub(super) fn wait(
         self,
         mut parked: ParkedRequest,
+        plain: Option<PlainGet>,
         host: Option<HeaderValue>,
         mut state: RequestState,
     ) -> BoxFuture<'static, PassthroughResponse> {
@@ -79,6 +81,11 @@ impl Gateway {
             drop(host);
             let result = (&mut parked.handle).await;
             let request = parked.request;
+            if let (Some(plain), Ok(WaitResult { end, .. })) = (plain, &result)
+                && is_oversized(end)
+            {
+                return self.pass_oversized(plain, &request, state).await;
+            }
             let response = result.map_err(GatewayError::from).and_then(|result| {
                 state.log.disposition = Disposition::Waited(result.how, result.end.reason());
                 self.wait_response(&request, result)
@@ -126,7 +133,8 @@ impl Gateway {
             style,
         };
         let gateway = &*self.0;
-        let (shape, vary) = (|| gateway.cache.list_shape(*domain), || gateway.authenticator.vary());
+        let (shape, vary) =
+            (|| gateway.cache.list_shape(*domain, query.route), || gateway.authenticator.vary());
         let response = response.into_response(&gateway.cache, shape, vary, condition.as_ref());
         self.with_links_to(request, response)
     }

@@ -4,15 +4,15 @@
 //! changes. The task takes the set before the commands of a round. So a change comes before all waits that
 //! clients send after its response.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::core::job::{JobId, KeyDomain};
 
-/// The most jobs in the set: four requests that name as many as a request can. With more, all jobs under way count as
-/// changed, which costs one snapshot each.
+/// The most entries: four requests that name as many jobs as a request can. With more, the key with the most jobs counts as
+/// a whole, which costs one snapshot for each of its jobs under way. No other key is concerned (P11).
 const MAX_CHANGES: usize = 4096;
 
 #[derive(Debug, Default)]
@@ -24,19 +24,15 @@ pub(super) struct JobChanges {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct PendingChanges {
     pub(super) jobs: BTreeSet<(KeyDomain, JobId)>,
-    /// Whether there were more than the set has room for.
+    /// Keys of which all jobs count as changed. None of them is in `jobs`.
+    pub(super) domains: BTreeSet<KeyDomain>,
+    /// Whether there were more keys than the set has room for.
     pub(super) is_overflown: bool,
 }
 
 impl JobChanges {
     pub(super) fn report(&self, domain: KeyDomain, jobs: &[JobId]) {
-        let mut pending = self.pending.lock();
-        if pending.jobs.len() + jobs.len() > MAX_CHANGES {
-            *pending = PendingChanges { jobs: BTreeSet::new(), is_overflown: true };
-        } else if !pending.is_overflown {
-            pending.jobs.extend(jobs.iter().map(|job| (domain, job.clone())));
-        }
-        drop(pending);
+        self.pending.lock().add(domain, jobs);
         self.notify.notify_one();
     }
 
@@ -50,22 +46,72 @@ impl JobChanges {
     }
 }
 
+impl PendingChanges {
+    fn add(&mut self, domain: KeyDomain, jobs: &[JobId]) {
+        if self.is_overflown || self.domains.contains(&domain) {
+            return;
+        }
+        self.jobs.extend(jobs.iter().map(|job| (domain, job.clone())));
+        while self.jobs.len() + self.domains.len() > MAX_CHANGES {
+            match self.widest_domain() {
+                Some((domain, count)) if count > 1 => {
+                    self.jobs.retain(|(other, _)| *other != domain);
+                    self.domains.insert(domain);
+                }
+                Some(_) | None => *self = Self { is_overflown: true, ..Self::default() },
+            }
+        }
+    }
+
+    /// Returns the key with the most jobs in the set, and their number.
+    fn widest_domain(&self) -> Option<(KeyDomain, usize)> {
+        let mut counts = BTreeMap::new();
+        for (domain, _) in &self.jobs {
+            *counts.entry(*domain).or_insert(0) += 1;
+        }
+        counts.into_iter().max_by_key(|(_, count)| *count)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const ANN: KeyDomain = KeyDomain([1; 16]);
+    const BOB: KeyDomain = KeyDomain([2; 16]);
+
+    fn job(number: usize) -> JobId {
+        JobId::new(&number.to_string()).unwrap()
+    }
+
     #[test]
-    fn a_job_is_reported_once_and_a_full_set_stands_for_all_jobs() {
-        let (changes, domain) = (JobChanges::default(), KeyDomain([1; 16]));
-        let job = |number: usize| JobId::new(&number.to_string()).unwrap();
-        changes.report(domain, &[job(1), job(2)]);
-        changes.report(domain, &[job(1)]);
-        assert_eq!(changes.take().jobs, BTreeSet::from([(domain, job(1)), (domain, job(2))]));
+    fn a_job_is_reported_once() {
+        let changes = JobChanges::default();
+        changes.report(ANN, &[job(1), job(2)]);
+        changes.report(ANN, &[job(1)]);
+        assert_eq!(changes.take().jobs, BTreeSet::from([(ANN, job(1)), (ANN, job(2))]));
         assert_eq!(changes.take(), PendingChanges::default());
+    }
+
+    // P11
+    #[test]
+    fn with_a_full_set_only_the_key_with_the_most_jobs_counts_as_a_whole() {
+        let changes = JobChanges::default();
         let many: Vec<JobId> = (0..MAX_CHANGES).map(job).collect();
-        changes.report(domain, &many);
-        changes.report(domain, &[job(MAX_CHANGES)]);
-        changes.report(domain, &[job(1)]);
-        assert_eq!(changes.take(), PendingChanges { jobs: BTreeSet::new(), is_overflown: true });
+        changes.report(ANN, &many);
+        changes.report(BOB, &[job(1)]);
+        changes.report(ANN, &[job(MAX_CHANGES)]);
+        let (jobs, domains) = (BTreeSet::from([(BOB, job(1))]), BTreeSet::from([ANN]));
+        assert_eq!(changes.take(), PendingChanges { jobs, domains, is_overflown: false });
+    }
+
+    #[test]
+    fn the_number_of_keys_in_the_set_is_bounded() {
+        let changes = JobChanges::default();
+        for number in 0..=MAX_CHANGES as u128 {
+            changes.report(KeyDomain(number.to_le_bytes()), &[job(1)]);
+        }
+        changes.report(ANN, &[job(1)]);
+        assert_eq!(changes.take(), PendingChanges { is_overflown: true, ..PendingChanges::default() });
     }
 }

@@ -34,7 +34,7 @@ use crate::core::coalescer::{
 use crate::core::job::{KeyDomain, RouteIndex};
 use crate::core::scheduler::{AttemptResult, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput};
 use crate::limits::{Limits, Subject};
-use crate::telemetry::metrics::{CallCause, Fanout, Metrics, PollCounts, WaitEnd};
+use crate::telemetry::metrics::{Fanout, Metrics, PollCounts, WaitEnd};
 use crate::telemetry::trace::Tracer;
 use crate::upstream::poll::{AttemptOutcome, KeyVerdict, PollLanding, Poller};
 
@@ -185,8 +185,9 @@ impl HubTask {
 
     /// Passes changes of jobs on to the coalescers. Those of jobs with parameters concern all their variants.
     fn jobs_changed(&mut self, changes: PendingChanges, now: Instant) {
-        if changes.is_overflown {
-            self.machines.forget_states(now);
+        if changes.is_overflown || !changes.domains.is_empty() {
+            let is_concerned = |domain| changes.is_overflown || changes.domains.contains(&domain);
+            self.machines.forget_states(is_concerned, now);
         }
         for (domain, job) in changes.jobs {
             let machine = self.machines.of_route_mut(job.route());
@@ -324,7 +325,7 @@ impl HubTask {
 
     fn poll_landed(&mut self, id: PollId, landing: PollLanding, now: Instant) {
         let Some(poll) = self.polls.remove(&id) else { return };
-        let PollTask { spec, cause, attempt_started_at: began, span, credential, payer, .. } = poll;
+        let PollTask { spec, attempt_started_at: began, span, credential, payer, .. } = poll;
         span.landed(landing.status.as_u16());
         let domain = spec.domain;
         self.current_answer = Some(UpstreamAnswer {
@@ -346,20 +347,19 @@ impl HubTask {
             None => {}
         }
         if let Some(shape) = &landing.shape {
-            self.cache.set_list_shape(domain, shape);
+            self.cache.set_list_shape(domain, spec.jobs.route(), shape);
         }
         let route = self.poller.route(&spec);
         if landing.status == StatusCode::NOT_FOUND && !route.is_built_in {
             spec.jobs.iter().for_each(|job| self.cache.job_changed(domain, job, now));
         }
-        if let PollOutcome::Jobs(states) = &landing.outcome
-            && self.machines.of_poll(id).may_cache(id)
-        {
-            for state in states {
-                if cause == CallCause::NoCache && route.never_holds() {
-                    self.cache.contradict(domain, state);
-                }
-                self.cache.store(domain, state, began, now);
+        if let PollOutcome::Jobs(states) = &landing.outcome {
+            let machine = self.machines.of_poll(id);
+            if route.never_holds() && machine.may_contradict(id) {
+                states.iter().for_each(|state| self.cache.contradict(domain, state));
+            }
+            if machine.may_cache(id) {
+                states.iter().for_each(|state| self.cache.store(domain, state, began, now));
             }
         }
         if let Some(pause) = landing.retry_after {

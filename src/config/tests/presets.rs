@@ -449,6 +449,23 @@ fn a_preset_for_another_host_or_unusual_times_have_a_warning() {
     assert_eq!(quick.len(), 2);
 }
 
+/// A poll carries the fields of `auth.headers` alone, so a field that selects the account must be one of them (P11).
+#[test]
+fn presets_list_the_fields_that_select_the_account() {
+    let openai = &["authorization", "openai-organization", "openai-project"][..];
+    for (name, fields) in [
+        ("openai-responses", openai),
+        ("openai-videos", openai),
+        ("openai-batches", openai),
+        ("anthropic-batches", &["x-api-key", "authorization"]),
+    ] {
+        let auth = load(&preset(name).unwrap().lines(), &[]).unwrap().auth;
+        for field in fields {
+            assert!(auth.headers.iter().any(|listed| listed == field), "{name}: {field}");
+        }
+    }
+}
+
 #[test]
 fn the_page_of_routes_has_the_address_and_the_lines_of_auth_of_each_preset() {
     let page = include_str!("../../../docs/routes.md");

@@ -241,7 +241,7 @@ impl Coalescer {
         for wait_id in waits {
             let Some(wait) = self.state.wait(wait_id) else { continue };
             let is_immediate = !wait.is_in_snapshot() && wait.is_immediate(&self.timing);
-            if is_immediate && wait.spec.arrived <= attempted_at {
+            if is_immediate && failure.concerns(wait.spec.arrived, attempted_at) {
                 self.settle_failed(wait_id, failure.clone(), opener == Some(wait_id), now);
             }
         }

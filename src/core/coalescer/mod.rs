@@ -270,6 +270,12 @@ impl Coalescer {
         self.state.poll(id).is_some_and(|poll| poll.may_cache && !poll.chain.is_outdated)
     }
 
+    /// Returns whether the answer to the poll may contradict a kept terminal state: a wait was attached whose client asked
+    /// for the upstream's own answer, and no action changed the jobs since the attempt began.
+    pub fn may_contradict(&self, id: PollId) -> bool {
+        self.state.poll(id).is_some_and(|poll| poll.may_contradict && !poll.chain.is_outdated)
+    }
+
     /// Returns the number of waits.
     pub fn waits(&self) -> usize {
         self.state.wait_count()

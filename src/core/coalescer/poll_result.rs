@@ -238,7 +238,7 @@ impl Coalescer {
         for (wait_id, direct) in self.forget_poll(id) {
             let Some(wait) = self.state.wait(wait_id) else { continue };
             let is_spared = failure.kind() == FaultKind::Upstream && self.is_spared(wait_id, direct);
-            if wait.spec.arrived <= attempted_at && !is_spared {
+            if failure.concerns(wait.spec.arrived, attempted_at) && !is_spared {
                 self.settle_failed(wait_id, failure.clone(), direct, now);
             } else {
                 others.push(wait_id);

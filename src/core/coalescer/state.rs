@@ -8,7 +8,7 @@ use super::chain::ChainLink;
 use super::job_index::JobIndex;
 use super::private_states::PrivateStates;
 use super::timing::Timing;
-use super::types::{Cause, Failure, PollId, PollSpec, WaitId, WaitSpec};
+use super::types::{Cause, Failure, PollId, PollSpec, Proof, WaitId, WaitSpec};
 use crate::core::Map;
 use crate::core::job::{JobId, JobState, KeyDomain};
 use crate::core::route::Goal;
@@ -101,6 +101,8 @@ pub(super) struct Poll {
     pub(super) is_watch: bool,
     /// Whether a wait was attached whose answer may be cached.
     pub(super) may_cache: bool,
+    /// Whether a wait was attached whose client asked for the upstream's own answer.
+    pub(super) may_contradict: bool,
     pub(super) opened_at: Instant,
     /// Start of the newest attempt.
     pub(super) attempted_at: Instant,
@@ -123,6 +125,7 @@ impl Poll {
             opener,
             is_watch: false,
             may_cache: false,
+            may_contradict: false,
             opened_at: now,
             attempted_at: now,
             last_failure: None,
@@ -399,10 +402,13 @@ impl CoalescerState {
     }
 
     fn link(&mut self, wait: WaitId, poll_id: PollId) {
-        let may_cache = self.waits.get(&wait).is_some_and(|wait| wait.spec.keep);
+        let spec = self.waits.get(&wait).map(|wait| &wait.spec);
+        let may_cache = spec.is_some_and(|spec| spec.keep);
+        let may_contradict = spec.is_some_and(|spec| spec.proof == Proof::NoCache);
         let Some(poll) = self.polls.get_mut(&poll_id) else { return };
         poll.waits.insert(wait);
         poll.may_cache |= may_cache;
+        poll.may_contradict |= may_contradict;
         if let PollPhase::Lingering { .. } = poll.phase {
             self.set_poll_phase(poll_id, PollPhase::Open);
         }

@@ -98,6 +98,8 @@ pub enum Failure {
     Unreachable,
     /// A success that cannot be read as jobs, with its bytes if all of them arrived.
     InvalidResponse(Option<Arc<UpstreamResponse>>),
+    /// A response with more bytes than a poll may have. The next attempt would find as many.
+    TooLarge,
     /// No answer within the upstream's limit.
     Timeout,
     /// The upstream paused the whole key by its answer to another poll.
@@ -125,11 +127,18 @@ impl Failure {
     pub fn kind(&self) -> FaultKind {
         match self {
             Failure::Unreachable | Failure::Timeout => FaultKind::Transport,
-            Failure::UpstreamError(_) | Failure::InvalidResponse(_) | Failure::KeyRateLimited { .. } => {
-                FaultKind::Upstream
-            }
+            Failure::UpstreamError(_)
+            | Failure::InvalidResponse(_)
+            | Failure::TooLarge
+            | Failure::KeyRateLimited { .. } => FaultKind::Upstream,
             Failure::LocalResources => FaultKind::Local,
         }
+    }
+
+    /// Returns whether the failure of an attempt is also that of a wait that arrived at `arrived`. A later wait is asked for
+    /// again, but a body that is too large would be so again.
+    pub(super) fn concerns(&self, arrived: Instant, attempted_at: Instant) -> bool {
+        arrived <= attempted_at || matches!(self, Failure::TooLarge)
     }
 
     /// Returns the short word for `Cache-Status`, logs and metrics.
@@ -137,7 +146,7 @@ impl Failure {
         match self {
             Failure::UpstreamError(_) => "upstream-error",
             Failure::Unreachable => "unreachable",
-            Failure::InvalidResponse(_) => "invalid-upstream-response",
+            Failure::InvalidResponse(_) | Failure::TooLarge => "invalid-upstream-response",
             Failure::Timeout => "upstream-timeout",
             Failure::KeyRateLimited { .. } => "key-rate-limited",
             Failure::LocalResources => "local-resources",

@@ -1,5 +1,6 @@
 use super::identity::MAX_NAMED;
 use super::*;
+use crate::core::route::PathTemplate;
 
 const SINGLE: &str = "/v2/generate/audio/suno-ai/clip";
 const MULTI: &str = "/v2/generate/audio/suno-ai/clips";
@@ -391,4 +392,25 @@ fn take_removes_a_parameter_that_occurs_once_and_returns_its_decoded_value() {
         let expected = taken.map(|(rest, value)| (rest.to_owned(), value.to_owned()));
         assert_eq!(take(query, "id"), expected, "{query}");
     });
+}
+
+#[test]
+fn an_action_names_its_job_also_where_the_id_is_a_parameter_and_the_path_has_variables() {
+    let template = |text| PathTemplate::parse(text).unwrap();
+    let mut route = Route { is_built_in: false, list: None, wait_param: None, ..Route::suno() };
+    (route.path, route.id_param) = (template("/{owner}/tasks"), Some("id".to_owned()));
+    route.actions = vec![template("/{owner}/tasks/{id}/cancel"), template("/stop/{id}/{owner}")];
+    let routes: Routes = route.into();
+    let job = JobId::with_rest(RouteIndex(0), "a", "acme").unwrap();
+    for (path, query) in [
+        ("/acme/tasks", Some("id=a")),
+        ("/acme/tasks", Some("force=1&id=a")),
+        ("/acme/tasks/a/cancel", None),
+        ("/stop/a/acme", None),
+    ] {
+        assert_eq!(acted_on(&routes, path, query), [job.clone()], "{path}");
+    }
+    for path in ["/acme/tasks", "/acme/tasks/a", "/stop/a"] {
+        assert_eq!(acted_on(&routes, path, None), [], "{path}");
+    }
 }

@@ -65,8 +65,11 @@ impl Gateway {
         })
     }
 
-    /// Authenticates a request whose body took time: a reload may have removed its client meanwhile.
-    fn authenticate_again(&self, headers: &HeaderMap) -> Result<Option<Identity>, GatewayError> {
+    /// Authenticates a request that took time until it is passed through: a reload may have removed its client meanwhile.
+    pub(in crate::gateway) fn authenticate_again(
+        &self,
+        headers: &HeaderMap,
+    ) -> Result<Option<Identity>, GatewayError> {
         Ok(self.0.authenticator.identify(headers)?)
     }
 

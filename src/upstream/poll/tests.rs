@@ -142,3 +142,11 @@ async fn the_poller_rejects_a_switch_of_protocols() {
         "{outcome:?}"
     );
 }
+
+#[tokio::test]
+async fn a_body_over_the_limit_ends_the_poll() {
+    let mut response = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
+    response.resize(response.len() + MAX_RESPONSE + 1, b' ');
+    let outcome = Fixture::new().await.answered(&String::from_utf8(response).unwrap()).await;
+    assert!(matches!(outcome, AttemptOutcome::Failed(Failure::TooLarge, RetryAdvice::GiveUp)), "{outcome:?}");
+}

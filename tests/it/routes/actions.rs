@@ -139,3 +139,20 @@ async fn a_read_without_the_cache_replaces_a_terminal_state() {
     let cached = gateway.get("/jobs/a", &[]).await;
     assert_eq!((&read.body, cached.is_hit()), (&cached.body, true), "{cached:?}");
 }
+
+#[tokio::test]
+async fn a_read_without_the_cache_that_joins_a_snapshot_of_a_chain_replaces_a_terminal_state() {
+    let upstream = JobUpstream::start().await;
+    let gateway = upstream.gateway(vec![cached_route()]).await;
+    upstream.set_job("a", "failed");
+    gateway.get("/jobs/a", &[]).await;
+    upstream.set("GET", "/jobs/a", Reply::job("a", "waiting").after(MILLIS(300)));
+    let no_cache = ("cache-control", "no-cache");
+    let waiting = gateway.spawn_get("/jobs/a", &[("prefer", "wait=20"), ("cache-control", "max-age=0")]);
+    upstream.wait_until_requests(2).await;
+    let read = gateway.get("/jobs/a", &[no_cache]).await;
+    assert_eq!(upstream.requests().len(), 2, "the snapshot of the wait");
+    let cached = gateway.get("/jobs/a", &[]).await;
+    assert_eq!((&*read.body, &*cached.body), (job_body("a", "waiting").as_bytes(), &*read.body));
+    assert!(cached.is_hit() && !waiting.is_finished(), "{cached:?}");
+}

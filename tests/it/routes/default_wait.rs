@@ -98,6 +98,23 @@ async fn a_client_with_a_short_read_timeout_sees_each_state_and_no_timeout() {
     assert_eq!(seen, ["waiting", "running", "done"]);
 }
 
+/// P12
+#[tokio::test]
+async fn a_held_get_of_a_job_with_a_huge_body_is_passed_through() {
+    let upstream = JobUpstream::start().await;
+    let gateway = upstream.gateway(vec![held_route()]).await;
+    let body = format!("{{\"id\":\"a\",\"status\":\"running\",\"logs\":\"{}\"}}", "x".repeat(8 << 20));
+    upstream.set("GET", "/jobs/a", Reply::new(200, &body));
+    for count in [2, 3] {
+        let answer = gateway.get("/jobs/a", &[]).await;
+        assert!(answer.status == 200 && *answer.body == *body.as_bytes(), "{}", answer.status);
+        assert_eq!(
+            (field(&answer, "cache-status"), upstream.requests().len()),
+            ("clipgate; fwd=bypass", count)
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_failure_after_the_first_read_is_not_the_answer() {
     let upstream = JobUpstream::start().await;

@@ -65,3 +65,13 @@ async fn below_a_path_in_the_base_url_relative_links_lose_that_path() {
     assert_eq!(field(&answer, "location"), "/jobs/a");
     assert_eq!(gateway.get("/jobs/a", &[]).await.status, 200);
 }
+
+#[tokio::test]
+async fn without_configured_routes_links_stay() {
+    let upstream = JobUpstream::start().await;
+    let gateway = upstream.gateway(Vec::new()).await;
+    let link = format!("{}jobs/a", upstream.url);
+    upstream.set("POST", "/jobs", Reply::new(201, "{}").with_field("location", link.clone()));
+    let answer = gateway.send(request("POST", "/jobs", &[KEY], "{}")).await;
+    assert_eq!(field(&answer, "location"), link);
+}

@@ -276,6 +276,30 @@ fn a_snapshot_that_began_before_an_action_is_not_delivered() {
 }
 
 #[test]
+fn a_snapshot_that_began_before_an_action_may_not_be_cached() {
+    let mut s = Scenario::paced(2.0, 2.0, 1.0);
+    s.get(1, "a").progress("a now", PollProgress::AttemptStarted).progress("a now", PollProgress::Held);
+    let poll = s.poll("a now");
+    assert!(s.machine.may_cache(poll));
+    s.changed("a");
+    assert!(!s.machine.may_cache(poll));
+}
+
+#[test]
+fn a_snapshot_may_contradict_a_kept_state_once_a_client_asked_for_the_upstreams_own_answer() {
+    let mut s = Scenario::paced(2.0, 2.0, 1.0);
+    s.join(1, "a", "completed").progress("a now", PollProgress::AttemptStarted);
+    let poll = s.poll("a now");
+    s.get(2, "a");
+    assert!(!s.machine.may_contradict(poll));
+    let spec = WaitSpec { proof: Proof::NoCache, keep: false, ..s.spec("a", "") };
+    s.join_with(3, spec).leave(3);
+    assert!(s.machine.may_contradict(poll));
+    s.changed("a");
+    assert!(!s.machine.may_contradict(poll));
+}
+
+#[test]
 fn an_action_between_two_snapshots_opens_the_next_one_at_once() {
     let mut s = Scenario::paced(10.0, 10.0, 1.0);
     s.join_for(1, "a b", "completed", 20.0).land("a b now", "a=complete b=queued").at(1.0);

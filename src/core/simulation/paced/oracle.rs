@@ -207,7 +207,9 @@ impl PacedRun {
                 let is_slow = self.plan.has_queue || self.plan.has_faults || self.drained_at.is_some();
                 assert!(is_slow && is_over, "{client:?} is given up");
             }
-            Failure::InvalidResponse(_) | Failure::LocalResources => panic!("the upstream never fails so"),
+            Failure::InvalidResponse(_) | Failure::TooLarge | Failure::LocalResources => {
+                panic!("the upstream never fails so")
+            }
         }
     }
 
