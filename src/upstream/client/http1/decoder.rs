@@ -235,7 +235,8 @@ mod tests {
 
     #[test]
     fn a_body_is_the_same_however_its_bytes_are_divided() {
-        let rows: [(fn() -> BodyDecoder, &[u8], &[u8], &[u8]); 5] = [
+        type Row<'w> = (fn() -> BodyDecoder, &'w [u8], &'w [u8], &'w [u8]);
+        let rows: [Row<'_>; 5] = [
             (|| BodyDecoder::length(4), b"bodyHTTP", b"body", b"HTTP"),
             (|| BodyDecoder::length(0), b"HTTP", b"", b"HTTP"),
             (BodyDecoder::until_close, b"body", b"body", b""),
