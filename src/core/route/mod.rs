@@ -275,6 +275,14 @@ impl Route {
 }
 
 #[cfg(test)]
+impl Route {
+    /// Returns a configured route with the paths and states of the built-in one, whose upstream never holds.
+    pub(crate) fn never_holding() -> Self {
+        Self { hold: Duration::ZERO, is_built_in: false, ..Self::suno() }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
