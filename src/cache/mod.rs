@@ -544,7 +544,7 @@ mod tests {
 
     fn plain_cache() -> Cache {
         let lifetimes = Lifetimes { live: Some(secs(5)), ..Lifetimes::default() };
-        let route = Route { hold: Duration::ZERO, lifetimes, is_built_in: false, ..Route::suno() };
+        let route = Route { lifetimes, ..Route::never_holding() };
         Cache::new(config::Config::default().cache, Arc::new(route.into()))
     }
 
@@ -621,8 +621,7 @@ mod tests {
 
     #[test]
     fn an_operator_removes_the_jobs_of_an_id_on_all_routes_with_all_their_variants() {
-        let plain = || Route { hold: Duration::ZERO, is_built_in: false, ..Route::suno() };
-        let routes = Arc::new(Routes::new(vec![plain(), plain()]));
+        let routes = Arc::new(Routes::new(vec![Route::never_holding(), Route::never_holding()]));
         let (cache, t0) = (Cache::new(config::Config::default().cache, routes), clock::now());
         cache.key_accepted(ALICE, t0);
         let job = |route, id, rest| JobId::with_rest(RouteIndex(route), id, rest).unwrap();

@@ -34,6 +34,12 @@ async fn an_action_removes_the_job_with_all_its_variants_for_its_key() {
         ("POST", "/jobs/a:cancel", Reply::new(202, "{}")),
         ("PUT", "/stop/a", Reply::new(303, "").with_field("location", "/jobs/a")),
         ("PATCH", "/jobs/a?x=1", Reply::broken()),
+        ("DELETE", "//jobs/a", Reply::new(204, "")),
+        ("DELETE", "/jobs/a;x", Reply::new(204, "")),
+        ("POST", "/jobs/a%2Fcancel", Reply::new(200, "{}")),
+        ("DELETE", "/jobs/a", Reply::new(502, "<html>")),
+        ("DELETE", "/jobs/a", Reply::new(504, "")),
+        ("DELETE", "/jobs/a", Reply::new(524, "")),
     ];
     for target in ["/jobs/a", "/jobs/a?logs=1", "/jobs/b"] {
         upstream.set("GET", target, Reply::job(&target[6..7], "done"));
@@ -62,6 +68,7 @@ async fn a_refused_action_and_a_safe_request_change_nothing() {
     for (method, target, status) in [
         ("DELETE", "/jobs/a", 409),
         ("POST", "/jobs/a/cancel", 500),
+        ("POST", "/jobs/a/cancel", 503),
         ("GET", "/jobs/a/logs", 200),
         ("OPTIONS", "/jobs/a", 204),
         ("POST", "/jobs", 201),
