@@ -136,7 +136,7 @@ impl Pool {
             let (unsent, error) = match self.connection().await? {
                 PooledConnection::Http1(lease) => {
                     let is_kept = lease.is_kept();
-                    match lease.send(request, self.base.host(), notice.take()).await {
+                    match lease.send(request, self.base.host(), notice.take(), &self.tasks).await {
                         Ok(response) => return Ok(response),
                         Err(Http1Failure::Unsent(unsent, error)) if is_kept => (*unsent, error),
                         Err(Http1Failure::Unsent(_, error) | Http1Failure::Final(error)) => {

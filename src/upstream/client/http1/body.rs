@@ -8,6 +8,7 @@ use http_body::{Frame, SizeHint};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio_util::sync::PollSender;
+use tokio_util::task::TaskTracker;
 
 use super::Http1Fault;
 use super::decoder::BodyDecoder;
@@ -16,10 +17,10 @@ use crate::upstream::client::UNREAD_UPLOAD_TIMEOUT;
 
 /// Body of a response. Dropping it before its end closes the connection.
 #[derive(Debug)]
-pub(in crate::upstream::client) struct Http1Body(Source);
+pub(in crate::upstream::client) struct Http1Body(BodySource);
 
 #[derive(Debug)]
-enum Source {
+enum BodySource {
     /// The body reads from the connection.
     Connection(Box<OpenBody>),
     /// The request is not sent yet. A task reads from the connection, because it sends the request even while the response
@@ -42,29 +43,34 @@ struct OpenBody {
 }
 
 impl Http1Body {
-    pub(super) fn new(exchange: Exchange, decoder: BodyDecoder, keeps_alive: bool) -> Self {
+    pub(super) fn new(
+        exchange: Exchange,
+        decoder: BodyDecoder,
+        keeps_alive: bool,
+        tasks: &TaskTracker,
+    ) -> Self {
         let open = OpenBody { exchange, decoder, keeps_alive };
         match (open.exchange.upload_state(), open.decoder.has_ended()) {
             (UploadState::Sending, true) => {
-                tokio::spawn(open.finish_upload());
+                tasks.spawn(open.finish_upload());
                 Self::ended()
             }
             (UploadState::Sending, false) => {
                 let (sender, frames) = mpsc::channel(1);
-                let task = tokio::spawn(open.run(PollSender::new(sender))).abort_handle();
-                Self(Source::Task { frames, task })
+                let task = tasks.spawn(open.run(PollSender::new(sender))).abort_handle();
+                Self(BodySource::Task { frames, task })
             }
             (UploadState::Sent | UploadState::Stopped, true) => {
                 open.exchange.finish(keeps_alive);
                 Self::ended()
             }
-            (UploadState::Sent | UploadState::Stopped, false) => Self(Source::Connection(Box::new(open))),
+            (UploadState::Sent | UploadState::Stopped, false) => Self(BodySource::Connection(Box::new(open))),
         }
     }
 
     /// Returns an empty body.
     pub(super) fn ended() -> Self {
-        Self(Source::Ended)
+        Self(BodySource::Ended)
     }
 
     pub(in crate::upstream::client) fn poll_frame(
@@ -72,13 +78,13 @@ impl Http1Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Http1Fault>>> {
         let (frame, is_last) = match &mut self.0 {
-            Source::Ended => return Poll::Ready(None),
-            Source::Task { frames, .. } => match ready!(frames.poll_recv(cx)) {
+            BodySource::Ended => return Poll::Ready(None),
+            BodySource::Task { frames, .. } => match ready!(frames.poll_recv(cx)) {
                 Some(Ok((frame, is_last))) => (frame.map(Ok), is_last),
                 Some(Err(fault)) => (Some(Err(fault)), true),
                 None => (Some(Err(Http1Fault::Aborted)), true),
             },
-            Source::Connection(open) => match ready!(open.exchange.poll_frame(&mut open.decoder, cx)) {
+            BodySource::Connection(open) => match ready!(open.exchange.poll_frame(&mut open.decoder, cx)) {
                 Ok(frame) => (frame.map(Ok), open.decoder.has_ended()),
                 Err(fault) => (Some(Err(fault)), true),
             },
@@ -91,30 +97,30 @@ impl Http1Body {
 
     /// Leaves the connection to the pool or, after a failure, closes it.
     fn end(&mut self, has_failed: bool) {
-        if let Source::Connection(open) = std::mem::replace(&mut self.0, Source::Ended) {
+        if let BodySource::Connection(open) = std::mem::replace(&mut self.0, BodySource::Ended) {
             let OpenBody { exchange, keeps_alive, .. } = *open;
             exchange.finish(keeps_alive && !has_failed);
         }
     }
 
     pub(in crate::upstream::client) fn is_end_stream(&self) -> bool {
-        matches!(self.0, Source::Ended)
+        matches!(self.0, BodySource::Ended)
     }
 
     pub(in crate::upstream::client) fn size_hint(&self) -> SizeHint {
         match &self.0 {
-            Source::Connection(open) => {
+            BodySource::Connection(open) => {
                 open.decoder.left().map_or_else(SizeHint::default, SizeHint::with_exact)
             }
-            Source::Task { .. } => SizeHint::default(),
-            Source::Ended => SizeHint::with_exact(0),
+            BodySource::Task { .. } => SizeHint::default(),
+            BodySource::Ended => SizeHint::with_exact(0),
         }
     }
 }
 
 impl Drop for Http1Body {
     fn drop(&mut self) {
-        if let Source::Task { task, .. } = &self.0 {
+        if let BodySource::Task { task, .. } = &self.0 {
             task.abort();
         }
     }

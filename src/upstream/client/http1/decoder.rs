@@ -31,7 +31,7 @@ enum Framing {
 
 /// Next part of a body.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Decoded {
+pub(super) enum BodyPart {
     Data(Bytes),
     Trailers(HeaderMap),
     /// The body has ended. Returned again after that.
@@ -83,38 +83,42 @@ impl BodyDecoder {
     }
 
     /// Takes the next part of the body from the buffer.
-    pub(super) fn decode(&mut self, read: &mut BytesMut) -> Result<Decoded, BodyFault> {
+    pub(super) fn decode(&mut self, read: &mut BytesMut) -> Result<BodyPart, BodyFault> {
         loop {
             match &mut self.framing {
-                Framing::Ended => return Ok(Decoded::End),
-                Framing::Close if read.is_empty() => return Ok(Decoded::NeedsBytes),
-                Framing::Close => return Ok(Decoded::Data(read.split().freeze())),
+                Framing::Ended => return Ok(BodyPart::End),
+                Framing::Close if read.is_empty() => return Ok(BodyPart::NeedsBytes),
+                Framing::Close => return Ok(BodyPart::Data(read.split().freeze())),
                 Framing::Length(left) | Framing::ChunkData(left) => {
-                    let Some(data) = take_data(read, left) else { return Ok(Decoded::NeedsBytes) };
+                    let Some(data) = take_data(read, left) else { return Ok(BodyPart::NeedsBytes) };
                     if *left == 0 {
                         let is_chunk = matches!(self.framing, Framing::ChunkData(_));
                         self.framing = if is_chunk { Framing::ChunkEnd } else { Framing::Ended };
                     }
-                    return Ok(Decoded::Data(data));
+                    return Ok(BodyPart::Data(data));
                 }
                 Framing::ChunkEnd => {
                     match read.as_ref() {
-                        [] | [b'\r'] => return Ok(Decoded::NeedsBytes),
+                        [] | [b'\r'] => return Ok(BodyPart::NeedsBytes),
                         [b'\r', b'\n', ..] => read.advance(2),
                         _ => return Err(BodyFault::Chunk),
                     }
                     self.framing = Framing::ChunkSize;
                 }
                 Framing::ChunkSize => {
-                    let Some(end) = self.line_end(read)? else { return Ok(Decoded::NeedsBytes) };
+                    let Some(end) = self.line_end(read)? else { return Ok(BodyPart::NeedsBytes) };
                     let size = chunk_size(&read[..end])?;
                     read.advance(end);
                     self.framing = if size == 0 { Framing::Trailers } else { Framing::ChunkData(size) };
                 }
                 Framing::Trailers => {
-                    let Some(trailers) = self.trailers(read)? else { return Ok(Decoded::NeedsBytes) };
+                    let Some(trailers) = self.trailers(read)? else { return Ok(BodyPart::NeedsBytes) };
                     self.framing = Framing::Ended;
-                    return Ok(if trailers.is_empty() { Decoded::End } else { Decoded::Trailers(trailers) });
+                    return Ok(if trailers.is_empty() {
+                        BodyPart::End
+                    } else {
+                        BodyPart::Trailers(trailers)
+                    });
                 }
             }
         }
@@ -217,10 +221,10 @@ mod tests {
         let mut pieces = pieces.iter();
         loop {
             match decoder.decode(&mut read)? {
-                Decoded::Data(part) => data.extend_from_slice(&part),
-                Decoded::Trailers(fields) => trailers = fields,
-                Decoded::End => break,
-                Decoded::NeedsBytes => match pieces.next() {
+                BodyPart::Data(part) => data.extend_from_slice(&part),
+                BodyPart::Trailers(fields) => trailers = fields,
+                BodyPart::End => break,
+                BodyPart::NeedsBytes => match pieces.next() {
                     Some(piece) => read.extend_from_slice(piece),
                     None => {
                         decoder.close()?;

@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use http::Method;
 use http_body::Frame;
 
-use super::decoder::{BodyDecoder, Decoded};
+use super::decoder::{BodyDecoder, BodyPart};
 use super::head::{HeadReader, ResponseStart, UploadFraming};
 use super::upload::Http1Upload;
 use super::{Http1, Http1Fault};
@@ -104,10 +104,10 @@ impl Exchange {
     ) -> Poll<Result<Option<Frame<bytes::Bytes>>, Http1Fault>> {
         loop {
             match decoder.decode(&mut self.http1.read)? {
-                Decoded::Data(data) => return Poll::Ready(Ok(Some(Frame::data(data)))),
-                Decoded::Trailers(trailers) => return Poll::Ready(Ok(Some(Frame::trailers(trailers)))),
-                Decoded::End => return Poll::Ready(Ok(None)),
-                Decoded::NeedsBytes => {}
+                BodyPart::Data(data) => return Poll::Ready(Ok(Some(Frame::data(data)))),
+                BodyPart::Trailers(trailers) => return Poll::Ready(Ok(Some(Frame::trailers(trailers)))),
+                BodyPart::End => return Poll::Ready(Ok(None)),
+                BodyPart::NeedsBytes => {}
             }
             if ready!(self.http1.poll_read(cx))? == 0 {
                 decoder.close()?;

@@ -35,6 +35,7 @@ use std::time::Instant;
 use bytes::BytesMut;
 use http::{HeaderValue, Request, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
+use tokio_util::task::TaskTracker;
 
 pub(super) use self::body::Http1Body;
 use self::decoder::BodyFault;
@@ -139,13 +140,16 @@ impl Lease {
         self.http1.as_ref().is_some_and(|http1| http1.is_kept)
     }
 
-    /// Sends a request with an absolute URI. Cancel safe: dropping the future, or the response before its end, closes
+    /// Sends a request with an absolute URI. An upload that outlasts the head of the response gets one of `tasks`.
+    ///
+    /// Cancel safe: dropping the future, or the response before its end, closes
     /// the connection.
     pub(super) async fn send(
         mut self,
         request: Request<Body>,
         host: &HeaderValue,
         notice: Option<SentNotice>,
+        tasks: &TaskTracker,
     ) -> Result<Response<ResponseBody>, Http1Failure> {
         let http1 = self.http1.take().expect("a lease is used once");
         let is_kept = http1.is_kept;
@@ -163,7 +167,7 @@ impl Lease {
             response.extensions_mut().insert(exchange.into_upgraded());
             return Ok(response);
         }
-        let body = Http1Body::new(exchange, decoder, start.keeps_alive);
+        let body = Http1Body::new(exchange, decoder, start.keeps_alive, tasks);
         Ok(Response::from_parts(head, ResponseBody::http1(body)))
     }
 }

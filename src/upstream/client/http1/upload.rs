@@ -16,7 +16,7 @@ use crate::upstream::client::SentNotice;
 use crate::upstream::client::connect::Stream;
 
 /// Bytes that are taken from the body before the first are written.
-const MAX_QUEUED: usize = 64 << 10;
+const MAX_PENDING: usize = 64 << 10;
 /// Most pieces of one write.
 const MAX_PIECES: usize = 16;
 
@@ -24,7 +24,7 @@ const MAX_PIECES: usize = 16;
 #[derive(Debug)]
 pub(super) struct Http1Upload {
     queue: VecDeque<Bytes>,
-    queued: usize,
+    pending_bytes: usize,
     /// `None` once its end is in the queue.
     body: Option<(Body, UploadFraming)>,
     /// Used when the first byte is written.
@@ -41,7 +41,14 @@ impl Http1Upload {
         notice: Option<SentNotice>,
     ) -> Self {
         let head = head.freeze();
-        Self { queued: head.len(), queue: VecDeque::from([head]), body, notice, written: 0, is_flushed: true }
+        Self {
+            pending_bytes: head.len(),
+            queue: VecDeque::from([head]),
+            body,
+            notice,
+            written: 0,
+            is_flushed: true,
+        }
     }
 
     pub(super) fn written(&self) -> u64 {
@@ -74,7 +81,7 @@ impl Http1Upload {
 
     /// Takes frames from the body as long as it has some and the queue is short.
     fn fill(&mut self, cx: &mut Context<'_>) -> Result<(), Http1Fault> {
-        while self.queued < MAX_QUEUED
+        while self.pending_bytes < MAX_PENDING
             && let Some((body, framing)) = &mut self.body
         {
             let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else { return Ok(()) };
@@ -87,7 +94,7 @@ impl Http1Upload {
                 }
             };
             for piece in pieces.into_iter().filter(|piece| !piece.is_empty()) {
-                self.queued += piece.len();
+                self.pending_bytes += piece.len();
                 self.queue.push_back(piece);
             }
         }
@@ -111,7 +118,7 @@ impl Http1Upload {
         if let Some(notice) = self.notice.take() {
             let _ = notice.send(()); // the caller may have been cancelled
         }
-        self.queued -= written;
+        self.pending_bytes -= written;
         let mut left = written;
         while let Some(piece) = self.queue.front_mut() {
             if piece.len() > left {
