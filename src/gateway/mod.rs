@@ -360,6 +360,7 @@ fn wait_request(request: &JobRequest, identity: Identity, state: &RequestState) 
         max_age: options.max_age,
         may_store: options.keep,
         is_patient: false,
+        newer_than: None,
         links: state.span.links(),
     }
 }

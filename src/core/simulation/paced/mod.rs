@@ -284,6 +284,7 @@ impl PacedRun {
             timeout: client.timeout,
             keep: true,
             is_patient: client.kind == ClientKind::Stream,
+            newer_than: None,
             known,
             proof: if client.kind == ClientKind::NoCache { Proof::NoCache } else { Proof::Never },
         };
