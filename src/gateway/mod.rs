@@ -69,6 +69,7 @@ use crate::protocol::allowed_host::HostPattern;
 use crate::protocol::body::{Body, BoxError};
 use crate::protocol::cookies::strip_set_cookie;
 use crate::protocol::cors::{Cors, CorsDecision};
+use crate::protocol::forwarded::is_proxied;
 use crate::protocol::header_links::HeaderLinks;
 use crate::protocol::request::RequestCtx;
 use crate::telemetry::metrics::{EndpointLabel, Metrics, RouteLabel};
@@ -213,7 +214,7 @@ impl Gateway {
             return Ok(Decision::Stream(Box::new(stream)));
         }
         let domain = identity.domain;
-        let origin = host.and_then(|host| state.client_origin(Some(&host)));
+        let origin = host.and_then(|host| state.client_origin(Some(&host), is_proxied(headers)));
         let origin = origin.map(String::into_boxed_str);
         let request = JobRequest { domain, query, options, condition: headers.typed_get(), origin };
         let cached = self.lookup_cached(&request.query, state.proof, domain, &request.options);
@@ -341,9 +342,9 @@ impl Gateway {
 
 impl RequestState {
     /// Returns the origin under which the client reaches the gateway.
-    fn client_origin(&self, host: Option<&Authority>) -> Option<String> {
+    fn client_origin(&self, host: Option<&Authority>, is_proxied: bool) -> Option<String> {
         let ctx = self.log.ctx();
-        ctx.forwarded.client_origin(ctx.is_tls, host)
+        ctx.forwarded.client_origin(ctx.is_tls, is_proxied, host)
     }
 }
 
