@@ -182,6 +182,7 @@ impl<'a> Gateway<'a> {
             timeout: timeout.unwrap_or(WAIT_TIMEOUT),
             keep: true,
             is_patient: request.stream_ends.is_some(),
+            newer_than: None,
             known,
             proof: if self.cache.is_key_proven(domain) { self.proof } else { Proof::Never },
         };

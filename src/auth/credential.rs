@@ -5,6 +5,8 @@
 //! | the client's key | all its fields of `auth.headers` | keeps its fields |
 //! | a key of the gateway's own | the field of `auth.send` | loses `Authorization` and the fields of `auth.headers`, gets that of `auth.send` |
 //! | none (`auth.mode = "open"`) | nothing | keeps its fields |
+//!
+//! With each of them polls carry the client's fields of `auth.with_key` too, and a passed-through request keeps them.
 
 use std::sync::Arc;
 
@@ -38,6 +40,8 @@ struct LentField {
     value: HeaderValue,
     /// The fields in which the upstream could find a key of the client. `name` is one of them.
     replaced: Vec<HeaderName>,
+    /// The client's fields of `auth.with_key`.
+    beside: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Credential {
@@ -48,16 +52,43 @@ impl Credential {
 
     /// Returns a client's credential: the first of its fields and the others.
     pub(super) fn of_client(first: ClientField<'_>, others: Vec<ClientField<'_>>) -> Self {
-        let copy = |value: &HeaderValue| {
-            let mut value = copy_value(value);
-            value.set_sensitive(true);
-            value
-        };
         if others.is_empty() && *first.0 == AUTHORIZATION {
-            return Self(CredentialFields::Authorization(copy(first.1)));
+            return Self(CredentialFields::Authorization(copy_key(first.1)));
         }
         let fields = std::iter::once(first).chain(others);
-        Self(CredentialFields::Fields(fields.map(|(name, value)| (name.clone(), copy(value))).collect()))
+        Self(CredentialFields::Fields(fields.map(|(name, value)| (name.clone(), copy_key(value))).collect()))
+    }
+
+    /// Returns the credential with these fields of the client beside the key.
+    pub(super) fn with_fields(&self, fields: &[ClientField<'_>]) -> Self {
+        let copied = fields.iter().map(|(name, value)| ((*name).clone(), copy_key(value)));
+        match &self.0 {
+            CredentialFields::Lent(lent) => {
+                let (name, value, replaced) = (lent.name.clone(), lent.value.clone(), lent.replaced.clone());
+                Self(CredentialFields::Lent(Arc::new(LentField {
+                    name,
+                    value,
+                    replaced,
+                    beside: copied.collect(),
+                })))
+            }
+            CredentialFields::Open | CredentialFields::Authorization(_) | CredentialFields::Fields(_) => {
+                let own = self.own_fields().into_iter();
+                Self(CredentialFields::Fields(own.chain(copied).collect()))
+            }
+        }
+    }
+
+    fn own_fields(&self) -> Vec<(HeaderName, HeaderValue)> {
+        match &self.0 {
+            CredentialFields::Open => Vec::new(),
+            CredentialFields::Authorization(value) => vec![(AUTHORIZATION, value.clone())],
+            CredentialFields::Fields(fields) => fields.to_vec(),
+            CredentialFields::Lent(lent) => {
+                let key = std::iter::once((lent.name.clone(), lent.value.clone()));
+                key.chain(lent.beside.iter().cloned()).collect()
+            }
+        }
     }
 
     /// Returns the credential with a key of the gateway's own, which replaces the client's fields with these names and
@@ -66,7 +97,7 @@ impl Credential {
         value.set_sensitive(true);
         let mut replaced = client_fields.to_vec();
         replaced.extend([AUTHORIZATION, name.clone()]);
-        Self(CredentialFields::Lent(Arc::new(LentField { name, value, replaced })))
+        Self(CredentialFields::Lent(Arc::new(LentField { name, value, replaced, beside: Vec::new() })))
     }
 
     /// Writes the fields into a request to the upstream.
@@ -83,6 +114,9 @@ impl Credential {
             }
             CredentialFields::Lent(lent) => {
                 headers.insert(&lent.name, lent.value.clone());
+                for (name, value) in &lent.beside {
+                    headers.insert(name, value.clone());
+                }
             }
         }
     }
@@ -116,10 +150,13 @@ impl Credential {
     pub(super) fn domain(&self, hash_key: &HashKey) -> KeyDomain {
         let hash = match &self.0 {
             CredentialFields::Authorization(value) => blake3::keyed_hash(hash_key, value.as_bytes()),
-            CredentialFields::Lent(lent) if lent.name == AUTHORIZATION => {
+            CredentialFields::Lent(lent) if lent.name == AUTHORIZATION && lent.beside.is_empty() => {
                 blake3::keyed_hash(hash_key, lent.value.as_bytes())
             }
-            CredentialFields::Lent(lent) => hash_fields(hash_key, std::iter::once((&lent.name, &lent.value))),
+            CredentialFields::Lent(lent) => {
+                let beside = lent.beside.iter().map(|(name, value)| (name, value));
+                hash_fields(hash_key, std::iter::once((&lent.name, &lent.value)).chain(beside))
+            }
             CredentialFields::Fields(fields) => {
                 hash_fields(hash_key, fields.iter().map(|(name, value)| (name, value)))
             }
@@ -129,6 +166,12 @@ impl Credential {
         domain.0.copy_from_slice(&hash.as_bytes()[..16]);
         domain
     }
+}
+
+fn copy_key(value: &HeaderValue) -> HeaderValue {
+    let mut value = copy_value(value);
+    value.set_sensitive(true);
+    value
 }
 
 /// A field of a client's request.

@@ -114,6 +114,8 @@ pub struct AuthConfig {
     pub mode: AuthMode,
     /// The request fields with a client's key or token. Never empty.
     pub headers: Vec<HeaderName>,
+    /// Request fields that go with a key and are none, such as a version.
+    pub with_key: Vec<HeaderName>,
     /// Field of a key of the gateway's own.
     pub send: KeyTemplate,
 }
@@ -155,6 +157,12 @@ impl KeyTemplate {
         let mut value = HeaderValue::try_from([&self.before, key.expose(), &self.after].concat()).ok()?;
         value.set_sensitive(true);
         Some((self.name.clone(), value))
+    }
+}
+
+impl fmt::Display for KeyTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}{{key}}{}", self.name, self.before, self.after)
     }
 }
 
@@ -278,6 +286,7 @@ impl Default for Config {
             auth: AuthConfig {
                 mode: AuthMode::Passthrough,
                 headers: vec![AUTHORIZATION],
+                with_key: Vec::new(),
                 send: KeyTemplate::default(),
             },
             wait: WaitConfig {

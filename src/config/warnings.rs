@@ -97,12 +97,34 @@ impl Config {
                     1.0 / route.pace.as_secs_f64()
                 ));
             }
+            let usual_live_ttl = usual.as_ref().and_then(|usual| usual.lifetimes.live);
             let usual_ttl = usual.and_then(|usual| usual.lifetimes.success).unwrap_or(HOUR).max(HOUR);
             if let Some(ttl) = route.lifetimes.success.filter(|ttl| *ttl > usual_ttl) {
                 warnings.push(format!(
                     "routes: completed_ttl of {name:?} is {}: links in results often expire earlier, and clients would \
                      get expired ones from the cache. Keep it below the lifetime of the links.",
                     time(ttl)
+                ));
+            }
+            let is_usual = usual_live_ttl.is_some_and(|usual| route.lifetimes.live == Some(usual));
+            if let Some(ttl) =
+                route.lifetimes.live.filter(|ttl| route.never_holds() && *ttl > route.pace && !is_usual)
+            {
+                warnings.push(format!(
+                    "routes: live_ttl of {name:?} is {}, longer than its pace of {}: plain GETs get states of that age, \
+                     older than those that waits see. Set live_ttl to at most the pace.",
+                    time(ttl),
+                    time(route.pace)
+                ));
+            }
+            let lines = preset.map(|preset| preset.auth.lines_missing_in(&self.auth)).unwrap_or_default();
+            if let Some(preset) = preset.filter(|_| !lines.is_empty()) {
+                warnings.push(format!(
+                    "routes: {name:?} has the preset {:?}, whose API needs {} in [auth]. Copy the lines that \
+                     `clipgate presets {}` prints.",
+                    preset.name,
+                    lines.join(" and "),
+                    preset.name
                 ));
             }
             let host = self.upstream.base_url.host().unwrap_or_default().to_ascii_lowercase();

@@ -92,7 +92,8 @@ impl Gateway {
         };
         // With `no-cache`, states that were seen since the request arrived are still recent enough.
         let max_age = wait.max_age.or(Some(now.saturating_duration_since(wait.arrived)));
-        let next = WaitRequest { goal, arrived: now, timeout, max_age, ..wait };
+        let newer_than = first.states().first().map(|state| state.as_of);
+        let next = WaitRequest { goal, arrived: now, timeout, max_age, newer_than, ..wait };
         match self.0.hub.wait(next).await {
             Ok(result) if !matches!(result.end, WaitOutcome::Failed(_)) => {
                 let how = if first.has_opened() { Cost::Opened } else { result.how };

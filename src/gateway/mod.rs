@@ -69,6 +69,7 @@ use crate::protocol::allowed_host::HostPattern;
 use crate::protocol::body::{Body, BoxError};
 use crate::protocol::cookies::strip_set_cookie;
 use crate::protocol::cors::{Cors, CorsDecision};
+use crate::protocol::forwarded::is_proxied;
 use crate::protocol::header_links::HeaderLinks;
 use crate::protocol::request::RequestCtx;
 use crate::telemetry::metrics::{EndpointLabel, Metrics, RouteLabel};
@@ -213,7 +214,7 @@ impl Gateway {
             return Ok(Decision::Stream(Box::new(stream)));
         }
         let domain = identity.domain;
-        let origin = host.and_then(|host| state.client_origin(Some(&host)));
+        let origin = host.and_then(|host| state.client_origin(Some(&host), is_proxied(headers)));
         let origin = origin.map(String::into_boxed_str);
         let request = JobRequest { domain, query, options, condition: headers.typed_get(), origin };
         let cached = self.lookup_cached(&request.query, state.proof, domain, &request.options);
@@ -342,9 +343,9 @@ impl Gateway {
 
 impl RequestState {
     /// Returns the origin under which the client reaches the gateway.
-    fn client_origin(&self, host: Option<&Authority>) -> Option<String> {
+    fn client_origin(&self, host: Option<&Authority>, is_proxied: bool) -> Option<String> {
         let ctx = self.log.ctx();
-        ctx.forwarded.client_origin(ctx.is_tls, host)
+        ctx.forwarded.client_origin(ctx.is_tls, is_proxied, host)
     }
 }
 
@@ -361,6 +362,7 @@ fn wait_request(request: &JobRequest, identity: Identity, state: &RequestState) 
         max_age: options.max_age,
         may_store: options.keep,
         is_patient: false,
+        newer_than: None,
         links: state.span.links(),
     }
 }
@@ -371,8 +373,8 @@ fn wait_request(request: &JobRequest, identity: Identity, state: &RequestState) 
 fn quota_subject(identity: Option<&Identity>, proof: Option<KeyProof>, ctx: &RequestCtx) -> Subject {
     match (identity, proof) {
         (Some(Identity { member: Some(name), .. }), _) => Subject::member(name),
-        (Some(Identity { origin: KeyOrigin::Gateway, domain, .. }), _)
-        | (Some(Identity { origin: KeyOrigin::Client, domain, .. }), Some(_)) => Subject::Key(*domain),
+        (Some(Identity { origin: KeyOrigin::Gateway, key, .. }), _)
+        | (Some(Identity { origin: KeyOrigin::Client, key, .. }), Some(_)) => Subject::Key(*key),
         (Some(Identity { origin: KeyOrigin::Client | KeyOrigin::Open, .. }) | None, _) => {
             ctx.forwarded.client_ip().into()
         }

@@ -101,6 +101,8 @@ pub struct WaitRequest {
     pub may_store: bool,
     /// Whether the client expects to be held although the goal may be reached already.
     pub is_patient: bool,
+    /// Moment of the state that the client has: no older one is the answer before the end of the wait's time.
+    pub newer_than: Option<Instant>,
     /// Links from the request's span to the polls that the wait attaches to.
     pub links: Links,
 }

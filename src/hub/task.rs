@@ -243,6 +243,7 @@ impl HubTask {
             timeout: wait.timeout,
             keep: wait.may_store,
             is_patient: wait.is_patient,
+            newer_than: wait.newer_than,
             known,
             proof,
         };

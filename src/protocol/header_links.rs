@@ -4,6 +4,7 @@
 //! upstream.base_url = https://api.example/v1
 //! Location: https://api.example/v1/jobs/a   ─▶  https://gate.example/jobs/a
 //! Location: /v1/jobs/a                      ─▶  /jobs/a
+//!                                           ─▶  /jobs/a where a proxy hides the scheme that the client used
 //! Location: jobs/a · https://cdn.example/a  ─▶  unchanged
 //! ```
 //!
@@ -35,7 +36,7 @@ impl HeaderLinks {
     }
 
     /// Rewrites the fields of a response. `origin` returns the client's origin of the gateway; without one, absolute links
-    /// stay.
+    /// stay. With an empty one they become paths.
     pub(crate) fn rewrite(&self, headers: &mut HeaderMap, origin: impl FnOnce() -> Option<String>) {
         if !LINKS.iter().any(|name| headers.contains_key(name)) {
             return;

@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use http::HeaderName;
+use http::header::AUTHORIZATION;
+
 use super::route::ConfiguredRoute;
 use crate::config::error::ConfigError;
 use crate::config::source::RawConfig;
@@ -25,6 +28,13 @@ pub(super) enum AuthModeName {
     Team,
     Open,
 }
+
+pub(super) const AUTH_MODES: &[(&str, AuthModeName)] = &[
+    ("passthrough", AuthModeName::Passthrough),
+    ("sidecar", AuthModeName::Sidecar),
+    ("team", AuthModeName::Team),
+    ("open", AuthModeName::Open),
+];
 
 /// Each field of a request is looked up, so the number is small.
 const MAX_KEY_FIELDS: usize = 8;
@@ -145,6 +155,24 @@ impl ConfigBuilder {
         }
         if let Some((_, twice)) = fields.iter().enumerate().find(|(n, name)| fields[..*n].contains(name)) {
             error(&["auth.headers"], &format!("{twice} is listed twice"), "Remove one of them.");
+        }
+        let beside = &config.auth.with_key;
+        if beside.len() > MAX_KEY_FIELDS {
+            let problem = format!("the list has {} fields", beside.len());
+            error(&["auth.with_key"], &problem, &format!("Name at most {MAX_KEY_FIELDS} fields."));
+        }
+        let is_key = |name: &HeaderName| {
+            fields.contains(name) || *name == AUTHORIZATION || *name == config.auth.send.name
+        };
+        if let Some(name) = beside.iter().find(|name| is_key(name)) {
+            error(
+                &["auth.with_key"],
+                &format!("{name} is a field for keys"),
+                "List it in auth.headers alone. Fields of auth.with_key are not secret.",
+            );
+        }
+        if let Some((_, twice)) = beside.iter().enumerate().find(|(n, name)| beside[..*n].contains(name)) {
+            error(&["auth.with_key"], &format!("{twice} is listed twice"), "Remove one of them.");
         }
         errors.extend(self.routes.iter().filter_map(|route| self.check_default_wait(route)));
         errors

@@ -63,6 +63,7 @@ fn each_key_sets_its_own_field_from_the_file_and_from_the_environment() {
         ("upstream.breaker_failures", "11", "11"),
         ("upstream.breaker_cooldown", r#""11s""#, "11s"),
         ("auth.headers", r#"["x-key", "Authorization"]"#, r#"["x-key", "authorization"]"#),
+        ("auth.with_key", r#"["X-Version"]"#, r#"["x-version"]"#),
         ("auth.send", r#""x-key: {key}""#, "x-key: {key}"),
         ("wait.timeout", r#""11s""#, "11s"),
         ("wait.max_timeout", r#""1h""#, "1h"),

@@ -403,12 +403,11 @@ impl CoalescerState {
 
     fn link(&mut self, wait: WaitId, poll_id: PollId) {
         let spec = self.waits.get(&wait).map(|wait| &wait.spec);
-        let may_cache = spec.is_some_and(|spec| spec.keep);
-        let may_contradict = spec.is_some_and(|spec| spec.proof == Proof::NoCache);
+        let (keep, proof) = spec.map_or((false, Proof::Never), |spec| (spec.keep, spec.proof));
         let Some(poll) = self.polls.get_mut(&poll_id) else { return };
         poll.waits.insert(wait);
-        poll.may_cache |= may_cache;
-        poll.may_contradict |= may_contradict;
+        poll.may_cache |= keep;
+        poll.may_contradict |= proof == Proof::NoCache;
         if let PollPhase::Lingering { .. } = poll.phase {
             self.set_poll_phase(poll_id, PollPhase::Open);
         }

@@ -33,6 +33,8 @@ pub struct WaitSpec {
     pub keep: bool,
     /// Whether the client expects to be held even if the upstream answers its goal at once. True for event streams.
     pub is_patient: bool,
+    /// Moment of the state that the client has: an older one does not reach the goal. Only where jobs may go back.
+    pub newer_than: Option<Instant>,
     /// Cached states that are still valid. Other states count only if seen after `arrived`.
     pub known: Vec<JobState>,
     /// Whether an open poll may prove the answer at once.

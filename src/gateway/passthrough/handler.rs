@@ -23,6 +23,7 @@ use crate::gateway::response::append_cache_status;
 use crate::gateway::{Decision, Gateway, RequestState};
 use crate::limits::Subject;
 use crate::protocol::body::{Body, BoxError, Stalled};
+use crate::protocol::forwarded::is_proxied;
 use crate::protocol::host::requested_host;
 use crate::upstream::poll::{KeyVerdict, key_verdict};
 
@@ -109,6 +110,7 @@ impl Gateway {
                 [Method::GET, Method::HEAD].contains(request.method()),
                 requested_host(request.uri(), request.headers()),
             );
+            let is_proxied = is_proxied(request.headers());
             let action = PendingAction::of(&self, &request, identity.as_ref());
             let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
             let named = query::named(&self.0.routes, request.uri().path(), request.uri().query());
@@ -142,7 +144,7 @@ impl Gateway {
                 }
             }
             if let Some(links) = &self.0.links {
-                links.rewrite(response.headers_mut(), || state.client_origin(host.as_ref()));
+                links.rewrite(response.headers_mut(), || state.client_origin(host.as_ref(), is_proxied));
             }
             // Without `fwd-status`: it would repeat the status of the response.
             append_cache_status(response.headers_mut(), fwd);

@@ -166,6 +166,7 @@ impl Scenario {
             timeout: secs(120.0),
             keep: true,
             is_patient: false,
+            newer_than: None,
             known: Vec::new(),
             proof: Proof::Never,
         }

@@ -453,3 +453,45 @@ fn a_drain_gives_every_wait_the_last_known_state() {
     assert_eq!(s.opened, 1);
     assert!(s.is_idle());
 }
+
+#[test]
+fn a_wait_for_another_state_is_not_answered_by_one_that_is_older_than_its_clients() {
+    let mut s = Scenario::paced(2.0, 2.0, 20.0);
+    let [queued, streaming] = ["queued", "streaming"].map(|word| s.ladder.rung(word).unwrap());
+    s.at(1.0);
+    let cached = JobState { as_of: s.zero, ..s.state("a", "queued") };
+    let newer_than = Some(s.zero + secs(0.5));
+    let spec = |goal, known| WaitSpec { goal, newer_than, known, ..s.spec("a", "") };
+    let (older, same) =
+        (spec(Goal::Not(streaming), vec![cached.clone()]), spec(Goal::Not(queued), vec![cached]));
+    s.join_with(1, older).join_with(2, same).assert_answers(&["", ""]);
+    s.run_until(3.0, 0.1, |_| "queued").assert_answers(&["reached a=queued", ""]);
+    s.run_until(6.0, 0.1, |_| "streaming").assert_answers(&["reached a=queued", "reached a=streaming"]);
+}
+
+#[test]
+fn a_wait_that_comes_just_after_a_plain_request_takes_its_state_for_the_first_of_its_chain() {
+    let mut s = Scenario::paced(2.0, 2.0, 1.0);
+    s.get(1, "a").land_sent(0.0, "a now", "a=queued");
+    s.at(0.4);
+    let known = vec![JobState { as_of: s.zero, ..s.state("a", "queued") }];
+    let spec = WaitSpec { known: known.clone(), ..s.spec("a", "completed") };
+    s.join_with(2, spec);
+    assert_eq!((s.opened, s.open().len()), (1, 0));
+    let other = WaitSpec { known, timeout: secs(0.5), ..s.spec("a", "completed") };
+    s.join_with(3, other).run_until(0.95, 0.0, |_| "queued");
+    assert_eq!((s.opened, &*s.answer(3)), (1, "timed out a=queued"));
+    s.run_until(1.1, 0.0, |_| "complete");
+    assert_eq!((s.opened, &*s.answer(2)), (2, "reached a=complete"));
+    assert!(s.is_idle());
+}
+
+#[test]
+fn a_chain_that_waits_for_its_first_snapshot_ends_with_its_last_wait() {
+    let mut s = Scenario::paced(2.0, 2.0, 1.0);
+    let known = vec![s.state("a", "queued")];
+    let spec = WaitSpec { known, ..s.spec("a", "completed") };
+    s.join_with(1, spec).leave(1);
+    assert_eq!(s.opened, 0);
+    assert!(s.is_idle());
+}
