@@ -20,6 +20,7 @@ pub mod job_body;
 pub mod query;
 pub mod route;
 pub mod scheduler;
+pub mod siblings;
 #[cfg(test)]
 mod simulation;
 

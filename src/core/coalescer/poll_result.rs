@@ -29,6 +29,9 @@ impl Coalescer {
             PollProgress::AttemptStarted => {
                 (poll.attempted_at, poll.attempt) = (now, AttemptState::Sending);
                 poll.chain.is_outdated = false;
+                if std::mem::take(&mut poll.is_elsewhere) {
+                    poll.opened_at = now; // the upstream's hold begins anew
+                }
             }
             PollProgress::Held => poll.attempt = AttemptState::Held { since: now },
             PollProgress::BackingOff(failure, pause) => {
@@ -45,6 +48,16 @@ impl Coalescer {
                 let attempt = AttemptState::Paused { until: now + pause, is_of_key };
                 let waits = self.suspend(id, failure, attempt, now);
                 self.attach_or_open_all(waits, None, now);
+            }
+            PollProgress::Elsewhere { opened_at, is_held } => {
+                poll.is_elsewhere = true;
+                (poll.opened_at, poll.attempted_at) = (opened_at, opened_at);
+                poll.attempt =
+                    if is_held { AttemptState::Held { since: now } } else { AttemptState::Sending };
+            }
+            PollProgress::Lost => {
+                (poll.is_elsewhere, poll.attempt) = (true, AttemptState::Queued);
+                self.let_linger([id], now);
             }
         }
     }

@@ -99,6 +99,8 @@ pub(super) struct Poll {
     /// Whether a wait was attached whose answer may be cached.
     pub(super) may_cache: bool,
     pub(super) opened_at: Instant,
+    /// Whether another replica makes the poll, or made it until now.
+    pub(super) is_elsewhere: bool,
     /// Start of the newest attempt.
     pub(super) attempted_at: Instant,
     /// Failure of the newest attempt that failed.
@@ -121,6 +123,7 @@ impl Poll {
             is_watch: false,
             may_cache: false,
             opened_at: now,
+            is_elsewhere: false,
             attempted_at: now,
             last_failure: None,
             retry_after: None,
