@@ -122,12 +122,22 @@ impl Siblings {
         self.calls.insert(call, (name, token));
     }
 
+    fn detach(&mut self, name: PollName) {
+        self.call(EngineCall::Detach(name));
+    }
+
     pub(super) fn answered(&mut self, call: CallId, answer: EngineAnswer, now: Instant) {
         if let EngineAnswer::Done(time) = answer {
             self.outbox.answered(call);
             return self.link.beat_answered(call, time, self.config.patience, now);
         }
-        let Some((name, token)) = self.calls.remove(&call) else { return };
+        let Some((name, token)) = self.calls.remove(&call) else {
+            if matches!(answer, EngineAnswer::Flushed) && self.link.lost_membership(call) {
+                self.call(EngineCall::Flushed);
+                self.engine_flushed(now);
+            }
+            return;
+        };
         let is_current = self.polls.get(name).is_some_and(|poll| poll.token == token);
         if !is_current {
             return self.answered_late(name, token, &answer, now);
@@ -143,7 +153,7 @@ impl Siblings {
                 self.polls.change(name, own);
             }
             EngineAnswer::Granted(epoch) => self.start(name, Some(epoch), now),
-            EngineAnswer::Held { .. } if is_ours => drop(self.call(EngineCall::Detach(name))),
+            EngineAnswer::Held { .. } if is_ours => self.detach(name),
             EngineAnswer::Held { epoch, .. } | EngineAnswer::Known(_, epoch)
                 if !is_ours && self.is_dead(name, epoch) =>
             {
@@ -172,7 +182,7 @@ impl Siblings {
             EngineAnswer::Granted(_) | EngineAnswer::Adopted { is_mine: true, .. } => {
                 self.send(Letter::Other(EngineCall::Leave(name, token)), now);
             }
-            EngineAnswer::Held { .. } if !is_waiting => drop(self.call(EngineCall::Detach(name))),
+            EngineAnswer::Held { .. } if !is_waiting => self.detach(name),
             _ => {}
         }
     }
@@ -207,7 +217,7 @@ impl Siblings {
     fn held(&mut self, name: PollName, by: ReplicaName, token: LeaseToken, age: Duration, now: Instant) {
         let Some(was_doubted) = self.members.heard(by, now) else {
             self.start_alone(name, now);
-            return drop(self.call(EngineCall::Detach(name)));
+            return self.detach(name);
         };
         self.count_soon(now);
         let early = self.polls.change(name, |poll| {

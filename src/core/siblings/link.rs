@@ -35,6 +35,8 @@ pub(super) struct EngineLink {
     /// Beat on its way.
     beat: Option<(CallId, Instant)>,
     pub(super) next_beat: Option<Instant>,
+    /// First beat of this link. Before it the engine does not know the name.
+    first_beat: Option<CallId>,
     engine_time: Option<(EngineTime, Instant)>,
     /// Whether this replica goes on alone.
     pub(super) is_apart: bool,
@@ -92,6 +94,7 @@ impl EngineLink {
     }
 
     pub(super) fn beat_sent(&mut self, call: CallId, interval: Duration, now: Instant) {
+        self.first_beat.get_or_insert(call);
         if self.beat.is_none() {
             self.beat = Some((call, now));
         }
@@ -114,6 +117,12 @@ impl EngineLink {
         } else if now > sent_at + MAX_PATIENCE {
             self.far_since.get_or_insert(now);
         }
+    }
+
+    /// Records that the engine did not know this replica when it beat. Returns whether it should have.
+    pub(super) fn lost_membership(&mut self, call: CallId) -> bool {
+        self.beat.take_if(|(beat, _)| *beat == call);
+        self.first_beat != Some(call)
     }
 
     /// Records that this replica heard its own beat. Returns whether it was deaf before.

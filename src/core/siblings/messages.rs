@@ -1,6 +1,6 @@
 //! Messages of siblings, and the life and death of siblings.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Siblings;
 use super::claims::LOOKING;
@@ -15,6 +15,9 @@ use crate::core::job::KeyDomain;
 
 /// Most dead epochs remembered. The oldest goes first; only messages under way can still name it.
 pub(super) const MAX_DEAD_EPOCHS: usize = 1024;
+
+/// Time in which further reports that the engine lost its memory mean the same loss.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Siblings {
     pub(super) fn message(&mut self, message: SiblingMessage, now: Instant) {
@@ -89,7 +92,14 @@ impl Siblings {
         is_failed: bool,
         now: Instant,
     ) {
-        let Some(poll) = self.polls.get(name).filter(|poll| poll.own().is_none()) else { return };
+        let Some(poll) = self.polls.get(name) else { return };
+        if let Some(own) = poll.own() {
+            // Two replicas made the poll. This one may have its lease now.
+            if !own.is_leased && self.draining.is_none() && token != poll.token {
+                self.adopt(name, now);
+            }
+            return;
+        }
         let is_asking = poll.claim.is_some();
         if poll.awaited != Some(token) {
             if is_asking && token.instance != self.config.instance {
@@ -143,7 +153,9 @@ impl Siblings {
 
     /// The engine lost its memory: beats at once and adopts all own polls.
     pub(super) fn engine_flushed(&mut self, now: Instant) {
-        if self.link.is_up() {
+        let is_repeated = self.flushed_at.is_some_and(|at| now < at + FLUSH_INTERVAL);
+        if self.link.is_up() && !is_repeated {
+            self.flushed_at = Some(now);
             self.beat(None, now);
             for name in self.polls.names(|poll| poll.own().is_some()) {
                 self.adopt(name, now);

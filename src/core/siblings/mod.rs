@@ -89,7 +89,7 @@ use crate::core::job::KeyDomain;
 /// | `Asking` | `Granted` | `Ours` |
 /// | `Asking`, `Looking` | `Held` | `Away` |
 /// | `Asking`, `Looking` | `Known` | landed |
-/// | `Asking` | `Flushed` | all own polls are adopted; `Delayed` for 0.1 s |
+/// | `Asking` | `Flushed` | `Delayed` for 0.1 s. All replicas adopt their polls, as after a beat with this answer |
 /// | `Asking` | no answer within the patience | `Ours` without a lease. A late `Granted` gives it one |
 /// | `Away` | `Landed` | landed |
 /// | `Away` | `Left` | `Asking`: the engine decides between the guests |
@@ -139,6 +139,8 @@ pub struct Siblings {
     /// Whether polls of siblings are about to be made here.
     is_abandoning: bool,
     next_count: Option<Instant>,
+    /// When this replica last adopted its polls because the engine had lost its memory.
+    flushed_at: Option<Instant>,
     draining: Option<Instant>,
     outputs: VecDeque<SiblingOutput>,
     next_number: u64,
@@ -167,6 +169,7 @@ impl Siblings {
             refusals: VecDeque::new(),
             is_abandoning: false,
             next_count: None,
+            flushed_at: None,
             draining: None,
             outputs: VecDeque::new(),
             next_number: 0,

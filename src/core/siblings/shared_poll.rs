@@ -159,7 +159,9 @@ impl SharedPolls {
         let result = f(poll);
         let due = poll.due();
         if due != poll.timer {
-            poll.timer.into_iter().for_each(|at| drop(self.timers.remove(&(at, name))));
+            if let Some(at) = poll.timer {
+                self.timers.remove(&(at, name));
+            }
             self.timers.extend(due.map(|at| (at, name)));
             poll.timer = due;
         }
@@ -174,15 +176,23 @@ impl SharedPolls {
 
     pub(super) fn remove(&mut self, name: PollName) -> Option<SharedPoll> {
         let poll = self.polls.remove(&name)?;
-        poll.timer.into_iter().for_each(|at| drop(self.timers.remove(&(at, name))));
-        poll.local.into_iter().for_each(|local| drop(self.by_local.remove(&local)));
-        poll.own().into_iter().for_each(|own| drop(self.by_run.remove(&own.run)));
+        if let Some(at) = poll.timer {
+            self.timers.remove(&(at, name));
+        }
+        if let Some(local) = poll.local {
+            self.by_local.remove(&local);
+        }
+        if let Some(own) = poll.own() {
+            self.by_run.remove(&own.run);
+        }
         Some(poll)
     }
 
     pub(super) fn set_local(&mut self, name: PollName, local: Option<PollId>) {
         let before = self.polls.get_mut(&name).and_then(|poll| std::mem::replace(&mut poll.local, local));
-        before.into_iter().for_each(|before| drop(self.by_local.remove(&before)));
+        if let Some(before) = before {
+            self.by_local.remove(&before);
+        }
         self.by_local.extend(local.map(|local| (local, name)));
     }
 

@@ -210,7 +210,8 @@ pub enum EngineCall {
     Detach(PollName),
     /// Publishes for the guests whether the upstream holds the poll.
     Note(PollName, LeaseToken, bool),
-    /// Records and publishes that this replica lives. The first beat of a link has the former name.
+    /// Records and publishes that this replica lives. The first beat of a link has the former name. Answer: `Done`, or
+    /// `Flushed` if the engine did not know the name.
     Beat(Option<ReplicaName>),
     /// Begins a new epoch of a key that the upstream rejected, and publishes that.
     Refuse(KeyDomain),
