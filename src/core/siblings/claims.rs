@@ -260,13 +260,15 @@ impl Siblings {
         came_at: Instant,
         now: Instant,
     ) {
-        if self.is_dead(name, epoch) {
-            return self.lose(name, None, now);
-        }
-        let Some(outcome) = into_outcome(outcome, came_at) else {
-            // Some bytes were too many to be shared.
+        let is_delayed = |poll: &SharedPoll| matches!(poll.phase, SharePhase::Delayed { .. });
+        let outcome = if self.is_dead(name, epoch) { None } else { into_outcome(outcome, came_at) };
+        let Some(outcome) = outcome else {
+            // A dead epoch, or bytes that were too many to be shared.
             self.polls.change(name, |poll| Arc::make_mut(&mut poll.spec).takes_known = false);
-            return self.lose(name, None, now);
+            if !self.polls.get(name).is_some_and(is_delayed) {
+                self.lose(name, None, now);
+            }
+            return;
         };
         let Some(poll) = self.polls.remove(name) else { return };
         if let Some(local) = poll.local {

@@ -111,9 +111,18 @@ impl SweepPlan {
         }
         let faults = faults(rng, replicas, domains, &mut moments);
         let mut clients = Vec::new();
+        let is_crowded = rng.bool();
         let most = [4, 10, 24][rng.usize(..3)];
         for _ in 0..rng.usize(1..=most) {
-            clients.push(client(rng, replicas, domains, per_domain, &mut moments));
+            let mut client = client(rng, replicas, domains, per_domain, &mut moments);
+            if is_crowded && rng.u8(..4) > 0 {
+                // A crowd waits for the end of one job from early on, so that faults hit polls with guests.
+                (client.domain, client.jobs, client.goal) = (0, vec![0], Some(rng.usize(2..=3)));
+                client.arrives = Duration::from_millis(rng.u64(..40_000));
+                client.timeout = HOLD * rng.u32(1..=2);
+                client.leaves = client.leaves.map(|at| at.max(client.arrives));
+            }
+            clients.push(client);
         }
         Self {
             replicas,
