@@ -11,15 +11,16 @@ MINUTES ?= 10
 RATE ?= 2000
 TARGETS ?= query job_body coalescer scheduler
 
-.PHONY: help run test check deny counts load compare sweep soak outages fuzz deb manifests tools
+.PHONY: help run test check deny counts load vendors compare sweep soak outages fuzz deb manifests tools
 
 help:
-	@echo 'make run            start the gateway in front of a simulated upstream: no key, no network'
+	@echo 'make run            start the gateway in front of a simulated upstream, with APIs that hold and that never do: no key, no network'
 	@echo 'make test           install the programs that the tests need, and run all tests'
 	@echo 'make check          format, lints, documentation, dependencies and instruction counts, each without a warning'
 	@echo 'make deny           dependencies alone: licences, duplicate versions, sources (deny.toml)'
 	@echo 'make counts         instruction counts alone: a hit, a join, a leave and a landing, with budgets (benches/counts.rs)'
 	@echo 'make load           upstream calls of a team on DAYS (10) scripted days, with and without the gateway; SEED=n, MIX=FILE'
+	@echo 'make vendors        upstream calls and delays of five vendors'"'"' polling loops, with and without the gateway; SEED=n, RUNS=n'
 	@echo 'make compare        measure the gateway beside other proxies: half an hour on an idle machine'
 	@echo 'make sweep SEEDS=n  the first n (10000) random schedules of the coalescer, alone and with the scheduler; SEED=n: one schedule, with a trace'
 	@echo 'make soak           MINUTES (10) of load at RATE (2000) requests a second with faults, every answer checked; SEED=n'
@@ -50,6 +51,9 @@ counts:
 
 load:
 	cargo bench --locked --bench load -- $(if $(DAYS),--days $(DAYS)) $(if $(SEED),--seed $(SEED)) $(if $(MIX),--mix "$(MIX)")
+
+vendors:
+	cargo bench --locked --bench vendors -- $(if $(RUNS),--runs $(RUNS)) $(if $(SEED),--seed $(SEED))
 
 compare:
 	benches/compare

@@ -44,6 +44,7 @@ impl Crowd {
                 linger: Duration::from_secs(2),
                 watch_idle: Duration::ZERO,
                 max_jobs: 6,
+                proves: true,
                 pace: None,
             }),
             now: clock::now(),

@@ -39,6 +39,8 @@ pub(crate) struct Rules {
     pub(crate) proof: bool,
     /// Watches: otherwise `wait.watch_idle` is 0.
     pub(crate) watch: bool,
+    /// Shedding: otherwise a poll for several jobs stays open beside one for each of them.
+    pub(crate) shed: bool,
 }
 
 /// Plays a day through a gateway.
@@ -94,6 +96,7 @@ impl<'a> Gateway<'a> {
             hold: mix.upstream.hold.0,
             linger: settings.linger.0,
             max_jobs: 6,
+            proves: true,
             pace: None,
             watch_idle: if rules.watch { settings.watch_idle.0 } else { Duration::ZERO },
         };
@@ -106,12 +109,13 @@ impl<'a> Gateway<'a> {
             backoff: Backoff { first: Duration::from_millis(200), cap: Duration::from_secs(2) },
             breaker: BreakerRules { failures: 5, cooldown: Duration::from_secs(5) },
         };
+        let coalescer = Coalescer::new(timing);
         let is_proof_on = rules.proof && !settings.proven_ttl.0.is_zero();
         Self {
             day,
             clients: Clients::new(day, &mix.upstream),
             upstream: Upstream::new(day, &mix.upstream),
-            coalescer: Coalescer::new(timing),
+            coalescer: if rules.shed { coalescer } else { coalescer.without_shedding() },
             scheduler: PollScheduler::new(scheduler, day.seed),
             proof: if is_proof_on { Proof::Within(settings.proven_ttl.0) } else { Proof::Never },
             rungs: ladder.rungs().collect(),

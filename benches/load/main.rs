@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Time is virtual, and everything follows from the seed: `make load`. Without one of the gateway's rules: `--no-proof`,
-//! `--no-watch`; each rule alone and together: `--rules`.
+//! `--no-watch`, `--no-shed`; each rule alone and together: `--rules`.
 
 mod clients;
 mod day;
@@ -48,6 +48,9 @@ struct Args {
     /// No watches
     #[arg(long)]
     no_watch: bool,
+    /// No shedding
+    #[arg(long)]
+    no_shed: bool,
     /// One line for each combination of the rules, instead of the tables
     #[arg(long)]
     rules: bool,
@@ -65,7 +68,7 @@ fn main() -> io::Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
     };
-    let rules = Rules { proof: !args.no_proof, watch: !args.no_watch };
+    let rules = Rules { proof: !args.no_proof, watch: !args.no_watch, shed: !args.no_shed };
     let mut out = io::stdout().lock();
     if args.rules {
         print_rules(&mut out, &args, &mix)?;
@@ -148,13 +151,15 @@ fn print_rules(out: &mut impl Write, args: &Args, mix: &Mix) -> io::Result<()> {
         out,
         "| rules | calls | poll-seconds | saving | latest answer |\n| --- | --- | --- | --- | --- |"
     )?;
-    for (name, proof, watch) in [
-        ("none", false, false),
-        ("proof", true, false),
-        ("watches", false, true),
-        ("proof, watches", true, true),
+    for (name, proof, watch, shed) in [
+        ("none", false, false, false),
+        ("proof", true, false, false),
+        ("watches", false, true, false),
+        ("shedding", false, false, true),
+        ("proof, watches", true, true, false),
+        ("proof, watches, shedding", true, true, true),
     ] {
-        let (direct, gateway) = play(args, mix, Rules { proof, watch })?;
+        let (direct, gateway) = play(args, mix, Rules { proof, watch, shed })?;
         let (calls, saved) = (gateway.total(), saving(&direct, &gateway));
         let (count, seconds) = (args.a_day(calls.count), args.a_day(calls.open.as_secs()));
         let latest = gateway.record.latest.as_secs_f64();

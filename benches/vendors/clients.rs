@@ -40,6 +40,11 @@ impl<'a> Run<'a> {
         MIN_TRANSIT + (MAX_TRANSIT - MIN_TRANSIT).mul_f64(self.rng.f64())
     }
 
+    /// Returns the time of one way between a client and a gateway on its machine or in its network.
+    pub(crate) fn hop(&self) -> Duration {
+        Duration::from_millis(1)
+    }
+
     /// Draws the pause of a client before its next read.
     pub(crate) fn pause(&mut self) -> Duration {
         let VendorLoop { interval, jitter, .. } = *self.vendor;

@@ -1,5 +1,4 @@
-//! The polling loops of five vendors' clients in virtual time: directly, and through the gateway, whose
-//! side follows with the pace of the coalescer.
+//! The polling loops of five vendors' clients in virtual time: directly, and through the gateway.
 //!
 //! ```text
 //!   loops ──▶ clients ──┬──▶ direct:  each read is an upstream call
@@ -7,13 +6,14 @@
 //! ```
 //!
 //! One job a run, and clients of one key that begin within their first interval. Everything follows from the seed:
-//! `cargo bench --bench vendors`.
+//! `make vendors`.
 
 mod clients;
 mod direct;
 #[path = "../load/events.rs"]
-#[expect(dead_code, reason = "the gateway's side follows")]
+#[expect(dead_code, reason = "the other bench uses all of it")]
 mod events;
+mod gateway;
 mod loops;
 
 use std::io::{self, Write};
@@ -22,6 +22,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use self::clients::Outcome;
+use self::gateway::Asking;
 use self::loops::{LOOPS, VendorLoop};
 
 /// Plays the polling loops of vendors' clients, and counts upstream calls and the delay of results
@@ -48,8 +49,21 @@ fn main() -> io::Result<()> {
     writeln!(out, "| loop | interval | job | clients | side | calls | late at most | late in the mean |")?;
     writeln!(out, "| --- | --- | --- | --- | --- | --- | --- | --- |")?;
     for vendor in &LOOPS {
+        let route = vendor.route();
         for clients in CLIENTS {
-            print_row(&mut out, &args, vendor, clients, "directly", direct::play)?;
+            let through = |max_pace: Duration, asking: Asking| {
+                move |vendor: &VendorLoop, clients: usize, seed: u64| {
+                    gateway::play(vendor, max_pace, asking, clients, seed)
+                }
+            };
+            let (pace, max_pace) = (route.pace, route.max_pace);
+            let mut row = |side: &str, play: &dyn Fn(&VendorLoop, usize, u64) -> Outcome| {
+                print_row(&mut out, &args, vendor, clients, side, play)
+            };
+            row("directly", &direct::play)?;
+            row("plain GETs", &through(max_pace, Asking::Plain))?;
+            row("`Prefer: wait`, fixed pace", &through(pace, Asking::Waiting))?;
+            row("`Prefer: wait`", &through(max_pace, Asking::Waiting))?;
         }
     }
     Ok(())

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use arbitrary::Arbitrary;
 use bytes::Bytes;
 use clipgate::core::coalescer::{
-    Coalescer, Failure, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, Proof, SNAPSHOT_LIMIT, Timing,
+    Coalescer, Failure, Input, Output, Pace, PollId, PollOutcome, PollProgress, PollSpec, Proof, SNAPSHOT_LIMIT, Timing,
     WaitId, WaitOutcome, WaitResult, WaitSpec,
 };
 use clipgate::core::job::{ResponseHead, JobId, JobSet, JobState, KeyDomain, UpstreamResponse};
@@ -39,6 +39,8 @@ static ZERO: LazyLock<Instant> = LazyLock::new(clock::now);
 struct Schedule {
     max_jobs: u8,
     linger_secs: u8,
+    /// Tenths of seconds of the pace, and of `live_ttl`, of an upstream that never holds.
+    pace: Option<(u8, u8, u8)>,
     steps: Vec<Step>,
 }
 
@@ -74,6 +76,11 @@ enum Step {
         millis: u16,
         late: u8,
     },
+    /// An action changed a job.
+    Change {
+        domain: bool,
+        job: u8,
+    },
     PassLong {
         secs: u8,
     },
@@ -90,6 +97,8 @@ struct Join {
     is_single: bool,
     /// Number of the rung; beyond the ladder: no status.
     goal: u8,
+    /// Whether it waits for any other rung, where the upstream never holds.
+    is_other: bool,
     timeout: Timeout,
     /// Time since its arrival in milliseconds.
     since: u8,
@@ -148,6 +157,8 @@ struct Driver {
     ladder: Ladder,
     rungs: Vec<Rung>,
     max_jobs: usize,
+    /// Whether the upstream never holds.
+    has_pace: bool,
     now: Duration,
     late: Duration,
     waits: BTreeMap<WaitId, Wait>,
@@ -172,12 +183,20 @@ impl Driver {
         let ladder = Route::suno().ladder;
         let max_jobs = usize::from(schedule.max_jobs % JOBS) + 1;
         let linger = Duration::from_secs(schedule.linger_secs.into());
-        let timing = Timing { ladder: ladder.clone(), hold: HOLD, linger, watch_idle: Duration::ZERO, max_jobs, pace: None };
+        let tenths = |tenths: u8| Duration::from_millis(100 * u64::from(tenths));
+        let pace = schedule.pace.map(|(min, more, live_ttl)| {
+            let min = tenths(min.max(1));
+            Pace { min, max: min + tenths(more), live_ttl: tenths(live_ttl) }
+        });
+        let hold = if pace.is_some() { Duration::ZERO } else { HOLD };
+        let timing =
+            Timing { ladder: ladder.clone(), hold, linger, watch_idle: Duration::ZERO, max_jobs, proves: pace.is_none(), pace };
         Self {
             machine: Coalescer::new(timing),
             rungs: ladder.rungs().collect(),
             ladder,
             max_jobs,
+            has_pace: pace.is_some(),
             // A wait may have arrived before the first step.
             now: Duration::from_secs(1),
             late: Duration::ZERO,
@@ -233,6 +252,10 @@ impl Driver {
                 self.late = Duration::from_millis((*late).into());
                 self.pass(Duration::from_millis((*millis).into()));
             }
+            Step::Change { domain, job: number } => {
+                let key = KeyDomain([(*domain).into(); 16]);
+                self.handle(Input::JobChanged(key, job(number % JOBS)));
+            }
             Step::PassLong { secs } => self.pass(Duration::from_secs((*secs).into())),
             Step::Drain { secs } => {
                 if self.draining.is_none() {
@@ -279,7 +302,11 @@ impl Driver {
         let wait = Wait {
             domain,
             jobs: JobSet::new(numbers.iter().map(|&number| job(number))),
-            goal: askable.map_or(Goal::Now, |&rung| Goal::Rung(rung)),
+            goal: match askable {
+                None => Goal::Now,
+                Some(&rung) if join.is_other && self.has_pace => Goal::Not(rung),
+                Some(&rung) => Goal::Rung(rung),
+            },
             arrived,
             deadline: arrived + timeout,
         };
@@ -430,6 +457,7 @@ impl Driver {
                 let reaches = |rung: Rung| match wait.goal {
                     Goal::Now => true,
                     Goal::Rung(goal) => rung >= goal,
+                    Goal::Not(left) => rung != left,
                 };
                 assert!(states.iter().all(|state| state.rung.is_none_or(reaches)), "{id:?} {states:?}");
             }
@@ -447,6 +475,7 @@ impl Driver {
                 let is_immediate = match wait.goal {
                     Goal::Now => true,
                     Goal::Rung(rung) => rung == self.ladder.lowest(),
+                    Goal::Not(_) => false,
                 };
                 assert!(
                     is_over || is_immediate || self.now + *retry_after > deadline + SNAPSHOT_LIMIT,

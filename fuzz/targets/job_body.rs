@@ -91,7 +91,7 @@ fuzz_target!(|input: Input<'_>| {
     if input.nesting == 0 {
         for body in nest(input.depth, &body) {
             // No round trip: that is slow, and tests no greater depth.
-            let _ = job_body::split(&route, form, &requested, &Bytes::from(body));
+            let _ = job_body::split(&route, form, &requested, 200, &Bytes::from(body));
         }
     }
     check(&route, form, &requested, &Bytes::from(body));
@@ -106,7 +106,7 @@ fn nest(depth: u16, text: &[u8]) -> [Vec<u8>; 2] {
 
 fn check(route: &Route, form: Form, requested: &JobSet, body: &Bytes) {
     let is_json = serde_json::from_slice::<IgnoredAny>(body).is_ok() && str::from_utf8(body).is_ok();
-    match job_body::split(route, form, requested, body) {
+    match job_body::split(route, form, requested, 200, body) {
         SplitBody::Jobs { jobs, shape } => {
             assert!(is_json && shape.is_some() == (form == Form::Multi));
             assert!(jobs.iter().map(|job| &job.id).eq(requested), "{jobs:?}");
@@ -152,7 +152,7 @@ fn check_round_trip(route: &Route, requested: &JobSet, jobs: &[JobSlice], shape:
         let value = serde_json::from_slice::<Value>(&job.body);
         value.is_ok_and(|value| value.get("id").is_some())
     });
-    match job_body::split(route, Form::Multi, requested, &joined) {
+    match job_body::split(route, Form::Multi, requested, 200, &joined) {
         SplitBody::Jobs { jobs: split_jobs, shape: split_shape } => {
             assert_eq!(split_shape, Some(shape));
             for (job, split_job) in jobs.iter().zip(&split_jobs) {

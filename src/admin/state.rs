@@ -76,6 +76,16 @@ struct StateJson<'a> {
 struct RouteJson<'a> {
     name: &'a str,
     ladder: Vec<&'a str>,
+    /// Of an upstream that never holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pace: Option<PaceJson>,
+}
+
+/// Bounds of the time between two polls of a job.
+#[derive(Serialize)]
+struct PaceJson {
+    min_seconds: f64,
+    max_seconds: f64,
 }
 
 #[derive(Serialize)]
@@ -123,6 +133,9 @@ struct ListJson<T> {
 struct JobJson<'a> {
     route: &'a str,
     id: String,
+    /// Other parts of the job's address: two jobs with one id differ here.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    rest: String,
     key: String,
     rung: Option<&'a str>,
     asked: Vec<&'a str>,
@@ -208,7 +221,14 @@ fn lists(
 }
 
 fn route_json(route: &Route) -> RouteJson<'_> {
-    RouteJson { name: &route.name, ladder: route.ladder.askable_words().collect() }
+    RouteJson {
+        name: &route.name,
+        ladder: route.ladder.askable_words().collect(),
+        pace: route.never_holds().then_some(PaceJson {
+            min_seconds: route.pace.as_secs_f64(),
+            max_seconds: route.max_pace.as_secs_f64(),
+        }),
+    }
 }
 
 fn job_json<'a>(job: &JobStatus, route: &'a Route, now: Instant) -> JobJson<'a> {
@@ -216,6 +236,7 @@ fn job_json<'a>(job: &JobStatus, route: &'a Route, now: Instant) -> JobJson<'a> 
     JobJson {
         route: &route.name,
         id: job.id.to_string(),
+        rest: job.id.rest().to_owned(),
         key: job.domain.to_string(),
         rung: job.rung.map(|rung| ladder.name(rung)),
         asked: job.asked.iter().map(|rung| ladder.name(*rung)).collect(),

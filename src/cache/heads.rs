@@ -57,7 +57,9 @@ impl HeadInterner {
     pub(super) fn intern(&self, head: &ResponseHead) -> (Arc<StoredHead>, usize) {
         let hash = self.hasher.hash_one(&head.shared);
         let shared = &mut *self.shared.lock();
-        let is_equal = |known: &&Arc<StoredHead>| known.hash == hash && known.head.shared == head.shared;
+        let is_equal = |known: &&Arc<StoredHead>| {
+            known.hash == hash && known.head.status == head.status && known.head.shared == head.shared
+        };
         if let Some(known) = shared.heads.iter().find(is_equal) {
             return (Arc::clone(known), 0);
         }
@@ -135,8 +137,10 @@ mod tests {
         assert_eq!(weight, 0);
         let (again, weight) = heads.intern(&ResponseHead { per_response: Vec::new(), ..head("a") });
         assert!(Arc::ptr_eq(&first, &again) && weight == 0);
-        let (other, _) = heads.intern(&head("b"));
-        assert!(!Arc::ptr_eq(&first, &other));
+        for other in [head("b"), ResponseHead { status: 202, ..head("a") }] {
+            let (stored, _) = heads.intern(&other);
+            assert_eq!((stored.head.status, Arc::ptr_eq(&first, &stored)), (other.status, false));
+        }
         assert_eq!((first.head.shared.clone(), first.head.per_response.len()), (head("a").shared, 0));
         let names: Vec<_> = first.fields.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["content-type", "x-powered-by", "via"]);

@@ -9,13 +9,15 @@
 //!
 //! ```text
 //!   keys:  KeyDomain          ─▶ epoch, accepted_at    a 401 starts a new epoch: all entries of the old one are invalid
-//!   jobs: (KeyDomain, JobId) ─▶ epoch, state           a 403 removes the jobs that the request named
+//!   jobs: (KeyDomain, JobId) ─▶ epoch, state           a 403 removes the jobs that the request named, an action and a
+//!                                                      404 the job; see `changes`
 //! ```
 //!
 //! A hit needs three things (P11): an entry of the same key domain, the current epoch, and a key that the upstream has
 //! accepted within `cache.key_recheck_interval`. moka stores and evicts; expiry is decided here with the gateway's
 //! clock. `cache.max_bytes` bounds the jobs by their allocated bytes (`weight`).
 
+mod changes;
 mod heads;
 mod keys;
 mod weight;
@@ -30,6 +32,7 @@ use http::HeaderValue;
 use moka::Expiry;
 use parking_lot::Mutex;
 
+use self::changes::ChangeTable;
 use self::heads::{HeadInterner, StoredHead};
 pub(crate) use self::keys::KeyProof;
 use self::keys::KeyTable;
@@ -47,6 +50,7 @@ pub struct Cache {
     routes: Arc<Routes>,
     jobs: moka::sync::Cache<(KeyDomain, JobId), Arc<CachedJob>, RandomState>,
     keys: KeyTable,
+    changes: ChangeTable,
     heads: HeadInterner,
     /// The last body that [`Self::etag`] hashed, and its validator.
     last_etag: Mutex<Option<(Bytes, HeaderValue)>>,
@@ -76,6 +80,8 @@ pub struct CachedJob {
     pub head: Arc<StoredHead>,
     /// Epoch of the key when the state was stored.
     epoch: u64,
+    /// Stamp of the job's variants when the state was stored.
+    stamp: u64,
     expires_at: Instant,
     ttl: Duration,
     /// Allocated bytes.
@@ -100,7 +106,8 @@ impl Cache {
             .build_with_hasher(RandomState::default());
         let heads = HeadInterner::new(config.max_bytes);
         let config = ArcSwap::from_pointee(config);
-        Self { config, routes, jobs, keys: KeyTable::new(), heads, last_etag: Mutex::new(None) }
+        let (keys, changes) = (KeyTable::new(), ChangeTable::new());
+        Self { config, routes, jobs, keys, changes, heads, last_etag: Mutex::new(None) }
     }
 
     /// Uses these lifetimes for entries that are stored from now on. Existing entries keep theirs. `max_bytes` does not
@@ -131,7 +138,8 @@ impl Cache {
         }
         let entry = self.jobs.get(&(domain, id.clone()))?;
         let ttl = entry.expires_at.saturating_duration_since(now);
-        (entry.epoch == proof.epoch && !ttl.is_zero()).then_some(Hit { entry, ttl })
+        let is_valid = entry.epoch == proof.epoch && self.changes.is_current(domain, id, entry.stamp);
+        (is_valid && !ttl.is_zero()).then_some(Hit { entry, ttl })
     }
 
     /// Returns the greatest age of a state that an open poll may prove to a request with this key: `cache.proven_ttl`, and
@@ -174,6 +182,26 @@ impl Cache {
         self.keys.key_forbidden(domain, now);
         for id in jobs {
             self.jobs.invalidate(&(domain, id.clone()));
+            self.changes.record(domain, id, now); // the variants with other parameters
+        }
+    }
+
+    /// Records at `now` that an action changed a job, or that the upstream does not have it: removes the job with all its
+    /// variants for this key. Later, no read of it is stored whose request began before (RFC 9111 section 4.4).
+    pub fn job_changed(&self, domain: KeyDomain, job: &JobId, now: Instant) {
+        self.changes.record(domain, job, now);
+        // The stamp of the record invalidates the variants.
+        self.jobs.invalidate(&(domain, job.without_params()));
+    }
+
+    /// Removes a state that a later read contradicts, which did not accept a cached one. Otherwise a terminal state
+    /// changes only by an action.
+    pub fn contradict(&self, domain: KeyDomain, state: &JobState) {
+        let key = (domain, state.id.clone());
+        let is_contradicted =
+            |entry: Arc<CachedJob>| entry.state.rung != state.rung && entry.state.as_of <= state.as_of;
+        if self.jobs.get(&key).is_some_and(is_contradicted) {
+            self.jobs.invalidate(&key);
         }
     }
 
@@ -193,17 +221,20 @@ impl Cache {
     ///
     /// - a state that is behind the cached one;
     /// - a response that is not the complete representation;
-    /// - the response to a request that started before a rejection, which may have been about this job (P11).
+    /// - the response to a request that started before a rejection, which may have been about this job (P11);
+    /// - the response to a request that started before a change of the job.
     pub fn store(&self, domain: KeyDomain, state: &JobState, began: Instant, now: Instant) {
-        if !state.head.is_complete || self.keys.is_rejected_since(domain, began) {
+        if !state.head.is_complete || self.is_outdated(domain, state, began) {
             return;
         }
         let Some(ttl) = state.rung.map(|rung| self.ttl(state.id.route(), rung)) else { return };
         let Some(proof) = self.proof(domain) else { return };
         let expires_at = state.as_of + ttl;
         let key = (domain, state.id.clone());
+        let stamp = self.changes.stamp(domain, &state.id);
         let is_behind = self.jobs.get(&key).is_some_and(|entry| {
-            entry.epoch == proof.epoch && now < entry.expires_at && entry.state.rung > state.rung
+            let is_valid = entry.epoch == proof.epoch && entry.stamp == stamp && now < entry.expires_at;
+            is_valid && self.is_behind(state, &entry.state)
         });
         if now >= expires_at || is_behind {
             return;
@@ -214,12 +245,29 @@ impl Cache {
         let state = JobState { body, head: Arc::clone(&head.head), ..state.clone() };
         let etag = etag(&state.body);
         let weight = u32::try_from(weight::of_job(&state, etag.len()) + head_bytes).unwrap_or(u32::MAX);
-        let entry = CachedJob { state, etag, head, epoch: proof.epoch, expires_at, ttl, weight };
-        self.jobs.insert(key.clone(), Arc::new(entry));
-        // A rejection since the check above may have removed the job before this insert.
-        if self.keys.is_rejected_since(domain, began) {
+        let entry =
+            Arc::new(CachedJob { state, etag, head, epoch: proof.epoch, stamp, expires_at, ttl, weight });
+        self.jobs.insert(key.clone(), Arc::clone(&entry));
+        // A rejection or a change since the check above may have removed the job before this insert.
+        if self.is_outdated(domain, &entry.state, began) {
             self.jobs.invalidate(&key);
         }
+    }
+
+    /// Returns whether the upstream rejected the key, or the job changed, at `began` or later.
+    fn is_outdated(&self, domain: KeyDomain, state: &JobState, began: Instant) -> bool {
+        self.keys.is_rejected_since(domain, began) || self.changes.is_changed_since(domain, &state.id, began)
+    }
+
+    /// Returns whether the cached state is ahead of the new one. Where the upstream never holds, the latest read counts,
+    /// also backwards; only a terminal state stays.
+    fn is_behind(&self, state: &JobState, cached: &JobState) -> bool {
+        let route = self.routes.get(state.id.route());
+        if !route.never_holds() {
+            return cached.rung > state.rung;
+        }
+        let is_final = cached.rung.is_some_and(|rung| route.ladder.is_terminal(rung));
+        cached.as_of > state.as_of || (is_final && cached.rung != state.rung)
     }
 
     /// Returns the strong validator of a body. All waits that one response settles share its bytes, so the last result
@@ -248,7 +296,8 @@ impl Cache {
 
     /// Removes a job for all keys, and returns the number of removed entries.
     pub fn remove(&self, id: &JobId) -> u64 {
-        let keys: Vec<_> = self.jobs.iter().map(|(key, _)| key).filter(|key| key.1 == *id).collect();
+        let keys: Vec<_> =
+            self.jobs.iter().map(|(key, _)| key).filter(|key| key.1.as_str() == id.as_str()).collect();
         keys.iter().filter(|key| self.jobs.remove(&***key).is_some()).count() as u64
     }
 
@@ -266,13 +315,13 @@ impl Cache {
 
     fn ttl(&self, route: RouteIndex, rung: Rung) -> Duration {
         let (config, route) = (self.config.load(), self.routes.get(route));
-        let Lifetimes { completed, error, live } = route.lifetimes;
+        let Lifetimes { success, failure, live } = route.lifetimes;
         if !route.ladder.is_terminal(rung) {
             live.unwrap_or(config.live_ttl)
         } else if route.ladder.is_failure(rung) {
-            error.unwrap_or(config.error_ttl)
+            failure.unwrap_or(config.error_ttl)
         } else {
-            completed.unwrap_or(config.completed_ttl)
+            success.unwrap_or(config.completed_ttl)
         }
     }
 }
@@ -489,6 +538,62 @@ mod tests {
         cache.store(ALICE, &state("a", "completed", t0), t0, t0);
         cache.store(ALICE, &state("a", "streaming", t0), t0, t0);
         assert_eq!(cache.get(ALICE, &id("a"), t0).unwrap().entry.state.body, "a completed");
+    }
+
+    fn plain_cache() -> Cache {
+        let lifetimes = Lifetimes { live: Some(secs(5)), ..Lifetimes::default() };
+        let route = Route { hold: Duration::ZERO, lifetimes, is_built_in: false, ..Route::suno() };
+        Cache::new(config::Config::default().cache, Arc::new(route.into()))
+    }
+
+    #[test]
+    fn where_the_upstream_never_holds_the_latest_read_counts_but_a_terminal_state_stays() {
+        let (cache, t0) = (plain_cache(), clock::now());
+        let cached =
+            |at| String::from_utf8(cache.get(ALICE, &id("a"), at).unwrap().entry.state.body.to_vec());
+        cache.key_accepted(ALICE, t0);
+        let store = |word, at| cache.store(ALICE, &state("a", word, at), at, at);
+        store("streaming", t0 + secs(1));
+        store("queued", t0 + secs(2));
+        assert_eq!(cached(t0 + secs(2)).unwrap(), "a queued");
+        store("submitted", t0 + secs(1));
+        assert_eq!(cached(t0 + secs(2)).unwrap(), "a queued", "an older read");
+        store("error", t0 + secs(3));
+        store("queued", t0 + secs(4));
+        assert_eq!(cached(t0 + secs(4)).unwrap(), "a error");
+        let later = state("a", "queued", t0 + secs(4));
+        cache.contradict(ALICE, &later);
+        cache.store(ALICE, &later, t0 + secs(4), t0 + secs(4));
+        assert_eq!(cached(t0 + secs(4)).unwrap(), "a queued");
+    }
+
+    #[test]
+    fn a_changed_job_leaves_the_cache_with_all_its_variants_and_older_reads_stay_out() {
+        let (cache, t0) = (plain_cache(), clock::now());
+        let job = |rest| JobId::with_rest(RouteIndex(0), "a", rest).unwrap();
+        let store = |domain, rest, began| {
+            let state = JobState { id: job(rest), ..state("a", "completed", began) };
+            cache.store(domain, &state, began, began);
+        };
+        let is_cached = |domain, rest| cache.get(domain, &job(rest), t0 + secs(3)).is_some();
+        for domain in [ALICE, BOB] {
+            cache.key_accepted(domain, t0);
+            for rest in ["", "x", "x?logs=1", "?logs=1"] {
+                store(domain, rest, t0);
+            }
+        }
+        cache.job_changed(ALICE, &job("x"), t0 + secs(1));
+        assert_eq!(
+            ["", "x", "x?logs=1", "?logs=1"].map(|rest| is_cached(ALICE, rest)),
+            [true, false, false, true]
+        );
+        assert_eq!(["x", "x?logs=1"].map(|rest| is_cached(BOB, rest)), [true; 2]);
+        for rest in ["x", "x?logs=1", "x?logs=2"] {
+            store(ALICE, rest, t0 + secs(1));
+            assert!(!is_cached(ALICE, rest), "{rest}: its read began before the change");
+            store(ALICE, rest, t0 + secs(2));
+            assert!(is_cached(ALICE, rest), "{rest}");
+        }
     }
 
     #[test]

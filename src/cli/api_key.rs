@@ -2,17 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use http::HeaderValue;
-
 use super::error::CommandError;
 use crate::config;
+use crate::secret::Secret;
 
 /// Variable of the key without `--key`.
 const VARIABLE: &str = "AIMLAPI_KEY";
 
-/// Returns the value of `Authorization` with the key that `--key` names (`env:NAME` or `file:PATH`), else with that of
-/// `AIMLAPI_KEY`, if the variable is set.
-pub(super) fn authorization(source: Option<&str>) -> Result<Option<HeaderValue>, CommandError> {
+/// Returns the key that `--key` names (`env:NAME` or `file:PATH`), else that of `AIMLAPI_KEY`, if the variable is set.
+pub(super) fn client_key(source: Option<&str>) -> Result<Option<Secret>, CommandError> {
     let default = format!("env:{VARIABLE}");
     let source = match source {
         Some(source) if source.starts_with("env:") || source.starts_with("file:") => source,
@@ -29,16 +27,7 @@ pub(super) fn authorization(source: Option<&str>) -> Result<Option<HeaderValue>,
         Some((name.into_string().ok()?, value.into_string().ok()?))
     };
     let env: BTreeMap<String, String> = std::env::vars_os().filter_map(text).collect();
-    let secret = config::secret(source, &env).map_err(|error| format!("--key: {error}"))?;
-    Ok(Some(bearer(&secret)))
-}
-
-/// Returns the value of `Authorization`, which is not shown when headers are printed.
-pub(super) fn bearer(secret: &crate::secret::Secret) -> HeaderValue {
-    let mut value =
-        HeaderValue::try_from(format!("Bearer {}", secret.expose())).expect("secrets are visible ASCII");
-    value.set_sensitive(true);
-    value
+    Ok(Some(config::secret(source, &env).map_err(|error| format!("--key: {error}"))?))
 }
 
 #[cfg(test)]
@@ -47,7 +36,7 @@ mod tests {
 
     #[test]
     fn a_literal_key_is_rejected_and_not_shown() {
-        let error = authorization(Some("sk-secret")).unwrap_err().to_string();
+        let error = client_key(Some("sk-secret")).unwrap_err().to_string();
         assert!(error.contains("env:NAME") && !error.contains("sk-secret"), "{error}");
     }
 }

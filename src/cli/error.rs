@@ -12,15 +12,21 @@ use crate::printable::escape_lines;
 /// The error of a command. Its chain of causes is printed.
 pub(crate) type CommandError = Box<dyn std::error::Error + Send + Sync>;
 
+/// An argument that does not fit the others: exit code 2, as for those that clap rejects.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct UsageError(pub(crate) String);
+
 /// Longest delay of the end of the process by a full pipe on stderr.
 const STDERR_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Prints the error and returns its exit code: 2 for an invalid configuration, 1 for other errors.
+/// Prints the error and returns its exit code: 2 for an invalid command line or configuration, 1 for
+/// other errors.
 pub(crate) fn report(error: &CommandError) -> ExitCode {
     if !is_closed_pipe(error) {
         write_stderr(format!("clipgate: {}\n", chain(&**error)));
     }
-    if error.is::<ConfigErrors>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+    if error.is::<ConfigErrors>() || error.is::<UsageError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
 }
 
 /// Formats an error and its causes in one text. The text is safe for a terminal, also if it quotes an upstream.

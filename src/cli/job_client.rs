@@ -1,9 +1,9 @@
 //! Requests of `check` and `watch` for the state of one job, and parsers of their arguments.
 
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, USER_AGENT};
+use http::header::{ACCEPT, USER_AGENT};
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Request, Response, StatusCode, Uri};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Limited};
 use serde_json::Value;
 
@@ -12,13 +12,16 @@ use crate::core::job::{JobId, JobSet};
 use crate::core::query;
 use crate::core::route::{Form, Goal, Route, Rung};
 use crate::protocol::body::Body;
-use crate::upstream::client::{Client, SendError};
+use crate::upstream::client::{Client, ResponseBody, SendError};
 
 /// Largest response, in bytes.
-const MAX_RESPONSE: usize = 8 << 20;
+pub(super) const MAX_RESPONSE: usize = 8 << 20;
 
 /// Characters of an upstream's message that are shown.
 const MAX_MESSAGE: usize = 200;
+
+/// The field with the key of a request.
+pub(super) type KeyField = (HeaderName, HeaderValue);
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum JobRequestError {
@@ -35,27 +38,42 @@ pub(super) enum JobRequestError {
 pub(super) async fn fetch_job(
     client: &Client,
     route: &Route,
-    authorization: Option<&HeaderValue>,
+    key: Option<&KeyField>,
     id: &JobId,
     rung: Rung,
 ) -> Result<Response<Bytes>, JobRequestError> {
-    let target = query::build_target(route, Form::Single, &JobSet::new([id.clone()]), Goal::Rung(rung));
+    let request = job_request(client, route, key, id, Goal::Rung(rung))?;
+    read_response(client.send(request).await?).await
+}
+
+/// Returns a request for the state of a job as JSON.
+pub(super) fn job_request(
+    client: &Client,
+    route: &Route,
+    key: Option<&KeyField>,
+    id: &JobId,
+    goal: Goal,
+) -> Result<Request<Body>, JobRequestError> {
+    let target = query::build_target(route, Form::Single, &JobSet::new([id.clone()]), goal);
     let target = PathAndQuery::try_from(target).map_err(|_| JobRequestError::Target)?;
     let mut request = Request::new(Body::empty());
     *request.uri_mut() = client.uri(&target).map_err(|_| JobRequestError::Target)?;
     let headers = request.headers_mut();
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
     headers.insert(USER_AGENT, HeaderValue::from_static(concat!("clipgate/", env!("CARGO_PKG_VERSION"))));
-    if let Some(authorization) = authorization {
-        headers.insert(AUTHORIZATION, authorization.clone());
+    if let Some((name, value)) = key {
+        headers.insert(name, value.clone());
     }
-    let (head, body) = client.send(request).await?.into_parts();
-    let body = Limited::new(body, MAX_RESPONSE).collect().await.map_err(|_| JobRequestError::CutOff)?;
-    Ok(Response::from_parts(head, body.to_bytes()))
+    Ok(request)
 }
 
-pub(super) fn job_id(text: &str) -> Result<JobId, String> {
-    JobId::new(text).map_err(|error| error.to_string())
+/// Reads a response to its end.
+pub(super) async fn read_response(
+    response: Response<ResponseBody>,
+) -> Result<Response<Bytes>, JobRequestError> {
+    let (head, body) = response.into_parts();
+    let body = Limited::new(body, MAX_RESPONSE).collect().await.map_err(|_| JobRequestError::CutOff)?;
+    Ok(Response::from_parts(head, body.to_bytes()))
 }
 
 pub(super) fn url(text: &str) -> Result<Uri, String> {
@@ -64,15 +82,19 @@ pub(super) fn url(text: &str) -> Result<Uri, String> {
 
 /// Formats the status of an error and the message of its body, if it is in a usual place. Safe for a terminal.
 pub(super) fn message(status: StatusCode, body: &[u8]) -> String {
-    let body: Value = serde_json::from_slice(body).unwrap_or_default();
-    let messages = [&body["message"], &body["error"]["message"], &body["error"], &body["title"]];
-    match messages.into_iter().find_map(Value::as_str) {
-        Some(text) => {
-            let shown: String = text.chars().take(MAX_MESSAGE).flat_map(char::escape_debug).collect();
-            format!("{status}: {shown}")
-        }
+    match error_text(body) {
+        Some(text) => format!("{status}: {text}"),
         None => status.to_string(),
     }
+}
+
+/// Returns the message in the body of an error, if it is in a usual place. Safe for a terminal.
+pub(super) fn error_text(body: &[u8]) -> Option<String> {
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    let messages =
+        [&body["message"], &body["error"]["message"], &body["error"], &body["detail"], &body["title"]];
+    let text = messages.into_iter().find_map(Value::as_str)?;
+    Some(text.chars().take(MAX_MESSAGE).flat_map(char::escape_debug).collect())
 }
 
 #[cfg(test)]

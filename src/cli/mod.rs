@@ -7,6 +7,7 @@ pub(crate) mod error;
 mod health;
 mod job_client;
 mod man;
+mod presets;
 mod serve;
 mod sim;
 mod token;
@@ -29,6 +30,7 @@ Examples:
   clipgate --config config.toml          with a configuration file
   clipgate --listen 127.0.0.1:9000       on another port
   clipgate check --config config.toml    report the errors of a configuration file
+  clipgate presets                       list the APIs with a built-in route
   clipgate watch ID                      follow a job until it is done
   clipgate token alice                   create a team token for alice and its configuration lines
   clipgate health                        check if the gateway is ready, for containers and probes
@@ -64,6 +66,8 @@ enum CliCommand {
     Sim(sim::Args),
     /// Check the configuration and report its errors
     Check(check::Args),
+    /// List the built-in routes of known APIs, or print one
+    Presets(presets::Args),
     /// Follow jobs in the terminal until they are done
     Watch(watch::Args),
     /// Create a team token and its configuration lines
@@ -87,6 +91,7 @@ impl Cli {
             CliCommand::Serve(args) => block_on(serve::run(args)),
             CliCommand::Sim(args) => block_on(sim::run(args)),
             CliCommand::Check(args) => block_on(check::run(args)),
+            CliCommand::Presets(args) => presets::run(&args),
             CliCommand::Watch(args) => block_on(watch::run(args)),
             CliCommand::Token(args) => token::run(&args),
             CliCommand::Health(args) => block_on(health::run(args)),

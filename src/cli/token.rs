@@ -74,7 +74,7 @@ fn lines(name: &str, token: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{AuthConfig, Config};
+    use crate::config::{AuthMode, Config};
 
     #[test]
     fn the_lines_configure_the_member_of_the_token_with_any_name() {
@@ -87,7 +87,7 @@ mod tests {
         }
         std::fs::write(&path, &text).unwrap();
         let key = ("AIMLAPI_KEY".to_owned(), "sk-1".to_owned());
-        let AuthConfig::Team(members) = Config::load(Some(&path), [key]).unwrap().auth else {
+        let AuthMode::Team(members) = Config::load(Some(&path), [key]).unwrap().auth.mode else {
             panic!("no team: {text}");
         };
         assert_eq!(members.iter().map(|member| member.name.as_str()).collect::<Vec<_>>(), names);

@@ -5,7 +5,7 @@
 //!                                     └───────────────────────────┴──► all errors at once
 //! ```
 //!
-//! A new key is a row in `schema/keys.rs`, a field and its default in `types.rs`, and its lines in `config.toml` and
+//! A new key is a row in `schema/keys.rs`, or `schema/route/keys.rs` for a key of a route, a field and its default in `types.rs`, and its lines in `config.toml` and
 //! `docs/configuration.md`. The tests compare these.
 //!
 //! Each module imports earlier ones of this list only:
@@ -14,16 +14,19 @@
 //! | --- | --- |
 //! | `error` | errors with place, key, problem and hint |
 //! | `types` | the validated configuration and its defaults |
-//! | `parse`, `web` | parsers of single values |
+//! | `parse`, `web`, `key_fields` | parsers of single values |
 //! | `value` | raw values, and the reader that checks them |
 //! | `source` | file, environment and flags to raw values |
+//! | `presets` | routes of known APIs, from `presets.toml` |
 //! | `path` | the path of the file |
 //! | `schema` | all keys, and the checks between them |
 //! | `warnings` | valid settings that may surprise |
 
 mod error;
+mod key_fields;
 mod parse;
 mod path;
+mod presets;
 mod schema;
 mod source;
 #[cfg(test)]
@@ -36,12 +39,15 @@ mod web;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::core::route::Route;
+
 pub use self::error::{ConfigError, ConfigErrors, InvalidValue, Source};
 pub use self::parse::{base_url, member_name, secret};
 pub use self::path::locate;
+pub use self::presets::{Preset, preset, presets};
 pub use self::types::{
-    AdminConfig, AuthConfig, CacheConfig, Config, LimitsConfig, Listen, LogConfig, LogFormat, ServerConfig,
-    TeamMember, TelemetryConfig, TlsConfig, UpstreamConfig, WaitConfig,
+    AdminConfig, AuthConfig, AuthMode, CacheConfig, Config, KeyTemplate, LimitsConfig, Listen, LogConfig,
+    LogFormat, ServerConfig, TeamMember, TelemetryConfig, TlsConfig, UpstreamConfig, WaitConfig,
 };
 
 /// Value of a key from the command line. It overrides the environment, which overrides the file.
@@ -94,6 +100,24 @@ impl Config {
         let config = schema::build(&raw, &env, &mut errors);
         if errors.is_empty() { Ok(config) } else { Err(ConfigErrors::new(errors)) }
     }
+}
+
+/// Returns the routes of all presets, in the order of their file.
+pub fn preset_routes() -> impl Iterator<Item = Route> {
+    presets().iter().filter_map(schema::preset_route)
+}
+
+/// Returns the routes of these lines of a configuration file.
+///
+/// # Errors
+///
+/// As [`Config::load`].
+pub fn parse_routes(text: &str) -> Result<Vec<Route>, ConfigErrors> {
+    let mut errors = Vec::new();
+    let mut raw = source::RawConfig::new(schema::known_keys());
+    raw.add_document(text, &"routes".into(), &mut errors).map_err(ConfigErrors::new)?;
+    let config = schema::build(&raw, &BTreeMap::new(), &mut errors);
+    if errors.is_empty() { Ok(config.routes) } else { Err(ConfigErrors::new(errors)) }
 }
 
 /// Returns the environment of the process. A variable whose value is not Unicode is left out. If it sets a key, it is

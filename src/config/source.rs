@@ -27,6 +27,8 @@ pub(super) const PREFIX: &str = "CLIPGATE__";
 pub(super) struct KnownKeys {
     /// Full names such as `server.tls.cert`, in the order of `config.toml`.
     pub(super) names: Vec<&'static str>,
+    /// Names of the keys of a route, none of which has a secret.
+    pub(super) route_keys: Vec<&'static str>,
     /// Last parts of the names of keys whose values must not be shown.
     pub(super) secrets: Vec<&'static str>,
 }
@@ -52,7 +54,7 @@ impl KnownKeys {
     /// Returns whether a line that sets this key, named without its section, may be shown.
     fn is_harmless(&self, key: &str) -> bool {
         let is_known = self.names.iter().filter_map(|name| name.split_once('.')).any(|(_, name)| name == key);
-        is_known && !self.names_a_secret(key)
+        (is_known || self.route_keys.contains(&key)) && !self.names_a_secret(key)
     }
 
     /// Returns whether the text contains the name of a key with a secret.
@@ -264,6 +266,7 @@ fn spelling(source: &Source, key: &str) -> String {
         Source::Variable(_) => format!("{PREFIX}{}", key.to_ascii_uppercase().replace('.', "__")),
         _ => match key.rsplit_once('.') {
             Some(("team", name)) => format!("{key}, written [[team.{name}]]"),
+            None if key == "routes" => "routes, written [[routes]]".to_owned(),
             Some((section, name)) => format!("{key}, written `{name} = ...` under [{section}]"),
             None => key.to_owned(),
         },
@@ -312,6 +315,15 @@ fn table_values<'a>(
         let value = LocatedValue { source: source(key.span().start), raw: raw(value.into_inner(), source) };
         (quote_key(key.get_ref()), value)
     })
+}
+
+/// Returns the tables of a document that is a part of the program.
+///
+/// # Panics
+/// Panics if the document is not TOML.
+pub(super) fn embedded_document(text: &str, name: &Arc<str>) -> Vec<(String, LocatedValue)> {
+    let table = DeTable::parse(text).expect("the document is TOML");
+    table_values(table.into_inner(), &|offset| Source::Line(name.clone(), line_of(text, offset))).collect()
 }
 
 /// Quotes a key that is not a bare key of TOML, so that a dot in it does not separate a section.

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use http::Uri;
+use http::header::AUTHORIZATION;
+use http::{HeaderName, HeaderValue, Uri};
 use ipnet::IpNet;
 
 use crate::core::route::{Route, Routes};
@@ -27,6 +28,15 @@ pub struct Config {
     pub telemetry: TelemetryConfig,
     /// `[[routes]]`. Empty: the built-in route.
     pub routes: Vec<Route>,
+    /// The routes that have the keys of a preset.
+    pub route_presets: Vec<RoutePreset>,
+}
+
+/// A route and the preset that it names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoutePreset {
+    pub route: String,
+    pub preset: String,
 }
 
 /// Address of a listener.
@@ -99,24 +109,58 @@ pub struct UpstreamConfig {
     pub breaker_cooldown: Duration,
 }
 
+#[derive(Clone, Debug, PartialEq)]
+pub struct AuthConfig {
+    pub mode: AuthMode,
+    /// The request fields with a client's key or token. Never empty.
+    pub headers: Vec<HeaderName>,
+    /// Field of a key of the gateway's own.
+    pub send: KeyTemplate,
+}
+
 /// Origin of the credentials that the upstream receives.
 #[derive(Clone, Debug, PartialEq)]
-pub enum AuthConfig {
+pub enum AuthMode {
     /// The client's own API key.
     Passthrough,
     /// `upstream.api_key`, for every request.
     Sidecar,
     /// The API key of the member whose token the client sends.
     Team(Vec<TeamMember>),
+    /// None: the upstream needs no key.
+    Open,
 }
 
 impl AuthConfig {
     /// Returns the members of a team; none in the other modes.
     pub fn members(&self) -> &[TeamMember] {
-        match self {
-            AuthConfig::Passthrough | AuthConfig::Sidecar => &[],
-            AuthConfig::Team(members) => members,
+        match &self.mode {
+            AuthMode::Passthrough | AuthMode::Sidecar | AuthMode::Open => &[],
+            AuthMode::Team(members) => members,
         }
+    }
+}
+
+/// A request field with a placeholder for a key: `NAME: before{key}after`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyTemplate {
+    pub name: HeaderName,
+    pub before: String,
+    pub after: String,
+}
+
+impl KeyTemplate {
+    /// Returns the field with this key. `Debug` does not show its value. `None`: a header cannot have the key.
+    pub fn field(&self, key: &Secret) -> Option<(HeaderName, HeaderValue)> {
+        let mut value = HeaderValue::try_from([&self.before, key.expose(), &self.after].concat()).ok()?;
+        value.set_sensitive(true);
+        Some((self.name.clone(), value))
+    }
+}
+
+impl Default for KeyTemplate {
+    fn default() -> Self {
+        Self { name: AUTHORIZATION, before: "Bearer ".to_owned(), after: String::new() }
     }
 }
 
@@ -231,7 +275,11 @@ impl Default for Config {
                 breaker_failures: 8,
                 breaker_cooldown: secs(5),
             },
-            auth: AuthConfig::Passthrough,
+            auth: AuthConfig {
+                mode: AuthMode::Passthrough,
+                headers: vec![AUTHORIZATION],
+                send: KeyTemplate::default(),
+            },
             wait: WaitConfig {
                 timeout: secs(120),
                 max_timeout: secs(600),
@@ -261,6 +309,7 @@ impl Default for Config {
             log: LogConfig { format: LogFormat::Text, level: tracing::Level::INFO },
             telemetry: TelemetryConfig { otlp_endpoint: None, sample_percent: 100 },
             routes: Vec::new(),
+            route_presets: Vec::new(),
         }
     }
 }

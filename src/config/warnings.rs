@@ -1,8 +1,11 @@
 //! Warnings: valid settings that may surprise.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
-use super::types::{AuthConfig, Config, Listen};
+use super::presets::preset;
+use super::schema::preset_route;
+use super::types::{AuthMode, Config, Listen};
 use crate::protocol::allowed_host::HostPattern;
 use crate::secret::Secret;
 
@@ -10,19 +13,18 @@ impl Config {
     /// Returns the warnings, the most serious first.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        if matches!(self.auth, AuthConfig::Sidecar) {
+        if let Some((mode, harm)) = self.harm_without_credentials() {
             for at in self.server.listen.iter().filter(|at| is_open(at)) {
                 warnings.push(format!(
-                    "auth.mode is \"sidecar\" and {at} is open to other machines: every client there can spend \
-                     upstream.api_key. Listen on 127.0.0.1 or a unix socket, or restrict access in another way."
+                    "auth.mode is \"{mode}\" and {at} is open to other machines: every client there can {harm}. \
+                     Listen on 127.0.0.1 or a unix socket, or restrict access in another way."
                 ));
             }
             if self.server.cors_origins.iter().any(|origin| origin == "*") {
-                warnings.push(
-                    "auth.mode is \"sidecar\" and server.cors_origins is \"*\": any page that a browser on this \
-                     machine opens can spend upstream.api_key. List the origins of your own pages."
-                        .to_owned(),
-                );
+                warnings.push(format!(
+                    "auth.mode is \"{mode}\" and server.cors_origins is \"*\": any page that a browser on this \
+                     machine opens can {harm}. List the origins of your own pages."
+                ));
             }
         }
         if let Some(at) = self.admin.listen.as_ref().filter(|at| is_open(at) && self.admin.token.is_none()) {
@@ -40,13 +42,17 @@ impl Config {
             ));
         }
         let url = &self.upstream.base_url;
-        if url.scheme_str() == Some("http") && !url.host().is_some_and(is_this_machine) {
+        if url.scheme_str() == Some("http")
+            && !url.host().is_some_and(is_this_machine)
+            && !matches!(self.auth.mode, AuthMode::Open)
+        {
             warnings.push(format!(
                 "upstream.base_url is {url}, plain http to another machine: API keys are sent unencrypted. Use \
                  https:// if the API supports it."
             ));
         }
-        if self.upstream.api_key.is_some() && !matches!(self.auth, AuthConfig::Sidecar) {
+        self.warn_of_routes(&mut warnings);
+        if self.upstream.api_key.is_some() && !matches!(self.auth.mode, AuthMode::Sidecar) {
             warnings.push(
                 "upstream.api_key is set but not used: only auth.mode = \"sidecar\" sends it.".to_owned(),
             );
@@ -63,11 +69,57 @@ impl Config {
         warnings
     }
 
+    /// Returns the mode in which clients need no credential, and the harm that any client can do.
+    fn harm_without_credentials(&self) -> Option<(&'static str, &'static str)> {
+        match self.auth.mode {
+            AuthMode::Sidecar => Some(("sidecar", "spend upstream.api_key")),
+            AuthMode::Open => Some(("open", "use the upstream")),
+            AuthMode::Passthrough | AuthMode::Team(_) => None,
+        }
+    }
+
+    /// Adds the warnings of `[[routes]]`. The times of a preset are deliberate.
+    fn warn_of_routes(&self, warnings: &mut Vec<String>) {
+        const SECOND: Duration = Duration::from_secs(1);
+        const HOUR: Duration = Duration::from_secs(3600);
+        let time = humantime::format_duration;
+        for route in &self.routes {
+            let named = self.route_presets.iter().find(|named| named.route == route.name);
+            let preset = named.and_then(|named| preset(&named.preset).ok());
+            let usual = preset.and_then(preset_route);
+            let name = &route.name;
+            let usual_pace = usual.as_ref().map_or(SECOND, |usual| usual.pace.min(SECOND));
+            if route.never_holds() && route.pace < usual_pace {
+                warnings.push(format!(
+                    "routes: pace of {name:?} is {}: each job that is waited for costs the upstream up to {:.0} requests \
+                     per second. Set pace to 1s or more, unless the upstream allows this.",
+                    time(route.pace),
+                    1.0 / route.pace.as_secs_f64()
+                ));
+            }
+            let usual_ttl = usual.and_then(|usual| usual.lifetimes.success).unwrap_or(HOUR).max(HOUR);
+            if let Some(ttl) = route.lifetimes.success.filter(|ttl| *ttl > usual_ttl) {
+                warnings.push(format!(
+                    "routes: completed_ttl of {name:?} is {}: links in results often expire earlier, and clients would \
+                     get expired ones from the cache. Keep it below the lifetime of the links.",
+                    time(ttl)
+                ));
+            }
+            let host = self.upstream.base_url.host().unwrap_or_default().to_ascii_lowercase();
+            if let Some(preset) = preset.filter(|preset| !preset.is_for_host(&host)) {
+                warnings.push(format!(
+                    "routes: {name:?} has the preset {:?} of {}, but upstream.base_url is {}. Correct one of them.",
+                    preset.name, preset.base_url, self.upstream.base_url
+                ));
+            }
+        }
+    }
+
     /// Returns the harm that a page can do with a name of its own for a listener (DNS rebinding), if there is one.
     fn rebinding_harm(&self) -> Option<&'static str> {
         let is_tcp = |at: &Listen| matches!(at, Listen::Tcp(_));
-        if matches!(self.auth, AuthConfig::Sidecar) && self.server.tls.is_none() {
-            Some("spend upstream.api_key")
+        if let Some((_, harm)) = self.harm_without_credentials().filter(|_| self.server.tls.is_none()) {
+            Some(harm)
         } else if self.admin.token.is_none() && self.admin.listen.as_ref().is_some_and(is_tcp) {
             Some("see the dashboard and empty the cache")
         } else {
@@ -123,6 +175,14 @@ mod tests {
                 &["auth.mode is \"sidecar\" and server.cors_origins is \"*\""],
             ),
             (vec![("SERVER__CORS_ORIGINS", "[\"*\"]")], &[]),
+            (vec![("AUTH__MODE", "open"), ("UPSTREAM__BASE_URL", "http://api")], &[]),
+            (
+                vec![("AUTH__MODE", "open"), ("SERVER__LISTEN", "0.0.0.0:1"), ("SERVER__ALLOWED_HOSTS", "*")],
+                &[
+                    "auth.mode is \"open\" and 0.0.0.0:1 is open",
+                    "server.allowed_hosts is \"*\": any web site",
+                ],
+            ),
             (with(&[("SERVER__ALLOWED_HOSTS", "[\"a.example\", \".example\"]")]), &[]),
             (with(&[("SERVER__ALLOWED_HOSTS", "*")]), &["server.allowed_hosts is \"*\": any web site"]),
             (vec![("SERVER__ALLOWED_HOSTS", "*")], &["server.allowed_hosts is \"*\": any web site"]),
@@ -152,6 +212,6 @@ mod tests {
                 assert!(warning.starts_with(start), "{set:?} {warning}");
             }
         }
-        assert_eq!(cases.len(), 25);
+        assert_eq!(cases.len(), 27);
     }
 }

@@ -73,6 +73,22 @@ impl JobId {
         &self.text[usize::from(self.id_len)..]
     }
 
+    /// Returns whether query parameters belong to the identity.
+    pub fn has_params(&self) -> bool {
+        self.rest().contains('?')
+    }
+
+    /// Returns the job without the query parameters of its identity: all variants of a job have this one in common.
+    pub fn without_params(&self) -> Self {
+        match self.rest().find('?') {
+            Some(at) => {
+                let text = self.text[..usize::from(self.id_len) + at].into();
+                Self { text, id_len: self.id_len, route: self.route }
+            }
+            None => self.clone(),
+        }
+    }
+
     /// Returns the route of the job.
     pub fn route(&self) -> RouteIndex {
         self.route
@@ -107,6 +123,11 @@ impl JobSet {
     /// Iterates over the ids in sorted order.
     pub fn iter(&self) -> std::slice::Iter<'_, JobId> {
         self.0.iter()
+    }
+
+    /// Returns the route of the jobs. Jobs of two routes are never in one set.
+    pub fn route(&self) -> RouteIndex {
+        self.0.first().map(JobId::route).unwrap_or_default()
     }
 
     /// Returns the number of ids.
@@ -257,6 +278,10 @@ mod tests {
         }
         assert_eq!((jobs[4].as_str(), jobs[4].rest(), jobs[4].to_string()), ("ab", "c", "ab".to_owned()));
         assert_eq!(jobs[1].route(), RouteIndex(1));
+        let variant = job(1, "a?b", "c?logs=1");
+        assert!(variant.has_params() && !job(1, "a?b", "c").has_params());
+        assert_eq!(variant.without_params(), job(1, "a?b", "c"));
+        assert_eq!(jobs[3].without_params(), jobs[3]);
     }
 
     #[test]

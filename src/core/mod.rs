@@ -23,6 +23,8 @@ pub mod scheduler;
 pub mod siblings;
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod sweep;
 
 /// A hash map with a random seed, so that clients cannot choose ids that collide. foldhash is faster than the standard
 /// library's hash.

@@ -22,7 +22,7 @@ use crate::core::job::{JobId, KeyDomain};
 use crate::core::query::WaitQuery;
 use crate::protocol::peer::address_text;
 use crate::protocol::request::{Peer, RequestCtx, RequestId};
-use crate::telemetry::metrics::{self, EndpointLabel, Metrics};
+use crate::telemetry::metrics::{self, EndpointLabel, Metrics, RouteLabel};
 
 /// The way in which a request was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +88,7 @@ pub(crate) struct AccessLog {
     status: Option<u16>,
     body_size: Option<u64>,
     upstream_id: Option<String>,
-    endpoint: EndpointLabel,
+    route: RouteLabel,
     metrics: Arc<Metrics>,
 }
 
@@ -96,7 +96,7 @@ impl AccessLog {
     pub(crate) fn new<B>(
         request: &Request<B>,
         ctx: RequestCtx,
-        endpoint: EndpointLabel,
+        route: RouteLabel,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
@@ -114,7 +114,7 @@ impl AccessLog {
             status: None,
             body_size: None,
             upstream_id: None,
-            endpoint,
+            route,
             metrics,
         }
     }
@@ -146,7 +146,7 @@ impl Drop for AccessLog {
     fn drop(&mut self) {
         let (outcome, took) =
             (self.disposition.outcome(), clock::now().saturating_duration_since(self.ctx.arrived));
-        self.metrics.requests.finish(self.endpoint, outcome, took);
+        self.metrics.requests.finish(self.route, outcome, took);
         let (peer, peer_address) = (self.ctx.forwarded.peer(), self.ctx.forwarded.peer().address());
         // Mostly the peer's address, which is then formatted once.
         let client = self.ctx.forwarded.client_ip().map(|ip| match peer.ip() == Some(ip) {
@@ -162,6 +162,7 @@ impl Drop for AccessLog {
             http.server.request.duration = took.as_secs_f64(),
             clipgate.outcome = outcome.into_str(),
             clipgate.reason = self.disposition.reason(),
+            clipgate.route = self.metrics.requests.route_name(self.route),
             clipgate.jobs = self.jobs.as_deref(),
             clipgate.member = self.member.as_deref(),
             clipgate.key = self.key.as_ref().map(KeyDomain::short),

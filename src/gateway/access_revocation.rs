@@ -11,13 +11,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::HeaderMap;
-use http::header::AUTHORIZATION;
 use tokio::sync::watch;
 
 use crate::auth::Authenticator;
 use crate::clock;
 use crate::config::Config;
-use crate::protocol::field_value::copy_value;
 
 /// The latest reload.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +35,7 @@ impl ReloadNotice {
 pub(super) struct ClientAccess {
     authenticator: Arc<Authenticator>,
     reloads: watch::Receiver<ReloadNotice>,
-    /// Only the `Authorization` fields.
+    /// Only the fields of `auth.headers`.
     credentials: HeaderMap,
     member: Option<Arc<str>>,
 }
@@ -50,11 +48,10 @@ impl ClientAccess {
         headers: &HeaderMap,
         member: Option<Arc<str>>,
     ) -> Self {
-        let credentials = headers.get_all(AUTHORIZATION).iter();
         Self {
             authenticator: Arc::clone(authenticator),
             reloads: reloads.subscribe(),
-            credentials: credentials.map(|field| (AUTHORIZATION, copy_value(field))).collect(),
+            credentials: authenticator.key_fields(headers),
             member,
         }
     }
@@ -71,7 +68,7 @@ impl ClientAccess {
                     None => std::future::pending().await,
                 }
             };
-            // Cancel safe: `changed` keeps an unseen reload, and `end` is computed anew.
+            // Cancel safe: `changed` keeps an unseen reload, and `end` is computed again.
             let reloaded = tokio::select! {
                 () = end => return,
                 reloaded = self.reloads.changed() => reloaded,

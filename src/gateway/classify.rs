@@ -1,12 +1,16 @@
 //! Classifies a request by its head: a wait, a request to pass through, or one that the gateway answers itself.
 
 use http::header::{RANGE, TRANSFER_ENCODING};
+use http::uri::Authority;
 use http::{HeaderMap, Method, Request, Version};
 use http_body::Body as HttpBody;
 
 use super::{Decision, Gateway};
-use crate::core::query::{self, Query};
-use crate::protocol::preferences::prefers_events;
+use crate::core::job::RouteIndex;
+use crate::core::query::{self, Query, WaitQuery};
+use crate::core::route::{Form, StatusSource};
+use crate::protocol::host::requested_host;
+use crate::protocol::preferences::{accepts_everything, accepts_json, prefers_events};
 use crate::protocol::via::max_forwards;
 
 /// The parsed target of a request.
@@ -14,6 +18,14 @@ pub(super) struct RequestTarget {
     pub(super) query: Query,
     /// The query parameter `lastEventId` of a request for an event stream.
     pub(super) last_event_id: Option<String>,
+    /// The host of the request, on configured routes.
+    pub(super) host: Option<Box<Authority>>,
+}
+
+impl RequestTarget {
+    fn passed_through() -> Self {
+        Self { query: Query::Other, last_event_id: None, host: None }
+    }
 }
 
 pub(super) enum TargetAction {
@@ -25,7 +37,11 @@ pub(super) enum TargetAction {
 impl Gateway {
     /// Parses the target of a request that can be a wait: a GET of the whole response, in origin form, without a body.
     /// If the head does not say whether there is a body, the caller must find out.
-    pub(super) fn classify<B: HttpBody>(&self, request: &Request<B>) -> RequestTarget {
+    pub(super) fn classify<B: HttpBody>(
+        &self,
+        request: &Request<B>,
+        endpoint: Option<(RouteIndex, Form)>,
+    ) -> RequestTarget {
         let uri = request.uri();
         let is_absolute_form = request.version() < Version::HTTP_2 && uri.authority().is_some();
         let has_body = request.body().size_hint().lower() > 0;
@@ -34,19 +50,56 @@ impl Gateway {
             || has_body
             || request.headers().contains_key(RANGE)
         {
-            return RequestTarget { query: Query::Other, last_event_id: None };
+            return RequestTarget::passed_through();
         }
+        let Some(found) = endpoint.and_then(|(index, form)| {
+            let found = self.0.routes.get(index).endpoint_of_form(form, uri.path())?;
+            Some((index, found))
+        }) else {
+            return RequestTarget::passed_through();
+        };
         let max_jobs = self.0.wait.load().max_jobs;
-        let parse = |query| query::parse(&self.0.routes, uri.path(), query, max_jobs);
+        let parse = |query| query::parse_at(&self.0.routes, found.0, &found.1, query, max_jobs);
         let query = parse(uri.query());
         // The `EventSource` polyfill of browsers cannot send the header field.
         if query == Query::Other
             && prefers_events(request.headers())
             && let Some((rest, id)) = uri.query().and_then(|query| query::take(query, LAST_EVENT_ID_PARAM))
         {
-            return RequestTarget { query: parse(Some(&rest)), last_event_id: Some(id) };
+            return self.apply_route(request, parse(Some(&rest)), Some(id));
         }
-        RequestTarget { query, last_event_id: None }
+        self.apply_route(request, query, None)
+    }
+
+    /// Passes requests of configured routes through whose `Accept` takes neither JSON nor events, and those for events
+    /// where the body of a job can be anything.
+    fn apply_route<B>(
+        &self,
+        request: &Request<B>,
+        query: Query,
+        last_event_id: Option<String>,
+    ) -> RequestTarget {
+        let Query::Wait(WaitQuery { route, .. }) = &query else {
+            return RequestTarget { query, last_event_id, host: None };
+        };
+        let route = self.0.routes.get(*route);
+        if route.is_built_in {
+            return RequestTarget { query, last_event_id, host: None };
+        }
+        let headers = request.headers();
+        // A poll of a route whose body can be anything accepts everything, so only such requests share it (P8).
+        let is_understood = match route.status {
+            StatusSource::HttpStatus => accepts_everything(headers),
+            StatusSource::Body(_) => prefers_events(headers) || accepts_json(headers),
+        };
+        match is_understood {
+            true => RequestTarget {
+                query,
+                last_event_id,
+                host: requested_host(request.uri(), headers).map(Box::new),
+            },
+            false => RequestTarget::passed_through(),
+        }
     }
 }
 

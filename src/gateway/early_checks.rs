@@ -38,7 +38,7 @@ impl Gateway {
         if !is_chunked_only(request.headers()) || !has_valid_host(request.version(), request.headers()) {
             return Err(GatewayError::Http(HttpFault::Malformed));
         }
-        if !self.0.authenticator.injects_key() {
+        if !self.0.authenticator.accepts_anyone() {
             return Ok(());
         }
         self.check_host(request, &mut state.log)?;
@@ -46,8 +46,8 @@ impl Gateway {
         if !is_allowed && is_cross_origin(request) { Err(GatewayError::CrossOrigin) } else { Ok(()) }
     }
 
-    /// Rejects a request that a web page may have sent under a name of its choice, as the gateway would add its own key
-    /// to it. Over TLS the browser has verified the name, and browsers cannot reach unix sockets. The access line has
+    /// Rejects a request that a web page may have sent under a name of its choice: the gateway would add its own key to
+    /// it, or pass it to an upstream that needs none. Over TLS the browser has verified the name, and browsers cannot reach unix sockets. The access line has
     /// the name, so that the operator can add it to `server.allowed_hosts`.
     fn check_host<B>(&self, request: &Request<B>, log: &mut AccessLog) -> Result<(), GatewayError> {
         if log.ctx().is_tls || log.ctx().forwarded.peer() == Peer::Unix {

@@ -100,7 +100,9 @@ impl GatewayError {
             | GatewayError::Auth(AuthError::MultipleAuthorization | AuthError::ConnectionAuth) => {
                 StatusCode::BAD_REQUEST
             }
-            GatewayError::Auth(AuthError::NoToken | AuthError::UnknownToken) => StatusCode::UNAUTHORIZED,
+            GatewayError::Auth(AuthError::NoToken(_) | AuthError::UnknownToken(_)) => {
+                StatusCode::UNAUTHORIZED
+            }
             GatewayError::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
             GatewayError::Hub(HubError::Limited(_) | HubError::KeyFull | HubError::AddressFull) => {
                 StatusCode::TOO_MANY_REQUESTS

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Gateway;
+use crate::auth::KeyOrigin;
 use crate::cache::Cache;
 use crate::core::coalescer::JobStatus;
 use crate::core::job::KeyDomain;
@@ -76,7 +77,11 @@ impl Gateway {
     }
 
     fn key_usage(&self, key: &KeyInFlight) -> KeyUsage {
-        let has_quotas = self.0.authenticator.injects_key() || self.0.cache.is_key_proven(key.domain);
+        let has_quotas = match self.0.authenticator.default_origin() {
+            Some(KeyOrigin::Gateway) => true,
+            Some(KeyOrigin::Open) => false,
+            Some(KeyOrigin::Client) | None => self.0.cache.is_key_proven(key.domain),
+        };
         let quotas =
             if has_quotas { self.0.limits.quota_states(Subject::Key(key.domain)) } else { Vec::new() };
         KeyUsage { name: None, key: key.domain, waits: key.waits, quotas }

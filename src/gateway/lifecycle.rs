@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::hub::{Hub, HubDeps};
 use crate::limits::Limits;
 use crate::protocol::cors::Cors;
+use crate::protocol::header_links::HeaderLinks;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::{TraceError, Tracer};
 use crate::upstream::client::{Client, ClientError};
@@ -43,6 +44,7 @@ impl Gateway {
         let upstream = &config.upstream;
         let cache = Arc::new(Cache::new(config.cache.clone(), Arc::clone(&routes)));
         let limits = Arc::new(Limits::new(&config.limits, config.auth.members()));
+        metrics.set_routes(&routes);
         metrics.rate_limited.set_members(config.auth.members().iter().map(|member| member.name.as_str()));
         let poller =
             Poller::new(Client::for_polls(upstream)?, Arc::clone(&routes), upstream, Arc::clone(&metrics));
@@ -60,6 +62,7 @@ impl Gateway {
         let inner = GatewayInner {
             authenticator: Arc::new(Authenticator::new(&config.auth, upstream.api_key.as_ref())?),
             limits,
+            links: HeaderLinks::new(&upstream.base_url).filter(|_| !config.routes.is_empty()),
             passthrough: Passthrough::new(
                 Client::new(upstream)?,
                 config.limits.max_body,

@@ -17,7 +17,9 @@
 
 pub(crate) mod access_log;
 mod access_revocation;
+mod action;
 mod classify;
+mod default_wait;
 mod early_checks;
 pub(crate) mod error;
 mod event_stream;
@@ -37,6 +39,7 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, Either, FutureExt as _, Ready, ready};
 use headers::HeaderMapExt as _;
 use http::header::HOST;
+use http::uri::Authority;
 use http::{HeaderMap, Request, Response};
 use http_body::Body as HttpBody;
 use tokio::sync::watch;
@@ -44,6 +47,7 @@ use tokio::sync::watch;
 use self::access_log::{AccessLog, Disposition};
 use self::access_revocation::{ClientAccess, ReloadNotice};
 use self::classify::{RequestTarget, TargetAction};
+use self::default_wait::HeldRequest;
 use self::error::GatewayError;
 use self::event_stream::{EventStreams, StreamRequest};
 use self::guarded_body::Revocation;
@@ -51,20 +55,21 @@ pub(crate) use self::inspect::{GatewayOverview, KeyUsage};
 use self::passthrough::{Passthrough, PassthroughResponse, PassthroughSlot, PassthroughSlots};
 use self::request_options::RequestOptions;
 use self::response::add_common_headers;
-use self::wait::ParkedRequest;
-use crate::auth::{AuthError, Authenticator, Identity};
+use self::wait::{JobRequest, ParkedRequest};
+use crate::auth::{AuthError, Authenticator, Identity, KeyOrigin};
 use crate::cache::{Cache, KeyProof};
 use crate::config;
 use crate::core::query::Query;
-use crate::core::route::{Form, Routes};
+use crate::core::route::{Form, Route, RouteIndex, Routes};
 use crate::hub::{Hub, WaitRequest};
 use crate::limits::{Limits, Subject};
 use crate::protocol::allowed_host::HostPattern;
 use crate::protocol::body::{Body, BoxError};
 use crate::protocol::cookies::strip_set_cookie;
 use crate::protocol::cors::{Cors, CorsDecision};
+use crate::protocol::header_links::HeaderLinks;
 use crate::protocol::request::RequestCtx;
-use crate::telemetry::metrics::{EndpointLabel, Metrics};
+use crate::telemetry::metrics::{EndpointLabel, Metrics, RouteLabel};
 use crate::telemetry::trace::{RequestSpan, ResponseAttributes, Tracer};
 
 /// Answers requests. Clones share one gateway.
@@ -78,6 +83,8 @@ struct GatewayInner {
     cache: Arc<Cache>,
     hub: Hub,
     streams: EventStreams,
+    /// `None`: `upstream.base_url` has no host, and no client can be built.
+    links: Option<HeaderLinks>,
     passthrough: Passthrough,
     slots: PassthroughSlots,
     wait: ArcSwap<config::WaitConfig>,
@@ -100,6 +107,8 @@ struct RequestState {
     cors: Option<Box<CorsDecision>>,
     log: AccessLog,
     span: RequestSpan,
+    /// Route and endpoint of the path.
+    endpoint: Option<(RouteIndex, Form)>,
 }
 
 enum Decision {
@@ -108,6 +117,8 @@ enum Decision {
     Pass(Option<Identity>, PassthroughSlot),
     /// Wait for the hub.
     Park(ParkedRequest),
+    /// Wait for another state than the current one.
+    Hold(Box<HeldRequest>),
     Stream(Box<StreamRequest>),
 }
 
@@ -157,7 +168,7 @@ impl Gateway {
             state.log.disposition = Disposition::Preflight;
             return Ok(TargetAction::Now(Decision::Respond(response::max_forwards_response())));
         }
-        let target = self.classify(request);
+        let target = self.classify(request, state.endpoint);
         if target.query != Query::Other && !request.body().is_end_stream() {
             return Ok(TargetAction::AfterBody(target));
         }
@@ -172,12 +183,18 @@ impl Gateway {
         identity: Option<Identity>,
         state: &mut RequestState,
     ) -> Result<Decision, GatewayError> {
-        let query = match target.query {
+        let RequestTarget { query, last_event_id, host } = target;
+        let mut query = match query {
             Query::Wait(query) => query,
             Query::Bad(bad) => return Err(bad.into()),
             Query::Other => return self.start_passthrough(state.subject, identity),
         };
-        let options = RequestOptions::from_headers(headers, &self.0.wait.load());
+        let mut options = RequestOptions::from_headers(headers, &self.0.wait.load());
+        let route = self.0.routes.get(query.route);
+        let default_wait = match route.is_built_in {
+            true => None,
+            false => options.apply_route(route, headers, &self.0.wait.load(), &mut query),
+        };
         let Some(identity) = identity else {
             // Without a key there is no key domain, so the wait cannot share. The upstream decides about it (P11).
             return match options.only_if_cached {
@@ -189,33 +206,28 @@ impl Gateway {
         state.span.set_wait(query.asked.len(), identity.domain);
         if options.events {
             state.log.disposition = Disposition::EventStream;
-            let stream = StreamRequest::new(headers, target.last_event_id, query, options, identity, state);
+            let stream = StreamRequest::new(headers, last_event_id, query, options, identity, state);
             return Ok(Decision::Stream(Box::new(stream)));
         }
-        let condition = headers.typed_get();
         let domain = identity.domain;
-        if let Some((states, origin)) = self.lookup_cached(&query, state.proof, domain, &options) {
-            state.log.disposition = Disposition::Hit;
-            let response = self.job_response(domain, &query, states, origin, &options, condition);
-            return Ok(Decision::Respond(response));
+        let origin = host.and_then(|host| state.client_origin(Some(&host)));
+        let origin = origin.map(String::into_boxed_str);
+        let request = JobRequest { domain, query, options, condition: headers.typed_get(), origin };
+        let cached = self.lookup_cached(&request.query, state.proof, domain, &request.options);
+        if let Some(hold) = default_wait.filter(|_| !request.options.only_if_cached) {
+            let until = state.log.ctx().arrived + hold;
+            let wait = wait_request(&request, identity, state);
+            return Ok(Decision::Hold(Box::new(HeldRequest { request, until, cached, wait })));
         }
-        if options.only_if_cached {
+        if let Some((states, origin)) = cached {
+            state.log.disposition = Disposition::Hit;
+            return Ok(Decision::Respond(self.job_response(&request, states, origin)));
+        }
+        if request.options.only_if_cached {
             return Err(GatewayError::NotCached);
         }
-        let handle = self.0.hub.join(WaitRequest {
-            identity,
-            quota_subject: state.subject,
-            form: query.form,
-            jobs: query.jobs(),
-            goal: query.goal,
-            arrived: state.log.ctx().arrived,
-            timeout: options.timeout,
-            max_age: options.max_age,
-            may_store: options.keep,
-            is_patient: false,
-            links: state.span.links(),
-        })?;
-        Ok(Decision::Park(ParkedRequest { handle, domain, query, options, condition }))
+        let handle = self.0.hub.join(wait_request(&request, identity, state))?;
+        Ok(Decision::Park(ParkedRequest { handle, request }))
     }
 
     /// Carries out a decision. Futures are boxed so that a hit does not move their state.
@@ -235,6 +247,7 @@ impl Gateway {
             Ok(Decision::Park(parked)) => {
                 Either::Right(self.clone().wait(parked, request.headers().get(HOST).cloned(), state))
             }
+            Ok(Decision::Hold(held)) => Either::Right(self.clone().hold(*held, state)),
             Ok(Decision::Stream(stream)) => {
                 let revocation = self.watch_revocation(request.headers(), &state);
                 Either::Right(self.clone().stream(*stream, revocation, state))
@@ -287,17 +300,22 @@ impl Gateway {
         identity: Option<&Identity>,
     ) -> RequestState {
         let path = request.uri().path();
-        let found = self.0.routes.endpoint(path);
-        let form = found.as_ref().map(|(_, found)| found.form);
-        let template = found.map(|(index, found)| self.0.routes.get(index).template(found.form));
+        let endpoint = self.0.routes.endpoint(path).map(|(index, found)| (index, found.form));
+        let (label, template) = match endpoint {
+            Some((index, form)) => {
+                let route = self.0.routes.get(index);
+                (route_label(index, route, form), Some(route.template(form)))
+            }
+            None => (EndpointLabel::Other.into(), None),
+        };
         let proof = identity.and_then(|identity| self.0.cache.proof(identity.domain));
         let subject = quota_subject(identity, proof, &ctx);
         let span = self.0.tracer.request(request, &ctx, template);
         let cors = self.0.cors.load().as_ref().map(|cors| Box::new(cors.decide(request)));
-        let mut log = AccessLog::new(request, ctx, endpoint(form), Arc::clone(&self.0.metrics));
+        let mut log = AccessLog::new(request, ctx, label, Arc::clone(&self.0.metrics));
         log.member = identity.and_then(|identity| identity.member.clone());
-        let is_lent = log.member.is_some() || self.0.authenticator.injects_key();
-        RequestState { subject, proof, is_lent, cors, log, span }
+        let is_lent = identity.is_some_and(|identity| identity.origin == KeyOrigin::Gateway);
+        RequestState { subject, proof, is_lent, cors, log, span, endpoint }
     }
 
     /// Returns a future that ends once a reload has revoked the client's access.
@@ -307,22 +325,49 @@ impl Gateway {
     }
 }
 
-/// Returns the owner of the quotas: the member, else the key if it is the gateway's own or the upstream has accepted
-/// it, else the client's address. So invented keys have no quotas of their own.
-fn quota_subject(identity: Option<&Identity>, proof: Option<KeyProof>, ctx: &RequestCtx) -> Subject {
-    match (identity, proof) {
-        (Some(Identity { member: Some(name), .. }), _) => Subject::member(name),
-        (Some(identity), proof) if identity.is_gateway_key || proof.is_some() => {
-            Subject::Key(identity.domain)
-        }
-        (Some(_) | None, _) => ctx.forwarded.client_ip().into(),
+impl RequestState {
+    /// Returns the origin under which the client reaches the gateway.
+    fn client_origin(&self, host: Option<&Authority>) -> Option<String> {
+        let ctx = self.log.ctx();
+        ctx.forwarded.client_origin(ctx.is_tls, host)
     }
 }
 
-fn endpoint(form: Option<Form>) -> EndpointLabel {
-    match form {
-        Some(Form::Single) => EndpointLabel::Job,
-        Some(Form::Multi) => EndpointLabel::Jobs,
-        None => EndpointLabel::Other,
+fn wait_request(request: &JobRequest, identity: Identity, state: &RequestState) -> WaitRequest {
+    let JobRequest { query, options, .. } = request;
+    WaitRequest {
+        identity,
+        quota_subject: state.subject,
+        form: query.form,
+        jobs: query.jobs(),
+        goal: query.goal,
+        arrived: state.log.ctx().arrived,
+        timeout: options.timeout,
+        max_age: options.max_age,
+        may_store: options.keep,
+        is_patient: false,
+        links: state.span.links(),
+    }
+}
+
+/// Returns the owner of the quotas: the member, else the key if it is the gateway's own or the upstream has accepted
+/// it, else the client's address. So invented keys have no quotas of their own, and an upstream without keys has no quota
+/// of all clients.
+fn quota_subject(identity: Option<&Identity>, proof: Option<KeyProof>, ctx: &RequestCtx) -> Subject {
+    match (identity, proof) {
+        (Some(Identity { member: Some(name), .. }), _) => Subject::member(name),
+        (Some(Identity { origin: KeyOrigin::Gateway, domain, .. }), _)
+        | (Some(Identity { origin: KeyOrigin::Client, domain, .. }), Some(_)) => Subject::Key(*domain),
+        (Some(Identity { origin: KeyOrigin::Client | KeyOrigin::Open, .. }) | None, _) => {
+            ctx.forwarded.client_ip().into()
+        }
+    }
+}
+
+fn route_label(index: RouteIndex, route: &Route, form: Form) -> RouteLabel {
+    match (route.is_built_in, form) {
+        (false, _) => RouteLabel::Configured(index),
+        (true, Form::Single) => EndpointLabel::Job.into(),
+        (true, Form::Multi) => EndpointLabel::Jobs.into(),
     }
 }

@@ -13,7 +13,8 @@ use crate::clock;
 use crate::core::coalescer::Cost;
 use crate::core::job::{JobState, ResponseHead, UpstreamResponse};
 use crate::core::job_body::{self, ListShape};
-use crate::core::route::Form;
+use crate::core::route::{Form, Route};
+use crate::gateway::request_options::AppliedPreference;
 use crate::protocol::body::Body;
 use crate::protocol::request::RequestId;
 use crate::protocol::stored_headers::write_stored;
@@ -43,38 +44,50 @@ pub(crate) struct JobResponse {
     pub origin: ResponseOrigin,
     /// Whether the gateway and the client may store the response.
     pub keep: bool,
-    /// The granted `Prefer: wait`.
-    pub applied: Option<Duration>,
+    /// The granted preference.
+    pub applied: Option<AppliedPreference>,
+    pub style: JobResponseStyle,
+}
+
+/// Properties of responses that depend on the route.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct JobResponseStyle {
+    /// Whether the client gets the upstream's success code, which is a part of the state. The built-in route has 200 for
+    /// every state.
+    keeps_code: bool,
+    /// Whether unfinished states have a validator: a request with it is held for another state.
+    revalidates: bool,
+}
+
+impl JobResponseStyle {
+    pub(crate) fn of(route: &Route) -> Self {
+        Self { keeps_code: !route.is_built_in, revalidates: !route.default_wait.is_zero() }
+    }
 }
 
 impl JobResponse {
-    /// Returns the response; 304 if it has the client's `ETag`. `shape` is called for lists only.
+    /// Returns the response; 304 if it has the client's `ETag`. `shape` is called for lists only,
+    /// `vary` for responses that caches of clients may store.
     pub(crate) fn into_response(
         self,
         cache: &Cache,
         shape: impl FnOnce() -> Arc<ListShape>,
-        condition: Option<IfNoneMatch>,
+        vary: impl FnOnce() -> HeaderValue,
+        condition: Option<&IfNoneMatch>,
     ) -> Response<Body> {
         let mut headers = self.upstream_headers();
         let body = self.body(shape);
         let lifetime = self.lifetime(cache);
-        match (lifetime, &self.origin) {
-            (None, ResponseOrigin::Hit { .. } | ResponseOrigin::Poll { .. }) => {
-                headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-            }
-            (Some(lifetime), origin) => {
-                let etag = match (origin, self.form) {
-                    (ResponseOrigin::Hit { first, .. }, Form::Single) => first.etag.clone(),
-                    // The bytes of a list differ from those of its job, even with a single one.
-                    (ResponseOrigin::Hit { .. }, Form::Multi) | (ResponseOrigin::Poll { .. }, _) => {
-                        cache.etag(&body)
-                    }
-                };
-                headers.insert(ETAG, etag);
-                headers.append(VARY, HeaderValue::from_static("authorization, accept"));
-                headers.insert(CACHE_CONTROL, with_number("private, max-age=", lifetime.as_secs()));
-            }
+        let cache_control = match lifetime {
+            Some(lifetime) => with_number("private, max-age=", lifetime.as_secs()),
+            None if self.is_validated() => HeaderValue::from_static("private, no-cache"),
+            None => HeaderValue::from_static("no-store"),
+        };
+        if lifetime.is_some() || self.is_validated() {
+            headers.insert(ETAG, self.etag(cache, &body));
+            headers.append(VARY, vary());
         }
+        headers.insert(CACHE_CONTROL, cache_control);
         let age = self.age().as_secs();
         let is_stored = matches!(
             self.origin,
@@ -98,10 +111,37 @@ impl JobResponse {
                 *response.status_mut() = StatusCode::NOT_MODIFIED;
                 response
             }
-            false => Response::new(Body::full(body)),
+            false => {
+                let mut response = Response::new(Body::full(body));
+                *response.status_mut() = self.code();
+                response
+            }
         };
         *response.headers_mut() = headers;
         response
+    }
+
+    /// Returns whether the response has a validator although no client may reuse it unasked.
+    fn is_validated(&self) -> bool {
+        self.style.revalidates
+            && self.keep
+            && self.states.iter().all(|state| state.rung.is_some() && state.head.is_complete)
+    }
+
+    fn etag(&self, cache: &Cache, body: &Bytes) -> HeaderValue {
+        match (&self.origin, self.form) {
+            (ResponseOrigin::Hit { first, .. }, Form::Single) => first.etag.clone(),
+            // The bytes of a list differ from those of its job, even with a single one.
+            (ResponseOrigin::Hit { .. }, Form::Multi) | (ResponseOrigin::Poll { .. }, _) => cache.etag(body),
+        }
+    }
+
+    /// Returns the code of the states, if they have one in common.
+    fn code(&self) -> StatusCode {
+        let code = self.states.first().map_or(OK, |first| first.head.status);
+        let is_common = self.states.iter().all(|state| state.head.status == code);
+        let code = if self.style.keeps_code && is_common { code } else { OK };
+        StatusCode::from_u16(code).unwrap_or_default()
     }
 
     /// Returns the upstream's header fields of the first job.
@@ -142,7 +182,7 @@ impl JobResponse {
         ttls.min().flatten().filter(|ttl| self.keep && is_whole && !ttl.is_zero())
     }
 
-    /// Returns the status of the upstream. The client gets 200 for any 2xx: the response to a wait is the job (P8).
+    /// Returns the status of the upstream.
     fn upstream_status(&self) -> StatusCode {
         let status = self.states.first().and_then(|first| StatusCode::from_u16(first.head.status).ok());
         status.unwrap_or_default()
@@ -159,7 +199,7 @@ pub(crate) fn unsplit_response(
     reply: &UpstreamResponse,
     cost: Cost,
     is_own: bool,
-    applied: Option<Duration>,
+    applied: Option<AppliedPreference>,
 ) -> Response<Body> {
     let mut response = Response::new(Body::full(reply.body.clone()));
     *response.status_mut() = StatusCode::from_u16(reply.status).expect("a reply has a valid status");
@@ -188,15 +228,18 @@ fn write_head(head: &ResponseHead, is_own: bool, headers: &mut HeaderMap) {
     append_via(headers, Version::HTTP_11);
 }
 
-/// Inserts `Preference-Applied` (RFC 7240 §3) for a granted `Prefer: wait` (P9).
-pub(crate) fn insert_preference_applied(headers: &mut HeaderMap, applied: Option<Duration>) {
-    if let Some(applied) = applied {
-        headers.insert(PREFERENCE_APPLIED, with_number("wait=", applied.as_secs()));
-    }
+/// Inserts `Preference-Applied` (RFC 7240 §3) for a granted preference.
+pub(crate) fn insert_preference_applied(headers: &mut HeaderMap, applied: Option<AppliedPreference>) {
+    let value = match applied {
+        Some(AppliedPreference::Wait(wait)) => with_number("wait=", wait.as_secs()), // P9
+        Some(AppliedPreference::RespondAsync) => HeaderValue::from_static("respond-async"),
+        None => return,
+    };
+    headers.insert(PREFERENCE_APPLIED, value);
 }
 
 /// Evaluates `If-None-Match` (RFC 9110 §13.1.2).
-fn is_not_modified(condition: Option<IfNoneMatch>, headers: &HeaderMap) -> bool {
+fn is_not_modified(condition: Option<&IfNoneMatch>, headers: &HeaderMap) -> bool {
     let Some(condition) = condition else { return false };
     headers.typed_get::<ETag>().is_some_and(|etag| !condition.precondition_passes(&etag))
 }
@@ -256,6 +299,8 @@ pub(crate) fn add_common_headers(headers: &mut HeaderMap, id: &RequestId) {
 /// The initial capacity of a response's header map: the most that fits into 16 slots. hyper keeps the empty map for the
 /// lifetime of the connection.
 const TYPICAL_HEADERS: usize = 12;
+/// 200, as upstream responses store their status.
+const OK: u16 = StatusCode::OK.as_u16();
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -10,24 +10,30 @@ use super::access_log::Disposition;
 use super::error::GatewayError;
 use super::passthrough::PassthroughResponse;
 use super::request_options::RequestOptions;
-use super::response::{JobResponse, ResponseOrigin, unsplit_response};
+use super::response::{JobResponse, JobResponseStyle, ResponseOrigin, unsplit_response};
 use super::{Gateway, RequestState};
 use crate::cache::KeyProof;
 use crate::clock;
 use crate::core::coalescer::{Cost, Failure, WaitOutcome, WaitResult};
 use crate::core::job::{JobState, KeyDomain};
 use crate::core::query::WaitQuery;
-use crate::core::route::Goal;
 use crate::hub::WaitHandle;
 use crate::protocol::body::Body;
 
-/// A parked wait, and all that its response needs.
-pub(super) struct ParkedRequest {
-    pub(super) handle: WaitHandle,
+/// A request for jobs, as far as its response needs it.
+pub(super) struct JobRequest {
     pub(super) domain: KeyDomain,
     pub(super) query: WaitQuery,
     pub(super) options: RequestOptions,
     pub(super) condition: Option<IfNoneMatch>,
+    /// The client's origin of the gateway, on configured routes.
+    pub(super) origin: Option<Box<str>>,
+}
+
+/// A parked wait.
+pub(super) struct ParkedRequest {
+    pub(super) handle: WaitHandle,
+    pub(super) request: JobRequest,
 }
 
 impl Gateway {
@@ -44,11 +50,7 @@ impl Gateway {
         let (max_age, proof, now) = (options.max_age?, proof?, clock::now());
         let hits = query.asked.iter().map(|id| {
             let hit = self.0.cache.get_proven(proof, domain, id, now)?;
-            let has_reached_goal = match query.goal {
-                Goal::Now => true,
-                Goal::Rung(goal) => hit.entry.state.rung >= Some(goal),
-                Goal::Not(left) => hit.entry.state.rung != Some(left),
-            };
+            let has_reached_goal = hit.entry.state.rung.is_some_and(|rung| query.goal.is_reached_by(rung));
             (has_reached_goal && hit.is_within(max_age, now)).then_some(hit)
         });
         let hits = hits.collect::<Option<Vec<_>>>()?;
@@ -72,40 +74,64 @@ impl Gateway {
         Box::pin(async move {
             drop(host);
             let result = (&mut parked.handle).await;
-            let ParkedRequest { domain, query, options, condition, .. } = parked;
-            let response = result.map_err(GatewayError::from).and_then(|WaitResult { how, direct, end }| {
-                state.log.disposition = Disposition::Waited(how, end.reason());
-                match end {
-                    WaitOutcome::Reached(mut states) | WaitOutcome::TimedOut(mut states) => {
-                        states.sort_by_key(|state| query.asked.iter().position(|id| *id == state.id));
-                        // P8: a response from proof is never the client's own.
-                        let is_own = direct && how != Cost::Proven;
-                        let origin = ResponseOrigin::Poll { cost: how, is_own };
-                        Ok(self.job_response(domain, &query, states, origin, &options, condition).into())
-                    }
-                    WaitOutcome::Unsplit(reply)
-                    | WaitOutcome::Refused(reply)
-                    | WaitOutcome::Failed(
-                        Failure::UpstreamError(reply) | Failure::InvalidResponse(Some(reply)),
-                    ) => Ok(unsplit_response(&reply, how, direct, options.applied).into()),
-                    WaitOutcome::Failed(failure) => Err(GatewayError::Poll(failure)),
-                }
+            let request = parked.request;
+            let response = result.map_err(GatewayError::from).and_then(|result| {
+                state.log.disposition = Disposition::Waited(result.how, result.end.reason());
+                self.wait_response(&request, result)
             });
-            self.respond(state, response)
+            self.respond(state, response.map(PassthroughResponse::from))
         })
+    }
+
+    pub(super) fn wait_response(
+        &self,
+        request: &JobRequest,
+        WaitResult { how, direct, end }: WaitResult,
+    ) -> Result<Response<Body>, GatewayError> {
+        match end {
+            WaitOutcome::Reached(mut states) | WaitOutcome::TimedOut(mut states) => {
+                states.sort_by_key(|state| request.query.asked.iter().position(|id| *id == state.id));
+                // P8: a response from proof is never the client's own.
+                let origin = ResponseOrigin::Poll { cost: how, is_own: direct && how != Cost::Proven };
+                Ok(self.job_response(request, states, origin))
+            }
+            WaitOutcome::Unsplit(reply)
+            | WaitOutcome::Refused(reply)
+            | WaitOutcome::Failed(Failure::UpstreamError(reply) | Failure::InvalidResponse(Some(reply))) => {
+                let response = unsplit_response(&reply, how, direct, request.options.applied);
+                Ok(self.with_links_to(request, response))
+            }
+            WaitOutcome::Failed(failure) => Err(GatewayError::Poll(failure)),
+        }
     }
 
     pub(super) fn job_response(
         &self,
-        domain: KeyDomain,
-        query: &WaitQuery,
+        request: &JobRequest,
         states: Vec<JobState>,
         origin: ResponseOrigin,
-        options: &RequestOptions,
-        condition: Option<IfNoneMatch>,
     ) -> Response<Body> {
-        let response =
-            JobResponse { form: query.form, states, origin, keep: options.keep, applied: options.applied };
-        response.into_response(&self.0.cache, || self.0.cache.list_shape(domain), condition)
+        let JobRequest { domain, query, options, condition, .. } = request;
+        let style = JobResponseStyle::of(self.0.routes.get(query.route));
+        let response = JobResponse {
+            form: query.form,
+            states,
+            origin,
+            keep: options.keep,
+            applied: options.applied,
+            style,
+        };
+        let gateway = &*self.0;
+        let (shape, vary) = (|| gateway.cache.list_shape(*domain), || gateway.authenticator.vary());
+        let response = response.into_response(&gateway.cache, shape, vary, condition.as_ref());
+        self.with_links_to(request, response)
+    }
+
+    /// Rewrites the upstream's links in the header fields of a configured route.
+    fn with_links_to(&self, request: &JobRequest, mut response: Response<Body>) -> Response<Body> {
+        if let (Some(origin), Some(links)) = (&request.origin, &self.0.links) {
+            links.rewrite(response.headers_mut(), || Some(origin.to_string()));
+        }
+        response
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Config;
 use crate::core::coalescer::{Coalescer, Input, Output, Pace, PollId, Timing};
-use crate::core::job::{JobSet, RouteIndex};
+use crate::core::job::RouteIndex;
 use crate::core::route::{Route, Routes};
 
 pub(super) struct Machines(Vec<Coalescer>);
@@ -52,6 +52,15 @@ impl Machines {
         self.0.iter_mut().for_each(|machine| machine.handle(input(), now));
     }
 
+    /// Treats all jobs under way as changed by an action.
+    pub(super) fn forget_states(&mut self, now: Instant) {
+        for machine in &mut self.0 {
+            for (domain, job) in machine.all_jobs() {
+                machine.handle(Input::JobChanged(domain, job), now);
+            }
+        }
+    }
+
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.0.iter().filter_map(Coalescer::poll_timeout).min()
     }
@@ -73,11 +82,6 @@ impl Machines {
     }
 }
 
-/// Returns the route of jobs that are polled together.
-pub(super) fn route_of(jobs: &JobSet) -> RouteIndex {
-    jobs.iter().next().map(|job| job.route()).unwrap_or_default()
-}
-
 fn timing(config: &Config, route: &Route) -> Timing {
     let live_ttl = route.lifetimes.live.unwrap_or(config.cache.live_ttl);
     let pace = Pace { min: route.pace, max: route.max_pace, live_ttl };
@@ -90,6 +94,7 @@ fn timing(config: &Config, route: &Route) -> Timing {
             Some(list) if !route.is_built_in => list.max,
             Some(_) | None => config.upstream.max_jobs,
         },
+        proves: route.proves(),
         pace: route.never_holds().then_some(pace),
     }
 }

@@ -18,6 +18,7 @@
 //! feeds both state machines, and applies their outputs without awaiting. It does not know HTTP.
 
 mod inspect;
+mod job_changes;
 mod machines;
 mod parked;
 mod poll_task;
@@ -35,6 +36,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 pub(crate) use self::inspect::{HubOverview, KeyInFlight};
+use self::job_changes::JobChanges;
 use self::machines::Machines;
 use self::task::HubTask;
 use crate::auth::Identity;
@@ -43,7 +45,7 @@ use crate::config::{self, Config};
 use crate::core::backoff::Backoff;
 use crate::core::breaker::BreakerRules;
 use crate::core::coalescer::{WaitId, WaitResult};
-use crate::core::job::JobSet;
+use crate::core::job::{JobId, JobSet, KeyDomain};
 use crate::core::route::{Form, Goal, Routes};
 use crate::core::scheduler::SchedulerConfig;
 use crate::limits::{AddressFull, Limits, QuotaExceeded, Subject, UnprovenWait, UnprovenWaits};
@@ -60,6 +62,7 @@ const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), cap: Durat
 pub struct Hub {
     commands: mpsc::Sender<HubCommand>,
     inspections: mpsc::Sender<InspectRequest>,
+    changes: Arc<JobChanges>,
     /// `wait.watch_idle`, which the task reads at the start of a round.
     watch_idle: watch::Sender<Duration>,
     /// One permit for each wait up to `limits.max_waits`.
@@ -78,7 +81,7 @@ pub struct HubDeps {
 }
 
 /// One client's wait.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct WaitRequest {
     pub identity: Identity,
     /// The upstream requests of this wait count against this subject's quota.
@@ -188,13 +191,14 @@ impl Hub {
         let hub = Self {
             commands,
             inspections,
+            changes: Arc::default(),
             watch_idle: watch::Sender::new(config.wait.watch_idle),
             parked: Arc::new(Semaphore::new(max_waits)),
             unproven: UnprovenWaits::new(limits.max_waits_per_key),
             next_wait: Arc::new(AtomicU64::new(0)),
         };
-        let watch_idle = hub.watch_idle.subscribe();
-        (hub, task.run(inbox, inspect_inbox, watch_idle))
+        let (watch_idle, changes) = (hub.watch_idle.subscribe(), Arc::clone(&hub.changes));
+        (hub, task.run(inbox, inspect_inbox, changes, watch_idle))
     }
 
     /// Uses this time for all watches from now on. Open watches keep their end until the next request for their job.
@@ -234,6 +238,12 @@ impl Hub {
         let responder = Responder { answer, parked, reservation: Arc::clone(&reservation) };
         self.commands.try_send(HubCommand::Join(id, wait, responder)).map_err(|error| send_error(&error))?;
         Ok(WaitHandle { id, settled, reservation })
+    }
+
+    /// Reports that an action changed these jobs of a key and all their variants: no state that was read before answers a
+    /// later wait, and parked waits get a new snapshot. Returns at once.
+    pub fn jobs_changed(&self, domain: KeyDomain, jobs: &[JobId]) {
+        self.changes.report(domain, jobs);
     }
 
     /// Starts the drain: the hub settles every wait with the current state of its jobs by `until`, spread over the time

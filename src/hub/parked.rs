@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::HeaderValue;
-
 use super::Responder;
+use crate::auth::Credential;
 use crate::core::Map;
 use crate::core::coalescer::WaitId;
 use crate::core::job::{KeyDomain, RouteIndex};
@@ -25,7 +24,7 @@ pub(super) struct ParkedWait {
 /// A key with at least one parked wait. It is removed with its last wait, and the key's clear text with it.
 pub(super) struct ParkedKey {
     /// Credential of the key's polls.
-    pub(super) authorization: HeaderValue,
+    pub(super) credential: Credential,
     /// Number of parked waits.
     pub(super) waits: usize,
     /// The waits that count for their address until the upstream accepts the key.
@@ -35,8 +34,8 @@ pub(super) struct ParkedKey {
 }
 
 impl ParkedKey {
-    pub(super) fn new(authorization: HeaderValue) -> Self {
-        Self { authorization, waits: 0, unproven_waits: Map::default(), members: Map::default() }
+    pub(super) fn new(credential: Credential) -> Self {
+        Self { credential, waits: 0, unproven_waits: Map::default(), members: Map::default() }
     }
 
     pub(super) fn park(&mut self, member: Option<Arc<str>>) {

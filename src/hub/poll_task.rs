@@ -6,11 +6,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::HeaderValue;
+use http::HeaderMap;
 use tokio::task::{AbortHandle, JoinError};
 use tracing::{debug, error};
 
 use super::task::HubTask;
+use crate::auth::Credential;
 use crate::clock;
 use crate::core::coalescer::{Cause, Failure, Input, PollId, PollProgress, PollSpec};
 use crate::core::job::KeyDomain;
@@ -30,7 +31,7 @@ pub(super) struct PollTask {
     pub(super) cause: CallCause,
     /// Owner of the quota that a watch was charged to; `None` for other polls.
     pub(super) payer: Option<Subject>,
-    pub(super) authorization: HeaderValue,
+    pub(super) credential: Credential,
     pub(super) attempt_started_at: Instant,
     /// Whether the newest attempt failed.
     pub(super) has_failed: bool,
@@ -65,7 +66,7 @@ impl HubTask {
             | Cause::Deadline
             | Cause::NoCache => None,
         };
-        let Some(authorization) = self.authorization(spec.domain) else {
+        let Some(credential) = self.credential(spec.domain) else {
             // The coalescer opens polls only for parked waits, whose keys are stored here, and watches when a poll of the
             // same key has landed.
             debug_assert!(false, "{id:?} has no key");
@@ -86,7 +87,7 @@ impl HubTask {
             spec: Arc::new(spec),
             cause,
             payer,
-            authorization,
+            credential,
             attempt_started_at: now,
             has_failed: false,
             invalid_responses: 0,
@@ -98,24 +99,27 @@ impl HubTask {
     }
 
     /// Returns the credential of a key with parked waits, or of the poll that has just landed.
-    fn authorization(&self, domain: KeyDomain) -> Option<HeaderValue> {
+    fn credential(&self, domain: KeyDomain) -> Option<Credential> {
         let landed = self.current_answer.as_ref().filter(|answer| answer.domain == domain);
-        let parked = self.keys.get(&domain).map(|key| &key.authorization);
-        parked.or(landed.map(|answer| &answer.authorization)).cloned()
+        let parked = self.keys.get(&domain).map(|key| &key.credential);
+        parked.or(landed.map(|answer| &answer.credential)).cloned()
     }
 
-    /// Returns the class of a poll. Every job has reached the lowest rung, so the upstream answers a poll for it at once.
+    /// Returns the class of a poll: by its cause where the upstream never holds, else by its goal. Every job has reached the
+    /// lowest rung, so the upstream answers a poll for it at once.
     fn class(&self, spec: &PollSpec, cause: Cause) -> PollClass {
         let route = self.poller.route(spec);
-        match (spec.goal, cause) {
-            _ if !route.never_holds() => match spec.goal {
-                Goal::Now => PollClass::Plain,
-                Goal::Rung(rung) if rung == route.ladder.lowest() => PollClass::Snapshot,
-                Goal::Rung(_) | Goal::Not(_) => PollClass::LongPoll,
-            },
-            (_, Cause::Snapshot | Cause::NoCache) => PollClass::Plain,
-            (_, Cause::Deadline) => PollClass::Snapshot,
-            (_, Cause::Wait | Cause::Batch | Cause::Reopen | Cause::Watch { .. }) => PollClass::Chain,
+        if route.never_holds() {
+            return match cause {
+                Cause::Snapshot | Cause::NoCache => PollClass::Plain,
+                Cause::Deadline => PollClass::Snapshot,
+                Cause::Wait | Cause::Batch | Cause::Reopen | Cause::Watch { .. } => PollClass::Chain,
+            };
+        }
+        match spec.goal {
+            Goal::Now => PollClass::Plain,
+            Goal::Rung(rung) if rung == route.ladder.lowest() => PollClass::Snapshot,
+            Goal::Rung(_) | Goal::Not(_) => PollClass::LongPoll,
         }
     }
 
@@ -130,12 +134,13 @@ impl HubTask {
         }
         self.machines.of_poll_mut(id).handle(Input::Progress(id, PollProgress::AttemptStarted), now);
         let (poller, events) = (Arc::clone(&self.poller), self.event_sender.clone());
-        let (spec, authorization) = (Arc::clone(&poll.spec), poll.authorization.clone());
+        let (spec, credential) = (Arc::clone(&poll.spec), poll.credential.clone());
         let trace = poll.span.context().clone();
         poll.task = Some(self.tasks.spawn(async move {
             // Sending fails only if the hub's task has ended.
             let on_held = async { drop(events.send(PollEvent::Held(id)).await) };
-            let outcome = poller.run(&spec, cause, &authorization, &trace, on_held).await;
+            let write_credential = |fields: &mut HeaderMap| credential.apply(fields);
+            let outcome = poller.run(&spec, cause, write_credential, &trace, on_held).await;
             let _ = events.send(PollEvent::AttemptEnded(id, outcome)).await;
         }));
     }

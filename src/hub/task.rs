@@ -13,16 +13,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::HeaderValue;
+use http::StatusCode;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::debug;
 
-use super::machines::{Machines, route_of};
+use super::job_changes::{JobChanges, PendingChanges};
+use super::machines::Machines;
 use super::parked::{ParkedKey, ParkedWait};
 use super::poll_task::{EVENT_CAPACITY, PollEvent, PollTask};
 use super::watches::Askers;
 use super::{HubCommand, HubDeps, HubError, InspectRequest, Responder, WaitReply, WaitRequest};
+use crate::auth::{Credential, KeyOrigin};
 use crate::cache::Cache;
 use crate::clock;
 use crate::core::Map;
@@ -32,7 +34,7 @@ use crate::core::coalescer::{
 use crate::core::job::{KeyDomain, RouteIndex};
 use crate::core::scheduler::{AttemptResult, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput};
 use crate::limits::{Limits, Subject};
-use crate::telemetry::metrics::{Fanout, Metrics, PollCounts, WaitEnd};
+use crate::telemetry::metrics::{CallCause, Fanout, Metrics, PollCounts, WaitEnd};
 use crate::telemetry::trace::Tracer;
 use crate::upstream::poll::{AttemptOutcome, KeyVerdict, PollLanding, Poller};
 
@@ -70,7 +72,7 @@ pub(super) struct UpstreamAnswer {
     /// The poll that landed, its credential and the payer of a watch: a watch on its job may follow.
     pub(super) poll: PollId,
     pub(super) domain: KeyDomain,
-    pub(super) authorization: HeaderValue,
+    pub(super) credential: Credential,
     pub(super) payer: Option<Subject>,
 }
 
@@ -108,6 +110,7 @@ impl HubTask {
         mut self,
         mut inbox: mpsc::Receiver<HubCommand>,
         mut inspections: mpsc::Receiver<InspectRequest>,
+        changes: Arc<JobChanges>,
         mut watch_idle: watch::Receiver<Duration>,
     ) {
         let mut commands = Vec::with_capacity(MAX_BATCH);
@@ -128,6 +131,7 @@ impl HubTask {
                 Some(request) = inspections.recv() => {
                     drop(request.reply_to.send(self.overview(request.limit)));
                 }
+                () = changes.notified() => {}
                 () = sleep_until(due) => {}
             }
             let now = clock::now();
@@ -135,6 +139,7 @@ impl HubTask {
             if watch_idle.has_changed().unwrap_or(false) {
                 self.machines.set_watch_idle(*watch_idle.borrow_and_update());
             }
+            self.jobs_changed(changes.take(), now);
             for command in commands.drain(..) {
                 self.handle_command(command, now);
             }
@@ -174,9 +179,26 @@ impl HubTask {
         self.drain_outputs(now);
     }
 
+    /// Passes changes of jobs on to the coalescers. Those of jobs with parameters concern all their variants.
+    fn jobs_changed(&mut self, changes: PendingChanges, now: Instant) {
+        if changes.is_overflown {
+            self.machines.forget_states(now);
+        }
+        for (domain, job) in changes.jobs {
+            let machine = self.machines.of_route_mut(job.route());
+            for variant in machine.variants(domain, &job) {
+                machine.handle(Input::JobChanged(domain, variant), now);
+            }
+            self.drain_outputs(now);
+        }
+        self.drain_outputs(now);
+    }
+
     fn join(&mut self, id: WaitId, wait: WaitRequest, mut responder: Responder, now: Instant) {
-        let (domain, route) = (wait.identity.domain, route_of(&wait.jobs));
-        if self.keys.get(&domain).is_some_and(|key| key.waits >= self.max_waits_per_key) {
+        let (domain, route) = (wait.identity.domain, wait.jobs.route());
+        // Without keys the waits of a client count for its address, to their end.
+        let is_open = wait.identity.origin == KeyOrigin::Open;
+        if !is_open && self.keys.get(&domain).is_some_and(|key| key.waits >= self.max_waits_per_key) {
             responder.answer(Err(HubError::KeyFull));
             return;
         }
@@ -192,10 +214,11 @@ impl HubTask {
         };
         let proof = self.accepted_proof(&wait, now);
         let member = wait.identity.member.clone();
-        let key = self.keys.entry(domain).or_insert_with(|| ParkedKey::new(wait.identity.authorization));
+        let key = self.keys.entry(domain).or_insert_with(|| ParkedKey::new(wait.identity.credential));
         key.park(member.clone());
-        let unproven = responder.reservation.lock().as_mut().and_then(|reserved| reserved.unproven.take());
-        if let Some(unproven) = unproven
+        if !is_open
+            && let Some(unproven) =
+                responder.reservation.lock().as_mut().and_then(|reserved| reserved.unproven.take())
             && !self.cache.is_key_proven(domain)
         {
             key.unproven_waits.insert(id, unproven);
@@ -294,7 +317,7 @@ impl HubTask {
 
     fn poll_landed(&mut self, id: PollId, landing: PollLanding, now: Instant) {
         let Some(poll) = self.polls.remove(&id) else { return };
-        let PollTask { spec, attempt_started_at: began, span, authorization, payer, .. } = poll;
+        let PollTask { spec, cause, attempt_started_at: began, span, credential, payer, .. } = poll;
         span.landed(landing.status.as_u16());
         let domain = spec.domain;
         self.current_answer = Some(UpstreamAnswer {
@@ -302,7 +325,7 @@ impl HubTask {
             fanout: None,
             poll: id,
             domain,
-            authorization,
+            credential,
             payer,
         });
         // P11: the verdict on the key comes before its states enter the cache.
@@ -318,10 +341,17 @@ impl HubTask {
         if let Some(shape) = &landing.shape {
             self.cache.set_list_shape(domain, shape);
         }
+        let route = self.poller.route(&spec);
+        if landing.status == StatusCode::NOT_FOUND && !route.is_built_in {
+            spec.jobs.iter().for_each(|job| self.cache.job_changed(domain, job, now));
+        }
         if let PollOutcome::Jobs(states) = &landing.outcome
             && self.machines.of_poll(id).may_cache(id)
         {
             for state in states {
+                if cause == CallCause::NoCache && route.never_holds() {
+                    self.cache.contradict(domain, state);
+                }
                 self.cache.store(domain, state, began, now);
             }
         }

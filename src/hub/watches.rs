@@ -12,7 +12,6 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::WaitRequest;
-use super::machines::route_of;
 use super::poll_task::PollTask;
 use super::task::HubTask;
 use crate::core::Map;
@@ -73,7 +72,7 @@ impl HubTask {
 
     /// Records the client of a plain request for one job, which may have to pay for a watch.
     pub(super) fn record_asker(&mut self, id: WaitId, spec: &WaitSpec, subject: Subject, now: Instant) {
-        let machine = self.machines.of_route(route_of(&spec.jobs));
+        let machine = self.machines.of_route(spec.jobs.route());
         if machine.is_plain(spec)
             && let Some(job) = spec.jobs.iter().next()
         {
@@ -82,8 +81,8 @@ impl HubTask {
         }
     }
 
-    /// Counts a watch against the quota of its client, and returns the owner of that quota. `None`: there is no quota
-    /// left, or the client is not known any more.
+    /// Counts a watch against the quota of its client, and returns the owner of that quota. `None`: the quota is
+    /// used up, or the hub has forgotten the client.
     pub(super) fn charge_watch(
         &self,
         spec: &PollSpec,

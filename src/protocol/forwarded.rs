@@ -54,6 +54,15 @@ impl ForwardedChain {
         self.client_ip
     }
 
+    /// Returns the origin under which the client reaches the gateway, such as `https://gate.example`. `None`: the request
+    /// names no host.
+    ///
+    /// `is_tls` and `host` describe the request on the gateway's own connection.
+    pub(crate) fn client_origin(&self, is_tls: bool, host: Option<&Authority>) -> Option<String> {
+        let host = self.host.as_ref().or(host)?;
+        Some(format!("{}://{host}", proto(self.is_https.unwrap_or(is_tls))))
+    }
+
     /// Writes `Forwarded` (RFC 7239) and `X-Forwarded-For` with the peer as the last hop, and `X-Forwarded-Proto` and
     /// `-Host` of the client. Removes all other fields that could be taken for such a report.
     ///

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! request    hop_by_hop ─▶ forwarded (spoofed_headers, client_ip) ─▶ via ─▶ upstream
-//! response   upstream ─▶ hop_by_hop ─▶ via ─▶ client                  passed through
+//! response   upstream ─▶ hop_by_hop ─▶ via ─▶ header_links ─▶ client   passed through
 //!            upstream ─▶ stored_headers ─▶ via ─▶ client              of a job, now or from the cache
 //! ```
 
@@ -14,6 +14,7 @@ pub(crate) mod cors;
 pub(crate) mod fetch_metadata;
 pub(crate) mod field_value;
 mod forwarded;
+pub(crate) mod header_links;
 pub(crate) mod hop_by_hop;
 pub(crate) mod host;
 pub(crate) mod peer;
@@ -26,7 +27,7 @@ pub(crate) mod stored_headers;
 pub(crate) mod via;
 
 #[cfg(test)]
-fn header_map(fields: &[(&'static str, &'static str)]) -> http::HeaderMap {
+pub(crate) fn header_map(fields: &[(&'static str, &'static str)]) -> http::HeaderMap {
     let fields = fields.iter().copied();
     fields
         .map(|(name, value)| (http::HeaderName::from_static(name), http::HeaderValue::from_static(value)))

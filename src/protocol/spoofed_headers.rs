@@ -14,11 +14,23 @@ pub(crate) fn strip_spoofable(headers: &mut HeaderMap) {
 }
 
 /// Removes from the trailers of an upload all fields that a server could merge into the head: addresses of the client,
-/// the gateway's own fields, framing, credentials (RFC 9110 §6.5.1).
-pub(crate) fn strip_upload_trailers(trailers: &mut HeaderMap) {
+/// the gateway's own fields, framing, credentials (RFC 9110 §6.5.1), among them the fields with these names.
+pub(crate) fn strip_upload_trailers(trailers: &mut HeaderMap, keys: &[&HeaderName]) {
     strip(trailers, |name| {
-        is_spoofable(name) || own_names().chain(NO_TRAILERS).any(|other| is_read_as(name, other))
+        is_spoofable(name)
+            || own_names().chain(NO_TRAILERS).any(|other| is_read_as(name, other))
+            || keys.iter().any(|key| is_read_as(name, key.as_str()))
     });
+}
+
+/// Removes the fields with these names, in every spelling.
+pub(crate) fn strip_spellings(headers: &mut HeaderMap, names: &[HeaderName]) {
+    strip(headers, |name| names.iter().any(|other| is_read_as(name, other.as_str())));
+}
+
+/// Returns whether the gateway removes or replaces the field of a client, in any spelling.
+pub(crate) fn is_own_or_spoofable(name: &str) -> bool {
+    is_spoofable(name) || own_names().any(|own| is_read_as(name, own))
 }
 
 fn strip(headers: &mut HeaderMap, is_forbidden: impl Fn(&str) -> bool) {
@@ -157,9 +169,12 @@ mod tests {
             "content-length",
             "content-type",
             "expires",
+            "x-key",
+            "x_key",
+            "y-key",
         ]);
-        strip_upload_trailers(&mut trailers);
-        assert_left(&trailers, &["x-sum", "expires"]);
+        strip_upload_trailers(&mut trailers, &[&HeaderName::from_static("x-key")]);
+        assert_left(&trailers, &["x-sum", "expires", "y-key"]);
     }
 
     #[test]

@@ -68,17 +68,27 @@ fn scope(name: &str, allows_any_origin: bool) -> Scope {
         "signature" | "signature-input" => Scope::Dropped,
         "date" | "set-cookie" | "set-cookie2" | "retry-after" => Scope::PerResponse,
         "www-authenticate" | "authentication-info" => Scope::PerResponse,
-        "x-request-id" | "x-inference-id" | "x-correlation-id" | "x-trace-id" => Scope::PerResponse,
-        "x-amzn-requestid" | "x-amzn-trace-id" | "x-amz-cf-id" | "request-id" | "b3" => Scope::PerResponse,
-        "report-to" | "nel" => Scope::PerResponse,
+        "x-inference-id" | "x-amz-cf-id" | "x-amz-id-2" | "b3" => Scope::PerResponse,
+        "report-to" | "nel" | "reporting-endpoints" => Scope::PerResponse,
         "traceparent" | "tracestate" | "server-timing" | "cf-ray" | "cf-cache-status" => Scope::PerResponse,
-        _ if ["x-aimlapi-", "ratelimit", "x-ratelimit"].iter().any(|start| name.starts_with(start)) => {
+        "x-cloud-trace-context" | "x-served-by" | "x-timer" | "x-cache" | "x-cache-hits" => {
             Scope::PerResponse
         }
+        "x-runtime" | "x-response-time" => Scope::PerResponse,
+        _ if ["x-aimlapi-", "x-b3-", "x-envoy-"].iter().any(|start| name.starts_with(start)) => {
+            Scope::PerResponse
+        }
+        _ if ["ratelimit", "rate-limit"].iter().any(|part| name.contains(part)) => Scope::PerResponse,
+        _ if PER_RESPONSE_ENDS.iter().any(|end| name.ends_with(end)) => Scope::PerResponse,
         _ if name.starts_with("access-control-") && !allows_any_origin => Scope::PerResponse,
         _ => Scope::Shared,
     }
 }
+
+/// Ends of names that vendors give to identifiers and times of one request, such as `openai-processing-ms`,
+/// `apim-request-id`, `x-fal-request-id` and `x-amzn-trace-id`.
+const PER_RESPONSE_ENDS: [&str; 6] =
+    ["request-id", "requestid", "correlation-id", "trace-id", "-ms", "-duration"];
 
 #[cfg(test)]
 mod tests {
@@ -144,6 +154,49 @@ mod tests {
             "x-request-id",
         ];
         assert_eq!(names(&head.per_response), own);
+    }
+
+    // P8
+    #[test]
+    fn the_per_response_fields_of_vendors_are_not_shared() {
+        let rows = [
+            "anthropic-ratelimit-requests-remaining",
+            "apim-request-id",
+            "cf-ray",
+            "openai-poll-after-ms",
+            "openai-processing-ms",
+            "request-id",
+            "retry-after-ms",
+            "server-timing",
+            "x-amzn-trace-id",
+            "x-aimlapi-cost",
+            "x-app-rate-limit-count",
+            "x-b3-traceid",
+            "x-cloud-trace-context",
+            "x-correlation-id",
+            "x-envoy-upstream-service-time",
+            "x-fal-request-id",
+            "x-goog-request-id",
+            "x-ms-client-request-id",
+            "x-ms-request-id",
+            "x-ms-correlation-request-id",
+            "x-ratelimit-limit-requests",
+            "x-ratelimit-remaining-tokens",
+            "x-ratelimit-reset",
+            "x-request-duration",
+            "x-request-id",
+            "x-runtime",
+            "x-should-retry-after-ms",
+            "x-trace-id",
+        ];
+        for name in rows {
+            let head = head(&map(&[(name, "1")]));
+            assert_eq!((names(&head.shared), names(&head.per_response)), (vec![], vec![name]));
+        }
+        assert_eq!(rows.len(), 28);
+        for name in ["content-type", "x-ms-version", "x-job-id", "openai-version", "x-terms", "x-fal-queue"] {
+            assert_eq!(names(&head(&map(&[(name, "1")])).shared), [name]);
+        }
     }
 
     #[test]

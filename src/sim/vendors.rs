@@ -56,7 +56,7 @@ pub(super) enum VendorAction {
     /// Returns the output alone; 400 before the end.
     ReadOutput,
     Cancel,
-    /// Starts the job anew.
+    /// Starts the job again.
     Retry,
     /// Removes the job.
     Remove,

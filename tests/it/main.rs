@@ -11,4 +11,5 @@ mod coalescing;
 mod deploy;
 mod harness;
 mod language;
+mod routes;
 mod upstream;

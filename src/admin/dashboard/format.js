@@ -8,6 +8,11 @@ export function count(number) {
   return Math.abs(number) < 1e6 ? full.format(number) : compact.format(number);
 }
 
+/** Formats a number with at most two digits after the point. */
+export function decimal(number) {
+  return String(Math.round(number * 100) / 100);
+}
+
 /** Formats a count with its noun: 1 wait, 2 waits. */
 export function counted(number, one, many = `${one}s`) {
   return `${count(number)} ${number === 1 ? one : many}`;

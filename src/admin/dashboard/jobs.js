@@ -1,6 +1,6 @@
 // Table of the jobs in flight.
 
-import { age, count } from "./format.js";
+import { age, count, decimal } from "./format.js";
 import { element, make, Rows, setData, setText } from "./dom.js";
 
 export class Jobs {
@@ -13,20 +13,36 @@ export class Jobs {
   /** `total` includes jobs that are not listed. The ladder of a route has the rungs that can be requested, lowest first. */
   show({ items, total }, routes) {
     const ladders = new Map(routes.map(({ name, ladder }) => [name, ladder]));
+    const isOne = routes.length === 1;
     this.#rows.show(
-      items.map((job) => ({ ...job, ladder: ladders.get(job.route) ?? [] })),
-      (job) => `${job.route} ${job.key} ${job.id}`,
+      items.map((job) => ({ ...job, ladder: ladders.get(job.route) ?? [], isOneRoute: isOne })),
+      (job) => `${job.route} ${job.key} ${job.id} ${job.rest ?? ""}`,
     );
+    showRoutes(routes);
     const more = total > items.length ? `${count(items.length)} of ${count(total)}` : count(total);
     setText(element("jobs-count"), total ? more : "");
     element("jobs-none").hidden = total > 0;
   }
 }
 
-function create({ id, key, ladder }) {
+/** Shows the routes, unless all that there is to say is the name of the only one. */
+function showRoutes(routes) {
+  const texts = routes.map(({ name, pace }) => `${name} ${pace ? `never holds: polled ${every(pace)}` : "holds requests"}`);
+  const isNews = routes.length > 1 || routes.some(({ pace }) => pace);
+  element("routes").hidden = !isNews;
+  setText(element("routes"), isNews ? texts.join(" · ") : "");
+}
+
+function every({ min_seconds, max_seconds }) {
+  const isFixed = min_seconds === max_seconds;
+  return isFixed ? `every ${decimal(min_seconds)} s` : `every ${decimal(min_seconds)} to ${decimal(max_seconds)} s`;
+}
+
+function create({ id, rest = "", route, key, ladder, isOneRoute }) {
   const name = make("span", "cut mono", id);
-  name.title = id;
-  const head = make("th", "id", name, make("span", "under cut mono", key));
+  name.title = rest ? `${id} ${rest}` : id;
+  const under = make("span", "under cut", ...(isOneRoute ? [] : [`${route} · `]), make("span", "mono", key));
+  const head = make("th", "id", name, under);
   head.scope = "row";
   const steps = make("span", "ladder", ...ladder.map(() => make("span")));
   steps.setAttribute("aria-hidden", "true");

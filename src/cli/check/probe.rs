@@ -6,15 +6,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, Uri, Version};
+use http::header::AUTHORIZATION;
+use http::{Response, StatusCode, Uri, Version};
 
-use crate::cli::api_key;
-use crate::cli::job_client::{JobRequestError, fetch_job, message};
+use super::job_report::describe;
+use crate::cli::job_client::{JobRequestError, KeyField, fetch_job, message};
 use crate::clock;
-use crate::config::{self, AuthConfig, Config};
-use crate::core::job::{JobId, JobSet};
+use crate::config::{self, AuthConfig, AuthMode, Config, KeyTemplate};
+use crate::core::job::{JobId, JobSet, RouteIndex};
 use crate::core::job_body::{self, SplitBody};
-use crate::core::route::{Form, Route, Rung};
+use crate::core::route::{Form, ID, Route, Rung};
+use crate::secret::Secret;
 use crate::upstream::client::{Client, SendError};
 
 /// Id of a job that does not exist. The upstream checks the key of a request for it at no cost.
@@ -39,32 +41,37 @@ pub(super) enum Severity {
 }
 
 impl Finding {
-    fn good(subject: &'static str, message: impl fmt::Display) -> Self {
+    pub(super) fn good(subject: &'static str, message: impl fmt::Display) -> Self {
         Self { subject, severity: Severity::Good, message: message.to_string() }
     }
 
-    fn warning(subject: &'static str, message: impl fmt::Display) -> Self {
+    pub(super) fn warning(subject: &'static str, message: impl fmt::Display) -> Self {
         Self { subject, severity: Severity::Warning, message: message.to_string() }
     }
 
-    fn error(subject: &'static str, message: impl fmt::Display) -> Self {
+    pub(super) fn error(subject: &'static str, message: impl fmt::Display) -> Self {
         Self { subject, severity: Severity::Error, message: message.to_string() }
     }
 }
 
 /// Inputs of the tests beyond the configuration.
 pub(super) struct ProbePlan {
-    /// `Authorization` of a client.
-    pub(super) client_key: Option<HeaderValue>,
-    /// An unfinished job, to hold a poll for.
+    /// Key or token of a client.
+    pub(super) client_key: Option<Secret>,
+    /// Route of the job and of the tests.
+    pub(super) route: RouteIndex,
+    /// An unfinished job, to hold a poll for, or any job to read.
     pub(super) job: Option<JobId>,
+    /// Whether the job is read through the configuration.
+    pub(super) is_read: bool,
     /// Address that clients use.
     pub(super) through: Option<Uri>,
 }
 
 /// Runs all tests and reports each finding as soon as it is known.
 pub(super) async fn run(config: &Config, plan: ProbePlan, report: &mut impl FnMut(Finding)) {
-    let route = Arc::new(Route::suno());
+    let route = Arc::new(config.routes().get(plan.route).clone());
+    let hold_key = if config.routes.is_empty() { "upstream.poll_timeout" } else { "hold of the route" };
     let upstream = &config.upstream;
     if !resolve_name(&upstream.base_url, report).await {
         return;
@@ -79,24 +86,34 @@ pub(super) async fn run(config: &Config, plan: ProbePlan, report: &mut impl FnMu
         subject: "hold",
         client,
         route: Arc::clone(&route),
-        authorization: None,
-        expected: (upstream.poll_timeout, "upstream.poll_timeout"),
+        key: None,
+        expected: (route.hold, hold_key),
     };
     if !target.connect(report).await {
         return;
     }
+    if keys.is_empty() {
+        report(Finding::good("key", "not needed: auth.mode is \"open\""));
+    }
     let mut all_accepted = true;
     for (name, key) in keys {
-        target.authorization = key;
+        target.key = key;
         all_accepted &= target.try_key(&name, report).await;
     }
-    target.authorization = first_key;
+    target.key = first_key;
     let Some(job) = plan.job else {
-        report(Finding::good("hold", "not tested: needs --job ID with an unfinished job"));
+        let text = match route.never_holds() {
+            false => "not tested: needs --job ID with an unfinished job",
+            true => "not tested: the route never holds. --id ID reads a job",
+        };
+        report(Finding::good("hold", text));
         return;
     };
     if !all_accepted {
         return;
+    }
+    if plan.is_read || route.never_holds() {
+        return target.read(&job, report).await;
     }
     let front = plan.through.and_then(|url| {
         let front = config::UpstreamConfig { base_url: url, ..upstream.clone() };
@@ -104,7 +121,7 @@ pub(super) async fn run(config: &Config, plan: ProbePlan, report: &mut impl FnMu
             subject: "through",
             client: Client::new(&front).ok()?,
             route,
-            authorization: plan.client_key,
+            key: plan.client_key.and_then(|key| client_field(&config.auth, &key)),
             expected: (config.wait.timeout, "wait.timeout"),
         })
     });
@@ -145,18 +162,35 @@ async fn resolve_name(url: &Uri, report: &mut impl FnMut(Finding)) -> bool {
 }
 
 /// Returns each key that the upstream receives, with a name for reports.
-fn keys(config: &Config, client_key: Option<&HeaderValue>) -> Vec<(String, Option<HeaderValue>)> {
-    match &config.auth {
-        AuthConfig::Passthrough => vec![("the client's key".to_owned(), client_key.cloned())],
-        AuthConfig::Sidecar => {
-            vec![("upstream.api_key".to_owned(), config.upstream.api_key.as_ref().map(api_key::bearer))]
+fn keys(config: &Config, client_key: Option<&Secret>) -> Vec<(String, Option<KeyField>)> {
+    let field = |key: &Secret| config.auth.send.field(key);
+    match &config.auth.mode {
+        AuthMode::Passthrough => {
+            vec![("the client's key".to_owned(), client_key.and_then(|key| client_field(&config.auth, key)))]
         }
-        AuthConfig::Team(members) => {
+        AuthMode::Sidecar => {
+            vec![("upstream.api_key".to_owned(), config.upstream.api_key.as_ref().and_then(field))]
+        }
+        AuthMode::Team(members) => {
             let key = |member: &config::TeamMember| {
-                (format!("the key of {}", member.name), Some(api_key::bearer(&member.upstream_key)))
+                (format!("the key of {}", member.name), field(&member.upstream_key))
             };
             members.iter().map(key).collect()
         }
+        AuthMode::Open => Vec::new(),
+    }
+}
+
+/// Returns the field in which a client sends its key or token: that of `auth.send` if it can be a client's, else the first
+/// of `auth.headers`.
+fn client_field(auth: &AuthConfig, key: &Secret) -> Option<KeyField> {
+    let is_upstream_key = matches!(auth.mode, AuthMode::Passthrough);
+    match auth.headers.first() {
+        _ if is_upstream_key && auth.headers.contains(&auth.send.name) => auth.send.field(key),
+        Some(name) if *name != AUTHORIZATION => {
+            KeyTemplate { name: name.clone(), before: String::new(), after: String::new() }.field(key)
+        }
+        Some(_) | None => KeyTemplate::default().field(key),
     }
 }
 
@@ -166,7 +200,7 @@ struct ProbeTarget<'a> {
     subject: &'static str,
     client: Client,
     route: Arc<Route>,
-    authorization: Option<HeaderValue>,
+    key: Option<KeyField>,
     /// Time for which it should hold a poll, and the key of the configuration with that time.
     expected: (Duration, &'a str),
 }
@@ -178,13 +212,15 @@ impl ProbeTarget<'_> {
         rung: Rung,
         timeout: Duration,
     ) -> Option<Result<Response<Bytes>, JobRequestError>> {
-        let response = fetch_job(&self.client, &self.route, self.authorization.as_ref(), id, rung);
+        let response = fetch_job(&self.client, &self.route, self.key.as_ref(), id, rung);
         tokio::time::timeout(timeout, response).await.ok()
     }
 
     /// Sends a request that the server does not hold.
     async fn fetch_no_job(&self) -> Option<Result<Response<Bytes>, JobRequestError>> {
-        let id = JobId::new(NO_JOB).expect("the id is valid");
+        let others =
+            self.route.path.variables().filter(|name| *name != ID).map(|_| "none").collect::<Vec<_>>();
+        let id = JobId::with_rest(RouteIndex::default(), NO_JOB, &others.join("/")).expect("the id is valid");
         self.fetch_job(&id, self.route.ladder.lowest(), RESPONSE_TIMEOUT).await
     }
 
@@ -212,7 +248,7 @@ impl ProbeTarget<'_> {
 
     /// Returns `false` if the upstream rejects the key.
     async fn try_key(&self, name: &str, report: &mut impl FnMut(Finding)) -> bool {
-        if self.authorization.is_none() {
+        if self.key.is_none() {
             report(Finding::good("key", "not tested: neither --key nor AIMLAPI_KEY is set"));
             return true;
         }
@@ -236,14 +272,43 @@ impl ProbeTarget<'_> {
         is_accepted
     }
 
+    /// Reads a job through the configuration. At an upstream that holds, the request waits for the end of the job.
+    async fn read(&self, id: &JobId, report: &mut impl FnMut(Finding)) {
+        let (elapsed, response) = self.poll(id).await;
+        let problem = match &response {
+            Some(Ok(response)) => {
+                report(describe(&self.route, id, response, elapsed));
+                if !self.route.never_holds() && response.status().is_success() {
+                    report(self.judge_hold(id, elapsed, Some(Ok(response))));
+                }
+                return;
+            }
+            Some(Err(error)) => format!("{error}: {}", root_cause(error)),
+            None => format!("no response within {:.0} s", elapsed.as_secs_f64()),
+        };
+        report(Finding::error("job", problem));
+    }
+
     /// Holds a poll for the last rung and measures for how long.
     async fn hold(&self, id: &JobId) -> Finding {
-        let ladder = &self.route.ladder;
-        let goal = ladder.rungs().filter(|rung| ladder.is_askable(*rung)).last();
-        let goal = goal.expect("a ladder has a state that clients can wait for");
+        let (held, response) = self.poll(id).await;
+        self.judge_hold(id, held, response.as_ref().map(Result::as_ref))
+    }
+
+    /// Sends a poll for the last rung, and returns its response and the time to it.
+    async fn poll(&self, id: &JobId) -> (Duration, Option<Result<Response<Bytes>, JobRequestError>>) {
         let since = clock::now();
-        let response = self.fetch_job(id, goal, self.expected.0.mul_f64(1.25) + RESPONSE_TIMEOUT).await;
-        let held = clock::now().saturating_duration_since(since);
+        let longest = self.expected.0.mul_f64(1.25) + RESPONSE_TIMEOUT;
+        let response = self.fetch_job(id, self.route.ladder.highest_askable(), longest).await;
+        (clock::now().saturating_duration_since(since), response)
+    }
+
+    fn judge_hold(
+        &self,
+        id: &JobId,
+        held: Duration,
+        response: Option<Result<&Response<Bytes>, &JobRequestError>>,
+    ) -> Finding {
         let seconds = format!("{:.1} s", held.as_secs_f64());
         let key = self.expected.1;
         match response {
@@ -259,8 +324,8 @@ impl ProbeTarget<'_> {
                 let reason = message(response.status(), response.body());
                 Finding::error(self.subject, format_args!("{reason}. --job needs an unfinished job."))
             }
-            Some(Ok(response)) => match self.rung(id, response.body()) {
-                Some(rung) => self.compare(held, rung >= goal),
+            Some(Ok(response)) => match self.rung(id, response) {
+                Some(rung) => self.compare(held, rung >= self.route.ladder.highest_askable()),
                 None => Finding::error(self.subject, "the response is not the job"),
             },
         }
@@ -287,8 +352,9 @@ impl ProbeTarget<'_> {
         }
     }
 
-    fn rung(&self, id: &JobId, body: &Bytes) -> Option<Rung> {
-        match job_body::split(&self.route, Form::Single, &JobSet::new([id.clone()]), 200, body) {
+    fn rung(&self, id: &JobId, response: &Response<Bytes>) -> Option<Rung> {
+        let (status, body) = (response.status().as_u16(), response.body());
+        match job_body::split(&self.route, Form::Single, &JobSet::new([id.clone()]), status, body) {
             SplitBody::Jobs { jobs, .. } => jobs.first().and_then(|job| job.rung),
             SplitBody::Unsplit | SplitBody::Invalid => None,
         }

@@ -91,9 +91,9 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     descriptors::raise_limit();
     let mut signals = Signals::listen()?;
     let simulated = if args.sim { Some(Simulated::start(args.speed).await?) } else { None };
-    let config = load(&args, simulated.as_ref())?;
+    let (config, warnings) = load(&args, simulated.as_ref())?;
     let log = log::init(&config.log)?;
-    for warning in config.warnings() {
+    for warning in warnings {
         warn!("{warning}");
     }
     let mut running = RunningGateway::start(args, config, log, simulated).await?;
@@ -141,7 +141,8 @@ impl RunningGateway {
         };
         let admin = admin::start(&config, args.sim, context).await?;
         readiness.ready();
-        ready_lines::write(ready_lines::format(&listeners, admin.as_ref(), args.sim)?).await;
+        ready_lines::write(ready_lines::format(&listeners, admin.as_ref(), args.sim.then_some(&config))?)
+            .await;
         info!(upstream = %config.upstream.base_url, version = env!("CARGO_PKG_VERSION"), "started");
         service_manager::notify(&[NotifyState::Ready]);
         let watchdog = tokio::spawn(watchdog::run(gateway.clone()));
@@ -250,7 +251,8 @@ async fn bind_listeners(config: &Config) -> Result<Vec<Listener>, CommandError> 
     Ok(listeners)
 }
 
-fn load(args: &Args, simulated: Option<&Simulated>) -> Result<Config, ConfigErrors> {
+/// Returns the configuration and its warnings, which do not concern the routes that a simulated upstream adds.
+fn load(args: &Args, simulated: Option<&Simulated>) -> Result<(Config, Vec<String>), ConfigErrors> {
     let env: Vec<_> = config::environment().collect();
     let path = config::locate(args.config.as_deref(), env.iter().cloned());
     let mut flags = Vec::new();
@@ -266,7 +268,12 @@ fn load(args: &Args, simulated: Option<&Simulated>) -> Result<Config, ConfigErro
         set("--speed", "upstream.poll_timeout", &simulated.hold);
         set("--speed", "wait.timeout", &simulated.hold);
     }
-    Config::load_with(path.as_deref(), env, flags)
+    let mut config = Config::load_with(path.as_deref(), env, flags)?;
+    let warnings = config.warnings();
+    if let Some(simulated) = simulated {
+        simulated.adapt_routes(&mut config)?;
+    }
+    Ok((config, warnings))
 }
 
 async fn purge(gateway: Gateway) {

@@ -21,9 +21,9 @@ pub(super) struct ConfigReloader {
 
 impl ConfigReloader {
     /// Applies a new configuration. Logs the keys that need a restart, or the errors that prevent the reload.
-    pub(super) fn reload(&self, loaded: Result<Config, ConfigErrors>) {
-        let config = match loaded {
-            Ok(config) => config,
+    pub(super) fn reload(&self, loaded: Result<(Config, Vec<String>), ConfigErrors>) {
+        let (config, warnings) = match loaded {
+            Ok(loaded) => loaded,
             Err(errors) => {
                 for invalid in errors.iter() {
                     let (source, key) = (&invalid.source, &invalid.key);
@@ -39,7 +39,7 @@ impl ConfigReloader {
             return error!(%error, cause, "configuration rejected, the previous one stays in use");
         }
         self.log.set_level(config.log.level);
-        for warning in config.warnings() {
+        for warning in warnings {
             warn!("{warning}");
         }
         let restart = config.needs_restart(&self.running);

@@ -1,18 +1,24 @@
-//! Follows one job: requests its next rung until it reaches the goal, and sends updates to a channel.
+//! Follows one job until it reaches the goal, and sends updates to a channel.
+//!
+//! | the server | requests |
+//! | --- | --- |
+//! | a gateway: sends events | one event stream |
+//! | an API that holds requests | a long-poll for each rung in turn |
+//! | an API that never holds | a GET after each `pace` of the route |
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode};
+use http::{Response, StatusCode};
 use tokio::sync::mpsc;
 
-use crate::cli::job_client::{JobRequestError, fetch_job, message};
+use crate::cli::job_client::{JobRequestError, KeyField, fetch_job, message};
 use crate::clock;
 use crate::core::backoff::Backoff;
 use crate::core::job::{JobId, JobSet};
 use crate::core::job_body::{self, SplitBody};
-use crate::core::route::{Form, Route, Rung};
+use crate::core::route::{Form, Route, Rung, StatusSource};
 use crate::protocol::retry_after::retry_after;
 use crate::upstream::client::Client;
 
@@ -26,7 +32,7 @@ const MIN_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct Follower {
     pub(super) client: Client,
     pub(super) route: Arc<Route>,
-    pub(super) authorization: Option<HeaderValue>,
+    pub(super) key: Option<KeyField>,
     pub(super) goal: Rung,
     pub(super) deadline: Instant,
 }
@@ -52,17 +58,41 @@ pub(super) enum Ending {
     Rejected(String),
 }
 
-enum FetchedJob {
-    State(Rung, Bytes),
+pub(super) enum FetchedJob {
+    /// The state, and the pause before the next request if the server requested one.
+    State(Rung, Bytes, Option<Duration>),
     /// Worth a retry, after this pause if the server requested one.
     Retryable(String, Option<Duration>),
     Final(String),
 }
 
+/// States and failures of one job so far.
+pub(super) struct Progress<'f> {
+    follower: &'f Follower,
+    pub(super) id: &'f JobId,
+    nth: usize,
+    updates: &'f mpsc::Sender<(usize, Update)>,
+    known: Option<Rung>,
+    failures: u32,
+    first_answer: Option<Instant>,
+    /// Time of the next request to an API that never holds.
+    next_read: Option<Instant>,
+}
+
 impl Follower {
     /// Follows one job to its end. `nth` identifies the job in the channel.
     pub(super) async fn follow(&self, id: &JobId, nth: usize, updates: &mpsc::Sender<(usize, Update)>) {
-        let following = self.follow_statuses(id, nth, updates);
+        let progress = Progress {
+            follower: self,
+            id,
+            nth,
+            updates,
+            known: None,
+            failures: 0,
+            first_answer: None,
+            next_read: None,
+        };
+        let following = self.follow_states(progress);
         let ending = match tokio::time::timeout_at(self.deadline.into(), following).await {
             Ok(ending) => ending,
             Err(_) => Ending::TimedOut,
@@ -70,70 +100,60 @@ impl Follower {
         let _ = updates.send((nth, Update::Ended(ending))).await;
     }
 
-    async fn follow_statuses(
-        &self,
-        id: &JobId,
-        nth: usize,
-        updates: &mpsc::Sender<(usize, Update)>,
-    ) -> Ending {
-        let (mut known, mut failures) = (None, 0);
+    async fn follow_states(&self, mut progress: Progress<'_>) -> Ending {
+        // Events do not have the HTTP status.
+        let may_be_events = matches!(self.route.status, StatusSource::Body(_));
+        if may_be_events && let Some(ending) = self.follow_events(&mut progress).await {
+            return ending;
+        }
+        self.poll(progress).await
+    }
+
+    async fn poll(&self, mut progress: Progress<'_>) -> Ending {
         loop {
-            let wanted = known.map_or(Some(self.route.ladder.lowest()), |rung| self.route.ladder.next(rung));
-            let wanted = wanted.map_or(self.goal, |rung| rung.min(self.goal));
+            if let Some(at) = progress.next_read.take() {
+                tokio::time::sleep_until(at.into()).await;
+            }
+            let wanted = progress.next_rung();
             let sent_at = clock::now();
-            match self.fetch_job(id, wanted).await {
-                FetchedJob::State(rung, body) => {
-                    failures = 0;
-                    if known < Some(rung) {
-                        known = Some(rung);
-                        let _ = updates.send((nth, Update::State(rung, body))).await;
-                    }
-                    if self.route.ladder.is_failure(rung) {
-                        return Ending::Failed;
-                    }
-                    if rung >= self.goal {
-                        return Ending::Reached;
-                    }
-                    if rung < wanted {
-                        tokio::time::sleep_until((sent_at + MIN_INTERVAL).into()).await;
-                    }
-                }
-                FetchedJob::Retryable(reason, requested_pause) => {
-                    failures += 1;
-                    let pause = requested_pause.unwrap_or_else(|| BACKOFF.pause(failures, fastrand::f64()));
-                    let _ = updates.send((nth, Update::Retrying(reason, pause))).await;
-                    tokio::time::sleep(pause).await;
-                }
-                FetchedJob::Final(reason) => return Ending::Rejected(reason),
+            let fetched = self.fetch_job(progress.id, wanted).await;
+            if let Some(ending) = progress.handle(fetched).await {
+                return ending;
+            }
+            if !self.route.never_holds() && progress.known.is_some_and(|known| known < wanted) {
+                tokio::time::sleep_until((sent_at + MIN_INTERVAL).into()).await;
             }
         }
     }
 
     async fn fetch_job(&self, id: &JobId, wanted: Rung) -> FetchedJob {
-        match fetch_job(&self.client, &self.route, self.authorization.as_ref(), id, wanted).await {
+        match fetch_job(&self.client, &self.route, self.key.as_ref(), id, wanted).await {
             Ok(response) => self.classify(id, response),
-            Err(JobRequestError::Target) => FetchedJob::Final(JobRequestError::Target.to_string()),
-            Err(error @ (JobRequestError::Send(_) | JobRequestError::CutOff)) => {
-                FetchedJob::Retryable(error.to_string(), None)
-            }
+            Err(error) => error.into(),
         }
     }
 
-    fn classify(&self, id: &JobId, response: Response<Bytes>) -> FetchedJob {
+    pub(super) fn classify(&self, id: &JobId, response: Response<Bytes>) -> FetchedJob {
         let (head, body) = response.into_parts();
-        let status = head.status;
-        if !status.is_success() {
+        let (status, pause) = (head.status, retry_after(&head.headers, SystemTime::now()));
+        let has_state = match self.route.status {
+            StatusSource::Body(_) => status.is_success(),
+            StatusSource::HttpStatus => self.route.ladder.rung(status.as_str()).is_some(),
+        };
+        if !has_state {
             let reason = message(status, &body);
             let is_temporary = status.is_server_error()
                 || [StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT].contains(&status);
             return match is_temporary {
-                true => FetchedJob::Retryable(reason, retry_after(&head.headers, SystemTime::now())),
+                true => FetchedJob::Retryable(reason, pause),
                 false => FetchedJob::Final(reason),
             };
         }
         match job_body::split(&self.route, Form::Single, &JobSet::new([id.clone()]), status.as_u16(), &body) {
             SplitBody::Jobs { mut jobs, .. } => match jobs.pop() {
-                Some(job_body::JobSlice { rung: Some(rung), body, .. }) => FetchedJob::State(rung, body),
+                Some(job_body::JobSlice { rung: Some(rung), body, .. }) => {
+                    FetchedJob::State(rung, body, pause)
+                }
                 _ => FetchedJob::Final("the status of the job is unknown".to_owned()),
             },
             SplitBody::Unsplit => FetchedJob::Final(
@@ -141,5 +161,63 @@ impl Follower {
             ),
             SplitBody::Invalid => FetchedJob::Retryable("the response is not JSON".to_owned(), None),
         }
+    }
+}
+
+impl From<JobRequestError> for FetchedJob {
+    fn from(error: JobRequestError) -> Self {
+        match error {
+            JobRequestError::Target => Self::Final(error.to_string()),
+            JobRequestError::Send(_) | JobRequestError::CutOff => Self::Retryable(error.to_string(), None),
+        }
+    }
+}
+
+impl Progress<'_> {
+    /// Records an answer and sends the update. Returns the ending, if this is the last answer. Sleeps before a retry.
+    pub(super) async fn handle(&mut self, fetched: FetchedJob) -> Option<Ending> {
+        match fetched {
+            FetchedJob::State(rung, body, requested_pause) => self.reach(rung, body, requested_pause).await,
+            FetchedJob::Retryable(reason, requested_pause) => {
+                self.pause(reason, requested_pause).await;
+                None
+            }
+            FetchedJob::Final(reason) => Some(Ending::Rejected(reason)),
+        }
+    }
+
+    async fn reach(&mut self, rung: Rung, body: Bytes, requested_pause: Option<Duration>) -> Option<Ending> {
+        let Follower { route, goal, .. } = self.follower;
+        self.failures = 0;
+        // A job may return to an earlier state where the upstream never holds.
+        if self.known < Some(rung) || (route.never_holds() && self.known != Some(rung)) {
+            self.known = Some(rung);
+            let _ = self.updates.send((self.nth, Update::State(rung, body))).await;
+        }
+        if route.never_holds() {
+            let now = clock::now();
+            let age = now.saturating_duration_since(*self.first_answer.get_or_insert(now));
+            let pace = (age / 10).clamp(route.pace, route.max_pace.max(route.pace));
+            self.next_read = Some(now + pace.max(requested_pause.unwrap_or_default()));
+        }
+        if route.ladder.is_failure(rung) {
+            return Some(Ending::Failed);
+        }
+        (rung >= *goal).then_some(Ending::Reached)
+    }
+
+    /// Reports a failure and sleeps before the retry.
+    pub(super) async fn pause(&mut self, reason: String, requested: Option<Duration>) {
+        self.failures += 1;
+        let pause = requested.unwrap_or_else(|| BACKOFF.pause(self.failures, fastrand::f64()));
+        let _ = self.updates.send((self.nth, Update::Retrying(reason, pause))).await;
+        tokio::time::sleep(pause).await;
+    }
+
+    /// Returns the rung of the next long-poll.
+    fn next_rung(&self) -> Rung {
+        let (ladder, goal) = (&self.follower.route.ladder, self.follower.goal);
+        let next = self.known.map_or(Some(ladder.lowest()), |rung| ladder.next(rung));
+        next.map_or(goal, |rung| rung.min(goal))
     }
 }

@@ -4,9 +4,18 @@
 //!   follow: a task per job ── Update ──▶ run ──▶ view: bars, lines or JSON
 //! ```
 //!
-//! The command sends the requests of a client, rung by rung, so it works with a gateway and with the API itself.
+//! | file | content |
+//! | --- | --- |
+//! | `selection` | the route and the jobs that the arguments name |
+//! | `follow` | one job: its states, failures and polls |
+//! | `events`, `event_reader` | the event stream of a gateway |
+//! | `view` | the output |
+//!
+//! The command sends the requests of a client. A gateway answers with events; any other server with the state of the job,
+//! and is polled.
 
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,17 +25,22 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use self::follow::{Ending, Follower, Update};
+use self::selection::{JobArg, goal, job_arg, select};
 use self::view::View;
 use crate::cli::api_key;
 use crate::cli::error::CommandError;
-use crate::cli::job_client::{job_id, url};
+use crate::cli::job_client::url;
 use crate::clock;
-use crate::config;
-use crate::core::job::JobId;
-use crate::core::route::{Ladder, Route, Rung};
+use crate::config::{self, Config, KeyTemplate};
+use crate::core::route::{Ladder, Rung};
 use crate::upstream::client::Client;
 
+mod event_reader;
+mod events;
 mod follow;
+mod selection;
+#[cfg(test)]
+mod tests;
 mod view;
 
 const MAX_JOBS: usize = 100;
@@ -42,6 +56,10 @@ Examples:
   clipgate watch ID                                in front of a gateway on this machine
   clipgate watch ID ID --url https://jobs.example  in front of a team's gateway
   clipgate watch ID --json | jq -r .status         for scripts
+  clipgate watch /v1/predictions/ID                a job of a preset or of a route of --config
+
+A path or a URL selects its route. With an id alone the route is the one of --route, the only one of --config, or the \
+built-in one. A URL is also the server, if --url is not given.
 
 Without --key the command sends the key in the environment variable AIMLAPI_KEY, if it is set. A gateway in sidecar \
 mode needs no key.
@@ -52,15 +70,21 @@ followed, 2 for an invalid command line.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub(super) struct Args {
-    /// Jobs to follow
-    #[arg(value_name = "ID", required = true, num_args = 1..=MAX_JOBS, value_parser = job_id)]
-    ids: Vec<JobId>,
-    /// Address of a gateway or of the API
-    #[arg(long, value_name = "URL", env = "CLIPGATE_URL", default_value = "http://127.0.0.1:8080", value_parser = url)]
-    url: Uri,
+    /// Jobs to follow: ids, paths or URLs
+    #[arg(value_name = "ID", required = true, num_args = 1..=MAX_JOBS, value_parser = job_arg)]
+    jobs: Vec<JobArg>,
+    /// Address of a gateway or of the API [default: http://127.0.0.1:8080]
+    #[arg(long, value_name = "URL", env = "CLIPGATE_URL", value_parser = url)]
+    url: Option<Uri>,
+    /// Route of the jobs: a preset, or one of --config
+    #[arg(long, value_name = "NAME")]
+    route: Option<String>,
+    /// Configuration file whose routes are known
+    #[arg(long, value_name = "FILE", env = "CLIPGATE_CONFIG")]
+    config: Option<PathBuf>,
     /// State to follow the jobs to [default: the last one]
-    #[arg(long, value_name = "STATUS", value_parser = goal)]
-    until: Option<Rung>,
+    #[arg(long, value_name = "STATUS")]
+    until: Option<String>,
     /// Longest time for all jobs
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration)]
     timeout: Duration,
@@ -72,29 +96,28 @@ pub(super) struct Args {
     json: bool,
 }
 
-fn goal(word: &str) -> Result<Rung, String> {
-    let ladder = Route::suno().ladder;
-    match ladder.rung(word) {
-        Some(rung) if ladder.is_askable(rung) => Ok(rung),
-        _ => Err(format!("use one of {}", ladder.askable_words().collect::<Vec<_>>().join(", "))),
-    }
-}
+/// Server without `--url`: a gateway on this machine.
+const DEFAULT_SERVER: &str = "http://127.0.0.1:8080";
 
 pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
-    let route = Arc::new(Route::suno());
-    let last = || route.ladder.rungs().filter(|rung| route.ladder.is_askable(*rung)).last();
-    let goal = args.until.or_else(last).expect("a ladder has a state that clients can wait for");
-    let authorization = api_key::authorization(args.key.as_deref())?;
-    let upstream =
-        config::UpstreamConfig { base_url: args.url.clone(), ..config::Config::default().upstream };
+    let config = match &args.config {
+        Some(path) => Some(Config::load(Some(path), config::environment())?),
+        None => None,
+    };
+    let selected = select(&args.jobs, args.route.as_deref(), config.as_ref())?;
+    let (route, ids) = (Arc::new(selected.route), selected.jobs);
+    let goal = goal(&route, args.until.as_deref())?;
+    let key = api_key::client_key(args.key.as_deref())?;
+    let send = config.as_ref().map_or_else(KeyTemplate::default, |config| config.auth.send.clone());
+    let server = args.url.or(selected.server).unwrap_or_else(|| Uri::from_static(DEFAULT_SERVER));
+    let upstream = config::UpstreamConfig { base_url: server, ..Config::default().upstream };
     let follower = Arc::new(Follower {
         client: Client::new(&upstream)?,
-        authorization,
+        key: key.and_then(|key| send.field(&key)),
         goal,
         deadline: clock::now() + args.timeout,
         route: Arc::clone(&route),
     });
-    let ids = without_duplicates(args.ids);
     let mut view = match args.json {
         true => View::json(&ids, route.ladder.clone()),
         false if std::io::stdout().is_terminal() => View::bars(&ids, route.ladder.clone(), goal),
@@ -132,37 +155,7 @@ fn worse_code(code: u8, ending: &Ending) -> u8 {
     [1, 4, 3].into_iter().find(|worst| [code, other].contains(worst)).unwrap_or(0)
 }
 
-fn without_duplicates(ids: Vec<JobId>) -> Vec<JobId> {
-    let mut unique: Vec<JobId> = Vec::with_capacity(ids.len());
-    for id in ids {
-        if !unique.contains(&id) {
-            unique.push(id);
-        }
-    }
-    unique
-}
-
 /// Returns the number of rungs up to this one.
 fn steps_to(ladder: &Ladder, rung: Rung) -> u64 {
     ladder.rungs().take_while(|other| *other <= rung).count() as u64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_exit_code_is_that_of_the_worst_ending() {
-        let rows = [
-            (&[Ending::Reached, Ending::Reached][..], 0),
-            (&[Ending::Failed, Ending::Reached], 3),
-            (&[Ending::TimedOut, Ending::Failed], 4),
-            (&[Ending::Failed, Ending::TimedOut], 4),
-            (&[Ending::TimedOut, Ending::Rejected("no".to_owned()), Ending::Failed], 1),
-        ];
-        for (endings, code) in rows {
-            assert_eq!(endings.iter().fold(0, worse_code), code, "{endings:?}");
-        }
-        assert_eq!(rows.len(), 5);
-    }
 }

@@ -2,14 +2,16 @@
 
 use std::path::PathBuf;
 
+use super::route::ConfiguredRoute;
 use crate::config::error::ConfigError;
 use crate::config::source::RawConfig;
-use crate::config::types::{AuthConfig, Config, Listen, TeamMember, TlsConfig};
+use crate::config::types::{AuthMode, Config, Listen, RoutePreset, TeamMember, TlsConfig};
 
 pub(in crate::config) struct ConfigBuilder {
     pub(super) config: Config,
     pub(super) mode: AuthModeName,
     pub(super) members: Vec<TeamMember>,
+    pub(super) routes: Vec<ConfiguredRoute>,
     pub(super) cert: Option<PathBuf>,
     pub(super) cert_key: Option<PathBuf>,
     pub(super) client_ca: Option<PathBuf>,
@@ -21,7 +23,11 @@ pub(super) enum AuthModeName {
     Passthrough,
     Sidecar,
     Team,
+    Open,
 }
+
+/// Each field of a request is looked up, so the number is small.
+const MAX_KEY_FIELDS: usize = 8;
 
 /// An error between keys, with the keys that cause it.
 type CrossError = (ConfigError, &'static [&'static str]);
@@ -32,6 +38,7 @@ impl ConfigBuilder {
             config: Config::default(),
             mode: AuthModeName::Passthrough,
             members: Vec::new(),
+            routes: Vec::new(),
             cert: None,
             cert_key: None,
             client_ca: None,
@@ -113,14 +120,51 @@ impl ConfigBuilder {
                 "\"team\" needs at least one member",
                 "Add a [[team.members]] with name, token_sha256 and upstream_key.",
             ),
-            AuthModeName::Passthrough | AuthModeName::Sidecar if !self.members.is_empty() => error(
-                &["team.members", "auth.mode"],
-                "members are listed, but auth.mode is not \"team\"",
-                "Set auth.mode to \"team\" or remove the members.",
-            ),
-            AuthModeName::Passthrough | AuthModeName::Sidecar | AuthModeName::Team => {}
+            AuthModeName::Passthrough | AuthModeName::Sidecar | AuthModeName::Open
+                if !self.members.is_empty() =>
+            {
+                error(
+                    &["team.members", "auth.mode"],
+                    "members are listed, but auth.mode is not \"team\"",
+                    "Set auth.mode to \"team\" or remove the members.",
+                )
+            }
+            AuthModeName::Passthrough | AuthModeName::Sidecar | AuthModeName::Team | AuthModeName::Open => {}
         }
+        let fields = &config.auth.headers;
+        if fields.is_empty() {
+            error(
+                &["auth.headers"],
+                "the list is empty, so no request has a key",
+                "Name at least one field. For an upstream without keys set auth.mode to \"open\".",
+            );
+        }
+        if fields.len() > MAX_KEY_FIELDS {
+            let problem = format!("the list has {} fields", fields.len());
+            error(&["auth.headers"], &problem, &format!("Name at most {MAX_KEY_FIELDS} fields."));
+        }
+        if let Some((_, twice)) = fields.iter().enumerate().find(|(n, name)| fields[..*n].contains(name)) {
+            error(&["auth.headers"], &format!("{twice} is listed twice"), "Remove one of them.");
+        }
+        errors.extend(self.routes.iter().filter_map(|route| self.check_default_wait(route)));
         errors
+    }
+
+    fn check_default_wait(&self, configured: &ConfiguredRoute) -> Option<CrossError> {
+        let default_wait = configured.route.as_ref()?.default_wait;
+        let longest = self.config.wait.max_timeout;
+        let time = humantime::format_duration;
+        let error = ConfigError {
+            source: configured.default_wait.clone(),
+            key: format!("{} default_wait", configured.key),
+            problem: format!(
+                "default_wait ({}) is longer than wait.max_timeout ({})",
+                time(default_wait),
+                time(longest)
+            ),
+            hint: "Set default_wait to at most wait.max_timeout.".to_owned(),
+        };
+        (default_wait > longest).then_some((error, &["wait.max_timeout"]))
     }
 
     pub(super) fn finish(self) -> Config {
@@ -129,11 +173,19 @@ impl ConfigBuilder {
             (Some(cert), Some(key)) => Some(TlsConfig { cert, key, client_ca: self.client_ca }),
             _ => None,
         };
-        config.auth = match self.mode {
-            AuthModeName::Passthrough => AuthConfig::Passthrough,
-            AuthModeName::Sidecar => AuthConfig::Sidecar,
-            AuthModeName::Team => AuthConfig::Team(self.members),
+        config.auth.mode = match self.mode {
+            AuthModeName::Passthrough => AuthMode::Passthrough,
+            AuthModeName::Sidecar => AuthMode::Sidecar,
+            AuthModeName::Team => AuthMode::Team(self.members),
+            AuthModeName::Open => AuthMode::Open,
         };
+        for ConfiguredRoute { route, preset, .. } in self.routes {
+            let Some(route) = route else { continue };
+            let of_preset =
+                preset.map(|preset| RoutePreset { route: route.name.clone(), preset: preset.name.clone() });
+            config.route_presets.extend(of_preset);
+            config.routes.push(route);
+        }
         config
     }
 }

@@ -5,9 +5,11 @@ use std::time::Duration;
 use tracing::Level;
 
 use super::builder::{AuthModeName, ConfigBuilder};
+use super::route::read_routes;
 use super::row::ConfigKey;
 use super::row::ReloadEffect::{Applied, AppliedUnless, Restart};
 use super::team::read_members;
+use crate::config::key_fields::{key_field, key_template};
 use crate::config::parse::{base_url, collector, network, optional_listen, path};
 use crate::config::types::LogFormat;
 use crate::config::value::AllowedValues::{Described, Duration as Time, Number, Secret, Size};
@@ -25,6 +27,7 @@ const AUTH_MODES: &[(&str, AuthModeName)] = &[
     ("passthrough", AuthModeName::Passthrough),
     ("sidecar", AuthModeName::Sidecar),
     ("team", AuthModeName::Team),
+    ("open", AuthModeName::Open),
 ];
 
 const LOG_FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
@@ -166,7 +169,7 @@ pub(in crate::config) const KEYS: &[ConfigKey<ConfigBuilder>] = &[
         allowed: Time(MILLISECOND..=DAY),
         reload: Restart(|old, new| old.upstream.poll_timeout != new.upstream.poll_timeout),
         read: |b, r| r.duration(&mut b.config.upstream.poll_timeout),
-        doc: "time after which the upstream answers a long-poll that has not reached its status",
+        doc: "hold of the built-in route: time after which the upstream answers a long-poll that has not reached its status. Routes of `[[routes]]` have `hold`",
     },
     ConfigKey {
         name: "upstream.request_timeout",
@@ -259,12 +262,36 @@ pub(in crate::config) const KEYS: &[ConfigKey<ConfigBuilder>] = &[
         doc: "longest pause between retries while the breaker is open",
     },
     ConfigKey {
+        name: "routes",
+        default: None,
+        allowed: Described("one or more `[[routes]]` with the keys below"),
+        reload: Restart(|old, new| old.routes != new.routes),
+        read: |b, r| read_routes(&mut b.routes, r),
+        doc: "asynchronous job APIs of the upstream, at most 32. Without any the built-in route stands: AIMLAPI's Suno clips",
+    },
+    ConfigKey {
         name: "auth.mode",
         default: Some(r#""passthrough""#),
-        allowed: Described("\"passthrough\", \"sidecar\" or \"team\""),
+        allowed: Described("\"passthrough\", \"sidecar\", \"team\" or \"open\""),
         reload: Applied,
         read: |b, r| r.choice(&mut b.mode, AUTH_MODES),
         doc: "origin of the credentials that the upstream receives",
+    },
+    ConfigKey {
+        name: "auth.headers",
+        default: Some(r#"["authorization"]"#),
+        allowed: Described("a list of up to 8 field names such as \"x-api-key\""),
+        reload: Applied,
+        read: |b, r| r.list(&mut b.config.auth.headers, key_field),
+        doc: "request fields with a client's key or token. Together they are the key domain, and polls carry these fields only",
+    },
+    ConfigKey {
+        name: "auth.send",
+        default: Some(r#""authorization: Bearer {key}""#),
+        allowed: Described("a field with one `{key}`, such as \"x-api-key: {key}\""),
+        reload: Applied,
+        read: |b, r| r.parsed(&mut b.config.auth.send, key_template),
+        doc: "field that sends the upstream a key of the gateway's own: `upstream.api_key`, a member's `upstream_key`",
     },
     ConfigKey {
         name: "team.members",

@@ -1,14 +1,15 @@
 //! All keys, a row each, and the way from raw values to a [`Config`].
 //!
 //! ```text
-//! RawConfig ──► rows of KEYS and MEMBER_KEYS ──► ConfigBuilder ──► cross_check ──► Config
+//! RawConfig ──► rows of KEYS, ROUTE_KEYS, … ──► ConfigBuilder ──► cross_check ──► Config
 //!                        └── errors of a value        └── errors between values
 //! ```
 //!
-//! Order of imports: `row`, `builder`, `team`, `keys`, this file.
+//! Order of imports: `row`, `team`, `route`, `builder`, `keys`, this file.
 
 mod builder;
 mod keys;
+mod route;
 mod row;
 mod team;
 
@@ -16,6 +17,9 @@ use std::collections::{BTreeMap, HashSet};
 
 use self::builder::ConfigBuilder;
 pub(super) use self::keys::KEYS;
+pub(super) use self::route::preset_route;
+#[cfg(test)]
+pub(super) use self::route::{LIST_KEYS, ROUTE_KEYS};
 #[cfg(test)]
 pub(super) use self::row::{ConfigKey, ReloadEffect};
 #[cfg(test)]
@@ -32,6 +36,7 @@ pub(super) fn known_keys() -> KnownKeys {
     let secrets = sections.chain(members).filter(|(_, allowed)| matches!(allowed, AllowedValues::Secret));
     KnownKeys {
         names: KEYS.iter().map(|key| key.name).collect(),
+        route_keys: route::ROUTE_KEYS.iter().map(|key| key.name).collect(),
         secrets: secrets.filter_map(|(name, _)| name.rsplit('.').next()).collect(),
     }
 }

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::row::{ConfigKey, ReloadEffect};
+use super::row::{ConfigKey, ReloadEffect, TableListTexts, read_keys, read_tables};
 use crate::config::error::{InvalidValue, Source};
 use crate::config::parse::{member_name, token_hash};
-use crate::config::source::unknown_key;
 use crate::config::types::TeamMember;
-use crate::config::value::{AllowedValues, LocatedValue, RawValue, ValueReader};
+use crate::config::value::{AllowedValues, LocatedValue, ValueReader};
 use crate::secret::{Secret, TokenHash};
 
 const RATE: AllowedValues = AllowedValues::Number(1..=1_000_000);
@@ -87,31 +86,16 @@ pub(in crate::config) struct TeamMemberBuilder {
 
 /// Reads `team.members`. Errors of the second member have the key `team.members #2`.
 pub(super) fn read_members(slot: &mut Vec<TeamMember>, reader: &mut ValueReader<'_>) {
-    let unexpected = |expected: &str, found: &RawValue| InvalidValue {
-        problem: format!("expected {expected}, found {}", found.kind()),
-        hint: "Write [[team.members]] above the name, token_sha256 and upstream_key of each member."
-            .to_owned(),
+    let texts = TableListTexts {
+        list: "a list of members",
+        table: "a member",
+        hint: "Write [[team.members]] above the name, token_sha256 and upstream_key of each member.",
     };
-    let RawValue::List(elements) = &reader.value.raw else {
-        let error = unexpected("a list of members", &reader.value.raw);
-        return reader.error(reader.value.source.clone(), error);
-    };
-    for (n, element) in elements.iter().enumerate() {
-        let mut reader = ValueReader {
-            key: format!("team.members #{}", n + 1),
-            value: element,
-            allowed: reader.allowed,
-            env: reader.env,
-            errors: &mut *reader.errors,
-        };
-        let RawValue::Table(table) = &element.raw else {
-            reader.error(element.source.clone(), unexpected("a member", &element.raw));
-            continue;
-        };
-        if let Some(member) = read_member(table, &mut reader, slot) {
+    read_tables(&texts, usize::MAX, reader, |table, reader| {
+        if let Some(member) = read_member(table, reader, slot) {
             slot.push(member);
         }
-    }
+    });
 }
 
 fn read_member(
@@ -123,21 +107,8 @@ fn read_member(
     let mut builder = TeamMemberBuilder::default();
     let LocatedValue { source: start, .. } = reader.value;
     let source_of = |key: &str| table.get(key).map_or(start, |value| &value.source).clone();
-    for name in table.keys().filter(|name| MEMBER_KEYS.iter().all(|key| key.name != *name)) {
-        let known = MEMBER_KEYS.iter().map(|key| key.name);
-        let mut error = unknown_key(source_of(name), name.clone(), known);
-        error.key = format!("{} {name}", reader.key);
-        reader.errors.push(error);
-    }
-    for ConfigKey { name, allowed, read, .. } in MEMBER_KEYS {
-        if let Some(value) = table.get(*name) {
-            let key = format!("{} {name}", reader.key);
-            read(
-                &mut builder,
-                &mut ValueReader { key, value, allowed, env: reader.env, errors: &mut *reader.errors },
-            );
-        }
-    }
+    let values = table.iter().map(|(name, value)| (name.as_str(), value)).collect();
+    read_keys(MEMBER_KEYS, &mut builder, &values, reader);
     let mut error = |source: Source, problem: &str, hint: &str| {
         reader.error(source, InvalidValue { problem: problem.to_owned(), hint: hint.to_owned() });
     };

@@ -1,6 +1,8 @@
 //! Tests of the configuration through [`Config::load`].
 
+mod presets;
 mod reference;
+mod routes;
 
 use std::path::Path;
 use std::time::Duration;
@@ -60,6 +62,8 @@ fn each_key_sets_its_own_field_from_the_file_and_from_the_environment() {
         ("upstream.retry_for", r#""11s""#, "11s"),
         ("upstream.breaker_failures", "11", "11"),
         ("upstream.breaker_cooldown", r#""11s""#, "11s"),
+        ("auth.headers", r#"["x-key", "Authorization"]"#, r#"["x-key", "authorization"]"#),
+        ("auth.send", r#""x-key: {key}""#, "x-key: {key}"),
         ("wait.timeout", r#""11s""#, "11s"),
         ("wait.max_timeout", r#""1h""#, "1h"),
         ("wait.linger", r#""0s""#, "0s"),
@@ -114,8 +118,8 @@ fn each_key_sets_its_own_field_from_the_file_and_from_the_environment() {
         assert_eq!(from_file.needs_restart(&Config::default()), restart, "{key}");
         seen.push(from_file);
     }
-    // All keys but auth.mode and team.members; server.tls is three keys.
-    assert_eq!(cases.len(), schema::KEYS.len() - 4);
+    // All keys but auth.mode, team.members and routes; server.tls is three keys.
+    assert_eq!(cases.len(), schema::KEYS.len() - 5);
 }
 
 #[test]
@@ -185,8 +189,18 @@ fn an_invalid_value_is_reported_with_line_key_and_hint() {
         ("upstream", "api_key = \"file:/no/such\"", "cannot read file /no/such"),
         ("upstream", "max_jobs = 0", "from 1 to 100"),
         ("upstream", "requests_per_second = -1", "out of range: -1"),
-        ("auth", "mode = \"teem\"", "Use \"passthrough\", \"sidecar\" or \"team\""),
+        ("auth", "mode = \"teem\"", "Use \"passthrough\", \"sidecar\", \"team\" or \"open\""),
         ("auth", "mode = \"sidecar\"", "Set upstream.api_key"),
+        ("auth", "headers = []", "For an upstream without keys set auth.mode to \"open\""),
+        ("auth", "headers = [\"x-key\", \"X-Key\"]", "x-key is listed twice"),
+        ("auth", "headers = [\"connection\"]", "connection is a field of the connection"),
+        (
+            "auth",
+            "headers = [\"a\",\"b\",\"c\",\"d\",\"e\",\"f\",\"g\",\"h\",\"i\"]",
+            "Name at most 8 fields",
+        ),
+        ("auth", "send = \"x-key\"", "the field has no `:` after its name"),
+        ("auth", "send = \"x-key: k\"", "exactly one {key}"),
         ("auth", "mode = \"team\"", "Add a [[team.members]]"),
         ("wait", "timeout = \"11m\"", "Set wait.max_timeout to at least wait.timeout"),
         ("wait", "max_timeout = \"1m\"", "(1m) is shorter than the default wait (2m)"),
@@ -206,7 +220,7 @@ fn an_invalid_value_is_reported_with_line_key_and_hint() {
         assert!(errors.iter().all(|error| !error.hint.is_empty() && !error.key.is_empty()), "{line}\n{text}");
         assert_eq!(errors.iter().count(), 1, "{line}\n{text}");
     }
-    assert_eq!(cases.len(), 52);
+    assert_eq!(cases.len(), 58);
 }
 
 #[test]
@@ -359,7 +373,7 @@ fn a_team_is_read_and_duplicate_members_are_rejected() {
     };
     let mode = "[auth]\nmode = \"team\"\n";
     let config = load(&format!("{mode}{}{}burst = 3\n", member("a", '0'), member("b", 'F')), &[]).unwrap();
-    let AuthConfig::Team(members) = config.auth else { panic!("no team") };
+    let AuthMode::Team(members) = config.auth.mode else { panic!("no team") };
     assert_eq!(members[1].token_sha256, TokenHash([0xff; 32]));
     let shown = format!("{members:?}");
     assert!(!shown.contains("255, 255") && !shown.contains("\"k\""), "{shown}");
@@ -383,7 +397,7 @@ fn a_team_is_read_and_duplicate_members_are_rejected() {
     assert_eq!(cases.len(), 6);
     let list = format!(r#"[{{ name = "a", token_sha256 = "{HASH}", upstream_key = "env:K" }}]"#);
     let env = [("CLIPGATE__TEAM__MEMBERS", list.as_str()), ("CLIPGATE__AUTH__MODE", "team"), ("K", "k")];
-    assert!(matches!(load("", &env).unwrap().auth, AuthConfig::Team(members) if members.len() == 1));
+    assert!(matches!(load("", &env).unwrap().auth.mode, AuthMode::Team(members) if members.len() == 1));
 }
 
 #[test]

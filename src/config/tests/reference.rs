@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::*;
-use crate::config::schema::{ConfigKey, KEYS, MEMBER_KEYS, ReloadEffect};
+use crate::config::schema::{ConfigKey, KEYS, LIST_KEYS, MEMBER_KEYS, ROUTE_KEYS, ReloadEffect};
 use crate::config::value::AllowedValues;
 
 const DOCUMENTATION: &str = include_str!("../../../docs/configuration.md");
@@ -32,7 +32,9 @@ fn documented_keys() -> Vec<DocumentedKey> {
         }
     }
     let members = MEMBER_KEYS.iter().map(|key| document("team.members.", key));
-    KEYS.iter().map(|key| document("", key)).chain(members).collect()
+    let lists = LIST_KEYS.iter().map(|key| document("routes.list.", key));
+    let routes = ROUTE_KEYS.iter().map(|key| document("routes.", key));
+    KEYS.iter().map(|key| document("", key)).chain(members).chain(routes).chain(lists).collect()
 }
 
 /// Sets one key, in a file or an inline table.
@@ -55,6 +57,7 @@ fn the_default_of_each_row_is_the_default_of_the_configuration() {
         "server.tls.client_ca",
         "admin.token",
         "upstream.api_key",
+        "routes",
         "team.members",
     ];
     assert_eq!(without, expected);
@@ -156,8 +159,9 @@ fn reference_lines() -> Vec<ReferenceLine> {
         let is_key = !name.is_empty()
             && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_' || b.is_ascii_digit());
         let value = value.to_owned();
-        if text.starts_with("[[team.members]]") {
-            "team.members".clone_into(&mut section);
+        let list = text.strip_prefix("[[").and_then(|text| text.strip_suffix("]]"));
+        if let Some(list) = list {
+            list.clone_into(&mut section);
             let comment = std::mem::take(&mut comment);
             found.push(ReferenceLine { key: section.clone(), value, is_set, comment });
         } else if is_set && text.starts_with('[') {
@@ -183,26 +187,36 @@ fn config_toml_sets_the_defaults() {
 #[test]
 fn config_toml_has_every_key_in_order_with_a_comment_and_its_default() {
     let lines = reference_lines();
-    let (tls, others): (Vec<_>, Vec<_>) =
-        documented_keys().into_iter().partition(|key| key.name.starts_with("server.tls."));
-    assert_eq!((tls.len(), others.len()), (3, 57));
-    for key in &tls {
-        let name = key.name.rsplit('.').next().unwrap();
-        assert!(DEFAULT.contains(&format!("{name} = \"")), "{}", key.name);
+    let is_inline =
+        |key: &DocumentedKey| ["server.tls.", "routes.list."].iter().any(|t| key.name.starts_with(t));
+    let (inline, others): (Vec<_>, Vec<_>) = documented_keys().into_iter().partition(is_inline);
+    assert_eq!((inline.len(), others.len()), (3 + LIST_KEYS.len(), 60 + ROUTE_KEYS.len()));
+    for key in &inline {
+        let (table, name) = key.name.rsplit_once('.').unwrap();
+        let table = format!("# {} = {{ ", table.rsplit('.').next().unwrap());
+        let line = DEFAULT.lines().find(|line| line.starts_with(&table)).unwrap();
+        assert!(line.contains(&format!(" {name} = ")), "{}", key.name);
     }
     let written: BTreeSet<&str> = lines.iter().map(|line| line.key.as_str()).collect();
     let expected: BTreeSet<&str> = others.iter().map(|key| key.name.as_str()).chain(["server.tls"]).collect();
     assert_eq!(written, expected);
-    assert_eq!(lines.len(), expected.len(), "each key occurs once");
-    let of_sections = |key: &&str| *key != "server.tls" && !key.starts_with("team.members.");
+    // The three examples of routes have some keys in common.
+    let is_route = |key: &str| key == "routes" || key.starts_with("routes.");
+    let (of_routes, once): (Vec<&str>, Vec<&str>) = expected.iter().partition(|key| is_route(key));
+    assert_eq!(lines.iter().filter(|line| !is_route(&line.key)).count(), once.len(), "each key occurs once");
+    assert_eq!(of_routes.len(), 1 + ROUTE_KEYS.len());
+    let of_sections =
+        |key: &&str| *key != "server.tls" && !key.starts_with("team.members.") && !is_route(key);
     let order: Vec<&str> = lines.iter().map(|line| line.key.as_str()).filter(of_sections).collect();
     assert_eq!(order, others.iter().map(|key| key.name.as_str()).filter(of_sections).collect::<Vec<_>>());
     for line in &lines {
         let default = others.iter().find(|key| key.name == line.key).and_then(|key| key.default);
+        // Routes have examples, all of them behind a `#`.
+        let default = default.filter(|_| !is_route(&line.key));
         assert_eq!(line.is_set.then_some(line.value.as_str()), default, "{}", line.key);
-        // One comment covers the quotas of a member.
+        // One comment covers the quotas of a member, or several keys of a route.
         assert!(
-            line.key.starts_with("team.members.") || !line.comment.is_empty(),
+            line.key.starts_with("team.members.") || is_route(&line.key) || !line.comment.is_empty(),
             "{} has no comment",
             line.key
         );
@@ -213,7 +227,9 @@ fn config_toml_has_every_key_in_order_with_a_comment_and_its_default() {
 fn the_documentation_has_the_row_of_every_key_and_no_other() {
     let is_row = |line: &&str| {
         let name = line.strip_prefix("| `").and_then(|rest| rest.split('`').next()).unwrap_or_default();
-        KEYS.iter().any(|key| name.split_once('.').is_some_and(|(section, _)| key.name.starts_with(section)))
+        let section = name.split('.').next().filter(|section| !section.is_empty());
+        let is_documented = name.contains('.') || name == "routes";
+        is_documented && KEYS.iter().any(|key| section.is_some_and(|section| key.name.starts_with(section)))
     };
     let written: Vec<&str> = DOCUMENTATION.lines().filter(is_row).collect();
     let mut keys = documented_keys();
@@ -246,7 +262,8 @@ fn config_toml_is_valid_without_the_hashes() {
     let env = [("CLIPGATE_ADMIN_TOKEN", "a"), ("AIMLAPI_KEY", "b"), ("ALICE_AIMLAPI_KEY", "c")];
     let config = load(&all_keys, &env).unwrap();
     assert!(config.server.tls.is_some() && config.admin.token.is_some() && config.upstream.api_key.is_some());
-    let AuthConfig::Team(members) = &config.auth else { panic!("{:?}", config.auth) };
+    let AuthMode::Team(members) = &config.auth.mode else { panic!("{:?}", config.auth) };
     assert_eq!(members[0].upstream_key.expose(), "c");
     assert_eq!(members[0].burst, Some(400));
+    assert_eq!(config.routes.len(), 3);
 }

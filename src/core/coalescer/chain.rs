@@ -92,7 +92,7 @@ impl Coalescer {
         let seen_since_arrival = seen.filter(|state| state.seen_at >= wait.spec.arrived);
         let WaitPhase::Snapshot { since } = wait.phase else {
             let reaches =
-                |state: &&JobState| state.rung.is_none_or(|rung| self.timing.reaches(rung, wait.spec.goal));
+                |state: &&JobState| state.rung.is_none_or(|rung| wait.spec.goal.is_reached_by(rung));
             return later(seen_since_arrival, private).filter(reaches);
         };
         let is_final = |state: &&JobState| state.rung.is_none_or(|rung| self.timing.ladder.is_terminal(rung));
@@ -136,7 +136,7 @@ impl Coalescer {
     }
 
     /// Keeps a landed poll until the next snapshot is due, for the waits that still need its jobs. Other waits on it are
-    /// planned anew.
+    /// planned again.
     fn throttle(&mut self, id: PollId, landing: Option<&Landing>, pace: Pace, now: Instant) {
         let Some(poll) = self.state.poll(id) else { return };
         let needs_next = |id: &WaitId| {
@@ -296,7 +296,7 @@ impl Coalescer {
             }
         }
         for id in self.in_planning_order(waits) {
-            self.plan_anew(id, None, origin, now);
+            self.plan_again(id, None, origin, now);
             self.ask_again(id, job, origin, now);
         }
     }

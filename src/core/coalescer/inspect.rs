@@ -46,6 +46,21 @@ impl Coalescer {
         jobs.into_iter().map(|(since, job)| self.job_status(since, &job)).collect()
     }
 
+    /// Returns the jobs under way that are this job, with any query parameters of its identity.
+    pub fn variants(&self, domain: KeyDomain, job: &JobId) -> Vec<JobId> {
+        let jobs = self.state.job_index().of_domain(domain);
+        let is_variant =
+            |other: &&JobId| other.as_str() == job.as_str() && other.without_params() == job.without_params();
+        let mut variants: Vec<JobId> = jobs.filter(is_variant).cloned().collect();
+        variants.sort_unstable();
+        variants
+    }
+
+    /// Returns all jobs under way.
+    pub fn all_jobs(&self) -> Vec<(KeyDomain, JobId)> {
+        self.state.job_index().all().map(|job| (job.domain, job.id.clone())).collect()
+    }
+
     /// Returns the polls that a wait is attached to.
     pub fn attached_polls(&self, id: WaitId) -> impl Iterator<Item = PollId> {
         self.state.wait(id).into_iter().flat_map(|wait| wait.attached_polls.iter().copied())

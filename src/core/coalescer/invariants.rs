@@ -32,8 +32,12 @@ impl Coalescer {
             }
             let own = polls().filter(|poll| poll.opener == Some(id)).count();
             let at_once = wait.spec.jobs.len().div_ceil(self.timing.max_jobs);
-            // Where the upstream never holds, an action on a job opens one more for it.
-            let most = if self.timing.pace.is_some() { wait.spec.jobs.len() } else { at_once };
+            // Where the upstream never holds, an action on a job opens one more for it, and so does a deadline.
+            let most = match self.timing.pace {
+                Some(_) if wait.is_in_snapshot() => wait.spec.jobs.len() + at_once,
+                Some(_) => wait.spec.jobs.len(),
+                None => at_once,
+            };
             assert!(own <= most, "P4: {id:?} has {own} polls");
         }
     }

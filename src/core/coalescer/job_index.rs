@@ -140,6 +140,11 @@ impl JobIndex {
         })
     }
 
+    /// Returns the jobs of a key domain, in no order.
+    pub(super) fn of_domain(&self, domain: KeyDomain) -> impl Iterator<Item = &JobId> {
+        self.0.get(&domain).into_iter().flat_map(Map::keys)
+    }
+
     pub(super) fn count(&self) -> usize {
         self.0.values().map(Map::len).sum()
     }

@@ -7,10 +7,13 @@
 //! | `types` | inputs and outputs |
 //! | `timing` | the settings, and the tolerances that follow from them |
 //! | `state`, `job_index` | the memory: waits, polls, links, timers; decides nothing |
+//! | `private_states` | states that count for one wait only |
 //! | `plan` | the attach rule |
+//! | `chain` | the snapshots of an upstream that never holds |
 //! | `resolve` | the states that answer a wait: at its goal, at its deadline, or proven at its arrival |
+//! | `shed` | the end of polls that other polls make superfluous |
 //! | `settle` | the end of a wait |
-//! | `poll_result` | the landing of a poll |
+//! | `poll_result` | the progress and the landing of a poll |
 //! | `interest`, `watch` | jobs asked for repeatedly, and the polls that prove their states |
 //! | `drain` | the end of all waits when the gateway stops |
 //! | `inspect` | the view for people |
@@ -27,6 +30,7 @@ mod poll_result;
 mod private_states;
 mod resolve;
 mod settle;
+mod shed;
 #[cfg(test)]
 mod simulation;
 mod state;
@@ -42,6 +46,7 @@ use std::time::{Duration, Instant};
 pub use self::inspect::JobStatus;
 use self::interest::Interests;
 use self::poll_result::Landing;
+use self::shed::ShedChecks;
 use self::state::{AttemptState, CoalescerState, Poll, PollPhase, TimerOwner, Wait, WaitPhase};
 pub use self::timing::{Pace, SNAPSHOT_LIMIT, Timing};
 pub use self::types::{
@@ -62,7 +67,7 @@ use crate::core::route::Goal;
 ///                              │ state │
 ///   ─────────────────────────▶ └───────┘ ────────▶ polls
 ///  Progress RetryAfter Landed            Open Abort
-///         CancelWatch
+///    CancelWatch JobChanged
 /// ```
 ///
 /// # Calling protocol
@@ -97,6 +102,10 @@ use crate::core::route::Goal;
 /// When a poll lands, each of its waits without an answer is planned again. So the polls that one wait opens are apart by
 /// the upstream's whole hold, like the calls of a client alone (P4). `plan` is the rule, and a table of cases.
 ///
+/// Where the upstream never holds ([`Timing::pace`]), every poll is a snapshot with the goal [`Goal::Now`], and serves waits of
+/// all goals. The causes of a chain are [`Cause::Wait`], [`Cause::Batch`] and [`Cause::Reopen`]: no client made these requests.
+/// `chain.rs` has the rules.
+///
 /// # Proof and watches
 ///
 /// A held, silent poll for the next rung proves the state of its job (P7). A wait that accepts proof is answered from it
@@ -108,6 +117,12 @@ use crate::core::route::Goal;
 /// job, unless such a poll is open. Each watch takes one from the credit of its job, each plain request that is answered
 /// from proof adds one, and a watch needs a credit of zero or more. So the watches of a job cost at most one call more
 /// than its clients alone, each time that it is abandoned (P4).
+///
+/// # Shedding
+///
+/// A poll for several jobs is shed once each of its jobs has a poll of its own at the same rung that was sent later and
+/// has been held in silence for as long as a proof takes, unless its end would spare one of its waits a snapshot. If one
+/// of those polls is refused, paused or fails by an answer of the upstream, the waits of the shed poll are planned again.
 ///
 /// # States of a wait
 ///
@@ -125,6 +140,7 @@ use crate::core::route::Goal;
 /// | `Snapshot` | on entry: a state is unknown | attached by the rule to a poll at the lowest rung |
 /// | `Snapshot` | every job was seen since the deadline | settled: `Reached` or `TimedOut` |
 /// | `Snapshot` | [`SNAPSHOT_LIMIT`] is over, or the poll is paused past it | settled: `Failed` |
+/// | `Waiting`, `Grace`, a poll of it was shed | a poll that it did not open lands `Refused`, `Unsplit` or `Failed` by the upstream | attached by the rule |
 /// | any | a poll lands `Refused` | settled: `Refused` |
 /// | any | a poll lands `Unsplit` | on exactly this wait's jobs: settled. Otherwise attached by the rule to polls on exactly its jobs |
 /// | any | a poll lands `Failed` | arrived before the failed attempt: settled. Otherwise attached by the rule |
@@ -145,8 +161,8 @@ use crate::core::route::Goal;
 /// | `Open` | its last wait ends; another replica makes the poll, not as a watch | forgotten, `Abort` |
 /// | `Lingering` as a watch | `Drain`, `CancelWatch`, `CancelWatches` | forgotten, `Abort` |
 /// | `Open` as a watch | `CancelWatch`, `CancelWatches`; the upstream may have the request | `Open`, no longer a watch |
-/// | `Open` as a watch | `CancelWatch`, `CancelWatches`; no attempt so far | forgotten, `Abort`; its waits are planned anew |
-/// | `Open`, `Lingering` | each of its several jobs has a held poll of its own | forgotten, `Abort`; its waits attach to these |
+/// | `Open` as a watch | `CancelWatch`, `CancelWatches`; no attempt so far | forgotten, `Abort`; its waits are planned again |
+/// | `Open` | each of its several jobs has a silent poll of its own | forgotten, `Abort`; its waits attach to these |
 /// | `Open` | lands with jobs below its goal, sooner than hold / 100 after it was opened or within a `Retry-After` | `Throttled` until then |
 /// | `Throttled` | the time is over | forgotten; its waits open the next one |
 /// | `Throttled` | its last wait ends | forgotten |
@@ -171,6 +187,9 @@ pub struct Coalescer {
     timing: Timing,
     state: CoalescerState,
     interests: Interests,
+    shed_checks: ShedChecks,
+    /// Whether polls are shed.
+    sheds: bool,
     outputs: VecDeque<Output>,
     next_poll: u64,
     /// Difference between the numbers of two polls.
@@ -196,6 +215,8 @@ impl Coalescer {
             timing,
             state: CoalescerState::default(),
             interests: Interests::default(),
+            shed_checks: ShedChecks::new(),
+            sheds: true,
             outputs: VecDeque::new(),
             next_poll: first,
             poll_step: step,
@@ -232,12 +253,13 @@ impl Coalescer {
                 TimerOwner::Poll(id) => self.poll_is_due(id, now),
             }
         }
+        self.shed_due(now);
         self.check_invariants();
     }
 
     /// Returns when to call [`handle_timeout`](Self::handle_timeout) next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.state.next_due()
+        self.state.next_due().into_iter().chain(self.shed_checks.first().map(|&(at, _)| at)).min()
     }
 
     /// Returns the next command, in order.
@@ -245,9 +267,10 @@ impl Coalescer {
         self.outputs.pop_front()
     }
 
-    /// Returns whether the answer to the poll may be cached: a wait that allows it was attached.
+    /// Returns whether the answer to the poll may be cached: a wait that allows it was attached, and no action changed the
+    /// jobs since the attempt began.
     pub fn may_cache(&self, id: PollId) -> bool {
-        self.state.poll(id).is_some_and(|poll| poll.may_cache)
+        self.state.poll(id).is_some_and(|poll| poll.may_cache && !poll.chain.is_outdated)
     }
 
     /// Returns the number of waits.

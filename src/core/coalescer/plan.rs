@@ -61,7 +61,7 @@ pub(super) fn plan<'p>(
         &mut many
     };
     let (mut attach, mut has_own) = (BTreeSet::new(), false);
-    for (poll_id, poll) in polls.filter(|(_, poll)| may_attach(poll, wait, timing)) {
+    for (poll_id, poll) in polls.filter(|(_, poll)| may_attach(poll, id, wait, timing)) {
         let is_full = match timing.pace {
             Some(_) => true, // the chain goes on while the wait is attached
             None => poll.spec.goal == wait.current_goal && outlasts(poll, wait, timing),
@@ -87,7 +87,7 @@ pub(super) fn plan<'p>(
 }
 
 /// Returns whether a wait may attach to a poll of its key domain.
-fn may_attach(poll: &Poll, wait: &Wait, timing: &Timing) -> bool {
+fn may_attach(poll: &Poll, id: WaitId, wait: &Wait, timing: &Timing) -> bool {
     let asks_for_nothing_else = if wait.exact_set_only {
         poll.spec.jobs == wait.spec.jobs && poll.spec.form == wait.spec.form
     } else {
@@ -100,6 +100,7 @@ fn may_attach(poll: &Poll, wait: &Wait, timing: &Timing) -> bool {
                 timing.is_within(poll.spec.goal, wait.current_goal) // P1
                     && !is_foreign_pause(poll, wait, timing)
                     && !is_foreign_throttle(poll, wait)
+                    && !is_foreign_fault(poll, id, wait)
             }
         }
 }
@@ -130,6 +131,15 @@ fn is_foreign_throttle(poll: &Poll, wait: &Wait) -> bool {
     poll.retry_after.is_some_and(|(asked_at, _)| wait.spec.arrived > asked_at)
 }
 
+/// Returns whether the upstream asked for a pause of this poll alone, and the wait had another poll that was shed (P12).
+fn is_foreign_fault(poll: &Poll, id: WaitId, wait: &Wait) -> bool {
+    let is_paused = matches!(poll.attempt, AttemptState::Paused { is_of_key: false, .. });
+    wait.was_shed
+        && !wait.is_in_snapshot()
+        && poll.opener != Some(id)
+        && (is_paused || poll.retry_after.is_some())
+}
+
 /// Origin of the polls that a plan opens.
 #[derive(Clone, Copy, Default)]
 pub(super) struct PlanOrigin {
@@ -146,7 +156,7 @@ struct AttachChange {
 }
 
 impl Coalescer {
-    /// Forgets a landed poll and plans its waits anew (P2): their own time goes on.
+    /// Forgets a landed poll and plans its waits again (P2): their own time goes on.
     pub(super) fn release(&mut self, id: PollId, landing: Option<&Landing>, now: Instant) {
         let Some(poll) = self.state.poll(id) else { return };
         let (origin, brought) = (self.plan_origin(poll), poll.spec.jobs.clone());
@@ -154,7 +164,7 @@ impl Coalescer {
         for id in self.in_planning_order(waits.into_iter().map(|(wait, _)| wait)) {
             match self.change_after(id, &brought, now) {
                 Some(change) => self.apply_change(id, change, now),
-                None => self.plan_anew(id, landing, origin, now),
+                None => self.plan_again(id, landing, origin, now),
             }
         }
     }
@@ -193,11 +203,11 @@ impl Coalescer {
     /// Applies the attach rule to a wait that has no answer yet. A wait past its deadline ends instead, and one that
     /// cannot succeed fails at once.
     pub(super) fn attach_or_open(&mut self, id: WaitId, landing: Option<&Landing>, now: Instant) {
-        self.plan_anew(id, landing, PlanOrigin::default(), now);
+        self.plan_again(id, landing, PlanOrigin::default(), now);
     }
 
     /// Like [`attach_or_open`](Self::attach_or_open), after the end of a poll.
-    pub(super) fn plan_anew(
+    pub(super) fn plan_again(
         &mut self,
         id: WaitId,
         landing: Option<&Landing>,
@@ -288,7 +298,7 @@ impl Coalescer {
                 detach.extend(attached.filter(|(_, poll)| !is_needed(poll)).map(|(id, _)| id));
             } else {
                 let before = attach.len();
-                let attachable = polls.filter(|(_, poll)| may_attach(poll, wait, &self.timing));
+                let attachable = polls.filter(|(_, poll)| may_attach(poll, id, wait, &self.timing));
                 attach.extend(attachable.map(|(id, _)| id));
                 if attach.len() == before && !has_own {
                     return None;
@@ -334,6 +344,7 @@ mod tests {
         linger: Duration::from_secs(2),
         watch_idle: Duration::ZERO,
         max_jobs: 3,
+        proves: true,
         pace: None,
     });
 

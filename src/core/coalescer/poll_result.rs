@@ -1,6 +1,6 @@
 //! Progress and results of polls: attempts that fail, the states that a landed poll brings, and the waits that it answers.
 //!
-//! Waits that a result does not answer are planned anew; see `plan.rs`.
+//! Waits that a result does not answer are planned again; see `plan.rs`.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::Coalescer;
 use super::state::{AttemptState, PollPhase, WaitPhase};
-use super::types::{Failure, PollId, PollOutcome, PollProgress, WaitId, WaitOutcome};
+use super::types::{Failure, FaultKind, PollId, PollOutcome, PollProgress, WaitId, WaitOutcome};
 use crate::core::job::{JobId, JobState, KeyDomain, ResponseHead, UpstreamResponse};
 
 /// A poll that has just landed with jobs.
@@ -33,7 +33,10 @@ impl Coalescer {
                     poll.opened_at = now; // the upstream's hold begins anew
                 }
             }
-            PollProgress::Held => poll.attempt = AttemptState::Held { since: now },
+            PollProgress::Held => {
+                poll.attempt = AttemptState::Held { since: now };
+                self.schedule_shedding(id, now);
+            }
             PollProgress::BackingOff(failure, pause) => {
                 let attempt = AttemptState::BackingOff { until: now + pause };
                 let waits = self.suspend(id, failure, attempt, now);
@@ -96,9 +99,15 @@ impl Coalescer {
             PollOutcome::Unsplit(reply) => self.landed_unsplit(id, &reply, now),
             PollOutcome::Refused(reply) => {
                 self.state.end_proofs(id, now);
+                let mut spared = Vec::new();
                 for (wait, direct) in self.forget_poll(id) {
-                    self.settle(wait, WaitOutcome::Refused(Arc::clone(&reply)), direct, now);
+                    if self.is_spared(wait, direct) {
+                        spared.push(wait);
+                    } else {
+                        self.settle(wait, WaitOutcome::Refused(Arc::clone(&reply)), direct, now);
+                    }
                 }
+                self.attach_or_open_all(spared, None, now);
             }
             PollOutcome::Failed(failure) => self.landed_failed(id, &failure, now),
         }
@@ -147,7 +156,10 @@ impl Coalescer {
         let Some(poll) = self.state.poll(id) else { return };
         if is_too_early && !poll.waits.is_empty() {
             // P4: an upstream that does not hold its polls is not asked in a loop.
+            let is_spared = |wait: &WaitId| self.is_spared(*wait, poll.opener == Some(*wait));
+            let spared: Vec<WaitId> = poll.waits.iter().copied().filter(is_spared).collect();
             self.state.set_poll_phase(id, PollPhase::Throttled { until: next_poll_at });
+            self.attach_or_open_all(spared, landing.as_ref(), now);
         } else {
             self.release(id, landing.as_ref(), now);
         }
@@ -201,7 +213,7 @@ impl Coalescer {
         self.state.end_proofs(id, now);
         let is_hold_over =
             self.timing.pace.is_none() && now + self.timing.clock_skew() >= opened_at + self.timing.hold;
-        let mut others = Vec::new();
+        let (mut others, mut spared) = (Vec::new(), Vec::new());
         for (wait_id, direct) in self.forget_poll(id) {
             let Some(wait) = self.state.wait(wait_id) else { continue };
             let is_at_goal = self.timing.pace.is_some() || wait.current_goal == spec.goal;
@@ -209,7 +221,9 @@ impl Coalescer {
             // P2: the end of the upstream's hold may have caused the answer, before the wait's own time is over.
             let is_cut_short = is_hold_over && !self.is_past_deadline(wait, now);
             let is_too_large = wait.spec.jobs.len() > self.timing.max_jobs;
-            if is_exact && !is_cut_short {
+            if self.is_spared(wait_id, direct) {
+                spared.push(wait_id);
+            } else if is_exact && !is_cut_short {
                 self.settle(wait_id, WaitOutcome::Unsplit(Arc::clone(reply)), direct, now);
             } else if is_too_large {
                 self.settle_failed(wait_id, Failure::InvalidResponse(None), direct, now);
@@ -222,11 +236,11 @@ impl Coalescer {
                 wait.exact_set_only = true;
             }
         }
-        self.attach_or_open_all(others, None, now);
+        self.attach_or_open_all(others.into_iter().chain(spared), None, now);
     }
 
     /// Settles the waits that arrived before the failed attempt began. Clients of later waits would have made a request
-    /// of their own since then, so these are planned anew (P12).
+    /// of their own since then, so these are planned again (P12).
     fn landed_failed(&mut self, id: PollId, failure: &Failure, now: Instant) {
         let Some(poll) = self.state.poll(id) else { return };
         if self.timing.pace.is_some() && poll.is_plain_request() {
@@ -236,7 +250,8 @@ impl Coalescer {
         let mut others = Vec::new();
         for (wait_id, direct) in self.forget_poll(id) {
             let Some(wait) = self.state.wait(wait_id) else { continue };
-            if wait.spec.arrived <= attempted_at {
+            let is_spared = failure.kind() == FaultKind::Upstream && self.is_spared(wait_id, direct);
+            if wait.spec.arrived <= attempted_at && !is_spared {
                 self.settle_failed(wait_id, failure.clone(), direct, now);
             } else {
                 others.push(wait_id);

@@ -32,8 +32,7 @@ impl Coalescer {
         if let WaitPhase::Snapshot { since } = wait.phase {
             return seen.filter(|state| state.seen_at >= since).or(private);
         }
-        let reached =
-            |state: &&JobState| state.rung.is_none_or(|rung| self.timing.reaches(rung, wait.spec.goal));
+        let reached = |state: &&JobState| state.rung.is_none_or(|rung| wait.spec.goal.is_reached_by(rung));
         seen.filter(|state| state.seen_at >= wait.spec.arrived).filter(reached).or(private.filter(reached))
     }
 
@@ -66,8 +65,7 @@ impl Coalescer {
             return None;
         }
         let domain = wait.spec.domain;
-        let is_reached =
-            |state: &JobState| state.rung.is_some_and(|rung| self.timing.reaches(rung, wait.spec.goal));
+        let is_reached = |state: &JobState| state.rung.is_some_and(|rung| wait.spec.goal.is_reached_by(rung));
         let state_of = |job: &JobId| {
             if let Some(cached) = wait.private_states.get(job).filter(|state| is_reached(state)) {
                 return Some(cached.clone());
@@ -86,6 +84,9 @@ impl Coalescer {
     /// The poll must have been held in silence for `min_silence`, and all that time this job must have been the only
     /// one that could keep it open.
     fn is_proven_current(&self, domain: KeyDomain, state: &JobState, now: Instant) -> bool {
+        if !self.timing.proves {
+            return false;
+        }
         let Some(next) = state.rung.and_then(|rung| self.timing.ladder.next(rung)) else { return false };
         let is_long_ago = |at: Instant| at + self.timing.min_silence() <= now;
         let index = self.state.job_index();

@@ -29,9 +29,8 @@ impl Coalescer {
         let direct = landing.is_some_and(|landing| {
             landing.opener == Some(id) && states.iter().all(|state| Arc::ptr_eq(&state.head, &landing.head))
         });
-        let reached = states
-            .iter()
-            .all(|state| state.rung.is_none_or(|rung| self.timing.reaches(rung, wait.spec.goal)));
+        let reached =
+            states.iter().all(|state| state.rung.is_none_or(|rung| wait.spec.goal.is_reached_by(rung)));
         let end = if reached { WaitOutcome::Reached(states) } else { WaitOutcome::TimedOut(states) };
         self.settle(id, end, direct, now);
         true

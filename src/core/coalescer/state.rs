@@ -26,6 +26,8 @@ pub(super) struct Wait {
     /// Whether an answer on its jobs could not be split. From then on only a poll for exactly its set, at its own
     /// endpoint, can answer it.
     pub(super) exact_set_only: bool,
+    /// Whether a poll of the wait was shed.
+    pub(super) was_shed: bool,
     /// States that count for this wait only.
     pub(super) private_states: PrivateStates,
     /// Number of jobs, from the first on, that had an answer at the last look.
@@ -48,6 +50,7 @@ impl Wait {
             attached_polls: BTreeSet::new(),
             opened: false,
             exact_set_only: false,
+            was_shed: false,
             private_states: known,
             answered: 0,
             last_failure: None,
@@ -144,14 +147,7 @@ impl Poll {
 
     /// Returns since when the upstream has held the request, if it does.
     pub(super) fn held_since(&self) -> Option<Instant> {
-        match self.attempt {
-            AttemptState::Held { since } => Some(since),
-            AttemptState::Queued
-            | AttemptState::Sending
-            | AttemptState::BackingOff { .. }
-            | AttemptState::Paused { .. }
-            | AttemptState::Done => None,
-        }
+        if let AttemptState::Held { since } = self.attempt { Some(since) } else { None }
     }
 
     /// Returns whether the poll is the request of a client that expects an answer at once.

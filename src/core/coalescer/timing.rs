@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::core::route::{Goal, Ladder, Rung};
+use crate::core::route::{Goal, Ladder};
 
 /// Longest time for the snapshot at a deadline. Only a failing upstream needs all of it.
 pub const SNAPSHOT_LIMIT: Duration = Duration::from_secs(10);
@@ -20,6 +20,9 @@ pub struct Timing {
     pub watch_idle: Duration,
     /// Most jobs that one poll may ask for, at least one.
     pub max_jobs: usize,
+    /// Whether a held poll proves that its goal is not reached. `false`: the upstream may hold it past the rung that it asks
+    /// for, so that its silence proves nothing.
+    pub proves: bool,
     /// Times of an upstream that never holds a request; then `hold` is zero. `None`: the upstream holds.
     pub pace: Option<Pace>,
 }
@@ -64,14 +67,6 @@ impl Timing {
             // Where the upstream never holds, the gateway holds such a request until the job has a known state.
             Goal::Rung(rung) => self.pace.is_none() && rung == self.ladder.lowest(),
             Goal::Not(_) => false,
-        }
-    }
-
-    pub(super) fn reaches(&self, rung: Rung, goal: Goal) -> bool {
-        match goal {
-            Goal::Now => true,
-            Goal::Rung(asked) => rung >= asked,
-            Goal::Not(left) => rung != left,
         }
     }
 

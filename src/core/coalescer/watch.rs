@@ -144,7 +144,7 @@ impl Coalescer {
     }
 
     /// Returns the goal of a watch on the job, if its state is known and may change.
-    fn next_goal(&self, domain: KeyDomain, job: &JobId) -> Option<Goal> {
+    pub(super) fn next_goal(&self, domain: KeyDomain, job: &JobId) -> Option<Goal> {
         let ladder = &self.timing.ladder;
         let rung = self.state.job_index().state(domain, job)?.rung?;
         let next = ladder.next(rung).filter(|_| !ladder.is_terminal(rung))?;
@@ -152,6 +152,7 @@ impl Coalescer {
     }
 
     fn watches_jobs(&self) -> bool {
-        !self.timing.watch_idle.is_zero() && !self.timing.hold.is_zero() && self.draining.is_none()
+        let is_on = !self.timing.watch_idle.is_zero() && self.timing.proves;
+        is_on && !self.timing.hold.is_zero() && self.draining.is_none()
     }
 }

@@ -91,6 +91,15 @@ pub fn split(route: &Route, form: Form, requested: &JobSet, http_status: u16, bo
     }
 }
 
+/// Returns the status word in the body of one job, or of a response with this HTTP status. `None` if it is not a word.
+pub fn status_text(route: &Route, http_status: u16, body: &Bytes) -> Option<String> {
+    let StatusSource::Body(pointer) = &route.status else { return Some(http_status.to_string()) };
+    let text = str::from_utf8(body).ok()?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let [status, ..] = parse(ValuesSeed([Some(pointer.tokens()), None, None]), text)?.values;
+    status_word(status).map(Cow::into_owned)
+}
+
 /// Joins jobs into one body, in this order and shape.
 pub fn join<'a>(shape: &ListShape, jobs: impl IntoIterator<Item = (&'a JobId, &'a Bytes)>) -> Bytes {
     let mut out = BytesMut::new();

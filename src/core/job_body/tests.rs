@@ -405,3 +405,14 @@ fn a_list_under_a_name_that_is_too_long_to_store_is_unsplit() {
     assert_eq!(longest, jobs(Some(shape), &[("a", "", r#"{"id":"a"}"#)]));
     assert_eq!(split_list(MAX_NAME_BYTES + 1).0, SplitBody::Unsplit);
 }
+
+#[test]
+fn the_status_word_of_a_body_is_read_also_if_the_ladder_does_not_have_it() {
+    let word = |body: &'static str| status_text(&Route::suno(), 200, &Bytes::from_static(body.as_bytes()));
+    assert_eq!(word(r#"{"id":"a","status":"paused"}"#).as_deref(), Some("paused"));
+    assert_eq!(word(r#"{"id":"a","status":7}"#).as_deref(), Some("7"));
+    assert_eq!(word(r#"{"id":"a"}"#).as_deref(), Some(""));
+    assert_eq!(word(r#"{"id":"a","status":{}}"#), None);
+    let by_code = Route { status: StatusSource::HttpStatus, ..Route::suno() };
+    assert_eq!(status_text(&by_code, 207, &Bytes::new()).as_deref(), Some("207"));
+}

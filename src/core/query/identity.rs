@@ -4,7 +4,7 @@ use percent_encoding::utf8_percent_encode;
 
 use super::{AMBIGUOUS, DecodeError, Param, ParamError, RESERVED, decode};
 use crate::core::job::{JobId, MAX_ID_BYTES, RouteIndex};
-use crate::core::route::{Form, ID, PathMatch, Route, Routes, decode_segment};
+use crate::core::route::{Form, ID, PathMatch, PathTemplate, Route, Routes, decode_segment};
 
 /// Parts of a job's identity in a path.
 pub(super) struct PathIdentity {
@@ -24,7 +24,7 @@ pub(super) fn path_identity(route: &Route, found: &PathMatch<'_>) -> Option<Path
         Some((_, raw)) => Some(decode_segment(raw)?.into_owned()),
         None => None,
     };
-    Some(PathIdentity { id, rest: Routes::other_variables(route, &found.captures)? })
+    Some(PathIdentity { id, rest: route.other_variables(&found.captures)? })
 }
 
 /// Longest encoding of the parameters that belong to one job's identity, in bytes.
@@ -119,24 +119,18 @@ pub fn acted_on(routes: &Routes, path: &str, query: Option<&str>) -> Vec<JobId> 
                 jobs.extend(named_at(routes, index, &PathMatch { form: Form::Single, captures }, query));
             }
         }
-        for action in &route.actions {
-            if let Some(captures) = action.captures(path) {
-                let names: Vec<&str> = action.variables().collect();
-                let value = |name| names.iter().position(|other| *other == name).map(|at| captures[at]);
-                let captures: Option<Vec<&str>> = route.path.variables().map(value).collect();
-                let found = captures.map(|captures| PathMatch { form: Form::Single, captures });
-                let id = value(ID).and_then(decode_segment);
-                match (found, id) {
-                    (Some(found), _) if route.id_param.is_none() => {
-                        jobs.extend(named_at(routes, index, &found, None))
-                    }
-                    (_, Some(id)) => jobs.extend(JobId::with_rest(index, &id, "").ok()),
-                    (_, None) => {}
-                }
-            }
-        }
+        jobs.extend(route.actions.iter().filter_map(|action| job_of_action(index, route, action, path)));
     }
     jobs.sort();
     jobs.dedup();
     jobs
+}
+
+/// Returns the job that a request to this path changes, if the path is that of the action.
+fn job_of_action(index: RouteIndex, route: &Route, action: &PathTemplate, path: &str) -> Option<JobId> {
+    let captures = action.captures(path)?;
+    let value = |name| action.variables().position(|other| other == name).map(|at| captures[at]);
+    let id = decode_segment(value(ID)?)?;
+    let of_route: Vec<&str> = route.path.variables().map(value).collect::<Option<_>>()?;
+    JobId::with_rest(index, &id, &route.other_variables(&of_route)?).ok()
 }

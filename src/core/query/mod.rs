@@ -16,16 +16,18 @@
 //! Parsing is one pass over the query; `max_jobs` bounds the memory that it keeps.
 
 mod identity;
+mod target;
 
 use std::borrow::Cow;
 use std::time::Duration;
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str};
 
 use self::identity::{IdentityParams, path_identity};
 pub use self::identity::{acted_on, named};
+pub use self::target::build_target;
 use crate::core::job::{BadId, JobId, JobSet, MAX_ID_BYTES, RouteIndex};
-use crate::core::route::{Form, Goal, ListForm, Route, Routes};
+use crate::core::route::{Form, Goal, ListForm, PathMatch, Route, Routes, has_broken_escape};
 
 /// Longest accepted id in a query, in bytes. A wait with a longer one gets 400.
 pub const MAX_QUERY_ID_BYTES: usize = 128;
@@ -139,9 +141,22 @@ impl BadQuery {
 /// Parses the target of a GET. `path` and `query` are not decoded yet; `max_jobs` is the maximum number of ids in a
 /// request for several jobs. Where a configured list takes more, that is the maximum.
 pub fn parse(routes: &Routes, path: &str, query: Option<&str>, max_jobs: usize) -> Query {
-    let Some((index, found)) = routes.endpoint(path) else { return Query::Other };
+    match routes.endpoint(path) {
+        Some((index, found)) => parse_at(routes, index, &found, query, max_jobs),
+        None => Query::Other,
+    }
+}
+
+/// Like [`parse`], for a path whose endpoint was found already.
+pub fn parse_at(
+    routes: &Routes,
+    index: RouteIndex,
+    found: &PathMatch<'_>,
+    query: Option<&str>,
+    max_jobs: usize,
+) -> Query {
     let (route, form) = (routes.get(index), found.form);
-    let Some(identity) = path_identity(route, &found) else { return Query::Other };
+    let Some(identity) = path_identity(route, found) else { return Query::Other };
     let max_jobs = match &route.list {
         Some(list) if !route.is_built_in => max_jobs.max(list.max),
         Some(_) | None => max_jobs,
@@ -176,6 +191,9 @@ pub fn parse(routes: &Routes, path: &str, query: Option<&str>, max_jobs: usize) 
     if let Some(id) = identity.id {
         let Ok(job) = JobId::with_rest(index, &id, &rest) else { return Query::Other };
         ids.ids.push(job);
+    } else if ids.count == 0 && !route.is_built_in {
+        // The path may be that of a collection: the upstream knows the meaning.
+        return Query::Other;
     } else if ids.count == 0 {
         first_error.get_or_insert_with(|| BadQuery::NoId { param: id_param(route, form) });
     } else if !rest.is_empty() {
@@ -224,70 +242,6 @@ pub fn take(query: &str, name: &str) -> Option<(String, String)> {
 
 /// Maximum size of a value that [`take`] decodes, in bytes.
 const MAX_VALUE_BYTES: usize = 64 << 10;
-
-/// Builds the path and query of a poll in the upstream's documented spelling. Without a rung as its goal, or at an
-/// upstream that never holds, it has no status parameter.
-///
-/// The brackets of the repeated parameter are percent-encoded, as browsers' `URLSearchParams` and common clients send
-/// them. Every parser decodes that to the same name. RFC 3986 section 3.4 does not allow a bare `[` in a query: lenient
-/// parsers accept it, strict servers answer 400.
-///
-/// With [`Form::Single`], `jobs` has exactly one id.
-pub fn build_target(route: &Route, form: Form, jobs: &JobSet, goal: Goal) -> String {
-    debug_assert!(form == Form::Multi || jobs.len() == 1, "a poll at the single endpoint has one job");
-    let mut target = String::with_capacity(64 + jobs.len() * 64);
-    let parameter = |target: &mut String, name: &str, brackets: &str, value: &str| {
-        target.push(if target.contains('?') { '&' } else { '?' }); // no path has a question mark
-        target.extend(utf8_percent_encode(name, RESERVED));
-        target.push_str(brackets);
-        target.push('=');
-        target.extend(utf8_percent_encode(value, RESERVED));
-    };
-    match (form, &route.list) {
-        (Form::Multi, Some(list)) => {
-            target.push_str(&list.path);
-            match list.form {
-                ListForm::Brackets => {
-                    jobs.iter().for_each(|id| parameter(&mut target, &list.param, BRACKETS, id.as_str()));
-                }
-                ListForm::Repeat => {
-                    jobs.iter().for_each(|id| parameter(&mut target, &list.param, "", id.as_str()));
-                }
-                ListForm::Comma => {
-                    parameter(&mut target, &list.param, "", "");
-                    for (n, id) in jobs.iter().enumerate() {
-                        target.push_str(if n > 0 { "," } else { "" });
-                        target.extend(utf8_percent_encode(id.as_str(), RESERVED));
-                    }
-                }
-            }
-        }
-        (Form::Single | Form::Multi, _) => {
-            for id in jobs.iter().take(1) {
-                let (others, params) = id.rest().split_once('?').unwrap_or((id.rest(), ""));
-                route.write_path(&mut target, id.as_str(), others);
-                if let Some(param) = &route.id_param {
-                    parameter(&mut target, param, "", id.as_str());
-                }
-                if !params.is_empty() {
-                    target.push(if target.contains('?') { '&' } else { '?' });
-                    target.push_str(params); // encoded already
-                }
-            }
-        }
-    }
-    let is_held = matches!(goal, Goal::Rung(_)) && !route.never_holds();
-    if let (Goal::Rung(rung), Some(param), true) = (goal, &route.wait_param, is_held) {
-        parameter(&mut target, param, "", route.ladder.name(rung));
-    }
-    if let (Some(param), true) = (&route.hold_param, is_held) {
-        parameter(&mut target, param, "", &route.hold.as_secs().max(1).to_string());
-    }
-    target
-}
-
-/// `[]`, percent-encoded.
-const BRACKETS: &str = "%5B%5D";
 
 /// All characters but the unreserved ones of RFC 3986 section 2.3.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -342,8 +296,8 @@ impl IdList<'_> {
         let id = id.map_err(|error| {
             let param = id_param(self.route, self.form);
             match error {
+                DecodeError::Empty | DecodeError::TooLong if !self.route.is_built_in => ParamError::Unknown,
                 DecodeError::Empty => ParamError::Invalid(BadQuery::EmptyId { param }),
-                DecodeError::TooLong if !self.route.is_built_in => ParamError::Unknown,
                 DecodeError::TooLong => ParamError::Invalid(BadQuery::LongId { param }),
                 DecodeError::NotUtf8 => ParamError::Invalid(BadQuery::NotUtf8 { param }),
                 DecodeError::InvalidEscape => ParamError::Invalid(BadQuery::BrokenEscape { param }),
@@ -520,9 +474,7 @@ fn decode(text: &str, limit: usize) -> Result<Cow<'_, str>, DecodeError> {
     if !text.as_bytes().contains(&b'%') {
         return Ok(Cow::Borrowed(text));
     }
-    let is_escape =
-        |rest: &str| rest.as_bytes().get(..2).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit));
-    if !text.split('%').skip(1).all(is_escape) {
+    if has_broken_escape(text) {
         return Err(DecodeError::InvalidEscape);
     }
     percent_decode_str(text).decode_utf8().map_err(|_| DecodeError::NotUtf8)

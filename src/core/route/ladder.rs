@@ -17,6 +17,29 @@ pub struct RungSpec {
     pub askable: bool,
 }
 
+impl RungSpec {
+    /// Returns a state on the way, for which clients may wait.
+    pub fn pending(name: &str) -> Self {
+        Self { name: name.to_owned(), aliases: Vec::new(), terminal: false, askable: true }
+    }
+
+    /// Returns the successful end, for which clients may wait.
+    pub fn succeeded(name: &str) -> Self {
+        Self { terminal: true, ..Self::pending(name) }
+    }
+
+    /// Returns the failed end.
+    pub fn failed(name: &str) -> Self {
+        Self { askable: false, ..Self::succeeded(name) }
+    }
+
+    /// Adds other words for the rung.
+    pub fn with_aliases<S: AsRef<str>>(mut self, aliases: &[S]) -> Self {
+        self.aliases.extend(aliases.iter().map(|alias| alias.as_ref().to_owned()));
+        self
+    }
+}
+
 /// The states of a job in the order in which jobs reach them. A job may skip rungs, but never returns to a lower one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ladder {

@@ -21,6 +21,7 @@ use std::time::Duration;
 pub use self::ladder::{Ladder, Rung, RungSpec};
 pub use self::pointer::JsonPointer;
 pub use self::suno::SunoEndpoints;
+pub(crate) use self::template::has_broken_escape;
 pub use self::template::{BadTemplate, ID, PathTemplate, decode_segment, encode_segment};
 pub use crate::core::job::RouteIndex;
 
@@ -34,6 +35,17 @@ pub enum Goal {
     /// Any state but this one. Only on routes whose upstream never holds: their polls name no goal, and a job may return to
     /// an earlier state.
     Not(Rung),
+}
+
+impl Goal {
+    /// Returns whether a job on this rung ends the wait.
+    pub fn is_reached_by(self, rung: Rung) -> bool {
+        match self {
+            Self::Now => true,
+            Self::Rung(asked) => rung >= asked,
+            Self::Not(left) => rung != left,
+        }
+    }
 }
 
 /// One of the two endpoints of a route: one job a request, or several.
@@ -132,9 +144,9 @@ pub enum StatusSource {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lifetimes {
     /// Of a successful job.
-    pub completed: Option<Duration>,
+    pub success: Option<Duration>,
     /// Of a failed job.
-    pub error: Option<Duration>,
+    pub failure: Option<Duration>,
     /// Of an unfinished job.
     pub live: Option<Duration>,
 }
@@ -164,14 +176,27 @@ impl Route {
         self.hold.is_zero()
     }
 
+    /// Returns whether a held poll names the state that ends it, so that its silence proves the state of the job. An upstream
+    /// that holds a request until the end of the job proves nothing about the states before.
+    pub fn proves(&self) -> bool {
+        !self.never_holds() && self.wait_param.is_some()
+    }
+
     /// Returns the endpoint of this path, if it belongs to the route.
     pub fn endpoint<'p>(&self, path: &'p str) -> Option<PathMatch<'p>> {
         if let Some(captures) = self.path.captures(path) {
             return Some(PathMatch { form: Form::Single, captures });
         }
-        let list = self.list.as_ref().filter(|list| list.path == path)?;
-        debug_assert!(!list.path.is_empty());
-        Some(PathMatch { form: Form::Multi, captures: Vec::new() })
+        let is_list = self.list.as_ref().is_some_and(|list| list.path == path);
+        is_list.then(|| PathMatch { form: Form::Multi, captures: Vec::new() })
+    }
+
+    /// Returns the match of a path that is known to be that of this endpoint. A path without variables is not read again.
+    pub(crate) fn endpoint_of_form<'p>(&self, form: Form, path: &'p str) -> Option<PathMatch<'p>> {
+        match form {
+            Form::Single if self.path.variables().next().is_some() => self.endpoint(path),
+            Form::Single | Form::Multi => Some(PathMatch { form, captures: Vec::new() }),
+        }
     }
 
     /// Returns the template of the endpoint, for labels and spans.
@@ -194,7 +219,7 @@ impl Routes {
     /// Creates the routes of a gateway. No path may belong to two of them.
     ///
     /// # Panics
-    /// Panics if there is no route, or more than [`MAX_ROUTES`].
+    /// Panics if the list is empty or has more than [`MAX_ROUTES`].
     pub fn new(routes: Vec<Route>) -> Self {
         assert!((1..=MAX_ROUTES).contains(&routes.len()), "a gateway has 1 to 32 routes");
         Self(routes)
@@ -222,14 +247,6 @@ impl Routes {
     pub fn endpoint<'p>(&self, path: &'p str) -> Option<(RouteIndex, PathMatch<'p>)> {
         self.iter().find_map(|(index, route)| Some((index, route.endpoint(path)?)))
     }
-
-    /// Returns the canonical encoding of a path's variables other than the id, joined by slashes. `None` if servers
-    /// disagree about a value.
-    pub(crate) fn other_variables(route: &Route, captures: &[&str]) -> Option<String> {
-        let others = route.path.variables().zip(captures).filter(|(name, _)| *name != ID);
-        let values = others.map(|(_, raw)| Some(encode_segment(&decode_segment(raw)?).into_owned()));
-        Some(values.collect::<Option<Vec<String>>>()?.join("/"))
-    }
 }
 
 impl From<Route> for Routes {
@@ -239,6 +256,14 @@ impl From<Route> for Routes {
 }
 
 impl Route {
+    /// Returns the canonical encoding of a path's variables other than the id, joined by slashes. `None` if servers
+    /// disagree about a value.
+    pub(crate) fn other_variables(&self, captures: &[&str]) -> Option<String> {
+        let others = self.path.variables().zip(captures).filter(|(name, _)| *name != ID);
+        let values = others.map(|(_, raw)| Some(encode_segment(&decode_segment(raw)?).into_owned()));
+        Some(values.collect::<Option<Vec<String>>>()?.join("/"))
+    }
+
     /// Writes the path of a job at the single endpoint: its id and its other variables, which are encoded already.
     pub(crate) fn write_path(&self, out: &mut String, id: &str, other_variables: &str) {
         let mut others = other_variables.split('/');

@@ -31,12 +31,6 @@ pub struct SunoEndpoints {
 
 impl Default for SunoEndpoints {
     fn default() -> Self {
-        let rung = |name: &str, aliases: &[&str], terminal, askable| RungSpec {
-            name: name.to_owned(),
-            aliases: aliases.iter().map(|&a| a.to_owned()).collect(),
-            terminal,
-            askable,
-        };
         Self {
             single_path: "/v2/generate/audio/suno-ai/clip".to_owned(),
             multi_path: "/v2/generate/audio/suno-ai/clips".to_owned(),
@@ -44,11 +38,11 @@ impl Default for SunoEndpoints {
             multi_param: "clip_ids".to_owned(),
             status_param: "status".to_owned(),
             ladder: Ladder::new(vec![
-                rung("submitted", &[], false, true),
-                rung("queued", &[], false, true),
-                rung("streaming", &[], false, true),
-                rung("completed", &["complete"], true, true),
-                rung("error", &[], true, false),
+                RungSpec::pending("submitted"),
+                RungSpec::pending("queued"),
+                RungSpec::pending("streaming"),
+                RungSpec::succeeded("completed").with_aliases(&["complete"]),
+                RungSpec::failed("error"),
             ]),
         }
     }

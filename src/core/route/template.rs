@@ -209,10 +209,7 @@ pub fn decode_segment(raw: &str) -> Option<Cow<'_, str>> {
     if raw.is_empty() || raw.len() > MAX_ID_BYTES * "%00".len() || raw.contains(';') {
         return None;
     }
-    let escapes = raw.split('%').skip(1);
-    let is_escape =
-        |rest: &str| rest.as_bytes().get(..2).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit));
-    if !escapes.into_iter().all(is_escape) {
+    if has_broken_escape(raw) {
         return None;
     }
     let value = percent_decode_str(raw).decode_utf8().ok()?;
@@ -221,6 +218,13 @@ pub fn decode_segment(raw: &str) -> Option<Cow<'_, str>> {
         && !value.contains(['/', '\\'])
         && !value.chars().any(char::is_control);
     is_certain.then_some(value)
+}
+
+/// Returns whether a `%` is not followed by two hex digits.
+pub(crate) fn has_broken_escape(text: &str) -> bool {
+    let is_escape =
+        |rest: &str| rest.as_bytes().get(..2).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit));
+    !text.split('%').skip(1).all(is_escape)
 }
 
 /// Encodes the value of a variable: as RFC 3986 section 3.3 writes a segment, with the fewest escapes.

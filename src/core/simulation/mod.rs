@@ -23,6 +23,7 @@
 //! be replayed: `CLIPGATE_SWEEP_SEED=n` runs seed n with a trace, `CLIPGATE_SWEEP_SEEDS=n` runs the first n seeds.
 
 mod oracle;
+mod paced;
 mod plan;
 mod upstream;
 
@@ -43,6 +44,7 @@ use super::route::{Form, Goal, Route, Rung};
 use super::scheduler::{
     AttemptResult, PollClass, PollRequest, PollScheduler, RetryAdvice, SchedulerConfig, SchedulerOutput,
 };
+use super::sweep::{RandomQueue, SeedOnPanic, setting};
 
 /// Time for which the upstream holds a poll.
 const HOLD: Duration = Duration::from_secs(120);
@@ -61,12 +63,6 @@ fn no_outage_and_no_neighbour_leaves_a_client_worse_off_than_alone() {
     for seed in 0..setting("CLIPGATE_SWEEP_SEEDS").unwrap_or(512) {
         Run::new(seed, false).finish();
     }
-}
-
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name)
-        .ok()
-        .map(|text| text.parse().expect("CLIPGATE_SWEEP_SEED and CLIPGATE_SWEEP_SEEDS are integers"))
 }
 
 /// A planned event of a run.
@@ -100,7 +96,7 @@ struct Run {
     scheduler: PollScheduler,
     zero: Instant,
     now: Duration,
-    events: BTreeMap<(Duration, u64), RunEvent>,
+    events: RandomQueue<RunEvent>,
     specs: BTreeMap<PollId, Arc<PollSpec>>,
     attempts: BTreeMap<PollId, OpenAttempt>,
     attempt_count: u64,
@@ -127,6 +123,7 @@ impl Run {
             linger,
             watch_idle: Duration::ZERO,
             max_jobs: 6,
+            proves: true,
             pace: None,
         };
         let config = SchedulerConfig {
@@ -146,7 +143,7 @@ impl Run {
             scheduler: PollScheduler::new(config, seed),
             zero: zero(),
             now: Duration::ZERO,
-            events: BTreeMap::new(),
+            events: RandomQueue::new(),
             specs: BTreeMap::new(),
             attempts: BTreeMap::new(),
             attempt_count: 0,
@@ -196,13 +193,9 @@ impl Run {
         }
     }
 
-    /// Schedules an event. Events of one moment happen in random order.
+    /// Schedules an event.
     fn at(&mut self, at: Duration, event: RunEvent) {
-        let mut order = self.rng.u64(..);
-        while self.events.contains_key(&(at, order)) {
-            order = order.wrapping_add(1);
-        }
-        self.events.insert((at, order), event);
+        self.events.add(&mut self.rng, at, event);
     }
 
     /// Returns a random time for one step of a request, up to the plan's maximum.
@@ -222,15 +215,6 @@ impl Run {
 
     /// Runs until no event and no timer is left, then checks the end.
     fn finish(mut self) {
-        /// Prints the seed if the run panics.
-        struct SeedOnPanic(u64);
-        impl Drop for SeedOnPanic {
-            fn drop(&mut self) {
-                if std::thread::panicking() {
-                    eprintln!("replay this run with CLIPGATE_SWEEP_SEED={}", self.0);
-                }
-            }
-        }
         let _seed_on_panic = SeedOnPanic(self.seed);
         self.trace(|| format!("{:#?}", self.plan));
         let mut steps = 0;
@@ -239,7 +223,7 @@ impl Run {
             assert!(steps < 200_000, "the run does not end");
             let timers = [self.coalescer.poll_timeout(), self.scheduler.poll_timeout()];
             let timer = timers.into_iter().flatten().min().map(|at| at.saturating_duration_since(self.zero));
-            let event = self.events.first_key_value().map(|((at, _), _)| *at);
+            let event = self.events.next_at();
             match (timer, event) {
                 (None, None) => break,
                 (Some(timer), event) if event.is_none_or(|event| timer <= event) => {
@@ -249,7 +233,7 @@ impl Run {
                     self.coalescer.handle_timeout(now);
                 }
                 _ => {
-                    let ((at, _), event) = self.events.pop_first().unwrap();
+                    let (at, event) = self.events.pop().unwrap();
                     self.now = at;
                     self.handle_event(event);
                 }

@@ -5,11 +5,14 @@
 //! 5d1c29f0:over                   all events are sent
 //! ```
 //!
+//! Where the upstream never holds, a job may return to a state: an id then names the last state sent of each job, and a
+//! client that reconnects gets any other state. The same id may occur twice in a stream.
+//!
 //! The digest of jobs and rung comes first, so that ids of other streams are ignored. An id contains nothing that the
 //! client does not know, and a forged one changes only the client's own stream.
 
 use crate::core::job::JobId;
-use crate::core::route::{Ladder, Rung};
+use crate::core::route::{Ladder, Route, Rung};
 
 /// Writes and reads the event ids of one request.
 #[derive(Clone, Debug)]
@@ -22,20 +25,24 @@ pub(super) struct PositionCodec {
 /// The events that a client has received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Position {
-    /// The highest rung of each job.
+    /// The highest rung of each job; the last one where jobs may go back.
     Sent(Vec<Option<Rung>>),
     /// All of them.
     Over,
 }
 
 impl PositionCodec {
-    pub(super) fn new(ladder: &Ladder, jobs: &[JobId], goal: Rung) -> Self {
-        let mut hash = blake3::Hasher::new();
+    pub(super) fn new(route: &Route, jobs: &[JobId], goal: Rung) -> Self {
+        let (mut hash, ladder) = (blake3::Hasher::new(), &route.ladder);
+        if !route.is_built_in {
+            hash.update(route.name.as_bytes());
+        }
         hash.update(ladder.name(goal).as_bytes());
         for job in jobs {
             // The length separates ids, so that different lists have different digests.
             hash.update(&job.as_str().len().to_le_bytes());
             hash.update(job.as_str().as_bytes());
+            hash.update(job.rest().as_bytes());
         }
         let digest = hash.finalize().to_hex()[..DIGEST_DIGITS].to_owned();
         Self { digest, ladder: ladder.clone(), jobs: jobs.len() }
@@ -73,12 +80,11 @@ const OVER: &str = "over";
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::route::Route;
 
     fn codec(ids: &[&str], goal: &str) -> PositionCodec {
-        let ladder = Route::suno().ladder;
+        let route = Route::suno();
         let jobs: Vec<_> = ids.iter().map(|id| JobId::new(id).unwrap()).collect();
-        PositionCodec::new(&ladder, &jobs, ladder.rung(goal).unwrap())
+        PositionCodec::new(&route, &jobs, route.ladder.rung(goal).unwrap())
     }
 
     #[test]

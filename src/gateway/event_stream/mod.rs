@@ -118,12 +118,12 @@ impl EventStreams {
     ///
     /// Cancel safe: dropping the future, or later the body of the response, ends the stream's waits.
     async fn open(&self, request: StreamRequest) -> Result<Response<Body>, GatewayError> {
-        let ladder = &self.routes.get(request.query.route).ladder;
+        let route = self.routes.get(request.query.route);
         let goal = match request.query.goal {
-            Goal::Now | Goal::Not(_) => ladder.highest_askable(),
+            Goal::Now | Goal::Not(_) => route.ladder.highest_askable(),
             Goal::Rung(rung) => rung,
         };
-        let codec = PositionCodec::new(ladder, &request.query.asked, goal);
+        let codec = PositionCodec::new(route, &request.query.asked, goal);
         let sent = match request.last_event_id.as_deref().and_then(|id| codec.decode(id)) {
             Some(Position::Over) => return Ok(stream_over_response()),
             Some(Position::Sent(sent)) => sent,

@@ -1,8 +1,10 @@
 //! One event stream: the states that its client has received, and the waits for further ones.
 //!
+//! Where the upstream never holds, jobs may go back: each state other than the last one sent is an event.
+//!
 //! | a wait ends with | event | then |
 //! | --- | --- | --- |
-//! | its rung reached | `status` | a wait for the next rung; `done` if every job is at the goal |
+//! | its goal reached | `status` | a wait for the next rung, or for any other state; `done` if every job is at the goal |
 //! | time-out, or the gateway stops | `status` | the stream ends without `done`; the client reconnects |
 //! | a body that cannot be split | none | one wait for each of its jobs; for a single job `error`, final |
 //! | an error of the upstream, 3xx or 4xx | `error` | final: a reconnect gets 204 |
@@ -63,7 +65,7 @@ pub(super) struct JobStream {
 
 struct JobProgress {
     id: JobId,
-    /// The highest rung sent.
+    /// The highest rung sent; the last one where jobs may go back.
     sent: Option<Rung>,
     /// The digest of the state with an unknown status that was sent after `sent`.
     unknown_status_digest: Option<blake3::Hash>,
@@ -145,7 +147,7 @@ impl JobStream {
         let mut waits: Vec<WaitRequest> = others.into_iter().map(|job| self.next_wait(job)).collect();
         if !new.is_empty() {
             let jobs = JobSet::new(new.into_iter().map(|job| job.id.clone()));
-            waits.push(self.wait(jobs, self.lowest_rung()));
+            waits.push(self.wait(jobs, Goal::Rung(self.lowest_rung())));
         }
         waits
     }
@@ -216,8 +218,9 @@ impl JobStream {
 
     /// Queues an event for a state that the client does not have yet (P10).
     fn queue_state(&mut self, state: &JobState) {
+        let may_go_back = self.route().never_holds();
         let Some(job) = self.jobs.iter_mut().find(|job| job.id == state.id) else { return };
-        if !job.advance(state) {
+        if !job.advance(state, may_go_back) {
             return;
         }
         let position = Position::Sent(self.jobs.iter().map(|job| job.sent).collect());
@@ -232,7 +235,7 @@ impl JobStream {
         let next: Vec<(WaitRequest, Duration)> = self
             .open_jobs()
             .filter(|job| jobs.contains(&job.id))
-            .map(|job| (self.next_wait(job), job.pause()))
+            .map(|job| (self.next_wait(job), job.pause(self.route().pace)))
             .filter(|(_, pause)| now + *pause < self.deadline)
             .collect();
         for (wait, pause) in next {
@@ -254,14 +257,21 @@ impl JobStream {
     }
 
     fn next_wait(&self, job: &JobProgress) -> WaitRequest {
-        let ladder = &self.route().ladder;
-        let rung =
-            job.sent.map_or(self.lowest_rung(), |sent| ladder.next(sent).unwrap_or(sent).min(self.goal));
-        self.wait(JobSet::new([job.id.clone()]), rung)
+        let route = self.route();
+        let goal = match job.sent {
+            None => Goal::Rung(self.lowest_rung()),
+            // After an unknown status, any known state is new.
+            Some(_) if route.never_holds() && job.unknown_status_digest.is_some() => {
+                Goal::Rung(self.lowest_rung())
+            }
+            Some(sent) if route.never_holds() => Goal::Not(sent),
+            Some(sent) => Goal::Rung(route.ladder.next(sent).unwrap_or(sent).min(self.goal)),
+        };
+        self.wait(JobSet::new([job.id.clone()]), goal)
     }
 
     /// Returns a wait like that of a client which arrives now and waits until the stream's deadline.
-    fn wait(&self, jobs: JobSet, rung: Rung) -> WaitRequest {
+    fn wait(&self, jobs: JobSet, goal: Goal) -> WaitRequest {
         let now = clock::now();
         let StreamRequest { identity, options, arrived, links, .. } = &self.request;
         WaitRequest {
@@ -269,7 +279,7 @@ impl JobStream {
             quota_subject: self.quota_subject(),
             form: if jobs.len() == 1 { Form::Single } else { Form::Multi },
             jobs,
-            goal: Goal::Rung(rung),
+            goal,
             arrived: now,
             timeout: self.deadline.saturating_duration_since(now),
             // With `no-cache`, states that were seen since the request arrived are still recent enough.
@@ -358,9 +368,11 @@ enum Reconnect {
 
 impl JobProgress {
     /// Records a state as sent. Returns false if the client has it already.
-    fn advance(&mut self, state: &JobState) -> bool {
+    fn advance(&mut self, state: &JobState, may_go_back: bool) -> bool {
+        let is_other = state.rung != self.sent || self.unknown_status_digest.is_some();
+        let is_next = state.rung > self.sent || (may_go_back && is_other);
         match state.rung {
-            Some(_) if state.rung > self.sent => (self.sent, self.unknown_status_digest) = (state.rung, None),
+            Some(_) if is_next => (self.sent, self.unknown_status_digest) = (state.rung, None),
             Some(_) => return false,
             None => {
                 let digest = Some(blake3::hash(&state.body));
@@ -373,8 +385,9 @@ impl JobProgress {
         true
     }
 
-    fn pause(&self) -> Duration {
-        if self.unknown_status_digest.is_some() { UNKNOWN_STATUS_PAUSE } else { Duration::ZERO }
+    /// Returns the time until the next wait. `pace` is that of the route.
+    fn pause(&self, pace: Duration) -> Duration {
+        if self.unknown_status_digest.is_some() { UNKNOWN_STATUS_PAUSE.max(pace) } else { Duration::ZERO }
     }
 }
 

@@ -4,16 +4,17 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, Method, Request};
+use http::{HeaderMap, Method, Request, StatusCode};
 use http_body::Body as HttpBody;
 use tracing::debug;
 
 use super::{PassthroughError, PassthroughResponse, PassthroughSlot, Tunnel, UpstreamAccount};
-use crate::auth::{AuthError, Identity};
+use crate::auth::{Identity, KeyOrigin};
 use crate::clock;
 use crate::core::job::{JobId, KeyDomain};
 use crate::core::query;
 use crate::gateway::access_log::Disposition;
+use crate::gateway::action::PendingAction;
 use crate::gateway::classify::RequestTarget;
 use crate::gateway::error::GatewayError;
 use crate::gateway::first_frame::read_first_frame;
@@ -22,6 +23,7 @@ use crate::gateway::response::append_cache_status;
 use crate::gateway::{Decision, Gateway, RequestState};
 use crate::limits::Subject;
 use crate::protocol::body::{Body, BoxError, Stalled};
+use crate::protocol::host::requested_host;
 use crate::upstream::poll::{KeyVerdict, key_verdict};
 
 impl Gateway {
@@ -100,22 +102,44 @@ impl Gateway {
                 _slot: Some(Arc::clone(&slot)),
             });
             state.log.disposition = Disposition::Passthrough;
+            let (is_read, host) = (
+                [Method::GET, Method::HEAD].contains(request.method()),
+                requested_host(request.uri(), request.headers()),
+            );
+            let action = PendingAction::of(&self, &request, identity.as_ref());
             let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
             let named = query::named(&self.0.routes, request.uri().path(), request.uri().query());
-            let authorization = identity.as_ref().map(|identity| identity.authorization.clone());
-            let account = UpstreamAccount { authorization, is_lent: state.is_lent };
+            let credential = identity.as_ref().map(|identity| identity.credential.clone());
+            let account = UpstreamAccount { credential, is_lent: state.is_lent };
             let forwarding = self.0.passthrough.forward(request, state.log.ctx(), account, &state.span);
             // Cancel safe: after a revocation the response is not needed.
             let result = tokio::select! {
                 result = forwarding => result,
-                () = revocation.clone() => return self.respond(state, Err(AuthError::UnknownToken.into())),
+                () = revocation.clone() => return self.respond(state, Err(self.0.authenticator.revoked().into())),
             };
             let PassthroughResponse { mut response, tunnel } = match result {
                 Ok(passed) => passed,
-                Err(error) => return self.respond(state, Err(error.into())),
+                Err(error) => {
+                    if let Some(action) = action {
+                        action.failed(&error);
+                    }
+                    return self.respond(state, Err(error.into()));
+                }
             };
+            if let Some(action) = action {
+                action.answered(response.status());
+            }
             if let Some(identity) = identity {
-                self.record_key_verdict(key_verdict(response.status()), identity.domain, &named);
+                // In open mode the key that the upstream rejects is the client's own, and no key of the domain.
+                let has_key = identity.origin != KeyOrigin::Open;
+                let verdict = key_verdict(response.status()).filter(|_| has_key);
+                self.record_key_verdict(verdict, identity.domain, &named);
+                if is_read && response.status() == StatusCode::NOT_FOUND {
+                    self.remove_missing(identity.domain, &named);
+                }
+            }
+            if let Some(links) = &self.0.links {
+                links.rewrite(response.headers_mut(), || state.client_origin(host.as_ref()));
             }
             // Without `fwd-status`: it would repeat the status of the response.
             append_cache_status(response.headers_mut(), fwd);

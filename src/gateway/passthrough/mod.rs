@@ -35,6 +35,7 @@ use tracing::debug;
 use self::download::DownloadBody;
 pub(super) use self::slots::{PassthroughSlot, PassthroughSlots, SlotError};
 use self::upload::{UploadBody, UploadFailure, UploadProgress};
+use crate::auth::Credential;
 use crate::protocol::body::{Body, BoxError};
 use crate::protocol::cookies::join_cookie_fields;
 use crate::protocol::field_value::tokens;
@@ -66,8 +67,8 @@ pub(super) type Tunnel = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// The upstream account of a request.
 #[derive(Clone, Debug, Default)]
 struct UpstreamAccount {
-    /// Replaces the client's `Authorization`; `None` leaves it.
-    authorization: Option<HeaderValue>,
+    /// A key of the gateway's own replaces the client's; `None` leaves it.
+    credential: Option<Credential>,
     /// Whether the account is the gateway's, not the client's own. Then cookies are removed in both directions.
     is_lent: bool,
 }
@@ -113,6 +114,17 @@ pub(crate) enum PassthroughError {
 }
 
 impl PassthroughError {
+    /// Returns whether the upstream may have received a part of the request.
+    pub(super) fn may_have_been_sent(&self) -> bool {
+        match self {
+            Self::Connect | Self::Target(_) | Self::Misdirected => false,
+            Self::TooLarge | Self::Stalled | Self::Upload(_) | Self::Timeout | Self::UnexpectedUpgrade => {
+                true
+            }
+            Self::Send(error) => error.may_have_been_sent(),
+        }
+    }
+
     /// Returns the fixed word for logs and `Cache-Status`.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
@@ -208,8 +220,8 @@ impl Passthrough {
         if parts.method == Method::OPTIONS {
             decrement_max_forwards(&mut headers);
         }
-        if let Some(value) = account.authorization {
-            headers.insert(header::AUTHORIZATION, value);
+        if let Some(credential) = &account.credential {
+            credential.replace_in(&mut headers);
         }
         headers.insert(HeaderName::from_static("x-request-id"), ctx.id.value().clone());
         ctx.forwarded.write(&mut headers, ctx.is_tls, host.as_ref());
@@ -220,7 +232,8 @@ impl Passthrough {
         }
 
         let progress = Arc::new(UploadProgress::new());
-        let upload = UploadBody { body, left: self.max_body, progress: progress.clone() };
+        let (credential, progress_of_body) = (account.credential, progress.clone());
+        let upload = UploadBody { body, left: self.max_body, progress: progress_of_body, credential };
         let mut request = Request::new(Body::stream(upload)); // drops the extensions of the client's connection
         *request.method_mut() = parts.method;
         *request.uri_mut() = uri;

@@ -52,8 +52,10 @@ async fn gateway(passthrough: Passthrough, authorization: Option<&'static str>) 
                             is_tls: false,
                             arrived: clock::now(),
                         };
-                        let authorization = authorization.map(HeaderValue::from_static);
-                        let account = UpstreamAccount { authorization, is_lent: false };
+                        let credential = authorization.map(|value| {
+                            Credential::lent((header::AUTHORIZATION, HeaderValue::from_static(value)), &[])
+                        });
+                        let account = UpstreamAccount { credential, is_lent: false };
                         let response = match passthrough
                             .forward(request, &ctx, account, &RequestSpan::default())
                             .await

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use parking_lot::Mutex;
 
+use crate::auth::Credential;
 use crate::clock;
 use crate::protocol::body::{BoxError, Stalled};
 use crate::protocol::spoofed_headers::strip_upload_trailers;
@@ -19,6 +20,8 @@ pub(super) struct UploadBody<B> {
     pub(super) body: B,
     pub(super) left: u64,
     pub(super) progress: Arc<UploadProgress>,
+    /// Its fields are not allowed in trailers.
+    pub(super) credential: Option<Credential>,
 }
 
 /// The progress of an upload, for the future that waits for the response. An HTTP/2 upstream client does not return the
@@ -89,7 +92,8 @@ where
         };
         this.left = left;
         if let Some(trailers) = frame.trailers_mut() {
-            strip_upload_trailers(trailers);
+            let keys = this.credential.as_ref().map(Credential::names).unwrap_or_default();
+            strip_upload_trailers(trailers, &keys);
         }
         this.progress.record(None);
         Poll::Ready(Some(Ok(frame)))

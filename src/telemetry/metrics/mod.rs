@@ -13,9 +13,10 @@
 
 mod labels;
 mod process;
+mod routes;
 mod upstream;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use enum_map::{Enum, EnumMap};
@@ -32,9 +33,12 @@ use strum::VariantArray as _;
 pub(crate) use self::labels::{
     CallCause, CallError, CallKind, CloseReason, Code, EndpointLabel, Limit, Outcome, WaitEnd,
 };
+pub(crate) use self::routes::RouteLabel;
+use self::routes::UnknownStateMetrics;
 pub(crate) use self::upstream::PollCounts;
 use self::upstream::UpstreamMetrics;
 use crate::clock;
+use crate::core::route::{Route, RouteIndex, Routes};
 
 /// Buckets of requests and waits, in seconds. The bucket of 121 has the waits that the API's hold of two minutes ends.
 const REQUEST_BUCKETS: &[f64] = &[
@@ -52,6 +56,7 @@ pub struct Metrics {
     pub upstream: UpstreamMetrics,
     pub(crate) rate_limited: RateLimitMetrics,
     pub(crate) connections: ConnectionMetrics,
+    pub(crate) unknown_states: UnknownStateMetrics,
 }
 
 /// Counts since the start of the process.
@@ -84,7 +89,14 @@ impl Metrics {
             upstream: UpstreamMetrics::new(registry),
             rate_limited: RateLimitMetrics::new(registry),
             connections: ConnectionMetrics::new(registry),
+            unknown_states: UnknownStateMetrics::new(registry),
         })
+    }
+
+    /// Names the routes, in their order. Call it once; requests before that count for no route.
+    pub(crate) fn set_routes(&self, routes: &Routes) {
+        self.unknown_states.set_routes(routes.iter().map(|(_, route)| route));
+        self.requests.set_routes(routes);
     }
 
     pub(crate) fn totals(&self) -> Totals {
@@ -109,32 +121,81 @@ pub(crate) fn register_dropped_log_lines(registry: &mut Registry, lines: &Counte
 /// Client requests.
 #[derive(Debug)]
 pub(crate) struct RequestMetrics {
+    family: Family<[(&'static str, String); 2], Counter>,
     counts: EnumMap<EndpointLabel, EnumMap<Outcome, Counter>>,
+    /// Set if the routes are configured ones.
+    configured: OnceLock<Vec<RouteRequests>>,
     times: EnumMap<Outcome, Histogram>,
     saved: Counter,
 }
 
+#[derive(Debug)]
+struct RouteRequests {
+    name: String,
+    counts: EnumMap<Outcome, Counter>,
+}
+
 impl RequestMetrics {
     fn new(registry: &mut Registry) -> Self {
-        let counts = Family::<[(&str, &str); 2], Counter>::default();
-        register(registry, "clipgate_requests_total", "Client requests", counts.clone());
+        let family = Family::default();
+        register(registry, "clipgate_requests_total", "Client requests", family.clone());
         let saved = Counter::default();
         let saved_help = "Responses without an upstream request of their own";
         register(registry, "clipgate_upstream_calls_saved_total", saved_help, saved.clone());
         let times_help = "Time from the arrival of a request to the head of its response";
         let count = |endpoint: EndpointLabel, outcome: Outcome| {
-            counts.get_or_create_owned(&[("route", endpoint.into_str()), ("outcome", outcome.into_str())])
+            family.get_or_create_owned(&request_labels(endpoint.into_str(), outcome))
         };
         Self {
+            configured: OnceLock::new(),
             counts: EnumMap::from_fn(|endpoint| EnumMap::from_fn(|outcome| count(endpoint, outcome))),
             times: histograms(registry, "clipgate_request_seconds", times_help, "outcome", REQUEST_BUCKETS),
             saved,
+            family: family.clone(),
+        }
+    }
+
+    /// Replaces the endpoints of the built-in route by the names of configured routes.
+    fn set_routes(&self, routes: &Routes) {
+        if routes.iter().any(|(_, route)| route.is_built_in) {
+            return;
+        }
+        for (endpoint, outcome) in
+            [EndpointLabel::Job, EndpointLabel::Jobs].into_iter().flat_map(all_outcomes)
+        {
+            self.family.remove(&request_labels(endpoint.into_str(), outcome));
+        }
+        let configured = |route: &Route| RouteRequests {
+            name: route.name.clone(),
+            counts: EnumMap::from_fn(|outcome| {
+                self.family.get_or_create_owned(&request_labels(&route.name, outcome))
+            }),
+        };
+        self.configured.get_or_init(|| routes.iter().map(|(_, route)| configured(route)).collect());
+    }
+
+    /// Returns the label for the log; `None` on the built-in route.
+    pub(crate) fn route_name(&self, label: RouteLabel) -> Option<&str> {
+        let configured = self.configured.get()?;
+        match label {
+            RouteLabel::Endpoint(_) => Some(EndpointLabel::Other.into_str()),
+            RouteLabel::Configured(index) => {
+                configured.get(usize::from(index.0)).map(|route| route.name.as_str())
+            }
         }
     }
 
     /// Records an ended request.
-    pub(crate) fn finish(&self, endpoint: EndpointLabel, outcome: Outcome, took: Duration) {
-        self.counts[endpoint][outcome].inc();
+    pub(crate) fn finish(&self, route: impl Into<RouteLabel>, outcome: Outcome, took: Duration) {
+        match route.into() {
+            RouteLabel::Endpoint(endpoint) => _ = self.counts[endpoint][outcome].inc(),
+            RouteLabel::Configured(RouteIndex(index)) => {
+                let routes = self.configured.get();
+                if let Some(route) = routes.and_then(|routes| routes.get(usize::from(index))) {
+                    route.counts[outcome].inc();
+                }
+            }
+        }
         self.times[outcome].observe(took.as_secs_f64());
         if matches!(outcome, Outcome::Hit | Outcome::Coalesced | Outcome::Proven) {
             self.saved.inc();
@@ -142,12 +203,21 @@ impl RequestMetrics {
     }
 
     fn count(&self, outcome: Outcome) -> u64 {
-        self.counts.values().map(|outcomes| outcomes[outcome].get()).sum()
+        let configured = self.configured.get().into_iter().flatten().map(|route| &route.counts);
+        self.counts.values().chain(configured).map(|outcomes| outcomes[outcome].get()).sum()
     }
 
     fn saved(&self) -> u64 {
         self.saved.get()
     }
+}
+
+fn request_labels(route: &str, outcome: Outcome) -> [(&'static str, String); 2] {
+    [("route", route.to_owned()), ("outcome", outcome.into_str().to_owned())]
+}
+
+fn all_outcomes(endpoint: EndpointLabel) -> impl Iterator<Item = (EndpointLabel, Outcome)> {
+    EnumMap::<Outcome, ()>::default().into_iter().map(move |(outcome, ())| (endpoint, outcome))
 }
 
 /// Parked waits.

@@ -3,16 +3,21 @@
 //! The poller does not know which waits need the poll, or whether another attempt follows. The hub owns the task that
 //! runs it, and drops it to cancel.
 
+mod hints;
+mod unknown_words;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, USER_AGENT, VIA};
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, USER_AGENT, VIA};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tracing::debug;
 
+use self::hints::pause_after_success;
+use self::unknown_words::UnknownWords;
 use crate::clock;
 use crate::config;
 use crate::core::coalescer::{Failure, PollOutcome, PollSpec};
@@ -40,6 +45,7 @@ pub struct Poller {
     connect_timeout: Duration,
     /// Time for a response that the upstream does not hold.
     request_timeout: Duration,
+    unknown_words: UnknownWords,
     metrics: Arc<Metrics>,
 }
 
@@ -53,7 +59,7 @@ pub struct PollLanding {
     /// Verdict of the upstream on the key; `None` if the status implies none.
     pub key: Option<KeyVerdict>,
     pub status: StatusCode,
-    /// `Retry-After` of a success: pause before its jobs are polled again.
+    /// Hint of a success: pause before its jobs are polled again.
     pub retry_after: Option<Duration>,
     /// When the response was complete.
     pub answered_at: Instant,
@@ -97,6 +103,7 @@ impl Poller {
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
+            unknown_words: UnknownWords::new(&routes, Arc::clone(&metrics)),
             client,
             routes,
             connect_timeout: config.connect_timeout,
@@ -105,17 +112,18 @@ impl Poller {
         }
     }
 
-    /// Runs one attempt. Awaits `on_held`, which must be quick, once the request is on a connection. Cancel safe:
-    /// dropping the future cancels the request at the upstream.
+    /// Runs one attempt. `write_credential` adds the only fields that depend on the client. Awaits `on_held`, which must
+    /// be quick, once the request is on a connection. Cancel safe: dropping the future cancels the request at the
+    /// upstream.
     pub async fn run(
         &self,
         spec: &PollSpec,
         cause: CallCause,
-        authorization: &HeaderValue,
+        write_credential: impl FnOnce(&mut HeaderMap),
         trace: &TraceContext,
         on_held: impl Future<Output = ()>,
     ) -> AttemptOutcome {
-        let Some(request) = self.request(spec, authorization, trace) else {
+        let Some(request) = self.request(spec, write_credential, trace) else {
             return AttemptOutcome::Failed(Failure::InvalidResponse(None), RetryAdvice::BackOff);
         };
         let call = self.metrics.upstream.call(self.kind(spec), cause);
@@ -165,7 +173,7 @@ impl Poller {
 
     /// Returns the route of a poll.
     pub fn route(&self, spec: &PollSpec) -> &Route {
-        self.routes.get(spec.jobs.iter().next().map(|job| job.route()).unwrap_or_default())
+        self.routes.get(spec.jobs.route())
     }
 
     /// Returns the time for a response, from the moment the request is on a connection.
@@ -182,7 +190,7 @@ impl Poller {
     fn request(
         &self,
         spec: &PollSpec,
-        authorization: &HeaderValue,
+        write_credential: impl FnOnce(&mut HeaderMap),
         trace: &TraceContext,
     ) -> Option<Request<Body>> {
         let target = query::build_target(self.route(spec), spec.form, &spec.jobs, spec.goal);
@@ -191,11 +199,15 @@ impl Poller {
         *request.method_mut() = Method::GET;
         *request.uri_mut() = uri;
         let fields = request.headers_mut();
-        fields.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        write_credential(fields);
+        let accept = match self.route(spec).status {
+            StatusSource::Body(_) => "application/json",
+            StatusSource::HttpStatus => "*/*",
+        };
+        fields.insert(ACCEPT, HeaderValue::from_static(accept));
         // P8: the body is split and shared with clients that accept no encoding. Without this header the upstream may
         // use any (RFC 9110 section 12.5.3).
         fields.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        fields.insert(AUTHORIZATION, authorization.clone());
         fields.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_NAME));
         fields.insert(VIA, HeaderValue::from_static(via_member(Version::HTTP_11)));
         trace.write(fields);
@@ -220,7 +232,10 @@ impl Poller {
         let key = key_verdict(status);
         let answered_at = clock::now();
         let requested_pause = retry_after(headers, SystemTime::now());
-        let retry_after = requested_pause.filter(|_| status.is_success());
+        let retry_after = match status.is_success() {
+            true => pause_after_success(route, headers, SystemTime::now()),
+            false => None,
+        };
         let landed = |outcome, shape| {
             AttemptOutcome::Landed(PollLanding { outcome, shape, key, status, retry_after, answered_at })
         };
@@ -238,6 +253,10 @@ impl Poller {
         } else if status.is_success() {
             match job_body::split(route, spec.form, &spec.jobs, status.as_u16(), &body) {
                 SplitBody::Jobs { jobs, shape } => {
+                    for slice in jobs.iter().filter(|slice| slice.rung.is_none()) {
+                        let word = job_body::status_text(route, status.as_u16(), &slice.body);
+                        self.unknown_words.record(slice.id.route(), route, &word.unwrap_or_default());
+                    }
                     let states = jobs.into_iter().map(|slice| JobState {
                         id: slice.id,
                         rung: slice.rung,

@@ -33,7 +33,10 @@ impl Fixture {
         let jobs = JobSet::new([JobId::new("a").unwrap()]);
         let spec = PollSpec { domain: KeyDomain([0; 16]), form: Form::Single, jobs, goal: Goal::Now };
         let trace = TraceContext::unrecorded();
-        self.poller.run(&spec, CallCause::Wait, &HeaderValue::from_static("Bearer k"), &trace, async {}).await
+        let credential = |fields: &mut HeaderMap| {
+            fields.insert("authorization", HeaderValue::from_static("Bearer k"));
+        };
+        self.poller.run(&spec, CallCause::Wait, credential, &trace, async {}).await
     }
 
     /// Runs an attempt that is answered with these headers and a job. Returns its outcome and the request.

@@ -4,8 +4,10 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
+use clipgate::core::route::{Ladder, PathTemplate, Route, RungSpec};
 use clipgate::sim::{Fault, FaultTarget};
 use http::Response;
 use serde_json::{Value, json};
@@ -14,9 +16,10 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::harness::admin_client::AdminClient;
 use crate::harness::browser::{Browser, DESKTOP, Viewport};
 use crate::harness::command::{ClipgateProcess, run};
-use crate::harness::gateway::{clip_target, clips_target};
+use crate::harness::gateway::{TestGateway, clip_target, clips_target};
 use crate::harness::process::{GatewayProcess, TestClient, TestEnv, completed_target};
 use crate::harness::raw_http::CLIP;
+use crate::harness::scripted_upstream::ScriptedUpstream;
 
 const WALL: Viewport = Viewport { width: 1920, height: 1080, is_dark: true };
 const PHONE: Viewport = Viewport { width: 360, height: 740, is_dark: false };
@@ -217,6 +220,71 @@ async fn jobs_and_keys_have_rows_and_ids_are_shown_as_text() {
         (browser.text("#saved-count").await, browser.text("#made-count").await),
         ("1".into(), "2".into())
     );
+    browser.assert_no_faults().await;
+}
+
+/// Returns a route of an API that never holds.
+fn route(name: &str, path: &str) -> Route {
+    Route {
+        name: name.to_owned(),
+        path: PathTemplate::parse(path).unwrap(),
+        id_param: None,
+        list: None,
+        ladder: Ladder::new(vec![
+            RungSpec::pending("starting"),
+            RungSpec::pending("processing"),
+            RungSpec::succeeded("succeeded"),
+            RungSpec::failed("failed"),
+        ]),
+        hold: Duration::ZERO,
+        pace: Duration::from_millis(500),
+        max_pace: Duration::from_secs(5),
+        is_built_in: false,
+        ..Route::suno()
+    }
+}
+
+#[tokio::test]
+async fn jobs_of_several_routes_have_the_name_of_theirs_and_the_routes_their_pace() {
+    const ANSWER: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 32\r\n\r\n\
+        {\"id\":\"x\",\"status\":\"processing\"}";
+    let upstream = ScriptedUpstream::answering(ANSWER).await;
+    let mut gateway = TestGateway::with(|config, _| {
+        config.upstream.base_url = upstream.url.clone();
+        config.wait.timeout = Duration::from_secs(60);
+        config.routes = vec![
+            route("predictions", "/v1/predictions/{id}"),
+            Route {
+                pace: Duration::from_secs(3),
+                max_pace: Duration::from_secs(3),
+                ..route("renders", "/v1/{project}/renders/{id}")
+            },
+        ];
+    })
+    .await;
+    let admin = AdminClient::open(&mut gateway).await;
+    let mut browser = Browser::start();
+    browser.open(&format!("http://{}/", admin.address), DESKTOP, None).await;
+    browser.wait_until_text("#link-text", "live").await;
+    // Two jobs with one id on one route are two jobs.
+    let targets = ["/v1/predictions/x", "/v1/p/renders/x", "/v1/q/renders/x"];
+    let _waits = targets.map(|path| gateway.spawn_get(&format!("{path}?status=succeeded"), &[]));
+    browser.until_tile(1, "3").await;
+    browser.wait_until("document.querySelectorAll('#jobs tbody tr').length === 3").await;
+    let known =
+        "[...document.querySelectorAll('#jobs .rung .name')].filter((of) => of.textContent === 'processing')";
+    browser.wait_until(&format!("{known}.length === 3")).await;
+    let mut heads: Vec<String> = browser.rows("jobs").await.into_iter().map(|row| row[0].clone()).collect();
+    heads.sort_unstable();
+    assert!(heads[0].starts_with("xpredictions · "), "{heads:?}");
+    assert!(heads[1..].iter().all(|head| head.starts_with("xrenders · ")), "{heads:?}");
+    assert_eq!(
+        browser.text("#routes").await,
+        "predictions never holds: polled every 0.5 to 5 s · renders never holds: polled every 3 s"
+    );
+    let (broken, _) = browser.accessibility().await;
+    assert!(broken.is_empty(), "{broken:#?}");
+    browser.screenshot("routes").await;
     browser.assert_no_faults().await;
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use clipgate::testing::config::AuthConfig;
+use clipgate::testing::config::AuthMode;
 use clipgate::testing::secret::Secret;
 use http::Response;
 use http_body_util::{BodyExt as _, Empty};
@@ -244,7 +244,7 @@ async fn the_state_lists_waits_polls_jobs_and_keys() {
 async fn members_are_listed_by_name_with_their_quotas() {
     let mut gateway = TestGateway::with(|config, options| {
         set_hold(LONG, config, options);
-        config.auth = AuthConfig::Team(vec![
+        config.auth.mode = AuthMode::Team(vec![
             member(("alice", "cg_recognise-a", "sk-recognise")),
             member(("bob", "cg_recognise-b", "sk-recognise")),
             member(("carol", "cg_recognise-c", "sk-recognise-too")),

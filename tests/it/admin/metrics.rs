@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clipgate::sim::{Fault, FaultTarget};
-use clipgate::testing::config::AuthConfig;
+use clipgate::testing::config::AuthMode;
 use http::Request;
 
 use crate::harness::admin_client::{AdminClient, field, text};
@@ -171,7 +171,7 @@ async fn an_open_breaker_and_failed_requests_are_counted() {
 async fn rejections_over_a_limit_are_counted_by_limit_and_member() {
     let mut gateway = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
-        config.auth = AuthConfig::Team(vec![
+        config.auth.mode = AuthMode::Team(vec![
             crate::clients::team::member(("alice", "cg_a", "sk-one")),
             crate::clients::team::member(("bob", "cg_b", "sk-two")),
         ]);

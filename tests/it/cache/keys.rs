@@ -1,7 +1,7 @@
 //! Keys never mix, and never appear in logs or responses (P11).
 
 use clipgate::sim::{Sim, SimOptions};
-use clipgate::testing::config::{AuthConfig, Config};
+use clipgate::testing::config::{AuthMode, Config};
 use clipgate::testing::protocol::allowed_host::HostPattern;
 use clipgate::testing::secret::Secret;
 use tokio::net::TcpListener;
@@ -56,7 +56,7 @@ async fn a_revoked_key_loses_its_entries_and_other_keys_keep_theirs() {
 #[tokio::test]
 async fn a_sidecar_replaces_the_client_key_and_needs_none() {
     let gateway = TestGateway::with(|config, options| {
-        config.auth = AuthConfig::Sidecar;
+        config.auth.mode = AuthMode::Sidecar;
         config.upstream.api_key = Some(Secret::new("of-the-gateway"));
         options.keys = Some(vec!["of-the-gateway".to_owned()]);
     })
@@ -83,7 +83,7 @@ async fn a_sidecar_replaces_the_client_key_and_needs_none() {
 
 /// Configures a sidecar that accepts the pages of one origin.
 fn configure_sidecar(config: &mut Config) {
-    config.auth = AuthConfig::Sidecar;
+    config.auth.mode = AuthMode::Sidecar;
     config.upstream.api_key = Some(Secret::new("of-the-gateway"));
     config.server.cors_origins = vec!["https://app.example".to_owned()];
     config.server.allowed_hosts = vec![HostPattern::Name("gw.example".to_owned())];
@@ -227,7 +227,11 @@ async fn keys_never_appear_in_the_log_or_in_responses() {
     let _serving = tokio::spawn(sim.clone().serve(listener, std::future::pending()));
     let front = ["serve", "--listen", "127.0.0.1:0", "--upstream", &upstream];
     for format in ["text", "json"] {
-        let env = [("CLIPGATE__LOG__LEVEL", "trace"), ("CLIPGATE__LOG__FORMAT", format)];
+        let env = [
+            ("CLIPGATE__LOG__LEVEL", "trace"),
+            ("CLIPGATE__LOG__FORMAT", format),
+            ("CLIPGATE__AUTH__HEADERS", r#"["authorization", "x-key"]"#),
+        ];
         let mut gateway = ClipgateProcess::start(&front, &env);
         let address = gateway.address();
         let head = |line: &str| {
@@ -248,6 +252,10 @@ async fn keys_never_appear_in_the_log_or_in_responses() {
             format!("{}proxy-authorization: Basic {KEY}\r\ncookie: {KEY}\r\n\r\n", head("GET /v1/models")),
             format!("{}connection: upgrade\r\nupgrade: websocket\r\n\r\n", head("GET /v1/socket")),
             format!("{}x : y\r\n\r\n", head("GET /v1/models")),
+            format!("{}x-key: {KEY}\r\n\r\n", head(&format!("GET {wait}"))),
+            format!("{}x-key: {KEY}\r\n\r\n", head("GET /v1/models")),
+            format!("{}x-key: {KEY}\r\nx-key: {KEY}\r\n\r\n", head("GET /v1/models")),
+            format!("GET {wait} HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-key: {KEY}\r\n\r\n"),
             format!("{}x: {}\r\n\r\n", head("GET /v1/models"), "x".repeat(200_000)),
             format!("{}via: 1.1 clipgate\r\n\r\n", head("GET /v1/models")),
             format!("{}\r\n", head(&format!("GET http://{KEY}@127.0.0.1:1/v1/models"))),

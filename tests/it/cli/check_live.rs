@@ -133,3 +133,69 @@ async fn a_cut_off_poll_is_reported_at_the_upstream_and_on_the_clients_way() {
         "{through}"
     );
 }
+
+#[tokio::test]
+async fn keys_are_sent_in_the_configured_field_and_an_upstream_without_keys_gets_none() {
+    let own = "auth = { mode = \"sidecar\", send = \"x-key: Key {key}\" }\nupstream.api_key = \"sk-own\"";
+    // (configuration, value of x-key, exit code)
+    let rows = [
+        (own.to_owned(), Some("Key sk-own"), 2),
+        ("auth = { headers = [\"x-key\"] }".to_owned(), Some(KEY), 2),
+        (
+            "auth = { headers = [\"x-key\"], send = \"x-key: v1 {key}\" }".to_owned(),
+            Some("v1 sk-of-check"),
+            2,
+        ),
+        ("auth = { mode = \"open\" }".to_owned(), None, 0),
+    ];
+    for (lines, expected, code) in rows {
+        let env = env_with_hold(1000).await;
+        // The simulated upstream reads Authorization only, so it rejects other fields.
+        let output = check(&env, &lines, &[]).await;
+        assert_eq!(output.status.code(), Some(code), "{lines}: {output:?}");
+        let requests = env.sim.requests();
+        let last = requests.last().expect("the connection is tested");
+        assert_eq!(last.headers.get("x-key").map(|value| value.to_str().unwrap()), expected, "{lines}");
+        assert!(last.key.is_none(), "{lines}: no Authorization");
+        if expected.is_none() {
+            assert_eq!(messages(&output, "key"), ["not needed: auth.mode is \"open\""]);
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(text.contains("mode      open"), "{text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_job_is_read_through_the_configuration() {
+    let env = env_with_hold(600).await;
+    let route = |status: &str, more: &str| {
+        format!(
+            "[[routes]]\nname = \"clips\"\npath = \"/v2/generate/audio/suno-ai/clip\"\nid_param = \"clip_id\"\nstatus = \
+             \"{status}\"\npending = [\"submitted\", \"queued\", \"streaming\"]\nsucceeded = [\"completed\", \"complete\"]\n{more}"
+        )
+    };
+    let args = ["--route", "clips", "--id", "a"];
+    let plain = check(&env, &route("/status", ""), &args).await;
+    assert_eq!(plain.status.code(), Some(0), "{plain:?}");
+    let job = messages(&plain, "job")[0];
+    assert!(job.starts_with("clips: HTTP 200 after ") && messages(&plain, "hold").is_empty(), "{plain:?}");
+    assert!(
+        job.contains(
+            "id \"a\" at /id, word \"queued\" at /status is state \"queued\" (unfinished), no Retry-After"
+        ),
+        "{job}"
+    );
+    let held = check(&env, &route("/status", "hold = \"600ms\"\nwait_param = \"status\"\n"), &args).await;
+    assert_eq!(held.status.code(), Some(0), "{held:?}");
+    assert!(messages(&held, "job")[0].contains("word \"queued\""), "{held:?}");
+    assert!(messages(&held, "hold")[0].ends_with(" s, as set by hold of the route"), "{held:?}");
+    let wrong = check(&env, &route("/state", ""), &args).await;
+    assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
+    let problem = messages(&wrong, "job")[0];
+    assert!(
+        problem.starts_with("error: clips: HTTP 200") && problem.contains("the word \"\" at /state"),
+        "{problem}"
+    );
+    let unknown = check(&env, &route("/status", ""), &["--route", "other", "--id", "a"]).await;
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("The configuration has clips."), "{unknown:?}");
+}

@@ -4,7 +4,8 @@ use std::process::Command;
 
 use crate::harness::command::run;
 
-const SUBCOMMANDS: [&str; 8] = ["serve", "sim", "check", "watch", "token", "health", "completions", "man"];
+const SUBCOMMANDS: [&str; 9] =
+    ["serve", "sim", "check", "presets", "watch", "token", "health", "completions", "man"];
 
 fn clipgate(args: &[&str]) -> String {
     run(env!("CARGO_BIN_EXE_clipgate"), "clipgate", args)
@@ -27,6 +28,7 @@ fn bash_completes_subcommands_and_flags() {
     }
     assert_eq!(complete(&["clipgate", "serve", "--sp"]), ["--speed"]);
     assert_eq!(complete(&["clipgate", "completions", "z"]), ["zsh"]);
+    assert_eq!(complete(&["clipgate", "presets", "rep"]), ["replicate"]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::process::Output;
 use std::time::Duration;
 
-use clipgate::sim::{Fault, FaultTarget};
+use clipgate::sim::{Fault, FaultTarget, Vendor};
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -76,6 +76,44 @@ async fn each_state_is_printed_once_through_a_gateway() {
     );
     assert_eq!(text(&output.stderr), "");
     assert_eq!(env.sim.requests().len(), 4, "three rungs of one clip, one of the other");
+    for _ in 0..2 {
+        let line = gateway.wait_for_log("event stream ended").await;
+        assert!(line.contains("clipgate.events="), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn the_path_of_a_job_selects_a_configured_route_or_a_preset() {
+    let env = TestEnv::new().await;
+    env.configure("[[routes]]\npreset = \"replicate\"\npace = \"50ms\"");
+    let mut gateway = env.start();
+    let url = format!("http://{}", gateway.address().await);
+    let after = Duration::from_millis;
+    let steps = [("starting", after(0)), ("processing", after(700)), ("succeeded", after(1400))];
+    env.sim.schedule_job(Vendor::Replicate, "p", &steps);
+    let output = watch(&env, &url, &["/v1/predictions/p"]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let states: Vec<_> = ["starting", "processing", "succeeded"].map(|state| vec!["p", state]).into();
+    assert_eq!(lines(&output.stdout), states);
+    gateway.wait_for_log("event stream ended").await;
+
+    // The vendor itself has no events. Two jobs of one route with their paths, and one with its URL.
+    let vendor = env.upstream_url();
+    env.sim.set_job(Vendor::RunPod, "done", "COMPLETED");
+    env.sim.set_job(Vendor::RunPod, "broken", "FAILED");
+    let output = watch(&env, &vendor, &["/v2/e/status/done", "/v2/f/status/broken"]).await;
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+    let mut shown = lines(&output.stdout);
+    shown.sort_unstable();
+    assert_eq!(shown, [["broken", "FAILED"], ["done", "COMPLETED"]]);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_clipgate"));
+    command.args(["watch", "--json", &format!("{vendor}/v1/predictions/p")]);
+    env.confine(&mut command);
+    command.env("AIMLAPI_KEY", KEY);
+    let output = within_timeout("the end of watch", command.output()).await.unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let line: Value = serde_json::from_str(text(&output.stdout).lines().next().unwrap()).unwrap();
+    assert_eq!((&line["status"], &line["job"]["status"]), (&"succeeded".into(), &"succeeded".into()));
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Protection against DNS rebinding: listeners without client credentials accept only names that no web site can use.
 
-use clipgate::testing::config::{AuthConfig, Config};
+use clipgate::testing::config::{AuthMode, Config};
 use clipgate::testing::protocol::allowed_host::HostPattern;
 use clipgate::testing::secret::Secret;
 use http::{Response, Version};
@@ -47,7 +47,7 @@ fn sidecar(env: &TestEnv, lines: &str) -> Command {
 }
 
 fn lend_the_key(config: &mut Config) {
-    config.auth = AuthConfig::Sidecar;
+    config.auth.mode = AuthMode::Sidecar;
     config.upstream.api_key = Some(Secret::new("of-the-gateway"));
     config.server.cors_origins = vec!["https://app.example".to_owned()];
 }

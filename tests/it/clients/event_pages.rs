@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use clipgate::testing::config::AuthConfig;
+use clipgate::testing::config::AuthMode;
 use clipgate::testing::secret::Secret;
 use serde_json::json;
 
@@ -38,7 +38,7 @@ async fn a_page_of_a_listed_origin_gets_each_rung_and_stops_after_the_last() {
     let gateway = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
         config.server.cors_origins = vec![origin.clone()];
-        config.auth = AuthConfig::Sidecar;
+        config.auth.mode = AuthMode::Sidecar;
         config.upstream.api_key = Some(Secret::new("key-1"));
     })
     .await;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clipgate::sim::{Fault, FaultTarget};
-use clipgate::testing::config::AuthConfig;
+use clipgate::testing::config::AuthMode;
 use clipgate::testing::secret::Secret;
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -81,7 +81,7 @@ async fn the_web_page_shows_each_state_of_a_clip() {
     let gateway = TestGateway::with(|config, options| {
         set_hold(Duration::from_secs(60), config, options);
         config.server.cors_origins = vec![origin.clone()];
-        config.auth = AuthConfig::Sidecar;
+        config.auth.mode = AuthMode::Sidecar;
         config.upstream.api_key = Some(Secret::new(KEY));
     })
     .await;

@@ -1,7 +1,7 @@
 //! Quotas of keys and addresses, and the owner of the quota that a request counts against.
 
 use clipgate::testing::clock;
-use clipgate::testing::config::{AuthConfig, Config};
+use clipgate::testing::config::{AuthMode, Config};
 use clipgate::testing::secret::Secret;
 
 use crate::harness::admin_client::AdminClient;
@@ -231,7 +231,7 @@ async fn a_request_rejected_before_its_key_is_checked_counts_for_its_address() {
     for (reason, request, status) in rejected_early() {
         let gateway = TestGateway::with(|config, _| {
             if reason == "cross-origin" {
-                config.auth = AuthConfig::Sidecar;
+                config.auth.mode = AuthMode::Sidecar;
                 config.upstream.api_key = Some(Secret::new("demo"));
             }
             allow_ten(config);
@@ -286,7 +286,7 @@ async fn a_malformed_head_counts_for_its_address() {
 #[tokio::test]
 async fn a_sidecars_key_has_its_own_quota_from_the_first_request_on() {
     let gateway = TestGateway::with(|config, _| {
-        config.auth = AuthConfig::Sidecar;
+        config.auth.mode = AuthMode::Sidecar;
         config.upstream.api_key = Some(Secret::new("demo"));
         allow_ten(config);
     })

@@ -1,7 +1,7 @@
 //! Methods that the gateway answers itself, in every mode.
 
 use clipgate::sim::SimOptions;
-use clipgate::testing::config::AuthConfig;
+use clipgate::testing::config::AuthMode;
 use clipgate::testing::secret::Secret;
 
 use crate::clients::team;
@@ -14,12 +14,12 @@ const TOKEN: (&str, &str) = ("authorization", "Bearer cg_token");
 
 /// Starts a gateway in each mode. All of them accept `TOKEN`.
 async fn gateways() -> [TestGateway; 3] {
-    let team = AuthConfig::Team(vec![team::member(("alice", "cg_token", "sk-account"))]);
-    let modes = [AuthConfig::Passthrough, AuthConfig::Sidecar, team];
+    let team = AuthMode::Team(vec![team::member(("alice", "cg_token", "sk-account"))]);
+    let modes = [AuthMode::Passthrough, AuthMode::Sidecar, team];
     let mut gateways = Vec::new();
     for auth in modes {
         let configure = |config: &mut clipgate::testing::config::Config, _: &mut SimOptions| {
-            config.auth = auth;
+            config.auth.mode = auth;
             config.upstream.api_key = Some(Secret::new("sk-account"));
         };
         gateways.push(TestGateway::with(configure).await);

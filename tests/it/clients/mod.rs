@@ -13,6 +13,7 @@ pub(crate) mod examples;
 pub(crate) mod gateway_errors;
 pub(crate) mod hostile_clients_http1;
 pub(crate) mod hostile_clients_http2;
+pub(crate) mod key_fields;
 pub(crate) mod limits;
 pub(crate) mod listeners;
 pub(crate) mod methods;

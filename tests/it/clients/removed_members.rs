@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use clipgate::testing::config::{AuthConfig, Config};
+use clipgate::testing::config::{AuthMode, Config};
 use http::Request;
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Channel};
@@ -26,8 +26,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 const MOMENT: Duration = Duration::from_millis(50);
 
 fn config(rows: &[Row], max_timeout: Duration) -> Config {
-    let mut config =
-        Config { auth: AuthConfig::Team(rows.iter().copied().map(member).collect()), ..Config::default() };
+    let mut config = Config::default();
+    config.auth.mode = AuthMode::Team(rows.iter().copied().map(member).collect());
     config.wait.max_timeout = max_timeout;
     config
 }

@@ -2,7 +2,7 @@
 //!
 //! Needs Node with the package `replicate`, and Python with `replicate` and `openai`: `make tools` installs them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -54,20 +54,42 @@ fn examples() -> TempDir {
     dir
 }
 
-/// A running example.
-struct SdkClient {
+/// Loads the SDK once, then runs the example in this number of processes: loading takes most of the time of a start.
+const FORKS: &str = "
+import os, runpy, sys
+import openai, replicate.client
+count, sys.argv = int(sys.argv[1]), sys.argv[2:]
+for _ in range(count):
+    if os.fork() == 0:
+        runpy.run_path(sys.argv[0], run_name='__main__')
+        sys.stdout.flush()
+        os._exit(0)
+sys.exit(any(os.wait()[1] for _ in range(count)))
+";
+
+/// Running clients of one example.
+struct SdkClients {
     child: Child,
     name: &'static str,
+    count: usize,
 }
 
-impl SdkClient {
-    fn start(example: SdkExample, dir: &TempDir, base_url: &str, args: &[&str]) -> Self {
-        let file: PathBuf = dir.path().join(example.file);
-        let child = Command::new(example.program)
-            .arg(file)
+impl SdkClients {
+    /// Starts clients of an example and waits until each has its job.
+    async fn start(example: SdkExample, count: usize, dir: &TempDir, base_url: &str, args: &[&str]) -> Self {
+        let mut command = Command::new(example.program);
+        if example.program == "python3" {
+            command.args(["-c", FORKS, &count.to_string()]);
+        } else {
+            assert_eq!(count, 1, "{} runs one client", example.program);
+        }
+        let child = command
+            .arg(dir.path().join(example.file))
             .args(args)
             .env("CLIPGATE_URL", base_url)
             .env(example.key, "key-1")
+            // With it the lines of several processes mix.
+            .env_remove("PYTHONUNBUFFERED")
             .env("no_proxy", "*")
             .env("NO_PROXY", "*")
             .stdin(Stdio::null())
@@ -76,32 +98,38 @@ impl SdkClient {
             .kill_on_drop(true)
             .spawn()
             .unwrap_or_else(|error| panic!("{}: {error}: run `make tools`", example.program));
-        Self { child, name: example.file }
+        let mut clients = Self { child, name: example.file, count };
+        clients.wait_until_waiting().await;
+        clients
     }
 
-    /// Waits until the example has its job.
     async fn wait_until_waiting(&mut self) {
         let mut lines = BufReader::new(self.child.stderr.as_mut().unwrap()).lines();
-        let mut seen = Vec::new();
-        while let Some(line) = within_timeout(self.name, lines.next_line()).await.unwrap() {
-            if line.starts_with("waiting for ") {
-                return;
+        let (mut waiting, mut others) = (0, Vec::new());
+        while waiting < self.count {
+            match within_timeout(self.name, lines.next_line()).await.unwrap() {
+                Some(line) if line.starts_with("waiting for ") => waiting += 1,
+                Some(line) => others.push(line),
+                None => panic!("{}: run `make tools`? {others:#?}", self.name),
             }
-            seen.push(line);
         }
-        panic!("{}: run `make tools`? {seen:#?}", self.name);
     }
 
-    /// Returns the JSON on stdout.
-    async fn finish(mut self) -> Value {
+    /// Returns the JSON that each client prints.
+    async fn finish(mut self) -> Vec<Value> {
         let mut out = String::new();
         let reading = async {
             self.child.stdout.take().unwrap().read_to_string(&mut out).await.unwrap();
             self.child.wait().await.unwrap()
         };
         let code = within_timeout(self.name, reading).await;
-        assert!(code.success(), "{}: {code}", self.name);
-        serde_json::from_str(&out).unwrap_or_else(|error| panic!("{}: {error}\n{out}", self.name))
+        assert!(code.success(), "{}: {code}\n{out}", self.name);
+        let parse = |line: &str| {
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{}: {error}\n{line}", self.name))
+        };
+        let results: Vec<Value> = out.lines().map(parse).collect();
+        assert_eq!(results.len(), self.count, "{}", self.name);
+        results
     }
 }
 
@@ -118,19 +146,18 @@ async fn follow_one_job(
     sim: &Sim,
     base_url: &str,
     (vendor, path, words): (Vendor, &str, [&str; 3]),
-    clients: &[SdkExample],
+    clients: &[(SdkExample, usize)],
 ) -> (Vec<Value>, Reads) {
     let (dir, id) = (examples(), path.rsplit_once('/').unwrap().1);
     sim.set_job(vendor, id, words[0]);
-    let mut running: Vec<_> =
-        clients.iter().map(|&example| SdkClient::start(example, &dir, base_url, &["--id", id])).collect();
-    for client in &mut running {
-        client.wait_until_waiting().await;
+    let mut running = Vec::new();
+    for &(example, count) in clients {
+        running.push(SdkClients::start(example, count, &dir, base_url, &["--id", id]).await);
     }
     sim.schedule_job(vendor, id, &[(words[1], Duration::from_secs(1)), (words[2], Duration::from_secs(3))]);
     let mut results = Vec::new();
     for client in running {
-        results.push(client.finish().await);
+        results.extend(client.finish().await);
     }
     let requests = sim.requests();
     let reads: Vec<_> =
@@ -145,14 +172,15 @@ const PREDICTION: (Vendor, &str, [&str; 3]) =
 const RESPONSE: (Vendor, &str, [&str; 3]) =
     (Vendor::OpenAi, "/v1/responses/resp_1", ["queued", "in_progress", "completed"]);
 
-fn ten_replicate_clients() -> Vec<SdkExample> {
-    [[REPLICATE_NODE; 5], [REPLICATE_PYTHON; 5]].concat()
-}
+/// Each client of the Node SDK is a process, which takes long to start.
+const TEN_OF_REPLICATE: [(SdkExample, usize); 2] = [(REPLICATE_PYTHON, 9), (REPLICATE_NODE, 1)];
+const TEN_OF_OPENAI: [(SdkExample, usize); 1] = [(OPENAI_PYTHON, 10)];
 
 /// Checks that each client has read the job for 3 s at its own interval.
-fn assert_direct(reads: &Reads, clients: &[SdkExample]) {
+fn assert_direct(reads: &Reads, clients: &[(SdkExample, usize)]) {
     // Half of the reads, for a busy machine.
-    let least: u128 = clients.iter().map(|client| 3000 / client.interval.as_millis() / 2).sum();
+    let least: u128 =
+        clients.iter().map(|(example, count)| *count as u128 * 3000 / example.interval.as_millis() / 2).sum();
     assert!(reads.count as u128 >= least, "{} reads in {:?}", reads.count, reads.span);
 }
 
@@ -167,7 +195,8 @@ async fn each_sdk_creates_a_job_and_waits_for_it_through_the_gateway() {
     for (example, status) in
         [(REPLICATE_NODE, "succeeded"), (REPLICATE_PYTHON, "succeeded"), (OPENAI_PYTHON, "completed")]
     {
-        let result = SdkClient::start(example, &dir, &base_url, &["a red door"]).finish().await;
+        let clients = SdkClients::start(example, 1, &dir, &base_url, &["a red door"]).await;
+        let result = &clients.finish().await[0];
         assert_eq!(result["status"], status, "{}", example.file);
         assert!(result["output"][0].is_string() || result["output"][0]["content"][0]["text"].is_string());
     }
@@ -176,17 +205,44 @@ async fn each_sdk_creates_a_job_and_waits_for_it_through_the_gateway() {
 #[tokio::test]
 async fn ten_clients_of_two_replicate_sdks_alone_read_one_prediction_at_their_own_pace() {
     let env = TestEnv::new().await;
-    let clients = ten_replicate_clients();
-    let (results, reads) = follow_one_job(&env.sim, &env.upstream_url(), PREDICTION, &clients).await;
+    let (results, reads) = follow_one_job(&env.sim, &env.upstream_url(), PREDICTION, &TEN_OF_REPLICATE).await;
     assert!(results.iter().all(|result| result["status"] == "succeeded" && result["output"][0].is_string()));
-    assert_direct(&reads, &clients);
+    assert_direct(&reads, &TEN_OF_REPLICATE);
 }
 
 #[tokio::test]
 async fn ten_clients_of_the_openai_sdk_alone_read_one_response_at_their_own_pace() {
     let env = TestEnv::new().await;
-    let clients = [OPENAI_PYTHON; 10];
-    let (results, reads) = follow_one_job(&env.sim, &env.upstream_url(), RESPONSE, &clients).await;
+    let (results, reads) = follow_one_job(&env.sim, &env.upstream_url(), RESPONSE, &TEN_OF_OPENAI).await;
     assert!(results.iter().all(|result| result["status"] == "completed" && result["output"].is_array()));
-    assert_direct(&reads, &clients);
+    assert_direct(&reads, &TEN_OF_OPENAI);
+}
+
+/// Routes of both vendors, with a `live_ttl` of 1 s: that is their `pace`.
+const ROUTES: &str = r#"
+[[routes]]
+preset = "replicate"
+
+[[routes]]
+preset = "openai-responses"
+"#;
+
+/// Checks that the upstream got one read for each `live_ttl`, whatever the number of clients.
+fn assert_coalesced(reads: &Reads) {
+    // One at the start of each `live_ttl`, and the last one.
+    let most = usize::try_from(reads.span.as_secs()).unwrap() + 2;
+    assert!(reads.count <= most, "{} reads in {:?}", reads.count, reads.span);
+}
+
+#[tokio::test]
+async fn ten_clients_of_each_sdk_cost_one_read_a_second_through_the_gateway() {
+    let env = TestEnv::new().await;
+    env.configure(ROUTES);
+    let mut gateway = env.start();
+    let base_url = format!("http://{}", gateway.address().await);
+    for (job, clients) in [(PREDICTION, &TEN_OF_REPLICATE[..]), (RESPONSE, &TEN_OF_OPENAI[..])] {
+        let (results, reads) = follow_one_job(&env.sim, &base_url, job, clients).await;
+        assert!(results.iter().all(|result| result["status"] == job.2[2]), "{results:#?}");
+        assert_coalesced(&reads);
+    }
 }

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use clipgate::sim::{Sim, SimOptions};
 use clipgate::testing::auth::token_sha256;
-use clipgate::testing::config::{AuthConfig, Config, TeamMember};
+use clipgate::testing::config::{AuthMode, Config, TeamMember};
 use clipgate::testing::secret::Secret;
 use http::header::AUTHORIZATION;
 use http::{Request, StatusCode};
@@ -37,17 +37,23 @@ pub(crate) fn member((name, token, key): Row) -> TeamMember {
     }
 }
 
-fn team(rows: &[Row]) -> AuthConfig {
-    AuthConfig::Team(rows.iter().copied().map(member).collect())
+fn team(rows: &[Row]) -> AuthMode {
+    AuthMode::Team(rows.iter().copied().map(member).collect())
+}
+
+fn with_mode(mode: AuthMode) -> Config {
+    let mut config = Config::default();
+    config.auth.mode = mode;
+    config
 }
 
 async fn gateway() -> TestGateway {
     gateway_with(team(&TEAM)).await
 }
 
-async fn gateway_with(auth: AuthConfig) -> TestGateway {
+async fn gateway_with(auth: AuthMode) -> TestGateway {
     TestGateway::with(|config, options| {
-        config.auth = auth;
+        config.auth.mode = auth;
         options.keys = Some(vec!["sk-one".to_owned(), "sk-two".to_owned()]);
     })
     .await
@@ -177,14 +183,14 @@ async fn a_removed_member_is_rejected_at_once_and_its_parked_wait_is_answered() 
     let parked = gateway.spawn_get(&clip_target("b", "completed"), &[("authorization", &bearer(ALICE))]);
     gateway.wait_until(|seen| seen.open == 1).await;
 
-    gateway.reconfigure(&Config { auth: team(&[BOB, CAROL]), ..Config::default() });
+    gateway.reconfigure(&with_mode(team(&[BOB, CAROL])));
     assert_eq!(get(&gateway, &target, ALICE).await.status, 401, "although the job is cached");
     assert_eq!(get(&gateway, "/sim/echo", ALICE).await.status, 401);
     assert!(get(&gateway, &target, BOB).await.is_hit(), "the other members keep the cached jobs");
     gateway.sim.set_status("b", "completed");
     assert_eq!(parked.await.unwrap().status, 200);
 
-    gateway.reconfigure(&Config { auth: team(&TEAM), ..Config::default() });
+    gateway.reconfigure(&with_mode(team(&TEAM)));
     assert!(get(&gateway, &target, ALICE).await.is_hit(), "the member is accepted again");
 }
 
@@ -192,7 +198,7 @@ async fn a_removed_member_is_rejected_at_once_and_its_parked_wait_is_answered() 
 async fn each_member_has_a_quota_and_may_have_its_own_rates() {
     let own = TeamMember { requests_per_second: Some(1), burst: Some(3), ..member(ALICE) };
     let calls = TeamMember { calls_per_second: Some(1), calls_burst: Some(2), ..member(CAROL) };
-    let gateway = gateway_with(AuthConfig::Team(vec![own, member(BOB), calls])).await;
+    let gateway = gateway_with(AuthMode::Team(vec![own, member(BOB), calls])).await;
     gateway.sim.set_status("a", "completed");
     let target = clip_target("a", "completed");
     let mut limited = Vec::new();
@@ -344,7 +350,7 @@ fn clipgate_token_prints_the_member_to_stdout_and_the_token_to_stderr() {
 #[tokio::test]
 async fn the_upstreams_401_for_a_members_key_is_passed_on() {
     let gateway = TestGateway::with(|config, options| {
-        config.auth = team(&[ALICE]);
+        config.auth.mode = team(&[ALICE]);
         options.keys = Some(vec!["other".to_owned()]);
     })
     .await;

@@ -34,7 +34,7 @@ fn the_curl_commands_that_serve_sim_prints_work_unchanged() {
         let line = gateway.next_line();
         let is_command = line.starts_with("  ") && !line.trim_start().starts_with('#');
         calls += usize::from(is_command && line.trim_start().starts_with("curl "));
-        let is_last = calls == 4 && !line.ends_with('\\');
+        let is_last = calls == 6 && !line.ends_with('\\');
         if is_command {
             script.push(line);
         }
@@ -47,10 +47,44 @@ fn the_curl_commands_that_serve_sim_prints_work_unchanged() {
     try_run("curl", "curl", &["--version"]);
     let output = run("bash", "bash", &["-c", &script.join("\n")]);
     let ids: Value = serde_json::from_slice(&std::fs::read(dir.path().join("clips.json")).unwrap()).unwrap();
-    assert_eq!(output.matches("HTTP/1.1 200 OK").count(), 3, "{output}");
-    assert_eq!(output.matches("cache-status: clipgate; ").count(), 3, "{output}");
+    assert_eq!(output.matches("HTTP/1.1 200 OK").count(), 4, "{output}");
+    assert_eq!(output.matches("cache-status: clipgate; ").count(), 4, "{output}");
     let [first, second] = [0, 1].map(|n| format!("\"id\":\"{}\"", ids["clip_ids"][n].as_str().unwrap()));
     assert!(output.matches(&first).count() >= 3 && output.contains(&second), "{output}");
+    let prediction = std::fs::read(dir.path().join("prediction.json")).unwrap();
+    let prediction: Value = serde_json::from_slice(&prediction).unwrap();
+    let (_, answer) = output.split_once("preference-applied: wait=").unwrap();
+    let answer: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!(answer["id"], prediction["id"], "{output}");
+    assert!(matches!(answer["status"].as_str(), Some("succeeded" | "failed")), "{output}");
+    let (_, log) = gateway.stop();
+    assert!(!log.contains(" WARN "), "{log}");
+}
+
+#[test]
+fn serve_sim_with_configured_routes_serves_these_and_prints_commands_for_no_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.toml");
+    std::fs::write(&config, "[[routes]]\npreset = \"replicate\"\n").unwrap();
+    let config = config.to_str().unwrap();
+    let args = ["serve", "--sim", "--speed", "200", "--listen", "127.0.0.1:0", "--config", config];
+    let mut gateway = ClipgateProcess::start(&args, &[]);
+    let base = format!("http://{}", gateway.ready());
+    let mut lines = Vec::new();
+    while !lines.last().is_some_and(|line: &String| line.contains("Prefer: wait")) {
+        lines.push(gateway.next_line());
+    }
+    assert!(!lines.concat().contains(CLIP), "{lines:#?}");
+    let url = format!("{base}/v1/predictions");
+    let prediction: Value =
+        serde_json::from_str(&curl(&[&AUTH[..], &["--data", "{}", &url]].concat())).unwrap();
+    let url = format!("{url}/{}", prediction["id"].as_str().unwrap());
+    let waits = |url: &str| curl(&[&AUTH[..], &["--include", "--header", "Prefer: wait", url]].concat());
+    assert!(waits(&url).contains("\npreference-applied: wait="), "the route of the file is used");
+    // Without a route for clips a GET is passed through.
+    let [clip, _] = create_clips(&base);
+    let answer = waits(&format!("{base}{CLIP}?clip_id={clip}"));
+    assert!(answer.starts_with("HTTP/1.1 200 OK") && !answer.contains("\npreference-applied"), "{answer}");
 }
 
 #[test]

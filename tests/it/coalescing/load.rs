@@ -8,7 +8,7 @@ mod day;
 #[path = "../../../benches/load/direct.rs"]
 mod direct;
 #[path = "../../../benches/load/events.rs"]
-mod events;
+pub(crate) mod events;
 #[path = "../../../benches/load/gateway.rs"]
 mod gateway;
 #[path = "../../../benches/load/mix.rs"]
@@ -39,7 +39,7 @@ fn days_of_mixed_clients_cost_fewer_calls_and_no_client_is_worse_off_than_alone(
     for seed in 1..=3 {
         let day = Day::new(&mix, seed);
         let direct = direct::play(&day, &mix);
-        let gateway = gateway::play(&day, &mix, Rules { proof: true, watch: true });
+        let gateway = gateway::play(&day, &mix, Rules { proof: true, watch: true, shed: true });
         assert_as_right_as_directly(seed, &direct, &gateway);
         alone.add(&direct);
         shared.add(&gateway);
@@ -53,7 +53,9 @@ fn without_proof_or_without_watches_no_client_is_worse_off_than_alone_either() {
     let mix = Mix::team();
     let day = Day::new(&mix, 4);
     let direct = direct::play(&day, &mix);
-    for rules in [Rules { proof: true, watch: false }, Rules { proof: false, watch: true }] {
+    for rules in
+        [Rules { proof: true, watch: false, shed: true }, Rules { proof: false, watch: true, shed: true }]
+    {
         assert_as_right_as_directly(4, &direct, &gateway::play(&day, &mix, rules));
     }
 }

@@ -45,7 +45,9 @@ fn is_open(request: &RecordedRequest, target: &str) -> bool {
     &*request.target == target && request.ended_at.is_none()
 }
 
-/// The case of ten pollers at 1, 2, 5 and 15 s, ten times as fast.
+/// The case of ten pollers at 1, 2, 5 and 15 s with the default settings, ten times as fast: a hold of 120 s, a `live_ttl`
+/// of 1 s, a `watch_idle` of 20 s. The pollers start apart, so that some ask in the silence that the next watch takes to
+/// prove a state, where `live_ttl` answers them.
 #[tokio::test]
 async fn ten_pollers_of_one_job_cost_at_most_one_call_a_rung_and_two_more() {
     let mut gateway = TestGateway::with(|config, options| {
@@ -62,9 +64,10 @@ async fn ten_pollers_of_one_job_cost_at_most_one_call_a_rung_and_two_more() {
 
     let mut pollers = JoinSet::new();
     let gateway = std::sync::Arc::new(gateway);
-    for every in [100, 100, 100, 200, 200, 200, 500, 500, 1500, 1500] {
+    for (number, every) in (0..).zip([100, 100, 100, 200, 200, 200, 500, 500, 1500, 1500]) {
         let gateway = std::sync::Arc::clone(&gateway);
         pollers.spawn(async move {
+            tokio::time::sleep(Duration::from_millis(13) * number).await;
             let mut tick = tokio::time::interval(Duration::from_millis(every));
             let (mut answers, mut last) = (0, Default::default());
             while last != gateway.sim.body("a", "completed") {
@@ -225,7 +228,7 @@ async fn a_watch_gives_its_slot_to_a_wait() {
             seen.abandoned() == 1 && seen.requests.iter().any(|request| is_open(request, &poll))
         })
         .await;
-    // While the wait has the slot there is no watch.
+    // While the wait has the slot, the gateway holds no watch.
     let before = gateway.upstream_requests().len();
     for _ in 0..3 {
         assert!(gateway.get(&clip_target("a", ""), &[]).await.is_opener());

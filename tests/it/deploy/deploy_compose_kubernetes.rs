@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use clipgate::testing::config::{Config, Listen};
+use clipgate::testing::config::{AuthMode, Config, Listen};
 use serde_json::{Value, json};
 
 use crate::deploy::alerts_and_dashboards::{deploy, read};
@@ -121,6 +121,43 @@ fn dclint_accepts_the_compose_files_and_their_stop_timeouts_exceed_the_drain() {
                 .exists()
         );
     }
+}
+
+#[test]
+fn dclint_accepts_the_compose_file_of_two_vendors_and_each_has_its_own_process_and_port() {
+    let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/node/node_modules/.bin/dclint");
+    let file = "compose/two-vendors.yml";
+    run(tool.to_str().unwrap(), "dclint", &["--max-warnings", "0", &path(file)]);
+    let compose = yaml(&path(file)).remove(0);
+    let vendors = [
+        ("openai", "127.0.0.1:8082:8080", "https://api.openai.com/"),
+        ("replicate", "127.0.0.1:8081:8080", "https://api.replicate.com/"),
+    ];
+    assert_eq!(compose["services"].as_object().unwrap().len(), vendors.len());
+    for (name, port, base_url) in vendors {
+        let gateway = &compose["services"][name];
+        let mount = gateway["volumes"][0].as_str().unwrap().strip_prefix("./").unwrap();
+        let own = format!("compose/{}", mount.strip_suffix(":/etc/clipgate/config.toml:ro").unwrap());
+        let text = read(&own);
+        let config = config(&text, Vec::new());
+        assert_eq!(config.upstream.base_url.to_string(), base_url);
+        assert!(matches!(config.auth.mode, AuthMode::Passthrough), "{own}");
+        assert!(config.routes.iter().all(|route| route.name.starts_with(name)), "{own}");
+        assert!(!config.routes.is_empty(), "{own}");
+        assert_eq!(gateway["ports"], json!([port]));
+        assert!(seconds(&gateway["stop_grace_period"]) >= config.server.drain_timeout + SPARE, "{own}");
+        assert_eq!(gateway["read_only"], true);
+    }
+}
+
+#[test]
+fn the_chart_passes_routes_on_as_they_are() {
+    let own = format!("config={}", path("compose/replicate.toml"));
+    let made = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
+    std::fs::write(&made, helm(&["template", "c", &path(CHART), "--set-file", &own])).unwrap();
+    let documents = yaml(made.path().to_str().unwrap());
+    let text = of_kind(&documents, "ConfigMap")["data"]["config.toml"].as_str().unwrap();
+    assert_eq!(text.trim(), read("compose/replicate.toml").trim());
 }
 
 /// Returns the owner and the mode of a file.

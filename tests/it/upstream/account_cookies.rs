@@ -2,7 +2,7 @@
 //! (P11).
 
 use clipgate::sim::SimOptions;
-use clipgate::testing::config::{AuthConfig, Config};
+use clipgate::testing::config::{AuthMode, Config};
 use clipgate::testing::secret::Secret;
 use http::Uri;
 
@@ -13,15 +13,15 @@ use crate::harness::scripted_upstream::ScriptedUpstream;
 
 const LENT: [bool; 3] = [false, true, true];
 
-fn modes() -> [AuthConfig; 3] {
-    let team = AuthConfig::Team(vec![team::member(("alice", "cg_token", "sk-account"))]);
-    [AuthConfig::Passthrough, AuthConfig::Sidecar, team]
+fn modes() -> [AuthMode; 3] {
+    let team = AuthMode::Team(vec![team::member(("alice", "cg_token", "sk-account"))]);
+    [AuthMode::Passthrough, AuthMode::Sidecar, team]
 }
 
-async fn gateway(auth: AuthConfig, upstream: &Uri) -> TestGateway {
+async fn gateway(auth: AuthMode, upstream: &Uri) -> TestGateway {
     let url = upstream.clone();
     let configure = |config: &mut Config, _: &mut SimOptions| {
-        config.auth = auth;
+        config.auth.mode = auth;
         config.upstream.api_key = Some(Secret::new("sk-account"));
         config.upstream.base_url = url;
     };

@@ -12,7 +12,7 @@
 //! | this one | the run: events and timers in order, outputs carried out |
 //!
 //! `CLIPGATE_SWEEP_SEEDS=n` runs n seeds, `CLIPGATE_SWEEP_SEED=n` runs one with a trace.
-//! With `CLIPGATE_SWEEP_BARE` set, the latter runs without proofs and watches, as the regression seeds run once.
+//! With `CLIPGATE_SWEEP_BARE` set, the latter runs without proofs, watches and shedding, as the regression seeds run once.
 
 mod generate;
 mod oracle;
@@ -27,6 +27,7 @@ use super::tests::zero;
 use super::*;
 use crate::core::job::{JobSet, KeyDomain};
 use crate::core::route::{Form, Ladder, Route, Rung};
+use crate::core::sweep::{RandomQueue, SeedOnPanic, setting};
 
 /// Hold that the Coalescer is set to. The upstream keeps to it or not, by its mode.
 const HOLD: Duration = Duration::from_secs(120);
@@ -58,20 +59,7 @@ fn no_client_is_worse_off_than_alone() {
 /// * 26092: a poll was opened for a wait whose join had failed it.
 const REGRESSION_SEEDS: [u64; 4] = [6199, 20059, 26092, 27998];
 
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().expect("a number of seeds, or a seed"))
-}
-
 fn run(seed: u64, trace: bool, has_proof: bool) {
-    /// Prints the seed when the run panics.
-    struct SeedOnPanic(u64);
-    impl Drop for SeedOnPanic {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                eprintln!("replay with CLIPGATE_SWEEP_SEED={}", self.0);
-            }
-        }
-    }
     let _seed = SeedOnPanic(seed);
     let mut sweep = Sweep::new(seed, trace, has_proof);
     sweep.run();
@@ -115,7 +103,7 @@ struct Sweep {
     machine: Coalescer,
     zero: Instant,
     now: Duration,
-    queue: BTreeMap<(Duration, u64), SweepEvent>,
+    queue: RandomQueue<SweepEvent>,
     open_polls: HashMap<PollId, OpenPoll>,
     used_ids: HashSet<PollId>,
     replies: Vec<SentReply>,
@@ -131,6 +119,8 @@ struct Sweep {
     proven: HashMap<usize, u64>,
     /// Watches of which an attempt was made.
     watches: BTreeMap<usize, u64>,
+    /// Clients that lost a poll by shedding: the moment, and the jobs of the poll.
+    shed: HashMap<usize, (Duration, JobSet)>,
 }
 
 fn domain(number: u8) -> KeyDomain {
@@ -148,14 +138,26 @@ impl Sweep {
         let has_proof = has_proof && proof_rng.u8(..8) > 0;
         let idle = [0, 5, 20, 20, 60][proof_rng.usize(..5)];
         let watch_idle = if has_proof { Duration::from_secs(idle) } else { Duration::ZERO };
-        let timing = Timing { ladder: ladder.clone(), hold: HOLD, linger, watch_idle, max_jobs, pace: None };
+        let timing = Timing {
+            ladder: ladder.clone(),
+            hold: HOLD,
+            linger,
+            watch_idle,
+            max_jobs,
+            proves: true,
+            pace: None,
+        };
         let mut sweep = Self {
             hop: Duration::from_millis([0, 5, 50][rng.usize(..3)]),
             rungs: ladder.rungs().collect(),
-            machine: Coalescer::new(timing),
+            machine: if has_proof {
+                Coalescer::new(timing)
+            } else {
+                Coalescer::new(timing).without_shedding()
+            },
             zero: zero(),
             now: Duration::ZERO,
-            queue: BTreeMap::new(),
+            queue: RandomQueue::new(),
             open_polls: HashMap::new(),
             used_ids: HashSet::new(),
             replies: Vec::new(),
@@ -165,6 +167,7 @@ impl Sweep {
             asked: BTreeMap::new(),
             proven: HashMap::new(),
             watches: BTreeMap::new(),
+            shed: HashMap::new(),
             proof_rng,
             has_proof,
             linger,
@@ -187,12 +190,7 @@ impl Sweep {
     }
 
     fn schedule(&mut self, at: Duration, event: SweepEvent) {
-        // Events of one moment happen in random order. The number also keeps their keys apart.
-        let mut order = self.rng.u64(..);
-        while self.queue.contains_key(&(at, order)) {
-            order = order.wrapping_add(1);
-        }
-        self.queue.insert((at, order), event);
+        self.queue.add(&mut self.rng, at, event);
     }
 
     /// Returns a random time for one step on the way of a request.
@@ -217,13 +215,7 @@ impl Sweep {
         loop {
             let timer = self.machine.poll_timeout();
             let timer = timer.map(|at| at.saturating_duration_since(self.zero) + timer_delay);
-            let event = self.queue.first_key_value().map(|((at, _), _)| *at);
-            let timer_first = match (timer, event) {
-                (None, None) => break,
-                (Some(_), None) => true,
-                (None, Some(_)) => false,
-                (Some(timer), Some(event)) => timer < event || (timer == event && self.rng.bool()),
-            };
+            let Some(timer_first) = self.queue.is_timer_first(&mut self.rng, timer) else { break };
             if timer_first {
                 self.now = self.now.max(timer.unwrap());
                 let now = self.zero + self.now;
@@ -231,7 +223,7 @@ impl Sweep {
                 assert!(self.machine.poll_timeout().is_none_or(|at| at > now), "still due");
                 timer_delay = self.hop();
             } else {
-                let ((at, _), event) = self.queue.pop_first().unwrap();
+                let (at, event) = self.queue.pop().unwrap();
                 self.now = at;
                 self.handle(event);
             }
@@ -375,7 +367,9 @@ impl Sweep {
             Output::Abort(id) => {
                 self.log(&format!("{id:?} is aborted"));
                 let poll = self.open_polls.remove(&id).expect("only an open poll is aborted");
-                self.p4_no_held_poll_with_waits_is_aborted(&poll);
+                if self.p4_a_poll_with_waits_is_aborted_only_if_silent_polls_outlast_it(&poll) {
+                    self.record_shed(&poll);
+                }
             }
             Output::Settle(WaitId(number), result) => {
                 let number = usize::try_from(number).unwrap();
@@ -383,6 +377,7 @@ impl Sweep {
                 assert!(self.clients[number].settled.replace(self.now).is_none(), "answered twice");
                 assert!(!self.clients[number].left, "answered after it left");
                 self.check_answer(&self.clients[number], &result);
+                self.p12_no_client_of_a_shed_poll_gets_the_failure_of_another(number, &result);
                 let client = &self.clients[number];
                 if result.how == Cost::Proven && client.is_plain() {
                     *self.proven.entry(client.jobs[0]).or_default() += 1;

@@ -140,12 +140,64 @@ impl Sweep {
         }
     }
 
-    /// A poll that the upstream holds and that has waits is never aborted.
-    pub(super) fn p4_no_held_poll_with_waits_is_aborted(&self, poll: &OpenPoll) {
+    /// A poll that the upstream holds and that has waits is aborted only if each of its several jobs is at its rung, or has
+    /// a poll of its own at that rung that was opened and sent later and has been silent for the margin. Returns whether it
+    /// was such a poll.
+    pub(super) fn p4_a_poll_with_waits_is_aborted_only_if_silent_polls_outlast_it(
+        &self,
+        poll: &OpenPoll,
+    ) -> bool {
         // Without a linger, a poll may end in the same step as its last wait.
-        let lingers = !self.linger.is_zero();
-        let has_waits = poll.had_waits && poll.idle_since.is_none();
-        assert!(!lingers || poll.held_since.is_none() || !has_waits, "{poll:?} is aborted");
+        let has_waits = !self.linger.is_zero() && poll.had_waits && poll.idle_since.is_none();
+        if poll.held_since.is_none() || !has_waits {
+            return false;
+        }
+        let goal = self.rungs.iter().position(|&rung| poll.spec.goal == Goal::Rung(rung));
+        let goal = goal.expect("a poll without a status has no successor");
+        for job in self.jobs_of(&poll.spec) {
+            let is_successor = |other: &OpenPoll| {
+                (other.spec.domain, other.spec.goal) == (poll.spec.domain, poll.spec.goal)
+                    && self.jobs_of(&other.spec) == [job]
+                    && other.opened_at > poll.opened_at
+                    && other.attempted_at > poll.attempted_at
+                    && other.held_since.is_some_and(|since| since + MIN_SILENCE <= self.now)
+            };
+            let was_seen = self.sent.iter().any(|&(sent, rung, _)| sent == job && rung >= goal);
+            let is_outlasted = was_seen || self.open_polls.values().any(is_successor);
+            let is_shed = goal > 0 && poll.spec.jobs.len() > 1 && is_outlasted;
+            assert!(is_shed, "{poll:?} is aborted, but nothing else asks for {job}");
+            // P7: a wait that lasts as long as the hold would need a snapshot at its deadline, unless a proof spares it.
+            let ends_before =
+                |client: &usize| self.clients[*client].deadline() + SKEW < poll.opened_at + HOLD;
+            let is_provable = self.sent.iter().any(|&(sent, rung, _)| sent == job && rung + 1 >= goal);
+            assert!(is_provable || poll.clients.iter().all(ends_before), "{poll:?} would spare a snapshot");
+        }
+        true
+    }
+
+    pub(super) fn record_shed(&mut self, poll: &OpenPoll) {
+        for &client in &poll.clients {
+            let before = self.shed.insert(client, (self.now, poll.spec.jobs.clone()));
+            assert!(before.is_none(), "polls of client {client} are shed twice");
+        }
+    }
+
+    /// Until its deadline, a client whose poll was shed gets no refusal, failure or unreadable answer to one of the polls
+    /// that replaced it, nor to a later poll of another client: alone it would have a good poll. Only an outage or a
+    /// paused key concerns every poll.
+    pub(super) fn p12_no_client_of_a_shed_poll_gets_the_failure_of_another(
+        &self,
+        number: usize,
+        result: &WaitResult,
+    ) {
+        let Some((shed_at, jobs)) = self.shed.get(&number) else { return };
+        let Some(reply) = self.reply_of(&result.end) else { return };
+        if self.is_past_deadline(&self.clients[number]) {
+            return;
+        }
+        let replaces = reply.spec.jobs.iter().any(|job| jobs.contains(job));
+        let is_own = result.direct && (!replaces || reply.attempted_at >= *shed_at);
+        assert!(is_own, "{:?} lost its poll at {shed_at:?} and gets {reply:?}", self.clients[number]);
     }
 
     /// A watch asks for one job, which was asked for twice within `watch_idle`, the last time by `asked_by`. The other
@@ -178,7 +230,9 @@ impl Sweep {
     pub(super) fn idle_polls_end_in_time(&mut self) {
         let now = self.now;
         for (id, poll) in &mut self.open_polls {
-            if self.machine.attached_waits(*id).next().is_some() {
+            let waits = self.machine.attached_waits(*id);
+            poll.clients = waits.map(|WaitId(number)| usize::try_from(number).unwrap()).collect();
+            if !poll.clients.is_empty() {
                 (poll.had_waits, poll.idle_since) = (true, None);
             } else if poll.had_waits && poll.idle_since.is_none() {
                 poll.idle_since = Some(now);

@@ -13,6 +13,7 @@ use crate::core::route::Goal;
 #[derive(Debug)]
 pub(super) struct OpenPoll {
     pub(super) spec: PollSpec,
+    pub(super) opened_at: Duration,
     pub(super) attempted_at: Duration,
     pub(super) is_watch: bool,
     /// Whether an attempt was made.
@@ -22,18 +23,22 @@ pub(super) struct OpenPoll {
     /// Whether a wait was attached, and since when none is.
     pub(super) had_waits: bool,
     pub(super) idle_since: Option<Duration>,
+    /// Clients whose waits were attached after the last event.
+    pub(super) clients: Vec<usize>,
 }
 
 impl OpenPoll {
     pub(super) fn new(spec: PollSpec, is_watch: bool, now: Duration) -> Self {
         Self {
             spec,
+            opened_at: now,
             attempted_at: now,
             is_watch,
             was_attempted: false,
             held_since: None,
             had_waits: false,
             idle_since: None,
+            clients: Vec::new(),
         }
     }
 }
@@ -124,7 +129,11 @@ impl Sweep {
         let is_faulty = self.mode == UpstreamMode::Faulty;
         if jobs.iter().any(|&n| self.jobs[n].is_refused) || (is_faulty && self.rng.u8(..20) == 0) {
             let reply = self.reply(&spec, attempted_at, true);
-            let lands = self.now + self.hop();
+            let mut lands = self.now + self.hop();
+            // A request that was accepted may be refused later.
+            if is_faulty && self.has_proof && self.proof_rng.bool() {
+                lands += Duration::from_millis(self.proof_rng.u64(..60_000));
+            }
             return self.schedule(lands, SweepEvent::Land(id, PollOutcome::Refused(reply)));
         }
         let goal = self.rungs.iter().position(|&rung| spec.goal == Goal::Rung(rung)).unwrap_or(0);

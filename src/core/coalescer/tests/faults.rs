@@ -47,7 +47,7 @@ fn a_wait_with_a_proven_state_is_held_through_a_pause_that_outlasts_it() {
     let mut s = Scenario::new();
     s.join(1, "a b", "completed").join(2, "a", "streaming").join(3, "b", "completed").at(10.0);
     s.land("a streaming", "a=streaming").land("b completed", "b=complete");
-    s.at(20.0).join(4, "a", "completed").at(21.0).progress("a completed", paused(429, 3600.0));
+    s.at(20.0).join(4, "a", "completed").at(20.4).progress("a completed", paused(429, 3600.0));
     assert_eq!(s.answer(4), "", "the poll for a and b is held, and only a keeps it open");
     s.at(90.0).land("a b completed", "a=complete b=complete");
     assert_eq!(s.answer(4), "reached a=complete");

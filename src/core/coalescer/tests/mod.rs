@@ -13,6 +13,7 @@ mod pace;
 mod proof;
 mod results;
 mod sharing;
+mod shed;
 mod watch;
 
 use std::collections::HashMap;
@@ -79,6 +80,7 @@ impl Scenario {
             linger,
             watch_idle: Duration::ZERO,
             max_jobs,
+            proves: true,
             pace: None,
         };
         let zero = zero();

@@ -13,6 +13,7 @@ impl Scenario {
             linger: secs(2.0),
             watch_idle: Duration::ZERO,
             max_jobs: 6,
+            proves: false,
             pace: Some(pace),
         };
         s.machine = Coalescer::new(timing);
@@ -162,6 +163,16 @@ fn a_wait_that_joins_while_a_snapshot_is_under_way_is_answered_by_it() {
     // The job may have completed between the sending and the arrival of the second wait.
     s.at(1.9).land("a now", "a=complete");
     s.assert_answers(&["reached a=complete"; 2]);
+}
+
+#[test]
+fn a_request_that_comes_between_the_reading_and_the_landing_of_a_snapshot_is_answered_by_it() {
+    let mut s = Scenario::paced(2.0, 2.0, 1.0);
+    s.get(1, "a").at(0.5);
+    let read = s.state("a", "streaming");
+    s.at(0.501).get(2, "a").join(3, "a", "streaming").at(0.502);
+    s.land_as("a now", PollOutcome::Jobs(vec![read])).assert_answers(&["reached a=streaming"; 3]);
+    assert_eq!((s.opened, s.is_idle()), (1, true));
 }
 
 #[test]

@@ -130,3 +130,17 @@ fn the_poll_of_one_key_proves_nothing_to_another() {
     s.join_with(3, spec);
     assert!(!s.is_proven(3));
 }
+
+/// The upstream may hold a poll past the rung that it asks for.
+#[test]
+fn where_silence_proves_nothing_every_state_is_asked_for() {
+    let mut s = Scenario::new();
+    s.machine.timing.proves = false;
+    s.join(1, "a", "completed").at(10.0).join(2, "a", "").land("a now", "a=streaming");
+    s.at(11.0).get(3, "a");
+    assert_eq!((s.answer(3), s.open()), (String::new(), vec!["a completed", "a now"]));
+    s.land("a now", "a=streaming");
+    let spec = WaitSpec { timeout: secs(40.0), ..s.spec("a", "completed") };
+    s.join_with(4, spec).at(60.0);
+    assert!(s.open().contains(&"a submitted"), "{:?}", s.open());
+}
