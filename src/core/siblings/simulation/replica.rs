@@ -41,6 +41,7 @@ pub(super) struct Replica {
 impl Replica {
     pub(super) fn new(n: usize, plan: &SweepPlan, route: &Route, rng: &mut fastrand::Rng) -> Self {
         let timing = Timing {
+            proves: true,
             ladder: route.ladder.clone(),
             hold: HOLD,
             linger: plan.linger,
