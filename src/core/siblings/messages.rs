@@ -33,6 +33,7 @@ impl Siblings {
             SiblingMessage::Detached(name, guest) => self.guest_detached(name, guest, now),
             SiblingMessage::Note(name, token, is_held) => self.noted(name, token, is_held),
             SiblingMessage::Revoked(domain, dead) => self.revoked(domain, dead, now),
+            SiblingMessage::Removed(_) | SiblingMessage::Paused(..) => {}
             SiblingMessage::Flushed => self.engine_flushed(now),
         }
     }

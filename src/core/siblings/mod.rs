@@ -12,8 +12,10 @@
 //! | `link` | the link to the engine: near, far or apart |
 //! | `members` | the other replicas and their ranks |
 //! | `outbox` | calls that are sent again until they are answered |
+//! | `inspect` | the view of the caller |
 
 mod claims;
+mod inspect;
 mod link;
 mod members;
 mod messages;
@@ -30,13 +32,14 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
 use self::claims::LOOKING;
+pub use self::inspect::SiblingView;
 use self::link::EngineLink;
 use self::members::Members;
 use self::outbox::{Letter, Outbox};
 use self::shared_poll::{SharePhase, SharedPoll, SharedPolls};
 pub use self::types::{
     CallId, ClaimRequest, EngineAnswer, EngineCall, EngineTime, KeyEpoch, LeaseToken, LinkState, PollName,
-    ReplicaName, ShareSpec, SharedOutcome, SharedState, SiblingConfig, SiblingInput, SiblingMessage,
+    Removal, ReplicaName, ShareSpec, SharedOutcome, SharedState, SiblingConfig, SiblingInput, SiblingMessage,
     SiblingOutput, Suspicion,
 };
 use crate::core::Map;
@@ -201,6 +204,7 @@ impl Siblings {
                 self.counted(name, count, now);
             }
             SiblingInput::KeyRefused(domain) => self.key_refused(domain, now),
+            SiblingInput::Publish(call) => self.send(Letter::Other(call), now),
             SiblingInput::Drain(until) => self.drain(until, now),
         }
     }
@@ -254,32 +258,6 @@ impl Siblings {
     /// Returns the next command, in order.
     pub fn poll_output(&mut self) -> Option<SiblingOutput> {
         self.outputs.pop_front()
-    }
-
-    /// Returns the state of the link to the engine.
-    pub fn link(&self) -> LinkState {
-        self.link.state()
-    }
-
-    /// Returns the number of replicas that are heard, this one included.
-    pub fn members(&self) -> usize {
-        self.members.len() + 1
-    }
-
-    /// Returns the number of shared polls, and of those without waits here.
-    pub fn polls(&self) -> (usize, usize) {
-        let kept = self.polls.iter().filter(|(_, poll)| poll.local.is_none()).count();
-        (self.polls.len(), kept)
-    }
-
-    /// Returns the number of calls that the engine has not answered.
-    pub fn unanswered(&self) -> usize {
-        self.outbox.len()
-    }
-
-    /// Returns the sibling that makes a poll of the coalescer.
-    pub fn holder(&self, id: PollId) -> Option<ReplicaName> {
-        self.polls.get(self.polls.of_local(id)?)?.holder()
     }
 
     fn open(&mut self, id: PollId, spec: ShareSpec, now: Instant) {

@@ -112,6 +112,17 @@ pub struct Suspicion {
     pub is_proven: bool,
 }
 
+/// States that are not used any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// All states.
+    All,
+    /// The states of the jobs with the id of this one, of all routes and keys.
+    Id(JobId),
+    /// The states of a job and its variants that an action changed.
+    Changed(KeyDomain, JobId),
+}
+
 /// Argument of [`EngineCall::Claim`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimRequest {
@@ -150,6 +161,8 @@ pub enum SiblingInput {
     Subscribers(ReplicaName, usize),
     /// The upstream rejected a key here.
     KeyRefused(KeyDomain),
+    /// Sends [`EngineCall::Remove`] or [`EngineCall::Pause`] until the engine has answered.
+    Publish(EngineCall),
     /// The gateway stops at this moment at the latest. The coalescer ends its waits on its own.
     Drain(Instant),
 }
@@ -215,6 +228,10 @@ pub enum EngineCall {
     Beat(Option<ReplicaName>),
     /// Begins a new epoch of a key that the upstream rejected, and publishes that.
     Refuse(KeyDomain),
+    /// Removes stored states, and publishes that.
+    Remove(Removal),
+    /// Publishes that the upstream pauses a key for this time.
+    Pause(KeyDomain, Duration),
     /// Publishes that the engine lost its memory.
     Flushed,
 }
@@ -275,6 +292,10 @@ pub enum SiblingMessage {
     Note(PollName, LeaseToken, bool),
     /// The upstream rejected a key; its former epoch is dead.
     Revoked(KeyDomain, KeyEpoch),
+    /// States were removed. The machine passes over this message: its caller has the cache.
+    Removed(Removal),
+    /// The upstream pauses a key for this time. The machine passes over this message: its caller has the scheduler.
+    Paused(KeyDomain, Duration),
     /// The engine lost its memory.
     Flushed,
 }

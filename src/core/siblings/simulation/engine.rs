@@ -87,6 +87,8 @@ impl EngineModel {
                 self.epochs.remove(&domain);
                 (done, vec![SiblingMessage::Revoked(domain, dead)])
             }
+            EngineCall::Remove(removal) => (done, vec![SiblingMessage::Removed(removal)]),
+            EngineCall::Pause(domain, pause) => (done, vec![SiblingMessage::Paused(domain, pause)]),
             EngineCall::Flushed => (done, vec![SiblingMessage::Flushed]),
         }
     }

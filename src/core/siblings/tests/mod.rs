@@ -240,6 +240,8 @@ impl Gateway {
                         EngineCall::Note(_, _, true) => "note held",
                         EngineCall::Note(_, _, false) => "note not held",
                         EngineCall::Refuse(_) => "refuse",
+                        EngineCall::Remove(_) => "remove",
+                        EngineCall::Pause(..) => "pause",
                         EngineCall::Flushed => "flushed",
                         EngineCall::Beat(_) => "beat",
                     };
