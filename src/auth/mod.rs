@@ -173,6 +173,15 @@ impl Authenticator {
     pub fn new(auth: &config::AuthConfig, api_key: Option<&Secret>) -> Result<Self, AuthenticatorError> {
         let mut hash_key = [0; blake3::KEY_LEN];
         getrandom::fill(&mut hash_key).map_err(AuthenticatorError::Random)?;
+        Self::with_hash_key(auth, api_key, hash_key)
+    }
+
+    /// Returns an authenticator with this hash key. Replicas with the same hash key name the same key domains.
+    pub fn with_hash_key(
+        auth: &config::AuthConfig,
+        api_key: Option<&Secret>,
+        hash_key: [u8; blake3::KEY_LEN],
+    ) -> Result<Self, AuthenticatorError> {
         let keyring = ArcSwap::from_pointee(Keyring::new(auth, api_key, &hash_key)?);
         Ok(Self { keyring, hash_key })
     }
