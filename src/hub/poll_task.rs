@@ -10,10 +10,11 @@ use http::HeaderMap;
 use tokio::task::{AbortHandle, JoinError};
 use tracing::{debug, error};
 
+use super::HubError;
 use super::task::HubTask;
 use crate::auth::Credential;
 use crate::clock;
-use crate::core::coalescer::{Cause, Failure, Input, PollId, PollProgress, PollSpec};
+use crate::core::coalescer::{Cause, Failure, Input, PollId, PollProgress, PollSpec, WaitId};
 use crate::core::job::KeyDomain;
 use crate::core::route::Goal;
 use crate::core::scheduler::{PollClass, PollRequest, RetryAdvice};
@@ -33,6 +34,8 @@ pub(super) struct OpenedPoll {
     /// Owner of the quota that a watch is charged to; `None` for other polls.
     pub(super) payer: Option<Subject>,
     pub(super) credential: Credential,
+    /// The wait that pays when the poll is made here and no sibling has made it; only with siblings.
+    pub(super) opener: Option<(WaitId, Subject)>,
 }
 
 /// A poll that this replica makes: queued, held at the upstream, backing off or paused.
@@ -83,7 +86,8 @@ impl HubTask {
             debug_assert!(false, "{id:?} has no key");
             return;
         };
-        let poll = OpenedPoll { spec, cause, payer, credential };
+        let opener = self.opener.filter(|_| payer.is_none());
+        let poll = OpenedPoll { spec, cause, payer, credential, opener };
         if let Some(poll) = self.offer_poll(id, poll, now) {
             self.make_poll(id, poll, now);
         }
@@ -91,7 +95,10 @@ impl HubTask {
 
     /// Requests attempts of a poll, and counts a watch against the quota of its client.
     pub(super) fn make_poll(&mut self, id: PollId, poll: OpenedPoll, now: Instant) {
-        let OpenedPoll { spec, cause, payer, credential } = poll;
+        let OpenedPoll { spec, cause, payer, credential, opener } = poll;
+        if opener.is_some_and(|opener| !self.charge_opener(id, opener, now)) {
+            return;
+        }
         if payer.is_some_and(|payer| self.limits.check_call(payer).is_err()) {
             return self.machines.of_poll_mut(id).handle(Input::CancelWatch(id), now);
         }
@@ -119,6 +126,19 @@ impl HubTask {
         };
         self.polls.insert(id, poll);
         self.scheduler.request(id, PollRequest { domain, jobs, class }, now);
+    }
+
+    /// Counts a poll against the quota of the wait that opened it. Without quota the wait is rejected. Returns whether the
+    /// poll is needed: it is paid for, or other waits have attached to it.
+    fn charge_opener(&mut self, id: PollId, (wait, subject): (WaitId, Subject), now: Instant) -> bool {
+        let Err(limited) = self.limits.check_call(subject) else { return true };
+        let machine = self.machines.of_poll_mut(id);
+        machine.handle(Input::Leave(wait), now);
+        let is_needed = machine.attached_waits(id).next().is_some();
+        if let Some(responder) = self.unpark(wait, None, now) {
+            responder.answer(Err(HubError::Limited(limited)));
+        }
+        is_needed
     }
 
     /// Returns the credential of a key with parked waits, or of the poll that has just landed.

@@ -59,6 +59,8 @@ pub(super) struct HubTask {
     pub(super) event_receiver: mpsc::Receiver<PollEvent>,
     /// `None`: this replica is alone.
     pub(super) sharing: Option<Box<PollSharing>>,
+    /// The wait whose polls are being opened, with siblings: its quota `calls` pays once a poll is granted.
+    pub(super) opener: Option<(WaitId, Subject)>,
     /// The answer that is being applied. `None` outside of [`Self::handle_event`].
     pub(super) current_answer: Option<UpstreamAnswer>,
 }
@@ -90,6 +92,7 @@ impl HubTask {
             event_sender,
             event_receiver,
             sharing,
+            opener: None,
             current_answer: None,
         }
     }
@@ -257,7 +260,11 @@ impl HubTask {
         machine.handle(Input::Join(id, spec), now);
         let opens = machine.pending_opens();
         self.link_to_polls(id);
-        if opens > 0
+        if self.sharing.is_some() {
+            self.opener = Some((id, wait.quota_subject));
+            self.drain_outputs(now);
+            self.opener = None;
+        } else if opens > 0
             && let Err(limited) = self.limits.check_calls(wait.quota_subject, opens)
         {
             self.machines.of_route_mut(route).handle(Input::CancelJoin(id), now);

@@ -263,6 +263,7 @@ impl HubTask {
             SiblingOutput::Progress(id, progress) => {
                 if let PollProgress::Elsewhere { .. } = progress {
                     debug!(poll = id.0, "poll made by a sibling");
+                    self.is_free(id);
                 }
                 self.machines.of_poll_mut(id).handle(Input::Progress(id, progress), now);
             }
@@ -272,6 +273,13 @@ impl HubTask {
             SiblingOutput::Call(id, call) => sharing.cluster.call(id, call),
             SiblingOutput::CountSubscribers(name) => sharing.cluster.count_subscribers(name),
             SiblingOutput::Resubscribe => sharing.cluster.resubscribe(),
+        }
+    }
+
+    /// Records that a sibling makes a poll: this one costs its clients nothing, also if it is taken over.
+    fn is_free(&mut self, id: PollId) {
+        if let Some(offered) = self.sharing.as_mut().and_then(|sharing| sharing.offered.get_mut(&id)) {
+            offered.poll.opener = None;
         }
     }
 
