@@ -125,7 +125,6 @@ impl Credential {
     ///
     /// The bytes of an `Authorization` field alone are its value. Others begin with a zero byte, which a value cannot
     /// have, and have the length of each name and value before its bytes.
-    #[allow(dead_code, reason = "used with [cluster] only")]
     pub(crate) fn key_bytes(&self) -> Option<Bytes> {
         match self.authorization() {
             Some(value) => Some(Bytes::copy_from_slice(value.as_bytes())),

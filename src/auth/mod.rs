@@ -8,7 +8,7 @@
 //! | `open` | anything | no key | one for all clients |
 //!
 //! [`Credential::domain`] makes key domains from keys. The hash key is random, made at start, and never leaves the
-//! process. A key domain in a log therefore reveals nothing about its key. A reload can replace members and keys while
+//! process; replicas derive it from `cluster.secret`. A key domain in a log therefore reveals nothing about its key. A reload can replace members and keys while
 //! requests are served. This module does not know methods, paths and bodies.
 
 mod credential;
@@ -176,11 +176,20 @@ impl Authenticator {
         Self::with_hash_key(auth, api_key, hash_key)
     }
 
-    /// Returns an authenticator with this hash key. Replicas with the same hash key name the same key domains.
-    pub fn with_hash_key(
+    /// Returns an authenticator with the hash key of these replicas, so that a key has one domain on all of them.
+    pub(crate) fn of_cluster(
         auth: &config::AuthConfig,
         api_key: Option<&Secret>,
-        hash_key: [u8; blake3::KEY_LEN],
+        cluster_secret: &Secret,
+    ) -> Result<Self, AuthenticatorError> {
+        let secret = cluster_secret.expose().as_bytes();
+        Self::with_hash_key(auth, api_key, blake3::derive_key("clipgate cluster v1: key domains", secret))
+    }
+
+    fn with_hash_key(
+        auth: &config::AuthConfig,
+        api_key: Option<&Secret>,
+        hash_key: HashKey,
     ) -> Result<Self, AuthenticatorError> {
         let keyring = ArcSwap::from_pointee(Keyring::new(auth, api_key, &hash_key)?);
         Ok(Self { keyring, hash_key })

@@ -12,7 +12,7 @@ const LAYERS: [&[&str]; 11] = [
     &["protocol"],
     &["config"],
     &["telemetry"],
-    &["auth", "cache", "limits", "upstream", "sim"],
+    &["auth", "cache", "cluster", "limits", "upstream", "sim"],
     &["hub"],
     &["gateway"],
     &["server"],

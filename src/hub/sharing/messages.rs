@@ -27,6 +27,7 @@ impl HubTask {
             self.message_of_sibling(message, now);
         }
         if let Some(sharing) = &mut self.sharing {
+            sharing.cluster.observe(&input);
             sharing.machine.handle(input, now);
             self.drain_sharing_outputs(&origin, now);
             self.drain_outputs(now);

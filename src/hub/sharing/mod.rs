@@ -23,6 +23,7 @@ mod registrations;
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tracing::debug;
 
@@ -44,6 +45,8 @@ use crate::core::siblings::{
 pub(crate) struct SharingDeps {
     pub(crate) cluster: Cluster,
     pub(crate) inbox: mpsc::Receiver<SiblingInput>,
+    /// The task of the link, which the hub runs.
+    pub(crate) link: BoxFuture<'static, ()>,
     pub(crate) config: SiblingConfig,
     /// Whether polls are shared. Rejected keys, pauses and removals are always.
     pub(crate) shares_polls: bool,
@@ -55,6 +58,8 @@ pub(super) struct PollSharing {
     machine: Siblings,
     cluster: Cluster,
     inbox: mpsc::Receiver<SiblingInput>,
+    /// `None` once it runs.
+    link: Option<BoxFuture<'static, ()>>,
     shares_polls: bool,
     /// The polls that the machine has, by their numbers at the coalescer; and those that go on for siblings only.
     offered: Map<PollId, OfferedPoll>,
@@ -77,11 +82,12 @@ const MAX_INPUTS: usize = 1024;
 
 impl PollSharing {
     pub(super) fn new(deps: SharingDeps) -> Self {
-        let SharingDeps { cluster, inbox, config, shares_polls, expected } = deps;
+        let SharingDeps { cluster, inbox, link, config, shares_polls, expected } = deps;
         Self {
             machine: Siblings::new(config),
             cluster,
             inbox,
+            link: Some(link),
             shares_polls,
             offered: Map::default(),
             names: Registrations::default(),
@@ -89,6 +95,13 @@ impl PollSharing {
             reports: LinkReports::new(expected),
             handed_over: watch::Sender::new(false),
             is_draining: false,
+        }
+    }
+
+    /// Starts the task of the link. It ends after the last handle of the cluster is dropped.
+    pub(super) fn start_link(&mut self) {
+        if let Some(link) = self.link.take() {
+            tokio::spawn(link);
         }
     }
 
@@ -148,8 +161,8 @@ impl HubTask {
         let (takes_known, max_age) = self.accepted_age(id, &poll);
         let route = self.poller.route(&poll.spec);
         let Some(sharing) = &mut self.sharing else { return Some(poll) };
-        let PollSpec { domain, ref jobs, goal, .. } = poll.spec;
-        let name = sharing.cluster.poll_name(route, &poll.spec);
+        let PollSpec { domain, ref jobs, goal, form } = poll.spec;
+        let Some(name) = sharing.cluster.poll_name(domain, jobs, form, goal) else { return Some(poll) };
         let share =
             ShareSpec { name, domain, jobs: jobs.clone(), goal, hold: route.hold, takes_known, max_age };
         sharing.cluster.register(&share, &key);

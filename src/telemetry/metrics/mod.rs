@@ -11,6 +11,8 @@
 //!
 //! To add a metric: register it under its full name with [`register`], and describe it in `docs/observability.md`.
 
+#[allow(dead_code, reason = "the hub uses it from its next change on")]
+mod cluster;
 mod labels;
 mod process;
 mod routes;
@@ -30,6 +32,9 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 use serde::{Serialize, Serializer};
 use strum::VariantArray as _;
 
+use self::cluster::ClusterMetrics;
+#[allow(unused_imports, reason = "the hub uses them from its next change on")]
+pub(crate) use self::cluster::{ClaimOutcome, LinkLabel, MessageLabel, TakeoverReason};
 pub(crate) use self::labels::{
     CallCause, CallError, CallKind, CloseReason, Code, EndpointLabel, Limit, Outcome, WaitEnd,
 };
@@ -57,6 +62,7 @@ pub struct Metrics {
     pub(crate) rate_limited: RateLimitMetrics,
     pub(crate) connections: ConnectionMetrics,
     pub(crate) unknown_states: UnknownStateMetrics,
+    pub(crate) cluster: ClusterMetrics,
 }
 
 /// Counts since the start of the process.
@@ -90,6 +96,7 @@ impl Metrics {
             rate_limited: RateLimitMetrics::new(registry),
             connections: ConnectionMetrics::new(registry),
             unknown_states: UnknownStateMetrics::new(registry),
+            cluster: ClusterMetrics::new(registry),
         })
     }
 

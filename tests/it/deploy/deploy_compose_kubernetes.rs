@@ -189,7 +189,8 @@ fn dclint_accepts_the_compose_file_of_replicas_and_all_share_one_engine() {
     let gateway = &yaml(&path(file)).remove(0)["services"]["gateway"];
     let secret = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&secret, "0123456789abcdef0123456789abcdef").unwrap();
-    let text = read("compose/replicas.toml").replace("/run/secrets/cluster_secret", secret.path().to_str().unwrap());
+    let text =
+        read("compose/replicas.toml").replace("/run/secrets/cluster_secret", secret.path().to_str().unwrap());
     let written = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&written, text).unwrap();
     let config = Config::load(Some(written.path()), Vec::new()).unwrap_or_else(|faults| panic!("{faults}"));
