@@ -120,7 +120,9 @@ impl Siblings {
                 is_held: false,
                 is_suspended: false,
                 guests: std::mem::take(&mut poll.early_guests),
-                guests_asked: BTreeSet::new(),
+                asked: None,
+                came: BTreeSet::new(),
+                left: BTreeSet::new(),
                 guests_linger_until: None,
                 lingers_here: false,
                 ends_at: None,
@@ -143,7 +145,10 @@ impl Siblings {
         let call = self.call(EngineCall::Adopt { spec, token, age });
         self.calls.insert(call, (name, token));
         self.polls.change(name, |poll| {
-            poll.own_mut().into_iter().for_each(|own| own.guests_asked = own.guests.clone());
+            let Some(own) = poll.own_mut() else { return };
+            own.asked = Some(call);
+            own.came.clear();
+            own.left.clear();
         });
     }
 
@@ -197,7 +202,7 @@ impl Siblings {
             EngineAnswer::Held { by, token, age, .. } => self.held(name, by, token, age, now),
             EngineAnswer::Known(states, epoch) if !is_ours => self.known(name, states, epoch, now),
             EngineAnswer::Adopted { is_mine, epoch, guests } => {
-                self.adopted(name, is_mine, epoch, guests, now)
+                self.adopted(name, call, is_mine.then_some(epoch), guests, now)
             }
             EngineAnswer::Flushed => {
                 self.call(EngineCall::Flushed);
@@ -225,8 +230,8 @@ impl Siblings {
     fn adopted(
         &mut self,
         name: PollName,
-        is_mine: bool,
-        epoch: KeyEpoch,
+        call: CallId,
+        lease: Option<KeyEpoch>,
         guests: Vec<ReplicaName>,
         now: Instant,
     ) {
@@ -237,22 +242,23 @@ impl Siblings {
         let note = self.polls.change(name, |poll| {
             let (token, is_kept) = (poll.token, poll.local.is_none());
             let own = poll.own_mut()?;
-            own.is_leased = is_mine;
-            if is_mine {
-                own.epoch = Some(epoch);
-                let has_left =
-                    |guest: &ReplicaName| own.guests_asked.contains(guest) && !own.guests.contains(guest);
-                let newer = own.guests.difference(&own.guests_asked);
-                let known = guests.into_iter().filter(|guest| !has_left(guest));
-                own.guests = known.chain(newer.copied()).collect();
-                if own.guests.is_empty() && !own.guests_asked.is_empty() {
-                    // P6. An engine that lost its memory learns of guests that are still there by their looks.
-                    own.guests_linger_until = Some(now + linger.max(COMING_BACK));
-                }
-                if is_kept {
-                    let until = own.guests_linger_until.unwrap_or(now);
-                    own.ends_at = own.guests.is_empty().then(|| own.ends_at.unwrap_or(until));
-                }
+            (own.is_leased, own.epoch) = (lease.is_some(), lease.or(own.epoch));
+            if own.asked.take_if(|asked| *asked == call).is_none() {
+                return None; // a newer question is on its way
+            }
+            let had_guests = !own.guests.is_empty();
+            // The guests of a lease that is lost are those of the new holder.
+            own.guests =
+                guests.into_iter().filter(|guest| lease.is_some() && !own.left.contains(guest)).collect();
+            own.guests.append(&mut own.came);
+            own.left.clear();
+            if had_guests && own.guests.is_empty() {
+                // P6. An engine that lost its memory learns of guests that are still there by their looks.
+                own.guests_linger_until = Some(now + linger.max(COMING_BACK));
+            }
+            if is_kept {
+                let until = own.guests_linger_until.unwrap_or(now);
+                own.ends_at = own.guests.is_empty().then(|| own.ends_at.unwrap_or(until));
             }
             (own.is_held && !own.guests.is_empty()).then_some(token)
         });

@@ -68,9 +68,8 @@ impl Siblings {
         let Some(poll) = self.polls.remove(name) else { return };
         let Some(own) = poll.own() else { return };
         self.outputs.push_back(SiblingOutput::Cancel(own.run));
-        if own.is_leased || !own.guests.is_empty() {
-            self.send(Letter::Other(EngineCall::Leave(name, poll.token)), now);
-        }
+        // Also without a lease: a sibling that has not heard of the new holder still waits for this poll.
+        self.send(Letter::Other(EngineCall::Leave(name, poll.token)), now);
     }
 
     pub(super) fn progress(&mut self, run: PollId, progress: PollProgress) {
@@ -179,6 +178,10 @@ impl Siblings {
             let own = poll.own_mut()?;
             own.guests.insert(guest);
             own.ends_at = None;
+            if own.asked.is_some() {
+                own.left.remove(&guest);
+                own.came.insert(guest);
+            }
             Some((own.run, own.is_held, own.is_suspended))
         });
         let Some((run, is_held, is_suspended)) = attached.flatten() else { return };
@@ -216,8 +219,14 @@ impl Siblings {
         self.polls.change(name, |poll| {
             let is_kept = poll.local.is_none();
             poll.early_guests.remove(&guest);
-            let Some(own) = poll.own_mut().filter(|own| own.guests.contains(&guest)) else { return };
-            own.guests.remove(&guest);
+            let Some(own) = poll.own_mut() else { return };
+            if own.asked.is_some() {
+                own.came.remove(&guest);
+                own.left.insert(guest);
+            }
+            if !own.guests.remove(&guest) {
+                return;
+            }
             own.guests_linger_until = Some(now + linger);
             if is_kept && own.guests.is_empty() {
                 own.ends_at = own.guests_linger_until;

@@ -76,8 +76,10 @@ pub(super) struct OwnRun {
     pub(super) is_suspended: bool,
     /// Siblings with waits on it.
     pub(super) guests: BTreeSet<ReplicaName>,
-    /// The guests when the engine was last asked for them. Those that came or left since are newer than its answer.
-    pub(super) guests_asked: BTreeSet<ReplicaName>,
+    /// Question for the guests on its way, and those that came or left since: its answer is older.
+    pub(super) asked: Option<CallId>,
+    pub(super) came: BTreeSet<ReplicaName>,
+    pub(super) left: BTreeSet<ReplicaName>,
     /// End of the linger after the last guest.
     pub(super) guests_linger_until: Option<Instant>,
     /// Whether the coalescer counts no linger for it: it joined a poll that was kept for guests.

@@ -103,8 +103,8 @@ struct World {
     disturbances: Vec<Disturbance>,
     /// Attempts that were started, by key domain and goal.
     started: BTreeMap<(u8, Goal), u64>,
-    /// Last failed attempt for a job.
-    failed_at: BTreeMap<usize, Duration>,
+    /// When the attempts for a job fail that have begun so far.
+    fails_at: BTreeMap<usize, Duration>,
     /// Epochs that each replica knows to be dead.
     dead: BTreeSet<(usize, u64)>,
     /// Epoch under which the result of an attempt was published, by the attempt.
@@ -144,7 +144,7 @@ impl World {
             names: HashMap::new(),
             disturbances: Vec::new(),
             started: BTreeMap::new(),
-            failed_at: BTreeMap::new(),
+            fails_at: BTreeMap::new(),
             dead: BTreeSet::new(),
             published: BTreeMap::new(),
             revoked_at: BTreeMap::new(),

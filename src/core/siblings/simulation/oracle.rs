@@ -8,11 +8,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::engine::EngineLease;
 use super::plan::SweepClient;
 use super::replica::{PollMaker, Replica, attempt_of};
 use super::{HOLD, SweepEvent, ToEngine, World, domain};
 use crate::core::coalescer::{Failure, PollId, PollOutcome, PollSpec, WaitOutcome, WaitResult};
-use crate::core::job::JobState;
+use crate::core::job::{JobState, KeyDomain};
 use crate::core::route::Goal;
 use crate::core::siblings::{EngineCall, PollName, ReplicaName, SharePhase, SiblingInput, SiblingMessage};
 
@@ -71,8 +72,8 @@ impl World {
     fn latest(&self, client: &SweepClient, job: usize, due: Duration) -> Duration {
         let mut latest = due;
         if self.plan.is_failing {
-            // The poll that failed was one of a sibling, or one that others claimed when it failed.
-            latest = self.failed_at.get(&job).map_or(latest, |at| latest.max(*at + RANK));
+            // An attempt that fails later holds the waits until then, and siblings claim the poll afterwards.
+            latest = self.fails_at.get(&job).map_or(latest, |at| latest.max(*at + RANK));
         }
         let lag = self.lag();
         let begun = || self.disturbances.iter().filter(|fault| fault.from <= due + lag);
@@ -290,7 +291,7 @@ impl World {
                 matches!(failure, Failure::Unreachable | Failure::Timeout),
                 "{client:?} fails: {failure:?}"
             );
-            let failed = client.jobs.iter().filter_map(|job| self.failed_at.get(job)).max();
+            let failed = client.jobs.iter().filter_map(|job| self.fails_at.get(job)).max();
             let is_own = failed.is_some_and(|at| *at >= client.arrives);
             assert!(is_own, "{client:?} fails with {failure:?}: {failed:?}");
         }
@@ -352,12 +353,21 @@ impl World {
                             "{n} has the guest {ghost:?} on {name:?}"
                         );
                         let is_linked = replica.link.is_some() && replica.is_accepting;
-                        assert!(has_lease || !is_linked, "no replica has the lease of {name:?}, made by {n}");
+                        let is_revoked = self.is_revoked(poll.spec.domain, replica.runs[&own.run]);
+                        assert!(
+                            has_lease || !is_linked || is_revoked,
+                            "no replica has the lease of {name:?}, made by {n}"
+                        );
                     }
                     SharePhase::Asking { .. } | SharePhase::Delayed { .. } | SharePhase::Looking { .. } => {}
                 }
             }
         }
+    }
+
+    /// Returns whether the key was rejected after an attempt began.
+    fn is_revoked(&self, domain: KeyDomain, since: Duration) -> bool {
+        self.revoked_at.get(&domain.0[0]).is_some_and(|at| *at + self.lag() >= since)
     }
 
     fn replica_named(&self, name: ReplicaName) -> Option<&Replica> {
@@ -399,8 +409,8 @@ impl World {
             assert_eq!(replica.siblings.polls(), (0, 0), "replica {n}");
             assert_eq!(replica.siblings.unanswered(), 0, "replica {n}");
             assert!(replica.runs.is_empty(), "replica {n}: {:?}", replica.runs);
-            let instance = n as u64 + 1;
-            let lease = self.engine.leases.values().find(|lease| lease.token.instance == instance);
+            let is_own = |lease: &&EngineLease| Some(lease.holder) == replica.link;
+            let lease = self.engine.leases.values().find(is_own);
             assert!(lease.is_none(), "replica {n}: {lease:?}");
         }
         self.p4_clients_alone_would_make_as_many_calls();

@@ -241,6 +241,10 @@ impl World {
         let jobs: Vec<usize> = self.jobs_of(&spec);
         if self.plan.is_failing && self.rng.u8(..4) == 0 {
             let fails = arrives + Duration::from_millis(self.rng.u64(..20_000));
+            for job in jobs {
+                let at = self.fails_at.entry(job).or_default();
+                *at = fails.max(*at);
+            }
             return self.at(fails, SweepEvent::Ended(n, run, PollOutcome::Failed(Failure::Unreachable)));
         }
         if jobs.iter().any(|&job| self.plan.jobs[job].is_refused) {
@@ -302,12 +306,6 @@ impl World {
         if !replica.is_alive || replica.runs.remove(&run).is_none() {
             return None;
         }
-        if let PollOutcome::Failed(_) = outcome {
-            let spec = replica.polls[&run].spec.clone();
-            let jobs = self.jobs_of(&spec);
-            self.failed_at.extend(jobs.into_iter().map(|job| (job, now)));
-        }
-        let replica = &mut self.replicas[n];
         let now = replica.zero + now;
         if let PollOutcome::Jobs(states) = &mut outcome {
             states.iter_mut().for_each(|state| (state.seen_at, state.as_of) = (now, now));
