@@ -28,6 +28,9 @@ impl HubTask {
         }
         if let Some(sharing) = &mut self.sharing {
             sharing.cluster.observe(&input);
+            if let SiblingInput::Answer(call, _) = &input {
+                sharing.claims.answered(*call);
+            }
             sharing.machine.handle(input, now);
             self.drain_sharing_outputs(&origin, now);
             self.drain_outputs(now);

@@ -18,6 +18,7 @@
 //! A poll has up to two numbers: the coalescer's, and that of its attempts here, its run. They differ if the coalescer opens
 //! a poll anew that went on for siblings only.
 
+mod counts;
 mod messages;
 mod registrations;
 
@@ -27,6 +28,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tracing::debug;
 
+use self::counts::{ClaimCounts, StartReason};
 use self::registrations::Registrations;
 use super::inspect::ClusterOverview;
 use super::landing::{AnswerOrigin, UpstreamAnswer};
@@ -38,8 +40,9 @@ use crate::core::Map;
 use crate::core::coalescer::{Cause, Failure, Input, PollId, PollOutcome, PollProgress, PollSpec};
 use crate::core::job::JobState;
 use crate::core::siblings::{
-    LinkState, PollName, Removal, ShareSpec, SiblingConfig, SiblingInput, SiblingOutput, Siblings,
+    EngineCall, LinkState, PollName, Removal, ShareSpec, SiblingConfig, SiblingInput, SiblingOutput, Siblings,
 };
+use crate::telemetry::metrics::LinkLabel;
 
 /// Dependencies of a hub that shares polls.
 pub(crate) struct SharingDeps {
@@ -64,6 +67,7 @@ pub(super) struct PollSharing {
     /// The polls that the machine has, by their numbers at the coalescer; and those that go on for siblings only.
     offered: Map<PollId, OfferedPoll>,
     names: Registrations,
+    claims: ClaimCounts,
     /// Own removals on their way. The engine sends them back, and they are done here already.
     echoes: Vec<Removal>,
     reports: LinkReports,
@@ -91,6 +95,7 @@ impl PollSharing {
             shares_polls,
             offered: Map::default(),
             names: Registrations::default(),
+            claims: ClaimCounts::default(),
             echoes: Vec::new(),
             reports: LinkReports::new(expected),
             handed_over: watch::Sender::new(false),
@@ -142,6 +147,7 @@ impl PollSharing {
     fn remove(&mut self, id: PollId, now: Instant) -> Option<OpenedPoll> {
         let OfferedPoll { name, poll } = self.offered.remove(&id)?;
         self.names.release(name, now);
+        self.claims.remove(name);
         self.names.forget_old(now).into_iter().for_each(|name| self.cluster.forget(name));
         Some(poll)
     }
@@ -261,12 +267,18 @@ impl HubTask {
     }
 
     pub(super) fn apply_sharing(&mut self, output: SiblingOutput, now: Instant) {
-        let Some(sharing) = &self.sharing else { return };
+        let Some(sharing) = &mut self.sharing else { return };
         match output {
             SiblingOutput::Start(run) => {
-                if let Some(poll) = sharing.offered.get(&run).map(|offered| offered.poll.clone()) {
-                    self.make_poll(run, poll, now);
+                let Some(OfferedPoll { name, poll }) = sharing.offered.get(&run) else { return };
+                let is_apart = sharing.machine.link() == LinkState::Apart;
+                match sharing.claims.started(*name, is_apart) {
+                    StartReason::Opened => {}
+                    StartReason::TimedOut => self.metrics.cluster.claim_timed_out(),
+                    StartReason::TakenOver(why) => self.metrics.cluster.takeover(why),
                 }
+                let poll = poll.clone();
+                self.make_poll(run, poll, now);
             }
             SiblingOutput::Cancel(run) => {
                 self.cancel_attempts(run, now);
@@ -283,7 +295,12 @@ impl HubTask {
             SiblingOutput::Landed(id, outcome) => {
                 self.sibling_landed(id, outcome, AnswerOrigin::Sibling, now);
             }
-            SiblingOutput::Call(id, call) => sharing.cluster.call(id, call),
+            SiblingOutput::Call(id, call) => {
+                if let EngineCall::Claim(request) = &call {
+                    sharing.claims.claimed(id, request);
+                }
+                sharing.cluster.call(id, call);
+            }
             SiblingOutput::CountSubscribers(name) => sharing.cluster.count_subscribers(name),
             SiblingOutput::Resubscribe => sharing.cluster.resubscribe(),
         }
@@ -291,8 +308,11 @@ impl HubTask {
 
     /// Records that a sibling makes a poll: this one costs its clients nothing, also if it is taken over.
     fn is_free(&mut self, id: PollId) {
-        if let Some(offered) = self.sharing.as_mut().and_then(|sharing| sharing.offered.get_mut(&id)) {
+        if let Some(sharing) = &mut self.sharing
+            && let Some(offered) = sharing.offered.get_mut(&id)
+        {
             offered.poll.opener = None;
+            sharing.claims.is_elsewhere(offered.name);
         }
     }
 
@@ -374,6 +394,8 @@ impl HubTask {
         let Some(sharing) = &mut self.sharing else { return };
         let PollSharing { machine, reports, handed_over, is_draining, .. } = &mut **sharing;
         reports.update(machine.link(), machine.members(), now);
+        self.metrics.cluster.set_link(link_label(machine.link()));
+        self.metrics.cluster.set_counts(machine.members(), machine.unanswered());
         if *is_draining {
             // Without a link siblings find out by themselves.
             let is_done = machine.polls().1 == 0 && machine.unanswered() == 0;
@@ -381,5 +403,13 @@ impl HubTask {
                 handed_over.send_if_modified(|done| !std::mem::replace(done, true));
             }
         }
+    }
+}
+
+fn link_label(link: LinkState) -> LinkLabel {
+    match link {
+        LinkState::Near => LinkLabel::Near,
+        LinkState::Far => LinkLabel::Far,
+        LinkState::Apart => LinkLabel::Apart,
     }
 }
