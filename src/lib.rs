@@ -9,7 +9,6 @@ mod auth;
 mod cache;
 pub mod cli;
 mod clock;
-#[allow(dead_code, reason = "the hub uses it from its next change on")]
 mod cluster;
 mod config;
 pub mod core;

@@ -239,6 +239,10 @@ pub enum Cost {
     Coalesced,
     /// Open polls proved the states when the wait arrived.
     Proven,
+    /// The poll of another replica answered the wait. The caller says so; the machine does not know other replicas.
+    Sibling,
+    /// States that another replica had stored answered the wait. The caller says so, too.
+    SharedHit,
 }
 
 /// Reason for the end of a wait.

@@ -1,12 +1,14 @@
 //! Claims and their answers: which replica makes a poll.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Siblings;
+use super::link::MAX_PATIENCE;
 use super::members::jitter;
 use super::outbox::Letter;
-use super::shared_poll::{OwnRun, SharePhase, SharedPoll};
+use super::shared_poll::{OwnRun, SharePhase, SharedPoll, SiblingResult};
 use super::types::{
     CallId, ClaimRequest, EngineAnswer, EngineCall, KeyEpoch, LeaseToken, LinkState, PollName, ReplicaName,
     SharedOutcome, SharedState, SiblingOutput, Suspicion,
@@ -20,6 +22,8 @@ pub(super) const LOOKING: Duration = Duration::from_millis(300);
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// Time by which a lease outlasts the upstream's hold.
 const LEASE_MARGIN: Duration = Duration::from_secs(30);
+/// Time in which a guest makes itself known again, after a new name or to an engine without memory.
+pub(super) const COMING_BACK: Duration = LOOKING.saturating_add(MAX_PATIENCE);
 /// Polls apart are spread over this time.
 const SPREAD: Duration = Duration::from_millis(500);
 
@@ -72,7 +76,13 @@ impl Siblings {
         }
     }
 
-    fn delay(&mut self, name: PollName, until: Instant, suspicion: Option<Suspicion>, now: Instant) {
+    pub(super) fn delay(
+        &mut self,
+        name: PollName,
+        until: Instant,
+        suspicion: Option<Suspicion>,
+        now: Instant,
+    ) {
         let local = self.polls.change(name, |poll| {
             (poll.claim, poll.is_shown_held) = (None, false);
             poll.phase = SharePhase::Delayed { until, suspicion };
@@ -86,7 +96,11 @@ impl Siblings {
 
     /// Makes the poll here, without a lease. It is adopted as soon as the engine answers.
     pub(super) fn start_alone(&mut self, name: PollName, now: Instant) {
+        let was_guest = self.polls.get(name).is_some_and(|poll| poll.awaited.is_some());
         self.start(name, None, now);
+        if was_guest {
+            self.detach(name);
+        }
         if self.polls.get(name).is_some_and(|poll| poll.claim.is_none()) {
             self.adopt(name, now);
         }
@@ -97,6 +111,7 @@ impl Siblings {
         self.polls.set_run(run, name);
         self.polls.change(name, |poll| {
             (poll.opened_at, poll.abandon_at, poll.is_shown_held) = (now, None, false);
+            poll.awaited = None;
             poll.early.clear();
             poll.phase = SharePhase::Ours(OwnRun {
                 run,
@@ -104,13 +119,22 @@ impl Siblings {
                 epoch: lease,
                 is_held: false,
                 is_suspended: false,
-                guests: std::collections::BTreeSet::new(),
-                guest_left_at: None,
+                guests: std::mem::take(&mut poll.early_guests),
+                asked: None,
+                came: BTreeSet::new(),
+                left: BTreeSet::new(),
+                guests_linger_until: None,
                 lingers_here: false,
                 ends_at: None,
             });
         });
         self.outputs.push_back(SiblingOutput::Start(run));
+    }
+
+    pub(super) fn adopt_all(&mut self, now: Instant) {
+        for name in self.polls.names(|poll| poll.own().is_some()) {
+            self.adopt(name, now);
+        }
     }
 
     /// Takes the lease of a poll that is made here, if the link is up and the lease is vacant.
@@ -120,10 +144,19 @@ impl Siblings {
         let spec = Arc::clone(&poll.spec);
         let call = self.call(EngineCall::Adopt { spec, token, age });
         self.calls.insert(call, (name, token));
+        self.polls.change(name, |poll| {
+            let Some(own) = poll.own_mut() else { return };
+            own.asked = Some(call);
+            own.came.clear();
+            own.left.clear();
+        });
     }
 
-    fn detach(&mut self, name: PollName) {
-        self.call(EngineCall::Detach(name));
+    /// Is a guest no more. Without a link that needs no word: the guest comes back under another name.
+    pub(super) fn detach(&mut self, name: PollName) {
+        if self.link.is_up() {
+            self.call(EngineCall::Detach(name));
+        }
     }
 
     pub(super) fn answered(&mut self, call: CallId, answer: EngineAnswer, now: Instant) {
@@ -152,7 +185,14 @@ impl Siblings {
                 };
                 self.polls.change(name, own);
             }
-            EngineAnswer::Granted(epoch) => self.start(name, Some(epoch), now),
+            EngineAnswer::Granted(epoch) => match self.flush_ends(now) {
+                Some(until) => {
+                    // The holder, if there is one, could not adopt the poll yet.
+                    self.send(Letter::Other(EngineCall::Leave(name, token)), now);
+                    self.delay(name, until, None, now);
+                }
+                None => self.start(name, Some(epoch), now),
+            },
             EngineAnswer::Held { .. } if is_ours => self.detach(name),
             EngineAnswer::Held { epoch, .. } | EngineAnswer::Known(_, epoch)
                 if !is_ours && self.is_dead(name, epoch) =>
@@ -162,7 +202,7 @@ impl Siblings {
             EngineAnswer::Held { by, token, age, .. } => self.held(name, by, token, age, now),
             EngineAnswer::Known(states, epoch) if !is_ours => self.known(name, states, epoch, now),
             EngineAnswer::Adopted { is_mine, epoch, guests } => {
-                self.adopted(name, is_mine, epoch, guests, now)
+                self.adopted(name, call, is_mine.then_some(epoch), guests, now)
             }
             EngineAnswer::Flushed => {
                 self.call(EngineCall::Flushed);
@@ -190,19 +230,35 @@ impl Siblings {
     fn adopted(
         &mut self,
         name: PollName,
-        is_mine: bool,
-        epoch: KeyEpoch,
+        call: CallId,
+        lease: Option<KeyEpoch>,
         guests: Vec<ReplicaName>,
         now: Instant,
     ) {
-        let me = self.link.me;
+        let linger = self.config.linger;
+        // A guest that is gone is not heard again, and counts as dead then.
+        let guests: BTreeSet<ReplicaName> =
+            guests.into_iter().filter(|guest| self.heard_guest(*guest, now)).collect();
         let note = self.polls.change(name, |poll| {
-            let token = poll.token;
+            let (token, is_kept) = (poll.token, poll.local.is_none());
             let own = poll.own_mut()?;
-            own.is_leased = is_mine;
-            if is_mine {
-                own.epoch = Some(epoch);
-                own.guests.extend(guests.into_iter().filter(|guest| Some(*guest) != me));
+            (own.is_leased, own.epoch) = (lease.is_some(), lease.or(own.epoch));
+            if own.asked.take_if(|asked| *asked == call).is_none() {
+                return None; // a newer question is on its way
+            }
+            let had_guests = !own.guests.is_empty();
+            // The guests of a lease that is lost are those of the new holder.
+            own.guests =
+                guests.into_iter().filter(|guest| lease.is_some() && !own.left.contains(guest)).collect();
+            own.guests.append(&mut own.came);
+            own.left.clear();
+            if had_guests && own.guests.is_empty() {
+                // P6. An engine that lost its memory learns of guests that are still there by their looks.
+                own.guests_linger_until = Some(now + linger.max(COMING_BACK));
+            }
+            if is_kept {
+                let until = own.guests_linger_until.unwrap_or(now);
+                own.ends_at = own.guests.is_empty().then(|| own.ends_at.unwrap_or(until));
             }
             (own.is_held && !own.guests.is_empty()).then_some(token)
         });
@@ -235,9 +291,7 @@ impl Siblings {
             self.outputs.push_back(SiblingOutput::Progress(local, progress));
         }
         match early.flatten() {
-            Some((_, Some((outcome, epoch, came_at)))) => {
-                self.sibling_landed(name, outcome, epoch, came_at, now)
-            }
+            Some((_, Some(result))) => self.sibling_landed(name, result, now),
             Some((_, None)) => self.claim_anew(name, false, now),
             None if was_doubted => self.show_all_of(by),
             None => {}
@@ -248,20 +302,14 @@ impl Siblings {
         // The engine compared the ages with those that the reader accepts.
         let states: Vec<SharedState> =
             states.into_iter().map(|state| SharedState { age: Duration::ZERO, ..state }).collect();
-        self.sibling_landed(name, SharedOutcome::Jobs(states), epoch, now, now);
+        let result = SiblingResult { outcome: SharedOutcome::Jobs(states), epoch, came_at: now };
+        self.sibling_landed(name, result, now);
     }
 
     /// Ends a poll with the result of a sibling's. Claims it if the result cannot be used.
-    pub(super) fn sibling_landed(
-        &mut self,
-        name: PollName,
-        outcome: SharedOutcome,
-        epoch: KeyEpoch,
-        came_at: Instant,
-        now: Instant,
-    ) {
+    pub(super) fn sibling_landed(&mut self, name: PollName, result: SiblingResult, now: Instant) {
         let is_delayed = |poll: &SharedPoll| matches!(poll.phase, SharePhase::Delayed { .. });
-        let outcome = if self.is_dead(name, epoch) { None } else { into_outcome(outcome, came_at) };
+        let outcome = if self.is_dead(name, result.epoch) { None } else { into_outcome(result) };
         let Some(outcome) = outcome else {
             // A dead epoch, or bytes that were too many to be shared.
             self.polls.change(name, |poll| Arc::make_mut(&mut poll.spec).takes_known = false);
@@ -356,14 +404,19 @@ impl Siblings {
         }
     }
 
+    /// Returns the end of the time in which siblings adopt their polls after the engine lost its memory.
+    pub(super) fn flush_ends(&self, now: Instant) -> Option<Instant> {
+        self.flushed_at.map(|at| at + ASK_AGAIN).filter(|until| *until > now)
+    }
+
     /// Returns whether a new poll waits for the engine.
     pub(super) fn asks_first(&self) -> bool {
         self.link.state() == LinkState::Near
     }
 }
 
-/// Returns the result for the coalescer, or `None` if the bytes of a state are missing. `came_at` is when the message came.
-fn into_outcome(outcome: SharedOutcome, came_at: Instant) -> Option<PollOutcome> {
+/// Returns the result for the coalescer, or `None` if the bytes of a state are missing.
+fn into_outcome(SiblingResult { outcome, came_at, .. }: SiblingResult) -> Option<PollOutcome> {
     let to_state = |state: SharedState| {
         // A state that never changes is as true now as it was then.
         let age = if state.is_final { Duration::ZERO } else { state.age };

@@ -28,6 +28,8 @@ pub(super) struct EngineLink {
     far_since: Option<Instant>,
     /// Whether this replica heard its own beat lately: the subscriptions work.
     pub(super) is_hearing: bool,
+    /// Whether it was deaf since the link is up.
+    pub(super) has_missed: bool,
     /// Since when it does.
     pub(super) hearing_since: Option<Instant>,
     /// Last own beat heard, last resubscription, or the start of the link.
@@ -156,8 +158,8 @@ impl EngineLink {
 
     /// Records that this replica does not hear itself. Returns whether the engine answers, so that a new subscription
     /// helps.
-    pub(super) fn is_deaf(&mut self, now: Instant) -> bool {
-        self.is_hearing = false;
+    pub(super) fn stopped_hearing(&mut self, now: Instant) -> bool {
+        (self.is_hearing, self.has_missed) = (false, true);
         self.listened_at = Some(now);
         self.last_word.is_some_and(|word| now < word + SILENCE)
     }

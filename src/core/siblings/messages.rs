@@ -3,13 +3,12 @@
 use std::time::{Duration, Instant};
 
 use super::Siblings;
-use super::claims::LOOKING;
+use super::claims::{COMING_BACK, LOOKING};
 use super::link::SILENCE;
 use super::members::{COUNT_INTERVAL, DOUBT, MAX_MEMBERS};
-use super::shared_poll::SharePhase;
+use super::shared_poll::{SharePhase, SiblingResult};
 use super::types::{
-    EngineCall, KeyEpoch, LeaseToken, PollName, ReplicaName, SharedOutcome, SiblingMessage, SiblingOutput,
-    Suspicion,
+    EngineCall, KeyEpoch, LeaseToken, PollName, ReplicaName, SiblingMessage, SiblingOutput, Suspicion,
 };
 use crate::core::job::KeyDomain;
 
@@ -24,7 +23,13 @@ impl Siblings {
         match message {
             SiblingMessage::Beat(name, former) => self.beat_heard(name, former, now),
             SiblingMessage::Landed(name, token, epoch, outcome) => {
-                self.lease_ended(name, token, Some((outcome, epoch, now)), false, now);
+                self.lease_ended(
+                    name,
+                    token,
+                    Some(SiblingResult { outcome, epoch, came_at: now }),
+                    false,
+                    now,
+                );
             }
             SiblingMessage::Failed(name, token) => self.lease_ended(name, token, None, true, now),
             SiblingMessage::Left(name, token) => self.lease_ended(name, token, None, false, now),
@@ -40,8 +45,12 @@ impl Siblings {
 
     fn beat_heard(&mut self, name: ReplicaName, former: Option<ReplicaName>, now: Instant) {
         if self.link.me == Some(name) {
+            let has_missed = std::mem::take(&mut self.link.has_missed);
             if self.link.heard_itself(now) {
                 self.look_around(now);
+            }
+            if has_missed {
+                self.adopt_all(now); // guests came and left unheard
             }
             return;
         }
@@ -50,14 +59,14 @@ impl Siblings {
         }
         let was_doubted = self.members.heard(name, now);
         if let Some(former) = former.filter(|former| Some(*former) != self.link.me) {
-            self.renamed(former, name, now);
+            self.renamed(former, now);
         }
         if was_doubted == Some(true) {
             self.show_all_of(name);
         }
     }
 
-    /// Messages were missed until now: looks at each poll that a sibling makes.
+    /// Looks at each poll that a sibling makes: messages were missed, or the engine knows this guest no more.
     fn look_around(&mut self, now: Instant) {
         let is_away =
             |phase: &SharePhase| matches!(phase, SharePhase::Away { .. } | SharePhase::Looking { .. });
@@ -68,16 +77,12 @@ impl Siblings {
 
     /// A sibling has a new name since its link is back. Its polls and their tokens are the same, unless it lost them
     /// meanwhile.
-    fn renamed(&mut self, former: ReplicaName, name: ReplicaName, now: Instant) {
+    fn renamed(&mut self, former: ReplicaName, now: Instant) {
         self.members.remove(former);
+        // Those polls of its own that it still needs it looks for, and is their guest again.
+        let linger = self.config.linger.max(COMING_BACK);
         for poll in self.polls.names(|poll| poll.own().is_some_and(|own| own.guests.contains(&former))) {
-            self.polls.change(poll, |poll| {
-                let guests = poll.own_mut().map(|own| &mut own.guests);
-                guests.into_iter().for_each(|guests| {
-                    guests.remove(&former);
-                    guests.insert(name);
-                });
-            });
+            self.guest_left(poll, former, linger, now);
         }
         for poll in self.polls.names(|poll| poll.holder() == Some(former)) {
             self.look(poll, now + LOOKING, now);
@@ -89,7 +94,7 @@ impl Siblings {
         &mut self,
         name: PollName,
         token: LeaseToken,
-        result: Option<(SharedOutcome, KeyEpoch, Instant)>,
+        result: Option<SiblingResult>,
         is_failed: bool,
         now: Instant,
     ) {
@@ -109,7 +114,7 @@ impl Siblings {
             return;
         }
         match result {
-            Some((outcome, epoch, came_at)) => self.sibling_landed(name, outcome, epoch, came_at, now),
+            Some(result) => self.sibling_landed(name, result, now),
             // A claim under way, or the delay before it, answers the end of the lease.
             None if matches!(poll.phase, SharePhase::Away { .. } | SharePhase::Looking { .. }) => {
                 if is_asking {
@@ -152,15 +157,14 @@ impl Siblings {
         }
     }
 
-    /// The engine lost its memory: beats at once and adopts all own polls.
+    /// The engine lost its memory: beats at once, adopts all own polls, and becomes a guest of the others again.
     pub(super) fn engine_flushed(&mut self, now: Instant) {
         let is_repeated = self.flushed_at.is_some_and(|at| now < at + FLUSH_INTERVAL);
         if self.link.is_up() && !is_repeated {
             self.flushed_at = Some(now);
             self.beat(None, now);
-            for name in self.polls.names(|poll| poll.own().is_some()) {
-                self.adopt(name, now);
-            }
+            self.adopt_all(now);
+            self.look_around(now);
         }
     }
 

@@ -142,7 +142,7 @@ pub struct Siblings {
     /// Whether polls of siblings are about to be made here.
     is_abandoning: bool,
     next_count: Option<Instant>,
-    /// When this replica last adopted its polls because the engine had lost its memory.
+    /// When this replica last heard that the engine lost its memory.
     flushed_at: Option<Instant>,
     draining: Option<Instant>,
     outputs: VecDeque<SiblingOutput>,
@@ -216,7 +216,7 @@ impl Siblings {
         }
         self.update_abandoning(now);
         if self.link.deaf_at().is_some_and(|at| at <= now) {
-            self.is_deaf(now);
+            self.stopped_hearing(now);
         }
         if self.link.is_up() && self.link.next_beat.is_some_and(|at| at <= now) {
             self.beat(None, now);
@@ -273,10 +273,10 @@ impl Siblings {
         let token = LeaseToken { instance: self.config.instance, number: self.next_number };
         self.next_number += 1;
         self.polls.insert(SharedPoll::new(spec, id, token, now));
-        if self.asks_first() {
-            self.claim(name, None, now);
-        } else {
-            self.start_alone(name, now);
+        match self.flush_ends(now) {
+            _ if !self.asks_first() => self.start_alone(name, now),
+            Some(until) => self.delay(name, until, None, now),
+            None => self.claim(name, None, now),
         }
     }
 
@@ -296,8 +296,8 @@ impl Siblings {
         }
         for name in self.polls.names(|poll| poll.own().is_some()) {
             self.polls.change(name, |poll| poll.claim = None);
-            self.adopt(name, now);
         }
+        self.adopt_all(now);
         self.beat(self.link.former, now);
         for name in self.polls.names(|poll| poll.own().is_none()) {
             let is_asking = self.polls.change(name, |poll| {
@@ -328,8 +328,8 @@ impl Siblings {
         }
     }
 
-    fn is_deaf(&mut self, now: Instant) {
-        if self.link.is_deaf(now) {
+    fn stopped_hearing(&mut self, now: Instant) {
+        if self.link.stopped_hearing(now) {
             self.outputs.push_back(SiblingOutput::Resubscribe);
         }
         for name in self.polls.names(|poll| poll.holder().is_some()) {

@@ -1,10 +1,9 @@
 //! Polls that this replica makes: their guests, their end, and what siblings hear of them.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Siblings;
-use super::members::MAX_MEMBERS;
 use super::outbox::Letter;
 use super::shared_poll::{OwnRun, SharedPoll};
 use super::types::{
@@ -38,10 +37,8 @@ impl Siblings {
         let linger = self.config.linger;
         let is_kept = self.polls.change(name, |poll| {
             let own = poll.own_mut()?;
-            let until = match own.guest_left_at {
-                _ if own.lingers_here => Some(now + linger),
-                left_at => left_at.map(|at| at + linger).filter(|until| *until > now),
-            };
+            let here = own.lingers_here.then(|| now + linger);
+            let until = here.max(own.guests_linger_until.filter(|until| *until > now));
             let has_guests = !own.guests.is_empty();
             own.ends_at = until.filter(|_| !has_guests);
             (has_guests || until.is_some()).then_some(()) // P6
@@ -61,8 +58,8 @@ impl Siblings {
         // The answer to a claim on its way finds the poll gone, and is taken back then.
         let is_guest = poll.awaited.is_some();
         self.polls.remove(name);
-        if is_guest && self.link.is_up() {
-            self.call(EngineCall::Detach(name));
+        if is_guest {
+            self.detach(name);
         }
     }
 
@@ -71,9 +68,8 @@ impl Siblings {
         let Some(poll) = self.polls.remove(name) else { return };
         let Some(own) = poll.own() else { return };
         self.outputs.push_back(SiblingOutput::Cancel(own.run));
-        if own.is_leased || !own.guests.is_empty() {
-            self.send(Letter::Other(EngineCall::Leave(name, poll.token)), now);
-        }
+        // Also without a lease: a sibling that has not heard of the new holder still waits for this poll.
+        self.send(Letter::Other(EngineCall::Leave(name, poll.token)), now);
     }
 
     pub(super) fn progress(&mut self, run: PollId, progress: PollProgress) {
@@ -169,14 +165,23 @@ impl Siblings {
         guest: ReplicaName,
         now: Instant,
     ) {
-        if self.link.me == Some(guest) {
+        if !self.heard_guest(guest, now) {
             return;
         }
         let attached = self.polls.change(name, |poll| {
-            let is_mine = poll.token == token;
-            let own = poll.own_mut().filter(|own| is_mine && own.guests.len() < MAX_MEMBERS)?;
+            if poll.token != token {
+                return None;
+            }
+            if poll.own().is_none() {
+                poll.early_guests.insert(guest);
+            }
+            let own = poll.own_mut()?;
             own.guests.insert(guest);
             own.ends_at = None;
+            if own.asked.is_some() {
+                own.left.remove(&guest);
+                own.came.insert(guest);
+            }
             Some((own.run, own.is_held, own.is_suspended))
         });
         let Some((run, is_held, is_suspended)) = attached.flatten() else { return };
@@ -191,15 +196,40 @@ impl Siblings {
         }
     }
 
+    /// Records that a guest lives: one that is not heard again counts as dead. Returns false for this replica, and where
+    /// there are too many.
+    pub(super) fn heard_guest(&mut self, guest: ReplicaName, now: Instant) -> bool {
+        let is_me = [self.link.me, self.link.former].contains(&Some(guest));
+        if is_me {
+            return false;
+        }
+        let was_doubted = self.members.heard(guest, now);
+        if was_doubted == Some(true) {
+            self.show_all_of(guest);
+        }
+        was_doubted.is_some()
+    }
+
     pub(super) fn guest_detached(&mut self, name: PollName, guest: ReplicaName, now: Instant) {
-        let linger = self.config.linger;
+        self.guest_left(name, guest, self.config.linger, now);
+    }
+
+    /// Removes a guest. The poll stays for `linger` without waits and guests.
+    pub(super) fn guest_left(&mut self, name: PollName, guest: ReplicaName, linger: Duration, now: Instant) {
         self.polls.change(name, |poll| {
             let is_kept = poll.local.is_none();
-            let Some(own) = poll.own_mut().filter(|own| own.guests.contains(&guest)) else { return };
-            own.guests.remove(&guest);
-            own.guest_left_at = Some(now);
+            poll.early_guests.remove(&guest);
+            let Some(own) = poll.own_mut() else { return };
+            if own.asked.is_some() {
+                own.came.remove(&guest);
+                own.left.insert(guest);
+            }
+            if !own.guests.remove(&guest) {
+                return;
+            }
+            own.guests_linger_until = Some(now + linger);
             if is_kept && own.guests.is_empty() {
-                own.ends_at = Some(now + linger);
+                own.ends_at = own.guests_linger_until;
             }
         });
     }

@@ -29,7 +29,9 @@ pub(super) struct SharedPoll {
     pub(super) awaited: Option<LeaseToken>,
     /// Results that came before the answer to the claim: messages and answers may be out of order. `None` is a lease that
     /// ended without a result.
-    pub(super) early: Vec<(LeaseToken, Option<(SharedOutcome, KeyEpoch, Instant)>)>,
+    pub(super) early: Vec<(LeaseToken, Option<SiblingResult>)>,
+    /// Guests that came before the answer to the claim.
+    pub(super) early_guests: BTreeSet<ReplicaName>,
     /// Start of the poll, by a sibling or here.
     pub(super) opened_at: Instant,
     /// Whether the coalescer knows the poll as held by a sibling.
@@ -37,6 +39,15 @@ pub(super) struct SharedPoll {
     /// When this replica makes the poll itself, apart from its siblings.
     pub(super) abandon_at: Option<Instant>,
     timer: Option<Instant>,
+}
+
+/// Result of a sibling's poll.
+#[derive(Debug)]
+pub(super) struct SiblingResult {
+    pub(super) outcome: SharedOutcome,
+    pub(super) epoch: KeyEpoch,
+    /// When the message came: ages are as of then.
+    pub(super) came_at: Instant,
 }
 
 /// Phase of a shared poll. The page of [`Siblings`](super::Siblings) has the table of transitions.
@@ -65,7 +76,12 @@ pub(super) struct OwnRun {
     pub(super) is_suspended: bool,
     /// Siblings with waits on it.
     pub(super) guests: BTreeSet<ReplicaName>,
-    pub(super) guest_left_at: Option<Instant>,
+    /// Question for the guests on its way, and those that came or left since: its answer is older.
+    pub(super) asked: Option<CallId>,
+    pub(super) came: BTreeSet<ReplicaName>,
+    pub(super) left: BTreeSet<ReplicaName>,
+    /// End of the linger after the last guest.
+    pub(super) guests_linger_until: Option<Instant>,
     /// Whether the coalescer counts no linger for it: it joined a poll that was kept for guests.
     pub(super) lingers_here: bool,
     /// End of the linger, without waits and guests.
@@ -82,6 +98,7 @@ impl SharedPoll {
             claim: None,
             awaited: None,
             early: Vec::new(),
+            early_guests: BTreeSet::new(),
             opened_at: now,
             is_shown_held: false,
             abandon_at: None,
@@ -117,11 +134,7 @@ impl SharedPoll {
     }
 
     /// Keeps a result that may belong to the lease in the answer to come.
-    pub(super) fn keep_early(
-        &mut self,
-        token: LeaseToken,
-        result: Option<(SharedOutcome, KeyEpoch, Instant)>,
-    ) {
+    pub(super) fn keep_early(&mut self, token: LeaseToken, result: Option<SiblingResult>) {
         if self.early.len() >= MAX_EARLY {
             self.early.remove(0);
         }

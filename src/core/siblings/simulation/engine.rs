@@ -10,7 +10,7 @@ use crate::core::siblings::{
     ShareSpec, SharedOutcome, SharedState, SiblingMessage,
 };
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct EngineLease {
     pub(super) holder: ReplicaName,
     pub(super) token: LeaseToken,
@@ -20,7 +20,7 @@ pub(super) struct EngineLease {
     guests: BTreeSet<ReplicaName>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct EngineModel {
     members: BTreeMap<ReplicaName, Duration>,
     pub(super) leases: BTreeMap<PollName, EngineLease>,
@@ -36,6 +36,11 @@ impl EngineModel {
     /// Forgets everything but the number of the next epoch, which is random in truth.
     pub(super) fn flush(&mut self) {
         *self = Self { next_epoch: self.next_epoch, ..Self::default() };
+    }
+
+    /// Goes back to an earlier state, as after a failover to a server that had not received all writes.
+    pub(super) fn go_back(&mut self, to: Self) {
+        *self = Self { next_epoch: self.next_epoch, ..to };
     }
 
     fn epoch(&mut self, domain: KeyDomain) -> KeyEpoch {
@@ -118,7 +123,7 @@ impl EngineModel {
         };
         if let Some(lease) = self.leases.get_mut(&spec.name).filter(|lease| is_valid(lease)) {
             lease.guests.insert(me);
-            let (by, token, age) = (lease.holder, lease.token, now - lease.started);
+            let (by, token, age) = (lease.holder, lease.token, now.saturating_sub(lease.started));
             let attached = SiblingMessage::Attached(spec.name, token, me);
             return (EngineAnswer::Held { by, token, age, epoch }, vec![attached]);
         }

@@ -29,13 +29,14 @@ use std::time::Duration;
 
 use self::engine::EngineModel;
 use self::network::ToEngine;
-use self::oracle::Disturbance;
+use self::oracle::{Disturbance, Lateness};
 use self::plan::{Fault, SweepPlan};
 use self::replica::Replica;
-use super::{PollName, SiblingInput};
+use super::{KeyEpoch, PollName, SiblingInput};
 use crate::core::coalescer::{Input, PollId, PollOutcome, PollSpec, WaitId};
 use crate::core::job::KeyDomain;
 use crate::core::route::{Goal, Route, Rung};
+use crate::core::sweep::{SeedOnPanic, setting};
 
 /// Hold of the upstream.
 const HOLD: Duration = Duration::from_secs(120);
@@ -45,25 +46,12 @@ fn no_client_of_several_replicas_is_worse_off_than_alone() {
     if let Some(seed) = setting("CLIPGATE_SWEEP_SEED") {
         return run(seed, true);
     }
-    for seed in 0..setting("CLIPGATE_SWEEP_SEEDS").unwrap_or(256) {
+    for seed in 0..setting("CLIPGATE_SWEEP_SEEDS").unwrap_or(48) {
         run(seed, false);
     }
 }
 
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().expect("a number of seeds, or a seed"))
-}
-
 fn run(seed: u64, has_trace: bool) {
-    /// Prints the seed when the run panics.
-    struct SeedOnPanic(u64);
-    impl Drop for SeedOnPanic {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                eprintln!("replay with CLIPGATE_SWEEP_SEED={}", self.0);
-            }
-        }
-    }
     let _seed = SeedOnPanic(seed);
     let mut world = World::new(seed, has_trace);
     world.run();
@@ -106,12 +94,21 @@ struct World {
     queue: BTreeMap<(Duration, u64), SweepEvent>,
     next_event: u64,
     next_name: u64,
+    next_attempt: u64,
     names: HashMap<PollSpec, PollName>,
+    /// Moves the clock of the engine.
+    clock_ahead: Duration,
+    /// The engine as it was some time before a failover.
+    replicated: EngineModel,
     disturbances: Vec<Disturbance>,
     /// Attempts that were started, by key domain and goal.
     started: BTreeMap<(u8, Goal), u64>,
+    /// When the attempts for a job fail that have begun so far.
+    fails_at: BTreeMap<usize, Duration>,
     /// Epochs that each replica knows to be dead.
     dead: BTreeSet<(usize, u64)>,
+    /// Epoch under which the result of an attempt was published, by the attempt.
+    published: BTreeMap<u64, KeyEpoch>,
     /// Last rejection of a key.
     revoked_at: BTreeMap<u8, Duration>,
 }
@@ -136,15 +133,20 @@ impl World {
             engine_down_until: Duration::ZERO,
             far: (Duration::ZERO, Duration::ZERO),
             shuffled_until: Duration::ZERO,
+            clock_ahead: Duration::from_secs(1_000_000),
+            replicated: EngineModel::default(),
             now: Duration::ZERO,
             end: Duration::ZERO,
             queue: BTreeMap::new(),
             next_event: 0,
             next_name: 0,
+            next_attempt: 0,
             names: HashMap::new(),
             disturbances: Vec::new(),
             started: BTreeMap::new(),
+            fails_at: BTreeMap::new(),
             dead: BTreeSet::new(),
+            published: BTreeMap::new(),
             revoked_at: BTreeMap::new(),
             plan,
         };
@@ -165,7 +167,9 @@ impl World {
         for replica in 0..self.plan.replicas {
             let at = self.plan.links_at[replica];
             self.at(at, SweepEvent::LinkUp(replica));
-            self.disturb(at, Duration::ZERO, Duration::ZERO, None);
+            if !at.is_zero() {
+                self.disturb(Duration::ZERO, at, Lateness::default());
+            }
         }
         let last = self.plan.clients.iter().map(|client| client.deadline()).max();
         self.end = self.end.max(last.unwrap_or_default()) + Duration::from_secs(60);
@@ -193,7 +197,7 @@ impl World {
             let event = self.queue.first_key_value().map(|((at, _), _)| *at);
             let is_timer = match (timer, event) {
                 (None, None) => break,
-                (Some((timer, _)), Some(event)) => timer < event,
+                (Some((timer, _)), Some(event)) => timer < event || (timer == event && self.rng.bool()),
                 (timer, _) => timer.is_some(),
             };
             let next = if is_timer { timer.map(|(at, _)| at) } else { event };
@@ -214,7 +218,7 @@ impl World {
             };
             touched.into_iter().for_each(|n| self.carry_out(n));
             if steps % 16 == 0 {
-                self.polls_of_siblings_have_living_holders();
+                self.siblings_agree();
             }
         }
         self.now = self.end;

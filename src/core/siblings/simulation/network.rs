@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use super::oracle::Lateness;
 use super::plan::Fault;
+use super::replica::attempt_of;
 use super::{SweepEvent, World, domain};
 use crate::core::coalescer::Input;
-use crate::core::siblings::{
-    CallId, EngineAnswer, EngineCall, ReplicaName, SharedOutcome, SiblingInput, SiblingMessage,
-};
+use crate::core::siblings::{CallId, EngineCall, ReplicaName, SharedOutcome, SiblingInput, SiblingMessage};
 
 #[derive(Clone, Debug)]
 pub(super) enum ToEngine {
@@ -16,8 +16,30 @@ pub(super) enum ToEngine {
     Subscribe,
 }
 
+/// Bound after the loss of a holder.
 const HOLDER: Duration = Duration::from_millis(2_200);
+/// Bound after the loss of the engine.
 const ENGINE: Duration = Duration::from_millis(1_500);
+/// Bound after the rejection of a key: the rank of the sibling, or the time until it asks again.
+const REFUSED: Duration = Duration::from_millis(300);
+/// Delay of an answer from an engine that lost its memory.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// Longest wait for the answer to a claim.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// Time until each replica has beaten once more.
+const BEAT: Duration = Duration::from_millis(500);
+/// Time until a replica knows that it is deaf, and hears itself again.
+const DEAF: Duration = Duration::from_millis(2_000);
+/// Time within which all links are back after the engine is.
+const RELINK: Duration = Duration::from_millis(200);
+/// Longest delay of a message that is out of order.
+const SHUFFLED: Duration = Duration::from_millis(300);
+
+/// Returns the attempts whose states a call publishes.
+fn attempts_of(call: &EngineCall) -> Vec<u64> {
+    let EngineCall::Land { outcome: SharedOutcome::Jobs(states), .. } = call else { return Vec::new() };
+    states.iter().map(|state| attempt_of(&state.head)).collect()
+}
 
 impl World {
     /// Returns the arrival of something sent now. One way of one link keeps its order.
@@ -30,7 +52,7 @@ impl World {
         *last
     }
 
-    pub(super) fn to_engine(&mut self, n: usize, command: ToEngine) {
+    pub(super) fn send(&mut self, n: usize, command: ToEngine) {
         if self.replicas[n].link.is_some() {
             let at = self.arrival(n, 0);
             let generation = self.replicas[n].generation;
@@ -45,11 +67,17 @@ impl World {
         }
         let replica = &self.replicas[n];
         let Some(me) = replica.link.filter(|_| replica.generation == generation) else { return };
-        let time = self.now + Duration::from_secs(1_000_000);
+        let time = self.now + self.clock_ahead;
         match command {
             ToEngine::Call(call, command) => {
                 self.trace(|| format!("engine: {n} {call:?} {command:?}"));
+                let attempts = attempts_of(&command);
                 let (answer, messages) = self.engine.execute(me, command, time);
+                for message in &messages {
+                    if let SiblingMessage::Landed(_, _, epoch, _) = message {
+                        self.published.extend(attempts.iter().map(|attempt| (*attempt, *epoch)));
+                    }
+                }
                 let at = self.arrival(n, 1);
                 self.at(at, SweepEvent::AtReplica(n, generation, SiblingInput::Answer(call, answer)));
                 messages.into_iter().for_each(|message| self.publish(&message));
@@ -76,7 +104,7 @@ impl World {
             for _ in 0..times {
                 let mut at = self.arrival(n, 2);
                 if is_shuffled {
-                    at += Duration::from_millis(self.rng.u64(..300));
+                    at += SHUFFLED.mul_f64(self.rng.f64());
                 }
                 let input = SiblingInput::Message(message.clone());
                 self.at(at, SweepEvent::AtReplica(n, generation, input));
@@ -89,29 +117,14 @@ impl World {
         if !replica.is_alive || replica.generation != generation || replica.link.is_none() {
             return None;
         }
-        let epoch = match &input {
-            SiblingInput::Message(SiblingMessage::Revoked(_, dead)) => {
-                self.dead.insert((n, dead.0));
-                None
-            }
-            SiblingInput::Message(SiblingMessage::Landed(_, _, epoch, SharedOutcome::Jobs(_)))
-            | SiblingInput::Answer(_, EngineAnswer::Known(_, epoch)) => Some(*epoch),
-            _ => None,
-        };
-        let is_dead = epoch.is_some_and(|epoch| self.dead.contains(&(n, epoch.0)));
+        if let SiblingInput::Message(SiblingMessage::Revoked(_, dead)) = &input {
+            self.dead.insert((n, dead.0));
+        }
         if self.has_trace && !matches!(input, SiblingInput::Message(SiblingMessage::Beat(..))) {
             println!("{:>12.6} [{n}] <- {input:?}", self.now.as_secs_f64());
         }
         let now = replica.zero + self.now;
         replica.siblings.handle(input, now);
-        if is_dead {
-            let outputs: Vec<_> = std::iter::from_fn(|| replica.siblings.poll_output()).collect();
-            let lands = |output: &super::super::SiblingOutput| {
-                matches!(output, super::super::SiblingOutput::Landed(..))
-            };
-            assert!(!outputs.iter().any(lands), "a state of a dead epoch is used: {outputs:?}");
-            outputs.into_iter().for_each(|output| self.carry_out_sibling(n, output));
-        }
         Some(n)
     }
 
@@ -158,82 +171,100 @@ impl World {
         self.at(back.max(down), SweepEvent::LinkUp(n));
     }
 
+    /// Records a fault and what it excuses, and lets it happen.
     pub(super) fn fault(&mut self, fault: Fault) -> Option<usize> {
         self.trace(|| format!("fault: {fault:?}"));
         let now = self.now;
         match fault {
             Fault::Kill(n) => {
-                self.disturb(now, Duration::ZERO, HOLDER, None);
+                self.disturb(now, Duration::ZERO, Lateness::once(HOLDER));
                 self.lose_replica(n);
             }
             Fault::Freeze(n, time) => {
-                self.disturb(now, time, HOLDER, None);
-                self.disturb(now, time, time + HOLDER, Some(n));
-                self.replicas[n].frozen_until = now + time;
+                self.disturb(now, time, Lateness { frozen: Some(n), ..Lateness::once(HOLDER) });
+                let frozen = &mut self.replicas[n].frozen_until;
+                *frozen = (*frozen).max(now + time);
             }
             Fault::Drain(n, time) => {
                 let replica = &mut self.replicas[n];
-                if !replica.is_alive {
+                if !replica.is_alive || !replica.is_accepting {
                     return None;
                 }
                 replica.is_accepting = false;
+                replica.drained_at = Some(now);
                 let until = replica.zero + now + time;
                 // As the hub does: siblings take over first.
                 replica.siblings.handle(SiblingInput::Drain(until), replica.zero + now);
                 replica.coalescer.handle(Input::Drain(until), replica.zero + now);
-                self.disturb(now, time, Duration::ZERO, None);
-                self.disturb(now, time, HOLDER, Some(n));
-                self.disturb(now + time, Duration::ZERO, HOLDER, None);
+                self.disturb(now, time, Lateness::default());
                 self.at(now + time, SweepEvent::Stop(n));
                 return Some(n);
             }
             Fault::Cut(n, time) => {
-                self.disturb(now, time, HOLDER, None);
+                self.disturb(now, time, Lateness::once(HOLDER));
                 self.cut(n, now + time);
             }
             Fault::Deafen(n) => {
-                self.disturb(now, Duration::from_secs(2), HOLDER, None);
+                self.disturb(now, DEAF, Lateness::once(HOLDER));
                 self.replicas[n].is_subscribed = false;
             }
             Fault::EngineStop(time) => {
-                self.disturb(now, time, ENGINE, None);
+                self.disturb(now, time, Lateness::once(ENGINE));
                 self.engine_stopped_until = now + time;
             }
             Fault::EngineDown(time, is_emptied) => {
-                self.disturb(now, time, ENGINE, None);
-                self.engine_down_until = now + time;
                 if is_emptied {
                     self.engine.flush();
                 }
-                for n in 0..self.replicas.len() {
-                    let back = now + time + Duration::from_millis(self.rng.u64(..200));
-                    self.cut(n, back);
-                }
+                self.engine_down(time);
+            }
+            Fault::FailOver(lag, time) => {
+                self.replicated = self.engine.clone();
+                self.at(now + lag, SweepEvent::Fault(Fault::Promote(time)));
+            }
+            Fault::Promote(time) => {
+                self.engine.go_back(self.replicated.clone());
+                self.engine_down(time);
+            }
+            Fault::ClockJump(is_ahead, time) => {
+                self.disturb(now, BEAT, Lateness::default());
+                self.clock_ahead =
+                    if is_ahead { self.clock_ahead + time } else { self.clock_ahead.saturating_sub(time) };
             }
             Fault::Flush => {
-                self.disturb(now, Duration::ZERO, Duration::from_millis(200), None);
+                self.disturb(now, BEAT, Lateness::steady(ASK_AGAIN));
                 self.engine.flush();
             }
             Fault::EngineFar(time, far) => {
-                self.disturb(now, time, ENGINE, None);
+                self.disturb(now, time, Lateness::steady(far + PATIENCE));
                 self.far = (now + time, far);
             }
             Fault::Refuse(number, n) => {
                 if !self.replicas[n].is_alive {
                     return None;
                 }
-                self.disturb(now, Duration::ZERO, Duration::from_millis(300), None);
+                self.disturb(now, Duration::ZERO, Lateness::once(REFUSED));
                 self.revoked_at.insert(number, now);
                 let replica = &mut self.replicas[n];
                 replica.siblings.handle(SiblingInput::KeyRefused(domain(number)), replica.zero + now);
                 return Some(n);
             }
             Fault::Shuffle(time) => {
-                self.disturb(now, time, ENGINE, None);
+                self.disturb(now, time + SHUFFLED, Lateness::steady(SHUFFLED));
                 self.shuffled_until = now + time;
             }
         }
         None
+    }
+
+    fn engine_down(&mut self, time: Duration) {
+        let now = self.now;
+        self.disturb(now, time + RELINK, Lateness::once(ENGINE));
+        self.engine_down_until = now + time;
+        for n in 0..self.replicas.len() {
+            let back = now + time + RELINK.mul_f64(self.rng.f64());
+            self.cut(n, back);
+        }
     }
 
     /// Ends a replica. Its clients are lost with it.

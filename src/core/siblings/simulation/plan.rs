@@ -71,6 +71,12 @@ pub(super) enum Fault {
     Refuse(u8, usize),
     /// Messages come twice, late and out of order.
     Shuffle(Duration),
+    /// All links break, and a server takes over that lacks the writes of this time. The links are back after the other.
+    FailOver(Duration, Duration),
+    /// That server takes over now.
+    Promote(Duration),
+    /// The clock of the engine goes ahead, or back, by this time.
+    ClockJump(bool, Duration),
 }
 
 #[derive(Debug)]
@@ -85,6 +91,8 @@ pub(super) struct SweepPlan {
     pub(super) max_jobs: usize,
     /// Whether attempts may fail.
     pub(super) is_failing: bool,
+    /// Whether faults come while others last.
+    pub(super) is_stormy: bool,
     /// When each replica first has a link.
     pub(super) links_at: Vec<Duration>,
 }
@@ -109,7 +117,8 @@ impl SweepPlan {
                 jobs.push(PlannedJob { domain, id, steps, is_refused: rng.u8(..14) == 0 });
             }
         }
-        let faults = faults(rng, replicas, domains, &mut moments);
+        let is_stormy = rng.u8(..5) == 0;
+        let faults = faults(rng, replicas, domains, is_stormy, &mut moments);
         let mut clients = Vec::new();
         let is_crowded = rng.bool();
         let most = [4, 10, 24][rng.usize(..3)];
@@ -130,10 +139,11 @@ impl SweepPlan {
             clients,
             faults,
             hop: Duration::from_millis([1, 5, 30][rng.usize(..3)]),
-            engine_hop: Duration::from_micros([100, 2_000, 8_000][rng.usize(..3)]),
+            engine_hop: Duration::from_micros([100, 2_000, 8_000, 20_000][rng.usize(..4)]),
             linger: Duration::from_secs([0, 2, 2][rng.usize(..3)]),
             max_jobs: rng.usize(2..=6),
             is_failing: rng.u8(..10) == 0,
+            is_stormy,
             links_at: (0..replicas)
                 .map(
                     |_| {
@@ -146,6 +156,13 @@ impl SweepPlan {
                 )
                 .collect(),
         }
+    }
+}
+
+impl SweepPlan {
+    /// Returns whether messages come out of order at some time.
+    pub(super) fn shuffles(&self) -> bool {
+        self.faults.iter().any(|(_, fault)| matches!(fault, Fault::Shuffle(_)))
     }
 }
 
@@ -191,37 +208,46 @@ fn client(
     }
 }
 
-/// Generates faults that are far enough apart that each is over before the next.
+/// Generates faults: each is over before the next, but in a storm.
 fn faults(
     rng: &mut fastrand::Rng,
     replicas: usize,
     domains: u8,
+    is_stormy: bool,
     moments: &mut Vec<Duration>,
 ) -> Vec<(Duration, Fault)> {
     let (mut faults, mut at) = (Vec::new(), Duration::ZERO);
     let mut gone = 0;
-    for _ in 0..[0, 1, 1, 2, 4][rng.usize(..5)] {
-        at += Duration::from_millis(rng.u64(6_000..60_000));
+    let count = if is_stormy { rng.usize(2..=12) } else { [0, 1, 1, 2, 4][rng.usize(..5)] };
+    for _ in 0..count {
+        at += if is_stormy && rng.u8(..3) > 0 {
+            Duration::from_millis(rng.u64(0..3_000))
+        } else {
+            Duration::from_millis(rng.u64(6_000..60_000))
+        };
         let (replica, time) = (rng.usize(..replicas), Duration::from_millis(rng.u64(50..8_000)));
         let short = Duration::from_millis(rng.u64(50..1_500));
-        let fault = match rng.u8(..14) {
+        let either = if rng.bool() { short } else { time };
+        let fault = match rng.u8(..17) {
             0 | 1 if gone + 1 < replicas => Fault::Kill(replica),
-            2 if gone + 1 < replicas => Fault::Drain(replica, time),
-            3 => Fault::Freeze(replica, time),
-            4 | 5 => Fault::Cut(replica, if rng.bool() { short } else { time }),
-            6 => Fault::Deafen(replica),
-            7 => Fault::EngineStop(if rng.bool() { short } else { time }),
-            8 => Fault::EngineDown(if rng.bool() { short } else { time * 3 }, rng.bool()),
-            9 => Fault::Flush,
-            10 => Fault::EngineFar(time * 2, Duration::from_millis(rng.u64(20..600))),
-            11 => Fault::Refuse(rng.u8(..domains), replica),
-            12 => Fault::Shuffle(time * 2),
+            2 | 3 if gone + 1 < replicas => Fault::Drain(replica, time),
+            4 => Fault::Freeze(replica, either),
+            5 | 6 => Fault::Cut(replica, either),
+            7 => Fault::Deafen(replica),
+            8 => Fault::EngineStop(either),
+            9 => Fault::EngineDown(if rng.bool() { short } else { time * 3 }, rng.bool()),
+            10 | 11 => Fault::Flush,
+            12 => Fault::EngineFar(time * 2, Duration::from_millis(rng.u64(20..600))),
+            13 => Fault::Refuse(rng.u8(..domains), replica),
+            14 => Fault::Shuffle(time * 2),
+            15 => Fault::FailOver(Duration::from_millis(rng.u64(..1_000)), either),
+            16 => Fault::ClockJump(rng.bool(), time),
             _ => continue,
         };
         gone += usize::from(matches!(fault, Fault::Kill(_) | Fault::Drain(..)));
         moments.push(at);
         faults.push((at, fault));
-        at += Duration::from_secs(26);
+        at += if is_stormy { Duration::ZERO } else { Duration::from_secs(26) };
     }
     faults
 }

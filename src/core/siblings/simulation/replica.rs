@@ -32,10 +32,30 @@ pub(super) struct Replica {
     pub(super) is_subscribed: bool,
     /// Last arrivals on the way to the engine, of answers and of messages: each way keeps its order.
     pub(super) last: [Duration; 3],
-    pub(super) specs: BTreeMap<PollId, (PollSpec, Cause)>,
+    /// Start of the drain.
+    pub(super) drained_at: Option<Duration>,
+    /// Polls that the coalescer opened.
+    pub(super) polls: BTreeMap<PollId, SweepPoll>,
     /// Attempts under way.
     pub(super) runs: BTreeMap<PollId, Duration>,
     used: BTreeSet<PollId>,
+}
+
+/// A poll of the coalescer, and who made it when.
+#[derive(Debug)]
+pub(super) struct SweepPoll {
+    pub(super) spec: PollSpec,
+    pub(super) maker: Vec<(Duration, PollMaker)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PollMaker {
+    /// The replica itself.
+    Own,
+    /// A sibling, or a claim is under way.
+    Elsewhere,
+    /// The poll has ended.
+    Ended,
 }
 
 impl Replica {
@@ -68,7 +88,8 @@ impl Replica {
             generation: 0,
             is_subscribed: false,
             last: [Duration::ZERO; 3],
-            specs: BTreeMap::new(),
+            drained_at: None,
+            polls: BTreeMap::new(),
             runs: BTreeMap::new(),
             used: BTreeSet::new(),
         }
@@ -83,6 +104,11 @@ impl Replica {
             [self.coalescer.poll_timeout(), self.siblings.poll_timeout()].into_iter().flatten().min()?;
         Some(due.saturating_duration_since(self.zero).max(self.frozen_until))
     }
+}
+
+/// Returns the number of the attempt that brought a state.
+pub(super) fn attempt_of(head: &ResponseHead) -> u64 {
+    std::str::from_utf8(&head.shared[0].1).unwrap().parse().unwrap()
 }
 
 impl World {
@@ -111,8 +137,35 @@ impl World {
             } else if let Some(output) = replica.siblings.poll_output() {
                 self.carry_out_sibling(n, output);
             } else {
-                return;
+                break;
             }
+        }
+        self.record_makers(n);
+    }
+
+    /// Records for each poll whether the replica makes it.
+    fn record_makers(&mut self, n: usize) {
+        let now = self.now;
+        let Replica { siblings, polls, .. } = &mut self.replicas[n];
+        let is_own = |id: PollId| {
+            let own = |name| siblings.polls.get(name).is_some_and(|poll| poll.own().is_some());
+            siblings.solo.contains(&id) || siblings.polls.of_local(id).is_some_and(own)
+        };
+        for (id, poll) in polls.iter_mut() {
+            let last = poll.maker.last().map(|(_, maker)| *maker);
+            if last != Some(PollMaker::Ended) {
+                let maker = if is_own(*id) { PollMaker::Own } else { PollMaker::Elsewhere };
+                if last != Some(maker) {
+                    poll.maker.push((now, maker));
+                }
+            }
+        }
+    }
+
+    fn poll_ended(&mut self, n: usize, id: PollId) {
+        let now = self.now;
+        if let Some(poll) = self.replicas[n].polls.get_mut(&id) {
+            poll.maker.push((now, PollMaker::Ended));
         }
     }
 
@@ -132,11 +185,12 @@ impl World {
                     takes_known: cause != Cause::NoCache,
                     max_age: Duration::ZERO,
                 };
-                self.replicas[n].specs.insert(id, (spec, cause));
+                self.replicas[n].polls.insert(id, SweepPoll { spec, maker: Vec::new() });
                 self.replicas[n].siblings.handle(SiblingInput::Open(id, share), now);
             }
             Output::Abort(id) => {
                 self.trace(|| format!("[{n}] {id:?} is aborted"));
+                self.poll_ended(n, id);
                 self.replicas[n].siblings.handle(SiblingInput::Abort(id), now);
             }
             Output::Settle(WaitId(number), result) => {
@@ -162,19 +216,21 @@ impl World {
             }
             SiblingOutput::Landed(id, outcome) => {
                 self.trace(|| format!("[{n}] {id:?} lands: {outcome:?}"));
+                self.no_state_survives_a_dead_epoch(n, &outcome);
+                self.poll_ended(n, id);
                 self.replicas[n].coalescer.handle(Input::Landed(id, outcome), now);
             }
-            SiblingOutput::Call(call, command) => self.to_engine(n, ToEngine::Call(call, command)),
-            SiblingOutput::CountSubscribers(name) => self.to_engine(n, ToEngine::Count(name)),
-            SiblingOutput::Resubscribe => self.to_engine(n, ToEngine::Subscribe),
+            SiblingOutput::Call(call, command) => self.send(n, ToEngine::Call(call, command)),
+            SiblingOutput::CountSubscribers(name) => self.send(n, ToEngine::Count(name)),
+            SiblingOutput::Resubscribe => self.send(n, ToEngine::Subscribe),
         }
     }
 
     fn start(&mut self, n: usize, run: PollId) {
-        let (spec, _) = self.replicas[n].specs[&run].clone();
+        let spec = self.replicas[n].polls[&run].spec.clone();
         self.trace(|| format!("[{n}] {run:?} starts"));
         assert!(self.replicas[n].used.insert(run), "{run:?} starts twice");
-        self.p3_identical_waits_share_one_poll(n, &spec);
+        self.p3_identical_waits_share_one_poll(n, run, &spec);
         self.replicas[n].runs.insert(run, self.now);
         *self.started.entry((spec.domain.0[0], spec.goal)).or_default() += 1;
         let now = self.replicas[n].zero + self.now;
@@ -185,6 +241,10 @@ impl World {
         let jobs: Vec<usize> = self.jobs_of(&spec);
         if self.plan.is_failing && self.rng.u8(..4) == 0 {
             let fails = arrives + Duration::from_millis(self.rng.u64(..20_000));
+            for job in jobs {
+                let at = self.fails_at.entry(job).or_default();
+                *at = fails.max(*at);
+            }
             return self.at(fails, SweepEvent::Ended(n, run, PollOutcome::Failed(Failure::Unreachable)));
         }
         if jobs.iter().any(|&job| self.plan.jobs[job].is_refused) {
@@ -198,21 +258,23 @@ impl World {
         let reached =
             reached.collect::<Option<Vec<_>>>().map(|all| all.into_iter().fold(arrives, Duration::max));
         let answered = reached.filter(|at| *at <= arrives + HOLD).unwrap_or(arrives + HOLD);
+        self.next_attempt += 1;
         let states = jobs.iter().map(|&job| self.state(n, job, answered)).collect();
         let read = answered + self.hop();
         self.at(read, SweepEvent::Ended(n, run, PollOutcome::Jobs(states)));
     }
 
-    /// Returns the true state of a job. Its body names the key domain and the job.
+    /// Returns the true state of a job. Its body names the key domain and the job, its head the attempt.
     pub(super) fn state(&self, n: usize, job: usize, at: Duration) -> JobState {
         let planned = &self.plan.jobs[job];
         let rung = planned.rung_at(at);
         let at = self.replicas[n].zero + at;
+        let attempt = ("attempt".into(), Bytes::from(self.next_attempt.to_string()));
         JobState {
             id: planned.id.clone(),
             rung: Some(self.rungs[rung]),
             body: Bytes::from(format!("{} {} {rung}", planned.domain, planned.id)),
-            head: Arc::new(ResponseHead::default()),
+            head: Arc::new(ResponseHead { shared: vec![attempt], ..ResponseHead::default() }),
             seen_at: at,
             as_of: at,
         }

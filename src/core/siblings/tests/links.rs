@@ -67,7 +67,7 @@ fn a_silent_engine_leaves_each_replica_alone_within_a_second_and_a_half() {
     gateway.pass(ms(999));
     assert_eq!(gateway.take(), Vec::<String>::new());
     gateway.pass(ms(501));
-    assert_eq!(gateway.take(), ["start 1", "adopt"]);
+    assert_eq!(gateway.take(), ["start 1", "detach", "adopt"]);
     assert_eq!(gateway.machine.link(), LinkState::Apart);
 }
 
@@ -144,12 +144,7 @@ fn the_outbox_keeps_16_mebibytes() {
 fn a_replica_that_does_not_hear_itself_subscribes_again_and_then_looks() {
     let mut gateway = Gateway::linked();
     gateway.open_held(1);
-    gateway.is_engine_up = false;
-    for _ in 0..5 {
-        gateway.pass(ms(250));
-        gateway.input(SiblingInput::Subscribers(SIBLING, 1)); // the engine answers
-    }
-    assert_eq!(gateway.take(), ["resubscribe"]);
+    gateway.deafen();
     gateway.beat(ME);
     assert_eq!(gateway.take(), ["look"]);
 }
@@ -173,6 +168,57 @@ fn all_replicas_adopt_their_polls_when_one_finds_the_engine_without_memory() {
     gateway.message(SiblingMessage::Flushed);
     gateway.message(SiblingMessage::Flushed);
     assert_eq!(gateway.take(), ["adopt"]);
+}
+
+#[test]
+fn a_beat_finds_the_engine_without_memory() {
+    let mut gateway = Gateway::linked();
+    gateway.open_granted(1);
+    gateway.is_engine_up = false;
+    gateway.pass(ms(500));
+    gateway.answer("beat", EngineAnswer::Flushed);
+    assert_eq!(gateway.take(), ["flushed", "adopt"]);
+}
+
+#[test]
+fn the_first_beat_of_a_link_proves_no_loss_of_memory() {
+    let mut gateway = Gateway::alone();
+    gateway.is_engine_up = false;
+    gateway.link_up(ME);
+    gateway.answer("beat", EngineAnswer::Flushed);
+    assert_eq!(gateway.take(), Vec::<String>::new());
+}
+
+#[test]
+fn a_new_poll_waits_until_all_polls_are_adopted() {
+    let mut gateway = Gateway::linked();
+    gateway.message(SiblingMessage::Flushed);
+    gateway.open(1);
+    gateway.pass(ms(99));
+    assert_eq!(gateway.take(), ["lost 1"]);
+    gateway.pass(ms(1));
+    assert_eq!(gateway.take(), ["claim"]);
+}
+
+#[test]
+fn the_grant_of_an_engine_without_memory_is_given_back() {
+    let mut gateway = Gateway::linked();
+    gateway.open(1);
+    gateway.message(SiblingMessage::Flushed);
+    gateway.answer("claim", EngineAnswer::Granted(EPOCH));
+    assert_eq!(gateway.take(), ["claim", "leave", "lost 1"]);
+    gateway.pass(ms(100));
+    assert_eq!(gateway.take(), ["claim"]);
+}
+
+#[test]
+fn a_guest_makes_itself_known_to_an_engine_without_memory() {
+    let mut gateway = Gateway::linked();
+    gateway.open_held(1);
+    gateway.message(SiblingMessage::Flushed);
+    assert_eq!(gateway.take(), ["look"]);
+    gateway.answer("look", held(SIBLING, 1, ms(0)));
+    assert_eq!(gateway.take(), ["elsewhere 1 since 0"]);
 }
 
 /// P11

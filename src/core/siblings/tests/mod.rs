@@ -55,7 +55,12 @@ fn token(number: u64) -> LeaseToken {
 impl Gateway {
     /// Creates a machine whose link is up and that hears itself.
     fn linked() -> Self {
+        Self::with_linger(ms(2_000))
+    }
+
+    fn with_linger(linger: Duration) -> Self {
         let mut gateway = Self::alone();
+        gateway.machine.config.linger = linger;
         gateway.link_up(ME);
         gateway.take();
         gateway
@@ -225,6 +230,8 @@ impl Gateway {
                         self.machine.handle(SiblingInput::Answer(id, EngineAnswer::Done(time)), self.now);
                         let beat = SiblingMessage::Beat(self.me, former);
                         self.machine.handle(SiblingInput::Message(beat), self.now);
+                    } else {
+                        self.calls.insert("beat", (id, EngineCall::Beat(former)));
                     }
                     continue;
                 }
@@ -256,6 +263,16 @@ impl Gateway {
     /// Returns the outputs since the last call, without beats and counts.
     fn take(&mut self) -> Vec<String> {
         std::mem::take(&mut self.lines)
+    }
+
+    /// Lets time pass without the gateway's own beats until it subscribes again.
+    fn deafen(&mut self) {
+        self.is_engine_up = false;
+        for _ in 0..5 {
+            self.pass(ms(250));
+            self.input(SiblingInput::Subscribers(SIBLING, 1)); // the engine answers
+        }
+        assert_eq!(self.take(), ["resubscribe"]);
     }
 
     fn suspicion(&self) -> Option<Suspicion> {

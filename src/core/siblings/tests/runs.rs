@@ -51,14 +51,101 @@ fn a_guest_that_is_dead_is_a_guest_no_more() {
 }
 
 #[test]
-fn a_renamed_guest_stays() {
+fn a_guest_that_is_never_heard_counts_as_dead() {
     let mut gateway = Gateway::linked();
     let mine = gateway.open_granted(1);
     gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
     gateway.input(SiblingInput::Abort(PollId(1)));
-    gateway.message(SiblingMessage::Beat(OTHER, Some(SIBLING)));
+    gateway.pass(ms(3_999));
+    assert_eq!(gateway.take(), Vec::<String>::new());
+    gateway.pass(ms(1));
+    assert_eq!(gateway.take(), ["cancel 1", "leave"]);
+}
+
+/// P6
+#[test]
+fn a_replica_that_was_deaf_asks_for_the_guests_of_its_polls() {
+    let mut gateway = Gateway::linked();
+    let mine = gateway.open_granted(1);
+    gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
+    gateway.deafen();
+    gateway.beat(ME);
+    assert_eq!(gateway.take(), ["adopt"]);
+    let guests = vec![ME, OTHER];
+    gateway.answer("adopt", EngineAnswer::Adopted { is_mine: true, epoch: EPOCH, guests });
+    gateway.is_engine_up = true;
+    gateway.input(SiblingInput::Abort(PollId(1)));
     gateway.pass_with(&[OTHER], ms(10_000));
     assert_eq!(gateway.take(), Vec::<String>::new());
+    gateway.message(SiblingMessage::Detached(name(1), OTHER));
+    gateway.pass(ms(2_000));
+    assert_eq!(gateway.take(), ["cancel 1", "leave"]);
+}
+
+#[test]
+fn a_guest_that_comes_before_the_answer_to_the_claim_is_kept() {
+    let mut gateway = Gateway::linked();
+    gateway.open(1);
+    let EngineCall::Claim(request) = gateway.calls["claim"].1.clone() else { panic!() };
+    gateway.message(SiblingMessage::Attached(name(1), request.token, SIBLING));
+    gateway.message(SiblingMessage::Attached(name(1), request.token, OTHER));
+    gateway.message(SiblingMessage::Detached(name(1), OTHER));
+    gateway.answer("claim", EngineAnswer::Granted(EPOCH));
+    gateway.input(SiblingInput::Progress(PollId(1), PollProgress::Held));
+    assert_eq!(gateway.take(), ["claim", "start 1", "note held", "progress 1"]);
+    gateway.input(SiblingInput::Abort(PollId(1)));
+    gateway.message(SiblingMessage::Detached(name(1), SIBLING));
+    gateway.pass(ms(2_000));
+    assert_eq!(gateway.take(), ["cancel 1", "leave"]);
+}
+
+#[test]
+fn guests_that_came_or_left_since_the_question_are_newer_than_the_answer() {
+    let mut gateway = Gateway::linked();
+    let mine = gateway.open_granted(1);
+    gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
+    gateway.message(SiblingMessage::Flushed);
+    gateway.message(SiblingMessage::Attached(name(1), mine, OTHER));
+    gateway.message(SiblingMessage::Detached(name(1), SIBLING));
+    gateway.answer("adopt", EngineAnswer::Adopted { is_mine: true, epoch: EPOCH, guests: vec![SIBLING] });
+    gateway.input(SiblingInput::Abort(PollId(1)));
+    gateway.message(SiblingMessage::Detached(name(1), OTHER));
+    gateway.pass_with(&[OTHER, SIBLING], ms(2_000));
+    assert_eq!(gateway.take(), ["adopt", "cancel 1", "leave"]);
+}
+
+/// P6
+#[test]
+fn a_poll_stays_until_an_engine_without_memory_knows_its_guests_again() {
+    let mut gateway = Gateway::with_linger(Duration::ZERO);
+    let mine = gateway.open_granted(1);
+    gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
+    gateway.input(SiblingInput::Abort(PollId(1)));
+    gateway.message(SiblingMessage::Flushed);
+    gateway.answer("adopt", EngineAnswer::Adopted { is_mine: true, epoch: EPOCH, guests: Vec::new() });
+    gateway.pass_with(&[SIBLING], ms(400));
+    gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
+    gateway.pass_with(&[SIBLING], ms(10_000));
+    assert_eq!(gateway.take(), ["adopt"]);
+}
+
+/// P6
+#[test]
+fn a_renamed_guest_stays_if_it_looks() {
+    for looks in [true, false] {
+        let mut gateway = Gateway::with_linger(Duration::ZERO);
+        let mine = gateway.open_granted(1);
+        gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
+        gateway.input(SiblingInput::Abort(PollId(1)));
+        gateway.message(SiblingMessage::Beat(OTHER, Some(SIBLING)));
+        gateway.pass_with(&[OTHER], ms(500));
+        assert_eq!(gateway.take(), Vec::<String>::new());
+        if looks {
+            gateway.message(SiblingMessage::Attached(name(1), mine, OTHER));
+        }
+        gateway.pass_with(&[OTHER], ms(10_000));
+        assert_eq!(gateway.take().is_empty(), looks);
+    }
 }
 
 #[test]
@@ -125,7 +212,7 @@ fn a_draining_replica_goes_on_until_a_sibling_has_claimed() {
     gateway.pass_with(&[SIBLING], ms(1_000));
     assert_eq!(gateway.take(), Vec::<String>::new());
     gateway.message(SiblingMessage::Taken(name(1), mine));
-    assert_eq!(gateway.take(), ["cancel 1"]);
+    assert_eq!(gateway.take(), ["cancel 1", "leave"]);
 }
 
 #[test]
@@ -138,7 +225,7 @@ fn a_draining_replica_ends_its_polls_for_guests_when_its_time_is_over() {
     gateway.input(SiblingInput::Abort(PollId(1)));
     gateway.pass_with(&[SIBLING], ms(10_250));
     let lines = gateway.take();
-    assert_eq!(lines[..2], ["leave", "cancel 1"]);
+    assert_eq!(lines, ["leave", "cancel 1", "leave"]);
 }
 
 #[test]
