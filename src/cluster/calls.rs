@@ -46,7 +46,6 @@ pub(super) struct Dialect {
 #[derive(Debug)]
 pub(super) struct ScriptCall {
     pub(super) script: EngineScript,
-    pub(super) shard: ShardIndex,
     pub(super) keys: Vec<String>,
     pub(super) args: Vec<Vec<u8>>,
 }
@@ -83,12 +82,7 @@ impl Dialect {
                 let shard = ShardIndex::of_poll(*name);
                 let keys = vec![self.names.channel(shard), self.names.poll_key(*name)];
                 let text = message(&self.codes, WireKind::Detached, &guest_text(*name, me));
-                vec![ScriptCall {
-                    script: EngineScript::Detach,
-                    shard,
-                    keys,
-                    args: vec![member(me).into(), text],
-                }]
+                vec![ScriptCall { script: EngineScript::Detach, keys, args: vec![member(me).into(), text] }]
             }
             EngineCall::Note(name, token, is_held) => {
                 let mut text = lease_text(*name, *token);
@@ -100,7 +94,6 @@ impl Dialect {
                 let former = former.map(member).unwrap_or_default();
                 let call = |shard| ScriptCall {
                     script: EngineScript::Beat,
-                    shard,
                     keys: vec![self.names.channel(shard), self.names.members_key(shard)],
                     args: vec![member(me).into(), former.clone().into(), text.clone()],
                 };
@@ -110,7 +103,7 @@ impl Dialect {
                 let shard = ShardIndex::of_domain(*domain);
                 let keys = vec![self.names.channel(shard), self.names.domain_key(*domain)];
                 let args = vec![message(&self.codes, WireKind::Revoked, &domain.0)];
-                vec![ScriptCall { script: EngineScript::Refuse, shard, keys, args }]
+                vec![ScriptCall { script: EngineScript::Refuse, keys, args }]
             }
             EngineCall::Remove(removal) => self.remove(removal),
             EngineCall::Pause(domain, pause) => {
@@ -178,7 +171,7 @@ impl Dialect {
             taken.unwrap_or_default(),
             flag(self.shares_polls),
         ];
-        ScriptCall { script: EngineScript::Claim, shard, keys, args }
+        ScriptCall { script: EngineScript::Claim, keys, args }
     }
 
     fn adopt(
@@ -207,7 +200,7 @@ impl Dialect {
             self.epoch_ttl(),
             flag(self.shares_polls),
         ];
-        ScriptCall { script: EngineScript::Adopt, shard, keys, args }
+        ScriptCall { script: EngineScript::Adopt, keys, args }
     }
 
     fn land(
@@ -254,7 +247,7 @@ impl Dialect {
             args.push(number(len));
             args.push(number(millis(lifetime)));
         }
-        ScriptCall { script: EngineScript::Land, shard, keys, args }
+        ScriptCall { script: EngineScript::Land, keys, args }
     }
 
     /// Writes the result of a poll. Returns the states, their jobs, and the places of their sealed bytes. `None` if the
@@ -314,7 +307,7 @@ impl Dialect {
         let shard = ShardIndex::of_poll(name);
         let keys = vec![self.names.channel(shard), self.names.poll_key(name)];
         let args = vec![token_bytes(token).to_vec(), message(&self.codes, kind, &lease_text(name, token))];
-        ScriptCall { script: EngineScript::Release, shard, keys, args }
+        ScriptCall { script: EngineScript::Release, keys, args }
     }
 
     fn remove(&self, removal: &Removal) -> Vec<ScriptCall> {
@@ -322,7 +315,6 @@ impl Dialect {
         let text = message(&self.codes, WireKind::Removed, &text);
         let call = |shard: ShardIndex, key: String| ScriptCall {
             script: EngineScript::Remove,
-            shard,
             keys: vec![self.names.channel(shard), key],
             args: vec![text.clone(), number(millis(self.longest_lifetime()))],
         };
@@ -369,7 +361,7 @@ impl Dialect {
 
     fn publish(&self, shard: ShardIndex, text: Vec<u8>) -> ScriptCall {
         let keys = vec![self.names.channel(shard)];
-        ScriptCall { script: EngineScript::Publish, shard, keys, args: vec![text] }
+        ScriptCall { script: EngineScript::Publish, keys, args: vec![text] }
     }
 
     /// Returns the place of a job's state among the sealed texts of its key.

@@ -1,4 +1,4 @@
-//! Opens connections to the engine: DNS, TCP, TLS, greeting.
+//! Opens connections to the engine: the primary's address from the sentinels, DNS, TCP, TLS, greeting.
 
 use std::io;
 use std::pin::Pin;
@@ -13,10 +13,13 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 
-use crate::config::EngineUrl;
+use super::link::send;
+use crate::config::{ClusterConfig, EngineMode, EngineUrl};
 
 /// Time for all of it.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for the answer of one sentinel.
+const SENTINEL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Idle time after which the system probes a connection, and time between the probes.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 /// Commands between the link and its connection.
@@ -39,6 +42,64 @@ pub(super) enum ConnectError {
     Engine(#[from] RedisError),
     #[error("the engine closed the connection")]
     Closed,
+    #[error("no sentinel knows a primary with the name of cluster.master")]
+    NoPrimary,
+}
+
+/// The servers of the configuration.
+pub(super) struct EngineServers {
+    pub(super) urls: Vec<EngineUrl>,
+    /// Name of the primary, if the servers are sentinels.
+    pub(super) master: Option<String>,
+    pub(super) tls: Option<Arc<rustls::ClientConfig>>,
+}
+
+impl EngineServers {
+    pub(super) fn new(config: &ClusterConfig) -> Result<Self, rustls::Error> {
+        let urls = config.urls.clone();
+        let tls = urls.iter().any(|url| url.is_tls).then(tls_settings).transpose()?;
+        let master = config.master.clone().filter(|_| config.mode == EngineMode::Sentinel);
+        Ok(Self { urls, master, tls })
+    }
+
+    /// Opens a connection to the server, or to the primary that the sentinels name. Cancel safe: dropping the future abandons
+    /// it.
+    pub(super) async fn connect(&self) -> Result<(EngineConnection, EngineUrl), ConnectError> {
+        let url = match &self.master {
+            None => self.urls.first().cloned().ok_or(ConnectError::NoPrimary)?,
+            Some(master) => self.primary(master).await?,
+        };
+        Ok((connect(&url, self.tls.as_ref()).await?, url))
+    }
+
+    /// Asks one sentinel after the other. A sentinel may need the credentials of the engine, or accept none.
+    async fn primary(&self, master: &str) -> Result<EngineUrl, ConnectError> {
+        let mut last = ConnectError::NoPrimary;
+        for sentinel in &self.urls {
+            let without = EngineUrl { user: None, password: None, database: 0, ..sentinel.clone() };
+            let with = EngineUrl { database: 0, ..sentinel.clone() };
+            for url in [Some(without), sentinel.password.is_some().then_some(with)].into_iter().flatten() {
+                match tokio::time::timeout(SENTINEL_TIMEOUT, self.ask(&url, master)).await {
+                    Ok(Ok((host, port))) => return Ok(EngineUrl { host, port, ..sentinel.clone() }),
+                    Ok(Err(error)) => last = error,
+                    Err(_) => last = ConnectError::TimedOut,
+                }
+            }
+        }
+        Err(last)
+    }
+
+    async fn ask(&self, sentinel: &EngineUrl, master: &str) -> Result<(String, u16), ConnectError> {
+        let mut connection = connect(sentinel, self.tls.as_ref()).await?;
+        let question = redis::cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(master).to_owned();
+        // Cancel safe: both ends of the connection are given up together.
+        let answer = tokio::select! {
+            answer = send(&connection.commands, question) => answer?,
+            () = &mut connection.driver => return Err(ConnectError::Closed),
+        };
+        let address: Option<(String, u16)> = redis::from_redis_value(answer).map_err(RedisError::from)?;
+        address.ok_or(ConnectError::NoPrimary)
+    }
 }
 
 /// An open connection. The caller polls `driver`; it ends with the connection.
@@ -49,7 +110,7 @@ pub(super) struct EngineConnection {
 }
 
 /// Returns the settings of TLS with the roots of the system, or those built in.
-pub(super) fn tls_settings() -> Result<Arc<rustls::ClientConfig>, rustls::Error> {
+fn tls_settings() -> Result<Arc<rustls::ClientConfig>, rustls::Error> {
     let builder = || {
         rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
@@ -65,7 +126,7 @@ pub(super) fn tls_settings() -> Result<Arc<rustls::ClientConfig>, rustls::Error>
 }
 
 /// Opens a connection. Cancel safe: dropping the future abandons it.
-pub(super) async fn connect(
+async fn connect(
     url: &EngineUrl,
     tls: Option<&Arc<rustls::ClientConfig>>,
 ) -> Result<EngineConnection, ConnectError> {

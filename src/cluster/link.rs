@@ -16,12 +16,12 @@ use strum::VariantArray as _;
 use tokio::sync::mpsc;
 
 use super::ClusterShared;
-use super::connect::{CONNECT_TIMEOUT, ConnectError, EngineConnection, connect, tls_settings};
+use super::connect::{CONNECT_TIMEOUT, ConnectError, EngineConnection, EngineServers};
 use super::names::ShardIndex;
 use super::scripts::EngineScript;
 use super::session::{LinkEnd, LinkSession};
 use crate::clock;
-use crate::config::EngineUrl;
+use crate::config::ClusterConfig;
 use crate::core::siblings::{CallId, EngineCall, ReplicaName, SiblingInput};
 
 /// Pause before the second attempt to connect. The first one is made at once.
@@ -44,7 +44,7 @@ pub(super) enum LinkRequest {
 
 pub(super) struct LinkTask {
     pub(super) shared: std::sync::Arc<ClusterShared>,
-    pub(super) url: EngineUrl,
+    pub(super) config: ClusterConfig,
     pub(super) commands: mpsc::Receiver<LinkCommand>,
     pub(super) inputs: mpsc::Sender<SiblingInput>,
 }
@@ -52,8 +52,8 @@ pub(super) struct LinkTask {
 impl LinkTask {
     /// Runs until all handles are dropped.
     pub(super) async fn run(mut self) {
-        let tls = match self.url.is_tls.then(tls_settings).transpose() {
-            Ok(tls) => tls,
+        let servers = match EngineServers::new(&self.config) {
+            Ok(servers) => servers,
             Err(error) => {
                 tracing::error!(%error, "no TLS settings, replicas share nothing");
                 return;
@@ -63,16 +63,16 @@ impl LinkTask {
         loop {
             let attempt = async {
                 tokio::time::sleep(pause).await;
-                let mut connection = connect(&self.url, tls.as_ref()).await?;
+                let (mut connection, url) = servers.connect().await?;
                 let name = ReplicaName(fastrand::u64(1..));
                 let scripts = self.shared.greet(&mut connection, name).await?;
-                Ok::<_, ConnectError>((connection, name, scripts))
+                Ok::<_, ConnectError>((connection, url, name, scripts))
             };
             let Some(attempt) = while_open(&mut self.commands, attempt).await else { return };
             let connected_at = clock::now();
             let end = match attempt {
-                Ok((connection, name, scripts)) => {
-                    let (id, engine) = (self.shared.dialect.names.id(), &self.url);
+                Ok((connection, engine, name, scripts)) => {
+                    let id = self.shared.dialect.names.id();
                     tracing::info!(id, %engine, "link to the engine is up");
                     is_down = false;
                     if self.inputs.send(SiblingInput::LinkUp(name)).await.is_err() {
@@ -90,7 +90,7 @@ impl LinkTask {
                 Err(error) => LinkEnd::Connect(error),
             };
             if !std::mem::replace(&mut is_down, true) {
-                tracing::warn!(engine = %self.url, error = %end, "link to the engine is down");
+                tracing::warn!(error = %end, "link to the engine is down");
             }
             pause = next_pause(pause, connected_at);
         }

@@ -56,12 +56,6 @@ const MAX_COMMANDS: usize = 65_536;
 /// Inputs that wait for the hub. The link reads no further from the engine when there are more.
 const MAX_INPUTS: usize = 4096;
 
-/// Rights of the engine's user, as docs/replicas.md has them.
-#[cfg(test)]
-const MINIMAL_RIGHTS: &str = "~cg1:* &cg1:* -@all +hello +auth +evalsha +script|load +ssubscribe +spublish \
-    +pubsub|shardnumsub +time +get +getrange +set +del +pexpire +hget +hmget +hset +hdel +hkeys +zadd +zrem +zscore \
-    +zremrangebyscore";
-
 /// Handle of the link to the engine. Cheap to clone; never blocks.
 #[derive(Clone)]
 pub(crate) struct Cluster {
@@ -107,8 +101,7 @@ impl Cluster {
         });
         let (commands, inbox) = mpsc::channel(MAX_COMMANDS);
         let (inputs, receiver) = mpsc::channel(MAX_INPUTS);
-        let url = config.urls[0].clone();
-        let task = LinkTask { shared: Arc::clone(&shared), url, commands: inbox, inputs };
+        let task = LinkTask { shared: Arc::clone(&shared), config: config.clone(), commands: inbox, inputs };
         (Self { shared, commands }, receiver, task.run())
     }
 

@@ -1,4 +1,4 @@
-//! `[cluster]`: the engine through which replicas share jobs, polls and quotas.
+//! `[cluster]`: the engine through which replicas share jobs and polls.
 
 use std::fmt;
 use std::time::Duration;
@@ -28,7 +28,7 @@ pub struct ClusterConfig {
     pub takeover: Duration,
     /// Largest body that is shared, in bytes.
     pub max_body: u64,
-    /// Whether a replica without the engine uses its part of each quota only.
+    /// Whether a replica without the engine uses its part of each quota only. Always false: quotas are not shared.
     pub strict: bool,
     /// Number of replicas; 0: unknown.
     pub expected: usize,
@@ -49,7 +49,6 @@ pub enum Share {
     Jobs,
     /// Open polls.
     Polls,
-    Quotas,
 }
 
 /// Shortest secret, in bytes.
@@ -64,7 +63,7 @@ impl Default for ClusterConfig {
             master: None,
             name: "clipgate".to_owned(),
             mode: EngineMode::Single,
-            share: vec![Share::Jobs, Share::Polls, Share::Quotas],
+            share: vec![Share::Jobs, Share::Polls],
             patience: Duration::from_millis(50),
             takeover: Duration::from_secs(2),
             max_body: 256 << 10,
@@ -177,25 +176,33 @@ pub(super) fn check_cluster(cluster: &ClusterConfig, secret: Option<&Secret>) ->
         let problem = "the URL of an engine is set, but no secret".to_owned();
         return Some((&["cluster.url", "cluster.secret"], problem, SECRET_HINT));
     }
-    let place: &[&str] = &["cluster.mode", "cluster.url"];
-    match cluster.mode {
-        EngineMode::Single if cluster.urls.len() > 1 => Some((
-            place,
-            format!("\"single\" is one server, and cluster.url has {}", cluster.urls.len()),
-            "Set one URL.",
-        )),
-        EngineMode::Single if cluster.master.is_some() => Some((
+    if cluster.strict {
+        let problem = "this version of clipgate does not share quotas".to_owned();
+        return Some((&["cluster.strict"], problem, "Remove cluster.strict."));
+    }
+    let error = |keys: &'static [&'static str], problem: &str, hint| Some((keys, problem.to_owned(), hint));
+    match (cluster.mode, &cluster.master, cluster.urls.len()) {
+        (EngineMode::Cluster, _, _) => error(
+            &["cluster.mode"],
+            "this version of clipgate supports \"single\" and \"sentinel\" only",
+            "Set cluster.mode to \"single\" and cluster.url to one server.",
+        ),
+        (EngineMode::Single, Some(_), _) => error(
             &["cluster.master", "cluster.mode"],
-            "cluster.master is set, but cluster.mode is not \"sentinel\"".to_owned(),
-            "Remove cluster.master.",
-        )),
-        EngineMode::Single => None,
-        EngineMode::Cluster | EngineMode::Sentinel => Some((
-            place,
-            "this version of clipgate supports \"single\" only".to_owned(),
-            "Set cluster.mode to \"single\" and cluster.url to one server, for example to the address that always leads to \
-             the primary.",
-        )),
+            "cluster.master is set, but cluster.mode is not \"sentinel\"",
+            "Set cluster.mode to \"sentinel\" or remove cluster.master.",
+        ),
+        (EngineMode::Single, None, 2..) => error(
+            &["cluster.url", "cluster.mode"],
+            "\"single\" is one server, and the list has more",
+            "Set one URL.",
+        ),
+        (EngineMode::Sentinel, None, _) => error(
+            &["cluster.mode", "cluster.master"],
+            "\"sentinel\" needs the name of the primary",
+            "Set cluster.master, for example to \"mymaster\".",
+        ),
+        (EngineMode::Single, None, _) | (EngineMode::Sentinel, Some(_), _) => None,
     }
 }
 

@@ -40,9 +40,27 @@ impl TestEngine {
     }
 
     pub(super) fn start_at(port: u16) -> Self {
+        let args = ["--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0"];
+        Self::run(port, tempfile::tempdir().unwrap(), &args.map(str::to_owned))
+    }
+
+    /// Starts a sentinel for the primary at this port.
+    pub(super) fn start_sentinel(primary: u16) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("sentinel.conf");
+        let lines = format!(
+            "sentinel monitor mymaster 127.0.0.1 {primary} 1\nsentinel down-after-milliseconds mymaster 500\n\
+             sentinel failover-timeout mymaster 3000\n"
+        );
+        std::fs::write(&file, lines).unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        Self::run(port, dir, &[file.to_str().unwrap().to_owned(), "--sentinel".to_owned()])
+    }
+
+    fn run(port: u16, dir: tempfile::TempDir, args: &[String]) -> Self {
         let child = Command::new("redis-server")
-            .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "no"])
+            .args(args)
+            .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
             .arg("--dir")
             .arg(dir.path())
             .stdout(Stdio::null())
@@ -166,6 +184,24 @@ impl TestReplica {
         let first = self.call(EngineCall::Beat(None)).await;
         assert!(matches!(first, EngineAnswer::Flushed), "{first:?}");
         self.hear(|message| matches!(message, SiblingMessage::Beat(..)).then_some(())).await;
+    }
+
+    /// Waits for a link for some seconds. `None` if it did not come, or did not stay.
+    pub(super) async fn try_link_up(&mut self) -> Option<()> {
+        let up = async {
+            loop {
+                let input = self.inputs.recv().await?;
+                self.cluster.observe(&input);
+                if let SiblingInput::LinkUp(name) = input {
+                    self.name = name;
+                    self.next_call += 1;
+                    self.cluster.call(CallId(self.next_call), EngineCall::Beat(None));
+                } else if let SiblingInput::Answer(..) = input {
+                    return Some(());
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), up).await.ok().flatten()
     }
 
     /// Waits for an input. Messages meanwhile are kept.

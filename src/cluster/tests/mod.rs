@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::engine::{BODY, DOMAIN, KEY, SECRET, TestEngine, TestReplica, config, finished};
-use super::MINIMAL_RIGHTS;
-use crate::config::{ClusterConfig, EngineUrl};
+use crate::config::{ClusterConfig, EngineMode, EngineUrl};
 use crate::core::job::{JobId, ResponseHead, UpstreamResponse};
 use crate::core::route::Route;
 use crate::core::siblings::{
@@ -182,7 +181,7 @@ async fn the_engine_sees_no_key_no_token_no_id_and_no_body() {
 #[tokio::test]
 async fn a_user_with_the_documented_rights_alone_is_enough() {
     let engine = TestEngine::start();
-    let answer = engine.command(&format!("ACL SETUSER clipgate on >password {MINIMAL_RIGHTS}"));
+    let answer = engine.command(&format!("ACL SETUSER clipgate on >password {}", documented_rights()));
     assert!(answer.starts_with("+OK"), "{answer}");
     let url = EngineUrl {
         user: Some("clipgate".to_owned()),
@@ -227,6 +226,14 @@ async fn a_user_with_the_documented_rights_alone_is_enough() {
         let answer = engine.command(&format!("AUTH clipgate password\r\n{forbidden}"));
         assert!(answer.contains("NOPERM"), "{forbidden}: {answer}");
     }
+}
+
+/// Returns the rights that docs/replicas.md names.
+fn documented_rights() -> String {
+    let page = include_str!("../../../docs/replicas.md");
+    let command = page.split("ACL SETUSER clipgate on >PASSWORD ").nth(1).unwrap();
+    let command = command.split("\n\n").next().unwrap();
+    command.split_whitespace().filter(|word| *word != "\\").collect::<Vec<_>>().join(" ")
 }
 
 #[tokio::test]
@@ -424,4 +431,39 @@ async fn the_task_ends_after_its_last_handle_and_its_last_call() {
     let task = a.stop();
     tokio::time::timeout(Duration::from_secs(5), task).await.expect("the task ends").unwrap();
     b.hear(|message| matches!(message, SiblingMessage::Left(_, of) if *of == token).then_some(())).await;
+}
+
+#[tokio::test]
+async fn sentinels_lead_to_the_next_primary_after_a_failover() {
+    let primary = TestEngine::start();
+    let replica = TestEngine::start();
+    replica.command(&format!("REPLICAOF 127.0.0.1 {}", primary.port));
+    let sentinel = TestEngine::start_sentinel(primary.port);
+    let nowhere = EngineUrl { port: 1, ..sentinel.url() };
+    let config = ClusterConfig {
+        urls: vec![nowhere, sentinel.url()],
+        mode: EngineMode::Sentinel,
+        master: Some("mymaster".to_owned()),
+        ..config(sentinel.url())
+    };
+    let mut a = TestReplica::join(&config).await;
+    let of_a = a.poll(&["job-one"]);
+    assert!(matches!(a.claim(&of_a, 1).await, EngineAnswer::Granted(_)));
+    let knows_both = |sentinel: &TestEngine| {
+        let answer = sentinel.command("SENTINEL REPLICAS mymaster");
+        answer.contains(&replica.port.to_string()) && answer.contains("master-link-status\r\n$2\r\nok")
+    };
+    for _ in 0..300 {
+        if knows_both(&sentinel) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    drop(primary);
+    a.until(|input| if let SiblingInput::LinkDown = input { Ok(()) } else { Err(input) }).await;
+    tokio::time::timeout(Duration::from_secs(60), async { while a.try_link_up().await.is_none() {} })
+        .await
+        .unwrap();
+    assert!(matches!(a.claim(&of_a, 2).await, EngineAnswer::Granted(_)));
+    assert!(replica.keys().iter().any(|key| key.contains(":p:")), "the next primary has the lease");
 }

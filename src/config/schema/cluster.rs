@@ -58,15 +58,15 @@ pub(in crate::config) const CLUSTER_KEYS: &[ConfigKey<ConfigBuilder>] = &[
         allowed: Described("\"single\", \"cluster\" or \"sentinel\""),
         reload: RESTART,
         read: |b, r| r.choice(&mut b.cluster.mode, MODES),
-        doc: "one server, a Redis cluster, or a primary that sentinels name. This version supports \"single\" only",
+        doc: "one server, or a primary that the sentinels of cluster.url name. This version does not support \"cluster\"",
     },
     ConfigKey {
         name: "cluster.share",
-        default: Some(r#"["jobs", "polls", "quotas"]"#),
-        allowed: Described("a list of \"jobs\", \"polls\" and \"quotas\""),
+        default: Some(r#"["jobs", "polls"]"#),
+        allowed: Described("a list of \"jobs\" and \"polls\""),
         reload: RESTART,
         read: |b, r| r.list(&mut b.cluster.share, share),
-        doc: "what replicas share: states of jobs, open polls, quotas. Rejected keys and removed jobs are always shared",
+        doc: "what replicas share: states of jobs, open polls. Rejected keys and removed jobs are always shared",
     },
     ConfigKey {
         name: "cluster.patience",
@@ -98,7 +98,7 @@ pub(in crate::config) const CLUSTER_KEYS: &[ConfigKey<ConfigBuilder>] = &[
         allowed: Described("true or false"),
         reload: RESTART,
         read: |b, r| r.switch(&mut b.cluster.strict),
-        doc: "whether a replica without the engine uses only its part of each quota",
+        doc: "whether a replica without the engine uses only its part of each quota. This version does not share quotas and supports false only",
     },
     ConfigKey {
         name: "cluster.expected",
@@ -125,10 +125,9 @@ fn share(text: &str) -> Result<Share, InvalidValue> {
     match text {
         "jobs" => Ok(Share::Jobs),
         "polls" => Ok(Share::Polls),
-        "quotas" => Ok(Share::Quotas),
-        _ => invalid(
-            format!("not a valid value: {text:?}"),
-            "Use a list of \"jobs\", \"polls\" and \"quotas\".",
-        ),
+        "quotas" => {
+            invalid("this version of clipgate does not share quotas", "Use a list of \"jobs\" and \"polls\".")
+        }
+        _ => invalid(format!("not a valid value: {text:?}"), "Use a list of \"jobs\" and \"polls\"."),
     }
 }

@@ -25,12 +25,12 @@ fn without_a_url_a_gateway_is_the_only_replica() {
 fn each_key_sets_its_field() {
     let config = cluster(&with_url(
         "name = \"a-team\"\nshare = [\"jobs\"]\npatience = \"20ms\"\ntakeover = \"5s\"\nmax_body = \"1KiB\"\n\
-         strict = true\nexpected = 3",
+         strict = false\nexpected = 3",
     ));
     let cluster = config.unwrap().cluster.unwrap();
     assert_eq!((cluster.name.as_str(), &cluster.share[..]), ("a-team", &[Share::Jobs][..]));
     assert_eq!((cluster.patience, cluster.takeover), (Duration::from_millis(20), Duration::from_secs(5)));
-    assert_eq!((cluster.max_body, cluster.strict, cluster.expected), (1024, true, 3));
+    assert_eq!((cluster.max_body, cluster.strict, cluster.expected), (1024, false, 3));
     assert_eq!((cluster.mode, cluster.secret.expose()), (EngineMode::Single, SECRET));
     assert!(cluster.shares(Share::Jobs) && !cluster.shares(Share::Polls));
     assert_eq!(cluster.urls[0].to_string(), "redis://127.0.0.1:6379");
@@ -42,10 +42,10 @@ fn variables_set_the_section_too() {
         ("CLIPGATE__CLUSTER__URL", "env:ENGINE"),
         ("ENGINE", "rediss://u:p@h:1"),
         ("CLIPGATE__CLUSTER__SECRET", SECRET),
-        ("CLIPGATE__CLUSTER__STRICT", "true"),
+        ("CLIPGATE__CLUSTER__STRICT", "false"),
     ];
     let cluster = load("", &env).unwrap().cluster.unwrap();
-    assert!(cluster.strict && cluster.urls[0].is_tls && cluster.urls[0].port == 1);
+    assert!(!cluster.strict && cluster.urls[0].is_tls && cluster.urls[0].port == 1);
 }
 
 #[test]
@@ -53,8 +53,10 @@ fn errors_name_the_key_and_what_to_do() {
     let cases: &[(&str, &str, &str)] = &[
         ("url = \"redis://h\"", "cluster.url", "the URL of an engine is set, but no secret"),
         ("url = \"redis://h\"\nsecret = \"short\"", "cluster.secret", "the secret has 5 bytes"),
-        (&with_url("mode = \"cluster\""), "cluster.mode", "supports \"single\" only"),
-        (&with_url("mode = \"sentinel\"\nmaster = \"m\""), "cluster.mode", "supports \"single\" only"),
+        (&with_url("mode = \"cluster\""), "cluster.mode", "supports \"single\" and \"sentinel\" only"),
+        (&with_url("mode = \"sentinel\""), "cluster.mode", "needs the name of the primary"),
+        (&with_url("share = [\"jobs\", \"quotas\"]"), "cluster.share", "does not share quotas"),
+        (&with_url("strict = true"), "cluster.strict", "does not share quotas"),
         (&with_url("master = \"m\""), "cluster.master", "cluster.mode is not \"sentinel\""),
         (&with_url("mode = \"ring\""), "cluster.mode", "not a valid value"),
         (&with_url("share = [\"all\"]"), "cluster.share", "not a valid value"),
@@ -69,7 +71,7 @@ fn errors_name_the_key_and_what_to_do() {
     }
     let two = format!("url = [\"redis://a\", \"redis://b\"]\nsecret = \"{SECRET}\"");
     let error = cluster(&two).unwrap_err().to_string();
-    assert!(error.contains("\"single\" is one server, and cluster.url has 2"), "{error}");
+    assert!(error.contains("\"single\" is one server, and the list has more"), "{error}");
 }
 
 #[test]
@@ -95,4 +97,14 @@ fn every_change_of_the_section_needs_a_restart() {
     assert!(changed.needs_restart(&running).contains(&"cluster.patience"));
     assert!(running.needs_restart(&Config::default()).contains(&"cluster.url"));
     assert_eq!(running.needs_restart(&running), [""; 0]);
+}
+
+#[test]
+fn sentinels_are_a_list_with_the_name_of_the_primary() {
+    let lines = format!(
+        "url = [\"redis://:p@a:26379\", \"redis://:p@b\"]\nsecret = \"{SECRET}\"\nmode = \"sentinel\"\nmaster = \"mymaster\""
+    );
+    let cluster = cluster(&lines).unwrap().cluster.unwrap();
+    assert_eq!((cluster.mode, cluster.urls.len()), (EngineMode::Sentinel, 2));
+    assert_eq!(cluster.master.as_deref(), Some("mymaster"));
 }

@@ -425,7 +425,11 @@ fn name_in_call(call: &EngineCall) -> Option<PollName> {
         | EngineCall::Leave(name, _)
         | EngineCall::Detach(name)
         | EngineCall::Note(name, ..) => Some(*name),
-        EngineCall::Beat(_) | EngineCall::Refuse(_) | EngineCall::Flushed => None,
+        EngineCall::Beat(_)
+        | EngineCall::Refuse(_)
+        | EngineCall::Remove(_)
+        | EngineCall::Pause(..)
+        | EngineCall::Flushed => None,
     }
 }
 
@@ -438,6 +442,10 @@ fn name_in_message(message: &SiblingMessage) -> Option<PollName> {
         | SiblingMessage::Attached(name, ..)
         | SiblingMessage::Detached(name, _)
         | SiblingMessage::Note(name, ..) => Some(*name),
-        SiblingMessage::Beat(..) | SiblingMessage::Revoked(..) | SiblingMessage::Flushed => None,
+        SiblingMessage::Beat(..)
+        | SiblingMessage::Revoked(..)
+        | SiblingMessage::Removed(_)
+        | SiblingMessage::Paused(..)
+        | SiblingMessage::Flushed => None,
     }
 }
