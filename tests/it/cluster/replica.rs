@@ -142,7 +142,7 @@ pub(super) fn configure(env: &TestEnv, lines: &str) {
     env.configure(&format!(
         "[wait]\nlinger = \"500ms\"\n[limits]\nrequests_per_second = 100000\nburst = 100000\ncalls_per_second = 100000\n\
          calls_burst = 100000\nmax_waits_per_key = 10000\n[cluster]\nurl = \"redis://127.0.0.1:1\"\n\
-         secret = \"a secret of all replicas, 32 bytes or more\"\n{lines}"
+         secret = \"a-secret-of-all-replicas-0123456789\"\n{lines}"
     ));
 }
 

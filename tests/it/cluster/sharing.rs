@@ -99,7 +99,7 @@ async fn two_keys_never_share() {
 async fn replicas_with_another_secret_never_meet() {
     let mut replicas = Replicas::start(1).await;
     let url = replicas.engine.url();
-    let secret = [("CLIPGATE__CLUSTER__SECRET", "another secret of 32 bytes or more, you know")];
+    let secret = [("CLIPGATE__CLUSTER__SECRET", "another-secret-of-other-replicas-01234")];
     let other = Replica::start(&replicas.env, &url, &secret).await;
     other.wait_for_state("the link", |state| state["cluster"]["link"] == "near").await;
     let mut waits = replicas.all[0].park("a", 1).await;
