@@ -56,6 +56,12 @@ const MAX_COMMANDS: usize = 65_536;
 /// Inputs that wait for the hub. The link reads no further from the engine when there are more.
 const MAX_INPUTS: usize = 4096;
 
+/// Rights of the engine's user, as docs/replicas.md has them.
+#[cfg(test)]
+const MINIMAL_RIGHTS: &str = "~cg1:* &cg1:* -@all +hello +auth +evalsha +script|load +ssubscribe +spublish \
+    +pubsub|shardnumsub +time +get +getrange +set +del +pexpire +hget +hmget +hset +hdel +hkeys +zadd +zrem +zscore \
+    +zremrangebyscore";
+
 /// Handle of the link to the engine. Cheap to clone; never blocks.
 #[derive(Clone)]
 pub(crate) struct Cluster {

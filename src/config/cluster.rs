@@ -52,6 +52,28 @@ pub enum Share {
     Quotas,
 }
 
+/// Shortest secret, in bytes.
+const MIN_SECRET: usize = 32;
+
+impl Default for ClusterConfig {
+    /// Returns the defaults without URL and secret, which have none.
+    fn default() -> Self {
+        Self {
+            urls: Vec::new(),
+            secret: Secret::new(""),
+            master: None,
+            name: "clipgate".to_owned(),
+            mode: EngineMode::Single,
+            share: vec![Share::Jobs, Share::Polls, Share::Quotas],
+            patience: Duration::from_millis(50),
+            takeover: Duration::from_secs(2),
+            max_body: 256 << 10,
+            strict: false,
+            expected: 0,
+        }
+    }
+}
+
 impl ClusterConfig {
     /// Returns whether replicas share this.
     pub fn shares(&self, what: Share) -> bool {
@@ -135,6 +157,46 @@ pub(super) fn engine_url(text: &str) -> Result<EngineUrl, InvalidValue> {
     let user = user.filter(|user| !user.is_empty());
     let password = password.filter(|password| !password.is_empty()).map(Secret::new);
     Ok(EngineUrl { is_tls, host, port: port.unwrap_or(6379), user, password, database })
+}
+
+/// An error between keys of the section: the keys that cause it, the problem, and a hint.
+pub(super) type ClusterError = (&'static [&'static str], String, &'static str);
+
+/// Returns the first error between the keys of the section.
+pub(super) fn check_cluster(cluster: &ClusterConfig, secret: Option<&Secret>) -> Option<ClusterError> {
+    const SECRET_HINT: &str = "Set cluster.secret to 32 bytes or more, the same at all replicas, for example to \
+        \"file:/run/secrets/clipgate\". `openssl rand -hex 32` makes one.";
+    let len = secret.map(|secret| secret.expose().len());
+    if let Some(len) = len.filter(|len| *len < MIN_SECRET) {
+        return Some((&["cluster.secret"], format!("the secret has {len} bytes"), SECRET_HINT));
+    }
+    if cluster.urls.is_empty() {
+        return None;
+    }
+    if len.is_none() {
+        let problem = "the URL of an engine is set, but no secret".to_owned();
+        return Some((&["cluster.url", "cluster.secret"], problem, SECRET_HINT));
+    }
+    let place: &[&str] = &["cluster.mode", "cluster.url"];
+    match cluster.mode {
+        EngineMode::Single if cluster.urls.len() > 1 => Some((
+            place,
+            format!("\"single\" is one server, and cluster.url has {}", cluster.urls.len()),
+            "Set one URL.",
+        )),
+        EngineMode::Single if cluster.master.is_some() => Some((
+            &["cluster.master", "cluster.mode"],
+            "cluster.master is set, but cluster.mode is not \"sentinel\"".to_owned(),
+            "Remove cluster.master.",
+        )),
+        EngineMode::Single => None,
+        EngineMode::Cluster | EngineMode::Sentinel => Some((
+            place,
+            "this version of clipgate supports \"single\" only".to_owned(),
+            "Set cluster.mode to \"single\" and cluster.url to one server, for example to the address that always leads to \
+             the primary.",
+        )),
+    }
 }
 
 #[cfg(test)]

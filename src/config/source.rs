@@ -292,7 +292,7 @@ fn raw(value: DeValue<'_>, source: &dyn Fn(usize) -> Source) -> RawValue {
             RawValue::Integer(i128::from_str_radix(text, radix).unwrap_or(out_of_range))
         }
         DeValue::Float(_) => RawValue::Other("a number with a point"),
-        DeValue::Boolean(_) => RawValue::Other("true or false"),
+        DeValue::Boolean(value) => RawValue::Boolean(value),
         DeValue::Datetime(_) => RawValue::Other("a date"),
         DeValue::Array(values) => RawValue::List(
             values

@@ -11,7 +11,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 
 use crate::cluster::{Cluster, ClusterWorld};
-use crate::config::{ClusterConfig, Config, EngineMode, EngineUrl, Share};
+use crate::config::{ClusterConfig, Config, EngineUrl};
 use crate::core::job::{JobId, JobSet, KeyDomain, ResponseHead};
 use crate::core::route::{Form, Goal, Route, Routes};
 use crate::core::siblings::{
@@ -72,20 +72,45 @@ impl TestEngine {
         stream
     }
 
-    /// Sends an inline command and returns the beginning of its answer.
+    /// Sends an inline command and returns its answer.
     pub(super) fn command(&self, line: &str) -> String {
         let mut stream = self.connect();
         stream.write_all(line.as_bytes()).unwrap();
         stream.write_all(b"\r\n").unwrap();
-        let mut answer = vec![0; 1 << 16];
-        let len = stream.read(&mut answer).unwrap();
-        String::from_utf8_lossy(&answer[..len]).into_owned()
+        stream.write_all(b"QUIT\r\n").unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    pub(super) fn keys(&self) -> Vec<String> {
+        self.command("KEYS *").lines().filter(|line| line.starts_with("cg1:")).map(str::to_owned).collect()
+    }
+
+    pub(super) fn monitor(&self) -> MonitorStream {
+        let mut stream = self.connect();
+        stream.write_all(b"MONITOR\r\n").unwrap();
+        assert_eq!(stream.read(&mut [0; 5]).unwrap(), 5);
+        MonitorStream(stream)
     }
 
     /// Returns the bytes of all keys and values.
     pub(super) fn dump(&self) -> Vec<u8> {
         assert!(self.command("SAVE").starts_with("+OK"));
         std::fs::read(self.dir.path().join("dump.rdb")).unwrap()
+    }
+}
+
+/// A connection to which the engine writes every command that it executes.
+pub(super) struct MonitorStream(TcpStream);
+
+impl MonitorStream {
+    /// Returns everything that was executed so far.
+    pub(super) fn read_all(&mut self) -> Vec<u8> {
+        self.0.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        let mut seen = Vec::new();
+        let _ = self.0.read_to_end(&mut seen);
+        seen
     }
 }
 
@@ -97,19 +122,7 @@ impl Drop for TestEngine {
 }
 
 pub(super) fn config(url: EngineUrl) -> ClusterConfig {
-    ClusterConfig {
-        urls: vec![url],
-        secret: Secret::new(SECRET),
-        master: None,
-        name: "clipgate".to_owned(),
-        mode: EngineMode::Single,
-        share: vec![Share::Jobs, Share::Polls, Share::Quotas],
-        patience: Duration::from_millis(50),
-        takeover: Duration::from_secs(2),
-        max_body: 256 << 10,
-        strict: false,
-        expected: 0,
-    }
+    ClusterConfig { urls: vec![url], secret: Secret::new(SECRET), ..ClusterConfig::default() }
 }
 
 /// A link whose machine is the test.
@@ -120,6 +133,7 @@ pub(super) struct TestReplica {
     next_call: u64,
     /// Messages that came while the test waited for something else.
     pub(super) messages: Vec<SiblingMessage>,
+    task: tokio::task::JoinHandle<()>,
     _metrics: Registry,
 }
 
@@ -132,9 +146,9 @@ impl TestReplica {
         let world =
             ClusterWorld { base_url: &gateway.upstream.base_url, routes: &routes, cache: &gateway.cache };
         let (cluster, inputs, task) = Cluster::start(config, &world, Arc::clone(&metrics));
-        tokio::spawn(task);
+        let task = tokio::spawn(task);
         let (name, messages) = (ReplicaName(0), Vec::new());
-        Self { cluster, inputs, name, next_call: 0, messages, _metrics: registry }
+        Self { cluster, inputs, name, next_call: 0, messages, task, _metrics: registry }
     }
 
     /// Starts a link and makes it a member.
@@ -222,14 +236,26 @@ impl TestReplica {
     }
 
     pub(super) async fn claim(&mut self, spec: &Arc<ShareSpec>, number: u64) -> EngineAnswer {
-        let request = ClaimRequest {
-            spec: Arc::clone(spec),
-            token: self.token(number),
-            suspicion: None,
-            follows: None,
-            is_look: false,
-        };
-        self.call(EngineCall::Claim(request)).await
+        self.call(EngineCall::Claim(self.request(spec, number))).await
+    }
+
+    pub(super) fn request(&self, spec: &Arc<ShareSpec>, number: u64) -> ClaimRequest {
+        let (spec, token) = (Arc::clone(spec), self.token(number));
+        ClaimRequest { spec, token, suspicion: None, follows: None, is_look: false }
+    }
+
+    pub(super) async fn subscribers(&mut self, of: ReplicaName) -> usize {
+        self.cluster.count_subscribers(of);
+        self.until(|input| match input {
+            SiblingInput::Subscribers(name, count) if name == of => Ok(count),
+            other => Err(other),
+        })
+        .await
+    }
+
+    /// Drops the handle and returns the task.
+    pub(super) fn stop(self) -> tokio::task::JoinHandle<()> {
+        self.task
     }
 
     pub(super) fn token(&self, number: u64) -> LeaseToken {
