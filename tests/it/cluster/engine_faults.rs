@@ -45,6 +45,7 @@ async fn flushall_costs_no_further_poll() {
     let replicas = Replicas::start(3).await;
     let mut waits: Vec<_> = replicas.park("a", WAITS).await.into_iter().flatten().collect();
     replicas.engine.send("FLUSHALL").await;
+    replicas.env.sim.set_status("b", "queued");
     for replica in &replicas.all {
         waits.extend((0..WAITS).map(|_| replica.wait("b")));
     }
@@ -92,6 +93,7 @@ async fn an_engine_500_ms_away_delays_the_first_waits_only() {
     let (mut slow, mut longest) = (0, Duration::ZERO);
     for number in 0..20 {
         let id = format!("job-{number}");
+        replicas.env.sim.set_status(&id, "queued");
         let sent = clock::now();
         let wait = replica.wait(&id);
         replicas.wait_for_polls(&id, 1).await;
@@ -149,6 +151,7 @@ async fn a_gateway_starts_without_the_engine_and_shares_once_it_is_there() {
     for replica in &replicas.all {
         assert_eq!(replica.admin.get("/readyz").await.status(), 200, "it never depends on the engine");
     }
+    replicas.env.sim.set_status("a", "queued");
     let alone: Vec<_> = replicas.all.iter().map(|replica| replica.wait("a")).collect();
     replicas.wait_for_polls("a", 2).await;
     replicas.complete("a", alone).await;

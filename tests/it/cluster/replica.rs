@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use clipgate::sim::{RequestEnd, SimOptions};
 use clipgate::testing::clock;
-use http::Response;
+use http::{Request, Response};
+use http_body_util::Empty;
 use serde_json::Value;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -78,6 +79,7 @@ impl Replicas {
 
     /// Parks waits for this job at each replica, first at the first one, which makes the poll.
     pub(super) async fn park(&self, id: &str, count: usize) -> Vec<Vec<PendingWait>> {
+        self.env.sim.set_status(id, "queued");
         let before = self.polls(id);
         let mut waits = Vec::new();
         for (number, replica) in self.all.iter().enumerate() {
@@ -142,7 +144,7 @@ pub(super) fn configure(env: &TestEnv, lines: &str) {
     env.configure(&format!(
         "[wait]\nlinger = \"500ms\"\n[limits]\nrequests_per_second = 100000\nburst = 100000\ncalls_per_second = 100000\n\
          calls_burst = 100000\nmax_waits_per_key = 10000\n[cluster]\nurl = \"redis://127.0.0.1:1\"\n\
-         secret = \"a secret of all replicas, 32 bytes or more\"\n{lines}"
+         secret = \"a-secret-of-all-replicas-0123456789\"\n{lines}"
     ));
 }
 
@@ -179,6 +181,12 @@ impl Replica {
 
     pub(super) async fn get(&self, target: &str, fields: &[(&str, &str)]) -> Response<bytes::Bytes> {
         TestClient::connect(self.address).await.get(target, fields).await
+    }
+
+    /// Sends a request with this value of `Authorization`.
+    pub(super) async fn get_with_key(&self, target: &str, key: &str) -> Response<bytes::Bytes> {
+        let request = Request::get(target).header("host", "gw.example").header("authorization", key);
+        TestClient::connect(self.address).await.send(request.body(Empty::new()).unwrap()).await.unwrap()
     }
 
     pub(super) async fn wait_for_state(&self, what: &str, is: impl Fn(&Value) -> bool) {

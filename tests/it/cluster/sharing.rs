@@ -26,6 +26,7 @@ async fn identical_waits_at_three_replicas_share_one_poll() {
 #[tokio::test]
 async fn waits_that_come_at_once_share_one_poll_and_say_so() {
     let replicas = Replicas::start(3).await;
+    replicas.env.sim.set_status("a", "queued");
     let waits: Vec<_> =
         (0..30).map(|number| replicas.all[number % 3].wait("a")).collect();
     for replica in &replicas.all {
@@ -85,7 +86,7 @@ async fn two_keys_never_share() {
     let target = completed_target("a");
     for (number, replica) in replicas.all.iter().enumerate() {
         for key in ["Bearer ann", "Bearer bob", "bearer ann"] {
-            let answer = replica.get(&target, &[("authorization", key)]).await;
+            let answer = replica.get_with_key(&target, key).await;
             let status = answer.headers()["cache-status"].to_str().unwrap();
             let is_hit = status.starts_with("clipgate; hit");
             assert_eq!(is_hit, number == 1, "replica {number}, {key}: {status}");
@@ -99,9 +100,10 @@ async fn two_keys_never_share() {
 async fn replicas_with_another_secret_never_meet() {
     let mut replicas = Replicas::start(1).await;
     let url = replicas.engine.url();
-    let secret = [("CLIPGATE__CLUSTER__SECRET", "another secret of 32 bytes or more, you know")];
+    let secret = [("CLIPGATE__CLUSTER__SECRET", "another-secret-of-other-replicas-01234")];
     let other = Replica::start(&replicas.env, &url, &secret).await;
     other.wait_for_state("the link", |state| state["cluster"]["link"] == "near").await;
+    replicas.env.sim.set_status("a", "queued");
     let mut waits = replicas.all[0].park("a", 1).await;
     waits.extend(other.park("a", 1).await);
     replicas.wait_for_polls("a", 2).await;
