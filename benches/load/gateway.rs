@@ -273,6 +273,7 @@ impl<'a> Gateway<'a> {
                     Cost::Opened => self.answers.opened += 1,
                     Cost::Coalesced => self.answers.coalesced += 1,
                     Cost::Proven => self.answers.proven += 1,
+                    Cost::Sibling | Cost::SharedHit => unreachable!("there is one gateway"),
                 }
                 match result.end {
                     WaitOutcome::Reached(states) | WaitOutcome::TimedOut(states) => {

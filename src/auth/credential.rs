@@ -10,6 +10,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -141,30 +142,54 @@ impl Credential {
         }
     }
 
-    /// Returns the key domain: the first half of a BLAKE3 hash, keyed with random bytes of this process. Nothing else
-    /// identifies a key outside of requests to the upstream.
-    ///
-    /// The hash of an `Authorization` field alone is that of its value. Others begin with a zero byte, which a value
-    /// cannot have, and have the length of each name and value before its bytes. So each list of fields is hashed as
-    /// different bytes.
+    /// Returns the key domain: the first half of a BLAKE3 hash, keyed with random bytes of this process or, with
+    /// `[cluster]`, bytes of its secret. Nothing else identifies a key outside of requests to the upstream.
     pub(super) fn domain(&self, hash_key: &HashKey) -> KeyDomain {
-        let hash = match &self.0 {
-            CredentialFields::Authorization(value) => blake3::keyed_hash(hash_key, value.as_bytes()),
-            CredentialFields::Lent(lent) if lent.name == AUTHORIZATION && lent.beside.is_empty() => {
-                blake3::keyed_hash(hash_key, lent.value.as_bytes())
-            }
-            CredentialFields::Lent(lent) => {
-                let beside = lent.beside.iter().map(|(name, value)| (name, value));
-                hash_fields(hash_key, std::iter::once((&lent.name, &lent.value)).chain(beside))
-            }
-            CredentialFields::Fields(fields) => {
-                hash_fields(hash_key, fields.iter().map(|(name, value)| (name, value)))
-            }
-            CredentialFields::Open => hash_fields(hash_key, std::iter::empty()),
+        let hash = match self.authorization() {
+            Some(value) => blake3::keyed_hash(hash_key, value.as_bytes()),
+            None => blake3::keyed_hash(hash_key, &self.encoded_fields()),
         };
         let mut domain = KeyDomain([0; 16]);
         domain.0.copy_from_slice(&hash.as_bytes()[..16]);
         domain
+    }
+
+    /// Returns the bytes of the key: two credentials have the same bytes only if the upstream gets the same fields. `None`
+    /// without a key: replicas share nothing of such requests.
+    ///
+    /// The bytes of an `Authorization` field alone are its value. Others begin with a zero byte, which a value cannot
+    /// have, and have the length of each name and value before its bytes.
+    pub(crate) fn key_bytes(&self) -> Option<Bytes> {
+        match self.authorization() {
+            Some(value) => Some(Bytes::copy_from_slice(value.as_bytes())),
+            None if matches!(self.0, CredentialFields::Open) => None,
+            None => Some(self.encoded_fields().into()),
+        }
+    }
+
+    /// Returns the value of `Authorization` if that is the only field.
+    fn authorization(&self) -> Option<&HeaderValue> {
+        match &self.0 {
+            CredentialFields::Authorization(value) => Some(value),
+            CredentialFields::Lent(lent) if lent.name == AUTHORIZATION && lent.beside.is_empty() => {
+                Some(&lent.value)
+            }
+            CredentialFields::Lent(_) | CredentialFields::Fields(_) | CredentialFields::Open => None,
+        }
+    }
+
+    fn encoded_fields(&self) -> Vec<u8> {
+        match &self.0 {
+            CredentialFields::Authorization(value) => encode_fields(std::iter::once((&AUTHORIZATION, value))),
+            CredentialFields::Lent(lent) => {
+                let beside = lent.beside.iter().map(|(name, value)| (name, value));
+                encode_fields(std::iter::once((&lent.name, &lent.value)).chain(beside))
+            }
+            CredentialFields::Fields(fields) => {
+                encode_fields(fields.iter().map(|(name, value)| (name, value)))
+            }
+            CredentialFields::Open => encode_fields(std::iter::empty()),
+        }
     }
 }
 
@@ -177,16 +202,15 @@ fn copy_key(value: &HeaderValue) -> HeaderValue {
 /// A field of a client's request.
 pub(super) type ClientField<'a> = (&'a HeaderName, &'a HeaderValue);
 
-fn hash_fields<'a>(hash_key: &HashKey, fields: impl Iterator<Item = ClientField<'a>>) -> blake3::Hash {
-    let mut hasher = blake3::Hasher::new_keyed(hash_key);
-    hasher.update(&[0]);
+fn encode_fields<'a>(fields: impl Iterator<Item = ClientField<'a>>) -> Vec<u8> {
+    let mut bytes = vec![0];
     for (name, value) in fields {
         for part in [name.as_str().as_bytes(), value.as_bytes()] {
-            hasher.update(&(part.len() as u64).to_le_bytes());
-            hasher.update(part);
+            bytes.extend_from_slice(&(part.len() as u64).to_le_bytes());
+            bytes.extend_from_slice(part);
         }
     }
-    hasher.finalize()
+    bytes
 }
 
 #[cfg(test)]

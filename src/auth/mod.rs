@@ -10,7 +10,7 @@
 //! In each mode the client's fields of `auth.with_key` go up beside the key, and belong to the key domain.
 //!
 //! [`Credential::domain`] makes key domains from keys. The hash key is random, made at start, and never leaves the
-//! process. A key domain in a log therefore reveals nothing about its key. A reload can replace members and keys while
+//! process; replicas derive it from `cluster.secret`. A key domain in a log therefore reveals nothing about its key. A reload can replace members and keys while
 //! requests are served. This module does not know methods, paths and bodies.
 
 mod credential;
@@ -179,6 +179,24 @@ impl Authenticator {
     pub fn new(auth: &config::AuthConfig, api_key: Option<&Secret>) -> Result<Self, AuthenticatorError> {
         let mut hash_key = [0; blake3::KEY_LEN];
         getrandom::fill(&mut hash_key).map_err(AuthenticatorError::Random)?;
+        Self::with_hash_key(auth, api_key, hash_key)
+    }
+
+    /// Returns an authenticator with the hash key of these replicas, so that a key has one domain on all of them.
+    pub(crate) fn of_cluster(
+        auth: &config::AuthConfig,
+        api_key: Option<&Secret>,
+        cluster_secret: &Secret,
+    ) -> Result<Self, AuthenticatorError> {
+        let secret = cluster_secret.expose().as_bytes();
+        Self::with_hash_key(auth, api_key, blake3::derive_key("clipgate cluster v1: key domains", secret))
+    }
+
+    fn with_hash_key(
+        auth: &config::AuthConfig,
+        api_key: Option<&Secret>,
+        hash_key: HashKey,
+    ) -> Result<Self, AuthenticatorError> {
         let keyring = ArcSwap::from_pointee(Keyring::new(auth, api_key, &hash_key)?);
         Ok(Self { keyring, hash_key })
     }

@@ -23,6 +23,7 @@ mod keys;
 mod weight;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -86,6 +87,15 @@ pub struct CachedJob {
     ttl: Duration,
     /// Allocated bytes.
     weight: u32,
+    /// Whether a sibling read the state, and no hit has said so.
+    is_news: AtomicBool,
+}
+
+impl CachedJob {
+    /// Returns whether a sibling read the state, to the first caller.
+    pub fn take_news(&self) -> bool {
+        self.is_news.load(Ordering::Relaxed) && self.is_news.swap(false, Ordering::Relaxed)
+    }
 }
 
 /// Size of the cache over all keys. Entries of a rejected key count until they expire.
@@ -221,6 +231,15 @@ impl Cache {
     /// - the response to a request that started before a rejection, which may have been about this job (P11);
     /// - the response to a request that started before a change of the job.
     pub fn store(&self, domain: KeyDomain, state: &JobState, began: Instant, now: Instant) {
+        self.insert(domain, state, began, false, now);
+    }
+
+    /// Like [`Self::store`], for a state that a sibling read. `is_news`: no client here got it yet.
+    pub fn store_shared(&self, domain: KeyDomain, state: &JobState, is_news: bool, now: Instant) {
+        self.insert(domain, state, state.as_of, is_news, now);
+    }
+
+    fn insert(&self, domain: KeyDomain, state: &JobState, began: Instant, is_news: bool, now: Instant) {
         if !state.head.is_complete || self.is_outdated(domain, state, began) {
             return;
         }
@@ -242,8 +261,8 @@ impl Cache {
         let state = JobState { body, head: Arc::clone(&head.head), ..state.clone() };
         let etag = etag(&state.body);
         let weight = u32::try_from(weight::of_job(&state, etag.len()) + head_bytes).unwrap_or(u32::MAX);
-        let entry =
-            Arc::new(CachedJob { state, etag, head, epoch: proof.epoch, stamp, expires_at, ttl, weight });
+        let (epoch, is_news) = (proof.epoch, AtomicBool::new(is_news));
+        let entry = Arc::new(CachedJob { state, etag, head, epoch, stamp, expires_at, ttl, weight, is_news });
         self.jobs.insert(key.clone(), Arc::clone(&entry));
         // A rejection or a change since the check above may have removed the job before this insert.
         if self.is_outdated(domain, &entry.state, began) {
@@ -305,16 +324,21 @@ impl Cache {
         size.entries
     }
 
+    /// Returns the lifetime of a state that is not terminal.
+    pub fn live_ttl(&self, route: RouteIndex) -> Duration {
+        self.routes.get(route).lifetimes.live.unwrap_or(self.config.load().live_ttl)
+    }
+
     /// Returns the lifetime of a terminal rung. `None` for other rungs.
     pub fn terminal_ttl(&self, route: RouteIndex, rung: Rung) -> Option<Duration> {
         self.routes.get(route).ladder.is_terminal(rung).then(|| self.ttl(route, rung))
     }
 
     fn ttl(&self, route: RouteIndex, rung: Rung) -> Duration {
-        let (config, route) = (self.config.load(), self.routes.get(route));
-        let Lifetimes { success, failure, live } = route.lifetimes;
+        let (config, index, route) = (self.config.load(), route, self.routes.get(route));
+        let Lifetimes { success, failure, .. } = route.lifetimes;
         if !route.ladder.is_terminal(rung) {
-            live.unwrap_or(config.live_ttl)
+            self.live_ttl(index)
         } else if route.ladder.is_failure(rung) {
             failure.unwrap_or(config.error_ttl)
         } else {

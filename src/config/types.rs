@@ -9,6 +9,7 @@ use http::header::AUTHORIZATION;
 use http::{HeaderName, HeaderValue, Uri};
 use ipnet::IpNet;
 
+use super::cluster::ClusterConfig;
 use crate::core::route::{Route, Routes};
 use crate::protocol::allowed_host::HostPattern;
 use crate::secret::{Secret, TokenHash};
@@ -24,6 +25,8 @@ pub struct Config {
     pub wait: WaitConfig,
     pub cache: CacheConfig,
     pub limits: LimitsConfig,
+    /// `None` without `cluster.url`: this is the only replica.
+    pub cluster: Option<ClusterConfig>,
     pub log: LogConfig,
     pub telemetry: TelemetryConfig,
     /// `[[routes]]`. Empty: the built-in route.
@@ -315,6 +318,7 @@ impl Default for Config {
                 max_passthrough: 4096,
                 max_body: 32 << 20,
             },
+            cluster: None,
             log: LogConfig { format: LogFormat::Text, level: tracing::Level::INFO },
             telemetry: TelemetryConfig { otlp_endpoint: None, sample_percent: 100 },
             routes: Vec::new(),

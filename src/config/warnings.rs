@@ -51,6 +51,13 @@ impl Config {
                  https:// if the API supports it."
             ));
         }
+        let engines = self.cluster.iter().flat_map(|cluster| &cluster.urls);
+        for url in engines.filter(|url| !url.is_tls && !is_this_machine(&url.host)) {
+            warnings.push(format!(
+                "cluster.url is {url}, without TLS to another machine: its password is sent unencrypted, and a machine on \
+                 the way can change ages of states and disturb replicas. Use rediss:// if the engine supports it."
+            ));
+        }
         self.warn_of_routes(&mut warnings);
         if self.upstream.api_key.is_some() && !matches!(self.auth.mode, AuthMode::Sidecar) {
             warnings.push(
@@ -58,10 +65,14 @@ impl Config {
             );
         }
         let keys = [("upstream.api_key", &self.upstream.api_key), ("admin.token", &self.admin.token)];
+        let cluster_secret =
+            self.cluster.iter().map(|cluster| ("cluster.secret".to_owned(), &cluster.secret));
         let keys = keys.into_iter().filter_map(|(key, secret)| Some((key.to_owned(), secret.as_ref()?)));
         let members = (1..).zip(self.auth.members());
         let members = members.map(|(n, m)| (format!("team.members #{n} upstream_key"), &m.upstream_key));
-        for (key, _) in keys.chain(members).filter(|(_, secret)| starts_with_dollar(secret)) {
+        for (key, _) in
+            keys.chain(cluster_secret).chain(members).filter(|(_, secret)| starts_with_dollar(secret))
+        {
             warnings.push(format!(
                 "{key} begins with a `$`, which has no special meaning. Use \"env:NAME\" for a variable."
             ));

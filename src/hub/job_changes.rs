@@ -1,4 +1,4 @@
-//! Jobs that an action changed, on their way to the hub's task.
+//! Jobs that an action changed, and news for siblings, on their way to the hub's task.
 //!
 //! A set rather than a channel: reporting a change never waits and never fails, and a job is in it once however often it
 //! changes. The task takes the set before the commands of a round. So a change comes before all waits that
@@ -10,10 +10,14 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::core::job::{JobId, KeyDomain};
+use crate::core::siblings::Removal;
 
 /// The most entries: four requests that name as many jobs as a request can. With more, the key with the most jobs counts as
 /// a whole, which costs one snapshot for each of its jobs under way. No other key is concerned (P11).
 const MAX_CHANGES: usize = 4096;
+
+/// The most removals in one round.
+const MAX_REMOVALS: usize = 64;
 
 #[derive(Debug, Default)]
 pub(super) struct JobChanges {
@@ -28,11 +32,37 @@ pub(super) struct PendingChanges {
     pub(super) domains: BTreeSet<KeyDomain>,
     /// Whether there were more keys than the set has room for.
     pub(super) is_overflown: bool,
+    /// Keys that the upstream rejected by its answers to passed-through requests.
+    pub(super) refused: BTreeSet<KeyDomain>,
+    /// States that an operator removed.
+    pub(super) removed: Vec<Removal>,
 }
 
 impl JobChanges {
     pub(super) fn report(&self, domain: KeyDomain, jobs: &[JobId]) {
         self.pending.lock().add(domain, jobs);
+        self.notify.notify_one();
+    }
+
+    /// Reports a rejected key. Beyond the bound it is left out: siblings find out by themselves.
+    pub(super) fn report_refusal(&self, domain: KeyDomain) {
+        let mut pending = self.pending.lock();
+        if pending.refused.len() < MAX_CHANGES {
+            pending.refused.insert(domain);
+        }
+        drop(pending);
+        self.notify.notify_one();
+    }
+
+    /// Reports removed states. Beyond the bound all states are removed.
+    pub(super) fn report_removal(&self, removal: Removal) {
+        let mut pending = self.pending.lock();
+        if pending.removed.len() < MAX_REMOVALS {
+            pending.removed.push(removal);
+        } else {
+            pending.removed = vec![Removal::All];
+        }
+        drop(pending);
         self.notify.notify_one();
     }
 
@@ -58,7 +88,11 @@ impl PendingChanges {
                     self.jobs.retain(|(other, _)| *other != domain);
                     self.domains.insert(domain);
                 }
-                Some(_) | None => *self = Self { is_overflown: true, ..Self::default() },
+                Some(_) | None => {
+                    self.jobs.clear();
+                    self.domains.clear();
+                    self.is_overflown = true;
+                }
             }
         }
     }
@@ -102,7 +136,7 @@ mod tests {
         changes.report(BOB, &[job(1)]);
         changes.report(ANN, &[job(MAX_CHANGES)]);
         let (jobs, domains) = (BTreeSet::from([(BOB, job(1))]), BTreeSet::from([ANN]));
-        assert_eq!(changes.take(), PendingChanges { jobs, domains, is_overflown: false });
+        assert_eq!(changes.take(), PendingChanges { jobs, domains, ..PendingChanges::default() });
     }
 
     #[test]

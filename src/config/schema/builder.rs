@@ -6,9 +6,11 @@ use http::HeaderName;
 use http::header::AUTHORIZATION;
 
 use super::route::ConfiguredRoute;
+use crate::config::cluster::{ClusterConfig, check_cluster};
 use crate::config::error::ConfigError;
 use crate::config::source::RawConfig;
 use crate::config::types::{AuthMode, Config, Listen, RoutePreset, TeamMember, TlsConfig};
+use crate::secret::Secret;
 
 pub(in crate::config) struct ConfigBuilder {
     pub(super) config: Config,
@@ -18,6 +20,9 @@ pub(in crate::config) struct ConfigBuilder {
     pub(super) cert: Option<PathBuf>,
     pub(super) cert_key: Option<PathBuf>,
     pub(super) client_ca: Option<PathBuf>,
+    /// Its secret is `cluster_secret`.
+    pub(super) cluster: ClusterConfig,
+    pub(super) cluster_secret: Option<Secret>,
 }
 
 /// Value of `auth.mode`.
@@ -52,6 +57,8 @@ impl ConfigBuilder {
             cert: None,
             cert_key: None,
             client_ca: None,
+            cluster: ClusterConfig::default(),
+            cluster_secret: None,
         }
     }
 
@@ -174,6 +181,9 @@ impl ConfigBuilder {
         if let Some((_, twice)) = beside.iter().enumerate().find(|(n, name)| beside[..*n].contains(name)) {
             error(&["auth.with_key"], &format!("{twice} is listed twice"), "Remove one of them.");
         }
+        if let Some((keys, problem, hint)) = check_cluster(&self.cluster, self.cluster_secret.as_ref()) {
+            error(keys, &problem, hint);
+        }
         errors.extend(self.routes.iter().filter_map(|route| self.check_default_wait(route)));
         errors
     }
@@ -207,6 +217,10 @@ impl ConfigBuilder {
             AuthModeName::Team => AuthMode::Team(self.members),
             AuthModeName::Open => AuthMode::Open,
         };
+        config.cluster = self
+            .cluster_secret
+            .filter(|_| !self.cluster.urls.is_empty())
+            .map(|secret| ClusterConfig { secret, ..self.cluster });
         for ConfiguredRoute { route, preset, .. } in self.routes {
             let Some(route) = route else { continue };
             let of_preset =

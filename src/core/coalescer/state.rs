@@ -104,6 +104,8 @@ pub(super) struct Poll {
     /// Whether a wait was attached whose client asked for the upstream's own answer.
     pub(super) may_contradict: bool,
     pub(super) opened_at: Instant,
+    /// Whether another replica makes the poll, or made it until now.
+    pub(super) is_elsewhere: bool,
     /// Start of the newest attempt.
     pub(super) attempted_at: Instant,
     /// Failure of the newest attempt that failed.
@@ -127,6 +129,7 @@ impl Poll {
             may_cache: false,
             may_contradict: false,
             opened_at: now,
+            is_elsewhere: false,
             attempted_at: now,
             last_failure: None,
             retry_after: None,

@@ -53,7 +53,7 @@ pub enum Proof {
 }
 
 /// A poll as the upstream is asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PollSpec {
     /// Key domain: the credential of the request.
     pub domain: KeyDomain,
@@ -76,6 +76,16 @@ pub enum PollProgress {
     BackingOff(Failure, Duration),
     /// The upstream asked for a pause of this length. Until then it would repeat its answer.
     Paused(Failure, Duration),
+    /// Another replica makes the poll. It opened it at that moment. `is_held`: the upstream holds it, so that its silence
+    /// proves states from now on.
+    Elsewhere {
+        /// Opening by the other replica, by the clock of this one.
+        opened_at: Instant,
+        /// Whether the upstream holds the poll.
+        is_held: bool,
+    },
+    /// The other replica makes the poll no more, or is not heard. It has to be made anew and proves nothing.
+    Lost,
 }
 
 /// Final result of a poll, after the retries of the caller.
@@ -240,6 +250,10 @@ pub enum Cost {
     Coalesced,
     /// Open polls proved the states when the wait arrived.
     Proven,
+    /// The poll of another replica answered the wait. The caller says so; the machine does not know other replicas.
+    Sibling,
+    /// States that another replica had stored answered the wait. The caller says so, too.
+    SharedHit,
 }
 
 /// Reason for the end of a wait.

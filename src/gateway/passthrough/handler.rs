@@ -166,7 +166,10 @@ impl Gateway {
     /// key: the upstream answers some paths without checking it.
     fn record_key_verdict(&self, verdict: Option<KeyVerdict>, domain: KeyDomain, named: &[JobId]) {
         match verdict {
-            Some(KeyVerdict::Refused) => self.0.cache.key_rejected(domain, clock::now()),
+            Some(KeyVerdict::Refused) => {
+                self.0.cache.key_rejected(domain, clock::now());
+                self.0.hub.key_refused(domain);
+            }
             Some(KeyVerdict::Forbidden) => self.0.cache.key_forbidden(domain, named, clock::now()),
             Some(KeyVerdict::Accepted) | None => {}
         }

@@ -11,6 +11,8 @@
 //!
 //! To add a metric: register it under its full name with [`register`], and describe it in `docs/observability.md`.
 
+#[allow(dead_code, reason = "the hub uses it from its next change on")]
+mod cluster;
 mod fanout;
 mod labels;
 mod members;
@@ -34,6 +36,9 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 use serde::{Serialize, Serializer};
 use strum::VariantArray as _;
 
+use self::cluster::ClusterMetrics;
+#[allow(unused_imports, reason = "the hub uses them from its next change on")]
+pub(crate) use self::cluster::{ClaimOutcome, LinkLabel, MessageLabel, TakeoverReason};
 use self::fanout::FanoutMetrics;
 pub(crate) use self::fanout::{Fanout, FanoutQuantiles};
 pub(crate) use self::labels::{
@@ -65,6 +70,7 @@ pub struct Metrics {
     pub(crate) connections: ConnectionMetrics,
     pub(crate) spans_lost: Counter,
     pub(crate) unknown_states: UnknownStateMetrics,
+    pub(crate) cluster: ClusterMetrics,
 }
 
 /// Counts since the start of the process.
@@ -127,6 +133,7 @@ impl Metrics {
             members: MemberMetrics::new(registry),
             connections: ConnectionMetrics::new(registry),
             unknown_states: UnknownStateMetrics::new(registry),
+            cluster: ClusterMetrics::new(registry),
         })
     }
 

@@ -160,6 +160,46 @@ fn the_chart_passes_routes_on_as_they_are() {
     assert_eq!(text.trim(), read("compose/replicate.toml").trim());
 }
 
+#[test]
+fn the_chart_with_a_cluster_has_an_engine_and_no_affinity() {
+    let options = ["template", "c", &path(CHART), "--set", "cluster.enabled=true,replicas=3"];
+    let made = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
+    std::fs::write(&made, helm(&options)).unwrap();
+    let file = made.path().to_str().unwrap();
+    let documents = yaml(file);
+    assert_eq!(validate(file), documents.len());
+    let gateway = documents.iter().find(|one| one["kind"] == "Deployment" && one["metadata"]["name"] == "c");
+    let container = &gateway.unwrap()["spec"]["template"]["spec"]["containers"][0];
+    let mut env = environment(container, Path::new("/"));
+    env.retain(|(name, _)| name.starts_with("CLIPGATE__CLUSTER"));
+    env.push(("CLIPGATE_CLUSTER_SECRET".to_owned(), "0123456789abcdef0123456789abcdef".to_owned()));
+    let cluster = Config::load(None, env).unwrap().cluster.unwrap();
+    assert_eq!((cluster.urls[0].to_string(), cluster.expected), ("redis://c-engine:6379".to_owned(), 3));
+    let services: Vec<_> = documents.iter().filter(|one| one["kind"] == "Service").collect();
+    assert!(services.iter().any(|one| one["metadata"]["name"] == "c-engine"));
+    assert!(services.iter().all(|one| one["spec"]["sessionAffinity"].is_null()));
+}
+
+#[test]
+fn dclint_accepts_the_compose_file_of_replicas_and_all_share_one_engine() {
+    let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/node/node_modules/.bin/dclint");
+    let file = "compose/replicas.yml";
+    run(tool.to_str().unwrap(), "dclint", &["--max-warnings", "0", &path(file)]);
+    run("haproxy", "haproxy", &["-c", "-f", &path("compose/replicas-haproxy.cfg")]);
+    let gateway = &yaml(&path(file)).remove(0)["services"]["gateway"];
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&secret, "0123456789abcdef0123456789abcdef").unwrap();
+    let text =
+        read("compose/replicas.toml").replace("/run/secrets/cluster_secret", secret.path().to_str().unwrap());
+    let written = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&written, text).unwrap();
+    let config = Config::load(Some(written.path()), Vec::new()).unwrap_or_else(|faults| panic!("{faults}"));
+    let cluster = config.cluster.unwrap();
+    assert_eq!(gateway["deploy"]["replicas"], cluster.expected);
+    assert_eq!(cluster.urls[0].host, "engine");
+    assert!(seconds(&gateway["stop_grace_period"]) >= config.server.drain_timeout + SPARE);
+}
+
 /// Returns the owner and the mode of a file.
 fn owner_and_mode(path: &Path) -> (String, u32) {
     let file = path.metadata().unwrap();

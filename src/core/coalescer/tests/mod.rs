@@ -6,6 +6,7 @@ mod attaching;
 mod causes;
 mod deadlines;
 mod drain;
+mod elsewhere;
 mod faults;
 mod isolation;
 mod leaving;
