@@ -240,3 +240,15 @@ fn two_replicas_that_make_one_poll_have_one_lease() {
     gateway.message(SiblingMessage::Left(name(1), token(1)));
     assert_eq!(gateway.take(), ["adopt"]);
 }
+
+#[test]
+fn a_poll_without_a_lease_asks_for_that_of_a_dead_sibling() {
+    let mut gateway = Gateway::linked();
+    gateway.beat(SIBLING);
+    gateway.input(SiblingInput::LinkDown);
+    gateway.open(1);
+    gateway.link_up(ME);
+    gateway.answer("adopt", EngineAnswer::Adopted { is_mine: false, epoch: EPOCH, guests: Vec::new() });
+    gateway.take();
+    gateway.wait_for("adopt", ms(2_000));
+}
