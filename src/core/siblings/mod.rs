@@ -229,7 +229,7 @@ impl Siblings {
         }
     }
 
-    /// Handles what is due at `now`: the link, siblings, and up to 256 polls.
+    /// Handles the timers due at `now`: of the link, of siblings, and of up to 256 polls.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.link.apart_at().is_some_and(|at| at <= now) {
             self.link.is_apart = true;

@@ -1,4 +1,4 @@
-//! Plans by hand: what each fault costs, in calls of the upstream and in time. Three replicas wait for the end of one job,
+//! Plans by hand: the cost of each fault, in calls of the upstream and in time. Three replicas wait for the end of one job,
 //! and the first of them makes the poll.
 
 use std::time::Duration;
@@ -41,7 +41,7 @@ fn calls(world: &World) -> u64 {
     world.started.iter().filter(|((_, goal), _)| *goal != snapshot).map(|(_, started)| started).sum()
 }
 
-/// Returns what a fault costs at most, for jobs that end at different times after it.
+/// Returns the highest cost of a fault, for jobs that end at different times after it.
 fn cost(fault: Option<Fault>) -> FaultCost {
     let mut worst = FaultCost::default();
     let shortly = [1, 240, 490, 990, 1_700, 30_000];

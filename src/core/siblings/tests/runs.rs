@@ -171,7 +171,7 @@ fn guests_hear_whether_the_upstream_holds_the_poll() {
     let mut gateway = Gateway::linked();
     let mine = gateway.open_granted(1);
     gateway.input(SiblingInput::Progress(PollId(1), PollProgress::Held));
-    assert_eq!(gateway.take(), ["progress 1"]); // without guests it is no news
+    assert_eq!(gateway.take(), ["progress 1"]); // no guest needs to know
     gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
     assert_eq!(gateway.take(), ["note held"]);
     let failure = crate::core::coalescer::Failure::Unreachable;
