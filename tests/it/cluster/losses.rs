@@ -36,7 +36,9 @@ async fn a_replica_without_the_engine_polls_on_and_its_siblings_take_over_within
     let completed = clock::now();
     let late = replicas.complete("a", waits.into_iter().flatten().collect()).await;
     let own = latest(completed, own).await;
-    println!("holder cut off: taken over in {taken_over:?} of 2.2 s, then late {late:?}, its own waits {own:?}");
+    println!(
+        "holder cut off: taken over in {taken_over:?} of 2.2 s, then late {late:?}, its own waits {own:?}"
+    );
     assert!(taken_over + late <= Duration::from_millis(2200), "{taken_over:?} {late:?}");
     assert_eq!(replicas.polls("a"), 2);
 }
@@ -50,7 +52,10 @@ async fn a_stopping_replica_hands_its_polls_over_before_it_ends() {
     replicas.wait_for_polls("a", 2).await;
     let taken_over = stopping.elapsed();
     let late = replicas.complete("a", waits.into_iter().skip(1).flatten().collect()).await;
-    println!("drain of the holder: taken over in {taken_over:?}, late {late:?} of 0, {} polls of 2", replicas.polls("a"));
+    println!(
+        "drain of the holder: taken over in {taken_over:?}, late {late:?} of 0, {} polls of 2",
+        replicas.polls("a")
+    );
     assert!(late <= Duration::from_millis(300), "one hop: {late:?}");
     assert_eq!(replicas.polls("a"), 2);
     assert!(replicas.all[0].process.wait_for_exit().await.success());

@@ -136,7 +136,8 @@ pub(super) async fn latest(from: Instant, waits: Vec<PendingWait>) -> Duration {
 /// Returns whether a replica waits for a poll of a sibling.
 pub(super) fn is_guest(state: &Value) -> bool {
     let members = state["cluster"]["members"].as_array();
-    members.is_some_and(|members| members.iter().any(|member| member["self"] == false && member["polls"] != 0))
+    members
+        .is_some_and(|members| members.iter().any(|member| member["self"] == false && member["polls"] != 0))
 }
 
 /// Writes the configuration of all replicas, with these lines in `[cluster]`.

@@ -27,8 +27,7 @@ async fn identical_waits_at_three_replicas_share_one_poll() {
 async fn waits_that_come_at_once_share_one_poll_and_say_so() {
     let replicas = Replicas::start(3).await;
     replicas.env.sim.set_status("a", "queued");
-    let waits: Vec<_> =
-        (0..30).map(|number| replicas.all[number % 3].wait("a")).collect();
+    let waits: Vec<_> = (0..30).map(|number| replicas.all[number % 3].wait("a")).collect();
     for replica in &replicas.all {
         replica.wait_for_state("parked waits", |state| state["waits"]["parked"] == 10).await;
     }
@@ -57,7 +56,8 @@ async fn a_job_that_ended_at_one_replica_is_a_hit_at_the_others() {
         replicas.all[1].get(&completed_target("a"), &[]).await,
     );
     assert_eq!(own.body(), first.body());
-    let status = |answer: &http::Response<bytes::Bytes>| answer.headers()["cache-status"].to_str().unwrap().to_owned();
+    let status =
+        |answer: &http::Response<bytes::Bytes>| answer.headers()["cache-status"].to_str().unwrap().to_owned();
     let (first, second) = (status(&first), status(&second));
     assert!(first.starts_with("clipgate; hit; ttl=86") && first.ends_with("; detail=sibling"), "{first}");
     assert!(second.starts_with("clipgate; hit; ttl=86") && !second.contains("detail"), "{second}");
