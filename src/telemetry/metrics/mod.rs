@@ -11,7 +11,6 @@
 //!
 //! To add a metric: register it under its full name with [`register`], and describe it in `docs/observability.md`.
 
-#[allow(dead_code, reason = "the hub uses it from its next change on")]
 mod cluster;
 mod labels;
 mod process;
@@ -33,7 +32,6 @@ use serde::{Serialize, Serializer};
 use strum::VariantArray as _;
 
 use self::cluster::ClusterMetrics;
-#[allow(unused_imports, reason = "the hub uses them from its next change on")]
 pub(crate) use self::cluster::{ClaimOutcome, LinkLabel, MessageLabel, TakeoverReason};
 pub(crate) use self::labels::{
     CallCause, CallError, CallKind, CloseReason, Code, EndpointLabel, Limit, Outcome, WaitEnd,
