@@ -64,7 +64,7 @@ impl ShardIndex {
 /// Keyed hash of a job and its key domain.
 pub(super) type JobName = [u8; 16];
 
-type HashKey = [u8; blake3::KEY_LEN];
+type NameKey = [u8; blake3::KEY_LEN];
 
 /// Derives all names.
 #[derive(Clone)]
@@ -72,8 +72,8 @@ pub(super) struct Names {
     /// `cg1:ID`
     prefix: String,
     id: [u8; 4],
-    poll_key: HashKey,
-    job_key: HashKey,
+    poll_key: NameKey,
+    job_key: NameKey,
     routes: Arc<[Arc<Route>]>,
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::engine::{BODY, DOMAIN, KEY, SECRET, TestEngine, TestReplica, config, finished};
+use crate::clock;
 use crate::config::{ClusterConfig, EngineMode, EngineUrl};
 use crate::core::job::{JobId, ResponseHead, UpstreamResponse};
 use crate::core::route::Route;
@@ -256,11 +257,11 @@ async fn a_killed_connection_is_back_at_once_under_a_new_name() {
     let engine = TestEngine::start();
     let mut a = TestReplica::join(&config(engine.url())).await;
     let former = a.name;
-    let began = std::time::Instant::now();
+    let began = clock::now();
     engine.command("CLIENT KILL TYPE pubsub");
     a.until(|input| if let SiblingInput::LinkDown = input { Ok(()) } else { Err(input) }).await;
     a.link_up().await;
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(clock::now() < began + Duration::from_secs(2));
     assert_ne!(a.name, former);
     let of_a = a.poll(&["job-one"]);
     assert!(matches!(a.claim(&of_a, 1).await, EngineAnswer::Granted(_)));
@@ -466,4 +467,32 @@ async fn sentinels_lead_to_the_next_primary_after_a_failover() {
         .unwrap();
     assert!(matches!(a.claim(&of_a, 2).await, EngineAnswer::Granted(_)));
     assert!(replica.keys().iter().any(|key| key.contains(":p:")), "the next primary has the lease");
+}
+
+/// Prints the times of a claim and of a landing: `cargo test --release --lib round_trips -- --nocapture`.
+#[tokio::test]
+async fn round_trips_of_claims_and_landings_are_short() {
+    const ROUNDS: u64 = 200;
+    let engine = TestEngine::start();
+    let mut a = TestReplica::join(&config(engine.url())).await;
+    let mut b = TestReplica::join(&config(engine.url())).await;
+    let (mut claims, mut landings) = (Vec::new(), Vec::new());
+    for n in 0..ROUNDS {
+        let id = format!("job-{n}");
+        let (of_a, of_b) = (a.poll(&[&id]), b.poll(&[&id]));
+        let asked = clock::now();
+        assert!(matches!(a.claim(&of_a, n).await, EngineAnswer::Granted(_)));
+        claims.push(clock::now() - asked);
+        assert!(matches!(b.claim(&of_b, n).await, EngineAnswer::Held { .. }));
+        let (landed, name) = (clock::now(), of_a.name);
+        a.land(&of_a, n).await;
+        b.hear(|message| matches!(message, SiblingMessage::Landed(poll, ..) if *poll == name).then_some(()))
+            .await;
+        landings.push(clock::now() - landed);
+    }
+    claims.sort_unstable();
+    landings.sort_unstable();
+    let median = |times: &[Duration]| times[times.len() / 2];
+    println!("claim {:?}, landing heard elsewhere {:?}", median(&claims), median(&landings));
+    assert!(median(&claims) < Duration::from_millis(50) && median(&landings) < Duration::from_millis(50));
 }

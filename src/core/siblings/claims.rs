@@ -243,9 +243,7 @@ impl Siblings {
             let (token, is_kept) = (poll.token, poll.local.is_none());
             let own = poll.own_mut()?;
             (own.is_leased, own.epoch) = (lease.is_some(), lease.or(own.epoch));
-            if own.asked.take_if(|asked| *asked == call).is_none() {
-                return None; // a newer question is on its way
-            }
+            own.asked.take_if(|asked| *asked == call)?; // otherwise a newer question is on its way
             let had_guests = !own.guests.is_empty();
             // The guests of a lease that is lost are those of the new holder.
             own.guests =

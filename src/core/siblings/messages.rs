@@ -184,6 +184,10 @@ impl Siblings {
         for name in self.polls.names(|poll| poll.own().is_some_and(|own| own.guests.contains(&dead))) {
             self.guest_detached(name, dead, now);
         }
+        // It may have had the lease of a poll that both made.
+        for name in self.polls.names(|poll| poll.own().is_some_and(|own| !own.is_leased)) {
+            self.adopt(name, now);
+        }
     }
 
     /// Handles the siblings that were not heard in time.

@@ -72,7 +72,7 @@ impl Outbox {
         true
     }
 
-    /// Removes what is too old, and the oldest where there is too much.
+    /// Removes old calls, and the oldest where there are too many.
     pub(super) fn prune(&mut self, now: Instant) {
         while let Some((&call, (at, _))) = self.letters.first_key_value() {
             if *at + MAX_AGE > now && self.bytes <= MAX_BYTES && self.letters.len() <= MAX_CALLS {

@@ -1,4 +1,4 @@
-//! Polls that this replica makes: their guests, their end, and what siblings hear of them.
+//! Polls that this replica makes: their guests, their end, and the calls that publish it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

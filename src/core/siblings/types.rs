@@ -245,7 +245,7 @@ pub enum EngineAnswer {
     Held {
         /// The holder.
         by: ReplicaName,
-        /// Its token.
+        /// Token of the holder.
         token: LeaseToken,
         /// Time since the sibling started the poll.
         age: Duration,

@@ -13,7 +13,7 @@
 //! | --- | --- |
 //! | polls of an upstream without keys | there is no credential that could seal the answer (P11) |
 //! | polls of requests with `no-store` only | their answers are stored nowhere |
-//! | all polls, if `cluster.share` has no `"polls"` | the operator's wish |
+//! | all polls, if `cluster.share` has no `"polls"` | the configuration |
 //!
 //! A poll has up to two numbers: the coalescer's, and that of its attempts here, its run. They differ if the coalescer opens
 //! a poll anew that went on for siblings only.

@@ -11,7 +11,6 @@
 //!
 //! To add a metric: register it under its full name with [`register`], and describe it in `docs/observability.md`.
 
-#[allow(dead_code, reason = "the hub uses it from its next change on")]
 mod cluster;
 mod fanout;
 mod labels;
@@ -37,7 +36,6 @@ use serde::{Serialize, Serializer};
 use strum::VariantArray as _;
 
 use self::cluster::ClusterMetrics;
-#[allow(unused_imports, reason = "the hub uses them from its next change on")]
 pub(crate) use self::cluster::{ClaimOutcome, LinkLabel, MessageLabel, TakeoverReason};
 use self::fanout::FanoutMetrics;
 pub(crate) use self::fanout::{Fanout, FanoutQuantiles};

@@ -160,7 +160,7 @@ async fn copy(
         loop {
             let mut bytes = Vec::with_capacity(1 << 16);
             if from.read_buf(&mut bytes).await.is_ok_and(|taken| taken > 0) {
-                let due = tokio::time::Instant::now() + *shared.delay.lock();
+                let due = clipgate::testing::clock::now() + *shared.delay.lock();
                 if sender.send((due, bytes)).is_ok() {
                     continue;
                 }
@@ -170,7 +170,7 @@ async fn copy(
     };
     let write = async move {
         while let Some((due, bytes)) = receiver.recv().await {
-            tokio::time::sleep_until(due).await;
+            tokio::time::sleep_until(due.into()).await;
             if to.write_all(&bytes).await.is_err() {
                 return;
             }

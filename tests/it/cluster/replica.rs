@@ -93,16 +93,16 @@ impl Replicas {
         waits
     }
 
-    /// Returns the number of requests for this job that reached the upstream.
+    /// Returns the number of polls for this job that reached the upstream, without the snapshots of waits that end early.
     pub(super) fn polls(&self, id: &str) -> usize {
-        self.env.sim.requests().iter().filter(|seen| seen.target.contains(&format!("={id}"))).count()
+        self.env.sim.requests().iter().filter(|seen| *seen.target == *completed_target(id)).count()
     }
 
     /// Returns the number of polls for this job that the upstream holds.
     pub(super) fn held(&self, id: &str) -> usize {
         let requests = self.env.sim.requests();
         let held = requests.iter().filter(|seen| seen.end == RequestEnd::Open);
-        held.filter(|seen| seen.target.contains(&format!("={id}"))).count()
+        held.filter(|seen| *seen.target == *completed_target(id)).count()
     }
 
     pub(super) async fn wait_for_polls(&self, id: &str, count: usize) {

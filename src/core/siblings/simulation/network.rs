@@ -171,7 +171,7 @@ impl World {
         self.at(back.max(down), SweepEvent::LinkUp(n));
     }
 
-    /// Records a fault and what it excuses, and lets it happen.
+    /// Makes a fault happen, and records the lateness that it excuses.
     pub(super) fn fault(&mut self, fault: Fault) -> Option<usize> {
         self.trace(|| format!("fault: {fault:?}"));
         let now = self.now;

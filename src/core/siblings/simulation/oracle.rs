@@ -28,7 +28,7 @@ const SETTLING: Duration = Duration::from_millis(600);
 /// Time after the last fault by which nothing is left of it.
 const CALM: Duration = Duration::from_secs(5);
 
-/// How late a fault makes answers.
+/// Lateness that a fault excuses.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Lateness {
     /// Answers that are due after the fault come within this time of it.

@@ -160,6 +160,43 @@ impl SweepPlan {
 }
 
 impl SweepPlan {
+    /// Returns a plan in which one client at each replica waits for the end of the same job.
+    pub(super) fn crowd(replicas: usize, reaches: Duration, faults: Vec<(Duration, Fault)>) -> Self {
+        let client = |replica: usize| SweepClient {
+            replica,
+            domain: 0,
+            jobs: vec![0],
+            goal: Some(3),
+            arrives: Duration::from_millis(100 * replica as u64),
+            timeout: HOLD * 2,
+            leaves: None,
+            proof: Proof::Never,
+            has_joined: false,
+            has_left: false,
+            is_lost: false,
+            settled: None,
+        };
+        let job = PlannedJob {
+            domain: 0,
+            id: JobId::new("c0").unwrap(),
+            steps: vec![(Duration::ZERO, 1), (reaches, 3)],
+            is_refused: false,
+        };
+        Self {
+            replicas,
+            jobs: vec![job],
+            clients: (0..replicas).map(client).collect(),
+            faults,
+            hop: Duration::from_millis(1),
+            engine_hop: Duration::from_micros(100),
+            linger: Duration::from_secs(2),
+            max_jobs: 6,
+            is_failing: false,
+            is_stormy: false,
+            links_at: vec![Duration::ZERO; replicas],
+        }
+    }
+
     /// Returns whether messages come out of order at some time.
     pub(super) fn shuffles(&self) -> bool {
         self.faults.iter().any(|(_, fault)| matches!(fault, Fault::Shuffle(_)))

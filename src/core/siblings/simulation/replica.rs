@@ -41,7 +41,7 @@ pub(super) struct Replica {
     used: BTreeSet<PollId>,
 }
 
-/// A poll of the coalescer, and who made it when.
+/// A poll of the coalescer, and its makers in their order.
 #[derive(Debug)]
 pub(super) struct SweepPoll {
     pub(super) spec: PollSpec,

@@ -171,7 +171,7 @@ fn guests_hear_whether_the_upstream_holds_the_poll() {
     let mut gateway = Gateway::linked();
     let mine = gateway.open_granted(1);
     gateway.input(SiblingInput::Progress(PollId(1), PollProgress::Held));
-    assert_eq!(gateway.take(), ["progress 1"]); // without guests it is no news
+    assert_eq!(gateway.take(), ["progress 1"]); // no guest needs to know
     gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
     assert_eq!(gateway.take(), ["note held"]);
     let failure = crate::core::coalescer::Failure::Unreachable;
@@ -239,4 +239,16 @@ fn two_replicas_that_make_one_poll_have_one_lease() {
     // The other one ends: this one asks for the lease again.
     gateway.message(SiblingMessage::Left(name(1), token(1)));
     assert_eq!(gateway.take(), ["adopt"]);
+}
+
+#[test]
+fn a_poll_without_a_lease_asks_for_that_of_a_dead_sibling() {
+    let mut gateway = Gateway::linked();
+    gateway.beat(SIBLING);
+    gateway.input(SiblingInput::LinkDown);
+    gateway.open(1);
+    gateway.link_up(ME);
+    gateway.answer("adopt", EngineAnswer::Adopted { is_mine: false, epoch: EPOCH, guests: Vec::new() });
+    gateway.take();
+    gateway.wait_for("adopt", ms(2_000));
 }
