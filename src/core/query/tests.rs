@@ -408,7 +408,7 @@ fn an_action_names_its_job_also_where_the_id_is_a_parameter_and_the_path_has_var
         ("/acme/tasks/a/cancel", None),
         ("/stop/a/acme", None),
     ] {
-        assert_eq!(acted_on(&routes, path, query), [job.clone()], "{path}");
+        assert_eq!(acted_on(&routes, path, query), std::slice::from_ref(&job), "{path}");
     }
     for path in ["/acme/tasks", "/acme/tasks/a", "/stop/a"] {
         assert_eq!(acted_on(&routes, path, None), [], "{path}");
