@@ -181,8 +181,11 @@ async fn a_lent_key_goes_up_with_the_clients_version_and_each_version_has_its_ow
 // P11
 #[tokio::test]
 async fn a_request_with_only_a_version_has_no_key_and_shares_nothing() {
-    let upstream =
-        RawUpstream::start("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", AfterHead::Silence).await;
+    let upstream = RawUpstream::start(
+        "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+        AfterHead::Silence,
+    )
+    .await;
     let with_version = |config: &mut Config| config.auth.with_key = vec!["x-version".parse().unwrap()];
     let gateway = gateway(&upstream.url, &["x-key"], with_version).await;
     for count in [1, 2] {
