@@ -11,7 +11,7 @@ MINUTES ?= 10
 RATE ?= 2000
 TARGETS ?= query job_body coalescer scheduler
 
-.PHONY: help run test check deny counts load vendors compare sweep soak outages fuzz fuzz-check deb manifests tools
+.PHONY: help run test check deny counts load vendors compare sweep soak outages fuzz deb manifests tools
 
 help:
 	@echo 'make run            start the gateway in front of a simulated upstream, with APIs that hold and that never do: no key, no network'
@@ -70,6 +70,7 @@ outages:
 	cargo build --release --locked --bin clipgate
 	cargo run --locked --example outages
 
+.PHONY: fuzz-check
 # The targets compile. Their workspace is not built with the gateway; libfuzzer needs a C++ compiler.
 fuzz-check:
 	@if command -v c++ >/dev/null; then cargo check --manifest-path fuzz/Cargo.toml --target-dir target/fuzz; \
