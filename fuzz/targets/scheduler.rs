@@ -164,7 +164,8 @@ impl Owner {
             backoff: BACKOFF,
             breaker: BreakerRules {
                 failures: u32::from(schedule.breaker_failures % 8) + 1,
-                cooldown: Duration::from_millis(schedule.cooldown_millis.into()),
+                // The shortest one that the configuration allows is a millisecond.
+                cooldown: Duration::from_millis(schedule.cooldown_millis.max(1).into()),
             },
         };
         Self {

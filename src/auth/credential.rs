@@ -43,6 +43,8 @@ struct LentField {
     replaced: Vec<HeaderName>,
     /// The client's fields of `auth.with_key`.
     beside: Vec<(HeaderName, HeaderValue)>,
+    /// Domain of the key without the fields beside it, if there are some.
+    key_alone: Option<KeyDomain>,
 }
 
 impl Credential {
@@ -60,8 +62,16 @@ impl Credential {
         Self(CredentialFields::Fields(fields.map(|(name, value)| (name.clone(), copy_key(value))).collect()))
     }
 
-    /// Returns the credential with these fields of the client beside the key.
-    pub(super) fn with_fields(&self, fields: &[ClientField<'_>]) -> Self {
+    /// Returns the domain of a lent key without the fields beside it, if there are some.
+    pub(super) fn key_alone(&self) -> Option<KeyDomain> {
+        match &self.0 {
+            CredentialFields::Lent(lent) => lent.key_alone,
+            CredentialFields::Open | CredentialFields::Authorization(_) | CredentialFields::Fields(_) => None,
+        }
+    }
+
+    /// Returns the credential with these fields of the client beside the key, whose domain alone is `domain`.
+    pub(super) fn with_fields(&self, domain: KeyDomain, fields: &[ClientField<'_>]) -> Self {
         let copied = fields.iter().map(|(name, value)| ((*name).clone(), copy_key(value)));
         match &self.0 {
             CredentialFields::Lent(lent) => {
@@ -71,6 +81,7 @@ impl Credential {
                     value,
                     replaced,
                     beside: copied.collect(),
+                    key_alone: Some(domain),
                 })))
             }
             CredentialFields::Open | CredentialFields::Authorization(_) | CredentialFields::Fields(_) => {
@@ -98,7 +109,13 @@ impl Credential {
         value.set_sensitive(true);
         let mut replaced = client_fields.to_vec();
         replaced.extend([AUTHORIZATION, name.clone()]);
-        Self(CredentialFields::Lent(Arc::new(LentField { name, value, replaced, beside: Vec::new() })))
+        Self(CredentialFields::Lent(Arc::new(LentField {
+            name,
+            value,
+            replaced,
+            beside: Vec::new(),
+            key_alone: None,
+        })))
     }
 
     /// Writes the fields into a request to the upstream.

@@ -36,12 +36,18 @@ use crate::secret::{Secret, TokenHash};
 pub struct Identity {
     /// The request shares polls and cached jobs with the requests of this domain, and no others (P11).
     pub domain: KeyDomain,
-    /// Domain of the key without the fields of `auth.with_key`, which a client chooses: quotas count for it.
-    pub key: KeyDomain,
     pub credential: Credential,
     /// Name of the member, in team mode.
     pub member: Option<Arc<str>>,
     pub origin: KeyOrigin,
+}
+
+impl Identity {
+    /// Returns the domain that quotas count for: that of the key alone, without the fields of `auth.with_key` beside a key
+    /// of the gateway's own, which a client chooses.
+    pub fn quota_domain(&self) -> KeyDomain {
+        self.credential.key_alone().unwrap_or(self.domain)
+    }
 }
 
 /// Owner of the key of a request.
@@ -295,7 +301,7 @@ impl Authenticator {
         if fields.is_empty() {
             return Ok(Some(identity));
         }
-        let credential = identity.credential.with_fields(&fields);
+        let credential = identity.credential.with_fields(identity.domain, &fields);
         Ok(Some(Identity { domain: credential.domain(&self.hash_key), credential, ..identity }))
     }
 }
@@ -435,8 +441,7 @@ fn find_member(members: &[MemberToken], token: &[u8]) -> Option<Identity> {
 }
 
 fn derive_identity(hash_key: &HashKey, credential: Credential, origin: KeyOrigin) -> Identity {
-    let domain = credential.domain(hash_key);
-    Identity { domain, key: domain, credential, member: None, origin }
+    Identity { domain: credential.domain(hash_key), credential, member: None, origin }
 }
 
 #[cfg(test)]
@@ -735,13 +740,14 @@ mod tests {
         ] {
             let authenticator = with_version(mode.clone());
             let identify = |fields: &[(&str, &str)]| authenticator.identify(&map(fields)).unwrap().unwrap();
-            let [none, first, second] =
-                [&[token][..], &[token, one], &[token, two]].map(|fields| identify(fields));
+            let [none, first, second] = [&[token][..], &[token, one], &[token, two]].map(&identify);
             assert_eq!(sent(&none), map(own), "{mode:?}");
             assert_eq!(sent(&first), map(&[own, &[one]].concat()), "{mode:?}");
             assert!(none.domain != first.domain && first.domain != second.domain, "{mode:?}");
             assert_eq!(first.domain, identify(&[token, one]).domain, "{mode:?}");
-            assert_eq!([first.key, second.key], [none.domain; 2], "quotas are of the key: {mode:?}");
+            if mode != config::AuthMode::Open {
+                assert_eq!([first, second].map(|identity| identity.quota_domain()), [none.domain; 2]);
+            }
         }
     }
 

@@ -373,8 +373,10 @@ fn wait_request(request: &JobRequest, identity: Identity, state: &RequestState) 
 fn quota_subject(identity: Option<&Identity>, proof: Option<KeyProof>, ctx: &RequestCtx) -> Subject {
     match (identity, proof) {
         (Some(Identity { member: Some(name), .. }), _) => Subject::member(name),
-        (Some(Identity { origin: KeyOrigin::Gateway, key, .. }), _)
-        | (Some(Identity { origin: KeyOrigin::Client, key, .. }), Some(_)) => Subject::Key(*key),
+        (Some(identity @ Identity { origin: KeyOrigin::Gateway, .. }), _) => {
+            Subject::Key(identity.quota_domain())
+        }
+        (Some(Identity { origin: KeyOrigin::Client, domain, .. }), Some(_)) => Subject::Key(*domain),
         (Some(Identity { origin: KeyOrigin::Client | KeyOrigin::Open, .. }) | None, _) => {
             ctx.forwarded.client_ip().into()
         }
