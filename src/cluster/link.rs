@@ -3,12 +3,13 @@
 //! ```text
 //!   connect ──▶ load scripts, subscribe ──▶ LinkUp, new name ──▶ serve ──▶ LinkDown ──▶ pause ──┐
 //!      ▲                                                                                       │
-//!      └──────────────── at once, then 50 ms doubling to 1 s, with jitter ◀────────────────────┘
+//!      └─── at once, then 50 ms and 100 ms for a second, then doubling to 1 s, with jitter ◀───┘
 //! ```
 //!
-//! Calls leave in order without waiting for answers. Nothing survives its connection: the machine sends again what matters.
+//! Calls leave in order without waiting for answers. Nothing survives its connection: the machine sends important
+//! calls again.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Value};
@@ -28,7 +29,11 @@ use crate::core::siblings::{CallId, EngineCall, ReplicaName, SiblingInput};
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// A link that lived so long is tried again at once.
-const STEADY: Duration = Duration::from_secs(5);
+const STEADY: Duration = Duration::from_secs(1);
+/// Time after the loss of a link in which the pauses stay short. The replicas of an engine that restarts must come back within
+/// the 300 ms in which they look for each other's polls.
+const RESTART: Duration = Duration::from_secs(1);
+const PAUSE_IN_RESTART: Duration = Duration::from_millis(100);
 
 /// A command of the hub for the link of this name.
 pub(super) struct LinkCommand {
@@ -60,6 +65,7 @@ impl LinkTask {
             }
         };
         let (mut pause, mut is_down) = (Duration::ZERO, false);
+        let mut lost_at = clock::now();
         loop {
             let attempt = async {
                 tokio::time::sleep(pause).await;
@@ -69,12 +75,12 @@ impl LinkTask {
                 Ok::<_, ConnectError>((connection, url, name, scripts))
             };
             let Some(attempt) = while_open(&mut self.commands, attempt).await else { return };
-            let connected_at = clock::now();
+            let attempted_at = clock::now();
             let end = match attempt {
                 Ok((connection, engine, name, scripts)) => {
                     let id = self.shared.dialect.names.id();
-                    tracing::info!(id, %engine, "link to the engine is up");
-                    is_down = false;
+                    tracing::debug!(id, %engine, "connected to the engine");
+                    (is_down, pause) = (false, Duration::ZERO);
                     if self.inputs.send(SiblingInput::LinkUp(name)).await.is_err() {
                         return;
                     }
@@ -85,25 +91,25 @@ impl LinkTask {
                     {
                         return;
                     }
+                    lost_at = clock::now();
                     end
                 }
                 Err(error) => LinkEnd::Connect(error),
             };
             if !std::mem::replace(&mut is_down, true) {
-                tracing::warn!(error = %end, "link to the engine is down");
+                tracing::warn!(error = %end, "no connection to the engine");
             }
-            pause = next_pause(pause, connected_at);
+            let is_steady = lost_at >= attempted_at + STEADY;
+            let in_restart = clock::now() < lost_at + RESTART;
+            pause = if is_steady { Duration::ZERO } else { next_pause(pause, in_restart) };
         }
     }
 }
 
-/// Returns the pause before the next attempt: none after a link that was steady.
-fn next_pause(last: Duration, connected_at: Instant) -> Duration {
-    if clock::now().saturating_duration_since(connected_at) >= STEADY {
-        return Duration::ZERO;
-    }
-    let next = (last * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-    next.mul_f64(0.75 + 0.25 * fastrand::f64())
+/// Returns the pause before the next attempt, with jitter.
+fn next_pause(last: Duration, in_restart: bool) -> Duration {
+    let longest = if in_restart { PAUSE_IN_RESTART } else { LONGEST_PAUSE };
+    (last * 2).clamp(FIRST_PAUSE, longest).mul_f64(0.75 + 0.25 * fastrand::f64())
 }
 
 /// Runs a future while there is a handle; commands that come meanwhile belong to an earlier link. `None`: there is no

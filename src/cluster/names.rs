@@ -150,7 +150,7 @@ impl Names {
         self.routes.iter().map(|route| &**route)
     }
 
-    /// Returns a mark that means the same route at all replicas, whatever the order of their routes.
+    /// Returns a mark that means the same route at all replicas, in any order of their routes.
     pub(super) fn route_mark(&self, index: RouteIndex) -> Option<[u8; 16]> {
         let mut hasher = blake3::Hasher::new_keyed(&self.job_key);
         write_route(&mut hasher, self.route(index)?);
@@ -225,7 +225,7 @@ pub(super) fn member(ReplicaName(name): ReplicaName) -> String {
     format!("{name:016x}")
 }
 
-/// Returns the URL without what does not change the upstream: case, default port, trailing slash.
+/// Returns the URL without differences that do not change the upstream: case, default port, trailing slash.
 fn normalized(url: &Uri) -> String {
     let scheme = url.scheme_str().unwrap_or_default().to_ascii_lowercase();
     let port = url.port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 });
@@ -233,7 +233,7 @@ fn normalized(url: &Uri) -> String {
     format!("{scheme}://{host}:{port}{}", url.path().trim_end_matches('/'))
 }
 
-/// Writes what must be equal for the states of a job to mean the same: name, paths and ladder of its route.
+/// Writes the parts of a route that give the state of a job its meaning: name, path and ladder.
 fn write_route(hasher: &mut blake3::Hasher, route: &Route) {
     write_part(hasher, route.name.as_bytes());
     write_part(hasher, route.path.as_str().as_bytes());

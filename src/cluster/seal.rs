@@ -54,7 +54,7 @@ impl StateSeal {
     }
 }
 
-/// Authenticates what replicas say to each other.
+/// Authenticates messages, leases and epochs.
 #[derive(Clone)]
 pub(super) struct MessageCodes([u8; blake3::KEY_LEN]);
 

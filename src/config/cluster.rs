@@ -42,7 +42,7 @@ pub enum EngineMode {
     Sentinel,
 }
 
-/// What the replicas share, besides rejected keys and removed jobs.
+/// Work that replicas share. Rejected keys and removed jobs are always shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Share {
     /// States of jobs.

@@ -58,7 +58,7 @@ pub(in crate::config) const CLUSTER_KEYS: &[ConfigKey<ConfigBuilder>] = &[
         allowed: Described("\"single\", \"cluster\" or \"sentinel\""),
         reload: RESTART,
         read: |b, r| r.choice(&mut b.cluster.mode, MODES),
-        doc: "one server, or a primary that the sentinels of cluster.url name. This version does not support \"cluster\"",
+        doc: "one server, or the primary of the sentinels in cluster.url. This version does not support \"cluster\"",
     },
     ConfigKey {
         name: "cluster.share",
@@ -66,7 +66,7 @@ pub(in crate::config) const CLUSTER_KEYS: &[ConfigKey<ConfigBuilder>] = &[
         allowed: Described("a list of \"jobs\" and \"polls\""),
         reload: RESTART,
         read: |b, r| r.list(&mut b.cluster.share, share),
-        doc: "what replicas share: states of jobs, open polls. Rejected keys and removed jobs are always shared",
+        doc: "work that replicas share: states of jobs, open polls. Rejected keys and removed jobs are always shared",
     },
     ConfigKey {
         name: "cluster.patience",
