@@ -129,7 +129,7 @@ impl Gateway {
     }
 }
 
-/// Returns what the hub needs to share polls with other replicas.
+/// Starts the link to the engine. Returns the dependencies of a hub that shares polls.
 fn sharing(cluster: &ClusterConfig, config: &Config, routes: &Routes, metrics: &Arc<Metrics>) -> SharingDeps {
     let world = ClusterWorld { base_url: &config.upstream.base_url, routes, cache: &config.cache };
     let (handle, inbox, link) = Cluster::start(cluster, &world, Arc::clone(metrics));

@@ -200,7 +200,7 @@ impl RunningGateway {
         let server_task = &mut self.server_task;
         let ended = async move {
             let ended = server_task.await;
-            // Siblings take over what they wait for.
+            // Siblings take over the polls that they wait for.
             let _ = tokio::time::timeout_at(drained_by.into(), gateway.handed_over()).await;
             ended
         };

@@ -58,7 +58,7 @@ pub(in crate::config) const CLUSTER_KEYS: &[ConfigKey<ConfigBuilder>] = &[
         allowed: Described("\"single\", \"cluster\" or \"sentinel\""),
         reload: RESTART,
         read: |b, r| r.choice(&mut b.cluster.mode, MODES),
-        doc: "one server, or the primary of the sentinels in cluster.url. This version does not support \"cluster\"",
+        doc: "a single server, or a primary that the sentinels of cluster.url name. This version does not support \"cluster\"",
     },
     ConfigKey {
         name: "cluster.share",

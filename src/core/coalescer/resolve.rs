@@ -5,7 +5,8 @@
 use std::time::Instant;
 
 use super::Coalescer;
-use super::state::{AttemptState, LastFailure, Poll, Wait, WaitPhase};
+use super::types::LastFailure;
+use super::state::{AttemptState, Poll, Wait, WaitPhase};
 use super::timing::SNAPSHOT_LIMIT;
 use super::types::{Failure, Proof, WaitId};
 use crate::core::job::{JobId, JobState, KeyDomain};

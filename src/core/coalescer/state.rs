@@ -8,13 +8,10 @@ use super::chain::ChainLink;
 use super::job_index::JobIndex;
 use super::private_states::PrivateStates;
 use super::timing::Timing;
-use super::types::{Cause, Failure, PollId, PollSpec, Proof, WaitId, WaitSpec};
+use super::types::{Cause, LastFailure, PollId, PollSpec, Proof, WaitId, WaitSpec};
 use crate::core::Map;
 use crate::core::job::{JobId, JobState, KeyDomain};
 use crate::core::route::Goal;
-
-/// A failure, and whether it is the answer to a poll that the wait opened itself.
-pub(super) type LastFailure = (Failure, bool);
 
 #[derive(Debug)]
 pub(super) struct Wait {

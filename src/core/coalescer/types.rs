@@ -283,3 +283,6 @@ impl WaitOutcome {
         }
     }
 }
+
+/// A failure, and whether it is the answer to a poll that the wait opened itself.
+pub(super) type LastFailure = (Failure, bool);

@@ -20,7 +20,7 @@ struct ClaimedPoll {
     is_elsewhere: bool,
 }
 
-/// How a poll came to be made here.
+/// Reason for which a poll is made here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StartReason {
     /// The engine granted it, or it was not asked.

@@ -373,7 +373,7 @@ impl HubTask {
         }
     }
 
-    /// Tells siblings to take over, and goes on with each poll until they have.
+    /// Leaves all polls to siblings, and goes on with each until they have taken over.
     pub(super) fn drain_sharing(&mut self, until: Instant, now: Instant) {
         if let Some(sharing) = &mut self.sharing {
             sharing.is_draining = true;
