@@ -8,7 +8,7 @@ use super::chain::ChainLink;
 use super::job_index::JobIndex;
 use super::private_states::PrivateStates;
 use super::timing::Timing;
-use super::types::{Cause, LastFailure, PollId, PollSpec, Proof, WaitId, WaitSpec};
+use super::types::{Cause, Failure, LastFailure, PollId, PollSpec, Proof, WaitId, WaitSpec};
 use crate::core::Map;
 use crate::core::job::{JobId, JobState, KeyDomain};
 use crate::core::route::Goal;
