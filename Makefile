@@ -11,7 +11,7 @@ MINUTES ?= 10
 RATE ?= 2000
 TARGETS ?= query job_body coalescer scheduler
 
-.PHONY: help run test check deny counts load vendors compare sweep soak outages fuzz deb manifests tools
+.PHONY: help run test check deny counts load vendors compare sweep soak outages fuzz dist deb manifests tools
 
 help:
 	@echo 'make run            start the gateway in front of a simulated upstream, with APIs that hold and that never do: no key, no network'
@@ -26,7 +26,8 @@ help:
 	@echo 'make soak           MINUTES (10) of load at RATE (2000) requests a second with faults, every answer checked; SEED=n'
 	@echo 'make outages        restart the upstream four times under 200 waits: lost waits, delays and calls'
 	@echo 'make fuzz TIME=n    fuzz each of TARGETS (fuzz/targets/) for n (600) seconds'
-	@echo 'make deb            build the Debian package in target/debian/'
+	@echo 'make dist           build a static binary, the Debian package, their notices and checksums in target/dist/'
+	@echo 'make deb            build the Debian package alone'
 	@echo 'make manifests      write deploy/kubernetes/team.yaml from the Helm chart'
 
 run:
@@ -40,7 +41,7 @@ check:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
-	@$(MAKE) --no-print-directory deny counts
+	@$(MAKE) --no-print-directory fuzz-check deny counts
 
 deny:
 	@.ci/deny target
@@ -70,6 +71,12 @@ outages:
 	cargo build --release --locked --bin clipgate
 	cargo run --locked --example outages
 
+.PHONY: fuzz-check
+# The targets compile. Their workspace is not built with the gateway; libfuzzer needs a C++ compiler.
+fuzz-check:
+	@if command -v c++ >/dev/null; then cargo check --manifest-path fuzz/Cargo.toml --target-dir target/fuzz; \
+	else echo 'no C++ compiler: the fuzz targets are not checked' >&2; fi
+
 # Failing inputs are in fuzz/artifacts/.
 fuzz:
 	@cargo +nightly fuzz --version || { \
@@ -80,15 +87,13 @@ fuzz:
 		cargo +nightly fuzz run $$target -- -max_total_time=$(TIME) -len_control=0 $$dict || exit 1; \
 	done
 
-# The gateway writes the manual and the completions; third-party.py writes the notices of its dependencies.
+dist:
+	@.ci/tools dist "$(VENV)" "$(NODE)"
+	deploy/dist
+
 deb:
-	@cargo deb --version >/dev/null || { echo 'missing: cargo install --locked cargo-deb' >&2; exit 1; }
-	cargo build --release --locked
-	mkdir -p target/deb/man
-	target/release/clipgate man target/deb/man
-	for shell in bash zsh fish; do target/release/clipgate completions $$shell >target/deb/clipgate.$$shell || exit 1; done
-	deploy/third-party.py target/deb
-	cargo deb --no-build --locked
+	@.ci/tools dist "$(VENV)" "$(NODE)"
+	deploy/dist deb
 
 manifests: tools
 	helm template clipgate deploy/helm/clipgate --set autoscaling.enabled=true,serviceMonitor.enabled=true \

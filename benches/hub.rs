@@ -128,6 +128,7 @@ impl HubFixture {
             max_age: None,
             may_store: true,
             is_patient: false,
+            newer_than: None,
             links: Links::default(),
         }
     }

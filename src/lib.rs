@@ -9,6 +9,7 @@ mod auth;
 mod cache;
 pub mod cli;
 mod clock;
+mod cluster;
 mod config;
 pub mod core;
 mod gateway;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use cap::Cap;
 use clipgate::core::job::{JobId, JobState, KeyDomain, ResponseHead};
 use clipgate::core::job_body::{ListShape, MAX_NAME_BYTES};
-use clipgate::core::route::Route;
+use clipgate::core::route::{Route, RouteIndex};
 use clipgate::sim::{Sim, SimOptions};
 use clipgate::testing::cache::Cache;
 use clipgate::testing::clock;
@@ -187,7 +187,7 @@ fn the_memory_of_keys_is_bounded() {
         let now = clock::now();
         for n in 0..150_000_u128 {
             cache.key_accepted(KeyDomain(n.to_le_bytes()), now);
-            cache.set_list_shape(KeyDomain(n.to_le_bytes()), &shape);
+            cache.set_list_shape(KeyDomain(n.to_le_bytes()), RouteIndex::default(), &shape);
         }
         let allocated = ALLOCATOR.allocated() - before;
         println!("100 000 {name}: {allocated} allocated");

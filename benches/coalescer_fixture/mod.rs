@@ -78,6 +78,7 @@ impl Crowd {
             timeout: Duration::from_secs(120),
             keep: true,
             is_patient: false,
+            newer_than: None,
             known: Vec::new(),
             proof: Proof::Never,
         }

@@ -182,6 +182,7 @@ impl<'a> Gateway<'a> {
             timeout: timeout.unwrap_or(WAIT_TIMEOUT),
             keep: true,
             is_patient: request.stream_ends.is_some(),
+            newer_than: None,
             known,
             proof: if self.cache.is_key_proven(domain) { self.proof } else { Proof::Never },
         };
@@ -272,6 +273,7 @@ impl<'a> Gateway<'a> {
                     Cost::Opened => self.answers.opened += 1,
                     Cost::Coalesced => self.answers.coalesced += 1,
                     Cost::Proven => self.answers.proven += 1,
+                    Cost::Sibling | Cost::SharedHit => unreachable!("there is one gateway"),
                 }
                 match result.end {
                     WaitOutcome::Reached(states) | WaitOutcome::TimedOut(states) => {

@@ -161,6 +161,7 @@ impl Gateway<'_> {
             timeout: WAIT,
             keep: true,
             is_patient: false,
+            newer_than: None,
             known: known.into_iter().collect(),
             proof: Proof::Never,
         };

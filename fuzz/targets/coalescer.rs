@@ -319,6 +319,7 @@ impl Driver {
             timeout,
             keep: join.keep,
             is_patient: false,
+            newer_than: None,
             known: known.collect(),
             proof: Proof::Never,
         };
@@ -483,7 +484,7 @@ impl Driver {
                 );
             }
             WaitOutcome::Failed(
-                Failure::Unreachable | Failure::InvalidResponse(None) | Failure::LocalResources,
+                Failure::Unreachable | Failure::InvalidResponse(None) | Failure::TooLarge | Failure::LocalResources,
             ) => {}
         }
     }

@@ -26,6 +26,8 @@ const MAX_POLLS: usize = 100;
 /// Slots that a key may hold for each slot that stays free. The schedules have fewer slots.
 const SLOTS_PER_FREE_SLOT: usize = 16;
 const SECOND: Duration = Duration::from_secs(1);
+/// Time from the opening of the breaker to the first probe. Each failed probe doubles it, up to the cooldown.
+const FIRST_COOLDOWN: Duration = Duration::from_millis(250);
 /// Time after which a held poll counts as a success.
 const HELD: Duration = Duration::from_secs(1);
 
@@ -117,9 +119,13 @@ struct Owner {
     refused_keys: BTreeSet<KeyDomain>,
     /// Time at which the breaker closed last; `None` while it is open.
     closed_since: Option<Duration>,
-    /// The current probe of the breaker, and the earliest time of the next one.
+    /// The current probe of the breaker. It gives way to another one once it was silent for the cooldown.
     probe: Option<PollId>,
+    /// Earliest time of the next probe, and the time to the one after it if that fails.
     probe_at: Duration,
+    next_pause: Duration,
+    /// Time at which the current probe was silent for the cooldown.
+    silent_at: Duration,
 }
 
 struct Poll {
@@ -158,7 +164,8 @@ impl Owner {
             backoff: BACKOFF,
             breaker: BreakerRules {
                 failures: u32::from(schedule.breaker_failures % 8) + 1,
-                cooldown: Duration::from_millis(schedule.cooldown_millis.into()),
+                // The shortest one that the configuration allows is a millisecond.
+                cooldown: Duration::from_millis(schedule.cooldown_millis.max(1).into()),
             },
         };
         Self {
@@ -175,6 +182,8 @@ impl Owner {
             closed_since: Some(Duration::ZERO),
             probe: None,
             probe_at: Duration::ZERO,
+            next_pause: Duration::ZERO,
+            silent_at: Duration::ZERO,
         }
     }
 
@@ -306,7 +315,8 @@ impl Owner {
                 poll.outage_since.get_or_insert(now);
                 poll.transport_faults += 1;
                 if is_probe {
-                    self.probe_at = now + self.config.breaker.cooldown;
+                    self.probe_at = now + self.next_pause;
+                    self.next_pause = self.config.breaker.cooldown.min(2 * self.next_pause);
                 }
             }
             FaultKind::Local => {
@@ -369,7 +379,9 @@ impl Owner {
             (true, None) => (self.closed_since, self.probe) = (Some(self.now), None),
             (false, Some(_)) => {
                 (self.closed_since, self.probe) = (None, None);
-                self.probe_at = self.now + self.config.breaker.cooldown;
+                let first = FIRST_COOLDOWN.min(self.config.breaker.cooldown);
+                self.probe_at = self.now + first;
+                self.next_pause = self.config.breaker.cooldown.min(2 * first);
             }
             (true, Some(_)) | (false, None) => {}
         }
@@ -403,10 +415,13 @@ impl Owner {
         assert!(poll.attempt.is_none(), "{id:?} is started twice");
         assert!(poll.not_before <= self.now || !poll.is_paused, "{id:?} is started in its pause");
         assert!(poll.errors <= self.config.retries, "{id:?} is started after {} errors", poll.errors);
-        if poll.is_retry && self.closed_since.is_none() {
-            assert!(self.probe.is_none(), "{id:?} is a second probe");
+        let last_attempt_at = poll.outage_since.map(|since| since + self.config.retry_for);
+        let is_last = last_attempt_at.is_some_and(|at| at <= self.now);
+        if poll.is_retry && self.closed_since.is_none() && !is_last {
+            // A probe that was cancelled leaves its time to the next one.
+            assert!(self.probe.is_none() || self.silent_at <= self.now, "{id:?} is a second probe");
             assert!(self.probe_at <= self.now, "{id:?} probes too soon");
-            self.probe = Some(id);
+            (self.probe, self.silent_at) = (Some(id), self.now + self.config.breaker.cooldown);
         } else if self.closed_since == Some(Duration::ZERO) {
             // The breaker was never open: when it closes, it shortens pauses, and a probe has none.
             assert!(poll.not_before <= self.now, "{id:?} is started too soon");

@@ -147,8 +147,8 @@ impl AdminService {
             AdminRoute::State => Ok(json_response(state(&self.gateway, &self.info, &self.history).await)),
             AdminRoute::Events => self.events().await,
             AdminRoute::History => Ok(json_response(self.history.lock().json())),
-            AdminRoute::Cache => Ok(removed_response(self.gateway.cache().remove_all())),
-            AdminRoute::CachedJob(id) => Ok(removed_response(self.gateway.cache().remove(&id))),
+            AdminRoute::Cache => Ok(removed_response(self.gateway.remove_cached(None))),
+            AdminRoute::CachedJob(id) => Ok(removed_response(self.gateway.remove_cached(Some(&id)))),
         }
     }
 

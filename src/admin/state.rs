@@ -12,7 +12,9 @@ use crate::clock;
 use crate::config::{Config, Listen};
 use crate::core::coalescer::JobStatus;
 use crate::core::route::{Route, Routes};
+use crate::core::siblings::{LinkState, ReplicaName};
 use crate::gateway::{Gateway, GatewayOverview, KeyUsage};
+use crate::hub::ClusterOverview;
 use crate::limits::QuotaState;
 use crate::printable::escape_json;
 use crate::telemetry::metrics::{FanoutQuantiles, Limit, MemberUsage, Totals};
@@ -78,6 +80,28 @@ struct StateJson<'a> {
     complete: bool,
     jobs: ListJson<JobJson<'a>>,
     keys: ListJson<KeyJson>,
+    /// Of several replicas.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<ClusterJson>,
+}
+
+/// The replicas as this one sees them.
+#[derive(Serialize)]
+struct ClusterJson {
+    link: &'static str,
+    id: String,
+    members: Vec<MemberJson>,
+}
+
+#[derive(Serialize)]
+struct MemberJson {
+    name: String,
+    /// Time since the last beat: zero for this replica.
+    seconds_since_beat: f64,
+    /// Number of polls that it makes for this replica; of this one, all its polls.
+    polls: usize,
+    #[serde(rename = "self")]
+    is_self: bool,
 }
 
 /// A route with the states that clients may wait for, in order.
@@ -189,6 +213,8 @@ pub(super) async fn state(gateway: &Gateway, info: &StaticInfo, history: &Mutex<
         let history = history.lock();
         (history.success_rate(&totals, SystemTime::now()), history.saved_today(&totals))
     };
+    let cluster = overview.as_ref().and_then(|overview| overview.cluster.as_ref());
+    let cluster = cluster.map(|cluster| cluster_json(cluster, now));
     let (jobs, keys) = overview.map_or_else(empty_lists, |overview| lists(overview, gateway.routes(), now));
     let state = StateJson {
         version: env!("CARGO_PKG_VERSION"),
@@ -229,6 +255,7 @@ pub(super) async fn state(gateway: &Gateway, info: &StaticInfo, history: &Mutex<
         complete: is_complete,
         jobs,
         keys,
+        cluster,
     };
     let json = serde_json::to_string(&state).expect("strings and numbers serialize");
     // Clients choose the ids, and an operator may print this on a terminal.
@@ -244,10 +271,38 @@ fn lists(
     routes: &Routes,
     now: Instant,
 ) -> (ListJson<JobJson<'_>>, ListJson<KeyJson>) {
-    let GatewayOverview { jobs, total_jobs, keys, total_keys } = overview;
+    let GatewayOverview { jobs, total_jobs, keys, total_keys, .. } = overview;
     let jobs = jobs.iter().map(|job| job_json(job, routes.get(job.id.route()), now)).collect();
     let keys = keys.into_iter().map(key_json).collect();
     (ListJson { items: jobs, total: total_jobs }, ListJson { items: keys, total: total_keys })
+}
+
+fn cluster_json(cluster: &ClusterOverview, now: Instant) -> ClusterJson {
+    let own = cluster.name.map(|name| MemberJson {
+        name: member_name(name),
+        seconds_since_beat: 0.0,
+        polls: cluster.own_polls,
+        is_self: true,
+    });
+    let siblings = cluster.siblings.iter().map(|sibling| MemberJson {
+        name: member_name(sibling.name),
+        seconds_since_beat: seconds(now, sibling.heard_at),
+        polls: sibling.polls,
+        is_self: false,
+    });
+    ClusterJson {
+        link: match cluster.link {
+            LinkState::Near => "near",
+            LinkState::Far => "far",
+            LinkState::Apart => "apart",
+        },
+        id: cluster.id.clone(),
+        members: own.into_iter().chain(siblings).collect(),
+    }
+}
+
+fn member_name(ReplicaName(name): ReplicaName) -> String {
+    format!("{name:016x}")
 }
 
 fn route_json(route: &Route) -> RouteJson<'_> {

@@ -5,9 +5,12 @@
 //! | the client's key | all its fields of `auth.headers` | keeps its fields |
 //! | a key of the gateway's own | the field of `auth.send` | loses `Authorization` and the fields of `auth.headers`, gets that of `auth.send` |
 //! | none (`auth.mode = "open"`) | nothing | keeps its fields |
+//!
+//! With each of them polls carry the client's fields of `auth.with_key` too, and a passed-through request keeps them.
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -38,6 +41,10 @@ struct LentField {
     value: HeaderValue,
     /// The fields in which the upstream could find a key of the client. `name` is one of them.
     replaced: Vec<HeaderName>,
+    /// The client's fields of `auth.with_key`.
+    beside: Vec<(HeaderName, HeaderValue)>,
+    /// Domain of the key without the fields beside it, if there are some.
+    key_alone: Option<KeyDomain>,
 }
 
 impl Credential {
@@ -48,16 +55,52 @@ impl Credential {
 
     /// Returns a client's credential: the first of its fields and the others.
     pub(super) fn of_client(first: ClientField<'_>, others: Vec<ClientField<'_>>) -> Self {
-        let copy = |value: &HeaderValue| {
-            let mut value = copy_value(value);
-            value.set_sensitive(true);
-            value
-        };
         if others.is_empty() && *first.0 == AUTHORIZATION {
-            return Self(CredentialFields::Authorization(copy(first.1)));
+            return Self(CredentialFields::Authorization(copy_key(first.1)));
         }
         let fields = std::iter::once(first).chain(others);
-        Self(CredentialFields::Fields(fields.map(|(name, value)| (name.clone(), copy(value))).collect()))
+        Self(CredentialFields::Fields(fields.map(|(name, value)| (name.clone(), copy_key(value))).collect()))
+    }
+
+    /// Returns the domain of a lent key without the fields beside it, if there are some.
+    pub(super) fn key_alone(&self) -> Option<KeyDomain> {
+        match &self.0 {
+            CredentialFields::Lent(lent) => lent.key_alone,
+            CredentialFields::Open | CredentialFields::Authorization(_) | CredentialFields::Fields(_) => None,
+        }
+    }
+
+    /// Returns the credential with these fields of the client beside the key, whose domain alone is `domain`.
+    pub(super) fn with_fields(&self, domain: KeyDomain, fields: &[ClientField<'_>]) -> Self {
+        let copied = fields.iter().map(|(name, value)| ((*name).clone(), copy_key(value)));
+        match &self.0 {
+            CredentialFields::Lent(lent) => {
+                let (name, value, replaced) = (lent.name.clone(), lent.value.clone(), lent.replaced.clone());
+                Self(CredentialFields::Lent(Arc::new(LentField {
+                    name,
+                    value,
+                    replaced,
+                    beside: copied.collect(),
+                    key_alone: Some(domain),
+                })))
+            }
+            CredentialFields::Open | CredentialFields::Authorization(_) | CredentialFields::Fields(_) => {
+                let own = self.own_fields().into_iter();
+                Self(CredentialFields::Fields(own.chain(copied).collect()))
+            }
+        }
+    }
+
+    fn own_fields(&self) -> Vec<(HeaderName, HeaderValue)> {
+        match &self.0 {
+            CredentialFields::Open => Vec::new(),
+            CredentialFields::Authorization(value) => vec![(AUTHORIZATION, value.clone())],
+            CredentialFields::Fields(fields) => fields.to_vec(),
+            CredentialFields::Lent(lent) => {
+                let key = std::iter::once((lent.name.clone(), lent.value.clone()));
+                key.chain(lent.beside.iter().cloned()).collect()
+            }
+        }
     }
 
     /// Returns the credential with a key of the gateway's own, which replaces the client's fields with these names and
@@ -66,7 +109,13 @@ impl Credential {
         value.set_sensitive(true);
         let mut replaced = client_fields.to_vec();
         replaced.extend([AUTHORIZATION, name.clone()]);
-        Self(CredentialFields::Lent(Arc::new(LentField { name, value, replaced })))
+        Self(CredentialFields::Lent(Arc::new(LentField {
+            name,
+            value,
+            replaced,
+            beside: Vec::new(),
+            key_alone: None,
+        })))
     }
 
     /// Writes the fields into a request to the upstream.
@@ -83,6 +132,9 @@ impl Credential {
             }
             CredentialFields::Lent(lent) => {
                 headers.insert(&lent.name, lent.value.clone());
+                for (name, value) in &lent.beside {
+                    headers.insert(name, value.clone());
+                }
             }
         }
     }
@@ -107,43 +159,75 @@ impl Credential {
         }
     }
 
-    /// Returns the key domain: the first half of a BLAKE3 hash, keyed with random bytes of this process. Nothing else
-    /// identifies a key outside of requests to the upstream.
-    ///
-    /// The hash of an `Authorization` field alone is that of its value. Others begin with a zero byte, which a value
-    /// cannot have, and have the length of each name and value before its bytes. So each list of fields is hashed as
-    /// different bytes.
+    /// Returns the key domain: the first half of a BLAKE3 hash, keyed with random bytes of this process or, with
+    /// `[cluster]`, bytes of its secret. Nothing else identifies a key outside of requests to the upstream.
     pub(super) fn domain(&self, hash_key: &HashKey) -> KeyDomain {
-        let hash = match &self.0 {
-            CredentialFields::Authorization(value) => blake3::keyed_hash(hash_key, value.as_bytes()),
-            CredentialFields::Lent(lent) if lent.name == AUTHORIZATION => {
-                blake3::keyed_hash(hash_key, lent.value.as_bytes())
-            }
-            CredentialFields::Lent(lent) => hash_fields(hash_key, std::iter::once((&lent.name, &lent.value))),
-            CredentialFields::Fields(fields) => {
-                hash_fields(hash_key, fields.iter().map(|(name, value)| (name, value)))
-            }
-            CredentialFields::Open => hash_fields(hash_key, std::iter::empty()),
+        let hash = match self.authorization() {
+            Some(value) => blake3::keyed_hash(hash_key, value.as_bytes()),
+            None => blake3::keyed_hash(hash_key, &self.encoded_fields()),
         };
         let mut domain = KeyDomain([0; 16]);
         domain.0.copy_from_slice(&hash.as_bytes()[..16]);
         domain
     }
+
+    /// Returns the bytes of the key: two credentials have the same bytes only if the upstream gets the same fields. `None`
+    /// without a key: replicas share nothing of such requests.
+    ///
+    /// The bytes of an `Authorization` field alone are its value. Others begin with a zero byte, which a value cannot
+    /// have, and have the length of each name and value before its bytes.
+    pub(crate) fn key_bytes(&self) -> Option<Bytes> {
+        match self.authorization() {
+            Some(value) => Some(Bytes::copy_from_slice(value.as_bytes())),
+            None if matches!(self.0, CredentialFields::Open) => None,
+            None => Some(self.encoded_fields().into()),
+        }
+    }
+
+    /// Returns the value of `Authorization` if that is the only field.
+    fn authorization(&self) -> Option<&HeaderValue> {
+        match &self.0 {
+            CredentialFields::Authorization(value) => Some(value),
+            CredentialFields::Lent(lent) if lent.name == AUTHORIZATION && lent.beside.is_empty() => {
+                Some(&lent.value)
+            }
+            CredentialFields::Lent(_) | CredentialFields::Fields(_) | CredentialFields::Open => None,
+        }
+    }
+
+    fn encoded_fields(&self) -> Vec<u8> {
+        match &self.0 {
+            CredentialFields::Authorization(value) => encode_fields(std::iter::once((&AUTHORIZATION, value))),
+            CredentialFields::Lent(lent) => {
+                let beside = lent.beside.iter().map(|(name, value)| (name, value));
+                encode_fields(std::iter::once((&lent.name, &lent.value)).chain(beside))
+            }
+            CredentialFields::Fields(fields) => {
+                encode_fields(fields.iter().map(|(name, value)| (name, value)))
+            }
+            CredentialFields::Open => encode_fields(std::iter::empty()),
+        }
+    }
+}
+
+fn copy_key(value: &HeaderValue) -> HeaderValue {
+    let mut value = copy_value(value);
+    value.set_sensitive(true);
+    value
 }
 
 /// A field of a client's request.
 pub(super) type ClientField<'a> = (&'a HeaderName, &'a HeaderValue);
 
-fn hash_fields<'a>(hash_key: &HashKey, fields: impl Iterator<Item = ClientField<'a>>) -> blake3::Hash {
-    let mut hasher = blake3::Hasher::new_keyed(hash_key);
-    hasher.update(&[0]);
+fn encode_fields<'a>(fields: impl Iterator<Item = ClientField<'a>>) -> Vec<u8> {
+    let mut bytes = vec![0];
     for (name, value) in fields {
         for part in [name.as_str().as_bytes(), value.as_bytes()] {
-            hasher.update(&(part.len() as u64).to_le_bytes());
-            hasher.update(part);
+            bytes.extend_from_slice(&(part.len() as u64).to_le_bytes());
+            bytes.extend_from_slice(part);
         }
     }
-    hasher.finalize()
+    bytes
 }
 
 #[cfg(test)]

@@ -7,8 +7,10 @@
 //! | `team` | a token in one of `auth.headers` | the member's `upstream_key`, as `auth.send` says | of that key |
 //! | `open` | anything | no key | one for all clients |
 //!
+//! In each mode the client's fields of `auth.with_key` go up beside the key, and belong to the key domain.
+//!
 //! [`Credential::domain`] makes key domains from keys. The hash key is random, made at start, and never leaves the
-//! process. A key domain in a log therefore reveals nothing about its key. A reload can replace members and keys while
+//! process; replicas derive it from `cluster.secret`. A key domain in a log therefore reveals nothing about its key. A reload can replace members and keys while
 //! requests are served. This module does not know methods, paths and bodies.
 
 mod credential;
@@ -38,6 +40,14 @@ pub struct Identity {
     /// Name of the member, in team mode.
     pub member: Option<Arc<str>>,
     pub origin: KeyOrigin,
+}
+
+impl Identity {
+    /// Returns the domain that quotas count for: that of the key alone, without the fields of `auth.with_key` beside a key
+    /// of the gateway's own, which a client chooses.
+    pub fn quota_domain(&self) -> KeyDomain {
+        self.credential.key_alone().unwrap_or(self.domain)
+    }
 }
 
 /// Owner of the key of a request.
@@ -133,6 +143,8 @@ struct Keyring {
     source: KeySource,
     /// `auth.headers`
     fields: Vec<HeaderName>,
+    /// `auth.with_key`
+    with_key: Vec<HeaderName>,
     /// Whether `fields` has `Authorization`.
     has_authorization: bool,
     /// `Vary` of responses that caches of clients may store.
@@ -173,6 +185,24 @@ impl Authenticator {
     pub fn new(auth: &config::AuthConfig, api_key: Option<&Secret>) -> Result<Self, AuthenticatorError> {
         let mut hash_key = [0; blake3::KEY_LEN];
         getrandom::fill(&mut hash_key).map_err(AuthenticatorError::Random)?;
+        Self::with_hash_key(auth, api_key, hash_key)
+    }
+
+    /// Returns an authenticator with the hash key of these replicas, so that a key has one domain on all of them.
+    pub(crate) fn of_cluster(
+        auth: &config::AuthConfig,
+        api_key: Option<&Secret>,
+        cluster_secret: &Secret,
+    ) -> Result<Self, AuthenticatorError> {
+        let secret = cluster_secret.expose().as_bytes();
+        Self::with_hash_key(auth, api_key, blake3::derive_key("clipgate cluster v1: key domains", secret))
+    }
+
+    fn with_hash_key(
+        auth: &config::AuthConfig,
+        api_key: Option<&Secret>,
+        hash_key: HashKey,
+    ) -> Result<Self, AuthenticatorError> {
         let keyring = ArcSwap::from_pointee(Keyring::new(auth, api_key, &hash_key)?);
         Ok(Self { keyring, hash_key })
     }
@@ -235,25 +265,44 @@ impl Authenticator {
     pub fn identify(&self, request: &HeaderMap) -> Result<Option<Identity>, AuthError> {
         let keyring = self.keyring.load();
         match &keyring.source {
-            KeySource::Sidecar(identity) => Ok(Some(identity.clone())),
+            KeySource::Sidecar(identity) => self.add_fields(&keyring.with_key, identity.clone(), request),
             KeySource::Open(identity) => {
                 check_connection_auth(request)?;
-                Ok(Some(identity.clone()))
+                self.add_fields(&keyring.with_key, identity.clone(), request)
             }
             KeySource::Passthrough => {
                 if !keyring.has_authorization {
                     check_connection_auth(request)?;
                 }
-                let credential = client_credential(&keyring.fields, request)?;
+                let credential = client_credential(&keyring.fields, &keyring.with_key, request)?;
                 Ok(credential
                     .map(|credential| derive_identity(&self.hash_key, credential, KeyOrigin::Client)))
             }
             KeySource::Team(members) => {
                 let field = keyring.token_field();
                 let token = team_token(&keyring.fields, request)?.ok_or(AuthError::NoToken(field))?;
-                find_member(members, token).map(Some).ok_or(AuthError::UnknownToken(field))
+                let identity = find_member(members, token).ok_or(AuthError::UnknownToken(field))?;
+                self.add_fields(&keyring.with_key, identity, request)
             }
         }
+    }
+
+    /// Adds the client's fields of `auth.with_key` to a key of the gateway's own, or to none.
+    fn add_fields(
+        &self,
+        with_key: &[HeaderName],
+        identity: Identity,
+        request: &HeaderMap,
+    ) -> Result<Option<Identity>, AuthError> {
+        let mut fields = Vec::new();
+        for name in with_key {
+            fields.extend(key_value(request, name)?.map(|value| (name, value)));
+        }
+        if fields.is_empty() {
+            return Ok(Some(identity));
+        }
+        let credential = identity.credential.with_fields(identity.domain, &fields);
+        Ok(Some(Identity { domain: credential.domain(&self.hash_key), credential, ..identity }))
     }
 }
 
@@ -286,11 +335,13 @@ impl Keyring {
                 KeySource::Open(derive_identity(hash_key, Credential::open(), KeyOrigin::Open))
             }
         };
-        let mut vary: String = auth.headers.iter().flat_map(|name| [name.as_str(), ", "]).collect();
+        let fields = auth.headers.iter().chain(&auth.with_key);
+        let mut vary: String = fields.flat_map(|name| [name.as_str(), ", "]).collect();
         vary += "accept";
         Ok(Self {
             source,
             fields: auth.headers.clone(),
+            with_key: auth.with_key.clone(),
             has_authorization: auth.headers.contains(&AUTHORIZATION),
             vary: HeaderValue::try_from(vary).expect("names of fields are valid in a value"),
         })
@@ -301,8 +352,13 @@ impl Keyring {
     }
 }
 
-/// Returns the client's credential. `None`: the request has none of the fields.
-fn client_credential(fields: &[HeaderName], request: &HeaderMap) -> Result<Option<Credential>, AuthError> {
+/// Returns the client's credential. `None`: the request has none of the fields for keys. Those of `with_key` are no key
+/// without one of them (P11).
+fn client_credential(
+    fields: &[HeaderName],
+    with_key: &[HeaderName],
+    request: &HeaderMap,
+) -> Result<Option<Credential>, AuthError> {
     let (mut first, mut others): (Option<ClientField<'_>>, _) = (None, Vec::new());
     for name in fields {
         let Some(value) = key_value(request, name)? else { continue };
@@ -312,6 +368,11 @@ fn client_credential(fields: &[HeaderName], request: &HeaderMap) -> Result<Optio
         match first {
             None => first = Some((name, value)),
             Some(_) => others.push((name, value)),
+        }
+    }
+    if first.is_some() {
+        for name in with_key {
+            others.extend(key_value(request, name)?.map(|value| (name, value)));
         }
     }
     Ok(first.map(|first| Credential::of_client(first, others)))
@@ -558,7 +619,7 @@ mod tests {
 
     fn with_fields(mode: config::AuthMode, fields: &[&str], send: config::KeyTemplate) -> Authenticator {
         let headers = fields.iter().map(|name| name.parse().unwrap()).collect();
-        let auth = config::AuthConfig { mode, headers, send };
+        let auth = config::AuthConfig { mode, headers, with_key: Vec::new(), send };
         Authenticator::new(&auth, Some(&Secret::new("sk-1"))).unwrap()
     }
 
@@ -644,6 +705,50 @@ mod tests {
         let rejected = without.identify(&headers(&["Bearer cg_a"])).unwrap_err();
         assert_eq!(rejected, AuthError::NoToken(TokenField::Other));
         assert_eq!(rejected.challenge().unwrap(), "ApiKey realm=\"clipgate\"");
+    }
+
+    fn with_version(mode: config::AuthMode) -> Authenticator {
+        let names = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect();
+        let (headers, with_key) = (names(&["x-key"]), names(&["x-version"]));
+        let auth = config::AuthConfig { mode, headers, with_key, send: x_key() };
+        Authenticator::new(&auth, Some(&Secret::new("sk-1"))).unwrap()
+    }
+
+    // P11
+    #[test]
+    fn a_field_beside_the_key_belongs_to_the_domain_but_is_not_a_key() {
+        let authenticator = with_version(config::AuthMode::Passthrough);
+        let identify = |fields: &[(&str, &str)]| authenticator.identify(&map(fields)).unwrap();
+        let (key, one, two) = (("x-key", "a"), ("x-version", "1"), ("x-version", "2"));
+        assert!(identify(&[one]).is_none(), "a version alone");
+        let domains = [&[key][..], &[key, one], &[key, two]].map(|fields| identify(fields).unwrap().domain);
+        assert!(domains[0] != domains[1] && domains[1] != domains[2] && domains[0] != domains[2]);
+        assert_eq!(sent(&identify(&[one, key]).unwrap()), map(&[key, one]));
+        let twice = authenticator.identify(&map(&[key, one, two]));
+        assert_eq!(twice.unwrap_err(), AuthError::MultipleAuthorization);
+        assert_eq!(authenticator.vary(), "x-key, x-version, accept");
+    }
+
+    // P11
+    #[test]
+    fn a_key_of_the_gateways_own_goes_up_with_the_clients_fields_beside_it() {
+        let (one, two, token) = (("x-version", "1"), ("x-version", "2"), ("x-key", "cg_a"));
+        for (mode, own) in [
+            (config::AuthMode::Sidecar, &[("x-key", "sk-1")][..]),
+            (team(&[ALICE]).mode, &[("x-key", "sk-1")]),
+            (config::AuthMode::Open, &[]),
+        ] {
+            let authenticator = with_version(mode.clone());
+            let identify = |fields: &[(&str, &str)]| authenticator.identify(&map(fields)).unwrap().unwrap();
+            let [none, first, second] = [&[token][..], &[token, one], &[token, two]].map(&identify);
+            assert_eq!(sent(&none), map(own), "{mode:?}");
+            assert_eq!(sent(&first), map(&[own, &[one]].concat()), "{mode:?}");
+            assert!(none.domain != first.domain && first.domain != second.domain, "{mode:?}");
+            assert_eq!(first.domain, identify(&[token, one]).domain, "{mode:?}");
+            if mode != config::AuthMode::Open {
+                assert_eq!([first, second].map(|identity| identity.quota_domain()), [none.domain; 2]);
+            }
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Proof of keys: which key domains the upstream has accepted (P11), and the list format of each.
+//! Proof of keys: which key domains the upstream has accepted (P11), and the list format of each on each route.
 //!
 //! ```text
 //!                2xx                 403                 2xx to a later request
@@ -15,6 +15,7 @@
 //!
 //! Bounded: the least recently used key is removed, and the upstream must accept it again.
 
+use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -23,7 +24,7 @@ use foldhash::quality::RandomState;
 use moka::policy::EvictionPolicy;
 use parking_lot::Mutex;
 
-use crate::core::job::KeyDomain;
+use crate::core::job::{KeyDomain, RouteIndex};
 use crate::core::job_body::ListShape;
 
 /// The most keys in memory. `tests/cache_memory.rs` measures their memory.
@@ -42,8 +43,8 @@ pub struct KeyProof {
 #[derive(Debug)]
 pub(super) struct KeyTable {
     records: moka::sync::Cache<KeyDomain, KeyRecord, RandomState>,
-    /// The list format of each key. Arrays, the most common format, are not stored.
-    list_shapes: moka::sync::Cache<KeyDomain, Arc<ListShape>, RandomState>,
+    /// The list format of each key on each route. Arrays, the most common format, are not stored.
+    list_shapes: moka::sync::Cache<(KeyDomain, RouteIndex), Arc<ListShape>, RandomState>,
     /// Serialises changes, so that an acceptance in progress cannot undo a rejection.
     write_lock: Mutex<()>,
     next_epoch: AtomicU64,
@@ -63,8 +64,8 @@ struct KeyRecord {
 impl KeyTable {
     pub(super) fn new() -> Self {
         Self {
-            records: by_domain(),
-            list_shapes: by_domain(),
+            records: bounded(),
+            list_shapes: bounded(),
             write_lock: Mutex::new(()),
             next_epoch: AtomicU64::new(0),
         }
@@ -117,17 +118,18 @@ impl KeyTable {
         self.records.get(&domain).is_some_and(|known| known.is_rejected_since(began))
     }
 
-    /// Returns the format of the upstream's last list for this key. An array before the first list.
-    pub(super) fn list_shape(&self, domain: KeyDomain) -> Arc<ListShape> {
-        self.list_shapes.get(&domain).unwrap_or_default()
+    /// Returns the format of the upstream's last list of a route for this key. An array before the first list.
+    pub(super) fn list_shape(&self, domain: KeyDomain, route: RouteIndex) -> Arc<ListShape> {
+        self.list_shapes.get(&(domain, route)).unwrap_or_default()
     }
 
-    pub(super) fn set_list_shape(&self, domain: KeyDomain, shape: &ListShape) {
-        match (self.list_shapes.get(&domain), shape) {
+    pub(super) fn set_list_shape(&self, domain: KeyDomain, route: RouteIndex, shape: &ListShape) {
+        let key = (domain, route);
+        match (self.list_shapes.get(&key), shape) {
             (None, ListShape::Array) => {}
-            (Some(_), ListShape::Array) => self.list_shapes.invalidate(&domain),
+            (Some(_), ListShape::Array) => self.list_shapes.invalidate(&key),
             (Some(known), shape) if *known == *shape => {}
-            (_, shape) => self.list_shapes.insert(domain, Arc::new(shape.clone())),
+            (_, shape) => self.list_shapes.insert(key, Arc::new(shape.clone())),
         }
     }
 
@@ -142,7 +144,11 @@ impl KeyRecord {
     }
 }
 
-fn by_domain<V: Clone + Send + Sync + 'static>() -> moka::sync::Cache<KeyDomain, V, RandomState> {
+fn bounded<K, V>() -> moka::sync::Cache<K, V, RandomState>
+where
+    K: Hash + Eq + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
     moka::sync::Cache::builder()
         .max_capacity(MAX_KEYS)
         .eviction_policy(EvictionPolicy::lru())

@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | terminal state of a job | `cache.completed_ttl` or `cache.error_ttl` |
 //! | state of an unfinished job | `cache.live_ttl` |
-//! | key proof and list format of a key domain | until eviction; see `keys` |
+//! | key proof of a key domain, and its list format of each route | until eviction; see `keys` |
 //!
 //! ```text
 //!   keys:  KeyDomain          ─▶ epoch, accepted_at    a 401 starts a new epoch: all entries of the old one are invalid
@@ -23,6 +23,7 @@ mod keys;
 mod weight;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -86,6 +87,15 @@ pub struct CachedJob {
     ttl: Duration,
     /// Allocated bytes.
     weight: u32,
+    /// Whether a sibling read the state, and no hit has said so.
+    is_news: AtomicBool,
+}
+
+impl CachedJob {
+    /// Returns whether a sibling read the state, to the first caller.
+    pub fn take_news(&self) -> bool {
+        self.is_news.load(Ordering::Relaxed) && self.is_news.swap(false, Ordering::Relaxed)
+    }
 }
 
 /// Size of the cache over all keys. Entries of a rejected key count until they expire.
@@ -180,10 +190,7 @@ impl Cache {
         now: Instant,
     ) {
         self.keys.key_forbidden(domain, now);
-        for id in jobs {
-            self.jobs.invalidate(&(domain, id.clone()));
-            self.changes.record(domain, id, now); // the variants with other parameters
-        }
+        jobs.into_iter().for_each(|job| self.job_changed(domain, job, now));
     }
 
     /// Records at `now` that an action changed a job, or that the upstream does not have it: removes the job with all its
@@ -205,15 +212,15 @@ impl Cache {
         }
     }
 
-    /// Returns the format of the upstream's last list for this key. An array before the first list. A format can
-    /// contain names of the key's account, so keys do not share it (P11).
-    pub fn list_shape(&self, domain: KeyDomain) -> Arc<ListShape> {
-        self.keys.list_shape(domain)
+    /// Returns the format of the upstream's last list of a route for this key. An array before the first list. A format
+    /// can contain names of the key's account, so keys do not share it (P11).
+    pub fn list_shape(&self, domain: KeyDomain, route: RouteIndex) -> Arc<ListShape> {
+        self.keys.list_shape(domain, route)
     }
 
     /// Records the format of a list that the upstream sent to this key.
-    pub fn set_list_shape(&self, domain: KeyDomain, shape: &ListShape) {
-        self.keys.set_list_shape(domain, shape);
+    pub fn set_list_shape(&self, domain: KeyDomain, route: RouteIndex, shape: &ListShape) {
+        self.keys.set_list_shape(domain, route, shape);
     }
 
     /// Stores a state from the response to a request of this key that started at `began`. Call [`Self::key_accepted`]
@@ -224,6 +231,15 @@ impl Cache {
     /// - the response to a request that started before a rejection, which may have been about this job (P11);
     /// - the response to a request that started before a change of the job.
     pub fn store(&self, domain: KeyDomain, state: &JobState, began: Instant, now: Instant) {
+        self.insert(domain, state, began, false, now);
+    }
+
+    /// Like [`Self::store`], for a state that a sibling read. `is_news`: no client here got it yet.
+    pub fn store_shared(&self, domain: KeyDomain, state: &JobState, is_news: bool, now: Instant) {
+        self.insert(domain, state, state.as_of, is_news, now);
+    }
+
+    fn insert(&self, domain: KeyDomain, state: &JobState, began: Instant, is_news: bool, now: Instant) {
         if !state.head.is_complete || self.is_outdated(domain, state, began) {
             return;
         }
@@ -245,8 +261,8 @@ impl Cache {
         let state = JobState { body, head: Arc::clone(&head.head), ..state.clone() };
         let etag = etag(&state.body);
         let weight = u32::try_from(weight::of_job(&state, etag.len()) + head_bytes).unwrap_or(u32::MAX);
-        let entry =
-            Arc::new(CachedJob { state, etag, head, epoch: proof.epoch, stamp, expires_at, ttl, weight });
+        let (epoch, is_news) = (proof.epoch, AtomicBool::new(is_news));
+        let entry = Arc::new(CachedJob { state, etag, head, epoch, stamp, expires_at, ttl, weight, is_news });
         self.jobs.insert(key.clone(), Arc::clone(&entry));
         // A rejection or a change since the check above may have removed the job before this insert.
         if self.is_outdated(domain, &entry.state, began) {
@@ -308,16 +324,21 @@ impl Cache {
         size.entries
     }
 
+    /// Returns the lifetime of a state that is not terminal.
+    pub fn live_ttl(&self, route: RouteIndex) -> Duration {
+        self.routes.get(route).lifetimes.live.unwrap_or(self.config.load().live_ttl)
+    }
+
     /// Returns the lifetime of a terminal rung. `None` for other rungs.
     pub fn terminal_ttl(&self, route: RouteIndex, rung: Rung) -> Option<Duration> {
         self.routes.get(route).ladder.is_terminal(rung).then(|| self.ttl(route, rung))
     }
 
     fn ttl(&self, route: RouteIndex, rung: Rung) -> Duration {
-        let (config, route) = (self.config.load(), self.routes.get(route));
-        let Lifetimes { success, failure, live } = route.lifetimes;
+        let (config, index, route) = (self.config.load(), route, self.routes.get(route));
+        let Lifetimes { success, failure, .. } = route.lifetimes;
         if !route.ladder.is_terminal(rung) {
-            live.unwrap_or(config.live_ttl)
+            self.live_ttl(index)
         } else if route.ladder.is_failure(rung) {
             failure.unwrap_or(config.error_ttl)
         } else {
@@ -518,17 +539,22 @@ mod tests {
     }
 
     #[test]
-    fn each_key_has_the_format_of_its_newest_list() {
-        let cache = cache();
+    fn each_key_has_the_format_of_its_newest_list_on_each_route() {
+        let (cache, [first, second]) = (cache(), [RouteIndex(0), RouteIndex(1)]);
         let shape = |name: &str| ListShape::Wrapped(name.to_owned());
-        for (domain, newest) in
-            [(ALICE, shape("a")), (BOB, ListShape::Map), (ALICE, shape("b")), (BOB, ListShape::Array)]
-        {
-            cache.set_list_shape(domain, &newest);
-            assert_eq!(*cache.list_shape(domain), newest);
+        for (domain, route, newest) in [
+            (ALICE, first, shape("a")),
+            (BOB, first, ListShape::Map),
+            (ALICE, second, ListShape::Map),
+            (ALICE, first, shape("b")),
+            (BOB, first, ListShape::Array),
+        ] {
+            cache.set_list_shape(domain, route, &newest);
+            assert_eq!(*cache.list_shape(domain, route), newest);
         }
-        assert_eq!(*cache.list_shape(ALICE), shape("b"));
-        assert_eq!(*cache.list_shape(KeyDomain([3; 16])), ListShape::Array);
+        assert_eq!(*cache.list_shape(ALICE, first), shape("b"));
+        assert_eq!(*cache.list_shape(ALICE, second), ListShape::Map);
+        assert_eq!(*cache.list_shape(BOB, second), ListShape::Array);
     }
 
     #[test]
@@ -542,7 +568,7 @@ mod tests {
 
     fn plain_cache() -> Cache {
         let lifetimes = Lifetimes { live: Some(secs(5)), ..Lifetimes::default() };
-        let route = Route { hold: Duration::ZERO, lifetimes, is_built_in: false, ..Route::suno() };
+        let route = Route { lifetimes, ..Route::never_holding() };
         Cache::new(config::Config::default().cache, Arc::new(route.into()))
     }
 
@@ -594,6 +620,42 @@ mod tests {
             store(ALICE, rest, t0 + secs(2));
             assert!(is_cached(ALICE, rest), "{rest}");
         }
+    }
+
+    // P11
+    #[test]
+    fn a_403_to_one_variant_of_a_job_removes_all_of_them() {
+        for named in ["x", "x?logs=1"] {
+            let (cache, t0) = (plain_cache(), clock::now());
+            let job = |rest| JobId::with_rest(RouteIndex(0), "a", rest).unwrap();
+            cache.key_accepted(ALICE, t0);
+            for rest in ["", "x", "x?logs=1", "x?logs=2"] {
+                cache.store(ALICE, &JobState { id: job(rest), ..state("a", "completed", t0) }, t0, t0);
+            }
+            cache.key_forbidden(ALICE, &[job(named)], t0 + secs(1));
+            cache.key_accepted(ALICE, t0 + secs(2));
+            let is_cached = |rest| cache.get(ALICE, &job(rest), t0 + secs(3)).is_some();
+            assert_eq!(
+                ["", "x", "x?logs=1", "x?logs=2"].map(is_cached),
+                [true, false, false, false],
+                "{named}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_operator_removes_the_jobs_of_an_id_on_all_routes_with_all_their_variants() {
+        let routes = Arc::new(Routes::new(vec![Route::never_holding(), Route::never_holding()]));
+        let (cache, t0) = (Cache::new(config::Config::default().cache, routes), clock::now());
+        cache.key_accepted(ALICE, t0);
+        let job = |route, id, rest| JobId::with_rest(RouteIndex(route), id, rest).unwrap();
+        let jobs = [job(0, "a", ""), job(1, "a", ""), job(1, "a", "x?logs=1"), job(1, "b", "")];
+        for job in &jobs {
+            cache.store(ALICE, &JobState { id: job.clone(), ..state("a", "completed", t0) }, t0, t0);
+        }
+        assert_eq!(cache.remove(&id("a")), 3);
+        let is_cached = |job: &JobId| cache.get(ALICE, job, t0).is_some();
+        assert_eq!(jobs.each_ref().map(is_cached), [false, false, false, true]);
     }
 
     #[test]

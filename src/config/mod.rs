@@ -13,6 +13,7 @@
 //! | module | content |
 //! | --- | --- |
 //! | `error` | errors with place, key, problem and hint |
+//! | `cluster` | the section `[cluster]` |
 //! | `types` | the validated configuration and its defaults |
 //! | `parse`, `web`, `key_fields` | parsers of single values |
 //! | `value` | raw values, and the reader that checks them |
@@ -22,6 +23,7 @@
 //! | `schema` | all keys, and the checks between them |
 //! | `warnings` | valid settings that may surprise |
 
+mod cluster;
 mod error;
 mod key_fields;
 mod parse;
@@ -41,6 +43,7 @@ use std::path::Path;
 
 use crate::core::route::Route;
 
+pub use self::cluster::{ClusterConfig, EngineMode, EngineUrl, Share};
 pub use self::error::{ConfigError, ConfigErrors, InvalidValue, Source};
 pub use self::parse::{base_url, member_name, secret};
 pub use self::path::locate;

@@ -3,9 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
+use http::HeaderName;
+use http::header::AUTHORIZATION;
+
 use super::error::{InvalidValue, invalid};
+use super::key_fields::{key_field, key_template};
 use super::parse::quoted;
 use super::source::embedded_document;
+use super::types::{AuthConfig, AuthMode, KeyTemplate};
 use super::value::{LocatedValue, RawValue};
 
 const TEXT: &str = include_str!("presets.toml");
@@ -19,8 +24,17 @@ pub struct Preset {
     pub base_url: String,
     /// Host names of the API; with a leading dot, all names below. Empty: any host.
     hosts: Vec<String>,
+    /// Settings of `[auth]` that the API needs.
+    pub(super) auth: PresetAuth,
     /// Values of the route by key.
     pub(super) route: BTreeMap<String, LocatedValue>,
+}
+
+/// Settings of `[auth]`.
+pub(super) struct PresetAuth {
+    pub(super) headers: Vec<HeaderName>,
+    pub(super) with_key: Vec<HeaderName>,
+    pub(super) send: KeyTemplate,
 }
 
 static PRESETS: LazyLock<Vec<Preset>> = LazyLock::new(|| {
@@ -49,18 +63,70 @@ fn nearest_names(name: &str) -> String {
     format!("The nearest names are {names}. `clipgate presets` lists all.")
 }
 
+impl PresetAuth {
+    fn new(mut table: BTreeMap<String, LocatedValue>) -> Self {
+        let mut fields = |key: &str| {
+            let names = table.remove(key).map(into_list)?;
+            let names = names.into_iter().map(|name| key_field(&into_text(name)));
+            Some(names.collect::<Result<Vec<_>, _>>().expect("each preset has valid fields"))
+        };
+        let (headers, with_key) = (fields("headers"), fields("with_key"));
+        let send = table.remove("send").map(into_text);
+        Self {
+            headers: headers.unwrap_or_else(|| vec![AUTHORIZATION]),
+            with_key: with_key.unwrap_or_default(),
+            send: send.map_or_else(KeyTemplate::default, |text| {
+                key_template(&text).expect("each preset has a valid field for keys")
+            }),
+        }
+    }
+
+    /// Returns the lines that this configuration lacks. Fields of a client's key matter only where clients send one, and
+    /// the field of a key of the gateway's own only where there is one.
+    pub(super) fn lines_missing_in(&self, auth: &AuthConfig) -> Vec<String> {
+        let (is_lent, is_open) = match auth.mode {
+            AuthMode::Passthrough => (false, false),
+            AuthMode::Sidecar | AuthMode::Team(_) => (true, false),
+            AuthMode::Open => (false, true),
+        };
+        let list = |names: &[HeaderName]| {
+            let names: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
+            names.join(", ")
+        };
+        let has = |name: &HeaderName| auth.headers.contains(name);
+        let goes_up = |name: &HeaderName| auth.with_key.contains(name) || (!is_lent && has(name));
+        let mut lines = Vec::new();
+        if is_open {
+            return lines;
+        }
+        if !is_lent && !self.headers.iter().all(has) {
+            lines.push(format!("headers = [{}]", list(&self.headers)));
+        }
+        if !self.with_key.iter().all(goes_up) {
+            lines.push(format!("with_key = [{}]", list(&self.with_key)));
+        }
+        if is_lent && self.send != auth.send {
+            lines.push(format!("send = \"{}\"", self.send));
+        }
+        lines
+    }
+}
+
 impl Preset {
     fn new(name: String, table: LocatedValue) -> Self {
         let mut table = into_table(table);
         let mut take = |key: &str| table.remove(key).expect("each preset has this key");
         let mut upstream = into_table(take("upstream"));
         let base_url = upstream.remove("base_url").expect("each preset has a base_url");
+        let auth = PresetAuth::new(table.remove("auth").map(into_table).unwrap_or_default());
+        let mut take = |key: &str| table.remove(key).expect("each preset has this key");
         let route = into_list(take("routes")).pop().expect("each preset has a route");
         Self {
             name,
             about: into_text(take("about")),
             base_url: into_text(base_url),
             hosts: into_list(take("hosts")).into_iter().map(into_text).collect(),
+            auth,
             route: into_table(route),
         }
     }

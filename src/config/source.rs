@@ -8,6 +8,7 @@
 //!
 //! The schema passes the names of the keys in. Their meaning is unknown here.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Read as _;
@@ -313,8 +314,9 @@ pub(super) fn describe(raw: &RawValue) -> String {
     let quote = |text: &str| serde_json::Value::from(text).to_string();
     match raw {
         RawValue::Bare(text) if text.parse::<i128>().is_ok() => text.clone(),
-        RawValue::Text(text) | RawValue::Bare(text) => quote(text),
+        RawValue::Text(text) | RawValue::Bare(text) => quote(&without_userinfo(text)),
         RawValue::Integer(number) => number.to_string(),
+        RawValue::Boolean(is_set) => is_set.to_string(),
         RawValue::List(values) if values.iter().any(|value| matches!(value.raw, RawValue::Table(_))) => {
             format!("({} tables)", values.len())
         }
@@ -324,6 +326,15 @@ pub(super) fn describe(raw: &RawValue) -> String {
         }
         RawValue::Table(_) | RawValue::Other(_) => format!("({})", raw.kind()),
     }
+}
+
+/// Hides user and password of a URL.
+fn without_userinfo(text: &str) -> Cow<'_, str> {
+    let parts = text.split_once("://").and_then(|(scheme, rest)| {
+        let authority = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        Some((scheme, rest.get(rest[..authority].rfind('@')?..)?))
+    });
+    parts.map_or(Cow::Borrowed(text), |(scheme, rest)| Cow::Owned(format!("{scheme}://(hidden){rest}")))
 }
 
 /// Returns how a key is written in this source.
@@ -358,7 +369,7 @@ fn raw(value: DeValue<'_>, source: &dyn Fn(usize) -> Source) -> RawValue {
             RawValue::Integer(i128::from_str_radix(text, radix).unwrap_or(out_of_range))
         }
         DeValue::Float(_) => RawValue::Other("a number with a point"),
-        DeValue::Boolean(_) => RawValue::Other("true or false"),
+        DeValue::Boolean(value) => RawValue::Boolean(value),
         DeValue::Datetime(_) => RawValue::Other("a date"),
         DeValue::Array(values) => RawValue::List(
             values

@@ -9,6 +9,7 @@ use http::header::AUTHORIZATION;
 use http::{HeaderName, HeaderValue, Uri};
 use ipnet::IpNet;
 
+use super::cluster::ClusterConfig;
 use crate::core::route::{Route, Routes};
 use crate::protocol::allowed_host::HostPattern;
 use crate::secret::{Secret, TokenHash};
@@ -24,6 +25,8 @@ pub struct Config {
     pub wait: WaitConfig,
     pub cache: CacheConfig,
     pub limits: LimitsConfig,
+    /// `None` without `cluster.url`: this is the only replica.
+    pub cluster: Option<ClusterConfig>,
     pub log: LogConfig,
     pub telemetry: TelemetryConfig,
     /// `[[routes]]`. Empty: the built-in route.
@@ -114,6 +117,8 @@ pub struct AuthConfig {
     pub mode: AuthMode,
     /// The request fields with a client's key or token. Never empty.
     pub headers: Vec<HeaderName>,
+    /// Request fields that go with a key and are none, such as a version.
+    pub with_key: Vec<HeaderName>,
     /// Field of a key of the gateway's own.
     pub send: KeyTemplate,
 }
@@ -155,6 +160,12 @@ impl KeyTemplate {
         let mut value = HeaderValue::try_from([&self.before, key.expose(), &self.after].concat()).ok()?;
         value.set_sensitive(true);
         Some((self.name.clone(), value))
+    }
+}
+
+impl fmt::Display for KeyTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}{{key}}{}", self.name, self.before, self.after)
     }
 }
 
@@ -278,6 +289,7 @@ impl Default for Config {
             auth: AuthConfig {
                 mode: AuthMode::Passthrough,
                 headers: vec![AUTHORIZATION],
+                with_key: Vec::new(),
                 send: KeyTemplate::default(),
             },
             wait: WaitConfig {
@@ -306,6 +318,7 @@ impl Default for Config {
                 max_passthrough: 4096,
                 max_body: 32 << 20,
             },
+            cluster: None,
             log: LogConfig { format: LogFormat::Text, level: tracing::Level::INFO },
             telemetry: TelemetryConfig { otlp_endpoint: None, sample_percent: 100 },
             routes: Vec::new(),

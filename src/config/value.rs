@@ -25,6 +25,7 @@ pub(super) enum RawValue {
     Bare(String),
     /// Numbers beyond the type are `i128::MIN` or `i128::MAX`.
     Integer(i128),
+    Boolean(bool),
     List(Vec<LocatedValue>),
     Table(BTreeMap<String, LocatedValue>),
     /// A type that no key has, with its name.
@@ -37,6 +38,7 @@ impl RawValue {
         match self {
             RawValue::Text(_) | RawValue::Bare(_) => "text",
             RawValue::Integer(_) => "a number",
+            RawValue::Boolean(_) => "true or false",
             RawValue::List(_) => "a list",
             RawValue::Table(_) => "a table",
             RawValue::Other(kind) => kind,
@@ -205,6 +207,34 @@ impl ValueReader<'_> {
                     self.error(element.source.clone(), InvalidValue { problem, hint });
                 }
                 (Err(error), _) => self.error(element.source.clone(), error),
+            }
+        }
+        *slot = values;
+    }
+
+    /// Reads true or false.
+    pub(super) fn switch(&mut self, slot: &mut bool) {
+        const HINT: &str = "Use true or false, without quotes.";
+        let read = match &self.value.raw {
+            RawValue::Boolean(value) => Ok(*value),
+            RawValue::Bare(text) => text.trim().parse().or_else(|_| invalid("not true or false", HINT)),
+            other => invalid(format!("expected true or false, found {}", other.kind()), HINT),
+        };
+        self.fill(slot, read);
+    }
+
+    /// Reads a list of texts that may be secrets, or a single one, with a parser of one.
+    pub(super) fn secret_list<T>(&mut self, slot: &mut Vec<T>, parse: fn(&str) -> Result<T, InvalidValue>) {
+        let hint = self.allowed_hint();
+        let single = std::slice::from_ref(self.value);
+        let elements =
+            if let RawValue::List(elements) = &self.value.raw { elements.as_slice() } else { single };
+        let mut values = Vec::with_capacity(elements.len());
+        for element in elements {
+            let text = self.text(&element.raw, "text", &hint).and_then(|text| secret(text, self.env));
+            match text.and_then(|text| parse(text.expose())) {
+                Ok(value) => values.push(value),
+                Err(error) => self.error(element.source.clone(), error),
             }
         }
         *slot = values;

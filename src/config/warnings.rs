@@ -51,6 +51,13 @@ impl Config {
                  https:// if the API supports it."
             ));
         }
+        let engines = self.cluster.iter().flat_map(|cluster| &cluster.urls);
+        for url in engines.filter(|url| !url.is_tls && !is_this_machine(&url.host)) {
+            warnings.push(format!(
+                "cluster.url is {url}, without TLS to another machine: its password is sent unencrypted, and a machine on \
+                 the way can change ages of states and disturb replicas. Use rediss:// if the engine supports it."
+            ));
+        }
         self.warn_of_routes(&mut warnings);
         if self.upstream.api_key.is_some() && !matches!(self.auth.mode, AuthMode::Sidecar) {
             warnings.push(
@@ -58,10 +65,14 @@ impl Config {
             );
         }
         let keys = [("upstream.api_key", &self.upstream.api_key), ("admin.token", &self.admin.token)];
+        let cluster_secret =
+            self.cluster.iter().map(|cluster| ("cluster.secret".to_owned(), &cluster.secret));
         let keys = keys.into_iter().filter_map(|(key, secret)| Some((key.to_owned(), secret.as_ref()?)));
         let members = (1..).zip(self.auth.members());
         let members = members.map(|(n, m)| (format!("team.members #{n} upstream_key"), &m.upstream_key));
-        for (key, _) in keys.chain(members).filter(|(_, secret)| starts_with_dollar(secret)) {
+        for (key, _) in
+            keys.chain(cluster_secret).chain(members).filter(|(_, secret)| starts_with_dollar(secret))
+        {
             warnings.push(format!(
                 "{key} begins with a `$`, which has no special meaning. Use \"env:NAME\" for a variable."
             ));
@@ -97,12 +108,34 @@ impl Config {
                     1.0 / route.pace.as_secs_f64()
                 ));
             }
+            let usual_live_ttl = usual.as_ref().and_then(|usual| usual.lifetimes.live);
             let usual_ttl = usual.and_then(|usual| usual.lifetimes.success).unwrap_or(HOUR).max(HOUR);
             if let Some(ttl) = route.lifetimes.success.filter(|ttl| *ttl > usual_ttl) {
                 warnings.push(format!(
                     "routes: completed_ttl of {name:?} is {}: links in results often expire earlier, and clients would \
                      get expired ones from the cache. Keep it below the lifetime of the links.",
                     time(ttl)
+                ));
+            }
+            let is_usual = usual_live_ttl.is_some_and(|usual| route.lifetimes.live == Some(usual));
+            if let Some(ttl) =
+                route.lifetimes.live.filter(|ttl| route.never_holds() && *ttl > route.pace && !is_usual)
+            {
+                warnings.push(format!(
+                    "routes: live_ttl of {name:?} is {}, longer than its pace of {}: plain GETs get states of that age, \
+                     older than those that waits see. Set live_ttl to at most the pace.",
+                    time(ttl),
+                    time(route.pace)
+                ));
+            }
+            let lines = preset.map(|preset| preset.auth.lines_missing_in(&self.auth)).unwrap_or_default();
+            if let Some(preset) = preset.filter(|_| !lines.is_empty()) {
+                warnings.push(format!(
+                    "routes: {name:?} has the preset {:?}, whose API needs {} in [auth]. Copy the lines that \
+                     `clipgate presets {}` prints.",
+                    preset.name,
+                    lines.join(" and "),
+                    preset.name
                 ));
             }
             let host = self.upstream.base_url.host().unwrap_or_default().to_ascii_lowercase();

@@ -46,9 +46,9 @@ impl Disposition {
     pub(crate) fn outcome(self) -> metrics::Outcome {
         match self {
             Disposition::ClientClosed => metrics::Outcome::ClientClosed,
-            Disposition::Hit => metrics::Outcome::Hit,
+            Disposition::Hit | Disposition::Waited(Cost::SharedHit, _) => metrics::Outcome::Hit,
             Disposition::Waited(Cost::Opened, _) => metrics::Outcome::Opened,
-            Disposition::Waited(Cost::Coalesced, _) => metrics::Outcome::Coalesced,
+            Disposition::Waited(Cost::Coalesced | Cost::Sibling, _) => metrics::Outcome::Coalesced,
             Disposition::Waited(Cost::Proven, _) => metrics::Outcome::Proven,
             Disposition::EventStream => metrics::Outcome::EventStream,
             Disposition::Passthrough => metrics::Outcome::Passthrough,

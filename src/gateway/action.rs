@@ -4,7 +4,8 @@
 //! | --- | --- |
 //! | answered 2xx or 3xx | changed |
 //! | broken: sent, but the response never came | may have changed, so they count as changed |
-//! | answered 1xx, 4xx or 5xx, or never sent | unchanged |
+//! | answered 502, 504 or 52x and above, by a proxy that has lost the response | the same |
+//! | answered 1xx, 4xx or another 5xx, or never sent | unchanged |
 //!
 //! A changed job leaves the cache for this key, and the hub reads it again for parked waits.
 
@@ -41,7 +42,7 @@ impl PendingAction {
     }
 
     pub(super) fn answered(self, status: StatusCode) {
-        if status.is_success() || status.is_redirection() {
+        if status.is_success() || status.is_redirection() || is_result_unknown(status) {
             drop(self);
         } else {
             self.cancel();
@@ -83,6 +84,12 @@ impl Gateway {
         let jobs = named.iter().filter(|job| !self.0.routes.get(job.route()).is_built_in);
         jobs.for_each(|job| self.0.cache.job_changed(domain, job, clock::now()));
     }
+}
+
+/// Returns whether a proxy before the upstream answered in its place, as it does not know the result: 502, 504, and the
+/// codes of content delivery networks from 520 on.
+fn is_result_unknown(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 502 | 504 | 520..=599)
 }
 
 /// Returns whether the method is safe (RFC 9110 section 9.2.1).

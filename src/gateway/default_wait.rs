@@ -16,6 +16,7 @@ use http::{HeaderMap, HeaderValue};
 
 use super::access_log::Disposition;
 use super::error::GatewayError;
+use super::oversized::{PlainGet, is_oversized};
 use super::passthrough::PassthroughResponse;
 use super::response::ResponseOrigin;
 use super::wait::JobRequest;
@@ -42,15 +43,23 @@ enum HeldAnswer {
 }
 
 impl Gateway {
+    /// `plain` is passed through where its poll is too large.
+    ///
     /// Cancel safe: dropping the future ends the wait (P6).
     pub(super) fn hold(
         self,
         held: HeldRequest,
+        plain: PlainGet,
         mut state: RequestState,
     ) -> BoxFuture<'static, PassthroughResponse> {
         Box::pin(async move {
             let HeldRequest { request, until, cached, wait } = held;
             let answer = self.next_state(&request, until, cached, wait).await;
+            if let Ok(HeldAnswer::Waited(WaitResult { end, .. })) = &answer
+                && is_oversized(end)
+            {
+                return self.pass_oversized(plain, &request, state).await;
+            }
             let response = answer.map_err(GatewayError::from).and_then(|answer| match answer {
                 HeldAnswer::Cached(states, origin) => {
                     state.log.disposition = Disposition::Hit;
@@ -83,7 +92,8 @@ impl Gateway {
         };
         // With `no-cache`, states that were seen since the request arrived are still recent enough.
         let max_age = wait.max_age.or(Some(now.saturating_duration_since(wait.arrived)));
-        let next = WaitRequest { goal, arrived: now, timeout, max_age, ..wait };
+        let newer_than = first.states().first().map(|state| state.as_of);
+        let next = WaitRequest { goal, arrived: now, timeout, max_age, newer_than, ..wait };
         match self.0.hub.wait(next).await {
             Ok(result) if !matches!(result.end, WaitOutcome::Failed(_)) => {
                 let how = if first.has_opened() { Cost::Opened } else { result.how };

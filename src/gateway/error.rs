@@ -87,6 +87,7 @@ fn failure_message(failure: &Failure) -> &'static str {
         Failure::UpstreamError(_) => "the upstream answered with an error",
         Failure::Unreachable => "the upstream could not be reached",
         Failure::InvalidResponse(_) => "the upstream's response is invalid",
+        Failure::TooLarge => "the upstream's response is too large to be shared; ask without a wait",
         Failure::Timeout => "the upstream did not answer in time",
         Failure::KeyRateLimited { .. } => "the upstream limits the rate of this key; try again",
         Failure::LocalResources => "the gateway has no file descriptor left for a connection; try again",
@@ -115,7 +116,9 @@ impl GatewayError {
             GatewayError::Poll(Failure::UpstreamError(reply)) => {
                 StatusCode::from_u16(reply.status).unwrap_or(StatusCode::BAD_GATEWAY)
             }
-            GatewayError::Poll(Failure::Unreachable | Failure::InvalidResponse(_)) => StatusCode::BAD_GATEWAY,
+            GatewayError::Poll(Failure::Unreachable | Failure::InvalidResponse(_) | Failure::TooLarge) => {
+                StatusCode::BAD_GATEWAY
+            }
             GatewayError::Passthrough(error) => match error {
                 PassthroughError::Connect => StatusCode::NOT_IMPLEMENTED,
                 PassthroughError::Target(BadTarget::TooLong) => StatusCode::URI_TOO_LONG,

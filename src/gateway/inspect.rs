@@ -8,9 +8,10 @@ use super::Gateway;
 use crate::auth::KeyOrigin;
 use crate::cache::Cache;
 use crate::core::coalescer::JobStatus;
-use crate::core::job::KeyDomain;
+use crate::core::job::{JobId, KeyDomain};
 use crate::core::route::Routes;
-use crate::hub::{self, KeyInFlight};
+use crate::core::siblings::Removal;
+use crate::hub::{self, ClusterOverview, KeyInFlight};
 use crate::limits::{QuotaState, Subject};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::Tracer;
@@ -24,6 +25,8 @@ pub struct GatewayOverview {
     /// In team mode the members, else the keys with parked waits. Sorted by number of waits, descending.
     pub keys: Vec<KeyUsage>,
     pub total_keys: usize,
+    /// `None`: this gateway is the only one.
+    pub cluster: Option<ClusterOverview>,
 }
 
 /// The waits and quotas of one key, in team mode of one member.
@@ -54,6 +57,21 @@ impl Gateway {
         &self.0.tracer
     }
 
+    /// Removes cached states, here and on all replicas: those of one job, or all. Returns the number removed here.
+    pub fn remove_cached(&self, id: Option<&JobId>) -> u64 {
+        let removed = match id {
+            Some(id) => self.0.cache.remove(id),
+            None => self.0.cache.remove_all(),
+        };
+        self.0.hub.states_removed(id.map_or(Removal::All, |id| Removal::Id(id.clone())));
+        removed
+    }
+
+    /// Resolves once siblings have taken over, after the drain has begun. Cancel safe.
+    pub async fn handed_over(&self) {
+        self.0.hub.handed_over().await;
+    }
+
     /// Returns the number of parked waits.
     pub fn waits(&self) -> usize {
         self.0.hub.waits()
@@ -67,13 +85,14 @@ impl Gateway {
     /// Returns at most `limit` jobs and `limit` keys. `None`: too many inspections are in progress, or the hub has
     /// ended. A busy hub answers late. Cancel safe.
     pub async fn overview(&self, limit: usize) -> Option<GatewayOverview> {
-        let hub::HubOverview { jobs, total_jobs, keys, total_keys } = self.0.hub.inspect(limit).await?;
+        let hub::HubOverview { jobs, total_jobs, keys, total_keys, cluster } =
+            self.0.hub.inspect(limit).await?;
         let members = self.0.authenticator.members();
         let (keys, total_keys) = match members.is_empty() {
             true => (keys.iter().map(|key| self.key_usage(key)).collect(), total_keys),
             false => self.member_usage(members, &keys, limit),
         };
-        Some(GatewayOverview { jobs, total_jobs, keys, total_keys })
+        Some(GatewayOverview { jobs, total_jobs, keys, total_keys, cluster })
     }
 
     fn key_usage(&self, key: &KeyInFlight) -> KeyUsage {

@@ -8,12 +8,16 @@ use tokio::sync::watch;
 
 use super::access_revocation::ReloadNotice;
 use super::event_stream::EventStreams;
+use super::oversized::OversizedTargets;
 use super::passthrough::{Passthrough, PassthroughSlots};
 use super::{Gateway, GatewayInner};
 use crate::auth::{Authenticator, AuthenticatorError};
 use crate::cache::Cache;
-use crate::config::Config;
-use crate::hub::{Hub, HubDeps};
+use crate::cluster::{Cluster, ClusterWorld};
+use crate::config::{ClusterConfig, Config, Share};
+use crate::core::route::Routes;
+use crate::core::siblings::SiblingConfig;
+use crate::hub::{Hub, HubDeps, SharingDeps};
 use crate::limits::Limits;
 use crate::protocol::cors::Cors;
 use crate::protocol::header_links::HeaderLinks;
@@ -56,11 +60,18 @@ impl Gateway {
             metrics: Arc::clone(&metrics),
             tracer: tracer.clone(),
         };
-        let (hub, task) = Hub::new(config, &routes, deps);
+        let sharing = config.cluster.as_ref().map(|cluster| sharing(cluster, config, &routes, &metrics));
+        let (hub, task) = Hub::with_siblings(config, &routes, deps, sharing);
+        let api_key = upstream.api_key.as_ref();
+        let authenticator = match &config.cluster {
+            // P11: a key has the same domain on all replicas.
+            Some(cluster) => Authenticator::of_cluster(&config.auth, api_key, &cluster.secret)?,
+            None => Authenticator::new(&config.auth, api_key)?,
+        };
         // Well over `upstream.poll_timeout`: long-polls of unknown form are passed through too.
         let head_timeout = config.wait.max_timeout.max(2 * upstream.poll_timeout);
         let inner = GatewayInner {
-            authenticator: Arc::new(Authenticator::new(&config.auth, upstream.api_key.as_ref())?),
+            authenticator: Arc::new(authenticator),
             limits,
             links: HeaderLinks::new(&upstream.base_url).filter(|_| !config.routes.is_empty()),
             passthrough: Passthrough::new(
@@ -73,6 +84,7 @@ impl Gateway {
                 config.limits.max_passthrough,
                 config.limits.max_passthrough_per_key,
             ),
+            oversized: OversizedTargets::new(),
             wait: ArcSwap::from_pointee(config.wait.clone()),
             cors: ArcSwapOption::from_pointee(Cors::new(&config.server.cors_origins)),
             allowed_hosts: ArcSwap::from_pointee(config.server.allowed_hosts.clone()),
@@ -114,5 +126,26 @@ impl Gateway {
     /// Answers every parked wait by `until` with the current state, like the upstream's own time-out (P2).
     pub async fn drain(&self, until: Instant) {
         self.0.hub.drain(until).await;
+    }
+}
+
+/// Starts the link to the engine. Returns the dependencies of a hub that shares polls.
+fn sharing(cluster: &ClusterConfig, config: &Config, routes: &Routes, metrics: &Arc<Metrics>) -> SharingDeps {
+    let world = ClusterWorld { base_url: &config.upstream.base_url, routes, cache: &config.cache };
+    let (handle, inbox, link) = Cluster::start(cluster, &world, Arc::clone(metrics));
+    SharingDeps {
+        cluster: handle,
+        inbox,
+        link: Box::pin(link),
+        config: SiblingConfig {
+            instance: fastrand::u64(..),
+            patience: cluster.patience,
+            takeover: cluster.takeover,
+            linger: config.wait.linger,
+            refusal_ttl: config.cache.key_recheck_interval,
+            ladders: routes.iter().map(|(_, route)| route.ladder.clone()).collect(),
+        },
+        shares_polls: cluster.shares(Share::Polls),
+        expected: cluster.expected,
     }
 }

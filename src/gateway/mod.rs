@@ -27,6 +27,7 @@ mod first_frame;
 mod guarded_body;
 mod inspect;
 mod lifecycle;
+mod oversized;
 mod passthrough;
 pub(crate) mod request_options;
 pub(crate) mod response;
@@ -53,6 +54,7 @@ use self::error::GatewayError;
 use self::event_stream::{EventStreams, StreamRequest};
 use self::guarded_body::{Revocation, SpannedBody};
 pub(crate) use self::inspect::{GatewayOverview, KeyUsage};
+use self::oversized::OversizedTargets;
 use self::passthrough::{Passthrough, PassthroughResponse, PassthroughSlot, PassthroughSlots};
 use self::request_options::RequestOptions;
 use self::response::add_common_headers;
@@ -68,6 +70,7 @@ use crate::protocol::allowed_host::HostPattern;
 use crate::protocol::body::{Body, BoxError};
 use crate::protocol::cookies::strip_set_cookie;
 use crate::protocol::cors::{Cors, CorsDecision};
+use crate::protocol::forwarded::is_proxied;
 use crate::protocol::header_links::HeaderLinks;
 use crate::protocol::request::RequestCtx;
 use crate::telemetry::metrics::{EndpointLabel, Metrics, RouteLabel};
@@ -88,6 +91,7 @@ struct GatewayInner {
     links: Option<HeaderLinks>,
     passthrough: Passthrough,
     slots: PassthroughSlots,
+    oversized: OversizedTargets,
     wait: ArcSwap<config::WaitConfig>,
     /// `None`: preflights are passed through.
     cors: ArcSwapOption<Cors>,
@@ -213,11 +217,14 @@ impl Gateway {
             return Ok(Decision::Stream(Box::new(stream)));
         }
         let domain = identity.domain;
-        let origin = host.and_then(|host| state.client_origin(Some(&host)));
+        let origin = host.and_then(|host| state.client_origin(Some(&host), is_proxied(headers)));
         let origin = origin.map(String::into_boxed_str);
         let request = JobRequest { domain, query, options, condition: headers.typed_get(), origin };
         let cached = self.lookup_cached(&request.query, state.proof, domain, &request.options);
         if let Some(hold) = default_wait.filter(|_| !request.options.only_if_cached) {
+            if cached.is_none() && self.0.oversized.contains(&request) {
+                return self.start_passthrough(state.subject, Some(identity));
+            }
             let until = state.log.ctx().arrived + hold;
             let wait = wait_request(&request, identity, state);
             return Ok(Decision::Hold(Box::new(HeldRequest { request, until, cached, wait })));
@@ -228,6 +235,9 @@ impl Gateway {
         }
         if request.options.only_if_cached {
             return Err(GatewayError::NotCached);
+        }
+        if self.0.oversized.contains(&request) {
+            return self.start_passthrough(state.subject, Some(identity));
         }
         let handle = self.0.hub.join(wait_request(&request, identity, state))?;
         Ok(Decision::Park(ParkedRequest { handle, request }))
@@ -248,9 +258,14 @@ impl Gateway {
             Ok(Decision::Respond(response)) => Either::Left(ready(self.respond(state, Ok(response.into())))),
             Err(error) => Either::Left(ready(self.respond(state, Err(error)))),
             Ok(Decision::Park(parked)) => {
-                Either::Right(self.clone().wait(parked, request.headers().get(HOST).cloned(), state))
+                let host = request.headers().get(HOST).cloned();
+                let plain = parked.request.is_plain().then(|| Box::new(request.map(|_| Body::empty())));
+                Either::Right(self.clone().wait(parked, plain, host, state))
             }
-            Ok(Decision::Hold(held)) => Either::Right(self.clone().hold(*held, state)),
+            Ok(Decision::Hold(held)) => {
+                let plain = Box::new(request.map(|_| Body::empty()));
+                Either::Right(self.clone().hold(*held, plain, state))
+            }
             Ok(Decision::Stream(stream)) => {
                 let revocation = self.watch_revocation(request.headers(), &state);
                 Either::Right(self.clone().stream(*stream, revocation, state))
@@ -335,9 +350,9 @@ impl Gateway {
 
 impl RequestState {
     /// Returns the origin under which the client reaches the gateway.
-    fn client_origin(&self, host: Option<&Authority>) -> Option<String> {
+    fn client_origin(&self, host: Option<&Authority>, is_proxied: bool) -> Option<String> {
         let ctx = self.log.ctx();
-        ctx.forwarded.client_origin(ctx.is_tls, host)
+        ctx.forwarded.client_origin(ctx.is_tls, is_proxied, host)
     }
 }
 
@@ -354,6 +369,7 @@ fn wait_request(request: &JobRequest, identity: Identity, state: &RequestState) 
         max_age: options.max_age,
         may_store: options.keep,
         is_patient: false,
+        newer_than: None,
         links: state.span.links(),
     }
 }
@@ -364,8 +380,10 @@ fn wait_request(request: &JobRequest, identity: Identity, state: &RequestState) 
 fn quota_subject(identity: Option<&Identity>, proof: Option<KeyProof>, ctx: &RequestCtx) -> Subject {
     match (identity, proof) {
         (Some(Identity { member: Some(name), .. }), _) => Subject::member(name),
-        (Some(Identity { origin: KeyOrigin::Gateway, domain, .. }), _)
-        | (Some(Identity { origin: KeyOrigin::Client, domain, .. }), Some(_)) => Subject::Key(*domain),
+        (Some(identity @ Identity { origin: KeyOrigin::Gateway, .. }), _) => {
+            Subject::Key(identity.quota_domain())
+        }
+        (Some(Identity { origin: KeyOrigin::Client, domain, .. }), Some(_)) => Subject::Key(*domain),
         (Some(Identity { origin: KeyOrigin::Client | KeyOrigin::Open, .. }) | None, _) => {
             ctx.forwarded.client_ip().into()
         }

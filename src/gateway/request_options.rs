@@ -166,10 +166,8 @@ mod tests {
                 RungSpec::succeeded("done"),
                 RungSpec::failed("failed"),
             ]),
-            hold: Duration::ZERO,
             wait_param: Some("until".to_owned()),
-            is_built_in: false,
-            ..Route::suno()
+            ..Route::never_holding()
         }
     }
 

@@ -91,13 +91,19 @@ impl JobResponse {
         let age = self.age().as_secs();
         let is_stored = matches!(
             self.origin,
-            ResponseOrigin::Hit { .. } | ResponseOrigin::Poll { cost: Cost::Proven, .. }
+            ResponseOrigin::Hit { .. } | ResponseOrigin::Poll { cost: Cost::Proven | Cost::SharedHit, .. }
         );
         if is_stored || (lifetime.is_some() && age > 0) {
             headers.insert(AGE, with_number("", age));
         }
         match &self.origin {
-            ResponseOrigin::Hit { ttl, .. } => append_hit_status(&mut headers, *ttl),
+            ResponseOrigin::Hit { ttl, first } => {
+                append_hit_status(&mut headers, *ttl, if first.take_news() { SIBLING } else { "" });
+            }
+            ResponseOrigin::Poll { cost: Cost::SharedHit, .. } => {
+                let ttl = lifetime.map(|lifetime| lifetime.saturating_sub(self.age()));
+                append_hit_status(&mut headers, ttl.unwrap_or_default(), SIBLING);
+            }
             ResponseOrigin::Poll { cost, .. } => {
                 let stored = if lifetime.is_some() { "; stored" } else { "" };
                 append_wait_status(&mut headers, *cost, self.upstream_status(), stored);
@@ -220,6 +226,8 @@ fn append_wait_status(headers: &mut HeaderMap, cost: Cost, status: StatusCode, s
         }
         Cost::Coalesced => append_status(headers, &[PSEUDONYM, "; fwd=miss; collapsed"]),
         Cost::Proven => append_status(headers, &[PSEUDONYM, "; hit; ttl=0; detail=proven"]),
+        Cost::Sibling => append_status(headers, &[PSEUDONYM, "; fwd=miss; collapsed", SIBLING]),
+        Cost::SharedHit => append_hit_status(headers, Duration::ZERO, SIBLING),
     }
 }
 
@@ -250,9 +258,12 @@ pub(crate) fn append_cache_status(headers: &mut HeaderMap, member: &str) {
 }
 
 /// Appends `Cache-Status` of a hit.
-pub(crate) fn append_hit_status(headers: &mut HeaderMap, ttl: Duration) {
-    append_status(headers, &[PSEUDONYM, "; hit; ttl=", itoa::Buffer::new().format(ttl.as_secs())]);
+pub(crate) fn append_hit_status(headers: &mut HeaderMap, ttl: Duration, detail: &str) {
+    append_status(headers, &[PSEUDONYM, "; hit; ttl=", itoa::Buffer::new().format(ttl.as_secs()), detail]);
 }
+
+/// Member of `Cache-Status` for states that another replica read.
+const SIBLING: &str = "; detail=sibling";
 
 fn append_status(headers: &mut HeaderMap, parts: &[&str]) {
     headers.append(CACHE_STATUS, concat_value(parts));

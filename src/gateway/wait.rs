@@ -1,6 +1,6 @@
 //! A wait at the gateway: the lookup in the cache, and the response once the hub has answered.
 
-use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use headers::IfNoneMatch;
@@ -8,6 +8,7 @@ use http::{HeaderValue, Response};
 
 use super::access_log::Disposition;
 use super::error::GatewayError;
+use super::oversized::{PlainGet, is_oversized};
 use super::passthrough::PassthroughResponse;
 use super::request_options::RequestOptions;
 use super::response::{JobResponse, JobResponseStyle, ResponseOrigin, unsplit_response};
@@ -48,19 +49,23 @@ impl Gateway {
     ) -> Option<(Vec<JobState>, ResponseOrigin)> {
         // P11: no hit before the upstream has accepted the key.
         let (max_age, proof, now) = (options.max_age?, proof?, clock::now());
-        let hits = query.asked.iter().map(|id| {
+        let mut states = Vec::with_capacity(query.asked.len());
+        let (mut first, mut ttl) = (None, Duration::MAX);
+        for id in &query.asked {
             let hit = self.0.cache.get_proven(proof, domain, id, now)?;
             let has_reached_goal = hit.entry.state.rung.is_some_and(|rung| query.goal.is_reached_by(rung));
-            (has_reached_goal && hit.is_within(max_age, now)).then_some(hit)
-        });
-        let hits = hits.collect::<Option<Vec<_>>>()?;
-        let ttl = hits.iter().map(|hit| hit.ttl).min()?;
-        let first = Arc::clone(&hits.first()?.entry);
-        let states = hits.into_iter().map(|hit| hit.entry.state.clone()).collect();
+            if !has_reached_goal || !hit.is_within(max_age, now) {
+                return None;
+            }
+            states.push(hit.entry.state.clone());
+            ttl = ttl.min(hit.ttl);
+            first.get_or_insert(hit.entry);
+        }
+        let first = first?;
         Some((states, ResponseOrigin::Hit { ttl, first }))
     }
 
-    /// Waits for the hub.
+    /// Waits for the hub. `plain`: the request, if it is passed through where its poll is too large.
     ///
     /// `host` is a slice of the buffer that the request's head was read into. It is dropped at the first poll of the
     /// future, when hyper has moved on to the bytes after the head. Only then the buffer is freed; it would be the
@@ -68,6 +73,7 @@ impl Gateway {
     pub(super) fn wait(
         self,
         mut parked: ParkedRequest,
+        plain: Option<PlainGet>,
         host: Option<HeaderValue>,
         mut state: RequestState,
     ) -> BoxFuture<'static, PassthroughResponse> {
@@ -75,6 +81,11 @@ impl Gateway {
             drop(host);
             let result = (&mut parked.handle).await;
             let request = parked.request;
+            if let (Some(plain), Ok(WaitResult { end, .. })) = (plain, &result)
+                && is_oversized(end)
+            {
+                return self.pass_oversized(plain, &request, state).await;
+            }
             let response = result.map_err(GatewayError::from).and_then(|result| {
                 state.log.disposition = Disposition::Waited(result.how, result.end.reason());
                 self.wait_response(&request, result)
@@ -122,7 +133,8 @@ impl Gateway {
             style,
         };
         let gateway = &*self.0;
-        let (shape, vary) = (|| gateway.cache.list_shape(*domain), || gateway.authenticator.vary());
+        let (shape, vary) =
+            (|| gateway.cache.list_shape(*domain, query.route), || gateway.authenticator.vary());
         let response = response.into_response(&gateway.cache, shape, vary, condition.as_ref());
         self.with_links_to(request, response)
     }

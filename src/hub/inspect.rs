@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::task::HubTask;
 use crate::core::coalescer::{Coalescer, JobStatus};
 use crate::core::job::KeyDomain;
+use crate::core::siblings::{LinkState, ReplicaName, SiblingView};
 
 /// The most jobs, and the most keys, that one inspection reads. It bounds the time that the hub's task spends on it.
 const MAX_INSPECTED: usize = 10_000;
@@ -21,6 +22,21 @@ pub struct HubOverview {
     pub keys: Vec<KeyInFlight>,
     /// Number of all keys with parked waits.
     pub total_keys: usize,
+    /// `None`: this gateway is the only one.
+    pub cluster: Option<ClusterOverview>,
+}
+
+/// The replicas as this one sees them.
+#[derive(Clone, Debug)]
+pub struct ClusterOverview {
+    pub link: LinkState,
+    /// Identity of the replicas that share. Two gateways with different ones never meet.
+    pub id: String,
+    /// Name of this replica, while its link is up.
+    pub name: Option<ReplicaName>,
+    /// Number of polls that this replica makes.
+    pub own_polls: usize,
+    pub siblings: Vec<SiblingView>,
 }
 
 /// A key with parked waits.
@@ -49,6 +65,7 @@ impl HubTask {
         let mut keys: Vec<_> = keys.collect();
         keys.sort_unstable_by_key(|key| (Reverse(key.waits), key.domain));
         keys.truncate(limit);
-        HubOverview { jobs, total_jobs, keys, total_keys: self.keys.len() }
+        let cluster = self.sharing.as_ref().map(|sharing| sharing.overview());
+        HubOverview { jobs, total_jobs, keys, total_keys: self.keys.len(), cluster }
     }
 }

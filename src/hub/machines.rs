@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Config;
 use crate::core::coalescer::{Coalescer, Input, Output, Pace, PollId, Timing};
-use crate::core::job::RouteIndex;
+use crate::core::job::{KeyDomain, RouteIndex};
 use crate::core::route::{Route, Routes};
 
 pub(super) struct Machines(Vec<Coalescer>);
@@ -52,10 +52,10 @@ impl Machines {
         self.0.iter_mut().for_each(|machine| machine.handle(input(), now));
     }
 
-    /// Treats all jobs under way as changed by an action.
-    pub(super) fn forget_states(&mut self, now: Instant) {
+    /// Treats all jobs under way of these keys as changed by an action.
+    pub(super) fn forget_states(&mut self, is_concerned: impl Fn(KeyDomain) -> bool, now: Instant) {
         for machine in &mut self.0 {
-            for (domain, job) in machine.all_jobs() {
+            for (domain, job) in machine.all_jobs().into_iter().filter(|(domain, _)| is_concerned(*domain)) {
                 machine.handle(Input::JobChanged(domain, job), now);
             }
         }

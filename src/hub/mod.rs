@@ -19,9 +19,13 @@
 
 mod inspect;
 mod job_changes;
+mod landing;
+mod link_reports;
 mod machines;
+mod outputs;
 mod parked;
 mod poll_task;
+mod sharing;
 mod task;
 mod tracing;
 mod watches;
@@ -35,9 +39,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
-pub(crate) use self::inspect::{HubOverview, KeyInFlight};
+pub(crate) use self::inspect::{ClusterOverview, HubOverview, KeyInFlight};
 use self::job_changes::JobChanges;
 use self::machines::Machines;
+use self::sharing::PollSharing;
+pub(crate) use self::sharing::SharingDeps;
 use self::task::HubTask;
 use crate::auth::Identity;
 use crate::cache::Cache;
@@ -48,6 +54,7 @@ use crate::core::coalescer::{WaitId, WaitResult};
 use crate::core::job::{JobId, JobSet, KeyDomain};
 use crate::core::route::{Form, Goal, Routes};
 use crate::core::scheduler::SchedulerConfig;
+use crate::core::siblings::Removal;
 use crate::limits::{AddressFull, Limits, QuotaExceeded, Subject, UnprovenWait, UnprovenWaits};
 use crate::telemetry::metrics::{Fanout, Metrics};
 use crate::telemetry::trace::{Links, Tracer};
@@ -69,6 +76,8 @@ pub struct Hub {
     parked: Arc<Semaphore>,
     unproven: UnprovenWaits,
     next_wait: Arc<AtomicU64>,
+    /// Whether siblings have taken over. `None` without siblings.
+    handover: Option<watch::Receiver<bool>>,
 }
 
 /// Dependencies of the hub.
@@ -101,6 +110,8 @@ pub struct WaitRequest {
     pub may_store: bool,
     /// Whether the client expects to be held although the goal may be reached already.
     pub is_patient: bool,
+    /// Moment of the state that the client has: no older one is the answer before the end of the wait's time.
+    pub newer_than: Option<Instant>,
     /// Links from the request's span to the polls that the wait attaches to.
     pub links: Links,
 }
@@ -126,6 +137,7 @@ pub enum HubError {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a box for each join costs more than the slots of the channel")]
 enum HubCommand {
     Join(WaitId, WaitRequest, Responder),
     Leave(WaitId),
@@ -178,15 +190,27 @@ pub struct WaitHandle {
 type WaitReply = (WaitResult, Option<Arc<Fanout>>);
 
 impl Hub {
-    /// Returns a hub and its task. The task ends when the last clone of the [`Hub`] is dropped.
+    /// Returns a hub without siblings, and its task. The task ends when the last clone of the [`Hub`] is dropped.
     pub fn new(config: &Config, routes: &Routes, deps: HubDeps) -> (Self, impl Future<Output = ()> + use<>) {
+        Self::with_siblings(config, routes, deps, None)
+    }
+
+    /// Like [`Self::new`], for one of several replicas.
+    pub(crate) fn with_siblings(
+        config: &Config,
+        routes: &Routes,
+        deps: HubDeps,
+        sharing: Option<SharingDeps>,
+    ) -> (Self, impl Future<Output = ()> + use<>) {
         let limits = &config.limits;
         let max_waits = limits.max_waits.min(Semaphore::MAX_PERMITS / 4);
         // A wait uses at most two slots: one for its Join until the task takes it, one reserved for its Leave. The last
         // slot is for Drain.
         let (commands, inbox) = mpsc::channel(2 * max_waits + 1);
         let (machines, scheduler) = (Machines::new(config, routes), scheduler_config(&config.upstream));
-        let task = HubTask::new(machines, scheduler, limits.max_waits_per_key, deps);
+        let sharing = sharing.map(|deps| Box::new(PollSharing::new(deps)));
+        let handover = sharing.as_ref().map(|sharing| sharing.handover());
+        let task = HubTask::new(machines, scheduler, limits.max_waits_per_key, deps, sharing);
         let (inspections, inspect_inbox) = mpsc::channel(MAX_INSPECTIONS);
         let hub = Self {
             commands,
@@ -196,6 +220,7 @@ impl Hub {
             parked: Arc::new(Semaphore::new(max_waits)),
             unproven: UnprovenWaits::new(limits.max_waits_per_key),
             next_wait: Arc::new(AtomicU64::new(0)),
+            handover,
         };
         let (watch_idle, changes) = (hub.watch_idle.subscribe(), Arc::clone(&hub.changes));
         (hub, task.run(inbox, inspect_inbox, changes, watch_idle))
@@ -244,6 +269,28 @@ impl Hub {
     /// later wait, and parked waits get a new snapshot. Returns at once.
     pub fn jobs_changed(&self, domain: KeyDomain, jobs: &[JobId]) {
         self.changes.report(domain, jobs);
+    }
+
+    /// Reports that the upstream rejected a key by its answer to a passed-through request. Returns at once.
+    pub fn key_refused(&self, domain: KeyDomain) {
+        if self.handover.is_some() {
+            self.changes.report_refusal(domain);
+        }
+    }
+
+    /// Reports that an operator removed cached states, which siblings then do as well. Returns at once.
+    pub fn states_removed(&self, removal: Removal) {
+        if self.handover.is_some() {
+            self.changes.report_removal(removal);
+        }
+    }
+
+    /// Resolves once siblings have taken over all polls that they need, after [`Self::drain`]. Cancel safe.
+    pub async fn handed_over(&self) {
+        if let Some(mut handover) = self.handover.clone() {
+            // An error means that the hub's task has ended.
+            let _ = handover.wait_for(|is_done| *is_done).await;
+        }
     }
 
     /// Starts the drain: the hub settles every wait with the current state of its jobs by `until`, spread over the time

@@ -1,7 +1,7 @@
 //! Parked waits and their keys, as the hub's task stores them.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Responder;
 use crate::auth::Credential;
@@ -21,6 +21,8 @@ pub(super) struct ParkedWait {
     /// Counts the wait of the member.
     pub(super) _member_wait: Option<MemberWait>,
     pub(super) since: Instant,
+    /// The greatest age of a stored state that its client accepts. `None`: no stored state.
+    pub(super) max_age: Option<Duration>,
     pub(super) links: Links,
 }
 

@@ -10,10 +10,11 @@ use http::HeaderMap;
 use tokio::task::{AbortHandle, JoinError};
 use tracing::{debug, error};
 
+use super::HubError;
 use super::task::HubTask;
 use crate::auth::Credential;
 use crate::clock;
-use crate::core::coalescer::{Cause, Failure, Input, PollId, PollProgress, PollSpec};
+use crate::core::coalescer::{Cause, Failure, Input, PollId, PollProgress, PollSpec, WaitId};
 use crate::core::job::KeyDomain;
 use crate::core::route::Goal;
 use crate::core::scheduler::{PollClass, PollRequest, RetryAdvice};
@@ -25,7 +26,19 @@ use crate::upstream::poll::AttemptOutcome;
 /// Capacity of the event channel. A poll task waits for room; the hub never waits for a poll task.
 pub(super) const EVENT_CAPACITY: usize = 1024;
 
-/// A poll that the coalescer has opened: queued, held at the upstream, backing off or paused.
+/// A poll that the coalescer has opened, before an attempt is requested.
+#[derive(Clone, Debug)]
+pub(super) struct OpenedPoll {
+    pub(super) spec: PollSpec,
+    pub(super) cause: Cause,
+    /// Owner of the quota that a watch is charged to; `None` for other polls.
+    pub(super) payer: Option<Subject>,
+    pub(super) credential: Credential,
+    /// The wait that pays when the poll is made here and no sibling has made it; only with siblings.
+    pub(super) opener: Option<(WaitId, Subject)>,
+}
+
+/// A poll that this replica makes: queued, held at the upstream, backing off or paused.
 pub(super) struct PollTask {
     pub(super) spec: Arc<PollSpec>,
     pub(super) cause: CallCause,
@@ -49,12 +62,13 @@ pub(super) enum PollEvent {
 }
 
 impl HubTask {
-    /// Requests attempts of a poll that the coalescer has opened. A watch needs a slot and a payer.
+    /// Makes a poll that the coalescer has opened, or leaves it to a sibling that makes it already. A watch needs a slot
+    /// and a payer.
     pub(super) fn open_poll(&mut self, id: PollId, spec: PollSpec, cause: Cause, now: Instant) {
         let payer = match cause {
             Cause::Watch { asked_by, follows } => {
                 let has_slot = self.scheduler.has_long_poll_slot();
-                match has_slot.then(|| self.charge_watch(&spec, asked_by, follows)).flatten() {
+                match has_slot.then(|| self.watch_payer(&spec, asked_by, follows)).flatten() {
                     Some(payer) => Some(payer),
                     None => return self.machines.of_poll_mut(id).handle(Input::CancelWatch(id), now),
                 }
@@ -72,6 +86,22 @@ impl HubTask {
             debug_assert!(false, "{id:?} has no key");
             return;
         };
+        let opener = self.opener.filter(|_| payer.is_none());
+        let poll = OpenedPoll { spec, cause, payer, credential, opener };
+        if let Some(poll) = self.offer_poll(id, poll, now) {
+            self.make_poll(id, poll, now);
+        }
+    }
+
+    /// Requests attempts of a poll, and counts a watch against the quota of its client.
+    pub(super) fn make_poll(&mut self, id: PollId, poll: OpenedPoll, now: Instant) {
+        let OpenedPoll { spec, cause, payer, credential, opener } = poll;
+        if opener.is_some_and(|opener| !self.charge_opener(id, opener, now)) {
+            return;
+        }
+        if payer.is_some_and(|payer| self.limits.check_call(payer).is_err()) {
+            return self.machines.of_poll_mut(id).handle(Input::CancelWatch(id), now);
+        }
         let (class, cause) = (self.class(&spec, cause), call_cause(cause));
         debug!(
             poll = id.0,
@@ -96,6 +126,19 @@ impl HubTask {
         };
         self.polls.insert(id, poll);
         self.scheduler.request(id, PollRequest { domain, jobs, class }, now);
+    }
+
+    /// Counts a poll against the quota of the wait that opened it. Without quota the wait is rejected. Returns whether the
+    /// poll is needed: it is paid for, or other waits have attached to it.
+    fn charge_opener(&mut self, id: PollId, (wait, subject): (WaitId, Subject), now: Instant) -> bool {
+        let Err(limited) = self.limits.check_call(subject) else { return true };
+        let machine = self.machines.of_poll_mut(id);
+        machine.handle(Input::Leave(wait), now);
+        let is_needed = machine.attached_waits(id).next().is_some();
+        if let Some(responder) = self.unpark(wait, None, now) {
+            responder.answer(Err(HubError::Limited(limited)));
+        }
+        is_needed
     }
 
     /// Returns the credential of a key with parked waits, or of the poll that has just landed.
@@ -125,6 +168,10 @@ impl HubTask {
 
     /// Starts an attempt of a poll in a task of its own.
     pub(super) fn start_attempt(&mut self, id: PollId, now: Instant) {
+        if !self.polls.contains_key(&id) {
+            return;
+        }
+        self.report_progress(id, PollProgress::AttemptStarted, now);
         let Some(poll) = self.polls.get_mut(&id) else { return };
         poll.attempt_started_at = now;
         let mut cause = poll.cause;
@@ -132,7 +179,6 @@ impl HubTask {
             self.metrics.upstream.retried();
             cause = CallCause::Retry;
         }
-        self.machines.of_poll_mut(id).handle(Input::Progress(id, PollProgress::AttemptStarted), now);
         let (poller, events) = (Arc::clone(&self.poller), self.event_sender.clone());
         let (spec, credential) = (Arc::clone(&poll.spec), poll.credential.clone());
         let trace = poll.span.context().clone();

@@ -81,9 +81,8 @@ impl HubTask {
         }
     }
 
-    /// Counts a watch against the quota of its client, and returns the owner of that quota. `None`: the quota is
-    /// used up, or the hub has forgotten the client.
-    pub(super) fn charge_watch(
+    /// Returns the owner of the quota for a watch. `None`: the hub has forgotten the client.
+    pub(super) fn watch_payer(
         &self,
         spec: &PollSpec,
         asked_by: WaitId,
@@ -91,8 +90,7 @@ impl HubTask {
     ) -> Option<Subject> {
         let job = spec.jobs.iter().next()?;
         let inherited = || self.current_answer.as_ref().filter(|answer| Some(answer.poll) == follows)?.payer;
-        let payer = self.askers.subject(spec.domain, job, asked_by).or_else(inherited)?;
-        self.limits.check_call(payer).is_ok().then_some(payer)
+        self.askers.subject(spec.domain, job, asked_by).or_else(inherited)
     }
 
     /// Cancels watches while a poll waits for a slot: the watch that waits itself, else one without waits.

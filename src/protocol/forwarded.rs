@@ -57,10 +57,21 @@ impl ForwardedChain {
     /// Returns the origin under which the client reaches the gateway, such as `https://gate.example`. `None`: the request
     /// names no host.
     ///
-    /// `is_tls` and `host` describe the request on the gateway's own connection.
-    pub(crate) fn client_origin(&self, is_tls: bool, host: Option<&Authority>) -> Option<String> {
+    /// The origin is empty where the scheme is unknown: a proxy that reports none may have ended TLS. A link is then a
+    /// path, which a client resolves at the origin that it has used.
+    ///
+    /// `is_tls` and `host` describe the request on the gateway's own connection; for `is_proxied` see [`is_proxied`].
+    pub(crate) fn client_origin(
+        &self,
+        is_tls: bool,
+        is_proxied: bool,
+        host: Option<&Authority>,
+    ) -> Option<String> {
         let host = self.host.as_ref().or(host)?;
-        Some(format!("{}://{host}", proto(self.is_https.unwrap_or(is_tls))))
+        match self.is_https {
+            None if is_proxied && !is_tls => Some(String::new()),
+            is_https => Some(format!("{}://{host}", proto(is_https.unwrap_or(is_tls)))),
+        }
     }
 
     /// Writes `Forwarded` (RFC 7239) and `X-Forwarded-For` with the peer as the last hop, and `X-Forwarded-Proto` and
@@ -91,6 +102,14 @@ impl ForwardedChain {
             insert(X_FORWARDED_HOST, host.as_str());
         }
     }
+}
+
+/// Returns whether a request has a field that proxies add, whether or not the peer is trusted.
+pub(crate) fn is_proxied(headers: &HeaderMap) -> bool {
+    const OTHERS: [&str; 4] = ["x-forwarded-ssl", "x-forwarded-scheme", "x-real-ip", "via"];
+    let reports = [FORWARDED, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST];
+    reports.iter().any(|name| headers.contains_key(name))
+        || OTHERS.iter().any(|name| headers.contains_key(*name))
 }
 
 impl Hop {

@@ -4,6 +4,7 @@
 //! upstream.base_url = https://api.example/v1
 //! Location: https://api.example/v1/jobs/a   ─▶  https://gate.example/jobs/a
 //! Location: /v1/jobs/a                      ─▶  /jobs/a
+//!                                           ─▶  /jobs/a where a proxy hides the scheme that the client used
 //! Location: jobs/a · https://cdn.example/a  ─▶  unchanged
 //! ```
 //!
@@ -35,7 +36,7 @@ impl HeaderLinks {
     }
 
     /// Rewrites the fields of a response. `origin` returns the client's origin of the gateway; without one, absolute links
-    /// stay.
+    /// stay. With an empty one they become paths.
     pub(crate) fn rewrite(&self, headers: &mut HeaderMap, origin: impl FnOnce() -> Option<String>) {
         if !LINKS.iter().any(|name| headers.contains_key(name)) {
             return;
@@ -54,6 +55,10 @@ impl HeaderLinks {
 
     /// Returns the link at the gateway; `None` for a link that stays.
     fn rewritten(&self, link: &str, origin: Option<&str>) -> Option<String> {
+        // Browsers drop tabs, so that `/\t/host` is the address of another host.
+        if link.contains('\t') {
+            return None;
+        }
         if link.starts_with('/') {
             let is_under_base = !link.starts_with("//") && !self.prefix.is_empty();
             return self.below_base(link).filter(|_| is_under_base);
@@ -91,7 +96,7 @@ mod tests {
     use super::*;
     use crate::protocol::header_map as map;
 
-    fn rewritten(base_url: &'static str, link: &'static str) -> Option<String> {
+    fn rewritten(base_url: &'static str, link: &str) -> Option<String> {
         let links = HeaderLinks::new(&Uri::from_static(base_url)).unwrap();
         links.rewritten(link, Some("http://gate:1"))
     }
@@ -119,6 +124,17 @@ mod tests {
         for (link, expected) in rows {
             assert_eq!(rewritten(base, link).as_deref(), expected, "{link}");
         }
+    }
+
+    #[test]
+    fn no_shortened_link_leads_to_another_host() {
+        let base = "https://api.example/v1";
+        for rest in ["//evil.example/a", "/\\evil.example/a", "/\t/evil.example/a", "\t//evil.example/a"] {
+            for link in [format!("/v1{rest}"), format!("https://api.example/v1{rest}")] {
+                assert_eq!(rewritten(base, &link), None, "{link:?}");
+            }
+        }
+        assert_eq!(rewritten(base, "/v1/a//b").as_deref(), Some("/a//b"));
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub(crate) mod cookies;
 pub(crate) mod cors;
 pub(crate) mod fetch_metadata;
 pub(crate) mod field_value;
-mod forwarded;
+pub(crate) mod forwarded;
 pub(crate) mod header_links;
 pub(crate) mod hop_by_hop;
 pub(crate) mod host;

@@ -12,7 +12,7 @@ const LAYERS: [&[&str]; 11] = [
     &["protocol"],
     &["config"],
     &["telemetry"],
-    &["auth", "cache", "limits", "upstream", "sim"],
+    &["auth", "cache", "cluster", "limits", "upstream", "sim"],
     &["hub"],
     &["gateway"],
     &["server"],
@@ -62,7 +62,8 @@ fn sources() -> Vec<Source> {
 }
 
 /// Modules that their parents declare with `#[cfg(test)]`.
-const TEST_MODULES: [&str; 3] = ["core/coalescer/simulation", "core/simulation", "core/sweep"];
+const TEST_MODULES: [&str; 4] =
+    ["core/coalescer/simulation", "core/siblings/simulation", "core/simulation", "core/sweep"];
 
 fn source(root: &Path, path: PathBuf) -> Source {
     let text = std::fs::read_to_string(&path).unwrap();

@@ -7,6 +7,7 @@ mod architecture;
 mod cache;
 mod cli;
 mod clients;
+mod cluster;
 mod coalescing;
 mod deploy;
 mod harness;

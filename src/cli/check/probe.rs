@@ -161,7 +161,7 @@ async fn resolve_name(url: &Uri, report: &mut impl FnMut(Finding)) -> bool {
     }
 }
 
-/// Returns each key that the upstream receives, with a name for reports.
+/// Returns each key that the upstream receives once, with a name for reports.
 fn keys(config: &Config, client_key: Option<&Secret>) -> Vec<(String, Option<KeyField>)> {
     let field = |key: &Secret| config.auth.send.field(key);
     match &config.auth.mode {
@@ -172,23 +172,26 @@ fn keys(config: &Config, client_key: Option<&Secret>) -> Vec<(String, Option<Key
             vec![("upstream.api_key".to_owned(), config.upstream.api_key.as_ref().and_then(field))]
         }
         AuthMode::Team(members) => {
-            let key = |member: &config::TeamMember| {
-                (format!("the key of {}", member.name), field(&member.upstream_key))
-            };
-            // Members with the same key cost one request.
-            let mut keys: Vec<(String, Option<KeyField>)> = Vec::new();
-            for (name, field) in members.iter().map(key) {
-                match keys.iter_mut().find(|(_, other)| *other == field) {
-                    Some((names, _)) => {
-                        names.push_str(", ");
-                        names.push_str(name.trim_start_matches("the key of "));
-                    }
-                    None => keys.push((name, field)),
+            let mut keys: Vec<(&Secret, Vec<&str>)> = Vec::new();
+            for member in members {
+                match keys.iter_mut().find(|(key, _)| **key == member.upstream_key) {
+                    Some((_, names)) => names.push(&member.name),
+                    None => keys.push((&member.upstream_key, vec![&member.name])),
                 }
             }
-            keys
+            keys.into_iter().map(|(key, names)| (key_of(&names), field(key))).collect()
         }
         AuthMode::Open => Vec::new(),
+    }
+}
+
+/// Names the key of these members, with at most three of their names.
+fn key_of(names: &[&str]) -> String {
+    match names {
+        [first, second, rest @ ..] if rest.len() > 1 => {
+            format!("the key of {first}, {second} and {} others", rest.len())
+        }
+        _ => format!("the key of {}", names.join(" and ")),
     }
 }
 

@@ -230,9 +230,17 @@ impl RunningGateway {
         self.crowd.take();
         self.stop.cancel();
         let drained_by = clock::now() + self.reloader.running.server.drain_timeout;
+        let gateway = self.reloader.gateway.clone();
+        let server_task = &mut self.server_task;
+        let ended = async move {
+            let ended = server_task.await;
+            // Siblings take over the polls that they wait for.
+            let _ = tokio::time::timeout_at(drained_by.into(), gateway.handed_over()).await;
+            ended
+        };
         // Cancel safe: after a second signal the process ends.
         tokio::select! {
-            ended = &mut self.server_task => ended?,
+            ended = ended => ended?,
             signal = signals.stop() => {
                 warn!(signal, "second stop signal, connections are cut off");
                 return Ok(ExitCode::FAILURE);

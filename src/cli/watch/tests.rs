@@ -23,12 +23,10 @@ fn predictions(path: &str) -> Route {
             RungSpec::succeeded("succeeded"),
             RungSpec::failed("failed"),
         ]),
-        hold: Duration::ZERO,
         wait_param: None,
         pace: Duration::from_millis(20),
         max_pace: Duration::from_millis(40),
-        is_built_in: false,
-        ..Route::suno()
+        ..Route::never_holding()
     }
 }
 

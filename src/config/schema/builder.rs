@@ -2,10 +2,15 @@
 
 use std::path::PathBuf;
 
+use http::HeaderName;
+use http::header::AUTHORIZATION;
+
 use super::route::ConfiguredRoute;
+use crate::config::cluster::{ClusterConfig, check_cluster};
 use crate::config::error::ConfigError;
 use crate::config::source::RawConfig;
 use crate::config::types::{AuthMode, Config, Listen, RoutePreset, TeamMember, TlsConfig};
+use crate::secret::Secret;
 
 pub(in crate::config) struct ConfigBuilder {
     pub(super) config: Config,
@@ -15,6 +20,9 @@ pub(in crate::config) struct ConfigBuilder {
     pub(super) cert: Option<PathBuf>,
     pub(super) cert_key: Option<PathBuf>,
     pub(super) client_ca: Option<PathBuf>,
+    /// Its secret is `cluster_secret`.
+    pub(super) cluster: ClusterConfig,
+    pub(super) cluster_secret: Option<Secret>,
 }
 
 /// Value of `auth.mode`.
@@ -25,6 +33,13 @@ pub(super) enum AuthModeName {
     Team,
     Open,
 }
+
+pub(super) const AUTH_MODES: &[(&str, AuthModeName)] = &[
+    ("passthrough", AuthModeName::Passthrough),
+    ("sidecar", AuthModeName::Sidecar),
+    ("team", AuthModeName::Team),
+    ("open", AuthModeName::Open),
+];
 
 /// Each field of a request is looked up, so the number is small.
 const MAX_KEY_FIELDS: usize = 8;
@@ -42,6 +57,8 @@ impl ConfigBuilder {
             cert: None,
             cert_key: None,
             client_ca: None,
+            cluster: ClusterConfig::default(),
+            cluster_secret: None,
         }
     }
 
@@ -146,6 +163,27 @@ impl ConfigBuilder {
         if let Some((_, twice)) = fields.iter().enumerate().find(|(n, name)| fields[..*n].contains(name)) {
             error(&["auth.headers"], &format!("{twice} is listed twice"), "Remove one of them.");
         }
+        let beside = &config.auth.with_key;
+        if beside.len() > MAX_KEY_FIELDS {
+            let problem = format!("the list has {} fields", beside.len());
+            error(&["auth.with_key"], &problem, &format!("Name at most {MAX_KEY_FIELDS} fields."));
+        }
+        let is_key = |name: &HeaderName| {
+            fields.contains(name) || *name == AUTHORIZATION || *name == config.auth.send.name
+        };
+        if let Some(name) = beside.iter().find(|name| is_key(name)) {
+            error(
+                &["auth.with_key"],
+                &format!("{name} is a field for keys"),
+                "List it in auth.headers alone. Fields of auth.with_key are not secret.",
+            );
+        }
+        if let Some((_, twice)) = beside.iter().enumerate().find(|(n, name)| beside[..*n].contains(name)) {
+            error(&["auth.with_key"], &format!("{twice} is listed twice"), "Remove one of them.");
+        }
+        if let Some((keys, problem, hint)) = check_cluster(&self.cluster, self.cluster_secret.as_ref()) {
+            error(keys, &problem, hint);
+        }
         errors.extend(self.routes.iter().filter_map(|route| self.check_default_wait(route)));
         errors
     }
@@ -179,6 +217,10 @@ impl ConfigBuilder {
             AuthModeName::Team => AuthMode::Team(self.members),
             AuthModeName::Open => AuthMode::Open,
         };
+        config.cluster = self
+            .cluster_secret
+            .filter(|_| !self.cluster.urls.is_empty())
+            .map(|secret| ClusterConfig { secret, ..self.cluster });
         for ConfiguredRoute { route, preset, .. } in self.routes {
             let Some(route) = route else { continue };
             let of_preset =

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tracing::Level;
 
-use super::builder::{AuthModeName, ConfigBuilder};
+use super::builder::{AUTH_MODES, ConfigBuilder};
 use super::route::read_routes;
 use super::row::ConfigKey;
 use super::row::ReloadEffect::{Applied, AppliedUnless, Restart};
@@ -22,13 +22,6 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Far below the durations that overflow an `Instant`.
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 const TIB: u64 = 1 << 40;
-
-const AUTH_MODES: &[(&str, AuthModeName)] = &[
-    ("passthrough", AuthModeName::Passthrough),
-    ("sidecar", AuthModeName::Sidecar),
-    ("team", AuthModeName::Team),
-    ("open", AuthModeName::Open),
-];
 
 const LOG_FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 
@@ -284,6 +277,14 @@ pub(in crate::config) const KEYS: &[ConfigKey<ConfigBuilder>] = &[
         reload: Applied,
         read: |b, r| r.list(&mut b.config.auth.headers, key_field),
         doc: "request fields with a client's key or token. Together they are the key domain, and polls carry these fields only",
+    },
+    ConfigKey {
+        name: "auth.with_key",
+        default: Some("[]"),
+        allowed: Described("a list of up to 8 field names such as \"x-api-version\""),
+        reload: Applied,
+        read: |b, r| r.list(&mut b.config.auth.with_key, key_field),
+        doc: "request fields that go with a key and are none, such as a version: part of the key domain and of polls, in every mode",
     },
     ConfigKey {
         name: "auth.send",

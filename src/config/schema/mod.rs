@@ -1,13 +1,14 @@
 //! All keys, a row each, and the way from raw values to a [`Config`].
 //!
 //! ```text
-//! RawConfig ──► rows of KEYS, ROUTE_KEYS, … ──► ConfigBuilder ──► cross_check ──► Config
+//! RawConfig ──► rows of KEYS, CLUSTER_KEYS, … ──► ConfigBuilder ──► cross_check ──► Config
 //!                        └── errors of a value        └── errors between values
 //! ```
 //!
-//! Order of imports: `row`, `team`, `route`, `builder`, `keys`, this file.
+//! Order of imports: `row`, `team`, `route`, `builder`, `keys`, `cluster`, this file.
 
 mod builder;
+mod cluster;
 mod keys;
 mod route;
 mod row;
@@ -16,12 +17,12 @@ mod team;
 use std::collections::{BTreeMap, HashSet};
 
 use self::builder::ConfigBuilder;
-pub(super) use self::keys::KEYS;
 pub(super) use self::route::preset_route;
 #[cfg(test)]
 pub(super) use self::route::{LIST_KEYS, ROUTE_KEYS};
+pub(super) use self::row::ConfigKey;
 #[cfg(test)]
-pub(super) use self::row::{ConfigKey, ReloadEffect};
+pub(super) use self::row::ReloadEffect;
 #[cfg(test)]
 pub(super) use self::team::MEMBER_KEYS;
 use super::EffectiveValue;
@@ -30,13 +31,18 @@ use super::source::{KnownKeys, RawConfig, describe};
 use super::types::Config;
 use super::value::{AllowedValues, ValueReader};
 
+/// Returns the keys of all sections, in the order of `config.toml`.
+pub(super) fn keys() -> impl Iterator<Item = &'static ConfigKey<ConfigBuilder>> {
+    keys::KEYS.iter().chain(cluster::CLUSTER_KEYS)
+}
+
 /// Returns the names of all keys of the sections.
 pub(super) fn known_keys() -> KnownKeys {
-    let sections = KEYS.iter().map(|key| (key.name, &key.allowed));
+    let sections = keys().map(|key| (key.name, &key.allowed));
     let members = team::MEMBER_KEYS.iter().map(|key| (key.name, &key.allowed));
     let secrets = sections.chain(members).filter(|(_, allowed)| matches!(allowed, AllowedValues::Secret));
     KnownKeys {
-        names: KEYS.iter().map(|key| key.name).collect(),
+        names: keys().map(|key| key.name).collect(),
         route_keys: route::ROUTE_KEYS.iter().map(|key| key.name).collect(),
         secrets: secrets.filter_map(|(name, _)| name.rsplit('.').next()).collect(),
     }
@@ -50,7 +56,7 @@ pub(super) fn build(
 ) -> Config {
     let mut builder = ConfigBuilder::new();
     let earlier = errors.len();
-    for key in KEYS {
+    for key in keys() {
         if let Some(value) = raw.get(key.name) {
             let name = key.name.to_owned();
             (key.read)(
@@ -83,12 +89,12 @@ pub(super) fn effective(raw: &RawConfig) -> Vec<EffectiveValue> {
         let source = set.map_or_else(|| "default".to_owned(), |value| value.source.to_string());
         EffectiveValue { key: key.name, value, source }
     };
-    KEYS.iter().map(value).collect()
+    keys().map(value).collect()
 }
 
 impl Config {
     /// Returns the keys whose new value needs a restart, compared with the configuration of the start.
     pub(crate) fn needs_restart(&self, running: &Self) -> Vec<&'static str> {
-        KEYS.iter().filter(|key| key.reload.needs_restart(running, self)).map(|key| key.name).collect()
+        keys().filter(|key| key.reload.needs_restart(running, self)).map(|key| key.name).collect()
     }
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::config::schema::{KEYS, preset_route};
+use crate::config::schema::{keys, preset_route};
 use crate::core::job::JobSet;
 use crate::core::job_body::{self, SplitBody};
 use crate::core::query::{self, Query};
@@ -346,6 +346,11 @@ const SAMPLES: &[Sample] = &[
     },
 ];
 
+/// Returns whether a line of a preset is one of `[auth]`.
+fn is_of_auth(line: &str) -> bool {
+    ["headers = ", "with_key = ", "send = "].iter().any(|start| line.starts_with(start))
+}
+
 fn names() -> Vec<&'static str> {
     presets().iter().map(|preset| preset.name.as_str()).collect()
 }
@@ -402,21 +407,23 @@ fn each_preset_reads_the_bodies_that_its_vendor_documents() {
 fn the_printed_lines_of_a_preset_are_a_valid_configuration_with_its_route() {
     assert_eq!(names().len(), 23);
     // `auth.headers` and `auth.send` are keys of their own.
-    let has_auth = KEYS.iter().any(|key| key.name == "auth.send");
+    let has_auth = keys().any(|key| key.name == "auth.send");
     for preset in presets() {
         let lines = preset.lines();
         assert!(lines.contains("2026") && lines.starts_with("# "), "{lines}");
         assert!(lines.contains(&format!("base_url = \"{}\"", preset.base_url)), "{lines}");
-        let is_read =
-            |line: &&str| has_auth || !(line.starts_with("headers = ") || line.starts_with("send = "));
+        let is_read = |line: &&str| has_auth || !is_of_auth(line);
         let text = lines.lines().filter(is_read).collect::<Vec<_>>().join("\n");
         let config = load(&text, &[]).unwrap_or_else(|errors| panic!("{lines}\n{errors}"));
         assert_eq!(config.routes, [route(&preset.name)]);
         let host = config.upstream.base_url.host().unwrap().to_ascii_lowercase();
         assert!(preset.is_for_host(&host), "{lines}");
+        let auth: Vec<&str> = lines.lines().filter(|line| is_of_auth(line)).collect();
         let named = format!(
-            "[upstream]\nbase_url = \"{}\"\n[[routes]]\npreset = \"{}\"",
-            preset.base_url, preset.name
+            "[upstream]\nbase_url = \"{}\"\n[auth]\n{}\n[[routes]]\npreset = \"{}\"",
+            preset.base_url,
+            auth.join("\n"),
+            preset.name
         );
         let named = load(&named, &[]).unwrap();
         assert_eq!((&named.routes, named.warnings()), (&config.routes, vec![]), "{}", preset.name);
@@ -450,6 +457,75 @@ fn a_preset_for_another_host_or_unusual_times_have_a_warning() {
 }
 
 #[test]
+fn a_preset_whose_lines_of_auth_the_configuration_lacks_has_a_warning() {
+    let sidecar = "auth.mode = \"sidecar\"\nupstream.api_key = \"k\"\n";
+    let team = "auth.mode = \"team\"\nteam.members = [{ name = \"a\", upstream_key = \"k\", token_sha256 = \
+                \"0000000000000000000000000000000000000000000000000000000000000000\" }]\n";
+    let open = "auth.mode = \"open\"\n";
+    let x_key = "auth.headers = [\"X-Key\"]\n";
+    let send = "auth.send = \"X-Key: {key}\"\n";
+    let versions = "auth.headers = [\"authorization\", \"x-runway-version\"]\n";
+    let version = "auth.with_key = [\"x-runway-version\"]\n";
+    let cases: [(&str, &[&str], &str); 13] = [
+        ("bfl", &[], "headers = [\"x-key\"]"),
+        ("bfl", &[x_key], ""),
+        ("bfl", &[sidecar], "send = \"x-key: {key}\""),
+        ("bfl", &[sidecar, send], ""),
+        ("bfl", &[team, send], ""),
+        ("bfl", &[open], ""),
+        ("fal", &[], ""),
+        ("fal", &[team], "send = \"authorization: Key {key}\""),
+        ("replicate", &[sidecar], ""),
+        ("runway", &[], "with_key = [\"x-runway-version\"]"),
+        ("runway", &[version], ""),
+        ("runway", &[versions], ""),
+        ("runway", &[sidecar], "with_key = [\"x-runway-version\"]"),
+    ];
+    for (name, lines, expected) in cases {
+        let base_url = &preset(name).unwrap().base_url;
+        let toml = format!(
+            "upstream.base_url = \"{base_url}\"\n{}[[routes]]\npreset = \"{name}\"\n",
+            lines.concat()
+        );
+        let warnings = load(&toml, &[]).unwrap().warnings();
+        assert_eq!(warnings.len(), usize::from(!expected.is_empty()), "{toml} {warnings:?}");
+        assert!(
+            warnings.iter().all(|warning| warning.contains(&format!("needs {expected} in [auth]"))),
+            "{warnings:?}"
+        );
+    }
+}
+
+#[test]
+fn a_live_ttl_over_the_pace_has_a_warning_unless_it_is_the_presets() {
+    let route =
+        "[[routes]]\nname = \"jobs\"\npath = \"/jobs/{id}\"\npending = [\"a\"]\nsucceeded = [\"b\"]\n";
+    let warnings = |lines: &str| load(&format!("{route}{lines}"), &[]).unwrap().warnings();
+    assert_eq!(warnings("pace = \"2s\"\nlive_ttl = \"2s\"\n"), [""; 0]);
+    assert_eq!(warnings("pace = \"2s\"\n"), [""; 0]);
+    let [longer] = &warnings("pace = \"2s\"\nlive_ttl = \"3s\"\n")[..] else { panic!() };
+    assert!(longer.starts_with("routes: live_ttl of \"jobs\" is 3s, longer than its pace of 2s"), "{longer}");
+    assert_eq!(warnings("hold = \"10s\"\nwait_param = \"until\"\nlive_ttl = \"3s\"\n"), [""; 0]);
+}
+
+/// A poll carries the fields of `auth.headers` alone, so a field that selects the account must be one of them (P11).
+#[test]
+fn presets_list_the_fields_that_select_the_account() {
+    let openai = &["authorization", "openai-organization", "openai-project"][..];
+    for (name, fields) in [
+        ("openai-responses", openai),
+        ("openai-videos", openai),
+        ("openai-batches", openai),
+        ("anthropic-batches", &["x-api-key", "authorization"]),
+    ] {
+        let auth = load(&preset(name).unwrap().lines(), &[]).unwrap().auth;
+        for field in fields {
+            assert!(auth.headers.iter().any(|listed| listed == field), "{name}: {field}");
+        }
+    }
+}
+
+#[test]
 fn the_page_of_routes_has_the_address_and_the_lines_of_auth_of_each_preset() {
     let page = include_str!("../../../docs/routes.md");
     for preset in presets() {
@@ -459,7 +535,7 @@ fn the_page_of_routes_has_the_address_and_the_lines_of_auth_of_each_preset() {
         let cells: Vec<&str> = row.split('|').map(str::trim).collect();
         assert_eq!(cells[2], format!("`{}`", preset.base_url), "{}", preset.name);
         let text = preset.lines();
-        let auth = text.lines().filter(|line| line.starts_with("headers = ") || line.starts_with("send = "));
+        let auth = text.lines().filter(|line| is_of_auth(line));
         let auth: Vec<String> = auth.map(|line| format!("`{line}`")).collect();
         assert_eq!(cells[3], auth.join(", "), "{}", preset.name);
     }

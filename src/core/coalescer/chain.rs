@@ -20,6 +20,7 @@ use super::state::{AttemptState, Poll, PollPhase, Wait, WaitPhase};
 use super::timing::{Pace, Timing};
 use super::types::{Cause, Failure, PollId, PollSpec, WaitId};
 use crate::core::job::{JobId, JobSet, JobState, KeyDomain};
+use crate::core::route::Goal;
 
 /// Position of a poll in a chain of snapshots.
 #[derive(Clone, Copy, Debug, Default)]
@@ -91,12 +92,17 @@ impl Coalescer {
         let private = wait.private_states.get(job);
         let seen_since_arrival = seen.filter(|state| state.seen_at >= wait.spec.arrived);
         let WaitPhase::Snapshot { since } = wait.phase else {
-            let reaches =
-                |state: &&JobState| state.rung.is_none_or(|rung| wait.spec.goal.is_reached_by(rung));
+            let is_newer = |state: &JobState| wait.spec.newer_than.is_none_or(|at| state.as_of > at);
+            let reaches = |state: &&JobState| {
+                state.rung.is_none_or(|rung| wait.spec.goal.is_reached_by(rung)) && is_newer(state)
+            };
             return later(seen_since_arrival, private).filter(reaches);
         };
         let is_final = |state: &&JobState| state.rung.is_none_or(|rung| self.timing.ladder.is_terminal(rung));
-        let is_current = |state: &&JobState| state.as_of + pace.live_ttl >= since;
+        let is_current = |state: &&JobState| {
+            let is_older = wait.spec.newer_than.is_some_and(|at| state.as_of < at);
+            state.as_of + pace.live_ttl >= since && !is_older
+        };
         later(seen_since_arrival, private).filter(is_final).or(later(seen, private).filter(is_current))
     }
 
@@ -211,6 +217,40 @@ impl Coalescer {
         }
     }
 
+    /// Returns when the jobs of a new wait were last read, if that was so lately that a wait which joined their chain would
+    /// not get the next snapshot yet.
+    pub(super) fn read_lately(
+        &self,
+        id: WaitId,
+        jobs: &JobSet,
+        origin: PlanOrigin,
+        now: Instant,
+    ) -> Option<Instant> {
+        let (pace, wait) = (self.timing.pace?, self.state.wait(id)?);
+        let is_new = wait.phase == WaitPhase::Waiting && !wait.opened && !origin.is_reopen;
+        if !is_new || wait.is_immediate(&self.timing) {
+            return None;
+        }
+        let read_at = |job: &JobId| {
+            let seen = self.state.job_index().state(wait.spec.domain, job);
+            later(seen, wait.private_states.get(job)).map(|state| state.as_of)
+        };
+        let oldest = jobs.iter().map(read_at).min().flatten()?;
+        (oldest + pace.gap_of_joining() > now).then_some(oldest)
+    }
+
+    /// Begins a chain whose first snapshot was read before it: that of a plain request. Its next one is due as if the wait
+    /// had joined the chain.
+    pub(super) fn open_later(&mut self, opener: WaitId, jobs: JobSet, read_at: Instant, now: Instant) {
+        let (Some(pace), Some(wait)) = (self.timing.pace, self.state.wait(opener)) else { return };
+        let spec = PollSpec { domain: wait.spec.domain, form: wait.spec.form, jobs, goal: Goal::Now };
+        let chain = ChainLink { last_read: Some(read_at), ..ChainLink::default() };
+        let poll = Poll { attempt: AttemptState::Done, chain, ..Poll::new(spec, None, now) };
+        let id = self.add_poll(poll);
+        self.state.attach(opener, [id]);
+        self.state.set_poll_phase(id, PollPhase::Throttled { until: read_at + pace.gap_of_joining() });
+    }
+
     /// Brings the next snapshots of the chains that a new wait joined forward, unless a hint of the vendor is in force.
     pub(super) fn bring_forward(&mut self, id: WaitId, now: Instant) {
         let (Some(pace), Some(wait)) = (self.timing.pace, self.state.wait(id)) else { return };
@@ -241,7 +281,7 @@ impl Coalescer {
         for wait_id in waits {
             let Some(wait) = self.state.wait(wait_id) else { continue };
             let is_immediate = !wait.is_in_snapshot() && wait.is_immediate(&self.timing);
-            if is_immediate && wait.spec.arrived <= attempted_at {
+            if is_immediate && failure.concerns(wait.spec.arrived, attempted_at) {
                 self.settle_failed(wait_id, failure.clone(), opener == Some(wait_id), now);
             }
         }

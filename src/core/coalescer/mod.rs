@@ -158,6 +158,7 @@ use crate::core::route::Goal;
 /// | `Lingering` | a wait attaches | `Open` |
 /// | `Lingering` | its time is over, and its job is watched | `Lingering` until `watch_idle` after the last plain request |
 /// | `Lingering` | its time is over, or the attempt fails | forgotten, `Abort` |
+/// | `Open` | its last wait ends; another replica makes the poll, not as a watch | forgotten, `Abort` |
 /// | `Lingering` as a watch | `Drain`, `CancelWatch`, `CancelWatches` | forgotten, `Abort` |
 /// | `Open` as a watch | `CancelWatch`, `CancelWatches`; the upstream may have the request | `Open`, no longer a watch |
 /// | `Open` as a watch | `CancelWatch`, `CancelWatches`; no attempt so far | forgotten, `Abort`; its waits are planned again |
@@ -173,6 +174,8 @@ use crate::core::route::Goal;
 /// | `Sending` | `Held` | `Held`: from now on its silence can prove a state |
 /// | any | `BackingOff` | `BackingOff` |
 /// | any | `Paused` | `Paused`, of the poll or of its key |
+/// | any | `Elsewhere` | `Sending` or `Held`; the poll counts from its opening by the other replica |
+/// | any | `Lost` | `Queued`; with the next `AttemptStarted` the poll counts from then |
 /// | any | `Landed` | `Done` |
 ///
 /// # Guarantees
@@ -268,6 +271,12 @@ impl Coalescer {
     /// jobs since the attempt began.
     pub fn may_cache(&self, id: PollId) -> bool {
         self.state.poll(id).is_some_and(|poll| poll.may_cache && !poll.chain.is_outdated)
+    }
+
+    /// Returns whether the answer to the poll may contradict a kept terminal state: a wait was attached whose client asked
+    /// for the upstream's own answer, and no action changed the jobs since the attempt began.
+    pub fn may_contradict(&self, id: PollId) -> bool {
+        self.state.poll(id).is_some_and(|poll| poll.may_contradict && !poll.chain.is_outdated)
     }
 
     /// Returns the number of waits.
@@ -450,9 +459,12 @@ impl Coalescer {
                 Some(Poll { phase: PollPhase::Throttled { .. }, .. }) => drop(self.forget_poll(id)),
                 Some(poll) if poll.is_idle() => self.abort(id),
                 Some(poll) => {
-                    let lingers_until = now + self.timing.linger;
+                    // A poll of another replica lingers there, once all replicas have left it (P6).
+                    let linger = if poll.is_elsewhere { Duration::ZERO } else { self.timing.linger };
+                    let lingers_until = now + linger;
                     match self.watched_until(poll, now).filter(|until| *until > lingers_until) {
                         Some(until) => self.keep_as_watch(id, until),
+                        None if poll.is_elsewhere => self.abort(id),
                         None => {
                             self.state.set_poll_phase(id, PollPhase::Lingering { until: lingers_until });
                         }

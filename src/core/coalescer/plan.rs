@@ -237,7 +237,10 @@ impl Coalescer {
         let has_opened = self.state.wait(id).is_some_and(|wait| wait.opened);
         origin.is_reopen |= self.timing.pace.is_some() && has_opened;
         for jobs in plan.open {
-            self.open(id, jobs, origin, now);
+            match self.read_lately(id, &jobs, origin, now) {
+                Some(read_at) => self.open_later(id, jobs, read_at, now),
+                None => self.open(id, jobs, origin, now),
+            }
         }
         self.after_change(id, detached, now);
     }
@@ -406,6 +409,7 @@ mod tests {
             timeout: Duration::from_secs(110),
             keep: true,
             is_patient: false,
+            newer_than: None,
             known: Vec::new(),
             proof: Proof::Never,
         })

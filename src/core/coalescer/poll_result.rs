@@ -29,6 +29,10 @@ impl Coalescer {
             PollProgress::AttemptStarted => {
                 (poll.attempted_at, poll.attempt) = (now, AttemptState::Sending);
                 poll.chain.is_outdated = false;
+                if std::mem::take(&mut poll.is_elsewhere) {
+                    poll.opened_at = now; // the upstream's hold begins anew
+                    self.end_vain_grace(id, now);
+                }
             }
             PollProgress::Held => {
                 poll.attempt = AttemptState::Held { since: now };
@@ -49,7 +53,29 @@ impl Coalescer {
                 let waits = self.suspend(id, failure, attempt, now);
                 self.attach_or_open_all(waits, None, now);
             }
+            PollProgress::Elsewhere { opened_at, is_held } => {
+                poll.is_elsewhere = true;
+                (poll.opened_at, poll.attempted_at) = (opened_at, opened_at);
+                poll.attempt =
+                    if is_held { AttemptState::Held { since: now } } else { AttemptState::Sending };
+                self.end_vain_grace(id, now);
+            }
+            PollProgress::Lost => {
+                (poll.is_elsewhere, poll.attempt) = (true, AttemptState::Queued);
+                self.end_vain_grace(id, now);
+                self.let_linger([id], now);
+            }
         }
+    }
+
+    /// Takes the snapshot of those waits past their deadline for which the upstream no longer ends this poll (P7).
+    fn end_vain_grace(&mut self, id: PollId, now: Instant) {
+        let Some(poll) = self.state.poll(id) else { return };
+        let is_in_grace = |id: &&WaitId| {
+            self.state.wait(**id).is_some_and(|wait| matches!(wait.phase, WaitPhase::Grace { .. }))
+        };
+        let waits: Vec<WaitId> = poll.waits.iter().filter(is_in_grace).copied().collect();
+        self.attach_or_open_all(waits, None, now);
     }
 
     pub(super) fn retry_after(&mut self, id: PollId, pause: Duration, now: Instant) {
@@ -238,7 +264,7 @@ impl Coalescer {
         for (wait_id, direct) in self.forget_poll(id) {
             let Some(wait) = self.state.wait(wait_id) else { continue };
             let is_spared = failure.kind() == FaultKind::Upstream && self.is_spared(wait_id, direct);
-            if wait.spec.arrived <= attempted_at && !is_spared {
+            if failure.concerns(wait.spec.arrived, attempted_at) && !is_spared {
                 self.settle_failed(wait_id, failure.clone(), direct, now);
             } else {
                 others.push(wait_id);

@@ -5,8 +5,9 @@
 use std::time::Instant;
 
 use super::Coalescer;
-use super::state::{AttemptState, LastFailure, Poll, Wait, WaitPhase};
+use super::state::{AttemptState, Poll, Wait, WaitPhase};
 use super::timing::SNAPSHOT_LIMIT;
+use super::types::LastFailure;
 use super::types::{Failure, Proof, WaitId};
 use crate::core::job::{JobId, JobState, KeyDomain};
 use crate::core::route::Goal;

@@ -8,13 +8,10 @@ use super::chain::ChainLink;
 use super::job_index::JobIndex;
 use super::private_states::PrivateStates;
 use super::timing::Timing;
-use super::types::{Cause, Failure, PollId, PollSpec, WaitId, WaitSpec};
+use super::types::{Cause, Failure, LastFailure, PollId, PollSpec, Proof, WaitId, WaitSpec};
 use crate::core::Map;
 use crate::core::job::{JobId, JobState, KeyDomain};
 use crate::core::route::Goal;
-
-/// A failure, and whether it is the answer to a poll that the wait opened itself.
-pub(super) type LastFailure = (Failure, bool);
 
 #[derive(Debug)]
 pub(super) struct Wait {
@@ -101,7 +98,11 @@ pub(super) struct Poll {
     pub(super) is_watch: bool,
     /// Whether a wait was attached whose answer may be cached.
     pub(super) may_cache: bool,
+    /// Whether a wait was attached whose client asked for the upstream's own answer.
+    pub(super) may_contradict: bool,
     pub(super) opened_at: Instant,
+    /// Whether another replica makes the poll, or made it until now.
+    pub(super) is_elsewhere: bool,
     /// Start of the newest attempt.
     pub(super) attempted_at: Instant,
     /// Failure of the newest attempt that failed.
@@ -123,7 +124,9 @@ impl Poll {
             opener,
             is_watch: false,
             may_cache: false,
+            may_contradict: false,
             opened_at: now,
+            is_elsewhere: false,
             attempted_at: now,
             last_failure: None,
             retry_after: None,
@@ -399,10 +402,12 @@ impl CoalescerState {
     }
 
     fn link(&mut self, wait: WaitId, poll_id: PollId) {
-        let may_cache = self.waits.get(&wait).is_some_and(|wait| wait.spec.keep);
+        let spec = self.waits.get(&wait).map(|wait| &wait.spec);
+        let (keep, proof) = spec.map_or((false, Proof::Never), |spec| (spec.keep, spec.proof));
         let Some(poll) = self.polls.get_mut(&poll_id) else { return };
         poll.waits.insert(wait);
-        poll.may_cache |= may_cache;
+        poll.may_cache |= keep;
+        poll.may_contradict |= proof == Proof::NoCache;
         if let PollPhase::Lingering { .. } = poll.phase {
             self.set_poll_phase(poll_id, PollPhase::Open);
         }

@@ -33,6 +33,8 @@ pub struct WaitSpec {
     pub keep: bool,
     /// Whether the client expects to be held even if the upstream answers its goal at once. True for event streams.
     pub is_patient: bool,
+    /// Moment of the state that the client has: an older one does not reach the goal. Only where jobs may go back.
+    pub newer_than: Option<Instant>,
     /// Cached states that are still valid. Other states count only if seen after `arrived`.
     pub known: Vec<JobState>,
     /// Whether an open poll may prove the answer at once.
@@ -51,7 +53,7 @@ pub enum Proof {
 }
 
 /// A poll as the upstream is asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PollSpec {
     /// Key domain: the credential of the request.
     pub domain: KeyDomain,
@@ -74,6 +76,16 @@ pub enum PollProgress {
     BackingOff(Failure, Duration),
     /// The upstream asked for a pause of this length. Until then it would repeat its answer.
     Paused(Failure, Duration),
+    /// Another replica makes the poll. It opened it at that moment. `is_held`: the upstream holds it, so that its silence
+    /// proves states from now on.
+    Elsewhere {
+        /// Opening by the other replica, by the clock of this one.
+        opened_at: Instant,
+        /// Whether the upstream holds the poll.
+        is_held: bool,
+    },
+    /// The other replica makes the poll no more, or is not heard. It has to be made anew and proves nothing.
+    Lost,
 }
 
 /// Final result of a poll, after the retries of the caller.
@@ -98,6 +110,8 @@ pub enum Failure {
     Unreachable,
     /// A success that cannot be read as jobs, with its bytes if all of them arrived.
     InvalidResponse(Option<Arc<UpstreamResponse>>),
+    /// A response with more bytes than a poll may have. The next attempt would find as many.
+    TooLarge,
     /// No answer within the upstream's limit.
     Timeout,
     /// The upstream paused the whole key by its answer to another poll.
@@ -125,11 +139,18 @@ impl Failure {
     pub fn kind(&self) -> FaultKind {
         match self {
             Failure::Unreachable | Failure::Timeout => FaultKind::Transport,
-            Failure::UpstreamError(_) | Failure::InvalidResponse(_) | Failure::KeyRateLimited { .. } => {
-                FaultKind::Upstream
-            }
+            Failure::UpstreamError(_)
+            | Failure::InvalidResponse(_)
+            | Failure::TooLarge
+            | Failure::KeyRateLimited { .. } => FaultKind::Upstream,
             Failure::LocalResources => FaultKind::Local,
         }
+    }
+
+    /// Returns whether the failure of an attempt is also that of a wait that arrived at `arrived`. A later wait is asked for
+    /// again, but a body that is too large would be so again.
+    pub(super) fn concerns(&self, arrived: Instant, attempted_at: Instant) -> bool {
+        arrived <= attempted_at || matches!(self, Failure::TooLarge)
     }
 
     /// Returns the short word for `Cache-Status`, logs and metrics.
@@ -137,7 +158,7 @@ impl Failure {
         match self {
             Failure::UpstreamError(_) => "upstream-error",
             Failure::Unreachable => "unreachable",
-            Failure::InvalidResponse(_) => "invalid-upstream-response",
+            Failure::InvalidResponse(_) | Failure::TooLarge => "invalid-upstream-response",
             Failure::Timeout => "upstream-timeout",
             Failure::KeyRateLimited { .. } => "key-rate-limited",
             Failure::LocalResources => "local-resources",
@@ -229,6 +250,10 @@ pub enum Cost {
     Coalesced,
     /// Open polls proved the states when the wait arrived.
     Proven,
+    /// The poll of another replica answered the wait. The caller says so; the machine does not know other replicas.
+    Sibling,
+    /// States that another replica had stored answered the wait. The caller says so, too.
+    SharedHit,
 }
 
 /// Reason for the end of a wait.
@@ -258,3 +283,6 @@ impl WaitOutcome {
         }
     }
 }
+
+/// A failure, and whether it is the answer to a poll that the wait opened itself.
+pub(super) type LastFailure = (Failure, bool);

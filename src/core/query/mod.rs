@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str};
 
-use self::identity::{IdentityParams, path_identity};
+use self::identity::{Colons, IdentityParams, path_identity};
 pub use self::identity::{acted_on, named};
 pub use self::target::build_target;
 use crate::core::job::{BadId, JobId, JobSet, MAX_ID_BYTES, RouteIndex};
@@ -157,6 +157,9 @@ pub fn parse_at(
 ) -> Query {
     let (route, form) = (routes.get(index), found.form);
     let Some(identity) = path_identity(route, found) else { return Query::Other };
+    if identity.colons == Colons::Mixed {
+        return Query::Other;
+    }
     let max_jobs = match &route.list {
         Some(list) if !route.is_built_in => max_jobs.max(list.max),
         Some(_) | None => max_jobs,
@@ -187,7 +190,7 @@ pub fn parse_at(
     if ids.has_repeated_id() {
         return Query::Other;
     }
-    let rest = params.append_to(identity.rest);
+    let rest = params.append_to(identity.rest, identity.colons);
     if let Some(id) = identity.id {
         let Ok(job) = JobId::with_rest(index, &id, &rest) else { return Query::Other };
         ids.ids.push(job);
@@ -274,7 +277,7 @@ impl IdList<'_> {
         }
         self.spelling = Some(spelling);
         match spelling {
-            Spelling::Comma => value.split(',').try_for_each(|id| self.push_id(id)),
+            Spelling::Comma => split_at_commas(value).try_for_each(|id| self.push_id(id)),
             Spelling::Plain | Spelling::Brackets | Spelling::Index(_) => self.push_id(value),
         }
     }
@@ -330,6 +333,12 @@ impl IdList<'_> {
         sorted.sort_unstable();
         sorted.windows(2).any(|pair| pair[0] == pair[1])
     }
+}
+
+/// Splits a value at its commas, as they are and percent-encoded: browsers' `URLSearchParams` encodes them, and servers
+/// decode a value before they split it.
+fn split_at_commas(value: &str) -> impl Iterator<Item = &str> {
+    value.split(',').flat_map(|part| part.split("%2C")).flat_map(|part| part.split("%2c"))
 }
 
 /// Characters in an id that parsers disagree on: `+` may be a space, `;` may end the parameter, `,` may end the id.

@@ -3,6 +3,7 @@
 use percent_encoding::utf8_percent_encode;
 
 use super::RESERVED;
+use super::identity::ENCODED_COLONS;
 use crate::core::job::JobSet;
 use crate::core::route::{Form, Goal, ListForm, Route};
 
@@ -46,7 +47,11 @@ pub fn build_target(route: &Route, form: Form, jobs: &JobSet, goal: Goal) -> Str
         (Form::Single | Form::Multi, _) => {
             for id in jobs.iter().take(1) {
                 let (others, params) = id.rest().split_once('?').unwrap_or((id.rest(), ""));
-                route.write_path(&mut target, id.as_str(), others);
+                let (params, has_encoded_colons) = match params.strip_suffix(ENCODED_COLONS) {
+                    Some(params) => (params, true),
+                    None => (params, false),
+                };
+                route.write_path(&mut target, id.as_str(), has_encoded_colons, others);
                 if let Some(param) = &route.id_param {
                     parameter(&mut target, param, "", id.as_str());
                 }

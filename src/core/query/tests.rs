@@ -1,5 +1,6 @@
 use super::identity::MAX_NAMED;
 use super::*;
+use crate::core::route::{ListEndpoint, PathTemplate};
 
 const SINGLE: &str = "/v2/generate/audio/suno-ai/clip";
 const MULTI: &str = "/v2/generate/audio/suno-ai/clips";
@@ -391,4 +392,108 @@ fn take_removes_a_parameter_that_occurs_once_and_returns_its_decoded_value() {
         let expected = taken.map(|(rest, value)| (rest.to_owned(), value.to_owned()));
         assert_eq!(take(query, "id"), expected, "{query}");
     });
+}
+
+#[test]
+fn an_action_names_its_job_also_where_the_id_is_a_parameter_and_the_path_has_variables() {
+    let template = |text| PathTemplate::parse(text).unwrap();
+    let mut route = Route { list: None, wait_param: None, ..Route::never_holding() };
+    (route.path, route.id_param) = (template("/{owner}/tasks"), Some("id".to_owned()));
+    route.actions = vec![template("/{owner}/tasks/{id}/cancel"), template("/stop/{id}/{owner}")];
+    let routes: Routes = route.into();
+    let job = JobId::with_rest(RouteIndex(0), "a", "acme").unwrap();
+    for (path, query) in [
+        ("/acme/tasks", Some("id=a")),
+        ("/acme/tasks", Some("force=1&id=a")),
+        ("/acme/tasks/a/cancel", None),
+        ("/stop/a/acme", None),
+    ] {
+        assert_eq!(acted_on(&routes, path, query), std::slice::from_ref(&job), "{path}");
+    }
+    for path in ["/acme/tasks", "/acme/tasks/a", "/stop/a"] {
+        assert_eq!(acted_on(&routes, path, None), [], "{path}");
+    }
+}
+
+fn plain_routes(list: Option<ListForm>) -> Routes {
+    let path = PathTemplate::parse("/{owner}/jobs/{id}").unwrap();
+    let actions = vec![PathTemplate::parse("/stop/{owner}/{id}").unwrap()];
+    let list = list.map(|form| ListEndpoint { path: "/many".into(), param: "ids".into(), form, max: 6 });
+    let params = vec!["logs".to_owned()];
+    Route { path, id_param: None, actions, list, params, wait_param: None, ..Route::never_holding() }.into()
+}
+
+#[test]
+fn an_action_names_its_job_also_where_only_lenient_servers_read_its_path_so() {
+    let routes = plain_routes(None);
+    let job = |id| JobId::with_rest(RouteIndex(0), id, "acme").unwrap();
+    for path in [
+        "//acme/jobs/a",
+        "/acme//jobs/a",
+        "/acme/jobs/a/",
+        "/acme/jobs/a;x",
+        "/acme;v=1/jobs/a/cancel",
+        "/acme/jobs/a%2Fcancel",
+        "/acme/jobs/a%2fcancel",
+        "/acme/jobs/a%5Ccancel",
+        "/acme/./jobs/a",
+        "/acme/jobs/b/../a",
+        "/acme/%6Aobs/a",
+        "/stop//acme/a",
+        "/stop/acme/a;force",
+        "/stop/acme%2Fa",
+    ] {
+        assert!(acted_on(&routes, path, None).contains(&job("a")), "{path}");
+    }
+    for verb in ["/acme/jobs/a:cancel", "/acme/jobs/a%3Acancel"] {
+        let jobs = acted_on(&routes, verb, None);
+        assert_eq!(jobs, [job("a:cancel"), job("a")], "{verb}");
+    }
+    for path in ["/", "//", "/acme/jobs", "/acme/jobs/%2F", "/%zz/jobs/a"] {
+        assert!(!acted_on(&routes, path, None).contains(&job("a")), "{path}");
+    }
+    assert_eq!(named(&routes, "//acme/jobs/a", None), [job("a")]);
+}
+
+#[test]
+fn a_poll_spells_the_colons_of_an_id_as_its_client_did() {
+    let routes = plain_routes(None);
+    let parse = |target: &str| {
+        let (path, query) =
+            target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+        parse(&routes, path, query, MAX_JOBS)
+    };
+    let base = JobId::with_rest(RouteIndex(0), "a:cancel", "acme").unwrap();
+    for (target, polled) in [
+        ("/acme/jobs/a:cancel", "/acme/jobs/a:cancel"),
+        ("/acme/jobs/a%3acancel", "/acme/jobs/a%3Acancel"),
+        ("/acme/jobs/a%3Acancel?logs=1", "/acme/jobs/a%3Acancel?logs=1"),
+        ("/acme/jobs/a:cancel?logs=1", "/acme/jobs/a:cancel?logs=1"),
+    ] {
+        let Query::Wait(wait) = parse(target) else { panic!("{target} is not understood") };
+        let route = routes.get(RouteIndex(0));
+        assert_eq!(build_target(route, Form::Single, &wait.jobs(), Goal::Now), polled);
+        let [job] = &wait.asked[..] else { panic!("{wait:?}") };
+        assert_eq!((job.as_str(), job.without_params()), ("a:cancel", base.clone()), "{target}");
+        let Query::Wait(again) = parse(polled) else { panic!("{polled} is not understood") };
+        assert_eq!(again.asked, wait.asked);
+    }
+    for target in ["/acme/jobs/a:b%3Ac", "/ac%3Ame/jobs/a"] {
+        assert_eq!(parse(target), Query::Other, "{target}");
+    }
+}
+
+#[test]
+fn in_a_list_with_commas_an_encoded_comma_is_one_too() {
+    let routes = plain_routes(Some(ListForm::Comma));
+    let job = |id| JobId::new(id).unwrap();
+    for query in ["ids=a,b", "ids=a%2Cb", "ids=a%2cb"] {
+        let Query::Wait(wait) = parse(&routes, "/many", Some(query), MAX_JOBS) else { panic!("{query}") };
+        assert_eq!(wait.asked, [job("a"), job("b")], "{query}");
+        assert!([job("a"), job("b")].iter().all(|id| named(&routes, "/many", Some(query)).contains(id)));
+    }
+    assert_eq!(parse(&routes, "/many", Some("ids=a%2C"), MAX_JOBS), Query::Other);
+    let repeated = plain_routes(Some(ListForm::Repeat));
+    let Query::Wait(wait) = parse(&repeated, "/many", Some("ids=a%2Cb"), MAX_JOBS) else { panic!() };
+    assert_eq!(wait.asked, [job("a,b")]);
 }

@@ -46,7 +46,19 @@ pub struct Ladder {
     rungs: Vec<RungSpec>,
 }
 
+impl Rung {
+    /// Returns the position on the ladder.
+    pub fn position(self) -> u8 {
+        self.0
+    }
+}
+
 impl Ladder {
+    /// Returns the rung at this position.
+    pub fn at(&self, position: u8) -> Option<Rung> {
+        (usize::from(position) < self.rungs.len()).then_some(Rung(position))
+    }
+
     /// Creates a ladder from its rungs, first state first.
     ///
     /// # Panics

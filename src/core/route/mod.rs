@@ -264,13 +264,23 @@ impl Route {
         Some(values.collect::<Option<Vec<String>>>()?.join("/"))
     }
 
-    /// Writes the path of a job at the single endpoint: its id and its other variables, which are encoded already.
-    pub(crate) fn write_path(&self, out: &mut String, id: &str, other_variables: &str) {
+    /// Writes the path of a job at the single endpoint: its id, with or without encoded colons, and its other variables,
+    /// which are encoded already.
+    pub(crate) fn write_path(&self, out: &mut String, id: &str, encodes_colons: bool, other_variables: &str) {
         let mut others = other_variables.split('/');
         self.path.write(out, |name| match name {
+            ID if encodes_colons => Cow::Owned(encode_segment(id).replace(':', "%3A")),
             ID => encode_segment(id),
             _ => Cow::Borrowed(others.next().unwrap_or_default()),
         });
+    }
+}
+
+#[cfg(test)]
+impl Route {
+    /// Returns a configured route with the paths and states of the built-in one, whose upstream never holds.
+    pub(crate) fn never_holding() -> Self {
+        Self { hold: Duration::ZERO, is_built_in: false, ..Self::suno() }
     }
 }
 

@@ -108,6 +108,20 @@ impl KeyState {
 }
 
 impl PollScheduler {
+    /// Returns the end of the pause of a key.
+    pub fn paused_until(&self, domain: KeyDomain) -> Option<Instant> {
+        match self.keys.get(&domain)?.pause {
+            KeyPause::Until(until) => Some(until),
+            KeyPause::None | KeyPause::Probe | KeyPause::Probing(_) => None,
+        }
+    }
+
+    /// Pauses a key because the upstream paused it for another replica, at most 60 s.
+    pub fn pause_by_sibling(&mut self, domain: KeyDomain, pause: Duration, now: Instant) {
+        self.keys.entry(domain).or_default();
+        self.pause_key(domain, now + pause.min(MAX_KEY_PAUSE), now);
+    }
+
     /// Records a 429, pauses its poll, and decides whether it pauses the key. `retry_after` is not zero.
     pub(super) fn rate_limited(
         &mut self,

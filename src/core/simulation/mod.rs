@@ -299,6 +299,7 @@ impl Run {
             timeout: client.timeout,
             keep: true,
             is_patient: false,
+            newer_than: None,
             known: Vec::new(),
             proof: Proof::Never,
         };

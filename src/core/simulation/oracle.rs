@@ -223,7 +223,7 @@ impl Run {
             Failure::KeyRateLimited { .. } => {
                 assert!(self.plan.refused_jobs(client.domain) > 1, "{client:?} gets a pause of its key");
             }
-            Failure::InvalidResponse(_) | Failure::LocalResources => {
+            Failure::InvalidResponse(_) | Failure::TooLarge | Failure::LocalResources => {
                 panic!("this upstream fails in other ways")
             }
         }

@@ -5,11 +5,18 @@
 //! 5d1c29f0:over                   all events are sent
 //! ```
 //!
+//! Other characters in a word of a configured route than letters, digits and `-._~` are percent-encoded, and the words
+//! `-` and `over` too.
+//!
 //! Where the upstream never holds, a job may return to a state: an id then names the last state sent of each job, and a
 //! client that reconnects gets any other state. The same id may occur twice in a stream.
 //!
 //! The digest of jobs and rung comes first, so that ids of other streams are ignored. An id contains nothing that the
 //! client does not know, and a forged one changes only the client's own stream.
+
+use std::borrow::Cow;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::core::job::JobId;
 use crate::core::route::{Ladder, Route, Rung};
@@ -35,6 +42,8 @@ impl PositionCodec {
     pub(super) fn new(route: &Route, jobs: &[JobId], goal: Rung) -> Self {
         let (mut hash, ladder) = (blake3::Hasher::new(), &route.ladder);
         if !route.is_built_in {
+            // The length separates the name from the word behind it.
+            hash.update(&route.name.len().to_le_bytes());
             hash.update(route.name.as_bytes());
         }
         hash.update(ladder.name(goal).as_bytes());
@@ -49,7 +58,7 @@ impl PositionCodec {
     }
 
     pub(super) fn encode(&self, position: &Position) -> String {
-        let rung = |rung: &Option<Rung>| rung.map_or(NONE, |rung| self.ladder.name(rung));
+        let rung = |rung: &Option<Rung>| rung.map_or(NONE.into(), |rung| encode_word(self.ladder.name(rung)));
         match position {
             Position::Sent(sent) => {
                 format!("{}:{}", self.digest, sent.iter().map(rung).collect::<Vec<_>>().join(","))
@@ -66,13 +75,24 @@ impl PositionCodec {
         }
         let rung = |word| match word {
             NONE => Some(None),
-            word => self.ladder.rung(word).map(Some),
+            word => self.ladder.rung(&percent_decode_str(word).decode_utf8().ok()?).map(Some),
         };
         let sent: Vec<_> = rungs.split(',').take(self.jobs + 1).map(rung).collect::<Option<_>>()?;
         (sent.len() == self.jobs).then_some(Position::Sent(sent))
     }
 }
 
+/// Encodes a word of the ladder, so that it has no comma, no character that a header field cannot have, and is never the
+/// sign for no rung or for the end.
+fn encode_word(word: &str) -> Cow<'_, str> {
+    match word {
+        NONE => "%2D".into(),
+        OVER => "%6Fver".into(),
+        word => utf8_percent_encode(word, OUTSIDE_WORD).into(),
+    }
+}
+
+const OUTSIDE_WORD: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 const DIGEST_DIGITS: usize = 8;
 const NONE: &str = "-";
 const OVER: &str = "over";
@@ -80,6 +100,7 @@ const OVER: &str = "over";
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::route::RungSpec;
 
     fn codec(ids: &[&str], goal: &str) -> PositionCodec {
         let route = Route::suno();
@@ -97,6 +118,40 @@ mod tests {
             assert_eq!(codec.decode(&id), Some(position), "{id}");
         }
         assert_eq!(codec.encode(&Position::Sent(vec![None; 3]))[DIGEST_DIGITS..], *":-,-,-");
+    }
+
+    #[test]
+    fn any_word_of_a_ladder_is_written_so_that_it_is_read_again() {
+        let words = ["over", "-", "a,b", "a b", "läuft", "%2D", "\n", ":", "TIMED-OUT"];
+        let ladder = Ladder::new(words.iter().map(|word| RungSpec::pending(word)).collect());
+        let route = Route { ladder: ladder.clone(), ..Route::never_holding() };
+        let jobs = ["a", "b"].map(|id| JobId::new(id).unwrap());
+        for goal in ladder.rungs() {
+            let (one, two) =
+                (PositionCodec::new(&route, &jobs[..1], goal), PositionCodec::new(&route, &jobs, goal));
+            let id = one.encode(&Position::Sent(vec![Some(goal)]));
+            assert!(id.bytes().all(|byte| byte.is_ascii_graphic() && byte != b','), "{id}");
+            assert_eq!(one.decode(&id), Some(Position::Sent(vec![Some(goal)])), "{id}");
+            let sent = Position::Sent(vec![Some(goal), None]);
+            assert_eq!(two.decode(&two.encode(&sent)), Some(sent));
+        }
+        assert!(one_of_words("TIMED-OUT", &route).ends_with(":TIMED-OUT"));
+    }
+
+    fn one_of_words(word: &str, route: &Route) -> String {
+        let rung = route.ladder.rung(word).unwrap();
+        let codec = PositionCodec::new(route, &[JobId::new("a").unwrap()], rung);
+        codec.encode(&Position::Sent(vec![Some(rung)]))
+    }
+
+    #[test]
+    fn the_name_of_a_route_and_the_goal_do_not_run_together() {
+        let ladder = Ladder::new(["one", "sone"].map(RungSpec::pending).to_vec());
+        let digest = |name: &str, goal| {
+            let route = Route { name: name.to_owned(), ladder: ladder.clone(), ..Route::never_holding() };
+            one_of_words(goal, &route)[..DIGEST_DIGITS].to_owned()
+        };
+        assert_ne!(digest("jobs", "one"), digest("job", "sone"));
     }
 
     #[test]

@@ -140,7 +140,7 @@ impl EventStreams {
         insert_preference_applied(headers, applied);
         match start {
             StreamStart::Waiting => append_cache_status(headers, "fwd=miss"),
-            StreamStart::Cached { ttl } => append_hit_status(headers, ttl),
+            StreamStart::Cached { ttl } => append_hit_status(headers, ttl, ""),
             StreamStart::SentBefore => append_cache_status(headers, STREAM_OVER),
         }
         Ok(response)

@@ -67,6 +67,8 @@ struct JobProgress {
     id: JobId,
     /// The highest rung sent; the last one where jobs may go back.
     sent: Option<Rung>,
+    /// Moment of the last state sent on this connection.
+    sent_as_of: Option<Instant>,
     /// The digest of the state with an unknown status that was sent after `sent`.
     unknown_status_digest: Option<blake3::Hash>,
 }
@@ -91,7 +93,7 @@ impl JobStream {
     ) -> Self {
         let jobs = request.query.asked.iter().cloned().zip(sent);
         Self {
-            jobs: jobs.map(|(id, sent)| JobProgress { id, sent, unknown_status_digest: None }).collect(),
+            jobs: jobs.map(|(id, sent)| JobProgress::new(id, sent)).collect(),
             deadline: request.arrived + request.options.timeout,
             pending: FuturesUnordered::new(),
             unread: VecDeque::from([sse::OPENING]),
@@ -267,7 +269,8 @@ impl JobStream {
             Some(sent) if route.never_holds() => Goal::Not(sent),
             Some(sent) => Goal::Rung(route.ladder.next(sent).unwrap_or(sent).min(self.goal)),
         };
-        self.wait(JobSet::new([job.id.clone()]), goal)
+        let newer_than = job.sent_as_of.filter(|_| route.never_holds());
+        WaitRequest { newer_than, ..self.wait(JobSet::new([job.id.clone()]), goal) }
     }
 
     /// Returns a wait like that of a client which arrives now and waits until the stream's deadline.
@@ -286,6 +289,7 @@ impl JobStream {
             max_age: options.max_age.or(Some(now.saturating_duration_since(*arrived))),
             may_store: options.keep,
             is_patient: true,
+            newer_than: None,
             links: links.clone(),
         }
     }
@@ -367,6 +371,10 @@ enum Reconnect {
 }
 
 impl JobProgress {
+    fn new(id: JobId, sent: Option<Rung>) -> Self {
+        Self { id, sent, sent_as_of: None, unknown_status_digest: None }
+    }
+
     /// Records a state as sent. Returns false if the client has it already.
     fn advance(&mut self, state: &JobState, may_go_back: bool) -> bool {
         let is_other = state.rung != self.sent || self.unknown_status_digest.is_some();
@@ -382,6 +390,7 @@ impl JobProgress {
                 self.unknown_status_digest = digest;
             }
         }
+        self.sent_as_of = Some(state.as_of);
         true
     }
 

@@ -23,6 +23,7 @@ use crate::gateway::response::append_cache_status;
 use crate::gateway::{Decision, Gateway, RequestState};
 use crate::limits::Subject;
 use crate::protocol::body::{Body, BoxError, Stalled};
+use crate::protocol::forwarded::is_proxied;
 use crate::protocol::host::requested_host;
 use crate::upstream::poll::{KeyVerdict, key_verdict};
 
@@ -65,8 +66,11 @@ impl Gateway {
         })
     }
 
-    /// Authenticates a request whose body took time: a reload may have removed its client meanwhile.
-    fn authenticate_again(&self, headers: &HeaderMap) -> Result<Option<Identity>, GatewayError> {
+    /// Authenticates a request that took time until it is passed through: a reload may have removed its client meanwhile.
+    pub(in crate::gateway) fn authenticate_again(
+        &self,
+        headers: &HeaderMap,
+    ) -> Result<Option<Identity>, GatewayError> {
         Ok(self.0.authenticator.identify(headers)?)
     }
 
@@ -106,6 +110,7 @@ impl Gateway {
                 [Method::GET, Method::HEAD].contains(request.method()),
                 requested_host(request.uri(), request.headers()),
             );
+            let is_proxied = is_proxied(request.headers());
             let action = PendingAction::of(&self, &request, identity.as_ref());
             let fwd = if request.method() == Method::GET { "fwd=bypass" } else { "fwd=method" };
             let named = query::named(&self.0.routes, request.uri().path(), request.uri().query());
@@ -139,7 +144,7 @@ impl Gateway {
                 }
             }
             if let Some(links) = &self.0.links {
-                links.rewrite(response.headers_mut(), || state.client_origin(host.as_ref()));
+                links.rewrite(response.headers_mut(), || state.client_origin(host.as_ref(), is_proxied));
             }
             // Without `fwd-status`: it would repeat the status of the response.
             append_cache_status(response.headers_mut(), fwd);
@@ -161,7 +166,10 @@ impl Gateway {
     /// key: the upstream answers some paths without checking it.
     fn record_key_verdict(&self, verdict: Option<KeyVerdict>, domain: KeyDomain, named: &[JobId]) {
         match verdict {
-            Some(KeyVerdict::Refused) => self.0.cache.key_rejected(domain, clock::now()),
+            Some(KeyVerdict::Refused) => {
+                self.0.cache.key_rejected(domain, clock::now());
+                self.0.hub.key_refused(domain);
+            }
             Some(KeyVerdict::Forbidden) => self.0.cache.key_forbidden(domain, named, clock::now()),
             Some(KeyVerdict::Accepted) | None => {}
         }

@@ -45,7 +45,7 @@ use crate::protocol::request::RequestCtx;
 use crate::protocol::via::{append_via, decrement_max_forwards};
 use crate::telemetry::metrics::{CallCause, CallError, CallKind, Code, Metrics};
 use crate::telemetry::trace::RequestSpan;
-use crate::upstream::client::{BadTarget, Client, ResponseBody, SendError};
+use crate::upstream::client::{BadTarget, Client, ResponseBody, SendError, UpgradedStream, UpstreamUpgrade};
 
 mod download;
 mod handler;
@@ -360,7 +360,7 @@ fn upgraded(
     downstream: OnUpgrade,
     is_lent: bool,
 ) -> PassthroughResponse {
-    let upstream = hyper::upgrade::on(&mut response);
+    let upstream = response.extensions_mut().remove::<UpstreamUpgrade>().and_then(|upgrade| upgrade.take());
     let protocols = response.headers().get(header::UPGRADE).cloned();
     let mut response = client_response(response, is_lent);
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -370,12 +370,13 @@ fn upgraded(
     PassthroughResponse { response, tunnel: Some(Box::pin(tunnel(downstream, upstream))) }
 }
 
-async fn tunnel(downstream: OnUpgrade, upstream: OnUpgrade) {
-    let (downstream, upstream) = match tokio::try_join!(downstream, upstream) {
-        Ok(both) => both,
-        Err(error) => return debug!(%error, "upgrade failed"),
+async fn tunnel(downstream: OnUpgrade, upstream: Option<UpgradedStream>) {
+    let (downstream, mut upstream) = match (downstream.await, upstream) {
+        (Ok(downstream), Some(upstream)) => (downstream, upstream),
+        (Ok(_), None) => return debug!("the upstream's connection cannot be upgraded"),
+        (Err(error), _) => return debug!(%error, "upgrade failed"),
     };
-    let (mut downstream, mut upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
+    let mut downstream = TokioIo::new(downstream);
     match tokio::io::copy_bidirectional(&mut downstream, &mut upstream).await {
         Ok((up, down)) => debug!(up, down, "tunnel ended"),
         Err(error) => debug!(%error, "tunnel failed"),

@@ -30,7 +30,8 @@ const DUE_BYTES: usize = 64 << 10;
 /// in the hands of the thread.
 const MAX_BYTES: usize = 4 << 20;
 
-/// Largest capacity that a buffer keeps between two writes, in bytes.
+/// Capacity of a buffer at the start, and the largest that it keeps between two writes, in bytes. Requests then seldom pay
+/// for its growth.
 const KEPT_CAPACITY: usize = 256 << 10;
 
 /// Longest time that the drop of the log waits for the file.
@@ -77,7 +78,8 @@ impl LogWriter {
         file: impl Write + Send + 'static,
         is_direct: bool,
     ) -> io::Result<(Self, FlushGuard)> {
-        let pending = Pending { lines: Vec::new(), dropped: 0, is_due: false, is_direct, is_writing: false };
+        let lines = Vec::with_capacity(KEPT_CAPACITY);
+        let pending = Pending { lines, dropped: 0, is_due: false, is_direct, is_writing: false };
         let writer = Self(Arc::new(LogBuffer {
             pending: Mutex::new(pending),
             ready: Condvar::new(),
@@ -114,7 +116,7 @@ impl LogWriter {
     }
 
     fn run(&self, mut file: impl Write) {
-        let (mut lines, mut is_accepting) = (Vec::new(), true);
+        let (mut lines, mut is_accepting) = (Vec::with_capacity(KEPT_CAPACITY), true);
         loop {
             let mut pending = self.0.pending.lock();
             while pending.lines.is_empty() && !(is_accepting && pending.dropped > 0) {

@@ -11,6 +11,7 @@
 //!
 //! To add a metric: register it under its full name with [`register`], and describe it in `docs/observability.md`.
 
+mod cluster;
 mod fanout;
 mod labels;
 mod members;
@@ -34,6 +35,8 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 use serde::{Serialize, Serializer};
 use strum::VariantArray as _;
 
+use self::cluster::ClusterMetrics;
+pub(crate) use self::cluster::{ClaimOutcome, LinkLabel, MessageLabel, TakeoverReason};
 use self::fanout::FanoutMetrics;
 pub(crate) use self::fanout::{Fanout, FanoutQuantiles};
 pub(crate) use self::labels::{
@@ -65,6 +68,7 @@ pub struct Metrics {
     pub(crate) connections: ConnectionMetrics,
     pub(crate) spans_lost: Counter,
     pub(crate) unknown_states: UnknownStateMetrics,
+    pub(crate) cluster: ClusterMetrics,
 }
 
 /// Counts since the start of the process.
@@ -127,6 +131,7 @@ impl Metrics {
             members: MemberMetrics::new(registry),
             connections: ConnectionMetrics::new(registry),
             unknown_states: UnknownStateMetrics::new(registry),
+            cluster: ClusterMetrics::new(registry),
         })
     }
 

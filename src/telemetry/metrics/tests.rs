@@ -91,6 +91,10 @@ fn counts_are_on_the_page_with_their_labels() {
     metrics.upstream.set_poll_counts(PollCounts { open: 3, waiting: 2, watches: 1, is_breaker_open: true });
     metrics.waits.finish(WaitEnd::Reached, Duration::from_secs(1));
     metrics.waits.finish(WaitEnd::ClientClosed, Duration::ZERO);
+    metrics.cluster.set_link(LinkLabel::Far);
+    metrics.cluster.set_counts(3, 7);
+    metrics.cluster.claim(ClaimOutcome::Held, Duration::from_millis(1));
+    metrics.cluster.message(MessageLabel::Landed);
     let page = page(&registry);
     let rows = [
         ("clipgate_requests_total{route=\"clip\",outcome=\"hit\"}", 1.0),
@@ -110,6 +114,15 @@ fn counts_are_on_the_page_with_their_labels() {
         ("clipgate_upstream_polls_waiting", 2.0),
         ("clipgate_watches", 1.0),
         ("clipgate_breaker_open", 1.0),
+        ("clipgate_cluster_link{state=\"near\"}", 0.0),
+        ("clipgate_cluster_link{state=\"far\"}", 1.0),
+        ("clipgate_cluster_members", 3.0),
+        ("clipgate_cluster_outbox", 7.0),
+        ("clipgate_cluster_claims_total{outcome=\"held\"}", 1.0),
+        ("clipgate_cluster_claims_total{outcome=\"timeout\"}", 0.0),
+        ("clipgate_cluster_claim_seconds_count", 1.0),
+        ("clipgate_cluster_takeovers_total{why=\"dead\"}", 0.0),
+        ("clipgate_cluster_messages_total{kind=\"landed\"}", 1.0),
         ("clipgate_upstream_requests_total{kind=\"poll\",code=\"200\",cause=\"wait\"}", 0.0),
     ];
     for (sample, expected) in rows {

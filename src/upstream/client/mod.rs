@@ -34,6 +34,7 @@ mod observed_stream;
 mod pool;
 mod response_body;
 mod target;
+mod upgrade;
 mod upload;
 
 use std::error::Error as StdError;
@@ -51,6 +52,7 @@ use self::connect::{Connector, Protocols};
 use self::pool::Pool;
 pub(crate) use self::response_body::ResponseBody;
 use self::target::BaseUrl;
+pub(crate) use self::upgrade::{UpgradedStream, UpstreamUpgrade};
 use crate::config;
 use crate::protocol::body::Body;
 use crate::telemetry::metrics::CallError;
@@ -271,6 +273,9 @@ impl Client {
         }
     }
 }
+
+/// Sender that is used when a request is on a connection. Dropped unused if the request fails before.
+type SentNotice = oneshot::Sender<()>;
 
 /// Requests that the client resends if the upstream has not processed them.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -27,10 +27,9 @@ use tokio_util::task::TaskTracker;
 use super::connect::{Connector, timed_out};
 use super::http1::{Http1, Http1Failure, Lease};
 use super::http2::{self, Http2, Http2Failure, Http2Status, MAX_STREAMS, StreamSlot};
-use super::observed_stream::SentNotice;
 use super::response_body::ResponseBody;
 use super::target::BaseUrl;
-use super::{ResendPolicy, SendError};
+use super::{ResendPolicy, SendError, SentNotice};
 use crate::clock;
 use crate::protocol::body::Body;
 
@@ -70,7 +69,7 @@ struct PoolState {
 }
 
 struct IdleHttp1 {
-    http1: Arc<Http1>,
+    http1: Box<Http1>,
     since: Instant,
 }
 
@@ -137,7 +136,7 @@ impl Pool {
             let (unsent, error) = match self.connection().await? {
                 PooledConnection::Http1(lease) => {
                     let is_kept = lease.is_kept();
-                    match lease.send(request, self.base.host(), notice.take()).await {
+                    match lease.send(request, self.base.host(), notice.take(), &self.tasks).await {
                         Ok(response) => return Ok(response),
                         Err(Http1Failure::Unsent(unsent, error)) if is_kept => (*unsent, error),
                         Err(Http1Failure::Unsent(_, error) | Http1Failure::Final(error)) => {
@@ -240,27 +239,25 @@ impl Pool {
         let connected = self.connector.connect().await?;
         // Jitter keeps connections that were opened together from ending together.
         let age = self.max_age.mul_f64(0.9 + 0.2 * fastrand::f64());
-        let (retire_at, pool) = (clock::now() + age, self.myself.clone());
+        let retire_at = clock::now() + age;
         if connected.is_http2 {
             let settings_timeout = self.connector.timeout();
             let (http2, driver) =
-                Http2::handshake(connected.stream, retire_at, number, settings_timeout, pool).await?;
+                Http2::handshake(connected.stream, retire_at, number, settings_timeout, self.myself.clone())
+                    .await?;
             self.tasks.spawn(driver);
             Ok(NewConnection::Http2(http2))
         } else {
-            let (http1, driver) = Http1::handshake(connected.stream, retire_at, pool).await?;
-            self.tasks.spawn(driver);
-            Ok(NewConnection::Http1(http1))
+            Ok(NewConnection::Http1(Http1::new(connected.stream, retire_at)))
         }
     }
 
     /// Takes back an HTTP/1.1 connection that is ready for the next request.
-    pub(super) fn put_back(&self, http1: Arc<Http1>) {
+    pub(super) fn put_back(&self, http1: Box<Http1>) {
         let now = clock::now();
         let handover = {
             let mut state = self.state.lock();
-            if !http1.is_usable(now) || (state.idle.len() >= MAX_IDLE && state.waiting.is_empty()) {
-                http1.close();
+            if http1.is_retired(now) || (state.idle.len() >= MAX_IDLE && state.waiting.is_empty()) {
                 return;
             }
             state.idle.push_back(IdleHttp1 { http1, since: now });
@@ -355,13 +352,7 @@ impl Pool {
     fn reap(&self) -> bool {
         let mut state = self.state.lock();
         let now = clock::now();
-        state.idle.retain(|idle| {
-            let is_usable = idle.is_usable(now);
-            if !is_usable {
-                idle.http1.close();
-            }
-            is_usable
-        });
+        state.idle.retain_mut(|idle| idle.is_usable(now));
         state.is_reaping = !state.idle.is_empty();
         state.is_reaping
     }
@@ -378,6 +369,7 @@ impl Pool {
         let mut state = self.state.lock();
         let now = clock::now();
         state.shared.retain(|http2| http2.is_usable(now));
+        state.idle.retain_mut(|idle| idle.is_usable(now));
         state.shared.len() + state.idle.len()
     }
 
@@ -388,21 +380,16 @@ impl Pool {
     }
 }
 
-impl Drop for Pool {
-    fn drop(&mut self) {
-        self.state.get_mut().idle.iter().for_each(|idle| idle.http1.close());
-    }
-}
-
 impl IdleHttp1 {
-    fn is_usable(&self, now: Instant) -> bool {
-        self.http1.is_usable(now) && now.saturating_duration_since(self.since) < MAX_UNUSED
+    fn is_usable(&mut self, now: Instant) -> bool {
+        let is_recent = now.saturating_duration_since(self.since) < MAX_UNUSED;
+        is_recent && !self.http1.is_retired(now) && !self.http1.is_broken()
     }
 }
 
 /// Connection that a dial has opened.
 enum NewConnection {
-    Http1(Arc<Http1>),
+    Http1(Box<Http1>),
     Http2(Arc<Http2>),
 }
 
@@ -417,11 +404,10 @@ impl PoolState {
         if let Some(http2) = self.shared.iter().find(|http2| http2.has_room()) {
             return Some(PooledConnection::Http2(StreamSlot::take(http2, pool.clone())));
         }
-        while let Some(idle) = self.idle.pop_back() {
+        while let Some(mut idle) = self.idle.pop_back() {
             if idle.is_usable(now) {
-                return Some(PooledConnection::Http1(Lease::new(Arc::clone(&idle.http1), pool.clone())));
+                return Some(PooledConnection::Http1(Lease::new(idle.http1, pool.clone())));
             }
-            idle.http1.close();
         }
         None
     }

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-use super::http1::Http1Body;
+use super::http1::{Http1Body, Http1Fault};
 use super::http2::Http2Body;
 
 /// Response body as it arrives. Dropping it before its end cancels the request.
@@ -23,7 +23,7 @@ enum VersionedBody {
 #[derive(Debug, thiserror::Error)]
 pub enum ResponseBodyError {
     #[error(transparent)]
-    Http1(#[from] hyper::Error),
+    Http1(#[from] Http1Fault),
     #[error(transparent)]
     Http2(#[from] h2::Error),
 }

@@ -33,7 +33,7 @@ mod tests {
 
     #[test]
     fn the_longest_hint_counts_up_to_a_minute_where_the_upstream_never_holds() {
-        let plain = Route { hold: Duration::ZERO, ..Route::suno() };
+        let plain = Route::never_holding();
         let rows: [(&[(&'static str, &'static str)], _, _); 7] = [
             (&[], None, None),
             (&[("retry-after", "5")], Some(5000), Some(5000)),

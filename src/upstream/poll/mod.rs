@@ -139,19 +139,26 @@ impl Poller {
                 }
             };
             match response {
-                Ok(response) => read(response).await.map_err(|fault| (fault, RetryAdvice::BackOff)),
+                Ok(response) => read(response).await,
                 Err(error) => {
                     debug!(reason = error.reason(), error = &error as &dyn std::error::Error, "poll failed");
                     call.note_error(&error);
                     let is_closed = matches!(error, SendError::Closed(_));
                     let advice = if is_closed { RetryAdvice::Reconnect } else { RetryAdvice::BackOff };
-                    Err((error.fault(), advice))
+                    Err(AttemptFault::Call(error.fault(), advice))
                 }
             }
         };
         let result = tokio::time::timeout(self.connect_timeout + self.response_timeout(spec), attempt).await;
-        let (code, outcome) = match result.unwrap_or(Err((CallError::Timeout, RetryAdvice::BackOff))) {
-            Err((fault, advice)) => (Code::Fault(fault), AttemptOutcome::Failed(failure(fault), advice)),
+        let timed_out = Err(AttemptFault::Call(CallError::Timeout, RetryAdvice::BackOff));
+        let (code, outcome) = match result.unwrap_or(timed_out) {
+            Err(AttemptFault::Call(fault, advice)) => {
+                (Code::Fault(fault), AttemptOutcome::Failed(failure(fault), advice))
+            }
+            Err(AttemptFault::TooLarge) => (
+                Code::Fault(CallError::Invalid),
+                AttemptOutcome::Failed(Failure::TooLarge, RetryAdvice::GiveUp),
+            ),
             Ok((status, headers, body)) => match self.classify(spec, status, &headers, body, sent_at) {
                 invalid @ AttemptOutcome::Failed(Failure::InvalidResponse(_), _) => {
                     (Code::Fault(CallError::Invalid), invalid)
@@ -311,17 +318,24 @@ fn failure(fault: CallError) -> Failure {
     }
 }
 
-async fn read(response: Response<ResponseBody>) -> Result<(StatusCode, HeaderMap, Bytes), CallError> {
+/// Why an attempt has no complete response.
+enum AttemptFault {
+    Call(CallError, RetryAdvice),
+    /// The body has more than [`MAX_RESPONSE`] bytes.
+    TooLarge,
+}
+
+async fn read(response: Response<ResponseBody>) -> Result<(StatusCode, HeaderMap, Bytes), AttemptFault> {
     let (parts, body) = response.into_parts();
     match Limited::new(body, MAX_RESPONSE).collect().await {
         Ok(body) => Ok((parts.status, parts.headers, body.to_bytes())),
         Err(error) if error.is::<LengthLimitError>() => {
             debug!(limit = MAX_RESPONSE, "poll response is too large");
-            Err(CallError::Invalid)
+            Err(AttemptFault::TooLarge)
         }
         Err(error) => {
             debug!(%error, "poll response ended early");
-            Err(CallError::Reset)
+            Err(AttemptFault::Call(CallError::Reset, RetryAdvice::BackOff))
         }
     }
 }

@@ -64,10 +64,9 @@ impl Fixture {
     }
 }
 
-/// hyper would resend it on a new connection, which may take seconds, after the hub was notified that the poll is
-/// held.
+/// An idle connection that the peer has closed is not used, so the poll is sent once and its attempt succeeds.
 #[tokio::test]
-async fn the_client_does_not_resend_a_poll_from_a_dead_kept_connection() {
+async fn a_poll_is_not_sent_on_a_kept_connection_that_the_peer_has_closed() {
     let fixture = Fixture::new().await;
     let answering = async {
         let (mut socket, _) = fixture.listener.accept().await.unwrap();
@@ -80,13 +79,26 @@ async fn the_client_does_not_resend_a_poll_from_a_dead_kept_connection() {
     let (outcome, socket) = tokio::join!(fixture.try_poll(), answering);
     assert!(matches!(outcome, AttemptOutcome::Landed(_)), "{outcome:?}");
     drop(socket);
-    tokio::task::yield_now().await; // the client sees that the socket is readable, and has not read its end yet
-    let outcome = tokio::select! {
-        outcome = fixture.try_poll() => outcome,
-        _ = fixture.listener.accept() => panic!("the poll was sent again"),
+    tokio::time::sleep(Duration::from_millis(20)).await; // until the end of the stream has arrived
+    let (outcome, _) = fixture.answered_with("").await;
+    assert!(matches!(outcome, AttemptOutcome::Landed(_)), "{outcome:?}");
+}
+
+/// The peer closes the connection after the request has arrived: the upstream may have begun to work.
+#[tokio::test]
+async fn the_client_does_not_resend_a_poll_whose_connection_ends() {
+    let fixture = Fixture::new().await;
+    let breaking = async {
+        let (mut socket, _) = fixture.listener.accept().await.unwrap();
+        read_head(&mut socket).await;
+        drop(socket);
     };
+    let attempt = async { tokio::join!(fixture.try_poll(), breaking).0 };
+    let outcome = attempt.await;
+    let again = tokio::time::timeout(Duration::from_millis(100), fixture.listener.accept()).await;
+    assert!(again.is_err(), "the poll was sent again");
     assert!(
-        matches!(outcome, AttemptOutcome::Failed(Failure::Unreachable, RetryAdvice::Reconnect)),
+        matches!(outcome, AttemptOutcome::Failed(Failure::Unreachable, RetryAdvice::BackOff)),
         "{outcome:?}"
     );
 }
@@ -129,4 +141,12 @@ async fn the_poller_rejects_a_switch_of_protocols() {
         matches!(outcome, AttemptOutcome::Failed(Failure::InvalidResponse(_), RetryAdvice::BackOff)),
         "{outcome:?}"
     );
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_ends_the_poll() {
+    let mut response = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
+    response.resize(response.len() + MAX_RESPONSE + 1, b' ');
+    let outcome = Fixture::new().await.answered(&String::from_utf8(response).unwrap()).await;
+    assert!(matches!(outcome, AttemptOutcome::Failed(Failure::TooLarge, RetryAdvice::GiveUp)), "{outcome:?}");
 }

@@ -32,11 +32,20 @@ impl UnknownWords {
     pub(super) fn record(&self, index: RouteIndex, route: &Route, word: &str) {
         self.metrics.unknown_states.record(index);
         let word: String = word.chars().take(MAX_CHARACTERS).collect();
-        if self.is_new(index, &word) {
+        if !self.is_new(index, &word) {
+            return;
+        }
+        let (name, word) = (route.name.as_str(), &*escape(&word));
+        if route.is_built_in {
             warn!(
-                clipgate.route = route.name.as_str(),
-                word = &*escape(&word),
-                "unknown state: add the word to `pending`, `succeeded` or `failed` of the route"
+                clipgate.route = name,
+                word,
+                "unknown state: clients get it as it came; `clipgate presets suno` prints a route to add the word to"
+            );
+        } else {
+            warn!(
+                clipgate.route = name,
+                word, "unknown state: add the word to `pending`, `succeeded` or `failed` of the route"
             );
         }
     }

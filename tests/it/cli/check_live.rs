@@ -51,14 +51,16 @@ async fn name_connection_and_key_are_reported_and_no_clip_is_requested() {
     assert!(env.sim.requests().iter().all(|seen| seen.target.contains("=00000000-")));
 }
 
+/// Returns the configuration of a member of a team, with a hash of this digit.
+fn member(name: &str, key: &str, token: char) -> String {
+    let hash = token.to_string().repeat(64);
+    format!("[[team.members]]\nname = \"{name}\"\ntoken_sha256 = \"{hash}\"\nupstream_key = \"{key}\"\n")
+}
+
 #[tokio::test]
 async fn each_members_key_is_tested_and_a_rejected_one_is_exit_code_2() {
     let env = env_with_hold(1000).await;
     env.sim.accept_keys(Some(&["sk-good".to_owned()]));
-    let member = |name: &str, key: &str, token: char| {
-        let hash = token.to_string().repeat(64);
-        format!("[[team.members]]\nname = \"{name}\"\ntoken_sha256 = \"{hash}\"\nupstream_key = \"{key}\"\n")
-    };
     let lines =
         format!("auth.mode = \"team\"\n{}{}", member("alice", "sk-good", 'a'), member("bob", "sk-gone", 'b'));
     let output = check(&env, &lines, &["--job", "a"]).await;
@@ -68,6 +70,19 @@ async fn each_members_key_is_tested_and_a_rejected_one_is_exit_code_2() {
     assert!(keys[1].starts_with("error: the key of bob is rejected: 401 Unauthorized"), "{keys:?}");
     assert!(messages(&output, "hold").is_empty(), "no poll is held with a bad key");
     assert!(!String::from_utf8_lossy(&output.stdout).contains("sk-g"));
+}
+
+#[tokio::test]
+async fn a_key_that_members_share_is_tested_once() {
+    let env = env_with_hold(1000).await;
+    let shared: String = ('0'..='9').map(|digit| member(&format!("m{digit}"), "sk-shared", digit)).collect();
+    let pair = member("alice", "sk-pair", 'a') + &member("bob", "sk-pair", 'b');
+    let output = check(&env, &format!("auth.mode = \"team\"\n{shared}{pair}"), &[]).await;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let expected = ["the key of m0, m1 and 8 others is accepted", "the key of alice and bob is accepted"];
+    assert_eq!(messages(&output, "key"), expected);
+    // The test of the connection needs a request too.
+    assert_eq!(env.sim.requests().len(), 1 + expected.len());
 }
 
 #[tokio::test]

@@ -154,6 +154,48 @@ async fn a_lent_key_is_sent_as_configured_and_replaces_every_key_of_the_client()
 }
 
 #[tokio::test]
+async fn a_lent_key_goes_up_with_the_clients_version_and_each_version_has_its_own_polls() {
+    for configure in [team, sidecar] {
+        let mut upstream = ScriptedUpstream::answering(JOB).await;
+        let with_version = |config: &mut Config| {
+            configure(config);
+            config.auth.with_key = vec!["x-version".parse().unwrap()];
+        };
+        let gateway = gateway(&upstream.url, &["x-key"], with_version).await;
+        let (target, token) = (clip_target("a", "completed"), ("x-key", "cg_token"));
+        for version in ["1", "2"] {
+            let fields = [token, ("x-version", version)];
+            assert!(gateway.send(request("GET", &target, &fields, "")).await.is_opener());
+            let poll = upstream.next_request().await;
+            assert_lent(&poll);
+            assert!(poll.contains(&format!("\r\nx-version: {version}\r\n")), "{poll}");
+            assert!(gateway.send(request("GET", &target, &fields, "")).await.is_hit());
+            gateway.send(request("GET", "/x", &fields, "")).await;
+            let passed = upstream.next_request().await;
+            assert_lent(&passed);
+            assert!(passed.contains(&format!("\r\nx-version: {version}\r\n")), "{passed}");
+        }
+    }
+}
+
+// P11
+#[tokio::test]
+async fn a_request_with_only_a_version_has_no_key_and_shares_nothing() {
+    let upstream = RawUpstream::start(
+        "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+        AfterHead::Silence,
+    )
+    .await;
+    let with_version = |config: &mut Config| config.auth.with_key = vec!["x-version".parse().unwrap()];
+    let gateway = gateway(&upstream.url, &["x-key"], with_version).await;
+    for count in [1, 2] {
+        let wait = request("GET", &clip_target("a", "completed"), &[("x-version", "1")], "");
+        assert_eq!(gateway.send(wait).await.headers["cache-status"], "clipgate; fwd=bypass");
+        assert_eq!(upstream.request_count(), count);
+    }
+}
+
+#[tokio::test]
 async fn trailers_of_an_upload_have_no_key() {
     let mut upstream = ScriptedUpstream::answering_after("x-mark: here\r\n\r\n", JOB).await;
     let gateway = gateway(&upstream.url, &["x-key"], team).await;

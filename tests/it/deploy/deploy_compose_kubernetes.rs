@@ -160,6 +160,46 @@ fn the_chart_passes_routes_on_as_they_are() {
     assert_eq!(text.trim(), read("compose/replicate.toml").trim());
 }
 
+#[test]
+fn the_chart_with_a_cluster_has_an_engine_and_no_affinity() {
+    let options = ["template", "c", &path(CHART), "--set", "cluster.enabled=true,replicas=3"];
+    let made = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
+    std::fs::write(&made, helm(&options)).unwrap();
+    let file = made.path().to_str().unwrap();
+    let documents = yaml(file);
+    assert_eq!(validate(file), documents.len());
+    let gateway = documents.iter().find(|one| one["kind"] == "Deployment" && one["metadata"]["name"] == "c");
+    let container = &gateway.unwrap()["spec"]["template"]["spec"]["containers"][0];
+    let mut env = environment(container, Path::new("/"));
+    env.retain(|(name, _)| name.starts_with("CLIPGATE__CLUSTER"));
+    env.push(("CLIPGATE_CLUSTER_SECRET".to_owned(), "0123456789abcdef0123456789abcdef".to_owned()));
+    let cluster = Config::load(None, env).unwrap().cluster.unwrap();
+    assert_eq!((cluster.urls[0].to_string(), cluster.expected), ("redis://c-engine:6379".to_owned(), 3));
+    let services: Vec<_> = documents.iter().filter(|one| one["kind"] == "Service").collect();
+    assert!(services.iter().any(|one| one["metadata"]["name"] == "c-engine"));
+    assert!(services.iter().all(|one| one["spec"]["sessionAffinity"].is_null()));
+}
+
+#[test]
+fn dclint_accepts_the_compose_file_of_replicas_and_all_share_one_engine() {
+    let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/node/node_modules/.bin/dclint");
+    let file = "compose/replicas.yml";
+    run(tool.to_str().unwrap(), "dclint", &["--max-warnings", "0", &path(file)]);
+    run("haproxy", "haproxy", &["-c", "-f", &path("compose/replicas-haproxy.cfg")]);
+    let gateway = &yaml(&path(file)).remove(0)["services"]["gateway"];
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&secret, "0123456789abcdef0123456789abcdef").unwrap();
+    let text =
+        read("compose/replicas.toml").replace("/run/secrets/cluster_secret", secret.path().to_str().unwrap());
+    let written = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&written, text).unwrap();
+    let config = Config::load(Some(written.path()), Vec::new()).unwrap_or_else(|faults| panic!("{faults}"));
+    let cluster = config.cluster.unwrap();
+    assert_eq!(gateway["deploy"]["replicas"], cluster.expected);
+    assert_eq!(cluster.urls[0].host, "engine");
+    assert!(seconds(&gateway["stop_grace_period"]) >= config.server.drain_timeout + SPARE);
+}
+
 /// Returns the owner and the mode of a file.
 fn owner_and_mode(path: &Path) -> (String, u32) {
     let file = path.metadata().unwrap();
@@ -246,6 +286,20 @@ fn only_the_gateway_can_read_the_key_of_the_sidecar() {
 }
 
 #[test]
+fn the_team_compose_file_publishes_each_page_on_the_loopback_address_only() {
+    let compose = yaml(&path("compose/team.yml")).remove(0);
+    let config = config(&read("config/team.toml"), Vec::new());
+    let (clients, admin) = (port(config.server.listen.first()), port(config.admin.listen.as_ref()));
+    let gateway = &compose["services"]["clipgate"];
+    let expected = [clients, admin].map(|port| format!("127.0.0.1:{port}:{port}"));
+    assert_eq!(gateway["ports"], json!(expected));
+    for service in compose["services"].as_object().unwrap().values() {
+        let mut ports = service["ports"].as_array().unwrap().iter().map(|port| port.as_str().unwrap());
+        assert!(ports.all(|port| port.starts_with("127.0.0.1:")), "{service}");
+    }
+}
+
+#[test]
 fn the_files_that_compose_mounts_exist_and_prometheus_accepts_them() {
     let compose = yaml(&path("compose/team.yml")).remove(0);
     let mut mounts = 0;
@@ -283,6 +337,109 @@ fn kubernetes_accepts_the_manifests_and_the_chart_generates_those_of_the_team() 
     assert_eq!(validate(least.path().to_str().unwrap()), 4);
     let misspelled = try_run("helm", "helm", &["template", "x", &path(CHART), "--set", "replica=3"]);
     assert!(!misspelled.status.success(), "the chart accepts an unknown value");
+}
+
+/// Returns whether a value of the chart sets nothing.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::Bool(_) | Value::Null | Value::Number(_) => false,
+    }
+}
+
+#[test]
+fn each_option_of_the_chart_that_is_empty_by_default_arrives_in_its_manifest() {
+    let values = path("helm/clipgate/ci/all-values.yaml");
+    let set = yaml(&values).remove(0);
+    let defaults = yaml(&path("helm/clipgate/values.yaml")).remove(0);
+    for (name, default) in defaults.as_object().unwrap() {
+        assert!(!is_empty(default) || !set[name].is_null(), "{values} has no {name}");
+        for (inner, default) in default.as_object().into_iter().flatten() {
+            let is_set = !set[name][inner].is_null();
+            let has_default = !is_empty(default) || ["tag", "name"].contains(&inner.as_str());
+            assert!(has_default || is_set, "{values} has no {name}.{inner}");
+        }
+    }
+    helm(&["lint", "--strict", "--quiet", &path(CHART), "--values", &values]);
+    let made = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
+    std::fs::write(&made, helm(&["template", "c", &path(CHART), "--values", &values])).unwrap();
+    let made = made.path().to_str().unwrap();
+    assert_eq!(validate(made), 9);
+    let documents = yaml(made);
+    let template = &of_kind(&documents, "Deployment")["spec"]["template"];
+    let (pod, container) = (&template["spec"], &template["spec"]["containers"][0]);
+    for name in ["imagePullSecrets", "nodeSelector", "tolerations", "affinity", "topologySpreadConstraints"] {
+        assert_eq!(pod[name], set[name], "{name}");
+    }
+    assert_eq!(pod["priorityClassName"], set["priorityClassName"]);
+    assert_eq!(template["metadata"]["labels"]["example.com/team"], "audio");
+    assert_eq!(template["metadata"]["annotations"]["example.com/scan"], "no");
+    let account = of_kind(&documents, "ServiceAccount");
+    assert_eq!(pod["serviceAccountName"], account["metadata"]["name"]);
+    assert_eq!(account["metadata"]["annotations"], set["serviceAccount"]["annotations"]);
+    assert_eq!(account["automountServiceAccountToken"], false);
+    assert_eq!(pod["securityContext"]["runAsUser"], 10001);
+    assert_eq!(pod["securityContext"]["runAsNonRoot"], true, "the other defaults stay");
+    assert_eq!(container["securityContext"]["seLinuxOptions"], set["securityContext"]["seLinuxOptions"]);
+    assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true, "the other defaults stay");
+    for (list, added) in [
+        (&container["env"], &set["extraEnv"]),
+        (&container["volumeMounts"], &set["extraVolumeMounts"]),
+        (&pod["volumes"], &set["extraVolumes"]),
+    ] {
+        assert!(list.as_array().unwrap().ends_with(added.as_array().unwrap()), "{list}");
+    }
+
+    let service = of_kind(&documents, "Service");
+    assert_eq!(service["metadata"]["annotations"], set["service"]["annotations"]);
+    let ingress = of_kind(&documents, "Ingress");
+    assert_eq!(ingress["spec"]["ingressClassName"], "nginx");
+    assert_eq!(ingress["spec"]["tls"], set["ingress"]["tls"]);
+    let hosts = ingress["spec"]["rules"].as_array().unwrap().iter().map(|rule| &rule["host"]);
+    assert!(hosts.eq(set["ingress"]["hosts"].as_array().unwrap()), "{ingress}");
+    let backend = &ingress["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"];
+    assert_eq!((&backend["name"], &backend["port"]["name"]), (&set["fullnameOverride"], &json!("clients")));
+    let annotations = &ingress["metadata"]["annotations"];
+    assert_eq!(annotations["cert-manager.io/cluster-issuer"], "letsencrypt");
+    assert_eq!(annotations["nginx.ingress.kubernetes.io/proxy-read-timeout"], "150", "the default stays");
+    let monitor = of_kind(&documents, "ServiceMonitor");
+    assert_eq!(monitor["metadata"]["labels"]["release"], "prometheus");
+}
+
+#[test]
+fn the_network_policy_admits_the_upstream_a_trace_collector_and_further_rules() {
+    let rules = |args: &[&str]| {
+        let made = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
+        std::fs::write(&made, helm(&[&["template", "c", &path(CHART)][..], args].concat())).unwrap();
+        of_kind(&yaml(made.path().to_str().unwrap()), "NetworkPolicy")["spec"]["egress"].clone()
+    };
+    let ports = |rule: &Value| -> Vec<u64> {
+        rule["ports"].as_array().unwrap().iter().map(|port| port["port"].as_u64().unwrap()).collect()
+    };
+    let usual = rules(&[]);
+    // 4318 is the port of OTLP over HTTP.
+    assert_eq!((ports(&usual[0]), ports(&usual[1])), (vec![443, 4318], vec![53, 53]));
+    assert_eq!(usual.as_array().unwrap().len(), 2);
+    let more = rules(&["--values", &path("helm/clipgate/ci/all-values.yaml")]);
+    assert_eq!(ports(&more[0]), [8443, 4318]);
+    assert_eq!(more[2]["to"], json!([{ "ipBlock": { "cidr": "192.0.2.0/24" } }]));
+}
+
+#[test]
+fn an_ingress_needs_a_host_and_connects_without_tls_where_the_gateway_has_none() {
+    let args = ["template", "c", &path(CHART), "--set", "ingress.enabled=true"];
+    assert!(!try_run("helm", "helm", &args).status.success(), "the chart accepts an ingress without hosts");
+    for (more, protocol) in
+        [("ingress.hosts={a.example}", "HTTPS"), ("ingress.hosts={a.example},tlsSecretName=", "HTTP")]
+    {
+        let made = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
+        std::fs::write(&made, helm(&[&args[..], &["--set", more]].concat())).unwrap();
+        let documents = yaml(made.path().to_str().unwrap());
+        let annotations = &of_kind(&documents, "Ingress")["metadata"]["annotations"];
+        assert_eq!(annotations["nginx.ingress.kubernetes.io/backend-protocol"], protocol);
+    }
 }
 
 #[test]

@@ -158,24 +158,145 @@ fn the_timeouts_of_the_units_fit_the_configuration() {
 }
 
 #[test]
-fn the_package_contains_each_file_of_its_list() {
-    let manifest = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+fn the_unit_loads_each_credential_by_a_name_that_may_be_missing() {
+    let unit = read("systemd/clipgate.service");
+    let loaded: Vec<_> = unit.lines().filter_map(|line| line.strip_prefix("LoadCredential=")).collect();
+    assert_eq!(loaded.len(), 4, "{loaded:?}");
+    for credential in loaded {
+        // A missing absolute path would be an error. systemd looks up a relative one in /etc/credstore.
+        let (id, name) = credential.split_once(':').unwrap();
+        assert_eq!(name, format!("clipgate.{id}"));
+        let documentation = std::fs::read_to_string(root().join("docs/deployment.md")).unwrap();
+        assert!(documentation.contains(&format!("| `{id}` |")), "docs/deployment.md has no {id}");
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Returns the files under a directory, as paths in it.
+fn files_under(dir: &Path) -> BTreeSet<String> {
+    let (mut dirs, mut found) = (vec![dir.to_owned()], BTreeSet::new());
+    while let Some(next) = dirs.pop() {
+        for entry in std::fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else {
+                found.insert(path.strip_prefix(dir).unwrap().to_str().unwrap().to_owned());
+            }
+        }
+    }
+    found
+}
+
+/// Returns the sources of the files in the Debian package. The last component may be a pattern.
+fn sources_of_the_package() -> Vec<String> {
+    let manifest = std::fs::read_to_string(root().join("Cargo.toml")).unwrap();
     let list = manifest.split_once("[package.metadata.deb]").unwrap().1;
-    let sources: Vec<&str> =
-        list.lines().filter_map(|line| line.trim().strip_prefix("[\"")?.split('"').next()).collect();
+    let sources = list.lines().filter_map(|line| line.trim().strip_prefix("[\"")?.split('"').next());
+    sources.map(str::to_owned).collect()
+}
+
+/// Whether a source of the package stands for this file.
+fn is_source(source: &str, file: &str) -> bool {
+    let is_inside = |rest: &str| !rest.is_empty() && !rest.contains('/');
+    match source.split_once('*') {
+        Some((start, end)) => {
+            file.strip_prefix(start).and_then(|rest| rest.strip_suffix(end)).is_some_and(is_inside)
+        }
+        None => source == file,
+    }
+}
+
+#[test]
+fn archive_and_package_contain_the_manual_the_completions_and_the_notices() {
+    let dir = tempfile::tempdir().unwrap();
+    // The binary of the tests is large. The archive gets a script that runs it.
+    let program = dir.path().join("program");
+    std::fs::write(&program, format!("#!/bin/sh\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_clipgate"))).unwrap();
+    run("chmod", "coreutils", &["755", program.to_str().unwrap()]);
+    let (dist, out) = (deploy("dist"), dir.path().join("out"));
+    run(
+        dist.to_str().unwrap(),
+        "tar gzip python3",
+        &["archive", program.to_str().unwrap(), out.to_str().unwrap()],
+    );
+    let top = std::fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let (archives, directories): (Vec<String>, Vec<String>) = top.partition(|name| name.ends_with(".tar.gz"));
+    let ([archive], [name]) = (&archives[..], &directories[..]) else {
+        panic!("{archives:?} {directories:?}")
+    };
+    assert!(name.starts_with(concat!("clipgate-", env!("CARGO_PKG_VERSION"), "-")), "{name}");
+    assert_eq!(*archive, format!("{name}.tar.gz"));
+
+    let list = run("tar", "tar", &["-tvzf", out.join(archive).to_str().unwrap()]);
+    assert!(list.lines().all(|line| line.split_whitespace().nth(1) == Some("0/0")), "{list}");
+    let binary = list.lines().find(|line| line.ends_with("/clipgate")).unwrap();
+    assert!(binary.starts_with("-rwxr-xr-x"), "{binary}");
+    let archived = files_under(&out.join(name));
+    let files = list.lines().filter(|line| line.starts_with('-'));
+    let packed: BTreeSet<String> =
+        files.map(|line| line.split_once(&format!("{name}/")).unwrap().1.to_owned()).collect();
+    assert_eq!(archived, packed);
+
+    let help = run(program.to_str().unwrap(), "clipgate", &["--help"]);
+    let commands = help.split_once("Commands:\n").unwrap().1.split("\n\n").next().unwrap();
+    let commands = commands.lines().map(|line| line.split_whitespace().next().unwrap());
+    let pages =
+        commands.filter(|command| *command != "help").map(|command| format!("man/clipgate-{command}.1"));
+    let written =
+        ["man/clipgate.1", "completions/clipgate.bash", "completions/_clipgate", "completions/clipgate.fish"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(pages)
+            .chain(["THIRD-PARTY.txt", "COPYRIGHT-rust-std.html"].map(str::to_owned));
+    let written: BTreeSet<String> = written.collect();
+    assert!(written.len() > 12, "{written:?}");
+    let copied = [
+        "LICENSE",
+        "README.md",
+        "CHANGELOG.md",
+        "config.toml",
+        "docs/deployment.md",
+        "examples/curl.sh",
+        "deploy/systemd/clipgate.service",
+        "deploy/config/team.toml",
+        "COPYRIGHT-libc6",
+    ];
+    for file in written.iter().map(String::as_str).chain(copied) {
+        assert!(archived.contains(file), "{file} is not in the archive: {archived:?}");
+    }
+
+    // The package gets the same files from target/deb.
+    let sources = sources_of_the_package();
+    for file in &written {
+        let file = format!("target/deb/{file}");
+        assert!(sources.iter().any(|source| is_source(source, &file)), "{file} is not in the package");
+    }
+    for source in sources.iter().filter_map(|source| source.strip_prefix("target/deb/")) {
+        let is_written = written.iter().any(|file| is_source(source, file));
+        assert!(
+            is_written || read("dist").contains(&format!(">target/deb/{source}")),
+            "nothing writes {source}"
+        );
+    }
+}
+
+#[test]
+fn each_file_that_the_package_copies_exists() {
+    let sources = sources_of_the_package();
     assert!(sources.len() > 10, "{sources:?}");
     for source in sources.iter().filter(|source| !source.starts_with("target/")) {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join(source.trim_end_matches(|c| c != '/').trim_end_matches('/'));
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
-        assert!(if source.contains('*') { path.is_dir() } else { file.is_file() }, "there is no {source}");
+        let dir = source.rsplit_once('/').map_or("", |(dir, _)| dir);
+        let mut files = std::fs::read_dir(root().join(dir)).unwrap().map(|entry| entry.unwrap().path());
+        let exists =
+            files.any(|path| is_source(source, path.strip_prefix(root()).unwrap().to_str().unwrap()));
+        assert!(exists, "there is no {source}");
     }
-    let makefile = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Makefile")).unwrap();
-    assert!(makefile.contains("clipgate man target/deb/man"), "nobody writes the manual");
-    assert!(makefile.contains("deploy/third-party.py target/deb"), "nobody writes the notices");
-    for notices in ["THIRD-PARTY.txt", "COPYRIGHT-rust-std.html"] {
-        assert!(sources.contains(&format!("target/deb/{notices}").as_str()), "{notices} is not in it");
-    }
+    let makefile = std::fs::read_to_string(root().join("Makefile")).unwrap();
+    assert!(makefile.contains("\tdeploy/dist\n") && makefile.contains("\tdeploy/dist deb\n"), "{makefile}");
 }
 
 /// Returns the crates that are linked into the gateway, as `NAME VERSION`, by the paths of their sources in the

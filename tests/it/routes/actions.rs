@@ -34,6 +34,12 @@ async fn an_action_removes_the_job_with_all_its_variants_for_its_key() {
         ("POST", "/jobs/a:cancel", Reply::new(202, "{}")),
         ("PUT", "/stop/a", Reply::new(303, "").with_field("location", "/jobs/a")),
         ("PATCH", "/jobs/a?x=1", Reply::broken()),
+        ("DELETE", "//jobs/a", Reply::new(204, "")),
+        ("DELETE", "/jobs/a;x", Reply::new(204, "")),
+        ("POST", "/jobs/a%2Fcancel", Reply::new(200, "{}")),
+        ("DELETE", "/jobs/a", Reply::new(502, "<html>")),
+        ("DELETE", "/jobs/a", Reply::new(504, "")),
+        ("DELETE", "/jobs/a", Reply::new(524, "")),
     ];
     for target in ["/jobs/a", "/jobs/a?logs=1", "/jobs/b"] {
         upstream.set("GET", target, Reply::job(&target[6..7], "done"));
@@ -62,6 +68,7 @@ async fn a_refused_action_and_a_safe_request_change_nothing() {
     for (method, target, status) in [
         ("DELETE", "/jobs/a", 409),
         ("POST", "/jobs/a/cancel", 500),
+        ("POST", "/jobs/a/cancel", 503),
         ("GET", "/jobs/a/logs", 200),
         ("OPTIONS", "/jobs/a", 204),
         ("POST", "/jobs", 201),
@@ -138,4 +145,21 @@ async fn a_read_without_the_cache_replaces_a_terminal_state() {
     let read = gateway.get("/jobs/a", &[("cache-control", "no-cache")]).await;
     let cached = gateway.get("/jobs/a", &[]).await;
     assert_eq!((&read.body, cached.is_hit()), (&cached.body, true), "{cached:?}");
+}
+
+#[tokio::test]
+async fn a_read_without_the_cache_that_joins_a_snapshot_of_a_chain_replaces_a_terminal_state() {
+    let upstream = JobUpstream::start().await;
+    let gateway = upstream.gateway(vec![cached_route()]).await;
+    upstream.set_job("a", "failed");
+    gateway.get("/jobs/a", &[]).await;
+    upstream.set("GET", "/jobs/a", Reply::job("a", "waiting").after(MILLIS(300)));
+    let no_cache = ("cache-control", "no-cache");
+    let waiting = gateway.spawn_get("/jobs/a", &[("prefer", "wait=20"), ("cache-control", "max-age=0")]);
+    upstream.wait_until_requests(2).await;
+    let read = gateway.get("/jobs/a", &[no_cache]).await;
+    assert_eq!(upstream.requests().len(), 2, "the snapshot of the wait");
+    let cached = gateway.get("/jobs/a", &[]).await;
+    assert_eq!((&*read.body, &*cached.body), (job_body("a", "waiting").as_bytes(), &*read.body));
+    assert!(cached.is_hit() && !waiting.is_finished(), "{cached:?}");
 }

@@ -22,6 +22,8 @@ async fn a_request_that_the_gateway_understands_is_read_once_and_in_canonical_sp
         ("/jobs/c?logs=%31", "c", "/jobs/c?logs=1"),
         ("/jobs/d?until=done", "d", "/jobs/d"),
         ("/jobs/e:cancel", "e:cancel", "/jobs/e:cancel"),
+        ("/jobs/f%3Acancel", "f:cancel", "/jobs/f%3Acancel"),
+        ("/jobs/f:cancel", "f:cancel", "/jobs/f:cancel"),
     ];
     for (target, id, polled) in rows {
         upstream.set("GET", polled, Reply::job(id, "done"));

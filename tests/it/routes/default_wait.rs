@@ -98,6 +98,38 @@ async fn a_client_with_a_short_read_timeout_sees_each_state_and_no_timeout() {
     assert_eq!(seen, ["waiting", "running", "done"]);
 }
 
+/// P12
+#[tokio::test]
+async fn a_held_get_of_a_job_with_a_huge_body_is_passed_through() {
+    let upstream = JobUpstream::start().await;
+    let gateway = upstream.gateway(vec![held_route()]).await;
+    let body = format!("{{\"id\":\"a\",\"status\":\"running\",\"logs\":\"{}\"}}", "x".repeat(8 << 20));
+    upstream.set("GET", "/jobs/a", Reply::new(200, &body));
+    for count in [2, 3] {
+        let answer = gateway.get("/jobs/a", &[]).await;
+        assert!(answer.status == 200 && *answer.body == *body.as_bytes(), "{}", answer.status);
+        assert_eq!(
+            (field(&answer, "cache-status"), upstream.requests().len()),
+            ("clipgate; fwd=bypass", count)
+        );
+    }
+}
+
+/// P4: the first read is the first of the chain too.
+#[tokio::test]
+async fn a_held_get_of_an_unchanged_job_costs_one_request() {
+    let upstream = JobUpstream::start().await;
+    let mut route = held_route();
+    let pace = Duration::from_secs(2);
+    (route.pace, route.max_pace, route.lifetimes.live) = (pace, pace, Some(pace));
+    let gateway = upstream.gateway(vec![route]).await;
+    upstream.set_job("a", "running");
+    let answer = gateway.get("/jobs/a", &[]).await;
+    assert_eq!((answer.status.as_u16(), &*answer.body), (200, job_body("a", "running").as_bytes()));
+    assert!(answer.took >= HELD, "{answer:?}");
+    assert_eq!(upstream.requests().len(), 1);
+}
+
 #[tokio::test]
 async fn a_failure_after_the_first_read_is_not_the_answer() {
     let upstream = JobUpstream::start().await;

@@ -65,3 +65,36 @@ async fn below_a_path_in_the_base_url_relative_links_lose_that_path() {
     assert_eq!(field(&answer, "location"), "/jobs/a");
     assert_eq!(gateway.get("/jobs/a", &[]).await.status, 200);
 }
+
+#[tokio::test]
+async fn without_configured_routes_links_stay() {
+    let upstream = JobUpstream::start().await;
+    let gateway = upstream.gateway(Vec::new()).await;
+    let link = format!("{}jobs/a", upstream.url);
+    upstream.set("POST", "/jobs", Reply::new(201, "{}").with_field("location", link.clone()));
+    let answer = gateway.send(request("POST", "/jobs", &[KEY], "{}")).await;
+    assert_eq!(field(&answer, "location"), link);
+}
+
+/// The proxy may have ended TLS: a link with `http` would lead the client out of it.
+#[tokio::test]
+async fn behind_a_proxy_that_is_not_trusted_links_are_paths() {
+    let upstream = JobUpstream::start().await;
+    let gateway = upstream.gateway(vec![plain_route()]).await;
+    let link = format!("{}jobs/a?b=1", upstream.url);
+    upstream.set("POST", "/jobs", Reply::new(202, "{}").with_field("location", link.clone()));
+    let done = Reply::job("a", "done").with_field("operation-location", link);
+    upstream.set("GET", "/jobs/a", done);
+    for proxied in [
+        ("x-forwarded-proto", "https"),
+        ("forwarded", "for=192.0.2.1;proto=https"),
+        ("x-forwarded-for", "192.0.2.1"),
+        ("via", "1.1 edge"),
+    ] {
+        let fields = [KEY, ("host", "gate.example"), proxied];
+        let created = gateway.send(request("POST", "/jobs", &fields, "{}")).await;
+        assert_eq!(field(&created, "location"), "/jobs/a?b=1", "{proxied:?}");
+        let read = gateway.get("/jobs/a", &fields[1..]).await;
+        assert_eq!(field(&read, "operation-location"), "/jobs/a?b=1", "{proxied:?}");
+    }
+}

@@ -85,6 +85,36 @@ async fn where_the_code_is_the_state_the_body_can_be_anything() {
     assert_eq!(field(&events, "cache-status"), "clipgate; fwd=bypass", "its events could not be JSON");
 }
 
+/// A poll of such a route accepts everything, so its body is an answer only to a client that does too (P8).
+#[tokio::test]
+async fn where_the_code_is_the_state_only_clients_that_accept_everything_share() {
+    let upstream = JobUpstream::start().await;
+    let mut route = plain_route();
+    (route.status, route.id) = (StatusSource::HttpStatus, None);
+    route.ladder = Ladder::new(vec![RungSpec::pending("202"), RungSpec::succeeded("200")]);
+    let gateway = upstream.gateway(vec![route]).await;
+    upstream.set("GET", "/jobs/a", Reply::new(200, "WEBVTT").with_field("content-type", "text/vtt"));
+    gateway.get("/jobs/a", &[]).await;
+    for (accept, is_shared) in [
+        ("*/*", true),
+        ("", true),
+        ("application/json", false),
+        ("text/vtt", false),
+        ("application/json, */*;q=0.1", false),
+    ] {
+        let answer = gateway.get("/jobs/a", &[("accept", accept)]).await;
+        let cache_status = field(&answer, "cache-status");
+        assert_eq!(
+            (answer.is_hit(), cache_status == "clipgate; fwd=bypass"),
+            (is_shared, !is_shared),
+            "{accept}"
+        );
+        if !is_shared {
+            assert_eq!(upstream.last_fields()["accept"], accept, "as the client sent it");
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_unknown_word_is_the_answer_of_each_wait_and_is_counted_but_not_cached() {
     let upstream = JobUpstream::start().await;

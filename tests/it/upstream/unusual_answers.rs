@@ -7,6 +7,7 @@ use clipgate::testing::clock;
 use http::StatusCode;
 
 use crate::harness::gateway::{TestGateway, clip_target, set_hold};
+use crate::harness::raw_http::{assert_gateway_error, field};
 use crate::harness::raw_upstream::{AfterHead, RawUpstream};
 use crate::upstream::outages::{MINUTE, gateway_with_answered_upstream};
 
@@ -119,4 +120,21 @@ async fn the_gateway_passes_on_invalid_utf8_unchanged_after_the_retries() {
         assert!(!answer.is_hit() && !answer.field("cache-status").contains("stored"), "{answer:?}");
         assert_eq!(raw_upstream.request_count(), 3 * round, "one attempt and two retries, not cached");
     }
+}
+
+/// P12: alone, the client would get the body. A poll may have 8 MiB.
+#[tokio::test]
+async fn a_plain_get_of_a_job_with_a_huge_body_is_passed_through_and_a_wait_for_it_fails_at_once() {
+    const BODY: &[u8] = &[b' '; (8 << 20) + 1];
+    let (gateway, raw_upstream) = gateway_with("200 OK", BODY).await;
+    let target = "/v2/generate/audio/suno-ai/clip?clip_id=a";
+    for (count, is_polled) in [(2, true), (3, false)] {
+        let answer = gateway.get(target, &[]).await;
+        assert_eq!((answer.status.as_u16(), answer.body.len()), (200, BODY.len()));
+        assert_eq!(field(&answer, "cache-status"), "clipgate; fwd=bypass");
+        assert_eq!(raw_upstream.request_count(), count, "with a poll before it: {is_polled}");
+    }
+    let answer = gateway.get(&clip_target("a", "completed"), &[]).await;
+    assert_gateway_error(&answer, 502, "invalid-upstream-response");
+    assert_eq!(raw_upstream.request_count(), 4, "no second attempt");
 }

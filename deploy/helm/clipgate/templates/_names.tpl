@@ -1,5 +1,9 @@
 {{- define "clipgate.name" -}}
-{{- .Release.Name | trunc 63 | trimSuffix "-" -}}
+{{- .Values.fullnameOverride | default .Release.Name | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "clipgate.serviceAccount" -}}
+{{- .Values.serviceAccount.name | default (ternary (include "clipgate.name" .) "" .Values.serviceAccount.create) -}}
 {{- end -}}
 
 {{- define "clipgate.selector" -}}

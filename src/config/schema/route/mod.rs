@@ -113,7 +113,8 @@ impl RouteBuilder {
     /// Returns the route; `None` without a required key.
     fn build(self) -> Option<Route> {
         let never_holds = self.hold.is_zero();
-        let ladder = self.ladder()?;
+        let [ladder, without_pending_rungs] =
+            [self.ladder(&self.pending)?, self.ladder(&[self.pending.concat()])?];
         let list = match self.list {
             Some(list) => Some(ListEndpoint {
                 path: list.path?.as_str().to_owned(),
@@ -149,6 +150,10 @@ impl RouteBuilder {
             actions: self.actions,
             is_built_in: true,
         };
+        // A held poll that names no state is silent until the end, and proves none of the states before.
+        if !never_holds && !route.proves() {
+            route.ladder = without_pending_rungs;
+        }
         // A route that says the same as the built-in one behaves like it.
         let built_in = Route::suno_held_for(route.hold);
         let built_in = Route { name: route.name.clone(), lifetimes: route.lifetimes, ..built_in };
@@ -156,15 +161,12 @@ impl RouteBuilder {
         Some(route)
     }
 
-    /// Returns the ladder: a rung for each state of `pending`, one for success, one for failure.
-    fn ladder(&self) -> Option<Ladder> {
+    /// Returns the ladder: a rung for each of these states on the way, one for success, one for failure.
+    fn ladder(&self, pending: &[Vec<String>]) -> Option<Ladder> {
         let rung = |words: &[String], of: fn(&str) -> RungSpec| {
             let (name, aliases) = words.split_first()?;
             Some(of(name).with_aliases(aliases))
         };
-        // A held poll that names no state is silent until the end, and proves none of the states before.
-        let proves = self.hold.is_zero() || self.wait_param.is_some();
-        let pending = if proves { self.pending.clone() } else { vec![self.pending.concat()] };
         let mut rungs: Vec<RungSpec> =
             pending.iter().map(|words| rung(words, RungSpec::pending)).collect::<Option<_>>()?;
         rungs.push(rung(&self.succeeded, RungSpec::succeeded)?);

@@ -320,6 +320,7 @@ impl Sweep {
             timeout: client.timeout,
             keep: true,
             is_patient: false,
+            newer_than: None,
             known,
             proof: client.proof,
         };

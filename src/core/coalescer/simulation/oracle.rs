@@ -381,7 +381,9 @@ impl Sweep {
             }
             Failure::Timeout => assert!(now + SKEW >= deadline + SNAPSHOT_LIMIT, "{client:?}"),
             Failure::InvalidResponse(_) => assert!(client.jobs.len() > self.max_jobs, "{client:?}"),
-            Failure::Unreachable | Failure::LocalResources => panic!("the upstream never fails so"),
+            Failure::Unreachable | Failure::TooLarge | Failure::LocalResources => {
+                panic!("the upstream never fails so")
+            }
         }
     }
 

@@ -6,6 +6,7 @@ mod attaching;
 mod causes;
 mod deadlines;
 mod drain;
+mod elsewhere;
 mod faults;
 mod isolation;
 mod leaving;
@@ -166,6 +167,7 @@ impl Scenario {
             timeout: secs(120.0),
             keep: true,
             is_patient: false,
+            newer_than: None,
             known: Vec::new(),
             proof: Proof::Never,
         }

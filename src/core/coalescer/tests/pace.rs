@@ -276,6 +276,30 @@ fn a_snapshot_that_began_before_an_action_is_not_delivered() {
 }
 
 #[test]
+fn a_snapshot_that_began_before_an_action_may_not_be_cached() {
+    let mut s = Scenario::paced(2.0, 2.0, 1.0);
+    s.get(1, "a").progress("a now", PollProgress::AttemptStarted).progress("a now", PollProgress::Held);
+    let poll = s.poll("a now");
+    assert!(s.machine.may_cache(poll));
+    s.changed("a");
+    assert!(!s.machine.may_cache(poll));
+}
+
+#[test]
+fn a_snapshot_may_contradict_a_kept_state_once_a_client_asked_for_the_upstreams_own_answer() {
+    let mut s = Scenario::paced(2.0, 2.0, 1.0);
+    s.join(1, "a", "completed").progress("a now", PollProgress::AttemptStarted);
+    let poll = s.poll("a now");
+    s.get(2, "a");
+    assert!(!s.machine.may_contradict(poll));
+    let spec = WaitSpec { proof: Proof::NoCache, keep: false, ..s.spec("a", "") };
+    s.join_with(3, spec).leave(3);
+    assert!(s.machine.may_contradict(poll));
+    s.changed("a");
+    assert!(!s.machine.may_contradict(poll));
+}
+
+#[test]
 fn an_action_between_two_snapshots_opens_the_next_one_at_once() {
     let mut s = Scenario::paced(10.0, 10.0, 1.0);
     s.join_for(1, "a b", "completed", 20.0).land("a b now", "a=complete b=queued").at(1.0);
@@ -427,5 +451,47 @@ fn a_drain_gives_every_wait_the_last_known_state() {
     let until = s.now + secs(10.0);
     s.handle(Input::Drain(until)).at(1.1).assert_answers(&["timed out a=queued"; 2]);
     assert_eq!(s.opened, 1);
+    assert!(s.is_idle());
+}
+
+#[test]
+fn a_wait_for_another_state_is_not_answered_by_one_that_is_older_than_its_clients() {
+    let mut s = Scenario::paced(2.0, 2.0, 20.0);
+    let [queued, streaming] = ["queued", "streaming"].map(|word| s.ladder.rung(word).unwrap());
+    s.at(1.0);
+    let cached = JobState { as_of: s.zero, ..s.state("a", "queued") };
+    let newer_than = Some(s.zero + secs(0.5));
+    let spec = |goal, known| WaitSpec { goal, newer_than, known, ..s.spec("a", "") };
+    let (older, same) =
+        (spec(Goal::Not(streaming), vec![cached.clone()]), spec(Goal::Not(queued), vec![cached]));
+    s.join_with(1, older).join_with(2, same).assert_answers(&["", ""]);
+    s.run_until(3.0, 0.1, |_| "queued").assert_answers(&["reached a=queued", ""]);
+    s.run_until(6.0, 0.1, |_| "streaming").assert_answers(&["reached a=queued", "reached a=streaming"]);
+}
+
+#[test]
+fn a_wait_that_comes_just_after_a_plain_request_takes_its_state_for_the_first_of_its_chain() {
+    let mut s = Scenario::paced(2.0, 2.0, 1.0);
+    s.get(1, "a").land_sent(0.0, "a now", "a=queued");
+    s.at(0.4);
+    let known = vec![JobState { as_of: s.zero, ..s.state("a", "queued") }];
+    let spec = WaitSpec { known: known.clone(), ..s.spec("a", "completed") };
+    s.join_with(2, spec);
+    assert_eq!((s.opened, s.open().len()), (1, 0));
+    let other = WaitSpec { known, timeout: secs(0.5), ..s.spec("a", "completed") };
+    s.join_with(3, other).run_until(0.95, 0.0, |_| "queued");
+    assert_eq!((s.opened, &*s.answer(3)), (1, "timed out a=queued"));
+    s.run_until(1.1, 0.0, |_| "complete");
+    assert_eq!((s.opened, &*s.answer(2)), (2, "reached a=complete"));
+    assert!(s.is_idle());
+}
+
+#[test]
+fn a_chain_that_waits_for_its_first_snapshot_ends_with_its_last_wait() {
+    let mut s = Scenario::paced(2.0, 2.0, 1.0);
+    let known = vec![s.state("a", "queued")];
+    let spec = WaitSpec { known, ..s.spec("a", "completed") };
+    s.join_with(1, spec).leave(1);
+    assert_eq!(s.opened, 0);
     assert!(s.is_idle());
 }

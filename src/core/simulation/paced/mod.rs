@@ -26,7 +26,7 @@ use self::turns::Turns;
 use super::{domain, zero};
 use crate::core::coalescer::{
     Cause, Coalescer, Failure, Input, Output, PollId, PollOutcome, PollProgress, PollSpec, Proof, Timing,
-    WaitId, WaitSpec,
+    WaitId, WaitOutcome, WaitSpec,
 };
 use crate::core::job::{JobSet, JobState, ResponseHead, UpstreamResponse};
 use crate::core::route::{Form, Goal, Route, Rung};
@@ -111,6 +111,8 @@ struct PacedRun {
     /// When each job was last read by an answer that counts.
     read: BTreeMap<usize, Duration>,
     turns: Turns,
+    /// The client of each wait: waits are numbered in the order in which they join.
+    waits: Vec<usize>,
     /// Polls of each key that were sent.
     sent: BTreeMap<u8, u64>,
     drained_at: Option<Duration>,
@@ -150,18 +152,13 @@ impl PacedRun {
             changed: BTreeMap::new(),
             read: BTreeMap::new(),
             turns,
+            waits: Vec::new(),
             sent: BTreeMap::new(),
             drained_at: None,
             plan,
             rng,
         };
-        for number in 0..run.plan.clients.len() {
-            let PacedClient { arrives, leaves, .. } = run.plan.clients[number];
-            run.at(arrives, PacedEvent::Join(number));
-            if let Some(at) = leaves {
-                run.at(at, PacedEvent::Leave(number));
-            }
-        }
+        (0..run.plan.clients.len()).for_each(|number| run.expect(number));
         for (job, at) in run.plan.actions.clone() {
             run.at(at, PacedEvent::Changed(job));
         }
@@ -169,6 +166,15 @@ impl PacedRun {
             run.at(at, PacedEvent::Drain);
         }
         run
+    }
+
+    /// Schedules the events of a client.
+    fn expect(&mut self, number: usize) {
+        let PacedClient { arrives, leaves, .. } = self.plan.clients[number];
+        self.at(arrives, PacedEvent::Join(number));
+        if let Some(at) = leaves {
+            self.at(at, PacedEvent::Leave(number));
+        }
     }
 
     /// Schedules an event.
@@ -228,7 +234,8 @@ impl PacedRun {
                 } else if client.ended_at.is_none() {
                     (client.has_left, client.ended_at) = (true, Some(self.now));
                     self.trace(|| format!("client {number} leaves"));
-                    self.coalescer.handle(Input::Leave(WaitId(number as u64)), now);
+                    let wait = self.waits.iter().rposition(|client| *client == number).unwrap();
+                    self.coalescer.handle(Input::Leave(WaitId(wait as u64)), now);
                 }
             }
             PacedEvent::Changed(job) => {
@@ -283,12 +290,14 @@ impl PacedRun {
             arrived: now,
             timeout: client.timeout,
             keep: true,
-            is_patient: client.kind == ClientKind::Stream,
+            is_patient: client.is_stream(),
+            newer_than: client.newer_than.map(|at| self.zero + at),
             known,
             proof: if client.kind == ClientKind::NoCache { Proof::NoCache } else { Proof::Never },
         };
         self.trace(|| format!("client {number} joins"));
-        let id = WaitId(number as u64);
+        let id = WaitId(self.waits.len() as u64);
+        self.waits.push(number);
         self.coalescer.handle(Input::Join(id, spec), now);
         if self.coalescer.pending_opens() > 0 && self.rng.u8(..16) == 0 {
             self.trace(|| format!("client {number} is cancelled"));
@@ -306,7 +315,7 @@ impl PacedRun {
         match kind {
             ClientKind::Plain | ClientKind::NoCache | ClientKind::Stream => Goal::Now,
             ClientKind::Wait(rung) => Goal::Rung(self.rungs[rung]),
-            ClientKind::Change(rung) => Goal::Not(self.rungs[rung]),
+            ClientKind::Change(rung) | ClientKind::Follow(rung) => Goal::Not(self.rungs[rung]),
         }
     }
 
@@ -339,10 +348,28 @@ impl PacedRun {
                     self.polls.remove(&id).expect("only an open poll is aborted");
                     self.turns.withdraw(id, self.zero + self.now);
                 }
-                Output::Settle(WaitId(number), result) => {
-                    self.check_answer(usize::try_from(number).unwrap(), &result.end);
+                Output::Settle(WaitId(wait), result) => {
+                    let number = self.waits[usize::try_from(wait).unwrap()];
+                    self.check_answer(number, &result.end);
+                    self.follow(number, &result.end);
                 }
             }
+        }
+    }
+
+    /// Goes on with an event stream: each of its jobs that has not ended gets a wait of its own.
+    fn follow(&mut self, number: usize, outcome: &WaitOutcome) {
+        let (client, now) = (self.plan.clients[number].clone(), self.now);
+        let WaitOutcome::Reached(states) = outcome else { return };
+        if !client.is_stream() || now >= client.deadline() || self.drained_at.is_some() {
+            return;
+        }
+        for state in states {
+            let Some(rung) = self.rung_number(state).filter(|_| !self.is_terminal(state)) else { continue };
+            let is_of = |job: &&usize| self.plan.jobs[**job].id == state.id;
+            let job = *client.jobs.iter().find(is_of).expect("the client names the job");
+            self.plan.clients.push(client.follow(job, rung, state.as_of - self.zero, now));
+            self.expect(self.plan.clients.len() - 1);
         }
     }
 
@@ -414,8 +441,12 @@ impl PacedRun {
                 let job = self.plan.jobs.iter().position(|job| is_of(state, job)).unwrap();
                 let is_current = self.changed.get(&job).is_none_or(|at| state.as_of > self.zero + *at);
                 let is_newer = self.cache.get(&job).is_none_or(|cached| cached.as_of <= state.as_of);
+                // The clients of some polls forbid to keep the answer.
+                let is_kept = !self.plan.has_unkept || self.rng.bool();
                 if state.rung.is_some() && is_current && is_newer {
-                    self.cache.insert(job, state.clone());
+                    if is_kept {
+                        self.cache.insert(job, state.clone());
+                    }
                     self.read.insert(job, self.now);
                 }
             }

@@ -122,6 +122,8 @@ impl PacedRun {
                 || as_of + self.plan.pace.live_ttl >= client.arrives
                 || self.is_terminal(state) && client.kind != ClientKind::NoCache;
             assert!(is_fresh, "{client:?} gets {state:?}");
+            let is_newer = client.newer_than.is_none_or(|at| as_of > at) || state.rung.is_none();
+            assert!(is_newer, "{client:?} gets {state:?}, and has a newer one");
         }
     }
 
@@ -184,6 +186,10 @@ impl PacedRun {
             let is_current = as_of + self.plan.pace.live_ttl >= client.deadline();
             let is_final = state.rung.is_none() || self.is_terminal(state);
             assert!(is_current || is_final, "{client:?} gets {state:?}");
+            assert!(
+                client.newer_than.is_none_or(|at| as_of >= at),
+                "{client:?} gets {state:?}, and has a newer one"
+            );
         }
     }
 
@@ -207,7 +213,9 @@ impl PacedRun {
                 let is_slow = self.plan.has_queue || self.plan.has_faults || self.drained_at.is_some();
                 assert!(is_slow && is_over, "{client:?} is given up");
             }
-            Failure::InvalidResponse(_) | Failure::LocalResources => panic!("the upstream never fails so"),
+            Failure::InvalidResponse(_) | Failure::TooLarge | Failure::LocalResources => {
+                panic!("the upstream never fails so")
+            }
         }
     }
 

@@ -45,6 +45,8 @@ pub(super) enum ClientKind {
     Wait(usize),
     /// A wait for any other rung.
     Change(usize),
+    /// The next wait of an event stream whose client has this rung. Made by the run, not by the plan.
+    Follow(usize),
 }
 
 #[derive(Clone, Debug)]
@@ -55,6 +57,8 @@ pub(super) struct PacedClient {
     pub(super) arrives: Duration,
     pub(super) timeout: Duration,
     pub(super) leaves: Option<Duration>,
+    /// Moment of the state that the client has, in an event stream.
+    pub(super) newer_than: Option<Duration>,
     pub(super) joined_at: Option<Duration>,
     /// The gateway answered from its cache, or the join was cancelled.
     pub(super) is_cached: bool,
@@ -63,6 +67,25 @@ pub(super) struct PacedClient {
 }
 
 impl PacedClient {
+    /// Returns the next wait of an event stream that has just got a state of this job.
+    pub(super) fn follow(&self, job: usize, rung: usize, as_of: Duration, now: Duration) -> Self {
+        Self {
+            kind: ClientKind::Follow(rung),
+            jobs: vec![job],
+            arrives: now,
+            timeout: self.deadline() - now,
+            leaves: self.leaves.filter(|at| *at > now),
+            newer_than: Some(as_of),
+            joined_at: None,
+            ended_at: None,
+            ..self.clone()
+        }
+    }
+
+    pub(super) fn is_stream(&self) -> bool {
+        matches!(self.kind, ClientKind::Stream | ClientKind::Follow(_))
+    }
+
     pub(super) fn deadline(&self) -> Duration {
         self.arrives + self.timeout
     }
@@ -75,7 +98,7 @@ impl PacedClient {
         match self.kind {
             ClientKind::Plain | ClientKind::NoCache | ClientKind::Stream => true,
             ClientKind::Wait(goal) => rung >= goal,
-            ClientKind::Change(left) => rung != left,
+            ClientKind::Change(left) | ClientKind::Follow(left) => rung != left,
         }
     }
 }
@@ -100,6 +123,8 @@ pub(super) struct PacedPlan {
     /// Budget of a key, where there is a scheduler.
     pub(super) key_interval: Duration,
     pub(super) has_unknown_words: bool,
+    /// Some answers are not kept in the cache.
+    pub(super) has_unkept: bool,
     /// Keys whose requests the upstream answers 429, and when.
     pub(super) limited: Vec<(u8, Range<Duration>)>,
     pub(super) drain: Option<Duration>,
@@ -127,6 +152,7 @@ impl PacedPlan {
             has_queue: rng.u8(..6) == 0,
             key_interval: Duration::ZERO,
             has_unknown_words: rng.u8(..12) == 0,
+            has_unkept: rng.u8(..6) == 0,
             limited: Vec::new(),
             drain: None,
         };
@@ -243,6 +269,7 @@ impl PacedPlan {
             arrives,
             timeout,
             leaves,
+            newer_than: None,
             joined_at: None,
             is_cached: false,
             has_left: false,

@@ -37,11 +37,11 @@ use tokio_util::task::TaskTracker;
 
 use self::probe::{Probe, ProbeFinding};
 use super::connect::Stream;
-use super::observed_stream::{IoActivity, ObservedStream, SentNotice};
+use super::observed_stream::{IoActivity, ObservedStream};
 use super::pool::Pool;
 use super::response_body::ResponseBody;
 use super::upload::Http2Upload;
-use super::{MAX_INTERIM, SendError};
+use super::{MAX_INTERIM, SendError, SentNotice};
 use crate::protocol::body::Body;
 
 /// Most concurrent requests on a connection, even if its peer allows more. Most servers allow at least 100 (RFC 9113

@@ -1,0 +1,36 @@
+-- Stores and publishes the result of a poll, and ends its lease. A state that comes late is older by its delay.
+-- KEYS: channel, domain, poll; then the states of jobs
+-- ARGV: token, epoch of the grant or '', epoch if there is none, landed message, left message, time of sending or '',
+--       lifetime of the domain, accepted?; then for each job: rung, final?, age, offset and length in the landed message,
+--       lifetime
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+if redis.call('HGET', KEYS[3], 't') == ARGV[1] then redis.call('DEL', KEYS[3]) end
+local epoch = redis.call('HGET', KEYS[2], 'e')
+if ARGV[2] ~= '' and ARGV[2] ~= epoch then
+    redis.call('SPUBLISH', KEYS[1], ARGV[5])
+    return {'D', now}
+end
+if not epoch then
+    epoch = ARGV[3]
+    redis.call('HSET', KEYS[2], 'e', epoch)
+end
+if ARGV[8] == '1' then redis.call('HSET', KEYS[2], 'a', now) end
+redis.call('PEXPIRE', KEYS[2], ARGV[7])
+local delay = ARGV[6] == '' and 0 or math.max(now - tonumber(ARGV[6]), 0)
+for n = 4, #KEYS do
+    local a = 9 + (n - 4) * 6
+    local rung, at = tonumber(ARGV[a]), now - tonumber(ARGV[a + 2]) - delay
+    local known = redis.call('GETRANGE', KEYS[n], 0, 41)
+    local known_rung, known_at = tonumber(known:sub(1, 3)), tonumber(known:sub(5, 18))
+    local lower = #known == 42 and known:sub(19) == epoch
+        and (known_rung > rung or (known_rung == rung and known_at > at))
+    if not lower then
+        local from = tonumber(ARGV[a + 3])
+        local value = string.format('%03d%s%014.0f', rung, ARGV[a + 1], math.max(at, 0)) .. epoch
+            .. ARGV[4]:sub(from + 1, from + tonumber(ARGV[a + 4]))
+        redis.call('SET', KEYS[n], value, 'PX', ARGV[a + 5])
+    end
+end
+redis.call('SPUBLISH', KEYS[1], ARGV[4] .. epoch .. string.format('%014.0f', delay))
+return {'D', now}

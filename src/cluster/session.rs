@@ -1,0 +1,382 @@
+//! One connection to the engine: calls go out in order, answers and messages come in.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use redis::{PushInfo, PushKind, RedisError, Value};
+use tokio::sync::mpsc;
+
+use super::ClusterShared;
+use super::answers::{BadAnswer, Heard};
+use super::calls::{Distrust, ScriptCall};
+use super::connect::{ConnectError, EngineConnection};
+use super::link::{LinkCommand, LinkRequest, send};
+use super::names::SHARDS;
+use super::polls::ClusterPoll;
+use crate::clock;
+use crate::core::Map;
+use crate::core::siblings::{
+    CallId, ClaimRequest, EngineAnswer, EngineCall, EngineTime, ReplicaName, SiblingInput, SiblingMessage,
+};
+use crate::telemetry::metrics::ClaimOutcome;
+
+/// Time after which a connection with an unanswered call is given up.
+const HUNG: Duration = Duration::from_secs(5);
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// Most calls without an answer. A link with more of them ends.
+const MAX_CALLS: usize = 65_536;
+/// Time for the last calls after the last handle was dropped.
+const LAST_CALLS: Duration = Duration::from_secs(1);
+/// Most replicas whose last beat is remembered.
+const MAX_HEARD: usize = 1024;
+
+/// Why a link ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LinkEnd {
+    #[error("{0}")]
+    Connect(ConnectError),
+    #[error("the engine closed the connection")]
+    Closed,
+    #[error("the engine did not answer for 5 seconds")]
+    Hung,
+    #[error("the engine rejects the calls of this gateway: {0}")]
+    Rejected(RedisError),
+    #[error("more calls or messages came than the link could take")]
+    Overflow,
+    #[error("stopped")]
+    Stopped,
+}
+
+/// A call without an answer.
+struct PendingCall {
+    id: CallId,
+    sent_at: Instant,
+    poll: Option<Arc<ClusterPoll>>,
+    /// Set if the call is a claim.
+    claim: Option<(ClaimRequest, Distrust)>,
+}
+
+/// A call of all shards, whose answers are counted.
+struct Gathered {
+    left: u8,
+    is_flushed: bool,
+    time: EngineTime,
+}
+
+enum SessionEvent {
+    Script(PendingCall, Result<Value, RedisError>),
+    Count(ReplicaName, Result<Value, RedisError>),
+    Subscribed(Result<Value, RedisError>),
+}
+
+type PendingEvent = Pin<Box<dyn Future<Output = SessionEvent> + Send>>;
+
+pub(super) struct LinkSession<'l> {
+    shared: &'l ClusterShared,
+    connection: EngineConnection,
+    me: ReplicaName,
+    scripts: Vec<String>,
+    inputs: &'l mpsc::Sender<SiblingInput>,
+    pending: FuturesUnordered<PendingEvent>,
+    gathered: Map<CallId, Gathered>,
+    next_beat: u64,
+    /// Number of the own beat that was heard last, and the shards on which it was.
+    heard_own: (u64, u32),
+    /// Number of the last beat of each sibling.
+    heard: Map<ReplicaName, u64>,
+    last_answer: Instant,
+    has_logged_error: bool,
+}
+
+impl<'l> LinkSession<'l> {
+    pub(super) fn new(
+        shared: &'l ClusterShared,
+        connection: EngineConnection,
+        me: ReplicaName,
+        scripts: Vec<String>,
+        inputs: &'l mpsc::Sender<SiblingInput>,
+    ) -> Self {
+        Self {
+            shared,
+            connection,
+            me,
+            scripts,
+            inputs,
+            pending: FuturesUnordered::new(),
+            gathered: Map::default(),
+            next_beat: 1,
+            heard_own: (0, 0),
+            heard: Map::default(),
+            last_answer: clock::now(),
+            has_logged_error: false,
+        }
+    }
+
+    /// Serves the connection until it ends, or until all handles are dropped and the last calls are answered.
+    pub(super) async fn serve(mut self, commands: &mut mpsc::Receiver<LinkCommand>) -> LinkEnd {
+        let mut check = tokio::time::interval(CHECK_INTERVAL);
+        check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.shared.has_overflow.store(false, Ordering::Relaxed);
+        loop {
+            // Cancel safe: all of these are, and each event is handled before the next round.
+            let round = tokio::select! {
+                () = &mut self.connection.driver => Err(LinkEnd::Closed),
+                Some(push) = self.connection.pushes.recv() => self.heard(push).await,
+                Some(event) = self.pending.next() => self.answered(event).await,
+                command = commands.recv() => match command {
+                    Some(command) if command.of == self.me => self.execute(command.request),
+                    Some(_) => Ok(()),
+                    None => return self.finish().await,
+                },
+                _ = check.tick() => self.check(),
+            };
+            if let Err(end) = round {
+                return end;
+            }
+        }
+    }
+
+    async fn finish(mut self) -> LinkEnd {
+        let last_calls = async {
+            loop {
+                // Cancel safe: a lost answer changes nothing now.
+                tokio::select! {
+                    () = &mut self.connection.driver => return,
+                    event = self.pending.next() => if event.is_none() { return },
+                }
+            }
+        };
+        let _ = tokio::time::timeout(LAST_CALLS, last_calls).await;
+        LinkEnd::Stopped
+    }
+
+    fn check(&mut self) -> Result<(), LinkEnd> {
+        let is_full = self.connection.pushes.capacity() == 0 || self.pending.len() > MAX_CALLS;
+        if is_full || self.shared.has_overflow.load(Ordering::Relaxed) {
+            return Err(LinkEnd::Overflow);
+        }
+        let now = clock::now();
+        if self.pending.is_empty() {
+            self.last_answer = now;
+        }
+        match now.saturating_duration_since(self.last_answer) < HUNG {
+            true => Ok(()),
+            false => Err(LinkEnd::Hung),
+        }
+    }
+
+    fn execute(&mut self, request: LinkRequest) -> Result<(), LinkEnd> {
+        match request {
+            LinkRequest::Call(id, call, poll) => self.call(id, call, poll),
+            LinkRequest::Count(name) => {
+                let channel = self.shared.dialect.names.own_channel(name);
+                let count = redis::cmd("PUBSUB").arg("SHARDNUMSUB").arg(channel).to_owned();
+                let commands = self.connection.commands.clone();
+                self.start(async move { SessionEvent::Count(name, send(&commands, count).await) });
+            }
+            LinkRequest::Resubscribe => {
+                for subscribe in self.shared.subscriptions(self.me) {
+                    let commands = self.connection.commands.clone();
+                    self.start(async move { SessionEvent::Subscribed(send(&commands, subscribe).await) });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn call(&mut self, id: CallId, call: EngineCall, poll: Option<Arc<ClusterPoll>>) {
+        if matches!(call, EngineCall::Beat(_)) {
+            self.next_beat += 1;
+        }
+        let calls = self.shared.dialect.script_calls(self.me, &call, poll.as_deref(), self.next_beat);
+        if let Some(left) = u8::try_from(calls.len()).ok().filter(|left| *left > 1) {
+            let gathered = Gathered { left, is_flushed: false, time: EngineTime(Duration::ZERO) };
+            self.gathered.insert(id, gathered);
+        }
+        let claim = match call {
+            EngineCall::Claim(request) => Some((request, Distrust::default())),
+            _ => None,
+        };
+        for script in calls {
+            let pending = PendingCall { id, sent_at: clock::now(), poll: poll.clone(), claim: claim.clone() };
+            self.run_script(script, pending);
+        }
+    }
+
+    fn run_script(&mut self, call: ScriptCall, pending: PendingCall) {
+        let Some(hash) = self.scripts.get(call.script as usize) else { return };
+        let mut command = redis::cmd("EVALSHA");
+        command.arg(hash).arg(call.keys.len());
+        call.keys.iter().for_each(|key| _ = command.arg(key));
+        call.args.iter().for_each(|arg| _ = command.arg(arg));
+        let commands = self.connection.commands.clone();
+        self.start(async move { SessionEvent::Script(pending, send(&commands, command).await) });
+    }
+
+    /// Polls the future once, so that its command gets its place in the order, and keeps it until it is answered.
+    fn start(&mut self, event: impl Future<Output = SessionEvent> + Send + 'static) {
+        if self.pending.is_empty() {
+            self.last_answer = clock::now();
+        }
+        // Without the budget of the task: a future that waits for it would have no place yet.
+        let mut event: PendingEvent = Box::pin(tokio::task::unconstrained(event));
+        let is_sent = event.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        match is_sent {
+            // The set polls it again, with a waker of its own.
+            Poll::Pending => self.pending.push(event),
+            Poll::Ready(event) => self.pending.push(Box::pin(std::future::ready(event))),
+        }
+    }
+
+    async fn answered(&mut self, event: SessionEvent) -> Result<(), LinkEnd> {
+        self.last_answer = clock::now();
+        match event {
+            SessionEvent::Script(pending, Ok(value)) => self.script_answered(pending, value).await,
+            SessionEvent::Count(name, Ok(Value::Array(items))) => match items.get(1) {
+                Some(Value::Int(count)) => {
+                    let count = usize::try_from(*count).unwrap_or_default();
+                    self.pass_on(SiblingInput::Subscribers(name, count)).await
+                }
+                _ => Ok(()),
+            },
+            SessionEvent::Count(_, Ok(_)) | SessionEvent::Subscribed(Ok(_)) => Ok(()),
+            SessionEvent::Script(_, Err(error))
+            | SessionEvent::Count(_, Err(error))
+            | SessionEvent::Subscribed(Err(error)) => self.failed(error),
+        }
+    }
+
+    /// Handles an error of the engine. Most concern the whole link: a lost script, a primary that became a replica. A full
+    /// memory concerns the call alone, which stays unanswered.
+    fn failed(&mut self, error: RedisError) -> Result<(), LinkEnd> {
+        const OF_ONE_CALL: [&str; 2] = ["OOM", "BUSY"];
+        if error.is_io_error() || error.is_connection_dropped() {
+            return Err(LinkEnd::Closed);
+        }
+        if !error.code().is_some_and(|code| OF_ONE_CALL.contains(&code)) {
+            return Err(LinkEnd::Rejected(error));
+        }
+        if !std::mem::replace(&mut self.has_logged_error, true) {
+            tracing::warn!(%error, "the engine fails calls");
+        }
+        Ok(())
+    }
+
+    async fn script_answered(&mut self, pending: PendingCall, value: Value) -> Result<(), LinkEnd> {
+        let answer = match self.shared.dialect.answer(value, pending.poll.as_deref()) {
+            Ok(answer) => answer,
+            Err(BadAnswer::Malformed) => return Ok(()),
+            Err(BadAnswer::Tampered) => {
+                self.shared.metrics.cluster.tampered();
+                self.claim_again(pending);
+                return Ok(());
+            }
+        };
+        if let Some(outcome) = pending.claim.as_ref().and_then(|_| claim_outcome(&answer)) {
+            self.shared
+                .metrics
+                .cluster
+                .claim(outcome, clock::now().saturating_duration_since(pending.sent_at));
+        }
+        if let Some(gathered) = self.gathered.get_mut(&pending.id) {
+            gathered.left -= 1;
+            match answer {
+                EngineAnswer::Done(time) => gathered.time = gathered.time.max(time),
+                _ => gathered.is_flushed = true,
+            }
+            if gathered.left > 0 {
+                return Ok(());
+            }
+            let (is_flushed, time) = (gathered.is_flushed, gathered.time);
+            self.gathered.remove(&pending.id);
+            let answer = if is_flushed { EngineAnswer::Flushed } else { EngineAnswer::Done(time) };
+            return self.pass_on(SiblingInput::Answer(pending.id, answer)).await;
+        }
+        self.pass_on(SiblingInput::Answer(pending.id, answer)).await
+    }
+
+    /// Claims a poll again, without the stored states that could not be opened.
+    fn claim_again(&mut self, pending: PendingCall) {
+        let PendingCall { id, sent_at, poll: Some(poll), claim: Some((request, distrust)) } = pending else {
+            return;
+        };
+        if distrust.of_states {
+            return;
+        }
+        let distrust = Distrust { of_states: true };
+        let script = self.shared.dialect.claim(self.me, &request, &poll, distrust);
+        self.run_script(
+            script,
+            PendingCall { id, sent_at, poll: Some(poll), claim: Some((request, distrust)) },
+        );
+    }
+
+    async fn heard(&mut self, push: PushInfo) -> Result<(), LinkEnd> {
+        match push.kind {
+            PushKind::SMessage => {}
+            PushKind::Disconnection => return Err(LinkEnd::Closed),
+            _ => return Ok(()),
+        }
+        let mut data = push.data.into_iter();
+        let (Some(Value::BulkString(channel)), Some(Value::BulkString(message))) = (data.next(), data.next())
+        else {
+            return Ok(());
+        };
+        let Some((kind, heard)) = self.shared.dialect.message(message.into(), &self.shared.polls) else {
+            return Ok(());
+        };
+        self.shared.metrics.cluster.message(kind.label());
+        let message = match heard {
+            Heard::Other(message) => message,
+            Heard::Beat(name, former, number) => {
+                let is_new = match name == self.me {
+                    true => self.heard_itself(&channel, number),
+                    false => self.heard_sibling(name, number),
+                };
+                if !is_new {
+                    return Ok(());
+                }
+                SiblingMessage::Beat(name, former)
+            }
+        };
+        self.pass_on(SiblingInput::Message(message)).await
+    }
+
+    /// Records an own beat. Returns whether it has been heard on all shards now.
+    fn heard_itself(&mut self, channel: &[u8], number: u64) -> bool {
+        if self.heard_own.0 != number {
+            self.heard_own = (number, 0);
+        }
+        let Some(shard) = self.shared.dialect.names.shard_of_channel(channel) else { return false };
+        let before = self.heard_own.1;
+        self.heard_own.1 |= 1 << shard.number();
+        before != self.heard_own.1 && self.heard_own.1 == (1 << SHARDS) - 1
+    }
+
+    /// Records a beat of a sibling. Returns whether it was not heard on another shard before.
+    fn heard_sibling(&mut self, name: ReplicaName, number: u64) -> bool {
+        if self.heard.len() >= MAX_HEARD {
+            self.heard.clear();
+        }
+        self.heard.insert(name, number) != Some(number)
+    }
+
+    async fn pass_on(&mut self, input: SiblingInput) -> Result<(), LinkEnd> {
+        self.inputs.send(input).await.map_err(|_| LinkEnd::Stopped)
+    }
+}
+
+fn claim_outcome(answer: &EngineAnswer) -> Option<ClaimOutcome> {
+    match answer {
+        EngineAnswer::Granted(_) => Some(ClaimOutcome::Granted),
+        EngineAnswer::Held { .. } => Some(ClaimOutcome::Held),
+        EngineAnswer::Known(..) => Some(ClaimOutcome::Known),
+        EngineAnswer::Flushed => Some(ClaimOutcome::Flushed),
+        EngineAnswer::Vacant | EngineAnswer::Adopted { .. } | EngineAnswer::Done(_) => None,
+    }
+}

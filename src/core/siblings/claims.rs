@@ -1,0 +1,432 @@
+//! Claims and their answers: which replica makes a poll.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Siblings;
+use super::link::MAX_PATIENCE;
+use super::members::jitter;
+use super::outbox::Letter;
+use super::shared_poll::{OwnRun, SharePhase, SharedPoll, SiblingResult};
+use super::types::{
+    CallId, ClaimRequest, EngineAnswer, EngineCall, KeyEpoch, LeaseToken, LinkState, PollName, ReplicaName,
+    SharedOutcome, SharedState, SiblingOutput, Suspicion,
+};
+use crate::core::coalescer::{PollOutcome, PollProgress};
+use crate::core::job::JobState;
+
+/// Time for which a replica whose link is back looks before it claims.
+pub(super) const LOOKING: Duration = Duration::from_millis(300);
+/// Time until the next claim after the engine lost its memory, or answered with a dead epoch.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// Time by which a lease outlasts the upstream's hold.
+const LEASE_MARGIN: Duration = Duration::from_secs(30);
+/// Time in which a guest makes itself known again, after a new name or to an engine without memory.
+pub(super) const COMING_BACK: Duration = LOOKING.saturating_add(MAX_PATIENCE);
+/// Polls apart are spread over this time.
+const SPREAD: Duration = Duration::from_millis(500);
+
+impl Siblings {
+    /// Sends a claim, or waits for the link.
+    pub(super) fn claim(&mut self, name: PollName, suspicion: Option<Suspicion>, now: Instant) {
+        let call = self.link.is_up().then(|| self.ask(name, suspicion, false));
+        let patience = self.config.patience;
+        self.polls.change(name, |poll| {
+            poll.claim = call.flatten();
+            poll.phase = match poll.claim {
+                Some(_) => SharePhase::Asking { asked_at: now, check_at: now + patience },
+                None => SharePhase::Looking { until: None },
+            };
+        });
+        self.arm_abandon(name, now);
+    }
+
+    /// Asks whether the poll is still held. Claims it at `until` if there is no answer.
+    pub(super) fn look(&mut self, name: PollName, until: Instant, now: Instant) {
+        self.show(name, false);
+        let call = self.link.is_up().then(|| self.ask(name, None, true)).flatten();
+        self.polls.change(name, |poll| {
+            (poll.claim, poll.phase) = (call, SharePhase::Looking { until: Some(until) });
+        });
+        self.arm_abandon(name, now);
+    }
+
+    fn ask(&mut self, name: PollName, suspicion: Option<Suspicion>, is_look: bool) -> Option<CallId> {
+        let poll = self.polls.get(name)?;
+        let (spec, token, follows) = (Arc::clone(&poll.spec), poll.token, poll.awaited);
+        let call = self.call(EngineCall::Claim(ClaimRequest { spec, token, suspicion, follows, is_look }));
+        self.calls.insert(call, (name, token));
+        Some(call)
+    }
+
+    /// Ends the dependence on a sibling: this replica claims the poll when its rank has come.
+    pub(super) fn lose(&mut self, name: PollName, suspicion: Option<Suspicion>, now: Instant) {
+        let until = now + self.members.rank_delay(name, self.link.me);
+        self.delay(name, until, suspicion, now);
+    }
+
+    /// Claims a poll that a sibling has left, at once or, after a failure, when its rank has come.
+    pub(super) fn claim_anew(&mut self, name: PollName, is_failed: bool, now: Instant) {
+        if is_failed {
+            self.lose(name, None, now);
+        } else {
+            self.delay(name, now, None, now);
+            self.claim(name, None, now);
+        }
+    }
+
+    pub(super) fn delay(
+        &mut self,
+        name: PollName,
+        until: Instant,
+        suspicion: Option<Suspicion>,
+        now: Instant,
+    ) {
+        let local = self.polls.change(name, |poll| {
+            (poll.claim, poll.is_shown_held) = (None, false);
+            poll.phase = SharePhase::Delayed { until, suspicion };
+            poll.local
+        });
+        if let Some(local) = local.flatten() {
+            self.outputs.push_back(SiblingOutput::Progress(local, PollProgress::Lost));
+        }
+        self.arm_abandon(name, now);
+    }
+
+    /// Makes the poll here, without a lease. It is adopted as soon as the engine answers.
+    pub(super) fn start_alone(&mut self, name: PollName, now: Instant) {
+        let was_guest = self.polls.get(name).is_some_and(|poll| poll.awaited.is_some());
+        self.start(name, None, now);
+        if was_guest {
+            self.detach(name);
+        }
+        if self.polls.get(name).is_some_and(|poll| poll.claim.is_none()) {
+            self.adopt(name, now);
+        }
+    }
+
+    fn start(&mut self, name: PollName, lease: Option<KeyEpoch>, now: Instant) {
+        let Some(Some(run)) = self.polls.get(name).map(|poll| poll.local) else { return };
+        self.polls.set_run(run, name);
+        self.polls.change(name, |poll| {
+            (poll.opened_at, poll.abandon_at, poll.is_shown_held) = (now, None, false);
+            poll.awaited = None;
+            poll.early.clear();
+            poll.phase = SharePhase::Ours(OwnRun {
+                run,
+                is_leased: lease.is_some(),
+                epoch: lease,
+                is_held: false,
+                is_suspended: false,
+                guests: std::mem::take(&mut poll.early_guests),
+                asked: None,
+                came: BTreeSet::new(),
+                left: BTreeSet::new(),
+                guests_linger_until: None,
+                lingers_here: false,
+                ends_at: None,
+            });
+        });
+        self.outputs.push_back(SiblingOutput::Start(run));
+    }
+
+    pub(super) fn adopt_all(&mut self, now: Instant) {
+        for name in self.polls.names(|poll| poll.own().is_some()) {
+            self.adopt(name, now);
+        }
+    }
+
+    /// Takes the lease of a poll that is made here, if the link is up and the lease is vacant.
+    pub(super) fn adopt(&mut self, name: PollName, now: Instant) {
+        let Some(poll) = self.polls.get(name).filter(|_| self.link.is_up()) else { return };
+        let (token, age) = (poll.token, now.saturating_duration_since(poll.opened_at));
+        let spec = Arc::clone(&poll.spec);
+        let call = self.call(EngineCall::Adopt { spec, token, age });
+        self.calls.insert(call, (name, token));
+        self.polls.change(name, |poll| {
+            let Some(own) = poll.own_mut() else { return };
+            own.asked = Some(call);
+            own.came.clear();
+            own.left.clear();
+        });
+    }
+
+    /// Is a guest no more. Without a link that needs no word: the guest comes back under another name.
+    pub(super) fn detach(&mut self, name: PollName) {
+        if self.link.is_up() {
+            self.call(EngineCall::Detach(name));
+        }
+    }
+
+    pub(super) fn answered(&mut self, call: CallId, answer: EngineAnswer, now: Instant) {
+        if let EngineAnswer::Done(time) = answer {
+            self.outbox.answered(call);
+            return self.link.beat_answered(call, time, self.config.patience, now);
+        }
+        let Some((name, token)) = self.calls.remove(&call) else {
+            if matches!(answer, EngineAnswer::Flushed) && self.link.lost_membership(call) {
+                self.call(EngineCall::Flushed);
+                self.engine_flushed(now);
+            }
+            return;
+        };
+        let is_current = self.polls.get(name).is_some_and(|poll| poll.token == token);
+        if !is_current {
+            return self.answered_late(name, token, &answer, now);
+        }
+        self.polls.change(name, |poll| poll.claim.take_if(|claim| *claim == call));
+        let is_ours = self.polls.get(name).is_some_and(|poll| poll.own().is_some());
+        match answer {
+            EngineAnswer::Granted(epoch) if is_ours => {
+                let own = |poll: &mut SharedPoll| {
+                    let Some(own) = poll.own_mut() else { return };
+                    (own.is_leased, own.epoch) = (true, Some(epoch));
+                };
+                self.polls.change(name, own);
+            }
+            EngineAnswer::Granted(epoch) => match self.flush_ends(now) {
+                Some(until) => {
+                    // The holder, if there is one, could not adopt the poll yet.
+                    self.send(Letter::Other(EngineCall::Leave(name, token)), now);
+                    self.delay(name, until, None, now);
+                }
+                None => self.start(name, Some(epoch), now),
+            },
+            EngineAnswer::Held { .. } if is_ours => self.detach(name),
+            EngineAnswer::Held { epoch, .. } | EngineAnswer::Known(_, epoch)
+                if !is_ours && self.is_dead(name, epoch) =>
+            {
+                self.delay(name, now + ASK_AGAIN, None, now);
+            }
+            EngineAnswer::Held { by, token, age, .. } => self.held(name, by, token, age, now),
+            EngineAnswer::Known(states, epoch) if !is_ours => self.known(name, states, epoch, now),
+            EngineAnswer::Adopted { is_mine, epoch, guests } => {
+                self.adopted(name, call, is_mine.then_some(epoch), guests, now)
+            }
+            EngineAnswer::Flushed => {
+                self.call(EngineCall::Flushed);
+                self.engine_flushed(now);
+                if !is_ours {
+                    self.delay(name, now + ASK_AGAIN, None, now);
+                }
+            }
+            EngineAnswer::Known(..) | EngineAnswer::Vacant | EngineAnswer::Done(_) => {}
+        }
+    }
+
+    /// Takes back the effect of a claim whose poll is gone.
+    fn answered_late(&mut self, name: PollName, token: LeaseToken, answer: &EngineAnswer, now: Instant) {
+        let is_waiting = self.polls.get(name).is_some_and(|poll| poll.own().is_none());
+        match answer {
+            EngineAnswer::Granted(_) | EngineAnswer::Adopted { is_mine: true, .. } => {
+                self.send(Letter::Other(EngineCall::Leave(name, token)), now);
+            }
+            EngineAnswer::Held { .. } if !is_waiting => self.detach(name),
+            _ => {}
+        }
+    }
+
+    fn adopted(
+        &mut self,
+        name: PollName,
+        call: CallId,
+        lease: Option<KeyEpoch>,
+        guests: Vec<ReplicaName>,
+        now: Instant,
+    ) {
+        let linger = self.config.linger;
+        // A guest that is gone is not heard again, and counts as dead then.
+        let guests: BTreeSet<ReplicaName> =
+            guests.into_iter().filter(|guest| self.heard_guest(*guest, now)).collect();
+        let note = self.polls.change(name, |poll| {
+            let (token, is_kept) = (poll.token, poll.local.is_none());
+            let own = poll.own_mut()?;
+            (own.is_leased, own.epoch) = (lease.is_some(), lease.or(own.epoch));
+            own.asked.take_if(|asked| *asked == call)?; // otherwise a newer question is on its way
+            let had_guests = !own.guests.is_empty();
+            // The guests of a lease that is lost are those of the new holder.
+            own.guests =
+                guests.into_iter().filter(|guest| lease.is_some() && !own.left.contains(guest)).collect();
+            own.guests.append(&mut own.came);
+            own.left.clear();
+            if had_guests && own.guests.is_empty() {
+                // P6. An engine that lost its memory learns of guests that are still there by their looks.
+                own.guests_linger_until = Some(now + linger.max(COMING_BACK));
+            }
+            if is_kept {
+                let until = own.guests_linger_until.unwrap_or(now);
+                own.ends_at = own.guests.is_empty().then(|| own.ends_at.unwrap_or(until));
+            }
+            (own.is_held && !own.guests.is_empty()).then_some(token)
+        });
+        if let Some(token) = note.flatten() {
+            self.call(EngineCall::Note(name, token, true));
+        }
+        if self.draining.is_some() {
+            self.leave_to_guests(name, now);
+        }
+    }
+
+    fn held(&mut self, name: PollName, by: ReplicaName, token: LeaseToken, age: Duration, now: Instant) {
+        let Some(was_doubted) = self.members.heard(by, now) else {
+            self.start_alone(name, now);
+            return self.detach(name);
+        };
+        self.count_soon(now);
+        let early = self.polls.change(name, |poll| {
+            let opened_at = now.checked_sub(age).unwrap_or(now);
+            let until = (opened_at + poll.spec.hold + LEASE_MARGIN).max(now + LOOKING);
+            (poll.awaited, poll.opened_at) = (Some(token), opened_at);
+            (poll.abandon_at, poll.is_shown_held) = (None, false);
+            poll.phase = SharePhase::Away { holder: by, until, is_held: false };
+            std::mem::take(&mut poll.early).into_iter().find(|(early, _)| *early == token)
+        });
+        self.arm_abandon(name, now);
+        let Some(poll) = self.polls.get(name) else { return };
+        if let Some(local) = poll.local {
+            let progress = PollProgress::Elsewhere { opened_at: poll.opened_at, is_held: false };
+            self.outputs.push_back(SiblingOutput::Progress(local, progress));
+        }
+        match early.flatten() {
+            Some((_, Some(result))) => self.sibling_landed(name, result, now),
+            Some((_, None)) => self.claim_anew(name, false, now),
+            None if was_doubted => self.show_all_of(by),
+            None => {}
+        }
+    }
+
+    fn known(&mut self, name: PollName, states: Vec<SharedState>, epoch: KeyEpoch, now: Instant) {
+        // The engine compared the ages with those that the reader accepts.
+        let states: Vec<SharedState> =
+            states.into_iter().map(|state| SharedState { age: Duration::ZERO, ..state }).collect();
+        let result = SiblingResult { outcome: SharedOutcome::Jobs(states), epoch, came_at: now };
+        self.sibling_landed(name, result, now);
+    }
+
+    /// Ends a poll with the result of a sibling's. Claims it if the result cannot be used.
+    pub(super) fn sibling_landed(&mut self, name: PollName, result: SiblingResult, now: Instant) {
+        let is_delayed = |poll: &SharedPoll| matches!(poll.phase, SharePhase::Delayed { .. });
+        let outcome = if self.is_dead(name, result.epoch) { None } else { into_outcome(result) };
+        let Some(outcome) = outcome else {
+            // A dead epoch, or bytes that were too many to be shared.
+            self.polls.change(name, |poll| Arc::make_mut(&mut poll.spec).takes_known = false);
+            if !self.polls.get(name).is_some_and(is_delayed) {
+                self.lose(name, None, now);
+            }
+            return;
+        };
+        let Some(poll) = self.polls.remove(name) else { return };
+        if let Some(local) = poll.local {
+            self.outputs.push_back(SiblingOutput::Landed(local, outcome));
+        }
+    }
+
+    pub(super) fn is_dead(&self, name: PollName, epoch: KeyEpoch) -> bool {
+        self.polls.get(name).is_some_and(|poll| self.dead_epochs.contains(&(poll.spec.domain, epoch)))
+    }
+
+    /// Shows the coalescer whether a sibling's poll is held and proves states.
+    pub(super) fn show(&mut self, name: PollName, is_held: bool) {
+        let shown = self.polls.change(name, |poll| {
+            let is_changed = std::mem::replace(&mut poll.is_shown_held, is_held) != is_held;
+            poll.local.filter(|_| is_changed).map(|local| (local, poll.opened_at))
+        });
+        if let Some((local, opened_at)) = shown.flatten() {
+            let progress = PollProgress::Elsewhere { opened_at, is_held };
+            self.outputs.push_back(SiblingOutput::Progress(local, progress));
+        }
+    }
+
+    /// Shows all polls of a holder anew: proofs need a holder that is heard.
+    pub(super) fn show_all_of(&mut self, holder: ReplicaName) {
+        let is_heard = self.link.is_hearing && !self.members.is_doubted(holder);
+        for name in self.polls.names(|poll| poll.holder() == Some(holder)) {
+            let is_held = self
+                .polls
+                .get(name)
+                .is_some_and(|poll| matches!(poll.phase, SharePhase::Away { is_held: true, .. }));
+            self.show(name, is_held && is_heard);
+        }
+    }
+
+    /// Handles the timer of a poll.
+    pub(super) fn poll_is_due(&mut self, name: PollName, now: Instant) {
+        let Some(poll) = self.polls.get(name) else { return };
+        if poll.own().is_none() && poll.abandon_at.is_some_and(|at| at <= now) {
+            return self.start_alone(name, now);
+        }
+        match poll.phase {
+            SharePhase::Asking { asked_at, .. } => {
+                let ends = self.link.patience_ends(asked_at, self.config.patience);
+                if ends > now {
+                    self.polls.change(name, |poll| {
+                        poll.phase = SharePhase::Asking { asked_at, check_at: ends };
+                    });
+                } else {
+                    self.link.claim_was_late(now);
+                    self.start_alone(name, now);
+                }
+            }
+            SharePhase::Delayed { suspicion, .. } => self.claim(name, suspicion, now),
+            SharePhase::Looking { .. } | SharePhase::Away { .. } => {
+                self.show(name, false);
+                self.claim(name, None, now);
+            }
+            SharePhase::Ours(_) => self.end_run(name, now),
+        }
+    }
+
+    /// Starts or ends the time after which polls of siblings are made here, as the link has it.
+    pub(super) fn update_abandoning(&mut self, now: Instant) {
+        let is_far = self.link.far_at().is_some_and(|at| at <= now);
+        let must = self.link.is_apart || is_far;
+        if must == self.is_abandoning {
+            return;
+        }
+        self.is_abandoning = must;
+        for name in self.polls.names(|poll| poll.own().is_none()) {
+            self.polls.change(name, |poll| poll.abandon_at = None);
+            self.arm_abandon(name, now);
+        }
+    }
+
+    fn arm_abandon(&mut self, name: PollName, now: Instant) {
+        if self.is_abandoning {
+            let at = now + jitter(name, self.config.instance, SPREAD);
+            self.polls.change(name, |poll| {
+                if poll.own().is_none() {
+                    poll.abandon_at.get_or_insert(at);
+                }
+            });
+        }
+    }
+
+    /// Returns the end of the time in which siblings adopt their polls after the engine lost its memory.
+    pub(super) fn flush_ends(&self, now: Instant) -> Option<Instant> {
+        self.flushed_at.map(|at| at + ASK_AGAIN).filter(|until| *until > now)
+    }
+
+    /// Returns whether a new poll waits for the engine.
+    pub(super) fn asks_first(&self) -> bool {
+        self.link.state() == LinkState::Near
+    }
+}
+
+/// Returns the result for the coalescer, or `None` if the bytes of a state are missing.
+fn into_outcome(SiblingResult { outcome, came_at, .. }: SiblingResult) -> Option<PollOutcome> {
+    let to_state = |state: SharedState| {
+        // A state that never changes is as true now as it was then.
+        let age = if state.is_final { Duration::ZERO } else { state.age };
+        let at = came_at.checked_sub(age)?;
+        let SharedState { id, rung, body, head, .. } = state;
+        Some(JobState { id, rung, body: body?, head, seen_at: at, as_of: at })
+    };
+    Some(match outcome {
+        SharedOutcome::Jobs(states) => {
+            PollOutcome::Jobs(states.into_iter().map(to_state).collect::<Option<Vec<_>>>()?)
+        }
+        SharedOutcome::Unsplit(reply) => PollOutcome::Unsplit(reply),
+        SharedOutcome::Refused(reply) => PollOutcome::Refused(reply),
+    })
+}

@@ -1,0 +1,247 @@
+//! The link to the engine: slow, silent, down, without memory.
+
+use super::*;
+
+#[test]
+fn a_claim_without_an_answer_is_given_up_after_the_patience() {
+    let mut gateway = Gateway::linked();
+    gateway.is_engine_up = false;
+    gateway.pass(ms(100));
+    gateway.open(1);
+    gateway.pass(ms(49));
+    assert_eq!(gateway.take(), ["claim"]);
+    gateway.pass(ms(1));
+    assert_eq!(gateway.take(), ["start 1"]);
+    gateway.answer("claim", EngineAnswer::Granted(EPOCH));
+    gateway.input(SiblingInput::Abort(PollId(1)));
+    assert_eq!(gateway.take(), ["cancel 1", "leave"]);
+}
+
+#[test]
+fn the_patience_counts_from_the_last_word_and_ends_after_a_quarter_of_a_second() {
+    let mut gateway = Gateway::linked();
+    gateway.open(1);
+    for _ in 0..8 {
+        gateway.pass(ms(30));
+        gateway.beat(SIBLING);
+    }
+    assert_eq!(gateway.take(), ["claim"]);
+    gateway.pass(ms(10));
+    assert_eq!(gateway.take(), ["start 1"]);
+}
+
+#[test]
+fn new_polls_do_not_wait_for_a_far_engine() {
+    let mut gateway = Gateway::linked();
+    for poll in 1..=3 {
+        gateway.open(poll);
+        gateway.pass(ms(60));
+    }
+    gateway.take();
+    assert_eq!(gateway.machine.link(), LinkState::Far);
+    gateway.open(4);
+    assert_eq!(gateway.take(), ["start 4", "adopt"]);
+    gateway.pass(ms(500)); // a beat is answered at once
+    assert_eq!(gateway.machine.link(), LinkState::Near);
+}
+
+#[test]
+fn a_replica_without_a_link_goes_on_alone_within_a_second() {
+    let mut gateway = Gateway::linked();
+    gateway.open_held(1);
+    gateway.input(SiblingInput::LinkDown);
+    gateway.open(2);
+    assert_eq!(gateway.take(), ["start 2"]);
+    gateway.pass(ms(499));
+    assert_eq!(gateway.take(), Vec::<String>::new());
+    gateway.pass(ms(501));
+    assert_eq!(gateway.take(), ["start 1"]);
+    assert_eq!(gateway.machine.link(), LinkState::Apart);
+}
+
+#[test]
+fn a_silent_engine_leaves_each_replica_alone_within_a_second_and_a_half() {
+    let mut gateway = Gateway::linked();
+    gateway.open_held(1);
+    gateway.is_engine_up = false;
+    gateway.pass(ms(999));
+    assert_eq!(gateway.take(), Vec::<String>::new());
+    gateway.pass(ms(501));
+    assert_eq!(gateway.take(), ["start 1", "detach", "adopt"]);
+    assert_eq!(gateway.machine.link(), LinkState::Apart);
+}
+
+#[test]
+fn a_short_break_of_the_link_starts_no_poll() {
+    let mut gateway = Gateway::linked();
+    gateway.open_held(1);
+    gateway.input(SiblingInput::LinkDown);
+    gateway.pass(ms(200));
+    gateway.link_up(OTHER);
+    assert_eq!(gateway.take(), ["look"]);
+    gateway.answer("look", EngineAnswer::Vacant); // the holder has not adopted its poll yet
+    gateway.pass(ms(299));
+    assert_eq!(gateway.take(), Vec::<String>::new());
+    gateway.pass(ms(1));
+    assert_eq!(gateway.take(), ["claim"]);
+}
+
+#[test]
+fn own_polls_are_adopted_when_the_link_is_up() {
+    let mut gateway = Gateway::alone();
+    gateway.open(1);
+    assert_eq!(gateway.take(), ["start 1"]);
+    gateway.link_up(ME);
+    assert_eq!(gateway.take(), ["adopt"]);
+    gateway.answer("adopt", EngineAnswer::Adopted { is_mine: true, epoch: EPOCH, guests: vec![SIBLING] });
+    gateway.input(SiblingInput::Abort(PollId(1)));
+    assert_eq!(gateway.take(), Vec::<String>::new());
+}
+
+#[test]
+fn a_landing_without_a_link_is_sent_with_its_age_when_the_link_is_up() {
+    let mut gateway = Gateway::linked();
+    gateway.open_granted(1);
+    gateway.input(SiblingInput::LinkDown);
+    let outcome = gateway.outcome(2);
+    gateway.input(SiblingInput::Ended(PollId(1), outcome));
+    assert_eq!(gateway.take(), ["landed 1"]);
+    gateway.pass(ms(700));
+    gateway.link_up(OTHER);
+    assert_eq!(gateway.take(), ["land"]);
+    let EngineCall::Land { outcome: SharedOutcome::Jobs(states), .. } = &gateway.calls["land"].1 else {
+        panic!("{:?}", gateway.calls)
+    };
+    assert_eq!(states[0].age, ms(700));
+}
+
+#[test]
+fn the_outbox_keeps_1024_calls_for_two_minutes() {
+    let mut gateway = Gateway::alone();
+    for poll in 0..1_100 {
+        gateway.open(poll);
+        let outcome = gateway.outcome(2);
+        gateway.input(SiblingInput::Ended(PollId(poll), outcome));
+    }
+    assert_eq!(gateway.machine.unanswered(), outbox::MAX_CALLS);
+    gateway.pass(outbox::MAX_AGE);
+    assert_eq!(gateway.machine.unanswered(), 0);
+}
+
+#[test]
+fn the_outbox_keeps_16_mebibytes() {
+    let mut gateway = Gateway::alone();
+    for poll in 0..20 {
+        gateway.open(poll);
+        let PollOutcome::Jobs(mut states) = gateway.outcome(2) else { panic!() };
+        states[0].body = Bytes::from(vec![0; 1 << 20]);
+        gateway.input(SiblingInput::Ended(PollId(poll), PollOutcome::Jobs(states)));
+    }
+    assert_eq!(gateway.machine.unanswered(), outbox::MAX_BYTES >> 20);
+}
+
+#[test]
+fn a_replica_that_does_not_hear_itself_subscribes_again_and_then_looks() {
+    let mut gateway = Gateway::linked();
+    gateway.open_held(1);
+    gateway.deafen();
+    gateway.beat(ME);
+    assert_eq!(gateway.take(), ["look"]);
+}
+
+#[test]
+fn an_engine_without_memory_is_given_all_own_polls_and_asked_again() {
+    let mut gateway = Gateway::linked();
+    gateway.open_granted(1);
+    gateway.open(2);
+    gateway.take();
+    gateway.answer("claim", EngineAnswer::Flushed);
+    assert_eq!(gateway.take(), ["flushed", "adopt", "lost 2"]);
+    gateway.pass(ms(100));
+    assert_eq!(gateway.take(), ["claim"]);
+}
+
+#[test]
+fn all_replicas_adopt_their_polls_when_one_finds_the_engine_without_memory() {
+    let mut gateway = Gateway::linked();
+    gateway.open_granted(1);
+    gateway.message(SiblingMessage::Flushed);
+    gateway.message(SiblingMessage::Flushed);
+    assert_eq!(gateway.take(), ["adopt"]);
+}
+
+#[test]
+fn a_beat_finds_the_engine_without_memory() {
+    let mut gateway = Gateway::linked();
+    gateway.open_granted(1);
+    gateway.is_engine_up = false;
+    gateway.pass(ms(500));
+    gateway.answer("beat", EngineAnswer::Flushed);
+    assert_eq!(gateway.take(), ["flushed", "adopt"]);
+}
+
+#[test]
+fn the_first_beat_of_a_link_proves_no_loss_of_memory() {
+    let mut gateway = Gateway::alone();
+    gateway.is_engine_up = false;
+    gateway.link_up(ME);
+    gateway.answer("beat", EngineAnswer::Flushed);
+    assert_eq!(gateway.take(), Vec::<String>::new());
+}
+
+#[test]
+fn a_new_poll_waits_until_all_polls_are_adopted() {
+    let mut gateway = Gateway::linked();
+    gateway.message(SiblingMessage::Flushed);
+    gateway.open(1);
+    gateway.pass(ms(99));
+    assert_eq!(gateway.take(), ["lost 1"]);
+    gateway.pass(ms(1));
+    assert_eq!(gateway.take(), ["claim"]);
+}
+
+#[test]
+fn the_grant_of_an_engine_without_memory_is_given_back() {
+    let mut gateway = Gateway::linked();
+    gateway.open(1);
+    gateway.message(SiblingMessage::Flushed);
+    gateway.answer("claim", EngineAnswer::Granted(EPOCH));
+    assert_eq!(gateway.take(), ["claim", "leave", "lost 1"]);
+    gateway.pass(ms(100));
+    assert_eq!(gateway.take(), ["claim"]);
+}
+
+#[test]
+fn a_guest_makes_itself_known_to_an_engine_without_memory() {
+    let mut gateway = Gateway::linked();
+    gateway.open_held(1);
+    gateway.message(SiblingMessage::Flushed);
+    assert_eq!(gateway.take(), ["look"]);
+    gateway.answer("look", held(SIBLING, 1, ms(0)));
+    assert_eq!(gateway.take(), ["elsewhere 1 since 0"]);
+}
+
+/// P11
+#[test]
+fn a_rejected_key_is_named_again_at_each_link() {
+    let mut gateway = Gateway::linked();
+    gateway.input(SiblingInput::KeyRefused(KEY));
+    gateway.answer("refuse", EngineAnswer::Done(EngineTime(ms(0))));
+    gateway.input(SiblingInput::LinkDown);
+    gateway.link_up(OTHER);
+    assert_eq!(gateway.take(), ["refuse", "refuse"]);
+    gateway.pass(ms(60_000));
+    gateway.link_up(ME);
+    assert_eq!(gateway.take(), Vec::<String>::new());
+}
+
+#[test]
+fn siblings_beyond_the_bound_are_not_joined() {
+    let mut gateway = Gateway::linked();
+    for sibling in 0..members::MAX_MEMBERS as u64 {
+        gateway.beat(ReplicaName(1_000 + sibling));
+    }
+    gateway.open(1);
+    gateway.answer("claim", held(SIBLING, 1, ms(0)));
+    assert_eq!(gateway.take(), ["claim", "start 1", "adopt", "detach"]);
+}

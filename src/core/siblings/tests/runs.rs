@@ -1,0 +1,254 @@
+//! Polls that this replica makes: guests, linger, drain.
+
+use super::*;
+
+/// P6
+#[test]
+fn a_poll_with_guests_goes_on_without_waits() {
+    let mut gateway = Gateway::linked();
+    let mine = gateway.open_granted(1);
+    gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
+    gateway.input(SiblingInput::Abort(PollId(1)));
+    gateway.pass_with(&[SIBLING], ms(60_000));
+    assert_eq!(gateway.take(), Vec::<String>::new());
+    let outcome = gateway.outcome(3);
+    gateway.input(SiblingInput::Ended(PollId(1), outcome));
+    assert_eq!(gateway.take(), ["land"]);
+}
+
+/// P6
+#[test]
+fn a_poll_lingers_once_after_its_last_guest() {
+    let mut gateway = Gateway::linked();
+    let mine = gateway.open_granted(1);
+    gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
+    gateway.input(SiblingInput::Abort(PollId(1)));
+    gateway.message(SiblingMessage::Detached(name(1), SIBLING));
+    gateway.pass(ms(1_999));
+    assert_eq!(gateway.take(), Vec::<String>::new());
+    gateway.pass(ms(1));
+    assert_eq!(gateway.take(), ["cancel 1", "leave"]);
+}
+
+#[test]
+fn a_poll_without_guests_ends_with_its_last_wait() {
+    let mut gateway = Gateway::linked();
+    gateway.open_granted(1);
+    gateway.input(SiblingInput::Abort(PollId(1)));
+    assert_eq!(gateway.take(), ["cancel 1", "leave"]);
+    assert_eq!(gateway.machine.polls(), (0, 0));
+}
+
+#[test]
+fn a_guest_that_is_dead_is_a_guest_no_more() {
+    let mut gateway = Gateway::linked();
+    let mine = gateway.open_granted(1);
+    gateway.beat(SIBLING);
+    gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
+    gateway.input(SiblingInput::Abort(PollId(1)));
+    gateway.pass(ms(4_000));
+    assert_eq!(gateway.take(), ["cancel 1", "leave"]);
+}
+
+#[test]
+fn a_guest_that_is_never_heard_counts_as_dead() {
+    let mut gateway = Gateway::linked();
+    let mine = gateway.open_granted(1);
+    gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
+    gateway.input(SiblingInput::Abort(PollId(1)));
+    gateway.pass(ms(3_999));
+    assert_eq!(gateway.take(), Vec::<String>::new());
+    gateway.pass(ms(1));
+    assert_eq!(gateway.take(), ["cancel 1", "leave"]);
+}
+
+/// P6
+#[test]
+fn a_replica_that_was_deaf_asks_for_the_guests_of_its_polls() {
+    let mut gateway = Gateway::linked();
+    let mine = gateway.open_granted(1);
+    gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
+    gateway.deafen();
+    gateway.beat(ME);
+    assert_eq!(gateway.take(), ["adopt"]);
+    let guests = vec![ME, OTHER];
+    gateway.answer("adopt", EngineAnswer::Adopted { is_mine: true, epoch: EPOCH, guests });
+    gateway.is_engine_up = true;
+    gateway.input(SiblingInput::Abort(PollId(1)));
+    gateway.pass_with(&[OTHER], ms(10_000));
+    assert_eq!(gateway.take(), Vec::<String>::new());
+    gateway.message(SiblingMessage::Detached(name(1), OTHER));
+    gateway.pass(ms(2_000));
+    assert_eq!(gateway.take(), ["cancel 1", "leave"]);
+}
+
+#[test]
+fn a_guest_that_comes_before_the_answer_to_the_claim_is_kept() {
+    let mut gateway = Gateway::linked();
+    gateway.open(1);
+    let EngineCall::Claim(request) = gateway.calls["claim"].1.clone() else { panic!() };
+    gateway.message(SiblingMessage::Attached(name(1), request.token, SIBLING));
+    gateway.message(SiblingMessage::Attached(name(1), request.token, OTHER));
+    gateway.message(SiblingMessage::Detached(name(1), OTHER));
+    gateway.answer("claim", EngineAnswer::Granted(EPOCH));
+    gateway.input(SiblingInput::Progress(PollId(1), PollProgress::Held));
+    assert_eq!(gateway.take(), ["claim", "start 1", "note held", "progress 1"]);
+    gateway.input(SiblingInput::Abort(PollId(1)));
+    gateway.message(SiblingMessage::Detached(name(1), SIBLING));
+    gateway.pass(ms(2_000));
+    assert_eq!(gateway.take(), ["cancel 1", "leave"]);
+}
+
+#[test]
+fn guests_that_came_or_left_since_the_question_are_newer_than_the_answer() {
+    let mut gateway = Gateway::linked();
+    let mine = gateway.open_granted(1);
+    gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
+    gateway.message(SiblingMessage::Flushed);
+    gateway.message(SiblingMessage::Attached(name(1), mine, OTHER));
+    gateway.message(SiblingMessage::Detached(name(1), SIBLING));
+    gateway.answer("adopt", EngineAnswer::Adopted { is_mine: true, epoch: EPOCH, guests: vec![SIBLING] });
+    gateway.input(SiblingInput::Abort(PollId(1)));
+    gateway.message(SiblingMessage::Detached(name(1), OTHER));
+    gateway.pass_with(&[OTHER, SIBLING], ms(2_000));
+    assert_eq!(gateway.take(), ["adopt", "cancel 1", "leave"]);
+}
+
+/// P6
+#[test]
+fn a_poll_stays_until_an_engine_without_memory_knows_its_guests_again() {
+    let mut gateway = Gateway::with_linger(Duration::ZERO);
+    let mine = gateway.open_granted(1);
+    gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
+    gateway.input(SiblingInput::Abort(PollId(1)));
+    gateway.message(SiblingMessage::Flushed);
+    gateway.answer("adopt", EngineAnswer::Adopted { is_mine: true, epoch: EPOCH, guests: Vec::new() });
+    gateway.pass_with(&[SIBLING], ms(400));
+    gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
+    gateway.pass_with(&[SIBLING], ms(10_000));
+    assert_eq!(gateway.take(), ["adopt"]);
+}
+
+/// P6
+#[test]
+fn a_renamed_guest_stays_if_it_looks() {
+    for looks in [true, false] {
+        let mut gateway = Gateway::with_linger(Duration::ZERO);
+        let mine = gateway.open_granted(1);
+        gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
+        gateway.input(SiblingInput::Abort(PollId(1)));
+        gateway.message(SiblingMessage::Beat(OTHER, Some(SIBLING)));
+        gateway.pass_with(&[OTHER], ms(500));
+        assert_eq!(gateway.take(), Vec::<String>::new());
+        if looks {
+            gateway.message(SiblingMessage::Attached(name(1), mine, OTHER));
+        }
+        gateway.pass_with(&[OTHER], ms(10_000));
+        assert_eq!(gateway.take().is_empty(), looks);
+    }
+}
+
+#[test]
+fn the_coalescer_joins_the_poll_that_is_kept_for_guests() {
+    let mut gateway = Gateway::linked();
+    let mine = gateway.open_granted(1);
+    gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
+    gateway.input(SiblingInput::Progress(PollId(1), PollProgress::Held));
+    gateway.input(SiblingInput::Abort(PollId(1)));
+    gateway.pass_with(&[SIBLING], ms(500));
+    gateway.take();
+    let spec = gateway.spec(1);
+    gateway.input(SiblingInput::Open(PollId(2), spec));
+    assert_eq!(gateway.take(), ["elsewhere 2 since 0 held"]);
+    let outcome = gateway.outcome(3);
+    gateway.input(SiblingInput::Ended(PollId(1), outcome));
+    assert_eq!(gateway.take(), ["land", "landed 2"]);
+}
+
+/// P7
+#[test]
+fn guests_hear_whether_the_upstream_holds_the_poll() {
+    let mut gateway = Gateway::linked();
+    let mine = gateway.open_granted(1);
+    gateway.input(SiblingInput::Progress(PollId(1), PollProgress::Held));
+    assert_eq!(gateway.take(), ["progress 1"]); // no guest needs to know
+    gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
+    assert_eq!(gateway.take(), ["note held"]);
+    let failure = crate::core::coalescer::Failure::Unreachable;
+    gateway.input(SiblingInput::Progress(PollId(1), PollProgress::BackingOff(failure, ms(500))));
+    assert_eq!(gateway.take(), ["note not held", "progress 1"]);
+}
+
+/// P12
+#[test]
+fn a_new_guest_of_a_poll_that_backs_off_causes_an_attempt_at_once() {
+    let mut gateway = Gateway::linked();
+    let mine = gateway.open_granted(1);
+    let failure = crate::core::coalescer::Failure::Unreachable;
+    gateway.input(SiblingInput::Progress(PollId(1), PollProgress::BackingOff(failure, ms(500))));
+    gateway.take();
+    gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
+    assert_eq!(gateway.take(), ["try 1"]);
+}
+
+#[test]
+fn a_failure_is_published_as_one() {
+    let mut gateway = Gateway::linked();
+    gateway.open_granted(1);
+    let failure = crate::core::coalescer::Failure::Unreachable;
+    gateway.input(SiblingInput::Ended(PollId(1), PollOutcome::Failed(failure)));
+    assert_eq!(gateway.take(), ["fail", "landed 1"]);
+}
+
+#[test]
+fn a_draining_replica_goes_on_until_a_sibling_has_claimed() {
+    let mut gateway = Gateway::linked();
+    let mine = gateway.open_granted(1);
+    gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
+    let until = gateway.now + ms(10_000);
+    gateway.input(SiblingInput::Drain(until));
+    assert_eq!(gateway.take(), ["leave"]);
+    gateway.input(SiblingInput::Abort(PollId(1)));
+    gateway.pass_with(&[SIBLING], ms(1_000));
+    assert_eq!(gateway.take(), Vec::<String>::new());
+    gateway.message(SiblingMessage::Taken(name(1), mine));
+    assert_eq!(gateway.take(), ["cancel 1", "leave"]);
+}
+
+#[test]
+fn a_draining_replica_ends_its_polls_for_guests_when_its_time_is_over() {
+    let mut gateway = Gateway::linked();
+    let mine = gateway.open_granted(1);
+    let until = gateway.now + ms(10_000);
+    gateway.input(SiblingInput::Drain(until));
+    gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
+    gateway.input(SiblingInput::Abort(PollId(1)));
+    gateway.pass_with(&[SIBLING], ms(10_250));
+    let lines = gateway.take();
+    assert_eq!(lines, ["leave", "cancel 1", "leave"]);
+}
+
+#[test]
+fn two_replicas_that_make_one_poll_have_one_lease() {
+    let mut gateway = Gateway::linked();
+    gateway.input(SiblingInput::LinkDown);
+    gateway.open(1);
+    gateway.link_up(ME);
+    gateway.answer("adopt", EngineAnswer::Adopted { is_mine: false, epoch: EPOCH, guests: Vec::new() });
+    gateway.take();
+    // The other one ends: this one asks for the lease again.
+    gateway.message(SiblingMessage::Left(name(1), token(1)));
+    assert_eq!(gateway.take(), ["adopt"]);
+}
+
+#[test]
+fn a_poll_without_a_lease_asks_for_that_of_a_dead_sibling() {
+    let mut gateway = Gateway::linked();
+    gateway.beat(SIBLING);
+    gateway.input(SiblingInput::LinkDown);
+    gateway.open(1);
+    gateway.link_up(ME);
+    gateway.answer("adopt", EngineAnswer::Adopted { is_mine: false, epoch: EPOCH, guests: Vec::new() });
+    gateway.take();
+    gateway.wait_for("adopt", ms(2_000));
+}

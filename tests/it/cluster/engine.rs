@@ -1,0 +1,180 @@
+//! A Redis server for one test, and a proxy in front of it.
+
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::harness::process::within_timeout;
+
+/// A server without persistence. Dropping it kills the process.
+pub(super) struct TestEngine {
+    pub(super) address: SocketAddr,
+    dir: TempDir,
+    server: Option<Child>,
+}
+
+impl TestEngine {
+    pub(super) async fn start() -> Self {
+        let mut engine = Self::stopped().await;
+        engine.restart().await;
+        engine
+    }
+
+    /// Reserves an address without a server.
+    pub(super) async fn stopped() -> Self {
+        let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        Self { address, dir: tempfile::tempdir().unwrap(), server: None }
+    }
+
+    /// Starts an empty server on the same port.
+    pub(super) async fn restart(&mut self) {
+        let mut command = Command::new("redis-server");
+        command.args(["--port", &self.address.port().to_string(), "--bind", "127.0.0.1"]);
+        command.args(["--save", "", "--appendonly", "no", "--dir"]).arg(self.dir.path());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        self.server = Some(command.spawn().expect("redis-server is installed: see CONTRIBUTING.md"));
+        let answers = async {
+            while self.try_send("PING").await.is_err() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        within_timeout("the engine", answers).await;
+    }
+
+    /// Kills the server.
+    pub(super) async fn kill(&mut self) {
+        let mut server = self.server.take().expect("the server runs");
+        server.kill().await.unwrap();
+    }
+
+    /// Sends a signal, for example `STOP`.
+    pub(super) fn signal(&self, name: &str) {
+        let pid = self.server.as_ref().and_then(Child::id).expect("the server runs").to_string();
+        let sent = std::process::Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Sends a command and returns the first line of the reply.
+    pub(super) async fn send(&self, command: &str) -> String {
+        within_timeout(command, self.try_send(command)).await.unwrap()
+    }
+
+    async fn try_send(&self, command: &str) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(self.address).await?;
+        stream.write_all(format!("{command}\r\n").as_bytes()).await?;
+        let mut reply = Vec::new();
+        while !reply.ends_with(b"\n") {
+            if stream.read_buf(&mut reply).await? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(String::from_utf8_lossy(&reply).trim().to_owned())
+    }
+
+    pub(super) fn url(&self) -> String {
+        format!("redis://{}", self.address)
+    }
+}
+
+/// A proxy in front of the engine.
+pub(super) struct EngineProxy {
+    pub(super) address: SocketAddr,
+    shared: Arc<ProxyShared>,
+    _accepting: AbortOnDropHandle<()>,
+}
+
+#[derive(Default)]
+struct ProxyShared {
+    /// Time that each byte takes, in each direction.
+    delay: Mutex<Duration>,
+    is_cut: Mutex<bool>,
+    connections: Mutex<JoinSet<()>>,
+}
+
+impl EngineProxy {
+    pub(super) async fn start(engine: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new(ProxyShared::default());
+        let accepting = tokio::spawn({
+            let shared = Arc::clone(&shared);
+            async move {
+                while let Ok((client, _)) = listener.accept().await {
+                    if !*shared.is_cut.lock() {
+                        let way = forward(client, engine, Arc::clone(&shared));
+                        shared.connections.lock().spawn(way);
+                    }
+                }
+            }
+        });
+        Self { address, shared, _accepting: AbortOnDropHandle::new(accepting) }
+    }
+
+    pub(super) fn url(&self) -> String {
+        format!("redis://{}", self.address)
+    }
+
+    /// Delays all bytes from now on by this time, in each direction.
+    pub(super) fn delay(&self, delay: Duration) {
+        *self.shared.delay.lock() = delay;
+    }
+
+    /// Closes all connections, and all later ones until [`Self::mend`].
+    pub(super) fn cut(&self) {
+        *self.shared.is_cut.lock() = true;
+        *self.shared.connections.lock() = JoinSet::new();
+    }
+
+    pub(super) fn mend(&self) {
+        *self.shared.is_cut.lock() = false;
+    }
+}
+
+async fn forward(client: TcpStream, engine: SocketAddr, shared: Arc<ProxyShared>) {
+    let Ok(engine) = TcpStream::connect(engine).await else { return };
+    let (client_reads, client_writes) = client.into_split();
+    let (engine_reads, engine_writes) = engine.into_split();
+    // Cancel safe: both directions end with the connection.
+    tokio::select! {
+        () = copy(client_reads, engine_writes, &shared) => {}
+        () = copy(engine_reads, client_writes, &shared) => {}
+    }
+}
+
+async fn copy(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    shared: &ProxyShared,
+) {
+    let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+    let read = async move {
+        loop {
+            let mut bytes = Vec::with_capacity(1 << 16);
+            if from.read_buf(&mut bytes).await.is_ok_and(|taken| taken > 0) {
+                let due = clipgate::testing::clock::now() + *shared.delay.lock();
+                if sender.send((due, bytes)).is_ok() {
+                    continue;
+                }
+            }
+            return;
+        }
+    };
+    let write = async move {
+        while let Some((due, bytes)) = receiver.recv().await {
+            tokio::time::sleep_until(due.into()).await;
+            if to.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::join!(read, write);
+}

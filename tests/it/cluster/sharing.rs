@@ -1,0 +1,114 @@
+//! Identical waits of all replicas share one poll (P3), and nothing crosses keys or secrets (P11).
+
+use std::time::Duration;
+
+use clipgate::testing::clock;
+
+use super::replica::{Replica, Replicas, latest};
+use crate::harness::process::completed_target;
+
+// P3
+#[tokio::test]
+async fn identical_waits_at_three_replicas_share_one_poll() {
+    let replicas = Replicas::start(3).await;
+    let waits = replicas.park("a", 100).await;
+    let completed = clock::now();
+    replicas.env.sim.set_status("a", "completed");
+    let mut late = Vec::new();
+    for waits in waits {
+        late.push(latest(completed, waits).await);
+    }
+    println!("3 x 100 waits: {} poll of 1, answered after {late:?}", replicas.polls("a"));
+    assert_eq!(replicas.polls("a"), 1);
+    assert!(late.iter().all(|late| *late < Duration::from_millis(500)), "{late:?}");
+}
+
+#[tokio::test]
+async fn waits_that_come_at_once_share_one_poll_and_say_so() {
+    let replicas = Replicas::start(3).await;
+    replicas.env.sim.set_status("a", "queued");
+    let waits: Vec<_> = (0..30).map(|number| replicas.all[number % 3].wait("a")).collect();
+    for replica in &replicas.all {
+        replica.wait_for_state("parked waits", |state| state["waits"]["parked"] == 10).await;
+    }
+    replicas.wait_for_polls("a", 1).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    replicas.env.sim.set_status("a", "completed");
+    let (mut opened, mut shared) = (0, 0);
+    for wait in waits {
+        match &*wait.await.unwrap().cache_status {
+            "clipgate; fwd=miss; fwd-status=200; stored" => opened += 1,
+            "clipgate; fwd=miss; collapsed; detail=sibling" => shared += 1,
+            "clipgate; fwd=miss; collapsed" => {}
+            other => panic!("{other}"),
+        }
+    }
+    assert_eq!((replicas.polls("a"), opened, shared), (1, 1, 20));
+}
+
+#[tokio::test]
+async fn a_job_that_ended_at_one_replica_is_a_hit_at_the_others() {
+    let replicas = Replicas::start(2).await;
+    replicas.env.sim.set_status("a", "completed");
+    let own = replicas.all[0].get(&completed_target("a"), &[]).await;
+    let (first, second) = (
+        replicas.all[1].get(&completed_target("a"), &[]).await,
+        replicas.all[1].get(&completed_target("a"), &[]).await,
+    );
+    assert_eq!(own.body(), first.body());
+    let status =
+        |answer: &http::Response<bytes::Bytes>| answer.headers()["cache-status"].to_str().unwrap().to_owned();
+    let (first, second) = (status(&first), status(&second));
+    assert!(first.starts_with("clipgate; hit; ttl=86") && first.ends_with("; detail=sibling"), "{first}");
+    assert!(second.starts_with("clipgate; hit; ttl=86") && !second.contains("detail"), "{second}");
+    assert_eq!(replicas.polls("a"), 1);
+}
+
+#[tokio::test]
+async fn the_answer_to_a_siblings_poll_is_a_hit_afterwards_and_the_first_says_so() {
+    let replicas = Replicas::start(2).await;
+    let waits = replicas.park("a", 1).await.into_iter().flatten().collect();
+    replicas.complete("a", waits).await;
+    for (hit, is_first) in [(1, true), (2, false)] {
+        let answer = replicas.all[1].get(&completed_target("a"), &[]).await;
+        let status = answer.headers()["cache-status"].to_str().unwrap();
+        assert!(status.starts_with("clipgate; hit; ttl="), "{status}");
+        assert_eq!(status.ends_with("; detail=sibling"), is_first, "hit {hit}: {status}");
+    }
+    assert_eq!(replicas.polls("a"), 1);
+}
+
+// P11
+#[tokio::test]
+async fn two_keys_never_share() {
+    let replicas = Replicas::start(2).await;
+    replicas.env.sim.set_status("a", "completed");
+    let target = completed_target("a");
+    for (number, replica) in replicas.all.iter().enumerate() {
+        for key in ["Bearer ann", "Bearer bob", "bearer ann"] {
+            let answer = replica.get_with_key(&target, key).await;
+            let status = answer.headers()["cache-status"].to_str().unwrap();
+            let is_hit = status.starts_with("clipgate; hit");
+            assert_eq!(is_hit, number == 1, "replica {number}, {key}: {status}");
+        }
+    }
+    assert_eq!(replicas.polls("a"), 3);
+}
+
+// P11
+#[tokio::test]
+async fn replicas_with_another_secret_never_meet() {
+    let mut replicas = Replicas::start(1).await;
+    let url = replicas.engine.url();
+    let secret = [("CLIPGATE__CLUSTER__SECRET", "another-secret-of-other-replicas-01234")];
+    let other = Replica::start(&replicas.env, &url, &secret).await;
+    other.wait_for_state("the link", |state| state["cluster"]["link"] == "near").await;
+    replicas.env.sim.set_status("a", "queued");
+    let mut waits = replicas.all[0].park("a", 1).await;
+    waits.extend(other.park("a", 1).await);
+    replicas.wait_for_polls("a", 2).await;
+    replicas.complete("a", waits).await;
+    assert_eq!(other.admin.state().await["cluster"]["members"].as_array().unwrap().len(), 1);
+    assert_eq!(replicas.polls("a"), 2);
+    replicas.all.push(other);
+}
