@@ -423,8 +423,9 @@ fn the_network_policy_admits_the_upstream_a_trace_collector_and_further_rules() 
     assert_eq!((ports(&usual[0]), ports(&usual[1])), (vec![443, 4318], vec![53, 53]));
     assert_eq!(usual.as_array().unwrap().len(), 2);
     let more = rules(&["--values", &path("helm/clipgate/ci/all-values.yaml")]);
-    assert_eq!(ports(&more[0]), [8443, 4318]);
-    assert_eq!(more[2]["to"], json!([{ "ipBlock": { "cidr": "192.0.2.0/24" } }]));
+    // The engine of the replicas follows the upstream, and DNS follows that.
+    assert_eq!((ports(&more[0]), ports(&more[1])), (vec![8443, 4318], vec![6379]));
+    assert_eq!(more[3]["to"], json!([{ "ipBlock": { "cidr": "192.0.2.0/24" } }]));
 }
 
 #[test]
