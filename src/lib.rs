@@ -22,6 +22,7 @@ mod server;
 pub mod sim;
 mod socket;
 mod telemetry;
+mod tls_roots;
 mod upstream;
 
 /// Parts of the gateway for its own tests and benches. Not an interface: anything here may change at any time.

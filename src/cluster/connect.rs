@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper_rustls::ConfigBuilderExt as _;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ProtocolVersion, PushInfo, RedisConnectionInfo, RedisError};
 use rustls::pki_types::ServerName;
@@ -15,6 +14,7 @@ use tokio_rustls::TlsConnector;
 
 use super::link::send;
 use crate::config::{ClusterConfig, EngineMode, EngineUrl};
+use crate::tls_roots;
 
 /// Time for all of it.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,7 +27,7 @@ const PIPELINE: usize = 1024;
 /// Messages that were read and not handled. A replica that falls further behind reads its polls again on a new link.
 const MAX_PUSHES: usize = 16_384;
 
-/// Why there is no connection.
+/// Failure to open a connection.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectError {
     #[error("no connection within 5 seconds")]
@@ -57,7 +57,8 @@ pub(super) struct EngineServers {
 impl EngineServers {
     pub(super) fn new(config: &ClusterConfig) -> Result<Self, rustls::Error> {
         let urls = config.urls.clone();
-        let tls = urls.iter().any(|url| url.is_tls).then(tls_settings).transpose()?;
+        let tls =
+            urls.iter().any(|url| url.is_tls).then(tls_roots::trusting_platform).transpose()?.map(Arc::new);
         let master = config.master.clone().filter(|_| config.mode == EngineMode::Sentinel);
         Ok(Self { urls, master, tls })
     }
@@ -107,22 +108,6 @@ pub(super) struct EngineConnection {
     pub(super) commands: MultiplexedConnection,
     pub(super) pushes: mpsc::Receiver<PushInfo>,
     pub(super) driver: Pin<Box<dyn Future<Output = ()> + Send>>,
-}
-
-/// Returns the settings of TLS with the roots of the system, or those built in.
-fn tls_settings() -> Result<Arc<rustls::ClientConfig>, rustls::Error> {
-    let builder = || {
-        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-    };
-    let trusting = match builder()?.with_native_roots() {
-        Ok(trusting) => trusting,
-        Err(error) => {
-            tracing::warn!(%error, "no platform root certificates, using built-in ones");
-            builder()?.with_webpki_roots()
-        }
-    };
-    Ok(Arc::new(trusting.with_no_client_auth()))
 }
 
 /// Opens a connection. Cancel safe: dropping the future abandons it.

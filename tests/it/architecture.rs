@@ -8,7 +8,7 @@ use crate::language::{Text, comments_and_documents};
 
 /// Layers, the lowest first. A module may import modules of lower rows and its own children.
 const LAYERS: [&[&str]; 11] = [
-    &["core", "clock", "printable", "secret", "socket"],
+    &["core", "clock", "printable", "secret", "socket", "tls_roots"],
     &["protocol"],
     &["config"],
     &["telemetry"],

@@ -45,7 +45,6 @@ use std::time::Duration;
 
 use http::uri::{PathAndQuery, Scheme};
 use http::{Request, Response, Uri};
-use hyper_rustls::ConfigBuilderExt;
 use tokio::sync::oneshot;
 
 use self::connect::{Connector, Protocols};
@@ -56,6 +55,7 @@ pub(crate) use self::upgrade::{UpgradedStream, UpstreamUpgrade};
 use crate::config;
 use crate::protocol::body::Body;
 use crate::telemetry::metrics::CallError;
+use crate::tls_roots;
 
 /// Interval of probes on a silent connection: TCP keep-alive and HTTP/2 pings.
 const PROBE_INTERVAL: Duration = Duration::from_secs(20);
@@ -188,11 +188,7 @@ impl Client {
         config: &config::UpstreamConfig,
         roots: rustls::RootCertStore,
     ) -> Result<Self, ClientError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder =
-            rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-        let tls = builder.with_root_certificates(roots).with_no_client_auth();
-        Self::build(config, tls, ResendPolicy::Unsent)
+        Self::build(config, tls_roots::trusting(roots)?, ResendPolicy::Unsent)
     }
 
     /// Like [`Client::new`], for polls: never resends a request.
@@ -201,22 +197,12 @@ impl Client {
     }
 
     fn trusting_roots(config: &config::UpstreamConfig, resend: ResendPolicy) -> Result<Self, ClientError> {
-        let builder = || {
-            rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-                .with_safe_default_protocol_versions()
-        };
-        let trusting = if config.base_url.scheme() == Some(&Scheme::HTTPS) {
-            match builder()?.with_native_roots() {
-                Ok(trusting) => trusting,
-                Err(error) => {
-                    tracing::warn!(%error, "no platform root certificates, using built-in ones");
-                    builder()?.with_webpki_roots()
-                }
-            }
+        let tls = if config.base_url.scheme() == Some(&Scheme::HTTPS) {
+            tls_roots::trusting_platform()?
         } else {
-            builder()?.with_root_certificates(rustls::RootCertStore::empty())
+            tls_roots::trusting(rustls::RootCertStore::empty())?
         };
-        Self::build(config, trusting.with_no_client_auth(), resend)
+        Self::build(config, tls, resend)
     }
 
     /// Like [`Client::new`] with these TLS settings.
