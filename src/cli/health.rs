@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use super::admin_config;
 use super::error::{CommandError, UsageError, chain};
 use crate::admin::probe::{Check, probe};
-use crate::config::{self, Config, Flag, Listen};
+use crate::config::Listen;
 
 const HELP: &str = "\
 The command sends a request to admin.listen. It reads the same file and variables as `serve`, so both can have the same \
@@ -41,7 +42,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
-    let listen = match admin_address(&args)? {
+    let listen = match admin_config::load(args.config.as_deref(), args.admin.as_deref())?.admin.listen {
         Some(Listen::Tcp(address)) if address.port() == 0 => {
             return Err(unavailable("admin.listen has port 0, so the port is unknown: use --admin"));
         }
@@ -63,19 +64,6 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     // The exit code is the result. A closed stdout does not change it.
     let _ = writeln!(std::io::stdout(), "{listen} reports {}", health.word);
     Ok(ExitCode::SUCCESS)
-}
-
-/// Returns the address of the admin listener from flag, environment, file or default.
-fn admin_address(args: &Args) -> Result<Option<Listen>, CommandError> {
-    let env: Vec<_> = config::environment().collect();
-    let path = config::locate(args.config.as_deref(), env.iter().cloned());
-    let flags = args.admin.iter().map(|value| Flag {
-        flag: "--admin",
-        key: "admin.listen",
-        value: value.clone(),
-        is_fallback: false,
-    });
-    Ok(Config::load_with(path.as_deref(), env, flags)?.admin.listen)
 }
 
 fn unavailable(why: &str) -> CommandError {

@@ -1,5 +1,6 @@
 //! The command line: a file or folder for each subcommand.
 
+mod admin_config;
 mod api_key;
 mod check;
 mod completions;

@@ -25,9 +25,9 @@ use tokio::sync::mpsc;
 use self::report::{GatewayReport, HistorySample, Rates};
 use self::screen::TopView;
 use crate::admin::probe::fetch;
-use crate::cli::api_key;
 use crate::cli::error::{CommandError, UsageError, chain};
-use crate::config::{self, Config, Flag, Listen};
+use crate::cli::{admin_config, api_key};
+use crate::config::Listen;
 use crate::secret::Secret;
 
 mod report;
@@ -91,15 +91,7 @@ struct ReportSource {
 
 impl ReportSource {
     fn new(args: &Args) -> Result<Self, CommandError> {
-        let env: Vec<_> = config::environment().collect();
-        let path = config::locate(args.config.as_deref(), env.iter().cloned());
-        let flags = args.admin.iter().map(|value| Flag {
-            flag: "--admin",
-            key: "admin.listen",
-            value: value.clone(),
-            is_fallback: false,
-        });
-        let config = Config::load_with(path.as_deref(), env, flags)?;
+        let config = admin_config::load(args.config.as_deref(), args.admin.as_deref())?;
         let token = match &args.token {
             Some(source) => api_key::secret("--token", source)?,
             None => config.admin.token,
