@@ -43,6 +43,26 @@ impl<E> RandomQueue<E> {
     }
 }
 
+/// The true course of a job: each rung by number, and since when the job is on it. At least one.
+#[derive(Debug)]
+pub(super) struct Timeline(pub(super) Vec<(Duration, usize)>);
+
+impl Timeline {
+    pub(super) fn rung_at(&self, at: Duration) -> usize {
+        self.0.iter().rev().find(|(since, _)| *since <= at).map_or(self.0[0].1, |step| step.1)
+    }
+
+    /// Returns the time at which the job reaches this rung or a higher one.
+    pub(super) fn reaches_at(&self, rung: usize) -> Option<Duration> {
+        self.0.iter().find(|step| step.1 >= rung).map(|step| step.0)
+    }
+
+    /// Returns whether the job was at exactly this rung at a time between `from` and `to`.
+    pub(super) fn was_at(&self, rung: usize, from: Duration, to: Duration) -> bool {
+        self.rung_at(from) == rung || self.0.iter().any(|&(at, r)| r == rung && from < at && at <= to)
+    }
+}
+
 /// Prints the seed if the run panics.
 pub(super) struct SeedOnPanic(pub(super) u64);
 

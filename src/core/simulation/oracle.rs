@@ -86,7 +86,7 @@ impl Run {
             let rung = self.rung_number(state);
             assert!(rung >= goal, "{client:?} gets {state:?}");
             let age = if client.jobs.len() == 1 { lag * 2 } else { now - client.arrives + lag };
-            let was_true = self.plan.jobs[job].was_at(rung, now.saturating_sub(age), now);
+            let was_true = self.plan.jobs[job].steps.was_at(rung, now.saturating_sub(age), now);
             assert!(was_true, "{client:?} gets {state:?}");
         }
     }
@@ -167,7 +167,7 @@ impl Run {
             None => self.now.min(client.deadline()).saturating_sub(SKEW + self.lag() * 2),
         };
         for (state, &job) in states.iter().zip(&self.sorted_jobs(client)) {
-            let was_true = self.plan.jobs[job].was_at(self.rung_number(state), from, self.now);
+            let was_true = self.plan.jobs[job].steps.was_at(self.rung_number(state), from, self.now);
             assert!(was_true, "{client:?} gets {state:?}");
         }
     }
@@ -261,7 +261,7 @@ impl Run {
     /// Returns the time at which a client alone has its answer, without deadline and faults; `None` for never.
     fn alone(&self, client: &PlannedClient) -> Option<Duration> {
         let goal = client.goal.unwrap_or(0);
-        let each = client.jobs.iter().map(|&job| self.plan.jobs[job].reaches_at(goal));
+        let each = client.jobs.iter().map(|&job| self.plan.jobs[job].steps.reaches_at(goal));
         let all = each.collect::<Option<Vec<_>>>()?;
         Some(all.into_iter().fold(client.arrives, Duration::max))
     }

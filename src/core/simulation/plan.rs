@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::{HOLD, JobId};
+use crate::core::sweep::Timeline;
 
 /// Time between the start of a drain and its end.
 pub(super) const DRAIN: Duration = Duration::from_secs(20);
@@ -17,25 +18,9 @@ pub(super) struct PlannedJob {
     pub(super) domain: u8,
     pub(super) id: JobId,
     /// The rungs by number, each with the time at which the job reaches it.
-    pub(super) steps: Vec<(Duration, usize)>,
+    pub(super) steps: Timeline,
     /// `Retry-After` of the 429 with which the upstream answers each request for the job.
     pub(super) refused: Option<Duration>,
-}
-
-impl PlannedJob {
-    pub(super) fn rung_at(&self, at: Duration) -> usize {
-        self.steps.iter().rev().find(|(since, _)| *since <= at).map_or(self.steps[0].1, |step| step.1)
-    }
-
-    /// Returns the time at which the job reaches this rung or a higher one.
-    pub(super) fn reaches_at(&self, rung: usize) -> Option<Duration> {
-        self.steps.iter().find(|step| step.1 >= rung).map(|step| step.0)
-    }
-
-    /// Returns whether the job was at exactly this rung at a time between `from` and `to`.
-    pub(super) fn was_at(&self, rung: usize, from: Duration, to: Duration) -> bool {
-        self.rung_at(from) == rung || self.steps.iter().any(|&(at, r)| r == rung && from < at && at <= to)
-    }
 }
 
 /// A client: its request, and the result so far.
@@ -121,7 +106,7 @@ impl RunPlan {
                 let refused =
                     (rng.u8(..16) == 0).then(|| Duration::from_secs([1, 3, 10, 90][rng.usize(..4)]));
                 let id = JobId::new(&format!("j{job}")).unwrap();
-                self.jobs.push(PlannedJob { domain, id, steps, refused });
+                self.jobs.push(PlannedJob { domain, id, steps: Timeline(steps), refused });
             }
         }
     }

@@ -100,7 +100,8 @@ impl Run {
             return self.at(back, RunEvent::Fail(id, number, Failure::UpstreamError(reply), advice));
         }
         let goal = self.rungs.iter().position(|&rung| spec.goal == Goal::Rung(rung)).unwrap_or(0);
-        let reached = jobs.iter().map(|&n| self.plan.jobs[n].reaches_at(goal)).collect::<Option<Vec<_>>>();
+        let reached =
+            jobs.iter().map(|&n| self.plan.jobs[n].steps.reaches_at(goal)).collect::<Option<Vec<_>>>();
         let reached = reached.map(|all| all.into_iter().fold(self.now, Duration::max));
         let answered_at = match reached {
             _ if spec.goal == Goal::Now => self.now,
@@ -119,7 +120,7 @@ impl Run {
         }
         let read = answered_at + self.hop();
         let mut states: Vec<JobState> =
-            jobs.iter().map(|&n| self.state(n, self.plan.jobs[n].rung_at(answered_at), read)).collect();
+            jobs.iter().map(|&n| self.state(n, self.plan.jobs[n].steps.rung_at(answered_at), read)).collect();
         self.rng.shuffle(&mut states);
         let lands = read + self.hop();
         self.at(lands, RunEvent::Land(id, number, PollOutcome::Jobs(states)));

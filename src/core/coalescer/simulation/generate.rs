@@ -6,6 +6,7 @@ use super::{HOLD, REPOLL_INTERVAL, SKEW, Sweep, SweepEvent};
 use crate::core::coalescer::Proof;
 use crate::core::job::JobId;
 use crate::core::route::Form;
+use crate::core::sweep::Timeline;
 
 /// Behaviour of the upstream in one schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,23 +45,9 @@ pub(super) struct SweepJob {
     pub(super) domain: u8,
     pub(super) id: JobId,
     /// Each rung, and since when the job is on it.
-    steps: Vec<(Duration, usize)>,
+    pub(super) steps: Timeline,
     /// Whether the upstream answers each request for the job with a 4xx.
     pub(super) is_refused: bool,
-}
-
-impl SweepJob {
-    pub(super) fn rung_at(&self, at: Duration) -> usize {
-        self.steps.iter().rev().find(|(since, _)| *since <= at).map_or(self.steps[0].1, |step| step.1)
-    }
-
-    pub(super) fn reaches_at(&self, rung: usize) -> Option<Duration> {
-        self.steps.iter().find(|step| step.1 >= rung).map(|step| step.0)
-    }
-
-    pub(super) fn was_at(&self, rung: usize, from: Duration, to: Duration) -> bool {
-        self.rung_at(from) == rung || self.steps.iter().any(|&(at, r)| r == rung && from < at && at <= to)
-    }
 }
 
 /// The plan of a client, and its course so far.
@@ -120,7 +107,7 @@ impl Sweep {
                 }
                 let is_refused = self.rng.u8(..12) == 0;
                 let id = JobId::new(&format!("c{job}")).unwrap();
-                self.jobs.push(SweepJob { domain: number, id, steps, is_refused });
+                self.jobs.push(SweepJob { domain: number, id, steps: Timeline(steps), is_refused });
             }
         }
         // A page that loads: all clients come at once, so their deadlines and the ends of their polls coincide.
@@ -151,7 +138,7 @@ impl Sweep {
             let leaves = (self.rng.u8(..3) == 0).then(|| arrives.max(self.moment(&moments)));
             let known = named.iter().filter(|_| self.rng.u8(..6) == 0).copied().collect::<Vec<_>>();
             let known = known.into_iter().filter(|&job| !self.jobs[job].is_refused);
-            let known = known.map(|job| (job, self.jobs[job].rung_at(arrives))).collect();
+            let known = known.map(|job| (job, self.jobs[job].steps.rung_at(arrives))).collect();
             moments.extend([arrives, arrives + timeout, arrives + self.hold]);
             moments.extend(leaves);
             let proof = self.proof();

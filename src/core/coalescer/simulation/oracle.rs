@@ -293,7 +293,7 @@ impl Sweep {
         let from = if self.is_faulty() { Duration::ZERO } else { from };
         for (state, &job) in states.iter().zip(&self.sorted_jobs(client)) {
             if let Some(rung) = self.rung_number(state) {
-                assert!(self.jobs[job].was_at(rung, from, now), "{client:?} gets {state:?}");
+                assert!(self.jobs[job].steps.was_at(rung, from, now), "{client:?} gets {state:?}");
             }
         }
     }
@@ -312,7 +312,7 @@ impl Sweep {
             }
             let rung = self.rung_number(state).expect("only a state on the ladder has a next rung");
             let from = self.now.saturating_sub(self.lag());
-            let is_true = self.is_faulty() || self.jobs[job].was_at(rung, from, self.now);
+            let is_true = self.is_faulty() || self.jobs[job].steps.was_at(rung, from, self.now);
             assert!(is_true, "{client:?} gets {state:?}");
             assert!(self.sent.contains(&(job, rung, seen_at)), "{state:?} was never sent");
             assert!(self.now - seen_at <= max_age, "{client:?} gets {state:?}");
@@ -408,7 +408,7 @@ impl Sweep {
     /// Returns when a client alone, without a deadline, would have its jobs at its goal.
     fn reached_alone_at(&self, client: &SweepClient) -> Option<Duration> {
         let goal = client.goal.unwrap_or(0);
-        let each = client.jobs.iter().map(|&job| self.jobs[job].reaches_at(goal));
+        let each = client.jobs.iter().map(|&job| self.jobs[job].steps.reaches_at(goal));
         let all = each.collect::<Option<Vec<_>>>()?;
         Some(all.into_iter().fold(client.arrives, Duration::max))
     }

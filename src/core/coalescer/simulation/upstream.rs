@@ -137,7 +137,7 @@ impl Sweep {
             return self.schedule(lands, SweepEvent::Land(id, PollOutcome::Refused(reply)));
         }
         let goal = self.rungs.iter().position(|&rung| spec.goal == Goal::Rung(rung)).unwrap_or(0);
-        let reached = jobs.iter().map(|&n| self.jobs[n].reaches_at(goal)).collect::<Option<Vec<_>>>();
+        let reached = jobs.iter().map(|&n| self.jobs[n].steps.reaches_at(goal)).collect::<Option<Vec<_>>>();
         let reached = reached.map(|all| all.into_iter().fold(self.now, Duration::max));
         let answered_at = match reached {
             _ if spec.goal == Goal::Now => self.now,
@@ -190,7 +190,7 @@ impl Sweep {
         let mut states = Vec::new();
         let head = Arc::new(ResponseHead::default());
         for (index, &n) in jobs.iter().enumerate() {
-            let rung = self.jobs[n].rung_at(at.saturating_sub(back));
+            let rung = self.jobs[n].steps.rung_at(at.saturating_sub(back));
             let rung = (!has_unknown_status || index > 0).then_some(rung);
             states.push(JobState { head: Arc::clone(&head), ..self.state(n, rung) });
         }

@@ -142,7 +142,8 @@ impl World {
         let at_deadline = latest(&|_| deadline) + SKEW;
         assert!(now <= at_deadline, "{client:?} is answered {:?} after its deadline", now - deadline);
         let goal = client.goal.unwrap_or(0);
-        let reached = |job: usize| self.plan.jobs[job].reaches_at(goal).map(|at| at.max(client.arrives));
+        let reached =
+            |job: usize| self.plan.jobs[job].steps.reaches_at(goal).map(|at| at.max(client.arrives));
         match end {
             WaitOutcome::Reached(_) => {
                 let latest = latest(&|job| reached(job).expect("its jobs reach the goal"));
@@ -243,7 +244,7 @@ impl World {
 
     fn reached_alone_at(&self, client: &SweepClient) -> Option<Duration> {
         let goal = client.goal.unwrap_or(0);
-        let each = client.jobs.iter().map(|&job| self.plan.jobs[job].reaches_at(goal));
+        let each = client.jobs.iter().map(|&job| self.plan.jobs[job].steps.reaches_at(goal));
         let all = each.collect::<Option<Vec<_>>>()?;
         Some(all.into_iter().fold(client.arrives, Duration::max))
     }
@@ -269,7 +270,7 @@ impl World {
         for (state, job) in states.iter().zip(jobs) {
             let planned = &self.plan.jobs[job];
             let rung = self.rung_number(state);
-            assert!(planned.was_at(rung, from, now), "{client:?} gets {state:?}");
+            assert!(planned.steps.was_at(rung, from, now), "{client:?} gets {state:?}");
             // P8, P11: the bytes are those of this job under this key.
             assert_eq!(state.body, format!("{} {} {rung}", planned.domain, planned.id), "{client:?}");
         }
@@ -332,7 +333,7 @@ impl World {
                             run.unwrap_or_else(|| panic!("{n} depends for {name:?} on no poll"));
                         assert_eq!(poll.awaited, Some(token), "{n} depends for {name:?} on another lease");
                         let is_guest = replica.link.is_some_and(|me| run.guests.contains(&me));
-                        assert!(is_guest || self.plan.shuffles(), "{n} is no guest of {name:?}: {run:?}");
+                        assert!(is_guest || self.plan.shuffles(), "{n} is not a guest of {name:?}: {run:?}");
                     }
                     SharePhase::Ours(own) => {
                         let is_guest = |guest: &&ReplicaName| {

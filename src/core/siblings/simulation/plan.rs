@@ -5,27 +5,14 @@ use std::time::Duration;
 use super::HOLD;
 use crate::core::coalescer::Proof;
 use crate::core::job::JobId;
+use crate::core::sweep::Timeline;
 
 #[derive(Debug)]
 pub(super) struct PlannedJob {
     pub(super) domain: u8,
     pub(super) id: JobId,
-    steps: Vec<(Duration, usize)>,
+    pub(super) steps: Timeline,
     pub(super) is_refused: bool,
-}
-
-impl PlannedJob {
-    pub(super) fn rung_at(&self, at: Duration) -> usize {
-        self.steps.iter().rev().find(|(since, _)| *since <= at).map_or(self.steps[0].1, |step| step.1)
-    }
-
-    pub(super) fn reaches_at(&self, rung: usize) -> Option<Duration> {
-        self.steps.iter().find(|step| step.1 >= rung).map(|step| step.0)
-    }
-
-    pub(super) fn was_at(&self, rung: usize, from: Duration, to: Duration) -> bool {
-        self.rung_at(from) == rung || self.steps.iter().any(|&(at, r)| r == rung && from < at && at <= to)
-    }
 }
 
 #[derive(Debug)]
@@ -114,7 +101,7 @@ impl SweepPlan {
                     steps.push((at, if rng.bool() { from + 1 } else { rng.usize(from + 1..=4) }));
                 }
                 let id = JobId::new(&format!("c{number}")).unwrap();
-                jobs.push(PlannedJob { domain, id, steps, is_refused: rng.u8(..14) == 0 });
+                jobs.push(PlannedJob { domain, id, steps: Timeline(steps), is_refused: rng.u8(..14) == 0 });
             }
         }
         let is_stormy = rng.u8(..5) == 0;
@@ -179,7 +166,7 @@ impl SweepPlan {
         let job = PlannedJob {
             domain: 0,
             id: JobId::new("c0").unwrap(),
-            steps: vec![(Duration::ZERO, 1), (reaches, 3)],
+            steps: Timeline(vec![(Duration::ZERO, 1), (reaches, 3)]),
             is_refused: false,
         };
         Self {

@@ -255,7 +255,7 @@ impl World {
             return self.at(lands, SweepEvent::Ended(n, run, PollOutcome::Refused(Arc::new(reply))));
         }
         let goal = self.rungs.iter().position(|&rung| spec.goal == Goal::Rung(rung)).unwrap_or(0);
-        let reached = jobs.iter().map(|&job| self.plan.jobs[job].reaches_at(goal));
+        let reached = jobs.iter().map(|&job| self.plan.jobs[job].steps.reaches_at(goal));
         let reached =
             reached.collect::<Option<Vec<_>>>().map(|all| all.into_iter().fold(arrives, Duration::max));
         let answered = reached.filter(|at| *at <= arrives + HOLD).unwrap_or(arrives + HOLD);
@@ -268,7 +268,7 @@ impl World {
     /// Returns the true state of a job. Its body names the key domain and the job, its head the attempt.
     pub(super) fn state(&self, n: usize, job: usize, at: Duration) -> JobState {
         let planned = &self.plan.jobs[job];
-        let rung = planned.rung_at(at);
+        let rung = planned.steps.rung_at(at);
         let at = self.replicas[n].zero + at;
         let attempt = ("attempt".into(), Bytes::from(self.next_attempt.to_string()));
         JobState {

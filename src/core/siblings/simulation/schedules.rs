@@ -26,7 +26,7 @@ fn ms(millis: u64) -> Duration {
 
 /// Runs a plan. The oracle checks each answer and the end.
 fn run(plan: SweepPlan) -> World {
-    let reaches = plan.jobs[0].reaches_at(3).expect("the job ends");
+    let reaches = plan.jobs[0].steps.reaches_at(3).expect("the job ends");
     let last = plan.clients.iter().map(|client| client.leaves.unwrap_or(client.arrives)).max();
     let mut world = World::with_plan(plan, fastrand::Rng::with_seed(1), false);
     world.end = reaches.max(FAULT_AT * 4).max(last.unwrap_or_default()) + FAULT_AT;

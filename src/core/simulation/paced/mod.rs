@@ -421,7 +421,7 @@ impl PacedRun {
         let mut states: Vec<JobState> = Vec::new();
         for &job in &jobs {
             let is_odd = self.plan.has_unknown_words && self.rng.u8(..10) == 0;
-            let rung = (!is_odd).then(|| self.plan.jobs[job].rung_at(self.now));
+            let rung = (!is_odd).then(|| self.plan.jobs[job].steps.rung_at(self.now));
             states.push(self.state(job, rung, began, lands));
         }
         self.rng.shuffle(&mut states);

@@ -106,7 +106,7 @@ impl PacedRun {
             assert!(super::is_of(state, &self.plan.jobs[job]), "P11: {client:?} gets {state:?}");
             let (as_of, seen_at) = (state.as_of - self.zero, state.seen_at - self.zero);
             if let Some(rung) = self.rung_number(state) {
-                let was_true = self.plan.jobs[job].was_at(rung, as_of, seen_at);
+                let was_true = self.plan.jobs[job].steps.was_at(rung, as_of, seen_at);
                 assert!(was_true && seen_at <= self.now, "{client:?} gets {state:?}");
             }
             let is_outdated = self.changed.get(&job).is_some_and(|at| *at > as_of);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::core::coalescer::Pace;
 use crate::core::job::JobId;
+use crate::core::sweep::Timeline;
 
 /// A job with its true timeline.
 #[derive(Debug)]
@@ -12,24 +13,15 @@ pub(super) struct PacedJob {
     pub(super) domain: u8,
     pub(super) id: JobId,
     /// The rungs by number, each with the time from which the job is on it.
-    pub(super) steps: Vec<(Duration, usize)>,
+    pub(super) steps: Timeline,
     /// Time from which the upstream answers 404.
     pub(super) gone_from: Option<Duration>,
 }
 
 impl PacedJob {
-    pub(super) fn rung_at(&self, at: Duration) -> usize {
-        self.steps.iter().rev().find(|(since, _)| *since <= at).map_or(self.steps[0].1, |step| step.1)
-    }
-
-    /// Returns whether the job was at this rung at a time between `from` and `to`.
-    pub(super) fn was_at(&self, rung: usize, from: Duration, to: Duration) -> bool {
-        self.rung_at(from) == rung || self.steps.iter().any(|&(at, r)| r == rung && from < at && at <= to)
-    }
-
     /// Returns since when the job fulfils the condition without interruption, if it does at `at`.
     pub(super) fn holds_since(&self, at: Duration, is_met: impl Fn(usize) -> bool) -> Option<Duration> {
-        let steps = self.steps.iter().rev().skip_while(|(since, _)| *since > at);
+        let steps = self.steps.0.iter().rev().skip_while(|(since, _)| *since > at);
         steps.take_while(|(_, rung)| is_met(*rung)).last().map(|(since, _)| *since)
     }
 }
@@ -212,7 +204,7 @@ impl PacedPlan {
         }
         let gone_from = (rng.u8(..16) == 0).then(|| self.moment(rng, moments));
         let id = JobId::new(&format!("j{job}")).unwrap();
-        self.jobs.push(PacedJob { domain, id, steps, gone_from });
+        self.jobs.push(PacedJob { domain, id, steps: Timeline(steps), gone_from });
     }
 
     fn add_client(&mut self, rng: &mut fastrand::Rng, domains: u8, jobs: usize, moments: &mut Vec<Duration>) {
@@ -231,7 +223,7 @@ impl PacedPlan {
             0 => ClientKind::Plain,
             1 => ClientKind::NoCache,
             2 => ClientKind::Stream,
-            3 | 4 => ClientKind::Change(self.jobs[named[0]].rung_at(arrives)),
+            3 | 4 => ClientKind::Change(self.jobs[named[0]].steps.rung_at(arrives)),
             _ => ClientKind::Wait([0, 1, 2, 2, 3, 3, 3][rng.usize(..7)]),
         };
         let leaves = (rng.u8(..4) == 0).then(|| arrives.max(self.moment(rng, moments)));
