@@ -9,6 +9,7 @@ use hyper::ext::ReasonPhrase;
 
 use super::decoder::{BodyDecoder, to_field};
 use crate::protocol::body::Body;
+use crate::protocol::field_value::tokens;
 
 /// Longest head of a response, in bytes.
 const MAX_HEAD: usize = 256 << 10;
@@ -104,8 +105,7 @@ fn upload_framing(head: &Parts, body: &Body) -> Option<UploadFraming> {
     if !is_chunked && [Method::GET, Method::HEAD, Method::CONNECT].contains(&head.method) {
         return None;
     }
-    let names = head.headers.get_all(TRAILER).iter().filter_map(|value| value.to_str().ok());
-    let names = names.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok());
+    let names = tokens(&head.headers, &TRAILER).filter_map(|name| name.parse().ok());
     Some(UploadFraming::Chunked { allowed: names.filter(may_be_trailer).collect(), trailers: None })
 }
 
