@@ -352,8 +352,8 @@ impl Keyring {
     }
 }
 
-/// Returns the client's credential. `None`: the request has none of the fields for keys. Those of `with_key` are no key
-/// without one of them (P11).
+/// Returns the client's credential. `None`: the request lacks all fields for keys. Fields of `with_key` alone do not
+/// identify a key (P11).
 fn client_credential(
     fields: &[HeaderName],
     with_key: &[HeaderName],

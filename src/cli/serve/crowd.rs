@@ -1,7 +1,7 @@
 //! `--crowd`: clients that play a busy day in front of a simulated upstream, so that the dashboard is alive at once.
 //!
 //! Clients form groups. The first client of a group creates two clips, all of them wait for one or both, read them again
-//! once they are done, and begin anew. Groups use a few API keys in turn. All requests go through the gateway's own
+//! once they are done, and begin again. Groups use a few API keys in turn. All requests go through the gateway's own
 //! listener.
 
 use std::net::SocketAddr;

@@ -30,7 +30,7 @@ impl Coalescer {
                 (poll.attempted_at, poll.attempt) = (now, AttemptState::Sending);
                 poll.chain.is_outdated = false;
                 if std::mem::take(&mut poll.is_elsewhere) {
-                    poll.opened_at = now; // the upstream's hold begins anew
+                    poll.opened_at = now; // the upstream's hold begins again
                     self.end_vain_grace(id, now);
                 }
             }

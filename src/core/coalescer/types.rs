@@ -84,7 +84,7 @@ pub enum PollProgress {
         /// Whether the upstream holds the poll.
         is_held: bool,
     },
-    /// The other replica makes the poll no more, or is not heard. It has to be made anew and proves nothing.
+    /// The other replica has stopped the poll, or is not heard. The poll proves nothing until a replica makes it again.
     Lost,
 }
 

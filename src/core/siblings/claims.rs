@@ -42,7 +42,7 @@ impl Siblings {
         self.arm_abandon(name, now);
     }
 
-    /// Asks whether the poll is still held. Claims it at `until` if there is no answer.
+    /// Asks whether the poll is still held. Claims it at `until` without an answer.
     pub(super) fn look(&mut self, name: PollName, until: Instant, now: Instant) {
         self.show(name, false);
         let call = self.link.is_up().then(|| self.ask(name, None, true)).flatten();
@@ -338,7 +338,7 @@ impl Siblings {
         }
     }
 
-    /// Shows all polls of a holder anew: proofs need a holder that is heard.
+    /// Updates the progress of all polls of a holder: proofs need a holder that is heard.
     pub(super) fn show_all_of(&mut self, holder: ReplicaName) {
         let is_heard = self.link.is_hearing && !self.members.is_doubted(holder);
         for name in self.polls.names(|poll| poll.holder() == Some(holder)) {

@@ -102,7 +102,7 @@ use crate::core::job::KeyDomain;
 /// | `Away` | the link was down or deaf; the engine lost its memory; the holder has a new name | `Looking` for 0.3 s |
 /// | `Away` | its lease has ended | `Asking` |
 /// | `Delayed`, `Looking` | the time is over | `Asking` |
-/// | `Asking`, `Away`, `Delayed`, `Looking` | the engine is silent for 1 s, there is no link for 0.5 s, or it is far for 1 s | `Ours` without a lease, within 0.5 s |
+/// | `Asking`, `Away`, `Delayed`, `Looking` | the engine is silent for 1 s, the link is down for 0.5 s, or it is far for 1 s | `Ours` without a lease, within 0.5 s |
 /// | `Asking`, `Away`, `Delayed`, `Looking` | `Abort` | forgotten |
 /// | `Ours` | `Ended` | landed; siblings hear of it |
 /// | `Ours` | `Abort`, guests are left | `Ours`, for the guests |

@@ -307,6 +307,6 @@ pub enum LinkState {
     Near,
     /// The engine answers later. New polls do not wait for it.
     Far,
-    /// There is no link, or the engine is silent. This replica goes on as if alone.
+    /// The link is down, or the engine is silent. This replica goes on as if alone.
     Apart,
 }

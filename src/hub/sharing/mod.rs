@@ -11,12 +11,12 @@
 //!
 //! | not shared | reason |
 //! | --- | --- |
-//! | polls of an upstream without keys | there is no credential that could seal the answer (P11) |
+//! | polls of an upstream without keys | no credential can seal the answer (P11) |
 //! | polls of requests with `no-store` only | their answers are stored nowhere |
 //! | all polls, if `cluster.share` has no `"polls"` | the configuration |
 //!
-//! A poll has up to two numbers: the coalescer's, and that of its attempts here, its run. They differ if the coalescer opens
-//! a poll anew that went on for siblings only.
+//! A poll has up to two numbers: the coalescer's, and that of its attempts here, its run. They differ if the coalescer
+//! opens a poll again that continued for siblings only.
 
 mod counts;
 mod messages;

@@ -38,7 +38,7 @@ fn a_wait_past_its_deadline_takes_a_snapshot_when_the_poll_elsewhere_is_lost() {
     assert_eq!(s.open(), ["a submitted"]);
 }
 
-/// P7: the hold begins anew where the poll is made now.
+/// P7: the hold begins again at the replica that makes the poll now.
 #[test]
 fn a_wait_past_its_deadline_takes_a_snapshot_when_the_poll_is_made_here() {
     let mut s = elsewhere(110.0, true);
