@@ -228,6 +228,9 @@ impl Siblings {
                 self.counted(name, count, now);
             }
             SiblingInput::KeyRefused(domain) => self.key_refused(domain, now),
+            SiblingInput::Publish(EngineCall::Pause(domain, pause)) => {
+                self.send(Letter::Pause(domain, now + pause), now)
+            }
             SiblingInput::Publish(call) => self.send(Letter::Other(call), now),
             SiblingInput::Drain(until) => self.drain(until, now),
         }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::types::{
     CallId, EngineCall, EngineTime, KeyEpoch, LeaseToken, ShareSpec, SharedOutcome, SharedState,
 };
+use crate::core::job::KeyDomain;
 
 /// Most calls. The oldest goes first; guests whose landing is lost look again when the link is back.
 pub(super) const MAX_CALLS: usize = 1024;
@@ -20,6 +21,8 @@ pub(super) const MAX_AGE: Duration = Duration::from_secs(120);
 pub(super) enum Letter {
     /// The result of a poll. Ages are as of the given moment.
     Land(Arc<ShareSpec>, LeaseToken, Option<KeyEpoch>, SharedOutcome, Instant),
+    /// A paused key, until the given moment.
+    Pause(KeyDomain, Instant),
     Other(EngineCall),
 }
 
@@ -36,6 +39,7 @@ impl Letter {
                 let (spec, token, epoch) = (Arc::clone(spec), *token, *epoch);
                 EngineCall::Land { spec, token, epoch, outcome, sent_at }
             }
+            Letter::Pause(domain, until) => EngineCall::Pause(*domain, until.saturating_duration_since(now)),
             Letter::Other(call) => call.clone(),
         }
     }
@@ -47,7 +51,7 @@ impl Letter {
             Letter::Land(_, _, _, SharedOutcome::Unsplit(reply) | SharedOutcome::Refused(reply), _) => {
                 reply.body.len()
             }
-            Letter::Other(_) => 0,
+            Letter::Pause(..) | Letter::Other(_) => 0,
         }
     }
 }
@@ -72,8 +76,9 @@ impl Outbox {
         true
     }
 
-    /// Removes old calls, and the oldest where there are too many.
+    /// Removes old calls, pauses that are over, and the oldest where there are too many.
     pub(super) fn prune(&mut self, now: Instant) {
+        self.letters.retain(|_, (_, letter)| !matches!(letter, Letter::Pause(_, until) if *until <= now));
         while let Some((&call, (at, _))) = self.letters.first_key_value() {
             if *at + MAX_AGE > now && self.bytes <= MAX_BYTES && self.letters.len() <= MAX_CALLS {
                 return;

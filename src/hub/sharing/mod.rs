@@ -156,6 +156,19 @@ impl PollSharing {
 impl HubTask {
     /// Gives a poll to the siblings' machine. Returns a poll that is not shared.
     pub(super) fn offer_poll(&mut self, id: PollId, poll: OpenedPoll, now: Instant) -> Option<OpenedPoll> {
+        let age = self.accepted_age(id, &poll);
+        self.offer_with(id, poll, age, now)
+    }
+
+    /// Like [`Self::offer_poll`]. `age`: the greatest one of a stored state that is not terminal. `None`: no stored state
+    /// may answer.
+    fn offer_with(
+        &mut self,
+        id: PollId,
+        poll: OpenedPoll,
+        age: Option<Duration>,
+        now: Instant,
+    ) -> Option<OpenedPoll> {
         let Some(key) = self
             .sharing
             .as_ref()
@@ -164,7 +177,7 @@ impl HubTask {
         else {
             return Some(poll);
         };
-        let (takes_known, max_age) = self.accepted_age(id, &poll);
+        let (takes_known, max_age) = (age.is_some(), age.unwrap_or_default());
         let route = self.poller.route(&poll.spec);
         let Some(sharing) = &mut self.sharing else { return Some(poll) };
         let PollSpec { domain, ref jobs, goal, form } = poll.spec;
@@ -178,18 +191,29 @@ impl HubTask {
         None
     }
 
-    /// Returns whether stored states may answer a new poll, and the greatest age of one that is not terminal.
-    fn accepted_age(&self, id: PollId, poll: &OpenedPoll) -> (bool, Duration) {
-        let waits = self.machines.of_poll(id).attached_waits(id).filter_map(|wait| self.parked.get(&wait));
+    /// Returns the greatest age of a stored state that may answer a new poll and is not terminal. `None`: no stored state
+    /// may.
+    fn accepted_age(&self, id: PollId, poll: &OpenedPoll) -> Option<Duration> {
         let limit = match poll.cause {
+            Cause::NoCache => return None,
             Cause::Deadline => Duration::ZERO, // P7
             _ => self.cache.live_ttl(poll.spec.jobs.route()),
         };
-        let age = waits.map(|wait| wait.max_age).try_fold(limit, |limit, age| age.map(|age| age.min(limit)));
-        match age {
-            Some(age) if poll.cause != Cause::NoCache => (true, age),
-            Some(_) | None => (false, Duration::ZERO),
-        }
+        self.waits_max_age(id).map(|age| age.min(limit))
+    }
+
+    /// Returns the smallest `max-age` of the waits on a poll. `None` if one has `no-cache`.
+    fn waits_max_age(&self, id: PollId) -> Option<Duration> {
+        let mut waits =
+            self.machines.of_poll(id).attached_waits(id).filter_map(|wait| self.parked.get(&wait));
+        waits.try_fold(Duration::MAX, |least, wait| wait.max_age.map(|age| age.min(least)))
+    }
+
+    /// Returns whether stored states may answer a poll. A wait may have come since the claim, and the engine does not
+    /// compare the ages of terminal states.
+    fn accepts_stored(&self, id: PollId, origin: &AnswerOrigin) -> bool {
+        let AnswerOrigin::Store(ages) = origin else { return true };
+        self.waits_max_age(id).is_some_and(|limit| ages.iter().all(|(_, age)| *age <= limit))
     }
 
     /// Carries out the abort of a poll by the coalescer.
@@ -327,11 +351,14 @@ impl HubTask {
 
     /// Settles the waits of a poll with the answer to a sibling, and stores its states like own ones.
     fn sibling_landed(&mut self, id: PollId, outcome: PollOutcome, origin: AnswerOrigin, now: Instant) {
-        let Some(OpenedPoll { spec, credential, payer, .. }) =
-            self.sharing.as_mut().and_then(|sharing| sharing.remove(id, now))
-        else {
+        let Some(poll) = self.sharing.as_mut().and_then(|sharing| sharing.remove(id, now)) else { return };
+        if !self.accepts_stored(id, &origin) {
+            if let Some(poll) = self.offer_with(id, poll, None, now) {
+                self.make_poll(id, poll, now);
+            }
             return;
-        };
+        }
+        let OpenedPoll { spec, credential, payer, .. } = poll;
         let domain = spec.domain;
         match &outcome {
             PollOutcome::Jobs(states) => self.store_shared(id, &spec, states, &origin, now),

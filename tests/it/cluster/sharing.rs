@@ -65,6 +65,21 @@ async fn a_job_that_ended_at_one_replica_is_a_hit_at_the_others() {
 }
 
 #[tokio::test]
+async fn a_stored_state_answers_no_client_that_asks_for_a_younger_one() {
+    let replicas = Replicas::start(2).await;
+    replicas.env.sim.set_status("a", "completed");
+    replicas.all[0].get(&completed_target("a"), &[]).await;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    for (number, control) in ["max-age=0", "max-age=1", "no-cache"].into_iter().enumerate() {
+        let answer = replicas.all[1].get(&completed_target("a"), &[("cache-control", control)]).await;
+        let status = answer.headers()["cache-status"].to_str().unwrap();
+        assert!(!status.contains("hit"), "{control}: {status}");
+        assert_eq!(replicas.polls("a"), 2 + number, "{control}");
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+    }
+}
+
+#[tokio::test]
 async fn the_answer_to_a_siblings_poll_is_a_hit_afterwards_and_the_first_says_so() {
     let replicas = Replicas::start(2).await;
     let waits = replicas.park("a", 1).await.into_iter().flatten().collect();

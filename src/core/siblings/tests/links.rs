@@ -236,6 +236,21 @@ fn a_rejected_key_is_named_again_at_each_link() {
 }
 
 #[test]
+fn a_pause_is_sent_again_with_its_rest_and_not_after_its_end() {
+    let mut gateway = Gateway::linked();
+    gateway.input(SiblingInput::LinkDown);
+    gateway.input(SiblingInput::Publish(EngineCall::Pause(KEY, ms(60_000))));
+    gateway.pass(ms(50_000));
+    gateway.link_up(OTHER);
+    assert!(matches!(gateway.calls["pause"].1, EngineCall::Pause(KEY, rest) if rest == ms(10_000)));
+    gateway.input(SiblingInput::LinkDown);
+    gateway.calls.clear();
+    gateway.pass(ms(10_000));
+    gateway.link_up(ME);
+    assert!(!gateway.calls.contains_key("pause"));
+}
+
+#[test]
 fn siblings_beyond_the_bound_are_not_joined() {
     let mut gateway = Gateway::linked();
     for sibling in 0..members::MAX_MEMBERS as u64 {
