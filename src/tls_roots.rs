@@ -1,9 +1,12 @@
 //! Certificates that clients of other servers trust: the upstream's and the engine's.
 
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use hyper_rustls::ConfigBuilderExt as _;
 use rustls::ClientConfig;
+
+/// Set once the lack of certificates is logged: each client of a process finds it.
+static NO_ROOTS: Once = Once::new();
 
 /// Returns settings that trust the root certificates of the platform, or the built-in ones of Mozilla if it has none.
 ///
@@ -18,7 +21,9 @@ pub(crate) fn trusting_platform() -> Result<ClientConfig, rustls::Error> {
     let trusting = match builder()?.with_native_roots() {
         Ok(trusting) => trusting,
         Err(error) => {
-            tracing::warn!(%error, "no platform root certificates, using built-in ones");
+            NO_ROOTS.call_once(|| {
+                tracing::warn!(%error, "no platform root certificates, using built-in ones");
+            });
             builder()?.with_webpki_roots()
         }
     };

@@ -72,9 +72,24 @@ fn is_input_error(error: &CommandError) -> bool {
 
 /// Formats an error and its causes in one text. The text is safe for a terminal, also if it quotes an upstream.
 pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    let chain = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    let mut chain = error.to_string();
+    for cause in std::iter::successors(error.source(), |error| error.source()) {
+        let cause = cause.to_string();
+        // Some libraries repeat the cause in the error.
+        if !chain.ends_with(&cause) {
+            chain = format!("{chain}: {cause}");
+        }
+    }
     escape_lines(&chain).into_owned()
+}
+
+/// Returns the last error of the chain, which is the most specific.
+pub(super) fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
 }
 
 /// Returns whether a reader such as `head` closed the pipe, which is not reported.
@@ -92,5 +107,26 @@ fn write_stderr(text: String) {
     });
     if writer.is_ok() {
         let _ = written.recv_timeout(STDERR_TIMEOUT);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    struct Layer(&'static str, #[source] Option<Box<Layer>>);
+
+    #[test]
+    fn a_cause_that_the_error_repeats_is_printed_once() {
+        let layer = |text, cause: Option<Layer>| Layer(text, cause.map(Box::new));
+        let repeated = layer("not a filter", Some(layer("bad level: x", Some(layer("bad level: x", None)))));
+        assert_eq!(chain(&repeated), "not a filter: bad level: x");
+        let distinct = layer("no connection", Some(layer("refused", None)));
+        assert_eq!(
+            (chain(&distinct), root_cause(&distinct)),
+            ("no connection: refused".to_owned(), "refused".to_owned())
+        );
     }
 }

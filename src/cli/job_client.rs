@@ -1,7 +1,7 @@
 //! Requests of `check` and `watch` for the state of one job, and parsers of their arguments.
 
 use bytes::Bytes;
-use http::header::{ACCEPT, USER_AGENT};
+use http::header::{ACCEPT, CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, USER_AGENT};
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Limited};
@@ -20,7 +20,7 @@ pub(super) const MAX_RESPONSE: usize = 8 << 20;
 /// Characters of an upstream's message that are shown.
 const MAX_MESSAGE: usize = 200;
 
-/// The field with the key of a request.
+/// A field of requests: one with the key, or one of `--header`.
 pub(super) type KeyField = (HeaderName, HeaderValue);
 
 #[derive(Debug, thiserror::Error)]
@@ -38,19 +38,19 @@ pub(super) enum JobRequestError {
 pub(super) async fn fetch_job(
     client: &Client,
     route: &Route,
-    key: Option<&KeyField>,
+    fields: impl IntoIterator<Item = &KeyField>,
     id: &JobId,
     rung: Rung,
 ) -> Result<Response<Bytes>, JobRequestError> {
-    let request = job_request(client, route, key, id, Goal::Rung(rung))?;
+    let request = job_request(client, route, fields, id, Goal::Rung(rung))?;
     read_response(client.send(request).await?).await
 }
 
-/// Returns a request for the state of a job as JSON.
-pub(super) fn job_request(
+/// Returns a request for the state of a job as JSON, with these fields.
+pub(super) fn job_request<'f>(
     client: &Client,
     route: &Route,
-    key: Option<&KeyField>,
+    fields: impl IntoIterator<Item = &'f KeyField>,
     id: &JobId,
     goal: Goal,
 ) -> Result<Request<Body>, JobRequestError> {
@@ -61,7 +61,7 @@ pub(super) fn job_request(
     let headers = request.headers_mut();
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
     headers.insert(USER_AGENT, HeaderValue::from_static(concat!("clipgate/", env!("CARGO_PKG_VERSION"))));
-    if let Some((name, value)) = key {
+    for (name, value) in fields {
         headers.insert(name, value.clone());
     }
     Ok(request)
@@ -74,6 +74,17 @@ pub(super) async fn read_response(
     let (head, body) = response.into_parts();
     let body = Limited::new(body, MAX_RESPONSE).collect().await.map_err(|_| JobRequestError::CutOff)?;
     Ok(Response::from_parts(head, body.to_bytes()))
+}
+
+/// Parses a `--header`.
+pub(super) fn header(text: &str) -> Result<KeyField, String> {
+    let usage = || "write it as 'NAME: VALUE'".to_owned();
+    let (name, value) = text.split_once(':').ok_or_else(usage)?;
+    let name: HeaderName = name.trim().parse().map_err(|_| usage())?;
+    if [HOST, CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION].contains(&name) {
+        return Err(format!("the command sets {name} itself"));
+    }
+    Ok((name, value.trim().parse().map_err(|_| usage())?))
 }
 
 pub(super) fn url(text: &str) -> Result<Uri, String> {
@@ -100,6 +111,15 @@ pub(super) fn error_text(body: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_header_is_a_name_and_a_value() {
+        let (name, value) = header("Anthropic-Version:2023-06-01 ").unwrap();
+        assert_eq!((name.as_str(), value.as_bytes()), ("anthropic-version", &b"2023-06-01"[..]));
+        for wrong in ["x", "a b: c", ": c", "x: a\nb", "Host: a", "content-length: 1"] {
+            assert!(header(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn the_message_of_an_error_is_found_in_each_shape_and_escaped() {

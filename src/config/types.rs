@@ -66,6 +66,8 @@ pub struct ServerConfig {
     pub listen: Vec<Listen>,
     pub drain_timeout: Duration,
     pub max_connections: usize,
+    /// Header fields of one request.
+    pub max_headers: usize,
     pub header_timeout: Duration,
     pub idle_timeout: Duration,
     pub tls: Option<TlsConfig>,
@@ -262,6 +264,7 @@ impl Default for Config {
                 listen: vec![Listen::Tcp(([127, 0, 0, 1], 8080).into())],
                 drain_timeout: secs(10),
                 max_connections: 100_000,
+                max_headers: 256,
                 header_timeout: secs(10),
                 idle_timeout: secs(200),
                 tls: None,

@@ -32,6 +32,9 @@ impl Gateway {
     }
 
     fn check_head<B>(&self, request: &Request<B>, state: &mut RequestState) -> Result<(), GatewayError> {
+        if request.headers().len() > self.0.max_headers {
+            return Err(GatewayError::Http(HttpFault::TooManyFields));
+        }
         if is_loop(request.headers()) {
             return Err(GatewayError::Loop);
         }

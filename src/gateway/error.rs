@@ -80,6 +80,8 @@ pub(crate) enum HttpFault {
     Target,
     #[error("header fields are too large")]
     Head,
+    #[error("header has more fields than server.max_headers allows")]
+    TooManyFields,
 }
 
 fn failure_message(failure: &Failure) -> &'static str {
@@ -140,7 +142,9 @@ impl GatewayError {
             GatewayError::NotCached => StatusCode::GATEWAY_TIMEOUT,
             GatewayError::Http(HttpFault::Malformed) => StatusCode::BAD_REQUEST,
             GatewayError::Http(HttpFault::Target) => StatusCode::URI_TOO_LONG,
-            GatewayError::Http(HttpFault::Head) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            GatewayError::Http(HttpFault::Head | HttpFault::TooManyFields) => {
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+            }
         }
     }
 
@@ -167,7 +171,7 @@ impl GatewayError {
             GatewayError::NotCached => "not-cached",
             GatewayError::Http(HttpFault::Malformed) => "bad-request",
             GatewayError::Http(HttpFault::Target) => "uri-too-long",
-            GatewayError::Http(HttpFault::Head) => "headers-too-large",
+            GatewayError::Http(HttpFault::Head | HttpFault::TooManyFields) => "headers-too-large",
         }
     }
 

@@ -85,6 +85,7 @@ impl Gateway {
                 config.limits.max_passthrough_per_key,
             ),
             oversized: OversizedTargets::new(),
+            max_headers: config.server.max_headers,
             wait: ArcSwap::from_pointee(config.wait.clone()),
             cors: ArcSwapOption::from_pointee(Cors::new(&config.server.cors_origins)),
             allowed_hosts: ArcSwap::from_pointee(config.server.allowed_hosts.clone()),

@@ -92,6 +92,7 @@ struct GatewayInner {
     passthrough: Passthrough,
     slots: PassthroughSlots,
     oversized: OversizedTargets,
+    max_headers: usize,
     wait: ArcSwap<config::WaitConfig>,
     /// `None`: preflights are passed through.
     cors: ArcSwapOption<Cors>,

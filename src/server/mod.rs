@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
-use http::header::CONNECTION;
-use http::{HeaderValue, StatusCode, Version};
+use http::header::{CONNECTION, CONTENT_LENGTH};
+use http::{HeaderValue, Response, StatusCode, Version};
+use http_body::Body as HttpBody;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -60,6 +61,9 @@ mod tls;
 mod upload_timeout;
 
 /// Largest request head in bytes. The target alone may have half of it; hyper answers 414 and 431.
+///
+/// hyper also rejects heads with twice as many fields as `server.max_headers`. Up to that number the gateway does, with a
+/// body that names the limit.
 const MAX_HEAD: usize = 128 << 10;
 
 /// Concurrent requests on one HTTP/2 connection, most of them parked. A client may reset them all before the gateway
@@ -145,7 +149,7 @@ impl Server {
     ) -> Result<Self, TlsError> {
         let mut http1 = http1::Builder::new();
         // hyper's timeout would also count the time of an idle connection, and sets a timer for each request.
-        http1.header_read_timeout(None).max_buf_size(MAX_HEAD);
+        http1.header_read_timeout(None).max_buf_size(MAX_HEAD).max_headers(2 * config.max_headers);
         Ok(Self(Arc::new(ServerInner {
             gateway,
             http1,
@@ -308,6 +312,7 @@ impl Server {
                 delivery
             });
             let (guard, activity) = (activity.begin_on_stream(stream), activity.clone());
+            let is_http10 = request.version() == Version::HTTP_10;
             let request = request.map(|body| UploadTimeout::new(body, self.0.stall_timeout, &activity));
             server.0.gateway.handle(request, ctx).map(move |forwarded| {
                 if let Some(tunnel) = forwarded.tunnel {
@@ -319,9 +324,11 @@ impl Server {
                     server.0.tasks.spawn(server.0.abort.clone().run_until_cancelled_owned(tunnel));
                 }
                 let mut response = forwarded.response.map(|body| guard.with(body));
-                if version < Version::HTTP_2 && server.0.is_stopping.load(Ordering::Relaxed) {
-                    // Otherwise the client would send its next request into a closing connection.
-                    response.headers_mut().entry(CONNECTION).or_insert(HeaderValue::from_static("close"));
+                // Otherwise the client would send its next request into a closing connection.
+                let is_last = server.0.is_stopping.load(Ordering::Relaxed)
+                    || (is_http10 && is_of_unknown_length(&response));
+                if version < Version::HTTP_2 && is_last {
+                    announce_close(&mut response, is_http10);
                 }
                 Ok::<_, Infallible>(response)
             })
@@ -441,6 +448,19 @@ fn with_fresh_buffer<C>(serve: impl FnOnce() -> C) -> C {
 
 /// Initial size of both buffers of an HTTP/1 connection in hyper, in bytes.
 const HYPER_BUFFER: usize = 8 << 10;
+
+/// Returns whether only the end of the connection ends the body for a client of HTTP/1.0, which knows no chunks.
+fn is_of_unknown_length<B: HttpBody>(response: &Response<B>) -> bool {
+    !response.headers().contains_key(CONTENT_LENGTH) && response.body().size_hint().exact().is_none()
+}
+
+/// Adds `Connection: close`. To a response with the version 1.1, hyper adds `keep-alive` for a client of HTTP/1.0.
+fn announce_close<B>(response: &mut Response<B>, is_http10: bool) {
+    if is_http10 {
+        *response.version_mut() = Version::HTTP_10;
+    }
+    response.headers_mut().entry(CONNECTION).or_insert(HeaderValue::from_static("close"));
+}
 
 fn http2(streams: StreamExecutor) -> http2::Builder<StreamExecutor> {
     let mut http2 = http2::Builder::new(streams);

@@ -22,6 +22,9 @@ use super::{api, debug_endpoints};
 /// The pause after a failed `accept`, mostly for a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Most header fields of a request. More than a gateway in front passes on.
+const MAX_FIELDS: usize = 1100;
+
 pub(super) async fn serve(sim: Arc<SimShared>, listener: TcpListener, shutdown: impl Future<Output = ()>) {
     let tasks = ConnectionTasks::default();
     // Ends the tasks if this future is dropped.
@@ -94,7 +97,9 @@ async fn serve_connection(
     let socket = ResettableSocket { stream, control: Arc::clone(&control) };
     let service = service_fn(|request| api::answer(Arc::clone(&sim), Arc::clone(&control), request));
     // An error concerns only this connection: its client left or broke the protocol.
-    let _ = auto::Builder::new(tasks).serve_connection_with_upgrades(TokioIo::new(socket), service).await;
+    let mut http = auto::Builder::new(tasks);
+    http.http1().max_headers(MAX_FIELDS);
+    let _ = http.serve_connection_with_upgrades(TokioIo::new(socket), service).await;
     if let Some(tunnel) = control.take_tunnel() {
         let _ = debug_endpoints::echo_tunnel(tunnel).await;
     }

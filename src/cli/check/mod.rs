@@ -10,7 +10,7 @@ use self::job_report::{named_job, route_index, route_line};
 use self::probe::{Finding, ProbePlan, Severity};
 use crate::cli::api_key;
 use crate::cli::error::CommandError;
-use crate::cli::job_client::url;
+use crate::cli::job_client::{KeyField, header, url};
 use crate::cli::start_check::{check_start, start_warnings};
 use crate::config::{self, AuthMode, Config};
 use crate::printable::{escape, escape_lines};
@@ -38,6 +38,7 @@ Examples:
   clipgate check --live
   clipgate check --live --job ID --through https://jobs.example
   clipgate check --live --route replicate --id ID
+  clipgate check --live -H 'anthropic-version: 2023-06-01'
 
 Exit code: 0 without errors, 2 with errors. Warnings do not change it.";
 
@@ -65,6 +66,9 @@ pub(super) struct Args {
     /// Key of a client: env:NAME or file:PATH [default: env:AIMLAPI_KEY, if set]
     #[arg(long, value_name = "SOURCE", requires = "live")]
     pub key: Option<String>,
+    /// Field of all requests of the tests, such as one of auth.with_key: 'X-Api-Version: 2'
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", requires = "live", value_parser = header)]
+    pub headers: Vec<KeyField>,
 }
 
 /// Returns exit code 2 for an invalid configuration or a failed test, else 0.
@@ -93,6 +97,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
         client_key: api_key::client_key(args.key.as_deref())?,
         job: job.transpose()?,
         through: args.through,
+        fields: args.headers,
     };
     let hold = routes.get(route).hold;
     if plan.job.is_some() && !hold.is_zero() {

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::AUTHORIZATION;
-use http::{Response, StatusCode, Uri, Version};
+use http::{HeaderName, Response, StatusCode, Uri, Version};
 
 use super::job_report::describe;
+use crate::cli::error::root_cause;
 use crate::cli::job_client::{JobRequestError, KeyField, fetch_job, message};
 use crate::clock;
 use crate::config::{self, AuthConfig, AuthMode, Config, KeyTemplate};
@@ -66,6 +67,8 @@ pub(super) struct ProbePlan {
     pub(super) is_read: bool,
     /// Address that clients use.
     pub(super) through: Option<Uri>,
+    /// Fields of all requests, such as those of `auth.with_key`.
+    pub(super) fields: Vec<KeyField>,
 }
 
 /// Runs all tests and reports each finding as soon as it is known.
@@ -87,10 +90,17 @@ pub(super) async fn run(config: &Config, plan: ProbePlan, report: &mut impl FnMu
         client,
         route: Arc::clone(&route),
         key: None,
+        fields: plan.fields.clone(),
         expected: (route.hold, hold_key),
     };
     if !target.connect(report).await {
         return;
+    }
+    for name in unset_fields(config, &plan.fields) {
+        let text = format_args!(
+            "auth.with_key has {name}, and no --header sets it: the upstream may reject requests"
+        );
+        report(Finding::warning("fields", text));
     }
     if keys.is_empty() {
         report(Finding::good("key", "not needed: auth.mode is \"open\""));
@@ -122,6 +132,7 @@ pub(super) async fn run(config: &Config, plan: ProbePlan, report: &mut impl FnMu
             client: Client::new(&front).ok()?,
             route,
             key: plan.client_key.and_then(|key| client_field(&config.auth, &key)),
+            fields: plan.fields,
             expected: (config.wait.timeout, "wait.timeout"),
         })
     });
@@ -159,6 +170,12 @@ async fn resolve_name(url: &Uri, report: &mut impl FnMut(Finding)) -> bool {
             false
         }
     }
+}
+
+/// Returns the fields of `auth.with_key` that the tests do not send. Clients of the gateway do.
+fn unset_fields<'c>(config: &'c Config, sent: &[KeyField]) -> Vec<&'c HeaderName> {
+    let is_unset = |name: &&HeaderName| !sent.iter().any(|(other, _)| other == *name);
+    config.auth.with_key.iter().filter(is_unset).collect()
 }
 
 /// Returns each key that the upstream receives once, with a name for reports.
@@ -215,6 +232,7 @@ struct ProbeTarget<'a> {
     client: Client,
     route: Arc<Route>,
     key: Option<KeyField>,
+    fields: Vec<KeyField>,
     /// Time for which it should hold a poll, and the key of the configuration with that time.
     expected: (Duration, &'a str),
 }
@@ -226,7 +244,8 @@ impl ProbeTarget<'_> {
         rung: Rung,
         timeout: Duration,
     ) -> Option<Result<Response<Bytes>, JobRequestError>> {
-        let response = fetch_job(&self.client, &self.route, self.key.as_ref(), id, rung);
+        let fields = self.fields.iter().chain(&self.key);
+        let response = fetch_job(&self.client, &self.route, fields, id, rung);
         tokio::time::timeout(timeout, response).await.ok()
     }
 
@@ -386,13 +405,4 @@ fn is_key_rejection(status: StatusCode) -> bool {
 
 fn elapsed(since: Instant) -> String {
     format!("{} ms", clock::now().saturating_duration_since(since).as_millis())
-}
-
-/// Returns the last error of the chain, which is the most specific.
-fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut cause = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
 }

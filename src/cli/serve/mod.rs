@@ -151,7 +151,8 @@ impl RunningGateway {
         let hub = tokio::spawn(hub);
         let purge = tokio::spawn(purge(gateway.clone()));
         let stop = CancellationToken::new();
-        let server = Server::new(gateway.clone(), &within_descriptor_limit(&config), stop.clone())?;
+        let server_config = within_descriptor_limit(&config);
+        let server = Server::new(gateway.clone(), &server_config, stop.clone())?;
         let readiness = Readiness::default();
         let listen = listeners.iter().map(Listener::address).collect::<Result<Vec<_>, _>>()?;
         let context = AdminContext {
@@ -175,6 +176,8 @@ impl RunningGateway {
             is_colored: is_colored(&io::stdout()),
         })
         .await?;
+        // Below the banner, which is the first text of a start.
+        report_descriptor_limit(&config.server, &server_config);
         info!(upstream = %config.upstream.base_url, version = env!("CARGO_PKG_VERSION"), "started");
         service_manager::notify(&[NotifyState::Ready]);
         let watchdog = tokio::spawn(watchdog::run(gateway.clone()));
@@ -278,14 +281,17 @@ async fn flush_spans(gateway: Gateway, hub: JoinHandle<()>, drained_by: Instant)
 
 /// Returns the configuration of the server, with at most as many connections as file descriptors allow.
 fn within_descriptor_limit(config: &Config) -> config::ServerConfig {
-    let max_connections = descriptors::client_connections(config);
-    if max_connections < config.server.max_connections {
+    config::ServerConfig { max_connections: descriptors::client_connections(config), ..config.server.clone() }
+}
+
+fn report_descriptor_limit(configured: &config::ServerConfig, possible: &config::ServerConfig) {
+    let max_connections = possible.max_connections;
+    if max_connections < configured.max_connections {
         info!(
             max_connections,
             "the limit of open files (ulimit -n) allows fewer connections than configured"
         );
     }
-    config::ServerConfig { max_connections, ..config.server.clone() }
 }
 
 /// Returns the listeners that the service manager passes, else those of the configuration.

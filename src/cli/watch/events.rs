@@ -52,7 +52,9 @@ impl Follower {
     async fn follow_stream(&self, progress: &mut Progress<'_>, position: &mut StreamPosition) -> StreamEnd {
         let response = match self.open_stream(progress, position).await {
             Ok(response) => response,
-            Err(error) => return ended_or(progress.handle(error.into()).await, StreamEnd::Reconnect),
+            Err(error) => {
+                return ended_or(progress.handle(self.failed(&error)).await, StreamEnd::Reconnect);
+            }
         };
         let status = response.status();
         if status.is_success() && is_event_stream(response.headers()) {
@@ -67,7 +69,7 @@ impl Follower {
         let otherwise = if status.is_success() { StreamEnd::NotEvents } else { StreamEnd::Reconnect };
         let fetched = match read_response(response).await {
             Ok(response) => self.classify(progress.id, response),
-            Err(error) => error.into(),
+            Err(error) => self.failed(&error),
         };
         ended_or(progress.handle(fetched).await, otherwise)
     }
@@ -78,7 +80,7 @@ impl Follower {
         progress: &Progress<'_>,
         position: &StreamPosition,
     ) -> Result<Response<ResponseBody>, JobRequestError> {
-        let mut request = job_request(&self.client, &self.route, self.key.as_ref(), progress.id, Goal::Now)?;
+        let mut request = job_request(&self.client, &self.route, &self.fields, progress.id, Goal::Now)?;
         let headers = request.headers_mut();
         headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream, application/json;q=0.9"));
         if let Some(id) = &position.id {

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::{Response, StatusCode, Uri};
 use tokio::sync::mpsc;
 
-use crate::cli::error::chain;
+use crate::cli::error::root_cause;
 use crate::cli::job_client::{JobRequestError, KeyField, fetch_job, message};
 use crate::clock;
 use crate::core::backoff::Backoff;
@@ -33,7 +33,12 @@ const MIN_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct Follower {
     pub(super) client: Client,
     pub(super) route: Arc<Route>,
-    pub(super) key: Option<KeyField>,
+    /// Address of the client, for messages.
+    pub(super) server: Uri,
+    /// Whether `--ca` names the trusted authorities.
+    pub(super) has_own_authorities: bool,
+    /// The field with the key, and those of `--header`.
+    pub(super) fields: Vec<KeyField>,
     pub(super) goal: Rung,
     pub(super) deadline: Instant,
 }
@@ -128,9 +133,59 @@ impl Follower {
     }
 
     async fn fetch_job(&self, id: &JobId, wanted: Rung) -> FetchedJob {
-        match fetch_job(&self.client, &self.route, self.key.as_ref(), id, wanted).await {
+        match fetch_job(&self.client, &self.route, &self.fields, id, wanted).await {
             Ok(response) => self.classify(id, response),
-            Err(error) => error.into(),
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    /// Classifies a request without a response.
+    pub(super) fn failed(&self, error: &JobRequestError) -> FetchedJob {
+        match error {
+            JobRequestError::Target => FetchedJob::Final(error.to_string()),
+            // Another attempt gets the same certificate.
+            JobRequestError::Send(SendError::Tls(_)) => FetchedJob::Final(self.describe(error)),
+            JobRequestError::Send(_) | JobRequestError::CutOff => {
+                FetchedJob::Retryable(self.describe(error), None)
+            }
+        }
+    }
+
+    /// Describes why a request had no response: address, cause, and what to do where that is known.
+    pub(super) fn describe(&self, error: &JobRequestError) -> String {
+        let server = self.server.to_string();
+        let server = server.trim_end_matches('/');
+        let JobRequestError::Send(failure) = error else { return error.to_string() };
+        let cause = root_cause(failure);
+        match failure {
+            SendError::Connect(_) => format!("cannot connect to {server}: {cause}. {NO_SERVER}"),
+            SendError::ConnectTimeout(_) => format!("{server} does not accept connections. {NO_SERVER}"),
+            SendError::Tls(_) => {
+                format!("the TLS handshake with {server} failed: {cause}. {}", self.tls_advice(&cause))
+            }
+            SendError::Reset(_) => {
+                format!(
+                    "{server} closed the connection before it responded. A server with TLS needs https://."
+                )
+            }
+            SendError::LocalResources(_) | SendError::Closed(_) | SendError::TooManyInterim => {
+                format!("{server}: {failure}")
+            }
+        }
+    }
+
+    /// Returns what to do about a failed handshake.
+    fn tls_advice(&self, cause: &str) -> &'static str {
+        if cause.contains("UnknownIssuer") && self.has_own_authorities {
+            "The certificate is not from an authority of --ca."
+        } else if cause.contains("UnknownIssuer") {
+            "The certificate is from an authority that is not known here: name its file with --ca FILE."
+        } else if cause.contains("NotValidForName") || cause.contains("not valid for") {
+            "The certificate is for another name: use that name in --url."
+        } else if cause.contains("Expired") || cause.contains("expired") {
+            "The certificate has expired: renew it at the server, or check the clock of this machine."
+        } else {
+            "Is --url right? A server without TLS needs http://, and each port has its own protocol."
         }
     }
 
@@ -165,31 +220,8 @@ impl Follower {
     }
 }
 
-impl From<JobRequestError> for FetchedJob {
-    fn from(error: JobRequestError) -> Self {
-        match error {
-            JobRequestError::Target => Self::Final(error.to_string()),
-            // Another attempt gets the same certificate.
-            JobRequestError::Send(tls @ SendError::Tls(_)) => Self::Final(tls_failure(&tls)),
-            JobRequestError::Send(_) | JobRequestError::CutOff => Self::Retryable(error.to_string(), None),
-        }
-    }
-}
-
-/// Describes a failed handshake and what to do.
-fn tls_failure(error: &SendError) -> String {
-    let text = chain(error);
-    let advice = if text.contains("UnknownIssuer") {
-        "The certificate is from an authority that is not known here: name its file with --ca FILE."
-    } else if text.contains("NotValidForName") || text.contains("not valid for") {
-        "The certificate is for another name: use that name in --url."
-    } else if text.contains("Expired") || text.contains("expired") {
-        "The certificate has expired: renew it at the server, or check the clock of this machine."
-    } else {
-        "Is --url right? A server without TLS needs http://, and each port has its own protocol."
-    };
-    format!("{text}. {advice}")
-}
+/// Advice where no server listens.
+const NO_SERVER: &str = "Is a gateway running there? --url names another address.";
 
 impl Progress<'_> {
     /// Records an answer and sends the update. Returns the ending, if this is the last answer. Sleeps before a retry.

@@ -35,7 +35,7 @@ use self::selection::{JobArg, Selection, goal, job_arg, select};
 use self::view::View;
 use crate::cli::api_key;
 use crate::cli::error::{CommandError, UsageError};
-use crate::cli::job_client::url;
+use crate::cli::job_client::{KeyField, header, url};
 use crate::clock;
 use crate::config::{self, Config, KeyTemplate};
 use crate::core::route::{Ladder, Route, Rung};
@@ -103,6 +103,9 @@ pub(super) struct Args {
     /// Key: env:NAME or file:PATH [default: env:AIMLAPI_KEY, if set]
     #[arg(long, value_name = "SOURCE")]
     key: Option<String>,
+    /// Field of all requests, such as 'X-Api-Version: 2'
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = header)]
+    headers: Vec<KeyField>,
     /// Authorities to trust in place of those of the system: a PEM file
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
@@ -128,19 +131,23 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CommandError> {
     let key = api_key::client_key(args.key.as_deref())?;
     let send = config.as_ref().map_or_else(KeyTemplate::default, |config| config.auth.send.clone());
     let server = args.url.or(selected.server).unwrap_or_else(|| Uri::from_static(DEFAULT_SERVER));
-    let upstream = config::UpstreamConfig { base_url: server, ..Config::default().upstream };
+    let mut fields = args.headers;
+    fields.extend(key.and_then(|key| send.field(&key)));
+    let upstream = config::UpstreamConfig { base_url: server.clone(), ..Config::default().upstream };
     let follower = Arc::new(Follower {
         client: match &args.ca {
             Some(path) => Client::trusting_only(&upstream, authorities(path)?)?,
             None => Client::new(&upstream)?,
         },
-        key: key.and_then(|key| send.field(&key)),
+        server,
+        has_own_authorities: args.ca.is_some(),
+        fields,
         goal,
         deadline: clock::now() + args.timeout,
         route: Arc::clone(&route),
     });
     if let Some(prompt) = &args.new {
-        ids = create::create(&follower.client, &route, follower.key.as_ref(), prompt).await?;
+        ids = create::create(&follower, prompt).await?;
     }
     let mut view = match args.json {
         true => View::json(&ids, route.ladder.clone()),

@@ -80,7 +80,9 @@ async fn followed(route: Route, responses: Vec<String>) -> (Vec<String>, Vec<Str
     let upstream = config::UpstreamConfig { base_url: server.url.clone(), ..Config::default().upstream };
     let follower = Follower {
         client: Client::new(&upstream).unwrap(),
-        key: None,
+        server: server.url.clone(),
+        has_own_authorities: false,
+        fields: Vec::new(),
         goal: route.ladder.highest_askable(),
         deadline: clock::now() + Duration::from_secs(30),
         route: Arc::new(route),

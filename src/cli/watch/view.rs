@@ -35,7 +35,12 @@ const NARROW: u16 = 90;
 const SHORT_ID: usize = 8;
 
 enum ViewStyle {
-    Bars(Vec<ProgressBar>),
+    Bars {
+        bars: Vec<ProgressBar>,
+        all: MultiProgress,
+        /// Failures that are printed above the bars, each once: most do not fit beside a bar.
+        printed: Vec<String>,
+    },
     Lines,
     Json,
 }
@@ -61,7 +66,7 @@ impl View {
             bar
         };
         let bars = names.iter().map(bar).collect();
-        Self::new(ids, ladder, ViewStyle::Bars(bars))
+        Self::new(ids, ladder, ViewStyle::Bars { bars, all, printed: Vec::new() })
     }
 
     /// Returns a view with a line for each state on stdout and failures on stderr.
@@ -86,8 +91,15 @@ impl View {
         {
             self.results[nth] = JobResult::read(body);
         }
+        if let ViewStyle::Bars { all, printed, .. } = &mut self.style
+            && let Update::Retrying(reason, _) | Update::Ended(Ending::Rejected(reason)) = update
+            && !printed.contains(reason)
+        {
+            all.println(escape(reason))?;
+            printed.push(reason.clone());
+        }
         match &self.style {
-            ViewStyle::Bars(bars) => {
+            ViewStyle::Bars { bars, .. } => {
                 self.draw(&bars[nth], update);
                 Ok(())
             }
@@ -98,7 +110,7 @@ impl View {
 
     /// Shows the results of finished jobs below their bars, with whole addresses to click or to copy.
     pub(super) fn finish(&self) -> std::io::Result<()> {
-        if !matches!(self.style, ViewStyle::Bars(_)) {
+        if !matches!(self.style, ViewStyle::Bars { .. }) {
             return Ok(());
         }
         let mut out = std::io::stdout();
@@ -117,13 +129,15 @@ impl View {
                 bar.set_position(steps_to(&self.ladder, *rung));
                 bar.set_message(self.ladder.name(*rung).to_owned());
             }
-            Update::Retrying(reason, pause) => bar.set_message(retry_text(reason, *pause)),
+            Update::Retrying(_, pause) => {
+                bar.set_message(format!("no answer, retrying in {:.1} s", pause.as_secs_f64()))
+            }
             Update::Ended(Ending::Reached) => bar.finish(),
             Update::Ended(Ending::Failed) => bar.abandon(),
             Update::Ended(Ending::TimedOut) => {
                 bar.abandon_with_message(format!("{}, out of time", bar.message()))
             }
-            Update::Ended(Ending::Rejected(reason)) => bar.abandon_with_message(escape(reason).into_owned()),
+            Update::Ended(Ending::Rejected(_)) => bar.abandon_with_message("failed, see above"),
         }
     }
 

@@ -12,6 +12,7 @@ mod cluster;
 mod keys;
 mod route;
 mod row;
+mod server;
 mod team;
 
 use std::collections::{BTreeMap, HashSet};
@@ -33,7 +34,7 @@ use super::value::{AllowedValues, ValueReader};
 
 /// Returns the keys of all sections, in the order of `config.toml`.
 pub(super) fn keys() -> impl Iterator<Item = &'static ConfigKey<ConfigBuilder>> {
-    keys::KEYS.iter().chain(cluster::CLUSTER_KEYS)
+    server::SERVER_KEYS.iter().chain(keys::KEYS).chain(cluster::CLUSTER_KEYS)
 }
 
 /// Returns the names of all keys of the sections.

@@ -41,6 +41,7 @@ fn each_key_sets_its_own_field_from_the_file_and_from_the_environment() {
         ("server.listen", r#"["127.0.0.1:1", "unix:a.sock"]"#, r#"["127.0.0.1:1", "unix:a.sock"]"#),
         ("server.drain_timeout", r#""11s""#, "11s"),
         ("server.max_connections", "11", "11"),
+        ("server.max_headers", "111", "111"),
         ("server.header_timeout", r#""11s""#, "11s"),
         ("server.idle_timeout", r#""11s""#, "11s"),
         ("server.tls", r#"{ cert = "c", key = "k" }"#, r#"{ cert = "c", key = "k" }"#),

@@ -9,6 +9,8 @@ use std::fmt::{self, Write as _};
 use std::io::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
@@ -24,8 +26,8 @@ pub(super) struct LineLayer {
     pub(super) writer: LogWriter,
     pub(super) format: LogFormat,
     pub(super) is_colored: bool,
-    /// A reader at a terminal knows the date.
-    pub(super) is_terminal: bool,
+    /// Zone of the times at a terminal, whose reader knows the date. `None`: times are RFC 3339, in UTC.
+    pub(super) zone: Option<TimeZone>,
 }
 
 thread_local! {
@@ -64,9 +66,9 @@ impl LineLayer {
     fn write_text(&self, event: &Event<'_>, line: &mut Vec<u8>) {
         let (faint, reset) = if self.is_colored { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
         put(line, faint);
-        match self.is_terminal {
-            true => put_time_of_day(line, SystemTime::now()),
-            false => put_time(line, SystemTime::now()),
+        match &self.zone {
+            Some(zone) => put_time_of_day(line, SystemTime::now(), zone),
+            None => put_time(line, SystemTime::now()),
         }
         put(line, reset);
         put(line, " ");
@@ -150,10 +152,10 @@ fn put_time(line: &mut Vec<u8>, now: SystemTime) {
     line.push(b'Z');
 }
 
-/// Writes the hour, minute and second of a time, in UTC.
-fn put_time_of_day(line: &mut Vec<u8>, now: SystemTime) {
-    let text = text_of_second(now.duration_since(UNIX_EPOCH).unwrap_or_default());
-    line.extend_from_slice(&text[SECOND_LEN - "15:13:45".len()..]);
+/// Writes the hour, minute and second of a time.
+fn put_time_of_day(line: &mut Vec<u8>, now: SystemTime, zone: &TimeZone) {
+    let now = Timestamp::try_from(now).unwrap_or_default();
+    let _ = write!(line, "{}", zone.to_datetime(now).strftime("%H:%M:%S"));
 }
 
 /// Returns a time as RFC 3339 up to the second. The text is cached: most lines share it.
@@ -331,5 +333,24 @@ impl fmt::Display for ErrorChain<'_> {
             next = cause.source();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_of_day_follows_its_zone() {
+        let noon = UNIX_EPOCH + Duration::from_secs(1_700_049_600); // 2023-11-15T12:00:00Z
+        let summer = UNIX_EPOCH + Duration::from_secs(1_690_027_200); // 2023-07-22T12:00:00Z
+        let text = |time, zone: &str| {
+            let mut line = Vec::new();
+            put_time_of_day(&mut line, time, &TimeZone::posix(zone).unwrap());
+            String::from_utf8(line).unwrap()
+        };
+        let berlin = "CET-1CEST,M3.5.0,M10.5.0/3";
+        let found = [text(noon, "UTC0"), text(noon, berlin), text(summer, berlin), text(noon, "IST-5:30")];
+        assert_eq!(found, ["12:00:00", "13:00:00", "14:00:00", "17:30:00"]);
     }
 }

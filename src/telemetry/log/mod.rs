@@ -9,6 +9,7 @@ mod writer;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, IsTerminal as _};
 
+use jiff::tz::TimeZone;
 use prometheus_client::metrics::counter::Counter;
 use tracing::{Level, error};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -81,7 +82,7 @@ pub fn init(log: &LogConfig) -> Result<Handle, TelemetryError> {
     let is_colored = is_terminal && !no_color;
     tracing_subscriber::registry()
         .with(filter)
-        .with(LineLayer { writer, format: log.format, is_colored, is_terminal })
+        .with(LineLayer { writer, format: log.format, is_colored, zone: is_terminal.then(TimeZone::system) })
         .try_init()
         .map_err(TelemetryError::AlreadyStarted)?;
     report_panics_in_log();
@@ -144,7 +145,7 @@ mod tests {
         let (filter, handle) = reload::Layer::new(filter_for(level));
         let (writer, flusher) = LogWriter::start(capture.clone(), false).unwrap();
         let dropped = writer.dropped().clone();
-        let lines = LineLayer { writer, format, is_colored: false, is_terminal: false };
+        let lines = LineLayer { writer, format, is_colored: false, zone: None };
         let subscriber = tracing_subscriber::registry().with(filter).with(lines);
         let handle = Handle { filter: Some(handle), dropped, _flusher: flusher };
         tracing::subscriber::with_default(subscriber, || act(&handle));

@@ -214,3 +214,18 @@ async fn a_job_is_read_through_the_configuration() {
     let unknown = check(&env, &route("/status", ""), &["--route", "other", "--id", "a"]).await;
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("The configuration has clips."), "{unknown:?}");
 }
+
+#[tokio::test]
+async fn fields_of_with_key_are_sent_where_header_sets_them_and_reported_elsewhere() {
+    let env = env_with_hold(1000).await;
+    let lines = "auth.with_key = [\"x-api-version\", \"x-beta\"]";
+    let output = check(&env, lines, &["--header", "X-Api-Version: 2"]).await;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let warnings = messages(&output, "fields");
+    assert!(
+        warnings.len() == 1 && warnings[0].starts_with("warning: auth.with_key has x-beta"),
+        "{warnings:?}"
+    );
+    let seen = env.sim.requests();
+    assert!(!seen.is_empty() && seen.iter().all(|seen| seen.headers["x-api-version"] == "2"));
+}

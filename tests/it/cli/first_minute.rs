@@ -83,3 +83,30 @@ fn a_browser_at_the_root_gets_a_page_and_a_program_the_apis_error() {
     assert!(page.starts_with("HTTP/1.1 404") && page.contains("<h1>This is clipgate</h1>"), "{page}");
     assert!(!page.contains("Cannot GET"), "{page}");
 }
+
+#[test]
+fn a_terminal_shows_the_banner_first_and_local_times() {
+    let env = [
+        ("NO_COLOR", "1"),
+        ("TZ", "HALF-5:30"),
+        // More than any limit of open files allows, which is reported.
+        ("CLIPGATE__SERVER__MAX_CONNECTIONS", "10000000"),
+    ];
+    let mut gateway =
+        ClipgateProcess::start_at_terminal(&["serve", "--sim", "--listen", "127.0.0.1:0"], &env);
+    let mut lines = Vec::new();
+    while !lines.last().is_some_and(|line: &String| line.contains(" started ")) {
+        lines.push(gateway.next_line());
+    }
+    let first = lines.iter().find(|line| !line.trim().is_empty()).unwrap();
+    assert_eq!(first.trim(), concat!("clipgate ", env!("CARGO_PKG_VERSION")), "{lines:#?}");
+    let place = |text: &str| lines.iter().position(|line| line.contains(text)).expect(text);
+    assert!(
+        place("Upstream") < place("(ulimit -n)") && place("(ulimit -n)") < place(" started "),
+        "{lines:#?}"
+    );
+    let [hours, minutes] = [0, 3].map(|at| lines.last().unwrap()[at..at + 2].parse::<u64>().unwrap());
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() / 60 + 5 * 60 + 30;
+    let behind = (now + 24 * 60 - (hours * 60 + minutes)) % (24 * 60);
+    assert!(behind <= 2, "{behind} minutes behind: {lines:#?}");
+}

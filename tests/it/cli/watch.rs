@@ -252,3 +252,18 @@ async fn ids_and_responses_are_escaped_for_the_terminal() {
     assert_eq!(output.status.code(), Some(2));
     assert!(is_plain(text(&output.stderr)), "{:?}", text(&output.stderr));
 }
+
+#[tokio::test]
+async fn a_wrong_port_names_the_address_and_the_cause_and_header_adds_a_field() {
+    let env = TestEnv::new().await;
+    let output = watch(&env, "http://127.0.0.1:1", &["a", "--timeout", "300ms"]).await;
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    let text = text(&output.stderr);
+    for part in ["cannot connect to http://127.0.0.1:1: Connection refused", "--url", "retrying in"] {
+        assert!(text.contains(part), "{text}");
+    }
+    env.sim.set_status("a", "completed");
+    let output = watch(&env, &env.upstream_url(), &["a", "-H", "X-Api-Version: 2"]).await;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(env.sim.requests().iter().all(|seen| seen.headers["x-api-version"] == "2"));
+}

@@ -18,6 +18,7 @@ pub(crate) mod limits;
 pub(crate) mod listeners;
 pub(crate) mod methods;
 pub(crate) mod removed_members;
+pub(crate) mod request_heads;
 pub(crate) mod sdk_examples;
 pub(crate) mod slow_clients;
 pub(crate) mod spoofed_headers;

@@ -39,6 +39,8 @@ pub enum HeadFault {
     Field,
     #[error("the head of the upstream's response is longer than 256 KiB")]
     TooLong,
+    #[error("the upstream's response has more than {MAX_FIELDS} header fields")]
+    TooManyFields,
     /// Two lengths, or a coding that HTTP/1.0 does not have. Another proxy could read another body.
     #[error("the length of the upstream's response is ambiguous")]
     Length,
@@ -146,9 +148,7 @@ impl HeadReader {
         }
         let mut few = [httparse::EMPTY_HEADER; FEW_FIELDS];
         let parsed = match parse(read, &mut few, method) {
-            Err(HeadFault::Syntax(httparse::Error::TooManyHeaders)) => {
-                parse(read, &mut [httparse::EMPTY_HEADER; MAX_FIELDS], method)
-            }
+            Err(HeadFault::TooManyFields) => parse(read, &mut [httparse::EMPTY_HEADER; MAX_FIELDS], method),
             parsed => parsed,
         };
         match parsed? {
@@ -179,7 +179,11 @@ fn parse<'b>(
     method: &Method,
 ) -> Result<Option<(ResponseStart, usize)>, HeadFault> {
     let mut head = httparse::Response::new(fields);
-    let end = match head.parse(read).map_err(HeadFault::Syntax)? {
+    let fault = |error| match error {
+        httparse::Error::TooManyHeaders => HeadFault::TooManyFields,
+        error => HeadFault::Syntax(error),
+    };
+    let end = match head.parse(read).map_err(fault)? {
         httparse::Status::Complete(end) => end,
         httparse::Status::Partial => return Ok(None),
     };
@@ -414,7 +418,7 @@ mod tests {
         let start = read(&head(MAX_FIELDS), &Method::GET).unwrap().unwrap();
         assert_eq!(start.response.headers().len(), MAX_FIELDS);
         let fault = read(&head(MAX_FIELDS + 1), &Method::GET).err();
-        assert_eq!(fault, Some(HeadFault::Syntax(httparse::Error::TooManyHeaders)));
+        assert_eq!(fault, Some(HeadFault::TooManyFields));
         let long = format!("HTTP/1.1 200 OK\r\na: {}", "b".repeat(MAX_HEAD));
         assert_eq!(read(&long, &Method::GET).err(), Some(HeadFault::TooLong));
         assert_eq!(read(&format!("{long}\r\n\r\n"), &Method::GET).err(), Some(HeadFault::TooLong));
