@@ -10,11 +10,10 @@ use super::saved_today::SavedTodayJson;
 use super::{Readiness, ReadinessPhase};
 use crate::clock;
 use crate::config::{Config, Listen};
-use crate::core::coalescer::JobStatus;
 use crate::core::route::{Route, Routes};
 use crate::core::siblings::{LinkState, ReplicaName};
 use crate::gateway::{Gateway, GatewayOverview, KeyUsage};
-use crate::hub::ClusterOverview;
+use crate::hub::{ClusterOverview, JobInFlight};
 use crate::limits::QuotaState;
 use crate::printable::escape_json;
 use crate::telemetry::metrics::{FanoutQuantiles, Limit, MemberUsage, Totals};
@@ -184,6 +183,9 @@ struct JobJson<'a> {
     waits: usize,
     polls: usize,
     age_seconds: f64,
+    /// Replicas that make its polls, with `[cluster]` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replicas: Option<Vec<String>>,
 }
 
 #[derive(Serialize)]
@@ -271,8 +273,10 @@ fn lists(
     routes: &Routes,
     now: Instant,
 ) -> (ListJson<JobJson<'_>>, ListJson<KeyJson>) {
-    let GatewayOverview { jobs, total_jobs, keys, total_keys, .. } = overview;
-    let jobs = jobs.iter().map(|job| job_json(job, routes.get(job.id.route()), now)).collect();
+    let GatewayOverview { jobs, total_jobs, keys, total_keys, cluster } = overview;
+    let has_cluster = cluster.is_some();
+    let jobs =
+        jobs.iter().map(|job| job_json(job, routes.get(job.status.id.route()), has_cluster, now)).collect();
     let keys = keys.into_iter().map(key_json).collect();
     (ListJson { items: jobs, total: total_jobs }, ListJson { items: keys, total: total_keys })
 }
@@ -316,7 +320,8 @@ fn route_json(route: &Route) -> RouteJson<'_> {
     }
 }
 
-fn job_json<'a>(job: &JobStatus, route: &'a Route, now: Instant) -> JobJson<'a> {
+fn job_json<'a>(job: &JobInFlight, route: &'a Route, has_cluster: bool, now: Instant) -> JobJson<'a> {
+    let JobInFlight { status: job, holders } = job;
     let ladder = &route.ladder;
     JobJson {
         route: &route.name,
@@ -326,8 +331,9 @@ fn job_json<'a>(job: &JobStatus, route: &'a Route, now: Instant) -> JobJson<'a> 
         rung: job.rung.map(|rung| ladder.name(rung)),
         asked: job.asked.iter().map(|rung| ladder.name(*rung)).collect(),
         waits: job.waits,
-        polls: job.polls,
+        polls: job.polls.len(),
         age_seconds: job.since.map_or(0.0, |since| seconds(now, since)),
+        replicas: has_cluster.then(|| holders.iter().copied().map(member_name).collect()),
     }
 }
 

@@ -7,11 +7,10 @@ use std::sync::Arc;
 use super::Gateway;
 use crate::auth::KeyOrigin;
 use crate::cache::Cache;
-use crate::core::coalescer::JobStatus;
 use crate::core::job::{JobId, KeyDomain};
 use crate::core::route::Routes;
 use crate::core::siblings::Removal;
-use crate::hub::{self, ClusterOverview, KeyInFlight};
+use crate::hub::{self, ClusterOverview, JobInFlight, KeyInFlight};
 use crate::limits::{QuotaState, Subject};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::Tracer;
@@ -20,7 +19,7 @@ use crate::telemetry::trace::Tracer;
 #[derive(Clone, Debug)]
 pub struct GatewayOverview {
     /// The oldest jobs of waits and polls.
-    pub jobs: Vec<JobStatus>,
+    pub jobs: Vec<JobInFlight>,
     pub total_jobs: usize,
     /// In team mode the members, else the keys with parked waits. Sorted by number of waits, descending.
     pub keys: Vec<KeyUsage>,

@@ -1,10 +1,11 @@
 //! Read-only view of the hub for `/api/state` and the dashboard.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::task::HubTask;
-use crate::core::coalescer::{Coalescer, JobStatus};
+use crate::core::coalescer::{Coalescer, JobStatus, PollId};
 use crate::core::job::KeyDomain;
 use crate::core::siblings::{LinkState, ReplicaName, SiblingView};
 
@@ -15,7 +16,7 @@ const MAX_INSPECTED: usize = 10_000;
 #[derive(Clone, Debug)]
 pub struct HubOverview {
     /// Jobs of waits and polls, the oldest first. At most the requested number.
-    pub jobs: Vec<JobStatus>,
+    pub jobs: Vec<JobInFlight>,
     /// Number of all jobs.
     pub total_jobs: usize,
     /// Keys with parked waits, those with the most waits first. At most the requested number.
@@ -24,6 +25,14 @@ pub struct HubOverview {
     pub total_keys: usize,
     /// `None`: this gateway is the only one.
     pub cluster: Option<ClusterOverview>,
+}
+
+/// A job of waits and polls.
+#[derive(Clone, Debug)]
+pub struct JobInFlight {
+    pub status: JobStatus,
+    /// Replicas that make its polls. Empty without `[cluster]` or without its link.
+    pub holders: BTreeSet<ReplicaName>,
 }
 
 /// The replicas as this one sees them.
@@ -56,6 +65,7 @@ impl HubTask {
         let mut jobs: Vec<JobStatus> = oldest.collect();
         jobs.sort_by_key(|job| job.since);
         jobs.truncate(limit);
+        let jobs = jobs.into_iter().map(|job| self.job_in_flight(job)).collect();
         let total_jobs = self.machines.iter().map(Coalescer::jobs).sum();
         let keys = self.keys.iter().take(MAX_INSPECTED).map(|(domain, key)| KeyInFlight {
             domain: *domain,
@@ -67,5 +77,11 @@ impl HubTask {
         keys.truncate(limit);
         let cluster = self.sharing.as_ref().map(|sharing| sharing.overview());
         HubOverview { jobs, total_jobs, keys, total_keys: self.keys.len(), cluster }
+    }
+
+    fn job_in_flight(&self, status: JobStatus) -> JobInFlight {
+        let holder = |poll: &PollId| self.sharing.as_ref().and_then(|sharing| sharing.holder(*poll));
+        let holders = status.polls.iter().filter_map(holder).collect();
+        JobInFlight { status, holders }
     }
 }

@@ -39,7 +39,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
-pub(crate) use self::inspect::{ClusterOverview, HubOverview, KeyInFlight};
+pub(crate) use self::inspect::{ClusterOverview, HubOverview, JobInFlight, KeyInFlight};
 use self::job_changes::JobChanges;
 use self::machines::Machines;
 use self::sharing::PollSharing;

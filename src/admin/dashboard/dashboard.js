@@ -9,6 +9,7 @@ import { Keys } from "./keys.js";
 import { Members } from "./members.js";
 import { element, setData, setText } from "./dom.js";
 import { Plot } from "./plot.js";
+import { Replicas } from "./replicas.js";
 import { Stream } from "./stream.js";
 import { clock, count, span } from "./format.js";
 
@@ -17,6 +18,7 @@ const causes = new Causes(element("causes"));
 const rejections = new Causes(element("rejections"));
 const flow = new Flow(element("flow"));
 const members = new Members(element("members"));
+const replicas = new Replicas(element("replicas"));
 const jobs = new Jobs(element("jobs"));
 const keys = new Keys(element("keys"));
 const requests = { series: REQUESTS, history: new History(REQUESTS), plot: plot("requests", REQUESTS) };
@@ -42,10 +44,12 @@ function show(state) {
   draw(calls, now, { ...totals.calls, saved: totals.saved });
   causes.show(totals.calls_by_cause);
   rejections.showReasons(totals.rejections);
+  element("counts-panel").hidden = element("causes").hidden && element("rejections").hidden;
   members.show(state.members);
   // Otherwise the lists are empty, as the gateway was too busy: the last ones stay.
   if (state.complete) {
-    jobs.show(state.jobs, state.routes);
+    jobs.show(state.jobs, state.routes, state.cluster);
+    replicas.show(state.cluster);
     keys.show(state.keys);
     flow.show(state);
   }
@@ -74,7 +78,7 @@ function showNotice({ upstream, phase, waits }, now) {
   const cause = outage ? ` (${outage.cause})` : "";
   const isOut = breaker_open || Boolean(outage);
   const unreachable = breaker_open
-    ? `The API is unreachable${cause}, and retries are delayed. Cached jobs are served, new requests are attempted, and waits are held for a while.`
+    ? `The API is unreachable${cause}, and retries are delayed. Cached jobs are served, new requests are attempted.`
     : `The API is unreachable${cause}. Cached jobs are served, and polls are retried.`;
   const stopping = "The gateway is stopping: open waits get their responses, new connections are refused.";
   const isStopping = phase === "draining";

@@ -58,6 +58,14 @@ export function millis(seconds) {
   return `${number < 10 ? Math.round(number * 10) / 10 : Math.round(number)} ms`;
 }
 
+/** Formats two short times, with one unit where both have it: 0.4 / 12 ms. */
+export function millisPair(one, other) {
+  const [first, second] = [millis(one), millis(other)];
+  const unit = / [a-z]+$/;
+  const isSame = first.match(unit)?.[0] === second.match(unit)?.[0];
+  return `${isSame ? first.replace(unit, "") : first} / ${second}`;
+}
+
 /** Formats the time of day with seconds. */
 export function clock(millis) {
   return new Date(millis).toLocaleTimeString("en-GB");

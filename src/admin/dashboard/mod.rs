@@ -29,12 +29,13 @@ const fn file(path: &'static str, content_type: &'static str, content: &'static 
     DashboardFile { path, content_type, content }
 }
 
-const FILES: [DashboardFile; 27] = [
+const FILES: [DashboardFile; 29] = [
     file("/", HTML, include_str!("index.html")),
     file("/dashboard/mark.svg", SVG, include_str!("mark.svg")),
     file("/dashboard/colours.css", CSS, include_str!("colours.css")),
     file("/dashboard/dark.css", CSS, include_str!("dark.css")),
     file("/dashboard/flow.css", CSS, include_str!("flow.css")),
+    file("/dashboard/layout.css", CSS, include_str!("layout.css")),
     file("/dashboard/page.css", CSS, include_str!("page.css")),
     file("/dashboard/panels.css", CSS, include_str!("panels.css")),
     file("/dashboard/summary.css", CSS, include_str!("summary.css")),
@@ -51,6 +52,7 @@ const FILES: [DashboardFile; 27] = [
     file("/dashboard/filter.js", JS, include_str!("filter.js")),
     file("/dashboard/flow.js", JS, include_str!("flow.js")),
     file("/dashboard/members.js", JS, include_str!("members.js")),
+    file("/dashboard/replicas.js", JS, include_str!("replicas.js")),
     file("/dashboard/theme.js", JS, include_str!("theme.js")),
     file("/dashboard/dom.js", JS, include_str!("dom.js")),
     file("/dashboard/format.js", JS, include_str!("format.js")),

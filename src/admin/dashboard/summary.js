@@ -1,6 +1,6 @@
 // The panel of saved calls, and the tiles of the current state.
 
-import { bytes, count, counted, millis, percent, span } from "./format.js";
+import { bytes, count, counted, millisPair, percent, span } from "./format.js";
 import { element, make, setData, setShare, setText } from "./dom.js";
 
 /** Share of a limit from which a tile warns. */
@@ -128,10 +128,10 @@ export class Tiles {
     this.#upstream.show(value, more, { level });
     const hasRate = success_rate != null;
     const isPoor = this.#isPoor.of(hasRate ? 1 - success_rate : 0);
-    this.#success.show(hasRate ? percent(success_rate) : "–", "responses below 500, in 5 min", { level: isPoor ? "warn" : "none" });
+    this.#success.show(hasRate ? percent(success_rate) : "–", "below 500, in 5 min", { level: isPoor ? "warn" : "none" });
     const { p50_seconds: p50, p99_seconds: p99 } = fanout ?? {};
-    const times = p50 == null ? "–" : `${millis(p50)} / ${millis(p99)}`;
-    this.#fanout.show(times, "API's response to last wait, in 5 min");
+    const times = p50 == null ? "–" : millisPair(p50, p99);
+    this.#fanout.show(times, "API to last wait, in 5 min");
   }
 }
 

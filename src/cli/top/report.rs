@@ -24,6 +24,25 @@ pub(super) struct GatewayReport {
     pub(super) members: Vec<ReportedMember>,
     pub(super) jobs: ReportedList<ReportedJob>,
     pub(super) keys: ReportedList<ReportedKey>,
+    /// Of several replicas.
+    pub(super) cluster: Option<ReportedCluster>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ReportedCluster {
+    pub(super) link: String,
+    pub(super) members: Vec<ReportedReplica>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ReportedReplica {
+    pub(super) name: String,
+    pub(super) seconds_since_beat: f64,
+    pub(super) polls: u64,
+    #[serde(rename = "self")]
+    pub(super) is_self: bool,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

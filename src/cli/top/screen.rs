@@ -9,7 +9,7 @@ use ratatui::style::{Color, Modifier, Style, Stylize as _};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Cell, Paragraph, Row, Sparkline, Table};
 
-use super::report::{GatewayReport, Rated, Rates, ReportedJob, seconds_between};
+use super::report::{GatewayReport, Rated, Rates, ReportedCluster, ReportedJob, seconds_between};
 use crate::printable::escape;
 
 /// Columns from which tables stand beside the jobs.
@@ -287,7 +287,9 @@ fn draw_counts(frame: &mut Frame<'_>, area: Rect, report: &GatewayReport) {
     let calls = by_count(&totals.calls_by_cause)
         .into_iter()
         .chain(failures.map(|(name, count)| (name.to_owned(), text(count))));
-    let tables: [(&str, Vec<(String, String)>); 4] = [
+    let (link, replicas) = report.cluster.as_ref().map_or_else(Default::default, replica_rows);
+    let tables: [(&str, Vec<(String, String)>); 5] = [
+        (&link, replicas),
         ("Members", members.collect()),
         ("Keys", keys.collect()),
         ("Calls by cause", calls.collect()),
@@ -311,6 +313,19 @@ fn draw_counts(frame: &mut Frame<'_>, area: Rect, report: &GatewayReport) {
             *place,
         );
     }
+}
+
+/// Returns the title of the table of replicas, and its rows.
+fn replica_rows(cluster: &ReportedCluster) -> (String, Vec<(String, String)>) {
+    let rows = cluster.members.iter().map(|replica| {
+        let beat = match replica.is_self {
+            true => "this one".to_owned(),
+            false => format!("{:.1} s ago", replica.seconds_since_beat),
+        };
+        let name = replica.name.get(..8).unwrap_or(&replica.name);
+        (escape(name).into_owned(), format!("{} polls, {beat}", replica.polls))
+    });
+    (format!("Replicas, engine {}", escape(&cluster.link)), rows.collect())
 }
 
 /// Returns the counts that are not zero as texts, the largest first.
@@ -392,6 +407,8 @@ mod tests {
             "jobs": { "total": 2, "items": [
                 { "id": "job-one", "key": "ab12", "rung": "queued", "waits": 11, "polls": 2, "age_seconds": 61 },
                 { "id": "job-two", "key": "ab12", "waits": 1, "polls": 1 }] },
+            "cluster": { "link": "near", "members": [{ "name": "0123456789abcdef", "polls": 2, "self": true },
+                { "name": "fedcba9876543210", "polls": 1, "seconds_since_beat": 0.26 }] },
         }))
     }
 
@@ -421,7 +438,9 @@ mod tests {
             assert!(wide.contains(text), "{text} in\n{wide}");
             assert!(narrow.contains(text), "{text} in\n{narrow}");
         }
-        for text in ["alice", "9 requests", "empty-id", "Calls by cause", "retry"] {
+        let replicas = ["Replicas, engine near", "01234567", "2 polls, this one", "1 polls, 0.3 s ago"];
+        for text in ["alice", "9 requests", "empty-id", "Calls by cause", "retry"].into_iter().chain(replicas)
+        {
             assert!(wide.contains(text), "{text} in\n{wide}");
         }
         assert!(!wide.contains("watch"), "{wide}");

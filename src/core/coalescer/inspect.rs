@@ -24,8 +24,8 @@ pub struct JobStatus {
     pub asked: BTreeSet<Rung>,
     /// Number of waits that name it.
     pub waits: usize,
-    /// Number of polls that ask for it.
-    pub polls: usize,
+    /// Polls that ask for it, the oldest first.
+    pub polls: Vec<PollId>,
     /// Arrival of its oldest wait or opening of its oldest poll, whichever is earlier.
     pub since: Option<Instant>,
 }
@@ -90,7 +90,7 @@ impl Coalescer {
             rung: job.state.and_then(|state| state.rung),
             asked: asked.collect(),
             waits: job.waits.len(),
-            polls: job.polls.len(),
+            polls: job.polls.iter().copied().collect(),
             since,
         }
     }

@@ -40,7 +40,8 @@ use crate::core::Map;
 use crate::core::coalescer::{Cause, Failure, Input, PollId, PollOutcome, PollProgress, PollSpec};
 use crate::core::job::JobState;
 use crate::core::siblings::{
-    EngineCall, LinkState, PollName, Removal, ShareSpec, SiblingConfig, SiblingInput, SiblingOutput, Siblings,
+    EngineCall, LinkState, PollName, Removal, ReplicaName, ShareSpec, SiblingConfig, SiblingInput,
+    SiblingOutput, Siblings,
 };
 use crate::telemetry::metrics::LinkLabel;
 
@@ -142,6 +143,11 @@ impl PollSharing {
             own_polls: self.machine.own_polls(),
             siblings: self.machine.siblings().collect(),
         }
+    }
+
+    /// Returns the replica that makes a poll, this one included. `None`: it is not decided yet, or there is no link.
+    pub(super) fn holder(&self, id: PollId) -> Option<ReplicaName> {
+        self.machine.holder(id).or_else(|| self.machine.run(id).and_then(|_| self.machine.name()))
     }
 
     fn remove(&mut self, id: PollId, now: Instant) -> Option<OpenedPoll> {

@@ -403,7 +403,7 @@ async fn landmarks_and_tables_have_names_and_the_keyboard_reaches_scrolling_regi
     browser.open(&site.page, DESKTOP, None).await;
     browser.wait_until("!document.querySelector('#hint').hidden").await;
     let count = |of: &str| format!("document.querySelectorAll('{of}').length");
-    for (of, is) in [("header, main, footer", 3), ("h1", 1), ("main section", 9), ("h2", 9), ("table", 7)] {
+    for (of, is) in [("header, main, footer", 3), ("h1", 1), ("main section", 11), ("h2", 11), ("table", 8)] {
         assert_eq!(browser.eval(&count(of)).await, is, "{of}");
     }
     let unnamed = "[...document.querySelectorAll('section')].filter((section) => {
@@ -431,7 +431,10 @@ async fn landmarks_and_tables_have_names_and_the_keyboard_reaches_scrolling_regi
     }
     let links = ["metrics", "state as JSON", "health", "readiness", "uPlot, MIT"];
     let switches = ["5 min", "15 min", "Dark"];
-    assert_eq!(reached, [&switches[..], &["Table of jobs", "Table of keys"], &links].concat());
+    assert_eq!(
+        reached,
+        [&switches[..], &["Tables of causes and reasons", "Table of jobs", "Table of keys"], &links].concat()
+    );
 
     browser.hover("#requests-plot .u-over").await;
     browser
@@ -445,21 +448,25 @@ async fn a_long_list_has_a_filter_that_shows_the_number_of_its_rows() {
     let site = Site::new(&[]).await;
     let mut browser = Browser::start();
     browser.open(&site.page, DESKTOP, None).await;
-    let ids: Vec<String> = (0..11).map(|n| format!("job-{n:02}")).collect();
+    let ids: Vec<String> = (0..20).map(|n| format!("job-{n:02}")).collect();
     for id in &ids {
         site.test_env.sim.set_status(id, "queued");
     }
     let _waits: Vec<_> = ids.iter().map(|id| site.wait(&completed_target(id), "demo")).collect();
-    browser.wait_until_text("#jobs-count", "11").await;
-    assert_eq!(browser.text("#flow-count").await, "6 of 11 jobs");
-    assert_eq!(browser.eval("document.querySelectorAll('#flow .node').length").await, 6);
-    let filter = "(() => { const box = document.querySelector('#jobs-filter'); box.value = 'JOB-1';
+    browser.wait_until_text("#jobs-count", "20").await;
+    let drawn = "document.querySelectorAll('#flow .node').length";
+    browser
+        .wait_until(&format!(
+            "document.querySelector('#flow-count').textContent === `${{{drawn}}} of 20 jobs` && {drawn} >= 6"
+        ))
+        .await;
+    let filter = "(() => { const box = document.querySelector('#jobs-filter'); box.value = 'JOB-07';
         box.dispatchEvent(new Event('input')); return box.hidden; })()";
     assert_eq!(browser.eval(filter).await, false);
-    assert_eq!(browser.text("#jobs-count").await, "1 of 11");
+    assert_eq!(browser.text("#jobs-count").await, "1 of 20");
     assert_eq!(browser.rows("jobs").await.len(), 1);
     browser.until_two_more_states().await;
-    assert_eq!(browser.text("#jobs-count").await, "1 of 11", "the filter stays");
+    assert_eq!(browser.text("#jobs-count").await, "1 of 20", "the filter stays");
     let (broken, _) = browser.accessibility().await;
     assert!(broken.is_empty(), "{broken:#?}");
     browser.assert_no_faults().await;
