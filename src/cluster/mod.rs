@@ -18,13 +18,15 @@
 //! | `scripts` | the scripts of the engine |
 //! | `polls` | the polls that this replica shares |
 //! | `calls`, `answers` | the machine's calls as scripts, and back |
-//! | `connect`, `link`, `session` | connections, the task, one connection |
+//! | `connect`, `nodes` | one connection; the servers that have all shards |
+//! | `link`, `session` | the task; one link from its start to its end |
 
 mod answers;
 mod calls;
 mod connect;
 mod link;
 mod names;
+mod nodes;
 mod polls;
 mod scripts;
 mod seal;
@@ -44,7 +46,7 @@ use self::link::{LinkCommand, LinkRequest, LinkTask};
 use self::names::Names;
 use self::polls::{ClusterPoll, ClusterPolls};
 use self::seal::StateSeal;
-use crate::config::{CacheConfig, ClusterConfig};
+use crate::config::{CacheConfig, ClusterConfig, EngineMode};
 use crate::core::job::{JobSet, KeyDomain};
 use crate::core::route::{Form, Goal, Routes};
 use crate::core::siblings::{CallId, EngineCall, PollName, ReplicaName, ShareSpec, SiblingInput};
@@ -73,6 +75,7 @@ pub(crate) struct ClusterWorld<'w> {
 /// Shared by the handles and the task.
 struct ClusterShared {
     dialect: Dialect,
+    mode: EngineMode,
     secret: Secret,
     polls: ClusterPolls,
     metrics: Arc<Metrics>,
@@ -93,6 +96,7 @@ impl Cluster {
         let names = Names::new(&config.secret, &config.name, world.base_url, world.routes);
         let shared = Arc::new(ClusterShared {
             dialect: Dialect::new(names, config, world.cache.clone()),
+            mode: config.mode,
             secret: config.secret.clone(),
             polls: ClusterPolls::default(),
             metrics,

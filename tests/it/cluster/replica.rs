@@ -140,14 +140,16 @@ pub(super) fn is_guest(state: &Value) -> bool {
         .is_some_and(|members| members.iter().any(|member| member["self"] == false && member["polls"] != 0))
 }
 
+/// Sections without the limits that a test would meet.
+pub(super) const LIMITS: &str = "[wait]\nlinger = \"500ms\"\n[limits]\nrequests_per_second = 100000\nburst = 100000\n\
+    calls_per_second = 100000\ncalls_burst = 100000\nmax_waits_per_key = 10000\n";
+
 /// Writes the configuration of all replicas, with these lines in `[cluster]`. The patience is longer than the default: on a
 /// busy machine a replica would make a poll alone, as it should.
 pub(super) fn configure(env: &TestEnv, lines: &str) {
-    let patience = if lines.contains("patience") { "" } else { "patience = \"200ms\"\n" };
+    let patience = if lines.contains("patience") { "" } else { "patience = \"500ms\"\n" };
     env.configure(&format!(
-        "[wait]\nlinger = \"500ms\"\n[limits]\nrequests_per_second = 100000\nburst = 100000\ncalls_per_second = 100000\n\
-         calls_burst = 100000\nmax_waits_per_key = 10000\n[cluster]\nurl = \"redis://127.0.0.1:1\"\n\
-         secret = \"a-secret-of-all-replicas-0123456789\"\n{patience}{lines}"
+        "{LIMITS}[cluster]\nurl = \"redis://127.0.0.1:1\"\nsecret = \"a-secret-of-all-replicas-0123456789\"\n{patience}{lines}"
     ));
 }
 
