@@ -24,6 +24,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 const LEASE_MARGIN: Duration = Duration::from_secs(30);
 /// Time in which a guest makes itself known again, after a new name or to an engine without memory.
 pub(super) const COMING_BACK: Duration = LOOKING.saturating_add(MAX_PATIENCE);
+/// Pauses between questions for a lease that a sibling has grow from `takeover` to eight times that.
+const MAX_DOUBLINGS: u32 = 3;
 /// Polls apart are spread over this time.
 const SPREAD: Duration = Duration::from_millis(500);
 
@@ -123,6 +125,8 @@ impl Siblings {
                 asked: None,
                 came: BTreeSet::new(),
                 left: BTreeSet::new(),
+                adopt_at: None,
+                refused: 0,
                 guests_linger_until: None,
                 lingers_here: false,
                 ends_at: None,
@@ -149,7 +153,31 @@ impl Siblings {
             own.asked = Some(call);
             own.came.clear();
             own.left.clear();
+            (own.adopt_at, own.refused) = (None, 0);
         });
+    }
+
+    /// Asks for a lease again some time after a refusal: its holder may have been dead, and unheard here. A holder that
+    /// is still alive one takeover later was heard, so its death is noticed; the pauses may grow.
+    fn adopt_later(&mut self, name: PollName, now: Instant) {
+        let takeover = self.config.takeover;
+        self.polls.change(name, |poll| {
+            let Some(own) = poll.own_mut() else { return };
+            own.adopt_at = Some(now + takeover * (1 << own.refused.min(MAX_DOUBLINGS)));
+            own.refused += 1;
+        });
+    }
+
+    fn adopt_again(&mut self, name: PollName, now: Instant) {
+        let asked = self.polls.change(name, |poll| {
+            let own = poll.own_mut()?;
+            own.adopt_at = None;
+            (!own.is_leased).then_some(own.refused)
+        });
+        if let Some(refused) = asked.flatten().filter(|_| self.draining.is_none()) {
+            self.adopt(name, now);
+            self.polls.change(name, |poll| poll.own_mut().into_iter().for_each(|own| own.refused = refused));
+        }
     }
 
     /// Is a guest no more. Without a link that needs no word: the guest comes back under another name.
@@ -193,7 +221,10 @@ impl Siblings {
                 }
                 None => self.start(name, Some(epoch), now),
             },
-            EngineAnswer::Held { .. } if is_ours => self.detach(name),
+            EngineAnswer::Held { .. } if is_ours => {
+                self.detach(name);
+                self.adopt_later(name, now);
+            }
             EngineAnswer::Held { epoch, .. } | EngineAnswer::Known(_, epoch)
                 if !is_ours && self.is_dead(name, epoch) =>
             {
@@ -209,8 +240,17 @@ impl Siblings {
                 self.engine_flushed(now);
                 if !is_ours {
                     self.delay(name, now + ASK_AGAIN, None, now);
+                } else if self
+                    .polls
+                    .get(name)
+                    .and_then(SharedPoll::own)
+                    .is_some_and(|own| own.asked.is_none())
+                {
+                    self.adopt(name, now);
                 }
             }
+            // P3: the poll began without an answer, and no replica has its lease.
+            EngineAnswer::Known(..) | EngineAnswer::Vacant if is_ours => self.adopt(name, now),
             EngineAnswer::Known(..) | EngineAnswer::Vacant | EngineAnswer::Done(_) => {}
         }
     }
@@ -260,6 +300,9 @@ impl Siblings {
             }
             (own.is_held && !own.guests.is_empty()).then_some(token)
         });
+        if lease.is_none() {
+            self.adopt_later(name, now);
+        }
         if let Some(token) = note.flatten() {
             self.call(EngineCall::Note(name, token, true));
         }
@@ -373,7 +416,8 @@ impl Siblings {
                 self.show(name, false);
                 self.claim(name, None, now);
             }
-            SharePhase::Ours(_) => self.end_run(name, now),
+            SharePhase::Ours(ref own) if own.ends_at.is_some_and(|at| at <= now) => self.end_run(name, now),
+            SharePhase::Ours(_) => self.adopt_again(name, now),
         }
     }
 

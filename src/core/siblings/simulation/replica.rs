@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::engine::TAKEOVER;
 use super::network::ToEngine;
+use super::oracle::LostAnswer;
 use super::plan::SweepPlan;
 use super::{HOLD, SweepEvent, World, domain};
 use crate::core::coalescer::{
@@ -240,11 +241,21 @@ impl World {
         self.at(sent, SweepEvent::Sent(n, run));
         let arrives = sent + self.hop();
         let jobs: Vec<usize> = self.jobs_of(&spec);
+        let goal = self.rungs.iter().position(|&rung| spec.goal == Goal::Rung(rung)).unwrap_or(0);
+        let reached = jobs.iter().map(|&job| self.plan.jobs[job].steps.reaches_at(goal));
+        let reached =
+            reached.collect::<Option<Vec<_>>>().map(|all| all.into_iter().fold(arrives, Duration::max));
+        let answered = reached.filter(|at| *at <= arrives + HOLD).unwrap_or(arrives + HOLD);
         if self.plan.is_failing && self.rng.u8(..4) == 0 {
             let fails = arrives + Duration::from_millis(self.rng.u64(..20_000));
             for job in jobs {
                 let at = self.fails_at.entry(job).or_default();
                 *at = fails.max(*at);
+                self.lost.extend((answered < fails).then_some(LostAnswer {
+                    job,
+                    from: answered,
+                    until: fails,
+                }));
             }
             return self.at(fails, SweepEvent::Ended(n, run, PollOutcome::Failed(Failure::Unreachable)));
         }
@@ -254,11 +265,6 @@ impl World {
             let lands = arrives + self.hop();
             return self.at(lands, SweepEvent::Ended(n, run, PollOutcome::Refused(Arc::new(reply))));
         }
-        let goal = self.rungs.iter().position(|&rung| spec.goal == Goal::Rung(rung)).unwrap_or(0);
-        let reached = jobs.iter().map(|&job| self.plan.jobs[job].steps.reaches_at(goal));
-        let reached =
-            reached.collect::<Option<Vec<_>>>().map(|all| all.into_iter().fold(arrives, Duration::max));
-        let answered = reached.filter(|at| *at <= arrives + HOLD).unwrap_or(arrives + HOLD);
         self.next_attempt += 1;
         let states = jobs.iter().map(|&job| self.state(n, job, answered)).collect();
         let read = answered + self.hop();

@@ -122,3 +122,22 @@ fn identical_waits_on_three_replicas_cost_as_many_calls_as_on_one() {
         assert_eq!(calls[0], calls[1], "seed {seed}");
     }
 }
+
+/// P3: the engine knows a dead holder for a living one until its last beat is old. A poll that begins in that time has a
+/// lease 5 s after the fault, as the oracle checks.
+#[test]
+fn a_poll_that_outlives_a_holder_has_its_lease() {
+    // The second replica comes after the death of the holder and never hears it.
+    let mut plan = SweepPlan::crowd(2, ms(60_000), vec![(ms(2_638), Fault::Kill(0))]);
+    plan.links_at[1] = ms(3_643);
+    plan.clients[1].arrives = ms(3_373);
+    run(plan);
+    // The holder dies right after its call, which counts as a beat that its siblings do not hear.
+    let faults = vec![
+        (ms(19_485), Fault::Cut(1, ms(1_133))),
+        (ms(49_776), Fault::EngineDown(ms(3_000), false)),
+        (ms(59_853), Fault::Flush),
+        (ms(60_310), Fault::Kill(0)),
+    ];
+    run(SweepPlan::crowd(REPLICAS, ms(100_000), faults));
+}
