@@ -119,6 +119,9 @@ impl Siblings {
                 epoch: lease,
                 is_held: false,
                 is_suspended: false,
+                attempt_at: None,
+                began_in: None,
+                is_revoked: false,
                 guests: std::mem::take(&mut poll.early_guests),
                 asked: None,
                 came: BTreeSet::new(),
@@ -140,9 +143,13 @@ impl Siblings {
     /// Takes the lease of a poll that is made here, if the link is up and the lease is vacant.
     pub(super) fn adopt(&mut self, name: PollName, now: Instant) {
         let Some(poll) = self.polls.get(name).filter(|_| self.link.is_up()) else { return };
+        if poll.own().is_some_and(|own| own.is_revoked) {
+            return; // P11: no sibling waits for its result
+        }
         let (token, age) = (poll.token, now.saturating_duration_since(poll.opened_at));
+        let attempt_age = now.saturating_duration_since(poll.began_at());
         let spec = Arc::clone(&poll.spec);
-        let call = self.call(EngineCall::Adopt { spec, token, age });
+        let call = self.call(EngineCall::Adopt { spec, token, age, attempt_age });
         self.calls.insert(call, (name, token));
         self.polls.change(name, |poll| {
             let Some(own) = poll.own_mut() else { return };
@@ -184,6 +191,7 @@ impl Siblings {
                     (own.is_leased, own.epoch) = (true, Some(epoch));
                 };
                 self.polls.change(name, own);
+                self.leave_if_unfit(name, now);
             }
             EngineAnswer::Granted(epoch) => match self.flush_ends(now) {
                 Some(until) => {
@@ -263,6 +271,7 @@ impl Siblings {
         if let Some(token) = note.flatten() {
             self.call(EngineCall::Note(name, token, true));
         }
+        self.leave_if_unfit(name, now);
         if self.draining.is_some() {
             self.leave_to_guests(name, now);
         }

@@ -104,7 +104,7 @@ use crate::core::job::KeyDomain;
 /// | `Delayed`, `Looking` | the time is over | `Asking` |
 /// | `Asking`, `Away`, `Delayed`, `Looking` | the engine is silent for 1 s, the link is down for 0.5 s, or it is far for 1 s | `Ours` without a lease, within 0.5 s |
 /// | `Asking`, `Away`, `Delayed`, `Looking` | `Abort` | forgotten |
-/// | `Ours` | `Ended` | landed; siblings hear of it |
+/// | `Ours` | `Ended` | landed; siblings hear of it, unless the key was rejected since the attempt began |
 /// | `Ours` | `Abort`, guests are left | `Ours`, for the guests |
 /// | `Ours` | `Abort`, no guests | forgotten, `Cancel` |
 /// | `Ours`, for guests | no guest for `linger`; the drain is over; a sibling has claimed it | forgotten, `Cancel` |
@@ -208,7 +208,7 @@ impl Siblings {
         match input {
             SiblingInput::Open(id, spec) => self.open(id, spec, now),
             SiblingInput::Abort(id) => self.abort(id, now),
-            SiblingInput::Progress(run, progress) => self.progress(run, progress),
+            SiblingInput::Progress(run, progress) => self.progress(run, progress, now),
             SiblingInput::Ended(run, outcome) => self.ended(run, outcome, now),
             SiblingInput::LinkUp(me) => self.link_up(me, now),
             SiblingInput::LinkDown => self.link_down(now),
@@ -314,9 +314,9 @@ impl Siblings {
         let engine_now = self.link.engine_now(now);
         let letters = self.outbox.iter().map(|(call, letter)| (call, letter.call(engine_now, now)));
         self.outputs.extend(letters.map(|(call, letter)| SiblingOutput::Call(call, letter)));
-        let refused: Vec<KeyDomain> = self.refusals.iter().map(|(domain, _)| *domain).collect();
-        for domain in refused {
-            self.call(EngineCall::Refuse(domain));
+        let refused: Vec<(KeyDomain, Instant)> = self.refusals.iter().copied().collect();
+        for (domain, at) in refused {
+            self.call(Letter::Refuse(domain, at).call(engine_now, now));
         }
         for name in self.polls.names(|poll| poll.own().is_some()) {
             self.polls.change(name, |poll| poll.claim = None);
@@ -367,7 +367,7 @@ impl Siblings {
         if self.refusals.len() > MAX_REFUSALS {
             self.refusals.pop_front();
         }
-        self.send(Letter::Other(EngineCall::Refuse(domain)), now);
+        self.send(Letter::Refuse(domain, now), now);
     }
 
     fn call(&mut self, call: EngineCall) -> CallId {

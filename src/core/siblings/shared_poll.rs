@@ -74,6 +74,12 @@ pub(super) struct OwnRun {
     pub(super) epoch: Option<KeyEpoch>,
     pub(super) is_held: bool,
     pub(super) is_suspended: bool,
+    /// Start of the newest attempt. `None`: no attempt has begun.
+    pub(super) attempt_at: Option<Instant>,
+    /// Epoch of the lease that this replica had then.
+    pub(super) began_in: Option<KeyEpoch>,
+    /// Whether the key was rejected since then: no sibling gets the result (P11).
+    pub(super) is_revoked: bool,
     /// Siblings with waits on it.
     pub(super) guests: BTreeSet<ReplicaName>,
     /// Question for the guests on its way, and those that came or left since: its answer is older.
@@ -124,6 +130,11 @@ impl SharedPoll {
             | SharePhase::Looking { .. }
             | SharePhase::Away { .. } => None,
         }
+    }
+
+    /// Returns when the newest attempt began that is made here.
+    pub(super) fn began_at(&self) -> Instant {
+        self.own().and_then(|own| own.attempt_at).unwrap_or(self.opened_at)
     }
 
     pub(super) fn holder(&self) -> Option<ReplicaName> {
