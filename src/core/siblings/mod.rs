@@ -106,7 +106,7 @@ use crate::core::job::KeyDomain;
 /// | `Asking`, `Away`, `Delayed`, `Looking` | `Abort` | forgotten |
 /// | `Ours` | `Ended` | landed; siblings hear of it, unless the key was rejected since the attempt began |
 /// | `Ours` | `Abort`, guests are left | `Ours`, for the guests |
-/// | `Ours` | `Abort`, no guests | forgotten, `Cancel` |
+/// | `Ours` | `Abort`, no guests, or no attempt so far | forgotten, `Cancel`; guests claim it |
 /// | `Ours`, for guests | no guest for `linger`; the drain is over; a sibling has claimed it | forgotten, `Cancel` |
 ///
 /// The patience of a claim counts from the question or the engine's last word, whichever is later, and ends 0.25 s after

@@ -39,6 +39,20 @@ fn a_poll_without_guests_ends_with_its_last_wait() {
     assert_eq!(gateway.machine.polls(), (0, 0));
 }
 
+/// P1: the quota of the wait that opened the poll refuses it after a guest has come.
+#[test]
+fn a_poll_that_was_never_attempted_is_left_to_its_guests() {
+    let mut gateway = Gateway::linked();
+    gateway.makes_attempts = false;
+    gateway.open(1);
+    let EngineCall::Claim(request) = gateway.calls["claim"].1.clone() else { panic!() };
+    gateway.message(SiblingMessage::Attached(name(1), request.token, SIBLING));
+    gateway.answer("claim", EngineAnswer::Granted(EPOCH));
+    gateway.input(SiblingInput::Abort(PollId(1)));
+    assert_eq!(gateway.take(), ["claim", "start 1", "cancel 1", "leave"]);
+    assert_eq!(gateway.machine.polls(), (0, 0));
+}
+
 #[test]
 fn a_guest_that_is_dead_is_a_guest_no_more() {
     let mut gateway = Gateway::linked();
