@@ -217,9 +217,13 @@ impl Dialect {
         [attempt_age, sent_at]: [Vec<u8>; 2],
     ) -> ScriptCall {
         let mut text = lease_text(poll.name, token);
-        let Some(stored) = self.write_outcome(&mut text, poll, outcome) else {
-            return self.release(poll.name, token, WireKind::Failed);
-        };
+        let stored = self.write_outcome(&mut text, poll, outcome).unwrap_or_else(|| {
+            // Too long: siblings with waits make requests of their own, all at once.
+            text = lease_text(poll.name, token);
+            text.push(OUTCOME_JOBS);
+            text.extend_from_slice(&0_u16.to_be_bytes());
+            Vec::new()
+        });
         let shard = poll.shard();
         let mut keys = vec![
             self.names.channel(shard),

@@ -316,12 +316,15 @@ impl Siblings {
     /// Ends a poll with the result of a sibling's. Claims it if the result cannot be used.
     pub(super) fn sibling_landed(&mut self, name: PollName, result: SiblingResult, now: Instant) {
         let is_delayed = |poll: &SharedPoll| matches!(poll.phase, SharePhase::Delayed { .. });
-        let outcome = if self.is_dead(name, result.epoch) { None } else { into_outcome(result) };
+        let is_dead = self.is_dead(name, result.epoch);
+        let outcome = if is_dead { None } else { into_outcome(result) };
         let Some(outcome) = outcome else {
-            // A dead epoch, or bytes that were too many to be shared.
             self.polls.change(name, |poll| Arc::make_mut(&mut poll.spec).takes_known = false);
-            if !self.polls.get(name).is_some_and(is_delayed) {
-                self.lose(name, None, now);
+            match self.polls.get(name).is_some_and(is_delayed) {
+                true => {}
+                false if is_dead => self.lose(name, None, now),
+                // P1: the bytes were too many to be shared. One replica after the other would get them in vain.
+                false => self.start_alone(name, now),
             }
             return;
         };
@@ -432,6 +435,7 @@ fn into_outcome(SiblingResult { outcome, came_at, .. }: SiblingResult) -> Option
         Some(JobState { id, rung, body: body?, head, seen_at: at, as_of: at })
     };
     Some(match outcome {
+        SharedOutcome::Jobs(states) if states.is_empty() => return None,
         SharedOutcome::Jobs(states) => {
             PollOutcome::Jobs(states.into_iter().map(to_state).collect::<Option<Vec<_>>>()?)
         }

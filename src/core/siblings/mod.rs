@@ -97,6 +97,7 @@ use crate::core::job::KeyDomain;
 /// | `Asking` | `Flushed` | `Delayed` for 0.1 s. All replicas adopt their polls, as after a beat with this answer |
 /// | `Asking` | no answer within the patience | `Ours` without a lease. A late `Granted` gives it one |
 /// | `Away` | `Landed` | landed |
+/// | `Away` | `Landed`, but the bytes are too many to be shared | `Ours` without a lease |
 /// | `Away` | `Left` | `Asking`: the engine decides between the guests |
 /// | `Away` | `Failed`; the holder is dead; the key is revoked | `Delayed` for rank × 0.1 s, at most 0.2 s |
 /// | `Away` | the link was down or deaf; the engine lost its memory; the holder has a new name | `Looking` for 0.3 s |

@@ -95,7 +95,7 @@ pub struct SharedState {
 /// Result of a poll on its way between replicas.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SharedOutcome {
-    /// State of each job that the poll asked for.
+    /// State of each job that the poll asked for. Empty if the response is too long to be shared.
     Jobs(Vec<SharedState>),
     /// A success that cannot be split by job.
     Unsplit(Arc<UpstreamResponse>),
