@@ -119,6 +119,7 @@ impl Siblings {
                 epoch: lease,
                 is_held: false,
                 is_suspended: false,
+                has_stepped_back: false,
                 attempt_at: None,
                 began_in: None,
                 is_revoked: false,
@@ -143,8 +144,11 @@ impl Siblings {
     /// Takes the lease of a poll that is made here, if the link is up and the lease is vacant.
     pub(super) fn adopt(&mut self, name: PollName, now: Instant) {
         let Some(poll) = self.polls.get(name).filter(|_| self.link.is_up()) else { return };
-        if poll.own().is_some_and(|own| own.is_revoked) {
-            return; // P11: no sibling waits for its result
+        if poll.own().is_some_and(OwnRun::is_unfit) {
+            self.polls.change(name, |poll| {
+                poll.own_mut().into_iter().for_each(|own| own.has_stepped_back = true);
+            });
+            return;
         }
         let (token, age) = (poll.token, now.saturating_duration_since(poll.opened_at));
         let attempt_age = now.saturating_duration_since(poll.began_at());
@@ -332,6 +336,19 @@ impl Siblings {
         if let Some(local) = poll.local {
             self.outputs.push_back(SiblingOutput::Landed(local, outcome));
         }
+    }
+
+    /// Ends a poll that backs off or is paused here with the result of a sibling, which has reached the upstream (P12).
+    pub(super) fn landed_meanwhile(&mut self, name: PollName, result: SiblingResult, now: Instant) {
+        if self.is_dead(name, result.epoch) {
+            return;
+        }
+        let Some(outcome) = into_outcome(result) else { return };
+        if let Some(local) = self.polls.get(name).and_then(|poll| poll.local) {
+            self.polls.set_local(name, None);
+            self.outputs.push_back(SiblingOutput::Landed(local, outcome));
+        }
+        self.end_run(name, now);
     }
 
     pub(super) fn is_dead(&self, name: PollName, epoch: KeyEpoch) -> bool {

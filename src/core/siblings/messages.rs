@@ -100,6 +100,9 @@ impl Siblings {
     ) {
         let Some(poll) = self.polls.get(name) else { return };
         if let Some(own) = poll.own() {
+            if let Some(result) = result.filter(|_| own.is_suspended && token != poll.token) {
+                return self.landed_meanwhile(name, result, now);
+            }
             // Two replicas made the poll. This one may have its lease now.
             if !own.is_leased && self.draining.is_none() && token != poll.token {
                 self.adopt(name, now);

@@ -105,6 +105,8 @@ use crate::core::job::KeyDomain;
 /// | `Delayed`, `Looking` | the time is over | `Asking` |
 /// | `Asking`, `Away`, `Delayed`, `Looking` | the engine is silent for 1 s, the link is down for 0.5 s, or it is far for 1 s | `Ours` without a lease, within 0.5 s |
 /// | `Asking`, `Away`, `Delayed`, `Looking` | `Abort` | forgotten |
+/// | `Ours` | an attempt failed, and the next one is later; a pause | `Ours` without a lease, until the upstream holds it again: guests claim it |
+/// | `Ours`, backing off or paused | a sibling's poll landed | landed, `Cancel` |
 /// | `Ours` | `Ended` | landed; siblings hear of it, unless the key was rejected since the attempt began |
 /// | `Ours` | `Abort`, guests are left | `Ours`, for the guests |
 /// | `Ours` | `Abort`, no guests, or no attempt so far | forgotten, `Cancel`; guests claim it |
@@ -116,6 +118,9 @@ use crate::core::job::KeyDomain;
 ///
 /// A holder counts the replicas that attached to its lease. One that has a new name, or that an engine without memory does
 /// not know, attaches again by its look within 0.5 s. A holder that was deaf asks the engine for its guests.
+///
+/// A holder that cannot reach the upstream, or that has to pause, gives up the lease. Then each replica with waits makes one
+/// attempt, one after the other, until one of them succeeds. If all fail, each backs off by itself as it would alone.
 ///
 /// A replica that makes a poll without its lease takes the lease when its holder has ended the poll or is dead.
 ///

@@ -97,11 +97,16 @@ impl Siblings {
                 }
             };
             let is_news = was_held != own.is_held && !own.guests.is_empty();
-            Some((local, is_news.then_some((token, own.is_held))))
+            let is_back = own.is_held && std::mem::take(&mut own.has_stepped_back);
+            Some((local, is_news.then_some((token, own.is_held)), is_back))
         });
-        let Some((local, note)) = changed.flatten() else { return };
+        let Some((local, note, is_back)) = changed.flatten() else { return };
         if let Some((token, is_held)) = note {
             self.call(EngineCall::Note(name, token, is_held));
+        }
+        self.leave_if_unfit(name, now);
+        if is_back && self.draining.is_none() {
+            self.adopt(name, now);
         }
         if let Some(local) = local {
             self.outputs.push_back(SiblingOutput::Progress(local, progress));
@@ -187,14 +192,11 @@ impl Siblings {
                 own.left.remove(&guest);
                 own.came.insert(guest);
             }
-            Some((own.run, own.is_held, own.is_suspended))
+            Some(own.is_held)
         });
-        let Some((run, is_held, is_suspended)) = attached.flatten() else { return };
+        let Some(is_held) = attached.flatten() else { return };
         if is_held {
             self.call(EngineCall::Note(name, token, true));
-        }
-        if is_suspended {
-            self.outputs.push_back(SiblingOutput::TryNow(run)); // P12: its client alone would make a request now
         }
         if self.draining.is_some() {
             self.leave_to_guests(name, now);
@@ -272,12 +274,13 @@ impl Siblings {
         }
     }
 
-    /// Gives up the lease of a poll whose result no sibling gets.
+    /// Gives up the lease of a poll that makes no attempt for now, or whose result no sibling gets: a fault of this replica
+    /// holds no wait of another (P5, P12). Goes on for its own waits, and for guests until a sibling has claimed it.
     pub(super) fn leave_if_unfit(&mut self, name: PollName, now: Instant) {
         let left = self.polls.change(name, |poll| {
             let token = poll.token;
-            let own = poll.own_mut().filter(|own| own.is_leased && own.is_revoked)?;
-            own.is_leased = false;
+            let own = poll.own_mut().filter(|own| own.is_leased && own.is_unfit())?;
+            (own.is_leased, own.has_stepped_back) = (false, true);
             Some(token)
         });
         if let Some(token) = left.flatten() {

@@ -74,6 +74,8 @@ pub(super) struct OwnRun {
     pub(super) epoch: Option<KeyEpoch>,
     pub(super) is_held: bool,
     pub(super) is_suspended: bool,
+    /// Whether it gave up its lease, or did not ask for it, while it was suspended or revoked.
+    pub(super) has_stepped_back: bool,
     /// Start of the newest attempt. `None`: no attempt has begun.
     pub(super) attempt_at: Option<Instant>,
     /// Epoch of the lease that this replica had then.
@@ -92,6 +94,14 @@ pub(super) struct OwnRun {
     pub(super) lingers_here: bool,
     /// End of the linger, without waits and guests.
     pub(super) ends_at: Option<Instant>,
+}
+
+impl OwnRun {
+    /// Returns whether no sibling should wait for the result: this replica makes no attempt for now, or the key was
+    /// rejected since the last one began.
+    pub(super) fn is_unfit(&self) -> bool {
+        self.is_suspended || self.is_revoked
+    }
 }
 
 impl SharedPoll {

@@ -6,6 +6,7 @@ mod links;
 mod revocation;
 mod runs;
 mod sharing;
+mod suspended;
 mod takeover;
 
 use std::collections::HashMap;

@@ -190,19 +190,7 @@ fn guests_hear_whether_the_upstream_holds_the_poll() {
     assert_eq!(gateway.take(), ["note held"]);
     let failure = crate::core::coalescer::Failure::Unreachable;
     gateway.input(SiblingInput::Progress(PollId(1), PollProgress::BackingOff(failure, ms(500))));
-    assert_eq!(gateway.take(), ["note not held", "progress 1"]);
-}
-
-/// P12
-#[test]
-fn a_new_guest_of_a_poll_that_backs_off_causes_an_attempt_at_once() {
-    let mut gateway = Gateway::linked();
-    let mine = gateway.open_granted(1);
-    let failure = crate::core::coalescer::Failure::Unreachable;
-    gateway.input(SiblingInput::Progress(PollId(1), PollProgress::BackingOff(failure, ms(500))));
-    gateway.take();
-    gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
-    assert_eq!(gateway.take(), ["try 1"]);
+    assert_eq!(gateway.take(), ["note not held", "leave", "progress 1"]);
 }
 
 #[test]
