@@ -173,6 +173,7 @@ impl Dialect {
             message(&self.codes, WireKind::Attached, &guest_text(poll.name, me)),
             taken.unwrap_or_default(),
             flag(self.shares_polls),
+            follows.map(|lease| token_bytes(lease).to_vec()).unwrap_or_default(),
         ];
         ScriptCall { script: EngineScript::Claim, keys, args }
     }

@@ -1,5 +1,6 @@
 //! Links against a real engine: redis-server, which these tests start.
 
+mod drain;
 mod engine;
 mod revocation;
 

@@ -314,6 +314,9 @@ impl Siblings {
         let states: Vec<SharedState> =
             states.into_iter().map(|state| SharedState { age: Duration::ZERO, ..state }).collect();
         let result = SiblingResult { outcome: SharedOutcome::Jobs(states), epoch, came_at: now };
+        if self.polls.get(name).is_some_and(|poll| poll.awaited.is_some()) {
+            self.detach(name);
+        }
         self.sibling_landed(name, result, now);
     }
 

@@ -132,7 +132,8 @@ pub struct ClaimRequest {
     pub token: LeaseToken,
     /// Ignores the lease of this holder.
     pub suspicion: Option<Suspicion>,
-    /// Lease of a sibling that this claim follows. Its holder hears of the grant.
+    /// Lease of a sibling that this claim follows. Its holder hears that this replica waits for it no more: of the grant, of
+    /// stored states, and of another lease.
     pub follows: Option<LeaseToken>,
     /// Whether the engine only looks, and grants nothing.
     pub is_look: bool,
@@ -294,7 +295,7 @@ pub enum SiblingMessage {
     Failed(PollName, LeaseToken),
     /// A replica gave up its lease. A draining one goes on with the poll until a sibling has claimed it.
     Left(PollName, LeaseToken),
-    /// A sibling has claimed the poll after this lease.
+    /// A sibling has claimed the poll after this lease, or found another one or stored states.
     Taken(PollName, LeaseToken),
     /// A replica has waits on the poll of this lease.
     Attached(PollName, LeaseToken, ReplicaName),

@@ -118,10 +118,13 @@ impl EngineModel {
             return (EngineAnswer::Flushed, Vec::new());
         }
         let epoch = self.epoch(spec.domain);
+        let found = self.leases.get(&spec.name).map(|lease| lease.token);
+        let taken = follows.filter(|follows| found != Some(*follows));
+        let taken = taken.map(|follows| SiblingMessage::Taken(spec.name, follows));
         if spec.takes_known
             && let Some(states) = self.known(spec, epoch, now)
         {
-            return (EngineAnswer::Known(states, epoch), Vec::new());
+            return (EngineAnswer::Known(states, epoch), taken.into_iter().collect());
         }
         let members = &self.members;
         let is_valid = |lease: &EngineLease| {
@@ -134,7 +137,8 @@ impl EngineModel {
             lease.guests.insert(me);
             let (by, token, age) = (lease.holder, lease.token, now.saturating_sub(lease.started));
             let attached = SiblingMessage::Attached(spec.name, token, me);
-            return (EngineAnswer::Held { by, token, age, epoch }, vec![attached]);
+            let messages = [Some(attached), taken].into_iter().flatten().collect();
+            return (EngineAnswer::Held { by, token, age, epoch }, messages);
         }
         if *is_look {
             return (EngineAnswer::Vacant, Vec::new());

@@ -254,3 +254,16 @@ fn a_poll_without_a_lease_asks_for_that_of_a_dead_sibling() {
     gateway.take();
     gateway.wait_for("adopt", ms(2_000));
 }
+
+/// The lease that a guest claims after the drain began may be a third replica's, or stored states answer it.
+#[test]
+fn a_guest_that_finds_stored_states_is_a_guest_no_more() {
+    let mut gateway = Gateway::linked();
+    gateway.open_held(1);
+    gateway.message(SiblingMessage::Left(name(1), token(1)));
+    let EngineCall::Claim(request) = &gateway.calls["claim"].1 else { panic!() };
+    assert_eq!(request.follows, Some(token(1)));
+    let states = vec![gateway.state(3, ms(0))];
+    gateway.answer("claim", EngineAnswer::Known(states, EPOCH));
+    assert_eq!(gateway.take(), ["lost 1", "claim", "detach", "landed 1"]);
+}
