@@ -37,7 +37,8 @@ impl Siblings {
         let linger = self.config.linger;
         let is_kept = self.polls.change(name, |poll| {
             let own = poll.own_mut()?;
-            own.attempt_at?; // P1: a poll that was never attempted, as the quota of its wait refuses it, is its guests' to make
+            // P1: the quota of the wait refused it, or it waits for its turn. Its guests need not.
+            own.attempt_at?;
             let here = own.lingers_here.then(|| now + linger);
             let until = here.max(own.guests_linger_until.filter(|until| *until > now));
             let has_guests = !own.guests.is_empty();
