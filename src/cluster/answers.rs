@@ -165,7 +165,9 @@ impl Dialect {
         match kind {
             WireKind::Revoked => {
                 let domain = KeyDomain(text.array()?);
-                Some(SiblingMessage::Revoked(domain, read_epoch(&self.codes, domain, additions)?))
+                let dead = read_epoch(&self.codes, domain, additions)?;
+                let age = additions.bytes(14).and_then(|digits| read_millis(&digits)).unwrap_or_default();
+                Some(SiblingMessage::Revoked(domain, dead, age))
             }
             WireKind::Paused => {
                 let domain = KeyDomain(text.array()?);

@@ -16,8 +16,8 @@ use crate::config::{CacheConfig, ClusterConfig, Share};
 use crate::core::job::{JobId, KeyDomain, UpstreamResponse};
 use crate::core::route::{Goal, Route};
 use crate::core::siblings::{
-    ClaimRequest, EngineCall, KeyEpoch, LeaseToken, PollName, Removal, ReplicaName, ShareSpec, SharedOutcome,
-    SharedState,
+    ClaimRequest, EngineCall, EngineTime, KeyEpoch, LeaseToken, PollName, Removal, ReplicaName, ShareSpec,
+    SharedOutcome, SharedState,
 };
 
 /// Time by which a lease outlasts the upstream's hold.
@@ -69,12 +69,13 @@ impl Dialect {
             EngineCall::Claim(request) => {
                 poll.map(|poll| self.claim(me, request, poll, Distrust::default())).into_iter().collect()
             }
-            EngineCall::Adopt { spec, token, age } => {
-                poll.map(|poll| self.adopt(me, spec, poll, *token, *age)).into_iter().collect()
+            EngineCall::Adopt { spec, token, age, attempt_age } => {
+                let ages = [*age, *attempt_age];
+                poll.map(|poll| self.adopt(me, spec, poll, *token, ages)).into_iter().collect()
             }
-            EngineCall::Land { spec, token, epoch, outcome, sent_at } => {
-                let sent_at = sent_at.map(|time| time.0);
-                poll.map(|poll| self.land(spec, poll, *token, *epoch, outcome, sent_at)).into_iter().collect()
+            EngineCall::Land { spec, token, epoch, attempt_age, outcome, sent_at } => {
+                let times = [number(millis(*attempt_age)), moment(*sent_at)];
+                poll.map(|poll| self.land(spec, poll, *token, *epoch, outcome, times)).into_iter().collect()
             }
             EngineCall::Fail(name, token, _) => vec![self.release(*name, *token, WireKind::Failed)],
             EngineCall::Leave(name, token) => vec![self.release(*name, *token, WireKind::Left)],
@@ -99,10 +100,12 @@ impl Dialect {
                 };
                 ShardIndex::all().map(call).collect()
             }
-            EngineCall::Refuse(domain) => {
+            EngineCall::Refuse { domain, age, sent_at } => {
                 let shard = ShardIndex::of_domain(*domain);
                 let keys = vec![self.names.channel(shard), self.names.domain_key(*domain)];
-                let args = vec![message(&self.codes, WireKind::Revoked, &domain.0)];
+                let text = message(&self.codes, WireKind::Revoked, &domain.0);
+                let age = number(millis(*age));
+                let args = vec![text, self.new_epoch(*domain), self.epoch_ttl(), age, moment(*sent_at)];
                 vec![ScriptCall { script: EngineScript::Refuse, keys, args }]
             }
             EngineCall::Remove(removal) => self.remove(removal),
@@ -170,6 +173,7 @@ impl Dialect {
             message(&self.codes, WireKind::Attached, &guest_text(poll.name, me)),
             taken.unwrap_or_default(),
             flag(self.shares_polls),
+            follows.map(|lease| token_bytes(lease).to_vec()).unwrap_or_default(),
         ];
         ScriptCall { script: EngineScript::Claim, keys, args }
     }
@@ -180,7 +184,7 @@ impl Dialect {
         spec: &ShareSpec,
         poll: &ClusterPoll,
         token: LeaseToken,
-        age: Duration,
+        [age, attempt_age]: [Duration; 2],
     ) -> ScriptCall {
         let shard = poll.shard();
         let keys = vec![
@@ -199,6 +203,7 @@ impl Dialect {
             number(millis(spec.hold + LEASE_MARGIN)),
             self.epoch_ttl(),
             flag(self.shares_polls),
+            number(millis(attempt_age)),
         ];
         ScriptCall { script: EngineScript::Adopt, keys, args }
     }
@@ -210,12 +215,16 @@ impl Dialect {
         token: LeaseToken,
         epoch: Option<KeyEpoch>,
         outcome: &SharedOutcome,
-        sent_at: Option<Duration>,
+        [attempt_age, sent_at]: [Vec<u8>; 2],
     ) -> ScriptCall {
         let mut text = lease_text(poll.name, token);
-        let Some(stored) = self.write_outcome(&mut text, poll, outcome) else {
-            return self.release(poll.name, token, WireKind::Failed);
-        };
+        let stored = self.write_outcome(&mut text, poll, outcome).unwrap_or_else(|| {
+            // Too long: siblings with waits make requests of their own, all at once.
+            text = lease_text(poll.name, token);
+            text.push(OUTCOME_JOBS);
+            text.extend_from_slice(&0_u16.to_be_bytes());
+            Vec::new()
+        });
         let shard = poll.shard();
         let mut keys = vec![
             self.names.channel(shard),
@@ -229,9 +238,10 @@ impl Dialect {
             self.new_epoch(poll.domain),
             message(&self.codes, WireKind::Landed, &text),
             message(&self.codes, WireKind::Left, &lease_text(poll.name, token)),
-            sent_at.map(|time| number(millis(time))).unwrap_or_default(),
+            sent_at,
             self.epoch_ttl(),
             flag(is_accepted),
+            attempt_age,
         ];
         for (state, index, at, len) in stored.into_iter().filter(|_| self.shares_jobs) {
             let lifetime = self.lifetime(&poll.route, state);
@@ -420,6 +430,11 @@ fn flag(is_set: bool) -> Vec<u8> {
 
 fn number(number: impl ToString) -> Vec<u8> {
     number.to_string().into_bytes()
+}
+
+/// Returns a time of the engine, or nothing if it is unknown.
+fn moment(time: Option<EngineTime>) -> Vec<u8> {
+    time.map(|EngineTime(time)| number(millis(time))).unwrap_or_default()
 }
 
 fn millis(time: Duration) -> u64 {

@@ -124,7 +124,6 @@ impl HubTask {
             Some(KeyVerdict::Refused) => {
                 self.cache.key_rejected(domain, now);
                 self.machines.handle_all(|| Input::CancelWatches(domain), now);
-                self.publish_refusal(domain, now);
             }
             Some(KeyVerdict::Forbidden) => self.cache.key_forbidden(domain, &spec.jobs, now),
             None => {}
@@ -149,6 +148,10 @@ impl HubTask {
             self.machines.of_poll_mut(local).handle(Input::RetryAfter(local, pause), now);
         }
         self.end_poll(id, landing.outcome, now);
+        // P1: after the answer, which siblings get under the epoch that ends here.
+        if landing.key == Some(KeyVerdict::Refused) {
+            self.publish_refusal(domain, now);
+        }
     }
 
     /// Records that the upstream accepted the key. From then on its waits count for the key, no longer for their

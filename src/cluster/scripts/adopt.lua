@@ -1,18 +1,22 @@
--- Takes the lease of a poll that a replica makes already, if no living sibling has it. Counts as a beat.
+-- Takes the lease of a poll that a replica makes already, if no living sibling has it, and the key was not rejected since
+-- its attempt began. Counts as a beat.
 -- KEYS: channel, members, domain, poll
--- ARGV: me, token, epoch if there is none, lease, age, takeover, lease time, lifetime of the domain, polls?
+-- ARGV: me, token, epoch if there is none, lease, age, takeover, lease time, lifetime of the domain, polls?,
+--       age of the attempt
 local me, token, takeover = ARGV[1], ARGV[2], tonumber(ARGV[6])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('ZADD', KEYS[2], now, me)
 redis.call('PEXPIRE', KEYS[2], 3600000)
-local epoch = redis.call('HGET', KEYS[3], 'e')
+local domain = redis.call('HMGET', KEYS[3], 'e', 'd')
+local epoch = domain[1]
 if not epoch then
     epoch = ARGV[3]
     redis.call('HSET', KEYS[3], 'e', epoch)
 end
 redis.call('PEXPIRE', KEYS[3], ARGV[8])
 if ARGV[9] ~= '1' then return {'A', epoch, 1} end
+if domain[2] and now - tonumber(ARGV[10]) <= tonumber(domain[2]) then return {'A', epoch, 0} end
 local held = redis.call('HMGET', KEYS[4], 'h', 't', 'u', 'e')
 if held[1] and held[2] ~= token and held[4] == epoch and tonumber(held[3]) > now then
     local beat = redis.call('ZSCORE', KEYS[2], held[1])

@@ -1,7 +1,8 @@
 -- Answers with known states, the lease of a sibling, or a new lease.
 -- KEYS: channel, members, domain, poll, removal of all; then for each job: state, removal of its id, its last change
 -- ARGV: me, token, epoch if there is none, lease, known?, look?, goal, greatest age, recheck interval, takeover,
---       lease time, lifetime of the domain, suspected holder, attached message, taken message, polls?
+--       lease time, lifetime of the domain, suspected holder, attached message, taken message, polls?,
+--       token of the lease that the claim follows
 local me, token, fresh, lease = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local goal, max_age, recheck = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local takeover, lasts = tonumber(ARGV[10]), tonumber(ARGV[11])
@@ -15,6 +16,8 @@ if not epoch then
     redis.call('HSET', KEYS[3], 'e', epoch)
 end
 redis.call('PEXPIRE', KEYS[3], ARGV[12])
+-- The holder of another lease than this one hears that the replica does not wait for it.
+local follows = ARGV[15] ~= '' and redis.call('HGET', KEYS[4], 't') ~= ARGV[17]
 
 if ARGV[5] == '1' and domain[2] and now - domain[2] <= recheck and #KEYS > 5 then
     local all = tonumber(redis.call('GET', KEYS[5]) or '-1')
@@ -31,6 +34,7 @@ if ARGV[5] == '1' and domain[2] and now - domain[2] <= recheck and #KEYS > 5 the
         found[#found + 1] = math.max(now - at, 0)
     end
     if found then
+        if follows then redis.call('SPUBLISH', KEYS[1], ARGV[15]) end
         for n = 6, #KEYS, 3 do
             found[#found + 1] = redis.call('GETRANGE', KEYS[n], 42, -1)
         end
@@ -45,6 +49,7 @@ if held[1] and held[1] ~= me and held[1] ~= ARGV[13] and held[4] == epoch and to
     if beat and beat + takeover > now then
         redis.call('HSET', KEYS[4], 'g' .. me, '')
         redis.call('SPUBLISH', KEYS[1], ARGV[14] .. held[5])
+        if follows then redis.call('SPUBLISH', KEYS[1], ARGV[15]) end
         return {'H', epoch, held[5], math.max(now - held[2], 0)}
     end
 end

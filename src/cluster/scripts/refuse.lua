@@ -1,10 +1,18 @@
--- Ends the epoch of a key that the upstream rejected, and publishes that.
+-- Begins a new epoch of a key that the upstream rejected, and publishes that. Field d has the time of the rejection:
+-- attempts that began before it land no more.
 -- KEYS: channel, domain
--- ARGV: message
+-- ARGV: message, new epoch, lifetime of the domain, age of the rejection, time of sending or ''
 local time = redis.call('TIME')
-local dead = redis.call('HGET', KEYS[2], 'e')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local delay = ARGV[5] == '' and 0 or math.max(now - tonumber(ARGV[5]), 0)
+local age = tonumber(ARGV[4]) + delay
+local domain = redis.call('HMGET', KEYS[2], 'e', 'd')
+local dead = domain[1]
 if dead then
-    redis.call('DEL', KEYS[2])
-    redis.call('SPUBLISH', KEYS[1], ARGV[1] .. dead)
+    local at = math.max(now - age, tonumber(domain[2] or '') or 0)
+    redis.call('HDEL', KEYS[2], 'a')
+    redis.call('HSET', KEYS[2], 'e', ARGV[2], 'd', string.format('%.0f', at))
+    redis.call('PEXPIRE', KEYS[2], ARGV[3])
+    redis.call('SPUBLISH', KEYS[1], ARGV[1] .. dead .. string.format('%014.0f', age))
 end
-return {'D', time[1] * 1000 + math.floor(time[2] / 1000)}
+return {'D', now}

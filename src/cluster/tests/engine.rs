@@ -313,6 +313,7 @@ impl TestReplica {
             spec: Arc::clone(spec),
             token: self.token(number),
             epoch: None,
+            attempt_age: Duration::ZERO,
             outcome: SharedOutcome::Jobs(states),
             sent_at: None,
         };
@@ -333,4 +334,9 @@ pub(super) fn finished(id: &JobId, body: &str) -> SharedState {
         age: Duration::ZERO,
         is_final: true,
     }
+}
+
+/// Returns the call for a key that the upstream has just rejected.
+pub(super) fn refusal() -> EngineCall {
+    EngineCall::Refuse { domain: DOMAIN, age: Duration::ZERO, sent_at: None }
 }

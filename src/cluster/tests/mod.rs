@@ -1,11 +1,13 @@
 //! Links against a real engine: redis-server, which these tests start.
 
+mod drain;
 mod engine;
+mod revocation;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::engine::{BODY, DOMAIN, KEY, SECRET, TestEngine, TestReplica, config, finished};
+use self::engine::{BODY, DOMAIN, KEY, SECRET, TestEngine, TestReplica, config, finished, refusal};
 use crate::clock;
 use crate::cluster::names::ShardIndex;
 use crate::config::{ClusterConfig, EngineMode, EngineUrl};
@@ -165,7 +167,8 @@ async fn the_engine_sees_no_key_no_token_no_id_and_no_body() {
     };
     let outcome = SharedOutcome::Refused(Arc::new(refused));
     let (spec, token) = (Arc::clone(&one), a.token(2));
-    a.call(EngineCall::Land { spec, token, epoch: None, outcome, sent_at: None }).await;
+    let attempt_age = Duration::ZERO;
+    a.call(EngineCall::Land { spec, token, epoch: None, attempt_age, outcome, sent_at: None }).await;
     let job = JobId::new("job-one").unwrap();
     a.call(EngineCall::Remove(Removal::Id(job.clone()))).await;
     a.call(EngineCall::Remove(Removal::Changed(DOMAIN, job))).await;
@@ -197,7 +200,7 @@ async fn a_user_with_the_documented_rights_alone_is_enough() {
     assert!(matches!(b.claim(&of_b, 1).await, EngineAnswer::Held { .. }));
     let name = of_a.name;
     let (spec, token, age) = (Arc::clone(&of_a), a.token(1), Duration::from_millis(5));
-    let adopted = a.call(EngineCall::Adopt { spec, token, age }).await;
+    let adopted = a.call(EngineCall::Adopt { spec, token, age, attempt_age: age }).await;
     let EngineAnswer::Adopted { is_mine: true, guests, .. } = adopted else { panic!("{adopted:?}") };
     assert_eq!(guests, [b.name]);
     assert!(matches!(a.call(EngineCall::Note(name, token, true)).await, EngineAnswer::Done(_)));
@@ -207,7 +210,7 @@ async fn a_user_with_the_documented_rights_alone_is_enough() {
     for call in [
         EngineCall::Fail(name, token, "timeout"),
         EngineCall::Leave(name, token),
-        EngineCall::Refuse(DOMAIN),
+        refusal(),
         EngineCall::Remove(Removal::All),
         EngineCall::Pause(DOMAIN, Duration::from_secs(1)),
         EngineCall::Flushed,
@@ -216,7 +219,7 @@ async fn a_user_with_the_documented_rights_alone_is_enough() {
         assert!(matches!(answer, EngineAnswer::Done(_)), "{call:?}: {answer:?}");
     }
     b.hear(|message| {
-        matches!(message, SiblingMessage::Revoked(domain, _) if *domain == DOMAIN).then_some(())
+        matches!(message, SiblingMessage::Revoked(domain, ..) if *domain == DOMAIN).then_some(())
     })
     .await;
     assert_eq!(a.subscribers(b.name).await, 1);
@@ -249,7 +252,7 @@ async fn after_a_flush_the_engine_answers_flushed_until_the_next_beat() {
     assert!(matches!(a.call(EngineCall::Beat(None)).await, EngineAnswer::Flushed));
     assert!(matches!(a.call(EngineCall::Beat(None)).await, EngineAnswer::Done(_)));
     let (spec, token, age) = (Arc::clone(&of_a), a.token(1), Duration::from_secs(1));
-    let adopted = a.call(EngineCall::Adopt { spec, token, age }).await;
+    let adopted = a.call(EngineCall::Adopt { spec, token, age, attempt_age: age }).await;
     assert!(matches!(adopted, EngineAnswer::Adopted { is_mine: true, .. }), "{adopted:?}");
 }
 
@@ -334,6 +337,7 @@ async fn a_landing_that_comes_late_is_older_by_its_delay() {
         spec: Arc::clone(&of_a),
         token: a.token(1),
         epoch: Some(epoch),
+        attempt_age: Duration::from_millis(100),
         outcome: SharedOutcome::Jobs(vec![state]),
         sent_at: Some(EngineTime(now - late)),
     };
@@ -356,10 +360,10 @@ async fn a_landing_of_a_dead_epoch_stores_nothing_and_is_published_as_left() {
     let mut b = TestReplica::join(&config(engine.url())).await;
     let (of_a, of_b) = (a.poll(&["job-one"]), b.poll(&["job-one"]));
     let EngineAnswer::Granted(epoch) = a.claim(&of_a, 1).await else { panic!("not granted") };
-    b.call(EngineCall::Refuse(DOMAIN)).await;
+    b.call(refusal()).await;
     let dead = a
         .hear(|message| match message {
-            SiblingMessage::Revoked(domain, dead) if *domain == DOMAIN => Some(*dead),
+            SiblingMessage::Revoked(domain, dead, _) if *domain == DOMAIN => Some(*dead),
             _ => None,
         })
         .await;
@@ -367,7 +371,8 @@ async fn a_landing_of_a_dead_epoch_stores_nothing_and_is_published_as_left() {
     b.poll(&["job-one"]);
     let outcome = SharedOutcome::Jobs(vec![finished(&JobId::new("job-one").unwrap(), BODY)]);
     let (spec, token) = (Arc::clone(&of_a), a.token(1));
-    a.call(EngineCall::Land { spec, token, epoch: Some(epoch), outcome, sent_at: None }).await;
+    let attempt_age = Duration::ZERO;
+    a.call(EngineCall::Land { spec, token, epoch: Some(epoch), attempt_age, outcome, sent_at: None }).await;
     b.hear(|message| matches!(message, SiblingMessage::Left(_, of) if *of == token).then_some(())).await;
     assert!(matches!(b.claim(&of_b, 1).await, EngineAnswer::Granted(_)));
 }

@@ -121,6 +121,10 @@ impl Siblings {
                 epoch: lease,
                 is_held: false,
                 is_suspended: false,
+                has_stepped_back: false,
+                attempt_at: None,
+                began_in: None,
+                is_revoked: false,
                 guests: std::mem::take(&mut poll.early_guests),
                 asked: None,
                 came: BTreeSet::new(),
@@ -144,9 +148,16 @@ impl Siblings {
     /// Takes the lease of a poll that is made here, if the link is up and the lease is vacant.
     pub(super) fn adopt(&mut self, name: PollName, now: Instant) {
         let Some(poll) = self.polls.get(name).filter(|_| self.link.is_up()) else { return };
+        if poll.own().is_some_and(OwnRun::is_unfit) {
+            self.polls.change(name, |poll| {
+                poll.own_mut().into_iter().for_each(|own| own.has_stepped_back = true);
+            });
+            return;
+        }
         let (token, age) = (poll.token, now.saturating_duration_since(poll.opened_at));
+        let attempt_age = now.saturating_duration_since(poll.began_at());
         let spec = Arc::clone(&poll.spec);
-        let call = self.call(EngineCall::Adopt { spec, token, age });
+        let call = self.call(EngineCall::Adopt { spec, token, age, attempt_age });
         self.calls.insert(call, (name, token));
         self.polls.change(name, |poll| {
             let Some(own) = poll.own_mut() else { return };
@@ -212,6 +223,7 @@ impl Siblings {
                     (own.is_leased, own.epoch) = (true, Some(epoch));
                 };
                 self.polls.change(name, own);
+                self.leave_if_unfit(name, now);
             }
             EngineAnswer::Granted(epoch) => match self.flush_ends(now) {
                 Some(until) => {
@@ -306,6 +318,7 @@ impl Siblings {
         if let Some(token) = note.flatten() {
             self.call(EngineCall::Note(name, token, true));
         }
+        self.leave_if_unfit(name, now);
         if self.draining.is_some() {
             self.leave_to_guests(name, now);
         }
@@ -344,18 +357,24 @@ impl Siblings {
         let states: Vec<SharedState> =
             states.into_iter().map(|state| SharedState { age: Duration::ZERO, ..state }).collect();
         let result = SiblingResult { outcome: SharedOutcome::Jobs(states), epoch, came_at: now };
+        if self.polls.get(name).is_some_and(|poll| poll.awaited.is_some()) {
+            self.detach(name);
+        }
         self.sibling_landed(name, result, now);
     }
 
     /// Ends a poll with the result of a sibling's. Claims it if the result cannot be used.
     pub(super) fn sibling_landed(&mut self, name: PollName, result: SiblingResult, now: Instant) {
         let is_delayed = |poll: &SharedPoll| matches!(poll.phase, SharePhase::Delayed { .. });
-        let outcome = if self.is_dead(name, result.epoch) { None } else { into_outcome(result) };
+        let is_dead = self.is_dead(name, result.epoch);
+        let outcome = if is_dead { None } else { into_outcome(result) };
         let Some(outcome) = outcome else {
-            // A dead epoch, or bytes that were too many to be shared.
             self.polls.change(name, |poll| Arc::make_mut(&mut poll.spec).takes_known = false);
-            if !self.polls.get(name).is_some_and(is_delayed) {
-                self.lose(name, None, now);
+            match self.polls.get(name).is_some_and(is_delayed) {
+                true => {}
+                false if is_dead => self.lose(name, None, now),
+                // P1: the bytes were too many to be shared. One replica after the other would get them in vain.
+                false => self.start_alone(name, now),
             }
             return;
         };
@@ -363,6 +382,19 @@ impl Siblings {
         if let Some(local) = poll.local {
             self.outputs.push_back(SiblingOutput::Landed(local, outcome));
         }
+    }
+
+    /// Ends a poll that backs off or is paused here with the result of a sibling, which has reached the upstream (P12).
+    pub(super) fn landed_meanwhile(&mut self, name: PollName, result: SiblingResult, now: Instant) {
+        if self.is_dead(name, result.epoch) {
+            return;
+        }
+        let Some(outcome) = into_outcome(result) else { return };
+        if let Some(local) = self.polls.get(name).and_then(|poll| poll.local) {
+            self.polls.set_local(name, None);
+            self.outputs.push_back(SiblingOutput::Landed(local, outcome));
+        }
+        self.end_run(name, now);
     }
 
     pub(super) fn is_dead(&self, name: PollName, epoch: KeyEpoch) -> bool {
@@ -467,6 +499,7 @@ fn into_outcome(SiblingResult { outcome, came_at, .. }: SiblingResult) -> Option
         Some(JobState { id, rung, body: body?, head, seen_at: at, as_of: at })
     };
     Some(match outcome {
+        SharedOutcome::Jobs(states) if states.is_empty() => return None,
         SharedOutcome::Jobs(states) => {
             PollOutcome::Jobs(states.into_iter().map(to_state).collect::<Option<Vec<_>>>()?)
         }

@@ -37,7 +37,7 @@ impl Siblings {
             SiblingMessage::Attached(name, token, guest) => self.guest_attached(name, token, guest, now),
             SiblingMessage::Detached(name, guest) => self.guest_detached(name, guest, now),
             SiblingMessage::Note(name, token, is_held) => self.noted(name, token, is_held),
-            SiblingMessage::Revoked(domain, dead) => self.revoked(domain, dead, now),
+            SiblingMessage::Revoked(domain, dead, age) => self.revoked(domain, dead, age, now),
             SiblingMessage::Removed(_) | SiblingMessage::Paused(..) => {}
             SiblingMessage::Flushed => self.engine_flushed(now),
         }
@@ -100,6 +100,9 @@ impl Siblings {
     ) {
         let Some(poll) = self.polls.get(name) else { return };
         if let Some(own) = poll.own() {
+            if let Some(result) = result.filter(|_| own.is_suspended && token != poll.token) {
+                return self.landed_meanwhile(name, result, now);
+            }
             // Two replicas made the poll. This one may have its lease now.
             if !own.is_leased && self.draining.is_none() && token != poll.token {
                 self.adopt(name, now);
@@ -141,7 +144,7 @@ impl Siblings {
         }
     }
 
-    fn revoked(&mut self, domain: KeyDomain, dead: KeyEpoch, now: Instant) {
+    fn revoked(&mut self, domain: KeyDomain, dead: KeyEpoch, age: Duration, now: Instant) {
         if self.dead_epochs.insert((domain, dead)) {
             self.dead_order.push_back((domain, dead));
         }
@@ -154,6 +157,18 @@ impl Siblings {
             |phase: &SharePhase| matches!(phase, SharePhase::Away { .. } | SharePhase::Looking { .. });
         for name in self.polls.names(|poll| poll.spec.domain == domain && is_away(&poll.phase)) {
             self.lose(name, None, now);
+        }
+        for name in self.polls.names(|poll| poll.spec.domain == domain && poll.own().is_some()) {
+            let dead_epochs = &self.dead_epochs;
+            self.polls.change(name, |poll| {
+                let began = poll.began_at();
+                let Some(own) = poll.own_mut() else { return };
+                // The engine gave a lease of another epoch after the rejection, or before an earlier one.
+                own.is_revoked |= match own.began_in {
+                    Some(epoch) => epoch == dead || dead_epochs.contains(&(domain, epoch)),
+                    None => began + age <= now,
+                }; // P11
+            });
         }
     }
 

@@ -97,6 +97,7 @@ use crate::core::job::KeyDomain;
 /// | `Asking` | `Flushed` | `Delayed` for 0.1 s. All replicas adopt their polls, as after a beat with this answer |
 /// | `Asking` | no answer within the patience | `Ours` without a lease. A late `Granted` gives it one |
 /// | `Away` | `Landed` | landed |
+/// | `Away` | `Landed`, but the bytes are too many to be shared | `Ours` without a lease |
 /// | `Away` | `Left` | `Asking`: the engine decides between the guests |
 /// | `Away` | `Failed`; the holder is dead; the key is revoked | `Delayed` for rank × 0.1 s, at most 0.2 s |
 /// | `Away` | the link was down or deaf; the engine lost its memory; the holder has a new name | `Looking` for 0.3 s |
@@ -104,9 +105,11 @@ use crate::core::job::KeyDomain;
 /// | `Delayed`, `Looking` | the time is over | `Asking` |
 /// | `Asking`, `Away`, `Delayed`, `Looking` | the engine is silent for 1 s, the link is down for 0.5 s, or it is far for 1 s | `Ours` without a lease, within 0.5 s |
 /// | `Asking`, `Away`, `Delayed`, `Looking` | `Abort` | forgotten |
-/// | `Ours` | `Ended` | landed; siblings hear of it |
+/// | `Ours` | an attempt failed, and the next one is later; a pause | `Ours` without a lease, until the upstream holds it again: guests claim it |
+/// | `Ours`, backing off or paused | a sibling's poll landed | landed, `Cancel` |
+/// | `Ours` | `Ended` | landed; siblings hear of it, unless the key was rejected since the attempt began |
 /// | `Ours` | `Abort`, guests are left | `Ours`, for the guests |
-/// | `Ours` | `Abort`, no guests | forgotten, `Cancel` |
+/// | `Ours` | `Abort`, no guests, or no attempt so far | forgotten, `Cancel`; guests claim it |
 /// | `Ours`, for guests | no guest for `linger`; the drain is over; a sibling has claimed it | forgotten, `Cancel` |
 ///
 /// The patience of a claim counts from the question or the engine's last word, whichever is later, and ends 0.25 s after
@@ -115,6 +118,9 @@ use crate::core::job::KeyDomain;
 ///
 /// A holder counts the replicas that attached to its lease. One that has a new name, or that an engine without memory does
 /// not know, attaches again by its look within 0.5 s. A holder that was deaf asks the engine for its guests.
+///
+/// A holder that cannot reach the upstream, or that has to pause, gives up the lease. Then each replica with waits makes one
+/// attempt, one after the other, until one of them succeeds. If all fail, each backs off by itself as it would alone.
 ///
 /// A replica that makes a poll without its lease asks for it when its holder has ended the poll or is dead, and one
 /// takeover after a refusal, then two, four and eight: the engine may have known a dead holder for a living one (P3).
@@ -209,7 +215,7 @@ impl Siblings {
         match input {
             SiblingInput::Open(id, spec) => self.open(id, spec, now),
             SiblingInput::Abort(id) => self.abort(id, now),
-            SiblingInput::Progress(run, progress) => self.progress(run, progress),
+            SiblingInput::Progress(run, progress) => self.progress(run, progress, now),
             SiblingInput::Ended(run, outcome) => self.ended(run, outcome, now),
             SiblingInput::LinkUp(me) => self.link_up(me, now),
             SiblingInput::LinkDown => self.link_down(now),
@@ -318,9 +324,9 @@ impl Siblings {
         let engine_now = self.link.engine_now(now);
         let letters = self.outbox.iter().map(|(call, letter)| (call, letter.call(engine_now, now)));
         self.outputs.extend(letters.map(|(call, letter)| SiblingOutput::Call(call, letter)));
-        let refused: Vec<KeyDomain> = self.refusals.iter().map(|(domain, _)| *domain).collect();
-        for domain in refused {
-            self.call(EngineCall::Refuse(domain));
+        let refused: Vec<(KeyDomain, Instant)> = self.refusals.iter().copied().collect();
+        for (domain, at) in refused {
+            self.call(Letter::Refuse(domain, at).call(engine_now, now));
         }
         for name in self.polls.names(|poll| poll.own().is_some()) {
             self.polls.change(name, |poll| poll.claim = None);
@@ -371,7 +377,7 @@ impl Siblings {
         if self.refusals.len() > MAX_REFUSALS {
             self.refusals.pop_front();
         }
-        self.send(Letter::Other(EngineCall::Refuse(domain)), now);
+        self.send(Letter::Refuse(domain, now), now);
     }
 
     fn call(&mut self, call: EngineCall) -> CallId {

@@ -19,25 +19,41 @@ pub(super) const MAX_AGE: Duration = Duration::from_secs(120);
 /// A call that is sent again after each loss of the link.
 #[derive(Clone, Debug)]
 pub(super) enum Letter {
-    /// The result of a poll. Ages are as of the given moment.
-    Land(Arc<ShareSpec>, LeaseToken, Option<KeyEpoch>, SharedOutcome, Instant),
+    /// The result of a poll.
+    Land(Arc<ShareSpec>, LeaseToken, Option<KeyEpoch>, SharedOutcome, LetterTimes),
+    /// A key that the upstream rejected at this moment.
+    Refuse(KeyDomain, Instant),
     /// A paused key, until the given moment.
     Pause(KeyDomain, Instant),
     Other(EngineCall),
+}
+
+/// Times of a result.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LetterTimes {
+    /// Moment of the ages.
+    pub(super) as_of: Instant,
+    /// Start of the attempt.
+    pub(super) began: Instant,
 }
 
 impl Letter {
     /// Returns the call with the ages of now.
     pub(super) fn call(&self, sent_at: Option<EngineTime>, now: Instant) -> EngineCall {
         match self {
-            Letter::Land(spec, token, epoch, outcome, as_of) => {
+            Letter::Land(spec, token, epoch, outcome, LetterTimes { as_of, began }) => {
                 let mut outcome = outcome.clone();
                 if let SharedOutcome::Jobs(states) = &mut outcome {
                     let passed = now.saturating_duration_since(*as_of);
                     states.iter_mut().for_each(|state| state.age += passed);
                 }
                 let (spec, token, epoch) = (Arc::clone(spec), *token, *epoch);
-                EngineCall::Land { spec, token, epoch, outcome, sent_at }
+                let attempt_age = now.saturating_duration_since(*began);
+                EngineCall::Land { spec, token, epoch, attempt_age, outcome, sent_at }
+            }
+            Letter::Refuse(domain, at) => {
+                let age = now.saturating_duration_since(*at);
+                EngineCall::Refuse { domain: *domain, age, sent_at }
             }
             Letter::Pause(domain, until) => EngineCall::Pause(*domain, until.saturating_duration_since(now)),
             Letter::Other(call) => call.clone(),
@@ -51,7 +67,7 @@ impl Letter {
             Letter::Land(_, _, _, SharedOutcome::Unsplit(reply) | SharedOutcome::Refused(reply), _) => {
                 reply.body.len()
             }
-            Letter::Pause(..) | Letter::Other(_) => 0,
+            Letter::Pause(..) | Letter::Refuse(..) | Letter::Other(_) => 0,
         }
     }
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Siblings;
-use super::outbox::Letter;
+use super::outbox::{Letter, LetterTimes};
 use super::shared_poll::{OwnRun, SharedPoll};
 use super::types::{
-    EngineCall, LeaseToken, PollName, ReplicaName, ShareSpec, SharedOutcome, SharedState, SiblingOutput,
+    EngineCall, LeaseToken, PollName, ReplicaName, SharedOutcome, SharedState, SiblingOutput,
 };
 use crate::core::coalescer::{PollId, PollOutcome, PollProgress};
 use crate::core::job::{JobState, ResponseHead};
@@ -37,6 +37,8 @@ impl Siblings {
         let linger = self.config.linger;
         let is_kept = self.polls.change(name, |poll| {
             let own = poll.own_mut()?;
+            // P1: the quota of the wait refused it, or it waits for its turn. Its guests need not.
+            own.attempt_at?;
             let here = own.lingers_here.then(|| now + linger);
             let until = here.max(own.guests_linger_until.filter(|until| *until > now));
             let has_guests = !own.guests.is_empty();
@@ -72,15 +74,22 @@ impl Siblings {
         self.send(Letter::Other(EngineCall::Leave(name, poll.token)), now);
     }
 
-    pub(super) fn progress(&mut self, run: PollId, progress: PollProgress) {
+    pub(super) fn progress(&mut self, run: PollId, progress: PollProgress, now: Instant) {
         if self.solo.contains(&run) {
             return self.outputs.push_back(SiblingOutput::Progress(run, progress));
         }
         let Some(name) = self.polls.of_run(run) else { return };
+        let dead_epochs = &self.dead_epochs;
         let changed = self.polls.change(name, |poll| {
-            let (local, token) = (poll.local, poll.token);
+            let (local, token, domain) = (poll.local, poll.token, poll.spec.domain);
             let own = poll.own_mut()?;
             let was_held = own.is_held;
+            if let PollProgress::AttemptStarted = progress {
+                // This attempt asks for the verdict on the key again.
+                own.epoch = own.epoch.filter(|epoch| !dead_epochs.contains(&(domain, *epoch)));
+                (own.attempt_at, own.is_revoked) = (Some(now), false);
+                own.began_in = own.epoch.filter(|_| own.is_leased);
+            }
             (own.is_held, own.is_suspended) = match progress {
                 PollProgress::Held => (true, false),
                 PollProgress::BackingOff(..) | PollProgress::Paused(..) => (false, true),
@@ -89,11 +98,16 @@ impl Siblings {
                 }
             };
             let is_news = was_held != own.is_held && !own.guests.is_empty();
-            Some((local, is_news.then_some((token, own.is_held))))
+            let is_back = own.is_held && std::mem::take(&mut own.has_stepped_back);
+            Some((local, is_news.then_some((token, own.is_held)), is_back))
         });
-        let Some((local, note)) = changed.flatten() else { return };
+        let Some((local, note, is_back)) = changed.flatten() else { return };
         if let Some((token, is_held)) = note {
             self.call(EngineCall::Note(name, token, is_held));
+        }
+        self.leave_if_unfit(name, now);
+        if is_back && self.draining.is_none() {
+            self.adopt(name, now);
         }
         if let Some(local) = local {
             self.outputs.push_back(SiblingOutput::Progress(local, progress));
@@ -108,24 +122,21 @@ impl Siblings {
         let Some(name) = self.polls.of_run(run) else { return };
         let Some(poll) = self.polls.remove(name) else { return };
         let Some(own) = poll.own() else { return };
-        let letter = self.letter(&poll.spec, poll.token, own, &outcome, now);
+        let letter = self.letter(&poll, own, &outcome, now);
         self.send(letter, now);
         if let Some(local) = poll.local {
             self.outputs.push_back(SiblingOutput::Landed(local, outcome));
         }
     }
 
-    fn letter(
-        &self,
-        spec: &Arc<ShareSpec>,
-        token: LeaseToken,
-        own: &OwnRun,
-        outcome: &PollOutcome,
-        now: Instant,
-    ) -> Letter {
+    fn letter(&self, poll: &SharedPoll, own: &OwnRun, outcome: &PollOutcome, now: Instant) -> Letter {
+        let (spec, token, began) = (&poll.spec, poll.token, poll.began_at());
         let is_dead = own.epoch.is_some_and(|epoch| self.dead_epochs.contains(&(spec.domain, epoch)));
         let shared = match outcome {
-            _ if is_dead => return Letter::Other(EngineCall::Leave(spec.name, token)),
+            _ if is_dead || own.is_revoked => {
+                return // P11
+                Letter::Other(EngineCall::Leave(spec.name, token));
+            }
             PollOutcome::Failed(failure) => {
                 return Letter::Other(EngineCall::Fail(spec.name, token, failure.reason()));
             }
@@ -135,7 +146,7 @@ impl Siblings {
             PollOutcome::Unsplit(reply) => SharedOutcome::Unsplit(Arc::clone(reply)),
             PollOutcome::Refused(reply) => SharedOutcome::Refused(Arc::clone(reply)),
         };
-        Letter::Land(Arc::clone(spec), token, own.epoch, shared, now)
+        Letter::Land(Arc::clone(spec), token, own.epoch, shared, LetterTimes { as_of: now, began })
     }
 
     fn shared_state(&self, state: &JobState, now: Instant) -> SharedState {
@@ -182,14 +193,11 @@ impl Siblings {
                 own.left.remove(&guest);
                 own.came.insert(guest);
             }
-            Some((own.run, own.is_held, own.is_suspended))
+            Some(own.is_held)
         });
-        let Some((run, is_held, is_suspended)) = attached.flatten() else { return };
+        let Some(is_held) = attached.flatten() else { return };
         if is_held {
             self.call(EngineCall::Note(name, token, true));
-        }
-        if is_suspended {
-            self.outputs.push_back(SiblingOutput::TryNow(run)); // P12: its client alone would make a request now
         }
         if self.draining.is_some() {
             self.leave_to_guests(name, now);
@@ -263,6 +271,20 @@ impl Siblings {
             self.polls.change(name, |poll| {
                 poll.own_mut().into_iter().for_each(|own| own.is_leased = false);
             });
+            self.send(Letter::Other(EngineCall::Leave(name, token)), now);
+        }
+    }
+
+    /// Gives up the lease of a poll that makes no attempt for now, or whose result no sibling gets: a fault of this replica
+    /// holds no wait of another (P5, P12). Goes on for its own waits, and for guests until a sibling has claimed it.
+    pub(super) fn leave_if_unfit(&mut self, name: PollName, now: Instant) {
+        let left = self.polls.change(name, |poll| {
+            let token = poll.token;
+            let own = poll.own_mut().filter(|own| own.is_leased && own.is_unfit())?;
+            (own.is_leased, own.has_stepped_back) = (false, true);
+            Some(token)
+        });
+        if let Some(token) = left.flatten() {
             self.send(Letter::Other(EngineCall::Leave(name, token)), now);
         }
     }

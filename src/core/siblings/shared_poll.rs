@@ -74,6 +74,14 @@ pub(super) struct OwnRun {
     pub(super) epoch: Option<KeyEpoch>,
     pub(super) is_held: bool,
     pub(super) is_suspended: bool,
+    /// Whether it gave up its lease, or did not ask for it, while it was suspended or revoked.
+    pub(super) has_stepped_back: bool,
+    /// Start of the newest attempt. `None`: no attempt has begun.
+    pub(super) attempt_at: Option<Instant>,
+    /// Epoch of the lease that this replica had then.
+    pub(super) began_in: Option<KeyEpoch>,
+    /// Whether the key was rejected since then: no sibling gets the result (P11).
+    pub(super) is_revoked: bool,
     /// Siblings with waits on it.
     pub(super) guests: BTreeSet<ReplicaName>,
     /// Question for the guests on its way, and those that came or left since: its answer is older.
@@ -89,6 +97,14 @@ pub(super) struct OwnRun {
     pub(super) lingers_here: bool,
     /// End of the linger, without waits and guests.
     pub(super) ends_at: Option<Instant>,
+}
+
+impl OwnRun {
+    /// Returns whether no sibling should wait for the result: this replica makes no attempt for now, or the key was
+    /// rejected since the last one began.
+    pub(super) fn is_unfit(&self) -> bool {
+        self.is_suspended || self.is_revoked
+    }
 }
 
 impl SharedPoll {
@@ -127,6 +143,11 @@ impl SharedPoll {
             | SharePhase::Looking { .. }
             | SharePhase::Away { .. } => None,
         }
+    }
+
+    /// Returns when the newest attempt began that is made here.
+    pub(super) fn began_at(&self) -> Instant {
+        self.own().and_then(|own| own.attempt_at).unwrap_or(self.opened_at)
     }
 
     pub(super) fn holder(&self) -> Option<ReplicaName> {

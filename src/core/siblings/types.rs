@@ -95,7 +95,7 @@ pub struct SharedState {
 /// Result of a poll on its way between replicas.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SharedOutcome {
-    /// State of each job that the poll asked for.
+    /// State of each job that the poll asked for. Empty if the response is too long to be shared.
     Jobs(Vec<SharedState>),
     /// A success that cannot be split by job.
     Unsplit(Arc<UpstreamResponse>),
@@ -132,7 +132,8 @@ pub struct ClaimRequest {
     pub token: LeaseToken,
     /// Ignores the lease of this holder.
     pub suspicion: Option<Suspicion>,
-    /// Lease of a sibling that this claim follows. Its holder hears of the grant.
+    /// Lease of a sibling that this claim follows. Its holder hears that this replica waits for it no more: of the grant, of
+    /// stored states, and of another lease.
     pub follows: Option<LeaseToken>,
     /// Whether the engine only looks, and grants nothing.
     pub is_look: bool,
@@ -201,6 +202,8 @@ pub enum EngineCall {
         token: LeaseToken,
         /// Time since the poll was started.
         age: Duration,
+        /// Time since its newest attempt began. After a later rejection of the key the lease is not given.
+        attempt_age: Duration,
     },
     /// Stores and publishes the result of a poll, and ends its lease if the token has it.
     Land {
@@ -210,6 +213,9 @@ pub enum EngineCall {
         token: LeaseToken,
         /// Epoch of the grant. The result of a dead one is published as `Left`.
         epoch: Option<KeyEpoch>,
+        /// Time since the attempt began, as of `sent_at`. After a later rejection of the key its result is published as
+        /// `Left`.
+        attempt_age: Duration,
         /// The result, with ages as of `sent_at`.
         outcome: SharedOutcome,
         /// The engine's time when the call was sent, as far as known. The engine adds the delay to the ages.
@@ -227,7 +233,14 @@ pub enum EngineCall {
     /// `Flushed` if the engine did not know the name.
     Beat(Option<ReplicaName>),
     /// Begins a new epoch of a key that the upstream rejected, and publishes that.
-    Refuse(KeyDomain),
+    Refuse {
+        /// The key.
+        domain: KeyDomain,
+        /// Time since the rejection, as of `sent_at`.
+        age: Duration,
+        /// The engine's time when the call was sent, as far as known.
+        sent_at: Option<EngineTime>,
+    },
     /// Removes stored states, and publishes that.
     Remove(Removal),
     /// Publishes that the upstream pauses a key for this time.
@@ -282,7 +295,7 @@ pub enum SiblingMessage {
     Failed(PollName, LeaseToken),
     /// A replica gave up its lease. A draining one goes on with the poll until a sibling has claimed it.
     Left(PollName, LeaseToken),
-    /// A sibling has claimed the poll after this lease.
+    /// A sibling has claimed the poll after this lease, or found another one or stored states.
     Taken(PollName, LeaseToken),
     /// A replica has waits on the poll of this lease.
     Attached(PollName, LeaseToken, ReplicaName),
@@ -290,8 +303,8 @@ pub enum SiblingMessage {
     Detached(PollName, ReplicaName),
     /// Whether the upstream holds the poll of this lease.
     Note(PollName, LeaseToken, bool),
-    /// The upstream rejected a key; its former epoch is dead.
-    Revoked(KeyDomain, KeyEpoch),
+    /// The upstream rejected a key this time ago; its former epoch is dead.
+    Revoked(KeyDomain, KeyEpoch, Duration),
     /// States were removed. The machine passes over this message: its caller has the cache.
     Removed(Removal),
     /// The upstream pauses a key for this time. The machine passes over this message: its caller has the scheduler.

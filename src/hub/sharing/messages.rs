@@ -39,7 +39,7 @@ impl HubTask {
 
     fn message_of_sibling(&mut self, message: &SiblingMessage, now: Instant) {
         match message {
-            SiblingMessage::Revoked(domain, _) => self.key_refused_elsewhere(*domain, now),
+            SiblingMessage::Revoked(domain, ..) => self.key_refused_elsewhere(*domain, now),
             SiblingMessage::Paused(domain, pause) => self.scheduler.pause_by_sibling(*domain, *pause, now),
             SiblingMessage::Removed(removal) if self.is_echo(removal) => {}
             SiblingMessage::Removed(Removal::All) => drop(self.cache.remove_all()),

@@ -72,7 +72,7 @@ pub(super) struct PollSharing {
     /// Own removals on their way. The engine sends them back, and they are done here already.
     echoes: Vec<Removal>,
     reports: LinkReports,
-    /// Whether siblings have all that they need, so that the process may end.
+    /// Whether siblings have all that they need at present, so that the process may end.
     handed_over: watch::Sender<bool>,
     is_draining: bool,
 }
@@ -432,9 +432,8 @@ impl HubTask {
         if *is_draining {
             // Without a link siblings find out by themselves.
             let is_done = machine.polls().1 == 0 && machine.unanswered() == 0;
-            if is_done || machine.link() == LinkState::Apart {
-                handed_over.send_if_modified(|done| !std::mem::replace(done, true));
-            }
+            let is_done = is_done || machine.link() == LinkState::Apart;
+            handed_over.send_if_modified(|done| std::mem::replace(done, is_done) != is_done);
         }
     }
 }

@@ -27,6 +27,8 @@ pub(super) struct EngineModel {
     /// Each state with the moment for which it was certain.
     states: BTreeMap<(KeyDomain, JobId), (SharedState, Duration, KeyEpoch)>,
     epochs: BTreeMap<KeyDomain, KeyEpoch>,
+    /// Last rejection of each key: attempts that began before it land no more.
+    refused_at: BTreeMap<KeyDomain, Duration>,
     next_epoch: u64,
 }
 
@@ -58,9 +60,13 @@ impl EngineModel {
         let done = EngineAnswer::Done(EngineTime(now));
         match call {
             EngineCall::Claim(request) => self.claim(me, &request, now),
-            EngineCall::Adopt { spec, token, age } => self.adopt(me, &spec, token, age, now),
-            EngineCall::Land { spec, token, epoch, outcome, sent_at } => {
-                (done, vec![self.land(&spec, token, epoch, outcome, sent_at, now)])
+            EngineCall::Adopt { spec, token, age, attempt_age } => {
+                self.adopt(me, &spec, token, [age, attempt_age], now)
+            }
+            EngineCall::Land { spec, token, epoch, attempt_age, outcome, sent_at } => {
+                let delay = delay(sent_at, now);
+                let began = now.saturating_sub(attempt_age + delay);
+                (done, vec![self.land(&spec, token, epoch, outcome, [began, delay], now)])
             }
             EngineCall::Fail(name, token, _) => {
                 self.release(name, token);
@@ -87,10 +93,13 @@ impl EngineModel {
                 let answer = if was_member { done } else { EngineAnswer::Flushed };
                 (answer, vec![SiblingMessage::Beat(me, former)])
             }
-            EngineCall::Refuse(domain) => {
+            EngineCall::Refuse { domain, age, sent_at } => {
+                let age = age + delay(sent_at, now);
+                let refused_at = self.refused_at.entry(domain).or_default();
+                *refused_at = now.saturating_sub(age).max(*refused_at);
                 let dead = self.epoch(domain);
                 self.epochs.remove(&domain);
-                (done, vec![SiblingMessage::Revoked(domain, dead)])
+                (done, vec![SiblingMessage::Revoked(domain, dead, age)])
             }
             EngineCall::Remove(removal) => (done, vec![SiblingMessage::Removed(removal)]),
             EngineCall::Pause(domain, pause) => (done, vec![SiblingMessage::Paused(domain, pause)]),
@@ -109,10 +118,13 @@ impl EngineModel {
             return (EngineAnswer::Flushed, Vec::new());
         }
         let epoch = self.epoch(spec.domain);
+        let found = self.leases.get(&spec.name).map(|lease| lease.token);
+        let taken = follows.filter(|follows| found != Some(*follows));
+        let taken = taken.map(|follows| SiblingMessage::Taken(spec.name, follows));
         if spec.takes_known
             && let Some(states) = self.known(spec, epoch, now)
         {
-            return (EngineAnswer::Known(states, epoch), Vec::new());
+            return (EngineAnswer::Known(states, epoch), taken.into_iter().collect());
         }
         let members = &self.members;
         let is_valid = |lease: &EngineLease| {
@@ -125,7 +137,8 @@ impl EngineModel {
             lease.guests.insert(me);
             let (by, token, age) = (lease.holder, lease.token, now.saturating_sub(lease.started));
             let attached = SiblingMessage::Attached(spec.name, token, me);
-            return (EngineAnswer::Held { by, token, age, epoch }, vec![attached]);
+            let messages = [Some(attached), taken].into_iter().flatten().collect();
+            return (EngineAnswer::Held { by, token, age, epoch }, messages);
         }
         if *is_look {
             return (EngineAnswer::Vacant, Vec::new());
@@ -163,17 +176,18 @@ impl EngineModel {
         me: ReplicaName,
         spec: &ShareSpec,
         token: LeaseToken,
-        age: Duration,
+        [age, attempt_age]: [Duration; 2],
         now: Duration,
     ) -> (EngineAnswer, Vec<SiblingMessage>) {
         self.members.insert(me, now);
         let epoch = self.epoch(spec.domain);
+        let is_revoked = self.is_refused_since(spec.domain, now.saturating_sub(attempt_age));
         let members = &self.members;
         let is_alive = |holder| members.get(&holder).is_some_and(|beat: &Duration| *beat + TAKEOVER > now);
         let is_others = self.leases.get(&spec.name).is_some_and(|lease| {
             lease.token != token && lease.until > now && is_alive(lease.holder) && lease.epoch == epoch
         });
-        if is_others {
+        if is_others || is_revoked {
             return (EngineAnswer::Adopted { is_mine: false, epoch, guests: Vec::new() }, Vec::new());
         }
         let started = now.saturating_sub(age);
@@ -191,15 +205,14 @@ impl EngineModel {
         token: LeaseToken,
         epoch: Option<KeyEpoch>,
         mut outcome: SharedOutcome,
-        sent_at: Option<EngineTime>,
+        [began, delay]: [Duration; 2],
         now: Duration,
     ) -> SiblingMessage {
         self.release(spec.name, token);
         let current = self.epoch(spec.domain);
-        if epoch.is_some_and(|epoch| epoch != current) {
+        if epoch.is_some_and(|epoch| epoch != current) || self.is_refused_since(spec.domain, began) {
             return SiblingMessage::Left(spec.name, token);
         }
-        let delay = sent_at.map_or(Duration::ZERO, |EngineTime(sent)| now.saturating_sub(sent));
         if let SharedOutcome::Jobs(states) = &mut outcome {
             for state in states {
                 state.age += delay;
@@ -216,9 +229,18 @@ impl EngineModel {
         SiblingMessage::Landed(spec.name, token, current, outcome)
     }
 
+    fn is_refused_since(&self, domain: KeyDomain, began: Duration) -> bool {
+        self.refused_at.get(&domain).is_some_and(|at| began <= *at)
+    }
+
     fn release(&mut self, name: PollName, token: LeaseToken) {
         if self.leases.get(&name).is_some_and(|lease| lease.token == token) {
             self.leases.remove(&name);
         }
     }
+}
+
+/// Returns the time that a call was on its way.
+fn delay(sent_at: Option<EngineTime>, now: Duration) -> Duration {
+    sent_at.map_or(Duration::ZERO, |EngineTime(sent)| now.saturating_sub(sent))
 }

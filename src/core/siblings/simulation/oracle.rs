@@ -471,7 +471,7 @@ fn name_in_call(call: &EngineCall) -> Option<PollName> {
         | EngineCall::Detach(name)
         | EngineCall::Note(name, ..) => Some(*name),
         EngineCall::Beat(_)
-        | EngineCall::Refuse(_)
+        | EngineCall::Refuse { .. }
         | EngineCall::Remove(_)
         | EngineCall::Pause(..)
         | EngineCall::Flushed => None,

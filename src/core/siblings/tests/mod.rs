@@ -3,8 +3,10 @@
 //! A [`Gateway`] writes each output as one line.
 
 mod links;
+mod revocation;
 mod runs;
 mod sharing;
+mod suspended;
 mod takeover;
 
 use std::collections::HashMap;
@@ -36,6 +38,8 @@ struct Gateway {
     landed: Vec<PollOutcome>,
     /// Whether the engine answers beats and sends them back.
     is_engine_up: bool,
+    /// Whether a started poll is attempted at once.
+    makes_attempts: bool,
     me: ReplicaName,
 }
 
@@ -86,6 +90,7 @@ impl Gateway {
             calls: HashMap::new(),
             landed: Vec::new(),
             is_engine_up: true,
+            makes_attempts: true,
             me: ME,
         }
     }
@@ -209,7 +214,14 @@ impl Gateway {
     fn carry_out(&mut self) {
         while let Some(output) = self.machine.poll_output() {
             let line = match output {
-                SiblingOutput::Start(PollId(id)) => format!("start {id}"),
+                SiblingOutput::Start(PollId(id)) => {
+                    if self.makes_attempts {
+                        let attempt = SiblingInput::Progress(PollId(id), PollProgress::AttemptStarted);
+                        self.machine.handle(attempt, self.now);
+                    }
+                    format!("start {id}")
+                }
+                SiblingOutput::Progress(_, PollProgress::AttemptStarted) => continue,
                 SiblingOutput::Cancel(PollId(id)) => format!("cancel {id}"),
                 SiblingOutput::TryNow(PollId(id)) => format!("try {id}"),
                 SiblingOutput::Progress(PollId(id), PollProgress::Elsewhere { opened_at, is_held }) => {
@@ -246,7 +258,7 @@ impl Gateway {
                         EngineCall::Detach(_) => "detach",
                         EngineCall::Note(_, _, true) => "note held",
                         EngineCall::Note(_, _, false) => "note not held",
-                        EngineCall::Refuse(_) => "refuse",
+                        EngineCall::Refuse { .. } => "refuse",
                         EngineCall::Remove(_) => "remove",
                         EngineCall::Pause(..) => "pause",
                         EngineCall::Flushed => "flushed",

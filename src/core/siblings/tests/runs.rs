@@ -39,6 +39,20 @@ fn a_poll_without_guests_ends_with_its_last_wait() {
     assert_eq!(gateway.machine.polls(), (0, 0));
 }
 
+/// P1: the quota of the wait that opened the poll refuses it after a guest has come.
+#[test]
+fn a_poll_that_was_never_attempted_is_left_to_its_guests() {
+    let mut gateway = Gateway::linked();
+    gateway.makes_attempts = false;
+    gateway.open(1);
+    let EngineCall::Claim(request) = gateway.calls["claim"].1.clone() else { panic!() };
+    gateway.message(SiblingMessage::Attached(name(1), request.token, SIBLING));
+    gateway.answer("claim", EngineAnswer::Granted(EPOCH));
+    gateway.input(SiblingInput::Abort(PollId(1)));
+    assert_eq!(gateway.take(), ["claim", "start 1", "cancel 1", "leave"]);
+    assert_eq!(gateway.machine.polls(), (0, 0));
+}
+
 #[test]
 fn a_guest_that_is_dead_is_a_guest_no_more() {
     let mut gateway = Gateway::linked();
@@ -176,19 +190,7 @@ fn guests_hear_whether_the_upstream_holds_the_poll() {
     assert_eq!(gateway.take(), ["note held"]);
     let failure = crate::core::coalescer::Failure::Unreachable;
     gateway.input(SiblingInput::Progress(PollId(1), PollProgress::BackingOff(failure, ms(500))));
-    assert_eq!(gateway.take(), ["note not held", "progress 1"]);
-}
-
-/// P12
-#[test]
-fn a_new_guest_of_a_poll_that_backs_off_causes_an_attempt_at_once() {
-    let mut gateway = Gateway::linked();
-    let mine = gateway.open_granted(1);
-    let failure = crate::core::coalescer::Failure::Unreachable;
-    gateway.input(SiblingInput::Progress(PollId(1), PollProgress::BackingOff(failure, ms(500))));
-    gateway.take();
-    gateway.message(SiblingMessage::Attached(name(1), mine, SIBLING));
-    assert_eq!(gateway.take(), ["try 1"]);
+    assert_eq!(gateway.take(), ["note not held", "leave", "progress 1"]);
 }
 
 #[test]
@@ -302,4 +304,17 @@ fn a_poll_that_began_without_an_answer_takes_a_lease_that_the_late_answer_finds_
     gateway.take();
     gateway.answer("look", EngineAnswer::Vacant);
     assert_eq!(gateway.take(), ["adopt"]);
+}
+
+/// The lease that a guest claims after the drain began may be a third replica's, or stored states answer it.
+#[test]
+fn a_guest_that_finds_stored_states_is_a_guest_no_more() {
+    let mut gateway = Gateway::linked();
+    gateway.open_held(1);
+    gateway.message(SiblingMessage::Left(name(1), token(1)));
+    let EngineCall::Claim(request) = &gateway.calls["claim"].1 else { panic!() };
+    assert_eq!(request.follows, Some(token(1)));
+    let states = vec![gateway.state(3, ms(0))];
+    gateway.answer("claim", EngineAnswer::Known(states, EPOCH));
+    assert_eq!(gateway.take(), ["lost 1", "claim", "detach", "landed 1"]);
 }

@@ -47,16 +47,17 @@ fn stored_states_answer_a_poll_without_an_attempt() {
 }
 
 #[test]
-fn a_landing_without_bytes_is_asked_for_anew() {
-    let mut gateway = Gateway::linked();
-    gateway.open_held(1);
-    let state = SharedState { body: None, ..gateway.state(3, ms(0)) };
-    let outcome = SharedOutcome::Jobs(vec![state]);
-    gateway.message(SiblingMessage::Landed(name(1), token(1), EPOCH, outcome));
-    gateway.wait_for("claim", ms(200));
-    assert_eq!(gateway.take(), ["lost 1", "claim"]);
-    let EngineCall::Claim(request) = &gateway.calls["claim"].1 else { panic!() };
-    assert!(!request.spec.takes_known);
+fn each_replica_asks_at_once_for_a_landing_without_bytes() {
+    let state = |gateway: &Gateway| SharedState { body: None, ..gateway.state(3, ms(0)) };
+    for has_states in [true, false] {
+        let mut gateway = Gateway::linked();
+        gateway.open_held(1);
+        let outcome = SharedOutcome::Jobs(has_states.then(|| state(&gateway)).into_iter().collect());
+        gateway.message(SiblingMessage::Landed(name(1), token(1), EPOCH, outcome));
+        assert_eq!(gateway.take(), ["start 1", "detach", "adopt"]);
+        let EngineCall::Adopt { spec, .. } = &gateway.calls["adopt"].1 else { panic!() };
+        assert!(!spec.takes_known);
+    }
 }
 
 #[test]
@@ -115,7 +116,7 @@ fn per_response_headers_stay_here() {
 fn a_state_of_a_dead_epoch_is_never_used() {
     let mut gateway = Gateway::linked();
     gateway.open_held(1);
-    gateway.message(SiblingMessage::Revoked(KEY, EPOCH));
+    gateway.message(SiblingMessage::Revoked(KEY, EPOCH, ms(0)));
     let message = gateway.landed_message(1, 3, ms(0));
     gateway.message(message);
     gateway.wait_for("claim", ms(200));

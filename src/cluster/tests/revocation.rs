@@ -1,0 +1,79 @@
+//! Rejected keys at a real engine.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::engine::{BODY, DOMAIN, TestEngine, TestReplica, config, finished, refusal};
+use crate::config::Config;
+use crate::core::siblings::{
+    EngineAnswer, EngineCall, KeyEpoch, LeaseToken, ShareSpec, SharedOutcome, SiblingMessage,
+};
+
+fn landing(spec: &Arc<ShareSpec>, token: LeaseToken, attempt_age: Duration) -> EngineCall {
+    let states = spec.jobs.iter().map(|id| finished(id, BODY)).collect();
+    let outcome = SharedOutcome::Jobs(states);
+    EngineCall::Land { spec: Arc::clone(spec), token, epoch: None, attempt_age, outcome, sent_at: None }
+}
+
+// P11
+#[tokio::test]
+async fn an_attempt_that_began_before_a_rejection_is_not_landed_and_not_adopted() {
+    let engine = TestEngine::start();
+    let mut a = TestReplica::join(&config(engine.url())).await;
+    let mut b = TestReplica::join(&config(engine.url())).await;
+    let (of_a, of_b) = (a.poll(&["job-one"]), b.poll(&["job-one"]));
+    b.claim(&of_b, 1).await;
+    b.call(refusal()).await;
+    let token = a.token(1);
+    for (attempt_age, is_new) in [(Duration::from_secs(60), false), (Duration::ZERO, true)] {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let (spec, age) = (Arc::clone(&of_a), Duration::from_secs(60));
+        let adopted = a.call(EngineCall::Adopt { spec, token, age, attempt_age }).await;
+        let EngineAnswer::Adopted { is_mine, .. } = adopted else { panic!("{adopted:?}") };
+        assert_eq!(is_mine, is_new, "{attempt_age:?}");
+        a.call(landing(&of_a, token, attempt_age)).await;
+        let has_landed = b
+            .hear(|message| match message {
+                SiblingMessage::Left(_, of) if *of == token => Some(false),
+                SiblingMessage::Landed(_, of, ..) if *of == token => Some(true),
+                _ => None,
+            })
+            .await;
+        assert_eq!(has_landed, is_new, "{attempt_age:?}");
+    }
+    assert!(matches!(b.claim(&of_b, 2).await, EngineAnswer::Known(..)));
+}
+
+// P11
+#[tokio::test]
+async fn a_key_was_accepted_when_its_attempt_began() {
+    let engine = TestEngine::start();
+    let mut a = TestReplica::join(&config(engine.url())).await;
+    let spec = a.poll(&["job-one"]);
+    let recheck = Config::default().cache.key_recheck_interval;
+    let ages = [(recheck + Duration::from_secs(1), false), (Duration::from_secs(1), true)];
+    for (number, (attempt_age, is_known)) in ages.into_iter().enumerate() {
+        let token = a.token(number as u64);
+        a.call(landing(&spec, token, attempt_age)).await;
+        let answer = a.claim(&spec, 9).await;
+        assert_eq!(matches!(answer, EngineAnswer::Known(..)), is_known, "{attempt_age:?}: {answer:?}");
+    }
+}
+
+/// Siblings hear how old the rejection is.
+#[tokio::test]
+async fn a_rejection_is_published_with_its_age() {
+    let engine = TestEngine::start();
+    let mut a = TestReplica::join(&config(engine.url())).await;
+    let spec = a.poll(&["job-one"]);
+    let EngineAnswer::Granted(KeyEpoch(epoch)) = a.claim(&spec, 1).await else { panic!("not granted") };
+    let age = Duration::from_secs(7);
+    a.call(EngineCall::Refuse { domain: DOMAIN, age, sent_at: None }).await;
+    let (dead, heard) = a
+        .hear(|message| match message {
+            SiblingMessage::Revoked(_, KeyEpoch(dead), age) => Some((*dead, *age)),
+            _ => None,
+        })
+        .await;
+    assert_eq!((dead, heard), (epoch, age));
+}

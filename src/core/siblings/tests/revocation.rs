@@ -1,0 +1,107 @@
+//! Keys that the upstream rejected: polls that began before.
+
+use super::*;
+
+const LATER_EPOCH: KeyEpoch = KeyEpoch(8);
+
+fn adopted(epoch: KeyEpoch) -> EngineAnswer {
+    EngineAnswer::Adopted { is_mine: true, epoch, guests: Vec::new() }
+}
+
+impl Gateway {
+    fn end(&mut self, poll: u64) -> Vec<String> {
+        let outcome = self.outcome(3);
+        self.input(SiblingInput::Ended(PollId(poll), outcome));
+        self.take()
+    }
+}
+
+/// P11
+#[test]
+fn a_poll_that_began_before_a_rejection_never_lands_and_is_never_adopted() {
+    let mut gateway = Gateway::linked();
+    let mine = gateway.open_granted(1);
+    gateway.message(SiblingMessage::Revoked(KEY, EPOCH, ms(0)));
+    // A guest claims the poll in the next epoch, and leaves it after its own 401.
+    gateway.message(SiblingMessage::Taken(name(1), mine));
+    gateway.message(SiblingMessage::Left(name(1), token(1)));
+    gateway.message(SiblingMessage::Flushed);
+    assert_eq!(gateway.take(), Vec::<String>::new());
+    gateway.input(SiblingInput::LinkDown);
+    gateway.link_up(OTHER);
+    assert_eq!(gateway.take(), Vec::<String>::new());
+    assert_eq!(gateway.end(1), ["leave", "landed 1"]);
+}
+
+/// P11
+#[test]
+fn a_poll_made_apart_that_began_before_a_rejection_never_lands() {
+    let mut gateway = Gateway::alone();
+    gateway.open(1);
+    gateway.pass(ms(500));
+    gateway.link_up(ME);
+    gateway.message(SiblingMessage::Revoked(KEY, EPOCH, ms(100)));
+    assert_eq!(gateway.take(), ["start 1", "adopt"]);
+    // The engine did not know the rejection yet.
+    gateway.answer("adopt", adopted(LATER_EPOCH));
+    assert_eq!(gateway.take(), ["leave"]);
+    assert_eq!(gateway.end(1), ["leave", "landed 1"]);
+}
+
+/// P11
+#[test]
+fn a_late_grant_does_not_revive_a_poll_that_began_before_a_rejection() {
+    let mut gateway = Gateway::linked();
+    gateway.is_engine_up = false;
+    gateway.open(1);
+    gateway.pass(ms(100));
+    gateway.message(SiblingMessage::Revoked(KEY, EPOCH, ms(0)));
+    gateway.answer("claim", EngineAnswer::Granted(LATER_EPOCH));
+    assert_eq!(gateway.take(), ["claim", "start 1", "leave"]);
+    assert_eq!(gateway.end(1), ["leave", "landed 1"]);
+}
+
+#[test]
+fn a_poll_that_began_after_a_rejection_lands() {
+    for (age, epoch) in [(ms(200), None), (ms(0), Some(LATER_EPOCH))] {
+        let mut gateway = if epoch.is_some() { Gateway::linked() } else { Gateway::alone() };
+        gateway.pass(ms(1_000));
+        gateway.open(1);
+        if let Some(epoch) = epoch {
+            gateway.answer("claim", EngineAnswer::Granted(epoch));
+        }
+        gateway.pass(ms(100));
+        if epoch.is_none() {
+            gateway.link_up(ME);
+        }
+        gateway.message(SiblingMessage::Revoked(KEY, EPOCH, age));
+        gateway.take();
+        assert_eq!(gateway.end(1), ["land", "landed 1"], "{age:?}");
+    }
+}
+
+#[test]
+fn an_attempt_after_a_rejection_asks_for_the_verdict_again() {
+    let mut gateway = Gateway::linked();
+    gateway.open_granted(1);
+    gateway.message(SiblingMessage::Revoked(KEY, EPOCH, ms(0)));
+    gateway.pass(ms(100));
+    gateway.input(SiblingInput::Progress(PollId(1), PollProgress::AttemptStarted));
+    gateway.pass(ms(70));
+    assert_eq!(gateway.end(1), ["land", "landed 1"]);
+    let EngineCall::Land { epoch, attempt_age, .. } = &gateway.calls["land"].1 else { panic!() };
+    assert_eq!((*epoch, *attempt_age), (None, ms(70)));
+}
+
+#[test]
+fn a_landing_without_a_link_is_sent_with_the_age_of_its_attempt() {
+    let mut gateway = Gateway::linked();
+    gateway.open_granted(1);
+    gateway.pass(ms(300));
+    gateway.input(SiblingInput::LinkDown);
+    gateway.end(1);
+    gateway.pass(ms(700));
+    gateway.link_up(OTHER);
+    let EngineCall::Land { attempt_age, .. } = &gateway.calls["land"].1 else { panic!() };
+    assert_eq!(*attempt_age, ms(1_000));
+}
